@@ -1,0 +1,26 @@
+"""Which teacher channels each student channel imitates: the cheapest assignment."""
+
+import torch
+from scipy.optimize import linear_sum_assignment
+
+
+def assign(cost: torch.Tensor, groups: int | None = None) -> torch.Tensor:
+    """Return the matching (G, S) int64 of least total cost for a cost matrix (S, T).
+
+    Column a lists, in ascending order, the G teacher channels of student channel a; no teacher channel
+    is taken twice. G = T // S unless `groups` says less (sparse matching takes 1). Where G * S < T all T
+    channels compete for the places (arXiv 2008.09958, eq. 5). The ascending order makes equal solutions
+    equal matrices: exchanging the channels of one column costs nothing.
+
+    ValueError: fewer teacher than student channels, more groups than fit, or a cost that is not finite.
+    """
+    S, T = cost.shape
+    G = T // S if groups is None else groups
+    if not 1 <= G <= T // S:
+        raise ValueError(f"{T} teacher channels cannot give {max(G, 1)} to each of {S} student channels")
+    if not torch.isfinite(cost).all():
+        raise ValueError("the cost matrix has values that are not finite")
+    rows, columns = linear_sum_assignment(cost.repeat(G, 1).cpu().numpy())  # row g * S + a is student channel a
+    matching = torch.empty(G * S, dtype=torch.int64)
+    matching[torch.from_numpy(rows)] = torch.from_numpy(columns)
+    return matching.view(G, S).sort(dim=0).values

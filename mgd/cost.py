@@ -1,0 +1,22 @@
+"""The cost of letting a student channel imitate a teacher channel."""
+
+import torch
+import torch.nn.functional as F
+
+
+@torch.no_grad()
+def channel_cost(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Return the squared distances of normalised channel maps, summed over the batch.
+
+    student (B, S, H, W) and teacher (B, T, H, W) -> (S, T) float64. Each channel's map of each image
+    is flattened and L2-normalised, and C[a, b] = sum over images of |s_a - t_b|^2 (arXiv 2008.09958,
+    eq. 4). A map that is zero everywhere stays zero: its distance to a normalised one is 1.
+    """
+    if student.shape[0] != teacher.shape[0] or student.shape[2:] != teacher.shape[2:]:
+        raise ValueError(f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must agree in images and positions")
+    s = F.normalize(student.flatten(2).float(), dim=2)  # (B, S, P)
+    t = F.normalize(teacher.flatten(2).float(), dim=2)  # (B, T, P)
+    # |s - t|^2 = |s|^2 + |t|^2 - 2 <s, t>; summing over images and positions is one matrix product.
+    inner = s.transpose(0, 1).flatten(1) @ t.transpose(0, 1).flatten(1).T  # (S, T)
+    norms = s.square().sum((0, 2)).double()[:, None] + t.square().sum((0, 2)).double()[None, :]
+    return norms - 2 * inner.double()

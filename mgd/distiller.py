@@ -1,0 +1,67 @@
+"""The distiller: what stands between the student's stages and the teacher's, and is trained and saved with the student."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from mgd.loss import partial_l2
+from mgd.margin import margin_from_bn
+from mgd.reducers import REDUCERS
+
+
+class MGDistiller(nn.Module):
+    """Distillation loss over stages 1..L of two networks (arXiv 2008.09958, algorithm 1).
+
+    Per stage it holds a learnt batch norm BN_i of the student's features, the teacher's margins (T,) and
+    the matching (G, S); margins and matchings are buffers, so that they are saved and restored with it.
+
+    channels: {stage: (S, T)}, stages counted from 1 as in `layer1`; a subset of them is allowed.
+    depth: L, the number of stages of the networks; stage i weighs 1 / 2^(L - i).
+    factor: the loss factor; the loss is divided by (images x factor).
+    ValueError: a stage whose teacher has fewer channels than the student, or an unknown reducer.
+    """
+
+    def __init__(self, channels: Mapping[int, tuple[int, int]], reducer: str = "amp", factor: float = 1e4, depth: int = 4):
+        super().__init__()
+        if reducer not in REDUCERS:
+            raise ValueError(f"reducer {reducer!r} is none of {', '.join(REDUCERS)}")
+        self.reducer, self.factor, self.depth = reducer, factor, depth
+        self.stages = sorted(channels)
+        for stage in self.stages:
+            S, T = channels[stage]
+            if T < S:
+                raise ValueError(f"stage {stage}: a teacher of {T} channels has too few for a student of {S}")
+            G = 1 if reducer == "sm" else T // S
+            self.add_module(f"bn{stage}", nn.BatchNorm2d(S))
+            self.register_buffer(f"margin{stage}", margin_from_bn(torch.ones(T), torch.zeros(T)))
+            self.register_buffer(f"matching{stage}", torch.arange(G * S).view(G, S))
+
+    def margin(self, stage: int) -> torch.Tensor:
+        """The teacher's margins of a stage, (T,)."""
+        return self.get_buffer(f"margin{stage}")
+
+    def matching(self, stage: int) -> torch.Tensor:
+        """The matching of a stage, (G, S) int64: column a lists the teacher channels of student channel a."""
+        return self.get_buffer(f"matching{stage}")
+
+    @torch.no_grad()
+    def load_margins(self, norms: Mapping[int, nn.BatchNorm2d]) -> None:
+        """Take the margins from the last batch norm of each of the teacher's stages, {stage: norm}."""
+        for stage in self.stages:
+            self.margin(stage).copy_(margin_from_bn(norms[stage].weight, norms[stage].bias))
+
+    def forward(
+        self,
+        student: Sequence[torch.Tensor],
+        teacher: Sequence[torch.Tensor],
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """Return the distillation loss of features before the last ReLU, one (B, C, H, W) a stage of `self.stages`."""
+        total = 0.0
+        for stage, s, t in zip(self.stages, student, teacher, strict=True):
+            with torch.no_grad():
+                target, margin = REDUCERS[self.reducer](t, self.margin(stage), self.matching(stage), generator)
+            distance = partial_l2(self.get_submodule(f"bn{stage}")(s), target, margin)
+            total = total + distance / 2 ** (self.depth - stage)
+        return total / (student[0].shape[0] * self.factor)

@@ -1,0 +1,60 @@
+"""The encoders: torchvision's ResNets with MoCo's head, and their stage features before the last ReLU."""
+
+import torch
+from torch import nn
+from torchvision import models
+from torchvision.models.feature_extraction import create_feature_extractor
+
+ARCHS = (
+    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
+    "wide_resnet50_2", "wide_resnet101_2",
+    "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d",
+)  # fmt: skip
+STEMS = ("imagenet", "small")
+DEPTH = 4  # stages: layer1 to layer4
+
+
+def build_resnet(arch: str, dim: int = 128, mlp: bool = False, stem: str = "imagenet") -> models.ResNet:
+    """Return a ResNet whose `fc` gives `dim` outputs, through one hidden layer if `mlp` (MoCo v2).
+
+    stem: "imagenet" is the network as published; "small", for images of about 32 pixels, starts with a
+    3x3 convolution of stride 1 and no pooling (arXiv 1512.03385, section 4.2). The network computes and
+    names everything as torchvision's own does; only the last ReLUs of the stages are not in place, which
+    would overwrite the features before them.
+    """
+    net = getattr(models, arch)(num_classes=dim)
+    if stem == "small":
+        net.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+        net.maxpool = nn.Identity()
+    if mlp:
+        width = net.fc.in_features
+        net.fc = nn.Sequential(nn.Linear(width, width), nn.ReLU(), net.fc)
+    for stage in range(1, DEPTH + 1):
+        net.get_submodule(f"layer{stage}")[-1].relu.inplace = False
+    return net
+
+
+def with_features(net: models.ResNet, stages: list[int], output: str | None = "fc") -> nn.Module:
+    """Return `net`, sharing its parameters and their names, as a module that gives a dict of tensors.
+
+    "layer1".."layer4" for `stages`: the sums before the stages' last ReLU, (B, C, H, W); beside them the
+    node `output`: "fc" (B, dim), or "flatten" (B, C), the features under the head. With `output` None,
+    what follows the last stage is not computed.
+    """
+    nodes = {f"layer{stage}.{len(net.get_submodule(f'layer{stage}')) - 1}.add": f"layer{stage}" for stage in stages}
+    if output is not None:
+        nodes[output] = output
+    return create_feature_extractor(net, nodes)
+
+
+def stage_norms(net: models.ResNet) -> dict[int, nn.BatchNorm2d]:
+    """Return the last batch norm of each stage, {stage: norm}: its width is the stage's number of channels."""
+    blocks = {stage: net.get_submodule(f"layer{stage}")[-1] for stage in range(1, DEPTH + 1)}
+    return {stage: block.bn3 if hasattr(block, "bn3") else block.bn2 for stage, block in blocks.items()}
+
+
+@torch.no_grad()
+def update_by_momentum(key: nn.Module, query: nn.Module, momentum: float) -> None:
+    """key = momentum * key + (1 - momentum) * query, over the parameters (arXiv 1911.05722, eq. 2)."""
+    torch._foreach_lerp_(list(key.parameters()), list(query.parameters()), 1.0 - momentum)

@@ -1,0 +1,32 @@
+"""Installs the packages job, mgd and moco; every version that the project stands on is pinned here.
+
+Horovod is not among them: pip would build the release as it is, which does not compile against this torch.
+docker/build_horovod.sh builds and installs it; the extra "horovod" names what that needs.
+"""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="moco-mgd",
+    version="0.1.0",
+    description="Train a small vision network without labels: MoCo v2 with Matching Guided Distillation, on Horovod workers",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(include=["job", "job.*", "mgd", "moco"]),
+    package_data={"job": ["presets/*.yaml"]},
+    install_requires=[
+        "torch==2.14.1",
+        "torchvision==0.29.1",
+        "numpy==2.4.6",
+        "scipy==1.17.1",
+        "pillow==13.0.0",
+        "pyyaml==6.0.3",
+        "tqdm==4.70.1",
+    ],
+    extras_require={
+        "horovod": ["cffi==2.1.1", "cloudpickle==3.1.2", "packaging==26.3", "psutil==7.2.2", "setuptools==80.10.2", "wheel==0.48.0"],
+        "digits": ["scikit-learn==1.9.1"],
+        "test": ["pytest==9.2.0"],
+    },
+    entry_points={"console_scripts": ["mgd-train=job.train:main"]},
+)
