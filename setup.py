@@ -24,7 +24,14 @@ setup(
         "tqdm==4.70.1",
     ],
     extras_require={
-        "horovod": ["cffi==2.1.1", "cloudpickle==3.1.2", "packaging==26.3", "psutil==7.2.2", "setuptools==80.10.2", "wheel==0.48.0"],
+        "horovod": [
+            "cffi==2.1.1",
+            "cloudpickle==3.1.2",
+            "packaging==26.3",
+            "psutil==7.2.2",
+            "setuptools==80.10.2",
+            "wheel==0.48.0",
+        ],
         "digits": ["scikit-learn==1.9.1"],
         "test": ["pytest==9.2.0"],
     },

@@ -1,0 +1,1 @@
+"""The programs: training, and what stands around it."""

@@ -1,0 +1,58 @@
+"""From images to batches: two random views for training, one centre crop for measuring."""
+
+import multiprocessing
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from job.data.folders import ImageFolder
+from job.data.seeds import torch_seed
+from moco.augment import centre_view, random_view
+
+
+class TwoViews(Dataset):
+    """(epoch, index) -> query view, key view, undecodable files; the views are functions of seed, epoch and index."""
+
+    def __init__(self, images: ImageFolder, size: int, aug_plus: bool, seed: int):
+        self.images, self.seed = images, seed
+        self.transform = random_view(size, aug_plus)
+
+    def __getitem__(self, draw: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+        epoch, index = draw
+        image, _, bad = self.images.read(index)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch_seed(self.seed, "view", epoch=epoch, sample=index))
+            return self.transform(image), self.transform(image), bad  # (3, H, W) uint8 each
+
+
+class CentreViews(Dataset):
+    """index -> centre crop (3, H, W) uint8, label, undecodable files."""
+
+    def __init__(self, images: ImageFolder, size: int):
+        self.images = images
+        self.transform = centre_view(size)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, list[str]]:
+        image, label, bad = self.images.read(index)
+        return self.transform(image), label, bad
+
+
+def collate(items: list[tuple]) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    """Stack what the items begin with; join the lists of undecodable files that they end with."""
+    first, second, bad = zip(*items, strict=True)
+    second = torch.stack(second) if torch.is_tensor(second[0]) else torch.tensor(second)
+    return torch.stack(first), second, [file for files in bad for file in files]
+
+
+def loader(dataset: Dataset, batches, processes: int, pin: bool) -> DataLoader:
+    """Return a loader of `batches` (lists of the dataset's indices) with `processes` processes.
+
+    The processes come from a fork server: Horovod's threads would not survive a plain fork.
+    """
+    context = None
+    if processes:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["job.data.views"])
+    return DataLoader(
+        dataset, batch_sampler=batches, num_workers=processes, multiprocessing_context=context, collate_fn=collate, pin_memory=pin
+    )

@@ -1,0 +1,79 @@
+"""What the numbers of steps become: a record each in metrics.jsonl, progress on the screen, a line an epoch."""
+
+import math
+import time
+
+from job.errors import RunError
+from job.run.run import Run
+
+
+class Journal:
+    """The steps of an epoch, timed and told.
+
+    Per step: losses and contrast accuracy averaged over the workers, images a second over all of them, and
+    rank 0's share of the time in which it waited for images.
+    """
+
+    def __init__(self, run: Run, total: int, steps: int, print_freq: int):
+        self.run, self.total, self.steps, self.print_freq = run, total, steps, print_freq
+
+    def start_epoch(self, epoch: int, rate: float) -> None:
+        """Begin an epoch at a learning rate."""
+        self.epoch, self.rate, self.records = epoch, rate, []
+        self.clock = time.perf_counter()
+        self.waited = 0.0
+
+    def images_came(self) -> None:
+        """Note that a step's images are here: what has passed since the step before was waiting."""
+        self.waited = time.perf_counter() - self.clock
+
+    def check_finite(self, step: int, sums: dict[str, float]) -> None:
+        """RunError, on all workers: the step's loss is not finite, on one of them or on all."""
+        if not math.isfinite(sums["loss"]):
+            parts = ", ".join(f"{part} {sums[part] / self.run.size}" for part in ("contrastive", "distillation"))
+            raise RunError(
+                f"the loss is not finite at epoch {self.epoch}, step {step} ({parts}); the checkpoints are untouched. "
+                "A lower --lr or a higher --loss-factor may help",
+                code=1,
+            )
+
+    def step(self, step: int, sums: dict[str, float]) -> None:
+        """Record a step from its sums over the workers."""
+        now = time.perf_counter()
+        took, self.clock = now - self.clock, now
+        N = self.run.size
+        record = {
+            "steps": self.epoch * self.steps + step + 1,
+            "epoch": self.epoch,
+            "step": step,
+            "loss": sums["loss"] / N,
+            "contrastive": sums["contrastive"] / N,
+            "distillation": sums["distillation"] / N,
+            "accuracy": 100 * sums["correct"] / self.total,
+            "lr": self.rate,
+            "images_per_s": self.total / took,
+            "data_wait": self.waited / took,
+        }
+        self.records.append(record)
+        self.run.log.record(**record)
+        self.run.log.progress(
+            self.describe(f"epoch {self.epoch} step {step + 1}/{self.steps}", record), step + 1, self.steps, self.print_freq
+        )
+
+    def end_epoch(self) -> None:
+        """Say an epoch's averages."""
+        if self.records:
+            mean = {key: sum(record[key] for record in self.records) / len(self.records) for key in self.records[0]}
+            mean["images_per_s"] = len(self.records) / sum(1 / record["images_per_s"] for record in self.records)
+            self.run.log.line(self.describe(f"epoch {self.epoch} mean", mean))
+
+    def describe(self, what: str, numbers: dict[str, float]) -> str:
+        """One line for a step or an epoch."""
+        parts = f"contrastive {numbers['contrastive']:.4f}"
+        if numbers["distillation"]:
+            ratio = numbers["distillation"] / numbers["contrastive"]
+            parts += f" + distillation {numbers['distillation']:.4f} (ratio {ratio:.2f})"
+        return (
+            f"{what}: loss {numbers['loss']:.4f} = {parts}, contrast accuracy {numbers['accuracy']:.1f} %, "
+            f"lr {numbers['lr']:.5f}, {numbers['images_per_s']:.1f} images/s, data wait {100 * numbers['data_wait']:.0f} %"
+        )

@@ -1,0 +1,88 @@
+"""How good features are, without training on them: k-nearest-neighbour accuracy of checkpoints, beside the same
+networks untrained.
+
+python -m job.knn DIR CHECKPOINT...
+"""
+
+import argparse
+import sys
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from job.config import Parser
+from job.data.folders import ImageFolder, scan
+from job.data.views import CentreViews, loader
+from job.errors import RunError
+from job.run import launch
+from job.run.checkpoint import load
+from job.weights import read_backbone
+from moco.augment import normalize
+from moco.encoder import build_resnet, with_features
+
+BATCH = 64
+
+
+@torch.no_grad()
+def knn_accuracy(bank, bank_labels, features, labels, k: int = 200, temperature: float = 0.07) -> float:
+    """Return the top-1 accuracy in percent of a weighted k-NN (arXiv 1805.01978, section 3.4).
+
+    bank (n, C) and features (m, C) are L2-normalised, labels (n,) and (m,). Each image takes the label with
+    the largest sum of exp(cosine / temperature) among its k nearest of the bank.
+    """
+    classes = int(bank_labels.max()) + 1
+    right = 0
+    for some, truth in zip(features.split(256), labels.split(256), strict=True):  # never all distances at once
+        nearest, index = (some @ bank.T).topk(min(k, len(bank)), dim=1)  # (256, k)
+        votes = torch.zeros(len(some), classes).scatter_add_(1, bank_labels[index], (nearest / temperature).exp())
+        right += (votes.argmax(1) == truth).sum().item()
+    return 100 * right / len(labels)
+
+
+@torch.no_grad()
+def extract(net: torch.nn.Module, images: ImageFolder, size: int, what: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the L2-normalised features under the head (n, C) and the labels (n,) of all images."""
+    encoder = with_features(net.eval(), [], output="flatten").to(memory_format=torch.channels_last)
+    batches = [list(range(first, min(first + BATCH, len(images)))) for first in range(0, len(images), BATCH)]
+    views = loader(CentreViews(images, size), batches, launch.cores(), pin=False)
+    found = [
+        (F.normalize(encoder(normalize(pixels))["flatten"], dim=1), labels)
+        for pixels, labels, _ in tqdm(views, desc=what, leave=False, disable=not sys.stdout.isatty())
+    ]
+    return torch.cat([features for features, _ in found]), torch.cat([labels for _, labels in found])
+
+
+def evaluate(path: str, data: str) -> tuple[str, int, float, float]:
+    """Return a checkpoint's network, its epochs, and the k-NN accuracy of it and of the same network untrained."""
+    saved, weights = load(path), read_backbone(path)
+    size = saved.get("config", {}).get("image_size", 224)
+    train, val = scan(data, "train"), scan(data, "val", "valid")
+    if train.classes != val.classes:
+        raise RunError(f"the classes of {train.root} and {val.root} differ: {sorted(set(train.classes) ^ set(val.classes))[:3]}")
+    accuracies = []
+    for state in (weights.state, None):
+        torch.manual_seed(0)
+        net = build_resnet(weights.arch, stem=weights.stem)
+        if state:
+            net.load_state_dict(state, strict=False)
+        accuracies.append(knn_accuracy(*extract(net, train, size, "train"), *extract(net, val, size, "val")))
+    return weights.arch, saved.get("epoch", 0), *accuracies
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run `job.knn` on the command line's options."""
+    with launch.reported_errors():
+        parser = Parser(prog="job.knn", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("data", metavar="DIR", help="folder with train/<class>/* and val/<class>/*")
+        parser.add_argument("checkpoints", metavar="CHECKPOINT", nargs="+")
+        options = parser.parse_args(argv)
+        rows = [(path, *evaluate(path, options.data)) for path in options.checkpoints]
+        width = max(len(row[0]) for row in rows)
+        print(f"{'checkpoint':{width}}  {'network':16} epochs  k-NN top-1  untrained")
+        for path, arch, epochs, trained, untrained in rows:
+            print(f"{path:{width}}  {arch:16} {epochs:6}  {trained:8.1f} %  {untrained:7.1f} %")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""A refresh: all workers measure, the sums meet, rank 0 solves, and all get the matching."""
+
+import time
+
+import horovod.torch as hvd
+import torch
+
+from job.data.folders import every_nth_batch
+from job.data.seeds import permutation
+from job.data.views import CentreViews, loader
+from job.errors import RunError
+from job.run.run import Run
+from job.training import Training
+from mgd.assignment import assign
+from mgd.cost import channel_cost
+from moco.augment import normalize
+
+BATCH = 32  # images measured at a time, for any number of workers
+FIXED_POINT = 2.0**32  # costs are summed as whole multiples of 1 / FIXED_POINT
+
+
+def refresh(training: Training, epoch: int) -> None:
+    """Solve the matching of every stage anew on a fixed sample of the images, and log what changed.
+
+    The matching is the same, to the last index, for any number of workers: batches have the same images
+    whoever measures them, and their costs are added as 64-bit fixed-point numbers, whose sum does not depend
+    on the order.
+    """
+    run, config, distiller = training.run, training.config, training.distiller
+    begun = time.perf_counter()
+    sample = permutation(len(training.images), config.seed, "refresh")[: config.mgd_images].tolist()
+    sums = measure(training, sample)
+    measured = time.perf_counter()
+    costs = {
+        stage: hvd.allreduce(cost, op=hvd.Sum, name=f"refresh.{stage}").double() / FIXED_POINT / len(sample)  # (S, T)
+        for stage, cost in sums.items()
+    }
+    gathered = time.perf_counter()
+    groups = {stage: distiller.matching(stage).shape[0] for stage in costs}
+    solved = run.on_first(lambda: {stage: assign(cost, groups[stage]) for stage, cost in costs.items()})
+
+    run.log.line(
+        f"refresh before epoch {epoch} on {len(sample)} images: measuring {measured - begun:.1f} s, "
+        f"gathering {gathered - measured:.2f} s, solving {time.perf_counter() - gathered:.2f} s"
+    )
+    for stage, matching in solved.items():
+        report(run, epoch, stage, costs[stage].cpu(), distiller.matching(stage), matching)
+        distiller.matching(stage).copy_(matching)
+
+
+@torch.no_grad()
+def measure(training: Training, sample: list[int]) -> dict[int, torch.Tensor]:
+    """Return {stage: (S, T) int64}, this worker's share of the costs of `sample`, in fixed point."""
+    run, config, distiller = training.run, training.config, training.distiller
+    student, teacher = training.moco.encoder_q, training.teacher
+    shapes = {stage: (distiller.matching(stage).shape[1], len(distiller.margin(stage))) for stage in distiller.stages}
+    sums = {stage: torch.zeros(shape, dtype=torch.int64, device=run.device) for stage, shape in shapes.items()}
+    batches = every_nth_batch(sample, BATCH, run.rank, run.size)
+    views = loader(CentreViews(training.images, config.image_size), batches, config.workers, run.device.type == "cuda")
+    finite, bad = True, []
+    student.eval()
+    for done, (pixels, _, undecodable) in enumerate(views, 1):
+        inputs = normalize(pixels.to(run.device))
+        s, t = student(inputs), teacher(inputs)
+        for stage in distiller.stages:
+            cost = channel_cost(s[f"layer{stage}"], t[f"layer{stage}"])
+            finite = finite and bool(cost.isfinite().all())
+            sums[stage] += (cost * FIXED_POINT).round().long()
+        bad += undecodable
+        run.log.progress(f"measuring: {done} of {len(batches)} batches", done, len(batches), 10 * config.print_freq)
+    student.train()
+    run.note_bad_images(bad, config.max_bad_images, len(training.images))
+    if run.total(broken=0.0 if finite else 1.0)["broken"]:
+        raise RunError("a network's features are not finite, so no matching can be solved: see whether the loss diverged", code=1)
+    return sums
+
+
+def report(run: Run, epoch: int, stage: int, cost: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> None:
+    """Log a stage's matrix: shape, mean cost of a matched pair before and after, share of student channels matched anew."""
+    columns = torch.arange(cost.shape[0])
+    before = before.cpu()
+    old, new = (cost[columns, matching].mean().item() for matching in (before, after))
+    changed = (before.sort(dim=0).values != after).any(dim=0).double().mean().item()
+    G, S = after.shape
+    shape = f"matching {G}x{S} of {cost.shape[1]}"
+    run.log.line(f"  layer{stage}: {shape}, cost {old:.4f} -> {new:.4f}, {100 * changed:.1f} % of channels changed")
+    run.log.record(refresh=epoch, stage=stage, groups=G, channels=S, cost_before=old, cost_after=new, changed=changed)

@@ -1,0 +1,119 @@
+"""From a run to its checkpoint and back: what is saved, how a run goes on from it, and what may differ."""
+
+import dataclasses
+
+from job.config import Config
+from job.errors import RunError
+from job.run import statistics
+from job.run.checkpoint import load
+from job.run.run import Run
+from job.training import Training
+from job.weights import is_moco
+
+# What shapes the saved tensors; a checkpoint with others belongs to another run.
+SHAPES = ("arch", "stem", "mlp", "moco_dim", "moco_k", "mgd_stages")
+
+
+def find(config: Config, run: Run) -> dict | None:
+    """Return the checkpoint that --resume names, or None. A teacher given there (the original's way) becomes --teacher.
+
+    RunError: no whole checkpoint, or one of a run that the options do not continue.
+    """
+    if not config.resume:
+        return None
+    if config.resume == "auto":
+        saved = run.on_first(lambda: run.checkpoints.newest(run.log.line))
+        if saved is None:
+            run.log.line(f"no checkpoint in {run.folder} yet: starting from the first epoch")
+        return saved and continues(saved, config, run)
+    saved = run.on_first(lambda: load(config.resume))
+    if is_moco(saved) and ("format" not in saved or saved.get("arch") != config.arch):
+        if config.teacher:
+            raise RunError(f"--resume {config.resume} is a teacher's file, and --teacher names another: leave out one of them")
+        run.log.line(
+            f"--resume {config.resume} is a {saved.get('arch', 'MoCo')} checkpoint, no run of {config.arch}: taken as --teacher"
+        )
+        config.teacher, config.resume = config.resume, ""
+        return None
+    if "format" not in saved:
+        raise RunError(f"--resume {config.resume} is no checkpoint of a run; its first name is {next(iter(saved), 'none')!r}")
+    return continues(saved, config, run)
+
+
+def continues(saved: dict, config: Config, run: Run) -> dict:
+    """Return `saved` if the options continue its run; say what they change. RunError: if they cannot."""
+    old, new = saved["config"], dataclasses.asdict(config)
+    where = f"the checkpoint of epoch {saved['epoch']}, step {saved['step']}"
+    if bool(saved["mgd"]) != bool(config.teacher):
+        has = "distils from a teacher" if saved["mgd"] else "has no teacher"
+        raise RunError(f"{where} {has}: " + ("give --teacher" if saved["mgd"] else "leave out --teacher, or start a new run"))
+    for name in SHAPES + (("seed", "batch_size") if saved["step"] else ()):
+        if old[name] != new[name]:
+            raise RunError(
+                f"--{name.replace('_', '-')} {new[name]}: {where} has {old[name]}, and cannot be continued with another"
+            )
+    silent = {"resume", "config", "out", "workers", "print_freq"}
+    for name in new.keys() - silent:
+        if old.get(name) != new[name]:
+            run.log.line(f"--{name.replace('_', '-')} was {old.get(name)} in {where}; now {new[name]}")
+    if saved["workers"] != run.size:
+        own = "; batch norm starts from the average of their statistics" if saved["step"] else ""
+        run.log.line(f"{where} was saved by {saved['workers']} workers; now {run.size}{own}")
+    return saved
+
+
+def restore(saved: dict, training: Training) -> tuple[int, int]:
+    """Load a checkpoint into a run's parts; return the (epoch, step) to go on from."""
+    if saved["step"] and saved["images"] != len(training.images):
+        raise RunError(
+            f"the checkpoint was taken within an epoch of {saved['images']} images; now there are {len(training.images)}: "
+            "resume from one of an epoch's end"
+        )
+    training.moco.load_state_dict({key.removeprefix("module."): value for key, value in saved["state_dict"].items()})
+    if training.distiller:
+        try:
+            training.distiller.load_state_dict(saved["mgd"])
+        except RuntimeError as error:
+            raise RunError(
+                f"the checkpoint's matchings do not fit this teacher and reducer: {str(error).splitlines()[-1].strip()}"
+            ) from None
+    training.optimizer.load_state_dict(saved["optimizer"])
+    if saved.get("statistics") is not None and saved["workers"] == training.run.size:
+        statistics.load(training.trained, saved["statistics"][training.run.rank])
+    return saved["epoch"], saved["step"]
+
+
+def save(training: Training, epoch: int, step: int) -> None:
+    """Save a run of which `epoch` epochs and `step` steps of the next are done. A collective: all workers call it.
+
+    What others see are the averages of the workers' batch norm statistics. Within an epoch the workers' own
+    are saved beside them, so that a resume goes on with the same bytes.
+    """
+    run, trained = training.run, training.trained
+    own = statistics.gather(trained) if step else None
+    if step:
+        statistics.load(trained, own.mean(0))
+
+    def write():
+        content = {
+            "epoch": epoch,
+            "arch": training.config.arch,
+            "state_dict": {f"module.{key}": value for key, value in training.moco.state_dict().items()},
+            "optimizer": training.optimizer.state_dict(),
+            "step": step,
+            "mgd": training.distiller.state_dict() if training.distiller else {},
+            "config": dataclasses.asdict(training.config),
+            "workers": run.size,
+            "images": len(training.images),
+            "statistics": own,
+        }
+        try:
+            run.log.line(f"saved {run.checkpoints.save(content)}")
+        except OSError as error:
+            raise RunError(
+                f"cannot save a checkpoint in {run.folder}: {error.strerror}; those before are whole", code=1
+            ) from None
+
+    run.on_first(write)
+    if step:
+        statistics.load(trained, own[run.rank])

@@ -1,0 +1,1 @@
+"""One run on these workers: launcher, folder, log, checkpoints and the wish to stop."""

@@ -1,0 +1,95 @@
+"""Checkpoint files: written whole or not at all, read without running what they hold."""
+
+import os
+import pickle
+import re
+import zipfile
+
+import torch
+
+from job.errors import RunError
+
+FORMAT = 1
+LAST = "last.pth.tar"
+NAME = re.compile(r"checkpoint_(\d{4,})_(\d{6,})\.pth\.tar")
+
+
+class Checkpoints:
+    """The checkpoints of a run's folder: checkpoint_EPOCH_STEP.pth.tar, the newest `keep` of them."""
+
+    def __init__(self, folder: str, keep: int):
+        self.folder, self.keep = folder, keep
+
+    def paths(self) -> list[str]:
+        """The checkpoints, oldest first."""
+        names = os.listdir(self.folder) if os.path.isdir(self.folder) else []
+        found = sorted((int(match[1]), int(match[2]), match[0]) for match in map(NAME.fullmatch, names) if match)
+        return [os.path.join(self.folder, name) for _, _, name in found]
+
+    def save(self, content: dict) -> str:
+        """Write a checkpoint, point `last.pth.tar` to it, remove the oldest; return its path.
+
+        The file appears under its name only when it is whole and on disk.
+        """
+        name = f"checkpoint_{content['epoch']:04d}_{content['step']:06d}.pth.tar"
+        path = os.path.join(self.folder, name)
+        with open(path + ".new", "wb") as file:
+            torch.save({**content, "format": FORMAT}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(path + ".new", path)
+        link = os.path.join(self.folder, LAST)
+        if os.path.lexists(link + ".new"):
+            os.remove(link + ".new")
+        os.symlink(name, link + ".new")
+        os.replace(link + ".new", link)
+        directory = os.open(self.folder, os.O_RDONLY)
+        os.fsync(directory)
+        os.close(directory)
+        for old in self.paths()[: -self.keep]:
+            os.remove(old)
+        return path
+
+    def newest(self, say) -> dict | None:
+        """Return the newest checkpoint that is whole, or None where there are none at all.
+
+        RunError: there are some, but none is whole. `say` is told of each that is not.
+        """
+        paths = self.paths()
+        for path in reversed(paths):
+            try:
+                content = load(path)
+                say(f"resuming from {path}")
+                return content
+            except RunError as error:
+                say(f"passed over: {error}")
+        if paths:
+            raise RunError(f"none of the {len(paths)} checkpoints in {self.folder} is whole: move them away to start anew")
+        return None
+
+
+def load(path: str) -> dict:
+    """Return a checkpoint file's content on the CPU. RunError: missing, cut short, damaged, or holding code.
+
+    Only tensors, numbers, text and containers are read (`weights_only`): loading cannot run code.
+    """
+    if not os.path.isfile(path):
+        raise RunError(f"{path}: no such file; expected a checkpoint")
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise RunError(f"{path} is damaged (checksum of {damaged}): use another checkpoint")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+            raise RunError(
+                f"{path} holds code or objects besides tensors, which are never loaded: expected a checkpoint"
+            ) from None
+        raise RunError(f"{path} is not a whole checkpoint ({type(error).__name__}): use another one") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise RunError(f"{path} is not a whole checkpoint ({reason}): use another one") from None
+    if not isinstance(content, dict):
+        raise RunError(f"{path} holds a {type(content).__name__}: expected a checkpoint, a dictionary of tensors")
+    return content

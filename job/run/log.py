@@ -1,0 +1,99 @@
+"""What a run says: lines on the screen and in its log file, numbers in metrics.jsonl; from rank 0 alone."""
+
+import json
+import os
+import sys
+import time
+
+from tqdm import tqdm
+
+
+class Log:
+    """Lines and numbers of a run. Until `open` names a folder, lines go to the screen and wait for the file."""
+
+    def __init__(self, speaks: bool):
+        self.speaks = speaks
+        self.waiting, self.file, self.metrics, self.bar = [], None, None, None
+
+    def open(self, folder: str, resumed_at: int | None) -> None:
+        """Write to folder/log.txt and folder/metrics.jsonl from now on.
+
+        resumed_at: steps done by the checkpoint that the run goes on from; numbers of later steps, which
+        are done again, are taken out.
+        """
+        if not self.speaks:
+            return
+        path = os.path.join(folder, "metrics.jsonl")
+        if resumed_at is not None and os.path.exists(path):
+            drop_after(path, resumed_at)
+        self.file = open(os.path.join(folder, "log.txt"), "a", buffering=1)
+        self.metrics = open(path, "a", buffering=1)
+        for line in self.waiting:
+            self.file.write(line + "\n")
+
+    def line(self, text: str) -> None:
+        """Say one line."""
+        if not self.speaks:
+            return
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+        self.note(text)
+
+    def note(self, text: str) -> None:
+        """Write one line to the log file alone."""
+        if not self.speaks:
+            return
+        stamped = time.strftime("%Y-%m-%d %H:%M:%S ") + text
+        if self.file:
+            self.file.write(stamped + "\n")
+        else:
+            self.waiting.append(stamped)
+
+    def record(self, **numbers) -> None:
+        """Add one line of numbers to metrics.jsonl."""
+        if self.metrics:
+            self.metrics.write(json.dumps(numbers) + "\n")
+
+    def progress(self, text: str, done: int, total: int, every: int) -> None:
+        """Show how far a long piece of work is: a bar on a terminal, otherwise a line every `every` steps."""
+        if not self.speaks:
+            return
+        if not sys.stdout.isatty():
+            if done % every == 0 or done == total:
+                self.line(text)
+            return
+        if self.bar is None or done < self.bar.n or total != self.bar.total:
+            self.end_progress()
+            self.bar = tqdm(total=total, initial=done - 1, leave=False, dynamic_ncols=True, file=sys.stdout)
+        self.bar.set_description(text, refresh=False)
+        self.bar.update(done - self.bar.n)
+        if done == total:
+            self.end_progress()
+
+    def end_progress(self) -> None:
+        """Take the bar from the terminal, if there is one."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def close(self) -> None:
+        """Close the files."""
+        self.end_progress()
+        for file in (self.file, self.metrics):
+            if file:
+                file.close()
+
+
+def drop_after(path: str, steps: int) -> None:
+    """Drop from a metrics file what came after `steps` steps, and a last line cut short; by one rename."""
+    kept = []
+    with open(path) as file:
+        for line in file:
+            try:
+                if json.loads(line)["steps"] <= steps:
+                    kept.append(line)
+            except (ValueError, KeyError):
+                continue
+    with open(path + ".new", "w") as file:
+        file.writelines(kept)
+    os.replace(path + ".new", path)

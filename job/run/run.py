@@ -1,0 +1,104 @@
+"""One run on these workers, and the one door to it: launcher, device, folder, log, checkpoints and the wish to stop."""
+
+import os
+import platform
+
+import horovod
+import horovod.torch as hvd
+import torch
+import yaml
+
+from job.errors import RunError
+from job.run import launch
+from job.run.checkpoint import Checkpoints
+from job.run.log import Log
+from job.run.stop import Stop
+
+
+class Run:
+    """What a program knows of the workers and the folder that it runs on.
+
+    rank, size: this worker's place among all; device: where it computes; log: what it says; checkpoints:
+    what it keeps. Entering starts Horovod; nothing is written before `begin`.
+    """
+
+    def __init__(self, folder: str, keep: int):
+        self.folder = folder
+        self.device = launch.start()
+        self.rank, self.size = hvd.rank(), hvd.size()
+        self.log = Log(speaks=self.rank == 0)
+        self.checkpoints = Checkpoints(folder, keep)
+        self.bad_images: set[str] = set()
+
+    def __enter__(self):
+        self.stop = Stop()
+        # No CUDA name where there is no GPU: torch.cuda.get_device_name would fail.
+        device = torch.cuda.get_device_name() if self.device.type == "cuda" else f"CPU ({torch.get_num_threads()} threads each)"
+        built = " with NCCL" if hvd.nccl_built() else ""
+        self.log.line(
+            f"workers: {self.size}, {hvd.local_size()} of them on {platform.node()}; device: {device}; "
+            f"torch {torch.__version__}, Horovod {horovod.__version__}{built}"
+        )
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if isinstance(error, RunError):
+            self.log.note(f"error: {error}")
+        self.log.close()
+        self.stop.restore()
+        if kind is None:
+            hvd.shutdown()
+
+    def on_first(self, work):
+        """Return what `work()` returns on rank 0, on all ranks; a RunError there is raised on all of them."""
+        outcome = None
+        if self.rank == 0:
+            try:
+                outcome = (work(), None)
+            except RunError as error:
+                outcome = (None, (str(error), error.code))
+        result, failed = hvd.broadcast_object(outcome, root_rank=0, name="on_first")
+        if failed:
+            raise RunError(*failed)
+        return result
+
+    def begin(self, options: dict, resumed_at: int | None) -> None:
+        """Open the folder: save the options in force, and write what was said and is said to its log.
+
+        resumed_at: steps done before, or None for a fresh run, which must not find another's checkpoints.
+        """
+
+        def open_folder():
+            if resumed_at is None and self.checkpoints.paths():
+                raise RunError(f"{self.folder} holds a run already: go on with it by --resume auto, or choose another --out")
+            text = yaml.safe_dump(options, sort_keys=False)
+            line = yaml.safe_dump(options, sort_keys=False, default_flow_style=True, width=float("inf")).strip()
+            try:
+                os.makedirs(self.folder, exist_ok=True)
+                with open(os.path.join(self.folder, "config.yaml"), "w") as file:
+                    file.write(text)
+                self.log.open(self.folder, resumed_at)
+            except OSError as error:
+                raise RunError(f"cannot write to {self.folder}: {error.strerror}; choose another --out") from None
+            self.log.line(f"options: {line}")
+
+        self.on_first(open_folder)
+
+    def total(self, **values) -> dict[str, float]:
+        """Return the sums of `values` over all workers. A collective: all workers call it with the same names."""
+        mine = torch.stack([torch.as_tensor(value, dtype=torch.float64).detach().cpu() for value in values.values()])
+        return dict(zip(values, hvd.allreduce(mine, op=hvd.Sum, name="total").tolist(), strict=True))
+
+    def note_bad_images(self, files: list[str], limit: int, images: int) -> None:
+        """Name undecodable files that no worker had met before. A collective.
+
+        RunError: they are more than `limit`, or all of the `images` that there are.
+        """
+        found = sorted({file for part in hvd.allgather_object(files, name="bad_images") for file in part} - self.bad_images)
+        self.bad_images.update(found)
+        for file in found:
+            self.log.line(f"cannot decode {file}; another image takes its place")
+        bad = len(self.bad_images)
+        if bad > limit or bad >= images:
+            first = min(self.bad_images)
+            raise RunError(f"{bad} of {images} images cannot be decoded, and --max-bad-images is {limit}; the first: {first}")

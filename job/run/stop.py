@@ -1,0 +1,21 @@
+"""The wish to stop: a signal sets it, and the next collective tells all workers."""
+
+import signal
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+
+
+class Stop:
+    """Whether one of SIGNALS has come. Handlers do no more than note it: the step in progress is finished first."""
+
+    def __init__(self):
+        self.signal = None
+        self.before = {number: signal.signal(number, self.note) for number in SIGNALS}
+
+    def note(self, number, frame):
+        self.signal = signal.Signals(number)
+
+    def restore(self):
+        """Put back the handlers that were there before."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,48 @@
+"""What happens when: learning rate by epoch, epochs of refresh, steps of saving."""
+
+import math
+import re
+
+from job.errors import RunError
+
+# Denser at the start, when the student's channels still move: before training, then after these epochs of 200.
+LOG_REFRESH = (0, 1, 2, 3, 6, 9, 15, 26, 43, 74, 126)
+
+
+def learning_rate(config, epoch: int) -> float:
+    """Return the learning rate of an epoch, counted from 0: warm-up, then cosine or tenfold drops."""
+    if epoch < config.warmup_epochs:
+        risen = epoch / config.warmup_epochs
+        return config.lr * (0.001 * (1 - risen) + risen)
+    if config.cos:
+        return config.lr * 0.5 * (1 + math.cos(math.pi * epoch / config.epochs))
+    return config.lr * 0.1 ** sum(epoch >= drop for drop in config.schedule)
+
+
+def parse_refresh(text: str, shown: str = "refresh epochs"):
+    """Return a function epoch -> whether the matching is solved at its start, from log, never, every:N or 0,5,10."""
+    if text == "log":
+        return lambda epoch: epoch in LOG_REFRESH
+    if text == "never":
+        return lambda epoch: False
+    if match := re.fullmatch(r"every:([1-9]\d*)", text):
+        period = int(match[1])
+        return lambda epoch: epoch % period == 0
+    if re.fullmatch(r"\d+(,\d+)*", text):
+        chosen = {int(word) for word in text.split(",")}
+        return lambda epoch: epoch in chosen
+    raise RunError(f"{shown} {text!r}: expected log, never, every:N, or epochs such as 0,5,10")
+
+
+def parse_save_every(text: str, shown: str = "save every"):
+    """Return a function (epoch, step, steps) -> whether to save.
+
+    epoch and step: how many epochs, and steps of the next, are done; steps: how many an epoch has.
+    """
+    match = re.fullmatch(r"([1-9]\d*)(steps)?", text)
+    if not match:
+        raise RunError(f"{shown} {text!r}: expected a number of epochs such as 1, or of steps such as 500steps")
+    period = int(match[1])
+    if match[2]:
+        return lambda epoch, step, steps: (epoch * steps + step) % period == 0
+    return lambda epoch, step, steps: step == 0 and epoch % period == 0

@@ -1,0 +1,124 @@
+"""Train a MoCo v2 student, guided by a teacher through MGD if one is given:
+
+horovodrun -np N python -m job.train DIR -a resnet18 --mlp --moco-t 0.2 --aug-plus --cos --teacher FILE
+"""
+
+import dataclasses
+import sys
+
+from job.run import launch  # first: it says in one line when Horovod is missing
+import torch
+import torch.nn.functional as F
+
+from job import resume
+from job.config import Config, read_config
+from job.data import seeds
+from job.journal import Journal
+from job.refresh import refresh
+from job.run import statistics
+from job.run.run import Run
+from job.schedule import learning_rate, parse_refresh, parse_save_every
+from job.training import Training, build
+from moco.augment import normalize
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run `job.train` on the command line's options."""
+    with launch.reported_errors():
+        config = read_config(sys.argv[1:] if argv is None else argv)
+        with Run(config.folder(), config.keep) as run:
+            train(config, run)
+
+
+def train(config: Config, run: Run) -> None:
+    """Train to the last epoch, or until a signal comes, from the start or from where a checkpoint was taken."""
+    # All that can be wrong shows before a file is written.
+    config.workers = launch.cores() if config.workers < 0 else config.workers
+    saved = resume.find(config, run)
+    training = build(config, run)
+    start = resume.restore(saved, training) if saved else (0, 0)
+    order = training.order(start)
+    run.begin(dataclasses.asdict(config), start[0] * order.steps + start[1] if saved else None)
+    run.log.line(
+        f"{len(training.images)} images, {order.steps} steps an epoch, {config.batch_size // run.size} images a worker and step"
+    )
+
+    batches = training.batches(order)
+    journal = Journal(run, config.batch_size, order.steps, config.print_freq)
+    refresh_at = parse_refresh(config.refresh_epochs)
+    for epoch in range(start[0], config.epochs):
+        first = start[1] if epoch == start[0] else 0
+        rate = learning_rate(config, epoch)
+        for group in training.optimizer.param_groups:
+            group["lr"] = rate
+        if training.distiller and first == 0 and refresh_at(epoch):
+            refresh(training, epoch)
+        journal.start_epoch(epoch, rate)
+        if train_epoch(training, batches, journal, epoch, range(first, order.steps)):
+            run.log.line("stopped by a signal; --resume auto goes on from here")
+            return
+    run.log.line(f"done: {config.epochs} epochs; the newest checkpoint is {run.folder}/last.pth.tar")
+
+
+def train_epoch(training: Training, batches, journal: Journal, epoch: int, steps: range) -> bool:
+    """Do `steps` of an epoch, of which the last ends it; return whether a signal ended them early."""
+    config, run, moco, optimizer = training.config, training.run, training.moco, training.optimizer
+    share = config.batch_size // run.size
+    positive = torch.zeros(share, dtype=torch.long, device=run.device)  # the positive is every query's logit 0
+    save_at = parse_save_every(config.save_every)
+    for step in steps:
+        query, key, undecodable = next(batches)  # (B, 3, H, W) uint8 each
+        journal.images_came()
+        query, key = query.to(run.device, non_blocking=True), key.to(run.device, non_blocking=True)
+        permutation = seeds.permutation(config.batch_size, config.seed, "shuffle", epoch=epoch, step=step)  # (NB,)
+
+        logits, features, keys = moco(query, key, torch.from_numpy(permutation))  # (B, 1 + K), L x (B, C, H, W), (NB, dim)
+        contrastive = F.cross_entropy(logits, positive)
+        distillation = distil(training, query, features, epoch, step) if training.distiller else torch.zeros(())
+        loss = contrastive + distillation
+
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.synchronize()
+        sums = run.total(
+            loss=loss,
+            contrastive=contrastive,
+            distillation=distillation,
+            correct=(logits.argmax(1) == 0).sum(),
+            stop=run.stop.signal is not None,
+            undecodable=len(undecodable),
+        )
+        journal.check_finite(step, sums)
+        with optimizer.skip_synchronize():
+            optimizer.step()
+        moco.enqueue(keys)
+
+        journal.step(step, sums)
+        if sums["undecodable"]:
+            run.note_bad_images(undecodable, config.max_bad_images, len(training.images))
+
+        done = (epoch, step + 1)
+        if step == steps[-1]:
+            statistics.average(training.trained)
+            done = (epoch + 1, 0)
+        if sums["stop"] or done == (config.epochs, 0) or save_at(*done, journal.steps):
+            resume.save(training, *done)
+        if sums["stop"]:
+            break
+    journal.end_epoch()
+    return bool(sums["stop"])
+
+
+def distil(training: Training, query: torch.Tensor, features: list[torch.Tensor], epoch: int, step: int) -> torch.Tensor:
+    """Return the distillation loss of a step: the query view (B, 3, H, W), the student's stage features of it."""
+    config, run = training.config, training.run
+    with torch.no_grad():
+        teacher = training.teacher(normalize(query))  # {"layerN": (B, T, H, W)}
+    place = run.rank * (config.batch_size // run.size)
+    drop = torch.Generator(run.device)
+    drop.manual_seed(seeds.torch_seed(config.seed, "drop", epoch=epoch, step=step, sample=place))
+    return training.distiller(features, [teacher[f"layer{stage}"] for stage in training.distiller.stages], drop)
+
+
+if __name__ == "__main__":
+    main()

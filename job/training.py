@@ -1,0 +1,107 @@
+"""All that a training run is made of, built from its options: images, networks, distiller, optimizer."""
+
+from dataclasses import dataclass
+
+import horovod.torch as hvd
+import torch
+from torch import nn
+
+from job.config import Config
+from job.data import digits, seeds
+from job.data.folders import ImageFolder, TrainingOrder, scan
+from job.data.views import TwoViews, loader
+from job.errors import RunError
+from job.run.run import Run
+from job.weights import read_backbone
+from mgd.distiller import MGDistiller
+from moco.encoder import build_resnet, stage_norms, with_features
+from moco.model import MoCo
+
+BUCKETS = 4  # gradients are summed in so many parts, each as soon as the backward pass is through with it
+DIGITS = "data/digits"
+
+
+@dataclass
+class Training:
+    """A training run's parts. `teacher` and `distiller` are None in plain MoCo."""
+
+    config: Config
+    run: Run
+    images: ImageFolder
+    moco: MoCo
+    teacher: nn.Module | None
+    distiller: MGDistiller | None
+    trained: nn.ModuleDict  # moco and distiller: all that changes, is saved and is restored
+    optimizer: torch.optim.Optimizer
+
+    def order(self, start: tuple[int, int]) -> TrainingOrder:
+        """The batches of this worker's images from (epoch, step) `start` on."""
+        config, run = self.config, self.run
+        return TrainingOrder(len(self.images), config.batch_size, run.rank, run.size, config.seed, config.epochs, start)
+
+    def batches(self, order: TrainingOrder):
+        """An iterator over the views of `order`: query (B, 3, H, W) uint8, key likewise, undecodable files."""
+        views = TwoViews(self.images, self.config.image_size, self.config.aug_plus, self.config.seed)
+        return iter(loader(views, order, self.config.workers, self.run.device.type == "cuda"))
+
+
+def build(config: Config, run: Run) -> Training:
+    """Build a run's parts; the networks' first weights follow from the seed. RunError: data or teacher that does not fit."""
+    images = find_images(config, run)
+    torch.manual_seed(seeds.torch_seed(config.seed, "weights"))
+    stages = config.mgd_stages if config.teacher else []
+    moco = MoCo(config.arch, config.moco_dim, config.moco_k, config.moco_m, config.moco_t, config.mlp, config.stem, stages)
+    teacher, distiller = build_teacher(config, run, stage_norms(moco.encoder_k)) if config.teacher else (None, None)
+    trained = nn.ModuleDict({"moco": moco} | ({"mgd": distiller} if distiller else {})).to(run.device).train()
+    hvd.broadcast_parameters(trained.state_dict(), root_rank=0)
+
+    parameters = [(name, value) for name, value in trained.named_parameters() if value.requires_grad]
+    sgd = torch.optim.SGD(
+        [value for _, value in parameters], config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+    optimizer = hvd.DistributedOptimizer(sgd, named_parameters=parameters, groups=BUCKETS)
+    return Training(config, run, images, moco, teacher, distiller, trained, optimizer)
+
+
+def find_images(config: Config, run: Run) -> ImageFolder:
+    """Return the training images, as rank 0 finds them. RunError: too few for a step, or a batch that cannot be shared."""
+    N, total = run.size, config.batch_size
+    if total % N:
+        below, above = total - total % N, total + N - total % N
+        raise RunError(f"--batch-size {total} cannot be shared equally by {N} workers: choose {below or above} or {above}")
+    if total // N < 2:
+        raise RunError(
+            f"--batch-size {total} over {N} workers is one image each, and batch norm needs two: choose {2 * N} or more"
+        )
+
+    def find():
+        if config.data == "digits":
+            digits.write_digits(DIGITS)
+        return scan(DIGITS if config.data == "digits" else config.data, "train", max_bad=config.max_bad_images)
+
+    images = run.on_first(find)
+    if len(images) < total:
+        raise RunError(f"{images.root} has {len(images)} images, fewer than --batch-size {total}: choose a smaller batch")
+    return images
+
+
+def build_teacher(config: Config, run: Run, student: dict[int, nn.BatchNorm2d]) -> tuple[nn.Module, MGDistiller]:
+    """Return the frozen teacher, images -> {"layerN": features}, and the distiller between it and the student's stages."""
+    weights = run.on_first(lambda: read_backbone(config.teacher, config.teacher_arch))
+    if weights.stem != config.stem:
+        raise RunError(
+            f"{config.teacher} has the {weights.stem} stem, the student the {config.stem} one: choose --stem {weights.stem}"
+        )
+    net = build_resnet(weights.arch, stem=weights.stem)
+    net.load_state_dict(weights.state, strict=False)  # what is missing is the head alone: read_backbone has checked the rest
+    run.log.line(f"teacher {weights.report}")
+    norms = stage_norms(net)
+    channels = {stage: (student[stage].num_features, norms[stage].num_features) for stage in config.mgd_stages}
+    try:
+        distiller = MGDistiller(channels, config.reducer, config.loss_factor)
+    except ValueError as error:
+        raise RunError(f"--teacher {config.teacher} ({weights.arch}) for -a {config.arch}: {error}") from None
+    if config.margins == "loaded":
+        distiller.load_margins(norms)
+    teacher = with_features(net, config.mgd_stages, output=None).eval().requires_grad_(False)
+    return teacher.to(run.device, memory_format=torch.channels_last), distiller

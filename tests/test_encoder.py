@@ -1,0 +1,283 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision import models
+
+from moco.encoder import ARCHS, DEPTH, build_resnet, stage_norms, update_by_momentum, with_features
+from moco.model import MoCo
+
+STAGES = [1, 2, 3, 4]
+
+
+@pytest.fixture(scope="module", params=["resnet18", "resnet50"])
+def pair(request):
+    """A plain torchvision network and ours with the same weights, their batch norms away from the initial state."""
+    torch.manual_seed(0)
+    plain = getattr(models, request.param)(num_classes=16)
+    for module in plain.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 0.5, 0.3)
+            nn.init.normal_(module.bias, 0.0, 0.3)
+            nn.init.normal_(module.running_mean, 0.0, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    ours = build_resnet(request.param, dim=16)
+    ours.load_state_dict(plain.state_dict())
+    return plain.eval(), ours.eval()
+
+
+def images(B=2, size=33):
+    return torch.randn(B, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def block_sum(block, x):
+    """One residual block, written out, up to the sum before its last ReLU."""
+    y = F.relu(block.bn1(block.conv1(x)))
+    y = block.bn2(block.conv2(y))
+    if isinstance(block, models.resnet.Bottleneck):
+        y = block.bn3(block.conv3(F.relu(y)))
+    return y + (x if block.downsample is None else block.downsample(x))
+
+
+def sums_before_relu(net, x):
+    """Each stage's last sum of a plain torchvision network, and the network's pooled features."""
+    x = F.max_pool2d(F.relu(net.bn1(net.conv1(x))), 3, stride=2, padding=1)
+    sums = {}
+    for stage in STAGES:
+        for block in getattr(net, f"layer{stage}"):
+            sums[stage] = block_sum(block, x)
+            x = F.relu(sums[stage])
+    return sums, x.mean((2, 3))
+
+
+@torch.no_grad()
+def test_features_are_the_sums_before_the_last_relu_of_each_stage(pair):
+    plain, ours = pair
+    found = with_features(ours, STAGES)(images())
+    expected, _ = sums_before_relu(plain, images())
+    for stage in STAGES:
+        assert torch.equal(found[f"layer{stage}"], expected[stage])
+        assert found[f"layer{stage}"].min() < 0
+    assert list(found) == ["layer1", "layer2", "layer3", "layer4", "fc"]
+
+
+@torch.no_grad()
+def test_output_is_bit_equal_to_the_plain_network(pair):
+    plain, ours = pair
+    expected = plain(images())
+    assert torch.equal(ours(images()), expected)
+    assert torch.equal(with_features(ours, STAGES)(images())["fc"], expected)
+    assert torch.equal(with_features(ours, [])(images())["fc"], expected)
+
+
+@torch.no_grad()
+def test_pooled_features_and_features_alone_are_given_where_asked(pair):
+    plain, ours = pair
+    expected, pooled = sums_before_relu(plain, images())
+    flat = with_features(ours, [], output="flatten")(images())
+    assert list(flat) == ["flatten"]
+    torch.testing.assert_close(flat["flatten"], pooled)
+    alone = with_features(ours, [2, 3], output=None)(images())
+    assert list(alone) == ["layer2", "layer3"]
+    assert torch.equal(alone["layer2"], expected[2])
+
+
+def test_training_gives_the_same_bytes_as_the_plain_network():
+    torch.manual_seed(0)
+    plain, ours = models.resnet18(num_classes=8), build_resnet("resnet18", dim=8)
+    ours.load_state_dict(plain.state_dict())
+    extractor = with_features(ours, STAGES).train()
+    found, expected = extractor(images()), plain(images())
+    assert torch.equal(found["fc"], expected)
+    assert all(found[f"layer{stage}"].min() < 0 for stage in STAGES)
+    sum(f.square().mean() for f in found.values()).backward()  # refused, had a ReLU overwritten what it needs
+    for (name, mine), theirs in zip(ours.state_dict().items(), plain.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs), name
+
+
+def shapes(state):
+    return {name: tuple(value.shape) for name, value in state.items()}
+
+
+def moco_shapes(arch, dim, mlp):
+    """The names and shapes that a MoCo encoder has by its paper: torchvision's, and with an MLP a hidden layer before `fc`."""
+    with torch.device("meta"):
+        expected = shapes(getattr(models, arch)(num_classes=dim).state_dict())
+    if mlp:
+        width = expected.pop("fc.weight")[1]
+        del expected["fc.bias"]
+        expected |= {"fc.0.weight": (width, width), "fc.0.bias": (width,), "fc.2.weight": (dim, width), "fc.2.bias": (dim,)}
+    return expected
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_names_and_shapes_are_those_of_moco(arch):
+    expected = moco_shapes(arch, 128, mlp=True)
+    with torch.device("meta"):
+        net = build_resnet(arch, dim=128, mlp=True)
+    for found in (shapes(net.state_dict()), shapes(with_features(net, STAGES).state_dict())):
+        assert found == expected
+        assert list(found) == list(expected)
+
+
+@pytest.mark.parametrize("stages", [[], [4], STAGES])
+@pytest.mark.parametrize("mlp", [False, True])
+def test_names_do_not_depend_on_the_features_asked_for(stages, mlp):
+    with torch.device("meta"):
+        net = build_resnet("resnet50", dim=32, mlp=mlp)
+    assert list(shapes(with_features(net, stages).state_dict()).items()) == list(moco_shapes("resnet50", 32, mlp).items())
+
+
+def test_the_head_has_one_hidden_layer_as_wide_as_the_features():
+    torch.manual_seed(0)
+    net = build_resnet("resnet18", dim=8, mlp=True).eval()
+    with torch.no_grad():
+        found = with_features(net, [4])(images())["fc"]
+        pooled = with_features(net, [], output="flatten")(images())["flatten"]
+    first, last = net.fc[0], net.fc[2]
+    hidden = (pooled @ first.weight.T + first.bias).clamp_min(0)
+    torch.testing.assert_close(found, hidden @ last.weight.T + last.bias)
+    assert found.shape == (2, 8)
+
+
+def test_a_feature_extractor_shares_the_parameters():
+    net = build_resnet("resnet18", dim=8)
+    extractor = with_features(net, [1, 4])
+    for (name, mine), (other, theirs) in zip(extractor.named_parameters(), net.named_parameters(), strict=True):
+        assert name == other
+        assert mine is theirs
+
+
+@torch.no_grad()
+def test_the_small_stem_keeps_the_resolution():
+    torch.manual_seed(0)
+    net = build_resnet("resnet18", dim=8, stem="small").eval()
+    found = with_features(net, STAGES)(images(size=32))
+    assert [tuple(found[f"layer{stage}"].shape[1:]) for stage in STAGES] == [
+        (64, 32, 32),
+        (128, 16, 16),
+        (256, 8, 8),
+        (512, 4, 4),
+    ]
+    assert net.conv1.weight.shape == (64, 3, 3, 3)
+    assert net.conv1.bias is None
+    assert shapes(net.state_dict()) == moco_shapes("resnet18", 8, mlp=False) | {"conv1.weight": (64, 3, 3, 3)}
+    found = F.relu(found["layer4"]).mean((2, 3)) @ net.fc.weight.T + net.fc.bias
+    torch.testing.assert_close(net(images(size=32)), found)
+
+
+def test_the_small_stem_is_initialised_like_torchvisions_convolutions():
+    torch.manual_seed(0)
+    weight = build_resnet("resnet18", stem="small").conv1.weight
+    assert weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("arch", "last"), [("resnet18", "bn2"), ("resnet34", "bn2"), ("resnet50", "bn3"), ("resnext50_32x4d", "bn3")]
+)
+def test_stage_norms_are_the_last_batch_norms(arch, last):
+    with torch.device("meta"):
+        net = build_resnet(arch)
+    norms = stage_norms(net)
+    widths = [64, 128, 256, 512] if last == "bn2" else [256, 512, 1024, 2048]
+    assert list(norms) == STAGES == list(range(1, DEPTH + 1))
+    for stage, width in zip(STAGES, widths, strict=True):
+        assert norms[stage] is getattr(net.get_submodule(f"layer{stage}")[-1], last)
+        assert norms[stage].num_features == width
+
+
+def small_net():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Linear(4, 2))
+
+
+def resnet():
+    return build_resnet("resnet18", dim=8, mlp=True)
+
+
+def resnet_with_features():
+    return with_features(resnet(), [2, 4])
+
+
+@pytest.mark.parametrize(
+    ("build_key", "build_query", "momentum"),
+    [(small_net, small_net, m) for m in (0.999, 0.5, 0.0, 1.0)] + [(resnet, resnet_with_features, 0.9)],
+)
+def test_momentum_update_is_that_of_a_loop_over_parameters(build_key, build_query, momentum):
+    torch.manual_seed(0)
+    key, query = build_key(), build_query()
+    for buffer in query.buffers():
+        buffer.fill_(7)
+    named, state = dict(query.named_parameters()), {name: value.clone() for name, value in key.state_dict().items()}
+    untouched = {name: value.clone() for name, value in query.state_dict().items()}
+    update_by_momentum(key, query, momentum)
+    for name, value in key.state_dict().items():
+        if name in named:
+            expected = momentum * state[name].double() + (1 - momentum) * named[name].detach().double()
+            torch.testing.assert_close(value, expected.float(), rtol=1e-5, atol=1e-6)
+        else:
+            assert torch.equal(value, state[name]), name
+    assert all(torch.equal(value, untouched[name]) for name, value in query.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def moco():
+    torch.manual_seed(0)
+    return MoCo("resnet18", dim=16, K=40, mlp=True, stages=[2, 4])
+
+
+@pytest.mark.parametrize(
+    ("arch", "mlp", "stages"), [("resnet18", True, STAGES), ("resnet50", True, []), ("resnet50", False, [4])]
+)
+def test_a_state_has_the_names_of_the_released_checkpoints(arch, mlp, stages):
+    with torch.device("meta"):
+        state = MoCo(arch, dim=128, K=96, mlp=mlp, stages=stages).state_dict()
+    encoder = moco_shapes(arch, 128, mlp)
+    expected = {"module.queue": (128, 96), "module.queue_ptr": (1,)}
+    for name in ("encoder_q", "encoder_k"):
+        expected |= {f"module.{name}.{key}": shape for key, shape in encoder.items()}
+    found = {f"module.{name}": shape for name, shape in shapes(state).items()}
+    assert found == expected
+    assert list(found) == list(expected)
+
+
+def test_some_names_of_the_released_checkpoints_letter_by_letter(moco):
+    names = [f"module.{name}" for name in moco.state_dict()]
+    assert names[:4] == ["module.queue", "module.queue_ptr", "module.encoder_q.conv1.weight", "module.encoder_q.bn1.weight"]
+    assert names[-4:] == [f"module.encoder_k.fc.{layer}.{x}" for layer in (0, 2) for x in ("weight", "bias")]
+    for encoder in ("encoder_q", "encoder_k"):
+        assert f"module.{encoder}.layer1.0.bn2.num_batches_tracked" in names
+        assert f"module.{encoder}.layer4.0.downsample.1.running_var" in names
+    assert len(names) == 2 + 2 * (122 + 2)  # 122 of ResNet-18, and the hidden layer
+
+
+def test_the_queue_starts_with_normalised_keys(moco):
+    assert moco.queue.shape == (16, 40)
+    torch.testing.assert_close(moco.queue.norm(dim=0), torch.ones(40))
+    assert not torch.equal(moco.queue[:, 0], moco.queue[:, 1])
+    assert moco.queue_ptr.dtype == torch.int64
+    assert moco.queue_ptr.tolist() == [0]
+
+
+def test_the_key_encoder_starts_as_the_query_encoder_and_is_not_trained(moco):
+    query, key = moco.encoder_q.state_dict(), moco.encoder_k.state_dict()
+    assert all(torch.equal(query[name], key[name]) for name in key)
+    assert not any(p.requires_grad for p in moco.encoder_k.parameters())
+    assert all(p.requires_grad for p in moco.encoder_q.parameters())
+    shared = {p.data_ptr() for p in moco.encoder_q.parameters()} & {p.data_ptr() for p in moco.encoder_k.parameters()}
+    assert not shared
+
+
+def test_the_published_values_are_the_defaults():
+    with torch.device("meta"):
+        net = MoCo("resnet18")
+    assert (net.m, net.T, tuple(net.queue.shape)) == (0.999, 0.07, (128, 65536))
+
+
+def test_keys_enter_the_queue_at_the_pointer():
+    net = MoCo("resnet18", dim=4, K=6)
+    keys = torch.arange(16.0).view(4, 4)
+    net.enqueue(keys)
+    net.enqueue(keys + 100)
+    assert torch.equal(net.queue[:, [4, 5, 0, 1]], keys.T + 100)
+    assert torch.equal(net.queue[:, [2, 3]], keys[2:].T)
+    assert net.queue_ptr.tolist() == [2]
