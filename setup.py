@@ -33,7 +33,7 @@ setup(
             "wheel==0.48.0",
         ],
         "digits": ["scikit-learn==1.9.1"],
-        "test": ["pytest==9.2.0"],
+        "test": ["pytest==9.2.0", "ruff==0.17.6"],
     },
     entry_points={"console_scripts": ["mgd-train=job.train:main"]},
 )

@@ -182,9 +182,9 @@ def build_parser() -> Parser:
         text += "" if "default:" in text or default in ("", False) else f" (default: {default})"
         names = [*meta["flags"], flag(name)]
         if f.type is bool:
-            parser.add_argument(*names, action=argparse.BooleanOptionalAction, help=text.replace("%", "%%"))
+            parser.add_argument(*names, dest=name, action=argparse.BooleanOptionalAction, help=text.replace("%", "%%"))
         else:
-            parser.add_argument(*names, nargs="+" if meta["many"] else None, metavar="X", help=text.replace("%", "%%"))
+            parser.add_argument(*names, dest=name, nargs="+" if meta["many"] else None, metavar="X", help=text.replace("%", "%%"))
     return parser
 
 

@@ -44,7 +44,7 @@ def refresh(training: Training, epoch: int) -> None:
         f"gathering {gathered - measured:.2f} s, solving {time.perf_counter() - gathered:.2f} s"
     )
     for stage, matching in solved.items():
-        report(run, epoch, stage, costs[stage].cpu(), distiller.matching(stage), matching)
+        report(run, epoch, epoch * training.steps, stage, costs[stage].cpu(), distiller.matching(stage), matching)
         distiller.matching(stage).copy_(matching)
 
 
@@ -75,8 +75,11 @@ def measure(training: Training, sample: list[int]) -> dict[int, torch.Tensor]:
     return sums
 
 
-def report(run: Run, epoch: int, stage: int, cost: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> None:
-    """Log a stage's matrix: shape, mean cost of a matched pair before and after, share of student channels matched anew."""
+def report(run: Run, epoch: int, steps: int, stage: int, cost: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> None:
+    """Log a stage's matrix: shape, mean cost of a matched pair before and after, share of student channels matched anew.
+
+    Its record is one of the step that follows `steps` done: a run that goes on from before that step refreshes again.
+    """
     columns = torch.arange(cost.shape[0])
     before = before.cpu()
     old, new = (cost[columns, matching].mean().item() for matching in (before, after))
@@ -84,4 +87,6 @@ def report(run: Run, epoch: int, stage: int, cost: torch.Tensor, before: torch.T
     G, S = after.shape
     shape = f"matching {G}x{S} of {cost.shape[1]}"
     run.log.line(f"  layer{stage}: {shape}, cost {old:.4f} -> {new:.4f}, {100 * changed:.1f} % of channels changed")
-    run.log.record(refresh=epoch, stage=stage, groups=G, channels=S, cost_before=old, cost_after=new, changed=changed)
+    run.log.record(
+        steps=steps + 1, refresh=epoch, stage=stage, groups=G, channels=S, cost_before=old, cost_after=new, changed=changed
+    )

@@ -37,14 +37,12 @@ def train(config: Config, run: Run) -> None:
     saved = resume.find(config, run)
     training = build(config, run)
     start = resume.restore(saved, training) if saved else (0, 0)
-    order = training.order(start)
-    run.begin(dataclasses.asdict(config), start[0] * order.steps + start[1] if saved else None)
-    run.log.line(
-        f"{len(training.images)} images, {order.steps} steps an epoch, {config.batch_size // run.size} images a worker and step"
-    )
+    run.begin(dataclasses.asdict(config), start[0] * training.steps + start[1] if saved else None)
+    share = config.batch_size // run.size
+    run.log.line(f"{len(training.images)} images, {training.steps} steps an epoch, {share} images a worker and step")
 
-    batches = training.batches(order)
-    journal = Journal(run, config.batch_size, order.steps, config.print_freq)
+    batches = training.batches(start)
+    journal = Journal(run, config.batch_size, training.steps, config.print_freq)
     refresh_at = parse_refresh(config.refresh_epochs)
     for epoch in range(start[0], config.epochs):
         first = start[1] if epoch == start[0] else 0
@@ -54,7 +52,7 @@ def train(config: Config, run: Run) -> None:
         if training.distiller and first == 0 and refresh_at(epoch):
             refresh(training, epoch)
         journal.start_epoch(epoch, rate)
-        if train_epoch(training, batches, journal, epoch, range(first, order.steps)):
+        if train_epoch(training, batches, journal, epoch, range(first, training.steps)):
             run.log.line("stopped by a signal; --resume auto goes on from here")
             return
     run.log.line(f"done: {config.epochs} epochs; the newest checkpoint is {run.folder}/last.pth.tar")
@@ -101,7 +99,7 @@ def train_epoch(training: Training, batches, journal: Journal, epoch: int, steps
         if step == steps[-1]:
             statistics.average(training.trained)
             done = (epoch + 1, 0)
-        if sums["stop"] or done == (config.epochs, 0) or save_at(*done, journal.steps):
+        if sums["stop"] or done == (config.epochs, 0) or save_at(*done, training.steps):
             resume.save(training, *done)
         if sums["stop"]:
             break

@@ -34,15 +34,17 @@ class Training:
     trained: nn.ModuleDict  # moco and distiller: all that changes, is saved and is restored
     optimizer: torch.optim.Optimizer
 
-    def order(self, start: tuple[int, int]) -> TrainingOrder:
-        """The batches of this worker's images from (epoch, step) `start` on."""
-        config, run = self.config, self.run
-        return TrainingOrder(len(self.images), config.batch_size, run.rank, run.size, config.seed, config.epochs, start)
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return len(self.images) // self.config.batch_size
 
-    def batches(self, order: TrainingOrder):
-        """An iterator over the views of `order`: query (B, 3, H, W) uint8, key likewise, undecodable files."""
-        views = TwoViews(self.images, self.config.image_size, self.config.aug_plus, self.config.seed)
-        return iter(loader(views, order, self.config.workers, self.run.device.type == "cuda"))
+    def batches(self, start: tuple[int, int]):
+        """An iterator over this worker's views from (epoch, step) `start` on: query (B, 3, H, W) uint8, key, bad files."""
+        config, run = self.config, self.run
+        order = TrainingOrder(len(self.images), config.batch_size, run.rank, run.size, config.seed, config.epochs, start)
+        views = TwoViews(self.images, config.image_size, config.aug_plus, config.seed)
+        return iter(loader(views, order, config.workers, run.device.type == "cuda"))
 
 
 def build(config: Config, run: Run) -> Training:

@@ -1,6 +1,7 @@
 """From a launcher's processes to Horovod workers: checks, threads, devices, and how errors leave them."""
 
 import contextlib
+import ctypes
 import os
 import sys
 import time
@@ -13,6 +14,8 @@ try:
     import horovod.torch as hvd
 except ImportError:
     sys.exit("Horovod is not installed for this Python: run docker/build_horovod.sh " + sys.executable)
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 # What launchers say of their tasks, in the order in which they are asked.
 LAUNCHERS = {
@@ -52,12 +55,25 @@ def start() -> torch.device:
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(cores())
     if not torch.cuda.is_available():
+        keep_freed_memory()
         return torch.device("cpu")
     if hvd.local_size() > torch.cuda.device_count():
         raise RunError(f"{hvd.local_size()} workers on a machine of {torch.cuda.device_count()} GPUs: start one worker a GPU")
     torch.cuda.set_device(hvd.local_rank())
     torch.backends.cudnn.deterministic = True  # a resumed run ends with the same bytes
     return torch.device("cuda", hvd.local_rank())
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what tensors free instead of giving it back to the system.
+
+    A step frees and takes gigabytes of feature maps, and each page given back costs a fault when it returns:
+    measured at 224 pixels on the CPU, 0.6 of 4.5 seconds a step.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def cores() -> int:

@@ -1,0 +1,48 @@
+# make demo, make test: each sets up .venv first, if it is not there yet.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+RUN := runs/demo
+SHELL := /bin/bash
+.SHELLFLAGS := -eo pipefail -c
+.DELETE_ON_ERROR:
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup demo test lint clean
+
+help:
+	@echo 'make setup   install everything into $(VENV) (about 6 minutes the first time)'
+	@echo 'make demo    train a teacher and a student on handwritten digits with two workers (about 6 minutes)'
+	@echo 'make test    run the tests with one, two and four workers (about 12 minutes)'
+	@echo 'make lint    check the style'
+	@echo 'make clean   remove $(VENV) and the demo runs'
+
+setup: $(READY)
+
+$(READY): setup.py docker/build_horovod.sh
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo 'setup: Python 3.11 or newer is needed; $(PYTHON) is not: make PYTHON=python3.11 ...' >&2; exit 2; }
+	@for tool in g++ make; do command -v $$tool >/dev/null || { echo "setup: no $$tool here: apt-get install g++ make" >&2; exit 2; }; done
+	@echo 'setup 1/3: making $(VENV)'
+	@$(PYTHON) -m venv $(VENV) || { echo 'setup: could not make a virtual environment: apt-get install python3-venv python3-dev' >&2; exit 2; }
+	@$(BIN)/python -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || { echo 'setup: no Python headers: apt-get install python3-dev' >&2; exit 2; }
+	@echo 'setup 2/3: installing torch and the rest (about 2 minutes, several GB)'
+	@$(BIN)/python -m pip install --progress-bar off -e '.[horovod,digits,test]' | sed -un 's/^\(Collecting\|Downloading\|Installing\) \([^ ]*\).*/  \1 \2/p'
+	@echo 'setup 3/3: Horovod'
+	@docker/build_horovod.sh $(BIN)/python
+	@touch $@
+
+# The whole story: a teacher by itself, a student guided by it, and how good their features are.
+demo: $(READY)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash job/demo.sh $(RUN)
+
+test: $(READY)
+	@$(BIN)/python -m pytest tests --ignore=tests/parallel
+	@for workers in 2 4; do echo "tests with $$workers workers"; $(BIN)/horovodrun -np $$workers $(BIN)/python -m pytest -q tests/parallel; done
+
+lint: $(READY)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) $(RUN)

@@ -1,0 +1,38 @@
+"""Tests of several workers: `horovodrun -np N python -m pytest -q tests/parallel`; plain pytest makes them one worker.
+
+Every worker runs the same tests in the same order. A test asserts on what all workers know, after its last
+collective: one that failed on a single worker in between would leave the others waiting.
+"""
+
+import os
+import sys
+
+import pytest
+import torch
+
+RANK = int(os.environ.get("HOROVOD_RANK", 0))
+
+
+@pytest.hookimpl(trylast=True)  # after the reporter has been registered
+def pytest_configure(config):
+    if RANK:
+        config.pluginmanager.unregister(name="terminalreporter")
+
+
+def pytest_runtest_logreport(report):
+    if RANK and report.failed:
+        print(f"{report.nodeid} on worker {RANK}:\n{report.longreprtext}", file=sys.stderr, flush=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def run(tmp_path_factory):
+    """The one run of a session, on CPUs; a worker that a collective waits for in vain ends it soon."""
+    from job.run.run import Run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOROVOD_STALL_CHECK_TIME_SECONDS", "15")
+        patch.setenv("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "30")
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        run = Run(str(tmp_path_factory.mktemp("run")), keep=1)
+    torch.set_num_threads(1)
+    return run

@@ -1,0 +1,138 @@
+import horovod.torch as hvd
+import pytest
+import torch
+
+from job.errors import RunError
+from job.run import launch
+
+
+class Lines(list):
+    """A log that keeps its lines."""
+
+    line = list.append
+
+
+@pytest.fixture
+def run(run, monkeypatch):
+    """The session's run with a log of its own, and no bad images yet."""
+    monkeypatch.setattr(run, "log", Lines())
+    monkeypatch.setattr(run, "bad_images", set())
+    return run
+
+
+def every(value):
+    return hvd.allgather_object(value, name="every")
+
+
+def raised(work):
+    """What RunError `work` raises, as (text, code) of each worker; None where it raises none."""
+    try:
+        work()
+    except RunError as error:
+        return every((str(error), error.code))
+    return every(None)
+
+
+def test_a_run_knows_its_place(run):
+    assert every((run.rank, run.size)) == [(rank, hvd.size()) for rank in range(hvd.size())]
+
+
+def test_on_first_gives_all_what_the_first_worker_found(run):
+    calls = []
+
+    def work():
+        calls.append(run.rank)
+        return {"of": run.rank, "tensor": torch.arange(3)}
+
+    result = run.on_first(work)
+    assert every((result["of"], result["tensor"].tolist())) == [(0, [0, 1, 2])] * hvd.size()
+    assert every(calls) == [[0]] + [[]] * (hvd.size() - 1)
+
+
+@pytest.mark.parametrize("code", [1, 2])
+def test_an_error_of_the_first_worker_is_everyones_with_its_text_and_code(run, code):
+    def fail():
+        raise RunError(f"worker {run.rank} has found nothing", code)
+
+    assert raised(lambda: run.on_first(fail)) == [("worker 0 has found nothing", code)] * hvd.size()
+
+
+def test_workers_go_on_after_an_error_of_the_first(run):
+    raised(lambda: run.on_first(lambda: (_ for _ in ()).throw(RunError("no"))))
+    assert every(run.on_first(lambda: 7)) == [7] * hvd.size()
+
+
+def test_total_sums_each_value_over_the_workers(run):
+    """Numbers, truths and tensors, in float64: a count beyond 2**24 keeps its last digit."""
+    ranks = range(1, hvd.size() + 1)
+    mine = run.rank + 1
+    found = run.total(
+        images=2**24 + mine,
+        stop=run.rank == 0,
+        loss=torch.tensor(0.5 * mine, requires_grad=True),
+        correct=torch.tensor(10 * mine),
+    )
+    expected = {
+        "images": float(sum(2**24 + rank for rank in ranks)),
+        "stop": 1.0,
+        "loss": 0.5 * sum(ranks),
+        "correct": 10.0 * sum(ranks),
+    }
+    assert every(found) == [expected] * hvd.size()
+
+
+def test_bad_images_are_the_same_set_everywhere_each_named_once(run):
+    run.note_bad_images([f"{run.rank}.png", "shared.png"], 100, 1000)
+    run.note_bad_images([f"{run.rank}.png", "late.png"] if run.rank == 0 else [], 100, 1000)
+    files = {f"{rank}.png" for rank in range(hvd.size())} | {"shared.png", "late.png"}
+    for bad, lines in every((run.bad_images, list(run.log))):
+        assert bad == files
+        assert len(lines) == len(files)
+        assert all(sum(f" {file};" in line for line in lines) == 1 for file in files)
+
+
+def test_bad_images_up_to_the_limit_are_let_pass(run):
+    assert raised(lambda: run.note_bad_images([f"{run.rank}.png"], hvd.size(), 1000)) == [None] * hvd.size()
+
+
+def test_one_bad_image_above_the_limit_ends_all_workers(run):
+    """Each worker has met one alone: none of them knows by itself that the limit is passed."""
+    limit = hvd.size() - 1
+    found = raised(lambda: run.note_bad_images([f"{run.rank}.png"], limit, 1000))
+    text = f"{hvd.size()} of 1000 images cannot be decoded, and --max-bad-images is {limit}; the first: 0.png"
+    assert found == [(text, 2)] * hvd.size()
+
+
+def test_a_folder_of_bad_images_alone_ends_all_workers(run):
+    found = raised(lambda: run.note_bad_images([f"{run.rank}.png"], 100, hvd.size()))
+    assert all(error and error[0].startswith(f"{hvd.size()} of {hvd.size()} images cannot") for error in found)
+
+
+@pytest.fixture(params=launch.LAUNCHERS)
+def launcher(request, monkeypatch):
+    """(name, size -> None): a launcher whose variables can be set as if it had started so many tasks."""
+    for variables in launch.LAUNCHERS.values():
+        for variable in variables:
+            monkeypatch.delenv(variable, raising=False)
+    rank, size = launch.LAUNCHERS[request.param]
+    monkeypatch.setenv(rank, str(hvd.rank()))
+    # What starting sets as it goes is put back: Horovod's settings, and devices and threads of this session.
+    monkeypatch.setenv("HOROVOD_DISABLE_GROUP_FUSION", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    return request.param, lambda tasks: monkeypatch.setenv(size, str(tasks))
+
+
+def test_tasks_that_are_not_horovods_workers_are_refused(launcher):
+    """So many whole runs, each of one worker, would write over one another's files."""
+    name, start = launcher
+    start(hvd.size() + 1)
+    found = raised(launch.start)
+    text = f"{name} started {hvd.size() + 1} tasks, but Horovod has {hvd.size()} workers"
+    assert all(error and error[0].startswith(text) and error[1] == 2 for error in found)
+
+
+def test_as_many_tasks_as_horovod_has_workers_start(launcher):
+    _, start = launcher
+    start(hvd.size())
+    assert raised(launch.start) == [None] * hvd.size()

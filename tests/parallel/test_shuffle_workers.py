@@ -1,0 +1,68 @@
+import horovod.torch as hvd
+import pytest
+import torch
+
+from moco import shuffle
+from moco.model import MoCo
+
+B = 5
+
+
+def permutations():
+    """Of the total batch: every image stays, all go to the other end, and random ones."""
+    NB, generator = hvd.size() * B, torch.Generator().manual_seed(3)
+    return [torch.arange(NB), torch.arange(NB).flip(0), *(torch.randperm(NB, generator=generator) for _ in range(20))]
+
+
+@pytest.fixture(scope="module")
+def travelled():
+    """For each permutation the images that every worker received; image i of the total batch shows i in each pixel."""
+    mine = torch.arange(hvd.rank() * B, (hvd.rank() + 1) * B, dtype=torch.uint8).view(B, 1, 1, 1).expand(B, 3, 4, 4)
+    received = [hvd.synchronize(shuffle.send(mine, permutation))[0] for permutation in permutations()]
+    return [hvd.allgather_object(images, name=f"received.{i}") for i, images in enumerate(received)]
+
+
+def test_every_image_reaches_exactly_one_worker_and_whole(travelled):
+    for workers in travelled:
+        images = torch.cat(workers)
+        assert torch.equal(images, images[:, :1, :1, :1].expand_as(images))
+        assert images[:, 0, 0, 0].sort().values.tolist() == list(range(hvd.size() * B))
+
+
+def test_a_worker_receives_the_images_that_the_permutation_gives_it(travelled):
+    for permutation, workers in zip(permutations(), travelled, strict=True):
+        for images, positions in zip(workers, permutation.split(B), strict=True):
+            assert images[:, 0, 0, 0].tolist() == sorted(positions.tolist())
+
+
+def test_a_worker_receives_the_bytes_of_one_batch_whatever_the_number_of_workers(travelled):
+    for workers in travelled:
+        assert all(images.dtype == torch.uint8 and images.shape == (B, 3, 4, 4) for images in workers)
+
+
+def test_keys_come_back_in_the_order_of_the_batch():
+    """The encoder is the identity: a key is its image, two numbers that say the position."""
+    positions = torch.arange(hvd.size() * B, dtype=torch.float32)
+    total = torch.stack([positions, -positions], dim=1)  # (NB, 2)
+    mine = total[hvd.rank() * B : (hvd.rank() + 1) * B]
+    returned = []
+    for permutation in permutations():
+        received, _ = hvd.synchronize(shuffle.send(mine, permutation))
+        returned.append(shuffle.gather(received, permutation))
+    found = hvd.allgather_object([torch.equal(keys, total) for keys in returned], name="found")
+    assert all(all(worker) for worker in found)
+
+
+def test_the_keys_images_travel_once_a_step_and_as_bytes(monkeypatch):
+    sent, alltoall = [], hvd.alltoall_async
+
+    def recorded(tensor, *arguments, **named):
+        sent.append((tensor.dtype, tuple(tensor.shape)))
+        return alltoall(tensor, *arguments, **named)
+
+    monkeypatch.setattr(hvd, "alltoall_async", recorded)
+    views = torch.zeros(2, B, 3, 32, 32, dtype=torch.uint8)
+    with torch.no_grad():
+        MoCo("resnet18", dim=4, K=8)(*views, permutations()[-1])
+    found = hvd.allgather_object(sent, name="sent")
+    assert found == [[(torch.uint8, (B, 3, 32, 32))]] * hvd.size()

@@ -1,0 +1,70 @@
+import horovod.torch as hvd
+import pytest
+import torch
+from torch import nn
+
+from job.run import statistics
+
+
+def build(rank):
+    """A network of the statistics that worker `rank` has."""
+    generator = torch.Generator().manual_seed(rank)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(2, affine=False)))
+    with torch.no_grad():
+        for value in net.parameters():
+            value.fill_(rank)
+        for buffer in statistics.running_statistics(net):
+            buffer.copy_(torch.rand(buffer.shape, generator=generator))
+    return net
+
+
+def flat(net):
+    """The running statistics as one vector: mean, then variance, of each norm in the order of the network."""
+    norms = [net[1], net[2][0], net[2][1]]
+    return torch.cat([value for norm in norms for value in (norm.running_mean, norm.running_var)])
+
+
+@pytest.fixture
+def net():
+    return build(hvd.rank())
+
+
+def every(value, name):
+    return hvd.allgather_object(value, name=name)
+
+
+def test_average_gives_all_workers_the_mean(net):
+    statistics.average(net)
+    found = every(flat(net), "averaged")
+    mean = sum(flat(build(rank)).double() for rank in range(hvd.size())) / hvd.size()
+    for mine in found:
+        assert torch.equal(mine, found[0])
+        torch.testing.assert_close(mine.double(), mean, rtol=1e-6, atol=0.0)
+
+
+def test_average_changes_running_statistics_alone(net):
+    statistics.average(net)
+    parameters = every([value.unique().tolist() for value in net.parameters()], "parameters")
+    assert parameters == [[[float(rank)]] * 4 for rank in range(hvd.size())]
+
+
+def test_averaging_twice_changes_nothing(net):
+    statistics.average(net)
+    once = flat(net)
+    statistics.average(net)
+    assert all(every(torch.equal(flat(net), once), "twice"))
+
+
+def test_gather_has_the_workers_in_the_order_of_their_ranks(net):
+    expected = torch.stack([flat(build(rank)) for rank in range(hvd.size())])
+    for rows in every(statistics.gather(net), "rows"):
+        assert torch.equal(rows, expected)
+
+
+def test_load_restores_a_row_to_the_bit(net):
+    rows = statistics.gather(net)
+    other = (hvd.rank() + 1) % hvd.size()
+    statistics.average(net)
+    statistics.load(net, rows[other])
+    for rank, loaded in enumerate(every(flat(net), "loaded")):
+        assert torch.equal(loaded, flat(build((rank + 1) % hvd.size())))
