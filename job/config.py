@@ -43,7 +43,7 @@ class Config:
 
     data: str = option("", "folder with train/<class>/*; or the word digits: scikit-learn's digits, written to data/digits")
     config: list[str] = option([], "YAML files, or names of presets, read in order before the command line", many=True)
-    out: str = option("", "folder of this run (default: runs/ARCH, or runs/ARCH-mgd with a teacher)")
+    out: str = option("", "folder of this run (default: runs/ARCH)")
 
     arch: str = option("resnet18", "the student's network", "-a", choices=ARCHS)
     stem: str = option("imagenet", "small: a first layer for images of about 32 pixels, of student and teacher", choices=STEMS)
@@ -84,7 +84,7 @@ class Config:
 
     def folder(self) -> str:
         """The run's folder."""
-        return self.out or os.path.join("runs", self.arch + ("-mgd" if self.teacher else ""))
+        return self.out or os.path.join("runs", self.arch)
 
 
 FIELDS = {f.name: f for f in fields(Config)}
@@ -117,7 +117,7 @@ def convert_one(value, kind: type, shown: str):
     if kind in (int, float) and isinstance(value, (str, int)) and not isinstance(value, bool):
         try:
             return kind(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     raise RunError(f"{shown} {value!r}: expected {names[kind]}")
@@ -149,7 +149,7 @@ def read_yaml(path: str) -> dict:
     except OSError as error:
         known = ", ".join(sorted(p.name.removesuffix(".yaml") for p in (resources.files("job") / "presets").iterdir()))
         raise RunError(f"--config {path}: {error.strerror or error}; expected a YAML file, or a preset ({known})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, a day that does not exist, too many digits
         raise RunError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
     if content is None:
         return {}
@@ -159,7 +159,7 @@ def read_yaml(path: str) -> dict:
     for key, value in content.items():
         name = str(key).replace("-", "_")
         if name not in FIELDS or name == "config":
-            near = difflib.get_close_matches(name, FIELDS, 1)
+            near = difflib.get_close_matches(name, FIELDS.keys() - {"config"}, 1)
             raise RunError(f"--config {path}: unknown key {key!r}" + (f"; did you mean {near[0]}?" if near else ""))
         options[name] = convert(name, value, f"{path}: {key}")
     return options
@@ -179,7 +179,7 @@ def build_parser() -> Parser:
         meta = f.metadata
         default = f.default if f.default is not MISSING else " ".join(map(str, f.default_factory()))
         text = meta["text"] + (f" [{' '.join(filter(None, meta['choices']))}]" if meta["choices"] else "")
-        text += "" if "default:" in text or default in ("", False) else f" (default: {default})"
+        text += "" if "default:" in text or default is False or default == "" else f" (default: {default})"
         names = [*meta["flags"], flag(name)]
         if f.type is bool:
             parser.add_argument(*names, dest=name, action=argparse.BooleanOptionalAction, help=text.replace("%", "%%"))

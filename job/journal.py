@@ -71,7 +71,7 @@ class Journal:
         """One line for a step or an epoch."""
         parts = f"contrastive {numbers['contrastive']:.4f}"
         if numbers["distillation"]:
-            ratio = numbers["distillation"] / numbers["contrastive"]
+            ratio = numbers["distillation"] / (numbers["contrastive"] or math.nan)
             parts += f" + distillation {numbers['distillation']:.4f} (ratio {ratio:.2f})"
         return (
             f"{what}: loss {numbers['loss']:.4f} = {parts}, contrast accuracy {numbers['accuracy']:.1f} %, "

@@ -41,16 +41,18 @@ def knn_accuracy(bank, bank_labels, features, labels, k: int = 200, temperature:
 
 
 @torch.no_grad()
-def extract(net: torch.nn.Module, images: ImageFolder, size: int, what: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the L2-normalised features under the head (n, C) and the labels (n,) of all images."""
-    encoder = with_features(net.eval(), [], output="flatten").to(memory_format=torch.channels_last)
+def extract(nets: list[torch.nn.Module], images: ImageFolder, size: int) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Return each network's L2-normalised features under the head (n, C), and the labels (n,), of all images."""
+    encoders = [with_features(net.eval(), [], output="flatten") for net in nets]
     batches = [list(range(first, min(first + BATCH, len(images)))) for first in range(0, len(images), BATCH)]
     views = loader(CentreViews(images, size), batches, launch.cores(), pin=False)
-    found = [
-        (F.normalize(encoder(normalize(pixels))["flatten"], dim=1), labels)
-        for pixels, labels, _ in tqdm(views, desc=what, leave=False, disable=not sys.stdout.isatty())
-    ]
-    return torch.cat([features for features, _ in found]), torch.cat([labels for _, labels in found])
+    features, labels = [[] for _ in nets], []
+    for pixels, truth, _ in tqdm(views, desc=images.root, leave=False, disable=not sys.stdout.isatty()):
+        inputs = normalize(pixels)
+        for found, encoder in zip(features, encoders, strict=True):
+            found.append(F.normalize(encoder(inputs)["flatten"], dim=1))
+        labels.append(truth)
+    return [torch.cat(found) for found in features], torch.cat(labels)
 
 
 def evaluate(path: str, data: str) -> tuple[str, int, float, float]:
@@ -60,13 +62,12 @@ def evaluate(path: str, data: str) -> tuple[str, int, float, float]:
     train, val = scan(data, "train"), scan(data, "val", "valid")
     if train.classes != val.classes:
         raise RunError(f"the classes of {train.root} and {val.root} differ: {sorted(set(train.classes) ^ set(val.classes))[:3]}")
-    accuracies = []
-    for state in (weights.state, None):
-        torch.manual_seed(0)
-        net = build_resnet(weights.arch, stem=weights.stem)
-        if state:
-            net.load_state_dict(state, strict=False)
-        accuracies.append(knn_accuracy(*extract(net, train, size, "train"), *extract(net, val, size, "val")))
+    torch.manual_seed(0)
+    trained, untrained = (build_resnet(weights.arch, stem=weights.stem) for _ in range(2))
+    trained.load_state_dict(weights.state, strict=False)  # without the head, which is not used
+    banks, bank_labels = extract([trained, untrained], train, size)
+    features, labels = extract([trained, untrained], val, size)
+    accuracies = [knn_accuracy(bank, bank_labels, some, labels) for bank, some in zip(banks, features, strict=True)]
     return weights.arch, saved.get("epoch", 0), *accuracies
 
 

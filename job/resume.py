@@ -5,7 +5,7 @@ import dataclasses
 from job.config import Config
 from job.errors import RunError
 from job.run import statistics
-from job.run.checkpoint import load
+from job.run.checkpoint import FORMAT, load
 from job.run.run import Run
 from job.training import Training
 from job.weights import is_moco
@@ -42,6 +42,10 @@ def find(config: Config, run: Run) -> dict | None:
 
 def continues(saved: dict, config: Config, run: Run) -> dict:
     """Return `saved` if the options continue its run; say what they change. RunError: if they cannot."""
+    if saved["format"] != FORMAT:
+        raise RunError(
+            f"the checkpoint has format {saved['format']}, this version reads {FORMAT}: go on with the version that saved it"
+        )
     old, new = saved["config"], dataclasses.asdict(config)
     where = f"the checkpoint of epoch {saved['epoch']}, step {saved['step']}"
     if bool(saved["mgd"]) != bool(config.teacher):
@@ -53,7 +57,7 @@ def continues(saved: dict, config: Config, run: Run) -> dict:
                 f"--{name.replace('_', '-')} {new[name]}: {where} has {old[name]}, and cannot be continued with another"
             )
     silent = {"resume", "config", "out", "workers", "print_freq"}
-    for name in new.keys() - silent:
+    for name in sorted(new.keys() - silent):
         if old.get(name) != new[name]:
             run.log.line(f"--{name.replace('_', '-')} was {old.get(name)} in {where}; now {new[name]}")
     if saved["workers"] != run.size:

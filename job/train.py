@@ -37,7 +37,8 @@ def train(config: Config, run: Run) -> None:
     saved = resume.find(config, run)
     training = build(config, run)
     start = resume.restore(saved, training) if saved else (0, 0)
-    run.begin(dataclasses.asdict(config), start[0] * training.steps + start[1] if saved else None)
+    options = {name: value for name, value in dataclasses.asdict(config).items() if name != "config"}
+    run.begin(options, start[0] * training.steps + start[1] if saved else None)
     share = config.batch_size // run.size
     run.log.line(f"{len(training.images)} images, {training.steps} steps an epoch, {share} images a worker and step")
 
@@ -67,7 +68,7 @@ def train_epoch(training: Training, batches, journal: Journal, epoch: int, steps
     for step in steps:
         query, key, undecodable = next(batches)  # (B, 3, H, W) uint8 each
         journal.images_came()
-        query, key = query.to(run.device, non_blocking=True), key.to(run.device, non_blocking=True)
+        query, key = normalize(query.to(run.device, non_blocking=True)), key.to(run.device, non_blocking=True)
         permutation = seeds.permutation(config.batch_size, config.seed, "shuffle", epoch=epoch, step=step)  # (NB,)
 
         logits, features, keys = moco(query, key, torch.from_numpy(permutation))  # (B, 1 + K), L x (B, C, H, W), (NB, dim)
@@ -108,10 +109,10 @@ def train_epoch(training: Training, batches, journal: Journal, epoch: int, steps
 
 
 def distil(training: Training, query: torch.Tensor, features: list[torch.Tensor], epoch: int, step: int) -> torch.Tensor:
-    """Return the distillation loss of a step: the query view (B, 3, H, W), the student's stage features of it."""
+    """Return the distillation loss of a step: the normalised query view (B, 3, H, W), the student's stage features of it."""
     config, run = training.config, training.run
     with torch.no_grad():
-        teacher = training.teacher(normalize(query))  # {"layerN": (B, T, H, W)}
+        teacher = training.teacher(query)  # {"layerN": (B, T, H, W)}
     place = run.rank * (config.batch_size // run.size)
     drop = torch.Generator(run.device)
     drop.manual_seed(seeds.torch_seed(config.seed, "drop", epoch=epoch, step=step, sample=place))

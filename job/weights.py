@@ -52,9 +52,13 @@ def read_backbone(path: str, arch: str = "") -> Backbone:
         raise RunError(
             f"{path} holds no ResNet: no {PREFIXES[0]}conv1.weight, nor conv1.weight; its first name is {next(iter(state))}"
         )
+    if odd := [key for key in state if not isinstance(key, str)]:
+        raise RunError(f"{path}: {odd[0]!r} is no tensor's name")
     named = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     body = {key: value for key, value in named.items() if not key.startswith("fc.")}
-    stem = "small" if body["conv1.weight"].shape[-1] == 3 else "imagenet"
+    if odd := next((key for key, value in body.items() if not torch.is_tensor(value)), None):
+        raise RunError(f"{path}: {odd} is no tensor")
+    stem = "small" if body["conv1.weight"].shape[-1:] == (3,) else "imagenet"
     arch = arch or (content["arch"] if content.get("arch") in ARCHS else fitting_arch(path, body, stem))
     if misfits := compare(body, expected_shapes(arch, stem)):
         named = "; ".join(misfits[:3]) + (f"; and {len(misfits) - 3} more" if len(misfits) > 3 else "")

@@ -19,7 +19,14 @@ def write_digits(folder: str) -> None:
         from sklearn.datasets import load_digits
     except ImportError:
         raise RunError("the digits come with scikit-learn, which is not installed: pip install scikit-learn") from None
-    images, labels = load_digits(return_X_y=True)
+    try:
+        write(folder, *load_digits(return_X_y=True))
+    except OSError as error:
+        raise RunError(f"cannot write the digits to {folder}: {error.strerror}; start in a folder that can be written") from None
+
+
+def write(folder: str, images: np.ndarray, labels: np.ndarray) -> None:
+    """Write images (n, 64) of values 0 to 16 as PNG files."""
     part = f"{folder}.part"  # renamed when whole, so that a folder that is there is complete
     shutil.rmtree(part, ignore_errors=True)
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):

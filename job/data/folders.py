@@ -9,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 from job.data.seeds import permutation
 from job.errors import RunError
 
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError, Image.DecompressionBombError)
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, UnidentifiedImageError, Image.DecompressionBombError)
 
 
 class ImageFolder:

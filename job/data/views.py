@@ -1,6 +1,8 @@
 """From images to batches: two random views for training, one centre crop for measuring."""
 
 import multiprocessing
+import os
+import threading
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -44,6 +46,15 @@ def collate(items: list[tuple]) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     return torch.stack(first), second, [file for files in bad for file in files]
 
 
+def end_with_worker(process: int) -> None:
+    """Let a loader process end when the worker that it loads for is killed.
+
+    Its parent is the fork server, which lives as long as it does: each would wait for the other for ever.
+    """
+    worker = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (worker.join(), os._exit(1)), daemon=True).start()
+
+
 def loader(dataset: Dataset, batches, processes: int, pin: bool) -> DataLoader:
     """Return a loader of `batches` (lists of the dataset's indices) with `processes` processes.
 
@@ -54,5 +65,11 @@ def loader(dataset: Dataset, batches, processes: int, pin: bool) -> DataLoader:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["job.data.views"])
     return DataLoader(
-        dataset, batch_sampler=batches, num_workers=processes, multiprocessing_context=context, collate_fn=collate, pin_memory=pin
+        dataset,
+        batch_sampler=batches,
+        num_workers=processes,
+        multiprocessing_context=context,
+        worker_init_fn=end_with_worker,
+        collate_fn=collate,
+        pin_memory=pin,
     )

@@ -46,7 +46,10 @@ class Checkpoints:
         directory = os.open(self.folder, os.O_RDONLY)
         os.fsync(directory)
         os.close(directory)
-        for old in self.paths()[: -self.keep]:
+        half_written = [os.path.join(self.folder, name) for name in os.listdir(self.folder) if name.endswith(".pth.tar.new")]
+        paths = self.paths()
+        done = paths.index(path) + 1  # those after it are of a course that this run has left
+        for old in paths[: max(0, done - self.keep)] + paths[done:] + half_written:
             os.remove(old)
         return path
 
@@ -87,7 +90,9 @@ def load(path: str) -> dict:
                 f"{path} holds code or objects besides tensors, which are never loaded: expected a checkpoint"
             ) from None
         raise RunError(f"{path} is not a whole checkpoint ({type(error).__name__}): use another one") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+    except RunError:
+        raise
+    except Exception as error:
         reason = str(error).split("\n")[0] or type(error).__name__
         raise RunError(f"{path} is not a whole checkpoint ({reason}): use another one") from None
     if not isinstance(content, dict):

@@ -24,8 +24,8 @@ class Log:
         if not self.speaks:
             return
         path = os.path.join(folder, "metrics.jsonl")
-        if resumed_at is not None and os.path.exists(path):
-            drop_after(path, resumed_at)
+        if os.path.exists(path):
+            drop_after(path, resumed_at or 0)
         self.file = open(os.path.join(folder, "log.txt"), "a", buffering=1)
         self.metrics = open(path, "a", buffering=1)
         for line in self.waiting:
@@ -35,7 +35,7 @@ class Log:
         """Say one line."""
         if not self.speaks:
             return
-        tqdm.write(text, file=sys.stdout)
+        tqdm.write(printable(text), file=sys.stdout)
         sys.stdout.flush()
         self.note(text)
 
@@ -43,7 +43,7 @@ class Log:
         """Write one line to the log file alone."""
         if not self.speaks:
             return
-        stamped = time.strftime("%Y-%m-%d %H:%M:%S ") + text
+        stamped = time.strftime("%Y-%m-%d %H:%M:%S ") + printable(text)
         if self.file:
             self.file.write(stamped + "\n")
         else:
@@ -84,13 +84,18 @@ class Log:
                 file.close()
 
 
+def printable(text: str) -> str:
+    """`text` with what is no UTF-8, as names of files may be, written out."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def drop_after(path: str, steps: int) -> None:
     """Drop from a metrics file what came after `steps` steps, and a last line cut short; by one rename."""
     kept = []
     with open(path) as file:
         for line in file:
             try:
-                if json.loads(line)["steps"] <= steps:
+                if line.endswith("\n") and json.loads(line)["steps"] <= steps:
                     kept.append(line)
             except (ValueError, KeyError):
                 continue

@@ -50,13 +50,15 @@ class Run:
             hvd.shutdown()
 
     def on_first(self, work):
-        """Return what `work()` returns on rank 0, on all ranks; a RunError there is raised on all of them."""
+        """Return what `work()` returns on rank 0, on all ranks; what fails there for the user or the system is raised on all."""
         outcome = None
         if self.rank == 0:
             try:
                 outcome = (work(), None)
             except RunError as error:
                 outcome = (None, (str(error), error.code))
+            except OSError as error:
+                outcome = (None, (f"{error.filename or 'a file'}: {error.strerror or error}", 2))
         result, failed = hvd.broadcast_object(outcome, root_rank=0, name="on_first")
         if failed:
             raise RunError(*failed)
@@ -83,6 +85,8 @@ class Run:
             self.log.line(f"options: {line}")
 
         self.on_first(open_folder)
+        if self.device.type == "cpu":
+            launch.keep_freed_memory()
 
     def total(self, **values) -> dict[str, float]:
         """Return the sums of `values` over all workers. A collective: all workers call it with the same names."""

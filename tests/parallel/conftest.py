@@ -4,6 +4,7 @@ Every worker runs the same tests in the same order. A test asserts on what all w
 collective: one that failed on a single worker in between would leave the others waiting.
 """
 
+import contextlib
 import os
 import sys
 
@@ -24,14 +25,24 @@ def pytest_runtest_logreport(report):
         print(f"{report.nodeid} on worker {RANK}:\n{report.longreprtext}", file=sys.stderr, flush=True)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure():
+    """Leave together: the launcher ends all workers at the first that goes, and the first one's summary with them."""
+    hvd = sys.modules.get("horovod.torch")
+    sys.stdout.flush()
+    if hvd and hvd.is_initialized():
+        with contextlib.suppress(hvd.mpi_ops.HorovodInternalError):
+            hvd.barrier()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def run(tmp_path_factory):
     """The one run of a session, on CPUs; a worker that a collective waits for in vain ends it soon."""
     from job.run.run import Run
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOROVOD_STALL_CHECK_TIME_SECONDS", "15")
-        patch.setenv("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "30")
+        patch.setenv("HOROVOD_STALL_CHECK_TIME_SECONDS", "20")
+        patch.setenv("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "60")
         patch.setattr(torch.cuda, "is_available", lambda: False)
         run = Run(str(tmp_path_factory.mktemp("run")), keep=1)
     torch.set_num_threads(1)

@@ -15,7 +15,7 @@ from mgd.distiller import MGDistiller
 from moco.encoder import stage_norms
 from moco.model import MoCo
 
-B, STEPS = 4, 4
+B, STEPS = 4, 3
 STAGES = [3, 4]
 
 

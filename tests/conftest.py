@@ -1,0 +1,101 @@
+"""What whole-run tests share: a small image folder, a teacher's file, and runs of the real command under horovodrun."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from PIL import Image
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as each of two workers has on two cores
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    """A folder of 44 training images in two classes, of noise at several sizes."""
+    folder = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for number in range(44):
+        path = folder / "train" / f"class{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 256, (4 + number % 3, 5, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((40, 36)).save(path)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def teacher_file(tmp_path_factory):
+    """A ResNet-50 with random weights, laid out as MoCo's released files."""
+    from moco.model import MoCo
+
+    torch.manual_seed(5)
+    path = tmp_path_factory.mktemp("teacher") / "teacher.pth.tar"
+    state = {f"module.{key}": value for key, value in MoCo("resnet50", K=64, mlp=True).state_dict().items()}
+    torch.save({"epoch": 200, "arch": "resnet50", "state_dict": state, "optimizer": {}}, path)
+    return path
+
+
+class Job:
+    """One `horovodrun -np N python -m job.train` in a process of its own."""
+
+    def __init__(self, workers: int, folder, arguments: list):
+        self.folder = folder
+        python = [sys.executable, "-m", "job.train", *map(str, arguments), "--out", str(folder)]
+        launcher = os.path.join(os.path.dirname(sys.executable), "horovodrun")
+        self.process = subprocess.Popen(
+            [launcher, "-np", str(workers), *python], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def steps(self) -> list[int]:
+        """The steps done so far, as metrics.jsonl has them."""
+        path = self.folder / "metrics.jsonl"
+        records = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+        return [record["steps"] for record in records if "loss" in record]
+
+    def wait_for_step(self, step: int) -> None:
+        """Wait until `step` steps are done."""
+        deadline = time.monotonic() + 240
+        while step not in self.steps():
+            assert self.process.poll() is None, f"the run ended early:\n{self.process.stdout.read()}"
+            assert time.monotonic() < deadline, f"step {step} has not come in 240 s"
+            time.sleep(0.02)
+
+    def workers(self) -> list[psutil.Process]:
+        """The worker processes."""
+        below = psutil.Process(self.process.pid).children(recursive=True)
+        return [process for process in below if process.cmdline()[1:3] == ["-m", "job.train"]]
+
+    def kill(self) -> None:
+        """SIGKILL the launcher and the workers at once; their loader processes are to end by themselves."""
+        below = psutil.Process(self.process.pid).children(recursive=True)
+        for process in [psutil.Process(self.process.pid), *self.workers()]:
+            process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        _, alive = psutil.wait_procs(below, timeout=60)
+        assert not alive, f"left behind by killed workers: {alive}"
+
+    def finish(self) -> str:
+        """Wait for the end, and return what was printed."""
+        output, _ = self.process.communicate(timeout=300)
+        return output
+
+
+@pytest.fixture(scope="session")
+def start_job():
+    """A function that starts a Job; what still runs at the end of the session is killed."""
+    jobs = []
+
+    def start(workers, folder, arguments):
+        jobs.append(Job(workers, folder, arguments))
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        if job.process.poll() is None:
+            job.kill()

@@ -1,0 +1,404 @@
+import os
+import pickle
+
+import pytest
+import torch
+
+from job.errors import RunError
+from job.run.checkpoint import FORMAT, LAST, Checkpoints, load
+
+
+def content(epoch=1, step=0, value=1.0):
+    """What a checkpoint may hold: tensors of several kinds, numbers, text and containers."""
+    return {
+        "epoch": epoch,
+        "step": step,
+        "arch": "resnet18",
+        "state_dict": {"module.w": torch.full((5, 3), value), "module.n": torch.tensor([7]), "module.h": torch.ones(2).half()},
+        "optimizer": {"state": {0: {"momentum_buffer": torch.arange(4.0)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
+        "mgd": {},
+        "config": {"lr": 0.03, "mlp": True, "schedule": [1, 2], "teacher": "café"},
+        "statistics": None,
+    }
+
+
+def same(a, b):
+    """Whether two contents are equal, tensors by dtype and value."""
+    if torch.is_tensor(a):
+        return torch.is_tensor(b) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return type(a) is type(b) and a == b
+
+
+def refused(call, *args):
+    with pytest.raises(RunError) as caught:
+        call(*args)
+    assert "\n" not in str(caught.value)
+    assert caught.value.code == 2
+    return str(caught.value)
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    return Checkpoints(str(tmp_path), keep=3)
+
+
+def names(checkpoints):
+    return [os.path.basename(path) for path in checkpoints.paths()]
+
+
+def damage(path, change):
+    """Replace a file's bytes by `change(bytes)`."""
+    with open(path, "rb") as file:
+        before = file.read()
+    with open(path, "wb") as file:
+        file.write(change(before))
+
+
+def cut(path, share=0.5):
+    damage(path, lambda before: before[: int(len(before) * share)])
+
+
+def test_what_is_loaded_is_what_was_saved(checkpoints):
+    path = checkpoints.save(content())
+    assert same(load(path), content() | {"format": FORMAT})
+
+
+def test_tensors_of_a_network_and_its_optimizer_go_there_and_back(checkpoints):
+    torch.manual_seed(0)
+    net = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
+    net(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    path = checkpoints.save({"epoch": 0, "step": 1, "state_dict": net.state_dict(), "optimizer": optimizer.state_dict()})
+    other = torch.nn.Linear(3, 2)
+    again = torch.optim.SGD(other.parameters(), 0.5, momentum=0.1)
+    saved = load(path)
+    other.load_state_dict(saved["state_dict"])
+    again.load_state_dict(saved["optimizer"])
+    assert same(dict(other.state_dict()), dict(net.state_dict()))
+    assert same(again.state_dict(), optimizer.state_dict())
+
+
+def test_a_checkpoint_has_its_epoch_and_step_in_its_name(checkpoints, tmp_path):
+    path = checkpoints.save(content(epoch=12, step=345))
+    assert path == str(tmp_path / "checkpoint_0012_000345.pth.tar")
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint_0012_000345.pth.tar", "last.pth.tar"]
+
+
+def test_paths_come_oldest_first_and_name_checkpoints_alone(checkpoints, tmp_path):
+    made = ["checkpoint_0010_000000", "checkpoint_0002_000010", "checkpoint_0002_000009", "checkpoint_10000_1000000"]
+    others = [
+        "checkpoint_1_2.pth.tar",
+        "checkpoint_0001_000000.pth.tar.new",
+        "last.pth.tar",
+        "log.txt",
+        "xcheckpoint_0001_000000",
+    ]
+    for name in [f"{name}.pth.tar" for name in made] + others:
+        (tmp_path / name).write_bytes(b"")
+    assert names(checkpoints) == [f"{made[n]}.pth.tar" for n in (2, 1, 0, 3)]
+
+
+def test_a_folder_that_is_not_there_has_no_checkpoints(tmp_path):
+    assert Checkpoints(str(tmp_path / "none"), 3).paths() == []
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 10])
+def test_the_newest_stay_and_last_points_to_the_newest(tmp_path, keep):
+    checkpoints, saved = Checkpoints(str(tmp_path), keep), []
+    for epoch, step in [(0, 5), (0, 10), (1, 0), (1, 5), (2, 0)]:
+        saved.append(os.path.basename(checkpoints.save(content(epoch, step, value=len(saved)))))
+        assert names(checkpoints) == saved[-keep:]
+        assert os.readlink(tmp_path / LAST) == saved[-1]
+        assert same(load(str(tmp_path / LAST)), content(epoch, step, value=len(saved) - 1) | {"format": FORMAT})
+    assert sorted(os.listdir(tmp_path)) == [*saved[-keep:], LAST]
+
+
+def test_last_stays_right_when_the_folder_moves(checkpoints, tmp_path):
+    checkpoints.save(content())
+    os.rename(tmp_path, f"{tmp_path}-moved")
+    assert load(os.path.join(f"{tmp_path}-moved", LAST))["epoch"] == 1
+    os.rename(f"{tmp_path}-moved", tmp_path)
+
+
+def test_saving_the_same_step_again_replaces_it(checkpoints):
+    checkpoints.save(content(value=1.0))
+    path = checkpoints.save(content(value=2.0))
+    assert names(checkpoints) == ["checkpoint_0001_000000.pth.tar"]
+    assert load(path)["state_dict"]["module.w"][0, 0] == 2
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_what_has_just_been_saved_stays(tmp_path, keep):
+    """A run that resumes from an older checkpoint saves steps that come before those which lie there."""
+    checkpoints = Checkpoints(str(tmp_path), 5)
+    for epoch in (1, 2, 3, 4, 5):
+        checkpoints.save(content(epoch))
+    path = Checkpoints(str(tmp_path), keep).save(content(1, 7))
+    assert os.path.exists(path)
+    assert same(load(str(tmp_path / LAST)), content(1, 7) | {"format": FORMAT})
+
+
+def test_a_damaged_newer_one_does_not_push_out_a_whole_one(tmp_path):
+    checkpoints = Checkpoints(str(tmp_path), 2)
+    for epoch in (1, 2):
+        checkpoints.save(content(epoch))
+    cut(checkpoints.paths()[-1])
+    one = Checkpoints(str(tmp_path), 1)
+    assert one.newest(lambda text: None)["epoch"] == 1
+    one.save(content(1, 7))
+    assert one.newest(lambda text: None)["step"] == 7
+
+
+class PowerCut(BaseException):
+    """The end of the process at a place of its work."""
+
+
+def crash_while_writing(monkeypatch, share=0.5):
+    """Let torch.save write a part of the bytes, and end there."""
+    save = torch.save
+
+    def half(obj, file, *args, **named):
+        position = file.tell()
+        save(obj, file, *args, **named)
+        written = file.tell() - position
+        file.seek(position)
+        file.truncate(position + int(written * share))
+        file.flush()
+        raise PowerCut
+
+    monkeypatch.setattr(torch, "save", half)
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 0.99, 1])
+def test_a_crash_while_writing_leaves_the_old_checkpoints_whole(tmp_path, monkeypatch, share):
+    checkpoints = Checkpoints(str(tmp_path), 1)
+    checkpoints.save(content(1))
+    with monkeypatch.context() as patch:
+        crash_while_writing(patch, share)
+        with pytest.raises(PowerCut):
+            checkpoints.save(content(2))
+    assert names(checkpoints) == ["checkpoint_0001_000000.pth.tar"]
+    assert same(load(str(tmp_path / LAST)), content(1) | {"format": FORMAT})
+    assert checkpoints.newest(lambda text: None)["epoch"] == 1
+    checkpoints.save(content(2))
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint_0002_000000.pth.tar", LAST]
+
+
+def test_a_crash_while_writing_the_same_step_anew_leaves_the_old_file(checkpoints, monkeypatch):
+    path = checkpoints.save(content(value=1.0))
+    crash_while_writing(monkeypatch)
+    with pytest.raises(PowerCut):
+        checkpoints.save(content(value=2.0))
+    assert load(path)["state_dict"]["module.w"][0, 0] == 1
+
+
+@pytest.mark.parametrize("place", range(8))
+def test_a_crash_between_any_two_steps_of_saving_leaves_a_whole_checkpoint(tmp_path, monkeypatch, place):
+    """Renames, links, syncs and removals: the process ends before one of them. `last` is one that is there, and whole."""
+    checkpoints = Checkpoints(str(tmp_path), 1)
+    checkpoints.save(content(1))
+    with monkeypatch.context() as patch:
+        left = [place]
+
+        def ending(call):
+            def counted(*args, **named):
+                if left[0] == 0:
+                    raise PowerCut
+                left[0] -= 1
+                return call(*args, **named)
+
+            return counted
+
+        for name in ("replace", "symlink", "fsync", "remove", "open"):
+            patch.setattr(os, name, ending(getattr(os, name)))
+        try:
+            checkpoints.save(content(2))
+        except PowerCut:
+            pass
+    assert load(str(tmp_path / LAST))["epoch"] in (1, 2)
+    assert checkpoints.newest(lambda text: None)["epoch"] in (1, 2)
+    checkpoints.save(content(3))
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint_0003_000000.pth.tar", LAST]  # nothing half-written stays
+
+
+def test_data_is_on_disk_before_it_has_its_name(checkpoints, monkeypatch):
+    """Otherwise a power cut could leave the name of a file whose bytes never came."""
+    events = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (events.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (events.append(f"-> {b}"), replace(a, b)))
+    path = checkpoints.save(content())
+    assert events.index(f"{path}.new") < events.index(f"-> {path}") < events.index(checkpoints.folder)
+    assert events.index(f"-> {os.path.join(checkpoints.folder, LAST)}") < events.index(checkpoints.folder)
+
+
+def test_without_checkpoints_there_is_no_newest(checkpoints, tmp_path):
+    said = []
+    assert checkpoints.newest(said.append) is None
+    (tmp_path / "checkpoint_0001_000000.pth.tar.new").write_bytes(b"half")
+    assert checkpoints.newest(said.append) is None
+    assert said == []
+
+
+def test_the_newest_is_taken_and_said(checkpoints):
+    for epoch in (1, 2, 10):
+        path = checkpoints.save(content(epoch))
+    said = []
+    assert checkpoints.newest(said.append)["epoch"] == 10
+    [line] = said
+    assert path in line
+
+
+@pytest.mark.parametrize("broken", [1, 2])
+def test_the_newest_that_is_whole_is_taken_and_those_passed_over_are_said(checkpoints, broken):
+    paths = [checkpoints.save(content(epoch)) for epoch in (1, 2, 3)]
+    for path in paths[-broken:]:
+        cut(path)
+    said = []
+    assert checkpoints.newest(said.append)["epoch"] == 3 - broken
+    assert len(said) == broken + 1
+    assert all(path in line for path, line in zip(paths[::-1], said, strict=False))
+    assert ["passed over" in line for line in said] == [True] * broken + [False]
+    assert all("\n" not in line for line in said)
+
+
+def test_when_none_is_whole_the_run_does_not_start_anew_by_itself(checkpoints):
+    for epoch in (1, 2):
+        cut(checkpoints.save(content(epoch)), 0.3)
+    said = []
+    message = refused(checkpoints.newest, said.append)
+    assert checkpoints.folder in message
+    assert "2 checkpoints" in message
+    assert len(said) == 2
+
+
+# Loading what may be anything.
+
+LEGACY = pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+
+
+def written(path, value, legacy=False):
+    torch.save(value, path, _use_new_zipfile_serialization=not legacy)
+    return str(path)
+
+
+@LEGACY
+def test_both_forms_of_torch_s_files_are_read(tmp_path, legacy):
+    assert same(load(written(tmp_path / "x", content(), legacy)), content())
+
+
+@LEGACY
+def test_a_file_cut_anywhere_is_one_line(tmp_path, legacy):
+    path = written(tmp_path / "x.pth.tar", content(), legacy)
+    whole = open(path, "rb").read()
+    for length in [*range(0, len(whole) - 1, 13), len(whole) - 1]:
+        with open(path, "wb") as file:
+            file.write(whole[:length])
+        assert path in refused(load, path), length
+
+
+def test_a_flipped_bit_anywhere_is_harmless_or_one_line(tmp_path):
+    path = written(tmp_path / "x.pth.tar", {"epoch": 1, "w": torch.arange(50.0)})
+    whole = bytearray(open(path, "rb").read())
+    expected, found = load(path), 0
+    for place in range(len(whole)):
+        changed = whole.copy()
+        changed[place] ^= 8
+        with open(path, "wb") as file:
+            file.write(changed)
+        try:
+            assert same(load(path), expected), place
+        except RunError as error:
+            assert "\n" not in str(error)
+            found += 1
+    assert found > len(whole) / 3
+
+
+def test_flipped_bytes_of_a_tensor_are_noticed(tmp_path):
+    value = torch.full((1000,), 1.5)
+    path = written(tmp_path / "x.pth.tar", {"w": value})
+    whole = open(path, "rb").read()
+    start = whole.index(value.numpy().tobytes()[:64])
+    for place in (start, start + 1234, start + 3999):
+        damage(path, lambda _, place=place: whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        message = refused(load, path)
+        assert path in message
+        assert "damaged" in message
+
+
+class Code:
+    """Its pickle runs a command when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_loading_runs_no_code(tmp_path, form, inside):
+    trace = tmp_path / "trace"
+    value = {"epoch": 1, "state_dict": {"w": torch.ones(2)}, "x": Code(trace)} if inside else Code(trace)
+    path = str(tmp_path / "x.pth.tar")
+    if form == "pickle":
+        with open(path, "wb") as file:
+            pickle.dump(value, file, protocol=2)
+    else:
+        written(path, value, legacy=form == "legacy")
+    message = refused(load, path)
+    assert not trace.exists()
+    assert path in message
+    if form != "pickle":
+        assert "code" in message
+
+
+@pytest.mark.parametrize("value", [[torch.ones(2)], torch.ones(2), 3, "text", None, (1, 2)], ids=str)
+@LEGACY
+def test_a_file_that_holds_no_dictionary_is_one_line(tmp_path, value, legacy):
+    path = written(tmp_path / "x.pth.tar", value, legacy)
+    message = refused(load, path)
+    assert path in message
+    assert type(value).__name__ in message
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"x",
+        b"PK",
+        b"PK\x03\x04",
+        b"text that is no checkpoint\nat all\n",
+        bytes(10_000),
+        bytes(range(256)) * 20,
+        b"\x80\x02",
+        b"\x80\x02}q\x00.",
+        b"\x80\x04\x95",
+        b"PK\x05\x06" + bytes(18),
+        b"\x89PNG\r\n\x1a\n" + bytes(100),
+        pickle.dumps({"epoch": 1}, protocol=2),
+        pickle.dumps([1, 2], protocol=2),
+    ],
+    ids=lambda data: repr(data[:12]),
+)
+def test_any_other_file_is_one_line(tmp_path, data):
+    path = tmp_path / "x.pth.tar"
+    path.write_bytes(data)
+    assert str(path) in refused(load, str(path))
+
+
+@pytest.mark.parametrize("made", ["missing", "folder", "link to nowhere"])
+def test_what_is_no_file_is_one_line(tmp_path, made):
+    path = tmp_path / "x.pth.tar"
+    if made == "folder":
+        path.mkdir()
+    if made == "link to nowhere":
+        path.symlink_to("nowhere")
+    message = refused(load, str(path))
+    assert str(path) in message
+    assert "no such file" in message

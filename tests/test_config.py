@@ -1,0 +1,403 @@
+import dataclasses
+from importlib import resources
+
+import pytest
+import yaml
+
+from job.config import FIELDS, RETIRED, Config, flag, read_config
+from job.errors import RunError
+
+PRESETS = sorted(file.name.removesuffix(".yaml") for file in (resources.files("job") / "presets").iterdir())
+
+
+def refused(*argv):
+    """The message with which a command line is refused: one line, and the exit code of a user's mistake."""
+    with pytest.raises(RunError) as caught:
+        read_config([str(argument) for argument in argv])
+    assert "\n" not in str(caught.value)
+    assert caught.value.code == 2
+    return str(caught.value)
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a YAML file; give its path."""
+
+    def written(text, name="options.yaml"):
+        path = tmp_path / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return str(path)
+
+    return written
+
+
+def test_the_published_command_reads_as_it_does_in_moco():
+    line = "DIR -a resnet18 --lr 0.03 --batch-size 256 --mlp --moco-t 0.2 --aug-plus --cos --teacher x"
+    config = read_config(line.split())
+    assert dataclasses.asdict(config) == dataclasses.asdict(
+        Config(data="DIR", arch="resnet18", lr=0.03, batch_size=256, mlp=True, moco_t=0.2, aug_plus=True, cos=True, teacher="x")
+    )
+
+
+def test_the_defaults_are_those_of_the_published_recipe():
+    config = read_config(["DIR"])
+    assert (config.arch, config.lr, config.batch_size, config.epochs) == ("resnet18", 0.03, 256, 200)
+    assert (config.moco_dim, config.moco_k, config.moco_m, config.moco_t) == (128, 65536, 0.999, 0.07)
+    assert (config.momentum, config.weight_decay, config.schedule, config.warmup_epochs) == (0.9, 1e-4, [120, 160], 3)
+    assert (config.reducer, config.loss_factor, config.refresh_epochs, config.mgd_images) == ("amp", 1e4, "log", 20_000)
+    assert not (config.mlp or config.aug_plus or config.cos or config.teacher or config.resume)
+
+
+FLAGS = [
+    ("-a resnet50", "arch", "resnet50"),
+    ("--arch resnet50", "arch", "resnet50"),
+    ("--stem small", "stem", "small"),
+    ("--image-size 64", "image_size", 64),
+    ("--aug-plus", "aug_plus", True),
+    ("--no-aug-plus", "aug_plus", False),
+    ("--epochs 7", "epochs", 7),
+    ("-b 32", "batch_size", 32),
+    ("-b32", "batch_size", 32),
+    ("--batch-size=32", "batch_size", 32),
+    ("--lr 0.1", "lr", 0.1),
+    ("--lr 3e-2", "lr", 0.03),
+    ("--lr 1", "lr", 1.0),
+    ("--learning-rate 0.1", "lr", 0.1),
+    ("--schedule 3 5", "schedule", [3, 5]),
+    ("--cos", "cos", True),
+    ("--warmup-epochs 0", "warmup_epochs", 0),
+    ("--momentum 0.5", "momentum", 0.5),
+    ("--wd 0.5", "weight_decay", 0.5),
+    ("--weight-decay 0", "weight_decay", 0.0),
+    ("--seed 9223372036854775807", "seed", 2**63 - 1),
+    ("-j 4", "workers", 4),
+    ("--workers -1", "workers", -1),
+    ("--moco-dim 64", "moco_dim", 64),
+    ("--moco-k 1024", "moco_k", 1024),
+    ("--moco-m 0.99", "moco_m", 0.99),
+    ("--moco-t 0.2", "moco_t", 0.2),
+    ("--mlp", "mlp", True),
+    ("--no-mlp", "mlp", False),
+    ("--teacher t.pth.tar", "teacher", "t.pth.tar"),
+    ("--teacher-arch resnet50", "teacher_arch", "resnet50"),
+    ("--reducer sp", "reducer", "sp"),
+    ("--loss-factor 1e2", "loss_factor", 100.0),
+    ("--margins init", "margins", "init"),
+    ("--mgd-stages 4 2 4", "mgd_stages", [2, 4]),
+    ("--mgd-images 500", "mgd_images", 500),
+    ("--refresh-epochs every:3", "refresh_epochs", "every:3"),
+    ("--resume auto", "resume", "auto"),
+    ("--save-every 500steps", "save_every", "500steps"),
+    ("--keep 1", "keep", 1),
+    ("-p 5", "print_freq", 5),
+    ("--print-freq 5", "print_freq", 5),
+    ("--max-bad-images 0", "max_bad_images", 0),
+    ("--out runs/x", "out", "runs/x"),
+    ("--config small", "config", ["small"]),
+]
+
+
+@pytest.mark.parametrize(("line", "name", "value"), FLAGS)
+def test_a_flag_lands_in_its_field(line, name, value):
+    found = getattr(read_config(["DIR", *line.split()]), name)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_every_option_has_a_flag_that_is_tested_here():
+    assert {name for _, name, _ in FLAGS} == set(FIELDS) - {"data"}
+
+
+@pytest.mark.parametrize("argv", [["DIR"], ["--data", "DIR"], ["DIR", "--data", "DIR"], ["--cos", "DIR"], ["--data=DIR"]])
+def test_the_data_folder_has_a_place_and_a_flag(argv):
+    assert read_config(argv).data == "DIR"
+
+
+def test_an_original_flag_has_an_answer_of_its_own():
+    assert set(RETIRED) >= {"--dist-url", "--dist-backend", "--world-size", "--rank", "--gpu", "--start-epoch"}
+    assert "--multiprocessing-distributed" in RETIRED
+
+
+@pytest.mark.parametrize("name", sorted(RETIRED))
+@pytest.mark.parametrize("form", ["{} 1", "{}=1", "{}"])
+def test_a_retired_flag_names_what_to_use(name, form):
+    message = refused("DIR", *form.format(name).split(), "--no-such-flag")
+    assert name in message
+    assert any(way in message for way in ("horovodrun -np", "--resume auto", "CUDA_VISIBLE_DEVICES", "leave it out"))
+
+
+def test_the_command_line_wins_over_files_and_later_files_over_earlier(write):
+    first = write("lr: 0.1\nepochs: 5\nmlp: true\nseed: 1\nschedule: [1, 2]\n", "first.yaml")
+    second = write("epochs: 6\nseed: 2\n", "second.yaml")
+    config = read_config(["DIR", "--config", first, second, "--seed", "3", "--no-mlp", "--schedule", "4"])
+    assert (config.lr, config.epochs, config.seed, config.mlp, config.schedule) == (0.1, 6, 3, False, [4])
+    assert config.config == [first, second]
+
+
+def test_the_command_line_s_folder_wins_over_a_file_s(write):
+    path = write("data: elsewhere\n")
+    assert read_config(["--config", path]).data == "elsewhere"
+    assert read_config(["DIR", "--config", path]).data == "DIR"
+
+
+def test_defaults_of_one_configuration_are_not_another_s():
+    read_config(["DIR"]).schedule.append(7)
+    assert read_config(["DIR"]).schedule == [120, 160]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_known_by_its_name(name):
+    path = resources.files("job") / "presets" / f"{name}.yaml"
+    written = yaml.safe_load(path.read_text())
+    by_name, by_path = read_config(["DIR", "--config", name]), read_config(["DIR", "--config", str(path)])
+    assert written
+    assert dataclasses.replace(by_name, config=[]) == dataclasses.replace(by_path, config=[])
+    assert {key: getattr(by_name, key) for key in written} == written
+
+
+def test_there_are_presets_for_imagenet_and_for_a_first_run():
+    assert {"imagenet", "small"} <= set(PRESETS)
+
+
+def test_the_imagenet_preset_is_the_published_recipe():
+    recipe = "DIR -a resnet18 --lr 0.03 --batch-size 256 --epochs 200 --mlp --moco-t 0.2 --aug-plus --cos".split()
+    assert dataclasses.replace(read_config(["DIR", "--config", "imagenet"]), config=[]) == read_config(recipe)
+
+
+def test_a_preset_and_a_file_go_together(write):
+    config = read_config(["DIR", "--config", "small", write("epochs: 2\n")])
+    assert (config.image_size, config.epochs) == (32, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("lr: 3e-2", "lr", 0.03),
+        ("lr: 1", "lr", 1.0),
+        ("loss_factor: 1.0e+4", "loss_factor", 1e4),
+        ("epochs: '7'", "epochs", 7),
+        ("batch-size: 0x10", "batch_size", 16),
+        ("moco_k: 1024", "moco_k", 1024),
+        ("mlp: yes", "mlp", True),
+        ("cos: off", "cos", False),
+        ("schedule: 30", "schedule", [30]),
+        ("schedule: [30, '40']", "schedule", [30, 40]),
+        ("schedule: []", "schedule", []),
+        ("mgd_stages: [4, 3]", "mgd_stages", [3, 4]),
+        ("refresh_epochs: [0, 5, 10]", "refresh_epochs", "0,5,10"),
+        ("refresh_epochs: 5", "refresh_epochs", "5"),
+        ("refresh_epochs: every:2", "refresh_epochs", "every:2"),
+        ("save_every: 2", "save_every", "2"),
+        ("save_every: 50steps", "save_every", "50steps"),
+        ("teacher: ''", "teacher", ""),
+        ("data: 2020", "data", "2020"),
+        ("out: Läufe/é", "out", "Läufe/é"),
+    ],
+)
+def test_a_file_s_value_takes_the_type_of_its_option(write, text, name, value):
+    folder = [] if name == "data" else ["DIR"]
+    found = getattr(read_config([*folder, "--config", write(text)]), name)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize("text", ["", "# lr: 0.1\n", "---\n", "{}"])
+def test_a_file_of_no_options_changes_none(write, text):
+    path = write(text)
+    assert read_config(["DIR", "--config", path]) == dataclasses.replace(read_config(["DIR"]), config=[path])
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value", "expected"),
+    [
+        ("lr: fast", "lr", "fast", "a number"),
+        ("lr: true", "lr", "True", "a number"),
+        ("lr: [0.1]", "lr", "0.1", "a number"),
+        ("lr: {a: 1}", "lr", "'a': 1", "a number"),
+        ("lr:", "lr", "None", "a number"),
+        ("lr: 2020-01-01", "lr", "2020", "a number"),
+        ("lr: -0.1", "lr", "-0.1", "at least 0"),
+        ("lr: .nan", "lr", "nan", "finite"),
+        ("lr: .inf", "lr", "inf", "finite"),
+        ("lr: nan", "lr", "nan", "finite"),
+        ("lr: 1e999", "lr", "inf", "finite"),
+        ("epochs: 1.5", "epochs", "1.5", "a whole number"),
+        ("epochs: 1e2", "epochs", "1e2", "a whole number"),
+        ("epochs: true", "epochs", "True", "a whole number"),
+        ("epochs: 0", "epochs", "0", "at least 1"),
+        ("epochs: [1]", "epochs", "[1]", "a whole number"),
+        ("mlp: 1", "mlp", "1", "true or false"),
+        ("mlp: 'true'", "mlp", "'true'", "true or false"),
+        ("mlp: [true]", "mlp", "True", "true or false"),
+        ("momentum: 1.0", "momentum", "1.0", "below 1"),
+        ("moco_t: 0", "moco_t", "0", "above 0"),
+        ("seed: 9223372036854775808", "seed", "9223372036854775808", "below"),
+        ("schedule: [1, x]", "schedule", "'x'", "a whole number"),
+        ("schedule: [1, -2]", "schedule", "-2", "at least 0"),
+        ("schedule: true", "schedule", "True", "a whole number"),
+        ("mgd_stages: [0]", "mgd_stages", "0", "at least 1"),
+        ("mgd_stages: [5]", "mgd_stages", "5", "below 5"),
+        ("arch: resnet51", "arch", "resnet51", "resnet5"),
+        ("arch: 50", "arch", "50", "resnet34"),
+        ('arch: "res\\nnet"', "arch", "res\\nnet", "resnet"),
+        ("arch: [resnet18]", "arch", "resnet18", "text"),
+        ("reducer: mean", "reducer", "mean", "amp, rd, sp, sm"),
+        ("teacher:", "teacher", "None", "text"),
+        ("refresh_epochs: often", "refresh_epochs", "often", "every:N"),
+        ("refresh_epochs: every:0", "refresh_epochs", "every:0", "every:N"),
+        ("refresh_epochs: [1, x]", "refresh_epochs", "1,x", "0,5,10"),
+        ("refresh_epochs: []", "refresh_epochs", "''", "never"),
+        ("refresh_epochs: true", "refresh_epochs", "True", "text"),
+        ("save_every: 0", "save_every", "'0'", "500steps"),
+        ("save_every: 5 steps", "save_every", "5 steps", "500steps"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_was_expected(write, text, key, value, expected):
+    path = write(text)
+    message = refused("DIR", "--config", path)
+    for part in (path, key, value, expected):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["lr: 1" + "0" * 400, "lr: " + "9" * 5000, "lr: 2020-13-45", "epochs: " + "9" * 5000],
+    ids=["an integer beyond floats", "an integer of too many digits", "a day that does not exist", "many digits"],
+)
+def test_a_value_that_python_itself_cannot_make_is_one_line(write, text):
+    path = write(text)
+    assert path in refused("DIR", "--config", path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("- lr: 0.1", "a mapping"),
+        ("0.03", "a mapping"),
+        ("lr", "a mapping"),
+        ("\tlr: 0.1", "not YAML"),
+        ("lr:\t[", "not YAML"),
+        ("lr: [", "not YAML"),
+        ("lr: 1\n---\nlr: 2", "not YAML"),
+        ("[1]: 2", "not YAML"),
+        ("lr: !!python/object/apply:os.getcwd []", "not YAML"),
+        ("lr: 1\x07", "not YAML"),
+        (b"out: caf\xe9", "not YAML"),
+        (b"\xff\xfel\x00r\x00:\x00", "not YAML"),
+        (b"\x80\x81\x82" * 100, "not YAML"),
+    ],
+)
+def test_a_file_that_holds_no_options_is_one_line(write, text, expected):
+    path = write(text)
+    message = refused("DIR", "--config", path)
+    assert path in message
+    assert expected in message
+
+
+@pytest.mark.parametrize("path", ["no-such-file.yaml", "imagent", "", "."])
+def test_a_file_that_is_not_there_is_named_beside_the_presets(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = refused("DIR", "--config", path)
+    assert f"--config {path}" in message
+    assert ", ".join(PRESETS) in message
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [("lrr", "lr"), ("batchsize", "batch_size"), ("moco-kk", "moco_k"), ("teachr", "teacher"), ("no_mlp", "mlp")],
+)
+def test_an_unknown_key_is_refused_with_a_suggestion(write, key, meant):
+    path = write(f"lr: 0.1\n{key}: 1\n")
+    message = refused("DIR", "--config", path)
+    assert path in message
+    assert repr(key) in message
+    assert f"did you mean {meant}?" in message
+
+
+@pytest.mark.parametrize("key", ["zzzzzz", "1", "null", '"a\\nb"'])
+def test_an_unknown_key_like_no_other_is_refused(write, key):
+    path = write(f"{key}: 1\n")
+    assert path in refused("DIR", "--config", path)
+
+
+def test_a_file_cannot_name_files_and_is_not_told_to(write):
+    message = refused("DIR", "--config", write("config: other.yaml\n"))
+    assert "'config'" in message
+    assert "did you mean config" not in message
+
+
+@pytest.mark.parametrize(
+    ("line", "parts"),
+    [
+        ("DIR --foo", ["--foo"]),
+        ("DIR --foo=1", ["--foo"]),
+        ("DIR --moco 1", ["--moco"]),  # an abbreviation
+        ("DIR --no-lr", ["--no-lr"]),
+        ("DIR -x", ["-x"]),
+        ("DIR other", ["other"]),
+        ("DIR --lr", ["--lr", "argument"]),
+        ("DIR --lr=", ["--lr", "''", "a number"]),
+        ("DIR --lr fast", ["--lr", "'fast'", "a number"]),
+        ("DIR --lr nan", ["--lr", "nan", "finite"]),
+        ("DIR --lr inf", ["--lr", "inf", "finite"]),
+        ("DIR --lr -1", ["--lr", "-1", "at least 0"]),
+        ("DIR --epochs 1.5", ["--epochs", "'1.5'", "a whole number"]),
+        ("DIR --epochs 0", ["--epochs", "0", "at least 1"]),
+        ("DIR --mlp=1", ["--mlp", "'1'"]),
+        ("DIR -a resnet81", ["--arch", "'resnet81'", "resnet18"]),
+        ("DIR -b 0", ["--batch-size", "0", "at least 1"]),
+        ("DIR -j -2", ["--workers", "-2", "at least -1"]),
+        ("DIR --image-size 7", ["--image-size", "7", "at least 8"]),
+        ("DIR --keep 0", ["--keep", "0", "at least 1"]),
+        ("DIR --moco-m 1", ["--moco-m", "1", "below 1"]),
+        ("DIR --loss-factor 0", ["--loss-factor", "0", "above 0"]),
+        ("DIR --mgd-stages 1 5", ["--mgd-stages", "5", "below 5"]),
+        ("DIR --refresh-epochs 0,5,", ["--refresh-epochs", "'0,5,'", "0,5,10"]),
+        ("DIR --save-every 0steps", ["--save-every", "'0steps'", "500steps"]),
+        ("--schedule 1 2 DIR", ["--schedule", "'DIR'", "a whole number"]),
+        ("", ["no data", "train/"]),
+        ("--lr 0.1", ["no data", "digits"]),
+        ("DIR --data OTHER", ["DIR", "OTHER", "give one"]),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(line, parts):
+    message = refused(*line.split())
+    assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--data DIR",
+        "--data DIR --config imagenet --teacher t.pth.tar --out runs/a --resume auto",
+        "--data DIR --config small --schedule 1 2 --mgd-stages 2 4 --refresh-epochs 0,5 --save-every 7steps --lr 1e-5",
+        "--data caf\udce9 --no-mlp --seed 9223372036854775807 --loss-factor 1e300",
+    ],
+)
+def test_options_written_to_a_file_read_back_the_same(write, line):
+    config = read_config(line.split())
+    options = dataclasses.asdict(config)
+    del options["config"]
+    path = write(yaml.safe_dump(options, sort_keys=False))
+    assert dataclasses.replace(read_config(["--config", path]), config=config.config) == config
+
+
+def test_help_names_every_option(capsys):
+    with pytest.raises(SystemExit) as ended:
+        read_config(["--help"])
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert all(flag(name) in shown for name in FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("line", "folder"),
+    [
+        ("DIR", "runs/resnet18"),
+        ("DIR -a resnet34", "runs/resnet34"),
+        ("DIR --teacher x", "runs/resnet18"),
+        ("DIR --teacher x --out o", "o"),
+    ],
+)
+def test_a_run_has_a_folder_of_its_own(line, folder):
+    assert read_config(line.split()).folder() == folder

@@ -1,0 +1,465 @@
+import io
+import os
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image, features
+
+from job.data.folders import ImageFolder, TrainingOrder, every_nth_batch, read_image, readable_endings, scan
+from job.errors import RunError
+
+
+def encoded(image=None, form="PNG", **options):
+    """An image's bytes in a file format."""
+    buffer = io.BytesIO()
+    (image or Image.new("RGB", (4, 3), (10, 20, 30))).save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def fill(root, *paths, content=None):
+    """Write files below a folder: images, or the content given."""
+    for path in paths:
+        full = os.path.join(os.fsencode(root), os.fsencode(path))
+        os.makedirs(os.path.dirname(full), exist_ok=True)
+        with open(full, "wb") as file:
+            file.write(encoded() if content is None else content)
+    return str(root)
+
+
+def found_in(images):
+    """The paths below the root and the labels that a folder has."""
+    return [(os.path.relpath(images.path(i), images.root), int(images.labels[i])) for i in range(len(images))]
+
+
+def refused(call, *args, **named):
+    with pytest.raises(RunError) as caught:
+        call(*args, **named)
+    assert "\n" not in str(caught.value)
+    assert caught.value.code == 2
+    return str(caught.value)
+
+
+def test_images_come_sorted_by_class_folder_and_name(tmp_path):
+    fill(tmp_path / "train", "b/2.png", "b/10.png", "B/1.png", "a/z.png", "a/deep/er/1.png", "a/deep/0.png", "a/c/9.png")
+    images = scan(str(tmp_path), "train")
+    assert images.classes == ["B", "a", "b"]
+    assert found_in(images) == [
+        ("B/1.png", 0),
+        ("a/z.png", 1),
+        ("a/c/9.png", 1),
+        ("a/deep/0.png", 1),
+        ("a/deep/er/1.png", 1),
+        ("b/10.png", 2),
+        ("b/2.png", 2),
+    ]
+
+
+def test_the_order_is_not_that_of_the_file_system(tmp_path, monkeypatch):
+    names = [f"{c}/{d}/{n}.png" for c in "ab" for d in "xy" for n in range(4)]
+    expected = found_in(scan(fill(tmp_path, *(f"train/{name}" for name in names)), "train"))
+    scandir = os.scandir
+
+    class Backwards:
+        """What os.scandir gives, the other way round."""
+
+        def __init__(self, path):
+            with scandir(path) as entries:
+                self.entries = iter(sorted(entries, key=lambda entry: entry.name, reverse=True))
+
+        def __iter__(self):
+            return self.entries
+
+        def __next__(self):
+            return next(self.entries)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(os, "scandir", Backwards)
+    assert found_in(scan(str(tmp_path), "train")) == expected
+    assert len(expected) == 16
+
+
+def test_a_class_without_images_keeps_its_label(tmp_path):
+    fill(tmp_path / "train", "a/1.png", "c/1.png")
+    (tmp_path / "train" / "b").mkdir()
+    images = scan(str(tmp_path), "train")
+    assert images.classes == ["a", "b", "c"]
+    assert images.labels.tolist() == [0, 2]
+
+
+def test_files_that_are_no_images_are_left_out(tmp_path):
+    fill(tmp_path / "train" / "a", "1.png", "2.JPG", "3.Jpeg", "4.WebP", "5.bmp", "6.TIFF", "7.gif")
+    fill(tmp_path / "train" / "a", "notes.txt", "list.csv", "png", ".png", "1.png.part", "x.pdf", "y.json", "z.npy", content=b"x")
+    fill(tmp_path / "train", "loose.png", "README.md")
+    images = scan(str(tmp_path), "train")
+    assert [os.path.basename(path) for path, _ in found_in(images)] == [
+        "1.png",
+        "2.JPG",
+        "3.Jpeg",
+        "4.WebP",
+        "5.bmp",
+        "6.TIFF",
+        "7.gif",
+    ]
+
+
+def test_endings_are_those_that_can_be_read():
+    endings = readable_endings()
+    assert {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"} <= endings
+    assert ".pdf" not in endings  # written alone
+
+
+@pytest.mark.parametrize(("present", "taken"), [(["val"], "val"), (["valid"], "valid"), (["val", "valid"], "val")])
+def test_the_first_split_that_is_there_is_taken(tmp_path, present, taken):
+    fill(tmp_path, *(f"{split}/a/1.png" for split in present))
+    assert scan(str(tmp_path), "val", "valid").root == str(tmp_path / taken)
+
+
+def test_a_trailing_slash_changes_nothing(tmp_path):
+    fill(tmp_path / "train", "a/1.png")
+    assert found_in(scan(f"{tmp_path}/", "train")) == found_in(scan(str(tmp_path), "train")) == [("a/1.png", 0)]
+
+
+def test_names_of_any_bytes_are_found_and_read(tmp_path):
+    names = ["größe/é.png", "日本/猫.png", b"caf\xe9/\xff\xfe.png", "with space/a b.png", "new\nline/1.png"]
+    fill(tmp_path / "train", *names)
+    images = scan(str(tmp_path), "train")
+    assert {os.fsencode(path) for path, _ in found_in(images)} == {os.fsencode(name) for name in names}
+    for index in range(len(images)):
+        image, label, bad = images.read(index)
+        assert (image.size, label, bad) == ((4, 3), index, [])
+
+
+def test_links_are_followed_to_classes_and_images(tmp_path):
+    fill(tmp_path / "store", "cats/1.png", "2.png")
+    fill(tmp_path / "train", "dogs/1.png")
+    (tmp_path / "train" / "cats").symlink_to(tmp_path / "store" / "cats")
+    (tmp_path / "train" / "dogs" / "2.png").symlink_to(tmp_path / "store" / "2.png")
+    images = scan(str(tmp_path), "train")
+    assert found_in(images) == [("cats/1.png", 0), ("dogs/1.png", 1), ("dogs/2.png", 1)]
+    assert all(images.read(index)[2] == [] for index in range(3))
+
+
+@pytest.mark.parametrize("made", ["missing", "a file", "empty", "no train", "train is a file"])
+def test_a_folder_without_the_split_is_named_with_what_it_should_have(tmp_path, made):
+    data = tmp_path / "data"
+    if made == "a file":
+        data.write_text("x")
+    elif made != "missing":
+        data.mkdir()
+    if made == "no train":
+        fill(data, "test/a/1.png")
+    if made == "train is a file":
+        (data / "train").write_text("x")
+    message = refused(scan, str(data), "train")
+    assert str(data) in message
+    assert "train/<class>/*" in message
+
+
+def test_a_folder_without_val_or_valid_names_both(tmp_path):
+    message = refused(scan, fill(tmp_path, "train/a/1.png"), "val", "valid")
+    assert "val or valid" in message
+
+
+@pytest.mark.parametrize("files", [[], ["a/notes.txt"], ["a/b/notes.txt"]])
+def test_a_split_without_images_is_named(tmp_path, files):
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    message = refused(scan, fill(tmp_path, *(f"train/{file}" for file in files), content=b"x"), "train")
+    assert str(tmp_path / "train") in message
+    assert "<class>/*" in message
+
+
+def test_images_outside_class_folders_are_recognised_with_what_to_do(tmp_path):
+    message = refused(scan, fill(tmp_path, "train/1.png", "train/2.JPG"), "train")
+    assert "no class folder" in message
+    assert "all/" in message
+
+
+def test_a_folder_of_images_is_small_when_sent_to_another_process(tmp_path):
+    paths = [f"class_{i % 10:04d}/image_{i:08d}.jpeg" for i in range(5000)]
+    images = ImageFolder("root", ["c"], paths, [0] * len(paths), 0)
+    assert len(pickle.dumps(images)) < 5000 * (len(paths[0]) + 8 + 8) + 2000
+    assert [images.path(i) for i in (0, 1, 4999)] == [os.path.join("root", paths[i]) for i in (0, 1, 4999)]
+
+
+# Reading.
+
+
+def saved(tmp_path, image, form="png", **options):
+    path = str(tmp_path / f"image.{form}")
+    image.save(path, **options)
+    return path
+
+
+def colours(*pixels, mode="RGB"):
+    """An image of one row."""
+    image = Image.new(mode, (len(pixels), 1))
+    image.putdata(pixels)
+    return image
+
+
+def row(path):
+    """The pixels of the one row of a file, as it is read."""
+    image = read_image(path)
+    assert image.mode == "RGB"
+    assert image.height == 1
+    return [image.getpixel((x, 0)) for x in range(image.width)]
+
+
+RED, GREEN, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (255, 255, 255), (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("mode", "pixels", "expected"),
+    [
+        ("RGB", [RED, (1, 2, 3), WHITE], [RED, (1, 2, 3), WHITE]),
+        ("L", [0, 100, 255], [BLACK, (100, 100, 100), WHITE]),
+        ("1", [0, 255, 0], [BLACK, WHITE, BLACK]),
+        ("LA", [(0, 255), (0, 0), (100, 255)], [BLACK, WHITE, (100, 100, 100)]),
+        ("RGBA", [(*RED, 255), (*RED, 0), (0, 0, 0, 0)], [RED, WHITE, WHITE]),
+        ("I;16", [0, 255, 256, 40000, 65535], [(value,) * 3 for value in (0, 0, 1, 156, 255)]),
+    ],
+)
+def test_a_png_of_any_mode_is_read_as_colours(tmp_path, mode, pixels, expected):
+    image = Image.fromarray(np.array([pixels], dtype=np.uint16)) if mode == "I;16" else colours(*pixels, mode=mode)
+    path = saved(tmp_path, image)
+    with Image.open(path) as opened:
+        assert opened.mode == mode
+    assert row(path) == expected
+
+
+def test_what_is_half_transparent_is_half_white(tmp_path):
+    [(red, green, blue)] = row(saved(tmp_path, colours((255, 0, 100, 128), mode="RGBA")))
+    assert (red, green, blue) == pytest.approx((255, 127, 177), abs=1)
+
+
+def palette_image():
+    image = Image.new("P", (3, 1))
+    image.putpalette([*RED, *GREEN, 0, 0, 255])
+    image.putdata([0, 1, 2])
+    return image
+
+
+def test_a_palette_gives_its_colours(tmp_path):
+    assert row(saved(tmp_path, palette_image())) == [RED, GREEN, (0, 0, 255)]
+    assert row(saved(tmp_path, palette_image(), "gif")) == [RED, GREEN, (0, 0, 255)]
+
+
+@pytest.mark.parametrize("form", ["png", "gif"])
+def test_a_transparent_colour_of_a_palette_shows_white(tmp_path, form):
+    assert row(saved(tmp_path, palette_image(), form, transparency=1)) == [RED, WHITE, (0, 0, 255)]
+
+
+def test_every_colour_of_a_palette_has_its_own_transparency(tmp_path):
+    found = row(saved(tmp_path, palette_image(), transparency=bytes([255, 0, 128])))
+    assert found[:2] == [RED, WHITE]
+    assert found[2] == pytest.approx((127, 127, 255), abs=1)
+
+
+@pytest.mark.parametrize(
+    ("mode", "transparency", "expected"),
+    [("RGB", RED, [WHITE, GREEN]), ("L", 76, [WHITE, (150, 150, 150)]), ("1", 0, [WHITE, WHITE])],
+)
+def test_a_transparent_colour_without_a_palette_shows_white(tmp_path, mode, transparency, expected):
+    pixels = {"RGB": (RED, GREEN), "L": (76, 150), "1": (0, 255)}[mode]
+    assert row(saved(tmp_path, colours(*pixels, mode=mode), transparency=transparency)) == expected
+
+
+def test_a_palette_with_an_alpha_channel_is_read(tmp_path):
+    image = Image.new("PA", (2, 1))
+    image.putpalette([*RED, *GREEN])
+    image.putdata([(0, 255), (1, 0)])
+    path = saved(tmp_path, image, "tiff")
+    with Image.open(path) as opened:
+        assert opened.mode == "PA"
+    assert row(path) == [RED, WHITE]
+
+
+def test_inks_are_read_as_colours(tmp_path):
+    path = saved(tmp_path, colours((0, 255, 255, 0), (0, 0, 0, 255), (0, 0, 0, 0), mode="CMYK"), "tiff")
+    with Image.open(path) as opened:
+        assert opened.mode == "CMYK"
+    assert row(path) == [RED, BLACK, WHITE]
+
+
+def test_the_file_is_closed_after_reading(tmp_path):
+    path = saved(tmp_path, colours(RED))
+    for _ in range(3):
+        read_image(path)
+    assert not [fd for fd in os.listdir("/proc/self/fd") if os.path.realpath(f"/proc/self/fd/{fd}") == path]
+
+
+def noise(size=64):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8))
+
+
+BROKEN = {
+    "cut png": ("x.png", lambda: encoded(noise())[:3000]),
+    "cut jpeg": ("x.jpg", lambda: encoded(noise(), "JPEG")[:1000]),
+    "cut webp": ("x.webp", lambda: encoded(noise(), "WEBP")[:1000]),
+    "header alone": ("x.png", lambda: encoded(noise())[:33]),
+    "damaged png": ("x.png", lambda: encoded(noise())[:60] + bytes(100) + encoded(noise())[160:]),
+    "no bytes": ("x.png", lambda: b""),
+    "text": ("x.png", lambda: b"this is no image\n"),
+    "zeros": ("x.jpg", lambda: bytes(5000)),
+    "html": ("x.gif", lambda: b"<!DOCTYPE html><html></html>"),
+}
+if features.check("avif"):
+    BROKEN["cut avif"] = ("x.avif", lambda: encoded(noise(), "AVIF")[:3000])
+    BROKEN["damaged avif"] = ("x.avif", lambda: encoded(noise(), "AVIF")[:81] + b"\xff" + encoded(noise(), "AVIF")[82:])
+
+
+@pytest.fixture
+def with_broken(tmp_path):
+    """Write images a/0.png, a/2.png, ... with something else at some places; give the folder."""
+
+    def written(number, places, kind="text", max_bad=100):
+        name, content = BROKEN[kind]
+        ending = os.path.splitext(name)[1]
+        for place in range(number):
+            if place in places:
+                fill(tmp_path / "train", f"a/{place}{ending}", content=content())
+            else:
+                fill(tmp_path / "train", f"a/{place}.png", content=encoded(Image.new("RGB", (4, 4), (place, 0, 0))))
+        return scan(str(tmp_path), "train", max_bad=max_bad)
+
+    return written
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_what_cannot_be_decoded_is_replaced_and_named(with_broken, kind):
+    images = with_broken(3, {1}, kind)
+    image, label, [bad] = images.read(1)
+    assert image.getpixel((0, 0)) == (2, 0, 0)
+    assert label == 0
+    assert bad.startswith(images.path(1))
+    assert "\n" not in bad
+
+
+def test_a_link_to_nowhere_is_replaced_and_named(with_broken):
+    images = with_broken(3, set())
+    os.remove(images.path(0))
+    os.symlink("nowhere.png", images.path(0))
+    images = scan(os.path.dirname(images.root), "train", max_bad=5)
+    image, _, [bad] = images.read(0)
+    assert len(images) == 3
+    assert image.getpixel((0, 0)) == (1, 0, 0)
+    assert images.path(0) in bad
+
+
+def test_the_next_good_image_takes_the_place_round_the_end(with_broken):
+    images = with_broken(6, {3, 4, 5})
+    for index, (taken, names) in {2: (2, []), 3: (0, [3, 4, 5]), 5: (0, [5]), 0: (0, [])}.items():
+        image, _, bad = images.read(index)
+        assert image.getpixel((0, 0)) == (taken, 0, 0)
+        assert [line.split(":")[0] for line in bad] == [images.path(name) for name in names]
+
+
+def test_the_label_is_that_of_the_image_which_is_shown(tmp_path):
+    fill(tmp_path / "train", "a/1.png", content=b"x")
+    fill(tmp_path / "train", "b/1.png")
+    assert scan(str(tmp_path), "train", max_bad=1).read(0)[1] == 1
+
+
+@pytest.mark.parametrize("max_bad", [0, 1, 3])
+def test_the_search_ends_when_more_than_the_limit_are_bad(with_broken, max_bad):
+    images = with_broken(9, range(8), max_bad=max_bad)
+    image, _, bad = images.read(0)
+    assert len(bad) == max_bad + 1
+    assert image.mode == "RGB"
+
+
+def test_a_folder_of_bad_images_alone_gives_a_black_one_and_names_all(with_broken):
+    image, label, bad = with_broken(3, range(3)).read(1)
+    assert image.mode == "RGB"
+    assert image.getextrema() == ((0, 0),) * 3
+    assert (label, len(bad)) == (0, 3)
+
+
+# Which images a worker takes.
+
+ORDERS = [dict(images=50, total=8, epochs=3), dict(images=16, total=16, epochs=2), dict(images=17, total=4, epochs=2)]
+
+
+def orders(size, seed=0, start=(0, 0), **setting):
+    """What each of `size` workers takes."""
+    return [TrainingOrder(rank=rank, size=size, seed=seed, start=start, **setting) for rank in range(size)]
+
+
+@pytest.mark.parametrize("setting", ORDERS)
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_the_shares_of_a_step_are_one_batch_for_any_number_of_workers(setting, size):
+    whole = list(orders(1, **setting)[0])
+    shares = [list(order) for order in orders(size, **setting)]
+    for step, batch in enumerate(whole):
+        parts = [share[step] for share in shares]
+        assert all(len(part) == setting["total"] // size for part in parts)
+        assert sum(parts, []) == batch
+        assert len(set(batch)) == setting["total"]
+
+
+@pytest.mark.parametrize("setting", ORDERS)
+def test_an_epoch_shows_each_image_at_most_once_and_leaves_out_less_than_a_batch(setting):
+    batches = list(orders(1, **setting)[0])
+    for epoch in range(setting["epochs"]):
+        shown = [index for batch in batches for e, index in batch if e == epoch]
+        assert len(shown) == len(set(shown)) == setting["images"] // setting["total"] * setting["total"]
+        assert set(shown) <= set(range(setting["images"]))
+
+
+def test_epochs_come_in_turn_and_each_has_an_order_of_its_own():
+    batches = list(orders(1, images=32, total=8, epochs=3)[0])
+    assert [batch[0][0] for batch in batches] == [0] * 4 + [1] * 4 + [2] * 4
+    assert all(len({epoch for epoch, _ in batch}) == 1 for batch in batches)
+    by_epoch = [[index for batch in batches for e, index in batch if e == epoch] for epoch in range(3)]
+    assert by_epoch[0] != by_epoch[1] != by_epoch[2] != by_epoch[0]
+    assert by_epoch[0] != list(range(32))
+    other = [index for batch in orders(1, seed=1, images=32, total=8, epochs=1)[0] for _, index in batch]
+    assert other != by_epoch[0]
+
+
+@pytest.mark.parametrize("setting", ORDERS)
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_start_within_the_run_gives_exactly_its_tail(setting, size):
+    steps = setting["images"] // setting["total"]
+    for rank in range(size):
+        whole = list(orders(size, **setting)[rank])
+        assert len(whole) == len(orders(size, **setting)[rank]) == steps * setting["epochs"]
+        for epoch in range(setting["epochs"] + 1):
+            for step in range(steps if epoch < setting["epochs"] else 1):
+                order = orders(size, start=(epoch, step), **setting)[rank]
+                tail = whole[epoch * steps + step :]
+                assert list(order) == tail
+                assert len(order) == len(tail)
+
+
+def test_an_order_past_the_last_epoch_is_empty():
+    order = orders(1, start=(5, 0), images=10, total=2, epochs=3)[0]
+    assert list(order) == []
+    assert len(order) == 0
+
+
+def test_an_order_can_be_gone_through_again():
+    order = orders(1, images=10, total=2, epochs=2)[0]
+    assert list(order) == list(order)
+
+
+@pytest.mark.parametrize("images", [0, 1, 31, 32, 33, 100])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
+def test_every_nth_batch_is_a_partition_whose_batches_do_not_depend_on_the_workers(images, size):
+    sample = [7 * i % 101 for i in range(images)]
+    whole = every_nth_batch(sample, 8, 0, 1)
+    assert sum(whole, []) == sample
+    assert all(len(batch) == 8 for batch in whole[:-1])
+    shares = [every_nth_batch(sample, 8, rank, size) for rank in range(size)]
+    assert sorted(batch for share in shares for batch in share) == sorted(whole)
+    counts = [len(share) for share in shares]
+    assert max(counts) - min(counts) <= 1

@@ -1,0 +1,166 @@
+import math
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from job.errors import RunError
+from job.journal import Journal
+
+
+class Told:
+    """A log that keeps what it is told."""
+
+    def __init__(self):
+        self.records, self.lines, self.shown = [], [], []
+
+    def record(self, **numbers):
+        self.records.append(numbers)
+
+    def line(self, text):
+        self.lines.append(text)
+
+    def progress(self, text, done, total, every):
+        self.shown.append((text, done, total, every))
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that a test moves."""
+    now = SimpleNamespace(time=100.0)
+    monkeypatch.setattr(time, "perf_counter", lambda: now.time)
+    return now
+
+
+def journal(size=2, total=32, steps=5, print_freq=3):
+    return Journal(SimpleNamespace(size=size, log=Told()), total, steps, print_freq)
+
+
+def sums(contrastive=8.0, distillation=2.0, correct=8, **more):
+    """What the workers' numbers of a step add up to."""
+    return dict(loss=contrastive + distillation, contrastive=contrastive, distillation=distillation, correct=correct, **more)
+
+
+def do(book, clock, step, numbers, wait=1.0, work=3.0):
+    clock.time += wait
+    book.images_came()
+    clock.time += work
+    book.step(step, numbers)
+
+
+def test_a_step_s_record_has_the_averages_over_the_workers(clock):
+    book = journal()
+    book.start_epoch(3, 0.025)
+    do(book, clock, 1, sums(stop=0, undecodable=0))
+    assert book.run.log.records == [
+        {
+            "steps": 17,
+            "epoch": 3,
+            "step": 1,
+            "loss": 5.0,
+            "contrastive": 4.0,
+            "distillation": 1.0,
+            "accuracy": 25.0,
+            "lr": 0.025,
+            "images_per_s": 8.0,
+            "data_wait": 0.25,
+        }
+    ]
+
+
+def test_steps_are_counted_over_epochs_from_one(clock):
+    book = journal(steps=2)
+    for epoch in range(3):
+        book.start_epoch(epoch, 0.1)
+        for step in range(2):
+            do(book, clock, step, sums())
+    assert [record["steps"] for record in book.run.log.records] == [1, 2, 3, 4, 5, 6]
+
+
+def test_time_is_counted_from_step_to_step_and_not_between_epochs(clock):
+    book = journal(total=12)
+    book.start_epoch(0, 0.1)
+    do(book, clock, 0, sums(), wait=0, work=2)
+    do(book, clock, 1, sums(), wait=3, work=1)
+    clock.time += 1000  # saving, and another refresh
+    book.start_epoch(1, 0.1)
+    do(book, clock, 0, sums(), wait=1, work=1)
+    assert [(record["images_per_s"], record["data_wait"]) for record in book.run.log.records] == [(6, 0), (3, 0.75), (6, 0.5)]
+
+
+def test_a_step_is_shown_with_its_place_in_the_epoch(clock):
+    book = journal(steps=5, print_freq=3)
+    book.start_epoch(2, 0.03)
+    do(book, clock, 4, sums(contrastive=8.0, distillation=2.0))
+    [(text, done, total, every)] = book.run.log.shown
+    assert (done, total, every) == (5, 5, 3)
+    assert text == (
+        "epoch 2 step 5/5: loss 5.0000 = contrastive 4.0000 + distillation 1.0000 (ratio 0.25), contrast accuracy 25.0 %, "
+        "lr 0.03000, 8.0 images/s, data wait 25 %"
+    )
+
+
+def test_without_a_teacher_there_is_no_distillation_to_show(clock):
+    book = journal()
+    book.start_epoch(0, 0.03)
+    do(book, clock, 0, sums(distillation=0.0))
+    assert "distillation" not in book.run.log.shown[0][0]
+    assert book.run.log.records[0]["distillation"] == 0
+
+
+def test_an_epoch_ends_with_its_averages(clock):
+    book = journal(size=1, total=10)
+    book.start_epoch(7, 0.5)
+    do(book, clock, 0, sums(contrastive=1.0, distillation=0.0, correct=2), wait=0, work=1)
+    do(book, clock, 1, sums(contrastive=3.0, distillation=1.0, correct=4), wait=3, work=1)
+    book.end_epoch()
+    assert book.run.log.lines == [
+        "epoch 7 mean: loss 2.5000 = contrastive 2.0000 + distillation 0.5000 (ratio 0.25), contrast accuracy 30.0 %, "
+        "lr 0.50000, 4.0 images/s, data wait 38 %"
+    ]
+
+
+def test_an_epoch_s_averages_are_of_its_own_steps(clock):
+    book = journal(size=1)
+    for epoch, loss in enumerate([1.0, 5.0]):
+        book.start_epoch(epoch, 0.1)
+        do(book, clock, 0, sums(contrastive=loss, distillation=0.0))
+        book.end_epoch()
+    assert ["loss 1.0000" in book.run.log.lines[0], "loss 5.0000" in book.run.log.lines[1]] == [True, True]
+
+
+def test_an_epoch_without_steps_says_nothing(clock):
+    book = journal()
+    book.start_epoch(0, 0.1)
+    book.end_epoch()
+    assert book.run.log.lines == []
+
+
+def test_a_loss_that_has_become_nothing_is_shown(clock):
+    """The contrastive loss can underflow to zero: at a low temperature, say, with few negatives."""
+    book = journal()
+    book.start_epoch(0, 0.1)
+    do(book, clock, 0, sums(contrastive=0.0, distillation=2.0))
+    book.end_epoch()
+    assert "loss 1.0000" in book.run.log.lines[0]
+
+
+@pytest.mark.parametrize("part", ["contrastive", "distillation"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_ends_the_run_and_says_where(part, value):
+    book = journal()
+    book.start_epoch(4, 0.1)
+    with pytest.raises(RunError) as caught:
+        book.check_finite(17, sums(**{part: value}))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "epoch 4, step 17" in message
+    assert f"{part} {value}" in message
+    assert caught.value.code == 1
+
+
+@pytest.mark.parametrize("value", [0.0, 1e300, -1.0])
+def test_a_finite_loss_goes_on(value):
+    book = journal()
+    book.start_epoch(0, 0.1)
+    book.check_finite(0, sums(contrastive=value))

@@ -1,0 +1,217 @@
+import json
+import os
+import re
+
+import pytest
+
+from job.run.log import Log
+
+STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
+
+
+@pytest.fixture
+def opened():
+    """Open logs; close them at the end."""
+    logs = []
+
+    def open_log(folder, resumed_at=None, speaks=True):
+        log = Log(speaks)
+        logs.append(log)
+        log.open(str(folder), resumed_at)
+        return log
+
+    yield open_log
+    for log in logs:
+        log.close()
+
+
+def lines(folder):
+    """The lines of a folder's log, without their stamps."""
+    text = (folder / "log.txt").read_text()
+    assert all(re.match(STAMP, line) for line in text.splitlines())
+    return re.sub(f"^{STAMP}", "", text, flags=re.MULTILINE).splitlines()
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_line_goes_to_the_screen_and_to_the_log(tmp_path, opened, capsys):
+    opened(tmp_path).line("hello é")
+    assert capsys.readouterr().out == "hello é\n"
+    assert lines(tmp_path) == ["hello é"]
+
+
+def test_a_note_goes_to_the_log_alone(tmp_path, opened, capsys):
+    opened(tmp_path).note("quiet")
+    assert capsys.readouterr().out == ""
+    assert lines(tmp_path) == ["quiet"]
+
+
+def test_lines_of_before_the_folder_was_known_reach_the_file_first(tmp_path, capsys):
+    log = Log(True)
+    log.line("one")
+    log.note("two")
+    assert capsys.readouterr().out == "one\n"
+    assert os.listdir(tmp_path) == []
+    log.open(str(tmp_path), None)
+    log.line("three")
+    log.close()
+    assert lines(tmp_path) == ["one", "two", "three"]
+
+
+def test_lines_are_in_the_files_at_once(tmp_path, opened):
+    """A run that is killed has said all that it said."""
+    log = opened(tmp_path)
+    log.line("now")
+    log.record(steps=1)
+    assert lines(tmp_path) == ["now"]
+    assert metrics(tmp_path) == [{"steps": 1}]
+
+
+def test_numbers_are_one_line_of_json_each(tmp_path, opened):
+    log = opened(tmp_path)
+    log.record(steps=1, loss=0.5)
+    log.record(steps=2, stage=4)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"steps": 1, "loss": 0.5}\n{"steps": 2, "stage": 4}\n'
+
+
+def test_numbers_before_a_folder_are_let_go():
+    Log(True).record(steps=1)
+
+
+def test_another_rank_says_and_writes_nothing(tmp_path, opened, capsys):
+    log = opened(tmp_path, speaks=False)
+    log.line("a")
+    log.note("b")
+    log.record(steps=1)
+    log.progress("c", 1, 1, 1)
+    log.close()
+    assert capsys.readouterr() == ("", "")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_resumed_run_goes_on_in_the_same_files(tmp_path, opened):
+    log = opened(tmp_path)
+    log.line("first")
+    log.record(steps=1)
+    log.close()
+    log = opened(tmp_path, resumed_at=1)
+    log.line("second")
+    log.record(steps=2)
+    assert lines(tmp_path) == ["first", "second"]
+    assert metrics(tmp_path) == [{"steps": 1}, {"steps": 2}]
+
+
+def test_a_name_that_is_no_utf_8_can_be_said(tmp_path, opened):
+    """Names of files are bytes; those that are no text reach the log when they cannot be decoded as images."""
+    log = opened(tmp_path)
+    log.line("cannot decode caf\udce9.png")
+    log.note("error: caf\udce9.png")
+    log.close()
+    assert [line.partition("caf")[0] for line in lines(tmp_path)] == ["cannot decode ", "error: "]
+
+
+STEPS, STAGES = 4, (3, 4)  # of an epoch, and of a refresh
+
+
+def run_through(log, first, last):
+    """Record the steps from `first` on, as a run does: an epoch's refresh, if it has one, then its steps."""
+    for done in range(first, last):
+        if done % STEPS == 0:
+            for stage in STAGES:
+                log.record(steps=done + 1, refresh=done // STEPS, stage=stage, changed=0.5)
+        log.record(steps=done + 1, epoch=done // STEPS, step=done % STEPS, loss=1 / (done + 1))
+
+
+@pytest.fixture
+def whole(tmp_path, opened):
+    """The metrics of a run that was never stopped, of ten steps."""
+    (tmp_path / "whole").mkdir()
+    run_through(opened(tmp_path / "whole"), 0, 10)
+    return (tmp_path / "whole" / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("stopped", "resumed"), [(stopped, resumed) for stopped in range(1, 10) for resumed in range(1, stopped + 1)]
+)
+def test_steps_that_are_done_again_are_in_the_metrics_once(tmp_path, opened, stopped, resumed):
+    run_through(opened(tmp_path), 0, stopped)
+    run_through(opened(tmp_path, resumed_at=resumed), resumed, 10)
+    assert [record["steps"] for record in metrics(tmp_path) if "loss" in record] == list(range(1, 11))
+
+
+@pytest.mark.parametrize("resumed", range(1, 9))
+def test_a_resumed_run_s_metrics_are_those_of_a_run_never_stopped(tmp_path, opened, whole, resumed):
+    """Refreshes too: those of before stay, the one that is done again is there once."""
+    run_through(opened(tmp_path), 0, 9)
+    run_through(opened(tmp_path, resumed_at=resumed), resumed, 10)
+    assert (tmp_path / "metrics.jsonl").read_text() == whole
+
+
+def test_a_run_that_begins_anew_leaves_no_steps_of_one_that_saved_nothing(tmp_path, opened, whole):
+    """A run can end before its first checkpoint; `--resume auto` then starts it from the first step."""
+    run_through(opened(tmp_path), 0, 3)
+    run_through(opened(tmp_path), 0, 10)
+    assert (tmp_path / "metrics.jsonl").read_text() == whole
+
+
+@pytest.mark.parametrize("cut", [1, 2, 5, 20, 40])
+def test_a_last_line_cut_short_is_left_out(tmp_path, opened, cut):
+    """Also when it is the end of the line alone that was cut: the next record starts a line of its own."""
+    run_through(opened(tmp_path), 0, 3)
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-cut])
+    run_through(opened(tmp_path, resumed_at=3), 3, 4)
+    found = [record["steps"] for record in metrics(tmp_path) if "loss" in record]
+    assert found in ([1, 2, 4], [1, 2, 3, 4])
+
+
+def test_a_resumed_run_without_metrics_starts_them(tmp_path, opened):
+    opened(tmp_path, resumed_at=7).record(steps=8)
+    assert metrics(tmp_path) == [{"steps": 8}]
+
+
+def test_metrics_are_rewritten_by_one_rename(tmp_path, opened, monkeypatch):
+    run_through(opened(tmp_path), 0, 3)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+
+    def crash(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", crash)
+    with pytest.raises(KeyboardInterrupt):
+        opened(tmp_path, resumed_at=1)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("total", "every", "told"), [(10, 3, [3, 6, 9, 10]), (10, 5, [5, 10]), (2, 100, [2]), (3, 1, [1, 2, 3]), (1, 1, [1])]
+)
+def test_without_a_terminal_progress_is_a_line_every_so_many_steps_and_at_the_end(tmp_path, opened, capsys, total, every, told):
+    log = opened(tmp_path)
+    for done in range(1, total + 1):
+        log.progress(f"step {done}", done, total, every)
+    assert capsys.readouterr().out.splitlines() == [f"step {done}" for done in told]
+    assert lines(tmp_path) == [f"step {done}" for done in told]
+
+
+def test_on_a_terminal_progress_is_a_bar_and_no_line(tmp_path, opened, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    log = opened(tmp_path)
+    for total in (4, 4, 3):
+        for done in range(1, total + 1):
+            log.progress(f"step {done}/{total}", done, total, 1)
+            assert (log.bar is None) == (done == total)
+    log.progress("step 2/5", 2, 5, 1)
+    log.line("between")
+    log.close()
+    assert lines(tmp_path) == ["between"]
+    assert "%|" in capsys.readouterr().out
+
+
+def test_closing_twice_or_unopened_is_harmless(tmp_path, opened):
+    Log(True).close()
+    log = opened(tmp_path)
+    log.close()
+    log.close()

@@ -1,0 +1,265 @@
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from job.config import Config
+from job.errors import RunError
+from job.resume import SHAPES, continues, find
+from job.run.checkpoint import Checkpoints
+
+
+class Told:
+    """A log that keeps what it is told."""
+
+    def __init__(self):
+        self.lines = []
+
+    def line(self, text):
+        assert "\n" not in text
+        self.lines.append(text)
+
+
+class StandIn:
+    """As much of a run as resuming asks for, on one worker."""
+
+    def __init__(self, folder, size=2):
+        self.folder, self.size = str(folder), size
+        self.log, self.checkpoints = Told(), Checkpoints(str(folder), 3)
+
+    def on_first(self, work):
+        return work()
+
+
+@pytest.fixture
+def run(tmp_path):
+    return StandIn(tmp_path)
+
+
+def options(**changed):
+    return Config(data="DIR", **changed)
+
+
+def content(config=None, step=0, **changed):
+    """What a run saves, but for the large tensors."""
+    config = config or options()
+    saved = {
+        "epoch": 3,
+        "arch": config.arch,
+        "state_dict": {"module.encoder_q.conv1.weight": torch.ones(1)},
+        "optimizer": {},
+        "step": step,
+        "mgd": {"1.margin": torch.ones(1)} if config.teacher else {},
+        "config": dataclasses.asdict(config),
+        "workers": 2,
+        "format": 1,
+        "images": 100,
+        "statistics": None,
+    }
+    return saved | changed
+
+
+def refused(call, *args):
+    with pytest.raises(RunError) as caught:
+        call(*args)
+    assert "\n" not in str(caught.value)
+    assert caught.value.code == 2
+    return str(caught.value)
+
+
+# What a checkpoint can be continued with.
+
+
+@pytest.mark.parametrize("config", [options(), options(teacher="t"), options(mlp=True, seed=3, mgd_stages=[4])], ids=str)
+@pytest.mark.parametrize("step", [0, 7])
+def test_the_same_options_continue_without_a_word(run, config, step):
+    saved = content(config, step)
+    assert continues(saved, copy.deepcopy(config), run) is saved
+    assert run.log.lines == []
+
+
+OTHER_SHAPES = {"arch": "resnet34", "stem": "small", "mlp": True, "moco_dim": 64, "moco_k": 1024, "mgd_stages": [4]}
+
+
+def test_every_option_that_shapes_the_tensors_is_tried_here():
+    assert set(SHAPES) == set(OTHER_SHAPES)
+
+
+@pytest.mark.parametrize(("name", "value"), OTHER_SHAPES.items())
+@pytest.mark.parametrize("step", [0, 7])
+def test_another_shape_is_refused_with_both_values(run, name, value, step):
+    message = refused(continues, content(step=step), options(**{name: value}), run)
+    flag = "--" + name.replace("_", "-")
+    assert all(part in message for part in (flag, str(value), str(getattr(options(), name)), f"epoch 3, step {step}"))
+
+
+@pytest.mark.parametrize(("name", "value"), [("seed", 1), ("batch_size", 64)])
+def test_what_orders_the_images_may_change_between_epochs_alone(run, name, value):
+    config = options(**{name: value})
+    assert continues(content(step=0), config, run)
+    assert any("--" + name.replace("_", "-") in line for line in run.log.lines)
+    message = refused(continues, content(step=7), config, run)
+    assert str(value) in message
+    assert "step 7" in message
+
+
+CHANGES = [("lr", 0.1), ("epochs", 300), ("cos", True), ("moco_t", 0.5), ("weight_decay", 0.0), ("refresh_epochs", "never")]
+
+
+@pytest.mark.parametrize(("name", "value"), CHANGES)
+@pytest.mark.parametrize("step", [0, 7])
+def test_another_setting_continues_and_is_said_with_both_values(run, name, value, step):
+    assert continues(content(step=step), options(**{name: value}), run)
+    [line] = run.log.lines
+    flag = "--" + name.replace("_", "-")
+    assert all(part in line for part in (f"{flag} was {getattr(options(), name)}", f"now {value}"))
+
+
+def test_every_change_is_said_once(run):
+    continues(content(), options(**dict(CHANGES)), run)
+    assert len(run.log.lines) == len(CHANGES)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("resume", "auto"), ("config", ["small"]), ("out", "o"), ("workers", 7), ("print_freq", 1)]
+)
+def test_what_does_not_touch_the_numbers_changes_without_a_word(run, name, value):
+    assert continues(content(), options(**{name: value}), run)
+    assert run.log.lines == []
+
+
+def test_an_option_that_the_checkpoint_does_not_know_is_said(run):
+    saved = content()
+    del saved["config"]["max_bad_images"]
+    assert continues(saved, options(), run)
+    [line] = run.log.lines
+    assert "--max-bad-images was None" in line
+
+
+@pytest.mark.parametrize(("before", "now"), [("t", ""), ("", "t")])
+def test_a_teacher_neither_comes_nor_goes(run, before, now):
+    message = refused(continues, content(options(teacher=before)), options(teacher=now), run)
+    assert "--teacher" in message
+    assert ("distils" if before else "no teacher") in message
+
+
+def test_another_teacher_s_file_is_said(run):
+    """The same file may lie elsewhere."""
+    assert continues(content(options(teacher="a")), options(teacher="b"), run)
+    assert len(run.log.lines) == 1
+
+
+@pytest.mark.parametrize(("step", "more"), [(0, False), (7, True)])
+def test_another_number_of_workers_is_said_and_within_an_epoch_what_it_means(tmp_path, step, more):
+    run = StandIn(tmp_path, size=4)
+    assert continues(content(step=step), options(), run)
+    [line] = run.log.lines
+    assert "2 workers" in line
+    assert "now 4" in line
+    assert ("average" in line) == more
+
+
+# Which checkpoint --resume means.
+
+
+def test_without_resume_there_is_none(run):
+    run.checkpoints.save(content())
+    assert find(options(), run) is None
+    assert run.log.lines == []
+
+
+def test_auto_starts_from_the_first_epoch_where_there_is_none(run):
+    assert find(options(resume="auto"), run) is None
+    [line] = run.log.lines
+    assert run.folder in line
+    assert "first epoch" in line
+
+
+def test_auto_takes_the_newest_that_is_whole(run):
+    run.checkpoints.save(content(epoch=1))
+    run.checkpoints.save(content(epoch=2))
+    broken = run.checkpoints.save(content(epoch=3))
+    with open(broken, "r+b") as file:
+        file.truncate(200)
+    assert find(options(resume="auto"), run)["epoch"] == 2
+    assert any(broken in line and "passed over" in line for line in run.log.lines)
+
+
+def test_auto_does_not_start_anew_over_damaged_checkpoints(run):
+    with open(run.checkpoints.save(content()), "r+b") as file:
+        file.truncate(200)
+    assert run.folder in refused(find, options(resume="auto"), run)
+
+
+def test_auto_refuses_another_run_s_checkpoint(run):
+    run.checkpoints.save(content())
+    assert "--mlp" in refused(find, options(resume="auto", mlp=True), run)
+
+
+def test_a_path_is_taken(run):
+    path = run.checkpoints.save(content(epoch=1))
+    run.checkpoints.save(content(epoch=2))
+    assert find(options(resume=path), run)["epoch"] == 1
+
+
+@pytest.mark.parametrize("text", [None, "no checkpoint"])
+def test_a_path_of_no_checkpoint_is_one_line(run, tmp_path, text):
+    path = tmp_path / "x.pth.tar"
+    if text:
+        path.write_text(text)
+    assert str(path) in refused(find, options(resume=str(path)), run)
+
+
+@pytest.mark.parametrize("value", [{"conv1.weight": torch.ones(1)}, {"epoch": 3}, {}], ids=str)
+def test_a_path_of_something_else_is_one_line(run, tmp_path, value):
+    path = str(tmp_path / "x.pth.tar")
+    torch.save(value, path)
+    assert path in refused(find, options(resume=path), run)
+
+
+@pytest.fixture(params=["released", "of another network", "without a network's name"])
+def teacher_file(request, tmp_path):
+    """A file that --resume cannot continue, and --teacher takes."""
+    saved = content(options(arch="resnet50"), format=1)
+    if request.param != "of another network":
+        del saved["format"], saved["config"], saved["step"], saved["mgd"]
+    if request.param == "without a network's name":
+        del saved["arch"]
+    path = str(tmp_path / "teacher.pth.tar")
+    torch.save(saved, path)
+    return path
+
+
+def test_a_teacher_s_file_given_to_resume_becomes_the_teacher_and_is_said(run, teacher_file):
+    config = options(resume=teacher_file)
+    assert find(config, run) is None
+    assert (config.teacher, config.resume) == (teacher_file, "")
+    [line] = run.log.lines
+    assert teacher_file in line
+    assert "--teacher" in line
+
+
+def test_a_released_file_of_the_student_s_own_network_is_a_teacher_too(run, tmp_path):
+    path = str(tmp_path / "t.pth.tar")
+    torch.save({"arch": "resnet18", "epoch": 200, "state_dict": content()["state_dict"]}, path)
+    config = options(resume=path)
+    assert find(config, run) is None
+    assert config.teacher == path
+
+
+def test_a_teacher_s_file_given_to_resume_beside_another_teacher_is_refused(run, teacher_file):
+    message = refused(find, options(resume=teacher_file, teacher="other"), run)
+    assert "--resume" in message
+    assert "--teacher" in message
+
+
+def test_a_file_that_was_taken_as_the_teacher_is_no_run_s_option_any_more(run, teacher_file):
+    """The next run with `--teacher` and `--resume auto` must go on from this one's checkpoints."""
+    config = options(resume=teacher_file)
+    find(config, run)
+    saved = content(config)
+    again = options(teacher=teacher_file, resume="auto")
+    run.log.lines.clear()
+    assert continues(saved, again, run)
+    assert run.log.lines == []

@@ -1,0 +1,238 @@
+"""Whole runs of the real command: the same bytes whatever interrupts them, and errors for people."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+SMALL = "-a resnet18 --image-size 32 --batch-size 8 --epochs 2 --moco-k 20 --mlp --moco-t 0.2 --aug-plus --cos".split()
+SMALL += "--warmup-epochs 1 --refresh-epochs 0,1 --save-every 2steps --keep 9".split()
+STEPS = 2 * (44 // 8)
+
+
+def tensors(value, path=""):
+    """Yield (path, value) of everything in a checkpoint that a run computes."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from tensors(item, f"{path}/{key}")
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from tensors(item, f"{path}/{number}")
+    else:
+        yield path, value
+
+
+def differences(first, second) -> list[str]:
+    """The names of what differs, by as little as a bit, between two runs' last checkpoints; their options do not count."""
+    contents = [torch.load(folder / "last.pth.tar", weights_only=True) for folder in (first, second)]
+    one, other = ({path: value for path, value in tensors(content) if not path.startswith("/config")} for content in contents)
+    assert len(one) > 300 and contents[0]["epoch"] == 2
+    same = {path for path in one.keys() & other.keys() if same_bytes(one[path], other[path])}
+    return sorted((one.keys() | other.keys()) - same)
+
+
+def same_bytes(one, other) -> bool:
+    if torch.is_tensor(one):
+        return one.dtype == other.dtype and one.shape == other.shape and one.numpy().tobytes() == other.numpy().tobytes()
+    return one == other
+
+
+@pytest.fixture(scope="module")
+def undisturbed(start_job, images, teacher_file, tmp_path_factory):
+    """A function N -> (folder, output) of a run of N workers that nothing interrupts."""
+    runs = {}
+
+    def run(workers):
+        if workers not in runs:
+            folder = tmp_path_factory.mktemp("runs") / f"undisturbed{workers}"
+            job = start_job(workers, folder, [images, *SMALL, "--teacher", teacher_file, "-j", 0])
+            runs[workers] = folder, job.finish()
+            assert job.process.returncode == 0, runs[workers][1]
+        return runs[workers]
+
+    return run
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_two_runs_of_the_same_command_end_in_the_same_bytes(undisturbed, start_job, images, teacher_file, tmp_path, workers):
+    """The second run has another number of loader processes, which must not matter either."""
+    job = start_job(workers, tmp_path / "run", [images, *SMALL, "--teacher", teacher_file, "-j", 2 if workers == 2 else 0])
+    output = job.finish()
+    assert job.process.returncode == 0, output
+    assert differences(undisturbed(workers)[0], job.folder) == []
+
+
+@pytest.mark.parametrize("workers, step, loaders", [(2, 3, 1), (4, 7, 0)])
+def test_a_killed_run_resumes_to_the_same_bytes(undisturbed, start_job, images, teacher_file, tmp_path, workers, step, loaders):
+    options = [images, *SMALL, "--teacher", teacher_file, "-j", loaders, "--resume", "auto"]
+    job = start_job(workers, tmp_path / "run", options)
+    job.wait_for_step(step)
+    job.kill()
+    assert len(job.steps()) < STEPS
+    again = start_job(workers, tmp_path / "run", options)
+    output = again.finish()
+    assert again.process.returncode == 0, output
+    assert "resuming from" in output
+    assert again.steps() == list(range(1, STEPS + 1))
+    assert differences(undisturbed(workers)[0], again.folder) == []
+
+
+@pytest.mark.parametrize(
+    "workers, number, all_workers", [(2, signal.SIGUSR2, False), (2, signal.SIGINT, True), (4, signal.SIGTERM, True)]
+)
+def test_a_signal_saves_at_a_common_step_and_no_step_is_done_twice(
+    undisturbed, start_job, images, teacher_file, tmp_path, workers, number, all_workers
+):
+    """--save-every is an epoch here: only the signal can have saved within one. One worker that gets it is enough."""
+    options = [images, *SMALL, "--save-every", 1, "--teacher", teacher_file, "-j", 0, "--resume", "auto"]
+    job = start_job(workers, tmp_path / "run", options)
+    job.wait_for_step(2)
+    for process in job.workers() if all_workers else job.workers()[-1:]:
+        process.send_signal(number)
+    output = job.finish()
+    assert job.process.returncode == 0, output
+    assert "stopped by a signal" in output
+    done = job.steps()
+    assert done == list(range(1, done[-1] + 1)) and done[-1] < STEPS
+    again = start_job(workers, tmp_path / "run", options)
+    output = again.finish()
+    assert again.process.returncode == 0, output
+    first_again = next(line for line in output.splitlines() if "resuming from" in line)
+    assert f"checkpoint_{done[-1] // 5:04d}_{done[-1] % 5:06d}" in first_again
+    assert again.steps() == list(range(1, STEPS + 1))
+    assert differences(undisturbed(workers)[0], again.folder) == []
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_refresh_gives_the_same_matrix_at_any_number_of_workers(
+    undisturbed, start_job, images, teacher_file, tmp_path, workers
+):
+    """From the checkpoint at the end of the first epoch of two workers, on as many as they are: the second refresh."""
+    folder, _ = undisturbed(2)
+    whole = torch.load(folder / "checkpoint_0001_000000.pth.tar", weights_only=True)
+    (tmp_path / "run").mkdir()
+    torch.save(whole, tmp_path / "run" / "checkpoint_0001_000000.pth.tar")
+    job = start_job(workers, tmp_path / "run", [images, *SMALL, "--teacher", teacher_file, "-j", 0, "--resume", "auto"])
+    output = job.finish()
+    assert job.process.returncode == 0, output
+    assert f"was saved by 2 workers; now {workers}" in output
+    before = whole["mgd"]
+    expected = torch.load(folder / "last.pth.tar", weights_only=True)["mgd"]
+    found = torch.load(job.folder / "last.pth.tar", weights_only=True)["mgd"]
+    for stage in (1, 2, 3, 4):
+        assert torch.equal(found[f"matching{stage}"], expected[f"matching{stage}"]), stage
+    assert any(not torch.equal(before[f"matching{stage}"], expected[f"matching{stage}"]) for stage in (1, 2, 3, 4))
+
+
+def test_a_run_goes_on_within_an_epoch_with_another_number_of_workers(undisturbed, start_job, images, teacher_file, tmp_path):
+    folder, _ = undisturbed(2)
+    source = folder / "checkpoint_0001_000003.pth.tar"
+    arguments = [images, *SMALL, "--teacher", teacher_file, "-j", 0, "--resume", source]
+    job = start_job(1, tmp_path / "run", arguments)
+    output = job.finish()
+    assert job.process.returncode == 0, output
+    assert "was saved by 2 workers; now 1; batch norm starts from the average of their statistics" in output
+    assert job.steps() == [9, 10]
+
+
+def test_a_loss_that_is_not_finite_stops_all_workers_and_leaves_the_checkpoints(start_job, images, tmp_path):
+    job = start_job(
+        2, tmp_path / "run", [images, *SMALL, "--lr", "1e30", "--warmup-epochs", 0, "--save-every", "1steps", "-j", 0]
+    )
+    output = job.finish()
+    assert job.process.returncode != 0
+    assert output.count("the loss is not finite at epoch 0, step") == 1
+    saved = sorted(path.name for path in job.folder.glob("checkpoint_*"))
+    assert saved and not list(job.folder.glob("*.new"))
+    for name in saved:
+        assert torch.load(job.folder / name, weights_only=True)["format"] == 1
+
+
+def test_the_log_tells_each_refresh(undisturbed):
+    folder, output = undisturbed(2)
+    assert output.count("refresh before epoch") == 2
+    assert output.count("channels changed") == 8
+    assert "measuring" in output and "gathering" in output and "solving" in output
+    assert (folder / "config.yaml").is_file()
+
+
+def broken_teacher(tmp_path, teacher_file, how):
+    content = torch.load(teacher_file, weights_only=True)
+    path = tmp_path / "broken.pth.tar"
+    if how == "missing key":
+        del content["state_dict"]["module.encoder_q.layer3.2.bn2.weight"]
+    if how == "wrong md5":
+        path = tmp_path / "moco_v2_200ep_pretrain.pth.tar"
+    if how == "code":
+        content["optimizer"] = subprocess.Popen
+    torch.save(content, path)
+    if how == "truncated":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+@pytest.mark.parametrize(
+    "how, said",
+    [
+        ("missing key", "layer3.2.bn2.weight is missing"),
+        ("wrong md5", "has md5"),
+        ("code", "holds code or objects besides tensors"),
+        ("truncated", "is not a whole checkpoint"),
+        ("architecture", "does not fit resnet34"),
+        ("none", "no such file"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_one_line_and_exit_code_2(images, teacher_file, tmp_path, how, said):
+    path = tmp_path / "none" if how == "none" else broken_teacher(tmp_path, teacher_file, how)
+    extra = ["--teacher-arch", "resnet34"] if how == "architecture" else []
+    assert said in error_of([images, *SMALL, "--teacher", path, *extra, "--out", tmp_path / "run"])
+    assert not (tmp_path / "run").exists()
+
+
+def error_of(arguments) -> str:
+    """Run the command, without a launcher; return the one line that it ends with, having checked exit code 2."""
+    done = subprocess.run([sys.executable, "-m", "job.train", *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    return lines[0]
+
+
+def test_an_error_is_said_once_by_all_workers_together(start_job, images, tmp_path):
+    job = start_job(2, tmp_path / "run", [images, *SMALL, "--batch-size", 7])
+    output = job.finish()
+    assert job.process.returncode != 0
+    assert output.count("--batch-size 7 cannot be shared equally by 2 workers: choose 6 or 8") == 1
+    assert "Exit code: 2" in output
+    assert not job.folder.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--batch-size", "64"], "has 44 images, fewer than --batch-size 64"),
+        (["--batch-size", "1"], "batch norm needs two"),
+        (["--gpu", "0"], "--gpu is not needed here"),
+        (["--resume", "nowhere.pth.tar"], "no such file"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_line_and_exit_code_2(images, tmp_path, arguments, said):
+    assert said in error_of([images, *SMALL, *arguments, "--out", tmp_path / "run"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_folder_is_not_written_over(undisturbed, images, teacher_file):
+    folder, _ = undisturbed(2)
+    assert "holds a run already" in error_of([images, *SMALL, "--teacher", teacher_file, "--out", folder])
+
+
+def test_the_original_s_resume_of_a_teacher_is_recognised(start_job, images, teacher_file, tmp_path):
+    """Also a queue smaller than the batch, and no launcher: one worker by plain python."""
+    arguments = [images, *SMALL, "--resume", teacher_file, "--epochs", 1, "--moco-k", 5, "-j", 0, "--out", tmp_path / "run"]
+    done = subprocess.run([sys.executable, "-m", "job.train", *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "is a resnet50 checkpoint, no run of resnet18: taken as --teacher" in done.stdout
+    assert "318 tensors under module.encoder_q.* taken, none missing" in done.stdout
+    assert (tmp_path / "run" / "last.pth.tar").is_file()

@@ -1,0 +1,300 @@
+import functools
+import hashlib
+
+import pytest
+import torch
+from torch import nn
+from torchvision import models
+
+from job import weights
+from job.errors import RunError
+from job.weights import RELEASED, is_moco, read_backbone
+from moco.encoder import build_resnet
+
+DIM = 16
+
+
+@functools.cache
+def shapes(build, *arguments):
+    """The names, shapes and types of a network's tensors."""
+    with torch.device("meta"):
+        return {key: (value.shape, value.dtype) for key, value in build(*arguments).state_dict().items()}
+
+
+def filled(shapes, seed=0):
+    """Tensors of these shapes. All numbers of one are the same, and stored once: their files are small."""
+    torch.manual_seed(seed)
+    return {key: torch.rand(()).to(dtype).expand(shape) for key, (shape, dtype) in shapes.items()}
+
+
+def state(arch="resnet18", mlp=True, stem="imagenet", seed=0):
+    return filled(shapes(build_resnet, arch, DIM, mlp, stem), seed)
+
+
+def torchvision_state(arch="resnet18"):
+    return filled(shapes(getattr(models, arch)))
+
+
+def moco_content(arch="resnet18", mlp=True, stem="imagenet", prefix="module.", **more):
+    """What MoCo's own checkpoints hold."""
+    query, key = state(arch, mlp, stem), state(arch, mlp, stem, seed=1)
+    named = {f"{prefix}encoder_q.{name}": value for name, value in query.items()}
+    named |= {f"{prefix}encoder_k.{name}": value for name, value in key.items()}
+    named |= {f"{prefix}queue": torch.ones(DIM, 8), f"{prefix}queue_ptr": torch.zeros(1, dtype=torch.long)}
+    return {"epoch": 200, "arch": arch, "state_dict": named, "optimizer": {"state": {}, "param_groups": []}, **more}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a checkpoint file; give its path."""
+
+    def written(content, name="teacher.pth.tar", legacy=False):
+        torch.save(content, tmp_path / name, _use_new_zipfile_serialization=not legacy)
+        return str(tmp_path / name)
+
+    return written
+
+
+def refused(path, arch=""):
+    with pytest.raises(RunError) as caught:
+        read_backbone(path, arch)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert path in message
+    assert caught.value.code == 2
+    return message
+
+
+def body(tensors):
+    """A network's tensors without its head."""
+    return {key: value for key, value in tensors.items() if not key.startswith("fc.")}
+
+
+def assert_same(found, expected):
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize(("mlp", "head"), [(False, 2), (True, 4)], ids=["v1", "v2"])
+def test_the_query_encoder_of_a_released_file_is_read_without_its_head(write, legacy, mlp, head):
+    path = write(moco_content(mlp=mlp), legacy=legacy)
+    found = read_backbone(path)
+    assert (found.arch, found.stem) == ("resnet18", "imagenet")
+    assert_same(found.state, body(state(mlp=mlp)))
+    assert "\n" not in found.report
+    for part in (path, "resnet18", "120 tensors", "module.encoder_q.", f"{head} of its head", f"{120 + head + 2} others"):
+        assert part in found.report
+
+
+def test_a_file_of_this_program_is_read(write):
+    more = {"step": 0, "mgd": {"1.margin": torch.ones(3)}, "config": {"arch": "resnet18"}, "workers": 2, "format": 1}
+    content = moco_content(stem="small", **more)
+    found = read_backbone(write(content))
+    assert (found.arch, found.stem) == ("resnet18", "small")
+    assert_same(found.state, body(state(stem="small")))
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_torchvision_s_weights_are_read_without_their_head_of_a_thousand_classes(write, wrapped, legacy):
+    tensors = torchvision_state()
+    found = read_backbone(write({"state_dict": tensors} if wrapped else tensors, legacy=legacy))
+    assert found.arch == "resnet18"
+    assert_same(found.state, body(tensors))
+    assert "torchvision" in found.report
+    assert "2 of its head, 0 others" in found.report
+
+
+def test_encoders_without_the_wrapper_s_prefix_are_read(write):
+    found = read_backbone(write(moco_content(prefix="")))
+    assert_same(found.state, body(state()))
+    assert "under encoder_q." in found.report
+
+
+def test_a_network_loads_what_is_read_and_computes_the_same(write):
+    torch.manual_seed(0)
+    source = models.resnet18(num_classes=10).eval()
+    content = {"arch": "resnet18", "state_dict": {f"module.encoder_q.{k}": v for k, v in source.state_dict().items()}}
+    found = read_backbone(write(content))
+    net = build_resnet(found.arch, stem=found.stem).eval()
+    missing, unexpected = net.load_state_dict(found.state, strict=False)
+    assert all(key.startswith("fc.") for key in missing)
+    assert unexpected == []
+    source.fc = net.fc = nn.Identity()
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(net(images), source(images))
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnext50_32x4d", "wide_resnet50_2"])
+def test_a_network_without_a_name_is_known_by_its_shapes(write, arch):
+    assert read_backbone(write(torchvision_state(arch))).arch == arch
+
+
+@pytest.mark.parametrize("name", [None, "my_net", 50, ["resnet50"]])
+def test_a_network_of_no_known_name_is_known_by_its_shapes(write, name):
+    assert read_backbone(write({"state_dict": torchvision_state(), "arch": name})).arch == "resnet18"
+
+
+def test_counters_that_old_files_lack_are_not_missed(write):
+    content = moco_content()
+    content["state_dict"] = {key: v for key, v in content["state_dict"].items() if not key.endswith("num_batches_tracked")}
+    found = read_backbone(write(content))
+    assert len(found.state) == 100
+    assert found.arch == "resnet18"
+
+
+@pytest.mark.parametrize("arch", ["resnet34", "resnet50"])
+def test_a_network_other_than_the_one_asked_for_is_refused(write, arch):
+    message = refused(write(moco_content()), arch)
+    assert f"does not fit {arch}" in message
+    assert "--teacher-arch" in message
+    assert "more" in message  # three of many
+
+
+def test_a_file_that_says_another_network_than_it_holds_is_refused(write):
+    content = moco_content()
+    content["arch"] = "resnet50"
+    assert "does not fit resnet50" in refused(write(content))
+
+
+def changed(change):
+    """A MoCo checkpoint whose query encoder was changed."""
+    content = moco_content()
+    prefix = "module.encoder_q."
+    tensors = {key.removeprefix(prefix): v for key, v in content["state_dict"].items() if key.startswith(prefix)}
+    others = {key: v for key, v in content["state_dict"].items() if not key.startswith(prefix)}
+    change(tensors)
+    content["state_dict"] = others | {prefix + key: v for key, v in tensors.items()}
+    return content
+
+
+NAME = "layer2.0.conv1.weight"
+
+
+def put(value):
+    return lambda tensors: tensors.update({NAME: value})
+
+
+NOT_FINITE = torch.zeros(128, 64, 3, 3)
+NOT_FINITE[3, 2, 1, 0] = float("nan")
+
+MISFITS = [
+    ("missing", lambda tensors: tensors.pop(NAME), [NAME, "is missing"]),
+    ("extra", lambda tensors: tensors.update({"layer2.7.conv1.weight": torch.ones(3)}), ["layer2.7.conv1.weight", "no place"]),
+    ("shape", put(torch.ones(128, 64, 1, 1)), [NAME, "(128, 64, 1, 1)", "(128, 64, 3, 3)"]),
+    ("no statistics", lambda tensors: tensors.pop("bn1.running_mean"), ["bn1.running_mean", "is missing"]),
+    ("nan", put(NOT_FINITE), [NAME, "not finite"]),
+    ("inf", put(torch.full((128, 64, 3, 3), float("inf"))), [NAME, "not finite"]),
+]
+
+
+@pytest.mark.parametrize(("change", "parts"), [case[1:] for case in MISFITS], ids=[case[0] for case in MISFITS])
+def test_a_tensor_that_does_not_fit_is_named(write, change, parts):
+    message = refused(write(changed(change)))
+    assert all(part in message for part in parts), message
+
+
+def test_a_file_that_fits_no_network_names_them_and_the_way_on(write):
+    content = changed(lambda tensors: tensors.pop(NAME))
+    del content["arch"]
+    message = refused(write(content))
+    assert "--teacher-arch" in message
+    assert "resnet18" in message
+
+
+def test_a_head_that_is_not_finite_does_not_matter(write):
+    assert read_backbone(write(changed(lambda tensors: tensors.update({"fc.0.bias": torch.full((512,), float("nan"))}))))
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ({}, "no network"),
+        ({"epoch": 3}, "no network"),
+        ({"state_dict": {}}, "no network"),
+        ({"state_dict": [1, 2]}, "no network"),
+        ({"state_dict": {"a": 1}}, "no network"),
+        ({"w": torch.ones(2)}, "w"),
+        ({"module.conv1.weight": torch.ones(64, 3, 7, 7)}, "module.conv1.weight"),
+        ({"state_dict": {"features.0.weight": torch.ones(64, 3, 11, 11)}}, "features.0.weight"),
+        ({"state_dict": {"module.encoder_k.conv1.weight": torch.ones(64, 3, 7, 7)}}, "module.encoder_k.conv1.weight"),
+    ],
+    ids=str,
+)
+def test_a_file_without_a_network_is_one_line(write, content, part):
+    assert part in refused(write(content))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"conv1.weight": 3, "w": torch.ones(2)},
+        {"conv1.weight": torch.ones(()), "w": torch.ones(2)},
+        {"conv1.weight": torch.ones(64, 3, 7, 7), 5: torch.ones(2)},
+        {"arch": "resnet18", "state_dict": {**torchvision_state(), "bn1.bias": [0.0] * 64}},
+    ],
+    ids=["a number", "no shape", "a number for a name", "a list"],
+)
+def test_a_network_of_other_things_than_tensors_is_one_line(write, content):
+    refused(write(content))
+
+
+@pytest.mark.parametrize("made", ["missing", "text", "cut"])
+def test_a_file_that_is_not_whole_is_one_line(write, tmp_path, made):
+    path = str(tmp_path / "teacher.pth.tar")
+    if made == "text":
+        (tmp_path / "teacher.pth.tar").write_text("<!DOCTYPE html>\n")
+    if made == "cut":
+        write(moco_content())
+        whole = (tmp_path / "teacher.pth.tar").read_bytes()
+        (tmp_path / "teacher.pth.tar").write_bytes(whole[: len(whole) // 2])
+    refused(path)
+
+
+def test_the_released_sums_are_known():
+    assert RELEASED == {
+        "moco_v1_200ep_pretrain.pth.tar": "b251726a",
+        "moco_v2_200ep_pretrain.pth.tar": "59fd9945",
+        "moco_v2_800ep_pretrain.pth.tar": "a04e12f8",
+    }
+
+
+@pytest.mark.parametrize("name", sorted(RELEASED))
+def test_a_released_name_with_other_bytes_is_refused_with_both_sums(write, name):
+    path = write(moco_content("resnet50"), name)
+    with open(path, "rb") as file:
+        found = hashlib.md5(file.read()).hexdigest()[:8]
+    message = refused(path)
+    assert RELEASED[name] in message
+    assert found in message
+    assert "download it again" in message
+
+
+def test_a_released_name_with_its_own_bytes_is_read(write, monkeypatch):
+    name = "moco_v2_200ep_pretrain.pth.tar"
+    path = write(moco_content(), name)
+    with open(path, "rb") as file:
+        monkeypatch.setitem(weights.RELEASED, name, hashlib.md5(file.read()).hexdigest()[:8])
+    assert read_backbone(path).arch == "resnet18"
+
+
+def test_a_released_name_that_is_not_there_is_a_missing_file(tmp_path):
+    assert "no such file" in refused(str(tmp_path / "moco_v2_200ep_pretrain.pth.tar"))
+
+
+@pytest.mark.parametrize(
+    ("content", "is_one"),
+    [
+        ({"state_dict": {"module.encoder_q.conv1.weight": 0}}, True),
+        ({"state_dict": {"encoder_q.conv1.weight": 0, "queue": 0}}, True),
+        ({"state_dict": {"conv1.weight": 0}}, False),
+        ({"state_dict": {}}, False),
+        ({"state_dict": None}, False),
+        ({"encoder_q.conv1.weight": 0}, False),
+        ({}, False),
+    ],
+)
+def test_a_moco_checkpoint_is_known_by_its_query_encoder(content, is_one):
+    assert is_moco(content) is is_one
