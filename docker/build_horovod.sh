@@ -76,7 +76,7 @@ fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 log=$cache/build.log
-mkdir -p "$cache"
+mkdir -p "$cache" && : >"$log"
 
 say "building Horovod $version for torch $torch with $backend (about 4 minutes on 2 cores; log: $log)"
 if [ -n "${HOROVOD_SDIST:-}" ]; then

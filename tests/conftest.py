@@ -18,10 +18,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # as each of two workers has on t
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory):
-    """A folder of 44 training images in two classes, of noise at several sizes."""
+    """A folder of 50 training images in two classes, of noise at several sizes."""
     folder = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
-    for number in range(44):
+    for number in range(50):
         path = folder / "train" / f"class{number % 2}" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = generator.integers(0, 256, (4 + number % 3, 5, 3), dtype=np.uint8)

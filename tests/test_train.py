@@ -9,7 +9,8 @@ import torch
 
 SMALL = "-a resnet18 --image-size 32 --batch-size 8 --epochs 2 --moco-k 20 --mlp --moco-t 0.2 --aug-plus --cos".split()
 SMALL += "--warmup-epochs 1 --refresh-epochs 0,1 --save-every 2steps --keep 9".split()
-STEPS = 2 * (44 // 8)
+EPOCH = 50 // 8  # steps
+STEPS = 2 * EPOCH
 
 
 def tensors(value, path=""):
@@ -100,7 +101,7 @@ def test_a_signal_saves_at_a_common_step_and_no_step_is_done_twice(
     output = again.finish()
     assert again.process.returncode == 0, output
     first_again = next(line for line in output.splitlines() if "resuming from" in line)
-    assert f"checkpoint_{done[-1] // 5:04d}_{done[-1] % 5:06d}" in first_again
+    assert f"checkpoint_{done[-1] // EPOCH:04d}_{done[-1] % EPOCH:06d}" in first_again
     assert again.steps() == list(range(1, STEPS + 1))
     assert differences(undisturbed(workers)[0], again.folder) == []
 
@@ -128,13 +129,13 @@ def test_a_refresh_gives_the_same_matrix_at_any_number_of_workers(
 
 def test_a_run_goes_on_within_an_epoch_with_another_number_of_workers(undisturbed, start_job, images, teacher_file, tmp_path):
     folder, _ = undisturbed(2)
-    source = folder / "checkpoint_0001_000003.pth.tar"
+    source = folder / "checkpoint_0001_000004.pth.tar"
     arguments = [images, *SMALL, "--teacher", teacher_file, "-j", 0, "--resume", source]
     job = start_job(1, tmp_path / "run", arguments)
     output = job.finish()
     assert job.process.returncode == 0, output
     assert "was saved by 2 workers; now 1; batch norm starts from the average of their statistics" in output
-    assert job.steps() == [9, 10]
+    assert job.steps() == [11, 12]
 
 
 def test_a_loss_that_is_not_finite_stops_all_workers_and_leaves_the_checkpoints(start_job, images, tmp_path):
@@ -212,7 +213,7 @@ def test_an_error_is_said_once_by_all_workers_together(start_job, images, tmp_pa
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["--batch-size", "64"], "has 44 images, fewer than --batch-size 64"),
+        (["--batch-size", "64"], "has 50 images, fewer than --batch-size 64"),
         (["--batch-size", "1"], "batch norm needs two"),
         (["--gpu", "0"], "--gpu is not needed here"),
         (["--resume", "nowhere.pth.tar"], "no such file"),
