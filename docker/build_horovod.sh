@@ -13,6 +13,7 @@ set -euo pipefail
 
 version=0.28.1
 python=$(command -v "${1:-python3}") || { echo "build_horovod: no interpreter '${1:-python3}'" >&2; exit 2; }
+python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python") # the build has a folder of its own
 cache=${HOROVOD_WHEELS:-${XDG_CACHE_HOME:-$HOME/.cache}/moco-mgd/wheels}
 
 say() { echo "build_horovod: $*"; }
