@@ -35,5 +35,5 @@ setup(
         "digits": ["scikit-learn==1.9.1"],
         "test": ["pytest==9.2.0", "ruff==0.17.6"],
     },
-    entry_points={"console_scripts": ["mgd-train=job.train:main"]},
+    entry_points={"console_scripts": ["mgd-train=job.train:main", "mgd-knn=job.knn:main"]},
 )

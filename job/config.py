@@ -42,7 +42,7 @@ class Config:
     """The options of `job.train`, under MoCo's own names where MoCo has them."""
 
     data: str = option("", "folder with train/<class>/*; or the word digits: scikit-learn's digits, written to data/digits")
-    config: list[str] = option([], "YAML files, or names of presets, read in order before the command line", many=True)
+    config: list[str] = option([], "a YAML file, or a preset's name; may be given again", many=True)
     out: str = option("", "folder of this run (default: runs/ARCH)")
 
     arch: str = option("resnet18", "the student's network", "-a", choices=ARCHS)
@@ -183,6 +183,8 @@ def build_parser() -> Parser:
         names = [*meta["flags"], flag(name)]
         if f.type is bool:
             parser.add_argument(*names, dest=name, action=argparse.BooleanOptionalAction, help=text.replace("%", "%%"))
+        elif name == "config":  # a list of values would take in DIR
+            parser.add_argument(*names, action="append", metavar="X", help=text)
         else:
             parser.add_argument(*names, dest=name, nargs="+" if meta["many"] else None, metavar="X", help=text.replace("%", "%%"))
     return parser

@@ -28,12 +28,12 @@ class Journal:
         self.waited = time.perf_counter() - self.clock
 
     def check_finite(self, step: int, sums: dict[str, float]) -> None:
-        """RunError, on all workers: the step's loss is not finite, on one of them or on all."""
-        if not math.isfinite(sums["loss"]):
-            parts = ", ".join(f"{part} {sums[part] / self.run.size}" for part in ("contrastive", "distillation"))
+        """RunError, on all workers, before the step is taken: its loss or gradient is not finite, on one of them or on all."""
+        if not math.isfinite(sums["loss"] + sums["gradient"]):
+            parts = ", ".join(f"{part} {sums[part] / self.run.size}" for part in ("contrastive", "distillation", "gradient"))
             raise RunError(
-                f"the loss is not finite at epoch {self.epoch}, step {step} ({parts}); the checkpoints are untouched. "
-                "A lower --lr or a higher --loss-factor may help",
+                f"the loss is not finite at epoch {self.epoch}, step {step} ({parts}); the checkpoints are "
+                "untouched. A lower --lr or a higher --loss-factor may help",
                 code=1,
             )
 
@@ -49,6 +49,7 @@ class Journal:
             "loss": sums["loss"] / N,
             "contrastive": sums["contrastive"] / N,
             "distillation": sums["distillation"] / N,
+            "gradient_norm": sums["gradient"] / N,
             "accuracy": 100 * sums["correct"] / self.total,
             "lr": self.rate,
             "images_per_s": self.total / took,

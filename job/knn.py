@@ -46,12 +46,15 @@ def extract(nets: list[torch.nn.Module], images: ImageFolder, size: int) -> tupl
     encoders = [with_features(net.eval(), [], output="flatten") for net in nets]
     batches = [list(range(first, min(first + BATCH, len(images)))) for first in range(0, len(images), BATCH)]
     views = loader(CentreViews(images, size), batches, launch.cores(), pin=False)
-    features, labels = [[] for _ in nets], []
-    for pixels, truth, _ in tqdm(views, desc=images.root, leave=False, disable=not sys.stdout.isatty()):
+    features, labels, bad = [[] for _ in nets], [], []
+    for pixels, truth, undecodable in tqdm(views, desc=images.root, leave=False, disable=not sys.stdout.isatty()):
         inputs = normalize(pixels)
         for found, encoder in zip(features, encoders, strict=True):
             found.append(F.normalize(encoder(inputs)["flatten"], dim=1))
         labels.append(truth)
+        bad += undecodable
+    if bad:
+        print(f"{len(bad)} images in {images.root} cannot be decoded; others took their places; the first: {bad[0]}")
     return [torch.cat(found) for found in features], torch.cat(labels)
 
 
@@ -59,7 +62,7 @@ def evaluate(path: str, data: str) -> tuple[str, int, float, float]:
     """Return a checkpoint's network, its epochs, and the k-NN accuracy of it and of the same network untrained."""
     saved, weights = load(path), read_backbone(path)
     size = saved.get("config", {}).get("image_size", 224)
-    train, val = scan(data, "train"), scan(data, "val", "valid")
+    train, val = scan(data, "train", max_bad=100), scan(data, "val", "valid", max_bad=100)
     if train.classes != val.classes:
         raise RunError(f"the classes of {train.root} and {val.root} differ: {sorted(set(train.classes) ^ set(val.classes))[:3]}")
     torch.manual_seed(0)

@@ -1,6 +1,9 @@
 """From a run to its checkpoint and back: what is saved, how a run goes on from it, and what may differ."""
 
 import dataclasses
+import os
+
+import torch
 
 from job.config import Config
 from job.errors import RunError
@@ -35,9 +38,23 @@ def find(config: Config, run: Run) -> dict | None:
         )
         config.teacher, config.resume = config.resume, ""
         return None
+    run.on_first(lambda: check_place(config, run))
     if "format" not in saved:
         raise RunError(f"--resume {config.resume} is no checkpoint of a run; its first name is {next(iter(saved), 'none')!r}")
     return continues(saved, config, run)
+
+
+def check_place(config: Config, run: Run) -> None:
+    """RunError: the run's folder has checkpoints of another run than --resume's. Say which it will leave behind."""
+    paths = run.checkpoints.paths()
+    if not paths:
+        return
+    source = os.path.realpath(config.resume)
+    if os.path.dirname(source) != os.path.realpath(run.folder):
+        raise RunError(f"{run.folder} holds another run than --resume {config.resume}: choose another --out")
+    later = [path for path in paths if os.path.realpath(path) > source]
+    if later:
+        run.log.line(f"going back: the first checkpoint saved replaces {', '.join(map(os.path.basename, later))}")
 
 
 def continues(saved: dict, config: Config, run: Run) -> dict:
@@ -75,6 +92,9 @@ def restore(saved: dict, training: Training) -> tuple[int, int]:
         )
     training.moco.load_state_dict({key.removeprefix("module."): value for key, value in saved["state_dict"].items()})
     if training.distiller:
+        for stage in training.distiller.stages:
+            if not torch.allclose(saved["mgd"][f"margin{stage}"], training.distiller.margin(stage).cpu()):
+                raise RunError("the checkpoint's margins are not this teacher's: resume with the same --teacher and --margins")
         try:
             training.distiller.load_state_dict(saved["mgd"])
         except RuntimeError as error:

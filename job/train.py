@@ -33,11 +33,11 @@ def main(argv: list[str] | None = None) -> None:
 def train(config: Config, run: Run) -> None:
     """Train to the last epoch, or until a signal comes, from the start or from where a checkpoint was taken."""
     # All that can be wrong shows before a file is written.
+    options = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("config", "out", "resume")}
     config.workers = launch.cores() if config.workers < 0 else config.workers
     saved = resume.find(config, run)
     training = build(config, run)
     start = resume.restore(saved, training) if saved else (0, 0)
-    options = {name: value for name, value in dataclasses.asdict(config).items() if name != "config"}
     run.begin(options, start[0] * training.steps + start[1] if saved else None)
     share = config.batch_size // run.size
     run.log.line(f"{len(training.images)} images, {training.steps} steps an epoch, {share} images a worker and step")
@@ -83,6 +83,7 @@ def train_epoch(training: Training, batches, journal: Journal, epoch: int, steps
             loss=loss,
             contrastive=contrastive,
             distillation=distillation,
+            gradient=gradient_norm(optimizer),
             correct=(logits.argmax(1) == 0).sum(),
             stop=run.stop.signal is not None,
             undecodable=len(undecodable),
@@ -106,6 +107,12 @@ def train_epoch(training: Training, batches, journal: Journal, epoch: int, steps
             break
     journal.end_epoch()
     return bool(sums["stop"])
+
+
+def gradient_norm(optimizer: torch.optim.Optimizer) -> torch.Tensor:
+    """Return the norm of all gradients."""
+    gradients = [value.grad for group in optimizer.param_groups for value in group["params"]]
+    return torch.stack(torch._foreach_norm(gradients)).norm()
 
 
 def distil(training: Training, query: torch.Tensor, features: list[torch.Tensor], epoch: int, step: int) -> torch.Tensor:

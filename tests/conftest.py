@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as each of two workers has on two cores
 
 

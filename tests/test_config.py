@@ -129,7 +129,7 @@ def test_a_retired_flag_names_what_to_use(name, form):
 def test_the_command_line_wins_over_files_and_later_files_over_earlier(write):
     first = write("lr: 0.1\nepochs: 5\nmlp: true\nseed: 1\nschedule: [1, 2]\n", "first.yaml")
     second = write("epochs: 6\nseed: 2\n", "second.yaml")
-    config = read_config(["DIR", "--config", first, second, "--seed", "3", "--no-mlp", "--schedule", "4"])
+    config = read_config(["DIR", "--config", first, "--config", second, "--seed", "3", "--no-mlp", "--schedule", "4"])
     assert (config.lr, config.epochs, config.seed, config.mlp, config.schedule) == (0.1, 6, 3, False, [4])
     assert config.config == [first, second]
 
@@ -165,7 +165,7 @@ def test_the_imagenet_preset_is_the_published_recipe():
 
 
 def test_a_preset_and_a_file_go_together(write):
-    config = read_config(["DIR", "--config", "small", write("epochs: 2\n")])
+    config = read_config(["DIR", "--config", "small", "--config", write("epochs: 2\n")])
     assert (config.image_size, config.epochs) == (32, 2)
 
 

@@ -36,9 +36,10 @@ def journal(size=2, total=32, steps=5, print_freq=3):
     return Journal(SimpleNamespace(size=size, log=Told()), total, steps, print_freq)
 
 
-def sums(contrastive=8.0, distillation=2.0, correct=8, **more):
+def sums(contrastive=8.0, distillation=2.0, correct=8, gradient=6.0, **more):
     """What the workers' numbers of a step add up to."""
-    return dict(loss=contrastive + distillation, contrastive=contrastive, distillation=distillation, correct=correct, **more)
+    loss = contrastive + distillation
+    return dict(loss=loss, contrastive=contrastive, distillation=distillation, correct=correct, gradient=gradient, **more)
 
 
 def do(book, clock, step, numbers, wait=1.0, work=3.0):

@@ -81,16 +81,28 @@ def test_a_killed_run_resumes_to_the_same_bytes(undisturbed, start_job, images, 
 
 
 @pytest.mark.parametrize(
-    "workers, number, all_workers", [(2, signal.SIGUSR2, False), (2, signal.SIGINT, True), (4, signal.SIGTERM, True)]
+    "workers, number, reached, loaders",
+    [
+        (2, signal.SIGUSR2, "one", 0),
+        (2, signal.SIGINT, "loaders too", 1),
+        (2, signal.SIGTERM, "launcher", 1),
+        (4, signal.SIGTERM, "all", 0),
+    ],
 )
 def test_a_signal_saves_at_a_common_step_and_no_step_is_done_twice(
-    undisturbed, start_job, images, teacher_file, tmp_path, workers, number, all_workers
+    undisturbed, start_job, images, teacher_file, tmp_path, workers, number, reached, loaders
 ):
     """--save-every is an epoch here: only the signal can have saved within one. One worker that gets it is enough."""
-    options = [images, *SMALL, "--save-every", 1, "--teacher", teacher_file, "-j", 0, "--resume", "auto"]
+    options = [images, *SMALL, "--save-every", 1, "--teacher", teacher_file, "-j", loaders, "--resume", "auto"]
     job = start_job(workers, tmp_path / "run", options)
     job.wait_for_step(2)
-    for process in job.workers() if all_workers else job.workers()[-1:]:
+    processes = {
+        "one": job.workers()[-1:],
+        "all": job.workers(),
+        "loaders too": [process for worker in job.workers() for process in [worker, *worker.children(recursive=True)]],
+        "launcher": [job.process],
+    }
+    for process in processes[reached]:
         process.send_signal(number)
     output = job.finish()
     assert job.process.returncode == 0, output

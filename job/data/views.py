@@ -1,14 +1,18 @@
 """From images to batches: two random views for training, one centre crop for measuring."""
 
+import atexit
 import multiprocessing
 import os
+import signal
 import threading
+from multiprocessing import forkserver, resource_tracker
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from job.data.folders import ImageFolder
 from job.data.seeds import torch_seed
+from job.run.stop import SIGNALS
 from moco.augment import centre_view, random_view
 
 
@@ -46,6 +50,26 @@ def collate(items: list[tuple]) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     return torch.stack(first), second, [file for files in bad for file in files]
 
 
+def start_fork_server(context) -> None:
+    """Start the process that loader processes are forked from, with the signals to stop blocked, as they stay in them.
+
+    A signal to a whole process group is for the worker alone, which still needs the images of the step in
+    progress. As SIGTERM does not end the loader processes either, they are killed at the worker's exit.
+    """
+    context.set_forkserver_preload(["job.data.views"])
+    resource_tracker.ensure_running()  # before, as it unblocks signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    forkserver.ensure_running()
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    atexit.register(kill_loader_processes)
+
+
+def kill_loader_processes() -> None:
+    """Kill this process's loader processes that still run."""
+    for process in multiprocessing.active_children():
+        process.kill()
+
+
 def end_with_worker(process: int) -> None:
     """Let a loader process end when the worker that it loads for is killed.
 
@@ -63,7 +87,7 @@ def loader(dataset: Dataset, batches, processes: int, pin: bool) -> DataLoader:
     context = None
     if processes:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["job.data.views"])
+        start_fork_server(context)
     return DataLoader(
         dataset,
         batch_sampler=batches,

@@ -57,7 +57,7 @@ def start() -> torch.device:
         )
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(cores())
-    if not torch.cuda.is_available():
+    if not (torch.cuda.is_available() and hvd.nccl_built()):
         return torch.device("cpu")
     if hvd.local_size() > torch.cuda.device_count():
         raise RunError(f"{hvd.local_size()} workers on a machine of {torch.cuda.device_count()} GPUs: start one worker a GPU")

@@ -36,6 +36,8 @@ class Run:
         # No CUDA name where there is no GPU: torch.cuda.get_device_name would fail.
         device = torch.cuda.get_device_name() if self.device.type == "cuda" else f"CPU ({torch.get_num_threads()} threads each)"
         built = " with NCCL" if hvd.nccl_built() else ""
+        if torch.cuda.is_available() and self.device.type == "cpu":
+            self.log.line("this machine has a GPU, but Horovod was built without NCCL: build it anew with a CUDA toolkit there")
         self.log.line(
             f"workers: {self.size}, {hvd.local_size()} of them on {platform.node()}; device: {device}; "
             f"torch {torch.__version__}, Horovod {horovod.__version__}{built}"
