@@ -61,6 +61,7 @@ def test_a_step_s_record_has_the_averages_over_the_workers(clock):
             "loss": 5.0,
             "contrastive": 4.0,
             "distillation": 1.0,
+            "gradient_norm": 3.0,
             "accuracy": 25.0,
             "lr": 0.025,
             "images_per_s": 8.0,
@@ -165,3 +166,11 @@ def test_a_finite_loss_goes_on(value):
     book = journal()
     book.start_epoch(0, 0.1)
     book.check_finite(0, sums(contrastive=value))
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_though_the_loss_is():
+    book = journal()
+    book.start_epoch(2, 0.1)
+    with pytest.raises(RunError) as caught:
+        book.check_finite(5, sums(gradient=float("inf")))
+    assert "epoch 2, step 5" in str(caught.value) and caught.value.code == 1
