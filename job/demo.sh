@@ -20,9 +20,9 @@ say "3/3 How good the features are: k-NN accuracy on the validation images"
 python -m job.knn data/digits "$folder/teacher/last.pth.tar" "$folder/student/last.pth.tar"
 cat <<TEXT
 
-A few minutes on 1,437 digits show that everything works together, not what the method can do: expect
-accuracies about those of the untrained networks, whose features tell digits apart well. README.md has the
-recipe for ImageNet.
+A few minutes on 1,437 digits show that everything works together, not what the method can do: contrastive
+training has hardly begun after some hundred steps, and its features may well tell digits apart worse than those
+of the untrained networks. README.md has the recipe for ImageNet.
 
 The student's checkpoint: $folder/student/last.pth.tar
 The same on your own folder with train/<class>/* images and a teacher's file:
