@@ -173,6 +173,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> Parser:
+    """Return a parser of all options, which gives only what the command line names."""
     parser = Parser(prog="job.train", description=Config.__doc__, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("folder", nargs="?", metavar="DIR", help="the data folder, or the word digits; the same as --data")
     for name, f in FIELDS.items():
