@@ -110,7 +110,8 @@ if [ "$backend" = nccl ]; then
     export HOROVOD_GPU_OPERATIONS=NCCL HOROVOD_NCCL_LINK=SHARED
     export HOROVOD_NCCL_INCLUDE=$work/nccl/include HOROVOD_NCCL_LIB=$work/nccl
 else
-    # Keeps torch's own search from finding half a toolkit.
+    # Keeps torch's search and CMake's from finding half a toolkit, such as an nvcc script alone.
+    sed -i '/check_language(CUDA)/d; /find_package(CUDAToolkit)$/d' "$source/CMakeLists.txt"
     sed -i 's/^string(TOUPPER "${Pytorch_CUDA}" Pytorch_CUDA)/set(Pytorch_CUDA FALSE)/' "$source/cmake/Modules/FindPytorch.cmake"
 fi
 if ! command -v cmake >/dev/null; then
