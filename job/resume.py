@@ -93,7 +93,8 @@ def restore(saved: dict, training: Training) -> tuple[int, int]:
     training.moco.load_state_dict({key.removeprefix("module."): value for key, value in saved["state_dict"].items()})
     if training.distiller:
         for stage in training.distiller.stages:
-            if not torch.allclose(saved["mgd"][f"margin{stage}"], training.distiller.margin(stage).cpu()):
+            old, new = saved["mgd"][f"margin{stage}"], training.distiller.margin(stage).cpu()
+            if old.shape != new.shape or not torch.allclose(old, new):
                 raise RunError("the checkpoint's margins are not this teacher's: resume with the same --teacher and --margins")
         try:
             training.distiller.load_state_dict(saved["mgd"])

@@ -1,13 +1,15 @@
 import copy
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from job.config import Config
 from job.errors import RunError
-from job.resume import SHAPES, continues, find
+from job.resume import SHAPES, check_place, continues, find, restore
 from job.run.checkpoint import Checkpoints
+from mgd.distiller import MGDistiller
 
 
 class Told:
@@ -263,3 +265,33 @@ def test_a_file_that_was_taken_as_the_teacher_is_no_run_s_option_any_more(run, t
     run.log.lines.clear()
     assert continues(saved, again, run)
     assert run.log.lines == []
+
+
+@pytest.mark.parametrize("teacher", [8, 16])
+def test_the_margins_of_another_teacher_are_refused(teacher):
+    """Of another width (16), or of the same with other margins."""
+    saved_by, now = MGDistiller({4: (4, 8)}), MGDistiller({4: (4, teacher)})
+    now.margin(4).sub_(1.0)
+    training = SimpleNamespace(images=range(100), moco=torch.nn.Identity(), distiller=now)
+    saved = content(state_dict={}, mgd=saved_by.state_dict())
+    assert "margins are not this teacher's" in refused(restore, saved, training)
+
+
+def test_a_checkpoint_does_not_go_on_in_the_folder_of_another_run(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+        (folder / "checkpoint_0002_000000.pth.tar").touch()
+    run = StandIn(here)
+    assert "holds another run" in refused(check_place, options(resume=str(there / "checkpoint_0002_000000.pth.tar")), run)
+    check_place(options(resume=str(here / "checkpoint_0002_000000.pth.tar")), run)
+    assert run.log.lines == []
+
+
+def test_going_back_in_a_folder_says_which_checkpoints_are_replaced(run, tmp_path):
+    for epoch in (1, 2, 3):
+        (tmp_path / f"checkpoint_{epoch:04d}_000000.pth.tar").touch()
+    check_place(options(resume=str(tmp_path / "checkpoint_0001_000000.pth.tar")), run)
+    assert run.log.lines == [
+        "going back: the first checkpoint saved replaces checkpoint_0002_000000.pth.tar, checkpoint_0003_000000.pth.tar"
+    ]
