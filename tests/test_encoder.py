@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision import models
 
-from moco.encoder import ARCHS, DEPTH, build_resnet, stage_norms, update_by_momentum, with_features
+from moco.encoder import ARCHS, DEPTH, build_resnet, fold_norms, stage_norms, update_by_momentum, with_features
 from moco.model import MoCo
 
 STAGES = [1, 2, 3, 4]
@@ -80,6 +80,26 @@ def test_pooled_features_and_features_alone_are_given_where_asked(pair):
     alone = with_features(ours, [2, 3], output=None)(images())
     assert list(alone) == ["layer2", "layer3"]
     assert torch.equal(alone["layer2"], expected[2])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("arch, stem", [("resnet18", "imagenet"), ("resnet50", "small")])
+def test_folding_the_norms_changes_no_feature_but_by_rounding(arch, stem):
+    """With norms that do something: statistics and weights of their own. In float64, where rounding is far below."""
+    torch.manual_seed(3)
+    net = build_resnet(arch, stem=stem).double().eval()
+    norms = [module for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.running_mean.normal_(0, 0.1)
+        norm.running_var.uniform_(0.5, 2)
+        norm.weight.uniform_(0.5, 1.5)
+        norm.bias.normal_(0, 0.1)
+    inputs = images().double()
+    expected = {name: value.clone() for name, value in with_features(net, STAGES)(inputs).items()}
+    folded = with_features(fold_norms(net), STAGES)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+    for name, value in folded(inputs).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-9, atol=1e-9)
 
 
 def test_training_gives_the_same_bytes_as_the_plain_network():
