@@ -29,9 +29,10 @@ RETIRED = {
 }
 
 
-def option(default, text, *flags, choices=None, at_least=None, above=None, below=None, parse=None, many=False):
+def option(default, text, *flags, choices=None, at_least=None, above=None, below=None, at_most=None, parse=None, many=False):
     """Declare an option: its default, help text, further flags, and what its value must be."""
-    meta = dict(text=text, flags=flags, choices=choices, at_least=at_least, above=above, below=below, parse=parse, many=many)
+    meta = dict(text=text, flags=flags, choices=choices, parse=parse, many=many)
+    meta |= dict(at_least=at_least, above=above, below=below, at_most=at_most)
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=meta)
     return field(default=default, metadata=meta)
@@ -49,6 +50,7 @@ class Config:
     stem: str = option("imagenet", "small: a first layer for images of about 32 pixels, of student and teacher", choices=STEMS)
     image_size: int = option(224, "side of the views in pixels", at_least=8)
     aug_plus: bool = option(False, "MoCo v2's augmentations")
+    crop_min: float = option(0.2, "smallest share of an image's area that a view shows", above=0.0, at_most=1.0)
 
     epochs: int = option(200, "epochs to train", at_least=1)
     batch_size: int = option(256, "images in a step, over all workers together", "-b", at_least=1)
@@ -58,6 +60,7 @@ class Config:
     warmup_epochs: int = option(3, "epochs over which the learning rate rises", at_least=0)
     momentum: float = option(0.9, "momentum of SGD", at_least=0.0, below=1.0)
     weight_decay: float = option(1e-4, "weight decay", "--wd", at_least=0.0)
+    precision: str = option("float32", "bf16: autocast, where the hardware has it (see README)", choices=("float32", "bf16"))
     seed: int = option(0, "all random numbers follow from it", at_least=0, below=2**63)
     workers: int = option(-1, "data loading processes of each worker (-1: as many as it has cores; 0: none)", "-j", at_least=-1)
 
@@ -130,9 +133,10 @@ def check(value, meta, shown: str):
         expected = f"did you mean {near[0]}?" if near else "expected one of " + ", ".join(filter(None, meta["choices"]))
         raise RunError(f"{shown} {value!r}: {expected}")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        low, above, below = meta["at_least"], meta["above"], meta["below"]
+        low, above, below, high = meta["at_least"], meta["above"], meta["below"], meta["at_most"]
         bounds = {f"at least {low}": low is None or value >= low, f"above {above}": above is None or value > above}
-        bounds |= {f"below {below}": below is None or value < below, "finite": math.isfinite(value)}
+        bounds |= {f"below {below}": below is None or value < below, f"at most {high}": high is None or value <= high}
+        bounds |= {"finite": math.isfinite(value)}
         if broken := [bound for bound, kept in bounds.items() if not kept]:
             raise RunError(f"{shown} {value}: expected {' and '.join(broken)}")
     if meta["parse"]:

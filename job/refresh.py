@@ -44,7 +44,7 @@ def refresh(training: Training, epoch: int) -> None:
         f"gathering {gathered - measured:.2f} s, solving {time.perf_counter() - gathered:.2f} s"
     )
     for stage, matching in solved.items():
-        report(run, epoch, epoch * training.steps, stage, costs[stage].cpu(), distiller.matching(stage), matching)
+        report(run, epoch, stage, costs[stage].cpu(), distiller.matching(stage), matching)
         distiller.matching(stage).copy_(matching)
 
 
@@ -61,7 +61,8 @@ def measure(training: Training, sample: list[int]) -> dict[int, torch.Tensor]:
     student.eval()
     for done, (pixels, _, undecodable) in enumerate(views, 1):
         inputs = normalize(pixels.to(run.device))
-        s, t = student(inputs), teacher(inputs)
+        with training.autocast():
+            s, t = student(inputs), teacher(inputs)
         for stage in distiller.stages:
             cost = channel_cost(s[f"layer{stage}"], t[f"layer{stage}"])
             finite = finite and bool(cost.isfinite().all())
@@ -75,10 +76,10 @@ def measure(training: Training, sample: list[int]) -> dict[int, torch.Tensor]:
     return sums
 
 
-def report(run: Run, epoch: int, steps: int, stage: int, cost: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> None:
+def report(run: Run, epoch: int, stage: int, cost: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> None:
     """Log a stage's matrix: shape, mean cost of a matched pair before and after, share of student channels matched anew.
 
-    Its record is one of the step that follows `steps` done: a run that goes on from before that step refreshes again.
+    Its record is one of the epoch's first step: a run that goes on from before that step refreshes again.
     """
     columns = torch.arange(cost.shape[0])
     before = before.cpu()
@@ -87,6 +88,4 @@ def report(run: Run, epoch: int, steps: int, stage: int, cost: torch.Tensor, bef
     G, S = after.shape
     shape = f"matching {G}x{S} of {cost.shape[1]}"
     run.log.line(f"  layer{stage}: {shape}, cost {old:.4f} -> {new:.4f}, {100 * changed:.1f} % of channels changed")
-    run.log.record(
-        steps=steps + 1, refresh=epoch, stage=stage, groups=G, channels=S, cost_before=old, cost_after=new, changed=changed
-    )
+    run.log.record(epoch=epoch, step=0, stage=stage, groups=G, channels=S, cost_before=old, cost_after=new, changed=changed)

@@ -112,9 +112,15 @@ def save(training: Training, epoch: int, step: int) -> None:
     """Save a run of which `epoch` epochs and `step` steps of the next are done. A collective: all workers call it.
 
     What others see are the averages of the workers' batch norm statistics. Within an epoch the workers' own
-    are saved beside them, so that a resume goes on with the same bytes.
+    are saved beside them, so that a resume goes on with the same bytes. RunError: parameters that are not finite.
     """
     run, trained = training.run, training.trained
+    if not torch.stack(torch._foreach_norm(list(trained.parameters()))).isfinite().all():
+        raise RunError(
+            f"the parameters are not finite after epoch {epoch}, step {step}, and are not saved; the checkpoints "
+            "before are untouched. A lower --lr or a higher --loss-factor may help",
+            code=1,
+        )
     own = statistics.gather(trained) if step else None
     if step:
         statistics.load(trained, own.mean(0))

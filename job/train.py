@@ -38,7 +38,7 @@ def train(config: Config, run: Run) -> None:
     saved = resume.find(config, run)
     training = build(config, run)
     start = resume.restore(saved, training) if saved else (0, 0)
-    run.begin(options, start[0] * training.steps + start[1] if saved else None)
+    run.begin(options, start if saved else None)
     share = config.batch_size // run.size
     run.log.line(f"{len(training.images)} images, {training.steps} steps an epoch, {share} images a worker and step")
 
@@ -71,9 +71,10 @@ def train_epoch(training: Training, batches, journal: Journal, epoch: int, steps
         query, key = normalize(query.to(run.device, non_blocking=True)), key.to(run.device, non_blocking=True)
         permutation = seeds.permutation(config.batch_size, config.seed, "shuffle", epoch=epoch, step=step)  # (NB,)
 
-        logits, features, keys = moco(query, key, torch.from_numpy(permutation))  # (B, 1 + K), L x (B, C, H, W), (NB, dim)
-        contrastive = F.cross_entropy(logits, positive)
-        distillation = distil(training, query, features, epoch, step) if training.distiller else torch.zeros(())
+        with training.autocast():
+            logits, features, keys = moco(query, key, torch.from_numpy(permutation))  # (B, 1 + K), L x (B, C, H, W), (NB, dim)
+            contrastive = F.cross_entropy(logits, positive)
+            distillation = distil(training, query, features, epoch, step) if training.distiller else torch.zeros(())
         loss = contrastive + distillation
 
         optimizer.zero_grad()

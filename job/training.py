@@ -14,7 +14,8 @@ from job.errors import RunError
 from job.run.run import Run
 from job.weights import read_backbone
 from mgd.distiller import MGDistiller
-from moco.encoder import build_resnet, stage_norms, with_features
+from moco.augment import random_view
+from moco.encoder import build_resnet, fold_norms, stage_norms, with_features
 from moco.model import MoCo
 
 BUCKETS = 4  # gradients are summed in so many parts, each as soon as the backward pass is through with it
@@ -34,6 +35,10 @@ class Training:
     trained: nn.ModuleDict  # moco and distiller: all that changes, is saved and is restored
     optimizer: torch.optim.Optimizer
 
+    def autocast(self) -> torch.autocast:
+        """A context in which the networks' passes are done in the precision of the run."""
+        return torch.autocast(self.run.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
     @property
     def steps(self) -> int:
         """Steps of an epoch."""
@@ -43,7 +48,8 @@ class Training:
         """An iterator over this worker's views from (epoch, step) `start` on: query (B, 3, H, W) uint8, key, bad files."""
         config, run = self.config, self.run
         order = TrainingOrder(len(self.images), config.batch_size, run.rank, run.size, config.seed, config.epochs, start)
-        views = TwoViews(self.images, config.image_size, config.aug_plus, config.seed)
+        transform = random_view(config.image_size, config.aug_plus, config.crop_min)
+        views = TwoViews(self.images, transform, config.seed)
         return iter(loader(views, order, config.workers, run.device.type == "cuda"))
 
 
@@ -105,5 +111,5 @@ def build_teacher(config: Config, run: Run, student: dict[int, nn.BatchNorm2d]) 
         raise RunError(f"--teacher {config.teacher} ({weights.arch}) for -a {config.arch}: {error}") from None
     if config.margins == "loaded":
         distiller.load_margins(norms)
-    teacher = with_features(net, config.mgd_stages, output=None).eval().requires_grad_(False)
+    teacher = with_features(fold_norms(net), config.mgd_stages, output=None).eval().requires_grad_(False)
     return teacher.to(run.device, memory_format=torch.channels_last), distiller

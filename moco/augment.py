@@ -21,8 +21,11 @@ class GaussianBlur:
         return image.filter(ImageFilter.GaussianBlur(torch.empty(1).uniform_(self.low, self.high).item()))
 
 
-def random_view(size: int, aug_plus: bool) -> transforms.Compose:
-    """Return PIL image -> random view (3, size, size) uint8: MoCo v2's augmentation if `aug_plus`, else v1's."""
+def random_view(size: int, aug_plus: bool, crop_min: float = 0.2) -> transforms.Compose:
+    """Return PIL image -> random view (3, size, size) uint8: MoCo v2's augmentation if `aug_plus`, else v1's.
+
+    crop_min: the smallest share of the image's area that a view shows.
+    """
     if aug_plus:
         colour = [
             transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
@@ -31,7 +34,7 @@ def random_view(size: int, aug_plus: bool) -> transforms.Compose:
         ]
     else:
         colour = [transforms.RandomGrayscale(p=0.2), transforms.ColorJitter(0.4, 0.4, 0.4, 0.4)]
-    crop = transforms.RandomResizedCrop(size, scale=(0.2, 1.0))
+    crop = transforms.RandomResizedCrop(size, scale=(crop_min, 1.0))
     return transforms.Compose([crop, *colour, transforms.RandomHorizontalFlip(), transforms.PILToTensor()])
 
 

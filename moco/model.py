@@ -48,21 +48,23 @@ class MoCo(nn.Module):
 
         query, key (B, 3, H, W): uint8, or normalised floats. permutation (NB,): the step's shuffle of the
         total batch. Returns logits (B, 1 + K), positive first, over the temperature; the features of
-        `stages`, each (B, C, H, W); and the keys of the total batch (NB, dim), for `enqueue`.
+        `stages`, each (B, C, H, W); and the keys of the total batch (NB, dim), for `enqueue`. Under autocast
+        the encoders compute in its precision; logits and keys have the queue's all the same.
         """
         travelling = shuffle.send(key, permutation)
         encoded = self.encoder_q(normalize(query))
-        q = F.normalize(encoded["fc"], dim=1)  # (B, dim)
+        q = F.normalize(encoded["fc"].to(self.queue.dtype), dim=1)  # (B, dim)
 
         with torch.no_grad():
             update_by_momentum(self.encoder_k, self.encoder_q, self.m)
             received, _ = hvd.synchronize(travelling)
-            k = F.normalize(self.encoder_k(normalize(received)), dim=1)
+            k = F.normalize(self.encoder_k(normalize(received)).to(self.queue.dtype), dim=1)
             keys = shuffle.gather(k, permutation)  # (NB, dim)
             k = keys.view(hvd.size(), -1, keys.shape[1])[hvd.rank()]  # (B, dim), of this worker's images
 
         positive = (q * k).sum(1, keepdim=True)  # (B, 1)
-        negative = q @ self.queue  # (B, K)
+        with torch.autocast(query.device.type, enabled=False):
+            negative = q @ self.queue  # (B, K)
         logits = torch.cat([positive, negative], dim=1) / self.T
         return logits, [encoded[f"layer{stage}"] for stage in self.stages], keys
 

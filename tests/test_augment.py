@@ -37,6 +37,17 @@ def test_a_random_view_is_a_square_of_bytes(aug_plus, size, width, height):
     assert view.dtype == torch.uint8
 
 
+@pytest.mark.parametrize("crop_min", [0.2, 0.9])
+def test_a_random_view_shows_at_least_the_share_that_is_asked_for(crop_min):
+    """Of an image whose left half is white and whose right half is black: near-whole views show both."""
+    image = Image.new("RGB", (40, 40), "white")
+    image.paste("black", (20, 0, 40, 40))
+    torch.manual_seed(0)
+    view = random_view(16, False, crop_min)
+    plain = sum(int(view(image).float().std() < 1) for _ in range(200))
+    assert plain > 0 if crop_min == 0.2 else plain == 0
+
+
 @both_versions
 def test_a_random_view_is_a_function_of_the_seed(aug_plus):
     view, image = random_view(16, aug_plus), picture()

@@ -14,10 +14,10 @@ def opened():
     """Open logs; close them at the end."""
     logs = []
 
-    def open_log(folder, resumed_at=None, speaks=True):
+    def open_log(folder, start=(0, 0), speaks=True):
         log = Log(speaks)
         logs.append(log)
-        log.open(str(folder), resumed_at)
+        log.open(str(folder), start)
         return log
 
     yield open_log
@@ -54,7 +54,7 @@ def test_lines_of_before_the_folder_was_known_reach_the_file_first(tmp_path, cap
     log.note("two")
     assert capsys.readouterr().out == "one\n"
     assert os.listdir(tmp_path) == []
-    log.open(str(tmp_path), None)
+    log.open(str(tmp_path), (0, 0))
     log.line("three")
     log.close()
     assert lines(tmp_path) == ["one", "two", "three"]
@@ -94,13 +94,13 @@ def test_another_rank_says_and_writes_nothing(tmp_path, opened, capsys):
 def test_a_resumed_run_goes_on_in_the_same_files(tmp_path, opened):
     log = opened(tmp_path)
     log.line("first")
-    log.record(steps=1)
+    log.record(epoch=0, step=0)
     log.close()
-    log = opened(tmp_path, resumed_at=1)
+    log = opened(tmp_path, start=(0, 1))
     log.line("second")
-    log.record(steps=2)
+    log.record(epoch=0, step=1)
     assert lines(tmp_path) == ["first", "second"]
-    assert metrics(tmp_path) == [{"steps": 1}, {"steps": 2}]
+    assert metrics(tmp_path) == [{"epoch": 0, "step": 0}, {"epoch": 0, "step": 1}]
 
 
 def test_a_name_that_is_no_utf_8_can_be_said(tmp_path, opened):
@@ -120,7 +120,7 @@ def run_through(log, first, last):
     for done in range(first, last):
         if done % STEPS == 0:
             for stage in STAGES:
-                log.record(steps=done + 1, refresh=done // STEPS, stage=stage, changed=0.5)
+                log.record(epoch=done // STEPS, step=0, stage=stage, changed=0.5)
         log.record(steps=done + 1, epoch=done // STEPS, step=done % STEPS, loss=1 / (done + 1))
 
 
@@ -137,7 +137,7 @@ def whole(tmp_path, opened):
 )
 def test_steps_that_are_done_again_are_in_the_metrics_once(tmp_path, opened, stopped, resumed):
     run_through(opened(tmp_path), 0, stopped)
-    run_through(opened(tmp_path, resumed_at=resumed), resumed, 10)
+    run_through(opened(tmp_path, start=divmod(resumed, STEPS)), resumed, 10)
     assert [record["steps"] for record in metrics(tmp_path) if "loss" in record] == list(range(1, 11))
 
 
@@ -145,7 +145,7 @@ def test_steps_that_are_done_again_are_in_the_metrics_once(tmp_path, opened, sto
 def test_a_resumed_run_s_metrics_are_those_of_a_run_never_stopped(tmp_path, opened, whole, resumed):
     """Refreshes too: those of before stay, the one that is done again is there once."""
     run_through(opened(tmp_path), 0, 9)
-    run_through(opened(tmp_path, resumed_at=resumed), resumed, 10)
+    run_through(opened(tmp_path, start=divmod(resumed, STEPS)), resumed, 10)
     assert (tmp_path / "metrics.jsonl").read_text() == whole
 
 
@@ -162,14 +162,24 @@ def test_a_last_line_cut_short_is_left_out(tmp_path, opened, cut):
     run_through(opened(tmp_path), 0, 3)
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-cut])
-    run_through(opened(tmp_path, resumed_at=3), 3, 4)
+    run_through(opened(tmp_path, start=(0, 3)), 3, 4)
     found = [record["steps"] for record in metrics(tmp_path) if "loss" in record]
     assert found in ([1, 2, 4], [1, 2, 3, 4])
 
 
 def test_a_resumed_run_without_metrics_starts_them(tmp_path, opened):
-    opened(tmp_path, resumed_at=7).record(steps=8)
-    assert metrics(tmp_path) == [{"steps": 8}]
+    opened(tmp_path, start=(1, 3)).record(epoch=1, step=3)
+    assert metrics(tmp_path) == [{"epoch": 1, "step": 3}]
+
+
+def test_epochs_of_another_number_of_steps_stay(tmp_path, opened):
+    """At an epoch's end the batch size may change: its steps count on from there."""
+    log = opened(tmp_path)
+    for step in range(8):
+        log.record(steps=step + 1, epoch=0, step=step)
+    log.close()
+    opened(tmp_path, start=(1, 0)).record(steps=3, epoch=1, step=0)
+    assert [(record["epoch"], record["step"]) for record in metrics(tmp_path)] == [(0, step) for step in range(8)] + [(1, 0)]
 
 
 def test_metrics_are_rewritten_by_one_rename(tmp_path, opened, monkeypatch):
@@ -181,7 +191,7 @@ def test_metrics_are_rewritten_by_one_rename(tmp_path, opened, monkeypatch):
 
     monkeypatch.setattr(os, "replace", crash)
     with pytest.raises(KeyboardInterrupt):
-        opened(tmp_path, resumed_at=1)
+        opened(tmp_path, start=(0, 1))
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 

@@ -7,6 +7,8 @@ import sys
 import pytest
 import torch
 
+from moco.model import MoCo
+
 SMALL = "-a resnet18 --image-size 32 --batch-size 8 --epochs 2 --moco-k 20 --mlp --moco-t 0.2 --aug-plus --cos".split()
 SMALL += "--warmup-epochs 1 --refresh-epochs 0,1 --save-every 2steps --keep 9".split()
 EPOCH = 50 // 8  # steps
@@ -150,17 +152,59 @@ def test_a_run_goes_on_within_an_epoch_with_another_number_of_workers(undisturbe
     assert job.steps() == [11, 12]
 
 
-def test_a_loss_that_is_not_finite_stops_all_workers_and_leaves_the_checkpoints(start_job, images, tmp_path):
-    job = start_job(
-        2, tmp_path / "run", [images, *SMALL, "--lr", "1e30", "--warmup-epochs", 0, "--save-every", "1steps", "-j", 0]
-    )
+@pytest.mark.parametrize(
+    "save_every, said",
+    [("1steps", "the parameters are not finite after epoch 1, step 1"), ("1", "the loss is not finite at epoch 1, step 1")],
+)
+def test_a_run_that_diverges_stops_all_workers_and_leaves_the_checkpoints(
+    undisturbed, start_job, images, teacher_file, tmp_path, save_every, said
+):
+    """Whether it is a loss or what would be saved that is not finite first."""
+    good = (undisturbed(2)[0] / "checkpoint_0001_000000.pth.tar").read_bytes()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint_0001_000000.pth.tar").write_bytes(good)
+    options = [images, *SMALL, "--teacher", teacher_file, "-j", 0, "--refresh-epochs", "never"]
+    job = start_job(2, tmp_path / "run", [*options, "--resume", "auto", "--lr", "1e30", "--save-every", save_every])
     output = job.finish()
     assert job.process.returncode != 0
-    assert output.count("the loss is not finite at epoch 0, step") == 1
-    saved = sorted(path.name for path in job.folder.glob("checkpoint_*"))
-    assert saved and not list(job.folder.glob("*.new"))
-    for name in saved:
-        assert torch.load(job.folder / name, weights_only=True)["format"] == 1
+    assert output.count(said) == 1
+    assert [path.name for path in job.folder.glob("*.pth.tar*")] == ["checkpoint_0001_000000.pth.tar"]
+    assert (job.folder / "checkpoint_0001_000000.pth.tar").read_bytes() == good
+
+
+@pytest.fixture(scope="module")
+def small_stem_teacher_file(tmp_path_factory):
+    """A ResNet-18 with the small stem and random weights, laid out as MoCo's released files."""
+    torch.manual_seed(6)
+    path = tmp_path_factory.mktemp("teacher") / "small.pth.tar"
+    state = {f"module.{key}": value for key, value in MoCo("resnet18", K=64, stem="small").state_dict().items()}
+    torch.save({"epoch": 1, "arch": "resnet18", "state_dict": state}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "options, layers",
+    [
+        ("--reducer rd --margins init --no-aug-plus --no-cos --schedule 1", ["4x64 of 256", "4x512 of 2048"]),
+        ("--reducer sp --precision bf16 --mgd-stages 3 4 --no-mlp", ["4x256 of 1024", "4x512 of 2048"]),
+        ("--reducer sm --stem small --image-size 16 --teacher {small}", ["1x64 of 64", "1x512 of 512"]),
+    ],
+)
+def test_a_run_with_other_options_resumes_to_the_same_bytes(
+    start_job, images, teacher_file, small_stem_teacher_file, tmp_path, options, layers
+):
+    given = [images, *SMALL, "--teacher", teacher_file, "-j", 0, "--save-every", "1", "--refresh-epochs", "0"]
+    given += options.format(small=small_stem_teacher_file).split()
+    whole = start_job(2, tmp_path / "whole", given)
+    output = whole.finish()
+    assert whole.process.returncode == 0, output
+    assert all(f"matching {layer}," in output for layer in layers), output
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "checkpoint_0001_000000.pth.tar").hardlink_to(tmp_path / "whole" / "checkpoint_0001_000000.pth.tar")
+    part = start_job(2, tmp_path / "part", [*given, "--resume", "auto"])
+    output = part.finish()
+    assert part.process.returncode == 0, output
+    assert differences(tmp_path / "whole", tmp_path / "part") == []
 
 
 def test_the_log_tells_each_refresh(undisturbed):

@@ -7,7 +7,7 @@ from PIL import Image
 
 from job.data.folders import TrainingOrder, every_nth_batch, scan
 from job.data.views import CentreViews, TwoViews, collate, loader
-from moco.augment import centre_view
+from moco.augment import centre_view, random_view
 
 SIZE = 16
 
@@ -34,7 +34,7 @@ both_versions = pytest.mark.parametrize("aug_plus", [False, True])
 
 @both_versions
 def test_views_are_bytes_of_the_size_asked_for(images, aug_plus):
-    query, key, bad = TwoViews(images, SIZE, aug_plus, seed=0)[0, 3]
+    query, key, bad = TwoViews(images, random_view(SIZE, aug_plus), seed=0)[0, 3]
     for view in (query, key):
         assert view.shape == (3, SIZE, SIZE)
         assert view.dtype == torch.uint8
@@ -43,10 +43,10 @@ def test_views_are_bytes_of_the_size_asked_for(images, aug_plus):
 
 @both_versions
 def test_views_are_a_function_of_seed_epoch_and_index(images, aug_plus):
-    views = TwoViews(images, SIZE, aug_plus, seed=5)
+    views = TwoViews(images, random_view(SIZE, aug_plus), seed=5)
     expected = [views[1, index] for index in range(12)]
     torch.manual_seed(77)
-    again = TwoViews(images, SIZE, aug_plus, seed=5)
+    again = TwoViews(images, random_view(SIZE, aug_plus), seed=5)
     for index in reversed(range(12)):
         torch.rand(index)
         assert same(again[1, index], expected[index])
@@ -54,21 +54,21 @@ def test_views_are_a_function_of_seed_epoch_and_index(images, aug_plus):
 
 @both_versions
 def test_another_epoch_seed_or_image_gives_other_views(images, aug_plus):
-    views, other = TwoViews(images, SIZE, aug_plus, seed=0), TwoViews(images, SIZE, aug_plus, seed=1)
+    views, other = TwoViews(images, random_view(SIZE, aug_plus), seed=0), TwoViews(images, random_view(SIZE, aug_plus), seed=1)
     drawn = [view for item in (views[0, 0], views[1, 0], views[2, 0], other[0, 0], views[0, 1]) for view in item[:2]]
     for place, view in enumerate(drawn):
         assert not any(torch.equal(view, later) for later in drawn[place + 1 :])
 
 
 def test_the_two_views_of_an_image_differ(images):
-    views = TwoViews(images, SIZE, True, seed=0)
+    views = TwoViews(images, random_view(SIZE, True), seed=0)
     assert not any(torch.equal(*views[0, index][:2]) for index in range(12))
 
 
 def test_drawing_views_leaves_torch_s_own_generator_alone(images):
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    TwoViews(images, SIZE, True, seed=0)[0, 0]
+    TwoViews(images, random_view(SIZE, True), seed=0)[0, 0]
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -105,7 +105,7 @@ def test_an_undecodable_image_is_named_with_the_views_of_another(tmp_path):
     (tmp_path / "train" / "a" / "0.png").write_bytes(b"x")
     Image.new("RGB", (20, 20), "red").save(tmp_path / "train" / "a" / "1.png")
     folder = scan(str(tmp_path), "train", max_bad=1)
-    [(_, _, training)] = loader(TwoViews(folder, SIZE, False, 0), [[(0, 0), (0, 1)]], 0, False)
+    [(_, _, training)] = loader(TwoViews(folder, random_view(SIZE, False), 0), [[(0, 0), (0, 1)]], 0, False)
     [(_, _, measuring)] = loader(CentreViews(folder, SIZE), [[0, 1]], 0, False)
     assert training == measuring
     assert len(training) == 1
@@ -115,7 +115,7 @@ def test_an_undecodable_image_is_named_with_the_views_of_another(tmp_path):
 def test_a_loader_s_processes_change_no_byte(images):
     """Two processes share the batches of two epochs; a third loader measures. Started once: they are slow to start."""
     order = TrainingOrder(images=12, total=8, rank=1, size=2, seed=0, epochs=3, start=(1, 0))
-    views = TwoViews(images, SIZE, True, seed=0)
+    views = TwoViews(images, random_view(SIZE, True), seed=0)
     alone, shared = list(loader(views, order, 0, False)), list(loader(views, order, 2, False))
     assert len(alone) == len(order) == 2
     for draws, expected, found in zip(order, alone, shared, strict=True):
@@ -130,7 +130,7 @@ def test_a_loader_s_processes_change_no_byte(images):
 
 def test_a_loader_draws_nothing_from_torch_s_own_generator_that_views_depend_on(images):
     order = TrainingOrder(images=12, total=4, rank=0, size=1, seed=0, epochs=1)
-    views = TwoViews(images, SIZE, False, seed=0)
+    views = TwoViews(images, random_view(SIZE, False), seed=0)
     torch.manual_seed(1)
     first = list(loader(views, order, 0, False))
     torch.manual_seed(2)

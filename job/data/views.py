@@ -13,15 +13,14 @@ from torch.utils.data import DataLoader, Dataset
 from job.data.folders import ImageFolder
 from job.data.seeds import torch_seed
 from job.run.stop import SIGNALS
-from moco.augment import centre_view, random_view
+from moco.augment import centre_view
 
 
 class TwoViews(Dataset):
     """(epoch, index) -> query view, key view, undecodable files; the views are functions of seed, epoch and index."""
 
-    def __init__(self, images: ImageFolder, size: int, aug_plus: bool, seed: int):
-        self.images, self.seed = images, seed
-        self.transform = random_view(size, aug_plus)
+    def __init__(self, images: ImageFolder, transform, seed: int):
+        self.images, self.transform, self.seed = images, transform, seed
 
     def __getitem__(self, draw: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
         epoch, index = draw

@@ -15,17 +15,16 @@ class Log:
         self.speaks = speaks
         self.waiting, self.file, self.metrics, self.bar = [], None, None, None
 
-    def open(self, folder: str, resumed_at: int | None) -> None:
+    def open(self, folder: str, start: tuple[int, int]) -> None:
         """Write to folder/log.txt and folder/metrics.jsonl from now on.
 
-        resumed_at: steps done by the checkpoint that the run goes on from; numbers of later steps, which
-        are done again, are taken out.
+        start: the (epoch, step) that the run starts at; numbers from there on, which are done again, are taken out.
         """
         if not self.speaks:
             return
         path = os.path.join(folder, "metrics.jsonl")
         if os.path.exists(path):
-            drop_after(path, resumed_at or 0)
+            drop_from(path, start)
         self.file = open(os.path.join(folder, "log.txt"), "a", buffering=1)
         self.metrics = open(path, "a", buffering=1)
         for line in self.waiting:
@@ -50,7 +49,7 @@ class Log:
             self.waiting.append(stamped)
 
     def record(self, **numbers) -> None:
-        """Add one line of numbers to metrics.jsonl."""
+        """Add one line of numbers to metrics.jsonl; among them are the epoch and the step that they belong to."""
         if self.metrics:
             self.metrics.write(json.dumps(numbers) + "\n")
 
@@ -89,13 +88,14 @@ def printable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def drop_after(path: str, steps: int) -> None:
-    """Drop from a metrics file what came after `steps` steps, and a last line cut short; by one rename."""
+def drop_from(path: str, start: tuple[int, int]) -> None:
+    """Drop from a metrics file what belongs to (epoch, step) `start` or later, and a last line cut short; by one rename."""
     kept = []
     with open(path) as file:
         for line in file:
             try:
-                if line.endswith("\n") and json.loads(line)["steps"] <= steps:
+                record = json.loads(line)
+                if line.endswith("\n") and (record["epoch"], record["step"]) < start:
                     kept.append(line)
             except (ValueError, KeyError):
                 continue

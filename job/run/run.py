@@ -67,14 +67,14 @@ class Run:
             raise RunError(*failed)
         return result
 
-    def begin(self, options: dict, resumed_at: int | None) -> None:
+    def begin(self, options: dict, start: tuple[int, int] | None) -> None:
         """Open the folder: save the options in force, and write what was said and is said to its log.
 
-        resumed_at: steps done before, or None for a fresh run, which must not find another's checkpoints.
+        start: the (epoch, step) that it goes on from, or None for a fresh run, which must not find another's checkpoints.
         """
 
         def open_folder():
-            if resumed_at is None and self.checkpoints.paths():
+            if start is None and self.checkpoints.paths():
                 raise RunError(f"{self.folder} holds a run already: go on with it by --resume auto, or choose another --out")
             text = yaml.safe_dump(options, sort_keys=False)
             line = yaml.safe_dump(options, sort_keys=False, default_flow_style=True, width=float("inf")).strip()
@@ -82,7 +82,7 @@ class Run:
                 os.makedirs(self.folder, exist_ok=True)
                 with open(os.path.join(self.folder, "config.yaml"), "w") as file:
                     file.write(text)
-                self.log.open(self.folder, resumed_at)
+                self.log.open(self.folder, start or (0, 0))
             except OSError as error:
                 raise RunError(f"cannot write to {self.folder}: {error.strerror}; choose another --out") from None
             self.log.line(f"options: {line}")

@@ -162,6 +162,22 @@ def test_encoders_have_the_same_bytes_on_all_workers(trained):
     assert all(mine == held[0] for mine in held)
 
 
+def test_under_autocast_the_passes_alone_lose_precision():
+    """Logits lie within +-1 / TEMPERATURE; batch norm of 4 images may leave a fifth of that range of bf16's rounding."""
+    torch.manual_seed(0)
+    moco = MoCo("resnet18", dim=DIM, K=K, T=TEMPERATURE, mlp=True, stages=[4])
+    views, permutation = torch.randn(2, hvd.size() * B, 3, 32, 32), torch.randperm(hvd.size() * B)
+    exact, _, exact_keys = moco(share(views[0]), share(views[1]), permutation)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, [feature], keys = moco(share(views[0]), share(views[1]), permutation)
+    assert (logits.dtype, keys.dtype, feature.dtype) == (torch.float32, torch.float32, torch.bfloat16)
+    torch.testing.assert_close(keys.norm(dim=1), torch.ones(len(keys)))
+    logits.sum().backward()
+    assert all(value.grad.dtype == torch.float32 for value in moco.encoder_q.parameters())
+    errors = hvd.allgather_object([(logits - exact).abs().max().item(), (keys - exact_keys).abs().max().item()], name="lost")
+    assert 0 < max(error for pair in errors for error in pair) < 2 / TEMPERATURE / 5
+
+
 @torch.no_grad()
 def test_views_of_bytes_give_the_logits_of_their_normalised_floats():
     """In float32, as bytes are normalised to it: batch norm of 4 images leaves 1e-4 of a logit."""
