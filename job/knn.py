@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from job.config import Parser
+from job.options import Parser
 from job.data.folders import ImageFolder, scan
 from job.data.views import CentreViews, loader
 from job.errors import RunError

@@ -4,9 +4,11 @@ from importlib import resources
 import pytest
 import yaml
 
-from job.config import FIELDS, RETIRED, Config, flag, read_config
+from job.config import RETIRED, Config, read_config
 from job.errors import RunError
+from job.options import flag
 
+FIELDS = [field.name for field in dataclasses.fields(Config)]
 PRESETS = sorted(file.name.removesuffix(".yaml") for file in (resources.files("job") / "presets").iterdir())
 
 
