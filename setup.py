@@ -6,6 +6,16 @@ docker/build_horovod.sh builds and installs it; the extra "horovod" names what t
 
 from setuptools import find_packages, setup
 
+ONNX = [
+    "onnx==1.23.2",
+    "onnxruntime==1.32.0",
+    "onnxscript==0.7.2",
+    "onnx-ir==1.1.0",
+    "ml-dtypes==0.6.0",
+    "protobuf==7.36.2",
+    "flatbuffers==25.12.19",
+]
+
 setup(
     name="moco-mgd",
     version="0.1.0",
@@ -22,6 +32,7 @@ setup(
         "pillow==13.0.0",
         "pyyaml==6.0.3",
         "tqdm==4.70.1",
+        "safetensors==0.8.0",
     ],
     extras_require={
         "horovod": [
@@ -33,7 +44,8 @@ setup(
             "wheel==0.48.0",
         ],
         "digits": ["scikit-learn==1.9.1"],
-        "test": ["pytest==9.2.0", "ruff==0.17.6"],
+        "onnx": ONNX,
+        "test": ["pytest==9.2.0", "ruff==0.17.6", "timm==1.0.31", "huggingface-hub==2.4.0", *ONNX],
     },
-    entry_points={"console_scripts": ["mgd-train=job.train:main", "mgd-knn=job.knn:main"]},
+    entry_points={"console_scripts": ["mgd-train=job.train:main", "mgd-linear=job.linear:main", "mgd-export=job.export:main"]},
 )

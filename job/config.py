@@ -68,6 +68,7 @@ class Config:
     keep: int = option(3, "checkpoints kept", at_least=1)
     print_freq: int = option(10, "steps between lines where there is no terminal", "-p", at_least=1)
     max_bad_images: int = option(100, "undecodable images after which the run fails", at_least=0)
+    knn_every: int = option(0, "epochs between k-NN accuracies on val/ (0: none)", at_least=0)
 
     def __post_init__(self):
         self.mgd_stages = sorted(set(self.mgd_stages))
@@ -77,14 +78,48 @@ class Config:
         return self.out or os.path.join("runs", self.arch)
 
 
-def read_config(argv: list[str]) -> Config:
-    """Return the options of `job.train`. RunError: anything unknown or out of range."""
-    refuse_retired(argv)
-    return options.read("job.train", Config, argv)
+@dataclass
+class LinearConfig:
+    """The options of `job.linear`: a linear classifier on frozen features, by MoCo's protocol."""
+
+    data: str = option("", "folder with train/<class>/* and val/<class>/*; or the word digits")
+    config: list[str] = option([], "a YAML file; may be given again", many=True)
+    out: str = option("", "folder of this run (default: runs/ARCH-linear)")
+
+    pretrained: str = option("", "checkpoint of the frozen network; without one it has random weights: the baseline")
+    arch: str = option("", "the network (default: as --pretrained says, or resnet18)", "-a", choices=("", *ARCHS))
+    stem: str = option("", "its first layer (default: as --pretrained says, or imagenet)", choices=("", *STEMS))
+    image_size: int = option(0, "side of the crops in pixels (default: that of the pretraining, or 224)", at_least=0)
+    augment: bool = option(True, "random crops and flips in training; without, centre crops")
+
+    epochs: int = option(100, "epochs to train", at_least=1)
+    batch_size: int = option(256, "images in a step, over all workers together", "-b", at_least=1)
+    lr: float = option(30.0, "learning rate", "--learning-rate", at_least=0.0)
+    schedule: list[int] = option([60, 80], "epochs at which the learning rate falls tenfold", at_least=0, many=True)
+    cos: bool = option(False, "cosine learning rate in place of --schedule")
+    warmup_epochs: int = option(0, "epochs over which the learning rate rises", at_least=0)
+    momentum: float = option(0.9, "momentum of SGD", at_least=0.0, below=1.0)
+    weight_decay: float = option(0.0, "weight decay", "--wd", at_least=0.0)
+    precision: str = option("float32", "autocast, where the hardware has it (see README)", choices=("float32", "bf16"))
+    seed: int = option(0, "all random numbers follow from it", at_least=0, below=2**63)
+    workers: int = option(-1, "data loading processes of each worker (-1: as many as it has cores; 0: none)", "-j", at_least=-1)
+
+    knn: bool = option(False, "the k-NN accuracy of the features, in place of a classifier")
+    evaluate: bool = option(False, "the accuracy of --resume's classifier, without training it", "-e")
+    resume: str = option("", "auto: go on from the newest checkpoint in --out, if any; or a checkpoint's path")
+    save_every: str = option("1", "epochs between checkpoints; or steps, as in 500steps", parse=parse_save_every)
+    keep: int = option(1, "checkpoints kept, beside the best", at_least=1)
+    print_freq: int = option(10, "steps between lines where there is no terminal", "-p", at_least=1)
+    max_bad_images: int = option(100, "undecodable images after which the run fails", at_least=0)
+
+    def folder(self) -> str:
+        """The run's folder."""
+        return self.out or os.path.join("runs", f"{self.arch or 'resnet18'}-linear")
 
 
-def refuse_retired(argv: list[str]) -> None:
-    """RunError: a flag of the original that has no use here, with what has."""
+def read_config(argv: list[str], program: str = "job.train", kind: type = Config):
+    """Return the options of a program, a `kind`. RunError: anything unknown or out of range."""
     for argument in argv:
         if (name := argument.split("=")[0]) in RETIRED:
             raise RunError(f"{name} is not needed here: {RETIRED[name]}")
+    return options.read(program, kind, argv)

@@ -8,10 +8,9 @@ from job.run.run import Run
 
 
 class Journal:
-    """The steps of an epoch, timed and told.
+    """The steps of an epoch, timed and told: what a kind of training makes of its sums is in the classes below.
 
-    Per step: losses and contrast accuracy averaged over the workers, images a second over all of them, and
-    rank 0's share of the time in which it waited for images.
+    Beside that, images a second over all workers, and rank 0's share of the time in which it waited for images.
     """
 
     def __init__(self, run: Run, total: int, steps: int, print_freq: int):
@@ -30,10 +29,10 @@ class Journal:
     def check_finite(self, step: int, sums: dict[str, float]) -> None:
         """RunError, on all workers, before the step is taken: its loss or gradient is not finite, on one of them or on all."""
         if not math.isfinite(sums["loss"] + sums["gradient"]):
-            parts = ", ".join(f"{part} {sums[part] / self.run.size}" for part in ("contrastive", "distillation", "gradient"))
+            parts = ", ".join(f"{part} {sums[part] / self.run.size}" for part in (*self.parts, "gradient"))
             raise RunError(
                 f"the loss is not finite at epoch {self.epoch}, step {step} ({parts}); the checkpoints are "
-                "untouched. A lower --lr or a higher --loss-factor may help",
+                f"untouched. {self.advice} may help",
                 code=1,
             )
 
@@ -41,16 +40,11 @@ class Journal:
         """Record a step from its sums over the workers."""
         now = time.perf_counter()
         took, self.clock = now - self.clock, now
-        N = self.run.size
         record = {
             "steps": self.epoch * self.steps + step + 1,
             "epoch": self.epoch,
             "step": step,
-            "loss": sums["loss"] / N,
-            "contrastive": sums["contrastive"] / N,
-            "distillation": sums["distillation"] / N,
-            "gradient_norm": sums["gradient"] / N,
-            "accuracy": 100 * sums["correct"] / self.total,
+            **self.numbers(sums),
             "lr": self.rate,
             "images_per_s": self.total / took,
             "data_wait": self.waited / took,
@@ -70,11 +64,37 @@ class Journal:
 
     def describe(self, what: str, numbers: dict[str, float]) -> str:
         """One line for a step or an epoch."""
+        return (
+            f"{what}: {self.losses(numbers)}, lr {numbers['lr']:.5f}, {numbers['images_per_s']:.1f} images/s, "
+            f"data wait {100 * numbers['data_wait']:.0f} %"
+        )
+
+
+class ContrastJournal(Journal):
+    """Of `job.train`: the loss and its parts averaged over the workers, and the contrast accuracy."""
+
+    parts, advice = ("contrastive", "distillation"), "A lower --lr or a higher --loss-factor"
+
+    def numbers(self, sums: dict[str, float]) -> dict[str, float]:
+        N = self.run.size
+        means = {name: sums[name] / N for name in ("loss", *self.parts)}
+        return {**means, "gradient_norm": sums["gradient"] / N, "accuracy": 100 * sums["correct"] / self.total}
+
+    def losses(self, numbers: dict[str, float]) -> str:
         parts = f"contrastive {numbers['contrastive']:.4f}"
         if numbers["distillation"]:
             ratio = numbers["distillation"] / (numbers["contrastive"] or math.nan)
             parts += f" + distillation {numbers['distillation']:.4f} (ratio {ratio:.2f})"
-        return (
-            f"{what}: loss {numbers['loss']:.4f} = {parts}, contrast accuracy {numbers['accuracy']:.1f} %, "
-            f"lr {numbers['lr']:.5f}, {numbers['images_per_s']:.1f} images/s, data wait {100 * numbers['data_wait']:.0f} %"
-        )
+        return f"loss {numbers['loss']:.4f} = {parts}, contrast accuracy {numbers['accuracy']:.1f} %"
+
+
+class ClassifierJournal(Journal):
+    """Of `job.linear`: the loss averaged over the workers, and the accuracy on the training views."""
+
+    parts, advice = ("loss",), "A lower --lr"
+
+    def numbers(self, sums: dict[str, float]) -> dict[str, float]:
+        return {"loss": sums["loss"] / self.run.size, **{top: 100 * sums[top] / self.total for top in ("top1", "top5")}}
+
+    def losses(self, numbers: dict[str, float]) -> str:
+        return f"loss {numbers['loss']:.4f}, training top-1 {numbers['top1']:.1f} %, top-5 {numbers['top5']:.1f} %"

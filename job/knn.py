@@ -1,92 +1,106 @@
-"""How good features are, without training on them: k-nearest-neighbour accuracy of checkpoints, beside the same
-networks untrained.
+"""How good frozen features are, without training on them: weighted k-nearest neighbours (arXiv 1805.01978, section 3.4).
 
-python -m job.knn DIR CHECKPOINT...
+The workers share the images of both sets. The features of the validation images are gathered once; those of the
+training images stay where they were computed, and of them travels what is nearest to each validation image. The
+result is the same for any number of workers: all is computed in blocks that do not depend on it.
 """
 
-import argparse
-import sys
-
+import horovod.torch as hvd
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
+from torch import nn
 
-from job.options import Parser
-from job.data.folders import ImageFolder, scan
+from job.data.folders import ImageFolder, every_nth_batch
 from job.data.views import CentreViews, loader
-from job.errors import RunError
-from job.run import launch
-from job.run.checkpoint import load
-from job.weights import read_backbone
+from job.run.run import Run
 from moco.augment import normalize
-from moco.encoder import build_resnet, with_features
+from moco.encoder import with_features
 
-BATCH = 64
+K, TEMPERATURE = 200, 0.07
+BATCH = 64  # images at a time
 
 
-@torch.no_grad()
-def knn_accuracy(bank, bank_labels, features, labels, k: int = 200, temperature: float = 0.07) -> float:
-    """Return the top-1 accuracy in percent of a weighted k-NN (arXiv 1805.01978, section 3.4).
+def knn_accuracy(net: nn.Module, bank: ImageFolder, queries: ImageFolder, config, run: Run) -> float:
+    """Return the top-1 accuracy in percent of a ResNet's features under its head, on centre crops. A collective.
 
-    bank (n, C) and features (m, C) are L2-normalised, labels (n,) and (m,). Each image takes the label with
-    the largest sum of exp(cosine / temperature) among its k nearest of the bank.
+    Each image of `queries` takes the label with the largest sum of exp(cosine / TEMPERATURE) among its K
+    nearest of `bank`; where the bank's classes have fewer images than K, among as many as they have.
+    config: image_size, workers, print_freq and max_bad_images are used.
     """
-    classes = int(bank_labels.max()) + 1
-    right = 0
-    for some, truth in zip(features.split(256), labels.split(256), strict=True):  # never all distances at once
-        nearest, index = (some @ bank.T).topk(min(k, len(bank)), dim=1)  # (256, k)
-        votes = torch.zeros(len(some), classes).scatter_add_(1, bank_labels[index], (nearest / temperature).exp())
-        right += (votes.argmax(1) == truth).sum().item()
-    return 100 * right / len(labels)
+    encoder = with_features(net.eval(), [], output="flatten")
+    blocks = extract(encoder, bank, config, run)
+    features, truth = gather(extract(encoder, queries, config, run), queries, run)
+    k = min(K, max(1, len(bank) // len(bank.classes)))
+    predicted = vote(*exchange(*nearest(features, blocks, k), run), k, len(bank.classes))
+    mine = truth.split(shares(len(truth), run.size))[run.rank]
+    sums = run.total(right=(predicted == mine).sum(), counted=(mine >= 0).sum())
+    return 100 * sums["right"] / sums["counted"]
 
 
 @torch.no_grad()
-def extract(nets: list[torch.nn.Module], images: ImageFolder, size: int) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Return each network's L2-normalised features under the head (n, C), and the labels (n,), of all images."""
-    encoders = [with_features(net.eval(), [], output="flatten") for net in nets]
-    batches = [list(range(first, min(first + BATCH, len(images)))) for first in range(0, len(images), BATCH)]
-    views = loader(CentreViews(images, size), batches, launch.cores(), pin=False)
-    features, labels, bad = [[] for _ in nets], [], []
-    for pixels, truth, undecodable in tqdm(views, desc=images.root, leave=False, disable=not sys.stdout.isatty()):
-        inputs = normalize(pixels)
-        for found, encoder in zip(features, encoders, strict=True):
-            found.append(F.normalize(encoder(inputs)["flatten"], dim=1))
-        labels.append(truth)
+def extract(encoder: nn.Module, images: ImageFolder, config, run: Run) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return this worker's blocks of `images`: L2-normalised features (n, C), labels (n,); -1 for what is undecodable."""
+    batches = every_nth_batch(list(range(len(images))), BATCH, run.rank, run.size)
+    views = loader(CentreViews(images, config.image_size), batches, config.workers, run.device.type == "cuda")
+    blocks, bad = [], []
+    for done, (pixels, labels, undecodable) in enumerate(views, 1):
+        features = encoder(normalize(pixels.to(run.device, non_blocking=True)))["flatten"]
+        blocks.append((F.normalize(features.float(), dim=1), labels.to(run.device)))
         bad += undecodable
-    if bad:
-        print(f"{len(bad)} images in {images.root} cannot be decoded; others took their places; the first: {bad[0]}")
-    return [torch.cat(found) for found in features], torch.cat(labels)
+        run.log.progress(f"{images.root}: {done} of {len(batches)} batches", done, len(batches), 10 * config.print_freq)
+    run.note_bad_images(bad, config.max_bad_images, len(images))
+    return blocks
 
 
-def evaluate(path: str, data: str) -> tuple[str, int, float, float]:
-    """Return a checkpoint's network, its epochs, and the k-NN accuracy of it and of the same network untrained."""
-    saved, weights = load(path), read_backbone(path)
-    size = saved.get("config", {}).get("image_size", 224)
-    train, val = scan(data, "train", max_bad=100), scan(data, "val", "valid", max_bad=100)
-    if train.classes != val.classes:
-        raise RunError(f"the classes of {train.root} and {val.root} differ: {sorted(set(train.classes) ^ set(val.classes))[:3]}")
-    torch.manual_seed(0)
-    trained, untrained = (build_resnet(weights.arch, stem=weights.stem) for _ in range(2))
-    trained.load_state_dict(weights.state, strict=False)  # without the head, which is not used
-    banks, bank_labels = extract([trained, untrained], train, size)
-    features, labels = extract([trained, untrained], val, size)
-    accuracies = [knn_accuracy(bank, bank_labels, some, labels) for bank, some in zip(banks, features, strict=True)]
-    return weights.arch, saved.get("epoch", 0), *accuracies
+def gather(blocks: list, images: ImageFolder, run: Run) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the features (m, C) and labels (m,) of all workers' blocks, in the order of the images."""
+    width = hvd.allreduce(torch.tensor(blocks[0][0].shape[1] if blocks else 0), op=hvd.Max, name="knn.width")
+    features = torch.cat([features for features, _ in blocks] or [torch.zeros(0, int(width), device=run.device)])
+    labels = torch.cat([labels for _, labels in blocks] or [torch.zeros(0, dtype=torch.long, device=run.device)])
+    places = [every_nth_batch(list(range(len(images))), BATCH, rank, run.size) for rank in range(run.size)]
+    order = torch.tensor([place for batches in places for batch in batches for place in batch]).argsort().to(run.device)
+    return hvd.allgather(features, name="knn.features")[order], hvd.allgather(labels, name="knn.labels")[order]
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run `job.knn` on the command line's options."""
-    with launch.reported_errors():
-        parser = Parser(prog="job.knn", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-        parser.add_argument("data", metavar="DIR", help="folder with train/<class>/* and val/<class>/*")
-        parser.add_argument("checkpoints", metavar="CHECKPOINT", nargs="+")
-        options = parser.parse_args(argv)
-        rows = [(path, *evaluate(path, options.data)) for path in options.checkpoints]
-        width = max(len(row[0]) for row in rows)
-        print(f"{'checkpoint':{width}}  {'network':16} epochs  k-NN top-1  untrained")
-        for path, arch, epochs, trained, untrained in rows:
-            print(f"{path:{width}}  {arch:16} {epochs:6}  {trained:8.1f} %  {untrained:7.1f} %")
+def nearest(queries: torch.Tensor, blocks: list, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the cosines (m, k) of the k nearest in `blocks` to each of queries (m, C), descending, and their labels.
+
+    Never all cosines at once. Where the blocks have fewer than k images the rest is -inf.
+    """
+    cosines = queries.new_full((len(queries), k), -torch.inf)
+    labels = torch.zeros_like(cosines, dtype=torch.long)
+    for features, truth in blocks:
+        block = (queries @ features.T).masked_fill(truth < 0, -torch.inf)  # (m, n)
+        both = torch.cat([cosines, block], dim=1), torch.cat([labels, truth.clamp_min(0).expand_as(block)], dim=1)
+        cosines, labels = largest(*both, k)
+    return cosines, labels
 
 
-if __name__ == "__main__":
-    main()
+def largest(cosines: torch.Tensor, labels: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the k largest of each row (m, n), descending, with their labels; of equal ones those of the smaller labels."""
+    labels, by_label = labels.sort(dim=1)
+    cosines, by_cosine = cosines.gather(1, by_label).sort(dim=1, descending=True, stable=True)
+    return cosines[:, :k], labels.gather(1, by_cosine)[:, :k]
+
+
+def shares(m: int, size: int) -> list[int]:
+    """How many of m images each of `size` workers counts."""
+    return [m // size + (rank < m % size) for rank in range(size)]
+
+
+def exchange(cosines: torch.Tensor, labels: torch.Tensor, run: Run) -> tuple[torch.Tensor, torch.Tensor]:
+    """Send each worker the rows (m, k) that it counts; return what came of all workers for this one's, (m / N, N k)."""
+    counted = shares(len(cosines), run.size)
+    splits = torch.tensor(counted, dtype=torch.int32)
+    received = [
+        hvd.alltoall(rows.contiguous(), splits=splits, name=f"knn.{name}")[0]  # (N m / N, k)
+        for name, rows in (("cosines", cosines), ("labels", labels))
+    ]
+    return tuple(rows.view(run.size, counted[run.rank], -1).transpose(0, 1).flatten(1) for rows in received)
+
+
+def vote(cosines: torch.Tensor, labels: torch.Tensor, k: int, classes: int) -> torch.Tensor:
+    """Return the label (m,) for which the k largest of the cosines (m, n) speak."""
+    cosines, labels = largest(cosines, labels, k)
+    weights = (cosines.double() / TEMPERATURE).exp()
+    return weights.new_zeros(len(cosines), classes).scatter_add_(1, labels, weights).argmax(1)

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from job import resume
 from job.config import Config, read_config
 from job.data import seeds
-from job.journal import Journal
+from job.journal import ContrastJournal, Journal
+from job.knn import knn_accuracy
 from job.refresh import refresh
 from job.run import statistics
 from job.run.run import Run
@@ -39,11 +40,11 @@ def train(config: Config, run: Run) -> None:
     training = build(config, run)
     start = resume.restore(saved, training) if saved else (0, 0)
     run.begin(options, start if saved else None)
-    share = config.batch_size // run.size
+    share = run.share(config.batch_size)
     run.log.line(f"{len(training.images)} images, {training.steps} steps an epoch, {share} images a worker and step")
 
     batches = training.batches(start)
-    journal = Journal(run, config.batch_size, training.steps, config.print_freq)
+    journal = ContrastJournal(run, config.batch_size, training.steps, config.print_freq)
     refresh_at = parse_refresh(config.refresh_epochs)
     for epoch in range(start[0], config.epochs):
         first = start[1] if epoch == start[0] else 0
@@ -56,13 +57,17 @@ def train(config: Config, run: Run) -> None:
         if train_epoch(training, batches, journal, epoch, range(first, training.steps)):
             run.log.line("stopped by a signal; --resume auto goes on from here")
             return
+        if training.val and ((epoch + 1) % config.knn_every == 0 or epoch + 1 == config.epochs):
+            accuracy = knn_accuracy(training.student(), training.images, training.val, config, run)
+            run.log.line(f"epoch {epoch} k-NN accuracy on {len(training.val)} images of {training.val.root}: {accuracy:.2f} %")
+            run.log.record(steps=(epoch + 1) * training.steps, epoch=epoch, step=training.steps - 1, knn=accuracy)
     run.log.line(f"done: {config.epochs} epochs; the newest checkpoint is {run.folder}/last.pth.tar")
 
 
 def train_epoch(training: Training, batches, journal: Journal, epoch: int, steps: range) -> bool:
     """Do `steps` of an epoch, of which the last ends it; return whether a signal ended them early."""
     config, run, moco, optimizer = training.config, training.run, training.moco, training.optimizer
-    share = config.batch_size // run.size
+    share = run.share(config.batch_size)
     positive = torch.zeros(share, dtype=torch.long, device=run.device)  # the positive is every query's logit 0
     save_at = parse_save_every(config.save_every)
     for step in steps:
@@ -121,7 +126,7 @@ def distil(training: Training, query: torch.Tensor, features: list[torch.Tensor]
     config, run = training.config, training.run
     with torch.no_grad():
         teacher = training.teacher(query)  # {"layerN": (B, T, H, W)}
-    place = run.rank * (config.batch_size // run.size)
+    place = run.rank * run.share(config.batch_size)
     drop = torch.Generator(run.device)
     drop.manual_seed(seeds.torch_seed(config.seed, "drop", epoch=epoch, step=step, sample=place))
     return training.distiller(features, [teacher[f"layer{stage}"] for stage in training.distiller.stages], drop)

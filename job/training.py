@@ -8,7 +8,7 @@ from torch import nn
 
 from job.config import Config
 from job.data import digits, seeds
-from job.data.folders import ImageFolder, TrainingOrder, scan
+from job.data.folders import ImageFolder, TrainingOrder, scan, scan_validation
 from job.data.views import TwoViews, loader
 from job.errors import RunError
 from job.run.run import Run
@@ -19,7 +19,6 @@ from moco.encoder import build_resnet, fold_norms, stage_norms, with_features
 from moco.model import MoCo
 
 BUCKETS = 4  # gradients are summed in so many parts, each as soon as the backward pass is through with it
-DIGITS = "data/digits"
 
 
 @dataclass
@@ -29,6 +28,7 @@ class Training:
     config: Config
     run: Run
     images: ImageFolder
+    val: ImageFolder | None  # for --knn-every
     moco: MoCo
     teacher: nn.Module | None
     distiller: MGDistiller | None
@@ -38,6 +38,13 @@ class Training:
     def autocast(self) -> torch.autocast:
         """A context in which the networks' passes are done in the precision of the run."""
         return torch.autocast(self.run.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    def student(self) -> nn.Module:
+        """A copy of the student as it is, with a head of its own that means nothing."""
+        net = build_resnet(self.config.arch, stem=self.config.stem)
+        body = {name: value for name, value in self.moco.encoder_q.state_dict().items() if not name.startswith("fc.")}
+        net.load_state_dict(body, strict=False)
+        return net.to(self.run.device)
 
     @property
     def steps(self) -> int:
@@ -56,6 +63,7 @@ class Training:
 def build(config: Config, run: Run) -> Training:
     """Build a run's parts; the networks' first weights follow from the seed. RunError: data or teacher that does not fit."""
     images = find_images(config, run)
+    val = run.on_first(lambda: scan_validation(digits.prepared(config.data), images)) if config.knn_every else None
     torch.manual_seed(seeds.torch_seed(config.seed, "weights"))
     stages = config.mgd_stages if config.teacher else []
     moco = MoCo(config.arch, config.moco_dim, config.moco_k, config.moco_m, config.moco_t, config.mlp, config.stem, stages)
@@ -68,26 +76,18 @@ def build(config: Config, run: Run) -> Training:
         [value for _, value in parameters], config.lr, momentum=config.momentum, weight_decay=config.weight_decay
     )
     optimizer = hvd.DistributedOptimizer(sgd, named_parameters=parameters, groups=BUCKETS)
-    return Training(config, run, images, moco, teacher, distiller, trained, optimizer)
+    return Training(config, run, images, val, moco, teacher, distiller, trained, optimizer)
 
 
 def find_images(config: Config, run: Run) -> ImageFolder:
     """Return the training images, as rank 0 finds them. RunError: too few for a step, or a batch that cannot be shared."""
-    N, total = run.size, config.batch_size
-    if total % N:
-        below, above = total - total % N, total + N - total % N
-        raise RunError(f"--batch-size {total} cannot be shared equally by {N} workers: choose {below or above} or {above}")
-    if total // N < 2:
+    total = config.batch_size
+    if run.share(total) < 2:
         raise RunError(
-            f"--batch-size {total} over {N} workers is one image each, and batch norm needs two: choose {2 * N} or more"
+            f"--batch-size {total} over {run.size} workers is one image each, and batch norm needs two: "
+            f"choose {2 * run.size} or more"
         )
-
-    def find():
-        if config.data == "digits":
-            digits.write_digits(DIGITS)
-        return scan(DIGITS if config.data == "digits" else config.data, "train", max_bad=config.max_bad_images)
-
-    images = run.on_first(find)
+    images = run.on_first(lambda: scan(digits.prepared(config.data), "train", max_bad=config.max_bad_images))
     if len(images) < total:
         raise RunError(f"{images.root} has {len(images)} images, fewer than --batch-size {total}: choose a smaller batch")
     return images

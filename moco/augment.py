@@ -38,6 +38,11 @@ def random_view(size: int, aug_plus: bool, crop_min: float = 0.2) -> transforms.
     return transforms.Compose([crop, *colour, transforms.RandomHorizontalFlip(), transforms.PILToTensor()])
 
 
+def crop_view(size: int) -> transforms.Compose:
+    """Return PIL image -> random view (3, size, size) uint8 of a classifier's training: a crop, flipped or not."""
+    return transforms.Compose([transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip(), transforms.PILToTensor()])
+
+
 def centre_view(size: int) -> transforms.Compose:
     """Return PIL image -> centre crop (3, size, size) uint8, with ImageNet's usual border of 32 in 256 pixels."""
     return transforms.Compose([transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size), transforms.PILToTensor()])

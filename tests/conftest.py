@@ -43,11 +43,11 @@ def teacher_file(tmp_path_factory):
 
 
 class Job:
-    """One `horovodrun -np N python -m job.train` in a process of its own."""
+    """One `horovodrun -np N python -m job.train` in a process of its own, or another program of this project's."""
 
-    def __init__(self, workers: int, folder, arguments: list):
-        self.folder = folder
-        python = [sys.executable, "-m", "job.train", *map(str, arguments), "--out", str(folder)]
+    def __init__(self, workers: int, folder, arguments: list, program: str = "job.train"):
+        self.folder, self.program = folder, program
+        python = [sys.executable, "-m", program, *map(str, arguments), "--out", str(folder)]
         launcher = os.path.join(os.path.dirname(sys.executable), "horovodrun")
         self.process = subprocess.Popen(
             [launcher, "-np", str(workers), *python], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -70,7 +70,7 @@ class Job:
     def workers(self) -> list[psutil.Process]:
         """The worker processes."""
         below = psutil.Process(self.process.pid).children(recursive=True)
-        return [process for process in below if process.cmdline()[1:3] == ["-m", "job.train"]]
+        return [process for process in below if process.cmdline()[1:3] == ["-m", self.program]]
 
     def kill(self) -> None:
         """SIGKILL the launcher and the workers at once; their loader processes are to end by themselves."""
@@ -92,8 +92,8 @@ def start_job():
     """A function that starts a Job; what still runs at the end of the session is killed."""
     jobs = []
 
-    def start(workers, folder, arguments):
-        jobs.append(Job(workers, folder, arguments))
+    def start(workers, folder, arguments, program="job.train"):
+        jobs.append(Job(workers, folder, arguments, program))
         return jobs[-1]
 
     yield start

@@ -91,6 +91,7 @@ FLAGS = [
     ("--resume auto", "resume", "auto"),
     ("--save-every 500steps", "save_every", "500steps"),
     ("--keep 1", "keep", 1),
+    ("--knn-every 2", "knn_every", 2),
     ("--crop-min 0.08", "crop_min", 0.08),
     ("--precision bf16", "precision", "bf16"),
     ("-p 5", "print_freq", 5),

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from job.errors import RunError
-from job.journal import Journal
+from job.journal import ContrastJournal
 
 
 class Told:
@@ -33,7 +33,7 @@ def clock(monkeypatch):
 
 
 def journal(size=2, total=32, steps=5, print_freq=3):
-    return Journal(SimpleNamespace(size=size, log=Told()), total, steps, print_freq)
+    return ContrastJournal(SimpleNamespace(size=size, log=Told()), total, steps, print_freq)
 
 
 def sums(contrastive=8.0, distillation=2.0, correct=8, gradient=6.0, **more):

@@ -8,7 +8,16 @@ from PIL import Image
 
 from job.errors import RunError
 
+FOLDER = "data/digits"
 SIDE = 32  # pixels; the originals have 8
+
+
+def prepared(data: str) -> str:
+    """Return the folder of `data`: itself, or for the word digits the one that they are written to."""
+    if data != "digits":
+        return data
+    write_digits(FOLDER)
+    return FOLDER
 
 
 def write_digits(folder: str) -> None:

@@ -75,6 +75,15 @@ def scan(data: str, *splits: str, max_bad: int = 0) -> ImageFolder:
     return ImageFolder(root, classes, paths, labels, max_bad)
 
 
+def scan_validation(data: str, train: ImageFolder) -> ImageFolder:
+    """Return the validation images of `data`. RunError: there are none, or their classes are not those of `train`."""
+    val = scan(data, "val", "valid", max_bad=train.max_bad)
+    if train.classes != val.classes:
+        differ = ", ".join(sorted(set(train.classes) ^ set(val.classes))[:3])
+        raise RunError(f"{train.root} and {val.root} must have the same classes; in one of them alone: {differ}")
+    return val
+
+
 def readable_endings() -> set[str]:
     """The file endings of the formats that PIL can read."""
     return {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}

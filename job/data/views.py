@@ -30,8 +30,22 @@ class TwoViews(Dataset):
             return self.transform(image), self.transform(image), bad  # (3, H, W) uint8 each
 
 
+class OneView(Dataset):
+    """(epoch, index) -> view (3, H, W) uint8, label, undecodable files; the view is a function of seed, epoch and index."""
+
+    def __init__(self, images: ImageFolder, transform, seed: int):
+        self.images, self.transform, self.seed = images, transform, seed
+
+    def __getitem__(self, draw: tuple[int, int]) -> tuple[torch.Tensor, int, list[str]]:
+        epoch, index = draw
+        image, label, bad = self.images.read(index)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch_seed(self.seed, "view", epoch=epoch, sample=index))
+            return self.transform(image), label, bad
+
+
 class CentreViews(Dataset):
-    """index -> centre crop (3, H, W) uint8, label, undecodable files."""
+    """index -> centre crop (3, H, W) uint8, label, undecodable files; the label is -1 where another image stands in."""
 
     def __init__(self, images: ImageFolder, size: int):
         self.images = images
@@ -39,7 +53,7 @@ class CentreViews(Dataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int, list[str]]:
         image, label, bad = self.images.read(index)
-        return self.transform(image), label, bad
+        return self.transform(image), -1 if bad else label, bad
 
 
 def collate(items: list[tuple]) -> tuple[torch.Tensor, torch.Tensor, list[str]]:

@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import shutil
 import zipfile
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from job.errors import RunError
 
 FORMAT = 1
-LAST = "last.pth.tar"
+LAST, BEST = "last.pth.tar", "best.pth.tar"
 NAME = re.compile(r"checkpoint_(\d{4,})_(\d{6,})\.pth\.tar")
 
 
@@ -52,6 +53,17 @@ class Checkpoints:
         for old in paths[: max(0, done - self.keep)] + paths[done:] + half_written:
             os.remove(old)
         return path
+
+    def mark_best(self, path: str) -> None:
+        """Let `best.pth.tar` be the checkpoint at `path`, which it stays when that is removed as one of the oldest."""
+        best = os.path.join(self.folder, BEST)
+        if os.path.lexists(best + ".new"):
+            os.remove(best + ".new")
+        try:
+            os.link(path, best + ".new")
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, best + ".new")
+        os.replace(best + ".new", best)
 
     def newest(self, say) -> dict | None:
         """Return the newest checkpoint that is whole, or None where there are none at all.

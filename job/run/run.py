@@ -52,6 +52,15 @@ class Run:
         if kind is None:
             hvd.shutdown()
 
+    def share(self, total: int) -> int:
+        """Return how many images of a total batch are this worker's. RunError: the workers cannot share it equally."""
+        if total % self.size:
+            below, above = total - total % self.size, total + self.size - total % self.size
+            raise RunError(
+                f"--batch-size {total} cannot be shared equally by {self.size} workers: choose {below or above} or {above}"
+            )
+        return total // self.size
+
     def on_first(self, work):
         """Return what `work()` returns on rank 0, on all ranks; what fails there for the user or the system is raised on all."""
         outcome = None

@@ -1,0 +1,172 @@
+"""All that a linear classification is made of, how it is saved, and how a run goes on from there."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import horovod.torch as hvd
+import torch
+from torch import nn
+
+from job.config import LinearConfig
+from job.data import digits, seeds
+from job.data.folders import ImageFolder, TrainingOrder, scan, scan_validation
+from job.data.views import OneView, loader
+from job.errors import RunError
+from job.run.checkpoint import FORMAT, load
+from job.run.run import Run
+from job.weights import read_backbone
+from moco.augment import centre_view, crop_view
+from moco.encoder import build_resnet, with_features
+
+
+@dataclass
+class Classifier:
+    """A frozen ResNet whose `fc` is trained. `encoder` gives its features, sharing its parameters."""
+
+    config: LinearConfig
+    run: Run
+    train: ImageFolder
+    val: ImageFolder
+    net: nn.Module
+    encoder: nn.Module  # images -> {"flatten": (B, C)}
+    optimizer: torch.optim.Optimizer
+    best: float = 0.0  # top-1 in percent on the validation images, of the best epoch so far
+
+    def autocast(self) -> torch.autocast:
+        """A context in which the frozen network's passes are done in the precision of the run."""
+        return torch.autocast(self.run.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return len(self.train) // self.config.batch_size
+
+    def batches(self, start: tuple[int, int]):
+        """An iterator over this worker's training views from (epoch, step) on: (B, 3, H, W) uint8, labels, bad files."""
+        config, run = self.config, self.run
+        order = TrainingOrder(len(self.train), config.batch_size, run.rank, run.size, config.seed, config.epochs, start)
+        transform = crop_view(config.image_size) if config.augment else centre_view(config.image_size)
+        return iter(loader(OneView(self.train, transform, config.seed), order, config.workers, run.device.type == "cuda"))
+
+    def backbone(self) -> dict[str, torch.Tensor]:
+        """The frozen tensors, by name."""
+        return {name: value for name, value in self.net.state_dict().items() if not name.startswith("fc.")}
+
+
+def build(config: LinearConfig, run: Run) -> Classifier:
+    """Build a classification's parts; what --pretrained says of network and crop is put into `config`.
+
+    RunError: data or a checkpoint that does not fit, or a batch that cannot be shared.
+    """
+    train = run.on_first(lambda: scan(digits.prepared(config.data), "train", max_bad=config.max_bad_images))
+    val = run.on_first(lambda: scan_validation(digits.prepared(config.data), train))
+    if len(train) < config.batch_size and not (config.knn or config.evaluate):
+        raise RunError(
+            f"{train.root} has {len(train)} images, fewer than --batch-size {config.batch_size}: choose a smaller batch"
+        )
+    net = frozen(config, run)
+    width = net.fc.in_features
+    net.fc = nn.Linear(width, len(train.classes))
+    nn.init.normal_(net.fc.weight, std=0.01)
+    nn.init.zeros_(net.fc.bias)
+    net.to(run.device)
+    hvd.broadcast_parameters(net.state_dict(), root_rank=0)
+    sgd = torch.optim.SGD(net.fc.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    optimizer = hvd.DistributedOptimizer(sgd, named_parameters=net.fc.named_parameters(prefix="fc"), groups=1)
+    return Classifier(config, run, train, val, net, with_features(net, [], output="flatten").eval(), optimizer)
+
+
+def frozen(config: LinearConfig, run: Run) -> nn.Module:
+    """Return the network that is not trained, in eval mode, and settle network, first layer and crop in `config`."""
+    state, size = {}, 224
+    if config.pretrained:
+        weights = run.on_first(lambda: read_backbone(config.pretrained, config.arch, arch_flag="--arch"))
+        if config.stem not in ("", weights.stem):
+            raise RunError(f"--stem {config.stem}: {config.pretrained} has the {weights.stem} one")
+        config.arch, config.stem, state = weights.arch, weights.stem, weights.state
+        size = weights.meta["config"].get("image_size", size)
+        run.log.line(f"frozen: {weights.report}")
+    config.arch, config.stem = config.arch or "resnet18", config.stem or "imagenet"
+    config.image_size = config.image_size or size
+    if config.image_size < 8:
+        raise RunError(f"--image-size {config.image_size}: expected 8 or more")
+    if not config.pretrained:
+        run.log.line(f"frozen: {config.arch} with random weights, as no --pretrained names others: the baseline")
+    torch.manual_seed(seeds.torch_seed(config.seed, "weights"))  # as job.train does: its student's first weights
+    net = build_resnet(config.arch, stem=config.stem)
+    net.load_state_dict(state, strict=False)  # what is missing is the head alone: read_backbone has checked the rest
+    return net.requires_grad_(False).eval()
+
+
+def find(config: LinearConfig, run: Run) -> dict | None:
+    """Return the checkpoint that --resume names, or None where `auto` finds none. RunError: none that is whole."""
+    if not config.resume:
+        return None
+    if config.resume != "auto":
+        return run.on_first(lambda: load(config.resume))
+    saved = run.on_first(lambda: run.checkpoints.newest(run.log.line))
+    if saved is None:
+        run.log.line(f"no checkpoint in {run.folder} yet: starting from the first epoch")
+    return saved
+
+
+def restore(saved: dict, classifier: Classifier) -> tuple[int, int]:
+    """Load a checkpoint's classifier; return the (epoch, step) to go on from. RunError: it is of other data or features."""
+    config, where = classifier.config, f"the checkpoint of --resume {classifier.config.resume}"
+    if saved.get("format") != FORMAT or "best_acc1" not in saved:
+        raise RunError(f"{where} is no linear classifier of this program: give one of job.linear; features go to --pretrained")
+    if saved["classes"] != classifier.train.classes:
+        raise RunError(f"{where} tells {len(saved['classes'])} other classes apart than {classifier.train.root} has")
+    state = {name.removeprefix("module."): value for name, value in saved["state_dict"].items()}
+    if differs := different(state, classifier.backbone()):
+        raise RunError(f"{where} stands on other features ({differs} differs): resume with the --pretrained that it began with")
+    now = {"--seed": config.seed, "--batch-size": config.batch_size, "number of images": len(classifier.train)}
+    then = {"--seed": saved["config"]["seed"], "--batch-size": saved["config"]["batch_size"], "number of images": saved["images"]}
+    if saved["step"] and (changed := [name for name in now if now[name] != then[name]]):
+        name = changed[0]
+        raise RunError(f"{where} was taken within an epoch, where the {name} cannot change: {then[name]}, now {now[name]}")
+    classifier.net.load_state_dict(state)
+    classifier.optimizer.load_state_dict(saved["optimizer"])
+    classifier.best = saved["best_acc1"]
+    return saved["epoch"], saved["step"]
+
+
+def different(state: dict[str, torch.Tensor], backbone: dict[str, torch.Tensor]) -> str:
+    """Return the first name under which `state` has other bytes than `backbone`, or nothing."""
+    return next((name for name, value in backbone.items() if not same_bytes(state.get(name), value)), "")
+
+
+def same_bytes(one: torch.Tensor | None, other: torch.Tensor) -> bool:
+    """Whether two tensors are equal to the bit; a NaN equals itself, and 0 is not -0."""
+    if one is None or one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return one.cpu().contiguous().numpy().tobytes() == other.cpu().contiguous().numpy().tobytes()
+
+
+def save(classifier: Classifier, epoch: int, step: int, is_best: bool) -> None:
+    """Save a classifier of which `epoch` epochs and `step` steps of the next are done. A collective."""
+    run = classifier.run
+
+    def write():
+        content = {
+            "epoch": epoch,
+            "arch": classifier.config.arch,
+            "state_dict": {f"module.{name}": value for name, value in classifier.net.state_dict().items()},
+            "best_acc1": classifier.best,
+            "optimizer": classifier.optimizer.state_dict(),
+            "step": step,
+            "config": dataclasses.asdict(classifier.config),
+            "workers": run.size,
+            "images": len(classifier.train),
+            "classes": classifier.train.classes,
+        }
+        try:
+            path = run.checkpoints.save(content)
+            if is_best:
+                run.checkpoints.mark_best(path)
+        except OSError as error:
+            raise RunError(
+                f"cannot save a checkpoint in {run.folder}: {error.strerror}; those before are whole", code=1
+            ) from None
+
+    run.on_first(write)

@@ -1,0 +1,206 @@
+"""A checkpoint's student backbone, the query encoder without its head, as a file that other programs load.
+
+python -m job.export CHECKPOINT OUTPUT [--format torchvision|timm|detectron2|onnx] [--force]
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import pickle
+import re
+from importlib import metadata
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import nn
+from torchvision.models import ResNet
+
+from job.config import Config
+from job.errors import RunError
+from job.options import Parser, convert
+from job.run import launch
+from job.weights import Backbone, read_backbone
+from moco.augment import MEAN, STD
+from moco.encoder import ARCHS, build_resnet
+
+ENDINGS = {".pth": "torchvision", ".pt": "torchvision", ".safetensors": "timm", ".pkl": "detectron2", ".onnx": "onnx"}
+SMALL_STEM = "net.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False); net.maxpool = torch.nn.Identity()"
+DETECTRON2_NAMES = [  # from torchvision's
+    (r"^(?=conv|bn)", "stem."),
+    (r"^layer(\d)", lambda match: f"res{int(match[1]) + 1}"),
+    (r"\bbn(\d)", r"conv\1.norm"),
+    (r"downsample\.0", "shortcut"),
+    (r"downsample\.1", "shortcut.norm"),
+]
+ONNX_TOLERANCE = 1e-4  # of the largest feature
+
+
+def write_torchvision(file, net: ResNet, origin: dict, size: int) -> str:
+    """Write a state dict with `origin` as its attribute: it stays a mapping of names to tensors alone."""
+    state = net.state_dict()
+    state.origin = origin
+    torch.save(state, file)
+    return loading(origin, f"torchvision.models.{origin['arch']}()", "torch.load({!r}, weights_only=True), strict=False")
+
+
+def write_timm(file, net: ResNet, origin: dict, size: int) -> str:
+    """Write safetensors: timm names its ResNets' tensors as torchvision does."""
+    file.write(safetensors.torch.save(net.state_dict(), metadata={"format": "pt", **as_text(origin)}))
+    return loading(origin, f"timm.create_model('{origin['arch']}', num_classes=0)", "safetensors.torch.load_file({!r})")
+
+
+def write_detectron2(file, net: ResNet, origin: dict, size: int) -> str:
+    """Write a pickle of arrays by Detectron2's names; in its origin, the options of Detectron2 that make this network."""
+    if origin["stem"] == "small":
+        raise RunError("detectron2's ResNets begin with a 7x7 convolution and pooling, this one with the small stem: use onnx")
+    depth = int(re.search(r"\d+", origin["arch"])[0])
+    options = ["MODEL.RESNETS.DEPTH", depth, "MODEL.RESNETS.STRIDE_IN_1X1", False]
+    options += ["MODEL.RESNETS.NUM_GROUPS", net.groups, "MODEL.RESNETS.WIDTH_PER_GROUP", net.base_width]
+    options += ["MODEL.RESNETS.RES2_OUT_CHANNELS", 64] if depth < 50 else []
+    for name, values in (("MEAN", MEAN), ("STD", STD)):
+        options += [f"MODEL.PIXEL_{name}", [round(255 * value, 3) for value in values]]
+    options += ["INPUT.FORMAT", "RGB"]
+    arrays = {detectron2_name(name): value.numpy() for name, value in net.state_dict().items() if value.is_floating_point()}
+    content = {"model": arrays, "__author__": origin["program"], "matching_heuristics": True}
+    pickler = pickle.Pickler(file, protocol=4)  # readable with older Pythons, and with NumPy 1, as NumPy 2's own form is not
+    pickler.dispatch_table = {np.ndarray: lambda array: (np.ndarray, (array.shape, "float32", bytearray(array)))}
+    pickler.dump(content | {"origin": origin | {"detectron2": options}})
+    return "cfg.merge_from_list(['MODEL.WEIGHTS', {!r}, " + repr(options)[1:] + ")"
+
+
+@torch.no_grad()
+def write_onnx(file, net: ResNet, origin: dict, size: int) -> str:
+    """Write images (B, 3, size, size) -> features (B, C). RunError: the file does not compute what `net` does."""
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401, torch's exporter uses it
+    except ImportError as error:
+        raise RunError(f"onnx needs {error.name}, which is not installed: pip install '.[onnx]'") from None
+    names = dict(input_names=["images"], output_names=["features"], dynamic_shapes=[{0: torch.export.Dim("batch")}])
+    program = torch.onnx.export(net, (torch.zeros(2, 3, size, size),), dynamo=True, verbose=False, **names)
+    program.model.metadata_props.update(as_text(origin))
+    file.write(program.model_proto.SerializeToString())
+    file.flush()
+    images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
+    session = onnxruntime.InferenceSession(file.name, providers=["CPUExecutionProvider"])
+    expected, found = net(images), torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    off, largest = (found - expected).abs().max(), expected.abs().max()
+    if not off <= ONNX_TOLERANCE * largest:
+        raise RunError(f"onnxruntime's features differ from torch's by {off:.1e}; the largest is {largest:.1e}", code=1)
+    shapes = f"(B, 3, {size}, {size}) -> (B, {expected.shape[1]}); differs from torch's by {off:.0e} of {largest:.1e} at most"
+    return "onnxruntime.InferenceSession({!r}).run(None, dict(images=images))  # " + shapes
+
+
+# Each writes to an open file, and returns the statements that load {!r}, the file's path.
+FORMATS = {"torchvision": write_torchvision, "timm": write_timm, "detectron2": write_detectron2, "onnx": write_onnx}
+
+
+def loading(origin: dict, net: str, state: str) -> str:
+    """The statements that load `state` into `net`, with the stem that it needs."""
+    return f"net = {net}; {SMALL_STEM + '; ' if origin['stem'] == 'small' else ''}net.load_state_dict({state})"
+
+
+def detectron2_name(name: str) -> str:
+    """layer1.0.bn2.bias -> res2.0.conv2.norm.bias, and so on."""
+    for pattern, new in DETECTRON2_NAMES:
+        name = re.sub(pattern, new, name)
+    return name
+
+
+def as_text(origin: dict) -> dict[str, str]:
+    """Values that are no text as JSON: safetensors and ONNX hold text alone."""
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in origin.items()}
+
+
+def last_part(value):
+    """An option's value, of paths the last part alone: the file may go to others."""
+    if isinstance(value, list):
+        return [last_part(item) for item in value]
+    return os.path.basename(value.rstrip("/")) if isinstance(value, str) else value
+
+
+def where_from(path: str, backbone: Backbone) -> dict:
+    """Where an exported file comes from, and the mean and deviation of its network's pixels: JSON's types alone."""
+    with open(path, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    program = "moco-mgd"
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        program += f" {metadata.version('moco-mgd')}"
+    origin = {"source": os.path.basename(os.path.realpath(path)), "sha256": sha256, "arch": backbone.arch, "stem": backbone.stem}
+    origin |= {"epoch": backbone.meta["epoch"], "program": program, "mean": MEAN, "std": STD}
+    if config := backbone.meta["config"]:
+        origin["config"] = {key: last_part(value) for key, value in config.items()}
+    if backbone.stem == "small":
+        origin["note"] = f"small stem: {SMALL_STEM}"
+    return json.loads(json.dumps(origin, default=str, skipkeys=True))
+
+
+@contextlib.contextmanager
+def whole_file(path: str):
+    """A file to write to, which appears at `path` when it is whole and on disk, or not at all."""
+    new = f"{path}.new"
+    try:
+        with open(new, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.remove(new)
+        if isinstance(error, OSError):
+            raise RunError(f"cannot write {path}: {error.strerror or error}", code=1) from None
+        raise
+
+
+def check_place(checkpoint: str, output: str, force: bool) -> None:
+    """RunError: `output` cannot be written, or must not be."""
+    folder = os.path.dirname(output) or "."
+    if not os.path.isdir(folder):
+        raise RunError(f"{output}: there is no folder {folder}: make it first")
+    if os.path.realpath(output) == os.path.realpath(checkpoint):
+        raise RunError(f"{output} is the checkpoint itself: name another file")
+    if os.path.lexists(output) and not force:
+        raise RunError(f"{output} is there already: name another file, or write over it with --force")
+
+
+def export(checkpoint: str, output: str, form: str = "", size: int | None = None, force: bool = False, arch: str = "") -> str:
+    """Write `output`; return what was written and how it is loaded. RunError: nothing was."""
+    form = form or ENDINGS.get(os.path.splitext(output)[1].lower(), "")
+    if not form:
+        raise RunError(f"{output} ends in none of {', '.join(ENDINGS)}: say what it is to be with --format {'|'.join(FORMATS)}")
+    check_place(checkpoint, output, force)
+    backbone = read_backbone(checkpoint, arch, arch_flag="--arch")
+    origin = where_from(checkpoint, backbone)
+    net = build_resnet(backbone.arch, stem=backbone.stem).eval()
+    net.fc = nn.Identity()
+    net.load_state_dict(backbone.state)
+    size = size or backbone.meta["config"].get("image_size") or 224
+    with whole_file(output) as file:
+        load = FORMATS[form](file, net, origin, size).format(output)
+    note = f"the small stem: net.conv1 and net.maxpool of {form}'s network must be replaced before loading, as shown here\n"
+    epoch = "" if origin["epoch"] is None else f" of epoch {origin['epoch']}"
+    report = f"wrote {output}: {os.path.getsize(output) / 1e6:.1f} MB, {backbone.arch}{epoch} for {form}; load it with: {load}"
+    return note + report if SMALL_STEM in load else report
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run `job.export` on the command line's options."""
+    with launch.reported_errors():
+        parser = Parser(prog="job.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run's, or any other file that --teacher takes")
+        parser.add_argument("output", metavar="OUTPUT", help=f"its ending tells the format: {', '.join(ENDINGS)}")
+        parser.add_argument("--format", choices=FORMATS, default="", help="the format, whatever the ending")
+        parser.add_argument("-a", "--arch", choices=ARCHS, default="", help="the network (default: as the file says)")
+        parser.add_argument("--image-size", metavar="X", help="side of onnx's images in pixels (default: the run's, or 224)")
+        parser.add_argument("--force", action="store_true", help="write over an OUTPUT that is there")
+        given = parser.parse_args(argv)
+        size = given.image_size and convert(Config.__dataclass_fields__["image_size"], given.image_size, "--image-size")
+        print(export(given.checkpoint, given.output, given.format, size, given.force, given.arch))
+
+
+if __name__ == "__main__":
+    main()

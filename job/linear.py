@@ -1,0 +1,170 @@
+"""Train a linear classifier on the frozen features of a checkpoint, by MoCo's protocol: how good they are.
+
+horovodrun -np N python -m job.linear DIR --pretrained runs/resnet18/last.pth.tar
+"""
+
+import dataclasses
+import sys
+
+from job.run import launch  # first: it says in one line when Horovod is missing
+import torch
+import torch.nn.functional as F
+
+from job import classifier
+from job.classifier import Classifier
+from job.config import LinearConfig, read_config
+from job.data.folders import every_nth_batch
+from job.data.views import CentreViews, loader
+from job.errors import RunError
+from job.journal import ClassifierJournal, Journal
+from job.knn import knn_accuracy
+from job.run.run import Run
+from job.schedule import learning_rate, parse_save_every
+from moco.augment import normalize
+
+BATCH = 64  # validation images at a time, for any number of workers
+FIXED_POINT = 2.0**20  # losses are summed as whole multiples of 1 / FIXED_POINT
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run `job.linear` on the command line's options."""
+    with launch.reported_errors():
+        config = read_config(sys.argv[1:] if argv is None else argv, "job.linear", LinearConfig)
+        with Run(config.folder(), config.keep) as run:
+            linear(config, run)
+
+
+def linear(config: LinearConfig, run: Run) -> None:
+    """Train a classifier to the last epoch, or until a signal comes; or tell the accuracy of what is there."""
+    options = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("config", "out", "resume")}
+    config.workers = launch.cores() if config.workers < 0 else config.workers
+    parts = classifier.build(config, run)
+    if config.knn:
+        accuracy = knn_accuracy(parts.net, parts.train, parts.val, config, run)
+        run.log.line(f"k-NN accuracy on {len(parts.val)} images of {parts.val.root}: top-1 {accuracy:.2f} %")
+        return
+    saved = classifier.find(config, run)
+    start = classifier.restore(saved, parts) if saved else (0, 0)
+    if config.evaluate:
+        if not saved:
+            raise RunError("--evaluate: which classifier? Give --resume with its checkpoint")
+        tell(validate(parts), parts, "")
+        return
+    share = run.share(config.batch_size)
+    run.begin(options, start if saved else None)
+    run.log.line(f"{len(parts.train)} images, {parts.steps} steps an epoch, {share} images a worker and step")
+
+    before = {name: value.clone() for name, value in parts.backbone().items()}
+    batches = parts.batches(start)
+    journal = ClassifierJournal(run, config.batch_size, parts.steps, config.print_freq)
+    save_at = parse_save_every(config.save_every)
+    for epoch in range(start[0], config.epochs):
+        rate = learning_rate(config, epoch)
+        for group in parts.optimizer.param_groups:
+            group["lr"] = rate
+        journal.start_epoch(epoch, rate)
+        if train_epoch(parts, batches, journal, epoch, range(start[1] if epoch == start[0] else 0, parts.steps)):
+            run.log.line("stopped by a signal; --resume auto goes on from here")
+            return
+        accuracy = validate(parts)
+        tell(accuracy, parts, f"epoch {epoch} ")
+        run.log.record(steps=(epoch + 1) * parts.steps, epoch=epoch, step=parts.steps - 1, **accuracy)
+        is_best, parts.best = accuracy["val_top1"] > parts.best, max(accuracy["val_top1"], parts.best)
+        if is_best or epoch + 1 == config.epochs or save_at(epoch + 1, 0, parts.steps):
+            classifier.save(parts, epoch + 1, 0, is_best)
+    if differs := classifier.different(before, parts.backbone()):
+        raise RunError(f"the frozen network has changed ({differs}): its accuracy says nothing of --pretrained", code=1)
+    run.log.line(
+        f"done: {config.epochs} epochs, best top-1 {parts.best:.2f} %; the frozen network is unchanged to the bit; "
+        f"checkpoints: {run.folder}/best.pth.tar and last.pth.tar"
+    )
+
+
+def train_epoch(parts: Classifier, batches, journal: Journal, epoch: int, steps: range) -> bool:
+    """Do `steps` of an epoch, of which the last ends it; return whether a signal ended them early."""
+    config, run, fc, optimizer = parts.config, parts.run, parts.net.fc, parts.optimizer
+    save_at = parse_save_every(config.save_every)
+    for step in steps:
+        images, labels, undecodable = next(batches)  # (B, 3, H, W) uint8, (B,)
+        journal.images_came()
+        labels = labels.to(run.device)
+        with torch.no_grad(), parts.autocast():
+            features = parts.encoder(normalize(images.to(run.device, non_blocking=True)))["flatten"].float()  # (B, C)
+        logits = fc(features)  # (B, classes)
+        loss = F.cross_entropy(logits, labels)
+
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.synchronize()
+        sums = run.total(
+            loss=loss,
+            gradient=fc.weight.grad.norm(),
+            top1=hits(logits, labels, 1),
+            top5=hits(logits, labels, 5),
+            stop=run.stop.signal is not None,
+            undecodable=len(undecodable),
+        )
+        journal.check_finite(step, sums)
+        with optimizer.skip_synchronize():
+            optimizer.step()
+
+        journal.step(step, sums)
+        if sums["undecodable"]:
+            run.note_bad_images(undecodable, config.max_bad_images, len(parts.train))
+        if step + 1 < parts.steps and (sums["stop"] or save_at(epoch, step + 1, parts.steps)):
+            classifier.save(parts, epoch, step + 1, is_best=False)
+        if sums["stop"] and step + 1 < parts.steps:
+            return True
+    journal.end_epoch()
+    return False
+
+
+def hits(logits: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
+    """Return how many of the labels (B,) are among the k largest of their logits (B, classes)."""
+    best = logits.topk(min(k, logits.shape[1]), dim=1).indices  # (B, k)
+    return (best == labels[:, None]).sum()
+
+
+@torch.no_grad()
+def validate(parts: Classifier) -> dict[str, float]:
+    """Return loss and accuracies in percent on the validation images, each counted once. A collective.
+
+    The same for any number of workers: batches do not depend on it, and what they give is added as whole numbers.
+    """
+    config, run = parts.config, parts.run
+    batches = every_nth_batch(list(range(len(parts.val))), BATCH, run.rank, run.size)
+    views = loader(CentreViews(parts.val, config.image_size), batches, config.workers, run.device.type == "cuda")
+    mine = dict.fromkeys(("loss", "top1", "top5", "counted"), 0.0)
+    bad = []
+    for done, (images, labels, undecodable) in enumerate(views, 1):
+        labels = labels.to(run.device)
+        with parts.autocast():
+            features = parts.encoder(normalize(images.to(run.device, non_blocking=True)))["flatten"].float()
+        logits = parts.net.fc(features)
+        loss = F.cross_entropy(logits, labels, ignore_index=-1, reduction="none").double()  # -1: an undecodable image
+        sums = {"loss": (loss * FIXED_POINT).round().sum(), "counted": (labels >= 0).sum()}
+        sums |= {f"top{k}": hits(logits, labels, k) for k in (1, 5)}
+        mine = {name: mine[name] + sums[name] for name in mine}
+        bad += undecodable
+        run.log.progress(f"validating: {done} of {len(batches)} batches", done, len(batches), 10 * config.print_freq)
+    run.note_bad_images(bad, config.max_bad_images, len(parts.val))
+    total = run.total(**mine)
+    counted = total["counted"]
+    return {
+        "val_loss": total["loss"] / FIXED_POINT / counted,
+        "val_top1": 100 * total["top1"] / counted,
+        "val_top5": 100 * total["top5"] / counted,
+        "val_images": int(counted),
+    }
+
+
+def tell(accuracy: dict[str, float], parts: Classifier, when: str) -> None:
+    """Say an accuracy."""
+    parts.run.log.line(
+        f"{when}validation on {accuracy['val_images']} images of {parts.val.root}: top-1 {accuracy['val_top1']:.2f} %, "
+        f"top-5 {accuracy['val_top5']:.2f} %, loss {accuracy['val_loss']:.4f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""k-NN accuracy over the workers against one that computes all features at once."""
+
+from types import SimpleNamespace
+
+import horovod.torch as hvd
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from job import knn
+from job.data.folders import scan, scan_validation
+from job.knn import knn_accuracy
+from moco.augment import centre_view, normalize
+from moco.encoder import build_resnet
+
+TRAIN, VAL, CLASSES = 29, 13, 3  # no number of workers but one divides either
+CONFIG = SimpleNamespace(image_size=16, workers=0, print_freq=10, max_bad_images=5)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Images of three classes that noise nearly hides; one of each split cannot be decoded. Each worker has a copy."""
+    folder = tmp_path_factory.mktemp(f"knn{hvd.rank()}")
+    generator = np.random.default_rng(3)
+    for split, number in (("train", TRAIN), ("val", VAL)):
+        for place in range(number):
+            path = folder / split / f"class{place % CLASSES}" / f"{place:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = generator.integers(0, 256, (20, 20, 3)) // 2
+            pixels[:, :, place % CLASSES] += 12
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+            if place == 5:
+                path.write_bytes(b"not an image")
+    train = scan(str(folder), "train", max_bad=5)
+    return train, scan_validation(str(folder), train)
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    return build_resnet("resnet18", stem="small").eval()
+
+
+@torch.no_grad()
+def features(net, images):
+    """The L2-normalised features under the head, and the labels, of what can be decoded."""
+    items = [images.read(place) for place in range(len(images))]
+    views = normalize(torch.stack([centre_view(16)(image) for image, _, bad in items if not bad]))
+    body = torch.nn.Sequential(*list(net.children())[:-1])
+    return F.normalize(body(views).flatten(1), dim=1), torch.tensor([label for _, label, bad in items if not bad])
+
+
+@pytest.mark.parametrize("batch", [4, 64], ids=["many batches", "fewer batches than workers"])
+def test_accuracy_is_that_of_one_process_with_all_features_in_one_matrix(data, net, run, monkeypatch, batch):
+    monkeypatch.setattr(knn, "BATCH", batch)
+    train, val = data
+    (bank, bank_labels), (asked, truth) = features(net, train), features(net, val)
+    assert (len(bank), len(asked)) == (TRAIN - 1, VAL - 1)
+    cosines, index = (asked @ bank.T).topk(TRAIN // CLASSES, dim=1)
+    votes = torch.zeros(len(asked), CLASSES).scatter_add_(1, bank_labels[index], (cosines / 0.07).exp())
+    expected = 100 * (votes.argmax(1) == truth).double().mean().item()
+    assert 0 < expected < 100
+    found = knn_accuracy(net, train, val, CONFIG, run)
+    assert hvd.allgather_object(found, name="found") == pytest.approx([expected] * hvd.size())

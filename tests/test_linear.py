@@ -1,0 +1,258 @@
+"""Whole runs of the linear classifier: against an implementation of its own, at any number of workers, and errors."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torchvision import models
+
+from job.classifier import different
+from job.data import seeds
+from job.data.digits import write_digits
+from job.linear import hits
+from moco.augment import centre_view, normalize
+from moco.encoder import build_resnet
+
+TRAIN, VAL, CLASSES = 90, 131, 6  # 131: two full batches of validation and three images, which no worker count shares
+SMALL = "--image-size 32 --batch-size 12 --epochs 3 --schedule 2 --lr 0.3 -j 0".split()
+STEPS = TRAIN // 12
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """Images of six classes that differ in colour, and noise that hides it from some."""
+    folder = tmp_path_factory.mktemp("labelled")
+    generator = np.random.default_rng(1)
+    for split, number in (("train", TRAIN), ("val", VAL)):
+        for place in range(number):
+            path = folder / split / f"class{place % CLASSES}" / f"{place:03d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = generator.integers(0, 140, (36, 40, 3))
+            pixels[:, :, place % 3] += 35 * (1 + place % CLASSES // 3)
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A checkpoint as `job.train` leaves it, of random weights and statistics."""
+    torch.manual_seed(7)
+    net = build_resnet("resnet18", mlp=True)
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+    path = tmp_path_factory.mktemp("pretrained") / "last.pth.tar"
+    state = {f"module.encoder_q.{name}": value for name, value in net.state_dict().items()}
+    torch.save({"epoch": 3, "step": 0, "arch": "resnet18", "state_dict": state, "config": {"image_size": 48}, "format": 1}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(start_job, labelled, pretrained, tmp_path_factory):
+    """A run of two workers that nothing interrupts: its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("linear") / "run"
+    job = start_job(2, folder, [labelled, *SMALL, "--pretrained", pretrained, "--keep", 9], "job.linear")
+    output = job.finish()
+    assert job.process.returncode == 0, output
+    return folder, output
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def linear(*arguments):
+    """One worker, without a launcher."""
+    command = [sys.executable, "-m", "job.linear", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def validated(output):
+    """The accuracies that a run has printed."""
+    return re.findall(r"validation on .*", output)
+
+
+def test_it_learns_and_tells_the_validation_of_each_epoch(trained, labelled):
+    folder, output = trained
+    epochs = [record for record in records(folder) if "val_top1" in record]
+    assert [record["epoch"] for record in epochs] == [0, 1, 2]
+    assert [record["val_images"] for record in epochs] == [VAL] * 3
+    assert len(validated(output)) == 3
+    assert epochs[-1]["val_top1"] > 2 * 100 / CLASSES
+    assert all(record["val_top1"] < record["val_top5"] <= 100 for record in epochs)
+    assert [record["steps"] for record in records(folder) if "loss" in record] == list(range(1, 3 * STEPS + 1))
+    assert "the frozen network is unchanged to the bit" in output
+
+
+def test_only_the_classifier_is_trained(trained, pretrained):
+    before = {name.removeprefix("module.encoder_q."): value for name, value in load(pretrained)["state_dict"].items()}
+    after = {name.removeprefix("module."): value for name, value in load(trained[0] / "last.pth.tar")["state_dict"].items()}
+    body = {name: value for name, value in before.items() if not name.startswith("fc.")}
+    assert after.keys() - body.keys() == {"fc.weight", "fc.bias"}
+    assert different(after, body) == ""
+    assert after["fc.weight"].abs().max() > 0.1
+
+
+def test_the_best_checkpoint_is_that_of_the_best_epoch(trained):
+    folder, _ = trained
+    accuracies = {record["epoch"] + 1: record["val_top1"] for record in records(folder) if "val_top1" in record}
+    best = load(folder / "best.pth.tar")
+    assert best["best_acc1"] == accuracies[best["epoch"]] == max(accuracies.values())
+    assert load(folder / "last.pth.tar")["epoch"] == 3
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    write_digits(str(folder))
+    return folder
+
+
+def slow_classifier(data, pretrained, epochs, batch, rate, drop):
+    """MoCo's protocol in plain torch on features computed beforehand, in the order that the seed gives."""
+    net = models.resnet18()
+    state = {name.removeprefix("module.encoder_q."): value for name, value in load(pretrained)["state_dict"].items()}
+    found = net.load_state_dict({name: value for name, value in state.items() if not name.startswith("fc.")}, strict=False)
+    assert set(found.missing_keys) == {"fc.weight", "fc.bias"}
+    net.fc = torch.nn.Identity()
+    net.eval()
+    sets = {}
+    for split in ("train", "val"):
+        paths = sorted((data / split).glob("*/*"))
+        views = torch.stack([centre_view(32)(Image.open(path).convert("RGB")) for path in paths])
+        with torch.no_grad():
+            features = torch.cat([net(normalize(some)) for some in views.split(64)])
+        sets[split] = features, torch.tensor([int(path.parent.name) for path in paths])
+    features, labels = sets["train"]
+    fc = torch.nn.Linear(512, 10)
+    torch.nn.init.normal_(fc.weight, std=0.01)
+    torch.nn.init.zeros_(fc.bias)
+    sgd = torch.optim.SGD(fc.parameters(), rate, momentum=0.9)
+    for epoch in range(epochs):
+        sgd.param_groups[0]["lr"] = rate * (0.1 if epoch >= drop else 1)
+        order = torch.from_numpy(seeds.permutation(len(labels), 0, "order", epoch=epoch))
+        for some in order.split(batch)[: len(labels) // batch]:
+            sgd.zero_grad()
+            F.cross_entropy(fc(features[some]), labels[some]).backward()
+            sgd.step()
+    features, labels = sets["val"]
+    with torch.no_grad():
+        return 100 * (fc(features).argmax(1) == labels).double().mean().item()
+
+
+def test_it_agrees_with_an_implementation_of_its_own_on_the_digits(start_job, digits, pretrained, tmp_path):
+    """The start of `fc` differs, so it trains to where that no longer matters."""
+    options = "--image-size 32 --batch-size 64 --epochs 12 --schedule 8 --lr 0.1 -j 0 --no-augment --save-every 12".split()
+    job = start_job(2, tmp_path / "run", [digits, *options, "--pretrained", pretrained], "job.linear")
+    output = job.finish()
+    assert job.process.returncode == 0, output
+    found = [record["val_top1"] for record in records(job.folder) if "val_top1" in record][-1]
+    expected = slow_classifier(digits, pretrained, 12, 64, 0.1, 8)
+    assert 80 < expected < 100
+    assert abs(found - expected) <= 0.5
+
+
+def test_accuracies_are_the_same_at_any_number_of_workers(start_job, trained, labelled, pretrained, tmp_path):
+    last, told = trained[0] / "last.pth.tar", set()
+    for workers in (1, 2, 3):
+        arguments = [labelled, "--pretrained", pretrained, "--image-size", 32, "-j", 0]
+        evaluated = start_job(workers, tmp_path / f"e{workers}", [*arguments, "--evaluate", "--resume", last], "job.linear")
+        by_neighbours = start_job(workers, tmp_path / f"k{workers}", [*arguments, "--knn"], "job.linear")
+        outputs = evaluated.finish(), by_neighbours.finish()
+        assert (evaluated.process.returncode, by_neighbours.process.returncode) == (0, 0), outputs
+        assert not evaluated.folder.exists() and not by_neighbours.folder.exists()
+        told.add((*validated(outputs[0]), *re.findall(r"k-NN accuracy .*", outputs[1])))
+    [(validation, neighbours)] = told
+    assert validation == validated(trained[1])[-1]
+    assert f"on {VAL} images" in neighbours
+
+
+def test_a_run_killed_and_then_signalled_resumes_to_the_same_bytes(start_job, trained, labelled, pretrained, tmp_path):
+    options = [labelled, *SMALL, "--pretrained", pretrained, "--keep", 9, "--resume", "auto"]
+    job = start_job(2, tmp_path / "run", [*options, "--save-every", "3steps"], "job.linear")
+    job.wait_for_step(4)
+    job.kill()
+    job = start_job(2, tmp_path / "run", options, "job.linear")
+    job.wait_for_step(STEPS + 3)
+    job.workers()[1].terminate()
+    output = job.finish()
+    assert job.process.returncode == 0 and "stopped by a signal" in output, output
+    again = start_job(2, tmp_path / "run", options, "job.linear")
+    output = again.finish()
+    assert again.process.returncode == 0 and "resuming from" in output, output
+    assert again.steps() == list(range(1, 3 * STEPS + 1))
+    one, other = (load(folder / "last.pth.tar") for folder in (trained[0], again.folder))
+    assert one["best_acc1"] == other["best_acc1"]
+    assert different(one["state_dict"], other["state_dict"]) == ""
+    momenta = [[part["momentum_buffer"] for part in content["optimizer"]["state"].values()] for content in (one, other)]
+    assert len(momenta[0]) == 2 and all(torch.equal(*pair) for pair in zip(*momenta, strict=True))
+
+
+def test_the_crop_and_the_network_follow_the_pretraining(labelled, pretrained, tmp_path):
+    ended = linear(labelled, "--pretrained", pretrained, "--out", tmp_path / "run", "--epochs", 1, "--batch-size", 45, "-j", 0)
+    assert ended.returncode == 0, ended.stderr
+    config = load(tmp_path / "run" / "last.pth.tar")["config"]
+    assert (config["arch"], config["stem"], config["image_size"]) == ("resnet18", "imagenet", 48)
+
+
+def test_without_a_checkpoint_the_network_is_the_student_at_its_start(labelled, tmp_path):
+    options = ["--image-size", 32, "--epochs", 1, "--batch-size", 45, "-j", 0]
+    ended = linear(labelled, *options, "--stem", "small", "--out", tmp_path / "run")
+    assert ended.returncode == 0, ended.stderr
+    assert "random weights" in ended.stdout
+    torch.manual_seed(seeds.torch_seed(0, "weights"))
+    start = build_resnet("resnet18", mlp=True, stem="small").state_dict()
+    start = {name: value for name, value in start.items() if not name.startswith("fc.")}
+    found = load(tmp_path / "run" / "last.pth.tar")["state_dict"]
+    assert different({name.removeprefix("module."): value for name, value in found.items()}, start) == ""
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ("--evaluate", "--evaluate: which classifier?"),
+        ("--resume {pretrained}", "is no linear classifier"),
+        ("--resume {trained}", "stands on other features"),
+        ("--pretrained {pretrained} -a resnet50", "does not fit resnet50"),
+        ("--pretrained {pretrained} --stem small", "has the imagenet one"),
+        ("--batch-size 91", "90 images, fewer than --batch-size 91"),
+        ("--pretrained nowhere.pth.tar", "nowhere.pth.tar: no such file"),
+        ("--gpu 0", "--gpu is not needed here"),
+        ("--moco-k 5", "unrecognized arguments: --moco-k 5"),
+        ("--image-size 3", "--image-size 3: expected 8 or more"),
+    ],
+)
+def test_what_cannot_be_classified_is_one_line_and_exit_code_2(labelled, trained, pretrained, tmp_path, arguments, said):
+    given = arguments.format(pretrained=pretrained, trained=trained[0] / "last.pth.tar").split()
+    ended = linear(labelled, "--batch-size", 45, "--out", tmp_path / "run", "-j", 0, *given)
+    assert ended.returncode == 2
+    [line] = ended.stderr.splitlines()
+    assert said in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_classes_that_differ_are_named(labelled, tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        for name in ("class0", "class1" if split == "train" else "class2"):
+            (tmp_path / split / name).symlink_to(labelled / split / name)
+    ended = linear(tmp_path, "--out", tmp_path / "run", "-j", 0)
+    assert ended.returncode == 2
+    assert "must have the same classes; in one of them alone: class1, class2" in ended.stderr
+
+
+def test_hits_are_counted_by_hand():
+    logits = torch.tensor([[0.1, 0.9, 0.5], [0.7, 0.2, 0.6], [0.3, 0.2, 0.1]])
+    labels = torch.tensor([1, 2, -1])
+    assert [int(hits(logits, labels, k)) for k in (1, 2, 5)] == [1, 2, 2]
