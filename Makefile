@@ -10,12 +10,13 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test bench lint clean
 
 help:
 	@echo 'make setup   install everything into $(VENV) (about 6 minutes the first time)'
 	@echo 'make demo    train a teacher and a student on handwritten digits with two workers (under 8 minutes)'
 	@echo 'make test    run the tests with one, two and four workers (about 10 minutes)'
+	@echo 'make bench   measure how fast features are extracted, beside the bare work (about 3 minutes)'
 	@echo 'make lint    check the style'
 	@echo 'make clean   remove $(VENV) and the demo runs'
 
@@ -40,6 +41,9 @@ demo: $(READY)
 test: $(READY)
 	@$(BIN)/python -m pytest tests --ignore=tests/parallel
 	@for workers in 2 4; do echo "tests with $$workers workers"; $(BIN)/horovodrun -np $$workers $(BIN)/python -m pytest -q tests/parallel; done
+
+bench: $(READY)
+	@$(BIN)/python tests/bench/features.py
 
 lint: $(READY)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -12,6 +12,7 @@ from job.data import digits, seeds
 from job.data.folders import ImageFolder, TrainingOrder, scan, scan_validation
 from job.data.views import OneView, loader
 from job.errors import RunError
+from job.resume import check_finite, check_place, newest, tell_changes
 from job.run.checkpoint import FORMAT, load
 from job.run.run import Run
 from job.weights import read_backbone
@@ -30,7 +31,7 @@ class Classifier:
     net: nn.Module
     encoder: nn.Module  # images -> {"flatten": (B, C)}
     optimizer: torch.optim.Optimizer
-    best: float = 0.0  # top-1 in percent on the validation images, of the best epoch so far
+    best: float = -1.0  # top-1 in percent on the validation images, of the best epoch so far
 
     def autocast(self) -> torch.autocast:
         """A context in which the frozen network's passes are done in the precision of the run."""
@@ -99,15 +100,14 @@ def frozen(config: LinearConfig, run: Run) -> nn.Module:
 
 
 def find(config: LinearConfig, run: Run) -> dict | None:
-    """Return the checkpoint that --resume names, or None where `auto` finds none. RunError: none that is whole."""
+    """Return the checkpoint that --resume names, or None where `auto` finds none. RunError: none is whole, or another run's."""
     if not config.resume:
         return None
-    if config.resume != "auto":
-        return run.on_first(lambda: load(config.resume))
-    saved = run.on_first(lambda: run.checkpoints.newest(run.log.line))
-    if saved is None:
-        run.log.line(f"no checkpoint in {run.folder} yet: starting from the first epoch")
-    return saved
+    if config.resume == "auto":
+        return newest(run)
+    if not config.evaluate:
+        run.on_first(lambda: check_place(config, run))
+    return run.on_first(lambda: load(config.resume))
 
 
 def restore(saved: dict, classifier: Classifier) -> tuple[int, int]:
@@ -125,6 +125,9 @@ def restore(saved: dict, classifier: Classifier) -> tuple[int, int]:
     if saved["step"] and (changed := [name for name in now if now[name] != then[name]]):
         name = changed[0]
         raise RunError(f"{where} was taken within an epoch, where the {name} cannot change: {then[name]}, now {now[name]}")
+    tell_changes(saved["config"], dataclasses.asdict(config), where, classifier.run)
+    if saved["workers"] != classifier.run.size:
+        classifier.run.log.line(f"{where} was saved by {saved['workers']} workers; now {classifier.run.size}")
     classifier.net.load_state_dict(state)
     classifier.optimizer.load_state_dict(saved["optimizer"])
     classifier.best = saved["best_acc1"]
@@ -146,6 +149,7 @@ def same_bytes(one: torch.Tensor | None, other: torch.Tensor) -> bool:
 def save(classifier: Classifier, epoch: int, step: int, is_best: bool) -> None:
     """Save a classifier of which `epoch` epochs and `step` steps of the next are done. A collective."""
     run = classifier.run
+    check_finite(classifier.net.fc.parameters(), epoch, step)
 
     def write():
         content = {
@@ -161,9 +165,7 @@ def save(classifier: Classifier, epoch: int, step: int, is_best: bool) -> None:
             "classes": classifier.train.classes,
         }
         try:
-            path = run.checkpoints.save(content)
-            if is_best:
-                run.checkpoints.mark_best(path)
+            run.checkpoints.save(content, is_best)
         except OSError as error:
             raise RunError(
                 f"cannot save a checkpoint in {run.folder}: {error.strerror}; those before are whole", code=1

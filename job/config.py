@@ -12,11 +12,11 @@ from moco.encoder import ARCHS, DEPTH, STEMS
 
 # Flags of the original that Horovod, or this program's own way, replaces.
 RETIRED = {
-    "--dist-url": "Horovod's workers find each other; start them with `horovodrun -np N python -m job.train ...`",
+    "--dist-url": "Horovod's workers find each other; start them with `horovodrun -np N python -m ...`",
     "--dist-backend": "Horovod chooses NCCL or Gloo itself; leave it out",
-    "--world-size": "the number of workers is horovodrun's: `horovodrun -np N python -m job.train ...`",
-    "--rank": "the launcher numbers the workers: `horovodrun -np N python -m job.train ...`",
-    "--multiprocessing-distributed": "one process a GPU is horovodrun's work: `horovodrun -np N python -m job.train ...`",
+    "--world-size": "the number of workers is horovodrun's: `horovodrun -np N python -m ...`",
+    "--rank": "the launcher numbers the workers: `horovodrun -np N python -m ...`",
+    "--multiprocessing-distributed": "one process a GPU is horovodrun's work: `horovodrun -np N python -m ...`",
     "--gpu": "each worker takes the GPU of its local rank; choose some with CUDA_VISIBLE_DEVICES",
     "--start-epoch": "a checkpoint knows its epoch and step; use `--resume auto`",
 }
@@ -84,7 +84,7 @@ class LinearConfig:
 
     data: str = option("", "folder with train/<class>/* and val/<class>/*; or the word digits")
     config: list[str] = option([], "a YAML file; may be given again", many=True)
-    out: str = option("", "folder of this run (default: runs/ARCH-linear)")
+    out: str = option("", "folder of this run (default: the pretraining's, with -linear behind it; or runs/NAME-linear)")
 
     pretrained: str = option("", "checkpoint of the frozen network; without one it has random weights: the baseline")
     arch: str = option("", "the network (default: as --pretrained says, or resnet18)", "-a", choices=("", *ARCHS))
@@ -100,7 +100,7 @@ class LinearConfig:
     warmup_epochs: int = option(0, "epochs over which the learning rate rises", at_least=0)
     momentum: float = option(0.9, "momentum of SGD", at_least=0.0, below=1.0)
     weight_decay: float = option(0.0, "weight decay", "--wd", at_least=0.0)
-    precision: str = option("float32", "autocast, where the hardware has it (see README)", choices=("float32", "bf16"))
+    precision: str = option("float32", "bf16: autocast, where the hardware has it", choices=("float32", "bf16"))
     seed: int = option(0, "all random numbers follow from it", at_least=0, below=2**63)
     workers: int = option(-1, "data loading processes of each worker (-1: as many as it has cores; 0: none)", "-j", at_least=-1)
 
@@ -108,13 +108,16 @@ class LinearConfig:
     evaluate: bool = option(False, "the accuracy of --resume's classifier, without training it", "-e")
     resume: str = option("", "auto: go on from the newest checkpoint in --out, if any; or a checkpoint's path")
     save_every: str = option("1", "epochs between checkpoints; or steps, as in 500steps", parse=parse_save_every)
-    keep: int = option(1, "checkpoints kept, beside the best", at_least=1)
+    keep: int = option(2, "checkpoints kept, beside the best", at_least=1)
     print_freq: int = option(10, "steps between lines where there is no terminal", "-p", at_least=1)
     max_bad_images: int = option(100, "undecodable images after which the run fails", at_least=0)
 
     def folder(self) -> str:
         """The run's folder."""
-        return self.out or os.path.join("runs", f"{self.arch or 'resnet18'}-linear")
+        folder, file = os.path.split(self.pretrained)
+        if os.path.isfile(os.path.join(folder, "config.yaml")):  # a run's
+            return self.out or f"{folder}-linear"
+        return self.out or os.path.join("runs", f"{file.split('.')[0] or self.arch or 'resnet18'}-linear")
 
 
 def read_config(argv: list[str], program: str = "job.train", kind: type = Config):

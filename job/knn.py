@@ -25,31 +25,30 @@ def knn_accuracy(net: nn.Module, bank: ImageFolder, queries: ImageFolder, config
 
     Each image of `queries` takes the label with the largest sum of exp(cosine / TEMPERATURE) among its K
     nearest of `bank`; where the bank's classes have fewer images than K, among as many as they have.
-    config: image_size, workers, print_freq and max_bad_images are used.
+    config: image_size, precision, workers, print_freq and max_bad_images are used.
     """
     encoder = with_features(net.eval(), [], output="flatten")
-    blocks = extract(encoder, bank, config, run)
-    features, truth = gather(extract(encoder, queries, config, run), queries, run)
+    features, truth = gather(list(extract(encoder, queries, config, run)), queries, run)
     k = min(K, max(1, len(bank) // len(bank.classes)))
-    predicted = vote(*exchange(*nearest(features, blocks, k), run), k, len(bank.classes))
+    predicted = vote(exchange(nearest(features, extract(encoder, bank, config, run), k), run), k, len(bank.classes))
     mine = truth.split(shares(len(truth), run.size))[run.rank]
     sums = run.total(right=(predicted == mine).sum(), counted=(mine >= 0).sum())
     return 100 * sums["right"] / sums["counted"]
 
 
 @torch.no_grad()
-def extract(encoder: nn.Module, images: ImageFolder, config, run: Run) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return this worker's blocks of `images`: L2-normalised features (n, C), labels (n,); -1 for what is undecodable."""
+def extract(encoder: nn.Module, images: ImageFolder, config, run: Run):
+    """Yield this worker's blocks of `images`: L2-normalised features (n, C), labels (n,); -1 for what is undecodable."""
     batches = every_nth_batch(list(range(len(images))), BATCH, run.rank, run.size)
     views = loader(CentreViews(images, config.image_size), batches, config.workers, run.device.type == "cuda")
-    blocks, bad = [], []
+    bad = []
     for done, (pixels, labels, undecodable) in enumerate(views, 1):
-        features = encoder(normalize(pixels.to(run.device, non_blocking=True)))["flatten"]
-        blocks.append((F.normalize(features.float(), dim=1), labels.to(run.device)))
+        with torch.autocast(run.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            features = encoder(normalize(pixels.to(run.device, non_blocking=True)))["flatten"]
+        yield F.normalize(features.float(), dim=1), labels.to(run.device)
         bad += undecodable
         run.log.progress(f"{images.root}: {done} of {len(batches)} batches", done, len(batches), 10 * config.print_freq)
-    run.note_bad_images(bad, config.max_bad_images, len(images))
-    return blocks
+    run.note_bad_images(bad, config.max_bad_images, len(images), images.root)
 
 
 def gather(blocks: list, images: ImageFolder, run: Run) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,25 +61,28 @@ def gather(blocks: list, images: ImageFolder, run: Run) -> tuple[torch.Tensor, t
     return hvd.allgather(features, name="knn.features")[order], hvd.allgather(labels, name="knn.labels")[order]
 
 
-def nearest(queries: torch.Tensor, blocks: list, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the cosines (m, k) of the k nearest in `blocks` to each of queries (m, C), descending, and their labels.
+def nearest(queries: torch.Tensor, blocks, k: int) -> torch.Tensor:
+    """Return the keys (m, k) of the k nearest in `blocks` to each of queries (m, C), never holding all cosines at once."""
+    best = to_keys(queries.new_full((len(queries), k), -torch.inf), torch.zeros(k, dtype=torch.long, device=queries.device))
+    for features, labels in blocks:
+        cosines = (queries @ features.T).masked_fill(labels < 0, -torch.inf)  # (m, n)
+        best = torch.cat([best, to_keys(cosines, labels.clamp_min(0))], dim=1).topk(k, dim=1).values
+    return best
 
-    Never all cosines at once. Where the blocks have fewer than k images the rest is -inf.
+
+def to_keys(cosines: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return int64 keys that order as the float32 cosines (m, n) do, and among equals the smaller of labels (n,) first.
+
+    So what is largest is the same in whatever order and on whichever worker it is looked for.
     """
-    cosines = queries.new_full((len(queries), k), -torch.inf)
-    labels = torch.zeros_like(cosines, dtype=torch.long)
-    for features, truth in blocks:
-        block = (queries @ features.T).masked_fill(truth < 0, -torch.inf)  # (m, n)
-        both = torch.cat([cosines, block], dim=1), torch.cat([labels, truth.clamp_min(0).expand_as(block)], dim=1)
-        cosines, labels = largest(*both, k)
-    return cosines, labels
+    bits = cosines.view(torch.int32)
+    return ((bits ^ (bits >> 31 & 0x7FFFFFFF)).long() << 32) | (0xFFFFFFFF - labels)
 
 
-def largest(cosines: torch.Tensor, labels: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the k largest of each row (m, n), descending, with their labels; of equal ones those of the smaller labels."""
-    labels, by_label = labels.sort(dim=1)
-    cosines, by_cosine = cosines.gather(1, by_label).sort(dim=1, descending=True, stable=True)
-    return cosines[:, :k], labels.gather(1, by_cosine)[:, :k]
+def from_keys(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the cosines and labels of `to_keys`."""
+    bits = (keys >> 32).int()
+    return (bits ^ (bits >> 31 & 0x7FFFFFFF)).view(torch.float32), 0xFFFFFFFF - (keys & 0xFFFFFFFF)
 
 
 def shares(m: int, size: int) -> list[int]:
@@ -88,19 +90,16 @@ def shares(m: int, size: int) -> list[int]:
     return [m // size + (rank < m % size) for rank in range(size)]
 
 
-def exchange(cosines: torch.Tensor, labels: torch.Tensor, run: Run) -> tuple[torch.Tensor, torch.Tensor]:
+def exchange(keys: torch.Tensor, run: Run) -> torch.Tensor:
     """Send each worker the rows (m, k) that it counts; return what came of all workers for this one's, (m / N, N k)."""
-    counted = shares(len(cosines), run.size)
-    splits = torch.tensor(counted, dtype=torch.int32)
-    received = [
-        hvd.alltoall(rows.contiguous(), splits=splits, name=f"knn.{name}")[0]  # (N m / N, k)
-        for name, rows in (("cosines", cosines), ("labels", labels))
-    ]
-    return tuple(rows.view(run.size, counted[run.rank], -1).transpose(0, 1).flatten(1) for rows in received)
+    m, k = keys.shape
+    counted = shares(m, run.size)
+    received, _ = hvd.alltoall(keys, splits=torch.tensor(counted, dtype=torch.int32), name="knn.nearest")  # (N m / N, k)
+    return received.view(run.size, counted[run.rank], k).transpose(0, 1).flatten(1)
 
 
-def vote(cosines: torch.Tensor, labels: torch.Tensor, k: int, classes: int) -> torch.Tensor:
-    """Return the label (m,) for which the k largest of the cosines (m, n) speak."""
-    cosines, labels = largest(cosines, labels, k)
+def vote(keys: torch.Tensor, k: int, classes: int) -> torch.Tensor:
+    """Return the label (m,) for which the k largest of the keys (m, n) speak."""
+    cosines, labels = from_keys(keys.topk(k, dim=1).values)
     weights = (cosines.double() / TEMPERATURE).exp()
     return weights.new_zeros(len(cosines), classes).scatter_add_(1, labels, weights).argmax(1)

@@ -4,6 +4,7 @@ horovodrun -np N python -m job.linear DIR --pretrained runs/resnet18/last.pth.ta
 """
 
 import dataclasses
+import math
 import sys
 
 from job.run import launch  # first: it says in one line when Horovod is missing
@@ -18,6 +19,7 @@ from job.data.views import CentreViews, loader
 from job.errors import RunError
 from job.journal import ClassifierJournal, Journal
 from job.knn import knn_accuracy
+from job.run.checkpoint import LAST
 from job.run.run import Run
 from job.schedule import learning_rate, parse_save_every
 from moco.augment import normalize
@@ -36,8 +38,10 @@ def main(argv: list[str] | None = None) -> None:
 
 def linear(config: LinearConfig, run: Run) -> None:
     """Train a classifier to the last epoch, or until a signal comes; or tell the accuracy of what is there."""
-    options = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("config", "out", "resume")}
+    processes = config.workers
     config.workers = launch.cores() if config.workers < 0 else config.workers
+    if config.evaluate and not config.pretrained:  # a classifier's checkpoint has the frozen network too
+        config.pretrained = f"{run.folder}/{LAST}" if config.resume == "auto" else config.resume
     parts = classifier.build(config, run)
     if config.knn:
         accuracy = knn_accuracy(parts.net, parts.train, parts.val, config, run)
@@ -51,7 +55,8 @@ def linear(config: LinearConfig, run: Run) -> None:
         tell(validate(parts), parts, "")
         return
     share = run.share(config.batch_size)
-    run.begin(options, start if saved else None)
+    options = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("config", "out", "resume")}
+    run.begin(options | {"workers": processes}, start if saved else None)
     run.log.line(f"{len(parts.train)} images, {parts.steps} steps an epoch, {share} images a worker and step")
 
     before = {name: value.clone() for name, value in parts.backbone().items()}
@@ -68,12 +73,16 @@ def linear(config: LinearConfig, run: Run) -> None:
             return
         accuracy = validate(parts)
         tell(accuracy, parts, f"epoch {epoch} ")
-        run.log.record(steps=(epoch + 1) * parts.steps, epoch=epoch, step=parts.steps - 1, **accuracy)
+        run.log.record(steps=(epoch + 1) * parts.steps, epoch=epoch, step=parts.steps, **accuracy)
         is_best, parts.best = accuracy["val_top1"] > parts.best, max(accuracy["val_top1"], parts.best)
         if is_best or epoch + 1 == config.epochs or save_at(epoch + 1, 0, parts.steps):
             classifier.save(parts, epoch + 1, 0, is_best)
-    if differs := classifier.different(before, parts.backbone()):
-        raise RunError(f"the frozen network has changed ({differs}): its accuracy says nothing of --pretrained", code=1)
+    differs = classifier.different(before, parts.backbone())
+    if run.total(differs=bool(differs))["differs"]:
+        raise RunError(f"the frozen network has changed ({differs or 'on another worker'}): the accuracies are not its", code=1)
+    if start[0] >= config.epochs:
+        run.log.line(f"nothing to do: {start[0]} epochs were done before, and --epochs is {config.epochs}")
+        return
     run.log.line(
         f"done: {config.epochs} epochs, best top-1 {parts.best:.2f} %; the frozen network is unchanged to the bit; "
         f"checkpoints: {run.folder}/best.pth.tar and last.pth.tar"
@@ -110,10 +119,10 @@ def train_epoch(parts: Classifier, batches, journal: Journal, epoch: int, steps:
 
         journal.step(step, sums)
         if sums["undecodable"]:
-            run.note_bad_images(undecodable, config.max_bad_images, len(parts.train))
-        if step + 1 < parts.steps and (sums["stop"] or save_at(epoch, step + 1, parts.steps)):
+            run.note_bad_images(undecodable, config.max_bad_images, len(parts.train), parts.train.root)
+        if sums["stop"] or (step + 1 < parts.steps and save_at(epoch, step + 1, parts.steps)):
             classifier.save(parts, epoch, step + 1, is_best=False)
-        if sums["stop"] and step + 1 < parts.steps:
+        if sums["stop"]:
             return True
     journal.end_epoch()
     return False
@@ -147,9 +156,11 @@ def validate(parts: Classifier) -> dict[str, float]:
         mine = {name: mine[name] + sums[name] for name in mine}
         bad += undecodable
         run.log.progress(f"validating: {done} of {len(batches)} batches", done, len(batches), 10 * config.print_freq)
-    run.note_bad_images(bad, config.max_bad_images, len(parts.val))
+    run.note_bad_images(bad, config.max_bad_images, len(parts.val), parts.val.root)
     total = run.total(**mine)
     counted = total["counted"]
+    if not math.isfinite(total["loss"]):
+        raise RunError("the validation loss is not finite; the checkpoints are untouched. A lower --lr may help", code=1)
     return {
         "val_loss": total["loss"] / FIXED_POINT / counted,
         "val_top1": 100 * total["top1"] / counted,

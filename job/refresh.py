@@ -70,7 +70,7 @@ def measure(training: Training, sample: list[int]) -> dict[int, torch.Tensor]:
         bad += undecodable
         run.log.progress(f"measuring: {done} of {len(batches)} batches", done, len(batches), 10 * config.print_freq)
     student.train()
-    run.note_bad_images(bad, config.max_bad_images, len(training.images))
+    run.note_bad_images(bad, config.max_bad_images, len(training.images), training.images.root)
     if run.total(broken=0.0 if finite else 1.0)["broken"]:
         raise RunError("a network's features are not finite, so no matching can be solved: see whether the loss diverged", code=1)
     return sums

@@ -25,9 +25,7 @@ def find(config: Config, run: Run) -> dict | None:
     if not config.resume:
         return None
     if config.resume == "auto":
-        saved = run.on_first(lambda: run.checkpoints.newest(run.log.line))
-        if saved is None:
-            run.log.line(f"no checkpoint in {run.folder} yet: starting from the first epoch")
+        saved = newest(run)
         return saved and continues(saved, config, run)
     saved = run.on_first(lambda: load(config.resume))
     if is_moco(saved) and ("format" not in saved or saved.get("arch") != config.arch):
@@ -44,7 +42,15 @@ def find(config: Config, run: Run) -> dict | None:
     return continues(saved, config, run)
 
 
-def check_place(config: Config, run: Run) -> None:
+def newest(run: Run) -> dict | None:
+    """Return the newest whole checkpoint of the run's folder, or None, and say so. RunError: none is whole."""
+    saved = run.on_first(lambda: run.checkpoints.newest(run.log.line))
+    if saved is None:
+        run.log.line(f"no checkpoint in {run.folder} yet: starting from the first epoch")
+    return saved
+
+
+def check_place(config, run: Run) -> None:
     """RunError: the run's folder has checkpoints of another run than --resume's. Say which it will leave behind."""
     paths = run.checkpoints.paths()
     if not paths:
@@ -73,14 +79,29 @@ def continues(saved: dict, config: Config, run: Run) -> dict:
             raise RunError(
                 f"--{name.replace('_', '-')} {new[name]}: {where} has {old[name]}, and cannot be continued with another"
             )
-    silent = {"resume", "config", "out", "workers", "print_freq"}
-    for name in sorted(new.keys() - silent):
-        if old.get(name) != new[name]:
-            run.log.line(f"--{name.replace('_', '-')} was {old.get(name)} in {where}; now {new[name]}")
+    tell_changes(old, new, where, run)
     if saved["workers"] != run.size:
         own = "; batch norm starts from the average of their statistics" if saved["step"] else ""
         run.log.line(f"{where} was saved by {saved['workers']} workers; now {run.size}{own}")
     return saved
+
+
+def tell_changes(old: dict, new: dict, where: str, run: Run) -> None:
+    """Say which options differ from those of a checkpoint."""
+    silent = {"resume", "config", "out", "workers", "print_freq"}
+    for name in sorted(new.keys() - silent):
+        if old.get(name) != new[name]:
+            run.log.line(f"--{name.replace('_', '-')} was {old.get(name)} in {where}; now {new[name]}")
+
+
+def check_finite(parameters, epoch: int, step: int) -> None:
+    """RunError, on all workers: the parameters, which are the same on each, are not finite and must not be saved."""
+    if not torch.stack(torch._foreach_norm(list(parameters))).isfinite().all():
+        raise RunError(
+            f"the parameters are not finite after epoch {epoch}, step {step}, and are not saved; the checkpoints "
+            "before are untouched. A lower --lr may help",
+            code=1,
+        )
 
 
 def restore(saved: dict, training: Training) -> tuple[int, int]:
@@ -115,12 +136,7 @@ def save(training: Training, epoch: int, step: int) -> None:
     are saved beside them, so that a resume goes on with the same bytes. RunError: parameters that are not finite.
     """
     run, trained = training.run, training.trained
-    if not torch.stack(torch._foreach_norm(list(trained.parameters()))).isfinite().all():
-        raise RunError(
-            f"the parameters are not finite after epoch {epoch}, step {step}, and are not saved; the checkpoints "
-            "before are untouched. A lower --lr or a higher --loss-factor may help",
-            code=1,
-        )
+    check_finite(trained.parameters(), epoch, step)
     own = statistics.gather(trained) if step else None
     if step:
         statistics.load(trained, own.mean(0))

@@ -51,16 +51,16 @@ def train(config: Config, run: Run) -> None:
         rate = learning_rate(config, epoch)
         for group in training.optimizer.param_groups:
             group["lr"] = rate
+        if training.val and first == 0 and epoch and epoch % config.knn_every == 0:
+            neighbours(training, epoch)
         if training.distiller and first == 0 and refresh_at(epoch):
             refresh(training, epoch)
         journal.start_epoch(epoch, rate)
         if train_epoch(training, batches, journal, epoch, range(first, training.steps)):
             run.log.line("stopped by a signal; --resume auto goes on from here")
             return
-        if training.val and ((epoch + 1) % config.knn_every == 0 or epoch + 1 == config.epochs):
-            accuracy = knn_accuracy(training.student(), training.images, training.val, config, run)
-            run.log.line(f"epoch {epoch} k-NN accuracy on {len(training.val)} images of {training.val.root}: {accuracy:.2f} %")
-            run.log.record(steps=(epoch + 1) * training.steps, epoch=epoch, step=training.steps - 1, knn=accuracy)
+    if training.val:
+        neighbours(training, config.epochs)
     run.log.line(f"done: {config.epochs} epochs; the newest checkpoint is {run.folder}/last.pth.tar")
 
 
@@ -101,7 +101,7 @@ def train_epoch(training: Training, batches, journal: Journal, epoch: int, steps
 
         journal.step(step, sums)
         if sums["undecodable"]:
-            run.note_bad_images(undecodable, config.max_bad_images, len(training.images))
+            run.note_bad_images(undecodable, config.max_bad_images, len(training.images), training.images.root)
 
         done = (epoch, step + 1)
         if step == steps[-1]:
@@ -113,6 +113,14 @@ def train_epoch(training: Training, batches, journal: Journal, epoch: int, steps
             break
     journal.end_epoch()
     return bool(sums["stop"])
+
+
+def neighbours(training: Training, epoch: int) -> None:
+    """Tell the k-NN accuracy of the student after `epoch` epochs; a run that goes on from there tells it again."""
+    run, val = training.run, training.val
+    accuracy = knn_accuracy(training.student(), training.images, val, training.config, run)
+    run.log.line(f"after {epoch} epochs: k-NN accuracy on {len(val)} images of {val.root}: top-1 {accuracy:.2f} %")
+    run.log.record(steps=epoch * training.steps, epoch=epoch, step=0, knn=accuracy)
 
 
 def gradient_norm(optimizer: torch.optim.Optimizer) -> torch.Tensor:

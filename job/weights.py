@@ -98,11 +98,12 @@ def read_backbone(path: str, arch: str = "", arch_flag: str = "--teacher-arch") 
         raise RunError(f"{path}: {broken[0]} has values that are not finite ({len(broken)} such tensors): use another file")
     taken = {name: body[key] for name in expected_shapes(arch, stem) if (key := layout.key(name)) in body}
     where = f" under {layout.prefix}*" if layout.prefix else ""
+    head = describe_head(state, layout.prefix)
     report = (
         f"{arch} from {path} (layout: {layout.name}): {len(taken)} tensors{where} taken, none missing; "
-        f"dropped: {list_dropped(state, body, layout.prefix)}"
+        f"dropped: {list_dropped(state, body, layout.prefix)} (head: {head})"
     )
-    return Backbone(arch, stem, taken, report, describe_head(state, layout.prefix), describe_run(content))
+    return Backbone(arch, stem, taken, report, head, describe_run(content))
 
 
 def check_released(path: str) -> None:

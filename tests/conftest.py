@@ -19,11 +19,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # as each of two workers has on t
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory):
-    """A folder of 50 training images in two classes, of noise at several sizes."""
+    """A folder of 50 training and 9 validation images in two classes, of noise at several sizes."""
     folder = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
-    for number in range(50):
-        path = folder / "train" / f"class{number % 2}" / f"{number}.png"
+    for number in range(59):
+        path = folder / ("train" if number < 50 else "val") / f"class{number % 2}" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = generator.integers(0, 256, (4 + number % 3, 5, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((40, 36)).save(path)
@@ -85,6 +85,32 @@ class Job:
         """Wait for the end, and return what was printed."""
         output, _ = self.process.communicate(timeout=300)
         return output
+
+
+DRIVER = """
+import contextlib, importlib, io, json, sys
+main, outcomes = importlib.import_module(sys.argv[1]).main, []
+for command in json.loads(sys.argv[2]):
+    said, code = io.StringIO(), 0
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            main(command)
+        except SystemExit as end:
+            code = end.code
+    outcomes.append((code, said.getvalue()))
+print("\\n" + json.dumps(outcomes))
+"""
+
+
+def errors_of(program: str, commands: list[list]) -> list[str]:
+    """The one line that each command line of a program ends with, with exit code 2; one after the other in one process."""
+    commands = [[str(argument) for argument in command] for command in commands]
+    driver = [sys.executable, "-c", DRIVER, program, json.dumps(commands)]
+    done = subprocess.run(driver, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    outcomes = json.loads(done.stdout.splitlines()[-1])
+    assert [(code, said.count("\n"), said[:7]) for code, said in outcomes] == [(2, 1, "error: ")] * len(commands), outcomes
+    return [said for _, said in outcomes]
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from job import knn
-from job.knn import largest, nearest, shares, vote
+from job.knn import from_keys, nearest, shares, to_keys, vote
 
 
 def slow_predictions(bank, bank_labels, features, k, temperature):
@@ -24,7 +24,7 @@ def slow_predictions(bank, bank_labels, features, k, temperature):
 def predictions(bank, bank_labels, features, k, block=7, classes=5):
     """As one worker makes them, from blocks of the bank."""
     blocks = list(zip(bank.split(block), bank_labels.split(block), strict=True))
-    return vote(*nearest(features, blocks, k), k, classes)
+    return vote(nearest(features, blocks, k), k, classes)
 
 
 def random_set(n, classes, dim=6, seed=0):
@@ -63,10 +63,18 @@ def test_what_is_undecodable_in_the_bank_has_no_vote():
 
 def test_of_equals_the_smaller_labels_stay_whatever_the_order():
     """Else copies of an image in two classes would be told apart by which worker has which."""
-    cosines, labels = torch.tensor([[0.5, 0.5, 0.5, 0.9]]), torch.tensor([[2, 0, 1, 3]])
+    cosines, labels = torch.tensor([[0.5, 0.5, 0.5, 0.9]]), torch.tensor([2, 0, 1, 3])
     for order in ([0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]):
-        best, told = largest(cosines[:, order], labels[:, order], 3)
+        best, told = from_keys(to_keys(cosines[:, order], labels[order]).topk(3).values)
         assert (best.tolist(), told.tolist()) == ([[pytest.approx(0.9), 0.5, 0.5]], [[3, 0, 1]])
+
+
+def test_keys_order_as_cosines_do_and_give_them_back():
+    cosines = torch.tensor([[-torch.inf, -1.0, -0.5, -1e-30, -0.0, 0.0, 1e-30, 0.3, 1.0]])
+    labels = torch.arange(9) * 1000
+    keys = to_keys(cosines, labels)
+    assert torch.equal(keys.sort().values, keys)
+    assert all(torch.equal(*pair) for pair in zip(from_keys(keys), (cosines, labels[None]), strict=True))
 
 
 @pytest.mark.parametrize(("m", "size", "expected"), [(7, 3, [3, 2, 2]), (2, 4, [1, 1, 0, 0]), (8, 2, [4, 4]), (5, 1, [5])])

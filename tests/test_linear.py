@@ -12,12 +12,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision import models
 
+from conftest import errors_of
 from job.classifier import different
 from job.data import seeds
 from job.data.digits import write_digits
 from job.linear import hits
 from moco.augment import centre_view, normalize
 from moco.encoder import build_resnet
+from moco.model import MoCo
 
 TRAIN, VAL, CLASSES = 90, 131, 6  # 131: two full batches of validation and three images, which no worker count shares
 SMALL = "--image-size 32 --batch-size 12 --epochs 3 --schedule 2 --lr 0.3 -j 0".split()
@@ -26,7 +28,7 @@ STEPS = TRAIN // 12
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory):
-    """Images of six classes that differ in colour, and noise that hides it from some."""
+    """Images of six classes that differ in colour, and noise that hides it from some; the last cannot be decoded."""
     folder = tmp_path_factory.mktemp("labelled")
     generator = np.random.default_rng(1)
     for split, number in (("train", TRAIN), ("val", VAL)):
@@ -36,6 +38,7 @@ def labelled(tmp_path_factory):
             pixels = generator.integers(0, 140, (36, 40, 3))
             pixels[:, :, place % 3] += 35 * (1 + place % CLASSES // 3)
             Image.fromarray(pixels.astype(np.uint8)).save(path)
+    path.write_bytes(b"not an image")
     return folder
 
 
@@ -87,8 +90,9 @@ def test_it_learns_and_tells_the_validation_of_each_epoch(trained, labelled):
     folder, output = trained
     epochs = [record for record in records(folder) if "val_top1" in record]
     assert [record["epoch"] for record in epochs] == [0, 1, 2]
-    assert [record["val_images"] for record in epochs] == [VAL] * 3
+    assert [record["val_images"] for record in epochs] == [VAL - 1] * 3
     assert len(validated(output)) == 3
+    assert output.count("cannot decode") == 1
     assert epochs[-1]["val_top1"] > 2 * 100 / CLASSES
     assert all(record["val_top1"] < record["val_top5"] <= 100 for record in epochs)
     assert [record["steps"] for record in records(folder) if "loss" in record] == list(range(1, 3 * STEPS + 1))
@@ -166,9 +170,10 @@ def test_it_agrees_with_an_implementation_of_its_own_on_the_digits(start_job, di
 def test_accuracies_are_the_same_at_any_number_of_workers(start_job, trained, labelled, pretrained, tmp_path):
     last, told = trained[0] / "last.pth.tar", set()
     for workers in (1, 2, 3):
-        arguments = [labelled, "--pretrained", pretrained, "--image-size", 32, "-j", 0]
-        evaluated = start_job(workers, tmp_path / f"e{workers}", [*arguments, "--evaluate", "--resume", last], "job.linear")
-        by_neighbours = start_job(workers, tmp_path / f"k{workers}", [*arguments, "--knn"], "job.linear")
+        arguments = [labelled, "-j", 0, "--evaluate", "--resume", last]
+        evaluated = start_job(workers, tmp_path / f"e{workers}", arguments, "job.linear")
+        arguments = [labelled, "-j", 0, "--knn", "--pretrained", pretrained, "--image-size", 32]
+        by_neighbours = start_job(workers, tmp_path / f"k{workers}", arguments, "job.linear")
         outputs = evaluated.finish(), by_neighbours.finish()
         assert (evaluated.process.returncode, by_neighbours.process.returncode) == (0, 0), outputs
         assert not evaluated.folder.exists() and not by_neighbours.folder.exists()
@@ -212,44 +217,71 @@ def test_without_a_checkpoint_the_network_is_the_student_at_its_start(labelled, 
     assert ended.returncode == 0, ended.stderr
     assert "random weights" in ended.stdout
     torch.manual_seed(seeds.torch_seed(0, "weights"))
-    start = build_resnet("resnet18", mlp=True, stem="small").state_dict()
+    start = MoCo("resnet18", mlp=True, stem="small", stages=[1, 2, 3, 4]).encoder_q.state_dict()
     start = {name: value for name, value in start.items() if not name.startswith("fc.")}
     found = load(tmp_path / "run" / "last.pth.tar")["state_dict"]
     assert different({name.removeprefix("module."): value for name, value in found.items()}, start) == ""
 
 
-@pytest.mark.parametrize(
-    "arguments, said",
-    [
-        ("--evaluate", "--evaluate: which classifier?"),
-        ("--resume {pretrained}", "is no linear classifier"),
-        ("--resume {trained}", "stands on other features"),
-        ("--pretrained {pretrained} -a resnet50", "does not fit resnet50"),
-        ("--pretrained {pretrained} --stem small", "has the imagenet one"),
-        ("--batch-size 91", "90 images, fewer than --batch-size 91"),
-        ("--pretrained nowhere.pth.tar", "nowhere.pth.tar: no such file"),
-        ("--gpu 0", "--gpu is not needed here"),
-        ("--moco-k 5", "unrecognized arguments: --moco-k 5"),
-        ("--image-size 3", "--image-size 3: expected 8 or more"),
-    ],
-)
-def test_what_cannot_be_classified_is_one_line_and_exit_code_2(labelled, trained, pretrained, tmp_path, arguments, said):
-    given = arguments.format(pretrained=pretrained, trained=trained[0] / "last.pth.tar").split()
-    ended = linear(labelled, "--batch-size", 45, "--out", tmp_path / "run", "-j", 0, *given)
-    assert ended.returncode == 2
-    [line] = ended.stderr.splitlines()
-    assert said in line
-    assert not (tmp_path / "run").exists()
+REFUSED = {
+    "--evaluate": "--evaluate: which classifier?",
+    "--resume {pretrained}": "is no linear classifier",
+    "--resume {trained}": "stands on other features",
+    "--resume {trained} --pretrained {pretrained} --out {other}": "holds another run than --resume",
+    "--pretrained {pretrained} -a resnet50": "does not fit resnet50",
+    "--pretrained {pretrained} --stem small": "has the imagenet one",
+    "--batch-size 91": "90 images, fewer than --batch-size 91",
+    "--pretrained nowhere.pth.tar": "nowhere.pth.tar: no such file",
+    "--gpu 0": "--gpu is not needed here",
+    "--moco-k 5": "unrecognized arguments: --moco-k 5",
+    "--image-size 3": "--image-size 3: expected 8 or more",
+    "--data {differ}": "two data folders",
+}
 
 
-def test_classes_that_differ_are_named(labelled, tmp_path):
+@pytest.fixture(scope="module")
+def errors(labelled, trained, pretrained, tmp_path_factory):
+    """The line with which each of REFUSED is, by its arguments; last, that of a folder whose classes differ."""
+    folder = tmp_path_factory.mktemp("errors")
+    (folder / "other").mkdir()
+    (folder / "other" / "checkpoint_0007_000000.pth.tar").touch()
     for split in ("train", "val"):
-        (tmp_path / split).mkdir()
+        (folder / "differ" / split).mkdir(parents=True)
         for name in ("class0", "class1" if split == "train" else "class2"):
-            (tmp_path / split / name).symlink_to(labelled / split / name)
-    ended = linear(tmp_path, "--out", tmp_path / "run", "-j", 0)
-    assert ended.returncode == 2
-    assert "must have the same classes; in one of them alone: class1, class2" in ended.stderr
+            (folder / "differ" / split / name).symlink_to(labelled / split / name)
+    names = {"pretrained": pretrained, "trained": trained[0] / "last.pth.tar"}
+    names |= {"other": folder / "other", "differ": folder / "differ"}
+    common = ["--batch-size", 45, "--out", folder / "run", "-j", 0]
+    commands = [[labelled, *common, *arguments.format(**names).split()] for arguments in REFUSED]
+    lines = errors_of("job.linear", [*commands, [folder / "differ", *common]])
+    assert not (folder / "run").exists()
+    assert len(list((folder / "other").iterdir())) == 1
+    return dict(zip([*REFUSED, "classes"], lines, strict=True))
+
+
+@pytest.mark.parametrize("arguments", REFUSED)
+def test_what_cannot_be_classified_is_one_line_and_exit_code_2(errors, arguments):
+    assert REFUSED[arguments] in errors[arguments]
+
+
+def test_classes_that_differ_are_named(errors):
+    assert "must have the same classes; in one of them alone: class1, class2" in errors["classes"]
+
+
+def test_a_finished_run_says_so_and_a_diverging_one_is_not_saved(trained, labelled, pretrained, tmp_path):
+    for name in ("checkpoint_0003_000000.pth.tar", "best.pth.tar"):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / name).write_bytes((trained[0] / name).read_bytes())
+    options = [labelled, *SMALL, "--pretrained", pretrained, "--out", tmp_path / "run", "--resume", "auto"]
+    ended = linear(*options, "--epochs", 2)
+    assert ended.returncode == 0 and "nothing to do: 3 epochs were done before, and --epochs is 2" in ended.stdout
+    assert "--epochs was 3 in the checkpoint" in ended.stdout
+    ended = linear(*options, "--epochs", 5, "--lr", "1e38", "--schedule", 9)
+    assert ended.returncode == 1 and "not finite" in ended.stderr
+    assert sorted(path.name for path in (tmp_path / "run").glob("*.pth.tar")) == [
+        "best.pth.tar",
+        "checkpoint_0003_000000.pth.tar",
+    ]
 
 
 def test_hits_are_counted_by_hand():

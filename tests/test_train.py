@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from conftest import errors_of
 from moco.model import MoCo
 
 SMALL = "-a resnet18 --image-size 32 --batch-size 8 --epochs 2 --moco-k 20 --mlp --moco-t 0.2 --aug-plus --cos".split()
@@ -186,7 +187,7 @@ def small_stem_teacher_file(tmp_path_factory):
     "options, layers",
     [
         ("--reducer rd --margins init --no-aug-plus --no-cos --schedule 1", ["4x64 of 256", "4x512 of 2048"]),
-        ("--reducer sp --precision bf16 --mgd-stages 3 4 --no-mlp", ["4x256 of 1024", "4x512 of 2048"]),
+        ("--reducer sp --precision bf16 --mgd-stages 3 4 --no-mlp --knn-every 1", ["4x256 of 1024", "4x512 of 2048"]),
         ("--reducer sm --stem small --image-size 16 --teacher {small}", ["1x64 of 64", "1x512 of 512"]),
     ],
 )
@@ -199,6 +200,7 @@ def test_a_run_with_other_options_resumes_to_the_same_bytes(
     output = whole.finish()
     assert whole.process.returncode == 0, output
     assert all(f"matching {layer}," in output for layer in layers), output
+    assert output.count("k-NN accuracy on 9 images") == options.count("--knn-every") * 2
     (tmp_path / "part").mkdir()
     (tmp_path / "part" / "checkpoint_0001_000000.pth.tar").hardlink_to(tmp_path / "whole" / "checkpoint_0001_000000.pth.tar")
     part = start_job(2, tmp_path / "part", [*given, "--resume", "auto"])
@@ -230,31 +232,44 @@ def broken_teacher(tmp_path, teacher_file, how):
     return path
 
 
-@pytest.mark.parametrize(
-    "how, said",
-    [
-        ("missing key", "layer3.2.bn2.weight is missing"),
-        ("wrong md5", "has md5"),
-        ("code", "holds code or objects besides tensors"),
-        ("truncated", "is not a whole checkpoint"),
-        ("architecture", "does not fit resnet34"),
-        ("none", "no such file"),
-    ],
-)
-def test_a_teacher_that_does_not_fit_is_one_line_and_exit_code_2(images, teacher_file, tmp_path, how, said):
-    path = tmp_path / "none" if how == "none" else broken_teacher(tmp_path, teacher_file, how)
-    extra = ["--teacher-arch", "resnet34"] if how == "architecture" else []
-    assert said in error_of([images, *SMALL, "--teacher", path, *extra, "--out", tmp_path / "run"])
-    assert not (tmp_path / "run").exists()
+TEACHERS = {
+    "missing key": "layer3.2.bn2.weight is missing",
+    "wrong md5": "has md5",
+    "code": "holds code or objects besides tensors",
+    "truncated": "is not a whole checkpoint",
+    "architecture": "does not fit resnet34",
+    "none": "no such file",
+}
+OPTIONS = {
+    "--batch-size 64": "has 50 images, fewer than --batch-size 64",
+    "--batch-size 1": "batch norm needs two",
+    "--gpu 0": "--gpu is not needed here",
+    "--resume nowhere.pth.tar": "no such file",
+}
 
 
-def error_of(arguments) -> str:
-    """Run the command, without a launcher; return the one line that it ends with, having checked exit code 2."""
-    done = subprocess.run([sys.executable, "-m", "job.train", *map(str, arguments)], capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
-    return lines[0]
+@pytest.fixture(scope="module")
+def errors(images, teacher_file, tmp_path_factory):
+    """The line with which each of TEACHERS and OPTIONS is refused, by name."""
+    folder, commands = tmp_path_factory.mktemp("errors"), {}
+    for how in TEACHERS:
+        (folder / how).mkdir()
+        path = folder / "none" / "none" if how == "none" else broken_teacher(folder / how, teacher_file, how)
+        commands[how] = ["--teacher", path, *(["--teacher-arch", "resnet34"] if how == "architecture" else [])]
+    commands |= {options: options.split() for options in OPTIONS}
+    lines = errors_of("job.train", [[images, *SMALL, "--out", folder / "run", *more] for more in commands.values()])
+    assert not (folder / "run").exists()
+    return dict(zip(commands, lines, strict=True))
+
+
+@pytest.mark.parametrize("how", TEACHERS)
+def test_a_teacher_that_does_not_fit_is_one_line_and_exit_code_2(errors, how):
+    assert TEACHERS[how] in errors[how]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_what_cannot_be_trained_is_one_line_and_exit_code_2(errors, options):
+    assert OPTIONS[options] in errors[options]
 
 
 def test_an_error_is_said_once_by_all_workers_together(start_job, images, tmp_path):
@@ -266,23 +281,10 @@ def test_an_error_is_said_once_by_all_workers_together(start_job, images, tmp_pa
     assert not job.folder.exists()
 
 
-@pytest.mark.parametrize(
-    "arguments, said",
-    [
-        (["--batch-size", "64"], "has 50 images, fewer than --batch-size 64"),
-        (["--batch-size", "1"], "batch norm needs two"),
-        (["--gpu", "0"], "--gpu is not needed here"),
-        (["--resume", "nowhere.pth.tar"], "no such file"),
-    ],
-)
-def test_what_cannot_be_trained_is_one_line_and_exit_code_2(images, tmp_path, arguments, said):
-    assert said in error_of([images, *SMALL, *arguments, "--out", tmp_path / "run"])
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_finished_folder_is_not_written_over(undisturbed, images, teacher_file):
     folder, _ = undisturbed(2)
-    assert "holds a run already" in error_of([images, *SMALL, "--teacher", teacher_file, "--out", folder])
+    [line] = errors_of("job.train", [[images, *SMALL, "--teacher", teacher_file, "--out", folder]])
+    assert "holds a run already" in line
 
 
 def test_the_original_s_resume_of_a_teacher_is_recognised(start_job, images, teacher_file, tmp_path):

@@ -27,10 +27,11 @@ class Checkpoints:
         found = sorted((int(match[1]), int(match[2]), match[0]) for match in map(NAME.fullmatch, names) if match)
         return [os.path.join(self.folder, name) for _, _, name in found]
 
-    def save(self, content: dict) -> str:
+    def save(self, content: dict, best: bool = False) -> str:
         """Write a checkpoint, point `last.pth.tar` to it, remove the oldest; return its path.
 
-        The file appears under its name only when it is whole and on disk.
+        The file appears under its name only when it is whole and on disk. If it is the `best`, it is
+        `best.pth.tar` too, and first: after a kill between the two the run finds the same best again.
         """
         name = f"checkpoint_{content['epoch']:04d}_{content['step']:06d}.pth.tar"
         path = os.path.join(self.folder, name)
@@ -38,6 +39,8 @@ class Checkpoints:
             torch.save({**content, "format": FORMAT}, file)
             file.flush()
             os.fsync(file.fileno())
+        if best:
+            self.mark_best(path + ".new")
         os.replace(path + ".new", path)
         link = os.path.join(self.folder, LAST)
         if os.path.lexists(link + ".new"):
@@ -55,7 +58,7 @@ class Checkpoints:
         return path
 
     def mark_best(self, path: str) -> None:
-        """Let `best.pth.tar` be the checkpoint at `path`, which it stays when that is removed as one of the oldest."""
+        """Let `best.pth.tar` be the file at `path`, which it stays when that is removed."""
         best = os.path.join(self.folder, BEST)
         if os.path.lexists(best + ".new"):
             os.remove(best + ".new")

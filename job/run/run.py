@@ -105,17 +105,17 @@ class Run:
         mine = torch.stack([torch.as_tensor(value, dtype=torch.float64).detach().cpu() for value in values.values()])
         return dict(zip(values, hvd.allreduce(mine, op=hvd.Sum, name="total").tolist(), strict=True))
 
-    def note_bad_images(self, files: list[str], limit: int, images: int) -> None:
+    def note_bad_images(self, files: list[str], limit: int, images: int, root: str = "") -> None:
         """Name undecodable files that no worker had met before. A collective.
 
-        RunError: they are more than `limit`, or all of the `images` that there are.
+        RunError: they are more than `limit`, or all of the `images` that there are under `root`.
         """
         found = sorted({file for part in hvd.allgather_object(files, name="bad_images") for file in part} - self.bad_images)
         self.bad_images.update(found)
         for file in found:
-            self.log.line(f"cannot decode {file}; another image takes its place")
+            self.log.line(f"cannot decode {file}; it is passed over")
         bad = len(self.bad_images)
-        if bad > limit or bad >= images:
+        if bad > limit or sum(file.startswith(root) for file in self.bad_images) >= images:
             first = min(self.bad_images)
             raise RunError(f"{bad} of {images} images cannot be decoded, and --max-bad-images is {limit}; the first: {first}")
 
