@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:
 	@echo 'make setup   install everything into $(VENV) (about 6 minutes the first time)'
 	@echo 'make demo    train a teacher and a student on handwritten digits with two workers (under 8 minutes)'
-	@echo 'make test    run the tests with one, two and four workers (about 10 minutes)'
+	@echo 'make test    run the tests with one, two and four workers (about 14 minutes)'
 	@echo 'make bench   measure how fast features are extracted, beside the bare work (about 3 minutes)'
 	@echo 'make lint    check the style'
 	@echo 'make clean   remove $(VENV) and the demo runs'
