@@ -33,10 +33,6 @@ class Classifier:
     optimizer: torch.optim.Optimizer
     best: float = -1.0  # top-1 in percent on the validation images, of the best epoch so far
 
-    def autocast(self) -> torch.autocast:
-        """A context in which the frozen network's passes are done in the precision of the run."""
-        return torch.autocast(self.run.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
-
     @property
     def steps(self) -> int:
         """Steps of an epoch."""

@@ -43,7 +43,7 @@ def extract(encoder: nn.Module, images: ImageFolder, config, run: Run):
     views = loader(CentreViews(images, config.image_size), batches, config.workers, run.device.type == "cuda")
     bad = []
     for done, (pixels, labels, undecodable) in enumerate(views, 1):
-        with torch.autocast(run.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        with run.autocast(config.precision):
             features = encoder(normalize(pixels.to(run.device, non_blocking=True)))["flatten"]
         yield F.normalize(features.float(), dim=1), labels.to(run.device)
         bad += undecodable

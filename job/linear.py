@@ -97,7 +97,7 @@ def train_epoch(parts: Classifier, batches, journal: Journal, epoch: int, steps:
         images, labels, undecodable = next(batches)  # (B, 3, H, W) uint8, (B,)
         journal.images_came()
         labels = labels.to(run.device)
-        with torch.no_grad(), parts.autocast():
+        with torch.no_grad(), run.autocast(config.precision):
             features = parts.encoder(normalize(images.to(run.device, non_blocking=True)))["flatten"].float()  # (B, C)
         logits = fc(features)  # (B, classes)
         loss = F.cross_entropy(logits, labels)
@@ -147,7 +147,7 @@ def validate(parts: Classifier) -> dict[str, float]:
     bad = []
     for done, (images, labels, undecodable) in enumerate(views, 1):
         labels = labels.to(run.device)
-        with parts.autocast():
+        with run.autocast(config.precision):
             features = parts.encoder(normalize(images.to(run.device, non_blocking=True)))["flatten"].float()
         logits = parts.net.fc(features)
         loss = F.cross_entropy(logits, labels, ignore_index=-1, reduction="none").double()  # -1: an undecodable image

@@ -61,7 +61,7 @@ def measure(training: Training, sample: list[int]) -> dict[int, torch.Tensor]:
     student.eval()
     for done, (pixels, _, undecodable) in enumerate(views, 1):
         inputs = normalize(pixels.to(run.device))
-        with training.autocast():
+        with run.autocast(config.precision):
             s, t = student(inputs), teacher(inputs)
         for stage in distiller.stages:
             cost = channel_cost(s[f"layer{stage}"], t[f"layer{stage}"])

@@ -76,7 +76,7 @@ def train_epoch(training: Training, batches, journal: Journal, epoch: int, steps
         query, key = normalize(query.to(run.device, non_blocking=True)), key.to(run.device, non_blocking=True)
         permutation = seeds.permutation(config.batch_size, config.seed, "shuffle", epoch=epoch, step=step)  # (NB,)
 
-        with training.autocast():
+        with run.autocast(config.precision):
             logits, features, keys = moco(query, key, torch.from_numpy(permutation))  # (B, 1 + K), L x (B, C, H, W), (NB, dim)
             contrastive = F.cross_entropy(logits, positive)
             distillation = distil(training, query, features, epoch, step) if training.distiller else torch.zeros(())

@@ -35,10 +35,6 @@ class Training:
     trained: nn.ModuleDict  # moco and distiller: all that changes, is saved and is restored
     optimizer: torch.optim.Optimizer
 
-    def autocast(self) -> torch.autocast:
-        """A context in which the networks' passes are done in the precision of the run."""
-        return torch.autocast(self.run.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
-
     def student(self) -> nn.Module:
         """A copy of the student as it is, with a head of its own that means nothing."""
         net = build_resnet(self.config.arch, stem=self.config.stem)

@@ -61,6 +61,10 @@ class Run:
             )
         return total // self.size
 
+    def autocast(self, precision: str) -> torch.autocast:
+        """A context in which networks pass in this precision, an option's: float32 or bf16."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
+
     def on_first(self, work):
         """Return what `work()` returns on rank 0, on all ranks; what fails there for the user or the system is raised on all."""
         outcome = None
