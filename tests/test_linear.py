@@ -10,14 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torchvision import models
+from torchvision import models, transforms
 
 from conftest import errors_of
 from job.classifier import different
 from job.data import seeds
 from job.data.digits import write_digits
 from job.linear import hits
-from moco.augment import centre_view, normalize
 from moco.encoder import build_resnet
 from moco.model import MoCo
 
@@ -131,12 +130,14 @@ def slow_classifier(data, pretrained, epochs, batch, rate, drop):
     assert set(found.missing_keys) == {"fc.weight", "fc.bias"}
     net.fc = torch.nn.Identity()
     net.eval()
+    normalize = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    crop = transforms.Compose([transforms.Resize(37), transforms.CenterCrop(32), transforms.ToTensor(), normalize])
     sets = {}
     for split in ("train", "val"):
         paths = sorted((data / split).glob("*/*"))
-        views = torch.stack([centre_view(32)(Image.open(path).convert("RGB")) for path in paths])
+        views = torch.stack([crop(Image.open(path).convert("RGB")) for path in paths])
         with torch.no_grad():
-            features = torch.cat([net(normalize(some)) for some in views.split(64)])
+            features = torch.cat([net(some) for some in views.split(64)])
         sets[split] = features, torch.tensor([int(path.parent.name) for path in paths])
     features, labels = sets["train"]
     fc = torch.nn.Linear(512, 10)
