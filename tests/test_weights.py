@@ -103,7 +103,7 @@ def test_torchvision_s_weights_are_read_without_their_head_of_a_thousand_classes
     assert found.arch == "resnet18"
     assert_same(found.state, body(tensors))
     assert "torchvision" in found.report
-    assert found.report.endswith("dropped: 2 of fc")
+    assert found.report.endswith("dropped: 2 of fc (head: linear 512-1000)")
 
 
 def test_encoders_without_the_wrapper_s_prefix_are_read(write):

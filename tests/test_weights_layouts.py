@@ -203,7 +203,7 @@ def test_the_backbone_of_each_format_is_found_by_content_and_read_whole(tmp_path
     assert "\n" not in found.report
     for part in (path, f"(layout: {form.layout})", f"{len(names)} tensors", form.prefix):
         assert part in found.report
-    assert found.report.endswith(f"taken, none missing; dropped: {form.dropped}")
+    assert found.report.endswith(f"taken, none missing; dropped: {form.dropped} (head: {form.head})")
     build_resnet(found.arch, stem=found.stem).load_state_dict(found.state, strict=False)
 
 
