@@ -98,6 +98,11 @@ sed -i 's/set(CMAKE_CUDA_STANDARD 11)/set(CMAKE_CUDA_STANDARD 17)/' "$source/hor
 # on 2 cores, four workers spent more time on that than on training. A short sleep leaves them free.
 sed -i 's/std::this_thread::yield();/std::this_thread::sleep_for(std::chrono::microseconds(50));/' "$source/horovod/torch/mpi_ops_v2.cc"
 
+# The release kills its workers 5 s after it has passed a SIGTERM on; a step and a save can take longer.
+launcher=$source/horovod/runner/common/util/safe_shell_exec.py
+sed -i 's/^GRACEFUL_TERMINATION_TIME_S = 5$/GRACEFUL_TERMINATION_TIME_S = 60/' "$launcher"
+grep -q '_TIME_S = 60$' "$launcher" || fail "$launcher has changed: see to its time of termination"
+
 export HOROVOD_WITH_PYTORCH=1 HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_MXNET=1
 export HOROVOD_WITH_GLOO=1 HOROVOD_WITHOUT_MPI=1
 export CMAKE_POLICY_VERSION_MINIMUM=3.5 MAKEFLAGS="-j${HOROVOD_BUILD_JOBS:-$(nproc)}"
@@ -112,6 +117,7 @@ if [ "$backend" = nccl ]; then
 else
     # Keeps torch's search and CMake's from finding half a toolkit, such as an nvcc script alone.
     sed -i '/check_language(CUDA)/d; /find_package(CUDAToolkit)$/d' "$source/CMakeLists.txt"
+    # shellcheck disable=SC2016
     sed -i 's/^string(TOUPPER "${Pytorch_CUDA}" Pytorch_CUDA)/set(Pytorch_CUDA FALSE)/' "$source/cmake/Modules/FindPytorch.cmake"
 fi
 if ! command -v cmake >/dev/null; then

@@ -1,4 +1,5 @@
 import os
+import signal
 import time
 
 import horovod.torch as hvd
@@ -7,6 +8,16 @@ import pytest
 from job.errors import RunError
 from job.run import launch
 from job.run.launch import LAUNCHERS, cores, launched, reported_errors
+from job.run.rendezvous import StartError
+
+
+SET_AT_START = [
+    "HOROVOD_" + name
+    for name in (
+        "DISABLE_GROUP_FUSION CYCLE_TIME STALL_CHECK_DISABLE STALL_CHECK_TIME_SECONDS STALL_SHUTDOWN_TIME_SECONDS "
+        "GLOO_TIMEOUT_SECONDS"
+    ).split()
+]
 
 
 @pytest.fixture(autouse=True)
@@ -15,6 +26,7 @@ def unlaunched(monkeypatch):
     for names in LAUNCHERS.values():
         for name in names:
             monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("SLURM_NTASKS", raising=False)
     waited = []
     monkeypatch.setattr(time, "sleep", waited.append)
     return waited
@@ -64,8 +76,17 @@ def test_a_mistake_of_the_user_s_has_code_two(capsys):
     assert ended(capsys, RunError("no"))[0] == 2
 
 
+def test_before_horovod_is_up_an_error_may_be_one_rank_s_alone(monkeypatch, capsys, unlaunched):
+    for name, value in {"HOROVOD_RANK": "3", "HOROVOD_SIZE": "4", "SLURMD_NODENAME": "node2"}.items():
+        monkeypatch.setenv(name, value)
+    assert ended(capsys, RunError("no", 2)) == (2, "error: rank 3 on node2: no\n")
+    assert unlaunched[0] > 2
+
+
 @pytest.mark.parametrize(("rank", "said"), [("0", "error: no\n"), ("1", ""), ("7", "")])
 def test_an_error_of_all_ranks_is_said_by_the_first_before_the_others_go(monkeypatch, capsys, unlaunched, rank, said):
+    monkeypatch.setattr(launch.hvd, "is_initialized", lambda: True)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     monkeypatch.setenv("HOROVOD_RANK", rank)
     monkeypatch.setenv("HOROVOD_SIZE", "8")
     assert ended(capsys, RunError("no", 2)) == (2, said)
@@ -90,9 +111,21 @@ def test_without_an_error_nothing_is_said(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_mistake_of_the_program_s_keeps_its_traceback():
-    with pytest.raises(ZeroDivisionError), reported_errors():
-        raise ZeroDivisionError
+def test_a_mistake_of_the_program_s_keeps_its_traceback_and_ends_with_its_rank_and_node(monkeypatch, capsys):
+    for name, value in {"HOROVOD_RANK": "3", "HOROVOD_SIZE": "4", "SLURMD_NODENAME": "node2"}.items():
+        monkeypatch.setenv(name, value)
+    code, err = ended(capsys, ZeroDivisionError("by zero"))
+    assert code == 1
+    assert "Traceback (most recent call last)" in err
+    assert err.endswith("error: rank 3 on node2: ZeroDivisionError: by zero\n")
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_an_error_of_one_task_s_start_is_said_by_it_alone_after_rank_0_had_time_to_speak(monkeypatch, capsys, unlaunched, rank):
+    for name, value in {"SLURM_PROCID": rank, "SLURM_STEP_NUM_TASKS": "4", "SLURMD_NODENAME": "node2"}.items():
+        monkeypatch.setenv(name, value)
+    assert ended(capsys, StartError("no way", code=1)) == (1, f"error: rank {rank} on node2: no way\n")
+    assert bool(unlaunched) == (rank != "0")
 
 
 @pytest.mark.parametrize(("available", "workers", "share"), [(8, 1, 8), (8, 2, 4), (8, 3, 2), (2, 4, 1), (1, 1, 1)])
@@ -101,6 +134,20 @@ def test_a_machine_s_cores_are_shared_by_its_workers(monkeypatch, available, wor
     monkeypatch.setattr(launch.hvd, "is_initialized", lambda: True)
     monkeypatch.setattr(launch.hvd, "local_size", lambda: workers)
     assert cores() == share
+
+
+def test_the_cores_that_slurm_gives_to_a_task_are_not_shared_again(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    monkeypatch.setattr(launch.hvd, "is_initialized", lambda: True)
+    monkeypatch.setattr(launch.hvd, "local_size", lambda: 4)
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "8")
+    assert cores() == 2  # of horovodrun's workers, in a job of one task
+    for name, value in {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"}.items():
+        monkeypatch.setenv(name, value)
+    assert cores() == 8
+    for name, value in {"HOROVOD_RANK": "0", "HOROVOD_SIZE": "4", "MGD_LAUNCHER": "srun"}.items():
+        monkeypatch.setenv(name, value)
+    assert cores() == 8  # the variables are those that the start has set
 
 
 def test_before_horovod_runs_all_cores_are_this_process_s(monkeypatch):
@@ -115,11 +162,11 @@ def horovod(monkeypatch):
 
     def of_size(size):
         monkeypatch.setattr(launch.hvd, "init", lambda: None)
+        monkeypatch.setattr(launch.hvd, "barrier", lambda: None)
         monkeypatch.setattr(launch.hvd, "size", lambda: size)
         monkeypatch.setattr(launch.torch, "set_num_threads", lambda number: None)
         monkeypatch.setattr(launch.torch.cuda, "is_available", lambda: False)
-        monkeypatch.setattr(launch, "keep_freed_memory", lambda: None)
-        for name in ("HOROVOD_DISABLE_GROUP_FUSION", "HOROVOD_STALL_CHECK_TIME_SECONDS", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"):
+        for name in SET_AT_START:
             monkeypatch.setenv(name, "")
             monkeypatch.delenv(name)
 
@@ -138,10 +185,79 @@ def test_tasks_that_would_each_be_a_run_of_their_own_are_refused(monkeypatch, ho
     assert all(part in message for part in ("Open MPI started 4 tasks", "1 workers", "horovodrun -np 4"))
 
 
+@pytest.mark.parametrize(
+    ("variables", "size", "said"),
+    [
+        (
+            dict(HOROVOD_RANK="0", HOROVOD_SIZE="4", SLURM_PROCID="1", SLURM_STEP_NUM_TASKS="4"),
+            4,
+            "each a horovodrun of 4 workers",
+        ),
+        (dict(SLURM_PROCID="0", SLURM_NTASKS="4"), 1, "the SLURM job has 4 tasks, but Horovod has 1 worker"),
+        (dict(HOROVOD_RANK="0", HOROVOD_SIZE="2"), 1, "horovodrun started 2 tasks, but Horovod has 1 workers"),
+    ],
+)
+def test_more_tasks_than_workers_are_refused_in_one_line(monkeypatch, horovod, variables, size, said):
+    horovod(size)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RunError) as caught:
+        launch.start()
+    assert said in str(caught.value)
+
+
+def test_a_machine_whose_own_name_does_not_resolve_is_refused_in_one_line(monkeypatch, horovod):
+    horovod(1)
+    monkeypatch.setattr(launch.socket, "gethostname", lambda: "nowhere.invalid")
+    with pytest.raises(RunError, match="own name, nowhere.invalid, does not resolve: add it to /etc/hosts"):
+        launch.start()
+
+
+def test_horovodrun_with_the_gpus_of_one_slurm_task_is_fine(monkeypatch, horovod):
+    horovod(8)
+    for name, value in dict(HOROVOD_RANK="0", HOROVOD_SIZE="8", SLURM_PROCID="0", SLURM_NTASKS="1").items():
+        monkeypatch.setenv(name, value)
+    launch.start()
+
+
+@pytest.mark.parametrize(
+    ("warn", "end", "expected"),
+    [(None, None, (60, 900)), ("5", "20", (5, 20)), ("2000", None, (2000, 2000)), (None, "10", (60, 60))],
+)
+def test_gloo_waits_longer_than_the_watchdog(monkeypatch, horovod, warn, end, expected):
+    horovod(1)
+    for name, value in {"HOROVOD_STALL_CHECK_TIME_SECONDS": warn, "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": end}.items():
+        if value:
+            monkeypatch.setenv(name, value)
+    assert launch.patience() == expected
+    assert int(os.environ["HOROVOD_GLOO_TIMEOUT_SECONDS"]) > expected[1]
+
+
+def gpus(monkeypatch, visible, taken, local_rank):
+    """The GPU of a worker that sees `visible` of them, where the workers of two nodes say that they take `taken`."""
+    monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setattr(launch.torch.cuda, "get_device_properties", lambda index: type("Properties", (), {"uuid": index}))
+    monkeypatch.setattr(launch.torch.cuda, "set_device", lambda index: None)
+    monkeypatch.setattr(launch.hvd, "local_rank", lambda: local_rank)
+    monkeypatch.setattr(launch.hvd, "local_size", lambda: 2)
+    monkeypatch.setattr(launch.hvd, "size", lambda: len(taken))
+    monkeypatch.setattr(launch.hvd, "allgather_object", lambda mine, name: taken)
+    return launch.own_gpu()
+
+
+def test_a_worker_takes_the_gpu_of_its_local_rank_or_the_only_one_that_it_sees(monkeypatch):
+    assert gpus(monkeypatch, 2, [("a", "0"), ("a", "1"), ("b", "0"), ("b", "1")], 1).index == 1
+    assert gpus(monkeypatch, 1, [("a", "GPU-1"), ("a", "GPU-2")], 1).index == 0
+
+
+def test_two_workers_of_one_gpu_are_refused(monkeypatch):
+    with pytest.raises(RunError, match="2 workers on a machine of 1 GPUs: start one worker a GPU"):
+        gpus(monkeypatch, 1, [("a", "GPU-1"), ("a", "GPU-1")], 1)
+
+
 def test_a_start_sets_what_a_run_of_the_same_bytes_needs_and_keeps_the_user_s_limits(monkeypatch, horovod):
     horovod(1)
     monkeypatch.setenv("HOROVOD_STALL_CHECK_TIME_SECONDS", "5")
     assert launch.start().type == "cpu"
     assert os.environ["HOROVOD_DISABLE_GROUP_FUSION"] == "1"
     assert os.environ["HOROVOD_STALL_CHECK_TIME_SECONDS"] == "5"
-    assert int(os.environ["HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"]) > 60

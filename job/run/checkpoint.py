@@ -10,7 +10,7 @@ import torch
 
 from job.errors import RunError
 
-FORMAT = 1
+FORMAT = 2
 LAST, BEST = "last.pth.tar", "best.pth.tar"
 NAME = re.compile(r"checkpoint_(\d{4,})_(\d{6,})\.pth\.tar")
 

@@ -1,21 +1,28 @@
 """From a launcher's processes to Horovod workers: checks, threads, devices, and how errors leave them."""
 
 import contextlib
-import ctypes
 import os
+import platform
+import signal
+import socket
 import sys
+import threading
 import time
+import traceback
 
 import torch
 
 from job.errors import RunError
 
 try:
+    import horovod
     import horovod.torch as hvd
 except ImportError:
     sys.exit("Horovod is not installed for this Python: run docker/build_horovod.sh " + sys.executable)
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
+from job.run import srun
+from job.run.rendezvous import StartError
+from job.run.watchdog import Watchdog
 
 # What launchers say of their tasks, in the order in which they are asked.
 LAUNCHERS = {
@@ -29,6 +36,8 @@ LAUNCHERS = {
 def launched() -> tuple[str, int, int]:
     """Return the launcher's name, this task's rank and the number of tasks, from its variables."""
     for name, (rank, size) in LAUNCHERS.items():
+        if name == "horovodrun" and srun.ours():
+            continue
         if rank in os.environ and size in os.environ:
             return name, int(os.environ[rank]), int(os.environ[size])
     return "none", 0, 1
@@ -43,58 +52,148 @@ def start() -> torch.device:
     # Gradients are summed in buckets of a fixed order: a bucket that fuses with whatever else is ready adds in
     # an order set by timing, and from four workers on the bytes of a run would depend on it.
     os.environ["HOROVOD_DISABLE_GROUP_FUSION"] = "1"
-    # A worker that never joins a collective ends the run, after Horovod has named it in the log.
-    os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", "60")
-    os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "900")
     if not torch.cuda.is_available():
         # Workers on CPUs pay for each look at what is ready with the cores that they train on.
-        os.environ.setdefault("HOROVOD_CYCLE_TIME", "5")  # ms
-    hvd.init()
+        os.environ.setdefault("HOROVOD_CYCLE_TIME", "10")  # ms
+    if os.environ.get("MGD_LIFELINE") == "stdin":
+        threading.Thread(target=follow_stdin, daemon=True).start()
+    patience()
     name, _, size = launched()
+    check_own_name()
+    with srun.joined() if name == "srun" else contextlib.nullcontext():
+        hvd.init()
+        hvd.barrier()
+    check_size(name, size)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(cores())
+    return own_gpu() if torch.cuda.is_available() and hvd.nccl_built() else torch.device("cpu")
+
+
+def check_own_name() -> None:
+    """RunError: this machine's own name does not resolve, at which Horovod would end without a word."""
+    try:
+        socket.gethostbyname(socket.gethostname())
+    except OSError:
+        raise RunError(
+            f"this machine's own name, {socket.gethostname()}, does not resolve: add it to /etc/hosts "
+            "(in Docker: --network host, or --hostname localhost)"
+        ) from None
+
+
+def follow_stdin() -> None:
+    """End with whoever holds the other end of the standard input: a container outlives its killed client otherwise."""
+    while os.read(0, 4096):
+        pass
+    os._exit(1)
+
+
+def patience() -> tuple[float, float]:
+    """The seconds after which a worker that waits for another says so, and after which it ends: Horovod's own settings.
+
+    Horovod's own check asks every worker first, and so says nothing of one that stands still or is out of reach,
+    while Gloo gives up after 30 s and does not know on whom: job/run/watchdog.py looks instead.
+    """
+    os.environ.setdefault("HOROVOD_STALL_CHECK_DISABLE", "1")
+    warn = srun.seconds("HOROVOD_STALL_CHECK_TIME_SECONDS", 60)
+    end = max(warn, srun.seconds("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", 900))
+    os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(int(end) + 60))
+    return warn, end
+
+
+def check_size(name: str, size: int) -> None:
+    """RunError: the launcher `name` started another number of tasks, `size`, than Horovod has workers."""
     if size != hvd.size():
         raise RunError(
             f"{name} started {size} tasks, but Horovod has {hvd.size()} workers: start with `horovodrun -np {size} ...`"
         )
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(cores())
-    if not (torch.cuda.is_available() and hvd.nccl_built()):
-        return torch.device("cpu")
-    if hvd.local_size() > torch.cuda.device_count():
+    steps = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    if name == "horovodrun" and steps > 1:
+        raise RunError(
+            f"srun started {steps} tasks, and each a horovodrun of {size} workers: start the program itself with srun, "
+            "or horovodrun without srun"
+        )
+    asked = int(os.environ.get("SLURM_NTASKS", 1))
+    if name == "none" and asked > 1:
+        raise RunError(f"the SLURM job has {asked} tasks, but Horovod has 1 worker: start with `srun python -m ...`")
+
+
+def own_gpu() -> torch.device:
+    """The GPU of this worker's local rank, or the only one that SLURM lets it see. RunError: two workers have the same."""
+    index = hvd.local_rank() % torch.cuda.device_count()
+    mine = (platform.node(), str(torch.cuda.get_device_properties(index).uuid))
+    if len(set(hvd.allgather_object(mine, name="gpus"))) < hvd.size():
         raise RunError(f"{hvd.local_size()} workers on a machine of {torch.cuda.device_count()} GPUs: start one worker a GPU")
-    torch.cuda.set_device(hvd.local_rank())
+    torch.cuda.set_device(index)
     torch.backends.cudnn.deterministic = True  # a resumed run ends with the same bytes
-    return torch.device("cuda", hvd.local_rank())
+    return torch.device("cuda", index)
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep what tensors free instead of giving it back to the system.
+def watchdog(say) -> Watchdog:
+    """A watchdog over this worker, on the interface that Horovod uses. A collective."""
+    return Watchdog(srun.address_of(os.environ.get("HOROVOD_GLOO_IFACE", "lo")), node(), *patience(), say)
 
-    A step frees and takes gigabytes of feature maps, and each page given back costs a fault when it returns:
-    measured at 224 pixels on the CPU, 0.6 of 4.5 seconds a step.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+def preflight(device: torch.device) -> str:
+    """What this run stands on: workers, nodes, network, device, versions."""
+    # No CUDA name where there is no GPU: torch.cuda.get_device_name would fail.
+    hardware = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU ({torch.get_num_threads()} threads each)"
+    nccl = "NCCL " + ".".join(map(str, torch.cuda.nccl.version())) if hvd.nccl_built() else "no NCCL"
+    network = f"interface {os.environ['HOROVOD_GLOO_IFACE']}" if "HOROVOD_GLOO_IFACE" in os.environ else "no network"
+    if "HOROVOD_GLOO_RENDEZVOUS_ADDR" in os.environ:
+        network += " rendezvous {HOROVOD_GLOO_RENDEZVOUS_ADDR}:{HOROVOD_GLOO_RENDEZVOUS_PORT}".format(**os.environ)
+    nodes = f"{hvd.cross_size()} node{'s' * (hvd.cross_size() > 1)}"
+    return (
+        f"{hvd.size()} workers on {nodes}, {hvd.local_size()} of them on {node()}, by {launched()[0]}; "
+        f"{network}; device {hardware}; torch {torch.__version__}, Horovod {horovod.__version__}, {nccl}; "
+        f"image {os.environ.get('MGD_IMAGE', 'none')}"
+    )
+
+
+def node() -> str:
+    """The name of this worker's node, as SLURM or the machine itself has it."""
+    return os.environ.get("SLURMD_NODENAME", platform.node())
 
 
 def cores() -> int:
-    """The cores of this machine that are this worker's share."""
-    return max(1, len(os.sched_getaffinity(0)) // (hvd.local_size() if hvd.is_initialized() else 1))
+    """The cores of this machine that are this worker's share: those that SLURM gives to a task, or an equal part of all."""
+    available = len(os.sched_getaffinity(0))
+    if launched()[0] == "srun" and "SLURM_CPUS_PER_TASK" in os.environ:
+        return min(available, int(os.environ["SLURM_CPUS_PER_TASK"]))
+    return max(1, available // (hvd.local_size() if hvd.is_initialized() else 1))
 
 
 @contextlib.contextmanager
 def reported_errors():
-    """End the program on a RunError with its line, from rank 0 alone, and its exit code."""
+    """End the program on a RunError with its line, from rank 0 alone, and its exit code.
+
+    What only this worker knows is said by it, with rank and node. Where another worker has caused the end, that
+    one's line is to be the one that is read: this one waits a little before it speaks, and is mostly ended meanwhile.
+    """
+    _, rank, size = launched()
+    own = f"rank {rank} on {node()}: " if size > 1 else ""
     try:
         yield
+    except StartError as error:
+        if rank:
+            time.sleep(3)
+        print(f"error: {own}{error}", file=sys.stderr, flush=True)
+        sys.exit(error.code)
     except RunError as error:
-        if launched()[1] == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        else:
-            time.sleep(2)  # horovodrun ends all at the first that goes: let rank 0 speak before
+        if rank and hvd.is_initialized():  # then all have it, and rank 0 says it
+            # The launcher ends all at the first that goes: let rank 0 speak before, and end with its code all the same.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            time.sleep(2)
+            sys.exit(error.code)
+        if rank:
+            time.sleep(5)  # by then rank 0 has spoken, if it has the error too, and all have been ended
+        print(f"error: {own if rank else ''}{error}", file=sys.stderr, flush=True)
         sys.exit(error.code)
     except hvd.mpi_ops.HorovodInternalError as error:
+        time.sleep(2)
         first = str(error).splitlines()[0] if str(error) else "Horovod stopped"
-        print(f"error: another worker is gone ({first}); its own last lines say why", file=sys.stderr, flush=True)
+        print(f"error: {own}another worker is gone ({first}); its own last lines say why", file=sys.stderr, flush=True)
+        sys.exit(1)
+    except Exception as error:
+        traceback.print_exc()
+        print(f"error: {own}{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         sys.exit(1)

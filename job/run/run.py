@@ -1,10 +1,9 @@
 """One run on these workers, and the one door to it: launcher, device, folder, log, checkpoints and the wish to stop."""
 
+import functools
 import io
 import os
-import platform
 
-import horovod
 import horovod.torch as hvd
 import torch
 import yaml
@@ -13,6 +12,7 @@ from job.errors import RunError
 from job.run import launch
 from job.run.checkpoint import Checkpoints
 from job.run.log import Log
+from job.run.memory import keep_freed_memory
 from job.run.stop import Stop
 
 
@@ -24,27 +24,27 @@ class Run:
     """
 
     def __init__(self, folder: str, keep: int):
-        self.folder = folder
-        self.device = launch.start()
-        self.rank, self.size = hvd.rank(), hvd.size()
-        self.log = Log(speaks=self.rank == 0)
+        self.folder, self.complete = folder, os.path.join(folder, "complete")
         self.checkpoints = Checkpoints(folder, keep)
         self.bad_images: set[str] = set()
 
     def __enter__(self):
-        self.stop = Stop()
-        # No CUDA name where there is no GPU: torch.cuda.get_device_name would fail.
-        device = torch.cuda.get_device_name() if self.device.type == "cuda" else f"CPU ({torch.get_num_threads()} threads each)"
-        built = " with NCCL" if hvd.nccl_built() else ""
+        self.stop = Stop()  # before Horovod starts: a signal that comes meanwhile is obeyed at the first step
+        try:
+            self.device = launch.start()
+            self.rank, self.size = hvd.rank(), hvd.size()
+            self.log = Log(speaks=self.rank == 0)
+            self.watchdog = launch.watchdog(self.log.line if self.rank == 0 else functools.partial(print, flush=True))
+        except BaseException:
+            self.stop.restore()
+            raise
         if torch.cuda.is_available() and self.device.type == "cpu":
             self.log.line("this machine has a GPU, but Horovod was built without NCCL: build it anew with a CUDA toolkit there")
-        self.log.line(
-            f"workers: {self.size}, {hvd.local_size()} of them on {platform.node()}; device: {device}; "
-            f"torch {torch.__version__}, Horovod {horovod.__version__}{built}"
-        )
+        self.log.line(launch.preflight(self.device))
         return self
 
     def __exit__(self, kind, error, trace):
+        self.watchdog.close()
         if isinstance(error, RunError):
             self.log.note(f"error: {error}")
         self.log.close()
@@ -93,6 +93,8 @@ class Run:
             line = yaml.safe_dump(options, sort_keys=False, default_flow_style=True, width=float("inf")).strip()
             try:
                 os.makedirs(self.folder, exist_ok=True)
+                if os.path.exists(self.complete):
+                    os.remove(self.complete)
                 with open(os.path.join(self.folder, "config.yaml"), "w") as file:
                     file.write(text)
                 self.log.open(self.folder, start or (0, 0))
@@ -102,7 +104,17 @@ class Run:
 
         self.on_first(open_folder)
         if self.device.type == "cpu":
-            launch.keep_freed_memory()
+            keep_freed_memory()
+
+    def end(self, line: str) -> None:
+        """Say the run's last line, and leave it in the folder's file `complete`: there is nothing to go on with."""
+        self.log.line(line)
+
+        def mark():
+            with open(self.complete, "w") as file:
+                file.write(line + "\n")
+
+        self.on_first(mark)
 
     def total(self, **values) -> dict[str, float]:
         """Return the sums of `values` over all workers. A collective: all workers call it with the same names."""

@@ -5,9 +5,12 @@ import torch
 from torch import nn
 
 
+OWN = ("running_mean", "running_var")  # what the names of a worker's own buffers end with
+
+
 def running_statistics(model: nn.Module) -> list[torch.Tensor]:
     """The running means and variances of a model, in the order of its state."""
-    return [buffer for name, buffer in model.named_buffers() if name.endswith(("running_mean", "running_var"))]
+    return [buffer for name, buffer in model.named_buffers() if name.endswith(OWN)]
 
 
 def gather(model: nn.Module) -> torch.Tensor:

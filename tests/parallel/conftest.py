@@ -6,7 +6,9 @@ collective: one that failed on a single worker in between would leave the others
 
 import contextlib
 import os
+import shutil
 import sys
+import tempfile
 
 import pytest
 import torch
@@ -14,10 +16,21 @@ import torch
 RANK = int(os.environ.get("HOROVOD_RANK", 0))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """Give each worker a folder of its own: in a common one they would clean up each other's."""
+    config.option.basetemp = tempfile.mkdtemp(prefix=f"pytest-worker{RANK}-")
+
+
 @pytest.hookimpl(trylast=True)  # after the reporter has been registered
 def pytest_configure(config):
     if RANK:
         config.pluginmanager.unregister(name="terminalreporter")
+
+
+def pytest_sessionfinish(session, exitstatus):
+    if exitstatus == pytest.ExitCode.OK:
+        shutil.rmtree(session.config.option.basetemp, ignore_errors=True)
 
 
 def pytest_runtest_logreport(report):
@@ -44,6 +57,7 @@ def run(tmp_path_factory):
         patch.setenv("HOROVOD_STALL_CHECK_TIME_SECONDS", "20")
         patch.setenv("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "60")
         patch.setattr(torch.cuda, "is_available", lambda: False)
-        run = Run(str(tmp_path_factory.mktemp("run")), keep=1)
+        run = Run(str(tmp_path_factory.mktemp("run")), keep=1).__enter__()
     torch.set_num_threads(1)
+    run.stop.restore()
     return run

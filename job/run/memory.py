@@ -1,0 +1,18 @@
+"""How glibc's malloc deals with what is freed, where that costs time."""
+
+import ctypes
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of malloc.h
+
+
+def keep_freed_memory(largest: int | None = None) -> None:
+    """Let this process keep what it frees instead of giving it back to the system: each page costs a fault when it returns.
+
+    largest: bytes, at most 2**25; what is larger goes back. Measured: a step at 224 pixels on the CPU frees and takes
+    gigabytes of feature maps, which costs 0.6 of its 4.5 seconds; decoding an image and changing its colours takes up
+    to four times as long with arrays that come and go.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(*((M_MMAP_MAX, 0) if largest is None else (M_MMAP_THRESHOLD, largest)))
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

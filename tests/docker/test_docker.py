@@ -1,0 +1,341 @@
+"""The image, runs in it, and the engine of docker/local-engine.sh."""
+
+import io
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+from runs import differences
+
+REPO = Path(__file__).parents[2]
+SCRIPT = REPO / "docker/local-engine.sh"
+SMALL = "-a resnet18 --image-size 32 --batch-size 8 --epochs 2 --moco-k 20 --mlp --moco-t 0.2 --aug-plus --cos".split()
+SMALL += "--warmup-epochs 1 --refresh-epochs 0,1 --keep 1 --workers 0".split()
+EPOCH = 50 // 8  # steps
+STEPS = 2 * EPOCH
+UNKNOWN, DEFAULT = 4242, 10001  # a user whom the image does not know, and the one that it runs as by itself
+
+
+# What is in the image.
+
+LOOK = """
+import glob, json, os, shutil, sys, sysconfig
+site = os.path.dirname(os.path.dirname(__import__("torch").__file__))
+print(json.dumps({
+    "programs": [name for name in "gcc g++ cc c++ clang make cmake nvcc ptxas ld as git pytest".split() if shutil.which(name)],
+    "headers": [p for p in (sysconfig.get_path("include") + "/Python.h", site + "/torch/include") if os.path.exists(p)],
+    "caches": [p for p in ("/tmp/*", "/tmp/.*", "/root/.cache", "/var/lib/apt/lists/*", "/var/cache/apt/*") if glob.glob(p)],
+    "sources": glob.glob("/build*") + glob.glob("/runs/*"),
+    "project": sorted(n for n in os.listdir(site) if n in ("job", "tests", "triton") or n.startswith(("mgd", "moco"))),
+    "commands": sorted(n for n in os.listdir(os.path.dirname(sys.executable)) if n.startswith("mgd-")),
+}))
+"""
+
+
+def test_the_image_has_no_compiler_no_headers_no_caches_and_no_sources(docker, image):
+    found = json.loads(docker("run", "--rm", "--user", "0", image, "python", "-c", LOOK))
+    assert found == {
+        "programs": [],
+        "headers": [],
+        "caches": [],
+        "sources": [],
+        "project": ["job", "mgd", "moco", "moco_mgd-0.1.0.dist-info"],
+        "commands": ["mgd-export", "mgd-linear", "mgd-pack", "mgd-train"],
+    }
+
+
+def test_the_image_runs_what_it_is_given_and_bakes_no_launch_settings_in(docker, image):
+    [content] = json.loads(docker("image", "inspect", image))
+    config = content["Config"]
+    assert config["User"] == f"{DEFAULT}:{DEFAULT}"
+    assert config["Entrypoint"] == ["/usr/bin/env"]
+    assert not [setting for setting in config["Env"] if setting.startswith(("HOROVOD_", "NCCL_", "OMP_", "CUDA_", "PIP_"))]
+    assert "MGD_IMAGE=moco-mgd:test" in config["Env"]
+    assert config["Labels"]["org.opencontainers.image.version"] == "test"
+    assert content["Size"] < 5.5e9
+
+
+def test_the_image_alone_shows_the_options(docker, image):
+    assert "--teacher-arch X" in docker("run", "--rm", image)
+
+
+def test_a_wrong_command_line_ends_in_one_line(engine, image):
+    words = ["docker", "run", "--rm", "--network=host", image, "python", "-m", "job.train", "/nowhere", "--batch-size", "x"]
+    done = subprocess.run(words, env=engine, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("error: ")
+
+
+def test_only_what_is_copied_goes_to_the_engine(docker, tmp_path):
+    """Of all that lies in the repository: no runs, no environments, no tests."""
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY . /\nCMD x\n")
+    docker("build", "-f", tmp_path / "Dockerfile", "-t", "moco-mgd-context:test", ".")
+    container = docker("create", "moco-mgd-context:test").strip()
+    try:
+        exported = subprocess.run(["docker", "export", container], env=docker.engine, capture_output=True, check=True)
+    finally:
+        docker("rm", container)
+        docker("rmi", "moco-mgd-context:test")
+    with tarfile.open(fileobj=io.BytesIO(exported.stdout)) as archive:
+        files = {member.name: member.size for member in archive if member.isfile()}
+    top = {"LICENSE", "pyproject.toml", "setup.py", "docker/build_horovod.sh"}
+    others = [name for name in files if name not in top and not name.startswith(("job/", "mgd/", "moco/"))]
+    assert top <= set(files) and "job/presets/small.yaml" in files
+    mounts = {".dockerenv", "dev/console", "etc/hostname", "etc/hosts", "etc/resolv.conf"}  # docker's own, of any container
+    assert set(others) <= {"Dockerfile", ".dockerignore"} | mounts
+    assert not [name for name in files if "__pycache__" in name]
+    assert sum(files.values()) < 1e6
+
+
+def test_a_change_of_the_code_redoes_the_last_layers_alone(docker, build, image, tmp_path):
+    for name in ("docker", "job", "mgd", "moco"):
+        shutil.copytree(REPO / name, tmp_path / name)
+    for name in (".dockerignore", "LICENSE", "pyproject.toml", "setup.py"):
+        shutil.copy(REPO / name, tmp_path)
+    with open(tmp_path / "mgd/loss.py", "a") as file:
+        file.write(f"# {time.time()}\n")
+    changed = build("moco-mgd-changed:test", tmp_path)
+    before, after = (
+        json.loads(docker("image", "inspect", name, "--format", "{{json .RootFS.Layers}}")) for name in (image, changed)
+    )
+    docker("rmi", changed)
+    same = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=True))))
+    assert before != after
+    sizes = [int(size) for size in docker("history", "--human=false", "--format", "{{.Size}}", image).split()]
+    assert sum(sorted(sizes)[:-3]) < 1e6  # all but Python, the environment and the base
+    assert same >= len(before) - 2
+
+
+# Runs in it.
+
+
+class Run:
+    """A run of two workers in a container of its own."""
+
+    def __init__(self, docker, image, name, mounts, folder, arguments, user=None, init=True):
+        self.docker, self.name, self.folder = docker, name, folder
+        options = [
+            "--rm",
+            "--name",
+            name,
+            "--network=host",
+            "--ipc=host",
+            "-e",
+            "OMP_NUM_THREADS=1",
+            "-e",
+            "CUDA_VISIBLE_DEVICES=",
+        ]
+        options += ["--init"] * init + (["--user", f"{user}:{user}"] if user else [])
+        for source, target in {folder.parent: "/runs", **mounts}.items():
+            options += ["-v", f"{source}:{target}" + ":ro" * (target != "/runs")]
+        program = ["horovodrun", "-np", 2, "python", "-m", "job.train", "/data", *arguments, "--out", f"/runs/{folder.name}"]
+        self.process = subprocess.Popen(
+            ["docker", "run", *options, image, *map(str, program)],
+            env=docker.engine,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def wait_for_step(self, step):
+        until = time.monotonic() + 120
+        while len(curve(self.folder)) < step:
+            assert self.process.poll() is None, f"the run ended early:\n{self.process.stdout.read()}"
+            assert time.monotonic() < until, f"step {step} has not come in 120 s"
+            time.sleep(0.02)
+
+    def finish(self):
+        """Wait for the end; return the exit code and what was printed."""
+        output, _ = self.process.communicate(timeout=300)
+        return self.process.returncode, output
+
+
+def curve(folder):
+    """What a run computed, step by step and refresh by refresh, to the last digit: all but how long it took."""
+    path = folder / "metrics.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+    kept = [{key: value for key, value in record.items() if key not in ("images_per_s", "data_wait")} for record in records]
+    return [record for record in kept if "loss" in record or "stage" in record]
+
+
+def owners(folder):
+    return {(path.lstat().st_uid, path.lstat().st_gid) for path in [folder, *folder.rglob("*")]}
+
+
+@pytest.fixture(scope="module")
+def outside(start_job, images, teacher_file, tmp_path_factory):
+    """The folder of a run without a container, by the same versions."""
+    folder = tmp_path_factory.mktemp("outside") / "run"
+    job = start_job(2, folder, [images, *SMALL, "--teacher", teacher_file])
+    output = job.finish()
+    assert job.process.returncode == 0, output
+    return folder
+
+
+@pytest.fixture
+def start_run(docker, image, images, teacher_file, tmp_path):
+    """A function that starts a Run on the images and the teacher; a container that is left at the end is removed."""
+    runs = []
+    for folder in [images, *(path for path in images.rglob("*") if path.is_dir())]:
+        folder.chmod(0o755)
+
+    def start(folder, *more, user=None, init=True):
+        folder.parent.mkdir(exist_ok=True)
+        os.chown(folder.parent, user or DEFAULT, user or DEFAULT)
+        arguments = [*SMALL, "--teacher", "/teacher.pth.tar", *more]
+        name = f"moco-mgd-test-{os.getpid()}-{len(runs)}"
+        runs.append(Run(docker, image, name, {images: "/data", teacher_file: "/teacher.pth.tar"}, folder, arguments, user, init))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        docker("rm", "--force", run.name, check=False)
+        run.process.wait(timeout=60)
+
+
+def test_a_run_computes_the_same_as_without_a_container_as_any_user(start_run, outside, tmp_path):
+    run = start_run(tmp_path / "runs/run", user=UNKNOWN)
+    code, output = run.finish()
+    assert code == 0, output
+    assert "image moco-mgd:test" in output
+    steps = curve(run.folder)
+    assert len([record for record in steps if "loss" in record]) == STEPS
+    assert steps == curve(outside)
+    assert differences(outside, run.folder) == []
+    assert owners(run.folder) == {(UNKNOWN, UNKNOWN)}
+
+
+@pytest.mark.parametrize("init", [True, False], ids=["init", "launcher first"])
+def test_a_stopped_container_has_saved_and_the_next_goes_on(start_run, docker, outside, tmp_path, init):
+    """Also where the launcher is the first process of the container. Only the signal can have saved within an epoch."""
+    folder = tmp_path / "runs/run"
+    run = start_run(folder, "--resume", "auto", init=init)
+    run.wait_for_step(6)  # 4 refreshes, 2 steps
+    docker("stop", "--time", "60", run.name)
+    code, output = run.finish()
+    assert code == 0, output
+    assert "stopped by a signal" in output
+    done = curve(folder)[-1]["steps"]
+    assert done < STEPS and (folder / f"checkpoint_{done // EPOCH:04d}_{done % EPOCH:06d}.pth.tar").exists()
+    again = start_run(folder, "--resume", "auto")
+    code, output = again.finish()
+    assert code == 0, output
+    assert "resuming from" in output
+    assert curve(folder) == curve(outside)
+    assert differences(outside, folder) == []
+    assert owners(folder) == {(DEFAULT, DEFAULT)}
+
+
+def test_a_killed_container_leaves_no_process_and_the_next_ends_in_the_same_bytes(start_run, docker, outside, tmp_path):
+    folder = tmp_path / "runs/run"
+    options = ["--save-every", "2steps", "--resume", "auto"]
+    run = start_run(folder, *options, user=UNKNOWN)
+    run.wait_for_step(7)  # 4 refreshes, 3 steps
+    processes = [int(line.split()[1]) for line in docker("top", run.name).splitlines()[1:]]
+    assert len(processes) >= 4
+    docker("kill", "--signal", "KILL", run.name)
+    code, output = run.finish()
+    assert code == 128 + signal.SIGKILL, output
+    assert not [number for number in processes if Path(f"/proc/{number}").exists()]
+    again = start_run(folder, *options, user=UNKNOWN)
+    code, output = again.finish()
+    assert code == 0, output
+    assert "resuming from" in output
+    assert curve(folder) == curve(outside)
+    assert differences(outside, folder) == []
+
+
+# docker/local-engine.sh.
+
+
+def local_engine(action, folder, **environment):
+    """The exit code of docker/local-engine.sh, and all that it said."""
+    done = subprocess.run(
+        [shutil.which("bash"), SCRIPT, action],
+        env=os.environ | {"LOCAL_ENGINE": str(folder)} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=180,
+    )
+    return done.returncode, done.stdout.replace("local-engine: ", "")
+
+
+def test_an_engine_that_is_there_is_used_and_not_stopped(docker, engine, tmp_path):
+    host = engine["DOCKER_HOST"]
+    before = docker("info", "--format", "{{.ID}}")
+    code, said = local_engine("up", tmp_path, DOCKER_HOST=host)
+    assert (code, said.splitlines()) == (
+        0,
+        [
+            f"an engine answers already at {host}: using that",
+            f"export DOCKER_HOST={host}",
+            f"export BASE_IMAGE={engine['BASE_IMAGE']}",
+        ],
+    )
+    said = f"an engine that was not started here answers at {host}\n"
+    assert local_engine("status", tmp_path, DOCKER_HOST=host) == (0, said)
+    said = f"no engine of {tmp_path} runs: nothing to stop\n"
+    assert local_engine("down", tmp_path, DOCKER_HOST=host) == (0, said)
+    assert docker("info", "--format", "{{.ID}}") == before
+
+
+@pytest.fixture
+def nowhere(tmp_path):
+    """An environment in which no engine answers."""
+    return {"DOCKER_HOST": f"unix://{tmp_path}/none.sock"}
+
+
+def test_an_engine_is_started_told_of_and_stopped_beside_another(docker, nowhere, tmp_path):
+    folder = tmp_path / "engine"
+    other = docker("info", "--format", "{{.ID}}")
+    assert local_engine("status", folder, **nowhere) == (3, "no engine answers\n")
+    try:
+        code, said = local_engine("up", folder, **nowhere)
+        assert code == 0, said
+        [host] = re.findall(r"^export DOCKER_HOST=(unix:///run/.*)$", said, re.M)
+        pids = Path(host.removeprefix("unix://")).with_name("dockerd.pid")
+        pid = int(pids.read_text())
+        assert local_engine("status", folder, **nowhere) == (0, f"runs, pid {pid}, 0 containers: DOCKER_HOST={host}\n")
+        begun = time.monotonic()
+        code, said = local_engine("up", folder, **nowhere)
+        assert (code, said.splitlines()[0]) == (0, f"runs already, pid {pid}")
+        assert time.monotonic() - begun < 10
+        [base] = re.findall(r"^export BASE_IMAGE=(.*)$", said, re.M)
+        subprocess.run(["docker", "--host", host, "run", "--rm", "--network=host", base, "true"], check=True, timeout=60)
+    finally:
+        code, said = local_engine("down", folder, **nowhere)
+    assert (code, said) == (0, f"stopped, pid {pid}; its images stay in {folder}/data\n")
+    assert not Path(f"/proc/{pid}").exists()
+    assert not [line for line in Path("/proc/mounts").read_text().splitlines() if str(folder) in line or str(pids.parent) in line]
+    assert local_engine("status", folder, **nowhere) == (3, "no engine answers\n")
+    assert docker("info", "--format", "{{.ID}}") == other
+    shutil.rmtree(folder)
+
+    # As after a restart of the machine, when the number belongs to something else.
+    pids.parent.mkdir()
+    with subprocess.Popen(["sleep", "60"]) as process:
+        pids.write_text(str(process.pid))
+        assert local_engine("down", folder, **nowhere) == (0, f"no engine of {folder} runs: nothing to stop\n")
+        assert process.poll() is None
+        process.kill()
+    shutil.rmtree(pids.parent)
+
+
+def test_what_is_missing_is_named_with_its_package(nowhere, tmp_path):
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("bash", "dirname", "realpath", "sha256sum", "sort", "xargs", "cut", "echo"):
+        (programs / name).symlink_to(shutil.which(name))
+    said = "missing here: apt-get install docker.io\n"  # debootstrap lies in /usr/sbin, where the script looks too
+    assert local_engine("up", tmp_path / "engine", PATH=str(programs), **nowhere) == (2, said)
+    assert local_engine("start", tmp_path / "engine") == (2, "expected up, status or down\n")

@@ -1,0 +1,82 @@
+"""Jobs of a real SLURM, and what their runs have computed."""
+
+import json
+import re
+import time
+from pathlib import Path
+
+import psutil
+
+REPO = Path(__file__).parents[2]
+EPOCHS, EPOCH = 3, 50 // 12  # steps an epoch
+STEPS = EPOCHS * EPOCH
+SMALL = "-a resnet18 --image-size 32 --batch-size 12 --moco-k 60 --mlp --moco-t 0.2 --aug-plus --cos --workers 0".split()
+SMALL += f"--epochs {EPOCHS} --warmup-epochs 1 --refresh-epochs 0,1 --save-every 2steps --keep 9".split()
+
+
+class BatchJob:
+    """A job of one of this project's scripts."""
+
+    def __init__(self, slurm, number: str, log: Path, run: Path):
+        self.slurm, self.number, self.log, self.run = slurm, number, log, run
+
+    def text(self) -> str:
+        """What the job's log has."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def shown(self, field: str) -> str:
+        """A field of `scontrol show job`."""
+        return re.search(rf"\b{field}=(\S*)", self.slurm("scontrol", "show", "job", "-o", self.number))[1]
+
+    def steps(self) -> list[int]:
+        """The steps done so far, as metrics.jsonl has them."""
+        return [record["steps"] for record in self.records() if "loss" in record]
+
+    def records(self) -> list[dict]:
+        path = self.run / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+
+    def tasks(self) -> dict[int, psutil.Process]:
+        """The job's running tasks by rank."""
+        step = {process: process.environ() for process in self.processes() if process.cmdline()[1:2] == ["-m"]}
+        return {int(values["SLURM_PROCID"]): process for process, values in step.items() if "SLURM_STEP_NUM_TASKS" in values}
+
+    def processes(self) -> list[psutil.Process]:
+        """All living processes that this job has started."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                environment = process.environ()
+                ours = environment.get("SLURM_CONF", "").startswith(f"{self.slurm.folder}/")
+                if ours and environment.get("SLURM_JOB_ID") == self.number and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def wait(self, what: str, condition, seconds: float = 120, pause: float = 0.05) -> float:
+        """Wait until `condition()` holds; return the seconds that it took."""
+        begun = time.monotonic()
+        while not condition():
+            assert time.monotonic() < begun + seconds, f"{what} has not come in {seconds} s; the log:\n{self.text()}"
+            time.sleep(pause)
+        return time.monotonic() - begun
+
+    def wait_for_step(self, step: int) -> None:
+        self.wait(f"step {step}", lambda: step in self.steps())
+
+    def wait_for_line(self, text: str, times: int = 1, seconds: float = 120) -> float:
+        return self.wait(f"'{text}'", lambda: self.text().count(text) >= times, seconds)
+
+    def wait_for_end(self, seconds: float = 180) -> str:
+        """Wait until SLURM is through with the job, and return its state."""
+        over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+        self.wait("the job's end", lambda: self.shown("JobState") in over, seconds)
+        return self.shown("JobState")
+
+
+def curve(folder: Path) -> list[dict]:
+    """All that metrics.jsonl says of the training, in every digit, without what a clock has measured."""
+    clock = ("images_per_s", "wait", "seconds", "measure", "gather", "solve")
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in record.items() if not any(word in name for word in clock)} for record in records]

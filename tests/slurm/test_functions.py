@@ -1,0 +1,94 @@
+"""What slurm/functions.sh gives to programs that cannot be run here, written down by stand-ins for them."""
+
+import os
+import subprocess
+
+import pytest
+
+from jobs import REPO
+
+COMMAND = ["python", "-m", "job.train", "my data", "--out", "r"]
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """A function that runs lines after the functions, with programs that a test has written in place of the real ones."""
+
+    def run(lines, programs=None, **variables):
+        for name, text in (programs or {}).items():
+            (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+            (tmp_path / name).chmod(0o755)
+        environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)} | variables
+        script = f"set -euo pipefail\n. {REPO}/slurm/functions.sh\n{lines}"
+        return subprocess.run(
+            ["bash", "-c", script, "script", *COMMAND], env=environment, cwd=tmp_path, capture_output=True, text=True
+        )
+
+    return run
+
+
+def words(shell, tmp_path, **variables) -> list[str]:
+    """The words that srun is started with."""
+    (tmp_path / "my data").mkdir()
+    (tmp_path / "r").mkdir()
+    values = {"DATA": f"{tmp_path}/my data", "RUN": f"{tmp_path}/r", "IMAGE": "image", "MOUNTS": "/etc /nowhere"} | variables
+    done = shell('start_tasks "$@"', {"srun": 'printf "%s\\n" "$@"'}, **values)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("runtime", ["none", "docker", "apptainer", "pyxis"])
+def test_the_training_command_is_the_same_in_each_runtime(shell, tmp_path, runtime):
+    given = words(shell, tmp_path, RUNTIME=runtime, SLURM_CPUS_PER_TASK="8")
+    assert given[:3] == ["--export=ALL", "--kill-on-bad-exit=1", "--cpus-per-task=8"]
+    assert given[-len(COMMAND) :] == COMMAND
+    between = given[3 : -len(COMMAND)]
+    seen = f"{tmp_path}:{tmp_path}:ro,{tmp_path}/my data:{tmp_path}/my data:ro,/etc:/etc:ro,{tmp_path}/r:{tmp_path}/r"
+    assert (
+        between
+        == {
+            "none": [],
+            "docker": ["bash", f"{REPO}/slurm/functions.sh", "in_docker"],
+            "apptainer": ["apptainer", "exec", "--bind", seen, "--pwd", str(tmp_path), "image"],
+            "pyxis": [
+                "--container-image=image",
+                f"--container-mounts={seen}",
+                f"--container-workdir={tmp_path}",
+                "--no-container-mount-home",
+            ],
+        }[runtime]
+    )
+
+
+def test_apptainer_sees_gpus_where_the_job_has_some(shell, tmp_path):
+    given = words(shell, tmp_path, RUNTIME="apptainer", SLURM_JOB_GPUS="0,1")
+    assert given[given.index("exec") + 1] == "--nv"
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"RUNTIME": "podman"}, "RUNTIME=podman: expected none, docker, apptainer or pyxis"),
+        ({"RUNTIME": "none", "VENV": "nowhere"}, "VENV=nowhere is no virtual environment: make setup"),
+    ],
+)
+def test_a_setting_that_is_wrong_is_one_line(shell, variables, said):
+    done = shell('start_tasks "$@"', {"srun": "exit 1"}, **variables)
+    assert (done.returncode, done.stderr) == (2, f"error: batch: {said}\n")
+
+
+def test_addresses_that_other_machines_cannot_use_are_left_out(shell):
+    """By number as SLURM has it; by name as it resolves, but to the machine itself or not at all."""
+    nodes = {"node1": "10.0.0.1", "node2": "lan-name", "node3": "own-name", "node4": "nowhere", "node5": "127.0.0.1"}
+    lines = "\n".join(
+        f"NodeName={name} Arch=x86_64 CoresPerSocket=1 NodeAddr={address} NodeHostName=h Port=1"
+        for name, address in nodes.items()
+    )
+    resolve = """case $2 in
+        *.*) echo "$2 STREAM" ;;
+        lan-name) echo "10.0.0.2 STREAM lan-name" ;;
+        own-name) echo "127.0.1.1 STREAM own-name" ;;
+        *) exit 2 ;;
+    esac"""
+    done = shell("node_addresses", {"scontrol": f"cat <<'END'\n{lines}\nEND", "getent": resolve}, SLURM_JOB_NODELIST="node[1-5]")
+    assert (done.returncode, done.stdout) == (0, "node1=10.0.0.1 node2=10.0.0.2 node5=127.0.0.1 ")

@@ -1,0 +1,358 @@
+"""Jobs on a real SLURM of two nodes, and what is done to jobs: each case ends as the README of slurm/ says."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import tarfile
+
+import pytest
+import torch
+
+from jobs import REPO, SMALL, STEPS, BatchJob, curve
+from runs import differences
+
+REQUEUED = "requeued, 1 of at most"
+SIGNAL = "signal USR2: the tasks finish their step and save"
+
+
+@pytest.fixture
+def prolog(tmp_path):
+    """A function that writes a task prolog: shell lines that each task runs first; they may print `export NAME=VALUE`."""
+
+    def write(lines):
+        path = tmp_path / "prolog.sh"
+        path.write_text(f"#!/bin/bash\n{lines}\n")
+        path.chmod(0o755)
+        return {"SLURM_TASK_PROLOG": path}
+
+    return write
+
+
+def check_whole(job, undisturbed, workers=2, teacher=False):
+    """The job has ended well: every step done once, and the same bytes as a run that nothing interrupted."""
+    assert job.wait_for_end() == "COMPLETED", job.text()
+    job.wait_for_line("complete, not requeued: done: 3 epochs", seconds=5)
+    assert job.steps() == list(range(1, STEPS + 1))
+    assert (job.run / "last.pth.tar").resolve().name == "checkpoint_0003_000000.pth.tar"
+    assert differences(undisturbed(workers, teacher), job.run) == []
+
+
+@pytest.mark.parametrize(("sbatch", "workers"), [([], 4), (["--ntasks=3"], 3)], ids=["2 nodes x 2", "2 and 1"])
+def test_a_job_trains_to_the_same_digits_as_horovodrun(submit, undisturbed, teacher_file, sbatch, workers):
+    """Once the ranks are up, nobody listens at the rendezvous any more."""
+    job = submit([*SMALL, "--teacher", teacher_file], tasks_per_node=2, sbatch=sbatch)
+    job.wait_for_step(1)
+    preflight = next(line for line in job.text().splitlines() if "rendezvous" in line)
+    assert preflight.startswith(f"{workers} workers on 2 nodes, 2 of them on node1, by srun; interface lo rendezvous 127.0.0.1:")
+    assert all(word in preflight for word in (f"torch {torch.__version__}", "Horovod 0.28.1", "NCCL", "image none"))
+    port = int(re.search(r"127.0.0.1:(\d+)", preflight)[1])
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=5)
+    check_whole(job, undisturbed, workers, teacher=True)
+    assert curve(job.run) == curve(undisturbed(workers, teacher=True))
+    assert "requeued, " not in job.text()
+
+
+def test_a_killed_rank_ends_the_try_and_the_next_one_ends_in_the_same_bytes(submit, undisturbed):
+    job = submit(SMALL)
+    job.wait_for_step(4)
+    job.tasks()[1].send_signal(signal.SIGKILL)
+    assert job.wait_for_line(REQUEUED) < 60
+    assert re.search(r"srun: error: node2: task 1: Killed", job.text())
+    check_whole(job, undisturbed)
+
+
+def test_rank_0_killed_in_a_save_leaves_the_checkpoint_before_whole(submit, undisturbed):
+    job = submit(SMALL)
+    job.wait_for_step(1)
+    tasks = job.tasks()
+    job.wait("the first save", (job.run / "last.pth.tar").exists)
+    job.wait("another save", lambda: list(job.run.glob("checkpoint_*.new")), pause=0.001)
+    tasks[0].send_signal(signal.SIGKILL)
+    job.wait("the end of rank 0", lambda: not tasks[0].is_running())
+    [half] = job.run.glob("checkpoint_*.new")
+    last = (job.run / "last.pth.tar").resolve()
+    assert not half.with_suffix("").exists() and last.name < half.name
+    assert torch.load(last, weights_only=True)["step"] in (0, 2)
+    assert job.wait_for_line(REQUEUED) < 60
+    assert re.search(r"srun: error: node1: task 0: Killed", job.text())
+    check_whole(job, undisturbed)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        ["scancel", "--batch", "--signal=USR2"],
+        ["scancel", "--batch", "--signal=TERM"],
+        ["scancel", "--signal=TERM"],
+        ["scontrol", "requeue"],
+        ["twice"],
+    ],
+    ids=" ".join,
+)
+def test_a_wish_to_stop_saves_at_a_common_step_and_requeues_once(slurm, submit, undisturbed, how):
+    """--save-every is an epoch here: only the wish can have saved within the first."""
+    job = submit([*SMALL, "--save-every", 1])
+    job.wait_for_step(1)
+    if how == ["twice"]:
+        slurm("scancel", "--batch", "--signal=USR2", job.number)
+        slurm("scancel", "--batch", "--signal=USR2", job.number)
+    else:
+        slurm(*how, job.number)
+    job.wait_for_line("stopped by a signal")
+    saved = re.findall(r"saved .*/(checkpoint_\d+_\d+)", job.text())[-1]
+    check_whole(job, undisturbed)
+    assert f"resuming from {job.run}/{saved}" in job.text()
+    assert job.shown("Restarts") == "1"
+    if how != ["scontrol", "requeue"]:
+        assert job.text().count(REQUEUED) == 1
+    else:
+        assert REQUEUED not in job.text() and "not requeued: the job is" in job.text()
+
+
+def test_the_signal_ahead_of_the_time_limit_saves_and_requeues(submit, undisturbed):
+    """SLURM looks every half minute: a try has up to 30 seconds here, so one task is held until the signal has come."""
+    job = submit([*SMALL, "--save-every", 1], sbatch=["--time=1", "--signal=B:USR2@30"])
+    job.wait_for_step(1)
+    signals, task = job.text().count(SIGNAL), job.tasks()[1]
+    task.suspend()
+    job.wait_for_line(SIGNAL, times=signals + 1, seconds=90)
+    task.resume()
+    job.wait_for_line("stopped by a signal")
+    job.wait_for_line(f"requeued, {signals + 1} of at most")
+    check_whole(job, undisturbed)
+
+
+def test_a_signal_before_horovod_is_up_requeues(slurm, submit, undisturbed):
+    job = submit(SMALL)
+    job.wait_for_line("try 1 on")
+    slurm("scancel", "--batch", "--signal=USR2", job.number)
+    job.wait_for_line(REQUEUED)
+    assert "by srun" not in job.text()  # the line that Horovod's workers begin with
+    check_whole(job, undisturbed)
+    assert job.shown("Restarts") == "1"
+
+
+def test_a_signal_while_the_data_is_staged_requeues(slurm, submit, images, undisturbed, tmp_path):
+    """The archive is a pipe here, which nothing comes through in the first try."""
+    archive = tmp_path / "photos.tar"
+    os.mkfifo(archive)
+    job = submit(SMALL, ARCHIVE=archive, LOCAL=tmp_path / "local", DATA="")
+    job.wait_for_line("data: copying")
+    slurm("scancel", "--batch", "--signal=USR2", job.number)
+    job.wait_for_line(REQUEUED, seconds=60)
+    archive.unlink()
+    with tarfile.open(archive, "w") as file:
+        file.add(images, "photos")
+    check_whole(job, undisturbed)
+
+
+def test_tasks_that_do_not_end_in_time_are_requeued_from_the_newest_checkpoint(slurm, submit, undisturbed):
+    job = submit(SMALL, STOP_SECONDS=3, HOROVOD_STALL_CHECK_TIME_SECONDS=300)
+    job.wait_for_step(4)
+    tasks = job.tasks()
+    tasks[1].send_signal(signal.SIGSTOP)
+    slurm("scancel", "--batch", "--signal=USR2", job.number)
+    job.wait_for_line("the tasks have not ended in 3 s: requeued from the newest checkpoint", seconds=20)
+    check_whole(job, undisturbed)
+    assert job.shown("Restarts") == "1"
+
+
+def test_scancel_leaves_no_process_and_does_not_requeue(slurm, submit):
+    job = submit(SMALL)
+    job.wait_for_step(2)
+    slurm("scancel", job.number)
+    assert job.wait("the end of all processes", lambda: not job.processes(), 60) < 40
+    assert job.wait_for_end() == "CANCELLED"
+    assert REQUEUED not in job.text() and job.shown("Restarts") == "0"
+
+
+def test_a_node_that_fails_requeues_and_the_run_goes_on(slurm, submit, undisturbed):
+    job = submit(SMALL)
+    job.wait_for_step(4)
+    slurm("scontrol", "update", "nodename=node2", "state=down", "reason=test")
+    job.wait("the job's requeueing", lambda: job.shown("JobState") == "PENDING")
+    slurm("scontrol", "update", "nodename=node2", "state=resume", check=False)  # it may have come back by itself
+    check_whole(job, undisturbed)
+    assert job.shown("Restarts") == "1"
+    assert "resuming from" in job.text()
+    assert re.search("requeue.* due to failure of node node2", (slurm.folder / "log/slurmctld.log").read_text())
+
+
+def test_a_job_of_a_partition_that_goes_first_preempts_and_the_run_goes_on(slurm, submit, undisturbed, tmp_path):
+    job = submit(SMALL, sbatch=["--exclusive"])
+    job.wait_for_step(2)
+    slurm("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", f"--output={tmp_path}/urgent", "--wrap", "sleep 3")
+    job.wait("the job's requeueing", lambda: job.shown("JobState") == "PENDING")
+    check_whole(job, undisturbed)
+    assert "resuming from" in job.text()
+
+
+def test_all_wait_for_a_rank_that_starts_60_seconds_late(submit, undisturbed, prolog):
+    job = submit(SMALL, **prolog('if [ "$SLURM_PROCID" = 1 ]; then sleep 60; fi'))
+    job.wait_for_line("waiting for rank 1 of 2 to start")
+    check_whole(job, undisturbed)
+
+
+def test_a_taken_rendezvous_port_gives_way_to_the_next(slurm, submit, undisturbed):
+    job = submit(SMALL, sbatch=["--hold"])
+    port = 20000 + int(job.number) * 8 % 10000
+    with socket.create_server(("127.0.0.1", port)):
+        slurm("scontrol", "release", job.number)
+        job.wait_for_step(1)
+    assert f"rendezvous 127.0.0.1:{port + 1}" in job.text()
+    check_whole(job, undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("lines", "variables", "said"),
+    [
+        (
+            'if [ "$SLURM_PROCID" = 0 ]; then sleep 600; fi',
+            {"MGD_START_SECONDS": 3},
+            "error: rank 1 on node2: no answer from rank 0's rendezvous at 127.0.0.1",
+        ),
+        (
+            "",
+            {"MGD_NODE_ADDRESSES": "node1=203.0.113.9"},
+            "error: rank 0 on node1: the address of node2 is unknown",
+        ),
+        (
+            "",
+            {"HOROVOD_GLOO_IFACE": "nosuch0"},
+            "error: rank 0 on node1: HOROVOD_GLOO_IFACE=nosuch0",
+        ),
+        (
+            'if [ "$SLURM_PROCID" = 1 ]; then echo "export HOROVOD_GLOO_IFACE=nosuch1"; fi',
+            {},
+            "error: rank 1 on node2: HOROVOD_GLOO_IFACE=nosuch1",
+        ),
+    ],
+    ids=["unreachable", "unknown address", "wrong interface", "wrong interface on one node"],
+)
+def test_what_keeps_horovod_from_starting_is_one_line(submit, prolog, lines, variables, said):
+    job = submit(SMALL, **prolog(lines), **variables)
+    assert job.wait_for_line("not requeued: ", seconds=60) < 60
+    errors = [line for line in job.text().splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and errors[0].startswith(said), job.text()
+    assert "Traceback" not in job.text()
+    assert job.wait_for_end() == "FAILED"
+    assert job.shown("Restarts") == "0"
+
+
+POISON = """
+import os, sys, threading, time, ctypes
+def later():
+    path = os.path.join(os.environ["RUN"], "metrics.jsonl")
+    while not (os.path.exists(path) and sum(1 for line in open(path)) > 4):
+        time.sleep(0.05)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(threading.main_thread().ident), ctypes.py_object(MemoryError))
+if "job.train" in sys.orig_argv:
+    threading.Thread(target=later, daemon=True).start()
+"""
+
+
+def test_an_exception_on_one_rank_is_what_one_reads(submit, prolog, tmp_path):
+    """A module that one node's Python imports by itself raises it in the main thread, after some steps."""
+    (tmp_path / "sitecustomize.py").write_text(POISON)
+    job = submit(
+        [*SMALL, "--save-every", 3], **prolog(f'if [ "$SLURM_PROCID" = 1 ]; then echo "export PYTHONPATH={tmp_path}"; fi')
+    )
+    job.wait_for_step(1)
+    assert job.wait_for_line("not requeued: it ended before it saved anything new") < 60
+    errors = [line for line in job.text().splitlines() if line.startswith("error: ")]
+    assert errors == ["error: rank 1 on node2: MemoryError: "], job.text()
+    assert re.search(r"srun: error: node2: task 1: Exited with exit code 1", job.text())
+    assert job.wait_for_end() == "FAILED"
+
+
+@pytest.mark.parametrize(("stopped", "speaks"), [(1, "rank 0 on node1"), (0, "rank 1 on node2")])
+def test_a_rank_that_stands_still_is_named_with_the_tensor_and_ends_the_try(submit, stopped, speaks):
+    limits = {"HOROVOD_STALL_CHECK_TIME_SECONDS": 3, "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": 8}
+    job = submit(SMALL, MAX_REQUEUES=0, **limits)
+    job.wait_for_step(2)
+    job.tasks()[stopped].send_signal(signal.SIGSTOP)
+    other = f"rank {stopped} on node{stopped + 1} does not answer: it is stopped, or out of reach"
+    job.wait_for_line(other)
+    report = next(line for line in job.text().splitlines() if other in line)
+    assert re.fullmatch(rf"{speaks} waits for ('\S+'|the gradient of \S+) at \S+:\d+ for [3-5] s; {other}", report)
+    assert job.wait_for_line(f"error: {speaks} waits for", seconds=15) < 15
+    assert job.wait_for_line("not requeued: ", seconds=60) < 60
+    assert job.wait_for_end() == "FAILED"
+
+
+def test_a_mistake_is_one_line_and_is_not_requeued(submit):
+    job = submit([*SMALL, "--batch-size", "13"])
+    assert job.wait_for_end() == "FAILED"
+    errors = [line for line in job.text().splitlines() if "error: " in line and "srun: " not in line]
+    assert errors == ["error: --batch-size 13 cannot be shared equally by 2 workers: choose 12 or 14"]
+    assert "not requeued: a mistake in its options or data" in job.text()
+    assert job.shown("ExitCode") == "2:0"
+
+
+def test_a_complete_run_is_not_requeued_and_not_trained_again(submit, undisturbed):
+    job = submit(SMALL)
+    check_whole(job, undisturbed)
+    again = submit(SMALL, run=job.run)
+    check_whole(again, undisturbed)
+    assert "epoch 0 step" not in again.text()
+
+
+def test_a_horovodrun_in_each_task_is_refused(submit, tmp_path, images):
+    """As a task of srun each would be a run of its own, and write over the others'."""
+    script = tmp_path / "wrong.sbatch"
+    script.write_text(
+        f"#!/bin/bash\nsrun horovodrun -np 2 python -m job.train {images} {' '.join(SMALL)} --out {tmp_path}/run9\n"
+    )
+    job = submit([], script=script)
+    assert job.wait_for_end() == "FAILED"
+    assert "error: srun started 2 tasks, and each a horovodrun of 2 workers" in job.text()
+    assert not (tmp_path / "run9" / "metrics.jsonl").exists()
+
+
+def test_an_array_s_runs_are_requeued_each_by_itself(slurm, submit, teacher_file):
+    """The one that is signalled has the array's own number, by which SLURM would requeue the whole of it."""
+    job = submit(
+        [*SMALL, "--teacher", teacher_file], nodes=1, tasks_per_node=2, script="sweep.sbatch", sbatch=["--array=1,0%1"], RUN=""
+    )
+    folder = REPO / "runs" / f"mgd-sweep-{job.number}"
+    try:
+        parts = [BatchJob(slurm, f"{job.number}_{number}", job.log, folder / str(number)) for number in (0, 1)]
+        for part in parts:  # the second starts when the first makes way
+            part.wait_for_step(1)
+            slurm("scancel", "--batch", "--signal=USR2", part.number)
+        for part in parts:
+            part.wait("the run's end", (part.run / "complete").exists)
+            assert part.steps() == list(range(1, STEPS + 1))
+            assert part.shown("Restarts") == "1"
+        first, second = (next(record["distillation"] for record in part.records() if "loss" in record) for part in parts)
+        assert 9 < second / first < 11  # factors of 10000, and 1000
+        assert job.text().count(REQUEUED) == 2
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_the_linear_classifier_trains_as_a_job(submit, undisturbed):
+    pretrained = undisturbed(2) / "last.pth.tar"
+    job = submit(["--pretrained", pretrained, "--epochs", 2, "--batch-size", 10, "--workers", 0], script="linear.sbatch")
+    assert job.wait_for_end() == "COMPLETED", job.text()
+    assert "complete, not requeued: done: 2 epochs" in job.text()
+    assert (job.run / "best.pth.tar").exists()
+
+
+def test_the_readme_s_own_example_runs(slurm):
+    if not (REPO / ".venv/bin/activate").exists():
+        pytest.skip("the example stands on .venv: make setup")
+    command = re.search(r"^    (sbatch .*DATA=digits \\\n.*)$", (REPO / "slurm/README.md").read_text(), re.MULTILINE)
+    number = slurm("bash", "-c", command[1]).split()[-1]
+    run, log = REPO / "runs" / f"mgd-train-{number}", REPO / f"mgd-train-{number}.log"
+    job = BatchJob(slurm, number, log, run)
+    try:
+        assert job.wait_for_end() == "COMPLETED", job.text()
+        assert "complete, not requeued: done: 2 epochs" in job.text()
+    finally:
+        slurm("scancel", number, check=False)
+        shutil.rmtree(run, ignore_errors=True)
+        log.unlink(missing_ok=True)

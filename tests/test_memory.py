@@ -1,0 +1,45 @@
+"""What is freed and kept costs no page faults when it is taken again; of glibc, and in processes of their own."""
+
+import ctypes
+import resource
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the system's malloc is not glibc's")
+
+PAGE = resource.getpagesize()
+FAULTS = """
+import ctypes, resource
+from job.run.memory import keep_freed_memory
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: a fault is one page wherever this runs
+{call}
+faults = []
+for _ in range(12):
+    taken = [b"x" * {size} for _ in range(4)]
+    del taken
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print((faults[-1] - faults[1]) / 10)
+"""
+
+
+def pages_faulted(call: str, size: int) -> float:
+    """The share of the pages that faults, when four blocks of `size` bytes are taken and freed again and again."""
+    script = FAULTS.format(call=call, size=size)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    return float(done.stdout) / (4 * size / PAGE)
+
+
+@pytest.mark.parametrize(
+    ("call", "size", "kept"),
+    [
+        ("", 2**25, False),
+        ("keep_freed_memory()", 2**25, True),
+        ("keep_freed_memory(2**24)", 3 * 2**20, True),
+        ("keep_freed_memory(2**24)", 2**25, False),
+    ],
+)
+def test_freed_memory_is_kept_up_to_the_largest_size(call, size, kept):
+    share = pages_faulted(call, size)
+    assert share < 0.01 if kept else share > 0.9
