@@ -2,18 +2,17 @@ import io
 import os
 import pickle
 
-import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image
 
-from job.data.folders import ImageFolder, TrainingOrder, every_nth_batch, read_image, readable_endings, scan
+from job.data.folders import ImageFolder, TrainingOrder, every_nth_batch, scan, scan_validation
 from job.errors import RunError
 
 
-def encoded(image=None, form="PNG", **options):
-    """An image's bytes in a file format."""
+def png():
+    """The bytes of an image of 4 x 3 pixels."""
     buffer = io.BytesIO()
-    (image or Image.new("RGB", (4, 3), (10, 20, 30))).save(buffer, form, **options)
+    Image.new("RGB", (4, 3), (10, 20, 30)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -23,7 +22,7 @@ def fill(root, *paths, content=None):
         full = os.path.join(os.fsencode(root), os.fsencode(path))
         os.makedirs(os.path.dirname(full), exist_ok=True)
         with open(full, "wb") as file:
-            file.write(encoded() if content is None else content)
+            file.write(png() if content is None else content)
     return str(root)
 
 
@@ -111,12 +110,6 @@ def test_files_that_are_no_images_are_left_out(tmp_path):
     ]
 
 
-def test_endings_are_those_that_can_be_read():
-    endings = readable_endings()
-    assert {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"} <= endings
-    assert ".pdf" not in endings  # written alone
-
-
 @pytest.mark.parametrize(("present", "taken"), [(["val"], "val"), (["valid"], "valid"), (["val", "valid"], "val")])
 def test_the_first_split_that_is_there_is_taken(tmp_path, present, taken):
     fill(tmp_path, *(f"{split}/a/1.png" for split in present))
@@ -135,7 +128,7 @@ def test_names_of_any_bytes_are_found_and_read(tmp_path):
     assert {os.fsencode(path) for path, _ in found_in(images)} == {os.fsencode(name) for name in names}
     for index in range(len(images)):
         image, label, bad = images.read(index)
-        assert (image.size, label, bad) == ((4, 3), index, [])
+        assert (image.shape, label, bad) == ((3, 4, 3), index, [])
 
 
 def test_links_are_followed_to_classes_and_images(tmp_path):
@@ -183,6 +176,26 @@ def test_images_outside_class_folders_are_recognised_with_what_to_do(tmp_path):
     assert "all/" in message
 
 
+def test_tar_files_without_an_index_are_recognised_with_what_to_do(tmp_path):
+    message = refused(scan, fill(tmp_path, "train/0.tar", content=b"x"), "train")
+    assert f"python -m job.pack --index {tmp_path}" in message
+
+
+@pytest.mark.parametrize("val, differs", [(["a", "b"], None), (["a"], "b"), (["a", "b", "c"], "c"), (["a", "B"], "B, b")])
+def test_validation_images_must_have_the_classes_of_the_training_images(tmp_path, val, differs):
+    fill(tmp_path, "train/a/1.png", "train/b/1.png", *(f"valid/{name}/1.png" for name in val))
+    train = scan(str(tmp_path), "train", max_bad=7)
+    if differs:
+        assert refused(scan_validation, str(tmp_path), train).endswith(f"in one of them alone: {differs}")
+    else:
+        assert scan_validation(str(tmp_path), train).max_bad == 7
+
+
+def test_an_image_s_content_is_its_file_s_bytes(tmp_path):
+    images = scan(fill(tmp_path, "train/a/1.png", "train/b/x y.png"), "train")
+    assert [images.content(i) for i in range(2)] == [png()] * 2
+
+
 def test_a_folder_of_images_is_small_when_sent_to_another_process(tmp_path):
     paths = [f"class_{i % 10:04d}/image_{i:08d}.jpeg" for i in range(5000)]
     images = ImageFolder("root", ["c"], paths, [0] * len(paths), 0)
@@ -190,208 +203,15 @@ def test_a_folder_of_images_is_small_when_sent_to_another_process(tmp_path):
     assert [images.path(i) for i in (0, 1, 4999)] == [os.path.join("root", paths[i]) for i in (0, 1, 4999)]
 
 
-# Reading.
-
-
-def saved(tmp_path, image, form="png", **options):
-    path = str(tmp_path / f"image.{form}")
-    image.save(path, **options)
-    return path
-
-
-def colours(*pixels, mode="RGB"):
-    """An image of one row."""
-    image = Image.new(mode, (len(pixels), 1))
-    image.putdata(pixels)
-    return image
-
-
-def row(path):
-    """The pixels of the one row of a file, as it is read."""
-    image = read_image(path)
-    assert image.mode == "RGB"
-    assert image.height == 1
-    return [image.getpixel((x, 0)) for x in range(image.width)]
-
-
-RED, GREEN, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (255, 255, 255), (0, 0, 0)
-
-
-@pytest.mark.parametrize(
-    ("mode", "pixels", "expected"),
-    [
-        ("RGB", [RED, (1, 2, 3), WHITE], [RED, (1, 2, 3), WHITE]),
-        ("L", [0, 100, 255], [BLACK, (100, 100, 100), WHITE]),
-        ("1", [0, 255, 0], [BLACK, WHITE, BLACK]),
-        ("LA", [(0, 255), (0, 0), (100, 255)], [BLACK, WHITE, (100, 100, 100)]),
-        ("RGBA", [(*RED, 255), (*RED, 0), (0, 0, 0, 0)], [RED, WHITE, WHITE]),
-        ("I;16", [0, 255, 256, 40000, 65535], [(value,) * 3 for value in (0, 0, 1, 156, 255)]),
-    ],
-)
-def test_a_png_of_any_mode_is_read_as_colours(tmp_path, mode, pixels, expected):
-    image = Image.fromarray(np.array([pixels], dtype=np.uint16)) if mode == "I;16" else colours(*pixels, mode=mode)
-    path = saved(tmp_path, image)
-    with Image.open(path) as opened:
-        assert opened.mode == mode
-    assert row(path) == expected
-
-
-def test_what_is_half_transparent_is_half_white(tmp_path):
-    [(red, green, blue)] = row(saved(tmp_path, colours((255, 0, 100, 128), mode="RGBA")))
-    assert (red, green, blue) == pytest.approx((255, 127, 177), abs=1)
-
-
-def palette_image():
-    image = Image.new("P", (3, 1))
-    image.putpalette([*RED, *GREEN, 0, 0, 255])
-    image.putdata([0, 1, 2])
-    return image
-
-
-def test_a_palette_gives_its_colours(tmp_path):
-    assert row(saved(tmp_path, palette_image())) == [RED, GREEN, (0, 0, 255)]
-    assert row(saved(tmp_path, palette_image(), "gif")) == [RED, GREEN, (0, 0, 255)]
-
-
-@pytest.mark.parametrize("form", ["png", "gif"])
-def test_a_transparent_colour_of_a_palette_shows_white(tmp_path, form):
-    assert row(saved(tmp_path, palette_image(), form, transparency=1)) == [RED, WHITE, (0, 0, 255)]
-
-
-def test_every_colour_of_a_palette_has_its_own_transparency(tmp_path):
-    found = row(saved(tmp_path, palette_image(), transparency=bytes([255, 0, 128])))
-    assert found[:2] == [RED, WHITE]
-    assert found[2] == pytest.approx((127, 127, 255), abs=1)
-
-
-@pytest.mark.parametrize(
-    ("mode", "transparency", "expected"),
-    [("RGB", RED, [WHITE, GREEN]), ("L", 76, [WHITE, (150, 150, 150)]), ("1", 0, [WHITE, WHITE])],
-)
-def test_a_transparent_colour_without_a_palette_shows_white(tmp_path, mode, transparency, expected):
-    pixels = {"RGB": (RED, GREEN), "L": (76, 150), "1": (0, 255)}[mode]
-    assert row(saved(tmp_path, colours(*pixels, mode=mode), transparency=transparency)) == expected
-
-
-def test_a_palette_with_an_alpha_channel_is_read(tmp_path):
-    image = Image.new("PA", (2, 1))
-    image.putpalette([*RED, *GREEN])
-    image.putdata([(0, 255), (1, 0)])
-    path = saved(tmp_path, image, "tiff")
-    with Image.open(path) as opened:
-        assert opened.mode == "PA"
-    assert row(path) == [RED, WHITE]
-
-
-def test_inks_are_read_as_colours(tmp_path):
-    path = saved(tmp_path, colours((0, 255, 255, 0), (0, 0, 0, 255), (0, 0, 0, 0), mode="CMYK"), "tiff")
-    with Image.open(path) as opened:
-        assert opened.mode == "CMYK"
-    assert row(path) == [RED, BLACK, WHITE]
-
-
-def test_the_file_is_closed_after_reading(tmp_path):
-    path = saved(tmp_path, colours(RED))
-    for _ in range(3):
-        read_image(path)
-    assert not [fd for fd in os.listdir("/proc/self/fd") if os.path.realpath(f"/proc/self/fd/{fd}") == path]
-
-
-def noise(size=64):
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8))
-
-
-BROKEN = {
-    "cut png": ("x.png", lambda: encoded(noise())[:3000]),
-    "cut jpeg": ("x.jpg", lambda: encoded(noise(), "JPEG")[:1000]),
-    "cut webp": ("x.webp", lambda: encoded(noise(), "WEBP")[:1000]),
-    "header alone": ("x.png", lambda: encoded(noise())[:33]),
-    "damaged png": ("x.png", lambda: encoded(noise())[:60] + bytes(100) + encoded(noise())[160:]),
-    "no bytes": ("x.png", lambda: b""),
-    "text": ("x.png", lambda: b"this is no image\n"),
-    "zeros": ("x.jpg", lambda: bytes(5000)),
-    "html": ("x.gif", lambda: b"<!DOCTYPE html><html></html>"),
-}
-if features.check("avif"):
-    BROKEN["cut avif"] = ("x.avif", lambda: encoded(noise(), "AVIF")[:3000])
-    BROKEN["damaged avif"] = ("x.avif", lambda: encoded(noise(), "AVIF")[:81] + b"\xff" + encoded(noise(), "AVIF")[82:])
-
-
-@pytest.fixture
-def with_broken(tmp_path):
-    """Write images a/0.png, a/2.png, ... with something else at some places; give the folder."""
-
-    def written(number, places, kind="text", max_bad=100):
-        name, content = BROKEN[kind]
-        ending = os.path.splitext(name)[1]
-        for place in range(number):
-            if place in places:
-                fill(tmp_path / "train", f"a/{place}{ending}", content=content())
-            else:
-                fill(tmp_path / "train", f"a/{place}.png", content=encoded(Image.new("RGB", (4, 4), (place, 0, 0))))
-        return scan(str(tmp_path), "train", max_bad=max_bad)
-
-    return written
-
-
-@pytest.mark.parametrize("kind", BROKEN)
-def test_what_cannot_be_decoded_is_replaced_and_named(with_broken, kind):
-    images = with_broken(3, {1}, kind)
-    image, label, [bad] = images.read(1)
-    assert image.getpixel((0, 0)) == (2, 0, 0)
-    assert label == 0
-    assert bad.startswith(images.path(1))
-    assert "\n" not in bad
-
-
-def test_a_link_to_nowhere_is_replaced_and_named(with_broken):
-    images = with_broken(3, set())
-    os.remove(images.path(0))
-    os.symlink("nowhere.png", images.path(0))
-    images = scan(os.path.dirname(images.root), "train", max_bad=5)
-    image, _, [bad] = images.read(0)
-    assert len(images) == 3
-    assert image.getpixel((0, 0)) == (1, 0, 0)
-    assert images.path(0) in bad
-
-
-def test_the_next_good_image_takes_the_place_round_the_end(with_broken):
-    images = with_broken(6, {3, 4, 5})
-    for index, (taken, names) in {2: (2, []), 3: (0, [3, 4, 5]), 5: (0, [5]), 0: (0, [])}.items():
-        image, _, bad = images.read(index)
-        assert image.getpixel((0, 0)) == (taken, 0, 0)
-        assert [line.split(":")[0] for line in bad] == [images.path(name) for name in names]
-
-
-def test_the_label_is_that_of_the_image_which_is_shown(tmp_path):
-    fill(tmp_path / "train", "a/1.png", content=b"x")
-    fill(tmp_path / "train", "b/1.png")
-    assert scan(str(tmp_path), "train", max_bad=1).read(0)[1] == 1
-
-
-@pytest.mark.parametrize("max_bad", [0, 1, 3])
-def test_the_search_ends_when_more_than_the_limit_are_bad(with_broken, max_bad):
-    images = with_broken(9, range(8), max_bad=max_bad)
-    image, _, bad = images.read(0)
-    assert len(bad) == max_bad + 1
-    assert image.mode == "RGB"
-
-
-def test_a_folder_of_bad_images_alone_gives_a_black_one_and_names_all(with_broken):
-    image, label, bad = with_broken(3, range(3)).read(1)
-    assert image.mode == "RGB"
-    assert image.getextrema() == ((0, 0),) * 3
-    assert (label, len(bad)) == (0, 3)
-
-
 # Which images a worker takes.
 
 ORDERS = [dict(images=50, total=8, epochs=3), dict(images=16, total=16, epochs=2), dict(images=17, total=4, epochs=2)]
 
 
-def orders(size, seed=0, start=(0, 0), **setting):
-    """What each of `size` workers takes."""
-    return [TrainingOrder(rank=rank, size=size, seed=seed, start=start, **setting) for rank in range(size)]
+def orders(size, images, seed=0, start=(0, 0), **setting):
+    """What each of `size` workers takes of so many images."""
+    folder = ImageFolder("root", ["a"], [f"a/{number}.png" for number in range(images)], [0] * images, 0)
+    return [TrainingOrder(folder, rank=rank, size=size, seed=seed, start=start, **setting) for rank in range(size)]
 
 
 @pytest.mark.parametrize("setting", ORDERS)

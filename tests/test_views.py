@@ -1,13 +1,19 @@
+import multiprocessing
 import os
+import signal
+import time
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
 
 from job.data.folders import TrainingOrder, every_nth_batch, scan
-from job.data.views import CentreViews, TwoViews, collate, loader
-from moco.augment import centre_view, random_view
+from job.data.views import CentreViews, OneView, TwoViews, begin, collate, loader
+from job.run.stop import SIGNALS
+from moco.augment import CentreView, ClassifierView, RandomView
+from moco.render import render
 
 SIZE = 16
 
@@ -24,17 +30,31 @@ def images(tmp_path_factory):
     return scan(str(root), "train", max_bad=3)
 
 
-def same(first, second):
-    """Whether two items have the same bytes."""
-    return all(torch.equal(a, b) if torch.is_tensor(a) else a == b for a, b in zip(first, second, strict=True))
+def same(one, other):
+    """Whether two items or batches have the same bytes."""
+    if isinstance(one, (tuple, list)):
+        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
+    return torch.equal(one, other) if torch.is_tensor(one) else one == other
 
 
+def drawn_later(crop, appearance):
+    """A view (3, H, W) of its crop and appearance."""
+    return torch.from_numpy(render(crop.permute(1, 2, 0).numpy(), appearance.numpy()).copy()).permute(2, 0, 1)
+
+
+MAKES = {
+    "two views, v1": lambda images, seed: TwoViews(images, RandomView(SIZE, False), seed),
+    "two views, v2": lambda images, seed: TwoViews(images, RandomView(SIZE, True), seed),
+    "two crops": lambda images, seed: TwoViews(images, RandomView(SIZE, True), seed, rendered=False),
+    "one view": lambda images, seed: OneView(images, ClassifierView(SIZE), seed),
+}
+all_kinds = pytest.mark.parametrize("make", MAKES.values(), ids=MAKES.keys())
 both_versions = pytest.mark.parametrize("aug_plus", [False, True])
 
 
 @both_versions
-def test_views_are_bytes_of_the_size_asked_for(images, aug_plus):
-    query, key, bad = TwoViews(images, random_view(SIZE, aug_plus), seed=0)[0, 3]
+def test_two_views_are_bytes_of_the_size_asked_for(images, aug_plus):
+    query, key, bad = TwoViews(images, RandomView(SIZE, aug_plus), seed=0)[0, 3]
     for view in (query, key):
         assert view.shape == (3, SIZE, SIZE)
         assert view.dtype == torch.uint8
@@ -42,49 +62,75 @@ def test_views_are_bytes_of_the_size_asked_for(images, aug_plus):
 
 
 @both_versions
-def test_views_are_a_function_of_seed_epoch_and_index(images, aug_plus):
-    views = TwoViews(images, random_view(SIZE, aug_plus), seed=5)
+def test_views_to_be_rendered_later_are_those_rendered_at_once(images, aug_plus):
+    view = RandomView(SIZE, aug_plus)
+    at_once, later = TwoViews(images, view, seed=4), TwoViews(images, view, seed=4, rendered=False)
+    for draw in [(epoch, index) for epoch in (0, 7) for index in range(12)]:
+        query, key, bad = later[draw]
+        assert (query[1].shape, query[1].dtype) == ((12,), torch.float32)
+        assert same(at_once[draw], (drawn_later(*query), drawn_later(*key), bad))
+
+
+@all_kinds
+def test_views_are_a_function_of_seed_epoch_and_index(images, make):
+    views = make(images, 5)
     expected = [views[1, index] for index in range(12)]
     torch.manual_seed(77)
-    again = TwoViews(images, random_view(SIZE, aug_plus), seed=5)
+    again = make(images, 5)
     for index in reversed(range(12)):
         torch.rand(index)
+        np.random.rand(index)
         assert same(again[1, index], expected[index])
 
 
+@all_kinds
+def test_another_epoch_seed_or_image_gives_other_views(images, make):
+    views, other = make(images, 0), make(images, 1)
+    firsts = [item[0] for item in (views[0, 0], views[1, 0], views[2, 0], other[0, 0], views[0, 1])]
+    for place, view in enumerate(firsts):
+        assert not any(same(view, later) for later in firsts[place + 1 :])
+
+
 @both_versions
-def test_another_epoch_seed_or_image_gives_other_views(images, aug_plus):
-    views, other = TwoViews(images, random_view(SIZE, aug_plus), seed=0), TwoViews(images, random_view(SIZE, aug_plus), seed=1)
-    drawn = [view for item in (views[0, 0], views[1, 0], views[2, 0], other[0, 0], views[0, 1]) for view in item[:2]]
-    for place, view in enumerate(drawn):
-        assert not any(torch.equal(view, later) for later in drawn[place + 1 :])
+@pytest.mark.parametrize("rendered", [False, True])
+def test_the_two_views_of_an_image_differ(images, aug_plus, rendered):
+    views = TwoViews(images, RandomView(SIZE, aug_plus), 0, rendered)
+    assert not any(same(*views[0, index][:2]) for index in range(12))
 
 
-def test_the_two_views_of_an_image_differ(images):
-    views = TwoViews(images, random_view(SIZE, True), seed=0)
-    assert not any(torch.equal(*views[0, index][:2]) for index in range(12))
-
-
-def test_drawing_views_leaves_torch_s_own_generator_alone(images):
+@all_kinds
+def test_drawing_views_leaves_torch_s_and_numpy_s_own_generators_alone(images, make):
     torch.manual_seed(3)
-    before = torch.get_rng_state()
-    TwoViews(images, random_view(SIZE, True), seed=0)[0, 0]
-    assert torch.equal(torch.get_rng_state(), before)
+    np.random.seed(3)
+    before = torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()
+    make(images, 0)[0, 0]
+    assert before == (torch.get_rng_state().tolist(), np.random.get_state()[1].tolist())
 
 
-def test_a_centre_view_is_that_of_the_image_with_its_label(images):
-    views = CentreViews(images, SIZE)
+def test_one_view_and_centre_view_come_with_the_image_s_label(images):
+    one, centre = OneView(images, ClassifierView(SIZE), 0), CentreViews(images, SIZE)
     for index in range(12):
-        view, label, bad = views[index]
-        assert torch.equal(view, centre_view(SIZE)(images.read(index)[0]))
-        assert (label, bad) == (int(images.labels[index]), [])
+        assert one[0, index][1:] == (int(images.labels[index]), [])
+        assert same(centre[index], (CentreView(SIZE)(images.read(index)[0]), int(images.labels[index]), []))
+
+
+def test_one_view_may_be_the_centre(images):
+    """Of a classifier trained without random views."""
+    views = OneView(images, CentreView(SIZE), 0)
+    assert same(views[0, 3], views[5, 3])
+    assert same(views[0, 3], CentreViews(images, SIZE)[3])
+
+
+# Batches.
+
+
+def filled(value):
+    return torch.full((3, 2, 2), value, dtype=torch.uint8)
 
 
 def test_a_batch_stacks_views_and_joins_the_undecodable():
-    def item(value, bad):
-        return torch.full((3, 2, 2), value, dtype=torch.uint8), torch.full((3, 2, 2), value + 1, dtype=torch.uint8), bad
-
-    query, key, bad = collate([item(1, ["a"]), item(5, []), item(9, ["b", "c"])])
+    items = [(filled(1), filled(2), ["a"]), (filled(5), filled(6), []), (filled(9), filled(10), ["b", "c"])]
+    query, key, bad = collate(items)
     assert query[:, 0, 0, 0].tolist() == [1, 5, 9]
     assert key[:, 0, 0, 0].tolist() == [2, 6, 10]
     assert query.shape == key.shape == (3, 3, 2, 2)
@@ -92,36 +138,74 @@ def test_a_batch_stacks_views_and_joins_the_undecodable():
     assert bad == ["a", "b", "c"]
 
 
+def test_a_batch_of_views_is_channels_last_in_memory_however_they_came(images):
+    views = [TwoViews(images, RandomView(SIZE, True), 0)[0, index][0] for index in range(4)]
+    for given in (views, [view.contiguous() for view in views]):
+        batch, _, _ = collate([(view, 0, []) for view in given])
+        assert batch.is_contiguous(memory_format=torch.channels_last)
+        assert all(torch.equal(*pair) for pair in zip(batch, views, strict=True))
+
+
+def test_a_batch_of_crops_has_their_appearances_beside_them():
+    pairs = [((filled(n), torch.full((12,), n + 0.5)), (filled(n + 1), torch.full((12,), n + 1.5)), [str(n)]) for n in (3, 7)]
+    (crops, appearances), (other_crops, other_appearances), bad = collate(pairs)
+    assert crops[:, 0, 0, 0].tolist() == [3, 7] and other_crops[:, 2, 1, 1].tolist() == [4, 8]
+    assert appearances.tolist() == [[3.5] * 12, [7.5] * 12] and other_appearances[:, 11].tolist() == [4.5, 8.5]
+    assert crops.shape == other_crops.shape == (2, 3, 2, 2)
+    assert bad == ["3", "7"]
+
+
 def test_a_batch_of_labels_is_a_tensor_of_whole_numbers():
-    view = torch.zeros(3, 2, 2, dtype=torch.uint8)
-    _, labels, bad = collate([(view, 4, []), (view, 7, [])])
+    _, labels, bad = collate([(filled(0), 4, []), (filled(0), 7, [])])
     assert labels.tolist() == [4, 7]
     assert labels.dtype == torch.int64
     assert bad == []
 
 
 def test_an_undecodable_image_is_named_with_the_views_of_another(tmp_path):
-    (tmp_path / "train" / "a").mkdir(parents=True)
+    """Its label is the other's in training, and none in measuring, where the other one has its own turn."""
+    for letter, number in (("a", 0), ("b", 1)):
+        (tmp_path / "train" / letter).mkdir(parents=True)
+        Image.new("RGB", (20, 20), "red").save(tmp_path / "train" / letter / f"{number}.png")
     (tmp_path / "train" / "a" / "0.png").write_bytes(b"x")
-    Image.new("RGB", (20, 20), "red").save(tmp_path / "train" / "a" / "1.png")
     folder = scan(str(tmp_path), "train", max_bad=1)
-    [(_, _, training)] = loader(TwoViews(folder, random_view(SIZE, False), 0), [[(0, 0), (0, 1)]], 0, False)
-    [(_, _, measuring)] = loader(CentreViews(folder, SIZE), [[0, 1]], 0, False)
-    assert training == measuring
+    draws = [[(0, 0), (0, 1)]]
+    [(_, _, training)] = loader(TwoViews(folder, RandomView(SIZE, False), 0), draws, 0, False)
+    [(_, labels, classifying)] = loader(OneView(folder, ClassifierView(SIZE), 0), draws, 0, False)
+    [(views, measured, measuring)] = loader(CentreViews(folder, SIZE), [[0, 1]], 0, False)
+    assert training == classifying == measuring
     assert len(training) == 1
     assert os.path.join("train", "a", "0.png") in training[0]
+    assert labels.tolist() == [1, 1]
+    assert measured.tolist() == [-1, 1]
+    assert torch.equal(*views)
 
 
-def test_a_loader_s_processes_change_no_byte(images):
-    """Two processes share the batches of two epochs; a third loader measures. Started once: they are slow to start."""
-    order = TrainingOrder(images=12, total=8, rank=1, size=2, seed=0, epochs=3, start=(1, 0))
-    views = TwoViews(images, random_view(SIZE, True), seed=0)
-    alone, shared = list(loader(views, order, 0, False)), list(loader(views, order, 2, False))
-    assert len(alone) == len(order) == 2
-    for draws, expected, found in zip(order, alone, shared, strict=True):
-        assert same(expected, found)
-        assert same(expected, collate([views[draw] for draw in draws]))
+# Loader processes. They are slow to start, so that few tests share them.
 
+
+@pytest.mark.parametrize("rendered", [False, True])
+def test_a_loader_s_processes_change_no_byte_and_outlive_the_signals_to_stop(images, rendered):
+    """Two processes share the batches of two epochs."""
+    order = TrainingOrder(images, total=4, rank=1, size=2, seed=0, epochs=2, start=(0, 1))
+    views = TwoViews(images, RandomView(SIZE, True), 0, rendered)
+    expected = [collate([views[draw] for draw in draws]) for draws in order]
+    assert len(expected) == len(order) == 5
+    assert same(list(loader(views, order, 0, False)), expected)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    found = []
+    for batch in loader(views, order, 2, False):
+        found.append(batch)
+        processes = multiprocessing.active_children()
+        for process in processes if len(found) == 1 else []:
+            for number in SIGNALS:
+                os.kill(process.pid, number)
+    assert len(processes) == 2
+    assert same(found, expected)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == mask
+
+
+def test_the_batches_of_measuring_come_in_order_from_processes(images):
     batches = every_nth_batch(list(range(12)), 5, 0, 1)
     measured = list(loader(CentreViews(images, SIZE), batches, 2, False))
     assert [len(labels) for _, labels, _ in measured] == [5, 5, 2]
@@ -129,9 +213,38 @@ def test_a_loader_s_processes_change_no_byte(images):
 
 
 def test_a_loader_draws_nothing_from_torch_s_own_generator_that_views_depend_on(images):
-    order = TrainingOrder(images=12, total=4, rank=0, size=1, seed=0, epochs=1)
-    views = TwoViews(images, random_view(SIZE, False), seed=0)
+    order = TrainingOrder(images, total=4, rank=0, size=1, seed=0, epochs=1)
+    views = TwoViews(images, RandomView(SIZE, False), seed=0)
     torch.manual_seed(1)
     first = list(loader(views, order, 0, False))
     torch.manual_seed(2)
-    assert all(same(a, b) for a, b in zip(first, loader(views, order, 0, False), strict=True))
+    assert same(first, list(loader(views, order, 0, False)))
+
+
+def load(told):
+    """A loader process that would never end."""
+    begin(0)
+    told.send(os.getpid())
+    time.sleep(600)
+
+
+def work(told):
+    """A worker with such a loader process, which does not end either."""
+    multiprocessing.get_context("fork").Process(target=load, args=(told,)).start()
+    time.sleep(600)
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # later Pythons warn of forks beside threads
+def test_a_loader_process_ends_when_its_worker_is_killed():
+    context = multiprocessing.get_context("fork")
+    hear, told = context.Pipe(duplex=False)
+    worker = context.Process(target=work, args=(told,))
+    worker.start()
+    assert hear.poll(60)
+    process = psutil.Process(hear.recv())
+    worker.kill()
+    worker.join()
+    _, alive = psutil.wait_procs([process], timeout=10)
+    for left in alive:
+        left.kill()
+    assert not alive

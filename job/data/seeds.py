@@ -6,7 +6,7 @@ of loader processes changes a draw.
 
 import numpy as np
 
-PURPOSES = ("order", "shuffle", "view", "refresh", "drop", "weights")
+PURPOSES = ("order", "shuffle", "view", "refresh", "drop", "weights", "pack")
 
 
 def counter(seed: int, purpose: str, epoch: int = 0, step: int = 0, sample: int = 0) -> np.random.Philox:

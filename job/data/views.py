@@ -7,60 +7,77 @@ import signal
 import threading
 from multiprocessing import forkserver, resource_tracker
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from job.data.folders import ImageFolder
-from job.data.seeds import torch_seed
+from job.data.images import Images
+from job.data.seeds import counter
+from job.run.memory import keep_freed_memory
 from job.run.stop import SIGNALS
-from moco.augment import centre_view
+from moco.augment import CentreView, RandomView, View
+
+KEPT = 2**24  # bytes; what larger images take is given back
 
 
 class TwoViews(Dataset):
-    """(epoch, index) -> query view, key view, undecodable files; the views are functions of seed, epoch and index."""
+    """(epoch, index) -> query view, key view, undecodable files; the views are functions of seed, epoch and index.
 
-    def __init__(self, images: ImageFolder, transform, seed: int):
-        self.images, self.transform, self.seed = images, transform, seed
+    With `rendered` false a view is a pair, a crop and its appearance, to be rendered on the device.
+    """
 
-    def __getitem__(self, draw: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    def __init__(self, images: Images, view: RandomView, seed: int, rendered: bool = True):
+        self.images, self.view, self.seed, self.rendered = images, view, seed, rendered
+
+    def __getitem__(self, draw: tuple[int, int]) -> tuple:
         epoch, index = draw
         image, _, bad = self.images.read(index)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(torch_seed(self.seed, "view", epoch=epoch, sample=index))
-            return self.transform(image), self.transform(image), bad  # (3, H, W) uint8 each
+        random = np.random.Generator(counter(self.seed, "view", epoch=epoch, sample=index))
+        if self.rendered:
+            return self.view(image, random), self.view(image, random), bad  # (3, H, W) uint8 each
+        query, key = ((self.view.crop(image, random), torch.from_numpy(self.view.appearance(random))) for _ in range(2))
+        return query, key, bad  # (3, H, W) uint8 and (12,) float32 each
 
 
 class OneView(Dataset):
     """(epoch, index) -> view (3, H, W) uint8, label, undecodable files; the view is a function of seed, epoch and index."""
 
-    def __init__(self, images: ImageFolder, transform, seed: int):
-        self.images, self.transform, self.seed = images, transform, seed
+    def __init__(self, images: Images, view: View, seed: int):
+        self.images, self.view, self.seed = images, view, seed
 
     def __getitem__(self, draw: tuple[int, int]) -> tuple[torch.Tensor, int, list[str]]:
         epoch, index = draw
         image, label, bad = self.images.read(index)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(torch_seed(self.seed, "view", epoch=epoch, sample=index))
-            return self.transform(image), label, bad
+        return self.view(image, np.random.Generator(counter(self.seed, "view", epoch=epoch, sample=index))), label, bad
 
 
 class CentreViews(Dataset):
     """index -> centre crop (3, H, W) uint8, label, undecodable files; the label is -1 where another image stands in."""
 
-    def __init__(self, images: ImageFolder, size: int):
+    def __init__(self, images: Images, size: int):
         self.images = images
-        self.transform = centre_view(size)
+        self.view = CentreView(size)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int, list[str]]:
         image, label, bad = self.images.read(index)
-        return self.transform(image), -1 if bad else label, bad
+        return self.view(image), -1 if bad else label, bad
 
 
-def collate(items: list[tuple]) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+def collate(items: list[tuple]) -> tuple:
     """Stack what the items begin with; join the lists of undecodable files that they end with."""
     first, second, bad = zip(*items, strict=True)
-    second = torch.stack(second) if torch.is_tensor(second[0]) else torch.tensor(second)
-    return torch.stack(first), second, [file for files in bad for file in files]
+    return stack(first), stack(second), [file for files in bad for file in files]
+
+
+def stack(parts: tuple):
+    """Return pairs as a pair of stacks, numbers as a tensor (B,), vectors as (B, D), views as (B, 3, H, W) channels last."""
+    if isinstance(parts[0], tuple):
+        return tuple(stack(part) for part in zip(*parts, strict=True))
+    if not torch.is_tensor(parts[0]):
+        return torch.tensor(parts)
+    if parts[0].dim() == 3:
+        return torch.stack([view.permute(1, 2, 0) for view in parts]).permute(0, 3, 1, 2)
+    return torch.stack(parts)
 
 
 def start_fork_server(context) -> None:
@@ -83,11 +100,12 @@ def kill_loader_processes() -> None:
         process.kill()
 
 
-def end_with_worker(process: int) -> None:
-    """Let a loader process end when the worker that it loads for is killed.
+def begin(process: int) -> None:
+    """Prepare a loader process: quick with memory, and to end when the worker that it loads for is killed.
 
     Its parent is the fork server, which lives as long as it does: each would wait for the other for ever.
     """
+    keep_freed_memory(KEPT)
     worker = multiprocessing.parent_process()
     threading.Thread(target=lambda: (worker.join(), os._exit(1)), daemon=True).start()
 
@@ -106,7 +124,7 @@ def loader(dataset: Dataset, batches, processes: int, pin: bool) -> DataLoader:
         batch_sampler=batches,
         num_workers=processes,
         multiprocessing_context=context,
-        worker_init_fn=end_with_worker,
+        worker_init_fn=begin,
         collate_fn=collate,
         pin_memory=pin,
     )

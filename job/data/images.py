@@ -1,0 +1,100 @@
+"""What every set of images has, wherever its files lie: names, labels, and how an image is read."""
+
+import hashlib
+import io
+import os
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, Image.DecompressionBombError)
+
+
+class Names:
+    """Strings in one block of bytes: loader processes get copies, and a million strings in each would be most of their memory.
+
+    blob: all names' bytes, uint8; ends: where each ends in it, int64.
+    """
+
+    def __init__(self, blob: np.ndarray, ends: np.ndarray):
+        self.blob, self.ends = blob, ends
+
+    @classmethod
+    def of(cls, names: list[str]) -> "Names":
+        """Return `names` as such a block."""
+        encoded = [os.fsencode(name) for name in names]
+        ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        return cls(np.frombuffer(b"".join(encoded), dtype=np.uint8), ends)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> str:
+        start = self.ends[index - 1] if index else 0
+        return os.fsdecode(self.blob[start : self.ends[index]].tobytes())
+
+
+class Images:
+    """Labelled images below `root`, by number.
+
+    names: of the images, `<class>/<file>`. max_bad: how many undecodable ones are passed over in search of a good one.
+    """
+
+    def __init__(self, root: str, classes: list[str], names: Names, labels: np.ndarray, max_bad: int):
+        self.root, self.classes, self.names, self.labels, self.max_bad = root, classes, names, labels, max_bad
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def path(self, index: int) -> str:
+        """Where an image lies, for people."""
+        raise NotImplementedError
+
+    def content(self, index: int) -> bytes:
+        """The bytes of an image's file."""
+        raise NotImplementedError
+
+    def order(self, seed: int, epoch: int, total: int) -> np.ndarray:
+        """The images of an epoch, each once at most, int64: step s takes its `total` images from place s * total on."""
+        raise NotImplementedError
+
+    def digest(self, seed: int, epoch: int, total: int) -> str:
+        """A word for an epoch's images in their order, which other images, or another order, do not have."""
+        return hashlib.sha256(self.names.blob.tobytes() + self.order(seed, epoch, total).tobytes()).hexdigest()[:16]
+
+    def read(self, index: int) -> tuple[np.ndarray, int, list[str]]:
+        """Return an image (H, W, 3) uint8, its label, and the files that could not be decoded on the way to it.
+
+        A file that cannot be decoded is replaced by the next one that can. Where more than `max_bad` in a row
+        cannot, or none can, the image is a black one, and the list is long enough to end the run.
+        """
+        bad = []
+        for offset in range(min(len(self), self.max_bad + 1)):
+            place = (index + offset) % len(self)
+            try:
+                return read_image(self.content(place)), int(self.labels[place]), bad
+            except UNREADABLE as error:
+                bad.append(f"{self.path(place)}: {error}")
+        return np.zeros((32, 32, 3), dtype=np.uint8), int(self.labels[index]), bad
+
+
+def readable_endings() -> set[str]:
+    """The file endings of the formats that PIL can read."""
+    return {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+
+
+def read_image(content: bytes) -> np.ndarray:
+    """Return an image of any format and mode as RGB, (H, W, 3) uint8: what is transparent shows white, 16-bit grey keeps
+    its upper 8 bits.
+    """
+    try:
+        image = Image.open(io.BytesIO(content))
+    except UnidentifiedImageError:  # PIL names the buffer's address: an undecodable file must read the same each time
+        raise ValueError("no image of a known format") from None
+    with image:
+        if image.mode.startswith("I;16"):
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))

@@ -1,0 +1,130 @@
+"""Packed images: tar shards read in sequence, and the index of what lies where in them."""
+
+import os
+from collections import OrderedDict
+
+import numpy as np
+
+from job.data.images import Images, Names
+from job.data.seeds import counter, permutation
+from job.data.tars import Shard, whole_file
+from job.errors import RunError
+
+INDEX = "index.npz"  # beside the shards
+FORMAT = 1
+PARTS = {"format", "classes", "shards", "shard_bytes", "shard_images", "names", "ends", "offsets", "sizes", "labels"}
+OPEN_SHARDS = 256  # of a process: well below the 1024 files that it may usually have open
+
+
+class PackedImages(Images):
+    """The images of the shards in folder `root`. RunError: its index does not fit what lies there."""
+
+    def __init__(self, root: str, max_bad: int):
+        index = load_index(root)
+        super().__init__(root, text(index["classes"]), Names(index["names"], index["ends"]), index["labels"], max_bad)
+        self.shards, self.offsets, self.sizes = text(index["shards"]), index["offsets"], index["sizes"]
+        self.shard_ends = index["shard_images"].cumsum()  # where each shard's images end among all
+        self.open_files = OrderedDict()  # shard -> file, in the order of their last use
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"open_files": OrderedDict()}  # a loader process opens its own
+
+    def shard(self, index: int) -> int:
+        """The number of the shard that an image lies in."""
+        return int(np.searchsorted(self.shard_ends, index, side="right"))
+
+    def path(self, index: int) -> str:
+        """Where an image lies: root/train-000012.tar:class/image.jpg."""
+        return f"{os.path.join(self.root, self.shards[self.shard(index)])}:{self.names[index]}"
+
+    def content(self, index: int) -> bytes:
+        """The bytes of an image's file."""
+        shard, size = self.shard(index), int(self.sizes[index])
+        content = os.pread(self.file(shard).fileno(), size, int(self.offsets[index]))
+        if len(content) < size:
+            raise OSError(f"{self.shards[shard]} is cut short")
+        return content
+
+    def file(self, shard: int):
+        """A shard's file, which stays open: a file system that hates small files hates opening them."""
+        if shard not in self.open_files:
+            if len(self.open_files) == OPEN_SHARDS:
+                self.open_files.popitem(last=False)[1].close()
+            self.open_files[shard] = open(os.path.join(self.root, self.shards[shard]), "rb", buffering=0)
+        self.open_files.move_to_end(shard)
+        return self.open_files[shard]
+
+    def order(self, seed: int, epoch: int, total: int) -> np.ndarray:
+        """An order in which each of the `total` places of a batch is a lane that reads shards in sequence.
+
+        The shards, those longer than an epoch's steps cut into stretches of so many, are put in a row at random, and
+        each lane gets as much of the row as there are steps. It begins at a random place of its part, and goes round
+        it: so two images of different lanes meet in a batch by chance, 1 / steps, as in a permutation, and which do is
+        drawn anew each epoch. What differs from one: neighbours in a shard mostly come one after the other. So the
+        order within a shard must have been random, as `job.pack` makes it.
+        """
+        steps = len(self) // total
+        longest = max(1, steps)
+        starts = np.append(0, self.shard_ends[:-1])
+        stretches = [
+            np.arange(first, min(first + longest, end))
+            for start, end in zip(starts, self.shard_ends, strict=True)
+            for first in range(start, end, longest)
+        ]
+        row = np.concatenate([stretches[place] for place in permutation(len(stretches), seed, "order", epoch=epoch)])
+        lanes = row[: total * steps].reshape(total, steps)
+        turns = counter(seed, "order", epoch=epoch, sample=1).random_raw(total) % np.uint64(longest)  # sample 0 is the row's
+        places = (turns.astype(np.int64)[:, None] + np.arange(steps)) % longest  # (total, steps)
+        return np.take_along_axis(lanes, places, axis=1).T.flatten()
+
+
+def load_index(root: str) -> dict[str, np.ndarray]:
+    """Return the index of the shards in folder `root`. RunError: it is damaged, or a shard is missing or of another size."""
+    path = os.path.join(root, INDEX)
+    anew = f"python -m job.pack --index {os.path.dirname(root)}"
+    try:
+        with np.load(path) as file:
+            index = {name: file[name] for name in file.files}
+        found, names, sizes = int(index["format"]), text(index["shards"]), index["shard_bytes"]
+    except Exception:  # zipfile and numpy raise many kinds on damaged bytes
+        raise RunError(f"{path} is no whole index: make it anew with {anew}") from None
+    if found != FORMAT:
+        raise RunError(f"{path} has format {found}, this version reads {FORMAT}: make it anew with {anew}")
+    if missing := PARTS - index.keys():
+        raise RunError(f"{path} is no whole index, it lacks {min(missing)}: make it anew with {anew}")
+    for name, expected in zip(names, sizes, strict=True):
+        shard = os.path.join(root, name)
+        size = os.path.getsize(shard) if os.path.exists(shard) else None
+        if size is None:
+            raise RunError(f"{shard} is missing: copy it there, or make the index of the others anew with {anew}")
+        if size != expected:
+            raise RunError(f"{shard} has {size} bytes, the index says {expected}: copy it anew; or, if it is whole, {anew}")
+    return index
+
+
+def save_index(root: str, classes: list[str], shards: list[Shard]) -> None:
+    """Write the index of `shards`, which lie in folder `root`."""
+    names = Names.of([name for shard in shards for name in shard.names])
+    parts = {key: [value for shard in shards for value in getattr(shard, key)] for key in ("offsets", "sizes", "labels")}
+    with whole_file(os.path.join(root, INDEX)) as file:
+        np.savez(
+            file,
+            format=FORMAT,
+            classes=block(classes),
+            shards=block([shard.name for shard in shards]),
+            shard_bytes=np.array([shard.size for shard in shards], dtype=np.int64),
+            shard_images=np.array([len(shard.names) for shard in shards], dtype=np.int64),
+            names=names.blob,
+            ends=names.ends,
+            **{key: np.array(values, dtype=np.int64) for key, values in parts.items()},
+        )
+
+
+def block(names: list[str]) -> np.ndarray:
+    """A few names as uint8; `text` gives them back."""
+    return np.frombuffer(os.fsencode("\0".join(names)), dtype=np.uint8)
+
+
+def text(content: np.ndarray) -> list[str]:
+    """The names of a `block`."""
+    return os.fsdecode(content.tobytes()).split("\0")

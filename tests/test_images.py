@@ -1,0 +1,251 @@
+import io
+import os
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image, features
+
+from job.data import images as module
+from job.data.folders import scan
+from job.data.images import Names, read_image, readable_endings
+from pictures import noise, photo
+
+
+def encoded(image, form="PNG", **options):
+    """An image's bytes in a file format."""
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+NAMES = ["a/1.png", "", "größe/é.jpg", "日本/猫.png", os.fsdecode(b"caf\xe9/\xff.png"), "new\nline/1.png"]
+
+
+@pytest.mark.parametrize("names", [[], ["a"], [""], NAMES])
+def test_names_come_back_in_order_whatever_their_bytes(names):
+    found = Names.of(names)
+    assert len(found) == len(names)
+    assert list(found) == [found[index] for index in range(len(names))] == names
+    assert list(pickle.loads(pickle.dumps(found))) == names
+
+
+def test_endings_are_those_that_can_be_read():
+    endings = readable_endings()
+    assert {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"} <= endings
+    assert ".pdf" not in endings  # written alone
+
+
+def test_a_turned_jpeg_stays_as_its_pixels_lie():
+    """As PIL has it, which does not look at the camera's orientation."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encoded(Image.fromarray(photo(5, 40, 60)), "JPEG", exif=exif)
+    assert read_image(content).shape == (40, 60, 3)
+
+
+@pytest.mark.parametrize("kept", [0, 2, 100, 0.5, 0.9])
+def test_a_cut_jpeg_is_refused_and_says_the_same_each_time(kept):
+    whole = encoded(Image.fromarray(noise(0)), "JPEG")
+    content = whole[: int(kept * len(whole)) if isinstance(kept, float) else kept]
+    said = set()
+    for _ in range(2):
+        with pytest.raises(module.UNREADABLE) as caught:
+            read_image(content)
+        said.add(str(caught.value))
+    assert len(said) == 1
+    assert "/" not in said.pop()  # no place in somebody's source
+
+
+def saved(tmp_path, image, form="png", **options):
+    path = str(tmp_path / f"image.{form}")
+    image.save(path, **options)
+    return path
+
+
+def colours(*pixels, mode="RGB"):
+    """An image of one row."""
+    image = Image.new(mode, (len(pixels), 1))
+    image.putdata(pixels)
+    return image
+
+
+def row(path):
+    """The pixels of the one row of a file, as it is read."""
+    with open(path, "rb") as file:
+        image = read_image(file.read())
+    assert image.dtype == np.uint8
+    assert image.shape == (1, image.shape[1], 3)
+    return [tuple(pixel) for pixel in image[0].tolist()]
+
+
+RED, GREEN, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (255, 255, 255), (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("mode", "pixels", "expected"),
+    [
+        ("RGB", [RED, (1, 2, 3), WHITE], [RED, (1, 2, 3), WHITE]),
+        ("L", [0, 100, 255], [BLACK, (100, 100, 100), WHITE]),
+        ("1", [0, 255, 0], [BLACK, WHITE, BLACK]),
+        ("LA", [(0, 255), (0, 0), (100, 255)], [BLACK, WHITE, (100, 100, 100)]),
+        ("RGBA", [(*RED, 255), (*RED, 0), (0, 0, 0, 0)], [RED, WHITE, WHITE]),
+        ("I;16", [0, 255, 256, 40000, 65535], [(value,) * 3 for value in (0, 0, 1, 156, 255)]),
+    ],
+)
+def test_a_png_of_any_mode_is_read_as_colours(tmp_path, mode, pixels, expected):
+    image = Image.fromarray(np.array([pixels], dtype=np.uint16)) if mode == "I;16" else colours(*pixels, mode=mode)
+    path = saved(tmp_path, image)
+    with Image.open(path) as opened:
+        assert opened.mode == mode
+    assert row(path) == expected
+
+
+def test_what_is_half_transparent_is_half_white(tmp_path):
+    [(red, green, blue)] = row(saved(tmp_path, colours((255, 0, 100, 128), mode="RGBA")))
+    assert (red, green, blue) == pytest.approx((255, 127, 177), abs=1)
+
+
+def palette_image():
+    image = Image.new("P", (3, 1))
+    image.putpalette([*RED, *GREEN, 0, 0, 255])
+    image.putdata([0, 1, 2])
+    return image
+
+
+def test_a_palette_gives_its_colours(tmp_path):
+    assert row(saved(tmp_path, palette_image())) == [RED, GREEN, (0, 0, 255)]
+    assert row(saved(tmp_path, palette_image(), "gif")) == [RED, GREEN, (0, 0, 255)]
+
+
+@pytest.mark.parametrize("form", ["png", "gif"])
+def test_a_transparent_colour_of_a_palette_shows_white(tmp_path, form):
+    assert row(saved(tmp_path, palette_image(), form, transparency=1)) == [RED, WHITE, (0, 0, 255)]
+
+
+def test_every_colour_of_a_palette_has_its_own_transparency(tmp_path):
+    found = row(saved(tmp_path, palette_image(), transparency=bytes([255, 0, 128])))
+    assert found[:2] == [RED, WHITE]
+    assert found[2] == pytest.approx((127, 127, 255), abs=1)
+
+
+@pytest.mark.parametrize(
+    ("mode", "transparency", "expected"),
+    [("RGB", RED, [WHITE, GREEN]), ("L", 76, [WHITE, (150, 150, 150)]), ("1", 0, [WHITE, WHITE])],
+)
+def test_a_transparent_colour_without_a_palette_shows_white(tmp_path, mode, transparency, expected):
+    pixels = {"RGB": (RED, GREEN), "L": (76, 150), "1": (0, 255)}[mode]
+    assert row(saved(tmp_path, colours(*pixels, mode=mode), transparency=transparency)) == expected
+
+
+def test_a_palette_with_an_alpha_channel_is_read(tmp_path):
+    image = Image.new("PA", (2, 1))
+    image.putpalette([*RED, *GREEN])
+    image.putdata([(0, 255), (1, 0)])
+    path = saved(tmp_path, image, "tiff")
+    with Image.open(path) as opened:
+        assert opened.mode == "PA"
+    assert row(path) == [RED, WHITE]
+
+
+def test_inks_are_read_as_colours(tmp_path):
+    path = saved(tmp_path, colours((0, 255, 255, 0), (0, 0, 0, 255), (0, 0, 0, 0), mode="CMYK"), "tiff")
+    with Image.open(path) as opened:
+        assert opened.mode == "CMYK"
+    assert row(path) == [RED, BLACK, WHITE]
+
+
+def picture(form="PNG"):
+    return encoded(Image.fromarray(noise(0, 64, 64)), form)
+
+
+BROKEN = {
+    "cut png": (".png", lambda: picture()[:3000]),
+    "cut jpeg": (".jpg", lambda: picture("JPEG")[:1000]),
+    "cut webp": (".webp", lambda: picture("WEBP")[:1000]),
+    "header alone": (".png", lambda: picture()[:33]),
+    "damaged png": (".png", lambda: picture()[:60] + bytes(100) + picture()[160:]),
+    "no bytes": (".png", lambda: b""),
+    "text": (".png", lambda: b"this is no image\n"),
+    "zeros": (".jpg", lambda: bytes(5000)),
+    "html": (".gif", lambda: b"<!DOCTYPE html><html></html>"),
+}
+if features.check("avif"):
+    BROKEN["cut avif"] = (".avif", lambda: picture("AVIF")[:3000])
+    BROKEN["damaged avif"] = (".avif", lambda: picture("AVIF")[:81] + b"\xff" + picture("AVIF")[82:])
+
+
+@pytest.fixture
+def with_broken(tmp_path):
+    """Write images a/0.png, a/2.png, ... with something else at some places; give the folder."""
+
+    def written(number, places, kind="text", max_bad=100):
+        ending, content = BROKEN[kind]
+        (tmp_path / "train" / "a").mkdir(parents=True)
+        for place in range(number):
+            good = place not in places
+            path = tmp_path / "train" / "a" / f"{place}{'.png' if good else ending}"
+            path.write_bytes(encoded(Image.new("RGB", (4, 4), (place, 0, 0))) if good else content())
+        return scan(str(tmp_path), "train", max_bad=max_bad)
+
+    return written
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_what_cannot_be_decoded_is_replaced_and_named(with_broken, kind):
+    images = with_broken(3, {1}, kind)
+    image, label, [bad] = images.read(1)
+    assert image[0, 0].tolist() == [2, 0, 0]
+    assert label == 0
+    assert bad.startswith(images.path(1))
+    assert "\n" not in bad
+
+
+def test_a_link_to_nowhere_is_replaced_and_named(with_broken):
+    images = with_broken(3, set())
+    os.remove(images.path(0))
+    os.symlink("nowhere.png", images.path(0))
+    images = scan(os.path.dirname(images.root), "train", max_bad=5)
+    image, _, [bad] = images.read(0)
+    assert len(images) == 3
+    assert image[0, 0].tolist() == [1, 0, 0]
+    assert images.path(0) in bad
+
+
+def test_the_next_good_image_takes_the_place_round_the_end(with_broken):
+    images = with_broken(6, {3, 4, 5})
+    for index, (taken, names) in {2: (2, []), 3: (0, [3, 4, 5]), 5: (0, [5]), 0: (0, [])}.items():
+        image, _, bad = images.read(index)
+        assert image[0, 0].tolist() == [taken, 0, 0]
+        assert [line.split(":")[0] for line in bad] == [images.path(name) for name in names]
+
+
+def test_the_label_is_that_of_the_image_which_is_shown(tmp_path):
+    for name, content in (("a", b"x"), ("b", encoded(Image.new("RGB", (4, 4))))):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        (tmp_path / "train" / name / "1.png").write_bytes(content)
+    assert scan(str(tmp_path), "train", max_bad=1).read(0)[1] == 1
+
+
+@pytest.mark.parametrize("max_bad", [0, 1, 3])
+def test_the_search_ends_when_more_than_the_limit_are_bad(with_broken, max_bad):
+    images = with_broken(9, range(8), max_bad=max_bad)
+    image, _, bad = images.read(0)
+    assert len(bad) == max_bad + 1
+    assert image.shape[2:] == (3,)
+
+
+def test_a_folder_of_bad_images_alone_gives_a_black_one_and_names_all(with_broken):
+    image, label, bad = with_broken(3, range(3)).read(1)
+    assert image.shape[2:] == (3,)
+    assert not image.any()
+    assert (label, len(bad)) == (0, 3)
+
+
+def test_a_digest_is_of_the_names_and_of_their_order(with_broken, tmp_path):
+    images = with_broken(3, [])
+    known = [images.digest(seed=0, epoch=epoch, total=1) for epoch in range(50)]
+    assert 1 < len(set(known)) <= 6  # orders of three
+    assert [scan(str(tmp_path), "train").digest(0, epoch, 1) for epoch in range(50)] == known
+    os.rename(images.path(1), f"{tmp_path}/train/a/11.png")
+    assert scan(str(tmp_path), "train").digest(0, 0, 1) not in known

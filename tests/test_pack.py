@@ -1,0 +1,280 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import webdataset
+
+from job.data.folders import scan
+from job.pack import main
+from runs import differences, errors_of
+
+SMALL = "-a resnet18 --image-size 32 --batch-size 8 --epochs 2 --moco-k 20 --mlp --aug-plus --knn-every 1".split()
+SMALL += "--refresh-epochs 0,1 --save-every 2steps --keep 9".split()
+STEPS = 2 * (50 // 8)
+
+
+def tree(folder):
+    """{path: bytes} of all files below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def packed(data, out, *options):
+    main([str(data), str(out), *map(str, options)])
+    return out
+
+
+@pytest.fixture(scope="module")
+def shards(images, tmp_path_factory):
+    """The images of a folder, in shards of 7."""
+    return packed(images, tmp_path_factory.mktemp("packed") / "out", "--shard-images", 7)
+
+
+def test_every_image_is_packed_once_as_it_was(images, shards):
+    for split in ("train", "val"):
+        folder, found = scan(str(images), split), scan(str(shards), split)
+        expected = {folder.names[n]: (int(folder.labels[n]), folder.content(n)) for n in range(len(folder))}
+        assert found.classes == folder.classes
+        assert len(found) == len(folder)
+        assert {found.names[n]: (int(found.labels[n]), found.content(n)) for n in range(len(found))} == expected
+    assert sorted(path.name for path in (shards / "train").iterdir()) == ["index.npz", *(f"train-{n:06d}.tar" for n in range(8))]
+    assert sorted(path.name for path in shards.iterdir()) == ["train", "val"]
+
+
+def test_the_images_of_a_shard_are_of_all_classes(images, shards):
+    labels = scan(str(shards), "train").labels[:49].reshape(7, 7)
+    assert all(0 < row.sum() < 7 for row in labels)
+
+
+def test_webdataset_reads_the_shards(images, shards):
+    found = {}
+    for path in sorted(map(str, (shards / "train").glob("*.tar"))):
+        for sample in webdataset.WebDataset(path, shardshuffle=False, empty_check=False).decode("rgb8"):
+            assert sample["__key__"] == f"{len(found):09d}"
+            found[sample["json"]["path"]] = sample["cls"], sample["png"]
+    folder = scan(str(images), "train")
+    assert len(found) == len(folder) == 50
+    for number in range(50):
+        label, pixels = found[folder.names[number]]
+        expected, truth, _ = folder.read(number)
+        assert np.array_equal(pixels, expected)
+        assert label == truth
+
+
+def test_packing_gives_the_same_bytes_on_another_day(images, shards, tmp_path, monkeypatch):
+    """And the index made anew from the shards is the one that packing wrote."""
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 1e6)
+    again = packed(images, tmp_path / "again", "--shard-images", 7)
+    assert tree(again) == tree(shards)
+    for path in again.glob("*/index.npz"):
+        path.unlink()
+    main(["--index", str(again)])
+    assert tree(again) == tree(shards)
+
+
+def test_another_seed_packs_in_another_order(images, shards, tmp_path):
+    again = packed(images, tmp_path / "again", "--shard-images", 7, "--seed", 1)
+    first, second = (list(scan(str(folder), "train").names) for folder in (shards, again))
+    assert first != second
+    assert sorted(first) == sorted(second)
+
+
+def test_packing_goes_on_from_the_shards_that_are_whole(images, shards, tmp_path):
+    """Of a packing that was killed after some shards, and one that was killed when all was done but the name."""
+    for left in (3, 8):
+        part = tmp_path / f"{left}.part"
+        with pytest.raises(SystemExit):
+            main([str(images), str(tmp_path / str(left)), "--shard-images", "0"])
+        assert not part.exists()
+        shutil.copytree(shards, part)
+        (part / "packing.sha256").write_bytes(fingerprint(images, tmp_path))
+        for path in sorted((part / "train").glob("*.tar"))[left:]:
+            path.rename(f"{path}.new")
+            os.truncate(f"{path}.new", 700)
+        before = {path: path.stat().st_mtime_ns for path in part.glob("*/*.tar")}
+        out = packed(images, tmp_path / str(left), "--shard-images", 7)
+        assert tree(out) == tree(shards)
+        assert {path: (out / path.relative_to(part)).stat().st_mtime_ns for path in before} == before
+
+
+def fingerprint(images, tmp_path):
+    """What a packing of these images in shards of 7 leaves to be known by."""
+    code = "import job.pack, sys; job.pack.pack_split = lambda *_: sys.exit(9); job.pack.main(sys.argv[1:])"
+    out = tmp_path / "fingerprint"
+    done = subprocess.run([sys.executable, "-c", code, str(images), str(out), "--shard-images", "7"])
+    assert done.returncode == 9
+    content = (tmp_path / "fingerprint.part" / "packing.sha256").read_bytes()
+    shutil.rmtree(tmp_path / "fingerprint.part")
+    return content
+
+
+def test_a_killed_packing_goes_on_to_the_same_bytes(images, shards, tmp_path):
+    """SIGKILL at several moments; the reading of an image is slowed down, so that they lie within it."""
+    slow = "import job.pack, time; from job.data.folders import ImageFolder as F; read = F.content\n"
+    slow += "F.content = lambda *given: (time.sleep(0.02), read(*given))[1]; job.pack.READERS = 1; job.pack.main()"
+    command = [sys.executable, "-c", slow, str(images), str(tmp_path / "out"), "--shard-images", "7"]
+    for wanted in (0, 2, 6):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while len(list(tmp_path.glob("out.part/train/*.tar"))) < wanted or not list(tmp_path.glob("out.part/train/*.new")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (tmp_path / "out").exists()
+    assert tree(packed(images, tmp_path / "out", "--shard-images", 7)) == tree(shards)
+    assert not (tmp_path / "out.part").exists()
+
+
+def test_progress_in_a_file_is_a_bounded_number_of_lines(tmp_path, capfd):
+    """Few images give a line each, many about a hundred."""
+    for number in range(350):
+        path = tmp_path / "in" / "train" / "a" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    packed(tmp_path / "in", tmp_path / "out")
+    *lines, summary, advice = capfd.readouterr().out.splitlines()
+    assert 50 <= len(lines) <= 101
+    assert lines[-1].startswith("packing train-000000.tar: 350 of 350 images")
+    assert "350 train images in 1 shards" in summary
+    assert advice.endswith(f"python -m job.train {tmp_path / 'out'}")
+
+
+# What is refused.
+
+
+@pytest.fixture(scope="module")
+def errors(images, shards, tmp_path_factory):
+    """The line with which each of WRONG is refused, by name."""
+    base = tmp_path_factory.mktemp("wrong")
+    for name in ("there", "unknown.part"):
+        (base / name).mkdir()
+    (base / "unknown.part" / "something").write_text("x")
+    shutil.copytree(shards, base / "other.part")
+    (base / "other.part" / "packing.sha256").write_text("of other images")
+    damage = {"cut": lambda path: os.truncate(path, 700), "compressed": lambda path: subprocess.run(["gzip", path])}
+    damage["no tar"] = lambda path: path.write_text("x")
+    for name, harm in damage.items():
+        shutil.copytree(shards, base / name)
+        harm(base / name / "train" / "train-000003.tar")
+    (base / "compressed" / "train" / "train-000003.tar.gz").rename(base / "compressed" / "train" / "train-000003.tar")
+    (base / "no label" / "train").mkdir(parents=True)
+    with webdataset.TarWriter(str(base / "no label" / "train" / "0.tar")) as writer:
+        writer.write({"__key__": "a", "jpg": b"x"})
+    (base / "empty" / "train" / "a").mkdir(parents=True)
+    commands = {how: [str(part).format(images=images, shards=shards, base=base) for part in WRONG[how][0]] for how in WRONG}
+    before = sorted(tree(base))
+    lines = dict(zip(commands, errors_of("job.pack", list(commands.values())), strict=True))
+    assert sorted(tree(base)) == before  # nothing is written
+    return lines
+
+
+WRONG = {
+    "nothing": ([], "the following arguments are required: DIR"),
+    "no OUT": (["{images}"], "no OUT: name the folder to write"),
+    "OUT with --index": (["--index", "{shards}", "{base}/x"], "leave out OUT"),
+    "unknown option": (["{images}", "{base}/x", "--shards", "3"], "unrecognized arguments"),
+    "no images in a shard": (["{images}", "{base}/x", "--shard-images", "0"], "--shard-images 0: expected at least 1"),
+    "no number": (["{images}", "{base}/x", "--seed", "a"], "--seed 'a': expected a whole number"),
+    "OUT is there": (["{images}", "{base}/there"], "there is there already: name another folder, or remove it"),
+    "other packing": (["{images}", "{base}/other"], "other.part is left from a packing of other images or with other options"),
+    "other options": (
+        ["{images}", "{base}/unknown"],
+        "unknown.part is left from a packing of other images or with other options",
+    ),
+    "no place": (["{images}", "/proc/x"], "cannot make the folder /proc/x.part: No such file or directory; name another OUT"),
+    "no folder": (["{base}/none", "{base}/x"], "no folder {base}/none"),
+    "no train": (["{images}/train", "{base}/x"], "has no folder train"),
+    "no images": (["{base}/empty", "{base}/x"], "no images in the class folders of"),
+    "packed": (["{shards}", "{base}/x"], "is packed already: train from"),
+    "no shards": (["--index", "{images}"], "no shards in"),
+    "cut": (["--index", "{base}/cut"], "train-000003.tar is no whole"),
+    "compressed": (["--index", "{base}/compressed"], "train-000003.tar is no whole, uncompressed tar file"),
+    "no tar": (["--index", "{base}/no tar"], "train-000003.tar is no whole, uncompressed tar file"),
+    "no label": (["--index", "{base}/no label"], "0.tar: a.jpg has no label that can be read"),
+}
+
+
+@pytest.mark.parametrize("how", WRONG)
+def test_what_cannot_be_packed_is_one_line_and_exit_code_2(errors, how):
+    expected = WRONG[how][1]
+    assert expected.partition("{")[0] in errors[how]
+
+
+def test_a_file_that_cannot_be_read_is_named_and_what_is_packed_is_kept(images, tmp_path, capfd):
+    data = tmp_path / "in"
+    shutil.copytree(images, data)
+    names = sorted((data / "train").glob("*/*.png"))
+    (data / "whole").write_bytes(names[40].read_bytes())
+    names[40].unlink()
+    names[40].symlink_to("nowhere")
+    with pytest.raises(SystemExit) as caught:
+        packed(data, tmp_path / "out", "--shard-images", 1)
+    said = capfd.readouterr().err
+    assert caught.value.code == 1
+    assert said == f"error: {names[40]}: No such file or directory; what is packed is kept\n"
+    kept = len(list((tmp_path / "out.part" / "train").glob("*.tar")))
+    names[40].unlink()
+    names[40].write_bytes((data / "whole").read_bytes())
+    packed(data, tmp_path / "out", "--shard-images", 1)
+    assert f" {kept + 1} of 59 images" in capfd.readouterr().out.splitlines()[0]
+
+
+def test_help_names_the_options_and_needs_no_launcher():
+    done = subprocess.run([sys.executable, "-m", "job.pack", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in ("DIR", "OUT", "--index", "--shard-images", "--seed", "default: 1000"))
+
+
+# Whole runs.
+
+
+def test_a_killed_run_on_packed_images_resumes_to_the_same_bytes(start_job, shards, teacher_file, tmp_path):
+    options = [shards, *SMALL, "--teacher", teacher_file]
+    whole = start_job(2, tmp_path / "whole", [*options, "-j", 0])
+    output = whole.finish()
+    assert whole.process.returncode == 0, output
+    assert output.count(f"k-NN accuracy on 9 images of {shards}/val") == 2
+    options += ["-j", 1, "--resume", "auto"]
+    job = start_job(2, tmp_path / "run", options)
+    job.wait_for_step(3)
+    job.kill()
+    assert len(job.steps()) < STEPS
+    again = start_job(2, tmp_path / "run", options)
+    output = again.finish()
+    assert again.process.returncode == 0, output
+    assert "resuming from" in output
+    assert again.steps() == list(range(1, STEPS + 1))
+    assert differences(whole.folder, again.folder) == []
+
+
+def test_packed_features_are_as_good_as_the_folder_s(start_job, images, shards, tmp_path):
+    """k-NN and the validation of a linear classifier count the same images, in whatever order they lie."""
+    told = {}
+    for name, data in (("folder", images), ("packed", shards)):
+        found = []
+        for options in (["--knn"], ["--epochs", 1, "--batch-size", 50, "--lr", 0]):
+            job = start_job(1, tmp_path / name, [data, "-a", "resnet18", "--image-size", 32, "-j", 0, *options], "job.linear")
+            output = job.finish()
+            assert job.process.returncode == 0, output
+            found.append([line.partition("val: ")[2] for line in output.splitlines() if "9 images of" in line])
+        told[name] = found
+    assert told["packed"] == told["folder"]
+    assert [len(lines) for lines in told["packed"]] == [1, 1]
+
+
+def test_a_packed_folder_s_errors_are_those_of_a_run(shards, tmp_path):
+    """A damaged index and a missing shard are one line of job.train, too."""
+    for name in ("index", "shard"):
+        shutil.copytree(shards, tmp_path / name)
+    (tmp_path / "index" / "train" / "index.npz").write_bytes(b"x")
+    (tmp_path / "shard" / "train" / "train-000001.tar").unlink()
+    commands = [[tmp_path / name, *SMALL, "--out", tmp_path / "run"] for name in ("index", "shard")]
+    damaged, missing = errors_of("job.train", commands)
+    assert f"{tmp_path}/index/train/index.npz is no whole index" in damaged
+    assert f"{tmp_path}/shard/train/train-000001.tar is missing" in missing

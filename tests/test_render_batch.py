@@ -1,0 +1,213 @@
+"""Appearances of a batch against those of one image at a time, against torchvision's operations, and against formulas.
+
+On the CPU, and on a GPU where one is to be seen: tests/conftest.py hides it, and --noconftest does not. Tolerances are
+grey levels of 255.
+"""
+
+import colorsys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import functional
+
+from moco import render
+from moco.augment import OPERATIONS, RandomView
+from moco.render_batch import LUMA, RADIUS, brightness, contrast, hue, saturation
+from moco.render_batch import render as render_batch
+from pictures import PICTURES, appearance, noise, photo, plain
+
+IMAGES = np.stack(list(PICTURES.values()))  # (12, 60, 80, 3)
+SHAPES = [(7, 7), (8, 13), (20, 9), (40, 24)]
+KINDS = {
+    "nothing": {},
+    "brightness": {"operations": [(0, 1.3)]},
+    "contrast": {"operations": [(1, 0.7)]},
+    "saturation": {"operations": [(2, 1.4)]},
+    "hue": {"operations": [(3, 0.1)]},
+    "grey": {"operations": [(2, 0.0)]},
+    "blur": {"sigma": 1.3},
+    "flip": {"flip": True},
+    "all": {"operations": [(3, -0.1), (1, 1.2), (0, 0.8), (2, 0.6)], "sigma": 2.0, "flip": True},
+}
+
+
+@pytest.fixture(params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+def rendered(request):
+    """A function: images (B, H, W, 3), appearances (B, 12) -> the images rendered on a device, (B, H, W, 3)."""
+
+    def on_device(images, appearances):
+        batch = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).to(request.param)
+        found = render_batch(batch, torch.from_numpy(np.stack(list(appearances))))
+        assert (found.device, found.dtype, found.shape) == (batch.device, torch.uint8, batch.shape)
+        return found.permute(0, 2, 3, 1).cpu().numpy()
+
+    return on_device
+
+
+def one(kind):
+    """The appearance of one of KINDS."""
+    return appearance(*KINDS[kind].get("operations", []), **{k: v for k, v in KINDS[kind].items() if k != "operations"})
+
+
+def drawn(aug_plus, number, seed=0):
+    """Appearances of random views, (number, 12)."""
+    view, random = RandomView(8, aug_plus), np.random.default_rng(seed)
+    return np.stack([view.appearance(random) for _ in range(number)])
+
+
+def difference(one, other):
+    """Grey levels between images."""
+    return np.abs(np.asarray(one).astype(float) - np.asarray(other).astype(float))
+
+
+# Against one image at a time.
+
+
+@pytest.mark.parametrize("aug_plus", [False, True])
+def test_drawn_appearances_are_those_of_one_image_at_a_time_but_for_its_rounding(rendered, aug_plus):
+    """One image's operations are each rounded, and its hues have 256 steps of up to six levels: 18 levels together."""
+    rows = drawn(aug_plus, 240)
+    images = IMAGES[np.arange(240) % len(IMAGES)]
+    off = difference(rendered(images, rows), np.stack([render.render(*each) for each in zip(images, rows, strict=True)]))
+    assert off.mean((1, 2, 3)).max() < 2
+    assert off.mean() < 0.7
+    assert off.max() <= 24
+    hueless = ~(rows[:, OPERATIONS] == 3).any(1)
+    if aug_plus:  # version one moves all hues
+        assert hueless.any() and off[hueless].max() <= 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_batch_of_one_kind_is_that_of_one_image_at_a_time(rendered, kind, number):
+    """Also where an operation is for none of the images, or for all."""
+    images, row = IMAGES[:number], one(kind)
+    off = difference(rendered(images, [row] * number), np.stack([render.render(image, row) for image in images]))
+    assert off.max() <= {"nothing": 0, "flip": 0, "hue": 12, "all": 12}.get(kind, 1)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_images_of_any_shape_are_rendered(rendered, shape):
+    images = np.stack([noise(seed, *shape) for seed in range(len(KINDS))])
+    rows = [one(kind) for kind in KINDS]
+    for image, row, found, kind in zip(images, rows, rendered(images, rows), KINDS, strict=True):
+        assert difference(found, render.render(image, row)).max() <= {"hue": 20, "all": 12}.get(kind, 1), kind
+
+
+# Each operation.
+
+
+@pytest.mark.parametrize("factor", [0.6, 0.75, 0.983, 1.0, 1.2, 1.4])
+@pytest.mark.parametrize(
+    ("number", "theirs"),
+    [(0, functional.adjust_brightness), (1, functional.adjust_contrast), (2, functional.adjust_saturation)],
+)
+def test_brightness_contrast_and_saturation_are_torchvision_s_but_for_a_level(rendered, factor, number, theirs):
+    found = rendered(IMAGES, [appearance((number, factor))] * len(IMAGES))
+    expected = np.stack([np.asarray(theirs(Image.fromarray(image), factor)) for image in IMAGES])
+    assert difference(found, expected).max() <= 1
+
+
+@pytest.mark.parametrize("shift", [-0.4, -0.1, -0.02, 0.0, 0.05, 0.1, 0.4])
+def test_hue_is_torchvision_s_but_for_pil_s_steps_of_hue(rendered, shift):
+    found = rendered(IMAGES, [appearance((3, shift))] * len(IMAGES))
+    expected = np.stack([np.asarray(functional.adjust_hue(Image.fromarray(image), shift)) for image in IMAGES])
+    assert difference(found, expected).max() <= 18
+    assert difference(found, expected).mean((1, 2, 3)).max() <= 1.8
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.6, 0.983, 1.0, 1.4])
+def test_brightness_contrast_and_saturation_are_their_formulas(factor):
+    values = IMAGES.astype(float)
+    luma = values @ np.array(LUMA)
+    images = torch.from_numpy(values).float().permute(0, 3, 1, 2)
+    for operation, exact in (
+        (brightness, factor * values),
+        (contrast, factor * values + (1 - factor) * luma.mean((1, 2))[:, None, None, None]),
+        (saturation, factor * values + (1 - factor) * luma[:, :, :, None]),
+    ):
+        found = operation(images, torch.full((len(IMAGES), 1, 1, 1), factor)).permute(0, 2, 3, 1)
+        assert difference(found, exact.clip(0, 255)).max() < 1e-3
+
+
+def test_hue_is_its_formula():
+    """Colours at random, greys, and the six at which another channel becomes the strongest."""
+    corners = [(255, 0, 0), (255, 255, 0), (0, 255, 0), (0, 255, 255), (0, 0, 255), (255, 0, 255), (0, 0, 0), (9, 9, 9)]
+    colours = np.concatenate([corners, noise(0, 20, 20).reshape(-1, 3)]).astype(float)
+    for shift in (-0.4, -0.1, 0.0, 1 / 3, 0.37, 0.5):
+        found = hue(torch.from_numpy(colours).float().view(-1, 3, 1, 1), torch.full((len(colours), 1, 1, 1), shift))
+        exact = []
+        for h, s, v in (colorsys.rgb_to_hsv(*colour) for colour in colours / 255):
+            exact.append(colorsys.hsv_to_rgb((h + shift) % 1, s, v))
+        assert difference(found[:, :, 0, 0], 255 * np.array(exact)).max() < 1e-2
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 2.0])
+def test_blur_is_its_formula(rendered, shape, sigma):
+    """The border is mirrored."""
+    image, distance = noise(1, *shape), np.arange(-RADIUS, RADIUS + 1)
+    weights = np.exp(-0.5 * np.square(distance / sigma)) * (np.abs(distance) <= round(3 * sigma))
+    wide = np.pad(image.astype(float), ((RADIUS, RADIUS), (RADIUS, RADIUS), (0, 0)), mode="reflect")
+    for axis in (0, 1):
+        wide = np.apply_along_axis(np.convolve, axis, wide, weights / weights.sum(), "valid")
+    assert difference(rendered(image[None], [appearance(sigma=sigma)])[0], wide).max() <= 0.5 + 1e-3
+
+
+def test_blur_leaves_what_is_plain(rendered):
+    image = plain((255, 3, 77), 9, 9)
+    assert (rendered(image[None].repeat(4, 0), [appearance(sigma=sigma) for sigma in (0.1, 0.5, 1.0, 2.0)]) == image).all()
+
+
+@pytest.mark.parametrize("aug_plus", [False, True])
+def test_views_made_grey_have_equal_channels(rendered, aug_plus):
+    """Version one moves the hue of what is grey already."""
+    rows = drawn(aug_plus, 200)
+    rows = rows[((rows[:, OPERATIONS] == 2) & (rows[:, 5:10] == 0)).any(1)]
+    found = rendered(IMAGES[np.arange(len(rows)) % len(IMAGES)], rows)
+    assert len(rows) > 20
+    assert (found == found[..., :1]).all()
+
+
+# The batch.
+
+
+def test_operations_come_in_the_order_of_each_image_s_appearance(rendered):
+    rows = [appearance((0, 1.4), (1, 0.6)), appearance((1, 0.6), (0, 1.4)), appearance((-1, 9.0), (1, 0.6), (-1, 0.0), (0, 1.4))]
+    image = photo(0)
+    first, last, gaps = rendered(np.stack([image] * 3), rows)
+    assert difference(first, last).max() > 20  # what the one cuts off, the other keeps
+    assert (last == gaps).all()
+    assert difference(first, render.render(image, rows[0])).max() <= 1
+    assert difference(last, render.render(image, rows[1])).max() <= 1
+
+
+@pytest.mark.parametrize("aug_plus", [False, True])
+def test_an_image_does_not_depend_on_its_neighbours(rendered, aug_plus):
+    """Alone, among others, and among the same in another order; but for a rounding that falls to the other side."""
+    rows, order = drawn(aug_plus, 24), np.random.default_rng(1).permutation(24)
+    images = IMAGES[np.arange(24) % len(IMAGES)]
+    together, shuffled = rendered(images, rows), rendered(images[order], rows[order])
+    alone = np.concatenate([rendered(images[[place]], rows[[place]]) for place in range(24)])
+    for found in (shuffled, together[order]):
+        off = difference(found, alone[order])
+        assert off.max() <= 1
+        assert off.mean() < 1e-3
+
+
+def test_rendering_leaves_the_images_as_they_were_however_they_lie_in_memory():
+    first = torch.from_numpy(IMAGES).permute(0, 3, 1, 2)
+    rows = torch.from_numpy(drawn(True, len(IMAGES)))
+    expected = render_batch(first, rows)
+    assert (first.permute(0, 2, 3, 1).numpy() == np.stack(list(PICTURES.values()))).all()
+    assert torch.equal(render_batch(first.contiguous(), rows), expected)
+
+
+@pytest.mark.parametrize("aug_plus", [False, True])
+def test_nothing_is_read_back_from_the_device(aug_plus):
+    """Of images on the meta device there is nothing to read: what depends on their values fails."""
+    images = torch.empty(24, 3, 16, 16, dtype=torch.uint8, device="meta")
+    found = render_batch(images, torch.from_numpy(drawn(aug_plus, 24)))
+    assert (found.device, found.shape, found.dtype) == (images.device, images.shape, images.dtype)

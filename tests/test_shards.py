@@ -1,0 +1,309 @@
+import os
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from job.data import shards
+from job.data.folders import TrainingOrder, every_nth_batch, scan
+from job.data.shards import PackedImages, load_index, save_index
+from job.data.tars import read_shard, write_shard
+from job.data.views import CentreViews, TwoViews, loader
+from job.errors import RunError
+from moco.augment import RandomView
+
+
+def packed(root, sizes, classes=("a", "b")):
+    """Write shards of so many images, which are bytes that tell them apart, and an index."""
+    os.makedirs(root)
+    names, first = [f"s-{number}.tar" for number in range(len(sizes))], 0
+    for name, size in zip(names, sizes, strict=True):
+        images = [(n, f"{classes[n % 2]}/{n}.png", n % 2, f"image {n}".encode() * (n % 5)) for n in range(first, first + size)]
+        write_shard(os.path.join(root, name), images)
+        first += size
+    save_index(root, list(classes), [read_shard(os.path.join(root, name)) for name in names])
+    return str(root)
+
+
+def refused(root):
+    with pytest.raises(RunError) as caught:
+        load_index(str(root))
+    assert "\n" not in str(caught.value)
+    assert f"python -m job.pack --index {os.path.dirname(root)}" in str(caught.value)
+    return str(caught.value)
+
+
+def test_every_image_is_found_in_its_shard(tmp_path):
+    """One shard without images among them, one without bytes in its first image."""
+    images = PackedImages(packed(tmp_path / "train", [3, 0, 1, 6]), max_bad=4)
+    assert (len(images), images.classes, images.max_bad) == (10, ["a", "b"], 4)
+    for n in range(10):
+        assert images.content(n) == f"image {n}".encode() * (n % 5)
+        assert images.labels[n] == n % 2
+        assert images.path(n) == f"{tmp_path}/train/s-{0 if n < 3 else 2 if n < 4 else 3}.tar:{'ab'[n % 2]}/{n}.png"
+
+
+def test_images_are_found_with_few_files_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "OPEN_SHARDS", 2)
+    images = PackedImages(packed(tmp_path / "train", [2] * 6), max_bad=0)
+    before = len(os.listdir("/proc/self/fd"))
+    for n in np.random.default_rng(0).integers(0, 12, 100).tolist():
+        assert images.content(n) == f"image {n}".encode() * (n % 5)
+        assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
+def test_a_copy_for_another_process_opens_files_of_its_own(tmp_path):
+    images = PackedImages(packed(tmp_path / "train", [5]), max_bad=0)
+    images.content(3)
+    copy = pickle.loads(pickle.dumps(images))
+    assert images.open_files and not copy.open_files
+    assert copy.content(3) == images.content(3)
+
+
+def test_a_shard_that_shrinks_while_it_is_read_gives_undecodable_images(tmp_path):
+    images = PackedImages(packed(tmp_path / "train", [5]), max_bad=4)
+    os.truncate(tmp_path / "train" / "s-0.tar", 600)
+    _, _, bad = images.read(4)
+    assert "s-0.tar:a/4.png: s-0.tar is cut short" in bad[0]
+
+
+def test_an_index_comes_back_as_it_was_saved(tmp_path):
+    root = packed(tmp_path / "train", [2, 3], classes=("größe", "caf\udce9 x"))
+    images = PackedImages(root, max_bad=0)
+    assert images.classes == ["größe", "caf\udce9 x"]
+    assert list(images.names)[:2] == ["größe/0.png", "caf\udce9 x/1.png"]
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    packed(tmp_path / "train", [2, 2])
+    os.remove(tmp_path / "train" / "s-1.tar")
+    assert f"{tmp_path}/train/s-1.tar is missing" in refused(tmp_path / "train")
+
+
+@pytest.mark.parametrize("change", [-512, 512])
+def test_a_shard_of_another_size_is_named_with_both(tmp_path, change):
+    packed(tmp_path / "train", [2, 2])
+    size = os.path.getsize(tmp_path / "train" / "s-1.tar")
+    os.truncate(tmp_path / "train" / "s-1.tar", size + change)
+    assert f"s-1.tar has {size + change} bytes, the index says {size}" in refused(tmp_path / "train")
+
+
+def test_an_index_of_another_format_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "FORMAT", 7)
+    packed(tmp_path / "train", [2])
+    monkeypatch.undo()
+    assert "has format 7, this version reads 1" in refused(tmp_path / "train")
+
+
+def test_an_index_that_is_none_is_refused(tmp_path):
+    packed(tmp_path / "train", [2])
+    path = tmp_path / "train" / "index.npz"
+    whole = path.read_bytes()
+    array = tmp_path / "array.npy"
+    np.save(array, np.arange(5))
+    np.savez(tmp_path / "other.npz", other=np.arange(5))
+    with np.load(path) as file:
+        np.savez(tmp_path / "less.npz", **{name: file[name] for name in file.files if name != "labels"})
+    others = [
+        b"",
+        b"x",
+        bytes(1000),
+        array.read_bytes(),
+        *((tmp_path / f"{name}.npz").read_bytes() for name in ("other", "less")),
+    ]
+    for content in [*others, *(whole[:cut] for cut in range(0, len(whole), 97))]:
+        path.write_bytes(content)
+        assert "is no whole index" in refused(tmp_path / "train")
+
+
+def test_a_damaged_index_is_refused_or_reads_as_before(tmp_path):
+    packed(tmp_path / "train", [40])
+    path = tmp_path / "train" / "index.npz"
+    whole, expected = path.read_bytes(), load_index(str(tmp_path / "train"))
+    random, damages = np.random.default_rng(0), 0
+    for place in random.integers(0, len(whole), 300).tolist():
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << random.integers(0, 8)
+        path.write_bytes(damaged)
+        try:
+            found = load_index(str(tmp_path / "train"))
+        except RunError as error:
+            assert "index.npz" in str(error)
+            damages += 1
+        else:
+            assert found.keys() == expected.keys() and all(np.array_equal(found[name], expected[name]) for name in expected)
+    assert damages > 100
+
+
+# The order.
+
+
+def shards_of(sizes):
+    """Images in shards of so many, which lie nowhere."""
+    images = object.__new__(PackedImages)
+    images.shard_ends, images.labels = np.cumsum(sizes), np.zeros(sum(sizes), dtype=np.int64)
+    return images
+
+
+SIZES = {
+    "equal": ([100] * 10, 32),
+    "one": ([500], 16),
+    "of one image": ([1] * 200, 8),
+    "unequal": ([1, 700, 0, 3, 90, 1, 0, 0, 211], 20),
+    "one step": ([30, 34], 64),
+    "one short of two steps": ([30, 33], 32),
+    "batches of one": ([10, 7, 4, 9, 12, 5], 1),
+}
+both = pytest.mark.parametrize(("sizes", "total"), SIZES.values(), ids=SIZES)
+
+
+@both
+def test_an_epoch_shows_each_image_at_most_once_in_whole_batches(sizes, total):
+    for epoch in range(5):
+        order = shards_of(sizes).order(3, epoch, total)
+        assert order.dtype == np.int64
+        assert len(order) == sum(sizes) // total * total
+        assert len(set(order.tolist())) == len(order)
+        assert set(order.tolist()) <= set(range(sum(sizes)))
+
+
+@both
+def test_an_order_is_a_function_of_seed_and_epoch(sizes, total):
+    orders = [shards_of(sizes).order(seed, epoch, total).tolist() for seed, epoch in ((0, 0), (0, 1), (1, 0), (2**63 - 1, 5))]
+    np.random.seed(1)
+    again = shards_of(sizes)
+    assert [again.order(seed, epoch, total).tolist() for seed, epoch in ((0, 0), (0, 1), (1, 0), (2**63 - 1, 5))] == orders
+    assert len(set(map(tuple, orders))) == 4
+
+
+def test_an_order_is_frozen():
+    """Runs are resumed by newer versions within an epoch: it must never change."""
+    assert shards_of([4, 1, 6]).order(0, 0, 3).tolist() == [2, 4, 10, 0, 3, 5, 1, 8, 9]
+
+
+@both
+def test_each_place_of_a_batch_reads_shards_in_sequence(sizes, total):
+    """A lane jumps where a stretch ends, where its turn began, and where its part of the row ends within a stretch."""
+    steps = sum(sizes) // total
+    lanes = shards_of(sizes).order(0, 1, total).reshape(steps, total).T
+    jumps = (np.diff(lanes, axis=1) != 1).sum()
+    stretches = sum(-(-size // steps) for size in sizes)
+    assert jumps <= stretches + 2 * total
+
+
+def test_shards_longer_than_a_lane_cost_no_more_jumps_than_two_a_lane_and_stretch():
+    lanes = shards_of([1000] * 20).order(0, 0, 8).reshape(2500, 8).T
+    assert (np.diff(lanes, axis=1) != 1).sum() < 40  # a permutation has 20,000
+
+
+def test_what_is_left_over_differs_between_epochs():
+    shown = [set(shards_of([25] * 5).order(0, epoch, 30).tolist()) for epoch in range(20)]
+    assert all(len(images) == 120 for images in shown)
+    assert set.union(*shown) == set(range(125))
+    assert len(set(map(frozenset, shown))) > 5
+
+
+def test_the_images_of_a_batch_come_from_many_shards():
+    sizes, total = [50] * 64, 32
+    order = shards_of(sizes).order(0, 0, total).reshape(-1, total)
+    of_batch = [len({image // 50 for image in batch}) for batch in order.tolist()]
+    assert min(of_batch) >= 24  # of 32 images
+
+
+@pytest.mark.parametrize("sizes, total", [([100] * 13, 64), ([300, 137], 16), ([2000], 64)])
+def test_two_images_meet_in_a_batch_as_often_as_in_a_permutation_unless_they_are_neighbours(sizes, total):
+    images, count, epochs = shards_of(sizes), sum(sizes), 200
+    steps = count // total
+    batch = np.full((epochs, count), -1)
+    for epoch in range(epochs):
+        batch[epoch, images.order(5, epoch, total)] = np.arange(steps * total) // total
+
+    def meetings(one, other):
+        return ((batch[:, one] == batch[:, other]) & (batch[:, one] >= 0)).mean(axis=0)
+
+    chance = (total - 1) / (count - 1)
+    first = np.arange(count)
+    for distance in (steps, steps + 1, 2 * steps, 5 * steps, count // 2):
+        assert meetings(first[:-distance], first[distance:]).mean() == pytest.approx(chance, rel=0.15), distance
+    pairs = np.random.default_rng(0).integers(0, count, (2, 5000))
+    far = pairs[:, abs(pairs[0] - pairs[1]) >= steps]
+    often = meetings(*far)
+    assert often.mean() == pytest.approx(chance, rel=0.1)
+    # No pair meets again and again: as counts of independent draws, of which the largest of 5000 is 5 deviations off.
+    assert often.max() < chance + 6 * np.sqrt(chance / epochs)
+    assert meetings(first[:-1], first[1:]).mean() < chance
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_workers_share_the_order_of_one(size):
+    images = shards_of([40, 3, 77])
+    whole = list(TrainingOrder(images, 8, 0, 1, 0, 2, (0, 3)))
+    shares = [list(TrainingOrder(images, 8, rank, size, 0, 2, (0, 3))) for rank in range(size)]
+    assert [sum(parts, []) for parts in zip(*shares, strict=True)] == whole
+    assert len(whole) == 2 * (120 // 8) - 3
+
+
+def test_fewer_images_than_a_batch_are_no_order():
+    assert shards_of([3, 4]).order(0, 0, 8).tolist() == []
+
+
+# As a folder's.
+
+
+@pytest.fixture(scope="module")
+def sets(images, tmp_path_factory):
+    """The training images of a folder, and the same ones packed in their order."""
+    folder, root = scan(str(images), "train", max_bad=3), str(tmp_path_factory.mktemp("packed") / "train")
+    os.makedirs(root)
+    contents = [(n, folder.names[n], int(folder.labels[n]), folder.content(n)) for n in range(len(folder))]
+    for first in range(0, 50, 20):
+        write_shard(os.path.join(root, f"{first}.tar"), contents[first : first + 20])
+    save_index(root, folder.classes, [read_shard(os.path.join(root, f"{first}.tar")) for first in range(0, 50, 20)])
+    return folder, scan(os.path.dirname(root), "train", max_bad=3)
+
+
+def test_packed_images_are_read_as_those_of_the_folder(sets):
+    folder, packed = sets
+    assert isinstance(packed, PackedImages)
+    assert (packed.classes, len(packed)) == (folder.classes, 50)
+    for n in range(50):
+        (image, *rest), (expected, *others) = packed.read(n), folder.read(n)
+        assert np.array_equal(image, expected)
+        assert rest == others == [int(folder.labels[n]), []]
+
+
+def test_a_loader_s_processes_read_packed_images_as_this_one_reads_the_folder_s(sets):
+    """Also where files were open before the processes got their copies."""
+    folder, packed = sets
+    packed.content(0)
+    view, order = RandomView(16, True), TrainingOrder(packed, 8, 1, 2, 0, 2, (1, 0))
+    expected = list(loader(TwoViews(folder, view, 0), order, 0, False))
+    found = list(loader(TwoViews(packed, view, 0), order, 2, False))
+    assert len(found) == len(expected) == 6
+    for (*views, bad), (*others, bad_there) in zip(found, expected, strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(views, others, strict=True))
+        assert bad == bad_there == []
+    batches = every_nth_batch(list(range(50)), 16, 0, 1)
+    for (pixels, labels, _), (others, truth, _) in zip(
+        loader(CentreViews(packed, 16), batches, 2, False), loader(CentreViews(folder, 16), batches, 0, False), strict=True
+    ):
+        assert torch.equal(pixels, others) and torch.equal(labels, truth)
+
+
+def test_an_undecodable_packed_image_is_replaced_and_named_with_its_shard(sets, tmp_path):
+    folder, _ = sets
+    os.makedirs(tmp_path / "train")
+    write_shard(str(tmp_path / "train" / "0.tar"), [(0, "a/0.png", 0, b"x"), (1, "b/1.png", 1, folder.content(7))])
+    save_index(str(tmp_path / "train"), ["a", "b"], [read_shard(str(tmp_path / "train" / "0.tar"))])
+    images = scan(str(tmp_path), "train", max_bad=1)
+    image, label, bad = images.read(0)
+    assert np.array_equal(image, folder.read(7)[0])
+    assert (label, bad) == (1, [f"{tmp_path}/train/0.tar:a/0.png: no image of a known format"])
+
+
+def test_a_packed_folder_may_be_moved(sets, tmp_path):
+    _, packed = sets
+    shutil.copytree(packed.root, tmp_path / "elsewhere" / "train")
+    assert scan(str(tmp_path / "elsewhere"), "train").content(5) == packed.content(5)

@@ -1,0 +1,187 @@
+import io
+import json
+import subprocess
+import tarfile
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+
+from job.data.tars import read_shard, write_shard
+from job.errors import RunError
+from pictures import photo
+
+
+def picture(seed, form="JPEG"):
+    """An image's bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(photo(seed, 12, 16)).save(buffer, form)
+    return buffer.getvalue()
+
+
+IMAGES = [(number, f"c{number % 3}/{number}.jpg", number % 3, picture(number)) for number in range(5)]
+
+
+def members_of(path, shard):
+    """(name, label, bytes) of each image, as an index has them."""
+    content = path.read_bytes()
+    return [
+        (name, label, content[offset : offset + size])
+        for name, label, offset, size in zip(shard.names, shard.labels, shard.offsets, shard.sizes, strict=True)
+    ]
+
+
+def refused(path):
+    with pytest.raises(RunError) as caught:
+        read_shard(str(path))
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def tar_of(path, **files):
+    """Write a tar file of such members; in their names, two underscores stand for a dot."""
+    with tarfile.open(path, "w") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name.replace("__", "."))
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def test_what_is_written_is_found(tmp_path):
+    path = tmp_path / "0.tar"
+    write_shard(str(path), IMAGES)
+    shard = read_shard(str(path))
+    assert (shard.name, shard.size) == ("0.tar", path.stat().st_size)
+    assert members_of(path, shard) == [image[1:] for image in IMAGES]
+
+
+def test_names_of_any_bytes_and_length_come_back(tmp_path):
+    names = ["größe/é.png", "caf\udce9/\udcff\udcfe.png", "new\nline/1.png", f"{'a' * 200}/{'b' * 200}.png", "c/two.dots.PNG"]
+    write_shard(str(tmp_path / "0.tar"), [(key, name, key, b"x") for key, name in enumerate(names)])
+    assert read_shard(str(tmp_path / "0.tar")).names == names
+
+
+def test_writing_that_fails_leaves_no_shard(tmp_path):
+    def broken():
+        yield IMAGES[0]
+        raise OSError("no more")
+
+    with pytest.raises(OSError, match="no more"):
+        write_shard(str(tmp_path / "0.tar"), broken())
+    assert not (tmp_path / "0.tar").exists()
+
+
+def test_webdataset_reads_what_is_written(tmp_path):
+    write_shard(str(tmp_path / "0.tar"), IMAGES)
+    samples = list(webdataset.WebDataset(str(tmp_path / "0.tar"), shardshuffle=False, empty_check=False).decode("rgb8"))
+    assert [sample["__key__"] for sample in samples] == [f"{key:09d}" for key, *_ in IMAGES]
+    assert [(sample["json"]["path"], sample["cls"]) for sample in samples] == [(name, label) for _, name, label, _ in IMAGES]
+    for sample, (_, _, _, content) in zip(samples, IMAGES, strict=True):
+        assert np.array_equal(sample["jpg"], np.asarray(Image.open(io.BytesIO(content))))
+
+
+@pytest.mark.parametrize("label", ["cls", "json"])
+def test_what_webdataset_writes_is_found(tmp_path, label):
+    with webdataset.TarWriter(str(tmp_path / "0.tar")) as writer:
+        for key, _, number, content in IMAGES:
+            writer.write({"__key__": f"sample{key}", "jpg": content} | {label: number if label == "cls" else {"label": number}})
+    shard = read_shard(str(tmp_path / "0.tar"))
+    assert members_of(tmp_path / "0.tar", shard) == [(f"sample{k}.jpg", label, content) for k, _, label, content in IMAGES]
+
+
+@pytest.mark.parametrize("form", ["gnu", "pax", "ustar", "v7"])
+def test_what_tar_writes_is_found(tmp_path, form):
+    """With folders, names too long for a plain header where the format has such, and members that are no images."""
+    long = "l" * (40 if form == "v7" else 90)
+    (tmp_path / "in" / long).mkdir(parents=True)
+    for key, _, label, content in IMAGES:
+        (tmp_path / "in" / long / f"{key}.jpg").write_bytes(content)
+        (tmp_path / "in" / long / f"{key}.cls").write_text(f"{label}\n")
+    (tmp_path / "in" / "README.md").write_text("no image")
+    subprocess.run(["tar", "-C", tmp_path / "in", f"--format={form}", "--sort=name", "-cf", tmp_path / "0.tar", "."], check=True)
+    shard = read_shard(str(tmp_path / "0.tar"))
+    assert members_of(tmp_path / "0.tar", shard) == [(f"./{long}/{k}.jpg", label, content) for k, _, label, content in IMAGES]
+
+
+def test_the_members_of_a_sample_may_come_in_any_order_and_endings_in_any_case(tmp_path):
+    path = tar_of(tmp_path / "0.tar", b__cls=b"7", a__PNG=b"A", notes=b"", b__jpg=b"B", a__txt=b"cat", a__CLS=b"0", _json=b"{}")
+    assert members_of(path, read_shard(str(path))) == [("b.jpg", 7, b"B"), ("a.PNG", 0, b"A")]
+
+
+def test_a_shard_without_images_is_an_empty_one(tmp_path):
+    assert read_shard(str(tar_of(tmp_path / "0.tar", a__txt=b"x", b__cls=b"1"))).names == []
+    assert read_shard(str(tar_of(tmp_path / "1.tar"))).names == []
+
+
+NO_LABELS = {
+    "nothing": {},
+    "negative": {"a__cls": b"-1"},
+    "a word": {"a__cls": b"cat"},
+    "a fraction": {"a__json": b'{"label": 1.5}'},
+    "infinite": {"a__json": b'{"label": Infinity}'},
+    "too large to be one": {"a__cls": b"123456789012345678"},
+    "a list": {"a__json": b"[1]"},
+    "json without it": {"a__json": b'{"path": "x.jpg"}'},
+    "broken json": {"a__json": b'{"label": '},
+    "another's": {"b__cls": b"1"},
+}
+
+
+@pytest.mark.parametrize("kind", NO_LABELS)
+def test_an_image_without_a_label_is_named_with_what_is_expected(tmp_path, kind):
+    message = refused(tar_of(tmp_path / "0.tar", a__jpg=b"x", **NO_LABELS[kind]))
+    assert "a.jpg has no label" in message
+    assert ".cls" in message
+
+
+def test_a_name_that_no_file_can_have_is_refused(tmp_path):
+    path = tar_of(tmp_path / "0.tar", a__jpg=b"x", a__cls=b"1", a__json=b'{"path": "\\ud800/x.png"}')
+    assert "as path, if the .json has one, a file's name" in refused(path)
+
+
+def test_a_label_beside_any_json_counts(tmp_path):
+    for number, meta in enumerate([b"[1]", b"null", b'{"label": 9}', json.dumps({"path": None}).encode()]):
+        shard = read_shard(str(tar_of(tmp_path / f"{number}.tar", a__jpg=b"x", a__cls=b"4", a__json=meta)))
+        assert (shard.names, shard.labels) == (["a.jpg"], [4])
+
+
+@pytest.mark.parametrize("form", ["gz", "xz", "bz2"])
+def test_a_compressed_shard_is_refused(tmp_path, form):
+    with tarfile.open(tmp_path / "0.tar", f"w:{form}") as tar:
+        tar.addfile(tarfile.TarInfo("a.jpg"))
+    assert "uncompressed" in refused(tmp_path / "0.tar")
+
+
+def test_a_shard_cut_anywhere_before_its_end_is_refused(tmp_path):
+    write_shard(str(tmp_path / "0.tar"), IMAGES[:2])
+    content = (tmp_path / "0.tar").read_bytes()
+    end = content.rindex(b"}") // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE + tarfile.BLOCKSIZE  # of the last member
+    cuts = [0, 1, 511, 512, 513, *range(0, end, tarfile.BLOCKSIZE), end - 1, end, end + 511]
+    for cut in cuts:
+        (tmp_path / "cut.tar").write_bytes(content[:cut])
+        assert "copy it anew" in refused(tmp_path / "cut.tar"), cut
+    (tmp_path / "cut.tar").write_bytes(content[: end + tarfile.BLOCKSIZE])
+    assert len(read_shard(str(tmp_path / "cut.tar")).names) == 2
+
+
+def test_a_shard_with_a_damaged_header_is_refused(tmp_path):
+    write_shard(str(tmp_path / "0.tar"), IMAGES[:3])
+    content = (tmp_path / "0.tar").read_bytes()
+    with tarfile.open(tmp_path / "0.tar") as tar:
+        headers = [member.offset for member in tar]
+    random = np.random.default_rng(0)
+    for header in headers:
+        for place in random.integers(0, 500, 10):
+            damaged = bytearray(content)
+            damaged[header + place] ^= 1 << random.integers(0, 8)
+            (tmp_path / "0.tar").write_bytes(damaged)
+            assert "copy it anew" in refused(tmp_path / "0.tar"), (header, place)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"this is no tar file\n" * 100, b"<html>"])
+def test_what_is_no_tar_file_is_refused(tmp_path, content):
+    (tmp_path / "0.tar").write_bytes(content)
+    assert "copy it anew" in refused(tmp_path / "0.tar")
