@@ -10,13 +10,16 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test bench lint clean
+.PHONY: help setup demo test test-slurm test-docker bench bench-quick lint clean
 
 help:
 	@echo 'make setup   install everything into $(VENV) (about 6 minutes the first time)'
 	@echo 'make demo    train a teacher and a student on handwritten digits with two workers (under 8 minutes)'
 	@echo 'make test    run the tests with one, two and four workers (about 14 minutes)'
-	@echo 'make bench   measure how fast features are extracted, beside the bare work (about 3 minutes)'
+	@echo 'make test-slurm   run jobs on a real SLURM of two nodes on this machine (about 16 minutes)'
+	@echo 'make test-docker  build the image, and run the job and SLURM jobs in it (about 20 minutes the first time)'
+	@echo 'make bench   measure how fast all is, beside a plain baseline and the bare work (about 7 minutes)'
+	@echo 'make bench-quick  see that the bench works (under 90 seconds)'
 	@echo 'make lint    check the style'
 	@echo 'make clean   remove $(VENV) and the demo runs'
 
@@ -39,14 +42,24 @@ demo: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash job/demo.sh $(RUN)
 
 test: $(READY)
-	@$(BIN)/python -m pytest tests --ignore=tests/parallel
+	@$(BIN)/python -m pytest tests --ignore=tests/parallel --ignore=tests/slurm --ignore=tests/docker
 	@for workers in 2 4; do echo "tests with $$workers workers"; $(BIN)/horovodrun -np $$workers $(BIN)/python -m pytest -q tests/parallel; done
 
+test-slurm: $(READY)
+	@$(BIN)/python -m pytest tests/slurm --ignore=tests/slurm/test_docker_jobs.py
+
+test-docker: $(READY)
+	@$(BIN)/python -m pytest tests/docker tests/slurm/test_docker_jobs.py
+
 bench: $(READY)
-	@$(BIN)/python tests/bench/features.py
+	@$(BIN)/python tests/bench/bench.py
+
+bench-quick: $(READY)
+	@$(BIN)/python tests/bench/bench.py --quick
 
 lint: $(READY)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@shellcheck -x docker/*.sh slurm/*.sh slurm/*.sbatch job/demo.sh .ci/run
 
 clean:
 	rm -rf $(VENV) $(RUN)

@@ -30,6 +30,7 @@ setup(
         "numpy==2.4.6",
         "scipy==1.17.1",
         "pillow==13.0.0",
+        "opencv-python-headless==5.0.0.93",
         "pyyaml==6.0.3",
         "tqdm==4.70.1",
         "safetensors==0.8.0",
@@ -45,7 +46,14 @@ setup(
         ],
         "digits": ["scikit-learn==1.9.1"],
         "onnx": ONNX,
-        "test": ["pytest==9.2.0", "ruff==0.17.6", "timm==1.0.31", "huggingface-hub==2.4.0", *ONNX],
+        "test": ["pytest==9.2.0", "ruff==0.17.6", "timm==1.0.31", "huggingface-hub==2.4.0", "webdataset==1.0.2", *ONNX],
     },
-    entry_points={"console_scripts": ["mgd-train=job.train:main", "mgd-linear=job.linear:main", "mgd-export=job.export:main"]},
+    entry_points={
+        "console_scripts": [
+            "mgd-train=job.train:main",
+            "mgd-linear=job.linear:main",
+            "mgd-export=job.export:main",
+            "mgd-pack=job.pack:main",
+        ]
+    },
 )

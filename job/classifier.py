@@ -9,14 +9,15 @@ from torch import nn
 
 from job.config import LinearConfig
 from job.data import digits, seeds
-from job.data.folders import ImageFolder, TrainingOrder, scan, scan_validation
+from job.data.folders import TrainingOrder, scan, scan_validation
+from job.data.images import Images
 from job.data.views import OneView, loader
 from job.errors import RunError
 from job.resume import check_finite, check_place, newest, tell_changes
 from job.run.checkpoint import FORMAT, load
 from job.run.run import Run
 from job.weights import read_backbone
-from moco.augment import centre_view, crop_view
+from moco.augment import CentreView, ClassifierView
 from moco.encoder import build_resnet, with_features
 
 
@@ -26,8 +27,8 @@ class Classifier:
 
     config: LinearConfig
     run: Run
-    train: ImageFolder
-    val: ImageFolder
+    train: Images
+    val: Images
     net: nn.Module
     encoder: nn.Module  # images -> {"flatten": (B, C)}
     optimizer: torch.optim.Optimizer
@@ -38,12 +39,16 @@ class Classifier:
         """Steps of an epoch."""
         return len(self.train) // self.config.batch_size
 
+    def order(self, epoch: int) -> str:
+        """A word for the training images of an epoch, in their order."""
+        return self.train.digest(self.config.seed, epoch, self.config.batch_size)
+
     def batches(self, start: tuple[int, int]):
         """An iterator over this worker's training views from (epoch, step) on: (B, 3, H, W) uint8, labels, bad files."""
         config, run = self.config, self.run
-        order = TrainingOrder(len(self.train), config.batch_size, run.rank, run.size, config.seed, config.epochs, start)
-        transform = crop_view(config.image_size) if config.augment else centre_view(config.image_size)
-        return iter(loader(OneView(self.train, transform, config.seed), order, config.workers, run.device.type == "cuda"))
+        order = TrainingOrder(self.train, config.batch_size, run.rank, run.size, config.seed, config.epochs, start)
+        view = ClassifierView(config.image_size) if config.augment else CentreView(config.image_size)
+        return iter(loader(OneView(self.train, view, config.seed), order, config.workers, run.device.type == "cuda"))
 
     def backbone(self) -> dict[str, torch.Tensor]:
         """The frozen tensors, by name."""
@@ -116,11 +121,8 @@ def restore(saved: dict, classifier: Classifier) -> tuple[int, int]:
     state = {name.removeprefix("module."): value for name, value in saved["state_dict"].items()}
     if differs := different(state, classifier.backbone()):
         raise RunError(f"{where} stands on other features ({differs} differs): resume with the --pretrained that it began with")
-    now = {"--seed": config.seed, "--batch-size": config.batch_size, "number of images": len(classifier.train)}
-    then = {"--seed": saved["config"]["seed"], "--batch-size": saved["config"]["batch_size"], "number of images": saved["images"]}
-    if saved["step"] and (changed := [name for name in now if now[name] != then[name]]):
-        name = changed[0]
-        raise RunError(f"{where} was taken within an epoch, where the {name} cannot change: {then[name]}, now {now[name]}")
+    if saved["step"]:
+        check_same_epoch(saved, classifier, where)
     tell_changes(saved["config"], dataclasses.asdict(config), where, classifier.run)
     if saved["workers"] != classifier.run.size:
         classifier.run.log.line(f"{where} was saved by {saved['workers']} workers; now {classifier.run.size}")
@@ -128,6 +130,20 @@ def restore(saved: dict, classifier: Classifier) -> tuple[int, int]:
     classifier.optimizer.load_state_dict(saved["optimizer"])
     classifier.best = saved["best_acc1"]
     return saved["epoch"], saved["step"]
+
+
+def check_same_epoch(saved: dict, classifier: Classifier, where: str) -> None:
+    """RunError: an epoch that is begun cannot go on, as its images, or how they are drawn, are not what they were."""
+    config, old = classifier.config, saved["config"]
+    changes = {
+        "--seed": (old["seed"], config.seed),
+        "--batch-size": (old["batch_size"], config.batch_size),
+        "number of images": (saved["images"], len(classifier.train)),
+        "files or their order": (saved["order"], classifier.order(saved["epoch"])),
+    }
+    for name, (then, now) in changes.items():
+        if then != now:
+            raise RunError(f"{where} was taken within an epoch, where the {name} cannot change: {then}, now {now}")
 
 
 def different(state: dict[str, torch.Tensor], backbone: dict[str, torch.Tensor]) -> str:
@@ -158,6 +174,7 @@ def save(classifier: Classifier, epoch: int, step: int, is_best: bool) -> None:
             "config": dataclasses.asdict(classifier.config),
             "workers": run.size,
             "images": len(classifier.train),
+            "order": classifier.order(epoch),
             "classes": classifier.train.classes,
         }
         try:

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from job.data.folders import ImageFolder, every_nth_batch
+from job.data.folders import every_nth_batch
+from job.data.images import Images
 from job.data.views import CentreViews, loader
 from job.run.run import Run
 from moco.augment import normalize
@@ -20,7 +21,7 @@ K, TEMPERATURE = 200, 0.07
 BATCH = 64  # images at a time
 
 
-def knn_accuracy(net: nn.Module, bank: ImageFolder, queries: ImageFolder, config, run: Run) -> float:
+def knn_accuracy(net: nn.Module, bank: Images, queries: Images, config, run: Run) -> float:
     """Return the top-1 accuracy in percent of a ResNet's features under its head, on centre crops. A collective.
 
     Each image of `queries` takes the label with the largest sum of exp(cosine / TEMPERATURE) among its K
@@ -37,7 +38,7 @@ def knn_accuracy(net: nn.Module, bank: ImageFolder, queries: ImageFolder, config
 
 
 @torch.no_grad()
-def extract(encoder: nn.Module, images: ImageFolder, config, run: Run):
+def extract(encoder: nn.Module, images: Images, config, run: Run):
     """Yield this worker's blocks of `images`: L2-normalised features (n, C), labels (n,); -1 for what is undecodable."""
     batches = every_nth_batch(list(range(len(images))), BATCH, run.rank, run.size)
     views = loader(CentreViews(images, config.image_size), batches, config.workers, run.device.type == "cuda")
@@ -51,7 +52,7 @@ def extract(encoder: nn.Module, images: ImageFolder, config, run: Run):
     run.note_bad_images(bad, config.max_bad_images, len(images), images.root)
 
 
-def gather(blocks: list, images: ImageFolder, run: Run) -> tuple[torch.Tensor, torch.Tensor]:
+def gather(blocks: list, images: Images, run: Run) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the features (m, C) and labels (m,) of all workers' blocks, in the order of the images."""
     width = hvd.allreduce(torch.tensor(blocks[0][0].shape[1] if blocks else 0), op=hvd.Max, name="knn.width")
     features = torch.cat([features for features, _ in blocks] or [torch.zeros(0, int(width), device=run.device)])

@@ -81,9 +81,9 @@ def linear(config: LinearConfig, run: Run) -> None:
     if run.total(differs=bool(differs))["differs"]:
         raise RunError(f"the frozen network has changed ({differs or 'on another worker'}): the accuracies are not its", code=1)
     if start[0] >= config.epochs:
-        run.log.line(f"nothing to do: {start[0]} epochs were done before, and --epochs is {config.epochs}")
+        run.end(f"nothing to do: {start[0]} epochs were done before, and --epochs is {config.epochs}")
         return
-    run.log.line(
+    run.end(
         f"done: {config.epochs} epochs, best top-1 {parts.best:.2f} %; the frozen network is unchanged to the bit; "
         f"checkpoints: {run.folder}/best.pth.tar and last.pth.tar"
     )

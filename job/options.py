@@ -14,6 +14,8 @@ import yaml
 
 from job.errors import RunError
 
+FEW = 6  # choices that an error lists; of more it tells the nearest
+
 
 def option(default, text, *flags, choices=None, at_least=None, above=None, below=None, at_most=None, parse=None, many=False):
     """Declare an option: its default, help text, further flags, and what its value must be."""
@@ -59,7 +61,7 @@ def convert_one(value, kind: type, shown: str):
 def check(value, meta, shown: str):
     """Return `value` if it is within what the option's declaration says."""
     if meta["choices"] and value not in meta["choices"]:
-        near = difflib.get_close_matches(str(value), meta["choices"], 1)
+        near = difflib.get_close_matches(str(value), meta["choices"], 1) if len(meta["choices"]) > FEW else []
         expected = f"did you mean {near[0]}?" if near else "expected one of " + ", ".join(filter(None, meta["choices"]))
         raise RunError(f"{shown} {value!r}: {expected}")
     if isinstance(value, (int, float)) and not isinstance(value, bool):

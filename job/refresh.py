@@ -36,8 +36,7 @@ def refresh(training: Training, epoch: int) -> None:
         for stage, cost in sums.items()
     }
     gathered = time.perf_counter()
-    groups = {stage: distiller.matching(stage).shape[0] for stage in costs}
-    solved = run.on_first(lambda: {stage: assign(cost, groups[stage]) for stage, cost in costs.items()})
+    solved = solve(costs, {stage: distiller.matching(stage) for stage in costs}, run)
 
     run.log.line(
         f"refresh before epoch {epoch} on {len(sample)} images: measuring {measured - begun:.1f} s, "
@@ -57,7 +56,7 @@ def measure(training: Training, sample: list[int]) -> dict[int, torch.Tensor]:
     sums = {stage: torch.zeros(shape, dtype=torch.int64, device=run.device) for stage, shape in shapes.items()}
     batches = every_nth_batch(sample, BATCH, run.rank, run.size)
     views = loader(CentreViews(training.images, config.image_size), batches, config.workers, run.device.type == "cuda")
-    finite, bad = True, []
+    finite, bad = torch.ones((), dtype=torch.bool, device=run.device), []
     student.eval()
     for done, (pixels, _, undecodable) in enumerate(views, 1):
         inputs = normalize(pixels.to(run.device))
@@ -65,15 +64,28 @@ def measure(training: Training, sample: list[int]) -> dict[int, torch.Tensor]:
             s, t = student(inputs), teacher(inputs)
         for stage in distiller.stages:
             cost = channel_cost(s[f"layer{stage}"], t[f"layer{stage}"])
-            finite = finite and bool(cost.isfinite().all())
+            finite &= cost.isfinite().all()
             sums[stage] += (cost * FIXED_POINT).round().long()
         bad += undecodable
         run.log.progress(f"measuring: {done} of {len(batches)} batches", done, len(batches), 10 * config.print_freq)
     student.train()
     run.note_bad_images(bad, config.max_bad_images, len(training.images), training.images.root)
-    if run.total(broken=0.0 if finite else 1.0)["broken"]:
+    if run.total(broken=~finite)["broken"]:
         raise RunError("a network's features are not finite, so no matching can be solved: see whether the loss diverged", code=1)
     return sums
+
+
+def solve(costs: dict[int, torch.Tensor], matchings: dict[int, torch.Tensor], run: Run) -> dict[int, torch.Tensor]:
+    """Return the best matching (G, S) of every stage's costs (S, T), of the shape of today's `matchings`, on the CPU.
+
+    Rank 0 solves; the others wait in one broadcast.
+    """
+    best = [torch.zeros(matching.shape, dtype=torch.int64) for matching in matchings.values()]
+    if run.rank == 0:
+        best = [assign(cost, matching.shape[0]) for cost, matching in zip(costs.values(), matchings.values(), strict=True)]
+    sizes = [matching.numel() for matching in best]
+    flat = hvd.broadcast(torch.cat([matching.flatten() for matching in best]), root_rank=0, name="refresh.matching")
+    return {stage: part.view_as(matching) for stage, part, matching in zip(costs, flat.split(sizes), best, strict=True)}
 
 
 def report(run: Run, epoch: int, stage: int, cost: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> None:

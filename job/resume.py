@@ -7,7 +7,7 @@ import torch
 
 from job.config import Config
 from job.errors import RunError
-from job.run import statistics
+from job.run import agreement, statistics
 from job.run.checkpoint import FORMAT, load
 from job.run.run import Run
 from job.training import Training
@@ -111,6 +111,11 @@ def restore(saved: dict, training: Training) -> tuple[int, int]:
             f"the checkpoint was taken within an epoch of {saved['images']} images; now there are {len(training.images)}: "
             "resume from one of an epoch's end"
         )
+    if saved["step"] and saved["order"] != training.order(saved["epoch"]):
+        raise RunError(
+            f"the checkpoint was taken within an epoch of other images than {training.images.root} now has, or of another order, "
+            "as packing gives them: resume from one of an epoch's end, or with the images as they were"
+        )
     training.moco.load_state_dict({key.removeprefix("module."): value for key, value in saved["state_dict"].items()})
     if training.distiller:
         for stage in training.distiller.stages:
@@ -133,10 +138,12 @@ def save(training: Training, epoch: int, step: int) -> None:
     """Save a run of which `epoch` epochs and `step` steps of the next are done. A collective: all workers call it.
 
     What others see are the averages of the workers' batch norm statistics. Within an epoch the workers' own
-    are saved beside them, so that a resume goes on with the same bytes. RunError: parameters that are not finite.
+    are saved beside them, so that a resume goes on with the same bytes. RunError: parameters that are not finite, or that
+    are not the same on all workers.
     """
     run, trained = training.run, training.trained
     check_finite(trained.parameters(), epoch, step)
+    agreement.check(trained, f"after epoch {epoch}, step {step}, and are not saved")
     own = statistics.gather(trained) if step else None
     if step:
         statistics.load(trained, own.mean(0))
@@ -152,6 +159,7 @@ def save(training: Training, epoch: int, step: int) -> None:
             "config": dataclasses.asdict(training.config),
             "workers": run.size,
             "images": len(training.images),
+            "order": training.order(epoch),
             "statistics": own,
         }
         try:

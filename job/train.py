@@ -16,7 +16,7 @@ from job.data import seeds
 from job.journal import ContrastJournal, Journal
 from job.knn import knn_accuracy
 from job.refresh import refresh
-from job.run import statistics
+from job.run import agreement, statistics
 from job.run.run import Run
 from job.schedule import learning_rate, parse_refresh, parse_save_every
 from job.training import Training, build
@@ -61,49 +61,54 @@ def train(config: Config, run: Run) -> None:
             return
     if training.val:
         neighbours(training, config.epochs)
-    run.log.line(f"done: {config.epochs} epochs; the newest checkpoint is {run.folder}/last.pth.tar")
+    run.end(f"done: {config.epochs} epochs; the newest checkpoint is {run.folder}/last.pth.tar")
 
 
 def train_epoch(training: Training, batches, journal: Journal, epoch: int, steps: range) -> bool:
     """Do `steps` of an epoch, of which the last ends it; return whether a signal ended them early."""
     config, run, moco, optimizer = training.config, training.run, training.moco, training.optimizer
-    share = run.share(config.batch_size)
+    share = run.share(config.batch_size) // config.accumulate  # b, images that are in the networks at a time
     positive = torch.zeros(share, dtype=torch.long, device=run.device)  # the positive is every query's logit 0
     save_at = parse_save_every(config.save_every)
     for step in steps:
         query, key, undecodable = next(batches)  # (B, 3, H, W) uint8 each
         journal.images_came()
-        query, key = normalize(query.to(run.device, non_blocking=True)), key.to(run.device, non_blocking=True)
         permutation = seeds.permutation(config.batch_size, config.seed, "shuffle", epoch=epoch, step=step)  # (NB,)
-
-        with run.autocast(config.precision):
-            logits, features, keys = moco(query, key, torch.from_numpy(permutation))  # (B, 1 + K), L x (B, C, H, W), (NB, dim)
-            contrastive = F.cross_entropy(logits, positive)
-            distillation = distil(training, query, features, epoch, step) if training.distiller else torch.zeros(())
-        loss = contrastive + distillation
+        keys = moco.keys(key, torch.from_numpy(permutation), config.accumulate)
 
         optimizer.zero_grad()
-        loss.backward()
+        told = torch.zeros(3, device=run.device)  # contrastive and distillation loss, correct queries
+        for part, images in enumerate(normalize(query).chunk(config.accumulate)):  # (b, 3, H, W)
+            with run.autocast(config.precision):
+                wanted = targets(training, images, epoch, step, part) if training.teacher else None  # while key images travel
+                logits, features = moco(images, keys, part)  # (b, 1 + K), L x (b, S, H, W)
+                contrastive = F.cross_entropy(logits, positive)
+                distillation = training.distiller(features, wanted) if training.teacher else torch.zeros_like(contrastive)
+                del wanted  # the backward pass has a use for its memory
+            ((contrastive + distillation) / config.accumulate).backward()
+            told += torch.stack([contrastive.detach(), distillation.detach(), (logits.argmax(1) == 0).sum()])
         optimizer.synchronize()
         sums = run.total(
-            loss=loss,
-            contrastive=contrastive,
-            distillation=distillation,
+            loss=told[:2].sum() / config.accumulate,
+            contrastive=told[0] / config.accumulate,
+            distillation=told[1] / config.accumulate,
             gradient=gradient_norm(optimizer),
-            correct=(logits.argmax(1) == 0).sum(),
+            correct=told[2],
             stop=run.stop.signal is not None,
             undecodable=len(undecodable),
         )
         journal.check_finite(step, sums)
         with optimizer.skip_synchronize():
             optimizer.step()
-        moco.enqueue(keys)
+        moco.enqueue(keys.total)
 
         journal.step(step, sums)
         if sums["undecodable"]:
             run.note_bad_images(undecodable, config.max_bad_images, len(training.images), training.images.root)
 
         done = (epoch, step + 1)
+        if done[1] % config.check_every == 0:
+            agreement.check(training.trained, f"after epoch {epoch}, step {done[1]}")
         if step == steps[-1]:
             statistics.average(training.trained)
             done = (epoch + 1, 0)
@@ -129,15 +134,15 @@ def gradient_norm(optimizer: torch.optim.Optimizer) -> torch.Tensor:
     return torch.stack(torch._foreach_norm(gradients)).norm()
 
 
-def distil(training: Training, query: torch.Tensor, features: list[torch.Tensor], epoch: int, step: int) -> torch.Tensor:
-    """Return the distillation loss of a step: the normalised query view (B, 3, H, W), the student's stage features of it."""
+@torch.no_grad()
+def targets(training: Training, query: torch.Tensor, epoch: int, step: int, part: int) -> list:
+    """Return what the student is to imitate of the teacher's features of a part's normalised queries (b, 3, H, W)."""
     config, run = training.config, training.run
-    with torch.no_grad():
-        teacher = training.teacher(query)  # {"layerN": (B, T, H, W)}
-    place = run.rank * run.share(config.batch_size)
+    teacher = training.teacher(query)  # {"layerN": (b, T, H, W)}
+    place = run.rank * run.share(config.batch_size) + part * len(query)
     drop = torch.Generator(run.device)
     drop.manual_seed(seeds.torch_seed(config.seed, "drop", epoch=epoch, step=step, sample=place))
-    return training.distiller(features, [teacher[f"layer{stage}"] for stage in training.distiller.stages], drop)
+    return training.distiller.targets([teacher[f"layer{stage}"] for stage in training.distiller.stages], drop)
 
 
 if __name__ == "__main__":

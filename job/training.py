@@ -1,5 +1,8 @@
 """All that a training run is made of, built from its options: images, networks, distiller, optimizer."""
 
+import importlib.util
+import os
+import shutil
 from dataclasses import dataclass
 
 import horovod.torch as hvd
@@ -8,15 +11,17 @@ from torch import nn
 
 from job.config import Config
 from job.data import digits, seeds
-from job.data.folders import ImageFolder, TrainingOrder, scan, scan_validation
+from job.data.folders import TrainingOrder, scan, scan_validation
+from job.data.images import Images
 from job.data.views import TwoViews, loader
 from job.errors import RunError
 from job.run.run import Run
 from job.weights import read_backbone
 from mgd.distiller import MGDistiller
-from moco.augment import random_view
+from moco.augment import RandomView
 from moco.encoder import build_resnet, fold_norms, stage_norms, with_features
 from moco.model import MoCo
+from moco.render_batch import render
 
 BUCKETS = 4  # gradients are summed in so many parts, each as soon as the backward pass is through with it
 
@@ -27,8 +32,8 @@ class Training:
 
     config: Config
     run: Run
-    images: ImageFolder
-    val: ImageFolder | None  # for --knn-every
+    images: Images
+    val: Images | None  # for --knn-every
     moco: MoCo
     teacher: nn.Module | None
     distiller: MGDistiller | None
@@ -47,13 +52,29 @@ class Training:
         """Steps of an epoch."""
         return len(self.images) // self.config.batch_size
 
+    def order(self, epoch: int) -> str:
+        """A word for the images of an epoch, in their order."""
+        return self.images.digest(self.config.seed, epoch, self.config.batch_size)
+
     def batches(self, start: tuple[int, int]):
-        """An iterator over this worker's views from (epoch, step) `start` on: query (B, 3, H, W) uint8, key, bad files."""
+        """An iterator over this worker's steps from (epoch, step) `start` on.
+
+        Each is the query and the key view of its images, (B, 3, H, W) uint8 on its device, and undecodable files.
+        """
         config, run = self.config, self.run
-        order = TrainingOrder(len(self.images), config.batch_size, run.rank, run.size, config.seed, config.epochs, start)
-        transform = random_view(config.image_size, config.aug_plus, config.crop_min)
-        views = TwoViews(self.images, transform, config.seed)
-        return iter(loader(views, order, config.workers, run.device.type == "cuda"))
+        order = TrainingOrder(self.images, config.batch_size, run.rank, run.size, config.seed, config.epochs, start)
+        view = RandomView(config.image_size, config.aug_plus, config.crop_min)
+        views = TwoViews(self.images, view, config.seed, rendered=config.augment_on == "cpu")
+        return map(self.arrived, loader(views, order, config.workers, run.device.type == "cuda"))
+
+    def arrived(self, batch: tuple) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+        """A loader's batch, on the device and rendered."""
+        *views, undecodable = batch
+        if self.config.augment_on == "cpu":
+            query, key = (view.to(self.run.device, non_blocking=True) for view in views)
+        else:
+            query, key = (render(crop.to(self.run.device, non_blocking=True), appearance) for crop, appearance in views)
+        return query, key, undecodable
 
 
 def build(config: Config, run: Run) -> Training:
@@ -67,21 +88,46 @@ def build(config: Config, run: Run) -> Training:
     trained = nn.ModuleDict({"moco": moco} | ({"mgd": distiller} if distiller else {})).to(run.device).train()
     hvd.broadcast_parameters(trained.state_dict(), root_rank=0)
 
+    if config.compile:
+        compile_networks(moco.encoder_q, moco.encoder_k, *([teacher] if teacher else []))
     parameters = [(name, value) for name, value in trained.named_parameters() if value.requires_grad]
     sgd = torch.optim.SGD(
-        [value for _, value in parameters], config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        [value for _, value in parameters], config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
     )
-    optimizer = hvd.DistributedOptimizer(sgd, named_parameters=parameters, groups=BUCKETS)
+    optimizer = hvd.DistributedOptimizer(
+        sgd,
+        named_parameters=parameters,
+        groups=BUCKETS,
+        backward_passes_per_step=config.accumulate,
+        compression=hvd.Compression.fp16 if config.fp16_allreduce else hvd.Compression.none,
+        # Half precision ends at 65504: there the workers' shares are made small before they are summed.
+        gradient_predivide_factor=float(run.size) if config.fp16_allreduce else 1.0,
+    )
     return Training(config, run, images, val, moco, teacher, distiller, trained, optimizer)
 
 
-def find_images(config: Config, run: Run) -> ImageFolder:
+def compile_networks(*networks: nn.Module) -> None:
+    """Let networks be compiled when they are first used, in place. RunError: what that needs is not installed."""
+    needed = {"a C++ compiler": shutil.which(os.environ.get("CXX", "g++"))}
+    if torch.cuda.is_available():
+        needed["triton"] = importlib.util.find_spec("triton")
+    if missing := [name for name, found in needed.items() if not found]:
+        raise RunError(f"--compile needs {' and '.join(missing)}: install what is missing, or leave --compile out")
+    for network in networks:
+        network.compile()
+
+
+def find_images(config: Config, run: Run) -> Images:
     """Return the training images, as rank 0 finds them. RunError: too few for a step, or a batch that cannot be shared."""
-    total = config.batch_size
-    if run.share(total) < 2:
+    total, parts = config.batch_size, config.accumulate
+    if run.share(total) % parts:
         raise RunError(
-            f"--batch-size {total} over {run.size} workers is one image each, and batch norm needs two: "
-            f"choose {2 * run.size} or more"
+            f"--accumulate {parts}: a worker's {run.share(total)} images have no {parts} equal parts; choose a divisor"
+        )
+    if run.share(total) < 2 * parts:
+        raise RunError(
+            f"--batch-size {total} over {run.size} workers{f' in {parts} parts each' if parts > 1 else ''} is one image each, "
+            f"and batch norm needs two: choose {2 * run.size * parts} or more"
         )
     images = run.on_first(lambda: scan(digits.prepared(config.data), "train", max_bad=config.max_bad_images))
     if len(images) < total:

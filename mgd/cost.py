@@ -14,9 +14,9 @@ def channel_cost(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """
     if student.shape[0] != teacher.shape[0] or student.shape[2:] != teacher.shape[2:]:
         raise ValueError(f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must agree in images and positions")
-    s = F.normalize(student.flatten(2).float(), dim=2)  # (B, S, P)
-    t = F.normalize(teacher.flatten(2).float(), dim=2)  # (B, T, P)
+    s = F.normalize(student.permute(0, 2, 3, 1).flatten(1, 2).float(), dim=1)  # (B, P, S), as channels last lie in memory
+    t = F.normalize(teacher.permute(0, 2, 3, 1).flatten(1, 2).float(), dim=1)  # (B, P, T)
     # |s - t|^2 = |s|^2 + |t|^2 - 2 <s, t>; summing over images and positions is one matrix product.
-    inner = s.transpose(0, 1).flatten(1) @ t.transpose(0, 1).flatten(1).T  # (S, T)
-    norms = s.square().sum((0, 2)).double()[:, None] + t.square().sum((0, 2)).double()[None, :]
+    inner = s.flatten(0, 1).T @ t.flatten(0, 1)  # (S, T)
+    norms = s.square().sum((0, 1)).double()[:, None] + t.square().sum((0, 1)).double()[None, :]
     return norms - 2 * inner.double()

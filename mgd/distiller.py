@@ -10,6 +10,9 @@ from mgd.margin import margin_from_bn
 from mgd.reducers import REDUCERS
 
 
+Target = tuple[torch.Tensor, torch.Tensor]  # of a stage: maps (B, S, H, W) and margins (S,)
+
+
 class MGDistiller(nn.Module):
     """Distillation loss over stages 1..L of two networks (arXiv 2008.09958, algorithm 1).
 
@@ -51,17 +54,19 @@ class MGDistiller(nn.Module):
         for stage in self.stages:
             self.margin(stage).copy_(margin_from_bn(norms[stage].weight, norms[stage].bias))
 
-    def forward(
-        self,
-        student: Sequence[torch.Tensor],
-        teacher: Sequence[torch.Tensor],
-        generator: torch.Generator | None = None,
-    ) -> torch.Tensor:
-        """Return the distillation loss of features before the last ReLU, one (B, C, H, W) a stage of `self.stages`."""
+    @torch.no_grad()
+    def targets(self, teacher: Sequence[torch.Tensor], generator: torch.Generator | None = None) -> list[Target]:
+        """Return what the student is to imitate of the teacher's features before the last ReLU, (B, T, H, W) a stage.
+
+        Of them all it is the share S / T, so that the rest need not be held while the student computes.
+        """
+        reduce = REDUCERS[self.reducer]
+        return [reduce(t, self.margin(n), self.matching(n), generator) for n, t in zip(self.stages, teacher, strict=True)]
+
+    def forward(self, student: Sequence[torch.Tensor], targets: Sequence[Target]) -> torch.Tensor:
+        """Return the distillation loss of the student's features before the last ReLU, (B, S, H, W) a stage."""
         total = 0.0
-        for stage, s, t in zip(self.stages, student, teacher, strict=True):
-            with torch.no_grad():
-                target, margin = REDUCERS[self.reducer](t, self.margin(stage), self.matching(stage), generator)
+        for stage, s, (target, margin) in zip(self.stages, student, targets, strict=True):
             distance = partial_l2(self.get_submodule(f"bn{stage}")(s), target, margin)
             total = total + distance / 2 ** (self.depth - stage)
         return total / (student[0].shape[0] * self.factor)

@@ -1,5 +1,6 @@
 """Momentum Contrast: a query encoder, a key encoder that follows it by momentum, and a queue of negatives."""
 
+import functools
 from collections.abc import Sequence
 
 import horovod.torch as hvd
@@ -41,33 +42,58 @@ class MoCo(nn.Module):
         self.register_buffer("queue", F.normalize(torch.randn(dim, K), dim=0))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
 
-    def forward(
-        self, query: torch.Tensor, key: torch.Tensor, permutation: torch.Tensor
-    ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
-        """Encode the two views of this worker's images.
+    def keys(self, images: torch.Tensor, permutation: torch.Tensor, parts: int = 1) -> "Keys":
+        """Move the key encoder on, and let a step's key views (B, 3, H, W), uint8 or normalised, travel to be encoded.
 
-        query, key (B, 3, H, W): uint8, or normalised floats. permutation (NB,): the step's shuffle of the
-        total batch. Returns logits (B, 1 + K), positive first, over the temperature; the features of
-        `stages`, each (B, C, H, W); and the keys of the total batch (NB, dim), for `enqueue`. Under autocast
-        the encoders compute in its precision; logits and keys have the queue's all the same.
+        permutation (NB,): the step's shuffle of the total batch.
         """
-        travelling = shuffle.send(key, permutation)
+        update_by_momentum(self.encoder_k, self.encoder_q, self.m)
+        return Keys(self.encoder_k, images, permutation, parts, self.queue.dtype)
+
+    def forward(self, query: torch.Tensor, keys: "Keys", part: int = 0) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the logits (b, 1 + K), positive first, over the temperature, and the features of `stages`, (b, C, H, W).
+
+        query (b, 3, H, W): a part of this worker's images, uint8 or normalised; keys: the step's, of which it takes
+        those of its part. Under autocast the encoders compute in its precision; logits have the queue's all the same.
+        """
+        keys.encode()  # before the queries, while whose pass the keys travel
         encoded = self.encoder_q(normalize(query))
-        q = F.normalize(encoded["fc"].to(self.queue.dtype), dim=1)  # (B, dim)
-
-        with torch.no_grad():
-            update_by_momentum(self.encoder_k, self.encoder_q, self.m)
-            received, _ = hvd.synchronize(travelling)
-            k = F.normalize(self.encoder_k(normalize(received)).to(self.queue.dtype), dim=1)
-            keys = shuffle.gather(k, permutation)  # (NB, dim)
-            k = keys.view(hvd.size(), -1, keys.shape[1])[hvd.rank()]  # (B, dim), of this worker's images
-
-        positive = (q * k).sum(1, keepdim=True)  # (B, 1)
+        q = F.normalize(encoded["fc"].to(self.queue.dtype), dim=1)  # (b, dim)
+        positive = (q * keys.own(part)).sum(1, keepdim=True)  # (b, 1)
         with torch.autocast(query.device.type, enabled=False):
-            negative = q @ self.queue  # (B, K)
+            negative = q @ self.queue  # (b, K)
         logits = torch.cat([positive, negative], dim=1) / self.T
-        return logits, [encoded[f"layer{stage}"] for stage in self.stages], keys
+        return logits, [encoded[f"layer{stage}"] for stage in self.stages]
 
     def enqueue(self, keys: torch.Tensor) -> None:
         """Put a step's keys (NB, dim) into the queue, the same on every worker; after the backward pass, which reads it."""
         enqueue(self.queue, self.queue_ptr, keys)
+
+
+class Keys:
+    """The keys of a step: their images set out at once, are encoded where they arrive, and the keys travel to all.
+
+    parts: batch norm sees a worker's images in so many equal parts, as if each were the batch of a worker.
+    """
+
+    def __init__(self, encoder: nn.Module, images: torch.Tensor, permutation: torch.Tensor, parts: int, dtype: torch.dtype):
+        self.encoder, self.permutation, self.parts, self.dtype = encoder, permutation, parts, dtype
+        self.images, self.keys = shuffle.send(images, permutation), None  # handles of what travels
+
+    @torch.no_grad()
+    def encode(self) -> None:
+        """Encode the images that arrive here, once, and start sending their keys."""
+        if self.keys is None:
+            received = shuffle.receive(self.images, self.permutation, self.parts)  # parts x (b, 3, H, W)
+            k = torch.cat([self.encoder(normalize(images)) for images in received])
+            self.keys = shuffle.spread(F.normalize(k.to(self.dtype), dim=1))
+
+    @functools.cached_property
+    def total(self) -> torch.Tensor:
+        """All workers' keys, (NB, dim), by their images' positions in the total batch."""
+        self.encode()
+        return shuffle.gather(self.keys, self.permutation, self.parts)
+
+    def own(self, part: int) -> torch.Tensor:
+        """The keys (b, dim) of a part of this worker's own images."""
+        return self.total.view(hvd.size(), self.parts, -1, self.total.shape[1])[hvd.rank(), part]

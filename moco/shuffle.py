@@ -15,17 +15,30 @@ def order(permutation: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def send(images: torch.Tensor, permutation: torch.Tensor) -> int:
-    """Start sending this worker's key images (B, ...) to where they are encoded; `hvd.synchronize` the handle."""
+    """Start sending this worker's key images (B, ...) to where they are encoded; `receive` takes the handle."""
     B, first = images.shape[0], hvd.rank() * images.shape[0]
     mine = order(permutation, hvd.size())  # (N, B)
     held = (mine >= first) & (mine < first + B)
     splits = held.sum(1).to(torch.int32)  # images for each worker
-    leaving = images[(mine[held] - first).to(images.device)]  # by worker, then ascending
+    leaving = images.contiguous()[(mine[held] - first).to(images.device)]  # by worker, then ascending
     return hvd.alltoall_async(leaving, splits=splits, name="moco.shuffle")
 
 
-def gather(keys: torch.Tensor, permutation: torch.Tensor) -> torch.Tensor:
-    """Return the keys (NB, dim) of the total batch, by position, from each worker's (B, dim)."""
-    gathered = hvd.allgather(keys, name="moco.keys")  # (NB, dim), in the order of `order`
-    back = order(permutation, hvd.size()).flatten().argsort()
-    return gathered[back.to(keys.device)]
+def receive(travelling: int, permutation: torch.Tensor, parts: int = 1) -> torch.Tensor:
+    """Return the images that this worker encodes, (parts, B / parts, ...): part p of worker w is worker w * parts + p's share."""
+    received, _ = hvd.synchronize(travelling)
+    arrived = order(permutation, hvd.size())[hvd.rank()]  # (B,), ascending
+    wanted = order(permutation, hvd.size() * parts).view(hvd.size(), parts, -1)[hvd.rank()]  # (parts, B / parts)
+    return received[torch.searchsorted(arrived, wanted).to(received.device)]
+
+
+def spread(keys: torch.Tensor) -> int:
+    """Start sending this worker's keys (B, dim), part by part, to all; `gather` takes the handle."""
+    return hvd.allgather_async(keys, name="moco.keys")
+
+
+def gather(travelling: int, permutation: torch.Tensor, parts: int = 1) -> torch.Tensor:
+    """Return the keys (NB, dim) of the total batch, by position."""
+    gathered = hvd.synchronize(travelling)  # (NB, dim), in the order of `order`
+    back = order(permutation, hvd.size() * parts).flatten().argsort()
+    return gathered[back.to(gathered.device)]

@@ -1,17 +1,13 @@
 """What whole-run tests share: a small image folder, a teacher's file, and runs of the real command under horovodrun."""
 
-import json
 import os
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from PIL import Image
+
+from runs import Job
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as each of two workers has on two cores
@@ -40,77 +36,6 @@ def teacher_file(tmp_path_factory):
     state = {f"module.{key}": value for key, value in MoCo("resnet50", K=64, mlp=True).state_dict().items()}
     torch.save({"epoch": 200, "arch": "resnet50", "state_dict": state, "optimizer": {}}, path)
     return path
-
-
-class Job:
-    """One `horovodrun -np N python -m job.train` in a process of its own, or another program of this project's."""
-
-    def __init__(self, workers: int, folder, arguments: list, program: str = "job.train"):
-        self.folder, self.program = folder, program
-        python = [sys.executable, "-m", program, *map(str, arguments), "--out", str(folder)]
-        launcher = os.path.join(os.path.dirname(sys.executable), "horovodrun")
-        self.process = subprocess.Popen(
-            [launcher, "-np", str(workers), *python], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-
-    def steps(self) -> list[int]:
-        """The steps done so far, as metrics.jsonl has them."""
-        path = self.folder / "metrics.jsonl"
-        records = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
-        return [record["steps"] for record in records if "loss" in record]
-
-    def wait_for_step(self, step: int) -> None:
-        """Wait until `step` steps are done."""
-        deadline = time.monotonic() + 240
-        while step not in self.steps():
-            assert self.process.poll() is None, f"the run ended early:\n{self.process.stdout.read()}"
-            assert time.monotonic() < deadline, f"step {step} has not come in 240 s"
-            time.sleep(0.02)
-
-    def workers(self) -> list[psutil.Process]:
-        """The worker processes."""
-        below = psutil.Process(self.process.pid).children(recursive=True)
-        return [process for process in below if process.cmdline()[1:3] == ["-m", self.program]]
-
-    def kill(self) -> None:
-        """SIGKILL the launcher and the workers at once; their loader processes are to end by themselves."""
-        below = psutil.Process(self.process.pid).children(recursive=True)
-        for process in [psutil.Process(self.process.pid), *self.workers()]:
-            process.send_signal(signal.SIGKILL)
-        self.process.wait()
-        _, alive = psutil.wait_procs(below, timeout=60)
-        assert not alive, f"left behind by killed workers: {alive}"
-
-    def finish(self) -> str:
-        """Wait for the end, and return what was printed."""
-        output, _ = self.process.communicate(timeout=300)
-        return output
-
-
-DRIVER = """
-import contextlib, importlib, io, json, sys
-main, outcomes = importlib.import_module(sys.argv[1]).main, []
-for command in json.loads(sys.argv[2]):
-    said, code = io.StringIO(), 0
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-        try:
-            main(command)
-        except SystemExit as end:
-            code = end.code
-    outcomes.append((code, said.getvalue()))
-print("\\n" + json.dumps(outcomes))
-"""
-
-
-def errors_of(program: str, commands: list[list]) -> list[str]:
-    """The one line that each command line of a program ends with, with exit code 2; one after the other in one process."""
-    commands = [[str(argument) for argument in command] for command in commands]
-    driver = [sys.executable, "-c", DRIVER, program, json.dumps(commands)]
-    done = subprocess.run(driver, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    outcomes = json.loads(done.stdout.splitlines()[-1])
-    assert [(code, said.count("\n"), said[:7]) for code, said in outcomes] == [(2, 1, "error: ")] * len(commands), outcomes
-    return [said for _, said in outcomes]
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ def test_the_digits_are_an_image_folder(folder, split, number):
     assert images.classes == [str(digit) for digit in range(10)]
     assert set(images.labels.tolist()) == set(range(10))
     image, label, bad = images.read(number // 2)
-    assert (image.size, image.mode, bad) == ((32, 32), "RGB", [])
+    assert (image.shape, image.dtype, bad) == ((32, 32, 3), "uint8", [])
 
 
 def test_every_digit_is_written_once_with_its_label(folder):

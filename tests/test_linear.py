@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision import models, transforms
 
-from conftest import errors_of
+from runs import errors_of
 from job.classifier import different
 from job.data import seeds
 from job.data.digits import write_digits

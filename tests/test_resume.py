@@ -2,13 +2,15 @@ import copy
 import dataclasses
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from job.config import Config
+from job.data.images import Images, Names
 from job.errors import RunError
 from job.resume import SHAPES, check_place, continues, find, restore
-from job.run.checkpoint import Checkpoints
+from job.run.checkpoint import FORMAT, Checkpoints
 from mgd.distiller import MGDistiller
 
 
@@ -55,7 +57,7 @@ def content(config=None, step=0, **changed):
         "mgd": {"1.margin": torch.ones(1)} if config.teacher else {},
         "config": dataclasses.asdict(config),
         "workers": 2,
-        "format": 1,
+        "format": FORMAT,
         "images": 100,
         "statistics": None,
     }
@@ -275,6 +277,14 @@ def test_the_margins_of_another_teacher_are_refused(teacher):
     training = SimpleNamespace(images=range(100), moco=torch.nn.Identity(), distiller=now)
     saved = content(state_dict={}, mgd=saved_by.state_dict())
     assert "margins are not this teacher's" in refused(restore, saved, training)
+
+
+def test_an_epoch_that_is_begun_goes_on_with_the_same_images_alone():
+    """Between epochs they may change; the order of packed images is not that of their folder."""
+    images = Images("DIR/train", ["a"], Names.of(["a/1.png"] * 100), np.zeros(100), 0)
+    training = SimpleNamespace(images=images, order=lambda epoch: f"order of epoch {epoch}")
+    assert "other images than DIR/train now has" in refused(restore, content(step=2, order="another"), training)
+    assert "within an epoch of 99 images" in refused(restore, content(step=2, images=99, order="order of epoch 3"), training)
 
 
 def test_a_checkpoint_does_not_go_on_in_the_folder_of_another_run(tmp_path):

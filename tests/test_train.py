@@ -1,5 +1,6 @@
 """Whole runs of the real command: the same bytes whatever interrupts them, and errors for people."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -7,40 +8,13 @@ import sys
 import pytest
 import torch
 
-from conftest import errors_of
+from runs import differences, errors_of
 from moco.model import MoCo
 
 SMALL = "-a resnet18 --image-size 32 --batch-size 8 --epochs 2 --moco-k 20 --mlp --moco-t 0.2 --aug-plus --cos".split()
 SMALL += "--warmup-epochs 1 --refresh-epochs 0,1 --save-every 2steps --keep 9".split()
 EPOCH = 50 // 8  # steps
 STEPS = 2 * EPOCH
-
-
-def tensors(value, path=""):
-    """Yield (path, value) of everything in a checkpoint that a run computes."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from tensors(item, f"{path}/{key}")
-    elif isinstance(value, list):
-        for number, item in enumerate(value):
-            yield from tensors(item, f"{path}/{number}")
-    else:
-        yield path, value
-
-
-def differences(first, second) -> list[str]:
-    """The names of what differs, by as little as a bit, between two runs' last checkpoints; their options do not count."""
-    contents = [torch.load(folder / "last.pth.tar", weights_only=True) for folder in (first, second)]
-    one, other = ({path: value for path, value in tensors(content) if not path.startswith("/config")} for content in contents)
-    assert len(one) > 300 and contents[0]["epoch"] == 2
-    same = {path for path in one.keys() & other.keys() if same_bytes(one[path], other[path])}
-    return sorted((one.keys() | other.keys()) - same)
-
-
-def same_bytes(one, other) -> bool:
-    if torch.is_tensor(one):
-        return one.dtype == other.dtype and one.shape == other.shape and one.numpy().tobytes() == other.numpy().tobytes()
-    return one == other
 
 
 @pytest.fixture(scope="module")
@@ -279,6 +253,35 @@ def test_an_error_is_said_once_by_all_workers_together(start_job, images, tmp_pa
     assert output.count("--batch-size 7 cannot be shared equally by 2 workers: choose 6 or 8") == 1
     assert "Exit code: 2" in output
     assert not job.folder.exists()
+
+
+FLIP = """
+import os
+if os.environ.get("HOROVOD_RANK") == "1":
+    import torch
+    step, done = torch.optim.SGD.step, []
+
+    def flipping(self, *arguments, **named):
+        step(self, *arguments, **named)
+        done.append(0)
+        if len(done) == 3:
+            self.param_groups[0]["params"][5].detach().view(-1).view(torch.int32)[0] ^= 1
+
+    torch.optim.SGD.step = flipping
+"""
+
+
+def test_a_bit_that_flips_on_one_worker_ends_the_run_and_is_not_saved(start_job, images, tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(FLIP)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    job = start_job(2, tmp_path / "run", [images, *SMALL, "-j", 0])
+    output = job.finish()
+    assert job.process.returncode != 0
+    assert (
+        output.count("the workers' networks are not the same after epoch 0, step 4, and are not saved: 2 of") == 1
+    )  # the key encoder followed
+    assert "encoder_q.layer1.0" in output and "where worker 1 has other bytes than worker 0" in output
+    assert [path.name for path in job.folder.glob("checkpoint_*")] == ["checkpoint_0000_000002.pth.tar"]
 
 
 def test_a_finished_folder_is_not_written_over(undisturbed, images, teacher_file):

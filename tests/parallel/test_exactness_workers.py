@@ -37,15 +37,16 @@ def train(delay):
     common = torch.Generator().manual_seed(1)
     for _ in range(STEPS):
         query, key = torch.randint(256, (2, B, 3, 32, 32), generator=own, dtype=torch.uint8)
-        logits, features, keys = moco(query, key, torch.randperm(hvd.size() * B, generator=common))
+        keys = moco.keys(key, torch.randperm(hvd.size() * B, generator=common))
+        logits, features = moco(query, keys)
         guide = [torch.randn(B, 2 * s.shape[1], *s.shape[2:], generator=own) for s in features]
-        loss = F.cross_entropy(logits, torch.zeros(B, dtype=torch.long)) + distiller(features, guide)
+        loss = F.cross_entropy(logits, torch.zeros(B, dtype=torch.long)) + distiller(features, distiller.targets(guide))
         optimizer.zero_grad()
         loss.backward()
         optimizer.synchronize()
         with optimizer.skip_synchronize():
             optimizer.step()
-        moco.enqueue(keys)
+        moco.enqueue(keys.total)
     return trained
 
 

@@ -39,7 +39,7 @@ def parts():
 def distil(distiller, teacher, features, images):
     with torch.no_grad():
         guide = teacher(normalize(images))
-    return distiller(features, [guide[f"layer{stage}"] for stage in STAGES])
+    return distiller(features, distiller.targets([guide[f"layer{stage}"] for stage in STAGES]))
 
 
 def workers_gradients(parts):
@@ -51,7 +51,7 @@ def workers_gradients(parts):
     optimizer = hvd.DistributedOptimizer(
         torch.optim.SGD([value for _, value in named], lr=1.0), named_parameters=named, groups=BUCKETS
     )
-    logits, features, _ = moco(query, key, torch.randperm(len(views[0]), generator=torch.Generator().manual_seed(2)))
+    logits, features = moco(query, moco.keys(key, torch.randperm(len(views[0]), generator=torch.Generator().manual_seed(2))))
     losses = F.cross_entropy(logits, torch.zeros(B, dtype=torch.long)), distil(distiller, teacher, features, query)
     optimizer.zero_grad()
     sum(losses).backward()

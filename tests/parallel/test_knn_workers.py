@@ -12,7 +12,7 @@ from PIL import Image
 from job import knn
 from job.data.folders import scan, scan_validation
 from job.knn import knn_accuracy
-from moco.augment import centre_view, normalize
+from moco.augment import CentreView, normalize
 from moco.encoder import build_resnet
 
 CLASSES = 3
@@ -46,7 +46,7 @@ def net():
 def features(net, images):
     """The L2-normalised features under the head, and the labels, of what can be decoded."""
     items = [images.read(place) for place in range(len(images))]
-    views = normalize(torch.stack([centre_view(16)(image) for image, _, bad in items if not bad]))
+    views = normalize(torch.stack([CentreView(16)(image) for image, _, bad in items if not bad]))
     body = torch.nn.Sequential(*list(net.children())[:-1])
     return F.normalize(body(views).flatten(1), dim=1), torch.tensor([label for _, label, bad in items if not bad])
 

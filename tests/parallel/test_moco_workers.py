@@ -16,43 +16,45 @@ from torchvision.models import resnet18
 
 from moco.model import MoCo
 
-B, K, DIM, STEPS = 4, 18, 16, 5  # no batch divides K, and the ring wraps even for one worker
+B, K, DIM, STEPS = 4, 18, 16, 5  # no batch divides K, and the ring wraps even for one worker; batch norms of 2 are chaotic
 MOMENTUM, TEMPERATURE = 0.9, 0.2  # a momentum that moves the keys within STEPS
 SGD = {"lr": 0.03, "momentum": 0.9, "weight_decay": 1e-4}
 TOLERANCE = 1e-6  # of how far the steps have moved a value
 
 
-def steps():
+def steps(NB):
     """Each step's query and key views of the total batch, (2, NB, 3, 32, 32), and its permutation (NB,)."""
-    NB, generator = hvd.size() * B, torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1)
     for _ in range(STEPS):
         views = torch.randn(2, NB, 3, 32, 32, generator=generator, dtype=torch.float64)
         yield views, torch.randperm(NB, generator=generator)
 
 
 def share(total):
-    """This worker's part of a total batch (NB, ...)."""
-    return total[hvd.rank() * B : (hvd.rank() + 1) * B]
+    """This worker's share of a total batch (NB, ...)."""
+    return total.chunk(hvd.size())[hvd.rank()]
 
 
-def work(moco):
-    """Train this worker's MoCo as job.train does; return its logits, (STEPS, B, 1 + K)."""
+def work(moco, parts):
+    """Train this worker's MoCo as job.train does, a step in `parts` of B images; return its logits, (STEPS, parts * B, 1 + K)."""
     parameters = [(name, value) for name, value in moco.named_parameters() if value.requires_grad]
     sgd = torch.optim.SGD([value for _, value in parameters], **SGD)
-    optimizer = hvd.DistributedOptimizer(sgd, named_parameters=parameters, groups=4)
+    optimizer = hvd.DistributedOptimizer(sgd, named_parameters=parameters, groups=4, backward_passes_per_step=parts)
     every = []
-    for (query, key), permutation in steps():
-        logits, _, keys = moco(share(query), share(key), permutation)
+    for (query, key), permutation in steps(hvd.size() * parts * B):
+        keys = moco.keys(share(key), permutation, parts)
         optimizer.zero_grad()
-        F.cross_entropy(logits, torch.zeros(B, dtype=torch.long)).backward()
+        for part, images in enumerate(share(query).chunk(parts)):
+            logits, _ = moco(images, keys, part)
+            (F.cross_entropy(logits, torch.zeros(len(images), dtype=torch.long)) / parts).backward()
+            every.append(logits.detach())
         optimizer.step()
-        moco.enqueue(keys)
-        every.append(logits.detach())
-    return torch.stack(every)
+        moco.enqueue(keys.total)
+    return torch.cat(every).view(STEPS, parts * B, -1)
 
 
 def emulate(N, start):
-    """Do what N workers with MoCo's state `start` do; return every worker's logits, and the final state of each."""
+    """Do what N workers of B images with MoCo's state `start` do; return every worker's logits, and the final state of each."""
     net = resnet18(num_classes=DIM)
     net.fc = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), net.fc)  # MoCo v2's head
     query = {name: start[f"encoder_q.{name}"].clone().requires_grad_() for name, _ in net.named_parameters()}
@@ -65,7 +67,7 @@ def emulate(N, start):
     optimizer = torch.optim.SGD(query.values(), **SGD)
     every = [[] for _ in range(N)]
 
-    for (query_views, key_views), permutation in steps():
+    for (query_views, key_views), permutation in steps(N * B):
         with torch.no_grad():
             for name, value in key.items():
                 value.copy_(MOMENTUM * value + (1 - MOMENTUM) * query[name])
@@ -117,7 +119,7 @@ def trained():
     torch.manual_seed(0)
     moco = MoCo("resnet18", dim=DIM, K=K, m=MOMENTUM, T=TEMPERATURE, mlp=True).double()
     before = {name: value.clone() for name, value in moco.state_dict().items()}
-    logits = work(moco)
+    logits = work(moco, parts=1)
     after = moco.state_dict()
     own = {name: value for name, value in after.items() if is_norm(name)} | {"logits": logits}
     shared = {name: hashlib.sha256(value.numpy()).hexdigest() for name, value in after.items() if not is_norm(name)}
@@ -162,14 +164,35 @@ def test_encoders_have_the_same_bytes_on_all_workers(trained):
     assert all(mine == held[0] for mine in held)
 
 
+def test_the_parts_of_a_batch_are_workers_of_their_own():
+    """N workers with two parts are 2N workers, but for the running statistics, of which a worker has one set for its parts."""
+    torch.manual_seed(0)
+    moco = MoCo("resnet18", dim=DIM, K=K, m=MOMENTUM, T=TEMPERATURE, mlp=True).double()
+    before = {name: value.clone() for name, value in moco.state_dict().items()} | {"logits": torch.zeros(())}
+    found = {"logits": torch.cat(hvd.allgather_object(work(moco, parts=2), name="parts.logits"), dim=1)} | moco.state_dict()
+    off = {}
+    if hvd.rank() == 0:
+        every, [expected, *_] = emulate(2 * hvd.size(), before)
+        expected["logits"] = torch.cat(every, dim=1)  # (STEPS, NB, 1 + K)
+        for part in ("logits", "queue", "query encoder", "key encoder"):
+            names = [name for name in expected if PARTS[part](name)]
+            off[part] = largest(expected, found, names) / largest(expected, before, names)
+    off = hvd.broadcast_object(off, name="parts.off")
+    assert len(off) == 4
+    assert max(off.values()) < TOLERANCE
+
+
 def test_under_autocast_the_passes_alone_lose_precision():
     """Logits lie within +-1 / TEMPERATURE; batch norm of 4 images may leave a fifth of that range of bf16's rounding."""
     torch.manual_seed(0)
     moco = MoCo("resnet18", dim=DIM, K=K, T=TEMPERATURE, mlp=True, stages=[4])
     views, permutation = torch.randn(2, hvd.size() * B, 3, 32, 32), torch.randperm(hvd.size() * B)
-    exact, _, exact_keys = moco(share(views[0]), share(views[1]), permutation)
+    exact_keys = moco.keys(share(views[1]), permutation)
+    exact, _ = moco(share(views[0]), exact_keys)
+    keys = moco.keys(share(views[1]), permutation)
     with torch.autocast("cpu", torch.bfloat16):
-        logits, [feature], keys = moco(share(views[0]), share(views[1]), permutation)
+        logits, [feature] = moco(share(views[0]), keys)
+    keys, exact_keys = keys.total, exact_keys.total
     assert (logits.dtype, keys.dtype, feature.dtype) == (torch.float32, torch.float32, torch.bfloat16)
     torch.testing.assert_close(keys.norm(dim=1), torch.ones(len(keys)))
     logits.sum().backward()
@@ -186,6 +209,6 @@ def test_views_of_bytes_give_the_logits_of_their_normalised_floats():
     bytes_, permutation = torch.randint(256, (2, hvd.size() * B, 3, 32, 32), dtype=torch.uint8), torch.randperm(hvd.size() * B)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # of ImageNet
     floats = (bytes_ / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
-    of_bytes, of_floats = (moco(share(views[0]), share(views[1]), permutation)[0] for views in (bytes_, floats))
+    of_bytes, of_floats = (moco(share(views[0]), moco.keys(share(views[1]), permutation))[0] for views in (bytes_, floats))
     error = hvd.allgather_object((of_bytes - of_floats).abs().max().item(), name="error")
     assert max(error) < 1e-3

@@ -18,7 +18,7 @@ def permutations():
 def travelled():
     """For each permutation the images that every worker received; image i of the total batch shows i in each pixel."""
     mine = torch.arange(hvd.rank() * B, (hvd.rank() + 1) * B, dtype=torch.uint8).view(B, 1, 1, 1).expand(B, 3, 4, 4)
-    received = [hvd.synchronize(shuffle.send(mine, permutation))[0] for permutation in permutations()]
+    received = [shuffle.receive(shuffle.send(mine, permutation), permutation)[0] for permutation in permutations()]
     return [hvd.allgather_object(images, name=f"received.{i}") for i, images in enumerate(received)]
 
 
@@ -35,20 +35,29 @@ def test_a_worker_receives_the_images_that_the_permutation_gives_it(travelled):
             assert images[:, 0, 0, 0].tolist() == sorted(positions.tolist())
 
 
+def test_a_part_of_a_worker_is_what_a_worker_of_its_own_would_encode():
+    """With as many parts as images each is alone: in the order of the permutation, not of the images that came."""
+    mine = torch.arange(hvd.rank() * B, (hvd.rank() + 1) * B).view(B, 1)
+    received = [shuffle.receive(shuffle.send(mine, permutation), permutation, B).flatten() for permutation in permutations()]
+    found = hvd.allgather_object([images.tolist() for images in received], name="parts")
+    assert [sum(workers, []) for workers in zip(*found, strict=True)] == [permutation.tolist() for permutation in permutations()]
+
+
 def test_a_worker_receives_the_bytes_of_one_batch_whatever_the_number_of_workers(travelled):
     for workers in travelled:
         assert all(images.dtype == torch.uint8 and images.shape == (B, 3, 4, 4) for images in workers)
 
 
-def test_keys_come_back_in_the_order_of_the_batch():
+@pytest.mark.parametrize("parts", [1, B])
+def test_keys_come_back_in_the_order_of_the_batch(parts):
     """The encoder is the identity: a key is its image, two numbers that say the position."""
     positions = torch.arange(hvd.size() * B, dtype=torch.float32)
     total = torch.stack([positions, -positions], dim=1)  # (NB, 2)
     mine = total[hvd.rank() * B : (hvd.rank() + 1) * B]
     returned = []
     for permutation in permutations():
-        received, _ = hvd.synchronize(shuffle.send(mine, permutation))
-        returned.append(shuffle.gather(received, permutation))
+        received = shuffle.receive(shuffle.send(mine, permutation), permutation, parts)
+        returned.append(shuffle.gather(shuffle.spread(received.flatten(0, 1)), permutation, parts))
     found = hvd.allgather_object([torch.equal(keys, total) for keys in returned], name="found")
     assert all(all(worker) for worker in found)
 
@@ -63,6 +72,7 @@ def test_the_keys_images_travel_once_a_step_and_as_bytes(monkeypatch):
     monkeypatch.setattr(hvd, "alltoall_async", recorded)
     views = torch.zeros(2, B, 3, 32, 32, dtype=torch.uint8)
     with torch.no_grad():
-        MoCo("resnet18", dim=4, K=8)(*views, permutations()[-1])
+        moco = MoCo("resnet18", dim=4, K=8)
+        moco(views[0], moco.keys(views[1], permutations()[-1]))
     found = hvd.allgather_object(sent, name="sent")
     assert found == [[(torch.uint8, (B, 3, 32, 32))]] * hvd.size()

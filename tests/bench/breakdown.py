@@ -1,0 +1,85 @@
+"""Where the time of a step goes: clocks around what the program itself calls, without a change to the program.
+
+passes: forward of student, key encoder and teacher, and backward but for the distillation's; distillation: the distiller,
+forward and backward; optimizer: its step and clearing, gradient norm, key encoder's update, queue; communication: what
+the worker waits for it. Horovod's own threads compute beside all that, on the same core: `threads` is their CPU time.
+"""
+
+import time
+from collections import defaultdict
+
+import horovod.torch as hvd
+import torch
+
+import job.train
+import moco.model
+from job.training import Training
+
+KINDS = ("passes", "distillation", "optimizer", "communication")
+
+
+class Breakdown:
+    """Seconds of a step by kind."""
+
+    def __init__(self, training: Training):
+        for net in (training.moco.encoder_q, training.moco.encoder_k, training.teacher):
+            self.time("passes", net, "forward")
+        for name in ("targets", "forward"):
+            self.time("distillation", training.distiller, name)
+        for name in ("alltoall_async", "synchronize", "allgather_async", "allreduce"):
+            self.time("communication", hvd, name)
+        self.time("communication", training.optimizer, "synchronize")
+        for name in ("step", "zero_grad"):
+            self.time("optimizer", training.optimizer, name)
+        self.time("optimizer", training.moco, "enqueue")
+        self.time("optimizer", moco.model, "update_by_momentum")
+        self.time("optimizer", job.train, "gradient_norm")
+        self.divide_backward(training)
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin a step."""
+        self.spent = defaultdict(float)
+        self.threads = other_threads()
+
+    def seconds(self) -> dict[str, float]:
+        """What was spent since `clear`."""
+        return {kind: self.spent[kind] for kind in KINDS} | {"threads": other_threads() - self.threads}
+
+    def time(self, kind: str, owner, name: str) -> None:
+        """Note from now on the time that `owner.name` takes."""
+        work = getattr(owner, name)
+
+        def timed(*arguments, **named):
+            begun = time.perf_counter()
+            result = work(*arguments, **named)
+            self.spent[kind] += time.perf_counter() - begun
+            return result
+
+        setattr(owner, name, timed)
+
+    def divide_backward(self, training: Training) -> None:
+        """Note the time of the backward pass: autograd goes through the distillation, which was computed last, first of all."""
+
+        def distilled(*gradients):
+            self.distilled = time.perf_counter()
+
+        def watch(norm, inputs, output):
+            output.grad_fn.register_hook(distilled)
+
+        for stage in training.distiller.stages:
+            training.distiller.get_submodule(f"bn{stage}").register_forward_hook(watch)
+        backward = torch.Tensor.backward
+
+        def timed(tensor, *arguments, **named):
+            self.distilled = begun = time.perf_counter()
+            backward(tensor, *arguments, **named)
+            self.spent["distillation"] += self.distilled - begun
+            self.spent["passes"] += time.perf_counter() - self.distilled
+
+        torch.Tensor.backward = timed
+
+
+def other_threads() -> float:
+    """CPU seconds so far of this process's threads but the calling one: Horovod's, and the watchdog's."""
+    return time.process_time() - time.thread_time()
