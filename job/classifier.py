@@ -13,6 +13,7 @@ from job.data.folders import TrainingOrder, scan, scan_validation
 from job.data.images import Images
 from job.data.views import OneView, loader
 from job.errors import RunError
+from job.gradients import Gradients
 from job.resume import check_finite, check_place, newest, tell_changes
 from job.run.checkpoint import FORMAT, load
 from job.run.run import Run
@@ -31,6 +32,7 @@ class Classifier:
     val: Images
     net: nn.Module
     encoder: nn.Module  # images -> {"flatten": (B, C)}
+    gradients: Gradients
     optimizer: torch.optim.Optimizer
     best: float = -1.0  # top-1 in percent on the validation images, of the best epoch so far
 
@@ -74,8 +76,8 @@ def build(config: LinearConfig, run: Run) -> Classifier:
     net.to(run.device)
     hvd.broadcast_parameters(net.state_dict(), root_rank=0)
     sgd = torch.optim.SGD(net.fc.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    optimizer = hvd.DistributedOptimizer(sgd, named_parameters=net.fc.named_parameters(prefix="fc"), groups=1)
-    return Classifier(config, run, train, val, net, with_features(net, [], output="flatten").eval(), optimizer)
+    gradients = Gradients(net.fc.named_parameters(prefix="fc"))
+    return Classifier(config, run, train, val, net, with_features(net, [], output="flatten").eval(), gradients, sgd)
 
 
 def frozen(config: LinearConfig, run: Run) -> nn.Module:

@@ -91,7 +91,7 @@ def linear(config: LinearConfig, run: Run) -> None:
 
 def train_epoch(parts: Classifier, batches, journal: Journal, epoch: int, steps: range) -> bool:
     """Do `steps` of an epoch, of which the last ends it; return whether a signal ended them early."""
-    config, run, fc, optimizer = parts.config, parts.run, parts.net.fc, parts.optimizer
+    config, run, fc = parts.config, parts.run, parts.net.fc
     save_at = parse_save_every(config.save_every)
     for step in steps:
         images, labels, undecodable = next(batches)  # (B, 3, H, W) uint8, (B,)
@@ -102,20 +102,19 @@ def train_epoch(parts: Classifier, batches, journal: Journal, epoch: int, steps:
         logits = fc(features)  # (B, classes)
         loss = F.cross_entropy(logits, labels)
 
-        optimizer.zero_grad()
+        parts.gradients.clear()
         loss.backward()
-        optimizer.synchronize()
+        parts.gradients.wait()
         sums = run.total(
             loss=loss,
-            gradient=fc.weight.grad.norm(),
+            gradient=parts.gradients.norm(),
             top1=hits(logits, labels, 1),
             top5=hits(logits, labels, 5),
             stop=run.stop.signal is not None,
             undecodable=len(undecodable),
         )
         journal.check_finite(step, sums)
-        with optimizer.skip_synchronize():
-            optimizer.step()
+        parts.optimizer.step()
 
         journal.step(step, sums)
         if sums["undecodable"]:

@@ -66,7 +66,7 @@ def train(config: Config, run: Run) -> None:
 
 def train_epoch(training: Training, batches, journal: Journal, epoch: int, steps: range) -> bool:
     """Do `steps` of an epoch, of which the last ends it; return whether a signal ended them early."""
-    config, run, moco, optimizer = training.config, training.run, training.moco, training.optimizer
+    config, run, moco, gradients = training.config, training.run, training.moco, training.gradients
     share = run.share(config.batch_size) // config.accumulate  # b, images that are in the networks at a time
     positive = torch.zeros(share, dtype=torch.long, device=run.device)  # the positive is every query's logit 0
     save_at = parse_save_every(config.save_every)
@@ -76,7 +76,7 @@ def train_epoch(training: Training, batches, journal: Journal, epoch: int, steps
         permutation = seeds.permutation(config.batch_size, config.seed, "shuffle", epoch=epoch, step=step)  # (NB,)
         keys = moco.keys(key, torch.from_numpy(permutation), config.accumulate)
 
-        optimizer.zero_grad()
+        gradients.clear()
         told = torch.zeros(3, device=run.device)  # contrastive and distillation loss, correct queries
         for part, images in enumerate(normalize(query).chunk(config.accumulate)):  # (b, 3, H, W)
             with run.autocast(config.precision):
@@ -87,19 +87,18 @@ def train_epoch(training: Training, batches, journal: Journal, epoch: int, steps
                 del wanted  # the backward pass has a use for its memory
             ((contrastive + distillation) / config.accumulate).backward()
             told += torch.stack([contrastive.detach(), distillation.detach(), (logits.argmax(1) == 0).sum()])
-        optimizer.synchronize()
+        gradients.wait()
         sums = run.total(
             loss=told[:2].sum() / config.accumulate,
             contrastive=told[0] / config.accumulate,
             distillation=told[1] / config.accumulate,
-            gradient=gradient_norm(optimizer),
+            gradient=gradients.norm(),
             correct=told[2],
             stop=run.stop.signal is not None,
             undecodable=len(undecodable),
         )
         journal.check_finite(step, sums)
-        with optimizer.skip_synchronize():
-            optimizer.step()
+        training.optimizer.step()
         moco.enqueue(keys.total)
 
         journal.step(step, sums)
@@ -126,12 +125,6 @@ def neighbours(training: Training, epoch: int) -> None:
     accuracy = knn_accuracy(training.student(), training.images, val, training.config, run)
     run.log.line(f"after {epoch} epochs: k-NN accuracy on {len(val)} images of {val.root}: top-1 {accuracy:.2f} %")
     run.log.record(steps=epoch * training.steps, epoch=epoch, step=0, knn=accuracy)
-
-
-def gradient_norm(optimizer: torch.optim.Optimizer) -> torch.Tensor:
-    """Return the norm of all gradients."""
-    gradients = [value.grad for group in optimizer.param_groups for value in group["params"]]
-    return torch.stack(torch._foreach_norm(gradients)).norm()
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from job.data.folders import TrainingOrder, scan, scan_validation
 from job.data.images import Images
 from job.data.views import TwoViews, loader
 from job.errors import RunError
+from job.gradients import Gradients
 from job.run.run import Run
 from job.weights import read_backbone
 from mgd.distiller import MGDistiller
@@ -22,8 +23,6 @@ from moco.augment import RandomView
 from moco.encoder import build_resnet, fold_norms, stage_norms, with_features
 from moco.model import MoCo
 from moco.render_batch import render
-
-BUCKETS = 4  # gradients are summed in so many parts, each as soon as the backward pass is through with it
 
 
 @dataclass
@@ -38,6 +37,7 @@ class Training:
     teacher: nn.Module | None
     distiller: MGDistiller | None
     trained: nn.ModuleDict  # moco and distiller: all that changes, is saved and is restored
+    gradients: Gradients
     optimizer: torch.optim.Optimizer
 
     def student(self) -> nn.Module:
@@ -94,16 +94,8 @@ def build(config: Config, run: Run) -> Training:
     sgd = torch.optim.SGD(
         [value for _, value in parameters], config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
     )
-    optimizer = hvd.DistributedOptimizer(
-        sgd,
-        named_parameters=parameters,
-        groups=BUCKETS,
-        backward_passes_per_step=config.accumulate,
-        compression=hvd.Compression.fp16 if config.fp16_allreduce else hvd.Compression.none,
-        # Half precision ends at 65504: there the workers' shares are made small before they are summed.
-        gradient_predivide_factor=float(run.size) if config.fp16_allreduce else 1.0,
-    )
-    return Training(config, run, images, val, moco, teacher, distiller, trained, optimizer)
+    gradients = Gradients(parameters, config.accumulate, config.fp16_allreduce)
+    return Training(config, run, images, val, moco, teacher, distiller, trained, gradients, sgd)
 
 
 def compile_networks(*networks: nn.Module) -> None:

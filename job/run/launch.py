@@ -49,9 +49,9 @@ def start() -> torch.device:
     RunError: the launcher started another number of tasks than Horovod has workers. Each task would be a
     whole run by itself, and write over the others' files.
     """
-    # Gradients are summed in buckets of a fixed order: a bucket that fuses with whatever else is ready adds in
-    # an order set by timing, and from four workers on the bytes of a run would depend on it.
-    os.environ["HOROVOD_DISABLE_GROUP_FUSION"] = "1"
+    # Gradients are summed in buckets of a fixed order (job/gradients.py): a bucket that fuses with whatever else is
+    # ready adds in an order set by timing, and from four workers on the bytes of a run would depend on it.
+    os.environ["HOROVOD_FUSION_THRESHOLD"] = "0"
     if not torch.cuda.is_available():
         # Workers on CPUs pay for each look at what is ready with the cores that they train on.
         os.environ.setdefault("HOROVOD_CYCLE_TIME", "10")  # ms

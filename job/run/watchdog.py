@@ -17,6 +17,7 @@ import horovod.torch as hvd
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) + os.sep
 OURS = tuple(os.path.join(ROOT, package, "") for package in ("job", "mgd", "moco"))
 COLLECTIVES = hvd.mpi_ops.__file__
+GRADIENTS = os.path.join(ROOT, "job", "gradients.py")
 ANSWER = 3.0  # s to wait for another worker's answer
 MAIN = threading.main_thread().ident
 
@@ -128,10 +129,8 @@ def pending(frame: FrameType) -> int | None:
 def collective(frame: FrameType) -> str:
     """The name of the collective that a thread waits for, as far as the calls that led there have it."""
     for level in outwards(frame):
-        names = getattr(level.f_locals.get("self"), "_parameter_names", None)  # an optimizer of Horovod's
-        if names and "p" in level.f_locals:
-            first = level.f_locals["p"]
-            return f"the gradient of {names.get(first[0] if isinstance(first, tuple) else first)}"
+        if level.f_code.co_filename == GRADIENTS and "bucket" in level.f_locals:
+            return f"the gradient of {level.f_locals['bucket'].name}"
         if level.f_code.co_filename == COLLECTIVES and isinstance(level.f_locals.get("name"), str):
             return f"'{level.f_locals['name']}'"
     return "a collective"

@@ -11,7 +11,6 @@ from collections import defaultdict
 import horovod.torch as hvd
 import torch
 
-import job.train
 import moco.model
 from job.training import Training
 
@@ -28,12 +27,12 @@ class Breakdown:
             self.time("distillation", training.distiller, name)
         for name in ("alltoall_async", "synchronize", "allgather_async", "allreduce"):
             self.time("communication", hvd, name)
-        self.time("communication", training.optimizer, "synchronize")
-        for name in ("step", "zero_grad"):
-            self.time("optimizer", training.optimizer, name)
+        self.time("communication", training.gradients, "wait")
+        for name in ("clear", "norm"):
+            self.time("optimizer", training.gradients, name)
+        self.time("optimizer", training.optimizer, "step")
         self.time("optimizer", training.moco, "enqueue")
         self.time("optimizer", moco.model, "update_by_momentum")
-        self.time("optimizer", job.train, "gradient_norm")
         self.divide_backward(training)
         self.clear()
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from job.gradients import Gradients
 from job.run import statistics
-from job.training import BUCKETS
 from mgd.distiller import MGDistiller
 from moco.encoder import stage_norms
 from moco.model import MoCo
@@ -28,7 +28,7 @@ def train(delay):
     trained = nn.ModuleDict({"moco": moco, "mgd": distiller})
     named = [(name, value) for name, value in trained.named_parameters() if value.requires_grad]
     sgd = torch.optim.SGD([value for _, value in named], lr=0.03, momentum=0.9, weight_decay=1e-4)
-    optimizer = hvd.DistributedOptimizer(sgd, named_parameters=named, groups=BUCKETS)
+    gradients = Gradients(named)
     for stage in STAGES:
         norm = moco.encoder_q.get_submodule(f"layer{stage}.0.bn1")
         norm.weight.register_hook(lambda _: time.sleep(delay))
@@ -41,11 +41,10 @@ def train(delay):
         logits, features = moco(query, keys)
         guide = [torch.randn(B, 2 * s.shape[1], *s.shape[2:], generator=own) for s in features]
         loss = F.cross_entropy(logits, torch.zeros(B, dtype=torch.long)) + distiller(features, distiller.targets(guide))
-        optimizer.zero_grad()
+        gradients.clear()
         loss.backward()
-        optimizer.synchronize()
-        with optimizer.skip_synchronize():
-            optimizer.step()
+        gradients.wait()
+        sgd.step()
         moco.enqueue(keys.total)
     return trained
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from job.training import BUCKETS
+from job.gradients import Gradients
 from mgd.distiller import MGDistiller
 from moco.augment import normalize
 from moco.encoder import build_resnet, stage_norms, with_features
@@ -43,19 +43,17 @@ def distil(distiller, teacher, features, images):
 
 
 def workers_gradients(parts):
-    """Gradients as the optimizer gets them, and this worker's contrastive and distillation losses."""
+    """Gradients as an optimizer gets them, and this worker's contrastive and distillation losses."""
     moco, teacher, distiller, views = parts
     query, key = views[:, hvd.rank() * B : (hvd.rank() + 1) * B]
     named = [(name, value) for name, value in nn.ModuleDict({"moco": moco, "mgd": distiller}).named_parameters()]
     named = [(name, value) for name, value in named if value.requires_grad]
-    optimizer = hvd.DistributedOptimizer(
-        torch.optim.SGD([value for _, value in named], lr=1.0), named_parameters=named, groups=BUCKETS
-    )
+    gradients = Gradients(named)
     logits, features = moco(query, moco.keys(key, torch.randperm(len(views[0]), generator=torch.Generator().manual_seed(2))))
     losses = F.cross_entropy(logits, torch.zeros(B, dtype=torch.long)), distil(distiller, teacher, features, query)
-    optimizer.zero_grad()
+    gradients.clear()
     sum(losses).backward()
-    optimizer.synchronize()
+    gradients.wait()
     return {name: value.grad.clone() for name, value in named}, torch.stack(losses).detach()
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from torch.func import functional_call
 from torchvision.models import resnet18
 
+from job.gradients import Gradients
 from moco.model import MoCo
 
 B, K, DIM, STEPS = 4, 18, 16, 5  # no batch divides K, and the ring wraps even for one worker; batch norms of 2 are chaotic
@@ -39,16 +40,17 @@ def work(moco, parts):
     """Train this worker's MoCo as job.train does, a step in `parts` of B images; return its logits, (STEPS, parts * B, 1 + K)."""
     parameters = [(name, value) for name, value in moco.named_parameters() if value.requires_grad]
     sgd = torch.optim.SGD([value for _, value in parameters], **SGD)
-    optimizer = hvd.DistributedOptimizer(sgd, named_parameters=parameters, groups=4, backward_passes_per_step=parts)
+    gradients = Gradients(parameters, parts)
     every = []
     for (query, key), permutation in steps(hvd.size() * parts * B):
         keys = moco.keys(share(key), permutation, parts)
-        optimizer.zero_grad()
+        gradients.clear()
         for part, images in enumerate(share(query).chunk(parts)):
             logits, _ = moco(images, keys, part)
             (F.cross_entropy(logits, torch.zeros(len(images), dtype=torch.long)) / parts).backward()
             every.append(logits.detach())
-        optimizer.step()
+        gradients.wait()
+        sgd.step()
         moco.enqueue(keys.total)
     return torch.cat(every).view(STEPS, parts * B, -1)
 
