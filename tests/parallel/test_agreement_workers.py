@@ -17,15 +17,25 @@ def net():
     return MoCo("resnet18", dim=16, K=40, mlp=True)
 
 
+@pytest.fixture
+def optimizer(net):
+    """One that has taken a step, so that it has momenta."""
+    sgd = torch.optim.SGD(net.encoder_q.parameters(), 0.1, momentum=0.9)
+    for parameter in net.encoder_q.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    sgd.step()
+    return sgd
+
+
 def flip(value, place=0):
     """Change the lowest bit of one of a tensor's values."""
     value.detach().view(-1).view(torch.int32)[place] ^= 1
 
 
-def caught(net):
+def caught(net, optimizer=None):
     """What the check says on each worker, or nothing."""
     try:
-        agreement.check(net, STEP)
+        agreement.check(agreement.shared(net, optimizer), STEP)
         said = ""
     except RunError as error:
         assert error.code == 1 and "\n" not in str(error)
@@ -33,8 +43,23 @@ def caught(net):
     return hvd.allgather_object(said, name="said")
 
 
-def test_workers_that_agree_pass(net):
-    assert caught(net) == [""] * hvd.size()
+def is_last():
+    """Whether this worker is the last of several: the one on which something changes."""
+    return 0 < hvd.rank() == hvd.size() - 1
+
+
+def assert_named(said, name):
+    """All workers say the same: that one tensor differs, which, and where."""
+    if hvd.size() == 1:
+        assert said == [""]
+        return
+    assert len(set(said)) == 1
+    assert f"the workers' networks are not the same {STEP}: 1 of " in said[0]
+    assert f"the first is {name}, where worker {hvd.size() - 1} has other bytes than worker 0" in said[0]
+
+
+def test_workers_that_agree_pass(net, optimizer):
+    assert caught(net, optimizer) == [""] * hvd.size()
 
 
 def test_each_worker_has_running_statistics_of_its_own(net):
@@ -54,16 +79,38 @@ def test_each_worker_has_running_statistics_of_its_own(net):
     ],
 )
 def test_a_bit_that_flips_on_one_worker_is_named_on_all(net, name, place):
-    last = hvd.size() - 1
-    if hvd.rank() == last:
+    if is_last():
         flip(net.state_dict()[name], place)
-    said = caught(net)
-    if last == 0:
-        assert said == [""]
-        return
-    assert len(set(said)) == 1
-    assert f"the workers' networks are not the same {STEP}: 1 of " in said[0]
-    assert f"the first is {name}, where worker {last} has other bytes than worker 0" in said[0]
+    assert_named(caught(net), name)
+
+
+def test_a_momentum_that_differs_is_named(net, optimizer):
+    if is_last():
+        flip(optimizer.state[net.encoder_q.fc.get_submodule("2").bias]["momentum_buffer"], 5)
+    assert_named(caught(net, optimizer), "momentum_buffer of encoder_q.fc.2.bias")
+
+
+def test_keys_that_change_places_are_noticed(net):
+    """The sum of their bytes is what it was."""
+    if is_last():
+        net.queue.copy_(net.queue.roll(3, dims=1))
+    assert_named(caught(net), "queue")
+
+
+def test_two_changes_whose_sum_is_nothing_are_noticed(net):
+    words = net.queue.view(-1).view(torch.int32)
+    if is_last():
+        words[100] += 8
+        words[500] -= 8
+    assert_named(caught(net), "queue")
+
+
+def test_changes_of_whole_parts_are_noticed():
+    """A tensor that is digested in parts: parts that change places are another tensor."""
+    value = torch.arange(3 * agreement.PART, dtype=torch.int32)
+    parts = value.split(agreement.PART)
+    assert agreement.digest(value) != agreement.digest(torch.cat([parts[1], parts[0], parts[2]]))
+    assert agreement.digest(value) == agreement.digest(value.clone())
 
 
 def test_all_that_differs_is_counted_and_the_first_named(net):
