@@ -5,8 +5,9 @@ import torch
 
 from moco.model import MoCo
 
-# Where a student that still learns is far from: a fresh one falls to 0.1 of deviation and 1.6 of rank in its first steps, as its
-# keys lag behind, and rises again; one whose head gives one vector has 0.00 and 1.00. Fresh ones have no dead channels.
+# Measured on ResNet-18: in its first steps a student falls to 0.2 to 0.4 of deviation and 2 to 10 of rank, as its keys lag
+# behind, and rises again; at a rate ten times too high to 0.03 and 1.1, where its loss is that of guessing; one whose head
+# gives one vector has 0.00 and 1.00. Neither has dead channels.
 STD, RANK, DEAD = 0.05, 1.1, 0.5
 
 

@@ -22,7 +22,7 @@ def horovod():
 def steps(net, number):
     """The signs after so many steps of training on photographs."""
     images = torch.stack([torch.from_numpy(photo(seed, 2 * SIDE, 2 * SIDE)) for seed in range(B)]).permute(0, 3, 1, 2)
-    sgd = torch.optim.SGD(net.encoder_q.parameters(), 0.03, momentum=0.9)
+    sgd = torch.optim.SGD(net.encoder_q.parameters(), 0.004, momentum=0.9)
     random = torch.Generator().manual_seed(1)
     for _ in range(number):
         y, x = torch.randint(SIDE, (2, 2), generator=random)

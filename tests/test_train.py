@@ -271,16 +271,20 @@ if os.environ.get("HOROVOD_RANK") == "1":
 """
 
 
-def test_a_bit_that_flips_on_one_worker_ends_the_run_and_is_not_saved(start_job, images, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "check_every, said", [(3, "after epoch 0, step 3: 1 of 2"), (99, "after epoch 0, step 4, and are not saved: ")]
+)
+def test_a_bit_that_flips_on_one_worker_ends_the_run_and_is_not_saved(
+    start_job, images, tmp_path, monkeypatch, check_every, said
+):
+    """At the next check, or at the next save if that comes first."""
     (tmp_path / "sitecustomize.py").write_text(FLIP)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    job = start_job(2, tmp_path / "run", [images, *SMALL, "-j", 0])
+    job = start_job(2, tmp_path / "run", [images, *SMALL, "-j", 0, "--check-every", check_every])
     output = job.finish()
     assert job.process.returncode != 0
-    assert (
-        output.count("the workers' networks are not the same after epoch 0, step 4, and are not saved: 2 of") == 1
-    )  # the key encoder followed
-    assert "encoder_q.layer1.0" in output and "where worker 1 has other bytes than worker 0" in output
+    assert output.count(f"the workers' networks are not the same {said}") == 1, output
+    assert "the first is moco.encoder_q.layer1.0" in output and "where worker 1 has other bytes than worker 0" in output
     assert [path.name for path in job.folder.glob("checkpoint_*")] == ["checkpoint_0000_000002.pth.tar"]
 
 
