@@ -1,5 +1,6 @@
 """Whole runs of the real command: the same bytes whatever interrupts them, and errors for people."""
 
+import json
 import os
 import signal
 import subprocess
@@ -189,6 +190,17 @@ def test_the_log_tells_each_refresh(undisturbed):
     assert output.count("channels changed") == 8
     assert "measuring" in output and "gathering" in output and "solving" in output
     assert (folder / "config.yaml").is_file()
+
+
+def test_signs_of_collapse_are_recorded_and_told_at_each_epoch_s_end(undisturbed):
+    folder, output = undisturbed(2)
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    signs = [record for record in records if "queue_rank" in record]
+    assert [(record["epoch"], record["step"]) for record in signs] == [(0, EPOCH - 1), (1, EPOCH - 1)]
+    for record in signs:
+        assert 0 < record["feature_std"] < 1.1 and 1 <= record["queue_rank"] <= 20  # keys
+        assert [record[f"dead_layer{stage}"] for stage in (1, 2, 3, 4)] == [0] * 4
+    assert output.count("features: deviation ") == 2
 
 
 def broken_teacher(tmp_path, teacher_file, how):
