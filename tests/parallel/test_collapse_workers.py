@@ -47,7 +47,7 @@ def test_a_channel_is_dead_if_it_fires_on_no_worker():
     maps[-1, hvd.rank(), 1, 0] = 1e-6  # each worker has one of its own, in one place
     maps[0, 7] = 0  # not positive
     found = collapse.signs(moco(random(B, DIM), random(64, DIM), (2, 4)), [maps, -maps])
-    assert (found["dead_layer2"], found["dead_layer4"]) == ((8 - hvd.size()) / 8, 1 / 8 * 0)
+    assert (found["dead_layer2"], found["dead_layer4"]) == ((8 - hvd.size()) / 8, 0)
 
 
 def test_every_worker_finds_the_same_signs():
