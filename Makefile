@@ -10,7 +10,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-slurm test-docker bench bench-quick lint clean
+.PHONY: help setup demo test test-slurm test-docker test-soak bench bench-quick lint clean
 
 help:
 	@echo 'make setup   install everything into $(VENV) (about 6 minutes the first time)'
@@ -18,6 +18,7 @@ help:
 	@echo 'make test    run the tests with one, two and four workers (about 14 minutes)'
 	@echo 'make test-slurm   run jobs on a real SLURM of two nodes on this machine (about 16 minutes)'
 	@echo 'make test-docker  build the image, and run the job and SLURM jobs in it (about 20 minutes the first time)'
+	@echo 'make test-soak MINUTES=120  train for so long, and see that memory, files, threads and step time stay as they are'
 	@echo 'make bench   measure how fast all is, beside a plain baseline and the bare work (about 7 minutes)'
 	@echo 'make bench-quick  see that the bench works (under 90 seconds)'
 	@echo 'make lint    check the style'
@@ -50,6 +51,9 @@ test-slurm: $(READY)
 
 test-docker: $(READY)
 	@$(BIN)/python -m pytest tests/docker tests/slurm/test_docker_jobs.py
+
+test-soak: $(READY)
+	@$(BIN)/python tests/soak/soak.py --minutes $(or $(MINUTES),120)
 
 bench: $(READY)
 	@$(BIN)/python tests/bench/bench.py

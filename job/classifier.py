@@ -15,6 +15,7 @@ from job.data.views import OneView, loader
 from job.errors import RunError
 from job.gradients import Gradients
 from job.resume import check_finite, check_place, newest, tell_changes
+from job.run import agreement
 from job.run.checkpoint import FORMAT, load
 from job.run.run import Run
 from job.weights import read_backbone
@@ -164,6 +165,8 @@ def save(classifier: Classifier, epoch: int, step: int, is_best: bool) -> None:
     """Save a classifier of which `epoch` epochs and `step` steps of the next are done. A collective."""
     run = classifier.run
     check_finite(classifier.net.fc.parameters(), epoch, step)
+    common = agreement.shared(classifier.net, classifier.optimizer)
+    agreement.check(common, f"after epoch {epoch}, step {step}, and are not saved")
 
     def write():
         content = {

@@ -3,6 +3,7 @@
 import math
 import time
 
+from job import collapse
 from job.errors import RunError
 from job.run.run import Run
 
@@ -74,6 +75,21 @@ class ContrastJournal(Journal):
     """Of `job.train`: the loss and its parts averaged over the workers, and the contrast accuracy."""
 
     parts, advice = ("contrastive", "distillation"), "A lower --lr or a higher --loss-factor"
+    signs = None  # of collapse, the epoch's last
+
+    def watch(self, step: int, signs: dict[str, float]) -> None:
+        """Record the signs of collapse after a step; the epoch's last are told at its end."""
+        self.signs = signs
+        self.run.log.record(steps=self.epoch * self.steps + step + 1, epoch=self.epoch, step=step, **signs)
+
+    def end_epoch(self) -> None:
+        """Say an epoch's averages, the last signs of collapse, and what is wrong with them."""
+        super().end_epoch()
+        if self.signs:
+            self.run.log.line(f"epoch {self.epoch} features: {collapse.describe(self.signs)}")
+            for warning in collapse.warnings(self.signs):
+                self.run.log.line(f"warning: {warning}")
+        self.signs = None
 
     def numbers(self, sums: dict[str, float]) -> dict[str, float]:
         N = self.run.size

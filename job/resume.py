@@ -143,7 +143,7 @@ def save(training: Training, epoch: int, step: int) -> None:
     """
     run, trained = training.run, training.trained
     check_finite(trained.parameters(), epoch, step)
-    agreement.check(trained, f"after epoch {epoch}, step {step}, and are not saved")
+    agreement.check(training.common(), f"after epoch {epoch}, step {step}, and are not saved")
     own = statistics.gather(trained) if step else None
     if step:
         statistics.load(trained, own.mean(0))

@@ -10,7 +10,7 @@ from job.run import launch  # first: it says in one line when Horovod is missing
 import torch
 import torch.nn.functional as F
 
-from job import resume
+from job import collapse, resume
 from job.config import Config, read_config
 from job.data import seeds
 from job.journal import ContrastJournal, Journal
@@ -107,7 +107,9 @@ def train_epoch(training: Training, batches, journal: Journal, epoch: int, steps
 
         done = (epoch, step + 1)
         if done[1] % config.check_every == 0:
-            agreement.check(training.trained, f"after epoch {epoch}, step {done[1]}")
+            agreement.check(training.common(), f"after epoch {epoch}, step {done[1]}")
+        if done[1] % config.check_every == 0 or step == steps[-1]:
+            journal.watch(step, collapse.signs(moco, features))
         if step == steps[-1]:
             statistics.average(training.trained)
             done = (epoch + 1, 0)

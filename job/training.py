@@ -16,11 +16,12 @@ from job.data.images import Images
 from job.data.views import TwoViews, loader
 from job.errors import RunError
 from job.gradients import Gradients
+from job.run import agreement
 from job.run.run import Run
 from job.weights import read_backbone
 from mgd.distiller import MGDistiller
 from moco.augment import RandomView
-from moco.encoder import build_resnet, fold_norms, stage_norms, with_features
+from moco.encoder import DEPTH, build_resnet, fold_norms, stage_norms, with_features
 from moco.model import MoCo
 from moco.render_batch import render
 
@@ -46,6 +47,11 @@ class Training:
         body = {name: value for name, value in self.moco.encoder_q.state_dict().items() if not name.startswith("fc.")}
         net.load_state_dict(body, strict=False)
         return net.to(self.run.device)
+
+    def common(self) -> dict[str, torch.Tensor]:
+        """All that is the same on every worker, by name. The teacher too: one that is wrong gives gradients that all share."""
+        teacher = self.teacher.state_dict() if self.teacher else {}
+        return agreement.shared(self.trained, self.optimizer) | {f"teacher.{name}": value for name, value in teacher.items()}
 
     @property
     def steps(self) -> int:
@@ -82,7 +88,7 @@ def build(config: Config, run: Run) -> Training:
     images = find_images(config, run)
     val = run.on_first(lambda: scan_validation(digits.prepared(config.data), images)) if config.knn_every else None
     torch.manual_seed(seeds.torch_seed(config.seed, "weights"))
-    stages = config.mgd_stages if config.teacher else []
+    stages = config.mgd_stages if config.teacher else [DEPTH]  # there for job/collapse.py alone
     moco = MoCo(config.arch, config.moco_dim, config.moco_k, config.moco_m, config.moco_t, config.mlp, config.stem, stages)
     teacher, distiller = build_teacher(config, run, stage_norms(moco.encoder_k)) if config.teacher else (None, None)
     trained = nn.ModuleDict({"moco": moco} | ({"mgd": distiller} if distiller else {})).to(run.device).train()
@@ -146,4 +152,5 @@ def build_teacher(config: Config, run: Run, student: dict[int, nn.BatchNorm2d]) 
     if config.margins == "loaded":
         distiller.load_margins(norms)
     teacher = with_features(fold_norms(net), config.mgd_stages, output=None).eval().requires_grad_(False)
+    hvd.broadcast_parameters(teacher.state_dict(), root_rank=0)  # folding may round otherwise on another kind of processor
     return teacher.to(run.device, memory_format=torch.channels_last), distiller

@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 from job.errors import RunError
 from job.run import checkpoint
+from job.run.travels import travels
 from moco.encoder import ARCHS, build_resnet
 
 # Beginnings of the md5 sums of MoCo's released files.
@@ -54,6 +55,7 @@ LAYOUTS = (
 HEADS = ("fc", "projection_head", "prototypes", "projector", "predictor", "classifier")
 
 
+@travels
 @dataclass
 class Backbone:
     """A ResNet without its head, from a file.

@@ -19,6 +19,7 @@ class MoCo(nn.Module):
 
     stages: stages of the query encoder whose features before the last ReLU `forward` gives as well.
     K: negatives in the queue; m: momentum of the key encoder; T: softmax temperature.
+    queries: of the last forward pass, (b, dim), for those who watch the training.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class MoCo(nn.Module):
         keys.encode()  # before the queries, while whose pass the keys travel
         encoded = self.encoder_q(normalize(query))
         q = F.normalize(encoded["fc"].to(self.queue.dtype), dim=1)  # (b, dim)
+        self.queries = q.detach()
         positive = (q * keys.own(part)).sum(1, keepdim=True)  # (b, 1)
         with torch.autocast(query.device.type, enabled=False):
             negative = q @ self.queue  # (b, K)

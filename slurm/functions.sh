@@ -175,6 +175,7 @@ in_docker() {
         fail "rank $SLURM_PROCID: no image '$IMAGE' here: docker pull or docker load it on every node (${problem##*$'\n'})"
     options=(--rm --init --interactive --name "$name" --network host --ipc host --user "$(id -u):$(id -g)" --workdir "$PWD")
     options+=(--label "mgd.job=$SLURM_JOB_ID" --label "mgd.node=$SLURMD_NODENAME" --label "mgd.try=${SLURM_RESTART_COUNT:-0}")
+    options+=(--cap-drop ALL --security-opt no-new-privileges)
     options+=(--cpuset-cpus "$(sed -n 's/^Cpus_allowed_list:\s*//p' /proc/self/status)")
     for group in $(id -G); do options+=(--group-add "$group"); done
     [ -z "${SLURM_STEP_GPUS:-}" ] || options+=(--gpus "\"device=$SLURM_STEP_GPUS\"")

@@ -174,3 +174,31 @@ def test_a_gradient_that_is_not_finite_ends_the_run_though_the_loss_is():
     with pytest.raises(RunError) as caught:
         book.check_finite(5, sums(gradient=float("inf")))
     assert "epoch 2, step 5" in str(caught.value) and caught.value.code == 1
+
+
+def test_signs_of_collapse_are_recorded_and_the_last_are_told_with_their_warnings(clock):
+    book = journal(steps=5)
+    book.start_epoch(2, 0.1)
+    do(book, clock, 0, sums())
+    fine, collapsed = ({"feature_std": std, "queue_rank": 9.0, "dead_layer4": 0.0} for std in (0.9, 0.01))
+    book.watch(0, fine)
+    book.watch(3, collapsed)
+    book.end_epoch()
+    assert book.run.log.records[1:] == [
+        {"steps": 11, "epoch": 2, "step": 0, **fine},
+        {"steps": 14, "epoch": 2, "step": 3, **collapsed},
+    ]
+    _, told, warning = book.run.log.lines
+    assert told == "epoch 2 features: deviation 0.01 of 1, rank of the queue 9.0, dead channels 0 % of layer4"
+    assert warning.startswith("warning: the student gives nearly the same features for all images (deviation 0.010, under 0.05)")
+
+
+def test_an_epoch_that_was_not_watched_tells_no_signs_of_another(clock):
+    book = journal()
+    for epoch in range(2):
+        book.start_epoch(epoch, 0.1)
+        do(book, clock, 0, sums())
+        if epoch == 0:
+            book.watch(0, {"feature_std": 0.9, "queue_rank": 9.0, "dead_layer4": 0.0})
+        book.end_epoch()
+    assert sum("features" in line for line in book.run.log.lines) == 1

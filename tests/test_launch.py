@@ -241,7 +241,7 @@ def gpus(monkeypatch, visible, taken, local_rank):
     monkeypatch.setattr(launch.hvd, "local_rank", lambda: local_rank)
     monkeypatch.setattr(launch.hvd, "local_size", lambda: 2)
     monkeypatch.setattr(launch.hvd, "size", lambda: len(taken))
-    monkeypatch.setattr(launch.hvd, "allgather_object", lambda mine, name: taken)
+    monkeypatch.setattr(launch.exchange, "allgather", lambda mine, name: taken)
     return launch.own_gpu()
 
 

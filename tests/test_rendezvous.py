@@ -58,6 +58,29 @@ def test_a_client_that_goes_in_the_middle_of_a_request_is_passed_over(rendezvous
     assert capfd.readouterr().err == ""
 
 
+def send(address, request: bytes) -> bytes:
+    """What the rendezvous answers to these bytes."""
+    with socket.create_connection(address, timeout=5) as client:
+        client.sendall(request)
+        return client.makefile("rb").read()
+
+
+@pytest.mark.parametrize("length", ["1048577", "99999999999999", "-1", "x", ""])
+def test_what_is_larger_than_anything_that_ranks_put_is_refused_unread(rendezvous, length):
+    said = send(rendezvous.server_address, f"PUT /a/b HTTP/1.0\r\nContent-Length: {length}\r\n\r\n".encode())
+    assert said.startswith(b"HTTP/1.0 413 ")
+    assert "a" not in rendezvous.cache
+    assert ask(*rendezvous.server_address, "/a/b", put=bytes(1048576)) == b""
+
+
+def test_the_rendezvous_tells_nothing_of_files(rendezvous):
+    """Horovod's server descends from one of files."""
+    for request in ("HEAD /", "HEAD /README.md", "HEAD /job/id", "GET /README.md", "GET /etc/passwd"):
+        said = send(rendezvous.server_address, f"{request} HTTP/1.0\r\n\r\n".encode())
+        assert said.split()[1] in (b"501", b"400", b"404"), request
+        assert b"Content-Length: 0" in said and b"Last-Modified" not in said, request
+
+
 def test_a_taken_port_gives_way_to_the_next(free_port):
     with socket.create_server(("127.0.0.1", free_port)):
         server = serve("127.0.0.1", free_port, {"127.0.0.1"}, "7.0.0")

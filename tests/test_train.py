@@ -1,5 +1,6 @@
 """Whole runs of the real command: the same bytes whatever interrupts them, and errors for people."""
 
+import json
 import os
 import signal
 import subprocess
@@ -191,6 +192,17 @@ def test_the_log_tells_each_refresh(undisturbed):
     assert (folder / "config.yaml").is_file()
 
 
+def test_signs_of_collapse_are_recorded_and_told_at_each_epoch_s_end(undisturbed):
+    folder, output = undisturbed(2)
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    signs = [record for record in records if "queue_rank" in record]
+    assert [(record["epoch"], record["step"]) for record in signs] == [(0, EPOCH - 1), (1, EPOCH - 1)]
+    for record in signs:
+        assert 0 < record["feature_std"] < 1.1 and 1 <= record["queue_rank"] <= 20  # keys
+        assert [record[f"dead_layer{stage}"] for stage in (1, 2, 3, 4)] == [0] * 4
+    assert output.count("features: deviation ") == 2
+
+
 def broken_teacher(tmp_path, teacher_file, how):
     content = torch.load(teacher_file, weights_only=True)
     path = tmp_path / "broken.pth.tar"
@@ -271,16 +283,20 @@ if os.environ.get("HOROVOD_RANK") == "1":
 """
 
 
-def test_a_bit_that_flips_on_one_worker_ends_the_run_and_is_not_saved(start_job, images, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "check_every, said", [(3, "after epoch 0, step 3: 1 of 2"), (99, "after epoch 0, step 4, and are not saved: ")]
+)
+def test_a_bit_that_flips_on_one_worker_ends_the_run_and_is_not_saved(
+    start_job, images, tmp_path, monkeypatch, check_every, said
+):
+    """At the next check, or at the next save if that comes first."""
     (tmp_path / "sitecustomize.py").write_text(FLIP)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    job = start_job(2, tmp_path / "run", [images, *SMALL, "-j", 0])
+    job = start_job(2, tmp_path / "run", [images, *SMALL, "-j", 0, "--check-every", check_every])
     output = job.finish()
     assert job.process.returncode != 0
-    assert (
-        output.count("the workers' networks are not the same after epoch 0, step 4, and are not saved: 2 of") == 1
-    )  # the key encoder followed
-    assert "encoder_q.layer1.0" in output and "where worker 1 has other bytes than worker 0" in output
+    assert output.count(f"the workers' networks are not the same {said}") == 1, output
+    assert "the first is moco.encoder_q.layer1.0" in output and "where worker 1 has other bytes than worker 0" in output
     assert [path.name for path in job.folder.glob("checkpoint_*")] == ["checkpoint_0000_000002.pth.tar"]
 
 

@@ -9,8 +9,10 @@ from job.data import shards
 from job.data.images import Images, Names, readable_endings
 from job.data.seeds import permutation
 from job.errors import RunError
+from job.run.travels import travels
 
 
+@travels
 class ImageFolder(Images):
     """The images of `root`/<class>/**, each a file, in an order that every machine agrees on."""
 

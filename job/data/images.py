@@ -7,9 +7,12 @@ import os
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from job.run.travels import travels
+
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, Image.DecompressionBombError)
 
 
+@travels
 class Names:
     """Strings in one block of bytes: loader processes get copies, and a million strings in each would be most of their memory.
 

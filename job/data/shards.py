@@ -9,6 +9,7 @@ from job.data.images import Images, Names
 from job.data.seeds import counter, permutation
 from job.data.tars import Shard, whole_file
 from job.errors import RunError
+from job.run.travels import travels
 
 INDEX = "index.npz"  # beside the shards
 FORMAT = 1
@@ -16,6 +17,7 @@ PARTS = {"format", "classes", "shards", "shard_bytes", "shard_images", "names", 
 OPEN_SHARDS = 256  # of a process: well below the 1024 files that it may usually have open
 
 
+@travels
 class PackedImages(Images):
     """The images of the shards in folder `root`. RunError: its index does not fit what lies there."""
 

@@ -7,24 +7,39 @@ from torch import nn
 from job.errors import RunError
 from job.run.statistics import OWN
 
-
-def shared(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What of a model is the same on every worker, by name: all but the running statistics, which are each one's own."""
-    return {name: value for name, value in model.state_dict().items() if not name.endswith(OWN)}
+PART = 2**18  # words at a time: what is made of them stays in the cache
+FACTOR = 1_000_003  # between parts
 
 
-def digests(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """Return a number for each tensor, (n,) int64: the sum of its 32-bit words, which no change of a single value leaves."""
-    return torch.stack([value.detach().contiguous().view(-1).view(torch.int32).sum(dtype=torch.int64) for value in tensors]).cpu()
+def shared(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, torch.Tensor]:
+    """What is the same on every worker, by name: a model but for running statistics, which are each one's own, and momenta."""
+    found = {name: value for name, value in model.state_dict().items() if not name.endswith(OWN)}
+    for name, parameter in model.named_parameters():
+        state = optimizer.state.get(parameter, {}) if optimizer else {}
+        found |= {f"{kind} of {name}": value for kind, value in state.items() if torch.is_tensor(value)}
+    return found
 
 
-def check(model: nn.Module, when: str) -> None:
-    """Compare what the workers share. A collective: all workers call it.
+def digest(value: torch.Tensor) -> torch.Tensor:
+    """Return a number of a tensor's 32-bit words and their places, () int64: their sum, each times an odd number of its place.
+
+    No change of a single word leaves it, as what is odd has an inverse modulo 2**64; nor do two words that change places, nor
+    the same bit of two words, which a plain sum would let pass.
+    """
+    words = value.detach().contiguous().view(-1).view(torch.int32)
+    weights = torch.arange(1, 2 * PART, 2, device=words.device)
+    total = torch.zeros((), dtype=torch.int64, device=words.device)
+    for part in words.split(PART):
+        total = total * FACTOR + (part * weights[: len(part)]).sum()
+    return total
+
+
+def check(tensors: dict[str, torch.Tensor], when: str) -> None:
+    """Compare what the workers share, by its names. A collective: all workers call it.
 
     RunError, on all: a tensor differs between workers; the first such is named, and who has what no majority has.
     """
-    tensors = shared(model)
-    mine = digests(list(tensors.values()))  # (n,)
+    mine = torch.stack([digest(value) for value in tensors.values()]).cpu()  # (n,)
     highest, lowest = hvd.allreduce(torch.stack([mine, -mine]), op=hvd.Max, name="agreement") * torch.tensor([[1], [-1]])
     differ = (highest != lowest).nonzero()[:, 0].tolist()
     if not differ:

@@ -20,7 +20,7 @@ try:
 except ImportError:
     sys.exit("Horovod is not installed for this Python: run docker/build_horovod.sh " + sys.executable)
 
-from job.run import srun
+from job.run import exchange, srun
 from job.run.rendezvous import StartError
 from job.run.watchdog import Watchdog
 
@@ -121,7 +121,7 @@ def own_gpu() -> torch.device:
     """The GPU of this worker's local rank, or the only one that SLURM lets it see. RunError: two workers have the same."""
     index = hvd.local_rank() % torch.cuda.device_count()
     mine = (platform.node(), str(torch.cuda.get_device_properties(index).uuid))
-    if len(set(hvd.allgather_object(mine, name="gpus"))) < hvd.size():
+    if len(set(exchange.allgather(mine, "gpus"))) < hvd.size():
         raise RunError(f"{hvd.local_size()} workers on a machine of {torch.cuda.device_count()} GPUs: start one worker a GPU")
     torch.cuda.set_device(index)
     torch.backends.cudnn.deterministic = True  # a resumed run ends with the same bytes

@@ -10,10 +10,28 @@ from job.errors import RunError
 
 PORTS = 8  # so many ports are tried from the job's own on
 PAUSE = 0.2  # s between two questions
+LARGEST = 2**20  # bytes of what is put: Gloo puts about 140 a rank
 
 
 class StartError(RunError):
     """An error of one task's start, which the others know nothing of: not always rank 0's."""
+
+
+class Handler(RendezvousHandler):
+    """Horovod's handler, without what it inherits and does not need: HEAD would tell of the files in the working folder."""
+
+    def do_HEAD(self) -> None:
+        """Refuse."""
+        self.send_status_code(501)
+
+    def do_PUT(self) -> None:
+        """Keep what is put, unless it is larger than anything that Horovod or this program puts, or of no length."""
+        length = self.headers.get("Content-Length", "")
+        if length.isdecimal() and int(length) <= LARGEST:
+            super().do_PUT()
+        else:
+            self.close_connection = True
+            self.send_status_code(413)
 
 
 class Server(RendezvousHTTPServer):
@@ -23,7 +41,7 @@ class Server(RendezvousHTTPServer):
     daemon_threads = True
 
     def __init__(self, address: str, port: int, allowed: set[str], job: str):
-        super().__init__((address, port), RendezvousHandler, verbose=False)
+        super().__init__((address, port), Handler, verbose=False)
         self.allowed, self.refused = allowed, set()
         self.cache["job"] = {"id": job.encode()}
 

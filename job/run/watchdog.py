@@ -14,6 +14,8 @@ from types import FrameType
 
 import horovod.torch as hvd
 
+from job.run.exchange import allgather
+
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) + os.sep
 OURS = tuple(os.path.join(ROOT, package, "") for package in ("job", "mgd", "moco"))
 COLLECTIVES = hvd.mpi_ops.__file__
@@ -33,7 +35,7 @@ class Watchdog:
         self.rank, self.warn, self.end, self.say = hvd.rank(), warn, end, say
         self.since, self.handle = time.monotonic(), None
         self.server = socket.create_server((address, 0), backlog=128)
-        self.peers = hvd.allgather_object((node, *self.server.getsockname()), name="watchdog")  # (node, address, port)
+        self.peers = allgather((node, *self.server.getsockname()), "watchdog")  # (node, address, port)
         self.over = threading.Event()
         for work in (self.answer, self.watch):
             threading.Thread(target=work, daemon=True).start()

@@ -129,6 +129,8 @@ class Run:
             name,
             "--network=host",
             "--ipc=host",
+            "--cap-drop=ALL",
+            "--security-opt=no-new-privileges",
             "-e",
             "OMP_NUM_THREADS=1",
             "-e",

@@ -1,11 +1,14 @@
 """A value that changes on one worker alone is noticed, whatever holds it."""
 
+from types import SimpleNamespace
+
 import horovod.torch as hvd
 import pytest
 import torch
 
 from job.errors import RunError
 from job.run import agreement
+from job.training import Training
 from moco.model import MoCo
 
 STEP = "after epoch 3, step 7"
@@ -17,15 +20,25 @@ def net():
     return MoCo("resnet18", dim=16, K=40, mlp=True)
 
 
+@pytest.fixture
+def optimizer(net):
+    """One that has taken a step, so that it has momenta."""
+    sgd = torch.optim.SGD(net.encoder_q.parameters(), 0.1, momentum=0.9)
+    for parameter in net.encoder_q.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    sgd.step()
+    return sgd
+
+
 def flip(value, place=0):
     """Change the lowest bit of one of a tensor's values."""
     value.detach().view(-1).view(torch.int32)[place] ^= 1
 
 
-def caught(net):
+def caught(shared):
     """What the check says on each worker, or nothing."""
     try:
-        agreement.check(net, STEP)
+        agreement.check(shared, STEP)
         said = ""
     except RunError as error:
         assert error.code == 1 and "\n" not in str(error)
@@ -33,14 +46,29 @@ def caught(net):
     return hvd.allgather_object(said, name="said")
 
 
-def test_workers_that_agree_pass(net):
-    assert caught(net) == [""] * hvd.size()
+def is_last():
+    """Whether this worker is the last of several: the one on which something changes."""
+    return 0 < hvd.rank() == hvd.size() - 1
+
+
+def assert_named(said, name):
+    """All workers say the same: that one tensor differs, which, and where."""
+    if hvd.size() == 1:
+        assert said == [""]
+        return
+    assert len(set(said)) == 1
+    assert f"the workers' networks are not the same {STEP}: 1 of " in said[0]
+    assert f"the first is {name}, where worker {hvd.size() - 1} has other bytes than worker 0" in said[0]
+
+
+def test_workers_that_agree_pass(net, optimizer):
+    assert caught(agreement.shared(net, optimizer)) == [""] * hvd.size()
 
 
 def test_each_worker_has_running_statistics_of_its_own(net):
     net.encoder_q.bn1.running_mean.fill_(hvd.rank())
     net.encoder_q.bn1.running_var.fill_(hvd.rank())
-    assert caught(net) == [""] * hvd.size()
+    assert caught(agreement.shared(net)) == [""] * hvd.size()
 
 
 @pytest.mark.parametrize(
@@ -54,23 +82,55 @@ def test_each_worker_has_running_statistics_of_its_own(net):
     ],
 )
 def test_a_bit_that_flips_on_one_worker_is_named_on_all(net, name, place):
-    last = hvd.size() - 1
-    if hvd.rank() == last:
+    if is_last():
         flip(net.state_dict()[name], place)
-    said = caught(net)
-    if last == 0:
-        assert said == [""]
-        return
-    assert len(set(said)) == 1
-    assert f"the workers' networks are not the same {STEP}: 1 of " in said[0]
-    assert f"the first is {name}, where worker {last} has other bytes than worker 0" in said[0]
+    assert_named(caught(agreement.shared(net)), name)
+
+
+def test_a_momentum_that_differs_is_named(net, optimizer):
+    if is_last():
+        flip(optimizer.state[net.encoder_q.fc.get_submodule("2").bias]["momentum_buffer"], 5)
+    assert_named(caught(agreement.shared(net, optimizer)), "momentum_buffer of encoder_q.fc.2.bias")
+
+
+def test_a_teacher_that_differs_is_named(net, optimizer):
+    """All take its gradients alike, so that nothing else would differ."""
+    teacher = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    teacher.load_state_dict({name: torch.ones_like(value) for name, value in teacher.state_dict().items()})
+    if is_last():
+        teacher.weight.data[2, 1, 0, 2] += 1e-3
+    parts = SimpleNamespace(trained=net, optimizer=optimizer, teacher=teacher)
+    assert_named(caught(Training.common(parts)), "teacher.weight")
+
+
+def test_keys_that_change_places_are_noticed(net):
+    """The sum of their bytes is what it was."""
+    if is_last():
+        net.queue.copy_(net.queue.roll(3, dims=1))
+    assert_named(caught(agreement.shared(net)), "queue")
+
+
+def test_two_changes_whose_sum_is_nothing_are_noticed(net):
+    words = net.queue.view(-1).view(torch.int32)
+    if is_last():
+        words[100] += 8
+        words[500] -= 8
+    assert_named(caught(agreement.shared(net)), "queue")
+
+
+def test_changes_of_whole_parts_are_noticed():
+    """A tensor that is digested in parts: parts that change places are another tensor."""
+    value = torch.arange(3 * agreement.PART, dtype=torch.int32)
+    parts = value.split(agreement.PART)
+    assert agreement.digest(value) != agreement.digest(torch.cat([parts[1], parts[0], parts[2]]))
+    assert agreement.digest(value) == agreement.digest(value.clone())
 
 
 def test_all_that_differs_is_counted_and_the_first_named(net):
     if hvd.rank() == 0:
         for name in ("encoder_k.fc.0.bias", "queue", "encoder_q.layer1.0.conv1.weight"):
             flip(net.state_dict()[name])
-    for said in caught(net):
+    for said in caught(agreement.shared(net)):
         if hvd.size() > 1:
             assert "3 of " in said and "the first is queue, " in said  # first in the state, as checkpoints have it
             assert f"where worker {0 if hvd.size() > 2 else 1} has other bytes" in said

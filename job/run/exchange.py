@@ -1,0 +1,47 @@
+"""What workers tell each other besides tensors: values in torch's format, read without running what another worker sends.
+
+Horovod's own `broadcast_object` and `allgather_object` are pickles, which run code where they are read, and its links ask
+nobody who he is. Here come only numbers, text, containers, tensors, arrays, and the classes that say that they travel.
+"""
+
+import io
+
+import horovod.torch as hvd
+import numpy as np
+import torch
+
+from job.run.travels import KINDS
+
+ARRAYS = [np.ndarray, np.dtype, np.dtypes.UInt8DType, np.dtypes.Int64DType, np._core.multiarray._reconstruct]
+
+
+def encode(value) -> torch.Tensor:
+    """Return a value as bytes, (n,) uint8."""
+    file = io.BytesIO()
+    torch.save(value, file)
+    return torch.frombuffer(file.getbuffer(), dtype=torch.uint8)
+
+
+def decode(content: torch.Tensor):
+    """Return what `encode` was given. pickle.UnpicklingError: a class that does not travel, or code."""
+    with torch.serialization.safe_globals(ARRAYS + KINDS):
+        return torch.load(io.BytesIO(content.numpy().tobytes()), weights_only=True)
+
+
+def broadcast(value):
+    """Return rank 0's `value` on all workers. A collective."""
+    if hvd.size() == 1:
+        return value
+    content = encode(value) if hvd.rank() == 0 else torch.zeros(0, dtype=torch.uint8)
+    length = hvd.broadcast(torch.tensor([len(content)]), root_rank=0, name="broadcast.length")
+    if hvd.rank():
+        content = torch.zeros(int(length), dtype=torch.uint8)
+    content = hvd.broadcast(content, root_rank=0, name="broadcast.content")
+    return decode(content) if hvd.rank() else value
+
+
+def allgather(value, name: str) -> list:
+    """Return every worker's `value`, by rank. A collective of that name."""
+    content = encode(value)
+    lengths = hvd.allgather(torch.tensor([len(content)]), name=f"{name}.length").tolist()
+    return [decode(part) for part in hvd.allgather(content, name=name).split(lengths)]

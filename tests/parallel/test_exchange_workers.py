@@ -1,0 +1,72 @@
+"""What workers send each other arrives as it was, and is never code."""
+
+import io
+import os
+import pickle
+
+import horovod.torch as hvd
+import numpy as np
+import pytest
+import torch
+
+from job.data.folders import ImageFolder, scan
+from job.data.images import Names
+from job.index import index
+from job.data.tars import write_shard
+from job.run.exchange import allgather, broadcast, decode, encode
+from job.run.log import Log
+from job.weights import Backbone
+
+
+class Harmful:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_values_arrive_as_they_were():
+    values = ["\udc80 ü", None, True, 2**70, 0.1, (1, "a")]
+    mine = {"rank": hvd.rank(), "values": values, "tensor": torch.arange(hvd.rank() + 2)}
+    for rank, found in enumerate(allgather(mine, "values")):
+        assert torch.equal(found.pop("tensor"), torch.arange(rank + 2))
+        assert found == {"rank": rank, "values": values}
+    assert broadcast(("of", hvd.rank())) == ("of", 0)
+
+
+def test_image_folders_arrive_as_they_were():
+    folder = ImageFolder("/data", ["a", "b"], ["a/1\udc80.png", "b/2.png"], [0, 1], max_bad=3)
+    found = broadcast(folder if hvd.rank() == 0 else None)
+    assert [found.path(number) for number in range(2)] == ["/data/a/1\udc80.png", "/data/b/2.png"]
+    assert (found.classes, found.labels.tolist(), found.max_bad) == (["a", "b"], [0, 1], 3)
+    assert found.digest(0, 1, 2) == folder.digest(0, 1, 2)
+
+
+def test_packed_images_arrive_as_they_were(tmp_path):
+    (tmp_path / "train").mkdir()
+    write_shard(str(tmp_path / "train" / "a.tar"), [(number, f"c/{number}.png", 0, b"image") for number in range(5)])
+    index(str(tmp_path), Log(speaks=False))
+    images = scan(str(tmp_path), "train")
+    found = decode(encode(images))
+    assert [found.content(number) for number in range(5)] == [b"image"] * 5
+    assert found.digest(0, 1, 2) == images.digest(0, 1, 2)
+
+
+def test_backbones_arrive_as_they_were():
+    backbone = Backbone("resnet18", "small", {"conv1.weight": torch.ones(2)}, "from here", "none", {"epoch": 3})
+    found = decode(encode(backbone))
+    assert torch.equal(found.state.pop("conv1.weight"), backbone.state.pop("conv1.weight"))
+    assert found == backbone
+
+
+@pytest.mark.parametrize("hide", [lambda harm: [{"a": harm}], lambda harm: Names(np.zeros(1, dtype=np.uint8), harm)])
+def test_code_is_not_run(tmp_path, hide):
+    content = encode(hide(Harmful(tmp_path / "harm")))
+    with pytest.raises(pickle.UnpicklingError):
+        decode(content)
+    assert not (tmp_path / "harm").exists()
+    torch.load(io.BytesIO(content.numpy().tobytes()), weights_only=False)
+    assert (tmp_path / "harm").exists()  # what would have come of it

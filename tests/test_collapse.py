@@ -1,0 +1,84 @@
+"""What signs of collapse say of a student that has collapsed, and of one that has not."""
+
+import math
+
+import horovod.torch as hvd
+import pytest
+import torch
+import torch.nn.functional as F
+
+from job import collapse
+from moco.model import MoCo
+from pictures import photo
+
+DIM, B, K, SIDE = 16, 16, 64, 32
+
+
+@pytest.fixture(scope="module", autouse=True)
+def horovod():
+    hvd.init()
+
+
+def steps(net, number):
+    """The signs after so many steps of training on photographs."""
+    images = torch.stack([torch.from_numpy(photo(seed, 2 * SIDE, 2 * SIDE)) for seed in range(B)]).permute(0, 3, 1, 2)
+    sgd = torch.optim.SGD(net.encoder_q.parameters(), 0.004, momentum=0.9)
+    random = torch.Generator().manual_seed(1)
+    for _ in range(number):
+        y, x = torch.randint(SIDE, (2, 2), generator=random)
+        query, key = (images[:, :, y[i] : y[i] + SIDE, x[i] : x[i] + SIDE] for i in range(2))
+        keys = net.keys(key, torch.randperm(B, generator=random))
+        logits, features = net(query, keys)
+        loss = F.cross_entropy(logits, torch.zeros(B, dtype=torch.long))
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+        net.enqueue(keys.total)
+    return collapse.signs(net, features)
+
+
+def student():
+    torch.manual_seed(0)
+    return MoCo("resnet18", dim=DIM, K=K, T=0.2, mlp=True, stages=[1, 4]).train()
+
+
+def test_a_student_that_begins_to_learn_is_no_collapse():
+    """Also where its keys have filled the queue, which lag behind."""
+    assert collapse.warnings(steps(student(), 10)) == []
+
+
+def test_a_student_whose_head_gives_one_vector_is_told_to_have_collapsed():
+    net = student()
+    for encoder in (net.encoder_q, net.encoder_k):
+        torch.nn.init.zeros_(encoder.get_parameter("fc.2.weight"))
+        torch.nn.init.ones_(encoder.get_parameter("fc.2.bias"))
+    first, second = collapse.warnings(steps(net, 6))
+    assert "gives nearly the same features for all images (deviation 0.0" in first
+    assert "the queue's keys are nearly all one (rank 1.0" in second
+
+
+def test_channels_that_never_fire_are_told():
+    net = student()
+    torch.nn.init.constant_(net.encoder_q.get_parameter("layer4.1.bn2.bias"), -1e3)
+    found = steps(net, 1)
+    assert (found["dead_layer1"], found["dead_layer4"]) == (0, 1)
+    assert any(said.startswith("100 % of the channels of layer4 are positive for no image") for said in collapse.warnings(found))
+
+
+@pytest.mark.parametrize("directions", [1, 2, DIM])
+def test_the_rank_of_the_queue_is_the_number_of_directions_that_its_keys_take_alike(directions):
+    net = student()
+    net.queue.copy_(torch.eye(DIM)[:, :directions].repeat(1, K // directions))
+    net.queries = torch.eye(DIM)
+    assert math.isclose(collapse.signs(net, [torch.ones(1, 1, 1, 1)] * 2)["queue_rank"], directions, rel_tol=1e-6)
+
+
+def test_features_spread_over_the_sphere_have_deviation_one():
+    net = student()
+    net.queries = F.normalize(torch.randn(1000, DIM, generator=torch.Generator().manual_seed(0)), dim=1)
+    assert abs(collapse.signs(net, [torch.ones(1, 1, 1, 1)] * 2)["feature_std"] - 1) < 0.02
+
+
+def test_signs_are_told_in_words():
+    words = collapse.describe({"feature_std": 0.934, "queue_rank": 61.23, "dead_layer3": 0.0, "dead_layer4": 0.125})
+    assert words == "deviation 0.93 of 1, rank of the queue 61.2, dead channels 0 % of layer3, 12 % of layer4"
