@@ -13,12 +13,24 @@ class Journal:
     Beside that, images a second over all workers, and rank 0's share of the time in which it waited for images.
     """
 
+    parts: tuple[str, ...]  # names of what the loss is the sum of
+    advice: str  # what may help against a loss that is not finite
+
     def __init__(self, run: Run, total: int, steps: int, print_freq: int):
         self.run, self.total, self.steps, self.print_freq = run, total, steps, print_freq
 
+    def numbers(self, sums: dict[str, float]) -> dict[str, float]:
+        """Return what a step's record has of its sums over the workers."""
+        raise NotImplementedError
+
+    def losses(self, numbers: dict[str, float]) -> str:
+        """Return such numbers in words."""
+        raise NotImplementedError
+
     def start_epoch(self, epoch: int, rate: float) -> None:
         """Begin an epoch at a learning rate."""
-        self.epoch, self.rate, self.records = epoch, rate, []
+        self.epoch, self.rate = epoch, rate
+        self.records: list[dict[str, float]] = []
         self.clock = time.perf_counter()
         self.waited = 0.0
 

@@ -6,6 +6,7 @@ horovodrun -np N python -m job.linear DIR --pretrained runs/resnet18/last.pth.ta
 import dataclasses
 import math
 import sys
+from collections.abc import Iterator
 
 from job.run import launch  # first: it says in one line when Horovod is missing
 import torch
@@ -31,7 +32,7 @@ FIXED_POINT = 2.0**20  # losses are summed as whole multiples of 1 / FIXED_POINT
 def main(argv: list[str] | None = None) -> None:
     """Run `job.linear` on the command line's options."""
     with launch.reported_errors():
-        config = read_config(sys.argv[1:] if argv is None else argv, "job.linear", LinearConfig)
+        config: LinearConfig = read_config(sys.argv[1:] if argv is None else argv, "job.linear", LinearConfig)
         with Run(config.folder(), config.keep) as run:
             linear(config, run)
 
@@ -44,8 +45,8 @@ def linear(config: LinearConfig, run: Run) -> None:
         config.pretrained = f"{run.folder}/{LAST}" if config.resume == "auto" else config.resume
     parts = classifier.build(config, run)
     if config.knn:
-        accuracy = knn_accuracy(parts.net, parts.train, parts.val, config, run)
-        run.log.line(f"k-NN accuracy on {len(parts.val)} images of {parts.val.root}: top-1 {accuracy:.2f} %")
+        top1 = knn_accuracy(parts.net, parts.train, parts.val, config, run)
+        run.log.line(f"k-NN accuracy on {len(parts.val)} images of {parts.val.root}: top-1 {top1:.2f} %")
         return
     saved = classifier.find(config, run)
     start = classifier.restore(saved, parts) if saved else (0, 0)
@@ -89,7 +90,7 @@ def linear(config: LinearConfig, run: Run) -> None:
     )
 
 
-def train_epoch(parts: Classifier, batches, journal: Journal, epoch: int, steps: range) -> bool:
+def train_epoch(parts: Classifier, batches: Iterator, journal: Journal, epoch: int, steps: range) -> bool:
     """Do `steps` of an epoch, of which the last ends it; return whether a signal ended them early."""
     config, run, fc, optimizer = parts.config, parts.run, parts.net.fc, parts.optimizer
     save_at = parse_save_every(config.save_every)
@@ -105,6 +106,7 @@ def train_epoch(parts: Classifier, batches, journal: Journal, epoch: int, steps:
         optimizer.zero_grad()
         loss.backward()
         optimizer.synchronize()
+        assert fc.weight.grad is not None
         sums = run.total(
             loss=loss,
             gradient=fc.weight.grad.norm(),

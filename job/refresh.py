@@ -27,6 +27,7 @@ def refresh(training: Training, epoch: int) -> None:
     on the order.
     """
     run, config, distiller = training.run, training.config, training.distiller
+    assert distiller
     begun = time.perf_counter()
     sample = permutation(len(training.images), config.seed, "refresh")[: config.mgd_images].tolist()
     sums = measure(training, sample)
@@ -52,6 +53,7 @@ def measure(training: Training, sample: list[int]) -> dict[int, torch.Tensor]:
     """Return {stage: (S, T) int64}, this worker's share of the costs of `sample`, in fixed point."""
     run, config, distiller = training.run, training.config, training.distiller
     student, teacher = training.moco.encoder_q, training.teacher
+    assert distiller and teacher
     shapes = {stage: (distiller.matching(stage).shape[1], len(distiller.margin(stage))) for stage in distiller.stages}
     sums = {stage: torch.zeros(shape, dtype=torch.int64, device=run.device) for stage, shape in shapes.items()}
     batches = every_nth_batch(sample, BATCH, run.rank, run.size)

@@ -2,14 +2,19 @@
 
 import math
 import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from job.errors import RunError
+
+if TYPE_CHECKING:  # it imports this module
+    from job.config import Config, LinearConfig
 
 # Denser at the start, when the student's channels still move: before training, then after these epochs of 200.
 LOG_REFRESH = (0, 1, 2, 3, 6, 9, 15, 26, 43, 74, 126)
 
 
-def learning_rate(config, epoch: int) -> float:
+def learning_rate(config: "Config | LinearConfig", epoch: int) -> float:
     """Return the learning rate of an epoch, counted from 0: warm-up, then cosine or tenfold drops."""
     if epoch < config.warmup_epochs:
         risen = epoch / config.warmup_epochs
@@ -19,7 +24,7 @@ def learning_rate(config, epoch: int) -> float:
     return config.lr * 0.1 ** sum(epoch >= drop for drop in config.schedule)
 
 
-def parse_refresh(text: str, shown: str = "refresh epochs"):
+def parse_refresh(text: str, shown: str = "refresh epochs") -> Callable[[int], bool]:
     """Return a function epoch -> whether the matching is solved at its start, from log, never, every:N or 0,5,10."""
     if text == "log":
         return lambda epoch: epoch in LOG_REFRESH
@@ -34,7 +39,7 @@ def parse_refresh(text: str, shown: str = "refresh epochs"):
     raise RunError(f"{shown} {text!r}: expected log, never, every:N, or epochs such as 0,5,10")
 
 
-def parse_save_every(text: str, shown: str = "save every"):
+def parse_save_every(text: str, shown: str = "save every") -> Callable[[int, int, int], bool]:
     """Return a function (epoch, step, steps) -> whether to save.
 
     epoch and step: how many epochs, and steps of the next, are done; steps: how many an epoch has.

@@ -3,11 +3,13 @@
 import importlib.util
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import horovod.torch as hvd
 import torch
 from torch import nn
+from torchvision.models import ResNet
 
 from job.config import Config
 from job.data import digits, seeds
@@ -38,9 +40,9 @@ class Training:
     teacher: nn.Module | None
     distiller: MGDistiller | None
     trained: nn.ModuleDict  # moco and distiller: all that changes, is saved and is restored
-    optimizer: torch.optim.Optimizer
+    optimizer: hvd.DistributedOptimizer
 
-    def student(self) -> nn.Module:
+    def student(self) -> ResNet:
         """A copy of the student as it is, with a head of its own that means nothing."""
         net = build_resnet(self.config.arch, stem=self.config.stem)
         body = {name: value for name, value in self.moco.encoder_q.state_dict().items() if not name.startswith("fc.")}
@@ -56,7 +58,7 @@ class Training:
         """A word for the images of an epoch, in their order."""
         return self.images.digest(self.config.seed, epoch, self.config.batch_size)
 
-    def batches(self, start: tuple[int, int]):
+    def batches(self, start: tuple[int, int]) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[str]]]:
         """An iterator over this worker's steps from (epoch, step) `start` on.
 
         Each is the query and the key view of its images, (B, 3, H, W) uint8 on its device, and undecodable files.
@@ -108,7 +110,7 @@ def build(config: Config, run: Run) -> Training:
 
 def compile_networks(*networks: nn.Module) -> None:
     """Let networks be compiled when they are first used, in place. RunError: what that needs is not installed."""
-    needed = {"a C++ compiler": shutil.which(os.environ.get("CXX", "g++"))}
+    needed: dict[str, object] = {"a C++ compiler": shutil.which(os.environ.get("CXX", "g++"))}
     if torch.cuda.is_available():
         needed["triton"] = importlib.util.find_spec("triton")
     if missing := [name for name, found in needed.items() if not found]:
@@ -154,4 +156,4 @@ def build_teacher(config: Config, run: Run, student: dict[int, nn.BatchNorm2d]) 
     if config.margins == "loaded":
         distiller.load_margins(norms)
     teacher = with_features(fold_norms(net), config.mgd_stages, output=None).eval().requires_grad_(False)
-    return teacher.to(run.device, memory_format=torch.channels_last), distiller
+    return teacher.to(run.device).to(memory_format=torch.channels_last), distiller

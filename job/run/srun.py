@@ -9,6 +9,7 @@ import math
 import os
 import re
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import psutil
@@ -139,7 +140,7 @@ def address_of(interface: str) -> str:
 
 
 @contextlib.contextmanager
-def joined():
+def joined() -> Iterator[None]:
     """Set Horovod's variables and serve, or find, its rendezvous, while Horovod starts; its address is in the variables.
 
     On leaving, which all ranks may do only when Horovod is up on all of them, the server is gone.
