@@ -81,7 +81,10 @@ def build(config: LinearConfig, run: Run) -> Classifier:
 
 
 def frozen(config: LinearConfig, run: Run) -> ResNet:
-    """Return the network that is not trained, in eval mode, and settle network, first layer and crop in `config`."""
+    """Return the network that is not trained, in eval mode, and settle network, first layer and crop in `config`.
+
+    RunError: the checkpoint cannot be used, or has another first layer, or the crop is too small.
+    """
     state, size = {}, 224
     if config.pretrained:
         weights = run.on_first(lambda: read_backbone(config.pretrained, config.arch, arch_flag="--arch"))

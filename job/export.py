@@ -55,7 +55,10 @@ def write_timm(file: BinaryIO, net: ResNet, origin: dict, size: int) -> str:
 
 
 def write_detectron2(file: BinaryIO, net: ResNet, origin: dict, size: int) -> str:
-    """Write a pickle of arrays by Detectron2's names; in its origin, the options of Detectron2 that make this network."""
+    """Write a pickle of arrays by Detectron2's names; in its origin, the options of Detectron2 that make this network.
+
+    RunError: it has the small stem, which Detectron2 lacks.
+    """
     if origin["stem"] == "small":
         raise RunError("detectron2's ResNets begin with a 7x7 convolution and pooling, this one with the small stem: use onnx")
     depth = int(re.findall(r"\d+", origin["arch"])[0])

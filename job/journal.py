@@ -88,11 +88,13 @@ class ContrastJournal(Journal):
     parts, advice = ("contrastive", "distillation"), "A lower --lr or a higher --loss-factor"
 
     def numbers(self, sums: dict[str, float]) -> dict[str, float]:
+        """Losses and gradient norm averaged over the workers, and the accuracy in percent of all queries."""
         N = self.run.size
         means = {name: sums[name] / N for name in ("loss", *self.parts)}
         return {**means, "gradient_norm": sums["gradient"] / N, "accuracy": 100 * sums["correct"] / self.total}
 
     def losses(self, numbers: dict[str, float]) -> str:
+        """The loss as the sum of its parts, their ratio, and the accuracy."""
         parts = f"contrastive {numbers['contrastive']:.4f}"
         if numbers["distillation"]:
             ratio = numbers["distillation"] / (numbers["contrastive"] or math.nan)
@@ -106,7 +108,9 @@ class ClassifierJournal(Journal):
     parts, advice = ("loss",), "A lower --lr"
 
     def numbers(self, sums: dict[str, float]) -> dict[str, float]:
+        """The loss averaged over the workers, and the accuracies in percent of all views."""
         return {"loss": sums["loss"] / self.run.size, **{top: 100 * sums[top] / self.total for top in ("top1", "top5")}}
 
     def losses(self, numbers: dict[str, float]) -> str:
+        """The loss and the accuracies."""
         return f"loss {numbers['loss']:.4f}, training top-1 {numbers['top1']:.1f} %, top-5 {numbers['top5']:.1f} %"

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 
 from job.run import launch  # first: it says in one line when Horovod is missing
+
+# isort: split
 import torch
 import torch.nn.functional as F
 
@@ -141,6 +143,7 @@ def validate(parts: Classifier) -> dict[str, float]:
     """Return loss and accuracies in percent on the validation images, each counted once. A collective.
 
     The same for any number of workers: batches do not depend on it, and what they give is added as whole numbers.
+    RunError, on all workers: the loss is not finite.
     """
     config, run = parts.config, parts.run
     batches = every_nth_batch(list(range(len(parts.val))), BATCH, run.rank, run.size)

@@ -45,7 +45,10 @@ def flag(name: str) -> str:
 
 
 def convert(f: Field, value: Any, shown: str) -> Any:
-    """Return `value` as option `f` wants it; `shown` is what the user wrote it behind (a flag, or a file's key)."""
+    """Return `value` as option `f` wants it; `shown` is what the user wrote it behind (a flag, or a file's key).
+
+    RunError: it is of another type, or not within the option's declaration.
+    """
     meta, kind = f.metadata, f.type
     if meta["many"]:
         items = value if isinstance(value, list) else [value]
@@ -57,7 +60,10 @@ def convert(f: Field, value: Any, shown: str) -> Any:
 
 
 def convert_one(value: Any, kind: Any, shown: str) -> Any:
-    """Return one value as `kind`: numbers also from text (YAML reads 3e-2 as text), but nothing from true and false."""
+    """Return one value as `kind`: numbers also from text (YAML reads 3e-2 as text), but nothing from true and false.
+
+    RunError: it is of another type.
+    """
     if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
     if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -72,7 +78,7 @@ def convert_one(value: Any, kind: Any, shown: str) -> Any:
 
 
 def check(value: Any, meta: Mapping[str, Any], shown: str) -> Any:
-    """Return `value` if it is within what the option's declaration says."""
+    """Return `value` if it is within what the option's declaration says. RunError: it is not."""
     if meta["choices"] and value not in meta["choices"]:
         near = difflib.get_close_matches(str(value), meta["choices"], 1) if len(meta["choices"]) > FEW else []
         expected = f"did you mean {near[0]}?" if near else "expected one of " + ", ".join(filter(None, meta["choices"]))

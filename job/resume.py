@@ -106,7 +106,10 @@ def check_finite(parameters: Iterable[torch.Tensor], epoch: int, step: int) -> N
 
 
 def restore(saved: dict, training: Training) -> tuple[int, int]:
-    """Load a checkpoint into a run's parts; return the (epoch, step) to go on from."""
+    """Load a checkpoint into a run's parts; return the (epoch, step) to go on from.
+
+    RunError: it was taken of other images in the middle of an epoch, or with another teacher or other margins.
+    """
     if saved["step"] and saved["images"] != len(training.images):
         raise RunError(
             f"the checkpoint was taken within an epoch of {saved['images']} images; now there are {len(training.images)}: "

@@ -15,7 +15,11 @@ LOG_REFRESH = (0, 1, 2, 3, 6, 9, 15, 26, 43, 74, 126)
 
 
 def learning_rate(config: "Config | LinearConfig", epoch: int) -> float:
-    """Return the learning rate of an epoch, counted from 0: warm-up, then cosine or tenfold drops."""
+    """Return the learning rate of an epoch e of E, counted from 0.
+
+    In W warm-up epochs lr times 0.001 (1 - e / W) + e / W; then times 0.5 (1 + cos(pi e / E)) (arXiv 1608.03983, eq. 5,
+    without restarts), or a tenth for each epoch of the schedule that has come.
+    """
     if epoch < config.warmup_epochs:
         risen = epoch / config.warmup_epochs
         return config.lr * (0.001 * (1 - risen) + risen)
@@ -25,7 +29,10 @@ def learning_rate(config: "Config | LinearConfig", epoch: int) -> float:
 
 
 def parse_refresh(text: str, shown: str = "refresh epochs") -> Callable[[int], bool]:
-    """Return a function epoch -> whether the matching is solved at its start, from log, never, every:N or 0,5,10."""
+    """Return a function epoch -> whether the matching is solved at its start, from log, never, every:N or 0,5,10.
+
+    RunError: it is another text; `shown` is what the user wrote it behind.
+    """
     if text == "log":
         return lambda epoch: epoch in LOG_REFRESH
     if text == "never":
@@ -43,6 +50,7 @@ def parse_save_every(text: str, shown: str = "save every") -> Callable[[int, int
     """Return a function (epoch, step, steps) -> whether to save.
 
     epoch and step: how many epochs, and steps of the next, are done; steps: how many an epoch has.
+    RunError: `text` is no number of epochs or steps; `shown` is what the user wrote it behind.
     """
     match = re.fullmatch(r"([1-9]\d{0,8})(steps)?", text)
     if not match:

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 
 from job.run import launch  # first: it says in one line when Horovod is missing
+
+# isort: split
 import torch
 import torch.nn.functional as F
 

@@ -138,7 +138,10 @@ def find_images(config: Config, run: Run) -> Images:
 
 
 def build_teacher(config: Config, run: Run, student: dict[int, nn.BatchNorm2d]) -> tuple[nn.Module, MGDistiller]:
-    """Return the frozen teacher, images -> {"layerN": features}, and the distiller between it and the student's stages."""
+    """Return the frozen teacher, images -> {"layerN": features}, and the distiller between it and the student's stages.
+
+    RunError: the file cannot be used, or its network has another stem, or fewer channels than the student.
+    """
     weights = run.on_first(lambda: read_backbone(config.teacher, config.teacher_arch))
     if weights.stem != config.stem:
         raise RunError(

@@ -61,7 +61,10 @@ class MGDistiller(nn.Module):
         return [reduce(t, self.margin(n), self.matching(n), generator) for n, t in zip(self.stages, teacher, strict=True)]
 
     def forward(self, student: Sequence[torch.Tensor], targets: Sequence[Reduced]) -> torch.Tensor:
-        """Return the distillation loss of the student's features before the last ReLU, (B, S, H, W) a stage."""
+        """Return the distillation loss, a scalar, of the student's features before the last ReLU, (B, S, H, W) a stage.
+
+        ValueError: features or targets are not of as many stages as there are.
+        """
         total = torch.zeros((), device=student[0].device)
         for stage, s, (target, margin) in zip(self.stages, student, targets, strict=True):
             distance = partial_l2(self.get_submodule(f"bn{stage}")(s), target, margin)

@@ -55,7 +55,7 @@ def simple_pooling(
 def sparse_matching(
     teacher: torch.Tensor, margin: torch.Tensor, matching: torch.Tensor, generator: torch.Generator | None = None
 ) -> Reduced:
-    """The one teacher channel that each student channel is matched to: a matching of shape (1, S)."""
+    """The one teacher channel that each student channel is matched to. ValueError: the matching is not of shape (1, S)."""
     if matching.shape[0] != 1:
         raise ValueError(f"sparse matching takes one teacher channel for each student channel, not {matching.shape[0]}")
     return maps(matched(teacher, matching).squeeze(3)), margin[matching[0]]

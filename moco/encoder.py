@@ -16,7 +16,7 @@ DEPTH = 4  # stages: layer1 to layer4
 
 
 def build_resnet(arch: str, dim: int = 128, mlp: bool = False, stem: str = "imagenet") -> models.ResNet:
-    """Return a ResNet whose `fc` gives `dim` outputs, through one hidden layer if `mlp` (MoCo v2).
+    """Return a ResNet whose `fc` gives `dim` outputs, through one hidden layer if `mlp` (arXiv 2003.04297, section 3).
 
     stem: "imagenet" is the network as published; "small", for images of about 32 pixels, starts with a
     3x3 convolution of stride 1 and no pooling (arXiv 1512.03385, section 4.2). The network computes and

@@ -15,7 +15,7 @@ from moco.queue import enqueue
 
 
 class MoCo(nn.Module):
-    """MoCo v1 and v2; its state has the names of the released checkpoints.
+    """MoCo v1 (arXiv 1911.05722, algorithm 1) and v2 (2003.04297); its state has the names of the released checkpoints.
 
     stages: stages of the query encoder whose features before the last ReLU `forward` gives as well.
     K: negatives in the queue; m: momentum of the key encoder; T: softmax temperature.

@@ -85,7 +85,7 @@ def readable_endings() -> set[str]:
 
 def read_image(content: bytes) -> np.ndarray:
     """Return an image of any format and mode as RGB, (H, W, 3) uint8: what is transparent shows white, 16-bit grey keeps
-    its upper 8 bits.
+    its upper 8 bits. One of UNREADABLE: it cannot be decoded.
     """
     try:
         image: Image.Image = Image.open(io.BytesIO(content))

@@ -12,7 +12,10 @@ PURPOSES = ("order", "shuffle", "view", "refresh", "drop", "weights", "pack")
 
 
 def counter(seed: int, purpose: str, epoch: int = 0, step: int = 0, sample: int = 0) -> np.random.Philox:
-    """Return the Philox counter that stands for these numbers; its raw output is the same on every machine."""
+    """Return the Philox counter (Salmon et al., SC 2011) for these numbers; its raw output is the same on every machine.
+
+    Each is from 0 to 2**63 - 1, and `purpose` one of PURPOSES. ValueError: it is none.
+    """
     return np.random.Philox(key=[seed, PURPOSES.index(purpose)], counter=[0, sample, step, epoch])
 
 

@@ -88,7 +88,8 @@ class Run:
     def begin(self, options: dict, start: tuple[int, int] | None) -> None:
         """Open the folder: save the options in force, and write what was said and is said to its log.
 
-        start: the (epoch, step) that it goes on from, or None for a fresh run, which must not find another's checkpoints.
+        start: the (epoch, step) that it goes on from, or None for a fresh run. RunError, on all: a fresh run finds
+        another's checkpoints, or the folder cannot be written to.
         """
 
         def open_folder() -> None:
