@@ -5,17 +5,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUN := runs/demo
+FUZZ_SECONDS ?= 60
 SHELL := /bin/bash
 .SHELLFLAGS := -eo pipefail -c
 .DELETE_ON_ERROR:
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-slurm test-docker test-soak bench bench-quick lint clean
+.PHONY: help setup demo test test-fuzz test-slurm test-docker test-soak bench bench-quick lint clean
 
 help:
 	@echo 'make setup   install everything into $(VENV) (about 6 minutes the first time)'
 	@echo 'make demo    train a teacher and a student on handwritten digits with two workers (under 8 minutes)'
 	@echo 'make test    run the tests with one, two and four workers (about 14 minutes)'
+	@echo 'make test-fuzz    feed checkpoint and option readers damaged input for FUZZ_SECONDS (60)'
 	@echo 'make test-slurm   run jobs on a real SLURM of two nodes on this machine (about 16 minutes)'
 	@echo 'make test-docker  build the image, and run the job and SLURM jobs in it (about 20 minutes the first time)'
 	@echo 'make test-soak MINUTES=120  train for so long, and see that memory, files, threads and step time stay as they are'
@@ -45,6 +47,9 @@ demo: $(READY)
 test: $(READY)
 	@$(BIN)/python -m pytest tests --ignore=tests/parallel --ignore=tests/slurm --ignore=tests/docker
 	@for workers in 2 4; do echo "tests with $$workers workers"; $(BIN)/horovodrun -np $$workers $(BIN)/python -m pytest -q tests/parallel; done
+
+test-fuzz: $(READY)
+	@$(BIN)/python -W ignore tests/fuzz/fuzz.py --seconds $(FUZZ_SECONDS)
 
 test-slurm: $(READY)
 	@$(BIN)/python -m pytest tests/slurm --ignore=tests/slurm/test_docker_jobs.py

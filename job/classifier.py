@@ -1,11 +1,13 @@
 """All that a linear classification is made of, how it is saved, and how a run goes on from there."""
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import horovod.torch as hvd
 import torch
 from torch import nn
+from torchvision.models import ResNet
 
 from job.config import LinearConfig
 from job.data import digits, seeds
@@ -31,7 +33,7 @@ class Classifier:
     run: Run
     train: Images
     val: Images
-    net: nn.Module
+    net: ResNet
     encoder: nn.Module  # images -> {"flatten": (B, C)}
     gradients: Gradients
     optimizer: torch.optim.Optimizer
@@ -46,7 +48,7 @@ class Classifier:
         """A word for the training images of an epoch, in their order."""
         return self.train.digest(self.config.seed, epoch, self.config.batch_size)
 
-    def batches(self, start: tuple[int, int]):
+    def batches(self, start: tuple[int, int]) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[str]]]:
         """An iterator over this worker's training views from (epoch, step) on: (B, 3, H, W) uint8, labels, bad files."""
         config, run = self.config, self.run
         order = TrainingOrder(self.train, config.batch_size, run.rank, run.size, config.seed, config.epochs, start)
@@ -81,8 +83,11 @@ def build(config: LinearConfig, run: Run) -> Classifier:
     return Classifier(config, run, train, val, net, with_features(net, [], output="flatten").eval(), gradients, sgd)
 
 
-def frozen(config: LinearConfig, run: Run) -> nn.Module:
-    """Return the network that is not trained, in eval mode, and settle network, first layer and crop in `config`."""
+def frozen(config: LinearConfig, run: Run) -> ResNet:
+    """Return the network that is not trained, in eval mode, and settle network, first layer and crop in `config`.
+
+    RunError: the checkpoint cannot be used, or has another first layer, or the crop is too small.
+    """
     state, size = {}, 224
     if config.pretrained:
         weights = run.on_first(lambda: read_backbone(config.pretrained, config.arch, arch_flag="--arch"))
@@ -168,7 +173,7 @@ def save(classifier: Classifier, epoch: int, step: int, is_best: bool) -> None:
     common = agreement.shared(classifier.net, classifier.optimizer)
     agreement.check(common, f"after epoch {epoch}, step {step}, and are not saved")
 
-    def write():
+    def write() -> None:
         content = {
             "epoch": epoch,
             "arch": classifier.config.arch,

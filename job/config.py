@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from job import options
 from job.errors import RunError
@@ -75,7 +76,7 @@ class Config:
     max_bad_images: int = option(100, "undecodable images after which the run fails", at_least=0)
     knn_every: int = option(0, "epochs between k-NN accuracies on val/ (0: none)", at_least=0)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.mgd_stages = sorted(set(self.mgd_stages))
 
     def folder(self) -> str:
@@ -125,7 +126,7 @@ class LinearConfig:
         return self.out or os.path.join("runs", f"{file.split('.')[0] or self.arch or 'resnet18'}-linear")
 
 
-def read_config(argv: list[str], program: str = "job.train", kind: type = Config):
+def read_config(argv: list[str], program: str = "job.train", kind: type = Config) -> Any:
     """Return the options of a program, a `kind`. RunError: anything unknown or out of range."""
     for argument in argv:
         if (name := argument.split("=")[0]) in RETIRED:

@@ -10,7 +10,9 @@ import json
 import os
 import pickle
 import re
+from collections.abc import Callable, Iterator
 from importlib import metadata
+from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors.torch
@@ -28,7 +30,7 @@ from moco.encoder import ARCHS, build_resnet
 
 ENDINGS = {".pth": "torchvision", ".pt": "torchvision", ".safetensors": "timm", ".pkl": "detectron2", ".onnx": "onnx"}
 SMALL_STEM = "net.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False); net.maxpool = torch.nn.Identity()"
-DETECTRON2_NAMES = [  # from torchvision's
+DETECTRON2_NAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [  # from torchvision's
     (r"^(?=conv|bn)", "stem."),
     (r"^layer(\d)", lambda match: f"res{int(match[1]) + 1}"),
     (r"\bbn(\d)", r"conv\1.norm"),
@@ -38,25 +40,28 @@ DETECTRON2_NAMES = [  # from torchvision's
 ONNX_TOLERANCE = 1e-4  # of the largest feature
 
 
-def write_torchvision(file, net: ResNet, origin: dict, size: int) -> str:
+def write_torchvision(file: BinaryIO, net: ResNet, origin: dict, size: int) -> str:
     """Write a state dict with `origin` as its attribute: it stays a mapping of names to tensors alone."""
     state = net.state_dict()
-    state.origin = origin
+    state.origin = origin  # type: ignore[attr-defined]  # it is an OrderedDict
     torch.save(state, file)
     return loading(origin, f"torchvision.models.{origin['arch']}()", "torch.load({!r}, weights_only=True), strict=False")
 
 
-def write_timm(file, net: ResNet, origin: dict, size: int) -> str:
+def write_timm(file: BinaryIO, net: ResNet, origin: dict, size: int) -> str:
     """Write safetensors: timm names its ResNets' tensors as torchvision does."""
     file.write(safetensors.torch.save(net.state_dict(), metadata={"format": "pt", **as_text(origin)}))
     return loading(origin, f"timm.create_model('{origin['arch']}', num_classes=0)", "safetensors.torch.load_file({!r})")
 
 
-def write_detectron2(file, net: ResNet, origin: dict, size: int) -> str:
-    """Write a pickle of arrays by Detectron2's names; in its origin, the options of Detectron2 that make this network."""
+def write_detectron2(file: BinaryIO, net: ResNet, origin: dict, size: int) -> str:
+    """Write a pickle of arrays by Detectron2's names; in its origin, the options of Detectron2 that make this network.
+
+    RunError: it has the small stem, which Detectron2 lacks.
+    """
     if origin["stem"] == "small":
         raise RunError("detectron2's ResNets begin with a 7x7 convolution and pooling, this one with the small stem: use onnx")
-    depth = int(re.search(r"\d+", origin["arch"])[0])
+    depth = int(re.findall(r"\d+", origin["arch"])[0])
     options = ["MODEL.RESNETS.DEPTH", depth, "MODEL.RESNETS.STRIDE_IN_1X1", False]
     options += ["MODEL.RESNETS.NUM_GROUPS", net.groups, "MODEL.RESNETS.WIDTH_PER_GROUP", net.base_width]
     options += ["MODEL.RESNETS.RES2_OUT_CHANNELS", 64] if depth < 50 else []
@@ -72,15 +77,23 @@ def write_detectron2(file, net: ResNet, origin: dict, size: int) -> str:
 
 
 @torch.no_grad()
-def write_onnx(file, net: ResNet, origin: dict, size: int) -> str:
+def write_onnx(file: BinaryIO, net: ResNet, origin: dict, size: int) -> str:
     """Write images (B, 3, size, size) -> features (B, C). RunError: the file does not compute what `net` does."""
     try:
         import onnxruntime
         import onnxscript  # noqa: F401, torch's exporter uses it
     except ImportError as error:
         raise RunError(f"onnx needs {error.name}, which is not installed: pip install '.[onnx]'") from None
-    names = dict(input_names=["images"], output_names=["features"], dynamic_shapes=[{0: torch.export.Dim("batch")}])
-    program = torch.onnx.export(net, (torch.zeros(2, 3, size, size),), dynamo=True, verbose=False, **names)
+    program = torch.onnx.export(
+        net,
+        (torch.zeros(2, 3, size, size),),
+        dynamo=True,
+        verbose=False,
+        input_names=["images"],
+        output_names=["features"],
+        dynamic_shapes=[{0: torch.export.Dim("batch")}],
+    )
+    assert program
     program.model.metadata_props.update(as_text(origin))
     file.write(program.model_proto.SerializeToString())
     file.flush()
@@ -115,7 +128,7 @@ def as_text(origin: dict) -> dict[str, str]:
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in origin.items()}
 
 
-def last_part(value):
+def last_part(value: Any) -> Any:
     """An option's value, of paths the last part alone: the file may go to others."""
     if isinstance(value, list):
         return [last_part(item) for item in value]
@@ -129,7 +142,8 @@ def where_from(path: str, backbone: Backbone) -> dict:
     program = "moco-mgd"
     with contextlib.suppress(metadata.PackageNotFoundError):
         program += f" {metadata.version('moco-mgd')}"
-    origin = {"source": os.path.basename(os.path.realpath(path)), "sha256": sha256, "arch": backbone.arch, "stem": backbone.stem}
+    origin: dict[str, Any] = {"source": os.path.basename(os.path.realpath(path)), "sha256": sha256}
+    origin |= {"arch": backbone.arch, "stem": backbone.stem}
     origin |= {"epoch": backbone.meta["epoch"], "program": program, "mean": MEAN, "std": STD}
     if config := backbone.meta["config"]:
         origin["config"] = {key: last_part(value) for key, value in config.items()}
@@ -139,7 +153,7 @@ def where_from(path: str, backbone: Backbone) -> dict:
 
 
 @contextlib.contextmanager
-def whole_file(path: str):
+def whole_file(path: str) -> Iterator[BinaryIO]:
     """A file to write to, which appears at `path` when it is whole and on disk, or not at all."""
     new = f"{path}.new"
     try:
@@ -176,7 +190,7 @@ def export(checkpoint: str, output: str, form: str = "", size: int | None = None
     backbone = read_backbone(checkpoint, arch, arch_flag="--arch")
     origin = where_from(checkpoint, backbone)
     net = build_resnet(backbone.arch, stem=backbone.stem).eval()
-    net.fc = nn.Identity()
+    net.fc = nn.Identity()  # type: ignore[assignment]
     net.load_state_dict(backbone.state)
     size = size or backbone.meta["config"].get("image_size") or 224
     with whole_file(output) as file:

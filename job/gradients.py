@@ -25,13 +25,17 @@ class Bucket:
 
     def clear(self) -> None:
         """Let go of all memory: the forward passes, which need the most, are to have it."""
-        self.came, self.flat, self.views, self.handle, self.travelling = 0, None, {}, None, None
+        self.came = 0  # gradients, of all backward passes of a step
+        self.flat = self.travelling = torch.empty(0)
+        self.views: dict[nn.Parameter, torch.Tensor] = {}  # of flat
+        self.handle: int | None = None
         for value in self.parameters:
             value.grad = None
 
     def take(self, value: nn.Parameter, scale: float) -> None:
         """Add `scale` times a parameter's gradient, and let go of it: the rest of the backward pass has a use for its memory."""
-        if self.flat is None:
+        assert value.grad is not None
+        if not self.views:
             sizes = [value.numel() for value in self.parameters]
             self.flat = value.grad.new_empty(sum(sizes))
             self.views = {
@@ -97,7 +101,8 @@ class Gradients:
 def parts(named: list[tuple[str, nn.Parameter]]) -> list[list[tuple[str, nn.Parameter]]]:
     """Split parameters, in their order, wherever a part has reached SHARE of all values."""
     full = SHARE * sum(value.numel() for _, value in named)
-    found, held = [[]], 0
+    found: list[list[tuple[str, nn.Parameter]]] = [[]]
+    held = 0
     for pair in named:
         if held >= full:
             found.append([])

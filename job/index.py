@@ -17,7 +17,8 @@ def index(data: str, log: Log) -> dict[str, list[Shard]]:
     if not files:
         loose = f"; move or link those of {data} into such folders" if tar_files(data) else ""
         raise RunError(f"no shards in {data}: expected {data}/train/*.tar, and val/ beside it, not compressed{loose}")
-    shards, done, total = {split: [] for split in files}, 0, sum(map(len, files.values()))
+    shards: dict[str, list[Shard]] = {split: [] for split in files}
+    done, total = 0, sum(map(len, files.values()))
     for split, names in files.items():
         for name in names:
             shards[split].append(read_shard(os.path.join(folders[split], name)))
@@ -40,7 +41,7 @@ def tar_files(folder: str) -> list[str]:
 
 def class_names(shards: list[Shard]) -> list[str]:
     """The folders that the images' names begin with, where each class has one of its own; otherwise the labels as text."""
-    found = {}  # label -> folders
+    found: dict[int, set[str]] = {}  # label -> folders
     for shard in shards:
         for label, name in zip(shard.labels, shard.names, strict=True):
             found.setdefault(label, set()).add(name.rpartition("/")[0].split("/")[0])

@@ -14,12 +14,24 @@ class Journal:
     Beside that, images a second over all workers, and rank 0's share of the time in which it waited for images.
     """
 
+    parts: tuple[str, ...]  # names of what the loss is the sum of
+    advice: str  # what may help against a loss that is not finite
+
     def __init__(self, run: Run, total: int, steps: int, print_freq: int):
         self.run, self.total, self.steps, self.print_freq = run, total, steps, print_freq
 
+    def numbers(self, sums: dict[str, float]) -> dict[str, float]:
+        """Return what a step's record has of its sums over the workers."""
+        raise NotImplementedError
+
+    def losses(self, numbers: dict[str, float]) -> str:
+        """Return such numbers in words."""
+        raise NotImplementedError
+
     def start_epoch(self, epoch: int, rate: float) -> None:
         """Begin an epoch at a learning rate."""
-        self.epoch, self.rate, self.records = epoch, rate, []
+        self.epoch, self.rate = epoch, rate
+        self.records: list[dict[str, float]] = []
         self.clock = time.perf_counter()
         self.waited = 0.0
 
@@ -92,11 +104,13 @@ class ContrastJournal(Journal):
         self.signs = None
 
     def numbers(self, sums: dict[str, float]) -> dict[str, float]:
+        """Losses and gradient norm averaged over the workers, and the accuracy in percent of all queries."""
         N = self.run.size
         means = {name: sums[name] / N for name in ("loss", *self.parts)}
         return {**means, "gradient_norm": sums["gradient"] / N, "accuracy": 100 * sums["correct"] / self.total}
 
     def losses(self, numbers: dict[str, float]) -> str:
+        """The loss as the sum of its parts, their ratio, and the accuracy."""
         parts = f"contrastive {numbers['contrastive']:.4f}"
         if numbers["distillation"]:
             ratio = numbers["distillation"] / (numbers["contrastive"] or math.nan)
@@ -110,7 +124,9 @@ class ClassifierJournal(Journal):
     parts, advice = ("loss",), "A lower --lr"
 
     def numbers(self, sums: dict[str, float]) -> dict[str, float]:
+        """The loss averaged over the workers, and the accuracies in percent of all views."""
         return {"loss": sums["loss"] / self.run.size, **{top: 100 * sums[top] / self.total for top in ("top1", "top5")}}
 
     def losses(self, numbers: dict[str, float]) -> str:
+        """The loss and the accuracies."""
         return f"loss {numbers['loss']:.4f}, training top-1 {numbers['top1']:.1f} %, top-5 {numbers['top5']:.1f} %"

@@ -5,11 +5,15 @@ training images stay where they were computed, and of them travels what is neare
 result is the same for any number of workers: all is computed in blocks that do not depend on it.
 """
 
+from collections.abc import Iterable, Iterator
+
 import horovod.torch as hvd
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.models import ResNet
 
+from job.config import Config, LinearConfig
 from job.data.folders import every_nth_batch
 from job.data.images import Images
 from job.data.views import CentreViews, loader
@@ -19,9 +23,10 @@ from moco.encoder import with_features
 
 K, TEMPERATURE = 200, 0.07
 BATCH = 64  # images at a time
+Block = tuple[torch.Tensor, torch.Tensor]  # features (n, C) and labels (n,)
 
 
-def knn_accuracy(net: nn.Module, bank: Images, queries: Images, config, run: Run) -> float:
+def knn_accuracy(net: ResNet, bank: Images, queries: Images, config: Config | LinearConfig, run: Run) -> float:
     """Return the top-1 accuracy in percent of a ResNet's features under its head, on centre crops. A collective.
 
     Each image of `queries` takes the label with the largest sum of exp(cosine / TEMPERATURE) among its K
@@ -38,7 +43,7 @@ def knn_accuracy(net: nn.Module, bank: Images, queries: Images, config, run: Run
 
 
 @torch.no_grad()
-def extract(encoder: nn.Module, images: Images, config, run: Run):
+def extract(encoder: nn.Module, images: Images, config: Config | LinearConfig, run: Run) -> Iterator[Block]:
     """Yield this worker's blocks of `images`: L2-normalised features (n, C), labels (n,); -1 for what is undecodable."""
     batches = every_nth_batch(list(range(len(images))), BATCH, run.rank, run.size)
     views = loader(CentreViews(images, config.image_size), batches, config.workers, run.device.type == "cuda")
@@ -52,7 +57,7 @@ def extract(encoder: nn.Module, images: Images, config, run: Run):
     run.note_bad_images(bad, config.max_bad_images, len(images), images.root)
 
 
-def gather(blocks: list, images: Images, run: Run) -> tuple[torch.Tensor, torch.Tensor]:
+def gather(blocks: list[Block], images: Images, run: Run) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the features (m, C) and labels (m,) of all workers' blocks, in the order of the images."""
     width = hvd.allreduce(torch.tensor(blocks[0][0].shape[1] if blocks else 0), op=hvd.Max, name="knn.width")
     features = torch.cat([features for features, _ in blocks] or [torch.zeros(0, int(width), device=run.device)])
@@ -62,7 +67,7 @@ def gather(blocks: list, images: Images, run: Run) -> tuple[torch.Tensor, torch.
     return hvd.allgather(features, name="knn.features")[order], hvd.allgather(labels, name="knn.labels")[order]
 
 
-def nearest(queries: torch.Tensor, blocks, k: int) -> torch.Tensor:
+def nearest(queries: torch.Tensor, blocks: Iterable[Block], k: int) -> torch.Tensor:
     """Return the keys (m, k) of the k nearest in `blocks` to each of queries (m, C), never holding all cosines at once."""
     best = to_keys(queries.new_full((len(queries), k), -torch.inf), torch.zeros(k, dtype=torch.long, device=queries.device))
     for features, labels in blocks:

@@ -6,8 +6,11 @@ horovodrun -np N python -m job.linear DIR --pretrained runs/resnet18/last.pth.ta
 import dataclasses
 import math
 import sys
+from collections.abc import Iterator
 
 from job.run import launch  # first: it says in one line when Horovod is missing
+
+# isort: split
 import torch
 import torch.nn.functional as F
 
@@ -31,7 +34,7 @@ FIXED_POINT = 2.0**20  # losses are summed as whole multiples of 1 / FIXED_POINT
 def main(argv: list[str] | None = None) -> None:
     """Run `job.linear` on the command line's options."""
     with launch.reported_errors():
-        config = read_config(sys.argv[1:] if argv is None else argv, "job.linear", LinearConfig)
+        config: LinearConfig = read_config(sys.argv[1:] if argv is None else argv, "job.linear", LinearConfig)
         with Run(config.folder(), config.keep) as run:
             linear(config, run)
 
@@ -44,8 +47,8 @@ def linear(config: LinearConfig, run: Run) -> None:
         config.pretrained = f"{run.folder}/{LAST}" if config.resume == "auto" else config.resume
     parts = classifier.build(config, run)
     if config.knn:
-        accuracy = knn_accuracy(parts.net, parts.train, parts.val, config, run)
-        run.log.line(f"k-NN accuracy on {len(parts.val)} images of {parts.val.root}: top-1 {accuracy:.2f} %")
+        top1 = knn_accuracy(parts.net, parts.train, parts.val, config, run)
+        run.log.line(f"k-NN accuracy on {len(parts.val)} images of {parts.val.root}: top-1 {top1:.2f} %")
         return
     saved = classifier.find(config, run)
     start = classifier.restore(saved, parts) if saved else (0, 0)
@@ -89,7 +92,7 @@ def linear(config: LinearConfig, run: Run) -> None:
     )
 
 
-def train_epoch(parts: Classifier, batches, journal: Journal, epoch: int, steps: range) -> bool:
+def train_epoch(parts: Classifier, batches: Iterator, journal: Journal, epoch: int, steps: range) -> bool:
     """Do `steps` of an epoch, of which the last ends it; return whether a signal ended them early."""
     config, run, fc = parts.config, parts.run, parts.net.fc
     save_at = parse_save_every(config.save_every)
@@ -138,6 +141,7 @@ def validate(parts: Classifier) -> dict[str, float]:
     """Return loss and accuracies in percent on the validation images, each counted once. A collective.
 
     The same for any number of workers: batches do not depend on it, and what they give is added as whole numbers.
+    RunError, on all workers: the loss is not finite.
     """
     config, run = parts.config, parts.run
     batches = every_nth_batch(list(range(len(parts.val))), BATCH, run.rank, run.size)

@@ -7,8 +7,10 @@ import argparse
 import difflib
 import math
 import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, field, fields
 from importlib import resources
+from typing import Any, NoReturn
 
 import yaml
 
@@ -17,9 +19,20 @@ from job.errors import RunError
 FEW = 6  # choices that an error lists; of more it tells the nearest
 
 
-def option(default, text, *flags, choices=None, at_least=None, above=None, below=None, at_most=None, parse=None, many=False):
+def option(
+    default: Any,
+    text: str,
+    *flags: str,
+    choices: Sequence[str] | None = None,
+    at_least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+    parse: Callable[[str, str], object] | None = None,
+    many: bool = False,
+) -> Any:
     """Declare an option: its default, help text, further flags, and what its value must be."""
-    meta = dict(text=text, flags=flags, choices=choices, parse=parse, many=many)
+    meta: dict[str, Any] = dict(text=text, flags=flags, choices=choices, parse=parse, many=many)
     meta |= dict(at_least=at_least, above=above, below=below, at_most=at_most)
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=meta)
@@ -31,8 +44,11 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def convert(f: Field, value, shown: str):
-    """Return `value` as option `f` wants it; `shown` is what the user wrote it behind (a flag, or a file's key)."""
+def convert(f: Field, value: Any, shown: str) -> Any:
+    """Return `value` as option `f` wants it; `shown` is what the user wrote it behind (a flag, or a file's key).
+
+    RunError: it is of another type, or not within the option's declaration.
+    """
     meta, kind = f.metadata, f.type
     if meta["many"]:
         items = value if isinstance(value, list) else [value]
@@ -43,8 +59,11 @@ def convert(f: Field, value, shown: str):
     return check(convert_one(value, kind, shown), meta, shown)
 
 
-def convert_one(value, kind: type, shown: str):
-    """Return one value as `kind`: numbers also from text (YAML reads 3e-2 as text), but nothing from true and false."""
+def convert_one(value: Any, kind: Any, shown: str) -> Any:
+    """Return one value as `kind`: numbers also from text (YAML reads 3e-2 as text), but nothing from true and false.
+
+    RunError: it is of another type.
+    """
     if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
     if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -58,8 +77,8 @@ def convert_one(value, kind: type, shown: str):
     raise RunError(f"{shown} {value!r}: expected {names[kind]}")
 
 
-def check(value, meta, shown: str):
-    """Return `value` if it is within what the option's declaration says."""
+def check(value: Any, meta: Mapping[str, Any], shown: str) -> Any:
+    """Return `value` if it is within what the option's declaration says. RunError: it is not."""
     if meta["choices"] and value not in meta["choices"]:
         near = difflib.get_close_matches(str(value), meta["choices"], 1) if len(meta["choices"]) > FEW else []
         expected = f"did you mean {near[0]}?" if near else "expected one of " + ", ".join(filter(None, meta["choices"]))
@@ -104,7 +123,8 @@ def read_yaml(path: str, known: dict[str, Field]) -> dict:
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are this program's one line."""
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
+        """RunError: what argparse says."""
         raise RunError(f"{message} (all options: --help)")
 
 
@@ -114,7 +134,7 @@ def build_parser(prog: str, kind: type) -> Parser:
     parser.add_argument("folder", nargs="?", metavar="DIR", help="the data folder, or the word digits; the same as --data")
     for f in fields(kind):
         name, meta = f.name, f.metadata
-        default = f.default if f.default is not MISSING else " ".join(map(str, f.default_factory()))
+        default = f.default if f.default_factory is MISSING else " ".join(map(str, f.default_factory()))
         text = meta["text"] + (f" [{' '.join(filter(None, meta['choices']))}]" if meta["choices"] else "")
         text += "" if "default:" in text or default is False or default == "" else f" (default: {default})"
         names = [*meta["flags"], flag(name)]
@@ -127,7 +147,7 @@ def build_parser(prog: str, kind: type) -> Parser:
     return parser
 
 
-def read(prog: str, kind: type, argv: list[str]):
+def read(prog: str, kind: type, argv: list[str]) -> Any:
     """Return a `kind` from a command line and its --config files. RunError: anything unknown or out of range, or no data."""
     given = vars(build_parser(prog, kind).parse_args(argv))
     if "folder" in given:

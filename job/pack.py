@@ -4,11 +4,13 @@ python -m job.pack DIR OUT [--shard-images 1000] [--seed 0]      python -m job.p
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 
@@ -88,7 +90,7 @@ def unpacked(data: str, split: str) -> ImageFolder:
 
 def begin(part: str, sources: dict[str, ImageFolder], options: Options) -> str:
     """Make the folder `part`, or take it as it is. RunError: it was begun with other images or options."""
-    names = [(split, images.classes, *images.names) for split, images in sources.items()]
+    names = [(split, images.classes, *map(images.names.__getitem__, range(len(images)))) for split, images in sources.items()]
     content = json.dumps([options.shard_images, options.seed, names]).encode()
     expected, path = hashlib.sha256(content).hexdigest(), os.path.join(part, FINGERPRINT)
     try:
@@ -115,12 +117,14 @@ def pack_split(folder: str, images: ImageFolder, options: Options, progress: Pro
         if os.path.exists(path):
             progress.skip(len(numbers))
         else:
-            write_shard(path, contents(images, numbers, first, lambda name=name: progress.tell(name)))
+            write_shard(path, contents(images, numbers, first, functools.partial(progress.tell, name)))
         shards.append(read_shard(path))
     return shards
 
 
-def contents(images: ImageFolder, numbers: np.ndarray, first: int, done):
+def contents(
+    images: ImageFolder, numbers: np.ndarray, first: int, done: Callable[[], None]
+) -> Iterator[tuple[int, str, int, bytes]]:
     """Yield (key, name, label, bytes) of each image; keys count from `first`. Call `done` after each."""
     with ThreadPoolExecutor(READERS) as pool:
         for start in range(0, len(numbers), AHEAD):

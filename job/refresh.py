@@ -20,13 +20,14 @@ FIXED_POINT = 2.0**32  # costs are summed as whole multiples of 1 / FIXED_POINT
 
 
 def refresh(training: Training, epoch: int) -> None:
-    """Solve the matching of every stage anew on a fixed sample of the images, and log what changed.
+    """Solve the matching of every stage anew on a fixed sample of the images, and log what changed. A collective.
 
     The matching is the same, to the last index, for any number of workers: batches have the same images
     whoever measures them, and their costs are added as 64-bit fixed-point numbers, whose sum does not depend
     on the order.
     """
     run, config, distiller = training.run, training.config, training.distiller
+    assert distiller
     begun = time.perf_counter()
     sample = permutation(len(training.images), config.seed, "refresh")[: config.mgd_images].tolist()
     sums = measure(training, sample)
@@ -49,9 +50,13 @@ def refresh(training: Training, epoch: int) -> None:
 
 @torch.no_grad()
 def measure(training: Training, sample: list[int]) -> dict[int, torch.Tensor]:
-    """Return {stage: (S, T) int64}, this worker's share of the costs of `sample`, in fixed point."""
+    """Return {stage: (S, T) int64}, this worker's share of the costs of `sample`, in fixed point.
+
+    A collective. RunError, on all workers: features are not finite, or too many images cannot be decoded.
+    """
     run, config, distiller = training.run, training.config, training.distiller
     student, teacher = training.moco.encoder_q, training.teacher
+    assert distiller and teacher
     shapes = {stage: (distiller.matching(stage).shape[1], len(distiller.margin(stage))) for stage in distiller.stages}
     sums = {stage: torch.zeros(shape, dtype=torch.int64, device=run.device) for stage, shape in shapes.items()}
     batches = every_nth_batch(sample, BATCH, run.rank, run.size)

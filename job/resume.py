@@ -2,10 +2,11 @@
 
 import dataclasses
 import os
+from collections.abc import Iterable
 
 import torch
 
-from job.config import Config
+from job.config import Config, LinearConfig
 from job.errors import RunError
 from job.run import agreement, statistics
 from job.run.checkpoint import FORMAT, load
@@ -50,7 +51,7 @@ def newest(run: Run) -> dict | None:
     return saved
 
 
-def check_place(config, run: Run) -> None:
+def check_place(config: Config | LinearConfig, run: Run) -> None:
     """RunError: the run's folder has checkpoints of another run than --resume's. Say which it will leave behind."""
     paths = run.checkpoints.paths()
     if not paths:
@@ -94,7 +95,7 @@ def tell_changes(old: dict, new: dict, where: str, run: Run) -> None:
             run.log.line(f"--{name.replace('_', '-')} was {old.get(name)} in {where}; now {new[name]}")
 
 
-def check_finite(parameters, epoch: int, step: int) -> None:
+def check_finite(parameters: Iterable[torch.Tensor], epoch: int, step: int) -> None:
     """RunError, on all workers: the parameters, which are the same on each, are not finite and must not be saved."""
     if not torch.stack(torch._foreach_norm(list(parameters))).isfinite().all():
         raise RunError(
@@ -105,7 +106,10 @@ def check_finite(parameters, epoch: int, step: int) -> None:
 
 
 def restore(saved: dict, training: Training) -> tuple[int, int]:
-    """Load a checkpoint into a run's parts; return the (epoch, step) to go on from."""
+    """Load a checkpoint into a run's parts; return the (epoch, step) to go on from.
+
+    RunError: it was taken of other images in the middle of an epoch, or with another teacher or other margins.
+    """
     if saved["step"] and saved["images"] != len(training.images):
         raise RunError(
             f"the checkpoint was taken within an epoch of {saved['images']} images; now there are {len(training.images)}: "
@@ -145,10 +149,10 @@ def save(training: Training, epoch: int, step: int) -> None:
     check_finite(trained.parameters(), epoch, step)
     agreement.check(training.common(), f"after epoch {epoch}, step {step}, and are not saved")
     own = statistics.gather(trained) if step else None
-    if step:
+    if own is not None:
         statistics.load(trained, own.mean(0))
 
-    def write():
+    def write() -> None:
         content = {
             "epoch": epoch,
             "arch": training.config.arch,
@@ -170,5 +174,5 @@ def save(training: Training, epoch: int, step: int) -> None:
             ) from None
 
     run.on_first(write)
-    if step:
+    if own is not None:
         statistics.load(trained, own[run.rank])

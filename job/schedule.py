@@ -2,15 +2,24 @@
 
 import math
 import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from job.errors import RunError
+
+if TYPE_CHECKING:  # it imports this module
+    from job.config import Config, LinearConfig
 
 # Denser at the start, when the student's channels still move: before training, then after these epochs of 200.
 LOG_REFRESH = (0, 1, 2, 3, 6, 9, 15, 26, 43, 74, 126)
 
 
-def learning_rate(config, epoch: int) -> float:
-    """Return the learning rate of an epoch, counted from 0: warm-up, then cosine or tenfold drops."""
+def learning_rate(config: "Config | LinearConfig", epoch: int) -> float:
+    """Return the learning rate of an epoch e of E, counted from 0.
+
+    In W warm-up epochs lr times 0.001 (1 - e / W) + e / W; then times 0.5 (1 + cos(pi e / E)) (arXiv 1608.03983, eq. 5,
+    without restarts), or a tenth for each epoch of the schedule that has come.
+    """
     if epoch < config.warmup_epochs:
         risen = epoch / config.warmup_epochs
         return config.lr * (0.001 * (1 - risen) + risen)
@@ -19,27 +28,31 @@ def learning_rate(config, epoch: int) -> float:
     return config.lr * 0.1 ** sum(epoch >= drop for drop in config.schedule)
 
 
-def parse_refresh(text: str, shown: str = "refresh epochs"):
-    """Return a function epoch -> whether the matching is solved at its start, from log, never, every:N or 0,5,10."""
+def parse_refresh(text: str, shown: str = "refresh epochs") -> Callable[[int], bool]:
+    """Return a function epoch -> whether the matching is solved at its start, from log, never, every:N or 0,5,10.
+
+    RunError: it is another text; `shown` is what the user wrote it behind.
+    """
     if text == "log":
         return lambda epoch: epoch in LOG_REFRESH
     if text == "never":
         return lambda epoch: False
-    if match := re.fullmatch(r"every:([1-9]\d*)", text):
+    if match := re.fullmatch(r"every:([1-9]\d{0,8})", text):
         period = int(match[1])
         return lambda epoch: epoch % period == 0
-    if re.fullmatch(r"\d+(,\d+)*", text):
+    if re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
         chosen = {int(word) for word in text.split(",")}
         return lambda epoch: epoch in chosen
     raise RunError(f"{shown} {text!r}: expected log, never, every:N, or epochs such as 0,5,10")
 
 
-def parse_save_every(text: str, shown: str = "save every"):
+def parse_save_every(text: str, shown: str = "save every") -> Callable[[int, int, int], bool]:
     """Return a function (epoch, step, steps) -> whether to save.
 
     epoch and step: how many epochs, and steps of the next, are done; steps: how many an epoch has.
+    RunError: `text` is no number of epochs or steps; `shown` is what the user wrote it behind.
     """
-    match = re.fullmatch(r"([1-9]\d*)(steps)?", text)
+    match = re.fullmatch(r"([1-9]\d{0,8})(steps)?", text)
     if not match:
         raise RunError(f"{shown} {text!r}: expected a number of epochs such as 1, or of steps such as 500steps")
     period = int(match[1])

@@ -5,15 +5,19 @@ horovodrun -np N python -m job.train DIR -a resnet18 --mlp --moco-t 0.2 --aug-pl
 
 import dataclasses
 import sys
+from collections.abc import Iterator
 
 from job.run import launch  # first: it says in one line when Horovod is missing
+
+# isort: split
 import torch
 import torch.nn.functional as F
 
 from job import collapse, resume
 from job.config import Config, read_config
 from job.data import seeds
-from job.journal import ContrastJournal, Journal
+from job.data.images import Images
+from job.journal import ContrastJournal
 from job.knn import knn_accuracy
 from job.refresh import refresh
 from job.run import agreement, statistics
@@ -26,7 +30,7 @@ from moco.augment import normalize
 def main(argv: list[str] | None = None) -> None:
     """Run `job.train` on the command line's options."""
     with launch.reported_errors():
-        config = read_config(sys.argv[1:] if argv is None else argv)
+        config: Config = read_config(sys.argv[1:] if argv is None else argv)
         with Run(config.folder(), config.keep) as run:
             train(config, run)
 
@@ -52,7 +56,7 @@ def train(config: Config, run: Run) -> None:
         for group in training.optimizer.param_groups:
             group["lr"] = rate
         if training.val and first == 0 and epoch and epoch % config.knn_every == 0:
-            neighbours(training, epoch)
+            neighbours(training, training.val, epoch)
         if training.distiller and first == 0 and refresh_at(epoch):
             refresh(training, epoch)
         journal.start_epoch(epoch, rate)
@@ -60,11 +64,11 @@ def train(config: Config, run: Run) -> None:
             run.log.line("stopped by a signal; --resume auto goes on from here")
             return
     if training.val:
-        neighbours(training, config.epochs)
+        neighbours(training, training.val, config.epochs)
     run.end(f"done: {config.epochs} epochs; the newest checkpoint is {run.folder}/last.pth.tar")
 
 
-def train_epoch(training: Training, batches, journal: Journal, epoch: int, steps: range) -> bool:
+def train_epoch(training: Training, batches: Iterator, journal: ContrastJournal, epoch: int, steps: range) -> bool:
     """Do `steps` of an epoch, of which the last ends it; return whether a signal ended them early."""
     config, run, moco, gradients = training.config, training.run, training.moco, training.gradients
     share = run.share(config.batch_size) // config.accumulate  # b, images that are in the networks at a time
@@ -80,10 +84,10 @@ def train_epoch(training: Training, batches, journal: Journal, epoch: int, steps
         told = torch.zeros(3, device=run.device)  # contrastive and distillation loss, correct queries
         for part, images in enumerate(normalize(query).chunk(config.accumulate)):  # (b, 3, H, W)
             with run.autocast(config.precision):
-                wanted = targets(training, images, epoch, step, part) if training.teacher else None  # while key images travel
+                wanted = targets(training, images, epoch, step, part) if training.distiller else None  # while key images travel
                 logits, features = moco(images, keys, part)  # (b, 1 + K), L x (b, S, H, W)
                 contrastive = F.cross_entropy(logits, positive)
-                distillation = training.distiller(features, wanted) if training.teacher else torch.zeros_like(contrastive)
+                distillation = training.distiller(features, wanted) if training.distiller else torch.zeros_like(contrastive)
                 del wanted  # the backward pass has a use for its memory
             ((contrastive + distillation) / config.accumulate).backward()
             told += torch.stack([contrastive.detach(), distillation.detach(), (logits.argmax(1) == 0).sum()])
@@ -121,9 +125,9 @@ def train_epoch(training: Training, batches, journal: Journal, epoch: int, steps
     return bool(sums["stop"])
 
 
-def neighbours(training: Training, epoch: int) -> None:
+def neighbours(training: Training, val: Images, epoch: int) -> None:
     """Tell the k-NN accuracy of the student after `epoch` epochs; a run that goes on from there tells it again."""
-    run, val = training.run, training.val
+    run = training.run
     accuracy = knn_accuracy(training.student(), training.images, val, training.config, run)
     run.log.line(f"after {epoch} epochs: k-NN accuracy on {len(val)} images of {val.root}: top-1 {accuracy:.2f} %")
     run.log.record(steps=epoch * training.steps, epoch=epoch, step=0, knn=accuracy)
@@ -132,12 +136,13 @@ def neighbours(training: Training, epoch: int) -> None:
 @torch.no_grad()
 def targets(training: Training, query: torch.Tensor, epoch: int, step: int, part: int) -> list:
     """Return what the student is to imitate of the teacher's features of a part's normalised queries (b, 3, H, W)."""
-    config, run = training.config, training.run
+    config, run, distiller = training.config, training.run, training.distiller
+    assert training.teacher and distiller
     teacher = training.teacher(query)  # {"layerN": (b, T, H, W)}
     place = run.rank * run.share(config.batch_size) + part * len(query)
     drop = torch.Generator(run.device)
     drop.manual_seed(seeds.torch_seed(config.seed, "drop", epoch=epoch, step=step, sample=place))
-    return training.distiller.targets([teacher[f"layer{stage}"] for stage in training.distiller.stages], drop)
+    return distiller.targets([teacher[f"layer{stage}"] for stage in distiller.stages], drop)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
 import importlib.util
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import horovod.torch as hvd
 import torch
 from torch import nn
+from torchvision.models import ResNet
 
 from job.config import Config
 from job.data import digits, seeds
@@ -41,7 +43,7 @@ class Training:
     gradients: Gradients
     optimizer: torch.optim.Optimizer
 
-    def student(self) -> nn.Module:
+    def student(self) -> ResNet:
         """A copy of the student as it is, with a head of its own that means nothing."""
         net = build_resnet(self.config.arch, stem=self.config.stem)
         body = {name: value for name, value in self.moco.encoder_q.state_dict().items() if not name.startswith("fc.")}
@@ -62,7 +64,7 @@ class Training:
         """A word for the images of an epoch, in their order."""
         return self.images.digest(self.config.seed, epoch, self.config.batch_size)
 
-    def batches(self, start: tuple[int, int]):
+    def batches(self, start: tuple[int, int]) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[str]]]:
         """An iterator over this worker's steps from (epoch, step) `start` on.
 
         Each is the query and the key view of its images, (B, 3, H, W) uint8 on its device, and undecodable files.
@@ -106,7 +108,7 @@ def build(config: Config, run: Run) -> Training:
 
 def compile_networks(*networks: nn.Module) -> None:
     """Let networks be compiled when they are first used, in place. RunError: what that needs is not installed."""
-    needed = {"a C++ compiler": shutil.which(os.environ.get("CXX", "g++"))}
+    needed: dict[str, object] = {"a C++ compiler": shutil.which(os.environ.get("CXX", "g++"))}
     if torch.cuda.is_available():
         needed["triton"] = importlib.util.find_spec("triton")
     if missing := [name for name, found in needed.items() if not found]:
@@ -134,7 +136,10 @@ def find_images(config: Config, run: Run) -> Images:
 
 
 def build_teacher(config: Config, run: Run, student: dict[int, nn.BatchNorm2d]) -> tuple[nn.Module, MGDistiller]:
-    """Return the frozen teacher, images -> {"layerN": features}, and the distiller between it and the student's stages."""
+    """Return the frozen teacher, images -> {"layerN": features}, and the distiller between it and the student's stages.
+
+    RunError: the file cannot be used, or its network has another stem, or fewer channels than the student.
+    """
     weights = run.on_first(lambda: read_backbone(config.teacher, config.teacher_arch))
     if weights.stem != config.stem:
         raise RunError(
@@ -153,4 +158,4 @@ def build_teacher(config: Config, run: Run, student: dict[int, nn.BatchNorm2d]) 
         distiller.load_margins(norms)
     teacher = with_features(fold_norms(net), config.mgd_stages, output=None).eval().requires_grad_(False)
     hvd.broadcast_parameters(teacher.state_dict(), root_rank=0)  # folding may round otherwise on another kind of processor
-    return teacher.to(run.device, memory_format=torch.channels_last), distiller
+    return teacher.to(run.device).to(memory_format=torch.channels_last), distiller

@@ -203,7 +203,7 @@ def nearest_arch(body: dict, layout: Layout, stem: str) -> str:
         misfits[arch] = len(compare(body, layout, arch, stem))
         if not misfits[arch]:
             break
-    return min(misfits, key=misfits.get)
+    return min(misfits, key=lambda arch: misfits[arch])
 
 
 def list_dropped(state: dict, body: dict, prefix: str) -> str:

@@ -11,6 +11,8 @@ def channel_cost(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     student (B, S, H, W) and teacher (B, T, H, W) -> (S, T) float64. Each channel's map of each image
     is flattened and L2-normalised, and C[a, b] = sum over images of |s_a - t_b|^2 (arXiv 2008.09958,
     eq. 4). A map that is zero everywhere stays zero: its distance to a normalised one is 1.
+
+    ValueError: the two differ in images or positions.
     """
     if student.shape[0] != teacher.shape[0] or student.shape[2:] != teacher.shape[2:]:
         raise ValueError(f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must agree in images and positions")

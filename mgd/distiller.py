@@ -7,10 +7,7 @@ from torch import nn
 
 from mgd.loss import partial_l2
 from mgd.margin import margin_from_bn
-from mgd.reducers import REDUCERS
-
-
-Target = tuple[torch.Tensor, torch.Tensor]  # of a stage: maps (B, S, H, W) and margins (S,)
+from mgd.reducers import REDUCERS, Reduced
 
 
 class MGDistiller(nn.Module):
@@ -55,7 +52,7 @@ class MGDistiller(nn.Module):
             self.margin(stage).copy_(margin_from_bn(norms[stage].weight, norms[stage].bias))
 
     @torch.no_grad()
-    def targets(self, teacher: Sequence[torch.Tensor], generator: torch.Generator | None = None) -> list[Target]:
+    def targets(self, teacher: Sequence[torch.Tensor], generator: torch.Generator | None = None) -> list[Reduced]:
         """Return what the student is to imitate of the teacher's features before the last ReLU, (B, T, H, W) a stage.
 
         Of them all it is the share S / T, so that the rest need not be held while the student computes.
@@ -63,9 +60,12 @@ class MGDistiller(nn.Module):
         reduce = REDUCERS[self.reducer]
         return [reduce(t, self.margin(n), self.matching(n), generator) for n, t in zip(self.stages, teacher, strict=True)]
 
-    def forward(self, student: Sequence[torch.Tensor], targets: Sequence[Target]) -> torch.Tensor:
-        """Return the distillation loss of the student's features before the last ReLU, (B, S, H, W) a stage."""
-        total = 0.0
+    def forward(self, student: Sequence[torch.Tensor], targets: Sequence[Reduced]) -> torch.Tensor:
+        """Return the distillation loss, a scalar, of the student's features before the last ReLU, (B, S, H, W) a stage.
+
+        ValueError: features or targets are not of as many stages as there are.
+        """
+        total = torch.zeros((), device=student[0].device)
         for stage, s, (target, margin) in zip(self.stages, student, targets, strict=True):
             distance = partial_l2(self.get_submodule(f"bn{stage}")(s), target, margin)
             total = total + distance / 2 ** (self.depth - stage)

@@ -1,5 +1,7 @@
 """The distance that pulls a student's maps towards the reduced teacher's."""
 
+from typing import Any
+
 import torch
 from torch.autograd.function import once_differentiable
 
@@ -12,7 +14,8 @@ class PartialL2(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, student: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, student: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Return the sum, a scalar; `target` is limited to the margin already."""
         difference = student - target
         counts = torch.maximum(difference, target).gt_(0)  # 1.0 where one of them is positive, else 0.0
         ctx.save_for_backward(difference.mul_(counts))
@@ -20,7 +23,8 @@ class PartialL2(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Return the gradient by student, (B, S, H, W); the target has none."""
         (difference,) = ctx.saved_tensors
         return difference * (2 * gradient), None
 

@@ -6,6 +6,8 @@ Each takes the teacher's maps (B, T, H, W), the margins (T,) and a matching (G, 
 
 import torch
 
+Reduced = tuple[torch.Tensor, torch.Tensor]  # maps (B, S, H, W) and margins (S,)
+
 
 def matched(teacher: torch.Tensor, matching: torch.Tensor) -> torch.Tensor:
     """Return what each student channel is matched to, (B, H, W, G, S), of a teacher's (B, T, H, W), channels last.
@@ -22,7 +24,9 @@ def maps(reduced: torch.Tensor) -> torch.Tensor:
     return reduced.permute(0, 3, 1, 2)
 
 
-def absolute_max_pooling(teacher, margin, matching, generator=None):
+def absolute_max_pooling(
+    teacher: torch.Tensor, margin: torch.Tensor, matching: torch.Tensor, generator: torch.Generator | None = None
+) -> Reduced:
     """At each position the matched response of largest magnitude (+a of +a and -a); the mean of the matched margins."""
     responses = matched(teacher, matching)
     highest, lowest = responses.amax(3), responses.amin(3)
@@ -31,7 +35,9 @@ def absolute_max_pooling(teacher, margin, matching, generator=None):
     return maps(torch.maximum(highest, lowest.neg_()).copysign_(sign)), margin[matching].mean(0)
 
 
-def random_drop(teacher, margin, matching, generator=None):
+def random_drop(
+    teacher: torch.Tensor, margin: torch.Tensor, matching: torch.Tensor, generator: torch.Generator | None = None
+) -> Reduced:
     """At each position one of the matched responses at random; one of the matched margins at random."""
     (G, S), (B, _, H, W), device = matching.shape, teacher.shape, teacher.device
     chosen = torch.randint(G, (1, S), generator=generator, device=device)
@@ -39,13 +45,17 @@ def random_drop(teacher, margin, matching, generator=None):
     return maps(matched(teacher, matching).gather(3, picks).squeeze(3)), margin[matching].gather(0, chosen)[0]
 
 
-def simple_pooling(teacher, margin, matching, generator=None):
+def simple_pooling(
+    teacher: torch.Tensor, margin: torch.Tensor, matching: torch.Tensor, generator: torch.Generator | None = None
+) -> Reduced:
     """At each position the largest of the matched responses; the largest of the matched margins."""
     return maps(matched(teacher, matching).amax(3)), margin[matching].amax(0)
 
 
-def sparse_matching(teacher, margin, matching, generator=None):
-    """The one teacher channel that each student channel is matched to: a matching of shape (1, S)."""
+def sparse_matching(
+    teacher: torch.Tensor, margin: torch.Tensor, matching: torch.Tensor, generator: torch.Generator | None = None
+) -> Reduced:
+    """The one teacher channel that each student channel is matched to. ValueError: the matching is not of shape (1, S)."""
     if matching.shape[0] != 1:
         raise ValueError(f"sparse matching takes one teacher channel for each student channel, not {matching.shape[0]}")
     return maps(matched(teacher, matching).squeeze(3)), margin[matching[0]]

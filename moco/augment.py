@@ -35,6 +35,7 @@ class RandomView:
         self.size, self.aug_plus, self.crop_min = size, aug_plus, crop_min
 
     def __call__(self, image: np.ndarray, random: np.random.Generator) -> torch.Tensor:
+        """Return a view, (3, size, size) uint8."""
         crop = self.crop(image, random)
         return pixels(render(crop.permute(1, 2, 0).numpy(), self.appearance(random)))
 
@@ -66,6 +67,7 @@ class ClassifierView:
         self.size = size
 
     def __call__(self, image: np.ndarray, random: np.random.Generator) -> torch.Tensor:
+        """Return a view, (3, size, size) uint8."""
         view = random_crop(image, self.size, (0.08, 1.0), random)
         return view.flip(2) if random.random() < 0.5 else view
 
@@ -97,6 +99,7 @@ class CentreView:
         self.size = size
 
     def __call__(self, image: np.ndarray, random: np.random.Generator | None = None) -> torch.Tensor:
+        """Return a view, (3, size, size) uint8."""
         reach = 4 * min(image.shape[:2])  # the ends of a strip do not show, and would take gigabytes
         top, left = (max(0, (side - reach) // 2) for side in image.shape[:2])
         image = image[top : top + reach, left : left + reach]

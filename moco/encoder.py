@@ -16,7 +16,7 @@ DEPTH = 4  # stages: layer1 to layer4
 
 
 def build_resnet(arch: str, dim: int = 128, mlp: bool = False, stem: str = "imagenet") -> models.ResNet:
-    """Return a ResNet whose `fc` gives `dim` outputs, through one hidden layer if `mlp` (MoCo v2).
+    """Return a ResNet whose `fc` gives `dim` outputs, through one hidden layer if `mlp` (arXiv 2003.04297, section 3).
 
     stem: "imagenet" is the network as published; "small", for images of about 32 pixels, starts with a
     3x3 convolution of stride 1 and no pooling (arXiv 1512.03385, section 4.2). The network computes and
@@ -43,7 +43,7 @@ def with_features(net: models.ResNet, stages: list[int], output: str | None = "f
     node `output`: "fc" (B, dim), or "flatten" (B, C), the features under the head. With `output` None,
     what follows the last stage is not computed.
     """
-    nodes = {f"layer{stage}.{len(net.get_submodule(f'layer{stage}')) - 1}.add": f"layer{stage}" for stage in stages}
+    nodes = {f"layer{stage}.{len(getattr(net, f'layer{stage}')) - 1}.add": f"layer{stage}" for stage in stages}
     if output is not None:
         nodes[output] = output
     return create_feature_extractor(net, nodes)
@@ -51,7 +51,7 @@ def with_features(net: models.ResNet, stages: list[int], output: str | None = "f
 
 def stage_norms(net: models.ResNet) -> dict[int, nn.BatchNorm2d]:
     """Return the last batch norm of each stage, {stage: norm}: its width is the stage's number of channels."""
-    blocks = {stage: net.get_submodule(f"layer{stage}")[-1] for stage in range(1, DEPTH + 1)}
+    blocks = {stage: getattr(net, f"layer{stage}")[-1] for stage in range(1, DEPTH + 1)}
     return {stage: block.bn3 if hasattr(block, "bn3") else block.bn2 for stage, block in blocks.items()}
 
 

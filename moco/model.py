@@ -15,12 +15,15 @@ from moco.queue import enqueue
 
 
 class MoCo(nn.Module):
-    """MoCo v1 and v2; its state has the names of the released checkpoints.
+    """MoCo v1 (arXiv 1911.05722, algorithm 1) and v2 (2003.04297); its state has the names of the released checkpoints.
 
     stages: stages of the query encoder whose features before the last ReLU `forward` gives as well.
     K: negatives in the queue; m: momentum of the key encoder; T: softmax temperature.
     queries: of the last forward pass, (b, dim), for those who watch the training.
     """
+
+    queue: torch.Tensor  # (dim, K)
+    queue_ptr: torch.Tensor  # (1,), the place of the next key
 
     def __init__(
         self,
@@ -80,21 +83,22 @@ class Keys:
 
     def __init__(self, encoder: nn.Module, images: torch.Tensor, permutation: torch.Tensor, parts: int, dtype: torch.dtype):
         self.encoder, self.permutation, self.parts, self.dtype = encoder, permutation, parts, dtype
-        self.images, self.keys = shuffle.send(images, permutation), None  # handles of what travels
+        self.images = shuffle.send(images, permutation)  # handles of what travels
+        self.keys: int | None = None
 
     @torch.no_grad()
-    def encode(self) -> None:
-        """Encode the images that arrive here, once, and start sending their keys."""
+    def encode(self) -> int:
+        """Encode the images that arrive here, once, and start sending their keys; return their handle."""
         if self.keys is None:
             received = shuffle.receive(self.images, self.permutation, self.parts)  # parts x (b, 3, H, W)
             k = torch.cat([self.encoder(normalize(images)) for images in received])
             self.keys = shuffle.spread(F.normalize(k.to(self.dtype), dim=1))
+        return self.keys
 
     @functools.cached_property
     def total(self) -> torch.Tensor:
         """All workers' keys, (NB, dim), by their images' positions in the total batch."""
-        self.encode()
-        return shuffle.gather(self.keys, self.permutation, self.parts)
+        return shuffle.gather(self.encode(), self.permutation, self.parts)
 
     def own(self, part: int) -> torch.Tensor:
         """The keys (b, dim) of a part of this worker's own images."""

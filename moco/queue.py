@@ -7,7 +7,7 @@ import torch
 def enqueue(queue: torch.Tensor, pointer: torch.Tensor, keys: torch.Tensor) -> None:
     """Write keys (n, dim) into queue (dim, K) from pointer (1,) on, over the oldest, in place.
 
-    The ring wraps; of more than K keys the last K stay, as if they had come one by one.
+    The ring wraps; of more than K keys the last K stay, as if they had come one by one (arXiv 1911.05722, section 3.2).
     """
     K, n = queue.shape[1], keys.shape[0]
     places = (pointer + torch.arange(n, device=queue.device)) % K  # (n,)

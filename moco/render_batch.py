@@ -4,6 +4,8 @@ The same operations as moco/render.py does on one image, but for the rounding be
 is for is decided on the CPU, where the appearances are, so that the device is never waited for.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -63,9 +65,9 @@ def blur(images: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
 def render(images: torch.Tensor, appearances: torch.Tensor) -> torch.Tensor:
     """Return images (B, 3, H, W) uint8 as their appearances (B, 12) of moco.augment, on the CPU, have them."""
     operations, factors, sigmas, flips = appearances.split([5, 5, 1, 1], dim=1)
-    rendered = images.float(memory_format=torch.contiguous_format)
+    rendered = images.to(torch.float32, memory_format=torch.contiguous_format)
 
-    def change(chosen: torch.Tensor, change_them, *amounts: torch.Tensor) -> None:
+    def change(chosen: torch.Tensor, change_them: Callable[..., torch.Tensor], *amounts: torch.Tensor) -> None:
         places = chosen.nonzero()[:, 0]
         if len(places):
             there = places.to(images.device, non_blocking=True)

@@ -89,7 +89,7 @@ def test_between_steps_gradients_take_no_memory():
     gradients.wait()
     gradients.clear()
     assert all(value.grad is None for value in net.parameters())
-    assert all(bucket.flat is None and not bucket.views for bucket in gradients.buckets)
+    assert all(len(bucket.flat) == 0 and not bucket.views for bucket in gradients.buckets)
 
 
 def test_a_parameter_without_a_gradient_is_told_of_rather_than_waited_for():

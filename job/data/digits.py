@@ -21,7 +21,10 @@ def prepared(data: str) -> str:
 
 
 def write_digits(folder: str) -> None:
-    """Write 1,437 images to folder/train/<digit>/ and 360 to folder/val/<digit>/, unless they are there."""
+    """Write 1,437 images to folder/train/<digit>/ and 360 to folder/val/<digit>/, unless they are there.
+
+    RunError: scikit-learn is not installed, or the folder cannot be written.
+    """
     if os.path.isdir(folder):
         return
     try:

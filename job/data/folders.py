@@ -55,11 +55,11 @@ def scan(data: str, *splits: str, max_bad: int = 0) -> Images:
             paths += [os.path.relpath(path, root) for path in found]
             labels += [label] * len(found)
     if not paths:
-        found = {os.path.splitext(file)[1].lower() for file in os.listdir(root)}
+        kinds = {os.path.splitext(file)[1].lower() for file in os.listdir(root)}
         advice = "expected <class>/* images"
-        if found & endings:
+        if kinds & endings:
             advice = "its images lie in no class folder: move them into one, such as all/"
-        elif ".tar" in found:
+        elif ".tar" in kinds:
             advice = f"its tar files have no index: python -m job.pack --index {data}"
         raise RunError(f"no images in the class folders of {root}: {advice}")
     return ImageFolder(root, classes, paths, labels, max_bad)

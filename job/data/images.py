@@ -71,7 +71,7 @@ class Images:
         A file that cannot be decoded is replaced by the next one that can. Where more than `max_bad` in a row
         cannot, or none can, the image is a black one, and the list is long enough to end the run.
         """
-        bad = []
+        bad: list[str] = []
         for offset in range(min(len(self), self.max_bad + 1)):
             place = (index + offset) % len(self)
             try:
@@ -88,10 +88,10 @@ def readable_endings() -> set[str]:
 
 def read_image(content: bytes) -> np.ndarray:
     """Return an image of any format and mode as RGB, (H, W, 3) uint8: what is transparent shows white, 16-bit grey keeps
-    its upper 8 bits.
+    its upper 8 bits. One of UNREADABLE: it cannot be decoded.
     """
     try:
-        image = Image.open(io.BytesIO(content))
+        image: Image.Image = Image.open(io.BytesIO(content))
     except UnidentifiedImageError:  # PIL names the buffer's address: an undecodable file must read the same each time
         raise ValueError("no image of a known format") from None
     with image:

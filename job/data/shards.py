@@ -1,5 +1,6 @@
 """Packed images: tar shards read in sequence, and the index of what lies where in them."""
 
+import io
 import os
 from collections import OrderedDict
 
@@ -26,7 +27,7 @@ class PackedImages(Images):
         super().__init__(root, text(index["classes"]), Names(index["names"], index["ends"]), index["labels"], max_bad)
         self.shards, self.offsets, self.sizes = text(index["shards"]), index["offsets"], index["sizes"]
         self.shard_ends = index["shard_images"].cumsum()  # where each shard's images end among all
-        self.open_files = OrderedDict()  # shard -> file, in the order of their last use
+        self.open_files: OrderedDict[int, io.FileIO] = OrderedDict()  # shard -> file, in the order of their last use
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"open_files": OrderedDict()}  # a loader process opens its own
@@ -47,7 +48,7 @@ class PackedImages(Images):
             raise OSError(f"{self.shards[shard]} is cut short")
         return content
 
-    def file(self, shard: int):
+    def file(self, shard: int) -> io.FileIO:
         """A shard's file, which stays open: a file system that hates small files hates opening them."""
         if shard not in self.open_files:
             if len(self.open_files) == OPEN_SHARDS:
@@ -107,7 +108,10 @@ def load_index(root: str) -> dict[str, np.ndarray]:
 def save_index(root: str, classes: list[str], shards: list[Shard]) -> None:
     """Write the index of `shards`, which lie in folder `root`."""
     names = Names.of([name for shard in shards for name in shard.names])
-    parts = {key: [value for shard in shards for value in getattr(shard, key)] for key in ("offsets", "sizes", "labels")}
+
+    def column(key: str) -> np.ndarray:
+        return np.array([value for shard in shards for value in getattr(shard, key)], dtype=np.int64)
+
     with whole_file(os.path.join(root, INDEX)) as file:
         np.savez(
             file,
@@ -118,7 +122,9 @@ def save_index(root: str, classes: list[str], shards: list[Shard]) -> None:
             shard_images=np.array([len(shard.names) for shard in shards], dtype=np.int64),
             names=names.blob,
             ends=names.ends,
-            **{key: np.array(values, dtype=np.int64) for key, values in parts.items()},
+            offsets=column("offsets"),
+            sizes=column("sizes"),
+            labels=column("labels"),
         )
 
 

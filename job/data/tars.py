@@ -8,8 +8,9 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import BinaryIO
 
 from job.data.images import readable_endings
 from job.errors import RunError
@@ -42,7 +43,7 @@ def write_shard(path: str, images: Iterable[tuple[int, str, int, bytes]]) -> Non
 
 
 @contextlib.contextmanager
-def whole_file(path: str):
+def whole_file(path: str) -> Iterator[BinaryIO]:
     """A file to write to, which appears at `path` when it is whole and on disk, or not at all."""
     new = f"{path}.new"
     with open(new, "wb") as file:
@@ -68,9 +69,9 @@ def read_shard(path: str) -> Shard:
     return shard
 
 
-def samples(file, path: str) -> dict[tuple[str, str], dict[str, tarfile.TarInfo]]:
+def samples(file: BinaryIO, path: str) -> dict[tuple[str, str], dict[str, tarfile.TarInfo]]:
     """Return (folder, key) -> {ending: member} of an open tar file, in its order. RunError: it is not whole."""
-    found = {}
+    found: dict[tuple[str, str], dict[str, tarfile.TarInfo]] = {}
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
@@ -87,7 +88,7 @@ def samples(file, path: str) -> dict[tuple[str, str], dict[str, tarfile.TarInfo]
     return found
 
 
-def described(file, path: str, image: tarfile.TarInfo, members: dict[str, tarfile.TarInfo]) -> tuple[str, int]:
+def described(file: BinaryIO, path: str, image: tarfile.TarInfo, members: dict[str, tarfile.TarInfo]) -> tuple[str, int]:
     """Return the name and label of the image whose `members` lie in the open tar file `path`. RunError: it has no label."""
 
     def content(ending: str) -> bytes:

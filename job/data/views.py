@@ -5,7 +5,9 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterable
 from multiprocessing import forkserver, resource_tracker
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +71,7 @@ def collate(items: list[tuple]) -> tuple:
     return stack(first), stack(second), [file for files in bad for file in files]
 
 
-def stack(parts: tuple):
+def stack(parts: tuple) -> Any:
     """Return pairs as a pair of stacks, numbers as a tensor (B,), vectors as (B, D), views as (B, 3, H, W) channels last."""
     if isinstance(parts[0], tuple):
         return tuple(stack(part) for part in zip(*parts, strict=True))
@@ -80,7 +82,7 @@ def stack(parts: tuple):
     return torch.stack(parts)
 
 
-def start_fork_server(context) -> None:
+def start_fork_server(context: Any) -> None:
     """Start the process that loader processes are forked from, with the signals to stop blocked, as they stay in them.
 
     A signal to a whole process group is for the worker alone, which still needs the images of the step in
@@ -107,10 +109,16 @@ def begin(process: int) -> None:
     """
     keep_freed_memory(KEPT)
     worker = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (worker.join(), os._exit(1)), daemon=True).start()
+    assert worker
+
+    def follow() -> None:
+        worker.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
-def loader(dataset: Dataset, batches, processes: int, pin: bool) -> DataLoader:
+def loader(dataset: Dataset, batches: Iterable[list], processes: int, pin: bool) -> DataLoader:
     """Return a loader of `batches` (lists of the dataset's indices) with `processes` processes.
 
     The processes come from a fork server: Horovod's threads would not survive a plain fork.

@@ -5,6 +5,7 @@ import pickle
 import re
 import shutil
 import zipfile
+from collections.abc import Callable
 
 import torch
 
@@ -68,7 +69,7 @@ class Checkpoints:
             shutil.copyfile(path, best + ".new")
         os.replace(best + ".new", best)
 
-    def newest(self, say) -> dict | None:
+    def newest(self, say: Callable[[str], None]) -> dict | None:
         """Return the newest checkpoint that is whole, or None where there are none at all.
 
         RunError: there are some, but none is whole. `say` is told of each that is not.

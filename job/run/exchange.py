@@ -5,6 +5,7 @@ nobody who he is. Here come only numbers, text, containers, tensors, arrays, and
 """
 
 import io
+from typing import Any
 
 import horovod.torch as hvd
 import numpy as np
@@ -12,23 +13,23 @@ import torch
 
 from job.run.travels import KINDS
 
-ARRAYS = [np.ndarray, np.dtype, np.dtypes.UInt8DType, np.dtypes.Int64DType, np._core.multiarray._reconstruct]
+ARRAYS = [np.ndarray, np.dtype, np.dtypes.UInt8DType, np.dtypes.Int64DType, np.empty(0).__reduce__()[0]]  # the last rebuilds one
 
 
-def encode(value) -> torch.Tensor:
+def encode(value: Any) -> torch.Tensor:
     """Return a value as bytes, (n,) uint8."""
     file = io.BytesIO()
     torch.save(value, file)
     return torch.frombuffer(file.getbuffer(), dtype=torch.uint8)
 
 
-def decode(content: torch.Tensor):
+def decode(content: torch.Tensor) -> Any:
     """Return what `encode` was given. pickle.UnpicklingError: a class that does not travel, or code."""
     with torch.serialization.safe_globals(ARRAYS + KINDS):
         return torch.load(io.BytesIO(content.numpy().tobytes()), weights_only=True)
 
 
-def broadcast(value):
+def broadcast(value: Any) -> Any:
     """Return rank 0's `value` on all workers. A collective."""
     if hvd.size() == 1:
         return value
@@ -40,7 +41,7 @@ def broadcast(value):
     return decode(content) if hvd.rank() else value
 
 
-def allgather(value, name: str) -> list:
+def allgather(value: Any, name: str) -> list:
     """Return every worker's `value`, by rank. A collective of that name."""
     content = encode(value)
     lengths = hvd.allgather(torch.tensor([len(content)]), name=f"{name}.length").tolist()

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -128,7 +129,7 @@ def own_gpu() -> torch.device:
     return torch.device("cuda", index)
 
 
-def watchdog(say) -> Watchdog:
+def watchdog(say: Callable[[str], None]) -> Watchdog:
     """A watchdog over this worker, on the interface that Horovod uses. A collective."""
     return Watchdog(srun.address_of(os.environ.get("HOROVOD_GLOO_IFACE", "lo")), node(), *patience(), say)
 
@@ -163,7 +164,7 @@ def cores() -> int:
 
 
 @contextlib.contextmanager
-def reported_errors():
+def reported_errors() -> Iterator[None]:
     """End the program on a RunError with its line, from rank 0 alone, and its exit code.
 
     What only this worker knows is said by it, with rank and node. Where another worker has caused the end, that

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -13,7 +14,10 @@ class Log:
 
     def __init__(self, speaks: bool):
         self.speaks = speaks
-        self.waiting, self.file, self.metrics, self.bar = [], None, None, None
+        self.waiting: list[str] = []
+        self.file: TextIO | None = None
+        self.metrics: TextIO | None = None
+        self.bar: tqdm | None = None
 
     def open(self, folder: str, start: tuple[int, int]) -> None:
         """Write to folder/log.txt and folder/metrics.jsonl from now on.
@@ -48,7 +52,7 @@ class Log:
         else:
             self.waiting.append(stamped)
 
-    def record(self, **numbers) -> None:
+    def record(self, **numbers: float) -> None:
         """Add one line of numbers to metrics.jsonl; among them are the epoch and the step that they belong to."""
         if self.metrics:
             self.metrics.write(json.dumps(numbers) + "\n")

@@ -3,6 +3,7 @@
 import http.client
 import threading
 import time
+from typing import Any
 
 from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
 
@@ -42,10 +43,11 @@ class Server(RendezvousHTTPServer):
 
     def __init__(self, address: str, port: int, allowed: set[str], job: str):
         super().__init__((address, port), Handler, verbose=False)
-        self.allowed, self.refused = allowed, set()
+        self.allowed = allowed
+        self.refused: set[str] = set()
         self.cache["job"] = {"id": job.encode()}
 
-    def verify_request(self, request, client_address) -> bool:
+    def verify_request(self, request: Any, client_address: tuple[str, int]) -> bool:
         """Whether the request comes from one of the job's nodes. Others are named once, and get no answer."""
         client = client_address[0]
         if client not in self.allowed and client not in self.refused:
@@ -57,7 +59,7 @@ class Server(RendezvousHTTPServer):
             )
         return client in self.allowed
 
-    def handle_error(self, request, client_address) -> None:
+    def handle_error(self, request: Any, client_address: tuple[str, int]) -> None:
         """Pass over a client that goes away in the middle of a request: it asks again."""
 
     def started(self) -> dict[int, str]:
@@ -94,7 +96,7 @@ def ask(address: str, port: int, path: str, put: bytes | None = None) -> bytes |
 
 def wait_for_all(server: Server, size: int, patience: float) -> None:
     """Wait until every rank below `size` has come to the rendezvous. StartError: some have not in `patience` seconds."""
-    begun, said = time.monotonic(), 0
+    begun, said = time.monotonic(), 0.0
     while missing := sorted(set(range(1, size)) - set(server.started())):
         waited = time.monotonic() - begun
         names = f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing[:8]))}{', ...' * (len(missing) > 8)} of {size}"
@@ -116,7 +118,7 @@ def check_interfaces(known: dict[str, str], chosen: list[str]) -> None:
     So it is with `lo`, and with the bridges that containers bring. `known` has the nodes' own addresses: on one
     machine that stands for several nodes they are the same, and may be.
     """
-    nodes = {}
+    nodes: dict[str, str] = {}
     for node, interface, address in map(str.split, chosen):
         other = nodes.setdefault(address, node)
         if known[node] != known[other]:

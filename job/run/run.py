@@ -2,6 +2,9 @@
 
 import functools
 import os
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, TypeVar
 
 import horovod.torch as hvd
 import torch
@@ -14,6 +17,8 @@ from job.run.exchange import allgather, broadcast
 from job.run.log import Log
 from job.run.memory import keep_freed_memory
 from job.run.stop import Stop
+
+Result = TypeVar("Result")
 
 
 class Run:
@@ -28,7 +33,7 @@ class Run:
         self.checkpoints = Checkpoints(folder, keep)
         self.bad_images: set[str] = set()
 
-    def __enter__(self):
+    def __enter__(self) -> "Run":
         self.stop = Stop()  # before Horovod starts: a signal that comes meanwhile is obeyed at the first step
         try:
             self.device = launch.start()
@@ -43,7 +48,7 @@ class Run:
         self.log.line(launch.preflight(self.device))
         return self
 
-    def __exit__(self, kind, error, trace):
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.watchdog.close()
         if isinstance(error, RunError):
             self.log.note(f"error: {error}")
@@ -65,9 +70,9 @@ class Run:
         """A context in which networks pass in this precision, an option's: float32 or bf16."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
 
-    def on_first(self, work):
+    def on_first(self, work: Callable[[], Result]) -> Result:
         """Return what `work()` returns on rank 0, on all ranks; what fails there for the user or the system is raised on all."""
-        outcome = None
+        outcome: tuple[Any, tuple[str, int] | None] | None = None
         if self.rank == 0:
             try:
                 outcome = (work(), None)
@@ -83,10 +88,11 @@ class Run:
     def begin(self, options: dict, start: tuple[int, int] | None) -> None:
         """Open the folder: save the options in force, and write what was said and is said to its log.
 
-        start: the (epoch, step) that it goes on from, or None for a fresh run, which must not find another's checkpoints.
+        start: the (epoch, step) that it goes on from, or None for a fresh run. RunError, on all: a fresh run finds
+        another's checkpoints, or the folder cannot be written to.
         """
 
-        def open_folder():
+        def open_folder() -> None:
             if start is None and self.checkpoints.paths():
                 raise RunError(f"{self.folder} holds a run already: go on with it by --resume auto, or choose another --out")
             text = yaml.safe_dump(options, sort_keys=False)
@@ -110,13 +116,13 @@ class Run:
         """Say the run's last line, and leave it in the folder's file `complete`: there is nothing to go on with."""
         self.log.line(line)
 
-        def mark():
+        def mark() -> None:
             with open(self.complete, "w") as file:
                 file.write(line + "\n")
 
         self.on_first(mark)
 
-    def total(self, **values) -> dict[str, float]:
+    def total(self, **values: torch.Tensor | float) -> dict[str, float]:
         """Return the sums of `values` over all workers. A collective: all workers call it with the same names."""
         mine = torch.stack([torch.as_tensor(value, dtype=torch.float64).detach().cpu() for value in values.values()])
         return dict(zip(values, hvd.allreduce(mine, op=hvd.Sum, name="total").tolist(), strict=True))

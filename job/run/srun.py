@@ -9,6 +9,7 @@ import math
 import os
 import re
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import psutil
@@ -42,7 +43,7 @@ class Place:
 
     @classmethod
     def from_slurm(cls) -> "Place":
-        """This task's place, from the variables that srun gives it."""
+        """This task's place, from the variables that srun gives it. StartError: rank 0 is not on the first node."""
         number = {name: int(os.environ[f"SLURM_{name}"]) for name in ("PROCID", "STEP_NUM_TASKS", "LOCALID", "NODEID")}
         nodes, tasks = hostnames(os.environ["SLURM_STEP_NODELIST"]), counts(os.environ["SLURM_STEP_TASKS_PER_NODE"])
         place = cls(number["PROCID"], number["STEP_NUM_TASKS"], number["LOCALID"], number["NODEID"], nodes, tasks)
@@ -94,7 +95,10 @@ def counts(text: str) -> list[int]:
 
 
 def addresses(nodes: list[str]) -> dict[str, str]:
-    """The IPv4 address of each node: as MGD_NODE_ADDRESSES has it (`node1=10.0.0.1 node2=10.0.0.2`), or as its name resolves."""
+    """The IPv4 address of each node: as MGD_NODE_ADDRESSES has it (`node1=10.0.0.1 node2=10.0.0.2`), or as its name resolves.
+
+    StartError: it does not.
+    """
     given = dict(pair.partition("=")[::2] for pair in os.environ.get("MGD_NODE_ADDRESSES", "").split())
     found = {}
     for node in nodes:
@@ -122,7 +126,10 @@ def interfaces() -> dict[str, str]:
 
 
 def interface_of(address: str) -> str:
-    """The name of this machine's network interface with an IPv4 address; HOROVOD_GLOO_IFACE, if set, in its place."""
+    """The name of this machine's network interface with an IPv4 address; HOROVOD_GLOO_IFACE, if set, in its place.
+
+    StartError: there is no interface of that name.
+    """
     found = interfaces()
     chosen = os.environ.get("HOROVOD_GLOO_IFACE")
     if chosen and chosen not in found.values():
@@ -139,10 +146,11 @@ def address_of(interface: str) -> str:
 
 
 @contextlib.contextmanager
-def joined():
+def joined() -> Iterator[None]:
     """Set Horovod's variables and serve, or find, its rendezvous, while Horovod starts; its address is in the variables.
 
     On leaving, which all ranks may do only when Horovod is up on all of them, the server is gone.
+    StartError: not all ranks have come, or some cannot reach each other.
     """
     place = Place.from_slurm()
     known = addresses(place.nodes) if len(place.nodes) > 1 else {place.nodes[0]: "127.0.0.1"}

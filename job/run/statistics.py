@@ -4,7 +4,6 @@ import horovod.torch as hvd
 import torch
 from torch import nn
 
-
 OWN = ("running_mean", "running_var")  # what the names of a worker's own buffers end with
 
 

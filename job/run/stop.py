@@ -1,6 +1,7 @@
 """The wish to stop: a signal sets it, and the next collective tells all workers."""
 
 import signal
+from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
@@ -8,14 +9,15 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 class Stop:
     """Whether one of SIGNALS has come. Handlers do no more than note it: the step in progress is finished first."""
 
-    def __init__(self):
-        self.signal = None
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
         self.before = {number: signal.signal(number, self.note) for number in SIGNALS}
 
-    def note(self, number, frame):
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Note that a signal has come: what the handlers do."""
         self.signal = signal.Signals(number)
 
-    def restore(self):
+    def restore(self) -> None:
         """Put back the handlers that were there before."""
         for number, handler in self.before.items():
             signal.signal(number, handler)

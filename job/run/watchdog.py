@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 
@@ -21,7 +22,7 @@ OURS = tuple(os.path.join(ROOT, package, "") for package in ("job", "mgd", "moco
 COLLECTIVES = hvd.mpi_ops.__file__
 GRADIENTS = os.path.join(ROOT, "job", "gradients.py")
 ANSWER = 3.0  # s to wait for another worker's answer
-MAIN = threading.main_thread().ident
+MAIN = threading.main_thread().ident or 0  # it has started
 
 
 class Watchdog:
@@ -31,9 +32,10 @@ class Watchdog:
     all workers make theirs at the same time. `say` is given one line at a time.
     """
 
-    def __init__(self, address: str, node: str, warn: float, end: float, say):
+    def __init__(self, address: str, node: str, warn: float, end: float, say: Callable[[str], None]):
         self.rank, self.warn, self.end, self.say = hvd.rank(), warn, end, say
-        self.since, self.handle = time.monotonic(), None
+        self.since = time.monotonic()
+        self.handle: int | None = None
         self.server = socket.create_server((address, 0), backlog=128)
         self.peers = allgather((node, *self.server.getsockname()), "watchdog")  # (node, address, port)
         self.over = threading.Event()
@@ -113,7 +115,7 @@ class Watchdog:
         return text
 
 
-def outwards(frame: FrameType | None):
+def outwards(frame: FrameType | None) -> Iterator[FrameType]:
     """The frames from the innermost outwards."""
     while frame:
         yield frame

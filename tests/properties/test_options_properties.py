@@ -1,0 +1,119 @@
+import dataclasses
+from dataclasses import fields
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from job.config import Config, LinearConfig, read_config
+from job.errors import RunError
+from job.options import flag
+
+CHARACTERS = st.characters(exclude_characters="\0")  # which no command line can have; nor a half of a surrogate pair
+WORDS = {
+    "refresh_epochs": st.sampled_from(["log", "never"])
+    | st.integers(1, 999).map("every:{}".format)
+    | st.lists(st.integers(0, 300), min_size=1, max_size=4).map(lambda epochs: ",".join(map(str, epochs))),
+    "save_every": st.builds("{}{}".format, st.integers(1, 10_000), st.sampled_from(["", "steps"])),
+    "data": st.text(CHARACTERS, min_size=1, max_size=20),
+}
+
+
+def values(f):
+    """All values that an option's declaration allows."""
+    meta = f.metadata
+    if f.name in WORDS:
+        return WORDS[f.name]
+    if meta["choices"]:
+        return st.sampled_from(meta["choices"])
+    if f.type is bool:
+        return st.booleans()
+    if f.type in (int, list[int]):
+        low = meta["at_least"] if meta["at_least"] is not None else -(10**20)
+        whole = st.integers(low, meta["below"] - 1 if meta["below"] is not None else 10**20)
+        return whole if f.type is int else st.lists(whole, min_size=1, max_size=5)
+    if f.type is float:
+        low = meta["at_least"] if meta["at_least"] is not None else meta["above"]
+        high = meta["below"] if meta["below"] is not None else meta["at_most"]
+        return st.floats(low, high, allow_nan=False, allow_infinity=False, exclude_min=meta["above"] is not None,
+                         exclude_max=meta["below"] is not None)  # fmt: skip
+    return st.text(CHARACTERS, max_size=20)
+
+
+def configs(kind):
+    return st.builds(kind, **{f.name: values(f) for f in fields(kind) if f.name != "config"})
+
+
+both = pytest.mark.parametrize(("program", "kind"), [("job.train", Config), ("job.linear", LinearConfig)])
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    return tmp_path_factory.mktemp("options") / "options.yaml"
+
+
+@both
+@given(data=st.data())
+def test_options_written_to_a_file_read_back_the_same(program, kind, file, data):
+    config = data.draw(configs(kind))
+    options = {name: value for name, value in dataclasses.asdict(config).items() if name != "config"}
+    file.write_text(yaml.safe_dump(options, sort_keys=data.draw(st.booleans())), encoding="utf-8")
+    assert read_config(["--config", str(file)], program, kind) == dataclasses.replace(config, config=[str(file)])
+
+
+def command_line(config):
+    """A command line of all the options of a configuration."""
+    for name, value in dataclasses.asdict(config).items():
+        if isinstance(value, bool):
+            yield flag(name) if value else "--no-" + flag(name).removeprefix("--")
+        elif isinstance(value, list):
+            yield from [flag(name), *map(str, value)] if value else []
+        else:
+            yield f"{flag(name)}={value}"
+
+
+@both
+@given(data=st.data())
+def test_options_given_as_flags_read_back_the_same(program, kind, data):
+    config = data.draw(configs(kind))
+    assert read_config(list(command_line(config)), program, kind) == config
+
+
+@both
+@given(data=st.data())
+def test_a_flag_wins_over_any_file_and_leaves_the_other_options_alone(program, kind, file, data):
+    config, chosen = data.draw(configs(kind)), data.draw(st.sampled_from([f for f in fields(kind) if f.name != "config"]))
+    value = data.draw(values(chosen))
+    options = {name: value for name, value in dataclasses.asdict(config).items() if name != "config"}
+    file.write_text(yaml.safe_dump(options), encoding="utf-8")
+    expected = dataclasses.replace(config, **{chosen.name: value, "config": [str(file)]})
+    given_flags = [part for part in command_line(expected) if part.split("=")[0] in (flag(chosen.name), no(chosen.name))]
+    if isinstance(value, list):
+        given_flags = [flag(chosen.name), *map(str, value)]
+    assert read_config(["--config", str(file), *given_flags], program, kind) == expected
+
+
+def no(name):
+    return "--no-" + flag(name).removeprefix("--")
+
+
+BOUNDED = [
+    (kind, f, bound, beyond)
+    for kind in (Config, LinearConfig)
+    for f in fields(kind)
+    for bound, beyond in (("at_least", -1), ("above", 0), ("below", 0), ("at_most", 1))
+    if f.metadata[bound] is not None
+]
+
+
+@given(data=st.data())
+def test_a_number_beyond_its_bound_is_named_with_the_bound(data):
+    kind, f, bound, direction = data.draw(st.sampled_from(BOUNDED))
+    limit, far = f.metadata[bound], data.draw(st.integers(1, 10**9))
+    sign = -1 if bound in ("at_least", "above") else 1
+    value = limit if direction == 0 and data.draw(st.booleans()) else limit + sign * far
+    with pytest.raises(RunError) as caught:
+        read_config(["--data=x", f"{flag(f.name)}={value}"], kind=kind)
+    message = str(caught.value)
+    assert flag(f.name) in message and f"{bound.replace('_', ' ')} {limit}" in message and "\n" not in message
