@@ -13,7 +13,13 @@ import torch
 
 from job.run.travels import KINDS
 
-ARRAYS = [np.ndarray, np.dtype, np.dtypes.UInt8DType, np.dtypes.Int64DType, np.empty(0).__reduce__()[0]]  # the last rebuilds one
+ARRAYS: list[Any] = [
+    np.ndarray,
+    np.dtype,
+    np.dtypes.UInt8DType,
+    np.dtypes.Int64DType,
+    np.empty(0).__reduce__()[0],
+]  # the last rebuilds one
 
 
 def encode(value: Any) -> torch.Tensor:
