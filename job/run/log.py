@@ -1,11 +1,14 @@
 """What a run says: lines on the screen and in its log file, numbers in metrics.jsonl; from rank 0 alone."""
 
+import contextlib
 import json
 import os
 import sys
 import time
 
 from tqdm import tqdm
+
+from job.errors import RunError
 
 
 class Log:
@@ -25,10 +28,10 @@ class Log:
         path = os.path.join(folder, "metrics.jsonl")
         if os.path.exists(path):
             drop_from(path, start)
-        self.file = open(os.path.join(folder, "log.txt"), "a", buffering=1)
-        self.metrics = open(path, "a", buffering=1)
+        self.file = open(os.path.join(folder, "log.txt"), "ab", buffering=0)
+        self.metrics = open(path, "ab", buffering=0)
         for line in self.waiting:
-            self.file.write(line + "\n")
+            append(self.file, line)
 
     def line(self, text: str) -> None:
         """Say one line."""
@@ -44,14 +47,14 @@ class Log:
             return
         stamped = time.strftime("%Y-%m-%d %H:%M:%S ") + printable(text)
         if self.file:
-            self.file.write(stamped + "\n")
+            append(self.file, stamped)
         else:
             self.waiting.append(stamped)
 
     def record(self, **numbers) -> None:
         """Add one line of numbers to metrics.jsonl; among them are the epoch and the step that they belong to."""
         if self.metrics:
-            self.metrics.write(json.dumps(numbers) + "\n")
+            append(self.metrics, json.dumps(numbers))
 
     def progress(self, text: str, done: int, total: int, every: int) -> None:
         """Show how far a long piece of work is: a bar on a terminal, otherwise a line every `every` steps."""
@@ -88,17 +91,35 @@ def printable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
+def append(file, line: str) -> None:
+    """Add a line to a file of the run that nothing buffers. RunError: the disk does not take it."""
+    data = (line + "\n").encode()
+    try:
+        while data:
+            data = data[file.write(data) :]
+    except OSError as error:
+        raise RunError(
+            f"cannot write to {file.name}: {error.strerror}; the checkpoints are untouched. When the disk takes more, "
+            "go on with --resume auto"
+        ) from None
+
+
 def drop_from(path: str, start: tuple[int, int]) -> None:
     """Drop from a metrics file what belongs to (epoch, step) `start` or later, and a last line cut short; by one rename."""
     kept = []
-    with open(path) as file:
+    with open(path, "rb") as file:
         for line in file:
             try:
                 record = json.loads(line)
-                if line.endswith("\n") and (record["epoch"], record["step"]) < start:
+                if line.endswith(b"\n") and (record["epoch"], record["step"]) < start:
                     kept.append(line)
-            except (ValueError, KeyError):
+            except (ValueError, KeyError, TypeError):
                 continue
-    with open(path + ".new", "w") as file:
-        file.writelines(kept)
-    os.replace(path + ".new", path)
+    try:
+        with open(path + ".new", "wb") as file:
+            file.writelines(kept)
+        os.replace(path + ".new", path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.remove(path + ".new")
+        raise

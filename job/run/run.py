@@ -1,5 +1,6 @@
 """One run on these workers, and the one door to it: launcher, device, folder, log, checkpoints and the wish to stop."""
 
+import contextlib
 import functools
 import io
 import os
@@ -46,7 +47,8 @@ class Run:
     def __exit__(self, kind, error, trace):
         self.watchdog.close()
         if isinstance(error, RunError):
-            self.log.note(f"error: {error}")
+            with contextlib.suppress(RunError):  # a disk that does not take the log either
+                self.log.note(f"error: {error}")
         self.log.close()
         self.stop.restore()
         if kind is None:
@@ -111,8 +113,11 @@ class Run:
         self.log.line(line)
 
         def mark():
-            with open(self.complete, "w") as file:
-                file.write(line + "\n")
+            try:
+                with open(self.complete, "w") as file:
+                    file.write(line + "\n")
+            except OSError as error:
+                raise RunError(f"cannot write {self.complete}: {error.strerror}; the run is done but for this file") from None
 
         self.on_first(mark)
 
