@@ -1,6 +1,5 @@
 """What a run says: lines on the screen and in its log file, numbers in metrics.jsonl; from rank 0 alone."""
 
-import contextlib
 import json
 import os
 import sys
@@ -8,7 +7,7 @@ import time
 
 from tqdm import tqdm
 
-from job.errors import RunError
+from job.run.files import append, write_whole
 
 
 class Log:
@@ -91,19 +90,6 @@ def printable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def append(file, line: str) -> None:
-    """Add a line to a file of the run that nothing buffers. RunError: the disk does not take it."""
-    data = (line + "\n").encode()
-    try:
-        while data:
-            data = data[file.write(data) :]
-    except OSError as error:
-        raise RunError(
-            f"cannot write to {file.name}: {error.strerror}; the checkpoints are untouched. When the disk takes more, "
-            "go on with --resume auto"
-        ) from None
-
-
 def drop_from(path: str, start: tuple[int, int]) -> None:
     """Drop from a metrics file what belongs to (epoch, step) `start` or later, and a last line cut short; by one rename."""
     kept = []
@@ -115,11 +101,4 @@ def drop_from(path: str, start: tuple[int, int]) -> None:
                     kept.append(line)
             except (ValueError, KeyError, TypeError):
                 continue
-    try:
-        with open(path + ".new", "wb") as file:
-            file.writelines(kept)
-        os.replace(path + ".new", path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.remove(path + ".new")
-        raise
+    write_whole(path, b"".join(kept))

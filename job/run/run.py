@@ -12,6 +12,7 @@ import yaml
 from job.errors import RunError
 from job.run import launch
 from job.run.checkpoint import Checkpoints
+from job.run.files import write_whole
 from job.run.log import Log
 from job.run.memory import keep_freed_memory
 from job.run.stop import Stop
@@ -97,8 +98,7 @@ class Run:
                 os.makedirs(self.folder, exist_ok=True)
                 if os.path.exists(self.complete):
                     os.remove(self.complete)
-                with open(os.path.join(self.folder, "config.yaml"), "w") as file:
-                    file.write(text)
+                write_whole(os.path.join(self.folder, "config.yaml"), text.encode())
                 self.log.open(self.folder, start or (0, 0))
             except OSError as error:
                 raise RunError(f"cannot write to {self.folder}: {error.strerror}; choose another --out") from None
@@ -114,8 +114,7 @@ class Run:
 
         def mark():
             try:
-                with open(self.complete, "w") as file:
-                    file.write(line + "\n")
+                write_whole(self.complete, f"{line}\n".encode())
             except OSError as error:
                 raise RunError(f"cannot write {self.complete}: {error.strerror}; the run is done but for this file") from None
 

@@ -12,6 +12,7 @@ from job.errors import RunError
 
 WORD = b"sha256:"
 SIZE = len(WORD) + 64  # bytes of a seal
+START = b"PK\x03\x04"  # of a zip archive, as torch tells its files
 # torch ends an archive with this record and no comment: so whatever else ends one is what damage left of a seal.
 RECORD, RECORD_SIZE = b"PK\x05\x06", 22
 
@@ -28,20 +29,21 @@ def seal(file) -> None:
 def verify(path: str) -> None:
     """RunError: the file is not what was written. One without a seal, as other programs write it, has checksums of its parts."""
     with open(path, "rb") as file:
+        start = file.read(len(START))
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - SIZE))
         end = file.read()
-        if end.startswith(WORD):
-            if end[len(WORD) :].decode(errors="replace") != digest(file, size - SIZE):
-                raise RunError(f"{path} is damaged (its checksum is of other bytes): use another checkpoint")
-            return
-    if zipfile.is_zipfile(path):
-        record = end[-RECORD_SIZE:]
-        if not (record.startswith(RECORD) and record.endswith(b"\0\0")):
-            raise RunError(f"{path} is damaged, or cut short (neither a checksum nor an archive's end is there): use another one")
-        with zipfile.ZipFile(path) as archive:
-            if damaged := archive.testzip():
-                raise RunError(f"{path} is damaged (checksum of {damaged}): use another checkpoint")
+        sealed = end.startswith(WORD)
+        if sealed and end != WORD + digest(file, size - SIZE).encode():
+            raise RunError(f"{path} is damaged (its checksum is of other bytes): use another checkpoint")
+    if sealed or start != START:
+        return
+    record = end[-RECORD_SIZE:]
+    if not (record.startswith(RECORD) and record.endswith(b"\0\0")):
+        raise RunError(f"{path} is damaged, or cut short (neither a checksum nor an archive's end is there): use another one")
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise RunError(f"{path} is damaged (checksum of {damaged}): use another checkpoint")
 
 
 def digest(file, length: int) -> str:
