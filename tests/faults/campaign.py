@@ -37,6 +37,7 @@ def main() -> None:
     begun, folder, generator = time.monotonic(), Path(tempfile.mkdtemp(prefix="faults-")), random.Random(options.seed)
     print(f"seed {options.seed}, in {folder}; the same aims again by --seed {options.seed}", flush=True)
     arguments = prepare(folder)
+    print("undisturbed runs to compare with", flush=True)
     whole = {program: undisturbed(program, arguments[program], folder / f"whole-{program}") for program in arguments}
     tried = kill_runs(options.kills, folder, arguments, whole, generator)
     cuts, flips = max(2, 64 * options.kills // 50), 4 * options.kills
@@ -70,7 +71,7 @@ def kill_runs(number: int, folder: Path, arguments: dict, whole: dict, generator
         if len(tried) == number:
             return tried
         name = f"{program}-{place}"
-        run = KilledRun(program, [*arguments[program], "-j", generator.randrange(2)], folder / name, whole[program])
+        run = KilledRun(program, [*arguments[program], "-j", generator.choice([0, 0, 1])], folder / name, whole[program])
         here = []
         try:
             for fault in run.kills(itertools.islice(aims, min(number - len(tried), KILLS_OF_A_RUN[program])), generator):

@@ -27,7 +27,8 @@ OPTIONS = {
 WHOM = ("rank 0", "rank 1", "all")
 # Seconds from a phase's beginning to the latest kill that is aimed at it: about as long as it takes.
 LENGTH = {"start-up": 7.0, "steps": 0.8, "refresh": 0.8, "evaluation": 0.6, "checkpoint write": 0.3}
-PATIENCE = 90  # s until all of a run's processes have to be gone when one is killed; horovodrun takes up to 60
+PATIENCE = 120  # s until all of a run's processes have to be gone when one is killed; horovodrun takes up to 60
+END = 900  # s until a run has to have come to its end, or to the phase that is waited for
 
 
 class Lost(Exception):
@@ -63,8 +64,7 @@ class KilledRun:
             phase = "evaluation" if linear and phase == "refresh" else phase
             phases = Phases(self.folder, linear)
             self.start()
-            while phase != "start-up" and phases.now() != phase and self.job.process.poll() is None:
-                time.sleep(0.002)
+            self.wait_for(phase, phases)
             time.sleep(generator.uniform(0, LENGTH[phase]))
             while not (victims := self.victims(whom)):
                 if self.job.process.poll() is not None:
@@ -74,6 +74,14 @@ class KilledRun:
             yield Fault(phases.now(), whom)
             check(self.folder)
         self.start()
+
+    def wait_for(self, phase: str, phases: Phases) -> None:
+        """Wait until the run begins a phase, or has ended before. Lost: neither comes."""
+        deadline = time.monotonic() + END
+        while phase != "start-up" and phases.now() != phase and self.job.process.poll() is None:
+            time.sleep(0.002)
+            if time.monotonic() > deadline:
+                raise Lost(f"the run stands in {phases.now()} for {END} s")
 
     def victims(self, whom: str) -> list[psutil.Process]:
         """The processes to kill, as soon as all workers are there: those of one rank, or all with their launcher."""
@@ -102,7 +110,7 @@ class KilledRun:
     def finish(self) -> None:
         """Let it come to its end. Lost: it does not, or ends otherwise than the undisturbed one."""
         try:
-            output = self.job.finish()
+            output, _ = self.job.process.communicate(timeout=END)
         except subprocess.TimeoutExpired:
             raise Lost("the resumed run does not end") from None
         if self.job.process.returncode:
@@ -143,7 +151,7 @@ def records(folder: Path) -> list[dict]:
 def undisturbed(program: str, arguments: list, folder: Path) -> Path:
     """Run a program to its end with two workers; return its folder."""
     job = Job(2, folder, arguments, program)
-    output = job.finish()
+    output, _ = job.process.communicate(timeout=END)
     if job.process.returncode:
         raise SystemExit(f"the undisturbed run of {program} fails:\n{output}")
     return folder

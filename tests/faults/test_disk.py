@@ -78,7 +78,7 @@ def refused(job, said):
     errors = [line.partition("error: ")[2] for line in output.splitlines() if ":error: " in line]
     assert len(errors) == 1 and errors[0].startswith(said), output
     assert job.process.returncode != 0 and "Exit code: 2" in output
-    assert "Traceback" not in output
+    assert ">:Traceback" not in output  # of a worker; horovodrun has its own
 
 
 def whole(folder, epoch, step):
@@ -127,14 +127,14 @@ def test_a_disk_that_is_full_when_a_signal_asks_for_a_save(start_job, images, di
 def test_a_disk_too_full_for_the_log(start_job, images, disk):
     folder = disk / "run"
     job = start_job(2, folder, [images, *SMALL, "--save-every", "4steps", "--epochs", 1000])
-    job.wait_for_step(4)
+    job.wait_for_step(5)
     job.kill()
     job = start_job(2, folder, [images, *SMALL, "--save-every", "999", "--epochs", 1000])
-    job.wait_for_step(5)
+    job.wait_for_step(6)
     fill(disk)
     output = job.finish()
     assert len(re.findall(rf":error: cannot write to {folder}/(?:log.txt|metrics.jsonl): No space left on device;", output)) == 1
-    assert job.process.returncode != 0 and "Traceback" not in output, output
+    assert job.process.returncode != 0 and ">:Traceback" not in output, output
     whole(folder, 0, 4)
     refused(start_job(2, folder, [images, *SMALL, *STEPS]), f"cannot write to {folder}")
     assert not (folder / "metrics.jsonl.new").exists()
@@ -185,10 +185,10 @@ def test_a_folder_that_is_gone(start_job, images, tmp_path, signalled):
 
 
 def test_a_slow_disk_is_said_and_waited_for(start_job, images, slow_disk, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOROVOD_STALL_CHECK_TIME_SECONDS", "3")
-    job = start_job(2, tmp_path / "run", [images, *SMALL, "--save-every", "10steps", "--epochs", 2])
+    monkeypatch.setenv("HOROVOD_STALL_CHECK_TIME_SECONDS", "2")
+    job = start_job(2, tmp_path / "run", [images, *SMALL, "--save-every", "1", "--epochs", 2])
     job.wait_for_step(1)
-    slow_disk(first_worker(job), 20)
+    slow_disk(first_worker(job), 25)
     output = job.finish()
     assert job.process.returncode == 0, output
     assert re.search(
@@ -198,13 +198,13 @@ def test_a_slow_disk_is_said_and_waited_for(start_job, images, slow_disk, tmp_pa
 
 
 def test_a_disk_too_slow_ends_the_run_and_leaves_the_checkpoint_before(start_job, images, slow_disk, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOROVOD_STALL_CHECK_TIME_SECONDS", "3")
-    monkeypatch.setenv("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "6")
+    monkeypatch.setenv("HOROVOD_STALL_CHECK_TIME_SECONDS", "2")
+    monkeypatch.setenv("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "4")
     job = start_job(2, tmp_path / "run", [images, *SMALL, "--save-every", "10steps", "--epochs", 5])
     job.wait_for_step(11)
-    slow_disk(first_worker(job), 5)
+    slow_disk(first_worker(job), 12)
     output = job.finish()
-    assert job.process.returncode != 0 and "ended after HOROVOD_STALL_SHUTDOWN_TIME_SECONDS=6" in output, output
+    assert job.process.returncode != 0 and "ended after HOROVOD_STALL_SHUTDOWN_TIME_SECONDS=4" in output, output
     assert load(str(tmp_path / "run" / "last.pth.tar"))["step"] == 4
     again = start_job(2, tmp_path / "run", [images, *SMALL, "--save-every", "10steps", "--epochs", 5])
     output = again.finish()
