@@ -6,18 +6,19 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUN := runs/demo
 FUZZ_SECONDS ?= 60
+KILLS ?= 50
 SHELL := /bin/bash
 .SHELLFLAGS := -eo pipefail -c
 .DELETE_ON_ERROR:
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-fuzz test-slurm test-docker test-soak bench bench-quick lint clean
 
 help:
 	@echo 'make setup   install everything into $(VENV) (about 6 minutes the first time)'
 	@echo 'make demo    train a teacher and a student on handwritten digits with two workers (under 8 minutes)'
 	@echo 'make test    run the tests with one, two and four workers (about 14 minutes)'
 	@echo 'make test-fuzz    feed checkpoint and option readers damaged input for FUZZ_SECONDS (60)'
+	@echo 'make test-faults  kill runs and damage disks and checkpoints (about XX minutes; KILLS=12: about 4)'
 	@echo 'make test-slurm   run jobs on a real SLURM of two nodes on this machine (about 16 minutes)'
 	@echo 'make test-docker  build the image, and run the job and SLURM jobs in it (about 20 minutes the first time)'
 	@echo 'make test-soak MINUTES=120  train for so long, and see that memory, files, threads and step time stay as they are'
@@ -45,11 +46,16 @@ demo: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash job/demo.sh $(RUN)
 
 test: $(READY)
-	@$(BIN)/python -m pytest tests --ignore=tests/parallel --ignore=tests/slurm --ignore=tests/docker
+	@$(BIN)/python -m pytest tests --ignore=tests/parallel --ignore=tests/faults --ignore=tests/slurm --ignore=tests/docker
 	@for workers in 2 4; do echo "tests with $$workers workers"; $(BIN)/horovodrun -np $$workers $(BIN)/python -m pytest -q tests/parallel; done
 
 test-fuzz: $(READY)
 	@$(BIN)/python -W ignore tests/fuzz/fuzz.py --seconds $(FUZZ_SECONDS)
+
+# SEED=N aims the kills as a run did that has named it.
+test-faults: $(READY)
+	@$(BIN)/python -m pytest -q tests/faults
+	@$(BIN)/python tests/faults/campaign.py --kills $(KILLS) $(if $(SEED),--seed $(SEED))
 
 test-slurm: $(READY)
 	@$(BIN)/python -m pytest tests/slurm --ignore=tests/slurm/test_docker_jobs.py

@@ -187,11 +187,6 @@ def save(classifier: Classifier, epoch: int, step: int, is_best: bool) -> None:
             "order": classifier.order(epoch),
             "classes": classifier.train.classes,
         }
-        try:
-            run.checkpoints.save(content, is_best)
-        except OSError as error:
-            raise RunError(
-                f"cannot save a checkpoint in {run.folder}: {error.strerror}; those before are whole", code=1
-            ) from None
+        run.checkpoints.save(content, is_best)
 
     run.on_first(write)

@@ -143,7 +143,7 @@ def save(training: Training, epoch: int, step: int) -> None:
 
     What others see are the averages of the workers' batch norm statistics. Within an epoch the workers' own
     are saved beside them, so that a resume goes on with the same bytes. RunError: parameters that are not finite, or that
-    are not the same on all workers.
+    are not the same on all workers, or a disk that does not take them.
     """
     run, trained = training.run, training.trained
     check_finite(trained.parameters(), epoch, step)
@@ -166,12 +166,7 @@ def save(training: Training, epoch: int, step: int) -> None:
             "order": training.order(epoch),
             "statistics": own,
         }
-        try:
-            run.log.line(f"saved {run.checkpoints.save(content)}")
-        except OSError as error:
-            raise RunError(
-                f"cannot save a checkpoint in {run.folder}: {error.strerror}; those before are whole", code=1
-            ) from None
+        run.log.line(f"saved {run.checkpoints.save(content)}")
 
     run.on_first(write)
     if own is not None:

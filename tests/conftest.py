@@ -2,12 +2,9 @@
 
 import os
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-from runs import Job
+from runs import Job, write_images, write_teacher
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as each of two workers has on two cores
@@ -16,26 +13,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # as each of two workers has on t
 @pytest.fixture(scope="session")
 def images(tmp_path_factory):
     """A folder of 50 training and 9 validation images in two classes, of noise at several sizes."""
-    folder = tmp_path_factory.mktemp("images")
-    generator = np.random.default_rng(0)
-    for number in range(59):
-        path = folder / ("train" if number < 50 else "val") / f"class{number % 2}" / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = generator.integers(0, 256, (4 + number % 3, 5, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((40, 36)).save(path)
-    return folder
+    return write_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="session")
 def teacher_file(tmp_path_factory):
     """A ResNet-50 with random weights, laid out as MoCo's released files."""
-    from moco.model import MoCo
-
-    torch.manual_seed(5)
-    path = tmp_path_factory.mktemp("teacher") / "teacher.pth.tar"
-    state = {f"module.{key}": value for key, value in MoCo("resnet50", K=64, mlp=True).state_dict().items()}
-    torch.save({"epoch": 200, "arch": "resnet50", "state_dict": state, "optimizer": {}}, path)
-    return path
+    return write_teacher(tmp_path_factory.mktemp("teacher") / "teacher.pth.tar")
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,17 @@
+import contextlib
+import hashlib
 import os
 import pickle
+import random
+import resource
+import shutil
+import zipfile
 
 import pytest
 import torch
 
 from job.errors import RunError
-from job.run.checkpoint import FORMAT, LAST, Checkpoints, load
+from job.run.checkpoint import BEST, FORMAT, LAST, Checkpoints, load
 
 
 def content(epoch=1, step=0, value=1.0):
@@ -273,6 +279,118 @@ def test_when_none_is_whole_the_run_does_not_start_anew_by_itself(checkpoints):
     assert checkpoints.folder in message
     assert "2 checkpoints" in message
     assert len(said) == 2
+
+
+# The checksum of a whole file.
+
+
+def test_a_checkpoint_is_a_plain_file_of_torch_s_to_others(checkpoints):
+    path = checkpoints.save(content())
+    for mmap in (False, True):
+        assert same(torch.load(path, weights_only=True, mmap=mmap), content() | {"format": FORMAT})
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+    whole = open(path, "rb").read()
+    assert whole[-64:].decode() == hashlib.sha256(whole[:-71]).hexdigest()
+
+
+def test_a_checkpoint_that_torch_has_saved_anew_has_no_checksum_and_is_loaded(checkpoints):
+    path = checkpoints.save(content())
+    torch.save(torch.load(path, weights_only=True), path)
+    assert same(load(path), content() | {"format": FORMAT})
+
+
+def test_a_flipped_bit_in_any_byte_is_noticed(checkpoints):
+    """In each byte one of its bits, and in the checksum and the archive's last record all of them."""
+    path, generator = checkpoints.save(content()), random.Random(0)
+    whole = open(path, "rb").read()
+    flips = [(place, generator.randrange(8)) for place in range(len(whole))]
+    flips += [(place, bit) for place in range(len(whole) - 93, len(whole)) for bit in range(8)]
+    for place, bit in flips:
+        flip(path, place, bit)
+        assert path in refused(load, path), (place, bit)
+        flip(path, place, bit)
+    assert open(path, "rb").read() == whole
+
+
+def flip(path, place, bit):
+    """Flip a bit of a file in place."""
+    with open(path, "r+b") as file:
+        file.seek(place)
+        value = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([value ^ 1 << bit]))
+
+
+def test_a_file_cut_at_any_byte_is_noticed(checkpoints):
+    path = checkpoints.save(content())
+    for length in reversed(range(os.path.getsize(path))):
+        os.truncate(path, length)
+        assert path in refused(load, path), length
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_of_damaged_checkpoints_the_one_before_is_taken_and_that_is_said(checkpoints, seed):
+    """64 places at which the newest is cut, the first and last byte's among them, and 200 flipped bits."""
+    before, path = checkpoints.save(content(1)), checkpoints.save(content(2))
+    generator, size = random.Random(seed), os.path.getsize(path)
+    shutil.copyfile(path, path + ".whole")
+    damages = [lambda at=at: os.truncate(path, at) for at in [0, size - 1, *generator.sample(range(size), 62)]]
+    damages += [lambda: flip(path, generator.randrange(size), generator.randrange(8)) for _ in range(200)]
+    for number, damaged in enumerate(damages):
+        damaged()
+        said = []
+        assert checkpoints.newest(said.append)["epoch"] == 1, number
+        assert [line.split(path)[0] for line in said] == ["passed over: ", f"resuming from {before}"]
+        shutil.copyfile(path + ".whole", path)
+    assert checkpoints.newest(said.append)["epoch"] == 2
+
+
+# Disks that take no more; tests/faults has full, read-only, slow and vanished ones.
+
+
+@contextlib.contextmanager
+def room_for(size):
+    """Let no file grow above `size` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("more", [0, 100_000], ids=["small", "larger than what is written at a time"])
+def test_a_disk_that_takes_only_a_part_is_one_line_and_leaves_what_was_there(checkpoints, tmp_path, more):
+    old = checkpoints.save(content(1) | {"more": torch.zeros(more)}, best=True)
+    listing, whole = sorted(os.listdir(tmp_path)), open(old, "rb").read()
+    for size in [*range(0, len(whole), len(whole) // 100), *range(len(whole) - 93, len(whole))]:
+        with room_for(size):
+            message = refused(checkpoints.save, content(2) | {"more": torch.zeros(more)}, True)
+        assert "checkpoint_0002_000000.pth.tar: File too large; the checkpoints before it are untouched" in message, size
+        assert sorted(os.listdir(tmp_path)) == listing, size
+    assert open(old, "rb").read() == whole == open(tmp_path / BEST, "rb").read()
+    assert load(str(tmp_path / LAST))["epoch"] == 1
+    assert load(checkpoints.save(content(2)))["epoch"] == 2
+
+
+def test_a_folder_that_is_gone_is_said(checkpoints, tmp_path):
+    checkpoints.save(content(1))
+    shutil.rmtree(tmp_path)
+    assert f"{tmp_path}/checkpoint_0002_000000.pth.tar: No such file or directory; the folder is gone" in refused(
+        checkpoints.save, content(2)
+    )
+    assert not tmp_path.exists()
+
+
+def test_what_a_killed_run_left_half_written_makes_room_before_the_next_is_written(checkpoints, tmp_path, monkeypatch):
+    for name in ("checkpoint_0001_000000.pth.tar.new", "checkpoint_0009_000003.pth.tar.new", f"{BEST}.new"):
+        (tmp_path / name).write_bytes(bytes(1000))
+    (tmp_path / f"{LAST}.new").symlink_to("nowhere")
+    save, seen = torch.save, []
+    monkeypatch.setattr(torch, "save", lambda value, file: (seen.append(os.listdir(tmp_path)), save(value, file)))
+    checkpoints.save(content(1), best=True)
+    assert seen == [["checkpoint_0001_000000.pth.tar.new"]]
 
 
 # Loading what may be anything.

@@ -1,10 +1,12 @@
 import json
 import os
 import re
+import resource
 
 import pytest
 
-from job.run.log import Log
+from job.errors import RunError
+from job.run.log import Log, drop_from
 
 STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
 
@@ -225,3 +227,32 @@ def test_closing_twice_or_unopened_is_harmless(tmp_path, opened):
     log = opened(tmp_path)
     log.close()
     log.close()
+
+
+def test_a_full_disk_is_one_line(tmp_path, opened):
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    with pytest.raises(RunError) as caught:
+        opened(tmp_path).line("hello")
+    assert f"cannot write to {tmp_path}/log.txt: No space left on device" in str(caught.value)
+    assert caught.value.code == 2
+
+
+def test_metrics_damaged_anyhow_lose_the_damaged_lines_alone(tmp_path, opened):
+    good = '{"epoch": 0, "step": 0}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(good.encode() + b'{"epoch": 0, "step\xff": 1}\n3\n\0\0\0\n{"epoch": 0, "st')
+    opened(tmp_path, start=(1, 0))
+    assert (tmp_path / "metrics.jsonl").read_text() == good
+
+
+def test_no_room_for_shorter_metrics_leaves_them_as_they_were(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"epoch": 0, "step": 0}\n' * 100)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError):
+            drop_from(str(path), (1, 0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert os.listdir(tmp_path) == ["metrics.jsonl"]
+    assert path.stat().st_size == 2400

@@ -1,15 +1,16 @@
 """Checkpoint files: written whole or not at all, read without running what they hold."""
 
+import contextlib
 import os
 import pickle
 import re
 import shutil
-import zipfile
 from collections.abc import Callable
 
 import torch
 
 from job.errors import RunError
+from job.run.seal import seal, verify
 
 FORMAT = 2
 LAST, BEST = "last.pth.tar", "best.pth.tar"
@@ -33,41 +34,57 @@ class Checkpoints:
 
         The file appears under its name only when it is whole and on disk. If it is the `best`, it is
         `best.pth.tar` too, and first: after a kill between the two the run finds the same best again.
+        RunError: the disk does not take it; nothing half-written stays, and the checkpoints before do.
         """
         name = f"checkpoint_{content['epoch']:04d}_{content['step']:06d}.pth.tar"
         path = os.path.join(self.folder, name)
-        with open(path + ".new", "wb") as file:
-            torch.save({**content, "format": FORMAT}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if best:
-            self.mark_best(path + ".new")
-        os.replace(path + ".new", path)
-        link = os.path.join(self.folder, LAST)
-        if os.path.lexists(link + ".new"):
-            os.remove(link + ".new")
-        os.symlink(name, link + ".new")
-        os.replace(link + ".new", link)
-        directory = os.open(self.folder, os.O_RDONLY)
-        os.fsync(directory)
-        os.close(directory)
-        half_written = [os.path.join(self.folder, name) for name in os.listdir(self.folder) if name.endswith(".pth.tar.new")]
-        paths = self.paths()
-        done = paths.index(path) + 1  # those after it are of a course that this run has left
-        for old in paths[: max(0, done - self.keep)] + paths[done:] + half_written:
-            os.remove(old)
+        try:
+            self.remove_half_written()  # of a run that was killed: its room may be what this one lacks
+            write({**content, "format": FORMAT}, path + ".new")
+            if best:
+                self.mark_best(path + ".new")
+            os.replace(path + ".new", path)
+            self.mark_last(name)
+            self.remove_but_newest(path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self.remove_half_written()
+            before = "the checkpoints before it are untouched" if os.path.isdir(self.folder) else "the folder is gone"
+            raise RunError(
+                f"cannot save {path}: {error.strerror}; {before}. When files can be written there, go on with --resume auto"
+            ) from None
         return path
 
     def mark_best(self, path: str) -> None:
         """Let `best.pth.tar` be the file at `path`, which it stays when that is removed."""
         best = os.path.join(self.folder, BEST)
-        if os.path.lexists(best + ".new"):
-            os.remove(best + ".new")
         try:
             os.link(path, best + ".new")
         except OSError:  # a file system without hard links
             shutil.copyfile(path, best + ".new")
         os.replace(best + ".new", best)
+
+    def mark_last(self, name: str) -> None:
+        """Let `last.pth.tar` be a link to the checkpoint `name`, and have both names on disk."""
+        link = os.path.join(self.folder, LAST)
+        os.symlink(name, link + ".new")
+        os.replace(link + ".new", link)
+        directory = os.open(self.folder, os.O_RDONLY)
+        os.fsync(directory)
+        os.close(directory)
+
+    def remove_but_newest(self, path: str) -> None:
+        """Keep the one just saved at `path`, and of those before it as many as are to be kept."""
+        paths = self.paths()
+        done = paths.index(path) + 1  # those after it are of a course that this run has left
+        for old in paths[: max(0, done - self.keep)] + paths[done:]:
+            os.remove(old)
+
+    def remove_half_written(self) -> None:
+        """Remove what has no name of its own yet."""
+        for name in os.listdir(self.folder):
+            if name.endswith(".pth.tar.new"):
+                os.remove(os.path.join(self.folder, name))
 
     def newest(self, say: Callable[[str], None]) -> dict | None:
         """Return the newest checkpoint that is whole, or None where there are none at all.
@@ -87,6 +104,18 @@ class Checkpoints:
         return None
 
 
+def write(content: dict, path: str) -> None:
+    """Write a file as torch does, with its checksum at the end, and have its bytes on disk. OSError: it cannot be written."""
+    with open(path, "w+b") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # what torch makes of a failed write tells of positions
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+        seal(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def load(path: str) -> dict:
     """Return a checkpoint file's content on the CPU. RunError: missing, cut short, damaged, or holding code.
 
@@ -95,10 +124,7 @@ def load(path: str) -> dict:
     if not os.path.isfile(path):
         raise RunError(f"{path}: no such file; expected a checkpoint")
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if damaged := archive.testzip():
-                    raise RunError(f"{path} is damaged (checksum of {damaged}): use another checkpoint")
+        verify(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error) or "GLOBAL" in str(error):

@@ -18,8 +18,8 @@ ARRAYS: list[Any] = [
     np.dtype,
     np.dtypes.UInt8DType,
     np.dtypes.Int64DType,
-    np.empty(0).__reduce__()[0],
-]  # the last rebuilds one
+    np.empty(0).__reduce__()[0],  # rebuilds one
+]
 
 
 def encode(value: Any) -> torch.Tensor:

@@ -1,12 +1,14 @@
 """What a run says: lines on the screen and in its log file, numbers in metrics.jsonl; from rank 0 alone."""
 
+import io
 import json
 import os
 import sys
 import time
-from typing import TextIO
 
 from tqdm import tqdm
+
+from job.run.files import append, write_whole
 
 
 class Log:
@@ -15,8 +17,8 @@ class Log:
     def __init__(self, speaks: bool):
         self.speaks = speaks
         self.waiting: list[str] = []
-        self.file: TextIO | None = None
-        self.metrics: TextIO | None = None
+        self.file: io.FileIO | None = None
+        self.metrics: io.FileIO | None = None
         self.bar: tqdm | None = None
 
     def open(self, folder: str, start: tuple[int, int]) -> None:
@@ -29,10 +31,10 @@ class Log:
         path = os.path.join(folder, "metrics.jsonl")
         if os.path.exists(path):
             drop_from(path, start)
-        self.file = open(os.path.join(folder, "log.txt"), "a", buffering=1)
-        self.metrics = open(path, "a", buffering=1)
+        self.file = open(os.path.join(folder, "log.txt"), "ab", buffering=0)
+        self.metrics = open(path, "ab", buffering=0)
         for line in self.waiting:
-            self.file.write(line + "\n")
+            append(self.file, line)
 
     def line(self, text: str) -> None:
         """Say one line."""
@@ -48,14 +50,14 @@ class Log:
             return
         stamped = time.strftime("%Y-%m-%d %H:%M:%S ") + printable(text)
         if self.file:
-            self.file.write(stamped + "\n")
+            append(self.file, stamped)
         else:
             self.waiting.append(stamped)
 
     def record(self, **numbers: float) -> None:
         """Add one line of numbers to metrics.jsonl; among them are the epoch and the step that they belong to."""
         if self.metrics:
-            self.metrics.write(json.dumps(numbers) + "\n")
+            append(self.metrics, json.dumps(numbers))
 
     def progress(self, text: str, done: int, total: int, every: int) -> None:
         """Show how far a long piece of work is: a bar on a terminal, otherwise a line every `every` steps."""
@@ -95,14 +97,12 @@ def printable(text: str) -> str:
 def drop_from(path: str, start: tuple[int, int]) -> None:
     """Drop from a metrics file what belongs to (epoch, step) `start` or later, and a last line cut short; by one rename."""
     kept = []
-    with open(path) as file:
+    with open(path, "rb") as file:
         for line in file:
             try:
                 record = json.loads(line)
-                if line.endswith("\n") and (record["epoch"], record["step"]) < start:
+                if line.endswith(b"\n") and (record["epoch"], record["step"]) < start:
                     kept.append(line)
-            except (ValueError, KeyError):
+            except (ValueError, KeyError, TypeError):
                 continue
-    with open(path + ".new", "w") as file:
-        file.writelines(kept)
-    os.replace(path + ".new", path)
+    write_whole(path, b"".join(kept))

@@ -1,5 +1,6 @@
 """One run on these workers, and the one door to it: launcher, device, folder, log, checkpoints and the wish to stop."""
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from job.errors import RunError
 from job.run import launch
 from job.run.checkpoint import Checkpoints
 from job.run.exchange import allgather, broadcast
+from job.run.files import write_whole
 from job.run.log import Log
 from job.run.memory import keep_freed_memory
 from job.run.stop import Stop
@@ -51,7 +53,8 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.watchdog.close()
         if isinstance(error, RunError):
-            self.log.note(f"error: {error}")
+            with contextlib.suppress(RunError):  # a disk that does not take the log either
+                self.log.note(f"error: {error}")
         self.log.close()
         self.stop.restore()
         if kind is None:
@@ -101,8 +104,7 @@ class Run:
                 os.makedirs(self.folder, exist_ok=True)
                 if os.path.exists(self.complete):
                     os.remove(self.complete)
-                with open(os.path.join(self.folder, "config.yaml"), "w") as file:
-                    file.write(text)
+                write_whole(os.path.join(self.folder, "config.yaml"), text.encode())
                 self.log.open(self.folder, start or (0, 0))
             except OSError as error:
                 raise RunError(f"cannot write to {self.folder}: {error.strerror}; choose another --out") from None
@@ -117,8 +119,10 @@ class Run:
         self.log.line(line)
 
         def mark() -> None:
-            with open(self.complete, "w") as file:
-                file.write(line + "\n")
+            try:
+                write_whole(self.complete, f"{line}\n".encode())
+            except OSError as error:
+                raise RunError(f"cannot write {self.complete}: {error.strerror}; the run is done but for this file") from None
 
         self.on_first(mark)
 
