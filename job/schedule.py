@@ -25,10 +25,10 @@ def parse_refresh(text: str, shown: str = "refresh epochs"):
         return lambda epoch: epoch in LOG_REFRESH
     if text == "never":
         return lambda epoch: False
-    if match := re.fullmatch(r"every:([1-9]\d*)", text):
+    if match := re.fullmatch(r"every:([1-9]\d{0,8})", text):
         period = int(match[1])
         return lambda epoch: epoch % period == 0
-    if re.fullmatch(r"\d+(,\d+)*", text):
+    if re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
         chosen = {int(word) for word in text.split(",")}
         return lambda epoch: epoch in chosen
     raise RunError(f"{shown} {text!r}: expected log, never, every:N, or epochs such as 0,5,10")
@@ -39,7 +39,7 @@ def parse_save_every(text: str, shown: str = "save every"):
 
     epoch and step: how many epochs, and steps of the next, are done; steps: how many an epoch has.
     """
-    match = re.fullmatch(r"([1-9]\d*)(steps)?", text)
+    match = re.fullmatch(r"([1-9]\d{0,8})(steps)?", text)
     if not match:
         raise RunError(f"{shown} {text!r}: expected a number of epochs such as 1, or of steps such as 500steps")
     period = int(match[1])

@@ -23,6 +23,8 @@ RELEASED = {
     "moco_v2_800ep_pretrain.pth.tar": "a04e12f8",
 }
 
+TEXT = frozenset(b"\t\n\r" + bytes(range(32, 127)))  # the bytes of ASCII
+
 
 class Layout(NamedTuple):
     """How a kind of checkpoint names its encoder: by torchvision's names behind a prefix, but for the first parts in `places`."""
@@ -83,6 +85,7 @@ def read_backbone(path: str, arch: str = "", arch_flag: str = "--teacher-arch") 
     arch_flag: the option that names it, for messages.
     RunError: a file that is not whole, not what its name promises, or does not fit to the last tensor.
     """
+    check_kind(path)
     check_released(path)
     content = read_content(path)
     state = find_state(path, content)
@@ -109,7 +112,7 @@ def read_backbone(path: str, arch: str = "", arch_flag: str = "--teacher-arch") 
 def check_released(path: str) -> None:
     """RunError: a file that has the name of a released one, but another md5."""
     expected = RELEASED.get(os.path.basename(path))
-    if not expected or not os.path.isfile(path):
+    if not expected:
         return
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "md5").hexdigest()
@@ -131,13 +134,28 @@ def read_content(path: str) -> dict:
         raise RunError(f"{path} is not a whole safetensors file ({error}): use another one") from None
 
 
-def is_safetensors(path: str) -> bool:
-    """Whether a file begins as safetensors' do: the length of a header in 8 bytes, at most 100 MB, and its brace."""
+def check_kind(path: str) -> None:
+    """RunError: not a file, empty, unreadable, or a text, such as a web page that was downloaded in a checkpoint's stead."""
+    if not os.path.isfile(path):
+        what = "is a folder, or no regular file" if os.path.exists(path) else "no such file"
+        raise RunError(f"{path}: {what}; expected a checkpoint")
     try:
         with open(path, "rb") as file:
-            start = file.read(9)
-    except OSError:
-        return False  # checkpoint.load tells why
+            start = file.read(100)
+    except OSError as error:
+        raise RunError(f"{path}: {error.strerror}; expected a checkpoint that can be read") from None
+    if not start:
+        raise RunError(f"{path} is empty: download or copy it again")
+    if start.startswith(b"version https://git-lfs"):
+        raise RunError(f"{path} is a pointer of Git LFS, not the file that it stands for: fetch that with git lfs pull")
+    if all(byte in TEXT for byte in start):
+        raise RunError(f"{path} is a text that begins with {start[:40].decode()!r}: expected a checkpoint; download it again")
+
+
+def is_safetensors(path: str) -> bool:
+    """Whether a file begins as safetensors' do: the length of a header in 8 bytes, at most 100 MB, and its brace."""
+    with open(path, "rb") as file:
+        start = file.read(9)
     return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= 100_000_000
 
 
