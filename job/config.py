@@ -97,7 +97,7 @@ class LinearConfig:
     pretrained: str = option("", "checkpoint of the frozen network; without one it has random weights: the baseline")
     arch: str = option("", "the network (default: as --pretrained says, or resnet18)", "-a", choices=("", *ARCHS))
     stem: str = option("", "its first layer (default: as --pretrained says, or imagenet)", choices=("", *STEMS))
-    image_size: int = option(0, "side of the crops in pixels (default: that of the pretraining, or 224)", at_least=0, at_most=4096)
+    image_size: int = option(0, "side of the crops in pixels (default: the pretraining's, or 224)", at_least=0, at_most=4096)
     augment: bool = option(True, "random crops and flips in training; without, centre crops")
 
     epochs: int = option(100, "epochs to train", at_least=1, at_most=10**6)

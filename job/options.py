@@ -39,10 +39,10 @@ def convert(f: Field, value, shown: str):
     if meta["many"]:
         items = value if isinstance(value, list) else [value]
         kind = int if kind == list[int] else str
-        return [check(convert_one(item, kind, shown), meta, shown) for item in items]
+        return [check(convert_one(item, kind, shown), meta, shown, item) for item in items]
     if meta["parse"] and isinstance(value, list):
         value = ",".join(map(str, value))
-    return check(convert_one(value, kind, shown), meta, shown)
+    return check(convert_one(value, kind, shown), meta, shown, value)
 
 
 def convert_one(value, kind: type, shown: str):
@@ -60,8 +60,8 @@ def convert_one(value, kind: type, shown: str):
     raise RunError(f"{shown} {value!r}: expected {names[kind]}")
 
 
-def check(value, meta, shown: str):
-    """Return `value` if it is within what the option's declaration says."""
+def check(value, meta, shown: str, written):
+    """Return `value`, for which the user wrote `written`, if it is within what the option's declaration says."""
     if meta["choices"] and value not in meta["choices"]:
         near = difflib.get_close_matches(str(value), meta["choices"], 1) if len(meta["choices"]) > FEW else []
         expected = f"did you mean {near[0]}?" if near else "expected one of " + ", ".join(filter(None, meta["choices"]))
@@ -72,7 +72,7 @@ def check(value, meta, shown: str):
         bounds |= {f"below {below}": below is None or value < below, f"at most {high}": high is None or value <= high}
         bounds |= {"finite": math.isfinite(value)}
         if broken := [bound for bound, kept in bounds.items() if not kept]:
-            raise RunError(f"{shown} {value}: expected {' and '.join(broken)}")
+            raise RunError(f"{shown} {written}: expected {' and '.join(broken)}")
     if meta["parse"]:
         meta["parse"](value, shown)
     return value

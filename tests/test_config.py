@@ -230,7 +230,7 @@ def test_a_file_of_no_options_changes_none(write, text):
         ("lr: .nan", "lr", "nan", "finite"),
         ("lr: .inf", "lr", "inf", "finite"),
         ("lr: nan", "lr", "nan", "finite"),
-        ("lr: 1e999", "lr", "inf", "finite"),
+        ("lr: 1e999", "lr", "1e999", "finite"),
         ("epochs: 1.5", "epochs", "1.5", "a whole number"),
         ("epochs: 1e2", "epochs", "1e2", "a whole number"),
         ("epochs: true", "epochs", "True", "a whole number"),

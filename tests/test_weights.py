@@ -6,9 +6,10 @@ import torch
 from torch import nn
 from torchvision import models
 
-from job import weights
+from job import weight_file
 from job.errors import RunError
-from job.weights import RELEASED, is_moco, read_backbone
+from job.weight_file import RELEASED
+from job.weights import is_moco, read_backbone
 from moco.encoder import build_resnet
 
 DIM = 16
@@ -284,7 +285,7 @@ def test_a_released_name_with_its_own_bytes_is_read(write, monkeypatch):
     name = "moco_v2_200ep_pretrain.pth.tar"
     path = write(moco_content(), name)
     with open(path, "rb") as file:
-        monkeypatch.setitem(weights.RELEASED, name, hashlib.md5(file.read()).hexdigest()[:8])
+        monkeypatch.setitem(weight_file.RELEASED, name, hashlib.md5(file.read()).hexdigest()[:8])
     assert read_backbone(path).arch == "resnet18"
 
 
