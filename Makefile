@@ -10,12 +10,13 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-slurm test-docker bench bench-quick lint clean
+.PHONY: help setup demo test test-input test-slurm test-docker bench bench-quick lint clean
 
 help:
 	@echo 'make setup   install everything into $(VENV) (about 6 minutes the first time)'
 	@echo 'make demo    train a teacher and a student on handwritten digits with two workers (under 8 minutes)'
 	@echo 'make test    run the tests with one, two and four workers (about 14 minutes)'
+	@echo 'make test-input   run bad input of every kind, and real data as it comes, through the command line (about 5 minutes)'
 	@echo 'make test-slurm   run jobs on a real SLURM of two nodes on this machine (about 16 minutes)'
 	@echo 'make test-docker  build the image, and run the job and SLURM jobs in it (about 20 minutes the first time)'
 	@echo 'make bench   measure how fast all is, beside a plain baseline and the bare work (about 7 minutes)'
@@ -42,8 +43,11 @@ demo: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash job/demo.sh $(RUN)
 
 test: $(READY)
-	@$(BIN)/python -m pytest tests --ignore=tests/parallel --ignore=tests/slurm --ignore=tests/docker
+	@$(BIN)/python -m pytest tests --ignore=tests/parallel --ignore=tests/input --ignore=tests/slurm --ignore=tests/docker
 	@for workers in 2 4; do echo "tests with $$workers workers"; $(BIN)/horovodrun -np $$workers $(BIN)/python -m pytest -q tests/parallel; done
+
+test-input: $(READY)
+	@$(BIN)/python -m pytest tests/input
 
 test-slurm: $(READY)
 	@$(BIN)/python -m pytest tests/slurm --ignore=tests/slurm/test_docker_jobs.py

@@ -336,6 +336,35 @@ def test_a_file_cannot_name_files_and_is_not_told_to(write):
     assert "did you mean config" not in message
 
 
+@pytest.mark.parametrize("second", ["lr: 0.2", "'lr': 0.1", "weight-decay: 0"])
+def test_a_key_that_stands_there_twice_is_refused(write, second):
+    message = refused("DIR", "--config", write(f"lr: 0.1\nweight_decay: 0\n{second}\n"))
+    assert "twice" in message
+
+
+def test_anchors_stand_for_values_and_for_lists_of_them(write):
+    config = read_config(["DIR", "--config", write("lr: &x 2\nepochs: *x\nschedule: &y [*x, 3]\nmgd_stages: *y\n")])
+    assert (config.lr, config.epochs, config.schedule, config.mgd_stages) == (2.0, 2, [2, 3], [2, 3])
+
+
+@pytest.mark.parametrize("text", ["schedule: [[1]]", "schedule: &a [*a]", "lr: &a {<<: *a}", "a: &a [1]\nschedule: [*a, *a]"])
+def test_lists_in_lists_are_refused(write, text):
+    """So nothing grows: aliases of aliases could stand for more than any memory holds."""
+    assert refused("DIR", "--config", write(text))
+
+
+@pytest.mark.parametrize("text", ["lr: " + "[" * 60_000, "[" * 60_000, "# " + "x" * 2**16], ids=["brackets", "more", "long"])
+def test_a_file_of_any_content_is_a_short_line(write, text):
+    assert len(refused("DIR", "--config", write(text))) <= 1010
+
+
+def test_a_schedule_beside_cos_is_refused_only_where_the_command_line_asks_for_it(write):
+    path = write("cos: true\nschedule: [1]\n")
+    assert read_config(["DIR", "--config", path]).cos
+    assert "--no-cos" in refused("DIR", "--config", path, "--schedule", 2)
+    assert read_config(["DIR", "--config", path, "--schedule", "2", "--no-cos"]).schedule == [2]
+
+
 @pytest.mark.parametrize(
     ("line", "parts"),
     [
