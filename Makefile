@@ -19,6 +19,7 @@ help:
 	@echo 'make test    run the tests with one, two and four workers (about 14 minutes)'
 	@echo 'make test-fuzz    feed checkpoint and option readers damaged input for FUZZ_SECONDS (60)'
 	@echo 'make test-faults  kill runs and damage disks and checkpoints (about XX minutes; KILLS=12: about 4)'
+	@echo 'make test-input   run bad input of every kind, and real data as it comes, through the command line (about 5 minutes)'
 	@echo 'make test-slurm   run jobs on a real SLURM of two nodes on this machine (about 16 minutes)'
 	@echo 'make test-docker  build the image, and run the job and SLURM jobs in it (about 20 minutes the first time)'
 	@echo 'make test-soak MINUTES=120  train for so long, and see that memory, files, threads and step time stay as they are'
@@ -46,8 +47,11 @@ demo: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash job/demo.sh $(RUN)
 
 test: $(READY)
-	@$(BIN)/python -m pytest tests --ignore=tests/parallel --ignore=tests/faults --ignore=tests/slurm --ignore=tests/docker
+	@$(BIN)/python -m pytest tests --ignore=tests/parallel --ignore=tests/input --ignore=tests/faults --ignore=tests/slurm --ignore=tests/docker
 	@for workers in 2 4; do echo "tests with $$workers workers"; $(BIN)/horovodrun -np $$workers $(BIN)/python -m pytest -q tests/parallel; done
+
+test-input: $(READY)
+	@$(BIN)/python -m pytest tests/input
 
 test-fuzz: $(READY)
 	@$(BIN)/python -W ignore tests/fuzz/fuzz.py --seconds $(FUZZ_SECONDS)

@@ -21,6 +21,7 @@ RETIRED = {
     "--gpu": "each worker takes the GPU of its local rank; choose some with CUDA_VISIBLE_DEVICES",
     "--start-epoch": "a checkpoint knows its epoch and step; use `--resume auto`",
 }
+LOADERS = "data loading processes of each worker (-1: as many as it has cores; 0: none)"
 
 
 @dataclass
@@ -33,12 +34,12 @@ class Config:
 
     arch: str = option("resnet18", "the student's network", "-a", choices=ARCHS)
     stem: str = option("imagenet", "small: a first layer for images of about 32 pixels, of student and teacher", choices=STEMS)
-    image_size: int = option(224, "side of the views in pixels", at_least=8)
+    image_size: int = option(224, "side of the views in pixels", at_least=8, at_most=4096)
     aug_plus: bool = option(False, "MoCo v2's augmentations")
     augment_on: str = option("cpu", "where colours, blur and flips are computed", choices=("cpu", "device"))
     crop_min: float = option(0.2, "smallest share of an image's area that a view shows", above=0.0, at_most=1.0)
 
-    epochs: int = option(200, "epochs to train", at_least=1)
+    epochs: int = option(200, "epochs to train", at_least=1, at_most=10**6)
     batch_size: int = option(256, "images in a step, over all workers together", "-b", at_least=1)
     accumulate: int = option(1, "parts of a worker's batch that pass one after the other, to save memory", at_least=1)
     lr: float = option(0.03, "learning rate", "--learning-rate", at_least=0.0)
@@ -51,10 +52,10 @@ class Config:
     compile: bool = option(False, "compile the networks: minutes at the start, faster steps (see README)")
     fp16_allreduce: bool = option(False, "sum gradients over the workers in half precision, for slow networks")
     seed: int = option(0, "all random numbers follow from it", at_least=0, below=2**63)
-    workers: int = option(-1, "data loading processes of each worker (-1: as many as it has cores; 0: none)", "-j", at_least=-1)
+    workers: int = option(-1, LOADERS, "-j", at_least=-1, at_most=512)
 
-    moco_dim: int = option(128, "width of the contrastive features", at_least=1)
-    moco_k: int = option(65536, "negative keys in the queue", at_least=1)
+    moco_dim: int = option(128, "width of the contrastive features", at_least=1, at_most=2**13)
+    moco_k: int = option(65536, "negative keys in the queue", at_least=1, at_most=2**24)
     moco_m: float = option(0.999, "momentum of the key encoder", at_least=0.0, below=1.0)
     moco_t: float = option(0.07, "softmax temperature", above=0.0)
     mlp: bool = option(False, "MoCo v2's head of two layers")
@@ -78,6 +79,8 @@ class Config:
 
     def __post_init__(self) -> None:
         self.mgd_stages = sorted(set(self.mgd_stages))
+        if not self.mgd_stages:
+            raise RunError(f"--mgd-stages []: expected some of 1 to {DEPTH}; without --teacher nothing is distilled")
 
     def folder(self) -> str:
         """The run's folder."""
@@ -95,10 +98,10 @@ class LinearConfig:
     pretrained: str = option("", "checkpoint of the frozen network; without one it has random weights: the baseline")
     arch: str = option("", "the network (default: as --pretrained says, or resnet18)", "-a", choices=("", *ARCHS))
     stem: str = option("", "its first layer (default: as --pretrained says, or imagenet)", choices=("", *STEMS))
-    image_size: int = option(0, "side of the crops in pixels (default: that of the pretraining, or 224)", at_least=0)
+    image_size: int = option(0, "side of the crops in pixels (default: the pretraining's, or 224)", at_least=0, at_most=4096)
     augment: bool = option(True, "random crops and flips in training; without, centre crops")
 
-    epochs: int = option(100, "epochs to train", at_least=1)
+    epochs: int = option(100, "epochs to train", at_least=1, at_most=10**6)
     batch_size: int = option(256, "images in a step, over all workers together", "-b", at_least=1)
     lr: float = option(30.0, "learning rate", "--learning-rate", at_least=0.0)
     schedule: list[int] = option([60, 80], "epochs at which the learning rate falls tenfold", at_least=0, many=True)
@@ -108,7 +111,7 @@ class LinearConfig:
     weight_decay: float = option(0.0, "weight decay", "--wd", at_least=0.0)
     precision: str = option("float32", "bf16: autocast, where the hardware has it", choices=("float32", "bf16"))
     seed: int = option(0, "all random numbers follow from it", at_least=0, below=2**63)
-    workers: int = option(-1, "data loading processes of each worker (-1: as many as it has cores; 0: none)", "-j", at_least=-1)
+    workers: int = option(-1, LOADERS, "-j", at_least=-1, at_most=512)
 
     knn: bool = option(False, "the k-NN accuracy of the features, in place of a classifier")
     evaluate: bool = option(False, "the accuracy of --resume's classifier, without training it", "-e")
@@ -117,6 +120,12 @@ class LinearConfig:
     keep: int = option(2, "checkpoints kept, beside the best", at_least=1)
     print_freq: int = option(10, "steps between lines where there is no terminal", "-p", at_least=1)
     max_bad_images: int = option(100, "undecodable images after which the run fails", at_least=0)
+
+    def __post_init__(self) -> None:
+        if self.knn and self.evaluate:
+            raise RunError("--knn and --evaluate: each tells an accuracy in place of training; leave out one of them")
+        if self.knn and self.resume not in ("", "auto"):
+            raise RunError(f"--knn and --resume {self.resume}: k-NN has no classifier to resume; features go to --pretrained")
 
     def folder(self) -> str:
         """The run's folder."""
@@ -131,4 +140,7 @@ def read_config(argv: list[str], program: str = "job.train", kind: type = Config
     for argument in argv:
         if (name := argument.split("=")[0]) in RETIRED:
             raise RunError(f"{name} is not needed here: {RETIRED[name]}")
-    return options.read(program, kind, argv)
+    config = options.read(program, kind, argv)
+    if config.cos and any(argument.split("=")[0] == "--schedule" for argument in argv):
+        raise RunError("--schedule: no effect beside --cos, which takes its place; leave out one of them, or add --no-cos")
+    return config

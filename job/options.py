@@ -7,7 +7,7 @@ import argparse
 import difflib
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, field, fields
 from importlib import resources
 from typing import Any, NoReturn
@@ -17,6 +17,7 @@ import yaml
 from job.errors import RunError
 
 FEW = 6  # choices that an error lists; of more it tells the nearest
+LONGEST_FILE = 2**16  # characters
 
 
 def option(
@@ -53,10 +54,10 @@ def convert(f: Field, value: Any, shown: str) -> Any:
     if meta["many"]:
         items = value if isinstance(value, list) else [value]
         kind = int if kind == list[int] else str
-        return [check(convert_one(item, kind, shown), meta, shown) for item in items]
+        return [check(convert_one(item, kind, shown), meta, shown, item) for item in items]
     if meta["parse"] and isinstance(value, list):
         value = ",".join(map(str, value))
-    return check(convert_one(value, kind, shown), meta, shown)
+    return check(convert_one(value, kind, shown), meta, shown, value)
 
 
 def convert_one(value: Any, kind: Any, shown: str) -> Any:
@@ -77,8 +78,11 @@ def convert_one(value: Any, kind: Any, shown: str) -> Any:
     raise RunError(f"{shown} {value!r}: expected {names[kind]}")
 
 
-def check(value: Any, meta: Mapping[str, Any], shown: str) -> Any:
-    """Return `value` if it is within what the option's declaration says. RunError: it is not."""
+def check(value: Any, meta: Mapping[str, Any], shown: str, written: Any) -> Any:
+    """Return `value`, for which the user wrote `written`, if it is within what the option's declaration says.
+
+    RunError: it is not.
+    """
     if meta["choices"] and value not in meta["choices"]:
         near = difflib.get_close_matches(str(value), meta["choices"], 1) if len(meta["choices"]) > FEW else []
         expected = f"did you mean {near[0]}?" if near else "expected one of " + ", ".join(filter(None, meta["choices"]))
@@ -89,7 +93,7 @@ def check(value: Any, meta: Mapping[str, Any], shown: str) -> Any:
         bounds |= {f"below {below}": below is None or value < below, f"at most {high}": high is None or value <= high}
         bounds |= {"finite": math.isfinite(value)}
         if broken := [bound for bound, kept in bounds.items() if not kept]:
-            raise RunError(f"{shown} {value}: expected {' and '.join(broken)}")
+            raise RunError(f"{shown} {written}: expected {' and '.join(broken)}")
     if meta["parse"]:
         meta["parse"](value, shown)
     return value
@@ -97,27 +101,57 @@ def check(value: Any, meta: Mapping[str, Any], shown: str) -> Any:
 
 def read_yaml(path: str, known: dict[str, Field]) -> dict:
     """Return the options of a YAML file, or of the preset of that name, checked. RunError: some that are not `known`."""
-    preset = resources.files("job") / "presets" / f"{path}.yaml"
+    text, options = read_text(path), {}
     try:
-        text = preset.read_text() if preset.is_file() and not os.path.exists(path) else open(path, encoding="utf-8").read()
-        content = yaml.safe_load(text)
-    except OSError as error:
-        presets = ", ".join(sorted(p.name.removesuffix(".yaml") for p in (resources.files("job") / "presets").iterdir()))
-        raise RunError(f"--config {path}: {error.strerror or error}; expected a YAML file, or a preset ({presets})") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, a day that does not exist, too many digits
+        loader = yaml.SafeLoader(text)
+        for key, value in pairs(loader.get_single_node(), path):
+            name = key.replace("-", "_")
+            if name not in known or name == "config":
+                near = difflib.get_close_matches(name, known.keys() - {"config"}, 1)
+                raise RunError(f"--config {path}: unknown key {key!r}" + (f"; did you mean {near[0]}?" if near else ""))
+            if name in options:
+                raise RunError(f"--config {path}: {name} stands there twice: leave out one of them")
+            options[name] = convert(known[name], loader.construct_object(value, deep=True), f"{path}: {key}")
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a day that does not exist, too many digits
         raise RunError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise RunError(f"--config {path}: expected a mapping such as `lr: 0.03`, not {type(content).__name__}")
-    options = {}
-    for key, value in content.items():
-        name = str(key).replace("-", "_")
-        if name not in known or name == "config":
-            near = difflib.get_close_matches(name, known.keys() - {"config"}, 1)
-            raise RunError(f"--config {path}: unknown key {key!r}" + (f"; did you mean {near[0]}?" if near else ""))
-        options[name] = convert(known[name], value, f"{path}: {key}")
+    except RecursionError:
+        raise RunError(f"--config {path}: brackets within brackets: expected options such as `lr: 0.03`") from None
     return options
+
+
+def read_text(path: str) -> str:
+    """Return what a YAML file holds, or the preset of that name. RunError: there is no such file, or it is no text."""
+    presets = {p.name.removesuffix(".yaml"): p for p in (resources.files("job") / "presets").iterdir()}
+    if path in presets and not os.path.exists(path):
+        return presets[path].read_text()
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(LONGEST_FILE + 1)
+    except OSError as error:
+        names = ", ".join(sorted(presets))
+        raise RunError(f"--config {path}: {error.strerror or error}; expected a YAML file, or a preset ({names})") from None
+    except ValueError as error:
+        raise RunError(f"--config {path}: not YAML: {error}") from None
+    if len(text) > LONGEST_FILE:
+        raise RunError(f"--config {path}: more than {LONGEST_FILE} characters: expected options such as `lr: 0.03`")
+    return text
+
+
+def pairs(node: yaml.Node | None, path: str) -> Iterator[tuple[str, yaml.Node]]:
+    """Yield the keys and values of a file's YAML. RunError: it is no mapping of keys to values or lists of values.
+
+    What has no list within a list stays small, whatever its anchors and aliases multiply.
+    """
+    if node is None or node.tag == "tag:yaml.org,2002:null":
+        return
+    if not isinstance(node, yaml.MappingNode):
+        raise RunError(f"--config {path}: expected a mapping such as `lr: 0.03`, not a {node.id}")  # type: ignore[attr-defined]
+    for key, value in node.value:
+        parts = value.value if isinstance(value, yaml.SequenceNode) else [value]
+        if not all(isinstance(part, yaml.ScalarNode) for part in [key, *parts]):
+            shown = key.value if isinstance(key, yaml.ScalarNode) else f"a {key.id}"
+            raise RunError(f"{path}: {shown}: expected one value, or a list of values, as in `lr: 0.03`")
+        yield key.value, value
 
 
 class Parser(argparse.ArgumentParser):

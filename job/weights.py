@@ -1,28 +1,18 @@
-"""Other people's checkpoint files: what is in them, and whether it is the network that is needed."""
+"""Other people's checkpoints: what is in them, and whether it is the network that is needed."""
 
 import functools
-import hashlib
 import itertools
-import os
 import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
 
 from job.errors import RunError
-from job.run import checkpoint
 from job.run.travels import travels
+from job.weight_file import read_content
 from moco.encoder import ARCHS, build_resnet
-
-# Beginnings of the md5 sums of MoCo's released files.
-RELEASED = {
-    "moco_v1_200ep_pretrain.pth.tar": "b251726a",
-    "moco_v2_200ep_pretrain.pth.tar": "59fd9945",
-    "moco_v2_800ep_pretrain.pth.tar": "a04e12f8",
-}
 
 
 class Layout(NamedTuple):
@@ -85,7 +75,6 @@ def read_backbone(path: str, arch: str = "", arch_flag: str = "--teacher-arch") 
     arch_flag: the option that names it, for messages.
     RunError: a file that is not whole, not what its name promises, or does not fit to the last tensor.
     """
-    check_released(path)
     content = read_content(path)
     state = find_state(path, content)
     layout, body = find_body(path, state)
@@ -106,41 +95,6 @@ def read_backbone(path: str, arch: str = "", arch_flag: str = "--teacher-arch") 
         f"dropped: {list_dropped(state, body, layout.prefix)} (head: {head})"
     )
     return Backbone(arch, stem, taken, report, head, describe_run(content))
-
-
-def check_released(path: str) -> None:
-    """RunError: a file that has the name of a released one, but another md5."""
-    expected = RELEASED.get(os.path.basename(path))
-    if not expected or not os.path.isfile(path):
-        return
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "md5").hexdigest()
-    if not found.startswith(expected):
-        raise RunError(
-            f"{path} has md5 {found[:8]}..., the released file {expected}...: download it again, or rename it if it is another"
-        )
-
-
-def read_content(path: str) -> dict:
-    """Return what a file holds, of torch's format or safetensors'. RunError: not whole."""
-    if not is_safetensors(path):
-        return checkpoint.load(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
-            return {"state_dict": tensors, "arch": (file.metadata() or {}).get("arch")}
-    except Exception as error:
-        raise RunError(f"{path} is not a whole safetensors file ({error}): use another one") from None
-
-
-def is_safetensors(path: str) -> bool:
-    """Whether a file begins as safetensors' do: the length of a header in 8 bytes, at most 100 MB, and its brace."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(9)
-    except OSError:
-        return False  # checkpoint.load tells why
-    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= 100_000_000
 
 
 def find_state(path: str, content: dict) -> dict:
@@ -193,7 +147,12 @@ def compare(body: dict, layout: Layout, arch: str, stem: str) -> list[str]:
         for key, value in body.items()
         if key in expected and not value.is_floating_point() and not key.endswith(counters)
     ]
-    return misshapen + missing + surplus + integers
+    sparse = [
+        f"{key} is {'without values' if value.is_meta else value.layout}, expected a dense tensor"
+        for key, value in body.items()
+        if value.is_meta or value.layout != torch.strided
+    ]
+    return misshapen + missing + surplus + integers + sparse
 
 
 def nearest_arch(body: dict, layout: Layout, stem: str) -> str:

@@ -223,14 +223,14 @@ def test_a_file_of_no_options_changes_none(write, text):
         ("lr: fast", "lr", "fast", "a number"),
         ("lr: true", "lr", "True", "a number"),
         ("lr: [0.1]", "lr", "0.1", "a number"),
-        ("lr: {a: 1}", "lr", "'a': 1", "a number"),
+        ("lr: {a: 1}", "lr", "", "one value"),
         ("lr:", "lr", "None", "a number"),
         ("lr: 2020-01-01", "lr", "2020", "a number"),
         ("lr: -0.1", "lr", "-0.1", "at least 0"),
         ("lr: .nan", "lr", "nan", "finite"),
         ("lr: .inf", "lr", "inf", "finite"),
         ("lr: nan", "lr", "nan", "finite"),
-        ("lr: 1e999", "lr", "inf", "finite"),
+        ("lr: 1e999", "lr", "1e999", "finite"),
         ("epochs: 1.5", "epochs", "1.5", "a whole number"),
         ("epochs: 1e2", "epochs", "1e2", "a whole number"),
         ("epochs: true", "epochs", "True", "a whole number"),
@@ -289,7 +289,7 @@ def test_a_value_that_python_itself_cannot_make_is_one_line(write, text):
         ("lr:\t[", "not YAML"),
         ("lr: [", "not YAML"),
         ("lr: 1\n---\nlr: 2", "not YAML"),
-        ("[1]: 2", "not YAML"),
+        ("[1]: 2", "one value"),
         ("lr: !!python/object/apply:os.getcwd []", "not YAML"),
         ("lr: 1\x07", "not YAML"),
         (b"out: caf\xe9", "not YAML"),
@@ -334,6 +334,35 @@ def test_a_file_cannot_name_files_and_is_not_told_to(write):
     message = refused("DIR", "--config", write("config: other.yaml\n"))
     assert "'config'" in message
     assert "did you mean config" not in message
+
+
+@pytest.mark.parametrize("second", ["lr: 0.2", "'lr': 0.1", "weight-decay: 0"])
+def test_a_key_that_stands_there_twice_is_refused(write, second):
+    message = refused("DIR", "--config", write(f"lr: 0.1\nweight_decay: 0\n{second}\n"))
+    assert "twice" in message
+
+
+def test_anchors_stand_for_values_and_for_lists_of_them(write):
+    config = read_config(["DIR", "--config", write("lr: &x 2\nepochs: *x\nschedule: &y [*x, 3]\nmgd_stages: *y\n")])
+    assert (config.lr, config.epochs, config.schedule, config.mgd_stages) == (2.0, 2, [2, 3], [2, 3])
+
+
+@pytest.mark.parametrize("text", ["schedule: [[1]]", "schedule: &a [*a]", "lr: &a {<<: *a}", "a: &a [1]\nschedule: [*a, *a]"])
+def test_lists_in_lists_are_refused(write, text):
+    """So nothing grows: aliases of aliases could stand for more than any memory holds."""
+    assert refused("DIR", "--config", write(text))
+
+
+@pytest.mark.parametrize("text", ["lr: " + "[" * 60_000, "[" * 60_000, "# " + "x" * 2**16], ids=["brackets", "more", "long"])
+def test_a_file_of_any_content_is_a_short_line(write, text):
+    assert len(refused("DIR", "--config", write(text))) <= 1010
+
+
+def test_a_schedule_beside_cos_is_refused_only_where_the_command_line_asks_for_it(write):
+    path = write("cos: true\nschedule: [1]\n")
+    assert read_config(["DIR", "--config", path]).cos
+    assert "--no-cos" in refused("DIR", "--config", path, "--schedule", 2)
+    assert read_config(["DIR", "--config", path, "--schedule", "2", "--no-cos"]).schedule == [2]
 
 
 @pytest.mark.parametrize(
@@ -381,7 +410,7 @@ def test_a_wrong_command_line_is_one_line(line, parts):
     [
         "--data DIR",
         "--data DIR --config imagenet --teacher t.pth.tar --out runs/a --resume auto",
-        "--data DIR --config small --schedule 1 2 --mgd-stages 2 4 --refresh-epochs 0,5 --save-every 7steps --lr 1e-5",
+        "--data DIR --config small --no-cos --schedule 1 2 --mgd-stages 2 4 --refresh-epochs 0,5 --save-every 7steps --lr 1e-5",
         "--data caf\udce9 --no-mlp --seed 9223372036854775807 --loss-factor 1e300",
     ],
 )

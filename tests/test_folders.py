@@ -5,6 +5,7 @@ import pickle
 import pytest
 from PIL import Image
 
+from job.data import folders
 from job.data.folders import ImageFolder, TrainingOrder, every_nth_batch, scan, scan_validation
 from job.errors import RunError
 
@@ -139,6 +140,43 @@ def test_links_are_followed_to_classes_and_images(tmp_path):
     images = scan(str(tmp_path), "train")
     assert found_in(images) == [("cats/1.png", 0), ("dogs/1.png", 1), ("dogs/2.png", 1)]
     assert all(images.read(index)[2] == [] for index in range(3))
+
+
+def test_links_below_a_class_are_followed_but_not_in_a_loop(tmp_path):
+    fill(tmp_path / "store", "1.png")
+    fill(tmp_path / "train", "a/1.png", "a/deep/2.png", "b/3.png")
+    for link, target in {
+        "a/store": tmp_path / "store",
+        "a/again": tmp_path / "store",
+        "a/up": "..",
+        "a/deep/b": "../../b",
+    }.items():
+        (tmp_path / "train" / link).symlink_to(target)
+    (tmp_path / "train" / "b" / "a").symlink_to("../a/deep")
+    (tmp_path / "train" / "b" / "self").symlink_to("self")
+    names = [name for name, _ in found_in(scan(str(tmp_path), "train"))]
+    assert names == ["a/1.png", "a/again/1.png", "a/deep/2.png", "a/deep/b/3.png", "b/3.png", "b/a/2.png"]
+
+
+@pytest.mark.parametrize("target", ["nowhere", ".", "..", "c", "../train"])
+def test_a_class_that_is_a_link_to_nowhere_or_back_is_refused(tmp_path, target):
+    fill(tmp_path / "train", "a/1.png")
+    (tmp_path / "train" / "c").symlink_to(target)
+    message = refused(scan, str(tmp_path), "train")
+    assert f"{tmp_path}/train/c is a link to {target}" in message
+    assert "remove it" in message
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "long"])
+def test_what_is_no_image_s_file_is_not_read(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(folders, "LARGEST_FILE", 100)
+    fill(tmp_path, "train/a/1.png", content=bytes(101 if kind == "long" else 1))
+    images = scan(str(tmp_path), "train")
+    if kind != "long":
+        os.remove(images.path(0))
+        os.mkfifo(images.path(0)) if kind == "pipe" else os.symlink("/dev/zero", images.path(0))
+    with pytest.raises(OSError, match="101 bytes" if kind == "long" else "no regular file"):
+        images.content(0)
 
 
 @pytest.mark.parametrize("made", ["missing", "a file", "empty", "no train", "train is a file"])

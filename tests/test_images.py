@@ -1,10 +1,12 @@
 import io
+import math
 import os
 import pickle
 
+import cv2
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image, ImageFile, features
 
 from job.data import images as module
 from job.data.folders import scan
@@ -249,3 +251,60 @@ def test_a_digest_is_of_the_names_and_of_their_order(with_broken, tmp_path):
     assert [scan(str(tmp_path), "train").digest(0, epoch, 1) for epoch in range(50)] == known
     os.rename(images.path(1), f"{tmp_path}/train/a/11.png")
     assert scan(str(tmp_path), "train").digest(0, 0, 1) not in known
+
+
+def large(mode, sides):
+    """A picture of a mode that is larger than a strip."""
+    pixels = cv2.resize(photo(1, 300, 400), sides)
+    image = Image.fromarray(pixels)
+    if mode == "RGBA":
+        image.putalpha(Image.fromarray(cv2.resize(photo(2, 300, 400)[:, :, 0], sides)))
+    return Image.fromarray(pixels[:, :, 0].astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "I;16", "1"])
+def test_strips_make_the_same_of_a_picture_as_the_whole(mode, monkeypatch):
+    content = encoded(large(mode, (431, 307)))
+    whole = read_image(content)
+    monkeypatch.setattr(module, "STRIP", 10_000)  # 23 rows
+    assert np.array_equal(read_image(content), whole)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+@pytest.mark.parametrize("sides", [(431, 307), (2001, 61), (60, 2000)])
+def test_a_picture_of_many_pixels_is_averaged_over_squares(mode, sides, monkeypatch):
+    content = encoded(large(mode, sides))
+    whole = read_image(content).astype(float)
+    monkeypatch.setattr(module, "STRIP", 5000)
+    monkeypatch.setattr(module, "PIXELS", 20_000)
+    small = read_image(content)
+    factor = math.ceil(math.sqrt(sides[0] * sides[1] / 20_000))
+    assert small.shape == (math.ceil(sides[1] / factor), math.ceil(sides[0] / factor), 3)
+    rows, columns = (side // factor for side in sides[::-1])  # whole squares
+    means = whole[: rows * factor, : columns * factor].reshape(rows, factor, columns, factor, 3).mean((1, 3))
+    assert np.abs(means - small[:rows, :columns]).max() <= 1
+
+
+def test_a_jpeg_of_many_pixels_is_decoded_at_a_half(monkeypatch):
+    """That takes a quarter of the memory."""
+    content = encoded(large("RGB", (800, 600)), "JPEG", quality=95)
+    expected = cv2.resize(read_image(content), (400, 300), interpolation=cv2.INTER_AREA).astype(float)
+    monkeypatch.setattr(module, "PIXELS", 120_000)
+    sizes, load = [], ImageFile.ImageFile.load
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: (sizes.append(self.size), load(self))[1])
+    small = read_image(content)
+    assert set(sizes) == {(400, 300)}
+    assert small.shape == (300, 400, 3)
+    assert np.abs(small - expected).mean() < 2
+
+
+def test_grey_of_16_bits_keeps_its_upper_8_in_a_portable_map_too():
+    content = b"P5 4 1 65535\n" + np.array([0, 256, 40000, 65535], dtype=">u2").tobytes()
+    assert read_image(content)[0, :, 0].tolist() == [0, 1, 156, 255]
+
+
+def test_what_needs_another_program_is_not_read():
+    """PIL would run Ghostscript on it, which runs what it says."""
+    assert not {".eps", ".ps", ".h5", ".mpg", ".wmf"} & readable_endings()
+    with pytest.raises(ValueError, match="no image of a known format"):
+        read_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")

@@ -1,14 +1,16 @@
 import functools
 import hashlib
+import os
 
 import pytest
 import torch
 from torch import nn
 from torchvision import models
 
-from job import weights
+from job import weight_file
 from job.errors import RunError
-from job.weights import RELEASED, is_moco, read_backbone
+from job.weight_file import RELEASED
+from job.weights import is_moco, read_backbone
 from moco.encoder import build_resnet
 
 DIM = 16
@@ -192,6 +194,8 @@ MISFITS = [
     ("shape", put(torch.ones(128, 64, 1, 1)), [NAME, "(128, 64, 1, 1)", "(128, 64, 3, 3)"]),
     ("no statistics", lambda tensors: tensors.pop("bn1.running_mean"), ["bn1.running_mean", "is missing"]),
     ("integers", put(torch.ones(128, 64, 3, 3, dtype=torch.int8)), [NAME, "int8"]),
+    ("sparse", put(torch.ones(128, 64, 3, 3).to_sparse()), [NAME, "sparse_coo", "dense"]),
+    ("no values", put(torch.ones(128, 64, 3, 3, device="meta")), [NAME, "without values", "dense"]),
     ("nan", put(NOT_FINITE), [NAME, "not finite"]),
     ("inf", put(torch.full((128, 64, 3, 3), float("inf"))), [NAME, "not finite"]),
 ]
@@ -261,6 +265,26 @@ def test_a_file_that_is_not_whole_is_one_line(write, tmp_path, made):
     refused(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"", "is empty"),
+        (b"<!DOCTYPE html>", "begins with b'<!DOCTYPE html>': download"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\n", "git lfs pull"),
+        (b"\x89PNG\r\n\x1a\n", "no checkpoint"),
+    ],
+)
+def test_a_file_of_another_kind_is_told_by_its_beginning(tmp_path, content, part):
+    (tmp_path / "teacher.pth.tar").write_bytes(content)
+    assert part in refused(str(tmp_path / "teacher.pth.tar"))
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_is_told_at_once(tmp_path, make):
+    make(tmp_path / "teacher")
+    assert "a folder, or no regular file" in refused(str(tmp_path / "teacher"))
+
+
 def test_the_released_sums_are_known():
     assert RELEASED == {
         "moco_v1_200ep_pretrain.pth.tar": "b251726a",
@@ -284,7 +308,7 @@ def test_a_released_name_with_its_own_bytes_is_read(write, monkeypatch):
     name = "moco_v2_200ep_pretrain.pth.tar"
     path = write(moco_content(), name)
     with open(path, "rb") as file:
-        monkeypatch.setitem(weights.RELEASED, name, hashlib.md5(file.read()).hexdigest()[:8])
+        monkeypatch.setitem(weight_file.RELEASED, name, hashlib.md5(file.read()).hexdigest()[:8])
     assert read_backbone(path).arch == "resnet18"
 
 

@@ -1,6 +1,7 @@
 """Image folders: what is in them, how a file is read, and which images a worker takes."""
 
 import os
+import stat
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,6 +11,8 @@ from job.data.images import Images, Names, readable_endings
 from job.data.seeds import permutation
 from job.errors import RunError
 from job.run.travels import travels
+
+LARGEST_FILE = 2**30  # bytes; the largest image that PIL reads has 0.7 GB without any compression
 
 
 @travels
@@ -24,13 +27,23 @@ class ImageFolder(Images):
         return os.path.join(self.root, self.names[index])
 
     def content(self, index: int) -> bytes:
-        """The bytes of an image's file."""
-        with open(self.path(index), "rb") as file:
+        """The bytes of an image's file. OSError: what has its name is none, or too large for one."""
+        with open(self.path(index), "rb", opener=open_at_once) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise OSError("no regular file")
+            if found.st_size > LARGEST_FILE:
+                raise OSError(f"{found.st_size} bytes are too many for an image")
             return file.read()
 
     def order(self, seed: int, epoch: int, total: int) -> np.ndarray:
         """A permutation of all images, int64."""
         return permutation(len(self), seed, "order", epoch=epoch)
+
+
+def open_at_once(path: str, flags: int) -> int:
+    """Open a file; a pipe, too, without waiting for who writes to it."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def scan(data: str, *splits: str, max_bad: int = 0) -> Images:
@@ -46,14 +59,12 @@ def scan(data: str, *splits: str, max_bad: int = 0) -> Images:
     if os.path.exists(os.path.join(root, shards.INDEX)):
         return shards.PackedImages(root, max_bad)
     endings = readable_endings()
-    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    classes = class_names(root)
     paths, labels = [], []
     for label, name in enumerate(classes):
-        for folder, below, files in os.walk(os.path.join(root, name)):
-            below.sort()
-            found = [os.path.join(folder, file) for file in sorted(files) if os.path.splitext(file)[1].lower() in endings]
-            paths += [os.path.relpath(path, root) for path in found]
-            labels += [label] * len(found)
+        found = [path for path in files_below(os.path.join(root, name)) if os.path.splitext(path)[1].lower() in endings]
+        paths += [os.path.relpath(path, root) for path in found]
+        labels += [label] * len(found)
     if not paths:
         kinds = {os.path.splitext(file)[1].lower() for file in os.listdir(root)}
         advice = "expected <class>/* images"
@@ -63,6 +74,48 @@ def scan(data: str, *splits: str, max_bad: int = 0) -> Images:
             advice = f"its tar files have no index: python -m job.pack --index {data}"
         raise RunError(f"no images in the class folders of {root}: {advice}")
     return ImageFolder(root, classes, paths, labels, max_bad)
+
+
+def class_names(root: str) -> list[str]:
+    """Return the names of the folders in `root`, sorted. RunError: it cannot be read, or a link in it is no folder's."""
+    try:
+        entries = list(os.scandir(root))
+    except OSError as error:
+        refuse(error)
+    for entry in entries:
+        if entry.is_symlink() and (not os.path.exists(entry.path) or leads_back(entry.path, root)):
+            where = os.readlink(entry.path)
+            raise RunError(f"{entry.path} is a link to {where}, which leads nowhere or back: mend it, or remove it")
+    return sorted(entry.name for entry in entries if entry.is_dir())
+
+
+def files_below(top: str) -> Iterator[str]:
+    """Yield the paths of all files below a folder. RunError: a folder cannot be read.
+
+    Links are followed, but not back to a folder that they lie in, nor twice to the same one: none goes round in a loop.
+    """
+    seen = set()
+    for folder, below, files in os.walk(top, followlinks=True, onerror=refuse):
+        place = os.path.realpath(folder)
+        if place in seen:
+            below.clear()
+            continue
+        seen.add(place)
+        below[:] = sorted(name for name in below if not leads_back(os.path.join(folder, name), folder))
+        yield from (os.path.join(folder, file) for file in sorted(files))
+
+
+def leads_back(path: str, folder: str) -> bool:
+    """Whether what lies in `folder` at `path` is a link to it, or to a folder above it."""
+    if not os.path.islink(path):
+        return False
+    target = os.path.realpath(path)
+    return os.path.commonpath([target, os.path.realpath(folder)]) == target
+
+
+def refuse(error: OSError) -> None:
+    """RunError: a folder cannot be read."""
+    raise RunError(f"cannot read {error.filename}: {error.strerror}; see to its permissions, or move it away")
 
 
 def scan_validation(data: str, train: Images) -> Images:

@@ -2,14 +2,24 @@
 
 import hashlib
 import io
+import math
 import os
+import warnings
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from job.run.travels import travels
 
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, Image.DecompressionBombError)
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, MemoryError, Image.DecompressionBombError)
+PIXELS = 2**24  # larger images are made smaller as they are read, by a whole factor: no view needs so many
+STRIP = 2**20  # pixels; larger images become RGB so many at a time, as each step of that takes a copy
+# PIL knows these by their first bytes alone: what they show needs another program, and of EPS that runs what the file says.
+NOT_DRAWN = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+Image.init()
+FORMATS = [kind for kind in Image.ID if kind not in NOT_DRAWN]
+# PIL warns of what it finds odd, each loader process anew; what cannot be decoded is an error, of which the run tells once.
+warnings.filterwarnings("ignore", module="PIL")
 
 
 @travels
@@ -77,27 +87,57 @@ class Images:
             try:
                 return read_image(self.content(place)), int(self.labels[place]), bad
             except UNREADABLE as error:
-                bad.append(f"{self.path(place)}: {error}")
+                bad.append(f"{one_line(self.path(place))}: {one_line(getattr(error, 'strerror', None) or str(error))}")
         return np.zeros((32, 32, 3), dtype=np.uint8), int(self.labels[index]), bad
+
+
+def one_line(text: str) -> str:
+    """`text` with what would break a line written out, as a file's name may have it."""
+    return "".join(sign if sign >= " " else repr(sign)[1:-1] for sign in text)
 
 
 def readable_endings() -> set[str]:
     """The file endings of the formats that PIL can read."""
-    return {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    return {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
 
 
 def read_image(content: bytes) -> np.ndarray:
     """Return an image of any format and mode as RGB, (H, W, 3) uint8: what is transparent shows white, 16-bit grey keeps
-    its upper 8 bits. One of UNREADABLE: it cannot be decoded.
+    its upper 8 bits, of an animation the first picture is taken.
+
+    One of more than PIXELS is averaged over squares. The memory taken is PIL's 4 bytes a pixel and little more; PIL itself
+    refuses images of more than 179 megapixels. What is raised is one of UNREADABLE.
     """
     try:
-        image: Image.Image = Image.open(io.BytesIO(content))
+        image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:  # PIL names the buffer's address: an undecodable file must read the same each time
         raise ValueError("no image of a known format") from None
     with image:
-        if image.mode.startswith("I;16"):
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+        factor = shrinking(image)
+        image.draft(None, (image.width // factor, image.height // factor))  # a JPEG can be decoded at a half and less
+        image.load()  # of some formats this tells mode and size
+        deep = image.mode.startswith("I;16") or (image.format, image.mode) == ("PPM", "I")
+        if image.width * image.height <= STRIP:
+            return np.array(on_white(image, deep))
+        factor = shrinking(image)
+        rows = max(1, STRIP // image.width // factor) * factor
+        small = np.empty((-(-image.height // factor), -(-image.width // factor), 3), dtype=np.uint8)
+        for top in range(0, image.height, rows):
+            strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+            small[top // factor : (top + rows) // factor] = np.asarray(on_white(strip, deep).reduce(factor))
+    return small
+
+
+def shrinking(image: Image.Image) -> int:
+    """By what factor the sides of an image are to become smaller."""
+    return max(1, math.ceil(math.sqrt(image.width * image.height / PIXELS)))
+
+
+def on_white(image: Image.Image, deep: bool) -> Image.Image:
+    """Return an image as RGB, on white where it is transparent; deep: it is grey of 16 bits, whatever PIL's mode."""
+    if deep:
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -186,7 +186,7 @@ def reported_errors() -> Iterator[None]:
             time.sleep(2)
             sys.exit(error.code)
         if rank:
-            time.sleep(5)  # by then rank 0 has spoken, if it has the error too, and all have been ended
+            time.sleep(15)  # by then rank 0 has spoken, if it has the error too, and all have been ended, however busy they are
         print(f"error: {own if rank else ''}{error}", file=sys.stderr, flush=True)
         sys.exit(error.code)
     except hvd.mpi_ops.HorovodInternalError as error:

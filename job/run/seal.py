@@ -5,6 +5,7 @@ its directory. By hand: `head -c -71 FILE | sha256sum` gives what `tail -c 64 FI
 """
 
 import hashlib
+import io
 import os
 import zipfile
 from typing import BinaryIO
@@ -18,7 +19,7 @@ START = b"PK\x03\x04"  # of a zip archive, as torch tells its files
 RECORD, RECORD_SIZE = b"PK\x05\x06", 22
 
 
-def seal(file: BinaryIO) -> None:
+def seal(file: io.BufferedRandom) -> None:
     """Add its checksum to what torch.save has just written to `file`, which is open for reading as well."""
     file.seek(-2, os.SEEK_END)
     file.write(SIZE.to_bytes(2, "little"))  # the comment's length ends the archive's last record

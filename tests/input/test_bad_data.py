@@ -1,0 +1,269 @@
+"""Folders of data: pictures of every kind that work, files that are none, links, permissions, and names."""
+
+import io
+import os
+import shutil
+import socket
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from cases import LINEAR, SMALL, Case, check, fill
+from job.data.folders import scan
+
+pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest has filters of its own
+
+RED, GREEN, WHITE, PINK = (255, 0, 0), (0, 255, 0), (255, 255, 255), (255, 127, 127)
+
+
+def encoded(image, form="PNG", **options):
+    """An image's bytes in a file format."""
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def plain(mode, colour, size=(40, 36)):
+    """An image of one colour."""
+    return Image.new(mode, size, colour)
+
+
+def palette(**options):
+    image = plain("P", 0)
+    image.putpalette([*RED, *GREEN])
+    return encoded(image, **options)
+
+
+def animated(form):
+    """Three pictures, of which the first is red."""
+    first, *others = (plain("RGB", colour) for colour in (RED, GREEN, WHITE))
+    return encoded(first, form, save_all=True, append_images=others, **({"lossless": True} if form == "WEBP" else {}))
+
+
+def deep(channels):
+    """A PNG of 16 bits a channel: red, or grey of a half."""
+    pixels = np.full((36, 40, channels), 0x80FF, dtype=np.uint16)
+    if channels > 1:
+        pixels[:] = [0, 0, 65535, 65535][:channels]  # blue, green, red
+    return cv2.imencode(".png", pixels)[1].tobytes()
+
+
+def png(width, height, row=None, rows=0):
+    """The bytes of an RGBA PNG of any size; of its rows, all alike, so many are there."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    packer = zlib.compressobj(1)
+    content = b"".join(packer.compress(b"\0" + row) for _ in range(rows)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
+
+
+# Files by name, and the colour that shows.
+PICTURES = {
+    "grey.png": (lambda: encoded(plain("L", 100)), (100, 100, 100)),
+    "one bit.png": (lambda: encoded(plain("1", 1)), WHITE),
+    "16 bits grey.png": (lambda: deep(1), (128, 128, 128)),
+    "16 bits.png": (lambda: deep(3), RED),
+    "16 bits with alpha.png": (lambda: deep(4), RED),
+    "16 bits.pgm": (lambda: b"P5 40 36 65535\n" + b"\x80\xff" * 1440, (128, 128, 128)),
+    "16 bits.tif": (lambda: encoded(Image.fromarray(np.full((36, 40), 0x80FF, np.uint16)), "TIFF"), (128, 128, 128)),
+    "inks.jpg": (lambda: encoded(plain("CMYK", (0, 255, 255, 0)), "JPEG", quality=100), RED),
+    "inks.tif": (lambda: encoded(plain("CMYK", (0, 255, 255, 0)), "TIFF"), RED),
+    "palette.png": (palette, RED),
+    "palette with a hole.png": (lambda: palette(transparency=0), WHITE),
+    "palette half through.png": (lambda: palette(transparency=b"\x80"), PINK),
+    "palette.gif": (lambda: palette(form="GIF"), RED),
+    "half through.png": (lambda: encoded(plain("RGBA", (255, 0, 0, 128))), PINK),
+    "all through.png": (lambda: encoded(plain("RGBA", (255, 0, 0, 0))), WHITE),
+    "grey with alpha.png": (lambda: encoded(plain("LA", (0, 0))), WHITE),
+    "animated.gif": (lambda: animated("GIF"), RED),
+    "animated.webp": (lambda: animated("WEBP"), RED),
+    "animated.png": (lambda: animated("PNG"), RED),
+    "3x2.png": (lambda: encoded(plain("RGB", RED, (3, 2))), RED),
+    "one pixel.png": (lambda: encoded(plain("RGB", RED, (1, 1))), RED),
+    "a strip.png": (lambda: encoded(plain("RGB", RED, (3000, 1))), RED),
+    "a png.jpg": (lambda: encoded(plain("RGB", RED)), RED),
+    "a jpeg.png": (lambda: encoded(plain("RGB", RED), "JPEG", quality=100), RED),
+    "A GIF.TIFF": (lambda: animated("GIF"), RED),
+    "25 megapixels.jpg": (lambda: encoded(plain("RGB", RED, (5000, 5000)), "JPEG", quality=100), RED),
+    "168 megapixels.png": (lambda: png(10500, 16000, bytes([255, 0, 0, 128]) * 10500, 16000), PINK),
+    "größe \udcff\n.png": (lambda: encoded(plain("RGB", RED)), RED),
+}
+
+
+def noise(form="PNG"):
+    return encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)), form)
+
+
+def written(content):
+    """What writes bytes to a file."""
+
+    def write(path):
+        with open(path, "wb") as file:
+            file.write(content())
+
+    return write
+
+
+def long_file(path):
+    with open(path, "wb") as file:
+        file.truncate(2**40)
+
+
+# Files by name: what makes them, and a part of what is said.
+BROKEN = {
+    "empty.png": (written(lambda: b""), "no image"),
+    "cut.png": (written(lambda: noise()[:3000]), "truncated"),
+    "cut.jpg": (written(lambda: noise("JPEG")[:1000]), "truncated"),
+    "cut.gif": (written(lambda: noise("GIF")[:1000]), ""),
+    "cut.webp": (written(lambda: noise("WEBP")[:1000]), ""),
+    "header alone.png": (written(lambda: noise()[:20]), ""),
+    "damaged.png": (written(lambda: noise()[:2000] + b"\xff" * 99 + noise()[2099:]), ""),
+    "text.png": (written(lambda: b"no picture"), "no image of a known format"),
+    "web page.jpg": (written(lambda: b"<!DOCTYPE html><html></html>"), "no image of a known format"),
+    "program.png": (written(lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n{} loop\n"), "no image of a known format"),
+    "623 megapixels.png": (written(lambda: png(20990, 29700)), "623403000 pixels"),
+    "no pixels.png": (written(lambda: png(0, 5)), ""),
+    "a terabyte.png": (long_file, "too many for an image"),
+    "pipe.png": (os.mkfifo, "no regular file"),
+    "socket.png": (lambda path: socket.socket(socket.AF_UNIX).bind(os.path.relpath(path)), ""),
+    "device.png": (lambda path: os.symlink("/dev/zero", path), "no regular file"),
+    "loop.png": (lambda path: os.symlink(path, path), "symbolic links"),
+    "nowhere.png": (lambda path: os.symlink("nowhere", path), "No such file"),
+    "no one's.png": (lambda path: os.close(os.open(path, os.O_CREAT, 0)), "Permission denied"),
+    "sch\udcf6n\n.png": (written(lambda: b"no picture"), "sch\\udcf6n\\n.png"),
+}
+
+
+def make_trees(folder, good):
+    """Folders of data that are laid out in ways of their own, by name."""
+    for name in ("linked", "round", "class-loops", "class-nowhere", "forbidden", "val-differs", "no-val"):
+        shutil.copytree(good, folder / name)
+    shutil.rmtree(folder / "linked" / "train" / "a")
+    (folder / "linked" / "train" / "a").symlink_to(good / "train" / "a")
+    (folder / "linked" / "train" / "b" / "below").symlink_to(good / "train" / "a")
+    (folder / "round" / "train" / "a" / "up").symlink_to("../..")
+    (folder / "round" / "train" / "a" / "over").symlink_to("../b")
+    (folder / "round" / "train" / "b" / "over").symlink_to("../a")
+    (folder / "round" / "train" / "b" / "self").symlink_to("self")
+    (folder / "class-loops" / "train" / "c").symlink_to(".")
+    (folder / "class-nowhere" / "train" / "c").symlink_to("/mnt/nowhere")
+    (folder / "forbidden" / "train" / "a" / "below").mkdir(0)
+    (folder / "val-differs" / "val" / "b").rename(folder / "val-differs" / "val" / "c")
+    shutil.rmtree(folder / "no-val" / "val")
+    fill(folder / "loose" / "train", 4)
+    (folder / "empty" / "train" / "a").mkdir(parents=True)
+    (folder / "file" / "train").parent.mkdir()
+    (folder / "file" / "train").touch()
+    (folder / "all-bad" / "train" / "a").mkdir(parents=True)
+    for number in range(8):
+        (folder / "all-bad" / "train" / "a" / f"{number}.png").touch()
+
+
+@pytest.fixture(scope="module")
+def places(good, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    make_trees(folder, good)
+    (folder / "pictures" / "train" / "all").mkdir(parents=True)
+    for name, (content, _) in PICTURES.items():
+        written(content)(folder / "pictures" / "train" / "all" / name)
+    for number, (name, (make, _)) in enumerate(BROKEN.items()):
+        shutil.copytree(good, folder / f"broken{number}")
+        make(folder / f"broken{number}" / "train" / "a" / name)
+    return {"good": good, "folder": folder}
+
+
+def train(name, data, *parts, options="", program="job.train", **more):
+    """A case of a data folder."""
+    small = SMALL if program == "job.train" else LINEAR
+    return Case(name, [f"{{folder}}/{data}", *small, *options.split()], parts, program, **more)
+
+
+CASES = [
+    train("a class that leads back", "class-loops", "train/c", "leads nowhere or back", "remove it"),
+    train("a class that leads nowhere", "class-nowhere", "train/c", "/mnt/nowhere", "leads nowhere or back"),
+    train("a folder that is not to be read", "forbidden", "train/a/below", "Permission denied", unprivileged=True),
+    train("images in no class", "loose", "loose/train", "no class folder", "all/"),
+    train("no images", "empty", "empty/train", "<class>/*"),
+    train("a file for a folder", "file", "file", "train/<class>/*"),
+    train("other classes", "val-differs", "train", "val", "b, c", program="job.linear"),
+    train("other classes for k-NN", "val-differs", "train", "val", "b, c", options="--knn-every 1"),
+    train("no validation images", "no-val", "val or valid", program="job.linear"),
+    train("no validation images for k-NN", "no-val", "val or valid", options="--knn-every 1"),
+]
+# Name of a folder: how many images it has.
+LINKS = {"linked": 4 + 4 + 4, "round": 8 + 8}
+LINKED = [train(name, name) for name in LINKS]
+# Of each folder's nine images all are seen.
+WORK = [train(name, f"broken{n}", options="--batch-size 9", unprivileged=True) for n, name in enumerate(BROKEN)]
+FAIL = [Case(f"{case.name} at the limit", [*case.argv, "--max-bad-images", "0"], unprivileged=True) for case in WORK]
+PICTURE_RUN = Case("pictures", ["{folder}/pictures", *SMALL, "--batch-size", str(len(PICTURES))])
+ALL_BAD = train("nothing but bad images", "all-bad")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_folder(case, outcomes, places):
+    check(case, outcomes, places)
+
+
+@pytest.mark.parametrize("case", LINKED, ids=lambda case: case.name)
+def test_links_to_folders_are_followed_but_not_in_circles(case, outcomes):
+    outcome, _ = outcomes[case.name]
+    outcome.worked()
+    assert f"{LINKS[case.name]} images, " in outcome["said"]
+
+
+@pytest.mark.parametrize("case", [PICTURE_RUN], ids=lambda case: case.name)
+def test_pictures_of_every_kind_are_trained_from_in_bounded_memory(case, outcomes):
+    outcome, _ = outcomes[case.name]
+    outcome.worked()
+    assert "cannot decode" not in outcome["said"]
+    assert outcome["peak"] < 1500  # MB; PIL's own 4 bytes a pixel are 672 of them, Python and torch 570
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_shows_its_colour(name, places):
+    images = scan(str(places["folder"] / "pictures"), "train")
+    [index] = [index for index in range(len(images)) if images.names[index] == f"all/{name}"]
+    pixels, _, bad = images.read(index)
+    assert not bad
+    assert pixels.dtype == np.uint8 and pixels.shape[2] == 3 and pixels.size <= 3 * 2**24
+    assert np.abs(pixels.astype(int) - PICTURES[name][1]).max() <= 2
+
+
+@pytest.mark.parametrize("case", WORK, ids=lambda case: case.name)
+def test_a_file_that_is_no_picture_is_named_once_and_passed_over(case, outcomes):
+    outcome, folder = outcomes[case.name]
+    outcome.worked()
+    lines = [line for line in outcome["said"].splitlines() if "cannot decode" in line]
+    assert len(lines) == 1, outcome
+    assert BROKEN[case.name][1] in lines[0] and printable(case.name) in lines[0]
+    assert (folder / "runs" / "resnet18" / "last.pth.tar").is_file()
+
+
+@pytest.mark.parametrize("case", FAIL, ids=lambda case: case.name)
+def test_a_file_that_is_no_picture_ends_a_run_that_allows_none(case, outcomes):
+    outcome, folder = outcomes[case.name]
+    outcome.refused(
+        "1 of 9 images cannot be decoded", "--max-bad-images is 0", printable(case.name.removesuffix(" at the limit"))
+    )
+    # What it had begun: the log that tells, and options that are whole; nothing to go on from.
+    run = folder / "runs" / "resnet18"
+    assert sorted(os.listdir(run)) == ["config.yaml", "log.txt", "metrics.jsonl"]
+    assert "--max-bad-images is 0" in (run / "log.txt").read_text().splitlines()[-1]
+
+
+@pytest.mark.parametrize("case", [ALL_BAD], ids=lambda case: case.name)
+def test_a_folder_of_bad_images_alone_ends_the_run(case, outcomes):
+    outcomes[case.name][0].refused("8 of 8 images cannot be decoded", "all-bad/train/a/0.png")
+
+
+def printable(name):
+    """A file's name as a line shows it."""
+    return name.replace("\n", "\\n").encode(errors="backslashreplace").decode()

@@ -1,0 +1,115 @@
+"""Every option of every program with a wrong type, out of range and in conflict."""
+
+import dataclasses
+
+import pytest
+
+from cases import LINEAR, SMALL, Case, check
+from job.config import Config, LinearConfig
+from job.options import flag
+from job.pack import Options
+
+PROGRAMS = {"job.train": Config, "job.linear": LinearConfig, "job.pack": Options}
+WRONG = {
+    int: ["many", "1.5", "", "9" * 5000],
+    float: ["fast", "", "nan", "1e999"],
+    str: ["nosuch"],
+    bool: ["1"],
+    list[int]: ["x"],
+}
+
+
+def wrong_values(f):
+    """Values that an option does not take, by what it is declared as: other types, and what lies beyond its bounds."""
+    meta = f.metadata
+    values = list(WRONG[f.type]) if f.type is not str or meta["choices"] or meta["parse"] else []
+    for bound, outside in (("at_least", -1), ("above", 0), ("below", 0), ("at_most", 1)):
+        if meta[bound] is not None:
+            values.append(str(meta[bound] + outside))
+    return [value for value in values if value not in (meta["choices"] or ())]
+
+
+GENERATED = [
+    Case(
+        f"{program} {flag(f.name)} {value[:9]!r}",
+        ["{good}", *(["OUT"] if program == "job.pack" else []), f"{flag(f.name)}={value}"],
+        (flag(f.name), value[:20].strip("-") or "''", "expect" if f.type is not bool else "argument"),
+        program,
+    )
+    for program, kind in PROGRAMS.items()
+    for f in dataclasses.fields(kind)
+    if f.name != "config"
+    for value in wrong_values(f)
+]
+
+
+def train(name, options, *parts):
+    """A case of job.train."""
+    return Case(name, ["{good}", *SMALL, *options.split()], parts)
+
+
+def linear(name, options, *parts):
+    """A case of job.linear."""
+    return Case(name, ["{good}", *LINEAR, *options.split()], parts, "job.linear")
+
+
+def other(program, line, *parts):
+    """A case of another program."""
+    return Case(f"{program} {line}", line.split(), parts, program)
+
+
+CONFLICTS = [
+    Case("no data", [], ("no data", "train/<class>/*", "digits")),
+    Case("no such folder", ["{good}/nowhere", *SMALL], ("{good}/nowhere", "train/<class>/*")),
+    train("two folders", "--data elsewhere", "{good}", "elsewhere", "give one"),
+    train("an unknown option", "--tempreature 1", "--tempreature", "--help"),
+    train("an abbreviated option", "--mom 0.9", "--mom"),
+    train("an option without its value", "--lr", "--lr", "argument"),
+    train("a retired option", "--dist-url tcp://x", "--dist-url", "horovodrun -np"),
+    train("schedule and cos", "--schedule 3 --cos", "--schedule", "--cos", "--no-cos"),
+    train("a batch that has no parts", "--accumulate 3", "--accumulate 3", "4 images", "divisor"),
+    train("parts of one image", "--accumulate 4", "--batch-size 4", "4 parts", "choose 8"),
+    train("a batch of one image", "--batch-size 1", "--batch-size 1", "batch norm", "choose 2"),
+    train("a batch beyond the images", "--batch-size 10", "8 images", "--batch-size 10", "smaller"),
+    train("a teacher that is not there", "--teacher nowhere", "nowhere", "no such file"),
+    train("a checkpoint that is not there", "--resume nowhere", "nowhere", "no such file"),
+    train("a folder to resume", "--resume {good}", "{good}", "expected a checkpoint"),
+    train("an unwritable folder", "--out /proc/run", "/proc/run", "--out"),
+    train("a file for a folder", "--out {good}/train/a/good0.png", "good0.png", "--out"),
+    train("a preset that is not there", "--config imagent", "imagent", "imagenet, small"),
+    linear("evaluate what", "--evaluate", "--evaluate", "--resume"),
+    linear("knn and evaluate", "--knn --evaluate --resume auto", "--knn", "--evaluate", "leave out"),
+    linear("knn and resume", "--knn --resume some.pth.tar", "--knn", "some.pth.tar", "--pretrained"),
+    linear("schedule and cos, linear", "--schedule 3 --cos", "--schedule", "--cos", "--no-cos"),
+    linear("a small crop", "--image-size 3", "--image-size 3", "8 or more"),
+    linear("a batch beyond the images, linear", "--batch-size 10", "8 images", "--batch-size 10", "smaller"),
+    linear("another program's option", "--moco-k 5", "--moco-k"),
+    linear("features that are not there", "--pretrained nowhere", "nowhere", "no such file"),
+    other("job.export", "", "CHECKPOINT"),
+    other("job.export", "nowhere OUT.pth", "nowhere", "no such file"),
+    other("job.export", "{good} OUT.pth", "{good}", "expected a checkpoint"),
+    other("job.export", "{good}/train/a/good0.png OUT", "OUT", ".onnx", "--format"),
+    other("job.export", "{good}/train/a/good0.png OUT.pth", "good0.png", "no checkpoint", "PNG"),
+    other("job.export", "{good}/train/a/good0.png no/OUT.pth", "no/OUT.pth", "make it first"),
+    other("job.export", "x y --format jpeg", "--format", "jpeg", "onnx"),
+    other("job.export", "x y.pth --arch vgg", "--arch", "vgg", "resnet18"),
+    other("job.export", "x y.onnx --image-size 4", "--image-size", "4", "at least 8"),
+    other("job.pack", "{good}", "OUT"),
+    other("job.pack", "{good} OUT --index", "OUT", "--index"),
+    other("job.pack", "{good}/nowhere OUT", "{good}/nowhere", "train/<class>/*"),
+    other("job.pack", "{good} {good}", "{good}", "name another folder"),
+    other("job.pack", "--index {good}", "no shards in {good}", "*.tar"),
+]
+
+
+def test_no_option_is_forgotten():
+    """But for those that any text fits: names of files, of which the wrong ones are in other tests."""
+    tested = {(case.program, case.argv[-1].split("=")[0]) for case in GENERATED}
+    every = {(program, flag(f.name)) for program, kind in PROGRAMS.items() for f in dataclasses.fields(kind)}
+    free = {name for _, name in every - tested}
+    assert free == {"--data", "--config", "--out", "--teacher", "--pretrained", "--resume"}
+
+
+@pytest.mark.parametrize("case", GENERATED + CONFLICTS, ids=lambda case: case.name)
+def test_an_option(case, outcomes, places):
+    check(case, outcomes, places)

@@ -1,0 +1,185 @@
+"""Files for --teacher, --pretrained and job.export that are another network's, damaged, dangerous, or something else."""
+
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torchvision import models
+
+from cases import LINEAR, SMALL, Case, check
+from moco.encoder import build_resnet
+
+
+class Harm:
+    """What runs a command as it is unpickled."""
+
+    def __reduce__(self):
+        return os.system, ("touch harm",)
+
+
+def plain(net):
+    """A network's state dict, with tensors of one number each: it is stored once, and their files are small."""
+    return {name: torch.full((), 0.02).to(value.dtype).expand(value.shape) for name, value in net.state_dict().items()}
+
+
+def state(arch="resnet18", **options):
+    """The state dict of a network as job.train's, behind MoCo's prefix."""
+    return {f"module.encoder_q.{name}": value for name, value in plain(build_resnet(arch, **options)).items()}
+
+
+def teacher(arch="resnet18", **changes):
+    """The content of a MoCo checkpoint in which some tensors are others, or missing (None)."""
+    changed = {f"module.encoder_q.{name.replace('__', '.')}": value for name, value in changes.items()}
+    return {"arch": arch, "state_dict": {k: v for k, v in (state(arch) | changed).items() if v is not None}}
+
+
+def saved(content, **options):
+    """What writes a content with torch."""
+    return lambda path: torch.save(content(), path, **options)
+
+
+def written(content):
+    """What writes bytes."""
+    return lambda path: path.write_bytes(content)
+
+
+def cut(path):
+    torch.save(teacher(), path)
+    os.truncate(path, os.path.getsize(path) // 2)
+
+
+def flipped(path):
+    torch.save(teacher(), path)
+    with open(path, "r+b") as file:
+        file.seek(os.path.getsize(path) // 2)
+        file.write(b"\xff" * 64)
+
+
+def cut_safetensors(path):
+    save_file(models.resnet18().state_dict(), path)
+    os.truncate(path, os.path.getsize(path) // 2)
+
+
+def nan(*shape):
+    value = torch.zeros(shape)
+    value.view(-1)[-1] = float("nan")
+    return value
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 46838023\n"
+# Files by name: what makes them, and parts of the line; without any the file works.
+FILES = {
+    "another head.pth": (saved(lambda: {"state_dict": state(dim=1000, mlp=True)}),),
+    "torchvision.pth": (saved(lambda: plain(models.resnet18(num_classes=7))),),
+    "half precision.pth": (saved(lambda: {k: v.half() for k, v in plain(models.resnet18()).items()}),),
+    "old torch.pth": (saved(teacher, _use_new_zipfile_serialization=False),),
+    "no residual network.pth": (saved(lambda: models.squeezenet1_1().state_dict()), "holds no ResNet", "features.0.weight"),
+    "transformer.pth": (saved(lambda: nn.TransformerEncoderLayer(8, 2).state_dict()), "holds no ResNet", "self_attn"),
+    "another than it says.pth": (saved(lambda: teacher() | {"arch": "resnet50"}), "does not fit resnet50", "--teacher-arch"),
+    "another width.pth": (
+        saved(lambda: teacher(layer1__0__conv1__weight=torch.zeros(32, 64, 3, 3))),
+        "layer1.0.conv1.weight is (32, 64, 3, 3)",
+    ),
+    "a layer less.pth": (saved(lambda: teacher(layer4__1__bn2__weight=None)), "layer4.1.bn2.weight is missing"),
+    "a layer more.pth": (saved(lambda: teacher(layer5__0__weight=torch.ones(1))), "layer5.0.weight has no place"),
+    "another stem.pth": (saved(lambda: {"state_dict": state(stem="small")}), "the small stem", "--stem small"),
+    "not a number.pth": (
+        saved(lambda: teacher(layer3__0__conv2__weight=nan(256, 256, 3, 3))),
+        "layer3.0.conv2.weight",
+        "not finite",
+    ),
+    "infinite.pth": (saved(lambda: teacher(bn1__running_var=torch.full((64,), torch.inf))), "bn1.running_var", "not finite"),
+    "whole numbers.pth": (saved(lambda: teacher(bn1__weight=torch.ones(64, dtype=torch.int8))), "bn1.weight", "expected floats"),
+    "complex.pth": (saved(lambda: teacher(bn1__weight=torch.ones(64) * 1j)), "bn1.weight", "expected floats"),
+    "sparse.pth": (saved(lambda: teacher(bn1__weight=torch.ones(64).to_sparse())), "bn1.weight", "dense"),
+    "without values.pth": (saved(lambda: teacher(bn1__weight=torch.ones(64, device="meta"))), "bn1.weight", "dense"),
+    "texts.pth": (saved(lambda: teacher(bn1__weight="ones")), "bn1.weight", "no tensor"),
+    "a list.pth": (saved(lambda: [torch.ones(1)]), "holds a list"),
+    "no tensors.pth": (saved(lambda: {"epoch": 3}), "holds no network"),
+    "the key encoder alone.pth": (
+        saved(lambda: {"state_dict": {k.replace("_q", "_k"): v for k, v in state().items()}}),
+        "holds no ResNet",
+        "encoder_k",
+    ),
+    "a whole network.pth": (saved(models.resnet18), "holds code", "never loaded"),
+    "code.pth": (saved(lambda: teacher() | {"run": Harm()}), "holds code", "never loaded"),
+    "code of old torch.pth": (saved(lambda: {"a": Harm()}, _use_new_zipfile_serialization=False), "holds code", "never loaded"),
+    "code alone.pkl": (written(pickle.dumps(Harm())), "holds code", "never loaded"),
+    "code as text.pkl": (written(pickle.dumps(Harm(), protocol=0)), "no checkpoint"),
+    "cut.pth": (cut, "not a whole checkpoint"),
+    "damaged.pth": (flipped, "damaged", "use another"),
+    "cut.safetensors": (cut_safetensors, "not a whole safetensors file"),
+    "header alone.safetensors": (written(b"\x10\0\0\0\0\0\0\0{"), "not a whole safetensors file"),
+    "empty.pth": (written(b""), "is empty"),
+    "a text.pth": (written(b"not found\n"), "no checkpoint", "not found", "download"),
+    "a web page.pth": (written(b"<!DOCTYPE html><html>\n" * 99), "no checkpoint", "<!DOCTYPE html>", "download"),
+    "a pointer.pth": (written(LFS), "Git LFS", "git lfs pull"),
+    "zeros.pth": (written(bytes(9999)), "no checkpoint"),
+    "an archive.pth": (written(b"PK\x03\x04" + bytes(999)), "not a whole checkpoint"),
+    "a folder.pth": (lambda path: path.mkdir(), "a folder", "expected a checkpoint"),
+    "a pipe.pth": (os.mkfifo, "no regular file", "expected a checkpoint"),
+    "a loop.pth": (lambda path: path.symlink_to(path), "no such file"),
+    "no one's.pth": (lambda path: path.touch(0), "Permission denied"),
+    "moco_v2_200ep_pretrain.pth.tar": (saved(teacher), "has md5", "59fd9945", "download it again"),
+}
+
+
+@pytest.fixture(scope="module")
+def places(good, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teachers")
+    for name, (make, *_) in FILES.items():
+        make(folder / name)
+    return {"good": good, "folder": folder}
+
+
+def case(name, program, argv):
+    parts = FILES[name][1:]
+    return Case(f"{program}: {name}", argv, parts and (name, *parts), program, unprivileged="no one's" in name)
+
+
+TEACHERS = [case(name, "job.train", ["{good}", *SMALL, "--teacher", f"{{folder}}/{name}"]) for name in FILES]
+# Here no option names a network that the file must be, and any stem will do.
+OTHER = ("another than it says.pth", "another stem.pth")
+NAMES = [name for name in FILES if name not in OTHER]
+PRETRAINED = [case(name, "job.linear", ["{good}", *LINEAR, "--pretrained", f"{{folder}}/{name}"]) for name in NAMES]
+EXPORTED = [case(name, "job.export", [f"{{folder}}/{name}", "OUT.safetensors"]) for name in NAMES]
+CHANNELS = [
+    Case(
+        "a teacher of fewer channels",
+        ["{good}", *SMALL, "-a", "resnet50", "--teacher", "{folder}/torchvision.pth"],
+        ("torchvision.pth", "resnet18", "-a resnet50", "stage 1", "64 channels"),
+    ),
+    Case(
+        "a teacher of fewer channels in a stage",
+        ["{good}", *SMALL, "-a", "resnet50", "--mgd-stages", "3", "--teacher", "{folder}/torchvision.pth"],
+        ("torchvision.pth", "stage 3", "256 channels", "1024"),
+    ),
+    Case(
+        "a teacher of another network than is asked for",
+        ["{good}", *SMALL, "--teacher", "{folder}/torchvision.pth", "--teacher-arch", "resnet34"],
+        ("torchvision.pth", "does not fit resnet34", "--teacher-arch"),
+    ),
+    Case(
+        "two teachers",
+        ["{good}", *SMALL, "-a", "resnet34", "--resume", "{folder}/old torch.pth", "--teacher", "{folder}/torchvision.pth"],
+        ("old torch.pth", "--resume", "--teacher", "leave out one"),
+    ),
+    Case(
+        "no run's file to resume",
+        ["{good}", *SMALL, "--resume", "{folder}/torchvision.pth"],
+        ("torchvision.pth", "no checkpoint"),
+    ),
+]
+
+
+@pytest.mark.parametrize("case", TEACHERS + PRETRAINED + EXPORTED + CHANNELS, ids=lambda case: case.name)
+def test_a_file(case, outcomes, places):
+    check(case, outcomes, places)
+
+
+@pytest.mark.parametrize("case", TEACHERS[-1:], ids=lambda case: case.name)
+def test_nothing_was_run(case, outcomes):
+    assert not any("harm" in os.listdir(folder) for _, folder in outcomes.values())

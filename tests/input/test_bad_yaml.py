@@ -1,0 +1,114 @@
+"""Files of options that hold something else, are written wrongly, or are made to take all time and memory."""
+
+import os
+
+import pytest
+
+from cases import SMALL, Case, check
+
+LAUGHS = "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9 if n else ['x'] * 9)}]" for n in range(30))
+MERGES = "\n".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" if n else "a0: &a0 {lr: 1}" for n in range(30))
+MEGABYTE = 10**6
+
+# name: content, and parts of the line; without any the file is good.
+FILES = {
+    "an unknown key": ("lr: 0.1\ntempreature: 1", "'tempreature'"),
+    "a key that is nearly one": ("batchsize: 4", "'batchsize'", "did you mean batch_size?"),
+    "a key that is a number": ("1: 2", "'1'"),
+    "a key of another program": ("pretrained: x", "'pretrained'"),
+    "a list for a key": ("[lr]: 2", "one value"),
+    "a text for a number": ("lr: fast", "lr 'fast'", "a number"),
+    "a part for a whole number": ("epochs: 1.5", "epochs 1.5", "a whole number"),
+    "a truth for a number": ("epochs: yes", "epochs True", "a whole number"),
+    "a number for a truth": ("mlp: 1", "mlp 1", "true or false"),
+    "nothing for a number": ("lr:", "lr None", "a number"),
+    "a list for a number": ("lr: [0.1]", "lr [0.1]", "a number"),
+    "a mapping for a number": ("lr: {a: 1}", "lr", "one value"),
+    "a day for a number": ("lr: 2020-01-01", "lr", "2020", "a number"),
+    "a day that does not exist": ("lr: 2020-13-45", "month"),
+    "bytes for a text": ("out: !!binary aGVsbG8=", "out b'hello'", "text"),
+    "a list in a list": ("schedule: [[1]]", "schedule", "a list of values"),
+    "no stages": ("mgd_stages: []", "--mgd-stages []", "1 to 4"),
+    "a number out of range": ("epochs: 0", "epochs 0", "at least 1"),
+    "a number of many digits": ("epochs: " + "9" * 5000, "digits"),
+    "a number beyond all": ("lr: 1e999", "lr 1e999", "finite"),
+    "a key twice": ("lr: 0.1\nepochs: 1\nlr: 0.2", "lr", "twice"),
+    "a key twice, written in two ways": ("batch-size: 4\nbatch_size: 8", "batch_size", "twice"),
+    "a list": ("- lr: 0.1", "a mapping such as", "not a sequence"),
+    "one value": ("0.1", "a mapping such as", "not a scalar"),
+    "two documents": ("lr: 1\n---\nlr: 2", "not YAML", "another document"),
+    "an anchor": ("lr: &rate 0.01\nweight_decay: *rate\nschedule: &epochs [1, 2]\n",),
+    "an alias of nothing": ("lr: *rate", "not YAML", "undefined alias"),
+    "a list that holds itself": ("schedule: &a [*a]", "schedule", "a list of values"),
+    "aliases that multiply": (LAUGHS, "'a0'"),
+    "aliases that multiply, of a known key": (LAUGHS.replace("a29:", "schedule:"), "'a0'"),
+    "merges that multiply": (MERGES, "one value"),
+    "code": ("out: !!python/object/apply:os.system ['touch harm']", "not YAML", "python/object/apply"),
+    "a tab": ("\tlr: 0.1", "not YAML", "'\\t'"),
+    "a tab behind the key": ("lr:\t0.1", "not YAML", "'\\t'"),
+    "a bracket that stays open": ("lr: [", "not YAML"),
+    "a megabyte of brackets": ("[" * MEGABYTE, "more than 65536 characters"),
+    "brackets in brackets": ("lr: " + "[" * 60_000, "brackets within brackets"),
+    "braces in braces": ("{a: " * 15_000, "brackets within brackets"),
+    "dashes behind dashes": ("- " * 30_000, "brackets within brackets"),
+    "a value of a megabyte": ("out: " + "x" * MEGABYTE, "more than 65536 characters"),
+    "a value of 60 kB": ("lr: " + "x" * 60_000, "lr 'xxx", " ... ", "a number"),
+    "a key of 60 kB": ("x" * 60_000 + ": 1", " ... "),
+    "a tag of 60 kB": ("lr: !" + "x" * 60_000 + " 1", "not YAML", " ... "),
+    "a list of 30,000 values": ("schedule: [" + "1," * 30_000 + "x]", "schedule 'x'", "a whole number"),
+    "a character that is none": ("lr: 1\x07", "not YAML"),
+    "bytes that are no text": (b"\x80\x81\x82" * 100, "not YAML", "utf-8"),
+    "another encoding": ("lr: 1".encode("utf-16"), "not YAML", "utf-8"),
+    "a picture": (b"\x89PNG\r\n\x1a\n", "not YAML"),
+    "an empty file": ("",),
+    "comments alone": ("# nothing\n",),
+    "a mark of the byte order": ("\ufefflr: 0.01",),
+}
+KINDS = {
+    "a folder": "Is a directory",
+    "no one's": "Permission denied",
+    "a loop": "symbolic links",
+    "a device": "65536 characters",
+}
+
+
+@pytest.fixture(scope="module")
+def places(good, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("yaml")
+    for name, (content, *_) in FILES.items():
+        (folder / f"{name}.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    (folder / "a folder.yaml").mkdir()
+    (folder / "no one's.yaml").touch(0)
+    (folder / "a loop.yaml").symlink_to("a loop.yaml")
+    (folder / "a device.yaml").symlink_to("/dev/zero")
+    return {"good": good, "folder": folder}
+
+
+CASES = [
+    Case(
+        name,
+        ["{good}", *SMALL, "--config", f"{{folder}}/{name}.yaml"],
+        tuple(part.replace("{", "{{").replace("}", "}}") for part in parts)
+        and (*parts, *([f"{name}.yaml"] if "--mgd-stages []" not in parts else [])),
+        unprivileged=name == "no one's",
+    )
+    for name, parts in [
+        *((name, parts) for name, (_, *parts) in FILES.items()),
+        *((name, [part]) for name, part in KINDS.items()),
+    ]
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_file_of_options(case, outcomes, places):
+    check(case, outcomes, places)
+    assert outcomes[case.name][0]["seconds"] < 20
+
+
+def test_no_file_takes_much_memory(outcomes):
+    peaks = [outcome["peak"] for outcome, _ in outcomes.values() if outcome["code"]]
+    assert max(peaks) < min(peaks) + 100  # MB
+
+
+def test_nothing_was_run(outcomes):
+    assert not any("harm" in os.listdir(folder) for _, folder in outcomes.values())
