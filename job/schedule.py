@@ -3,18 +3,25 @@
 import math
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from job.errors import RunError
-
-if TYPE_CHECKING:  # it imports this module
-    from job.config import Config, LinearConfig
 
 # Denser at the start, when the student's channels still move: before training, then after these epochs of 200.
 LOG_REFRESH = (0, 1, 2, 3, 6, 9, 15, 26, 43, 74, 126)
 
 
-def learning_rate(config: "Config | LinearConfig", epoch: int) -> float:
+class Rates(Protocol):
+    """The options, of either program, that a learning rate follows from."""
+
+    lr: float
+    epochs: int
+    warmup_epochs: int
+    cos: bool
+    schedule: list[int]
+
+
+def learning_rate(config: Rates, epoch: int) -> float:
     """Return the learning rate of an epoch e of E, counted from 0.
 
     In W warm-up epochs lr times 0.001 (1 - e / W) + e / W; then times 0.5 (1 + cos(pi e / E)) (arXiv 1608.03983, eq. 5,
