@@ -347,7 +347,9 @@ def test_anchors_stand_for_values_and_for_lists_of_them(write):
     assert (config.lr, config.epochs, config.schedule, config.mgd_stages) == (2.0, 2, [2, 3], [2, 3])
 
 
-@pytest.mark.parametrize("text", ["schedule: [[1]]", "schedule: &a [*a]", "lr: &a {<<: *a}", "mgd_stages: &a [1]\nschedule: [*a, *a]"])
+@pytest.mark.parametrize(
+    "text", ["schedule: [[1]]", "schedule: &a [*a]", "lr: &a {<<: *a}", "mgd_stages: &a [1]\nschedule: [*a, *a]"]
+)
 def test_lists_in_lists_are_refused(write, text):
     """So nothing grows: aliases of aliases could stand for more than any memory holds."""
     assert "expected one value, or a list of values" in refused("DIR", "--config", write(text))
