@@ -347,13 +347,15 @@ def test_anchors_stand_for_values_and_for_lists_of_them(write):
     assert (config.lr, config.epochs, config.schedule, config.mgd_stages) == (2.0, 2, [2, 3], [2, 3])
 
 
-@pytest.mark.parametrize("text", ["schedule: [[1]]", "schedule: &a [*a]", "lr: &a {<<: *a}", "a: &a [1]\nschedule: [*a, *a]"])
+@pytest.mark.parametrize(
+    "text", ["schedule: [[1]]", "schedule: &a [*a]", "lr: &a {<<: *a}", "mgd_stages: &a [1]\nschedule: [*a, *a]"]
+)
 def test_lists_in_lists_are_refused(write, text):
     """So nothing grows: aliases of aliases could stand for more than any memory holds."""
-    assert refused("DIR", "--config", write(text))
+    assert "expected one value, or a list of values" in refused("DIR", "--config", write(text))
 
 
-@pytest.mark.parametrize("text", ["lr: " + "[" * 60_000, "[" * 60_000, "# " + "x" * 2**16], ids=["brackets", "more", "long"])
+@pytest.mark.parametrize("text", ["lr: " + "[" * 60_000, "lr: " + "x" * 60_000, "# " + "x" * 2**16], ids=["deep", "wide", "long"])
 def test_a_file_of_any_content_is_a_short_line(write, text):
     assert len(refused("DIR", "--config", write(text))) <= 1010
 

@@ -1,5 +1,6 @@
 """Image folders: what is in them, how a file is read, and which images a worker takes."""
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -28,12 +29,13 @@ class ImageFolder(Images):
 
     def content(self, index: int) -> bytes:
         """The bytes of an image's file. OSError: what has its name is none, or too large for one."""
-        with open(self.path(index), "rb", opener=open_at_once) as file:
+        path = self.path(index)
+        with open(path, "rb", opener=open_at_once) as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
-                raise OSError("no regular file")
+                raise OSError(errno.EINVAL, "no regular file", path)
             if found.st_size > LARGEST_FILE:
-                raise OSError(f"{found.st_size} bytes are too many for an image")
+                raise OSError(errno.EFBIG, f"{found.st_size} bytes are too many for an image", path)
             return file.read()
 
     def order(self, seed: int, epoch: int, total: int) -> np.ndarray:

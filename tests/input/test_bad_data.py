@@ -197,6 +197,12 @@ CASES = [
     train("no validation images", "no-val", "val or valid", program="job.linear"),
     train("no validation images for k-NN", "no-val", "val or valid", options="--knn-every 1"),
 ]
+# What packing cannot copy ends it, with the file's name.
+UNPACKED = [
+    Case(f"packing {name}", [f"{{folder}}/broken{number}", "OUT"], (name, part), "job.pack")
+    for number, (name, (_, part)) in enumerate(BROKEN.items())
+    if part in ("no regular file", "too many for an image")
+]
 # Name of a folder: how many images it has.
 LINKS = {"linked": 4 + 4 + 4, "round": 8 + 8}
 LINKED = [train(name, name) for name in LINKS]
@@ -210,6 +216,14 @@ ALL_BAD = train("nothing but bad images", "all-bad")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_folder(case, outcomes, places):
     check(case, outcomes, places)
+
+
+@pytest.mark.parametrize("case", UNPACKED, ids=lambda case: case.name)
+def test_what_cannot_be_packed_is_named(case, outcomes, places):
+    outcome, folder = outcomes[case.name]
+    assert outcome["code"] == 1 and outcome["warned"].count("\n") == 1, outcome
+    assert all(part in outcome["warned"] for part in (*case.parts, "what is packed is kept")), outcome
+    assert os.listdir(folder) == ["OUT.part"]
 
 
 @pytest.mark.parametrize("case", LINKED, ids=lambda case: case.name)
