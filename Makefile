@@ -11,18 +11,19 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-fuzz test-slurm test-docker bench bench-quick lint clean
+.PHONY: help setup demo test coverage test-fuzz test-slurm test-docker bench bench-quick lint clean
 
 help:
 	@echo 'make setup   install everything into $(VENV) (about 6 minutes the first time)'
 	@echo 'make demo    train a teacher and a student on handwritten digits with two workers (under 8 minutes)'
 	@echo 'make test    run the tests with one, two and four workers (about 14 minutes)'
+	@echo 'make coverage     tell which lines the tests run, but for those of whole runs'
 	@echo 'make test-fuzz    feed checkpoint and option readers damaged input for FUZZ_SECONDS (60)'
 	@echo 'make test-slurm   run jobs on a real SLURM of two nodes on this machine (about 16 minutes)'
 	@echo 'make test-docker  build the image, and run the job and SLURM jobs in it (about 20 minutes the first time)'
 	@echo 'make bench   measure how fast all is, beside a plain baseline and the bare work (about 7 minutes)'
 	@echo 'make bench-quick  see that the bench works (under 90 seconds)'
-	@echo 'make lint    check the style'
+	@echo 'make lint    check style and types'
 	@echo 'make clean   remove $(VENV) and the demo runs'
 
 setup: $(READY)
@@ -47,6 +48,13 @@ test: $(READY)
 	@$(BIN)/python -m pytest tests --ignore=tests/parallel --ignore=tests/slurm --ignore=tests/docker
 	@for workers in 2 4; do echo "tests with $$workers workers"; $(BIN)/horovodrun -np $$workers $(BIN)/python -m pytest -q tests/parallel; done
 
+# Under coverage a process starts a sixth slower, which is most of the time of the tests of whole runs: they are left out.
+coverage: $(READY)
+	@$(BIN)/coverage erase
+	@$(BIN)/coverage run -m pytest -q --no-jobs tests --ignore=tests/parallel --ignore=tests/slurm --ignore=tests/docker --ignore=tests/test_bench.py
+	@$(BIN)/horovodrun -np 2 $(BIN)/coverage run -m pytest -q tests/parallel
+	@$(BIN)/coverage combine -q && $(BIN)/coverage report
+
 test-fuzz: $(READY)
 	@$(BIN)/python -W ignore tests/fuzz/fuzz.py --seconds $(FUZZ_SECONDS)
 
@@ -63,7 +71,7 @@ bench-quick: $(READY)
 	@$(BIN)/python tests/bench/bench.py --quick
 
 lint: $(READY)
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 	@shellcheck -x docker/*.sh slurm/*.sh slurm/*.sbatch job/demo.sh .ci/run
 
 clean:
