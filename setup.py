@@ -46,7 +46,20 @@ setup(
         ],
         "digits": ["scikit-learn==1.9.1"],
         "onnx": ONNX,
-        "test": ["pytest==9.2.0", "ruff==0.17.6", "timm==1.0.31", "huggingface-hub==2.4.0", "webdataset==1.0.2", *ONNX],
+        "test": [
+            "pytest==9.2.0",
+            "hypothesis==6.170.17",
+            "coverage==7.17.4",
+            "ruff==0.17.6",
+            "mypy==2.4.1",
+            "types-psutil==7.2.2.20261111",
+            "types-PyYAML==6.0.12.20261113",
+            "types-tqdm==4.70.0.20261106",
+            "timm==1.0.31",
+            "huggingface-hub==2.4.0",
+            "webdataset==1.0.2",
+            *ONNX,
+        ],
     },
     entry_points={
         "console_scripts": [

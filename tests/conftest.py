@@ -10,6 +10,15 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as each of two workers has on two cores
 
 
+def pytest_addoption(parser):
+    parser.addoption("--no-jobs", action="store_true", help="leave out the tests that start whole runs")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--no-jobs"):
+        items[:] = [item for item in items if "start_job" not in item.fixturenames]
+
+
 @pytest.fixture(scope="session")
 def images(tmp_path_factory):
     """A folder of 50 training and 9 validation images in two classes, of noise at several sizes."""
