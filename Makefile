@@ -7,19 +7,18 @@ READY := $(VENV)/.ready
 RUN := runs/demo
 FUZZ_SECONDS ?= 60
 KILLS ?= 50
+TESTS := tests $(addprefix --ignore=tests/,parallel input faults slurm docker)
 SHELL := /bin/bash
 .SHELLFLAGS := -eo pipefail -c
 .DELETE_ON_ERROR:
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-
-.PHONY: help setup demo test coverage test-input test-faults test-fuzz test-slurm test-docker test-soak bench bench-quick lint clean
+.PHONY: help setup demo test test-input test-faults test-fuzz test-slurm test-docker test-soak bench bench-quick lint clean
 
 help:
 	@echo 'make setup   install everything into $(VENV) (about 6 minutes the first time)'
 	@echo 'make demo    train a teacher and a student on handwritten digits with two workers (under 8 minutes)'
 	@echo 'make test    run the tests with one, two and four workers (about 14 minutes)'
-	@echo 'make coverage     tell which lines the tests run, but for those of whole runs'
 	@echo 'make test-fuzz    feed checkpoint and option readers damaged input for FUZZ_SECONDS (60)'
 	@echo 'make test-faults  kill runs and damage disks and checkpoints (about XX minutes; KILLS=12: about 4)'
 	@echo 'make test-input   run bad input of every kind, and real data as it comes, through the command line (about 5 minutes)'
@@ -49,19 +48,17 @@ $(READY): setup.py docker/build_horovod.sh
 demo: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash job/demo.sh $(RUN)
 
+# Coverage is that of the tests which start no whole runs: under it a process starts a sixth slower, most of the time of those.
 test: $(READY)
-	@$(BIN)/python -m pytest tests --ignore=tests/parallel --ignore=tests/input --ignore=tests/faults --ignore=tests/slurm --ignore=tests/docker
-	@for workers in 2 4; do echo "tests with $$workers workers"; $(BIN)/horovodrun -np $$workers $(BIN)/python -m pytest -q tests/parallel; done
+	@$(BIN)/coverage erase
+	@$(BIN)/coverage run -m pytest --jobs none $(TESTS)
+	@$(BIN)/python -m pytest --jobs only $(TESTS)
+	@echo 'tests with 2 workers'; $(BIN)/horovodrun -np 2 $(BIN)/coverage run -m pytest -q tests/parallel
+	@echo 'tests with 4 workers'; $(BIN)/horovodrun -np 4 $(BIN)/python -m pytest -q tests/parallel
+	@$(BIN)/coverage combine -q && $(BIN)/coverage report
 
 test-input: $(READY)
 	@$(BIN)/python -m pytest tests/input
-
-# Under coverage a process starts a sixth slower, which is most of the time of the tests of whole runs: they are left out.
-coverage: $(READY)
-	@$(BIN)/coverage erase
-	@$(BIN)/coverage run -m pytest -q --no-jobs tests --ignore=tests/parallel --ignore=tests/input --ignore=tests/faults --ignore=tests/slurm --ignore=tests/docker --ignore=tests/test_bench.py
-	@$(BIN)/horovodrun -np 2 $(BIN)/coverage run -m pytest -q tests/parallel
-	@$(BIN)/coverage combine -q && $(BIN)/coverage report
 
 test-fuzz: $(READY)
 	@$(BIN)/python -W ignore tests/fuzz/fuzz.py --seconds $(FUZZ_SECONDS)

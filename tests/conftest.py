@@ -11,12 +11,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # as each of two workers has on t
 
 
 def pytest_addoption(parser):
-    parser.addoption("--no-jobs", action="store_true", help="leave out the tests that start whole runs")
+    parser.addoption("--jobs", choices=("too", "none", "only"), default="too", help="tests that start whole runs")
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("--no-jobs"):
-        items[:] = [item for item in items if "start_job" not in item.fixturenames]
+    wanted = {"too": (True, False), "none": (False,), "only": (True,)}[config.getoption("--jobs")]
+    items[:] = [item for item in items if ("start_job" in item.fixturenames or item.path.stem == "test_bench") in wanted]
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ WORDS = {
     | st.lists(st.integers(0, 300), min_size=1, max_size=4).map(lambda epochs: ",".join(map(str, epochs))),
     "save_every": st.builds("{}{}".format, st.integers(1, 10_000), st.sampled_from(["", "steps"])),
     "data": st.text(CHARACTERS, min_size=1, max_size=20),
+    "knn": st.just(False),  # with it others are refused
 }
 
 
@@ -31,7 +32,8 @@ def values(f):
         return st.booleans()
     if f.type in (int, list[int]):
         low = meta["at_least"] if meta["at_least"] is not None else -(10**20)
-        whole = st.integers(low, meta["below"] - 1 if meta["below"] is not None else 10**20)
+        high = meta["below"] - 1 if meta["below"] is not None else meta["at_most"]
+        whole = st.integers(low, 10**20 if high is None else high)
         return whole if f.type is int else st.lists(whole, min_size=1, max_size=5)
     if f.type is float:
         low = meta["at_least"] if meta["at_least"] is not None else meta["above"]
