@@ -17,7 +17,8 @@ WORDS = {
     | st.lists(st.integers(0, 300), min_size=1, max_size=4).map(lambda epochs: ",".join(map(str, epochs))),
     "save_every": st.builds("{}{}".format, st.integers(1, 10_000), st.sampled_from(["", "steps"])),
     "data": st.text(CHARACTERS, min_size=1, max_size=20),
-    "knn": st.just(False),  # with it others are refused
+    "cos": st.just(False),  # beside it --schedule is refused
+    "knn": st.just(False),  # beside it --evaluate and --resume are
 }
 
 
