@@ -114,6 +114,8 @@ def read_yaml(path: str, known: dict[str, Field]) -> dict:
             options[name] = convert(known[name], loader.construct_object(value, deep=True), f"{path}: {key}")
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a day that does not exist, too many digits
         raise RunError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
+    except (LookupError, AttributeError):  # of PyYAML's constructors
+        raise RunError(f"--config {path}: a value is not what its tag says, as in !!bool 5: leave out the tag") from None
     except RecursionError:
         raise RunError(f"--config {path}: brackets within brackets: expected options such as `lr: 0.03`") from None
     return options

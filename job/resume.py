@@ -14,6 +14,8 @@ from job.run.run import Run
 from job.training import Training
 from job.weights import is_moco
 
+# What a run saves beside its format, and a classifier does not all.
+SAVED = ("epoch", "state_dict", "optimizer", "step", "mgd", "config", "workers", "images", "order")
 # What shapes the saved tensors; a checkpoint with others belongs to another run.
 SHAPES = ("arch", "stem", "mlp", "moco_dim", "moco_k", "mgd_stages")
 
@@ -66,6 +68,8 @@ def check_place(config: Config | LinearConfig, run: Run) -> None:
 
 def continues(saved: dict, config: Config, run: Run) -> dict:
     """Return `saved` if the options continue its run; say what they change. RunError: if they cannot."""
+    if lacking := [name for name in SAVED if name not in saved]:
+        raise RunError(f"the checkpoint of --resume {config.resume} is none of job.train: it has no {lacking[0]!r}")
     if saved["format"] != FORMAT:
         raise RunError(
             f"the checkpoint has format {saved['format']}, this version reads {FORMAT}: go on with the version that saved it"

@@ -9,7 +9,7 @@ import torch
 from job.config import Config
 from job.data.images import Images, Names
 from job.errors import RunError
-from job.resume import SHAPES, check_place, continues, find, restore
+from job.resume import SAVED, SHAPES, check_place, continues, find, restore
 from job.run.checkpoint import FORMAT, Checkpoints
 from mgd.distiller import MGDistiller
 
@@ -59,6 +59,7 @@ def content(config=None, step=0, **changed):
         "workers": 2,
         "format": FORMAT,
         "images": 100,
+        "order": "a word",
         "statistics": None,
     }
     return saved | changed
@@ -73,6 +74,13 @@ def refused(call, *args):
 
 
 # What a checkpoint can be continued with.
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_what_is_not_whole_as_a_linear_classifier_s_is_refused_by_name(run, name):
+    config = options(resume="a.pth.tar")
+    saved = {key: value for key, value in content(config).items() if key != name}
+    assert f"--resume a.pth.tar is none of job.train: it has no {name!r}" in refused(continues, saved, config, run)
 
 
 @pytest.mark.parametrize("config", [options(), options(teacher="t"), options(mlp=True, seed=3, mgd_stages=[4])], ids=str)
