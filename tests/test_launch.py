@@ -14,7 +14,7 @@ from job.run.rendezvous import StartError
 SET_AT_START = [
     "HOROVOD_" + name
     for name in (
-        "DISABLE_GROUP_FUSION CYCLE_TIME STALL_CHECK_DISABLE STALL_CHECK_TIME_SECONDS STALL_SHUTDOWN_TIME_SECONDS "
+        "FUSION_THRESHOLD CYCLE_TIME STALL_CHECK_DISABLE STALL_CHECK_TIME_SECONDS STALL_SHUTDOWN_TIME_SECONDS "
         "GLOO_TIMEOUT_SECONDS"
     ).split()
 ]
@@ -259,5 +259,5 @@ def test_a_start_sets_what_a_run_of_the_same_bytes_needs_and_keeps_the_user_s_li
     horovod(1)
     monkeypatch.setenv("HOROVOD_STALL_CHECK_TIME_SECONDS", "5")
     assert launch.start().type == "cpu"
-    assert os.environ["HOROVOD_DISABLE_GROUP_FUSION"] == "1"
+    assert os.environ["HOROVOD_FUSION_THRESHOLD"] == "0"
     assert os.environ["HOROVOD_STALL_CHECK_TIME_SECONDS"] == "5"

@@ -117,7 +117,7 @@ def launcher(request, monkeypatch):
     rank, size = launch.LAUNCHERS[request.param]
     monkeypatch.setenv(rank, str(hvd.rank()))
     # What starting sets as it goes is put back: Horovod's settings, and devices and threads of this session.
-    monkeypatch.setenv("HOROVOD_DISABLE_GROUP_FUSION", "1")
+    monkeypatch.setenv("HOROVOD_FUSION_THRESHOLD", "0")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     return request.param, lambda tasks: monkeypatch.setenv(size, str(tasks))
