@@ -222,7 +222,7 @@ TEACHERS = {
     "missing key": "layer3.2.bn2.weight is missing",
     "wrong md5": "has md5",
     "code": "holds code or objects besides tensors",
-    "truncated": "is not a whole checkpoint",
+    "truncated": "is damaged, or cut short",
     "architecture": "does not fit resnet34",
     "none": "no such file",
 }
