@@ -20,7 +20,7 @@ help:
 	@echo 'make demo    train a teacher and a student on handwritten digits with two workers (under 8 minutes)'
 	@echo 'make test    run the tests with one, two and four workers (about 14 minutes)'
 	@echo 'make test-fuzz    feed checkpoint and option readers damaged input for FUZZ_SECONDS (60)'
-	@echo 'make test-faults  kill runs and damage disks and checkpoints (about 15 minutes; KILLS=8: about 4)'
+	@echo 'make test-faults  kill runs and damage disks and checkpoints (about 12 minutes; KILLS=8: about 4)'
 	@echo 'make test-input   run bad input of every kind, and real data as it comes, through the command line (about 5 minutes)'
 	@echo 'make test-slurm   run jobs on a real SLURM of two nodes on this machine (about 16 minutes)'
 	@echo 'make test-docker  build the image, and run the job and SLURM jobs in it (about 20 minutes the first time)'
