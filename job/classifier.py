@@ -16,7 +16,7 @@ from job.data.images import Images
 from job.data.views import OneView, loader
 from job.errors import RunError
 from job.gradients import Gradients
-from job.resume import check_finite, check_place, newest, tell_changes
+from job.resume import check_finite, check_place, load_optimizer, newest, tell_changes
 from job.run import agreement
 from job.run.checkpoint import FORMAT, load
 from job.run.run import Run
@@ -135,7 +135,7 @@ def restore(saved: dict, classifier: Classifier) -> tuple[int, int]:
     if saved["workers"] != classifier.run.size:
         classifier.run.log.line(f"{where} was saved by {saved['workers']} workers; now {classifier.run.size}")
     classifier.net.load_state_dict(state)
-    classifier.optimizer.load_state_dict(saved["optimizer"])
+    load_optimizer(classifier.optimizer, saved["optimizer"], config)
     classifier.best = saved["best_acc1"]
     return saved["epoch"], saved["step"]
 

@@ -15,7 +15,8 @@ STD, RANK, DEAD = 0.05, 1.1, 0.5
 def signs(moco: MoCo, features: list[torch.Tensor]) -> dict[str, float]:
     """Return what a step shows of collapse, over all workers, from what it has at hand. A collective: all workers call it.
 
-    features: of `moco.stages` before the last ReLU, (b, S, H, W) each, as the last forward pass gave them; its queries count too.
+    features: of `moco.stages` before the last ReLU, (b, S, H, W) each, as the step's last forward pass gave them, whose
+        queries count too.
 
     feature_std: the queries' deviation over the batch, mean over their dim dimensions, times sqrt(dim): 1 where they are spread
         over the sphere, 0 where they are all one (arXiv 2011.10566, section 4.1).

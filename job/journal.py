@@ -43,9 +43,10 @@ class Journal:
         """RunError, on all workers, before the step is taken: its loss or gradient is not finite, on one of them or on all."""
         if not math.isfinite(sums["loss"] + sums["gradient"]):
             parts = ", ".join(f"{part} {sums[part] / self.run.size}" for part in (*self.parts, "gradient"))
+            what = "gradient" if math.isfinite(sums["loss"]) else "loss"
             raise RunError(
-                f"the loss is not finite at epoch {self.epoch}, step {step} ({parts}); the checkpoints are "
-                f"untouched. {self.advice} may help",
+                f"the {what} is not finite at epoch {self.epoch}, step {step} ({parts}); the checkpoints are "
+                f"untouched. {self.advice} may help{', or to leave --fp16-allreduce out' * (what == 'gradient')}",
                 code=1,
             )
 

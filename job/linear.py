@@ -60,6 +60,7 @@ def linear(config: LinearConfig, run: Run) -> None:
     share = run.share(config.batch_size)
     options = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("config", "out", "resume")}
     run.begin(options | {"workers": processes}, start if saved else None)
+    del saved
     run.log.line(f"{len(parts.train)} images, {parts.steps} steps an epoch, {share} images a worker and step")
 
     before = {name: value.clone() for name, value in parts.backbone().items()}

@@ -79,7 +79,8 @@ def continues(saved: dict, config: Config, run: Run) -> dict:
     if bool(saved["mgd"]) != bool(config.teacher):
         has = "distils from a teacher" if saved["mgd"] else "has no teacher"
         raise RunError(f"{where} {has}: " + ("give --teacher" if saved["mgd"] else "leave out --teacher, or start a new run"))
-    for name in SHAPES + (("seed", "batch_size") if saved["step"] else ()):
+    names = [name for name in SHAPES if saved["mgd"] or name != "mgd_stages"] + ["seed", "batch_size"] * bool(saved["step"])
+    for name in names:
         if old[name] != new[name]:
             raise RunError(
                 f"--{name.replace('_', '-')} {new[name]}: {where} has {old[name]}, and cannot be continued with another"
@@ -136,10 +137,17 @@ def restore(saved: dict, training: Training) -> tuple[int, int]:
             raise RunError(
                 f"the checkpoint's matchings do not fit this teacher and reducer: {str(error).splitlines()[-1].strip()}"
             ) from None
-    training.optimizer.load_state_dict(saved["optimizer"])
+    load_optimizer(training.optimizer, saved["optimizer"], training.config)
     if saved.get("statistics") is not None and saved["workers"] == training.run.size:
         statistics.load(training.trained, saved["statistics"][training.run.rank])
     return saved["epoch"], saved["step"]
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict, config: Config | LinearConfig) -> None:
+    """Load an optimizer's momenta; its settings are those of the options, which may differ from the saved ones."""
+    optimizer.load_state_dict(saved)
+    for group in optimizer.param_groups:
+        group.update(momentum=config.momentum, weight_decay=config.weight_decay)
 
 
 def save(training: Training, epoch: int, step: int) -> None:

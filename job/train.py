@@ -38,12 +38,13 @@ def main(argv: list[str] | None = None) -> None:
 def train(config: Config, run: Run) -> None:
     """Train to the last epoch, or until a signal comes, from the start or from where a checkpoint was taken."""
     # All that can be wrong shows before a file is written.
+    saved = resume.find(config, run)
     options = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("config", "out", "resume")}
     config.workers = launch.cores() if config.workers < 0 else config.workers
-    saved = resume.find(config, run)
     training = build(config, run)
     start = resume.restore(saved, training) if saved else (0, 0)
     run.begin(options, start if saved else None)
+    del saved  # as large as all that is trained
     share = run.share(config.batch_size)
     run.log.line(f"{len(training.images)} images, {training.steps} steps an epoch, {share} images a worker and step")
 
@@ -110,10 +111,12 @@ def train_epoch(training: Training, batches: Iterator, journal: ContrastJournal,
             run.note_bad_images(undecodable, config.max_bad_images, len(training.images), training.images.root)
 
         done = (epoch, step + 1)
-        if done[1] % config.check_every == 0:
+        checked = (epoch * training.steps + done[1]) % config.check_every == 0
+        if checked:
             agreement.check(training.common(), f"after epoch {epoch}, step {done[1]}")
-        if done[1] % config.check_every == 0 or step == steps[-1]:
+        if checked or step == steps[-1]:
             journal.watch(step, collapse.signs(moco, features))
+        del images, logits, features, contrastive, distillation  # the next forward pass is to have their memory
         if step == steps[-1]:
             statistics.average(training.trained)
             done = (epoch + 1, 0)

@@ -97,7 +97,7 @@ def build(config: Config, run: Run) -> Training:
     hvd.broadcast_parameters(trained.state_dict(), root_rank=0)
 
     if config.compile:
-        compile_networks(moco.encoder_q, moco.encoder_k, *([teacher] if teacher else []))
+        compile_networks(run, moco.encoder_q, moco.encoder_k, *([teacher] if teacher else []))
     parameters = [(name, value) for name, value in trained.named_parameters() if value.requires_grad]
     sgd = torch.optim.SGD(
         [value for _, value in parameters], config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
@@ -106,13 +106,15 @@ def build(config: Config, run: Run) -> Training:
     return Training(config, run, images, val, moco, teacher, distiller, trained, gradients, sgd)
 
 
-def compile_networks(*networks: nn.Module) -> None:
-    """Let networks be compiled when they are first used, in place. RunError: what that needs is not installed."""
+def compile_networks(run: Run, *networks: nn.Module) -> None:
+    """Let networks be compiled when they are first used, in place. RunError, on all workers: one lacks what that needs."""
     needed: dict[str, object] = {"a C++ compiler": shutil.which(os.environ.get("CXX", "g++"))}
     if torch.cuda.is_available():
         needed["triton"] = importlib.util.find_spec("triton")
-    if missing := [name for name, found in needed.items() if not found]:
-        raise RunError(f"--compile needs {' and '.join(missing)}: install what is missing, or leave --compile out")
+    missing = [name for name, found in needed.items() if not found]
+    if run.total(missing=len(missing))["missing"]:
+        lacking = " and ".join(missing) or "what another node lacks"
+        raise RunError(f"--compile needs {lacking}: install what is missing, or leave --compile out")
     for network in networks:
         network.compile()
 

@@ -24,7 +24,7 @@ def read_content(path: str) -> dict:
     """Return what a file holds, of torch's format or safetensors'. RunError: it is not whole, or not what its name promises."""
     start = read_start(path)
     check_released(path)
-    if start.startswith(TORCH):
+    if start.startswith(TORCH) and not is_safetensors(start):
         with warnings.catch_warnings(action="ignore"):  # of torch's, about how somebody else saved it
             return checkpoint.load(path)
     if not is_safetensors(start):

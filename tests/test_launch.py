@@ -166,6 +166,7 @@ def horovod(monkeypatch):
         monkeypatch.setattr(launch.hvd, "size", lambda: size)
         monkeypatch.setattr(launch.torch, "set_num_threads", lambda number: None)
         monkeypatch.setattr(launch.torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(launch.exchange, "allgather", lambda mine, name: [mine] * size)
         for name in SET_AT_START:
             monkeypatch.setenv(name, "")
             monkeypatch.delenv(name)
@@ -235,6 +236,8 @@ def test_gloo_waits_longer_than_the_watchdog(monkeypatch, horovod, warn, end, ex
 
 def gpus(monkeypatch, visible, taken, local_rank):
     """The GPU of a worker that sees `visible` of them, where the workers of two nodes say that they take `taken`."""
+    monkeypatch.setattr(launch.torch.cuda, "is_available", lambda: visible > 0)
+    monkeypatch.setattr(launch.hvd, "nccl_built", lambda: True)
     monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: visible)
     monkeypatch.setattr(launch.torch.cuda, "get_device_properties", lambda index: type("Properties", (), {"uuid": index}))
     monkeypatch.setattr(launch.torch.cuda, "set_device", lambda index: None)
@@ -242,7 +245,7 @@ def gpus(monkeypatch, visible, taken, local_rank):
     monkeypatch.setattr(launch.hvd, "local_size", lambda: 2)
     monkeypatch.setattr(launch.hvd, "size", lambda: len(taken))
     monkeypatch.setattr(launch.exchange, "allgather", lambda mine, name: taken)
-    return launch.own_gpu()
+    return launch.own_device()
 
 
 def test_a_worker_takes_the_gpu_of_its_local_rank_or_the_only_one_that_it_sees(monkeypatch):
@@ -253,6 +256,16 @@ def test_a_worker_takes_the_gpu_of_its_local_rank_or_the_only_one_that_it_sees(m
 def test_two_workers_of_one_gpu_are_refused(monkeypatch):
     with pytest.raises(RunError, match="2 workers on a machine of 1 GPUs: start one worker a GPU"):
         gpus(monkeypatch, 1, [("a", "GPU-1"), ("a", "GPU-1")], 1)
+
+
+def test_a_node_without_gpus_beside_others_is_refused_on_all(monkeypatch):
+    for visible in (0, 1):
+        with pytest.raises(RunError, match="no GPU, or a Horovod without NCCL, on b, and GPUs on the other nodes"):
+            gpus(monkeypatch, visible, [("a", "GPU-1"), ("b", "")], 0)
+
+
+def test_where_no_worker_has_a_gpu_all_take_the_cpu(monkeypatch):
+    assert gpus(monkeypatch, 0, [("a", ""), ("a", "")], 1).type == "cpu"
 
 
 def test_a_start_sets_what_a_run_of_the_same_bytes_needs_and_keeps_the_user_s_limits(monkeypatch, horovod):

@@ -9,7 +9,7 @@ import torch
 from job.config import Config
 from job.data.images import Images, Names
 from job.errors import RunError
-from job.resume import SAVED, SHAPES, check_place, continues, find, restore
+from job.resume import SAVED, SHAPES, check_place, continues, find, load_optimizer, restore
 from job.run.checkpoint import FORMAT, Checkpoints
 from mgd.distiller import MGDistiller
 
@@ -76,6 +76,25 @@ def refused(call, *args):
 # What a checkpoint can be continued with.
 
 
+def test_an_optimizer_goes_on_with_its_momenta_and_the_options_in_force():
+    def optimizer(**settings):
+        return torch.optim.SGD([torch.nn.Parameter(torch.ones(3))], 0.1, **settings)
+
+    saved, resumed = optimizer(momentum=0.9, weight_decay=1e-4), optimizer(momentum=0.5, weight_decay=0.1)
+    saved.param_groups[0]["params"][0].grad = torch.tensor([1.0, 2.0, 3.0])
+    saved.step()
+    load_optimizer(resumed, saved.state_dict(), options(momentum=0.5, weight_decay=0.1))
+    (group,) = resumed.param_groups
+    assert (group["momentum"], group["weight_decay"]) == (0.5, 0.1)
+    momenta = [one.state[one.param_groups[0]["params"][0]]["momentum_buffer"] for one in (saved, resumed)]
+    assert torch.equal(*momenta)
+
+
+@pytest.mark.parametrize("stages", [[4], [1, 2]])
+def test_the_stages_of_no_teacher_do_not_matter(run, stages):
+    assert continues(content(step=7), options(mgd_stages=stages), run)
+
+
 @pytest.mark.parametrize("name", SAVED)
 def test_what_is_not_whole_as_a_linear_classifier_s_is_refused_by_name(run, name):
     config = options(resume="a.pth.tar")
@@ -101,7 +120,7 @@ def test_every_option_that_shapes_the_tensors_is_tried_here():
 @pytest.mark.parametrize(("name", "value"), OTHER_SHAPES.items())
 @pytest.mark.parametrize("step", [0, 7])
 def test_another_shape_is_refused_with_both_values(run, name, value, step):
-    message = refused(continues, content(step=step), options(**{name: value}), run)
+    message = refused(continues, content(options(teacher="t"), step), options(teacher="t", **{name: value}), run)
     flag = "--" + name.replace("_", "-")
     assert all(part in message for part in (flag, str(value), str(getattr(options(), name)), f"epoch 3, step {step}"))
 

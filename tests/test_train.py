@@ -277,27 +277,33 @@ if os.environ.get("HOROVOD_RANK") == "1":
         step(self, *arguments, **named)
         done.append(0)
         if len(done) == 3:
-            self.param_groups[0]["params"][5].detach().view(-1).view(torch.int32)[0] ^= 1
+            self.param_groups[0]["params"][5].detach().view(-1).view(torch.int32)[0] ^= 1 << 16  # later steps keep it
 
     torch.optim.SGD.step = flipping
 """
 
 
 @pytest.mark.parametrize(
-    "check_every, said", [(3, "after epoch 0, step 3: 1 of 2"), (99, "after epoch 0, step 4, and are not saved: ")]
+    "check_every, save_every, said",
+    [
+        (3, "2steps", "after epoch 0, step 3: 1 of 2"),
+        (7, "9", "after epoch 1, step 1: "),  # longer than an epoch, whose end saves nothing here
+        (99, "2steps", "after epoch 0, step 4, and are not saved: "),
+    ],
 )
 def test_a_bit_that_flips_on_one_worker_ends_the_run_and_is_not_saved(
-    start_job, images, tmp_path, monkeypatch, check_every, said
+    start_job, images, tmp_path, monkeypatch, check_every, save_every, said
 ):
     """At the next check, or at the next save if that comes first."""
     (tmp_path / "sitecustomize.py").write_text(FLIP)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    job = start_job(2, tmp_path / "run", [images, *SMALL, "-j", 0, "--check-every", check_every])
+    job = start_job(2, tmp_path / "run", [images, *SMALL, "-j", 0, "--check-every", check_every, "--save-every", save_every])
     output = job.finish()
     assert job.process.returncode != 0
     assert output.count(f"the workers' networks are not the same {said}") == 1, output
     assert "the first is moco.encoder_q.layer1.0" in output and "where worker 1 has other bytes than worker 0" in output
-    assert [path.name for path in job.folder.glob("checkpoint_*")] == ["checkpoint_0000_000002.pth.tar"]
+    saved = ["checkpoint_0000_000002.pth.tar"] if save_every == "2steps" else []
+    assert [path.name for path in job.folder.glob("checkpoint_*")] == saved
 
 
 def test_a_finished_folder_is_not_written_over(undisturbed, images, teacher_file):
@@ -314,3 +320,4 @@ def test_the_original_s_resume_of_a_teacher_is_recognised(start_job, images, tea
     assert "is a resnet50 checkpoint, no run of resnet18: taken as --teacher" in done.stdout
     assert "318 tensors under module.encoder_q.* taken, none missing" in done.stdout
     assert (tmp_path / "run" / "last.pth.tar").is_file()
+    assert f"teacher: {teacher_file}" in (tmp_path / "run" / "config.yaml").read_text()

@@ -93,9 +93,9 @@ def start_fork_server(context: Any) -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     forkserver.ensure_running()
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    atexit.register(kill_loader_processes)
 
 
+@atexit.register
 def kill_loader_processes() -> None:
     """Kill this process's loader processes that still run."""
     for process in multiprocessing.active_children():

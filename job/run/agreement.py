@@ -23,6 +23,8 @@ def shared(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> 
 def digest(value: torch.Tensor) -> torch.Tensor:
     """Return a number of a tensor's 32-bit words and their places, () int64: their sum, each times an odd number of its place.
 
+    It must be made of whole such words.
+
     No change of a single word leaves it, as what is odd has an inverse modulo 2**64; nor do two words that change places, nor
     the same bit of two words, which a plain sum would let pass.
     """

@@ -51,7 +51,8 @@ class Checkpoints:
                 self.remove_half_written()
             before = "the checkpoints before it are untouched" if os.path.isdir(self.folder) else "the folder is gone"
             raise RunError(
-                f"cannot save {path}: {error.strerror}; {before}. When files can be written there, go on with --resume auto"
+                f"cannot save {path}: {error.strerror or error}; {before}. "
+                "When files can be written there, go on with --resume auto"
             ) from None
         return path
 

@@ -15,7 +15,7 @@ def append(file: io.FileIO, line: str) -> None:
             data = data[file.write(data) :]
     except OSError as error:
         raise RunError(
-            f"cannot write to {file.name}: {error.strerror}; the checkpoints are untouched. When the disk takes more, "
+            f"cannot write to {file.name}: {error.strerror or error}; the checkpoints are untouched. When the disk takes more, "
             "go on with --resume auto"
         ) from None
 
@@ -25,6 +25,8 @@ def write_whole(path: str, data: bytes) -> None:
     try:
         with open(path + ".new", "wb") as file:
             file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(path + ".new", path)
     except OSError:
         with contextlib.suppress(OSError):

@@ -67,7 +67,7 @@ def start() -> torch.device:
     check_size(name, size)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(cores())
-    return own_gpu() if torch.cuda.is_available() and hvd.nccl_built() else torch.device("cpu")
+    return own_device()
 
 
 def check_own_name() -> None:
@@ -118,11 +118,24 @@ def check_size(name: str, size: int) -> None:
         raise RunError(f"the SLURM job has {asked} tasks, but Horovod has 1 worker: start with `srun python -m ...`")
 
 
-def own_gpu() -> torch.device:
-    """The GPU of this worker's local rank, or the only one that SLURM lets it see. RunError: two workers have the same."""
-    index = hvd.local_rank() % torch.cuda.device_count()
-    mine = (platform.node(), str(torch.cuda.get_device_properties(index).uuid))
-    if len(set(exchange.allgather(mine, "gpus"))) < hvd.size():
+def own_device() -> torch.device:
+    """The GPU of this worker's local rank, or the only one that SLURM lets it see; the CPU where no worker has any. A collective.
+
+    RunError: two workers have the same GPU, or some have none.
+    """
+    usable = torch.cuda.is_available() and hvd.nccl_built()
+    index = hvd.local_rank() % torch.cuda.device_count() if usable else 0
+    mine = (platform.node(), str(torch.cuda.get_device_properties(index).uuid) if usable else "")
+    taken = exchange.allgather(mine, "gpus")
+    without = [node for node, gpu in taken if not gpu]
+    if len(without) == hvd.size():
+        return torch.device("cpu")
+    if without:
+        raise RunError(
+            f"no GPU, or a Horovod without NCCL, on {', '.join(sorted(set(without)))}, and GPUs on the other nodes: mend that, "
+            "or start all with CUDA_VISIBLE_DEVICES= to train on CPUs"
+        )
+    if len(set(taken)) < hvd.size():
         raise RunError(f"{hvd.local_size()} workers on a machine of {torch.cuda.device_count()} GPUs: start one worker a GPU")
     torch.cuda.set_device(index)
     torch.backends.cudnn.deterministic = True  # a resumed run ends with the same bytes

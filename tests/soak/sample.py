@@ -25,8 +25,8 @@ def workers(launcher: int) -> list[psutil.Process]:
 def sample(launcher: int, metrics: Path) -> list[dict]:
     """Return a dict a worker; none while the run starts, or where a worker ends in between.
 
-    epoch, step: of the last step that was recorded when the sample was complete, if that was the last one when it began too;
-    else None. rss_mb: memory of the worker itself; tree_mb: with all processes below it, what they share counted once (PSS).
+    epoch, step: of the last step that was recorded when the sample was complete; None if an epoch has ended meanwhile.
+    rss_mb: memory of the worker itself; tree_mb: with all processes below it, what they share counted once (PSS).
     """
     begun, before = time.time(), place(metrics)
     try:
@@ -34,7 +34,7 @@ def sample(launcher: int, metrics: Path) -> list[dict]:
     except psutil.Error:
         return []
     epoch, step = place(metrics)
-    if (epoch, step) != before and before[0] != epoch:
+    if epoch != before[0]:
         epoch = step = None
     return [{"time": begun, "epoch": epoch, "step": step, "rank": rank, **one} for rank, one in enumerate(found)]
 
