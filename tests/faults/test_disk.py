@@ -42,7 +42,7 @@ def disk(tmp_path):
 @pytest.fixture
 def slow_disk(tmp_path):
     """A function (process, MB/s): lets the process write no more than that a second to the disk of `tmp_path`."""
-    if not (THROTTLE / "blkio.throttle.write_bps_device").exists() and not os.access(THROTTLE, os.W_OK):
+    if not (THROTTLE / "blkio.throttle.write_bps_device").exists() or not os.access(THROTTLE, os.W_OK):
         pytest.skip(f"no {THROTTLE} of one's own here: a disk cannot be slowed down")
     device = Path(f"/sys/dev/block/{os.major(tmp_path.stat().st_dev)}:{os.minor(tmp_path.stat().st_dev)}").resolve()
     device = device.parent if (device / "partition").exists() else device
