@@ -68,8 +68,8 @@ def train(folder: Path, minutes: float, every: float) -> tuple[list[dict], list[
         while time.monotonic() < end and launcher.poll() is None:
             samples += sample(launcher.pid, metrics)
             time.sleep(every)
-        for process in workers(launcher.pid)[:1]:
-            process.send_signal(signal.SIGUSR2)
+        if launcher.poll() is None:  # else a signal to its workers has stopped it before
+            workers(launcher.pid)[0].send_signal(signal.SIGUSR2)
         launcher.wait(timeout=300)
     finally:
         if launcher.poll() is None:
