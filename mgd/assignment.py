@@ -1,7 +1,6 @@
 """Which teacher channels each student channel imitates: the cheapest assignment."""
 
 import torch
-from scipy.optimize import linear_sum_assignment
 
 
 def assign(cost: torch.Tensor, groups: int | None = None) -> torch.Tensor:
@@ -14,6 +13,8 @@ def assign(cost: torch.Tensor, groups: int | None = None) -> torch.Tensor:
 
     ValueError: fewer teacher than student channels, more groups than fit, or a cost that is not finite.
     """
+    from scipy.optimize import linear_sum_assignment  # 34 MB, which only the worker that solves needs
+
     S, T = cost.shape
     G = T // S if groups is None else groups
     if not 1 <= G <= T // S:

@@ -1,5 +1,7 @@
 """The encoders: torchvision's ResNets with MoCo's head, and their stage features before the last ReLU."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -15,19 +17,58 @@ STEMS = ("imagenet", "small")
 DEPTH = 4  # stages: layer1 to layer4
 
 
+class MaxPool(nn.MaxPool2d):
+    """torchvision's pooling of the stem, which keeps of its input, for the backward pass, the places of the maxima alone.
+
+    torch keeps the input too, the largest map of all, and reads nothing of it but its shape.
+    """
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        """Return the maxima, (B, C, H, W) -> (B, C, H', W')."""
+        if not (torch.is_grad_enabled() and maps.requires_grad):
+            return super().forward(maps)
+        return MaxPoolByPlaces.apply(maps, self.kernel_size, self.stride, self.padding)
+
+
+class MaxPoolByPlaces(torch.autograd.Function):
+    """What `MaxPool` computes, by torch's own operations."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: torch.Tensor, *window: int) -> torch.Tensor:
+        """Return the maxima, (B, C, H', W'); window: size, stride and padding."""
+        pooled, places = torch.ops.aten.max_pool2d_with_indices(maps, *([size] for size in window))
+        ctx.save_for_backward(places)
+        ctx.window, ctx.shape = window, maps.shape
+        ctx.layout = torch.channels_last if maps.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+        return pooled
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
+        """Return the gradient of the maps, (B, C, H, W): that of each maximum, at its place."""
+        (places,) = ctx.saved_tensors
+        spread = torch.empty(ctx.shape, dtype=gradient.dtype, device=gradient.device, memory_format=ctx.layout)
+        window = [[size] for size in ctx.window]
+        torch.ops.aten.max_pool2d_with_indices_backward.grad_input(
+            gradient, spread, *window, [1], False, places, grad_input=spread
+        )
+        return spread, None, None, None
+
+
 def build_resnet(arch: str, dim: int = 128, mlp: bool = False, stem: str = "imagenet") -> models.ResNet:
     """Return a ResNet whose `fc` gives `dim` outputs, through one hidden layer if `mlp` (arXiv 2003.04297, section 3).
 
     stem: "imagenet" is the network as published; "small", for images of about 32 pixels, starts with a
     3x3 convolution of stride 1 and no pooling (arXiv 1512.03385, section 4.2). The network computes and
-    names everything as torchvision's own does; only the last ReLUs of the stages are not in place, which
-    would overwrite the features before them.
+    names everything as torchvision's own does, to the bit, but the last ReLUs of the stages are not in place,
+    which would overwrite the features before them, and the stem's pooling goes before its ReLU: the maximum is
+    the same, and two maps of half the images' height and width need not be kept for the backward pass.
     """
     net = getattr(models, arch)(num_classes=dim)
+    net.relu, net.maxpool = nn.Identity(), nn.Sequential(MaxPool(3, stride=2, padding=1), nn.ReLU(inplace=True))
     if stem == "small":
         net.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
-        net.maxpool = nn.Identity()
+        net.maxpool = nn.ReLU(inplace=True)
     if mlp:
         width = net.fc.in_features
         net.fc = nn.Sequential(nn.Linear(width, width), nn.ReLU(), net.fc)
@@ -46,7 +87,7 @@ def with_features(net: models.ResNet, stages: list[int], output: str | None = "f
     nodes = {f"layer{stage}.{len(getattr(net, f'layer{stage}')) - 1}.add": f"layer{stage}" for stage in stages}
     if output is not None:
         nodes[output] = output
-    return create_feature_extractor(net, nodes)
+    return create_feature_extractor(net, nodes, tracer_kwargs={"leaf_modules": [MaxPool]})
 
 
 def stage_norms(net: models.ResNet) -> dict[int, nn.BatchNorm2d]:

@@ -301,3 +301,29 @@ def test_keys_enter_the_queue_at_the_pointer():
     assert torch.equal(net.queue[:, [4, 5, 0, 1]], keys.T + 100)
     assert torch.equal(net.queue[:, [2, 3]], keys[2:].T)
     assert net.queue_ptr.tolist() == [2]
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_stem_that_pools_first_gives_the_maps_and_gradients_of_torchvisions(layout, dtype):
+    torch.manual_seed(0)
+    plain, ours = models.resnet18(), build_resnet("resnet18")
+    maps = torch.randn(2, 64, 17, 18).to(dtype).contiguous(memory_format=layout)
+    maps[:, :8] = -1  # ties, and maxima that the ReLU stops
+    found = []
+    for net in (plain, ours):
+        inputs = maps.clone(memory_format=torch.preserve_format).requires_grad_()
+        pooled = net.maxpool(net.relu(inputs * 1))
+        (pooled * torch.arange(pooled.numel()).to(dtype).view(pooled.shape).cos()).sum().backward()
+        found.append((pooled.detach(), inputs.grad))
+    for expected, got in zip(*found, strict=True):
+        assert torch.equal(expected, got) and expected.stride() == got.stride()
+
+
+def test_a_stem_that_pools_first_keeps_no_map_of_its_input():
+    kept = []
+    maps = torch.randn(2, 64, 16, 16, requires_grad=True)
+    net = build_resnet("resnet18")
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: kept.append(saved.shape) or saved, lambda saved: saved):
+        net.maxpool(net.relu(maps))
+    assert kept == [torch.Size([2, 64, 8, 8])] * 2  # the places of the maxima, and what the ReLU gives

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageFilter
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
-from torchvision import transforms
+from torchvision import models, transforms
 
 from mgd.margin import margin_from_bn
 from moco.encoder import build_resnet, stage_norms, with_features
@@ -27,6 +27,13 @@ class Blur:
 
     def __call__(self, image: Image.Image) -> Image.Image:
         return image.filter(ImageFilter.GaussianBlur(0.1 + 1.9 * torch.rand(()).item()))
+
+
+def resnet(arch: str, dim: int, mlp: bool = False) -> models.ResNet:
+    """The network with torchvision's own stem."""
+    net = build_resnet(arch, dim, mlp)
+    net.relu, net.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, stride=2, padding=1)
+    return net
 
 
 def random_view(size: int, last=FLOATS) -> transforms.Compose:
@@ -93,14 +100,14 @@ class Baseline:
 
     def __init__(self, teacher: dict, K: int = 65536, dim: int = 128, m: float = 0.999, T: float = 0.2, factor: float = 1e4):
         self.m, self.T, self.factor = m, T, factor
-        self.query = with_features(build_resnet("resnet18", dim, mlp=True), STAGES).train()
-        self.key = build_resnet("resnet18", dim, mlp=True).train()
+        self.query = with_features(resnet("resnet18", dim, mlp=True), STAGES).train()
+        self.key = resnet("resnet18", dim, mlp=True).train()
         for k, q in zip(self.key.parameters(), self.query.parameters(), strict=True):
             k.data.copy_(q.data)
             k.requires_grad = False
         self.queue, self.place = F.normalize(torch.randn(dim, K), dim=0), 0
 
-        net = build_resnet("resnet50", dim=1000)
+        net = resnet("resnet50", dim=1000)
         net.load_state_dict(teacher)
         self.teacher = with_features(net, STAGES, output=None).eval()
         self.margins = [margin_from_bn(norm.weight, norm.bias).detach() for norm in stage_norms(net).values()]
