@@ -1,0 +1,148 @@
+"""What a run's folder tells: its options, the numbers of its steps, refreshes and accuracies, its log and checkpoints."""
+
+import dataclasses
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from job.errors import RunError
+
+STAMP = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (.*)")
+CHECKPOINT = "checkpoint_*_*.pth.tar"
+# A record of metrics.jsonl is of the first kind one of whose numbers it has.
+KINDS = {"refreshes": "stage", "knn": "knn", "signs": "feature_std", "validation": "val_top1", "steps": "loss"}
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """A run, finished, going on or broken off, as far as its folder tells.
+
+    options: config.yaml. steps: {name: (n,) float64}, a column for each number that steps have ("steps", "epoch", "step", "loss",
+        "lr", "images_per_s", "data_wait", in percent "accuracy" or "top1", ...), NaN where a step lacks it.
+    refreshes: a record a stage and refresh; knn, signs, validation: records as metrics.jsonl has them, in their order.
+    lines: (seconds since 1970, text) of log.txt. checkpoints: oldest first. complete: the run's last line, if it is done.
+    damaged: lines of metrics.jsonl that could not be read, but for a last one that is being written.
+    """
+
+    folder: Path
+    options: dict[str, Any]
+    steps: dict[str, np.ndarray]
+    refreshes: list[dict[str, float]]
+    knn: list[dict[str, float]]
+    signs: list[dict[str, float]]
+    validation: list[dict[str, float]]
+    lines: list[tuple[float, str]]
+    checkpoints: list[Path]
+    complete: str | None
+    damaged: int
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.folder.resolve().name
+
+    @property
+    def kind(self) -> str:
+        """The program whose run it is: "linear" or "train"."""
+        return "linear" if "pretrained" in self.options else "train"
+
+    def warnings(self) -> list[str]:
+        """The lines of the log that warn, or say why a run ended."""
+        return [text for _, text in self.lines if text.startswith(("warning: ", "error: ", "hint: "))]
+
+
+def read_run(folder: str | Path) -> History:
+    """Read a run's folder. RunError: it is none, holds no run, or one of its files cannot be read."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise RunError(f"{folder}: no such folder; give the folder of a run, its --out")
+    options = read(folder / "config.yaml", read_options, {})
+    records, damaged = read(folder / "metrics.jsonl", read_records, ([], 0))
+    lines = read(folder / "log.txt", read_lines, [])
+    if not (options or records or lines):
+        raise RunError(f"{folder} holds no run: config.yaml, metrics.jsonl and log.txt are missing or empty; give a run's --out")
+    sorted_out: dict[str, list] = {kind: [] for kind in KINDS}
+    for record in records:
+        kind = next((kind for kind, number in KINDS.items() if number in record), None)
+        if kind:
+            sorted_out[kind].append(record)
+    return History(
+        folder=folder,
+        options=options,
+        steps=columns(sorted_out.pop("steps")),
+        **sorted_out,
+        lines=lines,
+        checkpoints=sorted(folder.glob(CHECKPOINT)),
+        complete=read(folder / "complete", lambda text: text.strip() or "done", None),
+        damaged=damaged,
+    )
+
+
+def read(path: Path, parse: Callable[[str], Any], otherwise: Any) -> Any:
+    """What `parse` makes of a file's text, or `otherwise` without such a file. RunError: it cannot be read."""
+    try:
+        return parse(path.read_text(errors="backslashreplace"))
+    except FileNotFoundError:
+        return otherwise
+    except OSError as error:
+        raise RunError(f"{path}: {error.strerror or error}; see to who may read it") from None
+
+
+def read_options(text: str) -> dict[str, Any]:
+    """The options of a config.yaml; none where it is damaged, as the numbers can be shown without them."""
+    try:
+        options = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError):
+        return {}
+    return options if isinstance(options, dict) else {}
+
+
+def read_records(text: str) -> tuple[list[dict[str, float]], int]:
+    """The records of a metrics.jsonl, and how many lines of it are none; a last line without an end is being written."""
+    records, damaged = [], 0
+    for line in text.splitlines(keepends=True):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if isinstance(record, dict) and all(isinstance(number, int | float) for number in record.values()):
+            records.append(record)
+        elif line.endswith("\n"):
+            damaged += 1
+    return records, damaged
+
+
+def read_lines(text: str) -> list[tuple[float, str]]:
+    """The lines of a log.txt with their times in seconds."""
+    found = filter(None, map(STAMP.fullmatch, text.splitlines()))
+    lines = []
+    for match in found:
+        try:
+            lines.append((time.mktime(time.strptime(match[1], "%Y-%m-%d %H:%M:%S")), match[2]))
+        except (ValueError, OverflowError):
+            continue
+    return lines
+
+
+def columns(records: list[dict[str, float]]) -> dict[str, np.ndarray]:
+    """{name: (n,)} of n records, NaN where one lacks a number."""
+    names = dict.fromkeys(name for record in records for name in record)
+    return {name: np.array([record.get(name, np.nan) for record in records], dtype=np.float64) for name in names}
+
+
+def smooth(values: np.ndarray, width: int) -> np.ndarray:
+    """The running means (n,) of (n,) values over `width` of them, fewer at the beginning; NaN do not count."""
+    width = max(1, min(width, len(values)))
+    counted = np.isfinite(values)
+    sums = np.cumsum(np.concatenate([np.zeros(1), np.where(counted, values, 0.0)]))
+    counts = np.cumsum(np.concatenate([np.zeros(1), counted]))
+    starts = np.maximum(np.arange(len(values)) + 1 - width, 0)
+    ends = np.arange(len(values)) + 1
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (sums[ends] - sums[starts]) / (counts[ends] - counts[starts])
