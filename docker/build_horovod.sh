@@ -98,6 +98,21 @@ sed -i 's/set(CMAKE_CUDA_STANDARD 11)/set(CMAKE_CUDA_STANDARD 17)/' "$source/hor
 # on 2 cores, four workers spent more time on that than on training. A short sleep leaves them free.
 sed -i 's/std::this_thread::yield();/std::this_thread::sleep_for(std::chrono::microseconds(50));/' "$source/horovod/torch/mpi_ops_v2.cc"
 
+# The release looks for work once a cycle: what comes just after a look waits for the next, and looking often takes the
+# cores that train. Here work that comes ends the sleep.
+common=$source/horovod/common
+sed -i '/^  void RemoveJoinTensor();/i\
+  void WaitForMessage(std::chrono::steady_clock::duration longest) {\
+    std::unique_lock<std::mutex> lock(mutex_);\
+    came_.wait_for(lock, longest, [this] { return !message_queue_.empty(); });\
+  }\
+' "$common/tensor_queue.h"
+sed -i 's/^protected:/protected:\n  std::condition_variable came_;\n/; s/^#include <mutex>/#include <chrono>\n#include <condition_variable>\n&/' "$common/tensor_queue.h"
+sed -i '/^Status TensorQueue::AddToTensorQueue/,/^}/ s/^  return Status::OK();/  came_.notify_one();\n&/' "$common/tensor_queue.cc"
+sed -i 's/std::this_thread::sleep_for(sleep_duration);/state.process_set_table.Get(0).tensor_queue.WaitForMessage(sleep_duration);/' "$common/operations.cc"
+[ "$(cat "$common"/tensor_queue.{h,cc} "$common/operations.cc" | grep -c 'came_\|WaitForMessage')" = 6 ] ||
+    fail "$common has changed: see to how its loop is woken"
+
 # The release kills its workers 5 s after it has passed a SIGTERM on; a step and a save can take longer.
 launcher=$source/horovod/runner/common/util/safe_shell_exec.py
 sed -i 's/^GRACEFUL_TERMINATION_TIME_S = 5$/GRACEFUL_TERMINATION_TIME_S = 60/' "$launcher"

@@ -10,7 +10,7 @@ import json
 import os
 import pickle
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any, BinaryIO
 
@@ -24,6 +24,7 @@ from job.config import Config
 from job.errors import RunError
 from job.options import Parser, convert
 from job.run import launch
+from job.run.files import whole_file
 from job.weights import Backbone, read_backbone
 from moco.augment import MEAN, STD
 from moco.encoder import ARCHS, build_resnet
@@ -152,24 +153,6 @@ def where_from(path: str, backbone: Backbone) -> dict:
     return json.loads(json.dumps(origin, default=str, skipkeys=True))
 
 
-@contextlib.contextmanager
-def whole_file(path: str) -> Iterator[BinaryIO]:
-    """A file to write to, which appears at `path` when it is whole and on disk, or not at all."""
-    new = f"{path}.new"
-    try:
-        with open(new, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.remove(new)
-        if isinstance(error, OSError):
-            raise RunError(f"cannot write {path}: {error.strerror or error}", code=1) from None
-        raise
-
-
 def check_place(checkpoint: str, output: str, force: bool) -> None:
     """RunError: `output` cannot be written, or must not be."""
     folder = os.path.dirname(output) or "."
@@ -193,8 +176,11 @@ def export(checkpoint: str, output: str, form: str = "", size: int | None = None
     net.fc = nn.Identity()  # type: ignore[assignment]
     net.load_state_dict(backbone.state)
     size = size or backbone.meta["config"].get("image_size") or 224
-    with whole_file(output) as file:
-        load = FORMATS[form](file, net, origin, size).format(output)
+    try:
+        with whole_file(output) as file:
+            load = FORMATS[form](file, net, origin, size).format(output)
+    except OSError as error:
+        raise RunError(f"cannot write {output}: {error.strerror or error}", code=1) from None
     note = f"the small stem: net.conv1 and net.maxpool of {form}'s network must be replaced before loading, as shown here\n"
     epoch = "" if origin["epoch"] is None else f" of epoch {origin['epoch']}"
     report = f"wrote {output}: {os.path.getsize(output) / 1e6:.1f} MB, {backbone.arch}{epoch} for {form}; load it with: {load}"

@@ -231,8 +231,12 @@ def test_closing_twice_or_unopened_is_harmless(tmp_path, opened):
 
 def test_a_full_disk_is_one_line(tmp_path, opened):
     (tmp_path / "log.txt").symlink_to("/dev/full")
+    log = opened(tmp_path)
+    log.check()
+    log.line("hello")
+    log.record(epoch=0, step=0)
     with pytest.raises(RunError) as caught:
-        opened(tmp_path).line("hello")
+        log.check()
     assert f"cannot write to {tmp_path}/log.txt: No space left on device" in str(caught.value)
     assert caught.value.code == 2
 

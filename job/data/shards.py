@@ -8,8 +8,9 @@ import numpy as np
 
 from job.data.images import Images, Names
 from job.data.seeds import counter, permutation
-from job.data.tars import Shard, whole_file
+from job.data.tars import Shard
 from job.errors import RunError
+from job.run.files import whole_file
 from job.run.travels import travels
 
 INDEX = "index.npz"  # beside the shards

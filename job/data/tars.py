@@ -3,17 +3,17 @@
 A shard holds <key>.<ending> with an image's bytes, <key>.cls with its label, and <key>.json with its name as "path".
 """
 
-import contextlib
 import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from job.data.images import readable_endings
 from job.errors import RunError
+from job.run.files import whole_file
 
 MAX_CLASSES = 2**20  # a larger label is no number of a class
 
@@ -40,17 +40,6 @@ def write_shard(path: str, images: Iterable[tuple[int, str, int, bytes]]) -> Non
                 member = tarfile.TarInfo(f"{key:09d}{part}")
                 member.size = len(value)
                 tar.addfile(member, io.BytesIO(value))
-
-
-@contextlib.contextmanager
-def whole_file(path: str) -> Iterator[BinaryIO]:
-    """A file to write to, which appears at `path` when it is whole and on disk, or not at all."""
-    new = f"{path}.new"
-    with open(new, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
 
 
 def read_shard(path: str) -> Shard:

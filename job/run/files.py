@@ -3,6 +3,8 @@
 import contextlib
 import io
 import os
+from collections.abc import Iterator
+from typing import BinaryIO
 
 from job.errors import RunError
 
@@ -21,14 +23,22 @@ def append(file: io.FileIO, line: str) -> None:
 
 
 def write_whole(path: str, data: bytes) -> None:
-    """Let a file have this content, by one rename. OSError: the disk does not take it; what was there before stays."""
+    """Let a file have this content, or stay what it was. OSError: the disk does not take it."""
+    with whole_file(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def whole_file(path: str) -> Iterator[BinaryIO]:
+    """A file to write to, which appears at `path` by one rename when it is whole and on disk, or not at all."""
+    new = f"{path}.new"
     try:
-        with open(path + ".new", "wb") as file:
-            file.write(data)
+        with open(new, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(path + ".new", path)
-    except OSError:
+        os.replace(new, path)
+    except BaseException:
         with contextlib.suppress(OSError):
-            os.remove(path + ".new")
+            os.remove(new)
         raise

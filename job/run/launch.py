@@ -54,8 +54,9 @@ def start() -> torch.device:
     # ready adds in an order set by timing, and from four workers on the bytes of a run would depend on it.
     os.environ["HOROVOD_FUSION_THRESHOLD"] = "0"
     if not torch.cuda.is_available():
-        # Workers on CPUs pay for each look at what is ready with the cores that they train on.
-        os.environ.setdefault("HOROVOD_CYCLE_TIME", "10")  # ms
+        # Workers on CPUs pay for each look at what is ready with the cores that they train on; what comes wakes them
+        # (docker/build_horovod.sh).
+        os.environ.setdefault("HOROVOD_CYCLE_TIME", "50")  # ms
     if os.environ.get("MGD_LIFELINE") == "stdin":
         threading.Thread(target=follow_stdin, daemon=True).start()
     patience()

@@ -8,6 +8,7 @@ import time
 
 from tqdm import tqdm
 
+from job.errors import RunError
 from job.run.files import append, write_whole
 
 
@@ -20,6 +21,7 @@ class Log:
         self.file: io.FileIO | None = None
         self.metrics: io.FileIO | None = None
         self.bar: tqdm | None = None
+        self.failure: RunError | None = None  # of the first write that the disk did not take
 
     def open(self, folder: str, start: tuple[int, int]) -> None:
         """Write to folder/log.txt and folder/metrics.jsonl from now on.
@@ -34,7 +36,21 @@ class Log:
         self.file = open(os.path.join(folder, "log.txt"), "ab", buffering=0)
         self.metrics = open(path, "ab", buffering=0)
         for line in self.waiting:
-            append(self.file, line)
+            self.write(self.file, line)
+        self.check()
+
+    def write(self, file: io.FileIO, line: str) -> None:
+        """Add a line to a file; where the disk does not take it, `check` says so, at a place where all workers hear it."""
+        if self.failure is None:
+            try:
+                append(file, line)
+            except RunError as error:
+                self.failure = error
+
+    def check(self) -> None:
+        """RunError: the disk did not take a line."""
+        if self.failure:
+            raise self.failure
 
     def line(self, text: str) -> None:
         """Say one line."""
@@ -50,14 +66,14 @@ class Log:
             return
         stamped = time.strftime("%Y-%m-%d %H:%M:%S ") + printable(text)
         if self.file:
-            append(self.file, stamped)
+            self.write(self.file, stamped)
         else:
             self.waiting.append(stamped)
 
     def record(self, **numbers: float) -> None:
         """Add one line of numbers to metrics.jsonl; among them are the epoch and the step that they belong to."""
         if self.metrics:
-            append(self.metrics, json.dumps(numbers))
+            self.write(self.metrics, json.dumps(numbers))
 
     def progress(self, text: str, done: int, total: int, every: int) -> None:
         """Show how far a long piece of work is: a bar on a terminal, otherwise a line every `every` steps."""

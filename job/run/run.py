@@ -1,6 +1,5 @@
 """One run on these workers, and the one door to it: launcher, device, folder, log, checkpoints and the wish to stop."""
 
-import contextlib
 import functools
 import os
 from collections.abc import Callable
@@ -53,8 +52,7 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.watchdog.close()
         if isinstance(error, RunError):
-            with contextlib.suppress(RunError):  # a disk that does not take the log either
-                self.log.note(f"error: {error}")
+            self.log.note(f"error: {error}")
         self.log.close()
         self.stop.restore()
         if kind is None:
@@ -119,6 +117,7 @@ class Run:
         self.log.line(line)
 
         def mark() -> None:
+            self.log.check()
             try:
                 write_whole(self.complete, f"{line}\n".encode())
             except OSError as error:
@@ -127,9 +126,16 @@ class Run:
         self.on_first(mark)
 
     def total(self, **values: torch.Tensor | float) -> dict[str, float]:
-        """Return the sums of `values` over all workers. A collective: all workers call it with the same names."""
-        mine = torch.stack([torch.as_tensor(value, dtype=torch.float64).detach().cpu() for value in values.values()])
-        return dict(zip(values, hvd.allreduce(mine, op=hvd.Sum, name="total").tolist(), strict=True))
+        """Return the sums of `values` over all workers. A collective: all workers call it with the same names.
+
+        RunError, on all: rank 0's log could not be written meanwhile.
+        """
+        numbers = [*values.values(), self.log.failure is not None]
+        mine = torch.stack([torch.as_tensor(number, dtype=torch.float64).detach().cpu() for number in numbers])
+        *sums, failed = hvd.allreduce(mine, op=hvd.Sum, name="total").tolist()
+        if failed:
+            self.on_first(self.log.check)
+        return dict(zip(values, sums, strict=True))
 
     def note_bad_images(self, files: list[str], limit: int, images: int, root: str = "") -> None:
         """Name undecodable files that no worker had met before. A collective.

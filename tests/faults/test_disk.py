@@ -132,9 +132,7 @@ def test_a_disk_too_full_for_the_log(start_job, images, disk):
     job = start_job(2, folder, [images, *SMALL, "--save-every", "999", "--epochs", 1000])
     job.wait_for_step(6)
     fill(disk)
-    output = job.finish()
-    assert len(re.findall(rf":error: cannot write to {folder}/(?:log.txt|metrics.jsonl): No space left on device;", output)) == 1
-    assert job.process.returncode != 0 and ">:Traceback" not in output, output
+    refused(job, f"cannot write to {folder}/")
     whole(folder, 0, 4)
     refused(start_job(2, folder, [images, *SMALL, *STEPS]), f"cannot write to {folder}")
     assert not (folder / "metrics.jsonl.new").exists()

@@ -4,12 +4,14 @@ import torch
 
 from job.errors import RunError
 from job.run import launch
+from job.run.log import Log
 
 
 class Lines(list):
     """A log that keeps its lines."""
 
     line = list.append
+    failure = None
 
 
 @pytest.fixture
@@ -55,6 +57,17 @@ def test_an_error_of_the_first_worker_is_everyones_with_its_text_and_code(run, c
         raise RunError(f"worker {run.rank} has found nothing", code)
 
     assert raised(lambda: run.on_first(fail)) == [("worker 0 has found nothing", code)] * hvd.size()
+
+
+def test_a_log_that_the_disk_does_not_take_ends_all_workers_with_its_error(run, monkeypatch):
+    log = Log(speaks=run.rank == 0)
+    log.file = open("/dev/full", "ab", buffering=0)
+    monkeypatch.setattr(run, "log", log)
+    assert run.total(one=1) == {"one": hvd.size()}
+    log.note("hello")
+    [(said, code)] = set(raised(lambda: run.total(one=1)))
+    assert said.startswith("cannot write to /dev/full: No space left on device") and code == 2
+    log.close()
 
 
 def test_workers_go_on_after_an_error_of_the_first(run):
