@@ -99,5 +99,5 @@ class Expectation:
             return None
         return (
             f"{100 * mean['data_wait']:.0f} % of the time goes into waiting for images: more --workers (now "
-            f"{self.config.workers} a worker), packed data (python -m job.pack), or --augment-on device where there are GPUs may help"
+            f"{self.config.workers} a worker), packed data (python -m job.pack), or --augment-on device on GPUs may help"
         )

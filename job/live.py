@@ -1,5 +1,7 @@
 """What TensorBoard shows of a run besides its numbers: the distiller's distributions, augmented pairs, matchings."""
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 import torch
@@ -46,46 +48,63 @@ def draw_pairs(query: torch.Tensor, key: torch.Tensor) -> np.ndarray:
         left, right = (sized(view.permute(1, 2, 0).numpy(), (SIDE, SIDE)) for view in views)
         cells.append(np.hstack([left, np.full((SIDE, 2, 3), WHITE), right]))
     cells += [np.full_like(cells[0], WHITE)] * (-len(cells) % COLUMNS)
-    framed = [np.pad(cell, ((0, GAP), (0, GAP), (0, 0)), constant_values=WHITE) for cell in cells]
-    return np.vstack([np.hstack(framed[first : first + COLUMNS]) for first in range(0, len(framed), COLUMNS)])
+    padded = [np.pad(cell, ((0, GAP), (0, GAP), (0, 0)), constant_values=WHITE) for cell in cells]
+    return np.vstack([np.hstack(padded[first : first + COLUMNS]) for first in range(0, len(padded), COLUMNS)])
 
 
 def draw_matching(name: str, cost: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """A picture (H, W, 3) uint8 of a stage's costs (S, T), and of the change from one matching (G, S) to the next.
 
-    On the left the cost of each pair, teacher channels in the order of the student channel that they are matched with, those
-    of none at the end: matched pairs are the diagonal, the darker the nearer. On the right a dot for each teacher channel:
-    its student channel before, across, and now, down; what has not changed lies on the diagonal.
+    Student channels are in an order that puts like ones together. On the left the cost of each pair, less the means of its two
+    channels, teacher channels in the order of their student channel, those of none at the end: the diagonal are the matched
+    pairs, the darker the nearer. On the right a dot for each teacher channel: its student channel before, across, and now, down.
     """
     S, T = cost.shape
-    order = np.concatenate([after.T.ravel(), np.setdiff1d(np.arange(T), after)])
-    shown = sized(cost[:, order].astype(np.float32), COSTS)
+    rest = cost - cost.mean(0) - cost.mean(1, keepdims=True) + cost.mean()
+    students = np.linalg.eigh(rest @ rest.T).eigenvectors[:, -1].argsort()  # (S,), by what tells their costs apart most
+    teachers = np.concatenate([after[:, students].T.ravel(), np.setdiff1d(np.arange(T), after)])  # (T,)
+    shown = sized(least(rest[np.ix_(students, teachers)], COSTS).astype(np.float32), COSTS)
     low, high = np.percentile(shown, [0.5, 99.5])
     costs = colours((255 * (shown - low) / max(high - low, 1e-12)).clip(0, 255).astype(np.uint8))
 
-    was, now = (np.full(T, -1) for _ in range(2))
-    for owner, matched in ((was, before), (now, after)):
-        owner[matched] = np.arange(S)  # broadcast over the G rows
-    moved = np.zeros((S, S), bool)
+    was, now = (np.full(T, -1) for _ in range(2))  # places of student channels
+    for place, matching in ((was, before), (now, after)):
+        place[matching[:, students]] = np.arange(S)  # the same for all G rows
     both = (was >= 0) & (now >= 0)
+    moved = np.zeros((S, S), bool)
     moved[now[both], was[both]] = True
-    changes = np.repeat(dots(moved, CHANGES)[..., None], 3, axis=2)
-
-    canvas = Image.new("RGB", (COSTS[0] + CHANGES[0] + 5 * GAP, COSTS[1] + 4 * LINE + 2 * GAP), "white")
-    draw, font, top, right = ImageDraw.Draw(canvas), ImageFont.load_default(13), 2 * LINE + GAP, COSTS[0] + 3 * GAP
-    canvas.paste(Image.fromarray(costs), (GAP, top))
-    canvas.paste(Image.fromarray(changes), (right, top))
-    draw.rectangle((right - 1, top - 1, right + CHANGES[0], top + CHANGES[1]), outline="grey")
-    draw.text((GAP, 4), f"{name}: cost of {S} student channels (down) with {T} teacher", "black", font)
-    draw.text((GAP, 4 + LINE), "channels (across), in the order of their student channel", "black", font)
     stayed = 100 * (was == now)[both].mean() if both.any() else 0
-    draw.text((right, 4), f"{stayed:.0f} % of teacher channels stay:", "black", font)
-    draw.text((right, 4 + LINE), "student channel before (across), now (down)", "black", font)
-    scale, below = colours(np.tile(np.arange(256, dtype=np.uint8), (LINE - 4, 1))), top + COSTS[1] + GAP
-    draw.text((GAP, below), f"cost {low:.2f}", "black", font)
-    canvas.paste(Image.fromarray(scale), (GAP + 80, below + 2))
-    draw.text((GAP + 80 + 256 + GAP, below), f"{high:.2f}", "black", font)
+    titles = (
+        (
+            f"{name}: costs of {S} student channels, like ones together (down), with",
+            f"{T} teacher channels, by student channel (across)",
+        ),
+        (f"{stayed:.0f} % of teacher channels stay; student", "channel before (across), now (down)"),
+    )
+    return framed(costs, dots(moved, CHANGES), titles, (low, high))
+
+
+def framed(costs: np.ndarray, changes: np.ndarray, titles: Sequence[Sequence[str]], ends: tuple[float, float]) -> np.ndarray:
+    """The panels (H, W, 3) and (H, W) of a matching side by side, each under its lines, with the scale of colours below."""
+    canvas = Image.new("RGB", (COSTS[0] + CHANGES[0] + 7 * GAP, COSTS[1] + 4 * LINE + 2 * GAP), "white")
+    draw, font, top, below = ImageDraw.Draw(canvas), ImageFont.load_default(13), 2 * LINE + GAP, 2 * LINE + COSTS[1] + 2 * GAP
+    for left, panel, lines in zip((GAP, COSTS[0] + 3 * GAP), (costs, changes), titles, strict=True):
+        draw.rectangle((left - 1, top - 1, left + panel.shape[1], top + panel.shape[0]), outline="grey")
+        canvas.paste(Image.fromarray(panel), (left, top))
+        for row, line in enumerate(lines):
+            draw.text((left, 4 + row * LINE), line, "black", font)
+    scale = Image.fromarray(colours(np.tile(np.arange(256, dtype=np.uint8), (LINE - 4, 1))))
+    draw.text((GAP, below), f"cost, less its channels' means: {ends[0]:.2f}", "black", font)
+    canvas.paste(scale, (GAP + 230, below + 2))
+    draw.text((GAP + 230 + 256 + GAP, below), f"{ends[1]:.2f}", "black", font)
     return np.asarray(canvas)
+
+
+def least(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Values (H, W) made fewer than twice a size (width, height), by the least of each block: single pairs stay visible."""
+    h, w = max(1, values.shape[0] // size[1]), max(1, values.shape[1] // size[0])
+    H, W = values.shape[0] // h, values.shape[1] // w
+    return values[: H * h, : W * w].reshape(H, h, W, w).min(axis=(1, 3))
 
 
 def sized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -252,7 +252,10 @@ def test_steps_are_measured_as_on_gpus_with_loader_processes_and_views_of_the_de
     with turns.Job(1, BENCH / "step.py", tmp_path / "job", ["ours", recipe, *options]) as job:
         assert "bare" not in job.turn()[0]
         [found] = job.turn()
-    assert min(found[name] for name in ("step", "bare", "student", "key", "teacher", "memory")) > 0
+    assert min(found[name] for name in ("step", "bare", "student", "key", "teacher", "memory", "telling", "drawing")) > 0
+    assert len((tmp_path / "job" / "log.txt").read_text().splitlines()) >= 6  # of three steps, and their epochs' ends
+    [event_file] = (tmp_path / "job" / "tensorboard").iterdir()
+    assert event_file.stat().st_size > 1000
 
 
 def test_a_job_that_ends_early_is_told_with_what_it_said(tmp_path):

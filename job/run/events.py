@@ -42,7 +42,7 @@ class Events:
         self.steps, self.every, self.say = steps, every, say
         folder = os.path.join(folder, "tensorboard")
         os.makedirs(folder, exist_ok=True)
-        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"  # read in this order
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"  # read in this order
         self.file = open(os.path.join(folder, name), "wb")
         self.writer = RecordWriter(self.file)
         self.write((0, 0), file_version="brain.Event:2")
