@@ -6,7 +6,11 @@ from job.config import Config
 
 # Averages of fewer steps are not judged: of a run that was resumed shortly before an epoch's end, say.
 STEPS = 20
-STUCK, SOLVED, PULL, WAIT = 0.98, 99.0, 10.0, 0.5
+# Measured on ResNet-18 and the digits, 256 negatives, two workers, 44 steps an epoch, as shares of ln(K + 1) and in percent:
+# learning, 0.90 in the first epoch, 0.81 to 0.85 in the second, 0.24 in the 36th, accuracy 6, 8 to 10 and 61; at a rate of 0,
+# 0.95, then 1.00 and an accuracy of 4. The distillation loss is 0.006 to 0.04 times the contrastive one with the demo's factor
+# of 1e5, and 35 times with 100. Waiting takes 2 to 9 % of the time.
+LEARNT, STUCK, SOLVED, PULL, WAIT = 100, 0.98, 99.0, 10.0, 0.5
 
 
 class Expectation:
@@ -50,7 +54,7 @@ class Expectation:
         self.records += records
         if len(self.records) < STEPS:
             return []
-        names = ("epoch", "contrastive", "distillation", "accuracy", "data_wait")
+        names = ("steps", "epoch", "contrastive", "distillation", "accuracy", "data_wait")
         mean = {name: sum(record[name] for record in self.records) / len(self.records) for name in names}
         self.records = []
         found = {"stuck": self.stuck(mean), "solved": self.solved(mean), "pull": self.pull(mean), "wait": self.wait(mean)}
@@ -60,7 +64,8 @@ class Expectation:
 
     def stuck(self, mean: dict[str, float]) -> str | None:
         """The loss is that of guessing where it should have fallen."""
-        if mean["epoch"] < max(1, self.config.warmup_epochs) or mean["contrastive"] < STUCK * self.guess:
+        early = mean["steps"] < LEARNT or mean["epoch"] < max(1, self.config.warmup_epochs)
+        if early or mean["contrastive"] < STUCK * self.guess:
             return None
         return (
             f"the contrastive loss, {mean['contrastive']:.2f}, is that of guessing, ln(K + 1) = {self.guess:.2f}: see whether "
@@ -70,7 +75,7 @@ class Expectation:
 
     def solved(self, mean: dict[str, float]) -> str | None:
         """Keys are told apart with too much ease to learn from it."""
-        if mean["accuracy"] < SOLVED:
+        if mean["accuracy"] < SOLVED or mean["contrastive"] > self.guess / 2:  # keys that are all one are found as well
             return None
         alone = (
             "one worker by itself has no other to shuffle batch norm with, through which a query knows its key: use more "

@@ -60,7 +60,7 @@ def pretrained(tmp_path_factory):
 def trained(start_job, labelled, pretrained, tmp_path_factory):
     """A run of two workers that nothing interrupts: its folder and what it printed."""
     folder = tmp_path_factory.mktemp("linear") / "run"
-    job = start_job(2, folder, [labelled, *SMALL, "--pretrained", pretrained, "--keep", 9], "job.linear")
+    job = start_job(2, folder, [labelled, *SMALL, "--pretrained", pretrained, "--keep", 9, "--tensorboard"], "job.linear")
     output = job.finish()
     assert job.process.returncode == 0, output
     return folder, output
