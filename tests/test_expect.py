@@ -21,15 +21,16 @@ def said(start_job, teacher_file, tmp_path_factory):
     """The lines of the logs of three runs: as the demo's, at a rate of 0, and under a strong teacher on images slow to read."""
     folder = tmp_path_factory.mktemp("expect")
     write_digits(str(folder / "digits"))
-    for number in range(4 * STEPS):
+    for number in range(2 * STEPS):
         path = folder / "large" / "train" / "a" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.random.default_rng(number).integers(0, 256, (800, 800, 3), dtype=np.uint8)).save(path)
-    strong = ["--teacher", teacher_file, "--loss-factor", FACTOR, "--epochs", 1, "--batch-size", 4, "--refresh-epochs", "never"]
+        blocks = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(blocks).resize((3000, 3000), Image.Resampling.NEAREST).save(path)
+    strong = ["--teacher", teacher_file, "--loss-factor", FACTOR, "--epochs", 1, "--batch-size", 2, "--refresh-epochs", "never"]
     options = {
         "healthy": [folder / "digits", *DEMO],
         "still": [folder / "digits", *DEMO, "--lr", 0],
-        "strong": [folder / "large", *DEMO, *strong, "--moco-k", 24, "-j", 0],
+        "strong": [folder / "large", *DEMO, *strong, "--moco-k", 12, "-j", 0],
     }
     jobs = {name: start_job(1, folder / name, given) for name, given in options.items()}
     outputs = {name: job.finish() for name, job in jobs.items()}
@@ -69,7 +70,7 @@ def test_a_teacher_that_decides_alone_is_hinted_at_with_the_factor_that_makes_bo
 
 def test_a_queue_that_is_long_for_the_images_and_images_that_come_slowly_are_told(said):
     found = odd(said["strong"])
-    assert sum("24 keys, more than a quarter of the 80 images" in line and "--moco-k 20 or less" in line for line in found) == 1
+    assert sum("12 keys, more than a quarter of the 40 images" in line and "--moco-k 10 or less" in line for line in found) == 1
     assert sum("goes into waiting for images: more --workers (now 0 a worker)" in line for line in found) == 1
 
 
