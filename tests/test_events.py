@@ -159,12 +159,11 @@ def test_a_disk_that_takes_no_more_is_said_once_and_what_was_written_is_shown(tm
 
 
 def test_without_the_package_there_is_one_line_and_no_folder(images, tmp_path, monkeypatch):
-    """For both programs; its absence is that of a package that cannot be imported."""
+    """Its absence is that of a package that cannot be imported."""
     (tmp_path / "tensorboard").mkdir()
     (tmp_path / "tensorboard" / "__init__.py").write_text("raise ModuleNotFoundError('no tensorboard')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    small = [images, "--image-size", 32, "--batch-size", 8, "-j", 0, "--tensorboard", "--out", tmp_path / "run"]
-    for program, more in (("job.train", ["--moco-k", 8]), ("job.linear", [])):
-        [line] = errors_of(program, [[*small, *more]])
-        assert "--tensorboard needs the package tensorboard" in line and "pip install '.[tensorboard]'" in line
+    small = [images, "--image-size", 32, "--batch-size", 8, "--moco-k", 8, "-j", 0, "--tensorboard"]
+    [line] = errors_of("job.train", [[*small, "--out", tmp_path / "run"]])
+    assert "--tensorboard needs the package tensorboard" in line and "pip install '.[tensorboard]'" in line
     assert not (tmp_path / "run").exists()
