@@ -16,6 +16,8 @@ ONNX = [
     "flatbuffers==25.12.19",
 ]
 
+TENSORBOARD = ["tensorboard==2.21.0"]  # writes event files through torch's own module for it, and shows them
+
 setup(
     name="moco-mgd",
     version="0.1.0",
@@ -46,6 +48,7 @@ setup(
         ],
         "digits": ["scikit-learn==1.9.1"],
         "onnx": ONNX,
+        "tensorboard": TENSORBOARD,
         "test": [
             "pytest==9.2.0",
             "hypothesis==6.170.17",
@@ -59,6 +62,7 @@ setup(
             "huggingface-hub==2.4.0",
             "webdataset==1.0.2",
             *ONNX,
+            *TENSORBOARD,
         ],
     },
     entry_points={

@@ -74,6 +74,7 @@ class Config:
     keep: int = option(3, "checkpoints kept", at_least=1)
     check_every: int = option(100, "steps between checks that the workers still have the same networks and queue", at_least=1)
     print_freq: int = option(10, "steps between lines where there is no terminal", "-p", at_least=1)
+    tensorboard: bool = option(False, "write event files for TensorBoard, to tensorboard/ in the run's folder")
     max_bad_images: int = option(100, "undecodable images after which the run fails", at_least=0)
     knn_every: int = option(0, "epochs between k-NN accuracies on val/ (0: none)", at_least=0)
 
@@ -119,6 +120,7 @@ class LinearConfig:
     save_every: str = option("1", "epochs between checkpoints; or steps, as in 500steps", parse=parse_save_every)
     keep: int = option(2, "checkpoints kept, beside the best", at_least=1)
     print_freq: int = option(10, "steps between lines where there is no terminal", "-p", at_least=1)
+    tensorboard: bool = option(False, "write event files for TensorBoard, to tensorboard/ in the run's folder")
     max_bad_images: int = option(100, "undecodable images after which the run fails", at_least=0)
 
     def __post_init__(self) -> None:

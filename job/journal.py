@@ -5,6 +5,7 @@ import time
 
 from job import collapse
 from job.errors import RunError
+from job.expect import Expectation
 from job.run.run import Run
 
 
@@ -90,6 +91,10 @@ class ContrastJournal(Journal):
     parts, advice = ("contrastive", "distillation"), "A lower --lr or a higher --loss-factor"
     signs = None  # of collapse, the epoch's last
 
+    def __init__(self, run: Run, total: int, steps: int, print_freq: int, expectation: Expectation):
+        super().__init__(run, total, steps, print_freq)
+        self.expectation = expectation
+
     def watch(self, step: int, signs: dict[str, float]) -> None:
         """Record the signs of collapse after a step; the epoch's last are told at its end."""
         self.signs = signs
@@ -98,6 +103,8 @@ class ContrastJournal(Journal):
     def end_epoch(self) -> None:
         """Say an epoch's averages, the last signs of collapse, and what is wrong with them."""
         super().end_epoch()
+        for hint in self.expectation.hints(self.records):
+            self.run.log.line(f"hint: {hint}")
         if self.signs:
             self.run.log.line(f"epoch {self.epoch} features: {collapse.describe(self.signs)}")
             for warning in collapse.warnings(self.signs):

@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run `job.linear` on the command line's options."""
     with launch.reported_errors():
         config: LinearConfig = read_config(sys.argv[1:] if argv is None else argv, "job.linear", LinearConfig)
-        with Run(config.folder(), config.keep) as run:
+        with Run(config.folder(), config.keep, config.print_freq if config.tensorboard else 0) as run:
             linear(config, run)
 
 
@@ -59,7 +59,7 @@ def linear(config: LinearConfig, run: Run) -> None:
         return
     share = run.share(config.batch_size)
     options = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("config", "out", "resume")}
-    run.begin(options | {"workers": processes}, start if saved else None)
+    run.begin(options | {"workers": processes}, start if saved else None, parts.steps)
     del saved
     run.log.line(f"{len(parts.train)} images, {parts.steps} steps an epoch, {share} images a worker and step")
 

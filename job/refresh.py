@@ -5,6 +5,7 @@ import time
 import horovod.torch as hvd
 import torch
 
+from job import live
 from job.data.folders import every_nth_batch
 from job.data.seeds import permutation
 from job.data.views import CentreViews, loader
@@ -39,12 +40,13 @@ def refresh(training: Training, epoch: int) -> None:
     gathered = time.perf_counter()
     solved = solve(costs, {stage: distiller.matching(stage) for stage in costs}, run)
 
+    took = {"measuring": measured - begun, "gathering": gathered - measured, "solving": time.perf_counter() - gathered}  # s
     run.log.line(
-        f"refresh before epoch {epoch} on {len(sample)} images: measuring {measured - begun:.1f} s, "
-        f"gathering {gathered - measured:.2f} s, solving {time.perf_counter() - gathered:.2f} s"
+        f"refresh before epoch {epoch} on {len(sample)} images: measuring {took['measuring']:.1f} s, "
+        f"gathering {took['gathering']:.2f} s, solving {took['solving']:.2f} s"
     )
     for stage, matching in solved.items():
-        report(run, epoch, stage, costs[stage].cpu(), distiller.matching(stage), matching)
+        report(run, epoch, stage, costs[stage].cpu(), distiller.matching(stage).cpu(), matching, took)
         distiller.matching(stage).copy_(matching)
 
 
@@ -93,16 +95,20 @@ def solve(costs: dict[int, torch.Tensor], matchings: dict[int, torch.Tensor], ru
     return {stage: part.view_as(matching) for stage, part, matching in zip(costs, flat.split(sizes), best, strict=True)}
 
 
-def report(run: Run, epoch: int, stage: int, cost: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> None:
+def report(
+    run: Run, epoch: int, stage: int, cost: torch.Tensor, before: torch.Tensor, after: torch.Tensor, took: dict[str, float]
+) -> None:
     """Log a stage's matrix: shape, mean cost of a matched pair before and after, share of student channels matched anew.
 
+    took: seconds of the whole refresh, all stages together, by what they went into.
     Its record is one of the epoch's first step: a run that goes on from before that step refreshes again.
     """
     columns = torch.arange(cost.shape[0])
-    before = before.cpu()
     old, new = (cost[columns, matching].mean().item() for matching in (before, after))
     changed = (before.sort(dim=0).values != after).any(dim=0).double().mean().item()
     G, S = after.shape
     shape = f"matching {G}x{S} of {cost.shape[1]}"
     run.log.line(f"  layer{stage}: {shape}, cost {old:.4f} -> {new:.4f}, {100 * changed:.1f} % of channels changed")
-    run.log.record(epoch=epoch, step=0, stage=stage, groups=G, channels=S, cost_before=old, cost_after=new, changed=changed)
+    shares = dict(groups=G, channels=S, cost_before=old, cost_after=new, changed=changed)
+    run.log.record(epoch=epoch, step=0, stage=stage, **shares, **took)
+    live.matching(run, epoch, stage, cost, before, after)

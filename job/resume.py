@@ -94,7 +94,7 @@ def continues(saved: dict, config: Config, run: Run) -> dict:
 
 def tell_changes(old: dict, new: dict, where: str, run: Run) -> None:
     """Say which options differ from those of a checkpoint."""
-    silent = {"resume", "config", "out", "workers", "print_freq"}
+    silent = {"resume", "config", "out", "workers", "print_freq", "tensorboard"}
     for name in sorted(new.keys() - silent):
         if old.get(name) != new[name]:
             run.log.line(f"--{name.replace('_', '-')} was {old.get(name)} in {where}; now {new[name]}")

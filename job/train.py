@@ -5,6 +5,7 @@ horovodrun -np N python -m job.train DIR -a resnet18 --mlp --moco-t 0.2 --aug-pl
 
 import dataclasses
 import sys
+import time
 from collections.abc import Iterator
 
 from job.run import launch  # first: it says in one line when Horovod is missing
@@ -13,10 +14,11 @@ from job.run import launch  # first: it says in one line when Horovod is missing
 import torch
 import torch.nn.functional as F
 
-from job import collapse, resume
+from job import collapse, live, resume
 from job.config import Config, read_config
 from job.data import seeds
 from job.data.images import Images
+from job.expect import Expectation
 from job.journal import ContrastJournal
 from job.knn import knn_accuracy
 from job.refresh import refresh
@@ -31,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run `job.train` on the command line's options."""
     with launch.reported_errors():
         config: Config = read_config(sys.argv[1:] if argv is None else argv)
-        with Run(config.folder(), config.keep) as run:
+        with Run(config.folder(), config.keep, config.print_freq if config.tensorboard else 0) as run:
             train(config, run)
 
 
@@ -43,13 +45,17 @@ def train(config: Config, run: Run) -> None:
     config.workers = launch.cores() if config.workers < 0 else config.workers
     training = build(config, run)
     start = resume.restore(saved, training) if saved else (0, 0)
-    run.begin(options, start if saved else None)
+    run.begin(options, start if saved else None, training.steps)
     del saved  # as large as all that is trained
     share = run.share(config.batch_size)
     run.log.line(f"{len(training.images)} images, {training.steps} steps an epoch, {share} images a worker and step")
 
+    expectation = Expectation(config, len(training.images), run.size)
+    for line in expectation.lines():
+        run.log.line(line)
+
     batches = training.batches(start)
-    journal = ContrastJournal(run, config.batch_size, training.steps, config.print_freq)
+    journal = ContrastJournal(run, config.batch_size, training.steps, config.print_freq, expectation)
     refresh_at = parse_refresh(config.refresh_epochs)
     for epoch in range(start[0], config.epochs):
         first = start[1] if epoch == start[0] else 0
@@ -60,12 +66,16 @@ def train(config: Config, run: Run) -> None:
             neighbours(training, training.val, epoch)
         if training.distiller and first == 0 and refresh_at(epoch):
             refresh(training, epoch)
+        if training.distiller and first == 0:
+            live.distiller(run, epoch, training.distiller)
         journal.start_epoch(epoch, rate)
         if train_epoch(training, batches, journal, epoch, range(first, training.steps)):
             run.log.line("stopped by a signal; --resume auto goes on from here")
             return
     if training.val:
         neighbours(training, training.val, config.epochs)
+    if training.distiller:
+        live.distiller(run, config.epochs, training.distiller)
     run.end(f"done: {config.epochs} epochs; the newest checkpoint is {run.folder}/last.pth.tar")
 
 
@@ -78,6 +88,8 @@ def train_epoch(training: Training, batches: Iterator, journal: ContrastJournal,
     for step in steps:
         query, key, undecodable = next(batches)  # (B, 3, H, W) uint8 each
         journal.images_came()
+        if step == 0:
+            live.pairs(run, epoch, query, key)
         permutation = seeds.permutation(config.batch_size, config.seed, "shuffle", epoch=epoch, step=step)  # (NB,)
         keys = moco.keys(key, torch.from_numpy(permutation), config.accumulate)
 
@@ -130,10 +142,11 @@ def train_epoch(training: Training, batches: Iterator, journal: ContrastJournal,
 
 def neighbours(training: Training, val: Images, epoch: int) -> None:
     """Tell the k-NN accuracy of the student after `epoch` epochs; a run that goes on from there tells it again."""
-    run = training.run
+    run, begun = training.run, time.perf_counter()
     accuracy = knn_accuracy(training.student(), training.images, val, training.config, run)
+    seconds = time.perf_counter() - begun
     run.log.line(f"after {epoch} epochs: k-NN accuracy on {len(val)} images of {val.root}: top-1 {accuracy:.2f} %")
-    run.log.record(steps=epoch * training.steps, epoch=epoch, step=0, knn=accuracy)
+    run.log.record(steps=epoch * training.steps, epoch=epoch, step=0, knn=accuracy, knn_seconds=seconds)
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ import scale  # noqa: E402
 import setting  # noqa: E402
 import traffic  # noqa: E402
 import turns  # noqa: E402
+from job.expect import Expectation  # noqa: E402
 from job.journal import ContrastJournal  # noqa: E402
 from job.run.run import Run  # noqa: E402
 from job.train import train_epoch  # noqa: E402
@@ -144,7 +145,8 @@ def test_a_step_of_the_baseline_has_our_loss_and_changes_the_student_as_ours(rec
         plain.key.load_state_dict(training.moco.encoder_k.state_dict())
         plain.queue = training.moco.queue.clone()
         before = parameters_to_vector(plain.query.parameters()).clone()
-        journal, random = ContrastJournal(run, 8, 10, 100), torch.Generator().manual_seed(0)
+        expectation = Expectation(training.config, len(training.images), run.size)
+        journal, random = ContrastJournal(run, 8, 10, 100, expectation), torch.Generator().manual_seed(0)
         journal.start_epoch(0, 0.03)
         for step, tolerance in enumerate((1e-5, 1e-3)):
             query, key = torch.randint(256, (2, 8, 3, 64, 64), dtype=torch.uint8, generator=random)
@@ -250,7 +252,10 @@ def test_steps_are_measured_as_on_gpus_with_loader_processes_and_views_of_the_de
     with turns.Job(1, BENCH / "step.py", tmp_path / "job", ["ours", recipe, *options]) as job:
         assert "bare" not in job.turn()[0]
         [found] = job.turn()
-    assert min(found[name] for name in ("step", "bare", "student", "key", "teacher", "memory")) > 0
+    assert min(found[name] for name in ("step", "bare", "student", "key", "teacher", "memory", "telling", "drawing")) > 0
+    assert len((tmp_path / "job" / "log.txt").read_text().splitlines()) >= 6  # of three steps, and their epochs' ends
+    [event_file] = (tmp_path / "job" / "tensorboard").iterdir()
+    assert event_file.stat().st_size > 1000
 
 
 def test_a_job_that_ends_early_is_told_with_what_it_said(tmp_path):

@@ -100,6 +100,7 @@ FLAGS = [
     ("--compile", "compile", True),
     ("--fp16-allreduce", "fp16_allreduce", True),
     ("-p 5", "print_freq", 5),
+    ("--tensorboard", "tensorboard", True),
     ("--print-freq 5", "print_freq", 5),
     ("--max-bad-images 0", "max_bad_images", 0),
     ("--out runs/x", "out", "runs/x"),

@@ -4,7 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from job.config import Config
 from job.errors import RunError
+from job.expect import Expectation
 from job.journal import ContrastJournal
 
 
@@ -33,7 +35,8 @@ def clock(monkeypatch):
 
 
 def journal(size=2, total=32, steps=5, print_freq=3):
-    return ContrastJournal(SimpleNamespace(size=size, log=Told()), total, steps, print_freq)
+    expectation = Expectation(Config(moco_k=99, warmup_epochs=0, loss_factor=100.0), 1000, size)
+    return ContrastJournal(SimpleNamespace(size=size, log=Told()), total, steps, print_freq, expectation)
 
 
 def sums(contrastive=8.0, distillation=2.0, correct=8, gradient=6.0, **more):
@@ -202,3 +205,16 @@ def test_an_epoch_that_was_not_watched_tells_no_signs_of_another(clock):
             book.watch(0, {"feature_std": 0.9, "queue_rank": 9.0, "dead_layer4": 0.0})
         book.end_epoch()
     assert sum("features" in line for line in book.run.log.lines) == 1
+
+
+def test_what_is_odd_about_an_epoch_is_a_hint_after_its_averages(clock):
+    book = journal(steps=20)
+    for epoch in range(2):
+        book.start_epoch(epoch, 0.1)
+        for step in range(20):
+            do(book, clock, step, sums(contrastive=2.0, distillation=40.0), wait=3, work=1)
+        book.end_epoch()
+    kinds = [line.split()[0] for line in book.run.log.lines]
+    assert kinds == ["epoch", "hint:", "hint:", "epoch"]
+    assert "distillation loss is 20 times the contrastive one" in book.run.log.lines[1]
+    assert "75 % of the time" in book.run.log.lines[2]

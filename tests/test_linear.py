@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision import models, transforms
 
 from runs import errors_of
@@ -60,7 +61,7 @@ def pretrained(tmp_path_factory):
 def trained(start_job, labelled, pretrained, tmp_path_factory):
     """A run of two workers that nothing interrupts: its folder and what it printed."""
     folder = tmp_path_factory.mktemp("linear") / "run"
-    job = start_job(2, folder, [labelled, *SMALL, "--pretrained", pretrained, "--keep", 9], "job.linear")
+    job = start_job(2, folder, [labelled, *SMALL, "--pretrained", pretrained, "--keep", 9, "--tensorboard"], "job.linear")
     output = job.finish()
     assert job.process.returncode == 0, output
     return folder, output
@@ -96,6 +97,18 @@ def test_it_learns_and_tells_the_validation_of_each_epoch(trained, labelled):
     assert all(record["val_top1"] < record["val_top5"] <= 100 for record in epochs)
     assert [record["steps"] for record in records(folder) if "loss" in record] == list(range(1, 3 * STEPS + 1))
     assert "the frozen network is unchanged to the bit" in output
+
+
+def test_tensorboard_shows_what_the_metrics_have(trained):
+    folder, _ = trained
+    shown = EventAccumulator(str(folder / "tensorboard")).Reload()
+    of_validation = [record for record in records(folder) if "val_top1" in record]
+    for name in ("val_loss", "val_top1", "val_top5"):
+        found = [(event.step, event.value) for event in shown.Scalars(f"validation/{name}")]
+        assert found == [(record["steps"] - 1, pytest.approx(record[name])) for record in of_validation]
+    last = [record for record in records(folder) if "top5" in record and record["step"] == STEPS - 1]
+    found = [(event.step, event.value) for event in shown.Scalars("steps/top1")]
+    assert found == [(record["steps"] - 1, pytest.approx(record["top1"])) for record in last]
 
 
 def test_only_the_classifier_is_trained(trained, pretrained):

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from runs import differences, errors_of
 from moco.model import MoCo
@@ -45,7 +46,8 @@ def test_two_runs_of_the_same_command_end_in_the_same_bytes(undisturbed, start_j
 
 @pytest.mark.parametrize("workers, step, loaders", [(2, 3, 1), (4, 7, 0)])
 def test_a_killed_run_resumes_to_the_same_bytes(undisturbed, start_job, images, teacher_file, tmp_path, workers, step, loaders):
-    options = [images, *SMALL, "--teacher", teacher_file, "-j", loaders, "--resume", "auto"]
+    """With TensorBoard's files, which change nothing, and in which each step is once, as it was done last."""
+    options = [images, *SMALL, "--teacher", teacher_file, "-j", loaders, "--resume", "auto", "--tensorboard", "-p", 1]
     job = start_job(workers, tmp_path / "run", options)
     job.wait_for_step(step)
     job.kill()
@@ -56,6 +58,23 @@ def test_a_killed_run_resumes_to_the_same_bytes(undisturbed, start_job, images, 
     assert "resuming from" in output
     assert again.steps() == list(range(1, STEPS + 1))
     assert differences(undisturbed(workers)[0], again.folder) == []
+    records = [json.loads(line) for line in (again.folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [(record["steps"] - 1, pytest.approx(record["loss"])) for record in records if "loss" in record]
+    shown = EventAccumulator(str(again.folder / "tensorboard"), size_guidance={"histograms": 0, "images": 0}).Reload()
+    assert len(os.listdir(again.folder / "tensorboard")) == 2  # files, one a process that wrote
+    assert [(event.step, event.value) for event in shown.Scalars("steps/loss")] == losses
+    assert [event.step for event in shown.Images("matching/layer4")] == [0, EPOCH]
+    assert [event.step for event in shown.Images("views/query beside key")] == [0, EPOCH]
+    assert [event.step for event in shown.Histograms("bn1/weight")] == [0, EPOCH, STEPS]
+
+
+def test_records_tell_what_a_refresh_has_cost(undisturbed):
+    records = [json.loads(line) for line in (undisturbed(2)[0] / "metrics.jsonl").read_text().splitlines()]
+    refreshes = [record for record in records if "stage" in record]
+    assert len(refreshes) == 8
+    for name in ("measuring", "gathering", "solving"):
+        assert all(0 < record[name] < 300 for record in refreshes)
+        assert len({record[name] for record in refreshes}) == 2  # of the whole refresh, the same for its four stages
 
 
 @pytest.mark.parametrize(
@@ -176,6 +195,8 @@ def test_a_run_with_other_options_resumes_to_the_same_bytes(
     assert whole.process.returncode == 0, output
     assert all(f"matching {layer}," in output for layer in layers), output
     assert output.count("k-NN accuracy on 9 images") == options.count("--knn-every") * 2
+    records = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert sum(0 < record["knn_seconds"] < 300 for record in records if "knn" in record) == options.count("--knn-every") * 2
     (tmp_path / "part").mkdir()
     (tmp_path / "part" / "checkpoint_0001_000000.pth.tar").hardlink_to(tmp_path / "whole" / "checkpoint_0001_000000.pth.tar")
     part = start_job(1, tmp_path / "part", [*given, "--resume", "auto"])

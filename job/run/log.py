@@ -1,4 +1,4 @@
-"""What a run says: lines on the screen and in its log file, numbers in metrics.jsonl; from rank 0 alone."""
+"""What a run says: lines on the screen and in its log file, numbers in metrics.jsonl and event files; from rank 0 alone."""
 
 import io
 import json
@@ -9,17 +9,22 @@ import time
 from tqdm import tqdm
 
 from job.errors import RunError
+from job.run.events import Events
 from job.run.files import append, write_whole
 
 
 class Log:
-    """Lines and numbers of a run. Until `open` names a folder, lines go to the screen and wait for the file."""
+    """Lines and numbers of a run. Until `open` names a folder, lines go to the screen and wait for the file.
+
+    events: where numbers go besides metrics.jsonl, for TensorBoard; on rank 0, if at all.
+    """
 
     def __init__(self, speaks: bool):
         self.speaks = speaks
         self.waiting: list[str] = []
         self.file: io.FileIO | None = None
         self.metrics: io.FileIO | None = None
+        self.events: Events | None = None
         self.bar: tqdm | None = None
         self.failure: RunError | None = None  # of the first write that the disk did not take
 
@@ -74,6 +79,8 @@ class Log:
         """Add one line of numbers to metrics.jsonl; among them are the epoch and the step that they belong to."""
         if self.metrics:
             self.write(self.metrics, json.dumps(numbers))
+        if self.events:
+            self.events.record(numbers)
 
     def progress(self, text: str, done: int, total: int, every: int) -> None:
         """Show how far a long piece of work is: a bar on a terminal, otherwise a line every `every` steps."""
@@ -100,7 +107,7 @@ class Log:
     def close(self) -> None:
         """Close the files."""
         self.end_progress()
-        for file in (self.file, self.metrics):
+        for file in (self.file, self.metrics, self.events):
             if file:
                 file.close()
 

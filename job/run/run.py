@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from job.errors import RunError
-from job.run import launch
+from job.run import events, launch
 from job.run.checkpoint import Checkpoints
 from job.run.exchange import allgather, broadcast
 from job.run.files import write_whole
@@ -27,10 +27,13 @@ class Run:
 
     rank, size: this worker's place among all; device: where it computes; log: what it says; checkpoints:
     what it keeps. Entering starts Horovod; nothing is written before `begin`.
+
+    events_every: how many steps lie between those that TensorBoard shows; 0: no event files for it are written.
     """
 
-    def __init__(self, folder: str, keep: int):
+    def __init__(self, folder: str, keep: int, events_every: int = 0):
         self.folder, self.complete = folder, os.path.join(folder, "complete")
+        self.events_every = events_every
         self.checkpoints = Checkpoints(folder, keep)
         self.bad_images: set[str] = set()
 
@@ -86,16 +89,18 @@ class Run:
             raise RunError(*failed)
         return result
 
-    def begin(self, options: dict, start: tuple[int, int] | None) -> None:
+    def begin(self, options: dict, start: tuple[int, int] | None, steps: int) -> None:
         """Open the folder: save the options in force, and write what was said and is said to its log.
 
-        start: the (epoch, step) that it goes on from, or None for a fresh run. RunError, on all: a fresh run finds
-        another's checkpoints, or the folder cannot be written to.
+        start: the (epoch, step) that it goes on from, or None for a fresh run; steps: of an epoch. RunError, on all: a fresh
+        run finds another's checkpoints, or the folder cannot be written to, or what writes event files is not installed.
         """
 
         def open_folder() -> None:
             if start is None and self.checkpoints.paths():
                 raise RunError(f"{self.folder} holds a run already: go on with it by --resume auto, or choose another --out")
+            if self.events_every:
+                events.require()
             text = yaml.safe_dump(options, sort_keys=False)
             line = yaml.safe_dump(options, sort_keys=False, default_flow_style=True, width=float("inf")).strip()
             try:
@@ -104,6 +109,8 @@ class Run:
                     os.remove(self.complete)
                 write_whole(os.path.join(self.folder, "config.yaml"), text.encode())
                 self.log.open(self.folder, start or (0, 0))
+                if self.events_every:
+                    self.log.events = events.Events(self.folder, start or (0, 0), steps, self.events_every, self.log.line)
             except OSError as error:
                 raise RunError(f"cannot write to {self.folder}: {error.strerror}; choose another --out") from None
             self.log.line(f"options: {line}")

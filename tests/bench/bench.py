@@ -121,6 +121,10 @@ def step(bench: Bench) -> dict:
     }
     for name in ("data_wait", *KINDS, "threads"):
         figures[f"share_{name}"] = setting.ratio(series(ours, name), took)
+    told = [turn[0] for turn in ours]  # of rank 0, which alone tells
+    figures["share_logging"] = setting.ratio([turn["telling"] for turn in told], [turn["step"] for turn in told])
+    figures["logging_s"] = statistics.median(turn["telling"] for turn in told)
+    figures["drawing_s"] = statistics.median(turn["drawing"] for turn in told)
     for name in ("bare", "student", "key", "teacher"):
         figures[f"passes_{name}_s"] = statistics.median(series(ours, name))
     figures["passes_images"] = setting.BATCH // 2

@@ -20,6 +20,7 @@ BARS = {
     "step_over_passes": ("<=", 1.10, "a step over the bare sum of its networks' passes"),
     "speed_over_baseline": (">=", 1.6, "images/s over the plain baseline's"),
     "memory_over_baseline": ("<=", 0.5, "peak memory of a worker over the baseline's"),
+    "share_logging": ("<=", 0.01, "journal, log, hints and TensorBoard's scalars of a step, of its time"),
     "input_over_pil": (">=", 3.0, "two views a core over PIL's"),
     "decode_crop_images_per_s": (">=", 450, "decoding and two crops alone, images/s a core"),
     "refresh_over_baseline": (">=", 2.6, "speed of measuring a refresh, 2 workers, over the baseline's"),

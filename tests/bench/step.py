@@ -18,6 +18,7 @@ import torch
 import baseline
 import setting
 from breakdown import Breakdown
+from job.expect import Expectation
 from job.journal import ContrastJournal
 from job.run import launch
 from job.run.run import Run
@@ -25,6 +26,7 @@ from job.train import train_epoch
 from job.training import build
 from moco.augment import normalize
 from moco.encoder import build_resnet, with_features
+from telling import Telling
 from turns import take_turns
 
 
@@ -40,20 +42,24 @@ class Ours:
         loaders = launch.cores() if options.loaders < 0 else options.loaders
         self.config = dataclasses.replace(config, precision=options.precision, workers=loaders, augment_on=options.augment_on)
         self.training = build(self.config, run)
-        run.begin(dataclasses.asdict(self.config), None)
+        run.begin(dataclasses.asdict(self.config), None, self.training.steps)
         self.batches = self.training.batches((0, 0))
-        self.journal = Journal(run, self.config.batch_size, self.training.steps, self.config.print_freq)
+        expectation = Expectation(self.config, len(self.training.images), run.size)
+        self.journal = Journal(run, self.config.batch_size, self.training.steps, self.config.print_freq, expectation)
         self.journal.breakdown = Breakdown(self.training)
         self.done = 0  # steps
         self.passes = functools.cache(lambda: Passes(self))  # built after the first steps have shown their peak of memory
+        self.telling = functools.cache(lambda: Telling(self.training, str(options.folder)))  # rank 0's
 
     def turn(self) -> dict:
-        """Some steps, then, but in the first turn, the passes alone as often."""
+        """Some steps, then, but in the first turn, the passes alone as often, and on rank 0 what telling of them takes."""
         first = self.done == 0
         found = [self.step() for _ in range(WARM if first else self.options.steps)]
         figures = medians(found) | memory(self.run.device)
         if self.options.passes and not first:
             figures |= medians([self.passes()() for _ in found])
+            if self.run.rank == 0:
+                figures |= medians([self.telling()() for _ in found])
         return figures
 
     def step(self) -> dict:

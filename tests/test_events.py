@@ -1,0 +1,169 @@
+"""What an event file holds, read back by TensorBoard's own reader."""
+
+import io
+import os
+import resource
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from job.run.events import Events
+from job.run.log import Log
+from runs import errors_of
+
+STEPS = 4  # of an epoch
+
+
+@pytest.fixture
+def events(tmp_path):
+    """A function that opens a run's events; what it says goes to `events.said`. They are closed at the end."""
+    opened = []
+
+    def start(place=(0, 0), every=1):
+        opened.append(Events(str(tmp_path), place, STEPS, every, start.said.append))
+        return opened[-1]
+
+    start.said = []
+    yield start
+    for each in opened:
+        each.close()
+
+
+def shown(folder):
+    """TensorBoard's reader of a run's events, that has read all."""
+    reader = EventAccumulator(str(folder / "tensorboard"), size_guidance=dict.fromkeys(("scalars", "histograms", "images"), 0))
+    return reader.Reload()
+
+
+def scalars(folder, tag):
+    """The (step, value) that TensorBoard has of a tag, in order."""
+    return [(event.step, pytest.approx(event.value)) for event in shown(folder).Scalars(tag)]
+
+
+def step(done, **more):
+    """The record of a step: the `done`th, counted from 0."""
+    return {"steps": done + 1, "epoch": done // STEPS, "step": done % STEPS, "loss": 1 / (done + 1), **more}
+
+
+def test_numbers_are_shown_by_kind_under_their_own_names(tmp_path, events):
+    some = events()
+    some.record(step(5, contrastive=2.0, distillation=3.0, lr=0.5))
+    some.record({"epoch": 1, "step": 0, "stage": 4, "cost_after": 0.25, "solving": 0.5})
+    some.record({"steps": 6, "epoch": 1, "step": 1, "feature_std": 0.9})
+    some.record({"steps": 4, "epoch": 1, "step": 0, "knn": 80.0, "knn_seconds": 2.0})
+    some.record({"steps": 8, "epoch": 1, "step": STEPS, "val_top1": 70.0})
+    found = {tag: scalars(tmp_path, tag) for tag in shown(tmp_path).Tags()["scalars"]}
+    assert found == {
+        "steps/loss": [(5, 1 / 6)],
+        "steps/contrastive": [(5, 2)],
+        "steps/distillation": [(5, 3)],
+        "steps/ratio": [(5, 1.5)],
+        "steps/lr": [(5, 0.5)],
+        "refreshes/layer4/cost_after": [(4, 0.25)],
+        "refreshes/layer4/solving": [(4, 0.5)],
+        "signs/feature_std": [(5, 0.9)],
+        "knn/knn": [(4, 80)],
+        "knn/knn_seconds": [(4, 2)],
+        "validation/val_top1": [(7, 70)],  # after the epoch's last step, and not the next one's
+    }
+
+
+@pytest.mark.parametrize(("every", "found"), [(1, range(8)), (2, [1, 3, 5, 7]), (3, [2, 3, 6, 7]), (99, [3, 7])])
+def test_of_so_many_steps_one_is_shown_and_each_epoch_s_last(tmp_path, events, every, found):
+    some = events(every=every)
+    for done in range(8):
+        some.record(step(done))
+    assert [place for place, _ in scalars(tmp_path, "steps/loss")] == list(found)
+
+
+@pytest.mark.parametrize("resumed", range(1, 9))
+def test_a_resumed_run_shows_each_step_once_as_it_was_done_last(tmp_path, events, resumed):
+    """And each refresh and validation: those of before the checkpoint stay, what is done again replaces what was."""
+
+    def go(some, first, last, loss):
+        for done in range(first, last):
+            if done % STEPS == 0:
+                some.record({"epoch": done // STEPS, "step": 0, "stage": 1, "changed": loss})
+                some.histogram("margins", (done // STEPS, 0), np.full(3, loss))
+            some.record(step(done) | {"loss": loss})
+            if done % STEPS == STEPS - 1:
+                some.record({"epoch": done // STEPS, "step": STEPS, "val_top1": loss})
+
+    go(events(), 0, 9, 1.0)
+    go(events(divmod(resumed, STEPS)), resumed, 12, 2.0)
+    assert scalars(tmp_path, "steps/loss") == [(done, 1.0 if done < resumed else 2.0) for done in range(12)]
+    starts = [(0, 1.0), (4, 1.0 if resumed > 4 else 2.0), (8, 1.0 if resumed > 8 else 2.0)]
+    assert scalars(tmp_path, "refreshes/layer1/changed") == starts
+    assert [(event.step, event.histogram_value.min) for event in shown(tmp_path).Histograms("margins")] == starts
+    ends = [(done, 1.0 if done < resumed else 2.0) for done in (3, 7, 11)]
+    assert scalars(tmp_path, "validation/val_top1") == ends
+
+
+def test_what_is_written_can_be_seen_at_once(tmp_path, events):
+    some = events()
+    for done in range(3):
+        some.record(step(done))
+        assert len(scalars(tmp_path, "steps/loss")) == done + 1
+
+
+def test_a_histogram_has_all_values_but_those_that_are_no_numbers(tmp_path, events):
+    some = events()
+    some.histogram("margins", (1, 0), np.array([[-1.0, np.nan, -1.0], [2.0, np.inf, -np.inf]]))
+    some.histogram("none", (1, 0), np.array([np.nan]))
+    some.histogram("one", (1, 0), np.ones(5))
+    reader = shown(tmp_path)
+    assert sorted(reader.Tags()["histograms"]) == ["margins", "one"]
+    [event] = reader.Histograms("margins")
+    assert event.step == STEPS
+    assert (event.histogram_value.num, event.histogram_value.min, event.histogram_value.max) == (3, -1, 2)
+    assert sum(event.histogram_value.bucket) == 3
+
+
+def test_a_picture_comes_back_with_its_pixels(tmp_path, events):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    events().picture("views", (0, 2), pixels)
+    [event] = shown(tmp_path).Images("views")
+    assert event.step == 2
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(event.encoded_image_string))), pixels)
+
+
+def test_the_log_hands_its_numbers_on(tmp_path, events):
+    log = Log(True)
+    log.open(str(tmp_path), (0, 0))
+    log.events = events()
+    log.record(**step(2))
+    log.close()
+    assert scalars(tmp_path, "steps/loss") == [(2, 1 / 3)]
+    assert log.events.file.closed
+
+
+def test_a_disk_that_takes_no_more_is_said_once_and_what_was_written_is_shown(tmp_path, events):
+    some = events()
+    some.record(step(0))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (os.path.getsize(some.file.name) + 20, before[1]))
+    try:
+        for done in range(1, 5):
+            some.record(step(done))
+        some.histogram("margins", (0, 0), np.ones(5))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    some.record(step(5))
+    [said] = events.said
+    assert said.startswith(f"warning: cannot write to {some.file.name}: File too large; the run goes on")
+    assert scalars(tmp_path, "steps/loss") == [(0, 1.0)]
+    events((0, 1)).record(step(1))  # the run, resumed
+    assert scalars(tmp_path, "steps/loss") == [(0, 1.0), (1, 0.5)]
+
+
+def test_without_the_package_there_is_one_line_and_no_folder(images, tmp_path, monkeypatch):
+    """Its absence is that of a package that cannot be imported."""
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / "__init__.py").write_text("raise ModuleNotFoundError('no tensorboard')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    small = [images, "--image-size", 32, "--batch-size", 8, "--moco-k", 8, "-j", 0, "--tensorboard"]
+    [line] = errors_of("job.train", [[*small, "--out", tmp_path / "run"]])
+    assert "--tensorboard needs the package tensorboard" in line and "pip install '.[tensorboard]'" in line
+    assert not (tmp_path / "run").exists()
