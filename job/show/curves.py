@@ -67,9 +67,10 @@ def read_run(folder: str | Path) -> History:
     lines = read(folder / "log.txt", read_lines, [])
     if not (options or records or lines):
         raise RunError(f"{folder} holds no run: config.yaml, metrics.jsonl and log.txt are missing or empty; give a run's --out")
-    sorted_out: dict[str | None, list] = {kind: [] for kind in (*KINDS, None)}
+    sorted_out: dict[str, list] = {kind: [] for kind in KINDS}
     for record in records:
-        sorted_out[kind_of(record)].append(record)
+        if kind := kind_of(record):
+            sorted_out[kind].append(record)
     return History(
         folder=folder,
         options=options,
