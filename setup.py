@@ -71,6 +71,7 @@ setup(
             "mgd-linear=job.linear:main",
             "mgd-export=job.export:main",
             "mgd-pack=job.pack:main",
+            "mgd-watch=job.show.watch:main",
         ]
     },
 )

@@ -1,9 +1,9 @@
 """What a run's folder tells: its options, the numbers of its steps, refreshes and accuracies, its log and checkpoints."""
 
 import dataclasses
+import datetime
 import json
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import yaml
 from job.errors import RunError
 
 STAMP = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (.*)")
-CHECKPOINT = "checkpoint_*_*.pth.tar"
+CHECKPOINT = re.compile(r"checkpoint_(\d+)_(\d+)\.pth\.tar")  # epochs and steps that are done
 # A record of metrics.jsonl is of the first kind one of whose numbers it has.
 KINDS = {"refreshes": "stage", "knn": "knn", "signs": "feature_std", "validation": "val_top1", "steps": "loss"}
 
@@ -69,8 +69,7 @@ def read_run(folder: str | Path) -> History:
         raise RunError(f"{folder} holds no run: config.yaml, metrics.jsonl and log.txt are missing or empty; give a run's --out")
     sorted_out: dict[str, list] = {kind: [] for kind in KINDS}
     for record in records:
-        kind = next((kind for kind, number in KINDS.items() if number in record), None)
-        if kind:
+        if kind := kind_of(record):
             sorted_out[kind].append(record)
     return History(
         folder=folder,
@@ -78,7 +77,7 @@ def read_run(folder: str | Path) -> History:
         steps=columns(sorted_out.pop("steps")),
         **sorted_out,
         lines=lines,
-        checkpoints=sorted(folder.glob(CHECKPOINT)),
+        checkpoints=find_checkpoints(folder),
         complete=read(folder / "complete", lambda text: text.strip() or "done", None),
         damaged=damaged,
     )
@@ -92,6 +91,12 @@ def read(path: Path, parse: Callable[[str], Any], otherwise: Any) -> Any:
         return otherwise
     except OSError as error:
         raise RunError(f"{path}: {error.strerror or error}; see to who may read it") from None
+
+
+def find_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run's folder, oldest first."""
+    found = ((CHECKPOINT.fullmatch(path.name), path) for path in folder.glob("checkpoint_*"))
+    return [path for *_, path in sorted((int(match[1]), int(match[2]), path) for match, path in found if match)]
 
 
 def read_options(text: str) -> dict[str, Any]:
@@ -111,20 +116,30 @@ def read_records(text: str) -> tuple[list[dict[str, float]], int]:
             record = json.loads(line)
         except (ValueError, RecursionError):
             record = None
-        if isinstance(record, dict) and all(isinstance(number, int | float) for number in record.values()):
+        if isinstance(record, dict) and all(map(is_number, record.values())):
             records.append(record)
         elif line.endswith("\n"):
             damaged += 1
     return records, damaged
 
 
+def is_number(value: object) -> bool:
+    """Whether this is a number that a column has room for."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
+
+
+def kind_of(record: dict[str, float]) -> str | None:
+    """Which of KINDS a record is, or None."""
+    return next((kind for kind, number in KINDS.items() if number in record), None)
+
+
 def read_lines(text: str) -> list[tuple[float, str]]:
     """The lines of a log.txt with their times in seconds."""
-    found = filter(None, map(STAMP.fullmatch, text.splitlines()))
+    found = filter(None, map(STAMP.fullmatch, text.split("\n")))
     lines = []
     for match in found:
         try:
-            lines.append((time.mktime(time.strptime(match[1], "%Y-%m-%d %H:%M:%S")), match[2]))
+            lines.append((datetime.datetime.fromisoformat(match[1]).timestamp(), match[2]))
         except (ValueError, OverflowError):
             continue
     return lines

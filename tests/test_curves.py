@@ -1,0 +1,59 @@
+"""What curves.py reads of a run's folder, whole, damaged or empty."""
+
+import json
+
+import numpy as np
+import pytest
+
+from job.errors import RunError
+from job.show.curves import find_checkpoints, read_lines, read_records, read_run, smooth
+
+
+def write_run(folder, steps=3, extra=""):
+    records = [{"steps": n + 1, "epoch": 0, "step": n, "loss": 5.0 - n, "images_per_s": 10.0} for n in range(steps)]
+    records += [{"epoch": 0, "step": 0, "stage": 1, "changed": 0.5}, {"steps": 0, "epoch": 1, "step": 0, "knn": 70.0}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + extra)
+    (folder / "config.yaml").write_text("arch: resnet18\nepochs: 2\n")
+    (folder / "log.txt").write_text("2026-01-02 03:04:05 warning: slow\nno stamp\n2026-13-02 03:04:05 no such month\n")
+    return folder
+
+
+def test_records_are_sorted_by_what_they_have(tmp_path):
+    run = read_run(write_run(tmp_path))
+    assert run.steps["loss"].tolist() == [5.0, 4.0, 3.0]
+    assert [record["changed"] for record in run.refreshes] == [0.5] and [record["knn"] for record in run.knn] == [70.0]
+    assert run.warnings() == ["warning: slow"] and run.kind == "train" and run.complete is None and run.damaged == 0
+
+
+def test_a_line_that_is_being_written_is_no_damage_and_others_are_counted(tmp_path):
+    run = read_run(write_run(tmp_path, extra='not json\n{"loss": "high"}\n{"loss": 1' + "0" * 400 + '}\n[1]\n{"loss": 1.'))
+    assert run.damaged == 4 and len(run.steps["loss"]) == 3
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\x00\x85garbage\n"])
+def test_a_folder_without_a_run_is_named_in_one_line(tmp_path, content):
+    if content is not None:
+        for name in ("metrics.jsonl", "config.yaml", "log.txt"):
+            (tmp_path / name).write_bytes(content)
+    with pytest.raises(RunError, match="holds no run") as raised:
+        read_run(tmp_path)
+    assert raised.value.code == 2 and str(tmp_path) in str(raised.value)
+
+
+def test_checkpoints_are_in_the_order_of_their_numbers(tmp_path):
+    names = ["checkpoint_9999_000000.pth.tar", "checkpoint_9999_000002.pth.tar", "checkpoint_10000_000000.pth.tar"]
+    for name in [*reversed(names), "checkpoint_10000_000002.pth.tar.new"]:
+        (tmp_path / name).touch()
+    assert [path.name for path in find_checkpoints(tmp_path)] == names
+
+
+def test_a_line_of_the_log_may_have_any_mark_in_it():
+    assert [text for _, text in read_lines("2026-01-02 03:04:05 cannot decode a\x85b\n")] == ["cannot decode a\x85b"]
+
+
+def test_a_last_record_without_an_end_counts_once_it_is_whole():
+    assert read_records('{"loss": 1.0}') == ([{"loss": 1.0}], 0)
+
+
+def test_smoothed_values_are_means_of_what_is_there():
+    assert smooth(np.array([1.0, np.nan, 3.0, 5.0]), 2).tolist() == [1.0, 1.0, 3.0, 4.0]

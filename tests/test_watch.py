@@ -1,0 +1,184 @@
+"""mgd-watch on folders as runs leave them, on one that grows, on damaged ones, and on a real terminal."""
+
+import json
+import math
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from job.show.follow import Curve
+from job.show.panel import ASCII, UNICODE, sparkline
+from job.show.progress import Progress
+
+LOG = """{0} 2 workers on 1 node, 2 of them on vm, by horovodrun; no network
+{0} 100 images, 10 steps an epoch, 5 images a worker and step
+"""
+NOW = "2026-01-02 03:04:05"
+
+
+def record(step, loss=4.0):
+    numbers = {"loss": loss, "contrastive": loss - 1, "distillation": 1.0, "accuracy": 10.0, "lr": 0.1}
+    return {"steps": step + 1, "epoch": step // 10, "step": step % 10, **numbers, "images_per_s": 20.0, "data_wait": 0.1}
+
+
+def write_run(folder, steps=15):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text("arch: resnet18\nepochs: 4\nbatch_size: 10\nimage_size: 32\nteacher: ''\n")
+    (folder / "log.txt").write_text(LOG.format(NOW))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record(n)) + "\n" for n in range(steps)))
+    return folder
+
+
+def watch(*arguments, **environment):
+    command = [sys.executable, "-m", "job.show.watch", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ | environment)
+
+
+@given(st.lists(st.one_of(st.floats(-1e9, 1e9), st.just(math.nan)), max_size=80), st.sampled_from([UNICODE[0], ASCII[0]]))
+def test_a_sparkline_orders_its_marks_as_the_values(values, marks):
+    line = sparkline(values, marks)
+    assert len(line) == len(values)
+    shown = sorted((value, marks.index(mark)) for value, mark in zip(values, line, strict=True) if not math.isnan(value))
+    assert [mark for _, mark in shown] == sorted(mark for _, mark in shown)
+    assert all(mark == " " for value, mark in zip(values, line, strict=True) if math.isnan(value))
+
+
+@given(st.integers(1, 3000), st.integers(2, 64))
+def test_a_curve_stays_small_and_keeps_the_mean(steps, most):
+    curve = Curve(most)
+    for step in range(steps):
+        curve.add(step, float(step))
+    assert len(curve.sums) <= most and len(curve.columns(20)) <= 20
+    assert sum(total for total, _ in curve.sums.values()) == steps * (steps - 1) / 2
+
+
+def test_a_run_in_progress_tells_its_place_and_the_time_left(tmp_path):
+    run = Progress(write_run(tmp_path / "run"))
+    run.update()
+    assert run.state() == "running" and run.place == (1, 5, 10) and run.share == 15 / 40
+    assert 10 < run.left() <= 12.5  # 25 steps of half a second
+    said = watch(tmp_path / "run").stdout
+    assert "38 %, epoch 1 step 5/10, of 4 epochs" in said and "batch 10 over 2 workers" in said and "ratio 0.33" in said
+
+
+def test_only_what_is_new_is_read_and_a_replaced_file_is_read_anew(tmp_path):
+    run = Progress(write_run(tmp_path / "run"))
+    run.update()
+    before = run.metrics.offset
+    with open(tmp_path / "run/metrics.jsonl", "a") as file:
+        file.write(json.dumps(record(15)) + '\n{"steps": 17')
+    run.update()
+    assert run.steps.count == 16 and run.metrics.offset == before + len(json.dumps(record(15))) + 1
+    (tmp_path / "new").write_text(json.dumps(record(0)) + "\n")
+    os.replace(tmp_path / "new", tmp_path / "run/metrics.jsonl")  # as a resumed run does
+    run.update()
+    assert run.steps.count == 1 and run.place[:2] == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("line", "state"),
+    [("stopped by a signal; --resume auto goes on from here", "stopped by a signal"), ("error: no disk", "ended with an error")],
+)
+def test_the_log_s_last_word_is_the_state_until_a_new_try_begins(tmp_path, line, state):
+    run = write_run(tmp_path / "run")
+    with open(run / "log.txt", "a") as file:
+        file.write(f"{NOW} {line}\n")
+    assert f"run: {state}" in watch(run).stdout
+    with open(run / "log.txt", "a") as file:
+        file.write(LOG.format(NOW))
+    said = " ".join(watch(run).stdout.split())
+    assert "run: running" in said and "resumed 1 times" in said
+
+
+def test_a_run_without_news_is_stale_and_one_without_steps_waits(tmp_path):
+    run = write_run(tmp_path / "run")
+    for name in ("metrics.jsonl", "log.txt", "config.yaml"):
+        os.utime(run / name, (time.time() - 720,) * 2)
+    assert "run: no news for 12 min: stopped, or waiting" in watch(run).stdout
+    (run / "metrics.jsonl").unlink()
+    os.utime(run / "config.yaml")
+    assert "run: starting: waits for its first step" in watch(run).stdout
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x00\xff garbage\n"])
+def test_an_empty_or_damaged_folder_is_one_line_and_exit_code_2(tmp_path, content):
+    if content is not None:
+        for name in ("metrics.jsonl", "config.yaml", "log.txt"):
+            (tmp_path / name).write_bytes(content)
+    ended = watch(tmp_path)
+    assert ended.returncode == 2 and ended.stdout == ""
+    assert ended.stderr.startswith(f"error: {tmp_path} holds no run") and ended.stderr.count("\n") == 1
+
+
+def test_a_job_s_log_leads_to_its_run_and_tells_its_tries(tmp_path):
+    run = write_run(tmp_path / "runs" / "mgd-train-1")
+    log = tmp_path / "mgd-train-1.log"
+    command = f"runtime none: python -m job.train digits --out {run} --resume auto --epochs 4"
+    log.write_text(
+        f"{NOW} node1: try 1 on node[1-2], {command}\n{NOW} node1: requeued, 1 of at most 20 times (exit status 0, ...)\n"
+        f"{NOW} node2: try 2 on node[1-2], {command}\n"
+    )
+    for path in (log, tmp_path):
+        said = " ".join(watch(path).stdout.split())
+        assert "try 2 on node[1-2]; it last said: node1: requeued, 1 of at most 20 times" in said and "epoch 1 step 5/10" in said
+
+
+def test_several_runs_are_shown_in_the_order_of_their_numbers(tmp_path):
+    for name in ("10", "2"):
+        write_run(tmp_path / "array" / name)
+    said = watch(tmp_path / "array").stdout
+    assert said.index("array/2: running") < said.index("array/10: running") and len(said.splitlines()) < 14
+
+
+def test_an_encoding_without_blocks_gets_ascii(tmp_path):
+    assert watch(write_run(tmp_path / "run"), PYTHONIOENCODING="ascii").stdout.isascii()
+
+
+def test_no_torch_is_imported():
+    check = "import sys, job.show.watch; sys.exit(any(name in sys.modules for name in ('torch', 'horovod')))"
+    assert subprocess.run([sys.executable, "-c", check]).returncode == 0
+
+
+def on_terminal(arguments, until, send=None):
+    """Run the program on a terminal of its own until `until` is shown, then send a signal; return what came and the exit code."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ["TERM"] = "xterm"
+        os.execv(sys.executable, [sys.executable, "-m", "job.show.watch", *map(str, arguments)])
+    shown, deadline = b"", time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if select.select([terminal], [], [], 0.2)[0]:
+            try:
+                shown += os.read(terminal, 65536)
+            except OSError:  # the other end is closed
+                break
+        if send and until in shown:
+            os.kill(pid, send)
+            send = None
+    _, status = os.waitpid(pid, 0)
+    os.close(terminal)
+    return shown, os.waitstatus_to_exitcode(status)
+
+
+def test_on_a_terminal_ctrl_c_leaves_it_in_order(tmp_path):
+    shown, code = on_terminal([write_run(tmp_path / "run"), "--every", "0.2"], b"epoch 1 step 5/10", signal.SIGINT)
+    assert code == 0 and b"Traceback" not in shown
+    assert shown.count(b"\033[?1049h") == shown.count(b"\033[?1049l") == 1 and shown.index(b"\033[?25l") < shown.index(
+        b"\033[?25h"
+    )
+    assert b"epoch 1 step 5/10" in shown.split(b"\033[?1049l")[1]  # the last picture stays
+
+
+def test_on_a_terminal_it_ends_when_the_run_is_done(tmp_path):
+    run = write_run(tmp_path / "run")
+    (run / "complete").write_text("done: 4 epochs\n")
+    shown, code = on_terminal([run], b"done")
+    assert code == 0 and b"run: done" in shown
