@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from job.errors import RunError
-from job.show.curves import KINDS
+from job.run.files import kind_of
 
 PLACE = ("steps", "epoch", "step", "stage")  # where a record belongs
 BINS = 64  # of a histogram
@@ -50,7 +50,7 @@ class Events:
 
     def record(self, numbers: Mapping[str, float]) -> None:
         """Show the numbers of a record of metrics.jsonl under their own names and its kind, and the ratio of the losses."""
-        kind = next((kind for kind, number in KINDS.items() if number in numbers), "other")
+        kind = kind_of(numbers) or "other"
         epoch, step = int(numbers["epoch"]), int(numbers["step"])
         if kind == "steps" and (step + 1) % self.every and step + 1 < self.steps:
             return

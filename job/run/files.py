@@ -1,12 +1,15 @@
-"""How the small files of a run are written: line by line and at once, or whole and not at all."""
+"""How the small files of a run are written, line by line or whole and not at all, and what kinds of records metrics.jsonl has."""
 
 import contextlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
 from job.errors import RunError
+
+# A record of metrics.jsonl is of the first kind one of whose numbers it has.
+KINDS = {"refreshes": "stage", "knn": "knn", "signs": "feature_std", "validation": "val_top1", "steps": "loss"}
 
 
 def append(file: io.FileIO, line: str) -> None:
@@ -42,3 +45,8 @@ def whole_file(path: str) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             os.remove(new)
         raise
+
+
+def kind_of(record: Mapping[str, float]) -> str | None:
+    """Which of KINDS a record is, or None."""
+    return next((kind for kind, number in KINDS.items() if number in record), None)

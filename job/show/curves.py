@@ -12,11 +12,10 @@ import numpy as np
 import yaml
 
 from job.errors import RunError
+from job.run.files import KINDS, kind_of
 
 STAMP = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (.*)")
 CHECKPOINT = re.compile(r"checkpoint_(\d+)_(\d+)\.pth\.tar")  # epochs and steps that are done
-# A record of metrics.jsonl is of the first kind one of whose numbers it has.
-KINDS = {"refreshes": "stage", "knn": "knn", "signs": "feature_std", "validation": "val_top1", "steps": "loss"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,11 +125,6 @@ def read_records(text: str) -> tuple[list[dict[str, float]], int]:
 def is_number(value: object) -> bool:
     """Whether this is a number that a column has room for."""
     return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
-
-
-def kind_of(record: dict[str, float]) -> str | None:
-    """Which of KINDS a record is, or None."""
-    return next((kind for kind, number in KINDS.items() if number in record), None)
 
 
 def read_lines(text: str) -> list[tuple[float, str]]:
