@@ -38,8 +38,8 @@ def messages():
 @pytest.fixture(scope="module")
 def example(tmp_path_factory):
     script = tmp_path_factory.mktemp("example") / "example.py"
-    script.write_text(EXAMPLE + SHOWN)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    script.write_text("import torch; torch.manual_seed(1)\n" + EXAMPLE + SHOWN)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -60,7 +60,8 @@ def test_mgd_needs_torch_and_scipy_alone():
         "before = set(sys.modules)\n"
         "[importlib.import_module(f'mgd.{m.name}') for m in pkgutil.iter_modules(mgd.__path__)]\n"
         "from mgd.assignment import assign; assign(torch.rand(2, 4))\n"
-        "print(*{name.split('.')[0] for name in set(sys.modules) - before} & {'horovod', 'job', 'moco', 'torchvision', 'cv2', 'PIL'})"
+        "found = {name.split('.')[0] for name in set(sys.modules) - before}\n"
+        "print(*found & {'horovod', 'job', 'moco', 'torchvision', 'cv2', 'PIL'})"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
