@@ -47,9 +47,7 @@ class Job:
 
     def steps(self) -> list[int]:
         """The steps done so far, as metrics.jsonl has them."""
-        path = self.folder / "metrics.jsonl"
-        records = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
-        return [record["steps"] for record in records if "loss" in record]
+        return [record["steps"] for record in records(self.folder) if "loss" in record]
 
     def wait_for_step(self, step: int) -> None:
         """Wait until `step` steps are done."""
@@ -77,6 +75,17 @@ class Job:
         """Wait for the end, and return what was printed."""
         output, _ = self.process.communicate(timeout=300)
         return output
+
+
+# What a clock has measured of a record of metrics.jsonl; all else comes again, digit by digit, when a run is repeated.
+CLOCK = {"images_per_s", "data_wait", "knn_seconds", "measuring", "gathering", "solving"}
+
+
+def records(folder) -> list[dict]:
+    """What a run's metrics.jsonl has so far, without what a clock has measured."""
+    path = folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+    return [{name: value for name, value in line.items() if name not in CLOCK} for line in lines]
 
 
 DRIVER = """

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from runs import differences
+from runs import differences, records
 
 REPO = Path(__file__).parents[2]
 SCRIPT = REPO / "docker/local-engine.sh"
@@ -163,10 +163,7 @@ class Run:
 
 def curve(folder):
     """What a run computed, step by step and refresh by refresh, to the last digit: all but how long it took."""
-    path = folder / "metrics.jsonl"
-    records = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
-    kept = [{key: value for key, value in record.items() if key not in ("images_per_s", "data_wait")} for record in records]
-    return [record for record in kept if "loss" in record or "stage" in record]
+    return [record for record in records(folder) if "loss" in record or "stage" in record]
 
 
 def owners(folder):

@@ -1,7 +1,6 @@
 """Runs that are killed several times in a row, each time resumed, and at last let to their end."""
 
 import contextlib
-import json
 import random
 import signal
 import subprocess
@@ -15,7 +14,7 @@ import psutil
 from job.errors import RunError
 from job.run.checkpoint import load
 from phases import Phases
-from runs import Job, differences
+from runs import Job, differences, records
 
 EPOCHS = 4
 COMMON = f"--image-size 32 --batch-size 8 --epochs {EPOCHS} --save-every 2steps --print-freq 1".split()
@@ -140,12 +139,6 @@ def check(folder: Path) -> None:
             raise Lost(str(error)) from None
         if path.name == "last.pth.tar" and (folder / "complete").exists() and content["epoch"] < EPOCHS:
             raise Lost(f"`complete` stands beside a checkpoint of epoch {content['epoch']}")
-
-
-def records(folder: Path) -> list[dict]:
-    """The numbers of a run's metrics.jsonl, but for how fast it was."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in ("images_per_s", "data_wait")} for line in lines]
 
 
 def undisturbed(program: str, arguments: list, folder: Path) -> Path:

@@ -1,11 +1,12 @@
 """Jobs of a real SLURM, and what their runs have computed."""
 
-import json
 import re
 import time
 from pathlib import Path
 
 import psutil
+
+from runs import records
 
 REPO = Path(__file__).parents[2]
 EPOCHS, EPOCH = 3, 50 // 12  # steps an epoch
@@ -30,11 +31,7 @@ class BatchJob:
 
     def steps(self) -> list[int]:
         """The steps done so far, as metrics.jsonl has them."""
-        return [record["steps"] for record in self.records() if "loss" in record]
-
-    def records(self) -> list[dict]:
-        path = self.run / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+        return [record["steps"] for record in records(self.run) if "loss" in record]
 
     def tasks(self) -> dict[int, psutil.Process]:
         """The job's running tasks by rank."""
@@ -73,10 +70,3 @@ class BatchJob:
         over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
         self.wait("the job's end", lambda: self.shown("JobState") in over, seconds)
         return self.shown("JobState")
-
-
-def curve(folder: Path) -> list[dict]:
-    """All that metrics.jsonl says of the training, in every digit, without what a clock has measured."""
-    clock = ("images_per_s", "wait", "seconds", "measure", "gather", "solve")
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in record.items() if not any(word in name for word in clock)} for record in records]

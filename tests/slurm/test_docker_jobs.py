@@ -5,8 +5,8 @@ import signal
 
 import pytest
 
-from jobs import SMALL, STEPS, curve
-from runs import differences
+from jobs import SMALL, STEPS
+from runs import differences, records
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_a_job_in_containers_trains_to_the_same_digits_as_outside(submit_docker,
     job.wait_for_step(1)
     assert sorted(containers(docker, job)) == [f"mgd-{job.number}-0-try-0", f"mgd-{job.number}-1-try-0"]
     check_whole(job, undisturbed, teacher=True)
-    assert curve(job.run) == curve(undisturbed(2, teacher=True))
+    assert records(job.run) == records(undisturbed(2, teacher=True))
     assert re.search(r"^2 workers on 2 nodes, 1 of them on node1, by srun; .*; image moco-mgd:test$", job.text(), re.MULTILINE)
     assert containers(docker, job) == []
 

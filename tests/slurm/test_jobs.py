@@ -10,8 +10,8 @@ import tarfile
 import pytest
 import torch
 
-from jobs import REPO, SMALL, STEPS, BatchJob, curve
-from runs import differences
+from jobs import REPO, SMALL, STEPS, BatchJob
+from runs import differences, records
 
 REQUEUED = "requeued, 1 of at most"
 SIGNAL = "signal USR2: the tasks finish their step and save"
@@ -51,7 +51,7 @@ def test_a_job_trains_to_the_same_digits_as_horovodrun(submit, undisturbed, teac
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=5)
     check_whole(job, undisturbed, workers, teacher=True)
-    assert curve(job.run) == curve(undisturbed(workers, teacher=True))
+    assert records(job.run) == records(undisturbed(workers, teacher=True))
     assert "requeued, " not in job.text()
 
 
@@ -327,7 +327,7 @@ def test_an_array_s_runs_are_requeued_each_by_itself(slurm, submit, teacher_file
             part.wait("the run's end", (part.run / "complete").exists)
             assert part.steps() == list(range(1, STEPS + 1))
             assert part.shown("Restarts") == "1"
-        first, second = (next(record["distillation"] for record in part.records() if "loss" in record) for part in parts)
+        first, second = (next(record["distillation"] for record in records(part.run) if "loss" in record) for part in parts)
         assert 9 < second / first < 11  # factors of 10000, and 1000
         assert job.text().count(REQUEUED) == 2
     finally:
