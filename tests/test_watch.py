@@ -130,7 +130,7 @@ def test_a_job_s_log_leads_to_its_run_and_tells_its_tries(tmp_path):
     )
     for path in (log, tmp_path):
         said = " ".join(watch(path).stdout.split())
-        assert "try 2 on node[1-2]; it last said: node1: requeued, 1 of at most 20 times" in said and "epoch 1 step 5/10" in said
+        assert "try 2 on node[1-2] said: node1: requeued, 1 of at most 20 times" in said and "epoch 1 step 5/10" in said
 
 
 def test_several_runs_are_shown_in_the_order_of_their_numbers(tmp_path):

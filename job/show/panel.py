@@ -80,13 +80,18 @@ def row(label: str, text: str) -> str:
     return f"  {label:{LABEL - 2}}{text}"
 
 
+def rows(label: str, texts: list[str]) -> list[str]:
+    """A label and its texts, a row each."""
+    return [row(label if at == 0 else "", text) for at, text in enumerate(texts)]
+
+
 def note(text: str, width: int) -> list[str]:
     """Something to be read to its end, in as many lines as it needs."""
     lines = textwrap.wrap(clean(text), max(20, width - 4), break_on_hyphens=False)
     return [f"  {'!' if at == 0 else ' '} {line}" for at, line in enumerate(lines)]
 
 
-def brief(run: Progress) -> tuple[str, str]:
+def brief(run: Progress) -> list[str]:
     """The options in brief: what is trained, and on what."""
     options = run.options
     if "pretrained" in options:
@@ -102,7 +107,7 @@ def brief(run: Progress) -> tuple[str, str]:
     parts += [f"{options['image_size']} pixels"] if "image_size" in options else []
     times = run.log.tries - 1
     parts += ["resumed once" if times == 1 else f"resumed {times} times"] if times > 0 else []
-    return text, ", ".join(parts)
+    return [text, ", ".join(parts)] if parts else [text]
 
 
 def differing(run: Progress, runs: list[Progress]) -> list[str]:
@@ -136,7 +141,7 @@ def where(run: Progress) -> str:
 def waiting(path: Path, job: JobLog, width: int) -> list[str]:
     """A job whose run is to come."""
     lines = [heading(path, "waits for its first step" if job.tries else "waits for its first try", width)]
-    return lines + [row("job", job.describe())] + (note(job.error, width) if job.error else [])
+    return lines + rows("job", job.describe()) + (note(job.error, width) if job.error else [])
 
 
 def block(run: Progress, job: JobLog | None, problem: str, width: int, marks: Marks) -> list[str]:
@@ -144,8 +149,7 @@ def block(run: Progress, job: JobLog | None, problem: str, width: int, marks: Ma
     graph = max(10, min(60, width - LABEL - 45))
     steps = run.steps
     lines = [heading(run.folder, state(run), width), ""]
-    lines += [row(label, text) for label, text in zip(("run", ""), brief(run), strict=True) if text]
-    lines += [row("job", job.describe())] if job else []
+    lines += rows("run", brief(run)) + (rows("job", job.describe()) if job else [])
     if not steps.recent:
         return lines + [row("log", run.log.last[1] or "empty so far")] + notes(run, job, problem, width)
     lines += [row("progress", f"{bar(run.share, graph, marks.bar)}  {where(run)}")]
@@ -240,8 +244,8 @@ def short(run: Progress, job: JobLog | None, problem: str, options: list[str], w
     graph = max(10, min(40, width - 48))
     lines = [heading(run.folder, state(run), width)]
     values = [f"{name} {'none' if run.options[name] == '' else run.options[name]}" for name in options]
-    lines += [f"  {', '.join(values or filter(None, brief(run)))}"]
-    lines += [f"  job: {job.describe()}"] if job else []
+    lines += [f"  {', '.join(values or brief(run))}"]
+    lines += [f"  {', '.join(job.describe())}"] if job else []
     if run.steps.recent:
         lines += [f"  {bar(run.share, graph, marks.bar)}  {where(run)}"]
         text = f"loss {run.steps.now('loss'):.4g}, {run.steps.now('images_per_s'):.4g} images/s"

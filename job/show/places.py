@@ -37,12 +37,10 @@ class JobLog:
             elif line.startswith("error: "):
                 self.error = line
 
-    def describe(self) -> str:
-        """The job in a line."""
-        if not self.tries:
-            return self.said or "has not begun its first try"
-        said = f"; it last said: {self.said}" if self.said and len(self.folders) < 2 else ""
-        return f"try {self.tries} on {self.nodes}{said}"
+    def describe(self) -> list[str]:
+        """The job in up to two lines; in what it said, those of an array with one log cannot be told apart."""
+        tries = f"try {self.tries} on {self.nodes}" if self.tries else "no try yet"
+        return [tries, f"said: {self.said}"] if self.said and len(self.folders) < 2 else [tries]
 
 
 Logs = dict[Path, Follower[JobLog]]
