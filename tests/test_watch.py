@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -11,12 +12,13 @@ import sys
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from job.show.follow import Curve
 from job.show.panel import ASCII, UNICODE, sparkline
 from job.show.progress import Progress
+from job.show.watch import Watch
 
 LOG = """{0} 2 workers on 1 node, 2 of them on vm, by horovodrun; no network
 {0} 100 images, 10 steps an epoch, 5 images a worker and step
@@ -66,7 +68,7 @@ def test_a_run_in_progress_tells_its_place_and_the_time_left(tmp_path):
     assert run.state() == "running" and run.place == (1, 5, 10) and run.share == 15 / 40
     assert 10 < run.left() <= 12.5  # 25 steps of half a second
     said = watch(tmp_path / "run").stdout
-    assert "38 %, epoch 1 step 5/10, of 4 epochs" in said and "batch 10 over 2 workers" in said and "ratio 0.33" in said
+    assert "38 %, epoch 1 step 5/10, of 4 epochs" in said and "batch 10, 2 workers" in said and "ratio 0.33" in said
 
 
 def test_only_what_is_new_is_read_and_a_replaced_file_is_read_anew(tmp_path):
@@ -95,7 +97,7 @@ def test_the_log_s_last_word_is_the_state_until_a_new_try_begins(tmp_path, line,
     with open(run / "log.txt", "a") as file:
         file.write(LOG.format(NOW))
     said = " ".join(watch(run).stdout.split())
-    assert "run: running" in said and "resumed 1 times" in said
+    assert "run: running" in said and "resumed once" in said
 
 
 def test_a_run_without_news_is_stale_and_one_without_steps_waits(tmp_path):
@@ -128,7 +130,7 @@ def test_a_job_s_log_leads_to_its_run_and_tells_its_tries(tmp_path):
     )
     for path in (log, tmp_path):
         said = " ".join(watch(path).stdout.split())
-        assert "try 2 on node[1-2]; it last said: node1: requeued, 1 of at most 20 times" in said and "epoch 1 step 5/10" in said
+        assert "try 2 on node[1-2] said: node1: requeued, 1 of at most 20 times" in said and "epoch 1 step 5/10" in said
 
 
 def test_several_runs_are_shown_in_the_order_of_their_numbers(tmp_path):
@@ -136,6 +138,126 @@ def test_several_runs_are_shown_in_the_order_of_their_numbers(tmp_path):
         write_run(tmp_path / "array" / name)
     said = watch(tmp_path / "array").stdout
     assert said.index("array/2: running") < said.index("array/10: running") and len(said.splitlines()) < 14
+
+
+@pytest.mark.parametrize(
+    "said", ["", f"{NOW} node1: data: copying data.tar (147G) to /tmp, 800G free\n", "error: node1: no disk\n"]
+)
+def test_a_job_that_has_not_begun_its_run_waits(tmp_path, said):
+    log, run = tmp_path / "mgd-train-1.log", tmp_path / "run"
+    log.write_text(said)
+    ended = watch(log)
+    assert ended.returncode == 0 and "mgd-train-1.log: waits for its first try" in ended.stdout
+    assert said.removeprefix(f"{NOW} ").strip() in ended.stdout
+    run.mkdir()
+    with open(log, "a") as file:
+        file.write(f"{NOW} node1: try 1 on node1, runtime none: python -m job.train --out {run}\n")
+    said = watch(log).stdout
+    assert f"{run.name}: waits for its first step" in said and "try 1 on node1" in said and "error" not in said
+    write_run(run)
+    assert f"{run.name}: running" in watch(log).stdout
+
+
+def test_a_file_that_is_no_job_s_log_is_one_line_and_exit_code_2(tmp_path):
+    (tmp_path / "notes.log").write_bytes(b"\x00\xff to do\n")
+    ended = watch(tmp_path / "notes.log")
+    assert ended.returncode == 2 and "names no run's folder" in ended.stderr and ended.stderr.count("\n") == 1
+
+
+def damage(run, how):
+    if how == "garbage":
+        for name in ("metrics.jsonl", "config.yaml", "log.txt"):
+            (run / name).write_bytes(b"\x00\xff garbage\n")
+    else:
+        (run / "metrics.jsonl").unlink()
+        (run / "metrics.jsonl").mkdir()  # it cannot be read, not even by root
+
+
+@pytest.mark.parametrize(("how", "said"), [("garbage", "2 holds no run: "), ("unreadable", "2/metrics.jsonl: Is a directory")])
+def test_a_damaged_run_among_several_is_a_line_and_the_others_are_shown(tmp_path, monkeypatch, how, said):
+    monkeypatch.chdir(tmp_path)
+    runs = [write_run(tmp_path / "array" / name) for name in ("1", "2", "3")]
+    damage(runs[1], how)
+    ended = watch("array", "--once")
+    blocks = ended.stdout.split("\n\n")
+    assert ended.returncode == 0 and len(blocks) == 3 and blocks[1].startswith(f"array/{said}") and "\n" not in blocks[1]
+    assert "array/1: running" in blocks[0] and "array/3: running" in blocks[2]
+    alone = watch("array/2")
+    assert alone.returncode == 2 and alone.stdout == "" and alone.stderr.count("\n") == 1
+
+
+def test_a_run_that_cannot_be_read_any_more_stays_with_a_line_that_says_why(tmp_path):
+    shown = Watch([write_run(tmp_path / "run")])
+    shown.begin()
+    damage(tmp_path / "run", "unreadable")
+    shown.look()
+    said = "\n".join(shown.lines(200, UNICODE, False))
+    assert "epoch 1 step 5/10" in said and "run/metrics.jsonl: Is a directory" in said
+    (tmp_path / "run/metrics.jsonl").rmdir()
+    write_run(tmp_path / "run", 16)
+    shown.look()
+    said = "\n".join(shown.lines(200, UNICODE, False))
+    assert "epoch 1 step 6/10" in said and "Is a directory" not in said
+
+
+def test_runs_are_found_as_they_begin_and_kept_when_their_folder_is_away(tmp_path):
+    shown = Watch([tmp_path / "array"])
+    write_run(tmp_path / "array" / "1")
+    shown.begin()
+    write_run(tmp_path / "array" / "0")
+    shown.look()
+    assert [line for line in shown.lines(80, UNICODE, False) if line.endswith(": running")][0].endswith("array/0: running")
+    (tmp_path / "array").rename(tmp_path / "away")
+    shown.look()
+    assert sum("holds no run" in line or "no such f" in line for line in shown.lines(200, UNICODE, False)) == 3
+
+
+def test_several_runs_tell_the_options_in_which_they_differ(tmp_path):
+    for name, factor in (("1", 100), ("2", 1000)):
+        run = write_run(tmp_path / "array" / name)
+        (run / "config.yaml").write_text((run / "config.yaml").read_text() + f"loss_factor: {factor}\n")
+    lines = watch(tmp_path / "array").stdout.splitlines()
+    assert "  loss_factor 100" in lines and "  loss_factor 1000" in lines and "resnet18" not in "".join(lines)
+
+
+def test_an_end_that_is_years_away_has_its_year(tmp_path):
+    run = write_run(tmp_path / "run")
+    (run / "config.yaml").write_text("epochs: 20000000\nbatch_size: 10\n")  # 2e8 steps of half a second
+    year = time.localtime(time.time() + 1e8).tm_year
+    assert re.search(rf"1157 d .* left, until \d\d \w+ {year}$", watch(run).stdout, re.MULTILINE)
+
+
+NUMBERS = st.one_of(st.integers(), st.floats(), st.sampled_from([0, 1, 4]))
+NAMES = (
+    "steps epoch step stage loss contrastive distillation accuracy top1 lr images_per_s data_wait changed cost_after knn val_top1"
+)
+NAMES = [*NAMES.split(), "feature_std", "queue_rank", "dead_layer1", "refreshes"]
+OPTIONS = "epochs batch_size arch teacher pretrained image_size refresh_epochs loss_factor".split()
+
+
+@given(
+    st.lists(st.dictionaries(st.sampled_from(NAMES), NUMBERS), max_size=6),
+    st.lists(st.text(max_size=200), max_size=4),
+    st.dictionaries(st.sampled_from(OPTIONS), st.one_of(NUMBERS, st.text(), st.lists(st.integers()))),
+    st.integers(20, 120),
+    st.sampled_from([UNICODE, ASCII]),
+)
+@settings(max_examples=100, deadline=None)
+def test_whatever_files_say_no_line_is_wider_than_the_terminal(tmp_path_factory, records, texts, options, width, marks):
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("1", "2"):
+        run = write_run(folder / name)
+        with open(run / "metrics.jsonl", "a") as file:
+            file.writelines(json.dumps(record(20 + number) | other) + "\n" for number, other in enumerate(records))
+            file.writelines(json.dumps(other) + "\n" for other in records)
+        with open(run / "log.txt", "a") as file:
+            file.writelines(f"{NOW} warning: {text}\n" for text in texts)
+        (run / "config.yaml").write_text(json.dumps(options | {"name": name * 200}))
+    for path in (folder, folder / "1"):
+        shown = Watch([path])
+        shown.begin()
+        lines = shown.lines(width, marks, False)
+        assert max(map(len, lines)) <= width and all(line.isprintable() for line in lines)
 
 
 def test_an_encoding_without_blocks_gets_ascii(tmp_path):

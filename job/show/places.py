@@ -1,6 +1,8 @@
 """Where runs are: a run's folder, a folder that holds some, or the log of a SLURM job, which says where its run is."""
 
 import contextlib
+import dataclasses
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +13,12 @@ from job.show.follow import Follower
 
 FILES = ("config.yaml", "metrics.jsonl", "log.txt")
 TRY = re.compile(r"\S+: try (\d+) on (\S+), runtime \w+: (.*)")
+SAYS = re.compile(r"\S+: (data: |signal |requeued|not requeued|complete|removed |the (tasks|container) ).*")  # slurm/functions.sh
 OUT = re.compile(r" --out (.+?)(?= --|$)")
 
 
 class JobLog:
-    """What the log of a SLURM job tells: its tries, the folders of its runs, and its own last line."""
+    """What the log of a SLURM job tells: its tries, the folders of its runs, what the job itself said last, or its error."""
 
     def __init__(self) -> None:
         self.tries, self.nodes, self.said, self.error = 0, "", "", ""
@@ -23,40 +26,54 @@ class JobLog:
 
     def add(self, lines: bytes) -> None:
         """Take in whole lines."""
-        text = lines.decode(errors="backslashreplace")
-        for _, said in curves.read_lines(text):
+        for line in lines.decode(errors="backslashreplace").split("\n"):
+            said = "".join(text for _, text in curves.read_lines(line))
             if match := TRY.fullmatch(said):
-                self.tries, self.nodes = int(match[1]), match[2]
+                self.tries, self.nodes, self.error = int(match[1]), match[2], ""
                 if found := OUT.findall(match[3]):
                     self.folders[Path(found[-1])] = None
-            else:
+            elif SAYS.fullmatch(said):
                 self.said = said
-        for line in text.split("\n"):
-            if line.startswith("error: "):
+            elif line.startswith("error: "):
                 self.error = line
 
-    def describe(self) -> str:
-        """The job in a line."""
-        if not self.tries:
-            return self.said or "has not begun its first try"
-        said = f"; it last said: {self.said}" if self.said and len(self.folders) < 2 else ""
-        return f"try {self.tries} on {self.nodes}{said}"
+    def describe(self) -> list[str]:
+        """The job in up to two lines; in what it said, those of an array with one log cannot be told apart."""
+        tries = f"try {self.tries} on {self.nodes}" if self.tries else "no try yet"
+        return [tries, f"said: {self.said}"] if self.said and len(self.folders) < 2 else [tries]
 
 
-Place = tuple[Path, Follower[JobLog] | None]  # a run's folder, and the log of its job if that is known
+Logs = dict[Path, Follower[JobLog]]
 
 
-def find(path: Path) -> list[Place]:
-    """The runs at `path`. RunError: there are none."""
-    if path.is_file():
-        return of_log(path)
-    if not path.is_dir():
+@dataclasses.dataclass
+class Place:
+    """A run's folder, or the log of a job that names none yet; the log of its job, if known; what keeps it from being read."""
+
+    path: Path
+    log: Follower[JobLog] | None = None
+    problem: str = ""
+
+    def waits(self) -> bool:
+        """Whether a job's run is still to come."""
+        return self.log is not None and not is_run(self.path)
+
+
+def find(path: Path, logs: Logs) -> list[Place]:
+    """The runs at `path`; `logs` keeps what was read of jobs' logs. RunError: there are none."""
+    if os.path.isfile(path):
+        return of_log(path, logs)
+    if not os.path.isdir(path):
         raise RunError(f"{path}: no such file or folder; give a run's folder, one that holds runs, or a SLURM job's log")
     if is_run(path):
-        return [(path, None)]
-    found = {folder.resolve(): (folder, None) for folder in inside(path)} | {
-        folder.resolve(): (folder, log) for file in sorted(path.glob("*.log"), key=natural) for folder, log in runs_of(file)
-    }
+        return [Place(path)]
+    found = {os.path.realpath(folder): Place(folder) for folder in inside(path)}
+    for file in sorted(path.glob("*.log"), key=natural):
+        try:
+            places = runs_of(file, logs)
+        except RunError as error:
+            places = [Place(file, problem=str(error))]
+        found |= {os.path.realpath(place.path): place for place in places}
     if not found:
         raise RunError(f"{path} holds no run, and no log of a SLURM job: no config.yaml, metrics.jsonl or log.txt there or below")
     return list(found.values())
@@ -64,7 +81,7 @@ def find(path: Path) -> list[Place]:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder has a run's files."""
-    return any((folder / name).is_file() for name in FILES)
+    return any(os.path.exists(folder / name) for name in FILES)
 
 
 def natural(path: Path) -> list:
@@ -82,17 +99,22 @@ def inside(path: Path, depth: int = 2) -> Iterator[Path]:
                 yield from inside(folder, depth - 1)
 
 
-def of_log(path: Path) -> list[Place]:
-    """The runs that a job's log names. RunError: it is none, or its run is not here."""
-    if found := runs_of(path):
+def of_log(path: Path, logs: Logs) -> list[Place]:
+    """The runs that a job's log names, or the log itself if they are to come. RunError: it is none, or its run is not here."""
+    if found := runs_of(path, logs):
         return found
     if is_run(path.parent):
-        return [(path.parent, None)]
-    raise RunError(f"{path} names no run's folder that is here: expected the log of a SLURM job that has begun; give the folder")
+        return [Place(path.parent)]
+    if os.path.getsize(path) == 0:
+        return [Place(path, logs[path])]
+    raise RunError(f"{path} names no run's folder that is here: expected the log of a SLURM job; give the run's folder")
 
 
-def runs_of(path: Path) -> list[Place]:
-    """The runs, of those that a job's log names, whose folders are here."""
-    log = Follower(path, JobLog)
+def runs_of(path: Path, logs: Logs) -> list[Place]:
+    """The runs, of those that a job's log names, whose folders are here; the log itself if the job has not begun a try."""
+    log = logs.setdefault(path, Follower(path, JobLog))
     log.update()
-    return [(folder, log) for folder in log.told.folders if folder.is_dir()]
+    told = log.told
+    if not told.tries and (told.said or told.error):
+        return [Place(path, log)]
+    return [Place(folder, log) for folder in told.folders if os.path.isdir(folder)]

@@ -139,6 +139,7 @@ class Progress:
         self.texts = Follower(self.folder / "log.txt", Log)
         self.options: dict[str, Any] = {}
         self.complete: str | None = None
+        self.steps, self.log, self.known = self.metrics.told, self.texts.told, False  # known: whether it was read
 
     def update(self) -> None:
         """Read what is new. RunError: there is no run, or a file that cannot be read."""
@@ -152,6 +153,7 @@ class Progress:
                 f"{self.folder} holds no run: config.yaml, metrics.jsonl and log.txt are missing, empty or damaged; "
                 "give a run's --out, or the log of its SLURM job"
             )
+        self.known = True
 
     def option(self, name: str) -> int:
         """A whole number among the options, or 0."""

@@ -5,9 +5,7 @@ mgd-watch RUN...        RUN: a run's folder, a folder that holds runs, or a SLUR
 
 import argparse
 import os
-import select
 import shutil
-import signal
 import sys
 import time
 from pathlib import Path
@@ -15,74 +13,87 @@ from pathlib import Path
 from job.errors import RunError
 from job.options import Parser
 from job.show import panel, places
-from job.show.follow import Follower
-from job.show.places import JobLog
+from job.show.panel import Marks
+from job.show.places import Place
 from job.show.progress import Progress
+from job.show.screen import Screen
 
 EVERY = 3.0  # s
+
+
+class Shown:
+    """A run that is shown, or a job whose run is to come."""
+
+    def __init__(self, place: Place):
+        self.place, self.run, self.problem = place, Progress(place.path), ""
+
+    def look(self, place: Place) -> None:
+        """Read what is new; what hinders it is the `problem`."""
+        self.place, self.problem = place, place.problem
+        if not (place.problem or place.waits()):
+            try:
+                self.run.update()
+            except RunError as error:
+                self.problem = str(error)
+
+    def lines(self, runs: list[Progress], width: int, marks: Marks) -> list[str]:
+        """All of it, or a few lines where it is one of several runs."""
+        job = self.place.log.told if self.place.log else None
+        if not self.run.known:
+            return panel.waiting(self.place.path, job, width) if job else [self.problem]
+        if len(runs) == 1:
+            return panel.block(self.run, job, self.problem, width, marks)
+        return panel.short(self.run, job, self.problem, panel.differing(self.run, runs), width, marks)
+
+    def done(self) -> bool:
+        """Whether there is nothing that could go on."""
+        return self.run.state() == "done" if self.run.known else bool(self.problem)
 
 
 class Watch:
     """The runs at some paths, looked at again and again."""
 
     def __init__(self, paths: list[Path]):
-        self.paths = paths
-        self.runs: dict[Path, tuple[Progress, Follower[JobLog] | None]] = {}
+        self.paths, self.logs = paths, places.Logs()
+        self.shown: dict[str, Shown] = {}
 
     def look(self) -> None:
-        """Find runs, as more may have begun, and read what is new. RunError: there is none, or one cannot be read."""
-        for folder, log in (place for path in self.paths for place in places.find(path)):
-            if folder.resolve() not in self.runs:
-                self.runs[folder.resolve()] = (Progress(folder), log)
-        for run, log in self.runs.values():
-            run.update()
-            if log:
-                log.update()
+        """Find runs, as more may have begun, and read what is new."""
+        found = {os.path.realpath(place.path): place for path in self.paths for place in self.find(path)}
+        kept = {key: shown for key, shown in self.shown.items() if shown.run.known}
+        places = found | {key: shown.place for key, shown in kept.items() if key not in found}
+        self.shown = {key: kept.get(key) or Shown(place) for key, place in places.items()}
+        for key, shown in self.shown.items():
+            shown.look(places[key])
 
-    def lines(self, width: int, marks: tuple[str, str], bold: bool) -> list[str]:
+    def find(self, path: Path) -> list[Place]:
+        """The runs at a path, or why there are none."""
+        try:
+            return places.find(path, self.logs)
+        except RunError as error:
+            return [Place(path, problem=str(error))]
+
+    def begin(self) -> None:
+        """Look for the first time. RunError: there is nothing to show."""
+        self.look()
+        if all(shown.problem and not shown.run.known for shown in self.shown.values()):
+            raise RunError(next(shown.problem for shown in self.shown.values()))
+
+    def lines(self, width: int, marks: Marks, bold: bool) -> list[str]:
         """What is shown: a run in full, several in a few lines each."""
-        show = panel.block if len(self.runs) == 1 else panel.short
+        runs = [shown.run for shown in self.shown.values()]
         lines: list[str] = []
-        for run, log in self.runs.values():
-            heading, *rest = show(run, log.told if log else None, width, marks)
+        for shown in self.shown.values():
+            heading, *rest = (panel.cut(line, width, marks) for line in shown.lines(runs, width, marks))
             lines += [""] * bool(lines) + [f"\033[1m{heading}\033[m" if bold else heading, *rest]
         return lines
 
     def done(self) -> bool:
         """Whether none has anything to go on with."""
-        return all(run.state() == "done" for run, _ in self.runs.values())
+        return all(shown.done() for shown in self.shown.values())
 
 
-class Screen:
-    """A terminal's second screen, which leaves the first as it was."""
-
-    def __enter__(self) -> "Screen":
-        self.reader, self.writer = os.pipe()
-        os.set_blocking(self.writer, False)
-        signal.set_wakeup_fd(self.writer)
-        signal.signal(signal.SIGWINCH, lambda *_: None)  # the pipe wakes `wait`
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda number, _: sys.exit(128 + number))
-        print("\033[?1049h\033[?7l\033[?25l", end="", flush=True)  # other screen, no wrapping, no cursor
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.set_wakeup_fd(-1)
-        print("\033[?25h\033[?7h\033[?1049l", end="", flush=True)
-
-    def draw(self, lines: list[str], height: int) -> None:
-        """Write over what is there."""
-        if len(lines) > height - 1:
-            lines = [*lines[: height - 2], f"({len(lines) - height + 2} more lines: a taller window, or --once, shows them)"]
-        print("\033[H" + "".join(f"{line}\033[K\n" for line in lines) + "\033[J", end="", flush=True)
-
-    def wait(self, seconds: float) -> None:
-        """Wait, but not when the window has changed its size."""
-        if select.select([self.reader], [], [], seconds)[0]:
-            os.read(self.reader, 1024)
-
-
-def follow(watch: Watch, every: float, marks: tuple[str, str], bold: bool) -> None:
+def follow(watch: Watch, every: float, marks: Marks, bold: bool) -> None:
     """Redraw on the terminal until all runs are done; the last picture stays."""
     try:
         with Screen() as screen:
@@ -96,7 +107,7 @@ def follow(watch: Watch, every: float, marks: tuple[str, str], bold: bool) -> No
     print("\n".join(watch.lines(shutil.get_terminal_size().columns, marks, bold)))
 
 
-def marks_for(encoding: str | None) -> tuple[str, str]:
+def marks_for(encoding: str | None) -> Marks:
     """The marks that an encoding has."""
     try:
         "".join(panel.UNICODE).encode(encoding or "ascii")
@@ -125,7 +136,7 @@ def watch_runs(argv: list[str] | None) -> None:
     given = parser.parse_args(argv)
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     watch = Watch(given.runs)
-    watch.look()
+    watch.begin()
     terminal = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     marks, bold = marks_for(sys.stdout.encoding), terminal and not os.environ.get("NO_COLOR")
     if terminal and not given.once:

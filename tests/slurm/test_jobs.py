@@ -5,12 +5,13 @@ import re
 import shutil
 import signal
 import socket
+import sys
 import tarfile
 
 import pytest
 import torch
 
-from jobs import REPO, SMALL, STEPS, BatchJob
+from jobs import EPOCH, EPOCHS, REPO, SMALL, STEPS, BatchJob
 from runs import differences, records
 
 REQUEUED = "requeued, 1 of at most"
@@ -330,6 +331,12 @@ def test_an_array_s_runs_are_requeued_each_by_itself(slurm, submit, teacher_file
         first, second = (next(record["distillation"] for record in records(part.run) if "loss" in record) for part in parts)
         assert 9 < second / first < 11  # factors of 10000, and 1000
         assert job.text().count(REQUEUED) == 2
+        for place in (folder, job.log):  # both runs have one log
+            said = slurm(sys.executable, "-m", "job.show.watch", "--once", place, PYTHONPATH=REPO)
+            for part, factor in zip(parts, ("10000.0", "1000.0"), strict=True):
+                assert f"{part.number.replace('_', '/')}: done\n  loss_factor {factor}\n" in said
+            assert said.count(f"100 %, epoch {EPOCHS - 1} step {EPOCH}/{EPOCH}, of {EPOCHS} epochs") == 2
+            assert ("try 2 on " in said) == (place == job.log)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
