@@ -16,6 +16,8 @@ ONNX = [
     "flatbuffers==25.12.19",
 ]
 
+SKLEARN = "scikit-learn==1.9.1"
+
 setup(
     name="moco-mgd",
     version="0.1.0",
@@ -23,7 +25,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["job", "job.*", "mgd", "moco"]),
-    package_data={"job": ["presets/*.yaml"]},
+    package_data={"job": ["presets/*.yaml", "show/report.html"]},
     install_requires=[
         "torch==2.14.1",
         "torchvision==0.29.1",
@@ -44,7 +46,8 @@ setup(
             "setuptools==80.10.2",
             "wheel==0.48.0",
         ],
-        "digits": ["scikit-learn==1.9.1"],
+        "digits": [SKLEARN],
+        "show": [SKLEARN, "matplotlib==3.11.2", "jinja2==3.1.6"],
         "onnx": ONNX,
         "test": [
             "pytest==9.2.0",
@@ -58,6 +61,7 @@ setup(
             "timm==1.0.31",
             "huggingface-hub==2.4.0",
             "webdataset==1.0.2",
+            "selenium==4.51.0",
             *ONNX,
         ],
     },
@@ -67,6 +71,7 @@ setup(
             "mgd-linear=job.linear:main",
             "mgd-export=job.export:main",
             "mgd-pack=job.pack:main",
+            "mgd-report=job.show.report:main",
         ]
     },
 )

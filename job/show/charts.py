@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -50,9 +51,10 @@ def loss(runs: Sequence[Shown]) -> Picture | None:
     name_runs(figure)
     start = " or ".join(f"ln(K + 1) = {value:.2f} (K = {K} negatives)" for value, K in guessing(shown).items())
     reading = (
-        "The thick line is the mean over some steps, the faint one each step. Normal: the first loss is near that of guessing, "
-        f"{start or 'ln(K + 1)'}, plus the distillation loss where there is a teacher; it falls, at first quickly. "
-        "A loss that stays at the dotted line has learned nothing: most often the learning rate is too high."
+        "The thick line is the mean over some steps, the faint one each step. Normal: near 0 in the very first steps, while the "
+        f"queue still holds random keys; then near the loss of guessing, {start or 'ln(K + 1)'}, plus the distillation loss where "
+        "there is a teacher; from there it falls. One that stays at the dotted line has learned nothing: most often the learning "
+        "rate is too high."
     )
     return finish(figure, "loss", "Loss", reading, f"Loss over the epochs of {names(shown)}")
 
@@ -100,9 +102,10 @@ def accuracy(runs: Sequence[Shown]) -> Picture | None:
     axes.set(xlabel=EPOCHS, ylabel="contrast accuracy, %", ylim=(0, 100))
     name_runs(figure)
     reading = (
-        "How many of a step's images find their own other view among the keys of the queue. Normal: it begins near 0, rises over "
-        "the first epochs, and levels off well below 100. At once near 100: the task is too easy, as when a queue is short or the "
-        "two views share a clue. Near 0 for long: the learning rate is too high, or the images are too much alike."
+        "How many of a step's images find their own other view among the keys of the queue. Normal: near 100 in the very first "
+        "steps, while the queue still holds random keys, then near 0; it rises over the epochs and levels off well below 100. "
+        "Soon near 100 again: the task is too easy, as when the queue is short or the two views share a clue. Near 0 for long: "
+        "the learning rate is too high, or the images are too much alike."
     )
     return finish(figure, "accuracy", "Contrast accuracy", reading, f"Contrast accuracy over the epochs of {names(shown)}")
 
@@ -116,7 +119,7 @@ def neighbours(runs: Sequence[Shown]) -> Picture | None:
     for run in shown:
         draw_points(axes, run, [r["epoch"] for r in run.history.knn], [r["knn"] for r in run.history.knn])
         last = run.history.knn[-1]
-        where = dict(xytext=(8, 0), textcoords="offset points", va="center", fontsize=9)
+        where: dict[str, Any] = dict(xytext=(8, 0), textcoords="offset points", va="center", fontsize=9)
         axes.annotate(f"{last['knn']:.1f}", (last["epoch"], last["knn"]), **where)
     axes.set(xlabel=EPOCHS, ylabel="k-NN top-1, %")
     axes.set_xlim(left=0)

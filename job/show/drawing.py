@@ -3,6 +3,7 @@
 import dataclasses
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,7 +19,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
 HATCHES = ("", "////", "....", "xxxx")
 WIDTH, DPI = 9.0, 130  # inches, dots an inch
 POINTS = 1500  # of a line: more cannot be seen
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 11,
     "axes.titlesize": 11,
     "axes.grid": True,

@@ -1,4 +1,4 @@
-"""What a run's networks see: the maps of matched channels, and the features of validation images; on this machine, without Horovod."""
+"""What a run's networks see: the maps of matched channels, and the features of validation images; without Horovod."""
 
 import contextlib
 import dataclasses

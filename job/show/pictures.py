@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,7 +71,7 @@ def look_inside(runs: Sequence[Shown], data: str, teacher: str) -> Seen:
     return seen
 
 
-def bare(axes: Axes, image: np.ndarray, **how: object) -> None:
+def bare(axes: Axes, image: np.ndarray, **how: Any) -> None:
     """Show an image, or a map, without an axis."""
     axes.imshow(image, interpolation="nearest", **how)
     axes.set(xticks=[], yticks=[])
@@ -95,9 +96,9 @@ def matched_maps(label: str, stage: int, found: list[Match], sample: Sample) -> 
         which = f"no. {match.rank + 1} in cost" if match.rank < 3 else "the middle one"
         words = f"{which}\nstudent {match.channels[0]}\nteacher {match.channels[1]}\ncost {match.cost:.2f}\ncorr. {match.correlation:.2f}"
         row[0].text(0, 0.5, words, va="center", fontsize=9.5, transform=row[0].transAxes)
-        for image in range(shown):
-            for axes, maps in zip(row[1 + 2 * image :], (match.student, match.teacher), strict=False):
-                reach = float(np.abs(maps[image]).max()) or 1.0
+        for offset, maps in enumerate((match.student, match.teacher)):
+            reach = float(np.abs(maps).max()) or 1.0
+            for axes, image in zip(row[1 + offset :: 2], range(shown), strict=True):
                 bare(axes, maps[image], cmap="gray", vmin=-reach, vmax=reach)
     for image in range(shown):
         for place, name in enumerate(("student", "teacher")):
@@ -105,7 +106,7 @@ def matched_maps(label: str, stage: int, found: list[Match], sample: Sample) -> 
     costs = ", ".join(f"{match.cost:.2f}" for match in found)
     reading = (
         "Each image, and what a student's channel and its teacher's make of it, before the ReLU: white is positive, mid grey is 0, "
-        "black is negative, each map by its own largest value. The cheapest matches, and the one in the middle of all. Normal: "
+        "black is negative, each channel by its largest value here. The cheapest matches, and the one in the middle of all. Normal: "
         "the cheapest pairs look alike, also on images where the object is elsewhere; the middle one less so."
     )
     alt = f"Maps of matched channels of {label} and its teacher in stage {stage}, of cost {costs}, for {shown} images"
@@ -130,6 +131,7 @@ def neighbour_grid(label: str, sample: Sample, features: torch.Tensor) -> Pictur
             right += same
             axes.set_xlabel(f"{1 - value:.2f}" + ("" if same else "  other"), fontsize=9.5, labelpad=2)
             for spine in axes.spines.values():
+                spine.set_position(("outward", 3))
                 spine.set(visible=True, linewidth=1 if same else 3, linestyle="-" if same else (0, (2, 1)))
         row[0].set_xlabel("query", fontsize=9.5, labelpad=2)
     reading = (
@@ -164,7 +166,8 @@ def embeddings(found: Sequence[tuple[str, torch.Tensor]], sample: Sample, number
         axes.set(title=title, xticks=[], yticks=[])
         axes.grid(visible=False)
     handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(10, len(names)), handletextpad=0.1, columnspacing=1.0)
+    if not all(re.fullmatch(r"\w", name) for name in names):  # else the marks are the names
+        figure.legend(handles, names, loc="outside lower center", ncols=min(5, len(names)), markerscale=1.5)
     reading = (
         f"Each mark is an image of {sample.root}, near those with like features ({' or '.join(sorted(how))}); colour and mark are its label. "
         "Directions and the size of gaps mean nothing. Normal: images of a label lie together more and more as training goes on, "

@@ -100,7 +100,7 @@ def runs_in(folder: Path) -> list[Path]:
         found = [path for path in folder.iterdir() if is_run(path)] if folder.is_dir() else []
     except OSError as error:
         raise RunError(f"{folder}: {error.strerror or error}; see to who may read it") from None
-    return sorted(found, key=lambda path: [(part.isdigit(), part.zfill(20)) for part in re.split(r"(\d+)", path.name)])
+    return sorted(found, key=lambda path: [part.zfill(20) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)])
 
 
 def read_or_name(folder: Path) -> History | None:

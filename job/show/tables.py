@@ -42,7 +42,7 @@ class Checkpoint:
 
 def shown(value: float | None, digits: int = 2, unit: str = "") -> str:
     """A number in a table; a dash for none."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}{unit}"
+    return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}{unit}"
 
 
 def last(run: Shown, name: str) -> float | None:
@@ -72,11 +72,11 @@ def overview(runs: Sequence[Shown], now: float) -> Table:
         history, options = run.history, run.history.options
         took = run.option("batch_size", math.nan) / run.column("images_per_s")
         contrastive, distillation = last(run, "contrastive"), last(run, "distillation")
-        epochs = f"{run.epochs[-1]:.1f}" if len(run.epochs) and run.steps_an_epoch else "–"
+        epochs = f"{run.epochs[-1]:.1f}" if len(run.epochs) and run.steps_an_epoch else "-"
         rows.append([
             run.label,
             run.state(now),
-            str(options.get("arch") or "as pretrained" if options else "–"),
+            str(options.get("arch") or "as pretrained" if options else "-"),
             os.path.basename(str(options.get("teacher") or "")) or "none",
             f"{epochs} of {options.get('epochs', '?')}",
             shown(last(run, "loss")),
@@ -84,7 +84,7 @@ def overview(runs: Sequence[Shown], now: float) -> Table:
             shown(last(run, "accuracy"), 1, " %"),
             shown(history.knn[-1]["knn"] if history.knn else None, 1, " %"),
             shown(float(np.nanmedian(run.column("images_per_s"))) if len(took) else None, 0),
-            duration(float(np.nansum(took))) if len(took) else "–",
+            duration(float(np.nansum(took))) if len(took) else "-",
             str(len(history.warnings())),
         ])  # fmt: skip
     return Table(head, rows, range(4, len(head)))
@@ -104,7 +104,7 @@ def linear_results(runs: Sequence[Shown]) -> Table | None:
         rows.append([
             run.label,
             source.label if source else path or "none: random weights",
-            str((source or run).history.options.get("arch") or "–"),
+            str((source or run).history.options.get("arch") or "-"),
             shown(knn[-1]["knn"] if knn else None, 1, " %"),
             shown(best["val_top1"], 2, " %"),
             shown(best.get("val_top5"), 2, " %"),
@@ -139,7 +139,7 @@ def written(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, list):
         return " ".join(map(str, value))
-    return "–" if value in ("", None) else str(value)
+    return "-" if value in ("", None) else str(value)
 
 
 def checkpoints(runs: Sequence[Shown], place: Path, now: float) -> list[Checkpoint]:
