@@ -12,7 +12,7 @@ from job.show.drawing import Picture, draw_points, draw_steps, finish, look, mar
 from job.show.runs import Shown
 
 EPOCHS = "epochs"
-REFERENCE = {"color": "#555555", "linewidth": 1.0, "linestyle": (0, (1, 2))}
+REFERENCE: dict[str, Any] = {"color": "#555555", "linewidth": 1.0, "linestyle": (0, (1, 2))}
 
 
 def names(runs: Sequence[Shown]) -> str:
@@ -51,10 +51,10 @@ def loss(runs: Sequence[Shown]) -> Picture | None:
     name_runs(figure)
     start = " or ".join(f"ln(K + 1) = {value:.2f} (K = {K} negatives)" for value, K in guessing(shown).items())
     reading = (
-        "The thick line is the mean over some steps, the faint one each step. Normal: near 0 in the very first steps, while the "
-        f"queue still holds random keys; then near the loss of guessing, {start or 'ln(K + 1)'}, plus the distillation loss where "
-        "there is a teacher; from there it falls. One that stays at the dotted line has learned nothing: most often the learning "
-        "rate is too high."
+        "The thick line is the mean over some steps, the faint one each step. Normal: near 0 in the very first steps, while "
+        f"the queue still holds random keys; then near the loss of guessing, {start or 'ln(K + 1)'}, plus the distillation "
+        "loss where there is a teacher; from there it falls. One that stays at the dotted line has learned nothing: most "
+        "often the learning rate is too high."
     )
     return finish(figure, "loss", "Loss", reading, f"Loss over the epochs of {names(shown)}")
 
@@ -83,8 +83,8 @@ def parts(runs: Sequence[Shown]) -> Picture | None:
     name_runs(figure)
     reading = (
         "The loss is the sum of the contrastive loss, which tells images apart, and the distillation loss, which pulls the "
-        "student's features towards the teacher's. Normal: both fall, and their ratio stays about level. Where the ratio is far "
-        "above 1 (dotted), the student imitates and hardly learns by itself: a higher --loss-factor makes the pull lighter."
+        "student's features towards the teacher's. Normal: both fall, and their ratio stays about level. Where the ratio is "
+        "far above 1 (dotted), the student imitates and hardly learns by itself: a higher --loss-factor makes the pull lighter."
     )
     return finish(
         figure, "parts", "Parts of the loss", reading, f"Contrastive and distillation loss, and their ratio, of {names(shown)}"
@@ -125,8 +125,9 @@ def neighbours(runs: Sequence[Shown]) -> Picture | None:
     axes.set_xlim(left=0)
     name_runs(figure)
     reading = (
-        "How many validation images have the label of their nearest training images, by the features that labels had no part in. "
-        "Normal: it rises from epoch to epoch, while the loss may hardly move. A point alone is that of a run with one measurement."
+        "How many validation images have the label of their nearest training images, by the features that labels had no part "
+        "in. Normal: it rises from epoch to epoch, while the loss may hardly move. A point alone is "
+        "that of a run with one measurement."
     )
     return finish(figure, "knn", "k-NN accuracy", reading, f"k-NN accuracy over the epochs of {names(shown)}")
 
@@ -156,8 +157,8 @@ def rate(runs: Sequence[Shown]) -> Picture | None:
     axes.set_ylim(bottom=0)
     name_runs(figure)
     reading = (
-        "The rate of each epoch; a hollow mark stands where a run solved its matching anew. Normal: a few refreshes, most of them "
-        "early, while the student's channels still change their meaning."
+        "The rate of each epoch; a hollow mark stands where a run solved its matching anew. Normal: a few refreshes, most of "
+        "them early, while the student's channels still change their meaning."
     )
     return finish(figure, "rate", "Learning rate and refreshes", reading, f"Learning rate over the epochs of {names(shown)}")
 
@@ -184,9 +185,9 @@ def collapse(runs: Sequence[Shown]) -> Picture | None:
     panels[2].set_ylim(top=100)
     name_runs(figure)
     reading = (
-        "A student that collapses gives the same features for all images. Normal: the spread is a good part of 1 and the rank well "
-        "above its bound (dotted), after a dip in the first steps; channels that are positive for no image stay below their bound. "
-        "A line that crosses its dotted bound is a collapse, mostly from a learning rate that is too high."
+        "A student that collapses gives the same features for all images. Normal: the spread is a good part of 1 and the "
+        "rank well above its bound (dotted), after a dip in the first steps; channels that are positive for no image stay "
+        "below their bound. A line that crosses its dotted bound is a collapse, mostly from a learning rate that is too high."
     )
     return finish(
         figure,
@@ -210,7 +211,7 @@ def linear(runs: Sequence[Shown]) -> Picture | None:
     axes.set_xlim(left=0)
     name_runs(figure)
     reading = (
-        "The validation accuracy of a linear classifier on frozen features. Normal: it rises quickly, jumps where the rate falls "
-        "tenfold, and ends above the k-NN accuracy. A classifier on a random network is the floor."
+        "The validation accuracy of a linear classifier on frozen features. Normal: it rises quickly, jumps where the rate "
+        "falls tenfold, and ends above the k-NN accuracy. A classifier on a random network is the floor."
     )
     return finish(figure, "linear", "Linear classification", reading, f"Validation accuracy over the epochs of {names(shown)}")

@@ -94,7 +94,8 @@ def matched_maps(label: str, stage: int, found: list[Match], sample: Sample) -> 
         grid[0, 2 + 2 * image].set_axis_off()
     for row, match in zip(grid[1:], found, strict=True):
         which = f"no. {match.rank + 1} in cost" if match.rank < 3 else "the middle one"
-        words = f"{which}\nstudent {match.channels[0]}\nteacher {match.channels[1]}\ncost {match.cost:.2f}\ncorr. {match.correlation:.2f}"
+        a, b = match.channels
+        words = f"{which}\nstudent {a}\nteacher {b}\ncost {match.cost:.2f}\ncorr. {match.correlation:.2f}"
         row[0].text(0, 0.5, words, va="center", fontsize=9.5, transform=row[0].transAxes)
         for offset, maps in enumerate((match.student, match.teacher)):
             reach = float(np.abs(maps).max()) or 1.0
@@ -105,9 +106,9 @@ def matched_maps(label: str, stage: int, found: list[Match], sample: Sample) -> 
             grid[1, 1 + 2 * image + place].set_title(name, fontsize=9.5)
     costs = ", ".join(f"{match.cost:.2f}" for match in found)
     reading = (
-        "Each image, and what a student's channel and its teacher's make of it, before the ReLU: white is positive, mid grey is 0, "
-        "black is negative, each channel by its largest value here. The cheapest matches, and the one in the middle of all. Normal: "
-        "the cheapest pairs look alike, also on images where the object is elsewhere; the middle one less so."
+        "Each image, and what a student's channel and its teacher's make of it, before the ReLU: white is positive, mid grey "
+        "is 0, black is negative, each channel by its largest value here. The cheapest matches, and the one in the middle of "
+        "all. Normal: the cheapest pairs look alike, also on images where the object is elsewhere; the middle one less so."
     )
     alt = f"Maps of matched channels of {label} and its teacher in stage {stage}, of cost {costs}, for {shown} images"
     return finish(figure, f"maps-{slug(label)}-{stage}", f"Matched channels of {label}, stage {stage}", reading, alt)
@@ -135,9 +136,9 @@ def neighbour_grid(label: str, sample: Sample, features: torch.Tensor) -> Pictur
                 spine.set(visible=True, linewidth=1 if same else 3, linestyle="-" if same else (0, (2, 1)))
         row[0].set_xlabel("query", fontsize=9.5, labelpad=2)
     reading = (
-        f"Left an image of {sample.root}, then the {places.shape[1]} nearest of {m - 1} others by the student's features: above "
-        "each its label, under it the distance, 1 - cosine. A thick broken frame and the word other: another label. Normal: most "
-        "neighbours share the label, of which training knew nothing, and what is confused looks alike."
+        f"Left an image of {sample.root}, then the {places.shape[1]} nearest of {m - 1} others by the student's features: "
+        "above each its label, under it the distance, 1 - cosine. A thick broken frame and the word other: another label. "
+        "Normal: most neighbours share the label, of which training knew nothing, and what is confused looks alike."
     )
     alt = f"Nearest neighbours of {len(queries)} images by the features of {label}: {right} of {places.size} have the same label"
     return finish(figure, f"neighbours-{slug(label)}", f"Nearest neighbours, {label}", reading, alt)
@@ -160,18 +161,19 @@ def embeddings(found: Sequence[tuple[str, torch.Tensor]], sample: Sample, number
             some = flat[labels == label]
             colour, mark = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
             name = shorten(sample.classes[label])
-            if re.fullmatch(r"\w", name):
+            if re.fullmatch("[0-9A-Za-z]", name):
                 mark = f"${name}$"
             axes.scatter(*some.T, s=30 if columns < 3 else 22, marker=mark, color=colour, linewidths=0.3, alpha=0.85, label=name)
         axes.set(title=title, xticks=[], yticks=[])
         axes.grid(visible=False)
     handles, names = panels[0].get_legend_handles_labels()
-    if not all(re.fullmatch(r"\w", name) for name in names):  # else the marks are the names
+    if not all(re.fullmatch("[0-9A-Za-z]", name) for name in names):  # else the marks are the names
         figure.legend(handles, names, loc="outside lower center", ncols=min(5, len(names)), markerscale=1.5)
     reading = (
-        f"Each mark is an image of {sample.root}, near those with like features ({' or '.join(sorted(how))}); colour and mark are its label. "
-        "Directions and the size of gaps mean nothing. Normal: images of a label lie together more and more as training goes on, "
-        "though it did not know labels; one cloud in which all are mixed is a student that has not learned, or has collapsed."
+        f"Each mark is an image of {sample.root}, near those with like features ({' or '.join(sorted(how))}); colour and "
+        "mark are its label. Directions and the size of gaps mean nothing. Normal: images of a label lie together more and "
+        "more as training goes on, though it did not know labels; one cloud in which all are mixed is a "
+        "student that has not learned, or has collapsed."
     )
     alt = f"Features of {len(sample.labels)} images in two dimensions, for {', '.join(label for label, _ in found)}"
     return finish(figure, f"embedding{number or ''}", "Features in two dimensions", reading, alt)

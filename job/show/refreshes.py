@@ -71,9 +71,9 @@ def cost(runs: Sequence[Shown]) -> Picture | None:
     next(iter(stages.values())).set_ylabel("cost of a matched pair")
     name_runs(figure)
     reading = (
-        "How far apart matched channels are on the refresh's images: 0 is the same map, 2 has nothing in common, 4 is the opposite. "
-        "A hollow mark is the old matching, a filled one the new. Normal: each refresh lowers the cost, and between two of them "
-        "it falls as the student comes nearer to its teacher."
+        "How far apart matched channels are on the refresh's images: 0 is the same map, 2 has nothing in common, 4 is the "
+        "opposite. A hollow mark is the old matching, a filled one the new. Normal: each refresh lowers the cost, and "
+        "between two of them it falls as the student comes nearer to its teacher."
     )
     return finish(
         figure, "cost", "Cost of the matching", reading, f"Cost of matched pairs before and after each refresh of {names(shown)}"

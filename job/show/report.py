@@ -11,8 +11,11 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-import jinja2
-from matplotlib import rc_context
+try:
+    import jinja2
+    from matplotlib import rc_context
+except ImportError as error:
+    sys.exit(f"a report needs {error.name}, which is not installed: pip install '.[show]'")
 
 from job.errors import RunError
 from job.options import Parser
@@ -47,9 +50,8 @@ def main(argv: list[str] | None = None) -> None:
         runs = find_runs(given.runs)
         html, pictures = render(runs, out, None if given.no_features else (given.data, given.teacher))
         save(out, html, pictures)
-        print(
-            f"wrote {out}: {len(html) / 1e6:.1f} MB, {len(runs)} run{'s' * (len(runs) > 1)}; {len(pictures)} pictures in {beside(out)}"
-        )
+        number = f"{len(runs)} run{'s' * (len(runs) > 1)}"
+        print(f"wrote {out}: {len(html) / 1e6:.1f} MB, {number}; {len(pictures)} pictures in {beside(out)}")
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.code)

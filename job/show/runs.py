@@ -36,7 +36,7 @@ class Shown:
             if match := STEPS_LINE.match(text):
                 return int(match[2])
         steps = self.history.steps
-        later = np.flatnonzero(steps["epoch"] > 0) if "epoch" in steps else []
+        later = np.flatnonzero(steps.get("epoch", np.zeros(0)) > 0)
         if len(later):
             total, epoch, step = (steps[name][later[0]] for name in ("steps", "epoch", "step"))
             return round((total - step - 1) / epoch)

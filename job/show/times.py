@@ -73,9 +73,10 @@ def breakdown(runs: Sequence[Shown]) -> Picture | None:
     in_all.set(title="the whole run, % of its time")
     name_runs(figure)
     reading = (
-        "Left, what a step takes; right, what the whole run's time went into, without starting and saving. Normal: networks and "
-        "gradients take nearly all, refreshes and k-NN a few percent of a long run. Where waiting for images is more than a tenth, "
-        "give more loader processes (--workers), pack the data (job.pack), or let the GPU augment (--augment-on device)."
+        "Left, what a step takes; right, what the whole run's time went into, without starting and saving. Normal: networks "
+        "and gradients take nearly all, refreshes and k-NN a few percent of a long run. Where waiting for images is more "
+        "than a tenth, give more loader processes (--workers), pack the data (job.pack), or let the GPU "
+        "augment (--augment-on device)."
     )
     return finish(
         figure, "time", "Where the time goes", reading, f"Time of a step and of the whole run by parts, of {names(shown)}"
@@ -94,7 +95,8 @@ def speed(runs: Sequence[Shown]) -> Picture | None:
     axes.set_ylim(bottom=0)
     name_runs(figure)
     reading = (
-        "How many images all workers together train on in a second. Normal: level. Dips that come back are checkpoints, and a first "
-        "step is slow; a fall that stays is another program on the machine, a disk that has become slow, or a hot processor."
+        "How many images all workers together train on in a second. Normal: level. Dips that come back are checkpoints, and "
+        "a first step is slow; a fall that stays is another program on the machine, a disk that has become slow, or a hot "
+        "processor."
     )
     return finish(figure, "speed", "Speed", reading, f"Images a second over the epochs of {names(shown)}")
