@@ -75,6 +75,7 @@ def bare(axes: Axes, image: np.ndarray, **how: Any) -> None:
     """Show an image, or a map, without an axis."""
     axes.imshow(image, interpolation="nearest", **how)
     axes.set(xticks=[], yticks=[])
+    axes.spines[:].set(visible=True, linewidth=0.6)
 
 
 def pixels(sample: Sample, place: int) -> np.ndarray:
@@ -110,6 +111,8 @@ def matched_maps(label: str, stage: int, found: list[Match], sample: Sample) -> 
         "is 0, black is negative, each channel by its largest value here. The cheapest matches, and the one in the middle of "
         "all. Normal: the cheapest pairs look alike, also on images where the object is elsewhere; the middle one less so."
     )
+    if found[0].student[0].size == 1:
+        reading += " Here each map is one position, of which the cost sees no more than the sign."
     alt = f"Maps of matched channels of {label} and its teacher in stage {stage}, of cost {costs}, for {shown} images"
     return finish(figure, f"maps-{slug(label)}-{stage}", f"Matched channels of {label}, stage {stage}", reading, alt)
 
@@ -119,25 +122,25 @@ def neighbour_grid(label: str, sample: Sample, features: torch.Tensor) -> Pictur
     m = len(features)
     queries = one_of_each(sample.labels[:m], QUERIES)
     places, cosines = nearest(features, queries, NEAREST)
-    figure = new_figure(1.5 * len(queries))
+    figure = new_figure(1.7 * len(queries))
     grid = figure.subplots(len(queries), 1 + places.shape[1], squeeze=False)
     right = 0
     for row, query, near, cosine in zip(grid, queries, places, cosines, strict=True):
         label_of = [sample.classes[sample.labels[place]] for place in (query, *near)]
         for axes, place, name in zip(row, (query, *near), label_of, strict=True):
             bare(axes, pixels(sample, place))
-            axes.set_title(shorten(name), fontsize=9.5, pad=3)
+            axes.set_title(shorten(name), fontsize=9.5, pad=6)
         for axes, value, name in zip(row[1:], cosine, label_of[1:], strict=True):
             same = name == label_of[0]
             right += same
-            axes.set_xlabel(f"{1 - value:.2f}" + ("" if same else "  other"), fontsize=9.5, labelpad=2)
-            for spine in axes.spines.values():
+            axes.set_xlabel(f"{1 - value:.2f}" + ("" if same else "  other"), fontsize=9.5, labelpad=5)
+            for spine in axes.spines.values() if not same else ():
                 spine.set_position(("outward", 3))
-                spine.set(visible=True, linewidth=1 if same else 3, linestyle="-" if same else (0, (2, 1)))
-        row[0].set_xlabel("query", fontsize=9.5, labelpad=2)
+                spine.set_linewidth(2.5)
+        row[0].set_xlabel("query", fontsize=9.5, labelpad=5)
     reading = (
         f"Left an image of {sample.root}, then the {places.shape[1]} nearest of {m - 1} others by the student's features: "
-        "above each its label, under it the distance, 1 - cosine. A thick broken frame and the word other: another label. "
+        "above each its label, under it the distance, 1 - cosine. A thick frame and the word other: another label. "
         "Normal: most neighbours share the label, of which training knew nothing, and what is confused looks alike."
     )
     alt = f"Nearest neighbours of {len(queries)} images by the features of {label}: {right} of {places.size} have the same label"
