@@ -39,7 +39,7 @@ $(READY): setup.py docker/build_horovod.sh
 	@$(PYTHON) -m venv $(VENV) || { echo 'setup: could not make a virtual environment: apt-get install python3-venv python3-dev' >&2; exit 2; }
 	@$(BIN)/python -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || { echo 'setup: no Python headers: apt-get install python3-dev' >&2; exit 2; }
 	@echo 'setup 2/3: installing torch and the rest (about 2 minutes, several GB)'
-	@$(BIN)/python -m pip install --progress-bar off -e '.[horovod,digits,test]' | sed -un 's/^\(Collecting\|Downloading\|Installing\) \([^ ]*\).*/  \1 \2/p'
+	@$(BIN)/python -m pip install --progress-bar off -e '.[horovod,digits,show,test]' | sed -un 's/^\(Collecting\|Downloading\|Installing\) \([^ ]*\).*/  \1 \2/p'
 	@echo 'setup 3/3: Horovod'
 	@docker/build_horovod.sh $(BIN)/python
 	@touch $@

@@ -17,6 +17,7 @@ ONNX = [
 ]
 
 TENSORBOARD = ["tensorboard==2.21.0"]  # writes event files through torch's own module for it, and shows them
+SKLEARN = "scikit-learn==1.9.1"
 
 setup(
     name="moco-mgd",
@@ -25,7 +26,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["job", "job.*", "mgd", "moco"]),
-    package_data={"job": ["presets/*.yaml"]},
+    package_data={"job": ["presets/*.yaml", "show/report.html"]},
     install_requires=[
         "torch==2.14.1",
         "torchvision==0.29.1",
@@ -46,7 +47,8 @@ setup(
             "setuptools==80.10.2",
             "wheel==0.48.0",
         ],
-        "digits": ["scikit-learn==1.9.1"],
+        "digits": [SKLEARN],
+        "show": [SKLEARN, "matplotlib==3.11.2", "jinja2==3.1.6"],
         "onnx": ONNX,
         "tensorboard": TENSORBOARD,
         "test": [
@@ -61,6 +63,7 @@ setup(
             "timm==1.0.31",
             "huggingface-hub==2.4.0",
             "webdataset==1.0.2",
+            "selenium==4.51.0",
             *ONNX,
             *TENSORBOARD,
         ],
@@ -72,6 +75,7 @@ setup(
             "mgd-export=job.export:main",
             "mgd-pack=job.pack:main",
             "mgd-watch=job.show.watch:main",
+            "mgd-report=job.show.report:main",
         ]
     },
 )

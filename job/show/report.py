@@ -1,0 +1,110 @@
+"""Runs compared in one HTML file that needs nothing else, and its pictures beside it as PNG files:
+
+python -m job.show.report RUN... [--out FILE]
+"""
+
+import argparse
+import base64
+import sys
+import time
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+try:
+    import jinja2
+    from matplotlib import rc_context
+except ImportError as error:
+    sys.exit(f"a report needs {error.name}, which is not installed: pip install '.[show]'")
+
+from job.errors import RunError
+from job.options import Parser
+from job.run.files import write_whole
+from job.show import charts, refreshes, tables, times
+from job.show.drawing import STYLE, Picture
+from job.show.runs import Shown, find_runs
+
+CURVES = {
+    "training": [charts.loss, charts.parts, charts.accuracy, charts.neighbours, charts.rate],
+    "matching": [refreshes.stability, refreshes.cost],
+    "collapse": [charts.collapse],
+    "time": [times.breakdown, times.speed],
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run `job.show.report` on the command line's options."""
+    try:
+        parser = Parser(prog="mgd-report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder, or one of several runs, as of a job array")
+        parser.add_argument(
+            "--out", metavar="FILE", default="report.html", help="default: report.html; its pictures lie beside it"
+        )
+        parser.add_argument("--data", metavar="DIR", default="", help="where the runs' images are on this machine")
+        parser.add_argument("--teacher", metavar="FILE", default="", help="where the runs' teacher is on this machine")
+        parser.add_argument("--no-features", action="store_true", help="leave out what needs networks, images and time")
+        given = parser.parse_args(argv)
+        out = Path(given.out)
+        if out.is_dir() or not out.suffix:
+            raise RunError(f"--out {out}: expected a file such as {out / 'report.html'}")
+        runs = find_runs(given.runs)
+        html, pictures = render(runs, out, None if given.no_features else (given.data, given.teacher))
+        save(out, html, pictures)
+        number = f"{len(runs)} run{'s' * (len(runs) > 1)}"
+        print(f"wrote {out}: {len(html) / 1e6:.1f} MB, {number}; {len(pictures)} pictures in {beside(out)}")
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.code)
+
+
+def render(runs: Sequence[Shown], out: Path, elsewhere: tuple[str, str] | None) -> tuple[bytes, list[Picture]]:
+    """Return the report's HTML and its pictures. elsewhere: data and teacher where they are not empty; None: no features."""
+    now = time.time()
+    trained = [run for run in runs if run.history.kind == "train"]
+    classified = [run for run in runs if run.history.kind == "linear"]
+    with rc_context(STYLE):
+        sections = {name: [picture for draw in some if (picture := draw(trained))] for name, some in CURVES.items()}
+        sections["linear"] = [picture for draw in (charts.linear,) if (picture := draw(classified))]
+        notes = []
+        if elsewhere and trained:
+            from job.show.pictures import look_inside  # it takes seconds to import
+
+            seen = look_inside(trained, *elsewhere)
+            sections |= {"maps": seen.maps, "neighbours": seen.neighbours, "embedding": seen.embeddings}
+            notes = seen.notes
+    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    template.filters["data_uri"] = lambda picture: "data:image/png;base64," + base64.b64encode(picture.png).decode()
+    html = template.from_string((resources.files("job.show") / "report.html").read_text()).render(
+        runs=runs,
+        made=time.strftime("%Y-%m-%d %H:%M", time.localtime(now)),
+        overview=tables.overview(trained or classified, now),
+        sections=sections,
+        notes=notes,
+        features=elsewhere is not None,
+        results=tables.linear_results(runs),
+        differing=[table for some in (trained, classified) if (table := tables.options_of(some, differing=True))],
+        options=[table for some in (trained, classified) if (table := tables.options_of(some, differing=False))],
+        checkpoints=tables.checkpoints(runs, out.parent, now),
+        warnings=tables.warnings(runs),
+    )
+    return html.encode(), [picture for some in sections.values() for picture in some]
+
+
+def beside(out: Path) -> Path:
+    """The folder of a report's pictures."""
+    return out.with_name(f"{out.stem}-pictures")
+
+
+def save(out: Path, html: bytes, pictures: Sequence[Picture]) -> None:
+    """Write a report, its pictures first. RunError: the disk does not take it."""
+    try:
+        beside(out).mkdir(parents=True, exist_ok=True)
+        for picture in pictures:
+            write_whole(str(beside(out) / f"{picture.name}.png"), picture.png)
+        write_whole(str(out), html)
+    except OSError as error:
+        raise RunError(f"cannot write {error.filename or out}: {error.strerror or error}; choose another --out", code=1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,304 @@
+"""Reports of real runs, in a real browser."""
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+
+from job.errors import RunError
+from job.pack import main as pack
+from job.show import features, tables
+from job.show.report import main, render
+from job.show.runs import Shown, find_runs, tell_apart
+from job.show.times import knn_seconds, refresh_seconds
+from runs import errors_of
+
+SMALL = "-a resnet18 --image-size 32 --batch-size 8 --epochs 2 --moco-k 20 --mlp --moco-t 0.2 --warmup-epochs 0".split()
+SMALL += "--refresh-epochs 0,1 --knn-every 1 --save-every 3steps --check-every 3 -j 0".split()
+LINEAR = "--epochs 2 --batch-size 10 --lr 0.3 --schedule 1 -j 0".split()
+CURVES = {"loss", "parts", "accuracy", "knn", "rate", "stability", "cost", "collapse", "time", "speed"}
+NETWORKS = {"maps-run-1", "maps-run-2", "maps-run-3", "maps-run-4", "neighbours-run", "embedding"}
+WITHOUT_HOROVOD = "import sys; sys.modules['horovod'] = None; from job.show.report import main; main(sys.argv[1:])"
+
+
+@pytest.fixture(scope="module")
+def folders(start_job, images, teacher_file, tmp_path_factory):
+    """A run with a teacher, and a linear one on its features."""
+    folder = tmp_path_factory.mktemp("runs")
+    job = start_job(2, folder / "run", [images, *SMALL, "--teacher", teacher_file])
+    output = job.finish()
+    assert job.process.returncode == 0, output
+    job = start_job(2, folder / "linear", [images, *LINEAR, "--pretrained", folder / "run/last.pth.tar"], "job.linear")
+    output = job.finish()
+    assert job.process.returncode == 0, output
+    return folder / "run", folder / "linear"
+
+
+@pytest.fixture(scope="module")
+def made(folders, tmp_path_factory):
+    """The report of both, made in a process that has no Horovod."""
+    out = tmp_path_factory.mktemp("report") / "report.html"
+    command = [sys.executable, "-c", WITHOUT_HOROVOD, *map(str, folders), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"wrote {out}: ")
+    return out
+
+
+@pytest.fixture(scope="module")
+def browser():
+    options = webdriver.ChromeOptions()
+    options.binary_location = "/usr/bin/chromium"
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
+    yield driver
+    driver.quit()
+
+
+def pictures(out):
+    return {path.stem for path in out.with_name(f"{out.stem}-pictures").iterdir()}
+
+
+def report(tmp_path, *arguments):
+    """Make a report in this process; return its file and its text without pictures."""
+    out = tmp_path / "report.html"
+    main([*map(str, arguments), "--out", str(out)])
+    return out, re.sub(r"data:image/png;base64,[^\"]*", "", out.read_text())
+
+
+def cut(folder, copy, share=0.5):
+    """A copy of a run as it is in its middle, the last line of its numbers half-written."""
+    shutil.copytree(folder, copy, symlinks=True)
+    (copy / "complete").unlink()
+    for name in ("metrics.jsonl", "log.txt"):
+        text = (copy / name).read_text()
+        (copy / name).write_text(text[: int(len(text) * share)])
+    for checkpoint in copy.glob("checkpoint_0002_*"):
+        checkpoint.unlink()
+    return copy
+
+
+def test_all_pictures_are_there_in_the_page_and_beside_it(made):
+    assert pictures(made) == CURVES | NETWORKS | {"linear"}
+    page = made.read_text()
+    for name in pictures(made):
+        png = made.with_name("report-pictures") / f"{name}.png"
+        assert base64.b64encode(png.read_bytes()).decode() in page
+        with Image.open(png) as image:
+            assert np.asarray(image.convert("L")).std() > 5, f"{name} is empty"
+
+
+def test_a_browser_shows_it_without_network_or_errors(made, browser):
+    browser.get_log("performance")
+    browser.get(made.as_uri())
+    decoded = browser.execute_async_script(
+        "const done = arguments[0]; Promise.all([...document.images].map(i => i.decode().then(() => i.naturalWidth)))"
+        ".then(done, error => done(String(error)))"
+    )
+    assert len(decoded) == len(pictures(made))
+    assert min(decoded) > 500
+    assert browser.execute_script("return performance.getEntriesByType('navigation')[0].loadEventEnd") < 2000  # ms
+    assert browser.get_log("browser") == []
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    assert made.as_uri() in asked
+    assert [url for url in asked if not url.startswith(("data:", made.as_uri()))] == []
+    assert made.stat().st_size < 10e6
+    broken = "return [...document.querySelectorAll('nav a')].filter(a => !document.querySelector(a.getAttribute('href'))).length"
+    assert browser.execute_script(broken) == 0
+    assert browser.execute_script("return [...document.images].filter(i => i.alt.length < 20).length") == 0
+
+
+@pytest.mark.parametrize("width", [400, 1200])
+def test_the_page_is_as_wide_as_the_screen(made, browser, width):
+    metrics = dict(width=width, height=900, deviceScaleFactor=1, mobile=width < 500)
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(made.as_uri())
+    page = "document.documentElement"
+    assert browser.execute_script(f"return {page}.scrollWidth - {page}.clientWidth") == 0
+    assert browser.execute_script("return innerWidth") == width
+
+
+def test_it_prints(made, browser):
+    browser.get(made.as_uri())
+    pdf = base64.b64decode(browser.print_page())
+    assert pdf.startswith(b"%PDF")
+    assert len(re.findall(rb"/Type\s*/Page\b", pdf)) > 3
+
+
+def test_links_lead_to_checkpoints(made, folders):
+    links = re.findall(r'href="([^"#]+\.pth\.tar)"', made.read_text())
+    assert {(made.parent / link).resolve() for link in links} == {
+        path.resolve() for folder in folders for path in folder.glob("[bc]*.pth.tar")
+    }
+
+
+def test_tables_say_what_the_folders_hold(folders):
+    runs = find_runs(map(str, folders))
+    [row] = tables.linear_results(runs).rows
+    accuracies = [record["val_top1"] for record in runs[1].history.validation]
+    assert row[:3] == ["linear", "run", "resnet18"]
+    assert row[4] == f"{max(accuracies):.2f} %"
+    twins = [Shown("a", 0, runs[0].history), Shown("b", 1, runs[0].history)]
+    assert tables.options_of(twins, differing=True).rows == []
+    twins[1].history.options.update(lr=0.5)
+    assert tables.options_of([*twins, Shown("c", 2, find_runs([str(folders[0])])[0].history)], differing=True).rows == [
+        ["lr", "0.5", "0.5", "0.03"]
+    ]
+
+
+def test_times_are_those_of_the_log(folders):
+    history = find_runs([str(folders[0])])[0].history
+    said = [re.findall(r"([\d.]+) s", text) for _, text in history.lines if text.startswith("refresh before")]
+    assert len(said) == 2
+    assert refresh_seconds(history) == pytest.approx(sum(float(s) for parts in said for s in parts), abs=0.3)
+    assert 0 <= knn_seconds(history) <= history.lines[-1][0] - history.lines[0][0]
+
+
+def test_matched_maps_are_those_of_the_networks(folders, teacher_file):
+    """The channels are of the checkpoint's matching, cheapest first, and their costs are those of a slow sum."""
+    [run, _] = find_runs(map(str, folders))
+    student = features.newest_student(run.history)
+    sample = features.read_sample(student.options["data"], 32)
+    found = features.matches(student, features.read_teacher(student, str(teacher_file)), sample.views)
+    assert sorted(found) == [1, 2, 3, 4]
+    for stage, some in found.items():
+        costs = [match.cost for match in some]
+        assert costs == sorted(costs)
+        for match in some:
+            a, b = match.channels
+            assert b in student.matchings[stage][:, a]
+    for match in found[2]:
+        s, t = (torch.tensor(maps).flatten(1) for maps in (match.student, match.teacher))
+        shown = features.matches(student, features.read_teacher(student, str(teacher_file)), sample.views[: len(s)])[2]
+        slow = sum((x / x.norm() - y / y.norm()).square().sum().item() for x, y in zip(s, t, strict=True)) / len(s)
+        for again in shown:
+            if again.channels == match.channels:
+                assert again.cost == pytest.approx(slow, abs=1e-4)
+
+
+def test_neighbours_are_the_nearest_others():
+    points = torch.nn.functional.normalize(torch.randn(30, 5, generator=torch.Generator().manual_seed(1)), dim=1)
+    places, cosines = features.nearest(points, [4, 9], 3)
+    for query, found, near in zip([4, 9], places, cosines, strict=True):
+        slow = sorted((-float(points[query] @ points[other]), other) for other in range(30) if other != query)[:3]
+        assert [other for _, other in slow] == found.tolist()
+        assert near == pytest.approx([-value for value, _ in slow], abs=1e-6)
+
+
+def test_a_run_in_progress_says_so(folders, tmp_path):
+    going = cut(folders[0], tmp_path / "going")
+    out, text = report(tmp_path, going)
+    assert "in progress (last heard of" in text
+    assert pictures(out) >= {"loss", "maps-going-1", "neighbours-going", "embedding"}
+
+
+def test_a_run_that_has_only_begun_is_shown(folders, tmp_path):
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    shutil.copy(folders[0] / "config.yaml", begun)
+    out, text = report(tmp_path, begun)
+    assert pictures(out) == set()
+    assert "No run has told of a step" in text
+    assert "begun has no checkpoint yet" in text
+
+
+def test_damaged_lines_are_counted_and_the_rest_is_shown(folders, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folders[0], damaged, symlinks=True)
+    lines = (damaged / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (damaged / "metrics.jsonl").write_bytes(b"".join([*lines[:5], b"\x00\xff\n", b"[1]\n", *lines[5:]]))
+    out, text = report(tmp_path, damaged, "--no-features")
+    assert "damaged: 2 lines of metrics.jsonl" in text
+    assert pictures(out) == CURVES
+
+
+def test_without_data_or_teacher_the_rest_stands(folders, tmp_path):
+    out, text = report(tmp_path, folders[0], "--data", tmp_path / "nowhere")
+    assert pictures(out) == CURVES
+    assert f"no folder {tmp_path}/nowhere" in text
+    out, text = report(tmp_path, folders[0], "--teacher", tmp_path / "nothing.pth")
+    assert pictures(out) == CURVES | {"neighbours-run", "embedding"}
+    assert f"{tmp_path}/nothing.pth: no such file" in text
+
+
+def test_packed_data_gives_the_same_features(folders, images, tmp_path):
+    pack([str(images), str(tmp_path / "packed")])
+    samples = [features.read_sample(str(data), 32) for data in (images, tmp_path / "packed")]
+    assert [len(sample.views) for sample in samples] == [9, 9]
+    out, _ = report(tmp_path, folders[0], "--data", tmp_path / "packed")
+    assert pictures(out) == CURVES | NETWORKS
+
+
+def test_an_array_is_its_runs_told_apart(folders, tmp_path):
+    for name in ("10", "9"):
+        shutil.copytree(folders[0], tmp_path / "array" / name, symlinks=True)
+    (tmp_path / "array" / "empty").mkdir()
+    runs = find_runs([str(tmp_path / "array"), str(folders[0]), str(tmp_path / "array/9")])
+    assert [run.label for run in runs] == ["array/9", "array/10", "run"]
+    assert len({run.place for run in runs}) == 3
+
+
+def test_names_are_as_long_as_they_must_be(tmp_path):
+    folders = [tmp_path / "a/run", tmp_path / "b/run", tmp_path / "other", tmp_path / "b/3"]
+    assert tell_apart(folders) == ["a/run", "b/run", "other", "b/3"]
+
+
+def test_names_cannot_break_the_page(folders, tmp_path):
+    odd = tmp_path / "<script>alert(1)</script>".replace("/", "-")
+    shutil.copytree(folders[0], odd, symlinks=True)
+    out, text = report(tmp_path, odd, "--no-features")
+    assert "<script" not in text
+
+
+def test_what_holds_no_run_ends_with_one_line_and_no_file(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "damaged").mkdir()
+    for name in ("config.yaml", "metrics.jsonl", "log.txt"):
+        (tmp_path / "damaged" / name).write_bytes(b"\x00\xff\x00" * 50)
+    out = tmp_path / "out" / "report.html"
+    commands = [[tmp_path / name, "--out", out] for name in ("empty", "damaged", "missing")]
+    commands += [[tmp_path / "empty", "--out", tmp_path], ["--out", out]]
+    for said, expected in zip(
+        errors_of("job.show.report", commands), ("empty holds no run", "damaged holds no run"), strict=False
+    ):
+        assert expected in said
+    assert not out.parent.exists()
+
+
+def test_a_report_that_cannot_be_written_leaves_the_old_one(folders, tmp_path):
+    out, _ = report(tmp_path, folders[0], "--no-features")
+    before = out.read_bytes()
+    (tmp_path / "report.html.new").mkdir()
+    with pytest.raises(SystemExit) as end:
+        main([str(folders[0]), "--no-features", "--out", str(out)])
+    assert end.value.code == 1
+    assert out.read_bytes() == before
+
+
+def test_the_same_folder_gives_the_same_pictures(folders, tmp_path):
+    first, second = (render(find_runs([str(folders[0])]), tmp_path / "report.html", ("", ""))[1] for _ in range(2))
+    assert [picture.png for picture in first] == [picture.png for picture in second]
+
+
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(folders, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(folders[0], copy, symlinks=True)
+    history = find_runs([str(copy)])[0].history
+    history.checkpoints[-1].write_bytes(history.checkpoints[-1].read_bytes()[:1000])
+    assert features.newest_student(history).checkpoint == str(history.checkpoints[-2])
+    for path in history.checkpoints:
+        path.write_bytes(b"")
+    with pytest.raises(RunError):
+        features.newest_student(history)
