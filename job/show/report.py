@@ -1,6 +1,6 @@
 """Runs compared in one HTML file that needs nothing else, and its pictures beside it as PNG files:
 
-python -m job.show.report RUN... [--out FILE]
+mgd-report RUN... [--out FILE]        RUN: a run's folder, a folder that holds runs, or a SLURM job's log
 """
 
 import argparse
@@ -36,7 +36,9 @@ def main(argv: list[str] | None = None) -> None:
     """Run `job.show.report` on the command line's options."""
     try:
         parser = Parser(prog="mgd-report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-        parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder, or one of several runs, as of a job array")
+        parser.add_argument(
+            "runs", metavar="RUN", nargs="+", help="a run's folder, one that holds runs, as of a job array, or a job's log"
+        )
         parser.add_argument(
             "--out", metavar="FILE", default="report.html", help="default: report.html; its pictures lie beside it"
         )
@@ -77,7 +79,7 @@ def render(runs: Sequence[Shown], out: Path, elsewhere: tuple[str, str] | None) 
     html = template.from_string((resources.files("job.show") / "report.html").read_text()).render(
         runs=runs,
         made=time.strftime("%Y-%m-%d %H:%M", time.localtime(now)),
-        overview=tables.overview(trained or classified, now),
+        overview=tables.overview(trained or classified),
         sections=sections,
         notes=notes,
         features=elsewhere is not None,

@@ -12,7 +12,8 @@ from urllib.parse import quote
 import numpy as np
 
 from job.show.curves import smooth
-from job.show.runs import Shown, duration
+from job.show.panel import span
+from job.show.runs import Shown
 
 # Of options alone what makes a run another one; `out` and the rest say where it lies and how it was started.
 SILENT = {"out", "config", "resume"}
@@ -51,7 +52,7 @@ def last(run: Shown, name: str) -> float | None:
     return float(smooth(values, LAST)[-1]) if len(values) else None
 
 
-def overview(runs: Sequence[Shown], now: float) -> Table:
+def overview(runs: Sequence[Shown]) -> Table:
     """How far each run is, and where its numbers are."""
     head = [
         "run",
@@ -75,7 +76,7 @@ def overview(runs: Sequence[Shown], now: float) -> Table:
         epochs = f"{run.epochs[-1]:.1f}" if len(run.epochs) and run.steps_an_epoch else "-"
         rows.append([
             run.label,
-            run.state(now),
+            run.state(),
             str(options.get("arch") or "as pretrained" if options else "-"),
             os.path.basename(str(options.get("teacher") or "")) or "none",
             f"{epochs} of {options.get('epochs', '?')}",
@@ -84,7 +85,7 @@ def overview(runs: Sequence[Shown], now: float) -> Table:
             shown(last(run, "accuracy"), 1, " %"),
             shown(history.knn[-1]["knn"] if history.knn else None, 1, " %"),
             shown(float(np.nanmedian(run.column("images_per_s"))) if len(took) else None, 0),
-            duration(float(np.nansum(took))) if len(took) else "-",
+            span(float(np.nansum(took))) if len(took) else "-",
             str(len(history.warnings())),
         ])  # fmt: skip
     return Table(head, rows, range(4, len(head)))
@@ -154,7 +155,7 @@ def checkpoints(runs: Sequence[Shown], place: Path, now: float) -> list[Checkpoi
                 continue
             link = quote(os.path.relpath(path.resolve().parent, place.resolve()) + "/" + path.name)
             found.append(
-                Checkpoint(run.label, path.name, link, f"{status.st_size / 1e6:.1f} MB", f"{duration(now - status.st_mtime)} ago")
+                Checkpoint(run.label, path.name, link, f"{status.st_size / 1e6:.1f} MB", f"{span(now - status.st_mtime)} ago")
             )
     return found
 

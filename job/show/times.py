@@ -1,6 +1,5 @@
 """A report's pictures of where the time went."""
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,9 +9,6 @@ from job.show.curves import History
 from job.show.drawing import HATCHES, Picture, draw_steps, finish, name_runs, new_figure
 from job.show.runs import Shown
 
-REFRESH = re.compile(r"refresh before epoch (\d+) on \d+ images: measuring ([\d.]+) s, gathering ([\d.]+) s, solving ([\d.]+) s")
-KNN = re.compile(r"after \d+ epochs: k-NN accuracy")
-BATCHES = re.compile(r".*: \d+ of \d+ batches")
 GREYS = ("#d9d9d9", "#8fb4d9", "#e8c08a", "#6f6f6f")  # of the parts: light, so that hatches and figures can be read
 PARTS = ("waiting for images", "networks and their gradients", "refreshes", "k-NN")
 
@@ -24,24 +20,14 @@ def step_seconds(run: Shown) -> tuple[np.ndarray, np.ndarray]:
 
 
 def refresh_seconds(history: History) -> float:
-    """How long all refreshes took, by their records or else by the log."""
+    """How long all refreshes took; the record of each of its stages has the seconds of the whole refresh."""
     timed = ("measuring", "gathering", "solving")
-    by_epoch = {r["epoch"]: sum(r[name] for name in timed) for r in history.refreshes if all(name in r for name in timed)}
-    for _, text in history.lines:
-        if match := REFRESH.match(text):
-            by_epoch.setdefault(float(match[1]), sum(map(float, match.groups()[1:])))
-    return sum(by_epoch.values())
+    return sum({record["epoch"]: sum(record.get(name, 0.0) for name in timed) for record in history.refreshes}.values())
 
 
 def knn_seconds(history: History) -> float:
-    """How long all k-NN accuracies took: each from the last line before it that tells of something else, to a second."""
-    total, before = 0.0, None
-    for time, text in history.lines:
-        if KNN.match(text) and before is not None:
-            total += time - before
-        if not BATCHES.fullmatch(text):
-            before = time
-    return total
+    """How long all k-NN accuracies took."""
+    return sum(record.get("knn_seconds", 0.0) for record in history.knn)
 
 
 def breakdown(runs: Sequence[Shown]) -> Picture | None:
