@@ -1,7 +1,9 @@
 """What the numbers of steps become: a record each in metrics.jsonl, progress on the screen, a line an epoch."""
 
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 
 from job import collapse
 from job.errors import RunError
@@ -36,9 +38,12 @@ class Journal:
         self.clock = time.perf_counter()
         self.waited = 0.0
 
-    def images_came(self) -> None:
-        """Note that a step's images are here: what has passed since the step before was waiting."""
-        self.waited = time.perf_counter() - self.clock
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The time in which a step's images are waited for."""
+        begun = time.perf_counter()
+        yield
+        self.waited = time.perf_counter() - begun
 
     def check_finite(self, step: int, sums: dict[str, float]) -> None:
         """RunError, on all workers, before the step is taken: its loss or gradient is not finite, on one of them or on all."""

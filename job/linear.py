@@ -98,8 +98,8 @@ def train_epoch(parts: Classifier, batches: Iterator, journal: Journal, epoch: i
     config, run, fc = parts.config, parts.run, parts.net.fc
     save_at = parse_save_every(config.save_every)
     for step in steps:
-        images, labels, undecodable = next(batches)  # (B, 3, H, W) uint8, (B,)
-        journal.images_came()
+        with journal.waiting():
+            images, labels, undecodable = next(batches)  # (B, 3, H, W) uint8, (B,)
         labels = labels.to(run.device)
         with torch.no_grad(), run.autocast(config.precision):
             features = parts.encoder(normalize(images.to(run.device, non_blocking=True)))["flatten"].float()  # (B, C)

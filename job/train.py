@@ -86,8 +86,8 @@ def train_epoch(training: Training, batches: Iterator, journal: ContrastJournal,
     positive = torch.zeros(share, dtype=torch.long, device=run.device)  # the positive is every query's logit 0
     save_at = parse_save_every(config.save_every)
     for step in steps:
-        query, key, undecodable = next(batches)  # (B, 3, H, W) uint8 each
-        journal.images_came()
+        with journal.waiting():
+            query, key, undecodable = next(batches)  # (B, 3, H, W) uint8 each
         if step == 0:
             live.pairs(run, epoch, query, key)
         permutation = seeds.permutation(config.batch_size, config.seed, "shuffle", epoch=epoch, step=step)  # (NB,)

@@ -46,8 +46,8 @@ def sums(contrastive=8.0, distillation=2.0, correct=8, gradient=6.0, **more):
 
 
 def do(book, clock, step, numbers, wait=1.0, work=3.0):
-    clock.time += wait
-    book.images_came()
+    with book.waiting():
+        clock.time += wait
     clock.time += work
     book.step(step, numbers)
 
@@ -91,6 +91,15 @@ def test_time_is_counted_from_step_to_step_and_not_between_epochs(clock):
     book.start_epoch(1, 0.1)
     do(book, clock, 0, sums(), wait=1, work=1)
     assert [(record["images_per_s"], record["data_wait"]) for record in book.run.log.records] == [(6, 0), (3, 0.75), (6, 0.5)]
+
+
+def test_what_is_done_between_steps_is_not_waiting_for_images(clock):
+    book = journal(total=12)
+    book.start_epoch(0, 0.1)
+    do(book, clock, 0, sums(), wait=1, work=1)
+    clock.time += 9  # saving
+    do(book, clock, 1, sums(), wait=1, work=2)
+    assert [(record["images_per_s"], record["data_wait"]) for record in book.run.log.records] == [(6, 0.5), (1, 1 / 12)]
 
 
 def test_a_step_is_shown_with_its_place_in_the_epoch(clock):

@@ -34,7 +34,8 @@ class Telling:
     def __call__(self) -> dict[str, float]:
         """Return the seconds of each, of a further step."""
         self.journal.start_epoch(self.epoch, 0.03)
-        self.journal.images_came()
+        with self.journal.waiting():
+            pass
         self.epoch += 1
         return {"telling": setting.seconds(self.tell), "drawing": setting.seconds(self.draw)}
 
