@@ -337,6 +337,10 @@ def test_an_array_s_runs_are_requeued_each_by_itself(slurm, submit, teacher_file
                 assert f"{part.number.replace('_', '/')}: done\n  loss_factor {factor}\n" in said
             assert said.count(f"100 %, epoch {EPOCHS - 1} step {EPOCH}/{EPOCH}, of {EPOCHS} epochs") == 2
             assert ("try 2 on " in said) == (place == job.log)
+        said = slurm(sys.executable, "-m", "job.show.report", job.log, "--out", folder / "report.html", PYTHONPATH=REPO)
+        assert ", 2 runs; " in said
+        seen = {path.name for path in (folder / "report-pictures").iterdir()}
+        assert {f"maps-mgd-sweep-{job.number}-{number}-1.png" for number in (0, 1)} < seen
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
