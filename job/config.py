@@ -21,6 +21,7 @@ RETIRED = {
     "--gpu": "each worker takes the GPU of its local rank; choose some with CUDA_VISIBLE_DEVICES",
     "--start-epoch": "a checkpoint knows its epoch and step; use `--resume auto`",
 }
+WITHOUT_EFFECT = {"resume", "config", "out", "workers", "print_freq", "tensorboard"}  # on what is computed
 LOADERS = "data loading processes of each worker (-1: as many as it has cores; 0: none)"
 
 

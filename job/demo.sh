@@ -63,7 +63,7 @@ A few minutes on 1,437 digits show that everything works together, and a student
 a teacher is worth, as this one has hardly begun to learn. README.md has the recipe for ImageNet.
 
 The student's checkpoint: $folder/mgd/last.pth.tar
-The runs in pictures, as one HTML file (half a minute): .venv/bin/mgd-report $folder --out $folder/report.html
+The runs in pictures, as one HTML file (a minute): .venv/bin/mgd-report $folder --out $folder/report.html
 The same on your own folder with train/<class>/* images and a teacher's file:
 
   .venv/bin/horovodrun -np 2 .venv/bin/python -m job.train DIR -a resnet18 --lr 0.03 --batch-size 256 \\

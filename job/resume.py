@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
-from job.config import Config, LinearConfig
+from job.config import WITHOUT_EFFECT, Config, LinearConfig
 from job.errors import RunError
 from job.run import agreement, statistics
 from job.run.checkpoint import FORMAT, load
@@ -42,6 +42,7 @@ def find(config: Config, run: Run) -> dict | None:
     run.on_first(lambda: check_place(config, run))
     if "format" not in saved:
         raise RunError(f"--resume {config.resume} is no checkpoint of a run; its first name is {next(iter(saved), 'none')!r}")
+    run.log.line(f"resuming from {config.resume}")
     return continues(saved, config, run)
 
 
@@ -94,8 +95,7 @@ def continues(saved: dict, config: Config, run: Run) -> dict:
 
 def tell_changes(old: dict, new: dict, where: str, run: Run) -> None:
     """Say which options differ from those of a checkpoint."""
-    silent = {"resume", "config", "out", "workers", "print_freq", "tensorboard"}
-    for name in sorted(new.keys() - silent):
+    for name in sorted(new.keys() - WITHOUT_EFFECT):
         if old.get(name) != new[name]:
             run.log.line(f"--{name.replace('_', '-')} was {old.get(name)} in {where}; now {new[name]}")
 

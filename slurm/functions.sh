@@ -29,6 +29,7 @@ run() {
     export MGD_NODE_ADDRESSES="${MGD_NODE_ADDRESSES:-$(node_addresses)}"
     before=$(newest_checkpoint)
     say "try $((${SLURM_RESTART_COUNT:-0} + 1)) on $SLURM_JOB_NODELIST, runtime $RUNTIME: $*"
+    say "run's folder: $RUN"
     if [ -z "$signalled" ]; then
         (start_tasks "$@") &
         step=$!

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from job.errors import RunError
-from job.show.curves import find_checkpoints, read_lines, read_records, read_run, smooth
+from job.show.curves import Columns, Numbers, find_checkpoints, read_lines, read_options, read_run, smooth
 
 
 def write_run(folder, steps=3, extra=""):
@@ -52,7 +52,39 @@ def test_a_line_of_the_log_may_have_any_mark_in_it():
 
 
 def test_a_last_record_without_an_end_counts_once_it_is_whole():
-    assert read_records('{"loss": 1.0}') == ([{"loss": 1.0}], 0)
+    line = '{"steps": 1, "epoch": 0, "step": 0, "loss": 1.0}'
+    numbers = Numbers()
+    numbers.add(line[:-1].encode())
+    assert not numbers and numbers.damaged == 0
+    numbers.add(line.encode())
+    assert numbers.steps.arrays()["loss"].tolist() == [1.0] and numbers.damaged == 0
+
+
+def test_a_number_that_only_some_steps_have_is_nan_in_the_others():
+    columns = Columns()
+    for record in ({"a": 1.0}, {"a": 2.0, "b": 3.0}, {"b": 4.0}):
+        columns.add(record)
+    found = columns.arrays()
+    assert np.array_equal(found["a"], [1, 2, np.nan], equal_nan=True)
+    assert np.array_equal(found["b"], [np.nan, 3, 4], equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "line", ['{"stage": 1, "changed": 0.5}', '{"knn": 70.0}', '{"loss": 1.0, "steps": 1.5, "epoch": 0, "step": 0}']
+)
+def test_a_record_without_its_place_is_damaged(tmp_path, line):
+    run = read_run(write_run(tmp_path, extra=line + "\n"))
+    assert run.damaged == 1 and len(run.steps["loss"]) == 3 and len(run.refreshes) == len(run.knn) == 1
+
+
+@pytest.mark.parametrize("text", ["a: [", "when: 2026-99-99", "big: " + "1" * 5000, "- 1", "a: !!python/none"])
+def test_a_damaged_config_tells_no_options(text):
+    assert read_options(text) == {}
+
+
+def test_a_linear_run_is_told_by_its_numbers_where_its_options_are_lost(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"steps": 1, "epoch": 0, "step": 0, "loss": 5.0, "top1": 10.0}\n')
+    assert read_run(tmp_path).kind == "linear"
 
 
 def test_smoothed_values_are_means_of_what_is_there():

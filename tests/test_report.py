@@ -17,6 +17,7 @@ from selenium.webdriver.chrome.service import Service
 from job.errors import RunError
 from job.pack import main as pack
 from job.show import features, tables
+from job.show.pictures import slugs_of
 from job.show.report import main, render
 from job.show.runs import Shown, find_runs, tell_apart
 from job.show.times import knn_seconds, refresh_seconds
@@ -177,18 +178,17 @@ def test_matched_maps_are_those_of_the_networks(folders, teacher_file):
     found = features.matches(student, features.read_teacher(student, str(teacher_file)), sample.views)
     assert sorted(found) == [1, 2, 3, 4]
     for stage, some in found.items():
-        costs = [match.cost for match in some]
-        assert costs == sorted(costs)
+        assert [match.mean for match in some] == sorted(match.mean for match in some)
         for match in some:
             a, b = match.channels
-            assert b in student.matchings[stage][:, a]
+            assert b in student.matchings[stage][:, a] and match.cost <= match.mean
+    compared = []
     for match in found[2]:
         s, t = (torch.tensor(maps).flatten(1) for maps in (match.student, match.teacher))
         shown = features.matches(student, features.read_teacher(student, str(teacher_file)), sample.views[: len(s)])[2]
         slow = sum((x / x.norm() - y / y.norm()).square().sum().item() for x, y in zip(s, t, strict=True)) / len(s)
-        for again in shown:
-            if again.channels == match.channels:
-                assert again.cost == pytest.approx(slow, abs=1e-4)
+        compared += [(again.cost, slow) for again in shown if again.channels == match.channels]
+    assert compared and all(cost == pytest.approx(slow, abs=1e-4) for cost, slow in compared)
 
 
 def test_neighbours_are_the_nearest_others():
@@ -258,6 +258,35 @@ def test_names_are_as_long_as_they_must_be(tmp_path):
     assert tell_apart(folders) == ["a/run", "b/run", "other", "b/3"]
 
 
+def test_what_cannot_be_read_among_others_is_named_and_passed_over(folders, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text").write_text("no run")
+    runs = find_runs(map(str, [tmp_path / "empty", folders[0], tmp_path / "text", tmp_path / "missing"]))
+    assert [run.label for run in runs] == ["run"]
+    assert capsys.readouterr().err.count("passed over: ") == 3
+
+
+def test_any_names_are_shown(folders, tmp_path):
+    """Pictures have names of their own, and the legend has those that matplotlib would take for its own."""
+    names = ["a b", "a-b", "_under", "dollar$a$b_^{", "x" * 80, b"bad\xff".decode(errors="surrogateescape")]
+    for name in names:
+        shutil.copytree(folders[0], tmp_path / "runs" / name, symlinks=True)
+    out, text = report(tmp_path, tmp_path / "runs", "--no-features")
+    assert pictures(out) == CURVES
+    for name in [*names[:-1], r"bad\udcff"]:
+        assert f'<th scope="row">{name}</th>' in text
+    assert len(set(slugs_of(names).values())) == len(names)
+
+
+def test_a_linear_run_alone_is_a_report(folders, tmp_path):
+    copy = tmp_path / "classifier"
+    shutil.copytree(folders[1], copy, symlinks=True)
+    (copy / "config.yaml").unlink()
+    for arguments in ([folders[1]], [copy, "--no-features"], [copy]):
+        out, text = report(tmp_path, *arguments)
+        assert pictures(out) >= {"linear"} and "No run has told of a step" not in text
+
+
 def test_names_cannot_break_the_page(folders, tmp_path):
     odd = tmp_path / "<script>alert(1)</script>".replace("/", "-")
     shutil.copytree(folders[0], odd, symlinks=True)
@@ -273,10 +302,9 @@ def test_what_holds_no_run_ends_with_one_line_and_no_file(tmp_path):
     out = tmp_path / "out" / "report.html"
     commands = [[tmp_path / name, "--out", out] for name in ("empty", "damaged", "missing")]
     commands += [[tmp_path / "empty", "--out", tmp_path], ["--out", out]]
-    for said, expected in zip(
-        errors_of("job.show.report", commands), ("empty holds no run", "damaged holds no run"), strict=False
-    ):
-        assert expected in said
+    expected = ["empty holds no run", "damaged holds no run", "no such file or folder", "expected a file", "required: RUN"]
+    for said, part in zip(errors_of("job.show.report", commands), expected, strict=True):
+        assert part in said
     assert not out.parent.exists()
 
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 
 import pytest
 from hypothesis import given, settings
@@ -95,9 +96,9 @@ def test_the_log_s_last_word_is_the_state_until_a_new_try_begins(tmp_path, line,
         file.write(f"{NOW} {line}\n")
     assert f"run: {state}" in watch(run).stdout
     with open(run / "log.txt", "a") as file:
-        file.write(LOG.format(NOW))
+        file.write(LOG.format(NOW) + f"{NOW} resuming from {run}/checkpoint_0001_000000.pth.tar\n")
     said = " ".join(watch(run).stdout.split())
-    assert "run: running" in said and "resumed once" in said
+    assert "run: running" in said and "resumed once" in said and "error" not in said
 
 
 def test_a_run_without_news_is_stale_and_one_without_steps_waits(tmp_path):
@@ -123,10 +124,9 @@ def test_an_empty_or_damaged_folder_is_one_line_and_exit_code_2(tmp_path, conten
 def test_a_job_s_log_leads_to_its_run_and_tells_its_tries(tmp_path):
     run = write_run(tmp_path / "runs" / "mgd-train-1")
     log = tmp_path / "mgd-train-1.log"
-    command = f"runtime none: python -m job.train digits --out {run} --resume auto --epochs 4"
+    begun = f"on node[1-2], runtime none: python -m job.train digits --out runs/mgd-train-1\n{NOW} node1: run's folder: {run}\n"
     log.write_text(
-        f"{NOW} node1: try 1 on node[1-2], {command}\n{NOW} node1: requeued, 1 of at most 20 times (exit status 0, ...)\n"
-        f"{NOW} node2: try 2 on node[1-2], {command}\n"
+        f"{NOW} node1: try 1 {begun}{NOW} node1: requeued, 1 of at most 20 times (exit status 0, ...)\n{NOW} node2: try 2 {begun}"
     )
     for path in (log, tmp_path):
         said = " ".join(watch(path).stdout.split())
@@ -151,7 +151,7 @@ def test_a_job_that_has_not_begun_its_run_waits(tmp_path, said):
     assert said.removeprefix(f"{NOW} ").strip() in ended.stdout
     run.mkdir()
     with open(log, "a") as file:
-        file.write(f"{NOW} node1: try 1 on node1, runtime none: python -m job.train --out {run}\n")
+        file.write(f"{NOW} node1: try 1 on node1, runtime none: python -m job.train\n{NOW} node1: run's folder: {run}\n")
     said = watch(log).stdout
     assert f"{run.name}: waits for its first step" in said and "try 1 on node1" in said and "error" not in said
     write_run(run)
@@ -212,6 +212,21 @@ def test_runs_are_found_as_they_begin_and_kept_when_their_folder_is_away(tmp_pat
     assert sum("holds no run" in line or "no such f" in line for line in shown.lines(200, UNICODE, False)) == 3
 
 
+def test_the_loss_is_shown_from_when_keys_fill_the_queue(tmp_path):
+    run = write_run(tmp_path / "run", 0)
+    (run / "config.yaml").write_text("epochs: 4\nbatch_size: 10\nmoco_k: 40\n")
+    with open(run / "metrics.jsonl", "w") as file:
+        file.writelines(json.dumps(record(step, 0.5 if step < 3 else 9.0 - step / 10)) + "\n" for step in range(20))
+    assert re.search(r" highest 8.7, least 7.1$", watch(run).stdout, re.MULTILINE)
+
+
+def test_a_reader_that_goes_ends_it_without_a_word(tmp_path):
+    run = write_run(tmp_path / "run")
+    line = f"{sys.executable} -m job.show.watch {run} --every 0.1 | head -1"
+    ended = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
+    assert ended.stdout == f"{run}: running\n" and ended.stderr == ""
+
+
 def test_several_runs_tell_the_options_in_which_they_differ(tmp_path):
     for name, factor in (("1", 100), ("2", 1000)):
         run = write_run(tmp_path / "array" / name)
@@ -257,7 +272,8 @@ def test_whatever_files_say_no_line_is_wider_than_the_terminal(tmp_path_factory,
         shown = Watch([path])
         shown.begin()
         lines = shown.lines(width, marks, False)
-        assert max(map(len, lines)) <= width and all(line.isprintable() for line in lines)
+        columns = [sum(2 if unicodedata.east_asian_width(mark) in "FW" else 1 for mark in line) for line in lines]
+        assert max(columns) <= width and all(line.isprintable() for line in lines)
 
 
 def test_an_encoding_without_blocks_gets_ascii(tmp_path):

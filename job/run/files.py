@@ -47,6 +47,11 @@ def whole_file(path: str) -> Iterator[BinaryIO]:
         raise
 
 
+def printable(text: str) -> str:
+    """`text` with what is no UTF-8, as names of files may be, written out."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def kind_of(record: Mapping[str, float]) -> str | None:
     """Which of KINDS a record is, or None."""
     return next((kind for kind, number in KINDS.items() if number in record), None)

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from job.errors import RunError
 from job.run.events import Events
-from job.run.files import append, write_whole
+from job.run.files import append, printable, write_whole
 
 
 class Log:
@@ -110,11 +110,6 @@ class Log:
         for file in (self.file, self.metrics, self.events):
             if file:
                 file.close()
-
-
-def printable(text: str) -> str:
-    """`text` with what is no UTF-8, as names of files may be, written out."""
-    return text.encode(errors="backslashreplace").decode()
 
 
 def drop_from(path: str, start: tuple[int, int]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from job.bounds import DEAD, RANK, STD
-from job.show.drawing import Picture, draw_points, draw_steps, finish, look, marker, name_runs, new_figure
+from job.show.drawing import Picture, draw_points, draw_steps, finish, look, marker, name_of, name_runs, new_figure
 from job.show.runs import Shown
 
 EPOCHS = "epochs"
@@ -53,8 +53,8 @@ def loss(runs: Sequence[Shown]) -> Picture | None:
     reading = (
         "The thick line is the mean over some steps, the faint one each step. Normal: near 0 in the very first steps, while "
         f"the queue still holds random keys; then near the loss of guessing, {start or 'ln(K + 1)'}, plus the distillation "
-        "loss where there is a teacher; from there it falls. One that stays at the dotted line has learned nothing: most "
-        "often the learning rate is too high."
+        "loss where there is a teacher; from there it falls. One that stays at the dotted line has learned nothing: see "
+        "whether the learning rate is too high."
     )
     return finish(figure, "loss", "Loss", reading, f"Loss over the epochs of {names(shown)}")
 
@@ -144,7 +144,7 @@ def rate(runs: Sequence[Shown]) -> Picture | None:
         first_of = np.searchsorted(run.column("epoch"), refreshed := sorted({r["epoch"] for r in run.history.refreshes}))
         at = np.concatenate([changes, changes[1:] - 1, [len(rates) - 1]]).clip(0, len(rates) - 1)
         at.sort()
-        axes.plot(epochs[at], rates[at], **look(run), label=run.label)
+        axes.plot(epochs[at], rates[at], **look(run), label=name_of(run))
         axes.plot(
             refreshed,
             rates[first_of.clip(0, len(rates) - 1)],

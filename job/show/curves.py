@@ -1,8 +1,11 @@
 """What a run's folder tells: its options, the numbers of its steps, refreshes and accuracies, its log and checkpoints."""
 
+import array
+import collections
 import dataclasses
 import datetime
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +18,59 @@ from job.errors import RunError
 from job.run.files import KINDS, kind_of
 
 STAMP = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (.*)")
+# What a record has to have beside the number that tells its kind; all but the last are whole numbers.
+NEEDED = {
+    "steps": ("steps", "epoch", "step", "loss"),
+    "refreshes": ("epoch", "step", "stage", "changed"),
+    "knn": ("epoch", "knn"),
+    "signs": ("steps", "feature_std"),
+    "validation": ("epoch", "val_top1"),
+}
 CHECKPOINT = re.compile(r"checkpoint_(\d+)_(\d+)\.pth\.tar")  # epochs and steps that are done
+
+
+class Columns:
+    """Records, a column a number: of a million steps a few hundred MB less than as they are."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.columns: dict[str, array.array] = collections.defaultdict(lambda: array.array("d"))
+
+    def add(self, record: dict[str, float]) -> None:
+        """Take in a record; numbers that it lacks, or that those before lacked, are NaN."""
+        for name, value in record.items():
+            column = self.columns[name]
+            column.extend([math.nan] * (self.length - len(column)))
+            column.append(value)
+        self.length += 1
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """{name: (n,)} of n records."""
+        for column in self.columns.values():
+            column.extend([math.nan] * (self.length - len(column)))
+        return {name: np.array(column) for name, column in self.columns.items()}
+
+
+class Numbers:
+    """The records of a metrics.jsonl by their kind, and how many of its lines are none."""
+
+    def __init__(self) -> None:
+        self.steps, self.damaged = Columns(), 0
+        self.others: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS if kind != "steps"}
+
+    def add(self, line: bytes) -> None:
+        """Take in a line; a last one without an end is being written."""
+        if found := read_record(line):
+            kind, record = found
+            if kind == "steps":
+                self.steps.add(record)
+            elif kind:
+                self.others[kind].append(record)
+        elif line.endswith(b"\n"):
+            self.damaged += 1
+
+    def __bool__(self) -> bool:
+        return bool(self.steps.length or any(self.others.values()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +104,7 @@ class History:
     @property
     def kind(self) -> str:
         """The program whose run it is: "linear" or "train"."""
-        return "linear" if "pretrained" in self.options else "train"
+        return "linear" if "pretrained" in self.options or "top1" in self.steps or self.validation else "train"
 
     def warnings(self) -> list[str]:
         """The lines of the log that warn, or say why a run ended."""
@@ -62,24 +117,33 @@ def read_run(folder: str | Path) -> History:
     if not folder.is_dir():
         raise RunError(f"{folder}: no such folder; give the folder of a run, its --out")
     options = read(folder / "config.yaml", read_options, {})
-    records, damaged = read(folder / "metrics.jsonl", read_records, ([], 0))
+    numbers = Numbers()
+    read_numbers(folder / "metrics.jsonl", numbers)
     lines = read(folder / "log.txt", read_lines, [])
-    if not (options or records or lines):
+    if not (options or numbers or lines):
         raise RunError(f"{folder} holds no run: config.yaml, metrics.jsonl and log.txt are missing or empty; give a run's --out")
-    sorted_out: dict[str, list] = {kind: [] for kind in KINDS}
-    for record in records:
-        if kind := kind_of(record):
-            sorted_out[kind].append(record)
     return History(
         folder=folder,
         options=options,
-        steps=columns(sorted_out.pop("steps")),
-        **sorted_out,
+        steps=numbers.steps.arrays(),
+        **numbers.others,
         lines=lines,
         checkpoints=find_checkpoints(folder),
         complete=read(folder / "complete", lambda text: text.strip() or "done", None),
-        damaged=damaged,
+        damaged=numbers.damaged,
     )
+
+
+def read_numbers(path: Path, numbers: Numbers) -> None:
+    """Read a metrics.jsonl, if there is one. RunError: it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            for line in file:
+                numbers.add(line)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise RunError(f"{path}: {error.strerror or error}; see to who may read it") from None
 
 
 def read(path: Path, parse: Callable[[str], Any], otherwise: Any) -> Any:
@@ -102,24 +166,22 @@ def read_options(text: str) -> dict[str, Any]:
     """The options of a config.yaml; none where it is damaged, as the numbers can be shown without them."""
     try:
         options = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError):
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a day that does not exist, too many digits
         return {}
     return options if isinstance(options, dict) else {}
 
 
-def read_records(text: str) -> tuple[list[dict[str, float]], int]:
-    """The records of a metrics.jsonl, and how many lines of it are none; a last line without an end is being written."""
-    records, damaged = [], 0
-    for line in text.splitlines(keepends=True):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        if isinstance(record, dict) and all(map(is_number, record.values())):
-            records.append(record)
-        elif line.endswith("\n"):
-            damaged += 1
-    return records, damaged
+def read_record(line: str | bytes) -> tuple[str | None, dict[str, float]] | None:
+    """The kind of a line of metrics.jsonl, if it is one of KINDS, and its numbers; None where it is damaged."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not (isinstance(record, dict) and all(map(is_number, record.values()))):
+        return None
+    kind = kind_of(record)
+    *whole, _ = NEEDED.get(kind or "", [""])
+    return (kind, record) if all(isinstance(record.get(name), int) for name in whole) else None
 
 
 def is_number(value: object) -> bool:
@@ -137,12 +199,6 @@ def read_lines(text: str) -> list[tuple[float, str]]:
         except (ValueError, OverflowError):
             continue
     return lines
-
-
-def columns(records: list[dict[str, float]]) -> dict[str, np.ndarray]:
-    """{name: (n,)} of n records, NaN where one lacks a number."""
-    names = dict.fromkeys(name for record in records for name in record)
-    return {name: np.array([record.get(name, np.nan) for record in records], dtype=np.float64) for name in names}
 
 
 def smooth(values: np.ndarray, width: int) -> np.ndarray:

@@ -18,6 +18,7 @@ LINES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))  # 7 colo
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
 HATCHES = ("", "////", "....", "xxxx")
 WIDTH, DPI = 9.0, 130  # inches, dots an inch
+LONG = 32  # characters of a run's label
 POINTS = 1500  # of a line: more cannot be seen
 STYLE: dict[Any, Any] = {
     "font.size": 11,
@@ -70,6 +71,16 @@ def marker(run: Shown) -> str:
     return MARKERS[run.place % len(MARKERS)]
 
 
+def plain(text: str) -> str:
+    """Text as matplotlib is to show it: $ begins no formula, and a leading _ does not keep it from the legend."""
+    return text.replace("$", r"\$").replace("_", " _", 1) if text.startswith("_") else text.replace("$", r"\$")
+
+
+def name_of(run: Shown) -> str:
+    """The label of a run, without its middle where it is long."""
+    return plain(run.label if len(run.label) <= LONG else f"{run.label[: LONG // 2]}…{run.label[-LONG // 2 + 1 :]}")
+
+
 def draw_steps(axes: Axes, run: Shown, values: np.ndarray) -> None:
     """Draw a number of each step (n,) over the epochs: faint as it is, and its running mean as the run's line."""
     every = max(1, len(values) // POINTS)
@@ -84,18 +95,18 @@ def draw_steps(axes: Axes, run: Shown, values: np.ndarray) -> None:
         marker=marker(run),
         markevery=(run.place * apart // 5 % apart, apart),
         markersize=5,
-        label=run.label,
+        label=name_of(run),
     )
 
 
 def draw_points(axes: Axes, run: Shown, x: Sequence[float], y: Sequence[float], **more: object) -> None:
     """Draw a few numbers over the epochs, each with the run's marker."""
-    axes.plot(x, y, **({**look(run), "marker": marker(run), "markersize": 6, "label": run.label} | more))
+    axes.plot(x, y, **({**look(run), "marker": marker(run), "markersize": 6, "label": name_of(run)} | more))
 
 
 def name_runs(figure: Figure) -> None:
     """Say above a figure which line is which run's, each once."""
     found = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if found:
-        columns = min(len(found), 4)
+        columns = max(1, min(len(found), 4, 80 // (max(map(len, found)) + 6)))
         figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=columns, handlelength=3.5)

@@ -54,14 +54,16 @@ class Student:
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """A student channel and the cheapest of the teacher channels that it is matched to.
+    """A student channel and, of the G teacher channels that it is matched to, the nearest.
 
-    rank: its place among the S student channels, the cheapest first. cost: as in mgd/cost.py, mean over the images.
-    correlation: over all positions of all images. student, teacher: (SHOWN, H, W), before the ReLU.
+    rank: the student channel's place among all S by `mean`, the mean cost of its G matches. cost: of the pair, as in
+    mgd/cost.py, mean over the images. correlation: over all positions of all images. student, teacher: (SHOWN, H, W),
+    before the ReLU.
     """
 
     channels: tuple[int, int]
     rank: int
+    mean: float
     cost: float
     correlation: float
     student: np.ndarray
@@ -78,6 +80,8 @@ def newest_student(history: History) -> Student:
         except RunError as error:
             errors.append(str(error))
             continue
+        if "mgd" not in content:
+            raise RunError(f"{path} is none of job.train")
         matchings = {int(name.removeprefix("matching")): value for name, value in content["mgd"].items() if "matching" in name}
         return Student(backbone, matchings, history.options | backbone.meta["config"], path)
     raise RunError(errors[0] if errors else f"{history.folder} has no checkpoint yet")
@@ -151,31 +155,26 @@ def nearest(features: torch.Tensor, queries: list[int], k: int) -> tuple[np.ndar
 
 @torch.no_grad()
 def matches(student: Student, teacher: ResNet, views: torch.Tensor) -> dict[int, list[Match]]:
-    """Of each distilled stage the three cheapest matches and the one in the middle, on views (n, 3, H, W) uint8.
+    """Of each distilled stage the three cheapest channels and the one in the middle, on views (n, 3, H, W) uint8.
 
     RunError: the teacher has not the channels that the matching names.
     """
     stages = sorted(student.matchings)
     inputs = normalize(views)
     ours, theirs = (with_features(net, stages, output=None)(inputs) for net in (network(student.backbone), teacher))
-    found = {}
+    found: dict[int, list[Match]] = {}
     for stage in stages:
         s, t, matching = ours[f"layer{stage}"], theirs[f"layer{stage}"], student.matchings[stage]  # (n, S, H, W), (n, T, H, W)
         if matching.max() >= t.shape[1] or s.shape[2:] != t.shape[2:]:
             raise RunError(f"the teacher's stage {stage} has not the channels that the run matched: name its file with --teacher")
         costs = channel_cost(s, t)[torch.arange(s.shape[1]), matching] / len(views)  # (G, S)
-        best, group = costs.min(0)
-        order = best.argsort().tolist()
-        places = list(dict.fromkeys([0, 1, 2, len(order) // 2]))
-        found[stage] = [
-            match(s[:, a], t[:, int(matching[group[a], a])], (a, int(matching[group[a], a])), place, best[a].item())
-            for place in places
-            for a in [order[place]]
-        ]
+        means, (best, group) = costs.mean(0), costs.min(0)
+        order = means.argsort().tolist()
+        found[stage] = []
+        for place in dict.fromkeys([0, 1, 2, len(order) // 2]):
+            a = order[place]
+            b = int(matching[group[a], a])
+            correlation = torch.corrcoef(torch.stack([s[:, a].flatten(), t[:, b].flatten()]))[0, 1].nan_to_num().item()
+            maps = s[:SHOWN, a].numpy(), t[:SHOWN, b].numpy()
+            found[stage].append(Match((a, b), place, means[a].item(), best[a].item(), correlation, *maps))
     return found
-
-
-def match(s: torch.Tensor, t: torch.Tensor, channels: tuple[int, int], rank: int, cost: float) -> Match:
-    """A match of maps (n, H, W) each."""
-    correlation = torch.corrcoef(torch.stack([s.flatten(), t.flatten()]))[0, 1].nan_to_num().item()
-    return Match(channels, rank, cost, correlation, s[:SHOWN].numpy(), t[:SHOWN].numpy())

@@ -77,18 +77,15 @@ class Curve:
                 before = self.sums.get(place // 2, (0.0, 0))
                 self.sums[place // 2] = before[0] + total, before[1] + count
 
-    def means(self) -> list[float]:
-        """The stretches' means, in the order in which they came."""
-        return [total / count for total, count in self.sums.values()]
-
-    def columns(self, most: int) -> list[float]:
-        """The means in at most `most` columns of equal width, from the first step to the last; NaN where steps are missing."""
-        if not self.sums:
+    def columns(self, most: int, since: int = 0) -> list[float]:
+        """The means in at most `most` columns of equal width, from a step to the last; NaN where steps are missing."""
+        found = {place: sums for place, sums in self.sums.items() if place * self.width >= since} or self.sums
+        if not found:
             return []
-        first, last = min(self.sums), max(self.sums)
+        first, last = min(found), max(found)
         shown = min(most, last - first + 1)
         sums = [(0.0, 0)] * shown
-        for place, (total, count) in self.sums.items():
+        for place, (total, count) in found.items():
             column = (place - first) * shown // (last - first + 1)
             sums[column] = sums[column][0] + total, sums[column][1] + count
         return [total / count if count else math.nan for total, count in sums]

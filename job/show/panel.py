@@ -1,9 +1,12 @@
 """A run's progress in lines of text, for a terminal of any width."""
 
+import bisect
+import itertools
 import math
 import os
 import textwrap
 import time
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,6 +50,8 @@ def bar(share: float, width: int, marks: str) -> str:
 
 def span(seconds: float) -> str:
     """Seconds in words: 42 s, 12 min, 3 h 5 min, 2 d 4 h."""
+    if not math.isfinite(seconds):
+        return "?"
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -63,9 +68,12 @@ def clean(text: str) -> str:
 
 
 def cut(text: str, width: int, marks: Marks) -> str:
-    """Text in one line of a terminal."""
+    """Text in one line of a terminal, where some marks are two columns wide."""
     text = clean(text)
-    return text if len(text) <= width else text[: max(0, width - len(marks.more))] + marks.more
+    ends = list(itertools.accumulate(2 if unicodedata.east_asian_width(mark) in "FW" else 1 for mark in text))
+    if not ends or ends[-1] <= width:
+        return text
+    return text[: bisect.bisect_right(ends, width - len(marks.more))] + marks.more
 
 
 def heading(path: Path, text: str, width: int) -> str:
@@ -105,8 +113,8 @@ def brief(run: Progress) -> list[str]:
     parts = [f"batch {options['batch_size']}"] if "batch_size" in options else []
     parts += [f"{run.log.workers} worker{'s' * (run.log.workers > 1)}"] if run.log.workers else []
     parts += [f"{options['image_size']} pixels"] if "image_size" in options else []
-    times = run.log.tries - 1
-    parts += ["resumed once" if times == 1 else f"resumed {times} times"] if times > 0 else []
+    times = run.log.resumed
+    parts += ["resumed once" if times == 1 else f"resumed {times} times"] if times else []
     return [text, ", ".join(parts)] if parts else [text]
 
 
@@ -154,9 +162,10 @@ def block(run: Progress, job: JobLog | None, problem: str, width: int, marks: Ma
         return lines + [row("log", run.log.last[1] or "empty so far")] + notes(run, job, problem, width)
     lines += [row("progress", f"{bar(run.share, graph, marks.bar)}  {where(run)}")]
     lines += [row("", eta(run))] if eta(run) else []
-    loss = steps.loss.means()
-    text = f"{steps.now('loss'):.4g}, first {steps.first['loss']:.4g}, least {min(loss):.4g}" if loss else "not finite"
-    lines += plot("loss", steps.loss.columns(graph), text, graph, marks)
+    loss = steps.loss.columns(graph, run.filled)
+    finite = [value for value in loss if math.isfinite(value)]
+    text = f"{steps.now('loss'):.4g}, highest {max(finite):.4g}, least {min(finite):.4g}" if finite else "not finite"
+    lines += plot("loss", loss, text, graph, marks)
     if steps.now("distillation") > 0:
         parts = steps.now("contrastive"), steps.now("distillation")
         ratio = f", ratio {parts[1] / parts[0]:.2f}" if parts[0] else ""
@@ -177,9 +186,9 @@ def scores(run: Progress, graph: int, marks: Marks) -> list[str]:
     """The k-NN or validation accuracies so far."""
     score = run.steps.score
     if "knn" in score:
-        text, label = f"{score['knn']:.1f} % after {score.get('epoch', 0):.0f} epochs", "k-NN"
+        text, label = f"{score['knn']:.1f} % after {score['epoch']:.0f} epochs", "k-NN"
     elif score:
-        text, label = f"{score['val_top1']:.1f} % top-1 after epoch {score.get('epoch', 0):.0f}", "validation"
+        text, label = f"{score['val_top1']:.1f} % top-1 after {score['epoch'] + 1:.0f} epochs", "validation"
     else:
         return []
     return plot(label, run.steps.scores.columns(graph), f"{text}, best {run.steps.best:.1f}", graph, marks)
@@ -249,6 +258,6 @@ def short(run: Progress, job: JobLog | None, problem: str, options: list[str], w
     if run.steps.recent:
         lines += [f"  {bar(run.share, graph, marks.bar)}  {where(run)}"]
         text = f"loss {run.steps.now('loss'):.4g}, {run.steps.now('images_per_s'):.4g} images/s"
-        lines += [f"  {sparkline(run.steps.loss.columns(graph), marks.heights).ljust(graph)}  {text}"]
+        lines += [f"  {sparkline(run.steps.loss.columns(graph, run.filled), marks.heights).ljust(graph)}  {text}"]
         lines += [f"  {eta(run)}"] if eta(run) else []
     return lines + notes(run, job, problem, width, 1)

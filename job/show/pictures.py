@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from job.errors import RunError
-from job.show.drawing import COLOURS, MARKERS, Picture, finish, new_figure
+from job.show.drawing import COLOURS, MARKERS, Picture, finish, new_figure, plain
 from job.show.features import (
     MATCHED,
     SHOWN,
@@ -49,6 +49,7 @@ def look_inside(runs: Sequence[Shown], data: str, teacher: str) -> Seen:
     data, teacher: what the runs' options say where it is not empty, to be found elsewhere on this machine.
     """
     seen = Seen([], [], [], [f"{run.label}: left out; the networks of the first {RUNS} runs are shown" for run in runs[RUNS:]])
+    slugs = slugs_of([run.label for run in runs[:RUNS]])
     embedded: dict[Sample, list[tuple[str, torch.Tensor]]] = {}
     for run in runs[:RUNS]:
         try:
@@ -59,11 +60,11 @@ def look_inside(runs: Sequence[Shown], data: str, teacher: str) -> Seen:
             seen.notes.append(f"{run.label}: {error}")
             continue
         embedded.setdefault(sample, []).append((run.label, features))
-        seen.neighbours.append(neighbour_grid(run.label, sample, features))
+        seen.neighbours.append(neighbour_grid(run.label, slugs[run.label], sample, features))
         try:
             if student.matchings:
                 found = matches(student, read_teacher(student, teacher or student.options["teacher"]), sample.views[:MATCHED])
-                seen.maps += [matched_maps(run.label, stage, some, sample) for stage, some in found.items()]
+                seen.maps += [matched_maps(run.label, slugs[run.label], stage, some, sample) for stage, some in found.items()]
         except RunError as error:
             seen.notes.append(f"{run.label}: {error}; the teacher's file can be named with --teacher")
     for sample, found_in in embedded.items():
@@ -83,7 +84,7 @@ def pixels(sample: Sample, place: int) -> np.ndarray:
     return sample.views[place].permute(1, 2, 0).numpy()
 
 
-def matched_maps(label: str, stage: int, found: list[Match], sample: Sample) -> Picture:
+def matched_maps(label: str, slug: str, stage: int, found: list[Match], sample: Sample) -> Picture:
     """Images, and under each the maps of matched channels of the student and the teacher side by side."""
     shown = min(SHOWN, len(sample.views))
     figure = new_figure(1.25 * (1 + len(found)))
@@ -96,7 +97,8 @@ def matched_maps(label: str, stage: int, found: list[Match], sample: Sample) -> 
     for row, match in zip(grid[1:], found, strict=True):
         which = f"no. {match.rank + 1} in cost" if match.rank < 3 else "the middle one"
         a, b = match.channels
-        words = f"{which}\nstudent {a}\nteacher {b}\ncost {match.cost:.2f}\ncorr. {match.correlation:.2f}"
+        figures = f"cost {match.cost:.2f}, corr. {match.correlation:.2f}\nmean cost {match.mean:.2f}"
+        words = f"{which}\nstudent {a}\nteacher {b}\n{figures}"
         row[0].text(0, 0.5, words, va="center", fontsize=9.5, transform=row[0].transAxes)
         for offset, maps in enumerate((match.student, match.teacher)):
             reach = float(np.abs(maps).max()) or 1.0
@@ -108,16 +110,17 @@ def matched_maps(label: str, stage: int, found: list[Match], sample: Sample) -> 
     costs = ", ".join(f"{match.cost:.2f}" for match in found)
     reading = (
         "Each image, and what a student's channel and its teacher's make of it, before the ReLU: white is positive, mid grey "
-        "is 0, black is negative, each channel by its largest value here. The cheapest matches, and the one in the middle of "
-        "all. Normal: the cheapest pairs look alike, also on images where the object is elsewhere; the middle one less so."
+        "is 0, black is negative, each channel by its largest value here. Of a student's channels the three whose matches cost "
+        "least on average, and the one in the middle of all; of each its nearest match. Normal: the cheapest pairs look alike, "
+        "also on images where the object is elsewhere; the middle one less so."
     )
     if found[0].student[0].size == 1:
         reading += " Here each map is one position, of which the cost sees no more than the sign."
     alt = f"Maps of matched channels of {label} and its teacher in stage {stage}, of cost {costs}, for {shown} images"
-    return finish(figure, f"maps-{slug(label)}-{stage}", f"Matched channels of {label}, stage {stage}", reading, alt)
+    return finish(figure, f"maps-{slug}-{stage}", f"Matched channels of {label}, stage {stage}", reading, alt)
 
 
-def neighbour_grid(label: str, sample: Sample, features: torch.Tensor) -> Picture:
+def neighbour_grid(label: str, slug: str, sample: Sample, features: torch.Tensor) -> Picture:
     """Some images and their nearest neighbours, with cosines and labels."""
     m = len(features)
     queries = one_of_each(sample.labels[:m], QUERIES)
@@ -129,7 +132,7 @@ def neighbour_grid(label: str, sample: Sample, features: torch.Tensor) -> Pictur
         label_of = [sample.classes[sample.labels[place]] for place in (query, *near)]
         for axes, place, name in zip(row, (query, *near), label_of, strict=True):
             bare(axes, pixels(sample, place))
-            axes.set_title(shorten(name), fontsize=9.5, pad=6)
+            axes.set_title(plain(shorten(name)), fontsize=9.5, pad=6)
         for axes, value, name in zip(row[1:], cosine, label_of[1:], strict=True):
             same = name == label_of[0]
             right += same
@@ -144,7 +147,7 @@ def neighbour_grid(label: str, sample: Sample, features: torch.Tensor) -> Pictur
         "Normal: most neighbours share the label, of which training knew nothing, and what is confused looks alike."
     )
     alt = f"Nearest neighbours of {len(queries)} images by the features of {label}: {right} of {places.size} have the same label"
-    return finish(figure, f"neighbours-{slug(label)}", f"Nearest neighbours, {label}", reading, alt)
+    return finish(figure, f"neighbours-{slug}", f"Nearest neighbours, {label}", reading, alt)
 
 
 def embeddings(found: Sequence[tuple[str, torch.Tensor]], sample: Sample, number: int) -> Picture:
@@ -163,11 +166,11 @@ def embeddings(found: Sequence[tuple[str, torch.Tensor]], sample: Sample, number
         for place, label in enumerate(np.unique(sample.labels)):
             some = flat[labels == label]
             colour, mark = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
-            name = shorten(sample.classes[label])
+            name = plain(shorten(sample.classes[label]))
             if re.fullmatch("[0-9A-Za-z]", name):
                 mark = f"${name}$"
             axes.scatter(*some.T, s=30 if columns < 3 else 22, marker=mark, color=colour, linewidths=0.3, alpha=0.85, label=name)
-        axes.set(title=title, xticks=[], yticks=[])
+        axes.set(title=plain(shorten(title, 32)), xticks=[], yticks=[])
         axes.grid(visible=False)
     handles, names = panels[0].get_legend_handles_labels()
     if not all(re.fullmatch("[0-9A-Za-z]", name) for name in names):  # else the marks are the names
@@ -195,11 +198,17 @@ def one_of_each(labels: np.ndarray, number: int) -> list[int]:
     return (firsts + [place for place in range(len(labels)) if place not in firsts])[:number]
 
 
-def shorten(name: str) -> str:
-    """A class's name, cut to what fits above a picture."""
-    return name if len(name) <= 12 else f"{name[:11]}…"
+def shorten(name: str, most: int = 12) -> str:
+    """A name, cut to what fits above a picture."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
-def slug(label: str) -> str:
-    """A run's label as a part of a file's name."""
-    return re.sub(r"[^\w.-]+", "-", label)
+def slugs_of(labels: Sequence[str]) -> dict[str, str]:
+    """Runs' labels as parts of files' names, of which no two are the same."""
+    found: dict[str, str] = {}
+    for label in labels:
+        slug = re.sub(r"[^\w.-]+", "-", label)
+        while slug in found.values():
+            slug += "-"
+        found[label] = slug
+    return found

@@ -12,9 +12,10 @@ from job.show import curves
 from job.show.follow import Follower
 
 FILES = ("config.yaml", "metrics.jsonl", "log.txt")
-TRY = re.compile(r"\S+: try (\d+) on (\S+), runtime \w+: (.*)")
-SAYS = re.compile(r"\S+: (data: |signal |requeued|not requeued|complete|removed |the (tasks|container) ).*")  # slurm/functions.sh
-OUT = re.compile(r" --out (.+?)(?= --|$)")
+# What slurm/functions.sh says.
+TRY = re.compile(r"\S+: try (\d+) on (\S+), runtime \w+: .*")
+FOLDER = re.compile(r"\S+: run's folder: (.*)")
+SAYS = re.compile(r"\S+: (data: |signal |requeued|not requeued|complete|removed |the (tasks|container) ).*")
 
 
 class JobLog:
@@ -30,8 +31,8 @@ class JobLog:
             said = "".join(text for _, text in curves.read_lines(line))
             if match := TRY.fullmatch(said):
                 self.tries, self.nodes, self.error = int(match[1]), match[2], ""
-                if found := OUT.findall(match[3]):
-                    self.folders[Path(found[-1])] = None
+            elif match := FOLDER.fullmatch(said):
+                self.folders[Path(match[1])] = None
             elif SAYS.fullmatch(said):
                 self.said = said
             elif line.startswith("error: "):
@@ -89,7 +90,7 @@ def natural(path: Path) -> list:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name) if part]
 
 
-def inside(path: Path, depth: int = 2) -> Iterator[Path]:
+def inside(path: Path, depth: int = 3) -> Iterator[Path]:
     """The runs in a folder's folders."""
     with contextlib.suppress(OSError):
         for folder in sorted((entry for entry in path.iterdir() if entry.is_dir() and entry.name[0] != "."), key=natural):

@@ -28,7 +28,6 @@ class Steps:
     """What metrics.jsonl tells. Of a large part that is new at once, a sample of the steps is read, and all else."""
 
     def __init__(self) -> None:
-        self.first: dict[str, float] = {}
         self.recent: collections.deque[dict[str, float]] = collections.deque(maxlen=RECENT)
         self.count, self.seconds, self.damaged, self.refreshes = 0, 0.0, 0, 0  # seconds: sum of 1 / images_per_s
         self.loss, self.accuracy, self.scores = Curve(), Curve(), Curve()  # scores: of k-NN or validation
@@ -39,31 +38,30 @@ class Steps:
 
     def add(self, lines: bytes) -> None:
         """Take in whole lines."""
-        split = lines.splitlines(keepends=True)
+        split = lines.splitlines()
         stride = max(1, len(split) // SAMPLE)
-        kept = [line for at, line in enumerate(split, 1) if at % stride == 0 or at == len(split) or b'"loss"' not in line]
-        records, damaged = curves.read_records(b"".join(kept).decode(errors="backslashreplace"))
-        self.damaged += damaged
-        for record in records:
-            if not all(isinstance(record.get(name, 0), int) for name in ("steps", "epoch", "step", "stage")):
+        for at, line in enumerate(split):
+            if at % stride and at < len(split) - 1 and b'"loss"' in line:
+                continue
+            found = curves.read_record(line)
+            if not found:
                 self.damaged += 1
                 continue
-            kind = curves.kind_of(record)
-            if kind == "steps" and {"steps", "epoch", "step"} <= record.keys():
+            kind, record = found
+            if kind == "steps":
                 self.add_step(record, stride)
             elif kind == "refreshes":
                 self.add_refresh(record)
             elif kind in ("knn", "validation"):
                 self.score = record
                 score = record.get("knn", record.get("val_top1", 0.0))
-                self.scores.add(int(record.get("epoch", 0)), score)
+                self.scores.add(int(record["epoch"]), score)
                 self.best = max(self.best, score)
             elif kind == "signs":
                 self.signs = record
 
     def add_step(self, record: dict[str, float], weight: int) -> None:
         """Take in a step that stands for `weight` of them."""
-        self.first = self.first or record
         self.recent.append(record)
         self.loss.add(int(record["steps"]), record["loss"])
         self.accuracy.add(int(record["steps"]), record.get("accuracy", record.get("top1", float("nan"))))
@@ -88,7 +86,7 @@ class Log:
     """What log.txt tells."""
 
     def __init__(self) -> None:
-        self.tries = self.workers = self.steps = self.share = 0  # steps: of an epoch; share: images a worker and step
+        self.resumed = self.workers = self.steps = self.share = 0  # steps: of an epoch; share: images a worker and step
         self.teacher = ""
         self.last: tuple[float, str] = (0.0, "")
         self.end = ""  # the line that ended the last try
@@ -108,7 +106,10 @@ class Log:
             if text.startswith(ENDS):
                 self.end = text
             elif match := WORKERS.fullmatch(text):
-                self.tries, self.workers, self.end, self.mean_at = self.tries + 1, int(match[1]), "", 0.0
+                self.workers, self.end, self.mean_at = int(match[1]), "", 0.0
+                self.warnings = {key: told for key, told in self.warnings.items() if not key.startswith("error: ")}
+            elif text.startswith("resuming from "):
+                self.resumed += 1
             elif match := SIZE.fullmatch(text):
                 self.steps, self.share = int(match[1]), int(match[2])
             elif match := TEACHER.fullmatch(text):
@@ -138,17 +139,19 @@ class Progress:
         self.metrics = Follower(self.folder / "metrics.jsonl", Steps)
         self.texts = Follower(self.folder / "log.txt", Log)
         self.options: dict[str, Any] = {}
+        self.written = -1.0  # when config.yaml was, as it was read
         self.complete: str | None = None
         self.steps, self.log, self.known = self.metrics.told, self.texts.told, False  # known: whether it was read
 
     def update(self) -> None:
         """Read what is new. RunError: there is no run, or a file that cannot be read."""
-        self.options = curves.read(self.folder / "config.yaml", curves.read_options, {})
+        if (written := self.begun()) != self.written:
+            self.options, self.written = curves.read(self.folder / "config.yaml", curves.read_options, {}), written
         self.complete = curves.read(self.folder / "complete", lambda text: text.strip() or "done", None)
         self.metrics.update()
         self.texts.update()
         self.steps, self.log = self.metrics.told, self.texts.told
-        if not (self.options or self.steps.first or self.log.last[1]):
+        if not (self.options or self.steps.count or self.log.last[1]):
             raise RunError(
                 f"{self.folder} holds no run: config.yaml, metrics.jsonl and log.txt are missing, empty or damaged; "
                 "give a run's --out, or the log of its SLURM job"
@@ -168,6 +171,12 @@ class Progress:
         last = self.steps.recent[-1]
         epoch, step = int(last["epoch"]), int(last["step"]) + 1
         return epoch, step, self.log.steps or (int(last["steps"]) - step) // epoch if epoch else self.log.steps
+
+    @property
+    def filled(self) -> int:
+        """After how many steps keys have filled the queue: before, the loss is near 0. 0: the run is not far beyond that."""
+        steps = self.option("moco_k") // max(1, self.option("batch_size"))
+        return steps if self.steps.recent and self.steps.recent[-1]["steps"] > 2 * steps else 0
 
     @property
     def share(self) -> float:
@@ -204,7 +213,7 @@ class Progress:
         """The seconds without news after which something may be wrong, by the run's own pace."""
         if not self.steps.recent:
             return START_PATIENCE
-        return 30 + 10 * self.step_seconds + 2 * (self.log.refresh + self.between)
+        return 120 + 10 * self.step_seconds + 2 * (self.log.refresh + self.between)
 
     def state(self) -> str:
         """Return done, stopped, error, stale, starting or running."""

@@ -1,5 +1,6 @@
 """A report's pictures of the matching between teacher and student channels, as refreshes tell it."""
 
+import math
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -25,7 +26,7 @@ def panels(runs: Sequence[Shown]) -> tuple[Figure, dict[int, Axes]] | None:
 def of_stage(run: Shown, stage: int, *names: str) -> list[list[float]]:
     """Columns of the records of a run's refreshes of a stage; one of a refresh that was done again is the last."""
     records = {record["epoch"]: record for record in run.history.refreshes if record["stage"] == stage}
-    return [[record[name] for record in records.values()] for name in names]
+    return [[record.get(name, math.nan) for record in records.values()] for name in names]
 
 
 def stability(runs: Sequence[Shown]) -> Picture | None:

@@ -9,19 +9,22 @@ import sys
 import time
 from collections.abc import Sequence
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 
-try:
-    import jinja2
-    from matplotlib import rc_context
-except ImportError as error:
-    sys.exit(f"a report needs {error.name}, which is not installed: pip install '.[show]'")
+if missing := [name for name in ("jinja2", "matplotlib", "sklearn") if not find_spec(name)]:
+    print(f"error: a report needs {', '.join(missing)}, not installed here: pip install '.[show]'", file=sys.stderr)
+    sys.exit(2)
+
+import jinja2
+from matplotlib import rc_context
 
 from job.errors import RunError
 from job.options import Parser
 from job.run.files import write_whole
 from job.show import charts, refreshes, tables, times
 from job.show.drawing import STYLE, Picture
+from job.show.ends import reported
 from job.show.runs import Shown, find_runs
 
 CURVES = {
@@ -34,7 +37,7 @@ CURVES = {
 
 def main(argv: list[str] | None = None) -> None:
     """Run `job.show.report` on the command line's options."""
-    try:
+    with reported():
         parser = Parser(prog="mgd-report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument(
             "runs", metavar="RUN", nargs="+", help="a run's folder, one that holds runs, as of a job array, or a job's log"
@@ -47,16 +50,13 @@ def main(argv: list[str] | None = None) -> None:
         parser.add_argument("--no-features", action="store_true", help="leave out what needs networks, images and time")
         given = parser.parse_args(argv)
         out = Path(given.out)
-        if out.is_dir() or not out.suffix:
-            raise RunError(f"--out {out}: expected a file such as {out / 'report.html'}")
+        if out.is_dir() or out.suffix not in (".html", ".htm"):
+            raise RunError(f"--out {out}: expected a file such as {out / 'report.html' if out.is_dir() else 'report.html'}")
         runs = find_runs(given.runs)
         html, pictures = render(runs, out, None if given.no_features else (given.data, given.teacher))
         save(out, html, pictures)
         number = f"{len(runs)} run{'s' * (len(runs) > 1)}"
         print(f"wrote {out}: {len(html) / 1e6:.1f} MB, {number}; {len(pictures)} pictures in {beside(out)}")
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.code)
 
 
 def render(runs: Sequence[Shown], out: Path, elsewhere: tuple[str, str] | None) -> tuple[bytes, list[Picture]]:
@@ -79,17 +79,17 @@ def render(runs: Sequence[Shown], out: Path, elsewhere: tuple[str, str] | None) 
     html = template.from_string((resources.files("job.show") / "report.html").read_text()).render(
         runs=runs,
         made=time.strftime("%Y-%m-%d %H:%M", time.localtime(now)),
-        overview=tables.overview(trained or classified),
+        overview=tables.overview(runs),
         sections=sections,
         notes=notes,
-        features=elsewhere is not None,
+        features=bool(elsewhere and trained),
         results=tables.linear_results(runs),
         differing=[table for some in (trained, classified) if (table := tables.options_of(some, differing=True))],
         options=[table for some in (trained, classified) if (table := tables.options_of(some, differing=False))],
         checkpoints=tables.checkpoints(runs, out.parent, now),
         warnings=tables.warnings(runs),
     )
-    return html.encode(), [picture for some in sections.values() for picture in some]
+    return html.encode(errors="backslashreplace"), [picture for some in sections.values() for picture in some]
 
 
 def beside(out: Path) -> Path:

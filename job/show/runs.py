@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from job.errors import RunError
+from job.run.files import printable
 from job.show.curves import History, read_run
 from job.show.panel import span, state
-from job.show.places import find
+from job.show.places import Place, find
 from job.show.progress import Progress
 
 
@@ -63,28 +64,36 @@ class Shown:
 
 
 def find_runs(given: Iterable[str]) -> list[Shown]:
-    """Read the runs at paths: of a run, of a folder of runs, such as a job array's, of a job's log. RunError: one has none."""
-    histories = {history.folder.resolve(): history for path in given for history in read_all(Path(path))}
-    places = {"train": itertools.count(), "linear": itertools.count()}
-    labels = tell_apart(list(histories))
-    return [Shown(label, next(places[h.kind]), h) for label, h in zip(labels, histories.values(), strict=True)]
+    """Read the runs at paths: of a run, of a folder of runs, such as a job array's, of a job's log.
 
-
-def read_all(path: Path) -> list[History]:
-    """The runs at a path; those of several that cannot be read are named and passed over. RunError: there is none."""
-    histories, problems = [], []
-    for place in find(path, {}):
+    What cannot be read among others is named and passed over. RunError: there is nothing else.
+    """
+    histories: dict[Path, History] = {}
+    problems = []
+    for path in given:
         try:
-            if place.problem or place.waits():
-                raise RunError(place.problem or f"{place.path} has no run yet: its job waits for its first step")
-            histories.append(read_run(place.path))
+            for place in find(Path(path), {}):
+                try:
+                    history = read_place(place)
+                    histories.setdefault(history.folder.resolve(), history)
+                except RunError as error:
+                    problems.append(error)
         except RunError as error:
             problems.append(error)
     if not histories:
         raise problems[0]
     for problem in problems:
         print(f"passed over: {problem}", file=sys.stderr)
-    return histories
+    places = {"train": itertools.count(), "linear": itertools.count()}
+    labels = tell_apart(list(histories))
+    return [Shown(label, next(places[h.kind]), h) for label, h in zip(labels, histories.values(), strict=True)]
+
+
+def read_place(place: Place) -> History:
+    """Read the run at a place. RunError: there is none, or none yet."""
+    if place.problem or place.waits():
+        raise RunError(place.problem or f"{place.path} has no run yet: its job waits for its first step")
+    return read_run(place.path)
 
 
 def tell_apart(folders: list[Path]) -> list[str]:
@@ -93,6 +102,6 @@ def tell_apart(folders: list[Path]) -> list[str]:
     def name(folder: Path) -> str:
         first = 2 if folder.name.isdigit() else 1
         ends = (folder.parts[-depth:] for depth in itertools.count(first))
-        return "/".join(next(end for end in ends if sum(other.parts[-len(end) :] == end for other in folders) == 1))
+        return printable("/".join(next(end for end in ends if sum(other.parts[-len(end) :] == end for other in folders) == 1)))
 
     return [name(folder) for folder in folders]

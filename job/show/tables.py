@@ -1,6 +1,7 @@
 """A report's tables: how far each run is, linear results, options that differ, checkpoints, warnings."""
 
 import dataclasses
+import itertools
 import math
 import os
 from collections import Counter
@@ -11,13 +12,12 @@ from urllib.parse import quote
 
 import numpy as np
 
+from job.config import WITHOUT_EFFECT, Config, LinearConfig
 from job.show.curves import smooth
 from job.show.panel import span
+from job.show.progress import RECENT
 from job.show.runs import Shown
 
-# Of options alone what makes a run another one; `out` and the rest say where it lies and how it was started.
-SILENT = {"out", "config", "resume"}
-LAST = 50  # steps over which the last numbers are averaged
 MOST_WARNINGS = 20  # of a run
 
 
@@ -49,7 +49,7 @@ def shown(value: float | None, digits: int = 2, unit: str = "") -> str:
 def last(run: Shown, name: str) -> float | None:
     """The mean of a number over a run's last steps, or None."""
     values = run.column(name)
-    return float(smooth(values, LAST)[-1]) if len(values) else None
+    return float(smooth(values, max(1, min(RECENT, len(values) // 4)))[-1]) if len(values) else None
 
 
 def overview(runs: Sequence[Shown]) -> Table:
@@ -101,7 +101,7 @@ def linear_results(runs: Sequence[Shown]) -> Table | None:
         best = max(run.history.validation, key=lambda record: record["val_top1"])
         source = pretraining(run, runs)
         knn = source.history.knn if source else []
-        path = str(run.history.options["pretrained"])
+        path = str(run.history.options.get("pretrained", "not known"))
         rows.append([
             run.label,
             source.label if source else path or "none: random weights",
@@ -128,9 +128,11 @@ def pretraining(run: Shown, runs: Sequence[Shown]) -> Shown | None:
 def options_of(runs: Sequence[Shown], differing: bool) -> Table | None:
     """The options of runs of one kind: those that differ, or all."""
     told = [run for run in runs if run.history.options]
-    names = dict.fromkeys(name for run in told for name in run.history.options if name not in SILENT)
-    values = {name: [written(run.history.options.get(name, "")) for run in told] for name in names}
-    rows = [[name, *some] for name, some in values.items() if len(set(some)) > 1 or not differing]
+    usual = {"train": dataclasses.asdict(Config()), "linear": dataclasses.asdict(LinearConfig())}
+    options = [usual[run.history.kind] | run.history.options for run in told]
+    names = [name for name in dict.fromkeys(itertools.chain(*options)) if name not in WITHOUT_EFFECT]
+    rows = [[name, *(written(some.get(name)) for some in options)] for name in names]
+    rows = [row for row in rows if len(set(row[1:])) > 1 or not differing]
     return Table(["option", *(run.label for run in told)], rows) if told and (len(told) > 1 or not differing) else None
 
 
@@ -153,7 +155,7 @@ def checkpoints(runs: Sequence[Shown], place: Path, now: float) -> list[Checkpoi
                 status = path.stat()
             except OSError:  # a run that goes on has removed it
                 continue
-            link = quote(os.path.relpath(path.resolve().parent, place.resolve()) + "/" + path.name)
+            link = quote(os.fsencode(os.path.relpath(path.resolve().parent, place.resolve()) + "/" + path.name))
             found.append(
                 Checkpoint(run.label, path.name, link, f"{status.st_size / 1e6:.1f} MB", f"{span(now - status.st_mtime)} ago")
             )

@@ -6,7 +6,7 @@ import numpy as np
 
 from job.show.charts import names, with_numbers
 from job.show.curves import History
-from job.show.drawing import HATCHES, Picture, draw_steps, finish, name_runs, new_figure
+from job.show.drawing import HATCHES, Picture, draw_steps, finish, name_of, name_runs, new_figure
 from job.show.runs import Shown
 
 GREYS = ("#d9d9d9", "#8fb4d9", "#e8c08a", "#6f6f6f")  # of the parts: light, so that hatches and figures can be read
@@ -54,13 +54,14 @@ def breakdown(runs: Sequence[Shown]) -> Picture | None:
                     axes.text(left + width / 2, place, f"{width:.0f}", ha="center", va="center", fontsize=9, bbox=box)
             lefts += widths
         axes.grid(axis="y", visible=False)
-    a_step.set(title="a step (median), ms", yticks=range(len(shown)), yticklabels=[run.label for run in shown])
+    a_step.set(title="a step (median), ms", yticks=range(len(shown)), yticklabels=[name_of(run) for run in shown])
     a_step.invert_yaxis()
     in_all.set(title="the whole run, % of its time")
     name_runs(figure)
     reading = (
-        "Left, what a step takes; right, what the whole run's time went into, without starting and saving. Normal: networks "
-        "and gradients take nearly all, refreshes and k-NN a few percent of a long run. Where waiting for images is more "
+        "Left, what a step takes, of which rank 0 waited for images; right, what the whole run's time went into, without "
+        "starting. Normal: networks and gradients, which hold logging, saving within epochs and waiting for slower workers "
+        "as well, take nearly all, refreshes and k-NN a few percent of a long run. Where waiting for images is more "
         "than a tenth, give more loader processes (--workers), pack the data (job.pack), or let the GPU "
         "augment (--augment-on device)."
     )

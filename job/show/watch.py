@@ -13,6 +13,7 @@ from pathlib import Path
 from job.errors import RunError
 from job.options import Parser
 from job.show import panel, places
+from job.show.ends import reported
 from job.show.panel import Marks
 from job.show.places import Place
 from job.show.progress import Progress
@@ -154,11 +155,8 @@ def watch_runs(argv: list[str] | None) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run `mgd-watch` on the command line's options."""
-    try:
+    with reported():
         watch_runs(argv)
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.code)
 
 
 if __name__ == "__main__":
