@@ -285,38 +285,52 @@ def test_no_torch_is_imported():
     assert subprocess.run([sys.executable, "-c", check]).returncode == 0
 
 
-def on_terminal(arguments, until, send=None):
-    """Run the program on a terminal of its own until `until` is shown, then send a signal; return what came and the exit code."""
+def on_terminal(arguments, *sends):
+    """Run the program on a terminal of its own, and send it signals: (what is shown before, how often, the signal).
+
+    Return what came and the exit code. It starts as a shell's background does: with Ctrl-C ignored.
+    """
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ["TERM"] = "xterm"
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         os.execv(sys.executable, [sys.executable, "-m", "job.show.watch", *map(str, arguments)])
-    shown, deadline = b"", time.monotonic() + 30
+    shown, deadline, sends = b"", time.monotonic() + 60, list(sends)
     while time.monotonic() < deadline:
         if select.select([terminal], [], [], 0.2)[0]:
             try:
                 shown += os.read(terminal, 65536)
             except OSError:  # the other end is closed
                 break
-        if send and until in shown:
-            os.kill(pid, send)
-            send = None
+        if sends and shown.count(sends[0][0]) >= sends[0][1]:
+            os.kill(pid, sends.pop(0)[2])
+    else:
+        os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
     os.close(terminal)
     return shown, os.waitstatus_to_exitcode(status)
 
 
-def test_on_a_terminal_ctrl_c_leaves_it_in_order(tmp_path):
-    shown, code = on_terminal([write_run(tmp_path / "run"), "--every", "0.2"], b"epoch 1 step 5/10", signal.SIGINT)
-    assert code == 0 and b"Traceback" not in shown
-    assert shown.count(b"\033[?1049h") == shown.count(b"\033[?1049l") == 1 and shown.index(b"\033[?25l") < shown.index(
-        b"\033[?25h"
-    )
-    assert b"epoch 1 step 5/10" in shown.split(b"\033[?1049l")[1]  # the last picture stays
+PLACE, BEGINS, LEAVES = b"epoch 1 step 5/10", b"\033[?1049h", b"\033[?1049l"
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 0), (signal.SIGTERM, 128 + signal.SIGTERM)])
+def test_a_signal_leaves_the_terminal_in_order(tmp_path, number, code):
+    shown, ended = on_terminal([write_run(tmp_path / "run"), "--every", "0.2"], (PLACE, 1, number))
+    assert ended == code and b"Traceback" not in shown
+    assert shown.count(BEGINS) == shown.count(LEAVES) == 1 and shown.index(b"\033[?25l") < shown.index(b"\033[?25h")
+    assert (PLACE in shown.split(LEAVES)[1]) == (number == signal.SIGINT)  # then the last picture stays
+
+
+def test_ctrl_z_gives_the_terminal_back_until_it_goes_on(tmp_path):
+    """Without a shell that could let it go on, it does so by itself."""
+    arguments = [write_run(tmp_path / "run"), "--every", "0.2"]
+    shown, ended = on_terminal(arguments, (PLACE, 1, signal.SIGTSTP), (BEGINS, 2, signal.SIGWINCH), (PLACE, 3, signal.SIGINT))
+    assert ended == 0 and shown.count(BEGINS) == shown.count(LEAVES) == 2
 
 
 def test_on_a_terminal_it_ends_when_the_run_is_done(tmp_path):
     run = write_run(tmp_path / "run")
     (run / "complete").write_text("done: 4 epochs\n")
-    shown, code = on_terminal([run], b"done")
+    shown, code = on_terminal([run])
     assert code == 0 and b"run: done" in shown

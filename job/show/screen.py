@@ -14,6 +14,9 @@ class Screen:
         os.set_blocking(self.writer, False)
         signal.set_wakeup_fd(self.writer)  # so that `wait` hears of signals
         self.before = {number: signal.signal(number, self.end) for number in (signal.SIGTERM, signal.SIGHUP)}
+        self.before[signal.SIGINT] = signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        )  # a shell's background has it ignored
         for number in (signal.SIGWINCH, signal.SIGTSTP, signal.SIGCONT):
             self.before[number] = signal.signal(number, lambda *_: None)
         self.show()
