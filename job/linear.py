@@ -23,6 +23,7 @@ from job.errors import RunError
 from job.journal import ClassifierJournal, Journal
 from job.knn import knn_accuracy
 from job.run.checkpoint import LAST
+from job.run.memory import give_back
 from job.run.run import Run
 from job.schedule import learning_rate, parse_save_every
 from moco.augment import normalize
@@ -71,6 +72,7 @@ def linear(config: LinearConfig, run: Run) -> None:
         rate = learning_rate(config, epoch)
         for group in parts.optimizer.param_groups:
             group["lr"] = rate
+        give_back()
         journal.start_epoch(epoch, rate)
         if train_epoch(parts, batches, journal, epoch, range(start[1] if epoch == start[0] else 0, parts.steps)):
             run.log.line("stopped by a signal; --resume auto goes on from here")

@@ -23,6 +23,7 @@ from job.journal import ContrastJournal
 from job.knn import knn_accuracy
 from job.refresh import refresh
 from job.run import agreement, statistics
+from job.run.memory import give_back
 from job.run.run import Run
 from job.schedule import learning_rate, parse_refresh, parse_save_every
 from job.training import Training, build
@@ -68,6 +69,7 @@ def train(config: Config, run: Run) -> None:
             refresh(training, epoch)
         if training.distiller and first == 0:
             live.distiller(run, epoch, training.distiller)
+        give_back()
         journal.start_epoch(epoch, rate)
         if train_epoch(training, batches, journal, epoch, range(first, training.steps)):
             run.log.line("stopped by a signal; --resume auto goes on from here")

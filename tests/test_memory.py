@@ -44,3 +44,20 @@ def pages_faulted(call: str, size: int) -> float:
 def test_freed_memory_is_kept_up_to_the_largest_size(call, size, kept):
     share = pages_faulted(call, size)
     assert share < 0.01 if kept else share > 0.9
+
+
+def test_what_is_kept_can_be_given_back():
+    """Below small objects that stay, where the heap's end could not fall."""
+    script = """
+import psutil
+from job.run.memory import give_back, keep_freed_memory
+keep_freed_memory()
+taken = [b"x" * 2**20 for _ in range(200)]
+pins = [object() for _ in range(10000)]
+del taken
+before = psutil.Process().memory_info().rss
+give_back()
+print(before - psutil.Process().memory_info().rss)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert int(done.stdout) > 180 * 2**20

@@ -17,3 +17,14 @@ def keep_freed_memory(largest: int = 2**23) -> None:
     if hasattr(libc, "mallopt"):
         libc.mallopt(M_MMAP_THRESHOLD, largest)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def give_back() -> None:
+    """Give the pages that nothing is on back to the system, of the whole heap.
+
+    What measures, saves and counts neighbours between epochs takes blocks of other sizes than steps do; what they leave
+    between them fits nothing, and in two hours of epochs of 14 s a heap that is kept grew from 1.6 to 2.5 GB.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)

@@ -49,7 +49,7 @@ def test_the_image_has_no_compiler_no_headers_no_caches_and_no_sources(docker, i
         "caches": [],
         "sources": [],
         "project": ["job", "mgd", "moco", "moco_mgd-0.1.0.dist-info"],
-        "commands": ["mgd-export", "mgd-linear", "mgd-pack", "mgd-train"],
+        "commands": ["mgd-export", "mgd-linear", "mgd-pack", "mgd-report", "mgd-train", "mgd-watch"],
     }
 
 
