@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:
 	@echo 'make setup   install everything into $(VENV) (about 6 minutes the first time)'
 	@echo 'make demo    train a teacher and a student on handwritten digits with two workers (under 8 minutes)'
-	@echo 'make test    run the tests with one, two and four workers (about 14 minutes)'
+	@echo 'make test    run the tests with one, two and four workers (about 15 minutes)'
 	@echo 'make test-fuzz    feed checkpoint and option readers damaged input for FUZZ_SECONDS (60)'
 	@echo 'make test-faults  kill runs and damage disks and checkpoints (about 12 minutes; KILLS=8: about 4)'
 	@echo 'make test-input   run bad input of every kind, and real data as it comes, through the command line (about 5 minutes)'
