@@ -73,7 +73,7 @@ def marker(run: Shown) -> str:
 
 def plain(text: str) -> str:
     """Text as matplotlib is to show it: $ begins no formula, and a leading _ does not keep it from the legend."""
-    return text.replace("$", r"\$").replace("_", " _", 1) if text.startswith("_") else text.replace("$", r"\$")
+    return " " * text.startswith("_") + text.replace("$", r"\$")
 
 
 def name_of(run: Shown) -> str:
