@@ -16,7 +16,7 @@ from job.run.checkpoint import Checkpoints
 from job.run.exchange import allgather, broadcast
 from job.run.files import write_whole
 from job.run.log import Log
-from job.run.memory import keep_freed_memory
+from job.run.memory import keep_freed_memory, set_apart
 from job.run.stop import Stop
 
 Result = TypeVar("Result")
@@ -116,6 +116,7 @@ class Run:
             self.log.line(f"options: {line}")
 
         self.on_first(open_folder)
+        set_apart()
         if self.device.type == "cpu":
             keep_freed_memory()
 
