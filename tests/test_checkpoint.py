@@ -5,12 +5,14 @@ import pickle
 import random
 import resource
 import shutil
+import struct
 import zipfile
 
 import pytest
 import torch
 
 from job.errors import RunError
+from job.run import checkpoint
 from job.run.checkpoint import BEST, FORMAT, LAST, Checkpoints, load
 
 
@@ -473,6 +475,79 @@ def test_loading_runs_no_code(tmp_path, form, inside):
     assert path in message
     if form != "pickle":
         assert "code" in message
+
+
+HEX = b"c_codecs\nencode\n"  # twice as many bytes each time
+
+
+def number(value):
+    """A whole number's piece of a pickle."""
+    return b"\x8a\x08" + struct.pack("<q", value)
+
+
+def expanded(length, strides=b"K\0K\0"):
+    """A piece of a pickle: a tensor (length, 2) whose storage has 4 numbers."""
+    storage = b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000X\3\0\0\0cpuK\4tQ"
+    shape = b"(" + number(length) + b"K\2t(" + strides + b"t"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\0" + shape + b"\x89ccollections\nOrderedDict\n)RtR"
+
+
+def claims(n):
+    """Pieces of pickles that ask for 2**n bytes, be it at once, or where what they make is copied, printed or walked through."""
+    pairs = "".join(f"h{chr(place)}h{chr(place)}\x86q{chr(place + 1)}" for place in range(n)).encode("latin1")
+    meta = b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n(ctorch\nfloat32\n"
+    return {
+        "zeros": b"cbuiltins\nbytearray\n" + number(2**n) + b"\x85R",
+        "zeros, by an older name": b"c__builtin__\nbytearray\n" + number(2**n) + b"\x85R",
+        "a new tensor": b"ctorch\nFloatTensor\n" + number(2 ** (n - 2)) + b"\x85R",
+        "a new storage": b"ctorch.storage\nUntypedStorage\n" + number(2**n) + b"\x85R",
+        "a tensor that repeats a number": expanded(2 ** (n - 3)),
+        "many such tensors": b"(" + expanded(2 ** (n - 8)) * 32 + b"t",
+        "a set of a tensor's rows": b"cbuiltins\nset\n" + expanded(2 ** (n - 3)) + b"\x85R",
+        "a dictionary of a tensor's rows": b"ccollections\nOrderedDict\n" + expanded(2 ** (n - 3)) + b"\x85R",
+        "a tensor of no device": meta + b"(" + number(2 ** (n - 2)) + b"t(K\1t\x89tR",
+        "text that doubles": HEX * (n + 1) + b"X\1\0\0\0aX\6\0\0\0latin1\x86R" + b"X\3\0\0\0hex\x86R" * n,
+        "containers that double": b"(]q\0" + pairs + b"t",
+    }
+
+
+def claiming(path, piece, compression=zipfile.ZIP_STORED, storage=bytes(16)):
+    """Write a file as torch's, whose dictionary has what a piece of a pickle makes."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, data in [("data.pkl", b"\x80\2}X\1\0\0\0x" + piece + b"s."), ("version", b"3\n"), ("data/0", storage)]:
+            archive.writestr(f"archive/{name}", data)
+    return str(path)
+
+
+@pytest.mark.parametrize("claim", claims(10))
+def test_a_small_file_may_claim_a_small_memory_and_no_large_one(tmp_path, monkeypatch, claim):
+    monkeypatch.setattr(checkpoint, "ROOM", 2**26)  # what comes bit by bit fills all that there is
+    path, before = str(tmp_path / "x.pth.tar"), resource.getrlimit(resource.RLIMIT_AS)
+    assert "x" in load(claiming(path, claims(10)[claim]))
+    assert f"{path} is not a whole checkpoint" in refused(load, claiming(path, claims(34)[claim]))
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+
+
+@pytest.mark.parametrize("piece", [b"]q\0h\0a", expanded(2**31, b"K\2K\1")], ids=["a list in itself", "beyond a storage"])
+def test_what_has_no_end_is_one_line(tmp_path, monkeypatch, piece):
+    monkeypatch.setattr(checkpoint, "ROOM", 2**26)
+    assert "is not a whole checkpoint" in refused(load, claiming(tmp_path / "x.pth.tar", piece))
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2], ids=["deflated", "bzip2"])
+def test_a_file_that_grows_a_thousandfold_when_it_is_read_is_one_line(tmp_path, monkeypatch, compression):
+    monkeypatch.setattr(checkpoint, "ROOM", 2**25)
+    declared = expanded(2**23, b"K\2K\1").replace(b"cpuK\4", b"cpu" + number(2**24))
+    path = claiming(tmp_path / "x.pth.tar", declared, compression, bytes(2**26))
+    assert os.path.getsize(path) < 2**20
+    assert f"{path} is not a whole checkpoint" in refused(load, path)
+
+
+def test_what_repeats_numbers_within_reason_is_read(tmp_path):
+    value = torch.ones(()).expand(1000, 1000)
+    path = written(tmp_path / "x.pth.tar", {"w": value, "again": [value, value]})
+    assert os.path.getsize(path) < 10_000
+    assert torch.equal(load(path)["again"][1], torch.ones(1000, 1000))
 
 
 @pytest.mark.parametrize("value", [[torch.ones(2)], torch.ones(2), 3, "text", None, (1, 2)], ids=str)

@@ -1,4 +1,4 @@
-"""What is freed and kept costs no page faults when it is taken again, and what is given back is; in processes of their own."""
+"""What is taken has an end; what is freed and kept costs no page faults, and what is given back is. In processes of their own."""
 
 import ctypes
 import resource
@@ -82,3 +82,24 @@ print(held, weight() is None, kept > 10000, len(gc.get_objects()) < kept / 10)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split() == ["True"] * 4, done.stdout
+
+
+def test_what_asks_for_more_than_is_allowed_gets_none():
+    script = """
+import resource, torch
+from job.run.memory import at_most
+before = resource.getrlimit(resource.RLIMIT_AS)
+for take in (lambda: bytearray(2**29), lambda: torch.empty(2**29, dtype=torch.uint8)):
+    try:
+        with at_most(2**28):
+            take()
+        print("taken")
+    except (MemoryError, RuntimeError):
+        pass
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+    with at_most(2**30), at_most(2**32):
+        take()
+        assert resource.getrlimit(resource.RLIMIT_AS)[0] < 2**36
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr

@@ -10,11 +10,14 @@ from collections.abc import Callable
 import torch
 
 from job.errors import RunError
+from job.run.memory import at_most
 from job.run.seal import seal, verify
 
 FORMAT = 2
 LAST, BEST = "last.pth.tar", "best.pth.tar"
 NAME = re.compile(r"checkpoint_(\d{4,})_(\d{6,})\.pth\.tar")
+ROOM = 2**30  # bytes that a load, or what it gives, may take beside twice the file's size
+OBJECT = 256  # bytes that any value counts for, at least
 
 
 class Checkpoints:
@@ -120,13 +123,17 @@ def write(content: dict, path: str) -> None:
 def load(path: str) -> dict:
     """Return a checkpoint file's content on the CPU. RunError: missing, cut short, damaged, or holding code.
 
-    Only tensors, numbers, text and containers are read (`weights_only`): loading cannot run code.
+    Only tensors, numbers, text and containers are read (`weights_only`): loading cannot run code. Nor can a small file take
+    a large memory, be it here (an array of zeros is a few bytes of a pickle) or where a tensor that repeats one value is copied.
     """
     if not os.path.isfile(path):
         raise RunError(f"{path}: no such file; expected a checkpoint")
     try:
-        verify(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        most = 2 * os.path.getsize(path) + ROOM
+        with at_most(most):
+            verify(path)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        check_size(content, most)
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error) or "GLOBAL" in str(error):
             raise RunError(
@@ -141,3 +148,17 @@ def load(path: str) -> dict:
     if not isinstance(content, dict):
         raise RunError(f"{path} holds a {type(content).__name__}: expected a checkpoint, a dictionary of tensors")
     return content
+
+
+def check_size(content: object, most: int) -> None:
+    """MemoryError: it takes over `most` bytes with its tensors written out in full, and what is shared as often as it is met."""
+    left, stack = most, [content]
+    while stack:
+        value = stack.pop()
+        left -= max(OBJECT, value.numel() * value.element_size() if torch.is_tensor(value) else 0)
+        if left < 0:
+            raise MemoryError(f"what it holds would take more than {most:,} bytes")
+        if isinstance(value, dict):
+            stack += value.values()
+        elif isinstance(value, (list, tuple, set)):
+            stack += value

@@ -1,7 +1,11 @@
-"""When what nothing needs any more is freed, and what glibc's malloc does with it, where that costs time or memory."""
+"""How much memory this process may take, when it frees what nothing needs any more, and what glibc's malloc does with that."""
 
+import contextlib
 import ctypes
 import gc
+import resource
+from collections.abc import Iterator
+from pathlib import Path
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
@@ -37,3 +41,20 @@ def give_back() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
+
+
+@contextlib.contextmanager
+def at_most(size: int) -> Iterator[None]:
+    """Let this process take no more than `size` bytes beyond those that it has.
+
+    Of the address space, all threads together: what is asked for counts, before a byte of it is touched.
+    MemoryError, or torch's RuntimeError: it asks for more.
+    """
+    limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + size
+    before, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if before == resource.RLIM_INFINITY or limit < before:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (before, hard))

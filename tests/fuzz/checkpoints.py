@@ -16,6 +16,7 @@ from job.weights import read_backbone
 CALLS = [b"cos\nsystem\n", b"cbuiltins\nexec\n", b"cposix\nmkdir\n", b"csubprocess\nPopen\n", b"cbuiltins\nbytearray\n",
          b"c_codecs\nencode\n", b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch._utils\n_rebuild_sparse_tensor\n",
          b"ctorch._utils\n_rebuild_parameter\n", b"ctorch\nSize\n", b"ctorch\ndevice\n", b"ccollections\nOrderedDict\n",
+         b"c__builtin__\nbytearray\n", b"ctorch\nFloatTensor\n", b"ctorch.storage\nUntypedStorage\n", b"cbuiltins\nset\n",
          b"ctorch\nload\n", b"ctorch.storage\n_load_from_bytes\n", b"ctorch\nFloatStorage\n", b"ctorch\nfloat64\n"]  # fmt: skip
 ARGUMENTS = [b")", b"\x85", b"(K\x02K\x03t", b"(X\x04\x00\x00\x00pwnttu", b"(J\xff\xff\xff\x7ft", b"(X\x05\x00\x00\x00utf-8t"]
 ODD = [b"b", b"R", b"Q", b"\x81", b"s", b"u", b"(", b"t", b"0", b"N", b"}", b"]", b"\x8f", b"h\x00", b"q\x05", b"a", b"e", b"."]
