@@ -40,9 +40,7 @@ def read_content(path: str) -> dict:
 
 def read_start(path: str) -> bytes:
     """Return a file's first bytes. RunError: it has none, cannot be read, or is no file."""
-    if not os.path.isfile(path):
-        what = "a folder, or no regular file" if os.path.exists(path) else "no such file"
-        raise RunError(f"{path}: {what}; expected a checkpoint")
+    checkpoint.check_is_file(path)
     try:
         with open(path, "rb") as file:
             start = file.read(40)

@@ -585,13 +585,24 @@ def test_any_other_file_is_one_line(tmp_path, data):
     assert str(path) in refused(load, str(path))
 
 
-@pytest.mark.parametrize("made", ["missing", "folder", "link to nowhere"])
+NO_FILES = {
+    "missing": (lambda path: None, "x.pth.tar: no such file; expected a checkpoint"),
+    "link to nowhere": (lambda path: path.symlink_to("nowhere"), "x.pth.tar: no such file; expected a checkpoint"),
+    "pipe": (os.mkfifo, "x.pth.tar: no regular file; expected a checkpoint"),
+    "folder": (lambda path: path.mkdir(), "x.pth.tar is a folder: expected a checkpoint file"),
+}
+
+
+@pytest.mark.parametrize("made", NO_FILES)
 def test_what_is_no_file_is_one_line(tmp_path, made):
-    path = tmp_path / "x.pth.tar"
-    if made == "folder":
-        path.mkdir()
-    if made == "link to nowhere":
-        path.symlink_to("nowhere")
-    message = refused(load, str(path))
-    assert str(path) in message
-    assert "no such file" in message
+    make, said = NO_FILES[made]
+    make(tmp_path / "x.pth.tar")
+    assert refused(load, str(tmp_path / "x.pth.tar")) == f"{tmp_path}/{said}"
+
+
+def test_of_a_run_s_folder_its_newest_checkpoint_is_named(checkpoints, tmp_path):
+    last = tmp_path / LAST
+    last.symlink_to("nowhere")
+    assert str(last) not in refused(load, str(tmp_path))
+    checkpoints.save(content())
+    assert refused(load, f"{tmp_path}/") == f"{tmp_path}/ is a folder: expected a checkpoint file, such as {last}"

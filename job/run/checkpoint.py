@@ -121,13 +121,12 @@ def write(content: dict, path: str) -> None:
 
 
 def load(path: str) -> dict:
-    """Return a checkpoint file's content on the CPU. RunError: missing, cut short, damaged, or holding code.
+    """Return a checkpoint file's content on the CPU. RunError: missing, no file, cut short, damaged, or holding code.
 
     Only tensors, numbers, text and containers are read (`weights_only`): loading cannot run code. Nor can a small file take
     a large memory, be it here (an array of zeros is a few bytes of a pickle) or where a tensor that repeats one value is copied.
     """
-    if not os.path.isfile(path):
-        raise RunError(f"{path}: no such file; expected a checkpoint")
+    check_is_file(path)
     try:
         most = 2 * os.path.getsize(path) + ROOM
         with at_most(most):
@@ -148,6 +147,16 @@ def load(path: str) -> dict:
     if not isinstance(content, dict):
         raise RunError(f"{path} holds a {type(content).__name__}: expected a checkpoint, a dictionary of tensors")
     return content
+
+
+def check_is_file(path: str) -> None:
+    """RunError: nothing is there, or no file; for a run's folder it names the newest checkpoint in it."""
+    if os.path.isdir(path):
+        last = os.path.join(path, LAST)
+        raise RunError(f"{path} is a folder: expected a checkpoint file" + f", such as {last}" * os.path.isfile(last))
+    if not os.path.isfile(path):
+        what = "no regular file" if os.path.exists(path) else "no such file"
+        raise RunError(f"{path}: {what}; expected a checkpoint")
 
 
 def check_size(content: object, most: int) -> None:

@@ -119,7 +119,7 @@ FILES = {
     "a pointer.pth": (written(LFS), "Git LFS", "git lfs pull"),
     "zeros.pth": (written(bytes(9999)), "no checkpoint"),
     "an archive.pth": (written(b"PK\x03\x04" + bytes(999)), "damaged, or cut short"),
-    "a folder.pth": (lambda path: path.mkdir(), "a folder", "expected a checkpoint"),
+    "a folder.pth": (lambda path: path.mkdir(), "is a folder", "expected a checkpoint file"),
     "a pipe.pth": (os.mkfifo, "no regular file", "expected a checkpoint"),
     "a loop.pth": (lambda path: path.symlink_to(path), "no such file"),
     "no one's.pth": (lambda path: path.touch(0), "Permission denied"),
