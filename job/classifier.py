@@ -59,6 +59,10 @@ class Classifier:
         """The frozen tensors, by name."""
         return {name: value for name, value in self.net.state_dict().items() if not name.startswith("fc.")}
 
+    def common(self) -> dict[str, torch.Tensor]:
+        """All that is the same on every worker, by name. The frozen network too: the features of one that is wrong train all."""
+        return agreement.shared(self.net, self.optimizer)
+
 
 def build(config: LinearConfig, run: Run) -> Classifier:
     """Build a classification's parts; what --pretrained says of network and crop is put into `config`.
@@ -170,8 +174,7 @@ def save(classifier: Classifier, epoch: int, step: int, is_best: bool) -> None:
     """Save a classifier of which `epoch` epochs and `step` steps of the next are done. A collective."""
     run = classifier.run
     check_finite(classifier.net.fc.parameters(), epoch, step)
-    common = agreement.shared(classifier.net, classifier.optimizer)
-    agreement.check(common, f"after epoch {epoch}, step {step}, and are not saved")
+    agreement.check(classifier.common(), f"after epoch {epoch}, step {step}, and are not saved")
 
     def write() -> None:
         content = {

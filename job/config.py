@@ -21,7 +21,7 @@ RETIRED = {
     "--gpu": "each worker takes the GPU of its local rank; choose some with CUDA_VISIBLE_DEVICES",
     "--start-epoch": "a checkpoint knows its epoch and step; use `--resume auto`",
 }
-WITHOUT_EFFECT = {"resume", "config", "out", "workers", "print_freq", "tensorboard"}  # on what is computed
+WITHOUT_EFFECT = {"resume", "config", "out", "workers", "check_every", "print_freq", "tensorboard"}  # on what is computed
 LOADERS = "data loading processes of each worker (-1: as many as it has cores; 0: none)"
 
 
@@ -120,6 +120,7 @@ class LinearConfig:
     resume: str = option("", "auto: go on from the newest checkpoint in --out, if any; or a checkpoint's path")
     save_every: str = option("1", "epochs between checkpoints; or steps, as in 500steps", parse=parse_save_every)
     keep: int = option(2, "checkpoints kept, beside the best", at_least=1)
+    check_every: int = option(100, "steps between checks that the workers still have the same network", at_least=1)
     print_freq: int = option(10, "steps between lines where there is no terminal", "-p", at_least=1)
     tensorboard: bool = option(False, "write event files for TensorBoard, to tensorboard/ in the run's folder")
     max_bad_images: int = option(100, "undecodable images after which the run fails", at_least=0)

@@ -22,6 +22,7 @@ from job.data.views import CentreViews, loader
 from job.errors import RunError
 from job.journal import ClassifierJournal, Journal
 from job.knn import knn_accuracy
+from job.run import agreement
 from job.run.checkpoint import LAST
 from job.run.memory import give_back
 from job.run.run import Run
@@ -125,6 +126,8 @@ def train_epoch(parts: Classifier, batches: Iterator, journal: Journal, epoch: i
         journal.step(step, sums)
         if sums["undecodable"]:
             run.note_bad_images(undecodable, config.max_bad_images, len(parts.train), parts.train.root)
+        if (epoch * parts.steps + step + 1) % config.check_every == 0:
+            agreement.check(parts.common(), f"after epoch {epoch}, step {step + 1}")
         if sums["stop"] or (step + 1 < parts.steps and save_at(epoch, step + 1, parts.steps)):
             classifier.save(parts, epoch, step + 1, is_best=False)
         if sums["stop"]:

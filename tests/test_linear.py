@@ -1,6 +1,7 @@
 """Whole runs of the linear classifier: against an implementation of its own, at any number of workers, and errors."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision import models, transforms
 
-from runs import errors_of
+from runs import FLIP, errors_of
 from job.classifier import different
 from job.data import seeds
 from job.data.digits import write_digits
@@ -216,6 +217,26 @@ def test_a_run_killed_and_then_signalled_resumes_to_the_same_bytes(start_job, tr
     assert different(one["state_dict"], other["state_dict"]) == ""
     momenta = [[part["momentum_buffer"] for part in content["optimizer"]["state"].values()] for content in (one, other)]
     assert len(momenta[0]) == 2 and all(torch.equal(*pair) for pair in zip(*momenta, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("check_every", "save_every", "said"),
+    [(3, "2steps", "after epoch 0, step 3: 1 of "), (99, 9, "after epoch 1, step 0, and are not saved: 1 of ")],
+)
+def test_a_bit_that_flips_on_one_worker_ends_the_run_and_is_not_saved(
+    start_job, labelled, pretrained, tmp_path, monkeypatch, check_every, save_every, said
+):
+    """At the next check, or at the next save if that comes first."""
+    (tmp_path / "sitecustomize.py").write_text(FLIP)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    options = [labelled, *SMALL, "--pretrained", pretrained, "--check-every", check_every, "--save-every", save_every]
+    job = start_job(2, tmp_path / "run", options, "job.linear")
+    output = job.finish()
+    assert job.process.returncode != 0
+    assert output.count(f"the workers' networks are not the same {said}") == 1, output
+    assert "the first is fc.bias, where worker 1 has other bytes than worker 0" in output
+    saved = ["checkpoint_0000_000002.pth.tar"] if save_every == "2steps" else []
+    assert [path.name for path in job.folder.glob("checkpoint_*")] == saved
 
 
 def test_the_crop_and_the_network_follow_the_pretraining(labelled, pretrained, tmp_path):

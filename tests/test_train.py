@@ -10,7 +10,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from runs import differences, errors_of
+from runs import FLIP, differences, errors_of
 from moco.model import MoCo
 
 SMALL = "-a resnet18 --image-size 32 --batch-size 8 --epochs 2 --moco-k 20 --mlp --moco-t 0.2 --aug-plus --cos".split()
@@ -286,22 +286,6 @@ def test_an_error_is_said_once_by_all_workers_together(start_job, images, tmp_pa
     assert output.count("--batch-size 7 cannot be shared equally by 2 workers: choose 6 or 8") == 1
     assert "Exit code: 2" in output
     assert not job.folder.exists()
-
-
-FLIP = """
-import os
-if os.environ.get("HOROVOD_RANK") == "1":
-    import torch
-    step, done = torch.optim.SGD.step, []
-
-    def flipping(self, *arguments, **named):
-        step(self, *arguments, **named)
-        done.append(0)
-        if len(done) == 3:
-            self.param_groups[0]["params"][5].detach().view(-1).view(torch.int32)[0] ^= 1 << 16  # later steps keep it
-
-    torch.optim.SGD.step = flipping
-"""
 
 
 @pytest.mark.parametrize(
