@@ -138,8 +138,12 @@ class Run:
 
         RunError, on all: rank 0's log could not be written meanwhile.
         """
-        numbers = [*values.values(), self.log.failure is not None]
-        mine = torch.stack([torch.as_tensor(number, dtype=torch.float64).detach().cpu() for number in numbers])
+        given = [*values.values(), self.log.failure is not None]
+        numbers = [torch.as_tensor(number, dtype=torch.float64).detach() for number in given]  # () each
+        mine = torch.empty(len(numbers), dtype=torch.float64)
+        for device in {number.device for number in numbers}:  # one copy from each: it waits for all that is under way there
+            places = [place for place, number in enumerate(numbers) if number.device == device]
+            mine[places] = torch.stack([numbers[place] for place in places]).cpu()
         *sums, failed = hvd.allreduce(mine, op=hvd.Sum, name="total").tolist()
         if failed:
             self.on_first(self.log.check)
