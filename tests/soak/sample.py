@@ -26,7 +26,8 @@ def sample(launcher: int, metrics: Path) -> list[dict]:
     """Return a dict a worker; none while the run starts, or where a worker ends in between.
 
     epoch, step: of the last step that was recorded when the sample was complete; None if an epoch has ended meanwhile.
-    rss_mb: memory of the worker itself; tree_mb: with all processes below it, what they share counted once (PSS).
+    rss_mb: memory of the worker itself; tree_mb: what it and each process below it have to themselves (USS). What is shared is
+    not in it: its part of that (PSS) grows and falls by 25 MB as other programs begin and end that have torch loaded too.
     """
     begun, before = time.time(), place(metrics)
     try:
@@ -46,7 +47,7 @@ def hold(worker: psutil.Process) -> dict:
         memory, spent = worker.memory_full_info(), worker.cpu_times()
     return {
         "rss_mb": memory.rss / 1e6,
-        "tree_mb": (memory.pss + sum(process.memory_full_info().pss for process in below)) / 1e6,
+        "tree_mb": (memory.uss + sum(process.memory_full_info().uss for process in below)) / 1e6,
         "files": worker.num_fds(),
         "threads": worker.num_threads(),
         "processes": len(below),

@@ -10,7 +10,10 @@ STEPS, EPOCHS = 44, 40
 
 
 def run(leak=0.0, files=0, slower=0.0, noise=0.02):
-    """Samples and records of an hour in which memory grows by `leak` MB, files by so many, and steps take `slower` times more."""
+    """Samples and records of an hour in which memory grows by `leak` MB, files by so many, and steps take `slower` times more.
+
+    In every fifth sample a batch is under way, with a file of its own; later in the run with two.
+    """
     numbers = random.Random(0)
     samples, records = [], []
     for epoch in range(EPOCHS):
@@ -20,7 +23,8 @@ def run(leak=0.0, files=0, slower=0.0, noise=0.02):
             records.append({"epoch": epoch, "step": step, "images_per_s": 1 / took})
             if step % 4 == 0:
                 held = {"rss_mb": 800 + leak * share + numbers.gauss(0, 5), "tree_mb": 1500 + numbers.gauss(0, 5)}
-                held |= {"files": 60 + int(files * share), "threads": 12, "processes": 3, "cpu_s": sum_cpu(share, slower)}
+                batch = (len(samples) % 5 == 0) * (1 + (share > 0.7))
+                held |= {"files": 60 + int(files * share) + batch, "threads": 12, "processes": 3, "cpu_s": sum_cpu(share, slower)}
                 samples += [{"time": 3600 * share, "epoch": epoch, "step": step, "rank": rank, **held} for rank in (0, 1)]
         away = {"rss_mb": 3000, "tree_mb": 9000, "files": 99, "threads": 99, "processes": 9, "cpu_s": 0.0}  # a refresh
         samples += [{"time": 3600 * share, "epoch": epoch, "step": STEPS - 1, "rank": rank, **away} for rank in (0, 1)]
