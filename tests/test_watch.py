@@ -242,6 +242,13 @@ def test_an_end_that_is_years_away_has_its_year(tmp_path):
     assert re.search(rf"1157 d .* left, until \d\d \w+ {year}$", watch(run).stdout, re.MULTILINE)
 
 
+def test_an_epoch_that_none_can_be_makes_no_bar_of_that_length(tmp_path):
+    run = write_run(tmp_path / "run")
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(record(20) | {"epoch": -(10**9)}) + "\n")
+    assert max(map(len, watch(run).stdout.splitlines())) < 200
+
+
 NUMBERS = st.one_of(st.integers(), st.floats(), st.sampled_from([0, 1, 4]))
 NAMES = (
     "steps epoch step stage loss contrastive distillation accuracy top1 lr images_per_s data_wait changed cost_after knn val_top1"

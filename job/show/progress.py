@@ -182,7 +182,8 @@ class Progress:
     def share(self) -> float:
         """The share of all steps that are done, 0 to 1."""
         epoch, step, steps = self.place
-        return min(1.0, (epoch + (step / steps if steps else 0)) / (self.option("epochs") or 1)) if self.option("epochs") else 0.0
+        share = (epoch + (step / steps if steps else 0)) / (self.option("epochs") or 1) if self.option("epochs") else 0.0
+        return min(1.0, max(0.0, share))  # damaged records may have any epoch
 
     @property
     def step_seconds(self) -> float:
