@@ -26,10 +26,10 @@ def figures(samples: list[dict], records: list[dict]) -> dict[str, dict]:
             values = [one[name] for one in flat]
             bound = max(GROWTH_MB, GROWTH * statistics.median(values))
             found[f"rank {rank} {name} growth"] = entry(growth([one["time"] for one in flat], values), bound)
-        for name in ("files", "threads", "processes"):
-            # The least of a third: what is left open stays, where batches that are under way hold files of their own.
+        # Of files the least of a third: what is left open stays, where batches that are under way hold some of their own.
+        for name, held in (("files", min), ("threads", max), ("processes", max)):
             first, last = thirds([one[name] for one in flat])
-            found[f"rank {rank} {name} growth"] = entry(min(last) - min(first), 0)
+            found[f"rank {rank} {name} growth"] = entry(held(last) - held(first), 0)
         found[f"rank {rank} CPU s a step, ratio"] = ratio(cpu_seconds(flat))
     found["s a step, ratio"] = ratio(step_seconds(records))
     return found

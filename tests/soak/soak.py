@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -42,7 +43,10 @@ def main() -> None:
     report = circumstances(quick=False) | {"minutes": options.minutes, "options": OPTIONS}
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         samples, records = train(Path(folder), options.minutes, options.every)
-    figures = drift.figures(samples, records)
+    try:
+        figures = drift.figures(samples, records)
+    except statistics.StatisticsError:
+        sys.exit(f"--minutes {options.minutes:g}: too few samples to tell growth from noise; expected more minutes")
     report |= {"load_after": os.getloadavg()[0], "figures": figures, "series": drift.series(samples, records)}
     options.results.mkdir(exist_ok=True)
     path = options.results / f"{report['date']}.json"
