@@ -1,0 +1,1 @@
+"""The study: whether a matched student learns better features than the same student alone."""

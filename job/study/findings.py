@@ -1,0 +1,83 @@
+"""What a study's records say: whether a comparison means anything, and what beats what by more than the spread over seeds."""
+
+import dataclasses
+import statistics
+from collections.abc import Iterable
+from typing import Any
+
+from job.study.plan import ALONE, MGD, TEACHER, UNTRAINED
+
+MEASURES = {"knn": "k-NN", "linear": "linear"}
+LEAST = 5.0  # points by which a condition is to hold
+RANDOM = "random"
+NAMES = {UNTRAINED: "the untrained student", ALONE: "the student alone", TEACHER: "the teacher", MGD: "MGD"}
+NAMES |= {RANDOM: "MGD with a random matching"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """A set's accuracies in percent by one measure: {arm: one a seed}."""
+
+    measure: str
+    by_arm: dict[str, list[float]]
+
+    @classmethod
+    def of(cls, measure: str, records: Iterable[dict[str, Any]]) -> "Scores":
+        """The scores of a set's records."""
+        found: dict[str, list[float]] = {}
+        for record in sorted(records, key=lambda record: record["seed"]):
+            found.setdefault(record["arm"], []).append(record[measure])
+        return cls(MEASURES[measure], found)
+
+    def mean(self, arm: str) -> float:
+        """The mean over seeds."""
+        return statistics.fmean(self.by_arm[arm])
+
+    def spread(self, arm: str) -> float:
+        """The standard deviation over seeds, of a sample of them; 0 where there is one, as of a teacher."""
+        values = self.by_arm[arm]
+        return statistics.stdev(values) if len(values) > 1 else 0.0
+
+    def lead(self, arm: str, other: str) -> float:
+        """By how many points an arm's mean is above another's."""
+        return self.mean(arm) - self.mean(other)
+
+    def noise(self, arm: str, other: str) -> float:
+        """The larger spread of the two: a lead that is no larger is none."""
+        return max(self.spread(arm), self.spread(other))
+
+    def beats(self, arm: str, other: str) -> bool:
+        """Whether an arm's lead over another is larger than the spread over seeds."""
+        return self.lead(arm, other) > self.noise(arm, other)
+
+    def conditions(self) -> list[tuple[str, bool]]:
+        """The two conditions without which a comparison means nothing, each in words and whether it holds."""
+        return [self.condition(ALONE, UNTRAINED), self.condition(TEACHER, ALONE)]
+
+    def condition(self, arm: str, other: str) -> tuple[str, bool]:
+        """That an arm is above another by LEAST or more, in words and whether it holds."""
+        lead = self.lead(arm, other)
+        means = f"{self.mean(arm):.1f} against {self.mean(other):.1f}"
+        return f"{NAMES[arm]} above {NAMES[other]} by {lead:+.1f} points ({means}); expected {LEAST:g} or more", lead >= LEAST
+
+    def mean_anything(self) -> bool:
+        """Whether both conditions hold."""
+        return all(holds for _, holds in self.conditions())
+
+    def claims(self) -> list[tuple[str, bool]]:
+        """The method's claim in parts, each in words and whether it holds: what helps is MGD, and of it the solved matching."""
+        return [self.claim(MGD, ALONE, True), self.claim(RANDOM, ALONE, False), self.claim(MGD, RANDOM, True)]
+
+    def claim(self, arm: str, other: str, expected: bool) -> tuple[str, bool]:
+        """That an arm beats another, or, where that is not `expected`, that it does not."""
+        beats = self.beats(arm, other)
+        verb = "beats" if beats else "does not beat"
+        lead = f"{self.lead(arm, other):+.1f} points, spread over seeds {self.noise(arm, other):.1f}"
+        return f"{NAMES[arm]} {verb} {NAMES[other]}: {lead}", beats is expected
+
+    def verdict(self) -> str:
+        """What follows, in a sentence."""
+        if not self.mean_anything():
+            return f"{self.measure}: no comparison means anything here, as a condition does not hold"
+        shown = all(holds for _, holds in self.claims())
+        return f"{self.measure}: the claim is {'shown' if shown else 'not shown'} here"

@@ -1,0 +1,62 @@
+"""How far a study is, and how long it will take, from the first minute on."""
+
+import time
+from collections.abc import Collection, Iterable
+
+from torchvision.models import get_model_weights
+
+from job.errors import RunError
+from job.show.panel import span
+from job.show.progress import Progress
+from job.study.plan import Unit
+from job.study.units import Bench
+
+
+class Pace:
+    """The work of a study's units, in passes of a network through it, and how fast it goes since this was made."""
+
+    def __init__(self, bench: Bench, records: Collection[Unit]):
+        self.bench, self.begun = bench, time.monotonic()
+        self.images = {name: sum(1 for _ in (bench.out / "data" / name).glob("train/*/*")) for name in bench.plan.questions}
+        self.all = sum(map(self.work, bench.plan.units))
+        self.before = self.done((unit for unit in bench.plan.units if unit not in records), records)
+
+    def work(self, unit: Unit) -> float:
+        """A unit's work, by its networks' operations: a key, a query, twice that back; the teacher's; what measures it."""
+        options = unit.resolved()
+        passes = 0.0
+        if unit.train:
+            passes = 4 * operations(options["job.train"]["arch"])
+            if unit.guided:
+                passes += operations(self.bench.teachers[unit.set].train["arch"])
+            passes *= options["job.train"]["epochs"]
+        passes += operations(unit.train.get("arch") or options["job.linear"]["arch"]) * (options["job.linear"]["epochs"] + 1)
+        return passes * self.images[unit.set]
+
+    def done(self, begun: Iterable[Unit], records: Collection[Unit]) -> float:
+        """The work that is done: of units with records, and of those that are `begun`, as far as their runs' files tell."""
+        return sum(map(self.work, records)) + sum(self.work(unit) * self.share(unit) for unit in begun)
+
+    def share(self, unit: Unit) -> float:
+        """The share of a unit's training that is done."""
+        try:
+            progress = Progress(self.bench.folder(unit) / "train")
+            progress.update()
+            return 0.99 * progress.share
+        except RunError:
+            return 0.0
+
+    def line(self, running: Iterable[Unit], records: Collection[Unit]) -> str:
+        """How far it is, in a line."""
+        running = list(running)
+        done, passed = self.done(running, records), time.monotonic() - self.begun
+        names = ", ".join(f"{unit.name} {100 * self.share(unit):.0f} %" for unit in running) or "nothing"
+        left = (self.all - done) * passed / (done - self.before) if done > self.before else None
+        return f"{100 * done / self.all:.0f} % done, running {names}; " + (
+            f"about {span(left)} left" if left is not None else "time left not known yet"
+        )
+
+
+def operations(arch: str) -> float:
+    """A network's multiplications for an image, in units of 10^9 at 224 pixels."""
+    return next(iter(get_model_weights(arch))).meta["_ops"]

@@ -1,0 +1,186 @@
+"""What a study trains: a form's sets, seeds and options, and the questions, as a list of units."""
+
+import dataclasses
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from job.config import WITHOUT_EFFECT, LinearConfig, read_config
+from job.errors import RunError
+from job.options import flag
+from job.study.data import SETS
+
+TEACHER, UNTRAINED, ALONE, MGD = "teacher", "untrained", "alone", "mgd"
+KEYS = {"about", "device", "at_once", "seeds", "train", "teacher", "student", "linear", "sets"}
+SET_KEYS = {"questions", "train", "teacher", "student"}
+PLACES = WITHOUT_EFFECT | {"data", "teacher", "pretrained"}  # where things lie, and what no result depends on
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """One network of a study, from its first weights to its accuracies.
+
+    train: options of job.train, none for an untrained network; linear: of job.linear. Neither names files.
+    """
+
+    set: str
+    arm: str
+    seed: int
+    train: dict[str, Any]
+    linear: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Its name, and that of its folder: clipart/mgd-0."""
+        return f"{self.set}/{re.sub('[^a-z0-9.]+', '-', self.arm.lower())}-{self.seed}"
+
+    @property
+    def guided(self) -> bool:
+        """Whether it has a teacher."""
+        return self.arm not in (TEACHER, UNTRAINED, ALONE)
+
+    def resolved(self) -> dict[str, dict[str, Any]]:
+        """All options that its results follow from, those included that have their defaults. RunError: some are wrong."""
+        found = {}
+        for program, options, kind in (("job.train", self.train, None), ("job.linear", self.linear, LinearConfig)):
+            try:
+                config = read_config(["DATA", *words(options)], program, *([kind] if kind else []))
+            except RunError as error:
+                raise RunError(f"{self.name}: {program}: {error}") from None
+            found[program] = {name: value for name, value in dataclasses.asdict(config).items() if name not in PLACES}
+        return found if self.train else {"job.linear": found["job.linear"]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A question about a set's students. answers: {answer: the arm that gives it}."""
+
+    name: str
+    asks: str
+    answers: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A form, and the questions it asks of its sets: {set: its questions}. units: in the order in which they are trained."""
+
+    form: str
+    about: str
+    device: str
+    at_once: int
+    seeds: list[int]
+    questions: dict[str, list[Question]]
+    units: list[Unit]
+
+
+def read_plan(form: str) -> Plan:
+    """Return the plan of a form, a YAML file or the name of one of this package's. RunError: it is wrong somewhere."""
+    content = read_form(form)
+    asked = yaml.safe_load(resources.files("job.study").joinpath("questions.yaml").read_text())
+    questions, units = {}, []
+    for name, options in content["sets"].items():
+        wanted = list(asked["questions"]) if options.get("questions") == "all" else options.get("questions") or []
+        if unknown := set(wanted) - set(asked["questions"]):
+            raise RunError(
+                f"{form}: {name}: no question {min(unknown)!r}; expected all, or some of {', '.join(asked['questions'])}"
+            )
+        arms = {MGD: asked["mgd"]} | {arm: asked["mgd"] | changes for arm, changes in asked["controls"].items()}
+        questions[name] = [ask(key, asked["questions"][key], asked["mgd"], arms) for key in wanted]
+        units += list_units(name, content, {UNTRAINED: {}, ALONE: {}, **arms})
+    plan = Plan(Path(form).stem, content["about"], content["device"], content["at_once"], content["seeds"], questions, units)
+    check_unlike(plan)
+    return plan
+
+
+def ask(name: str, question: dict, base: dict, arms: dict[str, dict]) -> Question:
+    """Return a question. arms: {arm: its options}, to which are added those that its answers need beside them."""
+    answers = {}
+    for answer, changes in question["answers"].items():
+        options = base | changes
+        same = [arm for arm, others in arms.items() if others == options]
+        answers[answer] = same[0] if same else f"{name} {answer}"
+        arms[answers[answer]] = options
+    return Question(name, question["asks"], answers)
+
+
+def list_units(name: str, content: dict, arms: dict[str, dict]) -> list[Unit]:
+    """The units of a set: its teacher first, then seed by seed what a verdict needs, then the rest."""
+    own, seeds = content["sets"][name], content["seeds"]
+
+    def unit(arm: str, seed: int, options: dict) -> Unit:
+        role = TEACHER if arm == TEACHER else "student"
+        train = content["train"] | own.get("train", {}) | content[role] | own.get(role, {}) | options | {"seed": seed}
+        linear = content["linear"] | {"seed": seed}
+        if arm == UNTRAINED:
+            linear |= {key: train[key] for key in ("arch", "stem", "image_size") if key in train}
+            train = {}
+        return Unit(name, arm, seed, train, linear)
+
+    return [unit(TEACHER, seeds[0], {})] + [unit(arm, seed, options) for arm, options in arms.items() for seed in seeds]
+
+
+def check_unlike(plan: Plan) -> None:
+    """RunError: two units of a set and seed are the same network, so that comparing them tells nothing; or have one name."""
+    seen: dict[str, str] = {}
+    for unit in plan.units:
+        for mark in (f"{unit.set} {unit.seed} {unit.guided} {unit.resolved()}", unit.name):
+            if mark in seen:
+                raise RunError(
+                    f"{unit.set}: {unit.arm!r} and {seen[mark]!r} are the same: an answer without options is mgd itself"
+                )
+            seen[mark] = unit.arm
+
+
+def words(options: dict[str, Any]) -> list[str]:
+    """A command line's words for options: {"moco_k": 256, "mlp": True} -> --moco-k 256 --mlp."""
+    found = []
+    for name, value in options.items():
+        if isinstance(value, bool):
+            found.append(flag(name) if value else flag(name).replace("--", "--no-", 1))
+        else:
+            found += [flag(name), *map(str, value if isinstance(value, list) else [value])]
+    return found
+
+
+def read_form(form: str) -> dict[str, Any]:
+    """Return a form's content, checked but for the programs' options. RunError: it is none."""
+    own = {
+        path.name.removesuffix(".yaml"): path for path in resources.files("job.study").iterdir() if path.name.endswith(".yaml")
+    }
+    own.pop("questions")
+    try:
+        text = own[form].read_text() if form in own else Path(form).read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+    except OSError as error:
+        raise RunError(f"{form}: {error.strerror}; expected a form, a YAML file, or one of {', '.join(sorted(own))}") from None
+    except (ValueError, yaml.YAMLError) as error:
+        raise RunError(f"{form}: not YAML: {' '.join(str(error).split())}") from None
+    check_form(form, content)
+    return content
+
+
+def check_form(form: str, content: Any) -> None:
+    """RunError: a form lacks something, or has what no form has."""
+
+    def expect(holds: bool, key: str, expected: str) -> None:
+        if not holds:
+            raise RunError(f"{form}: {key}: expected {expected}")
+
+    expect(isinstance(content, dict) and content.keys() == KEYS, "keys", ", ".join(sorted(KEYS)))
+    expect(content["device"] in ("cpu", "gpu"), f"device {content['device']!r}", "cpu or gpu")
+    at_once = content["at_once"]
+    expect(type(at_once) is int and at_once > 0, f"at_once {at_once!r}", "a whole number from 1 on")
+    seeds = content["seeds"]
+    whole = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
+    expect(whole and len(seeds) > 1 and len(set(seeds)) == len(seeds), f"seeds {seeds!r}", "two whole numbers or more, each once")
+    for key in ("train", "teacher", "student", "linear", "sets"):
+        expect(isinstance(content[key], dict), key, "a mapping, such as {epochs: 4}")
+    expect(bool(content["sets"]), "sets", f"one or more of {', '.join(SETS)}")
+    for name, own in content["sets"].items():
+        expect(name in SETS, f"sets: {name!r}", f"one or more of {', '.join(SETS)}")
+        expect(isinstance(own, dict) and own.keys() <= SET_KEYS, f"sets: {name}", f"a mapping of {', '.join(sorted(SET_KEYS))}")
+        for key in SET_KEYS - {"questions"}:
+            expect(isinstance(own.get(key, {}), dict), f"sets: {name}: {key}", "a mapping, such as {epochs: 4}")

@@ -1,0 +1,105 @@
+"""A study's results as text: conditions, verdicts, a table for each question, and the commands that gave them."""
+
+import importlib.metadata
+import platform
+import re
+import time
+from typing import Any
+
+import psutil
+import torch
+
+from job.study.findings import MEASURES, Scores
+from job.study.plan import ALONE, MGD, TEACHER, UNTRAINED, Plan, Question
+
+Records = list[dict[str, Any]]
+
+
+def write(plan: Plan, records: Records, pictures: dict[str, str]) -> str:
+    """Return the report, in Markdown. records: one of every unit. pictures: {set: a picture's file name}."""
+    hours = sum(record["seconds"] for record in records) / 3600  # of commands, of which several may go at once
+    seeds = ", ".join(map(str, plan.seeds))
+    lines = [
+        f"# Results of {plan.about}",
+        "",
+        f"{len(records)} networks, seeds {seeds}; {hours:.1f} hours of commands, {plan.at_once} at a time; "
+        f"finished {time.strftime('%Y-%m-%d')} on {circumstances()}.",
+        "Accuracies are top-1 in percent on held-out images, means over seeds ± their standard deviation. A lead counts where it "
+        "is larger than the larger deviation of the two. The settings were not tuned on other images than these.",
+    ]
+    for name, questions in plan.questions.items():
+        lines += ["", *describe_set(name, [record for record in records if record["set"] == name], questions)]
+        lines += ["", f"![{name}: accuracies of each seed and their means]({pictures[name]})"]
+    return "\n".join([*lines, "", *describe_commands(records)]) + "\n"
+
+
+def describe_set(name: str, records: Records, questions: list[Question]) -> list[str]:
+    """Conditions and verdicts of a set, by measure, then its tables."""
+    scores = [Scores.of(measure, records) for measure in MEASURES]
+    lines = [f"## {name}", ""]
+    for found in scores:
+        lines += [f"- **{found.verdict()}.**"]
+        lines += [f"  - condition {'holds' if holds else 'FAILS'}: {text}" for text, holds in found.conditions()]
+        lines += [f"  - {text}" for text, _ in found.claims()]
+    arms = {arm: arm for arm in (UNTRAINED, ALONE, TEACHER, MGD, *controls(records, questions))}
+    lines += ["", *table("network", arms, scores, records)]
+    for question in questions:
+        lines += ["", f"**{question.asks}**", "", *table(question.name, question.answers, scores, records)]
+    return lines
+
+
+def controls(records: Records, questions: list[Question]) -> list[str]:
+    """The arms that are no question's alone."""
+    asked = {f"{question.name} {answer}" for question in questions for answer in question.answers}
+    return [
+        arm for arm in dict.fromkeys(record["arm"] for record in records) if arm not in asked | {UNTRAINED, ALONE, TEACHER, MGD}
+    ]
+
+
+def table(title: str, arms: dict[str, str], scores: list[Scores], records: Records) -> list[str]:
+    """A table of arms. arms: {what a row is called: the arm}."""
+    head = [
+        title,
+        *(found.measure for found in scores),
+        *(f"{found.measure} over alone" for found in scores),
+        "distillation / contrastive",
+    ]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for shown, arm in arms.items():
+        cells = [
+            f"{found.mean(arm):.1f}" + (f" ± {found.spread(arm):.1f}" if len(found.by_arm[arm]) > 1 else "") for found in scores
+        ]
+        cells += ["" if arm == ALONE else f"{found.lead(arm, ALONE):+.1f}" for found in scores]
+        lines.append(f"| {' | '.join([shown, *cells, pull(arm, records)])} |")
+    return lines
+
+
+def pull(arm: str, records: Records) -> str:
+    """The distillation loss over the contrastive one in the first and the last epoch, of an arm that has a teacher."""
+    own = [record for record in records if record["arm"] == arm and record.get("pull_first")]
+    if not own:
+        return ""
+    first, last = (sum(record[name] for record in own) / len(own) for name in ("pull_first", "pull_last"))
+    return f"{first:.2g} to {last:.2g}"
+
+
+def describe_commands(records: Records) -> list[str]:
+    """The exact commands of the first seed of every arm; others have another --seed."""
+    lines = ["## Commands", "", "Of each network with the first seed; the others have another `--seed`.", ""]
+    first: dict[tuple[str, str], dict[str, Any]] = {}
+    for record in records:
+        first.setdefault((record["set"], record["arm"]), record)
+    for (name, arm), record in first.items():
+        lines += [f"{name}, {arm}:", "", *(f"    {command}" for command in record["commands"]), ""]
+    return lines
+
+
+def circumstances() -> str:
+    """Processor, cores, memory, GPU, and the versions that count."""
+    with open("/proc/cpuinfo") as file:
+        model = re.search(r"model name\s*: (.*)", file.read())
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    machine = [model[1] if model else platform.machine(), f"{psutil.cpu_count()} cores", *gpus]
+    machine.append(f"{psutil.virtual_memory().total / 2**30:.0f} GiB of memory")
+    versions = [f"{package} {importlib.metadata.version(package)}" for package in ("torch", "torchvision", "horovod")]
+    return f"{', '.join(machine)}, with {', '.join(versions)}"

@@ -1,0 +1,185 @@
+"""How a unit becomes a record: its commands, run one after the other, and what they leave in its folder."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from job.errors import RunError
+from job.run.files import write_whole
+from job.show.curves import read_run
+from job.study.plan import TEACHER, Plan, Unit, words
+
+KNN = re.compile(r"k-NN accuracy on \d+ images of .*: top-1 ([\d.]+) %")
+
+
+class Stopped(Exception):
+    """A signal has come, or another unit has failed."""
+
+
+@dataclasses.dataclass
+class Bench:
+    """Where units are trained: the study's folder, and the commands that are running there.
+
+    data: {set: a word for its images}.
+    """
+
+    plan: Plan
+    out: Path
+    data: dict[str, str]
+
+    def __post_init__(self) -> None:
+        self.stopping = threading.Event()
+        self.running: set[subprocess.Popen] = set()
+        self.lock = threading.Lock()
+        self.teachers = {unit.set: unit for unit in self.plan.units if unit.arm == TEACHER}
+
+    def folder(self, unit: Unit) -> Path:
+        """Where a unit's runs, output and record are."""
+        return self.out / unit.name
+
+    def identity(self, unit: Unit) -> dict[str, Any]:
+        """All that a unit's results follow from: resolved options, images, kind of device, its teacher."""
+        found = unit.resolved() | {"images": self.data[unit.set], "device": self.plan.device}
+        if unit.guided:
+            teacher = json.dumps(self.identity(self.teachers[unit.set]), sort_keys=True)
+            found["teacher"] = hashlib.sha256(teacher.encode()).hexdigest()[:16]
+        return found
+
+    def commands(self, unit: Unit) -> dict[str, list[str]]:
+        """A unit's commands: {what it tells: its words}."""
+        data, folder = str(self.out / "data" / unit.set), self.folder(unit)
+        linear = ["job.linear", data, *words(unit.linear)]
+        if not unit.train:
+            return {"k-NN": [*linear, "--knn"], "linear": [*linear, "--out", f"{folder}/linear", "--resume", "auto"]}
+        train = ["job.train", data, *words({"knn_every": unit.resolved()["job.train"]["epochs"]} | unit.train)]
+        if unit.guided:
+            train += ["--teacher", f"{self.folder(self.teachers[unit.set])}/train/last.pth.tar"]
+        linear += ["--pretrained", f"{folder}/train/last.pth.tar"]
+        return {
+            "train": [*train, "--out", f"{folder}/train", "--resume", "auto"],
+            "linear": [*linear, "--out", f"{folder}/linear", "--resume", "auto"],
+        }
+
+    def record(self, unit: Unit) -> dict[str, Any] | None:
+        """The record of a unit that was measured, or None. RunError: it is damaged, or of another unit under this name."""
+        path = self.folder(unit) / "record.json"
+        if not path.exists():
+            return None
+        try:
+            found = json.loads(path.read_text())
+            old, new = found["identity"], json.loads(json.dumps(self.identity(unit)))
+            float(found["knn"]), float(found["linear"]), float(found["seconds"])
+        except (ValueError, LookupError, TypeError) as error:
+            raise RunError(f"{path} is damaged ({error}): remove {path.parent}, which is then trained anew") from None
+        if old != new:
+            raise RunError(
+                f"{path} is of another {unit.name}: {difference(old, new)}; choose another --out, or remove {path.parent}, "
+                "which is then trained anew"
+            )
+        return found
+
+    def measure(self, unit: Unit) -> dict[str, Any]:
+        """Train a unit from where it was left, measure it and write its record. RunError: a command fails. Stopped: so it was."""
+        folder = self.folder(unit)
+        folder.mkdir(parents=True, exist_ok=True)
+        commands = self.commands(unit)
+        said = {step: self.run(step, command, folder) for step, command in commands.items()}
+        tries = [json.loads(line) for line in (folder / "tries.jsonl").read_text().splitlines()]
+        record = {
+            "unit": unit.name,
+            "set": unit.set,
+            "arm": unit.arm,
+            "seed": unit.seed,
+            **accuracies(folder, said),
+            "seconds": round(sum(one["seconds"] for one in tries), 1),  # of all tries
+            "tries": len(tries),
+            "commands": [self.shown(command) for command in commands.values()],
+            "identity": self.identity(unit),
+        }
+        write_whole(str(folder / "record.json"), (json.dumps(record, indent=1) + "\n").encode())
+        return record
+
+    def run(self, step: str, command: list[str], folder: Path) -> str:
+        """Run a command to its end, and return what it said. Stopped, or RunError, with the error's own line: it did not end."""
+        output = folder / "output.txt"
+        with open(output, "ab") as file:
+            start = file.tell()
+            begun = time.monotonic()
+            with self.lock:
+                if self.stopping.is_set():
+                    raise Stopped
+                process = subprocess.Popen(
+                    [sys.executable, "-m", *command], env=self.environment(), stdin=subprocess.PIPE, stdout=file,
+                    stderr=subprocess.STDOUT, start_new_session=True,
+                )  # fmt: skip
+                self.running.add(process)
+            process.wait()
+            with self.lock:
+                self.running.discard(process)
+        with open(folder / "tries.jsonl", "a") as file:
+            file.write(
+                json.dumps({"step": step, "seconds": round(time.monotonic() - begun, 1), "code": process.returncode}) + "\n"
+            )
+        said = output.read_bytes()[start:].decode(errors="backslashreplace")
+        whole = KNN.search(said) if step == "k-NN" else (folder / step / "complete").exists()
+        if process.returncode or not whole:
+            if self.stopping.is_set():
+                raise Stopped
+            lines = [line for line in said.splitlines() if "error: " in line] or said.splitlines()[-1:] or ["it said nothing"]
+            raise RunError(
+                f"{self.shown(command)} ended with {process.returncode}: {lines[-1].strip()}; all it said is in {output}"
+            )
+        return said
+
+    def environment(self) -> dict[str, str]:
+        """This process's, in which a command ends when this process does, and sees a GPU where the form wants one."""
+        hidden = {"CUDA_VISIBLE_DEVICES": ""} if self.plan.device == "cpu" else {}
+        return dict(os.environ) | hidden | {"MGD_LIFELINE": "stdin"}
+
+    def shown(self, command: list[str]) -> str:
+        """A command as a person would type it."""
+        hidden = "CUDA_VISIBLE_DEVICES= " if self.plan.device == "cpu" else ""
+        return hidden + shlex.join(["python", "-m", *command])
+
+    def stop(self) -> None:
+        """Let what is running save and end, and start nothing more."""
+        self.stopping.set()
+        with self.lock:
+            for process in self.running:
+                process.send_signal(signal.SIGUSR2)
+
+
+def accuracies(folder: Path, said: dict[str, str]) -> dict[str, float]:
+    """A unit's accuracies in percent, and the distillation loss over the contrastive one in its first and last epoch."""
+    found: dict[str, float] = {}
+    if "k-NN" in said:
+        found["knn"] = float(KNN.findall(said["k-NN"])[-1])
+    else:
+        history = read_run(folder / "train")
+        found["knn"] = round(history.knn[-1]["knn"], 2)
+        steps = history.steps
+        for name, epoch in (("pull_first", steps["epoch"][0]), ("pull_last", steps["epoch"][-1])):
+            of = steps["epoch"] == epoch
+            found[name] = round(float(steps["distillation"][of].sum() / steps["contrastive"][of].sum()), 4)
+    return found | {"linear": round(read_run(folder / "linear").validation[-1]["val_top1"], 2)}
+
+
+def difference(old: dict[str, Any], new: dict[str, Any], path: str = "") -> str:
+    """In words, the first thing in which two identities differ."""
+    for name in sorted(old.keys() | new.keys()):
+        before, now = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(now, dict) and before != now:
+            return difference(before, now, f"{path}{name} ")
+        if before != now:
+            return f"{path}{name} was {before}, now {now}"
+    return "nothing differs"
