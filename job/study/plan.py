@@ -79,7 +79,7 @@ class Plan:
 def read_plan(form: str) -> Plan:
     """Return the plan of a form, a YAML file or the name of one of this package's. RunError: it is wrong somewhere."""
     content = read_form(form)
-    asked = yaml.safe_load(resources.files("job.study").joinpath("questions.yaml").read_text())
+    asked = read_questions()
     questions, units = {}, []
     for name, options in content["sets"].items():
         wanted = list(asked["questions"]) if options.get("questions") == "all" else options.get("questions") or []
@@ -143,6 +143,11 @@ def words(options: dict[str, Any]) -> list[str]:
         else:
             found += [flag(name), *map(str, value if isinstance(value, list) else [value])]
     return found
+
+
+def read_questions() -> dict[str, Any]:
+    """The content of questions.yaml."""
+    return yaml.safe_load(resources.files("job.study").joinpath("questions.yaml").read_text())
 
 
 def read_form(form: str) -> dict[str, Any]:

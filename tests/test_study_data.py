@@ -1,0 +1,101 @@
+"""The study's image folders."""
+
+import hashlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from job.data.folders import scan, scan_validation
+from job.errors import RunError
+from job.study import data
+
+
+@pytest.fixture(scope="module")
+def mnist(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sets") / "mnist"
+    data.prepare("mnist", folder, lambda line: None)
+    return folder
+
+
+def test_mnist_is_whole_and_split_by_name(mnist):
+    train = scan(str(mnist), "train")
+    val = scan_validation(str(mnist), train)
+    assert len(train) + len(val) == 5000 and train.classes == [str(digit) for digit in range(10)]
+    assert 800 < len(val) < 1200
+    counts = np.bincount(np.concatenate([train.labels, val.labels]))
+    assert counts.tolist() == [500] * 10
+    assert train.read(0)[0].shape == (28, 28, 3)
+
+
+def test_what_is_there_is_not_made_again(mnist):
+    said = []
+    before = data.digest(mnist)
+    data.prepare("mnist", mnist, said.append)
+    assert not said and data.digest(mnist) == before
+
+
+def test_a_digest_tells_other_images(tmp_path):
+    words = set()
+    for name, size in (("a", 3), ("b", 3), ("b", 30)):
+        folder = tmp_path / f"{name}{size}"
+        (folder / "train" / "x").mkdir(parents=True)
+        (folder / "train" / "x" / name).write_bytes(b"0" * size)
+        words.add(data.digest(folder))
+    assert len(words) == 3
+
+
+@pytest.fixture(scope="module")
+def clipart(tmp_path_factory):
+    """A folder as openclipart's: a category that is large enough, one that is not, one whose files cannot all be read."""
+    root = tmp_path_factory.mktemp("clipart")
+    for category, number in (("animals", 12), ("few", 3), ("broken", 5), ("unsorted", 20)):
+        folder = root / category / "deeper"
+        folder.mkdir(parents=True)
+        for n in range(number):
+            pixels = np.full((30 + n, 200, 4), n * 9, dtype=np.uint8)
+            pixels[..., 3] = 0 if n % 2 else 255
+            Image.fromarray(pixels).save(folder / f"{n}.png")
+    for n in range(2):
+        (root / "broken" / f"{n}.png").write_bytes(b"none")
+    return root
+
+
+@pytest.fixture
+def drawings(clipart, monkeypatch, tmp_path):
+    monkeypatch.setattr(data, "CLIPART", clipart)
+    monkeypatch.setattr(data, "FEWEST", 6)
+    monkeypatch.setattr(data, "MOST", 10)
+    said = []
+    data.prepare("clipart", tmp_path / "clipart", said.append)
+    return tmp_path / "clipart", said
+
+
+def test_drawings_are_reduced_and_put_on_white(drawings):
+    folder, said = drawings
+    files = sorted(folder.glob("*/animals/*.png"))
+    assert len(files) == 10 == len(list(folder.glob("*/*/*")))  # at most, and of no other category
+    for file in files:
+        with Image.open(file) as image:
+            assert image.mode == "RGB" and min(image.size) == 72 and image.size[0] > 250
+    whites = [np.asarray(Image.open(file)).min() == 255 for file in files]
+    assert 3 <= sum(whites) <= 7  # what is transparent
+    assert any("broken left out: 5 drawings can be read, fewer than 6" in line for line in said)
+    assert any("animals, 10 of 12 drawings" in line for line in said)
+
+
+def test_names_and_split_follow_from_the_file_s_name_alone(drawings):
+    folder, _ = drawings
+    names = {hashlib.sha256(f"animals/deeper/{n}.png".encode()).hexdigest()[:16] for n in range(12)}
+    for file in folder.glob("*/*/*"):
+        assert file.stem in names
+        held_out = int(hashlib.sha256(file.stem.encode()).hexdigest()[:16], 16) % data.HELD_OUT == 0
+        assert file.parts[-3] == ("val" if held_out else "train")
+
+
+def test_a_missing_package_is_named_and_nothing_half_made_is_taken_for_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "CLIPART", tmp_path / "none")
+    (tmp_path / "clipart.part" / "train").mkdir(parents=True)
+    with pytest.raises(RunError, match="apt-get install openclipart-png"):
+        data.prepare("clipart", tmp_path / "clipart", lambda line: None)
+    assert not (tmp_path / "clipart").exists()

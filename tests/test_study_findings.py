@@ -1,0 +1,68 @@
+"""When a comparison means something, and what beats what."""
+
+import pytest
+
+from job.study.findings import Scores
+
+CLEAR = {
+    "untrained": [30.0, 31.0, 29.0],
+    "alone": [40.0, 41.0, 39.0],
+    "teacher": [50.0],
+    "mgd": [44.0, 45.0, 43.0],
+    "random": [40.5, 41.0, 39.5],
+}
+
+
+def scores(**changed):
+    records = [
+        {"arm": arm, "seed": seed, "knn": value, "linear": 0.0}
+        for arm, values in (CLEAR | changed).items()
+        for seed, value in enumerate(values)
+    ]
+    return Scores.of("knn", reversed(records))
+
+
+def test_scores_are_by_seed():
+    found = scores()
+    assert found.by_arm["alone"] == [40.0, 41.0, 39.0] and found.measure == "k-NN"
+    assert found.mean("alone") == 40.0 and found.spread("alone") == 1.0
+    assert found.lead("mgd", "alone") == 4.0
+    assert found.spread("teacher") == 0.0  # of one seed there is none
+
+
+def test_the_claim_is_shown_where_all_its_parts_hold():
+    found = scores()
+    assert all(holds for _, holds in found.conditions() + found.claims())
+    assert found.verdict() == "k-NN: the claim is shown here"
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"alone": [34.0, 35.9, 34.0]}, "the student alone above the untrained student by +4.6 points"),
+        ({"teacher": [44.9]}, "the teacher above the student alone by +4.9 points"),
+    ],
+)
+def test_nothing_follows_where_a_condition_fails(changed, words):
+    found = scores(**changed)
+    [failed] = [text for text, holds in found.conditions() if not holds]
+    assert words in failed
+    assert found.verdict() == "k-NN: no comparison means anything here, as a condition does not hold"
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (
+            {"mgd": [41.0, 42.0, 40.0]},
+            "MGD does not beat the student alone: +1.0 points, spread over seeds 1.0",
+        ),  # no more than it
+        ({"mgd": [44.0, 49.0, 36.0]}, "MGD does not beat the student alone"),
+        ({"random": [44.0, 45.0, 43.0]}, "MGD with a random matching beats the student alone: +4.0 points"),
+        ({"random": [43.5, 44.5, 42.5]}, "MGD does not beat MGD with a random matching"),
+    ],
+)
+def test_the_claim_is_not_shown_where_a_part_fails(changed, words):
+    found = scores(**changed)
+    assert any(words in text for text, holds in found.claims() if not holds)
+    assert found.verdict() == "k-NN: the claim is not shown here"

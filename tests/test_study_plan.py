@@ -1,0 +1,121 @@
+"""A form and the questions become units."""
+
+from importlib import resources
+
+import pytest
+import yaml
+
+from job.errors import RunError
+from job.study.plan import read_plan, words
+
+TINY = {
+    "about": "a tiny form",
+    "device": "cpu",
+    "at_once": 2,
+    "seeds": [0, 7],
+    "train": {"image_size": 32, "epochs": 1, "lr": 0.01, "mlp": True},
+    "teacher": {"arch": "resnet50", "epochs": 3},
+    "student": {"arch": "resnet18"},
+    "linear": {"epochs": 1},
+    "sets": {"mnist": {"questions": ["reducer"], "student": {"lr": 0.02}}, "clipart": {}},
+}
+
+
+def plan(tmp_path, **changed):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY | changed))
+    return read_plan(str(path))
+
+
+def test_every_set_has_what_a_verdict_needs_and_its_questions_answers(tmp_path):
+    found = plan(tmp_path)
+    arms = {name: [unit.arm for unit in found.units if unit.set == name] for name in ("mnist", "clipart")}
+    basis = ["teacher", *(arm for arm in ("untrained", "alone", "mgd", "random", "original") for _ in TINY["seeds"])]
+    assert arms["clipart"] == basis
+    assert arms["mnist"] == [*basis, *(arm for arm in ("reducer rd", "reducer sp", "reducer sm") for _ in TINY["seeds"])]
+    [question] = found.questions["mnist"]
+    assert question.answers == {"amp": "mgd", "rd": "reducer rd", "sp": "reducer sp", "sm": "reducer sm"}
+    assert [unit.seed for unit in found.units[:3]] == [0, 0, 7]
+
+
+def test_the_nearest_options_win(tmp_path):
+    units = {unit.name: unit for unit in plan(tmp_path).units}
+    assert units["mnist/teacher-0"].train["epochs"] == 3 and units["mnist/mgd-7"].train["epochs"] == 1
+    assert units["mnist/mgd-7"].train["lr"] == 0.02 and units["clipart/mgd-7"].train["lr"] == 0.01
+    assert units["mnist/reducer-rd-7"].train["reducer"] == "rd"
+    assert units["mnist/random-0"].train["matching"] == "random"
+    assert units["mnist/alone-0"].resolved()["job.train"]["epochs"] == 1
+    assert "job.train" not in units["mnist/untrained-0"].resolved()
+    assert units["mnist/untrained-7"].linear == {"epochs": 1, "seed": 7, "arch": "resnet18", "image_size": 32}
+
+
+@pytest.mark.parametrize("form", ["small", "full"])
+def test_the_forms_are_whole(form):
+    found = read_plan(form)
+    names = [unit.name for unit in found.units]
+    assert len(names) == len(set(names)) and len(found.seeds) == 3 and set(found.questions) == {"mnist", "clipart"}
+    for name in found.questions:
+        alike = [(str(unit.resolved()), unit.guided) for unit in found.units if unit.set == name]
+        assert len(alike) == len(set(alike))
+    asked = {question.name for questions in found.questions.values() for question in questions}
+    assert asked == {"factor", "margins", "reducer", "refresh", "matching", "stages"}
+
+
+@pytest.mark.parametrize("form", ["small", "full"])
+def test_guided_and_lone_students_do_the_same_steps(form):
+    for unit in read_plan(form).units:
+        if unit.train and unit.arm != "teacher":
+            alone = next(u for u in read_plan(form).units if (u.set, u.arm, u.seed) == (unit.set, "alone", unit.seed))
+            ours, theirs = unit.resolved()["job.train"], alone.resolved()["job.train"]
+            assert all(ours[name] == theirs[name] for name in ("epochs", "batch_size", "accumulate", "lr", "image_size", "seed"))
+
+
+def test_words():
+    options = {"moco_k": 256, "mlp": True, "cos": False, "mgd_stages": [3, 4], "lr": 0.5}
+    assert words(options) == ["--moco-k", "256", "--mlp", "--no-cos", "--mgd-stages", "3", "4", "--lr", "0.5"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"about": None, "more": 1}, ["keys", "expected about"]),
+        ({"device": "tpu"}, ["device 'tpu'", "cpu or gpu"]),
+        ({"at_once": 0}, ["at_once 0", "from 1 on"]),
+        ({"at_once": True}, ["at_once True", "from 1 on"]),
+        ({"seeds": []}, ["seeds []", "two whole numbers or more"]),
+        ({"seeds": [3]}, ["seeds [3]", "two whole numbers or more"]),
+        ({"seeds": [1, 1]}, ["seeds [1, 1]", "each once"]),
+        ({"seeds": 3}, ["seeds 3", "two whole numbers"]),
+        ({"train": [1]}, ["train", "a mapping"]),
+        ({"sets": {}}, ["sets", "mnist, clipart"]),
+        ({"sets": {"imagenet": {}}}, ["'imagenet'", "mnist, clipart"]),
+        ({"sets": {"mnist": {"question": "all"}}}, ["mnist", "questions"]),
+        ({"sets": {"mnist": {"questions": ["why"]}}}, ["'why'", "factor"]),
+        ({"train": {"epochs": 1, "lrr": 1}}, ["mnist/teacher-0: job.train", "--lrr"]),
+        ({"linear": {"epochs": "many"}}, ["job.linear", "--epochs", "many"]),
+    ],
+)
+def test_a_wrong_form_is_told_in_a_line(tmp_path, changed, expected):
+    with pytest.raises(RunError) as caught:
+        plan(tmp_path, **changed)
+    assert all(word in str(caught.value) for word in expected) and caught.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(b"about: [", "not YAML"), (b"\xff\xfe\x00", "not YAML"), (b"- 1\n", "keys"), (None, "No such file")],
+)
+def test_what_is_no_form_is_told_in_a_line(tmp_path, content, expected):
+    path = tmp_path / "form.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(RunError, match=expected):
+        read_plan(str(path))
+
+
+def test_two_units_alike_are_refused(tmp_path, monkeypatch):
+    asked = yaml.safe_load(resources.files("job.study").joinpath("questions.yaml").read_text())
+    asked["questions"]["reducer"]["answers"]["another amp"] = {"reducer": "amp"}  # mgd's, as it is by default
+    monkeypatch.setattr("job.study.plan.read_questions", lambda: asked)
+    with pytest.raises(RunError, match="'reducer another amp' and 'mgd' are the same"):
+        plan(tmp_path)
