@@ -16,8 +16,9 @@ from job.weights import is_moco
 
 # What a run saves beside its format, and a classifier does not all.
 SAVED = ("epoch", "state_dict", "optimizer", "step", "mgd", "config", "workers", "images", "order")
-# What shapes the saved tensors; a checkpoint with others belongs to another run.
-SHAPES = ("arch", "stem", "mlp", "moco_dim", "moco_k", "mgd_stages")
+# What shapes the saved tensors, or says whence they come; a checkpoint with others belongs to another run.
+SHAPES = ("arch", "stem", "mlp", "moco_dim", "moco_k", "mgd_stages", "matching")
+OF_TEACHER = ("mgd_stages", "matching")  # of them, what matters beside a teacher alone
 
 
 def find(config: Config, run: Run) -> dict | None:
@@ -80,7 +81,7 @@ def continues(saved: dict, config: Config, run: Run) -> dict:
     if bool(saved["mgd"]) != bool(config.teacher):
         has = "distils from a teacher" if saved["mgd"] else "has no teacher"
         raise RunError(f"{where} {has}: " + ("give --teacher" if saved["mgd"] else "leave out --teacher, or start a new run"))
-    names = [name for name in SHAPES if saved["mgd"] or name != "mgd_stages"] + ["seed", "batch_size"] * bool(saved["step"])
+    names = [name for name in SHAPES if saved["mgd"] or name not in OF_TEACHER] + ["seed", "batch_size"] * bool(saved["step"])
     for name in names:
         if old[name] != new[name]:
             raise RunError(

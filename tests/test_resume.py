@@ -90,9 +90,9 @@ def test_an_optimizer_goes_on_with_its_momenta_and_the_options_in_force():
     assert torch.equal(*momenta)
 
 
-@pytest.mark.parametrize("stages", [[4], [1, 2]])
-def test_the_stages_of_no_teacher_do_not_matter(run, stages):
-    assert continues(content(step=7), options(mgd_stages=stages), run)
+@pytest.mark.parametrize("changed", [{"mgd_stages": [4]}, {"mgd_stages": [1, 2]}, {"matching": "random"}], ids=str)
+def test_the_stages_and_the_matching_of_no_teacher_do_not_matter(run, changed):
+    assert continues(content(step=7), options(**changed), run)
 
 
 @pytest.mark.parametrize("name", SAVED)
@@ -111,6 +111,7 @@ def test_the_same_options_continue_without_a_word(run, config, step):
 
 
 OTHER_SHAPES = {"arch": "resnet34", "stem": "small", "mlp": True, "moco_dim": 64, "moco_k": 1024, "mgd_stages": [4]}
+OTHER_SHAPES["matching"] = "random"
 
 
 def test_every_option_that_shapes_the_tensors_is_tried_here():
