@@ -87,6 +87,11 @@ def continues(saved: dict, config: Config, run: Run) -> dict:
             raise RunError(
                 f"--{name.replace('_', '-')} {new[name]}: {where} has {old[name]}, and cannot be continued with another"
             )
+    if saved["mgd"] and config.loss_share and not old["loss_share"]:
+        raise RunError(
+            f"--loss-share {config.loss_share:g}: {where} has none, and it is measured at a run's start: leave it out, or start "
+            "a new run"
+        )
     tell_changes(old, new, where, run)
     if saved["workers"] != run.size:
         own = "; batch norm starts from the average of their statistics" if saved["step"] else ""
@@ -134,6 +139,7 @@ def restore(saved: dict, training: Training) -> tuple[int, int]:
                 raise RunError("the checkpoint's margins are not this teacher's: resume with the same --teacher and --margins")
         try:
             training.distiller.load_state_dict(saved["mgd"])
+            training.distiller.factor.fill_(factor(saved, training.config))
         except RuntimeError as error:
             raise RunError(
                 f"the checkpoint's matchings do not fit this teacher and reducer: {str(error).splitlines()[-1].strip()}"
@@ -142,6 +148,13 @@ def restore(saved: dict, training: Training) -> tuple[int, int]:
     if saved.get("statistics") is not None and saved["workers"] == training.run.size:
         statistics.load(training.trained, saved["statistics"][training.run.rank])
     return saved["epoch"], saved["step"]
+
+
+def factor(saved: dict, config: Config) -> float:
+    """Return the loss factor to go on with: the option's, or, with --loss-share, the saved one made to fit another share."""
+    if not config.loss_share:
+        return config.loss_factor
+    return saved["mgd"]["factor"].item() * (saved["config"]["loss_share"] / config.loss_share)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict, config: Config | LinearConfig) -> None:

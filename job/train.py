@@ -25,6 +25,7 @@ from job.refresh import refresh
 from job.run import agreement, statistics
 from job.run.memory import give_back
 from job.run.run import Run
+from job.scale import set_factor
 from job.schedule import learning_rate, parse_refresh, parse_save_every, pull
 from job.training import Training, build
 from moco.augment import normalize
@@ -67,6 +68,8 @@ def train(config: Config, run: Run) -> None:
             neighbours(training, training.val, epoch)
         if training.distiller and first == 0 and refresh_at(epoch):
             refresh(training, epoch)
+        if training.distiller and config.loss_share and (epoch, first) == (0, 0):
+            set_factor(training)
         if training.distiller and first == 0:
             live.distiller(run, epoch, training.distiller)
         give_back()

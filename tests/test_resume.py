@@ -307,6 +307,41 @@ def test_the_margins_of_another_teacher_are_refused(teacher):
     assert "margins are not this teacher's" in refused(restore, saved, training)
 
 
+@pytest.fixture
+def training():
+    """As much of a training as restoring asks for: a teacher's, whose factor so far is the option's default."""
+    sgd = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 0.1)
+    return SimpleNamespace(images=range(100), moco=torch.nn.Identity(), distiller=MGDistiller({4: (4, 8)}), optimizer=sgd)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "expected"),
+    [
+        ({"loss_share": 0.3}, {"loss_share": 0.3}, 1 / 3),
+        ({"loss_share": 0.3}, {"loss_share": 0.3, "loss_factor": 7.0}, 1 / 3),
+        ({"loss_share": 0.3}, {"loss_share": 0.6}, 1 / 6),
+        ({"loss_share": 0.3}, {}, 1e4),
+        ({"loss_factor": 100.0}, {"loss_factor": 7.0}, 7.0),
+    ],
+)
+def test_the_factor_goes_on_as_the_share_says_or_the_option(training, before, now, expected):
+    """Nothing is measured again: the same share has the same factor to the bit."""
+    saved_by = MGDistiller({4: (4, 8)}, factor=1 / 3)
+    saved = content(options(teacher="t", **before), state_dict={}, mgd=saved_by.state_dict())
+    saved["optimizer"] = training.optimizer.state_dict()
+    training.config = options(teacher="t", **now)
+    restore(saved, training)
+    assert training.distiller.factor.item() == expected
+
+
+def test_a_share_that_was_not_measured_at_the_start_is_refused(run):
+    message = refused(continues, content(options(teacher="t")), options(teacher="t", loss_share=0.1), run)
+    assert "--loss-share 0.1" in message and "epoch 3, step 0" in message and "new run" in message
+    assert continues(content(), options(loss_share=0.1), run)  # without a teacher there is nothing to share
+    for share in (0.0, 0.1, 0.2):
+        assert continues(content(options(teacher="t", loss_share=0.1)), options(teacher="t", loss_share=share), run)
+
+
 def test_an_epoch_that_is_begun_goes_on_with_the_same_images_alone():
     """Between epochs they may change; the order of packed images is not that of their folder."""
     images = Images("DIR/train", ["a"], Names.of(["a/1.png"] * 100), np.zeros(100), 0)
