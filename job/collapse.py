@@ -57,6 +57,7 @@ def warnings(found: dict[str, float]) -> list[str]:
         if name.startswith("dead_") and share > DEAD:
             said.append(
                 f"{100 * share:.0f} % of the channels of {name.removeprefix('dead_')} are positive for no image, and get no "
-                "gradient: see whether --lr is too high, or the distillation loss outweighs the contrastive one (--loss-factor)"
+                "gradient: see whether --lr is too high, or the distillation loss outweighs the contrastive one (a higher "
+                "--loss-factor or a lower --loss-share)"
             )
     return said

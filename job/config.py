@@ -22,6 +22,10 @@ RETIRED = {
     "--start-epoch": "a checkpoint knows its epoch and step; use `--resume auto`",
 }
 WITHOUT_EFFECT = {"resume", "config", "out", "workers", "check_every", "print_freq", "tensorboard"}  # on what is computed
+LOSS_SHARE = (
+    "in place of --loss-factor, also a file's: the distillation loss at the start over ln(K + 1), the contrastive loss of "
+    "guessing; the factor is measured for it (0: it is not)"
+)
 LOADERS = "data loading processes of each worker (-1: as many as it has cores; 0: none)"
 
 
@@ -64,9 +68,13 @@ class Config:
     teacher: str = option("", "checkpoint of the teacher; without one this is plain MoCo")
     teacher_arch: str = option("", "the teacher's network (default: as its file says)", choices=("", *ARCHS))
     reducer: str = option("amp", "how the teacher channels of a match become one", choices=tuple(REDUCERS))
-    loss_factor: float = option(1e4, "the distillation loss is divided by it", above=0.0)
+    loss_factor: float = option(1e4, "the distillation loss is divided by it; no effect beside --loss-share", above=0.0)
+    loss_share: float = option(0.0, LOSS_SHARE, at_least=0.0)
+    loss_ramp: bool = option(False, "the distillation loss falls in a straight line to nothing at the run's last step")
     margins: str = option("loaded", "init: margins of an unloaded teacher, as the original had", choices=("loaded", "init"))
     mgd_stages: list[int] = option([1, 2, 3, 4], "stages to distil", at_least=1, below=DEPTH + 1, many=True)
+    stage_weights: list[float] = option([], "their weights, in order (default: 1 / 2^(4 - i))", at_least=0.0, many=True)
+    matching: str = option("solved", "random: drawn from the seed and never solved, a control", choices=("solved", "random"))
     mgd_images: int = option(20_000, "images that a refresh measures", at_least=1)
     refresh_epochs: str = option("log", "when the matching is solved: log, never, every:N, or 0,5,10", parse=parse_refresh)
 
@@ -80,13 +88,29 @@ class Config:
     knn_every: int = option(0, "epochs between k-NN accuracies on val/ (0: none)", at_least=0)
 
     def __post_init__(self) -> None:
-        self.mgd_stages = sorted(set(self.mgd_stages))
+        given, self.mgd_stages = self.mgd_stages, sorted(set(self.mgd_stages))
         if not self.mgd_stages:
             raise RunError(f"--mgd-stages []: expected some of 1 to {DEPTH}; without --teacher nothing is distilled")
+        if self.stage_weights:
+            check_weights(self.stage_weights, given)
+        if self.matching == "random":
+            self.refresh_epochs = "never"  # as all who ask for it are to see
 
     def folder(self) -> str:
         """The run's folder."""
         return self.out or os.path.join("runs", self.arch)
+
+
+def check_weights(weights: list[float], stages: list[int]) -> None:
+    """RunError: not one weight for each of the stages, which are to be in their order, or none that counts."""
+    shown = f"--stage-weights {' '.join(f'{weight:g}' for weight in weights)}"
+    named = " ".join(map(str, stages))
+    if stages != sorted(set(stages)):
+        raise RunError(f"{shown}: expected --mgd-stages in ascending order, each once, not {named}: give both in that order")
+    if len(weights) != len(stages):
+        raise RunError(f"{shown}: expected {len(stages)}, a weight for each of --mgd-stages {named}")
+    if not any(weights):
+        raise RunError(f"{shown}: expected one above 0 at least; without --teacher nothing is distilled")
 
 
 @dataclass
@@ -145,6 +169,12 @@ def read_config(argv: list[str], program: str = "job.train", kind: type = Config
         if (name := argument.split("=")[0]) in RETIRED:
             raise RunError(f"{name} is not needed here: {RETIRED[name]}")
     config = options.read(program, kind, argv)
-    if config.cos and any(argument.split("=")[0] == "--schedule" for argument in argv):
+    given = {argument.split("=")[0] for argument in argv}
+    if config.cos and "--schedule" in given:
         raise RunError("--schedule: no effect beside --cos, which takes its place; leave out one of them, or add --no-cos")
+    if kind is Config and config.loss_share and "--loss-factor" in given:
+        raise RunError(
+            f"--loss-factor: no effect beside --loss-share {config.loss_share:g}, which takes its place; leave out one of them, "
+            "or add --loss-share 0"
+        )
     return config

@@ -35,9 +35,14 @@ class Expectation:
             f"of {'its first epoch' if not rises else f'epoch {config.warmup_epochs}'}, and rising",
         ]
         if config.teacher:
+            scaled = (
+                f"it begins near {config.loss_share * self.guess:.2g}, --loss-share {config.loss_share:g} of ln(K + 1)"
+                if config.loss_share
+                else f"--loss-factor {config.loss_factor:g} divides it"
+            )
             said.append(
-                f"expected: distillation loss below the contrastive one, or a few times it at most (ratio under {PULL:.0f}); "
-                f"--loss-factor {config.loss_factor:g} divides it"
+                "expected: distillation loss below the contrastive one, or a few times it at most "
+                f"(ratio under {PULL:.0f}); {scaled}"
             )
         if 4 * K > self.images:
             said.append(
@@ -93,9 +98,11 @@ class Expectation:
         ratio = mean["distillation"] / max(mean["contrastive"], 1e-9)
         if ratio < PULL:
             return None
+        factor, share = self.config.loss_factor, self.config.loss_share
+        equal = f"--loss-share {share / ratio:.2g}" if share else f"--loss-factor {factor * ratio:.2g}"
         return (
             f"the distillation loss is {ratio:.3g} times the contrastive one, of which the student then learns little: "
-            f"--loss-factor {self.config.loss_factor * ratio:.2g} would make them equal (now {self.config.loss_factor:g})"
+            f"{equal} would make them equal (now {share or factor:g})"
         )
 
     def wait(self, mean: dict[str, float]) -> str | None:

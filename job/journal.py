@@ -93,12 +93,14 @@ class Journal:
 class ContrastJournal(Journal):
     """Of `job.train`: the loss and its parts averaged over the workers, and the contrast accuracy."""
 
-    parts, advice = ("contrastive", "distillation"), "A lower --lr or a higher --loss-factor"
+    parts = ("contrastive", "distillation")
     signs = None  # of collapse, the epoch's last
 
     def __init__(self, run: Run, total: int, steps: int, print_freq: int, expectation: Expectation):
         super().__init__(run, total, steps, print_freq)
         self.expectation = expectation
+        lighter = "a lower --loss-share" if expectation.config.loss_share else "a higher --loss-factor"
+        self.advice = f"A lower --lr or {lighter}"
 
     def watch(self, step: int, signs: dict[str, float]) -> None:
         """Record the signs of collapse after a step; the epoch's last are told at its end."""

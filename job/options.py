@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, field, fields
 from importlib import resources
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import yaml
 
@@ -53,7 +53,7 @@ def convert(f: Field, value: Any, shown: str) -> Any:
     meta, kind = f.metadata, f.type
     if meta["many"]:
         items = value if isinstance(value, list) else [value]
-        kind = int if kind == list[int] else str
+        (kind,) = get_args(kind)
         return [check(convert_one(item, kind, shown), meta, shown, item) for item in items]
     if meta["parse"] and isinstance(value, list):
         value = ",".join(map(str, value))

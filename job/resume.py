@@ -16,8 +16,9 @@ from job.weights import is_moco
 
 # What a run saves beside its format, and a classifier does not all.
 SAVED = ("epoch", "state_dict", "optimizer", "step", "mgd", "config", "workers", "images", "order")
-# What shapes the saved tensors; a checkpoint with others belongs to another run.
-SHAPES = ("arch", "stem", "mlp", "moco_dim", "moco_k", "mgd_stages")
+# What shapes the saved tensors, or says whence they come; a checkpoint with others belongs to another run.
+SHAPES = ("arch", "stem", "mlp", "moco_dim", "moco_k", "mgd_stages", "matching")
+OF_TEACHER = ("mgd_stages", "matching")  # of them, what matters beside a teacher alone
 
 
 def find(config: Config, run: Run) -> dict | None:
@@ -80,12 +81,17 @@ def continues(saved: dict, config: Config, run: Run) -> dict:
     if bool(saved["mgd"]) != bool(config.teacher):
         has = "distils from a teacher" if saved["mgd"] else "has no teacher"
         raise RunError(f"{where} {has}: " + ("give --teacher" if saved["mgd"] else "leave out --teacher, or start a new run"))
-    names = [name for name in SHAPES if saved["mgd"] or name != "mgd_stages"] + ["seed", "batch_size"] * bool(saved["step"])
+    names = [name for name in SHAPES if saved["mgd"] or name not in OF_TEACHER] + ["seed", "batch_size"] * bool(saved["step"])
     for name in names:
         if old[name] != new[name]:
             raise RunError(
                 f"--{name.replace('_', '-')} {new[name]}: {where} has {old[name]}, and cannot be continued with another"
             )
+    if saved["mgd"] and config.loss_share and not old["loss_share"]:
+        raise RunError(
+            f"--loss-share {config.loss_share:g}: {where} has none, and it is measured at a run's start: leave it out, or start "
+            "a new run"
+        )
     tell_changes(old, new, where, run)
     if saved["workers"] != run.size:
         own = "; batch norm starts from the average of their statistics" if saved["step"] else ""
@@ -133,6 +139,7 @@ def restore(saved: dict, training: Training) -> tuple[int, int]:
                 raise RunError("the checkpoint's margins are not this teacher's: resume with the same --teacher and --margins")
         try:
             training.distiller.load_state_dict(saved["mgd"])
+            training.distiller.factor.fill_(factor(saved, training.config))
         except RuntimeError as error:
             raise RunError(
                 f"the checkpoint's matchings do not fit this teacher and reducer: {str(error).splitlines()[-1].strip()}"
@@ -141,6 +148,13 @@ def restore(saved: dict, training: Training) -> tuple[int, int]:
     if saved.get("statistics") is not None and saved["workers"] == training.run.size:
         statistics.load(training.trained, saved["statistics"][training.run.rank])
     return saved["epoch"], saved["step"]
+
+
+def factor(saved: dict, config: Config) -> float:
+    """Return the loss factor to go on with: the option's, or, with --loss-share, the saved one made to fit another share."""
+    if not config.loss_share:
+        return config.loss_factor
+    return saved["mgd"]["factor"].item() * (saved["config"]["loss_share"] / config.loss_share)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict, config: Config | LinearConfig) -> None:

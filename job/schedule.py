@@ -1,4 +1,4 @@
-"""What happens when: learning rate by epoch, epochs of refresh, steps of saving."""
+"""What happens when: learning rate by epoch, the teacher's pull by step, epochs of refresh, steps of saving."""
 
 import math
 import re
@@ -33,6 +33,14 @@ def learning_rate(config: Rates, epoch: int) -> float:
     if config.cos:
         return config.lr * 0.5 * (1 + math.cos(math.pi * epoch / config.epochs))
     return config.lr * 0.1 ** sum(epoch >= drop for drop in config.schedule)
+
+
+def pull(epoch: int, step: int, epochs: int, steps: int) -> float:
+    """Return what the distillation loss counts times at a step of an epoch, of `epochs` with `steps` each, counted from 0.
+
+    It falls in a straight line from 1 to 0, where the run ends.
+    """
+    return 1 - (epoch + step / steps) / epochs
 
 
 def parse_refresh(text: str, shown: str = "refresh epochs") -> Callable[[int], bool]:

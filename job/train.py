@@ -25,7 +25,8 @@ from job.refresh import refresh
 from job.run import agreement, statistics
 from job.run.memory import give_back
 from job.run.run import Run
-from job.schedule import learning_rate, parse_refresh, parse_save_every
+from job.scale import set_factor
+from job.schedule import learning_rate, parse_refresh, parse_save_every, pull
 from job.training import Training, build
 from moco.augment import normalize
 
@@ -67,6 +68,8 @@ def train(config: Config, run: Run) -> None:
             neighbours(training, training.val, epoch)
         if training.distiller and first == 0 and refresh_at(epoch):
             refresh(training, epoch)
+        if training.distiller and config.loss_share and (epoch, first) == (0, 0):
+            set_factor(training)
         if training.distiller and first == 0:
             live.distiller(run, epoch, training.distiller)
         give_back()
@@ -94,6 +97,7 @@ def train_epoch(training: Training, batches: Iterator, journal: ContrastJournal,
             live.pairs(run, epoch, query, key)
         permutation = seeds.permutation(config.batch_size, config.seed, "shuffle", epoch=epoch, step=step)  # (NB,)
         keys = moco.keys(key, torch.from_numpy(permutation), config.accumulate)
+        weight = pull(epoch, step, config.epochs, training.steps) if config.loss_ramp else 1.0
 
         gradients.clear()
         told = torch.zeros(3, device=run.device)  # contrastive and distillation loss, correct queries
@@ -103,6 +107,7 @@ def train_epoch(training: Training, batches: Iterator, journal: ContrastJournal,
                 logits, features = moco(images, keys, part)  # (b, 1 + K), L x (b, S, H, W)
                 contrastive = F.cross_entropy(logits, positive)
                 distillation = training.distiller(features, wanted) if training.distiller else torch.zeros_like(contrastive)
+                distillation = weight * distillation
                 del wanted  # the backward pass has a use for its memory
             ((contrastive + distillation) / config.accumulate).backward()
             told += torch.stack([contrastive.detach(), distillation.detach(), (logits.argmax(1) == 0).sum()])

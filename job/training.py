@@ -153,11 +153,22 @@ def build_teacher(config: Config, run: Run, student: dict[int, nn.BatchNorm2d]) 
     norms = stage_norms(net)
     channels = {stage: (student[stage].num_features, norms[stage].num_features) for stage in config.mgd_stages}
     try:
-        distiller = MGDistiller(channels, config.reducer, config.loss_factor)
+        chosen = dict(zip(config.mgd_stages, config.stage_weights, strict=False))  # of as many weights, or none
+        distiller = MGDistiller(channels, config.reducer, config.loss_factor, DEPTH, chosen)
     except ValueError as error:
         raise RunError(f"--teacher {config.teacher} ({weights.arch}) for -a {config.arch}: {error}") from None
     if config.margins == "loaded":
         distiller.load_margins(norms)
+    if config.matching == "random":
+        draw_matchings(distiller, config.seed)
     teacher = with_features(fold_norms(net), config.mgd_stages, output=None).eval().requires_grad_(False)
     hvd.broadcast_parameters(teacher.state_dict(), root_rank=0)  # folding may round otherwise on another kind of processor
     return teacher.to(run.device).to(memory_format=torch.channels_last), distiller
+
+
+def draw_matchings(distiller: MGDistiller, seed: int) -> None:
+    """Match each student channel to teacher channels at random, none twice: the first G x S of a permutation of all T."""
+    for stage in distiller.stages:
+        matching = distiller.matching(stage)  # (G, S)
+        drawn = seeds.permutation(len(distiller.margin(stage)), seed, "matching", sample=stage)  # (T,)
+        matching.copy_(torch.from_numpy(drawn[: matching.numel()]).view_as(matching))

@@ -14,20 +14,31 @@ class MGDistiller(nn.Module):
     """Distillation loss over stages 1..L of two networks (arXiv 2008.09958, algorithm 1).
 
     Per stage it holds a learnt batch norm BN_i of the student's features, the teacher's margins (T,) and
-    the matching (G, S); margins and matchings are buffers, so that they are saved and restored with it.
+    the matching (G, S); margins, matchings and the loss factor are buffers, so that they are saved and restored with it.
 
     channels: {stage: (S, T)}, stages counted from 1 as in `layer1`; a subset of them is allowed.
-    depth: L, the number of stages of the networks; stage i weighs 1 / 2^(L - i).
+    depth: L, the number of stages of the networks; stage i weighs 1 / 2^(L - i), unless `weights`, {stage: weight}, has another.
     factor: the loss factor; the loss is divided by (images x factor).
     ValueError: a stage whose teacher has fewer channels than the student, or an unknown reducer.
     """
 
-    def __init__(self, channels: Mapping[int, tuple[int, int]], reducer: str = "amp", factor: float = 1e4, depth: int = 4):
+    factor: torch.Tensor  # () float64
+
+    def __init__(
+        self,
+        channels: Mapping[int, tuple[int, int]],
+        reducer: str = "amp",
+        factor: float = 1e4,
+        depth: int = 4,
+        weights: Mapping[int, float] | None = None,
+    ):
         super().__init__()
         if reducer not in REDUCERS:
             raise ValueError(f"reducer {reducer!r} is none of {', '.join(REDUCERS)}")
-        self.reducer, self.factor, self.depth = reducer, factor, depth
+        self.reducer = reducer
         self.stages = sorted(channels)
+        self.weights = {stage: 1 / 2 ** (depth - stage) for stage in self.stages} | dict(weights or {})
+        self.register_buffer("factor", torch.tensor(factor, dtype=torch.float64))
         for stage in self.stages:
             S, T = channels[stage]
             if T < S:
@@ -68,5 +79,5 @@ class MGDistiller(nn.Module):
         total = torch.zeros((), device=student[0].device)
         for stage, s, (target, margin) in zip(self.stages, student, targets, strict=True):
             distance = partial_l2(self.get_submodule(f"bn{stage}")(s), target, margin)
-            total = total + distance / 2 ** (self.depth - stage)
-        return total / (student[0].shape[0] * self.factor)
+            total = total + distance * self.weights[stage]
+        return total / (student[0].shape[0] * self.factor).to(total.dtype)

@@ -86,8 +86,13 @@ FLAGS = [
     ("--teacher-arch resnet50", "teacher_arch", "resnet50"),
     ("--reducer sp", "reducer", "sp"),
     ("--loss-factor 1e2", "loss_factor", 100.0),
+    ("--loss-share 0.05", "loss_share", 0.05),
+    ("--loss-ramp", "loss_ramp", True),
+    ("--no-loss-ramp", "loss_ramp", False),
     ("--margins init", "margins", "init"),
     ("--mgd-stages 4 2 4", "mgd_stages", [2, 4]),
+    ("--stage-weights 0 0 0.5 1", "stage_weights", [0.0, 0.0, 0.5, 1.0]),
+    ("--matching random", "matching", "random"),
     ("--mgd-images 500", "mgd_images", 500),
     ("--refresh-epochs every:3", "refresh_epochs", "every:3"),
     ("--resume auto", "resume", "auto"),
@@ -167,12 +172,20 @@ def test_a_preset_is_known_by_its_name(name):
 
 
 def test_there_are_presets_for_imagenet_and_for_a_first_run():
-    assert {"imagenet", "small"} <= set(PRESETS)
+    assert {"imagenet", "original", "small"} <= set(PRESETS)
 
 
 def test_the_imagenet_preset_is_the_published_recipe():
     recipe = "DIR -a resnet18 --lr 0.03 --batch-size 256 --epochs 200 --mlp --moco-t 0.2 --aug-plus --cos".split()
     assert dataclasses.replace(read_config(["DIR", "--config", "imagenet"]), config=[]) == read_config(recipe)
+
+
+def test_the_original_preset_is_the_imagenet_one_with_what_its_authors_code_had():
+    imagenet, original = (read_config(["DIR", "--config", name]) for name in ("imagenet", "original"))
+    theirs = dict(loss_factor=1e4, loss_share=0.0, margins="init", reducer="amp", matching="solved", refresh_epochs="log")
+    theirs |= dict(mgd_stages=[1, 2, 3, 4], stage_weights=[])
+    assert original == dataclasses.replace(imagenet, config=["original"], **theirs)
+    assert read_config(["DIR", "--config", "original", "--mgd-stages", "4", "--loss-share", "1"]).loss_share == 1
 
 
 def test_a_preset_and_a_file_go_together(write):
@@ -195,6 +208,8 @@ def test_a_preset_and_a_file_go_together(write):
         ("schedule: [30, '40']", "schedule", [30, 40]),
         ("schedule: []", "schedule", []),
         ("mgd_stages: [4, 3]", "mgd_stages", [3, 4]),
+        ("stage_weights: [1, 2.5, '3', 1e2]", "stage_weights", [1.0, 2.5, 3.0, 100.0]),
+        ("mgd_stages: 4\nstage_weights: 2", "stage_weights", [2.0]),
         ("refresh_epochs: [0, 5, 10]", "refresh_epochs", "0,5,10"),
         ("refresh_epochs: 5", "refresh_epochs", "5"),
         ("refresh_epochs: every:2", "refresh_epochs", "every:2"),
@@ -248,6 +263,10 @@ def test_a_file_of_no_options_changes_none(write, text):
         ("schedule: true", "schedule", "True", "a whole number"),
         ("mgd_stages: [0]", "mgd_stages", "0", "at least 1"),
         ("mgd_stages: [5]", "mgd_stages", "5", "below 5"),
+        ("stage_weights: [1, x, 1, 1]", "stage_weights", "'x'", "a number"),
+        ("stage_weights: [1, -1, 1, 1]", "stage_weights", "-1", "at least 0"),
+        ("stage_weights: [1, 1, 1, true]", "stage_weights", "True", "a number"),
+        ("matching: solve", "matching", "solve", "solved, random"),
         ("arch: resnet51", "arch", "resnet51", "resnet5"),
         ("arch: 50", "arch", "50", "resnet34"),
         ('arch: "res\\nnet"', "arch", "res\\nnet", "resnet"),
@@ -371,6 +390,41 @@ def test_a_schedule_beside_cos_is_refused_only_where_the_command_line_asks_for_i
     assert read_config(["DIR", "--config", path, "--schedule", "2", "--no-cos"]).schedule == [2]
 
 
+def test_a_factor_beside_a_share_is_refused_only_where_the_command_line_asks_for_it(write):
+    path = write("loss_share: 0.5\nloss_factor: 7\n")
+    assert read_config(["DIR", "--config", path]).loss_share == 0.5
+    assert "--loss-share 0.5" in refused("DIR", "--config", path, "--loss-factor", 2)
+    assert "--loss-share 0.1" in refused("DIR", "--loss-factor=2", "--loss-share", 0.1)
+    assert read_config(["DIR", "--config", "small", "--loss-share", "0.1"]).loss_share == 0.1
+    assert read_config(["DIR", "--config", path, "--loss-factor", "2", "--loss-share", "0"]).loss_factor == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ("--stage-weights 1 2", ["--stage-weights 1 2", "expected 4, a weight", "--mgd-stages 1 2 3 4"]),
+        ("--stage-weights 1 2 3 4 5", ["expected 4, a weight"]),
+        ("--mgd-stages 3 4 --stage-weights 0 0", ["--stage-weights 0 0", "above 0"]),
+        ("--mgd-stages 4 3 --stage-weights 1 2", ["ascending", "4 3"]),
+        ("--mgd-stages 3 3 4 --stage-weights 1 2 3", ["each once", "3 3 4"]),
+    ],
+)
+def test_weights_that_do_not_fit_the_stages_are_refused(options, parts):
+    message = refused("DIR", *options.split())
+    assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize("options", ["--mgd-stages 4 2 4", "--mgd-stages 2 4 --stage-weights 0 1"])
+def test_stages_of_any_order_are_fine_without_weights_and_in_their_order_with(options):
+    assert read_config(["DIR", *options.split()]).mgd_stages == [2, 4]
+
+
+@pytest.mark.parametrize(("matching", "epochs"), [("random", "never"), ("solved", "every:2")])
+def test_a_random_matching_has_no_refreshes_and_whoever_reads_the_options_sees_none(matching, epochs):
+    config = read_config(["DIR", "--refresh-epochs", "every:2", "--matching", matching])
+    assert dataclasses.asdict(config)["refresh_epochs"] == epochs
+
+
 @pytest.mark.parametrize(
     ("line", "parts"),
     [
@@ -396,6 +450,10 @@ def test_a_schedule_beside_cos_is_refused_only_where_the_command_line_asks_for_i
         ("DIR --keep 0", ["--keep", "0", "at least 1"]),
         ("DIR --moco-m 1", ["--moco-m", "1", "below 1"]),
         ("DIR --loss-factor 0", ["--loss-factor", "0", "above 0"]),
+        ("DIR --loss-share -0.1", ["--loss-share", "-0.1", "at least 0"]),
+        ("DIR --matching solve", ["--matching", "'solve'", "solved, random"]),
+        ("DIR --stage-weights 1 1 1 x", ["--stage-weights", "'x'", "a number"]),
+        ("DIR --stage-weights 1 1 1 inf", ["--stage-weights", "inf", "finite"]),
         ("DIR --crop-min 1.5", ["--crop-min", "1.5", "at most 1"]),
         ("DIR --mgd-stages 1 5", ["--mgd-stages", "5", "below 5"]),
         ("DIR --refresh-epochs 0,5,", ["--refresh-epochs", "'0,5,'", "0,5,10"]),
@@ -417,6 +475,7 @@ def test_a_wrong_command_line_is_one_line(line, parts):
         "--data DIR",
         "--data DIR --config imagenet --teacher t.pth.tar --out runs/a --resume auto",
         "--data DIR --config small --no-cos --schedule 1 2 --mgd-stages 2 4 --refresh-epochs 0,5 --save-every 7steps --lr 1e-5",
+        "--data DIR --mgd-stages 2 4 --stage-weights 0 1e-3 --loss-share 0.05 --loss-ramp --matching random",
         "--data caf\udce9 --no-mlp --seed 9223372036854775807 --loss-factor 1e300",
     ],
 )

@@ -124,6 +124,30 @@ def test_weights_count_from_the_depth():
     assert loss_of(mgd, student, teacher).item() == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("given", [{4: 3.0}, {1: 0.0, 2: 0.3}, {1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0}])
+def test_weights_that_are_given_take_the_place_of_those_of_their_stages(given):
+    student, teacher = features(CHANNELS)
+    mgd = distiller(weights=given)
+    expected = slow_loss(mgd, student, teacher, WEIGHTS | given, 1e4)
+    assert loss_of(mgd, student, teacher).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_stage_of_no_weight_gets_no_gradient():
+    student, teacher = features(CHANNELS)
+    mgd = distiller(weights={2: 0.0})
+    loss_of(mgd, [s.requires_grad_() for s in student], teacher).backward()
+    assert [bool(s.grad.any()) for s in student] == [True, False, True, True]
+
+
+def test_a_factor_set_in_place_is_the_one_that_counts_and_leaves_the_loss_in_float32():
+    student, teacher = features(CHANNELS)
+    mgd = distiller(factor=100.0)
+    before = loss_of(mgd, student, teacher)
+    mgd.factor.fill_(50.0)
+    assert torch.equal(loss_of(mgd, student, teacher), 2 * before)
+    assert before.dtype == torch.float32
+
+
 @pytest.mark.parametrize("factor", [1.0, 100.0, 1e4])
 def test_the_factor_divides_the_loss(factor):
     student, teacher = features(CHANNELS)
@@ -133,7 +157,7 @@ def test_the_factor_divides_the_loss(factor):
 
 def test_the_factor_is_ten_thousand_and_the_reducer_amp_unless_said():
     mgd = MGDistiller(CHANNELS)
-    assert (mgd.factor, mgd.reducer, mgd.depth) == (1e4, "amp", 4)
+    assert (mgd.factor, mgd.reducer, mgd.weights) == (1e4, "amp", WEIGHTS)
 
 
 def test_repeated_images_leave_the_loss_per_image_as_it_was():
@@ -208,9 +232,10 @@ def test_a_new_matching_takes_no_teacher_channel_twice(reducer, groups):
         assert set(taken) <= set(range(T))
 
 
-def test_margins_and_matchings_are_saved_and_restored():
-    saved, restored = distiller(seed=1), MGDistiller(CHANNELS)
+def test_margins_matchings_and_factor_are_saved_and_restored():
+    saved, restored = distiller(seed=1, factor=1 / 3), MGDistiller(CHANNELS)
     state = saved.state_dict()
+    assert state["factor"].dtype == torch.float64 and state["factor"].item() == 1 / 3
     for stage in CHANNELS:
         assert torch.equal(state[f"margin{stage}"], saved.margin(stage))
         assert torch.equal(state[f"matching{stage}"], saved.matching(stage))
@@ -225,7 +250,7 @@ def test_margins_and_matchings_are_saved_and_restored():
 def test_a_state_has_these_names():
     norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     names = {f"{buffer}{stage}" for buffer in ("margin", "matching") for stage in (2, 4)}
-    names |= {f"bn{stage}.{x}" for stage in (2, 4) for x in norm}
+    names |= {f"bn{stage}.{x}" for stage in (2, 4) for x in norm} | {"factor"}
     assert set(MGDistiller({2: (3, 7), 4: (2, 9)}).state_dict()) == names
 
 

@@ -100,6 +100,24 @@ def test_a_hint_is_given_beyond_its_bound_and_not_before_it_and_once(name, bound
     assert some.hints(steps(**options | {name: 1.01 * bound})) == []
 
 
+@pytest.mark.parametrize(
+    ("options", "scaled", "equal"),
+    [
+        ({"loss_factor": 7.0}, "--loss-factor 7 divides it", "--loss-factor 1.4e+02 would make them equal (now 7)"),
+        (
+            {"loss_factor": 7.0, "loss_share": 0.5},
+            f"begins near {0.5 * GUESS:.2g}, --loss-share 0.5 of ln(K + 1)",
+            "--loss-share 0.025 would make them equal (now 0.5)",
+        ),
+    ],
+)
+def test_the_pull_is_told_by_the_option_that_sets_it(options, scaled, equal):
+    some = expectation(teacher="t", **options)
+    assert sum(scaled in line for line in some.lines() if line.startswith("expected: distillation loss")) == 1
+    [hint] = some.hints(steps(contrastive=1.0, distillation=20.0))
+    assert equal in hint
+
+
 @pytest.mark.parametrize("early", [{"epoch": 0, "first": LEARNT}, {"epoch": 2, "first": LEARNT}, {"epoch": 3}])
 def test_nothing_is_learnt_in_the_first_steps_the_first_epoch_and_the_warm_up(early):
     assert expectation(warmup_epochs=3).hints(steps(contrastive=GUESS, **early)) == []

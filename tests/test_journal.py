@@ -52,6 +52,14 @@ def do(book, clock, step, numbers, wait=1.0, work=3.0):
     book.step(step, numbers)
 
 
+@pytest.mark.parametrize(("share", "advice"), [(0.0, "a higher --loss-factor"), (0.1, "a lower --loss-share")])
+def test_a_loss_that_is_not_finite_comes_with_the_option_that_makes_the_pull_lighter(share, advice):
+    book = ContrastJournal(SimpleNamespace(size=2), 32, 5, 3, Expectation(Config(loss_share=share), 1000, 2))
+    book.start_epoch(0, 0.1)
+    with pytest.raises(RunError, match=f"A lower --lr or {advice} may help"):
+        book.check_finite(0, sums(contrastive=math.nan))
+
+
 def test_a_step_s_record_has_the_averages_over_the_workers(clock):
     book = journal()
     book.start_epoch(3, 0.025)

@@ -90,9 +90,9 @@ def test_an_optimizer_goes_on_with_its_momenta_and_the_options_in_force():
     assert torch.equal(*momenta)
 
 
-@pytest.mark.parametrize("stages", [[4], [1, 2]])
-def test_the_stages_of_no_teacher_do_not_matter(run, stages):
-    assert continues(content(step=7), options(mgd_stages=stages), run)
+@pytest.mark.parametrize("changed", [{"mgd_stages": [4]}, {"mgd_stages": [1, 2]}, {"matching": "random"}], ids=str)
+def test_the_stages_and_the_matching_of_no_teacher_do_not_matter(run, changed):
+    assert continues(content(step=7), options(**changed), run)
 
 
 @pytest.mark.parametrize("name", SAVED)
@@ -111,6 +111,7 @@ def test_the_same_options_continue_without_a_word(run, config, step):
 
 
 OTHER_SHAPES = {"arch": "resnet34", "stem": "small", "mlp": True, "moco_dim": 64, "moco_k": 1024, "mgd_stages": [4]}
+OTHER_SHAPES["matching"] = "random"
 
 
 def test_every_option_that_shapes_the_tensors_is_tried_here():
@@ -304,6 +305,41 @@ def test_the_margins_of_another_teacher_are_refused(teacher):
     training = SimpleNamespace(images=range(100), moco=torch.nn.Identity(), distiller=now)
     saved = content(state_dict={}, mgd=saved_by.state_dict())
     assert "margins are not this teacher's" in refused(restore, saved, training)
+
+
+@pytest.fixture
+def training():
+    """As much of a training as restoring asks for: a teacher's, whose factor so far is the option's default."""
+    sgd = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 0.1)
+    return SimpleNamespace(images=range(100), moco=torch.nn.Identity(), distiller=MGDistiller({4: (4, 8)}), optimizer=sgd)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "expected"),
+    [
+        ({"loss_share": 0.3}, {"loss_share": 0.3}, 1 / 3),
+        ({"loss_share": 0.3}, {"loss_share": 0.3, "loss_factor": 7.0}, 1 / 3),
+        ({"loss_share": 0.3}, {"loss_share": 0.6}, 1 / 6),
+        ({"loss_share": 0.3}, {}, 1e4),
+        ({"loss_factor": 100.0}, {"loss_factor": 7.0}, 7.0),
+    ],
+)
+def test_the_factor_goes_on_as_the_share_says_or_the_option(training, before, now, expected):
+    """Nothing is measured again: the same share has the same factor to the bit."""
+    saved_by = MGDistiller({4: (4, 8)}, factor=1 / 3)
+    saved = content(options(teacher="t", **before), state_dict={}, mgd=saved_by.state_dict())
+    saved["optimizer"] = training.optimizer.state_dict()
+    training.config = options(teacher="t", **now)
+    restore(saved, training)
+    assert training.distiller.factor.item() == expected
+
+
+def test_a_share_that_was_not_measured_at_the_start_is_refused(run):
+    message = refused(continues, content(options(teacher="t")), options(teacher="t", loss_share=0.1), run)
+    assert "--loss-share 0.1" in message and "epoch 3, step 0" in message and "new run" in message
+    assert continues(content(), options(loss_share=0.1), run)  # without a teacher there is nothing to share
+    for share in (0.0, 0.1, 0.2):
+        assert continues(content(options(teacher="t", loss_share=0.1)), options(teacher="t", loss_share=share), run)
 
 
 def test_an_epoch_that_is_begun_goes_on_with_the_same_images_alone():

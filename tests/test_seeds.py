@@ -40,7 +40,7 @@ def test_counters_are_frozen():
 
 def test_purposes_keep_their_places():
     """A purpose's number goes into the key: a new one comes last."""
-    assert PURPOSES[:7] == ("order", "shuffle", "view", "refresh", "drop", "weights", "pack")
+    assert PURPOSES[:8] == ("order", "shuffle", "view", "refresh", "drop", "weights", "pack", "matching")
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 37, 1000])

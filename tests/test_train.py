@@ -1,6 +1,7 @@
 """Whole runs of the real command: the same bytes whatever interrupts them, and errors for people."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -183,6 +184,8 @@ def small_stem_teacher_file(tmp_path_factory):
         ("--reducer rd --margins init --no-aug-plus --no-cos --schedule 1", ["4x64 of 256", "4x512 of 2048"]),
         ("--reducer sp --precision bf16 --mgd-stages 3 4 --no-mlp --knn-every 1", ["4x256 of 1024", "4x512 of 2048"]),
         ("--reducer sm --stem small --image-size 16 --teacher {small}", ["1x64 of 64", "1x512 of 512"]),
+        ("--reducer rd --loss-share 0.1 --loss-ramp --mgd-stages 3 4 --stage-weights 1 0.2", ["4x256 of 1024", "4x512 of 2048"]),
+        ("--matching random --loss-share 0.1", []),
     ],
 )
 def test_a_run_with_other_options_resumes_to_the_same_bytes(
@@ -203,6 +206,25 @@ def test_a_run_with_other_options_resumes_to_the_same_bytes(
     output = part.finish()
     assert part.process.returncode == 0, output
     assert differences(tmp_path / "whole", tmp_path / "part") == []
+
+
+def test_a_share_is_what_the_loss_begins_with_and_a_ramp_takes_it_to_nothing(start_job, images, teacher_file, tmp_path):
+    """Of the same run, which learns nothing; the factor is measured after the refresh, once, and saved."""
+    options = "--loss-share 0.5 --loss-ramp --lr 0 --refresh-epochs 0 --matching"
+    for matching in ("solved", "random"):
+        given = [images, *SMALL, "--teacher", teacher_file, "-j", 0, *options.split(), matching]
+        job = start_job(2, tmp_path / matching, given)
+        output = job.finish()
+        assert job.process.returncode == 0, output
+        assert output.count("refresh before epoch") == (matching == "solved")
+        assert output.find("refresh before epoch 0") < output.find("loss factor ") and output.count("loss factor ") == 1
+        records = [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
+        [factor] = [record["loss_factor"] for record in records if "loss_factor" in record]
+        assert torch.load(job.folder / "last.pth.tar", weights_only=True)["mgd"]["factor"].item() == factor
+        losses = [record["distillation"] for record in records if "loss" in record]
+        whole = [loss / (1 - step / STEPS) for step, loss in enumerate(losses)]
+        assert whole == pytest.approx([0.5 * math.log(21)] * STEPS, rel=0.4)
+        assert all(record["loss"] == pytest.approx(record["contrastive"] + record["distillation"]) for record in records[-2:-1])
 
 
 def test_the_log_tells_each_refresh(undisturbed):

@@ -8,6 +8,7 @@ import torch
 
 from job import training
 from job.errors import RunError
+from mgd.distiller import MGDistiller
 from runs import differences, errors_of
 
 SMALL = "-a resnet18 --image-size 32 --epochs 2 --moco-k 20 --mlp --moco-t 0.2 --aug-plus --cos -j 0".split()
@@ -69,6 +70,23 @@ def test_compiled_networks_give_the_same_losses(start_job, images, tmp_path):
 
 
 COMPILED = {"compiled": ["--compile"], "plain": []}
+
+
+@pytest.mark.parametrize("reducer", ["amp", "sm"])
+def test_random_matchings_follow_from_the_seed_and_take_no_teacher_channel_twice(reducer):
+    def drawn(seed):
+        distiller = MGDistiller({2: (3, 10), 3: (4, 40), 4: (4, 40)}, reducer)
+        shapes = {stage: distiller.matching(stage).shape for stage in distiller.stages}
+        training.draw_matchings(distiller, seed)
+        found = {stage: distiller.matching(stage) for stage in distiller.stages}
+        assert {stage: matching.shape for stage, matching in found.items()} == shapes
+        return {stage: matching.flatten().tolist() for stage, matching in found.items()}
+
+    for stage, T in ((2, 10), (3, 40), (4, 40)):
+        assert len(set(drawn(0)[stage])) == len(drawn(0)[stage]) and set(drawn(0)[stage]) <= set(range(T))
+    assert drawn(0) == drawn(0)
+    assert drawn(0)[3] != drawn(0)[4] and all(drawn(0)[stage] != drawn(1)[stage] for stage in (2, 3, 4))
+    assert any(max(drawn(seed)[2]) == 9 for seed in range(9)) or reducer == "sm"  # the last teacher channel has its chance too
 
 
 def test_without_a_compiler_there_is_no_compiling(monkeypatch):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-PURPOSES = ("order", "shuffle", "view", "refresh", "drop", "weights", "pack")
+PURPOSES = ("order", "shuffle", "view", "refresh", "drop", "weights", "pack", "matching")
 
 
 def counter(seed: int, purpose: str, epoch: int = 0, step: int = 0, sample: int = 0) -> np.random.Philox:

@@ -13,7 +13,7 @@ from job.errors import RunError
 from job.run.memory import at_most
 from job.run.seal import seal, verify
 
-FORMAT = 2
+FORMAT = 3
 LAST, BEST = "last.pth.tar", "best.pth.tar"
 NAME = re.compile(r"checkpoint_(\d{4,})_(\d{6,})\.pth\.tar")
 ROOM = 2**30  # bytes that a load, or what it gives, may take beside twice the file's size

@@ -29,7 +29,7 @@ def seeds() -> list[bytes]:
     run = {
         "epoch": 3,
         "step": 2,
-        "format": 2,
+        "format": 3,
         "arch": "resnet18",
         "state_dict": {"module.encoder_q.conv1.weight": weight, "module.queue_ptr": torch.zeros(1, dtype=torch.long)},
         "optimizer": {"state": {0: {"momentum_buffer": weight.half()}}, "param_groups": [{"lr": 0.03, "params": [0]}]},

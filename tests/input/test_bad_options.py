@@ -16,6 +16,7 @@ WRONG = {
     str: ["nosuch"],
     bool: ["1"],
     list[int]: ["x"],
+    list[float]: ["x", "nan", "1e999"],
 }
 
 
@@ -76,7 +77,14 @@ CONFLICTS = [
     train("a folder to resume", "--resume {good}", "{good}", "expected a checkpoint"),
     train("an unwritable folder", "--out /proc/run", "/proc/run", "--out"),
     train("a file for a folder", "--out {good}/train/a/good0.png", "good0.png", "--out"),
-    train("a preset that is not there", "--config imagent", "imagent", "imagenet, small"),
+    train("a preset that is not there", "--config imagent", "imagent", "imagenet, original, small"),
+    train("a factor and a share", "--loss-factor 2 --loss-share 0.1", "--loss-factor", "--loss-share 0.1", "leave out"),
+    train("a factor and a preset's share", "--loss-share 0.1 --config small --loss-factor=2", "--loss-factor", "--loss-share 0"),
+    train("too few weights of stages", "--stage-weights 1 2", "--stage-weights 1 2", "expected 4", "--mgd-stages 1 2 3 4"),
+    train("too many weights of stages", "--mgd-stages 4 --stage-weights 1 2", "--stage-weights 1 2", "expected 1"),
+    train("weights of nothing", "--stage-weights 0 0 0 0", "--stage-weights 0 0 0 0", "above 0"),
+    train("weights of stages that are sorted", "--mgd-stages 4 3 --stage-weights 1 2", "--mgd-stages", "4 3", "ascending"),
+    train("weights of a stage twice", "--mgd-stages 3 3 --stage-weights 1 2", "--mgd-stages", "3 3", "each once"),
     linear("evaluate what", "--evaluate", "--evaluate", "--resume"),
     linear("knn and evaluate", "--knn --evaluate --resume auto", "--knn", "--evaluate", "leave out"),
     linear("knn and resume", "--knn --resume some.pth.tar", "--knn", "some.pth.tar", "--pretrained"),

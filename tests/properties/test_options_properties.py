@@ -18,6 +18,8 @@ WORDS = {
     "save_every": st.builds("{}{}".format, st.integers(1, 10_000), st.sampled_from(["", "steps"])),
     "data": st.text(CHARACTERS, min_size=1, max_size=20),
     "cos": st.just(False),  # beside it --schedule is refused
+    "loss_share": st.just(0.0),  # beside it --loss-factor is
+    "stage_weights": st.just([]),  # as many as there are stages: in a test of their own
     "knn": st.just(False),  # beside it --evaluate and --resume are
 }
 
@@ -95,6 +97,19 @@ def test_a_flag_wins_over_any_file_and_leaves_the_other_options_alone(program, k
     if isinstance(value, list):
         given_flags = [flag(chosen.name), *map(str, value)]
     assert read_config(["--config", str(file), *given_flags], program, kind) == expected
+
+
+@given(data=st.data())
+def test_weights_of_stages_and_a_share_read_back_the_same(file, data):
+    stages = data.draw(st.lists(st.integers(1, 4), min_size=1, unique=True).map(sorted))
+    weight = st.floats(0, allow_infinity=False)
+    weights = data.draw(st.lists(weight, min_size=len(stages), max_size=len(stages)).filter(any))
+    share = data.draw(weight)
+    file.write_text(yaml.safe_dump({"mgd_stages": stages, "stage_weights": weights, "loss_share": share}), encoding="utf-8")
+    flags = [flag("mgd_stages"), *map(str, stages), flag("stage_weights"), *map(str, weights), f"{flag('loss_share')}={share}"]
+    for given_ in (["--config", str(file)], flags):
+        config = read_config(["--data=x", *given_])
+        assert (config.mgd_stages, config.stage_weights, config.loss_share) == (stages, weights, share)
 
 
 def no(name):

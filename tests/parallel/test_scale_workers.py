@@ -1,0 +1,56 @@
+"""The loss factor that a share asks for: the same, to the bit, as one process finds."""
+
+from types import SimpleNamespace
+
+import horovod.torch as hvd
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from job import scale
+from job.config import Config
+from job.data.folders import scan
+from mgd.distiller import MGDistiller
+from moco.encoder import build_resnet, stage_norms, with_features
+
+STAGES = [2, 4]
+
+
+@pytest.fixture
+def training(run, tmp_path, monkeypatch):
+    """A ResNet-18 that is to follow itself with other weights, on images of noise, a copy of which each worker has."""
+    monkeypatch.setattr(scale, "BATCH", 4)
+    monkeypatch.setattr(scale, "BATCHES", 5)
+    monkeypatch.setattr(run, "bad_images", set())
+    generator = np.random.default_rng(0)
+    for number in range(23):
+        path = tmp_path / "train" / "a" / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(path)
+    torch.manual_seed(0)
+    student, teacher = (build_resnet("resnet18", stem="small") for _ in range(2))
+    channels = {stage: (norm.num_features, norm.num_features) for stage, norm in stage_norms(student).items() if stage in STAGES}
+    return SimpleNamespace(
+        config=Config(image_size=16, workers=0, moco_k=99, loss_share=0.3),
+        run=run,
+        images=scan(str(tmp_path), "train", max_bad=5),
+        moco=SimpleNamespace(encoder_q=with_features(student, STAGES)),
+        teacher=with_features(teacher, STAGES).eval(),
+        distiller=MGDistiller(channels, "rd"),
+    )
+
+
+def test_any_number_of_workers_finds_the_factor_of_one(training, monkeypatch):
+    """That of one is found without collectives, and by every worker for itself."""
+    scale.set_factor(training)
+    together = training.distiller.factor.item()
+    with monkeypatch.context() as alone:
+        alone.setattr(training.run, "rank", 0)
+        alone.setattr(training.run, "size", 1)
+        alone.setattr(training.run, "note_bad_images", lambda *_: None)
+        alone.setattr(scale.hvd, "allreduce", lambda values, **_: values)
+        scale.set_factor(training)
+    found = hvd.allgather_object((together, training.distiller.factor.item()), name="factors")
+    assert len({factor for pair in found for factor in pair}) == 1
+    assert 0 < together < 1e9

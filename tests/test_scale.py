@@ -1,0 +1,182 @@
+"""The loss factor of --loss-share: what is measured, that nothing of the run changes by it, and what ends it."""
+
+import copy
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from job import scale
+from job.config import Config
+from job.data.folders import scan
+from job.data.seeds import permutation, torch_seed
+from job.errors import RunError
+from mgd.distiller import MGDistiller
+from moco.augment import CentreView, normalize
+
+CHANNELS = {2: (2, 6), 4: (3, 7)}
+IMAGES, SIDE, BATCH, BATCHES = 19, 8, 4, 3
+
+
+class Net(nn.Module):
+    """images (B, 3, H, W) -> {"layerN": (B, C, H, W)}, times `size`, behind a batch norm of its own."""
+
+    def __init__(self, widths, size=1.0):
+        super().__init__()
+        self.norm, self.size = nn.BatchNorm2d(3), size
+        self.layers = nn.ModuleDict({f"layer{stage}": nn.Conv2d(3, width, 1) for stage, width in widths.items()})
+
+    def forward(self, images):
+        return {name: self.size * layer(self.norm(images)) for name, layer in self.layers.items()}
+
+
+class StandIn:
+    """As much of a run as measuring asks for, on one worker of `size`."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, rank=0, size=1):
+        self.rank, self.size = rank, size
+        self.lines, self.records, self.bad = [], [], []
+        self.log = SimpleNamespace(line=self.lines.append, record=lambda **numbers: self.records.append(numbers))
+
+    def autocast(self, precision):
+        return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+
+    def note_bad_images(self, files, *_):
+        self.bad += files
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Images of noise, of which one cannot be decoded."""
+    folder = tmp_path_factory.mktemp("scale")
+    generator = np.random.default_rng(0)
+    for number in range(IMAGES):
+        path = folder / "train" / "a" / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (10, 12, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Few and small batches, and one worker's own numbers as the sum of all."""
+    monkeypatch.setattr(scale, "BATCH", BATCH)
+    monkeypatch.setattr(scale, "BATCHES", BATCHES)
+    monkeypatch.setattr(scale.hvd, "allreduce", lambda values, **_: values)
+
+
+def training(folder, rank=0, size=1, reducer="amp", student_size=1.0, **options):
+    """A training's parts, with weights that are the same for any worker."""
+    torch.manual_seed(0)
+    nets = [Net({stage: widths[i] for stage, widths in CHANNELS.items()}) for i in (0, 1)]
+    nets[0].size = student_size
+    config = Config(image_size=SIDE, workers=0, moco_k=99, **options)
+    return SimpleNamespace(
+        config=config,
+        run=StandIn(rank, size),
+        images=scan(str(folder), "train", max_bad=5),
+        moco=SimpleNamespace(encoder_q=nets[0].train()),
+        teacher=nets[1].eval(),
+        distiller=MGDistiller(CHANNELS, reducer, factor=123.0).train(),
+    )
+
+
+def plainly(parts, batches):
+    """The distillation loss an image of batches of images, each worked out by itself, at a factor of 1."""
+    student, teacher = parts.moco.encoder_q.eval(), parts.teacher
+    losses = []
+    for number, batch in enumerate(batches):
+        pixels = torch.stack([CentreView(SIDE)(parts.images.read(int(index))[0]) for index in batch])
+        s, t = student(normalize(pixels)), teacher(normalize(pixels))
+        drop = torch.Generator().manual_seed(torch_seed(0, "drop", epoch=0, step=number))
+        distiller = MGDistiller(CHANNELS, parts.distiller.reducer, factor=1.0)
+        targets = distiller.targets([t["layer2"], t["layer4"]], drop)
+        losses.append(distiller([s["layer2"], s["layer4"]], targets).item())
+    return losses
+
+
+@pytest.mark.parametrize("reducer", ["amp", "rd"])
+@pytest.mark.parametrize("batches", [1, 3, 4])
+def test_the_factor_makes_the_measured_loss_the_share_of_guessing(folder, monkeypatch, reducer, batches):
+    """With four batches of four, the last three of nineteen images have no place."""
+    monkeypatch.setattr(scale, "BATCHES", batches + 5 * (batches == 4))
+    parts = training(folder, reducer=reducer, loss_share=0.25)
+    order = permutation(IMAGES, 0, "refresh")
+    raw = plainly(copy.deepcopy(parts), [order[first : first + BATCH] for first in range(0, batches * BATCH, BATCH)])
+    scale.set_factor(parts)
+    factor = parts.distiller.factor.item()
+    assert sum(raw) / batches / factor == pytest.approx(0.25 * math.log(100), rel=1e-6)
+    [line], [record] = parts.run.lines, parts.run.records
+    assert f"loss factor {factor:.6g}: the distillation loss of {batches * BATCH} images" in line
+    assert (record["epoch"], record["step"], record["loss_factor"]) == (0, 0, factor)
+    assert record["raw_distillation"] == pytest.approx(sum(raw) / batches)
+
+
+@pytest.mark.parametrize("reducer", ["amp", "rd"])
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_workers_measure_what_one_would_each_batch_once(folder, reducer, size):
+    """To the bit, and also where there are more workers than batches."""
+    sample = list(range(BATCH * BATCHES))
+    alone = scale.measure(training(folder, reducer=reducer), sample)
+    parts = torch.stack([scale.measure(training(folder, rank, size, reducer), sample) for rank in range(size)])
+    assert (parts != 0).sum(0).tolist() == [1] * BATCHES
+    assert torch.equal(parts.sum(0), alone) and torch.equal(parts.flip(0).sum(0), alone)
+    assert len(set(alone.tolist())) == BATCHES
+
+
+def test_an_image_that_cannot_be_decoded_is_told(folder):
+    parts = training(folder)
+    scale.measure(parts, [0, IMAGES - 1])
+    [file] = parts.run.bad
+    assert f"{IMAGES - 1}.png" in file
+
+
+def test_nothing_of_the_run_changes_but_the_factor(folder):
+    parts = training(folder, loss_share=1.0)
+    modules = nn.ModuleList([parts.moco.encoder_q, parts.teacher, parts.distiller])
+    before = {name: value.clone() for name, value in modules.state_dict().items()}
+    scale.set_factor(parts)
+    after = modules.state_dict()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == ["2.factor"]
+    assert parts.moco.encoder_q.training and parts.distiller.training and not parts.teacher.training
+
+
+def test_the_student_s_own_scale_does_not_matter(folder):
+    """Its features meet a batch norm that takes their own statistics."""
+    factors = []
+    for size in (1.0, 30.0):
+        parts = training(folder, student_size=size, loss_share=1.0)
+        scale.set_factor(parts)
+        factors.append(parts.distiller.factor.item())
+    assert factors[0] == pytest.approx(factors[1], rel=1e-3)
+
+
+def test_fewer_images_than_a_batch_are_one_batch(folder, monkeypatch):
+    monkeypatch.setattr(scale, "BATCH", 32)
+    parts = training(folder, loss_share=1.0)
+    scale.set_factor(parts)
+    assert f"of {IMAGES} images" in parts.run.lines[0]
+
+
+@pytest.mark.parametrize(("value", "told"), [(math.nan, "nan"), (math.inf, "nan"), (0.0, "0")])
+def test_a_loss_that_no_factor_scales_ends_the_run(folder, value, told):
+    parts = training(folder, loss_share=0.5)
+    with torch.no_grad():
+        for layer in parts.teacher.layers.values():
+            layer.weight.fill_(value)
+            layer.bias.fill_(-1.0)
+    if not value:  # the student is silent, as the teacher is
+        for stage in CHANNELS:
+            parts.distiller.get_submodule(f"bn{stage}").weight.data.zero_()
+            parts.distiller.get_submodule(f"bn{stage}").bias.data.fill_(-9.0)
+    with pytest.raises(RunError, match=rf"^--loss-share 0.5: the distillation loss of 12 images is {told} ") as caught:
+        scale.set_factor(parts)
+    assert caught.value.code == 1
+    assert parts.distiller.factor.item() == 123.0
