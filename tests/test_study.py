@@ -79,7 +79,7 @@ def test_a_signal_stops_it_and_the_same_command_goes_on(study):
     assert first[0] == 0 and "stopped by a signal; the same command goes on from here" in first[1] and not left
     assert last[0] == 0, last
     assert set(records(folder)) == {"mnist/teacher-0", *(f"mnist/{arm}-{seed}" for arm in ARMS for seed in (0, 7))}
-    assert f"11 of 11: mnist/" in last[1]
+    assert "11 of 11: mnist/" in last[1]
 
 
 def test_one_study_at_a_time_in_a_folder(study):

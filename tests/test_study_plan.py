@@ -91,7 +91,7 @@ def test_words():
         ({"sets": {"imagenet": {}}}, ["'imagenet'", "mnist, clipart"]),
         ({"sets": {"mnist": {"question": "all"}}}, ["mnist", "questions"]),
         ({"sets": {"mnist": {"questions": ["why"]}}}, ["'why'", "factor"]),
-        ({"train": {"epochs": 1, "lrr": 1}}, ["mnist/teacher-0: job.train", "--lrr"]),
+        ({"train": {"epochs": 1, "lrr": 1}}, ["clipart/teacher-0: job.train", "--lrr"]),
         ({"linear": {"epochs": "many"}}, ["job.linear", "--epochs", "many"]),
     ],
 )

@@ -11,8 +11,7 @@ from job.study.plan import ALONE, TEACHER, UNTRAINED
 
 def draw(name: str, records: list[dict[str, Any]], measures: dict[str, str]) -> Picture:
     """Draw a set's records by each of `measures`, {number: its name}, side by side."""
-    arms = list(dict.fromkeys(record["arm"] for record in records))
-    arms.sort(key=lambda arm: (arm not in (UNTRAINED, ALONE, TEACHER), arms.index(arm)))
+    arms = list(dict.fromkeys([UNTRAINED, ALONE, TEACHER, *(record["arm"] for record in records)]))
     with matplotlib.rc_context(STYLE):
         figure = new_figure(1.2 + 0.28 * len(arms))
         for axes, measure in zip(figure.subplots(1, len(measures), sharey=True), measures, strict=True):
