@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import hashlib
+import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -64,7 +65,7 @@ def write_clipart(folder: Path, say: Callable[[str], None]) -> None:
     for path in CLIPART.glob("*/**/*.png"):
         files[path.relative_to(CLIPART).parts[0]].append(path)
     categories = {name: files[name] for name in sorted(files.keys() - NO_CATEGORY) if len(files[name]) >= FEWEST}
-    with concurrent.futures.ProcessPoolExecutor() as pool:
+    with concurrent.futures.ProcessPoolExecutor(mp_context=multiprocessing.get_context("forkserver")) as pool:
         for name, paths in categories.items():
             ordered = sorted(paths, key=lambda path: key(str(path.relative_to(CLIPART))))
             drawings = list(first_readable(pool.map(read_drawing, ordered, chunksize=8)))

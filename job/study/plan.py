@@ -19,7 +19,7 @@ SET_KEYS = {"questions", "train", "teacher", "student"}
 PLACES = WITHOUT_EFFECT | {"data", "teacher", "pretrained"}  # where things lie, and what no result depends on
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Unit:
     """One network of a study, from its first weights to its accuracies.
 

@@ -46,7 +46,8 @@ def study(plan: Plan, out: Path) -> None:
         for name in plan.questions:
             data.prepare(name, out / "data" / name, say)
         bench = Bench(plan, out, {name: data.digest(out / "data" / name) for name in plan.questions})
-        before = {number: signal.signal(number, lambda *_: bench.stop()) for number in SIGNALS}
+        heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # as nohup has SIGHUP
+        before = {number: signal.signal(number, lambda *_: bench.stop()) for number in heard}
         try:
             records = measure_all(bench)
             write_results(plan, out, records)

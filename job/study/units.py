@@ -40,7 +40,7 @@ class Bench:
     def __post_init__(self) -> None:
         self.stopping = threading.Event()
         self.running: set[subprocess.Popen] = set()
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # a signal may come while `stop` is at work
         self.teachers = {unit.set: unit for unit in self.plan.units if unit.arm == TEACHER}
 
     def folder(self, unit: Unit) -> Path:
