@@ -25,7 +25,8 @@ def write(plan: Plan, records: Records, pictures: dict[str, str]) -> str:
         f"{len(records)} networks, seeds {seeds}; {hours:.1f} hours of commands, {plan.at_once} at a time; "
         f"finished {time.strftime('%Y-%m-%d')} on {circumstances()}.",
         "Accuracies are top-1 in percent on held-out images, means over seeds ± their standard deviation. A lead counts where it "
-        "is larger than the larger deviation of the two. The settings were not tuned on other images than these.",
+        "is larger than the larger deviation of the two. There is no third split: "
+        "whoever chooses settings by these figures tunes on them.",
     ]
     for name, questions in plan.questions.items():
         lines += ["", *describe_set(name, [record for record in records if record["set"] == name], questions)]
