@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -221,10 +222,11 @@ def test_the_loss_is_shown_from_when_keys_fill_the_queue(tmp_path):
 
 
 def test_a_reader_that_goes_ends_it_without_a_word(tmp_path):
-    run = write_run(tmp_path / "run")
-    line = f"{sys.executable} -m job.show.watch {run} --every 0.1 | head -1"
-    ended = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
-    assert ended.stdout == f"{run}: running\n" and ended.stderr == ""
+    write_run(tmp_path / "run")
+    line = f"{sys.executable} -m job.show.watch run --every 0.1 | head -1"  # a longer path would be cut to the terminal's width
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    ended = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, cwd=tmp_path, env=environment)
+    assert ended.stdout == "run: running\n" and ended.stderr == ""
 
 
 def test_several_runs_tell_the_options_in_which_they_differ(tmp_path):
