@@ -209,7 +209,10 @@ def test_a_run_with_other_options_resumes_to_the_same_bytes(
 
 
 def test_a_share_is_what_the_loss_begins_with_and_a_ramp_takes_it_to_nothing(start_job, images, teacher_file, tmp_path):
-    """Of the same run, which learns nothing; the factor is measured after the refresh, once, and saved."""
+    """Of a run that learns nothing; the factor is measured after the refresh, once, and saved.
+
+    Four random crops of noise a worker have up to half more of the loss than what was measured.
+    """
     options = "--loss-share 0.5 --loss-ramp --lr 0 --refresh-epochs 0 --matching"
     for matching in ("solved", "random"):
         given = [images, *SMALL, "--teacher", teacher_file, "-j", 0, *options.split(), matching]
@@ -223,7 +226,8 @@ def test_a_share_is_what_the_loss_begins_with_and_a_ramp_takes_it_to_nothing(sta
         assert torch.load(job.folder / "last.pth.tar", weights_only=True)["mgd"]["factor"].item() == factor
         losses = [record["distillation"] for record in records if "loss" in record]
         whole = [loss / (1 - step / STEPS) for step, loss in enumerate(losses)]
-        assert whole == pytest.approx([0.5 * math.log(21)] * STEPS, rel=0.4)
+        assert sum(whole) / STEPS == pytest.approx(0.5 * math.log(21), rel=0.3)
+        assert all(0.5 < loss / (0.5 * math.log(21)) < 2 for loss in whole), whole
         assert all(record["loss"] == pytest.approx(record["contrastive"] + record["distillation"]) for record in records[-2:-1])
 
 
