@@ -14,12 +14,13 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-input test-faults test-fuzz test-slurm test-docker test-soak bench bench-quick study lint clean
+.PHONY: help setup demo test test-runs test-input test-faults test-fuzz test-slurm test-docker test-soak bench bench-quick study lint clean
 
 help:
 	@echo 'make setup   install everything into $(VENV) (about 6 minutes the first time)'
 	@echo 'make demo    train a teacher and a student on handwritten digits with two workers (under 8 minutes)'
 	@echo 'make test    run the tests with one, two and four workers (about 15 minutes)'
+	@echo 'make test-runs    train, classify, pack, report and study as a user does, with the real commands (about 15 minutes)'
 	@echo 'make test-fuzz    feed checkpoint and option readers damaged input for FUZZ_SECONDS (60)'
 	@echo 'make test-faults  kill runs and damage disks and checkpoints (about 12 minutes; KILLS=8: about 4)'
 	@echo 'make test-input   run bad input of every kind, and real data as it comes, through the command line (about 5 minutes)'
@@ -54,10 +55,13 @@ demo: $(READY)
 test: $(READY)
 	@$(BIN)/coverage erase
 	@$(BIN)/coverage run -m pytest -n 2 --dist loadfile --jobs none $(TESTS)
-	@$(BIN)/python -m pytest --jobs only $(TESTS)
+	@$(BIN)/python -m pytest --jobs only tests/test_train.py
 	@echo 'tests with 2 workers'; $(BIN)/horovodrun -np 2 $(BIN)/coverage run -m pytest -q tests/parallel
 	@echo 'tests with 4 workers'; $(BIN)/horovodrun -np 4 $(BIN)/python -m pytest -q tests/parallel
 	@$(BIN)/coverage combine -q && $(BIN)/coverage report
+
+test-runs: $(READY)
+	@$(BIN)/python -m pytest --jobs only --ignore=tests/test_train.py $(TESTS)
 
 test-input: $(READY)
 	@$(BIN)/python -m pytest tests/input

@@ -64,7 +64,7 @@ def records(folder):
 def study(tmp_path_factory):
     """A study that a signal stopped while it trained, and that went on from there: its folder, and what it said both times."""
     folder = tmp_path_factory.mktemp("study")
-    write_images(folder / "out" / "data" / "mnist")
+    write_images(folder / "out" / "data" / "mnist-700")
     process = start(folder, sets={"mnist": {"teacher": {"epochs": 40, "save_every": "1steps"}}})
     wait_for(lambda: list(folder.glob("out/mnist/teacher-0/train/last.pth.tar")), process)
     second = finish(start(folder))

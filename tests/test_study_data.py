@@ -14,7 +14,7 @@ from job.study import data
 @pytest.fixture(scope="module")
 def mnist(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sets") / "mnist"
-    data.prepare("mnist", folder, lambda line: None)
+    data.prepare("mnist", folder, 700, lambda line: None)
     return folder
 
 
@@ -31,7 +31,7 @@ def test_mnist_is_whole_and_split_by_name(mnist):
 def test_what_is_there_is_not_made_again(mnist):
     said = []
     before = data.digest(mnist)
-    data.prepare("mnist", mnist, said.append)
+    data.prepare("mnist", mnist, 700, said.append)
     assert not said and data.digest(mnist) == before
 
 
@@ -67,7 +67,7 @@ def drawings(clipart, monkeypatch, tmp_path):
     monkeypatch.setattr(data, "FEWEST", 6)
     monkeypatch.setattr(data, "MOST", 10)
     said = []
-    data.prepare("clipart", tmp_path / "clipart", said.append)
+    data.prepare("clipart", tmp_path / "clipart", 700, said.append)
     return tmp_path / "clipart", said
 
 
@@ -93,9 +93,20 @@ def test_names_and_split_follow_from_the_file_s_name_alone(drawings):
         assert file.parts[-3] == ("val" if held_out else "train")
 
 
+def test_fewer_to_train_on_are_the_first_of_each_class_and_all_are_held_out(drawings, tmp_path):
+    whole, _ = drawings
+    said = []
+    data.prepare("clipart", tmp_path / "fewer", 3, said.append)
+    for split, most in (("train", 3), ("val", 10)):
+        names = sorted(path.name for path in (whole / split / "animals").iterdir())
+        assert sorted(path.name for path in (tmp_path / "fewer" / split / "animals").iterdir()) == names[:most]
+        assert split == "val" or len(names) > 3
+    assert "3 images to train on" in said[-1]
+
+
 def test_a_missing_package_is_named_and_nothing_half_made_is_taken_for_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "CLIPART", tmp_path / "none")
     (tmp_path / "clipart.part" / "train").mkdir(parents=True)
     with pytest.raises(RunError, match="apt-get install openclipart-png"):
-        data.prepare("clipart", tmp_path / "clipart", lambda line: None)
+        data.prepare("clipart", tmp_path / "clipart", 700, lambda line: None)
     assert not (tmp_path / "clipart").exists()

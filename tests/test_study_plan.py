@@ -38,6 +38,11 @@ def test_every_set_has_what_a_verdict_needs_and_its_questions_answers(tmp_path):
     assert [unit.seed for unit in found.units[:3]] == [0, 0, 7]
 
 
+def test_a_set_s_images_are_in_a_folder_of_their_own_number(tmp_path):
+    found = plan(tmp_path, sets={"mnist": {"most": 50}, "clipart": {}})
+    assert [found.images(name) for name in ("mnist", "clipart")] == ["data/mnist-50", "data/clipart-700"]
+
+
 def test_the_nearest_options_win(tmp_path):
     units = {unit.name: unit for unit in plan(tmp_path).units}
     assert units["mnist/teacher-0"].train["epochs"] == 3 and units["mnist/mgd-7"].train["epochs"] == 1
@@ -90,6 +95,8 @@ def test_words():
         ({"sets": {}}, ["sets", "mnist, clipart"]),
         ({"sets": {"imagenet": {}}}, ["'imagenet'", "mnist, clipart"]),
         ({"sets": {"mnist": {"question": "all"}}}, ["mnist", "questions"]),
+        ({"sets": {"mnist": {"most": 0}}}, ["mnist: most 0", "from 1 to 700"]),
+        ({"sets": {"mnist": {"most": 701}}}, ["most 701", "from 1 to 700"]),
         ({"sets": {"mnist": {"questions": ["why"]}}}, ["'why'", "factor"]),
         ({"train": {"epochs": 1, "lrr": 1}}, ["clipart/teacher-0: job.train", "--lrr"]),
         ({"linear": {"epochs": "many"}}, ["job.linear", "--epochs", "many"]),

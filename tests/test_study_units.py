@@ -30,7 +30,7 @@ def test_commands_are_those_a_person_would_type(tmp_path):
     found = bench(tmp_path)
     train, linear = map(found.shown, found.commands(unit(found, "clipart/random-7")).values())
     out = tmp_path / "out"
-    assert train.startswith(f"CUDA_VISIBLE_DEVICES= python -m job.train {out}/data/clipart --knn-every 1 ")
+    assert train.startswith(f"CUDA_VISIBLE_DEVICES= python -m job.train {out}/data/clipart-700 --knn-every 1 ")
     assert "--image-size 32 " in train
     assert (
         f"--matching random --seed 7 --teacher {out}/clipart/teacher-0/train/last.pth.tar --out {out}/clipart/random-7/train"
@@ -98,6 +98,15 @@ def test_a_damaged_record_is_told(tmp_path, text):
     (found.folder(one) / "record.json").write_text(text)
     with pytest.raises(RunError, match="is damaged"):
         found.record(one)
+
+
+def test_networks_at_once_share_the_cores(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(7)))
+    assert bench(tmp_path, at_once=2).environment()["OMP_NUM_THREADS"] == "3"
+    assert bench(tmp_path, at_once=9).environment()["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert bench(tmp_path).environment()["OMP_NUM_THREADS"] == "5"
 
 
 def test_difference_names_the_first():

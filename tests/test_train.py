@@ -15,20 +15,21 @@ from runs import FLIP, differences, errors_of
 from moco.model import MoCo
 
 SMALL = "-a resnet18 --image-size 32 --batch-size 8 --epochs 2 --moco-k 20 --mlp --moco-t 0.2 --aug-plus --cos".split()
-SMALL += "--warmup-epochs 1 --refresh-epochs 0,1 --save-every 2steps --keep 9".split()
+SMALL += "--warmup-epochs 1 --refresh-epochs 0,1 --save-every 2steps --keep 99".split()
 EPOCH = 50 // 8  # steps
 STEPS = 2 * EPOCH
 
 
 @pytest.fixture(scope="module")
 def undisturbed(start_job, images, teacher_file, tmp_path_factory):
-    """A function N -> (folder, output) of a run of N workers that nothing interrupts."""
+    """A function N -> (folder, output) of a run of N workers that nothing interrupts, with a checkpoint of each step."""
     runs = {}
 
     def run(workers):
         if workers not in runs:
             folder = tmp_path_factory.mktemp("runs") / f"undisturbed{workers}"
-            job = start_job(workers, folder, [images, *SMALL, "--teacher", teacher_file, "-j", 0])
+            options = ["--teacher", teacher_file, "-j", 0, "--save-every", "1steps"]
+            job = start_job(workers, folder, [images, *SMALL, *options])
             runs[workers] = folder, job.finish()
             assert job.process.returncode == 0, runs[workers][1]
         return runs[workers]
@@ -36,18 +37,12 @@ def undisturbed(start_job, images, teacher_file, tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("workers", [2, 4])
-def test_two_runs_of_the_same_command_end_in_the_same_bytes(undisturbed, start_job, images, teacher_file, tmp_path, workers):
-    """The second run has another number of loader processes, which must not matter either."""
-    job = start_job(workers, tmp_path / "run", [images, *SMALL, "--teacher", teacher_file, "-j", 2 if workers == 2 else 0])
-    output = job.finish()
-    assert job.process.returncode == 0, output
-    assert differences(undisturbed(workers)[0], job.folder) == []
-
-
 @pytest.mark.parametrize("workers, step, loaders", [(2, 3, 1), (4, 7, 0)])
 def test_a_killed_run_resumes_to_the_same_bytes(undisturbed, start_job, images, teacher_file, tmp_path, workers, step, loaders):
-    """With TensorBoard's files, which change nothing, and in which each step is once, as it was done last."""
+    """So do two runs that nothing interrupts, and any number of loader processes.
+
+    With TensorBoard's files, which change nothing, and in which each step is once, as it was done last.
+    """
     options = [images, *SMALL, "--teacher", teacher_file, "-j", loaders, "--resume", "auto", "--tensorboard", "-p", 1]
     job = start_job(workers, tmp_path / "run", options)
     job.wait_for_step(step)
@@ -78,19 +73,20 @@ def test_records_tell_what_a_refresh_has_cost(undisturbed):
         assert len({record[name] for record in refreshes}) == 2  # of the whole refresh, the same for its four stages
 
 
-@pytest.mark.parametrize(
-    "workers, number, reached, loaders",
-    [
-        (2, signal.SIGUSR2, "one", 0),
-        (2, signal.SIGINT, "loaders too", 1),
-        (2, signal.SIGTERM, "launcher", 1),
-        (4, signal.SIGTERM, "all", 0),
-    ],
-)
-def test_a_signal_saves_at_a_common_step_and_no_step_is_done_twice(
-    undisturbed, start_job, images, teacher_file, tmp_path, workers, number, reached, loaders
+SIGNALS = {
+    "one": (2, signal.SIGUSR2, 0),
+    "loaders too": (2, signal.SIGINT, 1),
+    "launcher": (2, signal.SIGTERM, 1),
+    "all": (4, signal.SIGTERM, 0),
+}
+
+
+@pytest.mark.parametrize("reached", SIGNALS)
+def test_a_signal_saves_at_a_common_step_what_an_undisturbed_run_has_there(
+    undisturbed, start_job, images, teacher_file, tmp_path, reached
 ):
     """--save-every is an epoch here: only the signal can have saved within one. One worker that gets it is enough."""
+    workers, number, loaders = SIGNALS[reached]
     options = [images, *SMALL, "--save-every", 1, "--teacher", teacher_file, "-j", loaders, "--resume", "auto"]
     job = start_job(workers, tmp_path / "run", options)
     job.wait_for_step(2)
@@ -107,13 +103,15 @@ def test_a_signal_saves_at_a_common_step_and_no_step_is_done_twice(
     assert "stopped by a signal" in output
     done = job.steps()
     assert done == list(range(1, done[-1] + 1)) and done[-1] < STEPS
-    again = start_job(workers, tmp_path / "run", options)
-    output = again.finish()
-    assert again.process.returncode == 0, output
-    first_again = next(line for line in output.splitlines() if "resuming from" in line)
-    assert f"checkpoint_{done[-1] // EPOCH:04d}_{done[-1] % EPOCH:06d}" in first_again
-    assert again.steps() == list(range(1, STEPS + 1))
-    assert differences(undisturbed(workers)[0], again.folder) == []
+    name = f"checkpoint_{done[-1] // EPOCH:04d}_{done[-1] % EPOCH:06d}.pth.tar"
+    assert differences(undisturbed(workers)[0], job.folder, name) == []
+    if reached == "one":
+        again = start_job(workers, tmp_path / "run", options)
+        output = again.finish()
+        assert again.process.returncode == 0, output
+        assert name in next(line for line in output.splitlines() if "resuming from" in line)
+        assert again.steps() == list(range(1, STEPS + 1))
+        assert differences(undisturbed(workers)[0], again.folder) == []
 
 
 @pytest.mark.parametrize("workers", [1, 4])

@@ -23,8 +23,11 @@ FEWEST, MOST = 60, 700  # images of a category
 HELD_OUT = 5  # one image in so many is for validation
 
 
-def prepare(name: str, folder: Path, say: Callable[[str], None]) -> None:
-    """Let `folder` have train/<class>/ and val/<class>/ of a set, unless it is there. RunError: its package is missing."""
+def prepare(name: str, folder: Path, most: int, say: Callable[[str], None]) -> None:
+    """Let `folder` have train/<class>/, of `most` images at most, and val/<class>/ of a set, unless it is there.
+
+    RunError: the set's package is missing, or the folder cannot be written.
+    """
     if folder.is_dir():
         return
     part = folder.with_name(folder.name + ".part")  # renamed when whole, so that a folder that is there is complete
@@ -32,6 +35,9 @@ def prepare(name: str, folder: Path, say: Callable[[str], None]) -> None:
     say(f"preparing {name} in {folder}")
     try:
         SETS[name](part, say)
+        for label in (part / "train").iterdir():
+            for image in sorted(label.iterdir())[most:]:  # their names are hashes
+                image.unlink()
         part.rename(folder)
     except OSError as error:
         raise RunError(f"cannot write {part}: {error.strerror or error}; choose another --out") from None

@@ -11,11 +11,11 @@ import yaml
 from job.config import WITHOUT_EFFECT, LinearConfig, read_config
 from job.errors import RunError
 from job.options import flag
-from job.study.data import SETS
+from job.study.data import MOST, SETS
 
 TEACHER, UNTRAINED, ALONE, MGD = "teacher", "untrained", "alone", "mgd"
 KEYS = {"about", "device", "at_once", "seeds", "train", "teacher", "student", "linear", "sets"}
-SET_KEYS = {"questions", "train", "teacher", "student"}
+SET_KEYS = {"most", "questions", "train", "teacher", "student"}
 PLACES = WITHOUT_EFFECT | {"data", "teacher", "pretrained"}  # where things lie, and what no result depends on
 
 
@@ -65,7 +65,10 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A form, and the questions it asks of its sets: {set: its questions}. units: in the order in which they are trained."""
+    """A form, and the questions it asks of its sets: {set: its questions}. units: in the order in which they are trained.
+
+    most: {set: images of a class to train on}.
+    """
 
     form: str
     about: str
@@ -73,7 +76,12 @@ class Plan:
     at_once: int
     seeds: list[int]
     questions: dict[str, list[Question]]
+    most: dict[str, int]
     units: list[Unit]
+
+    def images(self, name: str) -> str:
+        """The folder of a set's images, below the study's: data/clipart-700."""
+        return f"data/{name}-{self.most[name]}"
 
 
 def read_plan(form: str) -> Plan:
@@ -90,7 +98,9 @@ def read_plan(form: str) -> Plan:
         arms = {MGD: asked["mgd"]} | {arm: asked["mgd"] | changes for arm, changes in asked["controls"].items()}
         questions[name] = [ask(key, asked["questions"][key], asked["mgd"], arms) for key in wanted]
         units += list_units(name, content, {UNTRAINED: {}, ALONE: {}, **arms})
-    plan = Plan(Path(form).stem, content["about"], content["device"], content["at_once"], content["seeds"], questions, units)
+    most = {name: options.get("most", MOST) for name, options in content["sets"].items()}
+    head = (Path(form).stem, content["about"], content["device"], content["at_once"], content["seeds"])
+    plan = Plan(*head, questions, most, units)
     check_unlike(plan)
     return plan
 
@@ -187,5 +197,7 @@ def check_form(form: str, content: Any) -> None:
     for name, own in content["sets"].items():
         expect(name in SETS, f"sets: {name!r}", f"one or more of {', '.join(SETS)}")
         expect(isinstance(own, dict) and own.keys() <= SET_KEYS, f"sets: {name}", f"a mapping of {', '.join(sorted(SET_KEYS))}")
-        for key in SET_KEYS - {"questions"}:
+        most = own.get("most", MOST)
+        expect(type(most) is int and 0 < most <= MOST, f"sets: {name}: most {most!r}", f"a whole number from 1 to {MOST}")
+        for key in ("train", "teacher", "student"):
             expect(isinstance(own.get(key, {}), dict), f"sets: {name}: {key}", "a mapping, such as {epochs: 4}")

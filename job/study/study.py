@@ -44,8 +44,8 @@ def study(plan: Plan, out: Path) -> None:
         raise RunError(f"{plan.form} needs a GPU, and torch sees none; `small` is for two cores")
     with locked(out):
         for name in plan.questions:
-            data.prepare(name, out / "data" / name, say)
-        bench = Bench(plan, out, {name: data.digest(out / "data" / name) for name in plan.questions})
+            data.prepare(name, out / plan.images(name), plan.most[name], say)
+        bench = Bench(plan, out, {name: data.digest(out / plan.images(name)) for name in plan.questions})
         heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # as nohup has SIGHUP
         before = {number: signal.signal(number, lambda *_: bench.stop()) for number in heard}
         try:

@@ -57,7 +57,7 @@ class Bench:
 
     def commands(self, unit: Unit) -> dict[str, list[str]]:
         """A unit's commands: {what it tells: its words}."""
-        data, folder = str(self.out / "data" / unit.set), self.folder(unit)
+        data, folder = str(self.out / self.plan.images(unit.set)), self.folder(unit)
         linear = ["job.linear", data, *words(unit.linear)]
         if not unit.train:
             return {"k-NN": [*linear, "--knn"], "linear": [*linear, "--out", f"{folder}/linear", "--resume", "auto"]}
@@ -142,9 +142,13 @@ class Bench:
         return said
 
     def environment(self) -> dict[str, str]:
-        """This process's, in which a command ends when this process does, and sees a GPU where the form wants one."""
+        """This process's, in which a command ends when this process does, and sees a GPU where the form wants one.
+
+        Networks that train at once share the cores: threads of several that wait for each other on one core take it in vain.
+        """
+        threads = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // self.plan.at_once))}
         hidden = {"CUDA_VISIBLE_DEVICES": ""} if self.plan.device == "cpu" else {}
-        return dict(os.environ) | hidden | {"MGD_LIFELINE": "stdin"}
+        return threads | dict(os.environ) | hidden | {"MGD_LIFELINE": "stdin"}
 
     def shown(self, command: list[str]) -> str:
         """A command as a person would type it."""
