@@ -39,6 +39,7 @@ class Config:
 
     arch: str = option("resnet18", "the student's network", "-a", choices=ARCHS)
     stem: str = option("imagenet", "small: a first layer for images of about 32 pixels, of student and teacher", choices=STEMS)
+    zero_init_residual: bool = option(False, "every residual block begins as the identity, so that a deep network begins shallow")
     image_size: int = option(224, "side of the views in pixels", at_least=8, at_most=4096)
     aug_plus: bool = option(False, "MoCo v2's augmentations")
     augment_on: str = option("cpu", "where colours, blur and flips are computed", choices=("cpu", "device"))

@@ -91,7 +91,8 @@ def build(config: Config, run: Run) -> Training:
     val = run.on_first(lambda: scan_validation(digits.prepared(config.data), images)) if config.knn_every else None
     torch.manual_seed(seeds.torch_seed(config.seed, "weights"))
     stages = config.mgd_stages if config.teacher else [DEPTH]  # there for job/collapse.py alone
-    moco = MoCo(config.arch, config.moco_dim, config.moco_k, config.moco_m, config.moco_t, config.mlp, config.stem, stages)
+    first = {"stem": config.stem, "zero_init_residual": config.zero_init_residual}
+    moco = MoCo(config.arch, config.moco_dim, config.moco_k, config.moco_m, config.moco_t, config.mlp, stages, **first)
     teacher, distiller = build_teacher(config, run, stage_norms(moco.encoder_k)) if config.teacher else (None, None)
     trained = nn.ModuleDict({"moco": moco} | ({"mgd": distiller} if distiller else {})).to(run.device).train()
     hvd.broadcast_parameters(trained.state_dict(), root_rank=0)

@@ -54,16 +54,19 @@ class MaxPoolByPlaces(torch.autograd.Function):
         return spread, None, None, None
 
 
-def build_resnet(arch: str, dim: int = 128, mlp: bool = False, stem: str = "imagenet") -> models.ResNet:
+def build_resnet(
+    arch: str, dim: int = 128, mlp: bool = False, stem: str = "imagenet", zero_init_residual: bool = False
+) -> models.ResNet:
     """Return a ResNet whose `fc` gives `dim` outputs, through one hidden layer if `mlp` (arXiv 2003.04297, section 3).
 
     stem: "imagenet" is the network as published; "small", for images of about 32 pixels, starts with a
-    3x3 convolution of stride 1 and no pooling (arXiv 1512.03385, section 4.2). The network computes and
+    3x3 convolution of stride 1 and no pooling (arXiv 1512.03385, section 4.2). zero_init_residual: the last batch
+    norm of each block begins with weights of 0 (arXiv 1706.02677, section 5.1). The network computes and
     names everything as torchvision's own does, to the bit, but the last ReLUs of the stages are not in place,
     which would overwrite the features before them, and the stem's pooling goes before its ReLU: the maximum is
     the same, and two maps of half the images' height and width need not be kept for the backward pass.
     """
-    net = getattr(models, arch)(num_classes=dim)
+    net = getattr(models, arch)(num_classes=dim, zero_init_residual=zero_init_residual)
     net.relu, net.maxpool = nn.Identity(), nn.Sequential(MaxPool(3, stride=2, padding=1), nn.ReLU(inplace=True))
     if stem == "small":
         net.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import horovod.torch as hvd
 import torch
@@ -19,6 +20,7 @@ class MoCo(nn.Module):
 
     stages: stages of the query encoder whose features before the last ReLU `forward` gives as well.
     K: negatives in the queue; m: momentum of the key encoder; T: softmax temperature.
+    first: how a network begins, as `build_resnet` has it.
     queries: of the last forward pass, (b, dim), for those who watch the training.
     """
 
@@ -33,14 +35,14 @@ class MoCo(nn.Module):
         m: float = 0.999,
         T: float = 0.07,
         mlp: bool = False,
-        stem: str = "imagenet",
         stages: Sequence[int] = (),
+        **first: Any,
     ):
         super().__init__()
         self.m, self.T, self.stages = m, T, list(stages)
-        query = build_resnet(arch, dim, mlp, stem)
+        query = build_resnet(arch, dim, mlp, **first)
         self.encoder_q = with_features(query, self.stages)
-        self.encoder_k = build_resnet(arch, dim, mlp, stem)
+        self.encoder_k = build_resnet(arch, dim, mlp, **first)
         self.encoder_k.load_state_dict(query.state_dict())
         self.encoder_k.requires_grad_(False)
         self.register_buffer("queue", F.normalize(torch.randn(dim, K), dim=0))

@@ -54,6 +54,7 @@ FLAGS = [
     ("-a resnet50", "arch", "resnet50"),
     ("--arch resnet50", "arch", "resnet50"),
     ("--stem small", "stem", "small"),
+    ("--zero-init-residual", "zero_init_residual", True),
     ("--image-size 64", "image_size", 64),
     ("--aug-plus", "aug_plus", True),
     ("--no-aug-plus", "aug_plus", False),

@@ -186,6 +186,16 @@ def test_the_small_stem_keeps_the_resolution():
     torch.testing.assert_close(net(images(size=32)), found)
 
 
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_residual_blocks_can_begin_as_the_identity(arch):
+    net = build_resnet(arch, zero_init_residual=True).eval()
+    last = f"bn{2 if arch == 'resnet18' else 3}.weight"
+    zeros = {name for name, value in net.named_parameters() if not value.any() and name.endswith("weight")}
+    assert zeros == {name for name, _ in net.named_parameters() if name.startswith("layer") and name.endswith(last)}
+    block, maps = net.get_submodule("layer3.1"), torch.rand(2, 64 * 4 * (1 if arch == "resnet18" else 4), 3, 3)
+    assert torch.equal(block(maps), maps)
+
+
 def test_the_small_stem_is_initialised_like_torchvisions_convolutions():
     torch.manual_seed(0)
     weight = build_resnet("resnet18", stem="small").conv1.weight

@@ -17,7 +17,9 @@ class Pace:
 
     def __init__(self, bench: Bench, records: Collection[Unit]):
         self.bench, self.begun = bench, time.monotonic()
-        self.images = {name: sum(1 for _ in (bench.out / bench.plan.images(name)).glob("train/*/*")) for name in bench.plan.questions}
+        self.images = {
+            name: sum(1 for _ in (bench.out / bench.plan.images(name)).glob("train/*/*")) for name in bench.plan.questions
+        }
         self.all = sum(map(self.work, bench.plan.units))
         self.before = self.done((unit for unit in bench.plan.units if unit not in records), records)
 
