@@ -102,8 +102,8 @@ def continues(saved: dict, config: Config, run: Run) -> dict:
 def tell_changes(old: dict, new: dict, where: str, run: Run) -> None:
     """Say which options differ from those of a checkpoint."""
     for name in sorted(new.keys() - WITHOUT_EFFECT):
-        if old.get(name, new[name]) != new[name]:  # an option may be younger than the checkpoint
-            run.log.line(f"--{name.replace('_', '-')} was {old[name]} in {where}; now {new[name]}")
+        if old.get(name) != new[name]:
+            run.log.line(f"--{name.replace('_', '-')} was {old.get(name)} in {where}; now {new[name]}")
 
 
 def check_finite(parameters: Iterable[torch.Tensor], epoch: int, step: int) -> None:
