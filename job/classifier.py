@@ -16,9 +16,9 @@ from job.data.images import Images
 from job.data.views import OneView, loader
 from job.errors import RunError
 from job.gradients import Gradients
-from job.resume import check_finite, check_place, load_optimizer, newest, tell_changes
+from job.resume import check_finite, check_format, check_place, load_optimizer, newest, tell_changes
 from job.run import agreement
-from job.run.checkpoint import FORMAT, load
+from job.run.checkpoint import load
 from job.run.run import Run
 from job.weights import read_backbone
 from moco.augment import CentreView, ClassifierView
@@ -126,8 +126,9 @@ def find(config: LinearConfig, run: Run) -> dict | None:
 def restore(saved: dict, classifier: Classifier) -> tuple[int, int]:
     """Load a checkpoint's classifier; return the (epoch, step) to go on from. RunError: it is of other data or features."""
     config, where = classifier.config, f"the checkpoint of --resume {classifier.config.resume}"
-    if saved.get("format") != FORMAT or "best_acc1" not in saved:
+    if "format" not in saved or "best_acc1" not in saved:
         raise RunError(f"{where} is no linear classifier of this program: give one of job.linear; features go to --pretrained")
+    check_format(saved)
     if saved["classes"] != classifier.train.classes:
         raise RunError(f"{where} tells {len(saved['classes'])} other classes apart than {classifier.train.root} has")
     state = {name.removeprefix("module."): value for name, value in saved["state_dict"].items()}

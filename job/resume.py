@@ -72,10 +72,7 @@ def continues(saved: dict, config: Config, run: Run) -> dict:
     """Return `saved` if the options continue its run; say what they change. RunError: if they cannot."""
     if lacking := [name for name in SAVED if name not in saved]:
         raise RunError(f"the checkpoint of --resume {config.resume} is none of job.train: it has no {lacking[0]!r}")
-    if saved["format"] != FORMAT:
-        raise RunError(
-            f"the checkpoint has format {saved['format']}, this version reads {FORMAT}: go on with the version that saved it"
-        )
+    check_format(saved)
     old, new = saved["config"], dataclasses.asdict(config)
     where = f"the checkpoint of epoch {saved['epoch']}, step {saved['step']}"
     if bool(saved["mgd"]) != bool(config.teacher):
@@ -97,6 +94,14 @@ def continues(saved: dict, config: Config, run: Run) -> dict:
         own = "; batch norm starts from the average of their statistics" if saved["step"] else ""
         run.log.line(f"{where} was saved by {saved['workers']} workers; now {run.size}{own}")
     return saved
+
+
+def check_format(saved: dict) -> None:
+    """RunError: a checkpoint is of another version's format."""
+    if saved["format"] != FORMAT:
+        raise RunError(
+            f"the checkpoint has format {saved['format']}, this version reads {FORMAT}: go on with the version that saved it"
+        )
 
 
 def tell_changes(old: dict, new: dict, where: str, run: Run) -> None:

@@ -261,6 +261,7 @@ def test_without_a_checkpoint_the_network_is_the_student_at_its_start(labelled, 
 REFUSED = {
     "--evaluate": "--evaluate: which classifier?",
     "--resume {pretrained}": "is no linear classifier",
+    "--resume {older}": "the checkpoint has format 2, this version reads 3: go on with the version that saved it",
     "--resume {trained}": "stands on other features",
     "--resume {trained} --pretrained {pretrained} --out {other}": "holds another run than --resume",
     "--pretrained {pretrained} -a resnet50": "does not fit resnet50",
@@ -285,6 +286,8 @@ def errors(labelled, trained, pretrained, tmp_path_factory):
         for name in ("class0", "class1" if split == "train" else "class2"):
             (folder / "differ" / split / name).symlink_to(labelled / split / name)
     names = {"pretrained": pretrained, "trained": trained[0] / "last.pth.tar"}
+    torch.save(load(names["trained"]) | {"format": 2}, folder / "older.pth.tar")
+    names |= {"older": folder / "older.pth.tar"}
     names |= {"other": folder / "other", "differ": folder / "differ"}
     common = ["--batch-size", 45, "--out", folder / "run", "-j", 0]
     commands = [[labelled, *common, *arguments.format(**names).split()] for arguments in REFUSED]

@@ -26,13 +26,12 @@ class Pace:
     def work(self, unit: Unit) -> float:
         """A unit's work, by its networks' operations: a key, a query, twice that back; the teacher's; what measures it."""
         options = unit.resolved()
-        passes = 0.0
-        if unit.train:
-            passes = 4 * operations(options["job.train"]["arch"])
-            if unit.guided:
-                passes += operations(self.bench.teachers[unit.set].train["arch"])
-            passes *= options["job.train"]["epochs"]
-        passes += operations(unit.train.get("arch") or options["job.linear"]["arch"]) * (options["job.linear"]["epochs"] + 1)
+        student = operations(options["job.train"]["arch"])
+        passes = 4 * student
+        if unit.guided:
+            passes += operations(self.bench.teachers[unit.set].train["arch"])
+        passes *= options["job.train"]["epochs"]
+        passes += student * (options["job.linear"]["epochs"] + 1)
         return passes * self.images[unit.set]
 
     def done(self, begun: Iterable[Unit], records: Collection[Unit]) -> float:

@@ -16,6 +16,8 @@ from job.study.data import MOST, SETS
 TEACHER, UNTRAINED, ALONE, MGD = "teacher", "untrained", "alone", "mgd"
 KEYS = {"about", "device", "at_once", "seeds", "train", "teacher", "student", "linear", "sets"}
 SET_KEYS = {"most", "questions", "train", "teacher", "student"}
+# An epoch that changes no weight: without the images' statistics in its batch norms a network is worse than it is.
+STILL = {"lr": 0.0, "epochs": 1, "warmup_epochs": 0}
 PLACES = WITHOUT_EFFECT | {"data", "teacher", "pretrained"}  # where things lie, and what no result depends on
 
 
@@ -23,7 +25,7 @@ PLACES = WITHOUT_EFFECT | {"data", "teacher", "pretrained"}  # where things lie,
 class Unit:
     """One network of a study, from its first weights to its accuracies.
 
-    train: options of job.train, none for an untrained network; linear: of job.linear. Neither names files.
+    train: options of job.train; linear: of job.linear. Neither names files.
     """
 
     set: str
@@ -51,7 +53,7 @@ class Unit:
             except RunError as error:
                 raise RunError(f"{self.name}: {program}: {error}") from None
             found[program] = {name: value for name, value in dataclasses.asdict(config).items() if name not in PLACES}
-        return found if self.train else {"job.linear": found["job.linear"]}
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +99,7 @@ def read_plan(form: str) -> Plan:
             )
         arms = {MGD: asked["mgd"]} | {arm: asked["mgd"] | changes for arm, changes in asked["controls"].items()}
         questions[name] = [ask(key, asked["questions"][key], asked["mgd"], arms) for key in wanted]
-        units += list_units(name, content, {UNTRAINED: {}, ALONE: {}, **arms})
+        units += list_units(name, content, {UNTRAINED: STILL, ALONE: {}, **arms})
     most = {name: options.get("most", MOST) for name, options in content["sets"].items()}
     head = (Path(form).stem, content["about"], content["device"], content["at_once"], content["seeds"])
     plan = Plan(*head, questions, most, units)
@@ -123,11 +125,7 @@ def list_units(name: str, content: dict, arms: dict[str, dict]) -> list[Unit]:
     def unit(arm: str, seed: int, options: dict) -> Unit:
         role = TEACHER if arm == TEACHER else "student"
         train = content["train"] | own.get("train", {}) | content[role] | own.get(role, {}) | options | {"seed": seed}
-        linear = content["linear"] | {"seed": seed}
-        if arm == UNTRAINED:
-            linear |= {key: train[key] for key in ("arch", "stem", "image_size") if key in train}
-            train = {}
-        return Unit(name, arm, seed, train, linear)
+        return Unit(name, arm, seed, train, content["linear"] | {"seed": seed})
 
     return [unit(TEACHER, seeds[0], {})] + [unit(arm, seed, options) for arm, options in arms.items() for seed in seeds]
 

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -18,8 +17,6 @@ from job.errors import RunError
 from job.run.files import write_whole
 from job.show.curves import read_run
 from job.study.plan import TEACHER, Plan, Unit, words
-
-KNN = re.compile(r"k-NN accuracy on \d+ images of .*: top-1 ([\d.]+) %")
 
 
 class Stopped(Exception):
@@ -59,8 +56,6 @@ class Bench:
         """A unit's commands: {what it tells: its words}."""
         data, folder = str(self.out / self.plan.images(unit.set)), self.folder(unit)
         linear = ["job.linear", data, *words(unit.linear)]
-        if not unit.train:
-            return {"k-NN": [*linear, "--knn"], "linear": [*linear, "--out", f"{folder}/linear", "--resume", "auto"]}
         train = ["job.train", data, *words({"knn_every": unit.resolved()["job.train"]["epochs"]} | unit.train)]
         if unit.guided:
             train += ["--teacher", f"{self.folder(self.teachers[unit.set])}/train/last.pth.tar"]
@@ -93,14 +88,15 @@ class Bench:
         folder = self.folder(unit)
         folder.mkdir(parents=True, exist_ok=True)
         commands = self.commands(unit)
-        said = {step: self.run(step, command, folder) for step, command in commands.items()}
+        for step, command in commands.items():
+            self.run(step, command, folder)
         tries = [json.loads(line) for line in (folder / "tries.jsonl").read_text().splitlines()]
         record = {
             "unit": unit.name,
             "set": unit.set,
             "arm": unit.arm,
             "seed": unit.seed,
-            **accuracies(folder, said),
+            **accuracies(folder),
             "seconds": round(sum(one["seconds"] for one in tries), 1),  # of all tries
             "tries": len(tries),
             "commands": [self.shown(command) for command in commands.values()],
@@ -109,8 +105,8 @@ class Bench:
         write_whole(str(folder / "record.json"), (json.dumps(record, indent=1) + "\n").encode())
         return record
 
-    def run(self, step: str, command: list[str], folder: Path) -> str:
-        """Run a command to its end, and return what it said. Stopped, or RunError, with the error's own line: it did not end."""
+    def run(self, step: str, command: list[str], folder: Path) -> None:
+        """Run a command to its end. Stopped, or RunError, with the error's own line: it did not end."""
         output = folder / "output.txt"
         with open(output, "ab") as file:
             start = file.tell()
@@ -130,16 +126,14 @@ class Bench:
             file.write(
                 json.dumps({"step": step, "seconds": round(time.monotonic() - begun, 1), "code": process.returncode}) + "\n"
             )
-        said = output.read_bytes()[start:].decode(errors="backslashreplace")
-        whole = KNN.search(said) if step == "k-NN" else (folder / step / "complete").exists()
-        if process.returncode or not whole:
+        if process.returncode or not (folder / step / "complete").exists():
             if self.stopping.is_set():
                 raise Stopped
+            said = output.read_bytes()[start:].decode(errors="backslashreplace")
             lines = [line for line in said.splitlines() if "error: " in line] or said.splitlines()[-1:] or ["it said nothing"]
             raise RunError(
                 f"{self.shown(command)} ended with {process.returncode}: {lines[-1].strip()}; all it said is in {output}"
             )
-        return said
 
     def environment(self) -> dict[str, str]:
         """This process's, in which a command ends when this process does, and sees a GPU where the form wants one.
@@ -163,18 +157,13 @@ class Bench:
                 process.send_signal(signal.SIGUSR2)
 
 
-def accuracies(folder: Path, said: dict[str, str]) -> dict[str, float]:
+def accuracies(folder: Path) -> dict[str, float]:
     """A unit's accuracies in percent, and the distillation loss over the contrastive one in its first and last epoch."""
-    found: dict[str, float] = {}
-    if "k-NN" in said:
-        found["knn"] = float(KNN.findall(said["k-NN"])[-1])
-    else:
-        history = read_run(folder / "train")
-        found["knn"] = round(history.knn[-1]["knn"], 2)
-        steps = history.steps
-        for name, epoch in (("pull_first", steps["epoch"][0]), ("pull_last", steps["epoch"][-1])):
-            of = steps["epoch"] == epoch
-            found[name] = round(float(steps["distillation"][of].sum() / steps["contrastive"][of].sum()), 4)
+    history = read_run(folder / "train")
+    steps, found = history.steps, {"knn": round(history.knn[-1]["knn"], 2)}
+    for name, epoch in (("pull_first", steps["epoch"][0]), ("pull_last", steps["epoch"][-1])):
+        of = steps["epoch"] == epoch
+        found[name] = round(float(steps["distillation"][of].sum() / steps["contrastive"][of].sum()), 4)
     return found | {"linear": round(read_run(folder / "linear").validation[-1]["val_top1"], 2)}
 
 
