@@ -83,8 +83,11 @@ test-docker: $(READY)
 test-soak: $(READY)
 	@$(BIN)/python tests/soak/soak.py --minutes $(or $(MINUTES),120)
 
-study: $(READY)
+$(VENV)/.study: $(READY)
 	@$(BIN)/python -m pip install -q -e '.[study,show]'
+	@touch $@
+
+study: $(VENV)/.study
 	@$(BIN)/python -m job.study.study $(FORM) --out runs/study-$(notdir $(FORM))
 
 bench: $(READY)

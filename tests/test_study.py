@@ -26,7 +26,7 @@ FORM = TINY | {
         "mgd_images": 8,
         "workers": 0,
     },
-    "teacher": {"arch": "resnet18", "epochs": 2},
+    "teacher": {"arch": "resnet18", "epochs": 8},
     "linear": {"epochs": 1, "batch_size": 8, "workers": 0},
     "sets": {"mnist": {}},
 }
@@ -57,6 +57,7 @@ def records(folder):
     return {
         str(path.parent.relative_to(folder / "out")): json.loads(path.read_text())
         for path in folder.glob("out/mnist/*/record.json")
+        if json.loads(path.read_text())["measured"]
     }
 
 
@@ -65,9 +66,10 @@ def study(tmp_path_factory):
     """A study that a signal stopped while it trained, and that went on from there: its folder, and what it said both times."""
     folder = tmp_path_factory.mktemp("study")
     write_images(folder / "out" / "data" / "mnist-700")
-    process = start(folder, sets={"mnist": {"teacher": {"epochs": 40, "save_every": "1steps"}}})
-    wait_for(lambda: list(folder.glob("out/mnist/teacher-0/train/last.pth.tar")), process)
+    process = start(folder)
+    wait_for(lambda: (folder / "out" / "lock").exists(), process)
     second = finish(start(folder))
+    wait_for(lambda: list(folder.glob("out/mnist/teacher-0/train/last.pth.tar")), process)
     process.send_signal(signal.SIGTERM)
     first = finish(process)
     left = records(folder)
@@ -127,6 +129,17 @@ def test_a_finished_study_trains_nothing_again(study):
     assert {path: path.stat().st_mtime_ns for path in folder.glob("out/mnist/*/*/*.pth.tar")} == before
 
 
+def test_what_is_half_trained_is_not_gone_on_with_under_other_options(study, tmp_path):
+    folder = study[0]
+    teacher = tmp_path / "out" / "mnist" / "teacher-0"
+    shutil.copytree(folder / "out" / "data", tmp_path / "out" / "data")
+    shutil.copytree(folder / "out" / "mnist" / "teacher-0", teacher, symlinks=True)
+    record = json.loads((teacher / "record.json").read_text()) | {"measured": False}
+    (teacher / "record.json").write_text(json.dumps(record))
+    code, _, errors = finish(start(tmp_path, teacher=FORM["teacher"] | {"lr": 0.5}))
+    assert code == 2 and "job.train lr was 0.01, now 0.5" in errors and errors.count("\n") == 1
+
+
 def test_changed_options_are_refused_and_nothing_is_removed(study):
     folder = study[0]
     before = records(folder)
@@ -140,9 +153,10 @@ def test_changed_options_are_refused_and_nothing_is_removed(study):
 def test_a_command_that_fails_ends_the_study_with_its_own_line(study, tmp_path):
     folder = study[0]
     shutil.copytree(folder / "out", tmp_path / "out", symlinks=True)
-    (tmp_path / "out" / "mnist" / "mgd-0" / "record.json").unlink()
+    record = tmp_path / "out" / "mnist" / "mgd-0" / "record.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"measured": False}))
     (tmp_path / "out" / "mnist" / "teacher-0" / "train" / "last.pth.tar").unlink()
     code, _, errors = finish(start(tmp_path))
     [line] = errors.splitlines()
     assert code == 2 and line.startswith("error: CUDA_VISIBLE_DEVICES= python -m job.train") and "no such file" in line
-    assert not (tmp_path / "out" / "mnist" / "mgd-0" / "record.json").exists()
+    assert not json.loads(record.read_text())["measured"]

@@ -37,10 +37,10 @@ def test_what_is_there_is_not_made_again(mnist):
 
 def test_a_digest_tells_other_images(tmp_path):
     words = set()
-    for name, size in (("a", 3), ("b", 3), ("b", 30)):
-        folder = tmp_path / f"{name}{size}"
+    for name, content in (("a", b"000"), ("b", b"000"), ("b", b"001")):
+        folder = tmp_path / f"{name}{content.decode()}"
         (folder / "train" / "x").mkdir(parents=True)
-        (folder / "train" / "x" / name).write_bytes(b"0" * size)
+        (folder / "train" / "x" / name).write_bytes(content)
         words.add(data.digest(folder))
     assert len(words) == 3
 

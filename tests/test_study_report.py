@@ -31,6 +31,8 @@ def records(plan):
             "knn": KNN.get(unit.arm, 43.0) + (0.5 if unit.seed else 0.0),
             "linear": 20.0,
             "seconds": 900.0,
+            "measured": f"2030-01-0{2 if unit.arm == 'mgd' else 1}",
+            "on": "one machine" if unit.seed else "another",
             "commands": [f"train {unit.name}"],
             **({"pull_first": 0.1, "pull_last": 0.05} if unit.guided else {}),
         }
@@ -40,7 +42,8 @@ def records(plan):
 
 def test_the_report_has_conditions_verdicts_tables_and_commands(plan, records):
     text = report.write(plan, records, {"mnist": "mnist.png"})
-    assert f"{len(records)} networks, seeds 0, 7; {len(records) / 4:.1f} hours of commands, 2 at a time" in text
+    assert f"{len(records)} networks, seeds 0, 7; {len(records) / 4:.1f} hours of commands, 2 at a time; " in text
+    assert "; finished 2030-01-02 on another; on one machine." in text
     assert "**k-NN: the claim is shown here.**" in text
     assert "**linear: no comparison means anything here, as a condition does not hold.**" in text
     assert "condition FAILS: the teacher above the student alone by +0.0 points" in text

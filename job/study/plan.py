@@ -18,7 +18,8 @@ KEYS = {"about", "device", "at_once", "seeds", "train", "teacher", "student", "l
 SET_KEYS = {"most", "questions", "train", "teacher", "student"}
 # An epoch that changes no weight: without the images' statistics in its batch norms a network is worse than it is.
 STILL = {"lr": 0.0, "epochs": 1, "warmup_epochs": 0}
-PLACES = WITHOUT_EFFECT | {"data", "teacher", "pretrained"}  # where things lie, and what no result depends on
+FILES = {"data", "teacher", "pretrained", "out", "resume", "config"}  # the study's own affair
+PLACES = WITHOUT_EFFECT | FILES | {"keep", "save_every", "knn_every", "max_bad_images"}  # what no result depends on
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -119,7 +120,7 @@ def ask(name: str, question: dict, base: dict, arms: dict[str, dict]) -> Questio
 
 
 def list_units(name: str, content: dict, arms: dict[str, dict]) -> list[Unit]:
-    """The units of a set: its teacher first, then seed by seed what a verdict needs, then the rest."""
+    """The units of a set: its teacher first, then arm by arm what a verdict needs, then the rest."""
     own, seeds = content["sets"][name], content["seeds"]
 
     def unit(arm: str, seed: int, options: dict) -> Unit:
@@ -189,13 +190,25 @@ def check_form(form: str, content: Any) -> None:
     seeds = content["seeds"]
     whole = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
     expect(whole and len(seeds) > 1 and len(set(seeds)) == len(seeds), f"seeds {seeds!r}", "two whole numbers or more, each once")
-    for key in ("train", "teacher", "student", "linear", "sets"):
-        expect(isinstance(content[key], dict), key, "a mapping, such as {epochs: 4}")
-    expect(bool(content["sets"]), "sets", f"one or more of {', '.join(SETS)}")
+    for key in ("train", "teacher", "student", "linear"):
+        check_options(form, key, content[key])
+    expect(isinstance(content["sets"], dict) and bool(content["sets"]), "sets", f"one or more of {', '.join(SETS)}")
     for name, own in content["sets"].items():
         expect(name in SETS, f"sets: {name!r}", f"one or more of {', '.join(SETS)}")
         expect(isinstance(own, dict) and own.keys() <= SET_KEYS, f"sets: {name}", f"a mapping of {', '.join(sorted(SET_KEYS))}")
         most = own.get("most", MOST)
         expect(type(most) is int and 0 < most <= MOST, f"sets: {name}: most {most!r}", f"a whole number from 1 to {MOST}")
+        asked = own.get("questions", [])
+        expect(asked == "all" or isinstance(asked, list), f"sets: {name}: questions {asked!r}", "all, or a list of names")
         for key in ("train", "teacher", "student"):
-            expect(isinstance(own.get(key, {}), dict), f"sets: {name}: {key}", "a mapping, such as {epochs: 4}")
+            check_options(form, f"sets: {name}: {key}", own.get(key, {}))
+
+
+def check_options(form: str, key: str, options: Any) -> None:
+    """RunError: these are no options, or some that the study gives itself, or with which it has nothing to measure."""
+    if not isinstance(options, dict):
+        raise RunError(f"{form}: {key}: expected a mapping, such as {{epochs: 4}}")
+    if own := sorted((FILES | {"knn", "evaluate"}) & options.keys()):
+        raise RunError(f"{form}: {key}: {own[0]}: leave it out; the study gives it where it is needed")
+    if options.get("knn_every", 1) == 0:
+        raise RunError(f"{form}: {key}: knn_every 0: expected 1 or more, as a network's k-NN accuracy is what is compared")

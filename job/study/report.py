@@ -1,13 +1,6 @@
 """A study's results as text: conditions, verdicts, a table for each question, and the commands that gave them."""
 
-import importlib.metadata
-import platform
-import re
-import time
 from typing import Any
-
-import psutil
-import torch
 
 from job.study.findings import MEASURES, Scores
 from job.study.plan import ALONE, MGD, TEACHER, UNTRAINED, Plan, Question
@@ -18,12 +11,13 @@ Records = list[dict[str, Any]]
 def write(plan: Plan, records: Records, pictures: dict[str, str]) -> str:
     """Return the report, in Markdown. records: one of every unit. pictures: {set: a picture's file name}."""
     hours = sum(record["seconds"] for record in records) / 3600  # of commands, of which several may go at once
+    machines = "; on ".join(sorted({record["on"] for record in records}))
     seeds = ", ".join(map(str, plan.seeds))
     lines = [
         f"# Results of {plan.about}",
         "",
         f"{len(records)} networks, seeds {seeds}; {hours:.1f} hours of commands, {plan.at_once} at a time; "
-        f"finished {time.strftime('%Y-%m-%d')} on {circumstances()}.",
+        f"finished {max(record['measured'] for record in records)} on {machines}.",
         "Accuracies are top-1 in percent on held-out images, means over seeds ± their standard deviation. A lead counts where it "
         "is larger than the larger deviation of the two. There is no third split: "
         "whoever chooses settings by these figures tunes on them.",
@@ -93,14 +87,3 @@ def describe_commands(records: Records) -> list[str]:
     for (name, arm), record in first.items():
         lines += [f"{name}, {arm}:", "", *(f"    {command}" for command in record["commands"]), ""]
     return lines
-
-
-def circumstances() -> str:
-    """Processor, cores, memory, GPU, and the versions that count."""
-    with open("/proc/cpuinfo") as file:
-        model = re.search(r"model name\s*: (.*)", file.read())
-    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    machine = [model[1] if model else platform.machine(), f"{psutil.cpu_count()} cores", *gpus]
-    machine.append(f"{psutil.virtual_memory().total / 2**30:.0f} GiB of memory")
-    versions = [f"{package} {importlib.metadata.version(package)}" for package in ("torch", "torchvision", "horovod")]
-    return f"{', '.join(machine)}, with {', '.join(versions)}"

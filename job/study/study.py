@@ -21,7 +21,7 @@ from job.show.panel import span
 from job.study import data, pictures, report
 from job.study.findings import MEASURES, Scores
 from job.study.pace import Pace
-from job.study.plan import Plan, Unit, read_plan
+from job.study.plan import TEACHER, Plan, Unit, read_plan
 from job.study.units import Bench, Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
@@ -70,6 +70,7 @@ def measure_all(bench: Bench) -> list[dict[str, Any]]:
         try:
             while waiting or running:
                 ready = [unit for unit in waiting if not unit.guided or bench.teachers[unit.set] in records]
+                ready.sort(key=lambda unit: unit.arm != TEACHER)  # the longest, which others wait for
                 for unit in ready[: bench.plan.at_once - len(running)]:
                     waiting.remove(unit)
                     running[pool.submit(bench.measure, unit)] = unit

@@ -2,8 +2,11 @@
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import os
+import platform
+import re
 import shlex
 import signal
 import subprocess
@@ -12,6 +15,9 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+
+import psutil
+import torch
 
 from job.errors import RunError
 from job.run.files import write_whole
@@ -55,11 +61,10 @@ class Bench:
     def commands(self, unit: Unit) -> dict[str, list[str]]:
         """A unit's commands: {what it tells: its words}."""
         data, folder = str(self.out / self.plan.images(unit.set)), self.folder(unit)
-        linear = ["job.linear", data, *words(unit.linear)]
         train = ["job.train", data, *words({"knn_every": unit.resolved()["job.train"]["epochs"]} | unit.train)]
         if unit.guided:
             train += ["--teacher", f"{self.folder(self.teachers[unit.set])}/train/last.pth.tar"]
-        linear += ["--pretrained", f"{folder}/train/last.pth.tar"]
+        linear = ["job.linear", data, *words(unit.linear), "--pretrained", f"{folder}/train/last.pth.tar"]
         return {
             "train": [*train, "--out", f"{folder}/train", "--resume", "auto"],
             "linear": [*linear, "--out", f"{folder}/linear", "--resume", "auto"],
@@ -73,7 +78,9 @@ class Bench:
         try:
             found = json.loads(path.read_text())
             old, new = found["identity"], json.loads(json.dumps(self.identity(unit)))
-            float(found["knn"]), float(found["linear"]), float(found["seconds"])
+            measured = found["measured"]
+            if measured:
+                float(found["knn"]), float(found["linear"]), float(found["seconds"]), found["commands"], found["on"]
         except (ValueError, LookupError, TypeError) as error:
             raise RunError(f"{path} is damaged ({error}): remove {path.parent}, which is then trained anew") from None
         if old != new:
@@ -81,26 +88,27 @@ class Bench:
                 f"{path} is of another {unit.name}: {difference(old, new)}; choose another --out, or remove {path.parent}, "
                 "which is then trained anew"
             )
-        return found
+        return found if measured else None
 
     def measure(self, unit: Unit) -> dict[str, Any]:
-        """Train a unit from where it was left, measure it and write its record. RunError: a command fails. Stopped: so it was."""
+        """Train a unit from where it was left, measure it and write its record. RunError: a command fails. Stopped: so it was.
+
+        The record is begun before the training, so that what is left of it is not gone on with under other options.
+        """
         folder = self.folder(unit)
         folder.mkdir(parents=True, exist_ok=True)
         commands = self.commands(unit)
+        record = {"unit": unit.name, "set": unit.set, "arm": unit.arm, "seed": unit.seed, "measured": False}
+        record |= {"identity": self.identity(unit), "commands": [self.shown(command) for command in commands.values()]}
+        write_whole(str(folder / "record.json"), (json.dumps(record, indent=1) + "\n").encode())
         for step, command in commands.items():
             self.run(step, command, folder)
-        tries = [json.loads(line) for line in (folder / "tries.jsonl").read_text().splitlines()]
-        record = {
-            "unit": unit.name,
-            "set": unit.set,
-            "arm": unit.arm,
-            "seed": unit.seed,
-            **accuracies(folder),
+        tries = [json.loads(line) for line in (folder / "tries.jsonl").read_text().splitlines() if line.endswith("}")]
+        record |= accuracies(folder) | {
             "seconds": round(sum(one["seconds"] for one in tries), 1),  # of all tries
             "tries": len(tries),
-            "commands": [self.shown(command) for command in commands.values()],
-            "identity": self.identity(unit),
+            "measured": time.strftime("%Y-%m-%d"),
+            "on": circumstances(self.plan.device),
         }
         write_whole(str(folder / "record.json"), (json.dumps(record, indent=1) + "\n").encode())
         return record
@@ -176,3 +184,14 @@ def difference(old: dict[str, Any], new: dict[str, Any], path: str = "") -> str:
         if before != now:
             return f"{path}{name} was {before}, now {now}"
     return "nothing differs"
+
+
+def circumstances(device: str) -> str:
+    """Processor, cores, memory, the GPU of a `device` gpu, and the versions that count."""
+    with open("/proc/cpuinfo") as file:
+        model = re.search(r"model name\s*: (.*)", file.read())
+    gpus = [torch.cuda.get_device_name()] if device == "gpu" else []
+    machine = [model[1] if model else platform.machine(), f"{psutil.cpu_count()} cores", *gpus]
+    machine.append(f"{psutil.virtual_memory().total / 2**30:.0f} GiB of memory")
+    versions = [f"{package} {importlib.metadata.version(package)}" for package in ("torch", "torchvision", "horovod")]
+    return f"{', '.join(machine)}, with {', '.join(versions)}"
