@@ -85,6 +85,16 @@ def test_a_signal_stops_it_and_the_same_command_goes_on(study):
     assert "11 of 11: mnist/" in last[1]
 
 
+def test_ctrl_c_while_images_are_prepared_is_told_in_a_line_and_leaves_no_half_set(tmp_path):
+    (tmp_path / "out" / "data").mkdir(parents=True)
+    process = start(tmp_path)
+    wait_for(lambda: (tmp_path / "out" / "data" / "mnist-700.part").exists(), process)
+    process.send_signal(signal.SIGINT)
+    code, said, errors = finish(process)
+    assert code == 0 and "stopped by a signal" in said and errors == ""
+    assert not (tmp_path / "out" / "data" / "mnist-700").exists()
+
+
 def test_one_study_at_a_time_in_a_folder(study):
     code, _, errors = study[2]
     assert code == 2 and "another study runs there" in errors and errors.count("\n") == 1

@@ -3,10 +3,12 @@
 import collections
 import concurrent.futures
 import hashlib
+import itertools
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -71,25 +73,23 @@ def write_clipart(folder: Path, say: Callable[[str], None]) -> None:
     for path in CLIPART.glob("*/**/*.png"):
         files[path.relative_to(CLIPART).parts[0]].append(path)
     categories = {name: files[name] for name in sorted(files.keys() - NO_CATEGORY) if len(files[name]) >= FEWEST}
-    with concurrent.futures.ProcessPoolExecutor(mp_context=multiprocessing.get_context("forkserver")) as pool:
-        for name, paths in categories.items():
-            ordered = sorted(paths, key=lambda path: key(str(path.relative_to(CLIPART))))
-            drawings = list(first_readable(pool.map(read_drawing, ordered, chunksize=8)))
-            if len(drawings) < FEWEST:
-                say(f"clipart: {name} left out: {len(drawings)} drawings can be read, fewer than {FEWEST}")
-                continue
-            for path, drawing in drawings:
-                write(folder, name, key(str(path.relative_to(CLIPART))), drawing)
-            say(f"clipart: {name}, {len(drawings)} of {len(paths)} drawings")
-
-
-def first_readable(read: Iterator[tuple[Path, np.ndarray | None]]) -> Iterator[tuple[Path, np.ndarray]]:
-    """The first MOST of what could be read."""
-    taken = 0
-    for path, drawing in read:
-        if drawing is not None and taken < MOST:
-            taken += 1
-            yield path, drawing
+    context = multiprocessing.get_context("forkserver")
+    deaf = (signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the program, which ends its processes
+    with concurrent.futures.ProcessPoolExecutor(mp_context=context, initializer=signal.signal, initargs=deaf) as pool:
+        try:
+            for name, paths in categories.items():
+                ordered = sorted(paths, key=lambda path: key(str(path.relative_to(CLIPART))))
+                read = pool.map(read_drawing, ordered, chunksize=8)
+                drawings = list(itertools.islice(((path, drawing) for path, drawing in read if drawing is not None), MOST))
+                if len(drawings) < FEWEST:
+                    say(f"clipart: {name} left out: {len(drawings)} drawings can be read, fewer than {FEWEST}")
+                    continue
+                for path, drawing in drawings:
+                    write(folder, name, key(str(path.relative_to(CLIPART))), drawing)
+                say(f"clipart: {name}, {len(drawings)} of {len(paths)} drawings")
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def read_drawing(path: Path) -> tuple[Path, np.ndarray | None]:

@@ -42,15 +42,21 @@ def study(plan: Plan, out: Path) -> None:
     """Prepare the images, measure what has no record yet, and write the results. RunError: a command has failed."""
     if plan.device == "gpu" and not torch.cuda.is_available():
         raise RunError(f"{plan.form} needs a GPU, and torch sees none; `small` is for two cores")
+    bench: Bench | None = None
+
+    def stop(*_: object) -> None:
+        if bench is None:
+            raise Stopped  # out of the middle of the images, which are then prepared anew
+        bench.stop()
+
     with locked(out):
-        for name in plan.questions:
-            data.prepare(name, out / plan.images(name), plan.most[name], say)
-        bench = Bench(plan, out, {name: data.digest(out / plan.images(name)) for name in plan.questions})
         heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # as nohup has SIGHUP
-        before = {number: signal.signal(number, lambda *_: bench.stop()) for number in heard}
+        before = {number: signal.signal(number, stop) for number in heard}
         try:
-            records = measure_all(bench)
-            write_results(plan, out, records)
+            for name in plan.questions:
+                data.prepare(name, out / plan.images(name), plan.most[name], say)
+            bench = Bench(plan, out, {name: data.digest(out / plan.images(name)) for name in plan.questions})
+            write_results(plan, out, measure_all(bench))
         except Stopped:
             say("stopped by a signal; the same command goes on from here")
         finally:
