@@ -22,7 +22,7 @@ from job.run.checkpoint import load
 from job.run.run import Run
 from job.weights import read_backbone
 from moco.augment import CentreView, ClassifierView
-from moco.encoder import build_resnet, with_features
+from moco.encoder import WIDTH, build_resnet, with_features
 
 
 @dataclass
@@ -97,17 +97,19 @@ def frozen(config: LinearConfig, run: Run) -> ResNet:
         weights = run.on_first(lambda: read_backbone(config.pretrained, config.arch, arch_flag="--arch"))
         if config.stem not in ("", weights.stem):
             raise RunError(f"--stem {config.stem}: {config.pretrained} has the {weights.stem} one")
-        config.arch, config.stem, state = weights.arch, weights.stem, weights.state
+        if config.width not in (0, weights.width):
+            raise RunError(f"--width {config.width}: {config.pretrained} has {weights.width} channels in its first stage")
+        config.arch, config.stem, config.width, state = weights.arch, weights.stem, weights.width, weights.state
         size = weights.meta["config"].get("image_size", size)
         run.log.line(f"frozen: {weights.report}")
-    config.arch, config.stem = config.arch or "resnet18", config.stem or "imagenet"
+    config.arch, config.stem, config.width = config.arch or "resnet18", config.stem or "imagenet", config.width or WIDTH
     config.image_size = config.image_size or size
     if config.image_size < 8:
         raise RunError(f"--image-size {config.image_size}: expected 8 or more")
     if not config.pretrained:
         run.log.line(f"frozen: {config.arch} with random weights, as no --pretrained names others: the baseline")
     torch.manual_seed(seeds.torch_seed(config.seed, "weights"))  # job.train's: so these are its student's first weights
-    net = build_resnet(config.arch, stem=config.stem)
+    net = build_resnet(config.arch, stem=config.stem, width=config.width)
     net.load_state_dict(state, strict=False)  # what is missing is the head alone: read_backbone has checked the rest
     return net.requires_grad_(False).eval()
 

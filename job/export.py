@@ -27,7 +27,7 @@ from job.run import launch
 from job.run.files import whole_file
 from job.weights import Backbone, read_backbone
 from moco.augment import MEAN, STD
-from moco.encoder import ARCHS, build_resnet
+from moco.encoder import ARCHS, WIDTH, build_resnet
 
 ENDINGS = {".pth": "torchvision", ".pt": "torchvision", ".safetensors": "timm", ".pkl": "detectron2", ".onnx": "onnx"}
 SMALL_STEM = "net.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False); net.maxpool = torch.nn.Identity()"
@@ -144,7 +144,7 @@ def where_from(path: str, backbone: Backbone) -> dict:
     with contextlib.suppress(metadata.PackageNotFoundError):
         program += f" {metadata.version('moco-mgd')}"
     origin: dict[str, Any] = {"source": os.path.basename(os.path.realpath(path)), "sha256": sha256}
-    origin |= {"arch": backbone.arch, "stem": backbone.stem}
+    origin |= {"arch": backbone.arch, "stem": backbone.stem, "width": backbone.width}
     origin |= {"epoch": backbone.meta["epoch"], "program": program, "mean": MEAN, "std": STD}
     if config := backbone.meta["config"]:
         origin["config"] = {key: last_part(value) for key, value in config.items()}
@@ -172,7 +172,9 @@ def export(checkpoint: str, output: str, form: str = "", size: int | None = None
     check_place(checkpoint, output, force)
     backbone = read_backbone(checkpoint, arch, arch_flag="--arch")
     origin = where_from(checkpoint, backbone)
-    net = build_resnet(backbone.arch, stem=backbone.stem).eval()
+    if backbone.width != WIDTH and form != "onnx":
+        raise RunError(f"{form}'s {backbone.arch} has {WIDTH} channels in its first stage, this one {backbone.width}: use onnx")
+    net = build_resnet(backbone.arch, stem=backbone.stem, width=backbone.width).eval()
     net.fc = nn.Identity()  # type: ignore[assignment]
     net.load_state_dict(backbone.state)
     size = size or backbone.meta["config"].get("image_size") or 224

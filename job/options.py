@@ -29,12 +29,13 @@ def option(
     above: float | None = None,
     below: float | None = None,
     at_most: float | None = None,
+    multiple_of: int | None = None,
     parse: Callable[[str, str], object] | None = None,
     many: bool = False,
 ) -> Any:
     """Declare an option: its default, help text, further flags, and what its value must be."""
     meta: dict[str, Any] = dict(text=text, flags=flags, choices=choices, parse=parse, many=many)
-    meta |= dict(at_least=at_least, above=above, below=below, at_most=at_most)
+    meta |= dict(at_least=at_least, above=above, below=below, at_most=at_most, multiple_of=multiple_of)
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=meta)
     return field(default=default, metadata=meta)
@@ -92,6 +93,7 @@ def check(value: Any, meta: Mapping[str, Any], shown: str, written: Any) -> Any:
         bounds = {f"at least {low}": low is None or value >= low, f"above {above}": above is None or value > above}
         bounds |= {f"below {below}": below is None or value < below, f"at most {high}": high is None or value <= high}
         bounds |= {"finite": math.isfinite(value)}
+        bounds |= {f"a multiple of {unit}": value % unit == 0 for unit in [meta["multiple_of"]] if unit}
         if broken := [bound for bound, kept in bounds.items() if not kept]:
             raise RunError(f"{shown} {written}: expected {' and '.join(broken)}")
     if meta["parse"]:

@@ -17,7 +17,7 @@ from job.weights import is_moco
 # What a run saves beside its format, and a classifier does not all.
 SAVED = ("epoch", "state_dict", "optimizer", "step", "mgd", "config", "workers", "images", "order")
 # What shapes the saved tensors, or says whence they come; a checkpoint with others belongs to another run.
-SHAPES = ("arch", "stem", "zero_init_residual", "mlp", "moco_dim", "moco_k", "mgd_stages", "matching")
+SHAPES = ("arch", "stem", "width", "zero_init_residual", "mlp", "moco_dim", "moco_k", "mgd_stages", "matching")
 OF_TEACHER = ("mgd_stages", "matching")  # of them, what matters beside a teacher alone
 
 

@@ -45,7 +45,7 @@ class Training:
 
     def student(self) -> ResNet:
         """A copy of the student as it is, with a head of its own that means nothing."""
-        net = build_resnet(self.config.arch, stem=self.config.stem)
+        net = build_resnet(self.config.arch, stem=self.config.stem, width=self.config.width)
         body = {name: value for name, value in self.moco.encoder_q.state_dict().items() if not name.startswith("fc.")}
         net.load_state_dict(body, strict=False)
         return net.to(self.run.device)
@@ -91,7 +91,7 @@ def build(config: Config, run: Run) -> Training:
     val = run.on_first(lambda: scan_validation(digits.prepared(config.data), images)) if config.knn_every else None
     torch.manual_seed(seeds.torch_seed(config.seed, "weights"))
     stages = config.mgd_stages if config.teacher else [DEPTH]  # there for job/collapse.py alone
-    first = {"stem": config.stem, "zero_init_residual": config.zero_init_residual}
+    first = {"stem": config.stem, "width": config.width, "zero_init_residual": config.zero_init_residual}
     moco = MoCo(config.arch, config.moco_dim, config.moco_k, config.moco_m, config.moco_t, config.mlp, stages, **first)
     teacher, distiller = build_teacher(config, run, stage_norms(moco.encoder_k)) if config.teacher else (None, None)
     trained = nn.ModuleDict({"moco": moco} | ({"mgd": distiller} if distiller else {})).to(run.device).train()
@@ -148,7 +148,7 @@ def build_teacher(config: Config, run: Run, student: dict[int, nn.BatchNorm2d]) 
         raise RunError(
             f"{config.teacher} has the {weights.stem} stem, the student the {config.stem} one: choose --stem {weights.stem}"
         )
-    net = build_resnet(weights.arch, stem=weights.stem)
+    net = build_resnet(weights.arch, stem=weights.stem, width=weights.width)
     net.load_state_dict(weights.state, strict=False)  # what is missing is the head alone: read_backbone has checked the rest
     run.log.line(f"teacher {weights.report}")
     norms = stage_norms(net)

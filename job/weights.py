@@ -12,7 +12,7 @@ import torch
 from job.errors import RunError
 from job.run.travels import travels
 from job.weight_file import read_content
-from moco.encoder import ARCHS, build_resnet
+from moco.encoder import ARCHS, WIDTH, build_resnet
 
 
 class Layout(NamedTuple):
@@ -56,6 +56,7 @@ class Backbone:
 
     arch: str
     stem: str
+    width: int
     state: dict[str, torch.Tensor]
     report: str
     head: str
@@ -79,22 +80,23 @@ def read_backbone(path: str, arch: str = "", arch_flag: str = "--teacher-arch") 
     state = find_state(path, content)
     layout, body = find_body(path, state)
     stem = "small" if body[layout.key("conv1.weight")].shape[-1:] == (3,) else "imagenet"
+    width = find_width(body, layout)
     stated = arch or (content["arch"] if content.get("arch") in ARCHS else "")
-    arch = stated or nearest_arch(body, layout, stem)
-    if misfits := compare(body, layout, arch, stem):
+    arch = stated or nearest_arch(body, layout, stem, width)
+    if misfits := compare(body, layout, arch, stem, width):
         first = "; ".join(misfits[:3]) + (f"; and {len(misfits) - 3} more" if len(misfits) > 3 else "")
         verdict = f"does not fit {arch}" if stated else f"fits no known network, {arch} best"
         raise RunError(f"{path} {verdict}: {first}: use another {arch_flag}, or another file")
     if broken := [key for key, value in body.items() if value.is_floating_point() and not torch.isfinite(value.float()).all()]:
         raise RunError(f"{path}: {broken[0]} has values that are not finite ({len(broken)} such tensors): use another file")
-    taken = {name: body[key] for name in expected_shapes(arch, stem) if (key := layout.key(name)) in body}
+    taken = {name: body[key] for name in expected_shapes(arch, stem, width) if (key := layout.key(name)) in body}
     where = f" under {layout.prefix}*" if layout.prefix else ""
     head = describe_head(state, layout.prefix)
     report = (
         f"{arch} from {path} (layout: {layout.name}): {len(taken)} tensors{where} taken, none missing; "
         f"dropped: {list_dropped(state, body, layout.prefix)} (head: {head})"
     )
-    return Backbone(arch, stem, taken, report, head, describe_run(content))
+    return Backbone(arch, stem, width, taken, report, head, describe_run(content))
 
 
 def find_state(path: str, content: dict) -> dict:
@@ -123,17 +125,23 @@ def find_body(path: str, state: dict) -> tuple[Layout, dict[str, torch.Tensor]]:
     return layout, body
 
 
+def find_width(body: dict, layout: Layout) -> int:
+    """The channels of the first stage, which the stem has too; where convolution and norm do not agree, the published 64."""
+    stem = [body[key].shape[:1] for name in ("conv1.weight", "bn1.weight") if (key := layout.key(name)) in body]
+    return stem[0].numel() if len(set(stem)) == 1 and stem[0].numel() in range(16, 513, 16) else WIDTH
+
+
 @functools.cache
-def expected_shapes(arch: str, stem: str) -> dict[str, torch.Size]:
+def expected_shapes(arch: str, stem: str, width: int) -> dict[str, torch.Size]:
     """The names and shapes of a network without its head."""
     with torch.device("meta"):
-        net = build_resnet(arch, stem=stem)
+        net = build_resnet(arch, stem=stem, width=width)
     return {key: value.shape for key, value in net.state_dict().items() if not key.startswith("fc.")}
 
 
-def compare(body: dict, layout: Layout, arch: str, stem: str) -> list[str]:
+def compare(body: dict, layout: Layout, arch: str, stem: str, width: int) -> list[str]:
     """What of `body` is missing, has another shape than the network's, or should not be there; in words."""
-    expected = {layout.key(name): shape for name, shape in expected_shapes(arch, stem).items()}
+    expected = {layout.key(name): shape for name, shape in expected_shapes(arch, stem, width).items()}
     counters = "num_batches_tracked"  # absent from files of before torch 0.4.1, and without effect on the output
     missing = [f"{key} is missing" for key in expected if key not in body and not key.endswith(counters)]
     surplus = [f"{key} has no place" for key in body if key not in expected]
@@ -155,11 +163,11 @@ def compare(body: dict, layout: Layout, arch: str, stem: str) -> list[str]:
     return misshapen + missing + surplus + integers + sparse
 
 
-def nearest_arch(body: dict, layout: Layout, stem: str) -> str:
+def nearest_arch(body: dict, layout: Layout, stem: str, width: int) -> str:
     """The network whose names and shapes `body` has, or the one from which it differs least."""
     misfits = {}
     for arch in ARCHS:
-        misfits[arch] = len(compare(body, layout, arch, stem))
+        misfits[arch] = len(compare(body, layout, arch, stem, width))
         if not misfits[arch]:
             break
     return min(misfits, key=lambda arch: misfits[arch])

@@ -14,6 +14,7 @@ ARCHS = (
     "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d",
 )  # fmt: skip
 STEMS = ("imagenet", "small")
+WIDTH = 64  # channels of the first stage, as published
 DEPTH = 4  # stages: layer1 to layer4
 
 
@@ -55,29 +56,49 @@ class MaxPoolByPlaces(torch.autograd.Function):
 
 
 def build_resnet(
-    arch: str, dim: int = 128, mlp: bool = False, stem: str = "imagenet", zero_init_residual: bool = False
+    arch: str, dim: int = 128, mlp: bool = False, stem: str = "imagenet", width: int = WIDTH, zero_init_residual: bool = False
 ) -> models.ResNet:
     """Return a ResNet whose `fc` gives `dim` outputs, through one hidden layer if `mlp` (arXiv 2003.04297, section 3).
 
     stem: "imagenet" is the network as published; "small", for images of about 32 pixels, starts with a
-    3x3 convolution of stride 1 and no pooling (arXiv 1512.03385, section 4.2). zero_init_residual: the last batch
-    norm of each block begins with weights of 0 (arXiv 1706.02677, section 5.1). The network computes and
+    3x3 convolution of stride 1 and no pooling (arXiv 1512.03385, section 4.2). width: channels of the first stage,
+    a multiple of 16; all others are in proportion (arXiv 1605.07146, section 2). zero_init_residual: the last batch
+    norm of each block begins with weights of 0 (arXiv 1706.02677, section 5.1). At 64 channels the network computes and
     names everything as torchvision's own does, to the bit, but the last ReLUs of the stages are not in place,
     which would overwrite the features before them, and the stem's pooling goes before its ReLU: the maximum is
     the same, and two maps of half the images' height and width need not be kept for the backward pass.
     """
     net = getattr(models, arch)(num_classes=dim, zero_init_residual=zero_init_residual)
+    if width != WIDTH:
+        change_width(net, width)
     net.relu, net.maxpool = nn.Identity(), nn.Sequential(MaxPool(3, stride=2, padding=1), nn.ReLU(inplace=True))
     if stem == "small":
-        net.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+        net.conv1 = nn.Conv2d(3, width, kernel_size=3, stride=1, padding=1, bias=False)
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
         net.maxpool = nn.ReLU(inplace=True)
     if mlp:
-        width = net.fc.in_features
-        net.fc = nn.Sequential(nn.Linear(width, width), nn.ReLU(), net.fc)
+        features = net.fc.in_features
+        net.fc = nn.Sequential(nn.Linear(features, features), nn.ReLU(), net.fc)
     for stage in range(1, DEPTH + 1):
         net.get_submodule(f"layer{stage}")[-1].relu.inplace = False
     return net
+
+
+@torch.no_grad()
+def change_width(net: models.ResNet, width: int) -> None:
+    """Give the layers of a new network width / 64 times their channels, with first weights of torchvision's kind."""
+    for name, layer in list(net.named_modules()):
+        if isinstance(layer, nn.Conv2d):
+            layer.in_channels = 3 if layer.in_channels == 3 else layer.in_channels * width // WIDTH
+            layer.out_channels = layer.out_channels * width // WIDTH
+            shape = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
+            layer.weight = nn.Parameter(torch.empty(shape, device=layer.weight.device))
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(layer, nn.BatchNorm2d):
+            norm = nn.BatchNorm2d(layer.num_features * width // WIDTH)
+            norm.weight.copy_(layer.weight[0])
+            net.set_submodule(name, norm)
+    net.fc = nn.Linear(net.fc.in_features * width // WIDTH, net.fc.out_features)
 
 
 def with_features(net: models.ResNet, stages: list[int], output: str | None = "fc") -> nn.Module:

@@ -196,6 +196,42 @@ def test_residual_blocks_can_begin_as_the_identity(arch):
     assert torch.equal(block(maps), maps)
 
 
+WIDE = [("resnet18", 16, 1), ("resnet50", 16, 4), ("resnet18", 96, 1), ("resnext50_32x4d", 32, 4), ("wide_resnet50_2", 16, 4)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stem", ["imagenet", "small"])
+@pytest.mark.parametrize(("arch", "width", "expansion"), WIDE)
+def test_another_width_has_all_channels_in_proportion(arch, width, expansion, stem):
+    net = build_resnet(arch, dim=8, mlp=True, stem=stem, width=width).eval()
+    with torch.device("meta"):
+        published = shapes(build_resnet(arch, dim=8, mlp=True, stem=stem).state_dict())
+    scaled = {name: tuple(n * width // 64 if n % 64 == 0 else n for n in shape) for name, shape in published.items()}
+    ours = shapes(net.state_dict())
+    grouped = {name for name in ours if arch == "resnext50_32x4d" and len(ours[name]) == 4 and ours[name][2:] == (3, 3)}
+    assert {name: ours[name] for name in ours.keys() - grouped} == {name: scaled[name] for name in scaled.keys() - grouped}
+    assert net(images(size=32)).shape == (2, 8)
+    found = with_features(net, STAGES)(images(size=32))
+    assert [found[f"layer{stage}"].shape[1] for stage in STAGES] == [width * expansion << stage for stage in range(DEPTH)]
+    assert [norm.num_features for norm in stage_norms(net).values()] == [width * expansion << stage for stage in range(DEPTH)]
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_every_network_can_have_the_least_width(arch):
+    assert build_resnet(arch, width=16).bn1.num_features == 16
+
+
+def test_another_width_has_first_weights_of_the_same_kind():
+    torch.manual_seed(0)
+    net = build_resnet("resnet18", width=128, zero_init_residual=True)
+    for name, module in net.named_modules():
+        if isinstance(module, torch.nn.Conv2d):
+            fan_out = module.out_channels * module.kernel_size[0] ** 2
+            assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
+        elif isinstance(module, torch.nn.BatchNorm2d):
+            assert torch.all(module.weight == (0 if name.endswith("bn2") else 1)) and not module.bias.any()
+
+
 def test_the_small_stem_is_initialised_like_torchvisions_convolutions():
     torch.manual_seed(0)
     weight = build_resnet("resnet18", stem="small").conv1.weight

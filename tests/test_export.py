@@ -36,9 +36,9 @@ PRIVATE = "/home/somebody"
 class Student:
     """A checkpoint as a run saves it, of an encoder with random norms; the features that the encoder has under its head."""
 
-    def __init__(self, folder, arch="resnet18", stem="imagenet"):
+    def __init__(self, folder, arch="resnet18", stem="imagenet", width=64):
         torch.manual_seed(3)
-        self.arch, self.moco = arch, MoCo(arch, K=64, mlp=True, stem=stem).eval()
+        self.arch, self.moco = arch, MoCo(arch, K=64, mlp=True, stem=stem, width=width).eval()
         for norm in self.moco.encoder_q.modules():
             if isinstance(norm, nn.BatchNorm2d):
                 nn.init.normal_(norm.running_mean, 0, 0.1)
@@ -47,7 +47,9 @@ class Student:
                 nn.init.normal_(norm.bias, 0, 0.1)
                 norm.num_batches_tracked += 7
         paths = dict(data=f"{PRIVATE}/birds/", out=f"{PRIVATE}/runs/mine", teacher=f"{PRIVATE}/teacher.pth.tar")
-        self.config = Config(**paths, config=[f"{PRIVATE}/a.yaml", "small"], arch=arch, stem=stem, image_size=SIZE, mlp=True)
+        self.config = Config(
+            **paths, config=[f"{PRIVATE}/a.yaml", "small"], arch=arch, stem=stem, width=width, image_size=SIZE, mlp=True
+        )
         content = {
             "epoch": 12,
             "arch": arch,
@@ -81,10 +83,11 @@ def students(tmp_path_factory):
     """A function that gives a Student, made once."""
     made = {}
 
-    def student(arch="resnet18", stem="imagenet"):
-        if (arch, stem) not in made:
-            made[arch, stem] = Student(tmp_path_factory.mktemp("run"), arch, stem)
-        return made[arch, stem]
+    def student(*network, **options):
+        key = (*network, *options.items())
+        if key not in made:
+            made[key] = Student(tmp_path_factory.mktemp("run"), *network, **options)
+        return made[key]
 
     return student
 
@@ -94,11 +97,12 @@ def exported(students, tmp_path_factory):
     """A function that gives an exported file's path and the report, made once."""
     made = {}
 
-    def export_once(form, arch="resnet18", stem="imagenet"):
-        if (form, arch, stem) not in made:
+    def export_once(form, *network, **options):
+        key = (form, *network, *options.items())
+        if key not in made:
             path = str(tmp_path_factory.mktemp("export") / f"student{ENDING[form]}")
-            made[form, arch, stem] = path, export(students(arch, stem).link, path)
-        return made[form, arch, stem]
+            made[key] = path, export(students(*network, **options).link, path)
+        return made[key]
 
     return export_once
 
@@ -289,19 +293,20 @@ def test_detectron2_is_told_what_it_cannot_see(tmp_path, arch, expected):
 # ONNX
 
 
-@pytest.mark.parametrize("stem", ["imagenet", "small"])
-def test_onnx_s_features_are_the_encoder_s_for_any_batch(students, exported, stem):
-    path, report = exported("onnx", stem=stem)
+@pytest.mark.parametrize("network", [{}, {"stem": "small"}, {"width": 16}], ids=str)
+def test_onnx_s_features_are_the_encoder_s_for_any_batch(students, exported, network):
+    path, report = exported("onnx", **network)
+    channels = 8 * network.get("width", 64)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     assert [(given.name, given.type, given.shape[1:]) for given in session.get_inputs()] == [
         ("images", "tensor(float)", [3, SIZE, SIZE])
     ]
     for number in (1, 2, 5):
         (found,) = session.run(["features"], {"images": images(number).numpy()})
-        expected = students(stem=stem).features(images(number))
-        assert found.shape == (number, 512)
+        expected = students(**network).features(images(number))
+        assert found.shape == (number, channels)
         assert (torch.from_numpy(found) - expected).abs().max() <= 1e-4 * expected.abs().max()
-    assert re.search(r"\(B, 3, 32, 32\) -> \(B, 512\); differs from torch's by \S+e-0\d of ", report)
+    assert re.search(rf"\(B, 3, 32, 32\) -> \(B, {channels}\); differs from torch's by \S+e-0\d of ", report)
     assert "\n" not in report
 
 
@@ -371,6 +376,17 @@ def test_detectron2_cannot_hold_a_small_stem(students, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+# Another width
+
+
+@pytest.mark.parametrize("form", ["torchvision", "timm", "detectron2"])
+def test_other_programs_networks_have_the_published_width_alone(students, tmp_path, form):
+    message, code = refused(students(width=16).path, tmp_path / f"x{ENDING[form]}")
+    assert message == f"{form}'s resnet18 has 64 channels in its first stage, this one 16: use onnx"
+    assert code == 2
+    assert not list(tmp_path.iterdir())
+
+
 # All formats
 
 
@@ -386,7 +402,7 @@ def origin_of(form, path):
         assert text.pop("format") == "pt"
     else:
         text = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).get_modelmeta().custom_metadata_map
-    return {key: json.loads(value) if key in ("epoch", "mean", "std", "config") else value for key, value in text.items()}
+    return {key: json.loads(value) if key in ("width", "epoch", "mean", "std", "config") else value for key, value in text.items()}
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -398,7 +414,7 @@ def test_a_file_says_where_it_comes_from_but_not_where_that_lies(students, expor
     config = origin.pop("config")
     with open(student.path, "rb") as file:
         sha256 = hashlib.sha256(file.read()).hexdigest()
-    expected = {"source": "checkpoint_0012_000000.pth.tar", "sha256": sha256, "arch": "resnet18", "stem": "imagenet"}
+    expected = {"source": "checkpoint_0012_000000.pth.tar", "sha256": sha256, "arch": "resnet18", "stem": "imagenet", "width": 64}
     assert origin == expected | {"epoch": 12, "mean": list(MEAN), "std": list(STD)}
     shortened = {"data": "birds", "out": "mine", "teacher": "teacher.pth.tar", "config": ["a.yaml", "small"]}
     assert config == dataclasses.asdict(student.config) | shortened

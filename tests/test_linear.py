@@ -248,11 +248,11 @@ def test_the_crop_and_the_network_follow_the_pretraining(labelled, pretrained, t
 
 def test_without_a_checkpoint_the_network_is_the_student_at_its_start(labelled, tmp_path):
     options = ["--image-size", 32, "--epochs", 1, "--batch-size", 45, "-j", 0]
-    ended = linear(labelled, *options, "--stem", "small", "--out", tmp_path / "run")
+    ended = linear(labelled, *options, "--stem", "small", "--width", 16, "--out", tmp_path / "run")
     assert ended.returncode == 0, ended.stderr
     assert "random weights" in ended.stdout
     torch.manual_seed(seeds.torch_seed(0, "weights"))
-    start = MoCo("resnet18", mlp=True, stem="small", stages=[1, 2, 3, 4]).encoder_q.state_dict()
+    start = MoCo("resnet18", mlp=True, stem="small", width=16, stages=[1, 2, 3, 4]).encoder_q.state_dict()
     start = {name: value for name, value in start.items() if not name.startswith("fc.")}
     found = load(tmp_path / "run" / "last.pth.tar")["state_dict"]
     assert different({name.removeprefix("module."): value for name, value in found.items()}, start) == ""
@@ -266,6 +266,7 @@ REFUSED = {
     "--resume {trained} --pretrained {pretrained} --out {other}": "holds another run than --resume",
     "--pretrained {pretrained} -a resnet50": "does not fit resnet50",
     "--pretrained {pretrained} --stem small": "has the imagenet one",
+    "--pretrained {pretrained} --width 32": "has 64 channels in its first stage",
     "--batch-size 91": "90 images, fewer than --batch-size 91",
     "--pretrained nowhere.pth.tar": "nowhere.pth.tar: no such file",
     "--gpu 0": "--gpu is not needed here",

@@ -97,6 +97,23 @@ def test_a_file_of_this_program_is_read(write):
     assert_same(found.state, body(state(stem="small")))
 
 
+@pytest.mark.parametrize(("arch", "width", "stem"), [("resnet18", 16, "small"), ("resnet50", 32, "imagenet")])
+@pytest.mark.parametrize("said", [True, False])
+def test_a_network_s_width_is_found(write, arch, width, stem, said):
+    net = build_resnet(arch, 16, True, stem, width)
+    content = {"state_dict": {f"module.encoder_q.{key}": value for key, value in net.state_dict().items()}}
+    found = read_backbone(write(content | {"arch": arch} if said else content))
+    assert (found.arch, found.stem, found.width) == (arch, stem, width)
+    assert_same(found.state, body(net.state_dict()))
+
+
+def test_a_stem_of_two_widths_is_of_no_width(write):
+    content = moco_content()
+    content["state_dict"]["module.encoder_q.conv1.weight"] = torch.ones(32, 3, 7, 7)
+    with pytest.raises(RunError, match=r"conv1.weight is \(32, 3, 7, 7\), expected \(64, 3, 7, 7\): use another"):
+        read_backbone(write(content))
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 def test_torchvision_s_weights_are_read_without_their_head_of_a_thousand_classes(write, wrapped, legacy):

@@ -97,7 +97,7 @@ def read_teacher(student: Student, path: str) -> ResNet:
 
 def network(backbone: Backbone) -> ResNet:
     """The network of a backbone, to be used as it is."""
-    net = build_resnet(backbone.arch, stem=backbone.stem)
+    net = build_resnet(backbone.arch, stem=backbone.stem, width=backbone.width)
     net.load_state_dict(backbone.state, strict=False)  # what is missing is the head alone
     return fold_norms(net.eval().requires_grad_(False)).to(memory_format=torch.channels_last)
 
