@@ -184,7 +184,7 @@ def small_stem_teacher_file(tmp_path_factory):
             "--reducer sp --precision bf16 --image-size 16 --mgd-stages 3 4 --no-mlp --knn-every 1",
             ["4x256 of 1024", "4x512 of 2048"],
         ),
-        ("--reducer sm --stem small --width 32 --image-size 16 --teacher {small}", ["2x32 of 64", "2x256 of 512"]),
+        ("--reducer sm --stem small --width 32 --image-size 16 --teacher {small}", ["1x32 of 64", "1x256 of 512"]),
         ("--reducer rd --loss-share 0.1 --loss-ramp --mgd-stages 3 4 --stage-weights 1 0.2", ["4x256 of 1024", "4x512 of 2048"]),
         ("--matching random --loss-share 0.1", []),
     ],
