@@ -108,7 +108,7 @@ def frozen(config: LinearConfig, run: Run) -> ResNet:
         raise RunError(f"--image-size {config.image_size}: expected 8 or more")
     if not config.pretrained:
         run.log.line(f"frozen: {config.arch} with random weights, as no --pretrained names others: the baseline")
-    torch.manual_seed(seeds.torch_seed(config.seed, "weights"))  # job.train's: so these are its student's first weights
+    torch.manual_seed(seeds.torch_seed(config.seed, "weights"))  # job.train's, whose student begins so by default
     net = build_resnet(config.arch, stem=config.stem, width=config.width)
     net.load_state_dict(state, strict=False)  # what is missing is the head alone: read_backbone has checked the rest
     return net.requires_grad_(False).eval()

@@ -80,10 +80,9 @@ def continues(saved: dict, config: Config, run: Run) -> dict:
         raise RunError(f"{where} {has}: " + ("give --teacher" if saved["mgd"] else "leave out --teacher, or start a new run"))
     names = [name for name in SHAPES if saved["mgd"] or name not in OF_TEACHER] + ["seed", "batch_size"] * bool(saved["step"])
     for name in names:
-        if old[name] != new[name]:
-            raise RunError(
-                f"--{name.replace('_', '-')} {new[name]}: {where} has {old[name]}, and cannot be continued with another"
-            )
+        has = old.get(name, Config.__dataclass_fields__[name].default)  # of a checkpoint from before there was the option
+        if has != new[name]:
+            raise RunError(f"--{name.replace('_', '-')} {new[name]}: {where} has {has}, and cannot be continued with another")
     if saved["mgd"] and config.loss_share and not old["loss_share"]:
         raise RunError(
             f"--loss-share {config.loss_share:g}: {where} has none, and it is measured at a run's start: leave it out, or start "

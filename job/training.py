@@ -157,7 +157,10 @@ def build_teacher(config: Config, run: Run, student: dict[int, nn.BatchNorm2d]) 
         chosen = dict(zip(config.mgd_stages, config.stage_weights, strict=False))  # of as many weights, or none
         distiller = MGDistiller(channels, config.reducer, config.loss_factor, DEPTH, chosen)
     except ValueError as error:
-        raise RunError(f"--teacher {config.teacher} ({weights.arch}) for -a {config.arch}: {error}") from None
+        raise RunError(
+            f"--teacher {config.teacher} ({weights.arch}, width {weights.width}) for -a {config.arch}, width {config.width}: "
+            f"{error}"
+        ) from None
     if config.margins == "loaded":
         distiller.load_margins(norms)
     if config.matching == "random":

@@ -92,8 +92,9 @@ def read_backbone(path: str, arch: str = "", arch_flag: str = "--teacher-arch") 
     taken = {name: body[key] for name in expected_shapes(arch, stem, width) if (key := layout.key(name)) in body}
     where = f" under {layout.prefix}*" if layout.prefix else ""
     head = describe_head(state, layout.prefix)
+    of_width = "" if width == WIDTH else f" of width {width}"
     report = (
-        f"{arch} from {path} (layout: {layout.name}): {len(taken)} tensors{where} taken, none missing; "
+        f"{arch}{of_width} from {path} (layout: {layout.name}): {len(taken)} tensors{where} taken, none missing; "
         f"dropped: {list_dropped(state, body, layout.prefix)} (head: {head})"
     )
     return Backbone(arch, stem, width, taken, report, head, describe_run(content))

@@ -402,7 +402,9 @@ def origin_of(form, path):
         assert text.pop("format") == "pt"
     else:
         text = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).get_modelmeta().custom_metadata_map
-    return {key: json.loads(value) if key in ("width", "epoch", "mean", "std", "config") else value for key, value in text.items()}
+    return {
+        key: json.loads(value) if key in ("width", "epoch", "mean", "std", "config") else value for key, value in text.items()
+    }
 
 
 @pytest.mark.parametrize("form", FORMATS)

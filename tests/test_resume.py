@@ -169,6 +169,14 @@ def test_an_option_that_the_checkpoint_does_not_know_is_said(run):
     assert "--max-bad-images was None" in line
 
 
+@pytest.mark.parametrize(("name", "value"), [("width", 32), ("zero_init_residual", True)])
+def test_a_checkpoint_from_before_there_was_an_option_has_its_default(run, name, value):
+    saved = content()
+    del saved["config"][name]
+    assert continues(saved, options(), run)
+    assert "and cannot be continued with another" in refused(continues, saved, options(**{name: value}), run)
+
+
 @pytest.mark.parametrize(("before", "now"), [("t", ""), ("", "t")])
 def test_a_teacher_neither_comes_nor_goes(run, before, now):
     message = refused(continues, content(options(teacher=before)), options(teacher=now), run)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Collection, Iterable
+from typing import Any
 
 from torchvision.models import get_model_weights
 
@@ -10,6 +11,7 @@ from job.show.panel import span
 from job.show.progress import Progress
 from job.study.plan import Unit
 from job.study.units import Bench
+from moco.encoder import WIDTH
 
 
 class Pace:
@@ -27,11 +29,11 @@ class Pace:
     def work_of(self, unit: Unit) -> float:
         """A unit's work, by its networks' operations: a key, a query, twice that back; the teacher's; what measures it."""
         train, linear = unit.resolved().values()
-        passes = 4 * operations(train["arch"])
+        passes = 4 * operations(train)
         if unit.guided:
-            passes += operations(self.bench.teachers[unit.set].resolved()["job.train"]["arch"])
+            passes += operations(self.bench.teachers[unit.set].resolved()["job.train"])
         passes *= train["epochs"]
-        passes += operations(train["arch"]) * (linear["epochs"] + 1)
+        passes += operations(train) * (linear["epochs"] + 1)
         return passes * self.images[unit.set] * train["image_size"] ** 2
 
     def done(self, records: Collection[Unit]) -> float:
@@ -59,6 +61,6 @@ class Pace:
         )
 
 
-def operations(arch: str) -> float:
-    """A network's multiplications for an image, in units of 10^9 at 224 pixels."""
-    return next(iter(get_model_weights(arch))).meta["_ops"]
+def operations(options: dict[str, Any]) -> float:
+    """A network's multiplications for an image, in units of 10^9 at 224 pixels, with the stem as published."""
+    return next(iter(get_model_weights(options["arch"]))).meta["_ops"] * (options["width"] / WIDTH) ** 2
