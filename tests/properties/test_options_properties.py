@@ -36,7 +36,8 @@ def values(f):
     if f.type in (int, list[int]):
         low = meta["at_least"] if meta["at_least"] is not None else -(10**20)
         high = meta["below"] - 1 if meta["below"] is not None else meta["at_most"]
-        whole = st.integers(low, 10**20 if high is None else high)
+        unit = meta["multiple_of"] or 1
+        whole = st.integers(-(-low // unit), (10**20 if high is None else high) // unit).map(lambda n: n * unit)
         return whole if f.type is int else st.lists(whole, min_size=1, max_size=5)
     if f.type is float:
         low = meta["at_least"] if meta["at_least"] is not None else meta["above"]
@@ -123,6 +124,13 @@ BOUNDED = [
     for bound, beyond in (("at_least", -1), ("above", 0), ("below", 0), ("at_most", 1))
     if f.metadata[bound] is not None
 ]
+
+
+@pytest.mark.parametrize("kind", [Config, LinearConfig])
+@given(number=st.integers(16, 512).filter(lambda number: number % 16))
+def test_a_number_that_is_no_multiple_is_told_of_which(kind, number):
+    with pytest.raises(RunError, match=f"--width {number}: expected a multiple of 16$"):
+        read_config(["--data=x", f"--width={number}"], kind=kind)
 
 
 @given(data=st.data())
