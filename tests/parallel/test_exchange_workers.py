@@ -56,7 +56,7 @@ def test_packed_images_arrive_as_they_were(tmp_path):
 
 
 def test_backbones_arrive_as_they_were():
-    backbone = Backbone("resnet18", "small", {"conv1.weight": torch.ones(2)}, "from here", "none", {"epoch": 3})
+    backbone = Backbone("resnet18", "small", 16, {"conv1.weight": torch.ones(2)}, "from here", "none", {"epoch": 3})
     found = decode(encode(backbone))
     assert torch.equal(found.state.pop("conv1.weight"), backbone.state.pop("conv1.weight"))
     assert found == backbone
