@@ -9,7 +9,7 @@ from job.errors import RunError
 from job.options import option
 from job.schedule import parse_refresh, parse_save_every
 from mgd.reducers import REDUCERS
-from moco.encoder import ARCHS, DEPTH, STEMS, WIDTH
+from moco.encoder import ARCHS, DEPTH, STEMS, WIDTH, WIDTHS
 
 # Flags of the original that Horovod, or this program's own way, replaces.
 RETIRED = {
@@ -26,7 +26,7 @@ LOSS_SHARE = (
     "in place of --loss-factor, also a file's: the distillation loss at the start over ln(K + 1), the contrastive loss of "
     "guessing; the factor is measured for it (0: it is not)"
 )
-WIDTHS = "the student's channels in its first stage; the later ones have 2, 4 and 8 times as many (64: as published)"
+STUDENT_WIDTH = "the student's channels in its first stage; the later ones have 2, 4 and 8 times as many (64: as published)"
 OWN_WIDTH = "channels in its first stage (default: as --pretrained says, or 64)"
 LOADERS = "data loading processes of each worker (-1: as many as it has cores; 0: none)"
 
@@ -41,7 +41,7 @@ class Config:
 
     arch: str = option("resnet18", "the student's network", "-a", choices=ARCHS)
     stem: str = option("imagenet", "small: a first layer for images of about 32 pixels, of student and teacher", choices=STEMS)
-    width: int = option(WIDTH, WIDTHS, at_least=16, at_most=512, multiple_of=16)
+    width: int = option(WIDTH, STUDENT_WIDTH, at_least=WIDTHS.start, at_most=WIDTHS[-1], multiple_of=WIDTHS.step)
     zero_init_residual: bool = option(False, "every residual block begins as the identity, so that a deep network begins shallow")
     image_size: int = option(224, "side of the views in pixels", at_least=8, at_most=4096)
     aug_plus: bool = option(False, "MoCo v2's augmentations")
@@ -128,7 +128,7 @@ class LinearConfig:
     pretrained: str = option("", "checkpoint of the frozen network; without one it has random weights: the baseline")
     arch: str = option("", "the network (default: as --pretrained says, or resnet18)", "-a", choices=("", *ARCHS))
     stem: str = option("", "its first layer (default: as --pretrained says, or imagenet)", choices=("", *STEMS))
-    width: int = option(0, OWN_WIDTH, at_least=0, at_most=512, multiple_of=16)
+    width: int = option(0, OWN_WIDTH, at_least=0, at_most=WIDTHS[-1], multiple_of=WIDTHS.step)
     image_size: int = option(0, "side of the crops in pixels (default: the pretraining's, or 224)", at_least=0, at_most=4096)
     augment: bool = option(True, "random crops and flips in training; without, centre crops")
 

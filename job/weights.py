@@ -12,7 +12,7 @@ import torch
 from job.errors import RunError
 from job.run.travels import travels
 from job.weight_file import read_content
-from moco.encoder import ARCHS, WIDTH, build_resnet
+from moco.encoder import ARCHS, WIDTH, WIDTHS, build_resnet
 
 
 class Layout(NamedTuple):
@@ -129,7 +129,7 @@ def find_body(path: str, state: dict) -> tuple[Layout, dict[str, torch.Tensor]]:
 def find_width(body: dict, layout: Layout) -> int:
     """The channels of the first stage, which the stem has too; where convolution and norm do not agree, the published 64."""
     stem = [body[key].shape[:1] for name in ("conv1.weight", "bn1.weight") if (key := layout.key(name)) in body]
-    return stem[0].numel() if len(set(stem)) == 1 and stem[0].numel() in range(16, 513, 16) else WIDTH
+    return stem[0].numel() if len(set(stem)) == 1 and stem[0].numel() in WIDTHS else WIDTH
 
 
 @functools.cache
