@@ -33,6 +33,7 @@ run() {
     if [ -z "$signalled" ]; then
         (start_tasks "$@") &
         step=$!
+        [ -z "$signalled" ] || kill -USR2 "$step" 2>/dev/null || true # it came when there was no step to tell yet
         wait_for "$step" || status=$?
     fi
     settle "$status" "$before"
@@ -50,13 +51,16 @@ forward() {
     [ -z "$step" ] || kill -USR2 "$step" 2>/dev/null || true
 }
 
-# A step, or what comes between epochs, can take longer than the time that is left: what is saved has to do then.
+# A step, or what comes between epochs, can take longer than the time that is left: what is saved has to do then. Until then
+# the tasks are told each second.
 requeue_late() {
     local second
     trap - USR2 TERM
     for second in $(seq "${STOP_SECONDS:-150}"); do
         sleep 1
         kill -0 "$$" 2>/dev/null || exit 0 # the job's own shell is gone: the next try must not be requeued
+        # srun loses a signal that comes while it starts its tasks.
+        [ -z "$step" ] || kill -USR2 "$step" 2>/dev/null || true
     done
     if [ "$(job_state)" = RUNNING ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "$MAX_REQUEUES" ]; then
         say "the tasks have not ended in $second s: requeued from the newest checkpoint"

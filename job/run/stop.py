@@ -18,6 +18,9 @@ class Stop:
         self.signal = signal.Signals(number)
 
     def restore(self) -> None:
-        """Put back the handlers that were there before."""
+        """Put back the handlers that were there before; but where one of SIGNALS has come, SIGUSR2 is not heard any more.
+
+        A SLURM job's script sends it again and again until the program has ended, which must not be in the middle of its end.
+        """
         for number, handler in self.before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if self.signal and number == signal.SIGUSR2 else handler)

@@ -92,3 +92,21 @@ def test_addresses_that_other_machines_cannot_use_are_left_out(shell):
     esac"""
     done = shell("node_addresses", {"scontrol": f"cat <<'END'\n{lines}\nEND", "getent": resolve}, SLURM_JOB_NODELIST="node[1-5]")
     assert (done.returncode, done.stdout) == (0, "node1=10.0.0.1 node2=10.0.0.2 node5=127.0.0.1 ")
+
+
+def test_tasks_that_did_not_hear_a_signal_are_told_again(shell):
+    """As srun loses one that comes while it starts them."""
+    srun = """heard=0
+    trap 'heard=$((heard + 1)); [ $heard = 1 ] || { echo "heard $heard"; exit 1; }' USR2
+    kill -USR2 $PPID
+    for _ in $(seq 100); do sleep 0.1; done"""
+    control = """[ "$1" = requeue ] && echo "$*" || echo "JobId=7 JobState=RUNNING Reason=None\""""
+    needs = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node1", "MGD_NODE_ADDRESSES": "node1=10.0.0.1", "MAX_REQUEUES": "20"}
+    variables = needs | {"RUN": "r", "DATA": "", "RUNTIME": "none", "VENV": "", "IMAGE": "", "MOUNTS": ""}
+    done = shell('run "$@"', {"srun": srun, "scontrol": control}, **variables)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert "signal USR2: the tasks finish their step and save" in said[2]
+    assert said[3] == "heard 2"
+    assert "requeued, 1 of at most 20 times" in said[4]
+    assert said[5] == "requeue 7"
