@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from job.errors import RunError
-from job.show.curves import Columns, Numbers, find_checkpoints, read_lines, read_options, read_run, smooth
+from job.show.curves import PUBLISHED, Columns, Numbers, find_checkpoints, network, read_lines, read_options, read_run, smooth
+from moco.encoder import WIDTH
 
 
 def write_run(folder, steps=3, extra=""):
@@ -80,6 +81,20 @@ def test_a_record_without_its_place_is_damaged(tmp_path, line):
 @pytest.mark.parametrize("text", ["a: [", "when: 2026-99-99", "big: " + "1" * 5000, "- 1", "a: !!python/none"])
 def test_a_damaged_config_tells_no_options(text):
     assert read_options(text) == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"arch": "resnet18"}, "resnet18"),  # of a run from before there was the option
+        ({"arch": "resnet18", "width": 64}, "resnet18"),
+        ({"arch": "resnet18", "width": 16}, "resnet18 of width 16"),
+        ({"arch": "", "width": 16}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_network_s_width_is_told_where_it_is_not_as_published(options, words):
+    assert network(options) == words and PUBLISHED == WIDTH
 
 
 def test_a_linear_run_is_told_by_its_numbers_where_its_options_are_lost(tmp_path):

@@ -154,12 +154,19 @@ def test_tables_say_what_the_folders_hold(folders):
     accuracies = [record["val_top1"] for record in runs[1].history.validation]
     assert row[:3] == ["linear", "run", "resnet18"]
     assert row[4] == f"{max(accuracies):.2f} %"
+    narrow = find_runs([str(folders[0])])
+    narrow[0].history.options.update(width=16)
+    assert [tables.overview(shown).rows[0][2] for shown in (runs, narrow)] == ["resnet18", "resnet18 of width 16"]
     twins = [Shown("a", 0, runs[0].history), Shown("b", 1, runs[0].history)]
     assert tables.options_of(twins, differing=True).rows == []
     twins[1].history.options.update(lr=0.5)
     assert tables.options_of([*twins, Shown("c", 2, find_runs([str(folders[0])])[0].history)], differing=True).rows == [
         ["lr", "0.5", "0.5", "0.03"]
     ]
+    before = find_runs([str(folders[0])])[0].history
+    del before.options["loss_share"], before.options["width"]
+    ages = [Shown("now", 0, find_runs([str(folders[0])])[0].history), Shown("before there were shares", 1, before)]
+    assert tables.options_of(ages, differing=True).rows == [["loss_share", "10.0", "0.0"]]
 
 
 def test_times_are_those_of_the_log(folders):

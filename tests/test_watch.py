@@ -229,6 +229,15 @@ def test_a_reader_that_goes_ends_it_without_a_word(tmp_path):
     assert ended.stdout == "run: running\n" and ended.stderr == ""
 
 
+@pytest.mark.parametrize(
+    ("options", "words"), [("", "resnet18, no teacher"), ("width: 16\n", "resnet18 of width 16, no teacher")]
+)
+def test_a_run_tells_its_network_and_its_width_where_that_is_not_as_published(tmp_path, options, words):
+    run = write_run(tmp_path / "run")
+    (run / "config.yaml").write_text((run / "config.yaml").read_text() + options)
+    assert re.search(rf"^ *run +{words}$", watch(run).stdout, re.MULTILINE)
+
+
 def test_several_runs_tell_the_options_in_which_they_differ(tmp_path):
     for name, factor in (("1", 100), ("2", 1000)):
         run = write_run(tmp_path / "array" / name)

@@ -26,6 +26,7 @@ NEEDED = {
     "signs": ("steps", "feature_std"),
     "validation": ("epoch", "val_top1"),
 }
+PUBLISHED = 64  # moco.encoder.WIDTH, without torch, which would take mgd-watch seconds
 CHECKPOINT = re.compile(r"checkpoint_(\d+)_(\d+)\.pth\.tar")  # epochs and steps that are done
 
 
@@ -169,6 +170,12 @@ def read_options(text: str) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a day that does not exist, too many digits
         return {}
     return options if isinstance(options, dict) else {}
+
+
+def network(options: dict[str, Any]) -> str:
+    """A run's network in words: resnet18, or resnet18 of width 16 where that is not as published; "" where it has no name."""
+    arch, width = options.get("arch"), options.get("width", PUBLISHED)
+    return f"{arch} of width {width}" if arch and width != PUBLISHED else str(arch or "")
 
 
 def read_record(line: str | bytes) -> tuple[str | None, dict[str, float]] | None:

@@ -10,6 +10,7 @@ import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
+from job.show.curves import network
 from job.show.places import JobLog
 from job.show.progress import Progress
 
@@ -103,9 +104,9 @@ def brief(run: Progress) -> list[str]:
     """The options in brief: what is trained, and on what."""
     options = run.options
     if "pretrained" in options:
-        text = f"linear classifier on {options.get('arch') or 'a network'} of {options['pretrained'] or 'random weights'}"
+        text = f"linear classifier on {network(options) or 'a network'} of {options['pretrained'] or 'random weights'}"
     else:
-        text = str(options.get("arch", "options not known"))
+        text = network(options) or "options not known"
         if teacher := options.get("teacher"):
             text += f" from {run.log.teacher or 'a teacher'} ({os.path.basename(str(teacher))})"
         else:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import numpy as np
 
 from job.config import WITHOUT_EFFECT, Config, LinearConfig
-from job.show.curves import smooth
+from job.show.curves import network, smooth
 from job.show.panel import span
 from job.show.progress import RECENT
 from job.show.runs import Shown
@@ -77,7 +77,7 @@ def overview(runs: Sequence[Shown]) -> Table:
         rows.append([
             run.label,
             run.state(),
-            str(options.get("arch") or "as pretrained" if options else "-"),
+            network(options) or "as pretrained" if options else "-",
             os.path.basename(str(options.get("teacher") or "")) or "none",
             f"{epochs} of {options.get('epochs', '?')}",
             shown(last(run, "loss")),
@@ -105,7 +105,7 @@ def linear_results(runs: Sequence[Shown]) -> Table | None:
         rows.append([
             run.label,
             source.label if source else path or "none: random weights",
-            str((source or run).history.options.get("arch") or "-"),
+            network((source or run).history.options) or "-",
             shown(knn[-1]["knn"] if knn else None, 1, " %"),
             shown(best["val_top1"], 2, " %"),
             shown(best.get("val_top5"), 2, " %"),
@@ -128,7 +128,8 @@ def pretraining(run: Shown, runs: Sequence[Shown]) -> Shown | None:
 def options_of(runs: Sequence[Shown], differing: bool) -> Table | None:
     """The options of runs of one kind: those that differ, or all."""
     told = [run for run in runs if run.history.options]
-    usual = {"train": dataclasses.asdict(Config()), "linear": dataclasses.asdict(LinearConfig())}
+    # What runs had before there was an option is its default, but for shares: their factor was the one they were given.
+    usual = {"train": dataclasses.asdict(Config()) | {"loss_share": 0.0}, "linear": dataclasses.asdict(LinearConfig())}
     options = [usual[run.history.kind] | run.history.options for run in told]
     names = [name for name in dict.fromkeys(itertools.chain(*options)) if name not in WITHOUT_EFFECT]
     rows = [[name, *(written(some.get(name)) for some in options)] for name in names]
