@@ -21,10 +21,14 @@ RETIRED = {
     "--gpu": "each worker takes the GPU of its local rank; choose some with CUDA_VISIBLE_DEVICES",
     "--start-epoch": "a checkpoint knows its epoch and step; use `--resume auto`",
 }
+# What matters beside a --teacher alone.
+OF_TEACHER = {"teacher_arch", "reducer", "loss_factor", "loss_share", "loss_ramp", "margins", "mgd_stages", "stage_weights"}
+OF_TEACHER |= {"matching", "mgd_images", "refresh_epochs"}
 WITHOUT_EFFECT = {"resume", "config", "out", "workers", "check_every", "print_freq", "tensorboard"}  # on what is computed
+LOSS_FACTOR = "the distillation loss is divided by it (default: as --loss-share has it; it is left out where this is given)"
 LOSS_SHARE = (
-    "in place of --loss-factor, also a file's: the distillation loss at the start over ln(K + 1), the contrastive loss of "
-    "guessing; the factor is measured for it (0: it is not)"
+    "the distillation loss at the start over ln(K + 1), the contrastive loss of guessing; the factor is measured for it "
+    "(0: it is not)"
 )
 STUDENT_WIDTH = "the student's channels in its first stage; the later ones have 2, 4 and 8 times as many (64: as published)"
 OWN_WIDTH = "channels in its first stage (default: as --pretrained says, or 64)"
@@ -72,8 +76,8 @@ class Config:
     teacher: str = option("", "checkpoint of the teacher; without one this is plain MoCo")
     teacher_arch: str = option("", "the teacher's network (default: as its file says)", choices=("", *ARCHS))
     reducer: str = option("amp", "how the teacher channels of a match become one", choices=tuple(REDUCERS))
-    loss_factor: float = option(1e4, "the distillation loss is divided by it; no effect beside --loss-share", above=0.0)
-    loss_share: float = option(0.0, LOSS_SHARE, at_least=0.0)
+    loss_factor: float = option(1e4, LOSS_FACTOR, above=0.0, instead_of="loss_share")
+    loss_share: float = option(10.0, LOSS_SHARE, at_least=0.0)
     loss_ramp: bool = option(False, "the distillation loss falls in a straight line to nothing at the run's last step")
     margins: str = option("loaded", "init: margins of an unloaded teacher, as the original had", choices=("loaded", "init"))
     mgd_stages: list[int] = option([1, 2, 3, 4], "stages to distil", at_least=1, below=DEPTH + 1, many=True)
@@ -179,7 +183,8 @@ def read_config(argv: list[str], program: str = "job.train", kind: type = Config
         raise RunError("--schedule: no effect beside --cos, which takes its place; leave out one of them, or add --no-cos")
     if kind is Config and config.loss_share and "--loss-factor" in given:
         raise RunError(
-            f"--loss-factor: no effect beside --loss-share {config.loss_share:g}, which takes its place; leave out one of them, "
-            "or add --loss-share 0"
+            f"--loss-factor: no effect beside --loss-share {config.loss_share:g}, which measures another; leave out one of them"
         )
+    if kind is Config and config.matching == "random" and "--refresh-epochs" in given:
+        raise RunError("--refresh-epochs: no effect beside --matching random, which is never solved; leave out one of them")
     return config

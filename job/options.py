@@ -32,9 +32,13 @@ def option(
     multiple_of: int | None = None,
     parse: Callable[[str, str], object] | None = None,
     many: bool = False,
+    instead_of: str | None = None,
 ) -> Any:
-    """Declare an option: its default, help text, further flags, and what its value must be."""
-    meta: dict[str, Any] = dict(text=text, flags=flags, choices=choices, parse=parse, many=many)
+    """Declare an option: its default, help text, further flags, what its value must be, and which number it sets to 0.
+
+    It does so where a file, or the command line, gives it and not the other.
+    """
+    meta: dict[str, Any] = dict(text=text, flags=flags, choices=choices, parse=parse, many=many, instead_of=instead_of)
     meta |= dict(at_least=at_least, above=above, below=below, at_most=at_most, multiple_of=multiple_of)
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=meta)
@@ -185,6 +189,12 @@ def build_parser(prog: str, kind: type) -> Parser:
     return parser
 
 
+def overlay(options: dict[str, Any], given: dict[str, Any], known: dict[str, Field]) -> None:
+    """Let what a file or the command line has given take the place of what came before it."""
+    options.update({other: 0.0 for name in given if (other := known[name].metadata["instead_of"])})
+    options.update(given)
+
+
 def read(prog: str, kind: type, argv: list[str]) -> Any:
     """Return a `kind` from a command line and its --config files. RunError: anything unknown or out of range, or no data."""
     given = vars(build_parser(prog, kind).parse_args(argv))
@@ -193,10 +203,10 @@ def read(prog: str, kind: type, argv: list[str]) -> Any:
         if given.setdefault("data", folder) != folder:
             raise RunError(f"two data folders: {folder} and --data {given['data']}; give one")
     known = {f.name: f for f in fields(kind)}
-    options = {}
+    options: dict[str, Any] = {}
     for path in given.get("config", []):
-        options.update(read_yaml(path, known))
-    options.update({name: convert(known[name], value, flag(name)) for name, value in given.items()})
+        overlay(options, read_yaml(path, known), known)
+    overlay(options, {name: convert(known[name], value, flag(name)) for name, value in given.items()}, known)
     if not options.get("data"):
         raise RunError("no data: give a folder with train/<class>/* images, or the word digits (all options: --help)")
     return kind(**options)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
-from job.config import WITHOUT_EFFECT, Config, LinearConfig
+from job.config import OF_TEACHER, WITHOUT_EFFECT, Config, LinearConfig
 from job.errors import RunError
 from job.run import agreement, statistics
 from job.run.checkpoint import FORMAT, load
@@ -18,7 +18,6 @@ from job.weights import is_moco
 SAVED = ("epoch", "state_dict", "optimizer", "step", "mgd", "config", "workers", "images", "order")
 # What shapes the saved tensors, or says whence they come; a checkpoint with others belongs to another run.
 SHAPES = ("arch", "stem", "width", "zero_init_residual", "mlp", "moco_dim", "moco_k", "mgd_stages", "matching")
-OF_TEACHER = ("mgd_stages", "matching")  # of them, what matters beside a teacher alone
 
 
 def find(config: Config, run: Run) -> dict | None:
@@ -85,8 +84,8 @@ def continues(saved: dict, config: Config, run: Run) -> dict:
             raise RunError(f"--{name.replace('_', '-')} {new[name]}: {where} has {has}, and cannot be continued with another")
     if saved["mgd"] and config.loss_share and not old["loss_share"]:
         raise RunError(
-            f"--loss-share {config.loss_share:g}: {where} has none, and it is measured at a run's start: leave it out, or start "
-            "a new run"
+            f"--loss-share {config.loss_share:g}: {where} has a --loss-factor of {old['loss_factor']}, and a share is measured "
+            f"at a run's start: give --loss-factor {old['loss_factor']}, or start a new run"
         )
     tell_changes(old, new, where, run)
     if saved["workers"] != run.size:
@@ -104,8 +103,9 @@ def check_format(saved: dict) -> None:
 
 
 def tell_changes(old: dict, new: dict, where: str, run: Run) -> None:
-    """Say which options differ from those of a checkpoint."""
-    for name in sorted(new.keys() - WITHOUT_EFFECT):
+    """Say which options of a program differ from those of a checkpoint, and matter."""
+    without_effect = WITHOUT_EFFECT if new.get("teacher") else WITHOUT_EFFECT | OF_TEACHER
+    for name in sorted(new.keys() - without_effect):
         if old.get(name) != new[name]:
             run.log.line(f"--{name.replace('_', '-')} was {old.get(name)} in {where}; now {new[name]}")
 
@@ -143,7 +143,7 @@ def restore(saved: dict, training: Training) -> tuple[int, int]:
                 raise RunError("the checkpoint's margins are not this teacher's: resume with the same --teacher and --margins")
         try:
             training.distiller.load_state_dict(saved["mgd"])
-            training.distiller.factor.fill_(factor(saved, training.config))
+            training.distiller.factor.fill_(factor(saved, training))
         except RuntimeError as error:
             raise RunError(
                 f"the checkpoint's matchings do not fit this teacher and reducer: {str(error).splitlines()[-1].strip()}"
@@ -154,11 +154,16 @@ def restore(saved: dict, training: Training) -> tuple[int, int]:
     return saved["epoch"], saved["step"]
 
 
-def factor(saved: dict, config: Config) -> float:
-    """Return the loss factor to go on with: the option's, or, with --loss-share, the saved one made to fit another share."""
-    if not config.loss_share:
-        return config.loss_factor
-    return saved["mgd"]["factor"].item() * (saved["config"]["loss_share"] / config.loss_share)
+def factor(saved: dict, training: Training) -> float:
+    """Return the loss factor to go on with, and say where it is another than the saved one.
+
+    It is the option's, or, with --loss-share, the saved one made to fit another share.
+    """
+    config, old = training.config, saved["mgd"]["factor"].item()
+    new = old * (saved["config"]["loss_share"] / config.loss_share) if config.loss_share else config.loss_factor
+    if new != old:
+        training.run.log.line(f"loss factor {new:.6g}; it was {old:.6g} in the checkpoint")
+    return new
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict, config: Config | LinearConfig) -> None:

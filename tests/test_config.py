@@ -41,12 +41,12 @@ def test_the_published_command_reads_as_it_does_in_moco():
     )
 
 
-def test_the_defaults_are_those_of_the_published_recipe():
+def test_the_defaults_are_those_of_the_published_recipe_but_for_the_pull_s_strength():
     config = read_config(["DIR"])
     assert (config.arch, config.lr, config.batch_size, config.epochs) == ("resnet18", 0.03, 256, 200)
     assert (config.moco_dim, config.moco_k, config.moco_m, config.moco_t) == (128, 65536, 0.999, 0.07)
     assert (config.momentum, config.weight_decay, config.schedule, config.warmup_epochs) == (0.9, 1e-4, [120, 160], 3)
-    assert (config.reducer, config.loss_factor, config.refresh_epochs, config.mgd_images) == ("amp", 1e4, "log", 20_000)
+    assert (config.reducer, config.loss_share, config.refresh_epochs, config.mgd_images) == ("amp", 10, "log", 20_000)
     assert not (config.mlp or config.aug_plus or config.cos or config.teacher or config.resume)
 
 
@@ -178,8 +178,8 @@ def test_there_are_presets_for_imagenet_and_for_a_first_run():
 
 
 def test_the_imagenet_preset_is_the_published_recipe():
-    recipe = "DIR -a resnet18 --lr 0.03 --batch-size 256 --epochs 200 --mlp --moco-t 0.2 --aug-plus --cos".split()
-    assert dataclasses.replace(read_config(["DIR", "--config", "imagenet"]), config=[]) == read_config(recipe)
+    recipe = "-a resnet18 --lr 0.03 --batch-size 256 --epochs 200 --mlp --moco-t 0.2 --aug-plus --cos --loss-factor 1e4"
+    assert dataclasses.replace(read_config(["DIR", "--config", "imagenet"]), config=[]) == read_config(["DIR", *recipe.split()])
 
 
 def test_the_original_preset_is_the_imagenet_one_with_what_its_authors_code_had():
@@ -392,13 +392,39 @@ def test_a_schedule_beside_cos_is_refused_only_where_the_command_line_asks_for_i
     assert read_config(["DIR", "--config", path, "--schedule", "2", "--no-cos"]).schedule == [2]
 
 
-def test_a_factor_beside_a_share_is_refused_only_where_the_command_line_asks_for_it(write):
-    path = write("loss_share: 0.5\nloss_factor: 7\n")
-    assert read_config(["DIR", "--config", path]).loss_share == 0.5
-    assert "--loss-share 0.5" in refused("DIR", "--config", path, "--loss-factor", 2)
-    assert "--loss-share 0.1" in refused("DIR", "--loss-factor=2", "--loss-share", 0.1)
-    assert read_config(["DIR", "--config", "small", "--loss-share", "0.1"]).loss_share == 0.1
-    assert read_config(["DIR", "--config", path, "--loss-factor", "2", "--loss-share", "0"]).loss_factor == 2
+FACTOR, SHARE, BOTH = "loss_factor: 7\n", "loss_share: 0.5\n", "loss_share: 0.5\nloss_factor: 7\n"
+
+
+@pytest.mark.parametrize(
+    ("texts", "flags", "share", "factor"),
+    [
+        ([], "", 10, None),
+        ([], "--loss-factor 2", 0, 2),
+        ([], "--loss-factor 2 --loss-share 0", 0, 2),
+        ([FACTOR], "", 0, 7),
+        ([FACTOR], "--loss-share 0.1", 0.1, None),
+        ([SHARE], "", 0.5, None),
+        ([SHARE], "--loss-factor 2", 0, 2),
+        ([SHARE, FACTOR], "", 0, 7),
+        ([FACTOR, SHARE], "", 0.5, None),
+        ([BOTH], "", 0.5, None),
+        ([BOTH], "--loss-factor=2", 0, 2),
+        ([FACTOR + "loss_share: 0\n"], "", 0, 7),
+    ],
+)
+def test_the_last_of_a_factor_and_a_share_decides(tmp_path, texts, flags, share, factor):
+    """A file with both, as a run's config.yaml, has a share that decides where it is above 0."""
+    given = flags.split()
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number}.yaml").write_text(text)
+        given += ["--config", str(tmp_path / f"{number}.yaml")]
+    config = read_config(["DIR", *given])
+    assert config.loss_share == share and factor in (None, config.loss_factor)
+
+
+def test_a_factor_beside_a_share_is_refused_where_the_command_line_asks_for_both():
+    message = refused("DIR", "--loss-factor=2", "--loss-share", 0.1)
+    assert "--loss-factor" in message and "--loss-share 0.1" in message and "leave out one" in message
 
 
 @pytest.mark.parametrize(
@@ -422,9 +448,16 @@ def test_stages_of_any_order_are_fine_without_weights_and_in_their_order_with(op
 
 
 @pytest.mark.parametrize(("matching", "epochs"), [("random", "never"), ("solved", "every:2")])
-def test_a_random_matching_has_no_refreshes_and_whoever_reads_the_options_sees_none(matching, epochs):
-    config = read_config(["DIR", "--refresh-epochs", "every:2", "--matching", matching])
+def test_a_random_matching_has_no_refreshes_and_whoever_reads_the_options_sees_none(matching, epochs, write):
+    config = read_config(["DIR", "--config", write("refresh_epochs: every:2"), "--matching", matching])
     assert dataclasses.asdict(config)["refresh_epochs"] == epochs
+
+
+def test_refreshes_beside_a_random_matching_are_refused_where_the_command_line_asks_for_them(write):
+    path = write("matching: random\n")
+    assert "--matching random" in refused("DIR", "--config", path, "--refresh-epochs", "every:2")
+    assert "leave out one" in refused("DIR", "--refresh-epochs=0", "--matching", "random")
+    assert read_config(["DIR", "--config", path, "--matching", "solved", "--refresh-epochs", "0"]).refresh_epochs == "0"
 
 
 @pytest.mark.parametrize(

@@ -103,18 +103,22 @@ def test_a_hint_is_given_beyond_its_bound_and_not_before_it_and_once(name, bound
 @pytest.mark.parametrize(
     ("options", "scaled", "equal"),
     [
-        ({"loss_factor": 7.0}, "--loss-factor 7 divides it", "--loss-factor 1.4e+02 would make them equal (now 7)"),
+        (
+            {"loss_share": 0.0, "loss_factor": 7.0},
+            "--loss-factor 7 divides it",
+            "--loss-factor 2.8e+02 would make them equal (now 7)",
+        ),
         (
             {"loss_factor": 7.0, "loss_share": 0.5},
             f"begins near {0.5 * GUESS:.2g}, --loss-share 0.5 of ln(K + 1)",
-            "--loss-share 0.025 would make them equal (now 0.5)",
+            "--loss-share 0.013 would make them equal (now 0.5)",
         ),
     ],
 )
 def test_the_pull_is_told_by_the_option_that_sets_it(options, scaled, equal):
     some = expectation(teacher="t", **options)
     assert sum(scaled in line for line in some.lines() if line.startswith("expected: distillation loss")) == 1
-    [hint] = some.hints(steps(contrastive=1.0, distillation=20.0))
+    [hint] = some.hints(steps(contrastive=1.0, distillation=40.0))
     assert equal in hint
 
 

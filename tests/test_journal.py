@@ -35,7 +35,7 @@ def clock(monkeypatch):
 
 
 def journal(size=2, total=32, steps=5, print_freq=3):
-    expectation = Expectation(Config(moco_k=99, warmup_epochs=0, loss_factor=100.0), 1000, size)
+    expectation = Expectation(Config(moco_k=99, warmup_epochs=0), 1000, size)
     return ContrastJournal(SimpleNamespace(size=size, log=Told()), total, steps, print_freq, expectation)
 
 
@@ -229,9 +229,9 @@ def test_what_is_odd_about_an_epoch_is_a_hint_after_its_averages(clock):
     for epoch in range(2):
         book.start_epoch(epoch, 0.1)
         for step in range(20):
-            do(book, clock, step, sums(contrastive=2.0, distillation=40.0), wait=3, work=1)
+            do(book, clock, step, sums(contrastive=2.0, distillation=100.0), wait=3, work=1)
         book.end_epoch()
     kinds = [line.split()[0] for line in book.run.log.lines]
     assert kinds == ["epoch", "hint:", "hint:", "epoch"]
-    assert "distillation loss is 20 times the contrastive one" in book.run.log.lines[1]
+    assert "distillation loss is 50 times the contrastive one" in book.run.log.lines[1]
     assert "75 % of the time" in book.run.log.lines[2]

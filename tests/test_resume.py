@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from job.config import Config
+from job.config import Config, LinearConfig
 from job.data.images import Images, Names
 from job.errors import RunError
-from job.resume import SAVED, SHAPES, check_place, continues, find, load_optimizer, restore
+from job.resume import SAVED, SHAPES, check_place, continues, find, load_optimizer, restore, tell_changes
 from job.run.checkpoint import FORMAT, Checkpoints
 from mgd.distiller import MGDistiller
 
@@ -142,23 +142,33 @@ CHANGES = [("lr", 0.1), ("epochs", 300), ("cos", True), ("moco_t", 0.5), ("weigh
 @pytest.mark.parametrize(("name", "value"), CHANGES)
 @pytest.mark.parametrize("step", [0, 7])
 def test_another_setting_continues_and_is_said_with_both_values(run, name, value, step):
-    assert continues(content(step=step), options(**{name: value}), run)
+    assert continues(content(options(teacher="t"), step), options(teacher="t", **{name: value}), run)
     [line] = run.log.lines
     flag = "--" + name.replace("_", "-")
     assert all(part in line for part in (f"{flag} was {getattr(options(), name)}", f"now {value}"))
 
 
 def test_every_change_is_said_once(run):
-    continues(content(), options(**dict(CHANGES)), run)
+    continues(content(options(teacher="t")), options(teacher="t", **dict(CHANGES)), run)
     assert len(run.log.lines) == len(CHANGES)
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("resume", "auto"), ("config", ["small"]), ("out", "o"), ("workers", 7), ("print_freq", 1)]
+    ("name", "value"),
+    [
+        *[("resume", "auto"), ("config", ["small"]), ("out", "o"), ("workers", 7), ("print_freq", 1)],
+        *[("loss_share", 0.0), ("reducer", "sp"), ("mgd_images", 7)],  # of a teacher, without which the run is
+    ],
 )
 def test_what_does_not_touch_the_numbers_changes_without_a_word(run, name, value):
     assert continues(content(), options(**{name: value}), run)
     assert run.log.lines == []
+
+
+def test_a_classifier_s_changes_are_said(run):
+    old, new = (dataclasses.asdict(LinearConfig(lr=lr)) for lr in (30.0, 1.0))
+    tell_changes(old, new, "the checkpoint", run)
+    assert run.log.lines == ["--lr was 30.0 in the checkpoint; now 1.0"]
 
 
 def test_an_option_that_the_checkpoint_does_not_know_is_said(run):
@@ -316,10 +326,10 @@ def test_the_margins_of_another_teacher_are_refused(teacher):
 
 
 @pytest.fixture
-def training():
+def training(run):
     """As much of a training as restoring asks for: a teacher's, whose factor so far is the option's default."""
-    sgd = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 0.1)
-    return SimpleNamespace(images=range(100), moco=torch.nn.Identity(), distiller=MGDistiller({4: (4, 8)}), optimizer=sgd)
+    sgd, distiller = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 0.1), MGDistiller({4: (4, 8)})
+    return SimpleNamespace(images=range(100), moco=torch.nn.Identity(), distiller=distiller, optimizer=sgd, run=run)
 
 
 @pytest.mark.parametrize(
@@ -328,23 +338,26 @@ def training():
         ({"loss_share": 0.3}, {"loss_share": 0.3}, 1 / 3),
         ({"loss_share": 0.3}, {"loss_share": 0.3, "loss_factor": 7.0}, 1 / 3),
         ({"loss_share": 0.3}, {"loss_share": 0.6}, 1 / 6),
-        ({"loss_share": 0.3}, {}, 1e4),
-        ({"loss_factor": 100.0}, {"loss_factor": 7.0}, 7.0),
+        ({"loss_share": 0.3}, {"loss_share": 0.0}, 1e4),
+        ({"loss_share": 0.0, "loss_factor": 100.0}, {"loss_share": 0.0, "loss_factor": 7.0}, 7.0),
     ],
 )
 def test_the_factor_goes_on_as_the_share_says_or_the_option(training, before, now, expected):
-    """Nothing is measured again: the same share has the same factor to the bit."""
+    """Nothing is measured again: the same share has the same factor to the bit, and another factor is told."""
     saved_by = MGDistiller({4: (4, 8)}, factor=1 / 3)
     saved = content(options(teacher="t", **before), state_dict={}, mgd=saved_by.state_dict())
     saved["optimizer"] = training.optimizer.state_dict()
     training.config = options(teacher="t", **now)
     restore(saved, training)
     assert training.distiller.factor.item() == expected
+    told = [line for line in training.run.log.lines if line.startswith("loss factor")]
+    assert told == ([] if expected == 1 / 3 else [f"loss factor {expected:.6g}; it was 0.333333 in the checkpoint"])
 
 
 def test_a_share_that_was_not_measured_at_the_start_is_refused(run):
-    message = refused(continues, content(options(teacher="t")), options(teacher="t", loss_share=0.1), run)
-    assert "--loss-share 0.1" in message and "epoch 3, step 0" in message and "new run" in message
+    saved = content(options(teacher="t", loss_share=0.0, loss_factor=1234567.0))
+    message = refused(continues, saved, options(teacher="t"), run)
+    assert "--loss-share 10" in message and "epoch 3, step 0" in message and "give --loss-factor 1234567.0," in message
     assert continues(content(), options(loss_share=0.1), run)  # without a teacher there is nothing to share
     for share in (0.0, 0.1, 0.2):
         assert continues(content(options(teacher="t", loss_share=0.1)), options(teacher="t", loss_share=share), run)

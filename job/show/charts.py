@@ -84,8 +84,8 @@ def parts(runs: Sequence[Shown]) -> Picture | None:
     reading = (
         "The loss is the sum of the contrastive loss, which tells images apart, and the distillation loss, which pulls the "
         "student's features towards the teacher's. Normal: both fall, and their ratio stays about level. Where the ratio is "
-        "far above 1 (dotted), the student imitates and hardly learns by itself: a higher "
-        "--loss-factor, or a lower --loss-share, makes the pull lighter."
+        "far above 1 (dotted), the student mostly imitates, which pays where the teacher is much better: a lower "
+        "--loss-share, or a higher --loss-factor, makes the pull lighter."
     )
     return finish(
         figure, "parts", "Parts of the loss", reading, f"Contrastive and distillation loss, and their ratio, of {names(shown)}"

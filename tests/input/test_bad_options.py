@@ -79,7 +79,6 @@ CONFLICTS = [
     train("a file for a folder", "--out {good}/train/a/good0.png", "good0.png", "--out"),
     train("a preset that is not there", "--config imagent", "imagent", "imagenet, original, small"),
     train("a factor and a share", "--loss-factor 2 --loss-share 0.1", "--loss-factor", "--loss-share 0.1", "leave out"),
-    train("a factor and a preset's share", "--loss-share 0.1 --config small --loss-factor=2", "--loss-factor", "--loss-share 0"),
     train("too few weights of stages", "--stage-weights 1 2", "--stage-weights 1 2", "expected 4", "--mgd-stages 1 2 3 4"),
     train("too many weights of stages", "--mgd-stages 4 --stage-weights 1 2", "--stage-weights 1 2", "expected 1"),
     train("weights of nothing", "--stage-weights 0 0 0 0", "--stage-weights 0 0 0 0", "above 0"),

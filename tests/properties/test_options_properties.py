@@ -19,6 +19,7 @@ WORDS = {
     "data": st.text(CHARACTERS, min_size=1, max_size=20),
     "cos": st.just(False),  # beside it --schedule is refused
     "loss_share": st.just(0.0),  # beside it --loss-factor is
+    "matching": st.just("solved"),  # beside `random` --refresh-epochs is
     "stage_weights": st.just([]),  # as many as there are stages: in a test of their own
     "knn": st.just(False),  # beside it --evaluate and --resume are
 }
@@ -96,7 +97,7 @@ def test_a_flag_wins_over_any_file_and_leaves_the_other_options_alone(program, k
     expected = dataclasses.replace(config, **{chosen.name: value, "config": [str(file)]})
     given_flags = [part for part in command_line(expected) if part.split("=")[0] in (flag(chosen.name), no(chosen.name))]
     if isinstance(value, list):
-        given_flags = [flag(chosen.name), *map(str, value)]
+        given_flags = [flag(chosen.name), *map(str, value)] if value else []
     assert read_config(["--config", str(file), *given_flags], program, kind) == expected
 
 

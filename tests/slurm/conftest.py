@@ -72,13 +72,14 @@ def submit(slurm, images, tmp_path):
 
 @pytest.fixture(scope="session")
 def undisturbed(start_job, images, teacher_file, tmp_path_factory):
-    """A function (N, whether with a teacher) -> folder of a run of N workers under horovodrun."""
+    """A function (N, whether with a teacher) -> folder of a run of N workers under horovodrun, by the batch script's preset."""
     runs = {}
 
     def run(workers, teacher=False):
         if (workers, teacher) not in runs:
             folder = tmp_path_factory.mktemp("horovodrun") / "run"
-            job = start_job(workers, folder, [images, *SMALL, *(["--teacher", teacher_file] if teacher else [])])
+            given = [images, "--config", "imagenet", *SMALL, *(["--teacher", teacher_file] if teacher else [])]
+            job = start_job(workers, folder, given)
             output = job.finish()
             assert job.process.returncode == 0, output
             runs[workers, teacher] = folder
