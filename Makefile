@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help:
 	@echo 'make setup   install everything into $(VENV) (about 6 minutes the first time)'
-	@echo 'make demo    train a teacher and a student on handwritten digits with two workers (under 8 minutes)'
+	@echo 'make demo    train a teacher and a student on handwritten digits with two workers (8 to 14 minutes)'
 	@echo 'make test    run the tests with one, two and four workers (about 15 minutes)'
 	@echo 'make test-runs    train, classify, pack, report and study as a user does, with the real commands (about 15 minutes)'
 	@echo 'make test-fuzz    feed checkpoint and option readers damaged input for FUZZ_SECONDS (60)'
@@ -27,7 +27,7 @@ help:
 	@echo 'make test-slurm   run jobs on a real SLURM of two nodes on this machine (about 16 minutes)'
 	@echo 'make test-docker  build the image, and run the job and SLURM jobs in it (about 20 minutes the first time)'
 	@echo 'make test-soak MINUTES=120  train for so long, and see that memory, files, threads and step time stay as they are'
-	@echo 'make study   see whether a matched student learns better features (about 4 hours; FORM=full: on a GPU)'
+	@echo 'make study   see whether a matched student learns better features (about 4 hours; FORM=longer: about 2; FORM=full: on a GPU)'
 	@echo 'make bench   measure how fast all is, beside a plain baseline and the bare work (about 7 minutes)'
 	@echo 'make bench-quick  see that the bench works (under 90 seconds)'
 	@echo 'make lint    check style and types'

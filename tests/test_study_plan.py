@@ -32,10 +32,21 @@ def test_every_set_has_what_a_verdict_needs_and_its_questions_answers(tmp_path):
     arms = {name: [unit.arm for unit in found.units if unit.set == name] for name in ("mnist", "clipart")}
     basis = ["teacher", *(arm for arm in ("untrained", "alone", "mgd", "random", "original") for _ in TINY["seeds"])]
     assert arms["clipart"] == basis
-    assert arms["mnist"] == [*basis, *(arm for arm in ("reducer rd", "reducer sp", "reducer sm") for _ in TINY["seeds"])]
+    asked = [f"reducer {answer}" for answer in ("amp", "rd", "sp", "sm") for _ in TINY["seeds"]]
+    assert arms["mnist"] == basis + asked
     [question] = found.questions["mnist"]
-    assert question.answers == {"amp": "mgd", "rd": "reducer rd", "sp": "reducer sp", "sm": "reducer sm"}
+    assert question.answers == {"amp": "reducer amp", "rd": "reducer rd", "sp": "reducer sp", "sm": "reducer sm"}
+    same = plan(tmp_path, sets={"mnist": {"questions": ["factor", "reducer"]}}).questions["mnist"]
+    assert same[1].answers["amp"] == same[0].answers["share 10"] == "factor share 10"  # what is trained already is not again
     assert [unit.seed for unit in found.units[:3]] == [0, 0, 7]
+
+
+def test_a_question_may_be_asked_with_some_of_its_answers(tmp_path):
+    found = plan(tmp_path, sets={"mnist": {"questions": {"reducer": ["amp", "sm"], "refresh": ["once", "log schedule"]}}})
+    reducer, refresh = found.questions["mnist"]
+    assert reducer.answers == {"amp": "reducer amp", "sm": "reducer sm"}
+    assert refresh.answers == {"once": "refresh once", "log schedule": "mgd"}
+    assert {unit.arm for unit in found.units if unit.arm.startswith("re")} == {"reducer amp", "reducer sm", "refresh once"}
 
 
 def test_a_set_s_images_are_in_a_folder_of_their_own_number(tmp_path):
@@ -48,6 +59,7 @@ def test_the_nearest_options_win(tmp_path):
     assert units["mnist/teacher-0"].train["epochs"] == 3 and units["mnist/mgd-7"].train["epochs"] == 1
     assert units["mnist/mgd-7"].train["lr"] == 0.02 and units["clipart/mgd-7"].train["lr"] == 0.01
     assert units["mnist/reducer-rd-7"].train["reducer"] == "rd"
+    assert [units[f"mnist/{name}-7"].train["loss_share"] for name in ("mgd", "reducer-rd", "original")] == [0.1, 10, 0]  # a base
     assert units["mnist/random-0"].train["matching"] == "random"
     assert units["mnist/alone-0"].resolved()["job.train"]["epochs"] == 1
     assert units["mnist/untrained-7"].train == units["mnist/alone-7"].train | {"lr": 0.0, "epochs": 1, "warmup_epochs": 0}
@@ -65,15 +77,23 @@ def test_the_forms_are_whole(form):
     assert asked == {"factor", "margins", "reducer", "refresh", "matching", "stages"}
 
 
-@pytest.mark.parametrize("form", ["small", "full"])
+@pytest.mark.parametrize("form", ["small", "longer", "full"])
 def test_guided_and_lone_students_do_the_same_steps(form):
-    done = {}
-    for unit in read_plan(form).units:
+    done, found = {}, read_plan(form)
+    for unit in found.units:
         if unit.arm not in ("teacher", "untrained"):
             ours = unit.resolved()["job.train"]
             steps = [ours[name] for name in ("epochs", "batch_size", "accumulate", "lr", "image_size", "seed")]
             assert done.setdefault((unit.set, unit.seed), steps) == steps
-    assert len(done) == 6
+    assert len(done) == len(found.questions) * 3  # seeds
+
+
+def test_the_longer_form_is_the_small_one_but_for_its_students_epochs():
+    small = {unit.name: unit for unit in read_plan("small").units}
+    for unit in read_plan("longer").units:
+        train, linear = small[unit.name].train, small[unit.name].linear
+        epochs = train["epochs"] * (1 if unit.arm in ("teacher", "untrained") else 2)
+        assert (unit.train, unit.linear) == (train | {"epochs": epochs}, linear), unit.name
 
 
 def test_words():
@@ -104,6 +124,11 @@ def test_words():
         ({"sets": {"mnist": {"most": 0}}}, ["mnist: most 0", "from 1 to 700"]),
         ({"sets": {"mnist": {"most": 701}}}, ["most 701", "from 1 to 700"]),
         ({"sets": {"mnist": {"questions": ["why"]}}}, ["'why'", "factor"]),
+        ({"sets": {"mnist": {"questions": [{"reducer": ["amp"]}]}}}, ["{'reducer': ['amp']}", "factor"]),
+        ({"sets": {"mnist": {"questions": {"reducer": ["amp"]}}}}, ["reducer ['amp']", "two or more of amp, rd, sp, sm"]),
+        ({"sets": {"mnist": {"questions": {"reducer": ["amp", ["rd"]]}}}}, ["reducer ['amp', ['rd']]", "two or more of amp"]),
+        ({"sets": {"mnist": {"questions": {"reducer": "amp rd"}}}}, ["reducer 'amp rd'", "two or more of amp"]),
+        ({"sets": {"mnist": {"questions": {"reducer": ["rd", "rd"]}}}}, ["reducer ['rd', 'rd']", "each once"]),
         ({"train": {"epochs": 1, "lrr": 1}}, ["clipart/teacher-0: job.train", "--lrr"]),
         ({"linear": {"epochs": "many"}}, ["job.linear", "--epochs", "many"]),
     ],
@@ -128,7 +153,7 @@ def test_what_is_no_form_is_told_in_a_line(tmp_path, content, expected):
 
 def test_two_units_alike_are_refused(tmp_path, monkeypatch):
     asked = yaml.safe_load(resources.files("job.study").joinpath("questions.yaml").read_text())
-    asked["questions"]["reducer"]["answers"]["another amp"] = {"reducer": "amp"}  # mgd's, as it is by default
+    asked["questions"]["reducer"]["answers"]["another amp"] = {"reducer": "amp"}  # as it is by default
     monkeypatch.setattr("job.study.plan.read_questions", lambda: asked)
-    with pytest.raises(RunError, match="'reducer another amp' and 'mgd' are the same"):
+    with pytest.raises(RunError, match="'reducer another amp' and 'reducer amp' are the same network"):
         plan(tmp_path)

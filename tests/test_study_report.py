@@ -16,7 +16,7 @@ KNN = {"teacher": 50.0, "untrained": 30.0, "alone": 40.0, "mgd": 44.0, "random":
 @pytest.fixture
 def plan(tmp_path):
     path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(TINY | {"sets": {"mnist": {"questions": ["reducer"]}}}))
+    path.write_text(yaml.safe_dump(TINY | {"sets": {"mnist": {"questions": ["refresh"]}}}))
     return read_plan(str(path))
 
 
@@ -50,8 +50,8 @@ def test_the_report_has_conditions_verdicts_tables_and_commands(plan, records):
     assert "| mgd | 44.2 ± 0.4 | 20.0 ± 0.0 | +4.0 | +0.0 | 0.1 to 0.05 |" in text
     assert "| teacher | 50.0 | 20.0 | +9.8 | +0.0 |  |" in text
     assert "| alone | 40.2 ± 0.4 | 20.0 ± 0.0 |  |  |  |" in text
-    assert "**How should the teacher channels of a match become one?**" in text
-    assert text.count("| amp | 44.2 ± 0.4 |") == 1 and text.count("| sp | 43.2 ± 0.4 |") == 1
+    assert "**When should the matching be solved?**" in text
+    assert text.count("| log schedule | 44.2 ± 0.4 |") == 1 and text.count("| once | 43.2 ± 0.4 |") == 1
     assert text.count("    train mnist/mgd-0\n") == 1 and "mgd-7" not in text
     assert "![mnist: accuracies of each seed and their means](mnist.png)" in text
 

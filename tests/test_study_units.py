@@ -65,6 +65,7 @@ def test_an_identity_changes_with_what_results_follow_from(tmp_path, name, chang
             {"train": TINY["train"] | {"workers": 1, "print_freq": 100, "moco_t": 0.07}},
         ),  # no results, or a default
         ("mnist/alone-0", {"teacher": {"arch": "resnet50", "epochs": 4}}),
+        ("mnist/alone-0", {"train": TINY["train"] | {"loss_share": 0.3, "margins": "init"}}),
         ("mnist/mgd-0", {"seeds": [0, 1, 2], "at_once": 1, "about": "another"}),
     ],
 )

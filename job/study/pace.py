@@ -1,7 +1,7 @@
 """How far a study is, and how long it will take, from the first minute on."""
 
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from torchvision.models import get_model_weights
@@ -15,16 +15,19 @@ from moco.encoder import WIDTH
 
 
 class Pace:
-    """The work of a study's units, in passes of a network through it, and how fast it goes since this was made."""
+    """The work of a study's units, in passes of a network through it, and how fast it goes.
 
-    def __init__(self, bench: Bench, records: Collection[Unit]):
+    The units' records tell the speed; before there is one, what was done since this was made.
+    """
+
+    def __init__(self, bench: Bench):
         self.bench, self.begun = bench, time.monotonic()
         self.images = {
             name: sum(1 for _ in (bench.out / bench.plan.images(name)).glob("train/*/*")) for name in bench.plan.questions
         }
         self.work = {unit: self.work_of(unit) for unit in bench.plan.units}
         self.all = sum(self.work.values())
-        self.before = self.done(records)
+        self.before = self.done([])
 
     def work_of(self, unit: Unit) -> float:
         """A unit's work, by its networks' operations: a key, a query, twice that back; the teacher's; what measures it."""
@@ -50,15 +53,20 @@ class Pace:
         except RunError:
             return 0.0
 
-    def line(self, running: Iterable[Unit], records: Collection[Unit]) -> str:
+    def line(self, running: Iterable[Unit], records: Mapping[Unit, dict[str, Any]]) -> str:
         """How far it is, in a line."""
-        running = list(running)
-        done, passed = self.done(records), time.monotonic() - self.begun
         names = ", ".join(f"{unit.name} {100 * self.share(unit):.0f} %" for unit in running) or "nothing"
-        left = (self.all - done) * passed / (done - self.before) if done > self.before else None
-        return f"{100 * done / self.all:.0f} % done, running {names}; " + (
-            f"about {span(left)} left" if left is not None else "time left not known yet"
-        )
+        done = self.done(records)
+        each = self.seconds(done, records)
+        left = "time left not known yet" if each is None else f"about {span((self.all - done) * each)} left"
+        return f"{100 * done / self.all:.0f} % done, running {names}; {left}"
+
+    def seconds(self, done: float, records: Mapping[Unit, dict[str, Any]]) -> float | None:
+        """What a piece of work takes, in seconds; None: not known yet."""
+        if records:
+            spent = sum(record["seconds"] for record in records.values()) / self.bench.plan.at_once
+            return spent / sum(self.work[unit] for unit in records)
+        return (time.monotonic() - self.begun) / (done - self.before) if done > self.before else None
 
 
 def operations(options: dict[str, Any]) -> float:

@@ -93,13 +93,9 @@ def read_plan(form: str) -> Plan:
     asked = read_questions()
     questions, units = {}, []
     for name, options in content["sets"].items():
-        wanted = list(asked["questions"]) if options.get("questions") == "all" else options.get("questions") or []
-        if unknown := set(wanted) - set(asked["questions"]):
-            raise RunError(
-                f"{form}: {name}: no question {min(unknown)!r}; expected all, or some of {', '.join(asked['questions'])}"
-            )
+        wanted = choose(form, name, options.get("questions", []), asked["questions"])
         arms = {MGD: asked["mgd"]} | {arm: asked["mgd"] | changes for arm, changes in asked["controls"].items()}
-        questions[name] = [ask(key, asked["questions"][key], asked["mgd"], arms) for key in wanted]
+        questions[name] = [ask(key, question, asked["mgd"], arms) for key, question in wanted.items()]
         units += list_units(name, content, {UNTRAINED: STILL, ALONE: {}, **arms})
     most = {name: options.get("most", MOST) for name, options in content["sets"].items()}
     head = (Path(form).stem, content["about"], content["device"], content["at_once"], content["seeds"])
@@ -108,11 +104,28 @@ def read_plan(form: str) -> Plan:
     return plan
 
 
+def choose(form: str, name: str, wanted: str | list[str] | dict[str, list[str]], questions: dict[str, dict]) -> dict[str, dict]:
+    """Return those of the questions that a set asks, each with the answers it tries. RunError: there is no such one."""
+    if wanted == "all":
+        return questions
+    chosen = {}
+    for key in wanted:
+        if key not in [*questions]:  # which takes a key of any type
+            raise RunError(f"{form}: {name}: no question {key!r}; expected all, or some of {', '.join(questions)}")
+        answers = questions[key]["answers"]
+        tried = wanted[key] if isinstance(wanted, dict) else list(answers)
+        known = isinstance(tried, list) and all(answer in [*answers] for answer in tried)
+        if not known or len(set(tried)) < max(2, len(tried)):
+            raise RunError(f"{form}: {name}: {key} {tried!r}: expected two or more of {', '.join(answers)}, each once")
+        chosen[key] = questions[key] | {"answers": {answer: answers[answer] for answer in tried}}
+    return chosen
+
+
 def ask(name: str, question: dict, base: dict, arms: dict[str, dict]) -> Question:
     """Return a question. arms: {arm: its options}, to which are added those that its answers need beside them."""
     answers = {}
     for answer, changes in question["answers"].items():
-        options = base | changes
+        options = base | question.get("base", {}) | changes
         same = [arm for arm, others in arms.items() if others == options]
         answers[answer] = same[0] if same else f"{name} {answer}"
         arms[answers[answer]] = options
@@ -137,9 +150,7 @@ def check_unlike(plan: Plan) -> None:
     for unit in plan.units:
         for mark in (f"{unit.set} {unit.seed} {unit.guided} {unit.resolved()}", unit.name):
             if mark in seen:
-                raise RunError(
-                    f"{unit.set}: {unit.arm!r} and {seen[mark]!r} are the same: an answer without options is mgd itself"
-                )
+                raise RunError(f"{unit.set}: {unit.arm!r} and {seen[mark]!r} are the same network: leave out one of them")
             seen[mark] = unit.arm
 
 
@@ -199,7 +210,8 @@ def check_form(form: str, content: Any) -> None:
         most = own.get("most", MOST)
         expect(type(most) is int and 0 < most <= MOST, f"sets: {name}: most {most!r}", f"a whole number from 1 to {MOST}")
         asked = own.get("questions", [])
-        expect(asked == "all" or isinstance(asked, list), f"sets: {name}: questions {asked!r}", "all, or a list of names")
+        named = asked == "all" or isinstance(asked, (list, dict))
+        expect(named, f"sets: {name}: questions {asked!r}", "all, a list of names, or names with lists of answers")
         for key in ("train", "teacher", "student"):
             check_options(form, f"sets: {name}: {key}", own.get(key, {}))
 

@@ -31,7 +31,7 @@ LOOK = 60.0  # s between lines that tell how far it is
 def main(argv: list[str] | None = None) -> None:
     """Run a study by the command line's form, to its end or to a signal."""
     parser = Parser(prog="job.study.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("form", help="small: two cores, hours; full: a GPU, minutes; or a YAML file of your own")
+    parser.add_argument("form", help="small, longer: two cores, hours; full: a GPU, minutes; or a YAML file of your own")
     parser.add_argument("--out", type=Path, required=True, help="folder of the study: images, runs, records and results")
     with reported_errors():
         options = parser.parse_args(argv)
@@ -70,7 +70,7 @@ def measure_all(bench: Bench) -> list[dict[str, Any]]:
     waiting = [unit for unit in bench.plan.units if unit not in records]
     total = len(bench.plan.units)
     say(f"{bench.plan.about}: {total} networks, {len(records)} measured before; to watch one: mgd-watch {bench.out}/NETWORK")
-    pace = Pace(bench, records)
+    pace = Pace(bench)
     running: dict[concurrent.futures.Future, Unit] = {}
     with concurrent.futures.ThreadPoolExecutor(bench.plan.at_once) as pool:
         try:

@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import torch
 
+from job.config import OF_TEACHER
 from job.errors import RunError
 from job.run.files import write_whole
 from job.show.curves import read_run
@@ -52,10 +53,12 @@ class Bench:
 
     def identity(self, unit: Unit) -> dict[str, Any]:
         """All that a unit's results follow from: resolved options, images, kind of device, its teacher."""
-        found = unit.resolved() | {"images": self.data[unit.set], "device": self.plan.device}
+        found: dict[str, Any] = unit.resolved() | {"images": self.data[unit.set], "device": self.plan.device}
         if unit.guided:
             teacher = json.dumps(self.identity(self.teachers[unit.set]), sort_keys=True)
             found["teacher"] = hashlib.sha256(teacher.encode()).hexdigest()[:16]
+        else:
+            found["job.train"] = {name: value for name, value in found["job.train"].items() if name not in OF_TEACHER}
         return found
 
     def commands(self, unit: Unit) -> dict[str, list[str]]:
