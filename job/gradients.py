@@ -20,7 +20,8 @@ class Bucket:
 
     def __init__(self, named: list[tuple[str, nn.Parameter]]):
         self.name = named[0][0]  # of the parameter that comes first in the backward pass
-        self.parameters = [value for _, value in named]
+        self.named = dict(named)
+        self.parameters = list(self.named.values())
         self.clear()
 
     def clear(self) -> None:
@@ -96,6 +97,11 @@ class Gradients:
     def norm(self) -> torch.Tensor:
         """The norm of all gradients together, once they are summed."""
         return torch.stack(torch._foreach_norm([bucket.flat for bucket in self.buckets])).norm()
+
+    def beyond(self) -> list[str]:
+        """Names of the parameters whose gradients have a norm that is not finite, in the order of the backward pass."""
+        named = [pair for bucket in self.buckets for pair in bucket.named.items()]
+        return [name for name, value in named if value.grad is not None and not value.grad.norm().isfinite()]
 
 
 def parts(named: list[tuple[str, nn.Parameter]]) -> list[list[tuple[str, nn.Parameter]]]:

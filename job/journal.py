@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from job import collapse
 from job.errors import RunError
 from job.expect import Expectation
+from job.gradients import Gradients
 from job.run.run import Run
 
 
@@ -45,14 +46,18 @@ class Journal:
         yield
         self.waited = time.perf_counter() - begun
 
-    def check_finite(self, step: int, sums: dict[str, float]) -> None:
+    def check_finite(self, step: int, sums: dict[str, float], gradients: Gradients) -> None:
         """RunError, on all workers, before the step is taken: its loss or gradient is not finite, on one of them or on all."""
         if not math.isfinite(sums["loss"] + sums["gradient"]):
             parts = ", ".join(f"{part} {sums[part] / self.run.size}" for part in (*self.parts, "gradient"))
-            what = "gradient" if math.isfinite(sums["loss"]) else "loss"
+            what, where, advice = "loss", "", self.advice
+            if math.isfinite(sums["loss"]):
+                names = gradients.beyond()
+                what, advice = "gradient", f"{advice}, --precision float32, or no --fp16-allreduce"
+                where = f" in {len(names)} parameters, in the backward pass {names[0]} first" if names else ""
             raise RunError(
-                f"the {what} is not finite at epoch {self.epoch}, step {step} ({parts}); the checkpoints are "
-                f"untouched. {self.advice} may help{', or to leave --fp16-allreduce out' * (what == 'gradient')}",
+                f"the {what} is not finite at epoch {self.epoch}, step {step} ({parts}{where}); the checkpoints are "
+                f"untouched. {advice} may help",
                 code=1,
             )
 

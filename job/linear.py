@@ -120,7 +120,7 @@ def train_epoch(parts: Classifier, batches: Iterator, journal: Journal, epoch: i
             stop=run.stop.signal is not None,
             undecodable=len(undecodable),
         )
-        journal.check_finite(step, sums)
+        journal.check_finite(step, sums, parts.gradients)
         parts.optimizer.step()
 
         journal.step(step, sums)

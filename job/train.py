@@ -121,7 +121,7 @@ def train_epoch(training: Training, batches: Iterator, journal: ContrastJournal,
             stop=run.stop.signal is not None,
             undecodable=len(undecodable),
         )
-        journal.check_finite(step, sums)
+        journal.check_finite(step, sums, gradients)
         training.optimizer.step()
         moco.enqueue(keys.total)
 

@@ -1,5 +1,7 @@
 """Gradients in buckets, on one worker; tests/parallel compares several workers with one."""
 
+import math
+
 import horovod.torch as hvd
 import pytest
 import torch
@@ -79,6 +81,18 @@ def test_a_bucket_travels_before_the_backward_pass_is_over():
     loss(net).backward()
     assert len(travelling) > 1 and all(travelling[:-1])
     gradients.wait()
+
+
+def test_gradients_that_are_not_finite_are_named_in_the_order_of_the_backward_pass():
+    net = network()
+    gradients = Gradients(net.named_parameters())
+    gradients.clear()
+    loss(net).backward()
+    gradients.wait()
+    assert gradients.beyond() == []
+    for name, value in (("0.weight", math.nan), ("2.bias", math.inf), ("4.weight", 1e30)):  # whose square is not a float32
+        net.get_parameter(name).grad[0] = value
+    assert gradients.beyond() == ["4.weight", "2.bias", "0.weight"]
 
 
 def test_between_steps_gradients_take_no_memory():

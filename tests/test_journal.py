@@ -45,6 +45,9 @@ def sums(contrastive=8.0, distillation=2.0, correct=8, gradient=6.0, **more):
     return dict(loss=loss, contrastive=contrastive, distillation=distillation, correct=correct, gradient=gradient, **more)
 
 
+GRADIENTS = SimpleNamespace(beyond=lambda: ["layer4.bn2.bias", "conv1.weight"])
+
+
 def do(book, clock, step, numbers, wait=1.0, work=3.0):
     with book.waiting():
         clock.time += wait
@@ -57,7 +60,7 @@ def test_a_loss_that_is_not_finite_comes_with_the_option_that_makes_the_pull_lig
     book = ContrastJournal(SimpleNamespace(size=2), 32, 5, 3, Expectation(Config(loss_share=share), 1000, 2))
     book.start_epoch(0, 0.1)
     with pytest.raises(RunError, match=f"A lower --lr or {advice} may help"):
-        book.check_finite(0, sums(contrastive=math.nan))
+        book.check_finite(0, sums(contrastive=math.nan), GRADIENTS)
 
 
 def test_a_step_s_record_has_the_averages_over_the_workers(clock):
@@ -173,7 +176,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_says_where(part, value):
     book = journal()
     book.start_epoch(4, 0.1)
     with pytest.raises(RunError) as caught:
-        book.check_finite(17, sums(**{part: value}))
+        book.check_finite(17, sums(**{part: value}), GRADIENTS)
     message = str(caught.value)
     assert "\n" not in message
     assert "epoch 4, step 17" in message
@@ -185,15 +188,17 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_says_where(part, value):
 def test_a_finite_loss_goes_on(value):
     book = journal()
     book.start_epoch(0, 0.1)
-    book.check_finite(0, sums(contrastive=value))
+    book.check_finite(0, sums(contrastive=value), GRADIENTS)
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run_though_the_loss_is():
     book = journal()
     book.start_epoch(2, 0.1)
     with pytest.raises(RunError) as caught:
-        book.check_finite(5, sums(gradient=float("inf")))
+        book.check_finite(5, sums(gradient=float("inf")), GRADIENTS)
     assert "epoch 2, step 5" in str(caught.value) and caught.value.code == 1
+    assert "gradient inf in 2 parameters, in the backward pass layer4.bn2.bias first" in str(caught.value)
+    assert "--precision float32" in str(caught.value)
 
 
 def test_signs_of_collapse_are_recorded_and_the_last_are_told_with_their_warnings(clock):
