@@ -76,7 +76,7 @@ def test_a_wrong_command_line_ends_in_one_line(engine, image):
 
 
 def test_only_what_is_copied_goes_to_the_engine(docker, tmp_path):
-    """Of all that lies in the repository: no runs, no environments, no tests."""
+    """Of all that lies in the repository: no runs, no environments, no tests, no results."""
     (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY . /\nCMD x\n")
     docker("build", "-f", tmp_path / "Dockerfile", "-t", "moco-mgd-context:test", ".")
     container = docker("create", "moco-mgd-context:test").strip()
@@ -92,7 +92,7 @@ def test_only_what_is_copied_goes_to_the_engine(docker, tmp_path):
     assert top <= set(files) and "job/presets/small.yaml" in files
     mounts = {".dockerenv", "dev/console", "etc/hostname", "etc/hosts", "etc/resolv.conf"}  # docker's own, of any container
     assert set(others) <= {"Dockerfile", ".dockerignore"} | mounts
-    assert not [name for name in files if "__pycache__" in name]
+    assert not [name for name in files if "__pycache__" in name or "/results/" in name]
     assert sum(files.values()) < 1e6
 
 
