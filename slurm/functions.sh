@@ -6,6 +6,7 @@
 functions=${BASH_SOURCE[0]}
 signalled= # the signal that asked the job to stop, if any
 step=      # the process that is srun, while one runs
+starting=  # whether one has been started that `step` is not yet
 late=      # the one that requeues if that does not end
 
 say() { printf '%(%F %T)T %s: %s\n' -1 "${SLURMD_NODENAME:-batch}" "$*"; }
@@ -31,36 +32,49 @@ run() {
     say "try $((${SLURM_RESTART_COUNT:-0} + 1)) on $SLURM_JOB_NODELIST, runtime $RUNTIME: $*"
     say "run's folder: $RUN"
     if [ -z "$signalled" ]; then
-        (start_tasks "$@") &
-        step=$!
-        [ -z "$signalled" ] || kill -USR2 "$step" 2>/dev/null || true # it came when there was no step to tell yet
+        start_step start_tasks "$@"
         wait_for "$step" || status=$?
     fi
     settle "$status" "$before"
 }
 
+# start_step COMMAND...: start it, which is or becomes srun, and let `step` be its process.
+start_step() {
+    starting=1
+    "$@" &
+    step=$! starting=''
+    [ -z "$signalled" ] || stop_tasks # the signal came when there was no step to tell yet
+}
+
 # A script that sources this file stops on USR2 and TERM as `settle` says, also while it stages.
 forward() {
-    if [ -z "$signalled" ]; then
-        (requeue_late) &
-        late=$!
-    fi
+    local earlier=$signalled
     signalled=$1 interrupted=1
     say "signal $1: the tasks finish their step and save"
-    # Tasks stop alike on USR2, which srun passes on; on TERM srun itself would end.
+    if [ -n "$starting" ]; then return; fi # the step's number is $! still, which another process would change
+    if [ -z "$earlier" ]; then stop_tasks; else tell_tasks; fi
+}
+
+# Tasks stop alike on USR2, which srun passes on; on TERM srun itself would end.
+tell_tasks() {
     [ -z "$step" ] || kill -USR2 "$step" 2>/dev/null || true
 }
 
-# A step, or what comes between epochs, can take longer than the time that is left: what is saved has to do then. Until then
-# the tasks are told each second.
+stop_tasks() {
+    [ -z "$late" ] || kill "$late" 2>/dev/null || true
+    tell_tasks
+    (requeue_late) &
+    late=$!
+}
+
+# A step, or what comes between epochs, can take longer than the time that is left: what is saved has to do then.
 requeue_late() {
     local second
     trap - USR2 TERM
     for second in $(seq "${STOP_SECONDS:-150}"); do
         sleep 1
         kill -0 "$$" 2>/dev/null || exit 0 # the job's own shell is gone: the next try must not be requeued
-        # srun loses a signal that comes while it starts its tasks.
-        [ -z "$step" ] || kill -USR2 "$step" 2>/dev/null || true
+        tell_tasks # srun loses a signal that comes while it starts them
     done
     if [ "$(job_state)" = RUNNING ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "$MAX_REQUEUES" ]; then
         say "the tasks have not ended in $second s: requeued from the newest checkpoint"
@@ -192,7 +206,7 @@ in_docker() {
     exec {lifeline}< <(trap '' USR2 TERM && exec sleep infinity)
     sleeper=$!
     trap 'interrupted=1' USR2 # the client has it too, and passes it on
-    trap 'interrupted=1; expire "$name" &' TERM
+    trap 'interrupted=1; (expire "$name" &)' TERM # in a shell of its own, as it may come before the client's number is known
     docker run "${options[@]}" --env MGD_LIFELINE=stdin --env PYTHONSAFEPATH=1 "$IMAGE" "$@" <&"$lifeline" &
     client=$!
     wait_for "$client" || status=$?
@@ -233,9 +247,8 @@ stage() {
     local status=0
     [ -n "${ARCHIVE:-}" ] || return 0
     export ARCHIVE LOCAL
-    srun --export=ALL --kill-on-bad-exit=1 --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
-        bash "$functions" stage_here &
-    step=$!
+    start_step srun --export=ALL --kill-on-bad-exit=1 --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" \
+        --ntasks-per-node=1 bash "$functions" stage_here
     wait_for "$step" || status=$?
     step=
     [ -z "$signalled" ] || settle "$status" none

@@ -18,9 +18,10 @@ class Stop:
         self.signal = signal.Signals(number)
 
     def restore(self) -> None:
-        """Put back the handlers that were there before; but where one of SIGNALS has come, SIGUSR2 is not heard any more.
+        """Put back the handlers that were there before; but SIGUSR2, which ends a program by default, is not heard any more.
 
-        A SLURM job's script sends it again and again until the program has ended, which must not be in the middle of its end.
+        A SLURM job's script sends it to all workers, again and again until they have ended, also to one that knows from another
+        that they stop, or that is done: it must not end in the middle of its end.
         """
         for number, handler in self.before.items():
-            signal.signal(number, signal.SIG_IGN if self.signal and number == signal.SIGUSR2 else handler)
+            signal.signal(number, signal.SIG_IGN if number == signal.SIGUSR2 else handler)

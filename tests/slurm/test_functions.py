@@ -94,16 +94,21 @@ def test_addresses_that_other_machines_cannot_use_are_left_out(shell):
     assert (done.returncode, done.stdout) == (0, "node1=10.0.0.1 node2=10.0.0.2 node5=127.0.0.1 ")
 
 
-def test_tasks_that_did_not_hear_a_signal_are_told_again(shell):
+@pytest.mark.parametrize("moment", ["while they start", "before their number is known"])
+def test_tasks_that_did_not_hear_a_signal_are_told_again(shell, moment):
     """As srun loses one that comes while it starts them."""
     srun = """heard=0
     trap 'heard=$((heard + 1)); [ $heard = 1 ] || { echo "heard $heard"; exit 1; }' USR2
-    kill -USR2 $PPID
+    touch ready
+    [ -n "$UNKNOWN" ] || kill -USR2 $PPID
     for _ in $(seq 100); do sleep 0.1; done"""
     control = """[ "$1" = requeue ] && echo "$*" || echo "JobId=7 JobState=RUNNING Reason=None\""""
+    known = moment == "while they start"
+    before = """case $BASH_COMMAND in step=*) until [ -e ready ]; do sleep 0.1; done; kill -USR2 $$; esac"""
+    unknown = f"set -T; trap '{before}' DEBUG; "
     needs = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node1", "MGD_NODE_ADDRESSES": "node1=10.0.0.1", "MAX_REQUEUES": "20"}
-    variables = needs | {"RUN": "r", "DATA": "", "RUNTIME": "none", "VENV": "", "IMAGE": "", "MOUNTS": ""}
-    done = shell('run "$@"', {"srun": srun, "scontrol": control}, **variables)
+    variables = needs | {"RUN": "r", "DATA": "", "RUNTIME": "none", "VENV": "", "IMAGE": "", "MOUNTS": "", "UNKNOWN": "" if known else "1"}
+    done = shell(("" if known else unknown) + 'run "$@"', {"srun": srun, "scontrol": control}, **variables)
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
     assert "signal USR2: the tasks finish their step and save" in said[2]
