@@ -27,7 +27,7 @@ help:
 	@echo 'make test-slurm   run jobs on a real SLURM of two nodes on this machine (about 16 minutes)'
 	@echo 'make test-docker  build the image, and run the job and SLURM jobs in it (about 20 minutes the first time)'
 	@echo 'make test-soak MINUTES=120  train for so long, and see that memory, files, threads and step time stay as they are'
-	@echo 'make study   see whether a matched student learns better features (about 4 hours; FORM=longer: about 2; FORM=full: on a GPU)'
+	@echo 'make study   see whether a matched student learns better features (about 4 hours; FORM=longer: more epochs; FORM=full: on a GPU)'
 	@echo 'make bench   measure how fast all is, beside a plain baseline and the bare work (about 7 minutes)'
 	@echo 'make bench-quick  see that the bench works (under 90 seconds)'
 	@echo 'make lint    check style and types'

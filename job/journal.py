@@ -50,14 +50,13 @@ class Journal:
         """RunError, on all workers, before the step is taken: its loss or gradient is not finite, on one of them or on all."""
         if not math.isfinite(sums["loss"] + sums["gradient"]):
             parts = ", ".join(f"{part} {sums[part] / self.run.size}" for part in (*self.parts, "gradient"))
-            what, where, advice = "loss", "", self.advice
+            what, where = "loss", ""
             if math.isfinite(sums["loss"]):
-                names = gradients.beyond()
-                what, advice = "gradient", f"{advice}, --precision float32, or no --fp16-allreduce"
-                where = f" in {len(names)} parameters, in the backward pass {names[0]} first" if names else ""
+                what, names = "gradient", gradients.beyond()
+                where = f"; of {len(names)} parameters, {names[0]} first in the backward pass" if names else ""
             raise RunError(
                 f"the {what} is not finite at epoch {self.epoch}, step {step} ({parts}{where}); the checkpoints are "
-                f"untouched. {advice} may help",
+                f"untouched. {self.advice} may help",
                 code=1,
             )
 
@@ -103,9 +102,14 @@ class ContrastJournal(Journal):
 
     def __init__(self, run: Run, total: int, steps: int, print_freq: int, expectation: Expectation):
         super().__init__(run, total, steps, print_freq)
-        self.expectation = expectation
-        lighter = "a lower --loss-share" if expectation.config.loss_share else "a higher --loss-factor"
-        self.advice = f"A lower --lr or {lighter}"
+        self.expectation, config = expectation, expectation.config
+        others = {
+            "a lower --loss-share": config.teacher and config.loss_share,
+            "a higher --loss-factor": config.teacher and not config.loss_share,
+            "--precision float32": config.precision != "float32",
+            "no --fp16-allreduce": config.fp16_allreduce,
+        }
+        self.advice = " or ".join(["A lower --lr", *(option for option, helps in others.items() if helps)])
 
     def watch(self, step: int, signs: dict[str, float]) -> None:
         """Record the signs of collapse after a step; the epoch's last are told at its end."""

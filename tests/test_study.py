@@ -115,6 +115,7 @@ def test_the_results_are_one_record_a_network_with_its_exact_commands(study):
         for command in record["commands"]:
             assert command.startswith("CUDA_VISIBLE_DEVICES= python -m job.")
         assert ("pull_first" in record and record["pull_first"] > 0) == (record["arm"] in ("mgd", "random", "original"))
+        assert ("loss_factor" in record and record["loss_factor"] > 0) == (record["arm"] in ("mgd", "random"))
     text = (folder / "out" / "results" / "README.md").read_text()
     assert records(folder)["mnist/mgd-0"]["commands"][0] in text and (folder / "out" / "results" / "mnist.png").exists()
     assert "k-NN: " in study[4][1] and "done: the results are in" in study[4][1]

@@ -65,6 +65,12 @@ def test_the_nearest_options_win(tmp_path):
     assert units["mnist/untrained-7"].train == units["mnist/alone-7"].train | {"lr": 0.0, "epochs": 1, "warmup_epochs": 0}
 
 
+def test_the_control_has_no_refreshes_whatever_the_form_says(tmp_path):
+    units = {unit.arm: unit for unit in plan(tmp_path, student={"arch": "resnet18", "refresh_epochs": "every:2"}).units}
+    assert units["mgd"].train["refresh_epochs"] == units["original"].train["refresh_epochs"] == "every:2"
+    assert units["random"].resolved()["job.train"]["matching"] == "random" and "refresh_epochs" not in units["random"].train
+
+
 @pytest.mark.parametrize("form", ["small", "full"])
 def test_the_forms_are_whole(form):
     found = read_plan(form)

@@ -139,6 +139,8 @@ def list_units(name: str, content: dict, arms: dict[str, dict]) -> list[Unit]:
     def unit(arm: str, seed: int, options: dict) -> Unit:
         role = TEACHER if arm == TEACHER else "student"
         train = content["train"] | own.get("train", {}) | content[role] | own.get(role, {}) | options | {"seed": seed}
+        if train.get("matching") == "random":
+            train.pop("refresh_epochs", None)  # which is of those that solve theirs
         return Unit(name, arm, seed, train, content["linear"] | {"seed": seed})
 
     return [unit(TEACHER, seeds[0], {})] + [unit(arm, seed, options) for arm, options in arms.items() for seed in seeds]

@@ -169,12 +169,18 @@ class Bench:
 
 
 def accuracies(folder: Path) -> dict[str, float]:
-    """A unit's accuracies in percent, and the distillation loss over the contrastive one in its first and last epoch."""
+    """A unit's accuracies in percent, the distillation loss over the contrastive one in its first and last epoch, and its factor.
+
+    That one only where it was measured, for a --loss-share.
+    """
     history = read_run(folder / "train")
     steps, found = history.steps, {"knn": round(history.knn[-1]["knn"], 2)}
     for name, epoch in (("pull_first", steps["epoch"][0]), ("pull_last", steps["epoch"][-1])):
         of = steps["epoch"] == epoch
         found[name] = round(float(steps["distillation"][of].sum() / steps["contrastive"][of].sum()), 4)
+    for record in map(json.loads, (folder / "train" / "metrics.jsonl").read_text().splitlines()):
+        if "loss_factor" in record:
+            found["loss_factor"] = record["loss_factor"]
     return found | {"linear": round(read_run(folder / "linear").validation[-1]["val_top1"], 2)}
 
 
