@@ -103,12 +103,12 @@ def test_tasks_that_did_not_hear_a_signal_are_told_again(shell, moment):
     [ -n "$UNKNOWN" ] || kill -USR2 $PPID
     for _ in $(seq 100); do sleep 0.1; done"""
     control = """[ "$1" = requeue ] && echo "$*" || echo "JobId=7 JobState=RUNNING Reason=None\""""
-    known = moment == "while they start"
+    unknown = moment == "before their number is known"
     before = """case $BASH_COMMAND in step=*) until [ -e ready ]; do sleep 0.1; done; kill -USR2 $$; esac"""
-    unknown = f"set -T; trap '{before}' DEBUG; "
+    told = f"set -T; trap '{before}' DEBUG; " if unknown else ""
     needs = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node1", "MGD_NODE_ADDRESSES": "node1=10.0.0.1", "MAX_REQUEUES": "20"}
-    variables = needs | {"RUN": "r", "DATA": "", "RUNTIME": "none", "VENV": "", "IMAGE": "", "MOUNTS": "", "UNKNOWN": "" if known else "1"}
-    done = shell(("" if known else unknown) + 'run "$@"', {"srun": srun, "scontrol": control}, **variables)
+    variables = needs | {"RUN": "r", "DATA": "", "RUNTIME": "none", "VENV": "", "IMAGE": "", "MOUNTS": ""}
+    done = shell(told + 'run "$@"', {"srun": srun, "scontrol": control}, **variables, UNKNOWN="1" if unknown else "")
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
     assert "signal USR2: the tasks finish their step and save" in said[2]
