@@ -74,7 +74,7 @@ requeue_late() {
     for second in $(seq "${STOP_SECONDS:-150}"); do
         sleep 1
         kill -0 "$$" 2>/dev/null || exit 0 # the job's own shell is gone: the next try must not be requeued
-        tell_tasks # srun loses a signal that comes while it starts them
+        ((second % 5)) || tell_tasks # srun loses a signal that comes while it starts them
     done
     if [ "$(job_state)" = RUNNING ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "$MAX_REQUEUES" ]; then
         say "the tasks have not ended in $second s: requeued from the newest checkpoint"
