@@ -192,7 +192,7 @@ def small_stem_teacher_file(tmp_path_factory):
 def test_a_run_with_other_options_resumes_to_the_same_bytes(
     start_job, images, teacher_file, small_stem_teacher_file, tmp_path, monkeypatch, options, layers
 ):
-    if "bf16" in options:  # by torch's own kernels on any CPU: where oneDNN has some, they once gave an infinite gradient
+    if "bf16" in options:  # by the same kernels on any CPU: on one, perhaps by oneDNN's, the gradient was once infinite
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     given = [images, *SMALL, "--teacher", teacher_file, "-j", 0, "--save-every", "1"]
     given += [] if "random" in options else ["--refresh-epochs", "0"]
