@@ -55,16 +55,10 @@ def newest(run: Run) -> dict | None:
 
 
 def check_place(config: Config | LinearConfig, run: Run) -> None:
-    """RunError: the run's folder has checkpoints of another run than --resume's. Say which it will leave behind."""
-    paths = run.checkpoints.paths()
-    if not paths:
-        return
-    source = os.path.realpath(config.resume)
-    if os.path.dirname(source) != os.path.realpath(run.folder):
+    """RunError: the run's folder has checkpoints of another run than --resume's."""
+    source = os.path.dirname(os.path.realpath(config.resume))
+    if run.checkpoints.paths() and source != os.path.realpath(run.folder):
         raise RunError(f"{run.folder} holds another run than --resume {config.resume}: choose another --out")
-    later = [path for path in paths if os.path.realpath(path) > source]
-    if later:
-        run.log.line(f"going back: the first checkpoint saved replaces {', '.join(map(os.path.basename, later))}")
 
 
 def continues(saved: dict, config: Config, run: Run) -> dict:

@@ -123,7 +123,11 @@ settle() {
     requeue
 }
 
-newest_checkpoint() { readlink "$RUN/last.pth.tar" || echo none; }
+# By name, as `--resume auto` finds it: last.pth.tar is no link on every file system.
+newest_checkpoint() {
+    printf '%s\n' "$RUN"/checkpoint_* | sed 's:.*/::' | grep -xE 'checkpoint_[0-9]{4,}_[0-9]{6,}\.pth\.tar' |
+        sort -V | tail -n 1 | grep . || echo none
+}
 
 # SLURM's controller may be away for a moment; ask again for a minute.
 ask_slurm() {

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from disks import LINKLESS, mount_linkless, unmount
 from runs import Job, write_images, write_teacher
 
 WHOLE = {"test_bench", "test_study"}  # files whose tests start whole runs in their own way
@@ -31,6 +32,14 @@ def images(tmp_path_factory):
 def teacher_file(tmp_path_factory):
     """A ResNet-50 with random weights, laid out as MoCo's released files."""
     return write_teacher(tmp_path_factory.mktemp("teacher") / "teacher.pth.tar")
+
+
+@pytest.fixture(params=LINKLESS)
+def linkless(request, tmp_path):
+    """An empty disk on which no file can have two names, and none can be a link."""
+    path = mount_linkless(request.param, tmp_path)
+    yield path
+    unmount(path)
 
 
 @pytest.fixture(scope="session")

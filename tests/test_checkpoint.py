@@ -1,5 +1,6 @@
 import contextlib
 import hashlib
+import itertools
 import os
 import pickle
 import random
@@ -109,6 +110,14 @@ def test_paths_come_oldest_first_and_name_checkpoints_alone(checkpoints, tmp_pat
     assert names(checkpoints) == [f"{made[n]}.pth.tar" for n in (2, 1, 0, 3)]
 
 
+def test_checkpoints_of_later_positions_are_found(checkpoints, tmp_path):
+    made = [f"checkpoint_{epoch:04d}_{step:06d}.pth.tar" for epoch, step in [(1, 0), (2, 9), (2, 10), (10000, 0)]]
+    for name in made:
+        (tmp_path / name).touch()
+    assert [os.path.basename(path) for path in checkpoints.after((2, 9))] == made[2:]
+    assert checkpoints.after((10000, 0)) == []
+
+
 def test_a_folder_that_is_not_there_has_no_checkpoints(tmp_path):
     assert Checkpoints(str(tmp_path / "none"), 3).paths() == []
 
@@ -203,29 +212,35 @@ def test_a_crash_while_writing_the_same_step_anew_leaves_the_old_file(checkpoint
     assert load(path)["state_dict"]["module.w"][0, 0] == 1
 
 
-@pytest.mark.parametrize("place", range(8))
-def test_a_crash_between_any_two_steps_of_saving_leaves_a_whole_checkpoint(tmp_path, monkeypatch, place):
-    """Renames, links, syncs and removals: the process ends before one of them. `last` is one that is there, and whole."""
-    checkpoints = Checkpoints(str(tmp_path), 1)
-    checkpoints.save(content(1))
+def crashes(monkeypatch, steps, checkpoints, *saved):
+    """Save, and end that after so many renames, links, syncs, removals and opened files; return whether it was to do more."""
+    left = [steps]
+
+    def ending(call):
+        def counted(*args, **named):
+            if left[0] == 0:
+                raise PowerCut
+            left[0] -= 1
+            return call(*args, **named)
+
+        return counted
+
     with monkeypatch.context() as patch:
-        left = [place]
-
-        def ending(call):
-            def counted(*args, **named):
-                if left[0] == 0:
-                    raise PowerCut
-                left[0] -= 1
-                return call(*args, **named)
-
-            return counted
-
-        for name in ("replace", "symlink", "fsync", "remove", "open"):
+        for name in ("replace", "symlink", "link", "fsync", "remove", "open"):
             patch.setattr(os, name, ending(getattr(os, name)))
         try:
-            checkpoints.save(content(2))
+            checkpoints.save(*saved)
         except PowerCut:
-            pass
+            return True
+    return False
+
+
+@pytest.mark.parametrize("place", range(8))
+def test_a_crash_between_any_two_steps_of_saving_leaves_a_whole_checkpoint(tmp_path, monkeypatch, place):
+    """The process ends before one of them. `last` is one that is there, and whole."""
+    checkpoints = Checkpoints(str(tmp_path), 1)
+    checkpoints.save(content(1))
+    crashes(monkeypatch, place, checkpoints, content(2))
     assert load(str(tmp_path / LAST))["epoch"] in (1, 2)
     assert checkpoints.newest(lambda text: None)["epoch"] in (1, 2)
     checkpoints.save(content(3))
@@ -374,6 +389,62 @@ def test_a_disk_that_takes_only_a_part_is_one_line_and_leaves_what_was_there(che
     assert open(old, "rb").read() == whole == open(tmp_path / BEST, "rb").read()
     assert load(str(tmp_path / LAST))["epoch"] == 1
     assert load(checkpoints.save(content(2)))["epoch"] == 2
+
+
+def test_without_links_last_and_best_are_whole_copies(linkless):
+    checkpoints = Checkpoints(str(linkless), 2)
+    for epoch in range(1, 5):
+        newest = checkpoints.save(content(epoch), best=epoch == 2)
+        assert not (linkless / LAST).is_symlink()
+        assert (linkless / LAST).read_bytes() == open(newest, "rb").read()
+    assert sorted(os.listdir(linkless)) == [BEST, *names(checkpoints), LAST]
+    assert names(checkpoints) == ["checkpoint_0003_000000.pth.tar", "checkpoint_0004_000000.pth.tar"]
+    assert load(str(linkless / BEST))["epoch"] == 2
+    assert checkpoints.newest(lambda text: None)["epoch"] == 4
+
+
+def test_without_links_a_crash_between_any_two_steps_leaves_a_whole_last_and_best(linkless, monkeypatch):
+    for steps in itertools.count():
+        checkpoints = Checkpoints(str(linkless / str(steps)), 1)
+        os.mkdir(checkpoints.folder)
+        checkpoints.save(content(1), best=True)
+        crashed = crashes(monkeypatch, steps, checkpoints, content(2), True)
+        for path in (f"{checkpoints.folder}/{LAST}", f"{checkpoints.folder}/{BEST}", *checkpoints.paths()):
+            assert load(path)["epoch"] in (1, 2)
+        checkpoints.save(content(3), best=True)
+        assert sorted(os.listdir(checkpoints.folder)) == [BEST, "checkpoint_0003_000000.pth.tar", LAST]
+        if not crashed:
+            break
+    assert steps > 10
+
+
+def test_without_links_a_disk_without_room_for_the_copy_keeps_what_was_there(linkless):
+    """The disk takes the checkpoint, and half of its copy."""
+    checkpoints, large = Checkpoints(str(linkless), 1), {"more": torch.zeros(1_000_000)}
+    checkpoints.save(content(1) | large)
+    with open(linkless / "filler", "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(1 << 20)):
+            pass
+    os.truncate(linkless / "filler", os.path.getsize(linkless / "filler") - 6_000_000)
+    listing = sorted(os.listdir(linkless))
+    assert "checkpoint_0002_000000.pth.tar: No space left on device; the checkpoints before it are untouched" in refused(
+        checkpoints.save, content(2) | large
+    )
+    assert sorted(os.listdir(linkless)) == listing
+    assert load(str(linkless / LAST))["epoch"] == 1
+    os.remove(linkless / "filler")
+    checkpoints.save(content(2) | large)
+    assert load(str(linkless / LAST))["epoch"] == 2
+
+
+def test_a_copy_of_a_run_without_its_links_goes_on(checkpoints, tmp_path):
+    """As `cp -L` makes it: last.pth.tar becomes a link again."""
+    checkpoints.save(content(1))
+    shutil.copytree(tmp_path, tmp_path / "copy")
+    copy = Checkpoints(str(tmp_path / "copy"), 1)
+    assert not (tmp_path / "copy" / LAST).is_symlink()
+    copy.save(content(2))
+    assert os.readlink(tmp_path / "copy" / LAST) == "checkpoint_0002_000000.pth.tar"
 
 
 def test_a_folder_that_is_gone_is_said(checkpoints, tmp_path):

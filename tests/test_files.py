@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from job.run.files import whole_file, write_whole
+from job.run.files import sync_folder, whole_file, write_whole
 
 
 def test_a_file_that_is_there_is_replaced_at_once(tmp_path):
@@ -30,3 +30,15 @@ def test_whatever_goes_wrong_leaves_the_file_as_it_was_and_nothing_beside_it(tmp
 def test_a_place_that_takes_no_file_is_an_error_of_the_system(tmp_path):
     with pytest.raises(FileNotFoundError):
         write_whole(str(tmp_path / "missing" / "file"), b"")
+
+
+def test_a_folder_that_cannot_be_synchronised_is_no_error(tmp_path):
+    """As in /proc, whose folders refuse it like those of CIFS and of some FUSE file systems."""
+    descriptor = os.open("/proc", os.O_RDONLY)
+    with pytest.raises(OSError, match="Invalid argument"):
+        os.fsync(descriptor)
+    os.close(descriptor)
+    sync_folder("/proc")
+    sync_folder(str(tmp_path))
+    with pytest.raises(FileNotFoundError):
+        sync_folder(str(tmp_path / "missing"))

@@ -380,12 +380,3 @@ def test_a_checkpoint_does_not_go_on_in_the_folder_of_another_run(tmp_path):
     assert "holds another run" in refused(check_place, options(resume=str(there / "checkpoint_0002_000000.pth.tar")), run)
     check_place(options(resume=str(here / "checkpoint_0002_000000.pth.tar")), run)
     assert run.log.lines == []
-
-
-def test_going_back_in_a_folder_says_which_checkpoints_are_replaced(run, tmp_path):
-    for epoch in (1, 2, 3):
-        (tmp_path / f"checkpoint_{epoch:04d}_000000.pth.tar").touch()
-    check_place(options(resume=str(tmp_path / "checkpoint_0001_000000.pth.tar")), run)
-    assert run.log.lines == [
-        "going back: the first checkpoint saved replaces checkpoint_0002_000000.pth.tar, checkpoint_0003_000000.pth.tar"
-    ]

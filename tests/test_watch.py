@@ -87,6 +87,14 @@ def test_only_what_is_new_is_read_and_a_replaced_file_is_read_anew(tmp_path):
     assert run.steps.count == 1 and run.place[:2] == (0, 1)
 
 
+def test_the_checkpoint_shown_is_the_newest_by_name_where_last_is_a_copy(tmp_path):
+    run = Progress(write_run(tmp_path / "run"))
+    for name, size in {"checkpoint_0001_000000": 1, "checkpoint_0002_000000": 2, "last": 3}.items():
+        (tmp_path / "run" / f"{name}.pth.tar").write_bytes(bytes(size))
+    name, _, size = run.checkpoint()
+    assert (name, size) == ("checkpoint_0002_000000.pth.tar", 2)
+
+
 @pytest.mark.parametrize(
     ("line", "state"),
     [("stopped by a signal; --resume auto goes on from here", "stopped by a signal"), ("error: no disk", "ended with an error")],

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 
 from job.errors import RunError
+from job.run.files import sync_folder
 from job.run.memory import at_most
 from job.run.seal import seal, verify
 
@@ -29,25 +30,34 @@ class Checkpoints:
     def paths(self) -> list[str]:
         """The checkpoints, oldest first."""
         names = os.listdir(self.folder) if os.path.isdir(self.folder) else []
-        found = sorted((int(match[1]), int(match[2]), match[0]) for match in map(NAME.fullmatch, names) if match)
-        return [os.path.join(self.folder, name) for _, _, name in found]
+        return [os.path.join(self.folder, name) for name in sorted(filter(NAME.fullmatch, names), key=position)]
+
+    def after(self, start: tuple[int, int]) -> list[str]:
+        """The checkpoints of later positions (epoch, step) than `start`, oldest first."""
+        return [path for path in self.paths() if position(path) > start]
 
     def save(self, content: dict, best: bool = False) -> str:
-        """Write a checkpoint, point `last.pth.tar` to it, remove the oldest; return its path.
+        """Write a checkpoint, let `last.pth.tar` be it, remove the oldest; return its path.
 
-        The file appears under its name only when it is whole and on disk. If it is the `best`, it is
+        Each name appears only when its file is whole and on disk. If it is the `best`, it is
         `best.pth.tar` too, and first: after a kill between the two the run finds the same best again.
         RunError: the disk does not take it; nothing half-written stays, and the checkpoints before do.
         """
         name = f"checkpoint_{content['epoch']:04d}_{content['step']:06d}.pth.tar"
-        path = os.path.join(self.folder, name)
+        path, last_path, best_path = (os.path.join(self.folder, each) for each in (name, LAST, BEST))
         try:
             self.remove_half_written()  # of a run that was killed: its room may be what this one lacks
             write({**content, "format": FORMAT}, path + ".new")
             if best:
-                self.mark_best(path + ".new")
+                duplicate(path + ".new", best_path + ".new")  # no symbolic link: best stays when `path` is removed
+                os.replace(best_path + ".new", best_path)
+            try:
+                os.symlink(name, last_path + ".new")
+            except OSError:
+                duplicate(path + ".new", last_path + ".new")
             os.replace(path + ".new", path)
-            self.mark_last(name)
+            os.replace(last_path + ".new", last_path)
+            sync_folder(self.folder)
             self.remove_but_newest(path)
         except OSError as error:
             with contextlib.suppress(OSError):
@@ -58,24 +68,6 @@ class Checkpoints:
                 "When files can be written there, go on with --resume auto"
             ) from None
         return path
-
-    def mark_best(self, path: str) -> None:
-        """Let `best.pth.tar` be the file at `path`, which it stays when that is removed."""
-        best = os.path.join(self.folder, BEST)
-        try:
-            os.link(path, best + ".new")
-        except OSError:  # a file system without hard links
-            shutil.copyfile(path, best + ".new")
-        os.replace(best + ".new", best)
-
-    def mark_last(self, name: str) -> None:
-        """Let `last.pth.tar` be a link to the checkpoint `name`, and have both names on disk."""
-        link = os.path.join(self.folder, LAST)
-        os.symlink(name, link + ".new")
-        os.replace(link + ".new", link)
-        directory = os.open(self.folder, os.O_RDONLY)
-        os.fsync(directory)
-        os.close(directory)
 
     def remove_but_newest(self, path: str) -> None:
         """Keep the one just saved at `path`, and of those before it as many as are to be kept."""
@@ -108,6 +100,13 @@ class Checkpoints:
         return None
 
 
+def position(path: str) -> tuple[int, int]:
+    """The (epoch, step) in a checkpoint's name."""
+    match = NAME.fullmatch(os.path.basename(path))
+    assert match
+    return int(match[1]), int(match[2])
+
+
 def write(content: dict, path: str) -> None:
     """Write a file as torch does, with its checksum at the end, and have its bytes on disk. OSError: it cannot be written."""
     with open(path, "w+b") as file:
@@ -118,6 +117,21 @@ def write(content: dict, path: str) -> None:
         seal(file)
         file.flush()
         os.fsync(file.fileno())
+
+
+def duplicate(path: str, new: str) -> None:
+    """Give the file `path` a second name `new`: a hard link, or a copy on a file system without links.
+
+    File systems refuse links with many errors. One that is not about links comes again at the copy, and is raised there.
+    OSError: the file cannot be written, or `new` exists.
+    """
+    try:
+        os.link(path, new)
+    except OSError:
+        with open(path, "rb") as source, open(new, "xb") as copy:
+            shutil.copyfileobj(source, copy, 2**20)
+            copy.flush()
+            os.fsync(copy.fileno())
 
 
 def load(path: str) -> dict:

@@ -1,6 +1,7 @@
 """How the small files of a run are written, line by line or whole and not at all, and what kinds of records metrics.jsonl has."""
 
 import contextlib
+import errno
 import io
 import os
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,9 @@ from job.errors import RunError
 
 # A record of metrics.jsonl is of the first kind one of whose numbers it has.
 KINDS = {"refreshes": "stage", "knn": "knn", "signs": "feature_std", "validation": "val_top1", "steps": "loss"}
+
+# Errors of file systems on which a folder cannot be synchronised, such as CIFS and some of FUSE.
+NO_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def append(file: io.FileIO, line: str) -> None:
@@ -45,6 +49,18 @@ def whole_file(path: str) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             os.remove(new)
         raise
+
+
+def sync_folder(folder: str) -> None:
+    """Write a folder's names to disk, if its file system can. OSError: the disk does not take them."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def printable(text: str) -> str:

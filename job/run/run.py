@@ -109,6 +109,9 @@ class Run:
                     os.remove(self.complete)
                 write_whole(os.path.join(self.folder, "config.yaml"), text.encode())
                 self.log.open(self.folder, start or (0, 0))
+                if start and (later := self.checkpoints.after(start)):
+                    names = ", ".join(map(os.path.basename, later))
+                    self.log.line(f"going back: the first checkpoint saved replaces {names}")
                 if self.events_every:
                     self.log.events = events.Events(self.folder, start or (0, 0), steps, self.events_every, self.log.line)
             except OSError as error:

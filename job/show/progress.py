@@ -241,8 +241,8 @@ class Progress:
 
     def checkpoint(self) -> tuple[str, float, int] | None:
         """The newest checkpoint's name, age in seconds, and bytes."""
-        for path in (self.folder / "last.pth.tar", *reversed(curves.find_checkpoints(self.folder))):
+        for path in (*reversed(curves.find_checkpoints(self.folder)), self.folder / "last.pth.tar"):
             with contextlib.suppress(OSError):
                 status = path.stat()
-                return path.resolve().name, max(0.0, time.time() - status.st_mtime), status.st_size
+                return path.name, max(0.0, time.time() - status.st_mtime), status.st_size
         return None

@@ -13,19 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from disks import mount, unmount
 from job.run.checkpoint import load
+from job.show import watch
+from job.weights import read_backbone
 
 REPO = Path(__file__).parents[2]
 SMALL = "-a resnet18 --image-size 32 --batch-size 8 --moco-k 20 --mlp -j 0 --keep 1 --print-freq 1 --resume auto".split()
 STEPS = "--save-every 2steps --epochs 5".split()
 CHECKPOINT = 140  # MB that one of SMALL has
 THROTTLE = Path("/sys/fs/cgroup/blkio")  # of cgroup's first version
-
-
-def mount(*words):
-    done = subprocess.run(["mount", *map(str, words)], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"mounting is not allowed here, run as root: {done.stderr.strip()}")
 
 
 @pytest.fixture
@@ -35,8 +32,7 @@ def disk(tmp_path):
     path.mkdir()
     mount("-t", "tmpfs", "-o", f"size={CHECKPOINT * 3 // 2}m", "tmpfs", path)
     yield path
-    while path.is_mount():
-        subprocess.run(["umount", "--lazy", path], check=True)
+    unmount(path)
 
 
 @pytest.fixture
@@ -209,6 +205,24 @@ def test_a_disk_too_slow_ends_the_run_and_leaves_a_whole_checkpoint(start_job, i
     output = again.finish()
     assert again.process.returncode == 0, output
     whole(tmp_path / "run", 5, 0)
+
+
+def test_a_disk_without_links(start_job, images, linkless, capsys):
+    """A run is killed, resumes from last.pth.tar by name, and others read that file."""
+    folder = linkless / "run"
+    last = folder / "last.pth.tar"
+    narrow = [images, *SMALL, "--width", 16, "--save-every", "2steps", "--epochs", 3]
+    job = start_job(2, folder, narrow)
+    job.wait_for_step(9)
+    job.kill()
+    output = start_job(2, folder, [*narrow, "--resume", last]).finish()
+    assert f"resuming from {last}" in output and "done: 3 epochs" in output, output
+    newest = folder / "checkpoint_0003_000000.pth.tar"
+    assert sorted(folder.glob("*.pth.tar*")) == [newest, last]
+    assert last.read_bytes() == newest.read_bytes()
+    watch.main(["--once", str(folder)])
+    assert newest.name in capsys.readouterr().out
+    assert read_backbone(str(last)).meta["epoch"] == 3
 
 
 def first_worker(job):

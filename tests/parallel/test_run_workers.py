@@ -5,6 +5,7 @@ import torch
 from job.errors import RunError
 from job.run import launch
 from job.run.log import Log
+from job.run.run import Run
 
 
 class Lines(list):
@@ -92,6 +93,21 @@ def test_total_sums_each_value_over_the_workers(run):
         "correct": 10.0 * sum(ranks),
     }
     assert every(found) == [expected] * hvd.size()
+
+
+def test_going_back_names_the_checkpoints_that_are_replaced(run, monkeypatch, tmp_path):
+    """Whichever name --resume gives: a number, last.pth.tar or best.pth.tar."""
+    for epoch in (1, 2, 3):
+        (tmp_path / f"checkpoint_{epoch:04d}_000000.pth.tar").touch()
+    for name, value in Run(str(tmp_path), keep=3).__dict__.items():
+        monkeypatch.setattr(run, name, value)
+    monkeypatch.setattr(run, "log", Log(speaks=run.rank == 0))
+    for start in ((1, 0), (3, 0)):
+        run.begin({}, start, steps=7)
+        run.log.close()
+    said = [line for line in (tmp_path / "log.txt").read_text().splitlines() if "going back" in line] if run.rank == 0 else []
+    names = "checkpoint_0002_000000.pth.tar, checkpoint_0003_000000.pth.tar"
+    assert every([line.partition("going")[2] for line in said])[0] == [f" back: the first checkpoint saved replaces {names}"]
 
 
 def test_bad_images_are_the_same_set_everywhere_each_named_once(run):

@@ -94,6 +94,25 @@ def test_addresses_that_other_machines_cannot_use_are_left_out(shell):
     assert (done.returncode, done.stdout) == (0, "node1=10.0.0.1 node2=10.0.0.2 node5=127.0.0.1 ")
 
 
+def test_the_newest_checkpoint_is_found_on_a_disk_without_links(shell, linkless):
+    """Beside it lie a copy, and half of another; and a job is requeued if there is a newer one than before."""
+
+    def newest(folder):
+        return shell("newest_checkpoint", RUN=str(folder)).stdout.strip()
+
+    assert newest(linkless / "missing") == newest(linkless) == "none"
+    for name in ("checkpoint_9999_000012", "checkpoint_10000_000000", "checkpoint_9999_000100", "last", "best"):
+        (linkless / f"{name}.pth.tar").touch()
+    (linkless / "checkpoint_10001_000000.pth.tar.new").touch()
+    assert newest(linkless) == "checkpoint_10000_000000.pth.tar"
+    needs = {"SLURM_JOB_ID": "7", "MAX_REQUEUES": "20", "RUN": str(linkless)}
+    control = {"scontrol": """[ "$1" = requeue ] && echo "$*" || echo "JobId=7 JobState=RUNNING Reason=None\""""}
+    ended = shell("settle 1 checkpoint_10000_000000.pth.tar", control, **needs)
+    assert "not requeued: it ended before it saved anything new" in ended.stdout
+    requeued = shell("settle 1 checkpoint_9999_000100.pth.tar", control, **needs)
+    assert "newest checkpoint checkpoint_10000_000000.pth.tar)" in requeued.stdout and requeued.stdout.endswith("requeue 7\n")
+
+
 @pytest.mark.parametrize("moment", ["while they start", "before their number is known"])
 def test_tasks_that_did_not_hear_a_signal_are_told_again(shell, moment):
     """As srun loses one that comes while it starts them."""
