@@ -21,7 +21,7 @@ try:
 except ImportError:
     sys.exit("Horovod is not installed for this Python: run docker/build_horovod.sh " + sys.executable)
 
-from job.run import exchange, srun
+from job.run import exchange, sockets, srun
 from job.run.rendezvous import StartError
 from job.run.watchdog import Watchdog
 
@@ -59,6 +59,7 @@ def start() -> torch.device:
         os.environ.setdefault("HOROVOD_CYCLE_TIME", "50")  # ms
     if os.environ.get("MGD_LIFELINE") == "stdin":
         threading.Thread(target=follow_stdin, daemon=True).start()
+    sockets.shorten_paths()
     patience()
     name, _, size = launched()
     check_own_name()

@@ -17,6 +17,7 @@ from PIL import Image
 
 from job.data.images import UNREADABLE, read_image
 from job.errors import RunError
+from job.run import sockets
 
 CLIPART = Path("/usr/share/openclipart/png")  # of Debian's package openclipart-png
 NO_CATEGORY = {"special", "unsorted"}  # folders of what is in no other
@@ -73,6 +74,7 @@ def write_clipart(folder: Path, say: Callable[[str], None]) -> None:
     for path in CLIPART.glob("*/**/*.png"):
         files[path.relative_to(CLIPART).parts[0]].append(path)
     categories = {name: files[name] for name in sorted(files.keys() - NO_CATEGORY) if len(files[name]) >= FEWEST}
+    sockets.shorten_paths()
     context = multiprocessing.get_context("forkserver")
     deaf = (signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the program, which ends its processes
     with concurrent.futures.ProcessPoolExecutor(mp_context=context, initializer=signal.signal, initargs=deaf) as pool:

@@ -1,0 +1,98 @@
+"""Sockets of loader processes, under any TMPDIR."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+# A worker without a launcher; tensors of its loader process travel over sockets of both.
+PROGRAM = """
+import os, tempfile, torch
+from multiprocessing import util
+from job.data.views import loader
+from job.run import launch
+from job.run.launch import reported_errors
+
+class Numbers(torch.utils.data.Dataset):
+    def __getitem__(self, index):
+        return torch.tensor([index]), torch.tensor([0]), []
+
+if __name__ == "__main__":
+    with reported_errors():
+        launch.start()
+        [(numbers, _, _)] = loader(Numbers(), [[3, 4]], 1, False)
+        print(numbers.flatten().tolist(), util.get_temp_dir(), tempfile.gettempdir())
+"""
+
+# In a mount namespace: a folder that can be written to, and places of temporary files that cannot.
+READ_ONLY = """set -e
+mount -t tmpfs tmpfs "$0"
+mkdir "$0/$LONG"
+for folder in /tmp /var/tmp /dev/shm; do
+    mount --rbind "$folder" "$folder"
+    mount -o remount,bind,ro "$folder"
+done
+cd /proc
+exec "$@"
+"""
+SHORTEN = """
+from job.errors import RunError
+from job.run.sockets import shorten_paths
+try:
+    shorten_paths()
+except RunError as error:
+    print(error)
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """A function (TMPDIR, command before python) that runs PROGRAM."""
+
+    def run(folder):
+        (tmp_path / "program.py").write_text(PROGRAM)
+        environment = os.environ | {"TMPDIR": str(folder), "PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, tmp_path / "program.py"]
+        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+
+    return run
+
+
+def test_sockets_lie_elsewhere_if_tmpdir_is_long_and_other_files_stay(start, tmp_path):
+    folder = tmp_path / ("ü" * 60) / ("y" * 100)  # sockets count bytes
+    folder.mkdir(parents=True)
+    done = start(folder)
+    assert done.returncode == 0, done.stderr
+    numbers, sockets, files = done.stdout.splitlines()[-1].rsplit(" ", 2)
+    assert numbers == "[3, 4]"
+    assert files == str(folder)
+    assert sockets.startswith("/tmp/pymp-") and not os.path.exists(sockets)  # removed at the end
+    assert list(folder.iterdir()) == []
+
+
+def test_a_missing_tmpdir_is_passed_over(start, tmp_path):
+    done = start(tmp_path / "missing")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("[3, 4] /tmp/pymp-")
+
+
+def test_a_machine_without_a_place_for_sockets_is_one_line(tmp_path):
+    long = "y" * 100
+
+    def said(tmpdir):
+        environment = os.environ | {"TMPDIR": tmpdir, "LONG": long, "PYTHONPATH": os.pathsep.join(sys.path)}
+        command = ["unshare", "-m", "sh", "-c", READ_ONLY, tmp_path, sys.executable, "-c", SHORTEN]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if "ermi" in done.stderr:
+            pytest.skip(f"mounting is not allowed here, run as root: {done.stderr.strip()}")
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert said("/dev/null/x").startswith("TMPDIR: No usable temporary directory found in ['/dev/null/x', ")
+    assert said("/dev/null/x").endswith("; expected a writable folder. Set TMPDIR to one\n")
+    assert said(str(tmp_path)) == ""
+    assert said(f"{tmp_path}/{long}") == (
+        f"TMPDIR {tmp_path}/{long}: too long for sockets, and /tmp, /var/tmp, /dev/shm are not writable; expected at "
+        "most 75 bytes. Set TMPDIR to a shorter path\n"
+    )
