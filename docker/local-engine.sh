@@ -22,7 +22,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 folder=$(realpath -m "${LOCAL_ENGINE:-$here/../runs/local-engine}")
 run=/run/local-engine-$(sha256sum <<<"$folder" | cut -c1-12) # the names of sockets must be short
 socket=unix://$run/docker.sock
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/moco-mgd
+cache=${XDG_CACHE_HOME:-~/.cache}/moco-mgd
 command=(dockerd --config-file="$folder/daemon.json" --host="$socket" --data-root="$folder/data" --exec-root="$run/exec"
     --pidfile="$run/dockerd.pid" --storage-driver=overlay2 --iptables=false --bridge=none)
 

@@ -1,0 +1,50 @@
+"""horovodrun as docker/build_horovod.sh builds it: it starts workers whatever HOME is."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from disks import mount, unmount
+
+REPO = Path(__file__).parents[1]
+
+
+def horovodrun(**variables):
+    """Start a worker that prints a word; return horovodrun's exit code and what it printed."""
+    launcher = os.path.join(os.path.dirname(sys.executable), "horovodrun")
+    command = [launcher, "-np", "1", sys.executable, "-c", "print('started')"]
+    done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True)
+    return done.returncode, done.stdout.strip().splitlines()[-1:], done.stderr
+
+
+def test_a_home_that_is_no_folder():
+    assert horovodrun(HOME="/dev/null/home") == (0, ["[0]<stdout>:started"], "")
+
+
+@pytest.mark.parametrize("option", ["ro", "size=4k"], ids=["read-only", "full"])
+def test_a_home_that_takes_no_files(tmp_path, option):
+    mount("-t", "tmpfs", "-o", option, "tmpfs", tmp_path)
+    if option != "ro":
+        (tmp_path / "filler").write_bytes(bytes(4096))
+    assert horovodrun(HOME=str(tmp_path)) == (0, ["[0]<stdout>:started"], "")
+    unmount(tmp_path)
+
+
+def test_a_home_that_takes_files_remembers_checks(tmp_path):
+    assert horovodrun(HOME=str(tmp_path))[:2] == (0, ["[0]<stdout>:started"])
+    assert (tmp_path / ".horovod" / "cache.bin").stat().st_size
+
+
+def test_the_build_names_its_option_if_home_takes_no_wheel():
+    environment = os.environ | {"HOME": "/dev/null/home"}
+    for name in ("XDG_CACHE_HOME", "HOROVOD_WHEELS"):
+        environment.pop(name, None)
+    done = subprocess.run([REPO / "docker" / "build_horovod.sh", sys.executable], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "build_horovod: /dev/null/home/.cache/moco-mgd/wheels: cannot be written to; expected a folder for the wheel. "
+        "Set HOROVOD_WHEELS to another one\n",
+    )
