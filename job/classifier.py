@@ -13,7 +13,7 @@ from job.config import LinearConfig
 from job.data import digits, seeds
 from job.data.folders import TrainingOrder, scan, scan_validation
 from job.data.images import Images
-from job.data.views import OneView, loader
+from job.data.views import OneView
 from job.errors import RunError
 from job.gradients import Gradients
 from job.resume import check_finite, check_format, check_place, load_optimizer, newest, tell_changes
@@ -53,7 +53,7 @@ class Classifier:
         config, run = self.config, self.run
         order = TrainingOrder(self.train, config.batch_size, run.rank, run.size, config.seed, config.epochs, start)
         view = ClassifierView(config.image_size) if config.augment else CentreView(config.image_size)
-        return iter(loader(OneView(self.train, view, config.seed), order, config.workers, run.device.type == "cuda"))
+        return run.batches(OneView(self.train, view, config.seed), order, config.workers)
 
     def backbone(self) -> dict[str, torch.Tensor]:
         """The frozen tensors, by name."""

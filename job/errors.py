@@ -12,3 +12,10 @@ class RunError(Exception):
             line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
         super().__init__(line)
         self.code = code
+
+
+class WorkerError(RunError):
+    """An error that one worker alone knows of: that worker says it, and ends at once."""
+
+    def __init__(self, message: str, code: int = 1):
+        super().__init__(message, code)

@@ -16,7 +16,7 @@ from torchvision.models import ResNet
 from job.config import Config, LinearConfig
 from job.data.folders import every_nth_batch
 from job.data.images import Images
-from job.data.views import CentreViews, loader
+from job.data.views import CentreViews
 from job.run.run import Run
 from moco.augment import normalize
 from moco.encoder import with_features
@@ -46,7 +46,7 @@ def knn_accuracy(net: ResNet, bank: Images, queries: Images, config: Config | Li
 def extract(encoder: nn.Module, images: Images, config: Config | LinearConfig, run: Run) -> Iterator[Block]:
     """Yield this worker's blocks of `images`: L2-normalised features (n, C), labels (n,); -1 for what is undecodable."""
     batches = every_nth_batch(list(range(len(images))), BATCH, run.rank, run.size)
-    views = loader(CentreViews(images, config.image_size), batches, config.workers, run.device.type == "cuda")
+    views = run.batches(CentreViews(images, config.image_size), batches, config.workers)
     bad = []
     for done, (pixels, labels, undecodable) in enumerate(views, 1):
         with run.autocast(config.precision):

@@ -18,7 +18,7 @@ from job import classifier
 from job.classifier import Classifier
 from job.config import LinearConfig, read_config
 from job.data.folders import every_nth_batch
-from job.data.views import CentreViews, loader
+from job.data.views import CentreViews
 from job.errors import RunError
 from job.journal import ClassifierJournal, Journal
 from job.knn import knn_accuracy
@@ -151,7 +151,7 @@ def validate(parts: Classifier) -> dict[str, float]:
     """
     config, run = parts.config, parts.run
     batches = every_nth_batch(list(range(len(parts.val))), BATCH, run.rank, run.size)
-    views = loader(CentreViews(parts.val, config.image_size), batches, config.workers, run.device.type == "cuda")
+    views = run.batches(CentreViews(parts.val, config.image_size), batches, config.workers)
     mine = dict.fromkeys(("loss", "top1", "top5", "counted"), 0.0)
     bad = []
     for done, (images, labels, undecodable) in enumerate(views, 1):

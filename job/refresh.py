@@ -8,7 +8,7 @@ import torch
 from job import live
 from job.data.folders import every_nth_batch
 from job.data.seeds import permutation
-from job.data.views import CentreViews, loader
+from job.data.views import CentreViews
 from job.errors import RunError
 from job.run.run import Run
 from job.training import Training
@@ -62,7 +62,7 @@ def measure(training: Training, sample: list[int]) -> dict[int, torch.Tensor]:
     shapes = {stage: (distiller.matching(stage).shape[1], len(distiller.margin(stage))) for stage in distiller.stages}
     sums = {stage: torch.zeros(shape, dtype=torch.int64, device=run.device) for stage, shape in shapes.items()}
     batches = every_nth_batch(sample, BATCH, run.rank, run.size)
-    views = loader(CentreViews(training.images, config.image_size), batches, config.workers, run.device.type == "cuda")
+    views = run.batches(CentreViews(training.images, config.image_size), batches, config.workers)
     finite, bad = torch.ones((), dtype=torch.bool, device=run.device), []
     student.eval()
     for done, (pixels, _, undecodable) in enumerate(views, 1):

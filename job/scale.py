@@ -9,7 +9,7 @@ import torch
 
 from job.data import seeds
 from job.data.folders import every_nth_batch
-from job.data.views import CentreViews, loader
+from job.data.views import CentreViews
 from job.errors import RunError
 from job.refresh import BATCH
 from job.training import Training
@@ -68,7 +68,7 @@ def measure(training: Training, sample: list[int]) -> torch.Tensor:
     names = [f"layer{stage}" for stage in distiller.stages]
     losses = torch.zeros(len(every_nth_batch(sample, BATCH, 0, 1)), dtype=torch.float64, device=run.device)
     batches = every_nth_batch(sample, BATCH, run.rank, run.size)
-    views = loader(CentreViews(training.images, config.image_size), batches, config.workers, run.device.type == "cuda")
+    views = run.batches(CentreViews(training.images, config.image_size), batches, config.workers)
     drop, bad = torch.Generator(run.device), []
     student.eval()
     for place, (pixels, _, undecodable) in zip(range(run.rank, len(losses), run.size), views, strict=True):

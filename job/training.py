@@ -15,7 +15,7 @@ from job.config import Config
 from job.data import digits, seeds
 from job.data.folders import TrainingOrder, scan, scan_validation
 from job.data.images import Images
-from job.data.views import TwoViews, loader
+from job.data.views import TwoViews
 from job.errors import RunError
 from job.gradients import Gradients
 from job.run import agreement
@@ -73,7 +73,7 @@ class Training:
         order = TrainingOrder(self.images, config.batch_size, run.rank, run.size, config.seed, config.epochs, start)
         view = RandomView(config.image_size, config.aug_plus, config.crop_min)
         views = TwoViews(self.images, view, config.seed, rendered=config.augment_on == "cpu")
-        return map(self.arrived, loader(views, order, config.workers, run.device.type == "cuda"))
+        return map(self.arrived, run.batches(views, order, config.workers))
 
     def arrived(self, batch: tuple) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
         """A loader's batch, on the device and rendered."""

@@ -10,7 +10,8 @@ from job.data import shards
 from job.data.folders import TrainingOrder, every_nth_batch, scan
 from job.data.shards import PackedImages, load_index, save_index
 from job.data.tars import read_shard, write_shard
-from job.data.views import CentreViews, TwoViews, loader
+from job.data.loader import Batches
+from job.data.views import CentreViews, TwoViews
 from job.errors import RunError
 from moco.augment import RandomView
 
@@ -279,15 +280,15 @@ def test_a_loader_s_processes_read_packed_images_as_this_one_reads_the_folder_s(
     folder, packed = sets
     packed.content(0)
     view, order = RandomView(16, True), TrainingOrder(packed, 8, 1, 2, 0, 2, (1, 0))
-    expected = list(loader(TwoViews(folder, view, 0), order, 0, False))
-    found = list(loader(TwoViews(packed, view, 0), order, 2, False))
+    expected = list(Batches(TwoViews(folder, view, 0), order, 0))
+    found = list(Batches(TwoViews(packed, view, 0), order, 2))
     assert len(found) == len(expected) == 6
     for (*views, bad), (*others, bad_there) in zip(found, expected, strict=True):
         assert all(torch.equal(one, other) for one, other in zip(views, others, strict=True))
         assert bad == bad_there == []
     batches = every_nth_batch(list(range(50)), 16, 0, 1)
     for (pixels, labels, _), (others, truth, _) in zip(
-        loader(CentreViews(packed, 16), batches, 2, False), loader(CentreViews(folder, 16), batches, 0, False), strict=True
+        Batches(CentreViews(packed, 16), batches, 2), Batches(CentreViews(folder, 16), batches, 0), strict=True
     ):
         assert torch.equal(pixels, others) and torch.equal(labels, truth)
 

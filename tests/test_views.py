@@ -1,40 +1,22 @@
-import multiprocessing
 import os
-import signal
-import time
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from PIL import Image
 
-from job.data.folders import TrainingOrder, every_nth_batch, scan
-from job.data.views import CentreViews, OneView, TwoViews, begin, collate, loader
-from job.run.stop import SIGNALS
+from job.data.folders import scan
+from job.data.loader import Batches
+from job.data.views import CentreViews, OneView, TwoViews, collate
 from moco.augment import CentreView, ClassifierView, RandomView
 from moco.render import render
-
-SIZE = 16
+from batches import SIZE, same, write_numbered
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """A folder of twelve images in two classes."""
-    root = tmp_path_factory.mktemp("images")
-    generator = np.random.default_rng(0)
-    for number in range(12):
-        folder = root / "train" / str(number % 2)
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(generator.integers(0, 256, (24, 20, 3), dtype=np.uint8)).save(folder / f"{number:02d}.png")
-    return scan(str(root), "train", max_bad=3)
-
-
-def same(one, other):
-    """Whether two items or batches have the same bytes."""
-    if isinstance(one, (tuple, list)):
-        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
-    return torch.equal(one, other) if torch.is_tensor(one) else one == other
+    return write_numbered(tmp_path_factory.mktemp("images"))
 
 
 def drawn_later(crop, appearance):
@@ -170,81 +152,12 @@ def test_an_undecodable_image_is_named_with_the_views_of_another(tmp_path):
     (tmp_path / "train" / "a" / "0.png").write_bytes(b"x")
     folder = scan(str(tmp_path), "train", max_bad=1)
     draws = [[(0, 0), (0, 1)]]
-    [(_, _, training)] = loader(TwoViews(folder, RandomView(SIZE, False), 0), draws, 0, False)
-    [(_, labels, classifying)] = loader(OneView(folder, ClassifierView(SIZE), 0), draws, 0, False)
-    [(views, measured, measuring)] = loader(CentreViews(folder, SIZE), [[0, 1]], 0, False)
+    [(_, _, training)] = Batches(TwoViews(folder, RandomView(SIZE, False), 0), draws, 0)
+    [(_, labels, classifying)] = Batches(OneView(folder, ClassifierView(SIZE), 0), draws, 0)
+    [(views, measured, measuring)] = Batches(CentreViews(folder, SIZE), [[0, 1]], 0)
     assert training == classifying == measuring
     assert len(training) == 1
     assert os.path.join("train", "a", "0.png") in training[0]
     assert labels.tolist() == [1, 1]
     assert measured.tolist() == [-1, 1]
     assert torch.equal(*views)
-
-
-# Loader processes. They are slow to start, so that few tests share them.
-
-
-@pytest.mark.parametrize("rendered", [False, True])
-def test_a_loader_s_processes_change_no_byte_and_outlive_the_signals_to_stop(images, rendered):
-    """Two processes share the batches of two epochs."""
-    order = TrainingOrder(images, total=4, rank=1, size=2, seed=0, epochs=2, start=(0, 1))
-    views = TwoViews(images, RandomView(SIZE, True), 0, rendered)
-    expected = [collate([views[draw] for draw in draws]) for draws in order]
-    assert len(expected) == len(order) == 5
-    assert same(list(loader(views, order, 0, False)), expected)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    found = []
-    for batch in loader(views, order, 2, False):
-        found.append(batch)
-        processes = multiprocessing.active_children()
-        for process in processes if len(found) == 1 else []:
-            for number in SIGNALS:
-                os.kill(process.pid, number)
-    assert len(processes) == 2
-    assert same(found, expected)
-    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == mask
-
-
-def test_the_batches_of_measuring_come_in_order_from_processes(images):
-    batches = every_nth_batch(list(range(12)), 5, 0, 1)
-    measured = list(loader(CentreViews(images, SIZE), batches, 2, False))
-    assert [len(labels) for _, labels, _ in measured] == [5, 5, 2]
-    assert torch.cat([labels for _, labels, _ in measured]).tolist() == images.labels.tolist()
-
-
-def test_a_loader_draws_nothing_from_torch_s_own_generator_that_views_depend_on(images):
-    order = TrainingOrder(images, total=4, rank=0, size=1, seed=0, epochs=1)
-    views = TwoViews(images, RandomView(SIZE, False), seed=0)
-    torch.manual_seed(1)
-    first = list(loader(views, order, 0, False))
-    torch.manual_seed(2)
-    assert same(first, list(loader(views, order, 0, False)))
-
-
-def load(told):
-    """A loader process that would never end."""
-    begin(0)
-    told.send(os.getpid())
-    time.sleep(600)
-
-
-def work(told):
-    """A worker with such a loader process, which does not end either."""
-    multiprocessing.get_context("fork").Process(target=load, args=(told,)).start()
-    time.sleep(600)
-
-
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # later Pythons warn of forks beside threads
-def test_a_loader_process_ends_when_its_worker_is_killed():
-    context = multiprocessing.get_context("fork")
-    hear, told = context.Pipe(duplex=False)
-    worker = context.Process(target=work, args=(told,))
-    worker.start()
-    assert hear.poll(60)
-    process = psutil.Process(hear.recv())
-    worker.kill()
-    worker.join()
-    _, alive = psutil.wait_procs([process], timeout=10)
-    for left in alive:
-        left.kill()
-    assert not alive

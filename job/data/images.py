@@ -1,14 +1,18 @@
 """What every set of images has, wherever its files lie: names, labels, and how an image is read."""
 
+import errno
 import hashlib
 import io
 import math
 import os
+import sys
+import time
 import warnings
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from job.errors import RunError
 from job.run.travels import travels
 
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, MemoryError, Image.DecompressionBombError)
@@ -16,6 +20,15 @@ PIXELS = 2**24  # larger images are made smaller as they are read, by a whole fa
 STRIP = 2**20  # pixels; larger images become RGB so many at a time, as each step of that takes a copy
 # PIL knows these by their first bytes alone: what they show needs another program, and of EPS that runs what the file says.
 NOT_DRAWN = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+# What a file system answers that fails, whichever file is read. Another error belongs to the file.
+FAILING = {
+    getattr(errno, name)
+    for name in (
+        "EIO ESTALE ETIMEDOUT ENOTCONN ECONNABORTED ECONNREFUSED ECONNRESET EHOSTDOWN EHOSTUNREACH ENETDOWN ENETUNREACH "
+        "ESHUTDOWN EREMOTEIO ENODEV ENXIO EKEYEXPIRED EAGAIN EBUSY ENOMEM EMFILE ENFILE"
+    ).split()
+}
+PAUSES = (1, 2, 4, 8)  # s, before a read that has failed is tried again
 Image.init()
 FORMATS = [kind for kind in Image.ID if kind not in NOT_DRAWN]
 # PIL warns of what it finds odd, each loader process anew; what cannot be decoded is an error, of which the run tells once.
@@ -51,7 +64,10 @@ class Images:
     """Labelled images below `root`, by number.
 
     names: of the images, `<class>/<file>`. max_bad: how many undecodable ones are passed over in search of a good one.
+    reading: (1,) int64, the index of the image read last.
     """
+
+    reading = np.zeros(1, dtype=np.int64)
 
     def __init__(self, root: str, classes: list[str], names: Names, labels: np.ndarray, max_bad: int):
         self.root, self.classes, self.names, self.labels, self.max_bad = root, classes, names, labels, max_bad
@@ -80,15 +96,34 @@ class Images:
 
         A file that cannot be decoded is replaced by the next one that can. Where more than `max_bad` in a row
         cannot, or none can, the image is a black one, and the list is long enough to end the run.
+        RunError: the file system fails.
         """
         bad: list[str] = []
         for offset in range(min(len(self), self.max_bad + 1)):
-            place = (index + offset) % len(self)
+            self.reading[0] = place = (index + offset) % len(self)
             try:
-                return read_image(self.content(place)), int(self.labels[place]), bad
+                return read_image(self.delivered(place)), int(self.labels[place]), bad
             except UNREADABLE as error:
                 bad.append(f"{one_line(self.path(place))}: {one_line(getattr(error, 'strerror', None) or str(error))}")
         return np.zeros((32, 32, 3), dtype=np.uint8), int(self.labels[index]), bad
+
+    def delivered(self, index: int) -> bytes:
+        """Return the bytes of an image's file, for which a failing file system is asked again after PAUSES.
+
+        RunError: it still fails. OSError: the file is at fault.
+        """
+        for pause in (*PAUSES, None):
+            try:
+                return self.content(index)
+            except OSError as error:
+                if error.errno not in FAILING:
+                    raise
+                what = f"cannot read {one_line(self.path(index))}: {error.strerror}"
+            if pause is None:
+                break
+            print(f"warning: {what}; next try in {pause} s", file=sys.stderr, flush=True)
+            time.sleep(pause)
+        raise RunError(f"{what}, tried {len(PAUSES) + 1} times in {sum(PAUSES)} s. Check its file system", code=1)
 
 
 def one_line(text: str) -> str:

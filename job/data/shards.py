@@ -44,7 +44,11 @@ class PackedImages(Images):
     def content(self, index: int) -> bytes:
         """The bytes of an image's file."""
         shard, size = self.shard(index), int(self.sizes[index])
-        content = os.pread(self.file(shard).fileno(), size, int(self.offsets[index]))
+        try:
+            content = os.pread(self.file(shard).fileno(), size, int(self.offsets[index]))
+        except OSError:
+            self.open_files.pop(shard, None)  # a stale handle stays stale: the next try opens the file again
+            raise
         if len(content) < size:
             raise OSError(f"{self.shards[shard]} is cut short")
         return content

@@ -1,25 +1,14 @@
 """From images to batches: two random views for training, one centre crop for measuring."""
 
-import atexit
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Iterable
-from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from job.data.images import Images
 from job.data.seeds import counter
-from job.run.memory import keep_freed_memory
-from job.run.stop import SIGNALS
 from moco.augment import CentreView, RandomView, View
-
-KEPT = 2**24  # bytes; what larger images take is given back
 
 
 class TwoViews(Dataset):
@@ -80,59 +69,3 @@ def stack(parts: tuple) -> Any:
     if parts[0].dim() == 3:
         return torch.stack([view.permute(1, 2, 0) for view in parts]).permute(0, 3, 1, 2)
     return torch.stack(parts)
-
-
-def start_fork_server(context: Any) -> None:
-    """Start the process that loader processes are forked from, with the signals to stop blocked, as they stay in them.
-
-    A signal to a whole process group is for the worker alone, which still needs the images of the step in
-    progress. As SIGTERM does not end the loader processes either, they are killed at the worker's exit.
-    """
-    context.set_forkserver_preload(["job.data.views"])
-    resource_tracker.ensure_running()  # before, as it unblocks signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    forkserver.ensure_running()
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@atexit.register
-def kill_loader_processes() -> None:
-    """Kill this process's loader processes that still run."""
-    for process in multiprocessing.active_children():
-        process.kill()
-
-
-def begin(process: int) -> None:
-    """Prepare a loader process: quick with memory, and to end when the worker that it loads for is killed.
-
-    Its parent is the fork server, which lives as long as it does: each would wait for the other for ever.
-    """
-    keep_freed_memory(KEPT)
-    worker = multiprocessing.parent_process()
-    assert worker
-
-    def follow() -> None:
-        worker.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-
-
-def loader(dataset: Dataset, batches: Iterable[list], processes: int, pin: bool) -> DataLoader:
-    """Return a loader of `batches` (lists of the dataset's indices) with `processes` processes.
-
-    The processes come from a fork server: Horovod's threads would not survive a plain fork.
-    """
-    context = None
-    if processes:
-        context = multiprocessing.get_context("forkserver")
-        start_fork_server(context)
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=processes,
-        multiprocessing_context=context,
-        worker_init_fn=begin,
-        collate_fn=collate,
-        pin_memory=pin,
-    )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from job.errors import RunError
+from job.errors import RunError, WorkerError
 
 try:
     import horovod
@@ -21,6 +21,7 @@ try:
 except ImportError:
     sys.exit("Horovod is not installed for this Python: run docker/build_horovod.sh " + sys.executable)
 
+from job.data.loader import kill_loader_processes
 from job.run import exchange, sockets, srun
 from job.run.rendezvous import StartError
 from job.run.watchdog import Watchdog
@@ -194,6 +195,11 @@ def reported_errors() -> Iterator[None]:
             time.sleep(3)
         print(f"error: {own}{error}", file=sys.stderr, flush=True)
         sys.exit(error.code)
+    except WorkerError as error:
+        print(f"error: {own}{error}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        kill_loader_processes()
+        os._exit(error.code)  # now: an orderly end waits for loader processes, of which one may stand still
     except RunError as error:
         if rank and hvd.is_initialized():  # then all have it, and rank 0 says it
             # The launcher ends all at the first that goes: let rank 0 speak before, and end with its code all the same.

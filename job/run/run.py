@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -10,6 +10,7 @@ import horovod.torch as hvd
 import torch
 import yaml
 
+from job.data.loader import Batches, Views
 from job.errors import RunError
 from job.run import events, launch
 from job.run.checkpoint import Checkpoints
@@ -60,6 +61,17 @@ class Run:
         self.stop.restore()
         if kind is None:
             hvd.shutdown()
+
+    def say(self, line: str) -> None:
+        """Print a line that this worker alone knows; on rank 0 to the log as well."""
+        if self.rank == 0:
+            self.log.line(line)
+        else:
+            print(f"rank {self.rank} on {launch.node()}: {line}", flush=True)
+
+    def batches(self, views: Views, draws: Iterable[list], processes: int) -> Batches:
+        """Return an iterator over the batches of `draws`, lists of indices of `views`, on the CPU."""
+        return Batches(views, draws, processes, self.device.type == "cuda", self.stop, launch.patience(), self.say)
 
     def share(self, total: int) -> int:
         """Return how many images of a total batch are this worker's. RunError: the workers cannot share it equally."""

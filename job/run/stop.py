@@ -1,20 +1,27 @@
 """The wish to stop: a signal sets it, and the next collective tells all workers."""
 
 import signal
+import time
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
 class Stop:
-    """Whether one of SIGNALS has come. Handlers do no more than note it: the step in progress is finished first."""
+    """Whether one of SIGNALS has come. Handlers do no more than note it: the step in progress is finished first.
+
+    time: of the first signal, as time.monotonic() has it.
+    """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self.time = 0.0
         self.before = {number: signal.signal(number, self.note) for number in SIGNALS}
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Note that a signal has come: what the handlers do."""
+        if self.signal is None:
+            self.time = time.monotonic()
         self.signal = signal.Signals(number)
 
     def restore(self) -> None:

@@ -15,6 +15,7 @@ from types import FrameType
 
 import horovod.torch as hvd
 
+from job.data.loader import Batches
 from job.run.exchange import allgather
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) + os.sep
@@ -70,10 +71,13 @@ class Watchdog:
             return ""
 
     def doing(self) -> str:
-        """`waits for NAME at PLACE`, or `is at PLACE`: what this worker's main thread does."""
+        """`waits for NAME at PLACE`, `has no batch ... at PLACE` or `is at PLACE`: what this worker's main thread does."""
         frame = sys._current_frames()[MAIN]
-        waiting = f"waits for {collective(frame)}" if pending(frame) is not None else "is"
-        return f"{waiting} at {place(frame)}"
+        if pending(frame) is not None:
+            doing = f"waits for {collective(frame)}"
+        else:
+            doing = f"has {loading.doing()}," if (loading := batches(frame)) else "is"
+        return f"{doing} at {place(frame)}"
 
     def waited(self) -> float:
         """The seconds for which the main thread has waited for one collective."""
@@ -128,6 +132,12 @@ def pending(frame: FrameType) -> int | None:
         if level.f_code.co_filename == COLLECTIVES and level.f_code.co_name == "synchronize":
             return level.f_locals.get("handle")
     return None
+
+
+def batches(frame: FrameType) -> Batches | None:
+    """The batches of which a thread awaits the next, or None: it awaits none."""
+    levels = (level for level in outwards(frame) if level.f_code is Batches.__next__.__code__)
+    return next((level.f_locals["self"] for level in levels), None)
 
 
 def collective(frame: FrameType) -> str:

@@ -13,7 +13,8 @@ from torchvision import transforms
 import baseline
 import setting
 from job.data.folders import scan
-from job.data.views import KEPT, TwoViews
+from job.data.loader import KEPT
+from job.data.views import TwoViews
 from job.run.memory import keep_freed_memory
 from moco.augment import RandomView
 

@@ -1,0 +1,329 @@
+"""Loader processes prepare batches ahead of their use.
+
+If one fails, the run ends with one line that names the cause and the file.
+"""
+
+import atexit
+import io
+import itertools
+import mmap
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import time
+import traceback
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from multiprocessing import connection, forkserver, resource_tracker
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from job.data.images import Images, one_line
+from job.data.views import collate
+from job.errors import RunError, WorkerError
+from job.run.memory import keep_freed_memory
+from job.run.stop import SIGNALS, Stop
+
+KEPT = 2**24  # bytes; what larger images take is given back
+AHEAD = 2  # batches that a loader process prepares before they are used
+ALIGNMENT = 64  # bytes, of what lies in a parcel
+LOOK = 0.5  # s between two looks at the loader processes while a batch is awaited
+REAPED = 2.0  # s in which the end of a loader process shows
+GRACE = 20.0  # s that a batch may still take after a signal to stop
+# Of the end of a loader process by a signal or by itself; of any other signal the decoder is the cause.
+CAUSES = {
+    "SIGKILL": "probably because memory ran out. Use fewer --workers, or give the job more memory",
+    "SIGBUS": "probably because memory or a disk ran out. Use fewer --workers, or make room",
+    "exit": "and its own last lines say why",
+}
+DECODER = "which its decoder does not survive. Remove that file, or convert it"
+
+
+class Views(Protocol):
+    """A dataset of views of `images`: draw -> views, and what else `collate` joins."""
+
+    images: Images
+
+    def __getitem__(self, draw: Any) -> tuple: ...
+
+
+class Shared:
+    """Anonymous memory, which needs no room in /dev/shm; pickled to another process of the same user, it is the same memory.
+
+    It is there as long as the object is that made it. OSError: there is none.
+    """
+
+    def __init__(self, size: int):
+        self.process, self.fd, self.size = os.getpid(), os.memfd_create("loader"), size
+        weakref.finalize(self, os.close, self.fd)
+        os.ftruncate(self.fd, size)
+
+    def mapped(self) -> memoryview:
+        """Return the memory. FileNotFoundError: the process that made it has ended."""
+        fd = os.open(f"/proc/{self.process}/fd/{self.fd}", os.O_RDWR)
+        try:
+            return memoryview(mmap.mmap(fd, self.size))
+        finally:
+            os.close(fd)
+
+
+class Reading:
+    """Which image each loader process reads, in memory that the processes share with their worker.
+
+    rows: (processes, 2) int64, of each the process id and the image's index.
+    """
+
+    def __init__(self, memory: Shared):
+        self.memory, self.rows = memory, np.frombuffer(memory.mapped(), dtype=np.int64).reshape(-1, 2)
+
+    def __reduce__(self) -> tuple:
+        return Reading, (self.memory,)
+
+
+class Packer(pickle.Pickler):
+    """Pickles tensors without a copy: their bytes, dense in any order of the dimensions, go to `buffer_callback`."""
+
+    def reducer_override(self, value: Any) -> Any:
+        """Return how a tensor is rebuilt."""
+        if not torch.is_tensor(value):
+            return NotImplemented
+        flat = value.as_strided((value.numel(),), (1,)).numpy()
+        return to_tensor, (pickle.PickleBuffer(flat.data), flat.dtype.str, tuple(value.shape), value.stride())
+
+
+def to_tensor(buffer: memoryview, dtype: str, shape: tuple[int, ...], stride: tuple[int, ...]) -> torch.Tensor:
+    """Return a tensor over the bytes of `buffer`."""
+    return torch.from_numpy(np.frombuffer(buffer, dtype)).as_strided(shape, stride)
+
+
+class Parcel:
+    """A batch on its way to the worker, which unpickles the batch itself, in shared memory.
+
+    What is pickled has less than 4 KiB, which a pipe takes whole or not at all. OSError: there is no memory for the batch.
+    """
+
+    sent: deque[Shared] = deque(maxlen=AHEAD)  # by this process; the worker has mapped what drops out
+
+    def __init__(self, batch: Any):
+        buffers: list[pickle.PickleBuffer] = []
+        structure = io.BytesIO()
+        Packer(structure, protocol=5, buffer_callback=buffers.append).dump(batch)
+        parts = [structure.getbuffer(), *(buffer.raw() for buffer in buffers)]
+        self.sizes = [part.nbytes for part in parts]
+        self.memory = Shared(ends(self.sizes)[-1])
+        with open(self.memory.fd, "wb", closefd=False) as file:  # where memory runs out a write fails; a mapping would crash
+            for part, end in zip(parts, ends(self.sizes), strict=True):
+                file.seek(end - part.nbytes)
+                file.write(part)
+        self.sent.append(self.memory)
+
+    def __reduce__(self) -> tuple:
+        return unpack, (self.memory, self.sizes)
+
+
+def ends(sizes: list[int]) -> list[int]:
+    """Return where parts of these sizes end, in bytes, each aligned."""
+    return list(itertools.accumulate(sizes, lambda end, size: end + -end % ALIGNMENT + size))
+
+
+def unpack(memory: Shared, sizes: list[int]) -> Any:
+    """Return the batch of a Parcel."""
+    view = memory.mapped()
+    structure, *buffers = (view[end - size : end] for size, end in zip(sizes, ends(sizes), strict=True))
+    return pickle.loads(structure, buffers=buffers)
+
+
+@dataclass
+class Failure:
+    """What a loader process returns in place of a batch that it cannot prepare."""
+
+    text: str
+    code: int
+
+
+def failure(error: Exception, path: str) -> Failure:
+    """Return `error`, which came while the image at `path` was read, in one line."""
+    if isinstance(error, RunError):
+        return Failure(str(error), error.code)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return Failure(
+        f"a batch cannot be loaded: {type(error).__name__}: {one_line(str(error))} "
+        f"({os.path.basename(place.filename)}:{place.lineno}, while it read {path})",
+        1,
+    )
+
+
+class Tasks(Dataset):
+    """What loader processes do: a list of draws -> a batch, a Parcel of it between processes, or a Failure."""
+
+    def __init__(self, views: Views, reading: Reading, packed: bool):
+        self.views, self.reading, self.packed = views, reading, packed
+
+    def __getitems__(self, draws: list) -> Any:
+        images, process = self.views.images, get_worker_info()
+        row = self.reading.rows[process.id if process else 0]
+        row[0], images.reading = os.getpid(), row[1:]
+        try:
+            batch = collate([self.views[draw] for draw in draws])
+            return Parcel(batch) if self.packed else batch
+        except Exception as error:
+            return failure(error, images.path(int(row[1])))
+
+
+class Batches:
+    """An iterator over the batches of `draws` (lists of the dataset's indices), which `processes` loader processes prepare.
+
+    The processes come from a fork server: Horovod's threads would not survive a plain fork. With 0 of them this process
+    prepares each batch itself. pin: batches lie in page-locked memory, for a GPU.
+
+    WorkerError, within seconds: a loader process has ended, or cannot prepare a batch; or a signal has come to `stop`, and no
+    batch in GRACE seconds more. A batch that is awaited for longer than `patience` says, (warn, end) in seconds, is first said
+    and then a WorkerError as well.
+    """
+
+    def __init__(
+        self,
+        views: Views,
+        draws: Iterable[list],
+        processes: int,
+        pin: bool = False,
+        stop: Stop | None = None,
+        patience: tuple[float, float] = (60, 900),
+        say: Callable[[str], None] = print,
+    ):
+        self.images, self.stop, self.say = views.images, stop, say
+        self.warn, self.end = patience
+        self.since, self.warned = time.monotonic(), False
+        self.reading = Reading(Shared(16 * max(1, processes)))
+        before = multiprocessing.active_children()
+        context = start_fork_server() if processes else None
+        loader = DataLoader(
+            Tasks(views, self.reading, packed=processes > 0),
+            batch_sampler=draws,
+            num_workers=processes,
+            multiprocessing_context=context,
+            worker_init_fn=begin,
+            prefetch_factor=AHEAD if processes else None,
+            collate_fn=unchanged,
+            pin_memory=pin,
+            timeout=LOOK if processes else 0,
+        )
+        try:
+            self.batches = iter(loader)
+        except OSError as error:
+            raise WorkerError(
+                f"--workers {processes}: the loader processes cannot start: {error}; expected room in /dev/shm and in "
+                "TMPDIR, and file descriptors (ulimit -n). Make room, or use --workers 0"
+            ) from None
+        self.processes = [process for process in multiprocessing.active_children() if process not in before]
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> Any:
+        self.since, self.warned = time.monotonic(), False
+        while True:
+            try:
+                batch = next(self.batches)
+            except StopIteration:
+                raise
+            except Exception as error:
+                failed = self.ended(error)
+            else:
+                if not isinstance(batch, Failure):
+                    return batch
+                failed = WorkerError(batch.text, batch.code)
+            if failed:
+                for process in self.processes:
+                    process.kill()
+                raise failed
+
+    def ended(self, error: Exception) -> WorkerError | None:
+        """Return the error that ends the wait, after DataLoader has raised `error`; None: only LOOK seconds are over."""
+        looked = isinstance(error, RuntimeError) and "timed out" in str(error)
+        # A batch of a process that has just ended may be lost before its end shows.
+        connection.wait([process.sentinel for process in self.processes], timeout=0 if looked else REAPED)
+        for process in self.processes:
+            if not process.is_alive():
+                return WorkerError(self.obituary(process))
+        if not looked:
+            return WorkerError(failure(error, "no image").text)
+        now = time.monotonic()
+        if self.stop and self.stop.signal and now - max(self.since, self.stop.time) > GRACE:
+            return WorkerError(
+                f"{self.stop.signal.name} came, and no batch in {GRACE:.0f} s more: {self.doing()}. Nothing is saved; "
+                "--resume auto starts from the newest checkpoint"
+            )
+        if now - self.since > self.end:
+            return WorkerError(f"{self.doing()}; ended after HOROVOD_STALL_SHUTDOWN_TIME_SECONDS={self.end:.0f}")
+        if now - self.since > self.warn and not self.warned:
+            self.warned = True
+            self.say(f"warning: {self.doing()}. Its file system may be slow, or not answer")
+        return None
+
+    def obituary(self, process: Any) -> str:
+        """How a loader process has ended, and its probable cause."""
+        code = process.exitcode or 0
+        name = signal.Signals(-code).name if code < 0 else "exit"
+        path = next((self.path(index) for pid, index in self.reading.rows if pid == process.pid), "no image yet")
+        shown = f"was ended by {name}" if code < 0 else f"ended with exit code {code}"
+        return f"loader process {process.pid} {shown} while it read {path}, {CAUSES.get(name, DECODER)}"
+
+    def doing(self) -> str:
+        """For how long a batch is awaited, and what the loader processes read."""
+        files = ", ".join(sorted({self.path(index) for pid, index in self.reading.rows[:4] if pid}))
+        return f"no batch for {time.monotonic() - self.since:.0f} s, loader processes read {files or 'nothing yet'}"
+
+    def path(self, index: int) -> str:
+        """Where the image of a row of `reading` lies."""
+        return one_line(self.images.path(int(index)))
+
+
+def unchanged(batch: Any) -> Any:
+    """Return `batch`: the dataset has joined it."""
+    return batch
+
+
+def start_fork_server() -> Any:
+    """Start the process that loader processes are forked from, with the signals to stop blocked, as they stay in them.
+
+    A signal to a whole process group is for the worker alone, which still needs the images of the step in
+    progress. As SIGTERM does not end the loader processes either, they are killed at the worker's exit.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["job.data.loader"])
+    resource_tracker.ensure_running()  # before, as it unblocks signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    forkserver.ensure_running()
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
+
+
+@atexit.register
+def kill_loader_processes() -> None:
+    """Kill this process's loader processes that still run."""
+    for process in multiprocessing.active_children():
+        process.kill()
+
+
+def begin(process: int) -> None:
+    """Prepare a loader process: quick with memory, and to end when the worker that it loads for is killed.
+
+    Its parent is the fork server, which lives as long as it does: each would wait for the other for ever.
+    """
+    keep_freed_memory(KEPT)
+    worker = multiprocessing.parent_process()
+    assert worker
+
+    def follow() -> None:
+        worker.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

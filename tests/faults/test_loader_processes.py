@@ -1,0 +1,71 @@
+"""Loader processes of real runs that are killed or stand still, and a /dev/shm too small for torch's own transport."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+
+from runs import Job
+
+FEW = "-a resnet18 --image-size 64 --batch-size 32 --moco-k 32 --mlp -j 1 --print-freq 1 --epochs 200".split()
+
+
+def loader_processes(job: Job) -> dict[int, psutil.Process]:
+    """The loader process of each worker, by rank; they are children of the workers' fork servers."""
+    return {
+        int(worker.environ()["HOROVOD_RANK"]): server.children()[0]
+        for worker in job.workers()
+        for server in worker.children()
+        if server.children()
+    }
+
+
+def errors(output: str) -> list[str]:
+    """The lines of errors, without a launcher's rank in front."""
+    return [line.split("<stderr>:", 1)[-1] for line in output.splitlines() if "error: " in line]
+
+
+def test_a_killed_loader_process_ends_all_workers_with_its_name_and_its_file(start_job, images, tmp_path):
+    job = start_job(2, tmp_path / "run", [images, *FEW])
+    job.wait_for_step(1)
+    killed = loader_processes(job)[1]
+    killed.kill()
+    output = job.finish()
+    assert job.process.returncode != 0
+    first, *others = errors(output)
+    assert first.startswith("error: rank 1 on ")
+    assert f"loader process {killed.pid} was ended by SIGKILL while it read {images}/train/class" in first
+    assert all("another worker is gone" in line for line in others), output
+    own = [line for line in output.splitlines() if line.startswith("[")]  # the others are the launcher's
+    assert not any("Traceback" in line for line in own)
+
+
+def test_a_loader_process_that_stands_still_is_named_and_a_signal_obeyed(start_job, images, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOROVOD_STALL_CHECK_TIME_SECONDS", "3")
+    job = start_job(2, tmp_path / "run", [images, *FEW])
+    job.wait_for_step(1)
+    loader_processes(job)[0].send_signal(signal.SIGSTOP)
+    log, deadline = tmp_path / "run" / "log.txt", time.monotonic() + 120
+    before = log.stat().st_size  # the first batch may be slow as well
+    while "warning: no batch for " not in log.read_text()[before:]:
+        assert job.process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    job.process.send_signal(signal.SIGTERM)
+    output = job.finish()
+    first, *others = errors(output)
+    assert first.startswith("error: rank 0 on ") and "SIGTERM came, and no batch in 20 s more" in first
+    assert f"{images}/train/class" in first
+    assert all("another worker is gone" in line for line in others), output
+
+
+def test_a_run_needs_little_of_dev_shm(images, tmp_path):
+    """256 KiB of it have room for the locks of multiprocessing, and not for a batch of 384 KiB."""
+    launcher = os.path.join(os.path.dirname(sys.executable), "horovodrun")
+    train = [launcher, "-np", "2", sys.executable, "-m", "job.train", str(images), *FEW, "--epochs", "1", "--out", str(tmp_path)]
+    mount = 'mount -t tmpfs -o size=256k tmpfs /dev/shm && exec "$@"'
+    done = subprocess.run(["unshare", "--mount", "sh", "-c", mount, "sh", *train], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "complete").exists()

@@ -1,0 +1,301 @@
+"""Loader processes, real ones, and what goes wrong in them. They are slow to start, so that few tests share them."""
+
+import contextlib
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from multiprocessing.reduction import ForkingPickler
+
+import psutil
+import pytest
+import torch
+from PIL import Image
+
+import job.data.images
+from job.data import loader, shards
+from job.data.folders import TrainingOrder, every_nth_batch, scan
+from job.data.loader import Batches, Parcel, begin
+from job.data.tars import read_shard, write_shard
+from job.data.views import CentreViews, TwoViews, collate
+from job.errors import RunError, WorkerError
+from job.run.stop import SIGNALS, Stop
+from moco.augment import RandomView
+from batches import SIZE, same, write_numbered
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of twelve images in two classes."""
+    return write_numbered(tmp_path_factory.mktemp("images"))
+
+
+@pytest.mark.parametrize("rendered", [False, True])
+def test_loader_processes_change_no_byte_and_outlive_the_signals_to_stop(images, rendered):
+    """Two processes share the batches of two epochs."""
+    order = TrainingOrder(images, total=4, rank=1, size=2, seed=0, epochs=2, start=(0, 1))
+    views = TwoViews(images, RandomView(SIZE, True), 0, rendered)
+    expected = [collate([views[draw] for draw in draws]) for draws in order]
+    assert len(expected) == len(order) == 5
+    assert same(list(Batches(views, order, 0)), expected)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    found = []
+    for batch in Batches(views, order, 2):
+        found.append(batch)
+        processes = multiprocessing.active_children()
+        for process in processes if len(found) == 1 else []:
+            for number in SIGNALS:
+                os.kill(process.pid, number)
+    assert len(processes) == 2
+    assert same(found, expected)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == mask
+
+
+def test_the_batches_of_measuring_come_in_order_from_processes(images):
+    batches = every_nth_batch(list(range(12)), 5, 0, 1)
+    measured = list(Batches(CentreViews(images, SIZE), batches, 2))
+    assert [len(labels) for _, labels, _ in measured] == [5, 5, 2]
+    assert torch.cat([labels for _, labels, _ in measured]).tolist() == images.labels.tolist()
+
+
+def test_batches_draw_nothing_from_torch_s_own_generator_that_views_depend_on(images):
+    order = TrainingOrder(images, total=4, rank=0, size=1, seed=0, epochs=1)
+    views = TwoViews(images, RandomView(SIZE, False), seed=0)
+    torch.manual_seed(1)
+    first = list(Batches(views, order, 0))
+    torch.manual_seed(2)
+    assert same(first, list(Batches(views, order, 0)))
+
+
+def test_a_parcel_keeps_values_order_in_memory_and_long_lists(images):
+    views = TwoViews(images, RandomView(SIZE, True), 0, rendered=False)
+    query, key, _ = collate([views[0, index] for index in range(7)])
+    batch = (query, key, torch.arange(7), [f"a/{'ü' * 200}\udcff{number}" for number in range(50)])
+    pickled = ForkingPickler.dumps(Parcel(batch))
+    assert len(pickled) < 4096
+    found = ForkingPickler.loads(pickled)
+    assert same(found, batch)
+    assert found[0][0].stride() == query[0].stride() and found[0][0].is_contiguous(memory_format=torch.channels_last)
+    found[2][0] = 5  # it can be written to
+
+
+# What goes wrong in a loader process.
+
+
+class Unpicklable(Exception):
+    def __init__(self):
+        super().__init__("held by a lock")
+        self.lock = threading.Lock()
+
+
+def take_all_files():
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 10**4))
+    with contextlib.suppress(OSError):
+        while True:
+            os.dup(0)
+
+
+def raise_error(error):
+    raise error
+
+
+# Name: what a loader process does after image 7, and parts of the line.
+TROUBLE = {
+    "killed": (lambda: os.kill(os.getpid(), signal.SIGKILL), "was ended by SIGKILL while", "memory ran out", "--workers"),
+    "crashed": (lambda: os.kill(os.getpid(), signal.SIGSEGV), "was ended by SIGSEGV while", "Remove that file"),
+    "a bus error": (lambda: os.kill(os.getpid(), signal.SIGBUS), "was ended by SIGBUS while", "ran out"),
+    "left": (lambda: os._exit(3), "ended with exit code 3 while"),
+    "an exception": (lambda: raise_error(KeyError("odd")), "KeyError: 'odd' (test_loader.py:"),
+    "an exception that cannot be pickled": (lambda: raise_error(Unpicklable()), "Unpicklable: held by a lock"),
+    "no memory": (lambda: raise_error(MemoryError("17 GB")), "MemoryError: 17 GB"),
+    "content that cannot be pickled": (lambda: [threading.Lock()], "TypeError: cannot pickle"),
+    "no file descriptors": (take_all_files, "OSError: [Errno 24] Too many open files"),
+    "still": (lambda: os.kill(os.getpid(), signal.SIGSTOP),),
+    "an error of ours": (lambda: raise_error(RunError("a file system fails")), "a file system fails"),
+}
+
+
+class Troubled(CentreViews):
+    """Views in which something goes wrong at image 7."""
+
+    def __init__(self, images, name):
+        super().__init__(images, SIZE)
+        self.name = name
+
+    def __getitem__(self, index):
+        view, label, bad = super().__getitem__(index)
+        if index == 7:
+            bad = TROUBLE[self.name][0]() or bad
+        return view, label, bad
+
+
+@pytest.mark.parametrize("name", sorted(TROUBLE.keys() - {"still"}))
+def test_a_loader_process_in_trouble_ends_the_wait_with_its_cause_and_its_file(images, name):
+    with pytest.raises(WorkerError) as caught:
+        list(Batches(Troubled(images, name), [[0], [1], [6, 7], [8]], 2))
+    for part in TROUBLE[name][1:]:
+        assert part in str(caught.value)
+    if name != "an error of ours":  # it names what it needs itself
+        assert images.path(7) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["an exception", "an error of ours"])
+def test_without_loader_processes_the_line_is_the_same(images, name):
+    with pytest.raises(WorkerError) as caught:
+        list(Batches(Troubled(images, name), [[7]], 0))
+    assert TROUBLE[name][1] in str(caught.value)
+
+
+# A loader process that stands still.
+
+
+def still(images, **arguments):
+    """Batches of which the second never comes."""
+    return Batches(Troubled(images, "still"), [[0], [7]], 1, **arguments)
+
+
+def test_a_wait_is_said_and_ended_as_horovod_s_limits_say(images):
+    said = []
+    batches = still(images, patience=(0.6, 2.0), say=said.append)
+    with pytest.raises(WorkerError) as caught:
+        list(batches)
+    assert said[-1].startswith("warning: no batch for ") and f"read {images.path(7)}" in said[-1]
+    assert f"read {images.path(7)}; ended after HOROVOD_STALL_SHUTDOWN_TIME_SECONDS=2" in str(caught.value)
+
+
+def test_a_signal_is_obeyed_while_no_batch_comes(images, monkeypatch):
+    monkeypatch.setattr(loader, "GRACE", 0.6)
+    stop = Stop()
+    try:
+        batches = still(images, stop=stop)
+        next(batches)
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(WorkerError, match=f"SIGTERM came, and no batch .*{images.path(7)}.*--resume auto"):
+            next(batches)
+    finally:
+        stop.restore()
+
+
+SMALL_SHM = """
+import os, sys, torch
+from job.data.folders import scan
+from job.data.loader import Batches
+from job.data.views import CentreViews
+
+if __name__ == "__main__":
+    images = scan(sys.argv[1], "train")
+    room = os.statvfs("/dev/shm")
+    batches = list(Batches(CentreViews(images, 128), [list(range(12))] * 6, 2))
+    print(len(batches), batches[0][0].nbytes > room.f_blocks * room.f_frsize)
+"""
+
+
+def test_batches_need_no_room_in_dev_shm(images):
+    """On a /dev/shm of 64 KiB, in a mount namespace of its own; loaders of torch's own kind stand still there."""
+    data = os.path.dirname(images.root)
+    script = 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$0" -c "$1" "$2"'
+    command = ["unshare", "--mount", "sh", "-c", script, sys.executable, SMALL_SHM, data]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if "unshare failed" in done.stderr or "mount" in done.stderr:
+        pytest.skip(f"mounting is not allowed here, run as root: {done.stderr.strip()}")
+    assert done.stdout.split() == ["6", "True"], done.stderr
+
+
+# A file system that fails: a disk image that is cut short beneath it.
+
+
+def mounted(*words):
+    done = subprocess.run(["mount", *map(str, words)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"mounting is not allowed here, run as root: {done.stderr.strip()}")
+
+
+@pytest.fixture
+def failing_disk(tmp_path, request):
+    """An image folder, or packed one, on a disk whose reads fail from now on, and a function that lets them succeed."""
+    disk, place = tmp_path / "disk.img", tmp_path / "disk"
+    place.mkdir()
+    with open(disk, "wb") as file:
+        file.truncate(2**24)
+    subprocess.run(["mkfs.ext4", "-q", disk], check=True)
+    mounted("-o", "loop", disk, place)
+    try:
+        folder = place / "train" / "a"
+        folder.mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (40, 40), (90 * number, 9, 9)).save(folder / f"{number}.bmp")
+        if request.param == "packed":
+            content = (folder / "0.bmp").read_bytes()
+            write_shard(str(place / "train" / "s.tar"), [(0, "a/0.bmp", 0, content), (1, "a/1.bmp", 0, content)])
+            shards.save_index(str(place / "train"), ["a"], [read_shard(str(place / "train" / "s.tar"))])
+        subprocess.run(["umount", place], check=True)
+        mounted("-o", "loop,ro", disk, place)
+        found = scan(str(place), "train", max_bad=1)
+        disk_bytes = disk.read_bytes()
+        os.truncate(disk, 4096)
+
+        def restore():
+            with open(disk, "r+b") as file:
+                file.write(disk_bytes)
+
+        yield found, restore
+    finally:
+        subprocess.run(["umount", "--lazy", place])
+
+
+@pytest.mark.parametrize("failing_disk", ["folder", "packed"], indirect=True)
+def test_a_file_system_that_fails_ends_the_run_with_the_file_s_name(failing_disk, monkeypatch, capfd):
+    """No image is replaced: that would change what is trained."""
+    images, _ = failing_disk
+    monkeypatch.setattr(job.data.images, "PAUSES", (0, 0.1))
+    with pytest.raises(WorkerError) as caught:
+        next(Batches(CentreViews(images, SIZE), [[0]], 0))
+    assert f"cannot read {images.path(0)}: Input/output error, tried 3 times" in str(caught.value)
+    warnings = capfd.readouterr().err.splitlines()
+    assert warnings == [f"warning: cannot read {images.path(0)}: Input/output error; next try in {pause} s" for pause in (0, 0.1)]
+
+
+@pytest.mark.parametrize("failing_disk", ["folder", "packed"], indirect=True)
+def test_a_file_system_that_comes_back_changes_nothing(failing_disk, monkeypatch, capfd):
+    images, restore = failing_disk
+    monkeypatch.setattr(job.data.images, "PAUSES", (0, 600))
+    monkeypatch.setattr(time, "sleep", lambda pause: restore() if pause else None)
+    image, label, bad = images.read(0)
+    assert (image.shape, label, bad) == ((40, 40, 3), 0, [])
+    assert capfd.readouterr().err.count("Input/output error") == 2
+
+
+# Loader processes of a worker that is killed.
+
+
+def load(told):
+    """A loader process that would never end."""
+    begin(0)
+    told.send(os.getpid())
+    time.sleep(600)
+
+
+def work(told):
+    """A worker with such a loader process, which does not end either."""
+    multiprocessing.get_context("fork").Process(target=load, args=(told,)).start()
+    time.sleep(600)
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # later Pythons warn of forks beside threads
+def test_a_loader_process_ends_when_its_worker_is_killed():
+    context = multiprocessing.get_context("fork")
+    hear, told = context.Pipe(duplex=False)
+    worker = context.Process(target=work, args=(told,))
+    worker.start()
+    assert hear.poll(60)
+    process = psutil.Process(hear.recv())
+    worker.kill()
+    worker.join()
+    _, alive = psutil.wait_procs([process], timeout=10)
+    for left in alive:
+        left.kill()
+    assert not alive
