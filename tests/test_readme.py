@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 EXAMPLE = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
-ELSEWHERE = ("data wait", "out of shared memory")  # a number in the log, and torch's own words
+ELSEWHERE = ("data wait", "unable to allocate shared memory")  # a number in the log, and NCCL's own words
 SHOWN = """
 import sys
 assert "horovod" not in sys.modules and not any(name.split(".")[0] == "job" for name in sys.modules)

@@ -203,19 +203,18 @@ class Batches:
         self.since, self.warned = time.monotonic(), False
         self.reading = Reading(Shared(16 * max(1, processes)))
         before = multiprocessing.active_children()
-        context = start_fork_server() if processes else None
-        loader = DataLoader(
-            Tasks(views, self.reading, packed=processes > 0),
-            batch_sampler=draws,
-            num_workers=processes,
-            multiprocessing_context=context,
-            worker_init_fn=begin,
-            prefetch_factor=AHEAD if processes else None,
-            collate_fn=unchanged,
-            pin_memory=pin,
-            timeout=LOOK if processes else 0,
-        )
         try:
+            loader = DataLoader(
+                Tasks(views, self.reading, packed=processes > 0),
+                batch_sampler=draws,
+                num_workers=processes,
+                multiprocessing_context=start_fork_server() if processes else None,
+                worker_init_fn=begin,
+                prefetch_factor=AHEAD if processes else None,
+                collate_fn=unchanged,
+                pin_memory=pin,
+                timeout=LOOK if processes else 0,
+            )
             self.batches = iter(loader)
         except OSError as error:
             raise WorkerError(
