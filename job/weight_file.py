@@ -26,7 +26,7 @@ def read_content(path: str) -> dict:
     check_released(path)
     if start.startswith(TORCH) and not is_safetensors(start):
         with warnings.catch_warnings(action="ignore"):  # of torch's, about how somebody else saved it
-            return checkpoint.load(path)
+            return checkpoint.load(path, foreign=True)
     if not is_safetensors(start):
         advice = "it is a pointer of Git LFS: git lfs pull" if start.startswith(LFS) else "download or copy it again"
         raise RunError(f"{path} is no checkpoint, it begins with {start[:24]!r}: {advice}")

@@ -13,6 +13,7 @@ from job.errors import RunError
 from job.run.files import sync_folder
 from job.run.memory import at_most
 from job.run.seal import seal, verify
+from job.run.stand_ins import Inert, stand_ins
 
 FORMAT = 3
 LAST, BEST = "last.pth.tar", "best.pth.tar"
@@ -134,33 +135,52 @@ def duplicate(path: str, new: str) -> None:
             os.fsync(copy.fileno())
 
 
-def load(path: str) -> dict:
+def load(path: str, foreign: bool = False) -> dict:
     """Return a checkpoint file's content on the CPU. RunError: missing, no file, cut short, damaged, or holding code.
 
     Only tensors, numbers, text and containers are read (`weights_only`): loading cannot run code. Nor can a small file take
     a large memory, be it here (an array of zeros is a few bytes of a pickle) or where a tensor that repeats one value is copied.
+    foreign: read another program's file too, with an Inert or a plain dictionary in place of each harmless object.
     """
     check_is_file(path)
     try:
         most = 2 * os.path.getsize(path) + ROOM
         with at_most(most):
             verify(path)
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(stand_ins(path) if foreign else []):
+                content = torch.load(path, map_location="cpu", weights_only=True)
         check_size(content, most)
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
-            raise RunError(
-                f"{path} holds code or objects besides tensors, which are never loaded: expected a checkpoint"
-            ) from None
+        if name := object_in(str(error)):
+            raise RunError(has_objects(path, name, '["state_dict"]')) from None
         raise RunError(f"{path} is not a whole checkpoint ({type(error).__name__}): use another one") from None
     except RunError:
         raise
     except Exception as error:
         reason = str(error).split("\n")[0] or type(error).__name__
         raise RunError(f"{path} is not a whole checkpoint ({reason}): use another one") from None
+    if isinstance(content, Inert):
+        raise RunError(has_objects(path, type(content).__name__, ".state_dict()"))
     if not isinstance(content, dict):
         raise RunError(f"{path} holds a {type(content).__name__}: expected a checkpoint, a dictionary of tensors")
     return content
+
+
+def object_in(error: str) -> str:
+    """Return the object at which torch's reader stopped, by its message; or nothing: the file is damaged."""
+    if found := re.search(r"GLOBAL (\S+)", error):
+        return found[1][:100]
+    others = {"persistent_load": "a module with its source code", "Unsupported operand": "a pickle of protocol 3 or later"}
+    return next((name for part, name in others.items() if part in error), "")
+
+
+def has_objects(path: str, name: str, tensors: str) -> str:
+    """Return an error message: the file holds `name`. tensors: what leads to the tensors in the loaded file."""
+    return (
+        f"{path} holds code or objects besides tensors ({name}), which are never loaded: expected a dictionary of "
+        "tensors. If you trust the file, write one on a machine that can load it: "
+        f"torch.save(torch.load(FILE, weights_only=False){tensors}, NEW)"
+    )
 
 
 def check_is_file(path: str) -> None:
