@@ -5,44 +5,20 @@ import itertools
 import re
 from collections import Counter
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 
 from job.errors import RunError
+from job.layouts import Layout, find_layout, outline
 from job.run.travels import travels
 from job.weight_file import read_content
 from moco.encoder import ARCHS, WIDTH, WIDTHS, build_resnet
 
-
-class Layout(NamedTuple):
-    """How a kind of checkpoint names its encoder: by torchvision's names behind a prefix, but for the first parts in `places`."""
-
-    name: str
-    prefix: str
-    places: dict[str, str] = {}
-
-    def key(self, name: str) -> str:
-        """The name in the file of what torchvision calls `name`."""
-        first, dot, rest = name.partition(".")
-        return self.prefix + self.places.get(first, first) + dot + rest
-
-
-# A ResNet's children without its last one, as nn.Sequential counts them; those between have no tensors.
-SEQUENCE = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
-# Of several that a file has the first is taken: the exacter ones stand before the laxer ones.
-LAYOUTS = (
-    Layout("MoCo", "module.encoder_q."),
-    Layout("MoCo without DistributedDataParallel", "encoder_q."),
-    Layout("SimSiam", "module.encoder."),
-    Layout("solo-learn or lightly", "backbone."),
-    Layout("lightly, numbered", "backbone.", SEQUENCE),
-    Layout("an older solo-learn", "encoder."),
-    Layout("SwAV, or torchvision under DistributedDataParallel", "module."),
-    Layout("torchvision or timm", ""),
-)
 # The first parts of names, behind the prefix, that are no backbone's.
-HEADS = ("fc", "projection_head", "prototypes", "projector", "predictor", "classifier")
+HEADS = (
+    "fc", "projection_head", "prototypes", "projector", "predictor", "classifier", "linear", "last_linear", "head", "heads",
+)  # fmt: skip
+UNUSED = ("total_ops", "total_params")  # counters that the profiler thop leaves in each module
 
 
 @travels
@@ -66,20 +42,20 @@ class Backbone:
 def is_moco(content: dict) -> bool:
     """Whether a checkpoint's content is a MoCo model's, this program's or not."""
     state = content.get("state_dict")
-    return isinstance(state, dict) and any(str(key).startswith((LAYOUTS[0].prefix, LAYOUTS[1].prefix)) for key in state)
+    return isinstance(state, dict) and any(str(key).startswith(("module.encoder_q.", "encoder_q.")) for key in state)
 
 
 def read_backbone(path: str, arch: str = "", arch_flag: str = "--teacher-arch") -> Backbone:
-    """Read the encoder (of two, the one that is trained) without its head, from a checkpoint of any of LAYOUTS.
+    """Read a ResNet without its head from a checkpoint, whichever program wrote it.
 
-    arch: the network that it must be; by default what the file says, or what its shapes fit.
-    arch_flag: the option that names it, for messages.
+    Of several, it is the first by `Layout.rank`. arch: the network that it must be; by default what the file says, or
+    what its shapes fit. arch_flag: the option that names it, for messages.
     RunError: a file that is not whole, not what its name promises, or does not fit to the last tensor.
     """
     content = read_content(path)
-    state = find_state(path, content)
-    layout, body = find_body(path, state)
-    stem = "small" if body[layout.key("conv1.weight")].shape[-1:] == (3,) else "imagenet"
+    layout, others, state = find_layout(path, content)
+    body = find_body(path, state, layout)
+    stem = "small" if (conv := body.get(layout.key("conv1.weight"))) is not None and conv.shape[-1:] == (3,) else "imagenet"
     width = find_width(body, layout)
     stated = arch or (content["arch"] if content.get("arch") in ARCHS else "")
     arch = stated or nearest_arch(body, layout, stem, width)
@@ -90,40 +66,28 @@ def read_backbone(path: str, arch: str = "", arch_flag: str = "--teacher-arch") 
     if broken := [key for key, value in body.items() if value.is_floating_point() and not torch.isfinite(value.float()).all()]:
         raise RunError(f"{path}: {broken[0]} has values that are not finite ({len(broken)} such tensors): use another file")
     taken = {name: body[key] for name in expected_shapes(arch, stem, width) if (key := layout.key(name)) in body}
-    where = f" under {layout.prefix}*" if layout.prefix else ""
     head = describe_head(state, layout.prefix)
     of_width = "" if width == WIDTH else f" of width {width}"
+    nested = f" in {layout.where}" if layout.where else ""
+    under = f" under {layout.prefix}*" if layout.prefix else ""
+    left = f"; not taken: the networks under {', '.join(other.path() for other in others):.200}" if others else ""
     report = (
-        f"{arch}{of_width} from {path} (layout: {layout.name}): {len(taken)} tensors{where} taken, none missing; "
-        f"dropped: {list_dropped(state, body, layout.prefix)} (head: {head})"
+        f"{arch}{of_width} from {path} (layout: {'numbered layers' if layout.first else 'named layers'}{nested}): "
+        f"{len(taken)} tensors{under} taken, none missing; dropped: {list_dropped(state, body, layout.prefix)} "
+        f"(head: {head}){left}"
     )
     return Backbone(arch, stem, width, taken, report, head, describe_run(content))
 
 
-def find_state(path: str, content: dict) -> dict:
-    """Return the named tensors of a checkpoint. RunError: there are none."""
-    state = next((content[name] for name in ("state_dict", "model") if isinstance(content.get(name), dict)), content)
-    if not any(torch.is_tensor(value) for value in state.values()):
-        raise RunError(f"{path} holds no network: expected a checkpoint or a state dict of a ResNet")
+def find_body(path: str, state: dict, layout: Layout) -> dict[str, torch.Tensor]:
+    """Return all after the prefix except heads, by the file's names. RunError: a name is no text, or a value no tensor."""
     if odd := [key for key in state if not isinstance(key, str)]:
         raise RunError(f"{path}: {odd[0]!r} is no tensor's name: use another file")
-    return state
-
-
-def find_body(path: str, state: dict) -> tuple[Layout, dict[str, torch.Tensor]]:
-    """Return the first layout whose first convolution is there, and by the file's names all that is there but the head.
-
-    RunError: no layout's is, or something is no tensor.
-    """
-    layout = next((layout for layout in LAYOUTS if layout.key("conv1.weight") in state), None)
-    if layout is None:
-        known = ", ".join(layout.key("conv1.weight") for layout in LAYOUTS)
-        raise RunError(f"{path} holds no ResNet: expected one of {known}; its first name is {next(iter(state))}")
-    inside = {key: value for key, value in state.items() if key.startswith(layout.prefix)}
-    body = {key: value for key, value in inside.items() if key.removeprefix(layout.prefix).split(".")[0] not in HEADS}
-    if odd := next((key for key, value in body.items() if not torch.is_tensor(value)), None):
-        raise RunError(f"{path}: {odd} is no tensor: use another file")
-    return layout, body
+    inside = [key for key in state if key.startswith(layout.prefix) and key.rpartition(".")[2] not in UNUSED]
+    body = {key: state[key] for key in inside if key.removeprefix(layout.prefix).split(".")[0] not in HEADS}
+    if others := [key for key, value in body.items() if not torch.is_tensor(value)]:
+        raise RunError(f"{path}: {others[0]} is no tensor but {outline(body[others[0]])}: use another file")
+    return body
 
 
 def find_width(body: dict, layout: Layout) -> int:
@@ -201,5 +165,11 @@ def describe_head(state: dict, prefix: str) -> str:
 def describe_run(content: dict) -> dict:
     """The epochs that a checkpoint counts, and its options if it is this program's."""
     epoch, config = content.get("epoch"), content.get("config")
-    ours = "format" in content and isinstance(config, dict)
+    ours = "format" in content and isinstance(config, dict) and is_plain(config)
     return {"epoch": epoch if type(epoch) is int else None, "config": config if ours else {}}
+
+
+def is_plain(config: dict) -> bool:
+    """Whether all values are options of this program, which can travel to other workers."""
+    values = itertools.chain.from_iterable(value if type(value) is list else [value] for value in config.values())
+    return all(isinstance(value, (str, int, float, type(None))) for value in [*config, *values])

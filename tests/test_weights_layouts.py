@@ -1,6 +1,5 @@
 """Each layout of checkpoints that are found in public, with the names and shapes that its releases have."""
 
-from argparse import Namespace
 from typing import NamedTuple
 
 import pytest
@@ -10,7 +9,7 @@ from test_weights import assert_same, body, filled, refused, shapes
 from torch import nn
 from torchvision import models
 
-from job.weights import LAYOUTS, read_backbone
+from job.weights import read_backbone
 from moco.encoder import build_resnet
 
 
@@ -99,7 +98,7 @@ def bare(tensors):
 class Format(NamedTuple):
     """A kind of file, and what must be seen in it."""
 
-    layout: str
+    where: str  # the dictionary of the tensors in the file
     net: tuple  # a function that builds it, and its arguments
     content: object  # the file's from its tensors; a metadata dict for safetensors
     arch: str
@@ -112,66 +111,66 @@ class Format(NamedTuple):
 
 FORMATS = {
     "moco v1": Format(
-        "MoCo", (moco, "resnet50", False), released, "resnet50", "imagenet", "module.encoder_q.", "linear 2048-128",
+        "state_dict", (moco, "resnet50", False), released, "resnet50", "imagenet", "module.encoder_q.", "linear 2048-128",
         "320 of encoder_k, 2 of fc, 2 others",
     ),
     "moco v2": Format(
-        "MoCo", (moco, "resnet50", True), released, "resnet50", "imagenet", "module.encoder_q.", "mlp 2048-2048-128",
+        "state_dict", (moco, "resnet50", True), released, "resnet50", "imagenet", "module.encoder_q.", "mlp 2048-2048-128",
         "322 of encoder_k, 4 of fc, 2 others",
     ),
     "moco unwrapped": Format(
-        "MoCo without DistributedDataParallel", (moco, "resnet18", True, False), under("state_dict"), "resnet18", "imagenet",
+        "state_dict", (moco, "resnet18", True, False), under("state_dict"), "resnet18", "imagenet",
         "encoder_q.", "mlp 512-512-128", "124 of encoder_k, 4 of fc, 2 others",
     ),
     "moco safetensors": Format(
-        "MoCo", (moco, "resnet18", True), {"arch": "resnet18"}, "resnet18", "imagenet", "module.encoder_q.", "mlp 512-512-128",
-        "124 of encoder_k, 4 of fc, 2 others",
+        "state_dict", (moco, "resnet18", True), {"arch": "resnet18"}, "resnet18", "imagenet", "module.encoder_q.",
+        "mlp 512-512-128", "124 of encoder_k, 4 of fc, 2 others",
     ),
     "simsiam": Format(
-        "SimSiam", (simsiam,), released, "resnet50", "imagenet", "module.encoder.", "mlp 2048-2048-2048-2048",
+        "state_dict", (simsiam,), released, "resnet50", "imagenet", "module.encoder.", "mlp 2048-2048-2048-2048",
         "17 of fc, 8 of predictor",
     ),
     "swav": Format(
-        "SwAV, or torchvision under DistributedDataParallel", (swav,), bare, "resnet50", "imagenet", "module.",
+        "", (swav,), bare, "resnet50", "imagenet", "module.",
         "mlp 2048-2048-128", "9 of projection_head, 1 of prototypes",
     ),
     "solo-learn": Format(
-        "solo-learn or lightly", (solo_learn, "imagenet"), lightning, "resnet18", "imagenet", "backbone.", "mlp 512-2048-256",
+        "state_dict", (solo_learn, "imagenet"), lightning, "resnet18", "imagenet", "backbone.", "mlp 512-2048-256",
         "120 of momentum_backbone, 9 of projector, 9 of momentum_projector, 2 of classifier, 1 other",
     ),
     "solo-learn cifar": Format(
-        "solo-learn or lightly", (solo_learn, "small"), lightning, "resnet18", "small", "backbone.", "mlp 512-2048-256",
+        "state_dict", (solo_learn, "small"), lightning, "resnet18", "small", "backbone.", "mlp 512-2048-256",
         "120 of momentum_backbone, 9 of projector, 9 of momentum_projector, 2 of classifier, 1 other",
     ),
     "solo-learn older": Format(
-        "an older solo-learn", (solo_learn, "small", "encoder"), lightning, "resnet18", "small", "encoder.", "mlp 512-2048-256",
+        "state_dict", (solo_learn, "small", "encoder"), lightning, "resnet18", "small", "encoder.", "mlp 512-2048-256",
         "120 of momentum_encoder, 9 of projector, 9 of momentum_projector, 2 of classifier, 1 other",
     ),
     "lightly": Format(
-        "solo-learn or lightly", (lightly, False), lightning, "resnet18", "imagenet", "backbone.", "mlp 512-512-128",
+        "state_dict", (lightly, False), lightning, "resnet18", "imagenet", "backbone.", "mlp 512-512-128",
         "120 of backbone_momentum, 4 of projection_head, 4 of projection_head_momentum",
     ),
     "lightly numbered": Format(
-        "lightly, numbered", (lightly, True), lightning, "resnet18", "imagenet", "backbone.", "mlp 512-512-128",
+        "state_dict", (lightly, True), lightning, "resnet18", "imagenet", "backbone.", "mlp 512-512-128",
         "120 of backbone_momentum, 4 of projection_head, 4 of projection_head_momentum", "6",
     ),
     "torchvision": Format(
-        "torchvision or timm", (torchvision, "resnet34"), bare, "resnet34", "imagenet", "", "linear 512-1000", "2 of fc",
+        "", (torchvision, "resnet34"), bare, "resnet34", "imagenet", "", "linear 512-1000", "2 of fc",
     ),
     "torchvision model": Format(
-        "torchvision or timm", (torchvision, "resnet18"), under("model"), "resnet18", "imagenet", "", "linear 512-1000",
+        "model", (torchvision, "resnet18"), under("model"), "resnet18", "imagenet", "", "linear 512-1000",
         "2 of fc",
     ),
     "torchvision wrapped": Format(
-        "SwAV, or torchvision under DistributedDataParallel", (torchvision, "resnet50", True), under("state_dict"), "resnet50",
+        "state_dict", (torchvision, "resnet50", True), under("state_dict"), "resnet50",
         "imagenet", "module.", "linear 2048-1000", "2 of fc",
     ),
     "timm safetensors": Format(
-        "torchvision or timm", (torchvision, "resnet18"), {"format": "pt"}, "resnet18", "imagenet", "", "linear 512-1000",
+        "state_dict", (torchvision, "resnet18"), {"format": "pt"}, "resnet18", "imagenet", "", "linear 512-1000",
         "2 of fc",
     ),
     "headless": Format(
-        "torchvision or timm", (headless, "resnet50"), bare, "resnet50", "imagenet", "", "none", "nothing",
+        "", (headless, "resnet50"), bare, "resnet50", "imagenet", "", "none", "nothing",
     ),
 }  # fmt: skip
 each_format = pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
@@ -201,9 +200,10 @@ def test_the_backbone_of_each_format_is_found_by_content_and_read_whole(tmp_path
     assert (found.arch, found.stem, found.head) == (form.arch, form.stem, form.head)
     assert_same(found.state, dict(zip(names, own, strict=False)))
     assert "\n" not in found.report
-    for part in (path, f"(layout: {form.layout})", f"{len(names)} tensors", form.prefix):
+    layout = f"{'named' if form.layer3 == 'layer3' else 'numbered'} layers{' in ' * bool(form.where)}{form.where}"
+    for part in (path, f"(layout: {layout})", f"{len(names)} tensors", form.prefix):
         assert part in found.report
-    assert found.report.endswith(f"taken, none missing; dropped: {form.dropped} (head: {form.head})")
+    assert f"taken, none missing; dropped: {form.dropped} (head: {form.head})" in found.report
     build_resnet(found.arch, stem=found.stem).load_state_dict(found.state, strict=False)
 
 
@@ -243,7 +243,28 @@ def test_what_stands_among_the_backbone_but_is_neither_it_nor_a_head_is_refused(
     assert f"module.{name} has no place" in message
 
 
-def test_of_several_layouts_the_exactest_is_taken(tmp_path):
+@pytest.mark.parametrize(
+    ("taken", "left"),
+    [
+        ("module.base_encoder.", "module.momentum_encoder."),
+        ("online_network.encoder.", "target_network.encoder."),
+        ("backbone.", "backbone_momentum."),
+        ("teacher_backbone.", "student_backbone."),
+        ("net.", "net_ema."),
+    ],
+)
+def test_of_two_networks_the_one_that_is_no_copy_is_taken_and_the_other_named(tmp_path, taken, left):
+    net = shapes(torchvision, "resnet18")
+    copies = {left: filled(net, 0), taken: filled(net, 1)}
+    state = {prefix + key: value for prefix, tensors in copies.items() for key, value in tensors.items()}
+    torch.save({"state_dict": state}, tmp_path / "weights")
+    found = read_backbone(str(tmp_path / "weights"))
+    assert_same(found.state, body(copies[taken]))
+    assert f" under {taken}* " in found.report
+    assert found.report.endswith(f"; not taken: the networks under state_dict.{left.removesuffix('.')}")
+
+
+def test_of_several_prefixes_the_most_usual_is_taken(tmp_path):
     prefixes = ["module.encoder_q.", "encoder_q.", "module.encoder.", "backbone.", "encoder.", "module.", ""]
     net = shapes(torchvision, "resnet18")
     copies = {prefix: filled(net, seed) for seed, prefix in enumerate(reversed(prefixes))}
@@ -255,12 +276,28 @@ def test_of_several_layouts_the_exactest_is_taken(tmp_path):
         assert not prefix or f" under {prefix}* " in found.report
 
 
-@pytest.mark.parametrize("key", ["momentum_backbone.conv1.weight", "module.momentum_encoder.conv1.weight", "features.0.weight"])
-def test_a_momentum_copy_alone_is_no_backbone(tmp_path, key):
-    torch.save({"state_dict": {key: torch.ones(64, 3, 7, 7)}}, tmp_path / "weights")
-    message = refused(str(tmp_path / "weights"))
-    assert f"its first name is {key}" in message
-    assert all(layout.key("conv1.weight") in message for layout in LAYOUTS)
+def test_of_two_equal_networks_the_first_is_taken(tmp_path):
+    net = shapes(torchvision, "resnet18")
+    copies = {"right.": filled(net, 0), "left.": filled(net, 1)}
+    torch.save({prefix + key: value for prefix, state in copies.items() for key, value in state.items()}, tmp_path / "weights")
+    assert_same(read_backbone(str(tmp_path / "weights")).state, body(copies["right."]))
+
+
+@pytest.mark.parametrize("keys", [("state_dict", "state_dict_ema"), ("model", "model_ema"), ("state_dict", "other")])
+def test_of_two_dictionaries_the_usual_one_is_taken(tmp_path, keys):
+    net = shapes(torchvision, "resnet18")
+    content = {key: filled(net, seed) for seed, key in enumerate(reversed(keys))}
+    torch.save(content, tmp_path / "weights")
+    assert_same(read_backbone(str(tmp_path / "weights")).state, body(content[keys[0]]))
+
+
+@pytest.mark.parametrize("prefix", ["momentum_backbone.", "module.encoder_k.", "student."])
+def test_a_copy_alone_is_taken(tmp_path, prefix):
+    tensors = filled(shapes(torchvision, "resnet18"))
+    torch.save({"state_dict": {prefix + key: value for key, value in tensors.items()}}, tmp_path / "weights")
+    found = read_backbone(str(tmp_path / "weights"))
+    assert_same(found.state, body(tensors))
+    assert f" under {prefix}* " in found.report
 
 
 @pytest.mark.parametrize(
@@ -295,13 +332,6 @@ def test_the_head_is_described_in_the_order_of_its_layers(tmp_path, layers, head
 def test_the_epoch_is_told_and_the_options_if_they_are_this_program_s(tmp_path, more, epoch, config):
     torch.save({"state_dict": filled(shapes(moco, "resnet18", True)), **more}, tmp_path / "weights")
     assert read_backbone(str(tmp_path / "weights")).meta == {"epoch": epoch, "config": config}
-
-
-def test_a_lightning_file_with_objects_is_one_line(tmp_path):
-    content = lightning(filled(shapes(lightly, False)))
-    content["hyper_parameters"]["args"] = Namespace(lr=0.3)
-    torch.save(content, tmp_path / "weights")
-    assert "never loaded" in refused(str(tmp_path / "weights"))
 
 
 def test_the_network_that_safetensors_name_must_be_the_one_that_they_hold(tmp_path):

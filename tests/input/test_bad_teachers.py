@@ -2,6 +2,8 @@
 
 import os
 import pickle
+from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
@@ -99,11 +101,7 @@ FILES = {
     "texts.pth": (saved(lambda: teacher(bn1__weight="ones")), "bn1.weight", "no tensor"),
     "a list.pth": (saved(lambda: [torch.ones(1)]), "holds a list"),
     "no tensors.pth": (saved(lambda: {"epoch": 3}), "holds no network"),
-    "the key encoder alone.pth": (
-        saved(lambda: {"state_dict": {k.replace("_q", "_k"): v for k, v in state().items()}}),
-        "holds no ResNet",
-        "encoder_k",
-    ),
+    "arguments beside tensors.pth": (saved(lambda: teacher() | {"args": Namespace(out=Path("runs"))}),),
     "a whole network.pth": (saved(models.resnet18), "holds code", "never loaded"),
     "code.pth": (saved(lambda: teacher() | {"run": Harm()}), "holds code", "never loaded"),
     "code of old torch.pth": (saved(lambda: {"a": Harm()}, _use_new_zipfile_serialization=False), "holds code", "never loaded"),
