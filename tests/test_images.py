@@ -2,11 +2,14 @@ import io
 import math
 import os
 import pickle
+import struct
+import tracemalloc
+import zlib
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageFile, features
+from PIL import Image, ImageCms, ImageFile, features
 
 from job.data import images as module
 from job.data.folders import scan
@@ -57,6 +60,88 @@ def test_a_cut_jpeg_is_refused_and_says_the_same_each_time(kept):
         said.add(str(caught.value))
     assert len(said) == 1
     assert "/" not in said.pop()  # no place in somebody's source
+
+
+def chunk(kind, content, checksum=None):
+    """A chunk of a PNG; with another checksum if one is given."""
+    checksum = zlib.crc32(kind + content) if checksum is None else checksum
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+
+def compressed(size):
+    """So many bytes, compressed a thousandfold."""
+    packer = zlib.compressobj(9)
+    parts = [packer.compress(b"a" * 2**20) for _ in range(size // 2**20)]
+    return b"".join([*parts, packer.flush()])
+
+
+ODD = {
+    "2 MB of text": lambda: chunk(b"tEXt", b"Comment\0" + b"x" * 2_000_000),
+    "40 MB of text": lambda: chunk(b"tEXt", b"Comment\0" + b"x" * 40_000_000),
+    "2 MB of compressed text": lambda: chunk(b"zTXt", b"Comment\0\0" + compressed(2**21)),
+    "2 MB of Unicode": lambda: chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + compressed(2**21)),
+    "much text": lambda: chunk(b"zTXt", b"Comment\0\0" + compressed(2**20)) * 70,
+    "100 MB of compressed text": lambda: chunk(b"zTXt", b"Comment\0\0" + compressed(100 * 2**20)),
+    "text of an unknown method": lambda: chunk(b"zTXt", b"Comment\0\5x"),
+    "text with a bad checksum": lambda: chunk(b"tEXt", b"Comment\0x", checksum=1),
+    "text that is a word of PIL's": lambda: chunk(b"tEXt", b"transparency\0no"),
+    "2 MB of profile": lambda: chunk(b"iCCP", b"icc\0\0" + compressed(2**21)),
+    "a broken profile": lambda: chunk(b"iCCP", b"icc\0\0not compressed"),
+    "a profile of an unknown method": lambda: chunk(b"iCCP", b"icc\0\7"),
+    "no profile": lambda: chunk(b"iCCP", b""),
+    "broken EXIF": lambda: chunk(b"eXIf", b"MM\0*\0\0\0\xff"),
+    "short numbers": lambda: b"".join(chunk(kind, b"") for kind in (b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"acTL")),
+}
+
+
+@pytest.mark.parametrize("place", ["before", "behind"])
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_metadata_costs_no_png(kind, place):
+    """Before the pixels and behind them; nothing of it is decompressed."""
+    image = Image.fromarray(photo(1))
+    whole = encoded(image)
+    at = 33 if place == "before" else whole.rindex(b"IEND") - 4
+    content = whole[:at] + ODD[kind]() + whole[at:]
+    tracemalloc.start()
+    found = read_image(content)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert np.array_equal(found, np.asarray(image))
+    assert peak < 2**20
+
+
+@pytest.mark.parametrize("kept", [4, 9, 1000])
+def test_text_that_is_cut_behind_the_pixels_costs_no_png(kept):
+    whole = encoded(Image.fromarray(photo(1)))
+    end = whole.rindex(b"IEND") - 4
+    assert np.array_equal(read_image(whole[:end] + chunk(b"tEXt", bytes(2000))[:kept]), photo(1))
+
+
+@pytest.mark.parametrize("options", [{}, {"default_image": True}, {"blend": 1, "disposal": 2}])
+def test_of_an_animated_png_the_first_picture_is_read(options):
+    first, *others = (Image.fromarray(photo(seed)).convert("RGBA") for seed in range(3))
+    content = encoded(first, save_all=True, append_images=others, **options)
+    with Image.open(io.BytesIO(content)) as image:
+        assert image.n_frames == 3
+        assert np.array_equal(read_image(content), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "WEBP"])
+@pytest.mark.parametrize("part", ["exif", "icc_profile", "xmp"])
+def test_odd_metadata_costs_no_image_of_another_format(form, part):
+    """Bytes of it are changed at random. PIL reads it later, if at all."""
+    exif = Image.Exif()
+    exif[0x010E] = "a description " * 10
+    metadata = {"exif": exif.tobytes(), "icc_profile": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()}
+    metadata["xmp"] = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'>" + b"x" * 300 + b"</x:xmpmeta>"
+    content = encoded(Image.fromarray(photo(1)), form, **{part: metadata[part]})
+    expected, odd = read_image(content), metadata[part].removeprefix(b"Exif\0\0")
+    start, random = content.index(odd), np.random.default_rng(0)
+    for _ in range(30):
+        damaged = bytearray(content)
+        for place in random.integers(0, len(odd), 5):
+            damaged[start + place] = random.integers(0, 256)
+        assert np.array_equal(read_image(bytes(damaged)), expected)
 
 
 def saved(tmp_path, image, form="png", **options):

@@ -31,6 +31,8 @@ FAILING = {
 PAUSES = (1, 2, 4, 8)  # s, before a read that has failed is tried again
 Image.init()
 FORMATS = [kind for kind in Image.ID if kind not in NOT_DRAWN]
+PNG = b"\x89PNG\r\n\x1a\n"  # its first bytes
+TRANSPARENCY = b"tRNS"  # the one optional chunk of a PNG that changes the pixels of its first picture
 # PIL warns of what it finds odd, each loader process anew; what cannot be decoded is an error, of which the run tells once.
 warnings.filterwarnings("ignore", module="PIL")
 
@@ -144,7 +146,7 @@ def read_image(content: bytes) -> np.ndarray:
     refuses images of more than 179 megapixels. What is raised is one of UNREADABLE.
     """
     try:
-        image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(without_metadata(content)), formats=FORMATS)
     except UnidentifiedImageError:  # PIL names the buffer's address: an undecodable file must read the same each time
         raise ValueError("no image of a known format") from None
     with image:
@@ -161,6 +163,23 @@ def read_image(content: bytes) -> np.ndarray:
             strip = image.crop((0, top, image.width, min(top + rows, image.height)))
             small[top // factor : (top + rows) // factor] = np.asarray(on_white(strip, deep).reduce(factor))
     return small
+
+
+def without_metadata(content: bytes) -> bytes:
+    """Return a PNG without the chunks that do not change its pixels; other formats unchanged.
+
+    PIL reads all chunks, and refuses an image with 1 MB of text or an invalid profile.
+    """
+    if not content.startswith(PNG):
+        return content
+    parts, start = [PNG], len(PNG)
+    while start < len(content):
+        length, kind = int.from_bytes(content[start : start + 4]), content[start + 4 : start + 8]
+        end = start + 12 + length  # length, kind, content, checksum
+        if kind == TRANSPARENCY or not kind[:1].islower():
+            parts.append(content[start:end])
+        start = end
+    return b"".join(parts)
 
 
 def shrinking(image: Image.Image) -> int:
