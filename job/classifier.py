@@ -138,7 +138,7 @@ def restore(saved: dict, classifier: Classifier) -> tuple[int, int]:
         raise RunError(f"{where} stands on other features ({differs} differs): resume with the --pretrained that it began with")
     if saved["step"]:
         check_same_epoch(saved, classifier, where)
-    tell_changes(saved["config"], dataclasses.asdict(config), where, classifier.run)
+    tell_changes(saved["config"], config, where, classifier.run)
     if saved["workers"] != classifier.run.size:
         classifier.run.log.line(f"{where} was saved by {saved['workers']} workers; now {classifier.run.size}")
     classifier.net.load_state_dict(state)

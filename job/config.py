@@ -32,6 +32,7 @@ LOSS_SHARE = (
 )
 STUDENT_WIDTH = "the student's channels in its first stage; the later ones have 2, 4 and 8 times as many (64: as published)"
 OWN_WIDTH = "channels in its first stage (default: as --pretrained says, or 64)"
+KNN_K = "nearest training images that vote in k-NN (0: 200, or the mean size of a class if that is less)"
 LOADERS = "data loading processes of each worker (-1: as many as it has cores; 0: none)"
 
 
@@ -94,6 +95,7 @@ class Config:
     tensorboard: bool = option(False, "write event files for TensorBoard, to tensorboard/ in the run's folder")
     max_bad_images: int = option(100, "undecodable images after which the run fails", at_least=0)
     knn_every: int = option(0, "epochs between k-NN accuracies on val/ (0: none)", at_least=0)
+    knn_k: int = option(0, KNN_K, at_least=0)
 
     def __post_init__(self) -> None:
         given, self.mgd_stages = self.mgd_stages, sorted(set(self.mgd_stages))
@@ -149,6 +151,7 @@ class LinearConfig:
     workers: int = option(-1, LOADERS, "-j", at_least=-1, at_most=512)
 
     knn: bool = option(False, "the k-NN accuracy of the features, in place of a classifier")
+    knn_k: int = option(0, KNN_K, at_least=0)
     evaluate: bool = option(False, "the accuracy of --resume's classifier, without training it", "-e")
     resume: str = option("", "auto: go on from the newest checkpoint in --out, if any; or a checkpoint's path")
     save_every: str = option("1", "epochs between checkpoints; or steps, as in 500steps", parse=parse_save_every)

@@ -6,8 +6,10 @@ result is the same for any number of workers: all is computed in blocks that do 
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import horovod.torch as hvd
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -17,6 +19,7 @@ from job.config import Config, LinearConfig
 from job.data.folders import every_nth_batch
 from job.data.images import Images
 from job.data.views import CentreViews
+from job.errors import RunError
 from job.run.run import Run
 from moco.augment import normalize
 from moco.encoder import with_features
@@ -26,20 +29,55 @@ BATCH = 64  # images at a time
 Block = tuple[torch.Tensor, torch.Tensor]  # features (n, C) and labels (n,)
 
 
-def knn_accuracy(net: ResNet, bank: Images, queries: Images, config: Config | LinearConfig, run: Run) -> float:
-    """Return the top-1 accuracy in percent of a ResNet's features under its head, on centre crops. A collective.
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 accuracy in percent on `counted` images, by the votes of their k nearest; and a line about it."""
 
-    Each image of `queries` takes the label with the largest sum of exp(cosine / TEMPERATURE) among its K
-    nearest of `bank`; where the bank's classes have fewer images than K, among as many as they have.
-    config: image_size, precision, workers, print_freq and max_bad_images are used.
+    top1: float
+    k: int
+    counted: int
+    text: str
+
+
+def choose_k(bank: Images, k: int) -> int:
+    """Return `k`, or if it is 0, the smaller of K and the mean size of a class of `bank`.
+
+    It is at most the number of images with a label. The mean is over the classes with images. Unlike the
+    smallest class it does not depend on the spread of a long tail: a class of one image does not make k 1.
+    """
+    labels = bank.labels[bank.labels >= 0]
+    return max(1, min(k or min(K, len(labels) // len(np.unique(labels))), len(labels)))
+
+
+def knn_accuracy(net: ResNet, bank: Images, queries: Images, config: Config | LinearConfig, run: Run) -> Accuracy:
+    """Return the accuracy of a ResNet's features under its head, on centre crops. A collective.
+
+    Each image of `queries` takes the label with the largest sum of exp(cosine / TEMPERATURE) among its
+    k nearest of `bank`. Undecodable images, and images without a label, neither count nor vote.
+    config: knn_k, image_size, precision, workers, print_freq and max_bad_images are used.
+    RunError, on all workers: no image of one of them counts.
     """
     encoder = with_features(net.eval(), [], output="flatten")
     features, truth = gather(list(extract(encoder, queries, config, run)), queries, run)
-    k = min(K, max(1, len(bank) // len(bank.classes)))
-    predicted = vote(exchange(nearest(features, extract(encoder, bank, config, run), k), run), k, len(bank.classes))
+    k = choose_k(bank, config.knn_k)
+    voting: list[torch.Tensor] = []
+    blocks = counted(extract(encoder, bank, config, run), voting)
+    predicted = vote(exchange(nearest(features, blocks, k), run), k, len(bank.classes))
     mine = truth.split(shares(len(truth), run.size))[run.rank]
-    sums = run.total(right=(predicted == mine).sum(), counted=(mine >= 0).sum())
-    return 100 * sums["right"] / sums["counted"]
+    sums = run.total(right=(predicted == mine).sum(), counted=(mine >= 0).sum(), voting=sum(voting))
+    for name, images in (("counted", queries), ("voting", bank)):
+        if not sums[name]:
+            raise RunError(f"{images.root}: no image with a label can be decoded, and k-NN needs one", code=1)
+    top1, k = 100 * sums["right"] / sums["counted"], min(k, int(sums["voting"]))
+    text = f"k-NN accuracy on {queries.some(sums['counted'])}: top-1 {top1:.2f} %, k = {k} among {bank.some(sums['voting'])}"
+    return Accuracy(top1, k, int(sums["counted"]), text)
+
+
+def counted(blocks: Iterable[Block], counts: list) -> Iterator[Block]:
+    """Yield blocks, and append to `counts` the number of images with a label in each."""
+    for features, labels in blocks:
+        counts.append((labels >= 0).sum())
+        yield features, labels
 
 
 @torch.no_grad()

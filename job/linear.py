@@ -49,8 +49,7 @@ def linear(config: LinearConfig, run: Run) -> None:
         config.pretrained = f"{run.folder}/{LAST}" if config.resume == "auto" else config.resume
     parts = classifier.build(config, run)
     if config.knn:
-        top1 = knn_accuracy(parts.net, parts.train, parts.val, config, run)
-        run.log.line(f"k-NN accuracy on {len(parts.val)} images of {parts.val.root}: top-1 {top1:.2f} %")
+        run.log.line(knn_accuracy(parts.net, parts.train, parts.val, config, run).text)
         return
     saved = classifier.find(config, run)
     start = classifier.restore(saved, parts) if saved else (0, 0)
@@ -168,6 +167,8 @@ def validate(parts: Classifier) -> dict[str, float]:
     run.note_bad_images(bad, config.max_bad_images, len(parts.val), parts.val.root)
     total = run.total(**mine)
     counted = total["counted"]
+    if not counted:
+        raise RunError(f"{parts.val.root}: no image with a label can be decoded, and validation needs one", code=1)
     if not math.isfinite(total["loss"]):
         raise RunError("the validation loss is not finite; the checkpoints are untouched. A lower --lr may help", code=1)
     return {
@@ -181,7 +182,7 @@ def validate(parts: Classifier) -> dict[str, float]:
 def tell(accuracy: dict[str, float], parts: Classifier, when: str) -> None:
     """Say an accuracy."""
     parts.run.log.line(
-        f"{when}validation on {accuracy['val_images']} images of {parts.val.root}: top-1 {accuracy['val_top1']:.2f} %, "
+        f"{when}validation on {parts.val.some(accuracy['val_images'])}: top-1 {accuracy['val_top1']:.2f} %, "
         f"top-5 {accuracy['val_top5']:.2f} %, loss {accuracy['val_loss']:.4f}"
     )
 

@@ -81,7 +81,7 @@ def continues(saved: dict, config: Config, run: Run) -> dict:
             f"--loss-share {config.loss_share:g}: {where} has a --loss-factor of {old['loss_factor']}, and a share is measured "
             f"at a run's start: give --loss-factor {old['loss_factor']}, or start a new run"
         )
-    tell_changes(old, new, where, run)
+    tell_changes(old, config, where, run)
     if saved["workers"] != run.size:
         own = "; batch norm starts from the average of their statistics" if saved["step"] else ""
         run.log.line(f"{where} was saved by {saved['workers']} workers; now {run.size}{own}")
@@ -96,12 +96,13 @@ def check_format(saved: dict) -> None:
         )
 
 
-def tell_changes(old: dict, new: dict, where: str, run: Run) -> None:
-    """Say which options of a program differ from those of a checkpoint, and matter."""
+def tell_changes(old: dict, config: Config | LinearConfig, where: str, run: Run) -> None:
+    """Log the options that differ from a checkpoint's, and matter; of newer options it had the defaults."""
+    old, new = dataclasses.asdict(type(config)()) | old, dataclasses.asdict(config)
     without_effect = WITHOUT_EFFECT if new.get("teacher") else WITHOUT_EFFECT | OF_TEACHER
     for name in sorted(new.keys() - without_effect):
-        if old.get(name) != new[name]:
-            run.log.line(f"--{name.replace('_', '-')} was {old.get(name)} in {where}; now {new[name]}")
+        if old[name] != new[name]:
+            run.log.line(f"--{name.replace('_', '-')} was {old[name]} in {where}; now {new[name]}")
 
 
 def check_finite(parameters: Iterable[torch.Tensor], epoch: int, step: int) -> None:

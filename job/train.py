@@ -152,8 +152,9 @@ def neighbours(training: Training, val: Images, epoch: int) -> None:
     run, begun = training.run, time.perf_counter()
     accuracy = knn_accuracy(training.student(), training.images, val, training.config, run)
     seconds = time.perf_counter() - begun
-    run.log.line(f"after {epoch} epochs: k-NN accuracy on {len(val)} images of {val.root}: top-1 {accuracy:.2f} %")
-    run.log.record(steps=epoch * training.steps, epoch=epoch, step=0, knn=accuracy, knn_seconds=seconds)
+    run.log.line(f"after {epoch} epochs: {accuracy.text}")
+    numbers = {"knn": accuracy.top1, "knn_k": accuracy.k, "knn_images": accuracy.counted, "knn_seconds": seconds}
+    run.log.record(steps=epoch * training.steps, epoch=epoch, step=0, **numbers)
 
 
 @torch.no_grad()

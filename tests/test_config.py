@@ -102,6 +102,7 @@ FLAGS = [
     ("--keep 1", "keep", 1),
     ("--check-every 1", "check_every", 1),
     ("--knn-every 2", "knn_every", 2),
+    ("--knn-k 20", "knn_k", 20),
     ("--crop-min 0.08", "crop_min", 0.08),
     ("--precision bf16", "precision", "bf16"),
     ("--compile", "compile", True),

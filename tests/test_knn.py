@@ -1,11 +1,13 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from job import knn
-from job.knn import from_keys, nearest, shares, to_keys, vote
+from job.data.images import Images, Names
+from job.knn import choose_k, from_keys, nearest, shares, to_keys, vote
 
 
 def slow_predictions(bank, bank_labels, features, k, temperature):
@@ -80,3 +82,31 @@ def test_keys_order_as_cosines_do_and_give_them_back():
 @pytest.mark.parametrize(("m", "size", "expected"), [(7, 3, [3, 2, 2]), (2, 4, [1, 1, 0, 0]), (8, 2, [4, 4]), (5, 1, [5])])
 def test_each_image_is_counted_by_one_worker(m, size, expected):
     assert shares(m, size) == expected
+
+
+def bank_of(*sizes, unlabelled=0):
+    """Images of classes of these sizes, and some without a label."""
+    labels = np.repeat([*range(len(sizes)), -1], [*sizes, unlabelled])
+    return Images("DIR", [str(size) for size in sizes], Names.of(["x"] * len(labels)), labels, 0)
+
+
+@pytest.mark.parametrize(
+    ("bank", "k"),
+    [
+        (bank_of(50, 50), 50),
+        (bank_of(10, 10, 9), 9),
+        (bank_of(300, 300), 200),
+        (bank_of(1280, 500, 120, 5, 1), 200),
+        (bank_of(300, 60, 20, 5, 1), 77),  # a long tail: the smallest class would give 1, the largest 200
+        (bank_of(30, 0, 0, 30), 30),  # classes without images do not count
+        (bank_of(20, 20, unlabelled=1000), 20),
+        (bank_of(1, 1), 1),
+    ],
+)
+def test_k_is_200_or_the_mean_size_of_a_class(bank, k):
+    assert choose_k(bank, 0) == k
+
+
+@pytest.mark.parametrize(("given", "k"), [(1, 1), (7, 7), (60, 60), (61, 60), (10**9, 60)])
+def test_a_given_k_is_taken_up_to_all_images(given, k):
+    assert choose_k(bank_of(50, 10, unlabelled=5), given) == k

@@ -195,7 +195,7 @@ def test_accuracies_are_the_same_at_any_number_of_workers(start_job, trained, la
         told.add((*validated(outputs[0]), *re.findall(r"k-NN accuracy .*", outputs[1])))
     [(validation, neighbours)] = told
     assert validation == validated(trained[1])[-1]
-    assert f"on {VAL} images" in neighbours
+    assert f"on {VAL - 1} of {VAL} images of" in neighbours and f"k = {TRAIN // CLASSES} among {TRAIN} images of" in neighbours
 
 
 def test_a_run_killed_and_then_signalled_resumes_to_the_same_bytes(start_job, trained, labelled, pretrained, tmp_path):

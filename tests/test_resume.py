@@ -166,17 +166,17 @@ def test_what_does_not_touch_the_numbers_changes_without_a_word(run, name, value
 
 
 def test_a_classifier_s_changes_are_said(run):
-    old, new = (dataclasses.asdict(LinearConfig(lr=lr)) for lr in (30.0, 1.0))
-    tell_changes(old, new, "the checkpoint", run)
+    tell_changes(dataclasses.asdict(LinearConfig(lr=30.0)), LinearConfig(lr=1.0), "the checkpoint", run)
     assert run.log.lines == ["--lr was 30.0 in the checkpoint; now 1.0"]
 
 
-def test_an_option_that_the_checkpoint_does_not_know_is_said(run):
+def test_an_option_that_the_checkpoint_does_not_know_had_its_default(run):
     saved = content()
-    del saved["config"]["max_bad_images"]
+    del saved["config"]["knn_k"]
     assert continues(saved, options(), run)
-    [line] = run.log.lines
-    assert "--max-bad-images was None" in line
+    assert run.log.lines == []
+    assert continues(saved, options(knn_k=5), run)
+    assert run.log.lines == ["--knn-k was 0 in the checkpoint of epoch 3, step 0; now 5"]
 
 
 @pytest.mark.parametrize(("name", "value"), [("width", 32), ("zero_init_residual", True)])

@@ -65,6 +65,14 @@ def test_the_nearest_options_win(tmp_path):
     assert units["mnist/untrained-7"].train == units["mnist/alone-7"].train | {"lr": 0.0, "epochs": 1, "warmup_epochs": 0}
 
 
+def test_a_record_from_before_the_option_of_k_stays_valid(tmp_path):
+    """What a record is compared with names the option where it is given only."""
+    unit = plan(tmp_path).units[0]
+    assert all("knn_k" not in options for options in unit.resolved().values())
+    unit.train["knn_k"] = 20
+    assert unit.resolved()["job.train"]["knn_k"] == 20
+
+
 def test_the_control_has_no_refreshes_whatever_the_form_says(tmp_path):
     units = {unit.arm: unit for unit in plan(tmp_path, student={"arch": "resnet18", "refresh_epochs": "every:2"}).units}
     assert units["mgd"].train["refresh_epochs"] == units["original"].train["refresh_epochs"] == "every:2"

@@ -77,6 +77,10 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def some(self, count: float) -> str:
+        """Return a number of these images as text: 9 images of DIR, or 8 of 9 images of DIR."""
+        return f"{count:.0f} {f'of {len(self)} ' if count < len(self) else ''}images of {self.root}"
+
     def path(self, index: int) -> str:
         """Where an image lies, for people."""
         raise NotImplementedError

@@ -54,6 +54,8 @@ class Unit:
             except RunError as error:
                 raise RunError(f"{self.name}: {program}: {error}") from None
             found[program] = {name: value for name, value in dataclasses.asdict(config).items() if name not in PLACES}
+            if not found[program]["knn_k"]:
+                del found[program]["knn_k"]  # a record of a study from before there was the option remains valid
         return found
 
 

@@ -16,7 +16,7 @@ from moco.augment import CentreView, normalize
 from moco.encoder import build_resnet
 
 CLASSES = 3
-CONFIG = SimpleNamespace(image_size=16, precision="float32", workers=0, print_freq=10, max_bad_images=5)
+CONFIG = SimpleNamespace(image_size=16, precision="float32", workers=0, print_freq=10, max_bad_images=5, knn_k=0)
 
 
 def write_images(tmp_path_factory, train, val):
@@ -66,4 +66,25 @@ def test_accuracy_is_that_of_one_process_with_all_features_in_one_matrix(
     expected = 100 * (votes.argmax(1) == truth).double().mean().item()
     assert 0 < expected < 100 or len(val) == 3
     found = knn_accuracy(net, train, val, CONFIG, run)
-    assert hvd.allgather_object(found, name="found") == pytest.approx([expected] * hvd.size())
+    assert hvd.allgather_object(found.top1, name="found") == pytest.approx([expected] * hvd.size())
+    assert (found.k, found.counted) == (len(train) // CLASSES, len(asked))
+    counted = "12 of 13" if len(val) == 13 else "3"
+    assert found.text.startswith(
+        f"k-NN accuracy on {counted} images of {val.root}: top-1 {expected:.2f} %, k = 9 among 28 of 29 images"
+    )
+
+
+def test_k_may_be_given_and_images_without_a_label_neither_count_nor_vote(tmp_path_factory, net, run, monkeypatch):
+    monkeypatch.setattr(run, "bad_images", set())
+    train, val = write_images(tmp_path_factory, 29, 13)
+    (bank, bank_labels), (asked, truth) = features(net, train), features(net, val)
+    for images, labels in ((train, bank_labels), (val, truth)):
+        images.labels[::3] = -1
+        labels[:] = torch.tensor([label for place, label in enumerate(images.labels) if images.read(place)[2] == []])
+    bank, bank_labels, asked, truth = bank[bank_labels >= 0], bank_labels[bank_labels >= 0], asked[truth >= 0], truth[truth >= 0]
+    for k in (1, 4, 1000):
+        cosines, index = (asked @ bank.T).topk(min(k, len(bank)), dim=1)
+        votes = torch.zeros(len(asked), CLASSES).scatter_add_(1, bank_labels[index], (cosines / 0.07).exp())
+        found = knn_accuracy(net, train, val, SimpleNamespace(**{**vars(CONFIG), "knn_k": k}), run)
+        assert found.top1 == pytest.approx(100 * (votes.argmax(1) == truth).double().mean().item())
+        assert (found.k, found.counted) == (min(k, len(bank)), len(asked))
