@@ -69,9 +69,15 @@ def build(config: LinearConfig, run: Run) -> Classifier:
 
     RunError: data or a checkpoint that does not fit, or a batch that cannot be shared.
     """
+    trains = not (config.knn or config.evaluate)
     train = run.on_first(lambda: scan(digits.prepared(config.data), "train", max_bad=config.max_bad_images))
     val = run.on_first(lambda: scan_validation(digits.prepared(config.data), train))
-    if len(train) < config.batch_size and not (config.knn or config.evaluate):
+    for line in filter(None, (train.left_out, val.left_out)):
+        run.log.line(line)
+    if trains and train.labelled < len(train):
+        unlabelled = len(train) - train.labelled
+        raise RunError(f"{unlabelled} of {len(train)} images in {train.root} have no label: a classifier needs one for each")
+    if trains and len(train) < config.batch_size:
         raise RunError(
             f"{train.root} has {len(train)} images, fewer than --batch-size {config.batch_size}: choose a smaller batch"
         )

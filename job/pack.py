@@ -71,6 +71,9 @@ def pack(data: str, out: str, options: Options, log: Log) -> dict[str, list[Shar
     sources = {split: unpacked(data, split) for split in SPLITS if os.path.isdir(os.path.join(data, split))}
     if "train" not in sources:
         scan(data, "train")  # says what is expected
+    for images in sources.values():
+        if images.left_out:
+            log.line(images.left_out)
     part = begin(f"{out.rstrip('/')}.part", sources, options)
     progress = Progress(log, sum(map(len, sources.values())))
     packed = {split: pack_split(os.path.join(part, split), images, options, progress) for split, images in sources.items()}

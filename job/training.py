@@ -89,6 +89,9 @@ def build(config: Config, run: Run) -> Training:
     """Build a run's parts; the networks' first weights follow from the seed. RunError: data or teacher that does not fit."""
     images = find_images(config, run)
     val = run.on_first(lambda: scan_validation(digits.prepared(config.data), images)) if config.knn_every else None
+    for found in filter(None, (images, val)):
+        if found.left_out:
+            run.log.line(found.left_out)
     torch.manual_seed(seeds.torch_seed(config.seed, "weights"))
     stages = config.mgd_stages if config.teacher else [DEPTH]  # there for job/collapse.py alone
     first = {"stem": config.stem, "width": config.width, "zero_init_residual": config.zero_init_residual}

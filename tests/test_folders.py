@@ -111,6 +111,62 @@ def test_files_that_are_no_images_are_left_out(tmp_path):
     ]
 
 
+def test_files_left_out_are_counted_by_ending_with_an_example(tmp_path):
+    fill(tmp_path / "train", "a/1.png", "a/deep/2.png", "b/3.png")
+    assert scan(str(tmp_path), "train").left_out == ""
+    fill(tmp_path / "train", "a/x.heic", "b/deep/y.HEIC", "b/README", "b/4.jpg.part", "loose.png", content=b"x")
+    assert scan(str(tmp_path), "train").left_out == (
+        f"left out 5 of 8 files in {tmp_path}/train: 2 .heic (such as a/x.heic), 1 outside the class folders (such as "
+        "loose.png), 1 .part (such as b/4.jpg.part), 1 without an ending (such as b/README)"
+    )
+
+
+def test_a_line_about_files_left_out_stays_short(tmp_path):
+    fill(tmp_path / "train", "a/1.png", "a/new\nline.txt", *(f"a/scan.{number:04d}" for number in range(500)))
+    line = scan(str(tmp_path), "train").left_out
+    assert line.startswith("left out 501 of 502 files") and line.endswith(", 496 of 496 other kinds")
+    assert len(line) < 400 and "\n" not in line and "new\\nline.txt" in line
+
+
+def test_a_folder_whose_images_all_have_other_endings_says_which(tmp_path):
+    message = refused(scan, fill(tmp_path, "train/a/1.heic", "train/a/2.heic"), "train")
+    assert "2 .heic (such as a/1.heic)" in message
+
+
+LEFT_BEHIND = (
+    """
+    ._1.png .DS_Store .ipynb_checkpoints .thumbnails .snapshot .zfs .Trash-1000 .nfs000000000a12 .#1.png .git __MACOSX @eaDir
+    #recycle @Recycle #snapshot lost+found $RECYCLE.BIN $Recycle.Bin Thumbs.db thumbs.db desktop.ini
+""".split()
+    + ["System Volume Information"]
+)
+
+
+@pytest.mark.parametrize("name", LEFT_BEHIND)
+def test_what_systems_and_tools_leave_behind_is_neither_image_nor_class(tmp_path, name):
+    """As a folder in a class, beside the classes, and as a file; an image beside it in the same class remains."""
+    fill(tmp_path / "train", "a/1.png", "_b/2.png", f"a/{name}/1.png", f"{name}/a/3.png", f"_b/{name}")
+    images = scan(str(tmp_path), "train")
+    assert images.classes == ["_b", "a"]
+    assert found_in(images) == [("_b/2.png", 0), ("a/1.png", 1)]
+    assert f"left out 3 of 5 files in {tmp_path}/train: 3 hidden or of the system (such as {name})" == images.left_out
+
+
+def test_a_leftover_that_cannot_be_followed_or_read_is_passed_over(tmp_path):
+    """An editor's lock is a link to nowhere, which as a class would be refused."""
+    fill(tmp_path / "train", "a/1.png")
+    (tmp_path / "train" / ".#a").symlink_to("user@host.1234")
+    (tmp_path / "train" / "a" / ".#1.png").symlink_to("user@host.1234")
+    assert found_in(scan(str(tmp_path), "train")) == [("a/1.png", 0)]
+
+
+def test_data_may_lie_in_a_hidden_folder(tmp_path):
+    root = tmp_path / ".cache" / "lost+found"
+    fill(root / "train", "a/1.png")
+    images = scan(str(root), "train")
+    assert (found_in(images), images.left_out) == ([("a/1.png", 0)], "")
+
+
 @pytest.mark.parametrize(("present", "taken"), [(["val"], "val"), (["valid"], "valid"), (["val", "valid"], "val")])
 def test_the_first_split_that_is_there_is_taken(tmp_path, present, taken):
     fill(tmp_path, *(f"{split}/a/1.png" for split in present))

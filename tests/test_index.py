@@ -67,7 +67,7 @@ def test_a_shard_that_came_later_is_found_when_the_index_is_made_again(shards):
     assert len(scan(str(data), "train")) == 59
 
 
-def tarred(root, labels):
+def tarred(root, labels, dot=False):
     """Shards by `tar` of images whose names and labels are given, in `root`/train."""
     for name, label in labels.items():
         path = root / "in" / name
@@ -76,7 +76,8 @@ def tarred(root, labels):
         path.with_suffix(".cls").write_text(str(label))
     (root / "train").mkdir()
     subprocess.run(
-        ["tar", "-C", root / "in", "--sort=name", "-cf", root / "train" / "0.tar", *os.listdir(root / "in")], check=True
+        ["tar", "-C", root / "in", "--sort=name", "-cf", root / "train" / "0.tar", *(["."] if dot else os.listdir(root / "in"))],
+        check=True,
     )
     index(str(root), Log(speaks=False))
     return scan(str(root), "train").classes
@@ -97,6 +98,96 @@ def test_a_class_without_images_has_its_number_for_a_name(tmp_path):
 )
 def test_folders_that_are_no_classes_give_no_names(tmp_path, labels):
     assert tarred(tmp_path, labels) == ["0", "1"]
+
+
+def test_classes_have_the_names_of_their_folders_behind_a_dot_too(tmp_path):
+    """As `tar cf 0.tar .` has them."""
+    assert tarred(tmp_path, {"dog/1.jpg": 1, "cat/3.jpg": 0}, dot=True) == ["cat", "dog"]
+
+
+@pytest.fixture
+def said(capsys):
+    """A function that makes the index of a folder, and gives the lines printed besides the progress."""
+
+    def lines(data):
+        index(str(data), Log(speaks=True))
+        return [line for line in capsys.readouterr().out.splitlines() if not line.startswith("indexing")]
+
+    return lines
+
+
+def unlabelled(root, split, labels, key="{:05d}"):
+    """Write a shard of images of which some have a label; return the folder of the data."""
+    os.makedirs(root / split)
+    with webdataset.TarWriter(f"{root}/{split}/0.tar") as writer:
+        for number, label in enumerate(labels):
+            image = {"__key__": key.format(number), "jpg": b"image %d" % number}
+            writer.write(image | ({} if label is None else {"cls": label}))
+    return root
+
+
+def test_shards_without_labels_are_indexed_for_training_alone(tmp_path, said):
+    data = unlabelled(tmp_path, "train", [None] * 3)
+    unlabelled(tmp_path, "val", [None])
+    assert said(data) == [
+        f"{count} of {count} images in {data}/{split} have no label: {count} without one (such as 00000.jpg); job.train needs "
+        "none, k-NN and job.linear do"
+        for split, count in (("train", 3), ("val", 1))
+    ]
+    images = scan(str(data), "train")
+    assert (images.classes, images.labels.tolist(), images.labelled) == ([], [-1] * 3, 0)
+    assert [images.content(number) for number in range(3)] == [b"image 0", b"image 1", b"image 2"]
+    assert sorted(images.order(0, 0, 3)) == [0, 1, 2]
+    with pytest.raises(RunError, match=f"no image in {data}/train has a label: k-NN and job.linear need labels"):
+        scan_validation(str(data), images)
+
+
+def test_shards_of_which_some_images_have_labels_say_how_many(tmp_path, said):
+    data = unlabelled(tmp_path, "train", [1, None, 0, "cat", None])
+    unlabelled(tmp_path, "val", [1])
+    [line] = said(data)
+    assert line.startswith(
+        f"3 of 5 images in {data}/train have no label: 2 without one (such as 00001.jpg), 1 with one that is no"
+    )
+    images = scan(str(data), "train")
+    assert (images.classes, images.labels.tolist(), images.labelled) == (["0", "1"], [1, -1, 0, -1, -1], 2)
+    assert scan_validation(str(data), images).labels.tolist() == [1]
+
+
+def test_validation_shards_without_labels_are_named(tmp_path):
+    data = unlabelled(tmp_path, "train", [1, 0])
+    unlabelled(tmp_path, "val", [None])
+    index(str(data), Log(speaks=False))
+    with pytest.raises(RunError, match=f"no image in {data}/val has a label"):
+        scan_validation(str(data), scan(str(data), "train"))
+
+
+def test_what_an_index_leaves_out_is_said_and_names_with_dots_are_not(tmp_path, said):
+    data = unlabelled(tmp_path, "train", [0, 1, 0], key="scan_{:03d}_v1.5")
+    for name in ("._0.tar", "1.tar.gz", "list.csv", ".DS_Store"):
+        (data / "train" / name).write_bytes(b"x")
+    with webdataset.TarWriter(f"{data}/train/2.TAR") as writer:
+        writer.write({"__key__": "a", "jpg": b"x", "cls": 0, "txt": "a cat"})
+        writer.write({"__key__": "b", "heic": b"x", "cls": 0})
+    assert said(data) == [
+        f"left out 7 of 11 files in {data}/train: 2 hidden or of the system (such as .DS_Store), 2 in no tar file (such as "
+        "1.tar.gz), 1 .txt (such as a.txt), 1 .cls (such as b.cls), 1 .heic (such as b.heic)"
+    ]
+    images = scan(str(data), "train")
+    assert [images.names[number] for number in range(4)] == [*(f"scan_00{number}_v1.5.jpg" for number in range(3)), "a.jpg"]
+    assert images.labels.tolist() == [0, 1, 0, 0]
+
+
+def test_shards_that_an_index_lacks_are_said_when_it_is_read(shards):
+    data, _ = shards
+    index(str(data), Log(speaks=False))
+    assert scan(str(data), "train").left_out == ""
+    shutil.copy(data / "val" / "val-0000.tar", data / "train" / "train-0003.tar")
+    (data / "train" / ".nfs0001").touch()
+    line = scan(str(data), "train").left_out
+    assert (
+        line.startswith(f"left out 2 of 52 files in {data}/train: ") and "1 missing in the index (such as train-0003.tar)" in line
+    )
 
 
 def test_where_there_are_no_shards_it_is_said_where_they_should_be(tmp_path):

@@ -65,6 +65,24 @@ def test_webdataset_reads_the_shards(images, shards):
         assert label == truth
 
 
+def test_leftovers_and_other_files_are_not_packed_and_said(images, shards, tmp_path, capfd):
+    """A companion file as macOS writes it, a notebook's copy, a photograph that PIL does not read."""
+    data = tmp_path / "in"
+    shutil.copytree(images, data)
+    (data / "train" / "class0" / "._0.png").write_bytes(bytes.fromhex("0005160700020000") + b"Mac OS X        " + bytes(4000))
+    shutil.copytree(data / "val" / "class1", data / "val" / ".ipynb_checkpoints")
+    shutil.copytree(data / "val" / "class1", data / "val" / "class1" / ".ipynb_checkpoints")
+    (data / "val" / "class1" / "IMG_1.HEIC").write_bytes(b"x")
+    out = packed(data, tmp_path / "out", "--shard-images", 7)
+    lines = [line for line in capfd.readouterr().out.splitlines() if "left out" in line]
+    assert lines == [
+        f"left out 1 of 51 files in {data}/train: 1 hidden or of the system (such as class0/._0.png)",
+        f"left out 3 of 12 files in {data}/val: 2 hidden or of the system (such as .ipynb_checkpoints), "
+        "1 .heic (such as class1/IMG_1.HEIC)",
+    ]
+    assert tree(out) == tree(shards)
+
+
 def test_packing_gives_the_same_bytes_on_another_day(images, shards, tmp_path, monkeypatch):
     """And the index made anew from the shards is the one that packing wrote."""
     now = time.time()
@@ -163,9 +181,9 @@ def errors(images, shards, tmp_path_factory):
         shutil.copytree(shards, base / name)
         harm(base / name / "train" / "train-000003.tar")
     (base / "compressed" / "train" / "train-000003.tar.gz").rename(base / "compressed" / "train" / "train-000003.tar")
-    (base / "no label" / "train").mkdir(parents=True)
-    with webdataset.TarWriter(str(base / "no label" / "train" / "0.tar")) as writer:
-        writer.write({"__key__": "a", "jpg": b"x"})
+    (base / "no images" / "train").mkdir(parents=True)
+    with webdataset.TarWriter(str(base / "no images" / "train" / "0.tar")) as writer:
+        writer.write({"__key__": "a", "heic": b"x"})
     (base / "empty" / "train" / "a").mkdir(parents=True)
     commands = {how: [str(part).format(images=images, shards=shards, base=base) for part in WRONG[how][0]] for how in WRONG}
     before = sorted(tree(base))
@@ -196,7 +214,10 @@ WRONG = {
     "cut": (["--index", "{base}/cut"], "train-000003.tar is no whole"),
     "compressed": (["--index", "{base}/compressed"], "train-000003.tar is no whole, uncompressed tar file"),
     "no tar": (["--index", "{base}/no tar"], "train-000003.tar is no whole, uncompressed tar file"),
-    "no label": (["--index", "{base}/no label"], "0.tar: a.jpg has no label that can be read"),
+    "other images": (
+        ["--index", "{base}/no images"],
+        "left out 1 of 1 files in {base}/no images/train: 1 .heic (such as a.heic)",
+    ),
 }
 
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
 import pytest
@@ -15,9 +16,11 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 from job.errors import RunError
+from job.index import index
 from job.pack import main as pack
+from job.run.log import Log
 from job.show import features, tables
-from job.show.pictures import slugs_of
+from job.show.pictures import embeddings, neighbour_grid, slugs_of
 from job.show.report import main, render
 from job.show.runs import Shown, find_runs, tell_apart
 from job.show.times import knn_seconds, refresh_seconds
@@ -249,6 +252,19 @@ def test_packed_data_gives_the_same_features(folders, images, tmp_path):
     assert [len(sample.views) for sample in samples] == [9, 9]
     out, _ = report(tmp_path, folders[0], "--data", tmp_path / "packed")
     assert pictures(out) == CURVES | NETWORKS
+
+
+def test_pictures_of_images_without_labels_say_so(images, tmp_path):
+    (tmp_path / "val").mkdir()
+    with tarfile.open(tmp_path / "val" / "0.tar", "w") as tar:
+        for path in sorted((images / "val").glob("*/*.png")):
+            tar.add(path, path.name)
+    index(str(tmp_path), Log(speaks=False))
+    sample, labelled = (features.read_sample(str(data), 32) for data in (tmp_path, images))
+    found = torch.randn(9, 5, generator=torch.Generator().manual_seed(1))
+    for some, said in ((sample, True), (labelled, False)):
+        for picture in (embeddings([("run", found)], some, 0), neighbour_grid("run", "run", some, found)):
+            assert picture.reading.endswith(f"The images of {tmp_path}/val have no labels.") == said
 
 
 def test_an_array_is_its_runs_told_apart(folders, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import webdataset
 from PIL import Image
 
+from job.data.selection import Selection
 from job.data.tars import read_shard, write_shard
 from job.errors import RunError
 from pictures import photo
@@ -42,9 +43,14 @@ def refused(path):
 
 def tar_of(path, **files):
     """Write a tar file of such members; in their names, two underscores stand for a dot."""
+    return write_tar(path, {name.replace("__", "."): content for name, content in files.items()})
+
+
+def write_tar(path, files):
+    """Write a tar file of members {name: content}."""
     with tarfile.open(path, "w") as tar:
         for name, content in files.items():
-            member = tarfile.TarInfo(name.replace("__", "."))
+            member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
     return path
@@ -117,29 +123,101 @@ def test_a_shard_without_images_is_an_empty_one(tmp_path):
 
 
 NO_LABELS = {
-    "nothing": {},
-    "negative": {"a__cls": b"-1"},
-    "a word": {"a__cls": b"cat"},
-    "a fraction": {"a__json": b'{"label": 1.5}'},
-    "infinite": {"a__json": b'{"label": Infinity}'},
-    "too large to be one": {"a__cls": b"123456789012345678"},
-    "a list": {"a__json": b"[1]"},
-    "json without it": {"a__json": b'{"path": "x.jpg"}'},
-    "broken json": {"a__json": b'{"label": '},
-    "another's": {"b__cls": b"1"},
+    "nothing": ({}, "without one"),
+    "negative": ({"a__cls": b"-1"}, "a.jpg: b'-1'"),
+    "a word": ({"a__cls": b"cat"}, "a.jpg: b'cat'"),
+    "a name": ({"a__json": b'{"label": "cat"}'}, "a.jpg: 'cat'"),
+    "several": ({"a__json": b'{"label": [1, 2]}'}, "a.jpg: [1, 2]"),
+    "a fraction": ({"a__json": b'{"label": 1.5}'}, "a.jpg: 1.5"),
+    "infinite": ({"a__json": b'{"label": Infinity}'}, "a.jpg: inf"),
+    "too large to be one": ({"a__cls": b"123456789012345678"}, "no class number"),
+    "a list": ({"a__json": b"[1]"}, "without one"),
+    "json without it": ({"a__json": b'{"path": "x.jpg"}'}, "without one"),
+    "broken json": ({"a__json": b'{"label": '}, "without one"),
+    "deep json": ({"a__json": b"[" * 100_000}, "without one"),
+    "another's": ({"b__cls": b"1"}, "without one"),
 }
 
 
 @pytest.mark.parametrize("kind", NO_LABELS)
-def test_an_image_without_a_label_is_named_with_what_is_expected(tmp_path, kind):
-    message = refused(tar_of(tmp_path / "0.tar", a__jpg=b"x", **NO_LABELS[kind]))
-    assert "a.jpg has no label" in message
-    assert ".cls" in message
+def test_an_image_without_a_label_is_taken_and_counted(tmp_path, kind):
+    files, said = NO_LABELS[kind]
+    selection = Selection()
+    shard = read_shard(str(tar_of(tmp_path / "0.tar", a__jpg=b"x", **files)), selection)
+    assert (shard.labels, selection.taken, selection.unlabelled.total) == ([-1], 1, 1)
+    assert said in str(selection.unlabelled)
 
 
-def test_a_name_that_no_file_can_have_is_refused(tmp_path):
+def test_a_name_that_no_file_can_have_is_that_of_the_member(tmp_path):
     path = tar_of(tmp_path / "0.tar", a__jpg=b"x", a__cls=b"1", a__json=b'{"path": "\\ud800/x.png"}')
-    assert "as path, if the .json has one, a file's name" in refused(path)
+    assert read_shard(str(path)).names == ["a.jpg"]
+
+
+# The members of a tar file, and the images found: =3 is the content of a .cls, and the label of an image.
+MEMBERS = {
+    "dots": ("scan_001_v1.5.jpg scan_002_v1.5.JPG x.y.z.png", "scan_001_v1.5.jpg scan_002_v1.5.JPG x.y.z.png"),
+    "versions": ("a.1.jpg a.2.jpg", "a.1.jpg a.2.jpg"),
+    "labels of their own": ("a.1.jpg a.1.cls=3 a.2.jpg a.2.cls=4", "a.1.jpg=3 a.2.jpg=4"),
+    "the label of the key": ("a.v1.5.jpg a.cls=3", "a.v1.5.jpg=3"),
+    "the nearest label": ("a.cls=1 a.v1.cls=2 a.v1.5.jpg a.v2.jpg", "a.v1.5.jpg=2 a.v2.jpg=1"),
+    "left and right": ("k.left.jpg k.right.jpg k.cls=3", "k.left.jpg=3 k.right.jpg=3"),
+    "image and mask": ("k.cls=3 k.depth.png k.jpg k.seg.png", "k.jpg=3"),
+    "image and mask of two kinds": ("k.cls=3 k.jpg k.png", "k.jpg=3"),
+    "folders with dots": ("./v1.0/a.jpg ./v1.0/a.cls=3 v2.0/b.jpg v2.0.cls=4", "./v1.0/a.jpg=3 v2.0/b.jpg"),
+    "of a Mac": ("c/a.jpg c/._a.jpg __MACOSX/c/._a.jpg __MACOSX/c/a.jpg .DS_Store ./c/.x/b.jpg", "c/a.jpg"),
+}
+LEFT_OUT = {
+    "image and mask": "2 beside the image of the same label (such as k.depth.png)",
+    "image and mask of two kinds": "1 beside the image of the same label (such as k.png)",
+    "folders with dots": "1 .cls (such as v2.0.cls)",
+    "of a Mac": "5 hidden or of the system (such as c/._a.jpg)",
+}
+
+
+@pytest.mark.parametrize("kind", MEMBERS)
+def test_every_image_is_taken_or_counted_as_left_out(tmp_path, kind):
+    given, expected = (
+        {name: label for name, _, label in (word.partition("=") for word in words.split())} for words in MEMBERS[kind]
+    )
+    files = {name: label or name for name, label in given.items()}
+    path = write_tar(tmp_path / "0.tar", {name: content.encode() for name, content in files.items()})
+    selection = Selection()
+    found = members_of(path, read_shard(str(path), selection))
+    assert found == [(name, int(label or -1), name.encode()) for name, label in expected.items()]
+    assert selection.taken == len(expected) and str(selection.left_out) == LEFT_OUT.get(kind, "")
+
+
+def test_links_in_a_tar_are_the_files_that_they_lead_to(tmp_path):
+    folder = tmp_path / "in"
+    (folder / "a").mkdir(parents=True)
+    (folder / "b").mkdir()
+    (folder / "a" / "1.jpg").write_bytes(b"image")
+    (folder / "a" / "1.cls").write_text("3")
+    (folder / "b" / "2.jpg").hardlink_to(folder / "a" / "1.jpg")
+    (folder / "b" / "3.jpg").symlink_to("../a/1.jpg")
+    (folder / "b" / "4.jpg").symlink_to("3.jpg")
+    (folder / "b" / "5.jpg").symlink_to("5.jpg")
+    (folder / "b" / "6.jpg").symlink_to("/elsewhere/6.jpg")
+    for number in (2, 3, 4):
+        (folder / "b" / f"{number}.cls").hardlink_to(folder / "a" / "1.cls")
+    path = tmp_path / "0.tar"
+    subprocess.run(["tar", "-C", folder, "--sort=name", "-cf", path, "."], check=True)
+    selection = Selection()
+    found = members_of(path, read_shard(str(path), selection))
+    assert found == [(f"./{name}.jpg", 3, b"image") for name in ("a/1", "b/2", "b/3", "b/4")]
+    assert str(selection.left_out) == "2 that lead to no file of the tar (such as ./b/5.jpg)"
+
+
+def test_a_sparse_member_is_left_out_and_counted(tmp_path):
+    """Its bytes do not lie in one piece."""
+    with open(tmp_path / "a.bmp", "wb") as file:
+        file.truncate(2**20)
+        file.write(b"x")
+    (tmp_path / "b.bmp").write_bytes(b"whole")
+    subprocess.run(["tar", "-C", tmp_path, "-S", "-cf", tmp_path / "0.tar", "a.bmp", "b.bmp"], check=True)
+    selection = Selection()
+    assert read_shard(str(tmp_path / "0.tar"), selection).names == ["b.bmp"]
+    assert str(selection.left_out) == "1 stored sparse (such as a.bmp)"
 
 
 def test_a_label_beside_any_json_counts(tmp_path):

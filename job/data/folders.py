@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from job.data import shards
-from job.data.images import Images, Names, readable_endings
+from job.data.images import Images, Names
 from job.data.seeds import permutation
+from job.data.selection import Selection
 from job.errors import RunError
 from job.run.travels import travels
 
@@ -60,51 +61,68 @@ def scan(data: str, *splits: str, max_bad: int = 0) -> Images:
         raise RunError(f"{data} has no folder {' or '.join(splits)}: expected {data}/{splits[0]}/<class>/* images")
     if os.path.exists(os.path.join(root, shards.INDEX)):
         return shards.PackedImages(root, max_bad)
-    endings = readable_endings()
-    classes = class_names(root)
+    selection = Selection()
+    classes = class_names(root, selection)
     paths, labels = [], []
     for label, name in enumerate(classes):
-        found = [path for path in files_below(os.path.join(root, name)) if os.path.splitext(path)[1].lower() in endings]
-        paths += [os.path.relpath(path, root) for path in found]
+        found = [path for path in files_below(root, name, selection) if selection.takes(path)]
+        paths += found
         labels += [label] * len(found)
     if not paths:
-        kinds = {os.path.splitext(file)[1].lower() for file in os.listdir(root)}
-        advice = "expected <class>/* images"
-        if kinds & endings:
-            advice = "its images lie in no class folder: move them into one, such as all/"
-        elif ".tar" in kinds:
-            advice = f"its tar files have no index: python -m job.pack --index {data}"
-        raise RunError(f"no images in the class folders of {root}: {advice}")
-    return ImageFolder(root, classes, paths, labels, max_bad)
+        raise RunError(f"no images in the class folders of {root}: {advice(data, root, selection)}")
+    images = ImageFolder(root, classes, paths, labels, max_bad)
+    images.left_out = selection.report(root)
+    return images
 
 
-def class_names(root: str) -> list[str]:
-    """Return the names of the folders in `root`, sorted. RunError: it cannot be read, or a link in it is no folder's."""
+def advice(data: str, root: str, selection: Selection) -> str:
+    """Return what to do about a folder without images."""
+    kinds = {os.path.splitext(file)[1].lower() for file in os.listdir(root)}
+    if kinds & selection.endings:
+        return "its images lie in no class folder: move them into one, such as all/"
+    if ".tar" in kinds:
+        return f"its tar files have no index: python -m job.pack --index {data}"
+    return "; ".join(filter(None, ["expected <class>/* images", selection.report(root)]))
+
+
+def class_names(root: str, selection: Selection) -> list[str]:
+    """Return the names of the class folders in `root`, sorted.
+
+    RunError: `root` cannot be read, or a link in it leads to no class folder.
+    """
     try:
-        entries = list(os.scandir(root))
+        entries = sorted(os.scandir(root), key=lambda entry: entry.name)
     except OSError as error:
         refuse(error)
+    entries = [entry for entry in entries if selection.keeps(entry.name, entry.name)]
     for entry in entries:
         if entry.is_symlink() and (not os.path.exists(entry.path) or leads_back(entry.path, root)):
             where = os.readlink(entry.path)
             raise RunError(f"{entry.path} is a link to {where}, which leads nowhere or back: mend it, or remove it")
-    return sorted(entry.name for entry in entries if entry.is_dir())
+        if not entry.is_dir():
+            selection.left_out.add("outside the class folders", entry.name)
+    return [entry.name for entry in entries if entry.is_dir()]
 
 
-def files_below(top: str) -> Iterator[str]:
-    """Yield the paths of all files below a folder. RunError: a folder cannot be read.
+def files_below(root: str, top: str, selection: Selection) -> Iterator[str]:
+    """Yield the paths, from `root` on, of all files below its folder `top`.
 
     Links are followed, but not back to a folder that they lie in, nor twice to the same one: none goes round in a loop.
+    RunError: a folder cannot be read.
     """
     seen = set()
-    for folder, below, files in os.walk(top, followlinks=True, onerror=refuse):
+    for folder, below, files in os.walk(os.path.join(root, top), followlinks=True, onerror=refuse):
         place = os.path.realpath(folder)
         if place in seen:
             below.clear()
             continue
         seen.add(place)
-        below[:] = sorted(name for name in below if not leads_back(os.path.join(folder, name), folder))
-        yield from (os.path.join(folder, file) for file in sorted(files))
+        inside = folder[len(root) + 1 :]
+        kept = [name for name in sorted(below) if selection.keeps(name, f"{inside}/{name}/")]
+        below[:] = [name for name in kept if not leads_back(os.path.join(folder, name), folder)]
+        for file in sorted(files):
+            if selection.keeps(file, path := f"{inside}/{file}"):
+                yield path
 
 
 def leads_back(path: str, folder: str) -> bool:
@@ -121,8 +139,17 @@ def refuse(error: OSError) -> None:
 
 
 def scan_validation(data: str, train: Images) -> Images:
-    """Return the validation images of `data`. RunError: there are none, or their classes are not those of `train`."""
+    """Return the validation images of `data`.
+
+    RunError: they are missing, they or those of `train` have no labels, or their classes differ.
+    """
     val = scan(data, "val", "valid", max_bad=train.max_bad)
+    for images in (train, val):
+        if not images.labelled:
+            raise RunError(
+                f"no image in {images.root} has a label: k-NN and job.linear need labels; "
+                "job.train without --knn-every needs none"
+            )
     if train.classes != val.classes:
         differ = ", ".join(sorted(set(train.classes) ^ set(val.classes))[:3])
         raise RunError(f"{train.root} and {val.root} must have the same classes; in one of them alone: {differ}")

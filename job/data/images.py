@@ -65,10 +65,13 @@ class Names:
 class Images:
     """Labelled images below `root`, by number.
 
-    names: of the images, `<class>/<file>`. max_bad: how many undecodable ones are passed over in search of a good one.
-    reading: (1,) int64, the index of the image read last.
+    names: of the images, `<class>/<file>`. labels: int64, -1 if there is none. max_bad: how many
+    undecodable ones are passed over in search of a good one. left_out: a line about the files of
+    `root` that are not among the images; empty if there are none. reading: (1,) int64, the index
+    of the image read last.
     """
 
+    left_out = ""
     reading = np.zeros(1, dtype=np.int64)
 
     def __init__(self, root: str, classes: list[str], names: Names, labels: np.ndarray, max_bad: int):
@@ -76,6 +79,11 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def labelled(self) -> int:
+        """The number of images with a label."""
+        return int((self.labels >= 0).sum())
 
     def some(self, count: float) -> str:
         """Return a number of these images as text: 9 images of DIR, or 8 of 9 images of DIR."""

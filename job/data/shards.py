@@ -8,6 +8,7 @@ import numpy as np
 
 from job.data.images import Images, Names
 from job.data.seeds import counter, permutation
+from job.data.selection import Selection
 from job.data.tars import Shard
 from job.errors import RunError
 from job.run.files import whole_file
@@ -27,6 +28,7 @@ class PackedImages(Images):
         index = load_index(root)
         super().__init__(root, text(index["classes"]), Names(index["names"], index["ends"]), index["labels"], max_bad)
         self.shards, self.offsets, self.sizes = text(index["shards"]), index["offsets"], index["sizes"]
+        self.left_out = unindexed(root, self.shards, len(self))
         self.shard_ends = index["shard_images"].cumsum()  # where each shard's images end among all
         self.open_files: OrderedDict[int, io.FileIO] = OrderedDict()  # shard -> file, in the order of their last use
 
@@ -110,6 +112,16 @@ def load_index(root: str) -> dict[str, np.ndarray]:
     return index
 
 
+def unindexed(root: str, shards: list[str], images: int) -> str:
+    """Return a line about the files in folder `root` that its index lacks; empty if there are none."""
+    selection = Selection()
+    selection.taken = images
+    for name in sorted({*os.listdir(root)} - {INDEX, *shards}):
+        if selection.keeps(name, name):
+            selection.left_out.add("missing in the index", name)
+    return selection.report(root)
+
+
 def save_index(root: str, classes: list[str], shards: list[Shard]) -> None:
     """Write the index of `shards`, which lie in folder `root`."""
     names = Names.of([name for shard in shards for name in shard.names])
@@ -140,4 +152,4 @@ def block(names: list[str]) -> np.ndarray:
 
 def text(content: np.ndarray) -> list[str]:
     """The names of a `block`."""
-    return os.fsdecode(content.tobytes()).split("\0")
+    return os.fsdecode(content.tobytes()).split("\0") if content.size else []

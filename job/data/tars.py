@@ -1,26 +1,33 @@
 """Tar shards as the webdataset library has them: written, and searched without being unpacked.
 
 A shard holds <key>.<ending> with an image's bytes, <key>.cls with its label, and <key>.json with its name as "path".
+Only the image must be there. A label may also be the .json's "label". The key may have dots: the
+label of a.v1.5.jpg is in a.v1.5.cls, or else in a.v1.cls, or else in a.cls.
 """
 
 import io
 import json
 import os
+import posixpath
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-from job.data.images import readable_endings
+from job.data.selection import Selection
 from job.errors import RunError
 from job.run.files import whole_file
 
 MAX_CLASSES = 2**20  # a larger label is no number of a class
+MAX_LINKS = 40  # from one to the next, as Linux has it
 
 
 @dataclass
 class Shard:
-    """What lies in a tar file: its name and size in bytes; of each image offset, size in bytes, label, name."""
+    """What lies in a tar file: its name and size in bytes; of each image offset, size in bytes, label, name.
+
+    A label of -1: there is none.
+    """
 
     name: str
     size: int
@@ -28,6 +35,19 @@ class Shard:
     sizes: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
+
+
+class Sample(NamedTuple):
+    """The names of an image in a tar file, its .cls and its .json; "" if there is none."""
+
+    image: str
+    cls: str
+    info: str
+
+    @property
+    def stem(self) -> str:
+        """The sidecars' name without the ending."""
+        return stem_of(self.cls or self.info)
 
 
 def write_shard(path: str, images: Iterable[tuple[int, str, int, bytes]]) -> None:
@@ -42,59 +62,148 @@ def write_shard(path: str, images: Iterable[tuple[int, str, int, bytes]]) -> Non
                 tar.addfile(member, io.BytesIO(value))
 
 
-def read_shard(path: str) -> Shard:
-    """Return what a tar file of webdataset's kind holds. RunError: it is not whole, or an image has no label."""
+def read_shard(path: str, selection: Selection | None = None) -> Shard:
+    """Return the images of a tar file, and count them and the files left out in `selection`.
+
+    RunError: the tar file is incomplete.
+    """
+    selection = selection or Selection()
     shard = Shard(os.path.basename(path), os.path.getsize(path))
-    endings = readable_endings()
     with open(path, "rb") as file:
-        for members in samples(file, path).values():
-            image = next((member for ending, member in members.items() if ending in endings), None)
-            if image:
-                name, label = described(file, path, image, members)
-                shard.offsets.append(image.offset_data)
-                shard.sizes.append(image.size)
-                shard.labels.append(label)
-                shard.names.append(name)
+        members = read_members(file, path, selection)
+        for sample in samples(members, selection):
+            name, label = described(file, members, sample, selection)
+            shard.offsets.append(members[sample.image].offset_data)
+            shard.sizes.append(members[sample.image].size)
+            shard.labels.append(label)
+            shard.names.append(name)
     return shard
 
 
-def samples(file: BinaryIO, path: str) -> dict[tuple[str, str], dict[str, tarfile.TarInfo]]:
-    """Return (folder, key) -> {ending: member} of an open tar file, in its order. RunError: it is not whole."""
-    found: dict[tuple[str, str], dict[str, tarfile.TarInfo]] = {}
+def read_members(file: BinaryIO, path: str, selection: Selection) -> dict[str, tarfile.TarInfo]:
+    """Return {name: member with its bytes} of an open tar file, in the order of the names.
+
+    RunError: the tar file is incomplete.
+    """
+    found: dict[str, tarfile.TarInfo] = {}
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
-                if member.isfile():
-                    folder, name = os.path.split(member.name)
-                    key, _, ending = name.partition(".")
-                    found.setdefault((folder, key), {})[f".{ending.lower()}"] = member
+                if not member.isdir():
+                    found[posixpath.normpath(member.name)] = member
             end = tar.offset
     except tarfile.TarError as error:
         raise RunError(f"{path} is no whole, uncompressed tar file ({error}): copy it anew, or decompress it") from None
     # tarfile takes a damaged or cut header for the end.
     if os.pread(file.fileno(), tarfile.BLOCKSIZE, end) != bytes(tarfile.BLOCKSIZE):
         raise RunError(f"{path} is no whole tar file: it is damaged or cut at byte {end}; copy it anew")
-    return found
+    members = {}
+    for name, member in found.items():
+        if not all(selection.keeps(part, member.name) for part in name.split("/")):
+            continue
+        target = followed(member, found)
+        if target is None or not target.isreg():
+            selection.left_out.add("that lead to no file of the tar", member.name)
+        elif target.issparse():  # its bytes are in pieces
+            selection.left_out.add("stored sparse", member.name)
+        else:
+            members[member.name] = target
+    return members
 
 
-def described(file: BinaryIO, path: str, image: tarfile.TarInfo, members: dict[str, tarfile.TarInfo]) -> tuple[str, int]:
-    """Return the name and label of the image whose `members` lie in the open tar file `path`. RunError: it has no label."""
+def followed(member: tarfile.TarInfo | None, found: dict[str, tarfile.TarInfo]) -> tarfile.TarInfo | None:
+    """Return the member that a member leads to, as a link or itself; None if there is none."""
+    for _ in range(MAX_LINKS):
+        if member is None or not (member.islnk() or member.issym()):
+            return member
+        folder = posixpath.dirname(member.name) if member.issym() else ""
+        member = found.get(posixpath.normpath(posixpath.join(folder, member.linkname)))
+    return None
 
-    def content(ending: str) -> bytes:
-        member = members.get(ending)
-        return os.pread(file.fileno(), member.size, member.offset_data) if member else b""
+
+def samples(members: dict[str, tarfile.TarInfo], selection: Selection) -> Iterator[Sample]:
+    """Yield the images with their sidecars, in the order in which their keys come.
+
+    The key is webdataset's, the name up to its first dot. An image such as a.seg.png is left out if
+    a.jpg is there with the same sidecar, a.cls or a.json: it belongs to that image.
+    """
+    order: dict[str, int] = {}
+    for name in members:
+        order.setdefault(key_of(name), len(order))
+    images = [name for name in members if ending_of(name) in selection.endings]
+    images.sort(key=lambda name: order[key_of(name)])
+    sidecars = {f"{stem_of(name)}{ending_of(name)}": name for name in members if ending_of(name) in (".cls", ".json")}
+    found = [Sample(name, sidecar(name, ".cls", sidecars), sidecar(name, ".json", sidecars)) for name in images]
+    main: dict[str, str] = {}  # stem of a sidecar -> the image of the same stem
+    for sample in found:
+        if sample.stem == stem_of(sample.image):
+            main.setdefault(sample.stem, sample.image)
+    for sample in found:
+        if main.get(sample.stem, sample.image) == sample.image:
+            selection.taken += 1
+            yield sample
+        else:
+            selection.left_out.add("beside the image of the same label", sample.image)
+    used = {name for sample in found for name in sample}
+    for name in members:
+        if name not in used:
+            selection.takes(name)
+
+
+def stem_of(name: str) -> str:
+    """Return a name without its ending."""
+    return os.path.splitext(name)[0]
+
+
+def ending_of(name: str) -> str:
+    """Return the ending of a name, in lower case."""
+    return os.path.splitext(name)[1].lower()
+
+
+def key_of(name: str) -> str:
+    """Return a name up to the first dot of its last part."""
+    folder, file = os.path.split(name)
+    return os.path.join(folder, file.partition(".")[0])
+
+
+def sidecar(name: str, ending: str, sidecars: dict[str, str]) -> str:
+    """Return an image's file of this ending: of a.v1.5.jpg that of a.v1.5, a.v1 or a; "" if there is none."""
+    key, stem = key_of(name), stem_of(name)
+    while f"{stem}{ending}" not in sidecars and len(stem) > len(key):
+        stem = stem.rpartition(".")[0]
+    return sidecars.get(f"{stem}{ending}", "")
+
+
+def described(file: BinaryIO, members: dict[str, tarfile.TarInfo], sample: Sample, selection: Selection) -> tuple[str, int]:
+    """Return the name and label of an image; count it in `selection` if it has no valid label (-1)."""
+    image, cls, info = sample
+
+    def content(name: str) -> bytes:
+        return os.pread(file.fileno(), members[name].size, members[name].offset_data) if name else b""
 
     try:
-        meta = json.loads(content(".json") or "{}")
-        meta = meta if isinstance(meta, dict) else {}
-        label = int(content(".cls") or str(meta["label"]))
-        if not 0 <= label < MAX_CLASSES:
-            raise ValueError
-        name = str(meta.get("path") or image.name)
-        os.fsencode(name)  # JSON may have what no file's name can
-    except (ValueError, KeyError):
-        raise RunError(
-            f"{path}: {image.name} has no label that can be read: expected the class's number, from 0 on, "
-            "in a .cls beside it, or in a .json as label; and as path, if the .json has one, a file's name"
-        ) from None
+        meta = json.loads(content(info) or "{}")
+    except (ValueError, RecursionError):
+        meta = None
+    meta = meta if isinstance(meta, dict) else {}
+    given = content(cls).strip() or meta.get("label")
+    label = class_number(given)
+    if given is None:
+        selection.unlabelled.add("without one", image)
+    elif label < 0:
+        selection.unlabelled.add("with one that is no class number", f"{image}: {repr(given)[:40]}")
+    name = str((info and stem_of(info) == stem_of(image) and meta.get("path")) or image)
+    try:
+        os.fsencode(name)
+    except ValueError:  # JSON may have what no file's name can
+        name = image
     return name, label
+
+
+def class_number(given: bytes | object) -> int:
+    """Return what a .cls or a .json gives as a label, or -1 if that is no number of a class."""
+    try:
+        label = int(given if isinstance(given, bytes) else str(given))
+    except ValueError:
+        return -1
+    return label if 0 <= label < MAX_CLASSES else -1

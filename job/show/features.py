@@ -34,12 +34,20 @@ BATCH = 32
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sample:
-    """Images as networks see them. views: (n, 3, H, W) uint8. labels: (n,) int64, places in `classes`. root: their folder."""
+    """Images as networks see them.
+
+    views: (n, 3, H, W) uint8. labels: (n,) int64, places in `classes`, of which -1 is "no label". root: their folder.
+    """
 
     views: torch.Tensor
     labels: np.ndarray
     classes: list[str]
     root: str
+
+    @property
+    def remark(self) -> str:
+        """A sentence for pictures of images without labels."""
+        return "" if (self.labels >= 0).any() else f" The images of {self.root} have no labels."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +131,8 @@ def read_sample(data: str, size: int) -> Sample:
     if len(read) < 2:
         raise RunError(f"{images.root} has fewer than two images that can be decoded")
     root = os.path.join(data, os.path.basename(images.root))
-    return Sample(torch.stack([view for view, _ in read]), np.array([label for _, label in read]), images.classes, root)
+    classes = [*images.classes, "no label"]
+    return Sample(torch.stack([view for view, _ in read]), np.array([label for _, label in read]), classes, root)
 
 
 def choose(images: Images) -> list[int]:

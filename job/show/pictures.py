@@ -145,6 +145,7 @@ def neighbour_grid(label: str, slug: str, sample: Sample, features: torch.Tensor
         f"Left an image of {sample.root}, then the {places.shape[1]} nearest of {m - 1} others by the student's features: "
         "above each its label, under it the distance, 1 - cosine. A thick frame and the word other: another label. "
         "Normal: most neighbours share the label, of which training knew nothing, and what is confused looks alike."
+        f"{sample.remark}"
     )
     alt = f"Nearest neighbours of {len(queries)} images by the features of {label}: {right} of {places.size} have the same label"
     return finish(figure, f"neighbours-{slug}", f"Nearest neighbours, {label}", reading, alt)
@@ -179,7 +180,7 @@ def embeddings(found: Sequence[tuple[str, torch.Tensor]], sample: Sample, number
         f"Each mark is an image of {sample.root}, near those with like features ({' or '.join(sorted(how))}); colour and "
         "mark are its label. Directions and the size of gaps mean nothing. Normal: images of a label lie together more and "
         "more as training goes on, though it did not know labels; one cloud in which all are mixed is a "
-        "student that has not learned, or has collapsed."
+        f"student that has not learned, or has collapsed.{sample.remark}"
     )
     alt = f"Features of {len(sample.labels)} images in two dimensions, for {', '.join(label for label, _ in found)}"
     return finish(figure, f"embedding{number or ''}", "Features in two dimensions", reading, alt)

@@ -1,10 +1,13 @@
 """Folders of data: pictures of every kind that work, files that are none, links, permissions, and names."""
 
 import io
+import json
 import os
+import re
 import shutil
 import socket
 import struct
+import tarfile
 import zlib
 
 import cv2
@@ -14,6 +17,8 @@ from PIL import Image
 
 from cases import LINEAR, SMALL, Case, check, fill
 from job.data.folders import scan
+from job.index import index
+from job.run.log import Log
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest has filters of its own
 
@@ -141,6 +146,20 @@ BROKEN = {
 }
 
 
+def pack_with_labels(good, folder, labelled):
+    """Write the images of a folder's splits into tar files, under names with dots, and the index. The first have labels."""
+    for split in ("train", "val"):
+        (folder / split).mkdir(parents=True)
+        with tarfile.open(folder / split / "0.tar", "w") as tar:
+            for number, path in enumerate(sorted((good / split).glob("*/*.png"))):
+                tar.add(path, f"scan_{number}_v1.5.png")
+                if number < labelled:
+                    label = tarfile.TarInfo(f"scan_{number}_v1.5.cls")
+                    label.size = 1
+                    tar.addfile(label, io.BytesIO(b"%d" % (number % 2)))
+    index(str(folder), Log(speaks=False))
+
+
 def make_trees(folder, good):
     """Folders of data that are laid out in ways of their own, by name."""
     for name in ("linked", "round", "class-loops", "class-nowhere", "forbidden", "val-differs", "no-val"):
@@ -161,6 +180,12 @@ def make_trees(folder, good):
     (folder / "empty" / "train" / "a").mkdir(parents=True)
     (folder / "file" / "train").parent.mkdir()
     (folder / "file" / "train").touch()
+    pack_with_labels(good, folder / "no-labels", 0)
+    pack_with_labels(good, folder / "few-labels", 3)
+    shutil.copytree(good, folder / "leftovers")
+    for path in ("train/.ipynb_checkpoints/1.png", "train/a/.ipynb_checkpoints/1.png", "train/a/._good1.png", "train/b/1.heic"):
+        (folder / "leftovers" / path).parent.mkdir(exist_ok=True)
+        shutil.copy(good / "train" / "a" / "good1.png", folder / "leftovers" / path)
     (folder / "all-bad" / "train" / "a").mkdir(parents=True)
     for number in range(8):
         (folder / "all-bad" / "train" / "a" / f"{number}.png").touch()
@@ -195,6 +220,10 @@ CASES = [
     train("other classes", "val-differs", "train", "val", "b, c", program="job.linear"),
     train("other classes for k-NN", "val-differs", "train", "val", "b, c", options="--knn-every 1"),
     train("no validation images", "no-val", "val or valid", program="job.linear"),
+    train("shards without labels for k-NN", "no-labels", "no-labels/train has a label", "k-NN", options="--knn-every 1"),
+    train("shards without labels for a classifier", "no-labels", "no-labels/train has a label", program="job.linear"),
+    train("shards with few labels", "few-labels", "5 of 8 images in", "few-labels/train have no label", program="job.linear"),
+    train("shards with few labels for k-NN", "few-labels", program="job.linear", options="--knn"),
     train("no validation images for k-NN", "no-val", "val or valid", options="--knn-every 1"),
 ]
 # What packing cannot copy ends it, with the file's name.
@@ -206,6 +235,8 @@ UNPACKED = [
 # Name of a folder: how many images it has.
 LINKS = {"linked": 4 + 4 + 4, "round": 8 + 8}
 LINKED = [train(name, name) for name in LINKS]
+UNLABELLED = train("shards without labels", "no-labels")
+LEFTOVERS = train("leftovers", "leftovers", options="--knn-every 1 --knn-k 3")
 # Of each folder's nine images all are seen.
 WORK = [train(name, f"broken{n}", options="--batch-size 9", unprivileged=True) for n, name in enumerate(BROKEN)]
 FAIL = [Case(f"{case.name} at the limit", [*case.argv, "--max-bad-images", "0"], unprivileged=True) for case in WORK]
@@ -231,6 +262,27 @@ def test_links_to_folders_are_followed_but_not_in_circles(case, outcomes):
     outcome, _ = outcomes[case.name]
     outcome.worked()
     assert f"{LINKS[case.name]} images, " in outcome["said"]
+
+
+@pytest.mark.parametrize("case", [UNLABELLED], ids=lambda case: case.name)
+def test_shards_without_labels_are_trained_from(case, outcomes):
+    outcome, _ = outcomes[case.name]
+    outcome.worked()
+    assert "8 images, 2 steps an epoch" in outcome["said"]
+
+
+@pytest.mark.parametrize("case", [LEFTOVERS], ids=lambda case: case.name)
+def test_leftovers_are_no_images_and_said_in_the_log(case, outcomes, places):
+    outcome, folder = outcomes[case.name]
+    outcome.worked()
+    line = f"left out 4 of 12 files in {places['folder']}/leftovers/train: 3 hidden or of the system (such as .ipynb_checkpoints)"
+    assert outcome["said"].count(f"{line}, 1 .heic (such as b/1.heic)") == 1
+    log = (folder / "runs" / "resnet18" / "log.txt").read_text()
+    assert line in log and "8 images, 2 steps an epoch" in log
+    assert re.search(r"k-NN accuracy on 4 images of \S+/leftovers/val: top-1 [0-9.]+ %, k = 3 among 8 images of \S+/train", log)
+    records = (folder / "runs" / "resnet18" / "metrics.jsonl").read_text().splitlines()
+    [record] = [record for record in map(json.loads, records) if "knn" in record]
+    assert (record["knn_k"], record["knn_images"]) == (3, 4)
 
 
 @pytest.mark.parametrize("case", [PICTURE_RUN], ids=lambda case: case.name)

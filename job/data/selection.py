@@ -1,0 +1,69 @@
+"""Select the images among the files of a folder or a tar file, and count the files left out."""
+
+import os
+
+from job.data.images import one_line, readable_endings
+
+# What systems and tools leave behind, besides names that begin with a dot; in lower case.
+LEFTOVERS = {"__macosx", "@eadir", "@recycle", "#recycle", "#snapshot", "lost+found", "$recycle.bin"}
+LEFTOVERS |= {"system volume information", "thumbs.db", "desktop.ini"}
+SHOWN = 5  # kinds in a line
+
+
+def is_leftover(name: str) -> bool:
+    """Return whether a system or a tool left a file or folder of this name behind."""
+    return (name.startswith(".") and name not in (".", "..")) or name.lower() in LEFTOVERS
+
+
+class Tally:
+    """The number of files of each kind, and the first of them."""
+
+    def __init__(self) -> None:
+        self.kinds: dict[str, tuple[int, str]] = {}
+
+    def add(self, kind: str, example: str) -> None:
+        """Count a file."""
+        count, first = self.kinds.get(kind, (0, example))
+        self.kinds[kind] = count + 1, first
+
+    @property
+    def total(self) -> int:
+        """All files."""
+        return sum(count for count, _ in self.kinds.values())
+
+    def __str__(self) -> str:
+        kinds = sorted(self.kinds.items(), key=lambda item: -item[1][0])
+        parts = [f"{count} {kind} (such as {one_line(first)})" for kind, (count, first) in kinds[:SHOWN]]
+        if rest := sum(count for _, (count, _) in kinds[SHOWN:]):
+            parts.append(f"{rest} of {len(kinds) - SHOWN} other kinds")
+        return ", ".join(parts)
+
+
+class Selection:
+    """The images taken, the files left out, and the images without a label, each counted."""
+
+    def __init__(self) -> None:
+        self.endings = readable_endings()
+        self.taken = 0
+        self.left_out, self.unlabelled = Tally(), Tally()
+
+    def takes(self, path: str) -> bool:
+        """Return whether a file is an image by its ending, and count it."""
+        ending = os.path.splitext(path)[1].lower()
+        if ending in self.endings:
+            self.taken += 1
+            return True
+        self.left_out.add(ending or "without an ending", path)
+        return False
+
+    def keeps(self, name: str, path: str) -> bool:
+        """Return whether a file or folder is not a leftover; count it if it is one."""
+        if is_leftover(name):
+            self.left_out.add("hidden or of the system", path)
+            return False
+        return True
+
+    def report(self, root: str) -> str:
+        """Return a line about the files left out of `root`; an empty one if there are none."""
+        total = self.left_out.total
+        return f"left out {total} of {total + self.taken} files in {root}: {self.left_out}" if total else ""
