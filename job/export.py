@@ -39,6 +39,7 @@ DETECTRON2_NAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [  # 
     (r"downsample\.1", "shortcut.norm"),
 ]
 ONNX_TOLERANCE = 1e-4  # of the largest feature
+ONNX_TRACED = (2, 3, 96, 128)  # (B, 3, H, W); large enough that no layer has a side of 1, which torch would fix
 
 
 def write_torchvision(file: BinaryIO, net: ResNet, origin: dict, size: int) -> str:
@@ -79,33 +80,49 @@ def write_detectron2(file: BinaryIO, net: ResNet, origin: dict, size: int) -> st
 
 @torch.no_grad()
 def write_onnx(file: BinaryIO, net: ResNet, origin: dict, size: int) -> str:
-    """Write images (B, 3, size, size) -> features (B, C). RunError: the file does not compute what `net` does."""
+    """Write images (B, 3, H, W) -> features (B, C) for any B, H and W; note the training's size.
+
+    RunError: a package is missing, or the file does not compute what `net` does.
+    """
     try:
         import onnxruntime
         import onnxscript  # noqa: F401, torch's exporter uses it
     except ImportError as error:
         raise RunError(f"onnx needs {error.name}, which is not installed: pip install '.[onnx]'") from None
+    axes = {0: "batch", 2: "height", 3: "width"}
     program = torch.onnx.export(
         net,
-        (torch.zeros(2, 3, size, size),),
+        (torch.zeros(ONNX_TRACED),),
         dynamo=True,
         verbose=False,
         input_names=["images"],
         output_names=["features"],
-        dynamic_shapes=[{0: torch.export.Dim("batch")}],
+        dynamic_shapes=[{axis: torch.export.Dim(name) for axis, name in axes.items()}],
     )
     assert program
-    program.model.metadata_props.update(as_text(origin))
+    program.model.metadata_props.update(as_text(origin | {"image_size": size}))
     file.write(program.model_proto.SerializeToString())
     file.flush()
-    images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
     session = onnxruntime.InferenceSession(file.name, providers=["CPUExecutionProvider"])
-    expected, found = net(images), torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
-    off, largest = (found - expected).abs().max(), expected.abs().max()
-    if not off <= ONNX_TOLERANCE * largest:
-        raise RunError(f"onnxruntime's features differ from torch's by {off:.1e}; the largest is {largest:.1e}", code=1)
-    shapes = f"(B, 3, {size}, {size}) -> (B, {expected.shape[1]}); differs from torch's by {off:.0e} of {largest:.1e} at most"
-    return "onnxruntime.InferenceSession({!r}).run(None, dict(images=images))  # " + shapes
+    random, off, channels = torch.Generator().manual_seed(0), 0.0, 0
+    for B, H, W in ((3, size, size), (1, size, 2 * size // 3), (2, size // 2, size)):
+        images = torch.randn(B, 3, H, W, generator=random)
+        expected = net(images)  # (B, C)
+        found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])  # (B, C)
+        largest, channels = expected.abs().max().clamp_min(1e-30), expected.shape[1]
+        difference = ((found - expected).abs().max() / largest).item()
+        if not difference <= ONNX_TOLERANCE:
+            raise RunError(
+                f"onnxruntime's features of {B} images of {H}x{W} pixels differ from torch's by "
+                f"{difference:.1e} of the largest; expected at most {ONNX_TOLERANCE:.0e}",
+                code=1,
+            )
+        off = max(off, difference)
+    return (
+        "onnxruntime.InferenceSession({!r}).run(None, dict(images=images))  "
+        f"# (B, 3, H, W) -> (B, {channels}); trained at {size}x{size}; "
+        f"differs from torch's by {off:.0e} of the largest feature at most"
+    )
 
 
 # Each writes to an open file, and returns the statements that load {!r}, the file's path.
@@ -197,7 +214,8 @@ def main(argv: list[str] | None = None) -> None:
         parser.add_argument("output", metavar="OUTPUT", help=f"its ending tells the format: {', '.join(ENDINGS)}")
         parser.add_argument("--format", choices=FORMATS, default="", help="the format, whatever the ending")
         parser.add_argument("-a", "--arch", choices=ARCHS, default="", help="the network (default: as the file says)")
-        parser.add_argument("--image-size", metavar="X", help="side of onnx's images in pixels (default: the run's, or 224)")
+        size_help = "side of the training's images in pixels, noted in onnx (default: the run's, or 224)"
+        parser.add_argument("--image-size", metavar="X", help=size_help)
         parser.add_argument("--force", action="store_true", help="write over an OUTPUT that is there")
         given = parser.parse_args(argv)
         size = given.image_size and convert(Config.__dataclass_fields__["image_size"], given.image_size, "--image-size")

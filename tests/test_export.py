@@ -294,19 +294,21 @@ def test_detectron2_is_told_what_it_cannot_see(tmp_path, arch, expected):
 
 
 @pytest.mark.parametrize("network", [{}, {"stem": "small"}, {"width": 16}], ids=str)
-def test_onnx_s_features_are_the_encoder_s_for_any_batch(students, exported, network):
+def test_onnx_s_features_are_the_encoder_s_for_any_batch_and_size(students, exported, network):
     path, report = exported("onnx", **network)
     channels = 8 * network.get("width", 64)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    assert [(given.name, given.type, given.shape[1:]) for given in session.get_inputs()] == [
-        ("images", "tensor(float)", [3, SIZE, SIZE])
-    ]
-    for number in (1, 2, 5):
-        (found,) = session.run(["features"], {"images": images(number).numpy()})
-        expected = students(**network).features(images(number))
-        assert found.shape == (number, channels)
+    [given] = session.get_inputs()
+    assert (given.name, given.type) == ("images", "tensor(float)")
+    assert given.shape == ["batch", 3, "height", "width"]
+    for B, H, W in ((1, SIZE, SIZE), (2, 2 * SIZE, 3 * SIZE + 1), (5, 9, 8), (3, 1, 70)):
+        pixels = torch.randn(B, 3, H, W, generator=torch.Generator().manual_seed(B))
+        (found,) = session.run(["features"], {"images": pixels.numpy()})
+        expected = students(**network).features(pixels)
+        assert found.shape == (B, channels)
         assert (torch.from_numpy(found) - expected).abs().max() <= 1e-4 * expected.abs().max()
-    assert re.search(rf"\(B, 3, 32, 32\) -> \(B, {channels}\); differs from torch's by \S+e-0\d of ", report)
+    shapes = rf"\(B, 3, H, W\) -> \(B, {channels}\); trained at 32x32"
+    assert re.search(shapes + r"; differs from torch's by \S+e-0\d of ", report)
     assert "\n" not in report
 
 
@@ -325,8 +327,14 @@ def false_onnx(monkeypatch):
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan"), 1e30])
-def test_an_onnx_file_that_computes_something_else_is_removed(students, tmp_path, false_onnx, value):
-    false_onnx(lambda given: np.full((len(given), 512), value, np.float32))
+@pytest.mark.parametrize("wrong", ["all", "oblong"])
+def test_an_onnx_file_that_computes_something_else_is_removed(students, tmp_path, false_onnx, value, wrong):
+    def features(given):
+        if wrong == "oblong" and given.shape[2] == given.shape[3]:
+            return students().features(torch.from_numpy(given)).numpy()
+        return np.full((len(given), 512), value, np.float32)
+
+    false_onnx(features)
     message, code = refused(students().path, tmp_path / "x.onnx")
     assert "differ" in message
     assert code == 1
@@ -403,7 +411,8 @@ def origin_of(form, path):
     else:
         text = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).get_modelmeta().custom_metadata_map
     return {
-        key: json.loads(value) if key in ("width", "epoch", "mean", "std", "config") else value for key, value in text.items()
+        key: json.loads(value) if key in ("width", "epoch", "mean", "std", "config", "image_size") else value
+        for key, value in text.items()
     }
 
 
@@ -412,7 +421,7 @@ def test_a_file_says_where_it_comes_from_but_not_where_that_lies(students, expor
     student, (path, _) = students(), exported(form)
     origin = origin_of(form, path)
     assert origin.pop("detectron2", None) is None or form == "detectron2"
-    assert origin.pop("program").startswith("moco-mgd")
+    assert origin.pop("image_size", SIZE) == SIZE and origin.pop("program").startswith("moco-mgd")
     config = origin.pop("config")
     with open(student.path, "rb") as file:
         sha256 = hashlib.sha256(file.read()).hexdigest()
