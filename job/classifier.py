@@ -193,6 +193,7 @@ def save(classifier: Classifier, epoch: int, step: int, is_best: bool) -> None:
             "best_acc1": classifier.best,
             "optimizer": classifier.optimizer.state_dict(),
             "step": step,
+            "steps": run.count.at(epoch, step),
             "config": dataclasses.asdict(classifier.config),
             "workers": run.size,
             "images": len(classifier.train),

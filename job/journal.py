@@ -21,8 +21,9 @@ class Journal:
     parts: tuple[str, ...]  # names of what the loss is the sum of
     advice: str  # what may help against a loss that is not finite
 
-    def __init__(self, run: Run, total: int, steps: int, print_freq: int):
-        self.run, self.total, self.steps, self.print_freq = run, total, steps, print_freq
+    def __init__(self, run: Run, total: int, print_freq: int):
+        self.run, self.total, self.print_freq = run, total, print_freq
+        self.steps = run.count.an_epoch
 
     def numbers(self, sums: dict[str, float]) -> dict[str, float]:
         """Return what a step's record has of its sums over the workers."""
@@ -65,7 +66,7 @@ class Journal:
         now = time.perf_counter()
         took, self.clock = now - self.clock, now
         record = {
-            "steps": self.epoch * self.steps + step + 1,
+            "steps": self.run.count.at(self.epoch, step + 1),
             "epoch": self.epoch,
             "step": step,
             **self.numbers(sums),
@@ -100,8 +101,8 @@ class ContrastJournal(Journal):
     parts = ("contrastive", "distillation")
     signs = None  # of collapse, the epoch's last
 
-    def __init__(self, run: Run, total: int, steps: int, print_freq: int, expectation: Expectation):
-        super().__init__(run, total, steps, print_freq)
+    def __init__(self, run: Run, total: int, print_freq: int, expectation: Expectation):
+        super().__init__(run, total, print_freq)
         self.expectation, config = expectation, expectation.config
         others = {
             "a lower --loss-share": config.teacher and config.loss_share,
@@ -114,7 +115,7 @@ class ContrastJournal(Journal):
     def watch(self, step: int, signs: dict[str, float]) -> None:
         """Record the signs of collapse after a step; the epoch's last are told at its end."""
         self.signs = signs
-        self.run.log.record(steps=self.epoch * self.steps + step + 1, epoch=self.epoch, step=step, **signs)
+        self.run.log.record(steps=self.run.count.at(self.epoch, step + 1), epoch=self.epoch, step=step, **signs)
 
     def end_epoch(self) -> None:
         """Say an epoch's averages, the last signs of collapse, and what is wrong with them."""

@@ -60,13 +60,13 @@ def linear(config: LinearConfig, run: Run) -> None:
         return
     share = run.share(config.batch_size)
     options = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("config", "out", "resume")}
-    run.begin(options | {"workers": processes}, start if saved else None, parts.steps)
+    run.begin(options | {"workers": processes}, saved, parts.steps)
     del saved
     run.log.line(f"{len(parts.train)} images, {parts.steps} steps an epoch, {share} images a worker and step")
 
     before = {name: value.clone() for name, value in parts.backbone().items()}
     batches = parts.batches(start)
-    journal = ClassifierJournal(run, config.batch_size, parts.steps, config.print_freq)
+    journal = ClassifierJournal(run, config.batch_size, config.print_freq)
     save_at = parse_save_every(config.save_every)
     for epoch in range(start[0], config.epochs):
         rate = learning_rate(config, epoch)
@@ -79,9 +79,10 @@ def linear(config: LinearConfig, run: Run) -> None:
             return
         accuracy = validate(parts)
         tell(accuracy, parts, f"epoch {epoch} ")
-        run.log.record(steps=(epoch + 1) * parts.steps, epoch=epoch, step=parts.steps, **accuracy)
+        done = run.count.at(epoch + 1, 0)
+        run.log.record(steps=done, epoch=epoch, step=parts.steps, **accuracy)
         is_best, parts.best = accuracy["val_top1"] > parts.best, max(accuracy["val_top1"], parts.best)
-        if is_best or epoch + 1 == config.epochs or save_at(epoch + 1, 0, parts.steps):
+        if is_best or epoch + 1 == config.epochs or save_at(epoch + 1, 0, done):
             classifier.save(parts, epoch + 1, 0, is_best)
     differs = classifier.different(before, parts.backbone())
     if run.total(differs=bool(differs))["differs"]:
@@ -125,9 +126,10 @@ def train_epoch(parts: Classifier, batches: Iterator, journal: Journal, epoch: i
         journal.step(step, sums)
         if sums["undecodable"]:
             run.note_bad_images(undecodable, config.max_bad_images, len(parts.train), parts.train.root)
-        if (epoch * parts.steps + step + 1) % config.check_every == 0:
+        done = run.count.at(epoch, step + 1)
+        if done % config.check_every == 0:
             agreement.check(parts.common(), f"after epoch {epoch}, step {step + 1}")
-        if sums["stop"] or (step + 1 < parts.steps and save_at(epoch, step + 1, parts.steps)):
+        if sums["stop"] or (step + 1 < parts.steps and save_at(epoch, step + 1, done)):
             classifier.save(parts, epoch, step + 1, is_best=False)
         if sums["stop"]:
             return True

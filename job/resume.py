@@ -189,6 +189,7 @@ def save(training: Training, epoch: int, step: int) -> None:
             "state_dict": {f"module.{key}": value for key, value in training.moco.state_dict().items()},
             "optimizer": training.optimizer.state_dict(),
             "step": step,
+            "steps": run.count.at(epoch, step),
             "mgd": training.distiller.state_dict() if training.distiller else {},
             "config": dataclasses.asdict(training.config),
             "workers": run.size,

@@ -64,7 +64,7 @@ def parse_refresh(text: str, shown: str = "refresh epochs") -> Callable[[int], b
 def parse_save_every(text: str, shown: str = "save every") -> Callable[[int, int, int], bool]:
     """Return a function (epoch, step, steps) -> whether to save.
 
-    epoch and step: how many epochs, and steps of the next, are done; steps: how many an epoch has.
+    epoch and step: epochs, and steps of the next epoch, that are done. steps: all steps that are done.
     RunError: `text` is no number of epochs or steps; `shown` is what the user wrote it behind.
     """
     match = re.fullmatch(r"([1-9]\d{0,8})(steps)?", text)
@@ -72,5 +72,5 @@ def parse_save_every(text: str, shown: str = "save every") -> Callable[[int, int
         raise RunError(f"{shown} {text!r}: expected a number of epochs such as 1, or of steps such as 500steps")
     period = int(match[1])
     if match[2]:
-        return lambda epoch, step, steps: (epoch * steps + step) % period == 0
+        return lambda epoch, step, steps: steps % period == 0
     return lambda epoch, step, steps: step == 0 and epoch % period == 0

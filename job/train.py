@@ -47,7 +47,7 @@ def train(config: Config, run: Run) -> None:
     config.workers = launch.cores() if config.workers < 0 else config.workers
     training = build(config, run)
     start = resume.restore(saved, training) if saved else (0, 0)
-    run.begin(options, start if saved else None, training.steps)
+    run.begin(options, saved, training.steps)
     del saved  # as large as all that is trained
     share = run.share(config.batch_size)
     run.log.line(f"{len(training.images)} images, {training.steps} steps an epoch, {share} images a worker and step")
@@ -57,7 +57,7 @@ def train(config: Config, run: Run) -> None:
         run.log.line(line)
 
     batches = training.batches(start)
-    journal = ContrastJournal(run, config.batch_size, training.steps, config.print_freq, expectation)
+    journal = ContrastJournal(run, config.batch_size, config.print_freq, expectation)
     refresh_at = parse_refresh(config.refresh_epochs)
     for epoch in range(start[0], config.epochs):
         first = start[1] if epoch == start[0] else 0
@@ -130,7 +130,7 @@ def train_epoch(training: Training, batches: Iterator, journal: ContrastJournal,
             run.note_bad_images(undecodable, config.max_bad_images, len(training.images), training.images.root)
 
         done = (epoch, step + 1)
-        checked = (epoch * training.steps + done[1]) % config.check_every == 0
+        checked = run.count.at(*done) % config.check_every == 0
         if checked:
             agreement.check(training.common(), f"after epoch {epoch}, step {done[1]}")
         if checked or step == steps[-1]:
@@ -139,7 +139,7 @@ def train_epoch(training: Training, batches: Iterator, journal: ContrastJournal,
         if step == steps[-1]:
             statistics.average(training.trained)
             done = (epoch + 1, 0)
-        if sums["stop"] or done == (config.epochs, 0) or save_at(*done, training.steps):
+        if sums["stop"] or done == (config.epochs, 0) or save_at(*done, run.count.at(*done)):
             resume.save(training, *done)
         if sums["stop"]:
             break
@@ -154,7 +154,7 @@ def neighbours(training: Training, val: Images, epoch: int) -> None:
     seconds = time.perf_counter() - begun
     run.log.line(f"after {epoch} epochs: {accuracy.text}")
     numbers = {"knn": accuracy.top1, "knn_k": accuracy.k, "knn_images": accuracy.counted, "knn_seconds": seconds}
-    run.log.record(steps=epoch * training.steps, epoch=epoch, step=0, **numbers)
+    run.log.record(steps=run.count.at(epoch, 0), epoch=epoch, step=0, **numbers)
 
 
 @torch.no_grad()

@@ -130,6 +130,16 @@ def errors_of(program: str, commands: list[list]) -> list[str]:
     return [said for _, said in outcomes]
 
 
+def check_steps(folder, total: int) -> None:
+    """Check that metrics.jsonl and TensorBoard have each of `total` steps once, and nothing is purged."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    counted = [record["steps"] for record in records(folder) if "loss" in record]
+    assert counted == list(range(1, total + 1))
+    shown = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    assert [event.step + 1 for event in shown.Scalars("steps/loss")] == counted
+
+
 def tensors(value, path=""):
     """Yield (path, value) of everything in a checkpoint that a run computes."""
     if isinstance(value, dict):

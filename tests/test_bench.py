@@ -28,6 +28,7 @@ import traffic  # noqa: E402
 import turns  # noqa: E402
 from job.expect import Expectation  # noqa: E402
 from job.journal import ContrastJournal  # noqa: E402
+from job.run.count import Count  # noqa: E402
 from job.run.run import Run  # noqa: E402
 from job.train import train_epoch  # noqa: E402
 from job.training import build  # noqa: E402
@@ -146,7 +147,8 @@ def test_a_step_of_the_baseline_has_our_loss_and_changes_the_student_as_ours(rec
         plain.queue = training.moco.queue.clone()
         before = parameters_to_vector(plain.query.parameters()).clone()
         expectation = Expectation(training.config, len(training.images), run.size)
-        journal, random = ContrastJournal(run, 8, 10, 100, expectation), torch.Generator().manual_seed(0)
+        run.count = Count(10)
+        journal, random = ContrastJournal(run, 8, 100, expectation), torch.Generator().manual_seed(0)
         journal.start_epoch(0, 0.03)
         for step, tolerance in enumerate((1e-5, 1e-3)):
             query, key = torch.randint(256, (2, 8, 3, 64, 64), dtype=torch.uint8, generator=random)

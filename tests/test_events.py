@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from job.run.count import Count
 from job.run.events import Events
 from job.run.log import Log
 from runs import errors_of
@@ -22,7 +23,7 @@ def events(tmp_path):
     opened = []
 
     def start(place=(0, 0), every=1):
-        opened.append(Events(str(tmp_path), place, STEPS, every, start.said.append))
+        opened.append(Events(str(tmp_path), place, Count(STEPS), every, start.said.append))
         return opened[-1]
 
     start.said = []

@@ -8,6 +8,7 @@ from job.config import Config
 from job.errors import RunError
 from job.expect import Expectation
 from job.journal import ContrastJournal
+from job.run.count import Count
 
 
 class Told:
@@ -36,7 +37,8 @@ def clock(monkeypatch):
 
 def journal(size=2, total=32, steps=5, print_freq=3):
     expectation = Expectation(Config(moco_k=99, warmup_epochs=0), 1000, size)
-    return ContrastJournal(SimpleNamespace(size=size, log=Told()), total, steps, print_freq, expectation)
+    run = SimpleNamespace(size=size, log=Told(), count=Count(steps))
+    return ContrastJournal(run, total, print_freq, expectation)
 
 
 def sums(contrastive=8.0, distillation=2.0, correct=8, gradient=6.0, **more):
@@ -65,7 +67,8 @@ def do(book, clock, step, numbers, wait=1.0, work=3.0):
     ],
 )
 def test_what_is_not_finite_comes_with_the_options_that_may_help(options, advice):
-    book = ContrastJournal(SimpleNamespace(size=2), 32, 5, 3, Expectation(Config(**options), 1000, 2))
+    run = SimpleNamespace(size=2, count=Count(5))
+    book = ContrastJournal(run, 32, 3, Expectation(Config(**options), 1000, 2))
     book.start_epoch(0, 0.1)
     with pytest.raises(RunError) as caught:
         book.check_finite(0, sums(contrastive=math.nan), GRADIENTS)

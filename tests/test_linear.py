@@ -14,7 +14,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision import models, transforms
 
-from runs import FLIP, errors_of
+from runs import FLIP, check_steps, errors_of
 from job.classifier import different
 from job.data import seeds
 from job.data.digits import write_digits
@@ -196,6 +196,17 @@ def test_accuracies_are_the_same_at_any_number_of_workers(start_job, trained, la
     [(validation, neighbours)] = told
     assert validation == validated(trained[1])[-1]
     assert f"on {VAL - 1} of {VAL} images of" in neighbours and f"k = {TRAIN // CLASSES} among {TRAIN} images of" in neighbours
+
+
+def test_a_run_that_changes_its_batch_size_counts_each_step_once(labelled, pretrained, tmp_path):
+    options = [labelled, "--pretrained", pretrained, "--image-size", 16, "-j", 0, "--schedule", 1]
+    options += ["--resume", "auto", "--tensorboard", "-p", 1, "--out", tmp_path]
+    for epochs, batch_size in ((1, 30), (2, 60), (3, 15)):
+        done = linear(*options, "--epochs", epochs, "--batch-size", batch_size)
+        assert done.returncode == 0, done.stderr
+    check_steps(tmp_path, 3 + 1 + 6)
+    validations = [record["steps"] for record in records(tmp_path) if "val_top1" in record]
+    assert validations == [3, 4, 10]
 
 
 def test_a_run_killed_and_then_signalled_resumes_to_the_same_bytes(start_job, trained, labelled, pretrained, tmp_path):

@@ -98,7 +98,7 @@ def saves(text, epochs, steps):
     for epoch in range(epochs):
         for step in range(steps):
             done = (epoch, step + 1) if step + 1 < steps else (epoch + 1, 0)
-            if at(*done, steps):
+            if at(*done, epoch * steps + step + 1):
                 found.append(epoch * steps + step + 1)
     return found
 

@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from runs import FLIP, differences, errors_of
+from job.show.runs import find_runs
+from runs import FLIP, check_steps, differences, errors_of
 from moco.model import MoCo
 
 SMALL = "-a resnet18 --image-size 32 --batch-size 8 --epochs 2 --moco-k 20 --mlp --moco-t 0.2 --aug-plus --cos".split()
@@ -62,6 +64,26 @@ def test_a_killed_run_resumes_to_the_same_bytes(undisturbed, start_job, images, 
     assert [event.step for event in shown.Images("matching/layer4")] == [0, EPOCH]
     assert [event.step for event in shown.Images("views/query beside key")] == [0, EPOCH]
     assert [event.step for event in shown.Histograms("bn1/weight")] == [0, EPOCH, STEPS]
+
+
+def test_a_run_that_changes_its_batch_size_counts_each_step_once(images, tmp_path):
+    """Report and watch have its epochs, and --check-every and --save-every follow the count."""
+    options = "--image-size 16 --stem small --width 16 --moco-k 8 -j 0 --cos --tensorboard -p 1".split()
+    options += ["--resume", "auto", "--check-every", "3", "--save-every", "4steps", "--keep", "99"]
+    for epochs, batch_size in ((1, 10), (2, 20), (3, 5)):
+        given = [*options, "--epochs", epochs, "--batch-size", batch_size, "--out", tmp_path]
+        command = [sys.executable, "-m", "job.train", images, *given]
+        done = subprocess.run(map(str, command), capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+    check_steps(tmp_path, 5 + 2 + 10)
+    [run] = find_runs([tmp_path])
+    ends = [(step + 1) / 5 for step in range(5)] + [1.5, 2] + [2 + (step + 1) / 10 for step in range(10)]
+    assert run.epochs.tolist() == pytest.approx(ends)
+    assert run.step_seconds == pytest.approx(np.repeat([10, 20, 5], [5, 2, 10]) / run.column("images_per_s"))
+    assert run.progress.share == 1 and run.progress.place == (2, 10, 10)
+    assert [sign["steps"] for sign in run.history.signs] == [3, 5, 6, 7, 9, 12, 15, 17]
+    saved = [torch.load(path, weights_only=True)["steps"] for path in run.history.checkpoints]
+    assert saved == [4, 5, 7, 8, 12, 16, 17]
 
 
 def test_records_tell_what_a_refresh_has_cost(undisturbed):

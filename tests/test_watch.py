@@ -73,6 +73,24 @@ def test_a_run_in_progress_tells_its_place_and_the_time_left(tmp_path):
     assert "38 %, epoch 1 step 5/10, of 4 epochs" in said and "batch 10, 2 workers" in said and "ratio 0.33" in said
 
 
+def test_a_run_resumed_with_another_batch_size_is_at_its_epoch_s_start(tmp_path):
+    """The queue was filled under the first batch size."""
+    folder = write_run(tmp_path / "run", 20)
+    before = {"batch_size_before": 10, "steps_an_epoch_before": 10}
+    change = {"epoch": 2, "step": 0, "batch_size": 5, "steps_an_epoch": 20, **before}
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(change) + "\n")
+    (folder / "config.yaml").write_text("epochs: 4\nbatch_size: 5\nmoco_k: 40\n")
+    (folder / "log.txt").write_text(LOG.format(NOW).replace("10 steps", "20 steps"))
+    run = Progress(folder)
+    run.update()
+    assert run.place == (2, 0, 20) and run.share == 0.5 and run.filled == 4
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(record(20) | {"step": 0}) + "\n")
+    run.update()
+    assert run.place == (2, 1, 20) and run.share == (2 + 1 / 20) / 4
+
+
 def test_only_what_is_new_is_read_and_a_replaced_file_is_read_anew(tmp_path):
     run = Progress(write_run(tmp_path / "run"))
     run.update()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from job.errors import RunError
+from job.run.count import Count
 from job.run.files import kind_of
 
 PLACE = ("steps", "epoch", "step", "stage")  # where a record belongs
@@ -32,14 +33,14 @@ class Events:
     The place of all that is written is how many steps were done before it.
 
     start: the (epoch, step) that the run starts at; what an earlier process wrote from there on, TensorBoard no longer shows.
-    steps: of an epoch. every: of so many steps the numbers of one are shown, and those of an epoch's last. say: says a line.
+    every: of so many steps the numbers of one are shown, and those of an epoch's last. say: says a line.
     """
 
-    def __init__(self, folder: str, start: tuple[int, int], steps: int, every: int, say: Callable[[str], None]):
+    def __init__(self, folder: str, start: tuple[int, int], count: Count, every: int, say: Callable[[str], None]):
         from tensorboard.compat.proto.event_pb2 import SessionLog
         from torch.utils.tensorboard import RecordWriter
 
-        self.steps, self.every, self.say = steps, every, say
+        self.count, self.every, self.say = count, every, say
         folder = os.path.join(folder, "tensorboard")
         os.makedirs(folder, exist_ok=True)
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"  # read in this order
@@ -52,7 +53,7 @@ class Events:
         """Show the numbers of a record of metrics.jsonl under their own names and its kind, and the ratio of the losses."""
         kind = kind_of(numbers) or "other"
         epoch, step = int(numbers["epoch"]), int(numbers["step"])
-        if kind == "steps" and (step + 1) % self.every and step + 1 < self.steps:
+        if kind == "steps" and (step + 1) % self.every and step + 1 < self.count.an_epoch:
             return
         shown = {name: number for name, number in numbers.items() if name not in PLACE}
         if numbers.get("distillation") and numbers["contrastive"]:
@@ -87,7 +88,8 @@ class Events:
         if self.file.closed:
             return
         epoch, step = place
-        event = Event(wall_time=time.time(), step=epoch * self.steps + min(step, self.steps - 1), **what)
+        step = min(step, self.count.an_epoch - 1)
+        event = Event(wall_time=time.time(), step=self.count.at(epoch, step), **what)
         try:
             self.writer.write(event.SerializeToString())
             self.file.flush()

@@ -11,6 +11,7 @@ from job.errors import RunError
 
 # A record of metrics.jsonl is of the first kind one of whose numbers it has.
 KINDS = {"refreshes": "stage", "knn": "knn", "signs": "feature_std", "validation": "val_top1", "steps": "loss"}
+KINDS["changes"] = "batch_size"  # of a resume with another batch size or another number of steps
 
 # Errors of file systems on which a folder cannot be synchronised, such as CIFS and some of FUSE.
 NO_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.EOPNOTSUPP)

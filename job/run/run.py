@@ -14,6 +14,7 @@ from job.data.loader import Batches, Views
 from job.errors import RunError
 from job.run import events, launch
 from job.run.checkpoint import Checkpoints
+from job.run.count import Count, change, resumed
 from job.run.exchange import allgather, broadcast
 from job.run.files import write_whole
 from job.run.log import Log
@@ -101,15 +102,18 @@ class Run:
             raise RunError(*failed)
         return result
 
-    def begin(self, options: dict, start: tuple[int, int] | None, steps: int) -> None:
-        """Open the folder: save the options in force, and write what was said and is said to its log.
+    def begin(self, options: dict, saved: dict | None, steps: int) -> None:
+        """Start the count of steps, save the options in the folder, and write the log there from now on.
 
-        start: the (epoch, step) that it goes on from, or None for a fresh run; steps: of an epoch. RunError, on all: a fresh
-        run finds another's checkpoints, or the folder cannot be written to, or what writes event files is not installed.
+        saved: the checkpoint that the run resumes from, or None for a fresh run. steps: of an epoch.
+        RunError, on all workers: a fresh run finds another's checkpoints, the folder cannot be written
+        to, or the package that writes event files is not installed.
         """
+        start = (saved["epoch"], saved["step"]) if saved else (0, 0)
+        self.count = resumed(saved, steps) if saved else Count(steps)
 
         def open_folder() -> None:
-            if start is None and self.checkpoints.paths():
+            if saved is None and self.checkpoints.paths():
                 raise RunError(f"{self.folder} holds a run already: go on with it by --resume auto, or choose another --out")
             if self.events_every:
                 events.require()
@@ -120,15 +124,17 @@ class Run:
                 if os.path.exists(self.complete):
                     os.remove(self.complete)
                 write_whole(os.path.join(self.folder, "config.yaml"), text.encode())
-                self.log.open(self.folder, start or (0, 0))
-                if start and (later := self.checkpoints.after(start)):
+                self.log.open(self.folder, start)
+                if saved and (later := self.checkpoints.after(start)):
                     names = ", ".join(map(os.path.basename, later))
                     self.log.line(f"going back: the first checkpoint saved replaces {names}")
                 if self.events_every:
-                    self.log.events = events.Events(self.folder, start or (0, 0), steps, self.events_every, self.log.line)
+                    self.log.events = events.Events(self.folder, start, self.count, self.events_every, self.log.line)
             except OSError as error:
                 raise RunError(f"cannot write to {self.folder}: {error.strerror}; choose another --out") from None
             self.log.line(f"options: {line}")
+            if record := saved and change(saved, options["batch_size"], steps):
+                self.log.record(**record)
 
         self.on_first(open_folder)
         set_apart()

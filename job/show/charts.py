@@ -172,7 +172,8 @@ def collapse(runs: Sequence[Shown]) -> Picture | None:
     panels = figure.subplots(1, 3)
     for run in shown:
         records = run.history.signs
-        x = [record["steps"] / (run.steps_an_epoch or record["steps"] or 1) for record in records]
+        places = np.array([(record["epoch"], record["step"]) for record in records], dtype=float)  # (n, 2)
+        x = run.epochs_after(*places.T).tolist()
         dead = [100 * max((share for name, share in r.items() if name.startswith("dead_")), default=math.nan) for r in records]
         for axes, values in zip(
             panels, ([r["feature_std"] for r in records], [r.get("queue_rank", math.nan) for r in records], dead), strict=True

@@ -23,8 +23,9 @@ NEEDED = {
     "steps": ("steps", "epoch", "step", "loss"),
     "refreshes": ("epoch", "step", "stage", "changed"),
     "knn": ("epoch", "knn"),
-    "signs": ("steps", "feature_std"),
+    "signs": ("steps", "epoch", "step", "feature_std"),
     "validation": ("epoch", "val_top1"),
+    "changes": ("epoch", "steps_an_epoch", "steps_an_epoch_before", "batch_size_before", "batch_size"),
 }
 PUBLISHED = 64  # moco.encoder.WIDTH, without torch, which would take mgd-watch seconds
 CHECKPOINT = re.compile(r"checkpoint_(\d+)_(\d+)\.pth\.tar")  # epochs and steps that are done
@@ -80,7 +81,7 @@ class History:
 
     options: config.yaml. steps: {name: (n,) float64}, a column for each number that steps have ("steps", "epoch", "step", "loss",
         "lr", "images_per_s", "data_wait", in percent "accuracy" or "top1", ...), NaN where a step lacks it.
-    refreshes: a record a stage and refresh; knn, signs, validation: records as metrics.jsonl has them, in their order.
+    refreshes: a record a stage and refresh; knn, signs, validation, changes: records as metrics.jsonl has them, in their order.
     lines: (seconds since 1970, text) of log.txt. checkpoints: oldest first. complete: the run's last line, if it is done.
     damaged: lines of metrics.jsonl that could not be read, but for a last one that is being written.
     """
@@ -92,6 +93,7 @@ class History:
     knn: list[dict[str, float]]
     signs: list[dict[str, float]]
     validation: list[dict[str, float]]
+    changes: list[dict[str, float]]
     lines: list[tuple[float, str]]
     checkpoints: list[Path]
     complete: str | None
@@ -106,6 +108,13 @@ class History:
     def kind(self) -> str:
         """The program whose run it is: "linear" or "train"."""
         return "linear" if "pretrained" in self.options or "top1" in self.steps or self.validation else "train"
+
+    def in_force(self, name: str, now: float, epochs: np.ndarray) -> np.ndarray:
+        """Return "batch_size" or "steps_an_epoch" in each of `epochs` (n,), given its value `now`."""
+        values = np.full(len(epochs), float(now))
+        for change in reversed(self.changes):
+            values[epochs < change["epoch"]] = change[f"{name}_before"]
+        return values
 
     def warnings(self) -> list[str]:
         """The lines of the log that warn, or say why a run ended."""

@@ -34,6 +34,7 @@ class Steps:
         self.refresh: dict[int, dict[str, float]] = {}  # {stage: record} of the last one
         self.signs: dict[str, float] = {}
         self.score: dict[str, float] = {}
+        self.changes: list[dict[str, float]] = []  # of the batch size or the steps of an epoch
         self.best = 0.0
 
     def add(self, lines: bytes) -> None:
@@ -59,6 +60,8 @@ class Steps:
                 self.best = max(self.best, score)
             elif kind == "signs":
                 self.signs = record
+            elif kind == "changes":
+                self.changes.append(record)
 
     def add_step(self, record: dict[str, float], weight: int) -> None:
         """Take in a step that stands for `weight` of them."""
@@ -168,14 +171,19 @@ class Progress:
         """The epoch, how many of its steps are done, and how many it has (0: not known)."""
         if not self.steps.recent:
             return 0, 0, self.log.steps
-        last = self.steps.recent[-1]
+        last, steps = self.steps.recent[-1], self.log.steps
         epoch, step = int(last["epoch"]), int(last["step"]) + 1
-        return epoch, step, self.log.steps or (int(last["steps"]) - step) // epoch if epoch else self.log.steps
+        for change in self.steps.changes[-1:]:
+            steps = int(change["steps_an_epoch"])
+            if epoch < change["epoch"]:  # no step since the run was resumed
+                return int(change["epoch"]), 0, steps
+        return epoch, step, steps or (int(last["steps"]) - step) // epoch if epoch else steps
 
     @property
     def filled(self) -> int:
         """After how many steps keys have filled the queue: before, the loss is near 0. 0: the run is not far beyond that."""
-        steps = self.option("moco_k") // max(1, self.option("batch_size"))
+        batch = self.steps.changes[0]["batch_size_before"] if self.steps.changes else self.option("batch_size")
+        steps = self.option("moco_k") // max(1, int(batch))
         return steps if self.steps.recent and self.steps.recent[-1]["steps"] > 2 * steps else 0
 
     @property

@@ -42,9 +42,21 @@ class Shown:
 
     @functools.cached_property
     def epochs(self) -> np.ndarray:
-        """How many epochs, with fractions, were done after each of the n steps, (n,)."""
-        steps = self.history.steps.get("steps", np.zeros(0))
-        return steps / (self.steps_an_epoch or max(1.0, steps.max(initial=1.0)))
+        """Return the epochs, with fractions, that were done after each of the n steps, (n,)."""
+        return self.epochs_after(*(self.history.steps.get(name, np.zeros(0)) for name in ("epoch", "step")))
+
+    def epochs_after(self, epochs: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        """Return the epochs, with fractions, that were done after each of the `steps` (n,) of `epochs` (n,)."""
+        now = self.steps_an_epoch or max(1.0, steps.max(initial=0) + 1)
+        return epochs + (steps + 1) / self.history.in_force("steps_an_epoch", now, epochs)
+
+    @property
+    def step_seconds(self) -> np.ndarray:
+        """Return the seconds of each of the n steps, (n,); NaN if the batch size is unknown."""
+        batch_size = self.option("batch_size", math.nan)
+        speed = self.column("images_per_s")
+        epochs = self.column("epoch") if len(speed) else speed
+        return self.history.in_force("batch_size", batch_size, epochs) / speed
 
     def option(self, name: str, otherwise: float) -> float:
         """A number among its options."""

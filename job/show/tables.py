@@ -71,7 +71,7 @@ def overview(runs: Sequence[Shown]) -> Table:
     rows = []
     for run in runs:
         history, options = run.history, run.history.options
-        took = run.option("batch_size", math.nan) / run.column("images_per_s")
+        took = run.step_seconds
         contrastive, distillation = last(run, "contrastive"), last(run, "distillation")
         epochs = f"{run.epochs[-1]:.1f}" if len(run.epochs) and run.steps_an_epoch else "-"
         rows.append([

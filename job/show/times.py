@@ -15,8 +15,7 @@ PARTS = ("waiting for images", "networks and their gradients", "refreshes", "k-N
 
 def step_seconds(run: Shown) -> tuple[np.ndarray, np.ndarray]:
     """How long each step took, and of it rank 0 waited for images, (n,) seconds each."""
-    took = run.option("batch_size", np.nan) / run.column("images_per_s")
-    return took, took * run.column("data_wait")
+    return run.step_seconds, run.step_seconds * run.column("data_wait")
 
 
 def refresh_seconds(history: History) -> float:

@@ -45,7 +45,7 @@ class Ours:
         run.begin(dataclasses.asdict(self.config), None, self.training.steps)
         self.batches = self.training.batches((0, 0))
         expectation = Expectation(self.config, len(self.training.images), run.size)
-        self.journal = Journal(run, self.config.batch_size, self.training.steps, self.config.print_freq, expectation)
+        self.journal = Journal(run, self.config.batch_size, self.config.print_freq, expectation)
         self.journal.breakdown = Breakdown(self.training)
         self.done = 0  # steps
         self.passes = functools.cache(lambda: Passes(self))  # built after the first steps have shown their peak of memory

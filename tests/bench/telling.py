@@ -8,6 +8,7 @@ import setting
 from job import live
 from job.expect import Expectation
 from job.journal import ContrastJournal
+from job.run.count import Count
 from job.run.events import Events
 from job.run.log import Log
 from job.training import Training
@@ -21,11 +22,11 @@ class Telling:
 
     def __init__(self, training: Training, folder: str):
         config, self.training = training.config, training
-        self.run = SimpleNamespace(size=training.run.size, log=Log(speaks=True))
+        self.run = SimpleNamespace(size=training.run.size, log=Log(speaks=True), count=Count(1))
         self.run.log.open(folder, (0, 0))
-        self.run.log.events = Events(folder, (0, 0), 1, 1, self.run.log.line)
+        self.run.log.events = Events(folder, (0, 0), self.run.count, 1, self.run.log.line)
         expectation = Expectation(config, len(training.images), training.run.size)
-        self.journal = ContrastJournal(self.run, config.batch_size, 1, 1, expectation)
+        self.journal = ContrastJournal(self.run, config.batch_size, 1, expectation)
         sums = dict.fromkeys(("loss", "contrastive", "distillation", "gradient", "correct", "stop", "undecodable"), 1.0)
         self.sums = {name: value + len(name) / 7 for name, value in sums.items()}
         self.view = torch.randint(256, (live.PAIRS, 3, config.image_size, config.image_size), dtype=torch.uint8)

@@ -76,7 +76,7 @@ def test_a_list_of_refreshes_names_epochs(chosen, epoch):
 def test_saves_come_every_so_many_epochs_or_steps_of_the_whole_run(period, epochs, steps, by_steps):
     save_at = parse_save_every(f"{period}steps" if by_steps else str(period))
     done = [divmod(count, steps) for count in range(1, epochs * steps + 1)]
-    saves = [count for count, (epoch, step) in enumerate(done, 1) if save_at(epoch, step, steps)]
+    saves = [count for count, (epoch, step) in enumerate(done, 1) if save_at(epoch, step, count)]
     every = period if by_steps else period * steps
     assert saves == list(range(every, epochs * steps + 1, every))
 

@@ -1,0 +1,40 @@
+"""The count of a run's optimizer steps, which continues over resumes that change the steps of an epoch."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Count:
+    """Optimizer steps since a run's first one.
+
+    an_epoch: steps of an epoch. offset: difference from a run whose epochs all had `an_epoch` steps.
+    """
+
+    an_epoch: int
+    offset: int = 0
+
+    def at(self, epoch: int, step: int) -> int:
+        """Return the number of steps before `step` of `epoch`, both counted from 0."""
+        return self.offset + epoch * self.an_epoch + step
+
+
+def resumed(saved: dict, an_epoch: int) -> Count:
+    """Return the count of a run that resumes from a checkpoint with `an_epoch` steps an epoch."""
+    epoch, step = saved["epoch"], saved["step"]
+    done = saved.get("steps", epoch * steps_of(saved) + step)  # older checkpoints have no "steps"
+    return Count(an_epoch, done - epoch * an_epoch - step)
+
+
+def steps_of(saved: dict) -> int:
+    """Return the steps of an epoch in the run that saved a checkpoint."""
+    return saved["images"] // saved["config"]["batch_size"]
+
+
+def change(saved: dict, batch_size: int, an_epoch: int) -> dict[str, int]:
+    """Return the record of a resume that changes the batch size or the steps of an epoch, or {}."""
+    before = {"batch_size": saved["config"]["batch_size"], "steps_an_epoch": steps_of(saved)}
+    now = {"batch_size": batch_size, "steps_an_epoch": an_epoch}
+    if now == before:
+        return {}
+    place = {"epoch": saved["epoch"], "step": saved["step"]}
+    return place | now | {f"{name}_before": value for name, value in before.items()}
