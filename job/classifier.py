@@ -16,7 +16,7 @@ from job.data.images import Images
 from job.data.views import OneView
 from job.errors import RunError
 from job.gradients import Gradients
-from job.resume import check_finite, check_format, check_place, load_optimizer, newest, tell_changes
+from job.resume import check_finite, check_format, check_place, load_optimizer, newest, tell_changes, warn_of_rate
 from job.run import agreement
 from job.run.checkpoint import load
 from job.run.run import Run
@@ -145,6 +145,8 @@ def restore(saved: dict, classifier: Classifier) -> tuple[int, int]:
     if saved["step"]:
         check_same_epoch(saved, classifier, where)
     tell_changes(saved["config"], config, where, classifier.run)
+    if not config.evaluate:
+        warn_of_rate(saved, config, classifier.run)
     if saved["workers"] != classifier.run.size:
         classifier.run.log.line(f"{where} was saved by {saved['workers']} workers; now {classifier.run.size}")
     classifier.net.load_state_dict(state)

@@ -1,8 +1,10 @@
 """From a run to its checkpoint and back: what is saved, how a run goes on from it, and what may differ."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterable
+from types import SimpleNamespace
 
 import torch
 
@@ -10,7 +12,9 @@ from job.config import OF_TEACHER, WITHOUT_EFFECT, Config, LinearConfig
 from job.errors import RunError
 from job.run import agreement, statistics
 from job.run.checkpoint import FORMAT, load
+from job.run.count import steps_of
 from job.run.run import Run
+from job.schedule import Rates, learning_rate, pull
 from job.training import Training
 from job.weights import is_moco
 
@@ -18,6 +22,8 @@ from job.weights import is_moco
 SAVED = ("epoch", "state_dict", "optimizer", "step", "mgd", "config", "workers", "images", "order")
 # What shapes the saved tensors, or says whence they come; a checkpoint with others belongs to another run.
 SHAPES = ("arch", "stem", "width", "zero_init_residual", "mlp", "moco_dim", "moco_k", "mgd_stages", "matching")
+SAME = 1e-3  # largest relative difference of learning rates that is no jump
+FINAL = "a run that starts with its final --epochs has no jump"
 
 
 def find(config: Config, run: Run) -> dict | None:
@@ -82,6 +88,8 @@ def continues(saved: dict, config: Config, run: Run) -> dict:
             f"at a run's start: give --loss-factor {old['loss_factor']}, or start a new run"
         )
     tell_changes(old, config, where, run)
+    warn_of_rate(saved, config, run)
+    warn_of_ramp(saved, config, run)
     if saved["workers"] != run.size:
         own = "; batch norm starts from the average of their statistics" if saved["step"] else ""
         run.log.line(f"{where} was saved by {saved['workers']} workers; now {run.size}{own}")
@@ -103,6 +111,42 @@ def tell_changes(old: dict, config: Config | LinearConfig, where: str, run: Run)
     for name in sorted(new.keys() - without_effect):
         if old[name] != new[name]:
             run.log.line(f"--{name.replace('_', '-')} was {old[name]} in {where}; now {new[name]}")
+
+
+def warn_of_rate(saved: dict, config: Config | LinearConfig, run: Run) -> None:
+    """Warn if changed options make the learning rate jump at the resume, and how to avoid it."""
+    epoch, names = saved["epoch"], Rates.__annotations__
+    if epoch >= config.epochs:
+        return
+    old = SimpleNamespace(**{name: saved["config"].get(name, getattr(config, name)) for name in names})
+    last = epoch if saved["step"] else max(0, epoch - 1)
+    before, planned, now = learning_rate(old, last), learning_rate(old, epoch), learning_rate(config, epoch)
+    if any(math.isclose(now, rate, rel_tol=SAME) for rate in (before, planned)):
+        return
+    changed = " and ".join(f"--{name.replace('_', '-')}" for name in names if getattr(old, name) != getattr(config, name))
+    smooth = planned or before  # 0 is planned after the last epoch of --cos
+    advice = f"; --lr {config.lr * smooth / now:.4g} continues at {smooth:.4g}" if now else ""
+    advice += f"; {FINAL}" if config.cos and old.epochs != config.epochs else ""
+    run.log.line(
+        f"warning: the learning rate jumps from {before:.4g} in epoch {last} to {now:.4g} in epoch {epoch}, "
+        f"because of the changed {changed}{advice}"
+    )
+
+
+def warn_of_ramp(saved: dict, config: Config, run: Run) -> None:
+    """Warn if changed options make the weight of the distillation loss jump at the resume."""
+    place, steps = (saved["epoch"], saved["step"]), steps_of(saved)
+
+    def weight(ramp: bool, epochs: int) -> float:
+        return pull(*place, epochs, steps) if ramp else 1.0
+
+    before = weight(saved["config"].get("loss_ramp", False), saved["config"]["epochs"])
+    now = weight(config.loss_ramp, config.epochs)
+    if config.teacher and place[0] < config.epochs and before != now:
+        run.log.line(
+            f"warning: the weight of the distillation loss jumps from {before:.4g} to {now:.4g}, "
+            f"because of the changed --loss-ramp or --epochs; {FINAL}"
+        )
 
 
 def check_finite(parameters: Iterable[torch.Tensor], epoch: int, step: int) -> None:

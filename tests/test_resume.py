@@ -9,7 +9,17 @@ import torch
 from job.config import Config, LinearConfig
 from job.data.images import Images, Names
 from job.errors import RunError
-from job.resume import SAVED, SHAPES, check_place, continues, find, load_optimizer, restore, tell_changes
+from job.resume import (
+    SAVED,
+    SHAPES,
+    check_place,
+    continues,
+    find,
+    load_optimizer,
+    restore,
+    tell_changes,
+    warn_of_rate,
+)
 from job.run.checkpoint import FORMAT, Checkpoints
 from mgd.distiller import MGDistiller
 
@@ -143,14 +153,14 @@ CHANGES = [("lr", 0.1), ("epochs", 300), ("cos", True), ("moco_t", 0.5), ("weigh
 @pytest.mark.parametrize("step", [0, 7])
 def test_another_setting_continues_and_is_said_with_both_values(run, name, value, step):
     assert continues(content(options(teacher="t"), step), options(teacher="t", **{name: value}), run)
-    [line] = run.log.lines
+    [line] = [line for line in run.log.lines if "the learning rate jumps" not in line]
     flag = "--" + name.replace("_", "-")
     assert all(part in line for part in (f"{flag} was {getattr(options(), name)}", f"now {value}"))
 
 
 def test_every_change_is_said_once(run):
     continues(content(options(teacher="t")), options(teacher="t", **dict(CHANGES)), run)
-    assert len(run.log.lines) == len(CHANGES)
+    assert len([line for line in run.log.lines if " was " in line]) == len(CHANGES)
 
 
 @pytest.mark.parametrize(
@@ -168,6 +178,71 @@ def test_what_does_not_touch_the_numbers_changes_without_a_word(run, name, value
 def test_a_classifier_s_changes_are_said(run):
     tell_changes(dataclasses.asdict(LinearConfig(lr=30.0)), LinearConfig(lr=1.0), "the checkpoint", run)
     assert run.log.lines == ["--lr was 30.0 in the checkpoint; now 1.0"]
+
+
+COSINE = dict(cos=True, epochs=4, warmup_epochs=1, lr=0.03)
+STEPPED = dict(cos=False, epochs=4, warmup_epochs=0, lr=0.5, schedule=[4])
+
+
+@pytest.mark.parametrize("kind", [Config, LinearConfig])
+@pytest.mark.parametrize(
+    ("old", "changed", "epoch", "step", "rates", "advice"),
+    [
+        (COSINE, {"epochs": 8}, 4, 0, "0.004393 in epoch 3 to 0.015 in epoch 4", "--lr 0.008787 continues at 0.004393"),
+        (COSINE, {"epochs": 8}, 3, 5, "0.004393 in epoch 3 to 0.02074", "--lr 0.006355 continues at 0.004393"),
+        (COSINE, {"epochs": 3}, 2, 0, "0.02561 in epoch 1 to 0.0075 in epoch 2", "--lr 0.06 continues at 0.015"),
+        (COSINE, {"cos": False}, 3, 0, "0.015 in epoch 2 to 0.03 in epoch 3", "--lr 0.004393 continues at 0.004393"),
+        (COSINE, {"warmup_epochs": 3}, 2, 0, "0.02561 in epoch 1 to 0.02001", "--lr 0.02249 continues at 0.015"),
+        (STEPPED, {"lr": 0.0}, 2, 0, "0.5 in epoch 1 to 0 in epoch 2", ""),
+        (STEPPED, {"schedule": [2]}, 3, 0, "0.5 in epoch 2 to 0.05 in epoch 3", "--lr 5 continues at 0.5"),
+    ],
+)
+def test_a_jump_of_the_learning_rate_is_said_with_how_to_avoid_it(run, kind, old, changed, epoch, step, rates, advice):
+    saved = {"epoch": epoch, "step": step, "config": dataclasses.asdict(kind(data="DIR", **old))}
+    config = kind(data="DIR", **old | changed)
+    warn_of_rate(saved, config, run)
+    [line] = run.log.lines
+    assert line.startswith(f"warning: the learning rate jumps from {rates}") and advice in line
+    [flag] = (f"--{name.replace('_', '-')}" for name in changed)
+    assert f"because of the changed {flag}" in line
+    assert ("a run that starts with its final --epochs" in line) == (flag == "--epochs")
+    if advice:
+        warn_of_rate(saved, dataclasses.replace(config, lr=float(advice.split()[1])), run)
+        assert run.log.lines == [line]
+
+
+@pytest.mark.parametrize(
+    ("old", "changed", "epoch"),
+    [
+        (COSINE, {}, 3),
+        (COSINE, {"epochs": 3}, 3),  # nothing is left to train
+        (STEPPED, {"epochs": 8}, 4),  # the old schedule falls there as well
+        (STEPPED, {"schedule": [6], "epochs": 8}, 4),
+        (STEPPED, {"schedule": [3, 4]}, 2),
+    ],
+)
+def test_a_learning_rate_that_continues_is_not_mentioned(run, old, changed, epoch):
+    saved = {"epoch": epoch, "step": 0, "config": dataclasses.asdict(options(**old))}
+    warn_of_rate(saved, options(**old | changed), run)
+    assert run.log.lines == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (dict(loss_ramp=True, epochs=3), dict(loss_ramp=True, epochs=6), "0 to 0.5, because"),
+        (dict(loss_ramp=True, epochs=12), dict(loss_ramp=True, epochs=6), "0.75 to 0.5, because"),
+        (dict(epochs=6), dict(loss_ramp=True, epochs=6), "1 to 0.5, because"),
+        (dict(loss_ramp=True, epochs=6), dict(loss_ramp=True, epochs=6), None),
+        (dict(loss_ramp=True, epochs=6), dict(loss_ramp=True, epochs=3), None),  # nothing is left to train
+        (dict(epochs=3), dict(epochs=6), None),
+    ],
+)
+def test_a_jump_of_the_ramp_is_said(run, old, new, said):
+    common = dict(teacher="t", batch_size=10)
+    continues(content(options(**common, **old)), options(**common, **new), run)
+    lines = [line for line in run.log.lines if "weight of the distillation loss" in line]
+    assert [said in line for line in lines] == [True] * bool(said)
 
 
 def test_an_option_that_the_checkpoint_does_not_know_had_its_default(run):
