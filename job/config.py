@@ -40,9 +40,11 @@ LOADERS = "data loading processes of each worker (-1: as many as it has cores; 0
 class Config:
     """The options of `job.train`, under MoCo's own names where MoCo has them."""
 
-    data: str = option("", "folder with train/<class>/*; or the word digits: scikit-learn's digits, written to data/digits")
-    config: list[str] = option([], "a YAML file, or a preset's name; may be given again", many=True)
-    out: str = option("", "folder of this run (default: runs/ARCH)")
+    data: str = option(
+        "", "folder with train/<class>/*; or the word digits: scikit-learn's digits, written to data/digits", path=True
+    )
+    config: list[str] = option([], "a YAML file, or a preset's name; may be given again", many=True, path=True)
+    out: str = option("", "folder of this run (default: runs/ARCH)", path=True)
 
     arch: str = option("resnet18", "the student's network", "-a", choices=ARCHS)
     stem: str = option("imagenet", "small: a first layer for images of about 32 pixels, of student and teacher", choices=STEMS)
@@ -74,7 +76,7 @@ class Config:
     moco_t: float = option(0.07, "softmax temperature", above=0.0)
     mlp: bool = option(False, "MoCo v2's head of two layers")
 
-    teacher: str = option("", "checkpoint of the teacher; without one this is plain MoCo")
+    teacher: str = option("", "checkpoint of the teacher; without one this is plain MoCo", path=True)
     teacher_arch: str = option("", "the teacher's network (default: as its file says)", choices=("", *ARCHS))
     reducer: str = option("amp", "how the teacher channels of a match become one", choices=tuple(REDUCERS))
     loss_factor: float = option(1e4, LOSS_FACTOR, above=0.0, instead_of="loss_share")
@@ -87,7 +89,7 @@ class Config:
     mgd_images: int = option(20_000, "images that a refresh measures", at_least=1)
     refresh_epochs: str = option("log", "when the matching is solved: log, never, every:N, or 0,5,10", parse=parse_refresh)
 
-    resume: str = option("", "auto: go on from the newest checkpoint in --out, if any; or a checkpoint's path")
+    resume: str = option("", "auto: go on from the newest checkpoint in --out, if any; or a checkpoint's path", path=True)
     save_every: str = option("1", "epochs between checkpoints; or steps, as in 500steps", parse=parse_save_every)
     keep: int = option(3, "checkpoints kept", at_least=1)
     check_every: int = option(100, "steps between checks that the workers still have the same networks and queue", at_least=1)
@@ -127,11 +129,13 @@ def check_weights(weights: list[float], stages: list[int]) -> None:
 class LinearConfig:
     """The options of `job.linear`: a linear classifier on frozen features, by MoCo's protocol."""
 
-    data: str = option("", "folder with train/<class>/* and val/<class>/*; or the word digits")
-    config: list[str] = option([], "a YAML file; may be given again", many=True)
-    out: str = option("", "folder of this run (default: the pretraining's, with -linear behind it; or runs/NAME-linear)")
+    data: str = option("", "folder with train/<class>/* and val/<class>/*; or the word digits", path=True)
+    config: list[str] = option([], "a YAML file; may be given again", many=True, path=True)
+    out: str = option(
+        "", "folder of this run (default: the pretraining's, with -linear behind it; or runs/NAME-linear)", path=True
+    )
 
-    pretrained: str = option("", "checkpoint of the frozen network; without one it has random weights: the baseline")
+    pretrained: str = option("", "checkpoint of the frozen network; without one it has random weights: the baseline", path=True)
     arch: str = option("", "the network (default: as --pretrained says, or resnet18)", "-a", choices=("", *ARCHS))
     stem: str = option("", "its first layer (default: as --pretrained says, or imagenet)", choices=("", *STEMS))
     width: int = option(0, OWN_WIDTH, at_least=0, at_most=WIDTHS[-1], multiple_of=WIDTHS.step)
@@ -153,7 +157,7 @@ class LinearConfig:
     knn: bool = option(False, "the k-NN accuracy of the features, in place of a classifier")
     knn_k: int = option(0, KNN_K, at_least=0)
     evaluate: bool = option(False, "the accuracy of --resume's classifier, without training it", "-e")
-    resume: str = option("", "auto: go on from the newest checkpoint in --out, if any; or a checkpoint's path")
+    resume: str = option("", "auto: go on from the newest checkpoint in --out, if any; or a checkpoint's path", path=True)
     save_every: str = option("1", "epochs between checkpoints; or steps, as in 500steps", parse=parse_save_every)
     keep: int = option(2, "checkpoints kept, beside the best", at_least=1)
     check_every: int = option(100, "steps between checks that the workers still have the same network", at_least=1)

@@ -22,7 +22,7 @@ from torchvision.models import ResNet
 
 from job.config import Config
 from job.errors import RunError
-from job.options import Parser, convert
+from job.options import Parser, convert, expand
 from job.run import launch
 from job.run.files import whole_file
 from job.weights import Backbone, read_backbone
@@ -210,8 +210,10 @@ def main(argv: list[str] | None = None) -> None:
     """Run `job.export` on the command line's options."""
     with launch.reported_errors():
         parser = Parser(prog="job.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-        parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run's, or any other file that --teacher takes")
-        parser.add_argument("output", metavar="OUTPUT", help=f"its ending tells the format: {', '.join(ENDINGS)}")
+        parser.add_argument(
+            "checkpoint", metavar="CHECKPOINT", type=expand, help="a run's, or any other file that --teacher takes"
+        )
+        parser.add_argument("output", metavar="OUTPUT", type=expand, help=f"its ending tells the format: {', '.join(ENDINGS)}")
         parser.add_argument("--format", choices=FORMATS, default="", help="the format, whatever the ending")
         parser.add_argument("-a", "--arch", choices=ARCHS, default="", help="the network (default: as the file says)")
         size_help = "side of the training's images in pixels, noted in onnx (default: the run's, or 224)"

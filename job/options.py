@@ -32,13 +32,16 @@ def option(
     multiple_of: int | None = None,
     parse: Callable[[str, str], object] | None = None,
     many: bool = False,
+    path: bool = False,
     instead_of: str | None = None,
 ) -> Any:
-    """Declare an option: its default, help text, further flags, what its value must be, and which number it sets to 0.
+    """Declare an option: its default, help text, further flags and what its value must be.
 
-    It does so where a file, or the command line, gives it and not the other.
+    path: the value is a path, in which a leading ~ is expanded. instead_of: the number that the option sets
+    to 0 if a file, or the command line, gives it and not the other.
     """
     meta: dict[str, Any] = dict(text=text, flags=flags, choices=choices, parse=parse, many=many, instead_of=instead_of)
+    meta["path"] = path
     meta |= dict(at_least=at_least, above=above, below=below, at_most=at_most, multiple_of=multiple_of)
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=meta)
@@ -48,6 +51,20 @@ def option(
 def flag(name: str) -> str:
     """The long flag of an option: moco_k -> --moco-k."""
     return "--" + name.replace("_", "-")
+
+
+def expand(path: str, shown: str = "") -> str:
+    """Return a path with the home folder in place of a leading ~ or ~user.
+
+    shown: the option, for the error. RunError: there is no such home folder.
+    """
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        user = path.split("/")[0]
+        raise RunError(
+            f"{shown} {path}: {user} has no home folder; expected a path. Write ./{path} for a folder of that name".lstrip()
+        )
+    return expanded
 
 
 def convert(f: Field, value: Any, shown: str) -> Any:
@@ -84,10 +101,12 @@ def convert_one(value: Any, kind: Any, shown: str) -> Any:
 
 
 def check(value: Any, meta: Mapping[str, Any], shown: str, written: Any) -> Any:
-    """Return `value`, for which the user wrote `written`, if it is within what the option's declaration says.
+    """Return `value`, a path expanded, for which the user wrote `written`, if the option's declaration allows it.
 
-    RunError: it is not.
+    RunError: it does not.
     """
+    if meta["path"]:
+        return expand(value, shown)
     if meta["choices"] and value not in meta["choices"]:
         near = difflib.get_close_matches(str(value), meta["choices"], 1) if len(meta["choices"]) > FEW else []
         expected = f"did you mean {near[0]}?" if near else "expected one of " + ", ".join(filter(None, meta["choices"]))
@@ -197,16 +216,18 @@ def overlay(options: dict[str, Any], given: dict[str, Any], known: dict[str, Fie
 
 def read(prog: str, kind: type, argv: list[str]) -> Any:
     """Return a `kind` from a command line and its --config files. RunError: anything unknown or out of range, or no data."""
+    known = {f.name: f for f in fields(kind)}
     given = vars(build_parser(prog, kind).parse_args(argv))
-    if "folder" in given:
-        folder = given.pop("folder")
+    folder = given.pop("folder", None)
+    given = {name: convert(known[name], value, flag(name)) for name, value in given.items()}
+    if folder is not None:
+        folder = convert(known["data"], folder, "DIR")
         if given.setdefault("data", folder) != folder:
             raise RunError(f"two data folders: {folder} and --data {given['data']}; give one")
-    known = {f.name: f for f in fields(kind)}
     options: dict[str, Any] = {}
     for path in given.get("config", []):
         overlay(options, read_yaml(path, known), known)
-    overlay(options, {name: convert(known[name], value, flag(name)) for name, value in given.items()}, known)
+    overlay(options, given, known)
     if not options.get("data"):
         raise RunError("no data: give a folder with train/<class>/* images, or the word digits (all options: --help)")
     return kind(**options)

@@ -23,7 +23,7 @@ from job.data.shards import save_index
 from job.data.tars import Shard, read_shard, write_shard
 from job.errors import RunError
 from job.index import SPLITS, index
-from job.options import Parser, convert, flag, option
+from job.options import Parser, convert, expand, flag, option
 from job.run.files import whole_file
 from job.run.log import Log
 
@@ -152,8 +152,12 @@ def main(argv: list[str] | None = None) -> None:
     log = Log(speaks=True)
     try:
         parser = Parser(prog="job.pack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-        parser.add_argument("data", metavar="DIR", help="the folder with train/<class>/*, and val/ or valid/; or the word digits")
-        parser.add_argument("out", metavar="OUT", nargs="?", help="the folder to write, to train from in place of DIR")
+        parser.add_argument(
+            "data", metavar="DIR", type=expand, help="the folder with train/<class>/*, and val/ or valid/; or the word digits"
+        )
+        parser.add_argument(
+            "out", metavar="OUT", nargs="?", type=expand, help="the folder to write, to train from in place of DIR"
+        )
         parser.add_argument("--index", action="store_true", help="only make the index of shards in DIR/train/*.tar, and val/")
         for f in fields(Options):
             parser.add_argument(flag(f.name), metavar="X", default=f.default, help=f"{f.metadata['text']} (default: {f.default})")

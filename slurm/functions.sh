@@ -9,6 +9,17 @@ step=      # the process that is srun, while one runs
 starting=  # whether one has been started that `step` is not yet
 late=      # the one that requeues if that does not end
 
+# Expand ~/ in a job's paths: the shell leaves it in `sbatch --export=HOME,USER,PATH,DATA=~/images`.
+expand_home() {
+    local variable words home=~
+    for variable in DATA ARCHIVE LOCAL RUN IMAGE VENV MOUNTS; do
+        words=" ${!variable-}"
+        words=${words// \~\// "$home"/}
+        [ "$words" = " " ] || printf -v "$variable" %s "${words:1}"
+    done
+}
+expand_home
+
 say() { printf '%(%F %T)T %s: %s\n' -1 "${SLURMD_NODENAME:-batch}" "$*"; }
 fail() {
     printf 'error: %s: %s\n' "${SLURMD_NODENAME:-batch}" "$*" >&2

@@ -1,12 +1,16 @@
+import argparse
 import dataclasses
+import importlib
+import os
+import pwd
 from importlib import resources
 
 import pytest
 import yaml
 
-from job.config import RETIRED, Config, read_config
+from job.config import RETIRED, Config, LinearConfig, read_config
 from job.errors import RunError
-from job.options import flag
+from job.options import Parser, flag
 
 FIELDS = [field.name for field in dataclasses.fields(Config)]
 PRESETS = sorted(file.name.removesuffix(".yaml") for file in (resources.files("job") / "presets").iterdir())
@@ -130,6 +134,87 @@ def test_every_option_has_a_flag_that_is_tested_here():
 @pytest.mark.parametrize("argv", [["DIR"], ["--data", "DIR"], ["DIR", "--data", "DIR"], ["--cos", "DIR"], ["--data=DIR"]])
 def test_the_data_folder_has_a_place_and_a_flag(argv):
     assert read_config(argv).data == "DIR"
+
+
+USER = pwd.getpwuid(os.getuid())
+PATHS = {Config: {"data", "config", "out", "teacher", "resume"}}
+PATHS[LinearConfig] = {"data", "config", "out", "pretrained", "resume"}
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home folder with a YAML file in it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.yaml").write_text("lr: 0.5\n")
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("kind", PATHS)
+def test_each_option_that_is_a_path_is_one_in_which_a_home_folder_is_expanded(kind):
+    assert {f.name for f in dataclasses.fields(kind) if f.metadata["path"]} == PATHS[kind]
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in PATHS for name in sorted(PATHS[kind])])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("~/a.yaml", "{home}/a.yaml"),
+        ("./~/a.yaml", "./~/a.yaml"),
+        (f"~{USER.pw_name}/a.yaml", f"{USER.pw_dir}/a.yaml"),
+    ],
+)
+def test_a_home_folder_is_expanded_in_each_path(home, write, monkeypatch, kind, name, given, expected):
+    expected = expected.format(home=home)
+    if name == "config":
+        monkeypatch.setattr("job.options.read_yaml", lambda path, known: {"out": path})
+        config = read_config(["DIR", f"--config={given}"], kind=kind)
+        assert (config.config, config.out) == ([expected], expected)
+        return
+    for argv in ([f"--{name}={given}"], [f"--{name}", given], ["--config", write(f"{name}: {given}\n")]):
+        assert getattr(read_config([*argv, *["DIR"] * (name != "data")], kind=kind), name) == expected
+    if name == "data":
+        assert read_config([given, f"--data={expected}"], kind=kind).data == expected
+
+
+def test_a_config_file_is_found_at_home(home):
+    assert read_config(["DIR", "--config", "~/a.yaml"]).lr == 0.5
+
+
+@pytest.mark.parametrize("argv", [["~nobody-here/x"], ["DIR", "--out=~nobody-here/x"], ["DIR", "--config", "~nobody-here/x"]])
+def test_a_home_folder_of_nobody_is_one_line(argv):
+    message = refused(*argv)
+    assert "~nobody-here/x: ~nobody-here has no home folder" in message and "Write ./~nobody-here/x" in message
+
+
+PROGRAMS = [
+    ("job.pack", "~/1 ~/2", {"data": "1", "out": "2"}),
+    ("job.export", "~/1 ~/2", {"checkpoint": "1", "output": "2"}),
+    ("job.show.watch", "~/1 ~/2", {"runs": ["1", "2"]}),
+    (
+        "job.show.report",
+        "~/1 ~/2 --out=~/3 --data=~/4 --teacher=~/5",
+        {"runs": ["1", "2"], "out": "3", "data": "4", "teacher": "5"},
+    ),
+    ("job.study.study", "~/1 --out=~/2", {"form": "1", "out": "2"}),
+]
+
+
+@pytest.mark.parametrize(("program", "line", "expected"), PROGRAMS)
+def test_a_home_folder_is_expanded_in_each_path_of_the_other_programs(home, monkeypatch, program, line, expected):
+    found = {}
+
+    def parse(self, argv):
+        found.update(vars(argparse.ArgumentParser.parse_args(self, argv)))
+        raise RunError("parsed")
+
+    monkeypatch.setattr(Parser, "parse_args", parse)
+    with pytest.raises(SystemExit):
+        importlib.import_module(program).main(line.split())
+    at_home = {
+        name: [f"{home}/{part}" for part in value] if isinstance(value, list) else f"{home}/{value}"
+        for name, value in expected.items()
+    }
+    assert {name: found[name] for name in expected} == at_home
 
 
 def test_an_original_flag_has_an_answer_of_its_own():

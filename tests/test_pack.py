@@ -45,6 +45,16 @@ def test_every_image_is_packed_once_as_it_was(images, shards):
     assert sorted(path.name for path in shards.iterdir()) == ["train", "val"]
 
 
+def test_a_path_at_home_makes_no_folder_of_that_name(images, shards, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/images").symlink_to(images)
+    packed("~/images", "~/out", "--shard-images=7")
+    assert tree(tmp_path / "home/out").keys() == tree(shards).keys()
+    assert os.listdir(tmp_path) == ["home"]
+
+
 def test_the_images_of_a_shard_are_of_all_classes(images, shards):
     labels = scan(str(shards), "train").labels[:49].reshape(7, 7)
     assert all(0 < row.sum() < 7 for row in labels)

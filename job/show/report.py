@@ -20,7 +20,7 @@ import jinja2
 from matplotlib import rc_context
 
 from job.errors import RunError
-from job.options import Parser
+from job.options import Parser, expand
 from job.run.files import write_whole
 from job.show import charts, refreshes, tables, times
 from job.show.drawing import STYLE, Picture
@@ -40,13 +40,19 @@ def main(argv: list[str] | None = None) -> None:
     with reported():
         parser = Parser(prog="mgd-report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument(
-            "runs", metavar="RUN", nargs="+", help="a run's folder, one that holds runs, as of a job array, or a job's log"
+            "runs",
+            metavar="RUN",
+            nargs="+",
+            type=expand,
+            help="a run's folder, one that holds runs, as of a job array, or a job's log",
         )
         parser.add_argument(
-            "--out", metavar="FILE", default="report.html", help="default: report.html; its pictures lie beside it"
+            "--out", metavar="FILE", type=expand, default="report.html", help="default: report.html; its pictures lie beside it"
         )
-        parser.add_argument("--data", metavar="DIR", default="", help="where the runs' images are on this machine")
-        parser.add_argument("--teacher", metavar="FILE", default="", help="where the runs' teacher is on this machine")
+        parser.add_argument("--data", metavar="DIR", type=expand, default="", help="where the runs' images are on this machine")
+        parser.add_argument(
+            "--teacher", metavar="FILE", type=expand, default="", help="where the runs' teacher is on this machine"
+        )
         parser.add_argument("--no-features", action="store_true", help="leave out what needs networks, images and time")
         given = parser.parse_args(argv)
         out = Path(given.out)

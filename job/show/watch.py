@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from job.errors import RunError
-from job.options import Parser
+from job.options import Parser, expand
 from job.show import panel, places
 from job.show.ends import reported
 from job.show.panel import Marks
@@ -129,14 +129,14 @@ def watch_runs(argv: list[str] | None) -> None:
     """Read the command line, and show. RunError: there is nothing to show."""
     parser = Parser(prog="mgd-watch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN", type=Path, help="a run's folder, a folder that holds runs, or a job's log"
+        "runs", nargs="+", metavar="RUN", type=expand, help="a run's folder, a folder that holds runs, or a job's log"
     )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--once", action="store_true", help="show once; so it is where the output is no terminal")
     how.add_argument("--every", type=seconds, metavar="SECONDS", help=f"how often to look again (default: {EVERY:.0f})")
     given = parser.parse_args(argv)
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    watch = Watch(given.runs)
+    watch = Watch(list(map(Path, given.runs)))
     watch.begin()
     terminal = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     marks, bold = marks_for(sys.stdout.encoding), terminal and not os.environ.get("NO_COLOR")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from job.errors import RunError
-from job.options import Parser
+from job.options import Parser, expand
 from job.run.launch import reported_errors
 from job.show.panel import span
 from job.study import data, pictures, report
@@ -31,11 +31,13 @@ LOOK = 60.0  # s between lines that tell how far it is
 def main(argv: list[str] | None = None) -> None:
     """Run a study by the command line's form, to its end or to a signal."""
     parser = Parser(prog="job.study.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("form", help="small, longer: two cores, hours; full: a GPU, minutes; or a YAML file of your own")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the study: images, runs, records and results")
+    parser.add_argument(
+        "form", type=expand, help="small, longer: two cores, hours; full: a GPU, minutes; or a YAML file of your own"
+    )
+    parser.add_argument("--out", type=expand, required=True, help="folder of the study: images, runs, records and results")
     with reported_errors():
         options = parser.parse_args(argv)
-        study(read_plan(options.form), options.out)
+        study(read_plan(options.form), Path(options.out))
 
 
 def study(plan: Plan, out: Path) -> None:

@@ -37,6 +37,16 @@ def words(shell, tmp_path, **variables) -> list[str]:
     return done.stdout.splitlines()
 
 
+def test_a_home_folder_is_expanded_in_each_path_of_a_job(shell, tmp_path):
+    names = ["DATA", "ARCHIVE", "LOCAL", "RUN", "IMAGE", "VENV"]
+    home = {"HOME": f"{tmp_path}/my & home"}
+    given = dict.fromkeys(names, "~/a b~/c") | {"MOUNTS": "~/a /b/~/c ~/d"}
+    expected = ["$HOME/a b~/c"] * len(names) + ["$HOME/a /b/~/c $HOME/d", "absent"]
+    done = shell('printf "%s\\n" "$DATA" "$ARCHIVE" "$LOCAL" "$RUN" "$IMAGE" "$VENV" "$MOUNTS" absent', **given, **home)
+    assert done.stdout.splitlines() == [line.replace("$HOME", home["HOME"]) for line in expected], done.stderr
+    assert shell('echo "${DATA-unset} ${RUN-unset}"', RUN="./~/r").stdout == "unset ./~/r\n"
+
+
 @pytest.mark.parametrize("runtime", ["none", "docker", "apptainer", "pyxis"])
 def test_the_training_command_is_the_same_in_each_runtime(shell, tmp_path, runtime):
     given = words(shell, tmp_path, RUNTIME=runtime, SLURM_CPUS_PER_TASK="8")
