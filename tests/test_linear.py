@@ -199,11 +199,12 @@ def test_accuracies_are_the_same_at_any_number_of_workers(start_job, trained, la
 
 
 def test_a_run_that_changes_its_batch_size_counts_each_step_once(labelled, pretrained, tmp_path):
-    options = [labelled, "--pretrained", pretrained, "--image-size", 16, "-j", 0, "--schedule", 1]
+    options = [labelled, "--pretrained", pretrained, "--image-size", 16, "-j", 0, "--cos"]
     options += ["--resume", "auto", "--tensorboard", "-p", 1, "--out", tmp_path]
     for epochs, batch_size in ((1, 30), (2, 60), (3, 15)):
         done = linear(*options, "--epochs", epochs, "--batch-size", batch_size)
         assert done.returncode == 0, done.stderr
+        assert ("the learning rate jumps from 30 in epoch 0 to 15 in epoch 1" in done.stdout) == (epochs == 2)
     check_steps(tmp_path, 3 + 1 + 6)
     validations = [record["steps"] for record in records(tmp_path) if "val_top1" in record]
     assert validations == [3, 4, 10]

@@ -67,14 +67,15 @@ def test_a_killed_run_resumes_to_the_same_bytes(undisturbed, start_job, images, 
 
 
 def test_a_run_that_changes_its_batch_size_counts_each_step_once(images, tmp_path):
-    """Report and watch have its epochs, and --check-every and --save-every follow the count."""
-    options = "--image-size 16 --stem small --width 16 --moco-k 8 -j 0 --cos --tensorboard -p 1".split()
+    """Report and watch have its epochs, --check-every and --save-every follow the count, and rates that jump are said."""
+    options = "--image-size 16 --stem small --width 16 --moco-k 8 -j 0 --cos --warmup-epochs 0 --tensorboard -p 1".split()
     options += ["--resume", "auto", "--check-every", "3", "--save-every", "4steps", "--keep", "99"]
     for epochs, batch_size in ((1, 10), (2, 20), (3, 5)):
         given = [*options, "--epochs", epochs, "--batch-size", batch_size, "--out", tmp_path]
         command = [sys.executable, "-m", "job.train", images, *given]
         done = subprocess.run(map(str, command), capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
+        assert ("the learning rate jumps from 0.03 in epoch 0 to 0.015 in epoch 1" in done.stdout) == (epochs == 2)
     check_steps(tmp_path, 5 + 2 + 10)
     [run] = find_runs([tmp_path])
     ends = [(step + 1) / 5 for step in range(5)] + [1.5, 2] + [2 + (step + 1) / 10 for step in range(10)]
