@@ -6,23 +6,21 @@ import sys
 
 import pytest
 
-# A worker without a launcher; tensors of its loader process travel over sockets of both.
+# A worker without a launcher, with a loader process.
 PROGRAM = """
-import os, tempfile, torch
+import tempfile
 from multiprocessing import util
-from job.data.views import loader
+from pathlib import Path
+from batches import SIZE, write_numbered
+from job.data.loader import Batches
+from job.data.views import CentreViews
 from job.run import launch
-from job.run.launch import reported_errors
-
-class Numbers(torch.utils.data.Dataset):
-    def __getitem__(self, index):
-        return torch.tensor([index]), torch.tensor([0]), []
 
 if __name__ == "__main__":
-    with reported_errors():
+    with launch.reported_errors():
         launch.start()
-        [(numbers, _, _)] = loader(Numbers(), [[3, 4]], 1, False)
-        print(numbers.flatten().tolist(), util.get_temp_dir(), tempfile.gettempdir())
+        [(_, labels, _)] = Batches(CentreViews(write_numbered(Path("data")), SIZE), [[3, 10]], 1)
+        print(labels.tolist(), util.get_temp_dir(), tempfile.gettempdir())
 """
 
 # In a mount namespace: a folder that can be written to, and places of temporary files that cannot.
@@ -64,8 +62,8 @@ def test_sockets_lie_elsewhere_if_tmpdir_is_long_and_other_files_stay(start, tmp
     folder.mkdir(parents=True)
     done = start(folder)
     assert done.returncode == 0, done.stderr
-    numbers, sockets, files = done.stdout.splitlines()[-1].rsplit(" ", 2)
-    assert numbers == "[3, 4]"
+    labels, sockets, files = done.stdout.splitlines()[-1].rsplit(" ", 2)
+    assert labels == "[0, 1]"
     assert files == str(folder)
     assert sockets.startswith("/tmp/pymp-") and not os.path.exists(sockets)  # removed at the end
     assert list(folder.iterdir()) == []
@@ -74,7 +72,7 @@ def test_sockets_lie_elsewhere_if_tmpdir_is_long_and_other_files_stay(start, tmp
 def test_a_missing_tmpdir_is_passed_over(start, tmp_path):
     done = start(tmp_path / "missing")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].startswith("[3, 4] /tmp/pymp-")
+    assert done.stdout.splitlines()[-1].startswith("[0, 1] /tmp/pymp-")
 
 
 def test_a_machine_without_a_place_for_sockets_is_one_line(tmp_path):
