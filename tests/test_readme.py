@@ -86,3 +86,11 @@ def test_the_picture_of_watching_has_its_rows():
     labels = re.findall(r"^ {6}(\S+)", shown, re.MULTILINE)
     panel = (ROOT / "job/show/panel.py").read_text()
     assert len(labels) > 8 and all(f'"{label}"' in panel for label in labels)
+
+
+def test_the_tests_of_reported_cases_are_there():
+    path = ""
+    for file, name in re.findall(r"`([\w/]+\.py)?(?:::(\w+))?`", (ROOT / "tests/README.md").read_text()):
+        path = file or path
+        source = (ROOT / "tests" / path).read_text()
+        assert not name or f"def {name}(" in source, f"{path}::{name}"
