@@ -20,12 +20,12 @@ PIXELS = 2**24  # larger images are made smaller as they are read, by a whole fa
 STRIP = 2**20  # pixels; larger images become RGB so many at a time, as each step of that takes a copy
 # PIL knows these by their first bytes alone: what they show needs another program, and of EPS that runs what the file says.
 NOT_DRAWN = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-# What a file system answers that fails, whichever file is read. Another error belongs to the file.
+# Errors of a failing file system, whichever file is read. Other errors belong to the file.
 FAILING = {
     getattr(errno, name)
     for name in (
         "EIO ESTALE ETIMEDOUT ENOTCONN ECONNABORTED ECONNREFUSED ECONNRESET EHOSTDOWN EHOSTUNREACH ENETDOWN ENETUNREACH "
-        "ESHUTDOWN EREMOTEIO ENODEV ENXIO EKEYEXPIRED EAGAIN EBUSY ENOMEM EMFILE ENFILE"
+        "ESHUTDOWN EREMOTEIO EKEYEXPIRED EAGAIN EBUSY ENOMEM EMFILE ENFILE"
     ).split()
 }
 PAUSES = (1, 2, 4, 8)  # s, before a read that has failed is tried again
