@@ -5,6 +5,8 @@ import time
 import horovod.torch as hvd
 import torch
 
+from batches import write_numbered
+from job.data.views import CentreViews
 from job.gradients import Gradients
 
 
@@ -45,6 +47,27 @@ def test_a_worker_that_waits_for_a_gradient_names_it(run):
     said = seen_while_waiting(run.watchdog.doing, step)
     for text in said:
         assert text.startswith("waits for the gradient of bias at ")
+
+
+class Slow(CentreViews):
+    """Views that take a second each."""
+
+    def __getitem__(self, index):
+        time.sleep(1)
+        return super().__getitem__(index)
+
+
+def test_a_worker_without_a_batch_names_what_is_read(run, tmp_path):
+    images = write_numbered(tmp_path)
+    said = []
+    looking = threading.Thread(target=lambda: (time.sleep(0.5), said.append(run.watchdog.doing())))
+    batches = run.batches(Slow(images, 16), [[2], [5]], 0)
+    next(batches)
+    looking.start()
+    next(batches)
+    looking.join()
+    assert said[0].startswith("has no batch for ") and f"loader processes read {images.path(2)}, at job/data/" in said[0]
+    assert run.watchdog.doing().startswith("is at ")
 
 
 def test_the_wait_is_counted_for_one_collective_alone(run):
