@@ -112,7 +112,7 @@ TROUBLE = {
     "an exception": (lambda: raise_error(KeyError("odd")), "KeyError: 'odd' (test_loader.py:"),
     "an exception that cannot be pickled": (lambda: raise_error(Unpicklable()), "Unpicklable: held by a lock"),
     "no memory": (lambda: raise_error(MemoryError("17 GB")), "MemoryError: 17 GB"),
-    "content that cannot be pickled": (lambda: [threading.Lock()], "TypeError: cannot pickle"),
+    "content that cannot be pickled": (lambda: [threading.Lock()], "TypeError: a batch holds a lock"),
     "no file descriptors": (take_all_files, "OSError: [Errno 24] Too many open files"),
     "still": (lambda: os.kill(os.getpid(), signal.SIGSTOP),),
     "an error of ours": (lambda: raise_error(RunError("a file system fails")), "a file system fails"),

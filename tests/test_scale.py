@@ -12,6 +12,7 @@ from torch import nn
 
 from job import scale
 from job.config import Config
+from job.data.loader import Batches
 from job.data.folders import scan
 from job.data.seeds import permutation, torch_seed
 from job.errors import RunError
@@ -46,6 +47,9 @@ class StandIn:
 
     def autocast(self, precision):
         return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+
+    def batches(self, views, draws, processes):
+        return Batches(views, draws, processes)
 
     def note_bad_images(self, files, *_):
         self.bad += files

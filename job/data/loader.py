@@ -4,12 +4,11 @@ If one fails, the run ends with one line that names the cause and the file.
 """
 
 import atexit
-import io
 import itertools
+import json
 import mmap
 import multiprocessing
 import os
-import pickle
 import signal
 import threading
 import time
@@ -87,22 +86,6 @@ class Reading:
         return Reading, (self.memory,)
 
 
-class Packer(pickle.Pickler):
-    """Pickles tensors without a copy: their bytes, dense in any order of the dimensions, go to `buffer_callback`."""
-
-    def reducer_override(self, value: Any) -> Any:
-        """Return how a tensor is rebuilt."""
-        if not torch.is_tensor(value):
-            return NotImplemented
-        flat = value.as_strided((value.numel(),), (1,)).numpy()
-        return to_tensor, (pickle.PickleBuffer(flat.data), flat.dtype.str, tuple(value.shape), value.stride())
-
-
-def to_tensor(buffer: memoryview, dtype: str, shape: tuple[int, ...], stride: tuple[int, ...]) -> torch.Tensor:
-    """Return a tensor over the bytes of `buffer`."""
-    return torch.from_numpy(np.frombuffer(buffer, dtype)).as_strided(shape, stride)
-
-
 class Parcel:
     """A batch on its way to the worker, which unpickles the batch itself, in shared memory.
 
@@ -112,15 +95,21 @@ class Parcel:
     sent: deque[Shared] = deque(maxlen=AHEAD)  # by this process; the worker has mapped what drops out
 
     def __init__(self, batch: Any):
-        buffers: list[pickle.PickleBuffer] = []
-        structure = io.BytesIO()
-        Packer(structure, protocol=5, buffer_callback=buffers.append).dump(batch)
-        parts = [structure.getbuffer(), *(buffer.raw() for buffer in buffers)]
+        tensors: list[memoryview] = []
+
+        def described(value: Any) -> dict[str, Any]:
+            if not torch.is_tensor(value):
+                raise TypeError(f"a batch holds a {type(value).__name__}; expected tensors, text and numbers")
+            flat = value.as_strided((value.numel(),), (1,)).numpy()  # dense, in any order of the dimensions
+            tensors.append(flat.data)
+            return {"part": len(tensors), "dtype": flat.dtype.str, "shape": value.shape, "stride": value.stride()}
+
+        parts = [memoryview(json.dumps(batch, default=described).encode()), *tensors]
         self.sizes = [part.nbytes for part in parts]
         self.memory = Shared(ends(self.sizes)[-1])
         with open(self.memory.fd, "wb", closefd=False) as file:  # where memory runs out a write fails; a mapping would crash
-            for part, end in zip(parts, ends(self.sizes), strict=True):
-                file.seek(end - part.nbytes)
+            for part, size, end in zip(parts, self.sizes, ends(self.sizes), strict=True):
+                file.seek(end - size)
                 file.write(part)
         self.sent.append(self.memory)
 
@@ -136,8 +125,13 @@ def ends(sizes: list[int]) -> list[int]:
 def unpack(memory: Shared, sizes: list[int]) -> Any:
     """Return the batch of a Parcel."""
     view = memory.mapped()
-    structure, *buffers = (view[end - size : end] for size, end in zip(sizes, ends(sizes), strict=True))
-    return pickle.loads(structure, buffers=buffers)
+    parts = [view[end - size : end] for size, end in zip(sizes, ends(sizes), strict=True)]
+
+    def tensor(found: dict[str, Any]) -> torch.Tensor:
+        flat = np.frombuffer(parts[found["part"]], found["dtype"])
+        return torch.from_numpy(flat).as_strided(found["shape"], found["stride"])
+
+    return json.loads(bytes(parts[0]), object_hook=tensor)
 
 
 @dataclass

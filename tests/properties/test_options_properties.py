@@ -16,7 +16,7 @@ WORDS = {
     | st.integers(1, 999).map("every:{}".format)
     | st.lists(st.integers(0, 300), min_size=1, max_size=4).map(lambda epochs: ",".join(map(str, epochs))),
     "save_every": st.builds("{}{}".format, st.integers(1, 10_000), st.sampled_from(["", "steps"])),
-    "data": st.text(CHARACTERS, min_size=1, max_size=20),
+    "data": st.text(CHARACTERS, min_size=1, max_size=20).filter(lambda path: not path.startswith("~")),
     "cos": st.just(False),  # beside it --schedule is refused
     "loss_share": st.just(0.0),  # beside it --loss-factor is
     "matching": st.just("solved"),  # beside `random` --refresh-epochs is
@@ -45,7 +45,7 @@ def values(f):
         high = meta["below"] if meta["below"] is not None else meta["at_most"]
         return st.floats(low, high, allow_nan=False, allow_infinity=False, exclude_min=meta["above"] is not None,
                          exclude_max=meta["below"] is not None)  # fmt: skip
-    return st.text(CHARACTERS, max_size=20)
+    return st.text(CHARACTERS, max_size=20).filter(lambda text: not (meta["path"] and text.startswith("~")))  # a home folder
 
 
 def configs(kind):
