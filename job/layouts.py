@@ -5,6 +5,7 @@ A ResNet is known by the names of its first block. So no list of programs is nee
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -48,34 +49,48 @@ FIRST_BLOCK = re.compile(r"((?:.+\.)?)(layer1|[0-9]{1,2})\.0\.(?:conv1|conv2|bn1
 WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # Of two networks, the one that a method's authors do not evaluate: MoCo's key encoder and BYOL's target, which are averages
 # of the other; but DINO's student, because its teacher, the average, is better (arXiv 2104.14294, section 5.2).
-COPY = re.compile(r"(?:^|[._])(?:k|key|m|momentum|target|ema|student)(?:[._]|$)")
+COPY = re.compile(r"(?:^|[._])(?:k|key|m|momentum|target|ema|student)(?:[._]|$)", re.IGNORECASE)
+# A student of another shape than its teacher is no copy: of a distillation, it is the network that was trained.
+STUDENT = re.compile(r"(?:^|[._])student(?:[._]|$)", re.IGNORECASE)
 # Of several networks that are no copies, those in these dictionaries come first, and then those after these prefixes.
 FIRST_KEYS = ("state_dict", "model")
 FIRST_PREFIXES = ("module.encoder_q.", "encoder_q.", "module.encoder.", "backbone.", "encoder.", "module.", "")
 NESTED = 6  # dictionaries in dictionaries
 
 
-def find_layout(path: str, content: dict) -> tuple[Layout, list[Layout], dict]:
-    """Return the ResNet to take, the others, and the dictionary of its tensors. RunError: the file has none."""
-    states = {where: unwrapped(state) for where, state in dictionaries(content)}
-    found = [layout for where, state in states.items() for layout in find_layouts(where, state)]
+def find_networks(path: str, content: dict) -> list[tuple[Layout, dict]]:
+    """Return each ResNet with the dictionary of its tensors, the one to take first. RunError: the file has none."""
+    states = {where: unwrapped(path, state) for where, state in dictionaries(content)}
+    found = [(layout, state) for where, state in states.items() for layout in find_layouts(where, state)]
     if not found:
         raise RunError(without_network(path, content))
-    found.sort(key=Layout.rank)
-    return found[0], found[1:], states[found[0].where]
+    found.sort(key=lambda network: network[0].rank())
+    if distilled := [network for network in found if STUDENT.search(network[0].path()) and shapes(*network) != shapes(*found[0])]:
+        found.remove(distilled[0])
+        found.insert(0, distilled[0])
+    return found
+
+
+def shapes(layout: Layout, state: dict) -> dict[str, torch.Size]:
+    """Return the shapes of a network's tensors, by its own names."""
+    inside = {key: value for key, value in state.items() if isinstance(key, str) and key.startswith(layout.prefix)}
+    return {key.removeprefix(layout.prefix): value.shape for key, value in inside.items() if torch.is_tensor(value)}
 
 
 def dictionaries(content: dict, where: str = "", depth: int = NESTED) -> Iterator[tuple[str, dict]]:
     """Yield each dictionary in a file's content with the keys that lead to it."""
     yield where, content
-    for key, value in content.items():
+    for key, value in dict.items(content):  # a file may give its dictionaries attributes, such as `items`
         if depth and isinstance(key, str) and isinstance(value, dict):
             yield from dictionaries(value, f"{where}.{key}" if where else key, depth - 1)
 
 
-def unwrapped(state: dict) -> dict:
-    """Return a dictionary without WRAPPERS in its names."""
-    return {WRAPPERS.sub("", key) if isinstance(key, str) else key: value for key, value in state.items()}
+def unwrapped(path: str, state: dict) -> dict:
+    """Return a dictionary without WRAPPERS in its names. RunError: two names differ by these only."""
+    names = Counter(WRAPPERS.sub("", key) for key in state if isinstance(key, str))
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise RunError(f"{path}: {twice[0]} is there twice, with and without a wrapper's name; expected one. Remove the other")
+    return {WRAPPERS.sub("", key) if isinstance(key, str) else key: value for key, value in dict.items(state)}
 
 
 def find_layouts(where: str, state: dict) -> list[Layout]:
@@ -94,7 +109,7 @@ def find_layouts(where: str, state: dict) -> list[Layout]:
 
 def without_network(path: str, content: dict) -> str:
     """Return an error message: the file has no ResNet. It lists what the file has."""
-    tensors = any(torch.is_tensor(value) for _, state in dictionaries(content) for value in state.values())
+    tensors = any(torch.is_tensor(value) for _, state in dictionaries(content) for value in dict.values(state))
     message = (
         f"{path} holds no {'ResNet' if tensors else 'network'}: expected tensors such as conv1.weight and "
         f"layer1.0.conv1.weight, after any prefix and in any dictionary; found {outline(content)[:400]}"

@@ -97,7 +97,8 @@ def convert_one(value: Any, kind: Any, shown: str) -> Any:
         except (ValueError, OverflowError):
             pass
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    raise RunError(f"{shown} {value!r}: expected {names[kind]}")
+    hint = " (YAML reads an empty value and a bare ~ as nothing)" if value is None else ""
+    raise RunError(f"{shown} {value!r}: expected {names[kind]}{hint}")
 
 
 def check(value: Any, meta: Mapping[str, Any], shown: str, written: Any) -> Any:

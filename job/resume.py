@@ -118,12 +118,13 @@ def warn_of_rate(saved: dict, config: Config | LinearConfig, run: Run) -> None:
     epoch, names = saved["epoch"], Rates.__annotations__
     if epoch >= config.epochs:
         return
-    old = SimpleNamespace(**{name: saved["config"].get(name, getattr(config, name)) for name in names})
+    old = SimpleNamespace(**dataclasses.asdict(type(config)()) | saved["config"])
     last = epoch if saved["step"] else max(0, epoch - 1)
     before, planned, now = learning_rate(old, last), learning_rate(old, epoch), learning_rate(config, epoch)
     if any(math.isclose(now, rate, rel_tol=SAME) for rate in (before, planned)):
         return
-    changed = " and ".join(f"--{name.replace('_', '-')}" for name in names if getattr(old, name) != getattr(config, name))
+    differ = [name for name in names if getattr(old, name) != getattr(config, name) and not (name == "schedule" and config.cos)]
+    changed = " and ".join(f"--{name.replace('_', '-')}" for name in differ)
     smooth = planned or before  # 0 is planned after the last epoch of --cos
     advice = f"; --lr {config.lr * smooth / now:.4g} continues at {smooth:.4g}" if now else ""
     advice += f"; {FINAL}" if config.cos and old.epochs != config.epochs else ""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from job.errors import RunError
-from job.layouts import Layout, find_layout, outline
+from job.layouts import Layout, find_networks, outline
 from job.run.travels import travels
 from job.weight_file import read_content
 from moco.encoder import ARCHS, WIDTH, WIDTHS, build_resnet
@@ -48,15 +48,16 @@ def is_moco(content: dict) -> bool:
 def read_backbone(path: str, arch: str = "", arch_flag: str = "--teacher-arch") -> Backbone:
     """Read a ResNet without its head from a checkpoint, whichever program wrote it.
 
-    Of several, it is the first by `Layout.rank`. arch: the network that it must be; by default what the file says, or
-    what its shapes fit. arch_flag: the option that names it, for messages.
+    Of several, it is the first of `find_networks`. arch: the network that it must be, and the first such is taken; by
+    default what the file says, or what its shapes fit. arch_flag: the option that names it, for messages.
     RunError: a file that is not whole, not what its name promises, or does not fit to the last tensor.
     """
     content = read_content(path)
-    layout, others, state = find_layout(path, content)
-    body = find_body(path, state, layout)
-    stem = "small" if (conv := body.get(layout.key("conv1.weight"))) is not None and conv.shape[-1:] == (3,) else "imagenet"
-    width = find_width(body, layout)
+    networks = find_networks(path, content)
+    like = (network for network in networks if arch and nearest_arch(*describe_body(path, *network)) == arch)
+    layout, state = next(like, networks[0])
+    others = [other for other, _ in networks if other is not layout]
+    body, _, stem, width = describe_body(path, layout, state)
     stated = arch or (content["arch"] if content.get("arch") in ARCHS else "")
     arch = stated or nearest_arch(body, layout, stem, width)
     if misfits := compare(body, layout, arch, stem, width):
@@ -77,6 +78,14 @@ def read_backbone(path: str, arch: str = "", arch_flag: str = "--teacher-arch") 
         f"(head: {head}){left}"
     )
     return Backbone(arch, stem, width, taken, report, head, describe_run(content))
+
+
+def describe_body(path: str, layout: Layout, state: dict) -> tuple[dict[str, torch.Tensor], Layout, str, int]:
+    """Return a network's tensors without heads, by the file's names, its layout, its stem, and its width."""
+    body = find_body(path, state, layout)
+    conv = body.get(layout.key("conv1.weight"))
+    stem = "small" if conv is not None and conv.shape[-1:] == (3,) else "imagenet"
+    return body, layout, stem, find_width(body, layout)
 
 
 def find_body(path: str, state: dict, layout: Layout) -> dict[str, torch.Tensor]:

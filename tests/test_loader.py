@@ -19,7 +19,7 @@ from PIL import Image
 import job.data.images
 from job.data import loader, shards
 from job.data.folders import TrainingOrder, every_nth_batch, scan
-from job.data.loader import Batches, Parcel, begin
+from job.data.loader import Batches, Parcel, Shared, begin, end_loader_processes, unpack
 from job.data.tars import read_shard, write_shard
 from job.data.views import CentreViews, TwoViews, collate
 from job.errors import RunError, WorkerError
@@ -154,17 +154,19 @@ def test_without_loader_processes_the_line_is_the_same(images, name):
 
 
 def still(images, **arguments):
-    """Batches of which the second never comes."""
-    return Batches(Troubled(images, "still"), [[0], [7]], 1, **arguments)
+    """Batches of two processes, of which the second never comes; the first process has more to do."""
+    return Batches(Troubled(images, "still"), [[0], [7], [2], [3], [4]], 2, **arguments)
 
 
 def test_a_wait_is_said_and_ended_as_horovod_s_limits_say(images):
     said = []
-    batches = still(images, patience=(0.6, 2.0), say=said.append)
+    batches = still(images, say=said.append)
+    next(batches)
+    batches.warn, batches.end = 0.6, 2.0
     with pytest.raises(WorkerError) as caught:
-        list(batches)
-    assert said[-1].startswith("warning: no batch for ") and f"read {images.path(7)}" in said[-1]
-    assert f"read {images.path(7)}; ended after HOROVOD_STALL_SHUTDOWN_TIME_SECONDS=2" in str(caught.value)
+        next(batches)
+    assert said[-1].startswith("warning: no batch for ") and f"reads {images.path(7)}" in said[-1]
+    assert f"reads {images.path(7)}; ended after HOROVOD_STALL_SHUTDOWN_TIME_SECONDS=2" in str(caught.value)
 
 
 def test_a_signal_is_obeyed_while_no_batch_comes(images, monkeypatch):
@@ -178,6 +180,33 @@ def test_a_signal_is_obeyed_while_no_batch_comes(images, monkeypatch):
             next(batches)
     finally:
         stop.restore()
+
+
+def test_all_processes_that_stand_still_end_with_the_worker_s_wait(images):
+    batches = Batches(Troubled(images, "still"), [[7], [7]], 2, patience=(0.3, 0.6))
+    with pytest.raises(WorkerError, match="no batch for"):
+        next(batches)
+    assert not any(process.is_alive() for process in batches.processes)
+    assert end_loader_processes()
+
+
+def test_the_end_of_the_fork_server_is_told_from_that_of_a_loader_process(images):
+    batches = still(images)
+    next(batches)
+    processes = [psutil.Process(process.pid) for process in batches.processes]
+    psutil.Process(processes[0].ppid()).kill()
+    with pytest.raises(WorkerError, match="the process that starts loader processes has ended, probably because memory"):
+        list(batches)
+    for process in processes:  # they end with the worker, as a rule
+        process.kill()
+
+
+def test_a_batch_of_a_process_that_has_ended_is_an_error_and_ends_no_thread():
+    ended = subprocess.Popen([sys.executable, "-c", "pass"])
+    ended.wait()
+    memory = Shared(8)
+    memory.process = ended.pid
+    assert isinstance(unpack(memory, [8]), FileNotFoundError)
 
 
 SMALL_SHM = """
@@ -197,10 +226,10 @@ if __name__ == "__main__":
 def test_batches_need_no_room_in_dev_shm(images):
     """On a /dev/shm of 64 KiB, in a mount namespace of its own; loaders of torch's own kind stand still there."""
     data = os.path.dirname(images.root)
-    script = 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$0" -c "$1" "$2"'
+    script = 'mount -t tmpfs -o size=64k tmpfs /dev/shm || exit 77; exec "$0" -c "$1" "$2"'
     command = ["unshare", "--mount", "sh", "-c", script, sys.executable, SMALL_SHM, data]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    if "unshare failed" in done.stderr or "mount" in done.stderr:
+    if done.returncode == 77 or "unshare failed" in done.stderr:
         pytest.skip(f"mounting is not allowed here, run as root: {done.stderr.strip()}")
     assert done.stdout.split() == ["6", "True"], done.stderr
 

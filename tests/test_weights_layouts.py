@@ -264,6 +264,33 @@ def test_of_two_networks_the_one_that_is_no_copy_is_taken_and_the_other_named(tm
     assert found.report.endswith(f"; not taken: the networks under state_dict.{left.removesuffix('.')}")
 
 
+def distilled(tmp_path):
+    """A file of a ResNet-18 and its teacher, a ResNet-34; their state dicts."""
+    networks = {"student": filled(shapes(torchvision, "resnet18"), 0), "teacher": filled(shapes(torchvision, "resnet34"), 1)}
+    state = {f"{prefix}.{key}": value for prefix, tensors in networks.items() for key, value in tensors.items()}
+    torch.save({"state_dict": state}, tmp_path / "weights")
+    return networks
+
+
+def test_the_student_of_a_distillation_is_taken(tmp_path):
+    """Its teacher has another shape; of two of one shape, as DINO's, the student is the copy."""
+    networks = distilled(tmp_path)
+    assert_same(read_backbone(str(tmp_path / "weights")).state, body(networks["student"]))
+
+
+def test_of_several_networks_that_of_the_given_architecture_is_taken(tmp_path):
+    networks = distilled(tmp_path)
+    found = read_backbone(str(tmp_path / "weights"), "resnet34")
+    assert_same(found.state, body(networks["teacher"]))
+    assert found.report.endswith("; not taken: the networks under state_dict.student")
+
+
+def test_a_layer_that_is_there_with_and_without_a_wrapper_s_name_is_refused(tmp_path):
+    net = filled(shapes(torchvision, "resnet18"), 0)
+    torch.save(net | {f"_orig_mod.{key}": value + 1 for key, value in net.items()}, tmp_path / "weights")
+    assert "is there twice, with and without a wrapper's name" in refused(str(tmp_path / "weights"))
+
+
 def test_of_several_prefixes_the_most_usual_is_taken(tmp_path):
     prefixes = ["module.encoder_q.", "encoder_q.", "module.encoder.", "backbone.", "encoder.", "module.", ""]
     net = shapes(torchvision, "resnet18")

@@ -15,6 +15,7 @@ import runpy
 import subprocess
 import sys
 import types
+import zipfile
 
 import numpy as np
 import pytest
@@ -24,7 +25,9 @@ from torch import nn
 from torchvision import models
 
 from job.errors import RunError
-from job.run.checkpoint import Checkpoints, load
+from job.layouts import find_networks
+from job.run.checkpoint import Checkpoints, check_size, load
+from job.run.stand_ins import MOST_NAMES, stand_ins
 from job.weight_file import read_content
 from job.weights import read_backbone
 
@@ -222,3 +225,33 @@ def test_a_run_s_own_checkpoint_may_hold_no_object(tmp_path):
         load(path)
     with pytest.raises(RunError, match="none of the 1 checkpoints"):
         Checkpoints(str(tmp_path), 1).newest(print)
+
+
+def compressed(path, pickled):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        archive.writestr("archive/version", "3\n")
+    return str(path)
+
+
+def test_a_small_file_of_many_opcodes_is_not_searched(tmp_path):
+    """torch stores its pickles uncompressed; 40 MB of opcodes compress to 40 kB."""
+    path = compressed(tmp_path / "file.pth", b"\x80\x02" + b"N0" * 20_000_000 + b"N.")
+    assert os.path.getsize(path) < 10**5
+    assert stand_ins(path) == []
+
+
+def test_names_and_opcodes_of_a_large_pickle_are_searched_up_to_a_limit(tmp_path):
+    names = b"".join(b"cmodule%d\nname\n0" % number for number in range(3000))
+    (tmp_path / "file.pth").write_bytes(b"\x80\x02" + names + b"N.")
+    assert len(stand_ins(str(tmp_path / "file.pth"))) == 2 * MOST_NAMES
+
+
+def test_attributes_of_a_dictionary_in_place_of_its_methods_change_nothing():
+    """A file can give them to an OrderedDict."""
+    content = collections.OrderedDict(torchvision_state())
+    content.items = content.values = 1
+    [(layout, _)] = find_networks("FILE", content)
+    assert layout.prefix == ""
+    with pytest.raises(MemoryError):
+        check_size(content, 10**6)

@@ -35,13 +35,12 @@ AHEAD = 2  # batches that a loader process prepares before they are used
 ALIGNMENT = 64  # bytes, of what lies in a parcel
 LOOK = 0.5  # s between two looks at the loader processes while a batch is awaited
 REAPED = 2.0  # s in which the end of a loader process shows
-GRACE = 20.0  # s that a batch may still take after a signal to stop
-# Of the end of a loader process by a signal or by itself; of any other signal the decoder is the cause.
-CAUSES = {
-    "SIGKILL": "probably because memory ran out. Use fewer --workers, or give the job more memory",
-    "SIGBUS": "probably because memory or a disk ran out. Use fewer --workers, or make room",
-    "exit": "and its own last lines say why",
-}
+GRACE = 45.0  # s that a batch may still take after a signal to stop; horovodrun waits 60
+LONGEST = 900  # characters of a Failure
+FORK_SERVER = 255  # exit code of a loader process whose parent, the fork server, has ended
+# Probable causes for the end of a loader process, by signal. For any other signal it is the decoder.
+MEMORY = "probably because memory ran out. Use fewer --workers, or give the job more memory"
+CAUSES = {"SIGKILL": MEMORY, "SIGBUS": "probably because memory or a disk ran out. Use fewer --workers, or make room"}
 DECODER = "which its decoder does not survive. Remove that file, or convert it"
 
 
@@ -123,8 +122,11 @@ def ends(sizes: list[int]) -> list[int]:
 
 
 def unpack(memory: Shared, sizes: list[int]) -> Any:
-    """Return the batch of a Parcel."""
-    view = memory.mapped()
+    """Return the batch of a Parcel; or an OSError, which would end a thread of DataLoader's without a word if it were raised."""
+    try:
+        view = memory.mapped()
+    except OSError as error:
+        return error
     parts = [view[end - size : end] for size, end in zip(sizes, ends(sizes), strict=True)]
 
     def tensor(found: dict[str, Any]) -> torch.Tensor:
@@ -145,13 +147,10 @@ class Failure:
 def failure(error: Exception, path: str) -> Failure:
     """Return `error`, which came while the image at `path` was read, in one line."""
     if isinstance(error, RunError):
-        return Failure(str(error), error.code)
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return Failure(
-        f"a batch cannot be loaded: {type(error).__name__}: {one_line(str(error))} "
-        f"({os.path.basename(place.filename)}:{place.lineno}, while it read {path})",
-        1,
-    )
+        return Failure(str(error)[:LONGEST], error.code)
+    places = [f"{os.path.basename(place.filename)}:{place.lineno}" for place in traceback.extract_tb(error.__traceback__)]
+    what = f"{type(error).__name__}: {one_line(str(error))}"
+    return Failure(f"a batch cannot be loaded: {what[: LONGEST // 2]} ({', '.join([*places[-1:], path])})"[:LONGEST], 1)
 
 
 class Tasks(Dataset):
@@ -175,11 +174,11 @@ class Batches:
     """An iterator over the batches of `draws` (lists of the dataset's indices), which `processes` loader processes prepare.
 
     The processes come from a fork server: Horovod's threads would not survive a plain fork. With 0 of them this process
-    prepares each batch itself. pin: batches lie in page-locked memory, for a GPU.
+    prepares each batch itself, and waits for each read. pin: batches lie in page-locked memory, for a GPU. stop, say: the
+    worker's wish to stop, and how it says a line. patience: seconds of waiting for a batch, (warn, end).
 
-    WorkerError, within seconds: a loader process has ended, or cannot prepare a batch; or a signal has come to `stop`, and no
-    batch in GRACE seconds more. A batch that is awaited for longer than `patience` says, (warn, end) in seconds, is first said
-    and then a WorkerError as well.
+    WorkerError, within seconds: a loader process has ended, or cannot prepare a batch. Later: no batch has come for GRACE
+    seconds after a signal, or for the `end` of patience; at its `warn` that is said.
     """
 
     def __init__(
@@ -194,7 +193,7 @@ class Batches:
     ):
         self.images, self.stop, self.say = views.images, stop, say
         self.warn, self.end = patience
-        self.since, self.warned = time.monotonic(), False
+        self.since, self.warned, self.done = time.monotonic(), False, 0
         self.reading = Reading(Shared(16 * max(1, processes)))
         before = multiprocessing.active_children()
         try:
@@ -228,14 +227,16 @@ class Batches:
             except StopIteration:
                 raise
             except Exception as error:
-                failed = self.ended(error)
-            else:
-                if not isinstance(batch, Failure):
-                    return batch
+                batch = error
+            if isinstance(batch, Exception):
+                failed = self.ended(batch)
+            elif isinstance(batch, Failure):
                 failed = WorkerError(batch.text, batch.code)
+            else:
+                self.done += 1
+                return batch
             if failed:
-                for process in self.processes:
-                    process.kill()
+                end_loader_processes()
                 raise failed
 
     def ended(self, error: Exception) -> WorkerError | None:
@@ -247,7 +248,7 @@ class Batches:
             if not process.is_alive():
                 return WorkerError(self.obituary(process))
         if not looked:
-            return WorkerError(failure(error, "no image").text)
+            return WorkerError(failure(error, self.awaited()).text)
         now = time.monotonic()
         if self.stop and self.stop.signal and now - max(self.since, self.stop.time) > GRACE:
             return WorkerError(
@@ -263,16 +264,23 @@ class Batches:
 
     def obituary(self, process: Any) -> str:
         """How a loader process has ended, and its probable cause."""
-        code = process.exitcode or 0
-        name = signal.Signals(-code).name if code < 0 else "exit"
+        code = process.exitcode
+        if code == FORK_SERVER:
+            return f"the process that starts loader processes has ended, {MEMORY}"
         path = next((self.path(index) for pid, index in self.reading.rows if pid == process.pid), "no image yet")
-        shown = f"was ended by {name}" if code < 0 else f"ended with exit code {code}"
-        return f"loader process {process.pid} {shown} while it read {path}, {CAUSES.get(name, DECODER)}"
+        if code >= 0:
+            return f"loader process {process.pid} ended with exit code {code} while it read {path}; its own last lines say why"
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        return f"loader process {process.pid} was ended by {name} while it read {path}, {CAUSES.get(name, DECODER)}"
 
     def doing(self) -> str:
-        """For how long a batch is awaited, and what the loader processes read."""
-        files = ", ".join(sorted({self.path(index) for pid, index in self.reading.rows[:4] if pid}))
-        return f"no batch for {time.monotonic() - self.since:.0f} s, loader processes read {files or 'nothing yet'}"
+        """For how long a batch is awaited, and what the loader process reads that prepares it."""
+        return f"no batch for {time.monotonic() - self.since:.0f} s, its loader process reads {self.awaited()}"
+
+    def awaited(self) -> str:
+        """What the loader process reads, or has read, that prepares the next batch; DataLoader gives them batches in turn."""
+        pid, index = self.reading.rows[self.done % len(self.reading.rows)]
+        return self.path(index) if pid else "nothing yet"
 
     def path(self, index: int) -> str:
         """Where the image of a row of `reading` lies."""
@@ -300,10 +308,15 @@ def start_fork_server() -> Any:
 
 
 @atexit.register
-def kill_loader_processes() -> None:
-    """Kill this process's loader processes that still run."""
-    for process in multiprocessing.active_children():
+def end_loader_processes() -> bool:
+    """Kill this process's loader processes; return whether all have ended: one that a read holds in the kernel does not."""
+    processes = multiprocessing.active_children()
+    for process in processes:
         process.kill()
+    deadline = time.monotonic() + REAPED
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    return not multiprocessing.active_children()
 
 
 def begin(process: int) -> None:

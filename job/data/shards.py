@@ -28,7 +28,7 @@ class PackedImages(Images):
         index = load_index(root)
         super().__init__(root, text(index["classes"]), Names(index["names"], index["ends"]), index["labels"], max_bad)
         self.shards, self.offsets, self.sizes = text(index["shards"]), index["offsets"], index["sizes"]
-        self.left_out = unindexed(root, self.shards, len(self))
+        self.left_out = unindexed(root, self.shards)
         self.shard_ends = index["shard_images"].cumsum()  # where each shard's images end among all
         self.open_files: OrderedDict[int, io.FileIO] = OrderedDict()  # shard -> file, in the order of their last use
 
@@ -112,10 +112,10 @@ def load_index(root: str) -> dict[str, np.ndarray]:
     return index
 
 
-def unindexed(root: str, shards: list[str], images: int) -> str:
+def unindexed(root: str, shards: list[str]) -> str:
     """Return a line about the files in folder `root` that its index lacks; empty if there are none."""
     selection = Selection()
-    selection.taken = images
+    selection.taken = len(shards)
     for name in sorted({*os.listdir(root)} - {INDEX, *shards}):
         if selection.keeps(name, name):
             selection.left_out.add("missing in the index", name)

@@ -90,7 +90,10 @@ def read_members(file: BinaryIO, path: str, selection: Selection) -> dict[str, t
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 if not member.isdir():
-                    found[posixpath.normpath(member.name)] = member
+                    name = posixpath.normpath(member.name)
+                    if name in found:
+                        selection.left_out.add("replaced by a later one of the same name", member.name)
+                    found[name] = member
             end = tar.offset
     except tarfile.TarError as error:
         raise RunError(f"{path} is no whole, uncompressed tar file ({error}): copy it anew, or decompress it") from None

@@ -202,6 +202,6 @@ def check_size(content: object, most: int) -> None:
         if left < 0:
             raise MemoryError(f"what it holds would take more than {most:,} bytes")
         if isinstance(value, dict):
-            stack += value.values()
+            stack += dict.values(value)  # a file may give it an attribute `values`
         elif isinstance(value, (list, tuple, set)):
             stack += value

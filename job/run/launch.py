@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import torch
 
@@ -21,7 +22,7 @@ try:
 except ImportError:
     sys.exit("Horovod is not installed for this Python: run docker/build_horovod.sh " + sys.executable)
 
-from job.data.loader import kill_loader_processes
+from job.data.loader import end_loader_processes
 from job.run import exchange, sockets, srun
 from job.run.rendezvous import StartError
 from job.run.watchdog import Watchdog
@@ -179,6 +180,16 @@ def cores() -> int:
     return max(1, available // (hvd.local_size() if hvd.is_initialized() else 1))
 
 
+def leave(code: int, at_once: bool = False) -> NoReturn:
+    """End the program; at once as well if a loader process does not end, for which an orderly end would wait."""
+    ended = end_loader_processes()
+    if ended and not at_once:
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 @contextlib.contextmanager
 def reported_errors() -> Iterator[None]:
     """End the program on a RunError with its line, from rank 0 alone, and its exit code.
@@ -194,28 +205,26 @@ def reported_errors() -> Iterator[None]:
         if rank:
             time.sleep(3)
         print(f"error: {own}{error}", file=sys.stderr, flush=True)
-        sys.exit(error.code)
+        leave(error.code)
     except WorkerError as error:
         print(f"error: {own}{error}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        kill_loader_processes()
-        os._exit(error.code)  # now: an orderly end waits for loader processes, of which one may stand still
+        leave(error.code, at_once=True)
     except RunError as error:
         if rank and hvd.is_initialized():  # then all have it, and rank 0 says it
             # The launcher ends all at the first that goes: let rank 0 speak before, and end with its code all the same.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             time.sleep(2)
-            sys.exit(error.code)
+            leave(error.code)
         if rank:
             time.sleep(15)  # by then rank 0 has spoken, if it has the error too, and all have been ended, however busy they are
         print(f"error: {own if rank else ''}{error}", file=sys.stderr, flush=True)
-        sys.exit(error.code)
+        leave(error.code)
     except hvd.mpi_ops.HorovodInternalError as error:
         time.sleep(2)
         first = str(error).splitlines()[0] if str(error) else "Horovod stopped"
         print(f"error: {own}another worker is gone ({first}); its own last lines say why", file=sys.stderr, flush=True)
-        sys.exit(1)
+        leave(1)
     except Exception as error:
         traceback.print_exc()
         print(f"error: {own}{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
+        leave(1)

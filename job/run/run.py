@@ -2,6 +2,7 @@
 
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ import torch
 import yaml
 
 from job.data.loader import Batches, Views
-from job.errors import RunError
+from job.errors import RunError, WorkerError
 from job.run import events, launch
 from job.run.checkpoint import Checkpoints
 from job.run.count import Count, change, resumed
@@ -22,6 +23,7 @@ from job.run.memory import keep_freed_memory, set_apart
 from job.run.stop import Stop
 
 Result = TypeVar("Result")
+LOG_SECONDS = 5.0  # for the last line of a worker that ends at once
 
 
 class Run:
@@ -56,12 +58,19 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.watchdog.close()
-        if isinstance(error, RunError):
-            self.log.note(f"error: {error}")
-        self.log.close()
+        closing = threading.Thread(target=self.close_log, args=(error,), daemon=True)
+        closing.start()
+        # The log may lie on the file system whose silence is the error.
+        closing.join(LOG_SECONDS if isinstance(error, WorkerError) else None)
         self.stop.restore()
         if kind is None:
             hvd.shutdown()
+
+    def close_log(self, error: BaseException | None) -> None:
+        """Write the run's error to the log, if it is one for people, and close the log."""
+        if isinstance(error, RunError):
+            self.log.note(f"error: {error}")
+        self.log.close()
 
     def say(self, line: str) -> None:
         """Print a line that this worker alone knows; on rank 0 to the log as well."""

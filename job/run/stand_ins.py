@@ -6,6 +6,7 @@ and nothing of the file runs, whichever name it has. A tensor that only the real
 """
 
 import builtins
+import itertools
 import pickletools
 import sys
 import zipfile
@@ -21,6 +22,7 @@ DATA = {
 }  # fmt: skip
 NAMES = {"types.SimpleNamespace", "builtins.getattr"}  # getattr: enum members of some versions of Python
 PICKLES = 4  # before torch 1.6 a file began with a magic number, a version, a machine's sizes, and the content
+MOST_NAMES, MOST_OPCODES = 1000, 2 * 10**6  # what is searched of a file: a large one has 100 names and 10**5 opcodes
 KEEP = {"REDUCE", "NEWOBJ", "BUILD", "SETITEM", "SETITEMS", "APPEND", "APPENDS"}  # opcodes that leave their first operand
 
 
@@ -60,9 +62,9 @@ def stand_ins(path: str) -> list[Any]:
     except Exception:  # damage, or not torch's format: the reader itself says what is wrong
         pass
     found = []
-    for name, items in filled.items():
+    for name, items in itertools.islice(filled.items(), MOST_NAMES):
         current = python_3_name(*name.split(" ", 1))
-        if is_harmless(current):
+        if is_harmless(current) and current.isprintable():
             kind = Items if items else type(current, (Inert,), {})
             found += [(kind, current), (kind, name.replace(" ", "."))]  # torch maps only some of Python 2's names
     return found
@@ -81,9 +83,10 @@ def used_names(path: str) -> Iterator[tuple[str, str]]:
     """Yield the names in a torch file's pickle, "module name", with each opcode applied to one or to its objects."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            member = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-            with archive.open(member) as file:
-                yield from trace(file)
+            member = next(member for member in archive.infolist() if member.filename.endswith("data.pkl"))
+            if member.compress_type == zipfile.ZIP_STORED:  # as torch writes it; a compressed one may be of any length
+                with archive.open(member) as file:
+                    yield from trace(file)
         return
     with open(path, "rb") as file:
         for _ in range(PICKLES):
@@ -95,7 +98,7 @@ def trace(file: IO[bytes]) -> Iterator[tuple[str, str]]:
     stack: list[Any] = []
     memo: dict[int, str | None] = {}
     argument: Any
-    for opcode, argument, _ in pickletools.genops(file):
+    for opcode, argument, _ in itertools.islice(pickletools.genops(file), MOST_OPCODES):
         operands = opcode.stack_before
         if pickletools.markobject in operands:
             while stack.pop() is not pickletools.markobject:

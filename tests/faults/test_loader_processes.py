@@ -56,7 +56,7 @@ def test_a_loader_process_that_stands_still_is_named_and_a_signal_obeyed(start_j
     job.process.send_signal(signal.SIGTERM)
     output = job.finish()
     first, *others = errors(output)
-    assert first.startswith("error: rank 0 on ") and "SIGTERM came, and no batch in 20 s more" in first
+    assert first.startswith("error: rank 0 on ") and "SIGTERM came, and no batch in 45 s more" in first
     assert f"{images}/train/class" in first
     assert all("another worker is gone" in line for line in others), output
 
