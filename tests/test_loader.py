@@ -19,7 +19,8 @@ from PIL import Image
 import job.data.images
 from job.data import loader, shards
 from job.data.folders import TrainingOrder, every_nth_batch, scan
-from job.data.loader import Batches, Parcel, Shared, begin, end_loader_processes, unpack
+from job.data.loader import Batches, begin, end_loader_processes
+from job.data.parcel import Parcel, Shared, unpack
 from job.data.tars import read_shard, write_shard
 from job.data.views import CentreViews, TwoViews, collate
 from job.errors import RunError, WorkerError
