@@ -13,24 +13,26 @@ REPO = Path(__file__).parents[1]
 
 
 def horovodrun(**variables):
-    """Start a worker that prints a word; return horovodrun's exit code and what it printed."""
+    """Start a worker that prints a word; return horovodrun's exit code, the last line, and whether it ended in a traceback."""
     launcher = os.path.join(os.path.dirname(sys.executable), "horovodrun")
     command = [launcher, "-np", "1", sys.executable, "-c", "print('started')"]
     done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True)
-    return done.returncode, done.stdout.strip().splitlines()[-1:], done.stderr
+    return done.returncode, done.stdout.strip().splitlines()[-1:], "Traceback" in done.stderr
 
 
 def test_a_home_that_is_no_folder():
-    assert horovodrun(HOME="/dev/null/home") == (0, ["[0]<stdout>:started"], "")
+    assert horovodrun(HOME="/dev/null/home") == (0, ["[0]<stdout>:started"], False)
 
 
 @pytest.mark.parametrize("option", ["ro", "size=4k"], ids=["read-only", "full"])
 def test_a_home_that_takes_no_files(tmp_path, option):
     mount("-t", "tmpfs", "-o", option, "tmpfs", tmp_path)
-    if option != "ro":
-        (tmp_path / "filler").write_bytes(bytes(4096))
-    assert horovodrun(HOME=str(tmp_path)) == (0, ["[0]<stdout>:started"], "")
-    unmount(tmp_path)
+    try:
+        if option != "ro":
+            (tmp_path / "filler").write_bytes(bytes(4096))
+        assert horovodrun(HOME=str(tmp_path)) == (0, ["[0]<stdout>:started"], False)
+    finally:
+        unmount(tmp_path)
 
 
 def test_a_home_that_takes_files_remembers_checks(tmp_path):
