@@ -66,7 +66,7 @@ def test_a_worker_without_a_batch_names_what_is_read(run, tmp_path):
     looking.start()
     next(batches)
     looking.join()
-    assert said[0].startswith("has no batch for ") and f"loader processes read {images.path(2)}, at job/data/" in said[0]
+    assert said[0].startswith("has no batch for ") and f"its loader process reads {images.path(2)}, at job/data/" in said[0]
     assert run.watchdog.doing().startswith("is at ")
 
 
