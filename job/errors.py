@@ -15,7 +15,7 @@ class RunError(Exception):
 
 
 class WorkerError(RunError):
-    """An error that one worker alone knows of: that worker says it, and ends at once."""
+    """An error that only one worker has: this worker prints it, and ends at once."""
 
     def __init__(self, message: str, code: int = 1):
         super().__init__(message, code)

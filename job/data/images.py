@@ -122,9 +122,9 @@ class Images:
         return np.zeros((32, 32, 3), dtype=np.uint8), int(self.labels[index]), bad
 
     def delivered(self, index: int) -> bytes:
-        """Return the bytes of an image's file, for which a failing file system is asked again after PAUSES.
+        """Return the bytes of an image's file; try again after PAUSES if the file system fails.
 
-        RunError: it still fails. OSError: the file is at fault.
+        RunError: the file system still fails. OSError: the file is at fault.
         """
         for pause in (*PAUSES, None):
             try:

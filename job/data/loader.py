@@ -46,9 +46,9 @@ class Views(Protocol):
 
 
 class Reading:
-    """Which image each loader process reads, in memory that the processes share with their worker.
+    """The image that each loader process reads, in memory that the processes share with their worker.
 
-    rows: (processes, 2) int64, of each the process id and the image's index.
+    rows: (processes, 2) int64, the process id and the image's index of each.
     """
 
     def __init__(self, memory: Shared):
@@ -60,14 +60,14 @@ class Reading:
 
 @dataclass
 class Failure:
-    """What a loader process returns in place of a batch that it cannot prepare."""
+    """A loader process's answer in place of a batch that it cannot prepare."""
 
     text: str
     code: int
 
 
 def failure(error: Exception, path: str) -> Failure:
-    """Return `error`, which came while the image at `path` was read, in one line."""
+    """Return an error of a loader process that was reading `path`, in one line."""
     if isinstance(error, RunError):
         return Failure(str(error)[:LONGEST], error.code)
     places = [f"{os.path.basename(place.filename)}:{place.lineno}" for place in traceback.extract_tb(error.__traceback__)]
@@ -76,7 +76,7 @@ def failure(error: Exception, path: str) -> Failure:
 
 
 class Tasks(Dataset):
-    """What loader processes do: a list of draws -> a batch, a Parcel of it between processes, or a Failure."""
+    """The work of loader processes: a list of draws -> a batch, or a Parcel of it between processes, or a Failure."""
 
     def __init__(self, views: Views, reading: Reading, packed: bool):
         self.views, self.reading, self.packed = views, reading, packed
@@ -95,12 +95,12 @@ class Tasks(Dataset):
 class Batches:
     """An iterator over the batches of `draws` (lists of the dataset's indices), which `processes` loader processes prepare.
 
-    The processes come from a fork server: Horovod's threads would not survive a plain fork. With 0 of them this process
-    prepares each batch itself, and waits for each read. pin: batches lie in page-locked memory, for a GPU. stop, say: the
-    worker's wish to stop, and how it says a line. patience: seconds of waiting for a batch, (warn, end).
+    The processes come from a fork server, because Horovod's threads do not survive a plain fork. With 0 processes this
+    process prepares each batch, and waits for each read. pin: keep batches in page-locked memory, for a GPU. stop: the
+    worker's wish to stop. patience: seconds to wait for a batch before a warning, and before an error. say: prints a line.
 
-    WorkerError, within seconds: a loader process has ended, or cannot prepare a batch. Later: no batch has come for GRACE
-    seconds after a signal, or for the `end` of patience; at its `warn` that is said.
+    WorkerError: a loader process has ended or cannot prepare a batch; no batch has come for GRACE seconds after a signal,
+    or within `patience`.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class Batches:
         return None
 
     def obituary(self, process: Any) -> str:
-        """How a loader process has ended, and its probable cause."""
+        """Return how a loader process has ended, and the probable cause."""
         code = process.exitcode
         if code == FORK_SERVER:
             return f"the process that starts loader processes has ended, {MEMORY}"
@@ -196,16 +196,16 @@ class Batches:
         return f"loader process {process.pid} was ended by {name} while it read {path}, {CAUSES.get(name, DECODER)}"
 
     def doing(self) -> str:
-        """For how long a batch is awaited, and what the loader process reads that prepares it."""
+        """Return how long the worker has waited for a batch, and the image that its loader process reads."""
         return f"no batch for {time.monotonic() - self.since:.0f} s, its loader process reads {self.awaited()}"
 
     def awaited(self) -> str:
-        """What the loader process reads, or has read, that prepares the next batch; DataLoader gives them batches in turn."""
+        """Return the image that the next batch's loader process reads; DataLoader deals batches to the processes in turn."""
         pid, index = self.reading.rows[self.done % len(self.reading.rows)]
         return self.path(index) if pid else "nothing yet"
 
     def path(self, index: int) -> str:
-        """Where the image of a row of `reading` lies."""
+        """Return the path of an image in `reading`."""
         return one_line(self.images.path(int(index)))
 
 
@@ -231,7 +231,7 @@ def start_fork_server() -> Any:
 
 @atexit.register
 def end_loader_processes() -> bool:
-    """Kill this process's loader processes; return whether all have ended: one that a read holds in the kernel does not."""
+    """Kill this process's loader processes; return whether all have ended. One whose read blocks in the kernel does not end."""
     processes = multiprocessing.active_children()
     for process in processes:
         process.kill()

@@ -1,4 +1,4 @@
-"""How a batch travels from a loader process to its worker: in anonymous memory, which needs no room in /dev/shm."""
+"""Batches on their way from a loader process to its worker, in anonymous memory, which needs no room in /dev/shm."""
 
 import itertools
 import json
@@ -16,9 +16,9 @@ ALIGNMENT = 64  # bytes, of a part of a parcel
 
 
 class Shared:
-    """Anonymous memory, which needs no room in /dev/shm; pickled to another process of the same user, it is the same memory.
+    """Anonymous memory. An object pickled to another process of the same user is the same memory.
 
-    It is there as long as the object is that made it. OSError: there is none.
+    The memory lives as long as the object that allocated it. OSError: the system has no memory for it.
     """
 
     def __init__(self, size: int):
@@ -27,7 +27,7 @@ class Shared:
         os.ftruncate(self.fd, size)
 
     def mapped(self) -> memoryview:
-        """Return the memory. FileNotFoundError: the process that made it has ended."""
+        """Return the memory. FileNotFoundError: the process that allocated it has ended."""
         fd = os.open(f"/proc/{self.process}/fd/{self.fd}", os.O_RDWR)
         try:
             return memoryview(mmap.mmap(fd, self.size))
@@ -36,12 +36,12 @@ class Shared:
 
 
 class Parcel:
-    """A batch on its way to the worker, which unpickles the batch itself, in shared memory.
+    """A batch in shared memory; the worker that unpickles a parcel gets the batch.
 
-    What is pickled has less than 4 KiB, which a pipe takes whole or not at all. OSError: there is no memory for the batch.
+    The pickle is smaller than 4 KiB, which a pipe transfers in one piece. OSError: the system has no memory for the batch.
     """
 
-    sent: deque[Shared] = deque(maxlen=AHEAD)  # by this process; the worker has mapped what drops out
+    sent: deque[Shared] = deque(maxlen=AHEAD)  # by this process; the worker has mapped those that drop out
 
     def __init__(self, batch: Any):
         tensors: list[memoryview] = []
@@ -56,7 +56,7 @@ class Parcel:
         parts = [memoryview(json.dumps(batch, default=described).encode()), *tensors]
         self.sizes = [part.nbytes for part in parts]
         self.memory = Shared(ends(self.sizes)[-1])
-        with open(self.memory.fd, "wb", closefd=False) as file:  # where memory runs out a write fails; a mapping would crash
+        with open(self.memory.fd, "wb", closefd=False) as file:  # without memory a write fails; a mapping would crash
             for part, size, end in zip(parts, self.sizes, ends(self.sizes), strict=True):
                 file.seek(end - size)
                 file.write(part)
@@ -72,7 +72,7 @@ def ends(sizes: list[int]) -> list[int]:
 
 
 def unpack(memory: Shared, sizes: list[int]) -> Any:
-    """Return the batch of a Parcel; or an OSError, which would end a thread of DataLoader's without a word if it were raised."""
+    """Return the batch of a Parcel, or an OSError: raised, it would silently end DataLoader's thread for pinned memory."""
     try:
         view = memory.mapped()
     except OSError as error:

@@ -23,7 +23,7 @@ from job.run.memory import keep_freed_memory, set_apart
 from job.run.stop import Stop
 
 Result = TypeVar("Result")
-LOG_SECONDS = 5.0  # for the last line of a worker that ends at once
+LOG_SECONDS = 5.0  # to write the last line of a worker that ends at once
 
 
 class Run:
@@ -67,13 +67,13 @@ class Run:
             hvd.shutdown()
 
     def close_log(self, error: BaseException | None) -> None:
-        """Write the run's error to the log, if it is one for people, and close the log."""
+        """Write a RunError to the log, and close the log."""
         if isinstance(error, RunError):
             self.log.note(f"error: {error}")
         self.log.close()
 
     def say(self, line: str) -> None:
-        """Print a line that this worker alone knows; on rank 0 to the log as well."""
+        """Print a line that only this worker has; on rank 0 to the log as well."""
         if self.rank == 0:
             self.log.line(line)
         else:
