@@ -63,7 +63,8 @@ def newest(run: Run) -> dict | None:
 def check_place(config: Config | LinearConfig, run: Run) -> None:
     """RunError: the run's folder has checkpoints of another run than --resume's."""
     source = os.path.dirname(os.path.realpath(config.resume))
-    if run.checkpoints.paths() and source != os.path.realpath(run.folder):
+    # In a container, one folder can have two names without a link between them.
+    if run.checkpoints.paths() and not os.path.samefile(source, run.folder):
         raise RunError(f"{run.folder} holds another run than --resume {config.resume}: choose another --out")
 
 

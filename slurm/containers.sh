@@ -1,58 +1,166 @@
 # shellcheck shell=bash disable=SC2034,SC2154 # functions.sh shares its variables
 # How a job starts its tasks: by srun alone, or each in a container. Sourced by functions.sh.
 
+# Refuse settings that no task can start with, before the job stages data or starts one.
+check_settings() {
+    case ${RUNTIME:=none} in
+        none)
+            [ -z "${VENV:-}" ] || [ -f "$VENV/bin/activate" ] || fail "VENV=$VENV is no virtual environment: make setup"
+            return
+            ;;
+        docker | apptainer | pyxis) ;;
+        *) fail "RUNTIME=$RUNTIME: expected none, docker, apptainer or pyxis" ;;
+    esac
+    check_image
+    find_mounts
+    [ -z "${ARCHIVE:-}" ] || check_name "$LOCAL/${ARCHIVE##*/}"
+}
+
+# An image is a file for apptainer and pyxis, if it is no address of a registry; a relative one lies in this folder.
+check_image() {
+    [ -n "${IMAGE:-}" ] || fail "IMAGE is empty: expected the image for RUNTIME=$RUNTIME"
+    case $RUNTIME:$IMAGE in
+        docker:[./]*) fail "IMAGE=$IMAGE is a file: expected a name that docker image ls shows" ;;
+        apptainer:*://* | apptainer:oci:* | apptainer:*-archive:* | apptainer:docker-daemon:*) return ;;
+        apptainer:* | pyxis:[./]* | pyxis:*.sqsh | pyxis:*.squashfs) ;;
+        *) [ -f "$IMAGE" ] && [ "$RUNTIME" = pyxis ] || return 0 ;;
+    esac
+    [ -e "$IMAGE" ] || fail "IMAGE=$IMAGE: missing file; expected an image, or its address in a registry"
+    IMAGE=$(realpath -s -- "$IMAGE")
+}
+
 # start_tasks COMMAND...: become srun, with the same command in each runtime.
 start_tasks() {
-    local srun=(srun --export=ALL --kill-on-bad-exit=1) shared
+    local srun=(srun --export=ALL --kill-on-bad-exit=1) name words=()
     [ -z "${SLURM_CPUS_PER_TASK:-}" ] || srun+=(--cpus-per-task="$SLURM_CPUS_PER_TASK") # since 22.05 not by itself
     case $RUNTIME in
         none)
-            if [ -n "${VENV:-}" ]; then
-                [ -f "$VENV/bin/activate" ] || fail "VENV=$VENV is no virtual environment: make setup"
-                # shellcheck disable=SC1091
-                . "$VENV/bin/activate"
-            fi
+            # shellcheck disable=SC1091
+            [ -z "${VENV:-}" ] || . "$VENV/bin/activate"
             exec "${srun[@]}" "$@"
             ;;
-        docker) exec "${srun[@]}" bash "$functions" in_docker "$@" ;;
-        apptainer)
-            shared=$(binds | paste -sd ,) && export APPTAINERENV_PYTHONSAFEPATH=1
-            exec "${srun[@]}" apptainer exec ${SLURM_JOB_GPUS:+--nv} --bind "$shared" --pwd "$PWD" "$IMAGE" "$@"
-            ;;
+        docker | apptainer) exec "${srun[@]}" bash "$functions" "in_$RUNTIME" "$@" ;;
         pyxis)
-            shared=$(binds | paste -sd ,) && export PYTHONSAFEPATH=1
-            exec "${srun[@]}" --container-image="$IMAGE" --container-mounts="$shared" --container-workdir="$PWD" \
-                --no-container-mount-home "$@"
+            unset SLURM_JWT # the whole environment goes into the container
+            find_mounts
+            for name in "${names[@]}"; do words+=("$name:$name${mounts[$name]:+:ro}"); done
+            export PYTHONSAFEPATH=1
+            exec "${srun[@]}" --container-image="$IMAGE" --container-mounts="$(IFS=, && echo "${words[*]}")" \
+                --container-workdir="$(pwd -P)" --no-container-mount-home "$@"
             ;;
-        *) fail "RUNTIME=$RUNTIME: expected none, docker, apptainer or pyxis" ;;
     esac
 }
 
-# What a container sees, a line each, under its own path: this folder, the data and MOUNTS to read, the run to write.
-binds() {
-    local path
-    for path in "$PWD" "$DATA" ${MOUNTS:-}; do
-        [ ! -d "$path" ] || printf '%s:%s:ro\n' "$path" "$path"
+# --- what a container sees ------------------------------------------------------------------------------------------------
+
+# Let `names` be what a container sees, parents first: this folder, the data, MOUNTS and the run. `mounts` has ro for
+# each that it may only read. A path has its real name and every name that its links give it, as options may use any.
+find_mounts() {
+    local path paths=("$PWD")
+    declare -gA mounts=()
+    [ ! -e "${DATA:-}" ] || paths+=("$DATA")
+    while read -r path; do
+        [[ $path != \~/* ]] || path=~/${path:2}
+        [ -z "$path" ] || [ -e "$path" ] || fail "MOUNTS=$path: missing; expected one file or folder a line"
+        [ -z "$path" ] || paths+=("$path")
+    done <<<"${MOUNTS:-}"
+    for path in "${paths[@]}" "$RUN"; do mounts[$(realpath -m -- "$path")]=ro; done
+    for path in "${paths[@]}"; do add_names "$path" ro; done
+    add_names "$RUN" ""
+    for path in "${!mounts[@]}"; do check_name "$path"; done
+    mapfile -t names < <(printf '%s\n' "${!mounts[@]}" | LC_ALL=C sort)
+}
+
+# add_names PATH MODE: follow PATH's links one by one, and mount what it holds under each name on the way.
+# A link in a mounted folder is in the container too, and needs no other name.
+add_names() {
+    local rest=$1 path='' part target links=0
+    [[ $rest = /* ]] || rest=$(pwd -P)/$rest
+    while [[ $rest =~ ^/*([^/]+)(.*)$ ]]; do
+        part=${BASH_REMATCH[1]} rest=${BASH_REMATCH[2]}
+        if [ "$part" = .. ]; then
+            path=${path%/*}
+        elif [ -L "$path/$part" ]; then
+            ((++links <= 40)) || fail "$1: expected a path without a loop of links"
+            is_mounted "$path" || mounts[$(realpath -ms -- "$path/$part$rest")]=$2
+            target=$(readlink -- "$path/$part")
+            [[ $target != /* ]] || path=''
+            rest=$target$rest
+        elif [ "$part" != . ]; then
+            path+=/$part
+        fi
     done
-    printf '%s:%s\n' "$RUN" "$RUN"
+    [ -n "$path" ] || fail "$1 is the node's root folder: a container cannot have it"
+    mounts[$path]=$2
+}
+
+# Whether a folder, by its real name, lies in what is mounted.
+is_mounted() {
+    local name
+    for name in "${!mounts[@]}"; do
+        [[ $1/ != "$name"/* ]] || return 0
+    done
+    return 1
+}
+
+# check_name PATH: refuse one that the runtime's options cannot have.
+check_name() {
+    case $RUNTIME:$1 in
+        *[[:cntrl:]]* | *[[:space:]]) fail "RUNTIME=$RUNTIME cannot mount ${1@Q}: expected no line break, and no space at the end" ;;
+        pyxis:*[[:space:],:\"\$\`\\]*) fail "RUNTIME=pyxis cannot mount ${1@Q}: expected no space, and none of , : \" \$ \` \\" ;;
+    esac
+}
+
+# The --mount options of docker and apptainer, which read them as CSV.
+mount_options() {
+    local name quoted
+    find_mounts
+    for name in "${names[@]}"; do
+        quoted=${name//\"/\"\"}
+        options+=(--mount "type=bind,\"source=$quoted\",\"target=$quoted\"${mounts[$name]:+,ro}")
+    done
+}
+
+# The names of the variables that a container gets; of SLURM's, not those that can hold a secret, as SLURM_JWT does.
+passed_on() { compgen -e | grep -E '^(SLURM|HOROVOD|NCCL|MGD|OMP)_|^SLURMD_NODENAME$' | grep -vE '^SLURM_(JWT|SACK|SPANK)'; }
+
+# Whether the job has GPUs: a site may set one of these only.
+has_gpus() { [[ -n ${SLURM_STEP_GPUS:-}${SLURM_JOB_GPUS:-} || ${SLURM_GPUS_ON_NODE:-0} != 0 ]]; }
+
+# --- tasks in containers ------------------------------------------------------------------------------------------------
+
+# in_apptainer COMMAND...: become one task. /tmp stays the node's, as the image is read-only; so does /dev, which
+# has the network's and the shared memory of NCCL.
+in_apptainer() {
+    local options=(--cleanenv --no-mount "home,cwd" --pwd "$(pwd -P)") variable
+    ! has_gpus || options+=(--nv)
+    mount_options
+    for variable in $(passed_on) CUDA_VISIBLE_DEVICES; do
+        [ -z "${!variable+set}" ] || export "APPTAINERENV_$variable=${!variable}"
+    done
+    export APPTAINERENV_PYTHONSAFEPATH=1
+    exec apptainer exec "${options[@]}" "$IMAGE" "$@"
 }
 
 # in_docker COMMAND...: one task, in a container that does not outlive it.
 in_docker() {
-    local name="mgd-$SLURM_JOB_ID-$SLURM_PROCID-try-${SLURM_RESTART_COUNT:-0}" options paths path group problem variable
+    local name="mgd-$SLURM_JOB_ID-$SLURM_PROCID-try-${SLURM_RESTART_COUNT:-0}" options group problem variable
     local lifeline sleeper client status=0
     remove_earlier_containers
     problem=$(docker image inspect "$IMAGE" 2>&1 >/dev/null) ||
         fail "rank $SLURM_PROCID: no image '$IMAGE' here: docker pull or docker load it on every node (${problem##*$'\n'})"
-    options=(--rm --init --interactive --name "$name" --network host --ipc host --user "$(id -u):$(id -g)" --workdir "$PWD")
+    options=(--rm --init --interactive --name "$name" --network host --ipc host --user "$(id -u):$(id -g)" --workdir "$(pwd -P)")
     options+=(--label "mgd.job=$SLURM_JOB_ID" --label "mgd.node=$SLURMD_NODENAME" --label "mgd.try=${SLURM_RESTART_COUNT:-0}")
     options+=(--cap-drop ALL --security-opt no-new-privileges)
     options+=(--cpuset-cpus "$(sed -n 's/^Cpus_allowed_list:\s*//p' /proc/self/status)")
     for group in $(id -G); do options+=(--group-add "$group"); done
-    [ -z "${SLURM_STEP_GPUS:-}" ] || options+=(--gpus "\"device=$SLURM_STEP_GPUS\"")
-    mapfile -t paths < <(binds)
-    for path in "${paths[@]}"; do options+=(--volume "$path"); done
-    for variable in $(compgen -e | grep -E '^(SLURM|HOROVOD|NCCL|MGD|OMP)_|^SLURMD_NODENAME$'); do options+=(--env "$variable"); done
+    if [ -n "${SLURM_STEP_GPUS:-}" ]; then
+        options+=(--gpus "\"device=$SLURM_STEP_GPUS\"")
+    elif has_gpus; then
+        options+=(--gpus "${SLURM_GPUS_ON_NODE:-all}")
+    fi
+    mount_options
+    for variable in $(passed_on); do options+=(--env "$variable"); done
     # The container's life line: the pipe closes when this task is killed, and the program ends with it. Signals
     # that ask for a stop come to all processes of the task, and must not cut it.
     exec {lifeline}< <(trap '' USR2 TERM && exec sleep infinity)

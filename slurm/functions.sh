@@ -9,16 +9,18 @@ step=      # the process that is srun, while one runs
 starting=  # whether one has been started that `step` is not yet
 late=      # the one that requeues if that does not end
 
-# Expand ~/ in a job's paths: the shell leaves it in `sbatch --export=HOME,USER,PATH,DATA=~/images`.
-expand_home() {
-    local variable words home=~
-    for variable in DATA ARCHIVE LOCAL RUN IMAGE VENV MOUNTS; do
-        words=" ${!variable-}"
-        words=${words// \~\// "$home"/}
-        [ "$words" = " " ] || printf -v "$variable" %s "${words:1}"
+# Expand ~/ in a job's paths: the shell leaves it in `sbatch --export=HOME,USER,PATH,DATA=~/images`. Resolve `..` in
+# those of its command: a container has what they lead to, but not each folder before it.
+expand_paths() {
+    local variable home=~
+    for variable in DATA ARCHIVE LOCAL RUN IMAGE VENV; do
+        [[ ${!variable-} != \~/* ]] || printf -v "$variable" %s "$home/${!variable:2}"
+    done
+    for variable in DATA RUN; do
+        [[ /${!variable-}/ != */../* ]] || printf -v "$variable" %s "$(realpath -m -- "${!variable}")"
     done
 }
-expand_home
+expand_paths
 
 say() { printf '%(%F %T)T %s: %s\n' -1 "${SLURMD_NODENAME:-batch}" "$*"; }
 fail() {
@@ -40,13 +42,12 @@ job_state() { ask_slurm show job -o "$(job_id)" | sed -n 's/.* JobState=\([A-Z_]
 # run COMMAND...: run it as the job's tasks; then requeue the job if there is more to do.
 run() {
     local before status=0
-    RUN=$(realpath -m "$RUN") && mkdir -p "$RUN"
-    [ ! -d "$DATA" ] || DATA=$(realpath "$DATA")
-    export RUN DATA IMAGE MOUNTS MGD_IMAGE="${IMAGE:-none}"
+    mkdir -p -- "$(realpath -m -- "$RUN")" # RUN itself may be a link to what is not there yet
+    export RUN DATA RUNTIME IMAGE MOUNTS MGD_IMAGE="${IMAGE:-none}"
     export MGD_NODE_ADDRESSES="${MGD_NODE_ADDRESSES:-$(node_addresses)}"
     before=$(newest_checkpoint)
     say "try $((${SLURM_RESTART_COUNT:-0} + 1)) on $SLURM_JOB_NODELIST, runtime $RUNTIME: $*"
-    say "run's folder: $RUN"
+    say "run's folder: $(realpath -- "$RUN")"
     if [ -z "$signalled" ]; then
         start_step start_tasks "$@"
         wait_for "$step" || status=$?
@@ -173,6 +174,7 @@ if [ "${BASH_SOURCE[0]}" = "$0" ]; then
     trap '[ $? = 0 ] || sleep 1' EXIT # srun can lose what a task says last when it ends the whole step with it
     "$@"
 else
+    check_settings
     trap 'forward USR2' USR2
     trap 'forward TERM' TERM
 fi

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from disks import mount, unmount
 from job.config import Config, LinearConfig
 from job.data.images import Images, Names
 from job.errors import RunError
@@ -455,3 +456,15 @@ def test_a_checkpoint_does_not_go_on_in_the_folder_of_another_run(tmp_path):
     assert "holds another run" in refused(check_place, options(resume=str(there / "checkpoint_0002_000000.pth.tar")), run)
     check_place(options(resume=str(here / "checkpoint_0002_000000.pth.tar")), run)
     assert run.log.lines == []
+
+
+def test_a_checkpoint_resumes_by_another_name_of_its_folder_as_a_container_may_have(tmp_path):
+    folder, name = tmp_path / "run", tmp_path / "name"
+    for path in (folder, name):
+        path.mkdir()
+    (folder / "checkpoint_0002_000000.pth.tar").touch()
+    mount("--bind", folder, name)
+    try:
+        check_place(options(resume=str(name / "checkpoint_0002_000000.pth.tar")), StandIn(folder))
+    finally:
+        unmount(name)

@@ -1,7 +1,9 @@
 """What slurm/functions.sh gives to programs that cannot be run here, written down by stand-ins for them."""
 
+import csv
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -14,77 +16,289 @@ COMMAND = ["python", "-m", "job.train", "my data", "--out", "r"]
 def shell(tmp_path):
     """A function that runs lines after the functions, with programs that a test has written in place of the real ones."""
 
-    def run(lines, programs=None, **variables):
+    def run(lines, programs=None, folder=tmp_path, **variables):
         for name, text in (programs or {}).items():
             (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
             (tmp_path / name).chmod(0o755)
         environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)} | variables
         script = f"set -euo pipefail\n. {REPO}/slurm/functions.sh\n{lines}"
         return subprocess.run(
-            ["bash", "-c", script, "script", *COMMAND], env=environment, cwd=tmp_path, capture_output=True, text=True
+            ["bash", "-c", script, "script", *COMMAND], env=environment, cwd=folder, capture_output=True, text=True
         )
 
     return run
 
 
-def words(shell, tmp_path, **variables) -> list[str]:
-    """The words that srun is started with."""
-    (tmp_path / "my data").mkdir()
-    (tmp_path / "r").mkdir()
-    values = {"DATA": f"{tmp_path}/my data", "RUN": f"{tmp_path}/r", "IMAGE": "image", "MOUNTS": "/etc /nowhere"} | variables
-    done = shell('start_tasks "$@"', {"srun": 'printf "%s\\n" "$@"'}, **values)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+# Stand-ins that write down the words and the environment that a task or its container is started with.
+WRITE = 'printf "%s\\0" "$@" >"$HERE/words"; env >"$HERE/environment"'
+SRUN = f"""case $* in
+    *--container-image*) {WRITE} ;;
+    *) while [[ $1 = --* ]]; do shift; done; [ "$1" = bash ] && exec "$@"; {WRITE} ;;
+esac"""
+STAND_INS = {"srun": SRUN, "apptainer": WRITE, "docker": f'[ "$1" != run ] || {{ {WRITE}; }}'}
+CONTAINERS = ["docker", "apptainer", "pyxis"]
+
+
+@pytest.fixture
+def started(shell, tmp_path):
+    """A function that starts a task by a runtime. It returns the words and the environment that the runtime gets."""
+
+    def start(runtime, **variables):
+        (tmp_path / "image").touch()
+        values = {"DATA": "data", "RUN": "r", "RUNTIME": runtime, "SLURM_JOB_ID": "7", "SLURM_PROCID": "0"}
+        values |= {"HERE": str(tmp_path), "IMAGE": "image" if runtime == "docker" else f"{tmp_path}/image"}
+        values |= {"SLURM_JOB_NODELIST": "node1", "SLURMD_NODENAME": "node1", "MGD_NODE_ADDRESSES": "node1=10.0.0.1", "VENV": ""}
+        lines = 'settle() { exit "$1"; }\n: "${MOUNTS=}"\nrun "$@"'
+        done = shell(lines, STAND_INS, **values | variables)
+        assert done.returncode == 0, done.stdout + done.stderr
+        words = (tmp_path / "words").read_text().split("\0")[:-1]
+        return words, dict(line.split("=", 1) for line in (tmp_path / "environment").read_text().splitlines() if "=" in line)
+
+    return start
+
+
+@pytest.fixture
+def refused(shell, tmp_path):
+    """A function that sources functions.sh with settings that are wrong; it returns the error."""
+
+    def source(**variables):
+        (tmp_path / "image").touch()
+        done = shell("echo went on", **{"IMAGE": "image", "DATA": "", "RUN": "r"} | variables)
+        assert (done.returncode, done.stdout) == (2, ""), done.stderr
+        [line] = done.stderr.splitlines()
+        return line.removeprefix("error: batch: ")
+
+    return source
+
+
+def mounts(words) -> dict[str, str]:
+    """What a container sees and how it may use each, ro or rw, in the order of the words."""
+    if words[0].startswith("--export"):
+        [word] = [word for word in words if word.startswith("--container-mounts=")]
+        found = [mount.split(":") for mount in word.split("=", 1)[1].split(",")]
+        assert all(source == target for source, target, *_ in found)
+        return {source: (more or ["rw"])[0] for source, _, *more in found}
+    found = [next(csv.reader([words[number + 1]])) for number, word in enumerate(words) if word == "--mount"]
+    assert all(kind == "type=bind" and source[7:] == target[7:] for kind, source, target, *_ in found)
+    return {source[7:]: (more or ["rw"])[0] for _, source, _, *more in found}
 
 
 def test_a_home_folder_is_expanded_in_each_path_of_a_job(shell, tmp_path):
-    names = ["DATA", "ARCHIVE", "LOCAL", "RUN", "IMAGE", "VENV"]
+    names = ["DATA", "ARCHIVE", "LOCAL", "RUN", "IMAGE"]
     home = {"HOME": f"{tmp_path}/my & home"}
-    given = dict.fromkeys(names, "~/a b~/c") | {"MOUNTS": "~/a /b/~/c ~/d"}
-    expected = ["$HOME/a b~/c"] * len(names) + ["$HOME/a /b/~/c $HOME/d", "absent"]
-    done = shell('printf "%s\\n" "$DATA" "$ARCHIVE" "$LOCAL" "$RUN" "$IMAGE" "$VENV" "$MOUNTS" absent', **given, **home)
-    assert done.stdout.splitlines() == [line.replace("$HOME", home["HOME"]) for line in expected], done.stderr
+    done = shell(" ".join(["printf '%s\\n'", *(f'"${name}"' for name in names)]), **dict.fromkeys(names, "~/a b~/c") | home)
+    assert done.stdout.splitlines() == [f"{home['HOME']}/a b~/c"] * len(names), done.stderr
     assert shell('echo "${DATA-unset} ${RUN-unset}"', RUN="./~/r").stdout == "unset ./~/r\n"
+    (tmp_path / "my & home" / "venv" / "bin").mkdir(parents=True)
+    (tmp_path / "my & home" / "venv" / "bin" / "activate").touch()
+    assert shell('echo "$VENV"', VENV="~/venv", **home).stdout == f"{home['HOME']}/venv\n"
 
 
-@pytest.mark.parametrize("runtime", ["none", "docker", "apptainer", "pyxis"])
-def test_the_training_command_is_the_same_in_each_runtime(shell, tmp_path, runtime):
-    given = words(shell, tmp_path, RUNTIME=runtime, SLURM_CPUS_PER_TASK="8")
-    assert given[:3] == ["--export=ALL", "--kill-on-bad-exit=1", "--cpus-per-task=8"]
-    assert given[-len(COMMAND) :] == COMMAND
-    between = given[3 : -len(COMMAND)]
-    seen = f"{tmp_path}:{tmp_path}:ro,{tmp_path}/my data:{tmp_path}/my data:ro,/etc:/etc:ro,{tmp_path}/r:{tmp_path}/r"
-    assert (
-        between
-        == {
-            "none": [],
-            "docker": ["bash", f"{REPO}/slurm/functions.sh", "in_docker"],
-            "apptainer": ["apptainer", "exec", "--bind", seen, "--pwd", str(tmp_path), "image"],
-            "pyxis": [
-                "--container-image=image",
-                f"--container-mounts={seen}",
-                f"--container-workdir={tmp_path}",
-                "--no-container-mount-home",
-            ],
-        }[runtime]
-    )
+@pytest.mark.parametrize("runtime", ["none", *CONTAINERS])
+def test_the_training_command_is_the_same_in_each_runtime(started, tmp_path, runtime):
+    (tmp_path / "my data").mkdir()
+    data = "data" if runtime == "pyxis" else "my data"
+    (tmp_path / data).mkdir(exist_ok=True)
+    words, environment = started(runtime, DATA=data)
+    assert words[-len(COMMAND) :] == COMMAND
+    before = words[: -len(COMMAND)]
+    seen = {str(tmp_path): "ro", f"{tmp_path}/{data}": "ro", f"{tmp_path}/r": "rw"}
+    if runtime == "none":
+        assert before == []
+        return
+    assert mounts(before) == seen
+    assert list(mounts(before)) == sorted(seen)
+    before = [word for word in before if word != "--mount" and not word.startswith(("type=bind", "--container-mounts"))]
+    if runtime == "apptainer":
+        assert before == ["exec", "--cleanenv", "--no-mount", "home,cwd", "--pwd", str(tmp_path), f"{tmp_path}/image"]
+        assert environment["APPTAINERENV_PYTHONSAFEPATH"] == "1"
+    elif runtime == "pyxis":
+        container = [f"--container-image={tmp_path}/image", f"--container-workdir={tmp_path}", "--no-container-mount-home"]
+        assert before == ["--export=ALL", "--kill-on-bad-exit=1", *container]
+        assert environment["PYTHONSAFEPATH"] == "1"
+    else:
+        assert before[-1] == "image" and before[before.index("--workdir") + 1] == str(tmp_path)
 
 
-def test_apptainer_sees_gpus_where_the_job_has_some(shell, tmp_path):
-    given = words(shell, tmp_path, RUNTIME="apptainer", SLURM_JOB_GPUS="0,1")
-    assert given[given.index("exec") + 1] == "--nv"
+def test_a_task_has_the_cores_of_the_job(shell):
+    done = shell('start_tasks "$@"', {"srun": 'echo "$@"'}, SLURM_CPUS_PER_TASK="8")
+    assert done.stdout.startswith("--export=ALL --kill-on-bad-exit=1 --cpus-per-task=8 python ")
+
+
+@pytest.fixture
+def linked(tmp_path):
+    """A cluster with /scratch -> /lustre and more links, in a folder of the test; a function returns paths in it."""
+    for name in ("lustre/me/data/train", "lustre/me/teachers", "lustre/me/runs", "lustre/local", "home/project"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("lustre/me/data/train/1.png", "lustre/me/teachers/t.pth.tar", "lustre/local/list"):
+        (tmp_path / name).write_text(Path(name).name)
+    links = {"scratch": "lustre", "mine": "scratch/me", "h": "home", "lustre/me/data/last": "train/1.png"}
+    links |= {"home/project/runs": f"{tmp_path}/mine/runs", "home/project/teachers": f"{tmp_path}/scratch/me/teachers"}
+    for name, target in links.items():
+        (tmp_path / name).symlink_to(target)
+    return lambda *names: [f"{tmp_path}/{name}" for name in names]
+
+
+# Run shell lines in the root that a container's mounts make, as it has them: "ro PATH" or "rw PATH" a line of its input.
+CONTAINER = """set -eu
+mount -t tmpfs tmpfs "$1"
+for name in bin lib lib64 usr; do
+    if [ -L /$name ]; then cp -P /$name "$1"; else mkdir "$1/$name" && mount --bind /$name "$1/$name"; fi
+done
+while read -r mode path; do
+    if [ -d "$path" ]; then mkdir -p "$1$path"; else mkdir -p "$1${path%/*}" && touch "$1$path"; fi
+    mount --bind "$path" "$1$path"
+    [ $mode = rw ] || mount -o remount,bind,ro "$1$path"
+done
+exec chroot "$1" sh -euc "$2"
+"""
+
+
+@pytest.mark.parametrize("runtime", CONTAINERS)
+def test_a_container_has_each_path_under_every_name_that_its_links_give_it(started, linked, tmp_path, runtime):
+    """A link in a mounted folder is in the container as well: nothing is mounted over it."""
+    [data, project, file, root] = linked("mine/data", "h/project", "scratch/local/list", "root")
+    given = {"DATA": data, "RUN": "runs/r", "MOUNTS": f"teachers\n  {file}\n\n"}
+    words, _ = started(runtime, folder=tmp_path / "home/project", PWD=project, **given)
+    read = linked("h/project", "home/project", "mine/data", "scratch/me/data", "lustre/me/data", "scratch/local/list")
+    read += linked("lustre/local/list", "scratch/me/teachers", "lustre/me/teachers")
+    write = linked("mine/runs/r", "scratch/me/runs/r", "lustre/me/runs/r")
+    assert mounts(words) == dict.fromkeys(read, "ro") | dict.fromkeys(write, "rw")
+
+    called = [*linked("mine/data/last", "scratch/me/data/last", "lustre/me/data/train/1.png", "scratch/local/list"), *read[-1:]]
+    called[-1:] = ["teachers/t.pth.tar", *linked("h/project/teachers/t.pth.tar", "scratch/me/teachers/t.pth.tar")]
+    lines = f"cd {project}; cat {' '.join(called)}; echo written | tee runs/r/1 >{write[0]}/2; ! touch {data}/new 2>&-"
+    os.mkdir(root)
+    unshared = ["unshare", "--mount", "bash", "-c", CONTAINER, "container", root, lines]
+    given = "".join(f"{mode} {path}\n" for path, mode in mounts(words).items())
+    done = subprocess.run(unshared, input=given, capture_output=True, text=True)
+    if "Operation not permitted" in done.stderr:
+        pytest.skip("mounting is not allowed here, run as root")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "1.png" * 3 + "list" + "t.pth.tar" * 3
+    assert [(Path(write[-1]) / name).read_text() for name in "12"] == ["written\n"] * 2
+
+
+@pytest.mark.parametrize("runtime", ["docker", "apptainer"])
+def test_mounts_hold_any_path_that_the_runtime_can_have(started, tmp_path, runtime):
+    paths = [f"{tmp_path}/{name}" for name in ("two words", "[a]", "a", 'c:o,m"ma', "file", "$HOME", "b\\s")]
+    for path in paths:
+        os.mkdir(path)
+    (tmp_path / "r").symlink_to(tmp_path / "run of, mine")
+    words, _ = started(runtime, HOME=str(tmp_path), MOUNTS="\n".join(["~/two words", *paths[1:]]), RUN="r", DATA=paths[3])
+    expected = dict.fromkeys([str(tmp_path), *paths], "ro") | {f"{tmp_path}/run of, mine": "rw"}
+    assert mounts(words) == expected
+    assert (tmp_path / "run of, mine").is_dir()
+
+
+def test_what_is_given_twice_is_mounted_once_and_the_run_can_be_written(started, tmp_path):
+    (tmp_path / "data").mkdir()
+    words, _ = started("docker", MOUNTS=f"data\n{tmp_path}/data/\n.", DATA="data/../data", RUN="data/.")
+    assert mounts(words) == {str(tmp_path): "ro", f"{tmp_path}/data": "rw"}
+    assert words.count("--mount") == 2
+
+
+def test_the_dots_of_a_path_are_resolved_in_the_command_too(shell, tmp_path):
+    """A container has no folder `x`."""
+    values = {"DATA": f"{tmp_path}/x/../y", "RUN": "../run"}
+    assert shell('echo "$DATA $RUN"', **values).stdout == f"{tmp_path}/y {tmp_path.parent}/run\n"
+
+
+@pytest.mark.parametrize("runtime", CONTAINERS)
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"MOUNTS": "/etc /nowhere"}, "MOUNTS=/etc /nowhere: missing; expected one file or folder a line"),
+        ({"MOUNTS": "/etc\n/nowhere\n/usr"}, "MOUNTS=/nowhere: missing; expected one file or folder a line"),
+        ({"MOUNTS": "/"}, "/ is the node's root folder: a container cannot have it"),
+        ({"RUN": "loop/run"}, "loop/run: expected a path without a loop of links"),
+        ({"RUN": "a\nb"}, "cannot mount $'{}/a\\nb': expected no line break, and no space at the end"),
+        ({"DATA": "blank "}, "cannot mount '{}/blank ': expected no line break, and no space at the end"),
+        ({"IMAGE": ""}, "IMAGE is empty: expected the image for RUNTIME={runtime}"),
+    ],
+)
+def test_what_no_container_can_have_is_refused_before_anything_starts(refused, tmp_path, runtime, variables, said):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "blank ").mkdir()
+    assert refused(RUNTIME=runtime, **variables).endswith(said.replace("{}", str(tmp_path)).replace("{runtime}", runtime))
+
+
+@pytest.mark.parametrize("name", ["two words", "a:b", "a,b", 'a"b', "a$b", "a`b", "a\\b"])
+@pytest.mark.parametrize("variable", ["DATA", "RUN", "MOUNTS", "PWD", "LOCAL"])
+def test_paths_that_pyxis_would_take_for_others_are_refused(refused, tmp_path, variable, name):
+    (tmp_path / name).mkdir()
+    values = {"folder": tmp_path / name} if variable == "PWD" else {variable: name, "ARCHIVE": "data.tar"}
+    said = refused(RUNTIME="pyxis", **{"LOCAL": "/tmp", "IMAGE": f"{tmp_path}/image"} | values)
+    assert said.startswith("RUNTIME=pyxis cannot mount '") and name in said
+
+
+@pytest.mark.parametrize(
+    ("runtime", "image", "expected"),
+    [
+        ("docker", "moco-mgd:0.1.0", "moco-mgd:0.1.0"),
+        ("docker", "docker.io/x/y", "docker.io/x/y"),
+        ("docker", "./image", "error: batch: IMAGE=./image is a file: expected a name that docker image ls shows"),
+        ("apptainer", "docker://x/y:z", "docker://x/y:z"),
+        ("apptainer", "image", "{}/image"),
+        ("apptainer", "x/y:z", "error: batch: IMAGE=x/y:z: missing file; expected an image, or its address in a registry"),
+        ("pyxis", "x/y:z", "x/y:z"),
+        ("pyxis", "image", "{}/image"),
+        ("pyxis", "./a.sqsh", "error: batch: IMAGE=./a.sqsh: missing file; expected an image, or its address in a registry"),
+        ("pyxis", "a.sqsh", "error: batch: IMAGE=a.sqsh: missing file; expected an image, or its address in a registry"),
+    ],
+)
+def test_an_image_that_is_a_file_is_there_and_has_a_whole_path(shell, tmp_path, runtime, image, expected):
+    (tmp_path / "image").touch()
+    done = shell('echo "$IMAGE"', RUNTIME=runtime, IMAGE=image, RUN="r")
+    assert done.stdout + done.stderr == expected.replace("{}", str(tmp_path)) + "\n"
 
 
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
-        ({"RUNTIME": "podman"}, "RUNTIME=podman: expected none, docker, apptainer or pyxis"),
+        ({"RUNTIME": "rkt"}, "RUNTIME=rkt: expected none, docker, apptainer or pyxis"),
         ({"RUNTIME": "none", "VENV": "nowhere"}, "VENV=nowhere is no virtual environment: make setup"),
     ],
 )
-def test_a_setting_that_is_wrong_is_one_line(shell, variables, said):
-    done = shell('start_tasks "$@"', {"srun": "exit 1"}, **variables)
-    assert (done.returncode, done.stderr) == (2, f"error: batch: {said}\n")
+def test_a_setting_that_is_wrong_is_one_line_before_anything_is_staged(refused, variables, said):
+    assert refused(**variables) == said
+
+
+@pytest.mark.parametrize("runtime", CONTAINERS)
+def test_a_token_of_slurm_goes_into_no_container(started, runtime):
+    """What a container gets besides goes by name, or in the environment: never into a list of arguments."""
+    given = {"SLURM_JWT": "a token", "MGD_SECRET": "a secret", "NCCL_DEBUG": "INFO", "AWS_KEY": "a key"}
+    words, environment = started(runtime, **given, CUDA_VISIBLE_DEVICES="1")
+    assert not any(value in word for value in given.values() for word in words)
+    if runtime == "docker":
+        passed = {words[number + 1] for number, word in enumerate(words) if word == "--env"}
+        assert passed & {*given, "SLURM_JOB_ID"} == {"MGD_SECRET", "NCCL_DEBUG", "SLURM_JOB_ID"}
+    elif runtime == "apptainer":
+        passed = {name[13:]: value for name, value in environment.items() if name.startswith("APPTAINERENV_")}
+        assert passed["MGD_SECRET"] == "a secret" and passed["SLURM_JOB_ID"] == "7" and passed["CUDA_VISIBLE_DEVICES"] == "1"
+        assert not passed.keys() & {"SLURM_JWT", "AWS_KEY"}
+    else:
+        assert environment["MGD_SECRET"] == "a secret" and "SLURM_JWT" not in environment
+
+
+@pytest.mark.parametrize(
+    ("variables", "gpus"),
+    [
+        ({}, None),
+        ({"SLURM_GPUS_ON_NODE": "0"}, None),
+        ({"SLURM_GPUS_ON_NODE": "2"}, "2"),
+        ({"SLURM_STEP_GPUS": "1,3", "SLURM_GPUS_ON_NODE": "2"}, '"device=1,3"'),
+        ({"SLURM_JOB_GPUS": "0,1"}, "all"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("runtime", ["docker", "apptainer"])
+def test_a_container_has_gpus_if_a_site_sets_any_of_their_variables(started, runtime, variables, gpus):
+    words, _ = started(runtime, **variables)
+    if runtime == "apptainer":
+        assert ("--nv" in words) == (gpus is not None)
+    else:
+        assert (words[words.index("--gpus") + 1] if "--gpus" in words else None) == gpus
 
 
 def test_addresses_that_other_machines_cannot_use_are_left_out(shell):
