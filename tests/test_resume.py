@@ -462,9 +462,11 @@ def test_a_checkpoint_resumes_by_another_name_of_its_folder_as_a_container_may_h
     folder, name = tmp_path / "run", tmp_path / "name"
     for path in (folder, name):
         path.mkdir()
-    (folder / "checkpoint_0002_000000.pth.tar").touch()
-    mount("--bind", folder, name)
+    mount("-t", "tmpfs", "tmpfs", folder)
     try:
+        (folder / "checkpoint_0002_000000.pth.tar").touch()
+        mount("--bind", folder, name)
         check_place(options(resume=str(name / "checkpoint_0002_000000.pth.tar")), StandIn(folder))
     finally:
         unmount(name)
+        unmount(folder)

@@ -4,6 +4,7 @@ import re
 import signal
 
 import pytest
+import yaml
 
 from jobs import SMALL, STEPS
 from runs import differences, records
@@ -16,7 +17,7 @@ def submit_docker(submit, docker, image, tmp_path, teacher_file):
 
     def start(arguments=SMALL, **more):
         values = {"RUNTIME": "docker", "IMAGE": image, "DOCKER_HOST": docker.engine["DOCKER_HOST"]}
-        jobs.append(submit(arguments, MOUNTS=teacher_file.parent, **values | more))
+        jobs.append(submit(arguments, **values | {"MOUNTS": teacher_file.parent} | more))
         return jobs[-1]
 
     yield start
@@ -36,12 +37,31 @@ def check_whole(job, undisturbed, teacher=False):
     assert differences(undisturbed(2, teacher), job.run) == []
 
 
-def test_a_job_in_containers_trains_to_the_same_digits_as_outside(submit_docker, docker, undisturbed, teacher_file):
-    job = submit_docker([*SMALL, "--teacher", teacher_file])
+@pytest.fixture
+def behind_links(images, teacher_file, tmp_path):
+    """A folder /scratch that is a link, as on many clusters, with the data, the teacher and a place for runs behind it."""
+    disk = tmp_path / "lustre"
+    (disk / "two words").mkdir(parents=True)
+    (disk / "runs").mkdir()
+    (disk / "data").symlink_to(images)
+    (disk / "two words" / "teacher.pth.tar").symlink_to(teacher_file)
+    (disk / "more.yaml").write_text("keep: 9\n")
+    (tmp_path / "scratch").symlink_to("lustre")
+    return tmp_path / "scratch"
+
+
+def test_a_job_in_containers_trains_to_the_same_digits_as_outside(submit_docker, docker, undisturbed, teacher_file, behind_links):
+    """Each of its paths leads through a link, and is written down as it was given."""
+    teacher, more = behind_links / "two words/teacher.pth.tar", behind_links / "more.yaml"
+    settings = {"DATA": behind_links / "data", "MOUNTS": f"{teacher.parent}\n{more}\n{teacher_file.parent}"}
+    arguments = [*SMALL, "--teacher", teacher, "--config", more]
+    job = submit_docker(arguments, run=behind_links / "runs/1", **settings)
     job.wait_for_step(1)
     assert sorted(containers(docker, job)) == [f"mgd-{job.number}-0-try-0", f"mgd-{job.number}-1-try-0"]
     check_whole(job, undisturbed, teacher=True)
     assert records(job.run) == records(undisturbed(2, teacher=True))
+    options = yaml.safe_load((job.run / "config.yaml").read_text())
+    assert (options["data"], options["teacher"]) == (str(settings["DATA"]), str(teacher))
     assert re.search(r"^2 workers on 2 nodes, 1 of them on node1, by srun; .*; image moco-mgd:test$", job.text(), re.MULTILINE)
     assert containers(docker, job) == []
 
