@@ -43,7 +43,8 @@ job_state() { ask_slurm show job -o "$(job_id)" | sed -n 's/.* JobState=\([A-Z_]
 run() {
     local before status=0
     mkdir -p -- "$(realpath -m -- "$RUN")" # RUN itself may be a link to what is not there yet
-    export RUN DATA RUNTIME IMAGE MOUNTS MGD_IMAGE="${IMAGE:-none}"
+    MGD_SECRET=$(head -c 32 /dev/urandom | base64) # the tasks prove it to each other
+    export RUN DATA RUNTIME IMAGE MOUNTS MGD_SECRET MGD_IMAGE="${IMAGE:-none}"
     export MGD_NODE_ADDRESSES="${MGD_NODE_ADDRESSES:-$(node_addresses)}"
     before=$(newest_checkpoint)
     say "try $((${SLURM_RESTART_COUNT:-0} + 1)) on $SLURM_JOB_NODELIST, runtime $RUNTIME: $*"

@@ -17,7 +17,7 @@ SMALL = "-a resnet18 --image-size 32 --batch-size 8 --epochs 2 --moco-k 20 --mlp
 STEPS = 50 // 8  # of an epoch
 SECRET = "hunter2-of-{}-is-not-to-be-seen"
 # As they come from a shell, a scheduler, and those who put them where a launcher hands them on.
-NAMES = ["AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY", "SLURM_JWT", "HOROVOD_TOKEN", "MGD_TOKEN", "NCCL_TOKEN", "LOGNAME_TOKEN"]
+NAMES = ["AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY", "SLURM_JWT", "HOROVOD_TOKEN", "MGD_SECRET", "NCCL_TOKEN", "LOGNAME_TOKEN"]
 
 # The second epoch ends by an error that nobody has foreseen, in a function whose locals have the environment.
 FAIL = f"""

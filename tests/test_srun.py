@@ -1,11 +1,12 @@
 import os
 import socket
+import subprocess
 
 import pytest
 
 from job.errors import RunError
 from job.run import srun
-from job.run.rendezvous import StartError, ask
+from job.run.rendezvous import StartError, find
 from job.run.srun import Place, counts, hostnames, interface_of, seconds
 
 
@@ -110,10 +111,49 @@ def test_horovod_s_variables_are_set_and_the_rendezvous_goes_when_all_are_up(ste
             "CONTROLLER": "gloo",
             "GLOO_IFACE": "lo",
         }
-        at = os.environ["HOROVOD_GLOO_RENDEZVOUS_ADDR"], int(os.environ["HOROVOD_GLOO_RENDEZVOUS_PORT"])
-        assert ask(*at, "/job/id").startswith(b"7.0.")
+        port = int(os.environ["HOROVOD_GLOO_RENDEZVOUS_PORT"])
+        at, token = os.environ["HOROVOD_GLOO_RENDEZVOUS_ADDR"].split("/")
+        assert at == f"127.0.0.1:{port}"
+        assert find("127.0.0.1", port, srun.job_key(Place.from_slurm())) == (port, token)
+    assert os.environ["HOROVOD_GLOO_RENDEZVOUS_ADDR"] == "127.0.0.1"
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(at, timeout=5)
+        socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+def test_the_key_is_another_for_each_secret_job_and_try(step, monkeypatch):
+    def key(secret, **others):
+        step(1, **others)
+        monkeypatch.setenv("MGD_SECRET", secret)
+        return srun.job_key(Place.from_slurm())
+
+    keys = [key("a" * 32), key("b" * 32), key("a" * 32, JOB_ID=8), key("a" * 32, STEP_ID=1), key("a" * 32, RESTART_COUNT=1)]
+    assert len(set(keys)) == 5
+    assert key("a" * 32, RESTART_COUNT=0) == keys[0]
+
+
+def test_a_step_without_a_secret_is_told_once(step, monkeypatch, capfd):
+    monkeypatch.delenv("MGD_SECRET", raising=False)
+    for rank in range(4):
+        step(rank)
+        srun.job_key(Place.from_slurm())
+    step(0, STEP_NUM_TASKS=1, STEP_NODELIST="node1", STEP_TASKS_PER_NODE="1")
+    srun.job_key(Place.from_slurm())
+    [line] = capfd.readouterr().out.splitlines()
+    assert line.startswith("no MGD_SECRET: other users of the job's nodes can join its rendezvous. Before srun, run: export")
+    command = line.partition("run: ")[2]
+    secret = subprocess.run(["bash", "-c", f"{command}; printenv MGD_SECRET"], capture_output=True, text=True).stdout.strip()
+    monkeypatch.setenv("MGD_SECRET", secret)
+    step(0)
+    srun.job_key(Place.from_slurm())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_short_secret_is_refused_without_its_value(step, monkeypatch):
+    step(0)
+    monkeypatch.setenv("MGD_SECRET", "hunter2")
+    with pytest.raises(RunError, match="^MGD_SECRET: too short; expected at least 32 characters. Before srun, run: ") as caught:
+        srun.job_key(Place.from_slurm())
+    assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize("value", ["ten", "", "0", "-1", "nan", "inf", "10s"])

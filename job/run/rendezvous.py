@@ -1,17 +1,41 @@
-"""The rendezvous that rank 0 serves while Horovod starts: Horovod's own small HTTP server, for the job's nodes alone."""
+"""The rendezvous that rank 0 serves while Horovod starts: Horovod's own small HTTP server, for the job's ranks alone.
 
-import http.client
+A rank looks for it at PORTS ports, each of which another program may have taken:
+
+    rank   GET /hello/NONCE
+    rank 0 OWN_NONCE HMAC(key, "rendezvous", address, port, NONCE, OWN_NONCE)    so this port is rank 0's
+    rank   PUT /TOKEN/started/RANK with TOKEN = HMAC(key, "rank", OWN_NONCE)     so this client is a rank
+
+Every request except the first has the token. Horovod's own client cannot compute an HMAC, but takes the token as the
+first part of its path (`horovod_address`).
+"""
+
+import io
+import re
+import socket
 import threading
 import time
+from http import HTTPStatus
 from typing import Any
 
 from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
 
 from job.errors import RunError
+from job.run import guard
 
 PORTS = 8  # so many ports are tried from the job's own on
-PAUSE = 0.2  # s between two questions
-LARGEST = 2**20  # bytes of what is put: Gloo puts about 140 a rank
+PAUSE = 0.2  # s between two requests
+ANSWER = 3.0  # s for an answer: of eight ports, seven may be a stranger's that does not answer
+REQUEST = 10.0  # s for a request to come whole
+HEAD = 4096  # bytes of a request's or an answer's head
+# Gloo puts a host name of a rank and, twice, 136 bytes for each other rank.
+PER_PUT = 1024  # bytes, of a key and all that does not grow with the ranks
+PER_PAIR = 256  # bytes, of what a rank puts for another rank
+
+HELLO = re.compile(r"/hello/([0-9a-f]{32})")
+PATH = re.compile(r"/([0-9a-f]{64})(?::\d+)?(/[\w.-]{1,255}/[\w.-]{1,64})", re.ASCII)  # Gloo adds the port
+STARTED = re.compile(rb"[!-~]{1,255} [!-~]{1,64} [\d.]{7,15}")
+LENGTH = re.compile(r"\d{1,9}", re.ASCII)
 
 
 class StartError(RunError):
@@ -19,60 +43,116 @@ class StartError(RunError):
 
 
 class Handler(RendezvousHandler):
-    """Horovod's handler, without what it inherits and does not need: HEAD would tell of the files in the working folder."""
+    """Horovod's handler, for requests with the token, of a bounded size and time."""
 
-    def do_HEAD(self) -> None:
-        """Refuse."""
-        self.send_status_code(501)
+    server: "Server"
+    rfile: io.BufferedReader
+    path: str
+
+    def setup(self) -> None:
+        """Bound what the client can send, and the time that it has."""
+        super().setup()
+        self.rfile.close()
+        self.rfile = guard.bounded(self.connection, HEAD + self.server.largest, REQUEST)
+
+    def parse_request(self) -> bool:
+        """Read the request's head; whether it is one of GET, PUT and DELETE with the token. Answer any other."""
+        if not super().parse_request():
+            return False
+        hello, path = HELLO.fullmatch(self.path), PATH.fullmatch(self.path)
+        if self.command == "GET" and hello:
+            self.send_text(self.server.greeting(hello[1]))
+        elif self.command not in ("GET", "PUT", "DELETE"):
+            self.send_status_code(HTTPStatus.NOT_IMPLEMENTED)
+        elif not path:
+            self.send_status_code(HTTPStatus.BAD_REQUEST)
+        elif not self.server.admits(path[1]):
+            self.send_status_code(HTTPStatus.FORBIDDEN)
+        else:
+            self.path = path[2]
+            return True
+        return False
 
     def do_PUT(self) -> None:
-        """Keep what is put, unless it is larger than anything that Horovod or this program puts, or of no length."""
+        """Store the value of a key, if it has come whole and the rendezvous takes it."""
         length = self.headers.get("Content-Length", "")
-        if length.isdecimal() and int(length) <= LARGEST:
-            super().do_PUT()
-        else:
-            self.close_connection = True
-            self.send_status_code(413)
+        if not LENGTH.fullmatch(length) or int(length) > self.server.largest:
+            self.send_status_code(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+            return
+        value = self.rfile.read(int(length))
+        if len(value) == int(length):
+            _, scope, key = self.path.split("/")
+            self.send_status_code(self.server.store(scope, key, value))
+
+    def send_text(self, text: str) -> None:
+        """Answer with a text."""
+        self.send_response(HTTPStatus.OK)
+        self.end_headers()
+        self.wfile.write(text.encode())
 
 
-class Server(RendezvousHTTPServer):
-    """Horovod's rendezvous, on one address of rank 0's machine, for requests from the job's nodes alone."""
+class Server(guard.BoundedServer, RendezvousHTTPServer):
+    """Horovod's rendezvous of `size` ranks, on one address of rank 0's machine, for ranks that prove the key."""
 
-    request_queue_size = 1024  # hundreds of ranks ask at once
-    daemon_threads = True
-
-    def __init__(self, address: str, port: int, allowed: set[str], job: str):
+    def __init__(self, address: str, port: int, allowed: set[str], size: int, key: bytes):
         super().__init__((address, port), Handler, verbose=False)
-        self.allowed = allowed
+        self.at, self.allowed, self.size, self.key = (address, port), allowed, size, key
+        self.most = 64 + 2 * size
+        self.nonce = guard.nonce()
+        self.token = guard.prove(key, "rank", self.nonce)
+        self.largest = PER_PUT + PER_PAIR * size  # bytes of a value
+        self.room = size * (16 * PER_PUT + 2 * PER_PAIR * size)  # bytes of keys and values that can still be put
         self.refused: set[str] = set()
-        self.cache["job"] = {"id": job.encode()}
 
-    def verify_request(self, request: Any, client_address: tuple[str, int]) -> bool:
-        """Whether the request comes from one of the job's nodes. Others are named once, and get no answer."""
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Whether the client is on one of the job's nodes. Name the first few others, once each."""
         client = client_address[0]
-        if client not in self.allowed and client not in self.refused:
+        if client not in self.allowed and client not in self.refused and len(self.refused) < 8:
             self.refused.add(client)
             print(
                 f"refused {client} at the rendezvous, which answers {', '.join(sorted(self.allowed))}: if it is a node of "
                 "this job, give its address in MGD_NODE_ADDRESSES",
                 flush=True,
             )
-        return client in self.allowed
+        return super().verify_request(request, client_address)
 
-    def handle_error(self, request: Any, client_address: tuple[str, int]) -> None:
-        """Pass over a client that goes away in the middle of a request: it asks again."""
+    def greeting(self, nonce: str) -> str:
+        """Return the own nonce, and the proof that this address and port are rank 0's."""
+        return f"{self.nonce} {guard.prove(self.key, 'rendezvous', *self.at, nonce, self.nonce)}"
+
+    def admits(self, token: str) -> bool:
+        """Whether a client has the key, by its token."""
+        return guard.proves(token, self.key, "rank", self.nonce)
+
+    def store(self, scope: str, key: str, value: bytes) -> HTTPStatus:
+        """Store a value, if it is well-formed and there is room; return the status for the client."""
+        started = key.isdecimal() and int(key) < self.size and STARTED.fullmatch(value)
+        if scope == "go" or (scope == "started" and not started):
+            return HTTPStatus.BAD_REQUEST
+        with self.cache_lock:
+            cost = PER_PUT + len(value)
+            if cost > self.room:
+                return HTTPStatus.INSUFFICIENT_STORAGE
+            self.room -= cost
+            self.cache.setdefault(scope, {})[key] = value
+        return HTTPStatus.OK
 
     def started(self) -> dict[int, str]:
         """The ranks that have come, each with `NODE INTERFACE ADDRESS`."""
         with self.cache_lock:
             return {int(rank): value.decode() for rank, value in self.cache.get("started", {}).items()}
 
+    def go(self) -> None:
+        """Let all ranks start Horovod."""
+        with self.cache_lock:
+            self.cache["go"] = {"all": b"1"}
 
-def serve(address: str, first_port: int, allowed: set[str], job: str) -> Server:
+
+def serve(address: str, first_port: int, allowed: set[str], size: int, key: bytes) -> Server:
     """Return the running rendezvous, at the first port from `first_port` on that is free. StartError: none is."""
     for port in range(first_port, first_port + PORTS):
         try:
-            server = Server(address, port, allowed, job)
+            server = Server(address, port, allowed, size, key)
         except OSError as error:
             reason = error.strerror
             continue
@@ -81,17 +161,25 @@ def serve(address: str, first_port: int, allowed: set[str], job: str) -> Server:
     raise StartError(f"no rendezvous at {address}, ports {first_port} to {first_port + PORTS - 1} ({reason})", code=1)
 
 
-def ask(address: str, port: int, path: str, put: bytes | None = None) -> bytes | None:
-    """Return what the rendezvous has at `path`, or put it there; None where there is no answer or no such thing."""
-    connection = http.client.HTTPConnection(address, port, timeout=3)
+def horovod_address(address: str, port: int, token: str) -> str:
+    """Return the address from which Horovod's client makes its URLs, so that each has the token.
+
+    Horovod appends `:PORT/SCOPE/KEY` to it (HTTPStore in horovod/common/gloo/http_store.h).
+    """
+    return f"{address}:{port}/{token}"
+
+
+def request(address: str, port: int, path: str, put: bytes | None = None) -> bytes | None:
+    """Return what a server has at `path`, or put it there; None if it has not or does not answer."""
+    method, body = ("GET", b"") if put is None else ("PUT", put)
     try:
-        connection.request("GET" if put is None else "PUT", path, body=put)
-        response = connection.getresponse()
-        return response.read() if response.status == 200 else None
-    except (OSError, http.client.HTTPException):
+        with socket.create_connection((address, port), timeout=ANSWER) as connection:
+            connection.sendall(f"{method} {path} HTTP/1.0\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+            answer = guard.bounded(connection, HEAD, ANSWER).read()
+    except OSError:
         return None
-    finally:
-        connection.close()
+    head, _, content = answer.partition(b"\r\n\r\n")
+    return content if b" 200 " in head.partition(b"\r\n")[0] else None
 
 
 def wait_for_all(server: Server, size: int, patience: float) -> None:
@@ -121,32 +209,42 @@ def check_interfaces(known: dict[str, str], chosen: list[str]) -> None:
     nodes: dict[str, str] = {}
     for node, interface, address in map(str.split, chosen):
         other = nodes.setdefault(address, node)
-        if known[node] != known[other]:
+        if known.get(node) != known.get(other):
             raise StartError(
                 f"interface {interface} has the address {address} on {other} and on {node}, which cannot reach each other by it: "
                 "choose another by HOROVOD_GLOO_IFACE"
             )
 
 
-def join(address: str, first_port: int, rank: int, chosen: str, job: str, patience: float) -> int:
-    """Tell the rendezvous that this rank has come, with its `NODE INTERFACE ADDRESS`; wait until all have; return its port.
+def find(address: str, first_port: int, key: bytes) -> tuple[int, str] | None:
+    """Return the port of the rendezvous that proves the key, and the token for it; None if none does."""
+    for port in range(first_port, first_port + PORTS):
+        nonce = guard.nonce()
+        greeting = request(address, port, f"/hello/{nonce}") or b""
+        own_nonce, _, proof = greeting.decode(errors="replace").partition(" ")
+        if guard.proves(proof, key, "rendezvous", address, port, nonce, own_nonce):
+            return port, guard.prove(key, "rank", own_nonce)
+    return None
+
+
+def join(address: str, first_port: int, rank: int, chosen: str, key: bytes, patience: float) -> tuple[int, str]:
+    """Put this rank's `NODE INTERFACE ADDRESS`, wait until all ranks have done so; return port and token.
 
     StartError: not in `patience` s.
     """
-    deadline, port = time.monotonic() + patience, None
+    deadline, found = time.monotonic() + patience, None
     while time.monotonic() < deadline:
-        if port is None:
-            ports = range(first_port, first_port + PORTS)
-            port = next((number for number in ports if ask(address, number, "/job/id") == job.encode()), None)
-            if port and ask(address, port, f"/started/{rank}", put=chosen.encode()) is None:
-                port = None
-        elif ask(address, port, "/go/all"):
-            return port
+        if not found:
+            found = find(address, first_port, key)
+            if found and request(address, found[0], f"/{found[1]}/started/{rank}", put=chosen.encode()) is None:
+                found = None
+        elif request(address, found[0], f"/{found[1]}/go/all"):
+            return found
         time.sleep(PAUSE)
-    if port:
-        raise StartError(f"not all ranks came to the rendezvous at {address}:{port} in {patience:.0f} s", code=1)
+    if found:
+        raise StartError(f"not all ranks came to the rendezvous at {address}:{found[0]} in {patience:.0f} s", code=1)
     raise StartError(
         f"no answer from rank 0's rendezvous at {address}, ports {first_port} to {first_port + PORTS - 1}, in {patience:.0f} s: "
-        "rank 0 has not started, or a firewall or a wrong address (MGD_NODE_ADDRESSES) is between",
+        "rank 0 has not started or has another MGD_SECRET, or a firewall or a wrong address (MGD_NODE_ADDRESSES) is between",
         code=1,
     )

@@ -15,8 +15,11 @@ from dataclasses import dataclass
 import psutil
 
 from job.errors import RunError
-from job.run import rendezvous
+from job.run import guard, rendezvous
 from job.run.rendezvous import PORTS, StartError
+
+SECRET = 32  # characters, at least
+MAKE_SECRET = 'run: export MGD_SECRET="$(head -c 32 /dev/urandom | base64)"'
 
 
 def seconds(variable: str, usual: float) -> float:
@@ -145,6 +148,17 @@ def address_of(interface: str) -> str:
     return next((address for address, name in interfaces().items() if name == interface), "127.0.0.1")
 
 
+def job_key(place: Place) -> bytes:
+    """Return the key of this try's rendezvous: from MGD_SECRET, the same for all ranks. RunError: it is too short."""
+    secret = os.fsencode(os.environ.get("MGD_SECRET", ""))
+    if 0 < len(secret) < SECRET:
+        raise RunError(f"MGD_SECRET: too short; expected at least {SECRET} characters. Before srun, {MAKE_SECRET}")
+    if not secret and place.rank == 0 and place.size > 1:
+        print(f"no MGD_SECRET: other users of the job's nodes can join its rendezvous. Before srun, {MAKE_SECRET}", flush=True)
+    job = [os.environ.get(f"SLURM_{name}", "0") for name in ("JOB_ID", "STEP_ID", "RESTART_COUNT")]
+    return guard.prove(secret, *job).encode()
+
+
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
     """Set Horovod's variables and serve, or find, its rendezvous, while Horovod starts; its address is in the variables.
@@ -159,7 +173,7 @@ def joined() -> Iterator[None]:
     mine = address_towards(address if place.node else (others or [address])[0])
     if place.node == 0 and others and address.startswith("127.") and not mine.startswith("127."):
         address = mine  # /etc/hosts often has a machine's own name at 127.0.1.1, where no other machine finds it
-    job = ".".join(os.environ.get(f"SLURM_{name}", "0") for name in ("JOB_ID", "STEP_ID", "RESTART_COUNT"))
+    key = job_key(place)
     first_port = 20000 + int(os.environ.get("SLURM_JOB_ID", 0)) * PORTS % 10000
     interface = interface_of(mine)
     chosen = f"{place.nodes[place.node]} {interface} {address_of(interface)}"
@@ -168,14 +182,13 @@ def joined() -> Iterator[None]:
     server = None
     try:
         if place.rank == 0:
-            server = rendezvous.serve(address, first_port, {*known.values(), mine, address}, job)
-            port = server.server_address[1]
+            server = rendezvous.serve(address, first_port, {*known.values(), mine, address}, place.size, key)
+            port, token = server.server_address[1], server.token
             rendezvous.wait_for_all(server, place.size, patience)
             rendezvous.check_interfaces(known, [chosen, *server.started().values()])
-            with server.cache_lock:
-                server.cache["go"] = {"all": b"1"}
+            server.go()
         else:
-            port = rendezvous.join(address, first_port, place.rank, chosen, job, patience)
+            port, token = rendezvous.join(address, first_port, place.rank, chosen, key, patience)
         os.environ |= {f"HOROVOD_{name}": str(value) for name, value in place.horovod().items()}
         os.environ |= {
             "MGD_LAUNCHER": "srun",
@@ -183,12 +196,13 @@ def joined() -> Iterator[None]:
             "HOROVOD_CONTROLLER": "gloo",
             "HOROVOD_CPU_OPERATIONS": "gloo",
             "HOROVOD_GLOO_IFACE": interface,
-            "HOROVOD_GLOO_RENDEZVOUS_ADDR": address,
+            "HOROVOD_GLOO_RENDEZVOUS_ADDR": rendezvous.horovod_address(address, port, token),
             "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port),
         }
         if others:
             os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
         yield
+        os.environ["HOROVOD_GLOO_RENDEZVOUS_ADDR"] = address
     finally:
         if server:
             server.shutdown()

@@ -2,10 +2,18 @@
 
 Each worker answers, from a thread, what it is doing. When one has waited too long in a collective, the lowest
 rank that waits asks all the others; those that do not answer stand still, or are gone with their node.
+
+Both sides prove that they have the answering worker's key, which all workers got by a collective:
+
+    answers OWN_NONCE
+    asks    NONCE HMAC(key, "ask", NONCE, OWN_NONCE)
+    answers HMAC(key, "answer", NONCE, TEXT) TEXT
 """
 
 import os
+import secrets
 import socket
+import socketserver
 import sys
 import threading
 import time
@@ -16,6 +24,7 @@ from types import FrameType
 import horovod.torch as hvd
 
 from job.data.loader import Batches
+from job.run import guard
 from job.run.exchange import allgather
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) + os.sep
@@ -23,7 +32,34 @@ OURS = tuple(os.path.join(ROOT, package, "") for package in ("job", "mgd", "moco
 COLLECTIVES = hvd.mpi_ops.__file__
 GRADIENTS = os.path.join(ROOT, "job", "gradients.py")
 ANSWER = 3.0  # s to wait for another worker's answer
+LINE = 16384  # bytes of a line between two workers, at most: an answer can have a file's path
 MAIN = threading.main_thread().ident or 0  # it has started
+
+
+class Handler(socketserver.BaseRequestHandler):
+    """Answers a worker that proves the key."""
+
+    server: "Server"
+
+    def handle(self) -> None:
+        """Send a nonce; if the proof fits it, send what this worker is doing."""
+        own_nonce = guard.nonce()
+        lines = guard.bounded(self.request, LINE, ANSWER)
+        self.request.sendall(f"{own_nonce}\n".encode())
+        nonce, _, proof = lines.readline().decode(errors="replace").rstrip().partition(" ")
+        if guard.proves(proof, self.server.key, "ask", nonce, own_nonce):
+            text = self.server.doing()
+            self.request.sendall(f"{guard.prove(self.server.key, 'answer', nonce, text)} {text}\n".encode())
+
+
+class Server(guard.BoundedServer):
+    """The port of a worker, for the job's other workers."""
+
+    def __init__(self, address: str, doing: Callable[[], str]):
+        super().__init__((address, 0), Handler)
+        self.doing = doing
+        self.key = secrets.token_hex(32).encode()
+        self.most += hvd.size()
 
 
 class Watchdog:
@@ -37,8 +73,10 @@ class Watchdog:
         self.rank, self.warn, self.end, self.say = hvd.rank(), warn, end, say
         self.since = time.monotonic()
         self.handle: int | None = None
-        self.server = socket.create_server((address, 0), backlog=128)
-        self.peers = allgather((node, *self.server.getsockname()), "watchdog")  # (node, address, port)
+        self.server = Server(address, self.doing)
+        # (node, address, port, key)
+        self.peers = allgather((node, *self.server.server_address, self.server.key.decode()), "watchdog")
+        self.server.allowed = {address for _, address, _, _ in self.peers}
         self.over = threading.Event()
         for work in (self.answer, self.watch):
             threading.Thread(target=work, daemon=True).start()
@@ -46,29 +84,27 @@ class Watchdog:
     def close(self) -> None:
         """Stop watching and answering."""
         self.over.set()
-        self.server.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
-        self.server.close()
+        self.server.shutdown()
+        self.server.server_close()
 
     def answer(self) -> None:
-        """Tell the job's own machines, whenever one asks, what this worker is doing."""
-        known = {address for _, address, _ in self.peers}
-        while not self.over.is_set():
-            try:
-                connection, (client, _) = self.server.accept()
-                with connection:
-                    if client in known:
-                        connection.sendall(self.doing().encode())
-            except OSError:  # closed, or the other has gone away
-                continue
+        """Answer other workers, until the server is shut down."""
+        self.server.serve_forever(poll_interval=0.1)
 
     def ask(self, rank: int) -> str:
-        """What another worker says that it is doing; nothing if it does not answer."""
+        """Return what another worker does; nothing if it does not answer, or cannot prove its key."""
+        _, address, port, key = self.peers[rank]
+        own = self.peers[self.rank][1], 0  # by this address the other allows this worker
+        nonce = guard.nonce()
         try:
-            own = self.peers[self.rank][1], 0  # by this address the other knows this worker
-            with socket.create_connection(self.peers[rank][1:], timeout=ANSWER, source_address=own) as connection:
-                return connection.makefile().read()
+            with socket.create_connection((address, port), timeout=ANSWER, source_address=own) as connection:
+                lines = guard.bounded(connection, LINE, ANSWER)
+                own_nonce = lines.readline().decode(errors="replace").rstrip()
+                connection.sendall(f"{nonce} {guard.prove(key.encode(), 'ask', nonce, own_nonce)}\n".encode())
+                proof, _, text = lines.readline().decode(errors="replace").rstrip("\n").partition(" ")
         except OSError:
             return ""
+        return text if guard.proves(proof, key.encode(), "answer", nonce, text) else ""
 
     def doing(self) -> str:
         """`waits for NAME at PLACE`, `has no batch ... at PLACE` or `is at PLACE`: what this worker's main thread does."""
@@ -77,7 +113,7 @@ class Watchdog:
             doing = f"waits for {collective(frame)}"
         else:
             doing = f"has {loading.doing()}," if (loading := batches(frame)) else "is"
-        return f"{doing} at {place(frame)}"
+        return "".join(sign if sign.isprintable() else "?" for sign in f"{doing} at {place(frame)}")
 
     def waited(self) -> float:
         """The seconds for which the main thread has waited for one collective."""

@@ -1,13 +1,17 @@
+import contextlib
+import re
 import socket
 import threading
 import time
 
 import horovod.torch as hvd
+import pytest
 import torch
 
 from batches import write_numbered
 from job.data.views import CentreViews
 from job.gradients import Gradients
+from job.run import guard, watchdog
 
 
 def seen_while_waiting(look, wait) -> list:
@@ -98,9 +102,72 @@ def test_a_higher_rank_leaves_the_report_to_a_lower_one_that_waits(run):
         assert seen == [""]
 
 
-def test_strangers_get_no_answer(run):
-    address = run.watchdog.server.getsockname()
-    with socket.create_connection(address, timeout=5, source_address=("127.0.0.3", 0)) as stranger:
+def own(run) -> tuple[str, int]:
+    """Address and port of this worker's watchdog."""
+    return run.watchdog.server.server_address
+
+
+def test_a_worker_answers_one_that_proves_the_key(run):
+    assert run.watchdog.ask(run.rank).startswith("is at ")
+
+
+def test_clients_of_other_addresses_get_nothing(run):
+    with socket.create_connection(own(run), timeout=5, source_address=("127.0.0.3", 0)) as stranger:
         assert stranger.recv(100) == b""
-    with socket.create_connection(address, timeout=5) as friend:
-        assert friend.recv(100).startswith(b"is at ")
+
+
+@pytest.mark.parametrize("line", ["", "\n", "a b\n", "a " + "0" * 64 + "\n", "\0" * 20000, "ü ü\n"], ids=range(6))
+def test_a_stranger_on_the_job_s_nodes_gets_a_nonce_alone(run, line):
+    with socket.create_connection(own(run), timeout=15) as stranger:
+        try:
+            stranger.sendall(line.encode())
+            stranger.shutdown(socket.SHUT_WR)
+            assert re.fullmatch(rb"[0-9a-f]{32}\n", stranger.makefile("rb").read())
+        except OSError:
+            assert len(line) > watchdog.LINE  # the connection is closed before all is read
+    assert run.watchdog.ask(run.rank).startswith("is at ")
+
+
+def test_a_recorded_proof_gets_no_answer(run):
+    key = run.watchdog.server.key
+    with socket.create_connection(own(run), timeout=5) as worker, socket.create_connection(own(run), timeout=5) as stranger:
+        own_nonce = worker.makefile().readline().strip()
+        proof = f"nonce {guard.prove(key, 'ask', 'nonce', own_nonce)}\n".encode()
+        worker.sendall(proof)
+        assert b" is at " in worker.makefile("rb").read()
+        stranger.sendall(proof)
+        assert len(stranger.makefile("rb").read()) == 33
+
+
+def test_silent_clients_hold_up_no_answer(run):
+    silent = [socket.create_connection(own(run), timeout=30) for _ in range(100)]
+    assert run.watchdog.ask(run.rank).startswith("is at ")
+    for client in silent:
+        assert len(client.makefile("rb").read()) == 33  # closed after a time
+        client.close()
+
+
+@pytest.mark.parametrize(
+    "said", ["", "\n\n", "waits for 'x' at y", "a\n\x1b[2J b\n", "a\n" + "0" * 64 + " is at z\n", "x" * 2**20], ids=range(6)
+)
+def test_a_stand_in_at_another_worker_s_port_is_not_believed(run, monkeypatch, said):
+    """As one that takes the port of a worker that has ended."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            with server.accept()[0] as connection, contextlib.suppress(OSError):
+                connection.sendall(said.encode())
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(65536):
+                    pass
+
+        threading.Thread(target=answer, daemon=True).start()
+        node, _, _, key = run.watchdog.peers[run.rank]
+        peers = [*run.watchdog.peers, (node, *server.getsockname(), key)]
+        monkeypatch.setattr(run.watchdog, "peers", peers)
+        assert run.watchdog.ask(len(peers) - 1) == ""
+
+
+def test_what_a_worker_does_is_printable(run, monkeypatch):
+    monkeypatch.setattr(watchdog, "place", lambda frame: "a\x1b[2J\nb\udcff")
+    assert run.watchdog.ask(run.rank) == run.watchdog.doing() == "is at a?[2J?b?"

@@ -26,6 +26,7 @@ def shell(tmp_path):
             ["bash", "-c", script, "script", *COMMAND], env=environment, cwd=folder, capture_output=True, text=True
         )
 
+    run.folder = tmp_path
     return run
 
 
@@ -338,6 +339,18 @@ def test_the_newest_checkpoint_is_found_on_a_disk_without_links(shell, linkless)
     assert "not requeued: it ended before it saved anything new" in ended.stdout
     requeued = shell("settle 1 checkpoint_9999_000100.pth.tar", control, **needs)
     assert "newest checkpoint checkpoint_10000_000000.pth.tar)" in requeued.stdout and requeued.stdout.endswith("requeue 7\n")
+
+
+def test_each_try_has_a_secret_of_its_own_that_only_tasks_get(shell):
+    """In their environment, which other users cannot read, and nowhere else."""
+    needs = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node1", "MGD_NODE_ADDRESSES": "node1=10.0.0.1", "MAX_REQUEUES": "0"}
+    variables = needs | {"RUN": "r", "DATA": "", "RUNTIME": "none", "VENV": "", "IMAGE": "", "MOUNTS": "", "MGD_SECRET": "old"}
+    programs = {"srun": 'echo "$MGD_SECRET" >>secrets; echo "$*"', "scontrol": "echo JobState=RUNNING"}
+    said = [shell('run "$@"', programs, **variables).stdout for _ in range(2)]
+    secrets = (shell.folder / "secrets").read_text().splitlines()
+    assert len(set(secrets)) == 2 and all(len(secret) == 44 for secret in secrets)
+    assert not any(secret in text for secret in secrets for text in said)
+    assert "-m job.train" in said[0]
 
 
 @pytest.mark.parametrize("moment", ["while they start", "before their number is known"])

@@ -1,5 +1,7 @@
 """Jobs on a real SLURM of two nodes, and what is done to jobs: each case ends as the README of slurm/ says."""
 
+import http.client
+import http.server
 import os
 import re
 import shutil
@@ -7,7 +9,9 @@ import signal
 import socket
 import sys
 import tarfile
+import threading
 
+import psutil
 import pytest
 import torch
 
@@ -197,14 +201,51 @@ def test_all_wait_for_a_rank_that_starts_60_seconds_late(submit, undisturbed, pr
     check_whole(job, undisturbed)
 
 
-def test_a_taken_rendezvous_port_gives_way_to_the_next(slurm, submit, undisturbed):
-    job = submit(SMALL, sbatch=["--hold"])
+class StandIn(http.server.BaseHTTPRequestHandler):
+    """Another user's rendezvous: it answers 200 and the request."""
+
+    def do_GET(self):
+        self.server.seen.append(self.path)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.path.encode())
+
+    do_PUT = do_GET
+
+    def log_message(self, *words):
+        pass
+
+
+def test_another_user_of_the_nodes_neither_joins_nor_ends_the_start(slurm, submit, undisturbed, prolog, tmp_path):
+    """He has the first port, and sends the real rendezvous what he likes while rank 1 is held."""
+    attacked = tmp_path / "attacked"
+    hold = prolog(f'while [ "$SLURM_PROCID" = 1 ] && [ ! -e {attacked} ]; do sleep 0.1; done')
+    job = submit(SMALL, sbatch=["--hold"], **hold)
     port = 20000 + int(job.number) * 8 % 10000
-    with socket.create_server(("127.0.0.1", port)):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), StandIn)
+    server.seen = []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
         slurm("scontrol", "release", job.number)
+        job.wait("the rendezvous", lambda: not socket.socket().connect_ex(("127.0.0.1", port + 1)))
+        for path in ("/started/x", "/started/1", "/go/all", "/global/0", f"/{'0' * 64}/started/1", *["/started/1"] * 100):
+            client = http.client.HTTPConnection("127.0.0.1", port + 1, timeout=30)
+            client.request("PUT", path, body=b"x" * 1000)
+            assert client.getresponse().status in (400, 403)
+        silent = [socket.create_connection(("127.0.0.1", port + 1)) for _ in range(100)]
+        attacked.touch()
         job.wait_for_step(1)
-    assert f"rendezvous 127.0.0.1:{port + 1}" in job.text()
+        secret = job.tasks()[0].environ()["MGD_SECRET"]
+    finally:
+        server.shutdown()
+        server.server_close()
+    for client in silent:
+        client.close()
+    assert server.seen and all(path.startswith("/hello/") for path in server.seen)  # no token
+    assert f"rendezvous 127.0.0.1:{port + 1};" in job.text()
+    assert not any(secret in word for process in psutil.process_iter(["cmdline"]) for word in process.info["cmdline"] or [])
     check_whole(job, undisturbed)
+    assert not any(secret.encode() in path.read_bytes() for path in (job.log, *job.run.iterdir()))
 
 
 @pytest.mark.parametrize(
