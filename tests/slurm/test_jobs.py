@@ -217,7 +217,7 @@ class StandIn(http.server.BaseHTTPRequestHandler):
 
 
 def test_another_user_of_the_nodes_neither_joins_nor_ends_the_start(slurm, submit, undisturbed, prolog, tmp_path):
-    """He has the first port, and sends the real rendezvous what he likes while rank 1 is held."""
+    """A stand-in holds the first port. While rank 1 is held, the real rendezvous gets malformed and silent clients."""
     attacked = tmp_path / "attacked"
     hold = prolog(f'while [ "$SLURM_PROCID" = 1 ] && [ ! -e {attacked} ]; do sleep 0.1; done')
     job = submit(SMALL, sbatch=["--hold"], **hold)
