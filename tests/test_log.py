@@ -1,7 +1,10 @@
 import json
 import os
+import pty
 import re
 import resource
+import subprocess
+import sys
 
 import pytest
 
@@ -260,3 +263,31 @@ def test_no_room_for_shorter_metrics_leaves_them_as_they_were(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert os.listdir(tmp_path) == ["metrics.jsonl"]
     assert path.stat().st_size == 2400
+
+
+GONE = """
+import sys
+from job.run.log import Log
+log = Log(True)
+log.open(sys.argv[1], (0, 0))
+log.progress("loading", 1, 3, 1)
+print("ready", file=sys.stderr, flush=True)
+sys.stdin.readline()
+log.progress("loading", 2, 3, 1)
+log.line("saved")
+log.close()
+"""
+
+
+@pytest.mark.parametrize("screen", ["terminal", "pipe"])
+def test_a_screen_that_vanishes_ends_nothing(tmp_path, screen):
+    """As the terminal of a session that breaks off, or the pipe to a launcher that is killed."""
+    mine, its = pty.openpty() if screen == "terminal" else os.pipe()
+    command = [sys.executable, "-c", GONE, tmp_path]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=its, stderr=subprocess.PIPE, text=True)
+    os.close(its)
+    assert process.stderr.readline() == "ready\n"
+    os.close(mine)
+    _, errors = process.communicate("\n", timeout=60)
+    assert (process.returncode, errors) == (0, "")
+    assert lines(tmp_path)[-1] == "saved"

@@ -29,3 +29,12 @@ def test_a_signal_is_noted(number):
     stop = Stop()
     os.kill(os.getpid(), number)
     assert stop.signal == number
+
+
+def test_a_hang_up_that_nohup_ignores_stays_ignored():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop = Stop()
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert stop.signal is None
+    stop.restore()
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN

@@ -215,15 +215,16 @@ def unchanged(batch: Any) -> Any:
 
 
 def start_fork_server() -> Any:
-    """Start the process that loader processes are forked from, with the signals to stop blocked, as they stay in them.
+    """Start the process that loader processes are forked from, and Python's resource tracker, with the signals to stop blocked.
 
     A signal to a whole process group is for the worker alone, which still needs the images of the step in
     progress. As SIGTERM does not end the loader processes either, they are killed at the worker's exit.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["job.data.loader"])
-    resource_tracker.ensure_running()  # before, as it unblocks signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # again: the tracker's start unblocks some
     forkserver.ensure_running()
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context

@@ -1,10 +1,12 @@
 """What a run says: lines on the screen and in its log file, numbers in metrics.jsonl and event files; from rank 0 alone."""
 
+import contextlib
 import io
 import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 
 from tqdm import tqdm
 
@@ -61,8 +63,9 @@ class Log:
         """Say one line."""
         if not self.speaks:
             return
-        tqdm.write(printable(text), file=sys.stdout)
-        sys.stdout.flush()
+        with screen():
+            tqdm.write(printable(text), file=sys.stdout)
+            sys.stdout.flush()
         self.note(text)
 
     def note(self, text: str) -> None:
@@ -93,15 +96,17 @@ class Log:
         if self.bar is None or done < self.bar.n or total != self.bar.total:
             self.end_progress()
             self.bar = tqdm(total=total, initial=done - 1, leave=False, dynamic_ncols=True, file=sys.stdout)
-        self.bar.set_description(text, refresh=False)
-        self.bar.update(done - self.bar.n)
+        with screen():
+            self.bar.set_description(text, refresh=False)
+            self.bar.update(done - self.bar.n)
         if done == total:
             self.end_progress()
 
     def end_progress(self) -> None:
         """Take the bar from the terminal, if there is one."""
         if self.bar is not None:
-            self.bar.close()
+            with screen():
+                self.bar.close()
             self.bar = None
 
     def close(self) -> None:
@@ -110,6 +115,19 @@ class Log:
         for file in (self.file, self.metrics, self.events):
             if file:
                 file.close()
+
+
+@contextlib.contextmanager
+def screen() -> Iterator[None]:
+    """Write to standard output; after a failed write, discard all later output.
+
+    A terminal or a launcher can vanish, with a SIGHUP or without. The run must still save.
+    """
+    try:
+        yield
+    except OSError:
+        with open(os.devnull, "w") as null:
+            os.dup2(null.fileno(), sys.stdout.fileno())
 
 
 def drop_from(path: str, start: tuple[int, int]) -> None:

@@ -4,19 +4,22 @@ import signal
 import time
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 
 
 class Stop:
     """Whether one of SIGNALS has come. Handlers do no more than note it: the step in progress is finished first.
 
+    A SIGHUP that was ignored before, as nohup leaves it, stays ignored.
     time: of the first signal, as time.monotonic() has it.
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self.time = 0.0
-        self.before = {number: signal.signal(number, self.note) for number in SIGNALS}
+        ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        heard = [number for number in SIGNALS if not (ignored and number == signal.SIGHUP)]
+        self.before = {number: signal.signal(number, self.note) for number in heard}
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Note that a signal has come: what the handlers do."""
