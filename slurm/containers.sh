@@ -37,7 +37,8 @@ start_tasks() {
         none)
             # shellcheck disable=SC1091
             [ -z "${VENV:-}" ] || . "$VENV/bin/activate"
-            exec "${srun[@]}" "$@"
+            # The repository of the job script is what runs, whatever the folder of submission holds.
+            PYTHONPATH="${functions%/*/*}" PYTHONSAFEPATH=1 exec "${srun[@]}" "$@"
             ;;
         docker | apptainer) exec "${srun[@]}" bash "$functions" "in_$RUNTIME" "$@" ;;
         pyxis)
@@ -163,14 +164,14 @@ in_docker() {
     for variable in $(passed_on); do options+=(--env "$variable"); done
     # The container's life line: the pipe closes when this task is killed, and the program ends with it. Signals
     # that ask for a stop come to all processes of the task, and must not cut it.
-    exec {lifeline}< <(trap '' USR2 TERM && exec sleep infinity)
+    exec {lifeline}< <(trap '' USR2 TERM HUP && exec sleep infinity)
     sleeper=$!
-    trap 'interrupted=1' USR2 # the client has it too, and passes it on
+    trap 'interrupted=1' USR2 HUP # the client has it too, and passes it on
     trap 'interrupted=1; (expire "$name" &)' TERM # in a shell of its own, as it may come before the client's number is known
     docker run "${options[@]}" --env MGD_LIFELINE=stdin --env PYTHONSAFEPATH=1 "$IMAGE" "$@" <&"$lifeline" &
     client=$!
     wait_for "$client" || status=$?
-    trap '' TERM USR2
+    trap '' TERM USR2 HUP
     docker rm --force "$name" >/dev/null 2>&1 || true
     kill -KILL "$sleeper" 2>/dev/null || true
     exit "$status"
@@ -179,7 +180,7 @@ in_docker() {
 # After TERM, SLURM kills the task in KillWait seconds; its container has to be gone before.
 expire() {
     local second
-    trap '' TERM USR2
+    trap '' TERM USR2 HUP
     for second in $(seq "${CONTAINER_GRACE:-20}"); do
         sleep 1
         kill -0 "$$" 2>/dev/null || exit 0

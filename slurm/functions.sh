@@ -28,9 +28,11 @@ fail() {
     exit 2
 }
 
-# This job's name for scontrol: in an array, the bare number can mean the whole array.
-job_id() { echo "${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}}" | grep . || echo "$SLURM_JOB_ID"; }
-job_state() { ask_slurm show job -o "$(job_id)" | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p'; }
+# This job's name for scontrol. One task of an array has the number of the whole array. A job submitted from within
+# an array inherits that array's SLURM_ARRAY_JOB_ID.
+job_id() {
+    if [ "${SLURM_ARRAY_JOB_ID:-}" = "$SLURM_JOB_ID" ]; then echo "${SLURM_JOB_ID}_$SLURM_ARRAY_TASK_ID"; else echo "$SLURM_JOB_ID"; fi
+}
 
 # shellcheck source=slurm/staging.sh
 . "${functions%/*}/staging.sh"
@@ -41,19 +43,18 @@ job_state() { ask_slurm show job -o "$(job_id)" | sed -n 's/.* JobState=\([A-Z_]
 
 # run COMMAND...: run it as the job's tasks; then requeue the job if there is more to do.
 run() {
-    local before status=0
+    local status=0
     mkdir -p -- "$(realpath -m -- "$RUN")" # RUN itself may be a link to what is not there yet
     MGD_SECRET=$(head -c 32 /dev/urandom | base64) # the tasks prove it to each other
     export RUN DATA RUNTIME IMAGE MOUNTS MGD_SECRET MGD_IMAGE="${IMAGE:-none}"
     export MGD_NODE_ADDRESSES="${MGD_NODE_ADDRESSES:-$(node_addresses)}"
-    before=$(newest_checkpoint)
     say "try $((${SLURM_RESTART_COUNT:-0} + 1)) on $SLURM_JOB_NODELIST, runtime $RUNTIME: $*"
     say "run's folder: $(realpath -- "$RUN")"
     if [ -z "$signalled" ]; then
         start_step start_tasks "$@"
         wait_for "$step" || status=$?
     fi
-    settle "$status" "$before"
+    settle "$status"
 }
 
 # start_step COMMAND...: start it, which is or becomes srun, and let `step` be its process.
@@ -64,7 +65,7 @@ start_step() {
     [ -z "$signalled" ] || stop_tasks # the signal came when there was no step to tell yet
 }
 
-# A script that sources this file stops on USR2 and TERM as `settle` says, also while it stages.
+# A script that sources this file stops on USR2, TERM and HUP as `settle` says, also while it stages.
 forward() {
     local earlier=$signalled
     signalled=$1 interrupted=1
@@ -87,17 +88,17 @@ stop_tasks() {
 
 # A step, or what comes between epochs, can take longer than the time that is left: what is saved has to do then.
 requeue_late() {
-    local second
-    trap - USR2 TERM
+    local second why
+    trap - USR2 TERM HUP
     for second in $(seq "${STOP_SECONDS:-150}"); do
         sleep 1
         kill -0 "$$" 2>/dev/null || exit 0 # the job's own shell is gone: the next try must not be requeued
         ((second % 5)) || tell_tasks # srun loses a signal that comes while it starts them
     done
-    if [ "$(job_state)" = RUNNING ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "$MAX_REQUEUES" ]; then
-        say "the tasks have not ended in $second s: requeued from the newest checkpoint"
-        requeue
-    fi
+    why=$(limit_reached)
+    [ -n "$why" ] || why=$(slurm_decision)
+    say "the tasks have not ended in $second s: ${why:-requeued from the newest checkpoint}"
+    [ -n "$why" ] || requeue
 }
 
 # The exit status of a child, though signals interrupt the waiting for it.
@@ -115,54 +116,94 @@ wait_for() {
     done
 }
 
-# settle STATUS CHECKPOINT: end the job as its tasks' exit status and its folder say.
+# settle STATUS: end the job as its tasks' exit status and its folder say. Only a requeue needs SLURM's controller.
 settle() {
-    local status=$1 before=$2 state restarts=${SLURM_RESTART_COUNT:-0} why=''
-    trap '' USR2 TERM
+    local status=$1 why decision
+    trap '' USR2 TERM HUP
     [ -z "$late" ] || kill "$late" 2>/dev/null || true
-    state=$(job_state)
     if [ "$status" = 0 ] && [ -f "$RUN/complete" ]; then
         say "complete, not requeued: $(cat "$RUN/complete")"
         exit 0
-    elif [ "$state" != RUNNING ]; then
-        why="the job is $state by SLURM's own doing"
     elif [ "$status" = 2 ]; then
-        why="a mistake in its options or data, named above, would end it again"
-    elif [ -z "$signalled" ] && [ "$(newest_checkpoint)" = "$before" ]; then
-        why="it ended before it saved anything new (exit status $status)"
-    elif [ "$restarts" -ge "$MAX_REQUEUES" ]; then
-        why="MAX_REQUEUES=$MAX_REQUEUES are used up"
+        why="not requeued: a mistake in its options or data, named above, would end it again"
+    elif [ -z "$signalled" ] && nothing_new; then
+        why="not requeued: it ended before it saved anything new (exit status $status)"
+    else
+        why=$(limit_reached)
+        if [ -z "$why" ] || scontrol ping >/dev/null 2>&1; then
+            decision=$(slurm_decision)
+            why=${decision:-$why}
+        fi
     fi
     if [ -n "$why" ]; then
-        say "not requeued: $why"
+        say "$why"
         exit "$status"
     fi
-    say "requeued, $((restarts + 1)) of at most $MAX_REQUEUES times (exit status $status, newest checkpoint $(newest_checkpoint))"
+    say "requeued, $((${SLURM_RESTART_COUNT:-0} + 1)) of at most $MAX_REQUEUES times (exit status $status, newest checkpoint $(newest_checkpoint))"
     requeue
+}
+
+# Print why this job must not start again, if so.
+limit_reached() {
+    local job='' try=''
+    [ ! -f "$RUN/.nothing-saved" ] || read -r job try <"$RUN/.nothing-saved"
+    if [ "${SLURM_RESTART_COUNT:-0}" -ge "$MAX_REQUEUES" ]; then
+        echo "not requeued: MAX_REQUEUES=$MAX_REQUEUES are used up"
+    elif nothing_new && [ "$job" = "$SLURM_JOB_ID" ] && [ "$try" != "${SLURM_RESTART_COUNT:-0}" ]; then
+        echo "not requeued: the last two tries saved nothing new. Submit it again with a longer --time"
+    fi
+}
+
+# Print what SLURM itself does with the job, if it does not leave it running.
+slurm_decision() {
+    local job
+    job=$(ask_slurm show job -o "$(job_id)") || exit
+    case $job in
+        *" JobState=RUNNING "*"Requeue=0 "*) echo "not requeued: the job was submitted with --no-requeue" ;;
+        *" JobState=RUNNING "*) ;;
+        *" Restarts=${SLURM_RESTART_COUNT:-0} "*) echo "not requeued: SLURM ends the job, cancelled or out of time" ;;
+        *" Reason=job_requeued_in_held_state "*) echo "requeued by SLURM itself, and held: scontrol release $(job_id)" ;;
+        *) echo "requeued by SLURM itself" ;;
+    esac
 }
 
 # By name, as `--resume auto` finds it: last.pth.tar is no link on every file system.
 newest_checkpoint() {
-    printf '%s\n' "$RUN"/checkpoint_* | sed 's:.*/::' | grep -xE 'checkpoint_[0-9]{4,}_[0-9]{6,}\.pth\.tar' |
+    printf '%s\n' "${RUN-}"/checkpoint_* | sed 's:.*/::' | grep -xE 'checkpoint_[0-9]{4,}_[0-9]{6,}\.pth\.tar' |
         sort -V | tail -n 1 | grep . || echo none
 }
 
-# SLURM's controller may be away for a moment; ask again for a minute.
+nothing_new() { [ "$(newest_checkpoint)" = "$before" ]; }
+
+# A try that saves nothing leaves a mark in the run's folder, for the next one.
+requeue() {
+    if nothing_new; then
+        mkdir -p "$RUN" && echo "$SLURM_JOB_ID ${SLURM_RESTART_COUNT:-0}" >"$RUN/.nothing-saved"
+    else
+        rm -f "$RUN/.nothing-saved"
+    fi || true
+    ask_slurm requeue "$(job_id)"
+}
+
+# SLURM's controller may be away for a moment: try again for a minute.
 ask_slurm() {
-    local try
+    local try answer
+    command -v scontrol >/dev/null || fail "not requeued: no scontrol in PATH; expected SLURM's commands. Submit the job again"
     for try in $(seq 12); do
-        scontrol "$@" && return
+        if answer=$(scontrol ping 2>&1 >/dev/null && scontrol "$@" 2>&1); then
+            [ -z "$answer" ] || echo "$answer"
+            return
+        fi
         [ "$try" = 12 ] || sleep 5
     done
-    fail "SLURM does not answer: scontrol $*"
+    fail "not requeued: SLURM does not answer scontrol $* (${answer##*$'\n'}). Submit the job again"
 }
-requeue() { ask_slurm requeue "$(job_id)"; }
 
 # The nodes' addresses as SLURM has them: inside a container, names may not resolve. A machine's own name often
 # stands for a loopback address in its /etc/hosts, where no other machine finds it: such are left to each task.
 node_addresses() {
     local name address number
-    scontrol show node -o "$SLURM_JOB_NODELIST" | sed 's/.*NodeName=\([^ ]*\).* NodeAddr=\([^ ]*\).*/\1 \2/' |
+    scontrol show node -o "$SLURM_JOB_NODELIST" 2>/dev/null | sed 's/.*NodeName=\([^ ]*\).* NodeAddr=\([^ ]*\).*/\1 \2/' |
         while read -r name address; do
             number=$(getent ahostsv4 "$address" | awk 'NR == 1 { print $1 }') || true
             [[ $number = "$address" || ($number && $number != 127.*) ]] && printf '%s=%s ' "$name" "$number"
@@ -175,7 +216,14 @@ if [ "${BASH_SOURCE[0]}" = "$0" ]; then
     trap '[ $? = 0 ] || sleep 1' EXIT # srun can lose what a task says last when it ends the whole step with it
     "$@"
 else
+    [ "${SLURM_JOB_ID_HET_GROUP_0-none}" != "${SLURM_JOB_ID-}" ] ||
+        fail "a heterogeneous job of $SLURM_HET_SIZE components; expected one. Submit it without ':' and 'hetjob'"
     check_settings
+    # The program must come from the environment chosen, and its ranks from srun. A login environment, or that of
+    # `sbatch --export=ALL`, can hold others.
+    unset PYTHONPATH PYTHONHOME HOROVOD_{RANK,SIZE} OMPI_COMM_WORLD_{RANK,SIZE}
+    before=$(newest_checkpoint)
     trap 'forward USR2' USR2
     trap 'forward TERM' TERM
+    trap 'forward HUP' HUP
 fi

@@ -10,7 +10,7 @@ stage() {
         --ntasks-per-node=1 bash "$functions" stage_here
     wait_for "$step" || status=$?
     step=
-    [ -z "$signalled" ] || settle "$status" none
+    [ -z "$signalled" ] || settle "$status"
     [ "$status" = 0 ] || exit "$status"
     DATA=$(data_folder)
 }

@@ -91,8 +91,8 @@ def settled(folder, before, signalled):
     script = f"""set -euo pipefail
     . {REPO}/slurm/functions.sh
     scontrol() {{ echo " JobState=RUNNING "; }}
-    RUN={folder} MAX_REQUEUES=20 SLURM_JOB_ID=1 signalled={signalled}
-    settle 2 {before}"""
+    RUN={folder} MAX_REQUEUES=20 SLURM_JOB_ID=1 signalled={signalled} before={before}
+    settle 2"""
     return subprocess.run(["bash", "-c", script], capture_output=True, text=True)
 
 

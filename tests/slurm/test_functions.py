@@ -10,6 +10,9 @@ import pytest
 from jobs import REPO
 
 COMMAND = ["python", "-m", "job.train", "my data", "--out", "r"]
+# What `run` needs to know of a job.
+NEEDS = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node1", "RUNTIME": "none", "VENV": "", "IMAGE": "", "MOUNTS": "", "DATA": ""}
+NEEDS |= {"MGD_NODE_ADDRESSES": "node1=10.0.0.1", "MAX_REQUEUES": "20", "RUN": "r"}
 
 
 @pytest.fixture
@@ -335,9 +338,9 @@ def test_the_newest_checkpoint_is_found_on_a_disk_without_links(shell, linkless)
     assert newest(linkless) == "checkpoint_10000_000000.pth.tar"
     needs = {"SLURM_JOB_ID": "7", "MAX_REQUEUES": "20", "RUN": str(linkless)}
     control = {"scontrol": """[ "$1" = requeue ] && echo "$*" || echo "JobId=7 JobState=RUNNING Reason=None\""""}
-    ended = shell("settle 1 checkpoint_10000_000000.pth.tar", control, **needs)
+    ended = shell("settle 1", control, **needs)
     assert "not requeued: it ended before it saved anything new" in ended.stdout
-    requeued = shell("settle 1 checkpoint_9999_000100.pth.tar", control, **needs)
+    requeued = shell("before=checkpoint_9999_000100.pth.tar; settle 1", control, **needs)
     assert "newest checkpoint checkpoint_10000_000000.pth.tar)" in requeued.stdout and requeued.stdout.endswith("requeue 7\n")
 
 
@@ -365,12 +368,140 @@ def test_tasks_that_did_not_hear_a_signal_are_told_again(shell, moment):
     unknown = moment == "before their number is known"
     before = """case $BASH_COMMAND in step=*) until [ -e ready ]; do sleep 0.1; done; kill -USR2 $$; esac"""
     told = f"set -T; trap '{before}' DEBUG; " if unknown else ""
-    needs = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node1", "MGD_NODE_ADDRESSES": "node1=10.0.0.1", "MAX_REQUEUES": "20"}
-    variables = needs | {"RUN": "r", "DATA": "", "RUNTIME": "none", "VENV": "", "IMAGE": "", "MOUNTS": ""}
-    done = shell(told + 'run "$@"', {"srun": srun, "scontrol": control}, **variables, UNKNOWN="1" if unknown else "")
+    done = shell(told + 'run "$@"', {"srun": srun, "scontrol": control}, **NEEDS, UNKNOWN="1" if unknown else "")
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
     assert "signal USR2: the tasks finish their step and save" in said[2]
     assert said[3] == "heard 2"
     assert "requeued, 1 of at most 20 times" in said[4]
     assert said[5] == "requeue 7"
+
+
+DOWN = "echo 'Slurmctld is DOWN' >&2; exit 1"  # scontrol, when the controller is away
+RUNNING = "JobId=7 JobState=RUNNING Requeue=1 Restarts=0"
+
+
+def controller(job=RUNNING, down_for=0):
+    """A stand-in for scontrol that does not answer at first. `requeue` prints its words."""
+    return {
+        "sleep": "",
+        "scontrol": f"""echo "$1" >>asked
+        [ "$(grep -c . asked)" -gt {down_for} ] || {{ {DOWN}; }}
+        case $1 in requeue) echo "$*" ;; show) echo "{job} Reason=None" ;; esac""",
+    }
+
+
+def asked(folder) -> list[str]:
+    """The commands that the stand-in for scontrol was given."""
+    return (folder / "asked").read_text().split() if (folder / "asked").exists() else []
+
+
+@pytest.mark.parametrize(
+    ("status", "last", "code"),
+    [
+        (0, "complete, not requeued: done", 0),
+        (2, "not requeued: a mistake in its options or data, named above, would end it again", 2),
+        (1, "not requeued: it ended before it saved anything new (exit status 1)", 1),
+    ],
+)
+def test_an_end_without_a_requeue_asks_slurm_nothing(shell, tmp_path, status, last, code):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r/complete").write_text("done\n")
+    done = shell('run "$@"', controller(down_for=99) | {"srun": f"exit {status}"}, **NEEDS)
+    assert (done.returncode, done.stderr) == (code, "")
+    assert done.stdout.splitlines()[-1].endswith(f"batch: {last}")
+    assert asked(tmp_path) == []
+
+
+def test_a_job_runs_to_its_end_without_scontrol(shell, tmp_path):
+    """The nodes' addresses, which SLURM would give, are left to each task."""
+    (tmp_path / "r").mkdir()
+    lines = 'RUN=r; echo done >r/complete; exec 2>&1; PATH=$PWD/bin; run "$@"'
+    link = "ln -s $PWD/srun $(which bash realpath mkdir cat sed awk grep sort tail head base64) bin"
+    done = shell(f"mkdir bin; {link}; {lines}", {"srun": "exit 0"}, **NEEDS | {"MGD_NODE_ADDRESSES": ""})
+    assert done.returncode == 0, done.stdout
+    assert len(done.stdout.splitlines()) == 3 and done.stdout.endswith("complete, not requeued: done\n")
+
+
+@pytest.mark.parametrize(
+    ("lines", "down_for", "code", "last"),
+    [
+        ("", 3, 0, "requeue 7"),
+        ("", 99, 2, "error: batch: not requeued: SLURM does not answer scontrol show job -o 7 (Slurmctld is DOWN)"),
+        ("command() { false; }", 99, 2, "error: batch: not requeued: no scontrol in PATH; expected SLURM's commands"),
+    ],
+    ids=["away for a moment", "away", "not in PATH"],
+)
+def test_a_requeue_waits_for_the_controller_and_ends_in_one_line(shell, tmp_path, lines, down_for, code, last):
+    done = shell(f"{lines}\nsignalled=USR2; settle 0", controller(down_for=down_for), **NEEDS)
+    assert done.returncode == code
+    assert (done.stdout + done.stderr).splitlines()[-1].startswith(last), done.stdout + done.stderr
+    assert len(done.stderr.splitlines()) == (code > 0)
+    assert len(asked(tmp_path)) == (0 if lines else 12 if code else 3 + 4)
+
+
+@pytest.mark.parametrize(
+    ("job", "last"),
+    [
+        ("JobState=COMPLETING Requeue=1 Restarts=1", "requeued by SLURM itself"),
+        ("JobState=PENDING Requeue=1 Restarts=1", "requeued by SLURM itself"),
+        (
+            "JobState=PENDING Reason=job_requeued_in_held_state Restarts=1",
+            "requeued by SLURM itself, and held: scontrol release 7",
+        ),
+        ("JobState=COMPLETING Requeue=1 Restarts=0", "not requeued: SLURM ends the job, cancelled or out of time"),
+        ("JobState=RUNNING Requeue=0 Restarts=0", "not requeued: the job was submitted with --no-requeue"),
+    ],
+)
+@pytest.mark.parametrize("most", ["20", "0"])
+def test_the_last_line_has_what_slurm_itself_does(shell, job, last, most):
+    """Also if this script would not requeue the job."""
+    done = shell("signalled=TERM; settle 143", controller(f"JobId=7 {job}"), **NEEDS | {"MAX_REQUEUES": most})
+    assert (done.returncode, done.stderr) == (143, "")
+    assert done.stdout.endswith(f"batch: {last}\n")
+
+
+def test_two_tries_that_save_nothing_end_a_job(shell, tmp_path):
+    """A try that saves something, and a try of another job, start the count again."""
+
+    def ended(restarts, save="", job="7", lines="signalled=USR2; settle 0"):
+        save = save and f"mkdir -p r; touch r/checkpoint_{save}_000000.pth.tar;"
+        done = shell(f"{save} {lines}", controller(), **NEEDS | {"SLURM_RESTART_COUNT": restarts, "SLURM_JOB_ID": job})
+        return done.stdout.splitlines()[-1]
+
+    late = "sleep() { :; }; STOP_SECONDS=1 requeue_late"
+    twice = "not requeued: the last two tries saved nothing new. Submit it again with a longer --time"
+    assert not (tmp_path / "r").exists()  # as while the data is staged
+    assert ended("0") == ended("0") == "requeue 7"  # the same try
+    assert ended("1", save="0001") == ended("2") == "requeue 7"
+    assert ended("3").endswith(f"batch: {twice}")
+    assert ended("3", lines=late).endswith(f"batch: the tasks have not ended in 1 s: {twice}")
+    assert ended("0", job="8") == "requeue 8"
+
+
+def test_a_job_is_requeued_by_its_own_number(shell):
+    """A job that was submitted from within an array inherits the array's number."""
+    array = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
+    assert shell("job_id", SLURM_JOB_ID="7", **array).stdout == "7_3\n"
+    assert shell("job_id", SLURM_JOB_ID="8", **array).stdout == "8\n"
+    assert shell("job_id", SLURM_JOB_ID="8").stdout == "8\n"
+
+
+def test_a_heterogeneous_job_is_refused(shell):
+    het = {"SLURM_HET_SIZE": "2", "SLURM_JOB_ID_HET_GROUP_0": "7"}
+    done = shell("echo started", SLURM_JOB_ID="7", **het)
+    assert (done.returncode, done.stdout) == (2, "")
+    line = "error: batch: a heterogeneous job of 2 components; expected one. Submit it without ':' and 'hetjob'\n"
+    assert done.stderr == line
+    assert shell("echo started", SLURM_JOB_ID="9", **het).stdout == "started\n"  # submitted from within such a job
+
+
+def test_what_would_replace_the_environment_s_packages_or_ranks_is_dropped(shell):
+    """The repository's own package is what runs, whatever the folder of submission holds."""
+    harmful = ["PYTHONPATH", "PYTHONHOME", "HOROVOD_RANK", "HOROVOD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"]
+    kept = {"HOROVOD_GLOO_IFACE": "ib0", "NCCL_DEBUG": "INFO", "LD_LIBRARY_PATH": "/lib"}
+    names = " ".join(f'"{name} ${{{name}-}}"' for name in [*harmful, *kept])
+    done = shell(f'printf "%s\\n" {names}', **dict.fromkeys(harmful, "x"), **kept)
+    assert done.stdout.splitlines() == [*(f"{name} " for name in harmful), *(f"{name} {value}" for name, value in kept.items())]
+    done = shell('start_tasks "$@"', {"srun": 'echo "$PYTHONPATH $PYTHONSAFEPATH"'}, RUNTIME="none", VENV="", PYTHONPATH="/x")
+    assert done.stdout == f"{REPO} 1\n"

@@ -1,0 +1,150 @@
+"""Ends and requeues of short jobs on a real SLURM. Their commands are lines of shell, which take a second."""
+
+import os
+import subprocess
+
+import pytest
+
+from jobs import REPO, BatchJob
+
+# What a job of this project does, with a command of a test's own.
+SCRIPT = """#!/bin/bash
+set -euo pipefail
+VENV='' RUNTIME=none MAX_REQUEUES=5
+: "${{LOCAL=}}" "${{ARCHIVE=}}" "${{IMAGE=}}" "${{MOUNTS=}}"
+. slurm/functions.sh
+stage
+run bash -c '{command}'
+"""
+COMPLETE = 'touch "$RUN/complete"'
+
+
+@pytest.fixture
+def submit_command(submit, tmp_path):
+    """A function that submits a job which runs a line of shell as its one task."""
+
+    def start(command, sbatch=(), **variables):
+        script = tmp_path / "command.sbatch"
+        script.write_text(SCRIPT.format(command=command))
+        return submit([], nodes=1, script=script, sbatch=["--open-mode=append", "--requeue", *sbatch], **variables)
+
+    return start
+
+
+@pytest.fixture
+def controller(slurm):
+    """A function that stops SLURM's controller, or starts it again; it runs at the end of a test."""
+    command = ["slurmctld", "-f", slurm.folder / "slurm.conf"]
+
+    def switch(on):
+        if on:
+            with (slurm.folder / "log/slurmctld.log").open("a") as log:
+                subprocess.run(command, env=os.environ | {"PATH": os.environ["PATH"] + ":/usr/sbin"}, stderr=log, check=True)
+        else:
+            os.kill(int((slurm.folder / "run/slurmctld.pid").read_text()), 15)
+
+    yield switch
+    if "is UP" not in slurm("scontrol", "ping", check=False):
+        switch(on=True)
+
+
+def last_line(job: BatchJob) -> str:
+    """The last line of this project's in a job's log, without its time and node."""
+    return [line for line in job.text().splitlines() if " node" in line and "slurmstepd" not in line][-1].split(": ", 1)[1]
+
+
+@pytest.mark.parametrize("end", ["a finished run", "a requeue"])
+def test_a_job_that_ends_while_the_controller_is_away(submit_command, controller, tmp_path, end):
+    """A finished run needs no controller. A requeue waits until it is back."""
+    wait = f"touch {tmp_path}/started; until [ -e {tmp_path}/away ]; do sleep 0.1; done"
+    again = "cd $RUN; [ -e checkpoint_0001_000000.pth.tar ] || { touch checkpoint_0001_000000.pth.tar; exit 1; }"
+    requeued = end == "a requeue"
+    job = submit_command(f"{wait}; {again if requeued else 'true'}; {COMPLETE}")
+    job.wait("the task", (tmp_path / "started").exists)
+    controller(on=False)
+    (tmp_path / "away").touch()
+    if requeued:
+        job.wait_for_line("srun: error: node1: task 0: Exited with exit code 1")
+    else:
+        job.wait_for_line("complete, not requeued")
+        job.wait("the end of all its processes", lambda: not job.processes())
+    controller(on=True)
+    assert job.wait_for_end() == "COMPLETED", job.text()
+    assert last_line(job).startswith("complete, not requeued")
+    assert job.text().count("requeued, 1 of at most 5 times") == requeued
+    assert requeued or "error" not in job.text()
+
+
+def test_two_signalled_tries_that_save_nothing_end_the_job(slurm, submit_command, tmp_path):
+    """The archive is a pipe which nothing comes through: each try stages until its end."""
+    archive = tmp_path / "photos.tar"
+    os.mkfifo(archive)
+    job = submit_command("true", ARCHIVE=archive, LOCAL=tmp_path / "local", DATA="")
+    for number, signal in enumerate(("HUP", "USR2"), 1):
+        job.wait_for_line("data: copying", times=number)
+        slurm("scancel", "--batch", f"--signal={signal}", job.number)
+    assert job.wait_for_end() == "FAILED"
+    assert "requeued, 1 of at most 5 times" in job.text()
+    assert last_line(job) == "not requeued: the last two tries saved nothing new. Submit it again with a longer --time"
+    assert job.shown("Restarts") == "1"
+
+
+def test_a_heterogeneous_job_and_an_index_beyond_the_table_are_one_line(slurm, tmp_path):
+    for script, words, line in [
+        ("sweep", ["--array=7"], "--array 7: no such line in the table; expected 0 to 4. Change --array or add a line"),
+        ("train", [":", "-n1"], "a heterogeneous job of 2 components; expected one. Submit it without ':' and 'hetjob'"),
+    ]:
+        log = tmp_path / f"{script}.log"
+        small = [
+            "--nodes=1",
+            "--ntasks-per-node=1",
+            "--gpus-per-node=0",
+            "--cpus-per-task=1",
+            f"--output={log}",
+            "--export=PATH,VENV=",
+        ]
+        slurm("sbatch", "--wait", *small, *words, REPO / f"slurm/{script}.sbatch", check=False)
+        assert log.read_text() == f"error: node1: {line}\n"
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """The job scripts in a repository of their own, whose environment has a stand-in for Python: it prints what it is given."""
+    top = tmp_path / "my repository"
+    (top / ".venv/bin").mkdir(parents=True)
+    (top / ".venv/bin/activate").write_text(f'PATH="{top}/.venv/bin:$PATH"\n')
+    names = "PYTHONPATH PYTHONHOME HOROVOD_RANK NCCL_DEBUG LD_LIBRARY_PATH DATA RUN".split()
+    shown = "\n".join(f'echo "{name} ${{{name}-}}"' for name in names)
+    (top / ".venv/bin/python").write_text(f'#!/bin/bash\n{shown}\necho "PWD $PWD"\necho done >"$RUN/complete"\n')
+    (top / ".venv/bin/python").chmod(0o755)
+    (top / "slurm").mkdir()
+    for file in (REPO / "slurm").iterdir():
+        (top / "slurm" / file.name).write_bytes(file.read_bytes())
+    return top
+
+
+@pytest.mark.parametrize("export", ["", "ALL"])
+def test_a_job_submitted_from_another_folder_finds_its_repository(slurm, repository, tmp_path, export):
+    """Its own relative paths, RUN's too, mean the folder of submission. What harms in that shell's environment is dropped."""
+    folder = tmp_path / "my work"
+    (folder / "my data").mkdir(parents=True)
+    small = "--nodes=1 --ntasks-per-node=1 --gpus-per-node=0 --cpus-per-task=1 --output=log --wait"
+    given = f"--export={export}" if export else ""
+    script = f"{repository}/slurm/train.sbatch"
+    shell = {"PYTHONPATH": "/x", "PYTHONHOME": "/x", "HOROVOD_RANK": "1", "HOROVOD_SIZE": "9", "NCCL_DEBUG": "INFO"}
+    shell |= {"LD_LIBRARY_PATH": "/site/lib", "DATA": "my data", "RUN": "my run"}
+    slurm("bash", "-c", f'cd "{folder}"; sbatch {small} {given} "{script}" a.sbatch', check=False, **shell)
+    text = (folder / "log").read_text()
+    [run] = folder.glob("my run" if export else "runs/mgd-train-*")
+    assert f"PWD {folder}\n" in text and f"PYTHONPATH {repository}\n" in text
+    assert "PYTHONHOME \n" in text and "HOROVOD_RANK \n" in text
+    assert "LD_LIBRARY_PATH /site/lib\n" in text
+    assert ("NCCL_DEBUG INFO\n" in text) == ("DATA my data\n" in text) == bool(export)
+    assert (run / "complete").exists()
+
+
+def test_a_job_that_cannot_find_its_repository_is_one_line(slurm, tmp_path):
+    command = f"cd {tmp_path}; sbatch --wait --gpus-per-node=0 --cpus-per-task=1 --output=log <{REPO}/slurm/linear.sbatch"
+    slurm("bash", "-c", command, check=False)
+    line = f"error: no slurm/functions.sh in {tmp_path}; expected the repository. Submit from its top folder: "
+    assert (tmp_path / "log").read_text() == f"{line}sbatch slurm/linear.sbatch\n"
