@@ -4,14 +4,18 @@
 #   docker/build_horovod.sh [PYTHON]        PYTHON: an interpreter with torch, default python3
 #
 # With a CUDA toolkit of torch's own CUDA version the wheel has NCCL (torch's own) for GPUs and Gloo
-# for CPUs; without one it has Gloo alone. A wheel once built is reused: it lies in HOROVOD_WHEELS
-# (default ~/.cache/moco-mgd/wheels), named after all that it depends on.
+# for CPUs; without one it has Gloo only. Later calls reuse the wheel. Its folder's name has all that
+# it depends on, so machines with different systems can share a home.
 #
-#   HOROVOD_SDIST   the source archive of this release, for machines that reach no package registry
-#   CUDA_HOME       the CUDA toolkit, where it is in no usual place
+#   HOROVOD_WHEELS      folder of the wheels; default ~/.cache/moco-mgd/wheels
+#   HOROVOD_SDIST       source archive of this release, for machines without a package registry
+#   HOROVOD_BUILD_JOBS  number of compilers at once; default: one a core, as far as memory allows
+#   CUDA_HOME           the CUDA toolkit, if it is in no usual place
+#   TMPDIR              folder for the build's files (0.3 GB)
 set -euo pipefail
 
 version=0.28.1
+sdist_sha256=92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0
 python=$(command -v "${1:-python3}") || { echo "build_horovod: no interpreter '${1:-python3}'" >&2; exit 2; }
 python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python") # the build has a folder of its own
 cache=${HOROVOD_WHEELS:-${XDG_CACHE_HOME:-~/.cache}/moco-mgd/wheels}
@@ -19,9 +23,6 @@ cache=${HOROVOD_WHEELS:-${XDG_CACHE_HOME:-~/.cache}/moco-mgd/wheels}
 say() { echo "build_horovod: $*"; }
 fail() { echo "build_horovod: $*" >&2; exit 2; }
 
-"$python" - <<'PY' || fail "install torch and what 'pip install .[horovod]' names into $python first"
-import cffi, cloudpickle, packaging, psutil, setuptools, torch, wheel, yaml
-PY
 command -v "${CXX:-g++}" >/dev/null || fail "no C++ compiler: apt-get install g++"
 command -v make >/dev/null || fail "no make: apt-get install make"
 
@@ -37,8 +38,9 @@ find_toolkit() {
     done
 }
 
-read -r torch torch_cuda standard abi nccl < <("$python" - <<'PY'
-import os, re, sys, torch
+read -r torch torch_cuda standard abi libc nccl < <("$python" - <<'PY'
+import os, platform, re, sys
+import cffi, cloudpickle, packaging, psutil, setuptools, torch, wheel, yaml
 nccl = "none"
 for folder in sys.path:
     if os.path.isfile(os.path.join(folder, "nvidia/nccl/include/nccl.h")):
@@ -47,9 +49,10 @@ for folder in sys.path:
 # The C++ standard that torch's headers ask of extensions.
 extension = os.path.join(os.path.dirname(torch.__file__), "utils/cpp_extension.py")
 standard = max(map(int, re.findall(r"std=c\+\+(\d+)", open(extension).read())))
-print(torch.__version__, torch.version.cuda or "none", standard, sys.implementation.cache_tag, nccl)
+libc = "".join(platform.libc_ver()) or "libc"
+print(torch.__version__, torch.version.cuda or "none", standard, sys.implementation.cache_tag, libc, nccl)
 PY
-)
+) || fail "install torch and what moco-mgd[horovod] needs into $python first"
 
 toolkit=$(find_toolkit)
 backend=gloo
@@ -65,75 +68,150 @@ else
     backend=nccl
 fi
 
+# ID and VERSION_ID, such as debian12; a rolling distribution has no VERSION_ID.
+distribution=$({ . /etc/os-release && echo "${ID:-linux}${VERSION_ID:-}"; } 2>/dev/null || echo linux)
 recipe=$(sha256sum "${BASH_SOURCE[0]}" | cut -c1-8)
-shelf=$cache/horovod-$version-torch-$torch-$abi-$(uname -m)-$backend-$recipe
-wheel=$(echo "$shelf"/*.whl)
-if [ -f "$wheel" ]; then
-    say "using the wheel in $shelf"
-    "$python" -m pip install -q --no-deps --force-reinstall "$wheel"
-    exit
+shelf=$cache/horovod-$version-torch-$torch-$abi-$(uname -m)-$distribution-$libc-$backend-$recipe
+
+install() { "$python" -m pip install -q --no-deps --no-index --force-reinstall "$@"; }
+loads() {
+    "$python" -c "import horovod.torch as hvd; assert hvd.gloo_built() and ('$backend' != 'nccl' or hvd.nccl_built())"
+}
+
+if [ -d "$shelf" ]; then
+    if problem=$({ install "$shelf"/*.whl && loads; } 2>&1); then
+        say "using the wheel in $shelf"
+        exit
+    fi
+    say "the wheel in $shelf does not load${problem:+ (${problem##*$'\n'})}: building it again"
 fi
 
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-log=$cache/build.log
+work='' new_shelf=$shelf.$(uname -n).$$ log=$cache/build-$(uname -n)-$$.log
+clean() {
+    rm -rf "$work" "$new_shelf"
+    [ -s "$log" ] || rm -f "$log"
+}
+trap clean EXIT
 { mkdir -p "$cache" && : >"$log"; } 2>/dev/null ||
     fail "$cache: cannot be written to; expected a folder for the wheel. Set HOROVOD_WHEELS to another one"
 
-say "building Horovod $version for torch $torch with $backend (about 4 minutes on 2 cores; log: $log)"
+# Horovod's CMake files do not quote paths, and the build runs programs that it has just made.
+plain='^/[A-Za-z0-9_./-]*$'
+make_work() {
+    local folder
+    for folder in "${TMPDIR:-/tmp}" /tmp /var/tmp "$(cd "$cache" && pwd)"; do
+        [[ $folder =~ $plain ]] || continue
+        folder=$(mktemp -d "$folder/horovod.XXXXXX" 2>/dev/null) || continue
+        printf '#!/bin/sh\n' >"$folder/program" && chmod +x "$folder/program"
+        if "$folder/program" 2>/dev/null; then
+            echo "$folder"
+            return
+        fi
+        rm -rf "$folder"
+    done
+    return 1
+}
+work=$(make_work) ||
+    fail "TMPDIR ${TMPDIR:-/tmp}: no program can run there, nor in /tmp, /var/tmp and $cache; expected a folder that is" \
+        "not mounted noexec, and has only letters, digits, '.', '_' and '-' in its path. Set TMPDIR to one"
+export TMPDIR=$work
+builder=$python
+if ! [[ $python =~ $plain ]]; then
+    ln -s "$("$python" -c 'import sys; print(sys.prefix)')" "$work/python"
+    builder=$work/python/bin/$(basename "$python")
+fi
+
+# A compiler of torch's headers needs up to 2 GB. Login nodes have many cores and little memory for each user.
+count_jobs() {
+    "$python" - <<'PY'
+import os, pathlib, psutil
+memory = psutil.virtual_memory().available
+for line in open("/proc/self/cgroup"):
+    _, controllers, group = line.rstrip().split(":", 2)
+    if controllers not in ("", "memory"):
+        continue
+    top, name = ("memory", "memory.limit_in_bytes") if controllers else ("", "memory.max")
+    group = pathlib.Path("/sys/fs/cgroup", top, group.lstrip("/"))
+    for folder in (group, *group.parents):
+        try:
+            memory = min(memory, int((folder / name).read_text()))
+        except (OSError, ValueError):
+            pass  # no limit
+print(max(1, min(len(os.sched_getaffinity(0)), memory // 2**31)))
+PY
+}
+jobs=${HOROVOD_BUILD_JOBS:-$(count_jobs)}
+
+archive=$work/horovod-$version.tar.gz
 if [ -n "${HOROVOD_SDIST:-}" ]; then
-    cp "$HOROVOD_SDIST" "$work/horovod-$version.tar.gz"
+    origin="HOROVOD_SDIST $HOROVOD_SDIST"
+    cp "$HOROVOD_SDIST" "$archive" 2>/dev/null || fail "$origin: cannot be read; expected the source archive of horovod $version"
 else
+    origin="the package registry's horovod-$version.tar.gz"
     "$python" -m pip download -q --no-deps --no-build-isolation --no-binary :all: -d "$work" "horovod==$version" >"$log" 2>&1 ||
         fail "could not fetch horovod $version from the package registry (log: $log)"
 fi
-tar -xzf "$work/horovod-$version.tar.gz" -C "$work"
+sum=$(sha256sum "$archive" | cut -d ' ' -f 1)
+[ "$sum" = "$sdist_sha256" ] || fail "$origin: damaged or changed, its sha256 is $sum; expected $sdist_sha256. Download it again"
+
+say "building Horovod $version for torch $torch with $backend (about 4 minutes on 2 cores; $jobs at once; log: $log)"
+tar -xzf "$archive" -C "$work"
 source=$work/horovod-$version
 
+# edit FILE EXPRESSION RESULT: change a file of the release by sed; a line of it must then match RESULT, and none before.
+edit() {
+    local file=$source/$1
+    if ! grep -q -- "$3" "$file" && sed -i -e "$2" "$file" && grep -q -- "$3" "$file"; then return; fi
+    fail "the change of $1 to '$3' does not apply; expected the files of horovod $version"
+}
+
 # The release asks for C++14; today's torch headers, Gloo with them and nvcc 13 need more.
-sed -i 's/^set(CMAKE_CXX_STANDARD 14)/set(CMAKE_CXX_STANDARD 17)/' "$source/CMakeLists.txt"
-sed -i "s/set(CMAKE_CXX_STANDARD 14)/set(CMAKE_CXX_STANDARD $standard)/" "$source/horovod/torch/CMakeLists.txt"
-sed -i 's/set(CMAKE_CUDA_STANDARD 11)/set(CMAKE_CUDA_STANDARD 17)/' "$source/horovod/common/ops/cuda/CMakeLists.txt"
+edit CMakeLists.txt 's/^set(CMAKE_CXX_STANDARD 14)/set(CMAKE_CXX_STANDARD 17)/' '^set(CMAKE_CXX_STANDARD 17)'
+edit horovod/torch/CMakeLists.txt "s/set(CMAKE_CXX_STANDARD 14)/set(CMAKE_CXX_STANDARD $standard)/" "CXX_STANDARD $standard"
+edit horovod/common/ops/cuda/CMakeLists.txt 's/set(CMAKE_CUDA_STANDARD 11)/set(CMAKE_CUDA_STANDARD 17)/' 'CUDA_STANDARD 17'
+
+# The release lets the linker write the build's folders into the library, one of them under /tmp, where anybody could put
+# a library in its place. torch has loaded all that Horovod needs.
+edit CMakeLists.txt 's/^set(CMAKE_CXX_EXTENSIONS OFF)/&\nset(CMAKE_SKIP_RPATH ON)/' 'SKIP_RPATH ON'
 
 # The release waits for a collective by spinning on sched_yield, which takes the cores from whatever shares them:
 # on 2 cores, four workers spent more time on that than on training. A short sleep leaves them free.
-sed -i 's/std::this_thread::yield();/std::this_thread::sleep_for(std::chrono::microseconds(50));/' "$source/horovod/torch/mpi_ops_v2.cc"
+edit horovod/torch/mpi_ops_v2.cc \
+    's/std::this_thread::yield();/std::this_thread::sleep_for(std::chrono::microseconds(50));/' 'microseconds(50)'
 
 # The release looks for work once a cycle: what comes just after a look waits for the next, and looking often takes the
 # cores that train. Here work that comes ends the sleep.
-common=$source/horovod/common
-sed -i '/^  void RemoveJoinTensor();/i\
+edit horovod/common/tensor_queue.h '/^  void RemoveJoinTensor();/i\
   void WaitForMessage(std::chrono::steady_clock::duration longest) {\
     std::unique_lock<std::mutex> lock(mutex_);\
     came_.wait_for(lock, longest, [this] { return !message_queue_.empty(); });\
   }\
-' "$common/tensor_queue.h"
-sed -i 's/^protected:/protected:\n  std::condition_variable came_;\n/; s/^#include <mutex>/#include <chrono>\n#include <condition_variable>\n&/' "$common/tensor_queue.h"
-sed -i '/^Status TensorQueue::AddToTensorQueue/,/^}/ s/^  return Status::OK();/  came_.notify_one();\n&/' "$common/tensor_queue.cc"
-sed -i 's/std::this_thread::sleep_for(sleep_duration);/state.process_set_table.Get(0).tensor_queue.WaitForMessage(sleep_duration);/' "$common/operations.cc"
-[ "$(cat "$common"/tensor_queue.{h,cc} "$common/operations.cc" | grep -c 'came_\|WaitForMessage')" = 6 ] ||
-    fail "$common has changed: see to how its loop is woken"
+' 'void WaitForMessage'
+edit horovod/common/tensor_queue.h 's/^protected:/protected:\n  std::condition_variable came_;\n/' 'condition_variable came_'
+edit horovod/common/tensor_queue.h 's/^#include <mutex>/#include <chrono>\n#include <condition_variable>\n&/' '<condition_variable>'
+edit horovod/common/tensor_queue.cc \
+    '/^Status TensorQueue::AddToTensorQueue/,/^}/ s/^  return Status::OK();/  came_.notify_one();\n&/' 'came_.notify_one'
+edit horovod/common/operations.cc \
+    's/std::this_thread::sleep_for(sleep_duration);/state.process_set_table.Get(0).tensor_queue.WaitForMessage(sleep_duration);/' \
+    'WaitForMessage(sleep_duration)'
 
 # The release kills its workers 5 s after it has passed a SIGTERM on; a step and a save can take longer.
-launcher=$source/horovod/runner/common/util/safe_shell_exec.py
-sed -i 's/^GRACEFUL_TERMINATION_TIME_S = 5$/GRACEFUL_TERMINATION_TIME_S = 60/' "$launcher"
-grep -q '_TIME_S = 60$' "$launcher" || fail "$launcher has changed: see to its time of termination"
+edit horovod/runner/common/util/safe_shell_exec.py \
+    's/^GRACEFUL_TERMINATION_TIME_S = 5$/GRACEFUL_TERMINATION_TIME_S = 60/' '_TIME_S = 60$'
 
 # The release remembers its checks of other hosts in ~/.horovod, and ends if it cannot: with a HOME that is read-only,
 # full, another user's, or none. Here it starts without that memory.
-runner=$source/horovod/runner
-sed -i -e 's/^    if not args.disable_cache:$/    if not args.disable_cache and os.path.isabs(CACHE_FOLDER):/' \
-    -e 's/^        fn_cache = cache\.Cache(/        try:\n    &/' \
-    -e 's/^ *parameters_hash)$/    &\n        except Exception:\n            pass/' "$runner/launch.py"
-sed -i -e 's/^import datetime$/import contextlib\n&/' \
-    -e "s/^        with open(self._cache_file, 'wb') as cf:/        with contextlib.suppress(OSError), open(self._cache_file, 'wb') as cf:/" \
-    "$runner/util/cache.py"
-[ "$(cat "$runner"/{launch,util/cache}.py | grep -c 'isabs(CACHE_FOLDER)\|^        except Exception:\|suppress(OSError), open')" = 3 ] ||
-    fail "$runner has changed: see to its cache"
+launch=horovod/runner/launch.py memory=horovod/runner/util/cache.py
+edit $launch 's/^    if not args.disable_cache:$/    if not args.disable_cache and os.path.isabs(CACHE_FOLDER):/' 'isabs(CACHE_FOLDER)'
+edit $launch 's/^        fn_cache = cache\.Cache(/        try:\n    &/' '^            fn_cache = cache\.Cache('
+edit $launch 's/^ *parameters_hash)$/    &\n        except Exception:\n            pass/' '^        except Exception:$'
+edit $memory 's/^import datetime$/import contextlib\n&/' '^import contextlib$'
+edit $memory "s/^        with open(self._cache_file, 'wb') as cf:/        with contextlib.suppress(OSError), open(self._cache_file, 'wb') as cf:/" \
+    "suppress(OSError), open"
 
 export HOROVOD_WITH_PYTORCH=1 HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_MXNET=1
 export HOROVOD_WITH_GLOO=1 HOROVOD_WITHOUT_MPI=1
-export CMAKE_POLICY_VERSION_MINIMUM=3.5 MAKEFLAGS="-j${HOROVOD_BUILD_JOBS:-$(nproc)}"
+export CMAKE_POLICY_VERSION_MINIMUM=3.5 MAKEFLAGS=-j$jobs
 if [ "$backend" = nccl ]; then
     # torch's NCCL has no libnccl.so to link against, only the versioned library.
     mkdir "$work/nccl"
@@ -144,9 +222,10 @@ if [ "$backend" = nccl ]; then
     export HOROVOD_NCCL_INCLUDE=$work/nccl/include HOROVOD_NCCL_LIB=$work/nccl
 else
     # Keeps torch's search and CMake's from finding half a toolkit, such as an nvcc script alone.
-    sed -i '/check_language(CUDA)/d; /find_package(CUDAToolkit)$/d' "$source/CMakeLists.txt"
+    edit CMakeLists.txt 's/check_language(CUDA)/# no CUDA/; s/find_package(CUDAToolkit)$/# no toolkit/' '# no CUDA'
     # shellcheck disable=SC2016
-    sed -i 's/^string(TOUPPER "${Pytorch_CUDA}" Pytorch_CUDA)/set(Pytorch_CUDA FALSE)/' "$source/cmake/Modules/FindPytorch.cmake"
+    edit cmake/Modules/FindPytorch.cmake 's/^string(TOUPPER "${Pytorch_CUDA}" Pytorch_CUDA)/set(Pytorch_CUDA FALSE)/' \
+        'Pytorch_CUDA FALSE'
 fi
 if ! command -v cmake >/dev/null; then
     "$python" -m pip install -q --target "$work/cmake" 'cmake==3.31.10' || fail "no cmake: apt-get install cmake"
@@ -155,9 +234,9 @@ if ! command -v cmake >/dev/null; then
     export HOROVOD_CMAKE=$work/run-cmake
 fi
 
-(cd "$source" && exec "$python" setup.py bdist_wheel --dist-dir "$work/wheel") >>"$log" 2>&1 &
+(cd "$source" && exec "$builder" setup.py bdist_wheel --dist-dir "$work/wheel") >>"$log" 2>&1 &
 build=$!
-trap 'kill "$build" 2>/dev/null || true; rm -rf "$work"' EXIT
+trap 'kill "$build" 2>/dev/null || true; clean' EXIT
 shown=
 while kill -0 "$build" 2>/dev/null; do
     sleep 2
@@ -172,8 +251,12 @@ if ! wait "$build"; then
     fail "the build failed; the whole log is in $log"
 fi
 
-"$python" -m pip install -q --no-deps --force-reinstall "$work"/wheel/*.whl
-"$python" -c 'import horovod.torch as hvd; assert hvd.gloo_built()' || fail "the wheel does not load; the build log is in $log"
-# Into place by one rename, so that a build cut short leaves nothing behind that looks whole.
-rm -rf "$shelf.new" && mkdir -p "$shelf.new" && cp "$work"/wheel/*.whl "$shelf.new/" && rm -rf "$shelf" && mv "$shelf.new" "$shelf"
+install "$work"/wheel/*.whl
+loads || fail "the wheel does not load; the build log is in $log"
+# One rename puts the wheel into place: an interrupted build leaves nothing, and two builds at once leave one whole wheel.
+mkdir "$new_shelf"
+cp "$work"/wheel/*.whl "$new_shelf/"
+rm -rf "$shelf"
+mv -T "$new_shelf" "$shelf" 2>/dev/null || [ -d "$shelf" ]
+rm -f "$log"
 say "done: $shelf"
