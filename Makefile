@@ -1,9 +1,12 @@
 # make demo, make test: each sets up .venv first, if it is not there yet.
 
-PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+PYTHON ?= $(if $(realpath $(BIN)/python),$(BIN)/python,python3)
+PYTHON_VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+READY := $(VENV)/.ready-$(PYTHON_VERSION)
+# If .venv belongs to another Python, or to one that an upgrade of the system has removed.
+CLEAR := $(if $(realpath $(BIN)/python$(PYTHON_VERSION)),,--clear)
 RUN := runs/demo
 FORM ?= small
 FUZZ_SECONDS ?= 60
@@ -13,8 +16,10 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eo pipefail -c
 .DELETE_ON_ERROR:
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --only-binary :all: \
+	--no-annotate --custom-compile-command 'make lock' pyproject.toml
 
-.PHONY: help setup demo test test-runs test-input test-faults test-fuzz test-slurm test-docker test-soak bench bench-quick study lint clean
+.PHONY: help setup demo test test-runs test-input test-faults test-fuzz test-slurm test-docker test-soak bench bench-quick study lint lock clean other-python
 
 help:
 	@echo 'make setup   install everything into $(VENV) (about 6 minutes the first time)'
@@ -31,21 +36,29 @@ help:
 	@echo 'make bench   measure how fast all is, beside a plain baseline and the bare work (about 7 minutes)'
 	@echo 'make bench-quick  see that the bench works (under 90 seconds)'
 	@echo 'make lint    check style and types'
+	@echo 'make lock    write the versions and hashes of all packages (UPGRADE=--upgrade: the newest that pyproject.toml allows)'
 	@echo 'make clean   remove $(VENV) and the demo runs'
 
 setup: $(READY)
 
-$(READY): setup.py docker/build_horovod.sh
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo 'setup: Python 3.11 or newer is needed; $(PYTHON) is not: make PYTHON=python3.11 ...' >&2; exit 2; }
+$(READY): pyproject.toml tests/requirements.txt docker/build_horovod.sh $(if $(CLEAR),other-python)
+	@[[ "$(PYTHON_VERSION)" =~ ^3\.1[1-4]$$ ]] || { echo 'setup: Python 3.11 to 3.14 is needed; $(PYTHON) is $(or $(PYTHON_VERSION),none): make PYTHON=python3.12 ...' >&2; exit 2; }
 	@for tool in g++ make; do command -v $$tool >/dev/null || { echo "setup: no $$tool here: apt-get install g++ make" >&2; exit 2; }; done
 	@echo 'setup 1/3: making $(VENV)'
-	@$(PYTHON) -m venv $(VENV) || { echo 'setup: could not make a virtual environment: apt-get install python3-venv python3-dev' >&2; exit 2; }
+	@$(PYTHON) -m venv $(CLEAR) $(VENV) || { echo 'setup: could not make a virtual environment: apt-get install python3-venv python3-dev' >&2; exit 2; }
 	@$(BIN)/python -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || { echo 'setup: no Python headers: apt-get install python3-dev' >&2; exit 2; }
 	@echo 'setup 2/3: installing torch and the rest (about 2 minutes, several GB)'
-	@$(BIN)/python -m pip install --progress-bar off -e '.[horovod,digits,show,test]' | sed -un 's/^\(Collecting\|Downloading\|Installing\) \([^ ]*\).*/  \1 \2/p'
+	@$(BIN)/python -m pip install --progress-bar off --require-hashes -r tests/requirements.txt | sed -un 's/^\(Collecting\|Downloading\|Installing\) \([^ ]*\).*/  \1 \2/p'
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@echo 'setup 3/3: Horovod'
 	@docker/build_horovod.sh $(BIN)/python
 	@touch $@
+
+# docker/requirements.txt: the image's packages. tests/requirements.txt: those of all extras, in the same versions.
+lock:
+	@[ -x $(BIN)/uv ] || $(BIN)/python -m pip install -q uv
+	@$(LOCK) $(UPGRADE) --extra horovod --extra digits --extra tensorboard -o docker/requirements.txt
+	@$(LOCK) $(UPGRADE) --all-extras --constraint docker/requirements.txt -o tests/requirements.txt
 
 # The whole story: a teacher by itself, a student guided by it, and how good their features are.
 demo: $(READY)
@@ -83,11 +96,7 @@ test-docker: $(READY)
 test-soak: $(READY)
 	@$(BIN)/python tests/soak/soak.py --minutes $(or $(MINUTES),120)
 
-$(VENV)/.study: $(READY)
-	@$(BIN)/python -m pip install -q -e '.[study,show]'
-	@touch $@
-
-study: $(VENV)/.study
+study: $(READY)
 	@$(BIN)/python -m job.study.study $(FORM) --out runs/study-$(notdir $(FORM))
 
 bench: $(READY)

@@ -20,7 +20,10 @@ try:
     import horovod
     import horovod.torch as hvd
 except ImportError:
-    sys.exit("Horovod is not installed for this Python: run docker/build_horovod.sh " + sys.executable)
+    sys.exit(
+        f"Horovod is not installed for this Python: run build_horovod.sh {sys.executable} "
+        "(the script lies in the folder of mgd-train, and in docker/ of a clone)"
+    )
 
 from job.data.loader import end_loader_processes
 from job.run import exchange, sockets, srun
