@@ -90,7 +90,7 @@ def archives(tmp_path_factory):
     folder = tmp_path_factory.mktemp("archives")
     repository = folder / "repository"
     repository.mkdir()
-    for name in ("LICENSE", "MANIFEST.in", "Makefile", "README.md", "pyproject.toml"):
+    for name in ("LICENSE", "MANIFEST.in", "Makefile", "README.md", "pyproject.toml", "setup.py"):
         shutil.copy(REPO / name, repository)
     for name in ("docker", "job", "mgd", "moco", "slurm", "tests"):
         shutil.copytree(REPO / name, repository / name)

@@ -87,7 +87,7 @@ def test_only_what_is_copied_goes_to_the_engine(docker, tmp_path):
         docker("rmi", "moco-mgd-context:test")
     with tarfile.open(fileobj=io.BytesIO(exported.stdout)) as archive:
         files = {member.name: member.size for member in archive if member.isfile()}
-    top = {"LICENSE", "README.md", "pyproject.toml", "docker/build_horovod.sh", "docker/requirements.txt"}
+    top = {"LICENSE", "README.md", "pyproject.toml", "setup.py", "docker/build_horovod.sh", "docker/requirements.txt"}
     others = [name for name in files if name not in top and not name.startswith(("job/", "mgd/", "moco/"))]
     assert top <= set(files) and "job/presets/small.yaml" in files
     mounts = {".dockerenv", "dev/console", "etc/hostname", "etc/hosts", "etc/resolv.conf"}  # docker's own, of any container
@@ -99,7 +99,7 @@ def test_only_what_is_copied_goes_to_the_engine(docker, tmp_path):
 def test_a_change_of_the_code_redoes_the_last_layers_alone(docker, build, image, tmp_path):
     for name in ("docker", "job", "mgd", "moco"):
         shutil.copytree(REPO / name, tmp_path / name)
-    for name in (".dockerignore", "LICENSE", "README.md", "pyproject.toml"):
+    for name in (".dockerignore", "LICENSE", "README.md", "pyproject.toml", "setup.py"):
         shutil.copy(REPO / name, tmp_path)
     with open(tmp_path / "mgd/loss.py", "a") as file:
         file.write(f"# {time.time()}\n")
