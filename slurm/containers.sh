@@ -8,8 +8,8 @@ check_settings() {
             [ -z "${VENV:-}" ] || [ -f "$VENV/bin/activate" ] || fail "VENV=$VENV is no virtual environment: make setup"
             return
             ;;
-        docker | apptainer | pyxis) ;;
-        *) fail "RUNTIME=$RUNTIME: expected none, docker, apptainer or pyxis" ;;
+        docker | podman | apptainer | pyxis) ;;
+        *) fail "RUNTIME=$RUNTIME: expected none, docker, podman, apptainer or pyxis" ;;
     esac
     check_image
     find_mounts
@@ -20,7 +20,7 @@ check_settings() {
 check_image() {
     [ -n "${IMAGE:-}" ] || fail "IMAGE is empty: expected the image for RUNTIME=$RUNTIME"
     case $RUNTIME:$IMAGE in
-        docker:[./]*) fail "IMAGE=$IMAGE is a file: expected a name that docker image ls shows" ;;
+        docker:[./]* | podman:[./]*) fail "IMAGE=$IMAGE is a file: expected a name that $RUNTIME image ls shows" ;;
         apptainer:*://* | apptainer:oci:* | apptainer:*-archive:* | apptainer:docker-daemon:*) return ;;
         apptainer:* | pyxis:[./]* | pyxis:*.sqsh | pyxis:*.squashfs) ;;
         *) [ -f "$IMAGE" ] && [ "$RUNTIME" = pyxis ] || return 0 ;;
@@ -40,7 +40,8 @@ start_tasks() {
             # The repository of the job script is what runs, whatever the folder of submission holds.
             PYTHONPATH="${functions%/*/*}" PYTHONSAFEPATH=1 exec "${srun[@]}" "$@"
             ;;
-        docker | apptainer) exec "${srun[@]}" bash "$functions" "in_$RUNTIME" "$@" ;;
+        docker | podman) exec "${srun[@]}" bash "$functions" in_container "$@" ;;
+        apptainer) exec "${srun[@]}" bash "$functions" in_apptainer "$@" ;;
         pyxis)
             unset SLURM_JWT # the whole environment goes into the container
             find_mounts
@@ -112,7 +113,7 @@ check_name() {
     esac
 }
 
-# The --mount options of docker and apptainer, which read them as CSV.
+# The --mount options of docker, podman and apptainer, which read them as CSV.
 mount_options() {
     local name quoted
     find_mounts
@@ -143,23 +144,18 @@ in_apptainer() {
     exec apptainer exec "${options[@]}" "$IMAGE" "$@"
 }
 
-# in_docker COMMAND...: one task, in a container that does not outlive it.
-in_docker() {
-    local name="mgd-$SLURM_JOB_ID-$SLURM_PROCID-try-${SLURM_RESTART_COUNT:-0}" options group problem variable
+# in_container COMMAND...: one task, in a container of docker or podman that does not outlive it.
+in_container() {
+    local name="mgd-$SLURM_JOB_ID-$SLURM_PROCID-try-${SLURM_RESTART_COUNT:-0}" engine options problem variable
     local lifeline sleeper client status=0
     remove_earlier_containers
-    problem=$(docker image inspect "$IMAGE" 2>&1 >/dev/null) ||
-        fail "rank $SLURM_PROCID: no image '$IMAGE' here: docker pull or docker load it on every node (${problem##*$'\n'})"
-    options=(--rm --init --interactive --name "$name" --network host --ipc host --user "$(id -u):$(id -g)" --workdir "$(pwd -P)")
+    problem=$("$RUNTIME" image inspect "$IMAGE" 2>&1 >/dev/null) ||
+        fail "rank $SLURM_PROCID: no image '$IMAGE' here: $RUNTIME pull or $RUNTIME load it on every node (${problem##*$'\n'})"
+    options=(--rm --init --interactive --name "$name" --network host --ipc host --workdir "$(pwd -P)")
     options+=(--label "mgd.job=$SLURM_JOB_ID" --label "mgd.node=$SLURMD_NODENAME" --label "mgd.try=${SLURM_RESTART_COUNT:-0}")
     options+=(--cap-drop ALL --security-opt no-new-privileges)
-    options+=(--cpuset-cpus "$(sed -n 's/^Cpus_allowed_list:\s*//p' /proc/self/status)")
-    for group in $(id -G); do options+=(--group-add "$group"); done
-    if [ -n "${SLURM_STEP_GPUS:-}" ]; then
-        options+=(--gpus "\"device=$SLURM_STEP_GPUS\"")
-    elif has_gpus; then
-        options+=(--gpus "${SLURM_GPUS_ON_NODE:-all}")
-    fi
+    [ ! -d /dev/infiniband ] || options+=(--device /dev/infiniband)
+    "${RUNTIME}_options"
     mount_options
     for variable in $(passed_on); do options+=(--env "$variable"); done
     # The container's life line: the pipe closes when this task is killed, and the program ends with it. Signals
@@ -168,13 +164,39 @@ in_docker() {
     sleeper=$!
     trap 'interrupted=1' USR2 HUP # the client has it too, and passes it on
     trap 'interrupted=1; (expire "$name" &)' TERM # in a shell of its own, as it may come before the client's number is known
-    docker run "${options[@]}" --env MGD_LIFELINE=stdin --env PYTHONSAFEPATH=1 "$IMAGE" "$@" <&"$lifeline" &
+    "${engine[@]}" run "${options[@]}" --env MGD_LIFELINE=stdin --env PYTHONSAFEPATH=1 "$IMAGE" "$@" <&"$lifeline" &
     client=$!
     wait_for "$client" || status=$?
     trap '' TERM USR2 HUP
-    docker rm --force "$name" >/dev/null 2>&1 || true
+    remove_container "$name" || true
     kill -KILL "$sleeper" 2>/dev/null || true
     exit "$status"
+}
+
+# The daemon starts a container of docker, with the user, groups, cores and GPUs that it is given. NCCL locks memory
+# for InfiniBand, which the daemon's limit may not allow.
+docker_options() {
+    local group
+    engine=(docker)
+    options+=(--user "$(id -u):$(id -g)")
+    for group in $(id -G); do options+=(--group-add "$group"); done
+    options+=(--cpuset-cpus "$(sed -n 's/^Cpus_allowed_list:\s*//p' /proc/self/status)")
+    if [ -n "${SLURM_STEP_GPUS:-}" ]; then
+        options+=(--gpus "\"device=$SLURM_STEP_GPUS\"")
+    elif has_gpus; then
+        options+=(--gpus "${SLURM_GPUS_ON_NODE:-all}")
+    fi
+    [ ! -d /dev/infiniband ] || options+=(--ulimit memlock=-1)
+}
+
+# A container of podman is the task's own child, with its groups, limits and, by cgroupfs, its cgroup. The user who
+# starts it is root inside, without any capability; other ids would need ranges in /etc/subuid and a copy of the image.
+podman_options() {
+    local gpu gpus=${SLURM_STEP_GPUS:-}
+    engine=(podman --cgroup-manager=cgroupfs)
+    options+=(--user 0:0 --group-add keep-groups --security-opt label=disable)
+    [ -n "$gpus" ] || ! has_gpus || gpus=all
+    for gpu in ${gpus//,/ }; do options+=(--device "nvidia.com/gpu=$gpu"); done
 }
 
 # After TERM, SLURM kills the task in KillWait seconds; its container has to be gone before.
@@ -186,16 +208,22 @@ expire() {
         kill -0 "$$" 2>/dev/null || exit 0
     done
     say "the container has not ended in $second s: removed"
-    docker rm --force "$1" >/dev/null 2>&1 || true
+    remove_container "$1" || true
 }
+
+# Kills it first: podman's `rm --force` waits up to 10 s for SIGTERM.
+remove_container() {
+    "$RUNTIME" kill "$1" || true
+    "$RUNTIME" rm --force "$1"
+} >/dev/null 2>&1
 
 # A task killed at once can leave its container behind, to be found by the job's next try on this node.
 remove_earlier_containers() {
     local id try
-    docker ps --all --filter "label=mgd.job=$SLURM_JOB_ID" --filter "label=mgd.node=$SLURMD_NODENAME" \
+    "$RUNTIME" ps --all --filter "label=mgd.job=$SLURM_JOB_ID" --filter "label=mgd.node=$SLURMD_NODENAME" \
         --format '{{.ID}} {{.Label "mgd.try"}}' | while read -r id try; do
         # Another task of this node may be at it too, or quicker.
-        if [ "$try" != "${SLURM_RESTART_COUNT:-0}" ] && docker rm --force "$id" >/dev/null 2>&1; then
+        if [ "$try" != "${SLURM_RESTART_COUNT:-0}" ] && remove_container "$id"; then
             say "removed container $id of an earlier try"
         fi
     done

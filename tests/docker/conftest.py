@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import build, docker, engine, image, missing  # noqa: F401 (fixtures)
+from engine import build, containers, docker, engine, image, missing, podman  # noqa: F401 (fixtures)
 
 
 def pytest_collection_modifyitems(items):

@@ -12,8 +12,10 @@ import tarfile
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
+from engine import copy_image
 from runs import differences, records
 
 REPO = Path(__file__).parents[2]
@@ -28,13 +30,14 @@ UNKNOWN, DEFAULT = 4242, 10001  # a user whom the image does not know, and the o
 # What is in the image.
 
 LOOK = """
-import glob, json, os, shutil, sys, sysconfig
+import ctypes, glob, json, os, shutil, sys, sysconfig
 site = os.path.dirname(os.path.dirname(__import__("torch").__file__))
 print(json.dumps({
     "programs": [name for name in "gcc g++ cc c++ clang make cmake nvcc ptxas ld as git pytest".split() if shutil.which(name)],
     "headers": [p for p in (sysconfig.get_path("include") + "/Python.h", site + "/torch/include") if os.path.exists(p)],
     "caches": [p for p in ("/tmp/*", "/tmp/.*", "/root/.cache", "/var/lib/apt/lists/*", "/var/cache/apt/*") if glob.glob(p)],
     "sources": glob.glob("/build*") + glob.glob("/runs/*"),
+    "InfiniBand": bool(ctypes.CDLL("libibverbs.so.1") and glob.glob("/etc/libibverbs.d/mlx5.driver")),
     "project": sorted(n for n in os.listdir(site) if n in ("job", "tests", "triton") or n.startswith(("mgd", "moco"))),
     "commands": sorted(n for n in os.listdir(os.path.dirname(sys.executable)) if n.startswith("mgd-")),
 }))
@@ -48,6 +51,7 @@ def test_the_image_has_no_compiler_no_headers_no_caches_and_no_sources(docker, i
         "headers": [],
         "caches": [],
         "sources": [],
+        "InfiniBand": True,
         "project": ["job", "mgd", "moco", "moco_mgd-0.1.0.dist-info"],
         "commands": ["mgd-export", "mgd-linear", "mgd-pack", "mgd-report", "mgd-train", "mgd-watch"],
     }
@@ -68,9 +72,9 @@ def test_the_image_alone_shows_the_options(docker, image):
     assert "--teacher-arch X" in docker("run", "--rm", image)
 
 
-def test_a_wrong_command_line_ends_in_one_line(engine, image):
+def test_a_wrong_command_line_ends_in_one_line(docker, image):
     words = ["docker", "run", "--rm", "--network=host", image, "python", "-m", "job.train", "/nowhere", "--batch-size", "x"]
-    done = subprocess.run(words, env=engine, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(words, env=docker.environment, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith("error: ")
 
@@ -81,7 +85,7 @@ def test_only_what_is_copied_goes_to_the_engine(docker, tmp_path):
     docker("build", "-f", tmp_path / "Dockerfile", "-t", "moco-mgd-context:test", ".")
     container = docker("create", "moco-mgd-context:test").strip()
     try:
-        exported = subprocess.run(["docker", "export", container], env=docker.engine, capture_output=True, check=True)
+        exported = subprocess.run(["docker", "export", container], env=docker.environment, capture_output=True, check=True)
     finally:
         docker("rm", container)
         docker("rmi", "moco-mgd-context:test")
@@ -121,32 +125,26 @@ def test_a_change_of_the_code_redoes_the_last_layers_alone(docker, build, image,
 class Run:
     """A run of two workers in a container of its own."""
 
-    def __init__(self, docker, image, name, mounts, folder, arguments, user=None, init=True):
-        self.docker, self.name, self.folder = docker, name, folder
-        options = [
-            "--rm",
-            "--name",
-            name,
-            "--network=host",
-            "--ipc=host",
-            "--cap-drop=ALL",
-            "--security-opt=no-new-privileges",
-            "-e",
-            "OMP_NUM_THREADS=1",
-            "-e",
-            "CUDA_VISIBLE_DEVICES=",
-        ]
+    def __init__(self, engine, image, name, mounts, folder, arguments, user=None, init=True):
+        self.engine, self.name, self.folder = engine, name, folder
+        options = ["--rm", "--name", name, "--network=host", "--ipc=host", "--cap-drop=ALL", "--security-opt=no-new-privileges"]
+        options += ["-e", "OMP_NUM_THREADS=1", "-e", "CUDA_VISIBLE_DEVICES="]
         options += ["--init"] * init + (["--user", f"{user}:{user}"] if user else [])
         for source, target in {folder.parent: "/runs", **mounts}.items():
             options += ["-v", f"{source}:{target}" + ":ro" * (target != "/runs")]
         program = ["horovodrun", "-np", 2, "python", "-m", "job.train", "/data", *arguments, "--out", f"/runs/{folder.name}"]
         self.process = subprocess.Popen(
-            ["docker", "run", *options, image, *map(str, program)],
-            env=docker.engine,
+            [engine.name, "run", *options, image, *map(str, program)],
+            env=engine.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
+
+    def processes(self):
+        """The processes of the container, as this machine has them."""
+        first = psutil.Process(int(self.engine("inspect", "--format", "{{.State.Pid}}", self.name)))
+        return [first, *first.children(recursive=True)]
 
     def wait_for_step(self, step):
         until = time.monotonic() + 120
@@ -181,28 +179,28 @@ def outside(start_job, images, teacher_file, tmp_path_factory):
 
 
 @pytest.fixture
-def start_run(docker, image, images, teacher_file, tmp_path):
+def start_run(image, images, teacher_file):
     """A function that starts a Run on the images and the teacher; a container that is left at the end is removed."""
     runs = []
     for folder in [images, *(path for path in images.rglob("*") if path.is_dir())]:
         folder.chmod(0o755)
 
-    def start(folder, *more, user=None, init=True):
+    def start(engine, folder, *more, user=None, init=True):
         folder.parent.mkdir(exist_ok=True)
         os.chown(folder.parent, user or DEFAULT, user or DEFAULT)
         arguments = [*SMALL, "--teacher", "/teacher.pth.tar", *more]
         name = f"moco-mgd-test-{os.getpid()}-{len(runs)}"
-        runs.append(Run(docker, image, name, {images: "/data", teacher_file: "/teacher.pth.tar"}, folder, arguments, user, init))
+        runs.append(Run(engine, image, name, {images: "/data", teacher_file: "/teacher.pth.tar"}, folder, arguments, user, init))
         return runs[-1]
 
     yield start
     for run in runs:
-        docker("rm", "--force", run.name, check=False)
+        run.engine("rm", "--force", run.name, check=False)
         run.process.wait(timeout=60)
 
 
-def test_a_run_computes_the_same_as_without_a_container_as_any_user(start_run, outside, tmp_path):
-    run = start_run(tmp_path / "runs/run", user=UNKNOWN)
+def test_a_run_computes_the_same_as_without_a_container(start_run, docker, outside, tmp_path):
+    run = start_run(docker, tmp_path / "runs/run")
     code, output = run.finish()
     assert code == 0, output
     assert "image moco-mgd:test" in output
@@ -210,47 +208,61 @@ def test_a_run_computes_the_same_as_without_a_container_as_any_user(start_run, o
     assert len([record for record in steps if "loss" in record]) == STEPS
     assert steps == curve(outside)
     assert differences(outside, run.folder) == []
-    assert owners(run.folder) == {(UNKNOWN, UNKNOWN)}
+    assert owners(run.folder) == {(DEFAULT, DEFAULT)}
 
 
-@pytest.mark.parametrize("init", [True, False], ids=["init", "launcher first"])
-def test_a_stopped_container_has_saved_and_the_next_goes_on(start_run, docker, outside, tmp_path, init):
-    """Also where the launcher is the first process of the container. Only the signal can have saved within an epoch."""
-    folder = tmp_path / "runs/run"
-    run = start_run(folder, "--resume", "auto", init=init)
-    run.wait_for_step(6)  # 4 refreshes, 2 steps
-    docker("stop", "--time", "60", run.name)
+def check_saved_by_signal(run):
+    """Check that `run` has been stopped and has saved in its first epoch, which only the signal can have done."""
     code, output = run.finish()
     assert code == 0, output
     assert "stopped by a signal" in output
-    done = curve(folder)[-1]["steps"]
-    assert done < STEPS and (folder / f"checkpoint_{done // EPOCH:04d}_{done % EPOCH:06d}.pth.tar").exists()
-    again = start_run(folder, "--resume", "auto")
-    code, output = again.finish()
-    assert code == 0, output
-    assert "resuming from" in output
-    assert curve(folder) == curve(outside)
-    assert differences(outside, folder) == []
-    assert owners(folder) == {(DEFAULT, DEFAULT)}
+    done = curve(run.folder)[-1]["steps"]
+    assert done < STEPS and (run.folder / f"checkpoint_{done // EPOCH:04d}_{done % EPOCH:06d}.pth.tar").exists()
 
 
-def test_a_killed_container_leaves_no_process_and_the_next_ends_in_the_same_bytes(start_run, docker, outside, tmp_path):
+def test_a_container_that_is_stopped_and_then_killed_ends_in_the_same_bytes(start_run, containers, outside, tmp_path):
+    """By any user. A killed container leaves no process."""
     folder = tmp_path / "runs/run"
+    run = start_run(containers, folder, "--resume", "auto", user=UNKNOWN)
+    run.wait_for_step(6)  # 4 refreshes, 2 steps
+    containers("stop", "--time", "60", run.name)
+    check_saved_by_signal(run)
+
     options = ["--save-every", "2steps", "--resume", "auto"]
-    run = start_run(folder, *options, user=UNKNOWN)
-    run.wait_for_step(7)  # 4 refreshes, 3 steps
-    processes = [int(line.split()[1]) for line in docker("top", run.name).splitlines()[1:]]
+    run = start_run(containers, folder, *options, user=UNKNOWN)
+    run.wait_for_step(12)  # 4 refreshes, 8 steps
+    processes = run.processes()
     assert len(processes) >= 4
-    docker("kill", "--signal", "KILL", run.name)
+    containers("kill", "--signal", "KILL", run.name)
     code, output = run.finish()
     assert code == 128 + signal.SIGKILL, output
-    assert not [number for number in processes if Path(f"/proc/{number}").exists()]
-    again = start_run(folder, *options, user=UNKNOWN)
-    code, output = again.finish()
+    assert not [process for process in processes if process.is_running()]
+
+    run = start_run(containers, folder, *options, user=UNKNOWN)
+    code, output = run.finish()
     assert code == 0, output
     assert "resuming from" in output
     assert curve(folder) == curve(outside)
     assert differences(outside, folder) == []
+    assert owners(folder) == {(UNKNOWN, UNKNOWN)}
+
+
+def test_a_container_whose_first_process_is_the_launcher_saves_too(start_run, docker, tmp_path):
+    run = start_run(docker, tmp_path / "runs/run", init=False)
+    run.wait_for_step(6)
+    docker("stop", "--time", "60", run.name)
+    check_saved_by_signal(run)
+
+
+def test_podman_builds_the_image(podman, docker, engine, tmp_path):
+    """Its quick stage: the rest takes minutes. podman reads all of the file."""
+    copy_image(engine["BASE_IMAGE"], docker, podman)
+    arguments = [f"--build-arg={name}=localhost/{engine['BASE_IMAGE']}" for name in ("BASE_IMAGE", "RUNTIME_IMAGE")]
+    words = ["--network=host", "--file=docker/Dockerfile", "--target=system", "--tag=moco-mgd-system:test", *arguments]
+    podman("build", *words, ".", timeout=300)
+    podman(
+        "run", "--rm", "--network=host", "moco-mgd-system:test", "python3", "-c", "import ctypes; ctypes.CDLL('libibverbs.so.1')"
+    )
 
 
 # docker/local-engine.sh.

@@ -39,8 +39,10 @@ SRUN = f"""case $* in
     *--container-image*) {WRITE} ;;
     *) while [[ $1 = --* ]]; do shift; done; [ "$1" = bash ] && exec "$@"; {WRITE} ;;
 esac"""
-STAND_INS = {"srun": SRUN, "apptainer": WRITE, "docker": f'[ "$1" != run ] || {{ {WRITE}; }}'}
-CONTAINERS = ["docker", "apptainer", "pyxis"]
+ENGINE = f'[[ " $* " != *" run "* ]] || {{ {WRITE}; }}'
+STAND_INS = {"srun": SRUN, "apptainer": WRITE, "docker": ENGINE, "podman": ENGINE}
+ENGINES = ["docker", "podman"]
+CONTAINERS = [*ENGINES, "apptainer", "pyxis"]
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def started(shell, tmp_path):
     def start(runtime, **variables):
         (tmp_path / "image").touch()
         values = {"DATA": "data", "RUN": "r", "RUNTIME": runtime, "SLURM_JOB_ID": "7", "SLURM_PROCID": "0"}
-        values |= {"HERE": str(tmp_path), "IMAGE": "image" if runtime == "docker" else f"{tmp_path}/image"}
+        values |= {"HERE": str(tmp_path), "IMAGE": "image" if runtime in ENGINES else f"{tmp_path}/image"}
         values |= {"SLURM_JOB_NODELIST": "node1", "SLURMD_NODENAME": "node1", "MGD_NODE_ADDRESSES": "node1=10.0.0.1", "VENV": ""}
         lines = 'settle() { exit "$1"; }\n: "${MOUNTS=}"\nrun "$@"'
         done = shell(lines, STAND_INS, **values | variables)
@@ -183,7 +185,7 @@ def test_a_container_has_each_path_under_every_name_that_its_links_give_it(start
     assert [(Path(write[-1]) / name).read_text() for name in "12"] == ["written\n"] * 2
 
 
-@pytest.mark.parametrize("runtime", ["docker", "apptainer"])
+@pytest.mark.parametrize("runtime", [*ENGINES, "apptainer"])
 def test_mounts_hold_any_path_that_the_runtime_can_have(started, tmp_path, runtime):
     paths = [f"{tmp_path}/{name}" for name in ("two words", "[a]", "a", 'c:o,m"ma', "file", "$HOME", "b\\s")]
     for path in paths:
@@ -245,6 +247,7 @@ def test_paths_that_pyxis_would_take_for_others_are_refused(refused, tmp_path, v
         ("docker", "moco-mgd:0.1.0", "moco-mgd:0.1.0"),
         ("docker", "docker.io/x/y", "docker.io/x/y"),
         ("docker", "./image", "error: batch: IMAGE=./image is a file: expected a name that docker image ls shows"),
+        ("podman", "./image", "error: batch: IMAGE=./image is a file: expected a name that podman image ls shows"),
         ("apptainer", "docker://x/y:z", "docker://x/y:z"),
         ("apptainer", "image", "{}/image"),
         ("apptainer", "x/y:z", "error: batch: IMAGE=x/y:z: missing file; expected an image, or its address in a registry"),
@@ -263,7 +266,7 @@ def test_an_image_that_is_a_file_is_there_and_has_a_whole_path(shell, tmp_path, 
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
-        ({"RUNTIME": "rkt"}, "RUNTIME=rkt: expected none, docker, apptainer or pyxis"),
+        ({"RUNTIME": "rkt"}, "RUNTIME=rkt: expected none, docker, podman, apptainer or pyxis"),
         ({"RUNTIME": "none", "VENV": "nowhere"}, "VENV=nowhere is no virtual environment: make setup"),
     ],
 )
@@ -277,7 +280,7 @@ def test_a_token_of_slurm_goes_into_no_container(started, runtime):
     given = {"SLURM_JWT": "a token", "MGD_SECRET": "a secret", "NCCL_DEBUG": "INFO", "AWS_KEY": "a key"}
     words, environment = started(runtime, **given, CUDA_VISIBLE_DEVICES="1")
     assert not any(value in word for value in given.values() for word in words)
-    if runtime == "docker":
+    if runtime in ENGINES:
         passed = {words[number + 1] for number, word in enumerate(words) if word == "--env"}
         assert passed & {*given, "SLURM_JOB_ID"} == {"MGD_SECRET", "NCCL_DEBUG", "SLURM_JOB_ID"}
     elif runtime == "apptainer":
@@ -306,6 +309,16 @@ def test_a_container_has_gpus_if_a_site_sets_any_of_their_variables(started, run
         assert ("--nv" in words) == (gpus is not None)
     else:
         assert (words[words.index("--gpus") + 1] if "--gpus" in words else None) == gpus
+
+
+@pytest.mark.parametrize(
+    ("variables", "gpus"),
+    [({}, []), ({"SLURM_GPUS_ON_NODE": "2"}, ["all"]), ({"SLURM_STEP_GPUS": "1,3", "SLURM_JOB_GPUS": "0,1,3"}, ["1", "3"])],
+    ids=str,
+)
+def test_podman_has_gpus_as_devices(started, variables, gpus):
+    words, _ = started("podman", **variables)
+    assert [words[number + 1] for number, word in enumerate(words) if word == "--device"] == [f"nvidia.com/gpu={n}" for n in gpus]
 
 
 def test_addresses_that_other_machines_cannot_use_are_left_out(shell):
