@@ -11,6 +11,7 @@ RUN := runs/demo
 FORM ?= small
 FUZZ_SECONDS ?= 60
 KILLS ?= 50
+MAIN_JOB := $(addprefix tests/slurm/test_main_job.py::test_main_job,[docker] [podman])
 TESTS := tests $(addprefix --ignore=tests/,parallel input faults slurm docker)
 SHELL := /bin/bash
 .SHELLFLAGS := -eo pipefail -c
@@ -30,7 +31,7 @@ help:
 	@echo 'make test-faults  kill runs and damage disks and checkpoints (about 12 minutes; KILLS=8: about 4)'
 	@echo 'make test-input   run bad input of every kind, and real data as it comes, through the command line (about 5 minutes)'
 	@echo 'make test-slurm   run jobs on a real SLURM of two nodes on this machine (about 16 minutes)'
-	@echo 'make test-docker  build the image, and run the job and SLURM jobs in it (about 20 minutes the first time)'
+	@echo 'make test-docker  build the image, and run the job and SLURM jobs in it, by docker and podman (about 20 minutes the first time)'
 	@echo 'make test-soak MINUTES=120  train for so long, and see that memory, files, threads and step time stay as they are'
 	@echo 'make study   see whether a matched student learns better features (about 4 hours; FORM=longer: more epochs; FORM=full: on a GPU)'
 	@echo 'make bench   measure how fast all is, beside a plain baseline and the bare work (about 7 minutes)'
@@ -88,10 +89,10 @@ test-faults: $(READY)
 	@$(BIN)/python tests/faults/campaign.py --kills $(KILLS) $(if $(SEED),--seed $(SEED))
 
 test-slurm: $(READY)
-	@$(BIN)/python -m pytest tests/slurm --ignore=tests/slurm/test_docker_jobs.py
+	@$(BIN)/python -m pytest tests/slurm --ignore=tests/slurm/test_docker_jobs.py $(addprefix --deselect=,$(MAIN_JOB))
 
 test-docker: $(READY)
-	@$(BIN)/python -m pytest tests/docker tests/slurm/test_docker_jobs.py
+	@$(BIN)/python -m pytest tests/docker tests/slurm/test_docker_jobs.py $(MAIN_JOB)
 
 test-soak: $(READY)
 	@$(BIN)/python tests/soak/soak.py --minutes $(or $(MINUTES),120)

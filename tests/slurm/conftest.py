@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import build, docker, engine, image  # noqa: F401 (fixtures)
-from engine import missing as missing_docker
+from engine import build, containers, docker, engine, image, podman  # noqa: F401 (fixtures)
 from jobs import REPO, SMALL, BatchJob
 
 NEEDED = ("slurmctld", "slurmd", "sbatch", "munged")
@@ -21,10 +20,8 @@ def pytest_collection_modifyitems(items):
     absent = [name for name in NEEDED if not shutil.which(name, path=PATH)]
     slurm = f"no {', '.join(absent)} here: apt-get install --no-install-recommends slurmctld slurmd slurm-client munge"
     for item in items:
-        if Path(__file__).parent in item.path.parents:
-            reason = slurm if absent else missing_docker() if "docker" in item.fixturenames else ""
-            if reason:
-                item.add_marker(pytest.mark.skip(reason=reason))
+        if absent and Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.skip(reason=slurm))
 
 
 @pytest.fixture(scope="session")
@@ -72,17 +69,17 @@ def submit(slurm, images, tmp_path):
 
 @pytest.fixture(scope="session")
 def undisturbed(start_job, images, teacher_file, tmp_path_factory):
-    """A function (N, whether with a teacher) -> folder of a run of N workers under horovodrun, by the batch script's preset."""
+    """A function (N, whether with a teacher, more options) -> folder of a run of N workers under horovodrun."""
     runs = {}
 
-    def run(workers, teacher=False):
-        if (workers, teacher) not in runs:
+    def run(workers, teacher=False, *more):
+        if (workers, teacher, more) not in runs:
             folder = tmp_path_factory.mktemp("horovodrun") / "run"
-            given = [images, "--config", "imagenet", *SMALL, *(["--teacher", teacher_file] if teacher else [])]
+            given = [images, "--config", "imagenet", *SMALL, *(["--teacher", teacher_file] if teacher else []), *more]
             job = start_job(workers, folder, given)
             output = job.finish()
             assert job.process.returncode == 0, output
-            runs[workers, teacher] = folder
-        return runs[workers, teacher]
+            runs[workers, teacher, more] = folder
+        return runs[workers, teacher, more]
 
     return run

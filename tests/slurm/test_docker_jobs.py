@@ -1,136 +1,204 @@
-"""SLURM jobs whose tasks run in containers of a real Docker engine."""
+"""Tasks in containers of real engines, docker and podman: as jobs of SLURM, and started as SLURM starts them."""
 
+import os
 import re
+import resource
+import shutil
 import signal
+import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
-import yaml
 
-from jobs import SMALL, STEPS
-from runs import differences, records
+from engine import PODMAN, missing, podman_settings
+from jobs import REPO, SMALL
+from runs import records
+
+USER = 4242  # has no name here, and no ranges in /etc/subuid
+
+
+def names(engine, job) -> list[str]:
+    """The names of a job's containers, running or not."""
+    return engine("ps", "--all", "--filter", f"label=mgd.job={job.number}", "--format", "{{.Names}}").split()
 
 
 @pytest.fixture
-def submit_docker(submit, docker, image, tmp_path, teacher_file):
-    """A function that submits the training job in containers; none of the job's own may be left at the end."""
+def submit_in(submit, image, teacher_file):
+    """A function that submits the training job in containers of an engine; none may be left at the end."""
     jobs = []
 
-    def start(arguments=SMALL, **more):
-        values = {"RUNTIME": "docker", "IMAGE": image, "DOCKER_HOST": docker.engine["DOCKER_HOST"]}
-        jobs.append(submit(arguments, **values | {"MOUNTS": teacher_file.parent} | more))
-        return jobs[-1]
+    def start(engine, arguments=SMALL, **more):
+        values = {"RUNTIME": engine.name, "IMAGE": image, "MOUNTS": teacher_file.parent}
+        jobs.append((engine, submit(arguments, **values, **engine.variables, **more)))
+        return jobs[-1][1]
 
     yield start
-    for job in jobs:
+    for engine, job in jobs:
         job.slurm("scancel", job.number, check=False)
-        job.wait("the end of its containers", lambda job=job: not containers(docker, job), 60)
+        job.wait("the end of its containers", lambda engine=engine, job=job: not names(engine, job), 60)
 
 
-def containers(docker, job) -> list[str]:
-    """The names of a job's containers, running or not."""
-    return docker("ps", "--all", "--filter", f"label=mgd.job={job.number}", "--format", "{{.Names}}").split()
-
-
-def check_whole(job, undisturbed, teacher=False):
+def test_a_job_in_containers_has_the_records_of_one_outside(submit_in, docker, undisturbed, teacher_file):
+    job = submit_in(docker, [*SMALL, "--teacher", teacher_file])
+    job.wait_for_step(1)
+    assert sorted(names(docker, job)) == [f"mgd-{job.number}-0-try-0", f"mgd-{job.number}-1-try-0"]
     assert job.wait_for_end() == "COMPLETED", job.text()
-    assert job.steps() == list(range(1, STEPS + 1))
-    assert differences(undisturbed(2, teacher), job.run) == []
-
-
-@pytest.fixture
-def behind_links(images, teacher_file, tmp_path):
-    """A folder /scratch that is a link, as on many clusters, with the data, the teacher and a place for runs behind it."""
-    disk = tmp_path / "lustre"
-    (disk / "two words").mkdir(parents=True)
-    (disk / "runs").mkdir()
-    (disk / "data").symlink_to(images)
-    (disk / "two words" / "teacher.pth.tar").symlink_to(teacher_file)
-    (disk / "more.yaml").write_text("keep: 9\n")
-    (tmp_path / "scratch").symlink_to("lustre")
-    return tmp_path / "scratch"
-
-
-def test_a_job_in_containers_trains_to_the_same_digits_as_outside(submit_docker, docker, undisturbed, teacher_file, behind_links):
-    """Each of its paths leads through a link, and is written down as it was given."""
-    teacher, more = behind_links / "two words/teacher.pth.tar", behind_links / "more.yaml"
-    settings = {"DATA": behind_links / "data", "MOUNTS": f"{teacher.parent}\n{more}\n{teacher_file.parent}"}
-    arguments = [*SMALL, "--teacher", teacher, "--config", more]
-    job = submit_docker(arguments, run=behind_links / "runs/1", **settings)
-    job.wait_for_step(1)
-    assert sorted(containers(docker, job)) == [f"mgd-{job.number}-0-try-0", f"mgd-{job.number}-1-try-0"]
-    check_whole(job, undisturbed, teacher=True)
-    assert records(job.run) == records(undisturbed(2, teacher=True))
-    options = yaml.safe_load((job.run / "config.yaml").read_text())
-    assert (options["data"], options["teacher"]) == (str(settings["DATA"]), str(teacher))
+    assert records(job.run) == records(undisturbed(2, True))
     assert re.search(r"^2 workers on 2 nodes, 1 of them on node1, by srun; .*; image moco-mgd:test$", job.text(), re.MULTILINE)
-    assert containers(docker, job) == []
+    assert names(docker, job) == []
 
 
-def test_a_signal_reaches_the_containers_and_the_next_try_goes_on(slurm, submit_docker, undisturbed):
-    job = submit_docker([*SMALL, "--save-every", 1])
-    job.wait_for_step(1)
-    slurm("scancel", "--batch", "--signal=USR2", job.number)
-    job.wait_for_line("stopped by a signal")
-    check_whole(job, undisturbed)
-    assert job.text().count("requeued, 1 of at most") == 1
-    assert "removed container" not in job.text()
-
-
-def test_scancel_leaves_no_container(slurm, submit_docker, docker):
-    job = submit_docker()
+def test_scancel_leaves_no_container(slurm, submit_in, containers):
+    job = submit_in(containers)
     job.wait_for_step(1)
     slurm("scancel", job.number)
-    assert job.wait("the end of its containers", lambda: not containers(docker, job), 60) < 40
+    assert job.wait("the end of its containers", lambda: not names(containers, job), 60) < 40
     assert job.wait_for_end() == "CANCELLED"
     assert "requeued, 1" not in job.text()
 
 
-def test_a_killed_task_s_container_ends_with_it(submit_docker, docker):
-    """All that SLURM has started for the task dies at once, the docker client too: nobody tells the container."""
-    job = submit_docker(MAX_REQUEUES=0)
+def test_a_killed_task_s_container_ends_with_it(submit_in, containers):
+    """All that SLURM has started for the task dies at once, the engine's client too: nobody tells the container."""
+    job = submit_in(containers, MAX_REQUEUES=0)
     job.wait_for_step(1)
     name = f"mgd-{job.number}-1-try-0"
-    assert name in containers(docker, job)
+    assert name in names(containers, job)
     of_rank = {process: process.environ().get("SLURM_PROCID") for process in job.processes()}
-    killed = [process for process, rank in of_rank.items() if rank == "1"]
-    assert any("docker" in process.name() for process in killed)
+    killed = [process for process, rank in of_rank.items() if rank == "1" and not in_container(process)]
+    assert any(containers.name in process.name() for process in killed)
     for process in killed:
         process.send_signal(signal.SIGKILL)
-    assert job.wait("the end of its container", lambda: name not in containers(docker, job), 60) < 15
+    assert job.wait("the end of its container", lambda: name not in names(containers, job), 60) < 15
     job.wait_for_line("not requeued: ", seconds=60)
 
 
-def test_a_container_of_an_earlier_try_is_removed_before_the_start(slurm, submit_docker, docker, image, undisturbed):
-    job = submit_docker(sbatch=["--hold"])
-    labels = [f"--label=mgd.{name}={value}" for name, value in (("job", job.number), ("node", "node2"), ("try", "earlier"))]
-    docker("run", "--detach", "--rm", "--name", "an-orphan", "--network=host", *labels, image, "sleep", "600")
-    other = docker("run", "--detach", "--rm", "--name", "another-s", "--network=host", "--label=mgd.job=0", image, "sleep", "600")
-    slurm("scontrol", "release", job.number)
-    job.wait_for_step(1)
-    assert "an-orphan" not in containers(docker, job)
-    assert re.search(r"node2: removed container \S+ of an earlier try", job.text())
-    assert docker("ps", "--quiet", "--no-trunc", "--filter", "name=another-s") == other
-    docker("rm", "--force", "another-s")
-    check_whole(job, undisturbed)
+def in_container(process) -> bool:
+    """Whether a process has a file system of its own."""
+    return os.readlink(f"/proc/{process.pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt")
 
 
-def test_an_image_that_one_node_does_not_have_is_what_one_reads(submit_docker, docker, tmp_path):
+def test_an_image_that_one_node_does_not_have_is_what_one_reads(submit_in, docker, tmp_path):
     prolog = tmp_path / "prolog.sh"
     prolog.write_text('#!/bin/bash\nif [ "$SLURMD_NODENAME" = node2 ]; then echo "export IMAGE=moco-mgd:nowhere"; fi\n')
     prolog.chmod(0o755)
-    job = submit_docker(SLURM_TASK_PROLOG=prolog)
+    job = submit_in(docker, SLURM_TASK_PROLOG=prolog)
     job.wait_for_line("not requeued: ", seconds=60)
     errors = [line for line in job.text().splitlines() if line.startswith("error: ")]
     said = "error: node2: rank 1: no image 'moco-mgd:nowhere' here: docker pull or docker load it on every node (Error"
     assert len(errors) == 1 and errors[0].startswith(said), job.text()
-    assert containers(docker, job) == []
+    assert names(docker, job) == []
     assert job.wait_for_end() == "FAILED"
 
 
-def test_a_killed_worker_in_a_container_ends_the_try_and_the_next_one_goes_on(submit_docker, docker, undisturbed):
-    job = submit_docker()
-    job.wait_for_step(4)
-    docker("kill", "--signal=KILL", f"mgd-{job.number}-1-try-0")
-    assert job.wait_for_line("requeued, 1 of at most") < 60
-    assert re.search(r"srun: error: node2: task 1: Exited with exit code 137", job.text())
-    check_whole(job, undisturbed)
+# Tasks without SLURM.
+
+
+def task(function, *words, environment, folder, before=()):
+    """Run a function of functions.sh as a task of a job does on a node, and return what is printed; `folder`/run is the run's."""
+    (folder / "run").mkdir(parents=True, exist_ok=True)
+    settings = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_PROCID": "0", "SLURMD_NODENAME": "node1"}
+    settings |= {"DATA": "", "RUN": f"{folder}/run"}
+    command = [*before, "bash", folder / "slurm/functions.sh", function, *words]
+    shutil.copytree(REPO / "slurm", folder / "slurm")  # another user may not see this repository
+    done = subprocess.run(command, env=environment | settings, cwd=folder, capture_output=True, text=True, timeout=120)
+    if done.returncode == NOT_HERE:
+        pytest.skip("no /dev with InfiniBand can be made here: run as root, on a kernel with overlayfs")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_container_of_an_earlier_try_is_removed_before_the_start(containers, image, tmp_path):
+    labels = {"mgd.job": os.getpid(), "mgd.node": "node1", "mgd.try": "earlier"}
+    for name, more in (("an-orphan", {}), ("another-node-s", {"mgd.node": "node2"})):
+        words = [f"--label={label}={value}" for label, value in (labels | more).items()]
+        containers("run", "--detach", "--rm", "--name", name, "--network=host", *words, image, "sleep", "600")
+    try:
+        environment = containers.environment | {"RUNTIME": containers.name, "IMAGE": image}
+        said = task("in_container", "echo", "started", environment=environment, folder=tmp_path)
+        assert re.fullmatch(r".* node1: removed container \S+ of an earlier try\nstarted\n", said)
+        left = containers("ps", "--filter", f"label=mgd.job={os.getpid()}", "--format", "{{.Names}}")
+        assert left == "another-node-s\n"
+    finally:
+        for name in ("an-orphan", "another-node-s"):
+            containers("rm", "--force", name, check=False)
+
+
+# Run a command on a node whose /dev has a device of InfiniBand, and the message queues that other machines have.
+NOT_HERE = 77
+WITH_INFINIBAND = f"""
+mkdir -p "$0/infiniband" "$0/mqueue" && mknod -m 666 "$0/infiniband/uverbs0" c 1 3 &&
+    mount -t overlay -o "lowerdir=$0:/dev" none /dev && mount -t tmpfs -o mode=1777 none /dev/shm || exit {NOT_HERE}
+exec "$@"
+"""
+
+
+def with_infiniband(folder):
+    return ["unshare", "--mount", "bash", "-c", WITH_INFINIBAND, folder / "dev"]
+
+
+def test_docker_passes_infiniband_on_with_memory_to_lock(tmp_path):
+    """By a stand-in for docker, since raising the limit needs a right that the root of a sandbox may lack."""
+    (tmp_path / "docker").write_text('#!/bin/bash\n[ "$1" != run ] || printf "%s " "$@"\n')
+    (tmp_path / "docker").chmod(0o755)
+    environment = os.environ | {"RUNTIME": "docker", "IMAGE": "image", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    words = "--device /dev/infiniband", "--ulimit memlock=-1"
+    here, there = (
+        task("in_container", environment=environment, folder=folder, before=before)
+        for folder, before in (((tmp_path / "1"), ()), ((tmp_path / "2"), with_infiniband(tmp_path)))
+    )
+    assert not any(word in here for word in words) or Path("/dev/infiniband").exists()
+    assert all(word in there for word in words)
+
+
+LOOK = """
+echo "user $(id -u), InfiniBand $(ls /dev/infiniband), $(ulimit -l) KiB to lock"
+echo "$(grep -E '^(Cpus_allowed_list|CapBnd|NoNewPrivs):' /proc/self/status | cut -f 2 | paste -s -d ' ')"
+touch "$1/mine"
+"""
+
+
+@pytest.fixture
+def home():
+    """A folder of USER, where none of its parents is closed to it."""
+    folder = Path(tempfile.mkdtemp(prefix="mgd-user-"))
+    folder.chmod(0o755)
+    yield folder
+    end_pause(folder)
+    shutil.rmtree(folder)
+
+
+def end_pause(folder):
+    """End the process that keeps the namespaces of podman's first command for those that follow."""
+    file = folder / "libpod/tmp/pause.pid"
+    if file.exists():
+        os.kill(int(file.read_text()), signal.SIGKILL)
+        file.unlink()
+
+
+def test_podman_needs_neither_root_nor_ranges_of_ids(docker, engine, home):
+    """The user is root inside, without rights, has the task's cores, limits and devices, and owns what the task writes."""
+    if reason := missing(PODMAN):
+        pytest.skip(reason)
+    variables = podman_settings(home)
+    with open(variables["CONTAINERS_STORAGE_CONF"], "a") as file:
+        file.write('[storage.options.overlay]\nignore_chown_errors = "true"\n')  # the base has files of several users
+    environment = {"HOME": str(home), "XDG_RUNTIME_DIR": str(home), "PATH": os.environ["PATH"], **variables}
+    as_user = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
+    (home / "run").mkdir()
+    for path in (home, home / "run"):
+        os.chown(path, USER, USER)
+    base = engine["BASE_IMAGE"]
+    docker("save", "--output", home / "base.tar", base)
+    (home / "base.tar").chmod(0o644)
+    subprocess.run([*as_user, "podman", "load", "--quiet", "--input", home / "base.tar"], env=environment, check=True)
+    end_pause(home)
+
+    before = [*with_infiniband(home), "taskset", "--cpu-list", "0", *as_user]
+    environment |= {"RUNTIME": "podman", "IMAGE": base}
+    words = ["sh", "-c", LOOK, "sh", f"{home}/run"]
+    said = task("in_container", *words, environment=environment, folder=home, before=before)
+    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    limit = "unlimited" if limit == resource.RLIM_INFINITY else limit // 1024
+    assert said == f"user 0, InfiniBand uverbs0, {limit} KiB to lock\n{'0' * 16} 1 0\n"
+    assert (home / "run/mine").stat().st_uid == USER

@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import socket
-import sys
 import tarfile
 import threading
 
@@ -15,7 +14,7 @@ import psutil
 import pytest
 import torch
 
-from jobs import EPOCH, EPOCHS, REPO, SMALL, STEPS, BatchJob
+from jobs import REPO, SMALL, STEPS, BatchJob
 from runs import differences, records
 
 REQUEUED = "requeued, 1 of at most"
@@ -353,38 +352,6 @@ def test_a_horovodrun_in_each_task_is_refused(submit, tmp_path, images):
     assert job.wait_for_end() == "FAILED"
     assert "error: srun started 2 tasks, and each a horovodrun of 2 workers" in job.text()
     assert not (tmp_path / "run9" / "metrics.jsonl").exists()
-
-
-def test_an_array_s_runs_are_requeued_each_by_itself(slurm, submit, teacher_file):
-    """The one that is signalled has the array's own number, by which SLURM would requeue the whole of it."""
-    job = submit(
-        [*SMALL, "--teacher", teacher_file], nodes=1, tasks_per_node=2, script="sweep.sbatch", sbatch=["--array=1,0%1"], RUN=""
-    )
-    folder = REPO / "runs" / f"mgd-sweep-{job.number}"
-    try:
-        parts = [BatchJob(slurm, f"{job.number}_{number}", job.log, folder / str(number)) for number in (0, 1)]
-        for part in parts:  # the second starts when the first makes way
-            part.wait_for_step(1)
-            slurm("scancel", "--batch", "--signal=USR2", part.number)
-        for part in parts:
-            part.wait("the run's end", (part.run / "complete").exists)
-            assert part.steps() == list(range(1, STEPS + 1))
-            assert part.shown("Restarts") == "1"
-        first, second = (next(record["distillation"] for record in records(part.run) if "loss" in record) for part in parts)
-        assert 9 < second / first < 11  # factors of 10000, and 1000
-        assert job.text().count(REQUEUED) == 2
-        for place in (folder, job.log):  # both runs have one log
-            said = slurm(sys.executable, "-m", "job.show.watch", "--once", place, PYTHONPATH=REPO)
-            for part, factor in zip(parts, ("10000.0", "1000.0"), strict=True):
-                assert f"{part.number.replace('_', '/')}: done\n  loss_factor {factor}\n" in said
-            assert said.count(f"100 %, epoch {EPOCHS - 1} step {EPOCH}/{EPOCH}, of {EPOCHS} epochs") == 2
-            assert ("try 2 on " in said) == (place == job.log)
-        said = slurm(sys.executable, "-m", "job.show.report", job.log, "--out", folder / "report.html", PYTHONPATH=REPO)
-        assert ", 2 runs; " in said
-        seen = {path.name for path in (folder / "report-pictures").iterdir()}
-        assert {f"maps-mgd-sweep-{job.number}-{number}-1.png" for number in (0, 1)} < seen
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_the_linear_classifier_trains_as_a_job(submit, undisturbed):
