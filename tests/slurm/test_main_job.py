@@ -5,6 +5,7 @@ import signal
 import sys
 
 import pytest
+import yaml
 
 from jobs import EPOCH, EPOCHS, REPO, SMALL, STEPS, BatchJob
 from runs import differences, records
@@ -27,8 +28,8 @@ def linked(images, teacher_file, tmp_path):
     (tmp_path / "lustre").mkdir()
     (tmp_path / "scratch").symlink_to("lustre")
     shutil.copytree(images, tmp_path / "lustre/data")
-    (tmp_path / "lustre/teacher").mkdir()
-    shutil.copy(teacher_file, tmp_path / "lustre/teacher/teacher.pth.tar")
+    (tmp_path / "lustre/two words").mkdir()
+    shutil.copy(teacher_file, tmp_path / "lustre/two words/teacher.pth.tar")
     return tmp_path / "scratch"
 
 
@@ -37,10 +38,9 @@ def test_main_job(slurm, submit, runtime, linked, undisturbed):
 
     The last run that starts has the array's own number, by which SLURM would requeue all of it.
     """
-    arguments = [*SMALL, "--teacher", linked / "teacher/teacher.pth.tar"]
-    paths = {"DATA": linked / "data", "MOUNTS": linked / "teacher", "RUN": ""}
-    layout = {"script": "sweep.sbatch", "sbatch": ["--array=1,0%1", "--hold"]}
-    job = submit(arguments, **layout, **paths, **runtime)
+    data, teacher = linked / "data", linked / "two words/teacher.pth.tar"
+    array = {"script": "sweep.sbatch", "sbatch": ["--array=1,0%1", "--hold"], "RUN": ""}
+    job = submit([*SMALL, "--teacher", teacher], DATA=data, MOUNTS=teacher, **array, **runtime)
     folder = REPO / "runs" / f"mgd-sweep-{job.number}"
     folder.symlink_to(linked / "runs")
     try:
@@ -53,6 +53,8 @@ def test_main_job(slurm, submit, runtime, linked, undisturbed):
         BatchJob(slurm, killed.shown("JobId"), job.log, killed.run).tasks()[1].send_signal(signal.SIGKILL)
         for part, factor in zip(parts, (10000, 1000), strict=True):
             part.wait("the run's end", (part.run / "complete").exists)
+            options = yaml.safe_load((part.run / "config.yaml").read_text())
+            assert (options["data"], options["teacher"]) == (str(data), str(teacher))  # as given
             assert part.steps() == list(range(1, STEPS + 1))
             assert part.shown("Restarts") == "1"
             assert differences(undisturbed(2, True, "--loss-factor", factor), part.run) == []
