@@ -152,7 +152,7 @@ in_container() {
     problem=$("$RUNTIME" image inspect "$IMAGE" 2>&1 >/dev/null) ||
         fail "rank $SLURM_PROCID: no image '$IMAGE' here: $RUNTIME pull or $RUNTIME load it on every node (${problem##*$'\n'})"
     options=(--rm --init --interactive --name "$name" --network host --ipc host --workdir "$(pwd -P)")
-    options+=(--label "mgd.job=$SLURM_JOB_ID" --label "mgd.node=$SLURMD_NODENAME" --label "mgd.try=${SLURM_RESTART_COUNT:-0}")
+    options+=(--label "mgd.job=$SLURM_JOB_ID" --label "mgd.node=$SLURMD_NODENAME")
     options+=(--cap-drop ALL --security-opt no-new-privileges)
     [ ! -d /dev/infiniband ] || options+=(--device /dev/infiniband)
     "${RUNTIME}_options"
@@ -211,19 +211,21 @@ expire() {
     remove_container "$1" || true
 }
 
-# Kills it first: podman's `rm --force` waits up to 10 s for SIGTERM.
+# Kills it first: podman's `rm --force` waits up to 10 s for SIGTERM. A killed one may be gone before it is removed.
 remove_container() {
-    "$RUNTIME" kill "$1" || true
-    "$RUNTIME" rm --force "$1"
+    local status=1
+    "$RUNTIME" kill "$1" && status=0
+    "$RUNTIME" rm --force "$1" && status=0
+    return "$status"
 } >/dev/null 2>&1
 
 # A task killed at once can leave its container behind, to be found by the job's next try on this node.
 remove_earlier_containers() {
-    local id try
+    local id name
     "$RUNTIME" ps --all --filter "label=mgd.job=$SLURM_JOB_ID" --filter "label=mgd.node=$SLURMD_NODENAME" \
-        --format '{{.ID}} {{.Label "mgd.try"}}' | while read -r id try; do
+        --format '{{.ID}} {{.Names}}' | while read -r id name; do
         # Another task of this node may be at it too, or quicker.
-        if [ "$try" != "${SLURM_RESTART_COUNT:-0}" ] && remove_container "$id"; then
+        if [[ $name != *-try-${SLURM_RESTART_COUNT:-0} ]] && remove_container "$id"; then
             say "removed container $id of an earlier try"
         fi
     done

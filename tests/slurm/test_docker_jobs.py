@@ -97,7 +97,7 @@ def test_an_image_that_one_node_does_not_have_is_what_one_reads(submit_in, docke
 def task(function, *words, environment, folder, before=()):
     """Run a function of functions.sh as a task of a job does on a node, and return what is printed; `folder`/run is the run's."""
     (folder / "run").mkdir(parents=True, exist_ok=True)
-    settings = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_PROCID": "0", "SLURMD_NODENAME": "node1"}
+    settings = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_PROCID": "3", "SLURMD_NODENAME": "node1"}
     settings |= {"DATA": "", "RUN": f"{folder}/run"}
     command = [*before, "bash", folder / "slurm/functions.sh", function, *words]
     shutil.copytree(REPO / "slurm", folder / "slurm")  # another user may not see this repository
@@ -109,18 +109,20 @@ def task(function, *words, environment, folder, before=()):
 
 
 def test_a_container_of_an_earlier_try_is_removed_before_the_start(containers, image, tmp_path):
-    labels = {"mgd.job": os.getpid(), "mgd.node": "node1", "mgd.try": "earlier"}
-    for name, more in (("an-orphan", {}), ("another-node-s", {"mgd.node": "node2"})):
-        words = [f"--label={label}={value}" for label, value in (labels | more).items()]
-        containers("run", "--detach", "--rm", "--name", name, "--network=host", *words, image, "sleep", "600")
+    """One of this try, by another task, stays, and so does one of another node."""
+    job = os.getpid()
+    nodes = {f"mgd-{job}-1-try-0": "node1", f"mgd-{job}-0-try-1": "node1", f"mgd-{job}-2-try-1": "node2"}
+    for name, node in nodes.items():
+        words = [f"--label=mgd.job={job}", f"--label=mgd.node={node}"]
+        containers("run", "--detach", "--rm", "--init", "--name", name, "--network=host", *words, image, "sleep", "600")
     try:
-        environment = containers.environment | {"RUNTIME": containers.name, "IMAGE": image}
+        environment = containers.environment | {"RUNTIME": containers.name, "IMAGE": image, "SLURM_RESTART_COUNT": "1"}
         said = task("in_container", "echo", "started", environment=environment, folder=tmp_path)
         assert re.fullmatch(r".* node1: removed container \S+ of an earlier try\nstarted\n", said)
-        left = containers("ps", "--filter", f"label=mgd.job={os.getpid()}", "--format", "{{.Names}}")
-        assert left == "another-node-s\n"
+        left = containers("ps", "--filter", f"label=mgd.job={job}", "--format", "{{.Names}}").split()
+        assert sorted(left) == [f"mgd-{job}-0-try-1", f"mgd-{job}-2-try-1"]
     finally:
-        for name in ("an-orphan", "another-node-s"):
+        for name in nodes:
             containers("rm", "--force", name, check=False)
 
 
