@@ -42,7 +42,7 @@ def test_main_job(slurm, submit, runtime, linked, undisturbed):
     array = {"script": "sweep.sbatch", "sbatch": ["--array=1,0%1", "--hold"], "RUN": ""}
     job = submit([*SMALL, "--teacher", teacher], DATA=data, MOUNTS=teacher, **array, **runtime)
     folder = REPO / "runs" / f"mgd-sweep-{job.number}"
-    folder.symlink_to(linked / "runs")
+    folder.symlink_to(linked / folder.name)
     try:
         slurm("scontrol", "release", job.number)
         parts = [BatchJob(slurm, f"{job.number}_{number}", job.log, folder / str(number)) for number in (0, 1)]
