@@ -1,11 +1,18 @@
 # shellcheck shell=bash disable=SC2034,SC2154 # functions.sh shares its variables
 # Copies a data archive to each node's own disk and unpacks it there. Sourced by functions.sh.
+#
+# LOCAL/NAME-HASH-SIZE-TIME/   one version of one archive
+#     archive, unpacking/      its copy and its files, until all of them are there
+#     data/                    its files
+#     jobs                     numbers of the jobs that staged it
+# LOCAL/lock                   held while a job changes anything in LOCAL
 
-# stage: unpack ARCHIVE into the folder LOCAL of each node, once, and let DATA be what was unpacked.
+# stage: unpack ARCHIVE into the folder LOCAL of each node, once, and set DATA to the unpacked folder.
 stage() {
     local status=0
     [ -n "${ARCHIVE:-}" ] || return 0
-    export ARCHIVE LOCAL
+    STAGED=$(staged_folder) # once for all nodes, which may resolve links differently
+    export ARCHIVE LOCAL STAGED
     start_step srun --export=ALL --kill-on-bad-exit=1 --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" \
         --ntasks-per-node=1 bash "$functions" stage_here
     wait_for "$step" || status=$?
@@ -15,51 +22,133 @@ stage() {
     DATA=$(data_folder)
 }
 
-# Where an archive is unpacked: its name, size and time of change, so that another version is another folder.
-staged_folder() { echo "$LOCAL/$(basename "$ARCHIVE")-$(stat -c %s-%Y "$ARCHIVE")"; }
+check_archive() {
+    [[ -r $ARCHIVE && ! -d $ARCHIVE ]] ||
+        fail "ARCHIVE=$ARCHIVE: cannot be read; expected a tar or squashfs file that every node sees"
+}
 
-# The folder with train/ in what was unpacked: it may have a name of its own in the archive.
+# The folder of this version of ARCHIVE. Its name needs no quoting in a container's options.
+staged_folder() {
+    local path name
+    check_archive
+    path=$(realpath "$ARCHIVE")
+    name=${path##*/} name=${name//[^A-Za-z0-9._-]/_} name=${name/#./_}
+    echo "$(realpath -ms "$LOCAL")/${name:0:100}-$(sha256sum <<<"$path" | cut -c -16)-$(LC_ALL=C stat -c %s-%.9Y "$path")"
+}
+
+# The folder with train/ in the unpacked files: it may have a name of its own in the archive.
 data_folder() {
-    local folder train
-    folder=$(staged_folder)
-    for train in "$folder/train" "$folder"/*/train; do
+    local train
+    for train in "$STAGED/data/train" "$STAGED"/data/*/train; do
         [ ! -d "$train" ] || { dirname "$train" && return; }
     done
-    fail "$ARCHIVE has no folder train, as in train/CLASS/IMAGE"
+    fail "ARCHIVE=$ARCHIVE: no folder train in it; expected train/CLASS/IMAGE"
 }
 
+# On each node: unpack ARCHIVE unless this version is there, and note that this job needs it.
 stage_here() {
-    local folder part sum copied expected begun=$SECONDS
-    [ -r "$ARCHIVE" ] || fail "ARCHIVE=$ARCHIVE cannot be read"
-    folder=$(staged_folder)
-    part=$folder.part
-    mkdir -p "$LOCAL"
-    [ -O "$LOCAL" ] || fail "LOCAL=$LOCAL is another user's: choose another folder"
-    exec 9>"$folder.lock"
-    flock 9
-    if [ -f "$folder/.staged" ]; then
-        say "data: $folder is here already"
-        return
+    check_archive
+    [ -n "${STAGED:-}" ] || STAGED=$(staged_folder)
+    lock_local
+    if [ ! -d "$STAGED/data" ]; then
+        remove_unused "${STAGED%-*-*}"-* # other versions, whose room this one may need
+        remove "$STAGED"
+        mkdir "$STAGED"
     fi
-    say "data: copying $ARCHIVE ($(du -h --apparent-size "$ARCHIVE" | cut -f1)) to $LOCAL, $(df -h --output=avail "$LOCAL" | tail -n 1 | tr -d ' ') free"
-    rm -rf "$folder" "$part"
-    sum=$(tee "$part" <"$ARCHIVE" | sha256sum | cut -d' ' -f1) ||
-        unstage "cannot copy $ARCHIVE to $LOCAL: is there room?"
-    copied=$(sha256sum "$part" | cut -d' ' -f1)
-    expected=$(cut -d' ' -f1 "$ARCHIVE.sha256" 2>/dev/null || echo "$sum")
-    [ "$copied" = "$expected" ] ||
-        unstage "the copy of $ARCHIVE has sha256 $copied, expected $expected: copy it anew, or mend $ARCHIVE.sha256"
-    case $ARCHIVE in
-        *.sqsh | *.sqfs | *.squashfs) unsquashfs -quiet -no-progress -d "$folder" "$part" ;;
-        *) mkdir "$folder" && tar -xf "$part" -C "$folder" ;;
-    esac || unstage "cannot unpack $ARCHIVE into $folder: expected a tar or squashfs archive, and room for it"
-    rm -f "$part"
-    touch "$folder/.staged"
-    say "data: unpacked into $folder, verified, in $((SECONDS - begun)) s"
+    echo "${SLURM_JOB_ID:-none}" >>"$STAGED/jobs" || fail "LOCAL=$LOCAL: cannot be written; expected free space"
+    if [ -d "$STAGED/data" ]; then say "data: $STAGED is here already"; else unpack; fi
 }
 
-# unstage WORDS...: leave nothing half done on the node's disk, and fail.
+unpack() {
+    local expected='' sum copied copy=$STAGED/archive files=$STAGED/unpacking begun=$SECONDS
+    [ ! -e "$ARCHIVE.sha256" ] || expected=$(given_sum)
+    say "data: copying $ARCHIVE ($(du -hL --apparent-size "$ARCHIVE" | cut -f1)) to $STAGED, $(df -h --output=avail "$LOCAL" | tail -n 1 | tr -d ' ') free"
+    sum=$(tee "$copy" <"$ARCHIVE" | sha256sum | cut -d' ' -f1) ||
+        unstage "ARCHIVE=$ARCHIVE: cannot be copied to LOCAL=$LOCAL; expected enough free space there"
+    copied=$(sha256sum "$copy" | cut -d' ' -f1)
+    [ "$copied" = "${expected:-$sum}" ] ||
+        unstage "ARCHIVE=$ARCHIVE: the copy has SHA-256 $copied; expected ${expected:-$sum}. Copy it again, or correct $ARCHIVE.sha256"
+    case $ARCHIVE in
+        *.sqsh | *.sqfs | *.squashfs) unsquashfs -quiet -no-progress -no-xattrs -d "$files" "$copy" ;;
+        *) mkdir "$files" && tar -xf "$copy" -C "$files" --no-same-owner --no-same-permissions ;;
+    esac || unstage "ARCHIVE=$ARCHIVE: cannot be unpacked into $STAGED; expected a tar or squashfs archive, and enough free space"
+    chmod -R u+rwX "$files" # whatever the modes in the archive
+    rm "$copy"
+    sync -f "$files"
+    mv "$files" "$STAGED/data"
+    say "data: unpacked into $STAGED, verified, in $((SECONDS - begun)) s"
+}
+
+# The SHA-256 of ARCHIVE in ARCHIVE.sha256, which has lines of `sha256sum`, with --tag or without.
+given_sum() {
+    local name=${ARCHIVE##*/} gnu='^\s*\\?([0-9A-Fa-f]{64})(\s+\*?(.*))?$' bsd='^\s*SHA256 ?\((.*)\) ?= ?([0-9A-Fa-f]{64})\s*$'
+    local sum file all=() ours=()
+    [[ -f $ARCHIVE.sha256 && -r $ARCHIVE.sha256 ]] || fail "$ARCHIVE.sha256: cannot be read; expected a file"
+    while read -r sum file || [ -n "$sum" ]; do
+        all+=("${sum,,}")
+        [ "${file##*/}" != "$name" ] || ours+=("${sum,,}")
+    done < <(sed -nE "s/\r$//; s/$gnu/\1 \3/p; s/$bsd/\2 \1/p" "$ARCHIVE.sha256")
+    [ "${#all[@]}" != 1 ] || ours=("${all[@]}")
+    [ "${#ours[@]}" = 1 ] ||
+        fail "$ARCHIVE.sha256: ${#ours[@]} SHA-256 sums of $name; expected one. Write it by: sha256sum $name >$name.sha256"
+    echo "${ours[0]}"
+}
+
+# lock_local: make LOCAL for this user alone, and keep other jobs from changing it until this process ends.
+lock_local() {
+    LOCAL=$(realpath -ms "$LOCAL")
+    umask 077
+    mkdir -p "$LOCAL" || fail "LOCAL=$LOCAL: cannot be made; expected a folder on the node's own disk"
+    check_planted "$LOCAL"
+    check_planted "$(realpath "$LOCAL")"
+    [[ ! -L $LOCAL && -O $LOCAL && $(stat -c %A "$LOCAL") != @(?????w*|????????w*) ]] ||
+        fail "LOCAL=$LOCAL: a link, or another user can write it; expected a folder of your own. Remove it or choose another"
+    [[ ! -L $LOCAL/lock && (-f $LOCAL/lock || ! -e $LOCAL/lock) ]] ||
+        fail "LOCAL=$LOCAL: lock there is not a file. Remove it or choose another folder"
+    exec 9>>"$LOCAL/lock"
+    flock --nonblock 9 || { say "data: waiting for another job that changes $LOCAL" && flock 9; }
+}
+
+# check_planted PATH: fail if another user has made a part of it in a folder that all can write, as /tmp, or can exchange one.
+check_planted() {
+    local path=$1 parent
+    while [ "$path" != / ]; do
+        parent=$(dirname "$path")
+        if [[ $(stat -Lc %A "$parent") = ????????w* ]]; then
+            [ -k "$parent" ] || fail "LOCAL=$LOCAL: all users can exchange it in $parent, which has no sticky bit. Choose another folder"
+            [[ $(stat -c %u "$path") = @(0|"$EUID") ]] ||
+                fail "LOCAL=$LOCAL: $path is another user's; expected a folder of your own. Choose another folder"
+        fi
+        path=$parent
+    done
+}
+
+# On a node: remove everything staged in LOCAL that no job of this user needs.
+clean_local() {
+    lock_local
+    remove_unused "$LOCAL"/*
+}
+
+# remove_unused FOLDER...: remove those whose jobs have all ended.
+remove_unused() {
+    local folder jobs
+    for folder; do
+        [ -f "$folder/jobs" ] || continue
+        jobs=$(squeue --noheader --me --format=%A) || { say "data: squeue fails, so $folder stays" && continue; }
+        ! grep -qxF "$jobs" "$folder/jobs" || continue
+        say "data: removing $folder, which no job needs"
+        remove "$folder"
+    done
+}
+
+# remove FOLDER: also if the folders in it are read-only.
+remove() {
+    [ ! -d "$1" ] || chmod -R u+rwX "$1"
+    rm -rf "$1"
+}
+
+# unstage WORDS...: leave nothing incomplete on the node's disk, and fail.
 unstage() {
-    rm -rf "$part" "$folder"
+    remove "$STAGED"
     fail "$@"
 }

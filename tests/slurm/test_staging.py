@@ -1,12 +1,17 @@
 """The data set as an archive, unpacked on each node's own disk."""
 
 import hashlib
+import os
 import shutil
 import subprocess
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
+
+from disks import mount, unmount
+from jobs import REPO
 
 SCRIPT = """#!/bin/bash
 set -euo pipefail
@@ -15,7 +20,12 @@ LOCAL={folder}/local
 stage
 say "data is $DATA"
 [ ! -e {folder}/requeue ] || {{ rm {folder}/requeue; scontrol requeue "$SLURM_JOB_ID"; sleep 60; }}
+until [ ! -e {folder}/hold ]; do sleep 0.1; done
 """
+FUNCTIONS = REPO / "slurm/functions.sh"
+# Another user than root, who owns root's files: permissions hold for this one.
+AS_USER = ["unshare", "--user", "--map-user=1000", "--map-group=1000"] if os.geteuid() == 0 else []
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="root alone can give files to another user")
 
 
 @pytest.fixture
@@ -39,9 +49,7 @@ def archives(images, tmp_path):
     def pack(kind):
         path = tmp_path / f"photos.{kind}"
         if kind == "sqsh":
-            if not shutil.which("mksquashfs"):
-                pytest.skip("no mksquashfs here: apt-get install squashfs-tools")
-            subprocess.run(["mksquashfs", images, path, "-quiet", "-no-progress"], check=True)
+            make_squashfs(images, path)
         else:
             with tarfile.open(path, "w:gz" if kind.endswith("gz") else "w") as archive:
                 archive.add(images, "photos")
@@ -50,41 +58,352 @@ def archives(images, tmp_path):
     return pack
 
 
-@pytest.mark.parametrize("kind", ["tar", "tar.gz", "sqsh"])
-def test_an_archive_is_unpacked_once_and_found_again_after_a_requeue(stage, archives, images, tmp_path, kind):
+def make_squashfs(folder, path):
+    if not shutil.which("mksquashfs"):
+        pytest.skip("no mksquashfs here: apt-get install squashfs-tools")
+    subprocess.run(["mksquashfs", folder, path, "-quiet", "-no-progress"], check=True)
+
+
+def on_node(function, archive="", local="", programs=None, **variables):
+    """Run a function of the scripts as a node does, without SLURM. `squeue` shows job 7, nothing sleeps."""
+    commands = local.parent / "commands"
+    shutil.rmtree(commands, ignore_errors=True)
+    commands.mkdir()
+    for name, text in ({"squeue": "echo 7", "sleep": ""} | (programs or {})).items():
+        (commands / name).write_text(f"#!/bin/bash\n{text}\n")
+        (commands / name).chmod(0o755)
+    environment = {"PATH": f"{commands}:{os.environ['PATH']}", "ARCHIVE": str(archive), "LOCAL": str(local)} | variables
+    command = [*AS_USER, "bash", FUNCTIONS, function]
+    done = subprocess.run(command, env=environment, cwd=local.parent, capture_output=True, text=True)
+    if "unshare failed" in done.stderr:
+        pytest.skip(f"no user namespaces here: {done.stderr}")
+    return done
+
+
+def staged(local):
+    """The folders of the versions that are unpacked in LOCAL."""
+    return sorted(path.parent for path in local.glob("*/data"))
+
+
+def files(folder):
+    return {file.relative_to(folder): file.read_bytes() for file in Path(folder).rglob("*.png")}
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A tar archive of two classes of one tiny file each."""
+    for name in "ab":
+        (tmp_path / "photos/train" / name).mkdir(parents=True)
+        (tmp_path / "photos/train" / name / "1.png").write_text(name)
+    return pack(tmp_path / "photos", tmp_path / "photos.tar")
+
+
+def pack(folder, path):
+    with tarfile.open(path, "w") as archive:
+        archive.add(folder, folder.name)
+    return path
+
+
+def test_an_archive_is_unpacked_once_and_found_again_after_a_requeue(stage, archives, images, tmp_path):
     """Both nodes are this machine: the second finds what the first has unpacked, as it would be after a requeue."""
-    archive = archives(kind)
-    path = tmp_path / f"photos.{kind}.sha256"
-    path.write_text(f"{hashlib.sha256(archive.read_bytes()).hexdigest()}  photos.{kind}\n")
+    archive = archives("tar")
+    path = tmp_path / "photos.tar.sha256"
+    path.write_text(f"{hashlib.sha256(archive.read_bytes()).hexdigest()}  photos.tar\n")
     job = stage(archive, requeue=True)
     job.wait_for_line("data is ", times=2)
     assert job.wait_for_end() == "COMPLETED", job.text()
     assert job.text().count("verified") == 1
     assert job.text().count("is here already") == 3
-    data = job.text().rsplit("data is ", 1)[1].strip()
-    files = lambda folder: {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*.png")}  # noqa: E731
-    assert files(Path(data)) == files(images)
-    assert list((tmp_path / "local").glob("*.part")) == []
+    assert files(job.text().rsplit("data is ", 1)[1].strip()) == files(images)
+    assert len(staged(tmp_path / "local")) == 1
 
 
-def test_a_copy_with_another_checksum_is_refused(stage, archives, tmp_path):
-    archive = archives("tar")
-    (tmp_path / "photos.tar.sha256").write_text("0" * 64 + "  photos.tar\n")
-    job = stage(archive)
-    assert job.wait_for_end() == "FAILED"
-    assert "error: node" in job.text() and f"expected {'0' * 64}: copy it anew" in job.text()
-    assert "data is" not in job.text()
+def test_what_a_running_job_has_staged_stays_until_it_ends(slurm, stage, photos, tmp_path):
+    (tmp_path / "hold").touch()
+    local, first = tmp_path / "local", stage(photos)
+    first.wait_for_line("data is ")
+    (old,) = staged(local)
+    photos.touch()
+    second = stage(photos)
+    second.wait_for_line("data is ")
+    assert len(staged(local)) == 2 and old in staged(local)
+    (tmp_path / "hold").unlink()
+    assert first.wait_for_end() == second.wait_for_end() == "COMPLETED"
+    slurm("srun", "--nodes=2", "--ntasks-per-node=1", "bash", FUNCTIONS, "clean_local", LOCAL=str(local))
+    assert staged(local) == []
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "sqsh"])
+def test_each_kind_of_archive_is_unpacked(archives, images, tmp_path, kind):
+    done = on_node("stage_here", archives(kind), tmp_path / "local")
+    assert done.returncode == 0, done.stderr
+    (folder,) = staged(tmp_path / "local")
+    assert files(folder / "data" / ("" if kind == "sqsh" else "photos")) == files(images)
+    assert {path.name for path in folder.iterdir()} == {"data", "jobs"}
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("missing.tar", "cannot be read"), ("noise.tar", "cannot unpack"), ("empty.tar", "has no folder train")]
+    ("name", "problem"),
+    [("missing.tar", "cannot be read"), ("folder.tar", "cannot be read"), ("noise.tar", "cannot be unpacked")],
 )
-def test_an_archive_that_is_none_is_refused(stage, tmp_path, name, said):
-    if name == "noise.tar":
-        (tmp_path / name).write_bytes(b"noise" * 1000)
-    if name == "empty.tar":
-        tarfile.open(tmp_path / name, "w").close()
-    job = stage(tmp_path / name)
-    assert job.wait_for_end() == "FAILED"
-    assert said in job.text()
-    assert "data is" not in job.text()
+def test_a_file_that_is_no_archive_is_refused(tmp_path, name, problem):
+    (tmp_path / "folder.tar").mkdir()
+    (tmp_path / "noise.tar").write_bytes(b"noise" * 1000)
+    done = on_node("stage_here", tmp_path / name, tmp_path / "local")
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(f"error: batch: ARCHIVE={tmp_path / name}: {problem}")
+    assert not list(tmp_path.glob("local/[!l]*"))
+
+
+def test_an_archive_without_images_is_refused(tmp_path):
+    tarfile.open(tmp_path / "empty.tar", "w").close()
+    assert on_node("stage_here", tmp_path / "empty.tar", tmp_path / "local").returncode == 0
+    (folder,) = staged(tmp_path / "local")
+    done = on_node("data_folder", tmp_path / "empty.tar", tmp_path / "local", STAGED=str(folder))
+    expected = f"error: batch: ARCHIVE={tmp_path}/empty.tar: no folder train in it; expected train/CLASS/IMAGE\n"
+    assert (done.returncode, done.stderr) == (2, expected)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{sum}",
+        "{sum}  photos.tar\r\n",
+        "{SUM} *photos.tar\n",
+        "\n# all\n{sum}  /a b/photos.tar\n",
+        "{other}  photos.tar.old\n{other}  old-photos.tar\n{sum}  ./photos.tar\n",
+        "SHA256 (photos.tar) = {sum}\n",
+        "MD5 (photos.tar) = 0\nSHA256 (photos.tar)= {sum}",
+    ],
+)
+def test_the_given_checksum_is_understood_in_each_form(photos, tmp_path, text):
+    digest = hashlib.sha256(photos.read_bytes()).hexdigest()
+    (tmp_path / "photos.tar.sha256").write_text(text.format(sum=digest, SUM=digest.upper(), other="1" * 64), newline="")
+    done = on_node("stage_here", photos, tmp_path / "local")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(staged(tmp_path / "local")) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "0 SHA-256 sums of photos.tar; expected one"),
+        ("d41d8cd98f00b204e9800998ecf8427e  photos.tar\n", "0 SHA-256 sums of photos.tar; expected one"),
+        (f"{'1' * 64}  a.tar\n{'2' * 64}  b.tar\n", "0 SHA-256 sums of photos.tar; expected one"),
+        (f"{'1' * 64}  photos.tar\n{'2' * 64}  photos.tar\n", "2 SHA-256 sums of photos.tar; expected one"),
+        (f"{'0' * 64}  photos.tar\n", f"expected {'0' * 64}. Copy it again"),
+        (None, "cannot be read; expected a file"),
+    ],
+)
+def test_a_missing_or_other_checksum_is_one_line(photos, tmp_path, text, problem):
+    path = tmp_path / "photos.tar.sha256"
+    path.mkdir() if text is None else path.write_text(text)
+    done = on_node("stage_here", photos, tmp_path / "local")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and problem in done.stderr
+    assert staged(tmp_path / "local") == []
+
+
+def test_local_and_all_in_it_are_for_this_user_alone(photos, tmp_path):
+    assert on_node("stage_here", photos, tmp_path / "local", LOCAL=f"{tmp_path}/new/local/").returncode == 0
+    paths = [tmp_path / "new/local", *(tmp_path / "new/local").rglob("*")]
+    assert len(paths) > 8 and not [path for path in paths if path.stat().st_mode & 0o077]
+
+
+def plant_link(local):
+    (local.parent / "elsewhere").mkdir(mode=0o700)
+    local.symlink_to("elsewhere")
+
+
+def plant_lock(local):
+    local.mkdir(mode=0o700)
+    (local / "lock").symlink_to("../precious")
+
+
+def open_the_parent(local):
+    local.mkdir(mode=0o700)
+    local.parent.chmod(0o777)
+
+
+def give_away(path):
+    path.mkdir(mode=0o777)
+    os.chown(path, 12345, 12345)
+
+
+def give_away_the_parent(local):
+    local.parent.chmod(0o1777)
+    give_away(local.parent / "open")
+    (local.parent / "local").symlink_to("open/deep")
+    (local.parent / "open/deep").mkdir(mode=0o700)
+
+
+@pytest.mark.parametrize(
+    ("plant", "problem"),
+    [
+        (plant_link, "a link, or another user can write it"),
+        (lambda local: local.mkdir() or local.chmod(0o770), "a link, or another user can write it"),
+        (lambda local: local.mkdir() or local.chmod(0o702), "a link, or another user can write it"),
+        (lambda local: local.write_text("file"), "cannot be made"),
+        (plant_lock, "lock there is not a file"),
+        (open_the_parent, "which has no sticky bit"),
+        pytest.param(give_away, "a link, or another user can write it", marks=needs_root),
+        pytest.param(give_away_the_parent, "/open is another user's", marks=needs_root),
+    ],
+)
+def test_a_local_that_another_user_may_have_made_is_refused(photos, tmp_path, plant, problem):
+    local = tmp_path / "shared/local"
+    local.parent.mkdir()
+    (local.parent / "precious").write_text("precious")
+    plant(local)
+    done = on_node("stage_here", photos, local, LOCAL=f"{local}/")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"error: batch: LOCAL={local}: ") and problem in done.stderr
+    assert staged(local) == [] and (local.parent / "precious").read_text() == "precious"
+
+
+def test_a_local_in_a_folder_with_the_sticky_bit_or_behind_a_link_is_fine(photos, tmp_path):
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "scratch").chmod(0o1777)
+    (tmp_path / "link").symlink_to("scratch")
+    assert on_node("stage_here", photos, tmp_path / "link/local").returncode == 0
+    assert len(staged(tmp_path / "scratch/local")) == 1
+
+
+def test_archives_of_one_name_size_and_second_are_told_apart(photos, tmp_path):
+    """In another folder; and of another fraction of the second, or behind a link that leads elsewhere since."""
+    versions = [(photos, 10**18)]
+    (tmp_path / "other").mkdir()
+    versions.append((Path(shutil.copy(photos, tmp_path / "other")), 10**18))
+    versions.append((photos, 10**18 + 1))
+    link, local = tmp_path / "link.tar", tmp_path / "local"
+    for number, (path, nanoseconds) in enumerate(versions, 1):
+        os.utime(path, ns=(nanoseconds, nanoseconds))
+        link.unlink(missing_ok=True)
+        link.symlink_to(path)
+        done = on_node("stage_here", link, local, SLURM_JOB_ID="7")
+        assert "unpacked into" in done.stdout, done.stderr
+        assert "is here already" in on_node("stage_here", path, local, SLURM_JOB_ID="7").stdout
+        assert len(staged(local)) == number
+    assert all(folder.name.startswith("photos.tar-") for folder in staged(local))
+
+
+@pytest.mark.parametrize("name", ["my photos.tar", "[a]*.tar", "a\nb\n.tar", "-a:b,c.tar", "ä" * 120 + ".tar", ".tar"])
+def test_an_archive_of_any_name_has_a_plain_folder(photos, tmp_path, name):
+    (tmp_path / "my [a] local").mkdir(mode=0o700)
+    photos.rename(tmp_path / name)
+    assert on_node("stage_here", tmp_path / name, tmp_path / "my [a] local").returncode == 0
+    (folder,) = staged(tmp_path / "my [a] local")
+    assert set(folder.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_.") and folder.name[0] != "."
+    done = on_node("data_folder", tmp_path / name, tmp_path / "my [a] local", STAGED=str(folder))
+    assert done.stdout == f"{folder}/data/photos\n"
+
+
+def test_another_version_replaces_one_that_no_job_needs(photos, tmp_path):
+    local = tmp_path / "local"
+    kept = Path(shutil.copy(photos, tmp_path / "photos.tar-old.tar"))
+    for archive, job in ((photos, "7"), (photos, "8"), (photos, "9"), (kept, "8")):
+        archive.touch()
+        done = on_node("stage_here", archive, local, SLURM_JOB_ID=job)
+        assert done.returncode == 0, done.stderr
+    numbers = [(folder / "jobs").read_text() for folder in staged(local)]
+    assert sorted(numbers) == ["7\n", "8\n", "9\n"] and done.stdout.count("removing") == 0
+    assert on_node("stage_here", photos, local, SLURM_JOB_ID="7").stdout.count("is here already") == 1
+    (local / "notes").mkdir()
+    assert on_node("clean_local", local=local, programs={"squeue": "exit 1"}).stdout.count("squeue fails") == 3
+    assert on_node("clean_local", local=local).stdout.count("removing") == 1
+    assert len(staged(local)) == 2
+    assert on_node("clean_local", local=local, programs={"squeue": "exit 0"}).returncode == 0
+    assert {path.name for path in local.iterdir()} == {"lock", "notes"}
+
+
+@pytest.mark.parametrize("kind", ["tar", "sqsh"])
+def test_unreadable_and_read_only_folders_are_made_readable_and_removed(photos, tmp_path, kind):
+    folder = tmp_path / "photos/train"
+    (folder / "a/1.png").chmod(0o000)
+    (folder / "a").chmod(0o555)
+    (folder / "b").chmod(0o000)
+    archive, local = tmp_path / f"photos.{kind}", tmp_path / "local"
+    pack(tmp_path / "photos", archive) if kind == "tar" else make_squashfs(tmp_path / "photos", archive)
+    done = on_node("stage_here", archive, local)
+    assert done.returncode == 0, done.stderr
+    (first,) = staged(local)
+    paths = list((first / "data").rglob("*"))
+    assert len([path for path in paths if path.name == "1.png"]) == 2
+    assert not [path for path in paths if not path.stat().st_mode & 0o400 or path.is_dir() and not path.stat().st_mode & 0o300]
+    (first / "data/train" if kind == "sqsh" else first / "data/photos/train").chmod(0o555)
+    archive.touch()
+    assert on_node("stage_here", archive, local).returncode == 0
+    assert len(staged(local)) == 1 and staged(local) != [first]
+
+
+def test_a_killed_stage_is_repeated(photos, tmp_path):
+    """It dies after the files are unpacked. The archive holds the file that once marked a whole one."""
+    (tmp_path / "photos/.staged").touch()
+    with tarfile.open(photos, "w") as archive:
+        archive.add(tmp_path / "photos", ".")
+    kill = {"chmod": f'{shutil.which("chmod")} -R a-w "$3"; kill -KILL $PPID'}
+    assert on_node("stage_here", photos, tmp_path / "local", kill).returncode == -9
+    assert staged(tmp_path / "local") == []
+    done = on_node("stage_here", photos, tmp_path / "local")
+    assert "verified" in done.stdout, done.stderr
+    assert len(staged(tmp_path / "local")) == 1
+
+
+@pytest.mark.parametrize("kind", ["tar", "sqsh"])
+def test_a_full_disk_holds_nothing_of_the_archive(tmp_path, kind):
+    """It has room for the copy alone."""
+    if os.geteuid() != 0:
+        pytest.skip("root alone can mount a small disk")
+    source, disk = tmp_path / "photos", tmp_path / "disk"
+    (source / "train/a").mkdir(parents=True)
+    for number in range(9):
+        (source / f"train/a/{number}.png").write_bytes(os.urandom(2**20))
+    archive = tmp_path / f"photos.{kind}"
+    pack(source, archive) if kind == "tar" else make_squashfs(source, archive)
+    disk.mkdir()
+    mount("-t", "tmpfs", "-o", "size=14m,mode=700", "tmpfs", disk)
+    try:
+        done = on_node("stage_here", archive, disk / "local")
+        assert done.returncode == 2 and "cannot be unpacked" in done.stderr.splitlines()[-1]
+        assert [path.name for path in (disk / "local").iterdir()] == ["lock"]
+    finally:
+        unmount(disk)
+
+
+def test_paths_that_lead_out_of_an_archive_do_not(photos, tmp_path):
+    for name in ("../out.png", "photos/link/out.png"):
+        with tarfile.open(photos, "w") as archive:
+            link = tarfile.TarInfo("photos/link")
+            link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path)
+            archive.addfile(link)
+            archive.addfile(tarfile.TarInfo(name))
+        done = on_node("stage_here", photos, tmp_path / "local")
+        assert done.returncode == 2 and "cannot be unpacked" in done.stderr
+    assert not (tmp_path / "out.png").exists() and not (tmp_path / "local/out.png").exists()
+
+
+def test_the_owner_and_special_modes_in_an_archive_are_dropped(photos, tmp_path):
+    with tarfile.open(photos, "w") as archive:
+        member = tarfile.TarInfo("train/a/1.png")
+        member.uid, member.gid, member.mode = 12345, 12345, 0o6777
+        archive.addfile(member)
+    command = ["bash", FUNCTIONS, "stage_here"]  # as root, if that is who tests
+    environment = os.environ | {"ARCHIVE": str(photos), "LOCAL": str(tmp_path / "local")}
+    subprocess.run(command, env=environment, cwd=tmp_path, check=True)
+    (file,) = (tmp_path / "local").rglob("*.png")
+    assert (file.stat().st_uid, file.stat().st_gid, file.stat().st_mode & 0o7777) == (os.geteuid(), os.getegid(), 0o700)
+
+
+def test_two_jobs_on_one_node_unpack_an_archive_once(photos, tmp_path):
+    (tmp_path / "local").mkdir(mode=0o700)
+    environment = os.environ | {"ARCHIVE": str(photos), "LOCAL": str(tmp_path / "local")}
+    held = subprocess.Popen(["flock", "--no-fork", tmp_path / "local/lock", "sleep", "60"])
+    try:
+        while not (tmp_path / "local/lock").exists():
+            time.sleep(0.01)
+        command = ["bash", FUNCTIONS, "stage_here"]
+        jobs = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        assert all("waiting for another job" in job.stdout.readline() for job in jobs)
+    finally:
+        held.kill()
+        held.wait()
+    said = sorted("already" in job.communicate()[0] for job in jobs)
+    assert said == [False, True]
