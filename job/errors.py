@@ -1,5 +1,7 @@
 """The error for people: one line that names the value, what was expected and what to do."""
 
+from job.text import printable
+
 LONGEST = 1000  # characters of a line; of a longer one the middle is left out: values may have any length
 
 
@@ -7,7 +9,7 @@ class RunError(Exception):
     """Ends the program with its message as one line, said once, and with `code`: 2 for a mistake of the user's."""
 
     def __init__(self, message: str, code: int = 2):
-        line = message.replace("\n", " ")
+        line = printable(message.replace("\n", " "))
         if len(line) > LONGEST:
             line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
         super().__init__(line)

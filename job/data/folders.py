@@ -1,8 +1,6 @@
 """Image folders: what is in them, how a file is read, and which images a worker takes."""
 
-import errno
 import os
-import stat
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,6 +10,7 @@ from job.data.images import Images, Names
 from job.data.seeds import permutation
 from job.data.selection import Selection
 from job.errors import RunError
+from job.run.files import open_regular
 from job.run.travels import travels
 
 LARGEST_FILE = 2**30  # bytes; the largest image that PIL reads has 0.7 GB without any compression
@@ -30,23 +29,12 @@ class ImageFolder(Images):
 
     def content(self, index: int) -> bytes:
         """The bytes of an image's file. OSError: what has its name is none, or too large for one."""
-        path = self.path(index)
-        with open(path, "rb", opener=open_at_once) as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise OSError(errno.EINVAL, "no regular file", path)
-            if found.st_size > LARGEST_FILE:
-                raise OSError(errno.EFBIG, f"{found.st_size} bytes are too many for an image", path)
+        with open_regular(self.path(index), LARGEST_FILE) as file:
             return file.read()
 
     def order(self, seed: int, epoch: int, total: int) -> np.ndarray:
         """A permutation of all images, int64."""
         return permutation(len(self), seed, "order", epoch=epoch)
-
-
-def open_at_once(path: str, flags: int) -> int:
-    """Open a file; a pipe, too, without waiting for who writes to it."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def scan(data: str, *splits: str, max_bad: int = 0) -> Images:

@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from job.errors import RunError
 from job.run.travels import travels
+from job.text import printable
 
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, MemoryError, Image.DecompressionBombError)
 PIXELS = 2**24  # larger images are made smaller as they are read, by a whole factor: no view needs so many
@@ -118,7 +119,7 @@ class Images:
             try:
                 return read_image(self.delivered(place)), int(self.labels[place]), bad
             except UNREADABLE as error:
-                bad.append(f"{one_line(self.path(place))}: {one_line(getattr(error, 'strerror', None) or str(error))}")
+                bad.append(f"{printable(self.path(place))}: {printable(getattr(error, 'strerror', None) or str(error))}")
         return np.zeros((32, 32, 3), dtype=np.uint8), int(self.labels[index]), bad
 
     def delivered(self, index: int) -> bytes:
@@ -132,17 +133,12 @@ class Images:
             except OSError as error:
                 if error.errno not in FAILING:
                     raise
-                what = f"cannot read {one_line(self.path(index))}: {error.strerror}"
+                what = f"cannot read {printable(self.path(index))}: {error.strerror}"
             if pause is None:
                 break
             print(f"warning: {what}; next try in {pause} s", file=sys.stderr, flush=True)
             time.sleep(pause)
         raise RunError(f"{what}, tried {len(PAUSES) + 1} times in {sum(PAUSES)} s. Check its file system", code=1)
-
-
-def one_line(text: str) -> str:
-    """`text` with what would break a line written out, as a file's name may have it."""
-    return "".join(sign if sign >= " " else repr(sign)[1:-1] for sign in text)
 
 
 def readable_endings() -> set[str]:

@@ -18,12 +18,13 @@ from typing import Any, Protocol
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from job.data.images import Images, one_line
+from job.data.images import Images
 from job.data.parcel import AHEAD, Parcel, Shared
 from job.data.views import collate
 from job.errors import RunError, WorkerError
 from job.run.memory import keep_freed_memory
 from job.run.stop import SIGNALS, Stop
+from job.text import printable
 
 KEPT = 2**24  # bytes; what larger images take is given back
 LOOK = 0.5  # s between two looks at the loader processes while a batch is awaited
@@ -71,7 +72,7 @@ def failure(error: Exception, path: str) -> Failure:
     if isinstance(error, RunError):
         return Failure(str(error)[:LONGEST], error.code)
     places = [f"{os.path.basename(place.filename)}:{place.lineno}" for place in traceback.extract_tb(error.__traceback__)]
-    what = f"{type(error).__name__}: {one_line(str(error))}"
+    what = f"{type(error).__name__}: {printable(str(error))}"
     return Failure(f"a batch cannot be loaded: {what[: LONGEST // 2]} ({', '.join([*places[-1:], path])})"[:LONGEST], 1)
 
 
@@ -206,7 +207,7 @@ class Batches:
 
     def path(self, index: int) -> str:
         """Return the path of an image in `reading`."""
-        return one_line(self.images.path(int(index)))
+        return printable(self.images.path(int(index)))
 
 
 def unchanged(batch: Any) -> Any:

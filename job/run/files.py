@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
@@ -15,6 +16,24 @@ KINDS["changes"] = "batch_size"  # of a resume with another batch size or anothe
 
 # Errors of file systems on which a folder cannot be synchronised, such as CIFS and some of FUSE.
 NO_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+def open_regular(path: str | os.PathLike[str], at_most: int) -> BinaryIO:
+    """Open a file to read. OSError: it is a pipe, device or other special file, or has more than `at_most` bytes."""
+
+    def checked(path: str, flags: int) -> int:
+        descriptor = os.open(path, flags | os.O_NONBLOCK)  # does not wait for the writer of a pipe
+        status = os.fstat(descriptor)
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # `open` refuses a folder itself
+            problem = "no regular file"
+        elif status.st_size > at_most:
+            problem = f"{status.st_size} bytes; expected at most {at_most}"
+        else:
+            return descriptor
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, problem, path)
+
+    return open(path, "rb", opener=checked)
 
 
 def append(file: io.FileIO, line: str) -> None:
@@ -62,11 +81,6 @@ def sync_folder(folder: str) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-def printable(text: str) -> str:
-    """`text` with what is no UTF-8, as names of files may be, written out."""
-    return text.encode(errors="backslashreplace").decode()
 
 
 def kind_of(record: Mapping[str, float]) -> str | None:

@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from job.errors import RunError
 from job.run.events import Events
-from job.run.files import append, printable, write_whole
+from job.run.files import append, write_whole
+from job.text import printable
 
 
 class Log:

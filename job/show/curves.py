@@ -2,8 +2,10 @@
 
 import array
 import collections
+import contextlib
 import dataclasses
 import datetime
+import io
 import json
 import math
 import re
@@ -15,7 +17,9 @@ import numpy as np
 import yaml
 
 from job.errors import RunError
+from job.options import LONGEST_FILE, pairs
 from job.run.files import KINDS, kind_of
+from job.show.files import LARGEST_TEXT, opened
 
 STAMP = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (.*)")
 # What a record has to have beside the number that tells its kind; all but the last are whole numbers.
@@ -28,7 +32,20 @@ NEEDED = {
     "changes": ("epoch", "steps_an_epoch", "steps_an_epoch_before", "batch_size_before", "batch_size"),
 }
 PUBLISHED = 64  # moco.encoder.WIDTH, without torch, which would take mgd-watch seconds
+LONGEST_RECORD, LONGEST_LINE = 2**20, 2000  # bytes of a line of metrics.jsonl, characters of one of log.txt
+MOST_COLUMNS = 200  # numbers that a step has
+STAGES = range(1, 10)
 CHECKPOINT = re.compile(r"checkpoint_(\d+)_(\d+)\.pth\.tar")  # epochs and steps that are done
+
+
+class NoAliases(yaml.SafeLoader):
+    """Reads YAML without aliases, by which a small file becomes a large value. No program writes them."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Return the next node. YAMLError: it is an alias."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias")
+        return super().compose_node(parent, index)
 
 
 class Columns:
@@ -41,6 +58,8 @@ class Columns:
     def add(self, record: dict[str, float]) -> None:
         """Take in a record; numbers that it lacks, or that those before lacked, are NaN."""
         for name, value in record.items():
+            if name not in self.columns and len(self.columns) == MOST_COLUMNS:
+                continue
             column = self.columns[name]
             column.extend([math.nan] * (self.length - len(column)))
             column.append(value)
@@ -146,24 +165,18 @@ def read_run(folder: str | Path) -> History:
 
 def read_numbers(path: Path, numbers: Numbers) -> None:
     """Read a metrics.jsonl, if there is one. RunError: it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            for line in file:
-                numbers.add(line)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise RunError(f"{path}: {error.strerror or error}; see to who may read it") from None
+    with contextlib.suppress(FileNotFoundError), opened(path) as file:
+        for line in iter(lambda: file.readline(LONGEST_RECORD), b""):
+            numbers.add(line)
 
 
 def read(path: Path, parse: Callable[[str], Any], otherwise: Any) -> Any:
     """What `parse` makes of a file's text, or `otherwise` without such a file. RunError: it cannot be read."""
     try:
-        return parse(path.read_text(errors="backslashreplace"))
+        with opened(path, LARGEST_TEXT) as file:
+            return parse(io.TextIOWrapper(file, "utf-8", "backslashreplace").read())
     except FileNotFoundError:
         return otherwise
-    except OSError as error:
-        raise RunError(f"{path}: {error.strerror or error}; see to who may read it") from None
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
@@ -173,12 +186,24 @@ def find_checkpoints(folder: Path) -> list[Path]:
 
 
 def read_options(text: str) -> dict[str, Any]:
-    """The options of a config.yaml; none where it is damaged, as the numbers can be shown without them."""
-    try:
-        options = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a day that does not exist, too many digits
+    """The options of a config.yaml; {} if it is damaged, because the numbers can be shown without them."""
+    if len(text) > LONGEST_FILE:
         return {}
-    return options if isinstance(options, dict) else {}
+    try:
+        loader = NoAliases(text)
+        nodes = dict(pairs(loader.get_single_node(), "config.yaml"))
+        options = {name: loader.construct_object(node, deep=True) for name, node in nodes.items()}
+    # ValueError: a day that does not exist, too many digits. LookupError, AttributeError: PyYAML's, of tags.
+    except (RunError, yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError):
+        return {}
+    return {name: value for name, value in options.items() if is_option(value)}
+
+
+def is_option(value: object) -> bool:
+    """Whether a program may have written this value of an option."""
+    if isinstance(value, list):
+        return all(map(is_option, value))
+    return isinstance(value, str | bool | None) or is_number(value)
 
 
 def network(options: dict[str, Any]) -> str:
@@ -197,7 +222,8 @@ def read_record(line: str | bytes) -> tuple[str | None, dict[str, float]] | None
         return None
     kind = kind_of(record)
     *whole, _ = NEEDED.get(kind or "", [""])
-    return (kind, record) if all(isinstance(record.get(name), int) for name in whole) else None
+    sound = all(isinstance(record.get(name), int) for name in whole) and record.get("stage", 1) in STAGES
+    return (kind, record) if sound else None
 
 
 def is_number(value: object) -> bool:
@@ -211,7 +237,7 @@ def read_lines(text: str) -> list[tuple[float, str]]:
     lines = []
     for match in found:
         try:
-            lines.append((datetime.datetime.fromisoformat(match[1]).timestamp(), match[2]))
+            lines.append((datetime.datetime.fromisoformat(match[1]).timestamp(), match[2][:LONGEST_LINE]))
         except (ValueError, OverflowError):
             continue
     return lines

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from job.show.curves import smooth
 from job.show.runs import Shown
+from job.text import printable
 
 # Of Okabe and Ito, which people see apart who see few colours; neighbours differ in brightness as well.
 COLOURS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#7a5c00")
@@ -72,8 +73,8 @@ def marker(run: Shown) -> str:
 
 
 def plain(text: str) -> str:
-    """Text as matplotlib is to show it: $ begins no formula, and a leading _ does not keep it from the legend."""
-    return " " * text.startswith("_") + text.replace("$", r"\$")
+    """Text as matplotlib must show it: $ begins no formula, and a leading _ does not keep it from the legend."""
+    return " " * text.startswith("_") + printable(text).replace("$", r"\$")
 
 
 def name_of(run: Shown) -> str:

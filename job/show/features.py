@@ -23,13 +23,14 @@ from job.show.curves import History
 from job.weights import Backbone, read_backbone
 from mgd.cost import channel_cost
 from moco.augment import normalize
-from moco.encoder import build_resnet, fold_norms, with_features
+from moco.encoder import DEPTH, build_resnet, fold_norms, with_features
 
 IMAGES, CLASSES = 1000, 10  # at most, of which features are taken; more classes than ten cannot be told apart in a picture
 WORK = 5e11  # floating point operations of a run's features, at most: some 10 s of a core
 MATCHED = 16  # images on which matched channels are compared
 SHOWN = 4  # of them in a picture
 BATCH = 32
+SMALLEST, LARGEST = 8, 512  # pixels, the side of an image: larger ones take too much memory
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,10 +89,12 @@ def newest_student(history: History) -> Student:
         except RunError as error:
             errors.append(str(error))
             continue
-        if "mgd" not in content:
+        if not isinstance(content.get("mgd"), dict):
             raise RunError(f"{path} is none of job.train")
-        matchings = {int(name.removeprefix("matching")): value for name, value in content["mgd"].items() if "matching" in name}
-        return Student(backbone, matchings, history.options | backbone.meta["config"], path)
+        named = {stage: content["mgd"].get(f"matching{stage}") for stage in range(1, DEPTH + 1)}
+        matchings = {stage: matching for stage, matching in named.items() if torch.is_tensor(matching)}
+        options = {"data": "", "image_size": 0, "teacher": ""} | history.options | backbone.meta["config"]
+        return Student(backbone, matchings, options, path)
     raise RunError(errors[0] if errors else f"{history.folder} has no checkpoint yet")
 
 
@@ -124,6 +127,10 @@ def folder_of(data: str) -> Iterator[str]:
 @functools.cache
 def read_sample(data: str, size: int) -> Sample:
     """Read validation images, or training images where there are none: centre crops, the same ones each time. RunError: none."""
+    if not isinstance(size, int) or not SMALLEST <= size <= LARGEST:
+        raise RunError(f"image_size {size}: networks are shown on images of {SMALLEST} to {LARGEST} pixels")
+    if not isinstance(data, str):
+        raise RunError(f"data {data}: expected a folder; name it with --data")
     with folder_of(data) as folder:
         images = scan(folder, "val", "valid", "train")
         views = CentreViews(images, size)
@@ -162,6 +169,13 @@ def nearest(features: torch.Tensor, queries: list[int], k: int) -> tuple[np.ndar
     return found.indices.numpy(), found.values.numpy()
 
 
+def fits(matching: torch.Tensor, S: int, T: int) -> bool:
+    """Whether this matches each of S student channels with channels among T of a teacher, none of them twice."""
+    if matching.dtype != torch.int64 or matching.dim() != 2 or matching.shape[1] != S or matching.numel() > T:
+        return False
+    return bool(matching.numel() and matching.min() >= 0 and matching.max() < T)
+
+
 @torch.no_grad()
 def matches(student: Student, teacher: ResNet, views: torch.Tensor) -> dict[int, list[Match]]:
     """Of each distilled stage the three cheapest channels and the one in the middle, on views (n, 3, H, W) uint8.
@@ -174,7 +188,7 @@ def matches(student: Student, teacher: ResNet, views: torch.Tensor) -> dict[int,
     found: dict[int, list[Match]] = {}
     for stage in stages:
         s, t, matching = ours[f"layer{stage}"], theirs[f"layer{stage}"], student.matchings[stage]  # (n, S, H, W), (n, T, H, W)
-        if matching.max() >= t.shape[1] or s.shape[2:] != t.shape[2:]:
+        if not fits(matching, s.shape[1], t.shape[1]) or s.shape[2:] != t.shape[2:]:
             raise RunError(f"the teacher's stage {stage} has not the channels that the run matched: name its file with --teacher")
         costs = channel_cost(s, t)[torch.arange(s.shape[1]), matching] / len(views)  # (G, S)
         means, (best, group) = costs.mean(0), costs.min(0)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-from job.errors import RunError
+from job.show.files import opened
 
 BLOCK = 2**24  # bytes read at a time
 
@@ -38,7 +38,7 @@ class Follower(Generic[Told]):
     def update(self) -> None:
         """Read what is new, but for a last line that is being written. RunError: the file cannot be read."""
         try:
-            with open(self.path, "rb") as file:
+            with opened(self.path) as file:
                 status = os.fstat(file.fileno())
                 if status.st_ino != self.inode or status.st_size < self.offset:
                     self.forget()
@@ -53,8 +53,6 @@ class Follower(Generic[Told]):
                     self.offset += whole
         except FileNotFoundError:
             self.forget()
-        except OSError as error:
-            raise RunError(f"{self.path}: {error.strerror or error}; see to who may read it") from None
 
 
 class Curve:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from job.show.curves import network
 from job.show.places import JobLog
 from job.show.progress import Progress
+from job.text import printable
 
 
 class Marks(NamedTuple):
@@ -63,14 +64,9 @@ def span(seconds: float) -> str:
     return f"{minutes // 1440} d {minutes % 1440 // 60} h"
 
 
-def clean(text: str) -> str:
-    """Text without what would steer a terminal."""
-    return "".join(mark if mark.isprintable() else "?" for mark in text)
-
-
 def cut(text: str, width: int, marks: Marks) -> str:
     """Text in one line of a terminal, where some marks are two columns wide."""
-    text = clean(text)
+    text = printable(text)
     ends = list(itertools.accumulate(2 if unicodedata.east_asian_width(mark) in "FW" else 1 for mark in text))
     if not ends or ends[-1] <= width:
         return text
@@ -96,7 +92,7 @@ def rows(label: str, texts: list[str]) -> list[str]:
 
 def note(text: str, width: int) -> list[str]:
     """Something to be read to its end, in as many lines as it needs."""
-    lines = textwrap.wrap(clean(text), max(20, width - 4), break_on_hyphens=False)
+    lines = textwrap.wrap(printable(text), max(20, width - 4), break_on_hyphens=False)
     return [f"  {'!' if at == 0 else ' '} {line}" for at, line in enumerate(lines)]
 
 

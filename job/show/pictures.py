@@ -30,6 +30,7 @@ from job.show.runs import Shown
 
 QUERIES, NEAREST = 6, 6
 RUNS = 6  # whose networks are looked at: each takes some seconds
+LONGEST_SLUG = 50  # characters, of at most 4 bytes: names of files have 255 bytes
 POINTS_OF_TSNE = 30  # fewer images are projected instead
 
 
@@ -208,7 +209,7 @@ def slugs_of(labels: Sequence[str]) -> dict[str, str]:
     """Runs' labels as parts of files' names, of which no two are the same."""
     found: dict[str, str] = {}
     for label in labels:
-        slug = re.sub(r"[^\w.-]+", "-", label)
+        slug = re.sub(r"[^\w.-]+", "-", label)[:LONGEST_SLUG]
         while slug in found.values():
             slug += "-"
         found[label] = slug

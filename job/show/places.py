@@ -11,9 +11,10 @@ from job.errors import RunError
 from job.show import curves
 from job.show.follow import Follower
 
+MOST_FOLDERS = 10_000  # of one log: an array's jobs may share it
 FILES = ("config.yaml", "metrics.jsonl", "log.txt")
 # What slurm/functions.sh says.
-TRY = re.compile(r"\S+: try (\d+) on (\S+), runtime \w+: .*")
+TRY = re.compile(r"\S+: try (\d{1,9}) on (\S+), runtime \w+: .*")
 FOLDER = re.compile(r"\S+: run's folder: (.*)")
 SAYS = re.compile(r"\S+: (data: |signal |requeued|not requeued|complete|removed |the (tasks|container) ).*")
 
@@ -32,11 +33,12 @@ class JobLog:
             if match := TRY.fullmatch(said):
                 self.tries, self.nodes, self.error = int(match[1]), match[2], ""
             elif match := FOLDER.fullmatch(said):
-                self.folders[Path(match[1])] = None
+                if len(self.folders) < MOST_FOLDERS:
+                    self.folders[Path(match[1])] = None
             elif SAYS.fullmatch(said):
                 self.said = said
             elif line.startswith("error: "):
-                self.error = line
+                self.error = line[: curves.LONGEST_LINE]
 
     def describe(self) -> list[str]:
         """The job in up to two lines; in what it said, those of an array with one log cannot be told apart."""
@@ -68,8 +70,8 @@ def find(path: Path, logs: Logs) -> list[Place]:
         raise RunError(f"{path}: no such file or folder; give a run's folder, one that holds runs, or a SLURM job's log")
     if is_run(path):
         return [Place(path)]
-    found = {os.path.realpath(folder): Place(folder) for folder in inside(path)}
-    for file in sorted(path.glob("*.log"), key=natural):
+    found = {os.path.realpath(folder): Place(folder) for folder in inside(path, {})}
+    for file in sorted(filter(os.path.isfile, path.glob("*.log")), key=natural):
         try:
             places = runs_of(file, logs)
         except RunError as error:
@@ -87,17 +89,20 @@ def is_run(folder: Path) -> bool:
 
 def natural(path: Path) -> list:
     """Sorts 2 before 10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name) if part]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name) if part]
 
 
-def inside(path: Path, depth: int = 3) -> Iterator[Path]:
-    """The runs in a folder's folders."""
+def inside(path: Path, seen: dict[str, int], depth: int = 3) -> Iterator[Path]:
+    """The runs in a folder's folders. seen: {resolved path: depth} of folders, which links can lead to again and again."""
+    if seen.get(os.path.realpath(path), 0) >= depth:
+        return
+    seen[os.path.realpath(path)] = depth
     with contextlib.suppress(OSError):
-        for folder in sorted((entry for entry in path.iterdir() if entry.is_dir() and entry.name[0] != "."), key=natural):
+        for folder in sorted((entry for entry in path.iterdir() if os.path.isdir(entry) and entry.name[0] != "."), key=natural):
             if is_run(folder):
                 yield folder
             elif depth > 1:
-                yield from inside(folder, depth - 1)
+                yield from inside(folder, seen, depth - 1)
 
 
 def of_log(path: Path, logs: Logs) -> list[Place]:

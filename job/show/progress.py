@@ -15,12 +15,14 @@ from job.show.follow import Curve, Follower
 
 RECENT = 50  # steps that "now" is the mean of
 SAMPLE = 4000  # steps read of a block of lines
+MOST_EPOCHS = 10**6  # as --epochs allows
 START_PATIENCE = 900.0  # s without news before the first step; by then a run that stands still has ended itself
-WORKERS = re.compile(r"(\d+) workers on \d+ nodes?, .*")
-SIZE = re.compile(r"\d+ images, (\d+) steps an epoch, (\d+) images a worker and step")
+WORKERS = re.compile(r"(\d{1,9}) workers on \d+ nodes?, .*")
+SIZE = re.compile(r"\d+ images, (\d{1,9}) steps an epoch, (\d{1,9}) images a worker and step")
 TEACHER = re.compile(r"teacher (\S+) from .* \(layout: .*")
-MEAN = re.compile(r"epoch \d+ mean: .* ([\d.]+) images/s, data wait .*")
-REFRESH = re.compile(r"refresh before epoch \d+ on \d+ images: measuring ([\d.]+) s, gathering ([\d.]+) s, solving ([\d.]+) s")
+NUMBER = r"(\d{1,15}(?:\.\d{1,15})?)"
+MEAN = re.compile(rf"epoch \d+ mean: .* {NUMBER} images/s, data wait .*")
+REFRESH = re.compile(rf"refresh before epoch \d+ on \d+ images: measuring {NUMBER} s, gathering {NUMBER} s, solving {NUMBER} s")
 ENDS = ("stopped by a signal", "error: ", "done: ", "nothing to do: ")
 
 
@@ -243,7 +245,8 @@ class Progress:
         refreshes = 0
         if self.options.get("teacher"):
             with contextlib.suppress(RunError, TypeError):
-                refreshes = sum(map(parse_refresh(self.options.get("refresh_epochs", "never")), range(epoch + 1, epochs)))
+                at = parse_refresh(self.options.get("refresh_epochs", "never"))
+                refreshes = sum(map(at, range(epoch + 1, min(epochs, epoch + MOST_EPOCHS))))
         seconds = max(0, (epochs - epoch) * steps - step) * self.step_seconds
         return max(0.0, seconds + refreshes * self.log.refresh + (epochs - epoch) * self.between - self.quiet())
 

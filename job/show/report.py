@@ -17,6 +17,7 @@ if missing := [name for name in ("jinja2", "matplotlib", "sklearn") if not find_
     sys.exit(2)
 
 import jinja2
+from markupsafe import Markup
 from matplotlib import rc_context
 
 from job.errors import RunError
@@ -26,6 +27,7 @@ from job.show import charts, refreshes, tables, times
 from job.show.drawing import STYLE, Picture
 from job.show.ends import reported
 from job.show.runs import Shown, find_runs
+from job.text import printable
 
 CURVES = {
     "training": [charts.loss, charts.parts, charts.accuracy, charts.neighbours, charts.rate],
@@ -80,7 +82,9 @@ def render(runs: Sequence[Shown], out: Path, elsewhere: tuple[str, str] | None) 
             seen = look_inside(trained, *elsewhere)
             sections |= {"maps": seen.maps, "neighbours": seen.neighbours, "embedding": seen.embeddings}
             notes = seen.notes
-    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    template = jinja2.Environment(
+        autoescape=True, finalize=cleaned, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     template.filters["data_uri"] = lambda picture: "data:image/png;base64," + base64.b64encode(picture.png).decode()
     html = template.from_string((resources.files("job.show") / "report.html").read_text()).render(
         runs=runs,
@@ -96,6 +100,11 @@ def render(runs: Sequence[Shown], out: Path, elsewhere: tuple[str, str] | None) 
         warnings=tables.warnings(runs),
     )
     return html.encode(errors="backslashreplace"), [picture for some in sections.values() for picture in some]
+
+
+def cleaned(value: object) -> object:
+    """A value that the page shows. Markup comes from the page's own macros, whose values are cleaned."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def beside(out: Path) -> Path:

@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from job.errors import RunError
-from job.run.files import printable
 from job.show.curves import History, read_run
 from job.show.panel import span, state
 from job.show.places import Place, find
 from job.show.progress import Progress
+from job.text import printable
+
+MOST_RUNS = 500  # of a report, in whose pictures each has a line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,18 +80,22 @@ class Shown:
 def find_runs(given: Iterable[str]) -> list[Shown]:
     """Read the runs at paths: of a run, of a folder of runs, such as a job array's, of a job's log.
 
-    What cannot be read among others is named and passed over. RunError: there is nothing else.
+    What cannot be read among others is named and passed over. RunError: there is nothing else, or too much.
     """
     histories: dict[Path, History] = {}
+    found: list[Place] = []
     problems = []
     for path in given:
         try:
-            for place in find(Path(path), {}):
-                try:
-                    history = read_place(place)
-                    histories.setdefault(history.folder.resolve(), history)
-                except RunError as error:
-                    problems.append(error)
+            found += find(Path(path), {})
+        except RunError as error:
+            problems.append(error)
+    if len(found) > MOST_RUNS:
+        raise RunError(f"{len(found)} runs: expected at most {MOST_RUNS} in a report. Name some of them")
+    for place in found:
+        try:
+            history = read_place(place)
+            histories.setdefault(history.folder.resolve(), history)
         except RunError as error:
             problems.append(error)
     if not histories:

@@ -170,7 +170,7 @@ def test_an_archive_without_images_is_refused(tmp_path):
         "{sum}  photos.tar\r\n",
         "{SUM} *photos.tar\n",
         "\n# all\n{sum}  /a b/photos.tar\n",
-        "{other}  photos.tar.old\n{other}  old-photos.tar\n{sum}  ./photos.tar\n",
+        "{other}  photos.tar.old\r\n{other}  old-photos.tar\r\n{sum}  ./photos.tar\r\n",
         "SHA256 (photos.tar) = {sum}\n",
         "MD5 (photos.tar) = 0\nSHA256 (photos.tar)= {sum}",
     ],
