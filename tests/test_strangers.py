@@ -181,10 +181,15 @@ def test_an_unreadable_entry_hides_no_run(tmp_path):
     assert [place.path for place in find(tmp_path, {})] == [tmp_path / "run"]
 
 
-@pytest.mark.parametrize("size", [0, 7, 513, 10**9, "64", None, 1.5])
-def test_images_are_not_read_at_a_size_that_takes_all_memory(tmp_path, size):
+@pytest.mark.parametrize("size", [0, 7, 513, 10**9, "64", None, 1.5, [64]])
+def test_images_are_not_read_at_a_size_that_takes_all_memory(size):
     with pytest.raises(RunError, match="image_size"):
-        features.read_sample(str(tmp_path), size)
+        features.checked({"image_size": size})
+
+
+def test_odd_options_of_a_checkpoint_become_words():
+    options = features.checked({"image_size": 64, "data": [1], "teacher_arch": ["resnet50"], "seed": 1})
+    assert options == {"image_size": 64, "data": "[1]", "teacher": "", "teacher_arch": ""}
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from job.show.curves import History
 from job.weights import Backbone, read_backbone
 from mgd.cost import channel_cost
 from moco.augment import normalize
-from moco.encoder import DEPTH, build_resnet, fold_norms, with_features
+from moco.encoder import ARCHS, DEPTH, build_resnet, fold_norms, with_features
 
 IMAGES, CLASSES = 1000, 10  # at most, of which features are taken; more classes than ten cannot be told apart in a picture
 WORK = 5e11  # floating point operations of a run's features, at most: some 10 s of a core
@@ -53,7 +53,7 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Student:
-    """A run's student at its newest checkpoint. matchings: {stage: (G, S) int64}; none without a teacher."""
+    """A run's student at its newest checkpoint. matchings: {stage: (G, S)}; none without a teacher."""
 
     backbone: Backbone
     matchings: dict[int, torch.Tensor]
@@ -93,14 +93,22 @@ def newest_student(history: History) -> Student:
             raise RunError(f"{path} is none of job.train")
         named = {stage: content["mgd"].get(f"matching{stage}") for stage in range(1, DEPTH + 1)}
         matchings = {stage: matching for stage, matching in named.items() if torch.is_tensor(matching)}
-        options = {"data": "", "image_size": 0, "teacher": ""} | history.options | backbone.meta["config"]
-        return Student(backbone, matchings, options, path)
+        return Student(backbone, matchings, checked(history.options | backbone.meta["config"]), path)
     raise RunError(errors[0] if errors else f"{history.folder} has no checkpoint yet")
+
+
+def checked(options: dict) -> dict:
+    """Return the options that show what a student sees. RunError: they ask for images of an unusual size."""
+    size, arch = options.get("image_size"), options.get("teacher_arch")
+    if not isinstance(size, int) or not SMALLEST <= size <= LARGEST:
+        raise RunError(f"image_size {size}: expected {SMALLEST} to {LARGEST} pixels to show what a network sees")
+    paths = {name: str(options.get(name, "")) for name in ("data", "teacher")}
+    return {"image_size": size, "teacher_arch": arch if arch in ARCHS else "", **paths}
 
 
 def read_teacher(student: Student, path: str) -> ResNet:
     """Read the teacher of a student. RunError: the file cannot be read, or its network cannot be this student's teacher."""
-    backbone = read_backbone(path, student.options.get("teacher_arch") or "")
+    backbone = read_backbone(path, student.options["teacher_arch"])
     if backbone.stem != student.backbone.stem:
         raise RunError(f"{path} has the {backbone.stem} stem, the student the {student.backbone.stem} one")
     return network(backbone)
@@ -127,10 +135,6 @@ def folder_of(data: str) -> Iterator[str]:
 @functools.cache
 def read_sample(data: str, size: int) -> Sample:
     """Read validation images, or training images where there are none: centre crops, the same ones each time. RunError: none."""
-    if not isinstance(size, int) or not SMALLEST <= size <= LARGEST:
-        raise RunError(f"image_size {size}: networks are shown on images of {SMALLEST} to {LARGEST} pixels")
-    if not isinstance(data, str):
-        raise RunError(f"data {data}: expected a folder; name it with --data")
     with folder_of(data) as folder:
         images = scan(folder, "val", "valid", "train")
         views = CentreViews(images, size)
