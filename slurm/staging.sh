@@ -61,7 +61,7 @@ stage_here() {
 
 unpack() {
     local expected='' sum copied copy=$STAGED/archive files=$STAGED/unpacking begun=$SECONDS
-    [ ! -e "$ARCHIVE.sha256" ] || expected=$(given_sum)
+    [ ! -e "$ARCHIVE.sha256" ] || expected=$(given_sum) || { remove "$STAGED" && exit 2; }
     say "data: copying $ARCHIVE ($(du -hL --apparent-size "$ARCHIVE" | cut -f1)) to $STAGED, $(df -h --output=avail "$LOCAL" | tail -n 1 | tr -d ' ') free"
     sum=$(tee "$copy" <"$ARCHIVE" | sha256sum | cut -d' ' -f1) ||
         unstage "ARCHIVE=$ARCHIVE: cannot be copied to LOCAL=$LOCAL; expected enough free space there"
