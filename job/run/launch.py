@@ -30,6 +30,9 @@ from job.run import exchange, sockets, srun
 from job.run.rendezvous import StartError
 from job.run.watchdog import Watchdog
 
+# s until a rank prints an error that rank 0 may have too: by then the launcher has ended all, however busy they are.
+PATIENCE = 15
+
 # What launchers say of their tasks, in the order in which they are asked.
 LAUNCHERS = {
     "horovodrun": ("HOROVOD_RANK", "HOROVOD_SIZE"),
@@ -206,7 +209,7 @@ def reported_errors() -> Iterator[None]:
         yield
     except StartError as error:
         if rank:
-            time.sleep(3)
+            time.sleep(PATIENCE)
         print(f"error: {own}{error}", file=sys.stderr, flush=True)
         leave(error.code)
     except WorkerError as error:
@@ -219,7 +222,7 @@ def reported_errors() -> Iterator[None]:
             time.sleep(2)
             leave(error.code)
         if rank:
-            time.sleep(15)  # by then rank 0 has spoken, if it has the error too, and all have been ended, however busy they are
+            time.sleep(PATIENCE)
         print(f"error: {own if rank else ''}{error}", file=sys.stderr, flush=True)
         leave(error.code)
     except hvd.mpi_ops.HorovodInternalError as error:
