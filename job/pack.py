@@ -138,13 +138,13 @@ def contents(
                 done()
 
 
-def summary(data: str, packed: dict[str, list[Shard]]) -> str:
-    """What is packed in `data`, and how it is trained from."""
+def summary(data: str, packed: dict[str, list[Shard]]) -> list[str]:
+    """What is packed in `data`, and how it is trained from: a line each."""
     parts = []
     for split, shards in packed.items():
         images, size = sum(len(shard.names) for shard in shards), sum(shard.size for shard in shards)
         parts.append(f"{images} {split} images in {len(shards)} shards, {size / 1e6:.1f} MB")
-    return f"{'; '.join(parts)}\ntrain from it with: horovodrun -np N python -m job.train {data}"
+    return ["; ".join(parts), f"train from it with: horovodrun -np N python -m job.train {data}"]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -168,7 +168,8 @@ def main(argv: list[str] | None = None) -> None:
             raise RunError(f"{wrong}, as in `job.pack DIR OUT` or `job.pack --index DIR`")
         packed = index(given.data, log) if given.index else pack(digits.prepared(given.data), given.out, options, log)
         log.end_progress()
-        log.line(summary(given.out or given.data, packed))
+        for line in summary(given.out or given.data, packed):
+            log.line(line)
     except RunError as error:
         end(log, f"error: {error}", error.code)
     except OSError as error:
