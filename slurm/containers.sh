@@ -147,7 +147,7 @@ in_apptainer() {
 # in_container COMMAND...: one task, in a container of docker or podman that does not outlive it.
 in_container() {
     local name="mgd-$SLURM_JOB_ID-$SLURM_PROCID-try-${SLURM_RESTART_COUNT:-0}" engine options problem variable
-    local lifeline sleeper client status=0
+    local lifeline holder client status=0
     remove_earlier_containers
     problem=$("$RUNTIME" image inspect "$IMAGE" 2>&1 >/dev/null) ||
         fail "rank $SLURM_PROCID: no image '$IMAGE' here: $RUNTIME pull or $RUNTIME load it on every node (${problem##*$'\n'})"
@@ -158,10 +158,10 @@ in_container() {
     "${RUNTIME}_options"
     mount_options
     for variable in $(passed_on); do options+=(--env "$variable"); done
-    # The container's life line: the pipe closes when this task is killed, and the program ends with it. Signals
-    # that ask for a stop come to all processes of the task, and must not cut it.
-    exec {lifeline}< <(trap '' USR2 TERM HUP && exec sleep infinity)
-    sleeper=$!
+    # The container's life line: the pipe closes when this task is killed, as `tail` ends with it, and the program ends
+    # too. Signals that ask for a stop come to all processes of the task, and must not cut it.
+    exec {lifeline}< <(trap '' USR2 TERM HUP && exec tail --pid=$$ -f /dev/null)
+    holder=$!
     trap 'interrupted=1' USR2 HUP # the client has it too, and passes it on
     trap 'interrupted=1; (expire "$name" &)' TERM # in a shell of its own, as it may come before the client's number is known
     "${engine[@]}" run "${options[@]}" --env MGD_LIFELINE=stdin --env PYTHONSAFEPATH=1 "$IMAGE" "$@" <&"$lifeline" &
@@ -169,7 +169,7 @@ in_container() {
     wait_for "$client" || status=$?
     trap '' TERM USR2 HUP
     remove_container "$name" || true
-    kill -KILL "$sleeper" 2>/dev/null || true
+    kill -KILL "$holder" 2>/dev/null || true
     exit "$status"
 }
 
