@@ -1,6 +1,7 @@
 """All that a linear classification is made of, how it is saved, and how a run goes on from there."""
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from job.errors import RunError
 from job.gradients import Gradients
 from job.resume import check_finite, check_format, check_place, load_optimizer, newest, tell_changes, warn_of_rate
 from job.run import agreement
-from job.run.checkpoint import load
+from job.run.checkpoint import AUTO, BEST, load
 from job.run.run import Run
 from job.weights import read_backbone
 from moco.augment import CentreView, ClassifierView
@@ -124,7 +125,7 @@ def find(config: LinearConfig, run: Run) -> dict | None:
     """Return the checkpoint that --resume names, or None where `auto` finds none. RunError: none is whole, or another run's."""
     if not config.resume:
         return None
-    if config.resume == "auto":
+    if config.resume == AUTO or (not config.evaluate and run.on_first(lambda: run.checkpoints.resumed_before(config.resume))):
         return newest(run)
     if not config.evaluate:
         run.on_first(lambda: check_place(config, run))
@@ -152,7 +153,30 @@ def restore(saved: dict, classifier: Classifier) -> tuple[int, int]:
     classifier.net.load_state_dict(state)
     load_optimizer(classifier.optimizer, saved["optimizer"], config)
     classifier.best = saved["best_acc1"]
+    classifier.run.bad_images.update(saved.get("bad_images", ()))
     return saved["epoch"], saved["step"]
+
+
+def settle_best(classifier: Classifier, start: tuple[int, int]) -> None:
+    """Remove best.pth.tar if it is later than `start`, where the run resumes. A collective.
+
+    Without such a file, whatever accuracy comes next is the best.
+    """
+    run = classifier.run
+
+    def has_best() -> bool:
+        path = os.path.join(run.folder, BEST)
+        if not os.path.exists(path):
+            return False
+        best = load(path)
+        if (best["epoch"], best["step"]) <= start:
+            return True
+        os.remove(path)
+        run.log.line(f"going back: {path}, of epoch {best['epoch']}, is removed; the best from epoch {start[0]} on replaces it")
+        return False
+
+    if not run.on_first(has_best):
+        classifier.best = -1.0
 
 
 def check_same_epoch(saved: dict, classifier: Classifier, where: str) -> None:
@@ -201,6 +225,7 @@ def save(classifier: Classifier, epoch: int, step: int, is_best: bool) -> None:
             "images": len(classifier.train),
             "order": classifier.order(epoch),
             "classes": classifier.train.classes,
+            "bad_images": sorted(run.bad_images),
         }
         run.checkpoints.save(content, is_best)
 

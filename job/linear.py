@@ -22,8 +22,9 @@ from job.data.views import CentreViews
 from job.errors import RunError
 from job.journal import ClassifierJournal, Journal
 from job.knn import knn_accuracy
+from job.resume import nothing_to_do
 from job.run import agreement
-from job.run.checkpoint import LAST
+from job.run.checkpoint import AUTO, LAST
 from job.run.memory import give_back
 from job.run.run import Run
 from job.schedule import learning_rate, parse_save_every
@@ -46,7 +47,7 @@ def linear(config: LinearConfig, run: Run) -> None:
     processes = config.workers
     config.workers = launch.cores() if config.workers < 0 else config.workers
     if config.evaluate and not config.pretrained:  # a classifier's checkpoint has the frozen network too
-        config.pretrained = f"{run.folder}/{LAST}" if config.resume == "auto" else config.resume
+        config.pretrained = f"{run.folder}/{LAST}" if config.resume == AUTO else config.resume
     parts = classifier.build(config, run)
     if config.knn:
         run.log.line(knn_accuracy(parts.net, parts.train, parts.val, config, run).text)
@@ -58,9 +59,14 @@ def linear(config: LinearConfig, run: Run) -> None:
             raise RunError("--evaluate: which classifier? Give --resume with its checkpoint")
         tell(validate(parts), parts, "")
         return
+    if start > (config.epochs, 0):
+        run.log.line(nothing_to_do(start, config.epochs, parts.steps))
+        return
     share = run.share(config.batch_size)
     options = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("config", "out", "resume")}
-    run.begin(options | {"workers": processes}, saved, parts.steps)
+    run.begin(options | {"workers": processes}, saved, parts.steps, config.resume)
+    if saved:
+        classifier.settle_best(parts, start)
     del saved
     run.log.line(f"{len(parts.train)} images, {parts.steps} steps an epoch, {share} images a worker and step")
 

@@ -11,7 +11,7 @@ import torch
 from job.config import OF_TEACHER, WITHOUT_EFFECT, Config, LinearConfig
 from job.errors import RunError
 from job.run import agreement, statistics
-from job.run.checkpoint import FORMAT, load
+from job.run.checkpoint import AUTO, FORMAT, load
 from job.run.count import steps_of
 from job.run.run import Run
 from job.schedule import Rates, learning_rate, pull
@@ -33,7 +33,7 @@ def find(config: Config, run: Run) -> dict | None:
     """
     if not config.resume:
         return None
-    if config.resume == "auto":
+    if config.resume == AUTO or run.on_first(lambda: run.checkpoints.resumed_before(config.resume)):
         saved = newest(run)
         return saved and continues(saved, config, run)
     saved = run.on_first(lambda: load(config.resume))
@@ -176,6 +176,7 @@ def restore(saved: dict, training: Training) -> tuple[int, int]:
             f"the checkpoint was taken within an epoch of other images than {training.images.root} now has, or of another order, "
             "as packing gives them: resume from one of an epoch's end, or with the images as they were"
         )
+    check_teacher(saved, training)
     training.moco.load_state_dict({key.removeprefix("module."): value for key, value in saved["state_dict"].items()})
     if training.distiller:
         for stage in training.distiller.stages:
@@ -192,7 +193,26 @@ def restore(saved: dict, training: Training) -> tuple[int, int]:
     load_optimizer(training.optimizer, saved["optimizer"], training.config)
     if saved.get("statistics") is not None and saved["workers"] == training.run.size:
         statistics.load(training.trained, saved["statistics"][training.run.rank])
+    training.run.bad_images.update(saved.get("bad_images", ()))
     return saved["epoch"], saved["step"]
+
+
+def check_teacher(saved: dict, training: Training) -> None:
+    """RunError: --teacher has other weights than the teacher of the checkpoint."""
+    config, now = training.config, training.teacher_digest
+    before = saved.get("teacher") or now  # older checkpoints have no digest
+    if before != now:
+        raise RunError(
+            f"--teacher {config.teacher}: weights of SHA-256 {now}; expected {before}, those of {saved['config']['teacher']}, "
+            "with which the checkpoint was trained. Give that teacher, or start a new run"
+        )
+
+
+def nothing_to_do(start: tuple[int, int], epochs: int, steps: int) -> str:
+    """The last line of a run that has done more than --epochs: (epoch, step) `start`, with so many steps an epoch."""
+    epoch, step = start
+    part = f" and {step} of {steps} steps" if step else ""
+    return f"nothing to do, and nothing changed: {epoch} epochs{part} are done; --epochs is {epochs}"
 
 
 def factor(saved: dict, training: Training) -> float:
@@ -237,6 +257,8 @@ def save(training: Training, epoch: int, step: int) -> None:
             "step": step,
             "steps": run.count.at(epoch, step),
             "mgd": training.distiller.state_dict() if training.distiller else {},
+            "teacher": training.teacher_digest,
+            "bad_images": sorted(run.bad_images),
             "config": dataclasses.asdict(training.config),
             "workers": run.size,
             "images": len(training.images),

@@ -47,7 +47,10 @@ def train(config: Config, run: Run) -> None:
     config.workers = launch.cores() if config.workers < 0 else config.workers
     training = build(config, run)
     start = resume.restore(saved, training) if saved else (0, 0)
-    run.begin(options, saved, training.steps)
+    if start > (config.epochs, 0):
+        run.log.line(resume.nothing_to_do(start, config.epochs, training.steps))
+        return
+    run.begin(options, saved, training.steps, config.resume)
     del saved  # as large as all that is trained
     share = run.share(config.batch_size)
     run.log.line(f"{len(training.images)} images, {training.steps} steps an epoch, {share} images a worker and step")

@@ -38,6 +38,7 @@ class Training:
     val: Images | None  # for --knn-every
     moco: MoCo
     teacher: nn.Module | None
+    teacher_digest: str  # of the weights in --teacher; "" without one
     distiller: MGDistiller | None
     trained: nn.ModuleDict  # moco and distiller: all that changes, is saved and is restored
     gradients: Gradients
@@ -96,7 +97,9 @@ def build(config: Config, run: Run) -> Training:
     stages = config.mgd_stages if config.teacher else [DEPTH]  # there for job/collapse.py alone
     first = {"stem": config.stem, "width": config.width, "zero_init_residual": config.zero_init_residual}
     moco = MoCo(config.arch, config.moco_dim, config.moco_k, config.moco_m, config.moco_t, config.mlp, stages, **first)
-    teacher, distiller = build_teacher(config, run, stage_norms(moco.encoder_k)) if config.teacher else (None, None)
+    teacher, distiller, digest = None, None, ""
+    if config.teacher:
+        teacher, distiller, digest = build_teacher(config, run, stage_norms(moco.encoder_k))
     trained = nn.ModuleDict({"moco": moco} | ({"mgd": distiller} if distiller else {})).to(run.device).train()
     hvd.broadcast_parameters(trained.state_dict(), root_rank=0)
 
@@ -107,7 +110,7 @@ def build(config: Config, run: Run) -> Training:
         [value for _, value in parameters], config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
     )
     gradients = Gradients(parameters, config.accumulate, config.fp16_allreduce)
-    return Training(config, run, images, val, moco, teacher, distiller, trained, gradients, sgd)
+    return Training(config, run, images, val, moco, teacher, digest, distiller, trained, gradients, sgd)
 
 
 def compile_networks(run: Run, *networks: nn.Module) -> None:
@@ -141,8 +144,8 @@ def find_images(config: Config, run: Run) -> Images:
     return images
 
 
-def build_teacher(config: Config, run: Run, student: dict[int, nn.BatchNorm2d]) -> tuple[nn.Module, MGDistiller]:
-    """Return the frozen teacher, images -> {"layerN": features}, and the distiller between it and the student's stages.
+def build_teacher(config: Config, run: Run, student: dict[int, nn.BatchNorm2d]) -> tuple[nn.Module, MGDistiller, str]:
+    """Return the frozen teacher, images -> {"layerN": features}, the distiller to the student's stages, and the weights' digest.
 
     RunError: the file cannot be used, or its network has another stem, or fewer channels than the student.
     """
@@ -170,7 +173,7 @@ def build_teacher(config: Config, run: Run, student: dict[int, nn.BatchNorm2d]) 
         draw_matchings(distiller, config.seed)
     teacher = with_features(fold_norms(net), config.mgd_stages, output=None).eval().requires_grad_(False)
     hvd.broadcast_parameters(teacher.state_dict(), root_rank=0)  # folding may round otherwise on another kind of processor
-    return teacher.to(run.device).to(memory_format=torch.channels_last), distiller
+    return teacher.to(run.device).to(memory_format=torch.channels_last), distiller, weights.digest
 
 
 def draw_matchings(distiller: MGDistiller, seed: int) -> None:

@@ -1,6 +1,7 @@
 """Other people's checkpoints: what is in them, and whether it is the network that is needed."""
 
 import functools
+import hashlib
 import itertools
 import re
 from collections import Counter
@@ -37,6 +38,15 @@ class Backbone:
     report: str
     head: str
     meta: dict
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, first 16 hex digits, of the tensors' names, types, shapes and bytes."""
+        found = hashlib.sha256()
+        for name, value in sorted(self.state.items()):
+            found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            found.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()[:16]
 
 
 def is_moco(content: dict) -> bool:

@@ -88,6 +88,13 @@ def records(folder) -> list[dict]:
     return [{name: value for name, value in line.items() if name not in CLOCK} for line in lines]
 
 
+def contents(folder) -> dict:
+    """The bytes of each file in a folder, and where each link points, by name."""
+    return {
+        path.name: os.readlink(path) if path.is_symlink() else path.read_bytes() for path in folder.iterdir() if not path.is_dir()
+    }
+
+
 # As sitecustomize.py: on the second worker a bit of the sixth parameter that is trained, or of the last, flips at the third step.
 FLIP = """
 import os

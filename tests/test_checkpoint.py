@@ -14,7 +14,7 @@ import torch
 
 from job.errors import RunError
 from job.run import checkpoint
-from job.run.checkpoint import BEST, FORMAT, LAST, Checkpoints, load
+from job.run.checkpoint import BEST, FORMAT, LAST, LEFT, Checkpoints, load
 
 
 def content(epoch=1, step=0, value=1.0):
@@ -108,14 +108,6 @@ def test_paths_come_oldest_first_and_name_checkpoints_alone(checkpoints, tmp_pat
     for name in [f"{name}.pth.tar" for name in made] + others:
         (tmp_path / name).write_bytes(b"")
     assert names(checkpoints) == [f"{made[n]}.pth.tar" for n in (2, 1, 0, 3)]
-
-
-def test_checkpoints_of_later_positions_are_found(checkpoints, tmp_path):
-    made = [f"checkpoint_{epoch:04d}_{step:06d}.pth.tar" for epoch, step in [(1, 0), (2, 9), (2, 10), (10000, 0)]]
-    for name in made:
-        (tmp_path / name).touch()
-    assert [os.path.basename(path) for path in checkpoints.after((2, 9))] == made[2:]
-    assert checkpoints.after((10000, 0)) == []
 
 
 def test_a_folder_that_is_not_there_has_no_checkpoints(tmp_path):
@@ -212,8 +204,8 @@ def test_a_crash_while_writing_the_same_step_anew_leaves_the_old_file(checkpoint
     assert load(path)["state_dict"]["module.w"][0, 0] == 1
 
 
-def crashes(monkeypatch, steps, checkpoints, *saved):
-    """Save, and end that after so many renames, links, syncs, removals and opened files; return whether it was to do more."""
+def crashes(monkeypatch, steps, call, *args):
+    """Call, and end that after so many renames, links, syncs, removals and opened files; return whether it was to do more."""
     left = [steps]
 
     def ending(call):
@@ -229,7 +221,7 @@ def crashes(monkeypatch, steps, checkpoints, *saved):
         for name in ("replace", "symlink", "link", "fsync", "remove", "open"):
             patch.setattr(os, name, ending(getattr(os, name)))
         try:
-            checkpoints.save(*saved)
+            call(*args)
         except PowerCut:
             return True
     return False
@@ -240,11 +232,98 @@ def test_a_crash_between_any_two_steps_of_saving_leaves_a_whole_checkpoint(tmp_p
     """The process ends before one of them. `last` is one that is there, and whole."""
     checkpoints = Checkpoints(str(tmp_path), 1)
     checkpoints.save(content(1))
-    crashes(monkeypatch, place, checkpoints, content(2))
+    crashes(monkeypatch, place, checkpoints.save, content(2))
     assert load(str(tmp_path / LAST))["epoch"] in (1, 2)
     assert checkpoints.newest(lambda text: None)["epoch"] in (1, 2)
     checkpoints.save(content(3))
     assert sorted(os.listdir(tmp_path)) == ["checkpoint_0003_000000.pth.tar", LAST]  # nothing half-written stays
+
+
+def course(folder, epochs=4):
+    """Checkpoints of a run's first epochs, of which --keep removes none."""
+    checkpoints = Checkpoints(str(folder), keep=9)
+    return checkpoints, [checkpoints.save(content(epoch)) for epoch in range(1, epochs + 1)]
+
+
+def resumed(checkpoints) -> int:
+    """The epoch from which --resume auto goes on."""
+    return checkpoints.newest(lambda text: None)["epoch"]
+
+
+@pytest.mark.parametrize("source", ["auto", "checkpoint_0002_000000.pth.tar"])
+def test_a_run_that_goes_back_resumes_there_until_its_first_save(tmp_path, source):
+    """auto goes back if the newest checkpoints are damaged."""
+    checkpoints, paths = course(tmp_path)
+    later = checkpoints.resume_at((2, 0), source if source == "auto" else str(tmp_path / source))
+    assert later == paths[2:]
+    assert resumed(checkpoints) == load(str(tmp_path / LAST))["epoch"] == 2
+    assert all(os.path.exists(path + LEFT) for path in later)
+    checkpoints.save(content(3, 7))
+    assert names(checkpoints) == [f"checkpoint_000{n}.pth.tar" for n in ("1_000000", "2_000000", "3_000007")]
+    assert not [name for name in os.listdir(tmp_path) if name.endswith(LEFT)]
+
+
+@pytest.mark.parametrize("place", range(8))
+def test_a_crash_between_any_two_steps_of_going_back_leaves_one_course(tmp_path, monkeypatch, place):
+    """Which is the old one until it is all left: its checkpoints go from the newest on."""
+    checkpoints, paths = course(tmp_path)
+    ended = crashes(monkeypatch, place, checkpoints.resume_at, (2, 0), paths[1])
+    assert resumed(checkpoints) in ((2, 3, 4) if ended else (2,))
+    assert load(str(tmp_path / LAST))["epoch"] in (2, 4)
+    checkpoints.resume_at((2, 0), paths[1])
+    assert resumed(checkpoints) == load(str(tmp_path / LAST))["epoch"] == 2
+
+
+@pytest.mark.parametrize("how", ["points to the one before", "is missing"])
+def test_last_is_mended_at_a_resume(tmp_path, how):
+    """As a kill between a checkpoint's rename and its link leaves it."""
+    checkpoints, paths = course(tmp_path)
+    os.remove(tmp_path / LAST)
+    if how != "is missing":
+        os.symlink(os.path.basename(paths[2]), tmp_path / LAST)
+    checkpoints.resume_at((4, 0), "auto")
+    assert os.readlink(tmp_path / LAST) == os.path.basename(paths[3])
+
+
+def test_a_checkpoint_that_the_user_names_is_kept(tmp_path):
+    checkpoints, paths = course(tmp_path)
+    again = Checkpoints(str(tmp_path), keep=1)
+    again.resume_at((2, 0), str(tmp_path / os.path.relpath(paths[1], tmp_path)))
+    for epoch in (3, 4, 5):
+        again.save(content(epoch))
+    assert names(again) == ["checkpoint_0002_000000.pth.tar", "checkpoint_0005_000000.pth.tar"]
+
+
+@pytest.mark.parametrize("name", ["checkpoint_0002_000000.pth.tar", "mine.pth.tar", LAST], ids=str)
+def test_a_checkpoint_from_elsewhere_is_what_a_killed_run_resumes_from(tmp_path, name):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "here").mkdir()
+    source = Checkpoints(str(tmp_path / "there"), 2).save(content(2))
+    given = tmp_path / "there" / name
+    if not given.exists():
+        os.rename(source, given)
+    here = Checkpoints(str(tmp_path / "here"), keep=1)
+    here.resume_at((2, 0), str(given))
+    assert resumed(here) == load(str(tmp_path / "here" / LAST))["epoch"] == 2
+    here.save(content(3))
+    assert names(here) == ["checkpoint_0003_000000.pth.tar"] and load(str(given))["epoch"] == 2
+
+
+def test_a_requeued_job_goes_back_once(tmp_path, monkeypatch):
+    """The same job to the same checkpoint; another job goes back again."""
+    checkpoints, paths = course(tmp_path)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    checkpoints.resume_at((2, 0), paths[1])
+    assert not checkpoints.resumed_before(paths[1])
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert not checkpoints.resumed_before(paths[1])
+    checkpoints.resume_at((2, 0), paths[1])
+    assert checkpoints.resumed_before(paths[1])
+    assert not checkpoints.resumed_before(paths[0])
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    assert not checkpoints.resumed_before(paths[1])
+    (tmp_path / "resumed.yaml").write_bytes(b"\xff: [")
+    assert not checkpoints.resumed_before(paths[1])
 
 
 def test_data_is_on_disk_before_it_has_its_name(checkpoints, monkeypatch):
@@ -408,7 +487,7 @@ def test_without_links_a_crash_between_any_two_steps_leaves_a_whole_last_and_bes
         checkpoints = Checkpoints(str(linkless / str(steps)), 1)
         os.mkdir(checkpoints.folder)
         checkpoints.save(content(1), best=True)
-        crashed = crashes(monkeypatch, steps, checkpoints, content(2), True)
+        crashed = crashes(monkeypatch, steps, checkpoints.save, content(2), True)
         for path in (f"{checkpoints.folder}/{LAST}", f"{checkpoints.folder}/{BEST}", *checkpoints.paths()):
             assert load(path)["epoch"] in (1, 2)
         checkpoints.save(content(3), best=True)

@@ -42,6 +42,7 @@ class StandIn:
     def __init__(self, folder, size=2):
         self.folder, self.size = str(folder), size
         self.log, self.checkpoints = Told(), Checkpoints(str(folder), 3)
+        self.bad_images = set()
 
     def on_first(self, work):
         return work()
@@ -396,7 +397,7 @@ def test_the_margins_of_another_teacher_are_refused(teacher):
     """Of another width (16), or of the same with other margins."""
     saved_by, now = MGDistiller({4: (4, 8)}), MGDistiller({4: (4, teacher)})
     now.margin(4).sub_(1.0)
-    training = SimpleNamespace(images=range(100), moco=torch.nn.Identity(), distiller=now)
+    training = SimpleNamespace(images=range(100), moco=torch.nn.Identity(), distiller=now, teacher_digest="", config=options())
     saved = content(state_dict={}, mgd=saved_by.state_dict())
     assert "margins are not this teacher's" in refused(restore, saved, training)
 
@@ -405,7 +406,28 @@ def test_the_margins_of_another_teacher_are_refused(teacher):
 def training(run):
     """As much of a training as restoring asks for: a teacher's, whose factor so far is the option's default."""
     sgd, distiller = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 0.1), MGDistiller({4: (4, 8)})
-    return SimpleNamespace(images=range(100), moco=torch.nn.Identity(), distiller=distiller, optimizer=sgd, run=run)
+    parts = {"images": range(100), "moco": torch.nn.Identity(), "distiller": distiller, "optimizer": sgd, "run": run}
+    return SimpleNamespace(**parts, teacher_digest="a digest", config=options(teacher="t"))
+
+
+@pytest.mark.parametrize("before", ["another", "a digest", ""])
+def test_a_teacher_of_other_weights_is_refused(training, before):
+    """Also where its margins are the same. Older checkpoints have no digest."""
+    saved = content(options(teacher="old.pth"), state_dict={}, mgd=training.distiller.state_dict(), teacher=before)
+    saved["optimizer"] = training.optimizer.state_dict()
+    if before == "another":
+        message = "--teacher t: weights of SHA-256 a digest; expected another, those of old.pth, with which"
+        assert refused(restore, saved, training).startswith(message)
+    else:
+        assert restore(saved, training) == (3, 0)
+
+
+def test_bad_images_count_over_the_whole_run(training):
+    saved = content(state_dict={}, mgd=training.distiller.state_dict(), bad_images=["a.png"])
+    saved["optimizer"] = training.optimizer.state_dict()
+    training.run.bad_images.add("b.png")
+    restore(saved, training)
+    assert training.run.bad_images == {"a.png", "b.png"}
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from job.show.runs import find_runs
-from runs import FLIP, check_steps, differences, errors_of
+from runs import FLIP, check_steps, contents, differences, errors_of
+from runs import records as records_of
 from moco.model import MoCo
 
 SMALL = "-a resnet18 --image-size 32 --batch-size 8 --epochs 2 --moco-k 20 --mlp --moco-t 0.2 --aug-plus --cos".split()
@@ -37,6 +40,40 @@ def undisturbed(start_job, images, teacher_file, tmp_path_factory):
         return runs[workers]
 
     return run
+
+
+def wait_for_log(job, text, times):
+    """Wait until a running job's log has a text so many times."""
+    while (job.folder / "log.txt").read_text().count(text) < times:
+        assert job.process.poll() is None, f"the run ended early:\n{job.process.stdout.read()}"
+        time.sleep(0.02)
+
+
+def test_a_requeued_job_that_went_back_goes_on_from_there(undisturbed, start_job, images, teacher_file, tmp_path, monkeypatch):
+    """Killed before the first save, and after; with --resume PATH each time, as in a job script. PATH is kept."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    shutil.copytree(undisturbed(2)[0], tmp_path / "run", symlinks=True)
+    path, common = tmp_path / "run/checkpoint_0000_000002.pth.tar", ["--teacher", teacher_file, "-j", 0, "--keep", 1]
+    options = [images, *SMALL, *common, "--resume", path]
+    for tries, save_every in enumerate((9, "1steps"), 1):
+        job = start_job(2, tmp_path / "run", [*options, "--save-every", save_every])
+        wait_for_log(job, "resuming from", tries)
+        job.wait_for_step(4)
+        job.kill()
+        assert len(job.steps()) < STEPS
+    job = start_job(2, tmp_path / "run", [*options, "--save-every", 9])
+    output = job.finish()
+    assert job.process.returncode == 0, output
+    assert "resuming from" in output and f"resuming from {path}" not in output
+    assert job.steps() == list(range(1, STEPS + 1))
+    assert differences(undisturbed(2)[0], job.folder) == []
+    assert records_of(job.folder) == records_of(undisturbed(2)[0])
+    assert path.exists() and len(list(job.folder.glob("checkpoint_*"))) == 2
+
+    before = contents(job.folder)
+    job = start_job(2, tmp_path / "run", [images, *SMALL, *common, "--resume", "auto", "--epochs", 1])
+    assert job.finish().endswith("nothing to do, and nothing changed: 2 epochs are done; --epochs is 1\n")
+    assert job.process.returncode == 0 and contents(job.folder) == before
 
 
 @pytest.mark.parametrize("workers, step, loaders", [(2, 3, 1), (4, 7, 0)])

@@ -8,15 +8,20 @@ import shutil
 from collections.abc import Callable
 
 import torch
+import yaml
 
 from job.errors import RunError
-from job.run.files import sync_folder
+from job.run.files import sync_folder, write_whole
 from job.run.memory import at_most
 from job.run.seal import seal, verify
 from job.run.stand_ins import Inert, stand_ins
 
 FORMAT = 3
 LAST, BEST = "last.pth.tar", "best.pth.tar"
+AUTO = "auto"  # the value of --resume for the newest checkpoint in the run's folder
+DECISION = "resumed.yaml"  # the checkpoint from which --resume PATH has resumed, and the SLURM job
+JOB = "SLURM_JOB_ID"  # a requeued job keeps it
+LEFT = ".left"  # ends the names of checkpoints later than the one that the run resumed from
 NAME = re.compile(r"checkpoint_(\d{4,})_(\d{6,})\.pth\.tar")
 ROOM = 2**30  # bytes that a load, or what it gives, may take beside twice the file's size
 OBJECT = 256  # bytes that any value counts for, at least
@@ -27,15 +32,59 @@ class Checkpoints:
 
     def __init__(self, folder: str, keep: int):
         self.folder, self.keep = folder, keep
+        self.named = ""  # the checkpoint that the user gave to --resume
 
     def paths(self) -> list[str]:
         """The checkpoints, oldest first."""
         names = os.listdir(self.folder) if os.path.isdir(self.folder) else []
         return [os.path.join(self.folder, name) for name in sorted(filter(NAME.fullmatch, names), key=position)]
 
-    def after(self, start: tuple[int, int]) -> list[str]:
-        """The checkpoints of later positions (epoch, step) than `start`, oldest first."""
-        return [path for path in self.paths() if position(path) > start]
+    def resume_at(self, start: tuple[int, int], source: str) -> list[str]:
+        """Let a run that is killed before its first save resume at `start`, (epoch, step), again.
+
+        Later checkpoints get names from which nothing resumes, and the first save removes them.
+        last.pth.tar becomes the checkpoint of `start`. source: the option --resume: "auto", or a
+        checkpoint, which gets a second name in the folder if it lies elsewhere, and is not removed.
+        Return the later checkpoints, oldest first. OSError: the folder cannot be written to.
+        """
+        path = os.path.join(self.folder, name_at(*start))
+        if source != AUTO and not os.path.exists(path):
+            self.remove_half_written()
+            duplicate(os.path.realpath(source), path + ".new")
+            os.replace(path + ".new", path)
+        self.point_last_to(path)
+        later = [path for path in self.paths() if position(path) > start]
+        for path in reversed(later):  # a kill between two leaves the older part of one course
+            os.replace(path, path + LEFT)
+        if source != AUTO:
+            self.named = os.path.realpath(source)
+            decision = {"job": os.environ.get(JOB, ""), "checkpoint": self.named}
+            write_whole(os.path.join(self.folder, DECISION), yaml.safe_dump(decision).encode())
+        sync_folder(self.folder)
+        return later
+
+    def resumed_before(self, source: str) -> bool:
+        """Whether this SLURM job, which has been requeued since, has resumed from the checkpoint `source` already."""
+        try:
+            with open(os.path.join(self.folder, DECISION)) as file:
+                decision = yaml.safe_load(file)
+        except (OSError, ValueError, yaml.YAMLError):
+            return False
+        job = os.environ.get(JOB)
+        return bool(job) and decision == {"job": job, "checkpoint": os.path.realpath(source)}
+
+    def point_last_to(self, path: str) -> None:
+        """Let last.pth.tar be the checkpoint `path`. OSError: it cannot be written."""
+        last = os.path.join(self.folder, LAST)
+        if os.path.realpath(last) == os.path.realpath(path):
+            return
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(last + ".new")
+        try:
+            os.symlink(os.path.basename(path), last + ".new")
+        except OSError:
+            duplicate(path, last + ".new")
+        os.replace(last + ".new", last)
 
     def save(self, content: dict, best: bool = False) -> str:
         """Write a checkpoint, let `last.pth.tar` be it, remove the oldest; return its path.
@@ -44,7 +93,7 @@ class Checkpoints:
         `best.pth.tar` too, and first: after a kill between the two the run finds the same best again.
         RunError: the disk does not take it; nothing half-written stays, and the checkpoints before do.
         """
-        name = f"checkpoint_{content['epoch']:04d}_{content['step']:06d}.pth.tar"
+        name = name_at(content["epoch"], content["step"])
         path, last_path, best_path = (os.path.join(self.folder, each) for each in (name, LAST, BEST))
         try:
             self.remove_half_written()  # of a run that was killed: its room may be what this one lacks
@@ -71,11 +120,13 @@ class Checkpoints:
         return path
 
     def remove_but_newest(self, path: str) -> None:
-        """Keep the one just saved at `path`, and of those before it as many as are to be kept."""
+        """Remove all checkpoints except `path`, just saved, as many before it as --keep says, and the one that --resume names."""
         paths = self.paths()
         done = paths.index(path) + 1  # those after it are of a course that this run has left
-        for old in paths[: max(0, done - self.keep)] + paths[done:]:
-            os.remove(old)
+        left = [os.path.join(self.folder, name) for name in os.listdir(self.folder) if name.endswith(LEFT)]
+        for old in paths[: max(0, done - self.keep)] + paths[done:] + left:
+            if os.path.realpath(old) != self.named:
+                os.remove(old)
 
     def remove_half_written(self) -> None:
         """Remove what has no name of its own yet."""
@@ -99,6 +150,11 @@ class Checkpoints:
         if paths:
             raise RunError(f"none of the {len(paths)} checkpoints in {self.folder} is whole: move them away to start anew")
         return None
+
+
+def name_at(epoch: int, step: int) -> str:
+    """The name of the checkpoint of a position."""
+    return f"checkpoint_{epoch:04d}_{step:06d}.pth.tar"
 
 
 def position(path: str) -> tuple[int, int]:

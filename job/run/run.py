@@ -111,10 +111,11 @@ class Run:
             raise RunError(*failed)
         return result
 
-    def begin(self, options: dict, saved: dict | None, steps: int) -> None:
+    def begin(self, options: dict, saved: dict | None, steps: int, resume: str) -> None:
         """Start the count of steps, save the options in the folder, and write the log there from now on.
 
         saved: the checkpoint that the run resumes from, or None for a fresh run. steps: of an epoch.
+        resume: the option.
         RunError, on all workers: a fresh run finds another's checkpoints, the folder cannot be written
         to, or the package that writes event files is not installed.
         """
@@ -132,9 +133,10 @@ class Run:
                 os.makedirs(self.folder, exist_ok=True)
                 if os.path.exists(self.complete):
                     os.remove(self.complete)
+                later = self.checkpoints.resume_at(start, resume) if saved else []
                 write_whole(os.path.join(self.folder, "config.yaml"), text.encode())
                 self.log.open(self.folder, start)
-                if saved and (later := self.checkpoints.after(start)):
+                if later:
                     names = ", ".join(map(os.path.basename, later))
                     self.log.line(f"going back: the first checkpoint saved replaces {names}")
                 if self.events_every:

@@ -42,7 +42,7 @@ class Ours:
         loaders = launch.cores() if options.loaders < 0 else options.loaders
         self.config = dataclasses.replace(config, precision=options.precision, workers=loaders, augment_on=options.augment_on)
         self.training = build(self.config, run)
-        run.begin(dataclasses.asdict(self.config), None, self.training.steps)
+        run.begin(dataclasses.asdict(self.config), None, self.training.steps, "")
         self.batches = self.training.batches((0, 0))
         expectation = Expectation(self.config, len(self.training.images), run.size)
         self.journal = Journal(run, self.config.batch_size, self.config.print_freq, expectation)

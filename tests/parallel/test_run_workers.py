@@ -103,7 +103,7 @@ def test_going_back_names_the_checkpoints_that_are_replaced(run, monkeypatch, tm
         monkeypatch.setattr(run, name, value)
     monkeypatch.setattr(run, "log", Log(speaks=run.rank == 0))
     for epoch in (1, 3):
-        run.begin({"batch_size": 2}, {"epoch": epoch, "step": 0, "images": 14, "config": {"batch_size": 2}}, steps=7)
+        run.begin({"batch_size": 2}, {"epoch": epoch, "step": 0, "images": 14, "config": {"batch_size": 2}}, 7, "auto")
         run.log.close()
     said = [line for line in (tmp_path / "log.txt").read_text().splitlines() if "going back" in line] if run.rank == 0 else []
     names = "checkpoint_0002_000000.pth.tar, checkpoint_0003_000000.pth.tar"
