@@ -61,8 +61,8 @@ class Classifier:
         return {name: value for name, value in self.net.state_dict().items() if not name.startswith("fc.")}
 
     def common(self) -> dict[str, torch.Tensor]:
-        """All that is the same on every worker, by name. The frozen network too: the features of one that is wrong train all."""
-        return agreement.shared(self.net, self.optimizer)
+        """All that is the same on every worker, by name: also all of the frozen network, whose features train the others."""
+        return self.backbone() | agreement.shared(self.net, self.optimizer)
 
 
 def build(config: LinearConfig, run: Run) -> Classifier:

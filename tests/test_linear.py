@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +15,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision import models, transforms
 
-from runs import FLIP, check_steps, errors_of
-from job.classifier import different
+from runs import FLIP, check_steps, contents, errors_of
+from job.classifier import different, settle_best
 from job.data import seeds
 from job.data.digits import write_digits
 from job.linear import hits
@@ -231,22 +232,33 @@ def test_a_run_killed_and_then_signalled_resumes_to_the_same_bytes(start_job, tr
     assert len(momenta[0]) == 2 and all(torch.equal(*pair) for pair in zip(*momenta, strict=True))
 
 
+# In FLIP's place for a bit: a running variance of the frozen network.
+FROZEN = "next(l.frame.f_locals['parts'] for l in inspect.stack() if 'parts' in l.frame.f_locals).net.bn1.running_var[:1]"
+
+
 @pytest.mark.parametrize(
-    ("check_every", "save_every", "said"),
-    [(3, "2steps", "after epoch 0, step 3: 1 of "), (99, 9, "after epoch 1, step 0, and are not saved: 1 of ")],
+    ("check_every", "save_every", "said", "first"),
+    [
+        (3, "2steps", "after epoch 0, step 3: 1 of ", "fc.bias"),
+        (99, 9, "after epoch 1, step 0, and are not saved: 1 of ", "bn1."),
+    ],
+    ids=["in the classifier", "in the frozen statistics"],
 )
 def test_a_bit_that_flips_on_one_worker_ends_the_run_and_is_not_saved(
-    start_job, labelled, pretrained, tmp_path, monkeypatch, check_every, save_every, said
+    start_job, labelled, pretrained, tmp_path, monkeypatch, check_every, save_every, said, first
 ):
     """At the next check, or at the next save if that comes first."""
-    (tmp_path / "sitecustomize.py").write_text(FLIP)
+    flip = (
+        FLIP if first == "fc.bias" else "import inspect" + FLIP.replace('self.param_groups[0]["params"][:6][-1].detach()', FROZEN)
+    )
+    (tmp_path / "sitecustomize.py").write_text(flip)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     options = [labelled, *SMALL, "--pretrained", pretrained, "--check-every", check_every, "--save-every", save_every]
     job = start_job(2, tmp_path / "run", options, "job.linear")
     output = job.finish()
     assert job.process.returncode != 0
     assert output.count(f"the workers' networks are not the same {said}") == 1, output
-    assert "the first is fc.bias, where worker 1 has other bytes than worker 0" in output
+    assert f"the first is {first}" in output and "where worker 1 has other bytes than worker 0" in output
     saved = ["checkpoint_0000_000002.pth.tar"] if save_every == "2steps" else []
     assert [path.name for path in job.folder.glob("checkpoint_*")] == saved
 
@@ -324,15 +336,30 @@ def test_a_finished_run_says_so_and_a_diverging_one_is_not_saved(trained, labell
         (tmp_path / "run").mkdir(exist_ok=True)
         (tmp_path / "run" / name).write_bytes((trained[0] / name).read_bytes())
     options = [labelled, *SMALL, "--pretrained", pretrained, "--out", tmp_path / "run", "--resume", "auto"]
+    before = contents(tmp_path / "run")
     ended = linear(*options, "--epochs", 2)
-    assert ended.returncode == 0 and "nothing to do: 3 epochs were done before, and --epochs is 2" in ended.stdout
+    assert ended.returncode == 0 and ended.stdout.endswith("changed: 3 epochs are done; --epochs is 2\n")
     assert "--epochs was 3 in the checkpoint" in ended.stdout
+    assert contents(tmp_path / "run") == before
     ended = linear(*options, "--epochs", 5, "--lr", "1e38", "--schedule", 9)
     assert ended.returncode == 1 and "not finite" in ended.stderr
     assert sorted(path.name for path in (tmp_path / "run").glob("*.pth.tar")) == [
         "best.pth.tar",
         "checkpoint_0003_000000.pth.tar",
+        "last.pth.tar",
     ]
+
+
+@pytest.mark.parametrize(("best", "kept"), [(2, True), (3, False), (None, False)], ids=str)
+def test_the_best_of_a_course_that_is_left_goes(tmp_path, best, kept):
+    """Then the next accuracy is the best, whatever it is."""
+    run = SimpleNamespace(folder=str(tmp_path), on_first=lambda work: work(), log=SimpleNamespace(line=lambda text: None))
+    parts = SimpleNamespace(run=run, best=80.0)
+    if best:
+        torch.save({"epoch": best, "step": 0}, tmp_path / "best.pth.tar")
+    settle_best(parts, (2, 0))
+    assert (tmp_path / "best.pth.tar").exists() == kept
+    assert parts.best == (80.0 if kept else -1.0)
 
 
 def test_hits_are_counted_by_hand():
