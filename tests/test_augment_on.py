@@ -21,7 +21,9 @@ def batches(images, augment_on, aug_plus):
     """The batches of a run of one worker, from its second step on."""
     config = Config(image_size=32, aug_plus=aug_plus, augment_on=augment_on, batch_size=8, epochs=1, workers=0)
     run = SimpleNamespace(rank=0, size=1, device=torch.device("cpu"), batches=Batches)
-    nothing = dict(val=None, moco=None, teacher=None, distiller=None, trained=None, gradients=None, optimizer=None)
+    nothing = dict(
+        val=None, moco=None, teacher=None, teacher_digest="", distiller=None, trained=None, gradients=None, optimizer=None
+    )
     return list(Training(config, run, scan(str(images), "train"), **nothing).batches((0, 1)))
 
 
