@@ -17,7 +17,7 @@ from job.data.images import Images
 from job.data.views import OneView
 from job.errors import RunError
 from job.gradients import Gradients
-from job.resume import check_finite, check_format, check_place, load_optimizer, newest, tell_changes, warn_of_rate
+from job.resume import check_finite, check_format, check_place, load_optimizer, newest, resumed_before, tell_changes, warn_of_rate
 from job.run import agreement
 from job.run.checkpoint import AUTO, BEST, load
 from job.run.run import Run
@@ -125,7 +125,7 @@ def find(config: LinearConfig, run: Run) -> dict | None:
     """Return the checkpoint that --resume names, or None where `auto` finds none. RunError: none is whole, or another run's."""
     if not config.resume:
         return None
-    if config.resume == AUTO or (not config.evaluate and run.on_first(lambda: run.checkpoints.resumed_before(config.resume))):
+    if config.resume == AUTO or (not config.evaluate and resumed_before(config, run)):
         return newest(run)
     if not config.evaluate:
         run.on_first(lambda: check_place(config, run))
@@ -160,7 +160,7 @@ def restore(saved: dict, classifier: Classifier) -> tuple[int, int]:
 def settle_best(classifier: Classifier, start: tuple[int, int]) -> None:
     """Remove best.pth.tar if it is later than `start`, where the run resumes. A collective.
 
-    Without such a file, whatever accuracy comes next is the best.
+    Without such a file, the next accuracy is the best.
     """
     run = classifier.run
 
@@ -168,9 +168,13 @@ def settle_best(classifier: Classifier, start: tuple[int, int]) -> None:
         path = os.path.join(run.folder, BEST)
         if not os.path.exists(path):
             return False
-        best = load(path)
-        if (best["epoch"], best["step"]) <= start:
-            return True
+        try:
+            best = load(path)
+            if (best["epoch"], best["step"]) <= start:
+                return True
+        except (RunError, KeyError) as error:
+            run.log.line(f"passed over: {path}: {error}; the best from epoch {start[0]} on replaces it")
+            return False
         os.remove(path)
         run.log.line(f"going back: {path}, of epoch {best['epoch']}, is removed; the best from epoch {start[0]} on replaces it")
         return False

@@ -11,7 +11,7 @@ import torch
 from job.config import OF_TEACHER, WITHOUT_EFFECT, Config, LinearConfig
 from job.errors import RunError
 from job.run import agreement, statistics
-from job.run.checkpoint import AUTO, FORMAT, load
+from job.run.checkpoint import AUTO, FORMAT, load, restarts
 from job.run.count import steps_of
 from job.run.run import Run
 from job.schedule import Rates, learning_rate, pull
@@ -33,7 +33,7 @@ def find(config: Config, run: Run) -> dict | None:
     """
     if not config.resume:
         return None
-    if config.resume == AUTO or run.on_first(lambda: run.checkpoints.resumed_before(config.resume)):
+    if config.resume == AUTO or resumed_before(config, run):
         saved = newest(run)
         return saved and continues(saved, config, run)
     saved = run.on_first(lambda: load(config.resume))
@@ -44,12 +44,21 @@ def find(config: Config, run: Run) -> dict | None:
             f"--resume {config.resume} is a {saved.get('arch', 'MoCo')} checkpoint, no run of {config.arch}: taken as --teacher"
         )
         config.teacher, config.resume = config.resume, ""
-        return None
+        saved = newest(run) if restarts() else None
+        return saved and continues(saved, config, run)
     run.on_first(lambda: check_place(config, run))
     if "format" not in saved:
         raise RunError(f"--resume {config.resume} is no checkpoint of a run; its first name is {next(iter(saved), 'none')!r}")
     run.log.line(f"resuming from {config.resume}")
     return continues(saved, config, run)
+
+
+def resumed_before(config: Config | LinearConfig, run: Run) -> bool:
+    """Whether a requeued job has resumed from --resume PATH in an earlier try, and must not go back there again."""
+    before = run.on_first(lambda: run.checkpoints.resumed_before(config.resume))
+    if before:
+        run.log.line(f"an earlier try of this job has resumed from {config.resume}: this one goes on from its newest checkpoint")
+    return before
 
 
 def newest(run: Run) -> dict | None:

@@ -41,9 +41,11 @@ class Backbone:
 
     @property
     def digest(self) -> str:
-        """SHA-256, first 16 hex digits, of the tensors' names, types, shapes and bytes."""
+        """SHA-256, first 16 hex digits, of the tensors' names, types, shapes and bytes, without counts of batches."""
         found = hashlib.sha256()
         for name, value in sorted(self.state.items()):
+            if name.endswith("num_batches_tracked"):  # some programs leave them out, and eval mode ignores them
+                continue
             found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             found.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return found.hexdigest()[:16]

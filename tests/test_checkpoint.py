@@ -310,20 +310,42 @@ def test_a_checkpoint_from_elsewhere_is_what_a_killed_run_resumes_from(tmp_path,
 
 
 def test_a_requeued_job_goes_back_once(tmp_path, monkeypatch):
-    """The same job to the same checkpoint; another job goes back again."""
+    """The same job to the same name; another job goes back again, and so does a second command of one job."""
     checkpoints, paths = course(tmp_path)
-    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    checkpoints.resume_at((2, 0), paths[1])
-    assert not checkpoints.resumed_before(paths[1])
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    assert not checkpoints.resumed_before(paths[1])
-    checkpoints.resume_at((2, 0), paths[1])
-    assert checkpoints.resumed_before(paths[1])
-    assert not checkpoints.resumed_before(paths[0])
-    monkeypatch.setenv("SLURM_JOB_ID", "8")
-    assert not checkpoints.resumed_before(paths[1])
+    given = str(tmp_path / LAST)  # a link, which moves on
+
+    def resumed_before(path, job, restarts):
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+        return checkpoints.resumed_before(path)
+
+    assert not resumed_before(given, "7", "1")
+    assert not resumed_before(given, "7", "0")
+    checkpoints.resume_at((4, 0), given)
+    checkpoints.save(content(5))
+    assert resumed_before(given, "7", "1") and resumed_before(given, "7", "2")
+    assert not resumed_before(given, "7", "0")
+    assert not resumed_before(paths[0], "7", "1")
+    assert not resumed_before(given, "8", "1")
     (tmp_path / "resumed.yaml").write_bytes(b"\xff: [")
-    assert not checkpoints.resumed_before(paths[1])
+    assert not resumed_before(given, "7", "1")
+
+
+def test_a_file_of_another_course_at_the_same_step_gives_way(tmp_path):
+    checkpoints, paths = course(tmp_path)
+    os.rename(checkpoints.save(content(2, value=7.0)), tmp_path / "mine.pth.tar")
+    Checkpoints(str(tmp_path), 9).save(content(2))
+    checkpoints.resume_at((2, 0), str(tmp_path / "mine.pth.tar"))
+    assert load(paths[1])["state_dict"]["module.w"][0, 0] == load(str(tmp_path / LAST))["state_dict"]["module.w"][0, 0] == 7
+
+
+def test_files_that_only_end_like_left_checkpoints_stay(tmp_path):
+    checkpoints, _ = course(tmp_path)
+    (tmp_path / "notes.left").mkdir()
+    (tmp_path / "mine.pth.tar.left").touch()
+    checkpoints.resume_at((2, 0), "auto")
+    checkpoints.save(content(3))
+    assert sorted(name for name in os.listdir(tmp_path) if name.endswith(LEFT)) == ["mine.pth.tar.left", "notes.left"]
 
 
 def test_data_is_on_disk_before_it_has_its_name(checkpoints, monkeypatch):

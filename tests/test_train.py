@@ -57,6 +57,7 @@ def test_a_requeued_job_that_went_back_goes_on_from_there(undisturbed, start_job
     options = [images, *SMALL, *common, "--resume", path]
     for tries, save_every in enumerate((9, "1steps"), 1):
         job = start_job(2, tmp_path / "run", [*options, "--save-every", save_every])
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(tries))  # of the next try
         wait_for_log(job, "resuming from", tries)
         job.wait_for_step(4)
         job.kill()

@@ -48,7 +48,7 @@ class Checkpoints:
         Return the later checkpoints, oldest first. OSError: the folder cannot be written to.
         """
         path = os.path.join(self.folder, name_at(*start))
-        if source != AUTO and not os.path.exists(path):
+        if source != AUTO and not (os.path.exists(path) and os.path.samefile(source, path)):
             self.remove_half_written()
             duplicate(os.path.realpath(source), path + ".new")
             os.replace(path + ".new", path)
@@ -58,7 +58,7 @@ class Checkpoints:
             os.replace(path, path + LEFT)
         if source != AUTO:
             self.named = os.path.realpath(source)
-            decision = {"job": os.environ.get(JOB, ""), "checkpoint": self.named}
+            decision = {"job": os.environ.get(JOB, ""), "restarts": restarts(), "checkpoint": os.path.abspath(source)}
             write_whole(os.path.join(self.folder, DECISION), yaml.safe_dump(decision).encode())
         sync_folder(self.folder)
         return later
@@ -70,8 +70,8 @@ class Checkpoints:
                 decision = yaml.safe_load(file)
         except (OSError, ValueError, yaml.YAMLError):
             return False
-        job = os.environ.get(JOB)
-        return bool(job) and decision == {"job": job, "checkpoint": os.path.realpath(source)}
+        this = {"job": os.environ.get(JOB), "checkpoint": os.path.abspath(source)}
+        return any(decision == this | {"restarts": earlier} for earlier in range(restarts()))
 
     def point_last_to(self, path: str) -> None:
         """Let last.pth.tar be the checkpoint `path`. OSError: it cannot be written."""
@@ -123,7 +123,8 @@ class Checkpoints:
         """Remove all checkpoints except `path`, just saved, as many before it as --keep says, and the one that --resume names."""
         paths = self.paths()
         done = paths.index(path) + 1  # those after it are of a course that this run has left
-        left = [os.path.join(self.folder, name) for name in os.listdir(self.folder) if name.endswith(LEFT)]
+        names = (name for name in os.listdir(self.folder) if name.endswith(LEFT) and NAME.fullmatch(name.removesuffix(LEFT)))
+        left = [os.path.join(self.folder, name) for name in names]
         for old in paths[: max(0, done - self.keep)] + paths[done:] + left:
             if os.path.realpath(old) != self.named:
                 os.remove(old)
@@ -150,6 +151,11 @@ class Checkpoints:
         if paths:
             raise RunError(f"none of the {len(paths)} checkpoints in {self.folder} is whole: move them away to start anew")
         return None
+
+
+def restarts() -> int:
+    """How often SLURM has started this job again."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", 0))
 
 
 def name_at(epoch: int, step: int) -> str:

@@ -22,7 +22,12 @@ def open_regular(path: str | os.PathLike[str], at_most: int) -> BinaryIO:
     """Open a file to read. OSError: it is a pipe, device or other special file, or has more than `at_most` bytes."""
 
     def checked(path: str, flags: int) -> int:
-        descriptor = os.open(path, flags | os.O_NONBLOCK)  # does not wait for the writer of a pipe
+        try:
+            descriptor = os.open(path, flags | os.O_NONBLOCK)  # does not wait for the writer of a pipe
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # a socket
+                raise OSError(errno.EINVAL, "no regular file", path) from None
+            raise
         status = os.fstat(descriptor)
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # `open` refuses a folder itself
             problem = "no regular file"

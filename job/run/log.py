@@ -1,6 +1,7 @@
 """What a run says: lines on the screen and in its log file, numbers in metrics.jsonl and event files; from rank 0 alone."""
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -14,6 +15,8 @@ from job.errors import RunError
 from job.run.events import Events
 from job.run.files import append, write_whole
 from job.text import printable
+
+VANISHED = (errno.EIO, errno.EPIPE, errno.EBADF)  # errors of a standard output that will not come back
 
 
 class Log:
@@ -120,13 +123,15 @@ class Log:
 
 @contextlib.contextmanager
 def screen() -> Iterator[None]:
-    """Write to standard output; after a failed write, discard all later output.
+    """Write to standard output; only the log file has a line that cannot be written there.
 
-    A terminal or a launcher can vanish, with a SIGHUP or without. The run must still save.
+    A terminal or a launcher can vanish, with a SIGHUP or without: then all later output is discarded. The run must still save.
     """
     try:
         yield
-    except OSError:
+    except OSError as error:
+        if error.errno not in VANISHED:
+            return
         with open(os.devnull, "w") as null:
             os.dup2(null.fileno(), sys.stdout.fileno())
 

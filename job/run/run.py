@@ -14,13 +14,14 @@ import yaml
 from job.data.loader import Batches, Views
 from job.errors import RunError, WorkerError
 from job.run import events, launch
-from job.run.checkpoint import Checkpoints
+from job.run.checkpoint import LEFT, Checkpoints
 from job.run.count import Count, change, resumed
 from job.run.exchange import allgather, broadcast
 from job.run.files import write_whole
 from job.run.log import Log
 from job.run.memory import keep_freed_memory, set_apart
 from job.run.stop import Stop
+from job.text import printable
 
 Result = TypeVar("Result")
 LOG_SECONDS = 5.0  # to write the last line of a worker that ends at once
@@ -138,7 +139,7 @@ class Run:
                 self.log.open(self.folder, start)
                 if later:
                     names = ", ".join(map(os.path.basename, later))
-                    self.log.line(f"going back: the first checkpoint saved replaces {names}")
+                    self.log.line(f"going back: {names} now end with {LEFT}, and the first checkpoint saved removes them")
                 if self.events_every:
                     self.log.events = events.Events(self.folder, start, self.count, self.events_every, self.log.line)
             except OSError as error:
@@ -184,13 +185,17 @@ class Run:
     def note_bad_images(self, files: list[str], limit: int, images: int, root: str = "") -> None:
         """Name undecodable files that no worker had met before. A collective.
 
+        Those of earlier processes of the run count too, also if the data has moved meanwhile.
         RunError: they are more than `limit`, or all of the `images` that there are under `root`.
         """
-        found = sorted({file for part in allgather(files, "bad_images") for file in part} - self.bad_images)
+        folder, split = os.path.split(printable(root))
+        prefix = os.path.join(folder, "")
+        named = {file.removeprefix(prefix) for part in allgather(files, "bad_images") for file in part}
+        found = sorted(named - self.bad_images)
         self.bad_images.update(found)
         for file in found:
-            self.log.line(f"cannot decode {file}; it is passed over")
+            self.log.line(f"cannot decode {prefix}{file}; it is passed over")
         bad = len(self.bad_images)
-        if bad > limit or sum(file.startswith(root) for file in self.bad_images) >= images:
-            first = min(self.bad_images)
+        if bad > limit or sum(file.startswith(split) for file in self.bad_images) >= images:
+            first = prefix + min(self.bad_images)
             raise RunError(f"{bad} of {images} images cannot be decoded, and --max-bad-images is {limit}; the first: {first}")

@@ -107,7 +107,9 @@ def test_going_back_names_the_checkpoints_that_are_replaced(run, monkeypatch, tm
         run.log.close()
     said = [line for line in (tmp_path / "log.txt").read_text().splitlines() if "going back" in line] if run.rank == 0 else []
     names = "checkpoint_0002_000000.pth.tar, checkpoint_0003_000000.pth.tar"
-    assert every([line.partition("going")[2] for line in said])[0] == [f" back: the first checkpoint saved replaces {names}"]
+    assert every([line.partition("going")[2] for line in said])[0] == [
+        f" back: {names} now end with .left, and the first checkpoint saved removes them"
+    ]
 
 
 def test_bad_images_are_the_same_set_everywhere_each_named_once(run):
