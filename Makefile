@@ -43,7 +43,7 @@ help:
 setup: $(READY)
 
 $(READY): pyproject.toml tests/requirements.txt docker/build_horovod.sh $(if $(CLEAR),other-python)
-	@[[ "$(PYTHON_VERSION)" =~ ^3\.1[1-4]$$ ]] || { echo 'setup: Python 3.11 to 3.14 is needed; $(PYTHON) is $(or $(PYTHON_VERSION),none): make PYTHON=python3.12 ...' >&2; exit 2; }
+	@[[ "$(PYTHON_VERSION)" =~ ^3\.1[1-4]$$ ]] || { echo 'setup: Python 3.11 to 3.14 is needed; $(PYTHON) is $(or $(PYTHON_VERSION),missing): make PYTHON=python3.12 ...' >&2; exit 2; }
 	@for tool in g++ make; do command -v $$tool >/dev/null || { echo "setup: no $$tool here: apt-get install g++ make" >&2; exit 2; }; done
 	@echo 'setup 1/3: making $(VENV)'
 	@$(PYTHON) -m venv $(CLEAR) $(VENV) || { echo 'setup: could not make a virtual environment: apt-get install python3-venv python3-dev' >&2; exit 2; }

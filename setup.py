@@ -1,4 +1,4 @@
-"""Installs the packages as pyproject.toml describes them, and build_horovod.sh beside their commands."""
+"""Installs the packages as pyproject.toml describes them, and build_horovod.sh into the folder of their commands."""
 
 from setuptools import setup
 

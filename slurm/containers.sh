@@ -3,6 +3,10 @@
 
 # Refuse settings that no task can start with, before the job stages data or starts one.
 check_settings() {
+    local name
+    for name in MAX_REQUEUES STOP_SECONDS CONTAINER_GRACE; do
+        [[ ${!name:-0} =~ ^[0-9]{1,9}$ ]] || fail "$name=${!name}: expected a whole number"
+    done
     case ${RUNTIME:=none} in
         none)
             [ -z "${VENV:-}" ] || [ -f "$VENV/bin/activate" ] || fail "VENV=$VENV is no virtual environment: make setup"
@@ -37,7 +41,7 @@ start_tasks() {
         none)
             # shellcheck disable=SC1091
             [ -z "${VENV:-}" ] || . "$VENV/bin/activate"
-            # The repository of the job script is what runs, whatever the folder of submission holds.
+            # The repository of this file is what runs, whatever VENV has installed.
             PYTHONPATH="${functions%/*/*}" PYTHONSAFEPATH=1 exec "${srun[@]}" "$@"
             ;;
         docker | podman) exec "${srun[@]}" bash "$functions" in_container "$@" ;;
@@ -61,9 +65,10 @@ find_mounts() {
     local path paths=("$PWD")
     declare -gA mounts=()
     [ ! -e "${DATA:-}" ] || paths+=("$DATA")
-    while read -r path; do
+    while IFS= read -r path || [ -n "$path" ]; do
+        path=${path#"${path%%[![:blank:]]*}"}
         [[ $path != \~/* ]] || path=~/${path:2}
-        [ -z "$path" ] || [ -e "$path" ] || fail "MOUNTS=$path: missing; expected one file or folder a line"
+        [ -z "$path" ] || [ -e "$path" ] || fail "MOUNTS=${path@Q}: missing; expected one file or folder a line"
         [ -z "$path" ] || paths+=("$path")
     done <<<"${MOUNTS:-}"
     for path in "${paths[@]}" "$RUN"; do mounts[$(realpath -m -- "$path")]=ro; done

@@ -43,8 +43,9 @@ job_id() {
 
 # run COMMAND...: run it as the job's tasks; then requeue the job if there is more to do.
 run() {
-    local status=0
-    mkdir -p -- "$(realpath -m -- "$RUN")" # RUN itself may be a link to what is not there yet
+    local status=0 problem
+    problem=$(mkdir -p -- "$(realpath -m -- "$RUN")" 2>&1) || # RUN itself may be a link to what is not there yet
+        fail "RUN=$RUN: ${problem##*: }; expected a folder that this job can make. Choose another"
     MGD_SECRET=$(head -c 32 /dev/urandom | base64) # the tasks prove it to each other
     export RUN DATA RUNTIME IMAGE MOUNTS MGD_SECRET MGD_IMAGE="${IMAGE:-none}"
     export MGD_NODE_ADDRESSES="${MGD_NODE_ADDRESSES:-$(node_addresses)}"
@@ -121,6 +122,7 @@ settle() {
     local status=$1 why decision
     trap '' USR2 TERM HUP
     [ -z "$late" ] || kill "$late" 2>/dev/null || true
+    nothing_new || rm -f "$RUN/.nothing-saved"
     if [ "$status" = 0 ] && [ -f "$RUN/complete" ]; then
         say "complete, not requeued: $(cat "$RUN/complete")"
         exit 0
@@ -145,11 +147,11 @@ settle() {
 
 # Print why this job must not start again, if so.
 limit_reached() {
-    local job='' try=''
+    local job='' try=-1
     [ ! -f "$RUN/.nothing-saved" ] || read -r job try <"$RUN/.nothing-saved"
     if [ "${SLURM_RESTART_COUNT:-0}" -ge "$MAX_REQUEUES" ]; then
         echo "not requeued: MAX_REQUEUES=$MAX_REQUEUES are used up"
-    elif nothing_new && [ "$job" = "$SLURM_JOB_ID" ] && [ "$try" != "${SLURM_RESTART_COUNT:-0}" ]; then
+    elif nothing_new && [ "$job" = "$SLURM_JOB_ID" ] && [ "$((try + 1))" = "${SLURM_RESTART_COUNT:-0}" ]; then
         echo "not requeued: the last two tries saved nothing new. Submit it again with a longer --time"
     fi
 }
@@ -167,13 +169,19 @@ slurm_decision() {
     esac
 }
 
-# By name, as `--resume auto` finds it: last.pth.tar is no link on every file system.
-newest_checkpoint() {
-    printf '%s\n' "${RUN-}"/checkpoint_* | sed 's:.*/::' | grep -xE 'checkpoint_[0-9]{4,}_[0-9]{6,}\.pth\.tar' |
-        sort -V | tail -n 1 | grep . || echo none
+# The run's checkpoints, oldest first, a line each: name, inode and time. By name, as `--resume auto` finds them:
+# last.pth.tar is no link on every file system.
+checkpoints() {
+    local path
+    for path in "${RUN-}"/checkpoint_*; do
+        [[ ! ${path##*/} =~ ^checkpoint_[0-9]{4,}_[0-9]{6,}\.pth\.tar$ ]] || stat -c "${path##*/} %i %.9Y" -- "$path"
+    done | sort -V
 }
 
-nothing_new() { [ "$(newest_checkpoint)" = "$before" ]; }
+newest_checkpoint() { checkpoints | tail -n 1 | cut -d ' ' -f 1 | grep . || echo none; }
+
+# Whether this try has saved nothing: also if it went back to an earlier checkpoint.
+nothing_new() { ! checkpoints | tail -n 1 | grep -vxF -e "$before" >/dev/null; }
 
 # A try that saves nothing leaves a mark in the run's folder, for the next one.
 requeue() {
@@ -222,7 +230,7 @@ else
     # The program must come from the environment chosen, and its ranks from srun. A login environment, or that of
     # `sbatch --export=ALL`, can hold others.
     unset PYTHONPATH PYTHONHOME HOROVOD_{RANK,SIZE} OMPI_COMM_WORLD_{RANK,SIZE}
-    before=$(newest_checkpoint)
+    before=$(checkpoints)
     trap 'forward USR2' USR2
     trap 'forward TERM' TERM
     trap 'forward HUP' HUP

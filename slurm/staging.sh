@@ -50,6 +50,7 @@ stage_here() {
     check_archive
     [ -n "${STAGED:-}" ] || STAGED=$(staged_folder)
     lock_local
+    [[ ! -L $STAGED && (! -e $STAGED || -O $STAGED) ]] || fail "$STAGED: a link, or another user's; expected a folder of your own. Remove it"
     if [ ! -d "$STAGED/data" ]; then
         remove_unused "${STAGED%-*-*}"-* # other versions, whose room this one may need
         remove "$STAGED"
@@ -72,7 +73,7 @@ unpack() {
         *.sqsh | *.sqfs | *.squashfs) unsquashfs -quiet -no-progress -no-xattrs -d "$files" "$copy" ;;
         *) mkdir "$files" && tar -xf "$copy" -C "$files" --no-same-owner --no-same-permissions ;;
     esac || unstage "ARCHIVE=$ARCHIVE: cannot be unpacked into $STAGED; expected a tar or squashfs archive, and enough free space"
-    chmod -R u+rwX "$files" # whatever the modes in the archive
+    chmod -R u+rwX,go-rwx,a-s "$files" # whatever the modes in the archive
     rm "$copy"
     sync -f "$files"
     mv "$files" "$STAGED/data"
@@ -101,10 +102,12 @@ lock_local() {
     mkdir -p "$LOCAL" || fail "LOCAL=$LOCAL: cannot be made; expected a folder on the node's own disk"
     check_planted "$LOCAL"
     check_planted "$(realpath "$LOCAL")"
-    [[ ! -L $LOCAL && -O $LOCAL && $(stat -c %A "$LOCAL") != @(?????w*|????????w*) ]] ||
-        fail "LOCAL=$LOCAL: a link, or another user can write it; expected a folder of your own. Remove it or choose another"
+    [[ ! -L $LOCAL ]] || fail "LOCAL=$LOCAL: a link; expected a folder. Remove it or choose another"
+    [[ -O $LOCAL ]] || fail "LOCAL=$LOCAL: another user's; expected a folder of your own. Choose another"
+    chmod 700 "$LOCAL" # an older one may be the group's to write
     [[ ! -L $LOCAL/lock && (-f $LOCAL/lock || ! -e $LOCAL/lock) ]] ||
         fail "LOCAL=$LOCAL: lock there is not a file. Remove it or choose another folder"
+    (: >>"$LOCAL/lock") 2>/dev/null || fail "LOCAL=$LOCAL: cannot be written; expected free space"
     exec 9>>"$LOCAL/lock"
     flock --nonblock 9 || { say "data: waiting for another job that changes $LOCAL" && flock 9; }
 }
@@ -131,11 +134,11 @@ clean_local() {
 
 # remove_unused FOLDER...: remove those whose jobs have all ended.
 remove_unused() {
-    local folder jobs
+    local folder jobs=''
     for folder; do
-        [ -f "$folder/jobs" ] || continue
-        jobs=$(squeue --noheader --me --format=%A) || { say "data: squeue fails, so $folder stays" && continue; }
-        ! grep -qxF "$jobs" "$folder/jobs" || continue
+        [[ -f $folder/jobs && ! -L $folder ]] || continue
+        [ -n "$jobs" ] || jobs=-$'\n'$(squeue --noheader --me --format=%A) || { say "data: squeue fails, so nothing is removed" && return; }
+        ! grep -qxF -e "$jobs" "$folder/jobs" || continue
         say "data: removing $folder, which no job needs"
         remove "$folder"
     done
@@ -143,7 +146,7 @@ remove_unused() {
 
 # remove FOLDER: also if the folders in it are read-only.
 remove() {
-    [ ! -d "$1" ] || chmod -R u+rwX "$1"
+    [[ ! -d $1 || -L $1 ]] || chmod -R u+rwX "$1"
     rm -rf "$1"
 }
 

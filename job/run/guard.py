@@ -47,7 +47,7 @@ class Bounded(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Read into a buffer what has come; return the number of bytes, 0 at the end."""
+        """Read received bytes into a buffer; return the number of bytes, 0 at the end."""
         if (seconds := self.deadline - time.monotonic()) <= 0:
             raise TimeoutError
         self.connection.settimeout(seconds)

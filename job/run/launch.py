@@ -22,7 +22,7 @@ try:
 except ImportError:
     sys.exit(
         f"Horovod is not installed for this Python: run build_horovod.sh {sys.executable} "
-        "(the script lies in the folder of mgd-train, and in docker/ of a clone)"
+        "(the script is in the folder of mgd-train, and in docker/ of a clone)"
     )
 
 from job.data.loader import end_loader_processes

@@ -1,4 +1,4 @@
-"""The rendezvous that rank 0 serves while Horovod starts: Horovod's own small HTTP server, for the job's ranks alone.
+"""The rendezvous that rank 0 serves while Horovod starts: Horovod's own small HTTP server, only for the job's ranks.
 
 A rank looks for it at PORTS ports, each of which another program may have taken:
 
@@ -26,7 +26,7 @@ from job.run import guard
 PORTS = 8  # so many ports are tried from the job's own on
 PAUSE = 0.2  # s between two requests
 ANSWER = 3.0  # s for an answer: of eight ports, seven may be a stranger's that does not answer
-REQUEST = 10.0  # s for a request to come whole
+REQUEST = 10.0  # s for a whole request
 HEAD = 4096  # bytes of a request's or an answer's head
 # Gloo puts a host name of a rank and, twice, 136 bytes for each other rank.
 PER_PUT = 1024  # bytes, of a key and all that does not grow with the ranks
@@ -74,7 +74,7 @@ class Handler(RendezvousHandler):
         return False
 
     def do_PUT(self) -> None:
-        """Store the value of a key, if it has come whole and the rendezvous takes it."""
+        """Store the value of a key, if the request is complete and the store has room."""
         length = self.headers.get("Content-Length", "")
         if not LENGTH.fullmatch(length) or int(length) > self.server.largest:
             self.send_status_code(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)

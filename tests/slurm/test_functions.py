@@ -214,8 +214,8 @@ def test_the_dots_of_a_path_are_resolved_in_the_command_too(shell, tmp_path):
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
-        ({"MOUNTS": "/etc /nowhere"}, "MOUNTS=/etc /nowhere: missing; expected one file or folder a line"),
-        ({"MOUNTS": "/etc\n/nowhere\n/usr"}, "MOUNTS=/nowhere: missing; expected one file or folder a line"),
+        ({"MOUNTS": "/etc /nowhere"}, "MOUNTS='/etc /nowhere': missing; expected one file or folder a line"),
+        ({"MOUNTS": "/etc\n/nowhere\n/usr"}, "MOUNTS='/nowhere': missing; expected one file or folder a line"),
         ({"MOUNTS": "/"}, "/ is the node's root folder: a container cannot have it"),
         ({"RUN": "loop/run"}, "loop/run: expected a path without a loop of links"),
         ({"RUN": "a\nb"}, "cannot mount $'{}/a\\nb': expected no line break, and no space at the end"),
@@ -268,6 +268,8 @@ def test_an_image_that_is_a_file_is_there_and_has_a_whole_path(shell, tmp_path, 
     [
         ({"RUNTIME": "rkt"}, "RUNTIME=rkt: expected none, docker, podman, apptainer or pyxis"),
         ({"RUNTIME": "none", "VENV": "nowhere"}, "VENV=nowhere is no virtual environment: make setup"),
+        ({"RUNTIME": "none", "VENV": "", "MAX_REQUEUES": "many"}, "MAX_REQUEUES=many: expected a whole number"),
+        ({"RUNTIME": "none", "VENV": "", "STOP_SECONDS": "-1"}, "STOP_SECONDS=-1: expected a whole number"),
     ],
 )
 def test_a_setting_that_is_wrong_is_one_line_before_anything_is_staged(refused, variables, said):
@@ -354,7 +356,10 @@ def test_the_newest_checkpoint_is_found_on_a_disk_without_links(shell, linkless)
     control = {"scontrol": """[ "$1" = requeue ] && echo "$*" || echo "JobId=7 JobState=RUNNING Reason=None\""""}
     ended = shell("settle 1", control, **needs)
     assert "not requeued: it ended before it saved anything new" in ended.stdout
-    requeued = shell("before=checkpoint_9999_000100.pth.tar; settle 1", control, **needs)
+    rewritten = (
+        'rm "$RUN/checkpoint_10000_000000.pth.tar"; echo >"$RUN/checkpoint_10000_000000.pth.tar"; settle 1'  # a damaged one
+    )
+    requeued = shell(rewritten, control, **needs)
     assert "newest checkpoint checkpoint_10000_000000.pth.tar)" in requeued.stdout and requeued.stdout.endswith("requeue 7\n")
 
 
@@ -491,6 +496,8 @@ def test_two_tries_that_save_nothing_end_a_job(shell, tmp_path):
     assert ended("3").endswith(f"batch: {twice}")
     assert ended("3", lines=late).endswith(f"batch: the tasks have not ended in 1 s: {twice}")
     assert ended("0", job="8") == "requeue 8"
+    ended("1", save="0002", job="8", lines="settle 2")  # not by this script does it start again
+    assert not (tmp_path / "r/.nothing-saved").exists()
 
 
 def test_a_job_is_requeued_by_its_own_number(shell):
@@ -519,3 +526,19 @@ def test_what_would_replace_the_environment_s_packages_or_ranks_is_dropped(shell
     assert done.stdout.splitlines() == [*(f"{name} " for name in harmful), *(f"{name} {value}" for name, value in kept.items())]
     done = shell('start_tasks "$@"', {"srun": 'echo "$PYTHONPATH $PYTHONSAFEPATH"'}, RUNTIME="none", VENV="", PYTHONPATH="/x")
     assert done.stdout == f"{REPO} 1\n"
+
+
+def test_the_job_scripts_find_the_repository_by_the_same_lines():
+    """Each has them, because SLURM runs a copy of the script, which has no other file to read."""
+    scripts = {path.name: path.read_text() for path in (REPO / "slurm").glob("*.sbatch")}
+    assert len(scripts) == 3
+    blocks = {text[text.index("# SLURM runs a copy") : text.index("\nfi\n\n", text.index("exit 2"))] for text in scripts.values()}
+    assert len(blocks) == 1
+
+
+def test_a_run_s_folder_that_cannot_be_made_is_one_line(shell):
+    done = shell('run "$@"', controller(), **NEEDS | {"RUN": "/proc/nowhere"})
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: batch: RUN=/proc/nowhere: No such file or directory; expected a folder that this job can make. Choose another\n"
+    )

@@ -42,6 +42,7 @@ def test_main_job(slurm, submit, runtime, linked, undisturbed):
     array = {"script": "sweep.sbatch", "sbatch": ["--array=1,0%1", "--hold"], "RUN": ""}
     job = submit([*SMALL, "--teacher", teacher], DATA=data, MOUNTS=teacher, **array, **runtime)
     folder = REPO / "runs" / f"mgd-sweep-{job.number}"
+    folder.parent.mkdir(exist_ok=True)
     folder.symlink_to(linked / folder.name)
     try:
         slurm("scontrol", "release", job.number)

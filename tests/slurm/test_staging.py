@@ -25,7 +25,7 @@ until [ ! -e {folder}/hold ]; do sleep 0.1; done
 FUNCTIONS = REPO / "slurm/functions.sh"
 # Another user than root, who owns root's files: permissions hold for this one.
 AS_USER = ["unshare", "--user", "--map-user=1000", "--map-group=1000"] if os.geteuid() == 0 else []
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="root alone can give files to another user")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
 
 
 @pytest.fixture
@@ -238,13 +238,11 @@ def give_away_the_parent(local):
 @pytest.mark.parametrize(
     ("plant", "problem"),
     [
-        (plant_link, "a link, or another user can write it"),
-        (lambda local: local.mkdir() or local.chmod(0o770), "a link, or another user can write it"),
-        (lambda local: local.mkdir() or local.chmod(0o702), "a link, or another user can write it"),
+        (plant_link, "a link; expected a folder"),
         (lambda local: local.write_text("file"), "cannot be made"),
         (plant_lock, "lock there is not a file"),
         (open_the_parent, "which has no sticky bit"),
-        pytest.param(give_away, "a link, or another user can write it", marks=needs_root),
+        pytest.param(give_away, "another user's; expected a folder of your own", marks=needs_root),
         pytest.param(give_away_the_parent, "/open is another user's", marks=needs_root),
     ],
 )
@@ -257,6 +255,22 @@ def test_a_local_that_another_user_may_have_made_is_refused(photos, tmp_path, pl
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"error: batch: LOCAL={local}: ") and problem in done.stderr
     assert staged(local) == [] and (local.parent / "precious").read_text() == "precious"
+
+
+@pytest.mark.parametrize("mode", [0o775, 0o777], ids=oct)
+def test_a_local_that_others_could_write_is_closed_to_them(photos, tmp_path, mode):
+    """Also the folders of a version, if another user has put one there."""
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local").chmod(mode)
+    assert on_node("stage_here", photos, tmp_path / "local").returncode == 0
+    assert (tmp_path / "local").stat().st_mode & 0o777 == 0o700
+    [folder] = staged(tmp_path / "local")
+    folder.rename(tmp_path / "planted")
+    folder.symlink_to(tmp_path / "planted")
+    (tmp_path / "local").chmod(mode)
+    done = on_node("stage_here", photos, tmp_path / "local")
+    assert done.returncode == 2 and "a link, or another user's; expected a folder of your own" in done.stderr
+    assert (tmp_path / "planted/data").exists()
 
 
 def test_a_local_in_a_folder_with_the_sticky_bit_or_behind_a_link_is_fine(photos, tmp_path):
@@ -307,7 +321,7 @@ def test_another_version_replaces_one_that_no_job_needs(photos, tmp_path):
     assert sorted(numbers) == ["7\n", "8\n", "9\n"] and done.stdout.count("removing") == 0
     assert on_node("stage_here", photos, local, SLURM_JOB_ID="7").stdout.count("is here already") == 1
     (local / "notes").mkdir()
-    assert on_node("clean_local", local=local, programs={"squeue": "exit 1"}).stdout.count("squeue fails") == 3
+    assert on_node("clean_local", local=local, programs={"squeue": "exit 1"}).stdout.count("squeue fails") == 1
     assert on_node("clean_local", local=local).stdout.count("removing") == 1
     assert len(staged(local)) == 2
     assert on_node("clean_local", local=local, programs={"squeue": "exit 0"}).returncode == 0
@@ -349,9 +363,9 @@ def test_a_killed_stage_is_repeated(photos, tmp_path):
 
 @pytest.mark.parametrize("kind", ["tar", "sqsh"])
 def test_a_full_disk_holds_nothing_of_the_archive(tmp_path, kind):
-    """It has room for the copy alone."""
+    """It has room only for the copy."""
     if os.geteuid() != 0:
-        pytest.skip("root alone can mount a small disk")
+        pytest.skip("only root can mount a small disk")
     source, disk = tmp_path / "photos", tmp_path / "disk"
     (source / "train/a").mkdir(parents=True)
     for number in range(9):
@@ -378,6 +392,14 @@ def test_paths_that_lead_out_of_an_archive_do_not(photos, tmp_path):
         done = on_node("stage_here", photos, tmp_path / "local")
         assert done.returncode == 2 and "cannot be unpacked" in done.stderr
     assert not (tmp_path / "out.png").exists() and not (tmp_path / "local/out.png").exists()
+
+
+def test_special_modes_in_a_squashfs_archive_are_dropped(photos, tmp_path):
+    (tmp_path / "photos/train/a/1.png").chmod(0o6777)
+    make_squashfs(tmp_path / "photos", tmp_path / "photos.sqsh")
+    assert on_node("stage_here", tmp_path / "photos.sqsh", tmp_path / "local").returncode == 0
+    [file] = (tmp_path / "local").rglob("a/*.png")
+    assert file.stat().st_mode & 0o7777 == 0o700
 
 
 def test_the_owner_and_special_modes_in_an_archive_are_dropped(photos, tmp_path):
