@@ -375,6 +375,13 @@ def test_a_released_file_of_the_student_s_own_network_is_a_teacher_too(run, tmp_
     assert config.teacher == path
 
 
+def test_a_requeued_job_that_gives_its_teacher_to_resume_goes_on(run, teacher_file, monkeypatch):
+    run.checkpoints.save(content(options(teacher=teacher_file)))
+    assert find(options(resume=teacher_file), run) is None
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert find(options(resume=teacher_file), run)["epoch"] == 3
+
+
 def test_a_teacher_s_file_given_to_resume_beside_another_teacher_is_refused(run, teacher_file):
     message = refused(find, options(resume=teacher_file, teacher="other"), run)
     assert "--resume" in message

@@ -6,6 +6,7 @@ from job.errors import RunError
 from job.run import launch
 from job.run.log import Log
 from job.run.run import Run
+from job.text import printable
 
 
 class Lines(list):
@@ -120,6 +121,21 @@ def test_bad_images_are_the_same_set_everywhere_each_named_once(run):
         assert bad == files
         assert len(lines) == len(files)
         assert all(sum(f" {file};" in line for line in lines) == 1 for file in files)
+
+
+@pytest.mark.parametrize("old, new", [("/data/a", "/staged/b"), ("/data/two\u3000words", "/data/two\u3000words")])
+def test_bad_images_of_data_that_has_moved_count_once(run, old, new):
+    """As those of a checkpoint do; and all images of a root are found to be bad if its name does not print."""
+    files = [f"train/{rank}.png: truncated" for rank in range(hvd.size())]
+    run.note_bad_images([printable(f"{old}/{files[run.rank]}")], 100, 1000, f"{old}/train")
+    found = raised(lambda: run.note_bad_images([printable(f"{new}/{files[run.rank]}")], 100, hvd.size(), f"{new}/train"))
+    assert every(run.bad_images) == [set(files)] * hvd.size()
+    first = printable(f"{new}/{files[0]}")
+    assert (
+        found
+        == [(f"{hvd.size()} of {hvd.size()} images cannot be decoded, and --max-bad-images is 100; the first: {first}", 2)]
+        * hvd.size()
+    )
 
 
 def test_bad_images_up_to_the_limit_are_let_pass(run):
