@@ -146,5 +146,5 @@ def test_a_job_submitted_from_another_folder_finds_its_repository(slurm, reposit
 def test_a_job_that_cannot_find_its_repository_is_one_line(slurm, tmp_path):
     command = f"cd {tmp_path}; sbatch --wait --gpus-per-node=0 --cpus-per-task=1 --output=log <{REPO}/slurm/linear.sbatch"
     slurm("bash", "-c", command, check=False)
-    line = f"error: no slurm/functions.sh in {tmp_path}; expected the repository. Submit from its top folder: "
-    assert (tmp_path / "log").read_text() == f"{line}sbatch slurm/linear.sbatch\n"
+    line = f"error: no slurm/functions.sh in {tmp_path}; expected the repository. "
+    assert (tmp_path / "log").read_text() == f"{line}Submit a script of its slurm/\n"
