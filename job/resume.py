@@ -57,7 +57,7 @@ def resumed_before(config: Config | LinearConfig, run: Run) -> bool:
     """Whether a requeued job has resumed from --resume PATH in an earlier try, and must not go back there again."""
     before = run.on_first(lambda: run.checkpoints.resumed_before(config.resume))
     if before:
-        run.log.line(f"an earlier try of this job has resumed from {config.resume}: this one goes on from its newest checkpoint")
+        run.log.line(f"an earlier try of this job has resumed from {config.resume}: this one resumes from its newest checkpoint")
     return before
 
 

@@ -205,7 +205,7 @@ def test_a_crash_while_writing_the_same_step_anew_leaves_the_old_file(checkpoint
 
 
 def crashes(monkeypatch, steps, call, *args):
-    """Call, and end that after so many renames, links, syncs, removals and opened files; return whether it was to do more."""
+    """Call, and stop after so many renames, links, syncs, removals and opened files; return whether it was to do more."""
     left = [steps]
 
     def ending(call):
