@@ -170,11 +170,13 @@ def settle_best(classifier: Classifier, start: tuple[int, int]) -> None:
             return False
         try:
             best = load(path)
-            if (best["epoch"], best["step"]) <= start:
-                return True
-        except (RunError, KeyError) as error:
-            run.log.line(f"passed over: {path}: {error}; the best from epoch {start[0]} on replaces it")
+            if not best.keys() >= {"epoch", "step"}:
+                raise RunError(f"{path}: no epoch and step; expected a checkpoint of job.linear")
+        except RunError as error:
+            run.log.line(f"passed over: {error}; the best from epoch {start[0]} on replaces it")
             return False
+        if (best["epoch"], best["step"]) <= start:
+            return True
         os.remove(path)
         run.log.line(f"going back: {path}, of epoch {best['epoch']}, is removed; the best from epoch {start[0]} on replaces it")
         return False

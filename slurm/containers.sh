@@ -17,7 +17,7 @@ check_settings() {
     esac
     check_image
     find_mounts
-    [ -z "${ARCHIVE:-}" ] || check_name "$LOCAL/${ARCHIVE##*/}"
+    [ -z "${ARCHIVE:-}" ] || check_name "$LOCAL"
 }
 
 # An image is a file for apptainer and pyxis, if it is no address of a registry; a relative one lies in this folder.

@@ -285,6 +285,15 @@ def test_last_is_mended_at_a_resume(tmp_path, how):
     assert os.readlink(tmp_path / LAST) == os.path.basename(paths[3])
 
 
+def test_without_links_a_resume_copies_last_only_if_it_is_another(linkless):
+    checkpoints, paths = course(linkless)
+    os.utime(linkless / LAST, (10**9, 10**9))
+    checkpoints.resume_at((4, 0), "auto")
+    assert os.stat(linkless / LAST).st_mtime == 10**9
+    checkpoints.resume_at((2, 0), "auto")
+    assert load(str(linkless / LAST))["epoch"] == 2
+
+
 def test_a_checkpoint_that_the_user_names_is_kept(tmp_path):
     checkpoints, paths = course(tmp_path)
     again = Checkpoints(str(tmp_path), keep=1)
@@ -336,6 +345,7 @@ def test_a_file_of_another_course_at_the_same_step_gives_way(tmp_path):
     os.rename(checkpoints.save(content(2, value=7.0)), tmp_path / "mine.pth.tar")
     Checkpoints(str(tmp_path), 9).save(content(2))
     checkpoints.resume_at((2, 0), str(tmp_path / "mine.pth.tar"))
+    assert os.path.exists(paths[1] + LEFT)
     assert load(paths[1])["state_dict"]["module.w"][0, 0] == load(str(tmp_path / LAST))["state_dict"]["module.w"][0, 0] == 7
 
 

@@ -1,6 +1,7 @@
 """Checkpoint files: written whole or not at all, read without running what they hold."""
 
 import contextlib
+import filecmp
 import os
 import pickle
 import re
@@ -51,6 +52,8 @@ class Checkpoints:
         if source != AUTO and not (os.path.exists(path) and os.path.samefile(source, path)):
             self.remove_half_written()
             duplicate(os.path.realpath(source), path + ".new")
+            with contextlib.suppress(FileNotFoundError):  # of another course
+                os.replace(path, path + LEFT)
             os.replace(path + ".new", path)
         self.point_last_to(path)
         later = [path for path in self.paths() if position(path) > start]
@@ -78,12 +81,11 @@ class Checkpoints:
         last = os.path.join(self.folder, LAST)
         if os.path.realpath(last) == os.path.realpath(path):
             return
+        if os.path.isfile(last) and not os.path.islink(last) and filecmp.cmp(last, path, shallow=False):  # without links
+            return
         with contextlib.suppress(FileNotFoundError):
             os.remove(last + ".new")
-        try:
-            os.symlink(os.path.basename(path), last + ".new")
-        except OSError:
-            duplicate(path, last + ".new")
+        link_or_copy(path, path, last + ".new")
         os.replace(last + ".new", last)
 
     def save(self, content: dict, best: bool = False) -> str:
@@ -101,10 +103,7 @@ class Checkpoints:
             if best:
                 duplicate(path + ".new", best_path + ".new")  # no symbolic link: best stays when `path` is removed
                 os.replace(best_path + ".new", best_path)
-            try:
-                os.symlink(name, last_path + ".new")
-            except OSError:
-                duplicate(path + ".new", last_path + ".new")
+            link_or_copy(path, path + ".new", last_path + ".new")
             os.replace(path + ".new", path)
             os.replace(last_path + ".new", last_path)
             sync_folder(self.folder)
@@ -180,6 +179,14 @@ def write(content: dict, path: str) -> None:
         seal(file)
         file.flush()
         os.fsync(file.fileno())
+
+
+def link_or_copy(path: str, source: str, new: str) -> None:
+    """Let `new` be a symbolic link to `path`, in the same folder; on a file system without them, a second name of `source`."""
+    try:
+        os.symlink(os.path.basename(path), new)
+    except OSError:
+        duplicate(source, new)
 
 
 def duplicate(path: str, new: str) -> None:

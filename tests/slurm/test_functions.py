@@ -542,3 +542,15 @@ def test_a_run_s_folder_that_cannot_be_made_is_one_line(shell):
     assert done.stderr == (
         "error: batch: RUN=/proc/nowhere: No such file or directory; expected a folder that this job can make. Choose another\n"
     )
+
+
+def test_pyxis_can_have_an_archive_of_any_name(shell):
+    """Its files are unpacked into a folder with a plain name."""
+    given = {
+        "RUNTIME": "pyxis",
+        "IMAGE": "registry/image",
+        "ARCHIVE": "/shared/my data, all.tar",
+        "LOCAL": "/tmp/local",
+        "RUN": "r",
+    }
+    assert shell("echo fine", **given).stdout == "fine\n"
