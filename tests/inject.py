@@ -1,0 +1,23 @@
+"""Faults that a program meets at chosen system calls, injected by a preloaded library (inject.c)."""
+
+import functools
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+FOLDER = tempfile.TemporaryDirectory(prefix="inject-")
+
+
+@functools.cache
+def library() -> str:
+    """Compile inject.c; return the library's path."""
+    path = Path(FOLDER.name) / "inject.so"
+    source = Path(__file__).with_name("inject.c")
+    subprocess.run([os.environ.get("CC", "gcc"), "-shared", "-fPIC", "-O1", "-o", path, source, "-ldl"], check=True)
+    return str(path)
+
+
+def injected(*rules: str) -> dict[str, str]:
+    """Return the variables that make a program and all that it starts follow `rules`, as inject.c defines them."""
+    return {"LD_PRELOAD": library(), "FAULTS": "\n".join(rules)}
