@@ -18,6 +18,7 @@ import numpy as np
 
 from job.data import digits
 from job.data.folders import ImageFolder, scan
+from job.data.images import patient
 from job.data.seeds import permutation
 from job.data.shards import save_index
 from job.data.tars import Shard, read_shard, write_shard
@@ -129,12 +130,19 @@ def pack_split(folder: str, images: ImageFolder, options: Options, progress: Pro
 def contents(
     images: ImageFolder, numbers: np.ndarray, first: int, done: Callable[[], None]
 ) -> Iterator[tuple[int, str, int, bytes]]:
-    """Yield (key, name, label, bytes) of each image; keys count from `first`. Call `done` after each."""
+    """Yield (key, name, label, bytes) of each image; keys count from `first`. Call `done` after each.
+
+    RunError: the file system fails. IrregularFile: a file is special or too large.
+    """
+
+    def content(number: int) -> bytes:
+        return patient(functools.partial(images.content, number), images.path(number))
+
     with ThreadPoolExecutor(READERS) as pool:
         for start in range(0, len(numbers), AHEAD):
             some = numbers[start : start + AHEAD].tolist()
-            for key, (number, content) in enumerate(zip(some, pool.map(images.content, some), strict=True), first + start):
-                yield key, images.names[number], int(images.labels[number]), content
+            for key, (number, data) in enumerate(zip(some, pool.map(content, some), strict=True), first + start):
+                yield key, images.names[number], int(images.labels[number]), data
                 done()
 
 

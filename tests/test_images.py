@@ -3,6 +3,8 @@ import math
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import tracemalloc
 import zlib
 
@@ -14,6 +16,7 @@ from PIL import Image, ImageCms, ImageFile, features
 from job.data import images as module
 from job.data.folders import scan
 from job.data.images import Names, read_image, readable_endings
+from job.errors import RunError
 from pictures import noise, photo
 
 
@@ -55,7 +58,7 @@ def test_a_cut_jpeg_is_refused_and_says_the_same_each_time(kept):
     content = whole[: int(kept * len(whole)) if isinstance(kept, float) else kept]
     said = set()
     for _ in range(2):
-        with pytest.raises(module.UNREADABLE) as caught:
+        with pytest.raises(ValueError) as caught:
             read_image(content)
         said.add(str(caught.value))
     assert len(said) == 1
@@ -288,15 +291,129 @@ def test_what_cannot_be_decoded_is_replaced_and_named(with_broken, kind):
     assert "\n" not in bad
 
 
-def test_a_link_to_nowhere_is_replaced_and_named(with_broken):
+# A file system that fails, by the file that it then shows in place of an image.
+FAILING = {
+    "No such file or directory": lambda path: None,
+    "Is a directory": os.mkdir,
+    "Too many levels of symbolic links": lambda path: os.symlink(path, path),
+    "Not a directory": lambda path: os.symlink(f"{__file__}/x", path),
+    "File name too long": lambda path: os.symlink("x" * 256, path),
+}
+
+
+@pytest.mark.parametrize("error", FAILING)
+def test_an_image_that_cannot_be_read_is_not_replaced(with_broken, monkeypatch, capsys, error):
+    monkeypatch.setattr(module, "PAUSES", (0, 0.1))
     images = with_broken(3, set())
-    os.remove(images.path(0))
-    os.symlink("nowhere.png", images.path(0))
-    images = scan(os.path.dirname(images.root), "train", max_bad=5)
+    os.remove(images.path(1))
+    FAILING[error](images.path(1))
+    with pytest.raises(RunError) as caught:
+        images.read(1)
+    what = f"cannot read {images.path(1)}: {error}"
+    assert str(caught.value) == f"{what}, tried 3 times in 0.1 s. Check its file system and permissions"
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == "".join(f"warning: {what}; next try in {pause} s\n" for pause in (0, 0.1))
+
+
+@pytest.mark.parametrize("error", FAILING)
+def test_an_image_that_comes_back_is_read(with_broken, monkeypatch, error):
+    images = with_broken(3, set())
+    path, away = images.path(1), f"{images.root}/away"
+    os.rename(path, away)
+    FAILING[error](path)
+
+    def restore(pause):
+        os.rmdir(path) if os.path.isdir(path) else None
+        os.rename(away, path)
+
+    monkeypatch.setattr(module.time, "sleep", restore)
+    image, _, bad = images.read(1)
+    assert image[0, 0].tolist() == [1, 0, 0] and not bad
+
+
+# Memory that is short, and damaged images that need any amount of it.
+
+SHORT = """
+import resource, sys
+from job.data import images
+from job.data.folders import scan
+from job.errors import RunError
+
+images.PAUSES = (0, 0)
+found = scan(sys.argv[1], "train", max_bad=9)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[2]) * 2**20, resource.RLIM_INFINITY))
+for index in range(len(found)):
+    try:
+        image, _, bad = found.read(index)
+        print(image.shape[0], len(bad))
+    except RunError as error:
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        print(error)
+        resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[2]) * 2**20, resource.RLIM_INFINITY))
+"""
+
+
+@pytest.mark.parametrize("room", [20, 2000])
+def test_an_image_is_not_replaced_because_memory_is_short(tmp_path, room):
+    """In a process that may take so many MB more. Decoders raise errors of any type then; WebP's an OSError."""
+    folder = tmp_path / "train" / "a"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (40, 30)).save(folder / "0.png")
+    Image.new("RGB", (3000, 2500)).save(folder / "1.png")
+    Image.new("RGB", (3000, 2500)).save(folder / "2.webp")
+    done = subprocess.run([sys.executable, "-c", SHORT, tmp_path, str(room)], capture_output=True, text=True, timeout=120)
+    short = [f"no memory to read {folder}/{name}, tried 3 times in 0 s. Use fewer --workers, " for name in ("1.png", "2.webp")]
+    expected = ["30 0", *short] if room == 20 else ["30 0", "2500 0", "2500 0"]
+    found = done.stdout.splitlines()
+    assert len(found) == 3 and all(map(str.startswith, found, expected)), done.stdout + done.stderr
+
+
+def test_an_image_that_needs_any_amount_of_memory_is_undecodable(with_broken, monkeypatch):
+    images, whole = with_broken(3, {1}), module.decoded
+    monkeypatch.setattr(module, "decoded", lambda content: whole(content) if content[:1] == b"\x89" else bytearray(2**50))
+    image, _, bad = images.read(1)
+    assert image[0, 0].tolist() == [2, 0, 0]
+    assert bad == [f"{images.path(1)}: MemoryError"]
+
+
+# Damaged images on which PIL's decoders raise errors of other types than their own.
+
+
+def with_bytes(content, start, new):
+    """Return bytes of which those from `start` on are replaced by `new`."""
+    return content[:start] + new + content[start + len(new) :]
+
+
+def tiff(kind):
+    """A TIFF, the place of whose pixels has another type."""
+    content = encoded(Image.new("P", (20, 24)), "TIFF")
+    return with_bytes(content, content.index(struct.pack("<HHI", 273, 4, 1)) + 2, struct.pack("<H", kind))
+
+
+def spider(number):
+    """An image of SPIDER, by its header of this number in a stack."""
+    return with_bytes(encoded(Image.new("F", (20, 24)), "SPIDER"), 104, struct.pack("<f", number))
+
+
+# Name: the bytes, and what is said of them.
+DAMAGED = {
+    "TIFF, text for a number": (lambda: tiff(2), "'str' object cannot be interpreted as an integer"),
+    "TIFF, a fraction": (lambda: tiff(5), "'IFDRational' object cannot be interpreted as an integer"),
+    "SPIDER, no stack": (lambda: spider(1), "'SpiderImageFile' object has no attribute 'stkoffset'"),
+    "SPIDER, an infinite number": (lambda: spider(math.inf), "cannot convert float infinity to integer"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_whatever_a_decoder_raises_is_an_undecodable_image(tmp_path, kind):
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    (tmp_path / "train" / "a" / "0.png").write_bytes(DAMAGED[kind][0]())
+    Image.new("RGB", (4, 4), (7, 0, 0)).save(tmp_path / "train" / "a" / "1.png")
+    images = scan(str(tmp_path), "train", max_bad=1)
     image, _, [bad] = images.read(0)
-    assert len(images) == 3
-    assert image[0, 0].tolist() == [1, 0, 0]
-    assert images.path(0) in bad
+    assert image[0, 0].tolist() == [7, 0, 0]
+    assert bad == f"{images.path(0)}: {DAMAGED[kind][1]}"
 
 
 def test_the_next_good_image_takes_the_place_round_the_end(with_broken):

@@ -1,11 +1,13 @@
 import os
 import pickle
 import shutil
+import time
 
 import numpy as np
 import pytest
 import torch
 
+import job.data.images
 from job.data import shards
 from job.data.folders import TrainingOrder, every_nth_batch, scan
 from job.data.shards import PackedImages, load_index, save_index
@@ -63,11 +65,25 @@ def test_a_copy_for_another_process_opens_files_of_its_own(tmp_path):
     assert copy.content(3) == images.content(3)
 
 
-def test_a_shard_that_shrinks_while_it_is_read_gives_undecodable_images(tmp_path):
+def test_a_shard_that_shrinks_while_it_is_read_ends_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(job.data.images, "PAUSES", (0,))
     images = PackedImages(packed(tmp_path / "train", [5]), max_bad=4)
     os.truncate(tmp_path / "train" / "s-0.tar", 600)
-    _, _, bad = images.read(4)
-    assert "s-0.tar:a/4.png: s-0.tar is cut short" in bad[0]
+    with pytest.raises(RunError, match="cannot read .*/s-0.tar:a/4.png: s-0.tar is cut short, tried 2 times"):
+        images.read(4)
+
+
+def test_an_index_that_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    """Nor is its file system asked once only."""
+    root = packed(tmp_path / "train", [5])
+    os.rename(tmp_path / "train" / shards.INDEX, tmp_path / "index")
+    monkeypatch.setattr(job.data.images, "PAUSES", (0, 600))
+    with pytest.raises(RunError, match="cannot read .*index.npz: No such file or directory, tried 3 times"):
+        with monkeypatch.context() as context:
+            context.setattr(time, "sleep", lambda pause: None)
+            PackedImages(root, max_bad=0)
+    monkeypatch.setattr(time, "sleep", lambda pause: pause and os.rename(tmp_path / "index", tmp_path / "train" / shards.INDEX))
+    assert len(PackedImages(root, max_bad=0)) == 5
 
 
 def test_an_index_comes_back_as_it_was_saved(tmp_path):

@@ -1,7 +1,9 @@
 """Image folders: what is in them, how a file is read, and which images a worker takes."""
 
+import errno
 import os
 from collections.abc import Iterator
+from typing import NoReturn
 
 import numpy as np
 
@@ -28,7 +30,7 @@ class ImageFolder(Images):
         return os.path.join(self.root, self.names[index])
 
     def content(self, index: int) -> bytes:
-        """The bytes of an image's file. OSError: what has its name is none, or too large for one."""
+        """The bytes of an image's file. IrregularFile: what has its name is none, or too large for one."""
         with open_regular(self.path(index), LARGEST_FILE) as file:
             return file.read()
 
@@ -92,25 +94,40 @@ def class_names(root: str, selection: Selection) -> list[str]:
     return [entry.name for entry in entries if entry.is_dir()]
 
 
-def files_below(root: str, top: str, selection: Selection) -> Iterator[str]:
-    """Yield the paths, from `root` on, of all files below its folder `top`.
+def files_below(root: str, top: str, selection: Selection, seen: set[str] | None = None) -> Iterator[str]:
+    """Yield the paths, from `root` on, of all files below its folder `top`: its own, then those of each folder in it.
 
     Links are followed, but not back to a folder that they lie in, nor twice to the same one: none goes round in a loop.
-    RunError: a folder cannot be read.
+    RunError: a folder, or the type of what lies in it, cannot be read. os.walk takes that for a file.
     """
-    seen = set()
-    for folder, below, files in os.walk(os.path.join(root, top), followlinks=True, onerror=refuse):
-        place = os.path.realpath(folder)
-        if place in seen:
-            below.clear()
-            continue
-        seen.add(place)
-        inside = folder[len(root) + 1 :]
-        kept = [name for name in sorted(below) if selection.keeps(name, f"{inside}/{name}/")]
-        below[:] = [name for name in kept if not leads_back(os.path.join(folder, name), folder)]
-        for file in sorted(files):
-            if selection.keeps(file, path := f"{inside}/{file}"):
-                yield path
+    folder, seen = os.path.join(root, top), set() if seen is None else seen
+    place = os.path.realpath(folder)
+    if place in seen:
+        return
+    seen.add(place)
+    try:
+        with os.scandir(folder) as entries:
+            folders = {entry.name: is_folder(entry) for entry in entries}
+    except OSError as error:
+        refuse(error)
+    names = sorted(folders)
+    below = [name for name in names if folders[name] and selection.keeps(name, f"{top}/{name}/")]
+    for name in names:
+        if not folders[name] and selection.keeps(name, path := f"{top}/{name}"):
+            yield path
+    for name in below:
+        if not leads_back(os.path.join(folder, name), folder):
+            yield from files_below(root, f"{top}/{name}", selection, seen)
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    """Whether an entry is a folder, or a link to one. OSError: its type cannot be read."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link to itself
+            return False
+        raise
 
 
 def leads_back(path: str, folder: str) -> bool:
@@ -121,7 +138,7 @@ def leads_back(path: str, folder: str) -> bool:
     return os.path.commonpath([target, os.path.realpath(folder)]) == target
 
 
-def refuse(error: OSError) -> None:
+def refuse(error: OSError) -> NoReturn:
     """RunError: a folder cannot be read."""
     raise RunError(f"cannot read {error.filename}: {error.strerror}; see to its permissions, or move it away")
 

@@ -1,13 +1,16 @@
 """What every set of images has, wherever its files lie: names, labels, and how an image is read."""
 
-import errno
+import functools
 import hashlib
 import io
 import math
 import os
+import re
 import sys
 import time
 import warnings
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -16,20 +19,14 @@ from job.errors import RunError
 from job.run.travels import travels
 from job.text import printable
 
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, MemoryError, Image.DecompressionBombError)
+Result = TypeVar("Result")
 PIXELS = 2**24  # larger images are made smaller as they are read, by a whole factor: no view needs so many
 STRIP = 2**20  # pixels; larger images become RGB so many at a time, as each step of that takes a copy
 # PIL knows these by their first bytes alone: what they show needs another program, and of EPS that runs what the file says.
 NOT_DRAWN = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-# Errors of a failing file system, whichever file is read. Other errors belong to the file.
-FAILING = {
-    getattr(errno, name)
-    for name in (
-        "EIO ESTALE ETIMEDOUT ENOTCONN ECONNABORTED ECONNREFUSED ECONNRESET EHOSTDOWN EHOSTUNREACH ENETDOWN ENETUNREACH "
-        "ESHUTDOWN EREMOTEIO EKEYEXPIRED EAGAIN EBUSY ENOMEM EMFILE ENFILE"
-    ).split()
-}
-PAUSES = (1, 2, 4, 8)  # s, before a read that has failed is tried again
+PAUSES = (1, 2, 4, 8)  # s, before the next try of a failed read
+LARGEST = 8 * (Image.MAX_IMAGE_PIXELS or 0)  # bytes of the largest image that PIL reads, of 4 bytes a pixel
+ADDRESS = re.compile(" at 0x[0-9a-f]+")  # of an object, in an error's text
 Image.init()
 FORMATS = [kind for kind in Image.ID if kind not in NOT_DRAWN]
 PNG = b"\x89PNG\r\n\x1a\n"  # its first bytes
@@ -106,39 +103,47 @@ class Images:
         """A word for an epoch's images in their order, which other images, or another order, do not have."""
         return hashlib.sha256(self.names.blob.tobytes() + self.order(seed, epoch, total).tobytes()).hexdigest()[:16]
 
+    def pixels(self, index: int) -> np.ndarray:
+        """An image, (H, W, 3) uint8. ValueError: it is undecodable."""
+        return read_image(self.content(index))
+
     def read(self, index: int) -> tuple[np.ndarray, int, list[str]]:
         """Return an image (H, W, 3) uint8, its label, and the files that could not be decoded on the way to it.
 
         A file that cannot be decoded is replaced by the next one that can. Where more than `max_bad` in a row
         cannot, or none can, the image is a black one, and the list is long enough to end the run.
-        RunError: the file system fails.
+        RunError: the file system or the memory fails. No image is replaced then: that would change what is trained.
         """
         bad: list[str] = []
         for offset in range(min(len(self), self.max_bad + 1)):
             self.reading[0] = place = (index + offset) % len(self)
+            path = printable(self.path(place))
             try:
-                return read_image(self.delivered(place)), int(self.labels[place]), bad
-            except UNREADABLE as error:
-                bad.append(f"{printable(self.path(place))}: {printable(getattr(error, 'strerror', None) or str(error))}")
+                return patient(functools.partial(self.pixels, place), path), int(self.labels[place]), bad
+            except ValueError as error:
+                bad.append(f"{path}: {printable(getattr(error, 'strerror', None) or str(error))}")
         return np.zeros((32, 32, 3), dtype=np.uint8), int(self.labels[index]), bad
 
-    def delivered(self, index: int) -> bytes:
-        """Return the bytes of an image's file; try again after PAUSES if the file system fails.
 
-        RunError: the file system still fails. OSError: the file is at fault.
-        """
-        for pause in (*PAUSES, None):
-            try:
-                return self.content(index)
-            except OSError as error:
-                if error.errno not in FAILING:
-                    raise
-                what = f"cannot read {printable(self.path(index))}: {error.strerror}"
-            if pause is None:
-                break
-            print(f"warning: {what}; next try in {pause} s", file=sys.stderr, flush=True)
-            time.sleep(pause)
-        raise RunError(f"{what}, tried {len(PAUSES) + 1} times in {sum(PAUSES)} s. Check its file system", code=1)
+def patient(read: Callable[[], Result], path: str) -> Result:
+    """Return `read()`, which reads the file `path`; try again after PAUSES if the file system or the memory fails.
+
+    RunError: it still fails. ValueError: the file is at fault.
+    """
+    for pause in (*PAUSES, None):
+        try:
+            return read()
+        except ValueError:
+            raise
+        except OSError as error:
+            what, advice = f"cannot read {path}: {error.strerror or error}", "Check its file system and permissions"
+        except MemoryError:
+            what, advice = f"no memory to read {path}", "Use fewer --workers, or give the job more memory"
+        if pause is None:
+            break
+        print(f"warning: {what}; next try in {pause} s", file=sys.stderr, flush=True)
+        time.sleep(pause)
+    raise RunError(f"{what}, tried {len(PAUSES) + 1} times in {sum(PAUSES)} s. {advice}", code=1)
 
 
 def readable_endings() -> set[str]:
@@ -147,17 +152,38 @@ def readable_endings() -> set[str]:
 
 
 def read_image(content: bytes) -> np.ndarray:
+    """Return an image of any format and mode as RGB, (H, W, 3) uint8.
+
+    ValueError: the bytes are not a whole image; its text is the same for the same bytes. MemoryError: there is not
+    enough memory to decode the largest image. A damaged image may need any memory, so its own need does not count.
+    """
+    try:
+        return decoded(content)
+    except Exception:  # decoders raise any type on damaged bytes, and also if memory is short
+        np.empty(LARGEST, dtype=np.uint8)
+    try:
+        return decoded(content)  # memory may have been short before
+    except Exception as error:
+        raise ValueError(reason(error)) from None
+
+
+def reason(error: Exception) -> str:
+    """Return a decoder's error as text that is the same in each process."""
+    if isinstance(error, UnidentifiedImageError):  # its text has the buffer's address
+        return "no image of a known format"
+    text = ADDRESS.sub("", getattr(error, "strerror", None) or str(error))
+    return text if " " in text else f"{type(error).__name__}: {text}".removesuffix(": ")
+
+
+def decoded(content: bytes) -> np.ndarray:
     """Return an image of any format and mode as RGB, (H, W, 3) uint8: what is transparent shows white, 16-bit grey keeps
     its upper 8 bits, of an animation the first picture is taken.
 
     One of more than PIXELS is averaged over squares. The memory taken is PIL's 4 bytes a pixel and little more; PIL itself
-    refuses images of more than 179 megapixels. What is raised is one of UNREADABLE.
+    refuses images of more than 179 megapixels.
     """
-    try:
-        image: Image.Image = Image.open(io.BytesIO(without_metadata(content)), formats=FORMATS)
-    except UnidentifiedImageError:  # PIL names the buffer's address: an undecodable file must read the same each time
-        raise ValueError("no image of a known format") from None
-    with image:
+    with Image.open(io.BytesIO(without_metadata(content)), formats=FORMATS) as opened:
+        image: Image.Image = opened
         factor = shrinking(image)
         image.draft(None, (image.width // factor, image.height // factor))  # a JPEG can be decoded at a half and less
         image.load()  # of some formats this tells mode and size

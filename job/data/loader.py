@@ -59,6 +59,31 @@ class Reading:
         return Reading, (self.memory,)
 
 
+class Flag:
+    """An event of DataLoader's without a lock: whoever set or read it would wait for ever for a killed process that holds one."""
+
+    def __init__(self, memory: Shared | None = None):
+        self.memory = memory or Shared(1)
+        self.bytes = self.memory.mapped()
+
+    def __reduce__(self) -> tuple:
+        return Flag, (self.memory,)
+
+    def set(self) -> None:
+        """Set the flag in all processes that have it."""
+        self.bytes[0] = 1
+
+    def is_set(self) -> bool:
+        """Whether it is set."""
+        return self.bytes[0] == 1
+
+
+class Context(multiprocessing.context.ForkServerContext):
+    """Processes from the fork server, which survive each other's death."""
+
+    Event = Flag  # type: ignore[assignment]
+
+
 @dataclass
 class Failure:
     """A loader process's answer in place of a batch that it cannot prepare."""
@@ -221,7 +246,7 @@ def start_fork_server() -> Any:
     A signal to a whole process group is for the worker alone, which still needs the images of the step in
     progress. As SIGTERM does not end the loader processes either, they are killed at the worker's exit.
     """
-    context = multiprocessing.get_context("forkserver")
+    context = Context()
     context.set_forkserver_preload(["job.data.loader"])
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     resource_tracker.ensure_running()

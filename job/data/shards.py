@@ -3,10 +3,11 @@
 import io
 import os
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 
-from job.data.images import Images, Names
+from job.data.images import Images, Names, patient
 from job.data.seeds import counter, permutation
 from job.data.selection import Selection
 from job.data.tars import Shard
@@ -48,11 +49,11 @@ class PackedImages(Images):
         shard, size = self.shard(index), int(self.sizes[index])
         try:
             content = os.pread(self.file(shard).fileno(), size, int(self.offsets[index]))
+            if len(content) < size:
+                raise OSError(f"{self.shards[shard]} is cut short")
         except OSError:
             self.open_files.pop(shard, None)  # a stale handle stays stale: the next try opens the file again
             raise
-        if len(content) < size:
-            raise OSError(f"{self.shards[shard]} is cut short")
         return content
 
     def file(self, shard: int) -> io.FileIO:
@@ -89,11 +90,12 @@ class PackedImages(Images):
 
 
 def load_index(root: str) -> dict[str, np.ndarray]:
-    """Return the index of the shards in folder `root`. RunError: it is damaged, or a shard is missing or of another size."""
+    """Return the index of the shards in folder `root`. RunError: unreadable or damaged, or a shard does not fit it."""
     path = os.path.join(root, INDEX)
     anew = f"python -m job.pack --index {os.path.dirname(root)}"
+    content = patient(Path(path).read_bytes, path)
     try:
-        with np.load(path) as file:
+        with np.load(io.BytesIO(content)) as file:
             index = {name: file[name] for name in file.files}
         found, names, sizes = int(index["format"]), text(index["shards"]), index["shard_bytes"]
     except Exception:  # zipfile and numpy raise many kinds on damaged bytes

@@ -18,15 +18,19 @@ KINDS["changes"] = "batch_size"  # of a resume with another batch size or anothe
 NO_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
+class IrregularFile(OSError, ValueError):
+    """A pipe, device or other special file, or a file that is too large."""
+
+
 def open_regular(path: str | os.PathLike[str], at_most: int) -> BinaryIO:
-    """Open a file to read. OSError: it is a pipe, device or other special file, or has more than `at_most` bytes."""
+    """Open a file to read. OSError: it cannot be opened. IrregularFile: it is special, or has more than `at_most` bytes."""
 
     def checked(path: str, flags: int) -> int:
         try:
             descriptor = os.open(path, flags | os.O_NONBLOCK)  # does not wait for the writer of a pipe
         except OSError as error:
             if error.errno == errno.ENXIO:  # a socket
-                raise OSError(errno.EINVAL, "no regular file", path) from None
+                raise IrregularFile(errno.EINVAL, "no regular file", path) from None
             raise
         status = os.fstat(descriptor)
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # `open` refuses a folder itself
@@ -36,7 +40,7 @@ def open_regular(path: str | os.PathLike[str], at_most: int) -> BinaryIO:
         else:
             return descriptor
         os.close(descriptor)
-        raise OSError(errno.EINVAL, problem, path)
+        raise IrregularFile(errno.EINVAL, problem, path)
 
     return open(path, "rb", opener=checked)
 

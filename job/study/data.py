@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from job.data.images import UNREADABLE, read_image
+from job.data.images import patient, read_image
 from job.errors import RunError
 from job.run import sockets
 
@@ -95,10 +95,10 @@ def write_clipart(folder: Path, say: Callable[[str], None]) -> None:
 
 
 def read_drawing(path: Path) -> tuple[Path, np.ndarray | None]:
-    """A drawing made smaller, (H, W, 3) uint8, or None where it cannot be read."""
+    """Return a drawing made smaller, (H, W, 3) uint8, or None if it cannot be decoded. RunError: the file system fails."""
     try:
-        drawing = read_image(path.read_bytes())
-    except UNREADABLE:
+        drawing = patient(lambda: read_image(path.read_bytes()), str(path))
+    except ValueError:
         return path, None
     height, width = drawing.shape[:2]
     scale = SIDE / min(height, width)

@@ -139,9 +139,6 @@ BROKEN = {
     "pipe.png": (os.mkfifo, "no regular file"),
     "socket.png": (lambda path: os.mknod(path, stat.S_IFSOCK | 0o600), ""),
     "device.png": (lambda path: os.symlink("/dev/zero", path), "no regular file"),
-    "loop.png": (lambda path: os.symlink(path, path), "symbolic links"),
-    "nowhere.png": (lambda path: os.symlink("nowhere", path), "No such file"),
-    "no one's.png": (lambda path: os.close(os.open(path, os.O_CREAT, 0)), "Permission denied"),
     "sch\udcf6n\n.png": (written(lambda: b"no picture"), "sch\\udcf6n\\n.png"),
 }
 
@@ -162,7 +159,7 @@ def pack_with_labels(good, folder, labelled):
 
 def make_trees(folder, good):
     """Folders of data that are laid out in ways of their own, by name."""
-    for name in ("linked", "round", "class-loops", "class-nowhere", "forbidden", "val-differs", "no-val"):
+    for name in ("linked", "round", "class-loops", "class-nowhere", "forbidden", "forbidden-file", "val-differs", "no-val"):
         shutil.copytree(good, folder / name)
     shutil.rmtree(folder / "linked" / "train" / "a")
     (folder / "linked" / "train" / "a").symlink_to(good / "train" / "a")
@@ -174,6 +171,7 @@ def make_trees(folder, good):
     (folder / "class-loops" / "train" / "c").symlink_to(".")
     (folder / "class-nowhere" / "train" / "c").symlink_to("/mnt/nowhere")
     (folder / "forbidden" / "train" / "a" / "below").mkdir(0)
+    (folder / "forbidden-file" / "train" / "a" / "no one's.png").touch(0)
     (folder / "val-differs" / "val" / "b").rename(folder / "val-differs" / "val" / "c")
     shutil.rmtree(folder / "no-val" / "val")
     fill(folder / "loose" / "train", 4)
@@ -241,6 +239,7 @@ LEFTOVERS = train("leftovers", "leftovers", options="--knn-every 1 --knn-k 3")
 WORK = [train(name, f"broken{n}", options="--batch-size 9", unprivileged=True) for n, name in enumerate(BROKEN)]
 FAIL = [Case(f"{case.name} at the limit", [*case.argv, "--max-bad-images", "0"], unprivileged=True) for case in WORK]
 PICTURE_RUN = Case("pictures", ["{folder}/pictures", *SMALL, "--batch-size", str(len(PICTURES))])
+FORBIDDEN = train("a file that must not be read", "forbidden-file", options="--batch-size 9", unprivileged=True)
 ALL_BAD = train("nothing but bad images", "all-bad")
 
 
@@ -323,6 +322,16 @@ def test_a_file_that_is_no_picture_ends_a_run_that_allows_none(case, outcomes):
     run = folder / "runs" / "resnet18"
     assert sorted(os.listdir(run)) == ["config.yaml", "log.txt", "metrics.jsonl"]
     assert "--max-bad-images is 0" in (run / "log.txt").read_text().splitlines()[-1]
+
+
+@pytest.mark.parametrize("case", [FORBIDDEN], ids=lambda case: case.name)
+def test_a_file_that_must_not_be_read_ends_the_run_and_is_not_replaced(case, outcomes, places):
+    outcome, _ = outcomes[case.name]
+    assert outcome["code"] == 1 and "cannot decode" not in outcome["said"], outcome
+    *warnings, error = outcome["warned"].splitlines()
+    what = f"cannot read {places['folder']}/forbidden-file/train/a/no one's.png: Permission denied"
+    assert error == f"error: {what}, tried 5 times in 15 s. Check its file system and permissions"
+    assert warnings == [f"warning: {what}; next try in {pause} s" for pause in (1, 2, 4, 8)]
 
 
 @pytest.mark.parametrize("case", [ALL_BAD], ids=lambda case: case.name)
