@@ -4,13 +4,15 @@ If one fails, the run ends with one line that names the cause and the file.
 """
 
 import atexit
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing import connection, forkserver, resource_tracker
 from typing import Any, Protocol
@@ -215,11 +217,13 @@ class Batches:
         code = process.exitcode
         if code == FORK_SERVER:
             return f"the process that starts loader processes has ended, {MEMORY}"
-        path = next((self.path(index) for pid, index in self.reading.rows if pid == process.pid), "no image yet")
+        paths = [self.path(index) for pid, index in self.reading.rows if pid == process.pid]
+        when = f"while it read {paths[0]}" if paths else "before it read an image"
         if code >= 0:
-            return f"loader process {process.pid} ended with exit code {code} while it read {path}; its own last lines say why"
+            return f"loader process {process.pid} ended with exit code {code} {when}; its own last lines say why"
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-        return f"loader process {process.pid} was ended by {name} while it read {path}, {CAUSES.get(name, DECODER)}"
+        cause = CAUSES.get(name, DECODER if paths else "as the system's log may explain")
+        return f"loader process {process.pid} was ended by {name} {when}, {cause}"
 
     def doing(self) -> str:
         """Return how long the worker has waited for a batch, and the image that its loader process reads."""
@@ -249,11 +253,25 @@ def start_fork_server() -> Any:
     context = Context()
     context.set_forkserver_preload(["job.data.loader"])
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    resource_tracker.ensure_running()
+    with quiet_tracker():
+        resource_tracker.ensure_running()
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # again: the tracker's start unblocks some
     forkserver.ensure_running()
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
+
+
+@contextlib.contextmanager
+def quiet_tracker() -> Iterator[None]:
+    """Let the resource tracker that is started within free, without a warning, what a process that was ended has left."""
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = "ignore"
+    with warnings.catch_warnings(action="ignore"):  # of a tracker that was killed
+        yield
+    if before is None:
+        del os.environ["PYTHONWARNINGS"]
+    else:
+        os.environ["PYTHONWARNINGS"] = before
 
 
 @atexit.register
