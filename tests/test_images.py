@@ -2,6 +2,7 @@ import io
 import math
 import os
 import pickle
+import random
 import struct
 import subprocess
 import sys
@@ -414,6 +415,30 @@ def test_whatever_a_decoder_raises_is_an_undecodable_image(tmp_path, kind):
     image, _, [bad] = images.read(0)
     assert image[0, 0].tolist() == [7, 0, 0]
     assert bad == f"{images.path(0)}: {DAMAGED[kind][1]}"
+
+
+# All formats that PIL writes; ICNS takes long to write, and holds a PNG.
+SAVED = sorted(Image.SAVE.keys() & set(module.FORMATS) - {"ICNS", "MPO"})
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("form", SAVED)
+def test_damaged_bytes_give_an_image_or_a_text_that_is_always_the_same(form):
+    """100 times a few bytes are changed, or the end is cut off."""
+    mode = {"SPIDER": "F", "MSP": "1", "XBM": "1", "BLP": "P"}.get(form, "RGB")
+    content, draw = encoded(Image.fromarray(noise(0, 24, 20)).convert(mode), form), random.Random(form)
+    for _ in range(100):
+        start = draw.randrange(draw.choice([len(content), min(len(content), 200)]))
+        size = draw.choice([1, 2, 4, 8])
+        new = draw.choice([b"\0", b"\1", b"\x7f", b"\x80", b"\xff", b"\n", draw.randbytes(1)]) * size
+        damaged = draw.choice([with_bytes(content, start, new), content[:start]])
+        texts = set()
+        for _ in range(2):
+            try:
+                assert read_image(damaged).shape[2:] == (3,)
+            except ValueError as error:
+                texts.add(str(error))
+        assert len(texts) <= 1 and " at 0x" not in "".join(texts)
 
 
 def test_the_next_good_image_takes_the_place_round_the_end(with_broken):

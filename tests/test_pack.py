@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import webdataset
 
+import job.data.images
 from job.data.folders import scan
 from job.pack import main
 from runs import differences, errors_of
@@ -237,7 +238,8 @@ def test_what_cannot_be_packed_is_one_line_and_exit_code_2(errors, how):
     assert expected.partition("{")[0] in errors[how]
 
 
-def test_a_file_that_cannot_be_read_is_named_and_what_is_packed_is_kept(images, tmp_path, capfd):
+def test_a_file_that_cannot_be_read_is_named_and_what_is_packed_is_kept(images, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(job.data.images, "PAUSES", (0,))
     data = tmp_path / "in"
     shutil.copytree(images, data)
     names = sorted((data / "train").glob("*/*.png"))
@@ -248,7 +250,9 @@ def test_a_file_that_cannot_be_read_is_named_and_what_is_packed_is_kept(images, 
         packed(data, tmp_path / "out", "--shard-images", 1)
     said = capfd.readouterr().err
     assert caught.value.code == 1
-    assert said == f"error: {names[40]}: No such file or directory; what is packed is kept\n"
+    what = f"cannot read {names[40]}: No such file or directory"
+    assert said.splitlines()[0] == f"warning: {what}; next try in 0 s"
+    assert said.splitlines()[1:] == [f"error: {what}, tried 2 times in 0 s. Check its file system and permissions"]
     kept = len(list((tmp_path / "out.part" / "train").glob("*.tar")))
     names[40].unlink()
     names[40].write_bytes((data / "whole").read_bytes())
