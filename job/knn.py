@@ -18,10 +18,9 @@ from torchvision.models import ResNet
 from job.config import Config, LinearConfig
 from job.data.folders import every_nth_batch
 from job.data.images import Images
-from job.data.views import CentreViews
 from job.errors import RunError
+from job.passes import centre_crops
 from job.run.run import Run
-from moco.augment import normalize
 from moco.encoder import with_features
 
 K, TEMPERATURE = 200, 0.07
@@ -55,7 +54,7 @@ def knn_accuracy(net: ResNet, bank: Images, queries: Images, config: Config | Li
     Each image of `queries` takes the label with the largest sum of exp(cosine / TEMPERATURE) among its
     k nearest of `bank`. Undecodable images, and images without a label, neither count nor vote.
     config: knn_k, image_size, precision, workers, print_freq and max_bad_images are used.
-    RunError, on all workers: no image of one of them counts.
+    RunError, on all workers: no image of one of them counts. Stopped, on all workers: a signal came.
     """
     encoder = with_features(net.eval(), [], output="flatten")
     features, truth = gather(list(extract(encoder, queries, config, run)), queries, run)
@@ -83,16 +82,11 @@ def counted(blocks: Iterable[Block], counts: list) -> Iterator[Block]:
 @torch.no_grad()
 def extract(encoder: nn.Module, images: Images, config: Config | LinearConfig, run: Run) -> Iterator[Block]:
     """Yield this worker's blocks of `images`: L2-normalised features (n, C), labels (n,); -1 for what is undecodable."""
-    batches = every_nth_batch(list(range(len(images))), BATCH, run.rank, run.size)
-    views = run.batches(CentreViews(images, config.image_size), batches, config.workers)
-    bad = []
-    for done, (pixels, labels, undecodable) in enumerate(views, 1):
+    every = list(range(len(images)))
+    for inputs, labels in centre_crops(images, every, BATCH, config, run, f"k-NN, {images.root}"):
         with run.autocast(config.precision):
-            features = encoder(normalize(pixels.to(run.device, non_blocking=True)))["flatten"]
-        yield F.normalize(features.float(), dim=1), labels.to(run.device)
-        bad += undecodable
-        run.log.progress(f"{images.root}: {done} of {len(batches)} batches", done, len(batches), 10 * config.print_freq)
-    run.note_bad_images(bad, config.max_bad_images, len(images), images.root)
+            features = encoder(inputs)["flatten"]
+        yield F.normalize(features.float(), dim=1), labels
 
 
 def gather(blocks: list[Block], images: Images, run: Run) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,16 +17,16 @@ import torch.nn.functional as F
 from job import classifier
 from job.classifier import Classifier
 from job.config import LinearConfig, read_config
-from job.data.folders import every_nth_batch
-from job.data.views import CentreViews
 from job.errors import RunError
 from job.journal import ClassifierJournal, Journal
 from job.knn import knn_accuracy
+from job.passes import centre_crops
 from job.resume import nothing_to_do
 from job.run import agreement
 from job.run.checkpoint import AUTO, LAST
 from job.run.memory import give_back
 from job.run.run import Run
+from job.run.stop import Stopped
 from job.schedule import learning_rate, parse_save_every
 from moco.augment import normalize
 
@@ -39,11 +39,20 @@ def main(argv: list[str] | None = None) -> None:
     with launch.reported_errors():
         config: LinearConfig = read_config(sys.argv[1:] if argv is None else argv, "job.linear", LinearConfig)
         with Run(config.folder(), config.keep, config.print_freq if config.tensorboard else 0) as run:
-            linear(config, run)
+            try:
+                linear(config, run)
+            except Stopped:
+                if config.knn or config.evaluate:
+                    text = "stopped by a signal: the accuracy is incomplete and not reported. Start again"
+                    raise RunError(text, code=1) from None
+                run.log.line("stopped by a signal; --resume auto goes on from here")
 
 
 def linear(config: LinearConfig, run: Run) -> None:
-    """Train a classifier to the last epoch, or until a signal comes; or tell the accuracy of what is there."""
+    """Train a classifier to the last epoch, or report the accuracy of an existing one or of k-NN.
+
+    Stopped: a signal came. A classifier in training is saved.
+    """
     processes = config.workers
     config.workers = launch.cores() if config.workers < 0 else config.workers
     if config.evaluate and not config.pretrained:  # a classifier's checkpoint has the frozen network too
@@ -80,10 +89,13 @@ def linear(config: LinearConfig, run: Run) -> None:
             group["lr"] = rate
         give_back()
         journal.start_epoch(epoch, rate)
-        if train_epoch(parts, batches, journal, epoch, range(start[1] if epoch == start[0] else 0, parts.steps)):
-            run.log.line("stopped by a signal; --resume auto goes on from here")
-            return
-        accuracy = validate(parts)
+        train_epoch(parts, batches, journal, epoch, range(start[1] if epoch == start[0] else 0, parts.steps))
+        try:
+            accuracy = validate(parts)
+        except Stopped:  # the resumed run validates after no more steps
+            if not run.saved(epoch, parts.steps):
+                classifier.save(parts, epoch, parts.steps, is_best=False)
+            raise
         tell(accuracy, parts, f"epoch {epoch} ")
         done = run.count.at(epoch + 1, 0)
         run.log.record(steps=done, epoch=epoch, step=parts.steps, **accuracy)
@@ -102,8 +114,8 @@ def linear(config: LinearConfig, run: Run) -> None:
     )
 
 
-def train_epoch(parts: Classifier, batches: Iterator, journal: Journal, epoch: int, steps: range) -> bool:
-    """Do `steps` of an epoch, of which the last ends it; return whether a signal ended them early."""
+def train_epoch(parts: Classifier, batches: Iterator, journal: Journal, epoch: int, steps: range) -> None:
+    """Do `steps` of an epoch, of which the last ends it. Stopped, after a save: a signal came."""
     config, run, fc = parts.config, parts.run, parts.net.fc
     save_at = parse_save_every(config.save_every)
     for step in steps:
@@ -138,9 +150,8 @@ def train_epoch(parts: Classifier, batches: Iterator, journal: Journal, epoch: i
         if sums["stop"] or (step + 1 < parts.steps and save_at(epoch, step + 1, done)):
             classifier.save(parts, epoch, step + 1, is_best=False)
         if sums["stop"]:
-            return True
+            raise Stopped
     journal.end_epoch()
-    return False
 
 
 def hits(logits: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
@@ -154,25 +165,19 @@ def validate(parts: Classifier) -> dict[str, float]:
     """Return loss and accuracies in percent on the validation images, each counted once. A collective.
 
     The same for any number of workers: batches do not depend on it, and what they give is added as whole numbers.
-    RunError, on all workers: the loss is not finite.
+    RunError, on all workers: the loss is not finite. Stopped, on all workers: a signal came.
     """
     config, run = parts.config, parts.run
-    batches = every_nth_batch(list(range(len(parts.val))), BATCH, run.rank, run.size)
-    views = run.batches(CentreViews(parts.val, config.image_size), batches, config.workers)
-    mine = dict.fromkeys(("loss", "top1", "top5", "counted"), 0.0)
-    bad = []
-    for done, (images, labels, undecodable) in enumerate(views, 1):
-        labels = labels.to(run.device)
+    mine: dict[str, torch.Tensor | float] = dict.fromkeys(("loss", "top1", "top5", "counted"), 0.0)
+    every = list(range(len(parts.val)))
+    for inputs, labels in centre_crops(parts.val, every, BATCH, config, run, "validating"):
         with run.autocast(config.precision):
-            features = parts.encoder(normalize(images.to(run.device, non_blocking=True)))["flatten"].float()
+            features = parts.encoder(inputs)["flatten"].float()
         logits = parts.net.fc(features)
         loss = F.cross_entropy(logits, labels, ignore_index=-1, reduction="none").double()  # -1: an undecodable image
         sums = {"loss": (loss * FIXED_POINT).round().sum(), "counted": (labels >= 0).sum()}
         sums |= {f"top{k}": hits(logits, labels, k) for k in (1, 5)}
         mine = {name: mine[name] + sums[name] for name in mine}
-        bad += undecodable
-        run.log.progress(f"validating: {done} of {len(batches)} batches", done, len(batches), 10 * config.print_freq)
-    run.note_bad_images(bad, config.max_bad_images, len(parts.val), parts.val.root)
     total = run.total(**mine)
     counted = total["counted"]
     if not counted:

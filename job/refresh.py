@@ -6,15 +6,13 @@ import horovod.torch as hvd
 import torch
 
 from job import live
-from job.data.folders import every_nth_batch
 from job.data.seeds import permutation
-from job.data.views import CentreViews
 from job.errors import RunError
+from job.passes import centre_crops, evaluating
 from job.run.run import Run
 from job.training import Training
 from mgd.assignment import assign
 from mgd.cost import channel_cost
-from moco.augment import normalize
 
 BATCH = 32  # images measured at a time, for any number of workers
 FIXED_POINT = 2.0**32  # costs are summed as whole multiples of 1 / FIXED_POINT
@@ -25,7 +23,7 @@ def refresh(training: Training, epoch: int) -> None:
 
     The matching is the same, to the last index, for any number of workers: batches have the same images
     whoever measures them, and their costs are added as 64-bit fixed-point numbers, whose sum does not depend
-    on the order.
+    on the order. Stopped, on all workers: a signal came; nothing is changed or recorded.
     """
     run, config, distiller = training.run, training.config, training.distiller
     assert distiller
@@ -61,22 +59,15 @@ def measure(training: Training, sample: list[int]) -> dict[int, torch.Tensor]:
     assert distiller and teacher
     shapes = {stage: (distiller.matching(stage).shape[1], len(distiller.margin(stage))) for stage in distiller.stages}
     sums = {stage: torch.zeros(shape, dtype=torch.int64, device=run.device) for stage, shape in shapes.items()}
-    batches = every_nth_batch(sample, BATCH, run.rank, run.size)
-    views = run.batches(CentreViews(training.images, config.image_size), batches, config.workers)
-    finite, bad = torch.ones((), dtype=torch.bool, device=run.device), []
-    student.eval()
-    for done, (pixels, _, undecodable) in enumerate(views, 1):
-        inputs = normalize(pixels.to(run.device))
-        with run.autocast(config.precision):
-            s, t = student(inputs), teacher(inputs)
-        for stage in distiller.stages:
-            cost = channel_cost(s[f"layer{stage}"], t[f"layer{stage}"])
-            finite &= cost.isfinite().all()
-            sums[stage] += (cost * FIXED_POINT).round().long()
-        bad += undecodable
-        run.log.progress(f"measuring: {done} of {len(batches)} batches", done, len(batches), 10 * config.print_freq)
-    student.train()
-    run.note_bad_images(bad, config.max_bad_images, len(training.images), training.images.root)
+    finite = torch.ones((), dtype=torch.bool, device=run.device)
+    with evaluating(student):
+        for inputs, _ in centre_crops(training.images, sample, BATCH, config, run, "measuring"):
+            with run.autocast(config.precision):
+                s, t = student(inputs), teacher(inputs)
+            for stage in distiller.stages:
+                cost = channel_cost(s[f"layer{stage}"], t[f"layer{stage}"])
+                finite &= cost.isfinite().all()
+                sums[stage] += (cost * FIXED_POINT).round().long()
     if run.total(broken=~finite)["broken"]:
         raise RunError("a network's features are not finite, so no matching can be solved: see whether the loss diverged", code=1)
     return sums

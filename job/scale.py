@@ -9,11 +9,10 @@ import torch
 
 from job.data import seeds
 from job.data.folders import every_nth_batch
-from job.data.views import CentreViews
 from job.errors import RunError
+from job.passes import centre_crops, evaluating
 from job.refresh import BATCH
 from job.training import Training
-from moco.augment import normalize
 
 BATCHES = 8  # of BATCH images, or as many as there are
 
@@ -24,7 +23,8 @@ def set_factor(training: Training) -> None:
     Both are of the start: ln(K + 1) is the contrastive loss of guessing, and the distillation loss is measured, so that the
     share means the same for any image size, batch and teacher. The factor is the same, to the bit, for any number of workers.
 
-    RunError, on all workers: no factor gives that share.
+    RunError, on all workers: no factor gives that share. Stopped, on all workers: a signal came;
+    nothing is changed.
     """
     run, config, distiller = training.run, training.config, training.distiller
     assert distiller
@@ -67,18 +67,14 @@ def measure(training: Training, sample: list[int]) -> torch.Tensor:
     distiller.factor.fill_(1.0)
     names = [f"layer{stage}" for stage in distiller.stages]
     losses = torch.zeros(len(every_nth_batch(sample, BATCH, 0, 1)), dtype=torch.float64, device=run.device)
-    batches = every_nth_batch(sample, BATCH, run.rank, run.size)
-    views = run.batches(CentreViews(training.images, config.image_size), batches, config.workers)
-    drop, bad = torch.Generator(run.device), []
-    student.eval()
-    for place, (pixels, _, undecodable) in zip(range(run.rank, len(losses), run.size), views, strict=True):
-        inputs = normalize(pixels.to(run.device))
-        drop.manual_seed(seeds.torch_seed(config.seed, "drop", epoch=0, step=place, sample=0))
-        with run.autocast(config.precision):
-            s, t = student(inputs), teacher(inputs)
-            targets = distiller.targets([t[name] for name in names], drop)
-            losses[place] = distiller([s[name] for name in names], targets)
-        bad += undecodable
-    student.train()
-    run.note_bad_images(bad, config.max_bad_images, len(training.images), training.images.root)
+    drop = torch.Generator(run.device)
+    with evaluating(student):
+        crops = centre_crops(training.images, sample, BATCH, config, run, "loss factor")
+        for number, (inputs, _) in enumerate(crops):
+            place = run.rank + number * run.size
+            drop.manual_seed(seeds.torch_seed(config.seed, "drop", epoch=0, step=place, sample=0))
+            with run.autocast(config.precision):
+                s, t = student(inputs), teacher(inputs)
+                targets = distiller.targets([t[name] for name in names], drop)
+                losses[place] = distiller([s[name] for name in names], targets)
     return losses

@@ -25,6 +25,7 @@ from job.refresh import refresh
 from job.run import agreement, statistics
 from job.run.memory import give_back
 from job.run.run import Run
+from job.run.stop import Stopped
 from job.scale import set_factor
 from job.schedule import learning_rate, parse_refresh, parse_save_every, pull
 from job.training import Training, build
@@ -36,11 +37,14 @@ def main(argv: list[str] | None = None) -> None:
     with launch.reported_errors():
         config: Config = read_config(sys.argv[1:] if argv is None else argv)
         with Run(config.folder(), config.keep, config.print_freq if config.tensorboard else 0) as run:
-            train(config, run)
+            try:
+                train(config, run)
+            except Stopped:
+                run.log.line("stopped by a signal; --resume auto goes on from here")
 
 
 def train(config: Config, run: Run) -> None:
-    """Train to the last epoch, or until a signal comes, from the start or from where a checkpoint was taken."""
+    """Train to the last epoch, from the start or from a checkpoint. Stopped, after a save: a signal came."""
     # All that can be wrong shows before a file is written.
     saved = resume.find(config, run)
     options = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("config", "out", "resume")}
@@ -61,34 +65,45 @@ def train(config: Config, run: Run) -> None:
 
     batches = training.batches(start)
     journal = ContrastJournal(run, config.batch_size, config.print_freq, expectation)
-    refresh_at = parse_refresh(config.refresh_epochs)
     for epoch in range(start[0], config.epochs):
         first = start[1] if epoch == start[0] else 0
+        if first == 0:
+            between_epochs(training, epoch)
         rate = learning_rate(config, epoch)
         for group in training.optimizer.param_groups:
             group["lr"] = rate
-        if training.val and first == 0 and epoch and epoch % config.knn_every == 0:
-            neighbours(training, training.val, epoch)
-        if training.distiller and first == 0 and refresh_at(epoch):
-            refresh(training, epoch)
-        if training.distiller and config.loss_share and (epoch, first) == (0, 0):
-            set_factor(training)
-        if training.distiller and first == 0:
-            live.distiller(run, epoch, training.distiller)
         give_back()
         journal.start_epoch(epoch, rate)
-        if train_epoch(training, batches, journal, epoch, range(first, training.steps)):
-            run.log.line("stopped by a signal; --resume auto goes on from here")
-            return
-    if training.val:
-        neighbours(training, training.val, config.epochs)
-    if training.distiller:
-        live.distiller(run, config.epochs, training.distiller)
+        train_epoch(training, batches, journal, epoch, range(first, training.steps))
+    between_epochs(training, config.epochs)
     run.end(f"done: {config.epochs} epochs; the newest checkpoint is {run.folder}/last.pth.tar")
 
 
-def train_epoch(training: Training, batches: Iterator, journal: ContrastJournal, epoch: int, steps: range) -> bool:
-    """Do `steps` of an epoch, of which the last ends it; return whether a signal ended them early."""
+def between_epochs(training: Training, epoch: int) -> None:
+    """Do the work after `epoch` epochs: the k-NN accuracy, and for a next epoch the refresh and the loss factor.
+
+    Stopped: a signal came. Then (epoch, 0) is saved, and the resumed run does all of this work again.
+    """
+    config, run, last = training.config, training.run, epoch == training.config.epochs
+    try:
+        if training.val and epoch and (last or epoch % config.knn_every == 0):
+            neighbours(training, training.val, epoch)
+        if training.distiller and not last and parse_refresh(config.refresh_epochs)(epoch):
+            refresh(training, epoch)
+        if training.distiller and not last and config.loss_share and epoch == 0:
+            set_factor(training)
+    except Stopped:
+        if epoch == 0:
+            run.log.line("no step is done yet, and there is nothing to save")
+        elif not run.saved(epoch, 0):
+            resume.save(training, epoch, 0)
+        raise
+    if training.distiller:
+        live.distiller(run, epoch, training.distiller)
+
+
+def train_epoch(training: Training, batches: Iterator, journal: ContrastJournal, epoch: int, steps: range) -> None:
+    """Do `steps` of an epoch, of which the last ends it. Stopped, after a save: a signal came."""
     config, run, moco, gradients = training.config, training.run, training.moco, training.gradients
     share = run.share(config.batch_size) // config.accumulate  # b, images that are in the networks at a time
     positive = torch.zeros(share, dtype=torch.long, device=run.device)  # the positive is every query's logit 0
@@ -147,7 +162,8 @@ def train_epoch(training: Training, batches: Iterator, journal: ContrastJournal,
         if sums["stop"]:
             break
     journal.end_epoch()
-    return bool(sums["stop"])
+    if sums["stop"]:
+        raise Stopped
 
 
 def neighbours(training: Training, val: Images, epoch: int) -> None:

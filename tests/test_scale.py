@@ -44,12 +44,16 @@ class StandIn:
         self.rank, self.size = rank, size
         self.lines, self.records, self.bad = [], [], []
         self.log = SimpleNamespace(line=self.lines.append, record=lambda **numbers: self.records.append(numbers))
+        self.log.progress = lambda *_: None
 
     def autocast(self, precision):
         return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
 
     def batches(self, views, draws, processes):
         return Batches(views, draws, processes)
+
+    def rounds(self, count):
+        return range(1, count + 1)
 
     def note_bad_images(self, files, *_):
         self.bad += files

@@ -40,6 +40,10 @@ class Checkpoints:
         names = os.listdir(self.folder) if os.path.isdir(self.folder) else []
         return [os.path.join(self.folder, name) for name in sorted(filter(NAME.fullmatch, names), key=position)]
 
+    def has(self, epoch: int, step: int) -> bool:
+        """Whether there is a checkpoint of a position."""
+        return os.path.exists(os.path.join(self.folder, name_at(epoch, step)))
+
     def resume_at(self, start: tuple[int, int], source: str) -> list[str]:
         """Let a run that is killed before its first save resume at `start`, (epoch, step), again.
 

@@ -3,7 +3,7 @@
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from job.run.exchange import allgather, broadcast
 from job.run.files import write_whole
 from job.run.log import Log
 from job.run.memory import keep_freed_memory, set_apart
-from job.run.stop import Stop
+from job.run.stop import Stop, Stopped
 from job.text import printable
 
 Result = TypeVar("Result")
@@ -83,6 +83,29 @@ class Run:
     def batches(self, views: Views, draws: Iterable[list], processes: int) -> Batches:
         """Return an iterator over the batches of `draws`, lists of indices of `views`, on the CPU."""
         return Batches(views, draws, processes, self.device.type == "cuda", self.stop, launch.patience(), self.say)
+
+    def rounds(self, count: int) -> Iterator[int]:
+        """Yield 1 to `count`; a signal to any worker ends the loop of all. A collective.
+
+        After each round the workers exchange the wish to stop. It travels during the next round.
+        Stopped, on all workers after the same round: a signal came.
+        """
+        wish = None
+        for done in range(1, count + 1):
+            yield done
+            self.obey(wish)
+            mine = torch.tensor([self.stop.signal is not None]).int()
+            wish = hvd.allreduce_async(mine, op=hvd.Max, name="stop")
+        self.obey(wish)
+
+    def obey(self, wish: int | None) -> None:
+        """Wait for the wish to stop, Horovod's handle, if there is one. Stopped: a worker has it."""
+        if wish is not None and hvd.synchronize(wish).item():
+            raise Stopped
+
+    def saved(self, epoch: int, step: int) -> bool:
+        """Whether the folder has the checkpoint of a position. A collective."""
+        return self.on_first(lambda: self.checkpoints.has(epoch, step))
 
     def share(self, total: int) -> int:
         """Return how many images of a total batch are this worker's. RunError: the workers cannot share it equally."""

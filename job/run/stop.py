@@ -7,9 +7,14 @@ from types import FrameType
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 
 
-class Stop:
-    """Whether one of SIGNALS has come. Handlers do no more than note it: the step in progress is finished first.
+class Stopped(Exception):
+    """A signal has ended work between two steps, on all workers at the same place."""
 
+
+class Stop:
+    """Whether one of SIGNALS has come. Handlers only note it: the workers stop together at their next collective.
+
+    Further signals change nothing: launchers and job scripts send several.
     A SIGHUP that was ignored before, as nohup leaves it, stays ignored.
     time: of the first signal, as time.monotonic() has it.
     """

@@ -1,0 +1,130 @@
+"""Passes over images: the workers share them, and a signal to one worker stops all after the same batch."""
+
+import signal
+from types import SimpleNamespace
+
+import horovod.torch as hvd
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from job import knn, refresh, scale
+from job.config import Config
+from job.data.folders import scan
+from job.passes import centre_crops
+from job.run.stop import Stopped
+from mgd.distiller import MGDistiller
+from moco.encoder import build_resnet, stage_norms, with_features
+
+IMAGES, BATCH, STAGES = 21, 2, [2, 4]  # 11 batches: one batch less for the last of two or four workers
+
+
+@pytest.fixture
+def run(run, monkeypatch):
+    """The session's run with a log that keeps lines and records, and no bad images yet."""
+    log = SimpleNamespace(lines=[], records=[], failure=None, progress=lambda *_: None)
+    log.line, log.record = log.lines.append, lambda **numbers: log.records.append(numbers)
+    monkeypatch.setattr(run, "log", log)
+    monkeypatch.setattr(run, "bad_images", set())
+    return run
+
+
+@pytest.fixture
+def training(run, tmp_path, monkeypatch):
+    """A small student and its teacher, and images of noise, of which the first cannot be decoded."""
+    for module in (refresh, scale, knn):
+        monkeypatch.setattr(module, "BATCH", BATCH)
+    monkeypatch.setattr(scale, "BATCHES", 11)
+    generator = np.random.default_rng(0)
+    for number in range(IMAGES):
+        path = tmp_path / "train" / f"class{number % 2}" / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(path)
+    (tmp_path / "train" / "class0" / "00.png").write_bytes(b"no image")
+    torch.manual_seed(0)
+    student, teacher = (build_resnet("resnet18", stem="small", width=8) for _ in range(2))
+    channels = {stage: (norm.num_features,) * 2 for stage, norm in stage_norms(student).items() if stage in STAGES}
+    return SimpleNamespace(
+        config=Config(image_size=16, workers=0, moco_k=99, loss_share=0.3, max_bad_images=5),
+        run=run,
+        images=scan(str(tmp_path), "train", max_bad=5),
+        moco=SimpleNamespace(encoder_q=with_features(student, STAGES).train()),
+        student=lambda: student,
+        teacher=with_features(teacher, STAGES).eval(),
+        distiller=MGDistiller(channels, factor=123.0),
+    )
+
+
+def signal_last_worker(run, patch):
+    """Let the last worker have got a signal; the session's run has no handlers."""
+    if run.rank == run.size - 1:
+        patch.setattr(run.stop, "signal", signal.SIGTERM)
+
+
+def every(value):
+    return hvd.allgather_object(value, name="every")
+
+
+def crops(training, chosen):
+    return centre_crops(training.images, list(range(chosen)), BATCH, training.config, training.run, "a pass")
+
+
+@pytest.mark.parametrize("chosen", [IMAGES, 5, 1, 0])
+def test_the_workers_share_all_chosen_images(training, chosen):
+    """Also if some workers have one batch less, or none."""
+    mine = [(len(inputs), labels.tolist()) for inputs, labels in crops(training, chosen)]
+    found = [batch for batches in every(mine) for batch in batches]
+    assert sum(length for length, _ in found) == chosen
+    expected = [-1, *training.images.labels[1:chosen].tolist()][:chosen]
+    assert sorted(label for _, labels in found for label in labels) == sorted(expected)
+    assert every(len(training.run.bad_images)) == [int(chosen > 0)] * hvd.size()
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["the first batch", "the last batch"])
+def test_a_signal_to_one_worker_stops_all_after_the_same_batch(training, monkeypatch, last):
+    """After the batch that follows, or the last. The next pass is undisturbed."""
+    own = len(list(crops(training, IMAGES)))
+    at = own if last else 1
+    done, stopped = 0, False
+    with monkeypatch.context() as signalled:
+        try:
+            for _ in crops(training, IMAGES):
+                done += 1
+                if done == at:
+                    signal_last_worker(training.run, signalled)
+        except Stopped:
+            stopped = True
+    assert every((stopped, done)) == [(True, count if last else min(2, count)) for count in every(own)]
+    assert every(len(list(crops(training, IMAGES)))) == every(own)
+
+
+WORK = {
+    "refresh": lambda training: refresh.refresh(training, 1),
+    "factor": scale.set_factor,
+    "k-NN": lambda training: knn.knn_accuracy(
+        training.student(), training.images, training.images, training.config, training.run
+    ),
+}
+
+
+@pytest.mark.parametrize("work", WORK)
+def test_work_that_is_stopped_changes_and_records_nothing(training, monkeypatch, work):
+    """The student is in train mode again, and its running statistics are as before."""
+    student = training.moco.encoder_q
+    parts = {"student": student, "teacher": training.teacher, "distiller": training.distiller}
+    before = {name: {key: value.clone() for key, value in part.state_dict().items()} for name, part in parts.items()}
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(lambda *_: signal_last_worker(training.run, monkeypatch))
+    try:
+        WORK[work](training)
+        stopped = False
+    except Stopped:
+        stopped = True
+    hook.remove()
+    monkeypatch.setattr(training.run.stop, "signal", None)
+    after = {name: part.state_dict() for name, part in parts.items()}
+    same = all(torch.equal(value, after[name][key]) for name, old in before.items() for key, value in old.items())
+    log = training.run.log
+    assert every((stopped, same, log.lines, log.records)) == [(True, True, [], [])] * hvd.size()
+    assert every(student.training or work == "k-NN") == [True] * hvd.size()
