@@ -1,4 +1,4 @@
-"""Kills runs of two workers at random moments, and damages what they have saved: is anything lost?
+"""Kills and stops runs of two workers at random moments, and damages what they have saved: is anything lost?
 
     python tests/faults/campaign.py [--kills 50] [--seed N]
 
@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # the packages that lie here
 os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 from damage import damages
-from kills import LENGTH, OPTIONS, WHOM, Fault, KilledRun, Lost, undisturbed
+from kills import OPTIONS, Fault, KilledRun, Lost, aims, undisturbed
 from phases import PHASES
 from runs import write_images, write_teacher
 
@@ -65,8 +65,7 @@ def prepare(folder: Path) -> dict[str, list]:
 
 def kill_runs(number: int, folder: Path, arguments: dict, whole: dict, generator: random.Random) -> list[Fault]:
     """Kill as many runs as it takes, until `number` kills were tried; return these."""
-    every = [(phase, whom) for phase in LENGTH for whom in WHOM]
-    aims = itertools.cycle(generator.sample(every, len(every)))
+    next_aims = {program: aims(program, generator) for program in arguments}
     tried = []
     for place, program in enumerate(itertools.cycle(("job.train", "job.linear", "job.train"))):
         if len(tried) == number:
@@ -75,10 +74,12 @@ def kill_runs(number: int, folder: Path, arguments: dict, whole: dict, generator
         run = KilledRun(program, [*arguments[program], "-j", generator.choice([0, 0, 1])], folder / name, whole[program])
         here = []
         try:
-            for fault in run.kills(itertools.islice(aims, min(number - len(tried), KILLS_OF_A_RUN[program])), generator):
+            here_aims = itertools.islice(next_aims[program], min(number - len(tried), KILLS_OF_A_RUN[program]))
+            for fault in run.kills(here_aims, generator):
                 here.append(fault)
                 tried.append(fault)
-                print(f"kill {len(tried)} of {number}: {fault.whom}, in {fault.phase}, of {name}", flush=True)
+                hit = f"{fault.signal} to {fault.whom} in {fault.phase}"
+                print(f"kill {len(tried)} of {number}: {hit}, of {name}", flush=True)
             run.finish()
             print(f"{name}: ended as if undisturbed after {len(here)} kills", flush=True)
             shutil.rmtree(run.folder)
@@ -93,20 +94,23 @@ def kill_runs(number: int, folder: Path, arguments: dict, whole: dict, generator
 
 
 def table(tried: list[Fault]) -> str:
-    """What was hit, whom, how often, and how often it was survived."""
+    """What was hit, whom, by which signal, how often, and how often it was survived."""
     counts, survived = Counter(), Counter()
     for fault in tried:
-        counts[fault.phase, fault.whom] += 1
-        survived[fault.phase, fault.whom] += fault.survived
-    lines = [f"{'what was hit':24}{'whom':8}{'tried':>7}{'survived':>10}"]
-    lines += [f"{phase:24}{whom:8}{counts[phase, whom]:7}{survived[phase, whom]:10}" for phase, whom in sorted(counts, key=order)]
+        hit = fault.phase, fault.whom, fault.signal
+        counts[hit] += 1
+        survived[hit] += fault.survived
+    lines = [f"{'what was hit':24}{'whom':8}{'signal':9}{'tried':>7}{'survived':>10}"]
+    for hit in sorted(counts, key=order):
+        phase, whom, name = hit
+        lines.append(f"{phase:24}{whom:8}{name:9}{counts[hit]:7}{survived[hit]:10}")
     return "\n".join(lines)
 
 
-def order(hit: tuple[str, str]) -> tuple:
+def order(hit: tuple[str, str, str]) -> tuple:
     """The place of a line in the table."""
-    phase, whom = hit
-    return (PHASES.index(phase) if phase in PHASES else len(PHASES), phase, whom)
+    phase = hit[0]
+    return (PHASES.index(phase) if phase in PHASES else len(PHASES), *hit)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs that are killed several times in a row, each time resumed, and at last let to their end."""
+"""Runs that are killed or stopped several times in a row, each time resumed, and at last let to their end."""
 
 import contextlib
 import random
@@ -7,13 +7,14 @@ import subprocess
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import psutil
 
 from job.errors import RunError
-from job.run.checkpoint import load
-from phases import Phases
+from job.run.checkpoint import AUTO, DECISION, NAME, Checkpoints, load
+from phases import GOING_BACK, Phases
 from runs import Job, differences, records
 
 EPOCHS = 4
@@ -23,10 +24,16 @@ OPTIONS = {
     "job.train": [*COMMON, *TRAIN, "--knn-every", 1],
     "job.linear": [*COMMON, "--schedule", 2, "--lr", 0.3],
 }
-WHOM = ("rank 0", "rank 1", "all")
-# Seconds from a phase's beginning to the latest kill that is aimed at it: about as long as it takes.
-LENGTH = {"start-up": 7.0, "steps": 0.8, "refresh": 0.8, "evaluation": 0.6, "checkpoint write": 0.3}
-PATIENCE = 120  # s until all of a run's processes have to be gone when one is killed; horovodrun takes up to 60
+# Seconds from a phase's beginning to the latest signal that is aimed at it: about as long as it takes.
+LENGTH = {"start-up": 7.0, GOING_BACK: 1.5, "steps": 0.8, "refresh": 0.8, "k-NN": 0.6, "validation": 0.6, "checkpoint write": 0.3}
+AIMED = {
+    "job.train": ("start-up", GOING_BACK, "steps", "refresh", "k-NN", "checkpoint write"),
+    "job.linear": ("start-up", GOING_BACK, "steps", "validation", "checkpoint write"),
+}
+HITS = [("rank 0", "SIGKILL"), ("rank 1", "SIGKILL"), ("all", "SIGKILL")]
+HITS += [("rank 0", "SIGTERM"), ("rank 1", "SIGUSR2"), ("all", "SIGTERM")]  # after which a run saves and ends well
+Aim = tuple[str, str, str]  # phase, whom, signal
+PATIENCE = 120  # s until all of a run's processes have to be gone after a signal; horovodrun takes up to 60
 END = 900  # s until a run has to have come to its end, or to the phase that is waited for
 
 
@@ -36,11 +43,20 @@ class Lost(Exception):
 
 @dataclass
 class Fault:
-    """One that was tried: what it hit, whom, and whether the run that it hit ended as if undisturbed."""
+    """One that was tried: what it hit, whom, by which signal, and whether that run ended as if undisturbed."""
 
     phase: str
     whom: str = ""
+    signal: str = ""
     survived: bool = False
+
+
+def aims(program: str, generator: random.Random) -> Iterator[Aim]:
+    """Yield aims without end: each phase of a program in turn, in random order."""
+    hits = cycle(generator.sample(HITS, len(HITS)))
+    while True:
+        for phase in generator.sample(AIMED[program], len(AIMED[program])):
+            yield phase, *next(hits)
 
 
 class KilledRun:
@@ -50,27 +66,31 @@ class KilledRun:
         self.program, self.arguments, self.folder, self.whole = program, arguments, folder, whole
         self.job = None
 
-    def start(self) -> None:
-        self.job = Job(2, self.folder, [*self.arguments, "--resume", "auto"], self.program)
+    def start(self, resume: str = AUTO) -> None:
+        self.job = Job(2, self.folder, [*self.arguments, "--resume", resume], self.program)
 
-    def kills(self, aims: Iterable[tuple[str, str]], generator: random.Random) -> Iterator[Fault]:
-        """Start and kill it once for each of (phase, whom), and yield what was hit; no more once it has reached its end.
+    def kills(self, aims: Iterable[Aim], generator: random.Random) -> Iterator[Fault]:
+        """Start it and send a signal once for each aim, and yield what was hit; then start it once more.
 
-        Lost: a checkpoint is not whole, or a process goes on.
+        It goes back last, when there are checkpoints. A run that has reached its end can only go back.
+        Lost: a checkpoint is incomplete, a process goes on, or a run that was to stop fails.
         """
-        linear = self.program == "job.linear"
-        for phase, whom in aims:
-            phase = "evaluation" if linear and phase == "refresh" else phase
-            phases = Phases(self.folder, linear)
-            self.start()
+        for phase, whom, name in sorted(aims, key=lambda aim: aim[0] == GOING_BACK):
+            earlier = Checkpoints(str(self.folder), 1).paths()[:-1]
+            back = bool(earlier) and phase == GOING_BACK
+            if (self.folder / "complete").exists() and not back:
+                continue
+            phase = "steps" if phase == GOING_BACK and not back else phase
+            phases = Phases(self.folder, self.program == "job.linear")
+            self.start(generator.choice(earlier) if back else AUTO)
             self.wait_for(phase, phases)
             time.sleep(generator.uniform(0, LENGTH[phase]))
-            while not (victims := self.victims(whom)):
-                if self.job.process.poll() is not None:
-                    return
-                time.sleep(0.02)
-            self.kill(victims)
-            yield Fault(phases.now(), whom)
+            if victims := self.victims(whom, name):
+                hit = phases.now()
+                self.send(victims, name)
+                yield Fault(hit, whom, name)
+            if self.job.process.returncode and not (victims and (name == "SIGKILL" or hit in ("start-up", "end"))):
+                raise Lost(f"a run that should end well, or stop in {phase}, fails:\n{self.job.process.stdout.read()}")
             check(self.folder)
         self.start()
 
@@ -82,29 +102,35 @@ class KilledRun:
             if time.monotonic() > deadline:
                 raise Lost(f"the run stands in {phases.now()} for {END} s")
 
-    def victims(self, whom: str) -> list[psutil.Process]:
-        """The processes to kill, as soon as all workers are there: those of one rank, or all with their launcher."""
-        ranks = {}
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for worker in self.job.workers():
-                ranks[f"rank {worker.environ().get('HOROVOD_RANK')}"] = worker
-        if len(ranks) < 2:
-            return []
-        return [psutil.Process(self.job.process.pid), *ranks.values()] if whom == "all" else [ranks[whom]]
+    def victims(self, whom: str, name: str) -> list[psutil.Process]:
+        """The processes to signal, as soon as all workers are there; none if the run has ended.
 
-    def kill(self, victims: list[psutil.Process]) -> None:
-        """SIGKILL them, and see that what else belongs to the run ends with them. Lost: it does not."""
+        Those of one rank or of all. A SIGKILL of all is for the launcher too.
+        """
+        while self.job.process.poll() is None:
+            ranks = {}
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for worker in self.job.workers():
+                    ranks[f"rank {worker.environ().get('HOROVOD_RANK')}"] = worker
+            if len(ranks) == 2:
+                launcher = [psutil.Process(self.job.process.pid)] if name == "SIGKILL" else []
+                return [*launcher, *ranks.values()] if whom == "all" else [ranks[whom]]
+            time.sleep(0.02)
+        return []
+
+    def send(self, victims: list[psutil.Process], name: str) -> None:
+        """Send them a signal, and see that what else belongs to the run ends with them. Lost: it does not."""
         below = psutil.Process(self.job.process.pid).children(recursive=True)
         for process in victims:
             with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGKILL)
+                process.send_signal(signal.Signals[name])
         try:
             self.job.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
-            raise Lost(f"the launcher goes on {PATIENCE} s after the kill") from None
+            raise Lost(f"the launcher goes on {PATIENCE} s after {name}") from None
         _, alive = psutil.wait_procs(below, timeout=PATIENCE)
         if alive:
-            raise Lost(f"left behind by killed workers: {alive}")
+            raise Lost(f"left behind by workers that ended: {alive}")
 
     def finish(self) -> None:
         """Let it come to its end. Lost: it does not, or ends otherwise than the undisturbed one."""
@@ -115,8 +141,8 @@ class KilledRun:
         if self.job.process.returncode:
             raise Lost(f"the resumed run fails:\n{output}")
         check(self.folder)
-        names = {path.name for path in self.folder.iterdir()}
-        if names != {path.name for path in self.whole.iterdir()}:
+        names = files(self.folder)
+        if names != files(self.whole):
             raise Lost(f"other files than those of an undisturbed run: {sorted(names)}")
         for name in {"last.pth.tar", "best.pth.tar"} & names:
             if differs := differences(self.whole, self.folder, name):
@@ -128,6 +154,11 @@ class KilledRun:
         """End what still runs."""
         if self.job and self.job.process.poll() is None:
             self.job.kill()
+
+
+def files(folder: Path) -> set[str]:
+    """The names of a run's files except checkpoints, of which a stop makes more, and the mark of going back."""
+    return {path.name for path in folder.iterdir() if not NAME.fullmatch(path.name) and path.name != DECISION}
 
 
 def check(folder: Path) -> None:
