@@ -35,7 +35,8 @@ def centre_crops(
     for done in run.rounds(len(every_nth_batch(chosen, batch, 0, run.size))):
         if done <= len(batches):  # a worker can have one batch less than rank 0
             pixels, labels, undecodable = next(views)  # (b, 3, H, W) uint8, (b,)
-            yield normalize(pixels.to(run.device, non_blocking=True)), labels.to(run.device)
+            pixels, labels = (part.to(run.device, non_blocking=True) for part in (pixels, labels))
+            yield normalize(pixels), labels
             bad += undecodable
             run.log.progress(f"{what}: {done} of {len(batches)} batches", done, len(batches), 10 * config.print_freq)
     run.note_bad_images(bad, config.max_bad_images, len(images), images.root)

@@ -87,7 +87,7 @@ stop_tasks() {
     late=$!
 }
 
-# A step, or what comes between epochs, can take longer than the time that is left: what is saved has to do then.
+# A step or a save can take longer than the time that is left: then the newest checkpoint must do.
 requeue_late() {
     local second why
     trap - USR2 TERM HUP
