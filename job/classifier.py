@@ -16,7 +16,7 @@ from job.data.folders import TrainingOrder, scan, scan_validation
 from job.data.images import Images
 from job.data.views import OneView
 from job.errors import RunError
-from job.gradients import Gradients
+from job.fixed_point import FixedPointGradients
 from job.resume import check_finite, check_format, check_place, load_optimizer, newest, resumed_before, tell_changes, warn_of_rate
 from job.run import agreement
 from job.run.checkpoint import AUTO, BEST, load
@@ -36,7 +36,7 @@ class Classifier:
     val: Images
     net: ResNet
     encoder: nn.Module  # images -> {"flatten": (B, C)}
-    gradients: Gradients
+    gradients: FixedPointGradients
     optimizer: torch.optim.Optimizer
     best: float = -1.0  # top-1 in percent on the validation images, of the best epoch so far
 
@@ -90,7 +90,7 @@ def build(config: LinearConfig, run: Run) -> Classifier:
     net.to(run.device)
     hvd.broadcast_parameters(net.state_dict(), root_rank=0)
     sgd = torch.optim.SGD(net.fc.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    gradients = Gradients(net.fc.named_parameters(prefix="fc"))
+    gradients = FixedPointGradients(net.fc.named_parameters(prefix="fc"))
     return Classifier(config, run, train, val, net, with_features(net, [], output="flatten").eval(), gradients, sgd)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from job import collapse
 from job.errors import RunError
 from job.expect import Expectation
+from job.fixed_point import FixedPointGradients
 from job.gradients import Gradients
 from job.run.run import Run
 
@@ -47,10 +48,11 @@ class Journal:
         yield
         self.waited = time.perf_counter() - begun
 
-    def check_finite(self, step: int, sums: dict[str, float], gradients: Gradients) -> None:
+    def check_finite(self, step: int, sums: dict[str, float], gradients: Gradients | FixedPointGradients) -> None:
         """RunError, on all workers, before the step is taken: its loss or gradient is not finite, on one of them or on all."""
         if not math.isfinite(sums["loss"] + sums["gradient"]):
-            parts = ", ".join(f"{part} {sums[part] / self.run.size}" for part in (*self.parts, "gradient"))
+            means = self.numbers(sums) | {"gradient": sums["gradient"] / self.run.size}
+            parts = ", ".join(f"{part} {means[part]}" for part in (*self.parts, "gradient"))
             what, where = "loss", ""
             if math.isfinite(sums["loss"]):
                 what, names = "gradient", gradients.beyond()
@@ -144,13 +146,13 @@ class ContrastJournal(Journal):
 
 
 class ClassifierJournal(Journal):
-    """Of `job.linear`: the loss averaged over the workers, and the accuracy on the training views."""
+    """Of `job.linear`: the loss averaged over the images, and the accuracy on the training views."""
 
     parts, advice = ("loss",), "A lower --lr"
 
     def numbers(self, sums: dict[str, float]) -> dict[str, float]:
-        """The loss averaged over the workers, and the accuracies in percent of all views."""
-        return {"loss": sums["loss"] / self.run.size, **{top: 100 * sums[top] / self.total for top in ("top1", "top5")}}
+        """The loss averaged over the images, and the accuracies in percent of all views."""
+        return {"loss": sums["loss"], **{top: 100 * sums[top] / self.total for top in ("top1", "top5")}}
 
     def losses(self, numbers: dict[str, float]) -> str:
         """The loss and the accuracies."""

@@ -2,7 +2,7 @@
 
 The workers share the images of both sets. The features of the validation images are gathered once; those of the
 training images stay where they were computed, and of them travels what is nearest to each validation image. The
-result is the same for any number of workers: all is computed in blocks that do not depend on it.
+result is the same for any number of workers with equally many threads: no block of the computation depends on it.
 """
 
 from collections.abc import Iterable, Iterator

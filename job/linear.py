@@ -18,6 +18,7 @@ from job import classifier
 from job.classifier import Classifier
 from job.config import LinearConfig, read_config
 from job.errors import RunError
+from job.fixed_point import GROUP
 from job.journal import ClassifierJournal, Journal
 from job.knn import knn_accuracy
 from job.passes import centre_crops
@@ -115,30 +116,39 @@ def linear(config: LinearConfig, run: Run) -> None:
 
 
 def train_epoch(parts: Classifier, batches: Iterator, journal: Journal, epoch: int, steps: range) -> None:
-    """Do `steps` of an epoch, of which the last ends it. Stopped, after a save: a signal came."""
-    config, run, fc = parts.config, parts.run, parts.net.fc
+    """Do `steps` of an epoch, of which the last ends it. Stopped, after a save: a signal came.
+
+    If each worker's batch is a multiple of GROUP, the bytes are the same for any number of workers with equally many threads:
+    the total batch has the same groups, and their sums are exact. Otherwise they are the same to rounding.
+    """
+    config, run, fc, gradients = parts.config, parts.run, parts.net.fc, parts.gradients
     save_at = parse_save_every(config.save_every)
     for step in steps:
         with journal.waiting():
             images, labels, undecodable = next(batches)  # (B, 3, H, W) uint8, (B,)
-        labels = labels.to(run.device)
-        with torch.no_grad(), run.autocast(config.precision):
-            features = parts.encoder(normalize(images.to(run.device, non_blocking=True)))["flatten"].float()  # (B, C)
-        logits = fc(features)  # (B, classes)
-        loss = F.cross_entropy(logits, labels)
+        images, labels = images.to(run.device, non_blocking=True), labels.to(run.device)
 
-        parts.gradients.clear()
-        loss.backward()
-        parts.gradients.wait()
+        told = torch.zeros(3, dtype=torch.float64, device=run.device)  # loss in fixed point, hits among 1 and 5
+        gradients.clear()
+        for pixels, truth in zip(images.split(GROUP), labels.split(GROUP), strict=True):
+            with torch.no_grad(), run.autocast(config.precision):
+                features = parts.encoder(normalize(pixels))["flatten"].float()  # (b, C)
+            logits = fc(features)  # (b, classes)
+            losses = F.cross_entropy(logits, truth, reduction="none")  # (b,)
+            gradients.add(losses.sum() / config.batch_size)
+            loss = (losses.detach().double() * FIXED_POINT).round().sum()
+            told += torch.stack([loss, hits(logits, truth, 1), hits(logits, truth, 5)])
+        gradients.wait()
         sums = run.total(
-            loss=loss,
-            gradient=parts.gradients.norm(),
-            top1=hits(logits, labels, 1),
-            top5=hits(logits, labels, 5),
+            loss=told[0],
+            gradient=gradients.norm(),
+            top1=told[1],
+            top5=told[2],
             stop=run.stop.signal is not None,
             undecodable=len(undecodable),
         )
-        journal.check_finite(step, sums, parts.gradients)
+        sums["loss"] /= FIXED_POINT * config.batch_size  # the mean over the images
+        journal.check_finite(step, sums, gradients)
         parts.optimizer.step()
 
         journal.step(step, sums)
@@ -164,7 +174,7 @@ def hits(logits: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
 def validate(parts: Classifier) -> dict[str, float]:
     """Return loss and accuracies in percent on the validation images, each counted once. A collective.
 
-    The same for any number of workers: batches do not depend on it, and what they give is added as whole numbers.
+    The same for any number of workers with equally many threads: batches do not depend on it, and their sums are whole numbers.
     RunError, on all workers: the loss is not finite. Stopped, on all workers: a signal came.
     """
     config, run = parts.config, parts.run

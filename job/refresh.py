@@ -21,7 +21,7 @@ FIXED_POINT = 2.0**32  # costs are summed as whole multiples of 1 / FIXED_POINT
 def refresh(training: Training, epoch: int) -> None:
     """Solve the matching of every stage anew on a fixed sample of the images, and log what changed. A collective.
 
-    The matching is the same, to the last index, for any number of workers: batches have the same images
+    The matching is the same, to the last index, for any number of workers with equally many threads: batches have the same images
     whoever measures them, and their costs are added as 64-bit fixed-point numbers, whose sum does not depend
     on the order. Stopped, on all workers: a signal came; nothing is changed or recorded.
     """

@@ -21,7 +21,8 @@ def set_factor(training: Training) -> None:
     """Set the loss factor so that the distillation loss is --loss-share times ln(K + 1), and log it. A collective.
 
     Both are of the start: ln(K + 1) is the contrastive loss of guessing, and the distillation loss is measured, so that the
-    share means the same for any image size, batch and teacher. The factor is the same, to the bit, for any number of workers.
+    share means the same for any image size, batch and teacher. The factor is the same, to the bit, for any number of workers
+    with equally many threads.
 
     RunError, on all workers: no factor gives that share. Stopped, on all workers: a signal came;
     nothing is changed.

@@ -15,7 +15,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision import models, transforms
 
-from runs import FLIP, check_steps, contents, errors_of
+from runs import FLIP, check_steps, contents, differences, errors_of
+from runs import records as timeless_records
 from job.classifier import different, settle_best
 from job.data import seeds
 from job.data.digits import write_digits
@@ -197,6 +198,25 @@ def test_accuracies_are_the_same_at_any_number_of_workers(start_job, trained, la
     [(validation, neighbours)] = told
     assert validation == validated(trained[1])[-1]
     assert f"on {VAL - 1} of {VAL} images of" in neighbours and f"k = {TRAIN // CLASSES} among {TRAIN} images of" in neighbours
+
+
+def test_training_ends_in_the_same_bytes_at_any_number_of_workers_that_share_whole_groups(start_job, tmp_path):
+    """Whole groups of 32 images; at this rate, each rounding becomes another classifier."""
+    generator = np.random.default_rng(2)
+    for split, number in (("train", 256), ("val", 60)):
+        for place in range(number):
+            path = tmp_path / split / f"class{place % CLASSES}" / f"{place:03d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(generator.integers(0, 256, (18, 18, 3), dtype=np.uint8)).save(path)
+    options = "--image-size 16 --width 16 --batch-size 128 --epochs 2 --lr 1000 -j 0".split()
+    folders = [tmp_path / f"run{workers}" for workers in (1, 2, 4)]
+    for workers, folder in zip((1, 2, 4), folders, strict=True):
+        job = start_job(workers, folder, [tmp_path, *options], "job.linear")
+        output = job.finish()
+        assert job.process.returncode == 0, output
+    for folder in folders[1:]:
+        assert differences(folders[0], folder) == differences(folders[0], folder, "best.pth.tar") == ["/workers"]
+        assert timeless_records(folder) == timeless_records(folders[0])
 
 
 def test_a_run_that_changes_its_batch_size_counts_each_step_once(labelled, pretrained, tmp_path):
