@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing import forkserver
 from multiprocessing.reduction import ForkingPickler
 
 import psutil
@@ -19,7 +20,7 @@ from PIL import Image
 import job.data.images
 from job.data import loader, shards
 from job.data.folders import TrainingOrder, every_nth_batch, scan
-from job.data.loader import Batches, begin, end_loader_processes
+from job.data.loader import Batches, begin, end_loader_processes, start_fork_server
 from job.data.parcel import Parcel, Shared, unpack
 from job.data.tars import read_shard, write_shard
 from job.data.views import CentreViews, TwoViews, collate
@@ -211,6 +212,21 @@ def test_the_end_of_the_fork_server_is_told_from_that_of_a_loader_process(images
         list(batches)
     for process in processes:  # they end with the worker, as a rule
         process.kill()
+
+
+def test_the_end_of_the_fork_server_while_it_starts_a_loader_process(images, monkeypatch):
+    start_fork_server()
+    server, connect = forkserver._forkserver, forkserver.connect_to_new_process
+
+    def kill_after(fds):
+        os.kill(server._forkserver_pid, signal.SIGSTOP)
+        ends = connect(fds)
+        os.kill(server._forkserver_pid, signal.SIGKILL)
+        return ends
+
+    monkeypatch.setattr(forkserver, "connect_to_new_process", kill_after)
+    with pytest.raises(WorkerError, match="the process that starts loader processes has ended, probably because memory"):
+        Batches(CentreViews(images, SIZE), [[0]], 1)
 
 
 def test_a_batch_of_a_process_that_has_ended_is_an_error_and_ends_no_thread():

@@ -37,6 +37,7 @@ FORK_SERVER = 255  # exit code of a loader process whose parent, the fork server
 # Probable causes for the end of a loader process, by signal. For any other signal it is the decoder.
 MEMORY = "probably because memory ran out. Use fewer --workers, or give the job more memory"
 CAUSES = {"SIGKILL": MEMORY, "SIGBUS": "probably because memory or a disk ran out. Use fewer --workers, or make room"}
+SERVER_ENDED = f"the process that starts loader processes has ended, {MEMORY}"
 DECODER = "which its decoder does not survive. Remove that file, or convert it"
 
 
@@ -159,6 +160,8 @@ class Batches:
                 timeout=LOOK if processes else 0,
             )
             self.batches = iter(loader)
+        except (EOFError, ConnectionError):
+            raise WorkerError(SERVER_ENDED) from None
         except OSError as error:
             raise WorkerError(
                 f"--workers {processes}: the loader processes cannot start: {error}; expected room in /dev/shm and in "
@@ -216,7 +219,7 @@ class Batches:
         """Return how a loader process has ended, and the probable cause."""
         code = process.exitcode
         if code == FORK_SERVER:
-            return f"the process that starts loader processes has ended, {MEMORY}"
+            return SERVER_ENDED
         paths = [self.path(index) for pid, index in self.reading.rows if pid == process.pid]
         when = f"while it read {paths[0]}" if paths else "before it read an image"
         if code >= 0:
