@@ -20,7 +20,7 @@ from PIL import Image
 import job.data.images
 from job.data import loader, shards
 from job.data.folders import TrainingOrder, every_nth_batch, scan
-from job.data.loader import Batches, begin, end_loader_processes, start_fork_server
+from job.data.loader import Batches, Flag, Reading, begin, end_loader_processes, start_fork_server
 from job.data.parcel import Parcel, Shared, unpack
 from job.data.tars import read_shard, write_shard
 from job.data.views import CentreViews, TwoViews, collate
@@ -235,6 +235,19 @@ def test_a_batch_of_a_process_that_has_ended_is_an_error_and_ends_no_thread():
     memory = Shared(8)
     memory.process = ended.pid
     assert isinstance(unpack(memory, [8]), FileNotFoundError)
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # later Pythons warn of forks beside threads
+@pytest.mark.parametrize("kind", [Reading, Flag])
+def test_a_loader_process_that_starts_after_its_worker_s_end_ends_without_a_word(kind, capfd):
+    ended = subprocess.Popen([sys.executable, "-c", "pass"])
+    ended.wait()
+    sent = kind(Shared(16))
+    sent.memory.process = ended.pid
+    process = multiprocessing.get_context("fork").Process(target=ForkingPickler.loads, args=(ForkingPickler.dumps(sent),))
+    process.start()
+    process.join()
+    assert (process.exitcode, capfd.readouterr().err) == (1, "")
 
 
 SMALL_SHM = """

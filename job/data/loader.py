@@ -59,7 +59,7 @@ class Reading:
         self.memory, self.rows = memory, np.frombuffer(memory.mapped(), dtype=np.int64).reshape(-1, 2)
 
     def __reduce__(self) -> tuple:
-        return Reading, (self.memory,)
+        return opened, (Reading, self.memory)
 
 
 class Flag:
@@ -70,7 +70,7 @@ class Flag:
         self.bytes = self.memory.mapped()
 
     def __reduce__(self) -> tuple:
-        return Flag, (self.memory,)
+        return opened, (Flag, self.memory)
 
     def set(self) -> None:
         """Set the flag in all processes that have it."""
@@ -79,6 +79,14 @@ class Flag:
     def is_set(self) -> bool:
         """Whether it is set."""
         return self.bytes[0] == 1
+
+
+def opened(kind: type, memory: Shared) -> Reading | Flag:
+    """Return a Reading or a Flag on the worker's memory; end this loader process if its worker has ended meanwhile."""
+    try:
+        return kind(memory)
+    except FileNotFoundError:
+        os._exit(1)
 
 
 class Context(multiprocessing.context.ForkServerContext):
