@@ -128,8 +128,9 @@ class Images:
 def patient(read: Callable[[], Result], path: str) -> Result:
     """Return `read()`, which reads the file `path`; try again after PAUSES if the file system or the memory fails.
 
-    RunError: it still fails. ValueError: the file is at fault.
+    RunError: it still fails. ValueError: the file is at fault. A signal to stop is obeyed afterwards.
     """
+    path = printable(path)
     for pause in (*PAUSES, None):
         try:
             return read()
