@@ -39,7 +39,8 @@ def main(argv: list[str] | None = None) -> None:
     """Run `job.linear` on the command line's options."""
     with launch.reported_errors():
         config: LinearConfig = read_config(sys.argv[1:] if argv is None else argv, "job.linear", LinearConfig)
-        with Run(config.folder(), config.keep, config.print_freq if config.tensorboard else 0) as run:
+        events_every = config.print_freq if config.tensorboard else 0
+        with Run(config.folder(), config.keep, events_every, dataclasses.asdict(config)) as run:
             try:
                 linear(config, run)
             except Stopped:

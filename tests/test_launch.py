@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import horovod.torch as hvd
@@ -167,6 +169,7 @@ def horovod(monkeypatch):
         monkeypatch.setattr(launch.torch, "set_num_threads", lambda number: None)
         monkeypatch.setattr(launch.torch.cuda, "is_available", lambda: False)
         monkeypatch.setattr(launch.exchange, "allgather", lambda mine, name: [mine] * size)
+        monkeypatch.setattr(launch.same_start, "check", lambda *arguments, **named: None)
         for name in SET_AT_START:
             monkeypatch.setenv(name, "")
             monkeypatch.delenv(name)
@@ -179,7 +182,7 @@ def test_tasks_that_would_each_be_a_run_of_their_own_are_refused(monkeypatch, ho
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
     with pytest.raises(RunError) as caught:
-        launch.start()
+        launch.start({})
     message = str(caught.value)
     assert "\n" not in message
     assert caught.value.code == 2
@@ -203,7 +206,7 @@ def test_more_tasks_than_workers_are_refused_in_one_line(monkeypatch, horovod, v
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(RunError) as caught:
-        launch.start()
+        launch.start({})
     assert said in str(caught.value)
 
 
@@ -211,14 +214,14 @@ def test_a_machine_whose_own_name_does_not_resolve_is_refused_in_one_line(monkey
     horovod(1)
     monkeypatch.setattr(launch.socket, "gethostname", lambda: "nowhere.invalid")
     with pytest.raises(RunError, match="own name, nowhere.invalid, does not resolve: add it to /etc/hosts"):
-        launch.start()
+        launch.start({})
 
 
 def test_horovodrun_with_the_gpus_of_one_slurm_task_is_fine(monkeypatch, horovod):
     horovod(8)
     for name, value in dict(HOROVOD_RANK="0", HOROVOD_SIZE="8", SLURM_PROCID="0", SLURM_NTASKS="1").items():
         monkeypatch.setenv(name, value)
-    launch.start()
+    launch.start({})
 
 
 @pytest.mark.parametrize(
@@ -268,9 +271,39 @@ def test_where_no_worker_has_a_gpu_all_take_the_cpu(monkeypatch):
     assert gpus(monkeypatch, 0, [("a", ""), ("a", "")], 1).type == "cpu"
 
 
+SIGNALLED = """
+import os, signal, time
+from job.run import launch
+from job.run.stop import Stop
+
+stop = Stop()
+launch.PATIENCE = {patience}
+with launch.left_at_signals():
+    os.kill(os.getpid(), signal.SIGUSR2)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep({seconds})
+print("the first step will obey:", stop.signal is not None)
+"""
+
+
+@pytest.mark.parametrize(
+    ("patience", "seconds", "code", "said"),
+    [
+        (0.01, 3600, 1, "rank 0 on here: ended by SIGTERM before all workers had started"),
+        (3600, 0, 0, "the first step will obey: True"),
+    ],
+    ids=["in vain", "in time"],
+)
+def test_a_signal_ends_the_wait_for_workers_that_do_not_start(monkeypatch, patience, seconds, code, said):
+    monkeypatch.setenv("SLURMD_NODENAME", "here")
+    program = SIGNALLED.format(patience=patience, seconds=seconds)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (code, f"{said}\n", "")
+
+
 def test_a_start_sets_what_a_run_of_the_same_bytes_needs_and_keeps_the_user_s_limits(monkeypatch, horovod):
     horovod(1)
     monkeypatch.setenv("HOROVOD_STALL_CHECK_TIME_SECONDS", "5")
-    assert launch.start().type == "cpu"
+    assert launch.start({}).type == "cpu"
     assert os.environ["HOROVOD_FUSION_THRESHOLD"] == "0"
     assert os.environ["HOROVOD_STALL_CHECK_TIME_SECONDS"] == "5"

@@ -18,7 +18,7 @@ from job.run import launch
 
 if __name__ == "__main__":
     with launch.reported_errors():
-        launch.start()
+        launch.start({})
         [(_, labels, _)] = Batches(CentreViews(write_numbered(Path("data")), SIZE), [[3, 10]], 1)
         print(labels.tolist(), util.get_temp_dir(), tempfile.gettempdir())
 """

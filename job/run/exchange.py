@@ -49,6 +49,16 @@ def broadcast(value: Any) -> Any:
 
 def allgather(value: Any, name: str) -> list:
     """Return every worker's `value`, by rank. A collective of that name."""
-    content = encode(value)
+    return [decode(part) for part in allgather_bytes(encode(value), name)]
+
+
+def allgather_text(text: str, name: str) -> list[str]:
+    """Return every worker's `text`, not empty, by rank; of a worker with other versions as well. A collective of that name."""
+    content = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+    return [part.numpy().tobytes().decode(errors="replace") for part in allgather_bytes(content, name)]
+
+
+def allgather_bytes(content: torch.Tensor, name: str) -> tuple[torch.Tensor, ...]:
+    """Return every worker's (n,) uint8, by rank. A collective of that name."""
     lengths = hvd.allgather(torch.tensor([len(content)]), name=f"{name}.length").tolist()
-    return [decode(part) for part in hvd.allgather(content, name=name).split(lengths)]
+    return hvd.allgather(content, name=name).split(lengths)

@@ -9,8 +9,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from typing import NoReturn
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn
 
 import torch
 
@@ -26,7 +26,7 @@ except ImportError:
     )
 
 from job.data.loader import end_loader_processes
-from job.run import exchange, sockets, srun
+from job.run import exchange, same_start, sockets, srun
 from job.run.rendezvous import StartError
 from job.run.watchdog import Watchdog
 
@@ -52,11 +52,12 @@ def launched() -> tuple[str, int, int]:
     return "none", 0, 1
 
 
-def start() -> torch.device:
-    """Start Horovod, and return the device of this worker.
+def start(options: Mapping[str, Any]) -> torch.device:
+    """Start Horovod, and return the device of this worker. A collective.
 
+    options: of the program, by name.
     RunError: the launcher started another number of tasks than Horovod has workers. Each task would be a
-    whole run by itself, and write over the others' files.
+    whole run by itself, and write over the others' files. Or the workers differ (job/run/same_start.py).
     """
     # Gradients are summed in buckets of a fixed order (job/gradients.py): a bucket that fuses with whatever else is
     # ready adds in an order set by timing, and from four workers on the bytes of a run would depend on it.
@@ -71,13 +72,42 @@ def start() -> torch.device:
     patience()
     name, _, size = launched()
     check_own_name()
-    with srun.joined() if name == "srun" else contextlib.nullcontext():
+    with left_at_signals(), srun.joined() if name == "srun" else contextlib.nullcontext():
         hvd.init()
         hvd.barrier()
     check_size(name, size)
+    same_start.check(options, node(), on_cpu=not has_gpu())
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(cores())
     return own_device()
+
+
+@contextlib.contextmanager
+def left_at_signals() -> Iterator[None]:
+    """End this process PATIENCE s after a signal, if not all workers have started by then; SIGUSR2 asks only to save.
+
+    Horovod's start is one call that waits for all workers: Python's own signal handlers run after it.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer)
+    started = threading.Event()
+
+    def watch() -> None:
+        with open(reader, "rb", buffering=0) as signals:
+            ending = next((number[0] for number in iter(lambda: signals.read(1), b"") if number[0] != signal.SIGUSR2), 0)
+            if ending and not started.wait(PATIENCE):
+                name = signal.Signals(ending).name
+                print(f"rank {launched()[1]} on {node()}: ended by {name} before all workers had started", flush=True)
+                os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writer)
+        started.set()
 
 
 def check_own_name() -> None:
@@ -128,12 +158,17 @@ def check_size(name: str, size: int) -> None:
         raise RunError(f"the SLURM job has {asked} tasks, but Horovod has 1 worker: start with `srun python -m ...`")
 
 
+def has_gpu() -> bool:
+    """Whether this worker can compute on a GPU."""
+    return torch.cuda.is_available() and hvd.nccl_built()
+
+
 def own_device() -> torch.device:
     """The GPU of this worker's local rank, or the only one that SLURM lets it see; the CPU where no worker has any. A collective.
 
     RunError: two workers have the same GPU, or some have none.
     """
-    usable = torch.cuda.is_available() and hvd.nccl_built()
+    usable = has_gpu()
     index = hvd.local_rank() % torch.cuda.device_count() if usable else 0
     mine = (platform.node(), str(torch.cuda.get_device_properties(index).uuid) if usable else "")
     taken = exchange.allgather(mine, "gpus")

@@ -3,8 +3,8 @@
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from types import TracebackType
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType, TracebackType
 from typing import Any, TypeVar
 
 import horovod.torch as hvd
@@ -34,18 +34,19 @@ class Run:
     what it keeps. Entering starts Horovod; nothing is written before `begin`.
 
     events_every: how many steps lie between those that TensorBoard shows; 0: no event files for it are written.
+    options: of the program, by name, which all workers must have in common.
     """
 
-    def __init__(self, folder: str, keep: int, events_every: int = 0):
+    def __init__(self, folder: str, keep: int, events_every: int = 0, options: Mapping[str, Any] = MappingProxyType({})):
         self.folder, self.complete = folder, os.path.join(folder, "complete")
-        self.events_every = events_every
+        self.events_every, self.options = events_every, options
         self.checkpoints = Checkpoints(folder, keep)
         self.bad_images: set[str] = set()
 
     def __enter__(self) -> "Run":
         self.stop = Stop()  # before Horovod starts: a signal that comes meanwhile is obeyed at the first step
         try:
-            self.device = launch.start()
+            self.device = launch.start(self.options)
             self.rank, self.size = hvd.rank(), hvd.size()
             self.log = Log(speaks=self.rank == 0)
             self.watchdog = launch.watchdog(self.log.line if self.rank == 0 else functools.partial(print, flush=True))

@@ -1,13 +1,18 @@
 """Bad input under horovodrun: both workers end, with one line between them."""
 
 import os
+import shutil
+from pathlib import Path
 
 import pytest
+import torch
 
 from cases import LINEAR, SMALL, fill
 from test_bad_data import make_trees
 from test_bad_teachers import FILES as TEACHERS
 from test_bad_yaml import LAUGHS
+
+ROOT = Path(__file__).parents[2]
 
 # Name: program, data folder and options, and parts of the line.
 REFUSED = {
@@ -23,6 +28,32 @@ REFUSED = {
     "an infinite teacher": ("job.train", "{good} --teacher {folder}/infinite.pth", "bn1.running_var", "not finite"),
     "a teacher with code": ("job.train", "{good} --teacher {folder}/code.pth", "code.pth", "never loaded"),
     "a small teacher": ("job.train", "{good} -a resnet50 --teacher {folder}/torchvision.pth", "resnet18", "stage 1"),
+}
+
+# As sitecustomize.py: what differs on the second worker.
+ON_SECOND = """
+import os, sys
+if os.environ.get("HOROVOD_RANK") == "1":
+    {change}
+"""
+
+# Name: the change, and parts of the line.
+DIFFERENT = {
+    "options": (
+        "sys.argv += '--moco-t 0.3 --seed 1 --epochs 2'.split()",
+        "--epochs 2 on worker 1 (node ",
+        "): expected 1, as on worker 0; differences beside this one: 2. Start all workers with the same options",
+    ),
+    "kernels": (
+        "os.environ['ATEN_CPU_CAPABILITY'] = 'default'",
+        "CPU kernels DEFAULT on worker 1 (node ",
+        ", as on worker 0. Set ATEN_CPU_CAPABILITY=default for all workers",
+    ),
+    "programs": (
+        "os.chdir('{folder}/program')",  # `python -m` looks there first
+        "this program's files ",
+        ", as on worker 0. Install the same version",
+    ),
 }
 
 
@@ -61,6 +92,25 @@ def test_a_refusal_is_said_once_by_all_workers_together(name, run, places, tmp_p
     assert code != 0 and any("Exit code: 2" in line for line in lines), lines
     assert len(errors) == 1 and errors[0].startswith("[0]<stderr>:error: "), lines
     assert all(part.format(**places) in errors[0] for part in parts), lines
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_a_worker_that_differs_ends_all_before_there_is_a_folder(name, run, tmp_path, tmp_path_factory, monkeypatch):
+    if name == "kernels" and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        pytest.skip("this processor has only torch's default kernels")
+    change, *parts = DIFFERENT[name]
+    folder = tmp_path_factory.mktemp("different")
+    for package in ("job", "mgd", "moco"):
+        shutil.copytree(ROOT / package, folder / "program" / package, ignore=shutil.ignore_patterns("__pycache__"))
+    with open(folder / "program" / "moco" / "queue.py", "a") as file:
+        file.write("# Another version.\n")
+    (folder / "sitecustomize.py").write_text(ON_SECOND.format(change=change.format(folder=folder)))
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+    code, lines, errors = run("{good}")
+    assert code != 0 and any("Exit code: 2" in line for line in lines), lines
+    assert len(errors) == 1 and errors[0].startswith("[0]<stderr>:error: "), lines
+    assert all(part in errors[0] for part in parts), lines
     assert os.listdir(tmp_path) == []
 
 

@@ -174,7 +174,7 @@ def test_tasks_that_are_not_horovods_workers_are_refused(launcher):
     """So many whole runs, each of one worker, would write over one another's files."""
     name, start = launcher
     start(hvd.size() + 1)
-    found = raised(launch.start)
+    found = raised(lambda: launch.start({}))
     text = f"{name} started {hvd.size() + 1} tasks, but Horovod has {hvd.size()} workers"
     assert all(error and error[0].startswith(text) and error[1] == 2 for error in found)
 
@@ -182,4 +182,4 @@ def test_tasks_that_are_not_horovods_workers_are_refused(launcher):
 def test_as_many_tasks_as_horovod_has_workers_start(launcher):
     _, start = launcher
     start(hvd.size())
-    assert raised(launch.start) == [None] * hvd.size()
+    assert raised(lambda: launch.start({})) == [None] * hvd.size()

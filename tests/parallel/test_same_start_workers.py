@@ -1,0 +1,115 @@
+"""Workers that do not start alike end with one line, the same on all."""
+
+import dataclasses
+
+import horovod.torch as hvd
+import pytest
+import torch
+
+from job.config import Config
+from job.errors import RunError
+from job.run import same_start
+from job.run.exchange import allgather, allgather_text
+
+OPTIONS = dataclasses.asdict(Config(data="images", config=["small"]))
+
+
+def odd():
+    return hvd.size() - 1
+
+
+def outcome(on_cpu=True, **changed):
+    """Return the line with which all workers end, or None; `changed`: options of the last one."""
+    options = OPTIONS | (changed if hvd.rank() == odd() else {})
+    try:
+        same_start.check(options, f"node{hvd.rank() // 2}", on_cpu)
+        line = None
+    except RunError as error:
+        line = str(error)
+        assert error.code == 2
+    [found] = set(allgather(line, "outcome"))
+    return found
+
+
+def expected(text, advice, more=""):
+    """Return such a line: `text` has one `{}` for the last worker, which is no majority even of two."""
+    where = f"on worker {odd()} (node node{odd() // 2})"
+    return f"{text.format(where)}, as on worker 0{more}. {advice}" if odd() else None
+
+
+def test_workers_that_start_alike_go_on():
+    assert outcome() is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"moco_t": 0.3}, "--moco-t 0.3 {}: expected 0.07"),
+        ({"epochs": 3}, "--epochs 3 {}: expected 200"),
+        ({"seed": 1}, "--seed 1 {}: expected 0"),
+        ({"crop_min": 0.5}, "--crop-min 0.5 {}: expected 0.2"),
+        ({"schedule": [1]}, "--schedule [1] {}: expected [120, 160]"),
+        ({"resume": "auto"}, "--resume auto {}: expected ''"),
+        ({"config": []}, "--config [] {}: expected ['small']"),
+        ({"workers": 1}, "--workers 1 {}: expected -1"),
+        ({"data": "/home/\udc80"}, "--data /home/\\udc80 {}: expected images"),
+    ],
+    ids=str,
+)
+def test_an_option_that_differs_is_named_with_worker_and_node(changed, text):
+    assert outcome(**changed) == expected(text, "Start all workers with the same options")
+
+
+def test_of_several_differences_the_first_is_named_and_the_others_are_counted():
+    more = "; differences beside this one: 2"
+    found = outcome(seed=1, lr=0.5, arch="resnet34")
+    assert found == expected("--arch resnet34 {}: expected resnet18", "Start all workers with the same options", more)
+
+
+def test_another_package_is_named_before_the_options(monkeypatch):
+    if hvd.rank() == odd():
+        monkeypatch.setattr(torch, "__version__", "2.13.0")
+    version = allgather(torch.__version__ + "", "version")[0]
+    more = "; differences beside this one: 1"
+    found = outcome(seed=1)
+    advice = "Install the same version, or use the same image, on all nodes"
+    assert found == expected(f"torch 2.13.0 {{}}: expected {version}", advice, more)
+
+
+def test_another_program_is_named_first(monkeypatch, tmp_path):
+    own = same_start.program_digest()
+    for package in ("job", "mgd", "moco"):
+        (tmp_path / package / "run").mkdir(parents=True)
+    (tmp_path / "moco" / "run" / "model.py").write_text("pass")
+    monkeypatch.setattr(same_start, "ROOT", tmp_path)
+    other = same_start.program_digest()
+    (tmp_path / "moco" / "run" / "model.py").rename(tmp_path / "moco" / "model.py")
+    assert len({own, other, same_start.program_digest()}) == 3
+    (tmp_path / "moco" / "model.pyc").touch()
+    other = same_start.program_digest()
+    if hvd.rank() != odd():
+        monkeypatch.undo()
+    advice = "Install the same version, or use the same image, on all nodes"
+    more = "; differences beside this one: 1"
+    assert outcome(seed=1) == expected(f"this program's files {other} {{}}: expected {own}", advice, more)
+
+
+@pytest.mark.parametrize(("own", "its", "least"), [("AVX512", "AVX2", "avx2"), ("DEFAULT", "SVE256", "default")])
+def test_other_cpu_kernels_are_named_unless_workers_have_gpus(monkeypatch, own, its, least):
+    kernels = its if hvd.rank() == odd() else own
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: kernels)
+    advice = f"Set ATEN_CPU_CAPABILITY={least} for all workers, or use nodes of one kind"
+    assert outcome() == expected(f"CPU kernels {its} {{}}: expected {own}", advice)
+    assert outcome(on_cpu=False) is None
+
+
+def test_most_workers_have_the_expected_value():
+    found = [{"--seed": value} for value in ("1", "0", "1", "0", "0")]
+    line = same_start.difference(["a", "a", "b", "b", "b"], found)
+    assert line.startswith("--seed 1 on workers 0, 2 (node a, b): expected 0, as on worker 1. ")
+    line = same_start.difference(["a"] * 20, [{"--seed": "0"}] * 11 + [{"--seed": "1"}] * 9)
+    assert line.startswith("--seed 1 on workers 11, 12, 13, 14, 15, 16, 17, 18, ... (node a): expected 0")
+
+
+def test_text_arrives_as_it_was():
+    assert allgather_text(f"{hvd.rank()} ü" * (hvd.rank() + 1), "text") == [f"{n} ü" * (n + 1) for n in range(hvd.size())]
