@@ -37,19 +37,22 @@ if os.environ.get("HOROVOD_RANK") == "1":
     {change}
 """
 
-# Name: the change, and parts of the line.
+# Name: program, the change, and parts of the line.
 DIFFERENT = {
     "options": (
+        "job.train",
         "sys.argv += '--moco-t 0.3 --seed 1 --epochs 2'.split()",
         "--epochs 2 on worker 1 (node ",
         "): expected 1, as on worker 0; differences beside this one: 2. Start all workers with the same options",
     ),
     "kernels": (
-        "os.environ['ATEN_CPU_CAPABILITY'] = 'default'",
+        "job.linear",
+        "os.environ['ATEN_CPU_CAPABILITY'] = 'default'; sys.argv += ['--seed', '1']",
         "CPU kernels DEFAULT on worker 1 (node ",
-        ", as on worker 0. Set ATEN_CPU_CAPABILITY=default for all workers",
+        ", as on worker 0; differences beside this one: 1. Set ATEN_CPU_CAPABILITY=default for all workers",
     ),
     "programs": (
+        "job.train",
         "os.chdir('{folder}/program')",  # `python -m` looks there first
         "this program's files ",
         ", as on worker 0. Install the same version",
@@ -99,7 +102,7 @@ def test_a_refusal_is_said_once_by_all_workers_together(name, run, places, tmp_p
 def test_a_worker_that_differs_ends_all_before_there_is_a_folder(name, run, tmp_path, tmp_path_factory, monkeypatch):
     if name == "kernels" and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
         pytest.skip("this processor has only torch's default kernels")
-    change, *parts = DIFFERENT[name]
+    program, change, *parts = DIFFERENT[name]
     folder = tmp_path_factory.mktemp("different")
     for package in ("job", "mgd", "moco"):
         shutil.copytree(ROOT / package, folder / "program" / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -107,7 +110,7 @@ def test_a_worker_that_differs_ends_all_before_there_is_a_folder(name, run, tmp_
         file.write("# Another version.\n")
     (folder / "sitecustomize.py").write_text(ON_SECOND.format(change=change.format(folder=folder)))
     monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
-    code, lines, errors = run("{good}")
+    code, lines, errors = run("{good}", program)
     assert code != 0 and any("Exit code: 2" in line for line in lines), lines
     assert len(errors) == 1 and errors[0].startswith("[0]<stderr>:error: "), lines
     assert all(part in errors[0] for part in parts), lines
