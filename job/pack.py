@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from job import output
 from job.data import digits
 from job.data.folders import ImageFolder, scan
 from job.data.images import patient
@@ -155,6 +156,7 @@ def summary(data: str, packed: dict[str, list[Shard]]) -> list[str]:
     return ["; ".join(parts), f"train from it with: horovodrun -np N python -m job.train {data}"]
 
 
+@output.guarded()
 def main(argv: list[str] | None = None) -> None:
     """Run `job.pack` on the command line's options. Needs no Horovod."""
     log = Log(speaks=True)

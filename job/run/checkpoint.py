@@ -147,10 +147,11 @@ class Checkpoints:
         for path in reversed(paths):
             try:
                 content = load(path)
-                say(f"resuming from {path}")
-                return content
             except RunError as error:
                 say(f"passed over: {error}")
+                continue
+            say(f"resuming from {path}")
+            return content
         if paths:
             raise RunError(f"none of the {len(paths)} checkpoints in {self.folder} is whole: move them away to start anew")
         return None

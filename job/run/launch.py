@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from job import output
 from job.errors import RunError, WorkerError
 
 try:
@@ -240,32 +241,35 @@ def reported_errors() -> Iterator[None]:
     """
     _, rank, size = launched()
     own = f"rank {rank} on {node()}: " if size > 1 else ""
-    try:
-        yield
-    except StartError as error:
+    with output.guarded():
         if rank:
-            time.sleep(PATIENCE)
-        print(f"error: {own}{error}", file=sys.stderr, flush=True)
-        leave(error.code)
-    except WorkerError as error:
-        print(f"error: {own}{error}", file=sys.stderr, flush=True)
-        leave(error.code, at_once=True)
-    except RunError as error:
-        if rank and hvd.is_initialized():  # then all have it, and rank 0 says it
-            # The launcher ends all at the first that goes: let rank 0 speak before, and end with its code all the same.
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            time.sleep(2)
+            output.may_fail(output.ignore)  # rank 0 has the results
+        try:
+            yield
+        except StartError as error:
+            if rank:
+                time.sleep(PATIENCE)
+            print(f"error: {own}{error}", file=sys.stderr, flush=True)
             leave(error.code)
-        if rank:
-            time.sleep(PATIENCE)
-        print(f"error: {own if rank else ''}{error}", file=sys.stderr, flush=True)
-        leave(error.code)
-    except hvd.mpi_ops.HorovodInternalError as error:
-        time.sleep(2)
-        first = str(error).splitlines()[0] if str(error) else "Horovod stopped"
-        print(f"error: {own}another worker is gone ({first}); its own last lines say why", file=sys.stderr, flush=True)
-        leave(1)
-    except Exception as error:
-        traceback.print_exc()
-        print(f"error: {own}{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        leave(1)
+        except WorkerError as error:
+            print(f"error: {own}{error}", file=sys.stderr, flush=True)
+            leave(error.code, at_once=True)
+        except RunError as error:
+            if rank and hvd.is_initialized():  # then all have it, and rank 0 says it
+                # The launcher ends all at the first that goes: let rank 0 speak before, and end with its code all the same.
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                time.sleep(2)
+                leave(error.code)
+            if rank:
+                time.sleep(PATIENCE)
+            print(f"error: {own if rank else ''}{error}", file=sys.stderr, flush=True)
+            leave(error.code)
+        except hvd.mpi_ops.HorovodInternalError as error:
+            time.sleep(2)
+            first = str(error).splitlines()[0] if str(error) else "Horovod stopped"
+            print(f"error: {own}another worker is gone ({first}); its own last lines say why", file=sys.stderr, flush=True)
+            leave(1)
+        except Exception as error:
+            traceback.print_exc()
+            print(f"error: {own}{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            leave(1)

@@ -1,22 +1,18 @@
 """What a run says: lines on the screen and in its log file, numbers in metrics.jsonl and event files; from rank 0 alone."""
 
-import contextlib
-import errno
 import io
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator
 
 from tqdm import tqdm
 
+from job import output
 from job.errors import RunError
 from job.run.events import Events
 from job.run.files import append, write_whole
 from job.text import printable
-
-VANISHED = (errno.EIO, errno.EPIPE, errno.EBADF)  # errors of a standard output that will not come back
 
 
 class Log:
@@ -49,6 +45,15 @@ class Log:
         for line in self.waiting:
             self.write(self.file, line)
         self.check()
+        output.may_fail(self.screen_failed)
+
+    def screen_failed(self, error: OSError) -> None:
+        """Warn, once, that standard output does not take lines. A terminal or a launcher can vanish: the run must still save."""
+        assert self.file
+        output.may_fail(output.ignore)
+        warning = f"warning: {output.problem(error)}; the run goes on, and {self.file.name} has all lines"
+        print(warning, file=sys.stderr)
+        self.note(warning)
 
     def write(self, file: io.FileIO, line: str) -> None:
         """Add a line to a file; where the disk does not take it, `check` says so, at a place where all workers hear it."""
@@ -67,9 +72,8 @@ class Log:
         """Say one line."""
         if not self.speaks:
             return
-        with screen():
-            tqdm.write(printable(text), file=sys.stdout)
-            sys.stdout.flush()
+        tqdm.write(printable(text), file=sys.stdout)
+        sys.stdout.flush()
         self.note(text)
 
     def note(self, text: str) -> None:
@@ -100,17 +104,15 @@ class Log:
         if self.bar is None or done < self.bar.n or total != self.bar.total:
             self.end_progress()
             self.bar = tqdm(total=total, initial=done - 1, leave=False, dynamic_ncols=True, file=sys.stdout)
-        with screen():
-            self.bar.set_description(text, refresh=False)
-            self.bar.update(done - self.bar.n)
+        self.bar.set_description(text, refresh=False)
+        self.bar.update(done - self.bar.n)
         if done == total:
             self.end_progress()
 
     def end_progress(self) -> None:
         """Take the bar from the terminal, if there is one."""
         if self.bar is not None:
-            with screen():
-                self.bar.close()
+            self.bar.close()
             self.bar = None
 
     def close(self) -> None:
@@ -119,21 +121,6 @@ class Log:
         for file in (self.file, self.metrics, self.events):
             if file:
                 file.close()
-
-
-@contextlib.contextmanager
-def screen() -> Iterator[None]:
-    """Write to standard output; only the log file has a line that cannot be written there.
-
-    A terminal or a launcher can vanish, with a SIGHUP or without: then all later output is discarded. The run must still save.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in VANISHED:
-            return
-        with open(os.devnull, "w") as null:
-            os.dup2(null.fileno(), sys.stdout.fileno())
 
 
 def drop_from(path: str, start: tuple[int, int]) -> None:

@@ -1,0 +1,93 @@
+"""Standard output and error that fail: a program ends with one line, and a run whose log has all lines goes on."""
+
+import contextlib
+import errno
+import io
+import os
+import select
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
+
+from job.errors import RunError
+
+PIPE = 141  # the exit code of a program whose reader has gone: 128 + SIGPIPE, as shells report it of other programs
+DESCRIPTORS = {"stdin": 0, "stdout": 1, "stderr": 2}
+
+Failed = Callable[[OSError], None]
+
+
+class Output(io.FileIO):
+    """A standard stream: a write that fails calls `failed`, which may raise, and its data is discarded."""
+
+    def __init__(self, descriptor: int, failed: Failed):
+        super().__init__(descriptor, "w", closefd=False)
+        self.failed = failed
+
+    def write(self, data: Any, /) -> int:
+        """Write some of the data, waiting for room in a pipe that another process has set not to block."""
+        try:
+            while (written := super().write(data)) is None:
+                select.select([], [self], [])
+            return written
+        except OSError as error:
+            self.failed(error)
+            return len(data)
+
+
+def ignore(error: OSError) -> None:
+    """Go on without the data."""
+
+
+def end(error: OSError) -> None:
+    """End the program, quietly if the reader has gone, as of `| head`; only the first failure raises."""
+    may_fail(ignore)
+    if error.errno == errno.EPIPE:
+        sys.exit(PIPE)
+    raise RunError(f"{problem(error)}; expected a terminal, file or pipe that takes the output. Redirect it elsewhere")
+
+
+def problem(error: OSError) -> str:
+    """What is wrong with standard output."""
+    return f"standard output: {'closed' if error.errno == errno.EBADF else error.strerror or error}"
+
+
+def may_fail(failed: Failed) -> None:
+    """From now on, a failed write to standard output calls `failed`, and ends nothing unless that raises."""
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    if isinstance(raw, Output):
+        raw.failed = failed
+
+
+@contextlib.contextmanager
+def guarded() -> Iterator[None]:
+    """Within, a failed write to standard output is a RunError at once, and one to standard error is ignored.
+
+    A reader that has gone ends the program with exit code 141 and no line. Streams that others have replaced stay.
+    """
+    before = sys.stdout, sys.stderr
+    descriptors = {name: reserved(name) for name in DESCRIPTORS}
+    if sys.stdout is sys.__stdout__:
+        sys.stdout = stream(descriptors["stdout"], end, before[0])
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = stream(descriptors["stderr"], ignore, before[1])
+    try:
+        yield
+    finally:
+        may_fail(ignore)
+        sys.stdout.flush()
+        sys.stdout, sys.stderr = before
+
+
+def reserved(name: str) -> int:
+    """Return the descriptor of a standard stream. If it is closed, no other file may get it: open it to fail at writes."""
+    if getattr(sys, f"__{name}__") is None:
+        return os.open(os.devnull, os.O_RDONLY)
+    return DESCRIPTORS[name]
+
+
+def stream(descriptor: int, failed: Failed, like: TextIO | None) -> io.TextIOWrapper:
+    """Return a text stream, flushed at each line end, with the encoding of another."""
+    raw = io.BufferedWriter(Output(descriptor, failed))
+    encoding, errors = (like.encoding, like.errors) if like else ("utf-8", "backslashreplace")
+    return io.TextIOWrapper(raw, encoding, errors, line_buffering=True)
