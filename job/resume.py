@@ -274,6 +274,7 @@ def save(training: Training, epoch: int, step: int) -> None:
             "order": training.order(epoch),
             "statistics": own,
         }
+        run.log.sync()
         run.log.line(f"saved {run.checkpoints.save(content)}")
 
     run.on_first(write)

@@ -4,7 +4,8 @@ FAULTS holds rules, separated by newlines, each of six words:
     RANK CALL PATH FIRST COUNT ACTION
 RANK: the worker's HOROVOD_RANK, or *. CALL: open, read, write, fsync or rename. PATH: part of the file's path, for
 rename of its new path. The calls FIRST to FIRST + COUNT - 1 of each process that fit get ACTION: a positive number is
-the errno with which they fail; -N sends signal N to the process, and the call proceeds. */
+the errno with which they fail; -N sends signal N to the process, and the call proceeds; 0 adds a line "CALL PATH" to the
+file that TRACE names, and the call proceeds. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -14,17 +15,20 @@ the errno with which they fail; -N sends signal N to the process, and the call p
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define RULES 16
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 
 static struct rule { char call[8], path[256]; int first, count, action, met; } rules[RULES];
-static int number;
+static int number, trace = -1;
 
 __attribute__((constructor)) static void parse(void) {
     const char *line = getenv("FAULTS"), *own = getenv("HOROVOD_RANK");
     char rank[16];
+    if (getenv("TRACE"))
+        trace = syscall(SYS_openat, AT_FDCWD, getenv("TRACE"), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
     for (; line && *line && number < RULES; line = strchr(line, '\n') ? strchr(line, '\n') + 1 : 0) {
         struct rule *rule = &rules[number];
         if (sscanf(line, "%15s %7s %255s %d %d %d", rank, rule->call, rule->path, &rule->first, &rule->count, &rule->action) == 6)
@@ -42,6 +46,11 @@ static int fails(const char *call, const char *path) {
         int met = __sync_add_and_fetch(&rule->met, 1);
         if (met < rule->first || met >= rule->first + rule->count)
             continue;
+        if (!rule->action) {
+            char line[4200];
+            syscall(SYS_write, trace, line, snprintf(line, sizeof line, "%s %s\n", call, path));
+            continue;
+        }
         if (rule->action < 0) {
             kill(getpid(), -rule->action);
             continue;

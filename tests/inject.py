@@ -18,6 +18,9 @@ def library() -> str:
     return str(path)
 
 
-def injected(*rules: str) -> dict[str, str]:
-    """Return the variables that make a program and all that it starts follow `rules`, as inject.c defines them."""
-    return {"LD_PRELOAD": library(), "FAULTS": "\n".join(rules)}
+def injected(*rules: str, trace: str | os.PathLike[str] = os.devnull) -> dict[str, str]:
+    """Return the variables that make a program and all that it starts follow `rules`, as inject.c defines them.
+
+    trace: the file to which rules of action 0 add lines.
+    """
+    return {"LD_PRELOAD": library(), "FAULTS": "\n".join(rules), "TRACE": str(trace)}

@@ -3,6 +3,7 @@
 import io
 import os
 import resource
+import time
 
 import numpy as np
 import pytest
@@ -168,3 +169,15 @@ def test_without_the_package_there_is_one_line_and_no_folder(images, tmp_path, m
     [line] = errors_of("job.train", [[*small, "--out", tmp_path / "run"]])
     assert "--tensorboard needs the package tensorboard" in line and "pip install '.[tensorboard]'" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_a_resumed_run_s_events_come_last_whatever_its_node_s_clock_says(tmp_path, events, monkeypatch):
+    """Resumed on a node whose clock is a day behind, and again at the same moment."""
+    now = time.time()
+    for start, clock in ((0, now + 86400), (3, now), (5, now)):
+        monkeypatch.setattr(time, "time", lambda clock=clock: clock)
+        some = events(divmod(start, STEPS))
+        for done in range(start, start + 4):
+            some.record(step(done) | {"loss": float(start)})
+    expected = [(done, 0 if done < 3 else 3 if done < 5 else 5) for done in range(9)]
+    assert scalars(tmp_path, "steps/loss") == expected

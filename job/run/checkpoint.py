@@ -63,11 +63,11 @@ class Checkpoints:
         later = [path for path in self.paths() if position(path) > start]
         for path in reversed(later):  # a kill between two leaves the older part of one course
             os.replace(path, path + LEFT)
+        sync_folder(self.folder)  # a decision without these names would resume from a later checkpoint
         if source != AUTO:
             self.named = os.path.realpath(source)
             decision = {"job": os.environ.get(JOB, ""), "restarts": restarts(), "checkpoint": os.path.abspath(source)}
             write_whole(os.path.join(self.folder, DECISION), yaml.safe_dump(decision).encode())
-        sync_folder(self.folder)
         return later
 
     def resumed_before(self, source: str) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from job.run.files import kind_of
 
 PLACE = ("steps", "epoch", "step", "stage")  # where a record belongs
 BINS = 64  # of a histogram
+STAMP = re.compile(r"events\.out\.tfevents\.(\d+(?:\.\d{6})?)\.")  # s since 1970, by the clock of the node that wrote the file
 
 
 def require() -> None:
@@ -43,7 +45,10 @@ class Events:
         self.count, self.every, self.say = count, every, say
         folder = os.path.join(folder, "tensorboard")
         os.makedirs(folder, exist_ok=True)
-        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"  # read in this order
+        stamps = [float(found[1]) for name in os.listdir(folder) if (found := STAMP.match(name))]
+        # TensorBoard reads files in the order of their names: after those of a node whose clock is ahead, too.
+        stamp = max([time.time(), *(stamp + 1e-3 for stamp in stamps)])
+        name = f"events.out.tfevents.{stamp:.6f}.{socket.gethostname()}.{os.getpid()}"
         self.file = open(os.path.join(folder, name), "wb")
         self.writer = RecordWriter(self.file)
         self.write((0, 0), file_version="brain.Event:2")

@@ -14,7 +14,7 @@ from job.errors import RunError
 KINDS = {"refreshes": "stage", "knn": "knn", "signs": "feature_std", "validation": "val_top1", "steps": "loss"}
 KINDS["changes"] = "batch_size"  # of a resume with another batch size or another number of steps
 
-# Errors of file systems on which a folder cannot be synchronised, such as CIFS and some of FUSE.
+# Errors of files and file systems without synchronisation: folders on CIFS and some of FUSE, devices.
 NO_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -52,10 +52,15 @@ def append(file: io.FileIO, line: str) -> None:
         while data:
             data = data[file.write(data) :]
     except OSError as error:
-        raise RunError(
-            f"cannot write to {file.name}: {error.strerror or error}; the checkpoints are untouched. When the disk takes more, "
-            "go on with --resume auto"
-        ) from None
+        raise not_taken(file, error) from None
+
+
+def not_taken(file: io.FileIO, error: OSError) -> RunError:
+    """The error of a log or metrics file that the disk does not take."""
+    return RunError(
+        f"cannot write to {file.name}: {error.strerror or error}; the checkpoints are untouched. When the disk takes more, "
+        "go on with --resume auto"
+    )
 
 
 def write_whole(path: str, data: bytes) -> None:
@@ -84,12 +89,18 @@ def sync_folder(folder: str) -> None:
     """Write a folder's names to disk, if its file system can. OSError: the disk does not take them."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
+        sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync(descriptor: int) -> None:
+    """Write what a file or folder has to disk, if its file system can. OSError: the disk does not take it."""
+    try:
         os.fsync(descriptor)
     except OSError as error:
         if error.errno not in NO_SYNC:
             raise
-    finally:
-        os.close(descriptor)
 
 
 def kind_of(record: Mapping[str, float]) -> str | None:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from job import output
 from job.errors import RunError
 from job.run.events import Events
-from job.run.files import append, write_whole
+from job.run.files import append, kind_of, not_taken, sync, sync_folder, write_whole
 from job.text import printable
 
 
@@ -30,22 +30,23 @@ class Log:
         self.bar: tqdm | None = None
         self.failure: RunError | None = None  # of the first write that the disk did not take
 
-    def open(self, folder: str, start: tuple[int, int]) -> None:
-        """Write to folder/log.txt and folder/metrics.jsonl from now on.
+    def open(self, folder: str, start: tuple[int, int]) -> int:
+        """Write to folder/log.txt and folder/metrics.jsonl from now on; return the steps that metrics.jsonl has before.
 
         start: the (epoch, step) that the run starts at; numbers from there on, which are done again, are taken out.
         """
         if not self.speaks:
-            return
+            return 0
         path = os.path.join(folder, "metrics.jsonl")
-        if os.path.exists(path):
-            drop_from(path, start)
+        recorded = drop_from(path, start) if os.path.exists(path) else 0
         self.file = open(os.path.join(folder, "log.txt"), "ab", buffering=0)
         self.metrics = open(path, "ab", buffering=0)
+        sync_folder(folder)
         for line in self.waiting:
             self.write(self.file, line)
         self.check()
         output.may_fail(self.screen_failed)
+        return recorded
 
     def screen_failed(self, error: OSError) -> None:
         """Warn, once, that standard output does not take lines. A terminal or a launcher can vanish: the run must still save."""
@@ -67,6 +68,15 @@ class Log:
         """RunError: the disk did not take a line."""
         if self.failure:
             raise self.failure
+
+    def sync(self) -> None:
+        """Have all lines and numbers on disk. RunError: the disk does not take them."""
+        self.check()
+        for file in filter(None, (self.file, self.metrics)):
+            try:
+                sync(file.fileno())
+            except OSError as error:
+                raise not_taken(file, error) from None
 
     def line(self, text: str) -> None:
         """Say one line."""
@@ -123,15 +133,20 @@ class Log:
                 file.close()
 
 
-def drop_from(path: str, start: tuple[int, int]) -> None:
-    """Drop from a metrics file what belongs to (epoch, step) `start` or later, and a last line cut short; by one rename."""
-    kept = []
+def drop_from(path: str, start: tuple[int, int]) -> int:
+    """Drop from a metrics file what belongs to (epoch, step) `start` or later, and a last line cut short; by one rename.
+
+    Return the steps that are done by the last record of a step that stays, or 0.
+    """
+    kept, recorded = [], 0
     with open(path, "rb") as file:
         for line in file:
             try:
                 record = json.loads(line)
                 if line.endswith(b"\n") and (record["epoch"], record["step"]) < start:
                     kept.append(line)
+                    recorded = int(record["steps"]) if kind_of(record) == "steps" else recorded
             except (ValueError, KeyError, TypeError):
                 continue
     write_whole(path, b"".join(kept))
+    return recorded

@@ -139,6 +139,11 @@ class Run:
     def begin(self, options: dict, saved: dict | None, steps: int, resume: str) -> None:
         """Start the count of steps, save the options in the folder, and write the log there from now on.
 
+        What the order of writes keeps, if power fails between any two: a checkpoint is on disk only after its
+        records (Log.sync), and removed only after the next one's name is. A resume drops records later than its
+        checkpoint, so it first puts later checkpoints aside (resume_at). The decision to go back follows on that, and
+        `complete` on all.
+
         saved: the checkpoint that the run resumes from, or None for a fresh run. steps: of an epoch.
         resume: the option.
         RunError, on all workers: a fresh run finds another's checkpoints, the folder cannot be written
@@ -160,7 +165,10 @@ class Run:
                     os.remove(self.complete)
                 later = self.checkpoints.resume_at(start, resume) if saved else []
                 write_whole(os.path.join(self.folder, "config.yaml"), text.encode())
-                self.log.open(self.folder, start)
+                recorded = self.log.open(self.folder, start)
+                if recorded < (done := self.count.at(*start)):
+                    missing = f"the records of steps {recorded + 1} to {done}"
+                    self.log.line(f"{self.folder}/metrics.jsonl: {missing} are missing; the run goes on without them")
                 if later:
                     names = ", ".join(map(os.path.basename, later))
                     self.log.line(f"going back: {names} now end with {LEFT}, and the first checkpoint saved removes them")
@@ -182,7 +190,7 @@ class Run:
         self.log.line(line)
 
         def mark() -> None:
-            self.log.check()
+            self.log.sync()
             try:
                 write_whole(self.complete, f"{line}\n".encode())
             except OSError as error:

@@ -1,0 +1,70 @@
+"""The order in which a run's files reach the disk, as a run of the real command makes its system calls."""
+
+import os
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from inject import injected
+from job.run.checkpoint import load
+
+OPTIONS = "-a resnet18 --width 16 --image-size 16 --batch-size 8 --moco-k 16 --mlp -j 0 --epochs 1 --save-every 2steps".split()
+
+
+def train(images, folder, *more, screen=subprocess.PIPE, **variables):
+    """Train for six steps, with three checkpoints."""
+    command = [sys.executable, "-m", "job.train", images, *OPTIONS, "--out", folder, *more]
+    environment = os.environ | variables
+    return subprocess.run(list(map(str, command)), env=environment, stdout=screen, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module")
+def traced(images, tmp_path_factory):
+    """A run and its calls; the disk of its standard output is full from the third line on."""
+    folder = tmp_path_factory.mktemp("traced")
+    rules = [f"* {call} {name} 1 9999 0" for call in ("write", "fsync") for name in ("metrics.jsonl", "log.txt")]
+    rules += ["* rename .pth.tar 1 9999 0", "* write /screen 3 9999 28"]
+    with open(folder / "screen", "w") as screen:
+        done = train(images, folder / "run", screen=screen, **injected(*rules, trace=folder / "trace"))
+    calls = [line.split(" ", 1) for line in (folder / "trace").read_text().splitlines()]
+    return SimpleNamespace(done=done, folder=folder / "run", calls=[(call, os.path.basename(path)) for call, path in calls])
+
+
+def test_a_screen_that_fills_up_ends_nothing_and_the_log_has_all_lines(traced):
+    warning = f"warning: standard output: No space left on device; the run goes on, and {traced.folder}/log.txt has all lines"
+    assert (traced.done.returncode, traced.done.stderr) == (0, f"{warning}\n")
+    log = (traced.folder / "log.txt").read_text()
+    assert log.count(warning) == 1 and log.count("saved ") == 3 and "done: 1 epochs" in log
+
+
+def test_records_are_on_disk_before_their_checkpoint_appears(traced):
+    places = [place for place, (call, name) in enumerate(traced.calls) if call == "rename" and name.startswith("checkpoint_")]
+    assert len(places) == 3
+    for place in places:
+        for name in ("metrics.jsonl", "log.txt"):
+            assert [call for call, of in traced.calls[:place] if of == name][-1] == "fsync"
+
+
+def test_a_failed_sync_ends_the_run_before_the_checkpoint_appears(images, tmp_path):
+    done = train(images, tmp_path / "run", **injected("* fsync metrics.jsonl 2 1 5"))
+    path = tmp_path / "run" / "metrics.jsonl"
+    said = f"error: cannot write to {path}: Input/output error; the checkpoints are untouched. "
+    assert done.returncode == 2 and done.stderr.startswith(said) and done.stderr.count("\n") == 1
+    names = sorted(path.name for path in (tmp_path / "run").glob("*.pth.tar*"))
+    assert names == ["checkpoint_0000_000002.pth.tar", "last.pth.tar"]
+    assert load(str(tmp_path / "run" / "last.pth.tar"))["step"] == 2
+
+
+def test_missing_records_are_reported_at_a_resume(images, traced, tmp_path):
+    """As of a folder whose metrics.jsonl was copied before its checkpoint."""
+    folder = tmp_path / "run"
+    shutil.copytree(traced.folder, folder, symlinks=True)
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if '"steps": 5' not in line and '"steps": 6' not in line))
+    done = train(images, folder, "--epochs", 2, "--resume", "auto")
+    assert done.returncode == 0, done.stderr
+    assert f"{path}: the records of steps 5 to 6 are missing; the run goes on without them\n" in done.stdout
