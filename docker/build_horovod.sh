@@ -40,7 +40,10 @@ find_toolkit() {
 
 read -r torch torch_cuda standard abi libc nccl < <("$python" - <<'PY'
 import os, platform, re, sys
-import cffi, cloudpickle, packaging, psutil, setuptools, torch, wheel, yaml
+try:
+    import cffi, cloudpickle, packaging, psutil, setuptools, torch, wheel, yaml
+except ImportError as error:
+    sys.exit(f"build_horovod: {sys.executable}: {error}; expected torch and what moco-mgd[horovod] needs. Install them there")
 nccl = "none"
 for folder in sys.path:
     if os.path.isfile(os.path.join(folder, "nvidia/nccl/include/nccl.h")):
@@ -52,7 +55,7 @@ standard = max(map(int, re.findall(r"std=c\+\+(\d+)", open(extension).read())))
 libc = "".join(platform.libc_ver()) or "libc"
 print(torch.__version__, torch.version.cuda or "none", standard, sys.implementation.cache_tag, libc, nccl)
 PY
-) || fail "install torch and what moco-mgd[horovod] needs into $python first"
+) || exit 2
 
 toolkit=$(find_toolkit)
 backend=gloo
@@ -73,13 +76,16 @@ distribution=$({ . /etc/os-release && echo "${ID:-linux}${VERSION_ID:-}"; } 2>/d
 recipe=$(sha256sum "${BASH_SOURCE[0]}" | cut -c1-8)
 shelf=$cache/horovod-$version-torch-$torch-$abi-$(uname -m)-$distribution-$libc-$backend-$recipe
 
+refused() { fail "pip cannot install Horovod into $python: $(grep -m 1 ERROR <<<"$1" || echo "${1##*$'\n'}")"; }
 install() { "$python" -m pip install -q --no-deps --no-index --force-reinstall "$@"; }
 loads() {
     "$python" -c "import horovod.torch as hvd; assert hvd.gloo_built() and ('$backend' != 'nccl' or hvd.nccl_built())"
 }
 
 if [ -d "$shelf" ]; then
-    if problem=$({ install "$shelf"/*.whl && loads; } 2>&1); then
+    if ! problem=$(install "$shelf"/*.whl 2>&1); then
+        "$python" -m zipfile -l "$shelf"/*.whl >/dev/null 2>&1 && refused "$problem"
+    elif problem=$(loads 2>&1); then
         say "using the wheel in $shelf"
         exit
     fi
@@ -196,8 +202,13 @@ edit horovod/common/operations.cc \
     'WaitForMessage(sleep_duration)'
 
 # The release kills its workers 5 s after it has passed a SIGTERM on; a step and a save can take longer.
-edit horovod/runner/common/util/safe_shell_exec.py \
-    's/^GRACEFUL_TERMINATION_TIME_S = 5$/GRACEFUL_TERMINATION_TIME_S = 60/' '_TIME_S = 60$'
+shell=horovod/runner/common/util/safe_shell_exec.py
+edit $shell 's/^GRACEFUL_TERMINATION_TIME_S = 5$/GRACEFUL_TERMINATION_TIME_S = 60/' '_TIME_S = 60$'
+
+# The release stops reading what workers print once its own output fails, and they wait for ever. Here it discards the line.
+edit $shell 's/^import codecs$/&\nimport contextlib/' '^import contextlib$'
+edit $shell 's/^        dst_stream.write(text)$/        with contextlib.suppress(OSError, AttributeError):\n    &/' 'OSError, AttributeError'
+edit $shell 's/^        dst_stream.flush()$/    &/' '^            dst_stream.flush()$'
 
 # The release remembers its checks of other hosts in ~/.horovod, and ends if it cannot: with a HOME that is read-only,
 # full, another user's, or none. Here it starts without that memory.
@@ -251,7 +262,7 @@ if ! wait "$build"; then
     fail "the build failed; the whole log is in $log"
 fi
 
-install "$work"/wheel/*.whl
+problem=$(install "$work"/wheel/*.whl 2>&1) || refused "$problem"
 loads || fail "the wheel does not load; the build log is in $log"
 # One rename puts the wheel into place: an interrupted build leaves nothing, and two builds at once leave one whole wheel.
 mkdir "$new_shelf"

@@ -98,6 +98,22 @@ def test_a_kept_wheel_that_does_not_load_is_built_again(build, tmp_path):
     assert len(list((tmp_path / "wheels").glob("*/*.whl"))) == 2  # both stay until a new one takes the place
 
 
+def test_a_wheel_that_pip_cannot_install_is_not_built_again(build, python, tmp_path):
+    keep_wheel(tmp_path / "wheels")
+    done = build(PIP_PREFIX="/dev/null/place")
+    said = f"build_horovod: pip cannot install Horovod into {python}: ERROR: Could not install packages due to an OSError: "
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and done.stderr.startswith(said), done.stderr
+
+
+def test_a_missing_package_ends_in_one_line(build, python, tmp_path):
+    (tmp_path / "cffi.py").write_text("raise ModuleNotFoundError(\"No module named 'cffi'\")")
+    done = build(PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"build_horovod: {python}: No module named 'cffi'; expected torch and what moco-mgd[horovod] needs. Install them there\n",
+    )
+
+
 def test_a_library_names_no_folder_of_its_build():
     [library] = [Path(file.locate()) for file in importlib.metadata.files("horovod") if file.name.startswith("mpi_lib_v2")]
     done = subprocess.run(["readelf", "--dynamic", "--wide", library], capture_output=True, text=True, check=True)

@@ -1,6 +1,7 @@
 """horovodrun as docker/build_horovod.sh builds it: it starts workers whatever HOME is."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,22 @@ def test_a_home_that_takes_no_files(tmp_path, option):
 def test_a_home_that_takes_files_remembers_checks(tmp_path):
     assert horovodrun(HOME=str(tmp_path))[:2] == (0, ["[0]<stdout>:started"])
     assert (tmp_path / ".horovod" / "cache.bin").stat().st_size
+
+
+@pytest.mark.parametrize("state", [">/dev/full", ">&-"], ids=["full", "closed"])
+def test_an_output_that_takes_no_lines_holds_up_no_worker(tmp_path, state):
+    """The worker prints more than a pipe holds."""
+    launcher = os.path.join(os.path.dirname(sys.executable), "horovodrun")
+    program = f"print(('x' * 100 + '\\n') * 2000, flush=True); open({str(tmp_path / 'end')!r}, 'w')"
+    command = [launcher, "-np", "1", sys.executable, "-c", program]
+    shell = ["bash", "-c", f'exec "$@" {state}', "-", *command]
+    process = subprocess.Popen(shell, stderr=subprocess.PIPE, start_new_session=True)
+    try:
+        process.communicate(timeout=120)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0 and (tmp_path / "end").exists()
 
 
 def test_the_build_names_its_option_if_home_takes_no_wheel():
