@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import hashlib
 import itertools
 import os
@@ -7,11 +8,14 @@ import random
 import resource
 import shutil
 import struct
+import subprocess
+import sys
 import zipfile
 
 import pytest
 import torch
 
+from inject import injected
 from job.errors import RunError
 from job.run import checkpoint
 from job.run.checkpoint import BEST, FORMAT, LAST, LEFT, Checkpoints, load
@@ -367,6 +371,32 @@ def test_data_is_on_disk_before_it_has_its_name(checkpoints, monkeypatch):
     path = checkpoints.save(content())
     assert events.index(f"{path}.new") < events.index(f"-> {path}") < events.index(checkpoints.folder)
     assert events.index(f"-> {os.path.join(checkpoints.folder, LAST)}") < events.index(checkpoints.folder)
+
+
+NEWEST = """
+import sys
+from job.run import checkpoint, files
+from job.run.checkpoint import Checkpoints
+
+files.PAUSES = (0,)
+for read in (Checkpoints(sys.argv[1], 3).newest, lambda say: checkpoint.load(sys.argv[2])):
+    try:
+        print(read(lambda line: None)["epoch"])
+    except files.RunError as error:
+        print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize(("times", "said"), [(1, ["2", "2"]), (99, ["ReadError cannot read", "RunError cannot read"])])
+def test_a_checkpoint_that_a_failing_file_system_hides_is_not_passed_over(checkpoints, times, said):
+    """An older one would lose what was done since."""
+    checkpoints.save(content(1))
+    path = checkpoints.save(content(2))
+    environment = os.environ | injected(f"* open {path} 1 {times} {errno.EIO}")
+    command = [sys.executable, "-c", NEWEST, checkpoints.folder, path]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    for line, start in zip(done.stdout.splitlines(), said, strict=True):
+        assert line.startswith(start), done.stdout + done.stderr
 
 
 def test_without_checkpoints_there_is_no_newest(checkpoints, tmp_path):

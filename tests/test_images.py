@@ -18,6 +18,7 @@ from job.data import images as module
 from job.data.folders import scan
 from job.data.images import Names, read_image, readable_endings
 from job.errors import RunError
+from job.run import files
 from pictures import noise, photo
 
 
@@ -304,7 +305,7 @@ FAILING = {
 
 @pytest.mark.parametrize("error", FAILING)
 def test_an_image_that_cannot_be_read_is_not_replaced(with_broken, monkeypatch, capsys, error):
-    monkeypatch.setattr(module, "PAUSES", (0, 0.1))
+    monkeypatch.setattr(files, "PAUSES", (0, 0.1))
     images = with_broken(3, set())
     os.remove(images.path(1))
     FAILING[error](images.path(1))
@@ -327,7 +328,7 @@ def test_an_image_that_comes_back_is_read(with_broken, monkeypatch, error):
         os.rmdir(path) if os.path.isdir(path) else None
         os.rename(away, path)
 
-    monkeypatch.setattr(module.time, "sleep", restore)
+    monkeypatch.setattr(files.time, "sleep", restore)
     image, _, bad = images.read(1)
     assert image[0, 0].tolist() == [1, 0, 0] and not bad
 
@@ -336,11 +337,11 @@ def test_an_image_that_comes_back_is_read(with_broken, monkeypatch, error):
 
 SHORT = """
 import resource, sys
-from job.data import images
 from job.data.folders import scan
 from job.errors import RunError
+from job.run import files
 
-images.PAUSES = (0, 0)
+files.PAUSES = (0, 0)
 found = scan(sys.argv[1], "train", max_bad=9)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[2]) * 2**20, resource.RLIM_INFINITY))

@@ -6,25 +6,19 @@ import io
 import math
 import os
 import re
-import sys
-import time
 import warnings
-from collections.abc import Callable
-from typing import TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from job.errors import RunError
+from job.run.files import patient
 from job.run.travels import travels
 from job.text import printable
 
-Result = TypeVar("Result")
 PIXELS = 2**24  # larger images are made smaller as they are read, by a whole factor: no view needs so many
 STRIP = 2**20  # pixels; larger images become RGB so many at a time, as each step of that takes a copy
 # PIL knows these by their first bytes alone: what they show needs another program, and of EPS that runs what the file says.
 NOT_DRAWN = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-PAUSES = (1, 2, 4, 8)  # s, before the next try of a failed read
 LARGEST = 8 * (Image.MAX_IMAGE_PIXELS or 0)  # bytes of the largest image that PIL reads, of 4 bytes a pixel
 ADDRESS = re.compile(" at 0x[0-9a-f]+")  # of an object, in an error's text
 Image.init()
@@ -123,28 +117,6 @@ class Images:
             except ValueError as error:
                 bad.append(f"{path}: {printable(getattr(error, 'strerror', None) or str(error))}")
         return np.zeros((32, 32, 3), dtype=np.uint8), int(self.labels[index]), bad
-
-
-def patient(read: Callable[[], Result], path: str) -> Result:
-    """Return `read()`, which reads the file `path`; try again after PAUSES if the file system or the memory fails.
-
-    RunError: it still fails. ValueError: the file is at fault. A signal to stop is obeyed afterwards.
-    """
-    path = printable(path)
-    for pause in (*PAUSES, None):
-        try:
-            return read()
-        except ValueError:
-            raise
-        except OSError as error:
-            what, advice = f"cannot read {path}: {error.strerror or error}", "Check its file system and permissions"
-        except MemoryError:
-            what, advice = f"no memory to read {path}", "Use fewer --workers, or give the job more memory"
-        if pause is None:
-            break
-        print(f"warning: {what}; next try in {pause} s", file=sys.stderr, flush=True)
-        time.sleep(pause)
-    raise RunError(f"{what}, tried {len(PAUSES) + 1} times in {sum(PAUSES)} s. {advice}", code=1)
 
 
 def readable_endings() -> set[str]:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from job.data.images import Images, Names, patient
+from job.data.images import Images, Names
 from job.data.seeds import counter, permutation
 from job.data.selection import Selection
 from job.data.tars import Shard
 from job.errors import RunError
-from job.run.files import whole_file
+from job.run.files import patient, whole_file
 from job.run.travels import travels
 
 INDEX = "index.npz"  # beside the shards

@@ -1,7 +1,9 @@
 """Checkpoint files: written whole or not at all, read without running what they hold."""
 
 import contextlib
+import errno
 import filecmp
+import functools
 import os
 import pickle
 import re
@@ -12,7 +14,7 @@ import torch
 import yaml
 
 from job.errors import RunError
-from job.run.files import sync_folder, write_whole
+from job.run.files import ReadError, patient, sync_folder, write_whole
 from job.run.memory import at_most
 from job.run.seal import seal, verify
 from job.run.stand_ins import Inert, stand_ins
@@ -141,12 +143,14 @@ class Checkpoints:
     def newest(self, say: Callable[[str], None]) -> dict | None:
         """Return the newest checkpoint that is whole, or None where there are none at all.
 
-        RunError: there are some, but none is whole. `say` is told of each that is not.
+        RunError: there are some, but none is whole, or the file system fails. `say` is told of each that is not.
         """
         paths = self.paths()
         for path in reversed(paths):
             try:
-                content = load(path)
+                content = patient(functools.partial(load_once, path), path)
+            except ReadError:  # this checkpoint may be whole: an older one would lose what was done since
+                raise
             except RunError as error:
                 say(f"passed over: {error}")
                 continue
@@ -216,6 +220,14 @@ def load(path: str, foreign: bool = False) -> dict:
     a large memory, be it here (an array of zeros is a few bytes of a pickle) or where a tensor that repeats one value is copied.
     foreign: read another program's file too, with an Inert or a plain dictionary in place of each harmless object.
     """
+    try:
+        return load_once(path, foreign)
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}; expected a checkpoint. Check its permissions") from None
+
+
+def load_once(path: str, foreign: bool = False) -> dict:
+    """Do the work of `load`. OSError: the file system fails."""
     check_is_file(path)
     try:
         most = 2 * os.path.getsize(path) + ROOM
@@ -231,6 +243,8 @@ def load(path: str, foreign: bool = False) -> dict:
     except RunError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # damaged bytes lead to invalid positions
+            raise
         reason = str(error).split("\n")[0] or type(error).__name__
         raise RunError(f"{path} is not a whole checkpoint ({reason}): use another one") from None
     if isinstance(content, Inert):

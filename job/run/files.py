@@ -1,14 +1,17 @@
-"""How the small files of a run are written, line by line or whole and not at all, and what kinds of records metrics.jsonl has."""
+"""How files are read when a file system fails, how the small files of a run are written, and the kinds of its records."""
 
 import contextlib
 import errno
 import io
 import os
 import stat
-from collections.abc import Iterator, Mapping
-from typing import BinaryIO
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import BinaryIO, TypeVar
 
 from job.errors import RunError
+from job.text import printable
 
 # A record of metrics.jsonl is of the first kind one of whose numbers it has.
 KINDS = {"refreshes": "stage", "knn": "knn", "signs": "feature_std", "validation": "val_top1", "steps": "loss"}
@@ -16,6 +19,12 @@ KINDS["changes"] = "batch_size"  # of a resume with another batch size or anothe
 
 # Errors of files and file systems without synchronisation: folders on CIFS and some of FUSE, devices.
 NO_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.EOPNOTSUPP)
+PAUSES = (1, 2, 4, 8)  # s, before the next try of a failed read
+Result = TypeVar("Result")
+
+
+class ReadError(RunError):
+    """A file system, or a memory, that still fails after all tries."""
 
 
 class IrregularFile(OSError, ValueError):
@@ -43,6 +52,29 @@ def open_regular(path: str | os.PathLike[str], at_most: int) -> BinaryIO:
         raise IrregularFile(errno.EINVAL, problem, path)
 
     return open(path, "rb", opener=checked)
+
+
+def patient(read: Callable[[], Result], path: str) -> Result:
+    """Return `read()`, which reads the file `path`; try again after PAUSES if the file system or the memory fails.
+
+    ReadError: it still fails. ValueError, RunError: the file is at fault. A signal to stop is obeyed afterwards.
+    """
+    path = printable(path)
+    for pause in (*PAUSES, None):
+        try:
+            return read()
+        except ValueError:
+            raise
+        except OSError as error:
+            what, advice = f"cannot read {path}: {error.strerror or error}", "Check its file system and permissions"
+        except MemoryError:
+            what, advice = f"no memory to read {path}", "Use fewer --workers, or give the job more memory"
+        if pause is None:
+            break
+        with contextlib.suppress(OSError):  # standard error may fail too
+            print(f"warning: {what}; next try in {pause} s", file=sys.stderr, flush=True)
+        time.sleep(pause)
+    raise ReadError(f"{what}, tried {len(PAUSES) + 1} times in {sum(PAUSES)} s. {advice}", code=1)
 
 
 def append(file: io.FileIO, line: str) -> None:
