@@ -80,9 +80,14 @@ def guarded() -> Iterator[None]:
 
 
 def reserved(name: str) -> int:
-    """Return the descriptor of a standard stream. If it is closed, no other file may get it: open it to fail at writes."""
+    """Return the descriptor of a standard stream. If it is closed, no other file may get it: open it to fail at writes.
+
+    Child processes inherit it. Libraries that print to it there would write into a pipe otherwise.
+    """
     if getattr(sys, f"__{name}__") is None:
-        return os.open(os.devnull, os.O_RDONLY)
+        descriptor = os.open(os.devnull, os.O_RDONLY)
+        os.set_inheritable(descriptor, True)
+        return descriptor
     return DESCRIPTORS[name]
 
 

@@ -6,7 +6,6 @@ import sys
 
 import pytest
 
-
 NARROW = "-a resnet18 --width 16 --image-size 16 --batch-size 8 --moco-k 16 --mlp -j 0 --epochs 1".split()
 EXPECTED = "expected a terminal, file or pipe that takes the output. Redirect it elsewhere"
 
@@ -70,3 +69,18 @@ def test_a_run_without_standard_output_ends_before_its_folder_is_made(images, tm
     options = NARROW if program == "job.train" else ["--knn", "--width", 16, "--image-size", 16, "-j", 0]
     assert errors_of([program, images, *options, "--out", tmp_path / "run"], state) == ENDS[state]
     assert not (tmp_path / "run").exists()
+
+
+INHERITED = """
+import subprocess, sys
+from job import output
+
+with output.guarded():
+    subprocess.run(["bash", "-c", "readlink /proc/$$/fd/0 /proc/$$/fd/1 /proc/$$/fd/2 >$0; true", sys.argv[1]])
+"""
+
+
+def test_no_file_gets_the_place_of_a_closed_stream_in_a_child_process(tmp_path):
+    shell = ["bash", "-c", 'exec "$@" <&- >&- 2>&-', "-", sys.executable, "-c", INHERITED, tmp_path / "names"]
+    subprocess.run(shell, check=True)
+    assert (tmp_path / "names").read_text().split() == [os.devnull] * 3
