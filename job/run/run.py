@@ -153,7 +153,8 @@ class Run:
         self.count = resumed(saved, steps) if saved else Count(steps)
 
         def open_folder() -> None:
-            if saved is None and self.checkpoints.paths():
+            holds_run = bool(self.checkpoints.paths())
+            if saved is None and holds_run:
                 raise RunError(f"{self.folder} holds a run already: go on with it by --resume auto, or choose another --out")
             if self.events_every:
                 events.require()
@@ -166,7 +167,7 @@ class Run:
                 later = self.checkpoints.resume_at(start, resume) if saved else []
                 write_whole(os.path.join(self.folder, "config.yaml"), text.encode())
                 recorded = self.log.open(self.folder, start)
-                if recorded < (done := self.count.at(*start)):
+                if holds_run and recorded < (done := self.count.at(*start)):
                     missing = f"the records of steps {recorded + 1} to {done}"
                     self.log.line(f"{self.folder}/metrics.jsonl: {missing} are missing; the run goes on without them")
                 if later:
