@@ -129,7 +129,7 @@ def train_epoch(parts: Classifier, batches: Iterator, journal: Journal, epoch: i
             images, labels, undecodable = next(batches)  # (B, 3, H, W) uint8, (B,)
         images, labels = images.to(run.device, non_blocking=True), labels.to(run.device)
 
-        told = torch.zeros(3, dtype=torch.float64, device=run.device)  # loss in fixed point, hits among 1 and 5
+        totals = torch.zeros(3, dtype=torch.float64, device=run.device)  # loss in fixed point, hits of top-1 and top-5
         gradients.clear()
         for pixels, truth in zip(images.split(GROUP), labels.split(GROUP), strict=True):
             with torch.no_grad(), run.autocast(config.precision):
@@ -138,13 +138,13 @@ def train_epoch(parts: Classifier, batches: Iterator, journal: Journal, epoch: i
             losses = F.cross_entropy(logits, truth, reduction="none")  # (b,)
             gradients.add(losses.sum() / config.batch_size)
             loss = (losses.detach().double() * FIXED_POINT).round().sum()
-            told += torch.stack([loss, hits(logits, truth, 1), hits(logits, truth, 5)])
+            totals += torch.stack([loss, hits(logits, truth, 1), hits(logits, truth, 5)])
         gradients.wait()
         sums = run.total(
-            loss=told[0],
+            loss=totals[0],
             gradient=gradients.norm(),
-            top1=told[1],
-            top5=told[2],
+            top1=totals[1],
+            top5=totals[2],
             stop=run.stop.signal is not None,
             undecodable=len(undecodable),
         )

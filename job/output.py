@@ -1,4 +1,4 @@
-"""Standard output and error that fail: a program ends with one line, and a run whose log has all lines goes on."""
+"""Standard output and error that fail: a program ends with one line, but a run that writes a log continues."""
 
 import contextlib
 import errno
@@ -48,7 +48,7 @@ def end(error: OSError) -> None:
 
 
 def problem(error: OSError) -> str:
-    """What is wrong with standard output."""
+    """Return what is wrong with standard output, for people."""
     return f"standard output: {'closed' if error.errno == errno.EBADF else error.strerror or error}"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from job.data import shards
 from job.data.images import Images, Names
 from job.data.seeds import permutation
-from job.data.selection import Selection
+from job.data.selection import Selection, is_leftover
 from job.errors import RunError
 from job.run.files import open_regular
 from job.run.travels import travels
@@ -98,7 +98,7 @@ def files_below(root: str, top: str, selection: Selection, seen: set[str] | None
     """Yield the paths, from `root` on, of all files below its folder `top`: its own, then those of each folder in it.
 
     Links are followed, but not back to a folder that they lie in, nor twice to the same one: none goes round in a loop.
-    RunError: a folder, or the type of what lies in it, cannot be read. os.walk takes that for a file.
+    RunError: a folder, or the type of an entry, cannot be read. os.walk takes such an entry for a file.
     """
     folder, seen = os.path.join(root, top), set() if seen is None else seen
     place = os.path.realpath(folder)
@@ -125,7 +125,7 @@ def is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
     except OSError as error:
-        if error.errno == errno.ELOOP:  # a link to itself
+        if error.errno == errno.ELOOP or is_leftover(entry.name):  # a link to itself, or excluded anyway
             return False
         raise
 

@@ -63,7 +63,7 @@ class Reading:
 
 
 class Flag:
-    """An event of DataLoader's without a lock: whoever set or read it would wait for ever for a killed process that holds one."""
+    """A replacement for DataLoader's event. It has no lock, which a killed process would never release."""
 
     def __init__(self, memory: Shared | None = None):
         self.memory = memory or Shared(1)

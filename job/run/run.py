@@ -139,10 +139,9 @@ class Run:
     def begin(self, options: dict, saved: dict | None, steps: int, resume: str) -> None:
         """Start the count of steps, save the options in the folder, and write the log there from now on.
 
-        What the order of writes keeps, if power fails between any two: a checkpoint is on disk only after its
-        records (Log.sync), and removed only after the next one's name is. A resume drops records later than its
-        checkpoint, so it first puts later checkpoints aside (resume_at). The decision to go back follows on that, and
-        `complete` on all.
+        The order of writes holds if power fails between any two. A checkpoint's records are on disk before the
+        checkpoint (Log.sync), and the next checkpoint's name is before an old one is removed. A resume puts later
+        checkpoints aside (resume_at), then writes the decision to go back, then drops later records. `complete` is last.
 
         saved: the checkpoint that the run resumes from, or None for a fresh run. steps: of an epoch.
         resume: the option.

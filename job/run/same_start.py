@@ -1,4 +1,4 @@
-"""Whether all workers start alike: a worker with another option or program trains another network."""
+"""Compare the workers at the start: a worker with another option or program trains another network."""
 
 import hashlib
 import json
@@ -74,7 +74,7 @@ def difference(nodes: list[str], found: list[Facts]) -> str:
     ranks = [rank for rank, value in values.items() if value == other]
     workers = f"worker{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks[:MOST]))}{', ...' * (len(ranks) > MOST)}"
     where = ", ".join(dict.fromkeys(nodes[rank] for rank in ranks[:MOST]))
-    more = f"; differences beside this one: {len(differing) - 1}" if differing[1:] else ""
+    more = f"; other differences: {len(differing) - 1}" if differing[1:] else ""
     return f"{name} {other} on {workers} (node {where}): expected {usual}, as on worker {as_on}{more}. {advice(name, values)}"
 
 

@@ -43,13 +43,13 @@ DIFFERENT = {
         "job.train",
         "sys.argv += '--moco-t 0.3 --seed 1 --epochs 2'.split()",
         "--epochs 2 on worker 1 (node ",
-        "): expected 1, as on worker 0; differences beside this one: 2. Start all workers with the same options",
+        "): expected 1, as on worker 0; other differences: 2. Start all workers with the same options",
     ),
     "kernels": (
         "job.linear",
         "os.environ['ATEN_CPU_CAPABILITY'] = 'default'; sys.argv += ['--seed', '1']",
         "CPU kernels DEFAULT on worker 1 (node ",
-        ", as on worker 0; differences beside this one: 1. Set ATEN_CPU_CAPABILITY=default for all workers",
+        ", as on worker 0; other differences: 1. Set ATEN_CPU_CAPABILITY=default for all workers",
     ),
     "programs": (
         "job.train",

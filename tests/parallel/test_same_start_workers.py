@@ -61,7 +61,7 @@ def test_an_option_that_differs_is_named_with_worker_and_node(changed, text):
 
 
 def test_of_several_differences_the_first_is_named_and_the_others_are_counted():
-    more = "; differences beside this one: 2"
+    more = "; other differences: 2"
     found = outcome(seed=1, lr=0.5, arch="resnet34")
     assert found == expected("--arch resnet34 {}: expected resnet18", "Start all workers with the same options", more)
 
@@ -70,7 +70,7 @@ def test_another_package_is_named_before_the_options(monkeypatch):
     if hvd.rank() == odd():
         monkeypatch.setattr(torch, "__version__", "2.13.0")
     version = allgather(torch.__version__ + "", "version")[0]
-    more = "; differences beside this one: 1"
+    more = "; other differences: 1"
     found = outcome(seed=1)
     advice = "Install the same version, or use the same image, on all nodes"
     assert found == expected(f"torch 2.13.0 {{}}: expected {version}", advice, more)
@@ -90,7 +90,7 @@ def test_another_program_is_named_first(monkeypatch, tmp_path):
     if hvd.rank() != odd():
         monkeypatch.undo()
     advice = "Install the same version, or use the same image, on all nodes"
-    more = "; differences beside this one: 1"
+    more = "; other differences: 1"
     assert outcome(seed=1) == expected(f"this program's files {other} {{}}: expected {own}", advice, more)
 
 
