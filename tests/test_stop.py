@@ -9,6 +9,7 @@ from job.run.stop import SIGNALS, Stop
 @pytest.fixture(autouse=True)
 def _handlers():
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also if nohup runs the tests
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
