@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> None:
             try:
                 linear(config, run)
             except Stopped:
+                run.stop.ignore()
                 if config.knn or config.evaluate:
                     text = "stopped by a signal: the accuracy is incomplete and not reported. Start again"
                     raise RunError(text, code=1) from None

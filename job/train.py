@@ -41,6 +41,7 @@ def main(argv: list[str] | None = None) -> None:
             try:
                 train(config, run)
             except Stopped:
+                run.stop.ignore()
                 run.log.line("stopped by a signal; --resume auto goes on from here")
 
 

@@ -32,6 +32,14 @@ def test_a_signal_is_noted(number):
     assert stop.signal == number
 
 
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_late_copy_of_a_signal_does_not_end_a_worker_that_stops(number):
+    stop = Stop()
+    stop.ignore()
+    stop.restore()
+    os.kill(os.getpid(), number)  # by default the program would end here
+
+
 def test_a_hang_up_that_nohup_ignores_stays_ignored():
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     stop = Stop()

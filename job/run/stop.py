@@ -32,6 +32,11 @@ class Stop:
             self.time = time.monotonic()
         self.signal = signal.Signals(number)
 
+    def ignore(self) -> None:
+        """Ignore SIGNALS until this process ends: a worker that stops for another's signal may get its own copy late."""
+        self.before = dict.fromkeys(self.before, signal.SIG_IGN)
+        self.restore()
+
     def restore(self) -> None:
         """Put back the handlers that were there before; but SIGUSR2, which ends a program by default, is not heard any more.
 
