@@ -5,11 +5,11 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import horovod.torch as hvd
 import torch
 from torch import nn
 from torchvision.models import ResNet
 
+from job.cluster import comm
 from job.config import LinearConfig
 from job.data import digits, seeds
 from job.data.folders import TrainingOrder, scan, scan_validation
@@ -88,7 +88,7 @@ def build(config: LinearConfig, run: Run) -> Classifier:
     nn.init.normal_(net.fc.weight, std=0.01)
     nn.init.zeros_(net.fc.bias)
     net.to(run.device)
-    hvd.broadcast_parameters(net.state_dict(), root_rank=0)
+    comm.broadcast_(net.state_dict())
     sgd = torch.optim.SGD(net.fc.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     gradients = FixedPointGradients(net.fc.named_parameters(prefix="fc"))
     return Classifier(config, run, train, val, net, with_features(net, [], output="flatten").eval(), gradients, sgd)

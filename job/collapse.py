@@ -1,9 +1,9 @@
 """Signs that a student collapses: that it gives, or is about to give, the same features whatever it sees."""
 
-import horovod.torch as hvd
 import torch
 
 from job.bounds import DEAD, RANK, STD
+from job.cluster import comm
 from moco.model import MoCo
 
 
@@ -21,9 +21,9 @@ def signs(moco: MoCo, features: list[torch.Tensor]) -> dict[str, float]:
     dead_layerN: the share of a stage's channels that are positive nowhere in the batch, so that its last ReLU gives nothing.
     """
     q = moco.queries.double()  # (b, dim)
-    n, dim = hvd.size() * len(q), q.shape[1]
+    n, dim = comm.size() * len(q), q.shape[1]
     fires = [(stage.amax((0, 2, 3)) > 0).double() for stage in features]  # (S,) each
-    sums = hvd.allreduce(torch.cat([q.sum(0), q.square().sum(0), *fires]), op=hvd.Sum, name="collapse").cpu()
+    sums = comm.total(torch.cat([q.sum(0), q.square().sum(0), *fires]), "collapse").cpu()
     first, second, *fires = sums.split([dim, dim, *map(len, fires)])
     variance = (second - first.square() / n).clamp_min(0) / (n - 1)  # (dim,)
     moments = torch.linalg.eigvalsh((moco.queue @ moco.queue.T).double().cpu()).clamp_min(0)  # (dim,)

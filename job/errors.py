@@ -21,3 +21,7 @@ class WorkerError(RunError):
 
     def __init__(self, message: str, code: int = 1):
         super().__init__(message, code)
+
+
+class StartError(RunError):
+    """An error of one task's start, which the others know nothing of: not always rank 0's."""

@@ -7,9 +7,10 @@ job/gradients.py overlaps its sums with the backward pass. A classifier's backwa
 
 from collections.abc import Iterable
 
-import horovod.torch as hvd
 import torch
 from torch import nn
+
+from job.cluster import comm
 
 GROUP = 32  # images that pass at a time, for any number of workers
 FIXED_POINT = 2.0**40
@@ -38,8 +39,8 @@ class FixedPointGradients:
 
     def wait(self) -> None:
         """Sum over the workers, and set each parameter's `grad`: NaN if a group's is not finite, or too large."""
-        self.sums[-len(self.sizes) :] = ~(self.largest < LARGEST / hvd.size())
-        hvd.allreduce_(self.sums, op=hvd.Sum, name="gradients")
+        self.sums[-len(self.sizes) :] = ~(self.largest < LARGEST / comm.size())
+        comm.wait(comm.begin_sum_(self.sums, "gradients"))
         *sums, beyond = self.sums.split([*self.sizes, len(self.sizes)])
         scaled = [whole.float().masked_fill(bad > 0, torch.nan) for whole, bad in zip(sums, beyond, strict=True)]
         gradients = torch._foreach_div(scaled, FIXED_POINT)

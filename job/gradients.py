@@ -8,9 +8,10 @@ in one of a few contiguous buckets, and Horovod sums a bucket where it lies, wit
 import functools
 from collections.abc import Iterable
 
-import horovod.torch as hvd
 import torch
 from torch import nn
+
+from job.cluster import comm
 
 SHARE = 1 / 8  # of all values, for a bucket to be full: the last one, which nothing hides, is small
 
@@ -29,7 +30,7 @@ class Bucket:
         self.came = 0  # gradients, of all backward passes of a step
         self.flat = self.travelling = torch.empty(0)
         self.views: dict[nn.Parameter, torch.Tensor] = {}  # of flat
-        self.handle: int | None = None
+        self.sum: comm.Pending | None = None
         for value in self.parameters:
             value.grad = None
 
@@ -52,11 +53,12 @@ class Bucket:
     def send(self, half: bool) -> None:
         """Let the sum over the workers begin."""
         self.travelling = self.flat.half() if half else self.flat
-        self.handle = hvd.allreduce_async_(self.travelling, op=hvd.Sum, name=f"gradients.{self.name}")
+        self.sum = comm.begin_sum_(self.travelling, f"gradients.{self.name}")
 
     def receive(self) -> None:
         """Wait for the sum, and give each parameter its part."""
-        hvd.synchronize(self.handle)
+        assert self.sum
+        comm.wait(self.sum)
         if self.travelling is not self.flat:
             self.flat.copy_(self.travelling)
         for value, view in self.views.items():
@@ -83,14 +85,14 @@ class Gradients:
 
     def came(self, bucket: Bucket, value: nn.Parameter) -> None:
         """A backward pass has come to a parameter of a bucket: when it is whole, it travels."""
-        bucket.take(value, 1 / hvd.size())  # made small before they are summed: half precision ends at 65504
+        bucket.take(value, 1 / comm.size())  # made small before they are summed: half precision ends at 65504
         if bucket.came == self.passes * len(bucket.parameters):
             bucket.send(self.half)
 
     def wait(self) -> None:
         """Wait until all are summed; then each is its parameter's `grad`. RuntimeError: some parameter had none."""
         for bucket in self.buckets:
-            if bucket.handle is None:
+            if bucket.sum is None:
                 raise RuntimeError(f"not every parameter of the bucket of {bucket.name} has a gradient")
             bucket.receive()
 

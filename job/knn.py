@@ -8,13 +8,13 @@ result is the same for any number of workers with equally many threads: no block
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import horovod.torch as hvd
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torchvision.models import ResNet
 
+from job.cluster import comm
 from job.config import Config, LinearConfig
 from job.data.folders import every_nth_batch
 from job.data.images import Images
@@ -91,12 +91,12 @@ def extract(encoder: nn.Module, images: Images, config: Config | LinearConfig, r
 
 def gather(blocks: list[Block], images: Images, run: Run) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the features (m, C) and labels (m,) of all workers' blocks, in the order of the images."""
-    width = hvd.allreduce(torch.tensor(blocks[0][0].shape[1] if blocks else 0), op=hvd.Max, name="knn.width")
+    width = comm.highest(torch.tensor(blocks[0][0].shape[1] if blocks else 0), "knn.width")
     features = torch.cat([features for features, _ in blocks] or [torch.zeros(0, int(width), device=run.device)])
     labels = torch.cat([labels for _, labels in blocks] or [torch.zeros(0, dtype=torch.long, device=run.device)])
     places = [every_nth_batch(list(range(len(images))), BATCH, rank, run.size) for rank in range(run.size)]
     order = torch.tensor([place for batches in places for batch in batches for place in batch]).argsort().to(run.device)
-    return hvd.allgather(features, name="knn.features")[order], hvd.allgather(labels, name="knn.labels")[order]
+    return comm.gather(features, "knn.features")[order], comm.gather(labels, "knn.labels")[order]
 
 
 def nearest(queries: torch.Tensor, blocks: Iterable[Block], k: int) -> torch.Tensor:
@@ -132,7 +132,7 @@ def exchange(keys: torch.Tensor, run: Run) -> torch.Tensor:
     """Send each worker the rows (m, k) that it counts; return what came of all workers for this one's, (m / N, N k)."""
     m, k = keys.shape
     counted = shares(m, run.size)
-    received, _ = hvd.alltoall(keys, splits=torch.tensor(counted, dtype=torch.int32), name="knn.nearest")  # (N m / N, k)
+    received = comm.exchange(keys, counted, "knn.nearest")  # (N m / N, k)
     return received.view(run.size, counted[run.rank], k).transpose(0, 1).flatten(1)
 
 

@@ -8,9 +8,6 @@ import math
 import sys
 from collections.abc import Iterator
 
-from job.run import launch  # first: it says in one line when Horovod is missing
-
-# isort: split
 import torch
 import torch.nn.functional as F
 
@@ -23,7 +20,7 @@ from job.journal import ClassifierJournal, Journal
 from job.knn import knn_accuracy
 from job.passes import centre_crops
 from job.resume import nothing_to_do
-from job.run import agreement
+from job.run import agreement, launch
 from job.run.checkpoint import AUTO, LAST
 from job.run.memory import give_back
 from job.run.run import Run

@@ -2,10 +2,10 @@
 
 import time
 
-import horovod.torch as hvd
 import torch
 
 from job import live
+from job.cluster import comm
 from job.data.seeds import permutation
 from job.errors import RunError
 from job.passes import centre_crops, evaluating
@@ -32,7 +32,7 @@ def refresh(training: Training, epoch: int) -> None:
     sums = measure(training, sample)
     measured = time.perf_counter()
     costs = {
-        stage: hvd.allreduce(cost, op=hvd.Sum, name=f"refresh.{stage}").double() / FIXED_POINT / len(sample)  # (S, T)
+        stage: comm.total(cost, f"refresh.{stage}").double() / FIXED_POINT / len(sample)  # (S, T)
         for stage, cost in sums.items()
     }
     gathered = time.perf_counter()
@@ -82,7 +82,7 @@ def solve(costs: dict[int, torch.Tensor], matchings: dict[int, torch.Tensor], ru
     if run.rank == 0:
         best = [assign(cost, matching.shape[0]) for cost, matching in zip(costs.values(), matchings.values(), strict=True)]
     sizes = [matching.numel() for matching in best]
-    flat = hvd.broadcast(torch.cat([matching.flatten() for matching in best]), root_rank=0, name="refresh.matching")
+    flat = comm.broadcast(torch.cat([matching.flatten() for matching in best]), "refresh.matching")
     return {stage: part.view_as(matching) for stage, part, matching in zip(costs, flat.split(sizes), best, strict=True)}
 
 

@@ -4,9 +4,9 @@ import copy
 import math
 import time
 
-import horovod.torch as hvd
 import torch
 
+from job.cluster import comm
 from job.data import seeds
 from job.data.folders import every_nth_batch
 from job.errors import RunError
@@ -34,7 +34,7 @@ def set_factor(training: Training) -> None:
     whole = len(order) // BATCH * BATCH or len(order)  # a batch cut short to one image has no batch statistics
     sample = order[: min(whole, BATCHES * BATCH)]
     losses = measure(training, sample)  # (n,)
-    raw = hvd.allreduce(losses, op=hvd.Sum, name="scale").cpu().mean().item()
+    raw = comm.total(losses, "scale").cpu().mean().item()
     wanted = config.loss_share * math.log(config.moco_k + 1)
     factor = raw / wanted if wanted else math.inf
     if not 0 < factor < math.inf:

@@ -8,9 +8,6 @@ import sys
 import time
 from collections.abc import Iterator
 
-from job.run import launch  # first: it says in one line when Horovod is missing
-
-# isort: split
 import torch
 import torch.nn.functional as F
 
@@ -22,7 +19,7 @@ from job.expect import Expectation
 from job.journal import ContrastJournal
 from job.knn import knn_accuracy
 from job.refresh import refresh
-from job.run import agreement, statistics
+from job.run import agreement, launch, statistics
 from job.run.memory import give_back
 from job.run.run import Run
 from job.run.stop import Stopped

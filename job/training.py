@@ -6,11 +6,11 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import horovod.torch as hvd
 import torch
 from torch import nn
 from torchvision.models import ResNet
 
+from job.cluster import comm
 from job.config import Config
 from job.data import digits, seeds
 from job.data.folders import TrainingOrder, scan, scan_validation
@@ -96,12 +96,12 @@ def build(config: Config, run: Run) -> Training:
     torch.manual_seed(seeds.torch_seed(config.seed, "weights"))
     stages = config.mgd_stages if config.teacher else [DEPTH]  # there for job/collapse.py alone
     first = {"stem": config.stem, "width": config.width, "zero_init_residual": config.zero_init_residual}
-    moco = MoCo(config.arch, config.moco_dim, config.moco_k, config.moco_m, config.moco_t, config.mlp, stages, **first)
+    moco = MoCo(comm, config.arch, config.moco_dim, config.moco_k, config.moco_m, config.moco_t, config.mlp, stages, **first)
     teacher, distiller, digest = None, None, ""
     if config.teacher:
         teacher, distiller, digest = build_teacher(config, run, stage_norms(moco.encoder_k))
     trained = nn.ModuleDict({"moco": moco} | ({"mgd": distiller} if distiller else {})).to(run.device).train()
-    hvd.broadcast_parameters(trained.state_dict(), root_rank=0)
+    comm.broadcast_(trained.state_dict())
 
     if config.compile:
         compile_networks(run, moco.encoder_q, moco.encoder_k, *([teacher] if teacher else []))
@@ -172,7 +172,7 @@ def build_teacher(config: Config, run: Run, student: dict[int, nn.BatchNorm2d]) 
     if config.matching == "random":
         draw_matchings(distiller, config.seed)
     teacher = with_features(fold_norms(net), config.mgd_stages, output=None).eval().requires_grad_(False)
-    hvd.broadcast_parameters(teacher.state_dict(), root_rank=0)  # folding may round otherwise on another kind of processor
+    comm.broadcast_(teacher.state_dict())  # folding may round otherwise on another kind of processor
     return teacher.to(run.device).to(memory_format=torch.channels_last), distiller, weights.digest
 
 

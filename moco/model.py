@@ -4,22 +4,21 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import horovod.torch as hvd
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from moco import shuffle
 from moco.augment import normalize
 from moco.encoder import build_resnet, update_by_momentum, with_features
 from moco.queue import enqueue
+from moco.shuffle import Shuffle, Workers
 
 
 class MoCo(nn.Module):
     """MoCo v1 (arXiv 1911.05722, algorithm 1) and v2 (2003.04297); its state has the names of the released checkpoints.
 
     stages: stages of the query encoder whose features before the last ReLU `forward` gives as well.
-    K: negatives in the queue; m: momentum of the key encoder; T: softmax temperature.
+    workers: what the workers send each other. K: negatives in the queue; m: momentum of the key encoder; T: softmax temperature.
     first: how a network begins, as `build_resnet` has it.
     queries: of the last forward pass, (b, dim), for those who watch the training.
     """
@@ -29,6 +28,7 @@ class MoCo(nn.Module):
 
     def __init__(
         self,
+        workers: Workers,
         arch: str,
         dim: int = 128,
         K: int = 65536,
@@ -39,7 +39,7 @@ class MoCo(nn.Module):
         **first: Any,
     ):
         super().__init__()
-        self.m, self.T, self.stages = m, T, list(stages)
+        self.workers, self.m, self.T, self.stages = workers, m, T, list(stages)
         query = build_resnet(arch, dim, mlp, **first)
         self.encoder_q = with_features(query, self.stages)
         self.encoder_k = build_resnet(arch, dim, mlp, **first)
@@ -54,7 +54,7 @@ class MoCo(nn.Module):
         permutation (NB,): the step's shuffle of the total batch.
         """
         update_by_momentum(self.encoder_k, self.encoder_q, self.m)
-        return Keys(self.encoder_k, images, permutation, parts, self.queue.dtype)
+        return Keys(self.encoder_k, images, Shuffle(self.workers, permutation, parts), self.queue.dtype)
 
     def forward(self, query: torch.Tensor, keys: "Keys", part: int = 0) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return the logits (b, 1 + K), positive first, over the temperature, and the features of `stages`, (b, C, H, W).
@@ -78,30 +78,27 @@ class MoCo(nn.Module):
 
 
 class Keys:
-    """The keys of a step: their images set out at once, are encoded where they arrive, and the keys travel to all.
+    """The keys of a step: their images set out at once, are encoded where they arrive, and the keys travel to all."""
 
-    parts: batch norm sees a worker's images in so many equal parts, as if each were the batch of a worker.
-    """
-
-    def __init__(self, encoder: nn.Module, images: torch.Tensor, permutation: torch.Tensor, parts: int, dtype: torch.dtype):
-        self.encoder, self.permutation, self.parts, self.dtype = encoder, permutation, parts, dtype
-        self.images = shuffle.send(images, permutation)  # handles of what travels
-        self.keys: int | None = None
+    def __init__(self, encoder: nn.Module, images: torch.Tensor, shuffle: Shuffle, dtype: torch.dtype):
+        self.encoder, self.shuffle, self.dtype = encoder, shuffle, dtype
+        self.images = shuffle.send(images)
+        self.keys: Any = None
 
     @torch.no_grad()
-    def encode(self) -> int:
-        """Encode the images that arrive here, once, and start sending their keys; return their handle."""
+    def encode(self) -> Any:
+        """Encode the images that arrive here, once, and begin to send their keys; return what `Shuffle.gather` takes."""
         if self.keys is None:
-            received = shuffle.receive(self.images, self.permutation, self.parts)  # parts x (b, 3, H, W)
+            received = self.shuffle.receive(self.images)  # parts x (b, 3, H, W)
             k = torch.cat([self.encoder(normalize(images)) for images in received])
-            self.keys = shuffle.spread(F.normalize(k.to(self.dtype), dim=1))
+            self.keys = self.shuffle.spread(F.normalize(k.to(self.dtype), dim=1))
         return self.keys
 
     @functools.cached_property
     def total(self) -> torch.Tensor:
         """All workers' keys, (NB, dim), by their images' positions in the total batch."""
-        return shuffle.gather(self.encode(), self.permutation, self.parts)
+        return self.shuffle.gather(self.encode())
 
     def own(self, part: int) -> torch.Tensor:
         """The keys (b, dim) of a part of this worker's own images."""
-        return self.total.view(hvd.size(), self.parts, -1, self.total.shape[1])[hvd.rank(), part]
+        return self.shuffle.own(self.total, part)

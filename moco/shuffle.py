@@ -5,8 +5,28 @@ all workers know gives worker w the positions permutation[wB:(w+1)B], which it e
 that is the order in which an alltoall brings them. So an image travels once, and its key comes back once.
 """
 
-import horovod.torch as hvd
+from typing import Any, Protocol
+
 import torch
+
+
+class Workers(Protocol):
+    """What the workers send each other, by name; job/cluster/comm.py is one."""
+
+    def rank(self) -> int:
+        """Return this worker's number, from 0."""
+
+    def size(self) -> int:
+        """Return the number of workers."""
+
+    def begin_exchange(self, tensor: torch.Tensor, counts: list[int], name: str) -> Any:
+        """Begin to send counts[w] rows of a tensor to each worker w, in their order."""
+
+    def begin_gather(self, tensor: torch.Tensor, name: str) -> Any:
+        """Begin to gather all workers' rows, by rank."""
+
+    def wait(self, pending: Any) -> torch.Tensor:
+        """Return the result of what was begun."""
 
 
 def order(permutation: torch.Tensor, size: int) -> torch.Tensor:
@@ -14,31 +34,43 @@ def order(permutation: torch.Tensor, size: int) -> torch.Tensor:
     return permutation.view(size, -1).sort(dim=1).values
 
 
-def send(images: torch.Tensor, permutation: torch.Tensor) -> int:
-    """Start sending this worker's key images (B, ...) to where they are encoded; `receive` takes the handle."""
-    B, first = images.shape[0], hvd.rank() * images.shape[0]
-    mine = order(permutation, hvd.size())  # (N, B)
-    held = (mine >= first) & (mine < first + B)
-    splits = held.sum(1).to(torch.int32)  # images for each worker
-    leaving = images.contiguous()[(mine[held] - first).to(images.device)]  # by worker, then ascending
-    return hvd.alltoall_async(leaving, splits=splits, name="moco.shuffle")
+class Shuffle:
+    """The shuffle of one step.
 
+    permutation (NB,): of the total batch. parts: batch norm sees a worker's images in so many equal parts, as if each
+    were the batch of a worker: part p of worker w is worker w * parts + p's share.
+    """
 
-def receive(travelling: int, permutation: torch.Tensor, parts: int = 1) -> torch.Tensor:
-    """Return the images that this worker encodes, (parts, B / parts, ...): part p of worker w is worker w * parts + p's share."""
-    received, _ = hvd.synchronize(travelling)
-    arrived = order(permutation, hvd.size())[hvd.rank()]  # (B,), ascending
-    wanted = order(permutation, hvd.size() * parts).view(hvd.size(), parts, -1)[hvd.rank()]  # (parts, B / parts)
-    return received[torch.searchsorted(arrived, wanted).to(received.device)]
+    def __init__(self, workers: Workers, permutation: torch.Tensor, parts: int = 1):
+        self.workers, self.permutation, self.parts = workers, permutation, parts
+        self.rank, self.size = workers.rank(), workers.size()
 
+    def send(self, images: torch.Tensor) -> Any:
+        """Begin to send this worker's key images (B, ...) to where they are encoded; `receive` takes the result."""
+        B, first = images.shape[0], self.rank * images.shape[0]
+        mine = order(self.permutation, self.size)  # (N, B)
+        held = (mine >= first) & (mine < first + B)
+        counts = held.sum(1).tolist()  # images for each worker
+        leaving = images.contiguous()[(mine[held] - first).to(images.device)]  # by worker, then ascending
+        return self.workers.begin_exchange(leaving, counts, "moco.shuffle")
 
-def spread(keys: torch.Tensor) -> int:
-    """Start sending this worker's keys (B, dim), part by part, to all; `gather` takes the handle."""
-    return hvd.allgather_async(keys, name="moco.keys")
+    def receive(self, sent: Any) -> torch.Tensor:
+        """Return the images that this worker encodes, (parts, B / parts, ...)."""
+        received = self.workers.wait(sent)
+        arrived = order(self.permutation, self.size)[self.rank]  # (B,), ascending
+        wanted = order(self.permutation, self.size * self.parts).view(self.size, self.parts, -1)[self.rank]  # (parts, B / parts)
+        return received[torch.searchsorted(arrived, wanted).to(received.device)]
 
+    def spread(self, keys: torch.Tensor) -> Any:
+        """Begin to send this worker's keys (B, dim), part by part, to all; `gather` takes the result."""
+        return self.workers.begin_gather(keys, "moco.keys")
 
-def gather(travelling: int, permutation: torch.Tensor, parts: int = 1) -> torch.Tensor:
-    """Return the keys (NB, dim) of the total batch, by position."""
-    gathered = hvd.synchronize(travelling)  # (NB, dim), in the order of `order`
-    back = order(permutation, hvd.size() * parts).flatten().argsort()
-    return gathered[back.to(gathered.device)]
+    def gather(self, sent: Any) -> torch.Tensor:
+        """Return the keys (NB, dim) of the total batch, by position."""
+        gathered = self.workers.wait(sent)  # (NB, dim), in the order of `order`
+        back = order(self.permutation, self.size * self.parts).flatten().argsort()
+        return gathered[back.to(gathered.device)]
+
+    def own(self, keys: torch.Tensor, part: int) -> torch.Tensor:
+        """Return the keys (b, dim) of a part of this worker's own images, of those of the total batch (NB, dim)."""
+        return keys.view(self.size, self.parts, -1, keys.shape[1])[self.rank, part]

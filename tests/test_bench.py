@@ -43,12 +43,12 @@ BEYOND = {"<=": lambda bar: bar * 1.01, ">=": lambda bar: bar * 0.99, "==": lamb
 TURN = """
 import itertools, sys
 from pathlib import Path
-import horovod.torch as hvd
+from job.cluster import comm
 from turns import take_turns
 
-hvd.init()
+comm.start()
 turn = itertools.count(1)
-take_turns(Path(sys.argv[1]), lambda: {"turn": next(turn), "rank": hvd.rank()})
+take_turns(Path(sys.argv[1]), lambda: {"turn": next(turn), "rank": comm.rank()})
 """
 
 

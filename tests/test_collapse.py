@@ -2,21 +2,16 @@
 
 import math
 
-import horovod.torch as hvd
 import pytest
 import torch
 import torch.nn.functional as F
 
 from job import collapse
+from job.cluster import comm
 from moco.model import MoCo
 from pictures import photo
 
 DIM, B, K, SIDE = 16, 16, 64, 32
-
-
-@pytest.fixture(scope="module", autouse=True)
-def horovod():
-    hvd.init()
 
 
 def steps(net, number):
@@ -39,7 +34,7 @@ def steps(net, number):
 
 def student():
     torch.manual_seed(0)
-    return MoCo("resnet18", dim=DIM, K=K, T=0.2, mlp=True, stages=[1, 4]).train()
+    return MoCo(comm, "resnet18", dim=DIM, K=K, T=0.2, mlp=True, stages=[1, 4]).train()
 
 
 def test_a_student_that_begins_to_learn_is_no_collapse():

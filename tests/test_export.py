@@ -19,6 +19,7 @@ import torchvision
 from torch import nn
 
 from job import export as module
+from job.cluster import comm
 from job.config import Config
 from job.errors import RunError
 from job.export import ENDINGS, FORMATS, SMALL_STEM, export, main
@@ -38,7 +39,7 @@ class Student:
 
     def __init__(self, folder, arch="resnet18", stem="imagenet", width=64):
         torch.manual_seed(3)
-        self.arch, self.moco = arch, MoCo(arch, K=64, mlp=True, stem=stem, width=width).eval()
+        self.arch, self.moco = arch, MoCo(comm, arch, K=64, mlp=True, stem=stem, width=width).eval()
         for norm in self.moco.encoder_q.modules():
             if isinstance(norm, nn.BatchNorm2d):
                 nn.init.normal_(norm.running_mean, 0, 0.1)

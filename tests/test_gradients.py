@@ -2,20 +2,13 @@
 
 import math
 
-import horovod.torch as hvd
 import pytest
 import torch
 from torch import nn
 
+from job.cluster import comm
 from job.gradients import Gradients, parts
 from moco.encoder import build_resnet
-
-
-@pytest.fixture(scope="module", autouse=True)
-def horovod():
-    hvd.init()
-    yield
-    hvd.shutdown()
 
 
 def network():
@@ -45,8 +38,8 @@ def test_gradients_of_one_worker_are_autograd_s():
 
 def test_the_backward_passes_of_a_step_add_up_and_travel_once(monkeypatch):
     net, sent = network(), []
-    send = hvd.allreduce_async_
-    monkeypatch.setattr(hvd, "allreduce_async_", lambda *values, **named: sent.append(named["name"]) or send(*values, **named))
+    send = comm.begin_sum_
+    monkeypatch.setattr(comm, "begin_sum_", lambda tensor, name: sent.append(name) or send(tensor, name))
     gradients = Gradients(net.named_parameters(), passes=3)
     gradients.clear()
     for seed in range(3):
@@ -76,7 +69,7 @@ def test_a_bucket_travels_before_the_backward_pass_is_over():
     gradients.clear()
     travelling = []
     net[0].weight.register_post_accumulate_grad_hook(
-        lambda _: travelling.extend(bucket.handle is not None for bucket in gradients.buckets)
+        lambda _: travelling.extend(bucket.sum is not None for bucket in gradients.buckets)
     )
     loss(net).backward()
     assert len(travelling) > 1 and all(travelling[:-1])

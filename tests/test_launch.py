@@ -4,13 +4,12 @@ import subprocess
 import sys
 import time
 
-import horovod.torch as hvd
 import pytest
 
-from job.errors import RunError
+from job.cluster import comm
+from job.errors import RunError, StartError
 from job.run import launch
 from job.run.launch import LAUNCHERS, cores, launched, reported_errors
-from job.run.rendezvous import StartError
 
 
 SET_AT_START = [
@@ -87,7 +86,7 @@ def test_before_horovod_is_up_an_error_may_be_one_rank_s_alone(monkeypatch, caps
 
 @pytest.mark.parametrize(("rank", "said"), [("0", "error: no\n"), ("1", ""), ("7", "")])
 def test_an_error_of_all_ranks_is_said_by_the_first_before_the_others_go(monkeypatch, capsys, unlaunched, rank, said):
-    monkeypatch.setattr(launch.hvd, "is_initialized", lambda: True)
+    monkeypatch.setattr(launch.comm, "size", lambda: 8)
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     monkeypatch.setenv("HOROVOD_RANK", rank)
     monkeypatch.setenv("HOROVOD_SIZE", "8")
@@ -100,7 +99,7 @@ def test_an_error_of_all_ranks_is_said_by_the_first_before_the_others_go(monkeyp
 def test_another_worker_s_end_is_one_line_of_each_rank(monkeypatch, capsys, rank, text):
     monkeypatch.setenv("HOROVOD_RANK", rank)
     monkeypatch.setenv("HOROVOD_SIZE", "2")
-    code, err = ended(capsys, hvd.mpi_ops.HorovodInternalError(text))
+    code, err = ended(capsys, comm.WorkerGone(text))
     assert code == 1
     assert err.count("\n") == 1
     assert "another worker is gone" in err
@@ -133,15 +132,13 @@ def test_an_error_of_one_task_s_start_is_said_by_it_alone_after_rank_0_had_time_
 @pytest.mark.parametrize(("available", "workers", "share"), [(8, 1, 8), (8, 2, 4), (8, 3, 2), (2, 4, 1), (1, 1, 1)])
 def test_a_machine_s_cores_are_shared_by_its_workers(monkeypatch, available, workers, share):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(available)))
-    monkeypatch.setattr(launch.hvd, "is_initialized", lambda: True)
-    monkeypatch.setattr(launch.hvd, "local_size", lambda: workers)
+    monkeypatch.setattr(launch.comm, "local_size", lambda: workers)
     assert cores() == share
 
 
 def test_the_cores_that_slurm_gives_to_a_task_are_not_shared_again(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
-    monkeypatch.setattr(launch.hvd, "is_initialized", lambda: True)
-    monkeypatch.setattr(launch.hvd, "local_size", lambda: 4)
+    monkeypatch.setattr(launch.comm, "local_size", lambda: 4)
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "8")
     assert cores() == 2  # of horovodrun's workers, in a job of one task
     for name, value in {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"}.items():
@@ -154,7 +151,6 @@ def test_the_cores_that_slurm_gives_to_a_task_are_not_shared_again(monkeypatch):
 
 def test_before_horovod_runs_all_cores_are_this_process_s(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 5, 6})
-    monkeypatch.setattr(launch.hvd, "is_initialized", lambda: False)
     assert cores() == 3
 
 
@@ -163,9 +159,8 @@ def horovod(monkeypatch):
     """A Horovod that is of as many workers as a test says, without starting one."""
 
     def of_size(size):
-        monkeypatch.setattr(launch.hvd, "init", lambda: None)
-        monkeypatch.setattr(launch.hvd, "barrier", lambda: None)
-        monkeypatch.setattr(launch.hvd, "size", lambda: size)
+        monkeypatch.setattr(launch.comm, "start", lambda: None)
+        monkeypatch.setattr(launch.comm, "size", lambda: size)
         monkeypatch.setattr(launch.torch, "set_num_threads", lambda number: None)
         monkeypatch.setattr(launch.torch.cuda, "is_available", lambda: False)
         monkeypatch.setattr(launch.exchange, "allgather", lambda mine, name: [mine] * size)
@@ -211,7 +206,9 @@ def test_more_tasks_than_workers_are_refused_in_one_line(monkeypatch, horovod, v
 
 
 def test_a_machine_whose_own_name_does_not_resolve_is_refused_in_one_line(monkeypatch, horovod):
-    horovod(1)
+    horovod(2)
+    for name, value in {"HOROVOD_RANK": "0", "HOROVOD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(launch.socket, "gethostname", lambda: "nowhere.invalid")
     with pytest.raises(RunError, match="own name, nowhere.invalid, does not resolve: add it to /etc/hosts"):
         launch.start({})
@@ -240,13 +237,13 @@ def test_gloo_waits_longer_than_the_watchdog(monkeypatch, horovod, warn, end, ex
 def gpus(monkeypatch, visible, taken, local_rank):
     """The GPU of a worker that sees `visible` of them, where the workers of two nodes say that they take `taken`."""
     monkeypatch.setattr(launch.torch.cuda, "is_available", lambda: visible > 0)
-    monkeypatch.setattr(launch.hvd, "nccl_built", lambda: True)
+    monkeypatch.setattr(launch.comm, "has_nccl", lambda: True)
     monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: visible)
     monkeypatch.setattr(launch.torch.cuda, "get_device_properties", lambda index: type("Properties", (), {"uuid": index}))
     monkeypatch.setattr(launch.torch.cuda, "set_device", lambda index: None)
-    monkeypatch.setattr(launch.hvd, "local_rank", lambda: local_rank)
-    monkeypatch.setattr(launch.hvd, "local_size", lambda: 2)
-    monkeypatch.setattr(launch.hvd, "size", lambda: len(taken))
+    monkeypatch.setattr(launch.comm, "local_rank", lambda: local_rank)
+    monkeypatch.setattr(launch.comm, "local_size", lambda: 2)
+    monkeypatch.setattr(launch.comm, "size", lambda: len(taken))
     monkeypatch.setattr(launch.exchange, "allgather", lambda mine, name: taken)
     return launch.own_device()
 

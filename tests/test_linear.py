@@ -18,6 +18,7 @@ from torchvision import models, transforms
 from runs import FLIP, check_steps, contents, differences, errors_of
 from runs import records as timeless_records
 from job.classifier import different, settle_best
+from job.cluster import comm
 from job.data import seeds
 from job.data.digits import write_digits
 from job.linear import hits
@@ -296,7 +297,7 @@ def test_without_a_checkpoint_the_network_is_the_student_at_its_start(labelled, 
     assert ended.returncode == 0, ended.stderr
     assert "random weights" in ended.stdout
     torch.manual_seed(seeds.torch_seed(0, "weights"))
-    start = MoCo("resnet18", mlp=True, stem="small", width=16, stages=[1, 2, 3, 4]).encoder_q.state_dict()
+    start = MoCo(comm, "resnet18", mlp=True, stem="small", width=16, stages=[1, 2, 3, 4]).encoder_q.state_dict()
     start = {name: value for name, value in start.items() if not name.startswith("fc.")}
     found = load(tmp_path / "run" / "last.pth.tar")["state_dict"]
     assert different({name.removeprefix("module."): value for name, value in found.items()}, start) == ""

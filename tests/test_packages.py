@@ -154,14 +154,27 @@ def test_the_horovod_build_of_the_wheel_is_a_program(installed):
     assert (done.returncode, done.stderr) == (2, "build_horovod: no interpreter 'no-python'\n")
 
 
-def test_without_horovod_a_run_names_the_build(installed, tmp_path):
+@pytest.fixture
+def without_horovod(tmp_path):
+    """The variables of an environment in which Horovod is not installed."""
     (tmp_path / "horovod.py").write_text("raise ImportError")
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    words = [installed / "python", "-c", "import job.run.launch"]
-    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 1
+    return os.environ | {"PYTHONPATH": str(tmp_path)}
+
+
+def test_one_worker_trains_without_horovod(installed, without_horovod, images, tmp_path):
+    options = "--width 16 --image-size 16 --batch-size 10 --moco-k 20 --epochs 1 -j 0 --knn-every 1".split()
+    words = [installed / "mgd-train", images, *options, "--out", tmp_path / "run"]
+    done = subprocess.run(words, cwd=tmp_path, env=without_horovod, capture_output=True, text=True)
+    assert done.returncode == 0 and "no Horovod, as one worker needs none" in done.stdout, done.stdout + done.stderr
+    assert (tmp_path / "run" / "complete").exists()
+
+
+def test_several_workers_without_horovod_name_its_build(installed, without_horovod, images, tmp_path):
+    environment = without_horovod | {"HOROVOD_RANK": "0", "HOROVOD_SIZE": "2"}
+    done = subprocess.run([installed / "mgd-train", images], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
     assert done.stderr == (
-        f"Horovod is not installed for this Python: run build_horovod.sh {installed}/python "
+        f"error: Horovod is not installed for this Python, and several workers need it: run build_horovod.sh {installed}/python "
         "(the script is in the folder of mgd-train, and in docker/ of a clone)\n"
     )
 

@@ -6,7 +6,8 @@ import pytest
 
 from job.errors import RunError
 from job.run import srun
-from job.run.rendezvous import StartError, find
+from job.errors import StartError
+from job.run.rendezvous import find
 from job.run.srun import Place, counts, hostnames, interface_of, seconds
 
 

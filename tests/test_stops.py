@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from inject import injected
+from job.cluster import comm
 from moco.model import MoCo
 from runs import differences, records
 
@@ -43,7 +44,7 @@ def images(tmp_path_factory):
 def teacher_file(tmp_path_factory):
     """A narrow ResNet-18 with the small stem and random weights."""
     torch.manual_seed(6)
-    state = MoCo("resnet18", K=64, stem="small", width=32).state_dict()
+    state = MoCo(comm, "resnet18", K=64, stem="small", width=32).state_dict()
     path = tmp_path_factory.mktemp("teacher") / "teacher.pth.tar"
     torch.save({"epoch": 1, "arch": "resnet18", "state_dict": {f"module.{key}": value for key, value in state.items()}}, path)
     return path

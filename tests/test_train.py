@@ -14,6 +14,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from job.cluster import comm
 from job.show.runs import find_runs
 from runs import FLIP, check_steps, contents, differences, errors_of
 from runs import records as records_of
@@ -232,7 +233,7 @@ def small_stem_teacher_file(tmp_path_factory):
     """A ResNet-18 with the small stem and random weights, laid out as MoCo's released files."""
     torch.manual_seed(6)
     path = tmp_path_factory.mktemp("teacher") / "small.pth.tar"
-    state = {f"module.{key}": value for key, value in MoCo("resnet18", K=64, stem="small").state_dict().items()}
+    state = {f"module.{key}": value for key, value in MoCo(comm, "resnet18", K=64, stem="small").state_dict().items()}
     torch.save({"epoch": 1, "arch": "resnet18", "state_dict": state}, path)
     return path
 

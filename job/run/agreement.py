@@ -1,9 +1,9 @@
 """Whether the workers still agree: what they train together is to have the same bytes on each of them."""
 
-import horovod.torch as hvd
 import torch
 from torch import nn
 
+from job.cluster import comm
 from job.errors import RunError
 from job.run.statistics import OWN
 
@@ -42,11 +42,11 @@ def check(tensors: dict[str, torch.Tensor], when: str) -> None:
     RunError, on all: a tensor differs between workers; the first such is named, and who has what no majority has.
     """
     mine = torch.stack([digest(value) for value in tensors.values()]).cpu()  # (n,)
-    highest, lowest = hvd.allreduce(torch.stack([mine, -mine]), op=hvd.Max, name="agreement") * torch.tensor([[1], [-1]])
+    highest, lowest = comm.highest(torch.stack([mine, -mine]), "agreement") * torch.tensor([[1], [-1]])
     differ = (highest != lowest).nonzero()[:, 0].tolist()
     if not differ:
         return
-    found = hvd.allgather(mine[differ[:1]], name="agreement.found").tolist()  # a number a worker
+    found = comm.gather(mine[differ[:1]], "agreement.found").tolist()  # a number a worker
     usual = max(found, key=found.count)
     others = ", ".join(str(rank) for rank, number in enumerate(found) if number != usual)
     raise RunError(

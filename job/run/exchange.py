@@ -7,10 +7,10 @@ nobody who he is. Here come only numbers, text, containers, tensors, arrays, and
 import io
 from typing import Any
 
-import horovod.torch as hvd
 import numpy as np
 import torch
 
+from job.cluster import comm
 from job.run.travels import KINDS
 
 ARRAYS: list[Any] = [
@@ -37,14 +37,14 @@ def decode(content: torch.Tensor) -> Any:
 
 def broadcast(value: Any) -> Any:
     """Return rank 0's `value` on all workers. A collective."""
-    if hvd.size() == 1:
+    if comm.size() == 1:
         return value
-    content = encode(value) if hvd.rank() == 0 else torch.zeros(0, dtype=torch.uint8)
-    length = hvd.broadcast(torch.tensor([len(content)]), root_rank=0, name="broadcast.length")
-    if hvd.rank():
+    content = encode(value) if comm.rank() == 0 else torch.zeros(0, dtype=torch.uint8)
+    length = comm.broadcast(torch.tensor([len(content)]), "broadcast.length")
+    if comm.rank():
         content = torch.zeros(int(length), dtype=torch.uint8)
-    content = hvd.broadcast(content, root_rank=0, name="broadcast.content")
-    return decode(content) if hvd.rank() else value
+    content = comm.broadcast(content, "broadcast.content")
+    return decode(content) if comm.rank() else value
 
 
 def allgather(value: Any, name: str) -> list:
@@ -60,5 +60,5 @@ def allgather_text(text: str, name: str) -> list[str]:
 
 def allgather_bytes(content: torch.Tensor, name: str) -> tuple[torch.Tensor, ...]:
     """Return every worker's (n,) uint8, by rank. A collective of that name."""
-    lengths = hvd.allgather(torch.tensor([len(content)]), name=f"{name}.length").tolist()
-    return hvd.allgather(content, name=name).split(lengths)
+    lengths = comm.gather(torch.tensor([len(content)]), f"{name}.length").tolist()
+    return comm.gather(content, name).split(lengths)

@@ -15,20 +15,10 @@ from typing import Any, NoReturn
 import torch
 
 from job import output
-from job.errors import RunError, WorkerError
-
-try:
-    import horovod
-    import horovod.torch as hvd
-except ImportError:
-    sys.exit(
-        f"Horovod is not installed for this Python: run build_horovod.sh {sys.executable} "
-        "(the script is in the folder of mgd-train, and in docker/ of a clone)"
-    )
-
+from job.cluster import comm
 from job.data.loader import end_loader_processes
+from job.errors import RunError, StartError, WorkerError
 from job.run import exchange, same_start, sockets, srun
-from job.run.rendezvous import StartError
 from job.run.watchdog import Watchdog
 
 # s until a rank prints an error that rank 0 may have too: by then the launcher has ended all, however busy they are.
@@ -54,7 +44,7 @@ def launched() -> tuple[str, int, int]:
 
 
 def start(options: Mapping[str, Any]) -> torch.device:
-    """Start Horovod, and return the device of this worker. A collective.
+    """Connect the workers, and return the device of this worker. A collective.
 
     options: of the program, by name.
     RunError: the launcher started another number of tasks than Horovod has workers. Each task would be a
@@ -72,10 +62,10 @@ def start(options: Mapping[str, Any]) -> torch.device:
     sockets.shorten_paths()
     patience()
     name, _, size = launched()
-    check_own_name()
-    with left_at_signals(), srun.joined() if name == "srun" else contextlib.nullcontext():
-        hvd.init()
-        hvd.barrier()
+    if size > 1:
+        check_own_name()
+        with left_at_signals(), srun.joined() if name == "srun" else contextlib.nullcontext():
+            comm.start()
     check_size(name, size)
     same_start.check(options, node(), on_cpu=not has_gpu())
     if "OMP_NUM_THREADS" not in os.environ:
@@ -144,9 +134,9 @@ def patience() -> tuple[float, float]:
 
 def check_size(name: str, size: int) -> None:
     """RunError: the launcher `name` started another number of tasks, `size`, than Horovod has workers."""
-    if size != hvd.size():
+    if size != comm.size():
         raise RunError(
-            f"{name} started {size} tasks, but Horovod has {hvd.size()} workers: start with `horovodrun -np {size} ...`"
+            f"{name} started {size} tasks, but Horovod has {comm.size()} workers: start with `horovodrun -np {size} ...`"
         )
     steps = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
     if name == "horovodrun" and steps > 1:
@@ -161,7 +151,7 @@ def check_size(name: str, size: int) -> None:
 
 def has_gpu() -> bool:
     """Whether this worker can compute on a GPU."""
-    return torch.cuda.is_available() and hvd.nccl_built()
+    return torch.cuda.is_available() and (comm.size() == 1 or comm.has_nccl())
 
 
 def own_device() -> torch.device:
@@ -170,19 +160,19 @@ def own_device() -> torch.device:
     RunError: two workers have the same GPU, or some have none.
     """
     usable = has_gpu()
-    index = hvd.local_rank() % torch.cuda.device_count() if usable else 0
+    index = comm.local_rank() % torch.cuda.device_count() if usable else 0
     mine = (platform.node(), str(torch.cuda.get_device_properties(index).uuid) if usable else "")
     taken = exchange.allgather(mine, "gpus")
     without = [node for node, gpu in taken if not gpu]
-    if len(without) == hvd.size():
+    if len(without) == comm.size():
         return torch.device("cpu")
     if without:
         raise RunError(
             f"no GPU, or a Horovod without NCCL, on {', '.join(sorted(set(without)))}, and GPUs on the other nodes: mend that, "
             "or start all with CUDA_VISIBLE_DEVICES= to train on CPUs"
         )
-    if len(set(taken)) < hvd.size():
-        raise RunError(f"{hvd.local_size()} workers on a machine of {torch.cuda.device_count()} GPUs: start one worker a GPU")
+    if len(set(taken)) < comm.size():
+        raise RunError(f"{comm.local_size()} workers on a machine of {torch.cuda.device_count()} GPUs: start one worker a GPU")
     torch.cuda.set_device(index)
     torch.backends.cudnn.deterministic = True  # a resumed run ends with the same bytes
     return torch.device("cuda", index)
@@ -197,14 +187,13 @@ def preflight(device: torch.device) -> str:
     """What this run stands on: workers, nodes, network, device, versions."""
     # No CUDA name where there is no GPU: torch.cuda.get_device_name would fail.
     hardware = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU ({torch.get_num_threads()} threads each)"
-    nccl = "NCCL " + ".".join(map(str, torch.cuda.nccl.version())) if hvd.nccl_built() else "no NCCL"
     network = f"interface {os.environ['HOROVOD_GLOO_IFACE']}" if "HOROVOD_GLOO_IFACE" in os.environ else "no network"
     if "HOROVOD_GLOO_RENDEZVOUS_ADDR" in os.environ:
         network += " rendezvous {HOROVOD_GLOO_RENDEZVOUS_ADDR}:{HOROVOD_GLOO_RENDEZVOUS_PORT}".format(**os.environ)
-    nodes = f"{hvd.cross_size()} node{'s' * (hvd.cross_size() > 1)}"
+    nodes = f"{comm.nodes()} node{'s' * (comm.nodes() > 1)}"
     return (
-        f"{hvd.size()} workers on {nodes}, {hvd.local_size()} of them on {node()}, by {launched()[0]}; "
-        f"{network}; device {hardware}; torch {torch.__version__}, Horovod {horovod.__version__}, {nccl}; "
+        f"{comm.size()} workers on {nodes}, {comm.local_size()} of them on {node()}, by {launched()[0]}; "
+        f"{network}; device {hardware}; torch {torch.__version__}, {comm.versions()}; "
         f"image {os.environ.get('MGD_IMAGE', 'none')}"
     )
 
@@ -219,7 +208,7 @@ def cores() -> int:
     available = len(os.sched_getaffinity(0))
     if launched()[0] == "srun" and "SLURM_CPUS_PER_TASK" in os.environ:
         return min(available, int(os.environ["SLURM_CPUS_PER_TASK"]))
-    return max(1, available // (hvd.local_size() if hvd.is_initialized() else 1))
+    return max(1, available // comm.local_size())
 
 
 def leave(code: int, at_once: bool = False) -> NoReturn:
@@ -255,7 +244,7 @@ def reported_errors() -> Iterator[None]:
             print(f"error: {own}{error}", file=sys.stderr, flush=True)
             leave(error.code, at_once=True)
         except RunError as error:
-            if rank and hvd.is_initialized():  # then all have it, and rank 0 says it
+            if rank and comm.size() > 1:  # then all have it, and rank 0 says it
                 # The launcher ends all at the first that goes: let rank 0 speak before, and end with its code all the same.
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 time.sleep(2)
@@ -264,10 +253,9 @@ def reported_errors() -> Iterator[None]:
                 time.sleep(PATIENCE)
             print(f"error: {own if rank else ''}{error}", file=sys.stderr, flush=True)
             leave(error.code)
-        except hvd.mpi_ops.HorovodInternalError as error:
+        except comm.WorkerGone as error:
             time.sleep(2)
-            first = str(error).splitlines()[0] if str(error) else "Horovod stopped"
-            print(f"error: {own}another worker is gone ({first}); its own last lines say why", file=sys.stderr, flush=True)
+            print(f"error: {own}another worker is gone ({error}); its own last lines say why", file=sys.stderr, flush=True)
             leave(1)
         except Exception as error:
             traceback.print_exc()

@@ -20,7 +20,7 @@ from typing import Any
 
 from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
 
-from job.errors import RunError
+from job.errors import StartError
 from job.run import guard
 
 PORTS = 8  # so many ports are tried from the job's own on
@@ -36,10 +36,6 @@ HELLO = re.compile(r"/hello/([0-9a-f]{32})")
 PATH = re.compile(r"/([0-9a-f]{64})(?::\d+)?(/[\w.-]{1,255}/[\w.-]{1,64})", re.ASCII)  # Gloo adds the port
 STARTED = re.compile(rb"[!-~]{1,255} [!-~]{1,64} [\d.]{7,15}")
 LENGTH = re.compile(r"\d{1,9}", re.ASCII)
-
-
-class StartError(RunError):
-    """An error of one task's start, which the others know nothing of: not always rank 0's."""
 
 
 class Handler(RendezvousHandler):

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType, TracebackType
 from typing import Any, TypeVar
 
-import horovod.torch as hvd
 import torch
 import yaml
 
+from job.cluster import comm
 from job.data.loader import Batches, Views
 from job.errors import RunError, WorkerError
 from job.run import events, launch
@@ -47,7 +47,7 @@ class Run:
         self.stop = Stop()  # before Horovod starts: a signal that comes meanwhile is obeyed at the first step
         try:
             self.device = launch.start(self.options)
-            self.rank, self.size = hvd.rank(), hvd.size()
+            self.rank, self.size = comm.rank(), comm.size()
             self.log = Log(speaks=self.rank == 0)
             self.watchdog = launch.watchdog(self.log.line if self.rank == 0 else functools.partial(print, flush=True))
         except BaseException:
@@ -66,7 +66,7 @@ class Run:
         closing.join(LOG_SECONDS if isinstance(error, WorkerError) else None)
         self.stop.restore()
         if kind is None:
-            hvd.shutdown()
+            comm.stop()
 
     def close_log(self, error: BaseException | None) -> None:
         """Write a RunError to the log, and close the log."""
@@ -96,12 +96,12 @@ class Run:
             yield done
             self.obey(wish)
             mine = torch.tensor([self.stop.signal is not None]).int()
-            wish = hvd.allreduce_async(mine, op=hvd.Max, name="stop")
+            wish = comm.begin_sum_(mine, "stop")
         self.obey(wish)
 
-    def obey(self, wish: int | None) -> None:
-        """Wait for the wish to stop, Horovod's handle, if there is one. Stopped: a worker has it."""
-        if wish is not None and hvd.synchronize(wish).item():
+    def obey(self, wish: comm.Pending | None) -> None:
+        """Wait for the wish to stop, if it travels. Stopped: a worker has it."""
+        if wish and comm.wait(wish).item():
             raise Stopped
 
     def saved(self, epoch: int, step: int) -> bool:
@@ -209,7 +209,7 @@ class Run:
         for device in {number.device for number in numbers}:  # one copy from each: it waits for all that is under way there
             places = [place for place, number in enumerate(numbers) if number.device == device]
             mine[places] = torch.stack([numbers[place] for place in places]).cpu()
-        *sums, failed = hvd.allreduce(mine, op=hvd.Sum, name="total").tolist()
+        *sums, failed = comm.total(mine, "total").tolist()
         if failed:
             self.on_first(self.log.check)
         return dict(zip(values, sums, strict=True))

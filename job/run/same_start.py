@@ -7,19 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import horovod
-import horovod.torch as hvd
 import numpy
 import PIL
 import torch
 import torchvision
 
+from job.cluster import comm
 from job.errors import RunError
 from job.options import flag
 from job.run.exchange import allgather_text
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = (torch, torchvision, horovod, numpy, PIL, cv2)  # their versions can change what is computed
+PACKAGES = (torch, torchvision, numpy, PIL, cv2)  # their versions can change what is computed
 PROGRAM, KERNELS = "this program's files", "CPU kernels"
 LEVELS = ("AVX2", "AVX512")  # of CPU kernels, in ascending order; all others are below
 MOST = 8  # ranks in a line
@@ -32,7 +31,7 @@ def check(options: Mapping[str, Any], node: str, on_cpu: bool) -> None:
     options: values by name. node: of this worker. on_cpu: whether this worker computes on a CPU.
     RunError, on all workers: a fact differs between two workers.
     """
-    if hvd.size() > 1:
+    if comm.size() > 1:
         found = [json.loads(text) for text in allgather_text(json.dumps([node, facts(options, on_cpu)]), "start")]
         if line := difference([node for node, _ in found], [facts for _, facts in found]):
             raise RunError(line)
@@ -45,6 +44,7 @@ def facts(options: Mapping[str, Any], on_cpu: bool) -> Facts:
     """
     found = {PROGRAM: program_digest()}
     found |= {package.__name__: str(package.__version__) for package in PACKAGES}
+    found |= {"Horovod": comm.version()}
     found |= {KERNELS: torch.backends.cpu.get_cpu_capability()} if on_cpu else {}
     return found | {flag(name): str(value) or "''" for name, value in options.items()}
 

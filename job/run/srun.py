@@ -14,9 +14,8 @@ from dataclasses import dataclass
 
 import psutil
 
-from job.errors import RunError
-from job.run import guard, rendezvous
-from job.run.rendezvous import PORTS, StartError
+from job.errors import RunError, StartError
+from job.run import guard
 
 SECRET = 32  # characters, at least
 MAKE_SECRET = 'run: export MGD_SECRET="$(head -c 32 /dev/urandom | base64)"'
@@ -166,6 +165,8 @@ def joined() -> Iterator[None]:
     On leaving, which all ranks may do only when Horovod is up on all of them, the server is gone.
     StartError: not all ranks have come, or some cannot reach each other.
     """
+    from job.run import rendezvous  # it needs Horovod, and one task does not
+
     place = Place.from_slurm()
     known = addresses(place.nodes) if len(place.nodes) > 1 else {place.nodes[0]: "127.0.0.1"}
     others = [known[node] for node in place.nodes if node != place.nodes[place.node]]
@@ -174,7 +175,7 @@ def joined() -> Iterator[None]:
     if place.node == 0 and others and address.startswith("127.") and not mine.startswith("127."):
         address = mine  # /etc/hosts often has a machine's own name at 127.0.1.1, where no other machine finds it
     key = job_key(place)
-    first_port = 20000 + int(os.environ.get("SLURM_JOB_ID", 0)) * PORTS % 10000
+    first_port = 20000 + int(os.environ.get("SLURM_JOB_ID", 0)) * rendezvous.PORTS % 10000
     interface = interface_of(mine)
     chosen = f"{place.nodes[place.node]} {interface} {address_of(interface)}"
     patience = seconds("MGD_START_SECONDS", 600)

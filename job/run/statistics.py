@@ -1,8 +1,9 @@
 """Batch norm's running statistics: each worker's own while training, one average for all others to see."""
 
-import horovod.torch as hvd
 import torch
 from torch import nn
+
+from job.cluster import comm
 
 OWN = ("running_mean", "running_var")  # what the names of a worker's own buffers end with
 
@@ -15,7 +16,7 @@ def running_statistics(model: nn.Module) -> list[torch.Tensor]:
 def gather(model: nn.Module) -> torch.Tensor:
     """Return every worker's running statistics, one row a worker: (N, D). A collective: all workers call it."""
     flat = torch.cat([buffer.flatten() for buffer in running_statistics(model)])
-    return hvd.allgather(flat[None], name="statistics")
+    return comm.gather(flat[None], "statistics")
 
 
 def load(model: nn.Module, flat: torch.Tensor) -> None:

@@ -21,16 +21,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 
-import horovod.torch as hvd
-
+from job.cluster import comm
 from job.data.loader import Batches
 from job.run import guard
 from job.run.exchange import allgather
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) + os.sep
 OURS = tuple(os.path.join(ROOT, package, "") for package in ("job", "mgd", "moco"))
-COLLECTIVES = hvd.mpi_ops.__file__
-GRADIENTS = os.path.join(ROOT, "job", "gradients.py")
 ANSWER = 3.0  # s to wait for another worker's answer
 LINE = 16384  # bytes of a line between two workers, at most: an answer can have a file's path
 MAIN = threading.main_thread().ident or 0  # it has started
@@ -59,7 +56,7 @@ class Server(guard.BoundedServer):
         super().__init__((address, 0), Handler)
         self.doing = doing
         self.key = secrets.token_hex(32).encode()
-        self.most += hvd.size()
+        self.most += comm.size()
 
 
 class Watchdog:
@@ -70,9 +67,7 @@ class Watchdog:
     """
 
     def __init__(self, address: str, node: str, warn: float, end: float, say: Callable[[str], None]):
-        self.rank, self.warn, self.end, self.say = hvd.rank(), warn, end, say
-        self.since = time.monotonic()
-        self.handle: int | None = None
+        self.rank, self.warn, self.end, self.say = comm.rank(), warn, end, say
         self.server = Server(address, self.doing)
         # (node, address, port, key)
         self.peers = allgather((node, *self.server.server_address, self.server.key.decode()), "watchdog")
@@ -109,18 +104,16 @@ class Watchdog:
     def doing(self) -> str:
         """`waits for NAME at PLACE`, `has no batch ... at PLACE` or `is at PLACE`: what this worker's main thread does."""
         frame = sys._current_frames()[MAIN]
-        if pending(frame) is not None:
-            doing = f"waits for {collective(frame)}"
+        if wait := comm.waits:
+            doing = f"waits for '{wait.name}'"
         else:
             doing = f"has {loading.doing()}," if (loading := batches(frame)) else "is"
         return "".join(sign if sign.isprintable() else "?" for sign in f"{doing} at {place(frame)}")
 
     def waited(self) -> float:
         """The seconds for which the main thread has waited for one collective."""
-        handle = pending(sys._current_frames()[MAIN])
-        if handle is None or handle != self.handle:
-            self.handle, self.since = handle, time.monotonic()
-        return time.monotonic() - self.since
+        wait = comm.waits
+        return time.monotonic() - wait.since if wait else 0.0
 
     def watch(self) -> None:
         """Report a wait longer than `warn` seconds, and end the process after `end` seconds of it."""
@@ -162,32 +155,16 @@ def outwards(frame: FrameType | None) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def pending(frame: FrameType) -> int | None:
-    """Horovod's handle of the collective that a thread waits for, or None: it waits for none."""
-    for level in outwards(frame):
-        if level.f_code.co_filename == COLLECTIVES and level.f_code.co_name == "synchronize":
-            return level.f_locals.get("handle")
-    return None
-
-
 def batches(frame: FrameType) -> Batches | None:
     """The batches of which a thread awaits the next, or None: it awaits none."""
     levels = (level for level in outwards(frame) if level.f_code is Batches.__next__.__code__)
     return next((level.f_locals["self"] for level in levels), None)
 
 
-def collective(frame: FrameType) -> str:
-    """The name of the collective that a thread waits for, as far as the calls that led there have it."""
-    for level in outwards(frame):
-        if level.f_code.co_filename == GRADIENTS and "bucket" in level.f_locals:
-            return f"the gradient of {level.f_locals['bucket'].name}"
-        if level.f_code.co_filename == COLLECTIVES and isinstance(level.f_locals.get("name"), str):
-            return f"'{level.f_locals['name']}'"
-    return "a collective"
-
-
 def place(frame: FrameType) -> str:
-    """Where a thread is: the innermost line of this project's code, or of any where there is none."""
+    """Where a thread is: the innermost line of this project's code except the door's, or of any where there is none."""
     levels = list(outwards(frame))
-    level = next((level for level in levels if level.f_code.co_filename.startswith(OURS)), levels[0])
+    names = [level.f_code.co_filename for level in levels]
+    ours = (level for level, name in zip(levels, names, strict=True) if name.startswith(OURS) and name != comm.__file__)
+    level = next(ours, levels[0])
     return f"{level.f_code.co_filename.removeprefix(ROOT)}:{level.f_lineno}"

@@ -202,5 +202,5 @@ def circumstances(device: str) -> str:
     gpus = [torch.cuda.get_device_name()] if device == "gpu" else []
     machine = [model[1] if model else platform.machine(), f"{psutil.cpu_count()} cores", *gpus]
     machine.append(f"{psutil.virtual_memory().total / 2**30:.0f} GiB of memory")
-    versions = [f"{package} {importlib.metadata.version(package)}" for package in ("torch", "torchvision", "horovod")]
+    versions = [f"{package} {importlib.metadata.version(package)}" for package in ("torch", "torchvision")]
     return f"{', '.join(machine)}, with {', '.join(versions)}"

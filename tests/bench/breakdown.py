@@ -8,9 +8,9 @@ the worker waits for it. Horovod's own threads compute beside all that, on the s
 import time
 from collections import defaultdict
 
-import horovod.torch as hvd
 import torch
 
+from job.cluster import comm
 import moco.model
 from job.training import Training
 
@@ -25,8 +25,8 @@ class Breakdown:
             self.time("passes", net, "forward")
         for name in ("targets", "forward"):
             self.time("distillation", training.distiller, name)
-        for name in ("alltoall_async", "synchronize", "allgather_async", "allreduce"):
-            self.time("communication", hvd, name)
+        for name in ("begin_exchange", "wait", "begin_gather"):
+            self.time("communication", comm, name)
         self.time("communication", training.gradients, "wait")
         for name in ("clear", "norm"):
             self.time("optimizer", training.gradients, name)

@@ -12,13 +12,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import horovod.torch as hvd
 import numpy as np
 import torch
 
 import baseline
+from job.cluster import comm
 import job.refresh
 import setting
+from job.run.exchange import broadcast
 from job.run.run import Run
 from job.training import build
 
@@ -40,17 +41,17 @@ class Solve:
     def take(self) -> float:
         """The seconds since the last call; the same on all workers."""
         seconds, self.seconds = self.seconds, 0.0
-        return hvd.broadcast_object(seconds, root_rank=0, name="solve")
+        return broadcast(seconds)
 
 
 def solve_arc_by_arc(costs: list[torch.Tensor], file: Path) -> float:
     """Return the seconds that OR-Tools takes for all stages; the same on all workers."""
     seconds = 0.0
-    if hvd.rank() == 0:
+    if comm.rank() == 0:
         np.savez(file, *[cost.numpy() for cost in costs])
         done = subprocess.run([sys.executable, FLOW, file], check=True, capture_output=True, text=True)
         seconds = json.loads(done.stdout)["seconds"]
-    return hvd.broadcast_object(seconds, root_rank=0, name="plain.solve")
+    return broadcast(seconds)
 
 
 def measure(training, plain: baseline.Baseline, paths: list[str], repeats: int, folder: Path) -> dict:
@@ -59,11 +60,11 @@ def measure(training, plain: baseline.Baseline, paths: list[str], repeats: int, 
     arc_by_arc = importlib.util.find_spec("ortools") is not None
     took = {name: [] for name in ("ours", "solve", "plain", "plain_solve")}
     for _ in range(repeats + 1):  # the first turn warms up
-        hvd.barrier()
+        comm.total(torch.ones(1), "barrier")
         whole = setting.seconds(lambda: job.refresh.refresh(training, 0))
         took["solve"].append(solve.take())
         took["ours"].append(whole - took["solve"][-1])
-        hvd.barrier()
+        comm.total(torch.ones(1), "barrier")
         costs, seconds = setting.timed(lambda: baseline.measure(plain.query, plain.teacher, paths, size))
         took["plain"].append(seconds)
         took["plain_solve"].append(solve_arc_by_arc(costs, folder / "costs.npz") if arc_by_arc else 0.0)

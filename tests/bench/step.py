@@ -12,12 +12,12 @@ import statistics
 import time
 from pathlib import Path
 
-import horovod.torch as hvd
 import torch
 
 import baseline
 import setting
 from breakdown import Breakdown
+from job.cluster import comm
 from job.expect import Expectation
 from job.journal import ContrastJournal
 from job.run import launch
@@ -121,7 +121,7 @@ class Plain:
     """The baseline's step, on the CPU."""
 
     def __init__(self, options):
-        hvd.init()
+        comm.start()
         self.steps, self.first = options.steps, True
         self.baseline = baseline.Baseline(torch.load(options.photos / "teacher.pth"))
         self.batches = baseline.batches(setting.photos(options.photos), options.batch, options.size)

@@ -10,13 +10,14 @@ import stat
 import statistics
 import struct
 
-import horovod.torch as hvd
 import torch
 
 import baseline
 import scale
 import setting
-from moco import shuffle
+from job.cluster import comm
+from job.run.exchange import allgather
+from moco.shuffle import Shuffle
 
 BYTES_RECEIVED = 128  # tcpi_bytes_received's place in linux/tcp.h's struct tcp_info
 DIM = 128  # of the keys
@@ -40,11 +41,11 @@ def received() -> int:
 
 def count(work, repeats: int) -> float:
     """The bytes that this worker receives in a call of `work(repeat)`, on average."""
-    hvd.barrier()
+    comm.total(torch.ones(1), "barrier")
     before = received()
     for repeat in range(repeats):
         work(repeat)
-    hvd.barrier()
+    comm.total(torch.ones(1), "barrier")
     return (received() - before) / repeats
 
 
@@ -56,17 +57,17 @@ def measure(B: int, size: int, parameters: int, repeats: int) -> dict[str, float
     images = torch.randint(256, (B, 3, size, size), dtype=torch.uint8)
     floats, keys, gradients = images.float(), torch.zeros(B, DIM), torch.zeros(parameters)
     generator = torch.Generator().manual_seed(0)
-    permutations = [torch.randperm(B * hvd.size(), generator=generator) for _ in range(repeats)]
+    permutations = [torch.randperm(B * comm.size(), generator=generator) for _ in range(repeats)]
     counted = {
-        "shuffle": lambda i: hvd.synchronize(shuffle.send(images, permutations[i])),
-        "shuffle_float": lambda i: hvd.synchronize(shuffle.send(floats, permutations[i])),
+        "shuffle": lambda i: comm.wait(Shuffle(comm, permutations[i]).send(images)),
+        "shuffle_float": lambda i: comm.wait(Shuffle(comm, permutations[i]).send(floats)),
         "shuffle_baseline": lambda i: baseline.shuffle(floats),
-        "keys": lambda i: shuffle.gather(shuffle.spread(keys), permutations[i]),
-        "gradients": lambda i: hvd.allreduce_(gradients, name="gradients"),
+        "keys": lambda i: comm.wait(Shuffle(comm, permutations[i]).spread(keys)),
+        "gradients": lambda i: comm.wait(comm.begin_sum_(gradients, "gradients")),
     }
     found = {name: count(work, repeats) for name, work in counted.items()}
-    every = hvd.allgather_object(found, name="found")
-    figures = {f"{name}_bytes_{hvd.size()}": statistics.mean(worker[name] for worker in every) for name in found}
+    every = allgather(found, "found")
+    figures = {f"{name}_bytes_{comm.size()}": statistics.mean(worker[name] for worker in every) for name in found}
     return figures | {"traffic_images": B, "traffic_size": size, "traffic_dim": DIM, "traffic_parameters": parameters}
 
 
@@ -77,9 +78,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    hvd.init()
+    comm.start()
     figures = measure(options.images_per_worker, options.size, options.parameters, options.repeats)
-    if hvd.rank() == 0:
+    if comm.rank() == 0:
         setting.write_figures(options.folder, "traffic", **figures)
 
 

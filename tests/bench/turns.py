@@ -14,8 +14,10 @@ import sys
 import time
 from pathlib import Path
 
-import horovod.torch as hvd
 import psutil
+import torch
+
+from job.cluster import comm
 
 PATIENCE = 600  # seconds for a turn
 # While a job stands still its network's clocks run on: none may give up.
@@ -25,11 +27,11 @@ LASTING = dict.fromkeys(LIMITS, "7200")
 
 def take_turns(folder: Path, work) -> None:
     """Call `work()` once a turn, leave the dict that it returns for the bench, and stand still; until the job is closed."""
-    figures = folder / f"{hvd.rank()}.jsonl"
+    figures = folder / f"{comm.rank()}.jsonl"
     while not (folder / "closed").exists():
-        hvd.barrier()
+        comm.total(torch.ones(1), "turn begins")
         found = work()
-        hvd.barrier()  # the other workers are through with this one
+        comm.total(torch.ones(1), "turn ends")  # the other workers are through with this one
         with open(figures, "a") as file:
             file.write(json.dumps({"pid": os.getpid(), **found}) + "\n")
         os.kill(os.getpid(), signal.SIGSTOP)

@@ -2,12 +2,13 @@
 
 from types import SimpleNamespace
 
-import horovod.torch as hvd
 import pytest
 import torch
 
+from job.cluster import comm
 from job.errors import RunError
 from job.run import agreement
+from job.run.exchange import allgather
 from job.training import Training
 from moco.model import MoCo
 
@@ -17,7 +18,7 @@ STEP = "after epoch 3, step 7"
 @pytest.fixture
 def net():
     torch.manual_seed(0)
-    return MoCo("resnet18", dim=16, K=40, mlp=True)
+    return MoCo(comm, "resnet18", dim=16, K=40, mlp=True)
 
 
 @pytest.fixture
@@ -43,32 +44,32 @@ def caught(shared):
     except RunError as error:
         assert error.code == 1 and "\n" not in str(error)
         said = str(error)
-    return hvd.allgather_object(said, name="said")
+    return allgather(said, "said")
 
 
 def is_last():
     """Whether this worker is the last of several: the one on which something changes."""
-    return 0 < hvd.rank() == hvd.size() - 1
+    return 0 < comm.rank() == comm.size() - 1
 
 
 def assert_named(said, name):
     """All workers say the same: that one tensor differs, which, and where."""
-    if hvd.size() == 1:
+    if comm.size() == 1:
         assert said == [""]
         return
     assert len(set(said)) == 1
     assert f"the workers' networks are not the same {STEP}: 1 of " in said[0]
-    assert f"the first is {name}, where worker {hvd.size() - 1} has other bytes than worker 0" in said[0]
+    assert f"the first is {name}, where worker {comm.size() - 1} has other bytes than worker 0" in said[0]
 
 
 def test_workers_that_agree_pass(net, optimizer):
-    assert caught(agreement.shared(net, optimizer)) == [""] * hvd.size()
+    assert caught(agreement.shared(net, optimizer)) == [""] * comm.size()
 
 
 def test_each_worker_has_running_statistics_of_its_own(net):
-    net.encoder_q.bn1.running_mean.fill_(hvd.rank())
-    net.encoder_q.bn1.running_var.fill_(hvd.rank())
-    assert caught(agreement.shared(net)) == [""] * hvd.size()
+    net.encoder_q.bn1.running_mean.fill_(comm.rank())
+    net.encoder_q.bn1.running_var.fill_(comm.rank())
+    assert caught(agreement.shared(net)) == [""] * comm.size()
 
 
 @pytest.mark.parametrize(
@@ -127,10 +128,10 @@ def test_changes_of_whole_parts_are_noticed():
 
 
 def test_all_that_differs_is_counted_and_the_first_named(net):
-    if hvd.rank() == 0:
+    if comm.rank() == 0:
         for name in ("encoder_k.fc.0.bias", "queue", "encoder_q.layer1.0.conv1.weight"):
             flip(net.state_dict()[name])
     for said in caught(agreement.shared(net)):
-        if hvd.size() > 1:
+        if comm.size() > 1:
             assert "3 of " in said and "the first is queue, " in said  # first in the state, as checkpoints have it
-            assert f"where worker {0 if hvd.size() > 2 else 1} has other bytes" in said
+            assert f"where worker {0 if comm.size() > 2 else 1} has other bytes" in said

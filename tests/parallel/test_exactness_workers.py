@@ -3,14 +3,15 @@
 import hashlib
 import time
 
-import horovod.torch as hvd
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from job.cluster import comm
 from job.gradients import Gradients
 from job.run import statistics
+from job.run.exchange import allgather
 from mgd.distiller import MGDistiller
 from moco.encoder import stage_norms
 from moco.model import MoCo
@@ -22,7 +23,7 @@ STAGES = [3, 4]
 def train(delay):
     """Train a student for STEPS steps from fixed weights; every worker's backward pass pauses by `delay` s a stage."""
     torch.manual_seed(0)
-    moco = MoCo("resnet18", dim=16, K=32, m=0.9, T=0.2, mlp=True, stages=STAGES)
+    moco = MoCo(comm, "resnet18", dim=16, K=32, m=0.9, T=0.2, mlp=True, stages=STAGES)
     norms = stage_norms(moco.encoder_k)
     distiller = MGDistiller({stage: (norms[stage].num_features, 2 * norms[stage].num_features) for stage in STAGES})
     trained = nn.ModuleDict({"moco": moco, "mgd": distiller})
@@ -33,11 +34,11 @@ def train(delay):
         norm = moco.encoder_q.get_submodule(f"layer{stage}.0.bn1")
         norm.weight.register_hook(lambda _: time.sleep(delay))
 
-    own = torch.Generator().manual_seed(10 + hvd.rank())
+    own = torch.Generator().manual_seed(10 + comm.rank())
     common = torch.Generator().manual_seed(1)
     for _ in range(STEPS):
         query, key = torch.randint(256, (2, B, 3, 32, 32), generator=own, dtype=torch.uint8)
-        keys = moco.keys(key, torch.randperm(hvd.size() * B, generator=common))
+        keys = moco.keys(key, torch.randperm(comm.size() * B, generator=common))
         logits, features = moco(query, keys)
         guide = [torch.randn(B, 2 * s.shape[1], *s.shape[2:], generator=own) for s in features]
         loss = F.cross_entropy(logits, torch.zeros(B, dtype=torch.long)) + distiller(features, distiller.targets(guide))
@@ -58,12 +59,12 @@ def digests(trained):
 def trainings():
     """Of two trainings, each worker's digests before and after the workers have averaged their batch norms."""
     found = []
-    for delay in (0.0, 0.02 * ((hvd.rank() * 3) % 4)):
+    for delay in (0.0, 0.02 * ((comm.rank() * 3) % 4)):
         trained = train(delay)
         own = digests(trained)
         statistics.average(trained)
         found.append((own, digests(trained)))
-    return hvd.allgather_object(found, name="digests")  # [worker][training] -> (own, averaged)
+    return allgather(found, "digests")  # [worker][training] -> (own, averaged)
 
 
 def test_workers_have_the_same_parameters_and_queue_after_a_training(trainings):
@@ -79,7 +80,7 @@ def test_workers_have_the_same_state_once_their_statistics_are_averaged(training
 
 def test_batch_norm_statistics_are_each_workers_own_while_training(trainings):
     own = [worker[0][0]["moco.encoder_q.bn1.running_mean"] for worker in trainings]
-    assert len(set(own)) == hvd.size()
+    assert len(set(own)) == comm.size()
 
 
 def test_a_training_ends_in_the_same_bytes_whatever_the_workers_timing(trainings):

@@ -4,11 +4,11 @@ import io
 import os
 import pickle
 
-import horovod.torch as hvd
 import numpy as np
 import pytest
 import torch
 
+from job.cluster import comm
 from job.data.folders import ImageFolder, scan
 from job.data.images import Names
 from job.index import index
@@ -30,16 +30,16 @@ class Harmful:
 
 def test_values_arrive_as_they_were():
     values = ["\udc80 ü", None, True, 2**70, 0.1, (1, "a")]
-    mine = {"rank": hvd.rank(), "values": values, "tensor": torch.arange(hvd.rank() + 2)}
+    mine = {"rank": comm.rank(), "values": values, "tensor": torch.arange(comm.rank() + 2)}
     for rank, found in enumerate(allgather(mine, "values")):
         assert torch.equal(found.pop("tensor"), torch.arange(rank + 2))
         assert found == {"rank": rank, "values": values}
-    assert broadcast(("of", hvd.rank())) == ("of", 0)
+    assert broadcast(("of", comm.rank())) == ("of", 0)
 
 
 def test_image_folders_arrive_as_they_were():
     folder = ImageFolder("/data", ["a", "b"], ["a/1\udc80.png", "b/2.png"], [0, 1], max_bad=3)
-    found = broadcast(folder if hvd.rank() == 0 else None)
+    found = broadcast(folder if comm.rank() == 0 else None)
     assert [found.path(number) for number in range(2)] == ["/data/a/1\udc80.png", "/data/b/2.png"]
     assert (found.classes, found.labels.tolist(), found.max_bad) == (["a", "b"], [0, 1], 3)
     assert found.digest(0, 1, 2) == folder.digest(0, 1, 2)

@@ -2,12 +2,12 @@
 
 import math
 
-import horovod.torch as hvd
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from job.cluster import comm
 from job.fixed_point import FIXED_POINT, GROUP, LARGEST, FixedPointGradients
 from job.run.exchange import allgather
 
@@ -17,7 +17,7 @@ GROUPS, CLASSES, WIDTH = 4, 10, 64  # GROUPS: of each worker
 def batch():
     """Return the classifier, features (n, WIDTH) of the total batch, of several sizes, and labels (n,)."""
     torch.manual_seed(0)
-    n = hvd.size() * GROUPS * GROUP
+    n = comm.size() * GROUPS * GROUP
     fc, labels = nn.Linear(WIDTH, CLASSES), torch.randint(CLASSES, (n,))
     return fc, torch.rand(n, WIDTH) * 10.0 ** torch.randint(-3, 4, (n, 1)), labels
 
@@ -40,7 +40,7 @@ def test_the_sum_is_that_of_one_worker_to_the_byte_and_autograd_s_to_rounding():
     fc, features, labels = batch()
     n = len(labels)
     groups = list(zip(features.split(GROUP), labels.split(GROUP), strict=True))
-    gradients_of(fc, (total_loss(fc, *group, n) for group in groups[hvd.rank() * GROUPS :][:GROUPS]))
+    gradients_of(fc, (total_loss(fc, *group, n) for group in groups[comm.rank() * GROUPS :][:GROUPS]))
     found = [value.grad for value in fc.parameters()]
 
     by_group = [torch.autograd.grad(total_loss(fc, *group, n), list(fc.parameters())) for group in reversed(groups)]
@@ -58,11 +58,11 @@ def test_the_sum_is_that_of_one_worker_to_the_byte_and_autograd_s_to_rounding():
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 2 * LARGEST / FIXED_POINT], ids=str)
 def test_a_gradient_that_is_not_finite_or_too_large_on_one_worker_is_found_on_all(value):
     fc = nn.Linear(2, 3)
-    scale = torch.tensor(value if hvd.rank() == hvd.size() - 1 else 1.0)
+    scale = torch.tensor(value if comm.rank() == comm.size() - 1 else 1.0)
     # The second of the two groups has finite gradients.
     gradients = gradients_of(fc, [(fc.bias * scale).sum() + fc.weight.sum(), fc.bias.sum() + fc.weight.sum()])
     outcome = (math.isfinite(gradients.norm()), gradients.beyond(), fc.weight.grad.isfinite().all().item())
-    assert allgather(outcome, "found") == [(False, ["fc.bias"], True)] * hvd.size()
+    assert allgather(outcome, "found") == [(False, ["fc.bias"], True)] * comm.size()
 
 
 def test_nothing_of_a_step_is_left_in_the_next():
@@ -72,5 +72,5 @@ def test_nothing_of_a_step_is_left_in_the_next():
     gradients.add((fc.bias * 2).sum() + (fc.weight * 3).sum())
     gradients.wait()
     outcome = (gradients.beyond(), fc.bias.grad.tolist(), fc.weight.grad.tolist())
-    N = hvd.size()
+    N = comm.size()
     assert allgather(outcome, "next") == [([], [2.0 * N] * 3, [[3.0 * N] * 2] * 3)] * N

@@ -1,12 +1,13 @@
 """The gradients of N workers against those of one that has all the images; batch norm in eval mode, so that they can be equal."""
 
-import horovod.torch as hvd
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from job.cluster import comm
 from job.gradients import Gradients
+from job.run.exchange import allgather
 from mgd.distiller import MGDistiller
 from moco.augment import normalize
 from moco.encoder import build_resnet, stage_norms, with_features
@@ -21,7 +22,7 @@ FACTOR = 200.0  # its gradients and the contrastive ones are of one size
 def parts():
     """A student, a teacher and the distiller between them, in eval mode; the total batch's two views (NB, 3, 32, 32) uint8."""
     torch.manual_seed(0)
-    moco = MoCo("resnet18", dim=DIM, K=K, m=1.0, T=T, mlp=True, stages=STAGES)
+    moco = MoCo(comm, "resnet18", dim=DIM, K=K, m=1.0, T=T, mlp=True, stages=STAGES)
     net = build_resnet("resnet50")
     for module in [*moco.modules(), *net.modules()]:
         if isinstance(module, nn.BatchNorm2d):
@@ -32,7 +33,7 @@ def parts():
     distiller = MGDistiller({stage: (widths[stage], norms[stage].num_features) for stage in STAGES}, factor=FACTOR)
     distiller.load_margins(norms)
     teacher = with_features(net, STAGES, output=None)
-    views = torch.randint(256, (2, hvd.size() * B, 3, 32, 32), dtype=torch.uint8)
+    views = torch.randint(256, (2, comm.size() * B, 3, 32, 32), dtype=torch.uint8)
     return moco.eval(), teacher.eval(), distiller.eval(), views
 
 
@@ -45,7 +46,7 @@ def distil(distiller, teacher, features, images):
 def workers_gradients(parts):
     """Gradients as an optimizer gets them, and this worker's contrastive and distillation losses."""
     moco, teacher, distiller, views = parts
-    query, key = views[:, hvd.rank() * B : (hvd.rank() + 1) * B]
+    query, key = views[:, comm.rank() * B : (comm.rank() + 1) * B]
     named = [(name, value) for name, value in nn.ModuleDict({"moco": moco, "mgd": distiller}).named_parameters()]
     named = [(name, value) for name, value in named if value.requires_grad]
     gradients = Gradients(named)
@@ -85,8 +86,8 @@ def test_gradients_and_losses_equal_those_of_one_worker_on_the_total_batch(parts
     def both(name):
         return sum(value for value in (contrastive[name], distillation[name]) if value is not None)
 
-    errors = hvd.allgather_object({name: (found[name] - both(name)).abs().max().item() for name in names}, name="errors")
-    mean = hvd.allreduce(losses, name="losses")  # the average over the workers
+    errors = allgather({name: (found[name] - both(name)).abs().max().item() for name in names}, "errors")
+    mean = comm.total(losses, "losses") / comm.size()  # the average over the workers
     assert 0.1 < largest(distillation) / largest(contrastive) < 10
     torch.testing.assert_close(mean, torch.stack(expected_losses).detach(), rtol=1e-5, atol=0.0)
     for prefix in ("moco", "mgd"):

@@ -2,7 +2,6 @@
 
 from types import SimpleNamespace
 
-import horovod.torch as hvd
 import numpy as np
 import pytest
 import torch
@@ -10,8 +9,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from job import knn
+from job.cluster import comm
 from job.data.folders import scan, scan_validation
 from job.knn import knn_accuracy
+from job.run.exchange import allgather
 from moco.augment import CentreView, normalize
 from moco.encoder import build_resnet
 
@@ -21,7 +22,7 @@ CONFIG = SimpleNamespace(image_size=16, precision="float32", workers=0, print_fr
 
 def write_images(tmp_path_factory, train, val):
     """Images of three classes that noise nearly hides; the sixth of a split cannot be decoded. Each worker has a copy."""
-    folder = tmp_path_factory.mktemp(f"knn{hvd.rank()}")
+    folder = tmp_path_factory.mktemp(f"knn{comm.rank()}")
     generator = np.random.default_rng(3)
     for split, number in (("train", train), ("val", val)):
         for place in range(number):
@@ -66,7 +67,7 @@ def test_accuracy_is_that_of_one_process_with_all_features_in_one_matrix(
     expected = 100 * (votes.argmax(1) == truth).double().mean().item()
     assert 0 < expected < 100 or len(val) == 3
     found = knn_accuracy(net, train, val, CONFIG, run)
-    assert hvd.allgather_object(found.top1, name="found") == pytest.approx([expected] * hvd.size())
+    assert allgather(found.top1, "found") == pytest.approx([expected] * comm.size())
     assert (found.k, found.counted) == (len(train) // CLASSES, len(asked))
     counted = "12 of 13" if len(val) == 13 else "3"
     assert found.text.startswith(

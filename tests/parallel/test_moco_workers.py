@@ -6,7 +6,6 @@ a difference with each step, so that float32 would end within 1e-2 and hide mist
 
 import hashlib
 
-import horovod.torch as hvd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,9 @@ from torch import nn
 from torch.func import functional_call
 from torchvision.models import resnet18
 
+from job.cluster import comm
 from job.gradients import Gradients
+from job.run.exchange import allgather, broadcast
 from moco.model import MoCo
 
 B, K, DIM, STEPS = 4, 18, 16, 5  # no batch divides K, and the ring wraps even for one worker; batch norms of 2 are chaotic
@@ -33,7 +34,7 @@ def steps(NB):
 
 def share(total):
     """This worker's share of a total batch (NB, ...)."""
-    return total.chunk(hvd.size())[hvd.rank()]
+    return total.chunk(comm.size())[comm.rank()]
 
 
 def work(moco, parts):
@@ -42,7 +43,7 @@ def work(moco, parts):
     sgd = torch.optim.SGD([value for _, value in parameters], **SGD)
     gradients = Gradients(parameters, parts)
     every = []
-    for (query, key), permutation in steps(hvd.size() * parts * B):
+    for (query, key), permutation in steps(comm.size() * parts * B):
         keys = moco.keys(share(key), permutation, parts)
         gradients.clear()
         for part, images in enumerate(share(query).chunk(parts)):
@@ -119,24 +120,24 @@ def trained():
     """(moved, errors, held): how far the emulation has moved each part on each worker, [worker][part], how far off the
     worker is, and a digest of what all workers share. The first worker emulates: parameters are too many to send."""
     torch.manual_seed(0)
-    moco = MoCo("resnet18", dim=DIM, K=K, m=MOMENTUM, T=TEMPERATURE, mlp=True).double()
+    moco = MoCo(comm, "resnet18", dim=DIM, K=K, m=MOMENTUM, T=TEMPERATURE, mlp=True).double()
     before = {name: value.clone() for name, value in moco.state_dict().items()}
     logits = work(moco, parts=1)
     after = moco.state_dict()
     own = {name: value for name, value in after.items() if is_norm(name)} | {"logits": logits}
     shared = {name: hashlib.sha256(value.numpy()).hexdigest() for name, value in after.items() if not is_norm(name)}
-    workers = hvd.allgather_object((own, shared), name="workers")
+    workers = allgather((own, shared), "workers")
 
     moved, errors = [], []
-    if hvd.rank() == 0:
+    if comm.rank() == 0:
         before["logits"] = torch.zeros_like(logits)
-        for (own, _), every, expected in zip(workers, *emulate(hvd.size(), before), strict=True):
+        for (own, _), every, expected in zip(workers, *emulate(comm.size(), before), strict=True):
             expected["logits"] = every
             parts = {part: [name for name in expected if of(name)] for part, of in PARTS.items()}
             moved.append({part: largest(expected, before, names) for part, names in parts.items()})
             errors.append({part: largest(expected, after | own, names) for part, names in parts.items()})
             errors[-1]["pointer"] = largest(expected, after, ["queue_ptr"])
-    moved, errors = hvd.broadcast_object((moved, errors), name="errors")
+    moved, errors = broadcast((moved, errors))
     return moved, errors, [shared for _, shared in workers]
 
 
@@ -144,7 +145,7 @@ def trained():
 def test_workers_equal_one_process_with_batch_norm_of_each_in(trained, part):
     """The norms' running statistics are each worker's own: they show beside which images a key was encoded."""
     moved, errors, _ = trained
-    assert len(errors) == hvd.size()
+    assert len(errors) == comm.size()
     for far, off in zip(moved, errors, strict=True):
         assert far[part] > 1e-3
         assert off[part] < TOLERANCE * far[part]
@@ -152,7 +153,7 @@ def test_workers_equal_one_process_with_batch_norm_of_each_in(trained, part):
 
 def test_pointer_is_where_one_process_has_it(trained):
     _, errors, _ = trained
-    assert [off["pointer"] for off in errors] == [0] * hvd.size()
+    assert [off["pointer"] for off in errors] == [0] * comm.size()
 
 
 def test_queue_and_pointer_have_the_same_bytes_on_all_workers(trained):
@@ -169,17 +170,17 @@ def test_encoders_have_the_same_bytes_on_all_workers(trained):
 def test_the_parts_of_a_batch_are_workers_of_their_own():
     """N workers with two parts are 2N workers, but for the running statistics, of which a worker has one set for its parts."""
     torch.manual_seed(0)
-    moco = MoCo("resnet18", dim=DIM, K=K, m=MOMENTUM, T=TEMPERATURE, mlp=True).double()
+    moco = MoCo(comm, "resnet18", dim=DIM, K=K, m=MOMENTUM, T=TEMPERATURE, mlp=True).double()
     before = {name: value.clone() for name, value in moco.state_dict().items()} | {"logits": torch.zeros(())}
-    found = {"logits": torch.cat(hvd.allgather_object(work(moco, parts=2), name="parts.logits"), dim=1)} | moco.state_dict()
+    found = {"logits": torch.cat(allgather(work(moco, parts=2), "parts.logits"), dim=1)} | moco.state_dict()
     off = {}
-    if hvd.rank() == 0:
-        every, [expected, *_] = emulate(2 * hvd.size(), before)
+    if comm.rank() == 0:
+        every, [expected, *_] = emulate(2 * comm.size(), before)
         expected["logits"] = torch.cat(every, dim=1)  # (STEPS, NB, 1 + K)
         for part in ("logits", "queue", "query encoder", "key encoder"):
             names = [name for name in expected if PARTS[part](name)]
             off[part] = largest(expected, found, names) / largest(expected, before, names)
-    off = hvd.broadcast_object(off, name="parts.off")
+    off = broadcast(off)
     assert len(off) == 4
     assert max(off.values()) < TOLERANCE
 
@@ -187,8 +188,8 @@ def test_the_parts_of_a_batch_are_workers_of_their_own():
 def test_under_autocast_the_passes_alone_lose_precision():
     """Logits lie within +-1 / TEMPERATURE; batch norm of 4 images may leave a fifth of that range of bf16's rounding."""
     torch.manual_seed(0)
-    moco = MoCo("resnet18", dim=DIM, K=K, T=TEMPERATURE, mlp=True, stages=[4])
-    views, permutation = torch.randn(2, hvd.size() * B, 3, 32, 32), torch.randperm(hvd.size() * B)
+    moco = MoCo(comm, "resnet18", dim=DIM, K=K, T=TEMPERATURE, mlp=True, stages=[4])
+    views, permutation = torch.randn(2, comm.size() * B, 3, 32, 32), torch.randperm(comm.size() * B)
     exact_keys = moco.keys(share(views[1]), permutation)
     exact, _ = moco(share(views[0]), exact_keys)
     keys = moco.keys(share(views[1]), permutation)
@@ -199,7 +200,7 @@ def test_under_autocast_the_passes_alone_lose_precision():
     torch.testing.assert_close(keys.norm(dim=1), torch.ones(len(keys)))
     logits.sum().backward()
     assert all(value.grad.dtype == torch.float32 for value in moco.encoder_q.parameters())
-    errors = hvd.allgather_object([(logits - exact).abs().max().item(), (keys - exact_keys).abs().max().item()], name="lost")
+    errors = allgather([(logits - exact).abs().max().item(), (keys - exact_keys).abs().max().item()], "lost")
     assert 0 < max(error for pair in errors for error in pair) < 2 / TEMPERATURE / 5
 
 
@@ -207,10 +208,10 @@ def test_under_autocast_the_passes_alone_lose_precision():
 def test_views_of_bytes_give_the_logits_of_their_normalised_floats():
     """In float32, as bytes are normalised to it: batch norm of 4 images leaves 1e-4 of a logit."""
     torch.manual_seed(0)
-    moco = MoCo("resnet18", dim=DIM, K=K, T=TEMPERATURE)
-    bytes_, permutation = torch.randint(256, (2, hvd.size() * B, 3, 32, 32), dtype=torch.uint8), torch.randperm(hvd.size() * B)
+    moco = MoCo(comm, "resnet18", dim=DIM, K=K, T=TEMPERATURE)
+    bytes_, permutation = torch.randint(256, (2, comm.size() * B, 3, 32, 32), dtype=torch.uint8), torch.randperm(comm.size() * B)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # of ImageNet
     floats = (bytes_ / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
     of_bytes, of_floats = (moco(share(views[0]), moco.keys(share(views[1]), permutation))[0] for views in (bytes_, floats))
-    error = hvd.allgather_object((of_bytes - of_floats).abs().max().item(), name="error")
+    error = allgather((of_bytes - of_floats).abs().max().item(), "error")
     assert max(error) < 1e-3

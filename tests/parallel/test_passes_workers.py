@@ -3,16 +3,17 @@
 import signal
 from types import SimpleNamespace
 
-import horovod.torch as hvd
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from job import knn, refresh, scale
+from job.cluster import comm
 from job.config import Config
 from job.data.folders import scan
 from job.passes import centre_crops
+from job.run.exchange import allgather
 from job.run.stop import Stopped
 from mgd.distiller import MGDistiller
 from moco.encoder import build_resnet, stage_norms, with_features
@@ -63,7 +64,7 @@ def signal_last_worker(run, patch):
 
 
 def every(value):
-    return hvd.allgather_object(value, name="every")
+    return allgather(value, "every")
 
 
 def crops(training, chosen):
@@ -78,7 +79,7 @@ def test_the_workers_share_all_chosen_images(training, chosen):
     assert sum(length for length, _ in found) == chosen
     expected = [-1, *training.images.labels[1:chosen].tolist()][:chosen]
     assert sorted(label for _, labels in found for label in labels) == sorted(expected)
-    assert every(len(training.run.bad_images)) == [int(chosen > 0)] * hvd.size()
+    assert every(len(training.run.bad_images)) == [int(chosen > 0)] * comm.size()
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["the first batch", "the last batch"])
@@ -126,5 +127,5 @@ def test_work_that_is_stopped_changes_and_records_nothing(training, monkeypatch,
     after = {name: part.state_dict() for name, part in parts.items()}
     same = all(torch.equal(value, after[name][key]) for name, old in before.items() for key, value in old.items())
     log = training.run.log
-    assert every((stopped, same, log.lines, log.records)) == [(True, True, [], [])] * hvd.size()
-    assert every(student.training or work == "k-NN") == [True] * hvd.size()
+    assert every((stopped, same, log.lines, log.records)) == [(True, True, [], [])] * comm.size()
+    assert every(student.training or work == "k-NN") == [True] * comm.size()

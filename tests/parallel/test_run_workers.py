@@ -1,9 +1,10 @@
-import horovod.torch as hvd
 import pytest
 import torch
 
+from job.cluster import comm
 from job.errors import RunError
 from job.run import launch
+from job.run.exchange import allgather
 from job.run.log import Log
 from job.run.run import Run
 from job.text import printable
@@ -25,7 +26,7 @@ def run(run, monkeypatch):
 
 
 def every(value):
-    return hvd.allgather_object(value, name="every")
+    return allgather(value, "every")
 
 
 def raised(work):
@@ -38,7 +39,7 @@ def raised(work):
 
 
 def test_a_run_knows_its_place(run):
-    assert every((run.rank, run.size)) == [(rank, hvd.size()) for rank in range(hvd.size())]
+    assert every((run.rank, run.size)) == [(rank, comm.size()) for rank in range(comm.size())]
 
 
 def test_on_first_gives_all_what_the_first_worker_found(run):
@@ -49,8 +50,8 @@ def test_on_first_gives_all_what_the_first_worker_found(run):
         return {"of": run.rank, "tensor": torch.arange(3)}
 
     result = run.on_first(work)
-    assert every((result["of"], result["tensor"].tolist())) == [(0, [0, 1, 2])] * hvd.size()
-    assert every(calls) == [[0]] + [[]] * (hvd.size() - 1)
+    assert every((result["of"], result["tensor"].tolist())) == [(0, [0, 1, 2])] * comm.size()
+    assert every(calls) == [[0]] + [[]] * (comm.size() - 1)
 
 
 @pytest.mark.parametrize("code", [1, 2])
@@ -58,14 +59,14 @@ def test_an_error_of_the_first_worker_is_everyones_with_its_text_and_code(run, c
     def fail():
         raise RunError(f"worker {run.rank} has found nothing", code)
 
-    assert raised(lambda: run.on_first(fail)) == [("worker 0 has found nothing", code)] * hvd.size()
+    assert raised(lambda: run.on_first(fail)) == [("worker 0 has found nothing", code)] * comm.size()
 
 
 def test_a_log_that_the_disk_does_not_take_ends_all_workers_with_its_error(run, monkeypatch):
     log = Log(speaks=run.rank == 0)
     log.file = open("/dev/full", "ab", buffering=0)
     monkeypatch.setattr(run, "log", log)
-    assert run.total(one=1) == {"one": hvd.size()}
+    assert run.total(one=1) == {"one": comm.size()}
     log.note("hello")
     [(said, code)] = set(raised(lambda: run.total(one=1)))
     assert said.startswith("cannot write to /dev/full: No space left on device") and code == 2
@@ -74,12 +75,12 @@ def test_a_log_that_the_disk_does_not_take_ends_all_workers_with_its_error(run, 
 
 def test_workers_go_on_after_an_error_of_the_first(run):
     raised(lambda: run.on_first(lambda: (_ for _ in ()).throw(RunError("no"))))
-    assert every(run.on_first(lambda: 7)) == [7] * hvd.size()
+    assert every(run.on_first(lambda: 7)) == [7] * comm.size()
 
 
 def test_total_sums_each_value_over_the_workers(run):
     """Numbers, truths and tensors, in float64: a count beyond 2**24 keeps its last digit."""
-    ranks = range(1, hvd.size() + 1)
+    ranks = range(1, comm.size() + 1)
     mine = run.rank + 1
     found = run.total(
         images=2**24 + mine,
@@ -93,7 +94,7 @@ def test_total_sums_each_value_over_the_workers(run):
         "loss": 0.5 * sum(ranks),
         "correct": 10.0 * sum(ranks),
     }
-    assert every(found) == [expected] * hvd.size()
+    assert every(found) == [expected] * comm.size()
 
 
 def test_going_back_names_the_checkpoints_that_are_replaced(run, monkeypatch, tmp_path):
@@ -116,7 +117,7 @@ def test_going_back_names_the_checkpoints_that_are_replaced(run, monkeypatch, tm
 def test_bad_images_are_the_same_set_everywhere_each_named_once(run):
     run.note_bad_images([f"{run.rank}.png", "shared.png"], 100, 1000)
     run.note_bad_images([f"{run.rank}.png", "late.png"] if run.rank == 0 else [], 100, 1000)
-    files = {f"{rank}.png" for rank in range(hvd.size())} | {"shared.png", "late.png"}
+    files = {f"{rank}.png" for rank in range(comm.size())} | {"shared.png", "late.png"}
     for bad, lines in every((run.bad_images, list(run.log))):
         assert bad == files
         assert len(lines) == len(files)
@@ -126,33 +127,33 @@ def test_bad_images_are_the_same_set_everywhere_each_named_once(run):
 @pytest.mark.parametrize("old, new", [("/data/a", "/staged/b"), ("/data/two\u3000words", "/data/two\u3000words")])
 def test_bad_images_of_data_that_has_moved_count_once(run, old, new):
     """As those of a checkpoint do; and all images of a root are found to be bad if its name does not print."""
-    files = [f"train/{rank}.png: truncated" for rank in range(hvd.size())]
+    files = [f"train/{rank}.png: truncated" for rank in range(comm.size())]
     run.note_bad_images([printable(f"{old}/{files[run.rank]}")], 100, 1000, f"{old}/train")
-    found = raised(lambda: run.note_bad_images([printable(f"{new}/{files[run.rank]}")], 100, hvd.size(), f"{new}/train"))
-    assert every(run.bad_images) == [set(files)] * hvd.size()
+    found = raised(lambda: run.note_bad_images([printable(f"{new}/{files[run.rank]}")], 100, comm.size(), f"{new}/train"))
+    assert every(run.bad_images) == [set(files)] * comm.size()
     first = printable(f"{new}/{files[0]}")
     assert (
         found
-        == [(f"{hvd.size()} of {hvd.size()} images cannot be decoded, and --max-bad-images is 100; the first: {first}", 2)]
-        * hvd.size()
+        == [(f"{comm.size()} of {comm.size()} images cannot be decoded, and --max-bad-images is 100; the first: {first}", 2)]
+        * comm.size()
     )
 
 
 def test_bad_images_up_to_the_limit_are_let_pass(run):
-    assert raised(lambda: run.note_bad_images([f"{run.rank}.png"], hvd.size(), 1000)) == [None] * hvd.size()
+    assert raised(lambda: run.note_bad_images([f"{run.rank}.png"], comm.size(), 1000)) == [None] * comm.size()
 
 
 def test_one_bad_image_above_the_limit_ends_all_workers(run):
     """Each worker has met one alone: none of them knows by itself that the limit is passed."""
-    limit = hvd.size() - 1
+    limit = comm.size() - 1
     found = raised(lambda: run.note_bad_images([f"{run.rank}.png"], limit, 1000))
-    text = f"{hvd.size()} of 1000 images cannot be decoded, and --max-bad-images is {limit}; the first: 0.png"
-    assert found == [(text, 2)] * hvd.size()
+    text = f"{comm.size()} of 1000 images cannot be decoded, and --max-bad-images is {limit}; the first: 0.png"
+    assert found == [(text, 2)] * comm.size()
 
 
 def test_a_folder_of_bad_images_alone_ends_all_workers(run):
-    found = raised(lambda: run.note_bad_images([f"{run.rank}.png"], 100, hvd.size()))
-    assert all(error and error[0].startswith(f"{hvd.size()} of {hvd.size()} images cannot") for error in found)
+    found = raised(lambda: run.note_bad_images([f"{run.rank}.png"], 100, comm.size()))
+    assert all(error and error[0].startswith(f"{comm.size()} of {comm.size()} images cannot") for error in found)
 
 
 @pytest.fixture(params=[name for name in launch.LAUNCHERS if name != "srun"])  # which is run for real in tests/slurm
@@ -162,24 +163,25 @@ def launcher(request, monkeypatch):
         for variable in variables:
             monkeypatch.delenv(variable, raising=False)
     rank, size = launch.LAUNCHERS[request.param]
-    monkeypatch.setenv(rank, str(hvd.rank()))
+    monkeypatch.setenv(rank, str(comm.rank()))
     # What starting sets as it goes is put back: Horovod's settings, and devices and threads of this session.
     monkeypatch.setenv("HOROVOD_FUSION_THRESHOLD", "0")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(comm, "start", lambda: None)  # this session's workers are connected
     return request.param, lambda tasks: monkeypatch.setenv(size, str(tasks))
 
 
 def test_tasks_that_are_not_horovods_workers_are_refused(launcher):
     """So many whole runs, each of one worker, would write over one another's files."""
     name, start = launcher
-    start(hvd.size() + 1)
+    start(comm.size() + 1)
     found = raised(lambda: launch.start({}))
-    text = f"{name} started {hvd.size() + 1} tasks, but Horovod has {hvd.size()} workers"
+    text = f"{name} started {comm.size() + 1} tasks, but Horovod has {comm.size()} workers"
     assert all(error and error[0].startswith(text) and error[1] == 2 for error in found)
 
 
 def test_as_many_tasks_as_horovod_has_workers_start(launcher):
     _, start = launcher
-    start(hvd.size())
-    assert raised(lambda: launch.start({})) == [None] * hvd.size()
+    start(comm.size())
+    assert raised(lambda: launch.start({})) == [None] * comm.size()

@@ -2,10 +2,10 @@
 
 import dataclasses
 
-import horovod.torch as hvd
 import pytest
 import torch
 
+from job.cluster import comm
 from job.config import Config
 from job.errors import RunError
 from job.run import same_start
@@ -15,14 +15,14 @@ OPTIONS = dataclasses.asdict(Config(data="images", config=["small"]))
 
 
 def odd():
-    return hvd.size() - 1
+    return comm.size() - 1
 
 
 def outcome(on_cpu=True, **changed):
     """Return the line with which all workers end, or None; `changed`: options of the last one."""
-    options = OPTIONS | (changed if hvd.rank() == odd() else {})
+    options = OPTIONS | (changed if comm.rank() == odd() else {})
     try:
-        same_start.check(options, f"node{hvd.rank() // 2}", on_cpu)
+        same_start.check(options, f"node{comm.rank() // 2}", on_cpu)
         line = None
     except RunError as error:
         line = str(error)
@@ -67,7 +67,7 @@ def test_of_several_differences_the_first_is_named_and_the_others_are_counted():
 
 
 def test_another_package_is_named_before_the_options(monkeypatch):
-    if hvd.rank() == odd():
+    if comm.rank() == odd():
         monkeypatch.setattr(torch, "__version__", "2.13.0")
     version = allgather(torch.__version__ + "", "version")[0]
     more = "; other differences: 1"
@@ -87,7 +87,7 @@ def test_another_program_is_named_first(monkeypatch, tmp_path):
     assert len({own, other, same_start.program_digest()}) == 3
     (tmp_path / "moco" / "model.pyc").touch()
     other = same_start.program_digest()
-    if hvd.rank() != odd():
+    if comm.rank() != odd():
         monkeypatch.undo()
     advice = "Install the same version, or use the same image, on all nodes"
     more = "; other differences: 1"
@@ -96,7 +96,7 @@ def test_another_program_is_named_first(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("own", "its", "least"), [("AVX512", "AVX2", "avx2"), ("DEFAULT", "SVE256", "default")])
 def test_other_cpu_kernels_are_named_unless_workers_have_gpus(monkeypatch, own, its, least):
-    kernels = its if hvd.rank() == odd() else own
+    kernels = its if comm.rank() == odd() else own
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: kernels)
     advice = f"Set ATEN_CPU_CAPABILITY={least} for all workers, or use nodes of one kind"
     assert outcome() == expected(f"CPU kernels {its} {{}}: expected {own}", advice)
@@ -112,4 +112,4 @@ def test_most_workers_have_the_expected_value():
 
 
 def test_text_arrives_as_it_was():
-    assert allgather_text(f"{hvd.rank()} ü" * (hvd.rank() + 1), "text") == [f"{n} ü" * (n + 1) for n in range(hvd.size())]
+    assert allgather_text(f"{comm.rank()} ü" * (comm.rank() + 1), "text") == [f"{n} ü" * (n + 1) for n in range(comm.size())]

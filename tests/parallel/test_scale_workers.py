@@ -2,7 +2,6 @@
 
 from types import SimpleNamespace
 
-import horovod.torch as hvd
 import numpy as np
 import pytest
 import torch
@@ -11,6 +10,7 @@ from PIL import Image
 from job import scale
 from job.config import Config
 from job.data.folders import scan
+from job.run.exchange import allgather
 from mgd.distiller import MGDistiller
 from moco.encoder import build_resnet, stage_norms, with_features
 
@@ -49,8 +49,8 @@ def test_any_number_of_workers_finds_the_factor_of_one(training, monkeypatch):
         alone.setattr(training.run, "rank", 0)
         alone.setattr(training.run, "size", 1)
         alone.setattr(training.run, "note_bad_images", lambda *_: None)
-        alone.setattr(scale.hvd, "allreduce", lambda values, **_: values)
+        alone.setattr(scale.comm, "total", lambda values, name: values)
         scale.set_factor(training)
-    found = hvd.allgather_object((together, training.distiller.factor.item()), name="factors")
+    found = allgather((together, training.distiller.factor.item()), "factors")
     assert len({factor for pair in found for factor in pair}) == 1
     assert 0 < together < 1e9

@@ -2,10 +2,11 @@
 
 import random
 
-import horovod.torch as hvd
 import torch
 
-from moco import shuffle
+from job.cluster import comm
+from job.run.exchange import allgather
+from moco.shuffle import Shuffle
 
 CASES = 40
 
@@ -17,7 +18,7 @@ def cases():
         parts, b = draw.randint(1, 3), draw.randint(1, 4)
         shape = [draw.randint(1, 3) for _ in range(draw.randint(0, 3))]
         dtype = draw.choice([torch.uint8, torch.float32, torch.int64])
-        NB = hvd.size() * parts * b
+        NB = comm.size() * parts * b
         yield parts, b, shape, dtype, torch.tensor(draw.sample(range(NB), NB))
 
 
@@ -26,15 +27,16 @@ def test_every_image_is_encoded_once_and_its_key_comes_back_to_its_place():
     for parts, b, shape, dtype, permutation in cases():
         NB = len(permutation)
         total = torch.arange(NB, dtype=dtype).view(-1, *[1] * len(shape)).expand(NB, *shape)  # image i shows i everywhere
-        images = shuffle.receive(shuffle.send(total.chunk(hvd.size())[hvd.rank()], permutation), permutation, parts)
+        shuffle = Shuffle(comm, permutation, parts)
+        images = shuffle.receive(shuffle.send(total.chunk(comm.size())[comm.rank()]))
         seen = images.flatten(2)[:, :, 0] if shape else images  # (parts, b)
-        keys = torch.stack([seen.flatten().float(), torch.full((parts * b,), float(hvd.rank()))], dim=1)
-        back = shuffle.gather(shuffle.spread(keys), permutation, parts)  # (NB, 2)
+        keys = torch.stack([seen.flatten().float(), torch.full((parts * b,), float(comm.rank()))], dim=1)
+        back = shuffle.gather(shuffle.spread(keys))  # (NB, 2)
         encoder = torch.empty(NB)
-        encoder[permutation] = torch.arange(hvd.size()).repeat_interleave(parts * b).float()
-        first = (hvd.rank() * parts + torch.arange(parts)) * b
+        encoder[permutation] = torch.arange(comm.size()).repeat_interleave(parts * b).float()
+        first = (comm.rank() * parts + torch.arange(parts)) * b
         mine = [sorted(permutation[start : start + b].tolist()) for start in first.tolist()]
         right = torch.equal(images, seen.view(parts, b, *[1] * len(shape)).expand_as(images)) and seen.tolist() == mine
         if not (right and torch.equal(back, torch.stack([torch.arange(NB).float(), encoder], dim=1))):
             wrong.append((parts, b, shape, dtype, permutation.tolist()))
-    assert hvd.allgather_object(wrong, name="wrong") == [[]] * hvd.size()
+    assert allgather(wrong, "wrong") == [[]] * comm.size()

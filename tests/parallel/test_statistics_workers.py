@@ -1,9 +1,10 @@
-import horovod.torch as hvd
 import pytest
 import torch
 from torch import nn
 
+from job.cluster import comm
 from job.run import statistics
+from job.run.exchange import allgather
 
 
 def build(rank):
@@ -29,17 +30,17 @@ def flat(net):
 
 @pytest.fixture
 def net():
-    return build(hvd.rank())
+    return build(comm.rank())
 
 
 def every(value, name):
-    return hvd.allgather_object(value, name=name)
+    return allgather(value, name)
 
 
 def test_average_gives_all_workers_the_mean(net):
     statistics.average(net)
     found = every(flat(net), "averaged")
-    mean = sum(flat(build(rank)).double() for rank in range(hvd.size())) / hvd.size()
+    mean = sum(flat(build(rank)).double() for rank in range(comm.size())) / comm.size()
     for mine in found:
         assert torch.equal(mine, found[0])
         torch.testing.assert_close(mine.double(), mean, rtol=1e-6, atol=0.0)
@@ -48,7 +49,7 @@ def test_average_gives_all_workers_the_mean(net):
 def test_average_changes_running_statistics_alone(net):
     statistics.average(net)
     values = torch.cat([value.detach().flatten() for value in net.parameters()])
-    assert every(values.unique().tolist(), "parameters") == [[rank] for rank in range(hvd.size())]
+    assert every(values.unique().tolist(), "parameters") == [[rank] for rank in range(comm.size())]
 
 
 def test_averaging_twice_changes_nothing(net):
@@ -59,15 +60,15 @@ def test_averaging_twice_changes_nothing(net):
 
 
 def test_gather_has_the_workers_in_the_order_of_their_ranks(net):
-    expected = torch.stack([flat(build(rank)) for rank in range(hvd.size())])
+    expected = torch.stack([flat(build(rank)) for rank in range(comm.size())])
     for rows in every(statistics.gather(net), "rows"):
         assert torch.equal(rows, expected)
 
 
 def test_load_restores_a_row_to_the_bit(net):
     rows = statistics.gather(net)
-    other = (hvd.rank() + 1) % hvd.size()
+    other = (comm.rank() + 1) % comm.size()
     statistics.average(net)
     statistics.load(net, rows[other])
     for rank, loaded in enumerate(every(flat(net), "loaded")):
-        assert torch.equal(loaded, flat(build((rank + 1) % hvd.size())))
+        assert torch.equal(loaded, flat(build((rank + 1) % comm.size())))

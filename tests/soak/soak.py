@@ -25,6 +25,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent / "bench"), str(HERE.parents[1])]
 
 import drift  # noqa: E402
+from job.cluster import comm  # noqa: E402
 from moco.model import MoCo  # noqa: E402
 from report import circumstances  # noqa: E402
 from sample import sample, workers  # noqa: E402
@@ -60,7 +61,7 @@ def main() -> None:
 def train(folder: Path, minutes: float, every: float) -> tuple[list[dict], list[dict]]:
     """Train for so long, and stop by a signal; return the samples, and what metrics.jsonl has. The run has to end well."""
     torch.manual_seed(5)
-    state = {f"module.{name}": value for name, value in MoCo("resnet18", K=64, mlp=True).state_dict().items()}
+    state = {f"module.{name}": value for name, value in MoCo(comm, "resnet18", K=64, mlp=True).state_dict().items()}
     torch.save({"epoch": 0, "arch": "resnet18", "state_dict": state}, folder / "teacher.pth.tar")
     command = [f"{Path(sys.executable).parent}/horovodrun", "-np", "2", sys.executable, "-m", "job.train", *OPTIONS.split()]
     command += ["--teacher", f"{folder}/teacher.pth.tar", "--out", f"{folder}/run"]

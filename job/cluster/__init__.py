@@ -1,0 +1,1 @@
+"""How the workers start, and what they send each other."""

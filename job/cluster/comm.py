@@ -1,0 +1,194 @@
+"""The one door to Horovod: what the workers send each other.
+
+Every collective has a name, because unnamed ones hang if the workers' calls differ. A single worker does not need
+Horovod: each function then returns what Horovod would return.
+"""
+
+import contextlib
+import importlib.metadata
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from job.errors import RunError
+
+horovod: ModuleType | None = None  # horovod.torch, while there are several workers
+
+
+class WorkerGone(Exception):
+    """Another worker has ended, or cannot be reached. cause: Horovod's message, of which the first line counts."""
+
+    def __init__(self, cause: str):
+        super().__init__(cause.partition("\n")[0] or "Horovod stopped")
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A collective that has begun. handle: Horovod's number of it, or a single worker's result."""
+
+    name: str
+    handle: Any
+
+
+@dataclass(frozen=True)
+class Wait:
+    """The main thread's wait for a collective. since: as time.monotonic() has it."""
+
+    name: str
+    since: float
+
+
+waits: Wait | None = None  # what the main thread waits for now
+
+
+def load() -> ModuleType:
+    """Return horovod.torch. RunError: Horovod is not installed."""
+    try:
+        import horovod.torch
+    except ImportError:
+        raise RunError(
+            f"Horovod is not installed for this Python, and several workers need it: run build_horovod.sh {sys.executable} "
+            "(the script is in the folder of mgd-train, and in docker/ of a clone)"
+        ) from None
+    return horovod.torch
+
+
+def start() -> None:
+    """Connect all workers; return when all are connected."""
+    global horovod
+    horovod = load()
+    with gone_is_an_error():
+        horovod.init()
+        horovod.barrier()
+
+
+def stop() -> None:
+    """Disconnect this worker from the others."""
+    global horovod
+    if horovod:
+        horovod.shutdown()
+        horovod = None
+
+
+def rank() -> int:
+    """Return this worker's number, from 0."""
+    return horovod.rank() if horovod else 0
+
+
+def size() -> int:
+    """Return the number of workers."""
+    return horovod.size() if horovod else 1
+
+
+def local_rank() -> int:
+    """Return this worker's number among those on its node, from 0."""
+    return horovod.local_rank() if horovod else 0
+
+
+def local_size() -> int:
+    """Return the number of workers on this node."""
+    return horovod.local_size() if horovod else 1
+
+
+def nodes() -> int:
+    """Return the number of nodes."""
+    return horovod.cross_size() if horovod else 1
+
+
+def has_nccl() -> bool:
+    """Return whether Horovod sends tensors from GPU to GPU."""
+    return bool(horovod and horovod.nccl_built())
+
+
+def version() -> str:
+    """Return the version of Horovod, or nothing with one worker."""
+    return importlib.metadata.version("horovod") if horovod else ""
+
+
+def versions() -> str:
+    """Return the versions of Horovod and NCCL, for people."""
+    if not horovod:
+        return "no Horovod, as one worker needs none"
+    nccl = "NCCL " + ".".join(map(str, torch.cuda.nccl.version())) if has_nccl() else "no NCCL"
+    return f"Horovod {version()}, {nccl}"
+
+
+@contextlib.contextmanager
+def gone_is_an_error() -> Iterator[None]:
+    """Raise Horovod's internal errors as WorkerGone."""
+    assert horovod
+    try:
+        yield
+    except horovod.mpi_ops.HorovodInternalError as error:
+        raise WorkerGone(str(error)) from None
+
+
+def wait(pending: Pending) -> torch.Tensor:
+    """Return a collective's result when it is complete. WorkerGone: it cannot complete."""
+    global waits
+    if not horovod:
+        return pending.handle
+    waits = Wait(pending.name, time.monotonic())
+    try:
+        with gone_is_an_error():
+            result = horovod.synchronize(pending.handle)
+    finally:
+        waits = None
+    return result[0] if isinstance(result, tuple) else result  # an alltoall gives the received numbers of rows too
+
+
+def begin_sum_(tensor: torch.Tensor, name: str) -> Pending:
+    """Begin to replace a tensor by its sum over the workers."""
+    return Pending(name, horovod.allreduce_async_(tensor, op=horovod.Sum, name=name) if horovod else tensor)
+
+
+def total(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    """Return the sum of a tensor over the workers."""
+    return wait(Pending(name, horovod.allreduce_async(tensor, op=horovod.Sum, name=name) if horovod else tensor.clone()))
+
+
+def highest(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    """Return the highest value of each element over the workers."""
+    return wait(Pending(name, horovod.allreduce_async(tensor, op=horovod.Max, name=name) if horovod else tensor.clone()))
+
+
+def begin_gather(tensor: torch.Tensor, name: str) -> Pending:
+    """Begin to gather all workers' rows (n, ...), by rank."""
+    return Pending(name, horovod.allgather_async(tensor, name=name) if horovod else tensor.clone())
+
+
+def gather(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    """Return all workers' rows (n, ...), by rank: (sum of n, ...)."""
+    return wait(begin_gather(tensor, name))
+
+
+def begin_exchange(tensor: torch.Tensor, counts: list[int], name: str) -> Pending:
+    """Begin to send the first counts[0] rows of a tensor (n, ...) to worker 0, the next counts[1] to worker 1, and so on.
+
+    The result has the rows that all workers send to this one, by rank.
+    """
+    if not horovod:
+        return Pending(name, tensor.clone())
+    return Pending(name, horovod.alltoall_async(tensor, splits=torch.tensor(counts, dtype=torch.int32), name=name))
+
+
+def exchange(tensor: torch.Tensor, counts: list[int], name: str) -> torch.Tensor:
+    """Return the result of `begin_exchange`."""
+    return wait(begin_exchange(tensor, counts, name))
+
+
+def broadcast(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    """Return worker 0's tensor, which has this shape on all workers."""
+    return wait(Pending(name, horovod.broadcast_async(tensor, root_rank=0, name=name) if horovod else tensor.clone()))
+
+
+def broadcast_(tensors: dict[str, torch.Tensor]) -> None:
+    """Replace tensors by worker 0's."""
+    if horovod:
+        for pending in [Pending(name, horovod.broadcast_async_(value, 0, name)) for name, value in sorted(tensors.items())]:
+            wait(pending)
