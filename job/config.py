@@ -4,10 +4,10 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from job import options
+from job import cli
+from job.cli import option
 from job.errors import RunError
-from job.options import option
-from job.schedule import parse_refresh, parse_save_every
+from job.schedules import parse_refresh, parse_save_every
 from mgd.reducers import REDUCERS
 from moco.encoder import ARCHS, DEPTH, STEMS, WIDTH, WIDTHS
 
@@ -184,7 +184,7 @@ def read_config(argv: list[str], program: str = "job.train", kind: type = Config
     for argument in argv:
         if (name := argument.split("=")[0]) in RETIRED:
             raise RunError(f"{name} is not needed here: {RETIRED[name]}")
-    config = options.read(program, kind, argv)
+    config = cli.read(program, kind, argv)
     given = {argument.split("=")[0] for argument in argv}
     if config.cos and "--schedule" in given:
         raise RunError("--schedule: no effect beside --cos, which takes its place; leave out one of them, or add --no-cos")

@@ -20,13 +20,13 @@ import torch
 from torch import nn
 from torchvision.models import ResNet
 
+from job.checkpoints.foreign import Backbone, read_backbone
+from job.cli import Parser, convert, expand
+from job.cluster import launch
 from job.config import Config
+from job.data.augment import MEAN, STD
 from job.errors import RunError
-from job.options import Parser, convert, expand
-from job.run import launch
-from job.run.files import whole_file
-from job.weights import Backbone, read_backbone
-from moco.augment import MEAN, STD
+from job.files import whole_file
 from moco.encoder import ARCHS, WIDTH, build_resnet
 
 ENDINGS = {".pth": "torchvision", ".pt": "torchvision", ".safetensors": "timm", ".pkl": "detectron2", ".onnx": "onnx"}

@@ -11,22 +11,23 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from job import classifier
-from job.classifier import Classifier
+from job.checkpoints.folder import AUTO, LAST
+from job.cluster import launch
+from job.cluster.memory import give_back
+from job.cluster.stop import Stopped
 from job.config import LinearConfig, read_config
+from job.data.augment import normalize
+from job.engine import replicas
+from job.engine.fixed_point import GROUP
+from job.engine.passes import centre_crops
+from job.engine.resume import nothing_to_do
+from job.engine.run import Run
 from job.errors import RunError
-from job.fixed_point import GROUP
-from job.journal import ClassifierJournal, Journal
-from job.knn import knn_accuracy
-from job.passes import centre_crops
-from job.resume import nothing_to_do
-from job.run import agreement, launch
-from job.run.checkpoint import AUTO, LAST
-from job.run.memory import give_back
-from job.run.run import Run
-from job.run.stop import Stopped
-from job.schedule import learning_rate, parse_save_every
-from moco.augment import normalize
+from job.evaluate import classifier
+from job.evaluate.classifier import Classifier
+from job.evaluate.knn import knn_accuracy
+from job.metrics.meter import ClassifierJournal, Journal
+from job.schedules import learning_rate, parse_save_every
 
 BATCH = 64  # validation images at a time, for any number of workers
 FIXED_POINT = 2.0**20  # losses are summed as whole multiples of 1 / FIXED_POINT
@@ -155,7 +156,7 @@ def train_epoch(parts: Classifier, batches: Iterator, journal: Journal, epoch: i
             run.note_bad_images(undecodable, config.max_bad_images, len(parts.train), parts.train.root)
         done = run.count.at(epoch, step + 1)
         if done % config.check_every == 0:
-            agreement.check(parts.common(), f"after epoch {epoch}, step {step + 1}")
+            replicas.check(parts.common(), f"after epoch {epoch}, step {step + 1}")
         if sums["stop"] or (step + 1 < parts.steps and save_at(epoch, step + 1, done)):
             classifier.save(parts, epoch, step + 1, is_best=False)
         if sums["stop"]:

@@ -17,16 +17,16 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from job import output
+from job.cli import Parser, convert, expand, flag, option
 from job.data import digits
 from job.data.folders import ImageFolder, scan
-from job.data.seeds import permutation
+from job.data.index import SPLITS, index
+from job.data.randomness import permutation
 from job.data.shards import save_index
 from job.data.tars import Shard, read_shard, write_shard
 from job.errors import RunError
-from job.index import SPLITS, index
-from job.options import Parser, convert, expand, flag, option
-from job.run.files import patient, whole_file
-from job.run.log import Log
+from job.files import patient, whole_file
+from job.metrics.log import Log
 
 READERS = 16  # files are read so many at a time: a file system on a network answers each late, but many at once
 AHEAD = 256  # files that are held in memory at most

@@ -11,22 +11,23 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from job import collapse, live, resume
+from job.cluster import launch
+from job.cluster.memory import give_back
+from job.cluster.stop import Stopped
 from job.config import Config, read_config
-from job.data import seeds
+from job.data import randomness
+from job.data.augment import normalize
 from job.data.images import Images
-from job.expect import Expectation
-from job.journal import ContrastJournal
-from job.knn import knn_accuracy
-from job.refresh import refresh
-from job.run import agreement, launch, statistics
-from job.run.memory import give_back
-from job.run.run import Run
-from job.run.stop import Stopped
-from job.scale import set_factor
-from job.schedule import learning_rate, parse_refresh, parse_save_every, pull
-from job.training import Training, build
-from moco.augment import normalize
+from job.distill.loss_factor import set_factor
+from job.distill.mgd import refresh
+from job.engine import replicas, resume, statistics
+from job.engine.run import Run
+from job.engine.state import Training, build
+from job.evaluate.knn import knn_accuracy
+from job.metrics import collapse, tensorboard
+from job.metrics.hints import Expectation
+from job.metrics.meter import ContrastJournal
+from job.schedules import learning_rate, parse_refresh, parse_save_every, pull
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -98,7 +99,7 @@ def between_epochs(training: Training, epoch: int) -> None:
             resume.save(training, epoch, 0)
         raise
     if training.distiller:
-        live.distiller(run, epoch, training.distiller)
+        tensorboard.distiller(run, epoch, training.distiller)
 
 
 def train_epoch(training: Training, batches: Iterator, journal: ContrastJournal, epoch: int, steps: range) -> None:
@@ -111,8 +112,8 @@ def train_epoch(training: Training, batches: Iterator, journal: ContrastJournal,
         with journal.waiting():
             query, key, undecodable = next(batches)  # (B, 3, H, W) uint8 each
         if step == 0:
-            live.pairs(run, epoch, query, key)
-        permutation = seeds.permutation(config.batch_size, config.seed, "shuffle", epoch=epoch, step=step)  # (NB,)
+            tensorboard.pairs(run, epoch, query, key)
+        permutation = randomness.permutation(config.batch_size, config.seed, "shuffle", epoch=epoch, step=step)  # (NB,)
         keys = moco.keys(key, torch.from_numpy(permutation), config.accumulate)
         weight = pull(epoch, step, config.epochs, training.steps) if config.loss_ramp else 1.0
 
@@ -149,7 +150,7 @@ def train_epoch(training: Training, batches: Iterator, journal: ContrastJournal,
         done = (epoch, step + 1)
         checked = run.count.at(*done) % config.check_every == 0
         if checked:
-            agreement.check(training.common(), f"after epoch {epoch}, step {done[1]}")
+            replicas.check(training.common(), f"after epoch {epoch}, step {done[1]}")
         if checked or step == steps[-1]:
             journal.watch(step, collapse.signs(moco, features))
         del images, logits, features, contrastive, distillation  # the next forward pass is to have their memory
@@ -183,7 +184,7 @@ def targets(training: Training, query: torch.Tensor, epoch: int, step: int, part
     teacher = training.teacher(query)  # {"layerN": (b, T, H, W)}
     place = run.rank * run.share(config.batch_size) + part * len(query)
     drop = torch.Generator(run.device)
-    drop.manual_seed(seeds.torch_seed(config.seed, "drop", epoch=epoch, step=step, sample=place))
+    drop.manual_seed(randomness.torch_seed(config.seed, "drop", epoch=epoch, step=step, sample=place))
     return distiller.targets([teacher[f"layer{stage}"] for stage in distiller.stages], drop)
 
 

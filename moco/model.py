@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from moco.augment import normalize
+from job.data.augment import normalize
 from moco.encoder import build_resnet, update_by_momentum, with_features
 from moco.queue import enqueue
 from moco.shuffle import Shuffle, Workers

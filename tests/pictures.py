@@ -6,7 +6,7 @@ Pictures are smooth fields with detail at every scale, and edges.
 import cv2
 import numpy as np
 
-from moco.augment import FACTORS, FLIP, NONE, OPERATIONS, SIGMA
+from job.data.augment import FACTORS, FLIP, NONE, OPERATIONS, SIGMA
 
 
 def field(random: np.random.Generator, height: int, width: int, channels: int) -> np.ndarray:

@@ -8,8 +8,8 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import functional
 
-import moco.augment
-from moco.augment import (
+import job.data.augment
+from job.data.augment import (
     FACTORS,
     FLIP,
     MEAN,
@@ -25,7 +25,7 @@ from moco.augment import (
     random_crop,
     resize,
 )
-from moco.render import render
+from job.data.render import render
 from pictures import noise, photo, plain, ramp
 
 
@@ -248,7 +248,7 @@ def crops(monkeypatch):
     def cut(width, height, scale, number):
         image = np.zeros((height, width, 3), dtype=np.uint16)
         image[:, :, 0], image[:, :, 1] = np.arange(height)[:, None], np.arange(width)
-        monkeypatch.setattr(moco.augment, "resize", lambda part, *size: (*part[0, 0, :2].tolist(), *part.shape[:2]))
+        monkeypatch.setattr(job.data.augment, "resize", lambda part, *size: (*part[0, 0, :2].tolist(), *part.shape[:2]))
         random = drawing()
         return [random_crop(image, 8, scale, random) for _ in range(number)]
 

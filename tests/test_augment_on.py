@@ -10,7 +10,7 @@ from job.config import Config, read_config
 from job.data.folders import scan
 from job.data.loader import Batches
 from job.errors import RunError
-from job.training import Training
+from job.engine.state import Training
 from runs import differences
 
 SMALL = "-a resnet18 --image-size 32 --batch-size 8 --epochs 2 --moco-k 20 --mlp --moco-t 0.2 --aug-plus --cos".split()

@@ -26,16 +26,16 @@ import scale  # noqa: E402
 import setting  # noqa: E402
 import traffic  # noqa: E402
 import turns  # noqa: E402
-from job.expect import Expectation  # noqa: E402
-from job.journal import ContrastJournal  # noqa: E402
-from job.run.count import Count  # noqa: E402
-from job.run.run import Run  # noqa: E402
+from job.metrics.hints import Expectation  # noqa: E402
+from job.metrics.meter import ContrastJournal  # noqa: E402
+from job.engine.position import Count  # noqa: E402
+from job.engine.run import Run  # noqa: E402
 from job.train import train_epoch  # noqa: E402
-from job.training import build  # noqa: E402
+from job.engine.state import build  # noqa: E402
 from mgd.assignment import assign  # noqa: E402
 from mgd.loss import partial_l2  # noqa: E402
 from mgd.reducers import absolute_max_pooling  # noqa: E402
-from moco.augment import normalize  # noqa: E402
+from job.data.augment import normalize  # noqa: E402
 from moco.encoder import build_resnet  # noqa: E402
 
 MEETING = {name: bar for name, (_, bar, _) in report.BARS.items()}

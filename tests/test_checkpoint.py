@@ -17,8 +17,8 @@ import torch
 
 from inject import injected
 from job.errors import RunError
-from job.run import checkpoint
-from job.run.checkpoint import BEST, FORMAT, LAST, LEFT, Checkpoints, load
+from job.checkpoints import folder
+from job.checkpoints.folder import BEST, FORMAT, LAST, LEFT, Checkpoints, load
 
 
 def content(epoch=1, step=0, value=1.0):
@@ -375,8 +375,9 @@ def test_data_is_on_disk_before_it_has_its_name(checkpoints, monkeypatch):
 
 NEWEST = """
 import sys
-from job.run import checkpoint, files
-from job.run.checkpoint import Checkpoints
+from job.checkpoints import folder
+from job import files
+from job.checkpoints.folder import Checkpoints
 
 files.PAUSES = (0,)
 for read in (Checkpoints(sys.argv[1], 3).newest, lambda say: checkpoint.load(sys.argv[2])):
@@ -733,7 +734,7 @@ def claiming(path, piece, compression=zipfile.ZIP_STORED, storage=bytes(16)):
 
 @pytest.mark.parametrize("claim", claims(10))
 def test_a_small_file_may_claim_a_small_memory_and_no_large_one(tmp_path, monkeypatch, claim):
-    monkeypatch.setattr(checkpoint, "ROOM", 2**26)  # what comes bit by bit fills all that there is
+    monkeypatch.setattr(folder, "ROOM", 2**26)  # what comes bit by bit fills all that there is
     path, before = str(tmp_path / "x.pth.tar"), resource.getrlimit(resource.RLIMIT_AS)
     assert "x" in load(claiming(path, claims(10)[claim]))
     assert f"{path} is not a whole checkpoint" in refused(load, claiming(path, claims(34)[claim]))
@@ -742,13 +743,13 @@ def test_a_small_file_may_claim_a_small_memory_and_no_large_one(tmp_path, monkey
 
 @pytest.mark.parametrize("piece", [b"]q\0h\0a", expanded(2**31, b"K\2K\1")], ids=["a list in itself", "beyond a storage"])
 def test_what_has_no_end_is_one_line(tmp_path, monkeypatch, piece):
-    monkeypatch.setattr(checkpoint, "ROOM", 2**26)
+    monkeypatch.setattr(folder, "ROOM", 2**26)
     assert "is not a whole checkpoint" in refused(load, claiming(tmp_path / "x.pth.tar", piece))
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2], ids=["deflated", "bzip2"])
 def test_a_file_that_grows_a_thousandfold_when_it_is_read_is_one_line(tmp_path, monkeypatch, compression):
-    monkeypatch.setattr(checkpoint, "ROOM", 2**25)
+    monkeypatch.setattr(folder, "ROOM", 2**25)
     declared = expanded(2**23, b"K\2K\1").replace(b"cpuK\4", b"cpu" + number(2**24))
     path = claiming(tmp_path / "x.pth.tar", declared, compression, bytes(2**26))
     assert os.path.getsize(path) < 2**20

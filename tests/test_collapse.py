@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from job import collapse
+from job.metrics import collapse
 from job.cluster import comm
 from moco.model import MoCo
 from pictures import photo

@@ -10,7 +10,7 @@ import yaml
 
 from job.config import RETIRED, Config, LinearConfig, read_config
 from job.errors import RunError
-from job.options import Parser, flag
+from job.cli import Parser, flag
 
 FIELDS = [field.name for field in dataclasses.fields(Config)]
 PRESETS = sorted(file.name.removesuffix(".yaml") for file in (resources.files("job") / "presets").iterdir())
@@ -166,7 +166,7 @@ def test_each_option_that_is_a_path_is_one_in_which_a_home_folder_is_expanded(ki
 def test_a_home_folder_is_expanded_in_each_path(home, write, monkeypatch, kind, name, given, expected):
     expected = expected.format(home=home)
     if name == "config":
-        monkeypatch.setattr("job.options.read_yaml", lambda path, known: {"out": path})
+        monkeypatch.setattr("job.cli.read_yaml", lambda path, known: {"out": path})
         config = read_config(["DIR", f"--config={given}"], kind=kind)
         assert (config.config, config.out) == ([expected], expected)
         return

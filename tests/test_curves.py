@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from job.errors import RunError
-from job.show.curves import PUBLISHED, Columns, Numbers, find_checkpoints, network, read_lines, read_options, read_run, smooth
+from job.show.read.history import (
+    PUBLISHED,
+    Columns,
+    Numbers,
+    find_checkpoints,
+    network,
+    read_lines,
+    read_options,
+    read_run,
+    smooth,
+)
 from moco.encoder import WIDTH
 
 

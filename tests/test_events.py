@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from job.run.count import Count
-from job.run.events import Events
-from job.run.log import Log
+from job.engine.position import Count
+from job.metrics.events import Events
+from job.metrics.log import Log
 from runs import errors_of
 
 STEPS = 4  # of an epoch

@@ -8,7 +8,7 @@ from PIL import Image
 
 from job.config import Config
 from job.data.digits import write_digits
-from job.expect import LEARNT, PULL, SOLVED, STEPS, STUCK, WAIT, Expectation
+from job.metrics.hints import LEARNT, PULL, SOLVED, STEPS, STUCK, WAIT, Expectation
 
 GUESS = math.log(257)
 FACTOR = 10.0  # by which the distillation loss is divided where it decides alone

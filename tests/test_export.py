@@ -23,9 +23,9 @@ from job.cluster import comm
 from job.config import Config
 from job.errors import RunError
 from job.export import ENDINGS, FORMATS, SMALL_STEM, export, main
-from job.run.checkpoint import Checkpoints
-from job.weights import read_backbone
-from moco.augment import MEAN, STD
+from job.checkpoints.folder import Checkpoints
+from job.checkpoints.foreign import read_backbone
+from job.data.augment import MEAN, STD
 from moco.encoder import ARCHS, build_resnet
 from moco.model import MoCo
 

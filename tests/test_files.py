@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from job.run.files import sync_folder, whole_file, write_whole
+from job.files import sync_folder, whole_file, write_whole
 
 
 def test_a_file_that_is_there_is_replaced_at_once(tmp_path):

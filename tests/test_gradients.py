@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from job.cluster import comm
-from job.gradients import Gradients, parts
+from job.engine.gradients import Gradients, parts
 from moco.encoder import build_resnet
 
 

@@ -19,7 +19,7 @@ from job.data import images as module
 from job.data.folders import scan
 from job.data.images import Names, read_image, readable_endings
 from job.errors import RunError
-from job.run import files
+from job import files
 from pictures import noise, photo
 
 
@@ -353,7 +353,7 @@ SHORT = """
 import resource, sys
 from job.data.folders import scan
 from job.errors import RunError
-from job.run import files
+from job import files
 
 files.PAUSES = (0, 0)
 found = scan(sys.argv[1], "train", max_bad=9)

@@ -7,8 +7,8 @@ import webdataset
 
 from job.data.folders import scan, scan_validation
 from job.errors import RunError
-from job.index import index
-from job.run.log import Log
+from job.data.index import index
+from job.metrics.log import Log
 
 
 def refused(data):

@@ -6,9 +6,9 @@ import pytest
 
 from job.config import Config
 from job.errors import RunError
-from job.expect import Expectation
-from job.journal import ContrastJournal
-from job.run.count import Count
+from job.metrics.hints import Expectation
+from job.metrics.meter import ContrastJournal
+from job.engine.position import Count
 
 
 class Told:

@@ -5,9 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from job import knn
+from job.evaluate import knn
 from job.data.images import Images, Names
-from job.knn import choose_k, from_keys, nearest, shares, to_keys, vote
+from job.evaluate.knn import choose_k, from_keys, nearest, shares, to_keys, vote
 
 
 def slow_predictions(bank, bank_labels, features, k, temperature):

@@ -8,8 +8,8 @@ import pytest
 
 from job.cluster import comm
 from job.errors import RunError, StartError
-from job.run import launch
-from job.run.launch import LAUNCHERS, cores, launched, reported_errors
+from job.cluster import launch
+from job.cluster.launch import LAUNCHERS, cores, launched, reported_errors
 
 
 SET_AT_START = [
@@ -270,8 +270,8 @@ def test_where_no_worker_has_a_gpu_all_take_the_cpu(monkeypatch):
 
 SIGNALLED = """
 import os, signal, time
-from job.run import launch
-from job.run.stop import Stop
+from job.cluster import launch
+from job.cluster.stop import Stop
 
 stop = Stop()
 launch.PATIENCE = {patience}

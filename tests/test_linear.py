@@ -17,9 +17,9 @@ from torchvision import models, transforms
 
 from runs import FLIP, check_steps, contents, differences, errors_of
 from runs import records as timeless_records
-from job.classifier import different, settle_best
+from job.evaluate.classifier import different, settle_best
 from job.cluster import comm
-from job.data import seeds
+from job.data import randomness
 from job.data.digits import write_digits
 from job.linear import hits
 from moco.encoder import build_resnet
@@ -163,7 +163,7 @@ def slow_classifier(data, pretrained, epochs, batch, rate, drop):
     sgd = torch.optim.SGD(fc.parameters(), rate, momentum=0.9)
     for epoch in range(epochs):
         sgd.param_groups[0]["lr"] = rate * (0.1 if epoch >= drop else 1)
-        order = torch.from_numpy(seeds.permutation(len(labels), 0, "order", epoch=epoch))
+        order = torch.from_numpy(randomness.permutation(len(labels), 0, "order", epoch=epoch))
         for some in order.split(batch)[: len(labels) // batch]:
             sgd.zero_grad()
             F.cross_entropy(fc(features[some]), labels[some]).backward()
@@ -296,7 +296,7 @@ def test_without_a_checkpoint_the_network_is_the_student_at_its_start(labelled, 
     ended = linear(labelled, *options, "--stem", "small", "--width", 16, "--out", tmp_path / "run")
     assert ended.returncode == 0, ended.stderr
     assert "random weights" in ended.stdout
-    torch.manual_seed(seeds.torch_seed(0, "weights"))
+    torch.manual_seed(randomness.torch_seed(0, "weights"))
     start = MoCo(comm, "resnet18", mlp=True, stem="small", width=16, stages=[1, 2, 3, 4]).encoder_q.state_dict()
     start = {name: value for name, value in start.items() if not name.startswith("fc.")}
     found = load(tmp_path / "run" / "last.pth.tar")["state_dict"]

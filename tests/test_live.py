@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from job import live
+from job.metrics import tensorboard
 from mgd.assignment import assign
 from mgd.distiller import MGDistiller
 
@@ -46,7 +46,7 @@ def views(n, side, seed=0):
 def test_margins_and_batch_norms_are_shown_by_stage(run):
     mgd = MGDistiller({1: (4, 8), 3: (6, 6)})
     nn.init.uniform_(mgd.bn3.weight)
-    live.distiller(run, 5, mgd)
+    tensorboard.distiller(run, 5, mgd)
     names = ("weight", "bias", "running_mean", "running_var")
     expected = {f"bn{stage}/{name}" for stage in (1, 3) for name in names} | {"margins/layer1", "margins/layer3"}
     assert {tag for tag, _ in run.log.events.histograms} == expected
@@ -57,35 +57,35 @@ def test_margins_and_batch_norms_are_shown_by_stage(run):
 
 def test_pairs_are_shown_a_few_times(run):
     for epoch in range(20):
-        live.pairs(run, epoch, views(9, 32), views(9, 32, seed=1))
+        tensorboard.pairs(run, epoch, views(9, 32), views(9, 32, seed=1))
     assert [epoch for _, (epoch, step) in run.log.events.pictures if step == 0] == [0, 1, 2, 4, 8, 16]
 
 
 def test_nothing_is_drawn_where_nothing_is_shown():
-    live.distiller(SILENT, 0, None)
-    live.pairs(SILENT, 0, None, None)
-    live.matching(SILENT, 0, 1, None, None, None)
+    tensorboard.distiller(SILENT, 0, None)
+    tensorboard.pairs(SILENT, 0, None, None)
+    tensorboard.matching(SILENT, 0, 1, None, None, None)
 
 
 @pytest.mark.parametrize("side", [28, 56, 112])
 def test_a_query_stands_beside_its_key(side):
     """Small views are enlarged, each pixel to a square."""
     query, key = views(8, side), views(8, side, seed=1)
-    picture, times = live.draw_pairs(query, key), live.SIDE // side
-    height, width = live.SIDE + live.GAP, 2 * live.SIDE + 2 + live.GAP
+    picture, times = tensorboard.draw_pairs(query, key), tensorboard.SIDE // side
+    height, width = tensorboard.SIDE + tensorboard.GAP, 2 * tensorboard.SIDE + 2 + tensorboard.GAP
     assert picture.shape == (2 * height, 4 * width, 3)
     for place in range(8):
         y, x = place // 4 * height, place % 4 * width
-        for view, left in ((query[place], x), (key[place], x + live.SIDE + 2)):
+        for view, left in ((query[place], x), (key[place], x + tensorboard.SIDE + 2)):
             enlarged = view.permute(1, 2, 0).numpy().repeat(times, 0).repeat(times, 1)
-            assert np.array_equal(picture[y : y + live.SIDE, left : left + live.SIDE], enlarged)
+            assert np.array_equal(picture[y : y + tensorboard.SIDE, left : left + tensorboard.SIDE], enlarged)
 
 
 @pytest.mark.parametrize(("n", "rows"), [(1, 1), (4, 1), (5, 2)])
 def test_few_pairs_and_large_views_fit_as_well(n, rows):
-    picture = live.draw_pairs(views(n, 224), views(n, 224, seed=1))
-    assert picture.shape[0] == rows * (live.SIDE + live.GAP)
-    assert abs(picture[: live.SIDE, : live.SIDE].mean() - 127.5) < 3  # averages
+    picture = tensorboard.draw_pairs(views(n, 224), views(n, 224, seed=1))
+    assert picture.shape[0] == rows * (tensorboard.SIDE + tensorboard.GAP)
+    assert abs(picture[: tensorboard.SIDE, : tensorboard.SIDE].mean() - 127.5) < 3  # averages
 
 
 def channels(S, T, noise=0.0, seed=0):
@@ -98,7 +98,7 @@ def channels(S, T, noise=0.0, seed=0):
 
 
 def panel(picture, left, size):
-    top = 2 * live.LINE + live.GAP
+    top = 2 * tensorboard.LINE + tensorboard.GAP
     return grey(picture)[top : top + size[1], left : left + size[0]]
 
 
@@ -106,8 +106,10 @@ def panel(picture, left, size):
 def test_matched_pairs_are_a_dark_diagonal_in_grey_too(S, T):
     cost = channels(S, T)
     matching = assign(cost, T // S)
-    costs = panel(live.draw_matching("layer1", cost.numpy(), matching.numpy(), matching.numpy()), live.GAP, live.COSTS)
-    width, height = live.COSTS
+    costs = panel(
+        tensorboard.draw_matching("layer1", cost.numpy(), matching.numpy(), matching.numpy()), tensorboard.GAP, tensorboard.COSTS
+    )
+    width, height = tensorboard.COSTS
     matched = width * (T // S * S) // T  # those of no student channel are at the end
     across = np.arange(matched)
     diagonal = costs[(across + 0.5).astype(int) * height // matched, across].mean()
@@ -126,9 +128,11 @@ def test_what_has_moved_is_off_the_diagonal(moved):
         after[1, [1, 2]] = after[1, [2, 1]]
     places = np.arange(S) - (S - 1) / 2
     cost = -places[:, None] * places[np.arange(T) % S]  # puts the student channels in their own order, or the reverse
-    picture = live.draw_matching("layer1", cost, before.numpy(), after.numpy())
-    changes = panel(picture, live.COSTS[0] + 3 * live.GAP, live.CHANGES) == 0
-    cells = changes.reshape(S, live.CHANGES[1] // S, S, live.CHANGES[0] // S).mean(axis=(1, 3)) > 0.5  # (now, before)
+    picture = tensorboard.draw_matching("layer1", cost, before.numpy(), after.numpy())
+    changes = panel(picture, tensorboard.COSTS[0] + 3 * tensorboard.GAP, tensorboard.CHANGES) == 0
+    cells = (
+        changes.reshape(S, tensorboard.CHANGES[1] // S, S, tensorboard.CHANGES[0] // S).mean(axis=(1, 3)) > 0.5
+    )  # (now, before)
     expected = np.eye(S, dtype=bool)  # each keeps one of its two at least
     for a, b in [(0, 5), (1, 2)][:moved]:
         expected[a, b] = expected[b, a] = True
@@ -137,4 +141,4 @@ def test_what_has_moved_is_off_the_diagonal(moved):
 
 def test_a_matching_of_alike_costs_can_be_drawn():
     matching = np.arange(4).reshape(1, 4)
-    assert live.draw_matching("layer1", np.ones((4, 4)), matching, matching).shape[1] > 0
+    assert tensorboard.draw_matching("layer1", np.ones((4, 4)), matching, matching).shape[1] > 0

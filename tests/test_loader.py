@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-import job.run.files
+import job.files
 from job.data import loader, shards
 from job.data.folders import TrainingOrder, every_nth_batch, scan
 from job.data.loader import Batches, Flag, Reading, begin, end_loader_processes, start_fork_server
@@ -25,8 +25,8 @@ from job.data.parcel import Parcel, Shared, unpack
 from job.data.tars import read_shard, write_shard
 from job.data.views import CentreViews, TwoViews, collate
 from job.errors import RunError, WorkerError
-from job.run.stop import SIGNALS, Stop
-from moco.augment import RandomView
+from job.cluster.stop import SIGNALS, Stop
+from job.data.augment import RandomView
 from batches import SIZE, same, write_numbered
 
 
@@ -321,7 +321,7 @@ def failing_disk(tmp_path, request):
 def test_a_file_system_that_fails_ends_the_run_with_the_file_s_name(failing_disk, monkeypatch, capfd):
     """No image is replaced: that would change what is trained."""
     images, _ = failing_disk
-    monkeypatch.setattr(job.run.files, "PAUSES", (0, 0.1))
+    monkeypatch.setattr(job.files, "PAUSES", (0, 0.1))
     with pytest.raises(WorkerError) as caught:
         next(Batches(CentreViews(images, SIZE), [[0]], 0))
     assert f"cannot read {images.path(0)}: Input/output error, tried 3 times" in str(caught.value)
@@ -332,7 +332,7 @@ def test_a_file_system_that_fails_ends_the_run_with_the_file_s_name(failing_disk
 @pytest.mark.parametrize("failing_disk", ["folder", "packed"], indirect=True)
 def test_a_file_system_that_comes_back_changes_nothing(failing_disk, monkeypatch, capfd):
     images, restore = failing_disk
-    monkeypatch.setattr(job.run.files, "PAUSES", (0, 600))
+    monkeypatch.setattr(job.files, "PAUSES", (0, 600))
     monkeypatch.setattr(time, "sleep", lambda pause: restore() if pause else None)
     image, label, bad = images.read(0)
     assert (image.shape, label, bad) == ((40, 40, 3), 0, [])

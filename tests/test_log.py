@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from job.errors import RunError
-from job.run.log import Log, drop_from
+from job.metrics.log import Log, drop_from
 
 STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
 
@@ -268,7 +268,7 @@ def test_no_room_for_shorter_metrics_leaves_them_as_they_were(tmp_path):
 GONE = """
 import sys
 from job import output
-from job.run.log import Log
+from job.metrics.log import Log
 with output.guarded():
     log = Log(True)
     log.open(sys.argv[1], (0, 0))

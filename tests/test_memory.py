@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reaso
 PAGE = resource.getpagesize()
 FAULTS = """
 import ctypes, resource
-from job.run.memory import keep_freed_memory
+from job.cluster.memory import keep_freed_memory
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: a fault is one page wherever this runs
 {call}
 faults = []
@@ -50,7 +50,7 @@ def test_what_is_kept_can_be_given_back():
     """Below small objects that stay, where the heap's end could not fall."""
     script = """
 import psutil
-from job.run.memory import give_back, keep_freed_memory
+from job.cluster.memory import give_back, keep_freed_memory
 keep_freed_memory()
 taken = [b"x" * 2**20 for _ in range(200)]
 pins = [object() for _ in range(10000)]
@@ -67,7 +67,7 @@ def test_what_only_cycles_hold_is_freed_and_what_was_set_apart_not_looked_at():
     """A network traced by torch.fx, while Python sees no reason to collect garbage."""
     script = """
 import gc, weakref
-from job.run.memory import give_back, set_apart
+from job.cluster.memory import give_back, set_apart
 from moco.encoder import build_resnet, with_features
 gc.disable()
 set_apart()
@@ -87,7 +87,7 @@ print(held, weight() is None, kept > 10000, len(gc.get_objects()) < kept / 10)
 def test_what_asks_for_more_than_is_allowed_gets_none():
     script = """
 import resource, torch
-from job.run.memory import at_most
+from job.cluster.memory import at_most
 before = resource.getrlimit(resource.RLIMIT_AS)
 for take in (lambda: bytearray(2**29), lambda: torch.empty(2**29, dtype=torch.uint8)):
     try:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import webdataset
 
-import job.run.files
+import job.files
 from job.data.folders import scan
 from job.pack import main
 from runs import differences, errors_of
@@ -239,7 +239,7 @@ def test_what_cannot_be_packed_is_one_line_and_exit_code_2(errors, how):
 
 
 def test_a_file_that_cannot_be_read_is_named_and_what_is_packed_is_kept(images, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(job.run.files, "PAUSES", (0,))
+    monkeypatch.setattr(job.files, "PAUSES", (0,))
     data = tmp_path / "in"
     shutil.copytree(images, data)
     names = sorted((data / "train").glob("*/*.png"))

@@ -114,7 +114,9 @@ def test_the_wheel_has_types_and_the_horovod_build_but_no_tests(archives):
         names = archive.namelist()
         script = archive.read(next(name for name in names if name.endswith(".data/scripts/build_horovod.sh")))
     assert script == (REPO / "docker/build_horovod.sh").read_bytes()
-    assert {"job/py.typed", "mgd/py.typed", "moco/py.typed", "job/presets/small.yaml", "job/show/report.html"} <= set(names)
+    assert {"job/py.typed", "mgd/py.typed", "moco/py.typed", "job/presets/small.yaml", "job/show/report/report.html"} <= set(
+        names
+    )
     assert {name.split("/")[0].split("-")[0] for name in names} == {"job", "mgd", "moco", "moco_mgd"}
     assert not [name for name in names if name.startswith("job/show/pictures/") or "/results/" in name]
 

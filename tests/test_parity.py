@@ -17,9 +17,9 @@ from scipy.stats import ks_2samp
 from torchvision import transforms
 from torchvision.transforms import functional
 
-import moco.augment
-from moco import render, render_batch
-from moco.augment import ClassifierView, RandomView, random_crop
+import job.data.augment
+from job.data import render, render_batch
+from job.data.augment import ClassifierView, RandomView, random_crop
 from pictures import photo, plain, vivid
 
 SIZE, PAIRS, DEALS = 32, 200, 300  # pixels of a view; pairs of views of every picture; random halves
@@ -339,7 +339,7 @@ def places(height, width, scale, monkeypatch):
     """Crops of an image by `random_crop`, (CROPS, 4): top, left, height, width."""
     image = np.zeros((height, width, 3), dtype=np.uint8)
     image[:, :, 0], image[:, :, 1] = np.arange(height)[:, None], np.arange(width)
-    monkeypatch.setattr(moco.augment, "resize", lambda part, *size: (*part[0, 0, :2].tolist(), *part.shape[:2]))
+    monkeypatch.setattr(job.data.augment, "resize", lambda part, *size: (*part[0, 0, :2].tolist(), *part.shape[:2]))
     random = np.random.default_rng(0)
     return np.array([random_crop(image, 8, scale, random) for _ in range(CROPS)])
 

@@ -84,7 +84,7 @@ def test_pictures_and_pages_are_there():
 def test_the_picture_of_watching_has_its_rows():
     shown = README.split("    runs/demo/mgd: done\n")[1].split("\nSigns of collapse")[0]
     labels = re.findall(r"^ {6}(\S+)", shown, re.MULTILINE)
-    panel = (ROOT / "job/show/panel.py").read_text()
+    panel = (ROOT / "job/show/watch/panel.py").read_text()
     assert len(labels) > 8 and all(f'"{label}"' in panel for label in labels)
 
 

@@ -8,8 +8,8 @@ import torch
 from PIL import Image, ImageFilter
 from torchvision.transforms import functional
 
-from moco.augment import FACTORS, FLIP, NONE, OPERATIONS, SIGMA, RandomView
-from moco.render import LUMA, blur, brightness, contrast, hue, render, saturation
+from job.data.augment import FACTORS, FLIP, NONE, OPERATIONS, SIGMA, RandomView
+from job.data.render import LUMA, blur, brightness, contrast, hue, render, saturation
 from pictures import PICTURES, appearance, grey, noise, photo, plain, ramp, vivid
 
 on_pictures = pytest.mark.parametrize("image", PICTURES.values(), ids=PICTURES.keys())

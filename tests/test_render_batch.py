@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional
 
-from moco import render
-from moco.augment import OPERATIONS, RandomView
-from moco.render_batch import LUMA, RADIUS, brightness, contrast, hue, saturation
-from moco.render_batch import render as render_batch
+from job.data import render
+from job.data.augment import OPERATIONS, RandomView
+from job.data.render_batch import LUMA, RADIUS, brightness, contrast, hue, saturation
+from job.data.render_batch import render as render_batch
 from pictures import PICTURES, appearance, noise, photo, plain
 
 IMAGES = np.stack(list(PICTURES.values()))  # (12, 60, 80, 3)

@@ -7,10 +7,10 @@ import time
 import pytest
 
 from job.errors import RunError
-from job.run import guard
-from job.run import rendezvous as module
+from job.cluster import guard
+from job.cluster import rendezvous as module
 from job.errors import StartError
-from job.run.rendezvous import PORTS, check_interfaces, find, join, request, serve, wait_for_all
+from job.cluster.rendezvous import PORTS, check_interfaces, find, join, request, serve, wait_for_all
 
 KEY = b"a key of this test"
 PLACE = b"node1 lo 127.0.0.1"

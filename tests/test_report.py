@@ -16,14 +16,14 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 from job.errors import RunError
-from job.index import index
+from job.data.index import index
 from job.pack import main as pack
-from job.run.log import Log
-from job.show import features, tables
-from job.show.pictures import embeddings, neighbour_grid, slugs_of
-from job.show.report import main, render
-from job.show.runs import Shown, find_runs, tell_apart
-from job.show.times import knn_seconds, refresh_seconds
+from job.metrics.log import Log
+from job.show.report import features, tables
+from job.show.report.images import embeddings, neighbour_grid, slugs_of
+from job.show.report.app import main, render
+from job.show.read.runs import Shown, find_runs, tell_apart
+from job.show.report.timing import knn_seconds, refresh_seconds
 from runs import errors_of
 
 SMALL = "-a resnet18 --image-size 32 --batch-size 8 --epochs 2 --moco-k 20 --mlp --moco-t 0.2 --warmup-epochs 0".split()

@@ -10,7 +10,7 @@ from disks import mount, unmount
 from job.config import Config, LinearConfig
 from job.data.images import Images, Names
 from job.errors import RunError
-from job.resume import (
+from job.engine.resume import (
     SAVED,
     SHAPES,
     check_place,
@@ -21,7 +21,7 @@ from job.resume import (
     tell_changes,
     warn_of_rate,
 )
-from job.run.checkpoint import FORMAT, Checkpoints
+from job.checkpoints.folder import FORMAT, Checkpoints
 from mgd.distiller import MGDistiller
 
 

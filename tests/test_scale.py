@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 from torch import nn
 
-from job import scale
+from job.distill import loss_factor
 from job.config import Config
 from job.data.loader import Batches
 from job.data.folders import scan
-from job.data.seeds import permutation, torch_seed
+from job.data.randomness import permutation, torch_seed
 from job.errors import RunError
 from mgd.distiller import MGDistiller
-from moco.augment import CentreView, normalize
+from job.data.augment import CentreView, normalize
 
 CHANNELS = {2: (2, 6), 4: (3, 7)}
 IMAGES, SIDE, BATCH, BATCHES = 19, 8, 4, 3
@@ -75,8 +75,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Few and small batches, and one worker's own numbers as the sum of all."""
-    monkeypatch.setattr(scale, "BATCH", BATCH)
-    monkeypatch.setattr(scale, "BATCHES", BATCHES)
+    monkeypatch.setattr(loss_factor, "BATCH", BATCH)
+    monkeypatch.setattr(loss_factor, "BATCHES", BATCHES)
 
 
 def training(folder, rank=0, size=1, reducer="amp", student_size=1.0, **options):
@@ -113,11 +113,11 @@ def plainly(parts, batches):
 @pytest.mark.parametrize("batches", [1, 3, 4])
 def test_the_factor_makes_the_measured_loss_the_share_of_guessing(folder, monkeypatch, reducer, batches):
     """With four batches of four, the last three of nineteen images have no place."""
-    monkeypatch.setattr(scale, "BATCHES", batches + 5 * (batches == 4))
+    monkeypatch.setattr(loss_factor, "BATCHES", batches + 5 * (batches == 4))
     parts = training(folder, reducer=reducer, loss_share=0.25)
     order = permutation(IMAGES, 0, "refresh")
     raw = plainly(copy.deepcopy(parts), [order[first : first + BATCH] for first in range(0, batches * BATCH, BATCH)])
-    scale.set_factor(parts)
+    loss_factor.set_factor(parts)
     factor = parts.distiller.factor.item()
     assert sum(raw) / batches / factor == pytest.approx(0.25 * math.log(100), rel=1e-6)
     [line], [record] = parts.run.lines, parts.run.records
@@ -131,8 +131,8 @@ def test_the_factor_makes_the_measured_loss_the_share_of_guessing(folder, monkey
 def test_workers_measure_what_one_would_each_batch_once(folder, reducer, size):
     """To the bit, and also where there are more workers than batches."""
     sample = list(range(BATCH * BATCHES))
-    alone = scale.measure(training(folder, reducer=reducer), sample)
-    parts = torch.stack([scale.measure(training(folder, rank, size, reducer), sample) for rank in range(size)])
+    alone = loss_factor.measure(training(folder, reducer=reducer), sample)
+    parts = torch.stack([loss_factor.measure(training(folder, rank, size, reducer), sample) for rank in range(size)])
     assert (parts != 0).sum(0).tolist() == [1] * BATCHES
     assert torch.equal(parts.sum(0), alone) and torch.equal(parts.flip(0).sum(0), alone)
     assert len(set(alone.tolist())) == BATCHES
@@ -140,7 +140,7 @@ def test_workers_measure_what_one_would_each_batch_once(folder, reducer, size):
 
 def test_an_image_that_cannot_be_decoded_is_told(folder):
     parts = training(folder)
-    scale.measure(parts, [0, IMAGES - 1])
+    loss_factor.measure(parts, [0, IMAGES - 1])
     [file] = parts.run.bad
     assert f"{IMAGES - 1}.png" in file
 
@@ -149,7 +149,7 @@ def test_nothing_of_the_run_changes_but_the_factor(folder):
     parts = training(folder, loss_share=1.0)
     modules = nn.ModuleList([parts.moco.encoder_q, parts.teacher, parts.distiller])
     before = {name: value.clone() for name, value in modules.state_dict().items()}
-    scale.set_factor(parts)
+    loss_factor.set_factor(parts)
     after = modules.state_dict()
     assert [name for name in before if not torch.equal(before[name], after[name])] == ["2.factor"]
     assert parts.moco.encoder_q.training and parts.distiller.training and not parts.teacher.training
@@ -160,15 +160,15 @@ def test_the_student_s_own_scale_does_not_matter(folder):
     factors = []
     for size in (1.0, 30.0):
         parts = training(folder, student_size=size, loss_share=1.0)
-        scale.set_factor(parts)
+        loss_factor.set_factor(parts)
         factors.append(parts.distiller.factor.item())
     assert factors[0] == pytest.approx(factors[1], rel=1e-3)
 
 
 def test_fewer_images_than_a_batch_are_one_batch(folder, monkeypatch):
-    monkeypatch.setattr(scale, "BATCH", 32)
+    monkeypatch.setattr(loss_factor, "BATCH", 32)
     parts = training(folder, loss_share=1.0)
-    scale.set_factor(parts)
+    loss_factor.set_factor(parts)
     assert f"of {IMAGES} images" in parts.run.lines[0]
 
 
@@ -184,6 +184,6 @@ def test_a_loss_that_no_factor_scales_ends_the_run(folder, value, told):
             parts.distiller.get_submodule(f"bn{stage}").weight.data.zero_()
             parts.distiller.get_submodule(f"bn{stage}").bias.data.fill_(-9.0)
     with pytest.raises(RunError, match=rf"^--loss-share 0.5: the distillation loss of 12 images is {told} ") as caught:
-        scale.set_factor(parts)
+        loss_factor.set_factor(parts)
     assert caught.value.code == 1
     assert parts.distiller.factor.item() == 123.0

@@ -4,7 +4,7 @@ import pytest
 
 from job.config import Config
 from job.errors import RunError
-from job.schedule import LOG_REFRESH, learning_rate, parse_refresh, parse_save_every, pull
+from job.schedules import LOG_REFRESH, learning_rate, parse_refresh, parse_save_every, pull
 
 
 def by_formula(epoch, lr, epochs, cos, schedule, warmup):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from job.data.seeds import PURPOSES, counter, permutation, torch_seed
+from job.data.randomness import PURPOSES, counter, permutation, torch_seed
 
 # Runs are resumed on other machines and newer libraries: these draws must never change.
 FROZEN_PERMUTATIONS = [

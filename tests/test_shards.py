@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-import job.run.files
+import job.files
 from job.data import shards
 from job.data.folders import TrainingOrder, every_nth_batch, scan
 from job.data.shards import PackedImages, load_index, save_index
@@ -15,7 +15,7 @@ from job.data.tars import read_shard, write_shard
 from job.data.loader import Batches
 from job.data.views import CentreViews, TwoViews
 from job.errors import RunError
-from moco.augment import RandomView
+from job.data.augment import RandomView
 
 
 def packed(root, sizes, classes=("a", "b")):
@@ -66,7 +66,7 @@ def test_a_copy_for_another_process_opens_files_of_its_own(tmp_path):
 
 
 def test_a_shard_that_shrinks_while_it_is_read_ends_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(job.run.files, "PAUSES", (0,))
+    monkeypatch.setattr(job.files, "PAUSES", (0,))
     images = PackedImages(packed(tmp_path / "train", [5]), max_bad=4)
     os.truncate(tmp_path / "train" / "s-0.tar", 600)
     with pytest.raises(RunError, match="cannot read .*/s-0.tar:a/4.png: s-0.tar is cut short, tried 2 times"):
@@ -77,7 +77,7 @@ def test_an_index_that_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatc
     """Nor is its file system asked once only."""
     root = packed(tmp_path / "train", [5])
     os.rename(tmp_path / "train" / shards.INDEX, tmp_path / "index")
-    monkeypatch.setattr(job.run.files, "PAUSES", (0, 600))
+    monkeypatch.setattr(job.files, "PAUSES", (0, 600))
     with pytest.raises(RunError, match="cannot read .*index.npz: No such file or directory, tried 3 times"):
         with monkeypatch.context() as context:
             context.setattr(time, "sleep", lambda pause: None)

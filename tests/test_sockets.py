@@ -14,7 +14,7 @@ from pathlib import Path
 from batches import SIZE, write_numbered
 from job.data.loader import Batches
 from job.data.views import CentreViews
-from job.run import launch
+from job.cluster import launch
 
 if __name__ == "__main__":
     with launch.reported_errors():
@@ -36,7 +36,7 @@ exec "$@"
 """
 SHORTEN = """
 from job.errors import RunError
-from job.run.sockets import shorten_paths
+from job.cluster.sockets import shorten_paths
 try:
     shorten_paths()
 except RunError as error:

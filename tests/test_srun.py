@@ -5,10 +5,10 @@ import subprocess
 import pytest
 
 from job.errors import RunError
-from job.run import srun
+from job.cluster import slurm
 from job.errors import StartError
-from job.run.rendezvous import find
-from job.run.srun import Place, counts, hostnames, interface_of, seconds
+from job.cluster.rendezvous import find
+from job.cluster.slurm import Place, counts, hostnames, interface_of, seconds
 
 
 @pytest.mark.parametrize(
@@ -78,13 +78,13 @@ def test_rank_0_on_another_node_than_the_first_is_refused(step):
 
 def test_addresses_are_given_or_resolved(monkeypatch):
     monkeypatch.setenv("MGD_NODE_ADDRESSES", "node1=127.0.0.5 other=127.0.0.6 ")
-    assert srun.addresses(["node1", "localhost"]) == {"node1": "127.0.0.5", "localhost": "127.0.0.1"}
+    assert slurm.addresses(["node1", "localhost"]) == {"node1": "127.0.0.5", "localhost": "127.0.0.1"}
 
 
 def test_an_unknown_address_is_said_with_what_to_do(monkeypatch):
     monkeypatch.delenv("MGD_NODE_ADDRESSES", raising=False)
     with pytest.raises(StartError, match="the address of nowhere.invalid is unknown .*give it in MGD_NODE_ADDRESSES"):
-        srun.addresses(["nowhere.invalid"])
+        slurm.addresses(["nowhere.invalid"])
 
 
 def test_the_interface_is_that_of_the_address_or_the_one_that_is_chosen(monkeypatch):
@@ -97,14 +97,14 @@ def test_the_interface_is_that_of_the_address_or_the_one_that_is_chosen(monkeypa
 
 def test_an_address_that_is_given_as_nothing_is_resolved(monkeypatch):
     monkeypatch.setenv("MGD_NODE_ADDRESSES", "localhost=")
-    assert srun.addresses(["localhost"]) == {"localhost": "127.0.0.1"}
+    assert slurm.addresses(["localhost"]) == {"localhost": "127.0.0.1"}
 
 
 def test_horovod_s_variables_are_set_and_the_rendezvous_goes_when_all_are_up(step, monkeypatch):
     step(0, STEP_NUM_TASKS=1, STEP_NODELIST="node1", STEP_TASKS_PER_NODE="1")
     monkeypatch.setattr(os, "environ", dict(os.environ))
     os.environ.pop("HOROVOD_GLOO_IFACE", None)
-    with srun.joined():
+    with slurm.joined():
         assert {name: os.environ[f"HOROVOD_{name}"] for name in ("RANK", "SIZE", "HOSTNAME", "CONTROLLER", "GLOO_IFACE")} == {
             "RANK": "0",
             "SIZE": "1",
@@ -115,7 +115,7 @@ def test_horovod_s_variables_are_set_and_the_rendezvous_goes_when_all_are_up(ste
         port = int(os.environ["HOROVOD_GLOO_RENDEZVOUS_PORT"])
         at, token = os.environ["HOROVOD_GLOO_RENDEZVOUS_ADDR"].split("/")
         assert at == f"127.0.0.1:{port}"
-        assert find("127.0.0.1", port, srun.job_key(Place.from_slurm())) == (port, token)
+        assert find("127.0.0.1", port, slurm.job_key(Place.from_slurm())) == (port, token)
     assert os.environ["HOROVOD_GLOO_RENDEZVOUS_ADDR"] == "127.0.0.1"
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=5)
@@ -125,7 +125,7 @@ def test_the_key_is_another_for_each_secret_job_and_try(step, monkeypatch):
     def key(secret, **others):
         step(1, **others)
         monkeypatch.setenv("MGD_SECRET", secret)
-        return srun.job_key(Place.from_slurm())
+        return slurm.job_key(Place.from_slurm())
 
     keys = [key("a" * 32), key("b" * 32), key("a" * 32, JOB_ID=8), key("a" * 32, STEP_ID=1), key("a" * 32, RESTART_COUNT=1)]
     assert len(set(keys)) == 5
@@ -136,16 +136,16 @@ def test_a_step_without_a_secret_is_told_once(step, monkeypatch, capfd):
     monkeypatch.delenv("MGD_SECRET", raising=False)
     for rank in range(4):
         step(rank)
-        srun.job_key(Place.from_slurm())
+        slurm.job_key(Place.from_slurm())
     step(0, STEP_NUM_TASKS=1, STEP_NODELIST="node1", STEP_TASKS_PER_NODE="1")
-    srun.job_key(Place.from_slurm())
+    slurm.job_key(Place.from_slurm())
     [line] = capfd.readouterr().out.splitlines()
     assert line.startswith("no MGD_SECRET: other users of the job's nodes can join its rendezvous. Before srun, run: export")
     command = line.partition("run: ")[2]
     secret = subprocess.run(["bash", "-c", f"{command}; printenv MGD_SECRET"], capture_output=True, text=True).stdout.strip()
     monkeypatch.setenv("MGD_SECRET", secret)
     step(0)
-    srun.job_key(Place.from_slurm())
+    slurm.job_key(Place.from_slurm())
     assert capfd.readouterr() == ("", "")
 
 
@@ -153,7 +153,7 @@ def test_a_short_secret_is_refused_without_its_value(step, monkeypatch):
     step(0)
     monkeypatch.setenv("MGD_SECRET", "hunter2")
     with pytest.raises(RunError, match="^MGD_SECRET: too short; expected at least 32 characters. Before srun, run: ") as caught:
-        srun.job_key(Place.from_slurm())
+        slurm.job_key(Place.from_slurm())
     assert "hunter2" not in str(caught.value)
 
 

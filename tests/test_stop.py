@@ -3,7 +3,7 @@ import signal
 
 import pytest
 
-from job.run.stop import SIGNALS, Stop
+from job.cluster.stop import SIGNALS, Stop
 
 
 @pytest.fixture(autouse=True)

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from job.errors import RunError
-from job.show import features, report, watch
-from job.show.curves import MOST_COLUMNS, read_options, read_run
-from job.show.places import find, inside
-from job.show.runs import MOST_RUNS, find_runs
+from job.show.report import app as report, features
+from job.show.watch import app as watch
+from job.show.read.history import MOST_COLUMNS, read_options, read_run
+from job.show.read.discover import find, inside
+from job.show.read.runs import MOST_RUNS, find_runs
 from job.text import printable
 from test_watch import NOW, UNICODE, record, write_run
 

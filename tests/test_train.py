@@ -15,7 +15,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from job.cluster import comm
-from job.show.runs import find_runs
+from job.show.read.runs import find_runs
 from runs import FLIP, check_steps, contents, differences, errors_of
 from runs import records as records_of
 from moco.model import MoCo

@@ -8,8 +8,8 @@ from PIL import Image
 from job.data.folders import scan
 from job.data.loader import Batches
 from job.data.views import CentreViews, OneView, TwoViews, collate
-from moco.augment import CentreView, ClassifierView, RandomView
-from moco.render import render
+from job.data.augment import CentreView, ClassifierView, RandomView
+from job.data.render import render
 from batches import SIZE, same, write_numbered
 
 

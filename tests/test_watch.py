@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from job.show.follow import Curve
-from job.show.panel import ASCII, UNICODE, sparkline
-from job.show.progress import Progress
-from job.show.watch import Watch
+from job.show.read.tail import Curve
+from job.show.watch.panel import ASCII, UNICODE, sparkline
+from job.show.watch.state import Progress
+from job.show.watch.app import Watch
 
 LOG = """{0} 2 workers on 1 node, 2 of them on vm, by horovodrun; no network
 {0} 100 images, 10 steps an epoch, 5 images a worker and step

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torchvision import models
 
-from job import weight_file
+from job.checkpoints import foreign_file
 from job.errors import RunError
-from job.weight_file import RELEASED
-from job.weights import is_moco, read_backbone
+from job.checkpoints.foreign_file import RELEASED
+from job.checkpoints.foreign import is_moco, read_backbone
 from moco.encoder import build_resnet
 
 DIM = 16
@@ -327,7 +327,7 @@ def test_a_released_name_with_its_own_bytes_is_read(write, monkeypatch):
     name = "moco_v2_200ep_pretrain.pth.tar"
     path = write(moco_content(), name)
     with open(path, "rb") as file:
-        monkeypatch.setitem(weight_file.RELEASED, name, hashlib.md5(file.read()).hexdigest()[:8])
+        monkeypatch.setitem(foreign_file.RELEASED, name, hashlib.md5(file.read()).hexdigest()[:8])
     assert read_backbone(path).arch == "resnet18"
 
 

@@ -9,7 +9,7 @@ from test_weights import assert_same, body, filled, refused, shapes
 from torch import nn
 from torchvision import models
 
-from job.weights import read_backbone
+from job.checkpoints.foreign import read_backbone
 from moco.encoder import build_resnet
 
 

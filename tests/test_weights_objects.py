@@ -25,11 +25,11 @@ from torch import nn
 from torchvision import models
 
 from job.errors import RunError
-from job.layouts import find_networks
-from job.run.checkpoint import Checkpoints, check_size, load
-from job.run.stand_ins import MOST_NAMES, stand_ins
-from job.weight_file import read_content
-from job.weights import read_backbone
+from job.checkpoints.layouts import find_networks
+from job.checkpoints.folder import Checkpoints, check_size, load
+from job.checkpoints.stand_ins import MOST_NAMES, stand_ins
+from job.checkpoints.foreign_file import read_content
+from job.checkpoints.foreign import read_backbone
 
 
 class Stage(enum.Enum):

@@ -7,7 +7,7 @@ import torch
 from test_weights import assert_same, body, filled, refused, shapes
 from torchvision import models
 
-from job.weights import read_backbone
+from job.checkpoints.foreign import read_backbone
 from moco.encoder import build_resnet
 
 NUMBERS = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from inject import injected
-from job.run.checkpoint import load
+from job.checkpoints.folder import load
 
 OPTIONS = "-a resnet18 --width 16 --image-size 16 --batch-size 8 --moco-k 16 --mlp -j 0 --epochs 1 --save-every 2steps".split()
 

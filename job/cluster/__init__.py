@@ -1,1 +1,1 @@
-"""How the workers start, and what they send each other."""
+"""The workers and their nodes: launch, collectives, signals, memory."""

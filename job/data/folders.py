@@ -7,13 +7,13 @@ from typing import NoReturn
 
 import numpy as np
 
+from job.cluster.travels import travels
 from job.data import shards
 from job.data.images import Images, Names
-from job.data.seeds import permutation
+from job.data.randomness import permutation
 from job.data.selection import Selection, is_leftover
 from job.errors import RunError
-from job.run.files import open_regular
-from job.run.travels import travels
+from job.files import open_regular
 
 LARGEST_FILE = 2**30  # bytes; the largest image that PIL reads has 0.7 GB without any compression
 

@@ -11,8 +11,8 @@ import warnings
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from job.run.files import patient
-from job.run.travels import travels
+from job.cluster.travels import travels
+from job.files import patient
 from job.text import printable
 
 PIXELS = 2**24  # larger images are made smaller as they are read, by a whole factor: no view needs so many

@@ -20,12 +20,12 @@ from typing import Any, Protocol
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from job.cluster.memory import keep_freed_memory
+from job.cluster.stop import SIGNALS, Stop
 from job.data.images import Images
 from job.data.parcel import AHEAD, Parcel, Shared
 from job.data.views import collate
 from job.errors import RunError, WorkerError
-from job.run.memory import keep_freed_memory
-from job.run.stop import SIGNALS, Stop
 from job.text import printable
 
 KEPT = 2**24  # bytes; what larger images take is given back

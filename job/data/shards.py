@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from job.cluster.travels import travels
 from job.data.images import Images, Names
-from job.data.seeds import counter, permutation
+from job.data.randomness import counter, permutation
 from job.data.selection import Selection
 from job.data.tars import Shard
 from job.errors import RunError
-from job.run.files import patient, whole_file
-from job.run.travels import travels
+from job.files import patient, whole_file
 
 INDEX = "index.npz"  # beside the shards
 FORMAT = 1

@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple
 
 from job.data.selection import Selection
 from job.errors import RunError
-from job.run.files import whole_file
+from job.files import whole_file
 
 MAX_CLASSES = 2**20  # a larger label is no number of a class
 MAX_LINKS = 40  # from one to the next, as Linux has it

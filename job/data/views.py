@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from job.data.augment import CentreView, RandomView, View
 from job.data.images import Images
-from job.data.seeds import counter
-from moco.augment import CentreView, RandomView, View
+from job.data.randomness import counter
 
 
 class TwoViews(Dataset):

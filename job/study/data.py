@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from job.cluster import sockets
 from job.data.images import read_image
 from job.errors import RunError
-from job.run import sockets
-from job.run.files import patient
+from job.files import patient
 
 CLIPART = Path("/usr/share/openclipart/png")  # of Debian's package openclipart-png
 NO_CATEGORY = {"special", "unsorted"}  # folders of what is in no other

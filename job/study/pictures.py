@@ -4,7 +4,7 @@ from typing import Any
 
 import matplotlib
 
-from job.show.drawing import COLOURS, STYLE, Picture, finish, new_figure
+from job.show.report.style import COLOURS, STYLE, Picture, finish, new_figure
 from job.study.findings import Scores
 from job.study.plan import ALONE, TEACHER, UNTRAINED
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
+from job.cli import flag
 from job.config import WITHOUT_EFFECT, LinearConfig, read_config
 from job.errors import RunError
-from job.options import flag
 from job.study.data import MOST, SETS
 
 TEACHER, UNTRAINED, ALONE, MGD = "teacher", "untrained", "alone", "mgd"

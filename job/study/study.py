@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
+from job.cli import Parser, expand
+from job.cluster.launch import reported_errors
 from job.errors import RunError
-from job.options import Parser, expand
-from job.run.launch import reported_errors
-from job.show.panel import span
+from job.show.watch.panel import span
 from job.study import data, pictures, report
 from job.study.findings import MEASURES, Scores
 from job.study.pace import Pace

@@ -21,8 +21,8 @@ import torch
 
 from job.config import OF_TEACHER
 from job.errors import RunError
-from job.run.files import write_whole
-from job.show.curves import read_run
+from job.files import write_whole
+from job.show.read.history import read_run
 from job.study.plan import TEACHER, Plan, Unit, words
 
 

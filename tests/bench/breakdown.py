@@ -12,7 +12,7 @@ import torch
 
 from job.cluster import comm
 import moco.model
-from job.training import Training
+from job.engine.state import Training
 
 KINDS = ("passes", "distillation", "optimizer", "communication")
 

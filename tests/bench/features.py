@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 
 import setting
-from job import classifier
+from job.evaluate import classifier
 from job.config import LinearConfig
 from job.data.images import read_image
-from job.knn import BATCH, extract
+from job.evaluate.knn import BATCH, extract
 from job.linear import validate
-from job.run.run import Run
-from moco.augment import CentreView, normalize
+from job.engine.run import Run
+from job.data.augment import CentreView, normalize
 
 
 @torch.no_grad()

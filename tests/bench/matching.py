@@ -17,21 +17,21 @@ import torch
 
 import baseline
 from job.cluster import comm
-import job.refresh
+import job.distill.mgd
 import setting
-from job.run.exchange import broadcast
-from job.run.run import Run
-from job.training import build
+from job.cluster.objects import broadcast
+from job.engine.run import Run
+from job.engine.state import build
 
 FLOW = Path(__file__).with_name("flow.py")
 
 
 class Solve:
-    """`job.refresh.assign`, timed: rank 0 calls it once a stage."""
+    """`job.distill.mgd.assign`, timed: rank 0 calls it once a stage."""
 
     def __init__(self):
-        self.assign, self.seconds = job.refresh.assign, 0.0
-        job.refresh.assign = self
+        self.assign, self.seconds = job.distill.mgd.assign, 0.0
+        job.distill.mgd.assign = self
 
     def __call__(self, *arguments):
         matching, took = setting.timed(lambda: self.assign(*arguments))
@@ -61,7 +61,7 @@ def measure(training, plain: baseline.Baseline, paths: list[str], repeats: int, 
     took = {name: [] for name in ("ours", "solve", "plain", "plain_solve")}
     for _ in range(repeats + 1):  # the first turn warms up
         comm.total(torch.ones(1), "barrier")
-        whole = setting.seconds(lambda: job.refresh.refresh(training, 0))
+        whole = setting.seconds(lambda: job.distill.mgd.refresh(training, 0))
         took["solve"].append(solve.take())
         took["ours"].append(whole - took["solve"][-1])
         comm.total(torch.ones(1), "barrier")

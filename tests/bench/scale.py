@@ -14,7 +14,7 @@ WORKERS = [2**power for power in range(3, 11)]
 LATEST = Path(__file__).parent / "results" / "latest.json"
 PARAMETERS = 11_506_752  # trained: ResNet-18 with MoCo v2's head, and the distiller's batch norms
 FLOAT, INTEGER = 4, 8  # bytes
-BUCKETS = 6  # gradients are summed in so many parts: of ResNet-18, by job/gradients.py
+BUCKETS = 6  # gradients are summed in so many parts: of ResNet-18, by job/engine/gradients.py
 COLUMNS = [(10, 1), (9, 2), (9, 3), (12, 3)] * 2 + [(10, 1), (11, 2)]  # width, places after the point
 
 

@@ -1,7 +1,7 @@
 """Steps of training at 224 pixels, in turns: the project's own (beside the bare passes of its networks), or the baseline's.
 
 horovodrun -np N python tests/bench/step.py FOLDER {ours,plain} PHOTOS: bench.py starts it. One turn is some steps; the
-turn's figures are their medians. "ours" is the program itself: what `job.training.build` makes, trained by
+turn's figures are their medians. "ours" is the program itself: what `job.engine.state.build` makes, trained by
 `job.train.train_epoch`, a step a call.
 """
 
@@ -18,13 +18,13 @@ import baseline
 import setting
 from breakdown import Breakdown
 from job.cluster import comm
-from job.expect import Expectation
-from job.journal import ContrastJournal
-from job.run import launch
-from job.run.run import Run
+from job.metrics.hints import Expectation
+from job.metrics.meter import ContrastJournal
+from job.cluster import launch
+from job.engine.run import Run
 from job.train import train_epoch
-from job.training import build
-from moco.augment import normalize
+from job.engine.state import build
+from job.data.augment import normalize
 from moco.encoder import build_resnet, with_features
 from telling import Telling
 from turns import take_turns

@@ -5,13 +5,13 @@ from types import SimpleNamespace
 import torch
 
 import setting
-from job import live
-from job.expect import Expectation
-from job.journal import ContrastJournal
-from job.run.count import Count
-from job.run.events import Events
-from job.run.log import Log
-from job.training import Training
+from job.metrics import tensorboard
+from job.metrics.hints import Expectation
+from job.metrics.meter import ContrastJournal
+from job.engine.position import Count
+from job.metrics.events import Events
+from job.metrics.log import Log
+from job.engine.state import Training
 
 
 class Telling:
@@ -29,7 +29,7 @@ class Telling:
         self.journal = ContrastJournal(self.run, config.batch_size, 1, expectation)
         sums = dict.fromkeys(("loss", "contrastive", "distillation", "gradient", "correct", "stop", "undecodable"), 1.0)
         self.sums = {name: value + len(name) / 7 for name, value in sums.items()}
-        self.view = torch.randint(256, (live.PAIRS, 3, config.image_size, config.image_size), dtype=torch.uint8)
+        self.view = torch.randint(256, (tensorboard.PAIRS, 3, config.image_size, config.image_size), dtype=torch.uint8)
         self.epoch = 0
 
     def __call__(self) -> dict[str, float]:
@@ -45,5 +45,5 @@ class Telling:
         self.journal.end_epoch()
 
     def draw(self) -> None:
-        live.distiller(self.run, self.epoch, self.training.distiller)
-        live.pairs(self.run, 0, self.view, self.view)
+        tensorboard.distiller(self.run, self.epoch, self.training.distiller)
+        tensorboard.pairs(self.run, 0, self.view, self.view)

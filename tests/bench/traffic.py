@@ -16,7 +16,7 @@ import baseline
 import scale
 import setting
 from job.cluster import comm
-from job.run.exchange import allgather
+from job.cluster.objects import allgather
 from moco.shuffle import Shuffle
 
 BYTES_RECEIVED = 128  # tcpi_bytes_received's place in linux/tcp.h's struct tcp_info

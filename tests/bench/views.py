@@ -15,8 +15,8 @@ import setting
 from job.data.folders import scan
 from job.data.loader import KEPT
 from job.data.views import TwoViews
-from job.run.memory import keep_freed_memory
-from moco.augment import RandomView
+from job.cluster.memory import keep_freed_memory
+from job.data.augment import RandomView
 
 
 def measure(folder: Path, size: int, repeats: int) -> dict:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from job.errors import RunError
-from job.run.checkpoint import Checkpoints
+from job.checkpoints.folder import Checkpoints
 
 
 def damages(whole: Path, folder: Path, cuts: int, flips: int, generator: random.Random) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from job.errors import RunError
-from job.run.checkpoint import AUTO, DECISION, NAME, Checkpoints, load
+from job.checkpoints.folder import AUTO, DECISION, NAME, Checkpoints, load
 from phases import GOING_BACK, Phases
 from runs import Job, differences, records
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from disks import mount, unmount
-from job.run.checkpoint import load
-from job.show import watch
-from job.weights import read_backbone
+from job.checkpoints.folder import load
+from job.show.watch import app
+from job.checkpoints.foreign import read_backbone
 
 REPO = Path(__file__).parents[2]
 SMALL = "-a resnet18 --image-size 32 --batch-size 8 --moco-k 20 --mlp -j 0 --keep 1 --print-freq 1 --resume auto".split()
@@ -186,7 +186,7 @@ def test_a_slow_disk_is_said_and_waited_for(start_job, images, slow_disk, tmp_pa
     output = job.finish()
     assert job.process.returncode == 0, output
     assert re.search(
-        r"rank 1 on \S+ waits for 'broadcast.length' at \S+ for \d+ s; rank 0 on \S+ is at job/run/checkpoint.py", output
+        r"rank 1 on \S+ waits for 'broadcast.length' at \S+ for \d+ s; rank 0 on \S+ is at job/checkpoints/folder.py", output
     )
     whole(tmp_path / "run", 2, 0)
 
@@ -220,7 +220,7 @@ def test_a_disk_without_links(start_job, images, linkless, capsys):
     newest = folder / "checkpoint_0003_000000.pth.tar"
     assert sorted(folder.glob("*.pth.tar*")) == [newest, last]
     assert last.read_bytes() == newest.read_bytes()
-    watch.main(["--once", str(folder)])
+    app.main(["--once", str(folder)])
     assert newest.name in capsys.readouterr().out
     assert read_backbone(str(last)).meta["epoch"] == 3
 

@@ -6,7 +6,7 @@ import pytest
 
 from inject import injected
 from job.data.folders import TrainingOrder, scan
-from job.run.checkpoint import load
+from job.checkpoints.folder import load
 from runs import differences, records
 
 RUN = "-a resnet18 --width 16 --image-size 16 --batch-size 10 --moco-k 20 --moco-dim 16 --mlp -j 1 --epochs 2 --keep 1".split()

@@ -14,8 +14,8 @@ import torch
 from mutations import NUMBERS, change
 
 from job.errors import RunError
-from job.run.checkpoint import load
-from job.weights import read_backbone
+from job.checkpoints.folder import load
+from job.checkpoints.foreign import read_backbone
 
 # Pieces of pickles: calls of what would run, write or take memory, tensors with wrong shapes, and odd opcodes.
 CALLS = [b"cos\nsystem\n", b"cbuiltins\nexec\n", b"cposix\nmkdir\n", b"csubprocess\nPopen\n", b"cbuiltins\nbytearray\n",

@@ -17,8 +17,8 @@ from PIL import Image
 
 from cases import LINEAR, SMALL, Case, check, fill
 from job.data.folders import scan
-from job.index import index
-from job.run.log import Log
+from job.data.index import index
+from job.metrics.log import Log
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest has filters of its own
 

@@ -50,7 +50,7 @@ def pytest_unconfigure():
 @pytest.fixture(scope="session", autouse=True)
 def run(tmp_path_factory):
     """The one run of a session, on CPUs; a worker that a collective waits for in vain ends it soon."""
-    from job.run.run import Run
+    from job.engine.run import Run
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOROVOD_STALL_CHECK_TIME_SECONDS", "20")

@@ -7,9 +7,9 @@ import torch
 
 from job.cluster import comm
 from job.errors import RunError
-from job.run import agreement
-from job.run.exchange import allgather
-from job.training import Training
+from job.engine import replicas
+from job.cluster.objects import allgather
+from job.engine.state import Training
 from moco.model import MoCo
 
 STEP = "after epoch 3, step 7"
@@ -39,7 +39,7 @@ def flip(value, place=0):
 def caught(shared):
     """What the check says on each worker, or nothing."""
     try:
-        agreement.check(shared, STEP)
+        replicas.check(shared, STEP)
         said = ""
     except RunError as error:
         assert error.code == 1 and "\n" not in str(error)
@@ -63,13 +63,13 @@ def assert_named(said, name):
 
 
 def test_workers_that_agree_pass(net, optimizer):
-    assert caught(agreement.shared(net, optimizer)) == [""] * comm.size()
+    assert caught(replicas.shared(net, optimizer)) == [""] * comm.size()
 
 
 def test_each_worker_has_running_statistics_of_its_own(net):
     net.encoder_q.bn1.running_mean.fill_(comm.rank())
     net.encoder_q.bn1.running_var.fill_(comm.rank())
-    assert caught(agreement.shared(net)) == [""] * comm.size()
+    assert caught(replicas.shared(net)) == [""] * comm.size()
 
 
 @pytest.mark.parametrize(
@@ -85,13 +85,13 @@ def test_each_worker_has_running_statistics_of_its_own(net):
 def test_a_bit_that_flips_on_one_worker_is_named_on_all(net, name, place):
     if is_last():
         flip(net.state_dict()[name], place)
-    assert_named(caught(agreement.shared(net)), name)
+    assert_named(caught(replicas.shared(net)), name)
 
 
 def test_a_momentum_that_differs_is_named(net, optimizer):
     if is_last():
         flip(optimizer.state[net.encoder_q.fc.get_submodule("2").bias]["momentum_buffer"], 5)
-    assert_named(caught(agreement.shared(net, optimizer)), "momentum_buffer of encoder_q.fc.2.bias")
+    assert_named(caught(replicas.shared(net, optimizer)), "momentum_buffer of encoder_q.fc.2.bias")
 
 
 def test_a_teacher_that_differs_is_named(net, optimizer):
@@ -108,7 +108,7 @@ def test_keys_that_change_places_are_noticed(net):
     """The sum of their bytes is what it was."""
     if is_last():
         net.queue.copy_(net.queue.roll(3, dims=1))
-    assert_named(caught(agreement.shared(net)), "queue")
+    assert_named(caught(replicas.shared(net)), "queue")
 
 
 def test_two_changes_whose_sum_is_nothing_are_noticed(net):
@@ -116,22 +116,22 @@ def test_two_changes_whose_sum_is_nothing_are_noticed(net):
     if is_last():
         words[100] += 8
         words[500] -= 8
-    assert_named(caught(agreement.shared(net)), "queue")
+    assert_named(caught(replicas.shared(net)), "queue")
 
 
 def test_changes_of_whole_parts_are_noticed():
     """A tensor that is digested in parts: parts that change places are another tensor."""
-    value = torch.arange(3 * agreement.PART, dtype=torch.int32)
-    parts = value.split(agreement.PART)
-    assert agreement.digest(value) != agreement.digest(torch.cat([parts[1], parts[0], parts[2]]))
-    assert agreement.digest(value) == agreement.digest(value.clone())
+    value = torch.arange(3 * replicas.PART, dtype=torch.int32)
+    parts = value.split(replicas.PART)
+    assert replicas.digest(value) != replicas.digest(torch.cat([parts[1], parts[0], parts[2]]))
+    assert replicas.digest(value) == replicas.digest(value.clone())
 
 
 def test_all_that_differs_is_counted_and_the_first_named(net):
     if comm.rank() == 0:
         for name in ("encoder_k.fc.0.bias", "queue", "encoder_q.layer1.0.conv1.weight"):
             flip(net.state_dict()[name])
-    for said in caught(agreement.shared(net)):
+    for said in caught(replicas.shared(net)):
         if comm.size() > 1:
             assert "3 of " in said and "the first is queue, " in said  # first in the state, as checkpoints have it
             assert f"where worker {0 if comm.size() > 2 else 1} has other bytes" in said

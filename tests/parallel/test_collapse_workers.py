@@ -3,9 +3,9 @@
 import torch
 import torch.nn.functional as F
 
-from job import collapse
+from job.metrics import collapse
 from job.cluster import comm
-from job.run.exchange import allgather
+from job.cluster.objects import allgather
 from moco.model import MoCo
 
 DIM, B = 16, 4

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from job.cluster import comm
-from job.gradients import Gradients
-from job.run import statistics
-from job.run.exchange import allgather
+from job.engine.gradients import Gradients
+from job.engine import statistics
+from job.cluster.objects import allgather
 from mgd.distiller import MGDistiller
 from moco.encoder import stage_norms
 from moco.model import MoCo

@@ -11,11 +11,11 @@ import torch
 from job.cluster import comm
 from job.data.folders import ImageFolder, scan
 from job.data.images import Names
-from job.index import index
+from job.data.index import index
 from job.data.tars import write_shard
-from job.run.exchange import allgather, broadcast, decode, encode
-from job.run.log import Log
-from job.weights import Backbone
+from job.cluster.objects import allgather, broadcast, decode, encode
+from job.metrics.log import Log
+from job.checkpoints.foreign import Backbone
 
 
 class Harmful:

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from job.cluster import comm
-from job.fixed_point import FIXED_POINT, GROUP, LARGEST, FixedPointGradients
-from job.run.exchange import allgather
+from job.engine.fixed_point import FIXED_POINT, GROUP, LARGEST, FixedPointGradients
+from job.cluster.objects import allgather
 
 GROUPS, CLASSES, WIDTH = 4, 10, 64  # GROUPS: of each worker
 

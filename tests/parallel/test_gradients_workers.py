@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from job.cluster import comm
-from job.gradients import Gradients
-from job.run.exchange import allgather
+from job.engine.gradients import Gradients
+from job.cluster.objects import allgather
 from mgd.distiller import MGDistiller
-from moco.augment import normalize
+from job.data.augment import normalize
 from moco.encoder import build_resnet, stage_norms, with_features
 from moco.model import MoCo
 

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from job import knn
+from job.evaluate import knn
 from job.cluster import comm
 from job.data.folders import scan, scan_validation
-from job.knn import knn_accuracy
-from job.run.exchange import allgather
-from moco.augment import CentreView, normalize
+from job.evaluate.knn import knn_accuracy
+from job.cluster.objects import allgather
+from job.data.augment import CentreView, normalize
 from moco.encoder import build_resnet
 
 CLASSES = 3

@@ -14,8 +14,8 @@ from torch.func import functional_call
 from torchvision.models import resnet18
 
 from job.cluster import comm
-from job.gradients import Gradients
-from job.run.exchange import allgather, broadcast
+from job.engine.gradients import Gradients
+from job.cluster.objects import allgather, broadcast
 from moco.model import MoCo
 
 B, K, DIM, STEPS = 4, 18, 16, 5  # no batch divides K, and the ring wraps even for one worker; batch norms of 2 are chaotic

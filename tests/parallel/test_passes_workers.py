@@ -8,13 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from job import knn, refresh, scale
+from job.evaluate import knn
+
+from job.distill import mgd, loss_factor
 from job.cluster import comm
 from job.config import Config
 from job.data.folders import scan
-from job.passes import centre_crops
-from job.run.exchange import allgather
-from job.run.stop import Stopped
+from job.engine.passes import centre_crops
+from job.cluster.objects import allgather
+from job.cluster.stop import Stopped
 from mgd.distiller import MGDistiller
 from moco.encoder import build_resnet, stage_norms, with_features
 
@@ -34,9 +36,9 @@ def run(run, monkeypatch):
 @pytest.fixture
 def training(run, tmp_path, monkeypatch):
     """A small student and its teacher, and images of noise, of which the first cannot be decoded."""
-    for module in (refresh, scale, knn):
+    for module in (mgd, loss_factor, knn):
         monkeypatch.setattr(module, "BATCH", BATCH)
-    monkeypatch.setattr(scale, "BATCHES", 11)
+    monkeypatch.setattr(loss_factor, "BATCHES", 11)
     generator = np.random.default_rng(0)
     for number in range(IMAGES):
         path = tmp_path / "train" / f"class{number % 2}" / f"{number:02d}.png"
@@ -101,8 +103,8 @@ def test_a_signal_to_one_worker_stops_all_after_the_same_batch(training, monkeyp
 
 
 WORK = {
-    "refresh": lambda training: refresh.refresh(training, 1),
-    "factor": scale.set_factor,
+    "refresh": lambda training: mgd.refresh(training, 1),
+    "factor": loss_factor.set_factor,
     "k-NN": lambda training: knn.knn_accuracy(
         training.student(), training.images, training.images, training.config, training.run
     ),

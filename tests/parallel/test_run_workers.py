@@ -3,10 +3,10 @@ import torch
 
 from job.cluster import comm
 from job.errors import RunError
-from job.run import launch
-from job.run.exchange import allgather
-from job.run.log import Log
-from job.run.run import Run
+from job.cluster import launch
+from job.cluster.objects import allgather
+from job.metrics.log import Log
+from job.engine.run import Run
 from job.text import printable
 
 

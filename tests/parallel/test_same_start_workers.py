@@ -8,8 +8,8 @@ import torch
 from job.cluster import comm
 from job.config import Config
 from job.errors import RunError
-from job.run import same_start
-from job.run.exchange import allgather, allgather_text
+from job.cluster import same_start
+from job.cluster.objects import allgather, allgather_text
 
 OPTIONS = dataclasses.asdict(Config(data="images", config=["small"]))
 

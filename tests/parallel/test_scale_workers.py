@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from job import scale
+from job.distill import loss_factor
 from job.config import Config
 from job.data.folders import scan
-from job.run.exchange import allgather
+from job.cluster.objects import allgather
 from mgd.distiller import MGDistiller
 from moco.encoder import build_resnet, stage_norms, with_features
 
@@ -20,8 +20,8 @@ STAGES = [2, 4]
 @pytest.fixture
 def training(run, tmp_path, monkeypatch):
     """A ResNet-18 that is to follow itself with other weights, on images of noise, a copy of which each worker has."""
-    monkeypatch.setattr(scale, "BATCH", 4)
-    monkeypatch.setattr(scale, "BATCHES", 5)
+    monkeypatch.setattr(loss_factor, "BATCH", 4)
+    monkeypatch.setattr(loss_factor, "BATCHES", 5)
     monkeypatch.setattr(run, "bad_images", set())
     generator = np.random.default_rng(0)
     for number in range(23):
@@ -43,14 +43,14 @@ def training(run, tmp_path, monkeypatch):
 
 def test_any_number_of_workers_finds_the_factor_of_one(training, monkeypatch):
     """That of one is found without collectives, and by every worker for itself."""
-    scale.set_factor(training)
+    loss_factor.set_factor(training)
     together = training.distiller.factor.item()
     with monkeypatch.context() as alone:
         alone.setattr(training.run, "rank", 0)
         alone.setattr(training.run, "size", 1)
         alone.setattr(training.run, "note_bad_images", lambda *_: None)
-        alone.setattr(scale.comm, "total", lambda values, name: values)
-        scale.set_factor(training)
+        alone.setattr(loss_factor.comm, "total", lambda values, name: values)
+        loss_factor.set_factor(training)
     found = allgather((together, training.distiller.factor.item()), "factors")
     assert len({factor for pair in found for factor in pair}) == 1
     assert 0 < together < 1e9

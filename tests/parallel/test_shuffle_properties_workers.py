@@ -5,7 +5,7 @@ import random
 import torch
 
 from job.cluster import comm
-from job.run.exchange import allgather
+from job.cluster.objects import allgather
 from moco.shuffle import Shuffle
 
 CASES = 40

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from job.cluster import comm
-from job.run.exchange import allgather
+from job.cluster.objects import allgather
 from moco.shuffle import Shuffle
 from moco.model import MoCo
 

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from job.cluster import comm
-from job.run import statistics
-from job.run.exchange import allgather
+from job.engine import statistics
+from job.cluster.objects import allgather
 
 
 def build(rank):

@@ -11,8 +11,8 @@ import torch
 from batches import write_numbered
 from job.cluster import comm
 from job.data.views import CentreViews
-from job.gradients import Gradients
-from job.run import guard, watchdog
+from job.engine.gradients import Gradients
+from job.cluster import guard, watchdog
 
 several = pytest.mark.skipif(os.environ.get("HOROVOD_SIZE", "1") == "1", reason="one worker waits for no other")
 
@@ -37,7 +37,7 @@ def test_a_worker_that_waits_says_for_what_and_the_others_say_where_they_are(run
     if comm.rank() == 0:
         first, *others = report[0].split("; ")
         assert first.startswith("rank 0 on ") and first.endswith(" for 7 s")
-        assert "waits for 'total' at job/run/run.py:" in first
+        assert "waits for 'total' at job/engine/run.py:" in first
         assert len(others) == comm.size() - 1
         for rank, other in enumerate(others, 1):
             assert other.startswith(f"rank {rank} on ") and "is at tests/parallel/test_watchdog_workers.py:" in other
@@ -55,7 +55,7 @@ def test_a_worker_that_waits_for_a_gradient_names_it(run):
 
     said = seen_while_waiting(run.watchdog.doing, step)
     for text in said:
-        assert text.startswith("waits for 'gradients.bias' at job/gradients.py:")
+        assert text.startswith("waits for 'gradients.bias' at job/engine/gradients.py:")
 
 
 class Slow(CentreViews):

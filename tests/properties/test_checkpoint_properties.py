@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from job.run.checkpoint import BEST, LAST, Checkpoints, load
+from job.checkpoints.folder import BEST, LAST, Checkpoints, load
 
 DTYPES = (
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from job.config import Config
 from job.errors import RunError
-from job.schedule import learning_rate, parse_refresh, parse_save_every
+from job.schedules import learning_rate, parse_refresh, parse_save_every
 
 RATES = st.floats(1e-6, 1e3)
 

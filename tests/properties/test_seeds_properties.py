@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from job.data.seeds import PURPOSES, counter, permutation, torch_seed
+from job.data.randomness import PURPOSES, counter, permutation, torch_seed
 
 NUMBERS = st.integers(0, 2**63 - 1) | st.integers(0, 3)
 PLACES = st.fixed_dictionaries(

@@ -1,0 +1,1 @@
+"""Checkpoints: a run's folder of them, their checksums, and other programs' files."""

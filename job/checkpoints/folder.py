@@ -1,0 +1,295 @@
+"""Checkpoint files: written whole or not at all, read without running what they hold."""
+
+import contextlib
+import errno
+import filecmp
+import functools
+import os
+import pickle
+import re
+import shutil
+from collections.abc import Callable
+
+import torch
+import yaml
+
+from job.checkpoints.seal import seal, verify
+from job.checkpoints.stand_ins import Inert, stand_ins
+from job.cluster.memory import at_most
+from job.errors import RunError
+from job.files import ReadError, patient, sync_folder, write_whole
+
+FORMAT = 3
+LAST, BEST = "last.pth.tar", "best.pth.tar"
+AUTO = "auto"  # the value of --resume for the newest checkpoint in the run's folder
+DECISION = "resumed.yaml"  # the checkpoint from which --resume PATH has resumed, and the SLURM job
+JOB = "SLURM_JOB_ID"  # a requeued job keeps it
+LEFT = ".left"  # ends the names of checkpoints later than the one that the run resumed from
+NAME = re.compile(r"checkpoint_(\d{4,})_(\d{6,})\.pth\.tar")
+ROOM = 2**30  # bytes that a load, or what it gives, may take beside twice the file's size
+OBJECT = 256  # bytes that any value counts for, at least
+
+
+class Checkpoints:
+    """The checkpoints of a run's folder: checkpoint_EPOCH_STEP.pth.tar, the newest `keep` of them."""
+
+    def __init__(self, folder: str, keep: int):
+        self.folder, self.keep = folder, keep
+        self.named = ""  # the checkpoint that the user gave to --resume
+
+    def paths(self) -> list[str]:
+        """The checkpoints, oldest first."""
+        names = os.listdir(self.folder) if os.path.isdir(self.folder) else []
+        return [os.path.join(self.folder, name) for name in sorted(filter(NAME.fullmatch, names), key=position)]
+
+    def has(self, epoch: int, step: int) -> bool:
+        """Whether there is a checkpoint of a position."""
+        return os.path.exists(os.path.join(self.folder, name_at(epoch, step)))
+
+    def resume_at(self, start: tuple[int, int], source: str) -> list[str]:
+        """Let a run that is killed before its first save resume at `start`, (epoch, step), again.
+
+        Later checkpoints get names from which nothing resumes, and the first save removes them.
+        last.pth.tar becomes the checkpoint of `start`. source: the option --resume: "auto", or a
+        checkpoint, which gets a second name in the folder if it lies elsewhere, and is not removed.
+        Return the later checkpoints, oldest first. OSError: the folder cannot be written to.
+        """
+        path = os.path.join(self.folder, name_at(*start))
+        if source != AUTO and not (os.path.exists(path) and os.path.samefile(source, path)):
+            self.remove_half_written()
+            duplicate(os.path.realpath(source), path + ".new")
+            with contextlib.suppress(FileNotFoundError):  # of another course
+                os.replace(path, path + LEFT)
+            os.replace(path + ".new", path)
+        self.point_last_to(path)
+        later = [path for path in self.paths() if position(path) > start]
+        for path in reversed(later):  # a kill between two leaves the older part of one course
+            os.replace(path, path + LEFT)
+        sync_folder(self.folder)  # a decision without these names would resume from a later checkpoint
+        if source != AUTO:
+            self.named = os.path.realpath(source)
+            decision = {"job": os.environ.get(JOB, ""), "restarts": restarts(), "checkpoint": os.path.abspath(source)}
+            write_whole(os.path.join(self.folder, DECISION), yaml.safe_dump(decision).encode())
+        return later
+
+    def resumed_before(self, source: str) -> bool:
+        """Whether this SLURM job, which has been requeued since, has resumed from the checkpoint `source` already."""
+        try:
+            with open(os.path.join(self.folder, DECISION)) as file:
+                decision = yaml.safe_load(file)
+        except (OSError, ValueError, yaml.YAMLError):
+            return False
+        this = {"job": os.environ.get(JOB), "checkpoint": os.path.abspath(source)}
+        return any(decision == this | {"restarts": earlier} for earlier in range(restarts()))
+
+    def point_last_to(self, path: str) -> None:
+        """Let last.pth.tar be the checkpoint `path`. OSError: it cannot be written."""
+        last = os.path.join(self.folder, LAST)
+        if os.path.realpath(last) == os.path.realpath(path):
+            return
+        if os.path.isfile(last) and not os.path.islink(last) and filecmp.cmp(last, path, shallow=False):  # without links
+            return
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(last + ".new")
+        link_or_copy(path, path, last + ".new")
+        os.replace(last + ".new", last)
+
+    def save(self, content: dict, best: bool = False) -> str:
+        """Write a checkpoint, let `last.pth.tar` be it, remove the oldest; return its path.
+
+        Each name appears only when its file is whole and on disk. If it is the `best`, it is
+        `best.pth.tar` too, and first: after a kill between the two the run finds the same best again.
+        RunError: the disk does not take it; nothing half-written stays, and the checkpoints before do.
+        """
+        name = name_at(content["epoch"], content["step"])
+        path, last_path, best_path = (os.path.join(self.folder, each) for each in (name, LAST, BEST))
+        try:
+            self.remove_half_written()  # of a run that was killed: its room may be what this one lacks
+            write({**content, "format": FORMAT}, path + ".new")
+            if best:
+                duplicate(path + ".new", best_path + ".new")  # no symbolic link: best stays when `path` is removed
+                os.replace(best_path + ".new", best_path)
+            link_or_copy(path, path + ".new", last_path + ".new")
+            os.replace(path + ".new", path)
+            os.replace(last_path + ".new", last_path)
+            sync_folder(self.folder)
+            self.remove_but_newest(path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self.remove_half_written()
+            before = "the checkpoints before it are untouched" if os.path.isdir(self.folder) else "the folder is gone"
+            raise RunError(
+                f"cannot save {path}: {error.strerror or error}; {before}. "
+                "When files can be written there, go on with --resume auto"
+            ) from None
+        return path
+
+    def remove_but_newest(self, path: str) -> None:
+        """Remove all checkpoints except `path`, just saved, as many before it as --keep says, and the one that --resume names."""
+        paths = self.paths()
+        done = paths.index(path) + 1  # those after it are of a course that this run has left
+        names = (name for name in os.listdir(self.folder) if name.endswith(LEFT) and NAME.fullmatch(name.removesuffix(LEFT)))
+        left = [os.path.join(self.folder, name) for name in names]
+        for old in paths[: max(0, done - self.keep)] + paths[done:] + left:
+            if os.path.realpath(old) != self.named:
+                os.remove(old)
+
+    def remove_half_written(self) -> None:
+        """Remove what has no name of its own yet."""
+        for name in os.listdir(self.folder):
+            if name.endswith(".pth.tar.new"):
+                os.remove(os.path.join(self.folder, name))
+
+    def newest(self, say: Callable[[str], None]) -> dict | None:
+        """Return the newest checkpoint that is whole, or None where there are none at all.
+
+        RunError: there are some, but none is whole, or the file system fails. `say` is told of each that is not.
+        """
+        paths = self.paths()
+        for path in reversed(paths):
+            try:
+                content = patient(functools.partial(load_once, path), path)
+            except ReadError:  # this checkpoint may be whole: an older one would lose what was done since
+                raise
+            except RunError as error:
+                say(f"passed over: {error}")
+                continue
+            say(f"resuming from {path}")
+            return content
+        if paths:
+            raise RunError(f"none of the {len(paths)} checkpoints in {self.folder} is whole: move them away to start anew")
+        return None
+
+
+def restarts() -> int:
+    """How often SLURM has started this job again."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", 0))
+
+
+def name_at(epoch: int, step: int) -> str:
+    """The name of the checkpoint of a position."""
+    return f"checkpoint_{epoch:04d}_{step:06d}.pth.tar"
+
+
+def position(path: str) -> tuple[int, int]:
+    """The (epoch, step) in a checkpoint's name."""
+    match = NAME.fullmatch(os.path.basename(path))
+    assert match
+    return int(match[1]), int(match[2])
+
+
+def write(content: dict, path: str) -> None:
+    """Write a file as torch does, with its checksum at the end, and have its bytes on disk. OSError: it cannot be written."""
+    with open(path, "w+b") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # what torch makes of a failed write tells of positions
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+        seal(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def link_or_copy(path: str, source: str, new: str) -> None:
+    """Let `new` be a symbolic link to `path`, in the same folder; on a file system without them, a second name of `source`."""
+    try:
+        os.symlink(os.path.basename(path), new)
+    except OSError:
+        duplicate(source, new)
+
+
+def duplicate(path: str, new: str) -> None:
+    """Give the file `path` a second name `new`: a hard link, or a copy on a file system without links.
+
+    File systems refuse links with many errors. One that is not about links comes again at the copy, and is raised there.
+    OSError: the file cannot be written, or `new` exists.
+    """
+    try:
+        os.link(path, new)
+    except OSError:
+        with open(path, "rb") as source, open(new, "xb") as copy:
+            shutil.copyfileobj(source, copy, 2**20)
+            copy.flush()
+            os.fsync(copy.fileno())
+
+
+def load(path: str, foreign: bool = False) -> dict:
+    """Return a checkpoint file's content on the CPU. RunError: missing, no file, cut short, damaged, or holding code.
+
+    Only tensors, numbers, text and containers are read (`weights_only`): loading cannot run code. Nor can a small file take
+    a large memory, be it here (an array of zeros is a few bytes of a pickle) or where a tensor that repeats one value is copied.
+    foreign: read another program's file too, with an Inert or a plain dictionary in place of each harmless object.
+    """
+    try:
+        return load_once(path, foreign)
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}; expected a checkpoint. Check its permissions") from None
+
+
+def load_once(path: str, foreign: bool = False) -> dict:
+    """Do the work of `load`. OSError: the file system fails."""
+    check_is_file(path)
+    try:
+        most = 2 * os.path.getsize(path) + ROOM
+        with at_most(most):
+            verify(path)
+            with torch.serialization.safe_globals(stand_ins(path) if foreign else []):
+                content = torch.load(path, map_location="cpu", weights_only=True)
+        check_size(content, most)
+    except pickle.UnpicklingError as error:
+        if name := object_in(str(error)):
+            raise RunError(has_objects(path, name, '["state_dict"]')) from None
+        raise RunError(f"{path} is not a whole checkpoint ({type(error).__name__}): use another one") from None
+    except RunError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # damaged bytes lead to invalid positions
+            raise
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise RunError(f"{path} is not a whole checkpoint ({reason}): use another one") from None
+    if isinstance(content, Inert):
+        raise RunError(has_objects(path, type(content).__name__, ".state_dict()"))
+    if not isinstance(content, dict):
+        raise RunError(f"{path} holds a {type(content).__name__}: expected a checkpoint, a dictionary of tensors")
+    return content
+
+
+def object_in(error: str) -> str:
+    """Return the object at which torch's reader stopped, by its message; or nothing: the file is damaged."""
+    if found := re.search(r"GLOBAL (\S+)", error):
+        return found[1][:100]
+    others = {"persistent_load": "a module with its source code", "Unsupported operand": "a pickle of protocol 3 or later"}
+    return next((name for part, name in others.items() if part in error), "")
+
+
+def has_objects(path: str, name: str, tensors: str) -> str:
+    """Return an error message: the file holds `name`. tensors: what leads to the tensors in the loaded file."""
+    return (
+        f"{path} holds code or objects besides tensors ({name}), which are never loaded: expected a dictionary of "
+        "tensors. If you trust the file, write one on a machine that can load it: "
+        f"torch.save(torch.load(FILE, weights_only=False){tensors}, NEW)"
+    )
+
+
+def check_is_file(path: str) -> None:
+    """RunError: nothing is there, or no file; for a run's folder it names the newest checkpoint in it."""
+    if os.path.isdir(path):
+        last = os.path.join(path, LAST)
+        raise RunError(f"{path} is a folder: expected a checkpoint file" + f", such as {last}" * os.path.isfile(last))
+    if not os.path.isfile(path):
+        what = "no regular file" if os.path.exists(path) else "no such file"
+        raise RunError(f"{path}: {what}; expected a checkpoint")
+
+
+def check_size(content: object, most: int) -> None:
+    """MemoryError: it takes over `most` bytes with its tensors written out in full, and what is shared as often as it is met."""
+    left, stack = most, [content]
+    while stack:
+        value = stack.pop()
+        left -= max(OBJECT, value.numel() * value.element_size() if torch.is_tensor(value) else 0)
+        if left < 0:
+            raise MemoryError(f"what it holds would take more than {most:,} bytes")
+        if isinstance(value, dict):
+            stack += dict.values(value)  # a file may give it an attribute `values`
+        elif isinstance(value, (list, tuple, set)):
+            stack += value

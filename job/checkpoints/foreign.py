@@ -1,0 +1,196 @@
+"""Other people's checkpoints: what is in them, and whether it is the network that is needed."""
+
+import functools
+import hashlib
+import itertools
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+
+from job.checkpoints.foreign_file import read_content
+from job.checkpoints.layouts import Layout, find_networks, outline
+from job.cluster.travels import travels
+from job.errors import RunError
+from moco.encoder import ARCHS, WIDTH, WIDTHS, build_resnet
+
+# The first parts of names, behind the prefix, that are no backbone's.
+HEADS = (
+    "fc", "projection_head", "prototypes", "projector", "predictor", "classifier", "linear", "last_linear", "head", "heads",
+)  # fmt: skip
+UNUSED = ("total_ops", "total_params")  # counters that the profiler thop leaves in each module
+
+
+@travels
+@dataclass
+class Backbone:
+    """A ResNet without its head, from a file.
+
+    state: tensors by torchvision's names. report: a line. head: what stood on it there: "linear 512-128",
+    "mlp 512-512-128", "none", or "other". meta: "epoch" (None where the file tells none), "config" ({} but for this program's).
+    """
+
+    arch: str
+    stem: str
+    width: int
+    state: dict[str, torch.Tensor]
+    report: str
+    head: str
+    meta: dict
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, first 16 hex digits, of the tensors' names, types, shapes and bytes, without counts of batches."""
+        found = hashlib.sha256()
+        for name, value in sorted(self.state.items()):
+            if name.endswith("num_batches_tracked"):  # some programs leave them out, and eval mode ignores them
+                continue
+            found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            found.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()[:16]
+
+
+def is_moco(content: dict) -> bool:
+    """Whether a checkpoint's content is a MoCo model's, this program's or not."""
+    state = content.get("state_dict")
+    return isinstance(state, dict) and any(str(key).startswith(("module.encoder_q.", "encoder_q.")) for key in state)
+
+
+def read_backbone(path: str, arch: str = "", arch_flag: str = "--teacher-arch") -> Backbone:
+    """Read a ResNet without its head from a checkpoint, whichever program wrote it.
+
+    Of several, it is the first of `find_networks`. arch: the network that it must be, and the first such is taken; by
+    default what the file says, or what its shapes fit. arch_flag: the option that names it, for messages.
+    RunError: a file that is not whole, not what its name promises, or does not fit to the last tensor.
+    """
+    content = read_content(path)
+    networks = find_networks(path, content)
+    like = (network for network in networks if arch and nearest_arch(*describe_body(path, *network)) == arch)
+    layout, state = next(like, networks[0])
+    others = [other for other, _ in networks if other is not layout]
+    body, _, stem, width = describe_body(path, layout, state)
+    stated = arch or (content["arch"] if content.get("arch") in ARCHS else "")
+    arch = stated or nearest_arch(body, layout, stem, width)
+    if misfits := compare(body, layout, arch, stem, width):
+        first = "; ".join(misfits[:3]) + (f"; and {len(misfits) - 3} more" if len(misfits) > 3 else "")
+        verdict = f"does not fit {arch}" if stated else f"fits no known network, {arch} best"
+        raise RunError(f"{path} {verdict}: {first}: use another {arch_flag}, or another file")
+    if broken := [key for key, value in body.items() if value.is_floating_point() and not torch.isfinite(value.float()).all()]:
+        raise RunError(f"{path}: {broken[0]} has values that are not finite ({len(broken)} such tensors): use another file")
+    taken = {name: body[key] for name in expected_shapes(arch, stem, width) if (key := layout.key(name)) in body}
+    head = describe_head(state, layout.prefix)
+    of_width = "" if width == WIDTH else f" of width {width}"
+    nested = f" in {layout.where}" if layout.where else ""
+    under = f" under {layout.prefix}*" if layout.prefix else ""
+    left = f"; not taken: the networks under {', '.join(other.path() for other in others):.200}" if others else ""
+    report = (
+        f"{arch}{of_width} from {path} (layout: {'numbered layers' if layout.first else 'named layers'}{nested}): "
+        f"{len(taken)} tensors{under} taken, none missing; dropped: {list_dropped(state, body, layout.prefix)} "
+        f"(head: {head}){left}"
+    )
+    return Backbone(arch, stem, width, taken, report, head, describe_run(content))
+
+
+def describe_body(path: str, layout: Layout, state: dict) -> tuple[dict[str, torch.Tensor], Layout, str, int]:
+    """Return a network's tensors without heads, by the file's names, its layout, its stem, and its width."""
+    body = find_body(path, state, layout)
+    conv = body.get(layout.key("conv1.weight"))
+    stem = "small" if conv is not None and conv.shape[-1:] == (3,) else "imagenet"
+    return body, layout, stem, find_width(body, layout)
+
+
+def find_body(path: str, state: dict, layout: Layout) -> dict[str, torch.Tensor]:
+    """Return all after the prefix except heads, by the file's names. RunError: a name is no text, or a value no tensor."""
+    if odd := [key for key in state if not isinstance(key, str)]:
+        raise RunError(f"{path}: {odd[0]!r} is no tensor's name: use another file")
+    inside = [key for key in state if key.startswith(layout.prefix) and key.rpartition(".")[2] not in UNUSED]
+    body = {key: state[key] for key in inside if key.removeprefix(layout.prefix).split(".")[0] not in HEADS}
+    if others := [key for key, value in body.items() if not torch.is_tensor(value)]:
+        raise RunError(f"{path}: {others[0]} is no tensor but {outline(body[others[0]])}: use another file")
+    return body
+
+
+def find_width(body: dict, layout: Layout) -> int:
+    """The channels of the first stage, which the stem has too; where convolution and norm do not agree, the published 64."""
+    stem = [body[key].shape[:1] for name in ("conv1.weight", "bn1.weight") if (key := layout.key(name)) in body]
+    return stem[0].numel() if len(set(stem)) == 1 and stem[0].numel() in WIDTHS else WIDTH
+
+
+@functools.cache
+def expected_shapes(arch: str, stem: str, width: int) -> dict[str, torch.Size]:
+    """The names and shapes of a network without its head."""
+    with torch.device("meta"):
+        net = build_resnet(arch, stem=stem, width=width)
+    return {key: value.shape for key, value in net.state_dict().items() if not key.startswith("fc.")}
+
+
+def compare(body: dict, layout: Layout, arch: str, stem: str, width: int) -> list[str]:
+    """What of `body` is missing, has another shape than the network's, or should not be there; in words."""
+    expected = {layout.key(name): shape for name, shape in expected_shapes(arch, stem, width).items()}
+    counters = "num_batches_tracked"  # absent from files of before torch 0.4.1, and without effect on the output
+    missing = [f"{key} is missing" for key in expected if key not in body and not key.endswith(counters)]
+    surplus = [f"{key} has no place" for key in body if key not in expected]
+    misshapen = [
+        f"{key} is {tuple(value.shape)}, expected {tuple(expected[key])}"
+        for key, value in body.items()
+        if key in expected and value.shape != expected[key]
+    ]
+    integers = [
+        f"{key} is {value.dtype}, expected floats"
+        for key, value in body.items()
+        if key in expected and not value.is_floating_point() and not key.endswith(counters)
+    ]
+    sparse = [
+        f"{key} is {'without values' if value.is_meta else value.layout}, expected a dense tensor"
+        for key, value in body.items()
+        if value.is_meta or value.layout != torch.strided
+    ]
+    return misshapen + missing + surplus + integers + sparse
+
+
+def nearest_arch(body: dict, layout: Layout, stem: str, width: int) -> str:
+    """The network whose names and shapes `body` has, or the one from which it differs least."""
+    misfits = {}
+    for arch in ARCHS:
+        misfits[arch] = len(compare(body, layout, arch, stem, width))
+        if not misfits[arch]:
+            break
+    return min(misfits, key=lambda arch: misfits[arch])
+
+
+def list_dropped(state: dict, body: dict, prefix: str) -> str:
+    """How many tensors are not taken, by the first parts of their names: "124 of encoder_k, 4 of fc, 2 others"."""
+    short = [key.removeprefix(prefix).removeprefix("module.") for key in state if key not in body]
+    shown = Counter(name.split(".")[0] for name in short if "." in name).most_common(6)
+    others = len(short) - sum(count for _, count in shown)
+    parts = [f"{count} of {first}" for first, count in shown] + [f"{others} other{'s' * (others > 1)}"] * (others > 0)
+    return ", ".join(parts) or "nothing"
+
+
+def describe_head(state: dict, prefix: str) -> str:
+    """What stands on the backbone: the widths of its `fc`, or of the projector behind the prefix or beside the backbone."""
+    beside = "".join(prefix.removesuffix(".").rpartition(".")[:2])
+    projectors = [place + name for place in (prefix, beside) for name in ("projection_head.", "projector.")]
+    for start in (f"{prefix}fc.", *projectors):
+        inside = [key for key, value in state.items() if key.startswith(start) and torch.is_tensor(value) and value.ndim == 2]
+        shapes = [state[key].shape for key in sorted(inside, key=lambda key: [int(part) for part in re.findall(r"\d+", key)])]
+        if any(before[0] != after[1] for before, after in itertools.pairwise(shapes)):
+            return "other"
+        if shapes:
+            widths = [shapes[0][1], *(shape[0] for shape in shapes)]
+            return f"{'linear' if len(shapes) == 1 else 'mlp'} {'-'.join(map(str, widths))}"
+    return "none"
+
+
+def describe_run(content: dict) -> dict:
+    """The epochs that a checkpoint counts, and its options if it is this program's."""
+    epoch, config = content.get("epoch"), content.get("config")
+    ours = "format" in content and isinstance(config, dict) and is_plain(config)
+    return {"epoch": epoch if type(epoch) is int else None, "config": config if ours else {}}
+
+
+def is_plain(config: dict) -> bool:
+    """Whether all values are options of this program, which can travel to other workers."""
+    values = itertools.chain.from_iterable(value if type(value) is list else [value] for value in config.values())
+    return all(isinstance(value, (str, int, float, type(None))) for value in [*config, *values])

@@ -1,0 +1,262 @@
+"""From a launcher's processes to Horovod workers: checks, threads, devices, and how errors leave them."""
+
+import contextlib
+import os
+import platform
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn
+
+import torch
+
+from job import output
+from job.cluster import comm, objects, same_start, slurm, sockets
+from job.cluster.watchdog import Watchdog
+from job.data.loader import end_loader_processes
+from job.errors import RunError, StartError, WorkerError
+
+# s until a rank prints an error that rank 0 may have too: by then the launcher has ended all, however busy they are.
+PATIENCE = 15
+
+# What launchers say of their tasks, in the order in which they are asked.
+LAUNCHERS = {
+    "horovodrun": ("HOROVOD_RANK", "HOROVOD_SIZE"),
+    "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+    "MPI": ("PMI_RANK", "PMI_SIZE"),
+}
+
+
+def launched() -> tuple[str, int, int]:
+    """Return the launcher's name, this task's rank and the number of tasks, from its variables."""
+    for name, (rank, size) in LAUNCHERS.items():
+        if name == "horovodrun" and slurm.ours():
+            continue
+        if rank in os.environ and size in os.environ:
+            return name, int(os.environ[rank]), int(os.environ[size])
+    return "none", 0, 1
+
+
+def start(options: Mapping[str, Any]) -> torch.device:
+    """Connect the workers, and return the device of this worker. A collective.
+
+    options: of the program, by name.
+    RunError: the launcher started another number of tasks than Horovod has workers. Each task would be a
+    whole run by itself, and write over the others' files. Or the workers differ (job/cluster/same_start.py).
+    """
+    # Gradients are summed in buckets of a fixed order (job/engine/gradients.py): a bucket that fuses with whatever else is
+    # ready adds in an order set by timing, and from four workers on the bytes of a run would depend on it.
+    os.environ["HOROVOD_FUSION_THRESHOLD"] = "0"
+    if not torch.cuda.is_available():
+        # Workers on CPUs pay for each look at what is ready with the cores that they train on; what comes wakes them
+        # (docker/build_horovod.sh).
+        os.environ.setdefault("HOROVOD_CYCLE_TIME", "50")  # ms
+    if os.environ.get("MGD_LIFELINE") == "stdin":
+        threading.Thread(target=follow_stdin, daemon=True).start()
+    sockets.shorten_paths()
+    patience()
+    name, _, size = launched()
+    if size > 1:
+        check_own_name()
+        with left_at_signals(), slurm.joined() if name == "srun" else contextlib.nullcontext():
+            comm.start()
+    check_size(name, size)
+    same_start.check(options, node(), on_cpu=not has_gpu())
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(cores())
+    return own_device()
+
+
+@contextlib.contextmanager
+def left_at_signals() -> Iterator[None]:
+    """End this process PATIENCE s after a signal, if not all workers have started by then; SIGUSR2 asks only to save.
+
+    Horovod's start is one call that waits for all workers: Python's own signal handlers run after it.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer)
+    started = threading.Event()
+
+    def watch() -> None:
+        with open(reader, "rb", buffering=0) as signals:
+            ending = next((number[0] for number in iter(lambda: signals.read(1), b"") if number[0] != signal.SIGUSR2), 0)
+            if ending and not started.wait(PATIENCE):
+                name = signal.Signals(ending).name
+                print(f"rank {launched()[1]} on {node()}: ended by {name} before all workers had started", flush=True)
+                os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writer)
+        started.set()
+
+
+def check_own_name() -> None:
+    """RunError: this machine's own name does not resolve, at which Horovod would end without a word."""
+    try:
+        socket.gethostbyname(socket.gethostname())
+    except OSError:
+        raise RunError(
+            f"this machine's own name, {socket.gethostname()}, does not resolve: add it to /etc/hosts "
+            "(in Docker: --network host, or --hostname localhost)"
+        ) from None
+
+
+def follow_stdin() -> None:
+    """End with whoever holds the other end of the standard input: a container outlives its killed client otherwise."""
+    while os.read(0, 4096):
+        pass
+    os._exit(1)
+
+
+def patience() -> tuple[float, float]:
+    """The seconds after which a worker that waits for another says so, and after which it ends: Horovod's own settings.
+
+    Horovod's own check asks every worker first, and so says nothing of one that stands still or is out of reach,
+    while Gloo gives up after 30 s and does not know on whom: job/cluster/watchdog.py looks instead.
+    """
+    os.environ.setdefault("HOROVOD_STALL_CHECK_DISABLE", "1")
+    warn = slurm.seconds("HOROVOD_STALL_CHECK_TIME_SECONDS", 60)
+    end = max(warn, slurm.seconds("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", 900))
+    os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(int(end) + 60))
+    return warn, end
+
+
+def check_size(name: str, size: int) -> None:
+    """RunError: the launcher `name` started another number of tasks, `size`, than Horovod has workers."""
+    if size != comm.size():
+        raise RunError(
+            f"{name} started {size} tasks, but Horovod has {comm.size()} workers: start with `horovodrun -np {size} ...`"
+        )
+    steps = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    if name == "horovodrun" and steps > 1:
+        raise RunError(
+            f"srun started {steps} tasks, and each a horovodrun of {size} workers: start the program itself with srun, "
+            "or horovodrun without srun"
+        )
+    asked = int(os.environ.get("SLURM_NTASKS", 1))
+    if name == "none" and asked > 1:
+        raise RunError(f"the SLURM job has {asked} tasks, but Horovod has 1 worker: start with `srun python -m ...`")
+
+
+def has_gpu() -> bool:
+    """Whether this worker can compute on a GPU."""
+    return torch.cuda.is_available() and (comm.size() == 1 or comm.has_nccl())
+
+
+def own_device() -> torch.device:
+    """The GPU of this worker's local rank, or the only one that SLURM lets it see; the CPU where no worker has any. A collective.
+
+    RunError: two workers have the same GPU, or some have none.
+    """
+    usable = has_gpu()
+    index = comm.local_rank() % torch.cuda.device_count() if usable else 0
+    mine = (platform.node(), str(torch.cuda.get_device_properties(index).uuid) if usable else "")
+    taken = objects.allgather(mine, "gpus")
+    without = [node for node, gpu in taken if not gpu]
+    if len(without) == comm.size():
+        return torch.device("cpu")
+    if without:
+        raise RunError(
+            f"no GPU, or a Horovod without NCCL, on {', '.join(sorted(set(without)))}, and GPUs on the other nodes: mend that, "
+            "or start all with CUDA_VISIBLE_DEVICES= to train on CPUs"
+        )
+    if len(set(taken)) < comm.size():
+        raise RunError(f"{comm.local_size()} workers on a machine of {torch.cuda.device_count()} GPUs: start one worker a GPU")
+    torch.cuda.set_device(index)
+    torch.backends.cudnn.deterministic = True  # a resumed run ends with the same bytes
+    return torch.device("cuda", index)
+
+
+def watchdog(say: Callable[[str], None]) -> Watchdog:
+    """A watchdog over this worker, on the interface that Horovod uses. A collective."""
+    return Watchdog(slurm.address_of(os.environ.get("HOROVOD_GLOO_IFACE", "lo")), node(), *patience(), say)
+
+
+def preflight(device: torch.device) -> str:
+    """What this run stands on: workers, nodes, network, device, versions."""
+    # No CUDA name where there is no GPU: torch.cuda.get_device_name would fail.
+    hardware = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU ({torch.get_num_threads()} threads each)"
+    network = f"interface {os.environ['HOROVOD_GLOO_IFACE']}" if "HOROVOD_GLOO_IFACE" in os.environ else "no network"
+    if "HOROVOD_GLOO_RENDEZVOUS_ADDR" in os.environ:
+        network += " rendezvous {HOROVOD_GLOO_RENDEZVOUS_ADDR}:{HOROVOD_GLOO_RENDEZVOUS_PORT}".format(**os.environ)
+    nodes = f"{comm.nodes()} node{'s' * (comm.nodes() > 1)}"
+    return (
+        f"{comm.size()} workers on {nodes}, {comm.local_size()} of them on {node()}, by {launched()[0]}; "
+        f"{network}; device {hardware}; torch {torch.__version__}, {comm.versions()}; "
+        f"image {os.environ.get('MGD_IMAGE', 'none')}"
+    )
+
+
+def node() -> str:
+    """The name of this worker's node, as SLURM or the machine itself has it."""
+    return os.environ.get("SLURMD_NODENAME", platform.node())
+
+
+def cores() -> int:
+    """The cores of this machine that are this worker's share: those that SLURM gives to a task, or an equal part of all."""
+    available = len(os.sched_getaffinity(0))
+    if launched()[0] == "srun" and "SLURM_CPUS_PER_TASK" in os.environ:
+        return min(available, int(os.environ["SLURM_CPUS_PER_TASK"]))
+    return max(1, available // comm.local_size())
+
+
+def leave(code: int, at_once: bool = False) -> NoReturn:
+    """End the program; at once as well if a loader process does not end, for which an orderly end would wait."""
+    ended = end_loader_processes()
+    if ended and not at_once:
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+@contextlib.contextmanager
+def reported_errors() -> Iterator[None]:
+    """End the program on a RunError with its line, from rank 0 alone, and its exit code.
+
+    What only this worker knows is said by it, with rank and node. Where another worker has caused the end, that
+    one's line is to be the one that is read: this one waits a little before it speaks, and is mostly ended meanwhile.
+    """
+    _, rank, size = launched()
+    own = f"rank {rank} on {node()}: " if size > 1 else ""
+    with output.guarded():
+        if rank:
+            output.may_fail(output.ignore)  # rank 0 has the results
+        try:
+            yield
+        except StartError as error:
+            if rank:
+                time.sleep(PATIENCE)
+            print(f"error: {own}{error}", file=sys.stderr, flush=True)
+            leave(error.code)
+        except WorkerError as error:
+            print(f"error: {own}{error}", file=sys.stderr, flush=True)
+            leave(error.code, at_once=True)
+        except RunError as error:
+            if rank and comm.size() > 1:  # then all have it, and rank 0 says it
+                # The launcher ends all at the first that goes: let rank 0 speak before, and end with its code all the same.
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                time.sleep(2)
+                leave(error.code)
+            if rank:
+                time.sleep(PATIENCE)
+            print(f"error: {own if rank else ''}{error}", file=sys.stderr, flush=True)
+            leave(error.code)
+        except comm.WorkerGone as error:
+            time.sleep(2)
+            print(f"error: {own}another worker is gone ({error}); its own last lines say why", file=sys.stderr, flush=True)
+            leave(1)
+        except Exception as error:
+            traceback.print_exc()
+            print(f"error: {own}{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            leave(1)

@@ -1,0 +1,169 @@
+"""Says who keeps the others waiting: a worker that stands still, is out of reach, or does something else.
+
+Each worker answers, from a thread, what it is doing. When one has waited too long in a collective, the lowest
+rank that waits asks all the others; those that do not answer stand still, or are gone with their node.
+
+Both sides prove that they have the answering worker's key, which all workers got by a collective:
+
+    answers OWN_NONCE
+    asks    NONCE HMAC(key, "ask", NONCE, OWN_NONCE)
+    answers HMAC(key, "answer", NONCE, TEXT) TEXT
+"""
+
+import os
+import secrets
+import socket
+import socketserver
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
+
+from job.cluster import comm, guard
+from job.cluster.objects import allgather
+from job.data.loader import Batches
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) + os.sep
+OURS = tuple(os.path.join(ROOT, package, "") for package in ("job", "mgd", "moco"))
+ANSWER = 3.0  # s to wait for another worker's answer
+LINE = 16384  # bytes of a line between two workers, at most: an answer can have a file's path
+MAIN = threading.main_thread().ident or 0  # it has started
+
+
+class Handler(socketserver.BaseRequestHandler):
+    """Answers a worker that proves the key."""
+
+    server: "Server"
+
+    def handle(self) -> None:
+        """Send a nonce; if the proof fits it, send what this worker is doing."""
+        own_nonce = guard.nonce()
+        lines = guard.bounded(self.request, LINE, ANSWER)
+        self.request.sendall(f"{own_nonce}\n".encode())
+        nonce, _, proof = lines.readline().decode(errors="replace").rstrip().partition(" ")
+        if guard.proves(proof, self.server.key, "ask", nonce, own_nonce):
+            text = self.server.doing()
+            self.request.sendall(f"{guard.prove(self.server.key, 'answer', nonce, text)} {text}\n".encode())
+
+
+class Server(guard.BoundedServer):
+    """The port of a worker, for the job's other workers."""
+
+    def __init__(self, address: str, doing: Callable[[], str]):
+        super().__init__((address, 0), Handler)
+        self.doing = doing
+        self.key = secrets.token_hex(32).encode()
+        self.most += comm.size()
+
+
+class Watchdog:
+    """Watches this worker's main thread, and ends the process when that waits for others longer than `end` seconds.
+
+    address: where this machine listens; node: its name; warn: s of waiting after which that is said. A collective:
+    all workers make theirs at the same time. `say` is given one line at a time.
+    """
+
+    def __init__(self, address: str, node: str, warn: float, end: float, say: Callable[[str], None]):
+        self.rank, self.warn, self.end, self.say = comm.rank(), warn, end, say
+        self.server = Server(address, self.doing)
+        # (node, address, port, key)
+        self.peers = allgather((node, *self.server.server_address, self.server.key.decode()), "watchdog")
+        self.server.allowed = {address for _, address, _, _ in self.peers}
+        self.over = threading.Event()
+        for work in (self.answer, self.watch):
+            threading.Thread(target=work, daemon=True).start()
+
+    def close(self) -> None:
+        """Stop watching and answering."""
+        self.over.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+    def answer(self) -> None:
+        """Answer other workers, until the server is shut down."""
+        self.server.serve_forever(poll_interval=0.1)
+
+    def ask(self, rank: int) -> str:
+        """Return what another worker does; nothing if it does not answer, or cannot prove its key."""
+        _, address, port, key = self.peers[rank]
+        own = self.peers[self.rank][1], 0  # by this address the other allows this worker
+        nonce = guard.nonce()
+        try:
+            with socket.create_connection((address, port), timeout=ANSWER, source_address=own) as connection:
+                lines = guard.bounded(connection, LINE, ANSWER)
+                own_nonce = lines.readline().decode(errors="replace").rstrip()
+                connection.sendall(f"{nonce} {guard.prove(key.encode(), 'ask', nonce, own_nonce)}\n".encode())
+                proof, _, text = lines.readline().decode(errors="replace").rstrip("\n").partition(" ")
+        except OSError:
+            return ""
+        return text if guard.proves(proof, key.encode(), "answer", nonce, text) else ""
+
+    def doing(self) -> str:
+        """`waits for NAME at PLACE`, `has no batch ... at PLACE` or `is at PLACE`: what this worker's main thread does."""
+        frame = sys._current_frames()[MAIN]
+        if wait := comm.waits:
+            doing = f"waits for '{wait.name}'"
+        else:
+            doing = f"has {loading.doing()}," if (loading := batches(frame)) else "is"
+        return "".join(sign if sign.isprintable() else "?" for sign in f"{doing} at {place(frame)}")
+
+    def waited(self) -> float:
+        """The seconds for which the main thread has waited for one collective."""
+        wait = comm.waits
+        return time.monotonic() - wait.since if wait else 0.0
+
+    def watch(self) -> None:
+        """Report a wait longer than `warn` seconds, and end the process after `end` seconds of it."""
+        warned = False
+        while not self.over.wait(min(1.0, self.warn / 4)):
+            waited = self.waited()
+            if waited < self.warn:
+                warned = False
+            elif waited >= self.end:
+                if report := self.report(waited):
+                    self.say(f"error: {report}; ended after HOROVOD_STALL_SHUTDOWN_TIME_SECONDS={self.end:.0f}")
+                else:
+                    time.sleep(2 * ANSWER)  # a lower rank's report is to come first
+                os._exit(1)
+            elif not warned:
+                warned = True
+                if report := self.report(waited):
+                    self.say(report)
+
+    def report(self, waited: float) -> str:
+        """Who waits for whom, if no lower rank waits that can say it."""
+        with ThreadPoolExecutor(32) as pool:
+            below = list(pool.map(self.ask, range(self.rank)))
+            if any(answer.startswith("waits") for answer in below):
+                return ""
+            answers = below + [self.doing()] + list(pool.map(self.ask, range(self.rank + 1, len(self.peers))))
+        mine = answers[self.rank]
+        text = f"rank {self.rank} on {self.peers[self.rank][0]} {mine} for {waited:.0f} s"
+        for rank, answer in enumerate(answers):
+            if answer != mine:
+                text += f"; rank {rank} on {self.peers[rank][0]} {answer or 'does not answer: it is stopped, or out of reach'}"
+        return text
+
+
+def outwards(frame: FrameType | None) -> Iterator[FrameType]:
+    """The frames from the innermost outwards."""
+    while frame:
+        yield frame
+        frame = frame.f_back
+
+
+def batches(frame: FrameType) -> Batches | None:
+    """The batches of which a thread awaits the next, or None: it awaits none."""
+    levels = (level for level in outwards(frame) if level.f_code is Batches.__next__.__code__)
+    return next((level.f_locals["self"] for level in levels), None)
+
+
+def place(frame: FrameType) -> str:
+    """Where a thread is: the innermost line of this project's code except the door's, or of any where there is none."""
+    levels = list(outwards(frame))
+    names = [level.f_code.co_filename for level in levels]
+    ours = (level for level, name in zip(levels, names, strict=True) if name.startswith(OURS) and name != comm.__file__)
+    level = next(ours, levels[0])
+    return f"{level.f_code.co_filename.removeprefix(ROOT)}:{level.f_lineno}"

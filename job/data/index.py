@@ -1,0 +1,80 @@
+"""Make the index of tar shards that are there, whoever wrote them; without it a run could not find an image in them."""
+
+import os
+
+from job.data.selection import Selection
+from job.data.shards import INDEX, save_index
+from job.data.tars import Shard, read_shard
+from job.errors import RunError
+from job.metrics.log import Log
+
+SPLITS = ("train", "val", "valid")
+
+
+def index(data: str, log: Log) -> dict[str, list[Shard]]:
+    """Write an index beside the shards of each split of `data`; return what they hold.
+
+    Log the files left out, and the images without a label. RunError: shards are missing or incomplete.
+    """
+    folders = {split: os.path.join(data, split) for split in SPLITS}
+    selections = {split: Selection() for split in SPLITS}
+    found = {split: tar_files(folder, selections[split]) for split, folder in folders.items()}
+    files = {split: names for split, names in found.items() if names}
+    if not files:
+        loose = f"; move or link those of {data} into such folders" if tar_files(data, Selection()) else ""
+        raise RunError(f"no shards in {data}: expected {data}/train/*.tar, and val/ beside it, not compressed{loose}")
+    shards: dict[str, list[Shard]] = {split: [] for split in files}
+    done, total = 0, sum(map(len, files.values()))
+    for split, names in files.items():
+        for name in names:
+            shards[split].append(read_shard(os.path.join(folders[split], name), selections[split]))
+            done += 1
+            log.progress(f"indexing: {done} of {total} shards", done, total, -(-total // 100))
+        if not any(shard.names for shard in shards[split]):
+            left_out = selections[split].report(folders[split])
+            raise RunError(f"no images in the shards of {folders[split]}: expected <key>.jpg, .png, ...; {left_out}")
+    classes = class_names([shard for some in shards.values() for shard in some])
+    for split, some in shards.items():
+        save_index(folders[split], classes, some)
+        for line in (selections[split].report(folders[split]), unlabelled(folders[split], selections[split])):
+            if line:
+                log.line(line)
+    return shards
+
+
+def tar_files(folder: str, selection: Selection) -> list[str]:
+    """Return the names of a folder's tar files, sorted; count its other files. The folder may be missing."""
+    if not os.path.isdir(folder):
+        return []
+    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    entries = [entry for entry in entries if entry.name != INDEX and selection.keeps(entry.name, entry.name)]
+    tars = []
+    for entry in entries:
+        if entry.name.lower().endswith(".tar") and entry.is_file():
+            tars.append(entry.name)
+        else:
+            selection.left_out.add("in no tar file", entry.name)
+    return tars
+
+
+def unlabelled(root: str, selection: Selection) -> str:
+    """Return a line about the images of `root` without a label; an empty one if there are none."""
+    count = selection.unlabelled.total
+    needs = "job.train needs none, k-NN and job.linear do"
+    return f"{count} of {selection.taken} images in {root} have no label: {selection.unlabelled}; {needs}" if count else ""
+
+
+def class_names(shards: list[Shard]) -> list[str]:
+    """The folders that the images' names begin with, where each class has one of its own; otherwise the labels as text.
+
+    There are none if no image has a label.
+    """
+    found: dict[int, set[str]] = {}  # label -> folders
+    for shard in shards:
+        for label, name in zip(shard.labels, shard.names, strict=True):
+            if label >= 0:
+                found.setdefault(label, set()).add(name.removeprefix("./").rpartition("/")[0].split("/")[0])
+    own = {label: min(folders) for label, folders in found.items() if len(folders) == 1}
+    if len(set(own.values()) - {""}) < len(found):
+        own = {}
+    return [own.get(label, str(label)) for label in range(max(found, default=-1) + 1)]

@@ -1,0 +1,1 @@
+"""The parts of any run: state, resume, gradients, comparison of workers."""

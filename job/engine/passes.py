@@ -1,0 +1,52 @@
+"""A pass over images that trains nothing: the workers share its batches, and a signal stops all of them together."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from job.config import Config, LinearConfig
+from job.data.augment import normalize
+from job.data.folders import every_nth_batch
+from job.data.images import Images
+from job.data.views import CentreViews
+from job.engine.run import Run
+
+
+def centre_crops(
+    images: Images,
+    chosen: list[int],
+    batch: int,
+    config: Config | LinearConfig,
+    run: Run,
+    what: str,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield this worker's batches: normalised centre crops (b, 3, H, W) and labels (b,).
+
+    A label is -1 if the image is undecodable or has none.
+    chosen: indices of `images`. batch: images at a time, for any number of workers. what: names the pass in the log.
+    config: image_size, workers, print_freq and max_bad_images are used.
+    A collective. RunError, on all workers: too many undecodable files. Stopped, on all workers: a signal came.
+    """
+    batches = every_nth_batch(chosen, batch, run.rank, run.size)
+    views = run.batches(CentreViews(images, config.image_size), batches, config.workers)
+    bad: list[str] = []
+    for done in run.rounds(len(every_nth_batch(chosen, batch, 0, run.size))):
+        if done <= len(batches):  # a worker can have one batch less than rank 0
+            pixels, labels, undecodable = next(views)  # (b, 3, H, W) uint8, (b,)
+            pixels, labels = (part.to(run.device, non_blocking=True) for part in (pixels, labels))
+            yield normalize(pixels), labels
+            bad += undecodable
+            run.log.progress(f"{what}: {done} of {len(batches)} batches", done, len(batches), 10 * config.print_freq)
+    run.note_bad_images(bad, config.max_bad_images, len(images), images.root)
+
+
+@contextlib.contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Keep a network in eval mode; it is in train mode afterwards, also after an error or a stop."""
+    net.eval()
+    try:
+        yield
+    finally:
+        net.train()

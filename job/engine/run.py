@@ -1,0 +1,233 @@
+"""One run on these workers, and the one door to it: launcher, device, folder, log, checkpoints and the wish to stop."""
+
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType, TracebackType
+from typing import Any, TypeVar
+
+import torch
+import yaml
+
+from job.checkpoints.folder import LEFT, Checkpoints
+from job.cluster import comm, launch
+from job.cluster.memory import keep_freed_memory, set_apart
+from job.cluster.objects import allgather, broadcast
+from job.cluster.stop import Stop, Stopped
+from job.data.loader import Batches, Views
+from job.engine.position import Count, change, resumed
+from job.errors import RunError, WorkerError
+from job.files import write_whole
+from job.metrics import events
+from job.metrics.log import Log
+from job.text import printable
+
+Result = TypeVar("Result")
+LOG_SECONDS = 5.0  # to write the last line of a worker that ends at once
+
+
+class Run:
+    """What a program knows of the workers and the folder that it runs on.
+
+    rank, size: this worker's place among all; device: where it computes; log: what it says; checkpoints:
+    what it keeps. Entering starts Horovod; nothing is written before `begin`.
+
+    events_every: how many steps lie between those that TensorBoard shows; 0: no event files for it are written.
+    options: of the program, by name, which all workers must have in common.
+    """
+
+    def __init__(self, folder: str, keep: int, events_every: int = 0, options: Mapping[str, Any] = MappingProxyType({})):
+        self.folder, self.complete = folder, os.path.join(folder, "complete")
+        self.events_every, self.options = events_every, options
+        self.checkpoints = Checkpoints(folder, keep)
+        self.bad_images: set[str] = set()
+
+    def __enter__(self) -> "Run":
+        self.stop = Stop()  # before Horovod starts: a signal that comes meanwhile is obeyed at the first step
+        try:
+            self.device = launch.start(self.options)
+            self.rank, self.size = comm.rank(), comm.size()
+            self.log = Log(speaks=self.rank == 0)
+            self.watchdog = launch.watchdog(self.log.line if self.rank == 0 else functools.partial(print, flush=True))
+        except BaseException:
+            self.stop.restore()
+            raise
+        if torch.cuda.is_available() and self.device.type == "cpu":
+            self.log.line("this machine has a GPU, but Horovod was built without NCCL: build it anew with a CUDA toolkit there")
+        self.log.line(launch.preflight(self.device))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.watchdog.close()
+        closing = threading.Thread(target=self.close_log, args=(error,), daemon=True)
+        closing.start()
+        # The log may lie on the file system whose silence is the error.
+        closing.join(LOG_SECONDS if isinstance(error, WorkerError) else None)
+        self.stop.restore()
+        if kind is None:
+            comm.stop()
+
+    def close_log(self, error: BaseException | None) -> None:
+        """Write a RunError to the log, and close the log."""
+        if isinstance(error, RunError):
+            self.log.note(f"error: {error}")
+        self.log.close()
+
+    def say(self, line: str) -> None:
+        """Print a line that only this worker has; on rank 0 to the log as well."""
+        if self.rank == 0:
+            self.log.line(line)
+        else:
+            print(f"rank {self.rank} on {launch.node()}: {line}", flush=True)
+
+    def batches(self, views: Views, draws: Iterable[list], processes: int) -> Batches:
+        """Return an iterator over the batches of `draws`, lists of indices of `views`, on the CPU."""
+        return Batches(views, draws, processes, self.device.type == "cuda", self.stop, launch.patience(), self.say)
+
+    def rounds(self, count: int) -> Iterator[int]:
+        """Yield 1 to `count`; a signal to any worker ends the loop of all. A collective.
+
+        After each round the workers exchange the wish to stop. It travels during the next round.
+        Stopped, on all workers after the same round: a signal came.
+        """
+        wish = None
+        for done in range(1, count + 1):
+            yield done
+            self.obey(wish)
+            mine = torch.tensor([self.stop.signal is not None]).int()
+            wish = comm.begin_sum_(mine, "stop")
+        self.obey(wish)
+
+    def obey(self, wish: comm.Pending | None) -> None:
+        """Wait for the wish to stop, if it travels. Stopped: a worker has it."""
+        if wish and comm.wait(wish).item():
+            raise Stopped
+
+    def saved(self, epoch: int, step: int) -> bool:
+        """Whether the folder has the checkpoint of a position. A collective."""
+        return self.on_first(lambda: self.checkpoints.has(epoch, step))
+
+    def share(self, total: int) -> int:
+        """Return how many images of a total batch are this worker's. RunError: the workers cannot share it equally."""
+        if total % self.size:
+            below, above = total - total % self.size, total + self.size - total % self.size
+            raise RunError(
+                f"--batch-size {total} cannot be shared equally by {self.size} workers: choose {below or above} or {above}"
+            )
+        return total // self.size
+
+    def autocast(self, precision: str) -> torch.autocast:
+        """A context in which networks pass in this precision, an option's: float32 or bf16."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
+
+    def on_first(self, work: Callable[[], Result]) -> Result:
+        """Return what `work()` returns on rank 0, on all ranks; what fails there for the user or the system is raised on all."""
+        outcome: tuple[Any, tuple[str, int] | None] | None = None
+        if self.rank == 0:
+            try:
+                outcome = (work(), None)
+            except RunError as error:
+                outcome = (None, (str(error), error.code))
+            except OSError as error:
+                outcome = (None, (f"{error.filename or 'a file'}: {error.strerror or error}", 2))
+        result, failed = broadcast(outcome)
+        if failed:
+            raise RunError(*failed)
+        return result
+
+    def begin(self, options: dict, saved: dict | None, steps: int, resume: str) -> None:
+        """Start the count of steps, save the options in the folder, and write the log there from now on.
+
+        The order of writes holds if power fails between any two. A checkpoint's records are on disk before the
+        checkpoint (Log.sync), and the next checkpoint's name is before an old one is removed. A resume puts later
+        checkpoints aside (resume_at), then writes the decision to go back, then drops later records. `complete` is last.
+
+        saved: the checkpoint that the run resumes from, or None for a fresh run. steps: of an epoch.
+        resume: the option.
+        RunError, on all workers: a fresh run finds another's checkpoints, the folder cannot be written
+        to, or the package that writes event files is not installed.
+        """
+        start = (saved["epoch"], saved["step"]) if saved else (0, 0)
+        self.count = resumed(saved, steps) if saved else Count(steps)
+
+        def open_folder() -> None:
+            holds_run = bool(self.checkpoints.paths())
+            if saved is None and holds_run:
+                raise RunError(f"{self.folder} holds a run already: go on with it by --resume auto, or choose another --out")
+            if self.events_every:
+                events.require()
+            text = yaml.safe_dump(options, sort_keys=False)
+            line = yaml.safe_dump(options, sort_keys=False, default_flow_style=True, width=float("inf")).strip()
+            try:
+                os.makedirs(self.folder, exist_ok=True)
+                if os.path.exists(self.complete):
+                    os.remove(self.complete)
+                later = self.checkpoints.resume_at(start, resume) if saved else []
+                write_whole(os.path.join(self.folder, "config.yaml"), text.encode())
+                recorded = self.log.open(self.folder, start)
+                if holds_run and recorded < (done := self.count.at(*start)):
+                    missing = f"the records of steps {recorded + 1} to {done}"
+                    self.log.line(f"{self.folder}/metrics.jsonl: {missing} are missing; the run goes on without them")
+                if later:
+                    names = ", ".join(map(os.path.basename, later))
+                    self.log.line(f"going back: {names} now end with {LEFT}, and the first checkpoint saved removes them")
+                if self.events_every:
+                    self.log.events = events.Events(self.folder, start, self.count, self.events_every, self.log.line)
+            except OSError as error:
+                raise RunError(f"cannot write to {self.folder}: {error.strerror}; choose another --out") from None
+            self.log.line(f"options: {line}")
+            if record := saved and change(saved, options["batch_size"], steps):
+                self.log.record(**record)
+
+        self.on_first(open_folder)
+        set_apart()
+        if self.device.type == "cpu":
+            keep_freed_memory()
+
+    def end(self, line: str) -> None:
+        """Say the run's last line, and leave it in the folder's file `complete`: there is nothing to go on with."""
+        self.log.line(line)
+
+        def mark() -> None:
+            self.log.sync()
+            try:
+                write_whole(self.complete, f"{line}\n".encode())
+            except OSError as error:
+                raise RunError(f"cannot write {self.complete}: {error.strerror}; the run is done but for this file") from None
+
+        self.on_first(mark)
+
+    def total(self, **values: torch.Tensor | float) -> dict[str, float]:
+        """Return the sums of `values` over all workers. A collective: all workers call it with the same names.
+
+        RunError, on all: rank 0's log could not be written meanwhile.
+        """
+        given = [*values.values(), self.log.failure is not None]
+        numbers = [torch.as_tensor(number, dtype=torch.float64).detach() for number in given]  # () each
+        mine = torch.empty(len(numbers), dtype=torch.float64)
+        for device in {number.device for number in numbers}:  # one copy from each: it waits for all that is under way there
+            places = [place for place, number in enumerate(numbers) if number.device == device]
+            mine[places] = torch.stack([numbers[place] for place in places]).cpu()
+        *sums, failed = comm.total(mine, "total").tolist()
+        if failed:
+            self.on_first(self.log.check)
+        return dict(zip(values, sums, strict=True))
+
+    def note_bad_images(self, files: list[str], limit: int, images: int, root: str = "") -> None:
+        """Name undecodable files that no worker had met before. A collective.
+
+        Those of earlier processes of the run count too, also if the data has moved meanwhile.
+        RunError: they are more than `limit`, or all of the `images` that there are under `root`.
+        """
+        folder, split = os.path.split(printable(root))
+        prefix = os.path.join(folder, "")
+        named = {file.removeprefix(prefix) for part in allgather(files, "bad_images") for file in part}
+        found = sorted(named - self.bad_images)
+        self.bad_images.update(found)
+        for file in found:
+            self.log.line(f"cannot decode {prefix}{file}; it is passed over")
+        bad = len(self.bad_images)
+        if bad > limit or sum(file.startswith(split) for file in self.bad_images) >= images:
+            first = prefix + min(self.bad_images)
+            raise RunError(f"{bad} of {images} images cannot be decoded, and --max-bad-images is {limit}; the first: {first}")

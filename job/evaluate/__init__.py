@@ -1,0 +1,1 @@
+"""The quality of frozen features: k-NN and a linear classifier."""

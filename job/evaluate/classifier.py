@@ -1,0 +1,248 @@
+"""All that a linear classification is made of, how it is saved, and how a run goes on from there."""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torchvision.models import ResNet
+
+from job.checkpoints.folder import AUTO, BEST, load
+from job.checkpoints.foreign import read_backbone
+from job.cluster import comm
+from job.config import LinearConfig
+from job.data import digits, randomness
+from job.data.augment import CentreView, ClassifierView
+from job.data.folders import TrainingOrder, scan, scan_validation
+from job.data.images import Images
+from job.data.views import OneView
+from job.engine import replicas
+from job.engine.fixed_point import FixedPointGradients
+from job.engine.resume import (
+    check_finite,
+    check_format,
+    check_place,
+    load_optimizer,
+    newest,
+    resumed_before,
+    tell_changes,
+    warn_of_rate,
+)
+from job.engine.run import Run
+from job.errors import RunError
+from moco.encoder import WIDTH, build_resnet, with_features
+
+
+@dataclass
+class Classifier:
+    """A frozen ResNet whose `fc` is trained. `encoder` gives its features, sharing its parameters."""
+
+    config: LinearConfig
+    run: Run
+    train: Images
+    val: Images
+    net: ResNet
+    encoder: nn.Module  # images -> {"flatten": (B, C)}
+    gradients: FixedPointGradients
+    optimizer: torch.optim.Optimizer
+    best: float = -1.0  # top-1 in percent on the validation images, of the best epoch so far
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return len(self.train) // self.config.batch_size
+
+    def order(self, epoch: int) -> str:
+        """A word for the training images of an epoch, in their order."""
+        return self.train.digest(self.config.seed, epoch, self.config.batch_size)
+
+    def batches(self, start: tuple[int, int]) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[str]]]:
+        """An iterator over this worker's training views from (epoch, step) on: (B, 3, H, W) uint8, labels, bad files."""
+        config, run = self.config, self.run
+        order = TrainingOrder(self.train, config.batch_size, run.rank, run.size, config.seed, config.epochs, start)
+        view = ClassifierView(config.image_size) if config.augment else CentreView(config.image_size)
+        return run.batches(OneView(self.train, view, config.seed), order, config.workers)
+
+    def backbone(self) -> dict[str, torch.Tensor]:
+        """The frozen tensors, by name."""
+        return {name: value for name, value in self.net.state_dict().items() if not name.startswith("fc.")}
+
+    def common(self) -> dict[str, torch.Tensor]:
+        """All that is the same on every worker, by name: also all of the frozen network, whose features train the others."""
+        return self.backbone() | replicas.shared(self.net, self.optimizer)
+
+
+def build(config: LinearConfig, run: Run) -> Classifier:
+    """Build a classification's parts; what --pretrained says of network and crop is put into `config`.
+
+    RunError: data or a checkpoint that does not fit, or a batch that cannot be shared.
+    """
+    trains = not (config.knn or config.evaluate)
+    train = run.on_first(lambda: scan(digits.prepared(config.data), "train", max_bad=config.max_bad_images))
+    val = run.on_first(lambda: scan_validation(digits.prepared(config.data), train))
+    for line in filter(None, (train.left_out, val.left_out)):
+        run.log.line(line)
+    if trains and train.labelled < len(train):
+        unlabelled = len(train) - train.labelled
+        raise RunError(f"{unlabelled} of {len(train)} images in {train.root} have no label: a classifier needs one for each")
+    if trains and len(train) < config.batch_size:
+        raise RunError(
+            f"{train.root} has {len(train)} images, fewer than --batch-size {config.batch_size}: choose a smaller batch"
+        )
+    net = frozen(config, run)
+    width = net.fc.in_features
+    net.fc = nn.Linear(width, len(train.classes))
+    nn.init.normal_(net.fc.weight, std=0.01)
+    nn.init.zeros_(net.fc.bias)
+    net.to(run.device)
+    comm.broadcast_(net.state_dict())
+    sgd = torch.optim.SGD(net.fc.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    gradients = FixedPointGradients(net.fc.named_parameters(prefix="fc"))
+    return Classifier(config, run, train, val, net, with_features(net, [], output="flatten").eval(), gradients, sgd)
+
+
+def frozen(config: LinearConfig, run: Run) -> ResNet:
+    """Return the network that is not trained, in eval mode, and settle network, first layer and crop in `config`.
+
+    RunError: the checkpoint cannot be used, or has another first layer, or the crop is too small.
+    """
+    state, size = {}, 224
+    if config.pretrained:
+        weights = run.on_first(lambda: read_backbone(config.pretrained, config.arch, arch_flag="--arch"))
+        if config.stem not in ("", weights.stem):
+            raise RunError(f"--stem {config.stem}: {config.pretrained} has the {weights.stem} one")
+        if config.width not in (0, weights.width):
+            raise RunError(f"--width {config.width}: {config.pretrained} has {weights.width} channels in its first stage")
+        config.arch, config.stem, config.width, state = weights.arch, weights.stem, weights.width, weights.state
+        size = weights.meta["config"].get("image_size", size)
+        run.log.line(f"frozen: {weights.report}")
+    config.arch, config.stem, config.width = config.arch or "resnet18", config.stem or "imagenet", config.width or WIDTH
+    config.image_size = config.image_size or size
+    if config.image_size < 8:
+        raise RunError(f"--image-size {config.image_size}: expected 8 or more")
+    if not config.pretrained:
+        run.log.line(f"frozen: {config.arch} with random weights, as no --pretrained names others: the baseline")
+    torch.manual_seed(randomness.torch_seed(config.seed, "weights"))  # job.train's, whose student begins so by default
+    net = build_resnet(config.arch, stem=config.stem, width=config.width)
+    net.load_state_dict(state, strict=False)  # what is missing is the head alone: read_backbone has checked the rest
+    return net.requires_grad_(False).eval()
+
+
+def find(config: LinearConfig, run: Run) -> dict | None:
+    """Return the checkpoint that --resume names, or None where `auto` finds none. RunError: none is whole, or another run's."""
+    if not config.resume:
+        return None
+    if config.resume == AUTO or (not config.evaluate and resumed_before(config, run)):
+        return newest(run)
+    if not config.evaluate:
+        run.on_first(lambda: check_place(config, run))
+    return run.on_first(lambda: load(config.resume))
+
+
+def restore(saved: dict, classifier: Classifier) -> tuple[int, int]:
+    """Load a checkpoint's classifier; return the (epoch, step) to go on from. RunError: it is of other data or features."""
+    config, where = classifier.config, f"the checkpoint of --resume {classifier.config.resume}"
+    if "format" not in saved or "best_acc1" not in saved:
+        raise RunError(f"{where} is no linear classifier of this program: give one of job.linear; features go to --pretrained")
+    check_format(saved)
+    if saved["classes"] != classifier.train.classes:
+        raise RunError(f"{where} tells {len(saved['classes'])} other classes apart than {classifier.train.root} has")
+    state = {name.removeprefix("module."): value for name, value in saved["state_dict"].items()}
+    if differs := different(state, classifier.backbone()):
+        raise RunError(f"{where} stands on other features ({differs} differs): resume with the --pretrained that it began with")
+    if saved["step"]:
+        check_same_epoch(saved, classifier, where)
+    tell_changes(saved["config"], config, where, classifier.run)
+    if not config.evaluate:
+        warn_of_rate(saved, config, classifier.run)
+    if saved["workers"] != classifier.run.size:
+        classifier.run.log.line(f"{where} was saved by {saved['workers']} workers; now {classifier.run.size}")
+    classifier.net.load_state_dict(state)
+    load_optimizer(classifier.optimizer, saved["optimizer"], config)
+    classifier.best = saved["best_acc1"]
+    classifier.run.bad_images.update(saved.get("bad_images", ()))
+    return saved["epoch"], saved["step"]
+
+
+def settle_best(classifier: Classifier, start: tuple[int, int]) -> None:
+    """Remove best.pth.tar if it is later than `start`, where the run resumes. A collective.
+
+    Without such a file, the next accuracy is the best.
+    """
+    run = classifier.run
+
+    def has_best() -> bool:
+        path = os.path.join(run.folder, BEST)
+        if not os.path.exists(path):
+            return False
+        try:
+            best = load(path)
+            if not best.keys() >= {"epoch", "step"}:
+                raise RunError(f"{path}: no epoch and step; expected a checkpoint of job.linear")
+        except RunError as error:
+            run.log.line(f"passed over: {error}; the best from epoch {start[0]} on replaces it")
+            return False
+        if (best["epoch"], best["step"]) <= start:
+            return True
+        os.remove(path)
+        run.log.line(f"going back: {path}, of epoch {best['epoch']}, is removed; the best from epoch {start[0]} on replaces it")
+        return False
+
+    if not run.on_first(has_best):
+        classifier.best = -1.0
+
+
+def check_same_epoch(saved: dict, classifier: Classifier, where: str) -> None:
+    """RunError: an epoch that is begun cannot go on, as its images, or how they are drawn, are not what they were."""
+    config, old = classifier.config, saved["config"]
+    changes = {
+        "--seed": (old["seed"], config.seed),
+        "--batch-size": (old["batch_size"], config.batch_size),
+        "number of images": (saved["images"], len(classifier.train)),
+        "files or their order": (saved["order"], classifier.order(saved["epoch"])),
+    }
+    for name, (then, now) in changes.items():
+        if then != now:
+            raise RunError(f"{where} was taken within an epoch, where the {name} cannot change: {then}, now {now}")
+
+
+def different(state: dict[str, torch.Tensor], backbone: dict[str, torch.Tensor]) -> str:
+    """Return the first name under which `state` has other bytes than `backbone`, or nothing."""
+    return next((name for name, value in backbone.items() if not same_bytes(state.get(name), value)), "")
+
+
+def same_bytes(one: torch.Tensor | None, other: torch.Tensor) -> bool:
+    """Whether two tensors are equal to the bit; a NaN equals itself, and 0 is not -0."""
+    if one is None or one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return one.cpu().contiguous().numpy().tobytes() == other.cpu().contiguous().numpy().tobytes()
+
+
+def save(classifier: Classifier, epoch: int, step: int, is_best: bool) -> None:
+    """Save a classifier of which `epoch` epochs and `step` steps of the next are done. A collective."""
+    run = classifier.run
+    check_finite(classifier.net.fc.parameters(), epoch, step)
+    replicas.check(classifier.common(), f"after epoch {epoch}, step {step}, and are not saved")
+
+    def write() -> None:
+        content = {
+            "epoch": epoch,
+            "arch": classifier.config.arch,
+            "state_dict": {f"module.{name}": value for name, value in classifier.net.state_dict().items()},
+            "best_acc1": classifier.best,
+            "optimizer": classifier.optimizer.state_dict(),
+            "step": step,
+            "steps": run.count.at(epoch, step),
+            "config": dataclasses.asdict(classifier.config),
+            "workers": run.size,
+            "images": len(classifier.train),
+            "order": classifier.order(epoch),
+            "classes": classifier.train.classes,
+            "bad_images": sorted(run.bad_images),
+        }
+        run.log.sync()
+        run.checkpoints.save(content, is_best)
+
+    run.on_first(write)

@@ -1,0 +1,143 @@
+"""How good frozen features are, without training on them: weighted k-nearest neighbours (arXiv 1805.01978, section 3.4).
+
+The workers share the images of both sets. The features of the validation images are gathered once; those of the
+training images stay where they were computed, and of them travels what is nearest to each validation image. The
+result is the same for any number of workers with equally many threads: no block of the computation depends on it.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.models import ResNet
+
+from job.cluster import comm
+from job.config import Config, LinearConfig
+from job.data.folders import every_nth_batch
+from job.data.images import Images
+from job.engine.passes import centre_crops
+from job.engine.run import Run
+from job.errors import RunError
+from moco.encoder import with_features
+
+K, TEMPERATURE = 200, 0.07
+BATCH = 64  # images at a time
+Block = tuple[torch.Tensor, torch.Tensor]  # features (n, C) and labels (n,)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 accuracy in percent on `counted` images, by the votes of their k nearest; and a line about it."""
+
+    top1: float
+    k: int
+    counted: int
+    text: str
+
+
+def choose_k(bank: Images, k: int) -> int:
+    """Return `k`, or if it is 0, the smaller of K and the mean size of a class of `bank`.
+
+    It is at most the number of images with a label. The mean is over the classes with images. Unlike the
+    smallest class it does not depend on the spread of a long tail: a class of one image does not make k 1.
+    """
+    labels = bank.labels[bank.labels >= 0]
+    return max(1, min(k or min(K, len(labels) // len(np.unique(labels))), len(labels)))
+
+
+def knn_accuracy(net: ResNet, bank: Images, queries: Images, config: Config | LinearConfig, run: Run) -> Accuracy:
+    """Return the accuracy of a ResNet's features under its head, on centre crops. A collective.
+
+    Each image of `queries` takes the label with the largest sum of exp(cosine / TEMPERATURE) among its
+    k nearest of `bank`. Undecodable images, and images without a label, neither count nor vote.
+    config: knn_k, image_size, precision, workers, print_freq and max_bad_images are used.
+    RunError, on all workers: no image of one of them counts. Stopped, on all workers: a signal came.
+    """
+    encoder = with_features(net.eval(), [], output="flatten")
+    features, truth = gather(list(extract(encoder, queries, config, run)), queries, run)
+    k = choose_k(bank, config.knn_k)
+    voting: list[torch.Tensor] = []
+    blocks = counted(extract(encoder, bank, config, run), voting)
+    predicted = vote(exchange(nearest(features, blocks, k), run), k, len(bank.classes))
+    mine = truth.split(shares(len(truth), run.size))[run.rank]
+    sums = run.total(right=(predicted == mine).sum(), counted=(mine >= 0).sum(), voting=sum(voting))
+    for name, images in (("counted", queries), ("voting", bank)):
+        if not sums[name]:
+            raise RunError(f"{images.root}: no image with a label can be decoded, and k-NN needs one", code=1)
+    top1, k = 100 * sums["right"] / sums["counted"], min(k, int(sums["voting"]))
+    text = f"k-NN accuracy on {queries.some(sums['counted'])}: top-1 {top1:.2f} %, k = {k} among {bank.some(sums['voting'])}"
+    return Accuracy(top1, k, int(sums["counted"]), text)
+
+
+def counted(blocks: Iterable[Block], counts: list) -> Iterator[Block]:
+    """Yield blocks, and append to `counts` the number of images with a label in each."""
+    for features, labels in blocks:
+        counts.append((labels >= 0).sum())
+        yield features, labels
+
+
+@torch.no_grad()
+def extract(encoder: nn.Module, images: Images, config: Config | LinearConfig, run: Run) -> Iterator[Block]:
+    """Yield this worker's blocks of `images`: L2-normalised features (n, C), labels (n,); -1 for what is undecodable."""
+    every = list(range(len(images)))
+    for inputs, labels in centre_crops(images, every, BATCH, config, run, f"k-NN, {images.root}"):
+        with run.autocast(config.precision):
+            features = encoder(inputs)["flatten"]
+        yield F.normalize(features.float(), dim=1), labels
+
+
+def gather(blocks: list[Block], images: Images, run: Run) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the features (m, C) and labels (m,) of all workers' blocks, in the order of the images."""
+    width = comm.highest(torch.tensor(blocks[0][0].shape[1] if blocks else 0), "knn.width")
+    features = torch.cat([features for features, _ in blocks] or [torch.zeros(0, int(width), device=run.device)])
+    labels = torch.cat([labels for _, labels in blocks] or [torch.zeros(0, dtype=torch.long, device=run.device)])
+    places = [every_nth_batch(list(range(len(images))), BATCH, rank, run.size) for rank in range(run.size)]
+    order = torch.tensor([place for batches in places for batch in batches for place in batch]).argsort().to(run.device)
+    return comm.gather(features, "knn.features")[order], comm.gather(labels, "knn.labels")[order]
+
+
+def nearest(queries: torch.Tensor, blocks: Iterable[Block], k: int) -> torch.Tensor:
+    """Return the keys (m, k) of the k nearest in `blocks` to each of queries (m, C), never holding all cosines at once."""
+    best = to_keys(queries.new_full((len(queries), k), -torch.inf), torch.zeros(k, dtype=torch.long, device=queries.device))
+    for features, labels in blocks:
+        cosines = (queries @ features.T).masked_fill(labels < 0, -torch.inf)  # (m, n)
+        best = torch.cat([best, to_keys(cosines, labels.clamp_min(0))], dim=1).topk(k, dim=1).values
+    return best
+
+
+def to_keys(cosines: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return int64 keys that order as the float32 cosines (m, n) do, and among equals the smaller of labels (n,) first.
+
+    So what is largest is the same in whatever order and on whichever worker it is looked for.
+    """
+    bits = cosines.view(torch.int32)
+    return ((bits ^ (bits >> 31 & 0x7FFFFFFF)).long() << 32) | (0xFFFFFFFF - labels)
+
+
+def from_keys(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the cosines and labels of `to_keys`."""
+    bits = (keys >> 32).int()
+    return (bits ^ (bits >> 31 & 0x7FFFFFFF)).view(torch.float32), 0xFFFFFFFF - (keys & 0xFFFFFFFF)
+
+
+def shares(m: int, size: int) -> list[int]:
+    """How many of m images each of `size` workers counts."""
+    return [m // size + (rank < m % size) for rank in range(size)]
+
+
+def exchange(keys: torch.Tensor, run: Run) -> torch.Tensor:
+    """Send each worker the rows (m, k) that it counts; return what came of all workers for this one's, (m / N, N k)."""
+    m, k = keys.shape
+    counted = shares(m, run.size)
+    received = comm.exchange(keys, counted, "knn.nearest")  # (N m / N, k)
+    return received.view(run.size, counted[run.rank], k).transpose(0, 1).flatten(1)
+
+
+def vote(keys: torch.Tensor, k: int, classes: int) -> torch.Tensor:
+    """Return the label (m,) for which the k largest of the keys (m, n) speak."""
+    cosines, labels = from_keys(keys.topk(k, dim=1).values)
+    weights = (cosines.double() / TEMPERATURE).exp()
+    return weights.new_zeros(len(cosines), classes).scatter_add_(1, labels, weights).argmax(1)

@@ -1,0 +1,1 @@
+"""Records, log, event files, signs of collapse and hints."""

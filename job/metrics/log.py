@@ -1,0 +1,152 @@
+"""What a run says: lines on the screen and in its log file, numbers in metrics.jsonl and event files; from rank 0 alone."""
+
+import io
+import json
+import os
+import sys
+import time
+
+from tqdm import tqdm
+
+from job import output
+from job.errors import RunError
+from job.files import append, kind_of, not_taken, sync, sync_folder, write_whole
+from job.metrics.events import Events
+from job.text import printable
+
+
+class Log:
+    """Lines and numbers of a run. Until `open` names a folder, lines go to the screen and wait for the file.
+
+    events: where numbers go besides metrics.jsonl, for TensorBoard; on rank 0, if at all.
+    """
+
+    def __init__(self, speaks: bool):
+        self.speaks = speaks
+        self.waiting: list[str] = []
+        self.file: io.FileIO | None = None
+        self.metrics: io.FileIO | None = None
+        self.events: Events | None = None
+        self.bar: tqdm | None = None
+        self.failure: RunError | None = None  # of the first write that the disk did not take
+
+    def open(self, folder: str, start: tuple[int, int]) -> int:
+        """Write to folder/log.txt and folder/metrics.jsonl from now on; return the steps that metrics.jsonl has before.
+
+        start: the (epoch, step) that the run starts at; numbers from there on, which are done again, are taken out.
+        """
+        if not self.speaks:
+            return 0
+        path = os.path.join(folder, "metrics.jsonl")
+        recorded = drop_from(path, start) if os.path.exists(path) else 0
+        self.file = open(os.path.join(folder, "log.txt"), "ab", buffering=0)
+        self.metrics = open(path, "ab", buffering=0)
+        sync_folder(folder)
+        for line in self.waiting:
+            self.write(self.file, line)
+        self.check()
+        output.may_fail(self.screen_failed)
+        return recorded
+
+    def screen_failed(self, error: OSError) -> None:
+        """Warn, once, that standard output does not take lines. A terminal or a launcher can vanish: the run must still save."""
+        assert self.file
+        output.may_fail(output.ignore)
+        warning = f"warning: {output.problem(error)}; the run goes on, and {self.file.name} has all lines"
+        print(warning, file=sys.stderr)
+        self.note(warning)
+
+    def write(self, file: io.FileIO, line: str) -> None:
+        """Add a line to a file; where the disk does not take it, `check` says so, at a place where all workers hear it."""
+        if self.failure is None:
+            try:
+                append(file, line)
+            except RunError as error:
+                self.failure = error
+
+    def check(self) -> None:
+        """RunError: the disk did not take a line."""
+        if self.failure:
+            raise self.failure
+
+    def sync(self) -> None:
+        """Have all lines and numbers on disk. RunError: the disk does not take them."""
+        self.check()
+        for file in filter(None, (self.file, self.metrics)):
+            try:
+                sync(file.fileno())
+            except OSError as error:
+                raise not_taken(file, error) from None
+
+    def line(self, text: str) -> None:
+        """Say one line."""
+        if not self.speaks:
+            return
+        tqdm.write(printable(text), file=sys.stdout)
+        sys.stdout.flush()
+        self.note(text)
+
+    def note(self, text: str) -> None:
+        """Write one line to the log file alone."""
+        if not self.speaks:
+            return
+        stamped = time.strftime("%Y-%m-%d %H:%M:%S ") + printable(text)
+        if self.file:
+            self.write(self.file, stamped)
+        else:
+            self.waiting.append(stamped)
+
+    def record(self, **numbers: float) -> None:
+        """Add one line of numbers to metrics.jsonl; among them are the epoch and the step that they belong to."""
+        if self.metrics:
+            self.write(self.metrics, json.dumps(numbers))
+        if self.events:
+            self.events.record(numbers)
+
+    def progress(self, text: str, done: int, total: int, every: int) -> None:
+        """Show how far a long piece of work is: a bar on a terminal, otherwise a line every `every` steps."""
+        if not self.speaks:
+            return
+        if not sys.stdout.isatty():
+            if done % every == 0 or done == total:
+                self.line(text)
+            return
+        if self.bar is None or done < self.bar.n or total != self.bar.total:
+            self.end_progress()
+            self.bar = tqdm(total=total, initial=done - 1, leave=False, dynamic_ncols=True, file=sys.stdout)
+        self.bar.set_description(text, refresh=False)
+        self.bar.update(done - self.bar.n)
+        if done == total:
+            self.end_progress()
+
+    def end_progress(self) -> None:
+        """Take the bar from the terminal, if there is one."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def close(self) -> None:
+        """Close the files."""
+        self.end_progress()
+        for file in (self.file, self.metrics, self.events):
+            if file:
+                file.close()
+
+
+def drop_from(path: str, start: tuple[int, int]) -> int:
+    """Drop from a metrics file what belongs to (epoch, step) `start` or later, and a last line cut short; by one rename.
+
+    Return the steps that are done by the last record of a step that stays, or 0.
+    """
+    kept, recorded = [], 0
+    with open(path, "rb") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+                if line.endswith(b"\n") and (record["epoch"], record["step"]) < start:
+                    kept.append(line)
+                    recorded = int(record["steps"]) if kind_of(record) == "steps" else recorded
+            except (ValueError, KeyError, TypeError):
+                continue
+    write_whole(path, b"".join(kept))
+    return recorded

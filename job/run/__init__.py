@@ -1,1 +1,0 @@
-"""One run on these workers: launcher, folder, log, checkpoints and the wish to stop."""

@@ -1,0 +1,126 @@
+"""Where runs are: a run's folder, a folder that holds some, or the log of a SLURM job, which says where its run is."""
+
+import contextlib
+import dataclasses
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from job.errors import RunError
+from job.show.read import history
+from job.show.read.tail import Follower
+
+MOST_FOLDERS = 10_000  # of one log: an array's jobs may share it
+FILES = ("config.yaml", "metrics.jsonl", "log.txt")
+# What slurm/functions.sh says.
+TRY = re.compile(r"\S+: try (\d{1,9}) on (\S+), runtime \w+: .*")
+FOLDER = re.compile(r"\S+: run's folder: (.*)")
+SAYS = re.compile(r"\S+: (data: |signal |requeued|not requeued|complete|removed |the (tasks|container) ).*")
+
+
+class JobLog:
+    """What the log of a SLURM job tells: its tries, the folders of its runs, what the job itself said last, or its error."""
+
+    def __init__(self) -> None:
+        self.tries, self.nodes, self.said, self.error = 0, "", "", ""
+        self.folders: dict[Path, None] = {}
+
+    def add(self, lines: bytes) -> None:
+        """Take in whole lines."""
+        for line in lines.decode(errors="backslashreplace").split("\n"):
+            said = "".join(text for _, text in history.read_lines(line))
+            if match := TRY.fullmatch(said):
+                self.tries, self.nodes, self.error = int(match[1]), match[2], ""
+            elif match := FOLDER.fullmatch(said):
+                if len(self.folders) < MOST_FOLDERS:
+                    self.folders[Path(match[1])] = None
+            elif SAYS.fullmatch(said):
+                self.said = said
+            elif line.startswith("error: "):
+                self.error = line[: history.LONGEST_LINE]
+
+    def describe(self) -> list[str]:
+        """The job in up to two lines; in what it said, those of an array with one log cannot be told apart."""
+        tries = f"try {self.tries} on {self.nodes}" if self.tries else "no try yet"
+        return [tries, f"said: {self.said}"] if self.said and len(self.folders) < 2 else [tries]
+
+
+Logs = dict[Path, Follower[JobLog]]
+
+
+@dataclasses.dataclass
+class Place:
+    """A run's folder, or the log of a job that names none yet; the log of its job, if known; what keeps it from being read."""
+
+    path: Path
+    log: Follower[JobLog] | None = None
+    problem: str = ""
+
+    def waits(self) -> bool:
+        """Whether a job's run is still to come."""
+        return self.log is not None and not is_run(self.path)
+
+
+def find(path: Path, logs: Logs) -> list[Place]:
+    """The runs at `path`; `logs` keeps what was read of jobs' logs. RunError: there are none."""
+    if os.path.isfile(path):
+        return of_log(path, logs)
+    if not os.path.isdir(path):
+        raise RunError(f"{path}: no such file or folder; give a run's folder, one that holds runs, or a SLURM job's log")
+    if is_run(path):
+        return [Place(path)]
+    found = {os.path.realpath(folder): Place(folder) for folder in inside(path, {})}
+    for file in sorted(filter(os.path.isfile, path.glob("*.log")), key=natural):
+        try:
+            places = runs_of(file, logs)
+        except RunError as error:
+            places = [Place(file, problem=str(error))]
+        found |= {os.path.realpath(place.path): place for place in places}
+    if not found:
+        raise RunError(f"{path} holds no run, and no log of a SLURM job: no config.yaml, metrics.jsonl or log.txt there or below")
+    return list(found.values())
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder has a run's files."""
+    return any(os.path.exists(folder / name) for name in FILES)
+
+
+def natural(path: Path) -> list:
+    """Sorts 2 before 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name) if part]
+
+
+def inside(path: Path, seen: dict[str, int], depth: int = 3) -> Iterator[Path]:
+    """The runs in a folder's folders. seen: {resolved path: depth} of folders, which links can lead to again and again."""
+    if seen.get(os.path.realpath(path), 0) >= depth:
+        return
+    seen[os.path.realpath(path)] = depth
+    with contextlib.suppress(OSError):
+        for folder in sorted((entry for entry in path.iterdir() if os.path.isdir(entry) and entry.name[0] != "."), key=natural):
+            if is_run(folder):
+                yield folder
+            elif depth > 1:
+                yield from inside(folder, seen, depth - 1)
+
+
+def of_log(path: Path, logs: Logs) -> list[Place]:
+    """The runs that a job's log names, or the log itself if they are to come. RunError: it is none, or its run is not here."""
+    if found := runs_of(path, logs):
+        return found
+    if is_run(path.parent):
+        return [Place(path.parent)]
+    if os.path.getsize(path) == 0:
+        return [Place(path, logs[path])]
+    raise RunError(f"{path} names no run's folder that is here: expected the log of a SLURM job; give the run's folder")
+
+
+def runs_of(path: Path, logs: Logs) -> list[Place]:
+    """The runs, of those that a job's log names, whose folders are here; the log itself if the job has not begun a try."""
+    log = logs.setdefault(path, Follower(path, JobLog))
+    log.update()
+    told = log.told
+    if not told.tries and (told.said or told.error):
+        return [Place(path, log)]
+    return [Place(folder, log) for folder in told.folders if os.path.isdir(folder)]

@@ -1,0 +1,1 @@
+"""Draw runs on an HTML page."""

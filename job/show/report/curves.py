@@ -1,0 +1,219 @@
+"""A report's curves over the epochs: each picture compares all runs that have its numbers."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from job.metrics.bounds import DEAD, RANK, STD
+from job.show.read.runs import Shown
+from job.show.report.style import Picture, draw_points, draw_steps, finish, look, marker, name_of, name_runs, new_figure
+
+EPOCHS = "epochs"
+REFERENCE: dict[str, Any] = {"color": "#555555", "linewidth": 1.0, "linestyle": (0, (1, 2))}
+
+
+def names(runs: Sequence[Shown]) -> str:
+    """The labels of runs, for alt texts."""
+    return ", ".join(run.label for run in runs)
+
+
+def with_numbers(runs: Sequence[Shown], name: str) -> list[Shown]:
+    """Those of `runs` whose steps have a number that is not always 0."""
+    return [run for run in runs if np.nan_to_num(run.column(name)).any()]
+
+
+def guessing(runs: Sequence[Shown]) -> dict[float, int]:
+    """{ln(K + 1): K} of the queues of `runs`: the loss of guessing which key is the positive."""
+    queues = {int(run.option("moco_k", 0)) for run in runs} - {0}
+    return {math.log(K + 1): K for K in sorted(queues)}
+
+
+def mark_guessing(axes: Axes, runs: Sequence[Shown]) -> None:
+    """Draw the loss of guessing."""
+    for loss, K in guessing(runs).items():
+        axes.axhline(loss, **REFERENCE)
+        axes.annotate(f"ln({K} + 1)", (1, loss), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=9)
+
+
+def loss(runs: Sequence[Shown]) -> Picture | None:
+    """The loss that is minimised."""
+    if not (shown := with_numbers(runs, "loss")):
+        return None
+    figure = new_figure()
+    axes = figure.subplots()
+    for run in shown:
+        draw_steps(axes, run, run.column("loss"))
+    mark_guessing(axes, shown)
+    axes.set(xlabel=EPOCHS, ylabel="loss")
+    name_runs(figure)
+    start = " or ".join(f"ln(K + 1) = {value:.2f} (K = {K} negatives)" for value, K in guessing(shown).items())
+    reading = (
+        "The thick line is the mean over some steps, the faint one each step. Normal: near 0 in the very first steps, while "
+        f"the queue still holds random keys; then near the loss of guessing, {start or 'ln(K + 1)'}, plus the distillation "
+        "loss where there is a teacher; from there it falls. One that stays at the dotted line has learned nothing: see "
+        "whether the learning rate is too high."
+    )
+    return finish(figure, "loss", "Loss", reading, f"Loss over the epochs of {names(shown)}")
+
+
+def parts(runs: Sequence[Shown]) -> Picture | None:
+    """What the loss is the sum of, and the ratio of the two."""
+    shown, taught = with_numbers(runs, "contrastive"), with_numbers(runs, "distillation")
+    if not shown:
+        return None
+    figure = new_figure(3.6)
+    panels = figure.subplots(1, 3 if taught else 1, squeeze=False)[0]
+    for run in shown:
+        draw_steps(panels[0], run, run.column("contrastive"))
+    mark_guessing(panels[0], shown)
+    panels[0].set(title="contrastive loss", xlabel=EPOCHS)
+    for run in taught:
+        distillation, contrastive = run.column("distillation"), run.column("contrastive")
+        draw_steps(panels[1], run, distillation)
+        draw_steps(
+            panels[2], run, np.divide(distillation, contrastive, out=np.full_like(contrastive, np.nan), where=contrastive > 0)
+        )
+    if taught:
+        panels[1].set(title="distillation loss", xlabel=EPOCHS, yscale="log")
+        panels[2].set(title="distillation / contrastive", xlabel=EPOCHS, yscale="log")
+        panels[2].axhline(1, **REFERENCE)
+    name_runs(figure)
+    reading = (
+        "The loss is the sum of the contrastive loss, which tells images apart, and the distillation loss, which pulls the "
+        "student's features towards the teacher's. Normal: both fall, and their ratio stays about level. Where the ratio is "
+        "far above 1 (dotted), the student mostly imitates, which pays where the teacher is much better: a lower "
+        "--loss-share, or a higher --loss-factor, makes the pull lighter."
+    )
+    return finish(
+        figure, "parts", "Parts of the loss", reading, f"Contrastive and distillation loss, and their ratio, of {names(shown)}"
+    )
+
+
+def accuracy(runs: Sequence[Shown]) -> Picture | None:
+    """The contrast accuracy."""
+    if not (shown := with_numbers(runs, "accuracy")):
+        return None
+    figure = new_figure()
+    axes = figure.subplots()
+    for run in shown:
+        draw_steps(axes, run, run.column("accuracy"))
+    axes.set(xlabel=EPOCHS, ylabel="contrast accuracy, %", ylim=(0, 100))
+    name_runs(figure)
+    reading = (
+        "How many of a step's images find their own other view among the keys of the queue. Normal: near 100 in the very first "
+        "steps, while the queue still holds random keys, then near 0; it rises over the epochs and levels off well below 100. "
+        "Soon near 100 again: the task is too easy, as when the queue is short or the two views share a clue. Near 0 for long: "
+        "the learning rate is too high, or the images are too much alike."
+    )
+    return finish(figure, "accuracy", "Contrast accuracy", reading, f"Contrast accuracy over the epochs of {names(shown)}")
+
+
+def neighbours(runs: Sequence[Shown]) -> Picture | None:
+    """The k-NN accuracy over the epochs."""
+    if not (shown := [run for run in runs if run.history.knn]):
+        return None
+    figure = new_figure()
+    axes = figure.subplots()
+    for run in shown:
+        draw_points(axes, run, [r["epoch"] for r in run.history.knn], [r["knn"] for r in run.history.knn])
+        last = run.history.knn[-1]
+        where: dict[str, Any] = dict(xytext=(8, 0), textcoords="offset points", va="center", fontsize=9)
+        axes.annotate(f"{last['knn']:.1f}", (last["epoch"], last["knn"]), **where)
+    axes.set(xlabel=EPOCHS, ylabel="k-NN top-1, %")
+    axes.set_xlim(left=0)
+    name_runs(figure)
+    reading = (
+        "How many validation images have the label of their nearest training images, by the features that labels had no part "
+        "in. Normal: it rises from epoch to epoch, while the loss may hardly move. A point alone is "
+        "that of a run with one measurement."
+    )
+    return finish(figure, "knn", "k-NN accuracy", reading, f"k-NN accuracy over the epochs of {names(shown)}")
+
+
+def rate(runs: Sequence[Shown]) -> Picture | None:
+    """The learning rate, and when the matching was solved anew."""
+    if not (shown := with_numbers(runs, "lr")):
+        return None
+    figure = new_figure(3.0)
+    axes = figure.subplots()
+    for run in shown:
+        epochs, rates = run.epochs, run.column("lr")
+        changes = np.flatnonzero(np.diff(rates, prepend=np.nan, append=np.nan))
+        first_of = np.searchsorted(run.column("epoch"), refreshed := sorted({r["epoch"] for r in run.history.refreshes}))
+        at = np.concatenate([changes, changes[1:] - 1, [len(rates) - 1]]).clip(0, len(rates) - 1)
+        at.sort()
+        axes.plot(epochs[at], rates[at], **look(run), label=name_of(run))
+        axes.plot(
+            refreshed,
+            rates[first_of.clip(0, len(rates) - 1)],
+            marker(run),
+            color=look(run)["color"],
+            markersize=8,
+            fillstyle="none",
+        )
+    axes.set(xlabel=EPOCHS, ylabel="learning rate")
+    axes.set_ylim(bottom=0)
+    name_runs(figure)
+    reading = (
+        "The rate of each epoch; a hollow mark stands where a run solved its matching anew. Normal: a few refreshes, most of "
+        "them early, while the student's channels still change their meaning."
+    )
+    return finish(figure, "rate", "Learning rate and refreshes", reading, f"Learning rate over the epochs of {names(shown)}")
+
+
+def collapse(runs: Sequence[Shown]) -> Picture | None:
+    """The signs of collapse, each with its bound."""
+    if not (shown := [run for run in runs if run.history.signs]):
+        return None
+    figure = new_figure(3.3)
+    panels = figure.subplots(1, 3)
+    for run in shown:
+        records = run.history.signs
+        places = np.array([(record["epoch"], record["step"]) for record in records], dtype=float)  # (n, 2)
+        x = run.epochs_after(*places.T).tolist()
+        dead = [100 * max((share for name, share in r.items() if name.startswith("dead_")), default=math.nan) for r in records]
+        for axes, values in zip(
+            panels, ([r["feature_std"] for r in records], [r.get("queue_rank", math.nan) for r in records], dead), strict=True
+        ):
+            draw_points(axes, run, x, values, markersize=5)
+    titles = ("spread of the features", "rank of the queue", "dead channels, %, worst stage")
+    for axes, title, bound in zip(panels, titles, (STD, RANK, 100 * DEAD), strict=True):
+        axes.set(title=title, xlabel=EPOCHS)
+        axes.axhline(bound, **REFERENCE)
+        axes.set_ylim(bottom=0)
+    panels[2].set_ylim(top=100)
+    name_runs(figure)
+    reading = (
+        "A student that collapses gives the same features for all images. Normal: the spread is a good part of 1 and the "
+        "rank well above its bound (dotted), after a dip in the first steps; channels that are positive for no image stay "
+        "below their bound. A line that crosses its dotted bound is a collapse, mostly from a learning rate that is too high."
+    )
+    return finish(
+        figure,
+        "collapse",
+        "Signs of collapse",
+        reading,
+        f"Spread of features, rank of the queue and dead channels of {names(shown)}",
+    )
+
+
+def linear(runs: Sequence[Shown]) -> Picture | None:
+    """The accuracy of linear classifiers over their epochs."""
+    if not (shown := [run for run in runs if run.history.validation]):
+        return None
+    figure = new_figure()
+    axes = figure.subplots()
+    for run in shown:
+        records = run.history.validation
+        draw_points(axes, run, [record["epoch"] + 1 for record in records], [record["val_top1"] for record in records])
+    axes.set(xlabel="epochs of the classifier", ylabel="validation top-1, %")
+    axes.set_xlim(left=0)
+    name_runs(figure)
+    reading = (
+        "The validation accuracy of a linear classifier on frozen features. Normal: it rises quickly, jumps where the rate "
+        "falls tenfold, and ends above the k-NN accuracy. A classifier on a random network is the floor."
+    )
+    return finish(figure, "linear", "Linear classification", reading, f"Validation accuracy over the epochs of {names(shown)}")

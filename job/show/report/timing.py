@@ -1,0 +1,88 @@
+"""A report's pictures of where the time went."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from job.show.read.history import History
+from job.show.read.runs import Shown
+from job.show.report.curves import names, with_numbers
+from job.show.report.style import HATCHES, Picture, draw_steps, finish, name_of, name_runs, new_figure
+
+GREYS = ("#d9d9d9", "#8fb4d9", "#e8c08a", "#6f6f6f")  # of the parts: light, so that hatches and figures can be read
+PARTS = ("waiting for images", "networks and their gradients", "refreshes", "k-NN")
+
+
+def step_seconds(run: Shown) -> tuple[np.ndarray, np.ndarray]:
+    """How long each step took, and of it rank 0 waited for images, (n,) seconds each."""
+    return run.step_seconds, run.step_seconds * run.column("data_wait")
+
+
+def refresh_seconds(history: History) -> float:
+    """How long all refreshes took; the record of each of its stages has the seconds of the whole refresh."""
+    timed = ("measuring", "gathering", "solving")
+    return sum({record["epoch"]: sum(record.get(name, 0.0) for name in timed) for record in history.refreshes}.values())
+
+
+def knn_seconds(history: History) -> float:
+    """How long all k-NN accuracies took."""
+    return sum(record.get("knn_seconds", 0.0) for record in history.knn)
+
+
+def breakdown(runs: Sequence[Shown]) -> Picture | None:
+    """What a step's time, and a run's, went into."""
+    if not (shown := [run for run in with_numbers(runs, "images_per_s") if run.option("batch_size", 0) > 0]):
+        return None
+    figure = new_figure(1.4 + 0.45 * len(shown))
+    a_step, in_all = figure.subplots(1, 2, sharey=True)
+    steps, wholes = [], []
+    for run in shown:
+        took, waited = step_seconds(run)
+        steps.append([1000 * np.nanmedian(waited), 1000 * np.nanmedian(took - waited)])
+        whole = np.array([np.nansum(waited), np.nansum(took - waited), refresh_seconds(run.history), knn_seconds(run.history)])
+        wholes.append(100 * whole / whole.sum())
+    for axes, rows in ((a_step, np.array(steps)), (in_all, np.array(wholes))):
+        lefts = np.zeros(len(shown))
+        for part, colour, hatch, widths in zip(PARTS, GREYS, HATCHES, rows.T, strict=False):
+            axes.barh(
+                range(len(shown)), widths, left=lefts, color=colour, hatch=hatch, edgecolor="black", linewidth=0.6, label=part
+            )
+            for place, (left, width) in enumerate(zip(lefts, widths, strict=True)):
+                if width > 0.12 * rows.sum(1).max():
+                    box = dict(facecolor="white", edgecolor="none", pad=1)
+                    axes.text(left + width / 2, place, f"{width:.0f}", ha="center", va="center", fontsize=9, bbox=box)
+            lefts += widths
+        axes.grid(axis="y", visible=False)
+    a_step.set(title="a step (median), ms", yticks=range(len(shown)), yticklabels=[name_of(run) for run in shown])
+    a_step.invert_yaxis()
+    in_all.set(title="the whole run, % of its time")
+    name_runs(figure)
+    reading = (
+        "Left, what a step takes, of which rank 0 waited for images; right, what the whole run's time went into, without "
+        "starting. Normal: networks and gradients, which hold logging, saving within epochs and waiting for slower workers "
+        "as well, take nearly all, refreshes and k-NN a few percent of a long run. Where waiting for images is more "
+        "than a tenth, give more loader processes (--workers), pack the data (job.pack), or let the GPU "
+        "augment (--augment-on device)."
+    )
+    return finish(
+        figure, "time", "Where the time goes", reading, f"Time of a step and of the whole run by parts, of {names(shown)}"
+    )
+
+
+def speed(runs: Sequence[Shown]) -> Picture | None:
+    """Images a second over the epochs."""
+    if not (shown := with_numbers(runs, "images_per_s")):
+        return None
+    figure = new_figure(3.0)
+    axes = figure.subplots()
+    for run in shown:
+        draw_steps(axes, run, run.column("images_per_s"))
+    axes.set(xlabel="epochs", ylabel="images a second, all workers")
+    axes.set_ylim(bottom=0)
+    name_runs(figure)
+    reading = (
+        "How many images all workers together train on in a second. Normal: level. Dips that come back are checkpoints, and "
+        "a first step is slow; a fall that stays is another program on the machine, a disk that has become slow, or a hot "
+        "processor."
+    )
+    return finish(figure, "speed", "Speed", reading, f"Images a second over the epochs of {names(shown)}")
