@@ -12,7 +12,7 @@ FORM ?= small
 FUZZ_SECONDS ?= 60
 KILLS ?= 50
 MAIN_JOB := $(addprefix tests/slurm/test_main_job.py::test_main_job,[docker] [podman])
-TESTS := tests $(addprefix --ignore=tests/,parallel input faults slurm docker)
+TESTS := $(addprefix tests/,unit runs campaigns/bench campaigns/soak)
 SHELL := /bin/bash
 .SHELLFLAGS := -eo pipefail -c
 .DELETE_ON_ERROR:
@@ -69,24 +69,24 @@ demo: $(READY)
 test: $(READY)
 	@$(BIN)/coverage erase
 	@$(BIN)/coverage run -m pytest -n 2 --dist loadfile --jobs none $(TESTS)
-	@$(BIN)/python -m pytest --jobs only tests/test_train.py
-	@echo 'tests with 2 workers'; $(BIN)/horovodrun -np 2 $(BIN)/coverage run -m pytest -q tests/parallel
-	@echo 'tests with 4 workers'; $(BIN)/horovodrun -np 4 $(BIN)/python -m pytest -q tests/parallel
+	@$(BIN)/python -m pytest --jobs only tests/runs/test_train.py
+	@echo 'tests with 2 workers'; $(BIN)/horovodrun -np 2 $(BIN)/coverage run -m pytest -q tests/workers
+	@echo 'tests with 4 workers'; $(BIN)/horovodrun -np 4 $(BIN)/python -m pytest -q tests/workers
 	@$(BIN)/coverage combine -q && $(BIN)/coverage report
 
 test-runs: $(READY)
-	@$(BIN)/python -m pytest --jobs only --ignore=tests/test_train.py $(TESTS)
+	@$(BIN)/python -m pytest --jobs only --ignore=tests/runs/test_train.py $(TESTS)
 
 test-input: $(READY)
-	@$(BIN)/python -m pytest tests/input
+	@$(BIN)/python -m pytest tests/campaigns/input
 
 test-fuzz: $(READY)
-	@$(BIN)/python -W ignore tests/fuzz/fuzz.py --seconds $(FUZZ_SECONDS)
+	@$(BIN)/python -W ignore tests/campaigns/fuzz/fuzz.py --seconds $(FUZZ_SECONDS)
 
 # SEED=N aims the kills as a run did that has named it.
 test-faults: $(READY)
-	@$(BIN)/python -m pytest -q tests/faults
-	@$(BIN)/python tests/faults/campaign.py --kills $(KILLS) $(if $(SEED),--seed $(SEED))
+	@$(BIN)/python -m pytest -q tests/campaigns/faults
+	@$(BIN)/python tests/campaigns/faults/campaign.py --kills $(KILLS) $(if $(SEED),--seed $(SEED))
 
 test-slurm: $(READY)
 	@$(BIN)/python -m pytest tests/slurm --ignore=tests/slurm/test_docker_jobs.py $(addprefix --deselect=,$(MAIN_JOB))
@@ -95,16 +95,16 @@ test-docker: $(READY)
 	@$(BIN)/python -m pytest tests/docker tests/slurm/test_docker_jobs.py $(MAIN_JOB)
 
 test-soak: $(READY)
-	@$(BIN)/python tests/soak/soak.py --minutes $(or $(MINUTES),120)
+	@$(BIN)/python tests/campaigns/soak/soak.py --minutes $(or $(MINUTES),120)
 
 study: $(READY)
 	@$(BIN)/python -m job.study.study $(FORM) --out runs/study-$(notdir $(FORM))
 
 bench: $(READY)
-	@$(BIN)/python tests/bench/bench.py
+	@$(BIN)/python tests/campaigns/bench/bench.py
 
 bench-quick: $(READY)
-	@$(BIN)/python tests/bench/bench.py --quick
+	@$(BIN)/python tests/campaigns/bench/bench.py --quick
 
 lint: $(READY)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -1,0 +1,98 @@
+"""A refresh of the matching: the project's beside the baseline's, in turn in the same two workers, on the same images.
+
+horovodrun -np 2 python tests/campaigns/bench/matching.py FOLDER PHOTOS: bench.py starts it. `refresh_over_baseline` compares what
+grows with the images: reading, passes, costs, bringing the sums together; with 20,000 images that is a refresh but for
+seconds. `refresh_with_solve_over_baseline` has the solve as well, which is a good part of both on as few images as here.
+"""
+
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import baseline
+from job.cluster import comm
+import job.distill.mgd
+import setting
+from job.cluster.objects import broadcast
+from job.engine.run import Run
+from job.engine.state import build
+
+FLOW = Path(__file__).with_name("flow.py")
+
+
+class Solve:
+    """`job.distill.mgd.assign`, timed: rank 0 calls it once a stage."""
+
+    def __init__(self):
+        self.assign, self.seconds = job.distill.mgd.assign, 0.0
+        job.distill.mgd.assign = self
+
+    def __call__(self, *arguments):
+        matching, took = setting.timed(lambda: self.assign(*arguments))
+        self.seconds += took
+        return matching
+
+    def take(self) -> float:
+        """The seconds since the last call; the same on all workers."""
+        seconds, self.seconds = self.seconds, 0.0
+        return broadcast(seconds)
+
+
+def solve_arc_by_arc(costs: list[torch.Tensor], file: Path) -> float:
+    """Return the seconds that OR-Tools takes for all stages; the same on all workers."""
+    seconds = 0.0
+    if comm.rank() == 0:
+        np.savez(file, *[cost.numpy() for cost in costs])
+        done = subprocess.run([sys.executable, FLOW, file], check=True, capture_output=True, text=True)
+        seconds = json.loads(done.stdout)["seconds"]
+    return broadcast(seconds)
+
+
+def measure(training, plain: baseline.Baseline, paths: list[str], repeats: int, folder: Path) -> dict:
+    """Return medians of seconds, and ratios of the baseline's to ours."""
+    size, solve = training.config.image_size, Solve()
+    arc_by_arc = importlib.util.find_spec("ortools") is not None
+    took = {name: [] for name in ("ours", "solve", "plain", "plain_solve")}
+    for _ in range(repeats + 1):  # the first turn warms up
+        comm.total(torch.ones(1), "barrier")
+        whole = setting.seconds(lambda: job.distill.mgd.refresh(training, 0))
+        took["solve"].append(solve.take())
+        took["ours"].append(whole - took["solve"][-1])
+        comm.total(torch.ones(1), "barrier")
+        costs, seconds = setting.timed(lambda: baseline.measure(plain.query, plain.teacher, paths, size))
+        took["plain"].append(seconds)
+        took["plain_solve"].append(solve_arc_by_arc(costs, folder / "costs.npz") if arc_by_arc else 0.0)
+    took = {name: values[1:] for name, values in took.items()}
+    ours, plain = (
+        [a + b for a, b in zip(took[of], took[by], strict=True)] for of, by in (("ours", "solve"), ("plain", "plain_solve"))
+    )
+    return {
+        "refresh_over_baseline": setting.ratio(took["plain"], took["ours"]),
+        "refresh_with_solve_over_baseline": setting.ratio(plain, ours) if arc_by_arc else None,
+        "refresh_images": len(paths),
+        "refresh_measure_s": statistics.median(took["ours"]),
+        "solve_s": statistics.median(took["solve"]),
+        "solve_arc_by_arc_s": statistics.median(took["plain_solve"]) if arc_by_arc else None,
+    }
+
+
+def main() -> None:
+    options = setting.repeating(__doc__, repeats=3).parse_args()
+    setting.pin()
+    with Run(str(options.folder / "refresh"), 1) as run:
+        paths = setting.photos(options.photos)
+        training = build(setting.config(options.photos, len(paths), options.size, mgd_images=len(paths)), run)
+        plain = baseline.Baseline(torch.load(options.photos / "teacher.pth"))
+        figures = measure(training, plain, paths, options.repeats, options.folder)
+        if run.rank == 0:
+            setting.write_figures(options.folder, "matching", **figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,282 @@
+"""The bench compares like with like, counts what really comes, and does not let a missed bar pass."""
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from torch.nn.utils import parameters_to_vector
+
+BENCH = Path(__file__).parent
+sys.path.insert(0, str(BENCH))
+
+import baseline  # noqa: E402
+import bench  # noqa: E402
+import report  # noqa: E402
+import scale  # noqa: E402
+import setting  # noqa: E402
+import traffic  # noqa: E402
+import turns  # noqa: E402
+from job.metrics.hints import Expectation  # noqa: E402
+from job.metrics.meter import ContrastJournal  # noqa: E402
+from job.engine.position import Count  # noqa: E402
+from job.engine.run import Run  # noqa: E402
+from job.train import train_epoch  # noqa: E402
+from job.engine.state import build  # noqa: E402
+from mgd.assignment import assign  # noqa: E402
+from mgd.loss import partial_l2  # noqa: E402
+from mgd.reducers import absolute_max_pooling  # noqa: E402
+from job.data.augment import normalize  # noqa: E402
+from moco.encoder import build_resnet  # noqa: E402
+
+MEETING = {name: bar for name, (_, bar, _) in report.BARS.items()}
+BEYOND = {"<=": lambda bar: bar * 1.01, ">=": lambda bar: bar * 0.99, "==": lambda bar: not bar}
+TURN = """
+import itertools, sys
+from pathlib import Path
+from job.cluster import comm
+from turns import take_turns
+
+comm.start()
+turn = itertools.count(1)
+take_turns(Path(sys.argv[1]), lambda: {"turn": next(turn), "rank": comm.rank()})
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """A folder with eight photographs and a teacher."""
+    folder = tmp_path_factory.mktemp("photos")
+    setting.write_photos(folder, 8)
+    setting.write_teacher(folder)
+    return folder
+
+
+def test_what_meets_its_bar_is_not_missed():
+    assert report.table(MEETING) == []
+
+
+def test_a_figure_that_a_whole_run_lacks_is_missed_but_for_those_of_gpus():
+    cores = {name: value for name, value in MEETING.items() if not name.startswith("gpu")}
+    assert report.table(cores) == []
+    assert report.table({}) == list(cores)
+    assert report.table({}, whole=False) == []
+
+
+@pytest.mark.parametrize("name", report.BARS)
+def test_what_is_a_little_beyond_its_bar_is_missed(name, capsys):
+    sign, bar, _ = report.BARS[name]
+    assert report.table(MEETING | {name: BEYOND[sign](bar)}) == [name]
+    missed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "MISSED" in line]
+    assert missed == [name]
+
+
+@pytest.mark.parametrize("seconds, quick, code", [(5.0, [], 1), (0.1, [], 0), (5.0, ["--quick"], 0)])
+def test_the_bench_ends_with_1_where_a_bar_is_missed(seconds, quick, code, monkeypatch):
+    """But for --quick, whose figures mean nothing."""
+
+    def matching(_):
+        """A part."""
+        return {"solve_s": seconds}
+
+    monkeypatch.setattr(bench, "Bench", lambda folder, quick: None)
+    monkeypatch.setattr(bench, "PARTS", {"matching": matching, "step": None})
+    monkeypatch.setattr(sys, "argv", ["bench.py", *quick, "--only", "matching"])
+    try:
+        bench.main()
+        ended = 0
+    except SystemExit as end:
+        ended = 1 if isinstance(end.code, str) else end.code
+    assert ended == code
+
+
+def test_figures_that_are_kept_are_those_that_scale_reads(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    report.keep({"date": "2000-01-01", "passes_bare_s": 8.0, "passes_images": 16})
+    assert len(list(tmp_path.glob("2000-01-01-*.json"))) == 1
+    assert scale.measured_seconds(json.loads((tmp_path / scale.LATEST.name).read_text()))[0] == 0.5
+
+
+def test_a_ratio_is_that_of_turns_and_not_of_medians():
+    """A machine that is twice as slow in a turn is so for both sides."""
+    below = [1.0, 2.0, 4.0, 1.0, 3.0]
+    assert setting.ratio([1.5 * value for value in below], below) == pytest.approx(1.5)
+    assert setting.ratio([1.5, 99.0, 6.0], [1.0, 2.0, 4.0]) == pytest.approx(1.5)  # one turn was disturbed
+    with pytest.raises(ValueError):
+        setting.ratio([1.0], [1.0, 2.0])
+
+
+def test_tasks_take_turns_and_the_first_turn_is_left_out():
+    done = []
+    tasks = {"slow": lambda: (done.append("slow"), time.sleep(0.02)), "quick": lambda: done.append("quick")}
+    took = setting.interleaved(tasks, repeats=2)
+    assert done == ["slow", "quick"] * 3
+    assert [len(values) for values in took.values()] == [2, 2] and min(took["slow"]) >= 0.02
+
+
+def test_the_baseline_pools_and_measures_distances_as_we_do():
+    random = torch.Generator().manual_seed(0)
+    teacher, student = torch.randn(3, 12, 5, 4, generator=random), torch.randn(3, 4, 5, 4, generator=random)
+    matching, margin = torch.randperm(12, generator=random).view(3, 4), torch.randn(12, generator=random)
+    target, margins = absolute_max_pooling(teacher, margin, matching)
+    assert torch.equal(baseline.absolute_max_pooling(teacher, matching), target)
+    theirs, ours = baseline.partial_l2(student, target, margins), partial_l2(student, target, margins)
+    assert theirs.item() == pytest.approx(ours.item(), rel=1e-6)
+
+
+def test_a_step_of_the_baseline_has_our_loss_and_changes_the_student_as_ours(recipe, tmp_path):
+    """From the same weights, on the same views; the second step's loss has the moved keys, the queue and the momentum too.
+
+    The factor makes both parts of the loss count. What rounding does to a step grows with each further one.
+    """
+    torch.set_num_threads(1)
+    with Run(str(tmp_path / "run"), keep=1) as run:
+        training = build(setting.config(recipe, 8, 64, moco_k=64, loss_factor=1e7), run)
+        plain = baseline.Baseline(torch.load(recipe / "teacher.pth"), K=64, factor=1e7)
+        plain.query.load_state_dict(training.moco.encoder_q.state_dict())
+        plain.key.load_state_dict(training.moco.encoder_k.state_dict())
+        plain.queue = training.moco.queue.clone()
+        before = parameters_to_vector(plain.query.parameters()).clone()
+        expectation = Expectation(training.config, len(training.images), run.size)
+        run.count = Count(10)
+        journal, random = ContrastJournal(run, 8, 100, expectation), torch.Generator().manual_seed(0)
+        journal.start_epoch(0, 0.03)
+        for step, tolerance in enumerate((1e-5, 1e-3)):
+            query, key = torch.randint(256, (2, 8, 3, 64, 64), dtype=torch.uint8, generator=random)
+            train_epoch(training, iter([(query, key, [])]), journal, 0, range(step, step + 1))
+            theirs = plain.step(normalize(query).contiguous(), normalize(key).contiguous())
+            ours = journal.records[-1]
+            assert ours["loss"] == pytest.approx(theirs, rel=tolerance)
+            assert min(ours["contrastive"], ours["distillation"]) > 0.1 * ours["loss"]
+            if step == 0:
+                moved, mine = (parameters_to_vector(net.parameters()) for net in (plain.query, training.moco.encoder_q))
+                assert (mine - moved).norm() < 1e-2 * (moved - before).norm()
+        assert (training.moco.queue - plain.queue).norm() < 1e-2 * plain.queue.norm()
+
+
+def test_the_model_trains_as_many_parameters_as_the_recipe():
+    """ResNet-18 with MoCo v2's head, and the distiller's batch norms."""
+    student, channels = build_resnet("resnet18", mlp=True), (64, 128, 256, 512)
+    assert scale.PARAMETERS == sum(value.numel() for value in student.parameters()) + 2 * sum(channels)
+
+
+@pytest.mark.skipif(
+    not importlib.util.find_spec("ortools"), reason="OR-Tools is not installed: tests/campaigns/bench/flow.py says how"
+)
+def test_a_flow_of_least_cost_costs_what_our_matching_costs(tmp_path):
+    random = np.random.default_rng(0)
+    costs = [random.random((S, T)) for S, T in ((6, 24), (16, 32), (8, 8))]
+    np.savez(tmp_path / "costs.npz", *costs)
+    done = subprocess.run([sys.executable, BENCH / "flow.py", tmp_path / "costs.npz"], capture_output=True, text=True, check=True)
+    ours = [cost.gather(1, assign(cost).T).sum().item() for cost in map(torch.from_numpy, costs)]
+    assert json.loads(done.stdout)["totals"] == pytest.approx(ours, abs=1e-4)  # the flow's costs are rounded to 1e-6
+
+
+def test_received_counts_the_bytes_that_arrive():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        with socket.create_connection(server.getsockname()) as there, server.accept()[0] as here:
+            for size in (1, 1000, 100_000):
+                before = traffic.received()
+                there.sendall(bytes(size))
+                left = size
+                while left:
+                    left -= len(here.recv(left))
+                assert traffic.received() - before == size
+
+
+@pytest.mark.parametrize("N", [2, 4])
+def test_the_model_has_the_bytes_that_workers_receive(N, tmp_path):
+    """So many images and repeats that chance, and what the workers say to each other beside the data, is little."""
+    options = [tmp_path, "--images-per-worker", 256, "--size", 16, "--repeats", 40, "--parameters", 100_000]
+    with open(tmp_path / "output.txt", "w") as output:
+        process = turns.launch(N, BENCH / "traffic.py", options, output)
+        try:
+            assert process.wait(120) == 0, (tmp_path / "output.txt").read_text()
+        finally:
+            process.terminate()
+    found = json.loads((tmp_path / "traffic.json").read_text())
+    for name, model in scale.modelled(N, B=256, size=16, dim=traffic.DIM, parameters=100_000).items():
+        assert found[f"{name}_bytes_{N}"] == pytest.approx(model, rel=0.02), name
+
+
+def test_the_original_receives_more_with_each_worker_and_we_do_not(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["scale.py", "--seconds-per-image", "0.0025"])
+    scale.main()
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line[:8].strip().isdigit()]
+    table = {int(cells[0]): [float(cell) for cell in cells[1:]] for cells in rows}
+    assert list(table) == scale.WORKERS
+    batch = 32 * 3 * 224**2 / 1e6  # MB of a worker's images
+    for N, (ours, _, _, efficiency, original, _, _, their_efficiency, gradients, _) in table.items():
+        assert ours < batch and original == pytest.approx(4 * (N - 1) * batch, rel=1e-3)
+        assert 0 < their_efficiency < efficiency < 1
+        assert gradients == pytest.approx(2 * (N - 1) / N * 46.0, rel=1e-2)
+
+
+def test_what_was_counted_stands_beside_the_model(monkeypatch, tmp_path, capsys):
+    setting = {"images": 16, "size": 224, "dim": 128, "parameters": scale.PARAMETERS}
+    found = {f"traffic_{name}": value for name, value in setting.items()}
+    for N in (2, 4):
+        found |= {f"{name}_bytes_{N}": 7e6 for name in scale.modelled(N, *setting.values())}
+    monkeypatch.setattr(scale, "LATEST", tmp_path / "latest.json")
+    scale.LATEST.write_text(json.dumps(found))
+    monkeypatch.setattr(sys, "argv", ["scale.py"])
+    scale.main()
+    lines = [line for line in capsys.readouterr().out.splitlines() if "counted    7.000 MB" in line]
+    assert len(lines) == 8
+    assert sum("keys" in line and "model    0.008 MB" in line for line in lines) == 1  # 16 x 128 floats, of one other worker
+
+
+def test_workers_stand_still_between_their_turns(tmp_path):
+    script = tmp_path / "turn.py"
+    script.write_text(TURN)
+    with turns.Job(2, script, tmp_path / "job", [], PYTHONPATH=f"{BENCH}:{os.environ.get('PYTHONPATH', '')}") as job:
+        for turn in (1, 2):
+            found = job.turn()
+            assert [(worker["turn"], worker["rank"]) for worker in found] == [(turn, 0), (turn, 1)]
+            workers = [psutil.Process(worker["pid"]) for worker in found]
+            spent = [worker.cpu_times() for worker in workers]
+            time.sleep(0.3)
+            assert all(map(turns.stands_still, (worker["pid"] for worker in found)))
+            assert [worker.cpu_times() for worker in workers] == spent
+    assert job.process.returncode == 0
+    assert not any(worker.is_running() for worker in workers)
+
+
+def test_steps_are_measured_as_on_gpus_with_loader_processes_and_views_of_the_device(recipe, tmp_path):
+    options = ["--size", 32, "--batch", 4, "--loaders", -1, "--augment-on", "device", "--precision", "bf16", "--passes"]
+    with turns.Job(1, BENCH / "step.py", tmp_path / "job", ["ours", recipe, *options]) as job:
+        assert "bare" not in job.turn()[0]
+        [found] = job.turn()
+    assert min(found[name] for name in ("step", "bare", "student", "key", "teacher", "memory", "telling", "drawing")) > 0
+    assert len((tmp_path / "job" / "log.txt").read_text().splitlines()) >= 6  # of three steps, and their epochs' ends
+    [event_file] = (tmp_path / "job" / "tensorboard").iterdir()
+    assert event_file.stat().st_size > 1000
+
+
+def test_a_job_that_ends_early_is_told_with_what_it_said(tmp_path):
+    script = tmp_path / "broken.py"
+    script.write_text("raise SystemExit('no photographs')")
+    with pytest.raises(RuntimeError, match="no photographs"), turns.Job(1, script, tmp_path / "job", []) as job:
+        job.turn()
+
+
+def test_a_process_stands_still_from_stop_to_continue():
+    with subprocess.Popen(["sleep", "60"]) as process:
+        try:
+            for number, still in ((signal.SIGSTOP, True), (signal.SIGCONT, False)):
+                process.send_signal(number)
+                deadline = time.monotonic() + 5
+                while turns.stands_still(process.pid) != still:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.01)
+        finally:
+            process.kill()

@@ -1,0 +1,57 @@
+"""How fast images become views on one core: the project's two views beside the baseline's, and what decoding alone allows.
+
+python tests/campaigns/bench/views.py FOLDER PHOTOS: bench.py starts it. All from files on disk (in the system's cache), in
+turn in one process of one thread. The baseline's views end as normalised floats, as its loader hands them over; ours as
+bytes, which the device normalises. So that the difference can be told from the rest, the baseline is measured up to its
+bytes as well.
+"""
+
+import statistics
+from pathlib import Path
+
+from torchvision import transforms
+
+import baseline
+import setting
+from job.data.folders import scan
+from job.data.loader import KEPT
+from job.data.views import TwoViews
+from job.cluster.memory import keep_freed_memory
+from job.data.augment import RandomView
+
+
+def measure(folder: Path, size: int, repeats: int) -> dict:
+    """Return images a second, and their ratios."""
+    paths, images = setting.photos(folder), scan(str(folder), "train")
+    bytes_view = baseline.random_view(size, last=(transforms.PILToTensor(),))
+    floats = baseline.Images(paths, baseline.random_view(size), baseline.random_view(size))
+    pil_bytes = baseline.Images(paths, bytes_view, bytes_view)
+    ours = TwoViews(images, RandomView(size, aug_plus=True), seed=0)
+    crops = TwoViews(images, RandomView(size, aug_plus=True), seed=0, rendered=False)
+    everything = range(len(paths))
+    tasks = {
+        "ours": lambda: [ours[0, index] for index in everything],
+        "pil": lambda: [floats[index] for index in everything],
+        "pil_bytes": lambda: [pil_bytes[index] for index in everything],
+        "decode_crop": lambda: [crops[0, index] for index in everything],
+    }
+    took = setting.interleaved(tasks, repeats)
+    rates = {name: len(paths) / statistics.median(values) for name, values in took.items()}
+    return {
+        "input_over_pil": setting.ratio(took["pil"], took["ours"]),
+        "input_over_pil_bytes": setting.ratio(took["pil_bytes"], took["ours"]),
+        "decode_crop_images_per_s": rates["decode_crop"],
+        "input_images_per_s": rates["ours"],
+        "input_pil_images_per_s": rates["pil"],
+    }
+
+
+def main() -> None:
+    options = setting.repeating(__doc__, repeats=7).parse_args()
+    setting.pin()
+    keep_freed_memory(KEPT)  # as a loader process does; the baseline's views have it too here
+    setting.write_figures(options.folder, "views", **measure(options.photos, options.size, options.repeats))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Real container engines, docker and podman, and the image built on a base made here: no image registry is used."""
+
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[2]
+DOCKER = {"docker": "docker.io", "dockerd": "docker.io", "debootstrap": "debootstrap"}
+PODMAN = {"podman": "podman", "runc": "runc", "catatonit": "catatonit"}  # crun refuses machines with both kinds of cgroups
+
+
+def missing(needed=DOCKER) -> str:
+    """What must be installed before these fixtures can be used, or nothing."""
+    path = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
+    packages = {package for name, package in needed.items() if not shutil.which(name, path=path)}
+    return f"no container engine to test with here: apt-get install {' '.join(sorted(packages))}" if packages else ""
+
+
+class Engine:
+    """The command of an engine; a call runs it with `words` and returns what it prints."""
+
+    def __init__(self, name: str, variables: dict[str, str]):
+        self.name = name
+        self.variables = variables  # in which it finds its daemon or its storage
+        self.environment = os.environ | variables
+
+    def __call__(self, *words, check=True, timeout=120, **more) -> str:
+        words = [self.name, *map(str, words)]
+        done = subprocess.run(words, env=self.environment, cwd=REPO, capture_output=True, text=True, timeout=timeout, **more)
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+
+@pytest.fixture(scope="session")
+def engine():
+    """The variables with which docker reaches an engine, and its base image; an engine started for it is stopped at the end."""
+    if reason := missing():
+        pytest.skip(reason)
+    script = REPO / "docker/local-engine.sh"
+    before = subprocess.run([script, "status"], capture_output=True, text=True, timeout=60)
+    up = subprocess.run([script, "up"], stdout=subprocess.PIPE, text=True, timeout=600)
+    assert up.returncode == 0, "local-engine.sh up has failed; its words are above"
+    exports = dict(word.split("=", 1) for word in shlex.split(up.stdout) if word != "export")
+    assert set(exports) == {"DOCKER_HOST", "BASE_IMAGE"}
+    yield exports
+    if before.returncode == 3:
+        subprocess.run([script, "down"], check=True, timeout=120)
+
+
+@pytest.fixture(scope="session")
+def docker(engine):
+    """Docker."""
+    return Engine("docker", {"DOCKER_HOST": engine["DOCKER_HOST"]})
+
+
+@pytest.fixture(scope="session")
+def podman(docker, image):
+    """podman with a storage of its own, which holds the image; it is copied (about 2 minutes) if it has changed."""
+    if reason := missing(PODMAN) or ("podman is tested as root" if os.geteuid() else ""):
+        pytest.skip(reason)
+    podman = Engine("podman", podman_settings(REPO / "runs/local-podman"))
+    [number] = docker("images", "--quiet", image).split()
+    if number not in podman("images", "--quiet", image):
+        copy_image(image, docker, podman)
+        podman("image", "prune", "--force")
+    return podman
+
+
+def podman_settings(folder: Path) -> dict[str, str]:
+    """Write the configuration of a podman that keeps all in `folder`; return the variables by which it is found."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "storage.conf").write_text(
+        f'[storage]\ndriver = "overlay"\ngraphroot = "{folder}/store"\nrunroot = "{folder}/run"\n'
+    )
+    # As root podman raises these limits to numbers that the root of a sandbox may not set.
+    (folder / "containers.conf").write_text(
+        '[containers]\ndefault_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]\n'
+        '[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\nruntime = "runc"\n'
+    )
+    return {"CONTAINERS_CONF": f"{folder}/containers.conf", "CONTAINERS_STORAGE_CONF": f"{folder}/storage.conf"}
+
+
+def copy_image(image: str, docker: Engine, podman: Engine):
+    """Copy an image from docker to podman."""
+    with subprocess.Popen(["docker", "save", image], env=docker.environment, stdout=subprocess.PIPE) as saved:
+        podman("load", "--quiet", stdin=saved.stdout, timeout=600)
+    assert saved.returncode == 0
+
+
+@pytest.fixture(scope="session", params=["docker", "podman"])
+def containers(request):
+    """Each engine in turn, with the image."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def build(docker, engine, pytestconfig):
+    """A function that builds docker/Dockerfile, and shows how far it is; what is built already is taken from the cache."""
+
+    def image(tag, context=REPO):
+        words = ["docker", "build", "--network=host", "-f", context / "docker/Dockerfile", "-t", tag]
+        for name, value in (("BASE_IMAGE", engine["BASE_IMAGE"]), ("RUNTIME_IMAGE", engine["BASE_IMAGE"]), ("VERSION", "test")):
+            words += ["--build-arg", f"{name}={value}"]
+
+        def number():
+            return docker("images", "--quiet", tag).strip()
+
+        before = number()
+        with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            print(f"\nbuilding {tag} (about 7 minutes where nothing is in the cache)", flush=True)
+            lines = []
+            with subprocess.Popen(
+                [*words, context], env=docker.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            ) as process:
+                for line in process.stdout:
+                    lines.append(line)
+                    if line.startswith(("Step ", "#", "build_horovod: ")):
+                        print("  " + line.rstrip()[:120], flush=True)
+        assert process.returncode == 0, "".join(lines[-60:])
+        if before and before != number():
+            docker("rmi", before, check=False)
+        return tag
+
+    return image
+
+
+@pytest.fixture(scope="session")
+def image(build):
+    """The name of the built image."""
+    return build("moco-mgd:test")

@@ -1,0 +1,821 @@
+import contextlib
+import errno
+import hashlib
+import itertools
+import os
+import pickle
+import random
+import resource
+import shutil
+import struct
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+
+from inject import injected
+from job.errors import RunError
+from job.checkpoints import folder
+from job.checkpoints.folder import BEST, FORMAT, LAST, LEFT, Checkpoints, load
+
+
+def content(epoch=1, step=0, value=1.0):
+    """What a checkpoint may hold: tensors of several kinds, numbers, text and containers."""
+    return {
+        "epoch": epoch,
+        "step": step,
+        "arch": "resnet18",
+        "state_dict": {"module.w": torch.full((5, 3), value), "module.n": torch.tensor([7]), "module.h": torch.ones(2).half()},
+        "optimizer": {"state": {0: {"momentum_buffer": torch.arange(4.0)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
+        "mgd": {},
+        "config": {"lr": 0.03, "mlp": True, "schedule": [1, 2], "teacher": "café"},
+        "statistics": None,
+    }
+
+
+def same(a, b):
+    """Whether two contents are equal, tensors by dtype and value."""
+    if torch.is_tensor(a):
+        return torch.is_tensor(b) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return type(a) is type(b) and a == b
+
+
+def refused(call, *args):
+    with pytest.raises(RunError) as caught:
+        call(*args)
+    assert "\n" not in str(caught.value)
+    assert caught.value.code == 2
+    return str(caught.value)
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    return Checkpoints(str(tmp_path), keep=3)
+
+
+def names(checkpoints):
+    return [os.path.basename(path) for path in checkpoints.paths()]
+
+
+def damage(path, change):
+    """Replace a file's bytes by `change(bytes)`."""
+    with open(path, "rb") as file:
+        before = file.read()
+    with open(path, "wb") as file:
+        file.write(change(before))
+
+
+def cut(path, share=0.5):
+    damage(path, lambda before: before[: int(len(before) * share)])
+
+
+def test_what_is_loaded_is_what_was_saved(checkpoints):
+    path = checkpoints.save(content())
+    assert same(load(path), content() | {"format": FORMAT})
+
+
+def test_tensors_of_a_network_and_its_optimizer_go_there_and_back(checkpoints):
+    torch.manual_seed(0)
+    net = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
+    net(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    path = checkpoints.save({"epoch": 0, "step": 1, "state_dict": net.state_dict(), "optimizer": optimizer.state_dict()})
+    other = torch.nn.Linear(3, 2)
+    again = torch.optim.SGD(other.parameters(), 0.5, momentum=0.1)
+    saved = load(path)
+    other.load_state_dict(saved["state_dict"])
+    again.load_state_dict(saved["optimizer"])
+    assert same(dict(other.state_dict()), dict(net.state_dict()))
+    assert same(again.state_dict(), optimizer.state_dict())
+
+
+def test_a_checkpoint_has_its_epoch_and_step_in_its_name(checkpoints, tmp_path):
+    path = checkpoints.save(content(epoch=12, step=345))
+    assert path == str(tmp_path / "checkpoint_0012_000345.pth.tar")
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint_0012_000345.pth.tar", "last.pth.tar"]
+
+
+def test_paths_come_oldest_first_and_name_checkpoints_alone(checkpoints, tmp_path):
+    made = ["checkpoint_0010_000000", "checkpoint_0002_000010", "checkpoint_0002_000009", "checkpoint_10000_1000000"]
+    others = [
+        "checkpoint_1_2.pth.tar",
+        "checkpoint_0001_000000.pth.tar.new",
+        "last.pth.tar",
+        "log.txt",
+        "xcheckpoint_0001_000000",
+    ]
+    for name in [f"{name}.pth.tar" for name in made] + others:
+        (tmp_path / name).write_bytes(b"")
+    assert names(checkpoints) == [f"{made[n]}.pth.tar" for n in (2, 1, 0, 3)]
+
+
+def test_a_folder_that_is_not_there_has_no_checkpoints(tmp_path):
+    assert Checkpoints(str(tmp_path / "none"), 3).paths() == []
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 10])
+def test_the_newest_stay_and_last_points_to_the_newest(tmp_path, keep):
+    checkpoints, saved = Checkpoints(str(tmp_path), keep), []
+    for epoch, step in [(0, 5), (0, 10), (1, 0), (1, 5), (2, 0)]:
+        saved.append(os.path.basename(checkpoints.save(content(epoch, step, value=len(saved)))))
+        assert names(checkpoints) == saved[-keep:]
+        assert os.readlink(tmp_path / LAST) == saved[-1]
+        assert same(load(str(tmp_path / LAST)), content(epoch, step, value=len(saved) - 1) | {"format": FORMAT})
+    assert sorted(os.listdir(tmp_path)) == [*saved[-keep:], LAST]
+
+
+def test_last_stays_right_when_the_folder_moves(checkpoints, tmp_path):
+    checkpoints.save(content())
+    os.rename(tmp_path, f"{tmp_path}-moved")
+    assert load(os.path.join(f"{tmp_path}-moved", LAST))["epoch"] == 1
+    os.rename(f"{tmp_path}-moved", tmp_path)
+
+
+def test_saving_the_same_step_again_replaces_it(checkpoints):
+    checkpoints.save(content(value=1.0))
+    path = checkpoints.save(content(value=2.0))
+    assert names(checkpoints) == ["checkpoint_0001_000000.pth.tar"]
+    assert load(path)["state_dict"]["module.w"][0, 0] == 2
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_what_has_just_been_saved_stays(tmp_path, keep):
+    """A run that resumes from an older checkpoint saves steps that come before those which lie there."""
+    checkpoints = Checkpoints(str(tmp_path), 5)
+    for epoch in (1, 2, 3, 4, 5):
+        checkpoints.save(content(epoch))
+    path = Checkpoints(str(tmp_path), keep).save(content(1, 7))
+    assert os.path.exists(path)
+    assert same(load(str(tmp_path / LAST)), content(1, 7) | {"format": FORMAT})
+
+
+def test_a_damaged_newer_one_does_not_push_out_a_whole_one(tmp_path):
+    checkpoints = Checkpoints(str(tmp_path), 2)
+    for epoch in (1, 2):
+        checkpoints.save(content(epoch))
+    cut(checkpoints.paths()[-1])
+    one = Checkpoints(str(tmp_path), 1)
+    assert one.newest(lambda text: None)["epoch"] == 1
+    one.save(content(1, 7))
+    assert one.newest(lambda text: None)["step"] == 7
+
+
+class PowerCut(BaseException):
+    """The end of the process at a place of its work."""
+
+
+def crash_while_writing(monkeypatch, share=0.5):
+    """Let torch.save write a part of the bytes, and end there."""
+    save = torch.save
+
+    def half(obj, file, *args, **named):
+        position = file.tell()
+        save(obj, file, *args, **named)
+        written = file.tell() - position
+        file.seek(position)
+        file.truncate(position + int(written * share))
+        file.flush()
+        raise PowerCut
+
+    monkeypatch.setattr(torch, "save", half)
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 0.99, 1])
+def test_a_crash_while_writing_leaves_the_old_checkpoints_whole(tmp_path, monkeypatch, share):
+    checkpoints = Checkpoints(str(tmp_path), 1)
+    checkpoints.save(content(1))
+    with monkeypatch.context() as patch:
+        crash_while_writing(patch, share)
+        with pytest.raises(PowerCut):
+            checkpoints.save(content(2))
+    assert names(checkpoints) == ["checkpoint_0001_000000.pth.tar"]
+    assert same(load(str(tmp_path / LAST)), content(1) | {"format": FORMAT})
+    assert checkpoints.newest(lambda text: None)["epoch"] == 1
+    checkpoints.save(content(2))
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint_0002_000000.pth.tar", LAST]
+
+
+def test_a_crash_while_writing_the_same_step_anew_leaves_the_old_file(checkpoints, monkeypatch):
+    path = checkpoints.save(content(value=1.0))
+    crash_while_writing(monkeypatch)
+    with pytest.raises(PowerCut):
+        checkpoints.save(content(value=2.0))
+    assert load(path)["state_dict"]["module.w"][0, 0] == 1
+
+
+def crashes(monkeypatch, steps, call, *args):
+    """Call, and stop after so many renames, links, syncs, removals and opened files; return whether it was to do more."""
+    left = [steps]
+
+    def ending(call):
+        def counted(*args, **named):
+            if left[0] == 0:
+                raise PowerCut
+            left[0] -= 1
+            return call(*args, **named)
+
+        return counted
+
+    with monkeypatch.context() as patch:
+        for name in ("replace", "symlink", "link", "fsync", "remove", "open"):
+            patch.setattr(os, name, ending(getattr(os, name)))
+        try:
+            call(*args)
+        except PowerCut:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("place", range(8))
+def test_a_crash_between_any_two_steps_of_saving_leaves_a_whole_checkpoint(tmp_path, monkeypatch, place):
+    """The process ends before one of them. `last` is one that is there, and whole."""
+    checkpoints = Checkpoints(str(tmp_path), 1)
+    checkpoints.save(content(1))
+    crashes(monkeypatch, place, checkpoints.save, content(2))
+    assert load(str(tmp_path / LAST))["epoch"] in (1, 2)
+    assert checkpoints.newest(lambda text: None)["epoch"] in (1, 2)
+    checkpoints.save(content(3))
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint_0003_000000.pth.tar", LAST]  # nothing half-written stays
+
+
+def course(folder, epochs=4):
+    """Checkpoints of a run's first epochs, of which --keep removes none."""
+    checkpoints = Checkpoints(str(folder), keep=9)
+    return checkpoints, [checkpoints.save(content(epoch)) for epoch in range(1, epochs + 1)]
+
+
+def resumed(checkpoints) -> int:
+    """The epoch from which --resume auto goes on."""
+    return checkpoints.newest(lambda text: None)["epoch"]
+
+
+@pytest.mark.parametrize("source", ["auto", "checkpoint_0002_000000.pth.tar"])
+def test_a_run_that_goes_back_resumes_there_until_its_first_save(tmp_path, source):
+    """auto goes back if the newest checkpoints are damaged."""
+    checkpoints, paths = course(tmp_path)
+    later = checkpoints.resume_at((2, 0), source if source == "auto" else str(tmp_path / source))
+    assert later == paths[2:]
+    assert resumed(checkpoints) == load(str(tmp_path / LAST))["epoch"] == 2
+    assert all(os.path.exists(path + LEFT) for path in later)
+    checkpoints.save(content(3, 7))
+    assert names(checkpoints) == [f"checkpoint_000{n}.pth.tar" for n in ("1_000000", "2_000000", "3_000007")]
+    assert not [name for name in os.listdir(tmp_path) if name.endswith(LEFT)]
+
+
+@pytest.mark.parametrize("place", range(8))
+def test_a_crash_between_any_two_steps_of_going_back_leaves_one_course(tmp_path, monkeypatch, place):
+    """Which is the old one until it is all left: its checkpoints go from the newest on."""
+    checkpoints, paths = course(tmp_path)
+    ended = crashes(monkeypatch, place, checkpoints.resume_at, (2, 0), paths[1])
+    assert resumed(checkpoints) in ((2, 3, 4) if ended else (2,))
+    assert load(str(tmp_path / LAST))["epoch"] in (2, 4)
+    checkpoints.resume_at((2, 0), paths[1])
+    assert resumed(checkpoints) == load(str(tmp_path / LAST))["epoch"] == 2
+
+
+@pytest.mark.parametrize("how", ["points to the one before", "is missing"])
+def test_last_is_mended_at_a_resume(tmp_path, how):
+    """As a kill between a checkpoint's rename and its link leaves it."""
+    checkpoints, paths = course(tmp_path)
+    os.remove(tmp_path / LAST)
+    if how != "is missing":
+        os.symlink(os.path.basename(paths[2]), tmp_path / LAST)
+    checkpoints.resume_at((4, 0), "auto")
+    assert os.readlink(tmp_path / LAST) == os.path.basename(paths[3])
+
+
+def test_without_links_a_resume_copies_last_only_if_it_is_another(linkless):
+    checkpoints, paths = course(linkless)
+    os.utime(linkless / LAST, (10**9, 10**9))
+    checkpoints.resume_at((4, 0), "auto")
+    assert os.stat(linkless / LAST).st_mtime == 10**9
+    checkpoints.resume_at((2, 0), "auto")
+    assert load(str(linkless / LAST))["epoch"] == 2
+
+
+def test_a_checkpoint_that_the_user_names_is_kept(tmp_path):
+    checkpoints, paths = course(tmp_path)
+    again = Checkpoints(str(tmp_path), keep=1)
+    again.resume_at((2, 0), str(tmp_path / os.path.relpath(paths[1], tmp_path)))
+    for epoch in (3, 4, 5):
+        again.save(content(epoch))
+    assert names(again) == ["checkpoint_0002_000000.pth.tar", "checkpoint_0005_000000.pth.tar"]
+
+
+@pytest.mark.parametrize("name", ["checkpoint_0002_000000.pth.tar", "mine.pth.tar", LAST], ids=str)
+def test_a_checkpoint_from_elsewhere_is_what_a_killed_run_resumes_from(tmp_path, name):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "here").mkdir()
+    source = Checkpoints(str(tmp_path / "there"), 2).save(content(2))
+    given = tmp_path / "there" / name
+    if not given.exists():
+        os.rename(source, given)
+    here = Checkpoints(str(tmp_path / "here"), keep=1)
+    here.resume_at((2, 0), str(given))
+    assert resumed(here) == load(str(tmp_path / "here" / LAST))["epoch"] == 2
+    here.save(content(3))
+    assert names(here) == ["checkpoint_0003_000000.pth.tar"] and load(str(given))["epoch"] == 2
+
+
+def test_a_requeued_job_goes_back_once(tmp_path, monkeypatch):
+    """The same job to the same name; another job goes back again, and so does a second command of one job."""
+    checkpoints, paths = course(tmp_path)
+    given = str(tmp_path / LAST)  # a link, which moves on
+
+    def resumed_before(path, job, restarts):
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+        return checkpoints.resumed_before(path)
+
+    assert not resumed_before(given, "7", "1")
+    assert not resumed_before(given, "7", "0")
+    checkpoints.resume_at((4, 0), given)
+    checkpoints.save(content(5))
+    assert resumed_before(given, "7", "1") and resumed_before(given, "7", "2")
+    assert not resumed_before(given, "7", "0")
+    assert not resumed_before(paths[0], "7", "1")
+    assert not resumed_before(given, "8", "1")
+    (tmp_path / "resumed.yaml").write_bytes(b"\xff: [")
+    assert not resumed_before(given, "7", "1")
+
+
+def test_a_file_of_another_course_at_the_same_step_gives_way(tmp_path):
+    checkpoints, paths = course(tmp_path)
+    os.rename(checkpoints.save(content(2, value=7.0)), tmp_path / "mine.pth.tar")
+    Checkpoints(str(tmp_path), 9).save(content(2))
+    checkpoints.resume_at((2, 0), str(tmp_path / "mine.pth.tar"))
+    assert os.path.exists(paths[1] + LEFT)
+    assert load(paths[1])["state_dict"]["module.w"][0, 0] == load(str(tmp_path / LAST))["state_dict"]["module.w"][0, 0] == 7
+
+
+def test_files_that_only_end_like_left_checkpoints_stay(tmp_path):
+    checkpoints, _ = course(tmp_path)
+    (tmp_path / "notes.left").mkdir()
+    (tmp_path / "mine.pth.tar.left").touch()
+    checkpoints.resume_at((2, 0), "auto")
+    checkpoints.save(content(3))
+    assert sorted(name for name in os.listdir(tmp_path) if name.endswith(LEFT)) == ["mine.pth.tar.left", "notes.left"]
+
+
+def test_data_is_on_disk_before_it_has_its_name(checkpoints, monkeypatch):
+    """Otherwise a power cut could leave the name of a file whose bytes never came."""
+    events = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (events.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (events.append(f"-> {b}"), replace(a, b)))
+    path = checkpoints.save(content())
+    assert events.index(f"{path}.new") < events.index(f"-> {path}") < events.index(checkpoints.folder)
+    assert events.index(f"-> {os.path.join(checkpoints.folder, LAST)}") < events.index(checkpoints.folder)
+
+
+NEWEST = """
+import sys
+from job.checkpoints import folder
+from job import files
+from job.checkpoints.folder import Checkpoints
+
+files.PAUSES = (0,)
+for read in (Checkpoints(sys.argv[1], 3).newest, lambda say: checkpoint.load(sys.argv[2])):
+    try:
+        print(read(lambda line: None)["epoch"])
+    except files.RunError as error:
+        print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize(("times", "said"), [(1, ["2", "2"]), (99, ["ReadError cannot read", "RunError cannot read"])])
+def test_a_checkpoint_that_a_failing_file_system_hides_is_not_passed_over(checkpoints, times, said):
+    """An older one would lose what was done since."""
+    checkpoints.save(content(1))
+    path = checkpoints.save(content(2))
+    environment = os.environ | injected(f"* open {path} 1 {times} {errno.EIO}")
+    command = [sys.executable, "-c", NEWEST, checkpoints.folder, path]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    for line, start in zip(done.stdout.splitlines(), said, strict=True):
+        assert line.startswith(start), done.stdout + done.stderr
+
+
+def test_without_checkpoints_there_is_no_newest(checkpoints, tmp_path):
+    said = []
+    assert checkpoints.newest(said.append) is None
+    (tmp_path / "checkpoint_0001_000000.pth.tar.new").write_bytes(b"half")
+    assert checkpoints.newest(said.append) is None
+    assert said == []
+
+
+def test_the_newest_is_taken_and_said(checkpoints):
+    for epoch in (1, 2, 10):
+        path = checkpoints.save(content(epoch))
+    said = []
+    assert checkpoints.newest(said.append)["epoch"] == 10
+    [line] = said
+    assert path in line
+
+
+@pytest.mark.parametrize("broken", [1, 2])
+def test_the_newest_that_is_whole_is_taken_and_those_passed_over_are_said(checkpoints, broken):
+    paths = [checkpoints.save(content(epoch)) for epoch in (1, 2, 3)]
+    for path in paths[-broken:]:
+        cut(path)
+    said = []
+    assert checkpoints.newest(said.append)["epoch"] == 3 - broken
+    assert len(said) == broken + 1
+    assert all(path in line for path, line in zip(paths[::-1], said, strict=False))
+    assert ["passed over" in line for line in said] == [True] * broken + [False]
+    assert all("\n" not in line for line in said)
+
+
+def test_when_none_is_whole_the_run_does_not_start_anew_by_itself(checkpoints):
+    for epoch in (1, 2):
+        cut(checkpoints.save(content(epoch)), 0.3)
+    said = []
+    message = refused(checkpoints.newest, said.append)
+    assert checkpoints.folder in message
+    assert "2 checkpoints" in message
+    assert len(said) == 2
+
+
+# The checksum of a whole file.
+
+
+def test_a_checkpoint_is_a_plain_file_of_torch_s_to_others(checkpoints):
+    path = checkpoints.save(content())
+    for mmap in (False, True):
+        assert same(torch.load(path, weights_only=True, mmap=mmap), content() | {"format": FORMAT})
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+    whole = open(path, "rb").read()
+    assert whole[-64:].decode() == hashlib.sha256(whole[:-71]).hexdigest()
+
+
+def test_a_checkpoint_that_torch_has_saved_anew_has_no_checksum_and_is_loaded(checkpoints):
+    path = checkpoints.save(content())
+    torch.save(torch.load(path, weights_only=True), path)
+    assert same(load(path), content() | {"format": FORMAT})
+
+
+def test_a_flipped_bit_in_any_byte_is_noticed(checkpoints):
+    """In each byte one of its bits, and in the checksum and the archive's last record all of them."""
+    path, generator = checkpoints.save(content()), random.Random(0)
+    whole = open(path, "rb").read()
+    flips = [(place, generator.randrange(8)) for place in range(len(whole))]
+    flips += [(place, bit) for place in range(len(whole) - 93, len(whole)) for bit in range(8)]
+    for place, bit in flips:
+        flip(path, place, bit)
+        assert path in refused(load, path), (place, bit)
+        flip(path, place, bit)
+    assert open(path, "rb").read() == whole
+
+
+def flip(path, place, bit):
+    """Flip a bit of a file in place."""
+    with open(path, "r+b") as file:
+        file.seek(place)
+        value = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([value ^ 1 << bit]))
+
+
+def test_a_file_cut_at_any_byte_is_noticed(checkpoints):
+    path = checkpoints.save(content())
+    for length in reversed(range(os.path.getsize(path))):
+        os.truncate(path, length)
+        assert path in refused(load, path), length
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_of_damaged_checkpoints_the_one_before_is_taken_and_that_is_said(checkpoints, seed):
+    """64 places at which the newest is cut, the first and last byte's among them, and 200 flipped bits."""
+    before, path = checkpoints.save(content(1)), checkpoints.save(content(2))
+    generator, size = random.Random(seed), os.path.getsize(path)
+    shutil.copyfile(path, path + ".whole")
+    damages = [lambda at=at: os.truncate(path, at) for at in [0, size - 1, *generator.sample(range(size), 62)]]
+    damages += [lambda: flip(path, generator.randrange(size), generator.randrange(8)) for _ in range(200)]
+    for number, damaged in enumerate(damages):
+        damaged()
+        said = []
+        assert checkpoints.newest(said.append)["epoch"] == 1, number
+        assert [line.split(path)[0] for line in said] == ["passed over: ", f"resuming from {before}"]
+        shutil.copyfile(path + ".whole", path)
+    assert checkpoints.newest(said.append)["epoch"] == 2
+
+
+# Disks that take no more; tests/campaigns/faults has full, read-only, slow and vanished ones.
+
+
+@contextlib.contextmanager
+def room_for(size):
+    """Let no file grow above `size` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("more", [0, 100_000], ids=["small", "larger than what is written at a time"])
+def test_a_disk_that_takes_only_a_part_is_one_line_and_leaves_what_was_there(checkpoints, tmp_path, more):
+    old = checkpoints.save(content(1) | {"more": torch.zeros(more)}, best=True)
+    listing, whole = sorted(os.listdir(tmp_path)), open(old, "rb").read()
+    for size in [*range(0, len(whole), len(whole) // 100), *range(len(whole) - 93, len(whole))]:
+        with room_for(size):
+            message = refused(checkpoints.save, content(2) | {"more": torch.zeros(more)}, True)
+        assert "checkpoint_0002_000000.pth.tar: File too large; the checkpoints before it are untouched" in message, size
+        assert sorted(os.listdir(tmp_path)) == listing, size
+    assert open(old, "rb").read() == whole == open(tmp_path / BEST, "rb").read()
+    assert load(str(tmp_path / LAST))["epoch"] == 1
+    assert load(checkpoints.save(content(2)))["epoch"] == 2
+
+
+def test_without_links_last_and_best_are_whole_copies(linkless):
+    checkpoints = Checkpoints(str(linkless), 2)
+    for epoch in range(1, 5):
+        newest = checkpoints.save(content(epoch), best=epoch == 2)
+        assert not (linkless / LAST).is_symlink()
+        assert (linkless / LAST).read_bytes() == open(newest, "rb").read()
+    assert sorted(os.listdir(linkless)) == [BEST, *names(checkpoints), LAST]
+    assert names(checkpoints) == ["checkpoint_0003_000000.pth.tar", "checkpoint_0004_000000.pth.tar"]
+    assert load(str(linkless / BEST))["epoch"] == 2
+    assert checkpoints.newest(lambda text: None)["epoch"] == 4
+
+
+def test_without_links_a_crash_between_any_two_steps_leaves_a_whole_last_and_best(linkless, monkeypatch):
+    for steps in itertools.count():
+        checkpoints = Checkpoints(str(linkless / str(steps)), 1)
+        os.mkdir(checkpoints.folder)
+        checkpoints.save(content(1), best=True)
+        crashed = crashes(monkeypatch, steps, checkpoints.save, content(2), True)
+        for path in (f"{checkpoints.folder}/{LAST}", f"{checkpoints.folder}/{BEST}", *checkpoints.paths()):
+            assert load(path)["epoch"] in (1, 2)
+        checkpoints.save(content(3), best=True)
+        assert sorted(os.listdir(checkpoints.folder)) == [BEST, "checkpoint_0003_000000.pth.tar", LAST]
+        if not crashed:
+            break
+    assert steps > 10
+
+
+def test_without_links_a_disk_without_room_for_the_copy_keeps_what_was_there(linkless):
+    """The disk takes the checkpoint, and half of its copy."""
+    checkpoints, large = Checkpoints(str(linkless), 1), {"more": torch.zeros(1_000_000)}
+    checkpoints.save(content(1) | large)
+    with open(linkless / "filler", "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(1 << 20)):
+            pass
+    os.truncate(linkless / "filler", os.path.getsize(linkless / "filler") - 6_000_000)
+    listing = sorted(os.listdir(linkless))
+    assert "checkpoint_0002_000000.pth.tar: No space left on device; the checkpoints before it are untouched" in refused(
+        checkpoints.save, content(2) | large
+    )
+    assert sorted(os.listdir(linkless)) == listing
+    assert load(str(linkless / LAST))["epoch"] == 1
+    os.remove(linkless / "filler")
+    checkpoints.save(content(2) | large)
+    assert load(str(linkless / LAST))["epoch"] == 2
+
+
+def test_a_copy_of_a_run_without_its_links_goes_on(checkpoints, tmp_path):
+    """As `cp -L` makes it: last.pth.tar becomes a link again."""
+    checkpoints.save(content(1))
+    shutil.copytree(tmp_path, tmp_path / "copy")
+    copy = Checkpoints(str(tmp_path / "copy"), 1)
+    assert not (tmp_path / "copy" / LAST).is_symlink()
+    copy.save(content(2))
+    assert os.readlink(tmp_path / "copy" / LAST) == "checkpoint_0002_000000.pth.tar"
+
+
+def test_a_folder_that_is_gone_is_said(checkpoints, tmp_path):
+    checkpoints.save(content(1))
+    shutil.rmtree(tmp_path)
+    assert f"{tmp_path}/checkpoint_0002_000000.pth.tar: No such file or directory; the folder is gone" in refused(
+        checkpoints.save, content(2)
+    )
+    assert not tmp_path.exists()
+
+
+def test_what_a_killed_run_left_half_written_makes_room_before_the_next_is_written(checkpoints, tmp_path, monkeypatch):
+    for name in ("checkpoint_0001_000000.pth.tar.new", "checkpoint_0009_000003.pth.tar.new", f"{BEST}.new"):
+        (tmp_path / name).write_bytes(bytes(1000))
+    (tmp_path / f"{LAST}.new").symlink_to("nowhere")
+    save, seen = torch.save, []
+    monkeypatch.setattr(torch, "save", lambda value, file: (seen.append(os.listdir(tmp_path)), save(value, file)))
+    checkpoints.save(content(1), best=True)
+    assert seen == [["checkpoint_0001_000000.pth.tar.new"]]
+
+
+# Loading what may be anything.
+
+LEGACY = pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+
+
+def written(path, value, legacy=False):
+    torch.save(value, path, _use_new_zipfile_serialization=not legacy)
+    return str(path)
+
+
+@LEGACY
+def test_both_forms_of_torch_s_files_are_read(tmp_path, legacy):
+    assert same(load(written(tmp_path / "x", content(), legacy)), content())
+
+
+@LEGACY
+def test_a_file_cut_anywhere_is_one_line(tmp_path, legacy):
+    path = written(tmp_path / "x.pth.tar", content(), legacy)
+    whole = open(path, "rb").read()
+    for length in [*range(0, len(whole) - 1, 13), len(whole) - 1]:
+        with open(path, "wb") as file:
+            file.write(whole[:length])
+        assert path in refused(load, path), length
+
+
+def test_a_flipped_bit_anywhere_is_harmless_or_one_line(tmp_path):
+    path = written(tmp_path / "x.pth.tar", {"epoch": 1, "w": torch.arange(50.0)})
+    whole = bytearray(open(path, "rb").read())
+    expected, found = load(path), 0
+    for place in range(len(whole)):
+        changed = whole.copy()
+        changed[place] ^= 8
+        with open(path, "wb") as file:
+            file.write(changed)
+        try:
+            assert same(load(path), expected), place
+        except RunError as error:
+            assert "\n" not in str(error)
+            found += 1
+    assert found > len(whole) / 3
+
+
+def test_flipped_bytes_of_a_tensor_are_noticed(tmp_path):
+    value = torch.full((1000,), 1.5)
+    path = written(tmp_path / "x.pth.tar", {"w": value})
+    whole = open(path, "rb").read()
+    start = whole.index(value.numpy().tobytes()[:64])
+    for place in (start, start + 1234, start + 3999):
+        damage(path, lambda _, place=place: whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        message = refused(load, path)
+        assert path in message
+        assert "damaged" in message
+
+
+class Code:
+    """Its pickle runs a command when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_loading_runs_no_code(tmp_path, form, inside):
+    trace = tmp_path / "trace"
+    value = {"epoch": 1, "state_dict": {"w": torch.ones(2)}, "x": Code(trace)} if inside else Code(trace)
+    path = str(tmp_path / "x.pth.tar")
+    if form == "pickle":
+        with open(path, "wb") as file:
+            pickle.dump(value, file, protocol=2)
+    else:
+        written(path, value, legacy=form == "legacy")
+    message = refused(load, path)
+    assert not trace.exists()
+    assert path in message
+    if form != "pickle":
+        assert "code" in message
+
+
+HEX = b"c_codecs\nencode\n"  # twice as many bytes each time
+
+
+def number(value):
+    """A whole number's piece of a pickle."""
+    return b"\x8a\x08" + struct.pack("<q", value)
+
+
+def expanded(length, strides=b"K\0K\0"):
+    """A piece of a pickle: a tensor (length, 2) whose storage has 4 numbers."""
+    storage = b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000X\3\0\0\0cpuK\4tQ"
+    shape = b"(" + number(length) + b"K\2t(" + strides + b"t"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\0" + shape + b"\x89ccollections\nOrderedDict\n)RtR"
+
+
+def claims(n):
+    """Pieces of pickles that ask for 2**n bytes, be it at once, or where what they make is copied, printed or walked through."""
+    pairs = "".join(f"h{chr(place)}h{chr(place)}\x86q{chr(place + 1)}" for place in range(n)).encode("latin1")
+    meta = b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n(ctorch\nfloat32\n"
+    return {
+        "zeros": b"cbuiltins\nbytearray\n" + number(2**n) + b"\x85R",
+        "zeros, by an older name": b"c__builtin__\nbytearray\n" + number(2**n) + b"\x85R",
+        "a new tensor": b"ctorch\nFloatTensor\n" + number(2 ** (n - 2)) + b"\x85R",
+        "a new storage": b"ctorch.storage\nUntypedStorage\n" + number(2**n) + b"\x85R",
+        "a tensor that repeats a number": expanded(2 ** (n - 3)),
+        "many such tensors": b"(" + expanded(2 ** (n - 8)) * 32 + b"t",
+        "a set of a tensor's rows": b"cbuiltins\nset\n" + expanded(2 ** (n - 3)) + b"\x85R",
+        "a dictionary of a tensor's rows": b"ccollections\nOrderedDict\n" + expanded(2 ** (n - 3)) + b"\x85R",
+        "a tensor of no device": meta + b"(" + number(2 ** (n - 2)) + b"t(K\1t\x89tR",
+        "text that doubles": HEX * (n + 1) + b"X\1\0\0\0aX\6\0\0\0latin1\x86R" + b"X\3\0\0\0hex\x86R" * n,
+        "containers that double": b"(]q\0" + pairs + b"t",
+    }
+
+
+def claiming(path, piece, compression=zipfile.ZIP_STORED, storage=bytes(16)):
+    """Write a file as torch's, whose dictionary has what a piece of a pickle makes."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, data in [("data.pkl", b"\x80\2}X\1\0\0\0x" + piece + b"s."), ("version", b"3\n"), ("data/0", storage)]:
+            archive.writestr(f"archive/{name}", data)
+    return str(path)
+
+
+@pytest.mark.parametrize("claim", claims(10))
+def test_a_small_file_may_claim_a_small_memory_and_no_large_one(tmp_path, monkeypatch, claim):
+    monkeypatch.setattr(folder, "ROOM", 2**26)  # what comes bit by bit fills all that there is
+    path, before = str(tmp_path / "x.pth.tar"), resource.getrlimit(resource.RLIMIT_AS)
+    assert "x" in load(claiming(path, claims(10)[claim]))
+    assert f"{path} is not a whole checkpoint" in refused(load, claiming(path, claims(34)[claim]))
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+
+
+@pytest.mark.parametrize("piece", [b"]q\0h\0a", expanded(2**31, b"K\2K\1")], ids=["a list in itself", "beyond a storage"])
+def test_what_has_no_end_is_one_line(tmp_path, monkeypatch, piece):
+    monkeypatch.setattr(folder, "ROOM", 2**26)
+    assert "is not a whole checkpoint" in refused(load, claiming(tmp_path / "x.pth.tar", piece))
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2], ids=["deflated", "bzip2"])
+def test_a_file_that_grows_a_thousandfold_when_it_is_read_is_one_line(tmp_path, monkeypatch, compression):
+    monkeypatch.setattr(folder, "ROOM", 2**25)
+    declared = expanded(2**23, b"K\2K\1").replace(b"cpuK\4", b"cpu" + number(2**24))
+    path = claiming(tmp_path / "x.pth.tar", declared, compression, bytes(2**26))
+    assert os.path.getsize(path) < 2**20
+    assert f"{path} is not a whole checkpoint" in refused(load, path)
+
+
+def test_what_repeats_numbers_within_reason_is_read(tmp_path):
+    value = torch.ones(()).expand(1000, 1000)
+    path = written(tmp_path / "x.pth.tar", {"w": value, "again": [value, value]})
+    assert os.path.getsize(path) < 10_000
+    assert torch.equal(load(path)["again"][1], torch.ones(1000, 1000))
+
+
+@pytest.mark.parametrize("value", [[torch.ones(2)], torch.ones(2), 3, "text", None, (1, 2)], ids=str)
+@LEGACY
+def test_a_file_that_holds_no_dictionary_is_one_line(tmp_path, value, legacy):
+    path = written(tmp_path / "x.pth.tar", value, legacy)
+    message = refused(load, path)
+    assert path in message
+    assert type(value).__name__ in message
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"x",
+        b"PK",
+        b"PK\x03\x04",
+        b"text that is no checkpoint\nat all\n",
+        bytes(10_000),
+        bytes(range(256)) * 20,
+        b"\x80\x02",
+        b"\x80\x02}q\x00.",
+        b"\x80\x04\x95",
+        b"PK\x05\x06" + bytes(18),
+        b"\x89PNG\r\n\x1a\n" + bytes(100),
+        pickle.dumps({"epoch": 1}, protocol=2),
+        pickle.dumps([1, 2], protocol=2),
+    ],
+    ids=lambda data: repr(data[:12]),
+)
+def test_any_other_file_is_one_line(tmp_path, data):
+    path = tmp_path / "x.pth.tar"
+    path.write_bytes(data)
+    assert str(path) in refused(load, str(path))
+
+
+NO_FILES = {
+    "missing": (lambda path: None, "x.pth.tar: no such file; expected a checkpoint"),
+    "link to nowhere": (lambda path: path.symlink_to("nowhere"), "x.pth.tar: no such file; expected a checkpoint"),
+    "pipe": (os.mkfifo, "x.pth.tar: no regular file; expected a checkpoint"),
+    "folder": (lambda path: path.mkdir(), "x.pth.tar is a folder: expected a checkpoint file"),
+}
+
+
+@pytest.mark.parametrize("made", NO_FILES)
+def test_what_is_no_file_is_one_line(tmp_path, made):
+    make, said = NO_FILES[made]
+    make(tmp_path / "x.pth.tar")
+    assert refused(load, str(tmp_path / "x.pth.tar")) == f"{tmp_path}/{said}"
+
+
+def test_of_a_run_s_folder_its_newest_checkpoint_is_named(checkpoints, tmp_path):
+    last = tmp_path / LAST
+    last.symlink_to("nowhere")
+    assert str(last) not in refused(load, str(tmp_path))
+    checkpoints.save(content())
+    assert refused(load, f"{tmp_path}/") == f"{tmp_path}/ is a folder: expected a checkpoint file, such as {last}"

@@ -1,0 +1,118 @@
+"""Gradients in buckets, on one worker; tests/workers compares several workers with one."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from job.cluster import comm
+from job.engine.gradients import Gradients, parts
+from moco.encoder import build_resnet
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 30), nn.Tanh(), nn.Linear(30, 2))
+
+
+def loss(net, seed=1):
+    return net(torch.randn(5, 6, generator=torch.Generator().manual_seed(seed))).square().sum()
+
+
+def by_autograd(net, *losses):
+    return torch.autograd.grad(sum(losses), list(net.parameters()))
+
+
+def test_gradients_of_one_worker_are_autograd_s():
+    net = network()
+    gradients = Gradients(net.named_parameters())
+    for seed in (1, 2):  # nothing of a step is left in the next
+        gradients.clear()
+        loss(net, seed).backward()
+        gradients.wait()
+        expected = by_autograd(net, loss(net, seed))
+        assert all(torch.equal(value.grad, other) for value, other in zip(net.parameters(), expected, strict=True))
+        torch.testing.assert_close(gradients.norm(), torch.cat([value.flatten() for value in expected]).norm())
+
+
+def test_the_backward_passes_of_a_step_add_up_and_travel_once(monkeypatch):
+    net, sent = network(), []
+    send = comm.begin_sum_
+    monkeypatch.setattr(comm, "begin_sum_", lambda tensor, name: sent.append(name) or send(tensor, name))
+    gradients = Gradients(net.named_parameters(), passes=3)
+    gradients.clear()
+    for seed in range(3):
+        assert sent == []
+        loss(net, seed).backward()
+    gradients.wait()
+    assert len(sent) == len(set(sent)) == len(gradients.buckets)
+    expected = by_autograd(net, *(loss(net, seed) for seed in range(3)))
+    for value, other in zip(net.parameters(), expected, strict=True):
+        torch.testing.assert_close(value.grad, other)
+
+
+def test_half_precision_travels_and_float32_comes_out():
+    net = network()
+    gradients = Gradients(net.named_parameters(), half=True)
+    gradients.clear()
+    loss(net).backward()
+    assert all(bucket.travelling.dtype == torch.float16 for bucket in gradients.buckets)
+    gradients.wait()
+    for value, other in zip(net.parameters(), by_autograd(net, loss(net)), strict=True):
+        assert torch.equal(value.grad, other.half().float())
+
+
+def test_a_bucket_travels_before_the_backward_pass_is_over():
+    net = network()
+    gradients = Gradients(net.named_parameters())
+    gradients.clear()
+    travelling = []
+    net[0].weight.register_post_accumulate_grad_hook(
+        lambda _: travelling.extend(bucket.sum is not None for bucket in gradients.buckets)
+    )
+    loss(net).backward()
+    assert len(travelling) > 1 and all(travelling[:-1])
+    gradients.wait()
+
+
+def test_gradients_that_are_not_finite_are_named_in_the_order_of_the_backward_pass():
+    net = network()
+    gradients = Gradients(net.named_parameters())
+    gradients.clear()
+    loss(net).backward()
+    gradients.wait()
+    assert gradients.beyond() == []
+    for name, value in (("0.weight", math.nan), ("2.bias", math.inf), ("4.weight", 1e30)):  # whose square is not a float32
+        net.get_parameter(name).grad[0] = value
+    assert gradients.beyond() == ["4.weight", "2.bias", "0.weight"]
+
+
+def test_between_steps_gradients_take_no_memory():
+    net = network()
+    gradients = Gradients(net.named_parameters())
+    gradients.clear()
+    loss(net).backward()
+    gradients.wait()
+    gradients.clear()
+    assert all(value.grad is None for value in net.parameters())
+    assert all(len(bucket.flat) == 0 and not bucket.views for bucket in gradients.buckets)
+
+
+def test_a_parameter_without_a_gradient_is_told_of_rather_than_waited_for():
+    net = network()
+    gradients = Gradients([*net.named_parameters(), ("unused", nn.Parameter(torch.zeros(3)))])
+    gradients.clear()
+    loss(net).backward()
+    with pytest.raises(RuntimeError, match="the bucket of unused"):
+        gradients.wait()
+
+
+def test_every_parameter_is_in_one_bucket_and_the_last_is_small():
+    named = list(build_resnet("resnet18", mlp=True).named_parameters())[::-1]
+    found = parts(named)
+    sizes = [sum(value.numel() for _, value in part) for part in found]
+    assert [pair for part in found for pair in part] == named
+    assert len(found) == 6
+    assert all(8 * size >= sum(sizes) for size in sizes[:-1])
+    assert 8 * sizes[-1] < sum(sizes)

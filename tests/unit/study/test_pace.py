@@ -1,0 +1,69 @@
+"""How far a study is and how long it will take."""
+
+import re
+import time
+
+import pytest
+import yaml
+
+from job.study.pace import Pace
+from job.study.plan import TEACHER, read_plan
+from job.study.units import Bench
+from runs import write_images
+from tests.unit.study.test_plan import TINY
+
+FORM = TINY | {"at_once": 2, "sets": {"mnist": {}}}
+
+
+@pytest.fixture
+def bench(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(FORM))
+    write_images(tmp_path / "out" / "data" / "mnist-700")
+    return Bench(read_plan(str(tmp_path / "tiny.yaml")), tmp_path / "out", {"mnist": "aaaa"})
+
+
+def measured(pace, units, rate):
+    """Records of units each of which took `rate` seconds for a piece of work."""
+    return {unit: {"seconds": rate * pace.work[unit]} for unit in units}
+
+
+def left(line):
+    """The seconds of a line's "about 3 min left"."""
+    amounts = re.search(r"; about (.*) left$", line)[1]
+    return sum(float(number) * {"s": 1, "min": 60, "h": 3600, "d": 86400}[unit]
+               for number, unit in re.findall(r"(\d+) (\w+)", amounts))  # fmt: skip
+
+
+def test_before_anything_is_done_it_says_that_it_does_not_know(bench):
+    assert Pace(bench).line([], {}) == "0 % done, running nothing; time left not known yet"
+
+
+def test_records_tell_the_time_left_from_the_first_line_on(bench):
+    pace, units = Pace(bench), bench.plan.units
+    rate = 7200 / pace.all  # two hours one after the other, one at two at a time
+    for done in (1, 5, len(units) - 1):
+        share = sum(pace.work[unit] for unit in units[:done]) / pace.all
+        line = pace.line([units[-1]], measured(pace, units[:done], rate))
+        assert line.startswith(f"{100 * share:.0f} % done, running {units[-1].name} 0 %; about ")
+        assert left(line) == pytest.approx(3600 * (1 - share), abs=60)
+
+
+def test_without_a_record_what_the_runs_have_done_since_the_start_tells_it(bench, monkeypatch):
+    monkeypatch.setattr(Pace, "share", lambda self, unit: shares.get(unit, 0.0))
+    teacher = next(unit for unit in bench.plan.units if unit.arm == TEACHER)
+    shares = {teacher: 0.25}  # of a try before
+    pace = Pace(bench)
+    pace.begun = time.monotonic() - 100
+    assert "time left not known yet" in pace.line([teacher], {})
+    shares[teacher] = 0.75
+    line = pace.line([teacher], {})
+    expected = 100 * (pace.all - 0.75 * pace.work[teacher]) / (0.5 * pace.work[teacher])
+    assert left(line) == pytest.approx(expected, rel=0.1, abs=60)
+
+
+def test_work_counts_networks_and_epochs(bench):
+    pace = Pace(bench)
+    work = {unit.name: pace.work[unit] for unit in bench.plan.units}
+    assert work["mnist/untrained-0"] == work["mnist/alone-0"]  # one epoch each
+    assert work["mnist/mgd-0"] > work["mnist/alone-0"]  # the teacher's passes
+    assert work["mnist/teacher-0"] > 3 * work["mnist/alone-0"]

@@ -1,0 +1,69 @@
+"""horovodrun as docker/build_horovod.sh builds it: it starts workers whatever HOME is."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from disks import mount, unmount
+
+REPO = Path(__file__).parents[2]
+
+
+def horovodrun(**variables):
+    """Start a worker that prints a word; return horovodrun's exit code, the last line, and whether it ended in a traceback."""
+    launcher = os.path.join(os.path.dirname(sys.executable), "horovodrun")
+    command = [launcher, "-np", "1", sys.executable, "-c", "print('started')"]
+    done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True)
+    return done.returncode, done.stdout.strip().splitlines()[-1:], "Traceback" in done.stderr
+
+
+def test_a_home_that_is_no_folder():
+    assert horovodrun(HOME="/dev/null/home") == (0, ["[0]<stdout>:started"], False)
+
+
+@pytest.mark.parametrize("option", ["ro", "size=4k"], ids=["read-only", "full"])
+def test_a_home_that_takes_no_files(tmp_path, option):
+    mount("-t", "tmpfs", "-o", option, "tmpfs", tmp_path)
+    try:
+        if option != "ro":
+            (tmp_path / "filler").write_bytes(bytes(4096))
+        assert horovodrun(HOME=str(tmp_path)) == (0, ["[0]<stdout>:started"], False)
+    finally:
+        unmount(tmp_path)
+
+
+def test_a_home_that_takes_files_remembers_checks(tmp_path):
+    assert horovodrun(HOME=str(tmp_path))[:2] == (0, ["[0]<stdout>:started"])
+    assert (tmp_path / ".horovod" / "cache.bin").stat().st_size
+
+
+@pytest.mark.parametrize("state", [">/dev/full", ">&-"], ids=["full", "closed"])
+def test_an_output_that_takes_no_lines_holds_up_no_worker(tmp_path, state):
+    """The worker prints more than a pipe holds."""
+    launcher = os.path.join(os.path.dirname(sys.executable), "horovodrun")
+    program = f"print(('x' * 100 + '\\n') * 2000, flush=True); open({str(tmp_path / 'end')!r}, 'w')"
+    command = [launcher, "-np", "1", sys.executable, "-c", program]
+    shell = ["bash", "-c", f'exec "$@" {state}', "-", *command]
+    process = subprocess.Popen(shell, stderr=subprocess.PIPE, start_new_session=True)
+    try:
+        process.communicate(timeout=120)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0 and (tmp_path / "end").exists()
+
+
+def test_the_build_names_its_option_if_home_takes_no_wheel():
+    environment = os.environ | {"HOME": "/dev/null/home"}
+    for name in ("XDG_CACHE_HOME", "HOROVOD_WHEELS"):
+        environment.pop(name, None)
+    done = subprocess.run([REPO / "docker" / "build_horovod.sh", sys.executable], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "build_horovod: /dev/null/home/.cache/moco-mgd/wheels: cannot be written to; expected a folder for the wheel. "
+        "Set HOROVOD_WHEELS to another one\n",
+    )

@@ -1,0 +1,96 @@
+"""README.md holds what it says: its example runs as it stands, and the messages that it quotes are the program's."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+EXAMPLE = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+ELSEWHERE = ("data wait", "unable to allocate shared memory")  # a number in the log, and NCCL's own words
+SHOWN = """
+import sys
+assert "horovod" not in sys.modules and not any(name.split(".")[0] == "job" for name in sys.modules)
+start = MGDistiller({i: (widths[i].num_features, norms[i].num_features) for i in norms})
+print("solved", *[not torch.equal(distiller.matching(i), start.matching(i)) for i in norms])
+"""
+
+
+def source():
+    """All that the program can say, with literals that stand beside each other joined, as Python does."""
+    files = [path for part in ("job", "mgd", "moco", "slurm", "docker") for path in (ROOT / part).rglob("*")]
+    text = "".join(path.read_text() for path in files if path.suffix in (".py", ".sh", ".sbatch"))
+    return re.sub(r'"\s*\n\s*f?"', "", text)
+
+
+def messages():
+    """The words of the program that the troubleshooting table's first column quotes."""
+    section = README.split("## Troubleshooting\n")[1].split("\n## ")[0]
+    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| ")][1:]
+    quoted = [words for cell in cells for words in re.findall(r"`([^`]+)`", cell)]
+    return [words for words in quoted if words not in ELSEWHERE and " " in words]
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    script = tmp_path_factory.mktemp("example") / "example.py"
+    script.write_text("import torch; torch.manual_seed(1)\n" + EXAMPLE + SHOWN)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_example_pulls_the_student_towards_its_teacher(example):
+    losses = [float(found) for found in re.findall(r"distillation (\S+)$", example, re.MULTILINE)]
+    assert len(losses) > 2 and losses[-1] < losses[0]
+
+
+def test_example_solves_a_matching_in_every_stage(example):
+    assert example.splitlines()[-1] == "solved True True True True"
+
+
+def test_mgd_needs_torch_and_scipy_alone():
+    code = (
+        "import sys, pkgutil, importlib, mgd, torch\n"
+        "before = set(sys.modules)\n"
+        "[importlib.import_module(f'mgd.{m.name}') for m in pkgutil.iter_modules(mgd.__path__)]\n"
+        "from mgd.assignment import assign; assign(torch.rand(2, 4))\n"
+        "found = {name.split('.')[0] for name in set(sys.modules) - before}\n"
+        "print(*found & {'horovod', 'job', 'moco', 'torchvision', 'cv2', 'PIL'})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_troubleshooting_quotes_many_messages():
+    assert len(messages()) > 20
+
+
+@pytest.mark.parametrize("words", messages())
+def test_troubleshooting_quotes_the_program(words):
+    assert words in source()
+
+
+def test_pictures_and_pages_are_there():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_picture_of_watching_has_its_rows():
+    shown = README.split("    runs/demo/mgd: done\n")[1].split("\nSigns of collapse")[0]
+    labels = re.findall(r"^ {6}(\S+)", shown, re.MULTILINE)
+    panel = (ROOT / "job/show/watch/panel.py").read_text()
+    assert len(labels) > 8 and all(f'"{label}"' in panel for label in labels)
+
+
+def test_the_tests_of_reported_cases_are_there():
+    path = ""
+    for file, name in re.findall(r"`([\w/]+\.py)?(?:::(\w+))?`", (ROOT / "tests/README.md").read_text()):
+        path = file or path
+        source = (ROOT / "tests" / path).read_text()
+        assert not name or f"def {name}(" in source, f"{path}::{name}"

@@ -1,0 +1,179 @@
+import contextlib
+import os
+import re
+import socket
+import threading
+import time
+
+import pytest
+import torch
+
+from batches import write_numbered
+from job.cluster import comm
+from job.data.views import CentreViews
+from job.engine.gradients import Gradients
+from job.cluster import guard, watchdog
+
+several = pytest.mark.skipif(os.environ.get("HOROVOD_SIZE", "1") == "1", reason="one worker waits for no other")
+
+
+def seen_while_waiting(look, wait) -> list:
+    """What `look()` gives on rank 0 while it waits for the others, who come later, in `wait()`; nothing on the others."""
+    seen = []
+    looking = threading.Thread(target=lambda: (time.sleep(0.5), seen.append(look())))
+    if comm.rank() == 0:
+        looking.start()
+    else:
+        time.sleep(1.5)
+    wait()
+    if comm.rank() == 0:
+        looking.join()
+    return seen
+
+
+@several
+def test_a_worker_that_waits_says_for_what_and_the_others_say_where_they_are(run):
+    report = seen_while_waiting(lambda: run.watchdog.report(7.2), lambda: run.total(loss=1.0))
+    if comm.rank() == 0:
+        first, *others = report[0].split("; ")
+        assert first.startswith("rank 0 on ") and first.endswith(" for 7 s")
+        assert "waits for 'total' at job/engine/run.py:" in first
+        assert len(others) == comm.size() - 1
+        for rank, other in enumerate(others, 1):
+            assert other.startswith(f"rank {rank} on ") and "is at tests/workers/test_watchdog.py:" in other
+
+
+@several
+def test_a_worker_that_waits_for_a_gradient_names_it(run):
+    net = torch.nn.Linear(3, 2)
+    gradients = Gradients(net.named_parameters())
+
+    def step():
+        gradients.clear()
+        net(torch.ones(1, 3)).sum().backward()
+        gradients.wait()
+
+    said = seen_while_waiting(run.watchdog.doing, step)
+    for text in said:
+        assert text.startswith("waits for 'gradients.bias' at job/engine/gradients.py:")
+
+
+class Slow(CentreViews):
+    """Views that take a second each."""
+
+    def __getitem__(self, index):
+        time.sleep(1)
+        return super().__getitem__(index)
+
+
+def test_a_worker_without_a_batch_names_what_is_read(run, tmp_path):
+    images = write_numbered(tmp_path)
+    said = []
+    looking = threading.Thread(target=lambda: (time.sleep(0.5), said.append(run.watchdog.doing())))
+    batches = run.batches(Slow(images, 16), [[2], [5]], 0)
+    next(batches)
+    looking.start()
+    next(batches)
+    looking.join()
+    assert said[0].startswith("has no batch for ") and f"its loader process reads {images.path(2)}, at job/data/" in said[0]
+    assert run.watchdog.doing().startswith("is at ")
+
+
+@several
+def test_the_wait_is_counted_for_one_collective_alone(run):
+    def waits():
+        first = run.watchdog.waited()
+        time.sleep(0.3)
+        return first, run.watchdog.waited()
+
+    for _ in range(2):
+        for first, second in seen_while_waiting(waits, lambda: comm.total(torch.ones(2), "watched")):
+            assert first < 0.7 and 0.25 < second - first < 1
+    assert run.watchdog.waited() < 0.1
+
+
+def test_a_higher_rank_leaves_the_report_to_a_lower_one_that_waits(run):
+    comm.total(torch.ones(1), "together")
+    if comm.rank() == 0:
+        time.sleep(1)
+    seen = []
+    if comm.rank() == 1:
+        looking = threading.Thread(target=lambda: (time.sleep(2), seen.append(run.watchdog.report(5))))
+        looking.start()
+    if comm.rank() == comm.size() - 1:
+        time.sleep(4)
+    comm.total(torch.ones(2), "watched")
+    if comm.rank() == 1:
+        looking.join()
+        assert seen == [""]
+
+
+def own(run) -> tuple[str, int]:
+    """Address and port of this worker's watchdog."""
+    return run.watchdog.server.server_address
+
+
+def test_a_worker_answers_one_that_proves_the_key(run):
+    assert run.watchdog.ask(run.rank).startswith("is at ")
+
+
+def test_clients_of_other_addresses_get_nothing(run):
+    with socket.create_connection(own(run), timeout=5, source_address=("127.0.0.3", 0)) as stranger:
+        assert stranger.recv(100) == b""
+
+
+@pytest.mark.parametrize("line", ["", "\n", "a b\n", "a " + "0" * 64 + "\n", "\0" * 20000, "ü ü\n"], ids=range(6))
+def test_a_stranger_on_the_job_s_nodes_gets_a_nonce_alone(run, line):
+    with socket.create_connection(own(run), timeout=15) as stranger:
+        try:
+            stranger.sendall(line.encode())
+            stranger.shutdown(socket.SHUT_WR)
+            assert re.fullmatch(rb"[0-9a-f]{32}\n", stranger.makefile("rb").read())
+        except OSError:
+            assert len(line) > watchdog.LINE  # the connection is closed before all is read
+    assert run.watchdog.ask(run.rank).startswith("is at ")
+
+
+def test_a_recorded_proof_gets_no_answer(run):
+    key = run.watchdog.server.key
+    with socket.create_connection(own(run), timeout=5) as worker, socket.create_connection(own(run), timeout=5) as stranger:
+        own_nonce = worker.makefile().readline().strip()
+        proof = f"nonce {guard.prove(key, 'ask', 'nonce', own_nonce)}\n".encode()
+        worker.sendall(proof)
+        assert b" is at " in worker.makefile("rb").read()
+        stranger.sendall(proof)
+        assert len(stranger.makefile("rb").read()) == 33
+
+
+def test_silent_clients_hold_up_no_answer(run):
+    silent = [socket.create_connection(own(run), timeout=30) for _ in range(100)]
+    assert run.watchdog.ask(run.rank).startswith("is at ")
+    for client in silent:
+        assert len(client.makefile("rb").read()) == 33  # closed after a time
+        client.close()
+
+
+@pytest.mark.parametrize(
+    "said", ["", "\n\n", "waits for 'x' at y", "a\n\x1b[2J b\n", "a\n" + "0" * 64 + " is at z\n", "x" * 2**20], ids=range(6)
+)
+def test_a_stand_in_at_another_worker_s_port_is_not_believed(run, monkeypatch, said):
+    """As one that takes the port of a worker that has ended."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            with server.accept()[0] as connection, contextlib.suppress(OSError):
+                connection.sendall(said.encode())
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(65536):
+                    pass
+
+        threading.Thread(target=answer, daemon=True).start()
+        node, _, _, key = run.watchdog.peers[run.rank]
+        peers = [*run.watchdog.peers, (node, *server.getsockname(), key)]
+        monkeypatch.setattr(run.watchdog, "peers", peers)
+        assert run.watchdog.ask(len(peers) - 1) == ""
+
+
+def test_what_a_worker_does_is_printable(run, monkeypatch):
+    monkeypatch.setattr(watchdog, "place", lambda frame: "a\x1b[2J\nb\udcff")
+    assert run.watchdog.ask(run.rank) == run.watchdog.doing() == "is at a?[2J?b?"
