@@ -68,14 +68,14 @@ demo: $(READY)
 # Coverage is that of the tests which start no whole runs: under it a process starts a sixth slower, most of the time of those.
 test: $(READY)
 	@$(BIN)/coverage erase
-	@$(BIN)/coverage run -m pytest -n 2 --dist loadfile --jobs none $(TESTS)
-	@$(BIN)/python -m pytest --jobs only tests/runs/test_train.py
+	@$(BIN)/coverage run -m pytest -n 2 --dist loadfile -m 'not run' $(TESTS)
+	@$(BIN)/python -m pytest tests/runs/test_train.py
 	@echo 'tests with 2 workers'; $(BIN)/horovodrun -np 2 $(BIN)/coverage run -m pytest -q tests/workers
 	@echo 'tests with 4 workers'; $(BIN)/horovodrun -np 4 $(BIN)/python -m pytest -q tests/workers
 	@$(BIN)/coverage combine -q && $(BIN)/coverage report
 
 test-runs: $(READY)
-	@$(BIN)/python -m pytest --jobs only --ignore=tests/runs/test_train.py $(TESTS)
+	@$(BIN)/python -m pytest -m run --ignore=tests/runs/test_train.py $(TESTS)
 
 test-input: $(READY)
 	@$(BIN)/python -m pytest tests/campaigns/input

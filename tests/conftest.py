@@ -7,19 +7,8 @@ import pytest
 from disks import LINKLESS, mount_linkless, unmount
 from runs import Job, write_images, write_teacher
 
-WHOLE = {"test_bench", "test_study"}  # files whose tests start whole runs in their own way
-
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as each of two workers has on two cores
-
-
-def pytest_addoption(parser):
-    parser.addoption("--jobs", choices=("too", "none", "only"), default="too", help="tests that start whole runs")
-
-
-def pytest_collection_modifyitems(config, items):
-    wanted = {"too": (True, False), "none": (False,), "only": (True,)}[config.getoption("--jobs")]
-    items[:] = [item for item in items if ("start_job" in item.fixturenames or item.path.stem in WHOLE) in wanted]
 
 
 @pytest.fixture(scope="session")

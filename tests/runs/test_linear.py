@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,11 +16,10 @@ from torchvision import models, transforms
 
 from runs import FLIP, check_steps, contents, differences, errors_of
 from runs import records as timeless_records
-from job.evaluate.classifier import different, settle_best
+from job.evaluate.classifier import different
 from job.cluster import comm
 from job.data import randomness
 from job.data.digits import write_digits
-from job.linear import hits
 from moco.encoder import build_resnet
 from moco.model import MoCo
 
@@ -369,21 +367,3 @@ def test_a_finished_run_says_so_and_a_diverging_one_is_not_saved(trained, labell
         "checkpoint_0003_000000.pth.tar",
         "last.pth.tar",
     ]
-
-
-@pytest.mark.parametrize(("best", "kept"), [(2, True), (3, False), (None, False), ("damaged", True), ({}, True)], ids=str)
-def test_the_best_of_a_course_that_is_left_goes(tmp_path, best, kept):
-    """Then the next accuracy is the best, whatever it is."""
-    run = SimpleNamespace(folder=str(tmp_path), on_first=lambda work: work(), log=SimpleNamespace(line=lambda text: None))
-    parts = SimpleNamespace(run=run, best=80.0)
-    if best is not None:
-        torch.save({"epoch": best, "step": 0} if isinstance(best, int) else best, tmp_path / "best.pth.tar")
-    settle_best(parts, (2, 0))
-    assert (tmp_path / "best.pth.tar").exists() == kept
-    assert parts.best == (80.0 if best == 2 else -1.0)
-
-
-def test_hits_are_counted_by_hand():
-    logits = torch.tensor([[0.1, 0.9, 0.5], [0.7, 0.2, 0.6], [0.3, 0.2, 0.1]])
-    labels = torch.tensor([1, 2, -1])
-    assert [int(hits(logits, labels, k)) for k in (1, 2, 5)] == [1, 2, 2]

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 
 import numpy as np
 import pytest
@@ -16,22 +15,19 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 from job.errors import RunError
-from job.data.index import index
 from job.pack import main as pack
-from job.metrics.log import Log
 from job.show.report import features, tables
-from job.show.report.images import embeddings, neighbour_grid, slugs_of
+from job.show.report.images import slugs_of
 from job.show.report.app import main, render
-from job.show.read.runs import Shown, find_runs, tell_apart
+from job.show.read.runs import Shown, find_runs
 from job.show.report.timing import knn_seconds, refresh_seconds
-from runs import errors_of
 
 SMALL = "-a resnet18 --image-size 32 --batch-size 8 --epochs 2 --moco-k 20 --mlp --moco-t 0.2 --warmup-epochs 0".split()
 SMALL += "--refresh-epochs 0,1 --knn-every 1 --save-every 3steps --check-every 3 -j 0".split()
 LINEAR = "--epochs 2 --batch-size 10 --lr 0.3 --schedule 1 -j 0".split()
 CURVES = {"loss", "parts", "accuracy", "knn", "rate", "stability", "cost", "collapse", "time", "speed"}
 NETWORKS = {"maps-run-1", "maps-run-2", "maps-run-3", "maps-run-4", "neighbours-run", "embedding"}
-WITHOUT_HOROVOD = "import sys; sys.modules['horovod'] = None; from job.show.report import main; main(sys.argv[1:])"
+WITHOUT_HOROVOD = "import sys; sys.modules['horovod'] = None; from job.show.report.app import main; main(sys.argv[1:])"
 
 
 @pytest.fixture(scope="module")
@@ -201,15 +197,6 @@ def test_matched_maps_are_those_of_the_networks(folders, teacher_file):
     assert compared and all(cost == pytest.approx(slow, abs=1e-4) for cost, slow in compared)
 
 
-def test_neighbours_are_the_nearest_others():
-    points = torch.nn.functional.normalize(torch.randn(30, 5, generator=torch.Generator().manual_seed(1)), dim=1)
-    places, cosines = features.nearest(points, [4, 9], 3)
-    for query, found, near in zip([4, 9], places, cosines, strict=True):
-        slow = sorted((-float(points[query] @ points[other]), other) for other in range(30) if other != query)[:3]
-        assert [other for _, other in slow] == found.tolist()
-        assert near == pytest.approx([-value for value, _ in slow], abs=1e-6)
-
-
 def test_a_run_in_progress_says_so(folders, tmp_path):
     going = cut(folders[0], tmp_path / "going")
     out, text = report(tmp_path, going)
@@ -254,19 +241,6 @@ def test_packed_data_gives_the_same_features(folders, images, tmp_path):
     assert pictures(out) == CURVES | NETWORKS
 
 
-def test_pictures_of_images_without_labels_say_so(images, tmp_path):
-    (tmp_path / "val").mkdir()
-    with tarfile.open(tmp_path / "val" / "0.tar", "w") as tar:
-        for path in sorted((images / "val").glob("*/*.png")):
-            tar.add(path, path.name)
-    index(str(tmp_path), Log(speaks=False))
-    sample, labelled = (features.read_sample(str(data), 32) for data in (tmp_path, images))
-    found = torch.randn(9, 5, generator=torch.Generator().manual_seed(1))
-    for some, said in ((sample, True), (labelled, False)):
-        for picture in (embeddings([("run", found)], some, 0), neighbour_grid("run", "run", some, found)):
-            assert picture.reading.endswith(f"The images of {tmp_path}/val have no labels.") == said
-
-
 def test_an_array_is_its_runs_told_apart(folders, tmp_path):
     for name in ("10", "9"):
         shutil.copytree(folders[0], tmp_path / "array" / name, symlinks=True)
@@ -274,11 +248,6 @@ def test_an_array_is_its_runs_told_apart(folders, tmp_path):
     runs = find_runs([str(tmp_path / "array"), str(folders[0]), str(tmp_path / "array/9")])
     assert [run.label for run in runs] == ["array/9", "array/10", "run"]
     assert len({run.place for run in runs}) == 3
-
-
-def test_names_are_as_long_as_they_must_be(tmp_path):
-    folders = [tmp_path / "a/run", tmp_path / "b/run", tmp_path / "other", tmp_path / "b/3"]
-    assert tell_apart(folders) == ["a/run", "b/run", "other", "b/3"]
 
 
 def test_what_cannot_be_read_among_others_is_named_and_passed_over(folders, tmp_path, capsys):
@@ -315,20 +284,6 @@ def test_names_cannot_break_the_page(folders, tmp_path):
     shutil.copytree(folders[0], odd, symlinks=True)
     out, text = report(tmp_path, odd, "--no-features")
     assert "<script" not in text
-
-
-def test_what_holds_no_run_ends_with_one_line_and_no_file(tmp_path):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "damaged").mkdir()
-    for name in ("config.yaml", "metrics.jsonl", "log.txt"):
-        (tmp_path / "damaged" / name).write_bytes(b"\x00\xff\x00" * 50)
-    out = tmp_path / "out" / "report.html"
-    commands = [[tmp_path / name, "--out", out] for name in ("empty", "damaged", "missing")]
-    commands += [[tmp_path / "empty", "--out", tmp_path], ["--out", out]]
-    expected = ["empty holds no run", "damaged holds no run", "no such file or folder", "expected a file", "required: RUN"]
-    for said, part in zip(errors_of("job.show.report", commands), expected, strict=True):
-        assert part in said
-    assert not out.parent.exists()
 
 
 def test_a_report_that_cannot_be_written_leaves_the_old_one(folders, tmp_path):

@@ -1,15 +1,11 @@
 """The options that make a step faster or smaller: what they compute is what is computed without them, to a stated tolerance."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from job.engine import state
-from job.errors import RunError
-from mgd.distiller import MGDistiller
-from runs import differences, errors_of
+from runs import differences
 
 SMALL = "-a resnet18 --image-size 32 --epochs 2 --moco-k 20 --mlp --moco-t 0.2 --aug-plus --cos -j 0".split()
 SMALL += "--warmup-epochs 1 --refresh-epochs 0,1 --save-every 2steps".split()
@@ -70,35 +66,3 @@ def test_compiled_networks_give_the_same_losses(start_job, images, tmp_path):
 
 
 COMPILED = {"compiled": ["--compile"], "plain": []}
-
-
-@pytest.mark.parametrize("reducer", ["amp", "sm"])
-def test_random_matchings_follow_from_the_seed_and_take_no_teacher_channel_twice(reducer):
-    def drawn(seed):
-        distiller = MGDistiller({2: (3, 10), 3: (4, 40), 4: (4, 40)}, reducer)
-        shapes = {stage: distiller.matching(stage).shape for stage in distiller.stages}
-        state.draw_matchings(distiller, seed)
-        found = {stage: distiller.matching(stage) for stage in distiller.stages}
-        assert {stage: matching.shape for stage, matching in found.items()} == shapes
-        return {stage: matching.flatten().tolist() for stage, matching in found.items()}
-
-    for stage, T in ((2, 10), (3, 40), (4, 40)):
-        assert len(set(drawn(0)[stage])) == len(drawn(0)[stage]) and set(drawn(0)[stage]) <= set(range(T))
-    assert drawn(0) == drawn(0)
-    assert drawn(0)[3] != drawn(0)[4] and all(drawn(0)[stage] != drawn(1)[stage] for stage in (2, 3, 4))
-    assert any(max(drawn(seed)[2]) == 9 for seed in range(9)) or reducer == "sm"  # the last teacher channel has its chance too
-
-
-def test_without_a_compiler_there_is_no_compiling(monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(RunError, match=r"^--compile needs a C\+\+ compiler: install what is missing") as caught:
-        state.compile_networks(SimpleNamespace(total=lambda **values: values))
-    assert caught.value.code == 2
-
-
-def test_batches_without_equal_parts_are_refused(images, tmp_path):
-    command = [*SMALL, images, "--batch-size", 8, "--out", tmp_path / "run", "--accumulate"]
-    uneven, single = errors_of("job.train", [[*command, 3], [*command, 8]])
-    assert "--accumulate 3: a worker's 8 images have no 3 equal parts; choose a divisor" in uneven
-    assert "--batch-size 8 over 1 workers in 8 parts each is one image each" in single and "choose 16 or more" in single
-    assert not (tmp_path / "run").exists()

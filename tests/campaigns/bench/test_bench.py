@@ -38,6 +38,8 @@ from mgd.reducers import absolute_max_pooling  # noqa: E402
 from job.data.augment import normalize  # noqa: E402
 from moco.encoder import build_resnet  # noqa: E402
 
+pytestmark = pytest.mark.run
+
 MEETING = {name: bar for name, (_, bar, _) in report.BARS.items()}
 BEYOND = {"<=": lambda bar: bar * 1.01, ">=": lambda bar: bar * 0.99, "==": lambda bar: not bar}
 TURN = """

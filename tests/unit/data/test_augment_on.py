@@ -1,6 +1,5 @@
-"""--augment-on device: colours, blur and flips in batches, with the same draws as on the CPU; and whole runs of it."""
+"""--augment-on device: colours, blur and flips in batches, with the same draws as on the CPU."""
 
-import signal
 from types import SimpleNamespace
 
 import pytest
@@ -11,10 +10,6 @@ from job.data.folders import scan
 from job.data.loader import Batches
 from job.errors import RunError
 from job.engine.state import Training
-from runs import differences
-
-SMALL = "-a resnet18 --image-size 32 --batch-size 8 --epochs 2 --moco-k 20 --mlp --moco-t 0.2 --aug-plus --cos".split()
-STEPS = 2 * (50 // 8)
 
 
 def batches(images, augment_on, aug_plus):
@@ -41,22 +36,3 @@ def test_views_rendered_on_the_device_are_those_of_the_loader_but_for_rounding(i
 def test_a_place_that_there_is_not_is_refused():
     with pytest.raises(RunError, match="^--augment-on 'gpu': "):
         read_config(["images", "--augment-on", "gpu"])
-
-
-def test_a_stopped_run_resumes_to_the_same_bytes(start_job, images, tmp_path):
-    """One that nothing interrupts runs beside it, without loader processes."""
-    options = [images, *SMALL, "--augment-on", "device", "--resume", "auto"]
-    whole, stopped = start_job(2, tmp_path / "whole", [*options, "-j", 0]), start_job(2, tmp_path / "part", [*options, "-j", 1])
-    stopped.wait_for_step(2)
-    stopped.workers()[-1].send_signal(signal.SIGTERM)
-    for job in (stopped, whole):
-        output = job.finish()
-        assert job.process.returncode == 0, output
-    done = stopped.steps()
-    assert done == list(range(1, done[-1] + 1)) and done[-1] < STEPS
-    resumed = start_job(2, tmp_path / "part", [*options, "-j", 1])
-    output = resumed.finish()
-    assert resumed.process.returncode == 0, output
-    assert "resuming from" in output
-    assert resumed.steps() == whole.steps() == list(range(1, STEPS + 1))
-    assert differences(whole.folder, resumed.folder) == []

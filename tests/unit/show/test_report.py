@@ -1,0 +1,54 @@
+"""Parts of reports that need no run."""
+
+import tarfile
+
+import pytest
+import torch
+from runs import errors_of
+
+from job.data.index import index
+from job.metrics.log import Log
+from job.show.read.runs import tell_apart
+from job.show.report import features
+from job.show.report.images import embeddings, neighbour_grid
+
+
+def test_neighbours_are_the_nearest_others():
+    points = torch.nn.functional.normalize(torch.randn(30, 5, generator=torch.Generator().manual_seed(1)), dim=1)
+    places, cosines = features.nearest(points, [4, 9], 3)
+    for query, found, near in zip([4, 9], places, cosines, strict=True):
+        slow = sorted((-float(points[query] @ points[other]), other) for other in range(30) if other != query)[:3]
+        assert [other for _, other in slow] == found.tolist()
+        assert near == pytest.approx([-value for value, _ in slow], abs=1e-6)
+
+
+def test_pictures_of_images_without_labels_say_so(images, tmp_path):
+    (tmp_path / "val").mkdir()
+    with tarfile.open(tmp_path / "val" / "0.tar", "w") as tar:
+        for path in sorted((images / "val").glob("*/*.png")):
+            tar.add(path, path.name)
+    index(str(tmp_path), Log(speaks=False))
+    sample, labelled = (features.read_sample(str(data), 32) for data in (tmp_path, images))
+    found = torch.randn(9, 5, generator=torch.Generator().manual_seed(1))
+    for some, said in ((sample, True), (labelled, False)):
+        for picture in (embeddings([("run", found)], some, 0), neighbour_grid("run", "run", some, found)):
+            assert picture.reading.endswith(f"The images of {tmp_path}/val have no labels.") == said
+
+
+def test_names_are_as_long_as_they_must_be(tmp_path):
+    folders = [tmp_path / "a/run", tmp_path / "b/run", tmp_path / "other", tmp_path / "b/3"]
+    assert tell_apart(folders) == ["a/run", "b/run", "other", "b/3"]
+
+
+def test_what_holds_no_run_ends_with_one_line_and_no_file(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "damaged").mkdir()
+    for name in ("config.yaml", "metrics.jsonl", "log.txt"):
+        (tmp_path / "damaged" / name).write_bytes(b"\x00\xff\x00" * 50)
+    out = tmp_path / "out" / "report.html"
+    commands = [[tmp_path / name, "--out", out] for name in ("empty", "damaged", "missing")]
+    commands += [[tmp_path / "empty", "--out", tmp_path], ["--out", out]]
+    expected = ["empty holds no run", "damaged holds no run", "no such file or folder", "expected a file", "required: RUN"]
+    for said, part in zip(errors_of("job.show.report.app", commands), expected, strict=True):
+        assert part in said
+    assert not out.parent.exists()
