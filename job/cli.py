@@ -5,9 +5,10 @@ Options come from the presets or YAML files of `--config` and from the command l
 
 import argparse
 import difflib
+import inspect
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, Field, field, fields
 from importlib import resources
 from typing import Any, NoReturn, get_args
@@ -24,7 +25,7 @@ def option(
     default: Any,
     text: str,
     *flags: str,
-    choices: Sequence[str] | None = None,
+    choices: Collection[str] | None = None,
     at_least: float | None = None,
     above: float | None = None,
     below: float | None = None,
@@ -194,18 +195,23 @@ def build_parser(prog: str, kind: type) -> Parser:
     """Return a parser of a dataclass's options, which gives only what the command line names."""
     parser = Parser(prog=prog, description=kind.__doc__, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("folder", nargs="?", metavar="DIR", help="the data folder, or the word digits; the same as --data")
+    groups: dict[type, Any] = {}
     for f in fields(kind):
         name, meta = f.name, f.metadata
+        owner = next(each for each in kind.__mro__ if name in inspect.get_annotations(each))
+        if owner not in groups:
+            groups[owner] = parser.add_argument_group((owner.__doc__ or "").removesuffix("."))
+        group = groups[owner]
         default = f.default if f.default_factory is MISSING else " ".join(map(str, f.default_factory()))
         text = meta["text"] + (f" [{' '.join(filter(None, meta['choices']))}]" if meta["choices"] else "")
         text += "" if "default:" in text or default is False or default == "" else f" (default: {default})"
         names = [*meta["flags"], flag(name)]
         if f.type is bool:
-            parser.add_argument(*names, dest=name, action=argparse.BooleanOptionalAction, help=text.replace("%", "%%"))
+            group.add_argument(*names, dest=name, action=argparse.BooleanOptionalAction, help=text.replace("%", "%%"))
         elif name == "config":  # a list of values would take in DIR
-            parser.add_argument(*names, action="append", metavar="X", help=text)
+            group.add_argument(*names, action="append", metavar="X", help=text)
         else:
-            parser.add_argument(*names, dest=name, nargs="+" if meta["many"] else None, metavar="X", help=text.replace("%", "%%"))
+            group.add_argument(*names, dest=name, nargs="+" if meta["many"] else None, metavar="X", help=text.replace("%", "%%"))
     return parser
 
 

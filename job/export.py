@@ -27,7 +27,7 @@ from job.config import Config
 from job.data.augment import MEAN, STD
 from job.errors import RunError
 from job.files import whole_file
-from moco.encoder import ARCHS, WIDTH, build_resnet
+from job.networks import ARCHS, WIDTH, build_resnet
 
 ENDINGS = {".pth": "torchvision", ".pt": "torchvision", ".safetensors": "timm", ".pkl": "detectron2", ".onnx": "onnx"}
 SMALL_STEM = "net.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False); net.maxpool = torch.nn.Identity()"

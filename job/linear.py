@@ -27,6 +27,7 @@ from job.evaluate import classifier
 from job.evaluate.classifier import Classifier
 from job.evaluate.knn import knn_accuracy
 from job.metrics.meter import ClassifierJournal, Journal
+from job.position import START
 from job.schedules import learning_rate, parse_save_every
 
 BATCH = 64  # validation images at a time, for any number of workers
@@ -55,15 +56,16 @@ def linear(config: LinearConfig, run: Run) -> None:
     Stopped: a signal came. A classifier in training is saved.
     """
     processes = config.workers
-    config.workers = launch.cores() if config.workers < 0 else config.workers
+    config = dataclasses.replace(config, workers=launch.cores() if processes < 0 else processes)
     if config.evaluate and not config.pretrained:  # a classifier's checkpoint has the frozen network too
-        config.pretrained = f"{run.folder}/{LAST}" if config.resume == AUTO else config.resume
+        config = dataclasses.replace(config, pretrained=f"{run.folder}/{LAST}" if config.resume == AUTO else config.resume)
     parts = classifier.build(config, run)
+    config = parts.config
     if config.knn:
         run.log.line(knn_accuracy(parts.net, parts.train, parts.val, config, run).text)
         return
     saved = classifier.find(config, run)
-    start = classifier.restore(saved, parts) if saved else (0, 0)
+    start = classifier.restore(saved, parts) if saved else START
     if config.evaluate:
         if not saved:
             raise RunError("--evaluate: which classifier? Give --resume with its checkpoint")
@@ -84,13 +86,13 @@ def linear(config: LinearConfig, run: Run) -> None:
     batches = parts.batches(start)
     journal = ClassifierJournal(run, config.batch_size, config.print_freq)
     save_at = parse_save_every(config.save_every)
-    for epoch in range(start[0], config.epochs):
+    for epoch in range(start.epoch, config.epochs):
         rate = learning_rate(config, epoch)
         for group in parts.optimizer.param_groups:
             group["lr"] = rate
         give_back()
         journal.start_epoch(epoch, rate)
-        train_epoch(parts, batches, journal, epoch, range(start[1] if epoch == start[0] else 0, parts.steps))
+        train_epoch(parts, batches, journal, epoch, range(start.step if epoch == start.epoch else 0, parts.steps))
         try:
             accuracy = validate(parts)
         except Stopped:  # the resumed run validates after no more steps
@@ -106,8 +108,8 @@ def linear(config: LinearConfig, run: Run) -> None:
     differs = classifier.different(before, parts.backbone())
     if run.total(differs=bool(differs))["differs"]:
         raise RunError(f"the frozen network has changed ({differs or 'on another worker'}): the accuracies are not its", code=1)
-    if start[0] >= config.epochs:
-        run.end(f"nothing to do: {start[0]} epochs were done before, and --epochs is {config.epochs}")
+    if start.epoch >= config.epochs:
+        run.end(f"nothing to do: {start.epoch} epochs were done before, and --epochs is {config.epochs}")
         return
     run.end(
         f"done: {config.epochs} epochs, best top-1 {parts.best:.2f} %; the frozen network is unchanged to the bit; "

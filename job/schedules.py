@@ -3,25 +3,27 @@
 import math
 import re
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import dataclass
 
+from job.cli import option
 from job.errors import RunError
 
 # Denser at the start, when the student's channels still move: before training, then after these epochs of 200.
 LOG_REFRESH = (0, 1, 2, 3, 6, 9, 15, 26, 43, 74, 126)
 
 
-class Rates(Protocol):
-    """The options, of either program, that a learning rate follows from."""
+@dataclass(frozen=True)
+class RateOptions:
+    """The learning rate."""
 
-    lr: float
-    epochs: int
-    warmup_epochs: int
-    cos: bool
-    schedule: list[int]
+    epochs: int = option(200, "epochs to train", at_least=1, at_most=10**6)
+    lr: float = option(0.03, "learning rate", "--learning-rate", at_least=0.0)
+    schedule: list[int] = option([120, 160], "epochs at which the learning rate falls tenfold", at_least=0, many=True)
+    cos: bool = option(False, "cosine learning rate in place of --schedule")
+    warmup_epochs: int = option(3, "epochs over which the learning rate rises", at_least=0)
 
 
-def learning_rate(config: Rates, epoch: int) -> float:
+def learning_rate(config: RateOptions, epoch: int) -> float:
     """Return the learning rate of an epoch e of E, counted from 0.
 
     In W warm-up epochs lr times 0.001 (1 - e / W) + e / W; then times 0.5 (1 + cos(pi e / E)) (arXiv 1608.03983, eq. 5,

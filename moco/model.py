@@ -1,76 +1,83 @@
 """Momentum Contrast: a query encoder, a key encoder that follows it by momentum, and a queue of negatives."""
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from job.data.augment import normalize
-from moco.encoder import build_resnet, update_by_momentum, with_features
 from moco.queue import enqueue
 from moco.shuffle import Shuffle, Workers
+
+HEAD = "fc"  # the query encoder's output that is contrasted
+
+
+class Contrast(NamedTuple):
+    """The results of a forward pass over b images."""
+
+    logits: torch.Tensor  # (b, 1 + K), positive first, over the temperature
+    queries: torch.Tensor  # (b, dim), L2-normalised
+    encoded: dict[str, torch.Tensor]  # all outputs of the query encoder, by name
 
 
 class MoCo(nn.Module):
     """MoCo v1 (arXiv 1911.05722, algorithm 1) and v2 (2003.04297); its state has the names of the released checkpoints.
 
-    stages: stages of the query encoder whose features before the last ReLU `forward` gives as well.
-    workers: what the workers send each other. K: negatives in the queue; m: momentum of the key encoder; T: softmax temperature.
-    first: how a network begins, as `build_resnet` has it.
-    queries: of the last forward pass, (b, dim), for those who watch the training.
+    workers: what the workers send each other. query: encoder of images, which returns outputs by name, "fc" (b, dim) among
+    them. key: a network of the same parameters that returns "fc" only. K: negatives in the queue; m: momentum of the key
+    encoder; T: softmax temperature. normalize: makes the encoders' input (b, 3, H, W) of images as they travel.
     """
 
     queue: torch.Tensor  # (dim, K)
-    queue_ptr: torch.Tensor  # (1,), the place of the next key
+    queue_ptr: torch.Tensor  # (1,), the position of the next key
 
     def __init__(
         self,
         workers: Workers,
-        arch: str,
+        query: nn.Module,
+        key: nn.Module,
         dim: int = 128,
         K: int = 65536,
         m: float = 0.999,
         T: float = 0.07,
-        mlp: bool = False,
-        stages: Sequence[int] = (),
-        **first: Any,
+        normalize: Callable[[torch.Tensor], torch.Tensor] = lambda images: images,
     ):
         super().__init__()
-        self.workers, self.m, self.T, self.stages = workers, m, T, list(stages)
-        query = build_resnet(arch, dim, mlp, **first)
-        self.encoder_q = with_features(query, self.stages)
-        self.encoder_k = build_resnet(arch, dim, mlp, **first)
+        self.workers, self.m, self.T, self.normalize = workers, m, T, normalize
+        self.encoder_q, self.encoder_k = query, key
         self.encoder_k.load_state_dict(query.state_dict())
         self.encoder_k.requires_grad_(False)
         self.register_buffer("queue", F.normalize(torch.randn(dim, K), dim=0))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
 
     def keys(self, images: torch.Tensor, permutation: torch.Tensor, parts: int = 1) -> "Keys":
-        """Move the key encoder on, and let a step's key views (B, 3, H, W), uint8 or normalised, travel to be encoded.
+        """Update the key encoder, and begin to send a step's key views (B, 3, H, W) to where they are encoded.
 
-        permutation (NB,): the step's shuffle of the total batch.
+        permutation (NB,): the step's shuffle of the total batch. parts: micro-batches of a worker's batch.
         """
         update_by_momentum(self.encoder_k, self.encoder_q, self.m)
-        return Keys(self.encoder_k, images, Shuffle(self.workers, permutation, parts), self.queue.dtype)
+        return Keys(
+            lambda received: self.encoder_k(self.normalize(received)),
+            images,
+            Shuffle(self.workers, permutation, parts),
+            self.queue.dtype,
+        )
 
-    def forward(self, query: torch.Tensor, keys: "Keys", part: int = 0) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return the logits (b, 1 + K), positive first, over the temperature, and the features of `stages`, (b, C, H, W).
+    def forward(self, query: torch.Tensor, keys: "Keys", part: int = 0) -> Contrast:
+        """Contrast a micro-batch of query views (b, 3, H, W) with its keys.
 
-        query (b, 3, H, W): a part of this worker's images, uint8 or normalised; keys: the step's, of which it takes
-        those of its part. Under autocast the encoders compute in its precision; logits have the queue's all the same.
+        keys: the step's. part: the number of the micro-batch. Under autocast the encoders compute in its precision;
+        the logits have the queue's.
         """
-        keys.encode()  # before the queries, while whose pass the keys travel
-        encoded = self.encoder_q(normalize(query))
-        q = F.normalize(encoded["fc"].to(self.queue.dtype), dim=1)  # (b, dim)
-        self.queries = q.detach()
+        keys.encode()  # key images arrive before the queries' pass, during which the keys travel
+        encoded = self.encoder_q(self.normalize(query))
+        q = F.normalize(encoded[HEAD].to(self.queue.dtype), dim=1)  # (b, dim)
         positive = (q * keys.own(part)).sum(1, keepdim=True)  # (b, 1)
         with torch.autocast(query.device.type, enabled=False):
             negative = q @ self.queue  # (b, K)
-        logits = torch.cat([positive, negative], dim=1) / self.T
-        return logits, [encoded[f"layer{stage}"] for stage in self.stages]
+        return Contrast(torch.cat([positive, negative], dim=1) / self.T, q.detach(), encoded)
 
     def enqueue(self, keys: torch.Tensor) -> None:
         """Put a step's keys (NB, dim) into the queue, the same on every worker; after the backward pass, which reads it."""
@@ -78,9 +85,11 @@ class MoCo(nn.Module):
 
 
 class Keys:
-    """The keys of a step: their images set out at once, are encoded where they arrive, and the keys travel to all."""
+    """The keys of a step: key images travel, are encoded where they arrive, and the keys travel to all workers."""
 
-    def __init__(self, encoder: nn.Module, images: torch.Tensor, shuffle: Shuffle, dtype: torch.dtype):
+    def __init__(
+        self, encoder: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, shuffle: Shuffle, dtype: torch.dtype
+    ):
         self.encoder, self.shuffle, self.dtype = encoder, shuffle, dtype
         self.images = shuffle.send(images)
         self.keys: Any = None
@@ -90,7 +99,7 @@ class Keys:
         """Encode the images that arrive here, once, and begin to send their keys; return what `Shuffle.gather` takes."""
         if self.keys is None:
             received = self.shuffle.receive(self.images)  # parts x (b, 3, H, W)
-            k = torch.cat([self.encoder(normalize(images)) for images in received])
+            k = torch.cat([self.encoder(images) for images in received])
             self.keys = self.shuffle.spread(F.normalize(k.to(self.dtype), dim=1))
         return self.keys
 
@@ -102,3 +111,9 @@ class Keys:
     def own(self, part: int) -> torch.Tensor:
         """The keys (b, dim) of a part of this worker's own images."""
         return self.shuffle.own(self.total, part)
+
+
+@torch.no_grad()
+def update_by_momentum(key: nn.Module, query: nn.Module, momentum: float) -> None:
+    """key = momentum * key + (1 - momentum) * query, over the parameters (arXiv 1911.05722, eq. 2)."""
+    torch._foreach_lerp_(list(key.parameters()), list(query.parameters()), 1.0 - momentum)

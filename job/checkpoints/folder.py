@@ -18,6 +18,7 @@ from job.checkpoints.stand_ins import Inert, stand_ins
 from job.cluster.memory import at_most
 from job.errors import RunError
 from job.files import ReadError, patient, sync_folder, write_whole
+from job.position import Position
 
 FORMAT = 3
 LAST, BEST = "last.pth.tar", "best.pth.tar"
@@ -46,7 +47,7 @@ class Checkpoints:
         """Whether there is a checkpoint of a position."""
         return os.path.exists(os.path.join(self.folder, name_at(epoch, step)))
 
-    def resume_at(self, start: tuple[int, int], source: str) -> list[str]:
+    def resume_at(self, start: Position, source: str) -> list[str]:
         """Let a run that is killed before its first save resume at `start`, (epoch, step), again.
 
         Later checkpoints get names from which nothing resumes, and the first save removes them.
@@ -171,11 +172,11 @@ def name_at(epoch: int, step: int) -> str:
     return f"checkpoint_{epoch:04d}_{step:06d}.pth.tar"
 
 
-def position(path: str) -> tuple[int, int]:
+def position(path: str) -> Position:
     """The (epoch, step) in a checkpoint's name."""
     match = NAME.fullmatch(os.path.basename(path))
     assert match
-    return int(match[1]), int(match[2])
+    return Position(int(match[1]), int(match[2]))
 
 
 def write(content: dict, path: str) -> None:

@@ -13,7 +13,7 @@ from job.checkpoints.foreign_file import read_content
 from job.checkpoints.layouts import Layout, find_networks, outline
 from job.cluster.travels import travels
 from job.errors import RunError
-from moco.encoder import ARCHS, WIDTH, WIDTHS, build_resnet
+from job.networks import ARCHS, WIDTH, WIDTHS, build_resnet
 
 # The first parts of names, behind the prefix, that are no backbone's.
 HEADS = (

@@ -16,8 +16,8 @@ import torch
 
 from job import output
 from job.cluster import comm, objects, same_start, slurm, sockets
+from job.cluster.children import end_children
 from job.cluster.watchdog import Watchdog
-from job.data.loader import end_loader_processes
 from job.errors import RunError, StartError, WorkerError
 
 # s until a rank prints an error that rank 0 may have too: by then the launcher has ended all, however busy they are.
@@ -212,7 +212,7 @@ def cores() -> int:
 
 def leave(code: int, at_once: bool = False) -> NoReturn:
     """End the program; at once as well if a loader process does not end, for which an orderly end would wait."""
-    ended = end_loader_processes()
+    ended = end_children()
     if ended and not at_once:
         sys.exit(code)
     sys.stdout.flush()

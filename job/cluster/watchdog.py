@@ -23,7 +23,6 @@ from types import FrameType
 
 from job.cluster import comm, guard
 from job.cluster.objects import allgather
-from job.data.loader import Batches
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) + os.sep
 OURS = tuple(os.path.join(ROOT, package, "") for package in ("job", "mgd", "moco"))
@@ -106,7 +105,7 @@ class Watchdog:
         if wait := comm.waits:
             doing = f"waits for '{wait.name}'"
         else:
-            doing = f"has {loading.doing()}," if (loading := batches(frame)) else "is"
+            doing = f"has {text}," if (text := awaited(frame)) else "is"
         return "".join(sign if sign.isprintable() else "?" for sign in f"{doing} at {place(frame)}")
 
     def waited(self) -> float:
@@ -154,10 +153,10 @@ def outwards(frame: FrameType | None) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def batches(frame: FrameType) -> Batches | None:
-    """The batches of which a thread awaits the next, or None: it awaits none."""
-    levels = (level for level in outwards(frame) if level.f_code is Batches.__next__.__code__)
-    return next((level.f_locals["self"] for level in levels), None)
+def awaited(frame: FrameType) -> str:
+    """Return what the iterator whose next item a thread awaits says about it with `doing()`, or nothing."""
+    owners = (level.f_locals.get("self") for level in outwards(frame) if level.f_code.co_name == "__next__")
+    return next((owner.doing() for owner in owners if owner and hasattr(owner, "doing")), "")
 
 
 def place(frame: FrameType) -> str:

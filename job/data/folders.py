@@ -14,6 +14,7 @@ from job.data.randomness import permutation
 from job.data.selection import Selection, is_leftover
 from job.errors import RunError
 from job.files import open_regular
+from job.position import START, Position
 
 LARGEST_FILE = 2**30  # bytes; the largest image that PIL reads has 0.7 GB without any compression
 
@@ -169,13 +170,13 @@ class TrainingOrder:
     (epoch, image index): all that a view depends on besides the seed.
     """
 
-    def __init__(self, images: Images, total: int, rank: int, size: int, seed: int, epochs: int, start: tuple[int, int] = (0, 0)):
+    def __init__(self, images: Images, total: int, rank: int, size: int, seed: int, epochs: int, start: Position = START):
         self.images, self.total, self.rank, self.size, self.seed = images, total, rank, size, seed
         self.epochs, self.start = epochs, start
         self.steps = len(images) // total  # of an epoch
 
     def __len__(self) -> int:
-        return max(0, (self.epochs - self.start[0]) * self.steps - self.start[1])
+        return max(0, (self.epochs - self.start.epoch) * self.steps - self.start.step)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         share = self.total // self.size

@@ -3,7 +3,6 @@
 If one fails, the run ends with one line that names the cause and the file.
 """
 
-import atexit
 import contextlib
 import multiprocessing
 import os
@@ -20,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from job.cluster.children import REAPED, end_children
 from job.cluster.memory import keep_freed_memory
 from job.cluster.stop import SIGNALS, Stop
 from job.data.images import Images
@@ -30,7 +30,6 @@ from job.text import printable
 
 KEPT = 2**24  # bytes; what larger images take is given back
 LOOK = 0.5  # s between two looks at the loader processes while a batch is awaited
-REAPED = 2.0  # s in which the end of a loader process shows
 GRACE = 45.0  # s that a batch may still take after a signal to stop; horovodrun waits 60
 LONGEST = 900  # characters of a Failure
 FORK_SERVER = 255  # exit code of a loader process whose parent, the fork server, has ended
@@ -197,7 +196,7 @@ class Batches:
                 self.done += 1
                 return batch
             if failed:
-                end_loader_processes()
+                end_children()
                 raise failed
 
     def ended(self, error: Exception) -> WorkerError | None:
@@ -283,18 +282,6 @@ def quiet_tracker() -> Iterator[None]:
         del os.environ["PYTHONWARNINGS"]
     else:
         os.environ["PYTHONWARNINGS"] = before
-
-
-@atexit.register
-def end_loader_processes() -> bool:
-    """Kill this process's loader processes; return whether all have ended. One whose read blocks in the kernel does not end."""
-    processes = multiprocessing.active_children()
-    for process in processes:
-        process.kill()
-    deadline = time.monotonic() + REAPED
-    for process in processes:
-        process.join(max(0.0, deadline - time.monotonic()))
-    return not multiprocessing.active_children()
 
 
 def begin(process: int) -> None:

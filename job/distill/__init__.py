@@ -1,1 +1,6 @@
-"""Distillation from a frozen teacher."""
+"""Distillers, each a file and an entry here."""
+
+from job.distill.base import Distiller
+from job.distill.mgd import MGD
+
+DISTILLERS: dict[str, type[Distiller]] = {"mgd": MGD}

@@ -6,19 +6,21 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from job.config import Config, LinearConfig
 from job.data.augment import normalize
 from job.data.folders import every_nth_batch
 from job.data.images import Images
 from job.data.views import CentreViews
 from job.engine.run import Run
+from job.options import Common
+
+BATCH = 32  # images that a distiller measures at a time, for any number of workers
 
 
 def centre_crops(
     images: Images,
     chosen: list[int],
     batch: int,
-    config: Config | LinearConfig,
+    config: Common,
     run: Run,
     what: str,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -26,7 +28,6 @@ def centre_crops(
 
     A label is -1 if the image is undecodable or has none.
     chosen: indices of `images`. batch: images at a time, for any number of workers. what: names the pass in the log.
-    config: image_size, workers, print_freq and max_bad_images are used.
     A collective. RunError, on all workers: too many undecodable files. Stopped, on all workers: a signal came.
     """
     batches = every_nth_batch(chosen, batch, run.rank, run.size)

@@ -16,11 +16,11 @@ from job.cluster.memory import keep_freed_memory, set_apart
 from job.cluster.objects import allgather, broadcast
 from job.cluster.stop import Stop, Stopped
 from job.data.loader import Batches, Views
-from job.engine.position import Count, change, resumed
 from job.errors import RunError, WorkerError
 from job.files import write_whole
 from job.metrics import events
 from job.metrics.log import Log
+from job.position import START, Count, Position, change, resumed
 from job.text import printable
 
 Result = TypeVar("Result")
@@ -148,7 +148,7 @@ class Run:
         RunError, on all workers: a fresh run finds another's checkpoints, the folder cannot be written
         to, or the package that writes event files is not installed.
         """
-        start = (saved["epoch"], saved["step"]) if saved else (0, 0)
+        start = Position(saved["epoch"], saved["step"]) if saved else START
         self.count = resumed(saved, steps) if saved else Count(steps)
 
         def open_folder() -> None:

@@ -12,7 +12,7 @@ from torchvision.models import ResNet
 from job.checkpoints.folder import AUTO, BEST, load
 from job.checkpoints.foreign import read_backbone
 from job.cluster import comm
-from job.config import LinearConfig
+from job.config import WITHOUT_EFFECT, LinearConfig
 from job.data import digits, randomness
 from job.data.augment import CentreView, ClassifierView
 from job.data.folders import TrainingOrder, scan, scan_validation
@@ -32,7 +32,8 @@ from job.engine.resume import (
 )
 from job.engine.run import Run
 from job.errors import RunError
-from moco.encoder import WIDTH, build_resnet, with_features
+from job.networks import WIDTH, build_resnet, with_features
+from job.position import Position
 
 
 @dataclass
@@ -58,7 +59,7 @@ class Classifier:
         """A word for the training images of an epoch, in their order."""
         return self.train.digest(self.config.seed, epoch, self.config.batch_size)
 
-    def batches(self, start: tuple[int, int]) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[str]]]:
+    def batches(self, start: Position) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[str]]]:
         """An iterator over this worker's training views from (epoch, step) on: (B, 3, H, W) uint8, labels, bad files."""
         config, run = self.config, self.run
         order = TrainingOrder(self.train, config.batch_size, run.rank, run.size, config.seed, config.epochs, start)
@@ -75,7 +76,7 @@ class Classifier:
 
 
 def build(config: LinearConfig, run: Run) -> Classifier:
-    """Build a classification's parts; what --pretrained says of network and crop is put into `config`.
+    """Build a classification's parts; its options are those of --pretrained if network or crop is not given.
 
     RunError: data or a checkpoint that does not fit, or a batch that cannot be shared.
     """
@@ -91,7 +92,7 @@ def build(config: LinearConfig, run: Run) -> Classifier:
         raise RunError(
             f"{train.root} has {len(train)} images, fewer than --batch-size {config.batch_size}: choose a smaller batch"
         )
-    net = frozen(config, run)
+    net, config = frozen(config, run)
     width = net.fc.in_features
     net.fc = nn.Linear(width, len(train.classes))
     nn.init.normal_(net.fc.weight, std=0.01)
@@ -103,8 +104,8 @@ def build(config: LinearConfig, run: Run) -> Classifier:
     return Classifier(config, run, train, val, net, with_features(net, [], output="flatten").eval(), gradients, sgd)
 
 
-def frozen(config: LinearConfig, run: Run) -> ResNet:
-    """Return the network that is not trained, in eval mode, and settle network, first layer and crop in `config`.
+def frozen(config: LinearConfig, run: Run) -> tuple[ResNet, LinearConfig]:
+    """Return the network that is not trained, in eval mode, and the options with its network, first layer and crop.
 
     RunError: the checkpoint cannot be used, or has another first layer, or the crop is too small.
     """
@@ -115,11 +116,17 @@ def frozen(config: LinearConfig, run: Run) -> ResNet:
             raise RunError(f"--stem {config.stem}: {config.pretrained} has the {weights.stem} one")
         if config.width not in (0, weights.width):
             raise RunError(f"--width {config.width}: {config.pretrained} has {weights.width} channels in its first stage")
-        config.arch, config.stem, config.width, state = weights.arch, weights.stem, weights.width, weights.state
+        config = dataclasses.replace(config, arch=weights.arch, stem=weights.stem, width=weights.width)
+        state = weights.state
         size = weights.meta["config"].get("image_size", size)
         run.log.line(f"frozen: {weights.report}")
-    config.arch, config.stem, config.width = config.arch or "resnet18", config.stem or "imagenet", config.width or WIDTH
-    config.image_size = config.image_size or size
+    config = dataclasses.replace(
+        config,
+        arch=config.arch or "resnet18",
+        stem=config.stem or "imagenet",
+        width=config.width or WIDTH,
+        image_size=config.image_size or size,
+    )
     if config.image_size < 8:
         raise RunError(f"--image-size {config.image_size}: expected 8 or more")
     if not config.pretrained:
@@ -127,7 +134,7 @@ def frozen(config: LinearConfig, run: Run) -> ResNet:
     torch.manual_seed(randomness.torch_seed(config.seed, "weights"))  # job.train's, whose student begins so by default
     net = build_resnet(config.arch, stem=config.stem, width=config.width)
     net.load_state_dict(state, strict=False)  # what is missing is the head alone: read_backbone has checked the rest
-    return net.requires_grad_(False).eval()
+    return net.requires_grad_(False).eval(), config
 
 
 def find(config: LinearConfig, run: Run) -> dict | None:
@@ -141,7 +148,7 @@ def find(config: LinearConfig, run: Run) -> dict | None:
     return run.on_first(lambda: load(config.resume))
 
 
-def restore(saved: dict, classifier: Classifier) -> tuple[int, int]:
+def restore(saved: dict, classifier: Classifier) -> Position:
     """Load a checkpoint's classifier; return the (epoch, step) to go on from. RunError: it is of other data or features."""
     config, where = classifier.config, f"the checkpoint of --resume {classifier.config.resume}"
     if "format" not in saved or "best_acc1" not in saved:
@@ -154,7 +161,7 @@ def restore(saved: dict, classifier: Classifier) -> tuple[int, int]:
         raise RunError(f"{where} stands on other features ({differs} differs): resume with the --pretrained that it began with")
     if saved["step"]:
         check_same_epoch(saved, classifier, where)
-    tell_changes(saved["config"], config, where, classifier.run)
+    tell_changes(saved["config"], config, where, classifier.run, WITHOUT_EFFECT)
     if not config.evaluate:
         warn_of_rate(saved, config, classifier.run)
     if saved["workers"] != classifier.run.size:
@@ -163,10 +170,10 @@ def restore(saved: dict, classifier: Classifier) -> tuple[int, int]:
     load_optimizer(classifier.optimizer, saved["optimizer"], config)
     classifier.best = saved["best_acc1"]
     classifier.run.bad_images.update(saved.get("bad_images", ()))
-    return saved["epoch"], saved["step"]
+    return Position(saved["epoch"], saved["step"])
 
 
-def settle_best(classifier: Classifier, start: tuple[int, int]) -> None:
+def settle_best(classifier: Classifier, start: Position) -> None:
     """Remove best.pth.tar if it is later than `start`, where the run resumes. A collective.
 
     Without such a file, the next accuracy is the best.
@@ -182,12 +189,14 @@ def settle_best(classifier: Classifier, start: tuple[int, int]) -> None:
             if not best.keys() >= {"epoch", "step"}:
                 raise RunError(f"{path}: no epoch and step; expected a checkpoint of job.linear")
         except RunError as error:
-            run.log.line(f"passed over: {error}; the best from epoch {start[0]} on replaces it")
+            run.log.line(f"passed over: {error}; the best from epoch {start.epoch} on replaces it")
             return False
         if (best["epoch"], best["step"]) <= start:
             return True
         os.remove(path)
-        run.log.line(f"going back: {path}, of epoch {best['epoch']}, is removed; the best from epoch {start[0]} on replaces it")
+        run.log.line(
+            f"going back: {path}, of epoch {best['epoch']}, is removed; the best from epoch {start.epoch} on replaces it"
+        )
         return False
 
     if not run.on_first(has_best):

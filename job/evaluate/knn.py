@@ -15,13 +15,13 @@ from torch import nn
 from torchvision.models import ResNet
 
 from job.cluster import comm
-from job.config import Config, LinearConfig
 from job.data.folders import every_nth_batch
 from job.data.images import Images
 from job.engine.passes import centre_crops
 from job.engine.run import Run
 from job.errors import RunError
-from moco.encoder import with_features
+from job.networks import with_features
+from job.options import Common
 
 K, TEMPERATURE = 200, 0.07
 BATCH = 64  # images at a time
@@ -48,7 +48,7 @@ def choose_k(bank: Images, k: int) -> int:
     return max(1, min(k or min(K, len(labels) // len(np.unique(labels))), len(labels)))
 
 
-def knn_accuracy(net: ResNet, bank: Images, queries: Images, config: Config | LinearConfig, run: Run) -> Accuracy:
+def knn_accuracy(net: ResNet, bank: Images, queries: Images, config: Common, run: Run) -> Accuracy:
     """Return the accuracy of a ResNet's features under its head, on centre crops. A collective.
 
     Each image of `queries` takes the label with the largest sum of exp(cosine / TEMPERATURE) among its
@@ -80,7 +80,7 @@ def counted(blocks: Iterable[Block], counts: list) -> Iterator[Block]:
 
 
 @torch.no_grad()
-def extract(encoder: nn.Module, images: Images, config: Config | LinearConfig, run: Run) -> Iterator[Block]:
+def extract(encoder: nn.Module, images: Images, config: Common, run: Run) -> Iterator[Block]:
     """Yield this worker's blocks of `images`: L2-normalised features (n, C), labels (n,); -1 for what is undecodable."""
     every = list(range(len(images)))
     for inputs, labels in centre_crops(images, every, BATCH, config, run, f"k-NN, {images.root}"):

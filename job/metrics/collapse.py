@@ -3,61 +3,61 @@
 import torch
 
 from job.cluster import comm
-from job.metrics.bounds import DEAD, RANK, STD
-from moco.model import MoCo
+from job.metrics.bounds import DEAD, STD
 
 
 @torch.no_grad()
-def signs(moco: MoCo, features: list[torch.Tensor]) -> dict[str, float]:
-    """Return what a step shows of collapse, over all workers, from what it has at hand. A collective: all workers call it.
+def signs(embeddings: torch.Tensor, features: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Return the signs of collapse in a forward pass of all workers. A collective.
 
-    features: of `moco.stages` before the last ReLU, (b, S, H, W) each, as the step's last forward pass gave them, whose
-        queries count too.
+    embeddings (b, d): L2-normalised. features: {"layerN": (b, S, H, W)}, before the stage's last ReLU.
 
-    feature_std: the queries' deviation over the batch, mean over their dim dimensions, times sqrt(dim): 1 where they are spread
-        over the sphere, 0 where they are all one (arXiv 2011.10566, section 4.1).
-    queue_rank: how many directions the queue's keys take, 1 to dim: exp of the entropy of their second moments' eigenvalues
-        (effective rank; Roy and Vetterli, EUSIPCO 2007). Not about the mean: keys that are all one have rank 1.
-    dead_layerN: the share of a stage's channels that are positive nowhere in the batch, so that its last ReLU gives nothing.
+    feature_std: the embeddings' deviation over the batch, mean over their dimensions, times sqrt(d): 1 if they are spread
+        over the sphere, 0 if they are identical (arXiv 2011.10566, section 4.1).
+    dead_layerN: the fraction of a stage's channels that are positive nowhere in the batch, so that its last ReLU gives 0.
     """
-    q = moco.queries.double()  # (b, dim)
+    q = embeddings.double()  # (b, d)
     n, dim = comm.size() * len(q), q.shape[1]
-    fires = [(stage.amax((0, 2, 3)) > 0).double() for stage in features]  # (S,) each
+    fires = [(stage.amax((0, 2, 3)) > 0).double() for stage in features.values()]  # (S,) each
     sums = comm.total(torch.cat([q.sum(0), q.square().sum(0), *fires]), "collapse").cpu()
     first, second, *fires = sums.split([dim, dim, *map(len, fires)])
-    variance = (second - first.square() / n).clamp_min(0) / (n - 1)  # (dim,)
-    moments = torch.linalg.eigvalsh((moco.queue @ moco.queue.T).double().cpu()).clamp_min(0)  # (dim,)
-    return {
-        "feature_std": variance.sqrt().mean().item() * dim**0.5,
-        "queue_rank": torch.special.entr(moments / moments.sum()).sum().exp().item(),
-        **{f"dead_layer{stage}": (fire == 0).double().mean().item() for stage, fire in zip(moco.stages, fires, strict=True)},
-    }
+    variance = (second - first.square() / n).clamp_min(0) / (n - 1)  # (d,)
+    found = {"feature_std": variance.sqrt().mean().item() * dim**0.5}
+    return found | {f"dead_{name}": (fire == 0).double().mean().item() for name, fire in zip(features, fires, strict=True)}
+
+
+@torch.no_grad()
+def rank(vectors: torch.Tensor) -> float:
+    """Return the effective rank of vectors (d, n), 1 to d.
+
+    It is exp of the entropy of their second moments' eigenvalues (Roy and Vetterli, EUSIPCO 2007). The moments are not about
+    the mean: identical vectors have rank 1.
+    """
+    moments = torch.linalg.eigvalsh((vectors @ vectors.T).double().cpu()).clamp_min(0)  # (d,)
+    return torch.special.entr(moments / moments.sum()).sum().exp().item()
 
 
 def describe(found: dict[str, float]) -> str:
-    """Signs in words: `deviation 0.93 of 1, rank of the queue 61.2, dead channels 0 % of layer4`."""
-    dead = ", ".join(f"{100 * share:.0f} % of {name.removeprefix('dead_')}" for name, share in found.items() if "dead" in name)
-    return f"deviation {found['feature_std']:.2f} of 1, rank of the queue {found['queue_rank']:.1f}, dead channels {dead}"
+    """Return signs in words: `deviation 0.93 of 1, rank of the queue 61.2, dead channels 0 % of layer4`."""
+    words = [f"deviation {found['feature_std']:.2f} of 1"]
+    words += [f"rank of the queue {found['queue_rank']:.1f}"] if "queue_rank" in found else []
+    dead = ", ".join(f"{100 * part:.0f} % of {name.removeprefix('dead_')}" for name, part in found.items() if "dead" in name)
+    return ", ".join([*words, f"dead channels {dead}"])
 
 
-def warnings(found: dict[str, float]) -> list[str]:
-    """What of the signs means collapse, and what mostly causes it; a sentence each."""
-    said = []
+def warnings(found: dict[str, float], cause: str = "--lr is too high") -> list[str]:
+    """Return a sentence for each sign that means collapse. cause: the likely one of embeddings that are identical."""
+    lines = []
     if found["feature_std"] < STD:
-        said.append(
-            f"the student gives nearly the same features for all images (deviation {found['feature_std']:.3f}, under {STD}): "
-            "see whether --lr or --moco-t is too high, or the images are too much alike"
+        lines.append(
+            f"the student gives nearly the same features for all images (deviation {found['feature_std']:.3f} < {STD}): "
+            f"see whether {cause}, or the images are too much alike"
         )
-    if found["queue_rank"] < RANK:
-        said.append(
-            f"the queue's keys are nearly all one (rank {found['queue_rank']:.2f}, under {RANK}), and as negatives tell nothing: "
-            "the student has collapsed, or --moco-m is so near to 1 that the key encoder does not follow"
-        )
-    for name, share in found.items():
-        if name.startswith("dead_") and share > DEAD:
-            said.append(
-                f"{100 * share:.0f} % of the channels of {name.removeprefix('dead_')} are positive for no image, and get no "
-                "gradient: see whether --lr is too high, or the distillation loss outweighs the contrastive one (a higher "
+    for name, fraction in found.items():
+        if name.startswith("dead_") and fraction > DEAD:
+            lines.append(
+                f"{100 * fraction:.0f} % of the channels of {name.removeprefix('dead_')} are positive for no image, and get no "
+                "gradient: see whether --lr is too high, or the distillation loss outweighs the others (a higher "
                 "--loss-factor or a lower --loss-share)"
             )
-    return said
+    return lines

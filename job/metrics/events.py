@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from job.engine.position import Count
 from job.errors import RunError
 from job.files import kind_of
+from job.position import Count, Position
 
 PLACE = ("steps", "epoch", "step", "stage")  # where a record belongs
 BINS = 64  # of a histogram
@@ -38,7 +38,7 @@ class Events:
     every: of so many steps the numbers of one are shown, and those of an epoch's last. say: says a line.
     """
 
-    def __init__(self, folder: str, start: tuple[int, int], count: Count, every: int, say: Callable[[str], None]):
+    def __init__(self, folder: str, start: Position, count: Count, every: int, say: Callable[[str], None]):
         from tensorboard.compat.proto.event_pb2 import SessionLog
         from torch.utils.tensorboard import RecordWriter
 
@@ -51,22 +51,22 @@ class Events:
         name = f"events.out.tfevents.{stamp:.6f}.{socket.gethostname()}.{os.getpid()}"
         self.file = open(os.path.join(folder, name), "wb")
         self.writer = RecordWriter(self.file)
-        self.write((0, 0), file_version="brain.Event:2")
+        self.write(Position(0, 0), file_version="brain.Event:2")
         self.write(start, session_log=SessionLog(status=SessionLog.START))
 
     def record(self, numbers: Mapping[str, float]) -> None:
         """Show the numbers of a record of metrics.jsonl under their own names and its kind, and the ratio of the losses."""
         kind = kind_of(numbers) or "other"
-        epoch, step = int(numbers["epoch"]), int(numbers["step"])
-        if kind == "steps" and (step + 1) % self.every and step + 1 < self.count.an_epoch:
+        position = Position(int(numbers["epoch"]), int(numbers["step"]))
+        if kind == "steps" and (position.step + 1) % self.every and position.step + 1 < self.count.an_epoch:
             return
         shown = {name: number for name, number in numbers.items() if name not in PLACE}
         if numbers.get("distillation") and numbers["contrastive"]:
             shown["ratio"] = numbers["distillation"] / numbers["contrastive"]
         under = f"{kind}/layer{numbers['stage']}" if "stage" in numbers else kind
-        self.show((epoch, step), *({"tag": f"{under}/{name}", "simple_value": number} for name, number in shown.items()))
+        self.show(position, *({"tag": f"{under}/{name}", "simple_value": number} for name, number in shown.items()))
 
-    def histogram(self, tag: str, place: tuple[int, int], values: np.ndarray) -> None:
+    def histogram(self, tag: str, place: Position, values: np.ndarray) -> None:
         """Show how values of any shape are distributed; those that are not finite do not count."""
         from torch.utils.tensorboard.summary import histogram
 
@@ -74,19 +74,19 @@ class Events:
         if finite.size:
             self.write(place, summary=histogram(tag, finite, bins=BINS))
 
-    def picture(self, tag: str, place: tuple[int, int], pixels: np.ndarray) -> None:
+    def picture(self, tag: str, place: Position, pixels: np.ndarray) -> None:
         """Show a picture, (H, W, 3) uint8."""
         from torch.utils.tensorboard.summary import image
 
         self.write(place, summary=image(tag, pixels, dataformats="HWC"))
 
-    def show(self, place: tuple[int, int], *values: dict[str, Any]) -> None:
+    def show(self, place: Position, *values: dict[str, Any]) -> None:
         """Write values that belong together as one event."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         self.write(place, summary=Summary(value=[Summary.Value(**value) for value in values]))
 
-    def write(self, place: tuple[int, int], **what: Any) -> None:
+    def write(self, place: Position, **what: Any) -> None:
         """Write an event that belongs to (epoch, step) `place`; what follows an epoch's last step belongs to that."""
         from tensorboard.compat.proto.event_pb2 import Event
 

@@ -12,6 +12,7 @@ from job import output
 from job.errors import RunError
 from job.files import append, kind_of, not_taken, sync, sync_folder, write_whole
 from job.metrics.events import Events
+from job.position import Position
 from job.text import printable
 
 
@@ -30,7 +31,7 @@ class Log:
         self.bar: tqdm | None = None
         self.failure: RunError | None = None  # of the first write that the disk did not take
 
-    def open(self, folder: str, start: tuple[int, int]) -> int:
+    def open(self, folder: str, start: Position) -> int:
         """Write to folder/log.txt and folder/metrics.jsonl from now on; return the steps that metrics.jsonl has before.
 
         start: the (epoch, step) that the run starts at; numbers from there on, which are done again, are taken out.
@@ -133,7 +134,7 @@ class Log:
                 file.close()
 
 
-def drop_from(path: str, start: tuple[int, int]) -> int:
+def drop_from(path: str, start: Position) -> int:
     """Drop from a metrics file what belongs to (epoch, step) `start` or later, and a last line cut short; by one rename.
 
     Return the steps that are done by the last record of a step that stays, or 0.

@@ -5,10 +5,12 @@ import math
 import time
 from collections.abc import Iterator
 
+from job.distill.base import DistillOptions
 from job.engine.fixed_point import FixedPointGradients
 from job.engine.gradients import Gradients
 from job.engine.run import Run
 from job.errors import RunError
+from job.frameworks.base import Framework
 from job.metrics import collapse
 from job.metrics.hints import Expectation
 
@@ -97,15 +99,15 @@ class Journal:
         )
 
 
-class ContrastJournal(Journal):
-    """Of `job.train`: the loss and its parts averaged over the workers, and the contrast accuracy."""
+class TrainingJournal(Journal):
+    """Of `job.train`: the loss and its parts averaged over the workers, and the framework's metrics."""
 
-    parts = ("contrastive", "distillation")
-    signs = None  # of collapse, the epoch's last
+    signs: dict[str, float] | None = None  # of collapse, the epoch's last
 
-    def __init__(self, run: Run, total: int, print_freq: int, expectation: Expectation):
-        super().__init__(run, total, print_freq)
-        self.expectation, config = expectation, expectation.config
+    def __init__(self, run: Run, config: DistillOptions, framework: Framework, distillers: list[str], expectation: Expectation):
+        super().__init__(run, config.batch_size, config.print_freq)
+        self.framework, self.distillers, self.expectation = framework, distillers, expectation
+        self.parts = (*framework.losses, "distillation")
         others = {
             "a lower --loss-share": config.teacher and config.loss_share,
             "a higher --loss-factor": config.teacher and not config.loss_share,
@@ -115,34 +117,43 @@ class ContrastJournal(Journal):
         self.advice = " or ".join(["A lower --lr", *(option for option, helps in others.items() if helps)])
 
     def watch(self, step: int, signs: dict[str, float]) -> None:
-        """Record the signs of collapse after a step; the epoch's last are told at its end."""
+        """Record the signs of collapse after a step; the epoch's last are logged at its end."""
         self.signs = signs
         self.run.log.record(steps=self.run.count.at(self.epoch, step + 1), epoch=self.epoch, step=step, **signs)
 
     def end_epoch(self) -> None:
-        """Say an epoch's averages, the last signs of collapse, and what is wrong with them."""
+        """Log an epoch's averages, the last signs of collapse, and what is wrong with them."""
         super().end_epoch()
         for hint in self.expectation.hints(self.records):
             self.run.log.line(f"hint: {hint}")
         if self.signs:
             self.run.log.line(f"epoch {self.epoch} features: {collapse.describe(self.signs)}")
-            for warning in collapse.warnings(self.signs):
+            for warning in self.framework.warnings(self.signs):
                 self.run.log.line(f"warning: {warning}")
         self.signs = None
 
     def numbers(self, sums: dict[str, float]) -> dict[str, float]:
-        """Losses and gradient norm averaged over the workers, and the accuracy in percent of all queries."""
+        """Losses and gradient norm averaged over the workers, and the framework's metrics over all images.
+
+        Of several distillers each has its loss by name; `distillation` is their sum.
+        """
         N = self.run.size
-        means = {name: sums[name] / N for name in ("loss", *self.parts)}
-        return {**means, "gradient_norm": sums["gradient"] / N, "accuracy": 100 * sums["correct"] / self.total}
+        each = {name: sums[name] / N for name in self.distillers}
+        means = {name: sums[name] / N for name in ("loss", *self.framework.losses)} | {"distillation": sum(each.values())}
+        means |= each if len(each) > 1 else {}
+        return {**means, "gradient_norm": sums["gradient"] / N} | {
+            name: sums[name] / self.total for name in self.framework.metrics
+        }
 
     def losses(self, numbers: dict[str, float]) -> str:
-        """The loss as the sum of its parts, their ratio, and the accuracy."""
-        parts = f"contrastive {numbers['contrastive']:.4f}"
+        """The loss as the sum of its parts, the ratio of distillation to the others, and the framework's metrics."""
+        own = sum(numbers[name] for name in self.framework.losses)
+        parts = [f"{name} {numbers[name]:.4f}" for name in self.framework.losses]
         if numbers["distillation"]:
-            ratio = numbers["distillation"] / (numbers["contrastive"] or math.nan)
-            parts += f" + distillation {numbers['distillation']:.4f} (ratio {ratio:.2f})"
-        return f"loss {numbers['loss']:.4f} = {parts}, contrast accuracy {numbers['accuracy']:.1f} %"
+            ratio = f" (ratio {numbers['distillation'] / own:.2f})" if own else ""
+            parts.append(f"distillation {numbers['distillation']:.4f}{ratio}")
+        words = [f"loss {numbers['loss']:.4f} = {' + '.join(parts)}", self.framework.describe(numbers)]
+        return ", ".join(filter(None, words))
 
 
 class ClassifierJournal(Journal):

@@ -1,14 +1,14 @@
 """What TensorBoard shows of a run besides its numbers: the distiller's distributions, augmented pairs, matchings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from job.engine.run import Run
-from mgd.distiller import MGDistiller
+from job.metrics.log import Log
+from job.position import Position
 
 PAIRS, COLUMNS = 8, 4
 SIDE = 112  # pixels, of a view
@@ -17,28 +17,24 @@ GAP, LINE = 8, 16  # pixels, between what is drawn, and of a line of text
 WHITE = np.uint8(255)
 
 
-def distiller(run: Run, epoch: int, mgd: MGDistiller) -> None:
-    """Show the distributions of the margins and of each BN_i at the start of an epoch."""
-    if not run.log.events:
-        return
-    for stage in mgd.stages:
-        run.log.events.histogram(f"margins/layer{stage}", (epoch, 0), mgd.margin(stage).cpu().numpy())
-        for name, value in mgd.get_submodule(f"bn{stage}").state_dict().items():
-            if name != "num_batches_tracked":
-                run.log.events.histogram(f"bn{stage}/{name}", (epoch, 0), value.cpu().numpy())
+def histograms(log: Log, epoch: int, values: Mapping[str, np.ndarray]) -> None:
+    """Show distributions at the start of an epoch, by name."""
+    if log.events:
+        for name, numbers in values.items():
+            log.events.histogram(name, Position(epoch, 0), numbers)
 
 
-def pairs(run: Run, epoch: int, query: torch.Tensor, key: torch.Tensor) -> None:
+def pairs(log: Log, epoch: int, query: torch.Tensor, key: torch.Tensor) -> None:
     """Show the first views (B, 3, H, W) uint8 of an epoch, query beside key; in epochs 0, 1, 2, 4, 8, ..., as all are alike."""
-    if run.log.events and epoch & (epoch - 1) == 0:
-        run.log.events.picture("views/query beside key", (epoch, 0), draw_pairs(query[:PAIRS].cpu(), key[:PAIRS].cpu()))
+    if log.events and epoch & (epoch - 1) == 0:
+        log.events.picture("views/query beside key", Position(epoch, 0), draw_pairs(query[:PAIRS].cpu(), key[:PAIRS].cpu()))
 
 
-def matching(run: Run, epoch: int, stage: int, cost: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> None:
+def matching(log: Log, epoch: int, stage: int, cost: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> None:
     """Show a stage's costs (S, T) in the order of its new matching (G, S), and what has changed since the one before."""
-    if run.log.events:
+    if log.events:
         picture = draw_matching(f"layer{stage}", cost.numpy(), before.numpy(), after.numpy())
-        run.log.events.picture(f"matching/layer{stage}", (epoch, 0), picture)
+        log.events.picture(f"matching/layer{stage}", Position(epoch, 0), picture)
 
 
 def draw_pairs(query: torch.Tensor, key: torch.Tensor) -> np.ndarray:

@@ -7,11 +7,11 @@ from typing import Any
 from torchvision.models import get_model_weights
 
 from job.errors import RunError
+from job.networks import WIDTH
 from job.show.watch.panel import span
 from job.show.watch.state import Progress
 from job.study.plan import Unit
 from job.study.units import Bench
-from moco.encoder import WIDTH
 
 
 class Pace:

@@ -20,8 +20,8 @@ from job.evaluate.classifier import different
 from job.cluster import comm
 from job.data import randomness
 from job.data.digits import write_digits
-from moco.encoder import build_resnet
-from moco.model import MoCo
+from job.networks import build_resnet
+from job.frameworks.moco import build_moco
 
 TRAIN, VAL, CLASSES = 90, 131, 6  # 131: two full batches of validation and three images, which no worker count shares
 SMALL = "--image-size 32 --batch-size 12 --epochs 3 --schedule 2 --lr 0.3 -j 0".split()
@@ -295,7 +295,7 @@ def test_without_a_checkpoint_the_network_is_the_student_at_its_start(labelled, 
     assert ended.returncode == 0, ended.stderr
     assert "random weights" in ended.stdout
     torch.manual_seed(randomness.torch_seed(0, "weights"))
-    start = MoCo(comm, "resnet18", mlp=True, stem="small", width=16, stages=[1, 2, 3, 4]).encoder_q.state_dict()
+    start = build_moco(comm, "resnet18", mlp=True, stem="small", width=16, stages=[1, 2, 3, 4]).encoder_q.state_dict()
     start = {name: value for name, value in start.items() if not name.startswith("fc.")}
     found = load(tmp_path / "run" / "last.pth.tar")["state_dict"]
     assert different({name.removeprefix("module."): value for name, value in found.items()}, start) == ""

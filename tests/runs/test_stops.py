@@ -9,7 +9,7 @@ from PIL import Image
 
 from inject import injected
 from job.cluster import comm
-from moco.model import MoCo
+from job.frameworks.moco import build_moco
 from runs import differences, records
 
 COMMON = "--image-size 16 --batch-size 32 --epochs 2 -j 0 --stem small --width 16 --keep 9 --resume auto".split()
@@ -44,7 +44,7 @@ def images(tmp_path_factory):
 def teacher_file(tmp_path_factory):
     """A narrow ResNet-18 with the small stem and random weights."""
     torch.manual_seed(6)
-    state = MoCo(comm, "resnet18", K=64, stem="small", width=32).state_dict()
+    state = build_moco(comm, "resnet18", K=64, stem="small", width=32).state_dict()
     path = tmp_path_factory.mktemp("teacher") / "teacher.pth.tar"
     torch.save({"epoch": 1, "arch": "resnet18", "state_dict": {f"module.{key}": value for key, value in state.items()}}, path)
     return path

@@ -18,7 +18,7 @@ from job.cluster import comm
 from job.show.read.runs import find_runs
 from runs import FLIP, check_steps, contents, differences, errors_of
 from runs import records as records_of
-from moco.model import MoCo
+from job.frameworks.moco import build_moco
 
 SMALL = "-a resnet18 --image-size 32 --batch-size 8 --epochs 2 --moco-k 20 --mlp --moco-t 0.2 --aug-plus --cos".split()
 SMALL += "--warmup-epochs 1 --save-every 2steps --keep 99".split()
@@ -233,7 +233,7 @@ def small_stem_teacher_file(tmp_path_factory):
     """A ResNet-18 with the small stem and random weights, laid out as MoCo's released files."""
     torch.manual_seed(6)
     path = tmp_path_factory.mktemp("teacher") / "small.pth.tar"
-    state = {f"module.{key}": value for key, value in MoCo(comm, "resnet18", K=64, stem="small").state_dict().items()}
+    state = {f"module.{key}": value for key, value in build_moco(comm, "resnet18", K=64, stem="small").state_dict().items()}
     torch.save({"epoch": 1, "arch": "resnet18", "state_dict": state}, path)
     return path
 

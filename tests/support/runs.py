@@ -27,10 +27,10 @@ def write_images(folder):
 def write_teacher(path):
     """Write a ResNet-50 with random weights, laid out as MoCo's released files; return the path."""
     from job.cluster import comm
-    from moco.model import MoCo
+    from job.frameworks.moco import build_moco
 
     torch.manual_seed(5)
-    state = {f"module.{key}": value for key, value in MoCo(comm, "resnet50", K=64, mlp=True).state_dict().items()}
+    state = {f"module.{key}": value for key, value in build_moco(comm, "resnet50", K=64, mlp=True).state_dict().items()}
     torch.save({"epoch": 200, "arch": "resnet50", "state_dict": state, "optimizer": {}}, path)
     return path
 

@@ -26,8 +26,8 @@ from job.export import ENDINGS, FORMATS, SMALL_STEM, export, main
 from job.checkpoints.folder import Checkpoints
 from job.checkpoints.foreign import read_backbone
 from job.data.augment import MEAN, STD
-from moco.encoder import ARCHS, build_resnet
-from moco.model import MoCo
+from job.networks import ARCHS, build_resnet
+from job.frameworks.moco import build_moco
 
 ENDING = {form: ending for ending, form in reversed(ENDINGS.items())}
 SIZE = 32  # of the run's images, in pixels
@@ -39,7 +39,7 @@ class Student:
 
     def __init__(self, folder, arch="resnet18", stem="imagenet", width=64):
         torch.manual_seed(3)
-        self.arch, self.moco = arch, MoCo(comm, arch, K=64, mlp=True, stem=stem, width=width).eval()
+        self.arch, self.moco = arch, build_moco(comm, arch, K=64, mlp=True, stem=stem, width=width).eval()
         for norm in self.moco.encoder_q.modules():
             if isinstance(norm, nn.BatchNorm2d):
                 nn.init.normal_(norm.running_mean, 0, 0.1)

@@ -13,8 +13,8 @@ from job.engine.gradients import Gradients
 from job.engine import statistics
 from job.cluster.objects import allgather
 from mgd.distiller import MGDistiller
-from moco.encoder import stage_norms
-from moco.model import MoCo
+from job.networks import stage_norms
+from job.frameworks.moco import build_moco
 
 B, STEPS = 4, 3
 STAGES = [3, 4]
@@ -23,7 +23,7 @@ STAGES = [3, 4]
 def train(delay):
     """Train a student for STEPS steps from fixed weights; every worker's backward pass pauses by `delay` s a stage."""
     torch.manual_seed(0)
-    moco = MoCo(comm, "resnet18", dim=16, K=32, m=0.9, T=0.2, mlp=True, stages=STAGES)
+    moco = build_moco(comm, "resnet18", dim=16, K=32, m=0.9, T=0.2, mlp=True, stages=STAGES)
     norms = stage_norms(moco.encoder_k)
     distiller = MGDistiller({stage: (norms[stage].num_features, 2 * norms[stage].num_features) for stage in STAGES})
     trained = nn.ModuleDict({"moco": moco, "mgd": distiller})
@@ -39,7 +39,8 @@ def train(delay):
     for _ in range(STEPS):
         query, key = torch.randint(256, (2, B, 3, 32, 32), generator=own, dtype=torch.uint8)
         keys = moco.keys(key, torch.randperm(comm.size() * B, generator=common))
-        logits, features = moco(query, keys)
+        logits, _, encoded = moco(query, keys)
+        features = [encoded[f"layer{stage}"] for stage in STAGES]
         guide = [torch.randn(B, 2 * s.shape[1], *s.shape[2:], generator=own) for s in features]
         loss = F.cross_entropy(logits, torch.zeros(B, dtype=torch.long)) + distiller(features, distiller.targets(guide))
         gradients.clear()

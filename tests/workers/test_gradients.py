@@ -10,8 +10,8 @@ from job.engine.gradients import Gradients
 from job.cluster.objects import allgather
 from mgd.distiller import MGDistiller
 from job.data.augment import normalize
-from moco.encoder import build_resnet, stage_norms, with_features
-from moco.model import MoCo
+from job.networks import build_resnet, stage_norms, with_features
+from job.frameworks.moco import build_moco
 
 B, K, DIM, T = 4, 32, 16, 0.2
 STAGES = [1, 2, 3, 4]
@@ -22,7 +22,7 @@ FACTOR = 200.0  # its gradients and the contrastive ones are of one size
 def parts():
     """A student, a teacher and the distiller between them, in eval mode; the total batch's two views (NB, 3, 32, 32) uint8."""
     torch.manual_seed(0)
-    moco = MoCo(comm, "resnet18", dim=DIM, K=K, m=1.0, T=T, mlp=True, stages=STAGES)
+    moco = build_moco(comm, "resnet18", dim=DIM, K=K, m=1.0, T=T, mlp=True, stages=STAGES)
     net = build_resnet("resnet50")
     for module in [*moco.modules(), *net.modules()]:
         if isinstance(module, nn.BatchNorm2d):
@@ -50,7 +50,8 @@ def workers_gradients(parts):
     named = [(name, value) for name, value in nn.ModuleDict({"moco": moco, "mgd": distiller}).named_parameters()]
     named = [(name, value) for name, value in named if value.requires_grad]
     gradients = Gradients(named)
-    logits, features = moco(query, moco.keys(key, torch.randperm(len(views[0]), generator=torch.Generator().manual_seed(2))))
+    logits, _, encoded = moco(query, moco.keys(key, torch.randperm(len(views[0]), generator=torch.Generator().manual_seed(2))))
+    features = [encoded[f"layer{stage}"] for stage in STAGES]
     losses = F.cross_entropy(logits, torch.zeros(B, dtype=torch.long)), distil(distiller, teacher, features, query)
     gradients.clear()
     sum(losses).backward()

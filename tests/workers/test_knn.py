@@ -14,7 +14,7 @@ from job.data.folders import scan, scan_validation
 from job.evaluate.knn import knn_accuracy
 from job.cluster.objects import allgather
 from job.data.augment import CentreView, normalize
-from moco.encoder import build_resnet
+from job.networks import build_resnet
 
 CLASSES = 3
 CONFIG = SimpleNamespace(image_size=16, precision="float32", workers=0, print_freq=10, max_bad_images=5, knn_k=0)

@@ -1,5 +1,6 @@
 """The loss factor that a share asks for: the same, to the bit, as one process finds."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,11 +9,13 @@ import torch
 from PIL import Image
 
 from job.distill import loss_factor
+from job.distill.base import Networks
+from job.distill.mgd import MGD
 from job.config import Config
 from job.data.folders import scan
 from job.cluster.objects import allgather
 from mgd.distiller import MGDistiller
-from moco.encoder import build_resnet, stage_norms, with_features
+from job.networks import build_resnet, stage_norms, with_features
 
 STAGES = [2, 4]
 
@@ -31,26 +34,24 @@ def training(run, tmp_path, monkeypatch):
     torch.manual_seed(0)
     student, teacher = (build_resnet("resnet18", stem="small") for _ in range(2))
     channels = {stage: (norm.num_features, norm.num_features) for stage, norm in stage_norms(student).items() if stage in STAGES}
-    return SimpleNamespace(
-        config=Config(image_size=16, workers=0, moco_k=99, loss_share=0.3),
-        run=run,
-        images=scan(str(tmp_path), "train", max_bad=5),
-        moco=SimpleNamespace(encoder_q=with_features(student, STAGES)),
-        teacher=with_features(teacher, STAGES).eval(),
-        distiller=MGDistiller(channels, "rd"),
-    )
+    distiller = object.__new__(MGD)
+    distiller.config, distiller.module = Config(image_size=16, workers=0), MGDistiller(channels, "rd")
+    framework = SimpleNamespace(encoder=with_features(student, STAGES), reference=math.log(100), reference_text="ln(100)")
+    teacher = SimpleNamespace(net=with_features(teacher, STAGES).eval())
+    return distiller, Networks(run, scan(str(tmp_path), "train", max_bad=5), framework, teacher)
 
 
 def test_any_number_of_workers_finds_the_factor_of_one(training, monkeypatch):
     """That of one is found without collectives, and by every worker for itself."""
-    loss_factor.set_factor(training)
-    together = training.distiller.factor.item()
+    distiller, networks = training
+    loss_factor.set_factor(distiller, networks, 0.3)
+    together = distiller.factor.item()
     with monkeypatch.context() as alone:
-        alone.setattr(training.run, "rank", 0)
-        alone.setattr(training.run, "size", 1)
-        alone.setattr(training.run, "note_bad_images", lambda *_: None)
+        alone.setattr(networks.run, "rank", 0)
+        alone.setattr(networks.run, "size", 1)
+        alone.setattr(networks.run, "note_bad_images", lambda *_: None)
         alone.setattr(loss_factor.comm, "total", lambda values, name: values)
-        loss_factor.set_factor(training)
-    found = allgather((together, training.distiller.factor.item()), "factors")
+        loss_factor.set_factor(distiller, networks, 0.3)
+    found = allgather((together, distiller.factor.item()), "factors")
     assert len({factor for pair in found for factor in pair}) == 1
     assert 0 < together < 1e9

@@ -16,7 +16,7 @@ from torchvision.models import resnet18
 from job.cluster import comm
 from job.engine.gradients import Gradients
 from job.cluster.objects import allgather, broadcast
-from moco.model import MoCo
+from job.frameworks.moco import build_moco
 
 B, K, DIM, STEPS = 4, 18, 16, 5  # no batch divides K, and the ring wraps even for one worker; batch norms of 2 are chaotic
 MOMENTUM, TEMPERATURE = 0.9, 0.2  # a momentum that moves the keys within STEPS
@@ -47,7 +47,7 @@ def work(moco, parts):
         keys = moco.keys(share(key), permutation, parts)
         gradients.clear()
         for part, images in enumerate(share(query).chunk(parts)):
-            logits, _ = moco(images, keys, part)
+            logits = moco(images, keys, part).logits
             (F.cross_entropy(logits, torch.zeros(len(images), dtype=torch.long)) / parts).backward()
             every.append(logits.detach())
         gradients.wait()
@@ -120,7 +120,7 @@ def trained():
     """(moved, errors, held): how far the emulation has moved each part on each worker, [worker][part], how far off the
     worker is, and a digest of what all workers share. The first worker emulates: parameters are too many to send."""
     torch.manual_seed(0)
-    moco = MoCo(comm, "resnet18", dim=DIM, K=K, m=MOMENTUM, T=TEMPERATURE, mlp=True).double()
+    moco = build_moco(comm, "resnet18", dim=DIM, K=K, m=MOMENTUM, T=TEMPERATURE, mlp=True).double()
     before = {name: value.clone() for name, value in moco.state_dict().items()}
     logits = work(moco, parts=1)
     after = moco.state_dict()
@@ -170,7 +170,7 @@ def test_encoders_have_the_same_bytes_on_all_workers(trained):
 def test_the_parts_of_a_batch_are_workers_of_their_own():
     """N workers with two parts are 2N workers, but for the running statistics, of which a worker has one set for its parts."""
     torch.manual_seed(0)
-    moco = MoCo(comm, "resnet18", dim=DIM, K=K, m=MOMENTUM, T=TEMPERATURE, mlp=True).double()
+    moco = build_moco(comm, "resnet18", dim=DIM, K=K, m=MOMENTUM, T=TEMPERATURE, mlp=True).double()
     before = {name: value.clone() for name, value in moco.state_dict().items()} | {"logits": torch.zeros(())}
     found = {"logits": torch.cat(allgather(work(moco, parts=2), "parts.logits"), dim=1)} | moco.state_dict()
     off = {}
@@ -188,15 +188,15 @@ def test_the_parts_of_a_batch_are_workers_of_their_own():
 def test_under_autocast_the_passes_alone_lose_precision():
     """Logits lie within +-1 / TEMPERATURE; batch norm of 4 images may leave a fifth of that range of bf16's rounding."""
     torch.manual_seed(0)
-    moco = MoCo(comm, "resnet18", dim=DIM, K=K, T=TEMPERATURE, mlp=True, stages=[4])
+    moco = build_moco(comm, "resnet18", dim=DIM, K=K, T=TEMPERATURE, mlp=True, stages=[4])
     views, permutation = torch.randn(2, comm.size() * B, 3, 32, 32), torch.randperm(comm.size() * B)
     exact_keys = moco.keys(share(views[1]), permutation)
-    exact, _ = moco(share(views[0]), exact_keys)
+    exact = moco(share(views[0]), exact_keys).logits
     keys = moco.keys(share(views[1]), permutation)
     with torch.autocast("cpu", torch.bfloat16):
-        logits, [feature] = moco(share(views[0]), keys)
+        logits, _, encoded = moco(share(views[0]), keys)
     keys, exact_keys = keys.total, exact_keys.total
-    assert (logits.dtype, keys.dtype, feature.dtype) == (torch.float32, torch.float32, torch.bfloat16)
+    assert (logits.dtype, keys.dtype, encoded["layer4"].dtype) == (torch.float32, torch.float32, torch.bfloat16)
     torch.testing.assert_close(keys.norm(dim=1), torch.ones(len(keys)))
     logits.sum().backward()
     assert all(value.grad.dtype == torch.float32 for value in moco.encoder_q.parameters())
@@ -208,10 +208,10 @@ def test_under_autocast_the_passes_alone_lose_precision():
 def test_views_of_bytes_give_the_logits_of_their_normalised_floats():
     """In float32, as bytes are normalised to it: batch norm of 4 images leaves 1e-4 of a logit."""
     torch.manual_seed(0)
-    moco = MoCo(comm, "resnet18", dim=DIM, K=K, T=TEMPERATURE)
+    moco = build_moco(comm, "resnet18", dim=DIM, K=K, T=TEMPERATURE)
     bytes_, permutation = torch.randint(256, (2, comm.size() * B, 3, 32, 32), dtype=torch.uint8), torch.randperm(comm.size() * B)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # of ImageNet
     floats = (bytes_ / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
-    of_bytes, of_floats = (moco(share(views[0]), moco.keys(share(views[1]), permutation))[0] for views in (bytes_, floats))
+    of_bytes, of_floats = (moco(share(views[0]), moco.keys(share(views[1]), permutation)).logits for views in (bytes_, floats))
     error = allgather((of_bytes - of_floats).abs().max().item(), "error")
     assert max(error) < 1e-3

@@ -11,6 +11,8 @@ from PIL import Image
 from job.evaluate import knn
 
 from job.distill import mgd, loss_factor
+from job.distill.base import Networks
+from job.distill.mgd import MGD
 from job.cluster import comm
 from job.config import Config
 from job.data.folders import scan
@@ -18,7 +20,7 @@ from job.engine.passes import centre_crops
 from job.cluster.objects import allgather
 from job.cluster.stop import Stopped
 from mgd.distiller import MGDistiller
-from moco.encoder import build_resnet, stage_norms, with_features
+from job.networks import build_resnet, stage_norms, with_features
 
 IMAGES, BATCH, STAGES = 21, 2, [2, 4]  # 11 batches: one batch less for the last of two or four workers
 
@@ -48,15 +50,12 @@ def training(run, tmp_path, monkeypatch):
     torch.manual_seed(0)
     student, teacher = (build_resnet("resnet18", stem="small", width=8) for _ in range(2))
     channels = {stage: (norm.num_features,) * 2 for stage, norm in stage_norms(student).items() if stage in STAGES}
-    return SimpleNamespace(
-        config=Config(image_size=16, workers=0, moco_k=99, loss_share=0.3, max_bad_images=5),
-        run=run,
-        images=scan(str(tmp_path), "train", max_bad=5),
-        moco=SimpleNamespace(encoder_q=with_features(student, STAGES).train()),
-        student=lambda: student,
-        teacher=with_features(teacher, STAGES).eval(),
-        distiller=MGDistiller(channels, factor=123.0),
-    )
+    config, images = Config(image_size=16, workers=0, max_bad_images=5), scan(str(tmp_path), "train", max_bad=5)
+    distiller = object.__new__(MGD)
+    distiller.config, distiller.module = config, MGDistiller(channels, factor=123.0)
+    framework = SimpleNamespace(encoder=with_features(student, STAGES).train(), reference=4.6, reference_text="ln(100)")
+    networks = Networks(run, images, framework, SimpleNamespace(net=with_features(teacher, STAGES).eval()))
+    return SimpleNamespace(config=config, run=run, images=images, student=student, distiller=distiller, networks=networks)
 
 
 def signal_last_worker(run, patch):
@@ -103,19 +102,17 @@ def test_a_signal_to_one_worker_stops_all_after_the_same_batch(training, monkeyp
 
 
 WORK = {
-    "refresh": lambda training: mgd.refresh(training, 1),
-    "factor": loss_factor.set_factor,
-    "k-NN": lambda training: knn.knn_accuracy(
-        training.student(), training.images, training.images, training.config, training.run
-    ),
+    "refresh": lambda training: mgd.refresh(training.distiller, 1, training.networks),
+    "factor": lambda training: loss_factor.set_factor(training.distiller, training.networks, 0.3),
+    "k-NN": lambda training: knn.knn_accuracy(training.student, training.images, training.images, training.config, training.run),
 }
 
 
 @pytest.mark.parametrize("work", WORK)
 def test_work_that_is_stopped_changes_and_records_nothing(training, monkeypatch, work):
     """The student is in train mode again, and its running statistics are as before."""
-    student = training.moco.encoder_q
-    parts = {"student": student, "teacher": training.teacher, "distiller": training.distiller}
+    student = training.networks.framework.encoder
+    parts = {"student": student, "teacher": training.networks.teacher.net, "distiller": training.distiller.module}
     before = {name: {key: value.clone() for key, value in part.state_dict().items()} for name, part in parts.items()}
 
     hook = torch.nn.modules.module.register_module_forward_pre_hook(lambda *_: signal_last_worker(training.run, monkeypatch))

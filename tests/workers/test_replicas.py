@@ -9,8 +9,10 @@ from job.cluster import comm
 from job.errors import RunError
 from job.engine import replicas
 from job.cluster.objects import allgather
-from job.engine.state import Training
-from moco.model import MoCo
+from job.distill.distillation import Distillation
+from job.distill.teacher import Teacher
+from job.training import Training
+from job.frameworks.moco import build_moco
 
 STEP = "after epoch 3, step 7"
 
@@ -18,7 +20,7 @@ STEP = "after epoch 3, step 7"
 @pytest.fixture
 def net():
     torch.manual_seed(0)
-    return MoCo(comm, "resnet18", dim=16, K=40, mlp=True)
+    return build_moco(comm, "resnet18", dim=16, K=40, mlp=True)
 
 
 @pytest.fixture
@@ -100,8 +102,9 @@ def test_a_teacher_that_differs_is_named(net, optimizer):
     teacher.load_state_dict({name: torch.ones_like(value) for name, value in teacher.state_dict().items()})
     if is_last():
         teacher.weight.data[2, 1, 0, 2] += 1e-3
-    parts = SimpleNamespace(trained=net, optimizer=optimizer, teacher=teacher)
-    assert_named(caught(Training.common(parts)), "teacher.weight")
+    distillation = Distillation(None, SimpleNamespace(teacher=Teacher(teacher, {}, "", "")), [])
+    parts = SimpleNamespace(trained=net, optimizer=optimizer, distillation=distillation)
+    assert_named(caught(Training.shared(parts)), "teacher.weight")
 
 
 def test_keys_that_change_places_are_noticed(net):

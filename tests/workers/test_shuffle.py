@@ -4,7 +4,7 @@ import torch
 from job.cluster import comm
 from job.cluster.objects import allgather
 from moco.shuffle import Shuffle
-from moco.model import MoCo
+from job.frameworks.moco import build_moco
 
 B = 5
 
@@ -79,7 +79,7 @@ def test_the_keys_images_travel_once_a_step_and_as_bytes(monkeypatch):
     monkeypatch.setattr(comm, "begin_exchange", recorded)
     views = torch.zeros(2, B, 3, 32, 32, dtype=torch.uint8)
     with torch.no_grad():
-        moco = MoCo(comm, "resnet18", dim=4, K=8)
+        moco = build_moco(comm, "resnet18", dim=4, K=8)
         moco(views[0], moco.keys(views[1], permutations()[-1]))
     found = allgather(sent, "sent")
     assert found == [[(torch.uint8, (B, 3, 32, 32))]] * comm.size()

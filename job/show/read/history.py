@@ -31,7 +31,7 @@ NEEDED = {
     "validation": ("epoch", "val_top1"),
     "changes": ("epoch", "steps_an_epoch", "steps_an_epoch_before", "batch_size_before", "batch_size"),
 }
-PUBLISHED = 64  # moco.encoder.WIDTH, without torch, which would take mgd-watch seconds
+PUBLISHED = 64  # job.networks.WIDTH, without torch, which would take mgd-watch seconds
 LONGEST_RECORD, LONGEST_LINE = 2**20, 2000  # bytes of a line of metrics.jsonl, characters of one of log.txt
 MOST_COLUMNS = 200  # numbers that a step has
 STAGES = range(1, 10)

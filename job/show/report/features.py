@@ -21,9 +21,9 @@ from job.data.folders import scan
 from job.data.images import Images
 from job.data.views import CentreViews
 from job.errors import RunError
+from job.networks import ARCHS, DEPTH, build_resnet, fold_norms, with_features
 from job.show.read.history import History
 from mgd.cost import channel_cost
-from moco.encoder import ARCHS, DEPTH, build_resnet, fold_norms, with_features
 
 IMAGES, CLASSES = 1000, 10  # at most, of which features are taken; more classes than ten cannot be told apart in a picture
 WORK = 5e11  # floating point operations of a run's features, at most: some 10 s of a core

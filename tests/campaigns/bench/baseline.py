@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision import models, transforms
 
 from mgd.margin import margin_from_bn
-from moco.encoder import build_resnet, stage_norms, with_features
+from job.networks import build_resnet, stage_norms, with_features
 
 STAGES = [1, 2, 3, 4]
 FLOATS = (transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))

@@ -12,7 +12,8 @@ import torch
 
 from job.cluster import comm
 import moco.model
-from job.engine.state import Training
+from mgd.distiller import MGDistiller
+from job.training import Training
 
 KINDS = ("passes", "distillation", "optimizer", "communication")
 
@@ -21,19 +22,20 @@ class Breakdown:
     """Seconds of a step by kind."""
 
     def __init__(self, training: Training):
-        for net in (training.moco.encoder_q, training.moco.encoder_k, training.teacher):
-            self.time("passes", net, "forward")
+        net, [distiller] = training.framework.module, training.distillation.distillers
+        for network in (net.encoder_q, net.encoder_k, training.distillation.networks.teacher.net):
+            self.time("passes", network, "forward")
         for name in ("targets", "forward"):
-            self.time("distillation", training.distiller, name)
+            self.time("distillation", distiller.module, name)
         for name in ("begin_exchange", "wait", "begin_gather"):
             self.time("communication", comm, name)
         self.time("communication", training.gradients, "wait")
         for name in ("clear", "norm"):
             self.time("optimizer", training.gradients, name)
         self.time("optimizer", training.optimizer, "step")
-        self.time("optimizer", training.moco, "enqueue")
+        self.time("optimizer", net, "enqueue")
         self.time("optimizer", moco.model, "update_by_momentum")
-        self.divide_backward(training)
+        self.divide_backward(distiller.module)
         self.clear()
 
     def clear(self) -> None:
@@ -57,7 +59,7 @@ class Breakdown:
 
         setattr(owner, name, timed)
 
-    def divide_backward(self, training: Training) -> None:
+    def divide_backward(self, mgd: MGDistiller) -> None:
         """Note the time of the backward pass: autograd goes through the distillation, which was computed last, first of all."""
 
         def distilled(*gradients):
@@ -66,8 +68,8 @@ class Breakdown:
         def watch(norm, inputs, output):
             output.grad_fn.register_hook(distilled)
 
-        for stage in training.distiller.stages:
-            training.distiller.get_submodule(f"bn{stage}").register_forward_hook(watch)
+        for stage in mgd.stages:
+            mgd.get_submodule(f"bn{stage}").register_forward_hook(watch)
         backward = torch.Tensor.backward
 
         def timed(tensor, *arguments, **named):

@@ -21,7 +21,7 @@ import job.distill.mgd
 import setting
 from job.cluster.objects import broadcast
 from job.engine.run import Run
-from job.engine.state import build
+from job.build import build
 
 FLOW = Path(__file__).with_name("flow.py")
 
@@ -57,11 +57,12 @@ def solve_arc_by_arc(costs: list[torch.Tensor], file: Path) -> float:
 def measure(training, plain: baseline.Baseline, paths: list[str], repeats: int, folder: Path) -> dict:
     """Return medians of seconds, and ratios of the baseline's to ours."""
     size, solve = training.config.image_size, Solve()
+    networks, [distiller] = training.distillation.networks, training.distillation.distillers
     arc_by_arc = importlib.util.find_spec("ortools") is not None
     took = {name: [] for name in ("ours", "solve", "plain", "plain_solve")}
     for _ in range(repeats + 1):  # the first turn warms up
         comm.total(torch.ones(1), "barrier")
-        whole = setting.seconds(lambda: job.distill.mgd.refresh(training, 0))
+        whole = setting.seconds(lambda: job.distill.mgd.refresh(distiller, 0, networks))
         took["solve"].append(solve.take())
         took["ours"].append(whole - took["solve"][-1])
         comm.total(torch.ones(1), "barrier")

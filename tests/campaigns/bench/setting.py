@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from job.config import Config
-from moco.encoder import build_resnet
+from job.networks import build_resnet
 
 BATCH = 32  # images of a step on cores, of two workers together
 PHOTOS = 2 * BATCH  # of the step's and the refresh's folder

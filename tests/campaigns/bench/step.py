@@ -1,7 +1,7 @@
 """Steps of training at 224 pixels, in turns: the project's own (beside the bare passes of its networks), or the baseline's.
 
 horovodrun -np N python tests/campaigns/bench/step.py FOLDER {ours,plain} PHOTOS: bench.py starts it. One turn is some steps; the
-turn's figures are their medians. "ours" is the program itself: what `job.engine.state.build` makes, trained by
+turn's figures are their medians. "ours" is the program itself: what `job.build.build` makes, trained by
 `job.train.train_epoch`, a step a call.
 """
 
@@ -18,15 +18,15 @@ import baseline
 import setting
 from breakdown import Breakdown
 from job.cluster import comm
-from job.metrics.hints import Expectation
-from job.metrics.meter import ContrastJournal
+from job.metrics.meter import TrainingJournal
 from job.cluster import launch
 from job.engine.run import Run
+from job.position import START
 from job.train import train_epoch
-from job.engine.state import build
+from job.build import build
 from job.data.augment import normalize
-from moco.encoder import build_resnet, with_features
-from telling import Telling
+from job.networks import build_resnet, with_features
+from telling import Telling, journal
 from turns import take_turns
 
 
@@ -43,9 +43,8 @@ class Ours:
         self.config = dataclasses.replace(config, precision=options.precision, workers=loaders, augment_on=options.augment_on)
         self.training = build(self.config, run)
         run.begin(dataclasses.asdict(self.config), None, self.training.steps, "")
-        self.batches = self.training.batches((0, 0))
-        expectation = Expectation(self.config, len(self.training.images), run.size)
-        self.journal = Journal(run, self.config.batch_size, self.config.print_freq, expectation)
+        self.batches = self.training.batches(START)
+        self.journal = journal(self.training, Journal)
         self.journal.breakdown = Breakdown(self.training)
         self.done = 0  # steps
         self.passes = functools.cache(lambda: Passes(self))  # built after the first steps have shown their peak of memory
@@ -71,7 +70,7 @@ class Ours:
         return self.journal.seconds
 
 
-class Journal(ContrastJournal):
+class Journal(TrainingJournal):
     """The program's own, whose clock is the bench's as well."""
 
     def start_epoch(self, epoch: int, rate: float) -> None:
@@ -94,7 +93,7 @@ class Passes:
         self.autocast = functools.partial(run.autocast, config.precision)
         self.student = with_features(build_resnet(config.arch, config.moco_dim, config.mlp), config.mgd_stages).to(device)
         self.key = build_resnet(config.arch, config.moco_dim, config.mlp).to(device)
-        self.teacher = ours.training.teacher
+        self.teacher = ours.training.distillation.networks.teacher.net
         self.images = normalize(
             torch.randint(256, (B, 3, config.image_size, config.image_size), dtype=torch.uint8, device=device)
         )

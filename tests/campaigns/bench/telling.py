@@ -1,5 +1,6 @@
 """What it takes to tell of a step: journal, log, hints and scalars, and once an epoch pictures and histograms."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import torch
@@ -7,11 +8,18 @@ import torch
 import setting
 from job.metrics import tensorboard
 from job.metrics.hints import Expectation
-from job.metrics.meter import ContrastJournal
-from job.engine.position import Count
+from job.metrics.meter import TrainingJournal
+from job.position import START, Count
 from job.metrics.events import Events
 from job.metrics.log import Log
-from job.engine.state import Training
+from job.training import Training
+
+
+def journal(training: Training, kind=TrainingJournal) -> TrainingJournal:
+    """The journal of a training."""
+    framework, names = training.framework, training.distillation.names
+    expectation = Expectation(training.config, framework, len(training.images))
+    return kind(training.run, training.config, framework, names, expectation)
 
 
 class Telling:
@@ -23,11 +31,10 @@ class Telling:
     def __init__(self, training: Training, folder: str):
         config, self.training = training.config, training
         self.run = SimpleNamespace(size=training.run.size, log=Log(speaks=True), count=Count(1))
-        self.run.log.open(folder, (0, 0))
-        self.run.log.events = Events(folder, (0, 0), self.run.count, 1, self.run.log.line)
-        expectation = Expectation(config, len(training.images), training.run.size)
-        self.journal = ContrastJournal(self.run, config.batch_size, 1, expectation)
-        sums = dict.fromkeys(("loss", "contrastive", "distillation", "gradient", "correct", "stop", "undecodable"), 1.0)
+        self.run.log.open(folder, START)
+        self.run.log.events = Events(folder, START, self.run.count, 1, self.run.log.line)
+        self.journal = journal(dataclasses.replace(training, run=self.run, config=dataclasses.replace(config, print_freq=1)))
+        sums = dict.fromkeys(("loss", "contrastive", "mgd", "gradient", "accuracy", "stop", "undecodable"), 1.0)
         self.sums = {name: value + len(name) / 7 for name, value in sums.items()}
         self.view = torch.randint(256, (tensorboard.PAIRS, 3, config.image_size, config.image_size), dtype=torch.uint8)
         self.epoch = 0
@@ -45,5 +52,5 @@ class Telling:
         self.journal.end_epoch()
 
     def draw(self) -> None:
-        tensorboard.distiller(self.run, self.epoch, self.training.distiller)
-        tensorboard.pairs(self.run, 0, self.view, self.view)
+        tensorboard.histograms(self.run.log, self.epoch, self.training.distillation.histograms())
+        tensorboard.pairs(self.run.log, 0, self.view, self.view)

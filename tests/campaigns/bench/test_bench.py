@@ -24,19 +24,18 @@ import bench  # noqa: E402
 import report  # noqa: E402
 import scale  # noqa: E402
 import setting  # noqa: E402
+import telling  # noqa: E402
 import traffic  # noqa: E402
 import turns  # noqa: E402
-from job.metrics.hints import Expectation  # noqa: E402
-from job.metrics.meter import ContrastJournal  # noqa: E402
-from job.engine.position import Count  # noqa: E402
+from job.position import Count  # noqa: E402
 from job.engine.run import Run  # noqa: E402
 from job.train import train_epoch  # noqa: E402
-from job.engine.state import build  # noqa: E402
+from job.build import build  # noqa: E402
 from mgd.assignment import assign  # noqa: E402
 from mgd.loss import partial_l2  # noqa: E402
 from mgd.reducers import absolute_max_pooling  # noqa: E402
 from job.data.augment import normalize  # noqa: E402
-from moco.encoder import build_resnet  # noqa: E402
+from job.networks import build_resnet  # noqa: E402
 
 pytestmark = pytest.mark.run
 
@@ -141,28 +140,29 @@ def test_a_step_of_the_baseline_has_our_loss_and_changes_the_student_as_ours(rec
     The factor makes both parts of the loss count. What rounding does to a step grows with each further one.
     """
     torch.set_num_threads(1)
+    baseline.hvd.init()
     with Run(str(tmp_path / "run"), keep=1) as run:
         training = build(setting.config(recipe, 8, 64, moco_k=64, loss_factor=1e7), run)
         plain = baseline.Baseline(torch.load(recipe / "teacher.pth"), K=64, factor=1e7)
-        plain.query.load_state_dict(training.moco.encoder_q.state_dict())
-        plain.key.load_state_dict(training.moco.encoder_k.state_dict())
-        plain.queue = training.moco.queue.clone()
+        net = training.framework.module
+        plain.query.load_state_dict(net.encoder_q.state_dict())
+        plain.key.load_state_dict(net.encoder_k.state_dict())
+        plain.queue = net.queue.clone()
         before = parameters_to_vector(plain.query.parameters()).clone()
-        expectation = Expectation(training.config, len(training.images), run.size)
         run.count = Count(10)
-        journal, random = ContrastJournal(run, 8, 100, expectation), torch.Generator().manual_seed(0)
-        journal.start_epoch(0, 0.03)
+        book, random = telling.journal(training), torch.Generator().manual_seed(0)
+        book.start_epoch(0, 0.03)
         for step, tolerance in enumerate((1e-5, 1e-3)):
             query, key = torch.randint(256, (2, 8, 3, 64, 64), dtype=torch.uint8, generator=random)
-            train_epoch(training, iter([(query, key, [])]), journal, 0, range(step, step + 1))
+            train_epoch(training, iter([([query, key], [])]), book, 0, range(step, step + 1))
             theirs = plain.step(normalize(query).contiguous(), normalize(key).contiguous())
-            ours = journal.records[-1]
+            ours = book.records[-1]
             assert ours["loss"] == pytest.approx(theirs, rel=tolerance)
             assert min(ours["contrastive"], ours["distillation"]) > 0.1 * ours["loss"]
             if step == 0:
-                moved, mine = (parameters_to_vector(net.parameters()) for net in (plain.query, training.moco.encoder_q))
+                moved, mine = (parameters_to_vector(net.parameters()) for net in (plain.query, net.encoder_q))
                 assert (mine - moved).norm() < 1e-2 * (moved - before).norm()
-        assert (training.moco.queue - plain.queue).norm() < 1e-2 * plain.queue.norm()
+        assert (net.queue - plain.queue).norm() < 1e-2 * plain.queue.norm()
 
 
 def test_the_model_trains_as_many_parameters_as_the_recipe():

@@ -12,7 +12,7 @@ from torch import nn
 from torchvision import models
 
 from cases import LINEAR, SMALL, Case, check
-from moco.encoder import build_resnet
+from job.networks import build_resnet
 
 
 class Harm:

@@ -26,7 +26,7 @@ sys.path[:0] = [str(HERE.parent / "bench"), str(HERE.parents[2])]
 
 import drift  # noqa: E402
 from job.cluster import comm  # noqa: E402
-from moco.model import MoCo  # noqa: E402
+from job.frameworks.moco import build_moco  # noqa: E402
 from report import circumstances  # noqa: E402
 from sample import sample, workers  # noqa: E402
 
@@ -61,7 +61,7 @@ def main() -> None:
 def train(folder: Path, minutes: float, every: float) -> tuple[list[dict], list[dict]]:
     """Train for so long, and stop by a signal; return the samples, and what metrics.jsonl has. The run has to end well."""
     torch.manual_seed(5)
-    state = {f"module.{name}": value for name, value in MoCo(comm, "resnet18", K=64, mlp=True).state_dict().items()}
+    state = {f"module.{name}": value for name, value in build_moco(comm, "resnet18", K=64, mlp=True).state_dict().items()}
     torch.save({"epoch": 0, "arch": "resnet18", "state_dict": state}, folder / "teacher.pth.tar")
     command = [f"{Path(sys.executable).parent}/horovodrun", "-np", "2", sys.executable, "-m", "job.train", *OPTIONS.split()]
     command += ["--teacher", f"{folder}/teacher.pth.tar", "--out", f"{folder}/run"]

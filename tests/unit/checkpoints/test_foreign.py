@@ -11,7 +11,7 @@ from job.checkpoints import foreign_file
 from job.errors import RunError
 from job.checkpoints.foreign_file import RELEASED
 from job.checkpoints.foreign import is_moco, read_backbone
-from moco.encoder import build_resnet
+from job.networks import build_resnet
 
 DIM = 16
 

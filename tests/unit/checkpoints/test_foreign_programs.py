@@ -8,7 +8,7 @@ from tests.unit.checkpoints.test_foreign import assert_same, body, filled, refus
 from torchvision import models
 
 from job.checkpoints.foreign import read_backbone
-from moco.encoder import build_resnet
+from job.networks import build_resnet
 
 NUMBERS = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
 WITHOUT_POOLING = {"conv1": "0", "bn1": "1", "layer1": "3", "layer2": "4", "layer3": "5", "layer4": "6"}

@@ -10,7 +10,7 @@ from torch import nn
 from torchvision import models
 
 from job.checkpoints.foreign import read_backbone
-from moco.encoder import build_resnet
+from job.networks import build_resnet
 
 
 def headless(arch, stem="imagenet"):

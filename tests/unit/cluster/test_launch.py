@@ -163,7 +163,7 @@ def horovod(monkeypatch):
         monkeypatch.setattr(launch.comm, "size", lambda: size)
         monkeypatch.setattr(launch.torch, "set_num_threads", lambda number: None)
         monkeypatch.setattr(launch.torch.cuda, "is_available", lambda: False)
-        monkeypatch.setattr(launch.exchange, "allgather", lambda mine, name: [mine] * size)
+        monkeypatch.setattr(launch.objects, "allgather", lambda mine, name: [mine] * size)
         monkeypatch.setattr(launch.same_start, "check", lambda *arguments, **named: None)
         for name in SET_AT_START:
             monkeypatch.setenv(name, "")
@@ -244,7 +244,7 @@ def gpus(monkeypatch, visible, taken, local_rank):
     monkeypatch.setattr(launch.comm, "local_rank", lambda: local_rank)
     monkeypatch.setattr(launch.comm, "local_size", lambda: 2)
     monkeypatch.setattr(launch.comm, "size", lambda: len(taken))
-    monkeypatch.setattr(launch.exchange, "allgather", lambda mine, name: taken)
+    monkeypatch.setattr(launch.objects, "allgather", lambda mine, name: taken)
     return launch.own_device()
 
 

@@ -68,7 +68,7 @@ def test_what_only_cycles_hold_is_freed_and_what_was_set_apart_not_looked_at():
     script = """
 import gc, weakref
 from job.cluster.memory import give_back, set_apart
-from moco.encoder import build_resnet, with_features
+from job.networks import build_resnet, with_features
 gc.disable()
 set_apart()
 kept = gc.get_freeze_count()

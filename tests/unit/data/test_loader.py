@@ -20,7 +20,8 @@ from PIL import Image
 import job.files
 from job.data import loader, shards
 from job.data.folders import TrainingOrder, every_nth_batch, scan
-from job.data.loader import Batches, Flag, Reading, begin, end_loader_processes, start_fork_server
+from job.cluster.children import end_children
+from job.data.loader import Batches, Flag, Reading, begin, start_fork_server
 from job.data.parcel import Parcel, Shared, unpack
 from job.data.tars import read_shard, write_shard
 from job.data.views import CentreViews, TwoViews, collate
@@ -200,7 +201,7 @@ def test_all_processes_that_stand_still_end_with_the_worker_s_wait(images):
     with pytest.raises(WorkerError, match="no batch for"):
         next(batches)
     assert not any(process.is_alive() for process in batches.processes)
-    assert end_loader_processes()
+    assert end_children()
 
 
 def test_the_end_of_the_fork_server_is_told_from_that_of_a_loader_process(images):
@@ -253,6 +254,7 @@ def test_a_loader_process_that_starts_after_its_worker_s_end_ends_without_a_word
 SMALL_SHM = """
 import os, sys, torch
 from job.data.folders import scan
+from job.cluster.children import end_children
 from job.data.loader import Batches
 from job.data.views import CentreViews
 

@@ -11,6 +11,8 @@ from PIL import Image
 from torch import nn
 
 from job.distill import loss_factor
+from job.distill.base import Networks
+from job.distill.mgd import MGD
 from job.config import Config
 from job.data.loader import Batches
 from job.data.folders import scan
@@ -80,30 +82,27 @@ def small(monkeypatch):
 
 
 def training(folder, rank=0, size=1, reducer="amp", student_size=1.0, **options):
-    """A training's parts, with weights that are the same for any worker."""
+    """A distiller and the networks that it measures, with weights that are the same for any worker."""
     torch.manual_seed(0)
     nets = [Net({stage: widths[i] for stage, widths in CHANNELS.items()}) for i in (0, 1)]
     nets[0].size = student_size
-    config = Config(image_size=SIDE, workers=0, moco_k=99, **options)
-    return SimpleNamespace(
-        config=config,
-        run=StandIn(rank, size),
-        images=scan(str(folder), "train", max_bad=5),
-        moco=SimpleNamespace(encoder_q=nets[0].train()),
-        teacher=nets[1].eval(),
-        distiller=MGDistiller(CHANNELS, reducer, factor=123.0).train(),
-    )
+    distiller = object.__new__(MGD)  # whose stages are those of no ResNet
+    distiller.config = Config(image_size=SIDE, workers=0, **options)
+    distiller.module = MGDistiller(CHANNELS, reducer, factor=123.0).train()
+    framework = SimpleNamespace(encoder=nets[0].train(), reference=math.log(100), reference_text="ln(100)")
+    teacher = SimpleNamespace(net=nets[1].eval())
+    return distiller, Networks(StandIn(rank, size), scan(str(folder), "train", max_bad=5), framework, teacher)
 
 
-def plainly(parts, batches):
+def plainly(distiller, networks, batches):
     """The distillation loss an image of batches of images, each worked out by itself, at a factor of 1."""
-    student, teacher = parts.moco.encoder_q.eval(), parts.teacher
+    reducer, student, teacher = distiller.module.reducer, networks.framework.encoder.eval(), networks.teacher.net
     losses = []
     for number, batch in enumerate(batches):
-        pixels = torch.stack([CentreView(SIDE)(parts.images.read(int(index))[0]) for index in batch])
+        pixels = torch.stack([CentreView(SIDE)(networks.images.read(int(index))[0]) for index in batch])
         s, t = student(normalize(pixels)), teacher(normalize(pixels))
         drop = torch.Generator().manual_seed(torch_seed(0, "drop", epoch=0, step=number))
-        distiller = MGDistiller(CHANNELS, parts.distiller.reducer, factor=1.0)
+        distiller = MGDistiller(CHANNELS, reducer, factor=1.0)
         targets = distiller.targets([t["layer2"], t["layer4"]], drop)
         losses.append(distiller([s["layer2"], s["layer4"]], targets).item())
     return losses
@@ -114,13 +113,14 @@ def plainly(parts, batches):
 def test_the_factor_makes_the_measured_loss_the_share_of_guessing(folder, monkeypatch, reducer, batches):
     """With four batches of four, the last three of nineteen images have no place."""
     monkeypatch.setattr(loss_factor, "BATCHES", batches + 5 * (batches == 4))
-    parts = training(folder, reducer=reducer, loss_share=0.25)
+    distiller, networks = training(folder, reducer=reducer, loss_share=0.25)
     order = permutation(IMAGES, 0, "refresh")
-    raw = plainly(copy.deepcopy(parts), [order[first : first + BATCH] for first in range(0, batches * BATCH, BATCH)])
-    loss_factor.set_factor(parts)
-    factor = parts.distiller.factor.item()
+    groups = [order[first : first + BATCH] for first in range(0, batches * BATCH, BATCH)]
+    raw = plainly(*copy.deepcopy((distiller, networks)), groups)
+    loss_factor.set_factor(distiller, networks, 0.25)
+    factor = distiller.factor.item()
     assert sum(raw) / batches / factor == pytest.approx(0.25 * math.log(100), rel=1e-6)
-    [line], [record] = parts.run.lines, parts.run.records
+    [line], [record] = networks.run.lines, networks.run.records
     assert f"loss factor {factor:.6g}: the distillation loss of {batches * BATCH} images" in line
     assert (record["epoch"], record["step"], record["loss_factor"]) == (0, 0, factor)
     assert record["raw_distillation"] == pytest.approx(sum(raw) / batches)
@@ -131,59 +131,60 @@ def test_the_factor_makes_the_measured_loss_the_share_of_guessing(folder, monkey
 def test_workers_measure_what_one_would_each_batch_once(folder, reducer, size):
     """To the bit, and also where there are more workers than batches."""
     sample = list(range(BATCH * BATCHES))
-    alone = loss_factor.measure(training(folder, reducer=reducer), sample)
-    parts = torch.stack([loss_factor.measure(training(folder, rank, size, reducer), sample) for rank in range(size)])
+    alone = loss_factor.measure(*training(folder, reducer=reducer), sample)
+    parts = torch.stack([loss_factor.measure(*training(folder, rank, size, reducer), sample) for rank in range(size)])
     assert (parts != 0).sum(0).tolist() == [1] * BATCHES
     assert torch.equal(parts.sum(0), alone) and torch.equal(parts.flip(0).sum(0), alone)
     assert len(set(alone.tolist())) == BATCHES
 
 
 def test_an_image_that_cannot_be_decoded_is_told(folder):
-    parts = training(folder)
-    loss_factor.measure(parts, [0, IMAGES - 1])
-    [file] = parts.run.bad
+    distiller, networks = training(folder)
+    loss_factor.measure(distiller, networks, [0, IMAGES - 1])
+    [file] = networks.run.bad
     assert f"{IMAGES - 1}.png" in file
 
 
 def test_nothing_of_the_run_changes_but_the_factor(folder):
-    parts = training(folder, loss_share=1.0)
-    modules = nn.ModuleList([parts.moco.encoder_q, parts.teacher, parts.distiller])
+    distiller, networks = training(folder)
+    student, teacher = networks.framework.encoder, networks.teacher.net
+    modules = nn.ModuleList([student, teacher, distiller.module])
     before = {name: value.clone() for name, value in modules.state_dict().items()}
-    loss_factor.set_factor(parts)
+    loss_factor.set_factor(distiller, networks, 1.0)
     after = modules.state_dict()
     assert [name for name in before if not torch.equal(before[name], after[name])] == ["2.factor"]
-    assert parts.moco.encoder_q.training and parts.distiller.training and not parts.teacher.training
+    assert student.training and distiller.module.training and not teacher.training
 
 
 def test_the_student_s_own_scale_does_not_matter(folder):
     """Its features meet a batch norm that takes their own statistics."""
     factors = []
     for size in (1.0, 30.0):
-        parts = training(folder, student_size=size, loss_share=1.0)
-        loss_factor.set_factor(parts)
-        factors.append(parts.distiller.factor.item())
+        distiller, networks = training(folder, student_size=size)
+        loss_factor.set_factor(distiller, networks, 1.0)
+        factors.append(distiller.factor.item())
     assert factors[0] == pytest.approx(factors[1], rel=1e-3)
 
 
 def test_fewer_images_than_a_batch_are_one_batch(folder, monkeypatch):
     monkeypatch.setattr(loss_factor, "BATCH", 32)
-    parts = training(folder, loss_share=1.0)
-    loss_factor.set_factor(parts)
-    assert f"of {IMAGES} images" in parts.run.lines[0]
+    distiller, networks = training(folder)
+    loss_factor.set_factor(distiller, networks, 1.0)
+    assert f"of {IMAGES} images" in networks.run.lines[0]
 
 
 @pytest.mark.parametrize(("value", "told"), [(math.nan, "nan"), (math.inf, "nan"), (0.0, "0")])
 def test_a_loss_that_no_factor_scales_ends_the_run(folder, value, told):
-    parts = training(folder, loss_share=0.5)
+    distiller, networks = training(folder, loss_share=0.5)
     with torch.no_grad():
-        for layer in parts.teacher.layers.values():
+        for layer in networks.teacher.net.layers.values():
             layer.weight.fill_(value)
             layer.bias.fill_(-1.0)
     if not value:  # the student is silent, as the teacher is
         for stage in CHANNELS:
-            parts.distiller.get_submodule(f"bn{stage}").weight.data.zero_()
-            parts.distiller.get_submodule(f"bn{stage}").bias.data.fill_(-9.0)
-    with pytest.raises(RunError, match=rf"^--loss-share 0.5: the distillation loss of 12 images is {told} ") as caught:
-        loss_factor.set_factor(parts)
+            distiller.module.get_submodule(f"bn{stage}").weight.data.zero_()
+            distiller.module.get_submodule(f"bn{stage}").bias.data.fill_(-9.0)
+    with pytest.raises(RunError, match=rf"factor of --loss-share 0.5: .* loss over 12 images is {told};") as caught:
+        loss_factor.set_factor(distiller, networks, 0.5)
     assert caught.value.code == 1
-    assert parts.distiller.factor.item() == 123.0
+    assert distiller.factor.item() == 123.0

@@ -8,7 +8,7 @@ from torch import nn
 
 from job.cluster import comm
 from job.engine.gradients import Gradients, parts
-from moco.encoder import build_resnet
+from job.networks import build_resnet
 
 
 def network():

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from job.engine.position import Count
+from job.position import Count
 from job.metrics.events import Events
 from job.metrics.log import Log
 from runs import errors_of

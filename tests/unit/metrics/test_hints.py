@@ -4,8 +4,10 @@ import math
 
 import pytest
 
+from job.cluster import comm
 from job.config import Config
-from job.metrics.hints import LEARNT, PULL, SOLVED, STEPS, STUCK, WAIT, Expectation
+from job.frameworks.moco import LEARNT, SOLVED, STUCK, MoCoFramework
+from job.metrics.hints import PULL, STEPS, WAIT, Expectation
 
 GUESS = math.log(257)
 
@@ -21,8 +23,18 @@ def steps(number=STEPS, first=0, **more):
     return [usual | {"steps": first + step + 1} | more for step in range(number)]
 
 
-def expectation(images=1024, workers=2, **options):
-    return Expectation(Config(moco_k=256, **options), images, workers)
+@pytest.fixture
+def expectation(monkeypatch):
+    """A function that returns what to expect of MoCo, without its networks."""
+
+    def make(images=1024, workers=2, **options):
+        monkeypatch.setattr(comm, "size", lambda: workers)
+        framework = object.__new__(MoCoFramework)
+        framework.config = Config(moco_k=256, **options)
+        framework.reference, framework.reference_text = GUESS, "ln(K + 1)"
+        return Expectation(framework.config, framework, images)
+
+    return make
 
 
 @pytest.mark.parametrize(
@@ -34,7 +46,7 @@ def expectation(images=1024, workers=2, **options):
         ("data_wait", WAIT, {}),
     ],
 )
-def test_a_hint_is_given_beyond_its_bound_and_not_before_it_and_once(name, bound, options):
+def test_a_hint_is_given_beyond_its_bound_and_not_before_it_and_once(expectation, name, bound, options):
     some = expectation()
     assert some.hints(steps(**options | {name: 0.99 * bound})) == []
     assert len(some.hints(steps(**options | {name: 1.01 * bound}))) == 1
@@ -56,7 +68,7 @@ def test_a_hint_is_given_beyond_its_bound_and_not_before_it_and_once(name, bound
         ),
     ],
 )
-def test_the_pull_is_told_by_the_option_that_sets_it(options, scaled, equal):
+def test_the_pull_is_told_by_the_option_that_sets_it(expectation, options, scaled, equal):
     some = expectation(teacher="t", **options)
     assert sum(scaled in line for line in some.lines() if line.startswith("expected: distillation loss")) == 1
     [hint] = some.hints(steps(contrastive=1.0, distillation=40.0))
@@ -64,11 +76,11 @@ def test_the_pull_is_told_by_the_option_that_sets_it(options, scaled, equal):
 
 
 @pytest.mark.parametrize("early", [{"epoch": 0, "first": LEARNT}, {"epoch": 2, "first": LEARNT}, {"epoch": 3}])
-def test_nothing_is_learnt_in_the_first_steps_the_first_epoch_and_the_warm_up(early):
+def test_nothing_is_learnt_in_the_first_steps_the_first_epoch_and_the_warm_up(expectation, early):
     assert expectation(warmup_epochs=3).hints(steps(contrastive=GUESS, **early)) == []
 
 
-def test_keys_that_are_all_one_are_no_easy_task():
+def test_keys_that_are_all_one_are_no_easy_task(expectation):
     """Then the positive is as near as all others, and mostly counts as found."""
     assert expectation().hints(steps(accuracy=100.0, contrastive=GUESS)) == []
 
@@ -76,12 +88,12 @@ def test_keys_that_are_all_one_are_no_easy_task():
 @pytest.mark.parametrize(
     ("workers", "accumulate", "cause"), [(1, 1, "--accumulate 2"), (2, 1, "--crop-min"), (1, 2, "--crop-min")]
 )
-def test_one_worker_is_told_that_its_batch_norm_is_not_shuffled(workers, accumulate, cause):
+def test_one_worker_is_told_that_its_batch_norm_is_not_shuffled(expectation, workers, accumulate, cause):
     [hint] = expectation(workers=workers, accumulate=accumulate).hints(steps(accuracy=100.0, contrastive=0.01, distillation=0.0))
     assert cause in hint
 
 
-def test_a_few_steps_are_judged_with_those_that_follow():
+def test_a_few_steps_are_judged_with_those_that_follow(expectation):
     """As after a resume just before an epoch's end."""
     some = expectation()
     assert some.hints(steps(STEPS - 5, data_wait=1.0)) == []
@@ -89,5 +101,5 @@ def test_a_few_steps_are_judged_with_those_that_follow():
 
 
 @pytest.mark.parametrize(("images", "warned"), [(1024, 0), (1023, 1), (3, 1)])
-def test_a_queue_of_more_than_a_quarter_of_the_images_is_warned_of(images, warned):
+def test_a_queue_of_more_than_a_quarter_of_the_images_is_warned_of(expectation, images, warned):
     assert len(odd(expectation(images).lines())) == warned

@@ -7,8 +7,9 @@ import pytest
 from job.config import Config
 from job.errors import RunError
 from job.metrics.hints import Expectation
-from job.metrics.meter import ContrastJournal
-from job.engine.position import Count
+from job.frameworks.moco import MoCoFramework
+from job.metrics.meter import TrainingJournal
+from job.position import Count
 
 
 class Told:
@@ -35,16 +36,23 @@ def clock(monkeypatch):
     return now
 
 
+def moco(config):
+    """MoCo without its networks."""
+    framework = object.__new__(MoCoFramework)
+    framework.config, framework.reference, framework.reference_text = config, math.log(config.moco_k + 1), "ln(K + 1)"
+    return framework
+
+
 def journal(size=2, total=32, steps=5, print_freq=3):
-    expectation = Expectation(Config(moco_k=99, warmup_epochs=0), 1000, size)
+    config = Config(moco_k=99, warmup_epochs=0, batch_size=total, print_freq=print_freq)
     run = SimpleNamespace(size=size, log=Told(), count=Count(steps))
-    return ContrastJournal(run, total, print_freq, expectation)
+    return TrainingJournal(run, config, moco(config), ["mgd"], Expectation(config, moco(config), 1000))
 
 
 def sums(contrastive=8.0, distillation=2.0, correct=8, gradient=6.0, **more):
     """What the workers' numbers of a step add up to."""
     loss = contrastive + distillation
-    return dict(loss=loss, contrastive=contrastive, distillation=distillation, correct=correct, gradient=gradient, **more)
+    return dict(loss=loss, contrastive=contrastive, mgd=distillation, accuracy=100 * correct, gradient=gradient, **more)
 
 
 GRADIENTS = SimpleNamespace(beyond=lambda: ["layer4.bn2.bias", "conv1.weight"])
@@ -68,7 +76,8 @@ def do(book, clock, step, numbers, wait=1.0, work=3.0):
 )
 def test_what_is_not_finite_comes_with_the_options_that_may_help(options, advice):
     run = SimpleNamespace(size=2, count=Count(5))
-    book = ContrastJournal(run, 32, 3, Expectation(Config(**options), 1000, 2))
+    config = Config(**options)
+    book = TrainingJournal(run, config, moco(config), ["mgd"], Expectation(config, moco(config), 1000))
     book.start_epoch(0, 0.1)
     with pytest.raises(RunError) as caught:
         book.check_finite(0, sums(contrastive=math.nan), GRADIENTS)
@@ -226,7 +235,7 @@ def test_signs_of_collapse_are_recorded_and_the_last_are_told_with_their_warning
     ]
     _, told, warning = book.run.log.lines
     assert told == "epoch 2 features: deviation 0.01 of 1, rank of the queue 9.0, dead channels 0 % of layer4"
-    assert warning.startswith("warning: the student gives nearly the same features for all images (deviation 0.010, under 0.05)")
+    assert warning.startswith("warning: the student gives nearly the same features for all images (deviation 0.010 < 0.05)")
 
 
 def test_an_epoch_that_was_not_watched_tells_no_signs_of_another(clock):

@@ -10,6 +10,7 @@ from torch import nn
 
 from job.metrics import tensorboard
 from mgd.assignment import assign
+from job.distill.mgd import MGD
 from mgd.distiller import MGDistiller
 
 
@@ -46,7 +47,9 @@ def views(n, side, seed=0):
 def test_margins_and_batch_norms_are_shown_by_stage(run):
     mgd = MGDistiller({1: (4, 8), 3: (6, 6)})
     nn.init.uniform_(mgd.bn3.weight)
-    tensorboard.distiller(run, 5, mgd)
+    distiller = object.__new__(MGD)
+    distiller.module = mgd
+    tensorboard.histograms(run.log, 5, distiller.histograms())
     names = ("weight", "bias", "running_mean", "running_var")
     expected = {f"bn{stage}/{name}" for stage in (1, 3) for name in names} | {"margins/layer1", "margins/layer3"}
     assert {tag for tag, _ in run.log.events.histograms} == expected
@@ -57,14 +60,14 @@ def test_margins_and_batch_norms_are_shown_by_stage(run):
 
 def test_pairs_are_shown_a_few_times(run):
     for epoch in range(20):
-        tensorboard.pairs(run, epoch, views(9, 32), views(9, 32, seed=1))
+        tensorboard.pairs(run.log, epoch, views(9, 32), views(9, 32, seed=1))
     assert [epoch for _, (epoch, step) in run.log.events.pictures if step == 0] == [0, 1, 2, 4, 8, 16]
 
 
 def test_nothing_is_drawn_where_nothing_is_shown():
-    tensorboard.distiller(SILENT, 0, None)
-    tensorboard.pairs(SILENT, 0, None, None)
-    tensorboard.matching(SILENT, 0, 1, None, None, None)
+    tensorboard.histograms(SILENT.log, 0, {})
+    tensorboard.pairs(SILENT.log, 0, None, None)
+    tensorboard.matching(SILENT.log, 0, 1, None, None, None)
 
 
 @pytest.mark.parametrize("side", [28, 56, 112])

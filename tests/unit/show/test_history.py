@@ -17,7 +17,7 @@ from job.show.read.history import (
     read_run,
     smooth,
 )
-from moco.encoder import WIDTH
+from job.networks import WIDTH
 
 
 def write_run(folder, steps=3, extra=""):

@@ -5,8 +5,9 @@ from torch import nn
 from torchvision import models
 
 from job.cluster import comm
-from moco.encoder import ARCHS, DEPTH, build_resnet, fold_norms, stage_norms, update_by_momentum, with_features
-from moco.model import MoCo
+from job.networks import ARCHS, DEPTH, build_resnet, fold_norms, stage_norms, with_features
+from moco.model import update_by_momentum
+from job.frameworks.moco import build_moco
 
 STAGES = [1, 2, 3, 4]
 
@@ -289,7 +290,7 @@ def test_momentum_update_is_that_of_a_loop_over_parameters(build_key, build_quer
 @pytest.fixture(scope="module")
 def moco():
     torch.manual_seed(0)
-    return MoCo(comm, "resnet18", dim=16, K=40, mlp=True, stages=[2, 4])
+    return build_moco(comm, "resnet18", dim=16, K=40, mlp=True, stages=[2, 4])
 
 
 @pytest.mark.parametrize(
@@ -297,7 +298,7 @@ def moco():
 )
 def test_a_state_has_the_names_of_the_released_checkpoints(arch, mlp, stages):
     with torch.device("meta"):
-        state = MoCo(comm, arch, dim=128, K=96, mlp=mlp, stages=stages).state_dict()
+        state = build_moco(comm, arch, dim=128, K=96, mlp=mlp, stages=stages).state_dict()
     encoder = moco_shapes(arch, 128, mlp)
     expected = {"module.queue": (128, 96), "module.queue_ptr": (1,)}
     for name in ("encoder_q", "encoder_k"):
@@ -336,12 +337,12 @@ def test_the_key_encoder_starts_as_the_query_encoder_and_is_not_trained(moco):
 
 def test_the_published_values_are_the_defaults():
     with torch.device("meta"):
-        net = MoCo(comm, "resnet18")
+        net = build_moco(comm, "resnet18")
     assert (net.m, net.T, tuple(net.queue.shape)) == (0.999, 0.07, (128, 65536))
 
 
 def test_keys_enter_the_queue_at_the_pointer():
-    net = MoCo(comm, "resnet18", dim=4, K=6)
+    net = build_moco(comm, "resnet18", dim=4, K=6)
     keys = torch.arange(16.0).view(4, 4)
     net.enqueue(keys)
     net.enqueue(keys + 100)

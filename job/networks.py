@@ -1,4 +1,4 @@
-"""The encoders: torchvision's ResNets with MoCo's head, and their stage features before the last ReLU."""
+"""The networks: torchvision's ResNets with MoCo's head, and their stage features before the last ReLU."""
 
 from typing import Any
 
@@ -121,6 +121,13 @@ def stage_norms(net: models.ResNet) -> dict[int, nn.BatchNorm2d]:
     return {stage: block.bn3 if hasattr(block, "bn3") else block.bn2 for stage, block in blocks.items()}
 
 
+def stage_widths(arch: str, width: int) -> dict[int, int]:
+    """Return the channels of each stage of a ResNet, {stage: S}."""
+    with torch.device("meta"):
+        net = build_resnet(arch, width=width)
+    return {stage: norm.num_features for stage, norm in stage_norms(net).items()}
+
+
 @torch.no_grad()
 def fold_norms(net: models.ResNet) -> models.ResNet:
     """Return `net`, to be used in eval mode alone, with every batch norm folded into the convolution before it.
@@ -134,9 +141,3 @@ def fold_norms(net: models.ResNet) -> models.ResNet:
                 setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
                 setattr(module, norm, nn.Identity())
     return net
-
-
-@torch.no_grad()
-def update_by_momentum(key: nn.Module, query: nn.Module, momentum: float) -> None:
-    """key = momentum * key + (1 - momentum) * query, over the parameters (arXiv 1911.05722, eq. 2)."""
-    torch._foreach_lerp_(list(key.parameters()), list(query.parameters()), 1.0 - momentum)

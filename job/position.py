@@ -1,6 +1,17 @@
-"""The count of a run's optimizer steps, which continues over resumes that change the steps of an epoch."""
+"""Positions in a run, and the count of its optimizer steps, which continues over resumes that change the steps of an epoch."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Position(NamedTuple):
+    """A position in a run: the epochs done, and the steps done of the next epoch; or an epoch and its step, from 0."""
+
+    epoch: int
+    step: int
+
+
+START = Position(0, 0)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from job.engine.position import Count, change, resumed
+from job.position import Count, change, resumed
 
 
 def checkpoint(epoch, images, batch_size, **more):

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 from runs import errors_of
 
-from job.engine import state
+from job import build
+from job.distill import mgd
 from job.errors import RunError
 from mgd.distiller import MGDistiller
 
@@ -18,7 +19,7 @@ def test_random_matchings_follow_from_the_seed_and_take_no_teacher_channel_twice
     def drawn(seed):
         distiller = MGDistiller({2: (3, 10), 3: (4, 40), 4: (4, 40)}, reducer)
         shapes = {stage: distiller.matching(stage).shape for stage in distiller.stages}
-        state.draw_matchings(distiller, seed)
+        mgd.draw_matchings(distiller, seed)
         found = {stage: distiller.matching(stage) for stage in distiller.stages}
         assert {stage: matching.shape for stage, matching in found.items()} == shapes
         return {stage: matching.flatten().tolist() for stage, matching in found.items()}
@@ -33,7 +34,7 @@ def test_random_matchings_follow_from_the_seed_and_take_no_teacher_channel_twice
 def test_without_a_compiler_there_is_no_compiling(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(RunError, match=r"^--compile needs a C\+\+ compiler: install what is missing") as caught:
-        state.compile_networks(SimpleNamespace(total=lambda **values: values))
+        build.compile_networks(SimpleNamespace(total=lambda **values: values))
     assert caught.value.code == 2
 
 

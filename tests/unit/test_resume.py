@@ -11,17 +11,14 @@ from job.config import Config, LinearConfig
 from job.data.images import Images, Names
 from job.errors import RunError
 from job.engine.resume import (
-    SAVED,
-    SHAPES,
     check_place,
-    continues,
-    find,
     load_optimizer,
-    restore,
     tell_changes,
     warn_of_rate,
 )
+from job.resume import SAVED, continues, find, fixed, restore
 from job.checkpoints.folder import FORMAT, Checkpoints
+from job.distill.mgd import MGD
 from mgd.distiller import MGDistiller
 
 
@@ -123,11 +120,11 @@ def test_the_same_options_continue_without_a_word(run, config, step):
 
 
 OTHER_SHAPES = {"arch": "resnet34", "stem": "small", "mlp": True, "moco_dim": 64, "moco_k": 1024, "mgd_stages": [4]}
-OTHER_SHAPES |= {"matching": "random", "zero_init_residual": True, "width": 32}
+OTHER_SHAPES |= {"matching": "random", "zero_init_residual": True, "width": 32, "framework": "none"}
 
 
 def test_every_option_that_shapes_the_tensors_is_tried_here():
-    assert set(SHAPES) == set(OTHER_SHAPES)
+    assert {*fixed(options(teacher="t"), within_epoch=False)} == {*OTHER_SHAPES, "distill"}  # one distiller so far
 
 
 @pytest.mark.parametrize(("name", "value"), OTHER_SHAPES.items())
@@ -178,7 +175,7 @@ def test_what_does_not_touch_the_numbers_changes_without_a_word(run, name, value
 
 
 def test_a_classifier_s_changes_are_said(run):
-    tell_changes(dataclasses.asdict(LinearConfig(lr=30.0)), LinearConfig(lr=1.0), "the checkpoint", run)
+    tell_changes(dataclasses.asdict(LinearConfig(lr=30.0)), LinearConfig(lr=1.0), "the checkpoint", run, set())
     assert run.log.lines == ["--lr was 30.0 in the checkpoint; now 1.0"]
 
 
@@ -292,12 +289,12 @@ def test_another_number_of_workers_is_said_and_within_an_epoch_what_it_means(tmp
 
 def test_without_resume_there_is_none(run):
     run.checkpoints.save(content())
-    assert find(options(), run) is None
+    assert find(options(), run)[1] is None
     assert run.log.lines == []
 
 
 def test_auto_starts_from_the_first_epoch_where_there_is_none(run):
-    assert find(options(resume="auto"), run) is None
+    assert find(options(resume="auto"), run)[1] is None
     [line] = run.log.lines
     assert run.folder in line
     assert "first epoch" in line
@@ -309,7 +306,7 @@ def test_auto_takes_the_newest_that_is_whole(run):
     broken = run.checkpoints.save(content(epoch=3))
     with open(broken, "r+b") as file:
         file.truncate(200)
-    assert find(options(resume="auto"), run)["epoch"] == 2
+    assert find(options(resume="auto"), run)[1]["epoch"] == 2
     assert any(broken in line and "passed over" in line for line in run.log.lines)
 
 
@@ -327,7 +324,7 @@ def test_auto_refuses_another_run_s_checkpoint(run):
 def test_a_path_is_taken(run):
     path = run.checkpoints.save(content(epoch=1))
     run.checkpoints.save(content(epoch=2))
-    assert find(options(resume=path), run)["epoch"] == 1
+    assert find(options(resume=path), run)[1]["epoch"] == 1
 
 
 @pytest.mark.parametrize("text", [None, "no checkpoint"])
@@ -359,8 +356,8 @@ def teacher_file(request, tmp_path):
 
 
 def test_a_teacher_s_file_given_to_resume_becomes_the_teacher_and_is_said(run, teacher_file):
-    config = options(resume=teacher_file)
-    assert find(config, run) is None
+    config, saved = find(options(resume=teacher_file), run)
+    assert saved is None
     assert (config.teacher, config.resume) == (teacher_file, "")
     [line] = run.log.lines
     assert teacher_file in line
@@ -370,16 +367,15 @@ def test_a_teacher_s_file_given_to_resume_becomes_the_teacher_and_is_said(run, t
 def test_a_released_file_of_the_student_s_own_network_is_a_teacher_too(run, tmp_path):
     path = str(tmp_path / "t.pth.tar")
     torch.save({"arch": "resnet18", "epoch": 200, "state_dict": content()["state_dict"]}, path)
-    config = options(resume=path)
-    assert find(config, run) is None
-    assert config.teacher == path
+    config, saved = find(options(resume=path), run)
+    assert (config.teacher, saved) == (path, None)
 
 
 def test_a_requeued_job_that_gives_its_teacher_to_resume_goes_on(run, teacher_file, monkeypatch):
     run.checkpoints.save(content(options(teacher=teacher_file)))
-    assert find(options(resume=teacher_file), run) is None
+    assert find(options(resume=teacher_file), run)[1] is None
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert find(options(resume=teacher_file), run)["epoch"] == 3
+    assert find(options(resume=teacher_file), run)[1]["epoch"] == 3
 
 
 def test_a_teacher_s_file_given_to_resume_beside_another_teacher_is_refused(run, teacher_file):
@@ -390,8 +386,7 @@ def test_a_teacher_s_file_given_to_resume_beside_another_teacher_is_refused(run,
 
 def test_a_file_that_was_taken_as_the_teacher_is_no_run_s_option_any_more(run, teacher_file):
     """The next run with `--teacher` and `--resume auto` must go on from this one's checkpoints."""
-    config = options(resume=teacher_file)
-    find(config, run)
+    config, _ = find(options(resume=teacher_file), run)
     saved = content(config)
     again = options(teacher=teacher_file, resume="auto")
     run.log.lines.clear()
@@ -399,12 +394,23 @@ def test_a_file_that_was_taken_as_the_teacher_is_no_run_s_option_any_more(run, t
     assert run.log.lines == []
 
 
+def parts(module, run, images, digest, **more):
+    """As much of a training as restoring asks for, with a distiller around `module`."""
+    distiller = object.__new__(MGD)
+    distiller.config, distiller.module = options(teacher="t"), module
+    distillation = SimpleNamespace(distillers=[distiller], digest=digest)
+    framework = SimpleNamespace(module=torch.nn.Identity())
+    return SimpleNamespace(
+        config=distiller.config, run=run, images=images, framework=framework, distillation=distillation, **more
+    )
+
+
 @pytest.mark.parametrize("teacher", [8, 16])
 def test_the_margins_of_another_teacher_are_refused(teacher):
     """Of another width (16), or of the same with other margins."""
     saved_by, now = MGDistiller({4: (4, 8)}), MGDistiller({4: (4, teacher)})
     now.margin(4).sub_(1.0)
-    training = SimpleNamespace(images=range(100), moco=torch.nn.Identity(), distiller=now, teacher_digest="", config=options())
+    training = parts(now, None, images=range(100), digest="")
     saved = content(state_dict={}, mgd=saved_by.state_dict())
     assert "margins are not this teacher's" in refused(restore, saved, training)
 
@@ -412,15 +418,19 @@ def test_the_margins_of_another_teacher_are_refused(teacher):
 @pytest.fixture
 def training(run):
     """As much of a training as restoring asks for: a teacher's, whose factor so far is the option's default."""
-    sgd, distiller = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 0.1), MGDistiller({4: (4, 8)})
-    parts = {"images": range(100), "moco": torch.nn.Identity(), "distiller": distiller, "optimizer": sgd, "run": run}
-    return SimpleNamespace(**parts, teacher_digest="a digest", config=options(teacher="t"))
+    sgd = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 0.1)
+    return parts(MGDistiller({4: (4, 8)}), run, images=range(100), digest="a digest", optimizer=sgd)
+
+
+def module(training):
+    """The distiller's module."""
+    return training.distillation.distillers[0].module
 
 
 @pytest.mark.parametrize("before", ["another", "a digest", ""])
 def test_a_teacher_of_other_weights_is_refused(training, before):
     """Also where its margins are the same. Older checkpoints have no digest."""
-    saved = content(options(teacher="old.pth"), state_dict={}, mgd=training.distiller.state_dict(), teacher=before)
+    saved = content(options(teacher="old.pth"), state_dict={}, mgd=module(training).state_dict(), teacher=before)
     saved["optimizer"] = training.optimizer.state_dict()
     if before == "another":
         message = "--teacher t: weights of SHA-256 a digest; expected another, those of old.pth, with which"
@@ -430,7 +440,7 @@ def test_a_teacher_of_other_weights_is_refused(training, before):
 
 
 def test_bad_images_count_over_the_whole_run(training):
-    saved = content(state_dict={}, mgd=training.distiller.state_dict(), bad_images=["a.png"])
+    saved = content(state_dict={}, mgd=module(training).state_dict(), bad_images=["a.png"])
     saved["optimizer"] = training.optimizer.state_dict()
     training.run.bad_images.add("b.png")
     restore(saved, training)
@@ -452,9 +462,9 @@ def test_the_factor_goes_on_as_the_share_says_or_the_option(training, before, no
     saved_by = MGDistiller({4: (4, 8)}, factor=1 / 3)
     saved = content(options(teacher="t", **before), state_dict={}, mgd=saved_by.state_dict())
     saved["optimizer"] = training.optimizer.state_dict()
-    training.config = options(teacher="t", **now)
+    training.distillation.distillers[0].config = options(teacher="t", **now)
     restore(saved, training)
-    assert training.distiller.factor.item() == expected
+    assert module(training).factor.item() == expected
     told = [line for line in training.run.log.lines if line.startswith("loss factor")]
     assert told == ([] if expected == 1 / 3 else [f"loss factor {expected:.6g}; it was 0.333333 in the checkpoint"])
 

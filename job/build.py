@@ -1,0 +1,89 @@
+"""Build a training run from its options: images, framework, distillers, optimizer."""
+
+import importlib.util
+import os
+import shutil
+
+import torch
+from torch import nn
+
+from job.cluster import comm
+from job.config import Config
+from job.data import digits, randomness
+from job.data.folders import scan, scan_validation
+from job.data.images import Images
+from job.distill import DISTILLERS
+from job.distill.base import Networks
+from job.distill.distillation import Distillation
+from job.distill.teacher import load_teacher
+from job.engine.gradients import Gradients
+from job.engine.run import Run
+from job.errors import RunError
+from job.frameworks import FRAMEWORKS
+from job.networks import DEPTH, stage_widths
+from job.training import Training
+
+
+def build(config: Config, run: Run) -> Training:
+    """Build a run's parts; the networks' first weights follow from the seed. RunError: data or teacher that does not fit."""
+    if config.framework == "none" and not config.teacher:
+        raise RunError("--framework none: nothing trains the student; expected a --teacher. Give one, or another framework")
+    images = find_images(config, run)
+    val = run.on_first(lambda: scan_validation(digits.prepared(config.data), images)) if config.knn_every else None
+    for found in filter(None, (images, val)):
+        if found.left_out:
+            run.log.line(found.left_out)
+    torch.manual_seed(randomness.torch_seed(config.seed, "weights"))
+    kinds = [DISTILLERS[name] for name in config.distill] if config.teacher else []
+    stages = sorted({stage for kind in kinds for stage in kind.stages(config)} or {DEPTH})  # DEPTH: for signs of collapse
+    framework = FRAMEWORKS[config.framework](config, stages)
+    compiled, distillation = framework.networks(), Distillation(config, None, [])
+    if config.teacher:
+        teacher = load_teacher(config.teacher, config.teacher_arch, config.stem, stages, run)
+        widths = stage_widths(config.arch, config.width)
+        distillers = [kind(config, widths, teacher) for kind in kinds]
+        compiled = [*compiled, teacher.net]
+        distillation = Distillation(config, Networks(run, images, framework, teacher), distillers)
+    parts = {framework.name: framework.module} | {each.name: each.module for each in distillation.distillers}
+    trained = nn.ModuleDict(parts).to(run.device).train()
+    comm.broadcast_(trained.state_dict())
+
+    if config.compile:
+        compile_networks(run, *compiled)
+    parameters = [(name, value) for name, value in trained.named_parameters() if value.requires_grad]
+    sgd = torch.optim.SGD(
+        [value for _, value in parameters], config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
+    )
+    gradients = Gradients(parameters, config.accumulate, config.fp16_allreduce)
+    return Training(config, run, images, val, framework, distillation, trained, gradients, sgd)
+
+
+def compile_networks(run: Run, *networks: nn.Module) -> None:
+    """Let networks be compiled when they are first used, in place. RunError, on all workers: one lacks what that needs."""
+    needed: dict[str, object] = {"a C++ compiler": shutil.which(os.environ.get("CXX", "g++"))}
+    if torch.cuda.is_available():
+        needed["triton"] = importlib.util.find_spec("triton")
+    missing = [name for name, found in needed.items() if not found]
+    if run.total(missing=len(missing))["missing"]:
+        lacking = " and ".join(missing) or "what another node lacks"
+        raise RunError(f"--compile needs {lacking}: install what is missing, or leave --compile out")
+    for network in networks:
+        network.compile()
+
+
+def find_images(config: Config, run: Run) -> Images:
+    """Return the training images, as rank 0 finds them. RunError: too few for a step, or a batch that cannot be shared."""
+    total, parts = config.batch_size, config.accumulate
+    if run.share(total) % parts:
+        raise RunError(
+            f"--accumulate {parts}: a worker's {run.share(total)} images have no {parts} equal parts; choose a divisor"
+        )
+    if run.share(total) < 2 * parts:
+        raise RunError(
+            f"--batch-size {total} over {run.size} workers{f' in {parts} parts each' if parts > 1 else ''} is one image each, "
+            f"and batch norm needs two: choose {2 * run.size * parts} or more"
+        )
+    images = run.on_first(lambda: scan(digits.prepared(config.data), "train", max_bad=config.max_bad_images))
+    if len(images) < total:
+        raise RunError(f"{images.root} has {len(images)} images, fewer than --batch-size {total}: choose a smaller batch")
+    return images

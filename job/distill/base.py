@@ -1,0 +1,103 @@
+"""The parts of a distiller: a loss that pulls the student's features towards a frozen teacher's.
+
+A distiller is a class of this kind in a file of its own, an entry in DISTILLERS (job/distill/__init__.py), and a
+dataclass of its own options, of which job/config.py inherits.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from job.cli import option
+from job.data.images import Images
+from job.distill.teacher import Teacher
+from job.engine.run import Run
+from job.frameworks.base import Framework
+from job.networks import ARCHS, DEPTH
+from job.options import Options
+from job.position import Position
+from job.schedules import pull
+
+LOSS_FACTOR = "the distillation loss is divided by it (default: as --loss-share has it; it is left out where this is given)"
+LOSS_SHARE = (
+    "the distillation loss at the start over ln(K + 1), the contrastive loss of guessing; the factor is measured for it "
+    "(0: it is not)"
+)
+
+
+@dataclass(frozen=True)
+class DistillOptions(Options):
+    """The teacher and its pull."""
+
+    teacher: str = option("", "checkpoint of the teacher; without one the student trains alone", path=True)
+    teacher_arch: str = option("", "the teacher's network (default: as its file says)", choices=("", *ARCHS))
+    loss_factor: float = option(1e4, LOSS_FACTOR, above=0.0, instead_of="loss_share")
+    loss_share: float = option(10.0, LOSS_SHARE, at_least=0.0)
+    loss_ramp: bool = option(False, "the distillation loss falls in a straight line to nothing at the run's last step")
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The run, the images, the student's framework and the teacher, which a distiller measures between epochs."""
+
+    run: Run
+    images: Images
+    framework: Framework
+    teacher: Teacher
+
+
+class Distiller:
+    """A loss between the student's features and the teacher's.
+
+    name: in --distill. shapes: options that shape its tensors. module: all that is trained, saved and restored; its buffer
+    `factor`, () float64, divides the loss. widths: channels of the student's stages, {stage: S}.
+    """
+
+    name: str
+    shapes: tuple[str, ...] = ()
+    config: DistillOptions
+    module: nn.Module
+
+    def __init__(self, config: Any, widths: Mapping[int, int], teacher: Teacher):
+        """RunError: the teacher does not fit the student."""
+        self.config, self.module = config, nn.Module()
+        self.module.register_buffer("factor", torch.tensor(config.loss_factor, dtype=torch.float64))
+
+    @staticmethod
+    def stages(config: Any) -> list[int]:
+        """Return the stages, from 1, whose features the distiller needs."""
+        return [DEPTH]
+
+    @property
+    def factor(self) -> torch.Tensor:
+        """The divisor of the loss, () float64."""
+        return self.module.get_buffer("factor")
+
+    def targets(self, teacher: Mapping[str, torch.Tensor], generator: torch.Generator) -> Any:
+        """Return what `loss` needs of the teacher's features {"layerN": (b, T, H, W)}; the rest is released.
+
+        generator: for random targets.
+        """
+        return teacher
+
+    def loss(self, student: Mapping[str, torch.Tensor], targets: Any) -> torch.Tensor:
+        """Return the loss of the student's features {"layerN": (b, S, H, W)}, a mean over the images divided by `factor`, ()."""
+        raise NotImplementedError
+
+    def weight(self, position: Position, steps: int) -> float:
+        """Return the weight of the loss at a step of an epoch of `steps`."""
+        return pull(*position, self.config.epochs, steps) if self.config.loss_ramp else 1.0
+
+    def before_epoch(self, epoch: int, networks: Networks) -> None:
+        """Prepare an epoch, counted from 0. A collective. Stopped: a signal came, and nothing is changed or recorded."""
+
+    def check(self, saved: Mapping[str, torch.Tensor]) -> None:
+        """RunError: a checkpoint's state of `module` belongs to another teacher or to other options."""
+
+    def histograms(self) -> dict[str, np.ndarray]:
+        """Return the distributions that TensorBoard shows at the start of an epoch, by name."""
+        return {}

@@ -1,0 +1,62 @@
+"""All distillers of a run together."""
+
+import numpy as np
+import torch
+
+from job.data import randomness
+from job.distill.base import Distiller, DistillOptions, Networks
+from job.distill.loss_factor import set_factor
+from job.frameworks.base import MicroBatch, Output
+from job.position import Position
+
+
+class Distillation:
+    """The distillers of a run, which share a teacher; there are none without a teacher."""
+
+    def __init__(self, config: DistillOptions, networks: Networks | None, distillers: list[Distiller]):
+        self.config, self.networks, self.distillers = config, networks, distillers
+
+    @property
+    def names(self) -> list[str]:
+        """The distillers' names."""
+        return [each.name for each in self.distillers]
+
+    @torch.no_grad()
+    def targets(self, batch: MicroBatch) -> list:
+        """Run the teacher on a micro-batch, and return each distiller's targets."""
+        if not self.networks:
+            return []
+        features = self.networks.teacher.net(batch.images)  # {"layerN": (b, T, H, W)}
+        return [distiller.targets(features, self.generator(batch)) for distiller in self.distillers]
+
+    def generator(self, batch: MicroBatch) -> torch.Generator:
+        """Return the generator of a micro-batch's random targets."""
+        generator = torch.Generator(batch.images.device)
+        seed = randomness.torch_seed(self.config.seed, "drop", *batch.position, sample=batch.first)
+        return generator.manual_seed(seed)
+
+    def losses(self, output: Output, targets: list, position: Position, steps: int) -> dict[str, torch.Tensor]:
+        """Return each distiller's weighted loss of a micro-batch, (), by name. steps: of an epoch."""
+        pairs = zip(self.distillers, targets, strict=True)
+        return {each.name: each.weight(position, steps) * each.loss(output.features, wanted) for each, wanted in pairs}
+
+    @property
+    def digest(self) -> str:
+        """The digest of the teacher's weights, or "" without a teacher."""
+        return self.networks.teacher.digest if self.networks else ""
+
+    def frozen(self) -> dict[str, torch.Tensor]:
+        """Return the teacher's tensors by name."""
+        return self.networks.teacher.state() if self.networks else {}
+
+    def before_epoch(self, epoch: int) -> None:
+        """Prepare an epoch. A collective. Stopped: a signal came; the run must begin the preparation again."""
+        for distiller in self.distillers:
+            assert self.networks
+            distiller.before_epoch(epoch, self.networks)
+            if epoch == 0 and self.config.loss_share:
+                set_factor(distiller, self.networks, self.config.loss_share / len(self.distillers))
+
+    def histograms(self) -> dict[str, np.ndarray]:
+        """Return the distributions of all distillers, by name."""
+        return {name: values for each in self.distillers for name, values in each.histograms().items()}

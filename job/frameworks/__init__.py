@@ -1,0 +1,7 @@
+"""Self-supervised frameworks, each a file and an entry here."""
+
+from job.frameworks.base import Framework
+from job.frameworks.moco import MoCoFramework
+from job.frameworks.none import NoFramework
+
+FRAMEWORKS: dict[str, type[Framework]] = {"moco": MoCoFramework, "none": NoFramework}

@@ -1,0 +1,108 @@
+"""The parts of a framework: what trains a student without labels, alone or with distillers.
+
+A framework is a class of this kind in a file of its own, an entry in FRAMEWORKS (job/frameworks/__init__.py), and a
+dataclass of its own options, of which job/config.py inherits.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision.models import ResNet
+
+from job.metrics import collapse
+from job.networks import build_resnet
+from job.options import Options
+from job.position import Position
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The images of a worker that pass through the networks at a time."""
+
+    images: torch.Tensor  # (b, 3, H, W), normalised: the first view of each
+    position: Position  # of the step
+    part: int  # number of the micro-batch in the worker's batch, from 0
+    first: int  # index of its first image in the total batch
+
+
+@dataclass(frozen=True)
+class Output:
+    """The results of a student's forward pass over a micro-batch of b images."""
+
+    losses: dict[str, torch.Tensor]  # () each: means over the images, by name
+    features: dict[str, torch.Tensor]  # {"layerN": (b, S, H, W)}, before the stage's last ReLU
+    embeddings: torch.Tensor  # (b, d), L2-normalised, without gradient
+    metrics: dict[str, torch.Tensor]  # () each: sums over the images, by name
+
+
+class Framework:
+    """A self-supervised framework and the student that it trains.
+
+    name: in --framework. losses, metrics: the names in its outputs. shapes: options that shape its tensors. module: all that
+    is trained, saved and restored. stages: those whose features `forward` must give.
+    encoder: the student, images (b, 3, H, W) -> {"layerN": (b, S, H, W)} at least. reference: the loss of a student that
+    knows nothing; --loss-share is relative to it.
+    """
+
+    name: str
+    losses: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    shapes: tuple[str, ...] = ()
+    reference: float = math.log(65536 + 1)  # MoCo's as published: a share pulls as hard with any framework
+    reference_text: str = "ln(65537)"
+    module: nn.Module
+    encoder: nn.Module
+
+    config: Options
+
+    def __init__(self, config: Any, stages: list[int]):
+        self.config = config
+
+    def network(self, dim: int = 128, mlp: bool = False) -> ResNet:
+        """Return a new network of the student's options, whose `fc` gives `dim` outputs."""
+        config = self.config
+        return build_resnet(config.arch, dim, mlp, config.stem, config.width, config.zero_init_residual)
+
+    def networks(self) -> list[nn.Module]:
+        """Return the networks that --compile compiles."""
+        return [self.encoder]
+
+    def student(self) -> ResNet:
+        """Return a copy of the student, with an untrained head."""
+        net = build_resnet(self.config.arch, stem=self.config.stem, width=self.config.width)
+        body = {name: value for name, value in self.encoder.state_dict().items() if not name.startswith("fc.")}
+        net.load_state_dict(body, strict=False)
+        return net.to(next(self.encoder.parameters()).device)
+
+    def prepare(self, views: list[torch.Tensor], position: Position) -> Any:
+        """Begin a step with its views, 2 x (B, 3, H, W) uint8; return what `forward` and `after_update` need of it."""
+
+    def forward(self, batch: MicroBatch, prepared: Any) -> Output:
+        """Run the student on a micro-batch."""
+        raise NotImplementedError
+
+    def after_update(self, prepared: Any) -> None:
+        """End a step, after the optimizer's update."""
+
+    def signs(self, output: Output) -> dict[str, float]:
+        """Return the signs of collapse of a step's last micro-batch over all workers, for its record. A collective."""
+        return collapse.signs(output.embeddings, output.features)
+
+    def warnings(self, signs: dict[str, float]) -> list[str]:
+        """Return a sentence for each sign of collapse, with its likely cause."""
+        return collapse.warnings(signs)
+
+    def describe(self, numbers: dict[str, float]) -> str:
+        """Return a step's metrics, means over the images, for the log."""
+        return ", ".join(f"{name} {numbers[name]:.4g}" for name in self.metrics)
+
+    def expected(self, images: int) -> list[str]:
+        """Return the normal course of a training on so many images, for the log of its start."""
+        return []
+
+    def hints(self, means: dict[str, float]) -> dict[str, str]:
+        """Return {cause: sentence} of what is not normal in the means of some steps' records."""
+        return {}

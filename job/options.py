@@ -1,0 +1,88 @@
+"""The options that belong neither to a framework nor to a distiller, in groups."""
+
+from dataclasses import dataclass
+
+from job.cli import option
+from job.networks import ARCHS, STEMS, WIDTH, WIDTHS
+from job.schedules import RateOptions, parse_save_every
+
+STUDENT_WIDTH = "the student's channels in its first stage; the later ones have 2, 4 and 8 times as many (64: as published)"
+KNN_K = "nearest training images that vote in k-NN (0: 200, or the mean size of a class if that is less)"
+LOADERS = "data loading processes of each worker (-1: as many as it has cores; 0: none)"
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Images."""
+
+    data: str = option(
+        "", "folder with train/<class>/*; or the word digits: scikit-learn's digits, written to data/digits", path=True
+    )
+    image_size: int = option(224, "side of the views in pixels", at_least=8, at_most=4096)
+    workers: int = option(-1, LOADERS, "-j", at_least=-1, at_most=512)
+    max_bad_images: int = option(100, "undecodable images after which the run fails", at_least=0)
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """The optimizer's steps."""
+
+    batch_size: int = option(256, "images in a step, over all workers together", "-b", at_least=1)
+    momentum: float = option(0.9, "momentum of SGD", at_least=0.0, below=1.0)
+    weight_decay: float = option(1e-4, "weight decay", "--wd", at_least=0.0)
+    precision: str = option("float32", "bf16: autocast, where the hardware has it (see README)", choices=("float32", "bf16"))
+    seed: int = option(0, "all random numbers follow from it", at_least=0, below=2**63)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The run's folder, log and checkpoints."""
+
+    config: list[str] = option([], "a YAML file, or a preset's name; may be given again", many=True, path=True)
+    out: str = option("", "folder of this run (default: runs/ARCH)", path=True)
+    resume: str = option("", "auto: go on from the newest checkpoint in --out, if any; or a checkpoint's path", path=True)
+    save_every: str = option("1", "epochs between checkpoints; or steps, as in 500steps", parse=parse_save_every)
+    keep: int = option(3, "checkpoints kept", at_least=1)
+    check_every: int = option(100, "steps between checks that the workers still have the same networks", at_least=1)
+    print_freq: int = option(10, "steps between lines where there is no terminal", "-p", at_least=1)
+    tensorboard: bool = option(False, "write event files for TensorBoard, to tensorboard/ in the run's folder")
+    knn_k: int = option(0, KNN_K, at_least=0)
+
+
+@dataclass(frozen=True)
+class Common(RunOptions, StepOptions, RateOptions, DataOptions):
+    """The options of both programs that train."""
+
+
+@dataclass(frozen=True)
+class StudentOptions:
+    """The student."""
+
+    arch: str = option("resnet18", "the student's network", "-a", choices=ARCHS)
+    stem: str = option("imagenet", "small: a first layer for images of about 32 pixels, of student and teacher", choices=STEMS)
+    width: int = option(WIDTH, STUDENT_WIDTH, at_least=WIDTHS.start, at_most=WIDTHS[-1], multiple_of=WIDTHS.step)
+    zero_init_residual: bool = option(False, "every residual block begins as the identity, so that a deep network begins shallow")
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    """The random views of an image."""
+
+    aug_plus: bool = option(False, "MoCo v2's augmentations")
+    augment_on: str = option("cpu", "where colours, blur and flips are computed", choices=("cpu", "device"))
+    crop_min: float = option(0.2, "smallest share of an image's area that a view shows", above=0.0, at_most=1.0)
+
+
+@dataclass(frozen=True)
+class PassOptions:
+    """The passes of the networks."""
+
+    accumulate: int = option(1, "parts of a worker's batch that pass one after the other, to save memory", at_least=1)
+    compile: bool = option(False, "compile the networks: minutes at the start, faster steps (see README)")
+    fp16_allreduce: bool = option(False, "sum gradients over the workers in half precision, for slow networks")
+    knn_every: int = option(0, "epochs between k-NN accuracies on val/ (0: none)", at_least=0)
+
+
+@dataclass(frozen=True)
+class Options(PassOptions, ViewOptions, StudentOptions, Common):
+    """The options of `job.train` that every framework and distiller has."""

@@ -1,0 +1,126 @@
+"""All that a training run is made of."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from job.config import Config
+from job.data.augment import RandomView, normalize
+from job.data.folders import TrainingOrder
+from job.data.images import Images
+from job.data.render_batch import render
+from job.data.views import TwoViews
+from job.distill.distillation import Distillation
+from job.engine import replicas, statistics
+from job.engine.gradients import Gradients
+from job.engine.resume import check_finite
+from job.engine.run import Run
+from job.frameworks import Framework
+from job.frameworks.base import MicroBatch
+from job.position import Position
+
+
+@dataclass
+class Training:
+    """A training run's parts."""
+
+    config: Config
+    run: Run
+    images: Images
+    val: Images | None  # for --knn-every
+    framework: Framework
+    distillation: Distillation
+    trained: nn.ModuleDict  # all that changes, is saved and is restored: of the framework and of the distillers, by name
+    gradients: Gradients
+    optimizer: torch.optim.Optimizer
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return len(self.images) // self.config.batch_size
+
+    @property
+    def batch_size(self) -> int:
+        """Images of this worker in a step."""
+        return self.run.share(self.config.batch_size)
+
+    def shared(self) -> dict[str, torch.Tensor]:
+        """Return all tensors that are the same on every worker, by name.
+
+        The teacher too: a damaged one gives gradients that all workers share.
+        """
+        return replicas.shared(self.trained, self.optimizer) | self.distillation.frozen()
+
+    def order(self, epoch: int) -> str:
+        """Return the digest of the names of an epoch's images, in their order."""
+        return self.images.digest(self.config.seed, epoch, self.config.batch_size)
+
+    def batches(self, start: Position) -> Iterator[tuple[list[torch.Tensor], list[str]]]:
+        """Return an iterator over this worker's steps from `start` on.
+
+        Each is the two views of its images, (B, 3, H, W) uint8 on its device, and the undecodable files.
+        """
+        config, run = self.config, self.run
+        order = TrainingOrder(self.images, config.batch_size, run.rank, run.size, config.seed, config.epochs, start)
+        view = RandomView(config.image_size, config.aug_plus, config.crop_min)
+        views = TwoViews(self.images, view, config.seed, rendered=config.augment_on == "cpu")
+        return map(self.arrived, run.batches(views, order, config.workers))
+
+    def arrived(self, batch: tuple) -> tuple[list[torch.Tensor], list[str]]:
+        """Return a loader's batch, on the device and rendered."""
+        *views, undecodable = batch
+        if self.config.augment_on == "cpu":
+            return [view.to(self.run.device, non_blocking=True) for view in views], undecodable
+        return [render(crop.to(self.run.device, non_blocking=True), appearance) for crop, appearance in views], undecodable
+
+    def micro_batches(self, images: torch.Tensor, position: Position) -> Iterator[MicroBatch]:
+        """Yield the --accumulate parts of a step's views (B, 3, H, W) uint8, normalised."""
+        first = self.run.rank * len(images)
+        for part, some in enumerate(normalize(images).chunk(self.config.accumulate)):
+            yield MicroBatch(some, position, part, first + part * len(some))
+
+    def save(self, position: Position) -> None:
+        """Save the run at a position. A collective: all workers call it.
+
+        The saved running statistics are the averages of the workers'. Within an epoch each worker's own are saved too, so that
+        a resumed run computes the same bytes. RunError: parameters are not finite or not the same on all workers, or the disk
+        does not take the file.
+        """
+        run, trained = self.run, self.trained
+        check_finite(trained.parameters(), *position)
+        replicas.check(self.shared(), f"after epoch {position.epoch}, step {position.step}, and are not saved")
+        own = statistics.gather(trained) if position.step else None
+        if own is not None:
+            statistics.load(trained, own.mean(0))
+
+        def write() -> None:
+            run.log.sync()
+            run.log.line(f"saved {run.checkpoints.save(self.content(position, own))}")
+
+        run.on_first(write)
+        if own is not None:
+            statistics.load(trained, own[run.rank])
+
+    def content(self, position: Position, own: torch.Tensor | None) -> dict:
+        """Return a checkpoint's content. own: the workers' running statistics (N, D), within an epoch."""
+        distilled = {each.name: each.module.state_dict() for each in self.distillation.distillers}
+        return {
+            "epoch": position.epoch,
+            "arch": self.config.arch,
+            "state_dict": {f"module.{key}": value for key, value in self.framework.module.state_dict().items()},
+            "optimizer": self.optimizer.state_dict(),
+            "step": position.step,
+            "steps": self.run.count.at(*position),
+            "mgd": {},
+            **distilled,
+            "teacher": self.distillation.digest,
+            "bad_images": sorted(self.run.bad_images),
+            "config": dataclasses.asdict(self.config),
+            "workers": self.run.size,
+            "images": len(self.images),
+            "order": self.order(position.epoch),
+            "statistics": own,
+        }
