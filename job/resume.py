@@ -1,9 +1,11 @@
 """How a training run resumes: its checkpoint, how its options may differ, and what is restored."""
 
 import dataclasses
+from collections.abc import Iterable
 
 from job.checkpoints.folder import AUTO, load, restarts
 from job.checkpoints.foreign import is_moco
+from job.cli import flag
 from job.config import OF_TEACHER, WITHOUT_EFFECT, Config
 from job.distill import DISTILLERS, Distiller
 from job.engine import statistics
@@ -53,16 +55,14 @@ def continues(saved: dict, config: Config, run: Run) -> dict:
     if lacking := [name for name in SAVED if name not in saved]:
         raise RunError(f"the checkpoint of --resume {config.resume} is none of job.train: it has no {lacking[0]!r}")
     check_format(saved)
-    old, new = saved["config"], dataclasses.asdict(config)
+    old = saved["config"]
     where = f"the checkpoint of epoch {saved['epoch']}, step {saved['step']}"
+    check_same(SHAPES, old, config, where)
     distils = bool(old.get("teacher"))
     if distils != bool(config.teacher):
         has = "distils from a teacher" if distils else "has no teacher"
         raise RunError(f"{where} {has}: " + ("give --teacher" if distils else "leave out --teacher, or start a new run"))
-    for name in fixed(config, within_epoch=bool(saved["step"])):
-        has = old.get(name, Config.__dataclass_fields__[name].default)  # of a checkpoint from before there was the option
-        if has != new[name]:
-            raise RunError(f"--{name.replace('_', '-')} {new[name]}: {where} has {has}, and cannot be continued with another")
+    check_same(fixed(config, within_epoch=bool(saved["step"])), old, config, where)
     if distils and config.loss_share and not old["loss_share"]:
         raise RunError(
             f"--loss-share {config.loss_share:g}: {where} has a --loss-factor of {old['loss_factor']}, and a share is measured "
@@ -77,9 +77,17 @@ def continues(saved: dict, config: Config, run: Run) -> dict:
     return saved
 
 
+def check_same(names: Iterable[str], old: dict, config: Config, where: str) -> None:
+    """RunError: an option of `names` differs from a checkpoint's `old` ones. Those of a newer version had their defaults."""
+    for name in names:
+        has, now = old.get(name, getattr(Config(), name)), getattr(config, name)
+        if has != now:
+            raise RunError(f"{flag(name)} {now}: {where} has {has}, and cannot be continued with another")
+
+
 def fixed(config: Config, within_epoch: bool) -> list[str]:
-    """Return the options that a resume cannot change: they shape the saved tensors, or the rest of a begun epoch."""
-    names = [*SHAPES, *FRAMEWORKS[config.framework].shapes]
+    """Return the other options that a resume cannot change: they shape the saved tensors, or the rest of a begun epoch."""
+    names = list(FRAMEWORKS[config.framework].shapes)
     for name in config.distill if config.teacher else []:
         names += DISTILLERS[name].shapes
     return names + ["distill"] * bool(config.teacher) + ["seed", "batch_size"] * within_epoch
