@@ -44,8 +44,8 @@ def build(config: Config, run: Run) -> Training:
         distillers = [kind(config, widths, teacher) for kind in kinds]
         compiled = [*compiled, teacher.net]
         distillation = Distillation(config, Networks(run, images, framework, teacher), distillers)
-    parts = {framework.name: framework.module} | {each.name: each.module for each in distillation.distillers}
-    trained = nn.ModuleDict(parts).to(run.device).train()
+    distilling = nn.ModuleDict({each.name: each.module for each in distillation.distillers})
+    trained = nn.ModuleDict({framework.name: framework.module, "distillers": distilling}).to(run.device).train()
     comm.broadcast_(trained.state_dict())
 
     if config.compile:

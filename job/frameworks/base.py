@@ -4,7 +4,6 @@ A framework is a class of this kind in a file of its own, an entry in FRAMEWORKS
 dataclass of its own options, of which job/config.py inherits.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,18 +40,18 @@ class Output:
 class Framework:
     """A self-supervised framework and the student that it trains.
 
-    name: in --framework. losses, metrics: the names in its outputs. shapes: options that shape its tensors. module: all that
-    is trained, saved and restored. stages: those whose features `forward` must give.
-    encoder: the student, images (b, 3, H, W) -> {"layerN": (b, S, H, W)} at least. reference: the loss of a student that
-    knows nothing; --loss-share is relative to it.
+    name: in --framework. losses, metrics: the names in its outputs. reference: the loss of a student that knows nothing;
+    --loss-share is relative to it. shapes: options that shape its tensors.
+    stages: those whose features `forward` must give. module: all that is trained, saved and restored.
+    encoder: the student in it, images (b, 3, H, W) -> {"layerN": (b, S, H, W)} at least.
     """
 
     name: str
-    losses: tuple[str, ...] = ()
+    losses: tuple[str, ...]
+    reference: float
+    reference_text: str = "the framework's reference loss"
     metrics: tuple[str, ...] = ()
     shapes: tuple[str, ...] = ()
-    reference: float = math.log(65536 + 1)  # MoCo's as published: a share pulls as hard with any framework
-    reference_text: str = "ln(65537)"
     module: nn.Module
     encoder: nn.Module
 

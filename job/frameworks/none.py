@@ -1,33 +1,38 @@
-"""No framework: distillers alone train the student, on one view of each image."""
+"""No framework: distillers only train the student, on one view of each image."""
+
+import math
 
 import torch.nn.functional as F
 from torch import nn
 
+from job.errors import RunError
 from job.frameworks.base import Framework, MicroBatch, Output
 from job.networks import DEPTH, with_features
 from job.options import Options
 
-
-class Student(nn.Module):
-    """A student under the names that checkpoints have."""
-
-    def __init__(self, encoder: nn.Module):
-        super().__init__()
-        self.encoder_q = encoder
+POOLED = "flatten"  # the network's node of the features under the head
 
 
 class NoFramework(Framework):
     """A student without a loss of its own."""
 
     name = "none"
+    losses = ()
+    reference, reference_text = math.log(65536 + 1), "ln(65537)"  # MoCo's as published: a share pulls as hard as with MoCo
 
     def __init__(self, config: Options, stages: list[int]):
+        """RunError: no distiller reaches the last stage."""
         super().__init__(config, stages)
-        self.encoder = with_features(self.network(), sorted({*stages, DEPTH}), output=None)
-        self.module = Student(self.encoder)
+        if DEPTH not in stages:
+            raise RunError(
+                f"--framework none: no distiller trains layer{DEPTH}; expected one of stage {DEPTH}. "
+                f"Add {DEPTH} to --mgd-stages, or choose another framework"
+            )
+        self.encoder = with_features(self.network(), stages, output=POOLED)
+        self.module = nn.ModuleDict({"encoder_q": self.encoder})
 
     def forward(self, batch: MicroBatch, prepared: None) -> Output:
         """Run the student on a micro-batch."""
         features = self.encoder(batch.images)
-        pooled = features[f"layer{DEPTH}"].detach().float().relu().mean((2, 3))  # (b, C)
+        pooled = features.pop(POOLED).detach().float()  # (b, C)
         return Output({}, features, F.normalize(pooled, dim=1), {})
