@@ -12,6 +12,7 @@ import numpy as np
 
 from job.errors import RunError
 from job.files import kind_of
+from job.metrics.parts import ratio
 from job.position import Count, Position
 
 PLACE = ("steps", "epoch", "step", "stage")  # where a record belongs
@@ -61,8 +62,8 @@ class Events:
         if kind == "steps" and (position.step + 1) % self.every and position.step + 1 < self.count.an_epoch:
             return
         shown = {name: number for name, number in numbers.items() if name not in PLACE}
-        if numbers.get("distillation") and numbers["contrastive"]:
-            shown["ratio"] = numbers["distillation"] / numbers["contrastive"]
+        if found := ratio(numbers):
+            shown["ratio"] = found
         under = f"{kind}/layer{numbers['stage']}" if "stage" in numbers else kind
         self.show(position, *({"tag": f"{under}/{name}", "simple_value": number} for name, number in shown.items()))
 

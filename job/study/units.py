@@ -22,6 +22,7 @@ import torch
 from job.config import OF_TEACHER
 from job.errors import RunError
 from job.files import write_whole
+from job.metrics.parts import own_losses
 from job.show.read.history import read_run
 from job.study.plan import TEACHER, Plan, Unit, words
 
@@ -169,15 +170,17 @@ class Bench:
 
 
 def accuracies(folder: Path) -> dict[str, float]:
-    """A unit's accuracies in percent, the distillation loss over the contrastive one in its first and last epoch, and its factor.
+    """A unit's accuracies in percent, the distillation loss over the framework's in its first and last epoch, and its factor.
 
-    That one only where it was measured, for a --loss-share.
+    The ratio only if the framework has a loss; the factor only if it was measured for --loss-share.
     """
     history = read_run(folder / "train")
     steps, found = history.steps, {"knn": round(history.knn[-1]["knn"], 2)}
     for name, epoch in (("pull_first", steps["epoch"][0]), ("pull_last", steps["epoch"][-1])):
         of = steps["epoch"] == epoch
-        found[name] = round(float(steps["distillation"][of].sum() / steps["contrastive"][of].sum()), 4)
+        own = sum(steps[loss][of].sum() for loss in own_losses(steps))
+        if own:
+            found[name] = round(float(steps["distillation"][of].sum() / own), 4)
     for record in map(json.loads, (folder / "train" / "metrics.jsonl").read_text().splitlines()):
         if "loss_factor" in record:
             found["loss_factor"] = record["loss_factor"]

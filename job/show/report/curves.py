@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from job.metrics.bounds import DEAD, RANK, STD
+from job.metrics.parts import own_losses
 from job.show.read.runs import Shown
 from job.show.report.style import Picture, draw_points, draw_steps, finish, look, marker, name_of, name_runs, new_figure
 
@@ -26,8 +27,8 @@ def with_numbers(runs: Sequence[Shown], name: str) -> list[Shown]:
 
 
 def guessing(runs: Sequence[Shown]) -> dict[float, int]:
-    """{ln(K + 1): K} of the queues of `runs`: the loss of guessing which key is the positive."""
-    queues = {int(run.option("moco_k", 0)) for run in runs} - {0}
+    """{ln(K + 1): K} of the queues of those `runs` that have them: the loss of guessing which key is the positive."""
+    queues = {int(run.option("moco_k", 0)) for run in with_numbers(runs, "contrastive")} - {0}
     return {math.log(K + 1): K for K in sorted(queues)}
 
 
@@ -49,52 +50,61 @@ def loss(runs: Sequence[Shown]) -> Picture | None:
     mark_guessing(axes, shown)
     axes.set(xlabel=EPOCHS, ylabel="loss")
     name_runs(figure)
-    start = " or ".join(f"ln(K + 1) = {value:.2f} (K = {K} negatives)" for value, K in guessing(shown).items())
-    reading = (
-        "The thick line is the mean over some steps, the faint one each step. Normal: near 0 in the very first steps, while "
-        f"the queue still holds random keys; then near the loss of guessing, {start or 'ln(K + 1)'}, plus the distillation "
-        "loss where there is a teacher; from there it falls. One that stays at the dotted line has learned nothing: see "
-        "whether the learning rate is too high."
-    )
+    reading = "The thick line is the mean over some steps, the faint one each step. "
+    if start := " or ".join(f"ln(K + 1) = {value:.2f} (K = {K} negatives)" for value, K in guessing(shown).items()):
+        reading += (
+            "Normal with MoCo: near 0 in the very first steps, while the queue still holds random keys; then near the loss of "
+            f"guessing, {start}, plus the distillation loss if there is a teacher; from there it falls. One that stays at the "
+            "dotted line has learned nothing: see whether the learning rate is too high."
+        )
+    else:
+        reading += "Normal: it falls."
     return finish(figure, "loss", "Loss", reading, f"Loss over the epochs of {names(shown)}")
 
 
+def own_loss(run: Shown) -> np.ndarray:
+    """The sum of the framework's losses in each of the n steps, (n,); empty without such a loss."""
+    losses = [run.history.steps[name] for name in own_losses(run.history.steps)]
+    return np.sum(losses, axis=0) if losses else np.zeros(0)
+
+
 def parts(runs: Sequence[Shown]) -> Picture | None:
-    """What the loss is the sum of, and the ratio of the two."""
-    shown, taught = with_numbers(runs, "contrastive"), with_numbers(runs, "distillation")
+    """What the loss is the sum of, and the ratio of the two; None if no run has a loss of its framework."""
+    shown = [run for run in runs if np.nan_to_num(own_loss(run)).any()]
+    taught = with_numbers(runs, "distillation")
     if not shown:
         return None
+    own = " or ".join(dict.fromkeys(" + ".join(own_losses(run.history.steps)) for run in shown))
     figure = new_figure(3.6)
     panels = figure.subplots(1, 3 if taught else 1, squeeze=False)[0]
     for run in shown:
-        draw_steps(panels[0], run, run.column("contrastive"))
+        draw_steps(panels[0], run, own_loss(run))
     mark_guessing(panels[0], shown)
-    panels[0].set(title="contrastive loss", xlabel=EPOCHS)
+    panels[0].set(title=f"{own} loss", xlabel=EPOCHS)
     for run in taught:
-        distillation, contrastive = run.column("distillation"), run.column("contrastive")
-        draw_steps(panels[1], run, distillation)
-        draw_steps(
-            panels[2], run, np.divide(distillation, contrastive, out=np.full_like(contrastive, np.nan), where=contrastive > 0)
-        )
+        draw_steps(panels[1], run, run.column("distillation"))
+    for run in [run for run in taught if run in shown]:
+        distillation, loss = run.column("distillation"), own_loss(run)
+        draw_steps(panels[2], run, np.divide(distillation, loss, out=np.full_like(loss, np.nan), where=loss > 0))
     if taught:
         panels[1].set(title="distillation loss", xlabel=EPOCHS, yscale="log")
-        panels[2].set(title="distillation / contrastive", xlabel=EPOCHS, yscale="log")
+        panels[2].set(title=f"distillation / {own}", xlabel=EPOCHS, yscale="log")
         panels[2].axhline(1, **REFERENCE)
     name_runs(figure)
     reading = (
-        "The loss is the sum of the contrastive loss, which tells images apart, and the distillation loss, which pulls the "
+        f"The loss is the sum of the {own} loss, of the framework, and the distillation loss, which pulls the "
         "student's features towards the teacher's. Normal: both fall, and their ratio stays about level. Where the ratio is "
         "far above 1 (dotted), the student mostly imitates, which pays where the teacher is much better: a lower "
         "--loss-share, or a higher --loss-factor, makes the pull lighter."
     )
     return finish(
-        figure, "parts", "Parts of the loss", reading, f"Contrastive and distillation loss, and their ratio, of {names(shown)}"
+        figure, "parts", "Parts of the loss", reading, f"Framework's and distillation loss, and their ratio, of {names(shown)}"
     )
 
 
 def accuracy(runs: Sequence[Shown]) -> Picture | None:
     """The contrast accuracy."""
-    if not (shown := with_numbers(runs, "accuracy")):
+    if not (shown := with_numbers(with_numbers(runs, "contrastive"), "accuracy")):
         return None
     figure = new_figure()
     axes = figure.subplots()
@@ -169,34 +179,35 @@ def collapse(runs: Sequence[Shown]) -> Picture | None:
     if not (shown := [run for run in runs if run.history.signs]):
         return None
     figure = new_figure(3.3)
-    panels = figure.subplots(1, 3)
+    ranked = any("queue_rank" in record for run in shown for record in run.history.signs)
+    panels = figure.subplots(1, 3 if ranked else 2)
     for run in shown:
         records = run.history.signs
         places = np.array([(record["epoch"], record["step"]) for record in records], dtype=float)  # (n, 2)
         x = run.epochs_after(*places.T).tolist()
         dead = [100 * max((share for name, share in r.items() if name.startswith("dead_")), default=math.nan) for r in records]
-        for axes, values in zip(
-            panels, ([r["feature_std"] for r in records], [r.get("queue_rank", math.nan) for r in records], dead), strict=True
-        ):
+        ranks = [[r.get("queue_rank", math.nan) for r in records]] * ranked
+        for axes, values in zip(panels, ([r["feature_std"] for r in records], dead, *ranks), strict=True):
             draw_points(axes, run, x, values, markersize=5)
-    titles = ("spread of the features", "rank of the queue", "dead channels, %, worst stage")
-    for axes, title, bound in zip(panels, titles, (STD, RANK, 100 * DEAD), strict=True):
+    titles = ("spread of the features", "dead channels, %, worst stage", *["rank of the queue"] * ranked)
+    for axes, title, bound in zip(panels, titles, (STD, 100 * DEAD, *[RANK] * ranked), strict=True):
         axes.set(title=title, xlabel=EPOCHS)
         axes.axhline(bound, **REFERENCE)
         axes.set_ylim(bottom=0)
-    panels[2].set_ylim(top=100)
+    panels[1].set_ylim(top=100)
     name_runs(figure)
     reading = (
-        "A student that collapses gives the same features for all images. Normal: the spread is a good part of 1 and the "
-        "rank well above its bound (dotted), after a dip in the first steps; channels that are positive for no image stay "
-        "below their bound. A line that crosses its dotted bound is a collapse, mostly from a learning rate that is too high."
+        "A student that collapses gives the same features for all images. Normal: the spread is a good part of 1"
+        f"{' and the rank well above its bound (dotted)' * ranked}, after a dip in the first steps; channels that are "
+        "positive for no image stay below their bound (dotted). A line that crosses its dotted bound is a collapse, mostly from "
+        "a learning rate that is too high."
     )
     return finish(
         figure,
         "collapse",
         "Signs of collapse",
         reading,
-        f"Spread of features, rank of the queue and dead channels of {names(shown)}",
+        f"Spread of features, dead channels{' and rank of the queue' * ranked} of {names(shown)}",
     )
 
 

@@ -13,6 +13,7 @@ from urllib.parse import quote
 import numpy as np
 
 from job.config import WITHOUT_EFFECT, Config, LinearConfig
+from job.metrics.parts import own_losses
 from job.show.read.history import network, smooth
 from job.show.read.runs import Shown
 from job.show.watch.panel import span
@@ -72,7 +73,8 @@ def overview(runs: Sequence[Shown]) -> Table:
     for run in runs:
         history, options = run.history, run.history.options
         took = run.step_seconds
-        contrastive, distillation = last(run, "contrastive"), last(run, "distillation")
+        own = sum(last(run, name) or 0.0 for name in own_losses(history.steps))
+        distillation = last(run, "distillation")
         epochs = f"{run.epochs[-1]:.1f}" if len(run.epochs) and run.steps_an_epoch else "-"
         rows.append([
             run.label,
@@ -81,7 +83,7 @@ def overview(runs: Sequence[Shown]) -> Table:
             os.path.basename(str(options.get("teacher") or "")) or "none",
             f"{epochs} of {options.get('epochs', '?')}",
             shown(last(run, "loss")),
-            shown(distillation / contrastive if distillation and contrastive else None),
+            shown(distillation / own if distillation and own else None),
             shown(last(run, "accuracy"), 1, " %"),
             shown(history.knn[-1]["knn"] if history.knn else None, 1, " %"),
             shown(float(np.nanmedian(run.column("images_per_s"))) if len(took) else None, 0),

@@ -10,6 +10,7 @@ import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
+from job.metrics.parts import own_losses
 from job.show.read.discover import JobLog
 from job.show.read.history import network
 from job.show.watch.state import Progress
@@ -163,13 +164,10 @@ def block(run: Progress, job: JobLog | None, problem: str, width: int, marks: Ma
     finite = [value for value in loss if math.isfinite(value)]
     text = f"{steps.now('loss'):.4g}, highest {max(finite):.4g}, least {min(finite):.4g}" if finite else "not finite"
     lines += plot("loss", loss, text, graph, marks)
-    if steps.now("distillation") > 0:
-        parts = steps.now("contrastive"), steps.now("distillation")
-        ratio = f", ratio {parts[1] / parts[0]:.2f}" if parts[0] else ""
-        lines += [row("", f"contrastive {parts[0]:.4g} + distillation {parts[1]:.4g}{ratio}")]
-    accuracy = "contrast accuracy" if "accuracy" in steps.recent[-1] else "training top-1"
-    value = steps.now("accuracy") if "accuracy" in steps.recent[-1] else steps.now("top1")
-    lines += plot("accuracy", steps.accuracy.columns(graph), f"{value:.1f} % {accuracy}", graph, marks)
+    lines += parts(run)
+    for name, shown in (("accuracy", "contrast accuracy"), ("top1", "training top-1")):
+        if name in steps.recent[-1]:
+            lines += plot("accuracy", steps.accuracy.columns(graph), f"{steps.now(name):.1f} % {shown}", graph, marks)
     lines += scores(run, graph, marks) + [row("speed", speed(run))] + matching(run) + features(run)
     return lines + [row("saved", saved(run))] + notes(run, job, problem, width)
 
@@ -177,6 +175,18 @@ def block(run: Progress, job: JobLog | None, problem: str, width: int, marks: Ma
 def plot(label: str, columns: list[float], text: str, graph: int, marks: Marks) -> list[str]:
     """A sparkline with its label, and what it comes to."""
     return [row(label, f"{sparkline(columns, marks.heights).ljust(graph)}  {text}")]
+
+
+def parts(run: Progress) -> list[str]:
+    """The framework's losses and the distillation loss, and their ratio, if there are both."""
+    own = {name: run.steps.now(name) for name in own_losses(run.steps.recent[-1])}
+    distillation = run.steps.now("distillation")
+    if not own or not distillation > 0:
+        return []
+    total = sum(own.values())
+    ratio = f", ratio {distillation / total:.2f}" if total else ""
+    shown = " + ".join(f"{name} {value:.4g}" for name, value in (own | {"distillation": distillation}).items())
+    return [row("", f"{shown}{ratio}")]
 
 
 def scores(run: Progress, graph: int, marks: Marks) -> list[str]:
@@ -223,7 +233,8 @@ def features(run: Progress) -> list[str]:
     if not signs:
         return []
     dead = max(((share, name.removeprefix("dead_")) for name, share in signs.items() if name.startswith("dead_")), default=None)
-    text = f"deviation {signs['feature_std']:.2f} of 1, rank {signs.get('queue_rank', math.nan):.1f}"
+    text = f"deviation {signs['feature_std']:.2f} of 1"
+    text += f", rank {signs['queue_rank']:.1f}" if "queue_rank" in signs else ""
     return [row("features", text + (f", dead channels {100 * dead[0]:.0f} % of {dead[1]}" if dead else ""))]
 
 
