@@ -17,6 +17,7 @@ STEMS = ("imagenet", "small")
 WIDTH = 64  # channels of the first stage, as published
 WIDTHS = range(16, 513, 16)  # that every one of ARCHS can have, whose convolutions have up to 64 groups
 DEPTH = 4  # stages: layer1 to layer4
+POOLED = "flatten"  # the node of the features under the head, (b, C)
 
 
 class MaxPool(nn.MaxPool2d):

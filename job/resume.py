@@ -86,8 +86,8 @@ def check_same(names: Iterable[str], old: dict, config: Config, where: str) -> N
 
 
 def fixed(config: Config, within_epoch: bool) -> list[str]:
-    """Return the other options that a resume cannot change: they shape the saved tensors, or the rest of a begun epoch."""
-    names = list(FRAMEWORKS[config.framework].shapes)
+    """Return the options that a resume cannot change: they shape the saved tensors, or the rest of a begun epoch."""
+    names = [*SHAPES, *FRAMEWORKS[config.framework].shapes]
     for name in config.distill if config.teacher else []:
         names += DISTILLERS[name].shapes
     return names + ["distill"] * bool(config.teacher) + ["seed", "batch_size"] * within_epoch

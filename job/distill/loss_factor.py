@@ -43,7 +43,7 @@ def set_factor(distiller: Distiller, networks: Networks, share: float) -> None:
         )
     distiller.factor.fill_(factor)
     run.log.line(
-        f"loss factor {factor:.6g}: the distillation loss of {len(sample)} images is {raw:.6g} an image, and is to be "
+        f"{distiller.name}: loss factor {factor:.6g}: the distillation loss of {len(sample)} images is {raw:.6g} an image, and is to be "
         f"{share:g} of {framework.reference_text}, {wanted:.4g}; measuring {time.perf_counter() - begun:.1f} s"
     )
     run.log.record(epoch=0, step=0, loss_factor=factor, raw_distillation=raw, measuring=time.perf_counter() - begun)

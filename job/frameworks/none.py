@@ -7,10 +7,8 @@ from torch import nn
 
 from job.errors import RunError
 from job.frameworks.base import Framework, MicroBatch, Output
-from job.networks import DEPTH, with_features
+from job.networks import DEPTH, POOLED, with_features
 from job.options import Options
-
-POOLED = "flatten"  # the network's node of the features under the head
 
 
 class NoFramework(Framework):

@@ -1,0 +1,108 @@
+"""A framework and a distiller that the program has never seen, and none of the frameworks, train through the same loop."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from job.cluster import comm
+from job.frameworks.moco import build_moco
+from runs import differences, records
+
+SMALL = "-a resnet18 --stem small --width 16 --image-size 16 --batch-size 8 --epochs 2 --cos --warmup-epochs 0 -j 0".split()
+SMALL += "--lr 0.003 --save-every 2steps --keep 99 --resume auto --check-every 4".split()
+DISTILLED = ["--refresh-epochs", 0, "--loss-share", 0.5]
+STEPS = 2 * (50 // 8)
+
+
+@pytest.fixture(scope="module")
+def teacher_file(tmp_path_factory):
+    """A narrow ResNet-18 with the small stem and random weights."""
+    torch.manual_seed(6)
+    state = build_moco(comm, "resnet18", K=64, stem="small", width=32).state_dict()
+    path = tmp_path_factory.mktemp("teacher") / "teacher.pth.tar"
+    torch.save({"epoch": 1, "arch": "resnet18", "state_dict": {f"module.{key}": value for key, value in state.items()}}, path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def toys(monkeypatch):
+    """The program `toys` is found."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "support"), prepend=os.pathsep)
+
+
+def finished(job):
+    output = job.finish()
+    assert job.process.returncode == 0, output
+    return output
+
+
+def watched(folder):
+    """The panel of `mgd-watch --once`."""
+    command = [sys.executable, "-m", "job.show.watch", "--once", str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+def test_a_toy_framework_and_two_distillers_resume_within_an_epoch_to_the_same_bytes(start_job, images, teacher_file, tmp_path):
+    """Each distiller has half of --loss-share. Nothing of the toys is named in the program."""
+    options = [images, *SMALL, "--framework", "toy", "--teacher", teacher_file, "--distill", "toy", "mgd", *DISTILLED]
+    whole = start_job(2, tmp_path / "whole", options, "toys")
+    finished(whole)
+    killed = start_job(2, tmp_path / "run", options, "toys")
+    killed.wait_for_step(3)
+    killed.kill()
+    assert len(killed.steps()) < STEPS
+    again = start_job(2, tmp_path / "run", options, "toys")
+    assert "resuming from" in finished(again)
+    assert again.steps() == list(range(1, STEPS + 1))
+    assert differences(whole.folder, again.folder) == []
+
+    first, last = (
+        torch.load(whole.folder / name, weights_only=True) for name in ("checkpoint_0000_000002.pth.tar", "last.pth.tar")
+    )
+    trained = [("state_dict", "module.guess.weight"), ("toy", "projector.weight"), ("mgd", "bn4.weight")]
+    assert not any(torch.equal(first[part][name], last[part][name]) for part, name in trained)
+    steps = [record for record in records(again.folder) if "loss" in record]
+    assert all(record["loss"] == pytest.approx(record["colour"] + record["toy"] + record["mgd"]) for record in steps)
+    assert all(record["distillation"] == pytest.approx(record["toy"] + record["mgd"]) for record in steps)
+    assert all(0 <= record["close"] <= 1 and "contrastive" not in record for record in steps)
+    assert all(0.5 < record / 0.25 < 2 for record in (steps[0]["toy"], steps[0]["mgd"]))
+    assert re.search(r"colour \S+ \+ distillation \S+, ratio ", watched(again.folder))
+
+
+def test_a_toy_framework_trains_without_a_teacher(images, tmp_path):
+    """By one worker without a launcher."""
+    command = [sys.executable, "-m", "toys", *map(str, [images, *SMALL, "--framework", "toy", "--out", tmp_path / "run"])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    steps = [record for record in records(tmp_path / "run") if "loss" in record]
+    assert len(steps) == STEPS and all(record["loss"] == record["colour"] for record in steps)
+    assert "100 %, epoch 1 step 6/6" in watched(tmp_path / "run")
+
+
+def test_distillation_without_a_framework_resumes_within_an_epoch_to_the_same_bytes(start_job, images, teacher_file, tmp_path):
+    """Checkpoints have the student only. Its accuracy is measured; the panel has no contrast accuracy."""
+    options = [images, *SMALL, "--framework", "none", "--teacher", teacher_file, *DISTILLED, "--knn-every", 2]
+    whole = start_job(2, tmp_path / "whole", options)
+    finished(whole)
+    (tmp_path / "run").mkdir()
+    name = "checkpoint_0000_000004.pth.tar"
+    os.link(whole.folder / name, tmp_path / "run" / name)
+    again = start_job(2, tmp_path / "run", options)
+    assert name in finished(again)
+    assert differences(whole.folder, again.folder) == []
+
+    state = torch.load(whole.folder / "last.pth.tar", weights_only=True)["state_dict"]
+    assert {key.split(".")[1] for key in state} == {"encoder_q"}
+    records_of = [json.loads(line) for line in (whole.folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [record for record in records_of if "loss" in record]
+    assert len(steps) == STEPS and all(record["loss"] == record["distillation"] for record in steps)
+    assert steps[0]["loss"] == pytest.approx(0.5 * math.log(65537), rel=0.5)
+    assert sum("knn" in record for record in records_of) == 1
+    assert "contrast" not in watched(whole.folder)

@@ -1,0 +1,55 @@
+"""A toy framework and a toy distiller, as short as an author can write them; `python -m toys` is job.train with both.
+
+The framework guesses the mean colour of a view. The distiller compares pooled features, through a projector that it trains.
+"""
+
+import torch.nn.functional as F
+from torch import nn
+
+from job import train
+from job.distill import DISTILLERS, Distiller
+from job.frameworks import FRAMEWORKS, Framework
+from job.frameworks.base import Output
+from job.networks import DEPTH, POOLED, stage_widths, with_features
+
+
+class ToyFramework(Framework):
+    name = "toy"
+    losses = ("colour",)
+    metrics = ("close",)
+    reference, reference_text = 1.0, "the colours' variance"
+
+    def __init__(self, config, stages):
+        super().__init__(config, stages)
+        self.encoder = with_features(self.network(), stages, output=POOLED)
+        guess = nn.Linear(stage_widths(config.arch, config.width)[DEPTH], 3)
+        self.module = nn.ModuleDict({"encoder_q": self.encoder, "guess": guess})
+
+    def forward(self, batch, prepared):
+        features = self.encoder(batch.images)
+        pooled = features.pop(POOLED)  # (b, C)
+        wrong = self.module["guess"](pooled) - batch.images.mean((2, 3))  # (b, 3)
+        close = (wrong.abs().amax(1) < 0.5).sum()  # ()
+        return Output({"colour": wrong.square().mean()}, features, F.normalize(pooled.detach(), dim=1), {"close": close})
+
+
+class ToyDistiller(Distiller):
+    name = "toy"
+
+    def __init__(self, config, widths, teacher):
+        super().__init__(config, widths, teacher)
+        self.module.add_module("projector", nn.Conv2d(widths[DEPTH], teacher.norms[DEPTH].num_features, 1))
+
+    def targets(self, teacher, generator):
+        return teacher[f"layer{DEPTH}"].mean((2, 3))  # (b, T)
+
+    def loss(self, student, targets):
+        projected = self.module.projector(student[f"layer{DEPTH}"]).mean((2, 3))  # (b, T)
+        return (projected - targets).square().sum(1).mean() / self.factor
+
+
+FRAMEWORKS["toy"] = ToyFramework
+DISTILLERS["toy"] = ToyDistiller
+
+if __name__ == "__main__":
+    train.main()

@@ -1,0 +1,143 @@
+"""Several distillers of one teacher: their names and weights, one pass of the teacher for all, and the share of each."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from job.config import Config
+from job.distill import distillation, loss_factor
+from job.distill.base import Distiller, Networks
+from job.distill.distillation import Distillation
+from job.frameworks.base import MicroBatch, Output
+from job.position import START, Position
+
+STEPS = 5
+FEATURES = {"layer4": torch.arange(12.0).view(2, 3, 2, 1)}
+
+
+class Scaled(Distiller):
+    """`size` times the mean square of the student's features, whatever the teacher's."""
+
+    def __init__(self, config, name, size, seen=None):
+        super().__init__(config, {}, None)
+        self.name, self.size, self.seen = name, size, [] if seen is None else seen
+
+    def targets(self, teacher, generator):
+        self.seen.append((self.name, teacher, torch.randint(2**40, (), generator=generator).item()))
+        return self.name
+
+    def loss(self, student, targets):
+        assert targets == self.name
+        return self.size * student["layer4"].square().mean() / self.factor
+
+    def before_epoch(self, epoch, networks):
+        self.seen.append((self.name, epoch, self.factor.item()))
+
+
+class Counted(nn.Module):
+    """Gives FEATURES, and counts the passes."""
+
+    passes = 0
+
+    def forward(self, images):
+        self.passes += 1
+        assert not torch.is_grad_enabled()
+        return FEATURES
+
+
+@pytest.fixture
+def seen():
+    return []
+
+
+def together(seen=None, sizes=(1.0, 4.0), **options):
+    """Two distillers, `one` and `two`, and their teacher's network."""
+    config = Config(**options)
+    run = SimpleNamespace(lines=[], log=None, device=torch.device("cpu"))
+    run.log = SimpleNamespace(line=run.lines.append, record=lambda *_, **__: None)
+    teacher = SimpleNamespace(net=Counted(), digest="abc", state=lambda: {"teacher.w": torch.ones(1)})
+    framework = SimpleNamespace(encoder=Counted(), reference=3.0, reference_text="three")
+    distillers = [Scaled(config, name, size, seen) for name, size in zip(("one", "two"), sizes, strict=True)]
+    return Distillation(config, Networks(run, None, framework, teacher), distillers), teacher.net
+
+
+def batch(part=0, position=START):
+    return MicroBatch(torch.zeros(2, 3, 4, 4), position, part, 2 * part)
+
+
+def output():
+    return Output({}, FEATURES, torch.zeros(2, 1), {})
+
+
+def test_the_teacher_runs_once_a_micro_batch_for_all_distillers(seen):
+    """Each has random numbers of its own start, which follow from the position and the micro-batch."""
+    both, net = together(seen)
+    assert both.targets(batch()) == ["one", "two"] and net.passes == 1
+    both.targets(batch(1))
+    both.targets(batch(position=Position(0, 1)))
+    assert net.passes == 3
+    assert [(name, features is FEATURES) for name, features, _ in seen] == [("one", True), ("two", True)] * 3
+    drawn = [number for *_, number in seen]
+    assert drawn[::2] == drawn[1::2] and len(set(drawn)) == 3
+    both.targets(batch())
+    assert seen[-1][2] == drawn[0]
+
+
+def test_losses_have_the_distillers_names_and_their_own_factors():
+    both, _ = together(loss_factor=2.0)
+    both.distillers[1].factor.fill_(8.0)
+    losses = both.losses(output(), ["one", "two"], START, STEPS)
+    square = FEATURES["layer4"].square().mean().item()
+    assert both.names == ["one", "two"]
+    assert {name: loss.item() for name, loss in losses.items()} == pytest.approx({"one": square / 2, "two": 4 * square / 8})
+
+
+def test_each_loss_has_its_distiller_s_weight(monkeypatch):
+    both, _ = together(epochs=2, loss_ramp=True)
+    whole = {name: loss.item() for name, loss in both.losses(output(), ["one", "two"], START, STEPS).items()}
+    monkeypatch.setattr(both.distillers[1], "weight", lambda position, steps: 7.0)
+    later = both.losses(output(), ["one", "two"], Position(1, 0), STEPS)
+    assert later["one"].item() == pytest.approx(0.5 * whole["one"]) and later["two"].item() == pytest.approx(7 * whole["two"])
+
+
+@pytest.mark.parametrize("share", [0.5, 10.0])
+def test_the_measured_losses_together_are_the_share_of_the_reference(monkeypatch, share):
+    """Each the same part of it, however different their sizes are."""
+    monkeypatch.setattr(loss_factor, "centre_crops", lambda *_: [(torch.zeros(2, 3, 4, 4), None)])
+    both, _ = together(sizes=(1.0, 4e6), loss_share=share)
+    for distiller in both.distillers:
+        run = both.networks.run
+        run.rank, run.size, run.autocast = 0, 1, lambda _: torch.autocast("cpu", enabled=False)
+        monkeypatch.setattr(distiller, "before_epoch", lambda *_: None)
+    both.networks = Networks(run, [None] * loss_factor.BATCH, both.networks.framework, both.networks.teacher)
+    both.before_epoch(0)
+    losses = both.losses(output(), ["one", "two"], START, STEPS)
+    assert losses["one"].item() == pytest.approx(losses["two"].item()) == pytest.approx(share * 3.0 / 2)
+    assert [line.split()[0] for line in run.lines] == ["one:", "two:"]
+    factors = [distiller.factor.item() for distiller in both.distillers]
+    both.before_epoch(1)
+    assert [distiller.factor.item() for distiller in both.distillers] == factors  # measured once
+
+
+def test_each_distiller_prepares_an_epoch_before_its_loss_is_measured(monkeypatch, seen):
+    both, _ = together(seen, loss_share=1.0, loss_factor=5.0)
+    monkeypatch.setattr(distillation, "set_factor", lambda distiller, networks, share: distiller.factor.fill_(share))
+    both.before_epoch(0)
+    assert seen == [("one", 0, 5.0), ("two", 0, 5.0)]
+    assert [distiller.factor.item() for distiller in both.distillers] == [0.5, 0.5]
+
+
+def test_a_factor_that_is_given_is_that_of_each(monkeypatch, seen):
+    both, _ = together(seen, loss_share=0.0, loss_factor=5.0)
+    monkeypatch.setattr(distillation, "set_factor", lambda *_: pytest.fail("measured"))
+    both.before_epoch(0)
+    assert [distiller.factor.item() for distiller in both.distillers] == [5.0, 5.0]
+
+
+def test_without_a_teacher_there_is_nothing():
+    nothing = Distillation(Config(), None, [])
+    nothing.before_epoch(0)
+    assert nothing.targets(batch()) == [] and nothing.losses(output(), [], START, STEPS) == {}
+    assert (nothing.names, nothing.digest, nothing.frozen(), nothing.histograms()) == ([], "", {}, {})

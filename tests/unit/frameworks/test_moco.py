@@ -1,0 +1,72 @@
+"""MoCo as a framework: its reference loss, and its metrics."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from job.config import Config
+from job.data.augment import normalize
+from job.frameworks.base import MicroBatch
+from job.frameworks.moco import MoCoFramework
+from job.position import Position
+
+K = 30
+CONFIG = Config(arch="resnet18", stem="small", width=16, batch_size=6, moco_k=K, moco_dim=8)
+START = Position(0, 0)
+
+
+@pytest.fixture
+def framework():
+    torch.manual_seed(0)
+    return MoCoFramework(CONFIG, [4])
+
+
+def views(seed=0):
+    """Views of 6 images, 2 x (6, 3, 16, 16) uint8, of which the second is the first one."""
+    images = torch.randint(0, 256, (6, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return [images, images]
+
+
+def run(framework, seed=0):
+    """The output of a step."""
+    images = views(seed)
+    prepared = framework.prepare(images, START)
+    output = framework.forward(MicroBatch(normalize(images[0]), START, 0, 0), prepared)
+    framework.after_update(prepared)
+    return output
+
+
+def test_the_reference_is_the_loss_of_guessing(framework):
+    """That of K + 1 equal logits."""
+    assert framework.reference == pytest.approx(math.log(K + 1))
+    guess = F.cross_entropy(torch.zeros(1, K + 1), torch.zeros(1, dtype=torch.long))
+    assert framework.reference == pytest.approx(guess.item())
+
+
+def test_accuracy_is_a_sum_of_percents_over_the_images(framework):
+    """Both views are the same and no batch norm is shuffled: each query is nearest to its own key, of the same weights."""
+    output = run(framework)
+    assert output.metrics["accuracy"].item() == 100 * 6
+    assert framework.describe({"accuracy": output.metrics["accuracy"].item() / 6}) == "contrast accuracy 100.0 %"
+    framework.module.queue[:] = -framework.module.queue
+    framework.module.queue[:, :6] = output.embeddings.T.neg()
+    with torch.no_grad():
+        framework.module.encoder_k.fc.weight.neg_()
+        framework.module.encoder_k.fc.bias.neg_()
+    assert run(framework).metrics["accuracy"].item() == 0
+
+
+def test_losses_metrics_and_embeddings_are_as_declared(framework):
+    output = run(framework)
+    assert tuple(output.losses) == framework.losses and tuple(output.metrics) == framework.metrics
+    assert list(output.features) == ["layer4"]
+    assert output.embeddings.norm(dim=1).tolist() == pytest.approx([1] * 6) and not output.embeddings.requires_grad
+
+
+def test_after_an_update_the_queue_has_the_step_s_keys(framework):
+    before = framework.module.queue.clone()
+    run(framework)
+    changed = (framework.module.queue != before).any(0)
+    assert changed.tolist() == [True] * 6 + [False] * (K - 6)

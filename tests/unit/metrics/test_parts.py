@@ -1,0 +1,127 @@
+"""The losses of any framework in records: which they are, their ratio, and what panel, report and event files show of them."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from job.metrics.events import Events
+from job.metrics.parts import own_losses, ratio
+from job.show.read.runs import find_runs
+from job.show.report import curves, tables
+from job.show.watch.panel import ASCII, block
+from job.study import units
+
+NAMES = {
+    "moco": {"contrastive": 2.0},
+    "none": {},
+    "toy": {"colour": 1.5, "shape": 0.5},
+    "no teacher": {"contrastive": 2.0},
+}
+METRICS = {"moco": {"accuracy": 10.0}, "none": {}, "toy": {"close": 0.5}, "no teacher": {"accuracy": 10.0}}
+STEPS = 4
+
+
+def step(name, number=0):
+    """The record of a step, as `job.train` writes it."""
+    distillation = 0.0 if name == "no teacher" else 6.0
+    losses = NAMES[name] | {"distillation": distillation} | ({"one": 2.0, "two": 4.0} if name == "toy" else {})
+    total = sum(NAMES[name].values()) + distillation
+    place = {"steps": number + 1, "epoch": 0, "step": number}
+    speed = {"lr": 0.1, "images_per_s": 20.0, "data_wait": 0.1}
+    return place | {"loss": total} | losses | {"gradient_norm": 1.0} | METRICS[name] | speed
+
+
+def write_run(folder, name):
+    signs = {"steps": STEPS, "epoch": 0, "step": STEPS - 1, "feature_std": 0.5, "dead_layer4": 0.0}
+    signs |= {"queue_rank": 7.0} if "contrastive" in NAMES[name] else {}
+    folder.mkdir()
+    (folder / "config.yaml").write_text("arch: resnet18\nepochs: 1\nbatch_size: 10\nmoco_k: 64\n")
+    lines = [step(name, number) for number in range(STEPS)] + [signs]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_the_framework_s_losses_are_those_between_the_loss_and_the_distillation():
+    assert {name: own_losses(step(name)) for name in NAMES} == {name: list(losses) for name, losses in NAMES.items()}
+    assert own_losses({"loss": 1.0, "top1": 3.0}) == own_losses({"distillation": 1.0, "loss": 1.0}) == []
+
+
+def test_the_ratio_is_that_of_the_distillation_and_the_sum_of_the_framework_s_losses():
+    assert {name: ratio(step(name)) for name in NAMES} == {"moco": 3.0, "none": None, "toy": 3.0, "no teacher": None}
+    assert ratio({"loss": 1.0, "top1": 3.0}) is None
+
+
+def test_event_files_have_the_ratio(monkeypatch):
+    found = {}
+    for name in NAMES:
+        shown = []
+        monkeypatch.setattr(Events, "__init__", lambda *_: None)
+        monkeypatch.setattr(Events, "show", lambda self, place, *values, shown=shown: shown.extend(values))
+        events = Events()
+        events.every, events.count = 1, SimpleNamespace(an_epoch=STEPS)
+        events.record(step(name))
+        found[name] = [value["simple_value"] for value in shown if value["tag"] == "steps/ratio"]
+    assert found == {"moco": [3.0], "none": [], "toy": [3.0], "no teacher": []}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run of each, as a report finds it, by name."""
+    folder = tmp_path_factory.mktemp("runs")
+    return {run.label: run for run in find_runs([write_run(folder / name, name) for name in NAMES])}
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "accuracy"),
+    [
+        ("moco", "contrastive 2 + distillation 6, ratio 3.00", True),
+        ("none", None, False),
+        ("toy", "colour 1.5 + shape 0.5 + distillation 6, ratio 3.00", False),
+        ("no teacher", None, True),
+    ],
+)
+def test_the_panel_shows_the_parts_of_the_loss_by_name(runs, name, parts, accuracy):
+    lines = [line.strip() for line in block(runs[name].progress, None, "", 100, ASCII)]
+    assert [line for line in lines if "distillation" in line] == ([parts] if parts else [])
+    assert any("10.0 % contrast accuracy" in line for line in lines) == accuracy
+    assert any("rank 7.0" in line for line in lines) == accuracy
+    assert not any("nan" in line or "training top-1" in line for line in lines)
+
+
+def test_a_report_has_a_panel_of_what_a_run_has(runs):
+    """A run without a framework has no parts and no contrast accuracy; MoCo's loss of guessing is for MoCo."""
+    none, toy, moco = ([runs[name]] for name in ("none", "toy", "moco"))
+    assert curves.parts(none) is curves.accuracy(none) is curves.accuracy(toy) is None
+    assert curves.guessing(none) == curves.guessing(toy) == {} and list(curves.guessing(moco).values()) == [64]
+    assert "colour + shape loss" in curves.parts(toy).reading and "contrastive loss" in curves.parts(moco).reading
+    assert "ln(K + 1)" not in curves.loss(none).reading and "ln(K + 1)" in curves.loss(moco).reading
+    assert "rank" not in curves.collapse(none).reading and "rank" in curves.collapse(moco).reading
+    every = list(runs.values())
+    for picture in (curves.parts(every), curves.accuracy(every), curves.collapse(every), curves.loss(every)):
+        assert picture.png.startswith(b"\x89PNG")
+    assert all(part in curves.parts(every).reading for part in ("contrastive", "colour"))
+
+
+def test_the_overview_has_the_ratio_and_the_accuracy_of_those_that_have_them(runs):
+    table = tables.overview(list(runs.values()))
+    columns = [table.head.index(name) for name in ("ratio", "contrast acc.")]
+    found = {row[0]: [row[column] for column in columns] for row in table.rows}
+    assert found == {
+        "moco": ["3.00", "10.0 %"],
+        "none": ["-", "-"],
+        "toy": ["3.00", "-"],
+        "no teacher": ["-", "10.0 %"],
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_study_records_the_ratio_if_there_is_one(tmp_path, name):
+    folder = write_run(tmp_path / "train", name)
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"epoch": 1, "step": 0, "knn": 50.0}) + "\n")
+    (tmp_path / "linear").mkdir()
+    (tmp_path / "linear" / "metrics.jsonl").write_text(json.dumps({"epoch": 0, "step": 4, "val_top1": 60.0}) + "\n")
+    ratios = {"moco": 3.0, "toy": 3.0, "no teacher": 0.0}
+    pulls = {f"pull_{when}": ratios[name] for when in ("first", "last") if name in ratios}
+    assert units.accuracies(tmp_path) == {"knn": 50.0, "linear": 60.0} | pulls
