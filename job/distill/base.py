@@ -24,7 +24,7 @@ from job.schedules import pull
 
 LOSS_FACTOR = "the distillation loss is divided by it (default: as --loss-share has it; it is left out where this is given)"
 LOSS_SHARE = (
-    "the distillation loss at the start over ln(K + 1), the contrastive loss of guessing; the factor is measured for it "
+    "the distillation loss at the start over the framework's reference loss, ln(K + 1) with MoCo; the factor is measured for it "
     "(0: it is not)"
 )
 
