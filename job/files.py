@@ -1,4 +1,4 @@
-"""How files are read when a file system fails, how the small files of a run are written, and the kinds of its records."""
+"""How files are read when a file system fails, and how the small files of a run are written."""
 
 import contextlib
 import errno
@@ -7,15 +7,11 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import BinaryIO, TypeVar
 
 from job.errors import RunError
 from job.text import printable
-
-# A record of metrics.jsonl is of the first kind one of whose numbers it has.
-KINDS = {"refreshes": "stage", "knn": "knn", "signs": "feature_std", "validation": "val_top1", "steps": "loss"}
-KINDS["changes"] = "batch_size"  # of a resume with another batch size or another number of steps
 
 # Errors of files and file systems without synchronisation: folders on CIFS and some of FUSE, devices.
 NO_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -133,8 +129,3 @@ def sync(descriptor: int) -> None:
     except OSError as error:
         if error.errno not in NO_SYNC:
             raise
-
-
-def kind_of(record: Mapping[str, float]) -> str | None:
-    """Which of KINDS a record is, or None."""
-    return next((kind for kind, number in KINDS.items() if number in record), None)

@@ -6,6 +6,7 @@ horovodrun -np N python -m job.linear DIR --pretrained runs/resnet18/last.pth.ta
 import dataclasses
 import math
 import sys
+import time
 from collections.abc import Iterator
 
 import torch
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
                 if config.knn or config.evaluate:
                     text = "stopped by a signal: the accuracy is incomplete and not reported. Start again"
                     raise RunError(text, code=1) from None
-                run.log.line("stopped by a signal; --resume auto goes on from here")
+                run.stopped()
 
 
 def linear(config: LinearConfig, run: Run) -> None:
@@ -74,13 +75,11 @@ def linear(config: LinearConfig, run: Run) -> None:
     if start > (config.epochs, 0):
         run.log.line(nothing_to_do(start, config.epochs, parts.steps))
         return
-    share = run.share(config.batch_size)
     options = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("config", "out", "resume")}
-    run.begin(options | {"workers": processes}, saved, parts.steps, config.resume)
+    run.begin(options | {"workers": processes}, saved, len(parts.train), config.resume)
     if saved:
         classifier.settle_best(parts, start)
     del saved
-    run.log.line(f"{len(parts.train)} images, {parts.steps} steps an epoch, {share} images a worker and step")
 
     before = {name: value.clone() for name, value in parts.backbone().items()}
     batches = parts.batches(start)
@@ -93,6 +92,7 @@ def linear(config: LinearConfig, run: Run) -> None:
         give_back()
         journal.start_epoch(epoch, rate)
         train_epoch(parts, batches, journal, epoch, range(start.step if epoch == start.epoch else 0, parts.steps))
+        begun = time.perf_counter()
         try:
             accuracy = validate(parts)
         except Stopped:  # the resumed run validates after no more steps
@@ -101,7 +101,8 @@ def linear(config: LinearConfig, run: Run) -> None:
             raise
         tell(accuracy, parts, f"epoch {epoch} ")
         done = run.count.at(epoch + 1, 0)
-        run.log.record(steps=done, epoch=epoch, step=parts.steps, **accuracy)
+        seconds = time.perf_counter() - begun
+        run.log.record("validation", steps=done, epoch=epoch, step=parts.steps, **accuracy, val_seconds=seconds)
         is_best, parts.best = accuracy["val_top1"] > parts.best, max(accuracy["val_top1"], parts.best)
         if is_best or epoch + 1 == config.epochs or save_at(epoch + 1, 0, done):
             classifier.save(parts, epoch + 1, 0, is_best)

@@ -103,9 +103,10 @@ def warn_of_ramp(saved: dict, config: Config, run: Run) -> None:
     before = weight(saved["config"].get("loss_ramp", False), saved["config"]["epochs"])
     now = weight(config.loss_ramp, config.epochs)
     if config.teacher and position.epoch < config.epochs and before != now:
-        run.log.line(
-            f"warning: the weight of the distillation loss jumps from {before:.4g} to {now:.4g}, "
-            f"because of the changed --loss-ramp or --epochs; {FINAL}"
+        run.log.remark(
+            "warning",
+            f"the weight of the distillation loss jumps from {before:.4g} to {now:.4g}, "
+            f"because of the changed --loss-ramp or --epochs; {FINAL}",
         )
 
 

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
                 train(config, run)
             except Stopped:
                 run.stop.ignore()
-                run.log.line("stopped by a signal; --resume auto goes on from here")
+                run.stopped()
 
 
 def train(config: Config, run: Run) -> None:
@@ -53,15 +53,14 @@ def train(config: Config, run: Run) -> None:
     if start > (config.epochs, 0):
         run.log.line(nothing_to_do(start, config.epochs, training.steps))
         return
-    run.begin(options, saved, training.steps, config.resume)
+    run.begin(options, saved, len(training.images), config.resume)
     del saved  # as large as all that is trained
-    run.log.line(
-        f"{len(training.images)} images, {training.steps} steps an epoch, {training.batch_size} images a worker and step"
-    )
 
     expectation = Expectation(config, training.framework, len(training.images))
     for line in expectation.lines():
         run.log.line(line)
+    for warning in expectation.warnings():
+        run.log.remark("warning", warning)
 
     batches = training.batches(start)
     journal = TrainingJournal(run, config, training.framework, training.distillation.names, expectation)
@@ -170,7 +169,7 @@ def neighbours(training: Training, val: Images, epoch: int) -> None:
     seconds = time.perf_counter() - begun
     run.log.line(f"after {epoch} epochs: {accuracy.text}")
     numbers = {"knn": accuracy.top1, "knn_k": accuracy.k, "knn_images": accuracy.counted, "knn_seconds": seconds}
-    run.log.record(steps=run.count.at(epoch, 0), epoch=epoch, step=0, **numbers)
+    run.log.record("knn", steps=run.count.at(epoch, 0), epoch=epoch, step=0, **numbers)
 
 
 if __name__ == "__main__":

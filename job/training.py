@@ -95,12 +95,7 @@ class Training:
         own = statistics.gather(trained) if position.step else None
         if own is not None:
             statistics.load(trained, own.mean(0))
-
-        def write() -> None:
-            run.log.sync()
-            run.log.line(f"saved {run.checkpoints.save(self.content(position, own))}")
-
-        run.on_first(write)
+        run.on_first(lambda: run.save(self.content(position, own)))
         if own is not None:
             statistics.load(trained, own[run.rank])
 

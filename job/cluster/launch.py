@@ -177,23 +177,35 @@ def own_device() -> torch.device:
     return torch.device("cuda", index)
 
 
-def watchdog(say: Callable[[str], None]) -> Watchdog:
+def watchdog(remark: Callable[[str, str], None]) -> Watchdog:
     """A watchdog over this worker, on the interface that Horovod uses. A collective."""
-    return Watchdog(slurm.address_of(os.environ.get("HOROVOD_GLOO_IFACE", "lo")), node(), *patience(), say)
+    return Watchdog(slurm.address_of(os.environ.get("HOROVOD_GLOO_IFACE", "lo")), node(), *patience(), remark)
 
 
-def preflight(device: torch.device) -> str:
-    """What this run stands on: workers, nodes, network, device, versions."""
+def setting(device: torch.device) -> dict[str, Any]:
+    """Return what this run stands on: workers, nodes, launcher, network, device, versions, image of the container."""
     # No CUDA name where there is no GPU: torch.cuda.get_device_name would fail.
     hardware = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU ({torch.get_num_threads()} threads each)"
     network = f"interface {os.environ['HOROVOD_GLOO_IFACE']}" if "HOROVOD_GLOO_IFACE" in os.environ else "no network"
     if "HOROVOD_GLOO_RENDEZVOUS_ADDR" in os.environ:
         network += " rendezvous {HOROVOD_GLOO_RENDEZVOUS_ADDR}:{HOROVOD_GLOO_RENDEZVOUS_PORT}".format(**os.environ)
-    nodes = f"{comm.nodes()} node{'s' * (comm.nodes() > 1)}"
+    return {
+        "workers": comm.size(),
+        "nodes": comm.nodes(),
+        "launcher": launched()[0],
+        "network": network,
+        "device": hardware,
+        "versions": f"torch {torch.__version__}, {comm.versions()}",
+        "container": os.environ.get("MGD_IMAGE", "none"),
+    }
+
+
+def preflight(found: Mapping[str, Any]) -> str:
+    """Return a run's setting in one line."""
+    nodes = f"{found['nodes']} node{'s' * (found['nodes'] > 1)}"
     return (
-        f"{comm.size()} workers on {nodes}, {comm.local_size()} of them on {node()}, by {launched()[0]}; "
-        f"{network}; device {hardware}; torch {torch.__version__}, {comm.versions()}; "
-        f"image {os.environ.get('MGD_IMAGE', 'none')}"
+        f"{found['workers']} workers on {nodes}, {comm.local_size()} of them on {node()}, by {found['launcher']}; "
+        f"{found['network']}; device {found['device']}; {found['versions']}; image {found['container']}"
     )
 
 

@@ -133,7 +133,7 @@ class Batches:
 
     The processes come from a fork server, because Horovod's threads do not survive a plain fork. With 0 processes this
     process prepares each batch, and waits for each read. pin: keep batches in page-locked memory, for a GPU. stop: the
-    worker's wish to stop. patience: seconds to wait for a batch before a warning, and before an error. say: prints a line.
+    worker's wish to stop. patience: seconds to wait for a batch before a warning, and before an error. remark: prints a warning.
 
     WorkerError: a loader process has ended or cannot prepare a batch; no batch has come for GRACE seconds after a signal,
     or within `patience`.
@@ -147,9 +147,9 @@ class Batches:
         pin: bool = False,
         stop: Stop | None = None,
         patience: tuple[float, float] = (60, 900),
-        say: Callable[[str], None] = print,
+        remark: Callable[[str], None] = print,
     ):
-        self.images, self.stop, self.say = views.images, stop, say
+        self.images, self.stop, self.remark = views.images, stop, remark
         self.warn, self.end = patience
         self.since, self.warned, self.done = time.monotonic(), False, 0
         self.reading = Reading(Shared(16 * max(1, processes)))
@@ -219,7 +219,7 @@ class Batches:
             return WorkerError(f"{self.doing()}; ended after HOROVOD_STALL_SHUTDOWN_TIME_SECONDS={self.end:.0f}")
         if now - self.since > self.warn and not self.warned:
             self.warned = True
-            self.say(f"warning: {self.doing()}. Its file system may be slow, or not answer")
+            self.remark(f"{self.doing()}. Its file system may be slow, or not answer")
         return None
 
     def obituary(self, process: Any) -> str:

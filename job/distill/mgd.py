@@ -190,5 +190,5 @@ def report(
     shape = f"matching {G}x{S} of {cost.shape[1]}"
     run.log.line(f"  layer{stage}: {shape}, cost {old:.4f} -> {new:.4f}, {100 * changed:.1f} % of channels changed")
     shares = dict(groups=G, channels=S, cost_before=old, cost_after=new, changed=changed)
-    run.log.record(epoch=epoch, step=0, stage=stage, **shares, **took)
+    run.log.record("refresh", epoch=epoch, step=0, stage=stage, **shares, **took)
     tensorboard.matching(run.log, epoch, stage, cost, before, after)

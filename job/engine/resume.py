@@ -78,9 +78,10 @@ def warn_of_rate(saved: dict, config: Common, run: Run) -> None:
     smooth = planned or before  # 0 is planned after the last epoch of --cos
     advice = f"; --lr {config.lr * smooth / now:.4g} continues at {smooth:.4g}" if now else ""
     advice += f"; {FINAL}" if config.cos and old.epochs != config.epochs else ""
-    run.log.line(
-        f"warning: the learning rate jumps from {before:.4g} in epoch {last} to {now:.4g} in epoch {epoch}, "
-        f"because of the changed {changed}{advice}"
+    run.log.remark(
+        "warning",
+        f"the learning rate jumps from {before:.4g} in epoch {last} to {now:.4g} in epoch {epoch}, "
+        f"because of the changed {changed}{advice}",
     )
 
 

@@ -1,8 +1,8 @@
 """One run on these workers, and the one door to it: launcher, device, folder, log, checkpoints and the wish to stop."""
 
-import functools
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType, TracebackType
 from typing import Any, TypeVar
@@ -49,13 +49,14 @@ class Run:
             self.device = launch.start(self.options)
             self.rank, self.size = comm.rank(), comm.size()
             self.log = Log(speaks=self.rank == 0)
-            self.watchdog = launch.watchdog(self.log.line if self.rank == 0 else functools.partial(print, flush=True))
+            self.setting = launch.setting(self.device)
+            self.watchdog = launch.watchdog(self.remark)
         except BaseException:
             self.stop.restore()
             raise
         if torch.cuda.is_available() and self.device.type == "cpu":
             self.log.line("this machine has a GPU, but Horovod was built without NCCL: build it anew with a CUDA toolkit there")
-        self.log.line(launch.preflight(self.device))
+        self.log.line(launch.preflight(self.setting))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -69,21 +70,27 @@ class Run:
             comm.stop()
 
     def close_log(self, error: BaseException | None) -> None:
-        """Write a RunError to the log, and close the log."""
-        if isinstance(error, RunError):
-            self.log.note(f"error: {error}")
+        """Write the error that ends the run to the log, and close the log."""
+        if isinstance(error, Exception):
+            text = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
+            self.log.note(f"error: {text}")
+            self.log.record("end", how="error", text=printable(text), code=getattr(error, "code", 1))
         self.log.close()
 
-    def say(self, line: str) -> None:
-        """Print a line that only this worker has; on rank 0 to the log as well."""
+    def remark(self, kind: str, text: str) -> None:
+        """Print a warning, or the error that ends the run, of this worker only; on rank 0 with its record."""
         if self.rank == 0:
-            self.log.line(line)
+            self.log.remark(kind, text)
         else:
-            print(f"rank {self.rank} on {launch.node()}: {line}", flush=True)
+            print(f"{kind}: {text}", flush=True)
+
+    def warn(self, text: str) -> None:
+        """Print a warning of this worker only, with its rank and node; on rank 0 with its record."""
+        self.remark("warning", text if self.rank == 0 else f"rank {self.rank} on {launch.node()}: {text}")
 
     def batches(self, views: Views, draws: Iterable[list], processes: int) -> Batches:
         """Return an iterator over the batches of `draws`, lists of indices of `views`, on the CPU."""
-        return Batches(views, draws, processes, self.device.type == "cuda", self.stop, launch.patience(), self.say)
+        return Batches(views, draws, processes, self.device.type == "cuda", self.stop, launch.patience(), self.warn)
 
     def rounds(self, count: int) -> Iterator[int]:
         """Yield 1 to `count`; a signal to any worker ends the loop of all. A collective.
@@ -136,19 +143,20 @@ class Run:
             raise RunError(*failed)
         return result
 
-    def begin(self, options: dict, saved: dict | None, steps: int, resume: str) -> None:
-        """Start the count of steps, save the options in the folder, and write the log there from now on.
+    def begin(self, options: dict, saved: dict | None, images: int, resume: str) -> None:
+        """Start the count of steps, save the options in the folder, and write log and records there from now on.
 
         The order of writes holds if power fails between any two. A checkpoint's records are on disk before the
         checkpoint (Log.sync), and the next checkpoint's name is before an old one is removed. A resume puts later
         checkpoints aside (resume_at), then writes the decision to go back, then drops later records. `complete` is last.
 
-        saved: the checkpoint that the run resumes from, or None for a fresh run. steps: of an epoch.
-        resume: the option.
+        options: among them batch_size. saved: the checkpoint that the run resumes from, or None for a fresh run.
+        images: how many there are to train on. resume: the option.
         RunError, on all workers: a fresh run finds another's checkpoints, the folder cannot be written
         to, or the package that writes event files is not installed.
         """
         start = Position(saved["epoch"], saved["step"]) if saved else START
+        steps, share = images // options["batch_size"], self.share(options["batch_size"])
         self.count = resumed(saved, steps) if saved else Count(steps)
 
         def open_folder() -> None:
@@ -173,21 +181,43 @@ class Run:
                     names = ", ".join(map(os.path.basename, later))
                     self.log.line(f"going back: {names} now end with {LEFT}, and the first checkpoint saved removes them")
                 if self.events_every:
-                    self.log.events = events.Events(self.folder, start, self.count, self.events_every, self.log.line)
+                    self.log.events = events.Events(self.folder, start, self.count, self.events_every, self.warn)
             except OSError as error:
                 raise RunError(f"cannot write to {self.folder}: {error.strerror}; choose another --out") from None
             self.log.line(f"options: {line}")
+            place = {"epoch": start[0], "step": start[1]}
+            told = {"options": options, "images": images, "steps_an_epoch": steps}
+            self.log.record(
+                "start",
+                f"{images} images, {steps} steps an epoch, {share} images a worker and step",
+                **place | told | self.setting,
+            )
+            if saved:
+                self.log.record("resumed", **place, workers=saved["workers"], later=list(map(os.path.basename, later)))
             if record := saved and change(saved, options["batch_size"], steps):
-                self.log.record(**record)
+                self.log.record("change", **record)
 
         self.on_first(open_folder)
         set_apart()
         if self.device.type == "cpu":
             keep_freed_memory()
 
+    def save(self, content: dict, is_best: bool = False) -> str:
+        """Save a checkpoint after the records that precede it, and record it; return its path. On rank 0 only."""
+        begun = time.perf_counter()
+        self.log.sync()
+        path = self.checkpoints.save(content, is_best)
+        seconds = time.perf_counter() - begun
+        self.log.record("saved", f"saved {path}", epoch=content["epoch"], step=content["step"], path=path, seconds=seconds)
+        return path
+
+    def stopped(self) -> None:
+        """Record that a signal has ended the run."""
+        self.log.record("end", "stopped by a signal; --resume auto goes on from here", how="stopped", text="", code=0)
+
     def end(self, line: str) -> None:
-        """Say the run's last line, and leave it in the folder's file `complete`: there is nothing to go on with."""
-        self.log.line(line)
+        """Print and record the run's last line, and leave it in the folder's file `complete`: nothing is left to do."""
+        self.log.record("end", line, how="complete", text=line, code=0)
 
         def mark() -> None:
             self.log.sync()
@@ -226,7 +256,7 @@ class Run:
         found = sorted(named - self.bad_images)
         self.bad_images.update(found)
         for file in found:
-            self.log.line(f"cannot decode {prefix}{file}; it is passed over")
+            self.log.record("undecodable", f"cannot decode {prefix}{file}; it is passed over", path=f"{prefix}{file}")
         bad = len(self.bad_images)
         if bad > limit or sum(file.startswith(split) for file in self.bad_images) >= images:
             first = prefix + min(self.bad_images)

@@ -251,7 +251,6 @@ def save(classifier: Classifier, epoch: int, step: int, is_best: bool) -> None:
             "classes": classifier.train.classes,
             "bad_images": sorted(run.bad_images),
         }
-        run.log.sync()
-        run.checkpoints.save(content, is_best)
+        run.save(content, is_best)
 
     run.on_first(write)

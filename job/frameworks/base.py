@@ -98,8 +98,12 @@ class Framework:
         """Return a step's metrics, means over the images, for the log."""
         return ", ".join(f"{name} {numbers[name]:.4g}" for name in self.metrics)
 
-    def expected(self, images: int) -> list[str]:
-        """Return the normal course of a training on so many images, for the log of its start."""
+    def expected(self) -> list[str]:
+        """Return the normal course of a training, a sentence each, for the log of its start."""
+        return []
+
+    def misfits(self, images: int) -> list[str]:
+        """Return a sentence for each option that does not fit so many images."""
         return []
 
     def hints(self, means: dict[str, float]) -> dict[str, str]:

@@ -113,9 +113,19 @@ class MoCoFramework(Framework):
         """Return the accuracy, for the log."""
         return f"contrast accuracy {numbers['accuracy']:.1f} %"
 
-    def expected(self, images: int) -> list[str]:
-        """Return the normal course of the loss and the accuracy, and a warning if the queue is long for so many images."""
-        return expected(self.config, images)
+    def expected(self) -> list[str]:
+        """Return the normal course of the loss and the accuracy."""
+        return expected(self.config)
+
+    def misfits(self, images: int) -> list[str]:
+        """Return a sentence if the queue is long for so many images."""
+        K = self.config.moco_k
+        if 4 * K <= images:
+            return []
+        return [
+            f"the queue has {K} keys, more than a quarter of the {images} images, so that an image meets its "
+            f"own old keys as negatives: --moco-k {max(1, images // 4)} or less is better"
+        ]
 
     def hints(self, means: dict[str, float]) -> dict[str, str]:
         """Return {cause: sentence} of a loss that stays that of guessing, or of a task that is too easy."""
@@ -123,23 +133,17 @@ class MoCoFramework(Framework):
         return {cause: hint for cause, hint in found.items() if hint}
 
 
-def expected(config: MoCoOptions, images: int) -> list[str]:
-    """Return the normal course of a training on so many images, and a warning if the queue is long for them."""
+def expected(config: MoCoOptions) -> list[str]:
+    """Return the normal course of the loss and the accuracy."""
     K, guess = config.moco_k, math.log(config.moco_k + 1)
     rises = f" while the learning rate rises (--warmup-epochs {config.warmup_epochs})" if config.warmup_epochs else ""
-    lines = [
-        f"expected: contrastive loss near ln(K + 1) = {guess:.2f}, that of guessing among {K} negatives, once keys have "
+    return [
+        f"contrastive loss near ln(K + 1) = {guess:.2f}, that of guessing among {K} negatives, once keys have "
         f"filled the queue ({math.ceil(K / config.batch_size)} steps; before, noise is told from a key with ease); it stays "
         f"there{rises or ' for some steps'}, then falls, and so does the gradient norm",
-        f"expected: contrast accuracy {100 / (K + 1):.2g} % by chance; of a student that learns, several times that at the end "
+        f"contrast accuracy {100 / (K + 1):.2g} % by chance; of a student that learns, several times that at the end "
         f"of {'its first epoch' if not rises else f'epoch {config.warmup_epochs}'}, and rising",
     ]
-    if 4 * K > images:
-        lines.append(
-            f"warning: the queue has {K} keys, more than a quarter of the {images} images, so that an image meets its "
-            f"own old keys as negatives: --moco-k {max(1, images // 4)} or less is better"
-        )
-    return lines
 
 
 def stuck(config: MoCoOptions, means: dict[str, float]) -> str | None:

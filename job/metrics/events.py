@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 
 from job.errors import RunError
-from job.files import kind_of
 from job.metrics.parts import ratio
+from job.metrics.schema import kind_of
 from job.position import Count, Position
 
-PLACE = ("steps", "epoch", "step", "stage")  # where a record belongs
+# The tag of a kind of record; the others are not shown.
+TAGS = {"step": "steps", "refresh": "refreshes", "factor": "other", "knn": "knn", "collapse": "signs", "validation": "validation"}
+TAGS["change"] = "changes"
+PLACE = ("kind", "steps", "epoch", "step", "stage")  # where a record belongs
 BINS = 64  # of a histogram
 STAMP = re.compile(r"events\.out\.tfevents\.(\d+(?:\.\d{6})?)\.")  # s since 1970, by the clock of the node that wrote the file
 
@@ -36,14 +39,14 @@ class Events:
     The place of all that is written is how many steps were done before it.
 
     start: the (epoch, step) that the run starts at; what an earlier process wrote from there on, TensorBoard no longer shows.
-    every: of so many steps the numbers of one are shown, and those of an epoch's last. say: says a line.
+    every: of so many steps the numbers of one are shown, and those of an epoch's last. warn: prints a warning.
     """
 
-    def __init__(self, folder: str, start: Position, count: Count, every: int, say: Callable[[str], None]):
+    def __init__(self, folder: str, start: Position, count: Count, every: int, warn: Callable[[str], None]):
         from tensorboard.compat.proto.event_pb2 import SessionLog
         from torch.utils.tensorboard import RecordWriter
 
-        self.count, self.every, self.say = count, every, say
+        self.count, self.every, self.warn = count, every, warn
         folder = os.path.join(folder, "tensorboard")
         os.makedirs(folder, exist_ok=True)
         stamps = [float(found[1]) for name in os.listdir(folder) if (found := STAMP.match(name))]
@@ -55,16 +58,18 @@ class Events:
         self.write(Position(0, 0), file_version="brain.Event:2")
         self.write(start, session_log=SessionLog(status=SessionLog.START))
 
-    def record(self, numbers: Mapping[str, float]) -> None:
-        """Show the numbers of a record of metrics.jsonl under their own names and its kind, and the ratio of the losses."""
-        kind = kind_of(numbers) or "other"
+    def record(self, numbers: Mapping[str, Any]) -> None:
+        """Show the numbers of a record of metrics.jsonl under its kind's tag and their own names, and the ratio of the losses."""
+        kind = kind_of(numbers)
+        if kind not in TAGS:
+            return
         position = Position(int(numbers["epoch"]), int(numbers["step"]))
-        if kind == "steps" and (position.step + 1) % self.every and position.step + 1 < self.count.an_epoch:
+        if kind == "step" and (position.step + 1) % self.every and position.step + 1 < self.count.an_epoch:
             return
         shown = {name: number for name, number in numbers.items() if name not in PLACE}
         if found := ratio(numbers):
             shown["ratio"] = found
-        under = f"{kind}/layer{numbers['stage']}" if "stage" in numbers else kind
+        under = f"{TAGS[kind]}/layer{numbers['stage']}" if "stage" in numbers else TAGS[kind]
         self.show(position, *({"tag": f"{under}/{name}", "simple_value": number} for name, number in shown.items()))
 
     def histogram(self, tag: str, place: Position, values: np.ndarray) -> None:
@@ -101,8 +106,8 @@ class Events:
             self.file.flush()
         except OSError as error:
             self.close()
-            self.say(
-                f"warning: cannot write to {self.file.name}: {error.strerror or error}; the run goes on, and TensorBoard shows "
+            self.warn(
+                f"cannot write to {self.file.name}: {error.strerror or error}; the run goes on, and TensorBoard shows "
                 "no more of it until it is resumed"
             )
 

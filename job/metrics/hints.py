@@ -19,9 +19,9 @@ class Expectation:
         self.given: set[str] = set()
 
     def lines(self) -> list[str]:
-        """Return what is normal, for the log of a run that starts, and what of its options is not."""
+        """Return what is normal, for the log of a run that starts."""
         config, framework = self.config, self.framework
-        lines = framework.expected(self.images)
+        lines = [f"expected: {sentence}" for sentence in framework.expected()]
         if config.teacher:
             scaled = (
                 f"it begins near {config.loss_share * framework.reference:.2g}, --loss-share {config.loss_share:g} of "
@@ -33,6 +33,10 @@ class Expectation:
             others += f" (ratio under {PULL:.0f})" if framework.losses else " that falls"
             lines.append(f"expected: distillation loss{others}; {scaled}")
         return lines
+
+    def warnings(self) -> list[str]:
+        """Return what is not normal about the options, a sentence each."""
+        return self.framework.misfits(self.images)
 
     def hints(self, records: list[dict[str, float]]) -> list[str]:
         """Return a sentence for each thing that is not normal in an epoch's steps, given their records, if it is new.

@@ -1,30 +1,33 @@
-"""What a run says: lines on the screen and in its log file, numbers in metrics.jsonl and event files; from rank 0 alone."""
+"""A run's output: lines on the screen and in its log file, records in metrics.jsonl and event files; from rank 0 only."""
 
 import io
 import json
 import os
 import sys
 import time
+from typing import Any
 
 from tqdm import tqdm
 
 from job import output
 from job.errors import RunError
-from job.files import append, kind_of, not_taken, sync, sync_folder, write_whole
+from job.files import append, not_taken, sync, sync_folder, write_whole
+from job.metrics import schema
 from job.metrics.events import Events
 from job.position import Position
 from job.text import printable
 
 
 class Log:
-    """Lines and numbers of a run. Until `open` names a folder, lines go to the screen and wait for the file.
+    """Lines and records of a run. Until `open` names a folder, lines go to the screen, and both wait for their files.
 
-    events: where numbers go besides metrics.jsonl, for TensorBoard; on rank 0, if at all.
+    events: the event file for TensorBoard, on rank 0, if the run writes one.
     """
 
     def __init__(self, speaks: bool):
         self.speaks = speaks
         self.waiting: list[str] = []
+        self.waiting_records: list[str] = []
         self.file: io.FileIO | None = None
         self.metrics: io.FileIO | None = None
         self.events: Events | None = None
@@ -34,7 +37,7 @@ class Log:
     def open(self, folder: str, start: Position) -> int:
         """Write to folder/log.txt and folder/metrics.jsonl from now on; return the steps that metrics.jsonl has before.
 
-        start: the (epoch, step) that the run starts at; numbers from there on, which are done again, are taken out.
+        start: the (epoch, step) that the run starts at. Records of the course from there on are dropped.
         """
         if not self.speaks:
             return 0
@@ -45,6 +48,8 @@ class Log:
         sync_folder(folder)
         for line in self.waiting:
             self.write(self.file, line)
+        for record in self.waiting_records:
+            self.write(self.metrics, record)
         self.check()
         output.may_fail(self.screen_failed)
         return recorded
@@ -53,9 +58,10 @@ class Log:
         """Warn, once, that standard output does not take lines. A terminal or a launcher can vanish: the run must still save."""
         assert self.file
         output.may_fail(output.ignore)
-        warning = f"warning: {output.problem(error)}; the run goes on, and {self.file.name} has all lines"
-        print(warning, file=sys.stderr)
-        self.note(warning)
+        text = f"{output.problem(error)}; the run goes on, and {self.file.name} has all lines"
+        print(f"warning: {text}", file=sys.stderr)
+        self.note(f"warning: {text}")
+        self.record("warning", text=text)
 
     def write(self, file: io.FileIO, line: str) -> None:
         """Add a line to a file; where the disk does not take it, `check` says so, at a place where all workers hear it."""
@@ -97,12 +103,27 @@ class Log:
         else:
             self.waiting.append(stamped)
 
-    def record(self, **numbers: float) -> None:
-        """Add one line of numbers to metrics.jsonl; among them are the epoch and the step that they belong to."""
+    def record(self, kind: str, line: str = "", /, **fields: Any) -> None:
+        """Print a line, if there is one, and add its record to metrics.jsonl (job/metrics/schema.py has kinds and fields)."""
+        if not self.speaks:
+            return
+        if line:
+            self.line(line)
+        stamp = {"time": round(time.time(), 3)} if kind in schema.PROCESS else {}
+        record = {"kind": kind, **stamp, **fields}
         if self.metrics:
-            self.write(self.metrics, json.dumps(numbers))
+            self.write(self.metrics, json.dumps(record))
+        else:
+            self.waiting_records.append(json.dumps(record))
         if self.events:
-            self.events.record(numbers)
+            self.events.record(record)
+
+    def remark(self, kind: str, text: str) -> None:
+        """Print and record a hint, a warning or the error that ends the run."""
+        if kind == "error":
+            self.record("end", f"error: {text}", how="error", text=text, code=1)
+        else:
+            self.record(kind, f"{kind}: {text}", text=text)
 
     def progress(self, text: str, done: int, total: int, every: int) -> None:
         """Show how far a long piece of work is: a bar on a terminal, otherwise a line every `every` steps."""
@@ -135,7 +156,7 @@ class Log:
 
 
 def drop_from(path: str, start: Position) -> int:
-    """Drop from a metrics file what belongs to (epoch, step) `start` or later, and a last line cut short; by one rename.
+    """Drop the records of the course at `start` or later, and a last line cut short; by one rename.
 
     Return the steps that are done by the last record of a step that stays, or 0.
     """
@@ -144,10 +165,11 @@ def drop_from(path: str, start: Position) -> int:
         for line in file:
             try:
                 record = json.loads(line)
-                if line.endswith(b"\n") and (record["epoch"], record["step"]) < start:
+                kind = schema.kind_of(record)
+                if line.endswith(b"\n") and (kind in schema.PROCESS or (record["epoch"], record["step"]) < start):
                     kept.append(line)
-                    recorded = int(record["steps"]) if kind_of(record) == "steps" else recorded
-            except (ValueError, KeyError, TypeError):
+                    recorded = int(record["steps"]) if kind == "step" else recorded
+            except (ValueError, KeyError, TypeError, AttributeError):
                 continue
     write_whole(path, b"".join(kept))
     return recorded

@@ -79,7 +79,7 @@ class Journal:
             "data_wait": self.waited / took,
         }
         self.records.append(record)
-        self.run.log.record(**record)
+        self.run.log.record("step", **record)
         self.run.log.progress(
             self.describe(f"epoch {self.epoch} step {step + 1}/{self.steps}", record), step + 1, self.steps, self.print_freq
         )
@@ -119,17 +119,17 @@ class TrainingJournal(Journal):
     def watch(self, step: int, signs: dict[str, float]) -> None:
         """Record the signs of collapse after a step; the epoch's last are logged at its end."""
         self.signs = signs
-        self.run.log.record(steps=self.run.count.at(self.epoch, step + 1), epoch=self.epoch, step=step, **signs)
+        self.run.log.record("collapse", steps=self.run.count.at(self.epoch, step + 1), epoch=self.epoch, step=step, **signs)
 
     def end_epoch(self) -> None:
         """Log an epoch's averages, the last signs of collapse, and what is wrong with them."""
         super().end_epoch()
         for hint in self.expectation.hints(self.records):
-            self.run.log.line(f"hint: {hint}")
+            self.run.log.remark("hint", hint)
         if self.signs:
             self.run.log.line(f"epoch {self.epoch} features: {collapse.describe(self.signs)}")
             for warning in self.framework.warnings(self.signs):
-                self.run.log.line(f"warning: {warning}")
+                self.run.log.remark("warning", warning)
         self.signs = None
 
     def numbers(self, sums: dict[str, float]) -> dict[str, float]:

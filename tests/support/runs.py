@@ -12,6 +12,9 @@ import psutil
 import torch
 from PIL import Image
 
+from job.metrics import schema
+from job.metrics.log import Log
+
 
 def write_images(folder):
     """Write 50 training and 9 validation images in two classes, of noise at several sizes; return the folder."""
@@ -48,7 +51,7 @@ class Job:
 
     def steps(self) -> list[int]:
         """The steps done so far, as metrics.jsonl has them."""
-        return [record["steps"] for record in records(self.folder) if "loss" in record]
+        return [record["steps"] for record in of_kind(self.folder, "step")]
 
     def wait_for_step(self, step: int) -> None:
         """Wait until `step` steps are done."""
@@ -78,15 +81,49 @@ class Job:
         return output
 
 
-# What a clock has measured of a record of metrics.jsonl; all else comes again, digit by digit, when a run is repeated.
-CLOCK = {"images_per_s", "data_wait", "knn_seconds", "measuring", "gathering", "solving"}
+# The fields that a clock gives; if a run is repeated, all others of its course have the same values to the last digit.
+CLOCK = {"images_per_s", "data_wait", "knn_seconds", "val_seconds", "measuring", "gathering", "solving"}
+
+
+def all_records(folder) -> list[dict]:
+    """The records of a run so far, of its course and of its processes."""
+    path = folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
 
 
 def records(folder) -> list[dict]:
-    """What a run's metrics.jsonl has so far, without what a clock has measured."""
-    path = folder / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
-    return [{name: value for name, value in line.items() if name not in CLOCK} for line in lines]
+    """The records of a run's course so far, which are the same in an interrupted and an undisturbed run, without CLOCK."""
+    course = [record for record in all_records(folder) if record["kind"] in schema.COURSE]
+    return [{name: value for name, value in record.items() if name not in CLOCK} for record in course]
+
+
+def of_kind(folder, kind: str) -> list[dict]:
+    """The records of a run that have a kind."""
+    return [record for record in all_records(folder) if record["kind"] == kind]
+
+
+class Kept(Log):
+    """A log that keeps its lines and records."""
+
+    def __init__(self):
+        super().__init__(speaks=True)
+        self.lines, self.records = [], []
+
+    def line(self, text):
+        assert "\n" not in text
+        self.lines.append(text)
+
+    def record(self, kind, line="", /, **fields):
+        if line:
+            self.line(line)
+        self.records.append({"kind": kind, **fields})
+
+    def progress(self, *_):
+        pass
+
+    def texts(self, kind):
+        """The texts of the records of a kind."""
+        return [record["text"] for record in self.records if record["kind"] == kind]
 
 
 def contents(folder) -> dict:
@@ -142,7 +179,7 @@ def check_steps(folder, total: int) -> None:
     """Check that metrics.jsonl and TensorBoard have each of `total` steps once, and nothing is purged."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    counted = [record["steps"] for record in records(folder) if "loss" in record]
+    counted = [record["steps"] for record in of_kind(folder, "step")]
     assert counted == list(range(1, total + 1))
     shown = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     assert [event.step + 1 for event in shown.Scalars("steps/loss")] == counted

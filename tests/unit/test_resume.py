@@ -20,17 +20,7 @@ from job.resume import SAVED, continues, find, fixed, restore
 from job.checkpoints.folder import FORMAT, Checkpoints
 from job.distill.mgd import MGD
 from mgd.distiller import MGDistiller
-
-
-class Told:
-    """A log that keeps what it is told."""
-
-    def __init__(self):
-        self.lines = []
-
-    def line(self, text):
-        assert "\n" not in text
-        self.lines.append(text)
+from runs import Kept
 
 
 class StandIn:
@@ -38,7 +28,7 @@ class StandIn:
 
     def __init__(self, folder, size=2):
         self.folder, self.size = str(folder), size
-        self.log, self.checkpoints = Told(), Checkpoints(str(folder), 3)
+        self.log, self.checkpoints = Kept(), Checkpoints(str(folder), 3)
         self.bad_images = set()
 
     def on_first(self, work):

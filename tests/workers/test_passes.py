@@ -21,6 +21,7 @@ from job.cluster.objects import allgather
 from job.cluster.stop import Stopped
 from mgd.distiller import MGDistiller
 from job.networks import build_resnet, stage_norms, with_features
+from runs import Kept
 
 IMAGES, BATCH, STAGES = 21, 2, [2, 4]  # 11 batches: one batch less for the last of two or four workers
 
@@ -28,9 +29,7 @@ IMAGES, BATCH, STAGES = 21, 2, [2, 4]  # 11 batches: one batch less for the last
 @pytest.fixture
 def run(run, monkeypatch):
     """The session's run with a log that keeps lines and records, and no bad images yet."""
-    log = SimpleNamespace(lines=[], records=[], failure=None, progress=lambda *_: None)
-    log.line, log.record = log.lines.append, lambda **numbers: log.records.append(numbers)
-    monkeypatch.setattr(run, "log", log)
+    monkeypatch.setattr(run, "log", Kept())
     monkeypatch.setattr(run, "bad_images", set())
     return run
 

@@ -8,19 +8,13 @@ from job.cluster.objects import allgather
 from job.metrics.log import Log
 from job.engine.run import Run
 from job.text import printable
-
-
-class Lines(list):
-    """A log that keeps its lines."""
-
-    line = list.append
-    failure = None
+from runs import Kept, of_kind
 
 
 @pytest.fixture
 def run(run, monkeypatch):
     """The session's run with a log of its own, and no bad images yet."""
-    monkeypatch.setattr(run, "log", Lines())
+    monkeypatch.setattr(run, "log", Kept())
     monkeypatch.setattr(run, "bad_images", set())
     return run
 
@@ -105,23 +99,20 @@ def test_going_back_names_the_checkpoints_that_are_replaced(run, monkeypatch, tm
         monkeypatch.setattr(run, name, value)
     monkeypatch.setattr(run, "log", Log(speaks=run.rank == 0))
     for epoch in (1, 3):
-        run.begin({"batch_size": 2}, {"epoch": epoch, "step": 0, "images": 14, "config": {"batch_size": 2}}, 7, "auto")
+        saved = {"epoch": epoch, "step": 0, "images": 56, "config": {"batch_size": 8}, "workers": run.size}
+        run.begin({"batch_size": 8}, saved, 56, "auto")
         run.log.close()
-    said = [line for line in (tmp_path / "log.txt").read_text().splitlines() if "going back" in line] if run.rank == 0 else []
-    names = "checkpoint_0002_000000.pth.tar, checkpoint_0003_000000.pth.tar"
-    assert every([line.partition("going")[2] for line in said])[0] == [
-        f" back: {names} now end with .left, and the first checkpoint saved removes them"
-    ]
+    later = [record["later"] for record in of_kind(tmp_path, "resumed")]
+    assert every(later)[0] == [["checkpoint_0002_000000.pth.tar", "checkpoint_0003_000000.pth.tar"], []]
 
 
 def test_bad_images_are_the_same_set_everywhere_each_named_once(run):
     run.note_bad_images([f"{run.rank}.png", "shared.png"], 100, 1000)
     run.note_bad_images([f"{run.rank}.png", "late.png"] if run.rank == 0 else [], 100, 1000)
     files = {f"{rank}.png" for rank in range(comm.size())} | {"shared.png", "late.png"}
-    for bad, lines in every((run.bad_images, list(run.log))):
+    for bad, named in every((run.bad_images, [record["path"] for record in run.log.records])):
         assert bad == files
-        assert len(lines) == len(files)
-        assert all(sum(f" {file};" in line for line in lines) == 1 for file in files)
+        assert sorted(named) == sorted(files)
 
 
 @pytest.mark.parametrize("old, new", [("/data/a", "/staged/b"), ("/data/two\u3000words", "/data/two\u3000words")])

@@ -1,4 +1,4 @@
-"""What a run's folder tells: its options, the numbers of its steps, refreshes and accuracies, its log and checkpoints."""
+"""Read a run's folder: its options, its records of steps, refreshes, accuracies and warnings, its checkpoints."""
 
 import array
 import collections
@@ -11,25 +11,20 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import numpy as np
 import yaml
 
 from job.cli import LONGEST_FILE, pairs
 from job.errors import RunError
-from job.files import KINDS, kind_of
+from job.metrics.schema import COURSE, PROCESS, kind_of
 from job.show.read.files import LARGEST_TEXT, opened
 
 STAMP = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (.*)")
-# What a record has to have beside the number that tells its kind; all but the last are whole numbers.
-NEEDED = {
-    "steps": ("steps", "epoch", "step", "loss"),
-    "refreshes": ("epoch", "step", "stage", "changed"),
-    "knn": ("epoch", "knn"),
-    "signs": ("steps", "epoch", "step", "feature_std"),
-    "validation": ("epoch", "val_top1"),
-    "changes": ("epoch", "steps_an_epoch", "steps_an_epoch_before", "batch_size_before", "batch_size"),
+REQUIRED = {  # {kind: {field: type}}
+    kind: {name: get_type_hints(fields)[name] for name in fields.__required_keys__}  # type: ignore[attr-defined]
+    for kind, fields in (COURSE | PROCESS).items()
 }
 PUBLISHED = 64  # job.networks.WIDTH, without torch, which would take mgd-watch seconds
 LONGEST_RECORD, LONGEST_LINE = 2**20, 2000  # bytes of a line of metrics.jsonl, characters of one of log.txt
@@ -72,21 +67,24 @@ class Columns:
         return {name: np.array(column) for name, column in self.columns.items()}
 
 
-class Numbers:
-    """The records of a metrics.jsonl by their kind, and how many of its lines are none."""
+class Records:
+    """The records of a metrics.jsonl by their kind, and the number of its damaged lines."""
 
     def __init__(self) -> None:
         self.steps, self.damaged = Columns(), 0
-        self.others: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS if kind != "steps"}
+        self.others: dict[str, list[dict[str, Any]]] = {kind: [] for kind in REQUIRED if kind != "step"}
+        self.warnings: list[str] = []
 
     def add(self, line: bytes) -> None:
         """Take in a line; a last one without an end is being written."""
         if found := read_record(line):
             kind, record = found
-            if kind == "steps":
+            if kind == "step":
                 self.steps.add(record)
             elif kind:
                 self.others[kind].append(record)
+            if text := warning_of(kind, record):
+                self.warnings.append(text)
         elif line.endswith(b"\n"):
             self.damaged += 1
 
@@ -98,10 +96,11 @@ class Numbers:
 class History:
     """A run, finished, going on or broken off, as far as its folder tells.
 
-    options: config.yaml. steps: {name: (n,) float64}, a column for each number that steps have ("steps", "epoch", "step", "loss",
-        "lr", "images_per_s", "data_wait", in percent "accuracy" or "top1", ...), NaN where a step lacks it.
+    options: of the last start, or config.yaml.
+    steps: {name: (n,) float64}, a column for each number that steps have ("steps", "epoch", "step", "loss", "lr",
+        "images_per_s", "data_wait", in percent "accuracy" or "top1", ...), NaN where a step lacks it.
     refreshes: a record a stage and refresh; knn, signs, validation, changes: records as metrics.jsonl has them, in their order.
-    lines: (seconds since 1970, text) of log.txt. checkpoints: oldest first. complete: the run's last line, if it is done.
+    warnings: also hints and errors. checkpoints: oldest first. complete: the run's last line, if it is done.
     damaged: lines of metrics.jsonl that could not be read, but for a last one that is being written.
     """
 
@@ -113,7 +112,7 @@ class History:
     signs: list[dict[str, float]]
     validation: list[dict[str, float]]
     changes: list[dict[str, float]]
-    lines: list[tuple[float, str]]
+    warnings: list[str]
     checkpoints: list[Path]
     complete: str | None
     damaged: int
@@ -135,39 +134,39 @@ class History:
             values[epochs < change["epoch"]] = change[f"{name}_before"]
         return values
 
-    def warnings(self) -> list[str]:
-        """The lines of the log that warn, or say why a run ended."""
-        return [text for _, text in self.lines if text.startswith(("warning: ", "error: ", "hint: "))]
-
 
 def read_run(folder: str | Path) -> History:
     """Read a run's folder. RunError: it is none, holds no run, or one of its files cannot be read."""
     folder = Path(folder)
     if not folder.is_dir():
         raise RunError(f"{folder}: no such folder; give the folder of a run, its --out")
-    options = read(folder / "config.yaml", read_options, {})
-    numbers = Numbers()
-    read_numbers(folder / "metrics.jsonl", numbers)
-    lines = read(folder / "log.txt", read_lines, [])
-    if not (options or numbers or lines):
-        raise RunError(f"{folder} holds no run: config.yaml, metrics.jsonl and log.txt are missing or empty; give a run's --out")
+    records = Records()
+    read_records(folder / "metrics.jsonl", records)
+    starts = records.others["start"]
+    options = options_of(starts[-1]) if starts else read(folder / "config.yaml", read_options, {})
+    if not (options or records):
+        raise RunError(f"{folder} holds no run: config.yaml and metrics.jsonl are missing or empty; give a run's --out")
     return History(
         folder=folder,
         options=options,
-        steps=numbers.steps.arrays(),
-        **numbers.others,
-        lines=lines,
+        steps=records.steps.arrays(),
+        refreshes=records.others["refresh"],
+        knn=records.others["knn"],
+        signs=records.others["collapse"],
+        validation=records.others["validation"],
+        changes=records.others["change"],
+        warnings=records.warnings,
         checkpoints=find_checkpoints(folder),
         complete=read(folder / "complete", lambda text: text.strip() or "done", None),
-        damaged=numbers.damaged,
+        damaged=records.damaged,
     )
 
 
-def read_numbers(path: Path, numbers: Numbers) -> None:
+def read_records(path: Path, records: Records) -> None:
     """Read a metrics.jsonl, if there is one. RunError: it cannot be read."""
     with contextlib.suppress(FileNotFoundError), opened(path) as file:
         for line in iter(lambda: file.readline(LONGEST_RECORD), b""):
-            numbers.add(line)
+            records.add(line)
 
 
 def read(path: Path, parse: Callable[[str], Any], otherwise: Any) -> Any:
@@ -199,6 +198,11 @@ def read_options(text: str) -> dict[str, Any]:
     return {name: value for name, value in options.items() if is_option(value)}
 
 
+def options_of(start: dict[str, Any]) -> dict[str, Any]:
+    """The options of a record of kind start."""
+    return {name: value for name, value in start["options"].items() if is_option(value)}
+
+
 def is_option(value: object) -> bool:
     """Whether a program may have written this value of an option."""
     if isinstance(value, list):
@@ -212,18 +216,35 @@ def network(options: dict[str, Any]) -> str:
     return f"{arch} of width {width}" if arch and width != PUBLISHED else str(arch or "")
 
 
-def read_record(line: str | bytes) -> tuple[str | None, dict[str, float]] | None:
-    """The kind of a line of metrics.jsonl, if it is one of KINDS, and its numbers; None where it is damaged."""
+def read_record(line: str | bytes) -> tuple[str, dict[str, Any]] | None:
+    """The kind of a line of metrics.jsonl, "" if it is unknown, and its fields; None if the line is damaged."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not (isinstance(record, dict) and all(map(is_number, record.values()))):
+    if not isinstance(record, dict):
         return None
-    kind = kind_of(record)
-    *whole, _ = NEEDED.get(kind or "", [""])
-    sound = all(isinstance(record.get(name), int) for name in whole) and record.get("stage", 1) in STAGES
-    return (kind, record) if sound else None
+    kind, given = kind_of(record), record.pop("kind", "")
+    if given and not kind:
+        return "", {}  # of a later version
+    if kind not in PROCESS and not all(map(is_number, record.values())):
+        return None
+    sound = all(is_of(record.get(name), expected) for name, expected in REQUIRED.get(kind, {}).items())
+    return (kind, record) if sound and record.get("stage", 1) in STAGES else None
+
+
+def is_of(value: object, expected: type) -> bool:
+    """Whether a record's value is of a type that the schema names."""
+    if expected in (int, float):
+        return is_number(value) and isinstance(value, int | expected)
+    return isinstance(value, get_origin(expected) or expected)
+
+
+def warning_of(kind: str, record: dict[str, Any]) -> str:
+    """Return a record in a line if it is a hint, a warning, or an end by an error; otherwise nothing."""
+    if kind == "end" and record["how"] == "error":
+        kind = "error"
+    return f"{kind}: {record['text']}"[:LONGEST_LINE] if kind in ("hint", "warning", "error") else ""
 
 
 def is_number(value: object) -> bool:

@@ -88,7 +88,7 @@ def overview(runs: Sequence[Shown]) -> Table:
             shown(history.knn[-1]["knn"] if history.knn else None, 1, " %"),
             shown(float(np.nanmedian(run.column("images_per_s"))) if len(took) else None, 0),
             span(float(np.nansum(took))) if len(took) else "-",
-            str(len(history.warnings())),
+            str(len(history.warnings)),
         ])  # fmt: skip
     return Table(head, rows, range(4, len(head)))
 
@@ -166,10 +166,10 @@ def checkpoints(runs: Sequence[Shown], place: Path, now: float) -> list[Checkpoi
 
 
 def warnings(runs: Sequence[Shown]) -> dict[str, list[str]]:
-    """What the logs warn of, and what of the folders is damaged: {label: lines}, the same line once."""
+    """Return what the runs warn of, and the damaged files of their folders: {label: lines}, the same line once."""
     found = {}
     for run in runs:
-        counted = Counter(run.history.warnings())
+        counted = Counter(run.history.warnings)
         lines = [text + (f" ({times} times)" if times > 1 else "") for text, times in counted.items()]
         if len(lines) > MOST_WARNINGS:
             lines = [*lines[:MOST_WARNINGS], f"and {len(lines) - MOST_WARNINGS} more in {run.history.folder / 'log.txt'}"]

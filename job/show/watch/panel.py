@@ -105,13 +105,14 @@ def brief(run: Progress) -> list[str]:
     else:
         text = network(options) or "options not known"
         if teacher := options.get("teacher"):
-            text += f" from {run.log.teacher or 'a teacher'} ({os.path.basename(str(teacher))})"
+            text += f" from {run.records.teacher or 'a teacher'} ({os.path.basename(str(teacher))})"
         else:
             text += ", no teacher" if options else ""
     parts = [f"batch {options['batch_size']}"] if "batch_size" in options else []
-    parts += [f"{run.log.workers} worker{'s' * (run.log.workers > 1)}"] if run.log.workers else []
+    workers = run.records.start.get("workers", 0)
+    parts += [f"{workers} worker{'s' * (workers > 1)}"] if workers else []
     parts += [f"{options['image_size']} pixels"] if "image_size" in options else []
-    times = run.log.resumed
+    times = run.records.resumed
     parts += ["resumed once" if times == 1 else f"resumed {times} times"] if times else []
     return [text, ", ".join(parts)] if parts else [text]
 
@@ -153,21 +154,21 @@ def waiting(path: Path, job: JobLog, width: int) -> list[str]:
 def block(run: Progress, job: JobLog | None, problem: str, width: int, marks: Marks) -> list[str]:
     """All of a run; the first line is its heading."""
     graph = max(10, min(60, width - LABEL - 45))
-    steps = run.steps
+    records = run.records
     lines = [heading(run.folder, state(run), width), ""]
     lines += rows("run", brief(run)) + (rows("job", job.describe()) if job else [])
-    if not steps.recent:
-        return lines + [row("log", run.log.last[1] or "empty so far")] + notes(run, job, problem, width)
+    if not records.recent:
+        return lines + [row("log", run.last_line() or "empty so far")] + notes(run, job, problem, width)
     lines += [row("progress", f"{bar(run.share, graph, marks.bar)}  {where(run)}")]
     lines += [row("", eta(run))] if eta(run) else []
-    loss = steps.loss.columns(graph, run.filled)
+    loss = records.loss.columns(graph, run.filled)
     finite = [value for value in loss if math.isfinite(value)]
-    text = f"{steps.now('loss'):.4g}, highest {max(finite):.4g}, least {min(finite):.4g}" if finite else "not finite"
+    text = f"{records.now('loss'):.4g}, highest {max(finite):.4g}, least {min(finite):.4g}" if finite else "not finite"
     lines += plot("loss", loss, text, graph, marks)
     lines += parts(run)
     for name, shown in (("accuracy", "contrast accuracy"), ("top1", "training top-1")):
-        if name in steps.recent[-1]:
-            lines += plot("accuracy", steps.accuracy.columns(graph), f"{steps.now(name):.1f} % {shown}", graph, marks)
+        if name in records.recent[-1]:
+            lines += plot("accuracy", records.accuracy.columns(graph), f"{records.now(name):.1f} % {shown}", graph, marks)
     lines += scores(run, graph, marks) + [row("speed", speed(run))] + matching(run) + features(run)
     return lines + [row("saved", saved(run))] + notes(run, job, problem, width)
 
@@ -179,8 +180,8 @@ def plot(label: str, columns: list[float], text: str, graph: int, marks: Marks) 
 
 def parts(run: Progress) -> list[str]:
     """The framework's losses and the distillation loss, and their ratio, if there are both."""
-    own = {name: run.steps.now(name) for name in own_losses(run.steps.recent[-1])}
-    distillation = run.steps.now("distillation")
+    own = {name: run.records.now(name) for name in own_losses(run.records.recent[-1])}
+    distillation = run.records.now("distillation")
     if not own or not distillation > 0:
         return []
     total = sum(own.values())
@@ -191,36 +192,37 @@ def parts(run: Progress) -> list[str]:
 
 def scores(run: Progress, graph: int, marks: Marks) -> list[str]:
     """The k-NN or validation accuracies so far."""
-    score = run.steps.score
+    score = run.records.score
     if "knn" in score:
         text, label = f"{score['knn']:.1f} % after {score['epoch']:.0f} epochs", "k-NN"
     elif score:
         text, label = f"{score['val_top1']:.1f} % top-1 after {score['epoch'] + 1:.0f} epochs", "validation"
     else:
         return []
-    return plot(label, run.steps.scores.columns(graph), f"{text}, best {run.steps.best:.1f}", graph, marks)
+    return plot(label, run.records.scores.columns(graph), f"{text}, best {run.records.best:.1f}", graph, marks)
 
 
 def speed(run: Progress) -> str:
     """Images a second, waiting for data, and the age of the last number."""
-    steps = run.steps
-    mean = steps.count / steps.seconds if steps.seconds else math.nan
+    records = run.records
+    mean = records.count / records.seconds if records.seconds else math.nan
     age = max(0.0, time.time() - run.metrics.changed)
-    wait = 100 * steps.now("data_wait")
-    return f"{steps.now('images_per_s'):.4g} images/s, mean {mean:.4g}; data wait {wait:.0f} %; last number {span(age)} ago"
+    wait = 100 * records.now("data_wait")
+    return f"{records.now('images_per_s'):.4g} images/s, mean {mean:.4g}; data wait {wait:.0f} %; last number {span(age)} ago"
 
 
 def matching(run: Progress) -> list[str]:
     """The last refresh: channels changed and cost, a column a stage."""
-    found = sorted(run.steps.refresh.items())
+    found = sorted(run.records.refresh.items())
     if not found:
         return []
     epoch = found[0][1].get("epoch", 0)
-    took = f", {run.log.refresh:.1f} s" if run.log.refresh else ""
+    seconds = run.records.refresh_seconds
+    took = f", {seconds:.1f} s" if seconds else ""
     changed = " ".join(f"{100 * record.get('changed', math.nan):6.0f} %" for _, record in found)
     cost = " ".join(f"{record.get('cost_after', math.nan):8.3f}" for _, record in found)
     return [
-        row("matching", f"refresh {run.steps.refreshes}, before epoch {epoch:.0f}{took}"),
+        row("matching", f"refresh {run.records.refreshes}, before epoch {epoch:.0f}{took}"),
         row("", f"{'':8}" + " ".join(f"{f'layer{stage}':>8}" for stage, _ in found)),
         row("", f"{'changed':8}{changed}"),
         row("", f"{'cost':8}{cost}"),
@@ -229,7 +231,7 @@ def matching(run: Progress) -> list[str]:
 
 def features(run: Progress) -> list[str]:
     """The signs of collapse; of the dead channels, the worst stage."""
-    signs = run.steps.signs
+    signs = run.records.signs
     if not signs:
         return []
     dead = max(((share, name.removeprefix("dead_")) for name, share in signs.items() if name.startswith("dead_")), default=None)
@@ -247,12 +249,12 @@ def saved(run: Progress) -> str:
 def notes(run: Progress, job: JobLog | None, problem: str, width: int, most: int = 3) -> list[str]:
     """The last warnings, hints and errors, and what is damaged."""
     lines = []
-    for when, text in list(run.log.warnings.values())[-most:]:
-        lines += note(f"{text} ({span(run.ago(when))} ago)", width)
-    if job and job.error and not any(text == job.error for _, text in run.log.warnings.values()):
+    for when, text in list(run.records.warnings.values())[-most:]:
+        lines += note(f"{text} ({span(max(0.0, time.time() - when))} ago)", width)
+    if job and job.error and not any(text == job.error for _, text in run.records.warnings.values()):
         lines += note(job.error, width)
-    if run.steps.damaged:
-        lines += note(f"{run.steps.damaged} lines of metrics.jsonl are damaged, and passed over", width)
+    if run.records.damaged:
+        lines += note(f"{run.records.damaged} lines of metrics.jsonl are damaged, and passed over", width)
     return lines + (note(problem, width) if problem else [])
 
 
@@ -263,9 +265,9 @@ def short(run: Progress, job: JobLog | None, problem: str, options: list[str], w
     values = [f"{name} {'none' if run.options[name] == '' else run.options[name]}" for name in options]
     lines += [f"  {', '.join(values or brief(run))}"]
     lines += [f"  {', '.join(job.describe())}"] if job else []
-    if run.steps.recent:
+    if run.records.recent:
         lines += [f"  {bar(run.share, graph, marks.bar)}  {where(run)}"]
-        text = f"loss {run.steps.now('loss'):.4g}, {run.steps.now('images_per_s'):.4g} images/s"
-        lines += [f"  {sparkline(run.steps.loss.columns(graph, run.filled), marks.heights).ljust(graph)}  {text}"]
+        text = f"loss {run.records.now('loss'):.4g}, {run.records.now('images_per_s'):.4g} images/s"
+        lines += [f"  {sparkline(run.records.loss.columns(graph, run.filled), marks.heights).ljust(graph)}  {text}"]
         lines += [f"  {eta(run)}"] if eta(run) else []
     return lines + notes(run, job, problem, width, 1)

@@ -42,7 +42,7 @@ class Ours:
         loaders = launch.cores() if options.loaders < 0 else options.loaders
         self.config = dataclasses.replace(config, precision=options.precision, workers=loaders, augment_on=options.augment_on)
         self.training = build(self.config, run)
-        run.begin(dataclasses.asdict(self.config), None, self.training.steps, "")
+        run.begin(dataclasses.asdict(self.config), None, len(self.training.images), "")
         self.batches = self.training.batches(START)
         self.journal = journal(self.training, Journal)
         self.journal.breakdown = Breakdown(self.training)

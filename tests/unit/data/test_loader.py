@@ -174,12 +174,12 @@ def still(images, **arguments):
 
 def test_a_wait_is_said_and_ended_as_horovod_s_limits_say(images):
     said = []
-    batches = still(images, say=said.append)
+    batches = still(images, remark=said.append)
     next(batches)
     batches.warn, batches.end = 0.6, 2.0
     with pytest.raises(WorkerError) as caught:
         next(batches)
-    assert said[-1].startswith("warning: no batch for ") and f"reads {images.path(7)}" in said[-1]
+    assert said[-1].startswith("no batch for ") and f"reads {images.path(7)}" in said[-1]
     assert f"reads {images.path(7)}; ended after HOROVOD_STALL_SHUTDOWN_TIME_SECONDS=2" in str(caught.value)
 
 

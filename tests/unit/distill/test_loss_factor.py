@@ -20,6 +20,7 @@ from job.data.randomness import permutation, torch_seed
 from job.errors import RunError
 from mgd.distiller import MGDistiller
 from job.data.augment import CentreView, normalize
+from runs import Kept
 
 CHANNELS = {2: (2, 6), 4: (3, 7)}
 IMAGES, SIDE, BATCH, BATCHES = 19, 8, 4, 3
@@ -44,9 +45,7 @@ class StandIn:
 
     def __init__(self, rank=0, size=1):
         self.rank, self.size = rank, size
-        self.lines, self.records, self.bad = [], [], []
-        self.log = SimpleNamespace(line=self.lines.append, record=lambda **numbers: self.records.append(numbers))
-        self.log.progress = lambda *_: None
+        self.log, self.bad = Kept(), []
 
     def autocast(self, precision):
         return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
@@ -120,7 +119,7 @@ def test_the_factor_makes_the_measured_loss_the_share_of_guessing(folder, monkey
     loss_factor.set_factor(distiller, networks, 0.25)
     factor = distiller.factor.item()
     assert sum(raw) / batches / factor == pytest.approx(0.25 * math.log(100), rel=1e-6)
-    [line], [record] = networks.run.lines, networks.run.records
+    [line], [record] = networks.run.log.lines, networks.run.log.records
     assert f"loss factor {factor:.6g}: the distillation loss of {batches * BATCH} images" in line
     assert (record["epoch"], record["step"], record["loss_factor"]) == (0, 0, factor)
     assert record["raw_distillation"] == pytest.approx(sum(raw) / batches)
@@ -170,7 +169,7 @@ def test_fewer_images_than_a_batch_are_one_batch(folder, monkeypatch):
     monkeypatch.setattr(loss_factor, "BATCH", 32)
     distiller, networks = training(folder)
     loss_factor.set_factor(distiller, networks, 1.0)
-    assert f"of {IMAGES} images" in networks.run.lines[0]
+    assert f"of {IMAGES} images" in networks.run.log.lines[0]
 
 
 @pytest.mark.parametrize(("value", "told"), [(math.nan, "nan"), (math.inf, "nan"), (0.0, "0")])

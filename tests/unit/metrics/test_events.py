@@ -56,6 +56,8 @@ def test_numbers_are_shown_by_kind_under_their_own_names(tmp_path, events):
     some.record({"steps": 6, "epoch": 1, "step": 1, "feature_std": 0.9})
     some.record({"steps": 4, "epoch": 1, "step": 0, "knn": 80.0, "knn_seconds": 2.0})
     some.record({"steps": 8, "epoch": 1, "step": STEPS, "val_top1": 70.0})
+    some.record({"kind": "saved", "time": 1.8e9, "epoch": 1, "step": 1, "seconds": 2.0})
+    some.record({"kind": "later", "epoch": 1, "step": 1, "loss": 9.0})
     found = {tag: scalars(tmp_path, tag) for tag in shown(tmp_path).Tags()["scalars"]}
     assert found == {
         "steps/loss": [(5, 1 / 6)],
@@ -135,7 +137,7 @@ def test_the_log_hands_its_numbers_on(tmp_path, events):
     log = Log(True)
     log.open(str(tmp_path), (0, 0))
     log.events = events()
-    log.record(**step(2))
+    log.record("step", **step(2))
     log.close()
     assert scalars(tmp_path, "steps/loss") == [(2, 1 / 3)]
     assert log.events.file.closed
@@ -154,7 +156,7 @@ def test_a_disk_that_takes_no_more_is_said_once_and_what_was_written_is_shown(tm
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     some.record(step(5))
     [said] = events.said
-    assert said.startswith(f"warning: cannot write to {some.file.name}: File too large; the run goes on")
+    assert said.startswith(f"cannot write to {some.file.name}: File too large; the run goes on")
     assert scalars(tmp_path, "steps/loss") == [(0, 1.0)]
     events((0, 1)).record(step(1))  # the run, resumed
     assert scalars(tmp_path, "steps/loss") == [(0, 1.0), (1, 0.5)]

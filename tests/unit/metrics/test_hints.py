@@ -102,4 +102,4 @@ def test_a_few_steps_are_judged_with_those_that_follow(expectation):
 
 @pytest.mark.parametrize(("images", "warned"), [(1024, 0), (1023, 1), (3, 1)])
 def test_a_queue_of_more_than_a_quarter_of_the_images_is_warned_of(expectation, images, warned):
-    assert len(odd(expectation(images).lines())) == warned
+    assert len(expectation(images).warnings()) == warned

@@ -5,10 +5,12 @@ import re
 import resource
 import subprocess
 import sys
+import time
 
 import pytest
 
 from job.errors import RunError
+from job.metrics import schema
 from job.metrics.log import Log, drop_from
 
 STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
@@ -69,27 +71,54 @@ def test_lines_are_in_the_files_at_once(tmp_path, opened):
     """A run that is killed has said all that it said."""
     log = opened(tmp_path)
     log.line("now")
-    log.record(steps=1)
+    log.record("step", steps=1)
     assert lines(tmp_path) == ["now"]
-    assert metrics(tmp_path) == [{"steps": 1}]
+    assert metrics(tmp_path) == [{"kind": "step", "steps": 1}]
 
 
-def test_numbers_are_one_line_of_json_each(tmp_path, opened):
+def test_records_are_one_line_of_json_each_with_their_kind(tmp_path, opened):
     log = opened(tmp_path)
-    log.record(steps=1, loss=0.5)
-    log.record(steps=2, stage=4)
-    assert (tmp_path / "metrics.jsonl").read_text() == '{"steps": 1, "loss": 0.5}\n{"steps": 2, "stage": 4}\n'
+    log.record("step", steps=1, loss=0.5)
+    log.record("refresh", epoch=2, stage=4)
+    assert (tmp_path / "metrics.jsonl").read_text() == (
+        '{"kind": "step", "steps": 1, "loss": 0.5}\n{"kind": "refresh", "epoch": 2, "stage": 4}\n'
+    )
 
 
-def test_numbers_before_a_folder_are_let_go():
-    Log(True).record(steps=1)
+def test_records_from_before_the_folder_is_known_reach_the_file_first(tmp_path):
+    log = Log(True)
+    log.remark("warning", "the rate jumps")
+    log.open(str(tmp_path), (0, 0))
+    log.record("saved", "saved x", path="x")
+    log.close()
+    assert [(record["kind"], record.get("text")) for record in metrics(tmp_path)] == [
+        ("warning", "the rate jumps"),
+        ("saved", None),
+    ]
+    assert lines(tmp_path) == ["warning: the rate jumps", "saved x"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "record"),
+    [
+        ("hint", {"kind": "hint", "text": "some"}),
+        ("warning", {"kind": "warning", "text": "some"}),
+        ("error", {"kind": "end", "how": "error", "text": "some", "code": 1}),
+    ],
+)
+def test_a_remark_is_a_line_with_a_record_that_has_the_time(tmp_path, opened, kind, record):
+    before = time.time()
+    opened(tmp_path).remark(kind, "some")
+    [found] = metrics(tmp_path)
+    assert before - 1 < found.pop("time") < time.time() + 1
+    assert found == record and lines(tmp_path) == [f"{kind}: some"]
 
 
 def test_another_rank_says_and_writes_nothing(tmp_path, opened, capsys):
     log = opened(tmp_path, speaks=False)
     log.line("a")
     log.note("b")
-    log.record(steps=1)
+    log.record("step", steps=1)
     log.progress("c", 1, 1, 1)
     log.close()
     assert capsys.readouterr() == ("", "")
@@ -99,13 +128,13 @@ def test_another_rank_says_and_writes_nothing(tmp_path, opened, capsys):
 def test_a_resumed_run_goes_on_in_the_same_files(tmp_path, opened):
     log = opened(tmp_path)
     log.line("first")
-    log.record(epoch=0, step=0)
+    log.record("step", epoch=0, step=0, steps=1)
     log.close()
     log = opened(tmp_path, start=(0, 1))
     log.line("second")
-    log.record(epoch=0, step=1)
+    log.record("step", epoch=0, step=1, steps=2)
     assert lines(tmp_path) == ["first", "second"]
-    assert metrics(tmp_path) == [{"epoch": 0, "step": 0}, {"epoch": 0, "step": 1}]
+    assert [(record["epoch"], record["step"]) for record in metrics(tmp_path)] == [(0, 0), (0, 1)]
 
 
 def test_a_name_that_is_no_utf_8_can_be_said(tmp_path, opened):
@@ -125,8 +154,8 @@ def run_through(log, first, last):
     for done in range(first, last):
         if done % STEPS == 0:
             for stage in STAGES:
-                log.record(epoch=done // STEPS, step=0, stage=stage, changed=0.5)
-        log.record(steps=done + 1, epoch=done // STEPS, step=done % STEPS, loss=1 / (done + 1))
+                log.record("refresh", epoch=done // STEPS, step=0, stage=stage, changed=0.5)
+        log.record("step", steps=done + 1, epoch=done // STEPS, step=done % STEPS, loss=1 / (done + 1))
 
 
 @pytest.fixture
@@ -154,6 +183,29 @@ def test_a_resumed_run_s_metrics_are_those_of_a_run_never_stopped(tmp_path, open
     assert (tmp_path / "metrics.jsonl").read_text() == whole
 
 
+@pytest.mark.parametrize("kind", sorted(schema.PROCESS))
+@pytest.mark.parametrize("start", [(0, 0), (0, 2), (2, 0)])
+def test_records_of_processes_stay_at_a_resume(tmp_path, opened, kind, start):
+    log = opened(tmp_path)
+    log.record(kind, epoch=1, step=0)
+    log.record("collapse", epoch=1, step=0, feature_std=0.5)
+    log.close()
+    opened(tmp_path, start)
+    assert [record["kind"] for record in metrics(tmp_path)] == [kind, "collapse"][: 1 + (start > (1, 0))]
+
+
+def test_records_without_kinds_of_an_earlier_version_are_dropped_alike(tmp_path, opened, whole):
+    """The log of a run of an earlier version, which this version resumes."""
+    for line in whole.splitlines():
+        record = json.loads(line)
+        del record["kind"]
+        with open(tmp_path / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(record) + "\n")
+    assert Log(True).open(str(tmp_path), (1, 2)) == 6
+    kept = [json.loads(line) for line in whole.splitlines() if (json.loads(line)["epoch"], json.loads(line)["step"]) < (1, 2)]
+    assert metrics(tmp_path) == [{name: value for name, value in record.items() if name != "kind"} for record in kept]
+
+
 def test_a_run_that_begins_anew_leaves_no_steps_of_one_that_saved_nothing(tmp_path, opened, whole):
     """A run can end before its first checkpoint; `--resume auto` then starts it from the first step."""
     run_through(opened(tmp_path), 0, 3)
@@ -173,17 +225,17 @@ def test_a_last_line_cut_short_is_left_out(tmp_path, opened, cut):
 
 
 def test_a_resumed_run_without_metrics_starts_them(tmp_path, opened):
-    opened(tmp_path, start=(1, 3)).record(epoch=1, step=3)
-    assert metrics(tmp_path) == [{"epoch": 1, "step": 3}]
+    opened(tmp_path, start=(1, 3)).record("step", epoch=1, step=3)
+    assert metrics(tmp_path) == [{"kind": "step", "epoch": 1, "step": 3}]
 
 
 def test_epochs_of_another_number_of_steps_stay(tmp_path, opened):
     """At an epoch's end the batch size may change: its steps count on from there."""
     log = opened(tmp_path)
     for step in range(8):
-        log.record(steps=step + 1, epoch=0, step=step)
+        log.record("step", steps=step + 1, epoch=0, step=step)
     log.close()
-    opened(tmp_path, start=(1, 0)).record(steps=3, epoch=1, step=0)
+    opened(tmp_path, start=(1, 0)).record("step", steps=3, epoch=1, step=0)
     assert [(record["epoch"], record["step"]) for record in metrics(tmp_path)] == [(0, step) for step in range(8)] + [(1, 0)]
 
 
@@ -237,7 +289,7 @@ def test_a_full_disk_is_one_line(tmp_path, opened):
     log = opened(tmp_path)
     log.check()
     log.line("hello")
-    log.record(epoch=0, step=0)
+    log.record("step", epoch=0, step=0)
     with pytest.raises(RunError) as caught:
         log.check()
     assert f"cannot write to {tmp_path}/log.txt: No space left on device" in str(caught.value)
@@ -295,3 +347,4 @@ def test_a_screen_that_vanishes_ends_nothing(tmp_path, screen):
     warning = f"warning: standard output: {problem}; the run goes on, and {tmp_path}/log.txt has all lines"
     assert (process.returncode, errors) == (0, f"{warning}\n")
     assert lines(tmp_path).count(warning) == 1 and lines(tmp_path)[-1] == "saved"
+    assert [f"warning: {record['text']}" for record in metrics(tmp_path) if record["kind"] == "warning"] == [warning]

@@ -10,19 +10,15 @@ from job.metrics.hints import Expectation
 from job.frameworks.moco import MoCoFramework
 from job.metrics.meter import TrainingJournal
 from job.position import Count
+from runs import Kept
 
 
-class Told:
-    """A log that keeps what it is told."""
+class Shown(Kept):
+    """A log that keeps its progress as well."""
 
     def __init__(self):
-        self.records, self.lines, self.shown = [], [], []
-
-    def record(self, **numbers):
-        self.records.append(numbers)
-
-    def line(self, text):
-        self.lines.append(text)
+        super().__init__()
+        self.shown = []
 
     def progress(self, text, done, total, every):
         self.shown.append((text, done, total, every))
@@ -45,7 +41,7 @@ def moco(config):
 
 def journal(size=2, total=32, steps=5, print_freq=3):
     config = Config(moco_k=99, warmup_epochs=0, batch_size=total, print_freq=print_freq)
-    run = SimpleNamespace(size=size, log=Told(), count=Count(steps))
+    run = SimpleNamespace(size=size, log=Shown(), count=Count(steps))
     return TrainingJournal(run, config, moco(config), ["mgd"], Expectation(config, moco(config), 1000))
 
 
@@ -90,6 +86,7 @@ def test_a_step_s_record_has_the_averages_over_the_workers(clock):
     do(book, clock, 1, sums(stop=0, undecodable=0))
     assert book.run.log.records == [
         {
+            "kind": "step",
             "steps": 17,
             "epoch": 3,
             "step": 1,
@@ -229,13 +226,13 @@ def test_signs_of_collapse_are_recorded_and_the_last_are_told_with_their_warning
     book.watch(0, fine)
     book.watch(3, collapsed)
     book.end_epoch()
-    assert book.run.log.records[1:] == [
-        {"steps": 11, "epoch": 2, "step": 0, **fine},
-        {"steps": 14, "epoch": 2, "step": 3, **collapsed},
+    assert [record for record in book.run.log.records if record["kind"] == "collapse"] == [
+        {"kind": "collapse", "steps": 11, "epoch": 2, "step": 0, **fine},
+        {"kind": "collapse", "steps": 14, "epoch": 2, "step": 3, **collapsed},
     ]
-    _, told, warning = book.run.log.lines
+    _, told, line = book.run.log.lines
     assert told == "epoch 2 features: deviation 0.01 of 1, rank of the queue 9.0, dead channels 0 % of layer4"
-    assert warning.startswith("warning: the student gives nearly the same features for all images (deviation 0.010 < 0.05)")
+    assert [f"warning: {text}" for text in book.run.log.texts("warning")] == [line]
 
 
 def test_an_epoch_that_was_not_watched_tells_no_signs_of_another(clock):
@@ -258,5 +255,5 @@ def test_what_is_odd_about_an_epoch_is_a_hint_after_its_averages(clock):
         book.end_epoch()
     kinds = [line.split()[0] for line in book.run.log.lines]
     assert kinds == ["epoch", "hint:", "hint:", "epoch"]
-    assert "distillation loss is 50 times the contrastive one" in book.run.log.lines[1]
-    assert "75 % of the time" in book.run.log.lines[2]
+    assert [f"hint: {text}" for text in book.run.log.texts("hint")] == book.run.log.lines[1:3]
+    assert "50 times" in book.run.log.lines[1] and "75 % of the time" in book.run.log.lines[2]

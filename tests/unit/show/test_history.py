@@ -1,4 +1,4 @@
-"""What curves.py reads of a run's folder, whole, damaged or empty."""
+"""The history of a run's folder, whole, damaged or empty."""
 
 import json
 
@@ -9,7 +9,7 @@ from job.errors import RunError
 from job.show.read.history import (
     PUBLISHED,
     Columns,
-    Numbers,
+    Records,
     find_checkpoints,
     network,
     read_lines,
@@ -23,9 +23,13 @@ from job.networks import WIDTH
 def write_run(folder, steps=3, extra=""):
     records = [{"steps": n + 1, "epoch": 0, "step": n, "loss": 5.0 - n, "images_per_s": 10.0} for n in range(steps)]
     records += [{"epoch": 0, "step": 0, "stage": 1, "changed": 0.5}, {"steps": 0, "epoch": 1, "step": 0, "knn": 70.0}]
+    records += [
+        {"kind": "warning", "time": 1.8e9, "text": "slow"},
+        {"kind": "end", "time": 1.8e9, "how": "error", "text": "no disk"},
+    ]
+    records[-1]["code"] = 2
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + extra)
     (folder / "config.yaml").write_text("arch: resnet18\nepochs: 2\n")
-    (folder / "log.txt").write_text("2026-01-02 03:04:05 warning: slow\nno stamp\n2026-13-02 03:04:05 no such month\n")
     return folder
 
 
@@ -33,7 +37,9 @@ def test_records_are_sorted_by_what_they_have(tmp_path):
     run = read_run(write_run(tmp_path))
     assert run.steps["loss"].tolist() == [5.0, 4.0, 3.0]
     assert [record["changed"] for record in run.refreshes] == [0.5] and [record["knn"] for record in run.knn] == [70.0]
-    assert run.warnings() == ["warning: slow"] and run.kind == "train" and run.complete is None and run.damaged == 0
+    assert (
+        run.warnings == ["warning: slow", "error: no disk"] and run.kind == "train" and run.complete is None and run.damaged == 0
+    )
 
 
 def test_a_line_that_is_being_written_is_no_damage_and_others_are_counted(tmp_path):
@@ -59,16 +65,30 @@ def test_checkpoints_are_in_the_order_of_their_numbers(tmp_path):
 
 
 def test_a_line_of_the_log_may_have_any_mark_in_it():
-    assert [text for _, text in read_lines("2026-01-02 03:04:05 cannot decode a\x85b\n")] == ["cannot decode a\x85b"]
+    text = "2026-01-02 03:04:05 cannot decode a\x85b\nno stamp\n2026-13-02 03:04:05 no such month\n"
+    assert [text for _, text in read_lines(text)] == ["cannot decode a\x85b"]
+
+
+def test_options_are_those_of_the_last_start(tmp_path):
+    start = {"kind": "start", "time": 1.8e9, "epoch": 0, "step": 0, "workers": 2, "nodes": 1, "images": 50, "steps_an_epoch": 6}
+    starts = [start | {"options": {"arch": arch, "lr": 0.5, "odd": {}}} for arch in ("resnet34", "resnet50")]
+    run = read_run(write_run(tmp_path, extra="".join(json.dumps(record) + "\n" for record in starts)))
+    assert run.options == {"arch": "resnet50", "lr": 0.5} and run.damaged == 0
+
+
+def test_records_of_kinds_that_are_not_known_are_passed_over(tmp_path):
+    """Those of a later version."""
+    run = read_run(write_run(tmp_path, extra='{"kind": "later", "text": "any", "loss": 9.0}\n'))
+    assert run.damaged == 0 and len(run.steps["loss"]) == 3
 
 
 def test_a_last_record_without_an_end_counts_once_it_is_whole():
     line = '{"steps": 1, "epoch": 0, "step": 0, "loss": 1.0}'
-    numbers = Numbers()
-    numbers.add(line[:-1].encode())
-    assert not numbers and numbers.damaged == 0
-    numbers.add(line.encode())
-    assert numbers.steps.arrays()["loss"].tolist() == [1.0] and numbers.damaged == 0
+    records = Records()
+    records.add(line[:-1].encode())
+    assert not records and records.damaged == 0
+    records.add(line.encode())
+    assert records.steps.arrays()["loss"].tolist() == [1.0] and records.damaged == 0
 
 
 def test_a_number_that_only_some_steps_have_is_nan_in_the_others():
@@ -81,7 +101,15 @@ def test_a_number_that_only_some_steps_have_is_nan_in_the_others():
 
 
 @pytest.mark.parametrize(
-    "line", ['{"stage": 1, "changed": 0.5}', '{"knn": 70.0}', '{"loss": 1.0, "steps": 1.5, "epoch": 0, "step": 0}']
+    "line",
+    [
+        '{"stage": 1, "changed": 0.5}',
+        '{"knn": 70.0}',
+        '{"loss": 1.0, "steps": 1.5, "epoch": 0, "step": 0}',
+        '{"kind": "warning", "text": "no time"}',
+        '{"kind": "end", "time": 1.0, "how": 1, "text": "", "code": 0}',
+        '{"kind": "start", "time": 1.0, "options": []}',
+    ],
 )
 def test_a_record_without_its_place_is_damaged(tmp_path, line):
     run = read_run(write_run(tmp_path, extra=line + "\n"))

@@ -1,6 +1,7 @@
 """Runs of strangers: mgd-watch and mgd-report neither hang on their files, nor fill the memory, nor obey what is in them."""
 
 import json
+import math
 import os
 import stat
 import subprocess
@@ -17,17 +18,25 @@ from job.show.read.history import MOST_COLUMNS, read_options, read_run
 from job.show.read.discover import find, inside
 from job.show.read.runs import MOST_RUNS, find_runs
 from job.text import printable
-from tests.unit.show.test_watch import NOW, UNICODE, record, write_run
+from tests.unit.show.test_watch import NOW, UNICODE, record, remark, start, write_run
 
 LIMITED = ["bash", "-c", 'ulimit -v 16000000; exec "$0" "$@"', sys.executable]
 EVIL = "\033]0;title\a\033[2J\n\r\u202ebidi\x9b"
 BOMB = "a: &a [x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
 
 
+def leave_options_to(run, name):
+    """Take the start with its options from a run's records if `name` is config.yaml, as in a run of an earlier version."""
+    if name == "config.yaml":
+        first, *others = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+        (run / "metrics.jsonl").write_text("".join(others))
+
+
 def append(name, text):
     """What adds text to a file of a run."""
 
     def add(run):
+        leave_options_to(run, name)
         with open(run / name, "a") as file:
             file.write(text)
 
@@ -38,6 +47,7 @@ def replace(name, make):
     """What puts another thing in place of a file of a run."""
 
     def change(run):
+        leave_options_to(run, name)
         (run / name).unlink(missing_ok=True)
         make(run / name)
 
@@ -54,7 +64,7 @@ def make_socket(path):
 
 
 SPECIAL = {"pipe": os.mkfifo, "socket": make_socket, "device": lambda path: path.symlink_to("/dev/zero"), "terabyte": endless}
-FILES = ("config.yaml", "metrics.jsonl", "log.txt", "complete")
+FILES = ("config.yaml", "metrics.jsonl", "complete")
 REFUSED = {f"{name} {kind}": replace(name, make) for name in FILES for kind, make in SPECIAL.items()}
 READ = {
     "aliases": append("config.yaml", f"{BOMB}batch_size: *i\n"),
@@ -63,19 +73,23 @@ READ = {
     "huge numbers": append("config.yaml", f"lr: 0x{'f' * 9000}\nimage_size: {'9' * 9000}\nmomentum: .inf\n"),
     "endless epochs": append("config.yaml", f"epochs: {2**62}\nteacher: t\nrefresh_epochs: every:3\n"),
     "deep records": append("metrics.jsonl", "[" * 10**6 + "\n" + '{"loss":' * 10**5 + "\n"),
-    "a long line": append("log.txt", f"{NOW} error: {'x' * 10**7}\n"),
+    "a long line": append("metrics.jsonl", json.dumps(remark("x" * 10**7)) + "\n"),
     "odd numbers": append(
-        "log.txt",
-        f"{NOW} {'9' * 900} workers on 1 node, x\n"
-        f"{NOW} {'9' * 900} images, {'9' * 900} steps an epoch, 5 images a worker and step\n"
-        f"{NOW} epoch 1 mean: x 1.2.3 images/s, data wait 1\n"
-        f"{NOW} refresh before epoch 1 on 1 images: measuring 1..0 s, gathering . s, solving 1 s\n",
+        "metrics.jsonl",
+        "".join(
+            json.dumps(start(workers=number, steps_an_epoch=number) | {"time": float(number % 10**300)})
+            + "\n"
+            + json.dumps({"kind": "saved", "time": math.nan, "epoch": 1, "step": 0, "path": "x", "seconds": math.inf})
+            + "\n"
+            for number in (-1, 2**62, int("9" * 900))
+        ),
     ),
+    "any kind": append("metrics.jsonl", '{"kind": ["step"], "loss": 1}\n{"kind": {}, "time": 1}\n{"kind": "add", "text": "x"}\n'),
     "many stages": append(
         "metrics.jsonl", "".join(json.dumps({"epoch": 1, "step": 0, "stage": n, "changed": 0.5}) + "\n" for n in range(5000))
     ),
     "many columns": append("metrics.jsonl", "".join(json.dumps(record(n) | {f"x{n}": 1.0}) + "\n" for n in range(15, 3000))),
-    "escapes": append("log.txt", f"{NOW} error: {EVIL}\n{NOW} warning: <script>{EVIL}\n".replace("\n\r", "\r")),
+    "escapes": append("metrics.jsonl", json.dumps(remark(EVIL)) + "\n" + json.dumps(remark(f"<script>{EVIL}")) + "\n"),
     "steps at the end": append("metrics.jsonl", json.dumps(record(15) | {"steps": 2**62, "epoch": -(2**62)}) + "\n"),
     "1²": lambda run: None,
     f"name {EVIL}<script>alert('\"')</script>".replace("/", "-"): lambda run: None,

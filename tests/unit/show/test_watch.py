@@ -22,10 +22,9 @@ from job.show.watch.panel import ASCII, UNICODE, sparkline
 from job.show.watch.state import Progress
 from job.show.watch.app import Watch
 
-LOG = """{0} 2 workers on 1 node, 2 of them on vm, by horovodrun; no network
-{0} 100 images, 10 steps an epoch, 5 images a worker and step
-"""
 NOW = "2026-01-02 03:04:05"
+BEGUN = time.time()
+OPTIONS_GIVEN = {"arch": "resnet18", "epochs": 4, "batch_size": 10, "image_size": 32, "teacher": ""}
 
 
 def record(step, loss=4.0):
@@ -33,11 +32,37 @@ def record(step, loss=4.0):
     return {"steps": step + 1, "epoch": step // 10, "step": step % 10, **numbers, "images_per_s": 20.0, "data_wait": 0.1}
 
 
-def write_run(folder, steps=15):
+def start(epoch=0, step=0, **more):
+    """The record of a process that starts there, with two workers."""
+    place = {"time": BEGUN, "epoch": epoch, "step": step}
+    return {
+        "kind": "start",
+        **place,
+        "options": OPTIONS_GIVEN,
+        "workers": 2,
+        "nodes": 1,
+        "images": 100,
+        "steps_an_epoch": 10,
+    } | more
+
+
+def remark(text, kind="warning"):
+    return {"kind": kind, "time": time.time(), "text": text}
+
+
+def add(folder, *records):
+    """Add records to those of a run."""
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)
+
+
+def write_run(folder, steps=15, **options):
+    """Write a run that has done `steps` steps, with its options, in two files as runs have them."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text("arch: resnet18\nepochs: 4\nbatch_size: 10\nimage_size: 32\nteacher: ''\n")
-    (folder / "log.txt").write_text(LOG.format(NOW))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(record(n)) + "\n" for n in range(steps)))
+    options = OPTIONS_GIVEN | options
+    (folder / "config.yaml").write_text(json.dumps(options))
+    (folder / "metrics.jsonl").write_text("")
+    add(folder, start(options=options), *({"kind": "step", **record(n)} for n in range(steps)))
     return folder
 
 
@@ -78,15 +103,12 @@ def test_a_run_resumed_with_another_batch_size_is_at_its_epoch_s_start(tmp_path)
     folder = write_run(tmp_path / "run", 20)
     before = {"batch_size_before": 10, "steps_an_epoch_before": 10}
     change = {"epoch": 2, "step": 0, "batch_size": 5, "steps_an_epoch": 20, **before}
-    with open(folder / "metrics.jsonl", "a") as file:
-        file.write(json.dumps(change) + "\n")
-    (folder / "config.yaml").write_text("epochs: 4\nbatch_size: 5\nmoco_k: 40\n")
-    (folder / "log.txt").write_text(LOG.format(NOW).replace("10 steps", "20 steps"))
+    options = {"epochs": 4, "batch_size": 5, "moco_k": 40}
+    add(folder, start(2, options=options, steps_an_epoch=20), {"kind": "change", **change})
     run = Progress(folder)
     run.update()
     assert run.place == (2, 0, 20) and run.share == 0.5 and run.filled == 4
-    with open(folder / "metrics.jsonl", "a") as file:
-        file.write(json.dumps(record(20) | {"step": 0}) + "\n")
+    add(folder, record(20) | {"step": 0})
     run.update()
     assert run.place == (2, 1, 20) and run.share == (2 + 1 / 20) / 4
 
@@ -98,11 +120,11 @@ def test_only_what_is_new_is_read_and_a_replaced_file_is_read_anew(tmp_path):
     with open(tmp_path / "run/metrics.jsonl", "a") as file:
         file.write(json.dumps(record(15)) + '\n{"steps": 17')
     run.update()
-    assert run.steps.count == 16 and run.metrics.offset == before + len(json.dumps(record(15))) + 1
+    assert run.records.count == 16 and run.metrics.offset == before + len(json.dumps(record(15))) + 1
     (tmp_path / "new").write_text(json.dumps(record(0)) + "\n")
     os.replace(tmp_path / "new", tmp_path / "run/metrics.jsonl")  # as a resumed run does
     run.update()
-    assert run.steps.count == 1 and run.place[:2] == (0, 1)
+    assert run.records.count == 1 and run.place[:2] == (0, 1)
 
 
 def test_the_checkpoint_shown_is_the_newest_by_name_where_last_is_a_copy(tmp_path):
@@ -113,24 +135,69 @@ def test_the_checkpoint_shown_is_the_newest_by_name_where_last_is_a_copy(tmp_pat
     assert (name, size) == ("checkpoint_0002_000000.pth.tar", 2)
 
 
-@pytest.mark.parametrize(
-    ("line", "state"),
-    [("stopped by a signal; --resume auto goes on from here", "stopped by a signal"), ("error: no disk", "ended with an error")],
-)
-def test_the_log_s_last_word_is_the_state_until_a_new_try_begins(tmp_path, line, state):
-    run = write_run(tmp_path / "run")
-    with open(run / "log.txt", "a") as file:
-        file.write(f"{NOW} {line}\n")
-    assert f"run: {state}" in watch(run).stdout
-    with open(run / "log.txt", "a") as file:
-        file.write(LOG.format(NOW) + f"{NOW} resuming from {run}/checkpoint_0001_000000.pth.tar\n")
-    said = " ".join(watch(run).stdout.split())
-    assert "run: running" in said and "resumed once" in said and "error" not in said
+@pytest.mark.parametrize(("how", "state"), [("stopped", "stopped"), ("error", "error"), ("complete", "done")])
+def test_the_end_is_the_state_until_a_new_process_starts(tmp_path, how, state):
+    folder = write_run(tmp_path / "run")
+    run = Progress(folder)
+    add(folder, {"kind": "end", "time": time.time(), "how": how, "text": "no disk", "code": 0})
+    run.update()
+    assert run.state() == state and ("error: no disk" in run.records.warnings) == (how == "error")
+    add(folder, start(1, 5), {"kind": "resumed", "time": time.time(), "epoch": 1, "step": 5})
+    run.update()
+    assert run.state() == "running" and run.records.resumed == 1 and not run.records.warnings
+    shown = " ".join(watch(folder).stdout.split())
+    assert "run: running" in shown and "resumed once" in shown and "error" not in shown
+
+
+def test_the_last_warnings_are_shown_each_once_with_its_age(tmp_path):
+    folder = write_run(tmp_path / "run")
+    add(
+        folder,
+        *(
+            remark(f"slow disk, {number} s", kind) | {"time": time.time() - 1200}
+            for number in (1, 2)
+            for kind in ("hint", "warning")
+        ),
+    )
+    shown = " ".join(watch(folder).stdout.split())
+    assert shown.count("slow disk") == 2 and "hint: slow disk, 2 s (20 min ago)" in shown and "warning: slow disk, 2 s" in shown
+
+
+def test_the_time_left_counts_what_comes_between_epochs(tmp_path):
+    """A save at an epoch's end, a k-NN accuracy and a refresh; a save within an epoch is in the time of a step."""
+    folder = write_run(tmp_path / "run", teacher="x", refresh_epochs="every:1")
+    run = Progress(folder)
+    run.update()
+    before = run.left()
+    saves = ({"kind": "saved", "time": 1.0, "epoch": 1, "step": step, "path": "x", "seconds": 3.0} for step in (0, 4))
+    took = {"measuring": 50.0, "gathering": 10.0, "solving": 5.0}
+    refreshes = ({"kind": "refresh", "epoch": 1, "step": 0, "stage": stage, "changed": 0.5, **took} for stage in (3, 4))
+    add(folder, *saves, {"kind": "knn", "epoch": 1, "knn": 50.0, "knn_seconds": 4.0}, *refreshes)
+    run.update()
+    assert run.left() - before == pytest.approx(3 * 7 + 2 * 65, abs=2)  # the ends of epochs 1 to 3, refreshes before 2 and 3
+
+
+def test_a_run_of_an_earlier_version_is_shown_by_its_numbers(tmp_path):
+    """Its records have no kinds, and its options are in config.yaml only."""
+    folder = write_run(tmp_path / "run")
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record(step)) + "\n" for step in range(15)))
+    run = Progress(folder)
+    run.update()
+    assert run.state() == "running" and run.place == (1, 5, 10) and run.share == 15 / 40
+    shown = watch(folder).stdout
+    assert "epoch 1 step 5/10, of 4 epochs" in shown and "resnet18" in shown and "damaged" not in shown
+
+
+def test_a_run_without_a_step_shows_the_last_line_of_its_log(tmp_path):
+    folder = write_run(tmp_path / "run", steps=0)
+    assert "empty so far" in watch(folder).stdout
+    (folder / "log.txt").write_text(f"{NOW} one\n{NOW} measuring the loss factor\n")
+    assert re.search("log +measuring the loss factor\n", watch(folder).stdout)
 
 
 def test_a_run_without_news_is_stale_and_one_without_steps_waits(tmp_path):
     run = write_run(tmp_path / "run")
-    for name in ("metrics.jsonl", "log.txt", "config.yaml"):
+    for name in ("metrics.jsonl", "config.yaml"):
         os.utime(run / name, (time.time() - 720,) * 2)
     assert "run: no news for 12 min: stopped, or waiting" in watch(run).stdout
     (run / "metrics.jsonl").unlink()
@@ -240,10 +307,8 @@ def test_runs_are_found_as_they_begin_and_kept_when_their_folder_is_away(tmp_pat
 
 
 def test_the_loss_is_shown_from_when_keys_fill_the_queue(tmp_path):
-    run = write_run(tmp_path / "run", 0)
-    (run / "config.yaml").write_text("epochs: 4\nbatch_size: 10\nmoco_k: 40\n")
-    with open(run / "metrics.jsonl", "w") as file:
-        file.writelines(json.dumps(record(step, 0.5 if step < 3 else 9.0 - step / 10)) + "\n" for step in range(20))
+    run = write_run(tmp_path / "run", 0, moco_k=40)
+    add(run, *(record(step, 0.5 if step < 3 else 9.0 - step / 10) for step in range(20)))
     assert re.search(r" highest 8.7, least 7.1$", watch(run).stdout, re.MULTILINE)
 
 
@@ -256,25 +321,22 @@ def test_a_reader_that_goes_ends_it_without_a_word(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "words"), [("", "resnet18, no teacher"), ("width: 16\n", "resnet18 of width 16, no teacher")]
+    ("options", "words"), [({}, "resnet18, no teacher"), ({"width": 16}, "resnet18 of width 16, no teacher")]
 )
 def test_a_run_tells_its_network_and_its_width_where_that_is_not_as_published(tmp_path, options, words):
-    run = write_run(tmp_path / "run")
-    (run / "config.yaml").write_text((run / "config.yaml").read_text() + options)
+    run = write_run(tmp_path / "run", **options)
     assert re.search(rf"^ *run +{words}$", watch(run).stdout, re.MULTILINE)
 
 
 def test_several_runs_tell_the_options_in_which_they_differ(tmp_path):
     for name, factor in (("1", 100), ("2", 1000)):
-        run = write_run(tmp_path / "array" / name)
-        (run / "config.yaml").write_text((run / "config.yaml").read_text() + f"loss_factor: {factor}\n")
+        write_run(tmp_path / "array" / name, loss_factor=factor)
     lines = watch(tmp_path / "array").stdout.splitlines()
     assert "  loss_factor 100" in lines and "  loss_factor 1000" in lines and "resnet18" not in "".join(lines)
 
 
 def test_an_end_that_is_years_away_has_its_year(tmp_path):
-    run = write_run(tmp_path / "run")
-    (run / "config.yaml").write_text("epochs: 20000000\nbatch_size: 10\n")  # 2e8 steps of half a second
+    run = write_run(tmp_path / "run", epochs=20000000)  # 2e8 steps of half a second
     year = time.localtime(time.time() + 1e8).tm_year
     assert re.search(rf"1157 d .* left, until \d\d \w+ {year}$", watch(run).stdout, re.MULTILINE)
 
@@ -306,12 +368,8 @@ def test_whatever_files_say_no_line_is_wider_than_the_terminal(tmp_path_factory,
     folder = tmp_path_factory.mktemp("runs")
     for name in ("1", "2"):
         run = write_run(folder / name)
-        with open(run / "metrics.jsonl", "a") as file:
-            file.writelines(json.dumps(record(20 + number) | other) + "\n" for number, other in enumerate(records))
-            file.writelines(json.dumps(other) + "\n" for other in records)
-        with open(run / "log.txt", "a") as file:
-            file.writelines(f"{NOW} warning: {text}\n" for text in texts)
-        (run / "config.yaml").write_text(json.dumps(options | {"name": name * 200}))
+        add(run, *(record(20 + number) | other for number, other in enumerate(records)), *records)
+        add(run, *map(remark, texts), start(options=options | {"name": name * 200}))
     for path in (folder, folder / "1"):
         shown = Watch([path])
         shown.begin()

@@ -1,0 +1,185 @@
+"""The records of metrics.jsonl: each is one line of JSON with its `kind` and the fields of that kind. Other fields may follow.
+
+COURSE: what a run computes. A run that resumes from before such a record drops it and computes it again, with the same values
+except for those that a clock gives. `epoch` and `step` count from 0; `steps` are the optimizer steps done since the run's first.
+PROCESS: what happened to the processes of a run. These records stay. `time`: seconds since 1970.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NotRequired, TypedDict
+
+
+class Step(TypedDict):
+    """A training step; its losses and accuracies are those of all workers, accuracies in percent."""
+
+    steps: int
+    epoch: int
+    step: int
+    loss: float
+    lr: NotRequired[float]
+    images_per_s: NotRequired[float]  # of all workers
+    data_wait: NotRequired[float]  # fraction of the step's time in which rank 0 waited for images
+
+
+class Refresh(TypedDict):
+    """A stage of a refresh, before the step that it names."""
+
+    epoch: int
+    step: int
+    stage: int
+    changed: float  # fraction of the student's channels
+    groups: NotRequired[int]
+    channels: NotRequired[int]
+    cost_before: NotRequired[float]  # mean cost of a matched pair
+    cost_after: NotRequired[float]
+    measuring: NotRequired[float]  # s, of all stages together, as the next two
+    gathering: NotRequired[float]
+    solving: NotRequired[float]
+
+
+class Factor(TypedDict):
+    """The loss factor that --loss-share gives."""
+
+    epoch: int
+    step: int
+    loss_factor: float
+    raw_distillation: NotRequired[float]  # loss of an image at a factor of 1
+    measuring: NotRequired[float]  # s
+
+
+class Knn(TypedDict):
+    """A k-NN accuracy after `epoch` epochs."""
+
+    epoch: int
+    knn: float  # percent
+    knn_k: NotRequired[int]
+    knn_images: NotRequired[int]
+    knn_seconds: NotRequired[float]
+
+
+class Collapse(TypedDict):
+    """The signs of collapse after a step (job/metrics/collapse.py)."""
+
+    steps: int
+    epoch: int
+    step: int
+    feature_std: float
+
+
+class Validation(TypedDict):
+    """A classifier's accuracies in percent after the epoch `epoch`."""
+
+    epoch: int
+    val_top1: float
+    val_top5: NotRequired[float]
+    val_loss: NotRequired[float]
+    val_images: NotRequired[int]
+    val_seconds: NotRequired[float]
+
+
+class Change(TypedDict):
+    """A resume with another batch size or another number of steps an epoch."""
+
+    epoch: int
+    steps_an_epoch: int
+    steps_an_epoch_before: int
+    batch_size_before: int
+    batch_size: int
+
+
+class Start(TypedDict):
+    """A process that starts to train, from the first step or from a checkpoint."""
+
+    time: float
+    epoch: int
+    step: int
+    options: dict[str, Any]
+    workers: int
+    nodes: int
+    images: int
+    steps_an_epoch: int
+    launcher: NotRequired[str]
+    device: NotRequired[str]
+    versions: NotRequired[str]
+    container: NotRequired[str]  # its image, or none
+
+
+class Teacher(TypedDict):
+    """The teacher of the process that starts next."""
+
+    time: float
+    arch: str
+    path: NotRequired[str]
+
+
+class Resumed(TypedDict):
+    """The checkpoint that a process has resumed from."""
+
+    time: float
+    epoch: int
+    step: int
+    workers: NotRequired[int]  # that saved it
+    later: NotRequired[list[str]]  # names of checkpoints that the run has gone back behind
+
+
+class Saved(TypedDict):
+    """A checkpoint with `epoch` epochs and `step` steps of the next."""
+
+    time: float
+    epoch: int
+    step: int
+    path: str
+    seconds: float
+
+
+class Remark(TypedDict):
+    """A hint or a warning."""
+
+    time: float
+    text: str
+
+
+class Undecodable(TypedDict):
+    """A file that is passed over."""
+
+    time: float
+    path: str
+
+
+class End(TypedDict):
+    """The end of a process: how is complete, stopped (by a signal) or error."""
+
+    time: float
+    how: str
+    text: str
+    code: int  # that the program exits with
+
+
+COURSE: dict[str, type] = {
+    "step": Step,
+    "refresh": Refresh,
+    "factor": Factor,
+    "knn": Knn,
+    "collapse": Collapse,
+    "validation": Validation,
+    "change": Change,
+}
+PROCESS: dict[str, type] = {
+    "start": Start,
+    "teacher": Teacher,
+    "resumed": Resumed,
+    "saved": Saved,
+    "hint": Remark,
+    "warning": Remark,
+    "undecodable": Undecodable,
+    "end": End,
+}
+# Files of earlier versions have no kinds: a record there is of the first kind whose field it has.
+FIELDS = {"stage": "refresh", "knn": "knn", "feature_std": "collapse", "val_top1": "validation", "loss": "step"}
+FIELDS |= {"batch_size": "change", "loss_factor": "factor"}
+
+
+def kind_of(record: Mapping[str, Any]) -> str:
+    """Return a record's kind; "" if it has none that is known."""
+    kind = record.get("kind") or next((kind for field, kind in FIELDS.items() if field in record), "")
+    return kind if isinstance(kind, str) and (kind in COURSE or kind in PROCESS) else ""
