@@ -23,6 +23,22 @@ expand_paths() {
 expand_paths
 
 say() { printf '%(%F %T)T %s: %s\n' -1 "${SLURMD_NODENAME:-batch}" "$*"; }
+# record KIND NAME VALUE ...: print a record, a line of JSON (job/metrics/schema.py), for programs that read the job's
+# log. Each VALUE is JSON.
+record() {
+    local line
+    printf -v line '{"kind": "%s", "time": %(%s)T' "$1" -1
+    shift
+    while [ $# -gt 0 ]; do
+        line+=", \"$1\": $2"
+        shift 2
+    done
+    printf '%s}\n' "$line"
+}
+json() {
+    local text=${1//\\/\\\\}
+    printf '"%s"' "${text//\"/\\\"}"
+}
 fail() {
     printf 'error: %s: %s\n' "${SLURMD_NODENAME:-batch}" "$*" >&2
     exit 2
@@ -50,7 +66,7 @@ run() {
     export RUN DATA RUNTIME IMAGE MOUNTS MGD_SECRET MGD_IMAGE="${IMAGE:-none}"
     export MGD_NODE_ADDRESSES="${MGD_NODE_ADDRESSES:-$(node_addresses)}"
     say "try $((${SLURM_RESTART_COUNT:-0} + 1)) on $SLURM_JOB_NODELIST, runtime $RUNTIME: $*"
-    say "run's folder: $(realpath -- "$RUN")"
+    record try number $((${SLURM_RESTART_COUNT:-0} + 1)) nodes "$(json "$SLURM_JOB_NODELIST")" run "$(json "$(realpath -- "$RUN")")"
     if [ -z "$signalled" ]; then
         start_step start_tasks "$@"
         wait_for "$step" || status=$?
@@ -98,7 +114,8 @@ requeue_late() {
     done
     why=$(limit_reached)
     [ -n "$why" ] || why=$(slurm_decision)
-    say "the tasks have not ended in $second s: ${why:-requeued from the newest checkpoint}"
+    record decision reason "\"${why:-late}\""
+    say "the tasks have not ended in $second s: $(sentence "${why:-late}")"
     [ -n "$why" ] || requeue
 }
 
@@ -117,19 +134,35 @@ wait_for() {
     done
 }
 
+# sentence REASON [STATUS]: print a decision for people. The reason is the contract, and the sentence is not.
+sentence() {
+    case $1 in
+        complete) echo "complete, not requeued: $(cat "$RUN/complete")" ;;
+        mistake) echo "not requeued: a mistake in its options or data, named above, would end it again" ;;
+        nothing-saved) echo "not requeued: it ended before it saved anything new (exit status $2)" ;;
+        nothing-saved-twice) echo "not requeued: the last two tries saved nothing new. Submit it again with a longer --time" ;;
+        limit) echo "not requeued: MAX_REQUEUES=$MAX_REQUEUES are used up" ;;
+        no-requeue) echo "not requeued: the job was submitted with --no-requeue" ;;
+        ended-by-slurm) echo "not requeued: SLURM ends the job, cancelled or out of time" ;;
+        held-by-slurm) echo "requeued by SLURM itself, and held: scontrol release $(job_id)" ;;
+        requeued-by-slurm) echo "requeued by SLURM itself" ;;
+        late) echo "requeued from the newest checkpoint" ;;
+        requeued) echo "requeued, $((${SLURM_RESTART_COUNT:-0} + 1)) of at most $MAX_REQUEUES times (exit status $2, newest checkpoint $(newest_checkpoint))" ;;
+    esac
+}
+
 # settle STATUS: end the job as its tasks' exit status and its folder say. Only a requeue needs SLURM's controller.
 settle() {
-    local status=$1 why decision
+    local status=$1 why='' decision
     trap '' USR2 TERM HUP
     [ -z "$late" ] || kill "$late" 2>/dev/null || true
     nothing_new || rm -f "$RUN/.nothing-saved"
     if [ "$status" = 0 ] && [ -f "$RUN/complete" ]; then
-        say "complete, not requeued: $(cat "$RUN/complete")"
-        exit 0
+        why=complete
     elif [ "$status" = 2 ]; then
-        why="not requeued: a mistake in its options or data, named above, would end it again"
+        why=mistake
     elif [ -z "$signalled" ] && nothing_new; then
-        why="not requeued: it ended before it saved anything new (exit status $status)"
+        why=nothing-saved
     else
         why=$(limit_reached)
         if [ -z "$why" ] || scontrol ping >/dev/null 2>&1; then
@@ -137,35 +170,33 @@ settle() {
             why=${decision:-$why}
         fi
     fi
-    if [ -n "$why" ]; then
-        say "$why"
-        exit "$status"
-    fi
-    say "requeued, $((${SLURM_RESTART_COUNT:-0} + 1)) of at most $MAX_REQUEUES times (exit status $status, newest checkpoint $(newest_checkpoint))"
+    record decision reason "\"${why:-requeued}\"" status "$status"
+    say "$(sentence "${why:-requeued}" "$status")"
+    [ -z "$why" ] || exit "$status"
     requeue
 }
 
-# Print why this job must not start again, if so.
+# Print the reason why this job must not start again, if so.
 limit_reached() {
     local job='' try=-1
     [ ! -f "$RUN/.nothing-saved" ] || read -r job try <"$RUN/.nothing-saved"
     if [ "${SLURM_RESTART_COUNT:-0}" -ge "$MAX_REQUEUES" ]; then
-        echo "not requeued: MAX_REQUEUES=$MAX_REQUEUES are used up"
+        echo limit
     elif nothing_new && [ "$job" = "$SLURM_JOB_ID" ] && [ "$((try + 1))" = "${SLURM_RESTART_COUNT:-0}" ]; then
-        echo "not requeued: the last two tries saved nothing new. Submit it again with a longer --time"
+        echo nothing-saved-twice
     fi
 }
 
-# Print what SLURM itself does with the job, if it does not leave it running.
+# Print the reason for what SLURM itself does with the job, if it does not leave it running.
 slurm_decision() {
     local job
     job=$(ask_slurm show job -o "$(job_id)") || exit
     case $job in
-        *" JobState=RUNNING "*"Requeue=0 "*) echo "not requeued: the job was submitted with --no-requeue" ;;
+        *" JobState=RUNNING "*"Requeue=0 "*) echo no-requeue ;;
         *" JobState=RUNNING "*) ;;
-        *" Restarts=${SLURM_RESTART_COUNT:-0} "*) echo "not requeued: SLURM ends the job, cancelled or out of time" ;;
-        *" Reason=job_requeued_in_held_state "*) echo "requeued by SLURM itself, and held: scontrol release $(job_id)" ;;
-        *) echo "requeued by SLURM itself" ;;
+        *" Restarts=${SLURM_RESTART_COUNT:-0} "*) echo ended-by-slurm ;;
+        *" Reason=job_requeued_in_held_state "*) echo held-by-slurm ;;
+        *) echo requeued-by-slurm ;;
     esac
 }
 

@@ -3,6 +3,7 @@
 COURSE: what a run computes. A run that resumes from before such a record drops it and computes it again, with the same values
 except for those that a clock gives. `epoch` and `step` count from 0; `steps` are the optimizer steps done since the run's first.
 PROCESS: what happened to the processes of a run. These records stay. `time`: seconds since 1970.
+JOB: what a SLURM job does. slurm/functions.sh prints these records in the job's log.
 """
 
 from collections.abc import Mapping
@@ -133,17 +134,10 @@ class Saved(TypedDict):
 
 
 class Remark(TypedDict):
-    """A hint or a warning."""
+    """A hint, a warning, or an undecodable file that is passed over and its problem."""
 
     time: float
     text: str
-
-
-class Undecodable(TypedDict):
-    """A file that is passed over."""
-
-    time: float
-    path: str
 
 
 class End(TypedDict):
@@ -153,6 +147,23 @@ class End(TypedDict):
     how: str
     text: str
     code: int  # that the program exits with
+
+
+class Try(TypedDict):
+    """A start of a job, from its first step or after a requeue."""
+
+    time: float
+    number: int  # from 1
+    nodes: str
+    run: str  # folder
+
+
+class Decision(TypedDict):
+    """Whether a job is requeued."""
+
+    time: float
+    reason: str  # as `sentence` in slurm/functions.sh has them
+    status: NotRequired[int]  # exit status of the tasks
 
 
 COURSE: dict[str, type] = {
@@ -171,9 +182,11 @@ PROCESS: dict[str, type] = {
     "saved": Saved,
     "hint": Remark,
     "warning": Remark,
-    "undecodable": Undecodable,
+    "undecodable": Remark,
     "end": End,
 }
+JOB: dict[str, type] = {"try": Try, "decision": Decision}
+KINDS = COURSE | PROCESS | JOB
 # Files of earlier versions have no kinds: a record there is of the first kind whose field it has.
 FIELDS = {"stage": "refresh", "knn": "knn", "feature_std": "collapse", "val_top1": "validation", "loss": "step"}
 FIELDS |= {"batch_size": "change", "loss_factor": "factor"}
@@ -182,4 +195,4 @@ FIELDS |= {"batch_size": "change", "loss_factor": "factor"}
 def kind_of(record: Mapping[str, Any]) -> str:
     """Return a record's kind; "" if it has none that is known."""
     kind = record.get("kind") or next((kind for field, kind in FIELDS.items() if field in record), "")
-    return kind if isinstance(kind, str) and (kind in COURSE or kind in PROCESS) else ""
+    return kind if isinstance(kind, str) and kind in KINDS else ""

@@ -46,7 +46,7 @@ def test_scancel_leaves_no_container(slurm, submit_in, containers):
     slurm("scancel", job.number)
     job.wait("the end of its containers", lambda: not names(containers, job), 60)
     assert job.wait_for_end() == "CANCELLED"
-    assert "requeued, 1" not in job.text()
+    assert "requeued" not in job.decisions()
 
 
 def test_a_killed_task_s_container_ends_with_it(submit_in, containers):
@@ -62,7 +62,7 @@ def test_a_killed_task_s_container_ends_with_it(submit_in, containers):
     for process in killed:
         process.send_signal(signal.SIGKILL)
     job.wait("the end of its container", lambda: name not in names(containers, job), 60)
-    job.wait_for_line("not requeued: ", seconds=60)
+    job.wait("a decision", job.decisions, 60)
 
 
 def in_container(process) -> bool:
@@ -75,7 +75,7 @@ def test_an_image_that_one_node_does_not_have_is_what_one_reads(submit_in, docke
     prolog.write_text('#!/bin/bash\nif [ "$SLURMD_NODENAME" = node2 ]; then echo "export IMAGE=moco-mgd:nowhere"; fi\n')
     prolog.chmod(0o755)
     job = submit_in(docker, SLURM_TASK_PROLOG=prolog)
-    job.wait_for_line("not requeued: ", seconds=60)
+    job.wait("a decision", job.decisions, 60)
     errors = [line for line in job.text().splitlines() if line.startswith("error: ")]
     said = "error: node2: rank 1: no image 'moco-mgd:nowhere' here: docker pull or docker load it on every node (Error"
     assert len(errors) == 1 and errors[0].startswith(said), job.text()

@@ -1,18 +1,27 @@
 """What slurm/functions.sh gives to programs that cannot be run here, written down by stand-ins for them."""
 
 import csv
+import json
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from job.show.read import discover
+from job.show.read.history import read_record
 from jobs import REPO
 
 COMMAND = ["python", "-m", "job.train", "my data", "--out", "r"]
 # What `run` needs to know of a job.
 NEEDS = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node1", "RUNTIME": "none", "VENV": "", "IMAGE": "", "MOUNTS": "", "DATA": ""}
 NEEDS |= {"MGD_NODE_ADDRESSES": "node1=10.0.0.1", "MAX_REQUEUES": "20", "RUN": "r"}
+
+
+def decisions(done) -> list[str]:
+    """The reasons of the decisions that a job has printed."""
+    lines = [line for line in done.stdout.splitlines() if line.startswith('{"kind": "decision", ')]
+    return [json.loads(line)["reason"] for line in lines]
 
 
 @pytest.fixture
@@ -355,12 +364,12 @@ def test_the_newest_checkpoint_is_found_on_a_disk_without_links(shell, linkless)
     needs = {"SLURM_JOB_ID": "7", "MAX_REQUEUES": "20", "RUN": str(linkless)}
     control = {"scontrol": """[ "$1" = requeue ] && echo "$*" || echo "JobId=7 JobState=RUNNING Reason=None\""""}
     ended = shell("settle 1", control, **needs)
-    assert "not requeued: it ended before it saved anything new" in ended.stdout
+    assert decisions(ended) == ["nothing-saved"]
     rewritten = (
         'rm "$RUN/checkpoint_10000_000000.pth.tar"; echo >"$RUN/checkpoint_10000_000000.pth.tar"; settle 1'  # a damaged one
     )
     requeued = shell(rewritten, control, **needs)
-    assert "newest checkpoint checkpoint_10000_000000.pth.tar)" in requeued.stdout and requeued.stdout.endswith("requeue 7\n")
+    assert decisions(requeued) == ["requeued"] and requeued.stdout.endswith("requeue 7\n")
 
 
 def test_each_try_has_a_secret_of_its_own_that_only_tasks_get(shell):
@@ -390,10 +399,7 @@ def test_tasks_that_did_not_hear_a_signal_are_told_again(shell, moment):
     done = shell(told + 'run "$@"', {"srun": srun, "scontrol": control}, **NEEDS, UNKNOWN="1" if unknown else "")
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
-    assert "signal USR2: the tasks finish their step and save" in said[2]
-    assert said[3] == "heard 2"
-    assert "requeued, 1 of at most 20 times" in said[4]
-    assert said[5] == "requeue 7"
+    assert said[3] == "heard 2" and said[-1] == "requeue 7" and decisions(done) == ["requeued"]
 
 
 DOWN = "echo 'Slurmctld is DOWN' >&2; exit 1"  # scontrol, when the controller is away
@@ -416,19 +422,14 @@ def asked(folder) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("status", "last", "code"),
-    [
-        (0, "complete, not requeued: done", 0),
-        (2, "not requeued: a mistake in its options or data, named above, would end it again", 2),
-        (1, "not requeued: it ended before it saved anything new (exit status 1)", 1),
-    ],
+    ("status", "reason"),
+    [(0, "complete"), (2, "mistake"), (1, "nothing-saved")],
 )
-def test_an_end_without_a_requeue_asks_slurm_nothing(shell, tmp_path, status, last, code):
+def test_an_end_without_a_requeue_asks_slurm_nothing(shell, tmp_path, status, reason):
     (tmp_path / "r").mkdir()
     (tmp_path / "r/complete").write_text("done\n")
     done = shell('run "$@"', controller(down_for=99) | {"srun": f"exit {status}"}, **NEEDS)
-    assert (done.returncode, done.stderr) == (code, "")
-    assert done.stdout.splitlines()[-1].endswith(f"batch: {last}")
+    assert (done.returncode, done.stderr, decisions(done)) == (status, "", [reason])
     assert asked(tmp_path) == []
 
 
@@ -439,7 +440,7 @@ def test_a_job_runs_to_its_end_without_scontrol(shell, tmp_path):
     link = "ln -s $PWD/srun $(which bash realpath mkdir cat sed awk grep sort tail head base64) bin"
     done = shell(f"mkdir bin; {link}; {lines}", {"srun": "exit 0"}, **NEEDS | {"MGD_NODE_ADDRESSES": ""})
     assert done.returncode == 0, done.stdout
-    assert len(done.stdout.splitlines()) == 3 and done.stdout.endswith("complete, not requeued: done\n")
+    assert decisions(done) == ["complete"]
 
 
 @pytest.mark.parametrize(
@@ -460,24 +461,23 @@ def test_a_requeue_waits_for_the_controller_and_ends_in_one_line(shell, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("job", "last"),
+    ("job", "reason"),
     [
-        ("JobState=COMPLETING Requeue=1 Restarts=1", "requeued by SLURM itself"),
-        ("JobState=PENDING Requeue=1 Restarts=1", "requeued by SLURM itself"),
+        ("JobState=COMPLETING Requeue=1 Restarts=1", "requeued-by-slurm"),
+        ("JobState=PENDING Requeue=1 Restarts=1", "requeued-by-slurm"),
         (
             "JobState=PENDING Reason=job_requeued_in_held_state Restarts=1",
-            "requeued by SLURM itself, and held: scontrol release 7",
+            "held-by-slurm",
         ),
-        ("JobState=COMPLETING Requeue=1 Restarts=0", "not requeued: SLURM ends the job, cancelled or out of time"),
-        ("JobState=RUNNING Requeue=0 Restarts=0", "not requeued: the job was submitted with --no-requeue"),
+        ("JobState=COMPLETING Requeue=1 Restarts=0", "ended-by-slurm"),
+        ("JobState=RUNNING Requeue=0 Restarts=0", "no-requeue"),
     ],
 )
 @pytest.mark.parametrize("most", ["20", "0"])
-def test_the_last_line_has_what_slurm_itself_does(shell, job, last, most):
+def test_the_decision_is_what_slurm_itself_does(shell, job, reason, most):
     """Also if this script would not requeue the job."""
     done = shell("signalled=TERM; settle 143", controller(f"JobId=7 {job}"), **NEEDS | {"MAX_REQUEUES": most})
-    assert (done.returncode, done.stderr) == (143, "")
-    assert done.stdout.endswith(f"batch: {last}\n")
+    assert (done.returncode, done.stderr, decisions(done)) == (143, "", [reason])
 
 
 def test_two_tries_that_save_nothing_end_a_job(shell, tmp_path):
@@ -486,16 +486,16 @@ def test_two_tries_that_save_nothing_end_a_job(shell, tmp_path):
     def ended(restarts, save="", job="7", lines="signalled=USR2; settle 0"):
         save = save and f"mkdir -p r; touch r/checkpoint_{save}_000000.pth.tar;"
         done = shell(f"{save} {lines}", controller(), **NEEDS | {"SLURM_RESTART_COUNT": restarts, "SLURM_JOB_ID": job})
-        return done.stdout.splitlines()[-1]
+        [reason] = decisions(done)
+        assert done.stdout.endswith(f"requeue {job}\n") == (reason in ("requeued", "late"))
+        return reason
 
     late = "sleep() { :; }; STOP_SECONDS=1 requeue_late"
-    twice = "not requeued: the last two tries saved nothing new. Submit it again with a longer --time"
     assert not (tmp_path / "r").exists()  # as while the data is staged
-    assert ended("0") == ended("0") == "requeue 7"  # the same try
-    assert ended("1", save="0001") == ended("2") == "requeue 7"
-    assert ended("3").endswith(f"batch: {twice}")
-    assert ended("3", lines=late).endswith(f"batch: the tasks have not ended in 1 s: {twice}")
-    assert ended("0", job="8") == "requeue 8"
+    assert ended("0") == ended("0") == "requeued"  # the same try
+    assert ended("1", save="0001") == ended("2") == "requeued"
+    assert ended("3") == ended("3", lines=late) == "nothing-saved-twice"
+    assert ended("0", job="8") == "requeued"
     ended("1", save="0002", job="8", lines="settle 2")  # not by this script does it start again
     assert not (tmp_path / "r/.nothing-saved").exists()
 
@@ -506,6 +506,20 @@ def test_a_job_is_requeued_by_its_own_number(shell):
     assert shell("job_id", SLURM_JOB_ID="7", **array).stdout == "7_3\n"
     assert shell("job_id", SLURM_JOB_ID="8", **array).stdout == "8\n"
     assert shell("job_id", SLURM_JOB_ID="8").stdout == "8\n"
+
+
+def test_a_try_is_a_record_with_the_run_s_folder(shell, tmp_path):
+    """mgd-watch finds the run by it, whatever the folder's name."""
+    run = tmp_path / 'my "run" \\ 1'
+    done = shell(
+        'run "$@"', {"srun": "exit 2"}, **NEEDS | {"RUN": str(run), "SLURM_RESTART_COUNT": "1", "SLURM_JOB_NODELIST": "n[1-2]"}
+    )
+    [line] = [line for line in done.stdout.splitlines() if line.startswith('{"kind": "try"')]
+    kind, record = read_record(line)
+    assert kind == "try" and (record["number"], record["nodes"], record["run"]) == (2, "n[1-2]", str(run))
+    (tmp_path / "job.log").write_text(done.stdout)
+    [place] = discover.find(tmp_path / "job.log", {})
+    assert place.path == run and place.log.told.tries == 2
 
 
 def test_a_heterogeneous_job_is_refused(shell):

@@ -15,9 +15,8 @@ import pytest
 import torch
 
 from jobs import REPO, SMALL, STEPS, BatchJob
-from runs import differences, records
+from runs import differences, of_kind, records
 
-REQUEUED = "requeued, 1 of at most"
 SIGNAL = "signal USR2: the tasks finish their step and save"
 
 
@@ -37,7 +36,7 @@ def prolog(tmp_path):
 def check_whole(job, undisturbed, workers=2, teacher=False):
     """The job has ended well: every step done once, and the same bytes as a run that nothing interrupted."""
     assert job.wait_for_end() == "COMPLETED", job.text()
-    job.wait_for_line("complete, not requeued: done: 3 epochs", seconds=5)
+    job.wait_for_decision("complete", seconds=5)
     assert job.steps() == list(range(1, STEPS + 1))
     assert (job.run / "last.pth.tar").resolve().name == "checkpoint_0003_000000.pth.tar"
     assert differences(undisturbed(workers, teacher), job.run) == []
@@ -56,14 +55,14 @@ def test_a_job_trains_to_the_same_digits_as_horovodrun(submit, undisturbed, teac
         socket.create_connection(("127.0.0.1", port), timeout=5)
     check_whole(job, undisturbed, workers, teacher=True)
     assert records(job.run) == records(undisturbed(workers, teacher=True))
-    assert "requeued, " not in job.text()
+    assert job.decisions() == ["complete"]
 
 
 def test_a_killed_rank_ends_the_try_and_the_next_one_ends_in_the_same_bytes(submit, undisturbed):
     job = submit(SMALL)
     job.wait_for_step(4)
     job.tasks()[1].send_signal(signal.SIGKILL)
-    job.wait_for_line(REQUEUED)
+    job.wait_for_decision("requeued")
     assert re.search(r"srun: error: node2: task 1: Killed", job.text())
     check_whole(job, undisturbed)
 
@@ -80,7 +79,7 @@ def test_rank_0_killed_in_a_save_leaves_the_checkpoint_before_whole(submit, undi
     last = (job.run / "last.pth.tar").resolve()
     assert not half.with_suffix("").exists() and last.name < half.name
     assert torch.load(last, weights_only=True)["step"] in (0, 2)
-    job.wait_for_line(REQUEUED)
+    job.wait_for_decision("requeued")
     assert re.search(r"srun: error: node1: task 0: Killed", job.text())
     check_whole(job, undisturbed)
 
@@ -105,15 +104,13 @@ def test_a_wish_to_stop_saves_at_a_common_step_and_requeues_once(slurm, submit, 
         slurm("scancel", "--batch", "--signal=USR2", job.number)
     else:
         slurm(*how, job.number)
-    job.wait_for_line("stopped by a signal")
-    saved = re.findall(r"saved .*/(checkpoint_\d+_\d+)", job.text())[-1]
+    job.wait_for_stop()
+    saved = of_kind(job.run, "saved")[-1]
     check_whole(job, undisturbed)
-    assert f"resuming from {job.run}/{saved}" in job.text()
+    [resumed] = of_kind(job.run, "resumed")
+    assert (resumed["epoch"], resumed["step"]) == (saved["epoch"], saved["step"])
     assert job.shown("Restarts") == "1"
-    if how != ["scontrol", "requeue"]:
-        assert job.text().count(REQUEUED) == 1
-    else:
-        assert REQUEUED not in job.text() and job.text().count("requeued by SLURM itself") == 1
+    assert job.decisions() == ["requeued-by-slurm" if how == ["scontrol", "requeue"] else "requeued", "complete"]
 
 
 def test_the_signal_ahead_of_the_time_limit_saves_and_requeues(submit, undisturbed):
@@ -124,16 +121,16 @@ def test_the_signal_ahead_of_the_time_limit_saves_and_requeues(submit, undisturb
     task.suspend()
     job.wait_for_line(SIGNAL, times=signals + 1, seconds=90)
     task.resume()
-    job.wait_for_line("stopped by a signal")
-    job.wait_for_line(f"requeued, {signals + 1} of at most")
+    job.wait_for_stop()
+    job.wait_for_decision("requeued", times=signals + 1)
     check_whole(job, undisturbed)
 
 
 def test_a_signal_before_horovod_is_up_requeues(slurm, submit, undisturbed):
     job = submit(SMALL)
-    job.wait_for_line("try 1 on")
+    job.wait("the first try", lambda: job.records("try"))
     slurm("scancel", "--batch", "--signal=USR2", job.number)
-    job.wait_for_line(REQUEUED)
+    job.wait_for_decision("requeued")
     assert "by srun" not in job.text()  # the line that Horovod's workers begin with
     check_whole(job, undisturbed)
     assert job.shown("Restarts") == "1"
@@ -146,7 +143,7 @@ def test_a_signal_while_the_data_is_staged_requeues(slurm, submit, images, undis
     job = submit(SMALL, ARCHIVE=archive, LOCAL=tmp_path / "local", DATA="")
     job.wait_for_line("data: copying")
     slurm("scancel", "--batch", "--signal=USR2", job.number)
-    job.wait_for_line(REQUEUED, seconds=60)
+    job.wait_for_decision("requeued", seconds=60)
     archive.unlink()
     with tarfile.open(archive, "w") as file:
         file.add(images, "photos")
@@ -159,7 +156,7 @@ def test_tasks_that_do_not_end_in_time_are_requeued_from_the_newest_checkpoint(s
     tasks = job.tasks()
     tasks[1].send_signal(signal.SIGSTOP)
     slurm("scancel", "--batch", "--signal=USR2", job.number)
-    job.wait_for_line("the tasks have not ended in 3 s: requeued from the newest checkpoint", seconds=20)
+    job.wait_for_decision("late", seconds=20)
     check_whole(job, undisturbed)
     assert job.shown("Restarts") == "1"
 
@@ -170,7 +167,7 @@ def test_scancel_leaves_no_process_and_does_not_requeue(slurm, submit):
     slurm("scancel", job.number)
     job.wait("the end of all processes", lambda: not job.processes(), 60)
     assert job.wait_for_end() == "CANCELLED"
-    assert REQUEUED not in job.text() and "Traceback" not in job.text() and job.shown("Restarts") == "0"
+    assert "requeued" not in job.decisions() and "Traceback" not in job.text() and job.shown("Restarts") == "0"
 
 
 def test_a_node_that_fails_requeues_and_the_run_goes_on(slurm, submit, undisturbed):
@@ -181,7 +178,7 @@ def test_a_node_that_fails_requeues_and_the_run_goes_on(slurm, submit, undisturb
     slurm("scontrol", "update", "nodename=node2", "state=resume", check=False)  # it may have come back by itself
     check_whole(job, undisturbed)
     assert job.shown("Restarts") == "1"
-    assert "resuming from" in job.text()
+    assert of_kind(job.run, "resumed")
     assert re.search("requeue.* due to failure of node node2", (slurm.folder / "log/slurmctld.log").read_text())
 
 
@@ -191,7 +188,7 @@ def test_a_job_of_a_partition_that_goes_first_preempts_and_the_run_goes_on(slurm
     slurm("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", f"--output={tmp_path}/urgent", "--wrap", "sleep 3")
     job.wait("the job's requeueing", lambda: job.shown("JobState") == "PENDING")
     check_whole(job, undisturbed)
-    assert "resuming from" in job.text()
+    assert of_kind(job.run, "resumed")
 
 
 def test_all_wait_for_a_rank_that_starts_60_seconds_late(submit, undisturbed, prolog):
@@ -275,7 +272,7 @@ def test_another_user_of_the_nodes_neither_joins_nor_ends_the_start(slurm, submi
 )
 def test_what_keeps_horovod_from_starting_is_one_line(submit, prolog, lines, variables, said):
     job = submit(SMALL, **prolog(lines), **variables)
-    job.wait_for_line("not requeued: ", seconds=60)
+    job.wait("a decision", job.decisions, 60)
     errors = [line for line in job.text().splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and errors[0].startswith(said), job.text()
     assert "Traceback" not in job.text()
@@ -303,7 +300,7 @@ def test_an_exception_on_one_rank_is_what_one_reads(submit, prolog, tmp_path):
         [*SMALL, "--save-every", 3],
         **prolog(f'if [ "$SLURM_PROCID" = 1 ]; then echo "export PYTHONPATH={tmp_path}:$PYTHONPATH"; fi'),
     )
-    job.wait_for_line("not requeued: it ended before it saved anything new")
+    job.wait_for_decision("nothing-saved")
     errors = [line for line in job.text().splitlines() if line.startswith("error: ")]
     assert errors == ["error: rank 1 on node2: MemoryError: "], job.text()
     assert job.steps()[:5] == [1, 2, 3, 4, 5]
@@ -320,9 +317,9 @@ def test_a_rank_that_stands_still_is_named_with_the_tensor_and_ends_the_try(subm
     other = f"rank {stopped} on node{stopped + 1} does not answer: it is stopped, or out of reach"
     job.wait_for_line(other)
     report = next(line for line in job.text().splitlines() if other in line)
-    assert re.fullmatch(rf"{speaks} waits for ('\S+'|the gradient of \S+) at \S+:\d+ for [3-5] s; {other}", report)
+    assert re.fullmatch(rf"warning: {speaks} waits for ('\S+'|the gradient of \S+) at \S+:\d+ for [3-5] s; {other}", report)
     job.wait_for_line(f"error: {speaks} waits for")
-    job.wait_for_line("not requeued: ", seconds=60)
+    job.wait("a decision", job.decisions, 60)
     assert job.wait_for_end() == "FAILED"
 
 
@@ -332,7 +329,7 @@ def test_a_mistake_is_one_line_and_is_not_requeued(submit):
     # srun and slurmstepd print errors of their own; the latter only if the tasks end one after the other.
     errors = [line for line in job.text().splitlines() if line.startswith("error: ")]
     assert errors == ["error: --batch-size 13 cannot be shared equally by 2 workers: choose 12 or 14"]
-    assert "not requeued: a mistake in its options or data" in job.text()
+    assert job.decisions() == ["mistake"]
     assert job.shown("ExitCode") == "2:0"
 
 
@@ -360,7 +357,7 @@ def test_the_linear_classifier_trains_as_a_job(submit, undisturbed):
     pretrained = undisturbed(2) / "last.pth.tar"
     job = submit(["--pretrained", pretrained, "--epochs", 2, "--batch-size", 10, "--workers", 0], script="linear.sbatch")
     assert job.wait_for_end() == "COMPLETED", job.text()
-    assert "complete, not requeued: done: 2 epochs" in job.text()
+    assert job.decisions() == ["complete"]
     assert (job.run / "best.pth.tar").exists()
 
 
@@ -373,7 +370,7 @@ def test_the_readme_s_own_example_runs(slurm):
     job = BatchJob(slurm, number, log, run)
     try:
         assert job.wait_for_end() == "COMPLETED", job.text()
-        assert "complete, not requeued: done: 2 epochs" in job.text()
+        assert job.decisions() == ["complete"]
     finally:
         slurm("scancel", number, check=False)
         shutil.rmtree(run, ignore_errors=True)

@@ -8,9 +8,7 @@ import pytest
 import yaml
 
 from jobs import EPOCH, EPOCHS, REPO, SMALL, STEPS, BatchJob
-from runs import differences, records
-
-REQUEUED = "requeued, 1 of at most"
+from runs import differences, of_kind
 
 
 @pytest.fixture(params=["none", "docker", "podman"])
@@ -59,7 +57,8 @@ def test_main_job(slurm, submit, runtime, linked, undisturbed):
             assert part.steps() == list(range(1, STEPS + 1))
             assert part.shown("Restarts") == "1"
             assert differences(undisturbed(2, True, "--loss-factor", factor), part.run) == []
-        assert job.text().count("stopped by a signal") == 1 and job.text().count(REQUEUED) == 2
+        assert sorted(job.decisions()) == ["complete"] * 2 + ["requeued"] * 2
+        assert [record["how"] for record in of_kind(signalled.run, "end")] == ["stopped", "complete"]
         if not runtime:
             check_shown(slurm, job, folder, parts)
     finally:
@@ -68,7 +67,7 @@ def test_main_job(slurm, submit, runtime, linked, undisturbed):
 
 def check_shown(slurm, job, folder, parts):
     """Check what mgd-watch and mgd-report show of the array, by its folder and by the log that its runs share."""
-    first, second = (next(record["distillation"] for record in records(part.run) if "loss" in record) for part in parts)
+    first, second = (of_kind(part.run, "step")[0]["distillation"] for part in parts)
     assert 9 < second / first < 11  # factors of 10000, and 1000
     for place in (folder, job.log):
         said = slurm(sys.executable, "-m", "job.show.watch", "--once", place, PYTHONPATH=REPO)

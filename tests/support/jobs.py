@@ -1,12 +1,13 @@
 """Jobs of a real SLURM, and what their runs have computed."""
 
+import json
 import re
 import time
 from pathlib import Path
 
 import psutil
 
-from runs import records
+from runs import of_kind
 
 REPO = Path(__file__).parents[2]
 EPOCHS, EPOCH = 3, 50 // 12  # steps an epoch
@@ -31,7 +32,22 @@ class BatchJob:
 
     def steps(self) -> list[int]:
         """The steps done so far, as metrics.jsonl has them."""
-        return [record["steps"] for record in records(self.run) if "loss" in record]
+        return [record["steps"] for record in of_kind(self.run, "step")]
+
+    def records(self, kind: str) -> list[dict]:
+        """The records of a kind in the job's log."""
+        return [json.loads(line) for line in self.text().splitlines() if line.startswith(f'{{"kind": "{kind}", ')]
+
+    def decisions(self) -> list[str]:
+        """The reasons of the job's decisions so far, a try each."""
+        return [record["reason"] for record in self.records("decision")]
+
+    def wait_for_decision(self, reason: str, times: int = 1, seconds: float = 120) -> float:
+        return self.wait(f"the decision '{reason}'", lambda: self.decisions().count(reason) >= times, seconds)
+
+    def wait_for_stop(self) -> None:
+        """Wait until a try has saved and stopped because of a signal."""
+        self.wait("a stop", lambda: "stopped" in [record["how"] for record in of_kind(self.run, "end")])
 
     def tasks(self) -> dict[int, psutil.Process]:
         """The job's running tasks by rank."""

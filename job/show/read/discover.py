@@ -13,14 +13,11 @@ from job.show.read.tail import Follower
 
 MOST_FOLDERS = 10_000  # of one log: an array's jobs may share it
 FILES = ("config.yaml", "metrics.jsonl", "log.txt")
-# What slurm/functions.sh says.
-TRY = re.compile(r"\S+: try (\d{1,9}) on (\S+), runtime \w+: .*")
-FOLDER = re.compile(r"\S+: run's folder: (.*)")
-SAYS = re.compile(r"\S+: (data: |signal |requeued|not requeued|complete|removed |the (tasks|container) ).*")
+OLD_FOLDER = re.compile(r"\S+: run's folder: (.*)")  # in the logs of earlier versions, which have no records
 
 
 class JobLog:
-    """What the log of a SLURM job tells: its tries, the folders of its runs, what the job itself said last, or its error."""
+    """The log of a SLURM job: its tries, the folders of its runs, the job script's last line since the last try, or its error."""
 
     def __init__(self) -> None:
         self.tries, self.nodes, self.said, self.error = 0, "", "", ""
@@ -30,15 +27,20 @@ class JobLog:
         """Take in whole lines."""
         for line in lines.decode(errors="backslashreplace").split("\n"):
             said = "".join(text for _, text in history.read_lines(line))
-            if match := TRY.fullmatch(said):
-                self.tries, self.nodes, self.error = int(match[1]), match[2], ""
-            elif match := FOLDER.fullmatch(said):
-                if len(self.folders) < MOST_FOLDERS:
-                    self.folders[Path(match[1])] = None
-            elif SAYS.fullmatch(said):
+            if line.startswith('{"kind": "try"') and (found := history.read_record(line)):
+                self.begin(*(found[1][name] for name in ("number", "nodes", "run")))
+            elif match := OLD_FOLDER.fullmatch(said):
+                self.begin(self.tries + 1, "nodes not known", match[1])
+            elif said:
                 self.said = said
             elif line.startswith("error: "):
                 self.error = line[: history.LONGEST_LINE]
+
+    def begin(self, number: int, nodes: str, folder: str) -> None:
+        """Take in the start of a try."""
+        self.tries, self.nodes, self.said, self.error = number, nodes, "", ""
+        if len(self.folders) < MOST_FOLDERS:
+            self.folders[Path(folder)] = None
 
     def describe(self) -> list[str]:
         """The job in up to two lines; in what it said, those of an array with one log cannot be told apart."""

@@ -18,13 +18,13 @@ import yaml
 
 from job.cli import LONGEST_FILE, pairs
 from job.errors import RunError
-from job.metrics.schema import COURSE, PROCESS, kind_of
+from job.metrics.schema import COURSE, KINDS, kind_of
 from job.show.read.files import LARGEST_TEXT, opened
 
 STAMP = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (.*)")
 REQUIRED = {  # {kind: {field: type}}
     kind: {name: get_type_hints(fields)[name] for name in fields.__required_keys__}  # type: ignore[attr-defined]
-    for kind, fields in (COURSE | PROCESS).items()
+    for kind, fields in KINDS.items()
 }
 PUBLISHED = 64  # job.networks.WIDTH, without torch, which would take mgd-watch seconds
 LONGEST_RECORD, LONGEST_LINE = 2**20, 2000  # bytes of a line of metrics.jsonl, characters of one of log.txt
@@ -227,7 +227,7 @@ def read_record(line: str | bytes) -> tuple[str, dict[str, Any]] | None:
     kind, given = kind_of(record), record.pop("kind", "")
     if given and not kind:
         return "", {}  # of a later version
-    if kind not in PROCESS and not all(map(is_number, record.values())):
+    if (kind in COURSE or not kind) and not all(map(is_number, record.values())):
         return None
     sound = all(is_of(record.get(name), expected) for name, expected in REQUIRED.get(kind, {}).items())
     return (kind, record) if sound and record.get("stage", 1) in STAGES else None

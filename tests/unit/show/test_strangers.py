@@ -18,7 +18,7 @@ from job.show.read.history import MOST_COLUMNS, read_options, read_run
 from job.show.read.discover import find, inside
 from job.show.read.runs import MOST_RUNS, find_runs
 from job.text import printable
-from tests.unit.show.test_watch import NOW, UNICODE, record, remark, start, write_run
+from tests.unit.show.test_watch import UNICODE, begin, record, remark, start, write_run
 
 LIMITED = ["bash", "-c", 'ulimit -v 16000000; exec "$0" "$@"', sys.executable]
 EVIL = "\033]0;title\a\033[2J\n\r\u202ebidi\x9b"
@@ -102,7 +102,7 @@ def strangers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("strangers")
     for name, harm in (REFUSED | READ).items():
         harm(write_run(folder / name))
-    (folder / f"{EVIL}.log").write_text(f"{NOW} n: try {'9' * 5000} on n, runtime none: x\nerror: {EVIL}{'y' * 10**7}\n")
+    (folder / f"{EVIL}.log").write_text(f"{begin('9' * 4000, EVIL)}error: {EVIL}{'y' * 10**7}\n")
     os.mkfifo(folder / "pipe.log")
     (folder / "folder.log").mkdir()
     return folder

@@ -56,6 +56,12 @@ def add(folder, *records):
         file.writelines(json.dumps(record) + "\n" for record in records)
 
 
+def begin(number, run):
+    """What slurm/functions.sh writes to a job's log when a try begins."""
+    record = {"kind": "try", "time": 1.8e9, "number": number, "nodes": "node[1-2]", "run": str(run)}
+    return f"{NOW} node1: try {number}\n{json.dumps(record)}\n"
+
+
 def write_run(folder, steps=15, **options):
     """Write a run that has done `steps` steps, with its options, in two files as runs have them."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -218,13 +224,18 @@ def test_an_empty_or_damaged_folder_is_one_line_and_exit_code_2(tmp_path, conten
 def test_a_job_s_log_leads_to_its_run_and_tells_its_tries(tmp_path):
     run = write_run(tmp_path / "runs" / "mgd-train-1")
     log = tmp_path / "mgd-train-1.log"
-    begun = f"on node[1-2], runtime none: python -m job.train digits --out runs/mgd-train-1\n{NOW} node1: run's folder: {run}\n"
-    log.write_text(
-        f"{NOW} node1: try 1 {begun}{NOW} node1: requeued, 1 of at most 20 times (exit status 0, ...)\n{NOW} node2: try 2 {begun}"
-    )
+    begun = [begin(number, run) for number in (1, 2)]
+    log.write_text(f"{begun[0]}{NOW} node1: any sentence\n{begun[1]}{NOW} node1: another\n")
     for path in (log, tmp_path):
         said = " ".join(watch(path).stdout.split())
-        assert "try 2 on node[1-2] said: node1: requeued, 1 of at most 20 times" in said and "epoch 1 step 5/10" in said
+        assert "try 2 on node[1-2] said: node1: another" in said and "epoch 1 step 5/10" in said
+
+
+def test_a_job_s_log_of_an_earlier_version_leads_to_its_run(tmp_path):
+    """It has sentences in place of records."""
+    run, log = write_run(tmp_path / "run"), tmp_path / "mgd-train-1.log"
+    log.write_text(f"{NOW} node1: try 1 on node1, runtime none: python\n{NOW} node1: run's folder: {run}\n")
+    assert "epoch 1 step 5/10" in watch(log).stdout
 
 
 def test_several_runs_are_shown_in_the_order_of_their_numbers(tmp_path):
@@ -245,9 +256,9 @@ def test_a_job_that_has_not_begun_its_run_waits(tmp_path, said):
     assert said.removeprefix(f"{NOW} ").strip() in ended.stdout
     run.mkdir()
     with open(log, "a") as file:
-        file.write(f"{NOW} node1: try 1 on node1, runtime none: python -m job.train\n{NOW} node1: run's folder: {run}\n")
+        file.write(begin(1, run))
     said = watch(log).stdout
-    assert f"{run.name}: waits for its first step" in said and "try 1 on node1" in said and "error" not in said
+    assert f"{run.name}: waits for its first step" in said and "try 1 on node[1-2]" in said and "error" not in said
     write_run(run)
     assert f"{run.name}: running" in watch(log).stdout
 
