@@ -256,7 +256,7 @@ class Run:
         found = sorted(named - self.bad_images)
         self.bad_images.update(found)
         for file in found:
-            self.log.record("undecodable", f"cannot decode {prefix}{file}; it is passed over", path=f"{prefix}{file}")
+            self.log.record("undecodable", f"cannot decode {prefix}{file}; it is passed over", text=f"{prefix}{file}")
         bad = len(self.bad_images)
         if bad > limit or sum(file.startswith(split) for file in self.bad_images) >= images:
             first = prefix + min(self.bad_images)

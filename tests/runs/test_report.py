@@ -21,6 +21,7 @@ from job.show.report.images import slugs_of
 from job.show.report.app import main, render
 from job.show.read.runs import Shown, find_runs
 from job.show.report.timing import knn_seconds, refresh_seconds
+from runs import of_kind
 
 SMALL = "-a resnet18 --image-size 32 --batch-size 8 --epochs 2 --moco-k 20 --mlp --moco-t 0.2 --warmup-epochs 0".split()
 SMALL += "--refresh-epochs 0,1 --knn-every 1 --save-every 3steps --check-every 3 -j 0".split()
@@ -168,12 +169,27 @@ def test_tables_say_what_the_folders_hold(folders):
     assert tables.options_of(ages, differing=True).rows == [["loss_share", "10.0", "0.0"]]
 
 
-def test_times_are_those_of_the_log(folders):
+def test_times_are_those_of_the_records(folders):
+    """Each stage of a refresh has the times of the whole refresh."""
     history = find_runs([str(folders[0])])[0].history
-    said = [re.findall(r"([\d.]+) s", text) for _, text in history.lines if text.startswith("refresh before")]
-    assert len(said) == 2
-    assert refresh_seconds(history) == pytest.approx(sum(float(s) for parts in said for s in parts), abs=0.3)
-    assert 0 < knn_seconds(history) < history.lines[-1][0] - history.lines[0][0]
+    refreshes = [record for record in of_kind(folders[0], "refresh") if record["stage"] == 1]
+    assert len(refreshes) == 2
+    took = sum(record[name] for record in refreshes for name in ("measuring", "gathering", "solving"))
+    assert refresh_seconds(history) == pytest.approx(took)
+    [start], [end] = (of_kind(folders[0], kind) for kind in ("start", "end"))
+    assert 0 < knn_seconds(history) < knn_seconds(history) + took < end["time"] - start["time"]
+
+
+def test_warnings_are_those_of_the_records(folders, tmp_path):
+    """The first run has one of its own: its queue is long for its images."""
+    copy = tmp_path / "run"
+    shutil.copytree(folders[0], copy, symlinks=True)
+    with open(copy / "metrics.jsonl", "a") as file:
+        for kind, text in (("hint", "slow"), ("hint", "slow")):
+            file.write(json.dumps({"kind": kind, "time": 1.8e9, "text": text}) + "\n")
+        file.write(json.dumps({"kind": "end", "time": 1.8e9, "how": "error", "text": "no disk", "code": 2}) + "\n")
+    first, *others = tables.warnings(find_runs([str(copy)]))["run"]
+    assert first.startswith("warning: ") and others == ["hint: slow (2 times)", "error: no disk"]
 
 
 def test_matched_maps_are_those_of_the_networks(folders, teacher_file):

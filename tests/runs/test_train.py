@@ -12,11 +12,12 @@ import time
 import numpy as np
 import pytest
 import torch
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from job.cluster import comm
 from job.show.read.runs import find_runs
-from runs import FLIP, check_steps, contents, differences, errors_of
+from runs import FLIP, check_steps, contents, differences, errors_of, of_kind
 from runs import records as records_of
 from job.frameworks.moco import build_moco
 
@@ -43,9 +44,9 @@ def undisturbed(start_job, images, teacher_file, tmp_path_factory):
     return run
 
 
-def wait_for_log(job, text, times):
-    """Wait until a running job's log has a text so many times."""
-    while (job.folder / "log.txt").read_text().count(text) < times:
+def wait_for_resume(job, times):
+    """Wait until a run has been resumed so many times."""
+    while len(of_kind(job.folder, "resumed")) < times:
         assert job.process.poll() is None, f"the run ended early:\n{job.process.stdout.read()}"
         time.sleep(0.02)
 
@@ -59,14 +60,14 @@ def test_a_requeued_job_that_went_back_goes_on_from_there(undisturbed, start_job
     for tries, save_every in enumerate((9, "1steps"), 1):
         job = start_job(2, tmp_path / "run", [*options, "--save-every", save_every])
         monkeypatch.setenv("SLURM_RESTART_COUNT", str(tries))  # of the next try
-        wait_for_log(job, "resuming from", tries)
+        wait_for_resume(job, tries)
         job.wait_for_step(4)
         job.kill()
         assert len(job.steps()) < STEPS
     job = start_job(2, tmp_path / "run", [*options, "--save-every", 9])
     output = job.finish()
     assert job.process.returncode == 0, output
-    assert "resuming from" in output and f"resuming from {path}" not in output
+    assert [(record["epoch"], record["step"]) > (0, 2) for record in of_kind(job.folder, "resumed")] == [False, False, True]
     assert job.steps() == list(range(1, STEPS + 1))
     assert differences(undisturbed(2)[0], job.folder) == []
     assert records_of(job.folder) == records_of(undisturbed(2)[0])
@@ -162,7 +163,7 @@ def test_a_signal_saves_at_a_common_step_what_an_undisturbed_run_has_there(
         process.send_signal(number)
     output = job.finish()
     assert job.process.returncode == 0, output
-    assert "stopped by a signal" in output and "resource_tracker" not in output
+    assert of_kind(job.folder, "end")[-1]["how"] == "stopped" and "resource_tracker" not in output
     done = job.steps()
     assert done == list(range(1, done[-1] + 1)) and done[-1] < STEPS
     name = f"checkpoint_{done[-1] // EPOCH:04d}_{done[-1] % EPOCH:06d}.pth.tar"
@@ -171,7 +172,8 @@ def test_a_signal_saves_at_a_common_step_what_an_undisturbed_run_has_there(
         again = start_job(workers, tmp_path / "run", options)
         output = again.finish()
         assert again.process.returncode == 0, output
-        assert name in next(line for line in output.splitlines() if "resuming from" in line)
+        [resumed] = of_kind(again.folder, "resumed")
+        assert (resumed["epoch"], resumed["step"]) == divmod(done[-1], EPOCH)
         assert again.steps() == list(range(1, STEPS + 1))
         assert differences(undisturbed(workers)[0], again.folder) == []
 
@@ -263,9 +265,9 @@ def test_a_run_with_other_options_resumes_to_the_same_bytes(
     output = whole.finish()
     assert whole.process.returncode == 0, output
     assert all(f"matching {layer}," in output for layer in layers), output
-    assert output.count("k-NN accuracy on 9 images") == options.count("--knn-every") * 2
-    records = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
-    assert sum(0 < record["knn_seconds"] < 300 for record in records if "knn" in record) == options.count("--knn-every") * 2
+    accuracies = of_kind(tmp_path / "whole", "knn")
+    assert [record["knn_images"] for record in accuracies] == [9] * options.count("--knn-every") * 2
+    assert all(0 < record["knn_seconds"] < 300 for record in accuracies)
     (tmp_path / "part").mkdir()
     (tmp_path / "part" / "checkpoint_0001_000000.pth.tar").hardlink_to(tmp_path / "whole" / "checkpoint_0001_000000.pth.tar")
     part = start_job(1, tmp_path / "part", [*given, "--resume", "auto"])
@@ -284,35 +286,47 @@ def test_a_share_is_what_the_loss_begins_with_and_a_ramp_takes_it_to_nothing(sta
         job = start_job(2, tmp_path / matching, given)
         output = job.finish()
         assert job.process.returncode == 0, output
-        assert output.count("refresh before epoch") == (matching == "solved")
-        assert output.find("refresh before epoch 0") < output.find("loss factor ") and output.count("loss factor ") == 1
-        records = [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
-        [factor] = [record["loss_factor"] for record in records if "loss_factor" in record]
+        kinds = [record["kind"] for record in records_of(job.folder)]
+        assert kinds[: kinds.index("step")] == ["refresh"] * 4 * (matching == "solved") + ["factor"]
+        [factor] = [record["loss_factor"] for record in of_kind(job.folder, "factor")]
         assert torch.load(job.folder / "last.pth.tar", weights_only=True)["mgd"]["factor"].item() == factor
-        losses = [record["distillation"] for record in records if "loss" in record]
+        steps = of_kind(job.folder, "step")
+        losses = [record["distillation"] for record in steps]
         whole = [loss / (1 - step / STEPS) for step, loss in enumerate(losses)]
         assert sum(whole) / STEPS == pytest.approx(0.5 * math.log(21), rel=0.3)
         assert all(0.5 < loss / (0.5 * math.log(21)) < 2 for loss in whole), whole
-        assert all(record["loss"] == pytest.approx(record["contrastive"] + record["distillation"]) for record in records[-2:-1])
+        assert all(record["loss"] == pytest.approx(record["contrastive"] + record["distillation"]) for record in steps[-1:])
 
 
-def test_the_log_tells_each_refresh(undisturbed):
-    folder, output = undisturbed(2)
-    assert output.count("refresh before epoch") == 2
-    assert output.count("channels changed") == 8
-    assert "measuring" in output and "gathering" in output and "solving" in output
-    assert (folder / "config.yaml").is_file()
+def test_each_refresh_is_recorded_with_its_times(undisturbed):
+    folder, _ = undisturbed(2)
+    refreshes = of_kind(folder, "refresh")
+    assert [(record["epoch"], record["stage"]) for record in refreshes] == [
+        (epoch, stage) for epoch in (0, 1) for stage in (1, 2, 3, 4)
+    ]
+    assert all(record[name] > 0 for record in refreshes for name in ("measuring", "gathering", "solving"))
 
 
-def test_signs_of_collapse_are_recorded_and_told_at_each_epoch_s_end(undisturbed):
-    folder, output = undisturbed(2)
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    signs = [record for record in records if "queue_rank" in record]
+def test_a_run_records_its_start_its_saves_and_its_end(undisturbed):
+    folder, _ = undisturbed(2)
+    [start], [end], [teacher] = (of_kind(folder, kind) for kind in ("start", "end", "teacher"))
+    assert (start["epoch"], start["step"], start["workers"], start["nodes"]) == (0, 0, 2, 1)
+    assert (start["images"], start["steps_an_epoch"], teacher["arch"]) == (50, EPOCH, "resnet50")
+    assert start["options"] == yaml.safe_load((folder / "config.yaml").read_text())
+    assert f"torch {torch.__version__}" in start["versions"] and start["launcher"] == "horovodrun"
+    assert (end["how"], end["code"], f"{end['text']}\n") == ("complete", 0, (folder / "complete").read_text())
+    saves = of_kind(folder, "saved")
+    assert [(record["epoch"], record["step"]) for record in saves] == [divmod(done, EPOCH) for done in range(1, STEPS + 1)]
+    assert all(0 < record["seconds"] < end["time"] - start["time"] for record in saves)
+
+
+def test_signs_of_collapse_are_recorded_at_each_epoch_s_end(undisturbed):
+    folder, _ = undisturbed(2)
+    signs = of_kind(folder, "collapse")
     assert [(record["epoch"], record["step"]) for record in signs] == [(0, EPOCH - 1), (1, EPOCH - 1)]
     for record in signs:
         assert 0 < record["feature_std"] < 1.1 and 1 <= record["queue_rank"] <= 20  # keys
         assert [record[f"dead_layer{stage}"] for stage in (1, 2, 3, 4)] == [0] * 4
-    assert output.count("features: deviation ") == 2
 
 
 def broken_teacher(tmp_path, teacher_file, how):

@@ -1,28 +1,20 @@
 """What a run is doing, as its folder shows from outside."""
 
-import re
 from pathlib import Path
+
+from runs import all_records
 
 GOING_BACK = "going back"  # from the decision of --resume PATH to the first save
 PHASES = ("start-up", GOING_BACK, "steps", "refresh", "k-NN", "validation", "checkpoint write", "end")
-
-# What has begun with a line of log.txt, and goes on until the next line that is found here.
-BEGINS = [
-    (r"after (\d+) epochs: k-NN accuracy", "refresh"),
-    (r"measuring: |refresh before epoch|  layer[123]: ", "refresh"),
-    (r"epoch \d+ mean: |k-NN, .* batches$|validating: .* batches$", "evaluation"),  # k-NN, or validation
-    (r"  layer4: |epoch \d+ step \d|epoch \d+ validation on", "steps"),
-    (r"done: ", "end"),
-]
 
 
 class Phases:
     """The phases of one try of a run, whose folder may hold what earlier tries have left. linear: of `job.linear`."""
 
     def __init__(self, folder: Path, linear: bool):
-        self.folder, self.linear, self.log = folder, linear, folder / "log.txt"
+        self.folder, self.linear = folder, linear
         self.evaluation = "validation" if linear else "k-NN"
-        self.begun = self.log.stat().st_size if self.log.exists() else 0
+        self.earlier = sum(record["kind"] == "start" for record in all_records(folder))
         self.left = self.half_written()
 
     def half_written(self) -> set:
@@ -39,27 +31,34 @@ class Phases:
         """The phase in which the run is, or was killed."""
         if self.half_written() - self.left:
             return "checkpoint write"
-        if not self.log.exists():
+        found = all_records(self.folder)
+        starts = [place for place, record in enumerate(found) if record["kind"] == "start"]
+        if len(starts) <= self.earlier:
             return "start-up"
-        with open(self.log) as file:
-            file.seek(self.begun)
-            said = file.read()
-        if "going back: " in said and any(self.folder.glob("*.left")):  # the first save removes them
+        if any(self.folder.glob("*.left")):  # the first save removes them
             return GOING_BACK
-        if "images a worker and step" not in said:
-            return "start-up"
-        for line in reversed(said.splitlines()):
-            for pattern, phase in BEGINS:
-                if re.search(pattern, line):
-                    return self.evaluation if phase == "evaluation" else phase
-        return self.first(said)
+        start, *since = found[starts[-1] :]
+        return next(filter(None, (self.after(record, start) for record in reversed(since))), "") or self.first(start)
 
-    def first(self, said: str) -> str:
+    def after(self, record: dict, start: dict) -> str:
+        """The phase that begins with a record, and goes on until the next; nothing if the record begins none."""
+        match record["kind"]:
+            case "step":
+                return self.evaluation if record["step"] + 1 == start["steps_an_epoch"] else "steps"
+            case "knn":
+                return "refresh"
+            case "refresh":
+                return "steps" if record["stage"] == 4 else "refresh"
+            case "validation":
+                return "steps"
+            case "end":
+                return "end"
+        return ""
+
+    def first(self, start: dict) -> str:
         """What comes first after the start-up: an epoch's beginning, steps within it, or its validation."""
-        resumed = re.search(r"resuming from \S*checkpoint_(\d+)_(\d+)", said)
-        epoch, step = map(int, resumed.groups()) if resumed else (0, 0)
-        if self.linear and f", {step} steps an epoch" in said:
+        if self.linear and start["step"] == start["steps_an_epoch"]:
             return "validation"
-        if step or self.linear:
+        if start["step"] or self.linear:
             return "steps"
-        return "k-NN" if epoch else "refresh"
+        return "k-NN" if start["epoch"] else "refresh"

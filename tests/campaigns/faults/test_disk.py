@@ -17,6 +17,7 @@ from disks import mount, unmount
 from job.checkpoints.folder import load
 from job.show.watch import app
 from job.checkpoints.foreign import read_backbone
+from runs import of_kind
 
 REPO = Path(__file__).parents[3]
 SMALL = "-a resnet18 --image-size 32 --batch-size 8 --moco-k 20 --mlp -j 0 --keep 1 --print-freq 1 --resume auto".split()
@@ -107,7 +108,7 @@ def test_a_disk_that_is_full_at_a_checkpoint(start_job, images, disk):
     job = start_job(2, folder, [images, *SMALL, *STEPS])
     output = job.finish()
     assert job.process.returncode == 0, output
-    assert "resuming from" in output
+    assert of_kind(folder, "resumed")
     whole(folder, 5, 0)
 
 
@@ -175,7 +176,7 @@ def test_a_folder_that_is_gone(start_job, images, tmp_path, signalled):
     assert not folder.exists()
     whole(tmp_path / "moved", 3, 2)
     done = settled(folder, before, signalled)
-    assert done.returncode == 2 and "not requeued: " in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 2 and '"reason": "mistake"' in done.stdout, done.stdout + done.stderr
 
 
 def test_a_slow_disk_is_said_and_waited_for(start_job, images, slow_disk, tmp_path, monkeypatch):
@@ -216,7 +217,7 @@ def test_a_disk_without_links(start_job, images, linkless, capsys):
     job.wait_for_step(9)
     job.kill()
     output = start_job(2, folder, [*narrow, "--resume", last]).finish()
-    assert f"resuming from {last}" in output and "done: 3 epochs" in output, output
+    assert len(of_kind(folder, "resumed")) == 1 and of_kind(folder, "end")[-1]["how"] == "complete", output
     newest = folder / "checkpoint_0003_000000.pth.tar"
     assert sorted(folder.glob("*.pth.tar*")) == [newest, last]
     assert last.read_bytes() == newest.read_bytes()

@@ -19,6 +19,7 @@ from cases import LINEAR, SMALL, Case, check, fill
 from job.data.folders import scan
 from job.data.index import index
 from job.metrics.log import Log
+from runs import all_records
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest has filters of its own
 
@@ -321,7 +322,8 @@ def test_a_file_that_is_no_picture_ends_a_run_that_allows_none(case, outcomes):
     # What it had begun: the log that tells, and options that are whole; nothing to go on from.
     run = folder / "runs" / "resnet18"
     assert sorted(os.listdir(run)) == ["config.yaml", "log.txt", "metrics.jsonl"]
-    assert "--max-bad-images is 0" in (run / "log.txt").read_text().splitlines()[-1]
+    assert (end := all_records(run)[-1])["kind"] == "end" and (end["how"], end["code"]) == ("error", 2)
+    assert "--max-bad-images is 0" in end["text"]
 
 
 @pytest.mark.parametrize("case", [FORBIDDEN], ids=lambda case: case.name)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from runs import of_kind
 
 PICTURES = Path("/usr/share/openclipart/png")
 BEYOND = {  # more pixels than PIL decodes
@@ -48,9 +49,11 @@ def test_the_whole_of_it_trains_for_an_epoch(linked, start_job, tmp_path):
         time.sleep(0.2)
     output = job.finish()
     assert job.process.returncode == 0, output
-    assert "8121 images, 28 steps an epoch, 145 images a worker and step" in output
-    named = dict(re.findall(r"cannot decode \S*/train/(\S+): .*?(\d+ pixels)", output))
-    assert named == BEYOND and output.count("cannot decode") == 3
+    [start] = of_kind(tmp_path / "run", "start")
+    assert (start["images"], start["steps_an_epoch"]) == (8121, 28)
+    undecodable = [record["text"] for record in of_kind(tmp_path / "run", "undecodable")]
+    named = dict(re.search(r"/train/(\S+): .*?(\d+ pixels)", text).groups() for text in undecodable if " pixels" in text)
+    assert named == BEYOND and len(undecodable) == 3
     assert (tmp_path / "run" / "last.pth.tar").is_file()
     print(f"{time.monotonic() - begun:.0f} s; largest processes in MB: {sorted(map(round, found.values()))[-4:]}")
     assert 700 < max(found.values()) < MOST
