@@ -1,6 +1,5 @@
 """Whole runs of the linear classifier: against an implementation of its own, at any number of workers, and errors."""
 
-import json
 import os
 import re
 import subprocess
@@ -14,8 +13,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision import models, transforms
 
-from runs import FLIP, check_steps, contents, differences, errors_of, of_kind
-from runs import records as timeless_records
+from runs import FLIP, check_steps, contents, differences, errors_of, of_kind, records
 from job.evaluate.classifier import different
 from job.cluster import comm
 from job.data import randomness
@@ -73,10 +71,6 @@ def load(path):
     return torch.load(path, weights_only=True)
 
 
-def records(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def linear(*arguments):
     """One worker, without a launcher."""
     command = [sys.executable, "-m", "job.linear", *map(str, arguments)]
@@ -90,25 +84,25 @@ def validated(output):
 
 def test_it_learns_and_tells_the_validation_of_each_epoch(trained, labelled):
     folder, output = trained
-    epochs = [record for record in records(folder) if "val_top1" in record]
+    epochs = of_kind(folder, "validation")
     assert [record["epoch"] for record in epochs] == [0, 1, 2]
     assert [record["val_images"] for record in epochs] == [VAL - 1] * 3
     assert len(validated(output)) == 3
     assert len(of_kind(folder, "undecodable")) == 1
     assert epochs[-1]["val_top1"] > 2 * 100 / CLASSES
     assert all(record["val_top1"] < record["val_top5"] <= 100 for record in epochs)
-    assert [record["steps"] for record in records(folder) if "loss" in record] == list(range(1, 3 * STEPS + 1))
+    assert [record["steps"] for record in of_kind(folder, "step")] == list(range(1, 3 * STEPS + 1))
     assert "the frozen network is unchanged to the bit" in output
 
 
 def test_tensorboard_shows_what_the_metrics_have(trained):
     folder, _ = trained
     shown = EventAccumulator(str(folder / "tensorboard")).Reload()
-    of_validation = [record for record in records(folder) if "val_top1" in record]
+    of_validation = of_kind(folder, "validation")
     for name in ("val_loss", "val_top1", "val_top5"):
         found = [(event.step, event.value) for event in shown.Scalars(f"validation/{name}")]
         assert found == [(record["steps"] - 1, pytest.approx(record[name])) for record in of_validation]
-    last = [record for record in records(folder) if "top5" in record and record["step"] == STEPS - 1]
+    last = [record for record in of_kind(folder, "step") if record["step"] == STEPS - 1]
     found = [(event.step, event.value) for event in shown.Scalars("steps/top1")]
     assert found == [(record["steps"] - 1, pytest.approx(record["top1"])) for record in last]
 
@@ -124,7 +118,7 @@ def test_only_the_classifier_is_trained(trained, pretrained):
 
 def test_the_best_checkpoint_is_that_of_the_best_epoch(trained):
     folder, _ = trained
-    accuracies = {record["epoch"] + 1: record["val_top1"] for record in records(folder) if "val_top1" in record}
+    accuracies = {record["epoch"] + 1: record["val_top1"] for record in of_kind(folder, "validation")}
     best = load(folder / "best.pth.tar")
     assert best["best_acc1"] == accuracies[best["epoch"]] == max(accuracies.values())
     assert load(folder / "last.pth.tar")["epoch"] == 3
@@ -177,7 +171,7 @@ def test_it_agrees_with_an_implementation_of_its_own_on_the_digits(start_job, di
     job = start_job(2, tmp_path / "run", [digits, *options, "--pretrained", pretrained], "job.linear")
     output = job.finish()
     assert job.process.returncode == 0, output
-    found = [record["val_top1"] for record in records(job.folder) if "val_top1" in record][-1]
+    found = [record["val_top1"] for record in of_kind(job.folder, "validation")][-1]
     expected = slow_classifier(digits, pretrained, 8, 64, 0.1, 5)
     assert 80 < expected < 100
     assert abs(found - expected) <= 0.5
@@ -215,7 +209,7 @@ def test_training_ends_in_the_same_bytes_at_any_number_of_workers_that_share_who
         assert job.process.returncode == 0, output
     for folder in folders[1:]:
         assert differences(folders[0], folder) == differences(folders[0], folder, "best.pth.tar") == ["/workers"]
-        assert timeless_records(folder) == timeless_records(folders[0])
+        assert records(folder) == records(folders[0])
 
 
 def test_a_run_that_changes_its_batch_size_counts_each_step_once(labelled, pretrained, tmp_path):
@@ -226,7 +220,7 @@ def test_a_run_that_changes_its_batch_size_counts_each_step_once(labelled, pretr
         assert done.returncode == 0, done.stderr
         assert len(of_kind(tmp_path, "warning")) == (epochs >= 2)  # the learning rate jumps once
     check_steps(tmp_path, 3 + 1 + 6)
-    validations = [record["steps"] for record in records(tmp_path) if "val_top1" in record]
+    validations = [record["steps"] for record in of_kind(tmp_path, "validation")]
     assert validations == [3, 4, 10]
 
 

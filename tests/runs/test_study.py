@@ -12,7 +12,7 @@ import time
 import pytest
 import yaml
 
-from runs import write_images
+from runs import of_kind, write_images
 from tests.unit.study.test_plan import TINY
 
 FORM = TINY | {
@@ -128,8 +128,7 @@ def test_a_recorded_command_gives_the_recorded_accuracy(study, tmp_path):
         record["commands"][0].replace(f"{folder}/out/mnist/random-7", str(tmp_path)).replace("= python", f"= {sys.executable}")
     )
     subprocess.run(command, shell=True, check=True, capture_output=True)
-    last = json.loads((tmp_path / "train" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert round(last["knn"], 2) == record["knn"]
+    assert round(of_kind(tmp_path / "train", "knn")[-1]["knn"], 2) == record["knn"]
 
 
 def test_a_finished_study_trains_nothing_again(study):

@@ -1,6 +1,5 @@
 """Whole runs of the real command: the same bytes whatever interrupts them, and errors for people."""
 
-import json
 import math
 import os
 import shutil
@@ -93,11 +92,11 @@ def test_a_killed_run_resumes_to_the_same_bytes(undisturbed, start_job, images, 
     again = start_job(workers, tmp_path / "run", options)
     output = again.finish()
     assert again.process.returncode == 0, output
-    assert "resuming from" in output
+    [resumed] = of_kind(again.folder, "resumed")
+    assert (resumed["epoch"], resumed["step"]) > (0, 0)
     assert again.steps() == list(range(1, STEPS + 1))
     assert differences(undisturbed(workers)[0], again.folder) == []
-    records = [json.loads(line) for line in (again.folder / "metrics.jsonl").read_text().splitlines()]
-    losses = [(record["steps"] - 1, pytest.approx(record["loss"])) for record in records if "loss" in record]
+    losses = [(record["steps"] - 1, pytest.approx(record["loss"])) for record in of_kind(again.folder, "step")]
     shown = EventAccumulator(str(again.folder / "tensorboard"), size_guidance={"histograms": 0, "images": 0}).Reload()
     assert len(os.listdir(again.folder / "tensorboard")) == 2  # files, one a process that wrote
     assert [(event.step, event.value) for event in shown.Scalars("steps/loss")] == losses
@@ -115,7 +114,8 @@ def test_a_run_that_changes_its_batch_size_counts_each_step_once(images, tmp_pat
         command = [sys.executable, "-m", "job.train", images, *given]
         done = subprocess.run(map(str, command), capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
-        assert ("the learning rate jumps from 0.03 in epoch 0 to 0.015 in epoch 1" in done.stdout) == (epochs == 2)
+    jumps = [record["text"] for record in of_kind(tmp_path, "warning") if "0.03" in record["text"] and "0.015" in record["text"]]
+    assert len(jumps) == 1  # of the rate, from epoch 0 to 1
     check_steps(tmp_path, 5 + 2 + 10)
     [run] = find_runs([tmp_path])
     ends = [(step + 1) / 5 for step in range(5)] + [1.5, 2] + [2 + (step + 1) / 10 for step in range(10)]
@@ -128,8 +128,7 @@ def test_a_run_that_changes_its_batch_size_counts_each_step_once(images, tmp_pat
 
 
 def test_records_tell_what_a_refresh_has_cost(undisturbed):
-    records = [json.loads(line) for line in (undisturbed(2)[0] / "metrics.jsonl").read_text().splitlines()]
-    refreshes = [record for record in records if "stage" in record]
+    refreshes = of_kind(undisturbed(2)[0], "refresh")
     assert len(refreshes) == 8
     for name in ("measuring", "gathering", "solving"):
         assert all(0 < record[name] < 300 for record in refreshes)
@@ -296,15 +295,6 @@ def test_a_share_is_what_the_loss_begins_with_and_a_ramp_takes_it_to_nothing(sta
         assert sum(whole) / STEPS == pytest.approx(0.5 * math.log(21), rel=0.3)
         assert all(0.5 < loss / (0.5 * math.log(21)) < 2 for loss in whole), whole
         assert all(record["loss"] == pytest.approx(record["contrastive"] + record["distillation"]) for record in steps[-1:])
-
-
-def test_each_refresh_is_recorded_with_its_times(undisturbed):
-    folder, _ = undisturbed(2)
-    refreshes = of_kind(folder, "refresh")
-    assert [(record["epoch"], record["stage"]) for record in refreshes] == [
-        (epoch, stage) for epoch in (0, 1) for stage in (1, 2, 3, 4)
-    ]
-    assert all(record[name] > 0 for record in refreshes for name in ("measuring", "gathering", "solving"))
 
 
 def test_a_run_records_its_start_its_saves_and_its_end(undisturbed):

@@ -63,6 +63,6 @@ def place(metrics: Path) -> tuple[int | None, int | None]:
         file.seek(max(0, os.path.getsize(metrics) - 4096))
         lines = file.read().decode(errors="replace").splitlines()[1:]
     for line in reversed(lines):
-        if line.endswith("}") and "loss" in (record := json.loads(line)):
+        if line.endswith("}") and (record := json.loads(line))["kind"] == "step":
             return record["epoch"], record["step"]
     return None, None

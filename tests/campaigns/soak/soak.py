@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def train(folder: Path, minutes: float, every: float) -> tuple[list[dict], list[dict]]:
-    """Train for so long, and stop by a signal; return the samples, and what metrics.jsonl has. The run has to end well."""
+    """Train for so long, and stop by a signal; return the samples and the records of steps. The run has to end well."""
     torch.manual_seed(5)
     state = {f"module.{name}": value for name, value in build_moco(comm, "resnet18", K=64, mlp=True).state_dict().items()}
     torch.save({"epoch": 0, "arch": "resnet18", "state_dict": state}, folder / "teacher.pth.tar")
@@ -80,9 +80,10 @@ def train(folder: Path, minutes: float, every: float) -> tuple[list[dict], list[
         if launcher.poll() is None:
             launcher.terminate()
             launcher.wait()
-    if launcher.returncode or "stopped by a signal" not in output.read_text():
+    records = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+    if launcher.returncode or records[-1].get("how") != "stopped":
         sys.exit(f"the run ended with {launcher.returncode}:\n{output.read_text()[-3000:]}")
-    return samples, [json.loads(line) for line in metrics.read_text().splitlines()]
+    return samples, [record for record in records if record["kind"] == "step"]
 
 
 if __name__ == "__main__":
