@@ -63,8 +63,9 @@ class Run:
         self.watchdog.close()
         closing = threading.Thread(target=self.close_log, args=(error,), daemon=True)
         closing.start()
-        # The log may lie on the file system whose silence is the error.
-        closing.join(LOG_SECONDS if isinstance(error, WorkerError) else None)
+        # The log may lie on the file system whose silence is the error, of this worker or of another that is gone.
+        patient = isinstance(error, RunError | None) and not isinstance(error, WorkerError)
+        closing.join(None if patient else LOG_SECONDS)
         self.stop.restore()
         if kind is None:
             comm.stop()

@@ -100,6 +100,7 @@ class Start(TypedDict):
     images: int
     steps_an_epoch: int
     launcher: NotRequired[str]
+    network: NotRequired[str]
     device: NotRequired[str]
     versions: NotRequired[str]
     container: NotRequired[str]  # its image, or none
