@@ -1,5 +1,8 @@
 """README.md holds what it says: its example runs as it stands, and the messages that it quotes are the program's."""
 
+import ast
+import functools
+import json
 import os
 import re
 import subprocess
@@ -7,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tests.unit.show.test_watch import watch, write_run
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -20,11 +25,24 @@ print("solved", *[not torch.equal(distiller.matching(i), start.matching(i)) for 
 """
 
 
-def source():
-    """All that the program can say, with literals that stand beside each other joined, as Python does."""
+@functools.cache
+def strings() -> str:
+    """All strings of the program except docstrings, a line each; of the shell scripts, the lines without comments."""
     files = [path for part in ("job", "mgd", "moco", "slurm", "docker") for path in (ROOT / part).rglob("*")]
-    text = "".join(path.read_text() for path in files if path.suffix in (".py", ".sh", ".sbatch"))
-    return re.sub(r'"\s*\n\s*f?"', "", text)
+    found = []
+    for path in files:
+        if path.suffix == ".py":
+            tree = ast.parse(path.read_text())
+            docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+            parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+            for node in ast.walk(tree):
+                if isinstance(node, ast.JoinedStr):
+                    found.append("".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values))
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs | parts:
+                    found.append(node.value)
+        elif path.suffix in (".sh", ".sbatch"):
+            found += [line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")]
+    return "\n".join(found)
 
 
 def messages():
@@ -73,7 +91,7 @@ def test_troubleshooting_quotes_many_messages():
 
 @pytest.mark.parametrize("words", messages())
 def test_troubleshooting_quotes_the_program(words):
-    assert words in source()
+    assert words in strings()
 
 
 def test_pictures_and_pages_are_there():
@@ -81,11 +99,20 @@ def test_pictures_and_pages_are_there():
         assert (ROOT / target).exists(), target
 
 
-def test_the_picture_of_watching_has_its_rows():
-    shown = README.split("    runs/demo/mgd: done\n")[1].split("\nSigns of collapse")[0]
-    labels = re.findall(r"^ {6}(\S+)", shown, re.MULTILINE)
-    panel = (ROOT / "job/show/watch/panel.py").read_text()
-    assert len(labels) > 8 and all(f'"{label}"' in panel for label in labels)
+def test_the_picture_of_watching_has_the_rows_of_mgd_watch(tmp_path):
+    folder = write_run(tmp_path / "run")
+    more = [
+        {"epoch": 1, "step": 0, "knn": 80.0},
+        {"epoch": 1, "step": 0, "stage": 4, "changed": 0.5, "cost_after": 1.0},
+        {"epoch": 1, "step": 0, "steps": 10, "feature_std": 0.6, "queue_rank": 6.5, "dead_layer4": 0.0},
+    ]
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.writelines(json.dumps(record) + "\n" for record in more)
+    picture = README.split("    runs/demo/mgd: done\n")[1].split("\nSigns of collapse")[0]
+    documented, shown = (
+        re.findall(rf"^ {{{indent}}}(\S+)", text, re.MULTILINE) for indent, text in ((6, picture), (2, watch(folder).stdout))
+    )
+    assert len(documented) > 8 and documented == shown
 
 
 def test_the_tests_of_reported_cases_are_there():

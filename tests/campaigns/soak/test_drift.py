@@ -1,5 +1,6 @@
 """What the soak calls growth, and what it lets pass."""
 
+import json
 import random
 
 import pytest
@@ -61,7 +62,11 @@ def test_noise_is_no_drift(noise):
     assert missed(noise=noise) == set()
 
 
-def test_the_report_has_a_line_a_figure():
+def test_the_report_is_json_with_one_line_for_each_figure_and_series():
     samples, records = run()
-    text = drift.as_json({"date": "today", "figures": drift.figures(samples, records), "series": drift.series(samples, records)})
-    assert len(text.splitlines()) < 60
+    report = {"date": "today", "figures": drift.figures(samples, records), "series": drift.series(samples, records)}
+    lines = drift.as_json(report).splitlines()
+    assert json.loads("\n".join(lines)) == report
+    inner = [line.split(": ")[0].strip() for line in lines if line.startswith("  ")]
+    assert inner == [json.dumps(name) for section in ("figures", "series") for name in report[section]]
+    assert len(lines) == len(inner) + 7  # the date, and braces

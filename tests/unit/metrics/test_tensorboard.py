@@ -120,6 +120,12 @@ def test_matched_pairs_are_a_dark_diagonal_in_grey_too(S, T):
     assert costs.std() > 10
 
 
+def moves(picture, S):
+    """Which student channel each teacher channel had before and has now: (now, before), (S, S) bool."""
+    changes = panel(picture, tensorboard.COSTS[0] + 3 * tensorboard.GAP, tensorboard.CHANGES) == 0
+    return changes.reshape(S, tensorboard.CHANGES[1] // S, S, tensorboard.CHANGES[0] // S).mean(axis=(1, 3)) > 0.5
+
+
 @pytest.mark.parametrize("moved", [0, 1, 2])
 def test_what_has_moved_is_off_the_diagonal(moved):
     S, T = 8, 16
@@ -132,16 +138,15 @@ def test_what_has_moved_is_off_the_diagonal(moved):
     places = np.arange(S) - (S - 1) / 2
     cost = -places[:, None] * places[np.arange(T) % S]  # puts the student channels in their own order, or the reverse
     picture = tensorboard.draw_matching("layer1", cost, before.numpy(), after.numpy())
-    changes = panel(picture, tensorboard.COSTS[0] + 3 * tensorboard.GAP, tensorboard.CHANGES) == 0
-    cells = (
-        changes.reshape(S, tensorboard.CHANGES[1] // S, S, tensorboard.CHANGES[0] // S).mean(axis=(1, 3)) > 0.5
-    )  # (now, before)
+    cells = moves(picture, S)
     expected = np.eye(S, dtype=bool)  # each keeps one of its two at least
     for a, b in [(0, 5), (1, 2)][:moved]:
         expected[a, b] = expected[b, a] = True
     assert np.array_equal(cells, expected) or np.array_equal(cells, expected[::-1, ::-1])
 
 
-def test_a_matching_of_alike_costs_can_be_drawn():
+def test_equal_costs_are_drawn_in_one_colour_beside_an_unchanged_matching():
     matching = np.arange(4).reshape(1, 4)
-    assert tensorboard.draw_matching("layer1", np.ones((4, 4)), matching, matching).shape[1] > 0
+    picture = tensorboard.draw_matching("layer1", np.ones((4, 4)), matching, matching)
+    assert panel(picture, tensorboard.GAP, tensorboard.COSTS).std() == 0
+    assert np.array_equal(moves(picture, 4), np.eye(4))
