@@ -38,6 +38,7 @@ def test_without_a_compiler_there_is_no_compiling(monkeypatch):
     assert caught.value.code == 2
 
 
+@pytest.mark.slow
 def test_batches_without_equal_parts_are_refused(images, tmp_path):
     command = [*SMALL, images, "--batch-size", 8, "--out", tmp_path / "run", "--accumulate"]
     uneven, single = errors_of("job.train", [[*command, 3], [*command, 8]])

@@ -80,6 +80,7 @@ def keep_wheel(wheels, damaged=False):
                     wheel.writestr(name, text)
 
 
+@pytest.mark.slow
 def test_a_kept_wheel_is_installed(build, python, tmp_path):
     keep_wheel(tmp_path / "wheels")
     done = build()
@@ -90,6 +91,7 @@ def test_a_kept_wheel_is_installed(build, python, tmp_path):
     assert found.stdout.startswith(str(python.parents[1]))
 
 
+@pytest.mark.slow
 def test_a_kept_wheel_that_does_not_load_is_built_again(build, tmp_path):
     keep_wheel(tmp_path / "wheels", damaged=True)
     done = build()
@@ -98,6 +100,7 @@ def test_a_kept_wheel_that_does_not_load_is_built_again(build, tmp_path):
     assert len(list((tmp_path / "wheels").glob("*/*.whl"))) == 2  # both stay until a new one takes the place
 
 
+@pytest.mark.slow
 def test_a_wheel_that_pip_cannot_install_is_not_built_again(build, python, tmp_path):
     keep_wheel(tmp_path / "wheels")
     done = build(PIP_PREFIX="/dev/null/place")

@@ -294,6 +294,7 @@ def test_detectron2_is_told_what_it_cannot_see(tmp_path, arch, expected):
 # ONNX
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [{}, {"stem": "small"}, {"width": 16}], ids=str)
 def test_onnx_s_features_are_the_encoder_s_for_any_batch_and_size(students, exported, network):
     path, report = exported("onnx", **network)

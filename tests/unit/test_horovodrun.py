@@ -10,6 +10,8 @@ import pytest
 
 from disks import mount, unmount
 
+pytestmark = pytest.mark.slow
+
 REPO = Path(__file__).parents[2]
 
 

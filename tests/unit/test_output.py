@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 NARROW = "-a resnet18 --width 16 --image-size 16 --batch-size 8 --moco-k 16 --mlp -j 0 --epochs 1".split()
 EXPECTED = "expected a terminal, file or pipe that takes the output. Redirect it elsewhere"
 

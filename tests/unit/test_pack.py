@@ -112,6 +112,7 @@ def test_another_seed_packs_in_another_order(images, shards, tmp_path):
     assert sorted(first) == sorted(second)
 
 
+@pytest.mark.slow
 def test_packing_goes_on_from_the_shards_that_are_whole(images, shards, tmp_path):
     """Of a packing that was killed after some shards, and one that was killed when all was done but the name."""
     for left in (3, 8):
@@ -141,6 +142,7 @@ def fingerprint(images, tmp_path):
     return content
 
 
+@pytest.mark.slow
 def test_a_killed_packing_goes_on_to_the_same_bytes(images, shards, tmp_path):
     """SIGKILL at several moments; the reading of an image is slowed down, so that they lie within it."""
     slow = "import job.pack, time; from job.data.folders import ImageFolder as F; read = F.content\n"
@@ -231,6 +233,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", WRONG)
 def test_what_cannot_be_packed_is_one_line_and_exit_code_2(errors, how):
     expected = WRONG[how][1]
@@ -259,12 +262,14 @@ def test_a_file_that_cannot_be_read_is_named_and_what_is_packed_is_kept(images, 
     assert f" {kept + 1} of 59 images" in capfd.readouterr().out.splitlines()[0]
 
 
+@pytest.mark.slow
 def test_help_names_the_options_and_needs_no_launcher():
     done = subprocess.run([sys.executable, "-m", "job.pack", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert all(name in done.stdout for name in ("DIR", "OUT", "--index", "--shard-images", "--seed", "default: 1000"))
 
 
+@pytest.mark.slow
 def test_a_packed_folder_s_errors_are_those_of_a_run(shards, tmp_path):
     """A damaged index and a missing shard are one line of job.train, too."""
     for name in ("index", "shard"):

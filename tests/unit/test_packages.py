@@ -100,6 +100,7 @@ def archives(tmp_path_factory):
     return source, build("build_wheel", folder / source.name.removesuffix(".tar.gz"), folder)
 
 
+@pytest.mark.slow
 def test_the_source_archive_has_what_its_readme_names(archives):
     source, _ = archives
     with tarfile.open(source) as archive:
@@ -109,6 +110,7 @@ def test_the_source_archive_has_what_its_readme_names(archives):
     assert {"Makefile", "LICENSE", "docker/build_horovod.sh", "slurm/train.sbatch", "tests/conftest.py"} <= names
 
 
+@pytest.mark.slow
 def test_the_wheel_has_types_and_the_horovod_build_but_no_tests(archives):
     with zipfile.ZipFile(archives[1]) as archive:
         names = archive.namelist()
@@ -121,6 +123,7 @@ def test_the_wheel_has_types_and_the_horovod_build_but_no_tests(archives):
     assert not [name for name in names if name.startswith("job/show/pictures/") or "/results/" in name]
 
 
+@pytest.mark.slow
 def test_the_wheel_describes_itself(archives):
     with zipfile.ZipFile(archives[1]) as archive:
         [name] = [name for name in archive.namelist() if name.endswith("/METADATA")]
@@ -144,6 +147,7 @@ def installed(archives, tmp_path_factory):
     return folder / "bin"
 
 
+@pytest.mark.slow
 def test_a_command_of_the_wheel_runs(installed):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     words = [installed / "mgd-pack", "--help"]
@@ -151,6 +155,7 @@ def test_a_command_of_the_wheel_runs(installed):
     assert done.returncode == 0 and done.stdout.startswith("usage: "), done.stderr
 
 
+@pytest.mark.slow
 def test_the_horovod_build_of_the_wheel_is_a_program(installed):
     done = subprocess.run([installed / "build_horovod.sh", "no-python"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "build_horovod: no interpreter 'no-python'\n")
@@ -163,6 +168,7 @@ def without_horovod(tmp_path):
     return os.environ | {"PYTHONPATH": str(tmp_path)}
 
 
+@pytest.mark.slow
 def test_one_worker_trains_without_horovod(installed, without_horovod, images, tmp_path):
     options = "--width 16 --image-size 16 --batch-size 10 --moco-k 20 --epochs 1 -j 0 --knn-every 1".split()
     words = [installed / "mgd-train", images, *options, "--out", tmp_path / "run"]
@@ -171,6 +177,7 @@ def test_one_worker_trains_without_horovod(installed, without_horovod, images, t
     assert (tmp_path / "run" / "complete").exists()
 
 
+@pytest.mark.slow
 def test_several_workers_without_horovod_name_its_build(installed, without_horovod, images, tmp_path):
     environment = without_horovod | {"HOROVOD_RANK": "0", "HOROVOD_SIZE": "2"}
     done = subprocess.run([installed / "mgd-train", images], cwd=tmp_path, env=environment, capture_output=True, text=True)

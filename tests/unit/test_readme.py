@@ -63,15 +63,18 @@ def example(tmp_path_factory):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_example_pulls_the_student_towards_its_teacher(example):
     losses = [float(found) for found in re.findall(r"distillation (\S+)$", example, re.MULTILINE)]
     assert len(losses) > 2 and losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_example_solves_a_matching_in_every_stage(example):
     assert example.splitlines()[-1] == "solved True True True True"
 
 
+@pytest.mark.slow
 def test_mgd_needs_torch_and_scipy_alone():
     code = (
         "import sys, pkgutil, importlib, mgd, torch\n"

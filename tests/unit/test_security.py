@@ -14,6 +14,7 @@ from runs import errors_of
 REPO = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_options_of_yaml_are_never_objects(images, tmp_path):
     harm = tmp_path / "harm"
     (tmp_path / "options.yaml").write_text(f"lr: !!python/object/apply:os.mkdir ['{harm}']\n")

@@ -388,6 +388,7 @@ for read in (Checkpoints(sys.argv[1], 3).newest, lambda say: checkpoint.load(sys
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("times", "said"), [(1, ["2", "2"]), (99, ["ReadError cannot read", "RunError cannot read"])])
 def test_a_checkpoint_that_a_failing_file_system_hides_is_not_passed_over(checkpoints, times, said):
     """An older one would lose what was done since."""

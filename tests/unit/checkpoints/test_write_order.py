@@ -12,6 +12,8 @@ from inject import injected
 from job.checkpoints.folder import load
 from runs import of_kind
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = "-a resnet18 --width 16 --image-size 16 --batch-size 8 --moco-k 16 --mlp -j 0 --epochs 1 --save-every 2steps".split()
 
 

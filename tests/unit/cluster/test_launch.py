@@ -283,6 +283,7 @@ print("the first step will obey:", stop.signal is not None)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("patience", "seconds", "code", "said"),
     [

@@ -7,7 +7,10 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the system's malloc is not glibc's")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the system's malloc is not glibc's"),
+]
 
 PAGE = resource.getpagesize()
 FAULTS = """

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 # A worker without a launcher, with a loader process.
 PROGRAM = """
 import tempfile

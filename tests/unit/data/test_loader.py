@@ -215,6 +215,7 @@ def test_the_end_of_the_fork_server_is_told_from_that_of_a_loader_process(images
         process.kill()
 
 
+@pytest.mark.slow
 def test_the_end_of_the_fork_server_while_it_starts_a_loader_process(images, monkeypatch):
     start_fork_server()
     server, connect = forkserver._forkserver, forkserver.connect_to_new_process
@@ -266,6 +267,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_batches_need_no_room_in_dev_shm(images):
     """On a /dev/shm of 64 KiB, in a mount namespace of its own; loaders of torch's own kind stand still there."""
     data = os.path.dirname(images.root)

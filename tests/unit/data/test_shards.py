@@ -291,6 +291,7 @@ def test_packed_images_are_read_as_those_of_the_folder(sets):
         assert rest == others == [int(folder.labels[n]), []]
 
 
+@pytest.mark.slow
 def test_a_loader_s_processes_read_packed_images_as_this_one_reads_the_folder_s(sets):
     """Also where files were open before the processes got their copies."""
     folder, packed = sets

@@ -162,6 +162,7 @@ def test_a_disk_that_takes_no_more_is_said_once_and_what_was_written_is_shown(tm
     assert scalars(tmp_path, "steps/loss") == [(0, 1.0), (1, 0.5)]
 
 
+@pytest.mark.slow
 def test_without_the_package_there_is_one_line_and_no_folder(images, tmp_path, monkeypatch):
     """Its absence is that of a package that cannot be imported."""
     (tmp_path / "tensorboard").mkdir()

@@ -22,6 +22,7 @@ def test_neighbours_are_the_nearest_others():
         assert near == pytest.approx([-value for value, _ in slow], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_pictures_of_images_without_labels_say_so(images, tmp_path):
     (tmp_path / "val").mkdir()
     with tarfile.open(tmp_path / "val" / "0.tar", "w") as tar:
@@ -40,6 +41,7 @@ def test_names_are_as_long_as_they_must_be(tmp_path):
     assert tell_apart(folders) == ["a/run", "b/run", "other", "b/3"]
 
 
+@pytest.mark.slow
 def test_what_holds_no_run_ends_with_one_line_and_no_file(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "damaged").mkdir()

@@ -117,6 +117,7 @@ def run(program, *arguments):
     return done.returncode, lines, errors
 
 
+@pytest.mark.slow
 def test_watch_shows_runs_of_strangers(strangers):
     code, lines, errors = run("watch", "--once", strangers)
     assert (code, errors) == (0, [""])
@@ -126,6 +127,7 @@ def test_watch_shows_runs_of_strangers(strangers):
         assert [line for line in lines if f"/{printable(name)}: " in line], name
 
 
+@pytest.mark.slow
 def test_a_report_shows_runs_of_strangers(strangers, tmp_path):
     code, lines, errors = run("report", "--no-features", strangers, "--out", tmp_path / "report.html")
     assert code == 0, errors

@@ -18,6 +18,7 @@ def mnist(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_mnist_is_whole_and_split_by_name(mnist):
     train = scan(str(mnist), "train")
     val = scan_validation(str(mnist), train)
