@@ -189,9 +189,9 @@ def test_a_home_folder_of_nobody_is_one_line(argv):
 PROGRAMS = [
     ("job.pack", "~/1 ~/2", {"data": "1", "out": "2"}),
     ("job.export", "~/1 ~/2", {"checkpoint": "1", "output": "2"}),
-    ("job.show.watch", "~/1 ~/2", {"runs": ["1", "2"]}),
+    ("job.show.watch.app", "~/1 ~/2", {"runs": ["1", "2"]}),
     (
-        "job.show.report",
+        "job.show.report.app",
         "~/1 ~/2 --out=~/3 --data=~/4 --teacher=~/5",
         {"runs": ["1", "2"], "out": "3", "data": "4", "teacher": "5"},
     ),

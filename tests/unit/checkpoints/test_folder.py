@@ -380,7 +380,7 @@ from job import files
 from job.checkpoints.folder import Checkpoints
 
 files.PAUSES = (0,)
-for read in (Checkpoints(sys.argv[1], 3).newest, lambda say: checkpoint.load(sys.argv[2])):
+for read in (Checkpoints(sys.argv[1], 3).newest, lambda say: folder.load(sys.argv[2])):
     try:
         print(read(lambda line: None)["epoch"])
     except files.RunError as error:
