@@ -6,7 +6,6 @@ import time
 
 import pytest
 
-from job.errors import RunError
 from job.cluster import guard
 from job.cluster import rendezvous as module
 from job.errors import StartError
@@ -373,7 +372,3 @@ def test_an_interface_by_which_nodes_cannot_reach_each_other_is_refused(interfac
     check_interfaces(
         {"node1": "10.0.0.1", "node2": "10.0.0.2"}, ["node1 ib0 10.1.0.1", "node1 ib0 10.1.0.1", "node2 ib0 10.1.0.2"]
     )
-
-
-def test_start_errors_are_errors_for_people():
-    assert issubclass(StartError, RunError)
