@@ -17,6 +17,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eo pipefail -c
 .DELETE_ON_ERROR:
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# pip checks the hashes of the constraints. It must not require one of the project's own folder, which has none.
+PINNED := --no-require-hashes -c docker/constraints.txt --build-constraint docker/constraints.txt
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --only-binary :all: \
 	--no-annotate --custom-compile-command 'make lock' pyproject.toml
 
@@ -43,24 +45,24 @@ help:
 
 setup: $(READY)
 
-$(READY): pyproject.toml tests/requirements.txt docker/build_horovod.sh $(if $(CLEAR),other-python)
+$(READY): pyproject.toml docker/pip.txt docker/constraints.txt docker/build_horovod.sh $(if $(CLEAR),other-python)
 	@[[ "$(PYTHON_VERSION)" =~ ^3\.1[1-4]$$ ]] || { echo 'setup: Python 3.11 to 3.14 is needed; $(PYTHON) is $(or $(PYTHON_VERSION),missing): make PYTHON=python3.12 ...' >&2; exit 2; }
 	@for tool in g++ make; do command -v $$tool >/dev/null || { echo "setup: no $$tool here: apt-get install g++ make" >&2; exit 2; }; done
 	@echo 'setup 1/3: making $(VENV)'
 	@$(PYTHON) -m venv $(CLEAR) $(VENV) || { echo 'setup: could not make a virtual environment: apt-get install python3-venv python3-dev' >&2; exit 2; }
 	@$(BIN)/python -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || { echo 'setup: no Python headers: apt-get install python3-dev' >&2; exit 2; }
 	@echo 'setup 2/3: installing torch and the rest (about 2 minutes, several GB)'
-	@$(BIN)/python -m pip install --progress-bar off --require-hashes -r tests/requirements.txt | sed -un 's/^\(Collecting\|Downloading\|Installing\) \([^ ]*\).*/  \1 \2/p'
+	@$(BIN)/python -m pip install --quiet --require-hashes -r docker/pip.txt
+	@$(BIN)/python -m pip install --progress-bar off $(PINNED) --only-deps '.[horovod,test]' | sed -un 's/^\(Collecting\|Downloading\|Installing\) \([^ ]*\).*/  \1 \2/p'
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@echo 'setup 3/3: Horovod'
 	@docker/build_horovod.sh $(BIN)/python
 	@touch $@
 
-# docker/requirements.txt: the image's packages. tests/requirements.txt: those of all extras, in the same versions.
+# All versions, with hashes, of which .venv and the image take what they need.
 lock:
 	@[ -x $(BIN)/uv ] || $(BIN)/python -m pip install -q uv
-	@$(LOCK) $(UPGRADE) --extra horovod --extra digits --extra tensorboard -o docker/requirements.txt
-	@$(LOCK) $(UPGRADE) --all-extras --constraint docker/requirements.txt -o tests/requirements.txt
+	@$(LOCK) $(UPGRADE) --all-extras -o docker/constraints.txt
 
 # The whole story: a teacher by itself, a student guided by it, and how good their features are.
 demo: $(READY)

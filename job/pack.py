@@ -152,7 +152,7 @@ def summary(data: str, packed: dict[str, list[Shard]]) -> list[str]:
     for split, shards in packed.items():
         images, size = sum(len(shard.names) for shard in shards), sum(shard.size for shard in shards)
         parts.append(f"{images} {split} images in {len(shards)} shards, {size / 1e6:.1f} MB")
-    return ["; ".join(parts), f"train from it with: horovodrun -np N python -m job.train {data}"]
+    return ["; ".join(parts), f"train from it with: mgd-train {data}"]
 
 
 @output.guarded()

@@ -23,14 +23,12 @@ def prepared(data: str) -> str:
 def write_digits(folder: str) -> None:
     """Write 1,437 images to folder/train/<digit>/ and 360 to folder/val/<digit>/, unless they are there.
 
-    RunError: scikit-learn is not installed, or the folder cannot be written.
+    RunError: the folder cannot be written.
     """
     if os.path.isdir(folder):
         return
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise RunError("the digits come with scikit-learn, which is not installed: pip install scikit-learn") from None
+    from sklearn.datasets import load_digits  # a second to import
+
     try:
         write(folder, *load_digits(return_X_y=True))
     except OSError as error:

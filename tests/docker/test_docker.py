@@ -91,7 +91,8 @@ def test_only_what_is_copied_goes_to_the_engine(docker, tmp_path):
         docker("rmi", "moco-mgd-context:test")
     with tarfile.open(fileobj=io.BytesIO(exported.stdout)) as archive:
         files = {member.name: member.size for member in archive if member.isfile()}
-    top = {"LICENSE", "README.md", "pyproject.toml", "setup.py", "docker/build_horovod.sh", "docker/requirements.txt"}
+    top = {"LICENSE", "README.md", "pyproject.toml", "setup.py", "docker/build_horovod.sh"}
+    top |= {"docker/constraints.txt", "docker/pip.txt"}
     others = [name for name in files if name not in top and not name.startswith(("job/", "mgd/", "moco/"))]
     assert top <= set(files) and "job/presets/small.yaml" in files
     mounts = {".dockerenv", "dev/console", "etc/hostname", "etc/hosts", "etc/resolv.conf"}  # docker's own, of any container

@@ -1,5 +1,8 @@
 """The package: its ranges and the pinned versions, its archives, and the Python that `make setup` takes."""
 
+import hashlib
+import importlib.metadata
+import itertools
 import os
 import re
 import shutil
@@ -13,6 +16,8 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+import torch
+import torchvision
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -20,7 +25,7 @@ REPO = Path(__file__).parents[2]
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
-IMAGE, ALL = REPO / "docker/requirements.txt", REPO / "tests/requirements.txt"
+CONSTRAINTS, INSTALLER = REPO / "docker/constraints.txt", REPO / "docker/pip.txt"
 
 
 # Ranges and versions.
@@ -35,33 +40,54 @@ def pins(path):
     return found
 
 
-def direct(extras):
-    """The requirements of the package and of `extras`; an extra of the package's own in them is resolved."""
-    texts = PROJECT["dependencies"] + [text for extra in extras for text in EXTRAS[extra]]
-    for requirement in map(Requirement, texts):
-        if requirement.name == PROJECT["name"]:
-            yield from direct(requirement.extras)
-        else:
-            yield requirement
-
-
-@pytest.mark.parametrize("path, extras", [(IMAGE, ["horovod", "digits", "tensorboard"]), (ALL, EXTRAS)], ids=["image", "all"])
-def test_each_pinned_version_is_in_its_range_and_has_hashes(path, extras):
-    pinned = pins(path)
-    assert len(pinned) > 40
-    for requirement in direct(extras):
-        version, _ = pinned[canonicalize_name(requirement.name)]
-        assert requirement.specifier.contains(version), requirement
-    assert not [name for name, (_, hashes) in pinned.items() if not hashes]
-
-
-def test_the_image_has_the_versions_that_the_tests_run_with():
-    every = pins(ALL)
-    assert {name: every.get(name) for name in pins(IMAGE)} == pins(IMAGE)
+def test_each_pinned_version_is_in_its_range_and_has_hashes():
+    pinned = pins(CONSTRAINTS)
+    for requirement in map(Requirement, [*PROJECT["dependencies"], *itertools.chain(*EXTRAS.values())]):
+        if requirement.name != PROJECT["name"]:
+            version, _ = pinned[canonicalize_name(requirement.name)]
+            assert requirement.specifier.contains(version), requirement
+    assert not [name for name, (_, hashes) in (pinned | pins(INSTALLER)).items() if not hashes]
 
 
 def test_the_pinned_versions_name_no_package_index():
-    assert "://" not in IMAGE.read_text() + ALL.read_text()
+    assert "://" not in CONSTRAINTS.read_text() + INSTALLER.read_text()
+
+
+SMALL_WHEEL = {  # by file of its metadata
+    "METADATA": "Metadata-Version: 2.1\nName: {name}\nVersion: 1\nProvides-Extra: more\nRequires-Dist: small; extra == 'more'\n",
+    "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+}
+BACKEND = """
+import os
+def build_wheel(*_): ...
+def prepare_metadata_for_build_wheel(folder, settings=None):
+    os.mkdir(f"{folder}/project-1.dist-info")
+    open(f"{folder}/project-1.dist-info/METADATA", "w").write(METADATA)
+    return "project-1.dist-info"
+"""
+
+
+def pip_options(path):
+    """The options with which a file of the repository lets pip install pinned versions."""
+    return re.search(r"--no-require-hashes(?: --?\S+ \S*constraints.txt)+", (REPO / path).read_text())[0].split()
+
+
+def test_an_installation_refuses_a_file_with_another_hash(tmp_path):
+    options = [option.removeprefix("docker/") for option in pip_options("Makefile")]
+    assert options == pip_options("docker/Dockerfile")
+    wheel = tmp_path / "small-1-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, content in SMALL_WHEEL.items():
+            archive.writestr(f"small-1.dist-info/{name}", content.format(name="small"))
+    (tmp_path / "pyproject.toml").write_text('build-system = { requires = [], build-backend = "b", backend-path = ["."] }\n')
+    (tmp_path / "b.py").write_text(f"METADATA = {SMALL_WHEEL['METADATA'].format(name='project')!r}\n{BACKEND}")
+    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--find-links", tmp_path, "--only-deps", ".[more]"]
+    found = []
+    for digest in (hashlib.sha256(wheel.read_bytes()).hexdigest(), "0" * 64):
+        (tmp_path / "constraints.txt").write_text(f"small==1 --hash=sha256:{digest}\n")
+        found.append(subprocess.run([*pip, *options], cwd=tmp_path, capture_output=True, text=True))
+    assert "Would install small-1" in found[0].stdout, found[0].stderr
+    assert found[1].returncode == 1 and "DO NOT MATCH THE HASHES" in found[1].stderr
 
 
 def test_all_that_names_the_pythons_names_the_same():
@@ -134,25 +160,60 @@ def test_the_wheel_describes_itself(archives):
     assert len(metadata.get_all("Project-URL")) == 2 and "Typing :: Typed" in metadata.get_all("Classifier")
 
 
+def closure(requirements):
+    """The installed distributions that requirements need, by name, as pip would install them."""
+    found, seen, waiting = {}, set(), [Requirement(text) for text in requirements]
+    while waiting:
+        requirement = waiting.pop()
+        for extra in {"", *requirement.extras} - {extra for name, extra in seen if name == requirement.name}:
+            seen.add((requirement.name, extra))
+            found[requirement.name] = distribution = importlib.metadata.distribution(requirement.name)
+            needed = map(Requirement, distribution.requires or [])
+            waiting += [one for one in needed if one.marker is None or one.marker.evaluate({"extra": extra})]
+    return found
+
+
+def environment(folder, requirements):
+    """Make a virtual environment with the packages that requirements need, linked from this one; return its Python."""
+    venv.create(folder, symlinks=True)
+    [site] = folder.glob("lib/python*/site-packages")
+    for distribution in closure(requirements).values():
+        for name in {path.parts[0] for path in distribution.files} - {"..", "__pycache__"}:
+            if not (site / name).exists():
+                (site / name).symlink_to(distribution.locate_file(name))
+    return folder / "bin" / "python"
+
+
 @pytest.fixture(scope="module")
 def installed(archives, tmp_path_factory):
-    """The commands of an empty environment with the wheel, which takes all other packages from this one."""
-    folder = tmp_path_factory.mktemp("environment")
-    venv.create(folder, symlinks=True)
-    pip = [sys.executable, "-m", "pip", "--python", folder / "bin/python", "install", "-q", "--no-deps", "--no-index"]
+    """The commands of an environment such as `pip install .` makes: no Horovod, no extras."""
+    python = environment(tmp_path_factory.mktemp("environment"), PROJECT["dependencies"])
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-index"]
     subprocess.run([*pip, archives[1]], check=True)
-    [site] = folder.glob("lib/python*/site-packages")
-    others = "\n".join(path for path in sys.path if path.endswith("-packages"))
-    (site / "others.pth").write_text(others)
-    return folder / "bin"
+    return python.parent
 
 
+<<<<<<< HEAD:tests/unit/test_packages.py
 @pytest.mark.slow
 def test_a_command_of_the_wheel_runs(installed):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     words = [installed / "mgd-pack", "--help"]
     done = subprocess.run(words, cwd=installed, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith("usage: "), done.stderr
+=======
+@pytest.fixture(scope="module")
+def user(installed, tmp_path_factory):
+    """A function that runs a command in a folder of a user's, without a compiler on PATH, and returns what it did."""
+    folder = tmp_path_factory.mktemp("user")
+
+    def run(line, **variables):
+        environment = {"PATH": str(installed), "HOME": str(folder), "OMP_NUM_THREADS": "1"} | variables
+        words = [installed / line.split()[0], *line.split()[1:]]
+        return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+
+    run.folder = folder
+    return run
+>>>>>>> 55f0914 (Give ranges to pip, and one file of exact versions to all else):tests/test_packages.py
 
 
 @pytest.mark.slow
@@ -161,13 +222,26 @@ def test_the_horovod_build_of_the_wheel_is_a_program(installed):
     assert (done.returncode, done.stderr) == (2, "build_horovod: no interpreter 'no-python'\n")
 
 
-@pytest.fixture
-def without_horovod(tmp_path):
-    """The variables of an environment in which Horovod is not installed."""
-    (tmp_path / "horovod.py").write_text("raise ImportError")
-    return os.environ | {"PYTHONPATH": str(tmp_path)}
+def test_one_worker_needs_neither_horovod_nor_extras_nor_a_compiler(user):
+    """From digits to a report, by each command. The study then has what it needs but its images, which an extra brings."""
+    torch.save(torchvision.models.resnet18().state_dict(), user.folder / "teacher.pth")
+    for line in (
+        "mgd-train digits --config small --teacher teacher.pth --image-size 16 --batch-size 256 --epochs 1 -j 0 --out run",
+        "mgd-linear digits --pretrained run/last.pth.tar --epochs 1 -j 0 --out linear",
+        "mgd-export run/last.pth.tar student.safetensors",
+        "mgd-pack data/digits packed",
+        "mgd-watch --once run",
+        "mgd-report run linear --no-features --out report.html",
+    ):
+        done = user(line)
+        assert done.returncode == 0 and not done.stderr, done.stdout + done.stderr
+    names = {path.name for path in user.folder.iterdir()}
+    assert {"run", "linear", "student.safetensors", "packed", "report.html"} <= names
+    done = user("python -m job.study.study small --out study")
+    assert done.returncode == 2 and "pip install '.[study]'" in done.stderr
 
 
+<<<<<<< HEAD:tests/unit/test_packages.py
 @pytest.mark.slow
 def test_one_worker_trains_without_horovod(installed, without_horovod, images, tmp_path):
     options = "--width 16 --image-size 16 --batch-size 10 --moco-k 20 --epochs 1 -j 0 --knn-every 1".split()
@@ -181,6 +255,10 @@ def test_one_worker_trains_without_horovod(installed, without_horovod, images, t
 def test_several_workers_without_horovod_name_its_build(installed, without_horovod, images, tmp_path):
     environment = without_horovod | {"HOROVOD_RANK": "0", "HOROVOD_SIZE": "2"}
     done = subprocess.run([installed / "mgd-train", images], cwd=tmp_path, env=environment, capture_output=True, text=True)
+=======
+def test_several_workers_without_horovod_name_its_build(user, installed):
+    done = user("mgd-train digits", HOROVOD_RANK="0", HOROVOD_SIZE="2")
+>>>>>>> 55f0914 (Give ranges to pip, and one file of exact versions to all else):tests/test_packages.py
     assert done.returncode == 2
     assert done.stderr == (
         f"error: Horovod is not installed for this Python, and several workers need it: run build_horovod.sh {installed}/python "
@@ -202,7 +280,7 @@ def python_of(version, path):
 @pytest.fixture
 def clone(tmp_path):
     """A clone with a `.venv` of this Python, and a function that runs make there; -n prints the commands only."""
-    for name in ("pyproject.toml", "tests/requirements.txt", "docker/build_horovod.sh"):
+    for name in ("pyproject.toml", "docker/pip.txt", "docker/constraints.txt", "docker/build_horovod.sh"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     shutil.copy(REPO / "Makefile", tmp_path)
@@ -240,7 +318,7 @@ def test_a_venv_whose_python_has_gone_is_replaced(clone):
 
 
 def test_new_versions_go_into_the_same_venv(clone):
-    os.utime(clone.folder / "tests/requirements.txt", (2**32, 2**32))
+    os.utime(clone.folder / "docker/constraints.txt", (2**32, 2**32))
     commands = clone("-n", "setup").stdout
     assert ".venv/bin/python -m venv" in commands and "--clear" not in commands
 

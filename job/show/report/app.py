@@ -5,16 +5,10 @@ mgd-report RUN... [--out FILE]        RUN: a run's folder, a folder that holds r
 
 import argparse
 import base64
-import sys
 import time
 from collections.abc import Sequence
 from importlib import resources
-from importlib.util import find_spec
 from pathlib import Path
-
-if missing := [name for name in ("jinja2", "matplotlib", "sklearn") if not find_spec(name)]:
-    print(f"error: a report needs {', '.join(missing)}, not installed here: pip install '.[show]'", file=sys.stderr)
-    sys.exit(2)
 
 import jinja2
 from markupsafe import Markup

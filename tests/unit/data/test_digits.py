@@ -1,5 +1,4 @@
 import os
-import sys
 
 import numpy as np
 import pytest
@@ -82,11 +81,6 @@ def refused(path):
         write_digits(path)
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-def test_without_scikit_learn_it_is_said_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    assert "pip install scikit-learn" in refused(str(tmp_path / "digits"))
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
