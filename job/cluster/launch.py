@@ -202,9 +202,9 @@ def setting(device: torch.device) -> dict[str, Any]:
 
 def preflight(found: Mapping[str, Any]) -> str:
     """Return a run's setting in one line."""
-    nodes = f"{found['nodes']} node{'s' * (found['nodes'] > 1)}"
+    workers, nodes = (f"{found[name]} {name[:-1]}{'s' * (found[name] > 1)}" for name in ("workers", "nodes"))
     return (
-        f"{found['workers']} workers on {nodes}, {comm.local_size()} of them on {node()}, by {found['launcher']}; "
+        f"{workers} on {nodes}, {comm.local_size()} of them on {node()}, by {found['launcher']}; "
         f"{found['network']}; device {found['device']}; {found['versions']}; image {found['container']}"
     )
 

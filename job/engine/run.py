@@ -50,7 +50,7 @@ class Run:
             self.rank, self.size = comm.rank(), comm.size()
             self.log = Log(speaks=self.rank == 0)
             self.setting = launch.setting(self.device)
-            self.watchdog = launch.watchdog(self.remark)
+            self.watchdog = launch.watchdog(self.remark) if self.size > 1 else None
         except BaseException:
             self.stop.restore()
             raise
@@ -60,7 +60,8 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.watchdog.close()
+        if self.watchdog:
+            self.watchdog.close()
         closing = threading.Thread(target=self.close_log, args=(error,), daemon=True)
         closing.start()
         # The log may lie on the file system whose silence is the error, of this worker or of another that is gone.

@@ -193,14 +193,6 @@ def installed(archives, tmp_path_factory):
     return python.parent
 
 
-<<<<<<< HEAD:tests/unit/test_packages.py
-@pytest.mark.slow
-def test_a_command_of_the_wheel_runs(installed):
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    words = [installed / "mgd-pack", "--help"]
-    done = subprocess.run(words, cwd=installed, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.startswith("usage: "), done.stderr
-=======
 @pytest.fixture(scope="module")
 def user(installed, tmp_path_factory):
     """A function that runs a command in a folder of a user's, without a compiler on PATH, and returns what it did."""
@@ -213,7 +205,6 @@ def user(installed, tmp_path_factory):
 
     run.folder = folder
     return run
->>>>>>> 55f0914 (Give ranges to pip, and one file of exact versions to all else):tests/test_packages.py
 
 
 @pytest.mark.slow
@@ -222,6 +213,7 @@ def test_the_horovod_build_of_the_wheel_is_a_program(installed):
     assert (done.returncode, done.stderr) == (2, "build_horovod: no interpreter 'no-python'\n")
 
 
+@pytest.mark.slow
 def test_one_worker_needs_neither_horovod_nor_extras_nor_a_compiler(user):
     """From digits to a report, by each command. The study then has what it needs but its images, which an extra brings."""
     torch.save(torchvision.models.resnet18().state_dict(), user.folder / "teacher.pth")
@@ -241,24 +233,9 @@ def test_one_worker_needs_neither_horovod_nor_extras_nor_a_compiler(user):
     assert done.returncode == 2 and "pip install '.[study]'" in done.stderr
 
 
-<<<<<<< HEAD:tests/unit/test_packages.py
 @pytest.mark.slow
-def test_one_worker_trains_without_horovod(installed, without_horovod, images, tmp_path):
-    options = "--width 16 --image-size 16 --batch-size 10 --moco-k 20 --epochs 1 -j 0 --knn-every 1".split()
-    words = [installed / "mgd-train", images, *options, "--out", tmp_path / "run"]
-    done = subprocess.run(words, cwd=tmp_path, env=without_horovod, capture_output=True, text=True)
-    assert done.returncode == 0 and "no Horovod, as one worker needs none" in done.stdout, done.stdout + done.stderr
-    assert (tmp_path / "run" / "complete").exists()
-
-
-@pytest.mark.slow
-def test_several_workers_without_horovod_name_its_build(installed, without_horovod, images, tmp_path):
-    environment = without_horovod | {"HOROVOD_RANK": "0", "HOROVOD_SIZE": "2"}
-    done = subprocess.run([installed / "mgd-train", images], cwd=tmp_path, env=environment, capture_output=True, text=True)
-=======
 def test_several_workers_without_horovod_name_its_build(user, installed):
     done = user("mgd-train digits", HOROVOD_RANK="0", HOROVOD_SIZE="2")
->>>>>>> 55f0914 (Give ranges to pip, and one file of exact versions to all else):tests/test_packages.py
     assert done.returncode == 2
     assert done.stderr == (
         f"error: Horovod is not installed for this Python, and several workers need it: run build_horovod.sh {installed}/python "

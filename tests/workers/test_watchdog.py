@@ -14,7 +14,7 @@ from job.data.views import CentreViews
 from job.engine.gradients import Gradients
 from job.cluster import guard, watchdog
 
-several = pytest.mark.skipif(os.environ.get("HOROVOD_SIZE", "1") == "1", reason="one worker waits for no other")
+pytestmark = pytest.mark.skipif(os.environ.get("HOROVOD_SIZE", "1") == "1", reason="one worker has no watchdog")
 
 
 def seen_while_waiting(look, wait) -> list:
@@ -31,7 +31,6 @@ def seen_while_waiting(look, wait) -> list:
     return seen
 
 
-@several
 def test_a_worker_that_waits_says_for_what_and_the_others_say_where_they_are(run):
     report = seen_while_waiting(lambda: run.watchdog.report(7.2), lambda: run.total(loss=1.0))
     if comm.rank() == 0:
@@ -43,7 +42,6 @@ def test_a_worker_that_waits_says_for_what_and_the_others_say_where_they_are(run
             assert other.startswith(f"rank {rank} on ") and "is at tests/workers/test_watchdog.py:" in other
 
 
-@several
 def test_a_worker_that_waits_for_a_gradient_names_it(run):
     net = torch.nn.Linear(3, 2)
     gradients = Gradients(net.named_parameters())
@@ -79,7 +77,6 @@ def test_a_worker_without_a_batch_names_what_is_read(run, tmp_path):
     assert run.watchdog.doing().startswith("is at ")
 
 
-@several
 def test_the_wait_is_counted_for_one_collective_alone(run):
     def waits():
         first = run.watchdog.waited()

@@ -4,12 +4,14 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from job.cluster import comm
 from job.errors import RunError, StartError
 from job.cluster import launch
 from job.cluster.launch import LAUNCHERS, cores, launched, reported_errors
+from job.engine.run import Run
 
 
 SET_AT_START = [
@@ -35,6 +37,12 @@ def unlaunched(monkeypatch):
 
 def test_without_a_launcher_there_is_one_task():
     assert launched() == ("none", 0, 1)
+
+
+def test_one_worker_has_no_port(tmp_path):
+    before = psutil.Process().net_connections()
+    with Run(str(tmp_path), keep=1):
+        assert psutil.Process().net_connections() == before
 
 
 @pytest.mark.parametrize(
