@@ -243,6 +243,27 @@ def test_several_workers_without_horovod_name_its_build(user, installed):
     )
 
 
+# mgd in other people's training.
+
+ABSENT = ["job", "moco", "torchvision", "yaml", "PIL", "cv2", "horovod"]
+
+
+def test_mgd_trains_with_torch_and_scipy_only(archives, tmp_path):
+    """The example of its README, in an environment that has nothing else of this project."""
+    python = environment(tmp_path / "environment", ["torch", "scipy"])
+    with zipfile.ZipFile(archives[1]) as archive:
+        archive.extractall(tmp_path, [name for name in archive.namelist() if name.startswith("mgd/")])
+    example = re.search(r"```python\n(.*?)```", (REPO / "mgd/README.md").read_text(), re.DOTALL)[1]
+    absent = f"from importlib.util import find_spec\nprint([name for name in {ABSENT} if find_spec(name)])\n"
+    (tmp_path / "example.py").write_text("import torch; torch.manual_seed(1)\n" + example + absent)
+    environ = {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([python, "example.py"], cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *epochs, found = done.stdout.splitlines()
+    losses = [float(line.split()[-1]) for line in epochs]
+    assert found == "[]" and len(losses) == 4 and losses[-1] < losses[0] / 2
+
+
 # The Python of `make setup`.
 
 

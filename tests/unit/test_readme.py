@@ -74,20 +74,6 @@ def test_example_solves_a_matching_in_every_stage(example):
     assert example.splitlines()[-1] == "solved True True True True"
 
 
-@pytest.mark.slow
-def test_mgd_needs_torch_and_scipy_alone():
-    code = (
-        "import sys, pkgutil, importlib, mgd, torch\n"
-        "before = set(sys.modules)\n"
-        "[importlib.import_module(f'mgd.{m.name}') for m in pkgutil.iter_modules(mgd.__path__)]\n"
-        "from mgd.assignment import assign; assign(torch.rand(2, 4))\n"
-        "found = {name.split('.')[0] for name in set(sys.modules) - before}\n"
-        "print(*found & {'horovod', 'job', 'moco', 'torchvision', 'cv2', 'PIL'})"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == ""
-
-
 def test_troubleshooting_quotes_many_messages():
     assert len(messages()) > 20
 
