@@ -37,6 +37,8 @@ def build(config: Config, run: Run) -> Training:
     kinds = [DISTILLERS[name] for name in config.distill] if config.teacher else []
     stages = sorted({stage for kind in kinds for stage in kind.stages(config)} or {DEPTH})  # DEPTH: for signs of collapse
     framework = FRAMEWORKS[config.framework](config, stages)
+    names = [*framework.losses, *framework.metrics, *(kind.name for kind in kinds)]
+    assert len(set(names)) == len(names), f"two numbers of a step have the same name: {names}"
     compiled, distillation = framework.networks(), Distillation(config, None, [])
     if config.teacher:
         teacher = load_teacher(config.teacher, config.teacher_arch, config.stem, stages, run)
