@@ -43,8 +43,8 @@ def set_factor(distiller: Distiller, networks: Networks, share: float) -> None:
         )
     distiller.factor.fill_(factor)
     run.log.line(
-        f"{distiller.name}: loss factor {factor:.6g}: the loss over {len(sample)} images is {raw:.6g} an image; target "
-        f"{share:g} of {framework.reference_text}, {wanted:.4g}; measuring {time.perf_counter() - begun:.1f} s"
+        f"{distiller.name}: loss factor {factor:.6g}: the distillation loss of {len(sample)} images is {raw:.6g} an image; "
+        f"wanted: {share:g} of {framework.reference_text}, {wanted:.4g}; measuring {time.perf_counter() - begun:.1f} s"
     )
     run.log.record("factor", epoch=0, step=0, loss_factor=factor, raw_distillation=raw, measuring=time.perf_counter() - begun)
 

@@ -120,7 +120,7 @@ def test_the_factor_makes_the_measured_loss_the_share_of_guessing(folder, monkey
     factor = distiller.factor.item()
     assert sum(raw) / batches / factor == pytest.approx(0.25 * math.log(100), rel=1e-6)
     [line], [record] = networks.run.log.lines, networks.run.log.records
-    assert f"loss factor {factor:.6g}: the loss over {batches * BATCH} images" in line
+    assert f"loss factor {factor:.6g}: the distillation loss of {batches * BATCH} images" in line
     assert (record["epoch"], record["step"], record["loss_factor"]) == (0, 0, factor)
     assert record["raw_distillation"] == pytest.approx(sum(raw) / batches)
 
@@ -169,7 +169,7 @@ def test_fewer_images_than_a_batch_are_one_batch(folder, monkeypatch):
     monkeypatch.setattr(loss_factor, "BATCH", 32)
     distiller, networks = training(folder)
     loss_factor.set_factor(distiller, networks, 1.0)
-    assert f"over {IMAGES} images" in networks.run.log.lines[0]
+    assert f"of {IMAGES} images" in networks.run.log.lines[0]
 
 
 @pytest.mark.parametrize(("value", "told"), [(math.nan, "nan"), (math.inf, "nan"), (0.0, "0")])
