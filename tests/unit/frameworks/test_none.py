@@ -18,14 +18,7 @@ from job.position import Position
 from job.resume import SAVED, continues
 
 START = Position(0, 0)
-SENDERS = (
-    "begin_sum_",
-    "total",
-    "highest",
-    "begin_gather",
-    "begin_exchange",
-    "broadcast",
-)  # the functions that name a collective
+SENDERS = ("begin_sum_", "total", "highest", "begin_gather", "begin_exchange", "broadcast")  # their last argument is a name
 
 
 def config(framework="none", **options):
