@@ -151,7 +151,7 @@ def train_epoch(parts: Classifier, batches: Iterator, journal: Journal, epoch: i
             undecodable=len(undecodable),
         )
         sums["loss"] /= FIXED_POINT * config.batch_size  # the mean over the images
-        journal.check_finite(step, sums, gradients)
+        journal.check_finite(step, sums, gradients.beyond)
         parts.optimizer.step()
 
         journal.step(step, sums)

@@ -21,9 +21,9 @@ from job.engine import replicas, statistics
 from job.engine.resume import nothing_to_do
 from job.engine.run import Run
 from job.evaluate.knn import knn_accuracy
+from job.hints import Expectation
+from job.journal import TrainingJournal
 from job.metrics import tensorboard
-from job.metrics.hints import Expectation
-from job.metrics.meter import TrainingJournal
 from job.position import START, Position
 from job.schedules import learning_rate, parse_save_every
 from job.training import Training
@@ -133,7 +133,7 @@ def train_epoch(training: Training, batches: Iterator, journal: TrainingJournal,
             stop=run.stop.signal is not None,
             undecodable=len(undecodable),
         )
-        journal.check_finite(step, totals, gradients)
+        journal.check_finite(step, totals, gradients.beyond)
         training.optimizer.step()
         framework.after_update(prepared)
 

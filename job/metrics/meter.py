@@ -3,16 +3,20 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
-from job.distill.base import DistillOptions
-from job.engine.fixed_point import FixedPointGradients
-from job.engine.gradients import Gradients
-from job.engine.run import Run
 from job.errors import RunError
-from job.frameworks.base import Framework
-from job.metrics import collapse
-from job.metrics.hints import Expectation
+from job.metrics.log import Log
+from job.position import Count
+
+
+class Recorded(Protocol):
+    """A run, as far as its steps are recorded."""
+
+    log: Log
+    count: Count
+    size: int  # workers
 
 
 class Journal:
@@ -24,7 +28,7 @@ class Journal:
     parts: tuple[str, ...]  # names of what the loss is the sum of
     advice: str  # what may help against a loss that is not finite
 
-    def __init__(self, run: Run, total: int, print_freq: int):
+    def __init__(self, run: Recorded, total: int, print_freq: int):
         self.run, self.total, self.print_freq = run, total, print_freq
         self.steps = run.count.an_epoch
 
@@ -50,14 +54,17 @@ class Journal:
         yield
         self.waited = time.perf_counter() - begun
 
-    def check_finite(self, step: int, sums: dict[str, float], gradients: Gradients | FixedPointGradients) -> None:
-        """RunError, on all workers, before the step is taken: its loss or gradient is not finite, on one of them or on all."""
+    def check_finite(self, step: int, sums: dict[str, float], beyond: Callable[[], list[str]]) -> None:
+        """RunError, on all workers, before the update: a loss or gradient is not finite, on one of them or on all.
+
+        beyond: returns the names of the parameters whose gradients are not finite.
+        """
         if not math.isfinite(sums["loss"] + sums["gradient"]):
             means = self.numbers(sums) | {"gradient": sums["gradient"] / self.run.size}
             parts = ", ".join(f"{part} {means[part]}" for part in (*self.parts, "gradient"))
             what, where = "loss", ""
             if math.isfinite(sums["loss"]):
-                what, names = "gradient", gradients.beyond()
+                what, names = "gradient", beyond()
                 where = f"; of {len(names)} parameters, {names[0]} first in the backward pass" if names else ""
             raise RunError(
                 f"the {what} is not finite at epoch {self.epoch}, step {step} ({parts}{where}); the checkpoints are "
@@ -97,63 +104,6 @@ class Journal:
             f"{what}: {self.losses(numbers)}, lr {numbers['lr']:.5f}, {numbers['images_per_s']:.1f} images/s, "
             f"data wait {100 * numbers['data_wait']:.0f} %"
         )
-
-
-class TrainingJournal(Journal):
-    """Of `job.train`: the loss and its parts averaged over the workers, and the framework's metrics."""
-
-    signs: dict[str, float] | None = None  # of collapse, the epoch's last
-
-    def __init__(self, run: Run, config: DistillOptions, framework: Framework, distillers: list[str], expectation: Expectation):
-        super().__init__(run, config.batch_size, config.print_freq)
-        self.framework, self.distillers, self.expectation = framework, distillers, expectation
-        self.parts = (*framework.losses, "distillation")
-        others = {
-            "a lower --loss-share": config.teacher and config.loss_share,
-            "a higher --loss-factor": config.teacher and not config.loss_share,
-            "--precision float32": config.precision != "float32",
-            "no --fp16-allreduce": config.fp16_allreduce,
-        }
-        self.advice = " or ".join(["A lower --lr", *(option for option, helps in others.items() if helps)])
-
-    def watch(self, step: int, signs: dict[str, float]) -> None:
-        """Record the signs of collapse after a step; the epoch's last are logged at its end."""
-        self.signs = signs
-        self.run.log.record("collapse", steps=self.run.count.at(self.epoch, step + 1), epoch=self.epoch, step=step, **signs)
-
-    def end_epoch(self) -> None:
-        """Log an epoch's averages, the last signs of collapse, and what is wrong with them."""
-        super().end_epoch()
-        for hint in self.expectation.hints(self.records):
-            self.run.log.remark("hint", hint)
-        if self.signs:
-            self.run.log.line(f"epoch {self.epoch} features: {collapse.describe(self.signs)}")
-            for warning in self.framework.warnings(self.signs):
-                self.run.log.remark("warning", warning)
-        self.signs = None
-
-    def numbers(self, sums: dict[str, float]) -> dict[str, float]:
-        """Losses and gradient norm averaged over the workers, and the framework's metrics over all images.
-
-        Of several distillers each has its loss by name; `distillation` is their sum.
-        """
-        N = self.run.size
-        each = {name: sums[name] / N for name in self.distillers}
-        means = {name: sums[name] / N for name in ("loss", *self.framework.losses)} | {"distillation": sum(each.values())}
-        means |= each if len(each) > 1 else {}
-        return {**means, "gradient_norm": sums["gradient"] / N} | {
-            name: sums[name] / self.total for name in self.framework.metrics
-        }
-
-    def losses(self, numbers: dict[str, float]) -> str:
-        """The loss as the sum of its parts, the ratio of distillation to the others, and the framework's metrics."""
-        own = sum(numbers[name] for name in self.framework.losses)
-        parts = [f"{name} {numbers[name]:.4f}" for name in self.framework.losses]
-        if numbers["distillation"]:
-            ratio = f" (ratio {numbers['distillation'] / own:.2f})" if own else ""
-            parts.append(f"distillation {numbers['distillation']:.4f}{ratio}")
-        words = [f"loss {numbers['loss']:.4f} = {' + '.join(parts)}", self.framework.describe(numbers)]
-        return ", ".join(filter(None, words))
 
 
 class ClassifierJournal(Journal):

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from job.data.digits import write_digits
-from job.metrics.hints import STEPS
+from job.hints import STEPS
 
 FACTOR = 10.0  # by which the distillation loss is divided where it decides alone
 # The demo's options, on smaller views.

@@ -18,7 +18,7 @@ import baseline
 import setting
 from breakdown import Breakdown
 from job.cluster import comm
-from job.metrics.meter import TrainingJournal
+from job.journal import TrainingJournal
 from job.cluster import launch
 from job.engine.run import Run
 from job.position import START

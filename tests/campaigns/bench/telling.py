@@ -7,8 +7,8 @@ import torch
 
 import setting
 from job.metrics import tensorboard
-from job.metrics.hints import Expectation
-from job.metrics.meter import TrainingJournal
+from job.hints import Expectation
+from job.journal import TrainingJournal
 from job.position import START, Count
 from job.metrics.events import Events
 from job.metrics.log import Log

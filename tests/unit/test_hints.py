@@ -7,7 +7,7 @@ import pytest
 from job.cluster import comm
 from job.config import Config
 from job.frameworks.moco import LEARNT, SOLVED, STUCK, MoCoFramework
-from job.metrics.hints import PULL, STEPS, WAIT, Expectation
+from job.hints import PULL, STEPS, WAIT, Expectation
 
 GUESS = math.log(257)
 

@@ -6,9 +6,9 @@ import pytest
 
 from job.config import Config
 from job.errors import RunError
-from job.metrics.hints import Expectation
+from job.hints import Expectation
 from job.frameworks.moco import MoCoFramework
-from job.metrics.meter import TrainingJournal
+from job.journal import TrainingJournal
 from job.position import Count
 from runs import Kept
 
@@ -76,7 +76,7 @@ def test_what_is_not_finite_comes_with_the_options_that_may_help(options, advice
     book = TrainingJournal(run, config, moco(config), ["mgd"], Expectation(config, moco(config), 1000))
     book.start_epoch(0, 0.1)
     with pytest.raises(RunError) as caught:
-        book.check_finite(0, sums(contrastive=math.nan), GRADIENTS)
+        book.check_finite(0, sums(contrastive=math.nan), GRADIENTS.beyond)
     assert str(caught.value).endswith(f"untouched. {advice}")
 
 
@@ -194,7 +194,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_says_where(part, value):
     book = journal()
     book.start_epoch(4, 0.1)
     with pytest.raises(RunError) as caught:
-        book.check_finite(17, sums(**{part: value}), GRADIENTS)
+        book.check_finite(17, sums(**{part: value}), GRADIENTS.beyond)
     message = str(caught.value)
     assert "\n" not in message
     assert "epoch 4, step 17" in message
@@ -206,14 +206,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_says_where(part, value):
 def test_a_finite_loss_goes_on(value):
     book = journal()
     book.start_epoch(0, 0.1)
-    book.check_finite(0, sums(contrastive=value), GRADIENTS)
+    book.check_finite(0, sums(contrastive=value), GRADIENTS.beyond)
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run_though_the_loss_is():
     book = journal()
     book.start_epoch(2, 0.1)
     with pytest.raises(RunError) as caught:
-        book.check_finite(5, sums(gradient=float("inf")), GRADIENTS)
+        book.check_finite(5, sums(gradient=float("inf")), GRADIENTS.beyond)
     assert "epoch 2, step 5" in str(caught.value) and caught.value.code == 1
     assert "gradient inf; of 2 parameters, layer4.bn2.bias first in the backward pass" in str(caught.value)
 

@@ -1,0 +1,66 @@
+"""What a training run logs and records of its steps."""
+
+from job.distill.base import DistillOptions
+from job.frameworks.base import Framework
+from job.hints import Expectation
+from job.metrics import collapse
+from job.metrics.meter import Journal, Recorded
+
+
+class TrainingJournal(Journal):
+    """The journal of `job.train`: the loss and its parts averaged over the workers, and the framework's metrics."""
+
+    signs: dict[str, float] | None = None  # of collapse, the epoch's last
+
+    def __init__(
+        self, run: Recorded, config: DistillOptions, framework: Framework, distillers: list[str], expectation: Expectation
+    ):
+        super().__init__(run, config.batch_size, config.print_freq)
+        self.framework, self.distillers, self.expectation = framework, distillers, expectation
+        self.parts = (*framework.losses, "distillation")
+        others = {
+            "a lower --loss-share": config.teacher and config.loss_share,
+            "a higher --loss-factor": config.teacher and not config.loss_share,
+            "--precision float32": config.precision != "float32",
+            "no --fp16-allreduce": config.fp16_allreduce,
+        }
+        self.advice = " or ".join(["A lower --lr", *(option for option, helps in others.items() if helps)])
+
+    def watch(self, step: int, signs: dict[str, float]) -> None:
+        """Record the signs of collapse after a step; the epoch's last are logged at its end."""
+        self.signs = signs
+        self.run.log.record("collapse", steps=self.run.count.at(self.epoch, step + 1), epoch=self.epoch, step=step, **signs)
+
+    def end_epoch(self) -> None:
+        """Log an epoch's averages, the last signs of collapse, and what is wrong with them."""
+        super().end_epoch()
+        for hint in self.expectation.hints(self.records):
+            self.run.log.remark("hint", hint)
+        if self.signs:
+            self.run.log.line(f"epoch {self.epoch} features: {collapse.describe(self.signs)}")
+            for warning in self.framework.warnings(self.signs):
+                self.run.log.remark("warning", warning)
+        self.signs = None
+
+    def numbers(self, sums: dict[str, float]) -> dict[str, float]:
+        """Losses and gradient norm averaged over the workers, and the framework's metrics over all images.
+
+        Of several distillers each has its loss by name; `distillation` is their sum.
+        """
+        N = self.run.size
+        each = {name: sums[name] / N for name in self.distillers}
+        means = {name: sums[name] / N for name in ("loss", *self.framework.losses)} | {"distillation": sum(each.values())}
+        means |= each if len(each) > 1 else {}
+        return {**means, "gradient_norm": sums["gradient"] / N} | {
+            name: sums[name] / self.total for name in self.framework.metrics
+        }
+
+    def losses(self, numbers: dict[str, float]) -> str:
+        """The loss as the sum of its parts, the ratio of distillation to the others, and the framework's metrics."""
+        own = sum(numbers[name] for name in self.framework.losses)
+        parts = [f"{name} {numbers[name]:.4f}" for name in self.framework.losses]
+        if numbers["distillation"]:
+            ratio = f" (ratio {numbers['distillation'] / own:.2f})" if own else ""
+            parts.append(f"distillation {numbers['distillation']:.4f}{ratio}")
+        words = [f"loss {numbers['loss']:.4f} = {' + '.join(parts)}", self.framework.describe(numbers)]
+        return ", ".join(filter(None, words))
