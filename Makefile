@@ -68,7 +68,7 @@ lock:
 demo: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash job/demo.sh $(RUN)
 
-# What is worth a look after each change: a minute and a half on two idle cores.
+# For after each change. Its CPU time, 3.5 minutes of tests and up to 40 s of lint, makes it about 2.5 minutes on two idle cores.
 check: lint
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not run and not slow' $(TESTS)
 
