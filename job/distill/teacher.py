@@ -36,7 +36,7 @@ def load_teacher(path: str, arch: str, stem: str, stages: list[int], run: Run) -
         raise RunError(f"{path} has the {weights.stem} stem, the student the {stem} one: choose --stem {weights.stem}")
     net = build_resnet(weights.arch, stem=weights.stem, width=weights.width)
     net.load_state_dict(weights.state, strict=False)  # only the head is missing: read_backbone has checked the rest
-    run.log.line(f"teacher {weights.report}")
+    run.log.record("teacher", f"teacher {weights.report}", arch=weights.arch, path=path)
     norms = stage_norms(net)
     frozen = with_features(fold_norms(net), stages, output=None).eval().requires_grad_(False)
     comm.broadcast_(frozen.state_dict())  # folding may round differently on another kind of processor
