@@ -63,6 +63,7 @@ def start(options: Mapping[str, Any]) -> torch.device:
     name, _, size = launched()
     if size > 1:
         check_own_name()
+        comm.load()  # before srun's rendezvous, which needs Horovod too
         with left_at_signals(), slurm.joined() if name == "srun" else contextlib.nullcontext():
             comm.start()
     check_size(name, size)

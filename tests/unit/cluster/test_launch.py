@@ -7,6 +7,7 @@ import time
 import psutil
 import pytest
 
+import job.cluster
 from job.cluster import comm
 from job.errors import RunError, StartError
 from job.cluster import launch
@@ -220,6 +221,19 @@ def test_a_machine_whose_own_name_does_not_resolve_is_refused_in_one_line(monkey
     monkeypatch.setattr(launch.socket, "gethostname", lambda: "nowhere.invalid")
     with pytest.raises(RunError, match="own name, nowhere.invalid, does not resolve: add it to /etc/hosts"):
         launch.start({})
+
+
+@pytest.mark.parametrize("names", [("HOROVOD_RANK", "HOROVOD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")])
+def test_several_workers_without_horovod_are_refused_in_one_line(monkeypatch, names):
+    """With srun also before the rendezvous, which needs Horovod."""
+    for name, value in zip(names, ("0", "2"), strict=True):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(sys.modules, "horovod", None)
+    monkeypatch.delitem(sys.modules, "job.cluster.rendezvous", raising=False)
+    monkeypatch.delattr(job.cluster, "rendezvous", raising=False)
+    with pytest.raises(RunError, match="^Horovod is not installed for this Python") as caught:
+        launch.start({})
+    assert caught.value.code == 2
 
 
 def test_horovodrun_with_the_gpus_of_one_slurm_task_is_fine(monkeypatch, horovod):
