@@ -37,7 +37,8 @@ def build(config: Config, run: Run) -> Training:
     kinds = [DISTILLERS[name] for name in config.distill] if config.teacher else []
     stages = sorted({stage for kind in kinds for stage in kind.stages(config)} or {DEPTH})  # DEPTH: for signs of collapse
     framework = FRAMEWORKS[config.framework](config, stages)
-    names = [*framework.losses, *framework.metrics, *(kind.name for kind in kinds)]
+    names = ["loss", "distillation", "gradient", "stop", "undecodable", *(kind.name for kind in kinds)]  # the loop's own first
+    names += [*framework.losses, *framework.metrics]
     assert len(set(names)) == len(names), f"two numbers of a step have the same name: {names}"
     compiled, distillation = framework.networks(), Distillation(config, None, [])
     if config.teacher:

@@ -6,6 +6,7 @@ import pytest
 from runs import errors_of
 
 from job import build
+from job.config import Config
 from job.distill import mgd
 from job.errors import RunError
 from mgd.distiller import MGDistiller
@@ -36,6 +37,15 @@ def test_without_a_compiler_there_is_no_compiling(monkeypatch):
     with pytest.raises(RunError, match=r"^--compile needs a C\+\+ compiler: install what is missing") as caught:
         build.compile_networks(SimpleNamespace(total=lambda **values: values))
     assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(("losses", "metrics"), [(("loss",), ()), (("distillation",), ()), ((), ("stop",)), (("a",), ("a",))])
+def test_a_name_that_a_step_has_already_is_refused(monkeypatch, losses, metrics):
+    monkeypatch.setattr(build, "find_images", lambda *_: SimpleNamespace(left_out=""))
+    framework = SimpleNamespace(losses=losses, metrics=metrics, networks=list)
+    monkeypatch.setitem(build.FRAMEWORKS, "moco", lambda *_: framework)
+    with pytest.raises(AssertionError, match="two numbers of a step have the same name"):
+        build.build(Config(), None)
 
 
 @pytest.mark.slow
