@@ -24,7 +24,8 @@ class WorkerGone(Exception):
     """Another worker has ended, or cannot be reached. cause: Horovod's message, of which the first line counts."""
 
     def __init__(self, cause: str):
-        super().__init__(cause.partition("\n")[0] or "Horovod stopped")
+        first = cause.partition("\n")[0] or "Horovod stopped"
+        super().__init__(f"another worker is gone ({first}); its own last lines say why")
 
 
 @dataclass(frozen=True)

@@ -267,7 +267,7 @@ def reported_errors() -> Iterator[None]:
             leave(error.code)
         except comm.WorkerGone as error:
             time.sleep(2)
-            print(f"error: {own}another worker is gone ({error}); its own last lines say why", file=sys.stderr, flush=True)
+            print(f"error: {own}{error}", file=sys.stderr, flush=True)
             leave(1)
         except Exception as error:
             traceback.print_exc()

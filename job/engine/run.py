@@ -74,7 +74,7 @@ class Run:
     def close_log(self, error: BaseException | None) -> None:
         """Write the error that ends the run to the log, and close the log."""
         if isinstance(error, Exception):
-            text = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
+            text = str(error) if isinstance(error, RunError | comm.WorkerGone) else f"{type(error).__name__}: {error}"
             self.log.note(f"error: {text}")
             self.log.record("end", how="error", text=printable(text), code=getattr(error, "code", 1))
         self.log.close()

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -113,6 +114,19 @@ def test_another_worker_s_end_is_one_line_of_each_rank(monkeypatch, capsys, rank
     assert err.count("\n") == 1
     assert "another worker is gone" in err
     assert text.split("\n")[0] in err
+
+
+def test_another_worker_s_end_is_recorded_as_it_is_printed(capsys, tmp_path):
+    def gone():
+        with Run(str(tmp_path), keep=1) as run:
+            run.log.open(str(tmp_path), (0, 0))
+            raise comm.WorkerGone("connection closed by peer\nmore")
+
+    with pytest.raises(SystemExit), reported_errors():
+        gone()
+    end = json.loads((tmp_path / "metrics.jsonl").read_text())
+    printed = capsys.readouterr().err
+    assert (end["how"], end["code"]) == ("error", 1) and printed == f"error: {end['text']}\n"
 
 
 def test_without_an_error_nothing_is_said(capsys):
