@@ -22,7 +22,7 @@ from job.options import Options
 from job.position import Position
 from job.schedules import pull
 
-LOSS_FACTOR = "the distillation loss is divided by it (default: as --loss-share has it; it is left out where this is given)"
+LOSS_FACTOR = "divisor of the distillation loss (default: computed from --loss-share; overrides it if given)"
 LOSS_SHARE = (
     "the distillation loss at the start over the framework's reference loss, ln(K + 1) with MoCo; the factor is measured for it "
     "(0: it is not)"

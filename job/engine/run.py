@@ -188,11 +188,11 @@ class Run:
                 raise RunError(f"cannot write to {self.folder}: {error.strerror}; choose another --out") from None
             self.log.line(f"options: {line}")
             place = {"epoch": start[0], "step": start[1]}
-            told = {"options": options, "images": images, "steps_an_epoch": steps}
+            facts = {"options": options, "images": images, "steps_an_epoch": steps}
             self.log.record(
                 "start",
                 f"{images} images, {steps} steps an epoch, {share} images a worker and step",
-                **place | told | self.setting,
+                **place | facts | self.setting,
             )
             if saved:
                 self.log.record("resumed", **place, workers=saved["workers"], later=list(map(os.path.basename, later)))

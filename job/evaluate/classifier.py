@@ -56,7 +56,7 @@ class Classifier:
         return len(self.train) // self.config.batch_size
 
     def order(self, epoch: int) -> str:
-        """A word for the training images of an epoch, in their order."""
+        """Return the digest of the names of an epoch's training images, in their order."""
         return self.train.digest(self.config.seed, epoch, self.config.batch_size)
 
     def batches(self, start: Position) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[str]]]:
