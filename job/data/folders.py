@@ -176,7 +176,8 @@ class TrainingOrder:
         self.steps = len(images) // total  # of an epoch
 
     def __len__(self) -> int:
-        return max(0, (self.epochs - self.start.epoch) * self.steps - self.start.step)
+        first_epoch, first_step = self.start
+        return max(0, (self.epochs - first_epoch) * self.steps - first_step)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         share = self.total // self.size

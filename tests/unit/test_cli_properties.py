@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from job.config import Config, LinearConfig, read_config
 from job.errors import RunError
 from job.cli import flag
+from job.distill import DISTILLERS
 
 CHARACTERS = st.characters(exclude_characters="\0")  # which no command line can have; nor a half of a surrogate pair
 WORDS = {
@@ -20,6 +21,7 @@ WORDS = {
     "cos": st.just(False),  # beside it --schedule is refused
     "loss_share": st.just(0.0),  # beside it --loss-factor is
     "matching": st.just("solved"),  # beside `random` --refresh-epochs is
+    "distill": st.lists(st.sampled_from(list(DISTILLERS)), min_size=1, unique=True),
     "stage_weights": st.just([]),  # as many as there are stages: in a test of their own
     "knn": st.just(False),  # beside it --evaluate and --resume are
 }
@@ -31,7 +33,7 @@ def values(f):
     if f.name in WORDS:
         return WORDS[f.name]
     if meta["choices"]:
-        return st.sampled_from(meta["choices"])
+        return st.sampled_from(list(meta["choices"]))
     if f.type is bool:
         return st.booleans()
     if f.type in (int, list[int]):

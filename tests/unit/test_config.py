@@ -117,6 +117,8 @@ FLAGS = [
     ("--max-bad-images 0", "max_bad_images", 0),
     ("--out runs/x", "out", "runs/x"),
     ("--config small", "config", ["small"]),
+    ("--framework none", "framework", "none"),
+    ("--distill mgd", "distill", ["mgd"]),
 ]
 
 

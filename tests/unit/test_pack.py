@@ -172,7 +172,7 @@ def test_progress_in_a_file_is_a_bounded_number_of_lines(tmp_path, capfd):
     assert 50 <= len(lines) <= 101
     assert lines[-1].startswith("packing train-000000.tar: 350 of 350 images")
     assert "350 train images in 1 shards" in summary
-    assert advice.endswith(f"python -m job.train {tmp_path / 'out'}")
+    assert advice.endswith(f"mgd-train {tmp_path / 'out'}")
 
 
 # What is refused.

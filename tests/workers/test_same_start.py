@@ -63,7 +63,7 @@ def test_an_option_that_differs_is_named_with_worker_and_node(changed, text):
 def test_of_several_differences_the_first_is_named_and_the_others_are_counted():
     more = "; other differences: 2"
     found = outcome(seed=1, lr=0.5, arch="resnet34")
-    assert found == expected("--arch resnet34 {}: expected resnet18", "Start all workers with the same options", more)
+    assert found == expected("--lr 0.5 {}: expected 0.03", "Start all workers with the same options", more)
 
 
 def test_another_package_is_named_before_the_options(monkeypatch):

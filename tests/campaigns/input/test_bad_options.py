@@ -17,6 +17,7 @@ WRONG = {
     bool: ["1"],
     list[int]: ["x"],
     list[float]: ["x", "nan", "1e999"],
+    list[str]: ["nosuch"],
 }
 
 

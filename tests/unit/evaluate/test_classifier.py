@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from job.position import Position
 from job.evaluate.classifier import settle_best
 
 
@@ -15,6 +16,6 @@ def test_the_best_of_a_course_that_is_left_goes(tmp_path, best, kept):
     parts = SimpleNamespace(run=run, best=80.0)
     if best is not None:
         torch.save({"epoch": best, "step": 0} if isinstance(best, int) else best, tmp_path / "best.pth.tar")
-    settle_best(parts, (2, 0))
+    settle_best(parts, Position(2, 0))
     assert (tmp_path / "best.pth.tar").exists() == kept
     assert parts.best == (80.0 if best == 2 else -1.0)
