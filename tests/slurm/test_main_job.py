@@ -57,6 +57,7 @@ def test_main_job(slurm, submit, runtime, linked, undisturbed):
             assert part.steps() == list(range(1, STEPS + 1))
             assert part.shown("Restarts") == "1"
             assert differences(undisturbed(2, True, "--loss-factor", factor), part.run) == []
+        job.wait("the decision about each try", lambda: len(job.decisions()) == 4)  # it follows a run's end
         assert sorted(job.decisions()) == ["complete"] * 2 + ["requeued"] * 2
         assert [record["how"] for record in of_kind(signalled.run, "end")] == ["stopped", "complete"]
         if not runtime:
