@@ -17,7 +17,7 @@ import torch
 
 from job.errors import RunError
 
-horovod: ModuleType | None = None  # horovod.torch, while there are several workers
+horovod: ModuleType | None = None  # horovod.torch, while several workers are connected
 
 
 class WorkerGone(Exception):
@@ -60,12 +60,13 @@ def load() -> ModuleType:
 
 
 def start() -> None:
-    """Connect all workers; return when all are connected."""
+    """Connect all workers; return when all are connected. WorkerGone: they cannot be connected."""
     global horovod
-    horovod = load()
-    with gone_is_an_error():
-        horovod.init()
-        horovod.barrier()
+    loaded = load()
+    with gone_is_an_error(loaded):
+        loaded.init()
+        loaded.barrier()
+    horovod = loaded
 
 
 def stop() -> None:
@@ -120,9 +121,8 @@ def versions() -> str:
 
 
 @contextlib.contextmanager
-def gone_is_an_error() -> Iterator[None]:
+def gone_is_an_error(horovod: ModuleType) -> Iterator[None]:
     """Raise Horovod's internal errors as WorkerGone."""
-    assert horovod
     try:
         yield
     except horovod.mpi_ops.HorovodInternalError as error:
@@ -136,7 +136,7 @@ def wait(pending: Pending) -> torch.Tensor:
         return pending.handle
     waits = Wait(pending.name, time.monotonic())
     try:
-        with gone_is_an_error():
+        with gone_is_an_error(horovod):
             result = horovod.synchronize(pending.handle)
     finally:
         waits = None
