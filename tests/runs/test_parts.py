@@ -11,24 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from job.cluster import comm
-from job.frameworks.moco import build_moco
 from runs import differences, records
 
 SMALL = "-a resnet18 --stem small --width 16 --image-size 16 --batch-size 8 --epochs 2 --cos --warmup-epochs 0 -j 0".split()
 SMALL += "--lr 0.003 --save-every 2steps --keep 99 --resume auto --check-every 4".split()
 DISTILLED = ["--refresh-epochs", 0, "--loss-share", 0.5]
 STEPS = 2 * (50 // 8)
-
-
-@pytest.fixture(scope="module")
-def teacher_file(tmp_path_factory):
-    """A narrow ResNet-18 with the small stem and random weights."""
-    torch.manual_seed(6)
-    state = build_moco(comm, "resnet18", K=64, stem="small", width=32).state_dict()
-    path = tmp_path_factory.mktemp("teacher") / "teacher.pth.tar"
-    torch.save({"epoch": 1, "arch": "resnet18", "state_dict": {f"module.{key}": value for key, value in state.items()}}, path)
-    return path
 
 
 @pytest.fixture(autouse=True)
@@ -49,9 +37,9 @@ def watched(folder):
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
-def test_a_toy_framework_and_two_distillers_resume_within_an_epoch_to_the_same_bytes(start_job, images, teacher_file, tmp_path):
+def test_a_toy_framework_and_two_distillers_resume_within_an_epoch_to_the_same_bytes(start_job, images, narrow_teacher, tmp_path):
     """Each distiller has half of --loss-share. Nothing of the toys is named in the program."""
-    options = [images, *SMALL, "--framework", "toy", "--teacher", teacher_file, "--distill", "toy", "mgd", *DISTILLED]
+    options = [images, *SMALL, "--framework", "toy", "--teacher", narrow_teacher, "--distill", "toy", "mgd", *DISTILLED]
     whole = start_job(2, tmp_path / "whole", options, "toys")
     finished(whole)
     killed = start_job(2, tmp_path / "run", options, "toys")
@@ -86,9 +74,9 @@ def test_a_toy_framework_trains_without_a_teacher(images, tmp_path):
     assert "100 %, epoch 1 step 6/6" in watched(tmp_path / "run")
 
 
-def test_distillation_without_a_framework_resumes_within_an_epoch_to_the_same_bytes(start_job, images, teacher_file, tmp_path):
+def test_distillation_without_a_framework_resumes_within_an_epoch_to_the_same_bytes(start_job, images, narrow_teacher, tmp_path):
     """Checkpoints have the student only. Its accuracy is measured; the panel has no contrast accuracy."""
-    options = [images, *SMALL, "--framework", "none", "--teacher", teacher_file, *DISTILLED, "--knn-every", 2]
+    options = [images, *SMALL, "--framework", "none", "--teacher", narrow_teacher, *DISTILLED, "--knn-every", 2]
     whole = start_job(2, tmp_path / "whole", options)
     finished(whole)
     (tmp_path / "run").mkdir()

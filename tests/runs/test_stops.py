@@ -4,12 +4,9 @@ import signal
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from inject import injected
-from job.cluster import comm
-from job.frameworks.moco import build_moco
 from runs import differences, of_kind, records
 
 COMMON = "--image-size 16 --batch-size 32 --epochs 2 -j 0 --stem small --width 16 --keep 9 --resume auto".split()
@@ -37,16 +34,6 @@ def images(tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
     return folder
-
-
-@pytest.fixture(scope="module")
-def teacher_file(tmp_path_factory):
-    """A narrow ResNet-18 with the small stem and random weights."""
-    torch.manual_seed(6)
-    state = build_moco(comm, "resnet18", K=64, stem="small", width=32).state_dict()
-    path = tmp_path_factory.mktemp("teacher") / "teacher.pth.tar"
-    torch.save({"epoch": 1, "arch": "resnet18", "state_dict": {f"module.{key}": value for key, value in state.items()}}, path)
-    return path
 
 
 @pytest.fixture
@@ -82,9 +69,9 @@ def kinds(folder):
     return [len(of_kind(folder, kind)) for kind in ("step", "refresh", "factor", "knn", "validation")]
 
 
-def test_a_training_run_stopped_in_each_work_between_epochs_resumes_to_the_same_bytes(run_job, images, teacher_file, tmp_path):
+def test_a_training_run_stopped_in_each_work_between_epochs_resumes_to_the_same_bytes(run_job, images, narrow_teacher, tmp_path):
     """No step is done after the signal. The end of the epoch is saved, once."""
-    arguments = [images, *COMMON, *TRAIN, "--teacher", teacher_file]
+    arguments = [images, *COMMON, *TRAIN, "--teacher", narrow_teacher]
     whole, folder = tmp_path / "whole", tmp_path / "run"
     run_job("job.train", whole, arguments)
     arguments += ["--save-every", 10]

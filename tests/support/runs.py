@@ -27,14 +27,18 @@ def write_images(folder):
     return folder
 
 
-def write_teacher(path):
-    """Write a ResNet-50 with random weights, laid out as MoCo's released files; return the path."""
+def write_teacher(path, arch="resnet50", **network):
+    """Write a teacher with random weights, laid out as MoCo's released files; return the path.
+
+    network: keyword arguments of `build_resnet`.
+    """
     from job.cluster import comm
     from job.frameworks.moco import build_moco
 
     torch.manual_seed(5)
-    state = {f"module.{key}": value for key, value in build_moco(comm, "resnet50", K=64, mlp=True).state_dict().items()}
-    torch.save({"epoch": 200, "arch": "resnet50", "state_dict": state, "optimizer": {}}, path)
+    moco = build_moco(comm, arch, K=64, mlp=True, **network)
+    state = {f"module.{key}": value for key, value in moco.state_dict().items()}
+    torch.save({"epoch": 200, "arch": arch, "state_dict": state, "optimizer": {}}, path)
     return path
 
 

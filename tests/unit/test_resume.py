@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from disks import mount, unmount
+from errors import refused
 from job.config import Config, LinearConfig
 from job.data.images import Images, Names
-from job.errors import RunError
 from job.engine.resume import (
     check_place,
     load_optimizer,
@@ -62,14 +62,6 @@ def content(config=None, step=0, **changed):
         "statistics": None,
     }
     return saved | changed
-
-
-def refused(call, *args):
-    with pytest.raises(RunError) as caught:
-        call(*args)
-    assert "\n" not in str(caught.value)
-    assert caught.value.code == 2
-    return str(caught.value)
 
 
 # What a checkpoint can be continued with.

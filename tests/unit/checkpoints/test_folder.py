@@ -15,6 +15,7 @@ import zipfile
 import pytest
 import torch
 
+from errors import refused
 from inject import injected
 from job.errors import RunError
 from job.checkpoints import folder
@@ -42,14 +43,6 @@ def same(a, b):
     if isinstance(a, dict):
         return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     return type(a) is type(b) and a == b
-
-
-def refused(call, *args):
-    with pytest.raises(RunError) as caught:
-        call(*args)
-    assert "\n" not in str(caught.value)
-    assert caught.value.code == 2
-    return str(caught.value)
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import pickle
 import pytest
 from PIL import Image
 
+from errors import refused
 from job.data import folders
 from job.data.folders import ImageFolder, TrainingOrder, every_nth_batch, scan, scan_validation
-from job.errors import RunError
 
 
 def png():
@@ -30,14 +30,6 @@ def fill(root, *paths, content=None):
 def found_in(images):
     """The paths below the root and the labels that a folder has."""
     return [(os.path.relpath(images.path(i), images.root), int(images.labels[i])) for i in range(len(images))]
-
-
-def refused(call, *args, **named):
-    with pytest.raises(RunError) as caught:
-        call(*args, **named)
-    assert "\n" not in str(caught.value)
-    assert caught.value.code == 2
-    return str(caught.value)
 
 
 def test_images_come_sorted_by_class_folder_and_name(tmp_path):
