@@ -4,9 +4,10 @@ A distiller is a class of this kind in a file of its own, an entry in DISTILLERS
 dataclass of its own options, of which job/config.py inherits.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -48,6 +49,14 @@ class Networks:
     images: Images
     framework: Framework
     teacher: Teacher
+
+
+@dataclass(frozen=True)
+class Change:
+    """A measured change of a distiller; `Distiller.apply` makes it, after `record` has logged and recorded it."""
+
+    state: Mapping[str, torch.Tensor] = field(default_factory=dict)  # new values of tensors in `module`, by name
+    record: Callable[[], None] = lambda: None
 
 
 class Distiller:
@@ -92,8 +101,25 @@ class Distiller:
         """Return the weight of the loss at a step of an epoch of `steps`."""
         return pull(*position, self.config.epochs, steps) if self.config.loss_ramp else 1.0
 
-    def before_epoch(self, epoch: int, networks: Networks) -> None:
-        """Prepare an epoch, counted from 0. A collective. Stopped: a signal came, and nothing is changed or recorded."""
+    def before_epoch(self, epoch: int, networks: Networks) -> Change:
+        """Measure, and return the change for an epoch, counted from 0. A collective. Stopped, on all workers: a signal came.
+
+        Nothing is changed or recorded here: a signal can still stop the distillers that follow.
+        """
+        return Change()
+
+    def apply(self, change: Change) -> None:
+        """Make a change."""
+        state = self.module.state_dict()
+        for name, value in change.state.items():
+            state[name].copy_(value)
+
+    def with_change(self, change: Change) -> Self:
+        """Return a copy in which a change is made."""
+        changed = copy.copy(self)
+        changed.module = copy.deepcopy(self.module)
+        changed.apply(change)
+        return changed
 
     def check(self, saved: Mapping[str, torch.Tensor]) -> None:
         """RunError: a checkpoint's state of `module` belongs to another teacher or to other options."""

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from job.data import randomness
-from job.distill.base import Distiller, DistillOptions, Networks
-from job.distill.loss_factor import set_factor
+from job.distill.base import Change, Distiller, DistillOptions, Networks
+from job.distill.loss_factor import measure_factor
 from job.frameworks.base import MicroBatch, Output
 from job.position import Position
 
@@ -50,12 +50,18 @@ class Distillation:
         return self.networks.teacher.state() if self.networks else {}
 
     def before_epoch(self, epoch: int) -> None:
-        """Prepare an epoch. A collective. Stopped: a signal came; the run must begin the preparation again."""
+        """Prepare an epoch. A collective. Stopped, on all workers: a signal came; nothing is changed or recorded."""
+        changes: list[tuple[Distiller, Change]] = []
         for distiller in self.distillers:
             assert self.networks
-            distiller.before_epoch(epoch, self.networks)
+            change = distiller.before_epoch(epoch, self.networks)
+            changes.append((distiller, change))
             if epoch == 0 and self.config.loss_share:
-                set_factor(distiller, self.networks, self.config.loss_share / len(self.distillers))
+                share = self.config.loss_share / len(self.distillers)
+                changes.append((distiller, measure_factor(distiller.with_change(change), self.networks, share)))
+        for distiller, change in changes:
+            change.record()
+            distiller.apply(change)
 
     def histograms(self) -> dict[str, np.ndarray]:
         """Return the distributions of all distillers, by name."""

@@ -1,6 +1,5 @@
 """The loss factor that --loss-share asks for, measured at a run's start: all workers measure, and all get the same factor."""
 
-import copy
 import math
 import time
 
@@ -9,22 +8,21 @@ import torch
 from job.cluster import comm
 from job.data import randomness
 from job.data.folders import every_nth_batch
-from job.distill.base import Distiller, Networks
+from job.distill.base import Change, Distiller, Networks
 from job.engine.passes import BATCH, centre_crops, evaluating
 from job.errors import RunError
 
 BATCHES = 8  # of BATCH images, or as many as there are
 
 
-def set_factor(distiller: Distiller, networks: Networks, share: float) -> None:
-    """Set a distiller's factor so that its loss is `share` times the framework's reference loss, and log it. A collective.
+def measure_factor(distiller: Distiller, networks: Networks, share: float) -> Change:
+    """Return the change of a distiller's factor with which its loss is `share` times the reference loss. A collective.
 
-    Both are of the start: the reference is the loss of a student that knows nothing, and the distillation loss is measured,
-    so that the share means the same for any image size, batch and teacher. The factor is the same, to the bit, for any number
-    of workers with equally many threads.
+    Both are of the start: the framework's reference is the loss of a student that knows nothing, and the distillation loss is
+    measured. So the share means the same for any image size, batch and teacher. The factor is the same, to the bit, for any
+    number of workers with equally many threads.
 
-    RunError, on all workers: no factor gives that share. Stopped, on all workers: a signal came;
-    nothing is changed.
+    RunError, on all workers: no factor gives that share. Stopped, on all workers: a signal came.
     """
     run, framework, config = networks.run, networks.framework, distiller.config
     begun = time.perf_counter()
@@ -41,12 +39,16 @@ def set_factor(distiller: Distiller, networks: Networks, share: float) -> None:
             f"images is {raw:g}; expected a finite value above 0. Check the teacher file, or set --loss-factor",
             code=1,
         )
-    distiller.factor.fill_(factor)
-    run.log.line(
-        f"{distiller.name}: loss factor {factor:.6g}: the distillation loss of {len(sample)} images is {raw:.6g} an image; "
-        f"wanted: {share:g} of {framework.reference_text}, {wanted:.4g}; measuring {time.perf_counter() - begun:.1f} s"
-    )
-    run.log.record("factor", epoch=0, step=0, loss_factor=factor, raw_distillation=raw, measuring=time.perf_counter() - begun)
+    seconds = time.perf_counter() - begun
+
+    def record() -> None:
+        run.log.line(
+            f"{distiller.name}: loss factor {factor:.6g}: the distillation loss of {len(sample)} images is {raw:.6g} an image; "
+            f"wanted: {share:g} of {framework.reference_text}, {wanted:.4g}; measuring {seconds:.1f} s"
+        )
+        run.log.record("factor", epoch=0, step=0, loss_factor=factor, raw_distillation=raw, measuring=seconds)
+
+    return Change({"factor": torch.tensor(factor, dtype=torch.float64)}, record)
 
 
 @torch.no_grad()
@@ -59,9 +61,8 @@ def measure(distiller: Distiller, networks: Networks, sample: list[int]) -> torc
     A collective. RunError, on all workers: too many images cannot be decoded.
     """
     run, config, student, teacher = networks.run, distiller.config, networks.framework.encoder, networks.teacher.net
-    probe = copy.copy(distiller)
-    probe.module = copy.deepcopy(distiller.module).train()
-    probe.factor.fill_(1.0)
+    probe = distiller.with_change(Change({"factor": torch.ones(())}))
+    probe.module.train()
     losses = torch.zeros(len(every_nth_batch(sample, BATCH, 0, 1)), dtype=torch.float64, device=run.device)
     generator = torch.Generator(run.device)
     with evaluating(student):

@@ -10,7 +10,7 @@ import torch
 from job.cli import option
 from job.cluster import comm
 from job.data.randomness import permutation
-from job.distill.base import Distiller, DistillOptions, Networks
+from job.distill.base import Change, Distiller, DistillOptions, Networks
 from job.distill.teacher import Teacher
 from job.engine.passes import BATCH, centre_crops, evaluating
 from job.engine.run import Run
@@ -80,10 +80,9 @@ class MGD(Distiller):
         """Return the loss of the student's features {"layerN": (b, S, H, W)}, ()."""
         return self.module([student[name] for name in self.names], targets)
 
-    def before_epoch(self, epoch: int, networks: Networks) -> None:
+    def before_epoch(self, epoch: int, networks: Networks) -> Change:
         """Solve the matchings if this is an epoch of --refresh-epochs."""
-        if parse_refresh(self.config.refresh_epochs)(epoch):
-            refresh(self, epoch, networks)
+        return prepare_refresh(self, epoch, networks) if parse_refresh(self.config.refresh_epochs)(epoch) else Change()
 
     def check(self, saved: Mapping[str, torch.Tensor]) -> None:
         """RunError: the margins in a checkpoint are not the teacher's."""
@@ -109,12 +108,12 @@ def draw_matchings(module: MGDistiller, seed: int) -> None:
         matching.copy_(torch.from_numpy(drawn[: matching.numel()]).view_as(matching))
 
 
-def refresh(mgd: MGD, epoch: int, networks: Networks) -> None:
-    """Solve the matching of every stage on a fixed sample of the images, and log what changed. A collective.
+def prepare_refresh(mgd: MGD, epoch: int, networks: Networks) -> Change:
+    """Solve the matching of every stage on a fixed sample of the images; return the change. A collective.
 
     The matching is the same, to the last index, for any number of workers with equally many threads: batches have the same images
     whoever measures them, and their costs are added as 64-bit fixed-point numbers, whose sum does not depend
-    on the order. Stopped, on all workers: a signal came; nothing is changed or recorded.
+    on the order. Stopped, on all workers: a signal came.
     """
     run, config, module = networks.run, mgd.config, mgd.module
     begun = time.perf_counter()
@@ -127,15 +126,17 @@ def refresh(mgd: MGD, epoch: int, networks: Networks) -> None:
     }
     gathered = time.perf_counter()
     solved = solve(costs, {stage: module.matching(stage) for stage in costs}, run)
-
     took = {"measuring": measured - begun, "gathering": gathered - measured, "solving": time.perf_counter() - gathered}  # s
-    run.log.line(
-        f"refresh before epoch {epoch} on {len(sample)} images: measuring {took['measuring']:.1f} s, "
-        f"gathering {took['gathering']:.2f} s, solving {took['solving']:.2f} s"
-    )
-    for stage, matching in solved.items():
-        report(run, epoch, stage, costs[stage].cpu(), module.matching(stage).cpu(), matching, took)
-        module.matching(stage).copy_(matching)
+
+    def record() -> None:
+        run.log.line(
+            f"refresh before epoch {epoch} on {len(sample)} images: measuring {took['measuring']:.1f} s, "
+            f"gathering {took['gathering']:.2f} s, solving {took['solving']:.2f} s"
+        )
+        for stage, matching in solved.items():
+            report(run, epoch, stage, costs[stage].cpu(), module.matching(stage).cpu(), matching, took)
+
+    return Change({f"matching{stage}": matching for stage, matching in solved.items()}, record)
 
 
 @torch.no_grad()

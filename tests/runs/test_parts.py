@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from inject import injected
 from runs import differences, records
 
 SMALL = "-a resnet18 --stem small --width 16 --image-size 16 --batch-size 8 --epochs 2 --cos --warmup-epochs 0 -j 0".split()
 SMALL += "--lr 0.003 --save-every 2steps --keep 99 --resume auto --check-every 4".split()
-DISTILLED = ["--refresh-epochs", 0, "--loss-share", 0.5]
-STEPS = 2 * (50 // 8)
+DISTILLED = ["--refresh-epochs", "0,1", "--loss-share", 0.5]
+EPOCH = 50 // 8  # steps
+STEPS = 2 * EPOCH
+# Worker 1 opens 18 training images for a pass over all, none for a loss factor, and 4 a step.
+IN_THE_SECOND_DISTILLER = f"1 open /train/ {2 * 18 + 4 * EPOCH + 18 + 5} 1 -{signal.SIGTERM:d}"  # before epoch 1
 
 
 @pytest.fixture(autouse=True)
@@ -37,19 +42,30 @@ def watched(folder):
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
-def test_a_toy_framework_and_two_distillers_resume_within_an_epoch_to_the_same_bytes(start_job, images, narrow_teacher, tmp_path):
-    """Each distiller has half of --loss-share. Nothing of the toys is named in the program."""
-    options = [images, *SMALL, "--framework", "toy", "--teacher", narrow_teacher, "--distill", "toy", "mgd", *DISTILLED]
+def test_a_toy_framework_and_two_distillers_resume_to_the_same_bytes(start_job, images, narrow_teacher, tmp_path, monkeypatch):
+    """After a signal in the second distiller's preparation, and after a kill within an epoch.
+
+    Each distiller has half of --loss-share. Nothing of the toys is named in the program.
+    """
+    options = [images, *SMALL, "--framework", "toy", "--teacher", narrow_teacher, "--distill", "mgd", "toy", *DISTILLED]
     whole = start_job(2, tmp_path / "whole", options, "toys")
     finished(whole)
+    with monkeypatch.context() as patch:
+        for name, value in injected(IN_THE_SECOND_DISTILLER).items():
+            patch.setenv(name, value)
+        stopped = start_job(2, tmp_path / "run", options, "toys")
+    finished(stopped)
+    assert stopped.steps() == list(range(1, EPOCH + 1))
+    assert records(stopped.folder) == [record for record in records(whole.folder) if record["epoch"] == 0]
     killed = start_job(2, tmp_path / "run", options, "toys")
-    killed.wait_for_step(3)
+    killed.wait_for_step(EPOCH + 3)
     killed.kill()
     assert len(killed.steps()) < STEPS
     again = start_job(2, tmp_path / "run", options, "toys")
     assert "resuming from" in finished(again)
     assert again.steps() == list(range(1, STEPS + 1))
     assert differences(whole.folder, again.folder) == []
+    assert records(whole.folder) == records(again.folder)
 
     first, last = (
         torch.load(whole.folder / name, weights_only=True) for name in ("checkpoint_0000_000002.pth.tar", "last.pth.tar")

@@ -1,13 +1,18 @@
 """A toy framework and a toy distiller, as short as an author can write them; `python -m toys` is job.train with both.
 
-The framework guesses the mean colour of a view. The distiller compares pooled features, through a projector that it trains.
+The framework guesses the mean colour of a view. The distiller compares pooled features, less the teacher's mean, through a
+projector that it trains.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
 from job import train
+from job.cluster import comm
 from job.distill import DISTILLERS, Distiller
+from job.distill.base import Change
+from job.engine.passes import BATCH, centre_crops
 from job.frameworks import FRAMEWORKS, Framework
 from job.frameworks.base import Output
 from job.networks import DEPTH, POOLED, stage_widths, with_features
@@ -38,10 +43,21 @@ class ToyDistiller(Distiller):
 
     def __init__(self, config, widths, teacher):
         super().__init__(config, widths, teacher)
-        self.module.add_module("projector", nn.Conv2d(widths[DEPTH], teacher.norms[DEPTH].num_features, 1))
+        T = teacher.norms[DEPTH].num_features
+        self.module.add_module("projector", nn.Conv2d(widths[DEPTH], T, 1))
+        self.module.register_buffer("mean", torch.zeros(T))
+
+    @torch.no_grad()
+    def before_epoch(self, epoch, networks):
+        run, images, net = networks.run, networks.images, networks.teacher.net
+        total = torch.zeros_like(self.module.mean)
+        for inputs, _ in centre_crops(images, list(range(len(images))), BATCH, self.config, run, "mean"):
+            total += net(inputs)[f"layer{DEPTH}"].mean((2, 3)).sum(0)
+        mean = comm.total(total, "toy.mean") / len(images)  # (T,)
+        return Change({"mean": mean}, lambda: run.log.record("refresh", epoch=epoch, step=0, stage=DEPTH, changed=1.0))
 
     def targets(self, teacher, generator):
-        return teacher[f"layer{DEPTH}"].mean((2, 3))  # (b, T)
+        return teacher[f"layer{DEPTH}"].mean((2, 3)) - self.module.mean  # (b, T)
 
     def loss(self, student, targets):
         projected = self.module.projector(student[f"layer{DEPTH}"]).mean((2, 3))  # (b, T)

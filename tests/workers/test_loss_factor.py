@@ -44,14 +44,13 @@ def training(run, tmp_path, monkeypatch):
 def test_any_number_of_workers_finds_the_factor_of_one(training, monkeypatch):
     """That of one is found without collectives, and by every worker for itself."""
     distiller, networks = training
-    loss_factor.set_factor(distiller, networks, 0.3)
-    together = distiller.factor.item()
+    together = loss_factor.measure_factor(distiller, networks, 0.3).state["factor"].item()
     with monkeypatch.context() as alone:
         alone.setattr(networks.run, "rank", 0)
         alone.setattr(networks.run, "size", 1)
         alone.setattr(networks.run, "note_bad_images", lambda *_: None)
         alone.setattr(loss_factor.comm, "total", lambda values, name: values)
-        loss_factor.set_factor(distiller, networks, 0.3)
-    found = allgather((together, distiller.factor.item()), "factors")
+        by_itself = loss_factor.measure_factor(distiller, networks, 0.3).state["factor"].item()
+    found = allgather((together, by_itself), "factors")
     assert len({factor for pair in found for factor in pair}) == 1
     assert 0 < together < 1e9

@@ -62,7 +62,7 @@ def measure(training, plain: baseline.Baseline, paths: list[str], repeats: int, 
     took = {name: [] for name in ("ours", "solve", "plain", "plain_solve")}
     for _ in range(repeats + 1):  # the first turn warms up
         comm.total(torch.ones(1), "barrier")
-        whole = setting.seconds(lambda: job.distill.mgd.refresh(distiller, 0, networks))
+        whole = setting.seconds(lambda: job.distill.mgd.prepare_refresh(distiller, 0, networks))
         took["solve"].append(solve.take())
         took["ours"].append(whole - took["solve"][-1])
         comm.total(torch.ones(1), "barrier")

@@ -8,7 +8,8 @@ from torch import nn
 
 from job.config import Config
 from job.distill import distillation, loss_factor
-from job.distill.base import Distiller, Networks
+from job.cluster.stop import Stopped
+from job.distill.base import Change, Distiller, Networks
 from job.distill.distillation import Distillation
 from job.frameworks.base import MicroBatch, Output
 from job.position import START, Position
@@ -33,7 +34,8 @@ class Scaled(Distiller):
         return self.size * student["layer4"].square().mean() / self.factor
 
     def before_epoch(self, epoch, networks):
-        self.seen.append((self.name, epoch, self.factor.item()))
+        self.seen.append((self.name, "measured", self.factor.item()))
+        return Change({"factor": torch.tensor(self.size)}, lambda: self.seen.append((self.name, "recorded", epoch)))
 
 
 class Counted(nn.Module):
@@ -110,7 +112,7 @@ def test_the_measured_losses_together_are_the_share_of_the_reference(monkeypatch
     for distiller in both.distillers:
         run = both.networks.run
         run.rank, run.size, run.autocast = 0, 1, lambda _: torch.autocast("cpu", enabled=False)
-        monkeypatch.setattr(distiller, "before_epoch", lambda *_: None)
+        monkeypatch.setattr(distiller, "before_epoch", lambda *_: Change())
     both.networks = Networks(run, [None] * loss_factor.BATCH, both.networks.framework, both.networks.teacher)
     both.before_epoch(0)
     losses = both.losses(output(), ["one", "two"], START, STEPS)
@@ -122,19 +124,54 @@ def test_the_measured_losses_together_are_the_share_of_the_reference(monkeypatch
     assert [distiller.factor.item() for distiller in both.distillers] == factors  # measured once
 
 
-def test_each_distiller_prepares_an_epoch_before_its_loss_is_measured(monkeypatch, seen):
+def measure_factor(distiller, networks, share):
+    """A measured factor, and where it is recorded."""
+    distiller.seen.append((distiller.name, "factor measured", distiller.factor.item()))
+    return Change({"factor": torch.tensor(share)}, lambda: distiller.seen.append((distiller.name, "factor recorded", share)))
+
+
+def test_a_factor_is_measured_with_its_distiller_s_change_and_all_is_recorded_at_the_end(monkeypatch, seen):
     both, _ = together(seen, loss_share=1.0, loss_factor=5.0)
-    monkeypatch.setattr(distillation, "set_factor", lambda distiller, networks, share: distiller.factor.fill_(share))
+    monkeypatch.setattr(distillation, "measure_factor", measure_factor)
     both.before_epoch(0)
-    assert seen == [("one", 0, 5.0), ("two", 0, 5.0)]
+    assert seen == [
+        *[("one", "measured", 5.0), ("one", "factor measured", 1.0), ("two", "measured", 5.0), ("two", "factor measured", 4.0)],
+        *[("one", "recorded", 0), ("one", "factor recorded", 0.5), ("two", "recorded", 0), ("two", "factor recorded", 0.5)],
+    ]
     assert [distiller.factor.item() for distiller in both.distillers] == [0.5, 0.5]
 
 
-def test_a_factor_that_is_given_is_that_of_each(monkeypatch, seen):
-    both, _ = together(seen, loss_share=0.0, loss_factor=5.0)
-    monkeypatch.setattr(distillation, "set_factor", lambda *_: pytest.fail("measured"))
-    both.before_epoch(0)
+@pytest.mark.parametrize("stopped_in", ["before_epoch", "factor"])
+def test_a_stop_in_the_second_distiller_leaves_the_first_unchanged_and_unrecorded(monkeypatch, seen, stopped_in):
+    both, _ = together(seen, loss_share=1.0, loss_factor=5.0)
+
+    def stop(*_):
+        raise Stopped
+
+    def measure_or_stop(distiller, *arguments):
+        return stop() if distiller.name == "two" else measure_factor(distiller, *arguments)
+
+    monkeypatch.setattr(distillation, "measure_factor", measure_or_stop)
+    if stopped_in == "before_epoch":
+        monkeypatch.setattr(both.distillers[1], "before_epoch", stop)
+    with pytest.raises(Stopped):
+        both.before_epoch(0)
+    assert seen[:2] == [("one", "measured", 5.0), ("one", "factor measured", 1.0)]
+    assert not any("recorded" in what for _, what, _ in seen)
     assert [distiller.factor.item() for distiller in both.distillers] == [5.0, 5.0]
+
+
+def test_a_change_of_a_tensor_that_is_not_there_is_an_error():
+    both, _ = together()
+    with pytest.raises(KeyError, match="matching9"):
+        both.distillers[0].apply(Change({"matching9": torch.zeros(1)}))
+
+
+def test_a_factor_that_is_given_is_not_measured(monkeypatch, seen):
+    both, _ = together(seen, loss_share=0.0, loss_factor=5.0)
+    monkeypatch.setattr(distillation, "measure_factor", lambda *_: pytest.fail("measured"))
+    both.before_epoch(0)
+    assert [distiller.factor.item() for distiller in both.distillers] == [1.0, 4.0]  # each one's change
 
 
 def test_without_a_teacher_there_is_nothing():

@@ -93,6 +93,14 @@ def training(folder, rank=0, size=1, reducer="amp", student_size=1.0, **options)
     return distiller, Networks(StandIn(rank, size), scan(str(folder), "train", max_bad=5), framework, teacher)
 
 
+def set_factor(distiller, networks, share):
+    """Measure, record and set the factor of a distiller; return it."""
+    change = loss_factor.measure_factor(distiller, networks, share)
+    change.record()
+    distiller.apply(change)
+    return distiller.factor.item()
+
+
 def plainly(distiller, networks, batches):
     """The distillation loss an image of batches of images, each worked out by itself, at a factor of 1."""
     reducer, student, teacher = distiller.module.reducer, networks.framework.encoder.eval(), networks.teacher.net
@@ -116,8 +124,7 @@ def test_the_factor_makes_the_measured_loss_the_share_of_guessing(folder, monkey
     order = permutation(IMAGES, 0, "refresh")
     groups = [order[first : first + BATCH] for first in range(0, batches * BATCH, BATCH)]
     raw = plainly(*copy.deepcopy((distiller, networks)), groups)
-    loss_factor.set_factor(distiller, networks, 0.25)
-    factor = distiller.factor.item()
+    factor = set_factor(distiller, networks, 0.25)
     assert sum(raw) / batches / factor == pytest.approx(0.25 * math.log(100), rel=1e-6)
     [line], [record] = networks.run.log.lines, networks.run.log.records
     assert f"loss factor {factor:.6g}: the distillation loss of {batches * BATCH} images" in line
@@ -149,7 +156,10 @@ def test_nothing_of_the_run_changes_but_the_factor(folder):
     student, teacher = networks.framework.encoder, networks.teacher.net
     modules = nn.ModuleList([student, teacher, distiller.module])
     before = {name: value.clone() for name, value in modules.state_dict().items()}
-    loss_factor.set_factor(distiller, networks, 1.0)
+    change = loss_factor.measure_factor(distiller, networks, 1.0)
+    assert all(torch.equal(before[name], value) for name, value in modules.state_dict().items())
+    assert networks.run.log.lines == networks.run.log.records == []
+    distiller.apply(change)
     after = modules.state_dict()
     assert [name for name in before if not torch.equal(before[name], after[name])] == ["2.factor"]
     assert student.training and distiller.module.training and not teacher.training
@@ -160,15 +170,14 @@ def test_the_student_s_own_scale_does_not_matter(folder):
     factors = []
     for size in (1.0, 30.0):
         distiller, networks = training(folder, student_size=size)
-        loss_factor.set_factor(distiller, networks, 1.0)
-        factors.append(distiller.factor.item())
+        factors.append(set_factor(distiller, networks, 1.0))
     assert factors[0] == pytest.approx(factors[1], rel=1e-3)
 
 
 def test_fewer_images_than_a_batch_are_one_batch(folder, monkeypatch):
     monkeypatch.setattr(loss_factor, "BATCH", 32)
     distiller, networks = training(folder)
-    loss_factor.set_factor(distiller, networks, 1.0)
+    set_factor(distiller, networks, 1.0)
     assert f"of {IMAGES} images" in networks.run.log.lines[0]
 
 
@@ -184,6 +193,6 @@ def test_a_loss_that_no_factor_scales_ends_the_run(folder, value, told):
             distiller.module.get_submodule(f"bn{stage}").weight.data.zero_()
             distiller.module.get_submodule(f"bn{stage}").bias.data.fill_(-9.0)
     with pytest.raises(RunError, match=rf"factor of --loss-share 0.5: .* loss over 12 images is {told};") as caught:
-        loss_factor.set_factor(distiller, networks, 0.5)
+        loss_factor.measure_factor(distiller, networks, 0.5)
     assert caught.value.code == 1
     assert distiller.factor.item() == 123.0
