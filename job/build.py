@@ -12,16 +12,21 @@ from job.config import Config
 from job.data import digits, randomness
 from job.data.folders import scan, scan_validation
 from job.data.images import Images
-from job.distill import DISTILLERS
+from job.distill import DISTILLERS, Distiller
 from job.distill.base import Networks
 from job.distill.distillation import Distillation
 from job.distill.teacher import load_teacher
 from job.engine.gradients import Gradients
 from job.engine.run import Run
 from job.errors import RunError
-from job.frameworks import FRAMEWORKS
+from job.frameworks import FRAMEWORKS, Framework
+from job.metrics import schema
 from job.networks import DEPTH, stage_widths
-from job.training import Training
+from job.training import CHECKPOINT, Training
+
+# Names that the loop gives to a step's numbers, in their sums over the workers or in their record.
+STEP = {*schema.Step.__annotations__, "kind", "distillation", "gradient", "gradient_norm", "stop", "undecodable"}
+DISTILLING = "distillers"  # the module of all distillers, beside the framework's
 
 
 def build(config: Config, run: Run) -> Training:
@@ -37,9 +42,7 @@ def build(config: Config, run: Run) -> Training:
     kinds = [DISTILLERS[name] for name in config.distill] if config.teacher else []
     stages = sorted({stage for kind in kinds for stage in kind.stages(config)} or {DEPTH})  # DEPTH: for signs of collapse
     framework = FRAMEWORKS[config.framework](config, stages)
-    names = ["loss", "distillation", "gradient", "stop", "undecodable", *(kind.name for kind in kinds)]  # the loop's own first
-    names += [*framework.losses, *framework.metrics]
-    assert len(set(names)) == len(names), f"two numbers of a step have the same name: {names}"
+    check_names(framework, kinds)
     compiled, distillation = framework.networks(), Distillation(config, None, [])
     if config.teacher:
         teacher = load_teacher(config.teacher, config.teacher_arch, config.stem, stages, run)
@@ -48,7 +51,7 @@ def build(config: Config, run: Run) -> Training:
         compiled = [*compiled, teacher.net]
         distillation = Distillation(config, Networks(run, images, framework, teacher), distillers)
     distilling = nn.ModuleDict({each.name: each.module for each in distillation.distillers})
-    trained = nn.ModuleDict({framework.name: framework.module, "distillers": distilling}).to(run.device).train()
+    trained = nn.ModuleDict({framework.name: framework.module, DISTILLING: distilling}).to(run.device).train()
     comm.broadcast_(trained.state_dict())
 
     if config.compile:
@@ -59,6 +62,22 @@ def build(config: Config, run: Run) -> Training:
     )
     gradients = Gradients(parameters, config.accumulate, config.fp16_allreduce)
     return Training(config, run, images, val, framework, distillation, trained, gradients, sgd)
+
+
+def check_names(framework: Framework, kinds: list[type[Distiller]]) -> None:
+    """RunError: a framework's or distiller's name, loss or metric would overwrite another in a step, a checkpoint or a module."""
+    distillers = [kind.name for kind in kinds]
+    places = {
+        "numbers of a step": [*STEP, *distillers, *framework.losses, *framework.metrics],
+        "parts of a checkpoint": [*CHECKPOINT, *distillers],
+        "trained modules": [DISTILLING, framework.name],
+    }
+    for place, names in places.items():
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise RunError(
+                f"--framework {framework.name}{' --distill ' * bool(kinds)}{' '.join(distillers)}: two {place} have the name "
+                f"{twice[0]!r}; expected a name each. Rename one in job/frameworks or job/distill"
+            )
 
 
 def compile_networks(run: Run, *networks: nn.Module) -> None:

@@ -22,6 +22,10 @@ from job.frameworks import Framework
 from job.frameworks.base import MicroBatch
 from job.position import Position
 
+# What a checkpoint has beside the state of each distiller, under the distiller's name.
+CHECKPOINT = {"epoch", "arch", "state_dict", "optimizer", "step", "steps", "teacher", "bad_images", "config", "workers"}
+CHECKPOINT |= {"images", "order", "statistics", "format"}
+
 
 @dataclass
 class Training:

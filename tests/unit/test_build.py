@@ -1,14 +1,18 @@
 """What a run is built of, and what it refuses."""
 
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
+from errors import refused
 from runs import errors_of
 
 from job import build
 from job.config import Config
 from job.distill import mgd
 from job.errors import RunError
+from job.position import Position
+from job.training import CHECKPOINT, Training
 from mgd.distiller import MGDistiller
 
 SMALL = "-a resnet18 --image-size 32 --epochs 2 --moco-k 20 --mlp --moco-t 0.2 --aug-plus --cos -j 0".split()
@@ -39,13 +43,41 @@ def test_without_a_compiler_there_is_no_compiling(monkeypatch):
     assert caught.value.code == 2
 
 
-@pytest.mark.parametrize(("losses", "metrics"), [(("loss",), ()), (("distillation",), ()), ((), ("stop",)), (("a",), ("a",))])
-def test_a_name_that_a_step_has_already_is_refused(monkeypatch, losses, metrics):
+CLASHES = {  # framework, losses, metrics, distiller: the name that two have
+    ("new", ("loss",), (), "other"): "numbers of a step have the name 'loss'",
+    ("new", (), ("stop",), "other"): "numbers of a step have the name 'stop'",
+    ("new", (), ("lr",), "other"): "numbers of a step have the name 'lr'",
+    ("new", ("a",), ("a",), "other"): "numbers of a step have the name 'a'",
+    ("new", ("a",), (), "a"): "numbers of a step have the name 'a'",
+    ("new", (), (), "optimizer"): "parts of a checkpoint have the name 'optimizer'",
+    ("new", (), (), "format"): "parts of a checkpoint have the name 'format'",
+    ("distillers", (), (), "other"): "trained modules have the name 'distillers'",
+}
+
+
+@pytest.mark.parametrize("names", CLASHES)
+def test_a_name_that_is_taken_ends_a_run_at_its_start(monkeypatch, names):
+    framework, losses, metrics, distiller = names
     monkeypatch.setattr(build, "find_images", lambda *_: SimpleNamespace(left_out=""))
-    framework = SimpleNamespace(losses=losses, metrics=metrics, networks=list)
-    monkeypatch.setitem(build.FRAMEWORKS, "moco", lambda *_: framework)
-    with pytest.raises(AssertionError, match="two numbers of a step have the same name"):
-        build.build(Config(), None)
+    new = SimpleNamespace(name=framework, losses=losses, metrics=metrics)
+    monkeypatch.setitem(build.FRAMEWORKS, framework, lambda *_: new)
+    monkeypatch.setitem(build.DISTILLERS, distiller, SimpleNamespace(name=distiller, stages=lambda _: [4]))
+    config = Config(framework=framework, distill=[distiller], teacher="t.pth")
+    shown = f"--framework {framework} --distill {distiller}: two {CLASHES[names]}; expected a name each. Rename one in job/"
+    assert refused(build.build, config, None).startswith(shown)
+
+
+def test_a_distiller_can_have_the_name_of_a_framework():
+    build.check_names(SimpleNamespace(name="toy", losses=("colour",), metrics=()), [SimpleNamespace(name="toy")])
+
+
+def test_all_parts_of_a_checkpoint_are_listed():
+    """`mgd` is one of each checkpoint, also without a teacher."""
+    parts = {name: MagicMock() for name in ("run", "images", "val", "framework", "trained", "gradients", "optimizer")}
+    distillation = SimpleNamespace(distillers=[MagicMock()], digest="abc")
+    distillation.distillers[0].name = "new"
+    training = Training(Config(), distillation=distillation, **parts)
+    assert training.content(Position(1, 0), None).keys() | {"format"} == CHECKPOINT | {"mgd", "new"}
 
 
 @pytest.mark.slow
