@@ -1,7 +1,7 @@
 """A toy framework and a toy distiller, as short as an author can write them; `python -m toys` is job.train with both.
 
-The framework guesses the mean colour of a view. The distiller compares pooled features, less the teacher's mean, through a
-projector that it trains.
+The framework guesses the mean colour of a view. The distiller compares pooled features, in units of the teacher's mean, through
+a projector that it trains.
 """
 
 import torch
@@ -45,19 +45,19 @@ class ToyDistiller(Distiller):
         super().__init__(config, widths, teacher)
         T = teacher.norms[DEPTH].num_features
         self.module.add_module("projector", nn.Conv2d(widths[DEPTH], T, 1))
-        self.module.register_buffer("mean", torch.zeros(T))
+        self.module.register_buffer("unit", torch.ones(1))
 
     @torch.no_grad()
     def before_epoch(self, epoch, networks):
         run, images, net = networks.run, networks.images, networks.teacher.net
-        total = torch.zeros_like(self.module.mean)
-        for inputs, _ in centre_crops(images, list(range(len(images))), BATCH, self.config, run, "mean"):
-            total += net(inputs)[f"layer{DEPTH}"].mean((2, 3)).sum(0)
-        mean = comm.total(total, "toy.mean") / len(images)  # (T,)
-        return Change({"mean": mean}, lambda: run.log.record("refresh", epoch=epoch, step=0, stage=DEPTH, changed=1.0))
+        total = torch.zeros(1, device=run.device)
+        for inputs, _ in centre_crops(images, list(range(len(images))), BATCH, self.config, run, "unit"):
+            total += net(inputs)[f"layer{DEPTH}"].abs().mean((1, 2, 3)).sum()
+        unit = comm.total(total, "toy.unit") / len(images)  # (1,)
+        return Change({"unit": unit}, lambda: run.log.record("refresh", epoch=epoch, step=0, stage=DEPTH, changed=1.0))
 
     def targets(self, teacher, generator):
-        return teacher[f"layer{DEPTH}"].mean((2, 3)) - self.module.mean  # (b, T)
+        return teacher[f"layer{DEPTH}"].mean((2, 3)) / self.module.unit  # (b, T)
 
     def loss(self, student, targets):
         projected = self.module.projector(student[f"layer{DEPTH}"]).mean((2, 3))  # (b, T)
