@@ -106,9 +106,9 @@ def train_epoch(training: Training, batches: Iterator, journal: TrainingJournal,
     for step in steps:
         position = Position(epoch, step)
         with journal.waiting():
-            views, undecodable = next(batches)  # 2 x (B, 3, H, W) uint8
+            views, undecodable = next(batches)  # framework.views x (B, 3, H, W) uint8
         if step == 0:
-            tensorboard.pairs(run.log, epoch, *views)
+            tensorboard.views(run.log, epoch, views)
         prepared = framework.prepare(views, position)
 
         # Forward and backward, one micro-batch at a time. The teacher's pass overlaps what `prepare` sends.

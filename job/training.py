@@ -12,7 +12,7 @@ from job.data.augment import RandomView, normalize
 from job.data.folders import TrainingOrder
 from job.data.images import Images
 from job.data.render_batch import render
-from job.data.views import TwoViews
+from job.data.views import RandomViews
 from job.distill.distillation import Distillation
 from job.engine import replicas, statistics
 from job.engine.gradients import Gradients
@@ -65,12 +65,12 @@ class Training:
     def batches(self, start: Position) -> Iterator[tuple[list[torch.Tensor], list[str]]]:
         """Return an iterator over this worker's steps from `start` on.
 
-        Each is the two views of its images, (B, 3, H, W) uint8 on its device, and the undecodable files.
+        Each is its images' views, as many as the framework needs, (B, 3, H, W) uint8 on its device, and the undecodable files.
         """
         config, run = self.config, self.run
         order = TrainingOrder(self.images, config.batch_size, run.rank, run.size, config.seed, config.epochs, start)
         view = RandomView(config.image_size, config.aug_plus, config.crop_min)
-        views = TwoViews(self.images, view, config.seed, rendered=config.augment_on == "cpu")
+        views = RandomViews(self.images, view, self.framework.views, config.seed, rendered=config.augment_on == "cpu")
         return map(self.arrived, run.batches(views, order, config.workers))
 
     def arrived(self, batch: tuple) -> tuple[list[torch.Tensor], list[str]]:

@@ -1,4 +1,4 @@
-"""From images to batches: two random views for training, one centre crop for measuring."""
+"""From images to batches: random views for training, one centre crop for measuring."""
 
 from typing import Any
 
@@ -11,23 +11,27 @@ from job.data.images import Images
 from job.data.randomness import counter
 
 
-class TwoViews(Dataset):
-    """(epoch, index) -> query view, key view, undecodable files; the views are functions of seed, epoch and index.
+class RandomViews(Dataset):
+    """(epoch, index) -> `number` views and the undecodable files; the views are functions of seed, epoch and index.
 
-    With `rendered` false a view is a pair, a crop and its appearance, to be rendered on the device.
+    The first views are the same for any number. If `rendered` is false, a view is a pair of a crop and its appearance, which
+    the device renders.
     """
 
-    def __init__(self, images: Images, view: RandomView, seed: int, rendered: bool = True):
-        self.images, self.view, self.seed, self.rendered = images, view, seed, rendered
+    def __init__(self, images: Images, view: RandomView, number: int, seed: int, rendered: bool = True):
+        self.images, self.view, self.number, self.seed, self.rendered = images, view, number, seed, rendered
 
     def __getitem__(self, draw: tuple[int, int]) -> tuple:
         epoch, index = draw
         image, _, bad = self.images.read(index)
         random = np.random.Generator(counter(self.seed, "view", epoch=epoch, sample=index))
+        return *(self.draw(image, random) for _ in range(self.number)), bad
+
+    def draw(self, image: np.ndarray, random: np.random.Generator) -> Any:
+        """Return a view (3, H, W) uint8, or a crop of that shape and its appearance (12,) float32."""
         if self.rendered:
-            return self.view(image, random), self.view(image, random), bad  # (3, H, W) uint8 each
-        query, key = ((self.view.crop(image, random), torch.from_numpy(self.view.appearance(random))) for _ in range(2))
-        return query, key, bad  # (3, H, W) uint8 and (12,) float32 each
+            return self.view(image, random)
+        return self.view.crop(image, random), torch.from_numpy(self.view.appearance(random))
 
 
 class OneView(Dataset):
@@ -55,9 +59,9 @@ class CentreViews(Dataset):
 
 
 def collate(items: list[tuple]) -> tuple:
-    """Stack what the items begin with; join the lists of undecodable files that they end with."""
-    first, second, bad = zip(*items, strict=True)
-    return stack(first), stack(second), [file for files in bad for file in files]
+    """Stack the items' parts; join the lists of undecodable files that they end with."""
+    *parts, bad = zip(*items, strict=True)
+    return *map(stack, parts), [file for files in bad for file in files]
 
 
 def stack(parts: tuple) -> Any:

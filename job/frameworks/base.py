@@ -40,8 +40,8 @@ class Output:
 class Framework:
     """A self-supervised framework and the student that it trains.
 
-    name: in --framework. losses, metrics: the names in its outputs. reference: the loss of a student that knows nothing;
-    --loss-share is relative to it. shapes: options that shape its tensors.
+    name: in --framework. losses, metrics: the names in its outputs. views: random views of each image that it needs.
+    reference: the loss of a student that knows nothing; --loss-share is relative to it. shapes: options that shape its tensors.
     stages: those whose features `forward` must give. module: all that is trained, saved and restored.
     encoder: the student in it, images (b, 3, H, W) -> {"layerN": (b, S, H, W)} at least.
     """
@@ -51,6 +51,7 @@ class Framework:
     reference: float
     reference_text: str = "the framework's reference loss"
     metrics: tuple[str, ...] = ()
+    views: int = 1
     shapes: tuple[str, ...] = ()
     module: nn.Module
     encoder: nn.Module
@@ -77,7 +78,7 @@ class Framework:
         return net.to(next(self.encoder.parameters()).device)
 
     def prepare(self, views: list[torch.Tensor], position: Position) -> Any:
-        """Begin a step with its views, 2 x (B, 3, H, W) uint8; return what `forward` and `after_update` need of it."""
+        """Begin a step with its `views` x (B, 3, H, W) uint8; return what `forward` and `after_update` need of it."""
 
     def forward(self, batch: MicroBatch, prepared: Any) -> Output:
         """Run the student on a micro-batch."""

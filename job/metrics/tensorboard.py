@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run besides its numbers: the distiller's distributions, augmented pairs, matchings."""
+"""What TensorBoard shows of a run besides its numbers: the distiller's distributions, augmented views, matchings."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from job.metrics.log import Log
 from job.position import Position
 
-PAIRS, COLUMNS = 8, 4
+IMAGES, COLUMNS = 8, 4
 SIDE = 112  # pixels, of a view
 COSTS, CHANGES = (512, 256), (256, 256)  # pixels, width and height of the panels of a matching
 GAP, LINE = 8, 16  # pixels, between what is drawn, and of a line of text
@@ -24,10 +24,11 @@ def histograms(log: Log, epoch: int, values: Mapping[str, np.ndarray]) -> None:
             log.events.histogram(name, Position(epoch, 0), numbers)
 
 
-def pairs(log: Log, epoch: int, query: torch.Tensor, key: torch.Tensor) -> None:
-    """Show the first views (B, 3, H, W) uint8 of an epoch, query beside key; in epochs 0, 1, 2, 4, 8, ..., as all are alike."""
+def views(log: Log, epoch: int, given: Sequence[torch.Tensor]) -> None:
+    """Show the views (B, 3, H, W) uint8 of an epoch's first images; in epochs 0, 1, 2, 4, 8, ..., because all are alike."""
     if log.events and epoch & (epoch - 1) == 0:
-        log.events.picture("views/query beside key", Position(epoch, 0), draw_pairs(query[:PAIRS].cpu(), key[:PAIRS].cpu()))
+        name = "views/query beside key" if len(given) == 2 else "views/random"
+        log.events.picture(name, Position(epoch, 0), draw_views([view[:IMAGES].cpu() for view in given]))
 
 
 def matching(log: Log, epoch: int, stage: int, cost: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> None:
@@ -37,12 +38,12 @@ def matching(log: Log, epoch: int, stage: int, cost: torch.Tensor, before: torch
         log.events.picture(f"matching/layer{stage}", Position(epoch, 0), picture)
 
 
-def draw_pairs(query: torch.Tensor, key: torch.Tensor) -> np.ndarray:
-    """A picture (H, W, 3) uint8 of views (n, 3, h, w) uint8: rows of `COLUMNS` pairs, in each the query and then the key."""
-    cells = []
-    for views in zip(query, key, strict=True):
-        left, right = (sized(view.permute(1, 2, 0).numpy(), (SIDE, SIDE)) for view in views)
-        cells.append(np.hstack([left, np.full((SIDE, 2, 3), WHITE), right]))
+def draw_views(given: Sequence[torch.Tensor]) -> np.ndarray:
+    """Return a picture (H, W, 3) uint8 of views (n, 3, h, w) uint8: rows of `COLUMNS` images, the views of each side by side."""
+    cells, line = [], np.full((SIDE, 2, 3), WHITE)
+    for one in zip(*given, strict=True):
+        shown = [sized(view.permute(1, 2, 0).numpy(), (SIDE, SIDE)) for view in one]
+        cells.append(np.hstack([shown[0], *(part for view in shown[1:] for part in (line, view))]))
     cells += [np.full_like(cells[0], WHITE)] * (-len(cells) % COLUMNS)
     padded = [np.pad(cell, ((0, GAP), (0, GAP), (0, 0)), constant_values=WHITE) for cell in cells]
     return np.vstack([np.hstack(padded[first : first + COLUMNS]) for first in range(0, len(padded), COLUMNS)])

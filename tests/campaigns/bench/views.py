@@ -15,7 +15,7 @@ import baseline
 import setting
 from job.data.folders import scan
 from job.data.loader import KEPT
-from job.data.views import TwoViews
+from job.data.views import RandomViews
 from job.cluster.memory import keep_freed_memory
 from job.data.augment import RandomView
 
@@ -26,8 +26,8 @@ def measure(folder: Path, size: int, repeats: int) -> dict:
     bytes_view = baseline.random_view(size, last=(transforms.PILToTensor(),))
     floats = baseline.Images(paths, baseline.random_view(size), baseline.random_view(size))
     pil_bytes = baseline.Images(paths, bytes_view, bytes_view)
-    ours = TwoViews(images, RandomView(size, aug_plus=True), seed=0)
-    crops = TwoViews(images, RandomView(size, aug_plus=True), seed=0, rendered=False)
+    ours = RandomViews(images, RandomView(size, aug_plus=True), 2, seed=0)
+    crops = RandomViews(images, RandomView(size, aug_plus=True), 2, seed=0, rendered=False)
     everything = range(len(paths))
     tasks = {
         "ours": lambda: [ours[0, index] for index in everything],

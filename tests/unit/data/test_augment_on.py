@@ -13,12 +13,20 @@ from job.position import Position
 from job.training import Training
 
 
-def batches(images, augment_on, aug_plus):
+def batches(images, augment_on, aug_plus, views=2):
     """The batches of a run of one worker, from its second step on."""
     config = Config(image_size=32, aug_plus=aug_plus, augment_on=augment_on, batch_size=8, epochs=1, workers=0)
     run = SimpleNamespace(rank=0, size=1, device=torch.device("cpu"), batches=Batches)
-    nothing = dict.fromkeys(("val", "framework", "distillation", "trained", "gradients", "optimizer"))
-    return list(Training(config, run, scan(str(images), "train"), **nothing).batches(Position(0, 1)))
+    framework = SimpleNamespace(views=views)
+    nothing = dict.fromkeys(("val", "distillation", "trained", "gradients", "optimizer"))
+    return list(Training(config, run, scan(str(images), "train"), framework=framework, **nothing).batches(Position(0, 1)))
+
+
+@pytest.mark.parametrize("augment_on", ["cpu", "device"])
+def test_a_framework_gets_as_many_views_as_it_needs(images, augment_on):
+    one, two = (batches(images, augment_on, True, number) for number in (1, 2))
+    for (single, _), (both, _) in zip(one, two, strict=True):
+        assert (len(single), len(both)) == (1, 2) and torch.equal(single[0], both[0])
 
 
 @pytest.mark.parametrize("aug_plus", [False, True])

@@ -24,7 +24,7 @@ from job.cluster.children import end_children
 from job.data.loader import Batches, Flag, Reading, begin, start_fork_server
 from job.data.parcel import Parcel, Shared, unpack
 from job.data.tars import read_shard, write_shard
-from job.data.views import CentreViews, TwoViews, collate
+from job.data.views import CentreViews, RandomViews, collate
 from job.errors import RunError, WorkerError
 from job.cluster.stop import SIGNALS, Stop
 from job.data.augment import RandomView
@@ -41,7 +41,7 @@ def images(tmp_path_factory):
 def test_loader_processes_change_no_byte_and_outlive_the_signals_to_stop(images, rendered):
     """Two processes share the batches of two epochs."""
     order = TrainingOrder(images, total=4, rank=1, size=2, seed=0, epochs=2, start=(0, 1))
-    views = TwoViews(images, RandomView(SIZE, True), 0, rendered)
+    views = RandomViews(images, RandomView(SIZE, True), 2, 0, rendered)
     expected = [collate([views[draw] for draw in draws]) for draws in order]
     assert len(expected) == len(order) == 5
     assert same(list(Batches(views, order, 0)), expected)
@@ -67,7 +67,7 @@ def test_the_batches_of_measuring_come_in_order_from_processes(images):
 
 def test_batches_draw_nothing_from_torch_s_own_generator_that_views_depend_on(images):
     order = TrainingOrder(images, total=4, rank=0, size=1, seed=0, epochs=1)
-    views = TwoViews(images, RandomView(SIZE, False), seed=0)
+    views = RandomViews(images, RandomView(SIZE, False), 2, seed=0)
     torch.manual_seed(1)
     first = list(Batches(views, order, 0))
     torch.manual_seed(2)
@@ -75,7 +75,7 @@ def test_batches_draw_nothing_from_torch_s_own_generator_that_views_depend_on(im
 
 
 def test_a_parcel_keeps_values_order_in_memory_and_long_lists(images):
-    views = TwoViews(images, RandomView(SIZE, True), 0, rendered=False)
+    views = RandomViews(images, RandomView(SIZE, True), 2, 0, rendered=False)
     query, key, _ = collate([views[0, index] for index in range(7)])
     batch = (query, key, torch.arange(7), [f"a/{'ü' * 200}\udcff{number}" for number in range(50)])
     pickled = ForkingPickler.dumps(Parcel(batch))

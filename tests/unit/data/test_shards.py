@@ -13,7 +13,7 @@ from job.data.folders import TrainingOrder, every_nth_batch, scan
 from job.data.shards import PackedImages, load_index, save_index
 from job.data.tars import read_shard, write_shard
 from job.data.loader import Batches
-from job.data.views import CentreViews, TwoViews
+from job.data.views import CentreViews, RandomViews
 from job.errors import RunError
 from job.data.augment import RandomView
 
@@ -297,8 +297,8 @@ def test_a_loader_s_processes_read_packed_images_as_this_one_reads_the_folder_s(
     folder, packed = sets
     packed.content(0)
     view, order = RandomView(16, True), TrainingOrder(packed, 8, 1, 2, 0, 2, (1, 0))
-    expected = list(Batches(TwoViews(folder, view, 0), order, 0))
-    found = list(Batches(TwoViews(packed, view, 0), order, 2))
+    expected = list(Batches(RandomViews(folder, view, 2, 0), order, 0))
+    found = list(Batches(RandomViews(packed, view, 2, 0), order, 2))
     assert len(found) == len(expected) == 6
     for (*views, bad), (*others, bad_there) in zip(found, expected, strict=True):
         assert all(torch.equal(one, other) for one, other in zip(views, others, strict=True))

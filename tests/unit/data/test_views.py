@@ -7,7 +7,7 @@ from PIL import Image
 
 from job.data.folders import scan
 from job.data.loader import Batches
-from job.data.views import CentreViews, OneView, TwoViews, collate
+from job.data.views import CentreViews, OneView, RandomViews, collate
 from job.data.augment import CentreView, ClassifierView, RandomView
 from job.data.render import render
 from batches import SIZE, same, write_numbered
@@ -25,9 +25,10 @@ def drawn_later(crop, appearance):
 
 
 MAKES = {
-    "two views, v1": lambda images, seed: TwoViews(images, RandomView(SIZE, False), seed),
-    "two views, v2": lambda images, seed: TwoViews(images, RandomView(SIZE, True), seed),
-    "two crops": lambda images, seed: TwoViews(images, RandomView(SIZE, True), seed, rendered=False),
+    "two views, v1": lambda images, seed: RandomViews(images, RandomView(SIZE, False), 2, seed),
+    "two views, v2": lambda images, seed: RandomViews(images, RandomView(SIZE, True), 2, seed),
+    "two crops": lambda images, seed: RandomViews(images, RandomView(SIZE, True), 2, seed, rendered=False),
+    "a view of its own": lambda images, seed: RandomViews(images, RandomView(SIZE, True), 1, seed),
     "one view": lambda images, seed: OneView(images, ClassifierView(SIZE), seed),
 }
 all_kinds = pytest.mark.parametrize("make", MAKES.values(), ids=MAKES.keys())
@@ -36,7 +37,7 @@ both_versions = pytest.mark.parametrize("aug_plus", [False, True])
 
 @both_versions
 def test_two_views_are_bytes_of_the_size_asked_for(images, aug_plus):
-    query, key, bad = TwoViews(images, RandomView(SIZE, aug_plus), seed=0)[0, 3]
+    query, key, bad = RandomViews(images, RandomView(SIZE, aug_plus), 2, seed=0)[0, 3]
     for view in (query, key):
         assert view.shape == (3, SIZE, SIZE)
         assert view.dtype == torch.uint8
@@ -46,11 +47,20 @@ def test_two_views_are_bytes_of_the_size_asked_for(images, aug_plus):
 @both_versions
 def test_views_to_be_rendered_later_are_those_rendered_at_once(images, aug_plus):
     view = RandomView(SIZE, aug_plus)
-    at_once, later = TwoViews(images, view, seed=4), TwoViews(images, view, seed=4, rendered=False)
+    at_once, later = RandomViews(images, view, 2, seed=4), RandomViews(images, view, 2, seed=4, rendered=False)
     for draw in [(epoch, index) for epoch in (0, 7) for index in range(12)]:
         query, key, bad = later[draw]
         assert (query[1].shape, query[1].dtype) == ((12,), torch.float32)
         assert same(at_once[draw], (drawn_later(*query), drawn_later(*key), bad))
+
+
+@pytest.mark.parametrize("rendered", [False, True])
+def test_the_first_view_is_the_same_for_any_number_of_views(images, rendered):
+    one, two, three = (RandomViews(images, RandomView(SIZE, True), number, 0, rendered) for number in (1, 2, 3))
+    for draw in [(epoch, index) for epoch in (0, 7) for index in range(12)]:
+        assert (len(one[draw]), len(two[draw]), len(three[draw])) == (2, 3, 4)
+        assert same(one[draw][:1], three[draw][:1]) and same(two[draw][:2], three[draw][:2])
+    assert same(collate([one[0, index] for index in range(4)])[0], collate([two[0, index] for index in range(4)])[0])
 
 
 @all_kinds
@@ -76,7 +86,7 @@ def test_another_epoch_seed_or_image_gives_other_views(images, make):
 @both_versions
 @pytest.mark.parametrize("rendered", [False, True])
 def test_the_two_views_of_an_image_differ(images, aug_plus, rendered):
-    views = TwoViews(images, RandomView(SIZE, aug_plus), 0, rendered)
+    views = RandomViews(images, RandomView(SIZE, aug_plus), 2, 0, rendered)
     assert not any(same(*views[0, index][:2]) for index in range(12))
 
 
@@ -121,7 +131,7 @@ def test_a_batch_stacks_views_and_joins_the_undecodable():
 
 
 def test_a_batch_of_views_is_channels_last_in_memory_however_they_came(images):
-    views = [TwoViews(images, RandomView(SIZE, True), 0)[0, index][0] for index in range(4)]
+    views = [RandomViews(images, RandomView(SIZE, True), 2, 0)[0, index][0] for index in range(4)]
     for given in (views, [view.contiguous() for view in views]):
         batch, _, _ = collate([(view, 0, []) for view in given])
         assert batch.is_contiguous(memory_format=torch.channels_last)
@@ -152,7 +162,7 @@ def test_an_undecodable_image_is_named_with_the_views_of_another(tmp_path):
     (tmp_path / "train" / "a" / "0.png").write_bytes(b"x")
     folder = scan(str(tmp_path), "train", max_bad=1)
     draws = [[(0, 0), (0, 1)]]
-    [(_, _, training)] = Batches(TwoViews(folder, RandomView(SIZE, False), 0), draws, 0)
+    [(_, _, training)] = Batches(RandomViews(folder, RandomView(SIZE, False), 2, 0), draws, 0)
     [(_, labels, classifying)] = Batches(OneView(folder, ClassifierView(SIZE), 0), draws, 0)
     [(views, measured, measuring)] = Batches(CentreViews(folder, SIZE), [[0, 1]], 0)
     assert training == classifying == measuring

@@ -48,16 +48,18 @@ def sent(monkeypatch):
 def step(framework):
     """The output of a step on 4 images."""
     images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    prepared = framework.prepare([(255 * images).byte()] * 2, START)
+    prepared = framework.prepare([(255 * images).byte()] * framework.views, START)
     output = framework.forward(MicroBatch(images, START, 0, 0), prepared)
     framework.after_update(prepared)
     framework.signs(output)
     return output
 
 
-@pytest.mark.parametrize(("name", "exchanges"), [("none", False), ("moco", True)])
-def test_a_step_exchanges_nothing(sent, name, exchanges):
-    step(new(name))
+@pytest.mark.parametrize(("name", "views", "exchanges"), [("none", 1, False), ("moco", 2, True)])
+def test_a_step_needs_one_view_and_exchanges_nothing(sent, name, views, exchanges):
+    framework = new(name)
+    assert framework.views == views
+    step(framework)
     assert "collapse" in sent
     assert any(collective.startswith("moco.") for collective in sent) == exchanges
 

@@ -58,15 +58,16 @@ def test_margins_and_batch_norms_are_shown_by_stage(run):
     assert np.array_equal(run.log.events.histograms["margins/layer1", (5, 0)], mgd.margin(1).numpy())
 
 
-def test_pairs_are_shown_a_few_times(run):
+@pytest.mark.parametrize(("number", "name"), [(1, "views/random"), (2, "views/query beside key")])
+def test_views_are_shown_a_few_times(run, number, name):
     for epoch in range(20):
-        tensorboard.pairs(run.log, epoch, views(9, 32), views(9, 32, seed=1))
-    assert [epoch for _, (epoch, step) in run.log.events.pictures if step == 0] == [0, 1, 2, 4, 8, 16]
+        tensorboard.views(run.log, epoch, [views(9, 32, seed) for seed in range(number)])
+    assert list(run.log.events.pictures) == [(name, (epoch, 0)) for epoch in (0, 1, 2, 4, 8, 16)]
 
 
 def test_nothing_is_drawn_where_nothing_is_shown():
     tensorboard.histograms(SILENT.log, 0, {})
-    tensorboard.pairs(SILENT.log, 0, None, None)
+    tensorboard.views(SILENT.log, 0, None)
     tensorboard.matching(SILENT.log, 0, 1, None, None, None)
 
 
@@ -74,7 +75,7 @@ def test_nothing_is_drawn_where_nothing_is_shown():
 def test_a_query_stands_beside_its_key(side):
     """Small views are enlarged, each pixel to a square."""
     query, key = views(8, side), views(8, side, seed=1)
-    picture, times = tensorboard.draw_pairs(query, key), tensorboard.SIDE // side
+    picture, times = tensorboard.draw_views([query, key]), tensorboard.SIDE // side
     height, width = tensorboard.SIDE + tensorboard.GAP, 2 * tensorboard.SIDE + 2 + tensorboard.GAP
     assert picture.shape == (2 * height, 4 * width, 3)
     for place in range(8):
@@ -84,9 +85,15 @@ def test_a_query_stands_beside_its_key(side):
             assert np.array_equal(picture[y : y + tensorboard.SIDE, left : left + tensorboard.SIDE], enlarged)
 
 
+def test_a_single_view_of_each_image_fills_its_place():
+    picture = tensorboard.draw_views([views(8, tensorboard.SIDE)])
+    assert picture.shape == (2 * (tensorboard.SIDE + tensorboard.GAP), 4 * (tensorboard.SIDE + tensorboard.GAP), 3)
+    assert np.array_equal(picture[: tensorboard.SIDE, : tensorboard.SIDE], views(8, tensorboard.SIDE)[0].permute(1, 2, 0).numpy())
+
+
 @pytest.mark.parametrize(("n", "rows"), [(1, 1), (4, 1), (5, 2)])
 def test_few_pairs_and_large_views_fit_as_well(n, rows):
-    picture = tensorboard.draw_pairs(views(n, 224), views(n, 224, seed=1))
+    picture = tensorboard.draw_views([views(n, 224), views(n, 224, seed=1)])
     assert picture.shape[0] == rows * (tensorboard.SIDE + tensorboard.GAP)
     assert abs(picture[: tensorboard.SIDE, : tensorboard.SIDE].mean() - 127.5) < 3  # averages
 
