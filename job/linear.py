@@ -28,7 +28,7 @@ from job.evaluate import classifier
 from job.evaluate.classifier import Classifier
 from job.evaluate.knn import knn_accuracy
 from job.metrics.meter import ClassifierJournal, Journal
-from job.position import START
+from job.position import START, Position
 from job.schedules import learning_rate, parse_save_every
 
 BATCH = 64  # validation images at a time, for any number of workers
@@ -70,7 +70,7 @@ def linear(config: LinearConfig, run: Run) -> None:
     if config.evaluate:
         if not saved:
             raise RunError("--evaluate: which classifier? Give --resume with its checkpoint")
-        tell(validate(parts), parts, "")
+        report_accuracy(validate(parts), parts, "")
         return
     if start > (config.epochs, 0):
         run.log.line(nothing_to_do(start, config.epochs, parts.steps))
@@ -80,11 +80,18 @@ def linear(config: LinearConfig, run: Run) -> None:
     if saved:
         classifier.settle_best(parts, start)
     del saved
+    train(parts, start)
 
+
+def train(parts: Classifier, start: Position) -> None:
+    """Train a classifier from `start` to the last epoch. Stopped, after a save: a signal came.
+
+    RunError, on all workers: the frozen network has changed.
+    """
+    config, run = parts.config, parts.run
     before = {name: value.clone() for name, value in parts.backbone().items()}
     batches = parts.batches(start)
     journal = ClassifierJournal(run, config.batch_size, config.print_freq)
-    save_at = parse_save_every(config.save_every)
     for epoch in range(start.epoch, config.epochs):
         rate = learning_rate(config, epoch)
         for group in parts.optimizer.param_groups:
@@ -92,20 +99,7 @@ def linear(config: LinearConfig, run: Run) -> None:
         give_back()
         journal.start_epoch(epoch, rate)
         train_epoch(parts, batches, journal, epoch, range(start.step if epoch == start.epoch else 0, parts.steps))
-        begun = time.perf_counter()
-        try:
-            accuracy = validate(parts)
-        except Stopped:  # the resumed run validates after no more steps
-            if not run.saved(epoch, parts.steps):
-                classifier.save(parts, epoch, parts.steps, is_best=False)
-            raise
-        tell(accuracy, parts, f"epoch {epoch} ")
-        done = run.count.at(epoch + 1, 0)
-        seconds = time.perf_counter() - begun
-        run.log.record("validation", steps=done, epoch=epoch, step=parts.steps, **accuracy, val_seconds=seconds)
-        is_best, parts.best = accuracy["val_top1"] > parts.best, max(accuracy["val_top1"], parts.best)
-        if is_best or epoch + 1 == config.epochs or save_at(epoch + 1, 0, done):
-            classifier.save(parts, epoch + 1, 0, is_best)
+        end_epoch(parts, epoch)
     differs = classifier.different(before, parts.backbone())
     if run.total(differs=bool(differs))["differs"]:
         raise RunError(f"the frozen network has changed ({differs or 'on another worker'}): the accuracies are not its", code=1)
@@ -116,6 +110,24 @@ def linear(config: LinearConfig, run: Run) -> None:
         f"done: {config.epochs} epochs, best top-1 {parts.best:.2f} %; the frozen network is unchanged to the bit; "
         f"checkpoints: {run.folder}/best.pth.tar and last.pth.tar"
     )
+
+
+def end_epoch(parts: Classifier, epoch: int) -> None:
+    """Validate after an epoch, and save what is the best, the last or due. Stopped, after a save: a signal came."""
+    config, run, begun = parts.config, parts.run, time.perf_counter()
+    try:
+        accuracy = validate(parts)
+    except Stopped:  # the resumed run validates after no more steps
+        if not run.saved(epoch, parts.steps):
+            classifier.save(parts, epoch, parts.steps, is_best=False)
+        raise
+    seconds = time.perf_counter() - begun
+    report_accuracy(accuracy, parts, f"epoch {epoch} ")
+    done = run.count.at(epoch + 1, 0)
+    run.log.record("validation", steps=done, epoch=epoch, step=parts.steps, **accuracy, val_seconds=seconds)
+    is_best, parts.best = accuracy["val_top1"] > parts.best, max(accuracy["val_top1"], parts.best)
+    if is_best or epoch + 1 == config.epochs or parse_save_every(config.save_every)(epoch + 1, 0, done):
+        classifier.save(parts, epoch + 1, 0, is_best)
 
 
 def train_epoch(parts: Classifier, batches: Iterator, journal: Journal, epoch: int, steps: range) -> None:
@@ -205,8 +217,8 @@ def validate(parts: Classifier) -> dict[str, float]:
     }
 
 
-def tell(accuracy: dict[str, float], parts: Classifier, when: str) -> None:
-    """Say an accuracy."""
+def report_accuracy(accuracy: dict[str, float], parts: Classifier, when: str) -> None:
+    """Log the accuracy on the validation images. when: begins the line."""
     parts.run.log.line(
         f"{when}validation on {parts.val.some(accuracy['val_images'])}: top-1 {accuracy['val_top1']:.2f} %, "
         f"top-5 {accuracy['val_top5']:.2f} %, loss {accuracy['val_loss']:.4f}"

@@ -161,48 +161,64 @@ class Run:
         steps, share = images // options["batch_size"], self.share(options["batch_size"])
         self.count = resumed(saved, steps) if saved else Count(steps)
 
-        def open_folder() -> None:
-            holds_run = bool(self.checkpoints.paths())
-            if saved is None and holds_run:
-                raise RunError(f"{self.folder} holds a run already: go on with it by --resume auto, or choose another --out")
-            if self.events_every:
-                events.require()
-            text = yaml.safe_dump(options, sort_keys=False)
-            line = yaml.safe_dump(options, sort_keys=False, default_flow_style=True, width=float("inf")).strip()
-            try:
-                os.makedirs(self.folder, exist_ok=True)
-                if os.path.exists(self.complete):
-                    os.remove(self.complete)
-                later = self.checkpoints.resume_at(start, resume) if saved else []
-                write_whole(os.path.join(self.folder, "config.yaml"), text.encode())
-                recorded = self.log.open(self.folder, start)
-                if holds_run and recorded < (done := self.count.at(*start)):
-                    missing = f"the records of steps {recorded + 1} to {done}"
-                    self.log.line(f"{self.folder}/metrics.jsonl: {missing} are missing; the run goes on without them")
-                if later:
-                    names = ", ".join(map(os.path.basename, later))
-                    self.log.line(f"going back: {names} now end with {LEFT}, and the first checkpoint saved removes them")
-                if self.events_every:
-                    self.log.events = events.Events(self.folder, start, self.count, self.events_every, self.warn)
-            except OSError as error:
-                raise RunError(f"cannot write to {self.folder}: {error.strerror}; choose another --out") from None
-            self.log.line(f"options: {line}")
-            place = {"epoch": start[0], "step": start[1]}
-            facts = {"options": options, "images": images, "steps_an_epoch": steps}
-            self.log.record(
-                "start",
-                f"{images} images, {steps} steps an epoch, {share} images a worker and step",
-                **place | facts | self.setting,
-            )
+        def write() -> None:
+            later = self.open_folder(options, start, saved, resume)
+            self.record_start(options, start, images, share)
             if saved:
-                self.log.record("resumed", **place, workers=saved["workers"], later=list(map(os.path.basename, later)))
-            if record := saved and change(saved, options["batch_size"], steps):
-                self.log.record("change", **record)
+                self.record_resume(options, start, saved, later)
 
-        self.on_first(open_folder)
+        self.on_first(write)
         set_apart()
         if self.device.type == "cpu":
             keep_freed_memory()
+
+    def open_folder(self, options: dict, start: Position, saved: dict | None, resume: str) -> list[str]:
+        """Write the options into the folder, and open log and records there; return the later checkpoints' names."""
+        holds_run = bool(self.checkpoints.paths())
+        if saved is None and holds_run:
+            raise RunError(f"{self.folder} holds a run already: go on with it by --resume auto, or choose another --out")
+        if self.events_every:
+            events.require()
+        try:
+            os.makedirs(self.folder, exist_ok=True)
+            if os.path.exists(self.complete):
+                os.remove(self.complete)
+            later = [os.path.basename(path) for path in self.checkpoints.resume_at(start, resume)] if saved else []
+            write_whole(os.path.join(self.folder, "config.yaml"), yaml.safe_dump(options, sort_keys=False).encode())
+            recorded = self.log.open(self.folder, start)
+            if holds_run and recorded < (done := self.count.at(*start)):
+                missing = f"the records of steps {recorded + 1} to {done}"
+                self.log.line(f"{self.folder}/metrics.jsonl: {missing} are missing; the run goes on without them")
+            if later:
+                names = ", ".join(later)
+                self.log.line(f"going back: {names} now end with {LEFT}, and the first checkpoint saved removes them")
+            if self.events_every:
+                self.log.events = events.Events(self.folder, start, self.count, self.events_every, self.warn)
+        except OSError as error:
+            raise RunError(f"cannot write to {self.folder}: {error.strerror}; choose another --out") from None
+        return later
+
+    def record_start(self, options: dict, start: Position, images: int, share: int) -> None:
+        """Record the options, images and setting of a run. share: images of a worker in a step."""
+        line = yaml.safe_dump(options, sort_keys=False, default_flow_style=True, width=float("inf")).strip()
+        self.log.line(f"options: {line}")
+        steps = self.count.an_epoch
+        self.log.record(
+            "start",
+            f"{images} images, {steps} steps an epoch, {share} images a worker and step",
+            epoch=start.epoch,
+            step=start.step,
+            options=options,
+            images=images,
+            steps_an_epoch=steps,
+            **self.setting,
+        )
+
+    def record_resume(self, options: dict, start: Position, saved: dict, later: list[str]) -> None:
+        """Record the checkpoint that a run resumes from, and what its options change."""
+        self.log.record("resumed", epoch=start.epoch, step=start.step, workers=saved["workers"], later=later)
+        if record := change(saved, options["batch_size"], self.count.an_epoch):
+            self.log.record("change", **record)
 
     def save(self, content: dict, is_best: bool = False) -> str:
         """Save a checkpoint after the records that precede it, and record it; return its path. On rank 0 only."""
