@@ -21,6 +21,7 @@ from job.engine import replicas, statistics
 from job.engine.resume import nothing_to_do
 from job.engine.run import Run
 from job.evaluate.knn import knn_accuracy
+from job.frameworks.base import Output
 from job.hints import Expectation
 from job.journal import TrainingJournal
 from job.metrics import tensorboard
@@ -86,7 +87,7 @@ def between_epochs(training: Training, epoch: int) -> None:
     config, run, last = training.config, training.run, epoch == training.config.epochs
     try:
         if training.val and epoch and (last or epoch % config.knn_every == 0):
-            neighbours(training, training.val, epoch)
+            report_knn(training, training.val, epoch)
         if not last:
             training.distillation.before_epoch(epoch)
     except Stopped:
@@ -141,15 +142,11 @@ def train_epoch(training: Training, batches: Iterator, journal: TrainingJournal,
         journal.step(step, totals)
         if totals["undecodable"]:
             run.note_bad_images(undecodable, config.max_bad_images, len(training.images), training.images.root)
-        done = Position(epoch, step + 1)
-        checked = run.count.at(*done) % config.check_every == 0
-        if checked:
-            replicas.check(training.shared(), f"after epoch {epoch}, step {done.step}")
-        if checked or step == steps[-1]:
-            journal.watch(step, framework.signs(output))
+        check(training, journal, output, position, last=step == steps[-1])
         del batch, output, losses  # the next forward pass has a use for their memory
 
         # Checkpoints.
+        done = Position(epoch, step + 1)
         if step == steps[-1]:
             statistics.average(training.trained)
             done = Position(epoch + 1, 0)
@@ -162,8 +159,21 @@ def train_epoch(training: Training, batches: Iterator, journal: TrainingJournal,
         raise Stopped
 
 
-def neighbours(training: Training, val: Images, epoch: int) -> None:
-    """Tell the k-NN accuracy of the student after `epoch` epochs; a run that goes on from there tells it again."""
+def check(training: Training, journal: TrainingJournal, output: Output, position: Position, last: bool) -> None:
+    """Compare the workers every --check-every steps, and then or at an epoch's last step record the signs of collapse.
+
+    RunError, on all workers: what the workers share differs.
+    """
+    epoch, step = position
+    due = training.run.count.at(epoch, step + 1) % training.config.check_every == 0
+    if due:
+        replicas.check(training.shared(), f"after epoch {epoch}, step {step + 1}")
+    if due or last:
+        journal.watch(step, training.framework.signs(output))
+
+
+def report_knn(training: Training, val: Images, epoch: int) -> None:
+    """Log and record the student's k-NN accuracy after `epoch` epochs. A run that resumes from there does so again."""
     run, begun = training.run, time.perf_counter()
     accuracy = knn_accuracy(training.framework.student(), training.images, val, training.config, run)
     seconds = time.perf_counter() - begun

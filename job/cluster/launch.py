@@ -184,8 +184,8 @@ def watchdog(remark: Callable[[str, str], None]) -> Watchdog:
 
 
 def setting(device: torch.device) -> dict[str, Any]:
-    """Return what this run stands on: workers, nodes, launcher, network, device, versions, image of the container."""
-    # No CUDA name where there is no GPU: torch.cuda.get_device_name would fail.
+    """Return the run's workers, nodes, launcher, network, device, versions and container image, for its log and record."""
+    # Without a GPU, torch.cuda.get_device_name fails.
     hardware = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU ({torch.get_num_threads()} threads each)"
     network = f"interface {os.environ['HOROVOD_GLOO_IFACE']}" if "HOROVOD_GLOO_IFACE" in os.environ else "no network"
     if "HOROVOD_GLOO_RENDEZVOUS_ADDR" in os.environ:
@@ -202,7 +202,7 @@ def setting(device: torch.device) -> dict[str, Any]:
 
 
 def preflight(found: Mapping[str, Any]) -> str:
-    """Return a run's setting in one line."""
+    """Return a run's setting as one line."""
     workers, nodes = (f"{found[name]} {name[:-1]}{'s' * (found[name] > 1)}" for name in ("workers", "nodes"))
     return (
         f"{workers} on {nodes}, {comm.local_size()} of them on {node()}, by {found['launcher']}; "

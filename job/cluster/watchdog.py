@@ -154,7 +154,7 @@ def outwards(frame: FrameType | None) -> Iterator[FrameType]:
 
 
 def awaited(frame: FrameType) -> str:
-    """Return what the iterator whose next item a thread awaits says about it with `doing()`, or nothing."""
+    """Return `doing()` of the iterator from which a thread awaits an item, or "" if there is none. frame: the innermost."""
     owners = (level.f_locals.get("self") for level in outwards(frame) if level.f_code.co_name == "__next__")
     return next((owner.doing() for owner in owners if owner and hasattr(owner, "doing")), "")
 

@@ -26,7 +26,7 @@ class Bucket:
         self.clear()
 
     def clear(self) -> None:
-        """Let go of all memory: the forward passes, which need the most, are to have it."""
+        """Release the bucket so that the forward passes can use its memory."""
         self.came = 0  # gradients, of all backward passes of a step
         self.flat = self.travelling = torch.empty(0)
         self.views: dict[nn.Parameter, torch.Tensor] = {}  # of flat
@@ -35,7 +35,7 @@ class Bucket:
             value.grad = None
 
     def take(self, value: nn.Parameter, scale: float) -> None:
-        """Add `scale` times a parameter's gradient, and let go of it: the rest of the backward pass has a use for its memory."""
+        """Add `scale` times a parameter's gradient; release the gradient so that the backward pass can use its memory."""
         assert value.grad is not None
         if not self.views:
             sizes = [value.numel() for value in self.parameters]
@@ -51,12 +51,12 @@ class Bucket:
         self.came += 1
 
     def send(self, half: bool) -> None:
-        """Let the sum over the workers begin."""
+        """Begin the sum over the workers. half: in half precision."""
         self.travelling = self.flat.half() if half else self.flat
         self.sum = comm.begin_sum_(self.travelling, f"gradients.{self.name}")
 
     def receive(self) -> None:
-        """Wait for the sum, and give each parameter its part."""
+        """Wait for the sum, and set each parameter's `grad` to its part."""
         assert self.sum
         comm.wait(self.sum)
         if self.travelling is not self.flat:
