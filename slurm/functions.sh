@@ -35,9 +35,16 @@ record() {
     done
     printf '%s}\n' "$line"
 }
+# json TEXT: print it as a JSON string.
 json() {
-    local text=${1//\\/\\\\}
-    printf '"%s"' "${text//\"/\\\"}"
+    local text=${1//\\/\\\\} code character
+    text=${text//\"/\\\"}
+    for code in {0..1}{{0..9},{a..f}}; do
+        [ "$code" != 00 ] || continue # no variable holds it
+        printf -v character %b "\\x$code"
+        text=${text//"$character"/"\\u00$code"}
+    done
+    printf '"%s"' "$text"
 }
 fail() {
     printf 'error: %s: %s\n' "${SLURMD_NODENAME:-batch}" "$*" >&2

@@ -35,7 +35,12 @@ def shell(tmp_path):
         environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)} | variables
         script = f"set -euo pipefail\n. {REPO}/slurm/functions.sh\n{lines}"
         return subprocess.run(
-            ["bash", "-c", script, "script", *COMMAND], env=environment, cwd=folder, capture_output=True, text=True
+            ["bash", "-c", script, "script", *COMMAND],
+            env=environment,
+            cwd=folder,
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",
         )
 
     run.folder = tmp_path
@@ -510,14 +515,15 @@ def test_a_job_is_requeued_by_its_own_number(shell):
 
 def test_a_try_is_a_record_with_the_run_s_folder(shell, tmp_path):
     """mgd-watch finds the run by it, whatever the folder's name."""
-    run = tmp_path / 'my "run" \\ 1'
+    control = "".join(map(chr, range(1, 32)))
+    run = tmp_path / f'my "run" \\ & {control}\x7f é \udcff 1'  # \udcff: a byte that is not UTF-8
     done = shell(
         'run "$@"', {"srun": "exit 2"}, **NEEDS | {"RUN": str(run), "SLURM_RESTART_COUNT": "1", "SLURM_JOB_NODELIST": "n[1-2]"}
     )
     [line] = [line for line in done.stdout.splitlines() if line.startswith('{"kind": "try"')]
     kind, record = read_record(line)
     assert kind == "try" and (record["number"], record["nodes"], record["run"]) == (2, "n[1-2]", str(run))
-    (tmp_path / "job.log").write_text(done.stdout)
+    (tmp_path / "job.log").write_text(done.stdout, encoding="utf-8", errors="surrogateescape")
     [place] = discover.find(tmp_path / "job.log", {})
     assert place.path == run and place.log.told.tries == 2
 

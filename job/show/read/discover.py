@@ -25,7 +25,7 @@ class JobLog:
 
     def add(self, lines: bytes) -> None:
         """Take in whole lines."""
-        for line in lines.decode(errors="backslashreplace").split("\n"):
+        for line in lines.decode(errors="surrogateescape").split("\n"):
             said = "".join(text for _, text in history.read_lines(line))
             if line.startswith('{"kind": "try"') and (found := history.read_record(line)):
                 self.begin(*(found[1][name] for name in ("number", "nodes", "run")))
