@@ -156,20 +156,40 @@ class Log:
 
 
 def drop_from(path: str, start: Position) -> int:
-    """Drop the records of the course at `start` or later, and a last line cut short; by one rename.
+    """Drop the records at `start` or later, damaged lines, and a last line cut short, by one rename.
 
     Return the steps that are done by the last record of a step that stays, or 0.
     """
     kept, recorded = [], 0
     with open(path, "rb") as file:
         for line in file:
-            try:
-                record = json.loads(line)
-                kind = schema.kind_of(record)
-                if line.endswith(b"\n") and (kind in schema.PROCESS or (record["epoch"], record["step"]) < start):
-                    kept.append(line)
-                    recorded = int(record["steps"]) if kind == "step" else recorded
-            except (ValueError, KeyError, TypeError, AttributeError):
-                continue
+            record = parse(line) if line.endswith(b"\n") else None
+            if record is not None and stays(record, start):
+                kept.append(line)
+                if schema.kind_of(record) == "step" and isinstance(record.get("steps"), int):
+                    recorded = record["steps"]
     write_whole(path, b"".join(kept))
     return recorded
+
+
+def parse(line: bytes) -> dict[str, Any] | None:
+    """Return the record of a line, or None if the line is damaged."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def stays(record: dict[str, Any], start: Position) -> bool:
+    """Whether a record stays in a run that resumes at `start`.
+
+    Records of processes stay. The others, also those of unknown kinds, stay if their position is before `start`.
+    Records of unknown kinds without a position stay too: no step of the resumed run writes them again.
+    """
+    kind, position = schema.kind_of(record), (record.get("epoch"), record.get("step"))
+    if kind in schema.PROCESS:
+        return True
+    if all(isinstance(number, int) for number in position):
+        return position < start
+    return kind not in schema.COURSE

@@ -194,6 +194,22 @@ def test_records_of_processes_stay_at_a_resume(tmp_path, opened, kind, start):
     assert [record["kind"] for record in metrics(tmp_path)] == [kind, "collapse"][: 1 + (start > (1, 0))]
 
 
+@pytest.mark.parametrize("start", [(0, 0), (1, 2), (2, 0)])
+def test_records_of_unknown_kinds_stay_unless_their_position_is_computed_again(tmp_path, opened, start):
+    """Those of a later version or of another tool."""
+    note, evicted, map = {"kind": "note", "by": "a tool"}, {"kind": "evicted", "epoch": 1}, {"epoch": 1, "step": 2, "map": 0.5}
+    records = [note, {"text": "no kind"}, evicted, map, {"kind": "later"} | map, {"kind": "odd", "epoch": [], "step": 0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    opened(tmp_path, start)
+    assert metrics(tmp_path) == [record for record in records if start > (1, 2) or record.get("map") is None]
+
+
+def test_a_record_of_the_course_without_a_position_is_damaged(tmp_path, opened):
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "step", "loss": 1.0}\n{"knn": 5.0, "epoch": 0}\n')
+    opened(tmp_path, (9, 0))
+    assert metrics(tmp_path) == []
+
+
 def test_records_without_kinds_of_an_earlier_version_are_dropped_alike(tmp_path, opened, whole):
     """The log of a run of an earlier version, which this version resumes."""
     for line in whole.splitlines():
@@ -298,7 +314,8 @@ def test_a_full_disk_is_one_line(tmp_path, opened):
 
 def test_metrics_damaged_anyhow_lose_the_damaged_lines_alone(tmp_path, opened):
     good = '{"epoch": 0, "step": 0}\n'
-    (tmp_path / "metrics.jsonl").write_bytes(good.encode() + b'{"epoch": 0, "step\xff": 1}\n3\n\0\0\0\n{"epoch": 0, "st')
+    damaged = [b'{"epoch": 0, "step\xff": 1}', b"3", b"\0\0\0", b"[" * 10**5, b'{"epoch": 0, "st']
+    (tmp_path / "metrics.jsonl").write_bytes(good.encode() + b"\n".join(damaged))
     opened(tmp_path, start=(1, 0))
     assert (tmp_path / "metrics.jsonl").read_text() == good
 
