@@ -17,18 +17,26 @@ OLD_FOLDER = re.compile(r"\S+: run's folder: (.*)")  # in the logs of earlier ve
 
 
 class JobLog:
-    """The log of a SLURM job: its tries, the folders of its runs, the job script's last line since the last try, or its error."""
+    """The log of a SLURM job: its tries, the folders of its runs, and the end of the last try.
+
+    decision: why the job was requeued, or was not. said: the job script's last line. error: the last error. All are of the
+    last try.
+    """
 
     def __init__(self) -> None:
-        self.tries, self.nodes, self.said, self.error = 0, "", "", ""
+        self.tries, self.nodes, self.decision, self.said, self.error = 0, "", "", "", ""
         self.folders: dict[Path, None] = {}
 
     def add(self, lines: bytes) -> None:
         """Take in whole lines."""
         for line in lines.decode(errors="surrogateescape").split("\n"):
             said = "".join(text for _, text in history.read_lines(line))
-            if line.startswith('{"kind": "try"') and (found := history.read_record(line)):
-                self.begin(*(found[1][name] for name in ("number", "nodes", "run")))
+            kind, record = (line.startswith('{"kind": ') and history.read_record(line)) or ("", {})
+            if kind == "try":
+                self.begin(*(record[name] for name in ("number", "nodes", "run")))
+            elif kind == "decision":
+                status = f", exit status {record['status']}" if "status" in record else ""
+                self.decision = record["reason"][: history.LONGEST_LINE] + status
             elif match := OLD_FOLDER.fullmatch(said):
                 self.begin(self.tries + 1, "nodes not known", match[1])
             elif said:
@@ -38,14 +46,17 @@ class JobLog:
 
     def begin(self, number: int, nodes: str, folder: str) -> None:
         """Take in the start of a try."""
-        self.tries, self.nodes, self.said, self.error = number, nodes, "", ""
+        self.tries, self.nodes, self.decision, self.said, self.error = number, nodes, "", "", ""
         if len(self.folders) < MOST_FOLDERS:
             self.folders[Path(folder)] = None
 
     def describe(self) -> list[str]:
-        """The job in up to two lines; in what it said, those of an array with one log cannot be told apart."""
-        tries = f"try {self.tries} on {self.nodes}" if self.tries else "no try yet"
-        return [tries, f"said: {self.said}"] if self.said and len(self.folders) < 2 else [tries]
+        """Return the job in up to three lines; one log of an array's jobs does not tell whose the last two are."""
+        lines = [f"try {self.tries} on {self.nodes}" if self.tries else "no try yet"]
+        if len(self.folders) < 2:
+            lines += [f"decision: {self.decision}"] if self.decision else []
+            lines += [f"said: {self.said}"] if self.said else []
+        return lines
 
 
 Logs = dict[Path, Follower[JobLog]]

@@ -247,11 +247,13 @@ def saved(run: Progress) -> str:
 
 
 def notes(run: Progress, job: JobLog | None, problem: str, width: int, most: int = 3) -> list[str]:
-    """The last warnings, hints and errors, and what is damaged."""
+    """Return the last warnings, hints and errors, each once, and the number of damaged lines."""
     lines = []
     for when, text in list(run.records.warnings.values())[-most:]:
         lines += note(f"{text} ({span(max(0.0, time.time() - when))} ago)", width)
-    if job and job.error and not any(text == job.error for _, text in run.records.warnings.values()):
+    # The job's log may have rank and node before an error that the run has recorded.
+    recorded = tuple(text.removeprefix("error: ") for _, text in run.records.warnings.values() if text.startswith("error: "))
+    if job and job.error and not job.error.endswith(recorded):
         lines += note(job.error, width)
     if run.records.damaged:
         lines += note(f"{run.records.damaged} lines of metrics.jsonl are damaged, and passed over", width)

@@ -231,6 +231,31 @@ def test_a_job_s_log_leads_to_its_run_and_tells_its_tries(tmp_path):
         assert "try 2 on node[1-2] said: node1: another" in said and "epoch 1 step 5/10" in said
 
 
+@pytest.mark.parametrize(
+    ("status", "shown"), [({}, "decision: limit said:"), ({"status": 1}, "decision: limit, exit status 1 said:")]
+)
+def test_the_decision_about_a_job_is_shown_until_its_next_try(tmp_path, status, shown):
+    run, log = write_run(tmp_path / "run"), tmp_path / "mgd-train-1.log"
+    decision = {"kind": "decision", "time": 1.8e9, "reason": "limit"} | status
+    log.write_text(f"{begin(1, run)}{json.dumps(decision)}\n{NOW} node1: any sentence\n")
+    assert f"job try 1 on node[1-2] {shown} node1: any sentence" in " ".join(watch(log).stdout.split())
+    with open(log, "a") as file:
+        file.write(begin(2, run))
+    assert "decision: " not in watch(log).stdout
+
+
+@pytest.mark.parametrize("rank", ["", "rank 0 on node1: "])
+def test_an_error_in_the_job_s_log_and_in_the_run_s_records_is_shown_once(tmp_path, rank):
+    run, log = write_run(tmp_path / "run"), tmp_path / "mgd-train-1.log"
+    add(run, {"kind": "end", "time": time.time(), "how": "error", "text": "no disk", "code": 1})
+    log.write_text(f"{begin(1, run)}error: {rank}no disk\n")
+    assert watch(log).stdout.count("no disk") == 1
+    with open(log, "a") as file:
+        file.write("error: batch: not requeued: no scontrol\n")
+    shown = watch(log).stdout
+    assert shown.count("no disk") == 1 and "error: batch: not requeued: no scontrol" in shown
+
+
 def test_a_job_s_log_of_an_earlier_version_leads_to_its_run(tmp_path):
     """It has sentences in place of records."""
     run, log = write_run(tmp_path / "run"), tmp_path / "mgd-train-1.log"
