@@ -139,10 +139,10 @@ def eta(run: Progress) -> str:
 
 
 def where(run: Progress) -> str:
-    """How far the run is, counted as its log counts."""
+    """Return the run's position, counted as its log counts; without a fraction if the steps of an epoch are unknown."""
     epoch, step, steps = run.place
     of = f", of {run.option('epochs')} epochs" if run.option("epochs") else ""
-    return f"{100 * run.share:.0f} %, epoch {epoch} step {step}/{steps or '?'}{of}"
+    return f"{100 * run.share:.0f} %, epoch {epoch} step {step}/{steps}{of}" if steps else f"epoch {epoch} step {step}{of}"
 
 
 def waiting(path: Path, job: JobLog, width: int) -> list[str]:

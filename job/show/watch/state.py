@@ -175,7 +175,9 @@ class Progress:
             steps = int(change["steps_an_epoch"])
             if epoch < change["epoch"]:  # no step since the run was resumed
                 return int(change["epoch"]), 0, steps
-        return epoch, step, steps or (int(last["steps"]) - step) // epoch if epoch else steps
+        # Earlier versions have no record of a start: the steps of an epoch follow from those before, or from the run's end.
+        found = (int(last["steps"]) - step) // epoch if epoch else step if self.complete else 0
+        return epoch, step, steps or found
 
     @property
     def filled(self) -> int:

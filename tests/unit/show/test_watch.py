@@ -194,6 +194,15 @@ def test_a_run_of_an_earlier_version_is_shown_by_its_numbers(tmp_path):
     assert "epoch 1 step 5/10, of 4 epochs" in shown and "resnet18" in shown and "damaged" not in shown
 
 
+def test_the_steps_of_an_epoch_are_shown_once_they_are_known(tmp_path):
+    """In its first epoch, a run of an earlier version has no record of them."""
+    folder = write_run(tmp_path / "run", epochs=1)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record(step)) + "\n" for step in range(3)))
+    assert re.search(r"  epoch 0 step 3, of 1 epochs\n", watch(folder).stdout)
+    (folder / "complete").write_text("done\n")
+    assert "100 %, epoch 0 step 3/3, of 1 epochs\n" in watch(folder).stdout
+
+
 def test_a_run_without_a_step_shows_the_last_line_of_its_log(tmp_path):
     folder = write_run(tmp_path / "run", steps=0)
     assert "empty so far" in watch(folder).stdout
