@@ -46,7 +46,8 @@ def measure_factor(distiller: Distiller, networks: Networks, share: float) -> Ch
             f"{distiller.name}: loss factor {factor:.6g}: the distillation loss of {len(sample)} images is {raw:.6g} an image; "
             f"wanted: {share:g} of {framework.reference_text}, {wanted:.4g}; measuring {seconds:.1f} s"
         )
-        run.log.record("factor", epoch=0, step=0, loss_factor=factor, raw_distillation=raw, measuring=seconds)
+        numbers = {"loss_factor": factor, "raw_distillation": raw, "measuring": seconds}
+        run.log.record("factor", epoch=0, step=0, distiller=distiller.name, **numbers)
 
     return Change({"factor": torch.tensor(factor, dtype=torch.float64)}, record)
 

@@ -130,11 +130,11 @@ def prepare_refresh(mgd: MGD, epoch: int, networks: Networks) -> Change:
 
     def record() -> None:
         run.log.line(
-            f"refresh before epoch {epoch} on {len(sample)} images: measuring {took['measuring']:.1f} s, "
+            f"{mgd.name}: refresh before epoch {epoch} on {len(sample)} images: measuring {took['measuring']:.1f} s, "
             f"gathering {took['gathering']:.2f} s, solving {took['solving']:.2f} s"
         )
         for stage, matching in solved.items():
-            report(run, epoch, stage, costs[stage].cpu(), module.matching(stage).cpu(), matching, took)
+            report(mgd, run, epoch, stage, costs[stage].cpu(), matching, took)
 
     return Change({f"matching{stage}": matching for stage, matching in solved.items()}, record)
 
@@ -176,20 +176,18 @@ def solve(costs: dict[int, torch.Tensor], matchings: dict[int, torch.Tensor], ru
     return {stage: part.view_as(matching) for stage, part, matching in zip(costs, flat.split(sizes), best, strict=True)}
 
 
-def report(
-    run: Run, epoch: int, stage: int, cost: torch.Tensor, before: torch.Tensor, after: torch.Tensor, took: dict[str, float]
-) -> None:
-    """Log a stage's matrix: shape, mean cost of a matched pair before and after, share of student channels matched anew.
+def report(mgd: MGD, run: Run, epoch: int, stage: int, cost: torch.Tensor, after: torch.Tensor, took: dict[str, float]) -> None:
+    """Log a stage's new matching `after` (G, S): mean cost of a pair before and after, fraction of student channels changed.
 
-    took: seconds of the whole refresh, all stages together, by what they went into.
+    cost: (S, T). took: seconds of the whole refresh, all stages together, by what they went into.
     Its record is one of the epoch's first step: a run that goes on from before that step refreshes again.
     """
-    columns = torch.arange(cost.shape[0])
+    before, columns = mgd.module.matching(stage).cpu(), torch.arange(cost.shape[0])  # (G, S), (S,)
     old, new = (cost[columns, matching].mean().item() for matching in (before, after))
     changed = (before.sort(dim=0).values != after).any(dim=0).double().mean().item()
     G, S = after.shape
     shape = f"matching {G}x{S} of {cost.shape[1]}"
     run.log.line(f"  layer{stage}: {shape}, cost {old:.4f} -> {new:.4f}, {100 * changed:.1f} % of channels changed")
     shares = dict(groups=G, channels=S, cost_before=old, cost_after=new, changed=changed)
-    run.log.record("refresh", epoch=epoch, step=0, stage=stage, **shares, **took)
-    tensorboard.matching(run.log, epoch, stage, cost, before, after)
+    run.log.record("refresh", epoch=epoch, step=0, distiller=mgd.name, stage=stage, **shares, **took)
+    tensorboard.matching(run.log, mgd.name, epoch, stage, cost, before, after)

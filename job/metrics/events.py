@@ -18,7 +18,8 @@ from job.position import Count, Position
 # The tag of a kind of record; the others are not shown.
 TAGS = {"step": "steps", "refresh": "refreshes", "factor": "other", "knn": "knn", "collapse": "signs", "validation": "validation"}
 TAGS["change"] = "changes"
-PLACE = ("kind", "steps", "epoch", "step", "stage")  # where a record belongs
+PLACE = ("kind", "steps", "epoch", "step", "distiller", "stage")  # where a record belongs
+UNDER = {"distiller": "{}", "stage": "layer{}"}  # fields that a tag has after its kind's
 BINS = 64  # of a histogram
 STAMP = re.compile(r"events\.out\.tfevents\.(\d+(?:\.\d{6})?)\.")  # s since 1970, by the clock of the node that wrote the file
 
@@ -69,7 +70,7 @@ class Events:
         shown = {name: number for name, number in numbers.items() if name not in PLACE}
         if found := ratio(numbers):
             shown["ratio"] = found
-        under = f"{TAGS[kind]}/layer{numbers['stage']}" if "stage" in numbers else TAGS[kind]
+        under = "/".join([TAGS[kind], *(form.format(numbers[name]) for name, form in UNDER.items() if name in numbers)])
         self.show(position, *({"tag": f"{under}/{name}", "simple_value": number} for name, number in shown.items()))
 
     def histogram(self, tag: str, place: Position, values: np.ndarray) -> None:

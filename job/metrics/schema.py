@@ -1,4 +1,5 @@
-"""The records of metrics.jsonl: each is one line of JSON with its `kind` and the fields of that kind. Other fields may follow.
+"""The records of metrics.jsonl: each is one line of JSON with its `kind` and the fields of that kind. Other fields may follow;
+in records of COURSE they are numbers.
 
 COURSE: what a run computes. A run that resumes from before such a record drops it and computes it again, with the same values
 except for those that a clock gives. `epoch` and `step` count from 0; `steps` are the optimizer steps done since the run's first.
@@ -27,6 +28,7 @@ class Refresh(TypedDict):
 
     epoch: int
     step: int
+    distiller: NotRequired[str]
     stage: int
     changed: float  # fraction of the student's channels
     groups: NotRequired[int]
@@ -39,10 +41,11 @@ class Refresh(TypedDict):
 
 
 class Factor(TypedDict):
-    """The loss factor that --loss-share gives."""
+    """The loss factor that --loss-share gives to a distiller."""
 
     epoch: int
     step: int
+    distiller: NotRequired[str]
     loss_factor: float
     raw_distillation: NotRequired[float]  # loss of an image at a factor of 1
     measuring: NotRequired[float]  # s
@@ -191,6 +194,8 @@ KINDS = COURSE | PROCESS | JOB
 # Files of earlier versions have no kinds: a record there is of the first kind whose field it has.
 FIELDS = {"stage": "refresh", "knn": "knn", "feature_std": "collapse", "val_top1": "validation", "loss": "step"}
 FIELDS |= {"batch_size": "change", "loss_factor": "factor"}
+# Fields that records of earlier versions lack, and their values in those versions.
+EARLIER: dict[str, dict[str, Any]] = {kind: {"distiller": "mgd"} for kind in ("refresh", "factor")}
 
 
 def kind_of(record: Mapping[str, Any]) -> str:

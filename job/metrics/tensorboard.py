@@ -31,11 +31,13 @@ def views(log: Log, epoch: int, given: Sequence[torch.Tensor]) -> None:
         log.events.picture(name, Position(epoch, 0), draw_views([view[:IMAGES].cpu() for view in given]))
 
 
-def matching(log: Log, epoch: int, stage: int, cost: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> None:
-    """Show a stage's costs (S, T) in the order of its new matching (G, S), and what has changed since the one before."""
+def matching(
+    log: Log, distiller: str, epoch: int, stage: int, cost: torch.Tensor, before: torch.Tensor, after: torch.Tensor
+) -> None:
+    """Show a stage's costs (S, T) in the order of its new matching (G, S), and the changes from the matching before."""
     if log.events:
         picture = draw_matching(f"layer{stage}", cost.numpy(), before.numpy(), after.numpy())
-        log.events.picture(f"matching/layer{stage}", Position(epoch, 0), picture)
+        log.events.picture(f"matching/{distiller}/layer{stage}", Position(epoch, 0), picture)
 
 
 def draw_views(given: Sequence[torch.Tensor]) -> np.ndarray:

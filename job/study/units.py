@@ -172,7 +172,8 @@ class Bench:
 def accuracies(folder: Path) -> dict[str, float]:
     """A unit's accuracies in percent, the distillation loss over the framework's in its first and last epoch, and its factor.
 
-    The ratio only if the framework has a loss; the factor only if it was measured for --loss-share.
+    The ratio only if the framework has a loss; the factor only if it was measured for --loss-share, with the distiller's
+    name if there are several.
     """
     history = read_run(folder / "train")
     steps, found = history.steps, {"knn": round(history.knn[-1]["knn"], 2)}
@@ -181,9 +182,9 @@ def accuracies(folder: Path) -> dict[str, float]:
         own = sum(steps[loss][of].sum() for loss in own_losses(steps))
         if own:
             found[name] = round(float(steps["distillation"][of].sum() / own), 4)
-    for record in map(json.loads, (folder / "train" / "metrics.jsonl").read_text().splitlines()):
-        if "loss_factor" in record:
-            found["loss_factor"] = record["loss_factor"]
+    for record in history.factors:
+        name = "loss_factor" if len(history.factors) == 1 else f"loss_factor_{record['distiller']}"
+        found[name] = record["loss_factor"]
     return found | {"linear": round(read_run(folder / "linear").validation[-1]["val_top1"], 2)}
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from inject import injected
-from runs import differences, records
+from runs import differences, of_kind, records
 
 SMALL = "-a resnet18 --stem small --width 16 --image-size 16 --batch-size 8 --epochs 2 --cos --warmup-epochs 0 -j 0".split()
 SMALL += "--lr 0.003 --save-every 2steps --keep 99 --resume auto --check-every 4".split()
@@ -62,7 +62,8 @@ def test_a_toy_framework_and_two_distillers_resume_to_the_same_bytes(start_job, 
     killed.kill()
     assert len(killed.steps()) < STEPS
     again = start_job(2, tmp_path / "run", options, "toys")
-    assert "resuming from" in finished(again)
+    finished(again)
+    assert len(of_kind(again.folder, "resumed")) == 1
     assert again.steps() == list(range(1, STEPS + 1))
     assert differences(whole.folder, again.folder) == []
     assert records(whole.folder) == records(again.folder)
@@ -77,6 +78,9 @@ def test_a_toy_framework_and_two_distillers_resume_to_the_same_bytes(start_job, 
     assert all(record["distillation"] == pytest.approx(record["toy"] + record["mgd"]) for record in steps)
     assert all(0 <= record["close"] <= 1 and "contrastive" not in record for record in steps)
     assert all(0.5 < record / 0.25 < 2 for record in (steps[0]["toy"], steps[0]["mgd"]))
+    assert records(again.folder) == records(whole.folder)
+    assert [record["distiller"] for record in of_kind(again.folder, "factor")] == ["toy", "mgd"]
+    assert {record["distiller"] for record in of_kind(again.folder, "refresh")} == {"mgd"}
     assert re.search(r"colour \S+ \+ distillation \S+, ratio ", watched(again.folder))
 
 
@@ -99,7 +103,9 @@ def test_distillation_without_a_framework_resumes_within_an_epoch_to_the_same_by
     name = "checkpoint_0000_000004.pth.tar"
     os.link(whole.folder / name, tmp_path / "run" / name)
     again = start_job(2, tmp_path / "run", options)
-    assert name in finished(again)
+    finished(again)
+    [resumed] = of_kind(again.folder, "resumed")
+    assert (resumed["epoch"], resumed["step"]) == (0, 4)
     assert differences(whole.folder, again.folder) == []
 
     state = torch.load(whole.folder / "last.pth.tar", weights_only=True)["state_dict"]

@@ -100,7 +100,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(undisturbed, start_job, images, 
     shown = EventAccumulator(str(again.folder / "tensorboard"), size_guidance={"histograms": 0, "images": 0}).Reload()
     assert len(os.listdir(again.folder / "tensorboard")) == 2  # files, one a process that wrote
     assert [(event.step, event.value) for event in shown.Scalars("steps/loss")] == losses
-    assert [event.step for event in shown.Images("matching/layer4")] == [0, EPOCH]
+    assert [event.step for event in shown.Images("matching/mgd/layer4")] == [0, EPOCH]
     assert [event.step for event in shown.Images("views/query beside key")] == [0, EPOCH]
     assert [event.step for event in shown.Histograms("bn1/weight")] == [0, EPOCH, STEPS]
 

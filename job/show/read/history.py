@@ -11,21 +11,19 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 import yaml
 
 from job.cli import LONGEST_FILE, pairs
 from job.errors import RunError
-from job.metrics.schema import COURSE, KINDS, kind_of
+from job.metrics.schema import COURSE, EARLIER, KINDS, kind_of
 from job.show.read.files import LARGEST_TEXT, opened
 
 STAMP = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (.*)")
-REQUIRED = {  # {kind: {field: type}}
-    kind: {name: get_type_hints(fields)[name] for name in fields.__required_keys__}  # type: ignore[attr-defined]
-    for kind, fields in KINDS.items()
-}
+DECLARED = {kind: get_type_hints(fields) for kind, fields in KINDS.items()}  # {kind: {field: type}}
+REQUIRED: dict[str, frozenset[str]] = {kind: fields.__required_keys__ for kind, fields in KINDS.items()}  # type: ignore[attr-defined]
 PUBLISHED = 64  # job.networks.WIDTH, without torch, which would take mgd-watch seconds
 LONGEST_RECORD, LONGEST_LINE = 2**20, 2000  # bytes of a line of metrics.jsonl, characters of one of log.txt
 MOST_COLUMNS = 200  # numbers that a step has
@@ -72,7 +70,7 @@ class Records:
 
     def __init__(self) -> None:
         self.steps, self.damaged = Columns(), 0
-        self.others: dict[str, list[dict[str, Any]]] = {kind: [] for kind in REQUIRED if kind != "step"}
+        self.others: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS if kind != "step"}
         self.warnings: list[str] = []
 
     def add(self, line: bytes) -> None:
@@ -99,7 +97,8 @@ class History:
     options: of the last start, or config.yaml.
     steps: {name: (n,) float64}, a column for each number that steps have ("steps", "epoch", "step", "loss", "lr",
         "images_per_s", "data_wait", in percent "accuracy" or "top1", ...), NaN where a step lacks it.
-    refreshes: a record a stage and refresh; knn, signs, validation, changes: records as metrics.jsonl has them, in their order.
+    refreshes: a record a distiller, stage and refresh; factors, knn, signs, validation, changes: records as metrics.jsonl has
+        them, in their order.
     warnings: also hints and errors. checkpoints: oldest first. complete: the run's last line, if it is done.
     damaged: lines of metrics.jsonl that could not be read, but for a last one that is being written.
     """
@@ -107,7 +106,8 @@ class History:
     folder: Path
     options: dict[str, Any]
     steps: dict[str, np.ndarray]
-    refreshes: list[dict[str, float]]
+    refreshes: list[dict[str, Any]]
+    factors: list[dict[str, Any]]
     knn: list[dict[str, float]]
     signs: list[dict[str, float]]
     validation: list[dict[str, float]]
@@ -151,6 +151,7 @@ def read_run(folder: str | Path) -> History:
         options=options,
         steps=records.steps.arrays(),
         refreshes=records.others["refresh"],
+        factors=records.others["factor"],
         knn=records.others["knn"],
         signs=records.others["collapse"],
         validation=records.others["validation"],
@@ -227,16 +228,28 @@ def read_record(line: str | bytes) -> tuple[str, dict[str, Any]] | None:
     kind, given = kind_of(record), record.pop("kind", "")
     if given and not kind:
         return "", {}  # of a later version
-    if (kind in COURSE or not kind) and not all(map(is_number, record.values())):
+    if not is_sound(kind, record) or record.get("stage", 1) not in STAGES:
         return None
-    sound = all(is_of(record.get(name), expected) for name, expected in REQUIRED.get(kind, {}).items())
-    return (kind, record) if sound and record.get("stage", 1) in STAGES else None
+    return kind, EARLIER.get(kind, {}) | record
 
 
-def is_of(value: object, expected: type) -> bool:
+def is_sound(kind: str, record: dict[str, Any]) -> bool:
+    """Whether a record has the required fields of its kind, and all its fields the declared types.
+
+    The other fields of a record of the course, or of no kind, are numbers.
+    """
+    declared: dict[str, Any] = DECLARED.get(kind, {})
+    other = float if kind in COURSE or not kind else object
+    complete = record.keys() >= REQUIRED.get(kind, frozenset())
+    return complete and all(is_of(value, declared.get(name, other)) for name, value in record.items())
+
+
+def is_of(value: object, expected: Any) -> bool:
     """Whether a record's value is of a type that the schema names."""
     if expected in (int, float):
         return is_number(value) and isinstance(value, int | expected)
+    if get_origin(expected) is list:
+        return isinstance(value, list) and all(is_of(item, get_args(expected)[0]) for item in value)
     return isinstance(value, get_origin(expected) or expected)
 
 

@@ -8,24 +8,33 @@ from matplotlib.figure import Figure
 
 from job.show.read.runs import Shown
 from job.show.report.curves import names
-from job.show.report.style import Picture, draw_points, finish, look, marker, name_runs, new_figure
+from job.show.report.style import LONG, Picture, draw_points, finish, look, marker, name_runs, new_figure, plain
+
+MOST_PANELS, MOST_COLUMNS = 12, 4
+Refreshed = tuple[str, int]  # a distiller's name and a stage
 
 
-def panels(runs: Sequence[Shown]) -> tuple[Figure, dict[int, Axes]] | None:
-    """A figure with a panel for each stage that one of `runs` has refreshed, {stage: panel}; None if none has."""
-    stages = sorted({int(record["stage"]) for run in runs for record in run.history.refreshes})
-    if not stages:
+def panels(runs: Sequence[Shown]) -> tuple[Figure, dict[Refreshed, Axes]] | None:
+    """Return a figure with a panel for each distiller and stage that one of `runs` has refreshed; None if none has."""
+    every = sorted({(record["distiller"], record["stage"]) for run in runs for record in run.history.refreshes})[:MOST_PANELS]
+    if not every:
         return None
-    figure = new_figure(3.3)
-    found = dict(zip(stages, figure.subplots(1, len(stages), sharey=True, squeeze=False)[0], strict=True))
-    for stage, axes in found.items():
-        axes.set(title=f"stage {stage}", xlabel="epochs")
+    several = len({distiller for distiller, _ in every}) > 1
+    columns = min(len(every), MOST_COLUMNS)
+    rows = math.ceil(len(every) / columns)
+    figure = new_figure(3.3 * rows)
+    found = dict(zip(every, figure.subplots(rows, columns, sharey=True, squeeze=False).flat, strict=False))
+    for axes in figure.axes[len(every) :]:
+        axes.remove()
+    for (distiller, stage), axes in found.items():
+        axes.set(title=plain(f"{distiller[:LONG]}, stage {stage}" if several else f"stage {stage}"), xlabel="epochs")
     return figure, found
 
 
-def of_stage(run: Shown, stage: int, *names: str) -> list[list[float]]:
-    """Columns of the records of a run's refreshes of a stage; one of a refresh that was done again is the last."""
-    records = {record["epoch"]: record for record in run.history.refreshes if record["stage"] == stage}
+def of_stage(run: Shown, refreshed: Refreshed, *names: str) -> list[list[float]]:
+    """Return columns of the records of a distiller's refreshes of a stage, of each epoch the last."""
+    every = run.history.refreshes
+    records = {record["epoch"]: record for record in every if (record["distiller"], record["stage"]) == refreshed}
     return [[record.get(name, math.nan) for record in records.values()] for name in names]
 
 

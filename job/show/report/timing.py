@@ -21,7 +21,8 @@ def step_seconds(run: Shown) -> tuple[np.ndarray, np.ndarray]:
 def refresh_seconds(history: History) -> float:
     """How long all refreshes took; the record of each of its stages has the seconds of the whole refresh."""
     timed = ("measuring", "gathering", "solving")
-    return sum({record["epoch"]: sum(record.get(name, 0.0) for name in timed) for record in history.refreshes}.values())
+    refreshes = {(record["epoch"], record["distiller"]): record for record in history.refreshes}
+    return sum(record.get(name, 0.0) for record in refreshes.values() for name in timed)
 
 
 def knn_seconds(history: History) -> float:

@@ -212,21 +212,22 @@ def speed(run: Progress) -> str:
 
 
 def matching(run: Progress) -> list[str]:
-    """The last refresh: channels changed and cost, a column a stage."""
-    found = sorted(run.records.refresh.items())
-    if not found:
-        return []
-    epoch = found[0][1].get("epoch", 0)
-    seconds = run.records.refresh_seconds
-    took = f", {seconds:.1f} s" if seconds else ""
-    changed = " ".join(f"{100 * record.get('changed', math.nan):6.0f} %" for _, record in found)
-    cost = " ".join(f"{record.get('cost_after', math.nan):8.3f}" for _, record in found)
-    return [
-        row("matching", f"refresh {run.records.refreshes}, before epoch {epoch:.0f}{took}"),
-        row("", f"{'':8}" + " ".join(f"{f'layer{stage}':>8}" for stage, _ in found)),
-        row("", f"{'changed':8}{changed}"),
-        row("", f"{'cost':8}{cost}"),
-    ]
+    """Return the last refresh: channels changed and cost, a column a stage, under each distiller's name."""
+    lines: list[str] = []
+    for distiller, stages in run.records.refresh.items():
+        found = sorted(stages.items())
+        if not lines:
+            seconds = run.records.refresh_seconds
+            took = f", {seconds:.1f} s" if seconds else ""
+            lines = [row("matching", f"refresh {run.records.refreshes}, before epoch {found[0][1]['epoch']}{took}")]
+        changed = " ".join(f"{100 * record['changed']:6.0f} %" for _, record in found)
+        cost = " ".join(f"{record.get('cost_after', math.nan):8.3f}" for _, record in found)
+        lines += [
+            row("", f"{distiller:8.8}" + " ".join(f"{f'layer{stage}':>8}" for stage, _ in found)),
+            row("", f"{'changed':8}{changed}"),
+            row("", f"{'cost':8}{cost}"),
+        ]
+    return lines
 
 
 def features(run: Progress) -> list[str]:

@@ -17,7 +17,7 @@ RECENT = 50  # steps that "now" is the mean of
 SAMPLE = 4000  # steps read of a block of lines
 MOST_EPOCHS = 10**6  # as --epochs allows
 START_PATIENCE = 900.0  # s without news before the first step; by then a run that stands still has ended itself
-MOST_WARNINGS = 8
+MOST_WARNINGS, MOST_DISTILLERS = 8, 8
 SECONDS = ("measuring", "gathering", "solving")  # of a refresh
 
 
@@ -28,7 +28,7 @@ class Records:
         self.recent: collections.deque[dict[str, float]] = collections.deque(maxlen=RECENT)
         self.count, self.seconds, self.damaged, self.refreshes = 0, 0.0, 0, 0  # seconds: sum of 1 / images_per_s
         self.loss, self.accuracy, self.scores = Curve(), Curve(), Curve()  # scores: of k-NN or validation
-        self.refresh: dict[int, dict[str, float]] = {}  # {stage: record} of the last one
+        self.refresh: dict[str, dict[int, dict[str, Any]]] = {}  # {distiller: {stage: record}} of the last one
         self.signs: dict[str, float] = {}
         self.score: dict[str, float] = {}
         self.changes: list[dict[str, float]] = []  # of the batch size or the steps of an epoch
@@ -88,12 +88,13 @@ class Records:
         self.count += weight
         self.seconds += weight / max(record.get("images_per_s", 0.0), 1e-9)
 
-    def add_refresh(self, record: dict[str, float]) -> None:
-        """Take in one stage of a refresh."""
-        if any(other.get("epoch") != record.get("epoch") for other in self.refresh.values()) or not self.refresh:
+    def add_refresh(self, record: dict[str, Any]) -> None:
+        """Take in one stage of a distiller's refresh; those of one epoch are one."""
+        if not any(other["epoch"] == record["epoch"] for stages in self.refresh.values() for other in stages.values()):
             self.refresh = {}
             self.refreshes += 1
-        self.refresh[int(record["stage"])] = record
+        if record["distiller"] in self.refresh or len(self.refresh) < MOST_DISTILLERS:
+            self.refresh.setdefault(record["distiller"], {})[record["stage"]] = record
 
     def add_score(self, record: dict[str, float]) -> None:
         """Take in an accuracy of k-NN or of a validation."""
@@ -105,8 +106,8 @@ class Records:
 
     @property
     def refresh_seconds(self) -> float:
-        """Seconds of the last refresh; each of its stages has those of all."""
-        return sum(record.get(name, 0.0) for record in list(self.refresh.values())[:1] for name in SECONDS)
+        """Seconds of the last refresh of all distillers; each stage has the seconds of all stages."""
+        return sum(next(iter(stages.values())).get(name, 0.0) for stages in self.refresh.values() for name in SECONDS)
 
     def now(self, name: str) -> float:
         """The mean of a number over the recent steps: the last RECENT, but no more than a quarter of all. NaN: none has it."""

@@ -128,7 +128,7 @@ def test_the_factor_makes_the_measured_loss_the_share_of_guessing(folder, monkey
     assert sum(raw) / batches / factor == pytest.approx(0.25 * math.log(100), rel=1e-6)
     [line], [record] = networks.run.log.lines, networks.run.log.records
     assert f"loss factor {factor:.6g}: the distillation loss of {batches * BATCH} images" in line
-    assert (record["epoch"], record["step"], record["loss_factor"]) == (0, 0, factor)
+    assert [record[name] for name in ("epoch", "step", "distiller", "loss_factor")] == [0, 0, "mgd", factor]
     assert record["raw_distillation"] == pytest.approx(sum(raw) / batches)
 
 

@@ -74,6 +74,17 @@ def test_numbers_are_shown_by_kind_under_their_own_names(tmp_path, events):
     }
 
 
+def test_two_distillers_have_tags_of_their_own(tmp_path, events):
+    some = events()
+    for number, distiller in enumerate(("one", "two")):
+        place = {"epoch": 1, "step": 0, "distiller": distiller}
+        some.record({"kind": "factor", **place, "loss_factor": number})
+        some.record({"kind": "refresh", **place, "stage": 4, "changed": number})
+    found = {tag: scalars(tmp_path, tag) for tag in shown(tmp_path).Tags()["scalars"]}
+    tags = ("other/{}/loss_factor", "refreshes/{}/layer4/changed")
+    assert found == {tag.format(name): [(4, number)] for number, name in enumerate(("one", "two")) for tag in tags}
+
+
 @pytest.mark.parametrize(("every", "found"), [(1, range(8)), (2, [1, 3, 5, 7]), (3, [2, 3, 6, 7]), (99, [3, 7])])
 def test_of_so_many_steps_one_is_shown_and_each_epoch_s_last(tmp_path, events, every, found):
     some = events(every=every)

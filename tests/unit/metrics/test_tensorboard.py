@@ -68,7 +68,7 @@ def test_views_are_shown_a_few_times(run, number, name):
 def test_nothing_is_drawn_where_nothing_is_shown():
     tensorboard.histograms(SILENT.log, 0, {})
     tensorboard.views(SILENT.log, 0, None)
-    tensorboard.matching(SILENT.log, 0, 1, None, None, None)
+    tensorboard.matching(SILENT.log, "mgd", 0, 1, None, None, None)
 
 
 @pytest.mark.parametrize("side", [28, 56, 112])

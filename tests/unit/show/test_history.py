@@ -82,6 +82,21 @@ def test_records_of_kinds_that_are_not_known_are_passed_over(tmp_path):
     assert run.damaged == 0 and len(run.steps["loss"]) == 3
 
 
+def test_a_field_is_of_the_type_that_the_schema_declares(tmp_path):
+    """Text as well, in a record of the course; other fields there are numbers."""
+    factor = {"kind": "factor", "epoch": 0, "step": 0, "loss_factor": 2.0}
+    saved = {"kind": "resumed", "time": 1.8e9, "epoch": 1, "step": 0, "later": ["a"]}
+    sound = [factor | {"distiller": "one"}, factor | {"distiller": "two", "later": 1.0}, saved | {"more": ["any"]}]
+    damaged = [factor | {"distiller": 1}, factor | {"later": "text"}, saved | {"later": [1]}, saved | {"workers": "two"}]
+    run = read_run(write_run(tmp_path, extra="".join(json.dumps(record) + "\n" for record in sound + damaged)))
+    assert [record["distiller"] for record in run.factors] == ["one", "two"] and run.damaged == len(damaged)
+
+
+def test_records_of_an_earlier_version_are_mgd_s(tmp_path):
+    run = read_run(write_run(tmp_path, extra='{"epoch": 0, "step": 0, "loss_factor": 2.0}\n'))
+    assert [record["distiller"] for record in run.refreshes + run.factors] == ["mgd", "mgd"] and run.damaged == 0
+
+
 def test_a_last_record_without_an_end_counts_once_it_is_whole():
     line = '{"steps": 1, "epoch": 0, "step": 0, "loss": 1.0}'
     records = Records()

@@ -1,5 +1,6 @@
 """Parts of reports that need no run."""
 
+import json
 import tarfile
 
 import pytest
@@ -8,9 +9,10 @@ from runs import errors_of
 
 from job.data.index import index
 from job.metrics.log import Log
-from job.show.read.runs import tell_apart
-from job.show.report import features
+from job.show.read.runs import find_runs, tell_apart
+from job.show.report import features, matching
 from job.show.report.images import embeddings, neighbour_grid
+from job.show.report.timing import refresh_seconds
 
 
 def test_neighbours_are_the_nearest_others():
@@ -34,6 +36,18 @@ def test_pictures_of_images_without_labels_say_so(images, tmp_path):
     for some, said in ((sample, True), (labelled, False)):
         for picture in (embeddings([("run", found)], some, 0), neighbour_grid("run", "run", some, found)):
             assert picture.reading.endswith(f"The images of {tmp_path}/val have no labels.") == said
+
+
+def test_two_distillers_have_refreshes_of_their_own(tmp_path):
+    """Panels, columns and seconds."""
+    place = {"kind": "refresh", "epoch": 1, "step": 0, "stage": 4}
+    refreshes = [place | {"distiller": name, "changed": changed, "solving": 2.0} for name, changed in (("a", 0.1), ("b", 0.2))]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in refreshes))
+    [run] = find_runs([tmp_path])
+    _, found = matching.panels([run])
+    assert {key: axes.get_title() for key, axes in found.items()} == {("a", 4): "a, stage 4", ("b", 4): "b, stage 4"}
+    assert [matching.of_stage(run, key, "epoch", "changed") for key in found] == [[[1], [0.1]], [[1], [0.2]]]
+    assert refresh_seconds(run.history) == 4
 
 
 def test_names_are_as_long_as_they_must_be(tmp_path):

@@ -88,6 +88,13 @@ READ = {
     "many stages": append(
         "metrics.jsonl", "".join(json.dumps({"epoch": 1, "step": 0, "stage": n, "changed": 0.5}) + "\n" for n in range(5000))
     ),
+    "many distillers": append(
+        "metrics.jsonl",
+        "".join(
+            json.dumps({"epoch": 1, "step": 0, "stage": 1 + n % 9, "changed": 0.5, "distiller": f"$_{n}{EVIL}" * 99}) + "\n"
+            for n in range(500)
+        ),
+    ),
     "many columns": append("metrics.jsonl", "".join(json.dumps(record(n) | {f"x{n}": 1.0}) + "\n" for n in range(15, 3000))),
     "escapes": append("metrics.jsonl", json.dumps(remark(EVIL)) + "\n" + json.dumps(remark(f"<script>{EVIL}")) + "\n"),
     "steps at the end": append("metrics.jsonl", json.dumps(record(15) | {"steps": 2**62, "epoch": -(2**62)}) + "\n"),

@@ -183,6 +183,16 @@ def test_the_time_left_counts_what_comes_between_epochs(tmp_path):
     assert run.left() - before == pytest.approx(3 * 7 + 2 * 65, abs=2)  # the ends of epochs 1 to 3, refreshes before 2 and 3
 
 
+def test_the_refresh_of_two_distillers_is_shown_for_each(tmp_path):
+    folder = write_run(tmp_path / "run")
+    refresh = {"kind": "refresh", "epoch": 1, "step": 0, "measuring": 5.0, "cost_after": 0.5}
+    add(folder, *(refresh | {"distiller": f"d{n}", "stage": stage, "changed": n / 10} for n in (1, 2) for stage in (3, 4)))
+    shown = " ".join(watch(folder).stdout.split())
+    header = "matching refresh 1, before epoch 1, 10.0 s"
+    one, two = (f"d{n} layer3 layer4 changed {10 * n} % {10 * n} % cost 0.500 0.500" for n in (1, 2))
+    assert f"{header} {one} {two}" in shown
+
+
 def test_a_run_of_an_earlier_version_is_shown_by_its_numbers(tmp_path):
     """Its records have no kinds, and its options are in config.yaml only."""
     folder = write_run(tmp_path / "run")
