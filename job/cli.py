@@ -1,6 +1,7 @@
 """Options as fields of a dataclass: declared, documented and checked where they stand, read from YAML and the command line.
 
 Options come from the presets or YAML files of `--config` and from the command line, which wins.
+A dataclass that declares options has a docstring, their title in --help, and a `group`, their key in YAML.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, Field, field, fields
 from importlib import resources
-from typing import Any, NoReturn, get_args
+from typing import Any, NamedTuple, NoReturn, get_args
 
 import yaml
 
@@ -19,6 +20,11 @@ from job.errors import RunError
 
 FEW = 6  # choices that an error lists; of more it tells the nearest
 LONGEST_FILE = 2**16  # characters
+ONE_VALUE = "expected one value, or a list of values, as in `lr: 0.03`"
+IN_GROUPS = (
+    "A YAML file (--config) gives an option by its name, `image_size: 64`, or in the group in "
+    "brackets below, `data: {image_size: 64}`."
+)
 
 
 def option(
@@ -52,6 +58,37 @@ def option(
 def flag(name: str) -> str:
     """The long flag of an option: moco_k -> --moco-k."""
     return "--" + name.replace("_", "-")
+
+
+class Group(NamedTuple):
+    """The options of a group."""
+
+    title: str
+    options: dict[str, Field]  # by name, in the order of their declarations
+    keys: dict[str, Field]  # by name, and by name without the group's: moco_k, k
+
+
+def groups(kind: type) -> dict[str, Group]:
+    """Return the groups of a dataclass's options by name.
+
+    An option belongs to the group of the class that first declares it.
+    """
+    found: dict[str, Group] = {}
+    for f in fields(kind):
+        owner = next(c for c in reversed(kind.__mro__) if f.name in inspect.get_annotations(c))
+        name = vars(owner)["group"]
+        title = (owner.__doc__ or "").removesuffix(".")
+        found.setdefault(name, Group(title, {}, {})).options[f.name] = f
+    for name, group in found.items():
+        short = {each.removeprefix(f"{name}_"): f for each, f in group.options.items()}
+        group.keys.update(short | group.options)
+    return found
+
+
+def did_you_mean(name: str, candidates: Collection[str]) -> str:
+    """Return the end of an error that suggests the nearest candidate, if one is near."""
+    near = difflib.get_close_matches(name, candidates, 1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def expand(path: str, shown: str = "") -> str:
@@ -126,19 +163,23 @@ def check(value: Any, meta: Mapping[str, Any], shown: str, written: Any) -> Any:
     return value
 
 
-def read_yaml(path: str, known: dict[str, Field]) -> dict:
-    """Return the options of a YAML file, or of the preset of that name, checked. RunError: some that are not `known`."""
-    text, options = read_text(path), {}
+def read_yaml(path: str, kind: type) -> dict[str, Any]:
+    """Return the options of a YAML file, or of the preset of that name, checked by `kind`.
+
+    RunError: the file is not YAML, or an option is unknown, given twice or out of range.
+    """
+    options: dict[str, Any] = {}
+    written: dict[str, str] = {}  # the key of each option
     try:
-        loader = yaml.SafeLoader(text)
-        for key, value in pairs(loader.get_single_node(), path):
-            name = key.replace("-", "_")
-            if name not in known or name == "config":
-                near = difflib.get_close_matches(name, known.keys() - {"config"}, 1)
-                raise RunError(f"--config {path}: unknown key {key!r}" + (f"; did you mean {near[0]}?" if near else ""))
-            if name in options:
-                raise RunError(f"--config {path}: {name} stands there twice: leave out one of them")
-            options[name] = convert(known[name], loader.construct_object(value, deep=True), f"{path}: {key}")
+        loader = yaml.SafeLoader(read_text(path))
+        for key, f, value in entries(loader.get_single_node(), path, kind):
+            if f.name in options:
+                both = f"{written[f.name]} and {key}"
+                fix = "leave out one of them"
+                raise RunError(f"--config {path}: {both} give the same option twice; {fix}")
+            content = loader.construct_object(value, deep=True)
+            options[f.name] = convert(f, content, f"{path}: {key}")
+            written[f.name] = key
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a day that does not exist, too many digits
         raise RunError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
     except (LookupError, AttributeError):  # of PyYAML's constructors
@@ -166,25 +207,94 @@ def read_text(path: str) -> str:
     return text
 
 
-def pairs(node: yaml.Node | None, path: str) -> Iterator[tuple[str, yaml.Node]]:
-    """Yield the keys and values of a file's YAML. RunError: it is no mapping of keys to values or lists of values.
+def entries(
+    node: yaml.Node | None,
+    path: str,
+    kind: type,
+) -> Iterator[tuple[str, Field, yaml.Node]]:
+    """Yield the key of each option in a file's YAML, dotted if it is in a group, with its value.
 
-    What has no list within a list stays small, whatever its anchors and aliases multiply.
+    A key with a mapping is a group's, any other an option's: `data` is both.
+    RunError: there is no such option or group.
+    """
+    known = groups(kind)
+    options = {f.name: f for f in fields(kind)}
+    for table in (options, *(group.keys for group in known.values())):
+        table.pop("config", None)  # a file cannot name files
+    for key, value in pairs(node, path):
+        name = key.replace("-", "_")
+        if not isinstance(value, yaml.MappingNode):
+            if name in known and name not in options:
+                example = f"`{key}: {{{next(iter(known[name].keys))}: ...}}`"
+                raise RunError(f"{path}: {key}: expected a mapping, as in {example}")
+            if name not in options:
+                hint = did_you_mean(name, options)
+                raise RunError(f"--config {path}: unknown key {key!r}{hint}")
+            yield key, options[name], value
+            continue
+        if name in options and name not in known:
+            raise RunError(f"{path}: {key}: {ONE_VALUE}")
+        if name not in known:
+            hint = did_you_mean(name, known) or f"; expected one of {', '.join(known)}"
+            raise RunError(f"--config {path}: unknown group {key!r}{hint}")
+        for inner, part in pairs(value, path, f"{key}."):
+            yield inner, look_up(inner, name, known, path), part
+
+
+def look_up(key: str, name: str, known: Mapping[str, Group], path: str) -> Field:
+    """Return the option of a dotted key in the group `name`. RunError: there is none."""
+    own, word = known[name].keys, key.partition(".")[2].replace("-", "_")
+    if word in own:
+        return own[word]
+    elsewhere = [f"{name}.{word}" for name, group in known.items() if word in group.keys]
+    near = elsewhere or [f"{name}.{each}" for each in difflib.get_close_matches(word, own, 1)]
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise RunError(f"--config {path}: unknown key {key!r}{hint}")
+
+
+def pairs(node: yaml.Node | None, path: str, group: str = "") -> Iterator[tuple[str, yaml.Node]]:
+    """Yield the keys, `group` before them, and values of a file's YAML, or of a group in it.
+
+    A value is one value, a list of values, or outside a group a mapping. What has no list in a list
+    and no group in a group stays small, whatever its anchors and aliases multiply.
+    RunError: anything else, or a key given twice.
     """
     if node is None or node.tag == "tag:yaml.org,2002:null":
         return
     if not isinstance(node, yaml.MappingNode):
         raise RunError(f"--config {path}: expected a mapping such as `lr: 0.03`, not a {node.id}")  # type: ignore[attr-defined]
+    seen: dict[str, bool] = {}
     for key, value in node.value:
         parts = value.value if isinstance(value, yaml.SequenceNode) else [value]
-        if not all(isinstance(part, yaml.ScalarNode) for part in [key, *parts]):
-            shown = key.value if isinstance(key, yaml.ScalarNode) else f"a {key.id}"
-            raise RunError(f"{path}: {shown}: expected one value, or a list of values, as in `lr: 0.03`")
-        yield key.value, value
+        is_group = isinstance(value, yaml.MappingNode) and not group
+        shown = group + (key.value if isinstance(key, yaml.ScalarNode) else f"a {key.id}")
+        one_each = is_group or all(isinstance(part, yaml.ScalarNode) for part in parts)
+        if not isinstance(key, yaml.ScalarNode) or not one_each:
+            raise RunError(f"{path}: {shown}: {ONE_VALUE}")
+        if shown in seen:
+            fix = "put both into one group" if is_group or seen[shown] else "leave out one of them"
+            raise RunError(f"--config {path}: {shown} is given twice; {fix}")
+        seen[shown] = is_group
+        yield shown, value
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are this program's one line."""
+    """An argument parser whose errors are this program's one line.
+
+    dotted: flags by an option's keys in YAML, for errors: {"moco.k": "--moco-k"}.
+    """
+
+    dotted: dict[str, str] = {}
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Return the arguments. RunError: some are unknown."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            word = next((each for each in unknown if each.startswith("-")), "").split("=")[0]
+            meant = self.dotted.get(word.removeprefix("--").replace("-", "_"), word)
+            hint = did_you_mean(meant, self._option_string_actions)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return found
 
     def error(self, message: str) -> NoReturn:
         """RunError: what argparse says."""
@@ -193,26 +303,39 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser(prog: str, kind: type) -> Parser:
     """Return a parser of a dataclass's options, which gives only what the command line names."""
-    parser = Parser(prog=prog, description=kind.__doc__, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    parser.add_argument("folder", nargs="?", metavar="DIR", help="the data folder, or the word digits; the same as --data")
-    groups: dict[type, Any] = {}
-    for f in fields(kind):
-        name, meta = f.name, f.metadata
-        owner = next(each for each in kind.__mro__ if name in inspect.get_annotations(each))
-        if owner not in groups:
-            groups[owner] = parser.add_argument_group((owner.__doc__ or "").removesuffix("."))
-        group = groups[owner]
-        default = f.default if f.default_factory is MISSING else " ".join(map(str, f.default_factory()))
-        text = meta["text"] + (f" [{' '.join(filter(None, meta['choices']))}]" if meta["choices"] else "")
-        text += "" if "default:" in text or default is False or default == "" else f" (default: {default})"
-        names = [*meta["flags"], flag(name)]
-        if f.type is bool:
-            group.add_argument(*names, dest=name, action=argparse.BooleanOptionalAction, help=text.replace("%", "%%"))
-        elif name == "config":  # a list of values would take in DIR
-            group.add_argument(*names, action="append", metavar="X", help=text)
-        else:
-            group.add_argument(*names, dest=name, nargs="+" if meta["many"] else None, metavar="X", help=text.replace("%", "%%"))
+    parser = Parser(
+        prog=prog,
+        usage=f"{prog} DIR [options]",
+        description=f"{kind.__doc__} {IN_GROUPS}",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    known = groups(kind)
+    parser.dotted = {}
+    for name, group in known.items():
+        parser.dotted |= {f"{name}.{key}": flag(f.name) for key, f in group.keys.items()}
+        section = parser.add_argument_group(f"{group.title} ({name})")
+        for f in group.options.values():
+            if f.name == "data":
+                section.add_argument("folder", nargs="?", metavar="DIR", help="the same as --data DIR")
+            add_flag(section, f)
     return parser
+
+
+def add_flag(section: Any, f: Field) -> None:
+    """Add an option's flags to a section of --help."""
+    name, meta = f.name, f.metadata
+    default = f.default if f.default_factory is MISSING else " ".join(map(str, f.default_factory()))
+    text = meta["text"] + (f" [{' '.join(filter(None, meta['choices']))}]" if meta["choices"] else "")
+    text += "" if "default:" in text or default is False or default == "" else f" (default: {default})"
+    text, names = text.replace("%", "%%"), [*meta["flags"], flag(name)]
+    if f.type is bool:
+        section.add_argument(*names, dest=name, action=argparse.BooleanOptionalAction, help=text)
+    elif name == "config":  # a list of values would take in DIR
+        section.add_argument(*names, action="append", metavar="X", help=text)
+    else:
+        many = "+" if meta["many"] else None
+        section.add_argument(*names, dest=name, nargs=many, metavar="X", help=text)
 
 
 def overlay(options: dict[str, Any], given: dict[str, Any], known: dict[str, Field]) -> None:
@@ -221,8 +344,11 @@ def overlay(options: dict[str, Any], given: dict[str, Any], known: dict[str, Fie
     options.update(given)
 
 
-def read(prog: str, kind: type, argv: list[str]) -> Any:
-    """Return a `kind` from a command line and its --config files. RunError: anything unknown or out of range, or no data."""
+def read(prog: str, kind: type, argv: list[str]) -> tuple[Any, set[str]]:
+    """Return a `kind` from a command line and its --config files, and the names on the command line.
+
+    RunError: anything unknown or out of range, or no data.
+    """
     known = {f.name: f for f in fields(kind)}
     given = vars(build_parser(prog, kind).parse_args(argv))
     folder = given.pop("folder", None)
@@ -233,8 +359,8 @@ def read(prog: str, kind: type, argv: list[str]) -> Any:
             raise RunError(f"two data folders: {folder} and --data {given['data']}; give one")
     options: dict[str, Any] = {}
     for path in given.get("config", []):
-        overlay(options, read_yaml(path, known), known)
+        overlay(options, read_yaml(path, kind), known)
     overlay(options, given, known)
     if not options.get("data"):
         raise RunError("no data: give a folder with train/<class>/* images, or the word digits (all options: --help)")
-    return kind(**options)
+    return kind(**options), set(given)

@@ -12,7 +12,7 @@ from job.errors import RunError
 from job.frameworks import FRAMEWORKS
 from job.frameworks.moco import MoCoOptions
 from job.networks import ARCHS, DEPTH, STEMS, WIDTHS
-from job.options import Common, Options
+from job.options import Common, NeighborOptions, Options
 
 # Flags of the original that Horovod, or this program's own way, replaces.
 RETIRED = {
@@ -29,16 +29,18 @@ OWN_WIDTH = "channels in its first stage (default: as --pretrained says, or 64)"
 
 
 @dataclass(frozen=True)
-class MethodOptions:
-    """The method."""
+class MethodOptions(Options):
+    """Framework and distillers."""
+
+    group = "method"
 
     framework: str = option("moco", "what trains the student besides distillers; none: distillers only", choices=FRAMEWORKS)
     distill: list[str] = option(["mgd"], "distillers, if there is a teacher", choices=DISTILLERS, many=True)
 
 
 @dataclass(frozen=True)
-class Config(MGDOptions, MoCoOptions, MethodOptions):
-    """The options of `job.train`, under MoCo's own names where MoCo has them."""
+class Config(MoCoOptions, MGDOptions, MethodOptions):
+    """Train a student on unlabelled images, alone or with a teacher."""
 
     def __post_init__(self) -> None:
         if not self.mgd_stages:
@@ -75,31 +77,52 @@ def check_weights(weights: list[float], stages: list[int]) -> None:
 
 
 @dataclass(frozen=True)
-class LinearConfig(Common):
-    """The options of `job.linear`: a linear classifier on frozen features, by MoCo's protocol."""
+class FrozenOptions:
+    """Frozen network."""
 
-    data: str = option("", "folder with train/<class>/* and val/<class>/*; or the word digits", path=True)
-    config: list[str] = option([], "a YAML file; may be given again", many=True, path=True)
-    out: str = option(
-        "", "folder of this run (default: the pretraining's, with -linear behind it; or runs/NAME-linear)", path=True
-    )
+    group = "network"
 
     pretrained: str = option("", "checkpoint of the frozen network; without one it has random weights: the baseline", path=True)
     arch: str = option("", "the network (default: as --pretrained says, or resnet18)", "-a", choices=("", *ARCHS))
     stem: str = option("", "its first layer (default: as --pretrained says, or imagenet)", choices=("", *STEMS))
     width: int = option(0, OWN_WIDTH, at_least=0, at_most=WIDTHS[-1], multiple_of=WIDTHS.step)
-    image_size: int = option(0, "side of the crops in pixels (default: the pretraining's, or 224)", at_least=0, at_most=4096)
-    augment: bool = option(True, "random crops and flips in training; without, centre crops")
 
+
+@dataclass(frozen=True)
+class ClassifierOptions:
+    """Training and evaluation."""
+
+    group = "classifier"
+
+    augment: bool = option(True, "random crops and flips in training; without, centre crops")
+    evaluate: bool = option(False, "compute the accuracy of --resume's classifier, without training it", "-e")
+
+
+@dataclass(frozen=True)
+class FeatureOptions(NeighborOptions):
+    """k-NN accuracy of features."""
+
+    group = "knn"
+
+    knn: bool = option(False, "compute the k-NN accuracy of the features, in place of a classifier")
+
+
+@dataclass(frozen=True)
+class LinearConfig(FeatureOptions, ClassifierOptions, Common, FrozenOptions):
+    """Train a linear classifier on frozen features, by MoCo's protocol."""
+
+    data: str = option("", "folder with train/<class>/* and val/<class>/*; or the word digits", path=True)
+    image_size: int = option(0, "side of the crops in pixels (default: the pretraining's, or 224)", at_least=0, at_most=4096)
+    config: list[str] = option([], "a YAML file; may be given again", many=True, path=True)
+    out: str = option(
+        "", "folder of this run (default: the pretraining's, with -linear behind it; or runs/NAME-linear)", path=True
+    )
+    keep: int = option(2, "checkpoints kept, in addition to the best", at_least=1)
     epochs: int = option(100, "epochs to train", at_least=1, at_most=10**6)
     lr: float = option(30.0, "learning rate", "--learning-rate", at_least=0.0)
     schedule: list[int] = option([60, 80], "epochs at which the learning rate falls tenfold", at_least=0, many=True)
     warmup_epochs: int = option(0, "epochs over which the learning rate rises", at_least=0)
     weight_decay: float = option(0.0, "weight decay", "--wd", at_least=0.0)
-
-    knn: bool = option(False, "the k-NN accuracy of the features, in place of a classifier")
-    evaluate: bool = option(False, "the accuracy of --resume's classifier, without training it", "-e")
-    keep: int = option(2, "checkpoints kept, beside the best", at_least=1)
 
     def __post_init__(self) -> None:
         if self.knn and self.evaluate:
@@ -120,14 +143,19 @@ def read_config(argv: list[str], program: str = "job.train", kind: type = Config
     for argument in argv:
         if (name := argument.split("=")[0]) in RETIRED:
             raise RunError(f"{name} is not needed here: {RETIRED[name]}")
-    config = cli.read(program, kind, argv)
-    given = {argument.split("=")[0] for argument in argv}
-    if config.cos and "--schedule" in given:
+    config, given = cli.read(program, kind, argv)
+    if config.cos and "schedule" in given:
         raise RunError("--schedule: no effect beside --cos, which takes its place; leave out one of them, or add --no-cos")
-    if kind is Config and config.loss_share and "--loss-factor" in given:
+    if kind is Config:
+        check_effects(config, given)
+    return config
+
+
+def check_effects(config: Config, given: set[str]) -> None:
+    """RunError: an option of the command line has no effect. Files may serve several runs."""
+    if config.loss_share and "loss_factor" in given:
         raise RunError(
             f"--loss-factor: no effect beside --loss-share {config.loss_share:g}, which measures another; leave out one of them"
         )
-    if kind is Config and config.matching == "random" and "--refresh-epochs" in given:
+    if config.matching == "random" and "refresh_epochs" in given:
         raise RunError("--refresh-epochs: no effect beside --matching random, which is never solved; leave out one of them")
-    return config

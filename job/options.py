@@ -15,6 +15,8 @@ LOADERS = "data loading processes of each worker (-1: as many as it has cores; 0
 class DataOptions:
     """Images."""
 
+    group = "data"
+
     data: str = option(
         "", "folder with train/<class>/*; or the word digits: scikit-learn's digits, written to data/digits", path=True
     )
@@ -25,7 +27,9 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class StepOptions:
-    """The optimizer's steps."""
+    """SGD steps."""
+
+    group = "optimizer"
 
     batch_size: int = option(256, "images in a step, over all workers together", "-b", at_least=1)
     momentum: float = option(0.9, "momentum of SGD", at_least=0.0, below=1.0)
@@ -36,27 +40,39 @@ class StepOptions:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The run's folder, log and checkpoints."""
+    """Folder, log and checkpoints."""
+
+    group = "run"
 
     config: list[str] = option([], "a YAML file, or a preset's name; may be given again", many=True, path=True)
     out: str = option("", "folder of this run (default: runs/ARCH)", path=True)
-    resume: str = option("", "auto: go on from the newest checkpoint in --out, if any; or a checkpoint's path", path=True)
+    resume: str = option("", "auto: resume from the newest checkpoint in --out, if any; or a checkpoint's path", path=True)
     save_every: str = option("1", "epochs between checkpoints; or steps, as in 500steps", parse=parse_save_every)
     keep: int = option(3, "checkpoints kept", at_least=1)
     check_every: int = option(100, "steps between checks that the workers still have the same networks", at_least=1)
     print_freq: int = option(10, "steps between lines where there is no terminal", "-p", at_least=1)
     tensorboard: bool = option(False, "write event files for TensorBoard, to tensorboard/ in the run's folder")
+
+
+@dataclass(frozen=True)
+class NeighborOptions:
+    """k-NN accuracy."""
+
+    group = "knn"
+
     knn_k: int = option(0, KNN_K, at_least=0)
 
 
 @dataclass(frozen=True)
-class Common(RunOptions, StepOptions, RateOptions, DataOptions):
+class Common(StepOptions, RateOptions, RunOptions, DataOptions):
     """The options of both programs that train."""
 
 
 @dataclass(frozen=True)
 class StudentOptions:
-    """The student."""
+    """Student network."""
+
+    group = "student"
 
     arch: str = option("resnet18", "the student's network", "-a", choices=ARCHS)
     stem: str = option("imagenet", "small: a first layer for images of about 32 pixels, of student and teacher", choices=STEMS)
@@ -66,7 +82,9 @@ class StudentOptions:
 
 @dataclass(frozen=True)
 class ViewOptions:
-    """The random views of an image."""
+    """Random views."""
+
+    group = "views"
 
     aug_plus: bool = option(False, "MoCo v2's augmentations")
     augment_on: str = option("cpu", "where colours, blur and flips are computed", choices=("cpu", "device"))
@@ -75,14 +93,24 @@ class ViewOptions:
 
 @dataclass(frozen=True)
 class PassOptions:
-    """The passes of the networks."""
+    """Forward and backward passes."""
+
+    group = "passes"
 
     accumulate: int = option(1, "parts of a worker's batch that pass one after the other, to save memory", at_least=1)
     compile: bool = option(False, "compile the networks: minutes at the start, faster steps (see README)")
     fp16_allreduce: bool = option(False, "sum gradients over the workers in half precision, for slow networks")
+
+
+@dataclass(frozen=True)
+class ProgressOptions(NeighborOptions):
+    """k-NN accuracy in the course of a training."""
+
+    group = "knn"
+
     knn_every: int = option(0, "epochs between k-NN accuracies on val/ (0: none)", at_least=0)
 
 
 @dataclass(frozen=True)
-class Options(PassOptions, ViewOptions, StudentOptions, Common):
+class Options(ProgressOptions, PassOptions, ViewOptions, StudentOptions, Common):
     """The options of `job.train` that every framework and distiller has."""

@@ -14,7 +14,9 @@ LOG_REFRESH = (0, 1, 2, 3, 6, 9, 15, 26, 43, 74, 126)
 
 @dataclass(frozen=True)
 class RateOptions:
-    """The learning rate."""
+    """Learning rate."""
+
+    group = "rate"
 
     epochs: int = option(200, "epochs to train", at_least=1, at_most=10**6)
     lr: float = option(0.03, "learning rate", "--learning-rate", at_least=0.0)

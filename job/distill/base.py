@@ -1,7 +1,7 @@
 """The parts of a distiller: a loss that pulls the student's features towards a frozen teacher's.
 
 A distiller is a class of this kind in a file of its own, an entry in DISTILLERS (job/distill/__init__.py), and a
-dataclass of its own options, of which job/config.py inherits.
+dataclass of its own options, of which job/config.py inherits. The name of its options' group is the distiller's.
 """
 
 import copy
@@ -25,20 +25,22 @@ from job.schedules import pull
 
 LOSS_FACTOR = "divisor of the distillation loss (default: computed from --loss-share; overrides it if given)"
 LOSS_SHARE = (
-    "the distillation loss at the start over the framework's reference loss, ln(K + 1) with MoCo; the factor is measured for it "
-    "(0: it is not)"
+    "initial distillation loss as a multiple of the framework's reference loss, ln(K + 1) with MoCo; "
+    "the run computes the factor from it (0: use --loss-factor)"
 )
 
 
 @dataclass(frozen=True)
 class DistillOptions(Options):
-    """The teacher and its pull."""
+    """Teacher and distillation."""
+
+    group = "teacher"
 
     teacher: str = option("", "checkpoint of the teacher; without one the student trains alone", path=True)
     teacher_arch: str = option("", "the teacher's network (default: as its file says)", choices=("", *ARCHS))
     loss_factor: float = option(1e4, LOSS_FACTOR, above=0.0, instead_of="loss_share")
     loss_share: float = option(10.0, LOSS_SHARE, at_least=0.0)
-    loss_ramp: bool = option(False, "the distillation loss falls in a straight line to nothing at the run's last step")
+    loss_ramp: bool = option(False, "decrease the distillation loss linearly to 0 at the run's last step")
 
 
 @dataclass(frozen=True)

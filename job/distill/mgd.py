@@ -28,7 +28,9 @@ FIXED_POINT = 2.0**32  # costs are summed as whole multiples of 1 / FIXED_POINT
 
 @dataclass(frozen=True)
 class MGDOptions(DistillOptions):
-    """MGD."""
+    """Matching Guided Distillation."""
+
+    group = "mgd"
 
     reducer: str = option("amp", "how the teacher channels of a match become one", choices=tuple(REDUCERS))
     margins: str = option("loaded", "init: margins of an unloaded teacher, as the original had", choices=("loaded", "init"))

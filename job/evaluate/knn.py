@@ -15,13 +15,14 @@ from torch import nn
 from torchvision.models import ResNet
 
 from job.cluster import comm
+from job.config import LinearConfig
 from job.data.folders import every_nth_batch
 from job.data.images import Images
 from job.engine.passes import centre_crops
 from job.engine.run import Run
 from job.errors import RunError
 from job.networks import with_features
-from job.options import Common
+from job.options import Common, Options
 
 K, TEMPERATURE = 200, 0.07
 BATCH = 64  # images at a time
@@ -48,7 +49,7 @@ def choose_k(bank: Images, k: int) -> int:
     return max(1, min(k or min(K, len(labels) // len(np.unique(labels))), len(labels)))
 
 
-def knn_accuracy(net: ResNet, bank: Images, queries: Images, config: Common, run: Run) -> Accuracy:
+def knn_accuracy(net: ResNet, bank: Images, queries: Images, config: Options | LinearConfig, run: Run) -> Accuracy:
     """Return the accuracy of a ResNet's features under its head, on centre crops. A collective.
 
     Each image of `queries` takes the label with the largest sum of exp(cosine / TEMPERATURE) among its

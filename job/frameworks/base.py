@@ -1,7 +1,7 @@
 """The parts of a framework: what trains a student without labels, alone or with distillers.
 
 A framework is a class of this kind in a file of its own, an entry in FRAMEWORKS (job/frameworks/__init__.py), and a
-dataclass of its own options, of which job/config.py inherits.
+dataclass of its own options, of which job/config.py inherits. The name of its options' group is the framework's.
 """
 
 from dataclasses import dataclass

@@ -29,7 +29,9 @@ LEARNT, STUCK, SOLVED = 100, 0.98, 99.0
 
 @dataclass(frozen=True)
 class MoCoOptions(Options):
-    """MoCo."""
+    """Momentum Contrast."""
+
+    group = "moco"
 
     moco_dim: int = option(128, "width of the contrastive features", at_least=1, at_most=2**13)
     moco_k: int = option(65536, "negative keys in the queue", at_least=1, at_most=2**24)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from job.config import Config, LinearConfig, read_config
 from job.errors import RunError
-from job.cli import flag
+from job.cli import flag, groups
 from job.distill import DISTILLERS
 
 CHARACTERS = st.characters(exclude_characters="\0")  # which no command line can have; nor a half of a surrogate pair
@@ -21,7 +21,8 @@ WORDS = {
     "cos": st.just(False),  # beside it --schedule is refused
     "loss_share": st.just(0.0),  # beside it --loss-factor is
     "matching": st.just("solved"),  # beside `random` --refresh-epochs is
-    "distill": st.lists(st.sampled_from(list(DISTILLERS)), min_size=1, unique=True),
+    "framework": st.just("moco"),  # beside another, the options of MoCo are
+    "distill": st.permutations(list(DISTILLERS)),
     "stage_weights": st.just([]),  # as many as there are stages: in a test of their own
     "knn": st.just(False),  # beside it --evaluate and --resume are
 }
@@ -62,11 +63,28 @@ def file(tmp_path_factory):
     return tmp_path_factory.mktemp("options") / "options.yaml"
 
 
+def in_groups(options, kind, random):
+    """Options, some of them in their groups under one of their keys there."""
+    found = {}
+    for name, group in groups(kind).items():
+        own = [each for each in group.options if each in options]
+        inside = {each for each in own if random.random() < 0.7}
+        if inside:
+            inside |= {name} & set(own)  # `data` beside a group `data` would be the same key
+        for option in own:
+            keys = [key for key, f in group.keys.items() if f.name == option]
+            place, key = (found.setdefault(name, {}), random.choice(keys)) if option in inside else (found, option)
+            place[key] = options[option]
+    return found
+
+
 @both
 @given(data=st.data())
 def test_options_written_to_a_file_read_back_the_same(program, kind, file, data):
     config = data.draw(configs(kind))
     options = {name: value for name, value in dataclasses.asdict(config).items() if name != "config"}
+    if data.draw(st.booleans()):
+        options = in_groups(options, kind, data.draw(st.randoms(use_true_random=False)))
     file.write_text(yaml.safe_dump(options, sort_keys=data.draw(st.booleans())), encoding="utf-8")
     assert read_config(["--config", str(file)], program, kind) == dataclasses.replace(config, config=[str(file)])
 

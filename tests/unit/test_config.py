@@ -3,6 +3,7 @@ import dataclasses
 import importlib
 import os
 import pwd
+import re
 from importlib import resources
 
 import pytest
@@ -10,7 +11,7 @@ import yaml
 
 from job.config import RETIRED, Config, LinearConfig, read_config
 from job.errors import RunError
-from job.cli import Parser, flag
+from job.cli import Parser, flag, groups
 
 FIELDS = [field.name for field in dataclasses.fields(Config)]
 PRESETS = sorted(file.name.removesuffix(".yaml") for file in (resources.files("job") / "presets").iterdir())
@@ -258,7 +259,13 @@ def test_a_preset_is_known_by_its_name(name):
     by_name, by_path = read_config(["DIR", "--config", name]), read_config(["DIR", "--config", str(path)])
     assert written
     assert dataclasses.replace(by_name, config=[]) == dataclasses.replace(by_path, config=[])
-    assert {key: getattr(by_name, key) for key in written} == written
+    for group, options in written.items():
+        assert {key: option(by_name, group, key) for key in options} == options
+
+
+def option(config, group, key):
+    """The value of an option by its key in a group."""
+    return getattr(config, groups(type(config))[group].keys[key].name)
 
 
 def test_there_are_presets_for_imagenet_and_for_a_first_run():
@@ -449,10 +456,83 @@ def test_a_file_cannot_name_files_and_is_not_told_to(write):
     assert "did you mean config" not in message
 
 
-@pytest.mark.parametrize("second", ["lr: 0.2", "'lr': 0.1", "weight-decay: 0"])
-def test_a_key_that_stands_there_twice_is_refused(write, second):
-    message = refused("DIR", "--config", write(f"lr: 0.1\nweight_decay: 0\n{second}\n"))
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("lr: 0.1\nlr: 0.2", ["lr"]),
+        ("lr: 0.1\n'lr': 0.1", ["lr"]),
+        ("batch-size: 4\nbatch_size: 8", ["batch-size", "batch_size"]),
+        ("moco_k: 4\nmoco: {k: 4}", ["moco_k", "moco.k"]),
+        ("moco: {k: 4}\nmoco-k: 4", ["moco.k", "moco-k"]),
+        ("moco: {k: 4, moco_k: 4}", ["moco.k", "moco.moco_k"]),
+        ("moco: {k: 4, k: 4}", ["moco.k", "leave out"]),
+        ("moco: {k: 4}\nmoco: {t: 1}", ["moco", "into one group"]),
+        ("data: x\ndata: {image_size: 64}", ["data", "into one group"]),
+        ("data: {image_size: 64}\ndata: x", ["data", "into one group"]),
+    ],
+)
+def test_an_option_given_twice_in_a_file_is_an_error_that_names_both_keys(write, text, named):
+    message = refused("DIR", "--config", write(text))
     assert "twice" in message
+    assert all(re.search(rf"(?<!\w){re.escape(part)}(?!\w)", message) for part in named), message
+
+
+@pytest.mark.parametrize(
+    ("text", "flat"),
+    [
+        ("moco: {k: 4096, t: 0.2}", "moco_k: 4096\nmoco_t: 0.2"),
+        ("mgd: {reducer: rd, stages: [4, 3], images: 9}", "reducer: rd\nmgd_stages: [4, 3]\nmgd_images: 9"),
+        ("moco: {moco-k: 9, mlp: true}\nlr: 1", "moco_k: 9\nmlp: true\nlr: 1"),
+        ("data: {data: x, image_size: 64}", "data: x\nimage_size: 64"),
+        ("data: x\nrun: {keep: 5, save-every: 2steps}", "data: x\nkeep: 5\nsave_every: 2steps"),
+        ("teacher: {teacher: t, arch: resnet50, loss_factor: 7}", "teacher: t\nteacher_arch: resnet50\nloss_factor: 7"),
+        ("rate: &a {epochs: 3}\nmoco: {}\nseed: 2", "epochs: 3\nseed: 2"),
+    ],
+)
+def test_options_in_groups_are_those_without(write, text, flat):
+    grouped, alone = (read_config(["DIR", "--config", write(each)]) for each in (text, flat))
+    assert grouped == alone
+
+
+def test_later_files_win_over_earlier_in_groups_or_without(write):
+    files = [write("lr: 1\nmoco: {k: 1, t: 1}", "1"), write("moco_k: 2\nrate: {lr: 2}", "2"), write("moco: {k: 3}", "3")]
+    config = read_config(["DIR", *[f"--config={file}" for file in files], "--moco-t", "4"])
+    assert (config.lr, config.moco_k, config.moco_t) == (2, 3, 4)
+
+
+def test_a_key_of_a_group_and_an_option_is_the_group_s_only_with_a_mapping(write):
+    read = [read_config(["DIR", "--config", write(text)], kind=LinearConfig) for text in ("knn: true", "knn: {k: 3, knn: true}")]
+    assert [(config.knn, config.knn_k) for config in read] == [(True, 0), (True, 3)]
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("mocco: {k: 1}", ["unknown group 'mocco'", "did you mean moco?"]),
+        ("zzz: {k: 1}", ["unknown group 'zzz'", "expected one of data, run, rate"]),
+        ("<<: {lr: 1}", ["unknown group '<<'"]),
+        ("moco: {kk: 1}", ["unknown key 'moco.kk'", "did you mean moco.k?"]),
+        ("mgd: {stage: [1]}", ["unknown key 'mgd.stage'", "did you mean mgd.stages?"]),
+        ("moco: {lr: 1}", ["unknown key 'moco.lr'", "did you mean rate.lr?"]),
+        ("moco.k: 5", ["unknown key 'moco.k'", "did you mean moco_k?"]),
+        ("run: {config: x.yaml}", ["unknown key 'run.config'"]),
+        ("moco: 5", ["moco", "expected a mapping, as in `moco: {dim: ...}`"]),
+        ("moco:", ["moco", "expected a mapping"]),
+        ("run: [1]", ["run", "expected a mapping"]),
+        ("moco: {k: {a: 1}}", ["moco.k", "expected one value"]),
+        ("moco: &a {k: *a}", ["moco.k", "expected one value"]),
+        ("moco: {[1]: 2}", ["expected one value"]),
+        ("mgd: {stages: [[1]]}", ["mgd.stages", "expected one value"]),
+        ("moco: {k: 0}", ["moco.k 0: expected at least 1"]),
+        ("moco: {moco_k: fast}", ["moco.moco_k 'fast': expected a whole number"]),
+        ("run: {save-every: 0}", ["run.save-every '0': expected", "500steps"]),
+        ("moco: {k: !!bool 5}", ["leave out the tag"]),
+    ],
+)
+def test_a_wrong_group_is_named_with_its_file_and_its_dotted_key(write, text, parts):
+    path = write(text)
+    message = refused("DIR", "--config", path)
+    assert all(part in message for part in (path, *parts)), message
 
 
 def test_anchors_stand_for_values_and_for_lists_of_them(write):
@@ -553,6 +633,10 @@ def test_refreshes_beside_a_random_matching_are_refused_where_the_command_line_a
     [
         ("DIR --foo", ["--foo"]),
         ("DIR --foo=1", ["--foo"]),
+        ("DIR --bach-size 1", ["--bach-size", "did you mean --batch-size?"]),
+        ("DIR --moco.k 5", ["--moco.k", "did you mean --moco-k?"]),
+        ("DIR --moco.k=5", ["--moco.k", "did you mean --moco-k?"]),
+        ("DIR --run.save-every 5", ["--run.save-every", "did you mean --save-every?"]),
         ("DIR --moco 1", ["--moco"]),  # an abbreviation
         ("DIR --no-lr", ["--no-lr"]),
         ("DIR -x", ["-x"]),
@@ -612,12 +696,21 @@ def test_options_written_to_a_file_read_back_the_same(write, line):
     assert dataclasses.replace(read_config(["--config", path]), config=config.config) == config
 
 
-def test_help_names_every_option(capsys):
+@pytest.mark.parametrize("kind", [Config, LinearConfig])
+def test_help_has_every_option_once_in_the_section_of_its_group(capsys, kind):
     with pytest.raises(SystemExit) as ended:
-        read_config(["--help"])
+        read_config(["--help"], kind=kind)
     shown = capsys.readouterr().out
     assert ended.value.code == 0
-    assert all(flag(name) in shown for name in FIELDS)
+    head, *parts = re.split(r"^(\S.*) \((\w+)\):$", shown, flags=re.MULTILINE)
+    sections = dict(zip(parts[1::3], parts[2::3], strict=True))
+    for name, group in groups(kind).items():
+        listed = re.findall(r"^  (-.*?)(?:  .*)?$", sections[name], re.MULTILINE)
+        lines = [[line for line in listed if flag(each) in re.split(r"[ ,]+", line)] for each in group.options]
+        assert [len(each) for each in lines] == [1] * len(listed), name
+    titles = parts[0::3]
+    assert len(set(titles)) == len(titles) and kind.__doc__ not in titles
+    assert " ".join(head.split()).count(kind.__doc__) == 1
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from job.config import Config, read_config
 WORDS = [b"\n", b": ", b"- ", b"[", b"]", b"{", b"}", b"&a ", b"*a", b"<<: ", b"'", b'"', b"|\n ", b"? ", b"\t", b"--- ", b"~",
          b"!!python/object:os.system ", b"!!bool ", b"!!int ", b"!!timestamp ", b"!!binary ", b"!!set ", b"!!float ",
          b"2020-13-45", b"0x", b"0b", b"1_0", b"1:30", b".inf", b".nan", b"1e999", b"-1", b"9" * 20, b"9" * 5000, b"null",
-         b"%YAML 9.9\n", b"\xff", b"\xe2\x80\xa8", b"\x00", b"\xed\xa0\x80", b"[" * 2000, b"{a: " * 300]  # fmt: skip
+         b"%YAML 9.9\n", b"\xff", b"\xe2\x80\xa8", b"\x00", b"\xed\xa0\x80", b"[" * 2000, b"{a: " * 300,
+         b"moco: {k: ", b"mgd: *a", b"data:\n "]  # fmt: skip
 FLAGS = [b"--" + f.name.replace("_", "-").encode() for f in dataclasses.fields(Config) if f.name != "config"]
 VALUES = [b"0", b"-1", b"1e-3", b"nan", b"inf", b"1_0", b"\xd9\xa3", b"0,5", b"every:2", b"500steps", b"9" * 5000, b"\xff", b"",
           b"log", b"resnet50", b"small"]  # fmt: skip
@@ -28,7 +29,9 @@ class Yaml:
     def seeds() -> list[bytes]:
         presets = [path.read_bytes() for path in sorted(Path("job/presets").glob("*.yaml"))]
         options = yaml.safe_dump(dataclasses.asdict(Config(data="x"))).replace("config: []\n", "")
-        return [*presets, options.encode(), b"lr: 0.1\nschedule: [1, 2]\nrefresh_epochs: [0, 5]\nout: &a 'x'\nteacher: *a\n"]
+        grouped = b"moco: &a {k: 9, mlp: true}\nmgd:\n  stages: [1, 2]\n  refresh_epochs: [0, 5]\ndata: {data: x}\nlr: 1\n"
+        alone = b"lr: 0.1\nschedule: [1, 2]\nrefresh_epochs: [0, 5]\nout: &a 'x'\nteacher: *a\n"
+        return [*presets, options.encode(), grouped, alone]
 
     @staticmethod
     def mutate(draw: Random, data: bytes, other: bytes) -> bytes:
