@@ -76,6 +76,21 @@ def check_weights(weights: list[float], stages: list[int]) -> None:
         raise RunError(f"{shown}: expected one above 0 at least; without --teacher nothing is distilled")
 
 
+def without_part(config: MethodOptions) -> dict[str, str]:
+    """Return {option: reason} of the options of frameworks and distillers that are not chosen."""
+    found: dict[str, str] = {}
+    for name, group in cli.groups(Config).items():
+        if name in FRAMEWORKS and name != config.framework:
+            fix = f"leave it out, or choose --framework {name}"
+            reason = f"with --framework {config.framework}; {fix}"
+        elif name in DISTILLERS and name not in config.distill:
+            reason = f"with --distill {' '.join(config.distill)}; leave it out, or add {name}"
+        else:
+            continue
+        found |= dict.fromkeys(group.options, reason)
+    return found
+
+
 @dataclass(frozen=True)
 class FrozenOptions:
     """Frozen network."""
@@ -159,3 +174,6 @@ def check_effects(config: Config, given: set[str]) -> None:
         )
     if config.matching == "random" and "refresh_epochs" in given:
         raise RunError("--refresh-epochs: no effect beside --matching random, which is never solved; leave out one of them")
+    unused = without_part(config)
+    for name in sorted(given & unused.keys()):
+        raise RunError(f"{cli.flag(name)}: no effect {unused[name]}")

@@ -9,7 +9,13 @@ from typing import Any
 import yaml
 
 from job.cli import flag
-from job.config import WITHOUT_EFFECT, LinearConfig, read_config
+from job.config import (
+    WITHOUT_EFFECT,
+    LinearConfig,
+    MethodOptions,
+    read_config,
+    without_part,
+)
 from job.errors import RunError
 from job.study.data import MOST, SETS
 
@@ -143,6 +149,9 @@ def list_units(name: str, content: dict, arms: dict[str, dict]) -> list[Unit]:
         train = content["train"] | own.get("train", {}) | content[role] | own.get(role, {}) | options | {"seed": seed}
         if train.get("matching") == "random":
             train.pop("refresh_epochs", None)  # which is of those that solve theirs
+        chosen = {key: train[key] for key in ("framework", "distill") if key in train}
+        unused = without_part(MethodOptions(**chosen))
+        train = {key: value for key, value in train.items() if key not in unused}
         return Unit(name, arm, seed, train, content["linear"] | {"seed": seed})
 
     return [unit(TEACHER, seeds[0], {})] + [unit(arm, seed, options) for arm, options in arms.items() for seed in seeds]

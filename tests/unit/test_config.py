@@ -12,6 +12,7 @@ import yaml
 from job.config import RETIRED, Config, LinearConfig, read_config
 from job.errors import RunError
 from job.cli import Parser, flag, groups
+from job.distill import DISTILLERS, Distiller
 
 FIELDS = [field.name for field in dataclasses.fields(Config)]
 PRESETS = sorted(file.name.removesuffix(".yaml") for file in (resources.files("job") / "presets").iterdir())
@@ -626,6 +627,30 @@ def test_refreshes_beside_a_random_matching_are_refused_where_the_command_line_a
     assert "--matching random" in refused("DIR", "--config", path, "--refresh-epochs", "every:2")
     assert "leave out one" in refused("DIR", "--refresh-epochs=0", "--matching", "random")
     assert read_config(["DIR", "--config", path, "--matching", "solved", "--refresh-epochs", "0"]).refresh_epochs == "0"
+
+
+@pytest.mark.parametrize(
+    ("line", "flag"),
+    [
+        ("--framework none --moco-k 5", "--moco-k"),
+        ("--framework none --no-mlp", "--mlp"),
+        ("--distill toy --mgd-images=5", "--mgd-images"),
+        ("--distill toy --reducer rd", "--reducer"),
+    ],
+)
+def test_an_option_of_a_part_not_chosen_is_an_error_on_the_command_line_only(write, monkeypatch, line, flag):
+    monkeypatch.setitem(DISTILLERS, "toy", Distiller)
+    choice, value = line.split()[:2]
+    message = refused("DIR", *line.split())
+    assert message.startswith(f"{flag}: no effect with {choice} {value}"), message
+    path = write("moco: {k: 5, mlp: false}\nmgd: {images: 5, reducer: rd}")
+    assert read_config(["DIR", "--config", path, choice, value]).moco_k == 5
+
+
+def test_an_option_of_one_part_of_several_has_an_effect(monkeypatch):
+    monkeypatch.setitem(DISTILLERS, "toy", Distiller)
+    line = "DIR --moco-k 5 --framework moco --distill toy mgd --mgd-images 5"
+    assert read_config(line.split()).mgd_images == 5
 
 
 @pytest.mark.parametrize(

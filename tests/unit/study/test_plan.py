@@ -79,6 +79,14 @@ def test_the_control_has_no_refreshes_whatever_the_form_says(tmp_path):
     assert units["random"].resolved()["job.train"]["matching"] == "random" and "refresh_epochs" not in units["random"].train
 
 
+def test_an_arm_without_a_framework_has_no_options_of_any_whatever_the_form_says(tmp_path):
+    student = {"arch": "resnet18", "framework": "none", "moco_k": 64, "seed": 0}
+    units = {unit.arm: unit for unit in plan(tmp_path, student=student).units}
+    train = units["mgd"].train
+    assert train["framework"] == "none" and not {"moco_k", "mlp"} & train.keys() and units["mgd"].resolved()
+    assert units["teacher"].train["mlp"]
+
+
 @pytest.mark.parametrize("form", ["small", "full"])
 def test_the_forms_are_whole(form):
     found = read_plan(form)
