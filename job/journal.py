@@ -5,6 +5,7 @@ from job.frameworks.base import Framework
 from job.hints import Expectation
 from job.metrics import collapse
 from job.metrics.meter import Journal, Recorded
+from job.metrics.schema import ratio
 
 
 class TrainingJournal(Journal):
@@ -57,10 +58,9 @@ class TrainingJournal(Journal):
 
     def losses(self, numbers: dict[str, float]) -> str:
         """The loss as the sum of its parts, the ratio of distillation to the others, and the framework's metrics."""
-        own = sum(numbers[name] for name in self.framework.losses)
         parts = [f"{name} {numbers[name]:.4f}" for name in self.framework.losses]
         if numbers["distillation"]:
-            ratio = f" (ratio {numbers['distillation'] / own:.2f})" if own else ""
-            parts.append(f"distillation {numbers['distillation']:.4f}{ratio}")
+            found = ratio(numbers, self.framework.losses)
+            parts.append(f"distillation {numbers['distillation']:.4f}" + (f" (ratio {found:.2f})" if found else ""))
         words = [f"loss {numbers['loss']:.4f} = {' + '.join(parts)}", self.framework.describe(numbers)]
         return ", ".join(filter(None, words))

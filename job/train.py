@@ -54,7 +54,7 @@ def train(config: Config, run: Run) -> None:
     if start > (config.epochs, 0):
         run.log.line(nothing_to_do(start, config.epochs, training.steps))
         return
-    run.begin(options, saved, len(training.images), config.resume)
+    run.begin(options, saved, len(training.images), config.resume, training.framework.losses)
     del saved  # as large as all that is trained
 
     expectation = Expectation(config, training.framework, len(training.images))

@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import Any, TypeVar
 
@@ -145,7 +145,7 @@ class Run:
             raise RunError(*failed)
         return result
 
-    def begin(self, options: dict, saved: dict | None, images: int, resume: str) -> None:
+    def begin(self, options: dict, saved: dict | None, images: int, resume: str, losses: Sequence[str] = ()) -> None:
         """Start the count of steps, save the options in the folder, and write log and records there from now on.
 
         The order of writes holds if power fails between any two. A checkpoint's records are on disk before the
@@ -153,7 +153,7 @@ class Run:
         checkpoints aside (resume_at), then writes the decision to go back, then drops later records. `complete` is last.
 
         options: among them batch_size. saved: the checkpoint that the run resumes from, or None for a fresh run.
-        images: how many there are to train on. resume: the option.
+        images: how many there are to train on. resume: the option. losses: names of the framework's losses.
         RunError, on all workers: a fresh run finds another's checkpoints, the folder cannot be written
         to, or the package that writes event files is not installed.
         """
@@ -162,8 +162,8 @@ class Run:
         self.count = resumed(saved, steps) if saved else Count(steps)
 
         def write() -> None:
-            later = self.open_folder(options, start, saved, resume)
-            self.record_start(options, start, images, share)
+            later = self.open_folder(options, start, saved, resume, losses)
+            self.record_start(options, start, images, share, losses)
             if saved:
                 self.record_resume(options, start, saved, later)
 
@@ -172,7 +172,9 @@ class Run:
         if self.device.type == "cpu":
             keep_freed_memory()
 
-    def open_folder(self, options: dict, start: Position, saved: dict | None, resume: str) -> list[str]:
+    def open_folder(
+        self, options: dict, start: Position, saved: dict | None, resume: str, losses: Sequence[str]
+    ) -> list[str]:
         """Write the options into the folder, and open log and records there; return the later checkpoints' names."""
         holds_run = bool(self.checkpoints.paths())
         if saved is None and holds_run:
@@ -193,12 +195,14 @@ class Run:
                 names = ", ".join(later)
                 self.log.line(f"going back: {names} now end with {LEFT}, and the first checkpoint saved removes them")
             if self.events_every:
-                self.log.events = events.Events(self.folder, start, self.count, self.events_every, self.warn)
+                self.log.events = events.Events(self.folder, start, self.count, self.events_every, losses, self.warn)
         except OSError as error:
             raise RunError(f"cannot write to {self.folder}: {error.strerror}; choose another --out") from None
         return later
 
-    def record_start(self, options: dict, start: Position, images: int, share: int) -> None:
+    def record_start(
+        self, options: dict, start: Position, images: int, share: int, losses: Sequence[str]
+    ) -> None:
         """Record the options, images and setting of a run. share: images of a worker in a step."""
         line = yaml.safe_dump(options, sort_keys=False, default_flow_style=True, width=float("inf")).strip()
         self.log.line(f"options: {line}")
@@ -211,6 +215,7 @@ class Run:
             options=options,
             images=images,
             steps_an_epoch=steps,
+            losses=losses,
             **self.setting,
         )
 

@@ -5,14 +5,13 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from job.errors import RunError
-from job.metrics.parts import ratio
-from job.metrics.schema import kind_of
+from job.metrics.schema import kind_of, ratio
 from job.position import Count, Position
 
 # The tag of a kind of record; the others are not shown.
@@ -40,14 +39,17 @@ class Events:
     The place of all that is written is how many steps were done before it.
 
     start: the (epoch, step) that the run starts at; what an earlier process wrote from there on, TensorBoard no longer shows.
-    every: of so many steps the numbers of one are shown, and those of an epoch's last. warn: prints a warning.
+    every: of so many steps the numbers of one are shown, and those of an epoch's last. losses: names of the framework's
+    losses. warn: prints a warning.
     """
 
-    def __init__(self, folder: str, start: Position, count: Count, every: int, warn: Callable[[str], None]):
+    def __init__(
+        self, folder: str, start: Position, count: Count, every: int, losses: Sequence[str], warn: Callable[[str], None]
+    ):
         from tensorboard.compat.proto.event_pb2 import SessionLog
         from torch.utils.tensorboard import RecordWriter
 
-        self.count, self.every, self.warn = count, every, warn
+        self.count, self.every, self.losses, self.warn = count, every, losses, warn
         folder = os.path.join(folder, "tensorboard")
         os.makedirs(folder, exist_ok=True)
         stamps = [float(found[1]) for name in os.listdir(folder) if (found := STAMP.match(name))]
@@ -68,7 +70,7 @@ class Events:
         if kind == "step" and (position.step + 1) % self.every and position.step + 1 < self.count.an_epoch:
             return
         shown = {name: number for name, number in numbers.items() if name not in PLACE}
-        if found := ratio(numbers):
+        if kind == "step" and (found := ratio(numbers, self.losses)):
             shown["ratio"] = found
         under = "/".join([TAGS[kind], *(form.format(numbers[name]) for name, form in UNDER.items() if name in numbers)])
         self.show(position, *({"tag": f"{under}/{name}", "simple_value": number} for name, number in shown.items()))

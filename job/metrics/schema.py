@@ -7,7 +7,7 @@ PROCESS: what happened to the processes of a run. These records stay. `time`: se
 JOB: what a SLURM job does. slurm/functions.sh prints these records in the job's log.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NotRequired, TypedDict
 
 
@@ -102,6 +102,7 @@ class Start(TypedDict):
     nodes: int
     images: int
     steps_an_epoch: int
+    losses: NotRequired[list[str]]  # names of the framework's losses in the records of steps
     launcher: NotRequired[str]
     network: NotRequired[str]
     device: NotRequired[str]
@@ -196,9 +197,17 @@ FIELDS = {"stage": "refresh", "knn": "knn", "feature_std": "collapse", "val_top1
 FIELDS |= {"batch_size": "change", "loss_factor": "factor"}
 # Fields that records of earlier versions lack, and their values in those versions.
 EARLIER: dict[str, dict[str, Any]] = {kind: {"distiller": "mgd"} for kind in ("refresh", "factor")}
+EARLIER |= {"start": {"losses": ["contrastive"]}}
 
 
 def kind_of(record: Mapping[str, Any]) -> str:
     """Return a record's kind; "" if it has none that is known."""
     kind = record.get("kind") or next((kind for field, kind in FIELDS.items() if field in record), "")
     return kind if isinstance(kind, str) and kind in KINDS else ""
+
+
+def ratio(step: Mapping[str, float], losses: Iterable[str]) -> float | None:
+    """Return a step's distillation loss over the sum of the framework's `losses`; None if one of the two is 0 or missing."""
+    own = sum(step.get(name, 0.0) for name in losses)
+    distillation = step.get("distillation", 0.0)
+    return distillation / own if own and distillation else None

@@ -22,7 +22,6 @@ import torch
 from job.config import OF_TEACHER
 from job.errors import RunError
 from job.files import write_whole
-from job.metrics.parts import own_losses
 from job.show.read.history import read_run
 from job.study.plan import TEACHER, Plan, Unit, words
 
@@ -179,7 +178,7 @@ def accuracies(folder: Path) -> dict[str, float]:
     steps, found = history.steps, {"knn": round(history.knn[-1]["knn"], 2)}
     for name, epoch in (("pull_first", steps["epoch"][0]), ("pull_last", steps["epoch"][-1])):
         of = steps["epoch"] == epoch
-        own = sum(steps[loss][of].sum() for loss in own_losses(steps))
+        own = sum(steps[loss][of].sum() for loss in history.losses)
         if own:
             found[name] = round(float(steps["distillation"][of].sum() / own), 4)
     for record in history.factors:

@@ -302,6 +302,7 @@ def test_a_run_records_its_start_its_saves_and_its_end(undisturbed):
     [start], [end], [teacher] = (of_kind(folder, kind) for kind in ("start", "end", "teacher"))
     assert (start["epoch"], start["step"], start["workers"], start["nodes"]) == (0, 0, 2, 1)
     assert (start["images"], start["steps_an_epoch"], teacher["arch"]) == (50, EPOCH, "resnet50")
+    assert start["losses"] == ["contrastive"]
     assert start["options"] == yaml.safe_load((folder / "config.yaml").read_text())
     assert f"torch {torch.__version__}" in start["versions"] and start["launcher"] == "horovodrun"
     assert (end["how"], end["code"], f"{end['text']}\n") == ("complete", 0, (folder / "complete").read_text())

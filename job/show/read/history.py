@@ -9,7 +9,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -94,7 +94,7 @@ class Records:
 class History:
     """A run, finished, going on or broken off, as far as its folder tells.
 
-    options: of the last start, or config.yaml.
+    options: of the last start, or config.yaml. losses: names of the framework's losses among those of `steps`.
     steps: {name: (n,) float64}, a column for each number that steps have ("steps", "epoch", "step", "loss", "lr",
         "images_per_s", "data_wait", in percent "accuracy" or "top1", ...), NaN where a step lacks it.
     refreshes: a record a distiller, stage and refresh; factors, knn, signs, validation, changes: records as metrics.jsonl has
@@ -105,6 +105,7 @@ class History:
 
     folder: Path
     options: dict[str, Any]
+    losses: list[str]
     steps: dict[str, np.ndarray]
     refreshes: list[dict[str, Any]]
     factors: list[dict[str, Any]]
@@ -146,10 +147,12 @@ def read_run(folder: str | Path) -> History:
     options = options_of(starts[-1]) if starts else read(folder / "config.yaml", read_options, {})
     if not (options or records):
         raise RunError(f"{folder} holds no run: config.yaml and metrics.jsonl are missing or empty; give a run's --out")
+    steps = records.steps.arrays()
     return History(
         folder=folder,
         options=options,
-        steps=records.steps.arrays(),
+        losses=losses_of(starts[-1] if starts else {}, steps),
+        steps=steps,
         refreshes=records.others["refresh"],
         factors=records.others["factor"],
         knn=records.others["knn"],
@@ -202,6 +205,11 @@ def read_options(text: str) -> dict[str, Any]:
 def options_of(start: dict[str, Any]) -> dict[str, Any]:
     """The options of a record of kind start."""
     return {name: value for name, value in start["options"].items() if is_option(value)}
+
+
+def losses_of(start: Mapping[str, Any], names: Collection[str]) -> list[str]:
+    """Return the framework's losses by the record of a start, of those that steps have. start: {} in earlier versions."""
+    return [name for name in dict.fromkeys((EARLIER["start"] | dict(start))["losses"]) if name in names]
 
 
 def is_option(value: object) -> bool:

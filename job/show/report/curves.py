@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from job.metrics.bounds import DEAD, RANK, STD
-from job.metrics.parts import own_losses
 from job.show.read.runs import Shown
 from job.show.report.style import Picture, draw_points, draw_steps, finish, look, marker, name_of, name_runs, new_figure
 
@@ -64,7 +63,7 @@ def loss(runs: Sequence[Shown]) -> Picture | None:
 
 def own_loss(run: Shown) -> np.ndarray:
     """The sum of the framework's losses in each of the n steps, (n,); empty without such a loss."""
-    losses = [run.history.steps[name] for name in own_losses(run.history.steps)]
+    losses = [run.history.steps[name] for name in run.history.losses]
     return np.sum(losses, axis=0) if losses else np.zeros(0)
 
 
@@ -74,7 +73,7 @@ def parts(runs: Sequence[Shown]) -> Picture | None:
     taught = with_numbers(runs, "distillation")
     if not shown:
         return None
-    own = " or ".join(dict.fromkeys(" + ".join(own_losses(run.history.steps)) for run in shown))
+    own = " or ".join(dict.fromkeys(" + ".join(run.history.losses) for run in shown))
     figure = new_figure(3.6)
     panels = figure.subplots(1, 3 if taught else 1, squeeze=False)[0]
     for run in shown:

@@ -10,9 +10,9 @@ import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
-from job.metrics.parts import own_losses
+from job.metrics.schema import ratio
 from job.show.read.discover import JobLog
-from job.show.read.history import network
+from job.show.read.history import losses_of, network
 from job.show.watch.state import Progress
 from job.text import printable
 
@@ -179,15 +179,14 @@ def plot(label: str, columns: list[float], text: str, graph: int, marks: Marks) 
 
 
 def parts(run: Progress) -> list[str]:
-    """The framework's losses and the distillation loss, and their ratio, if there are both."""
-    own = {name: run.records.now(name) for name in own_losses(run.records.recent[-1])}
-    distillation = run.records.now("distillation")
-    if not own or not distillation > 0:
+    """Return the framework's losses and the distillation loss, and their ratio, if there are both."""
+    losses = losses_of(run.records.start, run.records.recent[-1])
+    means = {name: run.records.now(name) for name in [*losses, "distillation"]}
+    if not losses or not means["distillation"] > 0:
         return []
-    total = sum(own.values())
-    ratio = f", ratio {distillation / total:.2f}" if total else ""
-    shown = " + ".join(f"{name} {value:.4g}" for name, value in (own | {"distillation": distillation}).items())
-    return [row("", f"{shown}{ratio}")]
+    found = ratio(means, losses)
+    shown = " + ".join(f"{name} {value:.4g}" for name, value in means.items())
+    return [row("", shown + (f", ratio {found:.2f}" if found else ""))]
 
 
 def scores(run: Progress, graph: int, marks: Marks) -> list[str]:

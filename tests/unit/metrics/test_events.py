@@ -24,7 +24,7 @@ def events(tmp_path):
     opened = []
 
     def start(place=(0, 0), every=1):
-        opened.append(Events(str(tmp_path), place, Count(STEPS), every, start.said.append))
+        opened.append(Events(str(tmp_path), place, Count(STEPS), every, ["contrastive"], start.said.append))
         return opened[-1]
 
     start.said = []

@@ -1,4 +1,4 @@
-"""The losses of any framework in records: which they are, their ratio, and what panel, report and event files show of them."""
+"""The losses of any framework in records: their names, their ratio, and what panel, report and event files show of them."""
 
 import json
 from types import SimpleNamespace
@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from job.metrics.events import Events
-from job.metrics.parts import own_losses, ratio
+from job.metrics.schema import ratio
+from job.show.read.history import losses_of
 from job.show.read.runs import find_runs
 from job.show.report import curves, tables
 from job.show.watch.panel import ASCII, block
@@ -17,8 +18,9 @@ NAMES = {
     "none": {},
     "toy": {"colour": 1.5, "shape": 0.5},
     "no teacher": {"contrastive": 2.0},
+    "earlier": {"contrastive": 2.0},  # a run of an earlier version
 }
-METRICS = {"moco": {"accuracy": 10.0}, "none": {}, "toy": {"close": 0.5}, "no teacher": {"accuracy": 10.0}}
+METRICS = {"toy": {"close": 0.5}, "none": {}}
 STEPS = 4
 
 
@@ -29,27 +31,28 @@ def step(name, number=0):
     total = sum(NAMES[name].values()) + distillation
     place = {"steps": number + 1, "epoch": 0, "step": number}
     speed = {"lr": 0.1, "images_per_s": 20.0, "data_wait": 0.1}
-    return place | {"loss": total} | losses | {"gradient_norm": 1.0} | METRICS[name] | speed
+    metrics = METRICS.get(name, {"accuracy": 10.0})
+    return place | {"loss": total} | {"gradient_norm": 1.0} | metrics | losses | speed
 
 
 def write_run(folder, name):
     signs = {"steps": STEPS, "epoch": 0, "step": STEPS - 1, "feature_std": 0.5, "dead_layer4": 0.0}
     signs |= {"queue_rank": 7.0} if "contrastive" in NAMES[name] else {}
     folder.mkdir()
-    (folder / "config.yaml").write_text("arch: resnet18\nepochs: 1\nbatch_size: 10\nmoco_k: 64\n")
+    options = {"arch": "resnet18", "epochs": 1, "batch_size": 10, "moco_k": 64}
+    (folder / "config.yaml").write_text(json.dumps(options))
     lines = [step(name, number) for number in range(STEPS)] + [signs]
+    start = {"time": 1.8e9, "epoch": 0, "step": 0, "options": options, "workers": 1, "nodes": 1, "images": 40}
+    start |= {"kind": "start", "steps_an_epoch": STEPS, "losses": list(NAMES[name])}
+    lines = lines if name == "earlier" else [start, *lines]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
 
-def test_the_framework_s_losses_are_those_between_the_loss_and_the_distillation():
-    assert {name: own_losses(step(name)) for name in NAMES} == {name: list(losses) for name, losses in NAMES.items()}
-    assert own_losses({"loss": 1.0, "top1": 3.0}) == own_losses({"distillation": 1.0, "loss": 1.0}) == []
-
-
 def test_the_ratio_is_that_of_the_distillation_and_the_sum_of_the_framework_s_losses():
-    assert {name: ratio(step(name)) for name in NAMES} == {"moco": 3.0, "none": None, "toy": 3.0, "no teacher": None}
-    assert ratio({"loss": 1.0, "top1": 3.0}) is None
+    expected = {"moco": 3.0, "none": None, "toy": 3.0, "no teacher": None, "earlier": 3.0}
+    assert {name: ratio(step(name), losses) for name, losses in NAMES.items()} == expected
+    assert ratio({"loss": 1.0, "top1": 3.0}, []) is None
 
 
 def test_event_files_have_the_ratio(monkeypatch):
@@ -59,10 +62,10 @@ def test_event_files_have_the_ratio(monkeypatch):
         monkeypatch.setattr(Events, "__init__", lambda *_: None)
         monkeypatch.setattr(Events, "show", lambda self, place, *values, shown=shown: shown.extend(values))
         events = Events()
-        events.every, events.count = 1, SimpleNamespace(an_epoch=STEPS)
+        events.every, events.losses, events.count = 1, list(NAMES[name]), SimpleNamespace(an_epoch=STEPS)
         events.record(step(name))
         found[name] = [value["simple_value"] for value in shown if value["tag"] == "steps/ratio"]
-    assert found == {"moco": [3.0], "none": [], "toy": [3.0], "no teacher": []}
+    assert found == {"moco": [3.0], "none": [], "toy": [3.0], "no teacher": [], "earlier": [3.0]}
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +75,13 @@ def runs(tmp_path_factory):
     return {run.label: run for run in find_runs([write_run(folder / name, name) for name in NAMES])}
 
 
+def test_the_framework_s_losses_are_those_of_the_start(runs):
+    """Names that no step has do not count. A run of an earlier version has MoCo's."""
+    assert {name: run.history.losses for name, run in runs.items()} == {name: list(losses) for name, losses in NAMES.items()}
+    assert losses_of({"losses": ["one", "two", "one"]}, {"two", "one", "loss"}) == ["one", "two"]
+    assert losses_of({}, {"loss", "top1"}) == []
+
+
 @pytest.mark.parametrize(
     ("name", "parts", "accuracy"),
     [
@@ -79,6 +89,7 @@ def runs(tmp_path_factory):
         ("none", None, False),
         ("toy", "colour 1.5 + shape 0.5 + distillation 6, ratio 3.00", False),
         ("no teacher", None, True),
+        ("earlier", "contrastive 2 + distillation 6, ratio 3.00", True),
     ],
 )
 def test_the_panel_shows_the_parts_of_the_loss_by_name(runs, name, parts, accuracy):
@@ -112,6 +123,7 @@ def test_the_overview_has_the_ratio_and_the_accuracy_of_those_that_have_them(run
         "none": ["-", "-"],
         "toy": ["3.00", "-"],
         "no teacher": ["-", "10.0 %"],
+        "earlier": ["3.00", "10.0 %"],
     }
 
 
@@ -122,6 +134,6 @@ def test_a_study_records_the_ratio_if_there_is_one(tmp_path, name):
         file.write(json.dumps({"epoch": 1, "step": 0, "knn": 50.0}) + "\n")
     (tmp_path / "linear").mkdir()
     (tmp_path / "linear" / "metrics.jsonl").write_text(json.dumps({"epoch": 0, "step": 4, "val_top1": 60.0}) + "\n")
-    ratios = {"moco": 3.0, "toy": 3.0, "no teacher": 0.0}
+    ratios = {"moco": 3.0, "toy": 3.0, "no teacher": 0.0, "earlier": 3.0}
     pulls = {f"pull_{when}": ratios[name] for when in ("first", "last") if name in ratios}
     assert units.accuracies(tmp_path) == {"knn": 50.0, "linear": 60.0} | pulls
