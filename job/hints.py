@@ -34,24 +34,24 @@ class Expectation:
             lines.append(f"expected: distillation loss{others}; {scaled}")
         return lines
 
-    def warnings(self) -> list[str]:
-        """Return what is not normal about the options, a sentence each."""
+    def warnings(self) -> dict[str, str]:
+        """Return {id: sentence} of the options that do not fit the images."""
         return self.framework.misfits(self.images)
 
-    def hints(self, records: list[dict[str, float]]) -> list[str]:
-        """Return a sentence for each thing that is not normal in an epoch's steps, given their records, if it is new.
+    def hints(self, records: list[dict[str, float]]) -> dict[str, str]:
+        """Return {id: sentence} of what is new and not normal in the records of an epoch's steps.
 
         The steps of too short an epoch are judged with those of the next.
         """
         self.records += records
         if len(self.records) < STEPS:
-            return []
+            return {}
         means = {name: sum(record[name] for record in self.records) / len(self.records) for name in self.records[0]}
         self.records = []
         found = self.framework.hints(means) | {"pull": self.pull(means), "wait": self.wait(means)}
-        new = {cause: hint for cause, hint in found.items() if hint and cause not in self.given}
+        new = {id: hint for id, hint in found.items() if hint and id not in self.given}
         self.given |= new.keys()
-        return [hint for hint in new.values() if hint]
+        return new
 
     def pull(self, means: dict[str, float]) -> str | None:
         """Return a hint if the distillation outweighs the framework's loss."""

@@ -35,12 +35,12 @@ class TrainingJournal(Journal):
     def end_epoch(self) -> None:
         """Log an epoch's averages, the last signs of collapse, and what is wrong with them."""
         super().end_epoch()
-        for hint in self.expectation.hints(self.records):
-            self.run.log.remark("hint", hint)
+        for id, hint in self.expectation.hints(self.records).items():
+            self.run.log.remark("hint", id, hint)
         if self.signs:
             self.run.log.line(f"epoch {self.epoch} features: {collapse.describe(self.signs)}")
-            for warning in self.framework.warnings(self.signs):
-                self.run.log.remark("warning", warning)
+            for id, warning in self.framework.warnings(self.signs).items():
+                self.run.log.remark("warning", id, warning)
         self.signs = None
 
     def numbers(self, sums: dict[str, float]) -> dict[str, float]:

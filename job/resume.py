@@ -105,6 +105,7 @@ def warn_of_ramp(saved: dict, config: Config, run: Run) -> None:
     if config.teacher and position.epoch < config.epochs and before != now:
         run.log.remark(
             "warning",
+            "ramp_jump",
             f"the weight of the distillation loss jumps from {before:.4g} to {now:.4g}, "
             f"because of the changed --loss-ramp or --epochs; {FINAL}",
         )

@@ -60,8 +60,8 @@ def train(config: Config, run: Run) -> None:
     expectation = Expectation(config, training.framework, len(training.images))
     for line in expectation.lines():
         run.log.line(line)
-    for warning in expectation.warnings():
-        run.log.remark("warning", warning)
+    for id, warning in expectation.warnings().items():
+        run.log.remark("warning", id, warning)
 
     batches = training.batches(start)
     journal = TrainingJournal(run, config, training.framework, training.distillation.names, expectation)

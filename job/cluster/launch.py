@@ -178,7 +178,7 @@ def own_device() -> torch.device:
     return torch.device("cuda", index)
 
 
-def watchdog(remark: Callable[[str, str], None]) -> Watchdog:
+def watchdog(remark: Callable[[str, str, str], None]) -> Watchdog:
     """A watchdog over this worker, on the interface that Horovod uses. A collective."""
     return Watchdog(slurm.address_of(os.environ.get("HOROVOD_GLOO_IFACE", "lo")), node(), *patience(), remark)
 

@@ -61,10 +61,11 @@ class Watchdog:
     """Watches this worker's main thread, and ends the process when that waits for others longer than `end` seconds.
 
     address: where this machine listens; node: its name; warn: s of waiting after which that is said. A collective:
-    all workers make theirs at the same time. remark: is called with "warning" or "error", and one line.
+    all workers make theirs at the same time. remark: is called with "warning" or "error", an id
+    and one line.
     """
 
-    def __init__(self, address: str, node: str, warn: float, end: float, remark: Callable[[str, str], None]):
+    def __init__(self, address: str, node: str, warn: float, end: float, remark: Callable[[str, str, str], None]):
         self.rank, self.warn, self.end, self.remark = comm.rank(), warn, end, remark
         self.server = Server(address, self.doing)
         # (node, address, port, key)
@@ -122,14 +123,15 @@ class Watchdog:
                 warned = False
             elif waited >= self.end:
                 if report := self.report(waited):
-                    self.remark("error", f"{report}; ended after HOROVOD_STALL_SHUTDOWN_TIME_SECONDS={self.end:.0f}")
+                    ended = f"ended after HOROVOD_STALL_SHUTDOWN_TIME_SECONDS={self.end:.0f}"
+                    self.remark("error", "stalled_worker", f"{report}; {ended}")
                 else:
                     time.sleep(2 * ANSWER)  # a lower rank's report is to come first
                 os._exit(1)
             elif not warned:
                 warned = True
                 if report := self.report(waited):
-                    self.remark("warning", report)
+                    self.remark("warning", "stalled_worker", report)
 
     def report(self, waited: float) -> str:
         """Who waits for whom, if no lower rank waits that can say it."""

@@ -179,8 +179,9 @@ def solve(costs: dict[int, torch.Tensor], matchings: dict[int, torch.Tensor], ru
 
 
 def report(mgd: MGD, run: Run, epoch: int, stage: int, cost: torch.Tensor, after: torch.Tensor, took: dict[str, float]) -> None:
-    """Log a stage's new matching `after` (G, S): mean cost of a pair before and after, fraction of student channels changed.
+    """Log a stage's new matching `after` (G, S) and what it changes.
 
+    Logged: shape, mean cost of a pair before and after, fraction of the student's channels changed.
     cost: (S, T). took: seconds of the whole refresh, all stages together, by what they went into.
     Its record is one of the epoch's first step: a run that goes on from before that step refreshes again.
     """

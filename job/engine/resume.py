@@ -80,6 +80,7 @@ def warn_of_rate(saved: dict, config: Common, run: Run) -> None:
     advice += f"; {FINAL}" if config.cos and old.epochs != config.epochs else ""
     run.log.remark(
         "warning",
+        "rate_jump",
         f"the learning rate jumps from {before:.4g} in epoch {last} to {now:.4g} in epoch {epoch}, "
         f"because of the changed {changed}{advice}",
     )

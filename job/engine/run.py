@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Any, TypeVar
 
@@ -79,20 +80,21 @@ class Run:
             self.log.record("end", how="error", text=printable(text), code=getattr(error, "code", 1))
         self.log.close()
 
-    def remark(self, kind: str, text: str) -> None:
+    def remark(self, kind: str, id: str, text: str) -> None:
         """Print a warning, or the error that ends the run, of this worker only; on rank 0 with its record."""
         if self.rank == 0:
-            self.log.remark(kind, text)
+            self.log.remark(kind, id, text)
         else:
             print(f"{kind}: {text}", flush=True)
 
-    def warn(self, text: str) -> None:
+    def warn(self, id: str, text: str) -> None:
         """Print a warning of this worker only, with its rank and node; on rank 0 with its record."""
-        self.remark("warning", text if self.rank == 0 else f"rank {self.rank} on {launch.node()}: {text}")
+        self.remark("warning", id, text if self.rank == 0 else f"rank {self.rank} on {launch.node()}: {text}")
 
     def batches(self, views: Views, draws: Iterable[list], processes: int) -> Batches:
         """Return an iterator over the batches of `draws`, lists of indices of `views`, on the CPU."""
-        return Batches(views, draws, processes, self.device.type == "cuda", self.stop, launch.patience(), self.warn)
+        warn = partial(self.warn, "slow_images")
+        return Batches(views, draws, processes, self.device.type == "cuda", self.stop, launch.patience(), warn)
 
     def rounds(self, count: int) -> Iterator[int]:
         """Yield 1 to `count`; a signal to any worker ends the loop of all. A collective.
@@ -153,7 +155,8 @@ class Run:
         checkpoints aside (resume_at), then writes the decision to go back, then drops later records. `complete` is last.
 
         options: among them batch_size. saved: the checkpoint that the run resumes from, or None for a fresh run.
-        images: how many there are to train on. resume: the option. losses: names of the framework's losses.
+        images: how many there are to train on. resume: the option.
+        losses: names of the framework's losses.
         RunError, on all workers: a fresh run finds another's checkpoints, the folder cannot be written
         to, or the package that writes event files is not installed.
         """
@@ -195,7 +198,8 @@ class Run:
                 names = ", ".join(later)
                 self.log.line(f"going back: {names} now end with {LEFT}, and the first checkpoint saved removes them")
             if self.events_every:
-                self.log.events = events.Events(self.folder, start, self.count, self.events_every, losses, self.warn)
+                warn = partial(self.warn, "event_files")
+                self.log.events = events.Events(self.folder, start, self.count, self.events_every, losses, warn)
         except OSError as error:
             raise RunError(f"cannot write to {self.folder}: {error.strerror}; choose another --out") from None
         return later

@@ -91,8 +91,8 @@ class Framework:
         """Return the signs of collapse of a step's last micro-batch over all workers, for its record. A collective."""
         return collapse.signs(output.embeddings, output.features)
 
-    def warnings(self, signs: dict[str, float]) -> list[str]:
-        """Return a sentence for each sign of collapse, with its likely cause."""
+    def warnings(self, signs: dict[str, float]) -> dict[str, str]:
+        """Return {id: sentence} of the signs of collapse, with their likely causes."""
         return collapse.warnings(signs)
 
     def describe(self, numbers: dict[str, float]) -> str:
@@ -103,10 +103,10 @@ class Framework:
         """Return the normal course of a training, a sentence each, for the log of its start."""
         return []
 
-    def misfits(self, images: int) -> list[str]:
-        """Return a sentence for each option that does not fit so many images."""
-        return []
+    def misfits(self, images: int) -> dict[str, str]:
+        """Return {id: sentence} of the options that do not fit so many images."""
+        return {}
 
     def hints(self, means: dict[str, float]) -> dict[str, str]:
-        """Return {cause: sentence} of what is not normal in the means of some steps' records."""
+        """Return {id: sentence} of what is not normal in the means of some steps' records."""
         return {}

@@ -102,11 +102,11 @@ class MoCoFramework(Framework):
         """Return the signs of collapse, with the effective rank of the queue."""
         return collapse.signs(output.embeddings, output.features) | {"queue_rank": collapse.rank(self.module.queue)}
 
-    def warnings(self, signs: dict[str, float]) -> list[str]:
-        """Return a sentence for each sign of collapse, with its likely cause."""
+    def warnings(self, signs: dict[str, float]) -> dict[str, str]:
+        """Return {id: sentence} of the signs of collapse, with their likely causes."""
         found = collapse.warnings(signs, "--lr or --moco-t is too high")
         if signs["queue_rank"] < RANK:
-            found.append(
+            found["queue_rank"] = (
                 f"the queue's keys are almost identical (effective rank {signs['queue_rank']:.2f} < {RANK}), so they are useless "
                 "as negatives: the student has collapsed, or --moco-m is so near to 1 that the key encoder does not follow"
             )
@@ -120,20 +120,21 @@ class MoCoFramework(Framework):
         """Return the normal course of the loss and the accuracy."""
         return expected(self.config)
 
-    def misfits(self, images: int) -> list[str]:
-        """Return a sentence if the queue is long for so many images."""
+    def misfits(self, images: int) -> dict[str, str]:
+        """Return {id: sentence} if the queue is long for so many images."""
         K = self.config.moco_k
         if 4 * K <= images:
-            return []
-        return [
+            return {}
+        sentence = (
             f"the queue has {K} keys, more than a quarter of the {images} images, so that an image meets its "
             f"own old keys as negatives: --moco-k {max(1, images // 4)} or less is better"
-        ]
+        )
+        return {"long_queue": sentence}
 
     def hints(self, means: dict[str, float]) -> dict[str, str]:
-        """Return {cause: sentence} of a loss that stays that of guessing, or of a task that is too easy."""
+        """Return {id: sentence} of a loss like that of guessing, or of a task that is too easy."""
         found = {"stuck": stuck(self.config, means), "solved": solved(self.config, comm.size(), means)}
-        return {cause: hint for cause, hint in found.items() if hint}
+        return {id: hint for id, hint in found.items() if hint}
 
 
 def expected(config: MoCoOptions) -> list[str]:

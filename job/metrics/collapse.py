@@ -45,19 +45,23 @@ def describe(found: dict[str, float]) -> str:
     return ", ".join([*words, f"dead channels {dead}"])
 
 
-def warnings(found: dict[str, float], cause: str = "--lr is too high") -> list[str]:
-    """Return a sentence for each sign that means collapse. cause: the likely one of embeddings that are identical."""
-    lines = []
+def warnings(found: dict[str, float], cause: str = "--lr is too high") -> dict[str, str]:
+    """Return {id: sentence} of the signs that mean collapse.
+
+    cause: the likely cause of identical embeddings.
+    """
+    sentences = {}
     if found["feature_std"] < STD:
-        lines.append(
+        sentences["same_features"] = (
             f"the student gives nearly the same features for all images (deviation {found['feature_std']:.3f} < {STD}): "
             f"see whether {cause}, or the images are too much alike"
         )
-    for name, fraction in found.items():
-        if name.startswith("dead_") and fraction > DEAD:
-            lines.append(
-                f"{100 * fraction:.0f} % of the channels of {name.removeprefix('dead_')} are positive for no image, and get no "
-                "gradient: see whether --lr is too high, or the distillation loss outweighs the others (a higher "
-                "--loss-factor or a lower --loss-share)"
-            )
-    return lines
+    dead = {name: value for name, value in found.items() if name.startswith("dead_") and value > DEAD}
+    if dead:
+        stages = ", ".join(f"{100 * value:.0f} % of {name[5:]}" for name, value in dead.items())
+        sentences["dead_channels"] = (
+            f"channels are positive for no image, and get no gradient ({stages}): see whether --lr is "
+            "too high, or the distillation loss outweighs the others (a higher --loss-factor or a lower "
+            "--loss-share)"
+        )
+    return sentences

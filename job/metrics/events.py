@@ -39,8 +39,8 @@ class Events:
     The place of all that is written is how many steps were done before it.
 
     start: the (epoch, step) that the run starts at; what an earlier process wrote from there on, TensorBoard no longer shows.
-    every: of so many steps the numbers of one are shown, and those of an epoch's last. losses: names of the framework's
-    losses. warn: prints a warning.
+    every: of so many steps the numbers of one are shown, and those of an epoch's last.
+    losses: names of the framework's losses. warn: prints a warning.
     """
 
     def __init__(

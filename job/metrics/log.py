@@ -61,7 +61,7 @@ class Log:
         text = f"{output.problem(error)}; the run goes on, and {self.file.name} has all lines"
         print(f"warning: {text}", file=sys.stderr)
         self.note(f"warning: {text}")
-        self.record("warning", text=text)
+        self.record("warning", id="standard_output", text=text)
 
     def write(self, file: io.FileIO, line: str) -> None:
         """Add a line to a file; where the disk does not take it, `check` says so, at a place where all workers hear it."""
@@ -118,12 +118,15 @@ class Log:
         if self.events:
             self.events.record(record)
 
-    def remark(self, kind: str, text: str) -> None:
-        """Print and record a hint, a warning or the error that ends the run."""
+    def remark(self, kind: str, id: str, text: str) -> None:
+        """Print and record a hint, a warning or the error that ends the run.
+
+        id: one that job/metrics/schema.py lists.
+        """
         if kind == "error":
-            self.record("end", f"error: {text}", how="error", text=text, code=1)
+            self.record("end", f"error: {text}", how="error", id=id, text=text, code=1)
         else:
-            self.record(kind, f"{kind}: {text}", text=text)
+            self.record(kind, f"{kind}: {text}", id=id, text=text)
 
     def progress(self, text: str, done: int, total: int, every: int) -> None:
         """Show how far a long piece of work is: a bar on a terminal, otherwise a line every `every` steps."""
@@ -156,7 +159,7 @@ class Log:
 
 
 def drop_from(path: str, start: Position) -> int:
-    """Drop the records at `start` or later, damaged lines, and a last line cut short, by one rename.
+    """Drop records at `start` or later, damaged lines and a last line cut short, by one rename.
 
     Return the steps that are done by the last record of a step that stays, or 0.
     """
@@ -184,8 +187,8 @@ def parse(line: bytes) -> dict[str, Any] | None:
 def stays(record: dict[str, Any], start: Position) -> bool:
     """Whether a record stays in a run that resumes at `start`.
 
-    Records of processes stay. The others, also those of unknown kinds, stay if their position is before `start`.
-    Records of unknown kinds without a position stay too: no step of the resumed run writes them again.
+    Records of processes stay. The others, also of unknown kinds, stay if they are before `start`.
+    Records of unknown kinds without a position stay too: no step is known to write them again.
     """
     kind, position = schema.kind_of(record), (record.get("epoch"), record.get("step"))
     if kind in schema.PROCESS:

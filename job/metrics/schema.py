@@ -1,5 +1,5 @@
-"""The records of metrics.jsonl: each is one line of JSON with its `kind` and the fields of that kind. Other fields may follow;
-in records of COURSE they are numbers.
+"""The records of metrics.jsonl: each is one line of JSON with its `kind` and the fields of that kind.
+Other fields may follow. In records of COURSE they are numbers.
 
 COURSE: what a run computes. A run that resumes from before such a record drops it and computes it again, with the same values
 except for those that a clock gives. `epoch` and `step` count from 0; `steps` are the optimizer steps done since the run's first.
@@ -139,7 +139,20 @@ class Saved(TypedDict):
 
 
 class Remark(TypedDict):
-    """A hint, a warning, or an undecodable file that is passed over and its problem."""
+    """A hint or a warning. The text is for people, and may change; the id stays.
+
+    Hints: stuck, solved (MoCo), pull, wait.
+    Warnings: long_queue, queue_rank (MoCo), same_features, dead_channels (any framework),
+    rate_jump, ramp_jump (a resume), slow_images, stalled_worker, standard_output, event_files.
+    """
+
+    time: float
+    id: NotRequired[str]
+    text: str
+
+
+class Undecodable(TypedDict):
+    """An undecodable file, which is passed over."""
 
     time: float
     text: str
@@ -150,6 +163,7 @@ class End(TypedDict):
 
     time: float
     how: str
+    id: NotRequired[str]  # of an error
     text: str
     code: int  # that the program exits with
 
@@ -187,7 +201,7 @@ PROCESS: dict[str, type] = {
     "saved": Saved,
     "hint": Remark,
     "warning": Remark,
-    "undecodable": Remark,
+    "undecodable": Undecodable,
     "end": End,
 }
 JOB: dict[str, type] = {"try": Try, "decision": Decision}
@@ -207,7 +221,10 @@ def kind_of(record: Mapping[str, Any]) -> str:
 
 
 def ratio(step: Mapping[str, float], losses: Iterable[str]) -> float | None:
-    """Return a step's distillation loss over the sum of the framework's `losses`; None if one of the two is 0 or missing."""
+    """Return a step's distillation loss over the sum of `losses`; None if one of them is 0 or missing.
+
+    losses: names of the framework's losses.
+    """
     own = sum(step.get(name, 0.0) for name in losses)
     distillation = step.get("distillation", 0.0)
     return distillation / own if own and distillation else None

@@ -34,7 +34,7 @@ def views(log: Log, epoch: int, given: Sequence[torch.Tensor]) -> None:
 def matching(
     log: Log, distiller: str, epoch: int, stage: int, cost: torch.Tensor, before: torch.Tensor, after: torch.Tensor
 ) -> None:
-    """Show a stage's costs (S, T) in the order of its new matching (G, S), and the changes from the matching before."""
+    """Show a stage's costs (S, T) in the order of its new matching (G, S), and its changes."""
     if log.events:
         picture = draw_matching(f"layer{stage}", cost.numpy(), before.numpy(), after.numpy())
         log.events.picture(f"matching/{distiller}/layer{stage}", Position(epoch, 0), picture)

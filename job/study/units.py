@@ -171,8 +171,8 @@ class Bench:
 def accuracies(folder: Path) -> dict[str, float]:
     """A unit's accuracies in percent, the distillation loss over the framework's in its first and last epoch, and its factor.
 
-    The ratio only if the framework has a loss; the factor only if it was measured for --loss-share, with the distiller's
-    name if there are several.
+    The ratio only if the framework has a loss; the factor only if it was measured for --loss-share,
+    with the distiller's name if there are several.
     """
     history = read_run(folder / "train")
     steps, found = history.steps, {"knn": round(history.knn[-1]["knn"], 2)}

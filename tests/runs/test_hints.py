@@ -6,6 +6,7 @@ from PIL import Image
 
 from job.data.digits import write_digits
 from job.hints import STEPS
+from runs import all_records, of_kind
 
 FACTOR = 10.0  # by which the distillation loss is divided where it decides alone
 # The demo's options, on smaller views.
@@ -13,8 +14,8 @@ DEMO = "--config small --image-size 16 --epochs 3 --print-freq 1000 --save-every
 
 
 @pytest.fixture(scope="module")
-def said(start_job, teacher_file, tmp_path_factory):
-    """The lines of the logs of three runs: as the demo's, at a rate of 0, and under a strong teacher on images slow to read."""
+def folders(start_job, teacher_file, tmp_path_factory):
+    """The folders of three runs: as the demo's, at a rate of 0, and with a strong teacher on images slow to read."""
     folder = tmp_path_factory.mktemp("expect")
     write_digits(str(folder / "digits"))
     for number in range(2 * STEPS):
@@ -31,40 +32,45 @@ def said(start_job, teacher_file, tmp_path_factory):
     jobs = {name: start_job(1, folder / name, given) for name, given in options.items()}
     outputs = {name: job.finish() for name, job in jobs.items()}
     assert all(job.process.returncode == 0 for job in jobs.values()), outputs
-    return {name: [line[20:] for line in (job.folder / "log.txt").read_text().splitlines()] for name, job in jobs.items()}
+    return {name: job.folder for name, job in jobs.items()}
 
 
-def odd(lines):
-    """The hints and warnings among lines."""
-    return [line for line in lines if line.startswith(("hint: ", "warning: "))]
+def remarks(folder):
+    """The texts of a run's hints and warnings by id, each of which is given once."""
+    found = [record for kind in ("hint", "warning") for record in of_kind(folder, kind)]
+    texts = {record["id"]: record["text"] for record in found}
+    assert len(texts) == len(found)
+    return texts
 
 
-def test_a_run_of_the_demo_s_options_has_nothing_odd(said):
-    assert odd(said["healthy"]) == []
+def test_a_run_with_the_demo_s_options_has_no_hint(folders):
+    assert remarks(folders["healthy"]) == {}
 
 
-def test_a_run_begins_with_what_is_normal_for_it(said):
-    first, second = (line for line in said["healthy"] if line.startswith("expected: "))
-    assert "near ln(K + 1) = 5.55, that of guessing among 256 negatives" in first and "(8 steps;" in first
-    assert "contrast accuracy 0.39 % by chance" in second
-    assert said["healthy"].index(second) < next(place for place, line in enumerate(said["healthy"]) if "mean:" in line)
-    assert sum(line.startswith("expected: distillation loss") for line in said["strong"]) == 1
+def test_a_run_begins_with_what_is_normal_for_it(folders):
+    lines = (folders["healthy"] / "log.txt").read_text().splitlines()
+    first, second = (place for place, line in enumerate(lines) if line[20:].startswith("expected: "))
+    assert "5.55" in lines[first] and "256" in lines[first] and "8 steps" in lines[first] and "0.39 %" in lines[second]
+    assert second < next(place for place, line in enumerate(lines) if "epoch 0 mean" in line)
+    assert (folders["strong"] / "log.txt").read_text().count(" expected: ") == 3  # one of the distillation loss
 
 
-def test_a_loss_that_stays_that_of_guessing_is_hinted_at_once_it_should_have_fallen(said):
-    [hint] = odd(said["still"])
-    assert "is that of guessing, ln(K + 1) = 5.55: see whether --lr 0 is too high" in hint
-    assert said["still"].index(hint) > next(place for place, line in enumerate(said["still"]) if "epoch 2 mean" in line)
+def test_a_loss_that_stays_that_of_guessing_is_a_hint_when_it_should_have_fallen(folders):
+    found = remarks(folders["still"])
+    assert list(found) == ["stuck"] and all(part in found["stuck"] for part in ("5.55", "--lr 0 "))
+    kinds = [(record["kind"], record.get("epoch")) for record in all_records(folders["still"])]
+    last = max(place for place, kind in enumerate(kinds) if kind == ("step", 2))
+    assert last < kinds.index(("hint", None))
 
 
-def test_a_teacher_that_decides_alone_is_hinted_at_with_the_factor_that_makes_both_equal(said):
-    [hint] = [line for line in odd(said["strong"]) if "distillation" in line]
-    [mean] = [line for line in said["strong"] if "epoch 0 mean" in line]
-    ratio = float(mean.partition("(ratio ")[2].partition(")")[0])
-    assert float(hint.partition("--loss-factor ")[2].split()[0]) == pytest.approx(FACTOR * ratio, rel=0.1)
+def test_a_teacher_that_outweighs_all_is_a_hint_with_the_factor_that_makes_both_equal(folders):
+    steps = of_kind(folders["strong"], "step")
+    ratio = sum(step["distillation"] for step in steps) / sum(step["contrastive"] for step in steps)
+    equal = remarks(folders["strong"])["pull"].partition("--loss-factor ")[2].split()[0]
+    assert float(equal) == pytest.approx(FACTOR * ratio, rel=0.1)
 
 
-def test_a_queue_that_is_long_for_the_images_and_images_that_come_slowly_are_told(said):
-    found = odd(said["strong"])
-    assert sum("12 keys, more than a quarter of the 40 images" in line and "--moco-k 10 or less" in line for line in found) == 1
-    assert sum("goes into waiting for images: more --workers (now 0 a worker)" in line for line in found) == 1
+def test_a_long_queue_and_slow_images_are_remarks(folders):
+    found = remarks(folders["strong"])
+    assert all(part in found["long_queue"] for part in ("12 keys", "40 images", "--moco-k 10"))
+    assert "--workers (now 0 " in found["wait"]

@@ -232,7 +232,8 @@ def test_signs_of_collapse_are_recorded_and_the_last_are_told_with_their_warning
     ]
     _, told, line = book.run.log.lines
     assert told == "epoch 2 features: deviation 0.01 of 1, rank of the queue 9.0, dead channels 0 % of layer4"
-    assert [f"warning: {text}" for text in book.run.log.texts("warning")] == [line]
+    [warning] = [record for record in book.run.log.records if record["kind"] == "warning"]
+    assert warning["id"] == "same_features" and line == f"warning: {warning['text']}"
 
 
 def test_an_epoch_that_was_not_watched_tells_no_signs_of_another(clock):
@@ -255,5 +256,7 @@ def test_what_is_odd_about_an_epoch_is_a_hint_after_its_averages(clock):
         book.end_epoch()
     kinds = [line.split()[0] for line in book.run.log.lines]
     assert kinds == ["epoch", "hint:", "hint:", "epoch"]
-    assert [f"hint: {text}" for text in book.run.log.texts("hint")] == book.run.log.lines[1:3]
-    assert "50 times" in book.run.log.lines[1] and "75 % of the time" in book.run.log.lines[2]
+    hints = [record for record in book.run.log.records if record["kind"] == "hint"]
+    assert [record["id"] for record in hints] == ["pull", "wait"]
+    assert [f"hint: {record['text']}" for record in hints] == book.run.log.lines[1:3]
+    assert "50 times" in hints[0]["text"] and "75 %" in hints[1]["text"]

@@ -19,8 +19,8 @@ OLD_FOLDER = re.compile(r"\S+: run's folder: (.*)")  # in the logs of earlier ve
 class JobLog:
     """The log of a SLURM job: its tries, the folders of its runs, and the end of the last try.
 
-    decision: why the job was requeued, or was not. said: the job script's last line. error: the last error. All are of the
-    last try.
+    decision: why the job was requeued, or was not. said: the job script's last line. error: the
+    last error. All three are of the last try.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class JobLog:
             self.folders[Path(folder)] = None
 
     def describe(self) -> list[str]:
-        """Return the job in up to three lines; one log of an array's jobs does not tell whose the last two are."""
+        """Return the job in up to three lines; only the first if the log is one of several jobs."""
         lines = [f"try {self.tries} on {self.nodes}" if self.tries else "no try yet"]
         if len(self.folders) < 2:
             lines += [f"decision: {self.decision}"] if self.decision else []

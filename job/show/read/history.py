@@ -94,11 +94,11 @@ class Records:
 class History:
     """A run, finished, going on or broken off, as far as its folder tells.
 
-    options: of the last start, or config.yaml. losses: names of the framework's losses among those of `steps`.
+    options: of the last start, or config.yaml. losses: names of the framework's losses in `steps`.
     steps: {name: (n,) float64}, a column for each number that steps have ("steps", "epoch", "step", "loss", "lr",
         "images_per_s", "data_wait", in percent "accuracy" or "top1", ...), NaN where a step lacks it.
-    refreshes: a record a distiller, stage and refresh; factors, knn, signs, validation, changes: records as metrics.jsonl has
-        them, in their order.
+    refreshes: a record a distiller, stage and refresh; factors, knn, signs, validation, changes:
+        records as metrics.jsonl has them, in their order.
     warnings: also hints and errors. checkpoints: oldest first. complete: the run's last line, if it is done.
     damaged: lines of metrics.jsonl that could not be read, but for a last one that is being written.
     """
@@ -208,7 +208,10 @@ def options_of(start: dict[str, Any]) -> dict[str, Any]:
 
 
 def losses_of(start: Mapping[str, Any], names: Collection[str]) -> list[str]:
-    """Return the framework's losses by the record of a start, of those that steps have. start: {} in earlier versions."""
+    """Return the names of the framework's losses among those of a step's numbers.
+
+    start: the record of the last start; {} in a run of an earlier version.
+    """
     return [name for name in dict.fromkeys((EARLIER["start"] | dict(start))["losses"]) if name in names]
 
 

@@ -15,8 +15,9 @@ Refreshed = tuple[str, int]  # a distiller's name and a stage
 
 
 def panels(runs: Sequence[Shown]) -> tuple[Figure, dict[Refreshed, Axes]] | None:
-    """Return a figure with a panel for each distiller and stage that one of `runs` has refreshed; None if none has."""
-    every = sorted({(record["distiller"], record["stage"]) for run in runs for record in run.history.refreshes})[:MOST_PANELS]
+    """Return a figure with a panel for each distiller and stage; None if no run has refreshed one."""
+    refreshes = [record for run in runs for record in run.history.refreshes]
+    every = sorted({(record["distiller"], record["stage"]) for record in refreshes})[:MOST_PANELS]
     if not every:
         return None
     several = len({distiller for distiller, _ in every}) > 1
@@ -34,7 +35,8 @@ def panels(runs: Sequence[Shown]) -> tuple[Figure, dict[Refreshed, Axes]] | None
 def of_stage(run: Shown, refreshed: Refreshed, *names: str) -> list[list[float]]:
     """Return columns of the records of a distiller's refreshes of a stage, of each epoch the last."""
     every = run.history.refreshes
-    records = {record["epoch"]: record for record in every if (record["distiller"], record["stage"]) == refreshed}
+    of = [record for record in every if (record["distiller"], record["stage"]) == refreshed]
+    records = {record["epoch"]: record for record in of}
     return [[record.get(name, math.nan) for record in records.values()] for name in names]
 
 

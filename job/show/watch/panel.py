@@ -139,10 +139,12 @@ def eta(run: Progress) -> str:
 
 
 def where(run: Progress) -> str:
-    """Return the run's position, counted as its log counts; without a fraction if the steps of an epoch are unknown."""
+    """Return the run's position in words; without a fraction if the steps of an epoch are unknown."""
     epoch, step, steps = run.place
     of = f", of {run.option('epochs')} epochs" if run.option("epochs") else ""
-    return f"{100 * run.share:.0f} %, epoch {epoch} step {step}/{steps}{of}" if steps else f"epoch {epoch} step {step}{of}"
+    if not steps:
+        return f"epoch {epoch} step {step}{of}"
+    return f"{100 * run.share:.0f} %, epoch {epoch} step {step}/{steps}{of}"
 
 
 def waiting(path: Path, job: JobLog, width: int) -> list[str]:
@@ -211,7 +213,7 @@ def speed(run: Progress) -> str:
 
 
 def matching(run: Progress) -> list[str]:
-    """Return the last refresh: channels changed and cost, a column a stage, under each distiller's name."""
+    """Return the last refresh of each distiller: channels changed and cost, a column a stage."""
     lines: list[str] = []
     for distiller, stages in run.records.refresh.items():
         found = sorted(stages.items())
@@ -252,7 +254,8 @@ def notes(run: Progress, job: JobLog | None, problem: str, width: int, most: int
     for when, text in list(run.records.warnings.values())[-most:]:
         lines += note(f"{text} ({span(max(0.0, time.time() - when))} ago)", width)
     # The job's log may have rank and node before an error that the run has recorded.
-    recorded = tuple(text.removeprefix("error: ") for _, text in run.records.warnings.values() if text.startswith("error: "))
+    texts = [text for _, text in run.records.warnings.values() if text.startswith("error: ")]
+    recorded = tuple(text.removeprefix("error: ") for text in texts)
     if job and job.error and not job.error.endswith(recorded):
         lines += note(job.error, width)
     if run.records.damaged:

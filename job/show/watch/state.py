@@ -36,7 +36,7 @@ class Records:
         self.start: dict[str, Any] = {}  # of the last process
         self.options: dict[str, Any] = {}
         self.teacher, self.end, self.resumed = "", "", 0  # end: how the last process has ended, if it has
-        self.warnings: dict[str, tuple[float, str]] = {}  # (time, text) by the text without numbers; the newest last
+        self.warnings: dict[str, tuple[float, str]] = {}  # {kind and id: (time, text)}, newest last
         self.between = 0.0  # s of all saves at an epoch's end, k-NN accuracies and validations
 
     def add(self, lines: bytes) -> None:
@@ -75,7 +75,8 @@ class Records:
             case "end", record:
                 self.end = record["how"]
         if found and (text := history.warning_of(*found)):
-            key = re.sub(r"\d+", "", text)
+            kind, id = text.partition(": ")[0], found[1].get("id")
+            key = f"{kind}: {id}"[: history.LONGEST_LINE] if id else re.sub(r"\d+", "", text)
             self.warnings.pop(key, None)
             self.warnings[key] = (found[1]["time"], text)
             self.warnings = dict(list(self.warnings.items())[-MOST_WARNINGS:])
@@ -90,7 +91,8 @@ class Records:
 
     def add_refresh(self, record: dict[str, Any]) -> None:
         """Take in one stage of a distiller's refresh; those of one epoch are one."""
-        if not any(other["epoch"] == record["epoch"] for stages in self.refresh.values() for other in stages.values()):
+        before = [other for stages in self.refresh.values() for other in stages.values()]
+        if not any(other["epoch"] == record["epoch"] for other in before):
             self.refresh = {}
             self.refreshes += 1
         if record["distiller"] in self.refresh or len(self.refresh) < MOST_DISTILLERS:
@@ -106,8 +108,9 @@ class Records:
 
     @property
     def refresh_seconds(self) -> float:
-        """Seconds of the last refresh of all distillers; each stage has the seconds of all stages."""
-        return sum(next(iter(stages.values())).get(name, 0.0) for stages in self.refresh.values() for name in SECONDS)
+        """Seconds of the last refresh, of all distillers; each stage has the seconds of all stages."""
+        first = [next(iter(stages.values())) for stages in self.refresh.values()]
+        return sum(record.get(name, 0.0) for record in first for name in SECONDS)
 
     def now(self, name: str) -> float:
         """The mean of a number over the recent steps: the last RECENT, but no more than a quarter of all. NaN: none has it."""
@@ -176,7 +179,7 @@ class Progress:
             steps = int(change["steps_an_epoch"])
             if epoch < change["epoch"]:  # no step since the run was resumed
                 return int(change["epoch"]), 0, steps
-        # Earlier versions have no record of a start: the steps of an epoch follow from those before, or from the run's end.
+        # Earlier versions do not record the steps of an epoch: take the epochs before, or the end.
         found = (int(last["steps"]) - step) // epoch if epoch else step if self.complete else 0
         return epoch, step, steps or found
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from job.metrics import collapse
+from job.metrics.bounds import RANK, STD
 from job.cluster import comm
 from job.frameworks.base import Output
 from job.frameworks.moco import MoCoFramework, build_moco
@@ -51,7 +52,7 @@ def student():
 
 def test_a_student_that_begins_to_learn_is_no_collapse():
     """Also where its keys have filled the queue, which lag behind."""
-    assert warnings(steps(student(), 10)) == []
+    assert warnings(steps(student(), 10)) == {}
 
 
 def test_a_student_whose_head_gives_one_vector_is_told_to_have_collapsed():
@@ -59,9 +60,24 @@ def test_a_student_whose_head_gives_one_vector_is_told_to_have_collapsed():
     for encoder in (net.encoder_q, net.encoder_k):
         torch.nn.init.zeros_(encoder.get_parameter("fc.2.weight"))
         torch.nn.init.ones_(encoder.get_parameter("fc.2.bias"))
-    first, second = warnings(steps(net, 6))
-    assert "gives nearly the same features for all images (deviation 0.0" in first
-    assert "the queue's keys are almost identical (effective rank 1.0" in second
+    found = steps(net, 6)
+    assert found["feature_std"] < STD and found["queue_rank"] < RANK
+    assert list(warnings(found)) == ["same_features", "queue_rank"]
+
+
+@pytest.mark.parametrize(("sign", "bound", "id"), [("feature_std", STD, "same_features"), ("queue_rank", RANK, "queue_rank")])
+def test_a_warning_has_the_sign_and_its_bound(sign, bound, id):
+    healthy = {"feature_std": 1.0, "queue_rank": 9.0, "dead_layer4": 0.0}
+    assert warnings(healthy | {sign: bound}) == {}
+    [(found, text)] = warnings(healthy | {sign: 0.9 * bound}).items()
+    assert found == id and f"{0.9 * bound:.2f}" in text and str(bound) in text
+
+
+def test_stages_with_dead_channels_are_one_warning():
+    signs = {"feature_std": 1.0, "queue_rank": 9.0, "dead_layer2": 0.5, "dead_layer3": 0.75, "dead_layer4": 0.6}
+    [(found, text)] = warnings(signs).items()
+    assert found == "dead_channels" and all(part in text for part in ("75 % of layer3", "60 % of layer4"))
+    assert "layer2" not in text
 
 
 def test_channels_that_never_fire_are_told():
@@ -69,7 +85,7 @@ def test_channels_that_never_fire_are_told():
     torch.nn.init.constant_(net.encoder_q.get_parameter("layer4.1.bn2.bias"), -1e3)
     found = steps(net, 1)
     assert (found["dead_layer1"], found["dead_layer4"]) == (0, 1)
-    assert any(said.startswith("100 % of the channels of layer4 are positive for no image") for said in warnings(found))
+    assert "100 % of layer4" in warnings(found)["dead_channels"]
 
 
 @pytest.mark.parametrize("directions", [1, 2, DIM])

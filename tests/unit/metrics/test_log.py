@@ -87,7 +87,7 @@ def test_records_are_one_line_of_json_each_with_their_kind(tmp_path, opened):
 
 def test_records_from_before_the_folder_is_known_reach_the_file_first(tmp_path):
     log = Log(True)
-    log.remark("warning", "the rate jumps")
+    log.remark("warning", "rate_jump", "the rate jumps")
     log.open(str(tmp_path), (0, 0))
     log.record("saved", "saved x", path="x")
     log.close()
@@ -101,14 +101,14 @@ def test_records_from_before_the_folder_is_known_reach_the_file_first(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "record"),
     [
-        ("hint", {"kind": "hint", "text": "some"}),
-        ("warning", {"kind": "warning", "text": "some"}),
-        ("error", {"kind": "end", "how": "error", "text": "some", "code": 1}),
+        ("hint", {"kind": "hint", "id": "name", "text": "some"}),
+        ("warning", {"kind": "warning", "id": "name", "text": "some"}),
+        ("error", {"kind": "end", "how": "error", "id": "name", "text": "some", "code": 1}),
     ],
 )
 def test_a_remark_is_a_line_with_a_record_that_has_the_time(tmp_path, opened, kind, record):
     before = time.time()
-    opened(tmp_path).remark(kind, "some")
+    opened(tmp_path).remark(kind, "name", "some")
     [found] = metrics(tmp_path)
     assert before - 1 < found.pop("time") < time.time() + 1
     assert found == record and lines(tmp_path) == [f"{kind}: some"]
@@ -361,7 +361,8 @@ def test_a_screen_that_vanishes_ends_nothing(tmp_path, screen):
     os.close(mine)
     _, errors = process.communicate("\n", timeout=60)
     problem = {"terminal": "Input/output error", "pipe": "Broken pipe"}[screen]
-    warning = f"warning: standard output: {problem}; the run goes on, and {tmp_path}/log.txt has all lines"
-    assert (process.returncode, errors) == (0, f"{warning}\n")
-    assert lines(tmp_path).count(warning) == 1 and lines(tmp_path)[-1] == "saved"
-    assert [f"warning: {record['text']}" for record in metrics(tmp_path) if record["kind"] == "warning"] == [warning]
+    [warning] = metrics(tmp_path)
+    assert (warning["kind"], warning["id"]) == ("warning", "standard_output")
+    assert problem in warning["text"] and f"{tmp_path}/log.txt" in warning["text"]
+    assert (process.returncode, errors) == (0, f"warning: {warning['text']}\n")
+    assert lines(tmp_path).count(f"warning: {warning['text']}") == 1 and lines(tmp_path)[-1] == "saved"

@@ -46,8 +46,8 @@ def start(epoch=0, step=0, **more):
     } | more
 
 
-def remark(text, kind="warning"):
-    return {"kind": kind, "time": time.time(), "text": text}
+def remark(text, kind="warning", **more):
+    return {"kind": kind, "time": time.time(), "text": text} | more
 
 
 def add(folder, *records):
@@ -167,6 +167,18 @@ def test_the_last_warnings_are_shown_each_once_with_its_age(tmp_path):
     )
     shown = " ".join(watch(folder).stdout.split())
     assert shown.count("slow disk") == 2 and "hint: slow disk, 2 s (20 min ago)" in shown and "warning: slow disk, 2 s" in shown
+
+
+def test_remarks_of_one_id_are_shown_once_and_the_last_of_them(tmp_path):
+    folder = write_run(tmp_path / "run")
+    add(
+        folder,
+        *(remark(text, id="wait") for text in ("slow images", "half of the time")),
+        remark("slow images", "hint", id="wait"),
+    )
+    run = Progress(folder)
+    run.update()
+    assert [text for _, text in run.records.warnings.values()] == ["warning: half of the time", "hint: slow images"]
 
 
 def test_the_time_left_counts_what_comes_between_epochs(tmp_path):
