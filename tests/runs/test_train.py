@@ -189,7 +189,8 @@ def test_a_refresh_gives_the_same_matrix_at_any_number_of_workers(
     job = start_job(workers, tmp_path / "run", [images, *SMALL, "--teacher", teacher_file, "-j", 0, "--resume", "auto"])
     output = job.finish()
     assert job.process.returncode == 0, output
-    assert f"was saved by 2 workers; now {workers}" in output
+    [resumed], [start] = of_kind(job.folder, "resumed"), of_kind(job.folder, "start")
+    assert (resumed["workers"], start["workers"]) == (2, workers)
     before = whole["mgd"]
     expected = torch.load(folder / "last.pth.tar", weights_only=True)["mgd"]
     found = torch.load(job.folder / "last.pth.tar", weights_only=True)["mgd"]
@@ -205,13 +206,14 @@ def test_a_run_goes_on_within_an_epoch_with_another_number_of_workers(undisturbe
     job = start_job(1, tmp_path / "run", arguments)
     output = job.finish()
     assert job.process.returncode == 0, output
-    assert "was saved by 2 workers; now 1; batch norm starts from the average of their statistics" in output
+    [resumed], [start] = of_kind(job.folder, "resumed"), of_kind(job.folder, "start")
+    assert (resumed["epoch"], resumed["step"], resumed["workers"], start["workers"]) == (1, 4, 2, 1)
     assert job.steps() == [11, 12]
 
 
 @pytest.mark.parametrize(
     "save_every, said",
-    [("1steps", "the parameters are not finite after epoch 1, step 1"), ("1", "the loss is not finite at epoch 1, step 1")],
+    [("1steps", "parameters are not finite after epoch 1, step 1"), ("1", "loss is not finite at epoch 1, step 1")],
 )
 def test_a_run_that_diverges_stops_all_workers_and_leaves_the_checkpoints(
     undisturbed, start_job, images, teacher_file, tmp_path, save_every, said
@@ -224,7 +226,9 @@ def test_a_run_that_diverges_stops_all_workers_and_leaves_the_checkpoints(
     job = start_job(2, tmp_path / "run", [*options, "--resume", "auto", "--lr", "1e30", "--save-every", save_every])
     output = job.finish()
     assert job.process.returncode != 0
-    assert output.count(said) == 1
+    [end] = of_kind(job.folder, "end")
+    assert (end["how"], end["code"]) == ("error", 1) and said in end["text"]
+    assert output.count(f"error: {end['text']}\n") == 1, output
     assert sorted(path.name for path in job.folder.glob("*.pth.tar*")) == ["checkpoint_0001_000000.pth.tar", "last.pth.tar"]
     assert (job.folder / "checkpoint_0001_000000.pth.tar").read_bytes() == good
 
@@ -240,15 +244,12 @@ def small_stem_teacher_file(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "options, layers",
+    "options, layers",  # groups and channels of each matching that is solved
     [
-        ("--reducer rd --margins init --no-aug-plus --no-cos --schedule 1", ["4x64 of 256", "4x512 of 2048"]),
-        (
-            "--reducer sp --precision bf16 --image-size 16 --mgd-stages 3 4 --no-mlp --knn-every 1",
-            ["4x256 of 1024", "4x512 of 2048"],
-        ),
-        ("--reducer sm --stem small --width 32 --image-size 16 --teacher {small}", ["1x32 of 64", "1x256 of 512"]),
-        ("--reducer rd --loss-share 0.1 --loss-ramp --mgd-stages 3 4 --stage-weights 1 0.2", ["4x256 of 1024", "4x512 of 2048"]),
+        ("--reducer rd --margins init --no-aug-plus --no-cos --schedule 1", [(4, 64), (4, 128), (4, 256), (4, 512)]),
+        ("--reducer sp --precision bf16 --image-size 16 --mgd-stages 3 4 --no-mlp --knn-every 1", [(4, 256), (4, 512)]),
+        ("--reducer sm --stem small --width 32 --image-size 16 --teacher {small}", [(1, 32), (1, 64), (1, 128), (1, 256)]),
+        ("--reducer rd --loss-share 0.1 --loss-ramp --mgd-stages 3 4 --stage-weights 1 0.2", [(4, 256), (4, 512)]),
         ("--matching random --loss-share 0.1", []),
     ],
 )
@@ -263,7 +264,7 @@ def test_a_run_with_other_options_resumes_to_the_same_bytes(
     whole = start_job(1, tmp_path / "whole", given)
     output = whole.finish()
     assert whole.process.returncode == 0, output
-    assert all(f"matching {layer}," in output for layer in layers), output
+    assert [(record["groups"], record["channels"]) for record in of_kind(whole.folder, "refresh")] == layers
     accuracies = of_kind(tmp_path / "whole", "knn")
     assert [record["knn_images"] for record in accuracies] == [9] * options.count("--knn-every") * 2
     assert all(0 < record["knn_seconds"] < 300 for record in accuracies)
@@ -401,8 +402,10 @@ def test_a_bit_that_flips_on_one_worker_ends_the_run_and_is_not_saved(
     job = start_job(2, tmp_path / "run", [images, *SMALL, "-j", 0, "--check-every", check_every, "--save-every", save_every])
     output = job.finish()
     assert job.process.returncode != 0
-    assert output.count(f"the workers' networks are not the same {said}") == 1, output
-    assert "the first is moco.encoder_q.layer1.0" in output and "where worker 1 has other bytes than worker 0" in output
+    [end] = of_kind(job.folder, "end")
+    assert (end["how"], end["code"]) == ("error", 1), output
+    assert all(part in end["text"] for part in (said, "moco.encoder_q.layer1.0", "worker 1 "))
+    assert output.count(f"error: {end['text']}\n") == 1, output
     saved = ["checkpoint_0000_000002.pth.tar"] if save_every == "2steps" else []
     assert [path.name for path in job.folder.glob("checkpoint_*")] == saved
 
