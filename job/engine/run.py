@@ -175,9 +175,7 @@ class Run:
         if self.device.type == "cpu":
             keep_freed_memory()
 
-    def open_folder(
-        self, options: dict, start: Position, saved: dict | None, resume: str, losses: Sequence[str]
-    ) -> list[str]:
+    def open_folder(self, options: dict, start: Position, saved: dict | None, resume: str, losses: Sequence[str]) -> list[str]:
         """Write the options into the folder, and open log and records there; return the later checkpoints' names."""
         holds_run = bool(self.checkpoints.paths())
         if saved is None and holds_run:
@@ -204,9 +202,7 @@ class Run:
             raise RunError(f"cannot write to {self.folder}: {error.strerror}; choose another --out") from None
         return later
 
-    def record_start(
-        self, options: dict, start: Position, images: int, share: int, losses: Sequence[str]
-    ) -> None:
+    def record_start(self, options: dict, start: Position, images: int, share: int, losses: Sequence[str]) -> None:
         """Record the options, images and setting of a run. share: images of a worker in a step."""
         line = yaml.safe_dump(options, sort_keys=False, default_flow_style=True, width=float("inf")).strip()
         self.log.line(f"options: {line}")
