@@ -25,7 +25,8 @@ from job.networks import DEPTH, stage_widths
 from job.training import CHECKPOINT, Training
 
 # Names that the loop gives to a step's numbers, in their sums over the workers or in their record.
-STEP = {*schema.Step.__annotations__, "kind", "distillation", "gradient", "gradient_norm", "stop", "undecodable"}
+STEP = {*schema.Step.__annotations__, "kind", "distillation", "gradient", "gradient_norm"}
+STEP |= {"stop", "undecodable"}
 DISTILLING = "distillers"  # the module of all distillers, beside the framework's
 
 
@@ -51,7 +52,8 @@ def build(config: Config, run: Run) -> Training:
         compiled = [*compiled, teacher.net]
         distillation = Distillation(config, Networks(run, images, framework, teacher), distillers)
     distilling = nn.ModuleDict({each.name: each.module for each in distillation.distillers})
-    trained = nn.ModuleDict({framework.name: framework.module, DISTILLING: distilling}).to(run.device).train()
+    trained = nn.ModuleDict({framework.name: framework.module, DISTILLING: distilling})
+    trained.to(run.device).train()
     comm.broadcast_(trained.state_dict())
 
     if config.compile:
@@ -65,8 +67,10 @@ def build(config: Config, run: Run) -> Training:
 
 
 def check_names(framework: Framework, kinds: list[type[Distiller]]) -> None:
-    """RunError: a framework's or distiller's name, loss or metric would overwrite another in a step, a checkpoint or a module."""
+    """RunError: a part's name, loss or metric would overwrite another in a step or a checkpoint."""
     distillers = [kind.name for kind in kinds]
+    shown = f"--framework {framework.name}"
+    shown += f" --distill {' '.join(distillers)}" if distillers else ""
     places = {
         "numbers of a step": [*STEP, *distillers, *framework.losses, *framework.metrics],
         "parts of a checkpoint": [*CHECKPOINT, *distillers],
@@ -75,8 +79,8 @@ def check_names(framework: Framework, kinds: list[type[Distiller]]) -> None:
     for place, names in places.items():
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise RunError(
-                f"--framework {framework.name}{' --distill ' * bool(kinds)}{' '.join(distillers)}: two {place} have the name "
-                f"{twice[0]!r}; expected a name each. Rename one in job/frameworks or job/distill"
+                f"{shown}: two {place} have the name {twice[0]!r}; expected a name each. "
+                "Rename one in job/frameworks or job/distill"
             )
 
 

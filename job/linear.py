@@ -113,7 +113,10 @@ def train(parts: Classifier, start: Position) -> None:
 
 
 def end_epoch(parts: Classifier, epoch: int) -> None:
-    """Validate after an epoch, and save what is the best, the last or due. Stopped, after a save: a signal came."""
+    """Validate after an epoch, and save the best, the last or a due classifier.
+
+    Stopped, after a save: a signal came.
+    """
     config, run, begun = parts.config, parts.run, time.perf_counter()
     try:
         accuracy = validate(parts)
@@ -126,7 +129,8 @@ def end_epoch(parts: Classifier, epoch: int) -> None:
     done = run.count.at(epoch + 1, 0)
     run.log.record("validation", steps=done, epoch=epoch, step=parts.steps, **accuracy, val_seconds=seconds)
     is_best, parts.best = accuracy["val_top1"] > parts.best, max(accuracy["val_top1"], parts.best)
-    if is_best or epoch + 1 == config.epochs or parse_save_every(config.save_every)(epoch + 1, 0, done):
+    due = parse_save_every(config.save_every)(epoch + 1, 0, done)
+    if is_best or epoch + 1 == config.epochs or due:
         classifier.save(parts, epoch + 1, 0, is_best)
 
 

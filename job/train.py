@@ -159,9 +159,16 @@ def train_epoch(training: Training, batches: Iterator, journal: TrainingJournal,
         raise Stopped
 
 
-def check(training: Training, journal: TrainingJournal, output: Output, position: Position, last: bool) -> None:
-    """Compare the workers every --check-every steps, and then or at an epoch's last step record the signs of collapse.
+def check(
+    training: Training,
+    journal: TrainingJournal,
+    output: Output,
+    position: Position,
+    last: bool,
+) -> None:
+    """Compare the workers and record the signs of collapse every --check-every steps.
 
+    last: this is the epoch's last step, whose signs of collapse are always recorded.
     RunError, on all workers: what the workers share differs.
     """
     epoch, step = position
@@ -173,7 +180,10 @@ def check(training: Training, journal: TrainingJournal, output: Output, position
 
 
 def report_knn(training: Training, val: Images, epoch: int) -> None:
-    """Log and record the student's k-NN accuracy after `epoch` epochs. A run that resumes from there does so again."""
+    """Log and record the student's k-NN accuracy after `epoch` epochs.
+
+    A run that resumes from there does so again.
+    """
     run, begun = training.run, time.perf_counter()
     accuracy = knn_accuracy(training.framework.student(), training.images, val, training.config, run)
     seconds = time.perf_counter() - begun

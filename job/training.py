@@ -23,8 +23,8 @@ from job.frameworks.base import MicroBatch
 from job.position import Position
 
 # What a checkpoint has beside the state of each distiller, under the distiller's name.
-CHECKPOINT = {"epoch", "arch", "state_dict", "optimizer", "step", "steps", "teacher", "bad_images", "config", "workers"}
-CHECKPOINT |= {"images", "order", "statistics", "format"}
+CHECKPOINT = {"epoch", "arch", "state_dict", "optimizer", "step", "steps", "teacher", "bad_images"}
+CHECKPOINT |= {"config", "workers", "images", "order", "statistics", "format"}
 
 
 @dataclass
@@ -65,12 +65,14 @@ class Training:
     def batches(self, start: Position) -> Iterator[tuple[list[torch.Tensor], list[str]]]:
         """Return an iterator over this worker's steps from `start` on.
 
-        Each is its images' views, as many as the framework needs, (B, 3, H, W) uint8 on its device, and the undecodable files.
+        Each is the framework's number of views (B, 3, H, W) uint8, on its device, and the
+        undecodable files.
         """
         config, run = self.config, self.run
         order = TrainingOrder(self.images, config.batch_size, run.rank, run.size, config.seed, config.epochs, start)
         view = RandomView(config.image_size, config.aug_plus, config.crop_min)
-        views = RandomViews(self.images, view, self.framework.views, config.seed, rendered=config.augment_on == "cpu")
+        number, rendered = self.framework.views, config.augment_on == "cpu"
+        views = RandomViews(self.images, view, number, config.seed, rendered)
         return map(self.arrived, run.batches(views, order, config.workers))
 
     def arrived(self, batch: tuple) -> tuple[list[torch.Tensor], list[str]]:

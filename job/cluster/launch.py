@@ -184,7 +184,7 @@ def watchdog(remark: Callable[[str, str, str], None]) -> Watchdog:
 
 
 def setting(device: torch.device) -> dict[str, Any]:
-    """Return the run's workers, nodes, launcher, network, device, versions and container image, for its log and record."""
+    """Return the run's workers, nodes, launcher, network, device, versions and container image."""
     # Without a GPU, torch.cuda.get_device_name fails.
     hardware = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU ({torch.get_num_threads()} threads each)"
     network = f"interface {os.environ['HOROVOD_GLOO_IFACE']}" if "HOROVOD_GLOO_IFACE" in os.environ else "no network"

@@ -156,7 +156,10 @@ def outwards(frame: FrameType | None) -> Iterator[FrameType]:
 
 
 def awaited(frame: FrameType) -> str:
-    """Return `doing()` of the iterator from which a thread awaits an item, or "" if there is none. frame: the innermost."""
+    """Return `doing()` of the iterator from which a thread awaits an item, or "" without one.
+
+    frame: the thread's innermost.
+    """
     owners = (level.f_locals.get("self") for level in outwards(frame) if level.f_code.co_name == "__next__")
     return next((owner.doing() for owner in owners if owner and hasattr(owner, "doing")), "")
 

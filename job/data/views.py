@@ -12,14 +12,22 @@ from job.data.randomness import counter
 
 
 class RandomViews(Dataset):
-    """(epoch, index) -> `number` views and the undecodable files; the views are functions of seed, epoch and index.
+    """(epoch, index) -> `number` views, undecodable files.
 
-    The first views are the same for any number. If `rendered` is false, a view is a pair of a crop and its appearance, which
-    the device renders.
+    The views are functions of seed, epoch and index. The first views are the same for any number.
+    If `rendered` is false, a view is a pair of a crop and its appearance, which the device renders.
     """
 
-    def __init__(self, images: Images, view: RandomView, number: int, seed: int, rendered: bool = True):
-        self.images, self.view, self.number, self.seed, self.rendered = images, view, number, seed, rendered
+    def __init__(
+        self,
+        images: Images,
+        view: RandomView,
+        number: int,
+        seed: int,
+        rendered: bool = True,
+    ):
+        self.images, self.view, self.number = images, view, number
+        self.seed, self.rendered = seed, rendered
 
     def __getitem__(self, draw: tuple[int, int]) -> tuple:
         epoch, index = draw
@@ -28,7 +36,7 @@ class RandomViews(Dataset):
         return *(self.draw(image, random) for _ in range(self.number)), bad
 
     def draw(self, image: np.ndarray, random: np.random.Generator) -> Any:
-        """Return a view (3, H, W) uint8, or a crop of that shape and its appearance (12,) float32."""
+        """Return a view (3, H, W) uint8, or a crop (3, H, W) and its appearance (12,) float32."""
         if self.rendered:
             return self.view(image, random)
         return self.view.crop(image, random), torch.from_numpy(self.view.appearance(random))

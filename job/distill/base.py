@@ -55,9 +55,14 @@ class Networks:
 
 @dataclass(frozen=True)
 class Change:
-    """A measured change of a distiller; `Distiller.apply` makes it, after `record` has logged and recorded it."""
+    """A measured change of a distiller.
 
-    state: Mapping[str, torch.Tensor] = field(default_factory=dict)  # new values of tensors in `module`, by name
+    `record` logs and records it; `Distiller.apply` makes it afterwards.
+
+    state: new values of tensors in the distiller's `module`, by name.
+    """
+
+    state: Mapping[str, torch.Tensor] = field(default_factory=dict)
     record: Callable[[], None] = lambda: None
 
 
@@ -104,9 +109,10 @@ class Distiller:
         return pull(*position, self.config.epochs, steps) if self.config.loss_ramp else 1.0
 
     def before_epoch(self, epoch: int, networks: Networks) -> Change:
-        """Measure, and return the change for an epoch, counted from 0. A collective. Stopped, on all workers: a signal came.
+        """Measure, and return the change for an epoch, counted from 0. A collective.
 
         Nothing is changed or recorded here: a signal can still stop the distillers that follow.
+        Stopped, on all workers: a signal came.
         """
         return Change()
 

@@ -50,7 +50,10 @@ class Distillation:
         return self.networks.teacher.state() if self.networks else {}
 
     def before_epoch(self, epoch: int) -> None:
-        """Prepare an epoch. A collective. Stopped, on all workers: a signal came; nothing is changed or recorded."""
+        """Prepare an epoch. A collective.
+
+        Stopped, on all workers: a signal came; nothing is changed or recorded.
+        """
         changes: list[tuple[Distiller, Change]] = []
         for distiller in self.distillers:
             assert self.networks
@@ -58,7 +61,8 @@ class Distillation:
             changes.append((distiller, change))
             if epoch == 0 and self.config.loss_share:
                 share = self.config.loss_share / len(self.distillers)
-                changes.append((distiller, measure_factor(distiller.with_change(change), self.networks, share)))
+                changed = distiller.with_change(change)
+                changes.append((distiller, measure_factor(changed, self.networks, share)))
         for distiller, change in changes:
             change.record()
             distiller.apply(change)

@@ -16,13 +16,15 @@ BATCHES = 8  # of BATCH images, or as many as there are
 
 
 def measure_factor(distiller: Distiller, networks: Networks, share: float) -> Change:
-    """Return the change of a distiller's factor with which its loss is `share` times the reference loss. A collective.
+    """Return the change to the factor with which a loss is `share` times the reference loss.
 
-    Both are of the start: the framework's reference is the loss of a student that knows nothing, and the distillation loss is
-    measured. So the share means the same for any image size, batch and teacher. The factor is the same, to the bit, for any
-    number of workers with equally many threads.
+    Both are of the start: the framework's reference is the loss of a student that knows nothing,
+    and the distillation loss is measured. So the share means the same for any image size, batch
+    and teacher. The factor is the same, to the bit, for any number of workers with equally many
+    threads.
 
-    RunError, on all workers: no factor gives that share. Stopped, on all workers: a signal came.
+    A collective. RunError, on all workers: no factor gives that share.
+    Stopped, on all workers: a signal came.
     """
     run, framework, config = networks.run, networks.framework, distiller.config
     begun = time.perf_counter()
@@ -43,8 +45,9 @@ def measure_factor(distiller: Distiller, networks: Networks, share: float) -> Ch
 
     def record() -> None:
         run.log.line(
-            f"{distiller.name}: loss factor {factor:.6g}: the distillation loss of {len(sample)} images is {raw:.6g} an image; "
-            f"wanted: {share:g} of {framework.reference_text}, {wanted:.4g}; measuring {seconds:.1f} s"
+            f"{distiller.name}: loss factor {factor:.6g}: the distillation loss of {len(sample)} "
+            f"images is {raw:.6g} an image; wanted: {share:g} of {framework.reference_text}, "
+            f"{wanted:.4g}; measuring {seconds:.1f} s"
         )
         numbers = {"loss_factor": factor, "raw_distillation": raw, "measuring": seconds}
         run.log.record("factor", epoch=0, step=0, distiller=distiller.name, **numbers)

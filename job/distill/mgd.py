@@ -84,7 +84,8 @@ class MGD(Distiller):
 
     def before_epoch(self, epoch: int, networks: Networks) -> Change:
         """Solve the matchings if this is an epoch of --refresh-epochs."""
-        return prepare_refresh(self, epoch, networks) if parse_refresh(self.config.refresh_epochs)(epoch) else Change()
+        due = parse_refresh(self.config.refresh_epochs)(epoch)
+        return prepare_refresh(self, epoch, networks) if due else Change()
 
     def check(self, saved: Mapping[str, torch.Tensor]) -> None:
         """RunError: the margins in a checkpoint are not the teacher's."""
@@ -111,11 +112,13 @@ def draw_matchings(module: MGDistiller, seed: int) -> None:
 
 
 def prepare_refresh(mgd: MGD, epoch: int, networks: Networks) -> Change:
-    """Solve the matching of every stage on a fixed sample of the images; return the change. A collective.
+    """Solve the matching of every stage on a fixed sample of the images; return the change.
 
     The matching is the same, to the last index, for any number of workers with equally many threads: batches have the same images
     whoever measures them, and their costs are added as 64-bit fixed-point numbers, whose sum does not depend
-    on the order. Stopped, on all workers: a signal came.
+    on the order.
+
+    A collective. Stopped, on all workers: a signal came.
     """
     run, config, module = networks.run, mgd.config, mgd.module
     begun = time.perf_counter()

@@ -35,7 +35,7 @@ class Bucket:
             value.grad = None
 
     def take(self, value: nn.Parameter, scale: float) -> None:
-        """Add `scale` times a parameter's gradient; release the gradient so that the backward pass can use its memory."""
+        """Add `scale` times a parameter's gradient, and release the gradient's memory."""
         assert value.grad is not None
         if not self.views:
             sizes = [value.numel() for value in self.parameters]

@@ -175,8 +175,15 @@ class Run:
         if self.device.type == "cpu":
             keep_freed_memory()
 
-    def open_folder(self, options: dict, start: Position, saved: dict | None, resume: str, losses: Sequence[str]) -> list[str]:
-        """Write the options into the folder, and open log and records there; return the later checkpoints' names."""
+    def open_folder(
+        self,
+        options: dict,
+        start: Position,
+        saved: dict | None,
+        resume: str,
+        losses: Sequence[str],
+    ) -> list[str]:
+        """Write the options and open log and records; return the names of later checkpoints."""
         holds_run = bool(self.checkpoints.paths())
         if saved is None and holds_run:
             raise RunError(f"{self.folder} holds a run already: go on with it by --resume auto, or choose another --out")
@@ -186,8 +193,10 @@ class Run:
             os.makedirs(self.folder, exist_ok=True)
             if os.path.exists(self.complete):
                 os.remove(self.complete)
-            later = [os.path.basename(path) for path in self.checkpoints.resume_at(start, resume)] if saved else []
-            write_whole(os.path.join(self.folder, "config.yaml"), yaml.safe_dump(options, sort_keys=False).encode())
+            later = self.checkpoints.resume_at(start, resume) if saved else []
+            later = [os.path.basename(path) for path in later]
+            text = yaml.safe_dump(options, sort_keys=False)
+            write_whole(os.path.join(self.folder, "config.yaml"), text.encode())
             recorded = self.log.open(self.folder, start)
             if holds_run and recorded < (done := self.count.at(*start)):
                 missing = f"the records of steps {recorded + 1} to {done}"
@@ -221,7 +230,8 @@ class Run:
 
     def record_resume(self, options: dict, start: Position, saved: dict, later: list[str]) -> None:
         """Record the checkpoint that a run resumes from, and what its options change."""
-        self.log.record("resumed", epoch=start.epoch, step=start.step, workers=saved["workers"], later=later)
+        facts = {"workers": saved["workers"], "later": later}
+        self.log.record("resumed", epoch=start.epoch, step=start.step, **facts)
         if record := change(saved, options["batch_size"], self.count.an_epoch):
             self.log.record("change", **record)
 

@@ -40,8 +40,9 @@ class Output:
 class Framework:
     """A self-supervised framework and the student that it trains.
 
-    name: in --framework. losses, metrics: the names in its outputs. views: random views of each image that it needs.
-    reference: the loss of a student that knows nothing; --loss-share is relative to it. shapes: options that shape its tensors.
+    name: in --framework. losses, metrics: the names in its outputs. views: random views of each
+    image that it needs. reference: the loss of a student that knows nothing; --loss-share is
+    relative to it. shapes: options that shape its tensors.
     stages: those whose features `forward` must give. module: all that is trained, saved and restored.
     encoder: the student in it, images (b, 3, H, W) -> {"layerN": (b, S, H, W)} at least.
     """
@@ -78,7 +79,10 @@ class Framework:
         return net.to(next(self.encoder.parameters()).device)
 
     def prepare(self, views: list[torch.Tensor], position: Position) -> Any:
-        """Begin a step with its `views` x (B, 3, H, W) uint8; return what `forward` and `after_update` need of it."""
+        """Begin a step; return what `forward` and `after_update` need of it.
+
+        views: `self.views` x (B, 3, H, W) uint8.
+        """
 
     def forward(self, batch: MicroBatch, prepared: Any) -> Output:
         """Run the student on a micro-batch."""

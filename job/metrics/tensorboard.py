@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run besides its numbers: the distiller's distributions, augmented views, matchings."""
+"""TensorBoard's pictures and distributions: the distiller's tensors, random views, matchings."""
 
 from collections.abc import Mapping, Sequence
 
@@ -25,10 +25,11 @@ def histograms(log: Log, epoch: int, values: Mapping[str, np.ndarray]) -> None:
 
 
 def views(log: Log, epoch: int, given: Sequence[torch.Tensor]) -> None:
-    """Show the views (B, 3, H, W) uint8 of an epoch's first images; in epochs 0, 1, 2, 4, 8, ..., because all are alike."""
+    """Show the views (B, 3, H, W) uint8 of an epoch's first images, in epochs 0, 1, 2, 4, 8, ..."""
     if log.events and epoch & (epoch - 1) == 0:
         name = "views/query beside key" if len(given) == 2 else "views/random"
-        log.events.picture(name, Position(epoch, 0), draw_views([view[:IMAGES].cpu() for view in given]))
+        picture = draw_views([view[:IMAGES].cpu() for view in given])
+        log.events.picture(name, Position(epoch, 0), picture)
 
 
 def matching(
@@ -41,7 +42,7 @@ def matching(
 
 
 def draw_views(given: Sequence[torch.Tensor]) -> np.ndarray:
-    """Return a picture (H, W, 3) uint8 of views (n, 3, h, w) uint8: rows of `COLUMNS` images, the views of each side by side."""
+    """Return a picture (H, W, 3) uint8 of views (n, 3, h, w) uint8, each image's side by side."""
     cells, line = [], np.full((SIDE, 2, 3), WHITE)
     for one in zip(*given, strict=True):
         shown = [sized(view.permute(1, 2, 0).numpy(), (SIDE, SIDE)) for view in one]

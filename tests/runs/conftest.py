@@ -10,7 +10,8 @@ from runs import write_teacher
 @pytest.fixture(scope="session")
 def narrow_teacher(tmp_path_factory):
     """A teacher's file: a narrow ResNet-18 with the small stem and random weights."""
-    return write_teacher(tmp_path_factory.mktemp("narrow") / "teacher.pth.tar", "resnet18", stem="small", width=32)
+    path = tmp_path_factory.mktemp("narrow") / "teacher.pth.tar"
+    return write_teacher(path, "resnet18", stem="small", width=32)
 
 
 def pytest_collection_modifyitems(items):

@@ -21,7 +21,8 @@ DISTILLED = ["--refresh-epochs", "0,1", "--loss-share", 0.5]
 EPOCH = 50 // 8  # steps
 STEPS = 2 * EPOCH
 # Worker 1 opens 18 training images for a pass over all, none for a loss factor, and 4 a step.
-IN_THE_SECOND_DISTILLER = f"1 open /train/ {2 * 18 + 4 * EPOCH + 18 + 5} 1 -{signal.SIGTERM:d}"  # before epoch 1
+BEFORE_EPOCH_1 = 2 * 18 + 4 * EPOCH
+IN_THE_SECOND_DISTILLER = f"1 open /train/ {BEFORE_EPOCH_1 + 18 + 5} 1 -{signal.SIGTERM:d}"
 
 
 @pytest.fixture(autouse=True)
@@ -42,12 +43,19 @@ def watched(folder):
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
-def test_a_toy_framework_and_two_distillers_resume_to_the_same_bytes(start_job, images, narrow_teacher, tmp_path, monkeypatch):
+def test_a_toy_framework_and_two_distillers_resume_to_the_same_bytes(
+    start_job,
+    images,
+    narrow_teacher,
+    tmp_path,
+    monkeypatch,
+):
     """After a signal in the second distiller's preparation, and after a kill within an epoch.
 
     Each distiller has half of --loss-share. Nothing of the toys is named in the program.
     """
-    options = [images, *SMALL, "--framework", "toy", "--teacher", narrow_teacher, "--distill", "mgd", "toy", *DISTILLED]
+    options = [images, *SMALL, "--framework", "toy", "--teacher", narrow_teacher, *DISTILLED]
+    options += ["--distill", "mgd", "toy"]
     whole = start_job(2, tmp_path / "whole", options, "toys")
     finished(whole)
     with monkeypatch.context() as patch:
@@ -56,7 +64,8 @@ def test_a_toy_framework_and_two_distillers_resume_to_the_same_bytes(start_job, 
         stopped = start_job(2, tmp_path / "run", options, "toys")
     finished(stopped)
     assert stopped.steps() == list(range(1, EPOCH + 1))
-    assert records(stopped.folder) == [record for record in records(whole.folder) if record["epoch"] == 0]
+    expected = [record for record in records(whole.folder) if record["epoch"] == 0]
+    assert records(stopped.folder) == expected
     killed = start_job(2, tmp_path / "run", options, "toys")
     killed.wait_for_step(EPOCH + 3)
     killed.kill()
@@ -96,7 +105,8 @@ def test_a_toy_framework_trains_without_a_teacher(images, tmp_path):
 
 def test_distillation_without_a_framework_resumes_within_an_epoch_to_the_same_bytes(start_job, images, narrow_teacher, tmp_path):
     """Checkpoints have the student only. Its accuracy is measured; the panel has no contrast accuracy."""
-    options = [images, *SMALL, "--framework", "none", "--teacher", narrow_teacher, *DISTILLED, "--knn-every", 2]
+    options = [images, *SMALL, "--framework", "none", "--teacher", narrow_teacher, *DISTILLED]
+    options += ["--knn-every", 2]
     whole = start_job(2, tmp_path / "whole", options)
     finished(whole)
     (tmp_path / "run").mkdir()

@@ -77,7 +77,7 @@ def test_a_training_run_stopped_in_each_work_between_epochs_resumes_to_the_same_
     arguments += ["--save-every", 10]
 
     run_job("job.train", folder, arguments, TRAINING.format(70))
-    assert kinds(folder) == [0, 0, 0, 0, 0] and not list(folder.glob("checkpoint_*"))  # in the factor
+    assert kinds(folder) == [0] * 5 and not list(folder.glob("checkpoint_*"))  # in the factor
 
     run_job("job.train", folder, arguments, VALIDATION.format(1))
     assert kinds(folder) == [STEPS, 4, 1, 0, 0]  # in the k-NN

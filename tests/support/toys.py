@@ -1,7 +1,7 @@
 """A toy framework and a toy distiller, as short as an author can write them; `python -m toys` is job.train with both.
 
-The framework guesses the mean colour of a view. The distiller compares pooled features, in units of the teacher's mean, through
-a projector that it trains.
+The framework guesses the mean colour of a view. The distiller compares pooled features, in units of
+the teacher's mean, through a projector that it trains.
 """
 
 import torch
@@ -51,10 +51,12 @@ class ToyDistiller(Distiller):
     def before_epoch(self, epoch, networks):
         run, images, net = networks.run, networks.images, networks.teacher.net
         total = torch.zeros(1, device=run.device)
-        for inputs, _ in centre_crops(images, list(range(len(images))), BATCH, self.config, run, "unit"):
+        every = list(range(len(images)))
+        for inputs, _ in centre_crops(images, every, BATCH, self.config, run, "unit"):
             total += net(inputs)[f"layer{DEPTH}"].abs().mean((1, 2, 3)).sum()
         unit = comm.total(total, "toy.unit") / len(images)  # (1,)
-        return Change({"unit": unit}, lambda: run.log.record("refresh", epoch=epoch, step=0, stage=DEPTH, changed=1.0))
+        record = {"epoch": epoch, "step": 0, "stage": DEPTH, "changed": 1.0}
+        return Change({"unit": unit}, lambda: run.log.record("refresh", **record))
 
     def targets(self, teacher, generator):
         return teacher[f"layer{DEPTH}"].mean((2, 3)) / self.module.unit  # (b, T)

@@ -101,8 +101,8 @@ def test_a_signal_to_one_worker_stops_all_after_the_same_batch(training, monkeyp
 
 
 WORK = {
-    "refresh": lambda training: mgd.prepare_refresh(training.distiller, 1, training.networks),
-    "factor": lambda training: loss_factor.measure_factor(training.distiller, training.networks, 0.3),
+    "refresh": lambda of: mgd.prepare_refresh(of.distiller, 1, of.networks),
+    "factor": lambda of: loss_factor.measure_factor(of.distiller, of.networks, 0.3),
     "k-NN": lambda training: knn.knn_accuracy(training.student, training.images, training.images, training.config, training.run),
 }
 

@@ -1,4 +1,4 @@
-"""The connection of the workers, on a stand-in for Horovod: real failures to connect mostly abort the process."""
+"""The connection of the workers. Horovod is a stand-in: its real failures abort the process."""
 
 from types import SimpleNamespace
 
@@ -19,7 +19,8 @@ def fail(*_):
 def test_after_a_failed_start_no_worker_is_connected(monkeypatch, failing):
     """Later calls answer for a single worker; Horovod's own would fail."""
     calls = {"init": lambda: None, "barrier": lambda: None, failing: fail}
-    horovod = SimpleNamespace(mpi_ops=SimpleNamespace(HorovodInternalError=Internal), rank=fail, size=fail, **calls)
+    calls |= {"rank": fail, "size": fail}
+    horovod = SimpleNamespace(mpi_ops=SimpleNamespace(HorovodInternalError=Internal), **calls)
     monkeypatch.setattr(comm, "load", lambda: horovod)
     monkeypatch.setattr(comm, "horovod", None)
     with pytest.raises(comm.WorkerGone, match=r"\(no route\)"):

@@ -19,7 +19,8 @@ def batches(images, augment_on, aug_plus, views=2):
     run = SimpleNamespace(rank=0, size=1, device=torch.device("cpu"), batches=Batches)
     framework = SimpleNamespace(views=views)
     nothing = dict.fromkeys(("val", "distillation", "trained", "gradients", "optimizer"))
-    return list(Training(config, run, scan(str(images), "train"), framework=framework, **nothing).batches(Position(0, 1)))
+    training = Training(config, run, scan(str(images), "train"), framework=framework, **nothing)
+    return list(training.batches(Position(0, 1)))
 
 
 @pytest.mark.parametrize("augment_on", ["cpu", "device"])

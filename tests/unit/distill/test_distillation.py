@@ -35,7 +35,8 @@ class Scaled(Distiller):
 
     def before_epoch(self, epoch, networks):
         self.seen.append((self.name, "measured", self.factor.item()))
-        return Change({"factor": torch.tensor(self.size)}, lambda: self.seen.append((self.name, "recorded", epoch)))
+        recorded = (self.name, "recorded", epoch)
+        return Change({"factor": torch.tensor(self.size)}, lambda: self.seen.append(recorded))
 
 
 class Counted(nn.Module):
@@ -127,22 +128,25 @@ def test_the_measured_losses_together_are_the_share_of_the_reference(monkeypatch
 def measure_factor(distiller, networks, share):
     """A measured factor, and where it is recorded."""
     distiller.seen.append((distiller.name, "factor measured", distiller.factor.item()))
-    return Change({"factor": torch.tensor(share)}, lambda: distiller.seen.append((distiller.name, "factor recorded", share)))
+    recorded = (distiller.name, "factor recorded", share)
+    return Change({"factor": torch.tensor(share)}, lambda: distiller.seen.append(recorded))
 
 
-def test_a_factor_is_measured_with_its_distiller_s_change_and_all_is_recorded_at_the_end(monkeypatch, seen):
+def test_a_factor_is_measured_with_its_distiller_s_change_and_recorded_last(monkeypatch, seen):
     both, _ = together(seen, loss_share=1.0, loss_factor=5.0)
     monkeypatch.setattr(distillation, "measure_factor", measure_factor)
     both.before_epoch(0)
     assert seen == [
-        *[("one", "measured", 5.0), ("one", "factor measured", 1.0), ("two", "measured", 5.0), ("two", "factor measured", 4.0)],
-        *[("one", "recorded", 0), ("one", "factor recorded", 0.5), ("two", "recorded", 0), ("two", "factor recorded", 0.5)],
+        *[("one", "measured", 5.0), ("one", "factor measured", 1.0)],
+        *[("two", "measured", 5.0), ("two", "factor measured", 4.0)],
+        *[("one", "recorded", 0), ("one", "factor recorded", 0.5)],
+        *[("two", "recorded", 0), ("two", "factor recorded", 0.5)],
     ]
     assert [distiller.factor.item() for distiller in both.distillers] == [0.5, 0.5]
 
 
 @pytest.mark.parametrize("stopped_in", ["before_epoch", "factor"])
-def test_a_stop_in_the_second_distiller_leaves_the_first_unchanged_and_unrecorded(monkeypatch, seen, stopped_in):
+def test_a_stop_in_the_second_distiller_leaves_the_first_as_it_was(monkeypatch, seen, stopped_in):
     both, _ = together(seen, loss_share=1.0, loss_factor=5.0)
 
     def stop(*_):
@@ -171,7 +175,8 @@ def test_a_factor_that_is_given_is_not_measured(monkeypatch, seen):
     both, _ = together(seen, loss_share=0.0, loss_factor=5.0)
     monkeypatch.setattr(distillation, "measure_factor", lambda *_: pytest.fail("measured"))
     both.before_epoch(0)
-    assert [distiller.factor.item() for distiller in both.distillers] == [1.0, 4.0]  # each one's change
+    factors = [distiller.factor.item() for distiller in both.distillers]
+    assert factors == [1.0, 4.0]  # each one's change
 
 
 def test_without_a_teacher_there_is_nothing():

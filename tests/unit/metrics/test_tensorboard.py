@@ -86,9 +86,10 @@ def test_a_query_stands_beside_its_key(side):
 
 
 def test_a_single_view_of_each_image_fills_its_place():
-    picture = tensorboard.draw_views([views(8, tensorboard.SIDE)])
-    assert picture.shape == (2 * (tensorboard.SIDE + tensorboard.GAP), 4 * (tensorboard.SIDE + tensorboard.GAP), 3)
-    assert np.array_equal(picture[: tensorboard.SIDE, : tensorboard.SIDE], views(8, tensorboard.SIDE)[0].permute(1, 2, 0).numpy())
+    side, single = tensorboard.SIDE, views(8, tensorboard.SIDE)
+    picture, place = tensorboard.draw_views([single]), side + tensorboard.GAP
+    assert picture.shape == (2 * place, 4 * place, 3)
+    assert np.array_equal(picture[:side, :side], single[0].permute(1, 2, 0).numpy())
 
 
 @pytest.mark.parametrize(("n", "rows"), [(1, 1), (4, 1), (5, 2)])
