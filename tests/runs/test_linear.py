@@ -132,7 +132,10 @@ def digits(tmp_path_factory):
 
 
 def slow_classifier(data, pretrained, epochs, batch, rate, drop):
-    """MoCo's protocol in plain torch on features computed beforehand, in the order that the seed gives."""
+    """MoCo's protocol in plain torch, the independent statement of it, on features computed beforehand.
+
+    The images have the order that the seed gives.
+    """
     net = models.resnet18()
     state = {name.removeprefix("module.encoder_q."): value for name, value in load(pretrained)["state_dict"].items()}
     found = net.load_state_dict({name: value for name, value in state.items() if not name.startswith("fc.")}, strict=False)

@@ -5,67 +5,48 @@ import time
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from job.cluster import comm
-from job.engine.gradients import Gradients
-from job.engine import statistics
 from job.cluster.objects import allgather
-from mgd.distiller import MGDistiller
-from job.networks import stage_norms
-from job.frameworks.moco import build_moco
+from steps import build_training, save_teacher, train
 
 B, STEPS = 4, 3
 STAGES = [3, 4]
 
 
-def train(delay):
-    """Train a student for STEPS steps from fixed weights; every worker's backward pass pauses by `delay` s a stage."""
-    torch.manual_seed(0)
-    moco = build_moco(comm, "resnet18", dim=16, K=32, m=0.9, T=0.2, mlp=True, stages=STAGES)
-    norms = stage_norms(moco.encoder_k)
-    distiller = MGDistiller({stage: (norms[stage].num_features, 2 * norms[stage].num_features) for stage in STAGES})
-    trained = nn.ModuleDict({"moco": moco, "mgd": distiller})
-    named = [(name, value) for name, value in trained.named_parameters() if value.requires_grad]
-    sgd = torch.optim.SGD([value for _, value in named], lr=0.03, momentum=0.9, weight_decay=1e-4)
-    gradients = Gradients(named)
-    for stage in STAGES:
-        norm = moco.encoder_q.get_submodule(f"layer{stage}.0.bn1")
-        norm.weight.register_hook(lambda _: time.sleep(delay))
+def trained(run, folder, delay):
+    """Train a student for STEPS steps; this worker's backward pass pauses by `delay` s a stage.
 
-    own = torch.Generator().manual_seed(10 + comm.rank())
-    common = torch.Generator().manual_seed(1)
-    for _ in range(STEPS):
-        query, key = torch.randint(256, (2, B, 3, 32, 32), generator=own, dtype=torch.uint8)
-        keys = moco.keys(key, torch.randperm(comm.size() * B, generator=common))
-        logits, _, encoded = moco(query, keys)
-        features = [encoded[f"layer{stage}"] for stage in STAGES]
-        guide = [torch.randn(B, 2 * s.shape[1], *s.shape[2:], generator=own) for s in features]
-        loss = F.cross_entropy(logits, torch.zeros(B, dtype=torch.long)) + distiller(features, distiller.targets(guide))
-        gradients.clear()
-        loss.backward()
-        gradients.wait()
-        sgd.step()
-        moco.enqueue(keys.total)
-    return trained
+    Return the digests of its state before and after the workers have averaged their batch norms.
+    """
+    options = {"batch_size": comm.size() * B, "moco_dim": 16, "moco_k": 32, "moco_m": 0.9}
+    options |= {"teacher": str(folder.parent / "teacher.pth"), "mgd_stages": STAGES}
+    training = build_training(run, folder, **options)
+    for stage in STAGES:
+        norm = training.framework.encoder.get_submodule(f"layer{stage}.0.bn1")
+        norm.weight.register_hook(lambda _: time.sleep(delay))
+    random = torch.Generator().manual_seed(10 + comm.rank())
+    views = torch.randint(256, (STEPS, 2, B, 3, 32, 32), generator=random, dtype=torch.uint8)
+    own = {}
+    train(training, list(views), before_average=lambda: own.update(digests(training.trained)))
+    return own, digests(training.trained)
 
 
 def digests(trained):
     """A digest of every tensor of a training's state, {name: digest}."""
-    return {name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in trained.state_dict().items()}
+    state = {name: value.numpy().tobytes() for name, value in trained.state_dict().items()}
+    return {name: hashlib.sha256(held).hexdigest() for name, held in state.items()}
 
 
 @pytest.fixture(scope="module")
-def trainings():
-    """Of two trainings, each worker's digests before and after the workers have averaged their batch norms."""
-    found = []
-    for delay in (0.0, 0.02 * ((comm.rank() * 3) % 4)):
-        trained = train(delay)
-        own = digests(trained)
-        statistics.average(trained)
-        found.append((own, digests(trained)))
-    return allgather(found, "digests")  # [worker][training] -> (own, averaged)
+def trainings(run, tmp_path_factory):
+    """The digests of two trainings with other pauses: [worker][training] -> (own, averaged)."""
+    folder = tmp_path_factory.mktemp("trainings")
+    if comm.rank() == 0:
+        save_teacher(folder / "teacher.pth", width=32)
+    delays = {"even": 0.0, "uneven": 0.02 * ((comm.rank() * 3) % 4)}
+    found = [trained(run, folder / name, delay) for name, delay in delays.items()]
+    return allgather(found, "digests")
 
 
 def test_workers_have_the_same_parameters_and_queue_after_a_training(trainings):

@@ -1,7 +1,9 @@
-"""MoCo on N workers against one process that does the work of all, written anew from the formulas of arXiv 1911.05722.
+"""The program's steps of MoCo on N workers against one process that does the work of all.
 
-Both compute in float64: they differ in the order of sums alone, but the batch norms of 4 images make 50 times more of
-a difference with each step, so that float32 would end within 1e-2 and hide mistakes; float64 ends within 1e-8.
+`emulate` is the independent statement of the mathematics, from the formulas of arXiv 1911.05722.
+Both compute in float64. Only the order of sums differs, but the batch norms of 4 images make 50
+times more of that with each step: float32 would end within 1e-2 and hide mistakes, float64 ends
+within 1e-8.
 """
 
 import hashlib
@@ -14,22 +16,25 @@ from torch.func import functional_call
 from torchvision.models import resnet18
 
 from job.cluster import comm
-from job.engine.gradients import Gradients
 from job.cluster.objects import allgather, broadcast
+from job.data import randomness
 from job.frameworks.moco import build_moco
+from steps import build_training, train
 
 B, K, DIM, STEPS = 4, 18, 16, 5  # no batch divides K, and the ring wraps even for one worker; batch norms of 2 are chaotic
 MOMENTUM, TEMPERATURE = 0.9, 0.2  # a momentum that moves the keys within STEPS
 SGD = {"lr": 0.03, "momentum": 0.9, "weight_decay": 1e-4}
+SEED = 3
 TOLERANCE = 1e-6  # of how far the steps have moved a value
 
 
 def steps(NB):
     """Each step's query and key views of the total batch, (2, NB, 3, 32, 32), and its permutation (NB,)."""
     generator = torch.Generator().manual_seed(1)
-    for _ in range(STEPS):
+    for step in range(STEPS):
+        permutation = randomness.permutation(NB, SEED, "shuffle", step=step)
         views = torch.randn(2, NB, 3, 32, 32, generator=generator, dtype=torch.float64)
-        yield views, torch.randperm(NB, generator=generator)
+        yield views, torch.from_numpy(permutation)
 
 
 def share(total):
@@ -37,23 +42,28 @@ def share(total):
     return total.chunk(comm.size())[comm.rank()]
 
 
-def work(moco, parts):
-    """Train this worker's MoCo as job.train does, a step in `parts` of B images; return its logits, (STEPS, parts * B, 1 + K)."""
-    parameters = [(name, value) for name, value in moco.named_parameters() if value.requires_grad]
-    sgd = torch.optim.SGD([value for _, value in parameters], **SGD)
-    gradients = Gradients(parameters, parts)
-    every = []
-    for (query, key), permutation in steps(comm.size() * parts * B):
-        keys = moco.keys(share(key), permutation, parts)
-        gradients.clear()
-        for part, images in enumerate(share(query).chunk(parts)):
-            logits = moco(images, keys, part).logits
-            (F.cross_entropy(logits, torch.zeros(len(images), dtype=torch.long)) / parts).backward()
-            every.append(logits.detach())
-        gradients.wait()
-        sgd.step()
-        moco.enqueue(keys.total)
-    return torch.cat(every).view(STEPS, parts * B, -1)
+def work(run, folder, parts):
+    """Let the program train MoCo on this worker's views, each step in `parts` of B images.
+
+    Return its state before and after, with the logits (STEPS, parts * B, 1 + K) of all steps.
+    """
+    NB = comm.size() * parts * B
+    options = {"moco_dim": DIM, "moco_k": K, "moco_m": MOMENTUM, "moco_t": TEMPERATURE, **SGD}
+    options |= {"batch_size": NB, "accumulate": parts, "seed": SEED}
+    training = build_training(run, folder / "images", **options)
+    moco = training.framework.module.double()
+    before, after, logits = copy(moco), {}, []
+    moco.register_forward_hook(lambda _, given, found: logits.append(found.logits.detach()))
+    own = [[share(view) for view in views] for views, _ in steps(NB)]
+    train(training, own, before_average=lambda: after.update(copy(moco)))
+    before["logits"] = torch.zeros(())
+    after["logits"] = torch.cat(logits).view(STEPS, parts * B, -1)
+    return before, after
+
+
+def copy(moco):
+    """A copy of a network's state."""
+    return {name: value.clone() for name, value in moco.state_dict().items()}
 
 
 def emulate(N, start):
@@ -116,21 +126,17 @@ def largest(one, other, names):
 
 
 @pytest.fixture(scope="module")
-def trained():
+def trained(run, tmp_path_factory):
     """(moved, errors, held): how far the emulation has moved each part on each worker, [worker][part], how far off the
     worker is, and a digest of what all workers share. The first worker emulates: parameters are too many to send."""
-    torch.manual_seed(0)
-    moco = build_moco(comm, "resnet18", dim=DIM, K=K, m=MOMENTUM, T=TEMPERATURE, mlp=True).double()
-    before = {name: value.clone() for name, value in moco.state_dict().items()}
-    logits = work(moco, parts=1)
-    after = moco.state_dict()
-    own = {name: value for name, value in after.items() if is_norm(name)} | {"logits": logits}
-    shared = {name: hashlib.sha256(value.numpy()).hexdigest() for name, value in after.items() if not is_norm(name)}
+    before, after = work(run, tmp_path_factory.mktemp("trained"), parts=1)
+    own = {name: value for name, value in after.items() if is_norm(name) or name == "logits"}
+    shared = {name: value for name, value in after.items() if name not in own}
+    shared = {name: hashlib.sha256(value.numpy()).hexdigest() for name, value in shared.items()}
     workers = allgather((own, shared), "workers")
 
     moved, errors = [], []
     if comm.rank() == 0:
-        before["logits"] = torch.zeros_like(logits)
         for (own, _), every, expected in zip(workers, *emulate(comm.size(), before), strict=True):
             expected["logits"] = every
             parts = {part: [name for name in expected if of(name)] for part, of in PARTS.items()}
@@ -167,12 +173,10 @@ def test_encoders_have_the_same_bytes_on_all_workers(trained):
     assert all(mine == held[0] for mine in held)
 
 
-def test_the_parts_of_a_batch_are_workers_of_their_own():
-    """N workers with two parts are 2N workers, but for the running statistics, of which a worker has one set for its parts."""
-    torch.manual_seed(0)
-    moco = build_moco(comm, "resnet18", dim=DIM, K=K, m=MOMENTUM, T=TEMPERATURE, mlp=True).double()
-    before = {name: value.clone() for name, value in moco.state_dict().items()} | {"logits": torch.zeros(())}
-    found = {"logits": torch.cat(allgather(work(moco, parts=2), "parts.logits"), dim=1)} | moco.state_dict()
+def test_the_parts_of_a_batch_are_workers_of_their_own(run, tmp_path):
+    """N workers with two parts are 2N workers, except for the running statistics of the parts."""
+    before, found = work(run, tmp_path, parts=2)
+    found["logits"] = torch.cat(allgather(found["logits"], "parts.logits"), dim=1)
     off = {}
     if comm.rank() == 0:
         every, [expected, *_] = emulate(2 * comm.size(), before)
