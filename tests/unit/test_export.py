@@ -400,6 +400,9 @@ def test_other_programs_networks_have_the_published_width_alone(students, tmp_pa
 # All formats
 
 
+FORMS = [pytest.param(form, marks=pytest.mark.slow if form == "onnx" else ()) for form in FORMATS]
+
+
 def origin_of(form, path):
     """Where a file says that it comes from."""
     if form == "torchvision":
@@ -418,7 +421,7 @@ def origin_of(form, path):
     }
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", FORMS)
 def test_a_file_says_where_it_comes_from_but_not_where_that_lies(students, exported, form):
     student, (path, _) = students(), exported(form)
     origin = origin_of(form, path)

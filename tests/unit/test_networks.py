@@ -205,15 +205,16 @@ WIDE = [("resnet18", 16, 1), ("resnet50", 16, 4), ("resnet18", 96, 1), ("resnext
 @pytest.mark.parametrize("stem", ["imagenet", "small"])
 @pytest.mark.parametrize(("arch", "width", "expansion"), WIDE)
 def test_another_width_has_all_channels_in_proportion(arch, width, expansion, stem):
-    net = build_resnet(arch, dim=8, mlp=True, stem=stem, width=width).eval()
     with torch.device("meta"):
+        net = build_resnet(arch, dim=8, mlp=True, stem=stem, width=width).eval()
         published = shapes(build_resnet(arch, dim=8, mlp=True, stem=stem).state_dict())
     scaled = {name: tuple(n * width // 64 if n % 64 == 0 else n for n in shape) for name, shape in published.items()}
     ours = shapes(net.state_dict())
     grouped = {name for name in ours if arch == "resnext50_32x4d" and len(ours[name]) == 4 and ours[name][2:] == (3, 3)}
     assert {name: ours[name] for name in ours.keys() - grouped} == {name: scaled[name] for name in scaled.keys() - grouped}
-    assert net(images(size=32)).shape == (2, 8)
-    found = with_features(net, STAGES)(images(size=32))
+    batch = images(size=32).to("meta")
+    assert net(batch).shape == (2, 8)
+    found = with_features(net, STAGES)(batch)
     assert [found[f"layer{stage}"].shape[1] for stage in STAGES] == [width * expansion << stage for stage in range(DEPTH)]
     assert [norm.num_features for norm in stage_norms(net).values()] == [width * expansion << stage for stage in range(DEPTH)]
 

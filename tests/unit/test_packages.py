@@ -72,6 +72,7 @@ def pip_options(path):
     return re.search(r"--no-require-hashes(?: --?\S+ \S*constraints.txt)+", (REPO / path).read_text())[0].split()
 
 
+@pytest.mark.slow
 def test_an_installation_refuses_a_file_with_another_hash(tmp_path):
     options = [option.removeprefix("docker/") for option in pip_options("Makefile")]
     assert options == pip_options("docker/Dockerfile")
@@ -248,6 +249,7 @@ def test_several_workers_without_horovod_name_its_build(user, installed):
 ABSENT = ["job", "moco", "torchvision", "yaml", "PIL", "cv2", "horovod"]
 
 
+@pytest.mark.slow
 def test_mgd_trains_with_torch_and_scipy_only(archives, tmp_path):
     """The example of its README, in an environment that has nothing else of this project."""
     python = environment(tmp_path / "environment", ["torch", "scipy"])

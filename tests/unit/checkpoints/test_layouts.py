@@ -30,7 +30,7 @@ def module(**parts):
 
 def moco(arch, mlp, wrapped=True):
     net = nn.ModuleDict({name: build_resnet(arch, 128, mlp) for name in ("encoder_q", "encoder_k")})
-    net.register_buffer("queue", torch.zeros(128, 65536))
+    net.register_buffer("queue", torch.zeros(128, 64))
     net.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
     return nn.ModuleDict({"module": net}) if wrapped else net
 
@@ -54,7 +54,7 @@ def solo_learn(stem, name="backbone"):
         net[copy + name] = headless("resnet18", stem)
         net[copy + "projector"] = nn.Sequential(*hidden(512, 2048, bias=True), nn.Linear(2048, 256))
     net["classifier"] = nn.Linear(512, 100)
-    net.register_buffer("queue", torch.zeros(2, 256, 65536))
+    net.register_buffer("queue", torch.zeros(2, 256, 64))
     return net
 
 

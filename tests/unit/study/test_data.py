@@ -29,6 +29,7 @@ def test_mnist_is_whole_and_split_by_name(mnist):
     assert train.read(0)[0].shape == (28, 28, 3)
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_made_again(mnist):
     said = []
     before = data.digest(mnist)
