@@ -22,7 +22,7 @@ PINNED := --no-require-hashes -c docker/constraints.txt --build-constraint docke
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --only-binary :all: \
 	--no-annotate --custom-compile-command 'make lock' pyproject.toml
 
-.PHONY: help setup demo check test test-runs test-input test-faults test-fuzz test-slurm test-docker test-soak bench bench-quick study lint lock clean other-python
+.PHONY: help setup demo check test test-runs test-input test-faults test-fuzz test-slurm test-docker test-soak same bench bench-quick study lint lock clean other-python
 
 help:
 	@echo 'make setup   install everything into $(VENV) (about 6 minutes the first time)'
@@ -36,6 +36,7 @@ help:
 	@echo 'make test-slurm   run jobs on a real SLURM of two nodes on this machine (about 16 minutes)'
 	@echo 'make test-docker  build the image, and run the job and SLURM jobs in it, by docker and podman (about 20 minutes the first time)'
 	@echo 'make test-soak MINUTES=120  train for so long, and see that memory, files, threads and step time stay as they are'
+	@echo 'make same OLD=COMMIT  train with the code of an older commit and with this one, and compare all bytes (about 4 minutes)'
 	@echo 'make study   see whether a matched student learns better features (about 4 hours; FORM=longer: more epochs; FORM=full: on a GPU)'
 	@echo 'make bench   measure how fast all is, beside a plain baseline and the bare work (about 7 minutes)'
 	@echo 'make bench-quick  see that the bench works (under 90 seconds)'
@@ -68,7 +69,7 @@ lock:
 demo: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash job/demo.sh $(RUN)
 
-# For after each change. Its CPU time, 3.5 minutes of tests and up to 40 s of lint, makes it about 2.5 minutes on two idle cores.
+# For after each change. Its CPU time, 3 minutes of tests and up to 40 s of lint, makes it about 2 minutes on two idle cores.
 check: lint
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not run and not slow' $(TESTS)
 
@@ -103,6 +104,9 @@ test-docker: $(READY)
 
 test-soak: $(READY)
 	@$(BIN)/python tests/campaigns/soak/soak.py --minutes $(or $(MINUTES),120)
+
+same: $(READY)
+	@$(BIN)/python tests/campaigns/same/same.py $(OLD)
 
 study: $(READY)
 	@$(BIN)/python -m job.study.study $(FORM) --out runs/study-$(notdir $(FORM))

@@ -1,0 +1,162 @@
+"""Whether an older commit and this code end the same short runs in the same bytes.
+
+    make same OLD=COMMIT        (python tests/campaigns/same/same.py COMMIT)
+
+Both codes train on 50 images of noise with the same options (RUNS), in this Python, and this code
+resumes a run of the older one from within an epoch. All tensors of all checkpoints are compared,
+and all numbers of the course records except those of a clock. A field that only one of the codes
+writes is not compared. Prints a line a run: `same`, or the first difference.
+Exit code 1: a run differs or fails.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+REPO = Path(__file__).parents[3]
+sys.path[:0] = [str(REPO / "tests/support"), str(REPO)]
+
+from job.metrics import schema  # noqa: E402
+from runs import CLOCK, same_bytes, tensors, write_images, write_teacher  # noqa: E402
+
+COMMON = "--image-size 32 --batch-size 16 --workers 1 --epochs 2 --keep 9".split()
+TRAIN = "-a resnet18 --moco-k 32 --mlp --moco-t 0.2 --aug-plus --cos --warmup-epochs 1".split()
+TRAIN += "--knn-every 1 --save-every 2steps".split()
+TEACHER = ["--teacher", "{folder}/teacher.pth.tar"]
+RUNS = {  # name: workers, program, options
+    "mgd": (2, "job.train", [*TRAIN, *TEACHER]),
+    "moco": (4, "job.train", TRAIN),
+    "none": (2, "job.train", [*TRAIN, *TEACHER, "--framework", "none"]),
+    "linear": (2, "job.linear", ["--pretrained", "{folder}/old-mgd/last.pth.tar"]),
+}
+# A worker checks which code it imports, and then does the work of `python -m PROGRAM`.
+WORKER = """
+import runpy, sys
+import job
+code, sys.argv = sys.argv[1], sys.argv[2:]
+if not job.__file__.startswith(code + "/"):
+    sys.exit(f"wrong code: {job.__file__}; expected that of {code}")
+print(f"code: {job.__file__}", flush=True)
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
+def main() -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("old", metavar="COMMIT", help="the older commit")
+    commit = parser.parse_args().old
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory(prefix="same-") as name:
+        folder = Path(name).resolve()
+        check_out(commit, folder / "code")
+        write_images(folder / "images")
+        write_teacher(folder / "teacher.pth.tar")
+        print(f"code: {folder}/code/job (commit {commit}) and {REPO}/job", flush=True)
+        differ = [run for run in [*RUNS, "resumed"] if not compare(run, folder)]
+    sys.exit(bool(differ))
+
+
+def check_out(commit: str, folder: Path) -> None:
+    """Put a commit's files into a new folder."""
+    archive = subprocess.run(["git", "-C", REPO, "archive", commit], capture_output=True)
+    if archive.returncode:
+        reason = archive.stderr.decode().strip()
+        print(f"COMMIT {commit}: {reason}; expected one of {REPO}", file=sys.stderr)
+        sys.exit(2)
+    folder.mkdir()
+    subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
+
+
+def compare(run: str, folder: Path) -> bool:
+    """Do a run with both codes; print and return whether its results are the same."""
+    if run == "none" and not (folder / "code/job/frameworks").exists():
+        print("none: left out, the older code has no --framework", flush=True)
+        return True
+    old, new = folder / f"old-{run}", folder / f"new-{run}"
+    if run == "resumed":
+        old = folder / "old-mgd"
+        copy_within_epoch(old, new)
+        train("mgd", REPO, new, folder, "--resume", "auto")
+    else:
+        train(run, folder / "code", old, folder)
+        train(run, REPO, new, folder)
+    difference, compared = compare_checkpoints(old, new)
+    if not difference:
+        difference, more = compare_records(old, new)
+        compared += f", {more}"
+    print(f"{run}: {difference or f'same ({compared})'}", flush=True)
+    return not difference
+
+
+def copy_within_epoch(old: Path, new: Path) -> None:
+    """Copy a run's folder with the first checkpoint within an epoch only."""
+    checkpoints = {path.name for path in old.glob("*.pth.tar")}
+    within = {name for name in checkpoints if "_" in name and "_000000." not in name}
+    shutil.copytree(old, new, ignore=lambda *_: checkpoints - {min(within)})
+
+
+def train(run: str, code: Path, out: Path, folder: Path, *more: str) -> None:
+    """Do a run with a folder's code, which comes before any code that is installed."""
+    workers, program, options = RUNS[run]
+    options = [option.format(folder=folder) for option in [*COMMON, *options, *more]]
+    launcher = [Path(sys.executable).with_name("horovodrun"), "-np", str(workers)]
+    worker = [sys.executable, "-c", WORKER, code, program, folder / "images", "--out", out]
+    command = [*map(str, [*launcher, *worker]), *options]
+    path = os.environ | {"PYTHONPATH": str(code)}
+    done = subprocess.run(command, cwd=code, env=path, capture_output=True, text=True)
+    imported = done.stdout.count(f"code: {code}/job/__init__.py")
+    if done.returncode or imported != workers:
+        said = f"{done.stdout[-3000:]}{done.stderr[-3000:]}"
+        sys.exit(f"{run}: the run of {workers} workers with the code in {code} failed:\n{said}")
+
+
+def compare_checkpoints(old: Path, new: Path) -> tuple[str, str]:
+    """Return the first difference of two runs' checkpoints, or "", and what is compared."""
+    names, others = (sorted(path.name for path in run.glob("*.pth.tar")) for run in (old, new))
+    if names != others or not names:
+        return f"checkpoints {names} and {others}", ""
+    count = 0
+    for name in names:
+        contents = [torch.load(run / name, weights_only=True) for run in (old, new)]
+        one, other = (dict(tensors(content)) for content in contents)
+        for path in sorted(one.keys() | other.keys()):
+            pair = one.get(path), other.get(path)
+            if any(map(torch.is_tensor, pair)):
+                count += 1
+                if not all(map(torch.is_tensor, pair)) or not same_bytes(*pair):
+                    return f"{name}: tensor {path} differs", ""
+    return "", f"{count} tensors of {len(names)} checkpoints"
+
+
+def compare_records(old: Path, new: Path) -> tuple[str, str]:
+    """Return the first difference of two runs' course records, or "", and what is compared."""
+    one, other = course(old), course(new)
+    if len(one) != len(other) or not one:
+        return f"{len(one)} and {len(other)} course records", ""
+    count = 0
+    for before, after in zip(one, other, strict=True):
+        for field in sorted(before.keys() & after.keys()):
+            count += 1
+            if before[field] != after[field]:
+                return f"record {before}: {field} is now {after[field]}", ""
+    return "", f"{count} fields of {len(one)} records"
+
+
+def course(run: Path) -> list[dict]:
+    """Return a run's course records with their kinds, which older ones lack, without a clock's."""
+    found = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    found = [{**record, "kind": schema.kind_of(record)} for record in found]
+    found = [record for record in found if record["kind"] in schema.COURSE]
+    return [{name: record[name] for name in record.keys() - CLOCK} for record in found]
+
+
+if __name__ == "__main__":
+    main()
