@@ -661,7 +661,7 @@ def test_an_option_of_one_part_of_several_has_an_effect(monkeypatch):
         ("DIR --bach-size 1", ["--bach-size", "did you mean --batch-size?"]),
         ("DIR --moco.k 5", ["--moco.k", "did you mean --moco-k?"]),
         ("DIR --moco.k=5", ["--moco.k", "did you mean --moco-k?"]),
-        ("DIR --run.save-every 5", ["--run.save-every", "did you mean --save-every?"]),
+        ("DIR --optimizer.seed 5", ["--optimizer.seed", "did you mean --seed?"]),
         ("DIR --moco 1", ["--moco"]),  # an abbreviation
         ("DIR --no-lr", ["--no-lr"]),
         ("DIR -x", ["-x"]),
