@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from job import cli
-from job.cli import option
+from job.declare import flag, option
 from job.distill import DISTILLERS
 from job.distill.mgd import MGDOptions
 from job.errors import RunError
@@ -176,4 +176,4 @@ def check_effects(config: Config, given: set[str]) -> None:
         raise RunError("--refresh-epochs: no effect beside --matching random, which is never solved; leave out one of them")
     unused = without_part(config)
     for name in sorted(given & unused.keys()):
-        raise RunError(f"{cli.flag(name)}: no effect {unused[name]}")
+        raise RunError(f"{flag(name)}: no effect {unused[name]}")

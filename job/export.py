@@ -21,10 +21,11 @@ from torch import nn
 from torchvision.models import ResNet
 
 from job.checkpoints.foreign import Backbone, read_backbone
-from job.cli import Parser, convert, expand
+from job.cli import Parser
 from job.cluster import launch
 from job.config import Config
 from job.data.augment import MEAN, STD
+from job.declare import convert, expand
 from job.errors import RunError
 from job.files import whole_file
 from job.networks import ARCHS, WIDTH, build_resnet

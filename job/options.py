@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from job.cli import option
+from job.declare import option
 from job.networks import ARCHS, STEMS, WIDTH, WIDTHS
 from job.schedules import RateOptions, parse_save_every
 

@@ -17,13 +17,14 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from job import output
-from job.cli import Parser, convert, expand, flag, option
+from job.cli import Parser
 from job.data import digits
 from job.data.folders import ImageFolder, scan
 from job.data.index import SPLITS, index
 from job.data.randomness import permutation
 from job.data.shards import save_index
 from job.data.tars import Shard, read_shard, write_shard
+from job.declare import convert, expand, flag, option
 from job.errors import RunError
 from job.files import patient, whole_file
 from job.metrics.log import Log

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 
 from job.checkpoints.folder import AUTO, load, restarts
 from job.checkpoints.foreign import is_moco
-from job.cli import flag
 from job.config import OF_TEACHER, WITHOUT_EFFECT, Config
+from job.declare import flag
 from job.distill import DISTILLERS, Distiller
 from job.engine import statistics
 from job.engine.resume import FINAL, check_format, check_place, load_optimizer, newest, resumed_before, tell_changes, warn_of_rate

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from job.cli import option
+from job.declare import option
 from job.errors import RunError
 
 # Denser at the start, when the student's channels still move: before training, then after these epochs of 200.

@@ -12,9 +12,9 @@ import PIL
 import torch
 import torchvision
 
-from job.cli import flag
 from job.cluster import comm
 from job.cluster.objects import allgather_text
+from job.declare import flag
 from job.errors import RunError
 
 ROOT = Path(__file__).parents[2]

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from job.cli import option
 from job.data.images import Images
+from job.declare import option
 from job.distill.teacher import Teacher
 from job.engine.run import Run
 from job.frameworks.base import Framework

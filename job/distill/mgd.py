@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from job.cli import option
 from job.cluster import comm
 from job.data.randomness import permutation
+from job.declare import option
 from job.distill.base import Change, Distiller, DistillOptions, Networks
 from job.distill.teacher import Teacher
 from job.engine.passes import BATCH, centre_crops, evaluating

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from job.cli import option
 from job.cluster import comm
 from job.data import randomness
 from job.data.augment import normalize
+from job.declare import option
 from job.frameworks.base import Framework, MicroBatch, Output
 from job.metrics import collapse
 from job.metrics.bounds import RANK

@@ -8,7 +8,6 @@ from typing import Any
 
 import yaml
 
-from job.cli import flag
 from job.config import (
     WITHOUT_EFFECT,
     LinearConfig,
@@ -16,6 +15,7 @@ from job.config import (
     read_config,
     without_part,
 )
+from job.declare import flag
 from job.errors import RunError
 from job.study.data import MOST, SETS
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from job.cli import Parser, expand
+from job.cli import Parser
 from job.cluster.launch import reported_errors
+from job.declare import expand
 from job.errors import RunError
 from job.show.watch.panel import span
 from job.study import data, pictures, report

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from job.config import Config, LinearConfig, read_config
 from job.errors import RunError
-from job.cli import flag, groups
+from job.declare import flag, groups
 from job.distill import DISTILLERS
 
 CHARACTERS = st.characters(exclude_characters="\0")  # which no command line can have; nor a half of a surrogate pair

@@ -11,7 +11,8 @@ import yaml
 
 from job.config import RETIRED, Config, LinearConfig, read_config
 from job.errors import RunError
-from job.cli import Parser, flag, groups
+from job.cli import Parser
+from job.declare import flag, groups
 from job.distill import DISTILLERS, Distiller
 
 FIELDS = [field.name for field in dataclasses.fields(Config)]

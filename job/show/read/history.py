@@ -16,10 +16,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 import numpy as np
 import yaml
 
-from job.cli import LONGEST_FILE, pairs
 from job.errors import RunError
 from job.metrics.schema import COURSE, EARLIER, KINDS, kind_of
 from job.show.read.files import LARGEST_TEXT, opened
+from job.yaml_files import LONGEST_FILE, pairs
 
 STAMP = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (.*)")
 DECLARED = {kind: get_type_hints(fields) for kind, fields in KINDS.items()}  # {kind: {field: type}}

@@ -14,7 +14,8 @@ import jinja2
 from markupsafe import Markup
 from matplotlib import rc_context
 
-from job.cli import Parser, expand
+from job.cli import Parser
+from job.declare import expand
 from job.errors import RunError
 from job.files import write_whole
 from job.show.read.ends import reported

@@ -10,7 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from job.cli import Parser, expand
+from job.cli import Parser
+from job.declare import expand
 from job.errors import RunError
 from job.show.read import discover
 from job.show.read.discover import Place

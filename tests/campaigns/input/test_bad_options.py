@@ -6,7 +6,7 @@ import pytest
 
 from cases import LINEAR, SMALL, Case, check
 from job.config import Config, LinearConfig
-from job.cli import flag
+from job.declare import flag
 from job.pack import Options
 
 PROGRAMS = {"job.train": Config, "job.linear": LinearConfig, "job.pack": Options}

@@ -1,0 +1,152 @@
+"""Options as fields of a dataclass: declared, documented and checked in one place.
+
+A dataclass that declares options has a docstring, their title in --help, and a `group`, their key in YAML.
+"""
+
+import difflib
+import inspect
+import math
+import os
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import Field, field, fields
+from typing import Any, NamedTuple, get_args
+
+from job.errors import RunError
+
+FEW = 6  # choices that an error lists; of more it suggests the nearest
+
+
+def option(
+    default: Any,
+    text: str,
+    *flags: str,
+    choices: Collection[str] | None = None,
+    at_least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+    multiple_of: int | None = None,
+    parse: Callable[[str, str], object] | None = None,
+    many: bool = False,
+    path: bool = False,
+    instead_of: str | None = None,
+) -> Any:
+    """Declare an option: its default, help text, further flags and what its value must be.
+
+    path: the value is a path, in which a leading ~ is expanded. instead_of: the number that the option sets
+    to 0 if a file, or the command line, gives it and not the other.
+    """
+    meta: dict[str, Any] = dict(text=text, flags=flags, choices=choices, parse=parse, many=many, instead_of=instead_of)
+    meta["path"] = path
+    meta |= dict(at_least=at_least, above=above, below=below, at_most=at_most, multiple_of=multiple_of)
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=meta)
+    return field(default=default, metadata=meta)
+
+
+def flag(name: str) -> str:
+    """The long flag of an option: moco_k -> --moco-k."""
+    return "--" + name.replace("_", "-")
+
+
+class Group(NamedTuple):
+    """The options of a group."""
+
+    title: str
+    options: dict[str, Field]  # by name, in the order of their declarations
+    keys: dict[str, Field]  # by name, and by name without the group's: moco_k, k
+
+
+def groups(kind: type) -> dict[str, Group]:
+    """Return the groups of a dataclass's options by name.
+
+    An option belongs to the group of the class that first declares it.
+    """
+    found: dict[str, Group] = {}
+    for f in fields(kind):
+        owner = next(c for c in reversed(kind.__mro__) if f.name in inspect.get_annotations(c))
+        name = vars(owner)["group"]
+        title = (owner.__doc__ or "").removesuffix(".")
+        found.setdefault(name, Group(title, {}, {})).options[f.name] = f
+    for name, group in found.items():
+        short = {each.removeprefix(f"{name}_"): f for each, f in group.options.items()}
+        group.keys.update(short | group.options)
+    return found
+
+
+def did_you_mean(name: str, candidates: Collection[str]) -> str:
+    """Return the end of an error that suggests the nearest candidate, if one is near."""
+    near = difflib.get_close_matches(name, candidates, 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def expand(path: str, shown: str = "") -> str:
+    """Return a path with the home folder in place of a leading ~ or ~user.
+
+    shown: the option, for the error. RunError: there is no such home folder.
+    """
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        user = path.split("/")[0]
+        raise RunError(
+            f"{shown} {path}: {user} has no home folder; expected a path. Write ./{path} for a folder of that name".lstrip()
+        )
+    return expanded
+
+
+def convert(f: Field, value: Any, shown: str) -> Any:
+    """Return `value` as option `f` wants it; `shown` is what the user wrote it behind (a flag, or a file's key).
+
+    RunError: it is of another type, or not within the option's declaration.
+    """
+    meta, kind = f.metadata, f.type
+    if meta["many"]:
+        items = value if isinstance(value, list) else [value]
+        (kind,) = get_args(kind)
+        return [check(convert_one(item, kind, shown), meta, shown, item) for item in items]
+    if meta["parse"] and isinstance(value, list):
+        value = ",".join(map(str, value))
+    return check(convert_one(value, kind, shown), meta, shown, value)
+
+
+def convert_one(value: Any, kind: Any, shown: str) -> Any:
+    """Return one value as `kind`: numbers also from text (YAML reads 3e-2 as text), but nothing from true and false.
+
+    RunError: it is of another type.
+    """
+    if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        return value
+    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    if kind in (int, float) and isinstance(value, (str, int)) and not isinstance(value, bool):
+        try:
+            return kind(value)
+        except (ValueError, OverflowError):
+            pass
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    hint = " (YAML reads an empty value and a bare ~ as nothing)" if value is None else ""
+    raise RunError(f"{shown} {value!r}: expected {names[kind]}{hint}")
+
+
+def check(value: Any, meta: Mapping[str, Any], shown: str, written: Any) -> Any:
+    """Return `value`, a path expanded, for which the user wrote `written`, if the option's declaration allows it.
+
+    RunError: it does not.
+    """
+    if meta["path"]:
+        return expand(value, shown)
+    if meta["choices"] and value not in meta["choices"]:
+        near = difflib.get_close_matches(str(value), meta["choices"], 1) if len(meta["choices"]) > FEW else []
+        expected = f"did you mean {near[0]}?" if near else "expected one of " + ", ".join(filter(None, meta["choices"]))
+        raise RunError(f"{shown} {value!r}: {expected}")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        low, above, below, high = meta["at_least"], meta["above"], meta["below"], meta["at_most"]
+        bounds = {f"at least {low}": low is None or value >= low, f"above {above}": above is None or value > above}
+        bounds |= {f"below {below}": below is None or value < below, f"at most {high}": high is None or value <= high}
+        bounds |= {"finite": math.isfinite(value)}
+        bounds |= {f"a multiple of {unit}": value % unit == 0 for unit in [meta["multiple_of"]] if unit}
+        if broken := [bound for bound, kept in bounds.items() if not kept]:
+            raise RunError(f"{shown} {written}: expected {' and '.join(broken)}")
+    if meta["parse"]:
+        meta["parse"](value, shown)
+    return value

@@ -1,0 +1,131 @@
+"""Read options from YAML files and presets: by their names, or in their groups."""
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, fields
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from job.declare import Group, convert, did_you_mean, groups
+from job.errors import RunError
+
+LONGEST_FILE = 2**16  # characters
+ONE_VALUE = "expected one value, or a list of values, as in `lr: 0.03`"
+
+
+def read_yaml(path: str, kind: type) -> dict[str, Any]:
+    """Return the options of a YAML file, or of the preset of that name, checked by `kind`.
+
+    RunError: the file is not YAML, or an option is unknown, given twice or out of range.
+    """
+    options: dict[str, Any] = {}
+    written: dict[str, str] = {}  # the key of each option
+    try:
+        loader = yaml.SafeLoader(read_text(path))
+        for key, f, value in entries(loader.get_single_node(), path, kind):
+            if f.name in options:
+                both = f"{written[f.name]} and {key}"
+                fix = "leave out one of them"
+                raise RunError(f"--config {path}: {both} give the same option twice; {fix}")
+            content = loader.construct_object(value, deep=True)
+            options[f.name] = convert(f, content, f"{path}: {key}")
+            written[f.name] = key
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a day that does not exist, too many digits
+        raise RunError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
+    except (LookupError, AttributeError):  # of PyYAML's constructors
+        raise RunError(f"--config {path}: a value is not what its tag says, as in !!bool 5: leave out the tag") from None
+    except RecursionError:
+        raise RunError(f"--config {path}: brackets within brackets: expected options such as `lr: 0.03`") from None
+    return options
+
+
+def read_text(path: str) -> str:
+    """Return what a YAML file holds, or the preset of that name. RunError: there is no such file, or it is no text."""
+    presets = {p.name.removesuffix(".yaml"): p for p in (resources.files("job") / "presets").iterdir()}
+    if path in presets and not os.path.exists(path):
+        return presets[path].read_text()
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(LONGEST_FILE + 1)
+    except OSError as error:
+        names = ", ".join(sorted(presets))
+        raise RunError(f"--config {path}: {error.strerror or error}; expected a YAML file, or a preset ({names})") from None
+    except ValueError as error:
+        raise RunError(f"--config {path}: not YAML: {error}") from None
+    if len(text) > LONGEST_FILE:
+        raise RunError(f"--config {path}: more than {LONGEST_FILE} characters: expected options such as `lr: 0.03`")
+    return text
+
+
+def entries(
+    node: yaml.Node | None,
+    path: str,
+    kind: type,
+) -> Iterator[tuple[str, Field, yaml.Node]]:
+    """Yield the key of each option in a file's YAML, dotted if it is in a group, with its value.
+
+    A key with a mapping is a group's, any other an option's: `data` is both.
+    RunError: there is no such option or group.
+    """
+    known = groups(kind)
+    options = {f.name: f for f in fields(kind)}
+    for table in (options, *(group.keys for group in known.values())):
+        table.pop("config", None)  # a file cannot name files
+    for key, value in pairs(node, path):
+        name = key.replace("-", "_")
+        if not isinstance(value, yaml.MappingNode):
+            if name in known and name not in options:
+                example = f"`{key}: {{{next(iter(known[name].keys))}: ...}}`"
+                raise RunError(f"{path}: {key}: expected a mapping, as in {example}")
+            if name not in options:
+                hint = did_you_mean(name, options)
+                raise RunError(f"--config {path}: unknown key {key!r}{hint}")
+            yield key, options[name], value
+            continue
+        if name in options and name not in known:
+            raise RunError(f"{path}: {key}: {ONE_VALUE}")
+        if name not in known:
+            hint = did_you_mean(name, known) or f"; expected one of {', '.join(known)}"
+            raise RunError(f"--config {path}: unknown group {key!r}{hint}")
+        for inner, part in pairs(value, path, f"{key}."):
+            yield inner, look_up(inner, name, known, path), part
+
+
+def look_up(key: str, name: str, known: Mapping[str, Group], path: str) -> Field:
+    """Return the option of a dotted key in the group `name`. RunError: there is none."""
+    own, word = known[name].keys, key.partition(".")[2].replace("-", "_")
+    if word in own:
+        return own[word]
+    elsewhere = [f"{name}.{word}" for name, group in known.items() if word in group.keys]
+    near = elsewhere or [f"{name}.{each}" for each in difflib.get_close_matches(word, own, 1)]
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise RunError(f"--config {path}: unknown key {key!r}{hint}")
+
+
+def pairs(node: yaml.Node | None, path: str, group: str = "") -> Iterator[tuple[str, yaml.Node]]:
+    """Yield the keys, `group` before them, and values of a file's YAML, or of a group in it.
+
+    A value is one value, a list of values, or outside a group a mapping. What has no list in a list
+    and no group in a group stays small, whatever its anchors and aliases multiply.
+    RunError: anything else, or a key given twice.
+    """
+    if node is None or node.tag == "tag:yaml.org,2002:null":
+        return
+    if not isinstance(node, yaml.MappingNode):
+        raise RunError(f"--config {path}: expected a mapping such as `lr: 0.03`, not a {node.id}")  # type: ignore[attr-defined]
+    seen: dict[str, bool] = {}
+    for key, value in node.value:
+        parts = value.value if isinstance(value, yaml.SequenceNode) else [value]
+        is_group = isinstance(value, yaml.MappingNode) and not group
+        shown = group + (key.value if isinstance(key, yaml.ScalarNode) else f"a {key.id}")
+        one_each = is_group or all(isinstance(part, yaml.ScalarNode) for part in parts)
+        if not isinstance(key, yaml.ScalarNode) or not one_each:
+            raise RunError(f"{path}: {shown}: {ONE_VALUE}")
+        if shown in seen:
+            fix = "put both into one group" if is_group or seen[shown] else "leave out one of them"
+            raise RunError(f"--config {path}: {shown} is given twice; {fix}")
+        seen[shown] = is_group
+        yield shown, value
