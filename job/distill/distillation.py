@@ -68,5 +68,5 @@ class Distillation:
             distiller.apply(change)
 
     def histograms(self) -> dict[str, np.ndarray]:
-        """Return the distributions of all distillers, by name."""
-        return {name: values for each in self.distillers for name, values in each.histograms().items()}
+        """Return the distributions of all distillers, by the distiller's name and their own."""
+        return {f"{each.name}/{name}": values for each in self.distillers for name, values in each.histograms().items()}

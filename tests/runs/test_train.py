@@ -102,7 +102,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(undisturbed, start_job, images, 
     assert [(event.step, event.value) for event in shown.Scalars("steps/loss")] == losses
     assert [event.step for event in shown.Images("matching/mgd/layer4")] == [0, EPOCH]
     assert [event.step for event in shown.Images("views/query beside key")] == [0, EPOCH]
-    assert [event.step for event in shown.Histograms("bn1/weight")] == [0, EPOCH, STEPS]
+    assert [event.step for event in shown.Histograms("mgd/bn1/weight")] == [0, EPOCH, STEPS]
 
 
 def test_a_run_that_changes_its_batch_size_counts_each_step_once(images, tmp_path):

@@ -165,6 +165,13 @@ def test_a_stop_in_the_second_distiller_leaves_the_first_as_it_was(monkeypatch, 
     assert [distiller.factor.item() for distiller in both.distillers] == [5.0, 5.0]
 
 
+def test_histograms_of_two_distillers_have_their_names(monkeypatch):
+    both, _ = together()
+    for number, distiller in enumerate(both.distillers):
+        monkeypatch.setattr(distiller, "histograms", lambda number=number: {"bn1/weight": number})
+    assert both.histograms() == {"one/bn1/weight": 0, "two/bn1/weight": 1}
+
+
 def test_a_change_of_a_tensor_that_is_not_there_is_an_error():
     both, _ = together()
     with pytest.raises(KeyError, match="matching9"):
