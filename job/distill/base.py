@@ -70,7 +70,8 @@ class Distiller:
     """A loss between the student's features and the teacher's.
 
     name: in --distill. shapes: options that shape its tensors. module: all that is trained, saved and restored; its buffer
-    `factor`, () float64, divides the loss. widths: channels of the student's stages, {stage: S}.
+    `factor`, () float64, divides the loss. A distiller keeps no tensor elsewhere: `with_change` copies `module` only.
+    widths: channels of the student's stages, {stage: S}.
     """
 
     name: str

@@ -76,8 +76,9 @@ def test_a_training_run_stopped_in_each_work_between_epochs_resumes_to_the_same_
     run_job("job.train", whole, arguments)
     arguments += ["--save-every", 10]
 
-    run_job("job.train", folder, arguments, TRAINING.format(70))
-    assert kinds(folder) == [0] * 5 and not list(folder.glob("checkpoint_*"))  # in the factor
+    output = run_job("job.train", folder, arguments, TRAINING.format(70))
+    assert "loss factor: " in output  # its measuring has begun
+    assert kinds(folder) == [0] * 5 and not list(folder.glob("checkpoint_*"))
 
     run_job("job.train", folder, arguments, VALIDATION.format(1))
     assert kinds(folder) == [STEPS, 4, 1, 0, 0]  # in the k-NN

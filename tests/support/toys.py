@@ -55,7 +55,7 @@ class ToyDistiller(Distiller):
         for inputs, _ in centre_crops(images, every, BATCH, self.config, run, "unit"):
             total += net(inputs)[f"layer{DEPTH}"].abs().mean((1, 2, 3)).sum()
         unit = comm.total(total, "toy.unit") / len(images)  # (1,)
-        record = {"epoch": epoch, "step": 0, "stage": DEPTH, "changed": 1.0}
+        record = {"epoch": epoch, "step": 0, "distiller": self.name, "stage": DEPTH, "changed": 1.0}
         return Change({"unit": unit}, lambda: run.log.record("refresh", **record))
 
     def targets(self, teacher, generator):

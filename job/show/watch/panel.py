@@ -214,20 +214,20 @@ def speed(run: Progress) -> str:
 
 def matching(run: Progress) -> list[str]:
     """Return the last refresh of each distiller: channels changed and cost, a column a stage."""
-    lines: list[str] = []
-    for distiller, stages in run.records.refresh.items():
+    records = run.records
+    if not records.refresh:
+        return []
+    took = f", {records.refresh_seconds:.1f} s" if records.refresh_seconds else ""
+    lines = [row("matching", f"refresh {records.refreshes}, before epoch {records.refreshed}{took}")]
+    for distiller, stages in records.refresh.items():
         found = sorted(stages.items())
-        if not lines:
-            seconds = run.records.refresh_seconds
-            took = f", {seconds:.1f} s" if seconds else ""
-            lines = [row("matching", f"refresh {run.records.refreshes}, before epoch {found[0][1]['epoch']}{took}")]
+        epoch = found[0][1]["epoch"]
+        earlier = f"  before epoch {epoch}" if epoch != records.refreshed else ""
         changed = " ".join(f"{100 * record['changed']:6.0f} %" for _, record in found)
         cost = " ".join(f"{record.get('cost_after', math.nan):8.3f}" for _, record in found)
-        lines += [
-            row("", f"{distiller:8.8}" + " ".join(f"{f'layer{stage}':>8}" for stage, _ in found)),
-            row("", f"{'changed':8}{changed}"),
-            row("", f"{'cost':8}{cost}"),
-        ]
+        names = " ".join(f"{f'layer{stage}':>8}" for stage, _ in found)
+        lines += [row("", f"{distiller:8.8}{names}{earlier}"), row("", f"{'changed':8}{changed}")]
+        lines += [row("", f"{'cost':8}{cost}")] if any("cost_after" in record for _, record in found) else []
     return lines
 
 

@@ -28,7 +28,8 @@ class Records:
         self.recent: collections.deque[dict[str, float]] = collections.deque(maxlen=RECENT)
         self.count, self.seconds, self.damaged, self.refreshes = 0, 0.0, 0, 0  # seconds: sum of 1 / images_per_s
         self.loss, self.accuracy, self.scores = Curve(), Curve(), Curve()  # scores: of k-NN or validation
-        self.refresh: dict[str, dict[int, dict[str, Any]]] = {}  # {distiller: {stage: record}} of the last one
+        self.refresh: dict[str, dict[int, dict[str, Any]]] = {}  # {distiller: {stage: record}} of its last
+        self.refreshed = -1  # epoch of the last refresh
         self.signs: dict[str, float] = {}
         self.score: dict[str, float] = {}
         self.changes: list[dict[str, float]] = []  # of the batch size or the steps of an epoch
@@ -91,12 +92,14 @@ class Records:
 
     def add_refresh(self, record: dict[str, Any]) -> None:
         """Take in one stage of a distiller's refresh; those of one epoch are one."""
-        before = [other for stages in self.refresh.values() for other in stages.values()]
-        if not any(other["epoch"] == record["epoch"] for other in before):
-            self.refresh = {}
+        epoch, distiller = record["epoch"], record["distiller"]
+        if epoch != self.refreshed:
+            self.refreshed = epoch
             self.refreshes += 1
-        if record["distiller"] in self.refresh or len(self.refresh) < MOST_DISTILLERS:
-            self.refresh.setdefault(record["distiller"], {})[record["stage"]] = record
+        stages = self.refresh.get(distiller, {})
+        if stages or len(self.refresh) < MOST_DISTILLERS:
+            same = {stage: other for stage, other in stages.items() if other["epoch"] == epoch}
+            self.refresh[distiller] = same | {record["stage"]: record}
 
     def add_score(self, record: dict[str, float]) -> None:
         """Take in an accuracy of k-NN or of a validation."""
@@ -110,7 +113,8 @@ class Records:
     def refresh_seconds(self) -> float:
         """Seconds of the last refresh, of all distillers; each stage has the seconds of all stages."""
         first = [next(iter(stages.values())) for stages in self.refresh.values()]
-        return sum(record.get(name, 0.0) for record in first for name in SECONDS)
+        last = [record for record in first if record["epoch"] == self.refreshed]
+        return sum(record.get(name, 0.0) for record in last for name in SECONDS)
 
     def now(self, name: str) -> float:
         """The mean of a number over the recent steps: the last RECENT, but no more than a quarter of all. NaN: none has it."""

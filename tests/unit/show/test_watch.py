@@ -203,6 +203,12 @@ def test_the_refresh_of_two_distillers_is_shown_for_each(tmp_path):
     header = "matching refresh 1, before epoch 1, 10.0 s"
     one, two = (f"d{n} layer3 layer4 changed {10 * n} % {10 * n} % cost 0.500 0.500" for n in (1, 2))
     assert f"{header} {one} {two}" in shown
+    del refresh["cost_after"]
+    add(folder, refresh | {"epoch": 2, "distiller": "d2", "stage": 4, "changed": 0.3})
+    shown = " ".join(watch(folder).stdout.split())
+    one = "d1 layer3 layer4 before epoch 1 changed 10 % 10 % cost 0.500 0.500"
+    assert f"matching refresh 2, before epoch 2, 5.0 s {one} d2 layer4 changed 30 %" in shown
+    assert shown.count("cost") == 1
 
 
 def test_a_run_of_an_earlier_version_is_shown_by_its_numbers(tmp_path):
