@@ -15,7 +15,7 @@ from job.config import (
     read_config,
     without_part,
 )
-from job.declare import flag
+from job.declare import convert, flag
 from job.errors import RunError
 from job.study.data import MOST, SETS
 
@@ -26,6 +26,8 @@ SET_KEYS = {"most", "questions", "train", "teacher", "student"}
 STILL = {"lr": 0.0, "epochs": 1, "warmup_epochs": 0}
 FILES = {"data", "teacher", "pretrained", "out", "resume", "config"}  # the study's own affair
 PLACES = WITHOUT_EFFECT | FILES | {"keep", "save_every", "knn_every", "max_bad_images"}  # what no result depends on
+
+METHOD = [f for f in dataclasses.fields(MethodOptions) if f.name in ("framework", "distill")]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -149,12 +151,23 @@ def list_units(name: str, content: dict, arms: dict[str, dict]) -> list[Unit]:
         train = content["train"] | own.get("train", {}) | content[role] | own.get(role, {}) | options | {"seed": seed}
         if train.get("matching") == "random":
             train.pop("refresh_epochs", None)  # which is of those that solve theirs
-        chosen = {key: train[key] for key in ("framework", "distill") if key in train}
-        unused = without_part(MethodOptions(**chosen))
-        train = {key: value for key, value in train.items() if key not in unused}
-        return Unit(name, arm, seed, train, content["linear"] | {"seed": seed})
+        return without_unused(Unit(name, arm, seed, train, content["linear"] | {"seed": seed}))
 
     return [unit(TEACHER, seeds[0], {})] + [unit(arm, seed, options) for arm, options in arms.items() for seed in seeds]
+
+
+def without_unused(unit: Unit) -> Unit:
+    """Return a unit without the options of frameworks and distillers that it does not choose.
+
+    RunError: its framework or distillers are invalid.
+    """
+    try:
+        chosen = {f.name: convert(f, unit.train[f.name], flag(f.name)) for f in METHOD if f.name in unit.train}
+    except RunError as error:
+        raise RunError(f"{unit.name}: job.train: {error}") from None
+    unused = without_part(MethodOptions(**chosen))
+    train = {name: value for name, value in unit.train.items() if name not in unused}
+    return dataclasses.replace(unit, train=train)
 
 
 def check_unlike(plan: Plan) -> None:

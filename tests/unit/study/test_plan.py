@@ -87,6 +87,13 @@ def test_an_arm_without_a_framework_has_no_options_of_any_whatever_the_form_says
     assert units["teacher"].train["mlp"]
 
 
+@pytest.mark.parametrize("value", [5, None, True, [1], "mdg"])
+@pytest.mark.parametrize("option", ["framework", "distill"])
+def test_a_wrong_framework_or_distiller_is_told_in_a_line(tmp_path, option, value):
+    with pytest.raises(RunError, match=rf"^\S+: job.train: --{option} [^\n]*expected[^\n]*$"):
+        plan(tmp_path, student={"arch": "resnet18", "seed": 0, option: value})
+
+
 @pytest.mark.parametrize("form", ["small", "full"])
 def test_the_forms_are_whole(form):
     found = read_plan(form)
