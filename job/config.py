@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from job import cli
-from job.declare import flag, option
+from job.declare import flag, groups, option
 from job.distill import DISTILLERS
 from job.distill.mgd import MGDOptions
 from job.errors import RunError
@@ -79,7 +79,7 @@ def check_weights(weights: list[float], stages: list[int]) -> None:
 def without_part(config: MethodOptions) -> dict[str, str]:
     """Return {option: reason} of the options of frameworks and distillers that are not chosen."""
     found: dict[str, str] = {}
-    for name, group in cli.groups(Config).items():
+    for name, group in groups(Config).items():
         if name in FRAMEWORKS and name != config.framework:
             fix = f"leave it out, or choose --framework {name}"
             reason = f"with --framework {config.framework}; {fix}"
@@ -175,5 +175,8 @@ def check_effects(config: Config, given: set[str]) -> None:
     if config.matching == "random" and "refresh_epochs" in given:
         raise RunError("--refresh-epochs: no effect beside --matching random, which is never solved; leave out one of them")
     unused = without_part(config)
+    default = type(config)()
     for name in sorted(given & unused.keys()):
+        if getattr(config, name) == getattr(default, name):
+            continue
         raise RunError(f"{flag(name)}: no effect {unused[name]}")

@@ -65,6 +65,8 @@ def groups(kind: type) -> dict[str, Group]:
     found: dict[str, Group] = {}
     for f in fields(kind):
         owner = next(c for c in reversed(kind.__mro__) if f.name in inspect.get_annotations(c))
+        if "group" not in vars(owner):
+            raise TypeError(f"{owner.__name__} declares options without a `group`, their key in YAML")
         name = vars(owner)["group"]
         title = (owner.__doc__ or "").removesuffix(".")
         found.setdefault(name, Group(title, {}, {})).options[f.name] = f

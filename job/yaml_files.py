@@ -13,6 +13,7 @@ from job.declare import Group, convert, did_you_mean, groups
 from job.errors import RunError
 
 LONGEST_FILE = 2**16  # characters
+NOTHING, MAPPING = "tag:yaml.org,2002:null", "tag:yaml.org,2002:map"
 ONE_VALUE = "expected one value, or a list of values, as in `lr: 0.03`"
 
 
@@ -78,8 +79,9 @@ def entries(
         name = key.replace("-", "_")
         if not isinstance(value, yaml.MappingNode):
             if name in known and name not in options:
+                empty = "; the group is empty" if value.tag == NOTHING else ""
                 example = f"`{key}: {{{next(iter(known[name].keys))}: ...}}`"
-                raise RunError(f"{path}: {key}: expected a mapping, as in {example}")
+                raise RunError(f"{path}: {key}: expected a mapping, as in {example}{empty}")
             if name not in options:
                 hint = did_you_mean(name, options)
                 raise RunError(f"--config {path}: unknown key {key!r}{hint}")
@@ -88,7 +90,7 @@ def entries(
         if name in options and name not in known:
             raise RunError(f"{path}: {key}: {ONE_VALUE}")
         if name not in known:
-            hint = did_you_mean(name, known) or f"; expected one of {', '.join(known)}"
+            hint = did_you_mean(name.lower(), known) or f"; expected one of {', '.join(known)}"
             raise RunError(f"--config {path}: unknown group {key!r}{hint}")
         for inner, part in pairs(value, path, f"{key}."):
             yield inner, look_up(inner, name, known, path), part
@@ -100,8 +102,8 @@ def look_up(key: str, name: str, known: Mapping[str, Group], path: str) -> Field
     if word in own:
         return own[word]
     elsewhere = [f"{name}.{word}" for name, group in known.items() if word in group.keys]
-    near = elsewhere or [f"{name}.{each}" for each in difflib.get_close_matches(word, own, 1)]
-    hint = f"; did you mean {near[0]}?" if near else ""
+    near = elsewhere or [f"{name}.{each}" for each in difflib.get_close_matches(word.lower(), own, 1)]
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise RunError(f"--config {path}: unknown key {key!r}{hint}")
 
 
@@ -112,8 +114,10 @@ def pairs(node: yaml.Node | None, path: str, group: str = "") -> Iterator[tuple[
     and no group in a group stays small, whatever its anchors and aliases multiply.
     RunError: anything else, or a key given twice.
     """
-    if node is None or node.tag == "tag:yaml.org,2002:null":
+    if node is None or node.tag == NOTHING:
         return
+    if isinstance(node, yaml.MappingNode) and node.tag != MAPPING:
+        raise RunError(f"--config {path}: {group}{node.tag}: expected no tag on a mapping; leave it out")
     if not isinstance(node, yaml.MappingNode):
         raise RunError(f"--config {path}: expected a mapping such as `lr: 0.03`, not a {node.id}")  # type: ignore[attr-defined]
     seen: dict[str, bool] = {}

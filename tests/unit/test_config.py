@@ -516,10 +516,15 @@ def test_a_key_of_a_group_and_an_option_is_the_group_s_only_with_a_mapping(write
         ("moco: {kk: 1}", ["unknown key 'moco.kk'", "did you mean moco.k?"]),
         ("mgd: {stage: [1]}", ["unknown key 'mgd.stage'", "did you mean mgd.stages?"]),
         ("moco: {lr: 1}", ["unknown key 'moco.lr'", "did you mean rate.lr?"]),
+        ("rate: {k: 1}", ["unknown key 'rate.k'", "did you mean knn.k or moco.k?"]),
+        ("MoCo: {k: 1}", ["unknown group 'MoCo'", "did you mean moco?"]),
+        ("moco: {K: 1}", ["unknown key 'moco.K'", "did you mean moco.k?"]),
+        ("moco: !!set {k: 1}", ["moco", "no tag on a mapping"]),
+        ("!!set {lr: 1}", ["no tag on a mapping"]),
         ("moco.k: 5", ["unknown key 'moco.k'", "did you mean moco_k?"]),
         ("run: {config: x.yaml}", ["unknown key 'run.config'"]),
         ("moco: 5", ["moco", "expected a mapping, as in `moco: {dim: ...}`"]),
-        ("moco:", ["moco", "expected a mapping"]),
+        ("moco:", ["moco", "expected a mapping", "the group is empty"]),
         ("run: [1]", ["run", "expected a mapping"]),
         ("moco: {k: {a: 1}}", ["moco.k", "expected one value"]),
         ("moco: &a {k: *a}", ["moco.k", "expected one value"]),
@@ -634,7 +639,7 @@ def test_refreshes_beside_a_random_matching_are_refused_where_the_command_line_a
     ("line", "flag"),
     [
         ("--framework none --moco-k 5", "--moco-k"),
-        ("--framework none --no-mlp", "--mlp"),
+        ("--framework none --mlp", "--mlp"),
         ("--distill toy --mgd-images=5", "--mgd-images"),
         ("--distill toy --reducer rd", "--reducer"),
     ],
@@ -644,6 +649,7 @@ def test_an_option_of_a_part_not_chosen_is_an_error_on_the_command_line_only(wri
     choice, value = line.split()[:2]
     message = refused("DIR", *line.split())
     assert message.startswith(f"{flag}: no effect with {choice} {value}"), message
+    assert read_config(["DIR", "--no-mlp", choice, value]).mlp is False  # as by default
     path = write("moco: {k: 5, mlp: false}\nmgd: {images: 5, reducer: rd}")
     assert read_config(["DIR", "--config", path, choice, value]).moco_k == 5
 
