@@ -106,7 +106,8 @@ test-soak: $(READY)
 	@$(BIN)/python tests/campaigns/soak/soak.py --minutes $(or $(MINUTES),120)
 
 same: $(READY)
-	@$(BIN)/python tests/campaigns/same/same.py $(OLD)
+	@$(if $(OLD),,echo 'OLD is missing; expected a commit, as in: make same OLD=HEAD~1' >&2; exit 2;) \
+	$(BIN)/python tests/campaigns/same/same.py $(OLD)
 
 study: $(READY)
 	@$(BIN)/python -m job.study.study $(FORM) --out runs/study-$(notdir $(FORM))
