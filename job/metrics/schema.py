@@ -141,9 +141,10 @@ class Saved(TypedDict):
 class Remark(TypedDict):
     """A hint or a warning. The text is for people, and may change; the id stays.
 
+    Ids of this program; those of other frameworks are their own:
     Hints: stuck, solved (MoCo), pull, wait.
     Warnings: long_queue, queue_rank (MoCo), same_features, dead_channels (any framework),
-    rate_jump, ramp_jump (a resume), slow_images, stalled_worker, standard_output, event_files.
+    rate_jump, ramp_jump (a resume), slow_images, standard_output, event_files.
     """
 
     time: float
@@ -163,7 +164,7 @@ class End(TypedDict):
 
     time: float
     how: str
-    id: NotRequired[str]  # of an error
+    id: NotRequired[str]  # of an error: stalled_worker
     text: str
     code: int  # that the program exits with
 
@@ -221,7 +222,7 @@ def kind_of(record: Mapping[str, Any]) -> str:
 
 
 def ratio(step: Mapping[str, float], losses: Iterable[str]) -> float | None:
-    """Return a step's distillation loss over the sum of `losses`; None if one of them is 0 or missing.
+    """Return a step's distillation loss over the sum of `losses`; None if one of the two is 0.
 
     losses: names of the framework's losses.
     """

@@ -125,9 +125,13 @@ class Kept(Log):
     def progress(self, *_):
         pass
 
+    def of_kind(self, kind):
+        """The records of a kind."""
+        return [record for record in self.records if record["kind"] == kind]
+
     def texts(self, kind):
         """The texts of the records of a kind."""
-        return [record["text"] for record in self.records if record["kind"] == kind]
+        return [record["text"] for record in self.of_kind(kind)]
 
 
 def contents(folder) -> dict:

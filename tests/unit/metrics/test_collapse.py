@@ -40,20 +40,15 @@ def signs(training, queries):
     return training.framework.signs(Output({}, {"layer4": torch.ones(1, 1, 1, 1)}, queries, {}))
 
 
-def of_kind(training, kind):
-    """The records of a kind."""
-    return [record for record in training.run.log.records if record["kind"] == kind]
-
-
 def ids(training):
     """The ids of all warnings."""
-    return [record["id"] for record in of_kind(training, "warning")]
+    return [record["id"] for record in training.run.log.of_kind("warning")]
 
 
 def test_a_student_that_begins_to_learn_is_no_collapse(training):
     """Also when its keys have filled the queue, which lag behind."""
     steps(training, 10)
-    assert of_kind(training, "collapse") and ids(training) == []
+    assert training.run.log.of_kind("collapse") and ids(training) == []
 
 
 def test_a_student_whose_head_gives_one_vector_is_told_to_have_collapsed(training):
@@ -61,7 +56,7 @@ def test_a_student_whose_head_gives_one_vector_is_told_to_have_collapsed(trainin
         torch.nn.init.zeros_(encoder.get_parameter("fc.2.weight"))
         torch.nn.init.ones_(encoder.get_parameter("fc.2.bias"))
     steps(training, 6)
-    [found] = of_kind(training, "collapse")
+    [found] = training.run.log.of_kind("collapse")
     assert found["feature_std"] < STD and found["queue_rank"] < RANK
     assert ids(training) == ["same_features", "queue_rank"]
 
@@ -93,7 +88,7 @@ def test_stages_with_dead_channels_are_one_warning():
 def test_channels_that_never_fire_are_told(training):
     training.framework.encoder.get_parameter("layer4.1.bn2.bias").data[:96] = -1e3  # of 128
     steps(training, 1)
-    assert [record["dead_layer4"] for record in of_kind(training, "collapse")] == [0.75]
+    assert [record["dead_layer4"] for record in training.run.log.of_kind("collapse")] == [0.75]
     assert ids(training) == ["dead_channels"]
 
 
