@@ -73,7 +73,8 @@ def test_a_toy_framework_and_two_distillers_resume_to_the_same_bytes(
     assert len(killed.steps()) < STEPS
     again = start_job(2, tmp_path / "run", options, "toys")
     finished(again)
-    assert len(of_kind(again.folder, "resumed")) == 1
+    places = [(record["epoch"], record["step"]) for record in of_kind(again.folder, "resumed")]
+    assert places[0] == (1, 0) and len(places) == 2
     assert again.steps() == list(range(1, STEPS + 1))
     assert differences(whole.folder, again.folder) == []
     assert records(whole.folder) == records(again.folder)
