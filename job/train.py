@@ -142,7 +142,7 @@ def train_epoch(training: Training, batches: Iterator, journal: TrainingJournal,
         journal.step(step, totals)
         if totals["undecodable"]:
             run.note_bad_images(undecodable, config.max_bad_images, len(training.images), training.images.root)
-        check(training, journal, output, position, last=step == steps[-1])
+        check_health(training, journal, output, position, last=step == steps[-1])
         del batch, output, losses  # the next forward pass has a use for their memory
 
         # Checkpoints.
@@ -159,7 +159,7 @@ def train_epoch(training: Training, batches: Iterator, journal: TrainingJournal,
         raise Stopped
 
 
-def check(
+def check_health(
     training: Training,
     journal: TrainingJournal,
     output: Output,
