@@ -98,7 +98,12 @@ def test_only_what_is_copied_goes_to_the_engine(docker, tmp_path):
     mounts = {".dockerenv", "dev/console", "etc/hostname", "etc/hosts", "etc/resolv.conf"}  # docker's own, of any container
     assert set(others) <= {"Dockerfile", ".dockerignore"} | mounts
     assert not [name for name in files if "__pycache__" in name or "/results/" in name]
-    assert sum(files.values()) < 1e6
+    assert sum(files.values()) < 2 * code_size()
+
+
+def code_size():
+    """The bytes of the packages' modules; compiled, they take 1.4 times as many again."""
+    return sum(path.stat().st_size for name in ("job", "mgd", "moco") for path in (REPO / name).rglob("*.py"))
 
 
 def test_a_change_of_the_code_redoes_the_last_layers_alone(docker, build, image, tmp_path):
@@ -116,7 +121,7 @@ def test_a_change_of_the_code_redoes_the_last_layers_alone(docker, build, image,
     same = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=True))))
     assert before != after
     sizes = [int(size) for size in docker("history", "--human=false", "--format", "{{.Size}}", image).split()]
-    assert sum(sorted(sizes)[:-3]) < 2e6  # all but Python, the environment and the base
+    assert sum(sorted(sizes)[:-3]) < 4 * code_size()  # all except Python, the environment and the base
     assert same >= len(before) - 2
 
 
