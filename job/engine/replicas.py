@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from job.cluster import comm
-from job.engine.statistics import OWN
+from job.engine.statistics import own_statistics
 from job.errors import RunError
 
 PART = 2**18  # words at a time: what is made of them stays in the cache
@@ -13,7 +13,8 @@ FACTOR = 1_000_003  # between parts
 
 def shared(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, torch.Tensor]:
     """What is the same on every worker, by name: a model but for running statistics, which are each one's own, and momenta."""
-    found = {name: value for name, value in model.state_dict().items() if not name.endswith(OWN)}
+    own = own_statistics(model)
+    found = {name: value for name, value in model.state_dict().items() if name not in own}
     for name, parameter in model.named_parameters():
         state = optimizer.state.get(parameter, {}) if optimizer else {}
         found |= {f"{kind} of {name}": value for kind, value in state.items() if torch.is_tensor(value)}

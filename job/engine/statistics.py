@@ -4,24 +4,36 @@ import torch
 from torch import nn
 
 from job.cluster import comm
+from job.engine.sync_norm import SynchronisedNorm
 
-OWN = ("running_mean", "running_var")  # what the names of a worker's own buffers end with
+OWN = ("running_mean", "running_var")
 
 
-def running_statistics(model: nn.Module) -> list[torch.Tensor]:
-    """The running means and variances of a model, in the order of its state."""
-    return [buffer for name, buffer in model.named_buffers() if name.endswith(OWN)]
+def own_statistics(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return a model's running means and variances by name, except those of synchronised norms.
+
+    They are in the order of the model's state.
+    """
+    modules = dict(model.named_modules())
+    found = {}
+    for name, value in model.named_buffers():
+        norm, _, kind = name.rpartition(".")
+        if kind in OWN and not isinstance(modules[norm], SynchronisedNorm):
+            found[name] = value
+    return found
 
 
 def gather(model: nn.Module) -> torch.Tensor:
-    """Return every worker's running statistics, one row a worker: (N, D). A collective: all workers call it."""
-    flat = torch.cat([buffer.flatten() for buffer in running_statistics(model)])
+    """Return every worker's own running statistics, one row a worker: (N, D). A collective."""
+    if not (own := own_statistics(model)):
+        return torch.zeros(comm.size(), 0)
+    flat = torch.cat([buffer.flatten() for buffer in own.values()])
     return comm.gather(flat[None], "statistics")
 
 
 def load(model: nn.Module, flat: torch.Tensor) -> None:
     """Set the running statistics of a model from a row (D,) of `gather`."""
-    buffers = running_statistics(model)
+    buffers = list(own_statistics(model).values())
     for buffer, values in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
         buffer.copy_(values.view_as(buffer))
 
