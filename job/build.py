@@ -59,9 +59,9 @@ def build(config: Config, run: Run) -> Training:
     if config.compile:
         compile_networks(run, *compiled)
     parameters = [(name, value) for name, value in trained.named_parameters() if value.requires_grad]
-    sgd = torch.optim.SGD(
-        [value for _, value in parameters], config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
-    )
+    groups = parameter_groups([value for _, value in parameters], framework.constant_rate())
+    decay = config.weight_decay
+    sgd = torch.optim.SGD(groups, config.lr, config.momentum, weight_decay=decay, fused=True)
     gradients = Gradients(parameters, config.accumulate, config.fp16_allreduce)
     return Training(config, run, images, val, framework, distillation, trained, gradients, sgd)
 
@@ -82,6 +82,16 @@ def check_names(framework: Framework, kinds: list[type[Distiller]]) -> None:
                 f"{shown}: two {place} have the name {twice[0]!r}; expected a name each. "
                 "Rename one in job/frameworks or job/distill"
             )
+
+
+def parameter_groups(parameters: list[nn.Parameter], constant: list[nn.Parameter]) -> list[dict]:
+    """Return an optimizer's groups; the second, if any, has the parameters of a `constant` rate.
+
+    It has `fix_lr`, as in SimSiam's released checkpoints.
+    """
+    apart = set(map(id, constant))
+    groups: list[dict] = [{"params": [value for value in parameters if id(value) not in apart]}]
+    return groups + [{"params": constant, "fix_lr": True}] * bool(constant)
 
 
 def compile_networks(run: Run, *networks: nn.Module) -> None:

@@ -71,7 +71,7 @@ def train(config: Config, run: Run) -> None:
             between_epochs(training, epoch)
         rate = learning_rate(config, epoch)
         for group in training.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = config.lr if group.get("fix_lr") else rate
         give_back()
         journal.start_epoch(epoch, rate)
         train_epoch(training, batches, journal, epoch, range(first, training.steps))
@@ -115,7 +115,7 @@ def train_epoch(training: Training, batches: Iterator, journal: TrainingJournal,
         # Forward and backward, one micro-batch at a time. The teacher's pass overlaps what `prepare` sends.
         gradients.clear()
         sums: dict[str, torch.Tensor] = {}  # () each
-        for batch in training.micro_batches(views[0], position):
+        for batch in training.micro_batches(views, position):
             with run.autocast(config.precision):
                 targets = distillation.targets(batch)
                 output = framework.forward(batch, prepared)

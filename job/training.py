@@ -82,11 +82,13 @@ class Training:
             return [view.to(self.run.device, non_blocking=True) for view in views], undecodable
         return [render(crop.to(self.run.device, non_blocking=True), appearance) for crop, appearance in views], undecodable
 
-    def micro_batches(self, images: torch.Tensor, position: Position) -> Iterator[MicroBatch]:
-        """Yield the --accumulate parts of a step's views (B, 3, H, W) uint8, normalised."""
-        first = self.run.rank * len(images)
-        for part, some in enumerate(normalize(images).chunk(self.config.accumulate)):
-            yield MicroBatch(some, position, part, first + part * len(some))
+    def micro_batches(self, views: list[torch.Tensor], position: Position) -> Iterator[MicroBatch]:
+        """Yield the --accumulate parts of a step's views, (B, 3, H, W) uint8 each, normalised."""
+        first = self.run.rank * len(views[0])
+        seen = views[: self.framework.student_views]
+        parts = [normalize(view).chunk(self.config.accumulate) for view in seen]
+        for part, (images, *others) in enumerate(zip(*parts, strict=True)):
+            yield MicroBatch(images, position, part, first + part * len(images), tuple(others))
 
     def save(self, position: Position) -> None:
         """Save the run at a position. A collective: all workers call it.

@@ -22,12 +22,21 @@ class Distillation:
         return [each.name for each in self.distillers]
 
     @torch.no_grad()
-    def targets(self, batch: MicroBatch) -> list:
-        """Run the teacher on a micro-batch, and return each distiller's targets."""
+    def targets(self, batch: MicroBatch) -> list[list]:
+        """Run the teacher on the distilled views of a micro-batch.
+
+        Return each distiller's targets, one for each view.
+        """
         if not self.networks:
             return []
-        features = self.networks.teacher.net(batch.images)  # {"layerN": (b, T, H, W)}
-        return [distiller.targets(features, self.generator(batch)) for distiller in self.distillers]
+        drawn = [(distiller, self.generator(batch)) for distiller in self.distillers]
+        targets: list[list] = [[] for _ in drawn]
+        for images in (batch.images, *batch.others)[: self.networks.framework.distilled_views]:
+            features = self.networks.teacher.net(images)  # {"layerN": (b, T, H, W)}
+            for (distiller, generator), found in zip(drawn, targets, strict=True):
+                found.append(distiller.targets(features, generator))
+            del features  # the next view's pass can use their memory
+        return targets
 
     def generator(self, batch: MicroBatch) -> torch.Generator:
         """Return the generator of a micro-batch's random targets."""
@@ -35,10 +44,23 @@ class Distillation:
         seed = randomness.torch_seed(self.config.seed, "drop", *batch.position, sample=batch.first)
         return generator.manual_seed(seed)
 
-    def losses(self, output: Output, targets: list, position: Position, steps: int) -> dict[str, torch.Tensor]:
-        """Return each distiller's weighted loss of a micro-batch, (), by name. steps: of an epoch."""
-        pairs = zip(self.distillers, targets, strict=True)
-        return {each.name: each.weight(position, steps) * each.loss(output.features, wanted) for each, wanted in pairs}
+    def losses(
+        self,
+        output: Output,
+        targets: list[list],
+        position: Position,
+        steps: int,
+    ) -> dict[str, torch.Tensor]:
+        """Return each distiller's weighted loss of a micro-batch, (), by name.
+
+        It is a mean over the views. steps: of an epoch.
+        """
+        views = (output.features, *output.others)
+        found = {}
+        for each, wanted in zip(self.distillers, targets, strict=True):
+            first, *others = map(each.loss, views, wanted)
+            found[each.name] = each.weight(position, steps) * (sum(others, first) / len(views))
+        return found
 
     @property
     def digest(self) -> str:

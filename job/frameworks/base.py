@@ -25,6 +25,7 @@ class MicroBatch:
     position: Position  # of the step
     part: int  # number of the micro-batch in the worker's batch, from 0
     first: int  # index of its first image in the total batch
+    others: tuple[torch.Tensor, ...] = ()  # the further views that pass through the student, alike
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,16 @@ class Output:
     features: dict[str, torch.Tensor]  # {"layerN": (b, S, H, W)}, before the stage's last ReLU
     embeddings: torch.Tensor  # (b, d), L2-normalised, without gradient
     metrics: dict[str, torch.Tensor]  # () each: sums over the images, by name
+    others: tuple[dict[str, torch.Tensor], ...] = ()  # features of the further distilled views
 
 
 class Framework:
     """A self-supervised framework and the student that it trains.
 
     name: in --framework. losses, metrics: the names in its outputs. views: random views of each
-    image that it needs. reference: the loss of a student that knows nothing; --loss-share is
-    relative to it. shapes: options that shape its tensors.
+    image that it needs; student_views: those that pass through the student; distilled_views: those
+    of them whose features are distilled. reference: the loss of a student that knows nothing, or
+    its range; --loss-share is relative to it. shapes: options that shape its tensors.
     stages: those whose features `forward` must give. module: all that is trained, saved and restored.
     encoder: the student in it, images (b, 3, H, W) -> {"layerN": (b, S, H, W)} at least.
     """
@@ -53,6 +56,8 @@ class Framework:
     reference_text: str = "the framework's reference loss"
     metrics: tuple[str, ...] = ()
     views: int = 1
+    student_views: int = 1
+    distilled_views: int = 1
     shapes: tuple[str, ...] = ()
     module: nn.Module
     encoder: nn.Module
@@ -70,6 +75,10 @@ class Framework:
     def networks(self) -> list[nn.Module]:
         """Return the networks that --compile compiles."""
         return [self.encoder]
+
+    def constant_rate(self) -> list[nn.Parameter]:
+        """Return the parameters whose learning rate is always --lr, whatever its schedule."""
+        return []
 
     def student(self) -> ResNet:
         """Return a copy of the student, with an untrained head."""

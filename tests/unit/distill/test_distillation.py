@@ -62,6 +62,7 @@ def together(seen=None, sizes=(1.0, 4.0), **options):
     run.log = SimpleNamespace(line=run.lines.append, record=lambda *_, **__: None)
     teacher = SimpleNamespace(net=Counted(), digest="abc", state=lambda: {"teacher.w": torch.ones(1)})
     framework = SimpleNamespace(encoder=Counted(), reference=3.0, reference_text="three")
+    framework.distilled_views = 1
     distillers = [Scaled(config, name, size, seen) for name, size in zip(("one", "two"), sizes, strict=True)]
     return Distillation(config, Networks(run, None, framework, teacher), distillers), teacher.net
 
@@ -77,7 +78,7 @@ def output():
 def test_the_teacher_runs_once_a_micro_batch_for_all_distillers(seen):
     """Each has random numbers of its own start, which follow from the position and the micro-batch."""
     both, net = together(seen)
-    assert both.targets(batch()) == ["one", "two"] and net.passes == 1
+    assert both.targets(batch()) == [["one"], ["two"]] and net.passes == 1
     both.targets(batch(1))
     both.targets(batch(position=Position(0, 1)))
     assert net.passes == 3
@@ -88,10 +89,28 @@ def test_the_teacher_runs_once_a_micro_batch_for_all_distillers(seen):
     assert seen[-1][2] == drawn[0]
 
 
+@pytest.mark.parametrize("views", [1, 2])
+def test_the_teacher_sees_the_views_that_are_distilled_and_the_loss_is_their_mean(seen, views):
+    """Random targets differ between views."""
+    both, net = together(seen, loss_factor=2.0)
+    both.networks.framework.distilled_views = views
+    others = (torch.ones(2, 3, 4, 4),)
+    targets = both.targets(MicroBatch(torch.zeros(2, 3, 4, 4), START, 0, 0, others))
+    assert targets == [["one"] * views, ["two"] * views] and net.passes == views
+    drawn = [number for name, _, number in seen if name == "one"]
+    assert len(set(drawn)) == views
+    second = {"layer4": 3 * FEATURES["layer4"]}
+    outputs = Output({}, FEATURES, torch.zeros(2, 1), {}, (second,) * (views - 1))
+    found = both.losses(outputs, targets, START, STEPS)
+    square = FEATURES["layer4"].square().mean().item() * (1 if views == 1 else (1 + 9) / 2)
+    assert found["one"].item() == pytest.approx(square / 2)
+    assert found["two"].item() == pytest.approx(4 * square / 2)
+
+
 def test_losses_have_the_distillers_names_and_their_own_factors():
     both, _ = together(loss_factor=2.0)
     both.distillers[1].factor.fill_(8.0)
-    losses = both.losses(output(), ["one", "two"], START, STEPS)
+    losses = both.losses(output(), [["one"], ["two"]], START, STEPS)
     square = FEATURES["layer4"].square().mean().item()
     assert both.names == ["one", "two"]
     assert {name: loss.item() for name, loss in losses.items()} == pytest.approx({"one": square / 2, "two": 4 * square / 8})
@@ -99,9 +118,10 @@ def test_losses_have_the_distillers_names_and_their_own_factors():
 
 def test_each_loss_has_its_distiller_s_weight(monkeypatch):
     both, _ = together(epochs=2, loss_ramp=True)
-    whole = {name: loss.item() for name, loss in both.losses(output(), ["one", "two"], START, STEPS).items()}
+    losses = both.losses(output(), [["one"], ["two"]], START, STEPS)
+    whole = {name: loss.item() for name, loss in losses.items()}
     monkeypatch.setattr(both.distillers[1], "weight", lambda position, steps: 7.0)
-    later = both.losses(output(), ["one", "two"], Position(1, 0), STEPS)
+    later = both.losses(output(), [["one"], ["two"]], Position(1, 0), STEPS)
     assert later["one"].item() == pytest.approx(0.5 * whole["one"]) and later["two"].item() == pytest.approx(7 * whole["two"])
 
 
@@ -116,7 +136,7 @@ def test_the_measured_losses_together_are_the_share_of_the_reference(monkeypatch
         monkeypatch.setattr(distiller, "before_epoch", lambda *_: Change())
     both.networks = Networks(run, [None] * loss_factor.BATCH, both.networks.framework, both.networks.teacher)
     both.before_epoch(0)
-    losses = both.losses(output(), ["one", "two"], START, STEPS)
+    losses = both.losses(output(), [["one"], ["two"]], START, STEPS)
     assert losses["one"].item() == pytest.approx(losses["two"].item()) == pytest.approx(share * 3.0 / 2)
     assert [line.split()[0] for line in run.lines] == ["one:", "two:"]
     factors = [distiller.factor.item() for distiller in both.distillers]
