@@ -2,6 +2,7 @@
 
 from job.distill.base import DistillOptions
 from job.frameworks.base import Framework
+from job.metrics.schema import RANGE, own_size
 
 STEPS = 20  # averages of fewer steps are not judged: a run may be resumed shortly before an epoch's end
 # Measured on ResNet-18 and the digits. The distillation loss is 0.006 to 0.04 times the contrastive one with the demo's factor
@@ -29,10 +30,17 @@ class Expectation:
                 if config.loss_share
                 else f"--loss-factor {config.loss_factor:g} divides it"
             )
-            others = f" below the {framework.losses[0]} one, or some times it on an epoch's average" if framework.losses else ""
-            others += f" (ratio under {PULL:.0f})" if framework.losses else " that falls"
+            others = " that falls"
+            if framework.losses:
+                others = f" below {self.other()}, or some times it on an epoch's average"
+                others += f" (ratio under {PULL:.0f})"
             lines.append(f"expected: distillation loss{others}; {scaled}")
         return lines
+
+    def other(self) -> str:
+        """Return the name of the loss with which the distillation loss is compared."""
+        name = self.framework.losses[0]
+        return f"the range of the {name} one" if name in RANGE else f"the {name} one"
 
     def warnings(self) -> dict[str, str]:
         """Return {id: sentence} of the options that do not fit the images."""
@@ -56,14 +64,14 @@ class Expectation:
     def pull(self, means: dict[str, float]) -> str | None:
         """Return a hint if the distillation outweighs the framework's loss."""
         names = self.framework.losses
-        ratio = means["distillation"] / max(sum(means[name] for name in names), 1e-9) if names else 0.0
+        ratio = means["distillation"] / max(own_size(means, names), 1e-9) if names else 0.0
         if ratio < PULL:
             return None
         factor, share = self.config.loss_factor, self.config.loss_share
         equal = f"--loss-share {share / ratio:.2g}" if share else f"--loss-factor {factor * ratio:.2g}"
         return (
-            f"the distillation loss is {ratio:.3g} times the {names[0]} one, of which the student then learns little: "
-            f"{equal} would make them equal (now {share or factor:g})"
+            f"the distillation loss is {ratio:.3g} times {self.other()}, of which the student then "
+            f"learns little: {equal} would make them equal (now {share or factor:g})"
         )
 
     def wait(self, means: dict[str, float]) -> str | None:

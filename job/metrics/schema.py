@@ -141,10 +141,10 @@ class Saved(TypedDict):
 class Remark(TypedDict):
     """A hint or a warning. The text is for people, and may change; the id stays.
 
-    Ids of this program; those of other frameworks are their own:
-    Hints: stuck, solved (MoCo), pull, wait.
-    Warnings: long_queue, queue_rank (MoCo), same_features, dead_channels (any framework),
-    rate_jump, ramp_jump (a resume), slow_images, standard_output, event_files.
+    Hints: stuck (MoCo, SimSiam), solved (MoCo), collapsed (SimSiam), pull, wait.
+    Warnings: long_queue, queue_rank (MoCo), unsynchronised (SimSiam),
+    same_features, dead_channels (any framework), rate_jump, ramp_jump (a resume),
+    slow_images, stalled_worker, standard_output, event_files.
     """
 
     time: float
@@ -215,17 +215,30 @@ EARLIER: dict[str, dict[str, Any]] = {kind: {"distiller": "mgd"} for kind in ("r
 EARLIER |= {"start": {"losses": ["contrastive"]}}
 
 
+# Losses that are negative: in a ratio, their range takes their place.
+RANGE = {"similarity": 1.0}
+
+
 def kind_of(record: Mapping[str, Any]) -> str:
     """Return a record's kind; "" if it has none that is known."""
     kind = record.get("kind") or next((kind for field, kind in FIELDS.items() if field in record), "")
     return kind if isinstance(kind, str) and kind in KINDS else ""
 
 
-def ratio(step: Mapping[str, float], losses: Iterable[str]) -> float | None:
-    """Return a step's distillation loss over the sum of `losses`; None if one of the two is 0.
+def own_size(step: Mapping[str, Any], losses: Iterable[str]) -> Any:
+    """Return the number with which a distillation loss is compared: the sum of `losses`.
 
-    losses: names of the framework's losses.
+    step: the numbers of a step, or arrays of many. losses: names of the framework's losses.
     """
-    own = sum(step.get(name, 0.0) for name in losses)
+    found = []
+    for name in losses:
+        value = step.get(name, 0.0)
+        found.append(RANGE[name] + 0 * value if name in RANGE else value)
+    return sum(found[1:], found[0]) if found else 0.0
+
+
+def ratio(step: Mapping[str, float], losses: Iterable[str]) -> float | None:
+    """Return a step's distillation loss over `own_size`; None if one of the two is 0."""
+    own = own_size(step, losses)
     distillation = step.get("distillation", 0.0)
     return distillation / own if own and distillation else None

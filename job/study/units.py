@@ -22,6 +22,7 @@ import torch
 from job.config import OF_TEACHER
 from job.errors import RunError
 from job.files import write_whole
+from job.metrics.schema import own_size
 from job.show.read.history import read_run
 from job.study.plan import TEACHER, Plan, Unit, words
 
@@ -178,9 +179,9 @@ def accuracies(folder: Path) -> dict[str, float]:
     steps, found = history.steps, {"knn": round(history.knn[-1]["knn"], 2)}
     for name, epoch in (("pull_first", steps["epoch"][0]), ("pull_last", steps["epoch"][-1])):
         of = steps["epoch"] == epoch
-        own = sum(steps[loss][of].sum() for loss in history.losses)
-        if own:
-            found[name] = round(float(steps["distillation"][of].sum() / own), 4)
+        means = {loss: steps[loss][of].mean() for loss in [*history.losses, "distillation"]}
+        if own := own_size(means, history.losses):
+            found[name] = round(float(means["distillation"] / own), 4)
     for record in history.factors:
         name = "loss_factor" if len(history.factors) == 1 else f"loss_factor_{record['distiller']}"
         found[name] = record["loss_factor"]

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from job.metrics.bounds import DEAD, RANK, STD
+from job.metrics.schema import own_size
 from job.show.read.runs import Shown
 from job.show.report.style import Picture, draw_points, draw_steps, finish, look, marker, name_of, name_runs, new_figure
 
@@ -83,7 +84,8 @@ def parts(runs: Sequence[Shown]) -> Picture | None:
     for run in taught:
         draw_steps(panels[1], run, run.column("distillation"))
     for run in [run for run in taught if run in shown]:
-        distillation, loss = run.column("distillation"), own_loss(run)
+        distillation = run.column("distillation")
+        loss = own_size(run.history.steps, run.history.losses)
         draw_steps(panels[2], run, np.divide(distillation, loss, out=np.full_like(loss, np.nan), where=loss > 0))
     if taught:
         panels[1].set(title="distillation loss", xlabel=EPOCHS, yscale="log")

@@ -13,6 +13,7 @@ from urllib.parse import quote
 import numpy as np
 
 from job.config import WITHOUT_EFFECT, Config, LinearConfig
+from job.metrics.schema import own_size
 from job.show.read.history import network, smooth
 from job.show.read.runs import Shown
 from job.show.watch.panel import span
@@ -72,7 +73,7 @@ def overview(runs: Sequence[Shown]) -> Table:
     for run in runs:
         history, options = run.history, run.history.options
         took = run.step_seconds
-        own = sum(last(run, name) or 0.0 for name in history.losses)
+        own = own_size({name: last(run, name) or 0.0 for name in history.losses}, history.losses)
         distillation = last(run, "distillation")
         epochs = f"{run.epochs[-1]:.1f}" if len(run.epochs) and run.steps_an_epoch else "-"
         rows.append([

@@ -189,10 +189,15 @@ class Progress:
 
     @property
     def filled(self) -> int:
-        """After how many steps keys have filled the queue: before, the loss is near 0. 0: the run is not far beyond that."""
+        """Return the steps in which keys fill the queue: the loss is near 0 then.
+
+        0: the run has not twice as many steps, or no queue.
+        """
+        if not self.records.recent or "contrastive" not in self.records.recent[-1]:
+            return 0
         batch = self.records.changes[0]["batch_size_before"] if self.records.changes else self.option("batch_size")
         steps = self.option("moco_k") // max(1, int(batch))
-        return steps if self.records.recent and self.records.recent[-1]["steps"] > 2 * steps else 0
+        return steps if self.records.recent[-1]["steps"] > 2 * steps else 0
 
     @property
     def share(self) -> float:

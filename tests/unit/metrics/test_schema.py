@@ -19,8 +19,9 @@ NAMES = {
     "toy": {"colour": 1.5, "shape": 0.5},
     "no teacher": {"contrastive": 2.0},
     "earlier": {"contrastive": 2.0},  # a run of an earlier version
+    "simsiam": {"similarity": -0.75},
 }
-METRICS = {"toy": {"close": 0.5}, "none": {}}
+METRICS = {"toy": {"close": 0.5}, "none": {}, "simsiam": {}}
 STEPS = 4
 
 
@@ -51,6 +52,7 @@ def write_run(folder, name):
 
 def test_the_ratio_is_that_of_the_distillation_and_the_sum_of_the_framework_s_losses():
     expected = {"moco": 3.0, "none": None, "toy": 3.0, "no teacher": None, "earlier": 3.0}
+    expected["simsiam"] = 6.0  # of a range of 1
     assert {name: ratio(step(name), losses) for name, losses in NAMES.items()} == expected
     assert ratio({"loss": 1.0, "top1": 3.0}, []) is None
 
@@ -65,7 +67,8 @@ def test_event_files_have_the_ratio(monkeypatch):
         events.every, events.losses, events.count = 1, list(NAMES[name]), SimpleNamespace(an_epoch=STEPS)
         events.record(step(name))
         found[name] = [value["simple_value"] for value in shown if value["tag"] == "steps/ratio"]
-    assert found == {"moco": [3.0], "none": [], "toy": [3.0], "no teacher": [], "earlier": [3.0]}
+    expected = {"moco": [3.0], "none": [], "toy": [3.0], "no teacher": [], "earlier": [3.0]}
+    assert found == expected | {"simsiam": [6.0]}
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +93,7 @@ def test_the_framework_s_losses_are_those_of_the_start(runs):
         ("toy", "colour 1.5 + shape 0.5 + distillation 6, ratio 3.00", False),
         ("no teacher", None, True),
         ("earlier", "contrastive 2 + distillation 6, ratio 3.00", True),
+        ("simsiam", "similarity -0.75 + distillation 6, ratio 6.00", False),
     ],
 )
 def test_the_panel_shows_the_parts_of_the_loss_by_name(runs, name, parts, accuracy):
@@ -124,6 +128,7 @@ def test_the_overview_has_the_ratio_and_the_accuracy_of_those_that_have_them(run
         "toy": ["3.00", "-"],
         "no teacher": ["-", "10.0 %"],
         "earlier": ["3.00", "10.0 %"],
+        "simsiam": ["6.00", "-"],
     }
 
 
@@ -134,6 +139,6 @@ def test_a_study_records_the_ratio_if_there_is_one(tmp_path, name):
         file.write(json.dumps({"epoch": 1, "step": 0, "knn": 50.0}) + "\n")
     (tmp_path / "linear").mkdir()
     (tmp_path / "linear" / "metrics.jsonl").write_text(json.dumps({"epoch": 0, "step": 4, "val_top1": 60.0}) + "\n")
-    ratios = {"moco": 3.0, "toy": 3.0, "no teacher": 0.0, "earlier": 3.0}
+    ratios = {"moco": 3.0, "toy": 3.0, "no teacher": 0.0, "earlier": 3.0, "simsiam": 6.0}
     pulls = {f"pull_{when}": ratios[name] for when in ("first", "last") if name in ratios}
     assert units.accuracies(tmp_path) == {"knn": 50.0, "linear": 60.0} | pulls
