@@ -11,6 +11,7 @@ from job.distill.mgd import MGDOptions
 from job.errors import RunError
 from job.frameworks import FRAMEWORKS
 from job.frameworks.moco import MoCoOptions
+from job.frameworks.simsiam import SimSiamOptions
 from job.networks import ARCHS, DEPTH, STEMS, WIDTHS
 from job.options import Common, NeighborOptions, Options
 
@@ -39,7 +40,7 @@ class MethodOptions(Options):
 
 
 @dataclass(frozen=True)
-class Config(MoCoOptions, MGDOptions, MethodOptions):
+class Config(MoCoOptions, SimSiamOptions, MGDOptions, MethodOptions):
     """Train a student on unlabelled images, alone or with a teacher."""
 
     def __post_init__(self) -> None:

@@ -3,5 +3,10 @@
 from job.frameworks.base import Framework
 from job.frameworks.moco import MoCoFramework
 from job.frameworks.none import NoFramework
+from job.frameworks.simsiam import SimSiamFramework
 
-FRAMEWORKS: dict[str, type[Framework]] = {"moco": MoCoFramework, "none": NoFramework}
+FRAMEWORKS: dict[str, type[Framework]] = {
+    "moco": MoCoFramework,
+    "none": NoFramework,
+    "simsiam": SimSiamFramework,
+}

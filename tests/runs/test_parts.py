@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from inject import injected
-from runs import differences, of_kind, records
+from job.checkpoints.foreign import read_backbone
+from job.show.report import app as report
+from runs import check_steps, differences, of_kind, records
 
 SMALL = "-a resnet18 --stem small --width 16 --image-size 16 --batch-size 8 --epochs 2 --cos --warmup-epochs 0 -j 0".split()
 SMALL += "--lr 0.003 --save-every 2steps --keep 99 --resume auto --check-every 4".split()
@@ -127,3 +129,70 @@ def test_distillation_without_a_framework_resumes_within_an_epoch_to_the_same_by
     assert steps[0]["loss"] == pytest.approx(0.5 * math.log(65537), rel=0.5)
     assert sum("knn" in record for record in records_of) == 1
     assert "contrast" not in watched(whole.folder)
+
+
+SIMSIAM = "--framework simsiam --dim 32 --pred-dim 8 --fix-pred-lr --lr 0.05".split()
+
+
+def test_a_killed_simsiam_run_resumes_to_the_same_bytes(
+    start_job,
+    images,
+    narrow_teacher,
+    tmp_path,
+):
+    """From a teacher of MoCo's. What looks at runs and what reads checkpoints takes them."""
+    options = [images, *SMALL, *SIMSIAM, "--teacher", narrow_teacher, *DISTILLED]
+    options += ["--knn-every", 2, "--tensorboard", "-p", 1]
+    whole = start_job(2, tmp_path / "whole", options)
+    finished(whole)
+    killed = start_job(2, tmp_path / "run", options)
+    killed.wait_for_step(3)
+    killed.kill()
+    assert len(killed.steps()) < STEPS
+    again = start_job(2, tmp_path / "run", options)
+    finished(again)
+    [resumed] = of_kind(again.folder, "resumed")
+    assert resumed["step"] > 0 and again.steps() == list(range(1, STEPS + 1))
+    assert differences(whole.folder, again.folder) == []
+    assert records(again.folder) == records(whole.folder)
+
+    saved = torch.load(whole.folder / "last.pth.tar", weights_only=True)
+    names = [name.split(".") for name in saved["state_dict"]]
+    assert {name[1] for name in names} == {"encoder", "predictor"}
+    assert {name[3] for name in names if name[1:3] == ["encoder", "fc"]} == set("013467")
+    groups = saved["optimizer"]["param_groups"]
+    # --cos, in epoch 1 of 2; the predictor's stays.
+    assert [group["lr"] for group in groups] == pytest.approx([0.025, 0.05])
+    steps = of_kind(whole.folder, "step")
+    for step in steps:
+        assert step["loss"] == pytest.approx(step["similarity"] + step["distillation"])
+    assert steps[0]["distillation"] == pytest.approx(0.5, rel=0.5)
+    assert len(of_kind(whole.folder, "knn")) == 1 and len(of_kind(whole.folder, "refresh")) == 8
+    panel = watched(whole.folder)
+    assert re.search(r"similarity \S+ \+ distillation \S+, ratio ", panel)
+    assert "contrast" not in panel
+    check_steps(whole.folder, STEPS)
+    report.main([str(whole.folder), "--out", str(tmp_path / "report.html"), "--no-features"])
+    assert "similarity loss" in (tmp_path / "report.html").read_text()
+    assert "MoCo" not in (tmp_path / "report.html").read_text()
+    assert "mlp 128-128-128-32" in read_backbone(str(whole.folder / "last.pth.tar")).report
+
+
+def test_a_simsiam_run_of_four_workers_resumes_within_an_epoch_to_the_same_bytes(
+    start_job,
+    images,
+    tmp_path,
+):
+    """Some batch norms have statistics of all workers, and some each worker's own."""
+    options = [images, *SMALL, *SIMSIAM, "--sync-bn", "heads"]
+    whole = start_job(4, tmp_path / "whole", options)
+    finished(whole)
+    (tmp_path / "run").mkdir()
+    name = "checkpoint_0000_000004.pth.tar"
+    os.link(whole.folder / name, tmp_path / "run" / name)
+    again = start_job(4, tmp_path / "run", options)
+    finished(again)
+    assert differences(whole.folder, again.folder) == []
+    state = torch.load(whole.folder / name, weights_only=True)
+    assert state["statistics"].shape[0] == 4
+    assert state["statistics"].unique(dim=0).shape[0] == 4

@@ -122,6 +122,12 @@ FLAGS = [
     ("--config small", "config", ["small"]),
     ("--framework none", "framework", "none"),
     ("--distill mgd", "distill", ["mgd"]),
+    ("--dim 1024 --framework simsiam", "dim", 1024),
+    ("--pred-dim 64 --framework simsiam", "pred_dim", 64),
+    ("--head-width 2048 --framework simsiam", "head_width", 2048),
+    ("--fix-pred-lr --framework simsiam", "fix_pred_lr", True),
+    ("--sync-bn heads --framework simsiam", "sync_bn", "heads"),
+    ("--mgd-views 1 --framework simsiam", "mgd_views", 1),
 ]
 
 
@@ -233,6 +239,26 @@ def test_a_retired_flag_names_what_to_use(name, form):
     message = refused("DIR", *form.format(name).split(), "--no-such-flag")
     assert name in message
     assert any(way in message for way in ("horovodrun -np", "--resume auto", "CUDA_VISIBLE_DEVICES", "leave it out"))
+
+
+RELEASED = """
+    -a -j --epochs --start-epoch -b --lr --momentum --wd -p --resume --world-size --rank --dist-url
+    --dist-backend --seed --gpu --multiprocessing-distributed --dim --pred-dim --fix-pred-lr
+"""
+
+
+def test_each_flag_of_simsiam_s_released_program_is_an_option_or_is_answered():
+    """And means the same, except that its --lr is for a batch of 256."""
+    fields = dataclasses.fields(Config)
+    options = {name for f in fields for name in (*f.metadata["flags"], flag(f.name))}
+    assert set(RELEASED.split()) - options - RETIRED.keys() == set()
+
+
+def test_the_simsiam_preset_is_the_published_recipe():
+    recipe = "--framework simsiam --lr 0.1 --batch-size 512 --epochs 100 --cos --warmup-epochs 0"
+    recipe += " --wd 1e-4 --zero-init-residual --aug-plus --fix-pred-lr --dim 2048 --pred-dim 512"
+    found = dataclasses.replace(read_config(["DIR", "--config", "simsiam"]), config=[])
+    assert found == read_config(["DIR", *recipe.split()])
 
 
 def test_the_command_line_wins_over_files_and_later_files_over_earlier(write):

@@ -1,0 +1,174 @@
+"""SimSiam (arXiv 2011.10566): two views of an image attract each other, without negatives.
+
+Its state has the names of the released checkpoints: encoder, with the projector as `fc`, and
+predictor.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from job.cluster import comm
+from job.declare import option
+from job.engine.sync_norm import synchronise
+from job.errors import RunError
+from job.frameworks.base import Framework, MicroBatch, Output
+from job.metrics import collapse
+from job.networks import DEPTH, stage_widths, with_features
+from job.options import Options
+
+# Means of an epoch's steps. Measured on ResNet-18 of width 16 and the digits, with a batch of 64
+# and 22 steps an epoch. At a rate of 0.1 the loss is 0.00 in the first epoch, -0.44 in the third
+# and -0.79 in the sixth; at 0.5, -0.18, -0.83 and -0.91; at 0.0125 it is 0.00 in three. None has
+# collapsed.
+LEARNT, STUCK, COLLAPSED = 100, -0.02, -0.98
+HEAD = "fc"  # the encoder's output that is compared
+# By --sync-bn, what the names of synchronised batch norms begin with.
+SYNCHRONISED = {"all": ("",), "heads": (f"encoder.{HEAD}.", "predictor."), "none": ()}
+HEAD_WIDTH = "width of the projector's hidden layers (0: the backbone's)"
+FIX_PRED_LR = "the predictor's learning rate is always --lr, as in the published training"
+SYNC_BN = "batch norms with the statistics of all workers' images"
+MGD_VIEWS = "views that are distilled; the second needs another pass of the teacher"
+
+
+@dataclass(frozen=True)
+class SimSiamOptions(Options):
+    """SimSiam."""
+
+    group = "simsiam"
+
+    dim: int = option(2048, "width of the compared features", at_least=1, at_most=2**14)
+    pred_dim: int = option(512, "width of the predictor's hidden layer", at_least=1, at_most=2**14)
+    head_width: int = option(0, HEAD_WIDTH, at_least=0, at_most=2**14)
+    fix_pred_lr: bool = option(False, FIX_PRED_LR)
+    sync_bn: str = option("all", SYNC_BN, choices=tuple(SYNCHRONISED))
+    mgd_views: int = option(2, MGD_VIEWS, at_least=1, at_most=2)
+
+
+class SimSiam(nn.Module):
+    """An encoder, which returns "fc" (b, dim) and features by name, and a predictor of (b, dim)."""
+
+    def __init__(self, encoder: nn.Module, predictor: nn.Module):
+        super().__init__()
+        self.encoder, self.predictor = encoder, predictor
+
+
+def hidden_layer(inputs: int, outputs: int) -> list[nn.Module]:
+    """Return a hidden layer of a head."""
+    return [nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU()]
+
+
+def build_projector(width: int, hidden: int, dim: int) -> nn.Sequential:
+    """Return the projector f, (b, width) -> (b, dim) (section 3)."""
+    last = nn.Linear(hidden, dim)
+    last.bias.requires_grad_(False)  # released checkpoints have it; the batch norm cancels it
+    first = [*hidden_layer(width, hidden), *hidden_layer(hidden, hidden)]
+    return nn.Sequential(*first, last, nn.BatchNorm1d(dim, affine=False))
+
+
+def build_predictor(dim: int, hidden: int) -> nn.Sequential:
+    """Return the predictor h, (b, dim) -> (b, dim) (section 3)."""
+    return nn.Sequential(*hidden_layer(dim, hidden), nn.Linear(hidden, dim))
+
+
+def similarity(p: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    """Return the mean cosine, (), of predictions p and constant projections z, (b, dim) each."""
+    return F.cosine_similarity(p.float(), z.detach().float()).mean()
+
+
+class SimSiamFramework(Framework):
+    """SimSiam."""
+
+    name = "simsiam"
+    losses = ("similarity",)
+    views = student_views = 2
+    reference, reference_text = 1.0, "the range of the similarity loss"
+    shapes = ("dim", "pred_dim", "head_width", "fix_pred_lr", "sync_bn")
+    config: SimSiamOptions
+    module: SimSiam
+
+    def __init__(self, config: SimSiamOptions, stages: list[int]):
+        """RunError: collectives would be compiled."""
+        super().__init__(config, stages)
+        if config.compile and config.sync_bn != "none" and comm.size() > 1:
+            raise RunError(
+                f"--compile: --sync-bn {config.sync_bn} over {comm.size()} workers needs "
+                "collectives, which cannot be compiled; expected --sync-bn none. Set it, or leave "
+                "out --compile"
+            )
+        self.distilled_views = config.mgd_views
+        width, dim = stage_widths(config.arch, config.width)[DEPTH], config.dim
+        net = self.network()
+        net.fc = build_projector(width, config.head_width or width, dim)  # type: ignore[assignment]
+        self.encoder = with_features(net, stages, HEAD)
+        self.module = SimSiam(self.encoder, build_predictor(dim, config.pred_dim))
+        synchronise(self.module, SYNCHRONISED[config.sync_bn])
+
+    def constant_rate(self) -> list[nn.Parameter]:
+        """Return the predictor's parameters, with --fix-pred-lr."""
+        return list(self.module.predictor.parameters()) if self.config.fix_pred_lr else []
+
+    def forward(self, batch: MicroBatch, prepared: None) -> Output:
+        """Compare a micro-batch's views (equation 4). Each view has batch statistics of its own."""
+        features = [self.encoder(images) for images in (batch.images, *batch.others)]
+        z1, z2 = (found.pop(HEAD) for found in features)  # (b, dim) each
+        p1, p2 = (self.module.predictor(z) for z in (z1, z2))
+        loss = -(similarity(p1, z2) + similarity(p2, z1)) / 2
+        embeddings = F.normalize(z1.detach().float(), dim=1)
+        first, *others = features[: self.distilled_views]
+        return Output({"similarity": loss}, first, embeddings, {}, tuple(others))
+
+    def warnings(self, signs: dict[str, float]) -> dict[str, str]:
+        """Return {id: sentence} of the signs of collapse, with their likely causes."""
+        return collapse.warnings(signs, "--lr is too high")
+
+    def expected(self) -> list[str]:
+        """Return the normal course of the loss and of the spread."""
+        return [
+            "similarity loss near 0, that of unrelated vectors, in the first steps; then it falls "
+            "towards -1 and ends above it (-0.93 in the published training of ResNet-50). Near -1 "
+            "in the first epoch, the student has collapsed",
+            "deviation of the projections near 1; near 0, the student has collapsed",
+        ]
+
+    def misfits(self, images: int) -> dict[str, str]:
+        """Return {id: sentence} if batch norms are not synchronised."""
+        if self.config.sync_bn != "none" or comm.size() == 1:
+            return {}
+        own = self.config.batch_size // comm.size()
+        sentence = (
+            f"--sync-bn none: a batch norm has the statistics of its worker's {own} images only; "
+            "in the published training the accuracy then fell from 68.0 to 65.1. Use --sync-bn all"
+        )
+        return {"unsynchronised": sentence}
+
+    def hints(self, means: dict[str, float]) -> dict[str, str]:
+        """Return {id: sentence} of a loss that is near -1 too early, or stays near 0."""
+        found = {"collapsed": collapsed(means), "stuck": stuck(self.config, means)}
+        return {id: hint for id, hint in found.items() if hint}
+
+
+def collapsed(means: dict[str, float]) -> str | None:
+    """Return a hint if the features of all images are alike from the start."""
+    loss = means["similarity"]
+    if means["epoch"] >= 1 or loss > COLLAPSED:
+        return None
+    return (
+        f"the similarity loss is {loss:.3f} in the first epoch, near its lowest value of -1: the "
+        "student has probably collapsed. See whether --lr is too high, or the images are too alike"
+    )
+
+
+def stuck(config: SimSiamOptions, means: dict[str, float]) -> str | None:
+    """Return a hint if the loss is that of unrelated vectors when it should have fallen."""
+    early = means["steps"] < LEARNT or means["epoch"] < max(1, config.warmup_epochs)
+    loss, published = means["similarity"], 0.05 * config.batch_size / 256
+    if early or loss < STUCK:
+        return None
+    return (
+        f"the similarity loss, {loss:.3f}, is that of unrelated vectors, 0: see whether --lr "
+        f"{config.lr:g} is 0 or too low for so few steps (the published one is {published:.2g} for "
+        f"a batch of {config.batch_size}), or --crop-min {config.crop_min:g} is too low"
+    )
