@@ -188,7 +188,8 @@ def report_knn(training: Training, val: Images, epoch: int) -> None:
     accuracy = knn_accuracy(training.framework.student(), training.images, val, training.config, run)
     seconds = time.perf_counter() - begun
     run.log.line(f"after {epoch} epochs: {accuracy.text}")
-    numbers = {"knn": accuracy.top1, "knn_k": accuracy.k, "knn_images": accuracy.counted, "knn_seconds": seconds}
+    numbers = {"knn": accuracy.top1, "knn_auc": accuracy.auc, "knn_k": accuracy.k}
+    numbers |= {"knn_images": accuracy.counted, "knn_seconds": seconds}
     run.log.record("knn", steps=run.count.at(epoch, 0), epoch=epoch, step=0, **numbers)
 
 

@@ -21,6 +21,7 @@ from job.data.images import Images
 from job.engine.passes import centre_crops
 from job.engine.run import Run
 from job.errors import RunError
+from job.metrics.collapse import spectrum_auc
 from job.networks import with_features
 from job.options import Common, Options
 
@@ -31,9 +32,13 @@ Block = tuple[torch.Tensor, torch.Tensor]  # features (n, C) and labels (n,)
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Top-1 accuracy in percent on `counted` images, by the votes of their k nearest; and a line about it."""
+    """Top-1 accuracy in percent on `counted` images by the votes of their k nearest, and its line.
+
+    auc: area under the features' cumulative singular values (job/metrics/collapse.py).
+    """
 
     top1: float
+    auc: float
     k: int
     counted: int
     text: str
@@ -69,8 +74,10 @@ def knn_accuracy(net: ResNet, bank: Images, queries: Images, config: Options | L
         if not sums[name]:
             raise RunError(f"{images.root}: no image with a label can be decoded, and k-NN needs one", code=1)
     top1, k = 100 * sums["right"] / sums["counted"], min(k, int(sums["voting"]))
+    auc = spectrum_auc(features[truth >= 0])
     text = f"k-NN accuracy on {queries.some(sums['counted'])}: top-1 {top1:.2f} %, k = {k} among {bank.some(sums['voting'])}"
-    return Accuracy(top1, k, int(sums["counted"]), text)
+    text += f"; AUC of the features' singular values {auc:.3f} (0.5 to 1; higher is nearer to collapse)"
+    return Accuracy(top1, auc, k, int(sums["counted"]), text)
 
 
 def counted(blocks: Iterable[Block], counts: list) -> Iterator[Block]:

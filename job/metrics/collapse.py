@@ -37,6 +37,19 @@ def rank(vectors: torch.Tensor) -> float:
     return torch.special.entr(moments / moments.sum()).sum().exp().item()
 
 
+@torch.no_grad()
+def spectrum_auc(features: torch.Tensor) -> float:
+    """Return the area under c_k = (s_1 + ... + s_k) / (s_1 + ... + s_C), as a mean over k.
+
+    s: singular values of the centred features (n, C), the largest first. 0.5: all are equal; 1: one is
+    above 0, or none (arXiv 2209.15007). With n under C it is too high.
+    """
+    centred = features.double() - features.double().mean(0)  # (n, C)
+    squares = torch.linalg.eigvalsh(centred.T @ centred).flip(0).clamp_min(0)  # (C,)
+    sums = squares.sqrt().cumsum(0)
+    return (sums / sums[-1]).mean().item() if sums[-1] > 0 else 1.0
+
+
 def describe(found: dict[str, float]) -> str:
     """Return signs in words: `deviation 0.93 of 1, rank of the queue 61.2, dead channels 0 % of layer4`."""
     words = [f"deviation {found['feature_std']:.2f} of 1"]

@@ -56,6 +56,7 @@ class Knn(TypedDict):
 
     epoch: int
     knn: float  # percent
+    knn_auc: NotRequired[float]  # of the features' singular values (job/metrics/collapse.py)
     knn_k: NotRequired[int]
     knn_images: NotRequired[int]
     knn_seconds: NotRequired[float]

@@ -68,6 +68,10 @@ def test_accuracy_is_that_of_one_process_with_all_features_in_one_matrix(
     assert 0 < expected < 100 or len(val) == 3
     found = knn_accuracy(net, train, val, CONFIG, run)
     assert allgather(found.top1, "found") == pytest.approx([expected] * comm.size())
+    spread = torch.linalg.svdvals((asked - asked.mean(0)).double())  # (m,)
+    area = (spread.cumsum(0) / spread.sum()).sum().item() + asked.shape[1] - len(asked)
+    areas = allgather(found.auc, "areas")
+    assert areas == pytest.approx([area / asked.shape[1]] * comm.size(), abs=1e-5)
     assert (found.k, found.counted) == (len(train) // CLASSES, len(asked))
     counted = "12 of 13" if len(val) == 13 else "3"
     assert found.text.startswith(

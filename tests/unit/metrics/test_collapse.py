@@ -98,6 +98,22 @@ def test_the_rank_of_the_queue_is_the_number_of_directions_that_its_keys_take_al
     assert math.isclose(signs(training, torch.eye(DIM))["queue_rank"], directions, rel_tol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("features", "area"),
+    [
+        (torch.cat([torch.eye(8), -torch.eye(8)]), 9 / 16),  # all directions alike
+        (torch.cat([torch.eye(8), -torch.eye(8)]) @ torch.diag(torch.tensor([2.0] + 7 * [1.0])), 0.5),
+        (torch.linspace(3, 4, 20)[:, None] * torch.ones(8), 1.0),  # a line
+        (torch.ones(20, 8), 1.0),  # a point
+    ],
+)
+def test_the_area_under_singular_values_grows_as_directions_vanish(features, area):
+    if area == 0.5:  # by hand: 2 / 9, 3 / 9, ..., 9 / 9
+        area = sum(range(2, 10)) / 9 / 8
+    assert collapse.spectrum_auc(features) == pytest.approx(area, abs=1e-6)
+    assert collapse.spectrum_auc(7 * features + 5) == pytest.approx(area, abs=1e-4)
+
+
 def test_features_spread_over_the_sphere_have_deviation_one(training):
     queries = F.normalize(torch.randn(1000, DIM, generator=torch.Generator().manual_seed(0)), dim=1)
     assert abs(signs(training, queries)["feature_std"] - 1) < 0.02
