@@ -78,7 +78,7 @@ CONFLICTS = [
     train("a folder to resume", "--resume {good}", "{good}", "expected a checkpoint"),
     train("an unwritable folder", "--out /proc/run", "/proc/run", "--out"),
     train("a file for a folder", "--out {good}/train/a/good0.png", "good0.png", "--out"),
-    train("a preset that is not there", "--config imagent", "imagent", "imagenet, original, small"),
+    train("a preset that is not there", "--config imagent", "imagent", "imagenet, ", ", small"),
     train("a factor and a share", "--loss-factor 2 --loss-share 0.1", "--loss-factor", "--loss-share 0.1", "leave out"),
     train("too few weights of stages", "--stage-weights 1 2", "--stage-weights 1 2", "expected 4", "--mgd-stages 1 2 3 4"),
     train("too many weights of stages", "--mgd-stages 4 --stage-weights 1 2", "--stage-weights 1 2", "expected 1"),
