@@ -1,5 +1,6 @@
 """Every option of the programs, and the checks of options that depend on each other."""
 
+import math
 import os
 from dataclasses import dataclass, fields
 from typing import Any
@@ -26,6 +27,9 @@ RETIRED = {
     "--start-epoch": "a checkpoint knows its epoch and step; use `--resume auto`",
 }
 WITHOUT_EFFECT = {"resume", "config", "out", "workers", "check_every", "print_freq", "tensorboard"}  # on what is computed
+LARS_RATE = 0.1  # for a batch of 256, as SimSiam has published it
+LINEAR_LR = "learning rate (default: 30, MoCo's for a batch of 256; with --lars 0.1 x batch / 256)"
+LINEAR_LR += ". For SimSiam's features without --lars, 100"
 OWN_WIDTH = "channels in its first stage (default: as --pretrained says, or 64)"
 
 
@@ -112,6 +116,7 @@ class ClassifierOptions:
 
     augment: bool = option(True, "random crops and flips in training; without, centre crops")
     evaluate: bool = option(False, "compute the accuracy of --resume's classifier, without training it", "-e")
+    lars: bool = option(False, "LARS in place of SGD; SimSiam's protocol is --config linear-lars")
 
 
 @dataclass(frozen=True)
@@ -129,13 +134,12 @@ class LinearConfig(FeatureOptions, ClassifierOptions, Common, FrozenOptions):
 
     data: str = option("", "folder with train/<class>/* and val/<class>/*; or the word digits", path=True)
     image_size: int = option(0, "side of the crops in pixels (default: the pretraining's, or 224)", at_least=0, at_most=4096)
-    config: list[str] = option([], "a YAML file; may be given again", many=True, path=True)
     out: str = option(
         "", "folder of this run (default: the pretraining's, with -linear behind it; or runs/NAME-linear)", path=True
     )
     keep: int = option(2, "checkpoints kept, in addition to the best", at_least=1)
     epochs: int = option(100, "epochs to train", at_least=1, at_most=10**6)
-    lr: float = option(30.0, "learning rate", "--learning-rate", at_least=0.0)
+    lr: float = option(math.nan, LINEAR_LR, "--learning-rate", at_least=0.0)  # nan: not given
     schedule: list[int] = option([60, 80], "epochs at which the learning rate falls tenfold", at_least=0, many=True)
     warmup_epochs: int = option(0, "epochs over which the learning rate rises", at_least=0)
     weight_decay: float = option(0.0, "weight decay", "--wd", at_least=0.0)
@@ -145,6 +149,8 @@ class LinearConfig(FeatureOptions, ClassifierOptions, Common, FrozenOptions):
             raise RunError("--knn and --evaluate: each tells an accuracy in place of training; leave out one of them")
         if self.knn and self.resume not in ("", "auto"):
             raise RunError(f"--knn and --resume {self.resume}: k-NN has no classifier to resume; features go to --pretrained")
+        if math.isnan(self.lr):
+            object.__setattr__(self, "lr", LARS_RATE * self.batch_size / 256 if self.lars else 30.0)
 
     def folder(self) -> str:
         """The run's folder."""

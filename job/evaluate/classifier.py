@@ -20,6 +20,7 @@ from job.data.images import Images
 from job.data.views import OneView
 from job.engine import replicas
 from job.engine.fixed_point import FixedPointGradients
+from job.engine.lars import LARS
 from job.engine.resume import (
     check_finite,
     check_format,
@@ -99,9 +100,12 @@ def build(config: LinearConfig, run: Run) -> Classifier:
     nn.init.zeros_(net.fc.bias)
     net.to(run.device)
     comm.broadcast_(net.state_dict())
-    sgd = torch.optim.SGD(net.fc.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    kind = LARS if config.lars else torch.optim.SGD
+    parameters, decay = net.fc.parameters(), config.weight_decay
+    optimizer = kind(parameters, config.lr, momentum=config.momentum, weight_decay=decay)
     gradients = FixedPointGradients(net.fc.named_parameters(prefix="fc"))
-    return Classifier(config, run, train, val, net, with_features(net, [], output="flatten").eval(), gradients, sgd)
+    encoder = with_features(net, [], output="flatten").eval()
+    return Classifier(config, run, train, val, net, encoder, gradients, optimizer)
 
 
 def frozen(config: LinearConfig, run: Run) -> tuple[ResNet, LinearConfig]:
@@ -149,7 +153,10 @@ def find(config: LinearConfig, run: Run) -> dict | None:
 
 
 def restore(saved: dict, classifier: Classifier) -> Position:
-    """Load a checkpoint's classifier; return the (epoch, step) to go on from. RunError: it is of other data or features."""
+    """Load a checkpoint's classifier; return the (epoch, step) to resume at.
+
+    RunError: the checkpoint has other data, features or another optimizer.
+    """
     config, where = classifier.config, f"the checkpoint of --resume {classifier.config.resume}"
     if "format" not in saved or "best_acc1" not in saved:
         raise RunError(f"{where} is no linear classifier of this program: give one of job.linear; features go to --pretrained")
@@ -159,6 +166,8 @@ def restore(saved: dict, classifier: Classifier) -> Position:
     state = {name.removeprefix("module."): value for name, value in saved["state_dict"].items()}
     if differs := different(state, classifier.backbone()):
         raise RunError(f"{where} stands on other features ({differs} differs): resume with the --pretrained that it began with")
+    if not config.evaluate:
+        check_same_optimizer(saved["config"].get("lars", False), config.lars, where)
     if saved["step"]:
         check_same_epoch(saved, classifier, where)
     tell_changes(saved["config"], config, where, classifier.run, WITHOUT_EFFECT)
@@ -201,6 +210,15 @@ def settle_best(classifier: Classifier, start: Position) -> None:
 
     if not run.on_first(has_best):
         classifier.best = -1.0
+
+
+def check_same_optimizer(before: bool, now: bool, where: str) -> None:
+    """RunError: a classifier that was trained with LARS would resume with SGD, or vice versa."""
+    if before != now:
+        given, was = ("--lars", "SGD") if now else ("--no-lars", "LARS")
+        fix = "Leave it out" if now else "Give --lars"
+        problem = f"{where} was trained with {was}; expected the same optimizer"
+        raise RunError(f"{given}: {problem}. {fix}, or start a new run")
 
 
 def check_same_epoch(saved: dict, classifier: Classifier, where: str) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -196,23 +197,54 @@ def test_accuracies_are_the_same_at_any_number_of_workers(start_job, trained, la
     assert f"on {VAL - 1} of {VAL} images of" in neighbours and f"k = {TRAIN // CLASSES} among {TRAIN} images of" in neighbours
 
 
-def test_training_ends_in_the_same_bytes_at_any_number_of_workers_that_share_whole_groups(start_job, tmp_path):
-    """Whole groups of 32 images; at this rate, each rounding becomes another classifier."""
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory):
+    """Images of noise: 256 to train on, 60 to validate on."""
+    folder = tmp_path_factory.mktemp("noise")
     generator = np.random.default_rng(2)
     for split, number in (("train", 256), ("val", 60)):
         for place in range(number):
-            path = tmp_path / split / f"class{place % CLASSES}" / f"{place:03d}.png"
+            path = folder / split / f"class{place % CLASSES}" / f"{place:03d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(generator.integers(0, 256, (18, 18, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+def test_training_ends_in_the_same_bytes_at_any_number_of_workers_that_share_whole_groups(start_job, noise, tmp_path):
+    """Whole groups of 32 images; at this rate, each rounding becomes another classifier."""
     options = "--image-size 16 --width 16 --batch-size 128 --epochs 2 --lr 1000 -j 0".split()
     folders = [tmp_path / f"run{workers}" for workers in (1, 2, 4)]
     for workers, folder in zip((1, 2, 4), folders, strict=True):
-        job = start_job(workers, folder, [tmp_path, *options], "job.linear")
+        job = start_job(workers, folder, [noise, *options], "job.linear")
         output = job.finish()
         assert job.process.returncode == 0, output
     for folder in folders[1:]:
         assert differences(folders[0], folder) == differences(folders[0], folder, "best.pth.tar") == ["/workers"]
         assert records(folder) == records(folders[0])
+
+
+def test_lars_resumes_to_the_same_bytes_with_another_number_of_workers(start_job, noise, tmp_path):
+    """Within an epoch. A step adds 0.001 |weight| to the momentum. --evaluate needs no --lars."""
+    shared = "--image-size 16 --width 16 -j 0".split()
+    options = "--batch-size 64 --epochs 2 --lars --lr 500 --keep 9 --save-every 1steps".split()
+    options += shared
+    one, two = tmp_path / "one", tmp_path / "two"
+    job = start_job(2, two, [noise, *options], "job.linear")
+    output = job.finish()
+    assert job.process.returncode == 0, output
+    before, after = (load(two / f"checkpoint_0000_00000{step}.pth.tar") for step in (2, 3))
+    states = [content["optimizer"]["state"][0] for content in (before, after)]
+    first, second = (state["momentum_buffer"] for state in states)
+    expected = 0.001 * before["state_dict"]["module.fc.weight"].norm()
+    torch.testing.assert_close((second - 0.9 * first).norm(), expected, rtol=1e-3, atol=0)
+    one.mkdir()
+    shutil.copy(two / "checkpoint_0000_000003.pth.tar", one)
+    resumed = linear(noise, *options, "--resume", "auto", "--out", one)
+    assert resumed.returncode == 0 and of_kind(one, "resumed"), resumed.stderr
+    assert differences(two, one) == differences(two, one, "best.pth.tar") == ["/workers"]
+    evaluated = linear(noise, *shared, "--evaluate", "--resume", one / "last.pth.tar")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert validated(evaluated.stdout) == validated(output)[-1:]
 
 
 def test_a_run_that_changes_its_batch_size_counts_each_step_once(labelled, pretrained, tmp_path):
@@ -306,6 +338,8 @@ REFUSED = {
     "--resume {older}": "the checkpoint has format 2, this version reads 3: go on with the version that saved it",
     "--resume {trained}": "stands on other features",
     "--resume {trained} --pretrained {pretrained} --out {other}": "holds another run than --resume",
+    "--resume {trained} --pretrained {pretrained} --lars": "was trained with SGD; expected the same",
+    "--resume {lars} --pretrained {pretrained}": "with LARS; expected the same optimizer. Give",
     "--pretrained {pretrained} -a resnet50": "does not fit resnet50",
     "--pretrained {pretrained} --stem small": "has the imagenet one",
     "--pretrained {pretrained} --width 32": "has 64 channels in its first stage",
@@ -330,7 +364,9 @@ def errors(labelled, trained, pretrained, tmp_path_factory):
             (folder / "differ" / split / name).symlink_to(labelled / split / name)
     names = {"pretrained": pretrained, "trained": trained[0] / "last.pth.tar"}
     torch.save(load(names["trained"]) | {"format": 2}, folder / "older.pth.tar")
-    names |= {"older": folder / "older.pth.tar"}
+    content = load(names["trained"])
+    torch.save(content | {"config": content["config"] | {"lars": True}}, folder / "lars.pth.tar")
+    names |= {"older": folder / "older.pth.tar", "lars": folder / "lars.pth.tar"}
     names |= {"other": folder / "other", "differ": folder / "differ"}
     common = ["--batch-size", 45, "--out", folder / "run", "-j", 0]
     commands = [[labelled, *common, *arguments.format(**names).split()] for arguments in REFUSED]

@@ -280,11 +280,17 @@ def test_defaults_of_one_configuration_are_not_another_s():
     assert read_config(["DIR"]).schedule == [120, 160]
 
 
+def kind_of(preset):
+    """The options of the program that a preset is for."""
+    return LinearConfig if preset.startswith("linear") else Config
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_known_by_its_name(name):
     path = resources.files("job") / "presets" / f"{name}.yaml"
     written = yaml.safe_load(path.read_text())
-    by_name, by_path = read_config(["DIR", "--config", name]), read_config(["DIR", "--config", str(path)])
+    kind = kind_of(name)
+    by_name, by_path = (read_config(["DIR", f"--config={given}"], kind=kind) for given in (name, path))
     assert written
     assert dataclasses.replace(by_name, config=[]) == dataclasses.replace(by_path, config=[])
     for group, options in written.items():
@@ -311,6 +317,42 @@ def test_the_original_preset_is_the_imagenet_one_with_what_its_authors_code_had(
     theirs |= dict(mgd_stages=[1, 2, 3, 4], stage_weights=[])
     assert original == dataclasses.replace(imagenet, config=["original"], **theirs)
     assert read_config(["DIR", "--config", "original", "--mgd-stages", "4", "--loss-share", "1"]).loss_share == 1
+
+
+LARS = dict(lars=True, batch_size=4096, lr=1.6, momentum=0.9, weight_decay=0.0)
+LARS |= dict(epochs=90, cos=True, warmup_epochs=0)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("", dict(lars=False, batch_size=256, lr=30.0, epochs=100, cos=False)),
+        ("--lars", dict(lars=True, batch_size=256, lr=0.1)),
+        ("--lars --batch-size 512", dict(lr=0.2)),
+        ("--lars --lr 0.3", dict(lr=0.3)),
+        ("--lr 0", dict(lr=0.0)),
+        ("--config linear-lars", LARS),
+        ("--config linear-lars --batch-size 1024", LARS | dict(batch_size=1024, lr=0.4)),
+        ("--config linear-lars --lr 2 --epochs 9", LARS | dict(lr=2.0, epochs=9)),
+    ],
+)
+def test_lars_has_the_published_rate_in_proportion_to_the_batch(line, expected):
+    found = dataclasses.asdict(read_config(["DIR", *line.split()], "job.linear", LinearConfig))
+    assert {name: found[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "preset", "unknown"),
+    [
+        (Config, "linear-lars", "classifier"),
+        (LinearConfig, "small", "views"),
+        (LinearConfig, "simsiam", "method"),
+    ],
+)
+def test_a_preset_of_the_other_program_is_one_line(kind, preset, unknown):
+    shown = rf"^--config {preset}: unknown group '{unknown}'; expected one of [\w, ]+$"
+    with pytest.raises(RunError, match=shown):
+        read_config(["DIR", "--config", preset], kind=kind)
 
 
 def test_a_preset_and_a_file_go_together(write):
