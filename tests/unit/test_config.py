@@ -242,16 +242,19 @@ def test_a_retired_flag_names_what_to_use(name, form):
 
 
 RELEASED = """
-    -a -j --epochs --start-epoch -b --lr --momentum --wd -p --resume --world-size --rank --dist-url
-    --dist-backend --seed --gpu --multiprocessing-distributed --dim --pred-dim --fix-pred-lr
+    -a --arch -j --workers --epochs --start-epoch -b --batch-size --lr --learning-rate --momentum
+    --wd --weight-decay -p --print-freq --resume --world-size --rank --dist-url --dist-backend
+    --seed --gpu --multiprocessing-distributed
 """
+SIMSIAM = "--dim --pred-dim --fix-pred-lr"
+LINCLS = "-e --evaluate --pretrained --lars"
 
 
-def test_each_flag_of_simsiam_s_released_program_is_an_option_or_is_answered():
-    """And means the same, except that its --lr is for a batch of 256."""
-    fields = dataclasses.fields(Config)
-    options = {name for f in fields for name in (*f.metadata["flags"], flag(f.name))}
-    assert set(RELEASED.split()) - options - RETIRED.keys() == set()
+@pytest.mark.parametrize(("kind", "own"), [(Config, SIMSIAM), (LinearConfig, LINCLS)])
+def test_each_flag_of_simsiam_s_released_programs_is_an_option_or_is_answered(kind, own):
+    """And means the same, except that their --lr is for a batch of 256."""
+    options = {name for f in dataclasses.fields(kind) for name in (*f.metadata["flags"], flag(f.name))}
+    assert {*RELEASED.split(), *own.split()} - options - RETIRED.keys() == set()
 
 
 def test_the_simsiam_preset_is_the_published_recipe():
