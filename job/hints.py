@@ -40,7 +40,7 @@ class Expectation:
     def other(self) -> str:
         """Return the name of the loss with which the distillation loss is compared."""
         name = self.framework.losses[0]
-        return f"the range of the {name} one" if name in RANGE else f"the {name} one"
+        return f"the range of the {name} loss" if name in RANGE else f"the {name} one"
 
     def warnings(self) -> dict[str, str]:
         """Return {id: sentence} of the options that do not fit the images."""
@@ -70,8 +70,8 @@ class Expectation:
         factor, share = self.config.loss_factor, self.config.loss_share
         equal = f"--loss-share {share / ratio:.2g}" if share else f"--loss-factor {factor * ratio:.2g}"
         return (
-            f"the distillation loss is {ratio:.3g} times {self.other()}, of which the student then "
-            f"learns little: {equal} would make them equal (now {share or factor:g})"
+            f"the distillation loss is {ratio:.3g} times {self.other()}: the student then learns "
+            f"little from its {names[0]} loss. {equal} would make them equal (now {share or factor:g})"
         )
 
     def wait(self, means: dict[str, float]) -> str | None:

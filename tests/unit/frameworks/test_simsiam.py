@@ -217,7 +217,7 @@ def steps(first=0, **more):
     [
         ("collapsed", "similarity", COLLAPSED, {}, "probably collapsed"),
         ("stuck", "similarity", STUCK, {"epoch": 3, "first": LEARNT}, "that of unrelated vectors"),
-        ("pull", "distillation", PULL, {}, "times the range of the similarity one"),
+        ("pull", "distillation", PULL, {}, "times the range of the similarity loss: "),
     ],
 )
 def test_a_hint_is_given_beyond_its_bound_and_not_before_it(
