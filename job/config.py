@@ -66,7 +66,7 @@ class Config(MoCoOptions, SimSiamOptions, MGDOptions, MethodOptions):
 
 
 # The options that have an effect only with --teacher.
-OF_TEACHER = {"distill"} | {f.name for f in fields(MGDOptions)} - {f.name for f in fields(Options)} - {"teacher"}
+OF_TEACHER = {"distill", "mgd_views"} | {f.name for f in fields(MGDOptions)} - {f.name for f in fields(Options)} - {"teacher"}
 
 
 def check_weights(weights: list[float], stages: list[int]) -> None:

@@ -45,7 +45,10 @@ def find(config: Config, run: Run) -> tuple[Config, dict | None]:
         return config, saved and continues(saved, config, run)
     run.on_first(lambda: check_place(config, run))
     if "format" not in saved:
-        raise RunError(f"--resume {config.resume} is no checkpoint of a run; its first name is {next(iter(saved), 'none')!r}")
+        raise RunError(
+            f"--resume {config.resume}: not a run's checkpoint, which has a format; expected one of job.train. "
+            "To distil from the network in it, give it to --teacher"
+        )
     run.log.line(f"resuming from {config.resume}")
     return config, continues(saved, config, run)
 
