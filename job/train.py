@@ -109,7 +109,7 @@ def train_epoch(training: Training, batches: Iterator, journal: TrainingJournal,
         with journal.waiting():
             views, undecodable = next(batches)  # framework.views x (B, 3, H, W) uint8
         if step == 0:
-            tensorboard.views(run.log, epoch, views)
+            tensorboard.views(run.log, framework.views_name, epoch, views)
         prepared = framework.prepare(views, position)
 
         # Forward and backward, one micro-batch at a time. The teacher's pass overlaps what `prepare` sends.

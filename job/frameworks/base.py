@@ -43,7 +43,7 @@ class Framework:
     """A self-supervised framework and the student that it trains.
 
     name: in --framework. losses, metrics: the names in its outputs. views: random views of each
-    image that it needs; student_views: those that pass through the student; distilled_views: those
+    image that it needs; views_name: in TensorBoard; student_views: those that pass through the student; distilled_views: those
     of them whose features are distilled. reference: the loss of a student that knows nothing, or
     its range; --loss-share is relative to it. shapes: options that shape its tensors.
     stages: those whose features `forward` must give. module: all that is trained, saved and restored.
@@ -56,6 +56,7 @@ class Framework:
     reference_text: str = "the framework's reference loss"
     metrics: tuple[str, ...] = ()
     views: int = 1
+    views_name: str = "random"
     student_views: int = 1
     distilled_views: int = 1
     shapes: tuple[str, ...] = ()

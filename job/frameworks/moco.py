@@ -62,7 +62,7 @@ class MoCoFramework(Framework):
     name = "moco"
     losses = ("contrastive",)
     metrics = ("accuracy",)  # percent of the queries whose own key has the largest logit
-    views = 2  # query and key
+    views, views_name = 2, "query beside key"
     shapes = ("mlp", "moco_dim", "moco_k")
     config: MoCoOptions
     module: MoCo

@@ -24,12 +24,14 @@ def histograms(log: Log, epoch: int, values: Mapping[str, np.ndarray]) -> None:
             log.events.histogram(name, Position(epoch, 0), numbers)
 
 
-def views(log: Log, epoch: int, given: Sequence[torch.Tensor]) -> None:
-    """Show the views (B, 3, H, W) uint8 of an epoch's first images, in epochs 0, 1, 2, 4, 8, ..."""
+def views(log: Log, name: str, epoch: int, given: Sequence[torch.Tensor]) -> None:
+    """Show the views (B, 3, H, W) uint8 of an epoch's first images, in epochs 0, 1, 2, 4, 8, ...
+
+    name: of the views, in the picture's tag.
+    """
     if log.events and epoch & (epoch - 1) == 0:
-        name = "views/query beside key" if len(given) == 2 else "views/random"
         picture = draw_views([view[:IMAGES].cpu() for view in given])
-        log.events.picture(name, Position(epoch, 0), picture)
+        log.events.picture(f"views/{name}", Position(epoch, 0), picture)
 
 
 def matching(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from inject import injected
 from job.checkpoints.foreign import read_backbone
@@ -172,6 +173,8 @@ def test_a_killed_simsiam_run_resumes_to_the_same_bytes(
     assert re.search(r"similarity \S+ \+ distillation \S+, ratio ", panel)
     assert "contrast" not in panel
     check_steps(whole.folder, STEPS)
+    events = EventAccumulator(str(whole.folder / "tensorboard"))
+    assert "views/random" in events.Reload().Tags()["images"]
     report.main([str(whole.folder), "--out", str(tmp_path / "report.html"), "--no-features"])
     assert "similarity loss" in (tmp_path / "report.html").read_text()
     assert "MoCo" not in (tmp_path / "report.html").read_text()

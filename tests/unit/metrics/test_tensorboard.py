@@ -58,16 +58,16 @@ def test_margins_and_batch_norms_are_shown_by_stage(run):
     assert np.array_equal(run.log.events.histograms["margins/layer1", (5, 0)], mgd.margin(1).numpy())
 
 
-@pytest.mark.parametrize(("number", "name"), [(1, "views/random"), (2, "views/query beside key")])
-def test_views_are_shown_a_few_times(run, number, name):
+@pytest.mark.parametrize("number", [1, 2])
+def test_views_are_shown_a_few_times(run, number):
     for epoch in range(20):
-        tensorboard.views(run.log, epoch, [views(9, 32, seed) for seed in range(number)])
-    assert list(run.log.events.pictures) == [(name, (epoch, 0)) for epoch in (0, 1, 2, 4, 8, 16)]
+        tensorboard.views(run.log, "random", epoch, [views(9, 32, seed) for seed in range(number)])
+    assert list(run.log.events.pictures) == [("views/random", (epoch, 0)) for epoch in (0, 1, 2, 4, 8, 16)]
 
 
 def test_nothing_is_drawn_where_nothing_is_shown():
     tensorboard.histograms(SILENT.log, 0, {})
-    tensorboard.views(SILENT.log, 0, None)
+    tensorboard.views(SILENT.log, "random", 0, None)
     tensorboard.matching(SILENT.log, "mgd", 0, 1, None, None, None)
 
 
