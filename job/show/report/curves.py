@@ -50,16 +50,25 @@ def loss(runs: Sequence[Shown]) -> Picture | None:
     mark_guessing(axes, shown)
     axes.set(xlabel=EPOCHS, ylabel="loss")
     name_runs(figure)
-    reading = "The thick line is the mean over some steps, the faint one each step. "
-    if start := " or ".join(f"ln(K + 1) = {value:.2f} (K = {K} negatives)" for value, K in guessing(shown).items()):
-        reading += (
+    reading = "The thick line is the mean over some steps, the faint one each step. " + normal_loss(shown)
+    return finish(figure, "loss", "Loss", reading, f"Loss over the epochs of {names(shown)}")
+
+
+def normal_loss(runs: Sequence[Shown]) -> str:
+    """The normal course of the loss with the runs' frameworks."""
+    normal = []
+    if start := " or ".join(f"ln(K + 1) = {value:.2f} (K = {K} negatives)" for value, K in guessing(runs).items()):
+        normal.append(
             "Normal with MoCo: near 0 in the very first steps, while the queue still holds random keys; then near the loss of "
             f"guessing, {start}, plus the distillation loss if there is a teacher; from there it falls. One that stays at the "
             "dotted line has learned nothing: see whether the learning rate is too high."
         )
-    else:
-        reading += "Normal: it falls."
-    return finish(figure, "loss", "Loss", reading, f"Loss over the epochs of {names(shown)}")
+    if with_numbers(runs, "similarity"):
+        normal.append(
+            "Normal with SimSiam: near 0 in the first steps, plus the distillation loss if there is a "
+            "teacher; then it falls towards -1. Near -1 in the first epoch, the student has collapsed."
+        )
+    return " ".join(normal) or "Normal: it falls."
 
 
 def own_loss(run: Shown) -> np.ndarray:
@@ -89,12 +98,13 @@ def parts(runs: Sequence[Shown]) -> Picture | None:
         draw_steps(panels[2], run, np.divide(distillation, loss, out=np.full_like(loss, np.nan), where=loss > 0))
     if taught:
         panels[1].set(title="distillation loss", xlabel=EPOCHS, yscale="log")
-        panels[2].set(title=f"distillation / {own}", xlabel=EPOCHS, yscale="log")
+        panels[2].set(title="ratio", xlabel=EPOCHS, yscale="log")
         panels[2].axhline(1, **REFERENCE)
     name_runs(figure)
     reading = (
         f"The loss is the sum of the {own} loss, of the framework, and the distillation loss, which pulls the "
-        "student's features towards the teacher's. Normal: both fall, and their ratio stays about level. Where the ratio is "
+        "student's features towards the teacher's. The ratio is the distillation loss over the framework's, or over 1, the "
+        "range of a similarity loss. Normal: both fall, and their ratio stays about level. Where the ratio is "
         "far above 1 (dotted), the student mostly imitates, which pays where the teacher is much better: a lower "
         "--loss-share, or a higher --loss-factor, makes the pull lighter."
     )
@@ -123,11 +133,12 @@ def accuracy(runs: Sequence[Shown]) -> Picture | None:
 
 
 def neighbours(runs: Sequence[Shown]) -> Picture | None:
-    """The k-NN accuracy over the epochs."""
+    """The k-NN accuracy over the epochs, and the AUC of the features if it is known."""
     if not (shown := [run for run in runs if run.history.knn]):
         return None
     figure = new_figure()
-    axes = figure.subplots()
+    measured = any("knn_auc" in record for run in shown for record in run.history.knn)
+    axes, *others = figure.subplots(1, 2 if measured else 1, squeeze=False)[0]
     for run in shown:
         draw_points(axes, run, [r["epoch"] for r in run.history.knn], [r["knn"] for r in run.history.knn])
         last = run.history.knn[-1]
@@ -135,13 +146,30 @@ def neighbours(runs: Sequence[Shown]) -> Picture | None:
         axes.annotate(f"{last['knn']:.1f}", (last["epoch"], last["knn"]), **where)
     axes.set(xlabel=EPOCHS, ylabel="k-NN top-1, %")
     axes.set_xlim(left=0)
+    for panel in others:
+        draw_auc(panel, shown)
     name_runs(figure)
     reading = (
         "How many validation images have the label of their nearest training images, by the features that labels had no part "
         "in. Normal: it rises from epoch to epoch, while the loss may hardly move. A point alone is "
         "that of a run with one measurement."
     )
+    if measured:
+        reading += (
+            " AUC is the area under the cumulated singular values of the features of those images: 0.5 if they vary in "
+            "all directions alike, 1 if in one. Of two students of the same width, the one with the higher AUC is nearer "
+            "to collapse."
+        )
     return finish(figure, "knn", "k-NN accuracy", reading, f"k-NN accuracy over the epochs of {names(shown)}")
+
+
+def draw_auc(axes: Axes, runs: Sequence[Shown]) -> None:
+    """Draw the AUC of the features' singular values over the epochs."""
+    for run in runs:
+        records = run.history.knn
+        draw_points(axes, run, [r["epoch"] for r in records], [r.get("knn_auc", math.nan) for r in records])
+    axes.set(xlabel=EPOCHS, ylabel="AUC of singular values")
+    axes.set_xlim(left=0)
 
 
 def rate(runs: Sequence[Shown]) -> Picture | None:

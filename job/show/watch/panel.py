@@ -232,13 +232,14 @@ def matching(run: Progress) -> list[str]:
 
 
 def features(run: Progress) -> list[str]:
-    """The signs of collapse; of the dead channels, the worst stage."""
-    signs = run.records.signs
+    """The signs of collapse; of the dead channels, the worst stage; of the AUC, the last."""
+    signs, score = run.records.signs, run.records.score
     if not signs:
         return []
     dead = max(((share, name.removeprefix("dead_")) for name, share in signs.items() if name.startswith("dead_")), default=None)
     text = f"deviation {signs['feature_std']:.2f} of 1"
     text += f", rank {signs['queue_rank']:.1f}" if "queue_rank" in signs else ""
+    text += f", AUC {score['knn_auc']:.3f}" if "knn_auc" in score else ""
     return [row("features", text + (f", dead channels {100 * dead[0]:.0f} % of {dead[1]}" if dead else ""))]
 
 

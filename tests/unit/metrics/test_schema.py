@@ -1,6 +1,7 @@
 """The losses of any framework in records: their names, their ratio, and what panel, report and event files show of them."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -45,7 +46,8 @@ def write_run(folder, name):
     lines = [step(name, number) for number in range(STEPS)] + [signs]
     start = {"time": 1.8e9, "epoch": 0, "step": 0, "options": options, "workers": 1, "nodes": 1, "images": 40}
     start |= {"kind": "start", "steps_an_epoch": STEPS, "losses": list(NAMES[name])}
-    lines = lines if name == "earlier" else [start, *lines]
+    knn = {"kind": "knn", "epoch": 1, "knn": 50.0} | ({"knn_auc": 0.75} if name == "simsiam" else {})
+    lines = lines if name == "earlier" else [start, *lines, knn]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -101,19 +103,25 @@ def test_the_panel_shows_the_parts_of_the_loss_by_name(runs, name, parts, accura
     assert [line for line in lines if "distillation" in line] == ([parts] if parts else [])
     assert any("10.0 % contrast accuracy" in line for line in lines) == accuracy
     assert any("rank 7.0" in line for line in lines) == accuracy
+    assert any("AUC 0.750" in line for line in lines) == (name == "simsiam")
     assert not any("nan" in line or "training top-1" in line for line in lines)
 
 
 def test_a_report_has_a_panel_of_what_a_run_has(runs):
     """A run without a framework has no parts and no contrast accuracy; MoCo's loss of guessing is for MoCo."""
-    none, toy, moco = ([runs[name]] for name in ("none", "toy", "moco"))
+    none, toy, moco, simsiam = ([runs[name]] for name in ("none", "toy", "moco", "simsiam"))
     assert curves.parts(none) is curves.accuracy(none) is curves.accuracy(toy) is None
     assert curves.guessing(none) == curves.guessing(toy) == {} and list(curves.guessing(moco).values()) == [64]
     assert "colour + shape loss" in curves.parts(toy).reading and "contrastive loss" in curves.parts(moco).reading
     assert "ln(K + 1)" not in curves.loss(none).reading and "ln(K + 1)" in curves.loss(moco).reading
     assert "rank" not in curves.collapse(none).reading and "rank" in curves.collapse(moco).reading
+    for draw in (curves.loss, curves.parts, curves.neighbours, curves.collapse):
+        assert not re.search(r"MoCo|ln\(|rank|contrast", draw(simsiam).reading)
+    assert "SimSiam" in curves.loss(simsiam).reading and "SimSiam" not in curves.loss(moco).reading
+    assert "AUC" in curves.neighbours(simsiam).reading and "AUC" not in curves.neighbours(moco).reading
     every = list(runs.values())
-    for picture in (curves.parts(every), curves.accuracy(every), curves.collapse(every), curves.loss(every)):
+    pictures = [curves.parts(every), curves.accuracy(every), curves.collapse(every), curves.loss(every)]
+    for picture in (*pictures, curves.neighbours(every)):
         assert picture.png.startswith(b"\x89PNG")
     assert all(part in curves.parts(every).reading for part in ("contrastive", "colour"))
 
