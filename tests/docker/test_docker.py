@@ -20,8 +20,9 @@ from runs import differences, records
 
 REPO = Path(__file__).parents[2]
 SCRIPT = REPO / "docker/local-engine.sh"
-SMALL = "-a resnet18 --image-size 32 --batch-size 8 --epochs 2 --moco-k 20 --mlp --moco-t 0.2 --aug-plus --cos".split()
+SMALL = "-a resnet18 --image-size 32 --batch-size 8 --epochs 2 --aug-plus --cos".split()
 SMALL += "--warmup-epochs 1 --refresh-epochs 0,1 --keep 1 --workers 0".split()
+SMALL += "--framework simsiam --dim 64 --pred-dim 16 --fix-pred-lr".split()
 EPOCH = 50 // 8  # steps
 STEPS = 2 * EPOCH
 UNKNOWN, DEFAULT = 4242, 10001  # a user whom the image does not know, and the one that it runs as by itself

@@ -72,14 +72,15 @@ def undisturbed(start_job, images, teacher_file, tmp_path_factory):
     """A function (N, whether with a teacher, more options) -> folder of a run of N workers under horovodrun."""
     runs = {}
 
-    def run(workers, teacher=False, *more):
-        if (workers, teacher, more) not in runs:
+    def run(workers, teacher=False, *more, options=SMALL):
+        key = (workers, teacher, *options, *more)
+        if key not in runs:
             folder = tmp_path_factory.mktemp("horovodrun") / "run"
-            given = [images, "--config", "imagenet", *SMALL, *(["--teacher", teacher_file] if teacher else []), *more]
+            given = [images, "--config", "imagenet", *options, *(["--teacher", teacher_file] if teacher else []), *more]
             job = start_job(workers, folder, given)
             output = job.finish()
             assert job.process.returncode == 0, output
-            runs[workers, teacher, more] = folder
-        return runs[workers, teacher, more]
+            runs[key] = folder
+        return runs[key]
 
     return run

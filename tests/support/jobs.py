@@ -12,8 +12,10 @@ from runs import of_kind
 REPO = Path(__file__).parents[2]
 EPOCHS, EPOCH = 3, 50 // 12  # steps an epoch
 STEPS = EPOCHS * EPOCH
-SMALL = "-a resnet18 --image-size 32 --batch-size 12 --moco-k 60 --mlp --moco-t 0.2 --aug-plus --cos --workers 0".split()
-SMALL += f"--epochs {EPOCHS} --warmup-epochs 1 --refresh-epochs 0,1 --save-every 2steps --keep 9".split()
+ANY = "-a resnet18 --image-size 32 --batch-size 12 --aug-plus --cos --workers 0".split()
+ANY += f"--epochs {EPOCHS} --warmup-epochs 1 --refresh-epochs 0,1 --save-every 2steps --keep 9".split()
+SMALL = [*ANY, *"--moco-k 60 --mlp --moco-t 0.2".split()]
+SIMSIAM = [*ANY, *"--framework simsiam --width 16 --dim 64 --pred-dim 16 --fix-pred-lr".split()]
 
 
 class BatchJob:
