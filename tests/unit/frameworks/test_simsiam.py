@@ -241,6 +241,27 @@ def test_a_healthy_end_near_the_lowest_loss_is_no_reason_for_a_hint(expectation)
 
 
 @pytest.mark.parametrize(
+    ("first", "epoch", "warmup_epochs", "hinted"),
+    [
+        (0, 9, 0, False),
+        (LEARNT, 0, 0, False),
+        (LEARNT, 1, 0, True),
+        (LEARNT, 2, 3, False),
+    ],
+)
+def test_a_student_may_learn_nothing_in_its_first_steps_and_its_warm_up(
+    expectation,
+    first,
+    epoch,
+    warmup_epochs,
+    hinted,
+):
+    records = steps(first, epoch=epoch, similarity=0.0)
+    found = expectation(warmup_epochs=warmup_epochs).hints(records)
+    assert list(found) == ["stuck"] * hinted
+
+
+@pytest.mark.parametrize(
     ("sync_bn", "workers", "warned"),
     [("none", 2, 1), ("none", 1, 0), ("all", 2, 0), ("heads", 2, 0)],
 )
