@@ -19,8 +19,9 @@ from job.declare import convert, flag
 from job.errors import RunError
 from job.study.data import MOST, SETS
 
-TEACHER, UNTRAINED, ALONE, MGD = "teacher", "untrained", "alone", "mgd"
+TEACHER, UNTRAINED, ALONE, MGD, RANDOM = "teacher", "untrained", "alone", "mgd", "random"
 KEYS = {"about", "device", "at_once", "seeds", "train", "teacher", "student", "linear", "sets"}
+OPTIONAL = {"mgd", "controls"}
 SET_KEYS = {"most", "questions", "train", "teacher", "student"}
 # An epoch that changes no weight: without the images' statistics in its batch norms a network is worse than it is.
 STILL = {"lr": 0.0, "epochs": 1, "warmup_epochs": 0}
@@ -101,11 +102,13 @@ def read_plan(form: str) -> Plan:
     """Return the plan of a form, a YAML file or the name of one of this package's. RunError: it is wrong somewhere."""
     content = read_form(form)
     asked = read_questions()
+    reference = asked["mgd"] | content.get("mgd", {})
+    controls = {arm: asked["controls"][arm] for arm in content.get("controls", asked["controls"])}
     questions, units = {}, []
     for name, options in content["sets"].items():
         wanted = choose(form, name, options.get("questions", []), asked["questions"])
-        arms = {MGD: asked["mgd"]} | {arm: asked["mgd"] | changes for arm, changes in asked["controls"].items()}
-        questions[name] = [ask(key, question, asked["mgd"], arms) for key, question in wanted.items()]
+        arms = {MGD: reference} | {arm: reference | changes for arm, changes in controls.items()}
+        questions[name] = [ask(key, question, reference, arms) for key, question in wanted.items()]
         units += list_units(name, content, {UNTRAINED: STILL, ALONE: {}, **arms})
     most = {name: options.get("most", MOST) for name, options in content["sets"].items()}
     head = (Path(form).stem, content["about"], content["device"], content["at_once"], content["seeds"])
@@ -220,15 +223,18 @@ def check_form(form: str, content: Any) -> None:
         if not holds:
             raise RunError(f"{form}: {key}: expected {expected}")
 
-    expect(isinstance(content, dict) and content.keys() == KEYS, "keys", ", ".join(sorted(KEYS)))
+    keys = content.keys() if isinstance(content, dict) else set()
+    allowed = f"{', '.join(sorted(KEYS))}, and if needed {', '.join(sorted(OPTIONAL))}"
+    expect(KEYS <= keys <= KEYS | OPTIONAL, "keys", allowed)
     expect(content["device"] in ("cpu", "gpu"), f"device {content['device']!r}", "cpu or gpu")
     at_once = content["at_once"]
     expect(type(at_once) is int and at_once > 0, f"at_once {at_once!r}", "a whole number from 1 on")
     seeds = content["seeds"]
     whole = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
     expect(whole and len(seeds) > 1 and len(set(seeds)) == len(seeds), f"seeds {seeds!r}", "two whole numbers or more, each once")
-    for key in ("train", "teacher", "student", "linear"):
-        check_options(form, key, content[key])
+    for key in ("train", "teacher", "student", "linear", "mgd"):
+        check_options(form, key, content.get(key, {}))
+    check_controls(form, content.get("controls", [RANDOM]))
     expect(isinstance(content["sets"], dict) and bool(content["sets"]), "sets", f"one or more of {', '.join(SETS)}")
     for name, own in content["sets"].items():
         expect(name in SETS, f"sets: {name!r}", f"one or more of {', '.join(SETS)}")
@@ -240,6 +246,15 @@ def check_form(form: str, content: Any) -> None:
         expect(named, f"sets: {name}: questions {asked!r}", "all, a list of names, or names with lists of answers")
         for key in ("train", "teacher", "student"):
             check_options(form, f"sets: {name}: {key}", own.get(key, {}))
+
+
+def check_controls(form: str, controls: Any) -> None:
+    """RunError: a control is unknown or listed twice, or the random matching is missing."""
+    known = [*read_questions()["controls"]]
+    valid = isinstance(controls, list) and all(control in known for control in controls)
+    if not valid or RANDOM not in controls or len(set(controls)) < len(controls):
+        expected = f"{RANDOM}, and if needed others of {', '.join(known)}, each once"
+        raise RunError(f"{form}: controls {controls!r}: expected a list with {expected}")
 
 
 def check_options(form: str, key: str, options: Any) -> None:

@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run a study by the command line's form, to its end or to a signal."""
     parser = Parser(prog="job.study.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "form", type=expand, help="small, longer: two cores, hours; full: a GPU, minutes; or a YAML file of your own"
+        "form", type=expand, help="small, longer, simsiam: two cores, hours; full: a GPU, minutes; or a YAML file of your own"
     )
     parser.add_argument("--out", type=expand, required=True, help="folder of the study: images, runs, records and results")
     with reported_errors():

@@ -87,6 +87,31 @@ def test_an_arm_without_a_framework_has_no_options_of_any_whatever_the_form_says
     assert units["teacher"].train["mlp"]
 
 
+def test_a_form_can_change_the_setting_compared_with_and_leave_out_controls(tmp_path):
+    tried = ["solved, share 0.1", "random, share 0.1", "random, share 10"]
+    sets = {"mnist": {"questions": {"matching": tried}}}
+    found = plan(tmp_path, mgd={"loss_share": 10.0, "reducer": "sm"}, controls=["random"], sets=sets)
+    arms = {unit.arm: unit.train for unit in found.units}
+    asked = [f"matching {answer}" for answer in tried[:2]]
+    assert [*arms] == ["teacher", "untrained", "alone", "mgd", "random", *asked]
+    shares = {arm: arms[arm]["loss_share"] for arm in ("mgd", "random", *asked)}
+    assert shares == {"mgd": 10.0, "random": 10.0} | dict.fromkeys(asked, 0.1)
+    assert all(arms[arm]["reducer"] == "sm" for arm in shares)
+    assert found.questions["mnist"][0].answers["random, share 10"] == "random"
+
+
+def test_simsiam_s_students_have_none_of_moco_s_options_and_its_teacher_only_those():
+    found = read_plan("simsiam")
+    assert found.questions.keys() == {"mnist", "characters"} and len(found.seeds) == 3
+    expected = {"teacher", "untrained", "alone", "mgd", "random"}
+    for unit in found.units:
+        assert unit.arm in expected
+        ours = unit.resolved()["job.train"]
+        assert ours["framework"] == ("moco" if unit.arm == "teacher" else "simsiam")
+        of_moco = {name for name in unit.train if name.startswith("moco_") or name == "mlp"}
+        assert bool(of_moco) == (unit.arm == "teacher")
+
+
 @pytest.mark.parametrize("value", [5, None, True, [1], "mdg"])
 @pytest.mark.parametrize("option", ["framework", "distill"])
 def test_a_wrong_framework_or_distiller_is_told_in_a_line(tmp_path, option, value):
@@ -106,7 +131,7 @@ def test_the_forms_are_whole(form):
     assert asked == {"factor", "margins", "reducer", "refresh", "matching", "stages"}
 
 
-@pytest.mark.parametrize("form", ["small", "longer", "full"])
+@pytest.mark.parametrize("form", ["small", "longer", "full", "simsiam"])
 def test_guided_and_lone_students_do_the_same_steps(form):
     done, found = {}, read_plan(form)
     for unit in found.units:
@@ -147,8 +172,15 @@ def test_words():
         ({"linear": {"knn": True}}, ["linear: knn", "leave it out"]),
         ({"sets": {"mnist": {"train": {"knn_every": 0}}}}, ["mnist: train: knn_every 0", "1 or more"]),
         ({"sets": {"mnist": {"questions": "reducer"}}}, ["questions 'reducer'", "a list of names"]),
-        ({"sets": {}}, ["sets", "mnist, clipart"]),
-        ({"sets": {"imagenet": {}}}, ["'imagenet'", "mnist, clipart"]),
+        ({"mgd": 0.1}, ["mgd", "a mapping"]),
+        ({"mgd": {"teacher": "t.pth"}}, ["mgd: teacher", "leave it out"]),
+        ({"mgd": {"loss_shares": 1}}, ["mgd-0: job.train", "--loss-shares"]),
+        ({"controls": "random"}, ["controls 'random'", "a list with random"]),
+        ({"controls": ["original"]}, ["controls ['original']", "random, and if needed others"]),
+        ({"controls": ["random", "random"]}, ["controls", "each once"]),
+        ({"controls": ["random", "none"]}, ["controls", "others of random, original"]),
+        ({"sets": {}}, ["sets", "mnist, clipart, characters"]),
+        ({"sets": {"imagenet": {}}}, ["'imagenet'", "mnist, clipart, characters"]),
         ({"sets": {"mnist": {"question": "all"}}}, ["mnist", "questions"]),
         ({"sets": {"mnist": {"most": 0}}}, ["mnist: most 0", "from 1 to 700"]),
         ({"sets": {"mnist": {"most": 701}}}, ["most 701", "from 1 to 700"]),
