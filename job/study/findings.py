@@ -5,11 +5,11 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
-from job.study.plan import ALONE, MGD, TEACHER, UNTRAINED
+from job.study.plan import ALONE, MGD, RANDOM, TEACHER, UNTRAINED
 
 MEASURES = {"knn": "k-NN", "linear": "linear"}
+AUC = "knn_auc"  # of the features' singular values: 0.5 if all are equal, 1 at full collapse
 LEAST = 5.0  # points by which a condition is to hold
-RANDOM = "random"
 NAMES = {UNTRAINED: "the untrained student", ALONE: "the student alone", TEACHER: "the teacher", MGD: "MGD"}
 NAMES |= {RANDOM: "MGD with a random matching"}
 
@@ -27,7 +27,7 @@ class Scores:
         found: dict[str, list[float]] = {}
         for record in sorted(records, key=lambda record: record["seed"]):
             found.setdefault(record["arm"], []).append(record[measure])
-        return cls(MEASURES[measure], found)
+        return cls((MEASURES | {AUC: "AUC"})[measure], found)
 
     def mean(self, arm: str) -> float:
         """The mean over seeds."""
@@ -37,6 +37,11 @@ class Scores:
         """The standard deviation over seeds, of a sample of them; 0 where there is one, as of a teacher."""
         values = self.by_arm[arm]
         return statistics.stdev(values) if len(values) > 1 else 0.0
+
+    def shown(self, arm: str, digits: int) -> str:
+        """Return the mean, and with several seeds the spread: 66.7 ± 5.0."""
+        spread = f" ± {self.spread(arm):.{digits}f}" if len(self.by_arm[arm]) > 1 else ""
+        return f"{self.mean(arm):.{digits}f}{spread}"
 
     def lead(self, arm: str, other: str) -> float:
         """By how many points an arm's mean is above another's."""
@@ -76,6 +81,13 @@ class Scores:
         verb = "beats" if beats else "does not beat"
         lead = f"{self.lead(arm, other):+.1f} points, spread over seeds {self.noise(arm, other):.1f}"
         return f"{NAMES[arm]} {verb} {NAMES[other]}: {lead}", beats is expected
+
+    def change(self, arm: str, other: str) -> str:
+        """Return in words whether a number of an arm, such as its AUC, differs from another's."""
+        lead, noise = self.lead(arm, other), self.noise(arm, other)
+        verb = "is level with" if abs(lead) <= noise else "is above" if lead > 0 else "is below"
+        means = f"{self.mean(arm):.3f} against {self.mean(other):.3f}"
+        return f"{self.measure} of {NAMES[arm]} {verb} that of {NAMES[other]}: {means}, spread over seeds {noise:.3f}"
 
     def verdict(self) -> str:
         """What follows, in a sentence."""

@@ -170,13 +170,17 @@ class Bench:
 
 
 def accuracies(folder: Path) -> dict[str, float]:
-    """A unit's accuracies in percent, the distillation loss over the framework's in its first and last epoch, and its factor.
+    """A unit's accuracies in percent, its AUC, the ratio of losses in its first and last epoch, and its factor.
 
+    The AUC is that of job/metrics/collapse.py. The ratio is the distillation loss over the framework's.
     The ratio only if the framework has a loss; the factor only if it was measured for --loss-share,
     with the distiller's name if there are several.
     """
     history = read_run(folder / "train")
-    steps, found = history.steps, {"knn": round(history.knn[-1]["knn"], 2)}
+    steps, knn = history.steps, history.knn[-1]
+    found = {"knn": round(knn["knn"], 2)}
+    if "knn_auc" in knn:  # runs of earlier versions lack it
+        found["knn_auc"] = round(knn["knn_auc"], 4)
     for name, epoch in (("pull_first", steps["epoch"][0]), ("pull_last", steps["epoch"][-1])):
         of = steps["epoch"] == epoch
         means = {loss: steps[loss][of].mean() for loss in [*history.losses, "distillation"]}

@@ -144,9 +144,11 @@ def test_the_overview_has_the_ratio_and_the_accuracy_of_those_that_have_them(run
 def test_a_study_records_the_ratio_if_there_is_one(tmp_path, name):
     folder = write_run(tmp_path / "train", name)
     with open(folder / "metrics.jsonl", "a") as file:
-        file.write(json.dumps({"epoch": 1, "step": 0, "knn": 50.0}) + "\n")
+        auc = {} if name == "earlier" else {"knn_auc": 0.61234}
+        file.write(json.dumps({"epoch": 1, "step": 0, "knn": 50.0} | auc) + "\n")
     (tmp_path / "linear").mkdir()
     (tmp_path / "linear" / "metrics.jsonl").write_text(json.dumps({"epoch": 0, "step": 4, "val_top1": 60.0}) + "\n")
     ratios = {"moco": 3.0, "toy": 3.0, "no teacher": 0.0, "earlier": 3.0, "simsiam": 6.0}
     pulls = {f"pull_{when}": ratios[name] for when in ("first", "last") if name in ratios}
-    assert units.accuracies(tmp_path) == {"knn": 50.0, "linear": 60.0} | pulls
+    found = {"knn": 50.0, "linear": 60.0} | pulls | {key: round(value, 4) for key, value in auc.items()}
+    assert units.accuracies(tmp_path) == found

@@ -2,7 +2,7 @@
 
 import pytest
 
-from job.study.findings import Scores
+from job.study.findings import AUC, Scores
 
 CLEAR = {
     "untrained": [30.0, 31.0, 29.0],
@@ -13,13 +13,13 @@ CLEAR = {
 }
 
 
-def scores(**changed):
+def scores(measure="knn", **changed):
     records = [
-        {"arm": arm, "seed": seed, "knn": value, "linear": 0.0}
+        {"arm": arm, "seed": seed, "knn": value, "linear": 0.0, AUC: value / 100}
         for arm, values in (CLEAR | changed).items()
         for seed, value in enumerate(values)
     ]
-    return Scores.of("knn", reversed(records))
+    return Scores.of(measure, reversed(records))
 
 
 def test_scores_are_by_seed():
@@ -66,3 +66,18 @@ def test_the_claim_is_not_shown_where_a_part_fails(changed, words):
     found = scores(**changed)
     assert any(words in text for text, holds in found.claims() if not holds)
     assert found.verdict() == "k-NN: the claim is not shown here"
+
+
+@pytest.mark.parametrize(
+    ("changed", "verb"),
+    [({}, "is above"), ({"mgd": [40.5, 41.0, 40.0]}, "is level with"), ({"mgd": [35.0, 36.0, 34.0]}, "is below")],
+)
+def test_an_auc_differs_if_the_difference_exceeds_the_spread(changed, verb):
+    text = scores(AUC, **changed).change("mgd", "alone")
+    mean = sum((CLEAR | changed)["mgd"]) / 300
+    assert text == (f"AUC of MGD {verb} that of the student alone: {mean:.3f} against 0.400, spread over seeds 0.010")
+
+
+def test_a_mean_is_shown_with_its_spread_if_there_are_several_seeds():
+    found = scores(AUC)
+    assert found.shown("alone", 3) == "0.400 ± 0.010" and found.shown("teacher", 3) == "0.500"

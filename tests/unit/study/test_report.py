@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from job.study import pictures, report
-from job.study.findings import MEASURES
+from job.study.findings import AUC, MEASURES
 from job.study.plan import read_plan
 from tests.unit.study.test_plan import TINY
 
@@ -59,6 +59,20 @@ def test_the_report_has_conditions_verdicts_tables_and_commands(plan, records):
 def test_all_tables_have_as_many_cells_as_their_heads(plan, records):
     rows = [line.count("|") for line in report.write(plan, records, {"mnist": "m.png"}).splitlines() if line.startswith("|")]
     assert len(rows) > 12 and set(rows) == {7}
+
+
+def test_the_auc_is_a_column_if_all_records_have_it(plan, records):
+    spread = {"mgd": 0.6, "alone": 0.7, "teacher": 0.65}
+    for record in records:
+        record[AUC] = spread.get(record["arm"], 0.7) + (0.01 if record["seed"] else 0.0)
+    text = report.write(plan, records, {"mnist": "mnist.png"})
+    assert "| mgd | 44.2 ± 0.4 | 20.0 ± 0.0 | +4.0 | +0.0 | 0.605 ± 0.007 | 0.1 to 0.05 |" in text
+    assert "| teacher | 50.0 | 20.0 | +9.8 | +0.0 | 0.650 |  |" in text
+    changed = "AUC of MGD is below that of the student alone: 0.605 against 0.705"
+    assert f"- {changed}, spread over seeds 0.007" in text
+    del records[-1][AUC]
+    text = report.write(plan, records, {"mnist": "mnist.png"})
+    assert "AUC of MGD" not in text and "| AUC |" not in text
 
 
 def test_a_picture_is_drawn(records):
