@@ -7,6 +7,7 @@ from typing import Any
 from torchvision.models import get_model_weights
 
 from job.errors import RunError
+from job.frameworks import FRAMEWORKS
 from job.networks import WIDTH
 from job.show.watch.panel import span
 from job.show.watch.state import Progress
@@ -30,11 +31,13 @@ class Pace:
         self.before = self.done([])
 
     def work_of(self, unit: Unit) -> float:
-        """A unit's work, by its networks' operations: a key, a query, twice that back; the teacher's; what measures it."""
+        """A unit's work, by its networks' operations: views, back through the student, the teacher, what measures it."""
         train, linear = unit.resolved().values()
-        passes = 4 * operations(train)
+        framework = FRAMEWORKS[train["framework"]]
+        passes = (framework.views + 2 * framework.student_views) * operations(train)
         if unit.guided:
-            passes += operations(self.bench.teachers[unit.set].resolved()["job.train"])
+            views = min(framework.student_views, train["mgd_views"])
+            passes += views * operations(self.bench.teachers[unit.set].resolved()["job.train"])
         passes *= train["epochs"]
         passes += operations(train) * (linear["epochs"] + 1)
         return passes * self.images[unit.set] * train["image_size"] ** 2

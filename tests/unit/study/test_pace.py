@@ -61,6 +61,18 @@ def test_without_a_record_what_the_runs_have_done_since_the_start_tells_it(bench
     assert left(line) == pytest.approx(expected, rel=0.1, abs=60)
 
 
+def test_work_counts_the_views_of_the_framework(tmp_path, bench):
+    student = {"arch": "resnet18", "framework": "simsiam"}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(FORM | {"student": student}))
+    others = Bench(read_plan(str(tmp_path / "tiny.yaml")), tmp_path / "out", {"mnist": "aaaa"})
+    moco, simsiam = ({unit.name: pace.work[unit] for unit in pace.bench.plan.units} for pace in (Pace(bench), Pace(others)))
+    measuring = 2 / 4  # of MoCo's 4 passes: an epoch of the classifier, and its validation
+    ratio = simsiam["mnist/alone-0"] / moco["mnist/alone-0"]
+    assert ratio == pytest.approx((6 / 4 + measuring) / (1 + measuring))
+    pulls = [work["mnist/mgd-0"] - work["mnist/alone-0"] for work in (moco, simsiam)]
+    assert pulls[1] == pytest.approx(2 * pulls[0])  # both views pass through the teacher
+
+
 def test_work_counts_networks_and_epochs(bench):
     pace = Pace(bench)
     work = {unit.name: pace.work[unit] for unit in bench.plan.units}
