@@ -1,6 +1,6 @@
 """How fast the job is: every figure beside what it is compared with, measured in turn in one run.
 
-python tests/campaigns/bench/bench.py [--quick] [--only PART ...]: `make bench`, about 7 minutes on two cores.
+python tests/campaigns/bench/bench.py [--quick] [--only PART ...]: `make bench`, about 9 minutes on two cores.
 
 Ratios are medians of the turns' own ratios, whose two sides were measured within the same minute. The CPU's figures are those
 of two workers, one core and one thread each: ResNet-18 from ResNet-50 (random weights), MoCo v2's head, 65,536 negatives,
@@ -131,6 +131,13 @@ def step(bench: Bench) -> dict:
     return figures
 
 
+def sync_norm(bench: Bench) -> dict:
+    """SimSiam's steps with and without synchronised batch norms, two workers."""
+    repeats = 2 * bench.repeats
+    options = ("--size", bench.size, "--repeats", repeats)
+    return bench.part("sync_norm.py", bench.photos, *options, workers=2)
+
+
 def scaling(bench: Bench) -> dict:
     """A worker's step alone, beside another job's worker, and as one of two that share their batches.
 
@@ -180,7 +187,7 @@ def gpu(bench: Bench) -> dict:
     return figures
 
 
-PARTS = {part.__name__: part for part in (views, features, traffic, matching, step, scaling, gpu)}
+PARTS = {part.__name__: part for part in (views, features, traffic, matching, step, sync_norm, scaling, gpu)}
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ LATEST = Path(__file__).parent / "results" / "latest.json"
 PARAMETERS = 11_506_752  # trained: ResNet-18 with MoCo v2's head, and the distiller's batch norms
 FLOAT, INTEGER = 4, 8  # bytes
 BUCKETS = 6  # gradients are summed in so many parts: of ResNet-18, by job/engine/gradients.py
+COLLECTIVES = {"all": 96, "heads": 16}  # a step of SimSiam's ResNet-18, by --sync-bn
 COLUMNS = [(10, 1), (9, 2), (9, 3), (12, 3)] * 2 + [(10, 1), (11, 2)]  # width, places after the point
 
 
@@ -92,6 +93,26 @@ def compare(found: dict) -> None:
             print(f"  {name:18}{N} workers: counted {counted / 1e6:8.3f} MB, model {model / 1e6:8.3f} MB")
 
 
+def norm_wait(N: int, collectives: int, latency: float) -> float:
+    """Return the seconds of a step's collectives of batch norms, one after another.
+
+    Each is two rings of few bytes: Horovod's, of what is ready, and that of the sums. A ring has
+    2 (N - 1) messages, one after another. NCCL's tree, on GPUs, has fewer in the second.
+    """
+    return collectives * 4 * (N - 1) * latency
+
+
+def norm_table(options) -> None:
+    """Print what synchronised batch norms add to a step of SimSiam, and their share of it."""
+    print("SimSiam's ResNet-18: seconds that --sync-bn adds to a step, and their share of it")
+    print(f"{'workers':>8}{'all s':>9}{'share':>8}{'heads s':>9}{'share':>8}")
+    for N in (8, 16, 32, 64):
+        sums = gradients(N, options.parameters) / options.bandwidth
+        step = options.images * options.seconds_per_image + sums
+        waits = [norm_wait(N, count, options.latency) for count in COLLECTIVES.values()]
+        print(f"{N:8}" + "".join(f"{wait:9.3f}{wait / (step + wait):8.0%}" for wait in waits))
+
+
 def measured_seconds(found: dict) -> tuple[float, str]:
     """Seconds that a worker computes for an image, and where they are from."""
     if "gpu_float32_seconds_per_image" in found:
@@ -120,6 +141,8 @@ def main() -> None:
     print(f"{options.images} images of {options.size} pixels a worker and step, {computing};")
     print(f"{options.bandwidth / 1e9:g} GB/s received, {options.latency * 1e6:g} us a message; nothing overlaps\n")
     table(options)
+    print()
+    norm_table(options)
     if "traffic_images" in found:
         print(f"\ncounted in real runs, as {LATEST.name} has it:")
         compare(found)

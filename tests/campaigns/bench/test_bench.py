@@ -27,6 +27,10 @@ import setting  # noqa: E402
 import telling  # noqa: E402
 import traffic  # noqa: E402
 import turns  # noqa: E402
+from job.cluster import comm  # noqa: E402
+from job.config import Config  # noqa: E402
+from job.engine.sync_norm import SynchronisedNorm  # noqa: E402
+from job.frameworks.simsiam import SimSiamFramework  # noqa: E402
 from job.position import Count  # noqa: E402
 from job.engine.run import Run  # noqa: E402
 from job.train import train_epoch  # noqa: E402
@@ -213,7 +217,8 @@ def test_the_model_has_the_bytes_that_workers_receive(N, tmp_path):
 def test_the_original_receives_more_with_each_worker_and_we_do_not(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["scale.py", "--seconds-per-image", "0.0025"])
     scale.main()
-    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line[:8].strip().isdigit()]
+    first = capsys.readouterr().out.partition("SimSiam")[0]
+    rows = [line.split() for line in first.splitlines() if line[:8].strip().isdigit()]
     table = {int(cells[0]): [float(cell) for cell in cells[1:]] for cells in rows}
     assert list(table) == scale.WORKERS
     batch = 32 * 3 * 224**2 / 1e6  # MB of a worker's images
@@ -221,6 +226,28 @@ def test_the_original_receives_more_with_each_worker_and_we_do_not(monkeypatch, 
         assert ours < batch and original == pytest.approx(4 * (N - 1) * batch, rel=1e-3)
         assert 0 < their_efficiency < efficiency < 1
         assert gradients == pytest.approx(2 * (N - 1) / N * 46.0, rel=1e-2)
+
+
+def test_the_model_has_the_collectives_of_simsiam_s_batch_norms(monkeypatch):
+    """Two views, and two directions."""
+    monkeypatch.setattr(comm, "size", lambda: 2)
+    for sync_bn, count in scale.COLLECTIVES.items():
+        config = Config(framework="simsiam", arch="resnet18", sync_bn=sync_bn)
+        modules = SimSiamFramework(config, [4]).module.modules()
+        norms = sum(isinstance(module, SynchronisedNorm) for module in modules)
+        assert 2 * 2 * norms == count
+
+
+def test_the_share_of_synchronised_batch_norms_grows_with_the_workers(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["scale.py", "--seconds-per-image", "0.0025"])
+    scale.main()
+    table = capsys.readouterr().out.split("--sync-bn")[1].splitlines()[2:6]
+    rows = [[float(cell.rstrip("%")) for cell in line.split()] for line in table]
+    assert [row[0] for row in rows] == [8, 16, 32, 64]
+    assert rows[0][1] == pytest.approx(96 * 28 * 50e-6, abs=1e-3)
+    for below, above in zip(rows, rows[1:], strict=False):
+        assert all(a < b < 100 for a, b in zip(below[1:], above[1:], strict=True))
+    assert all(share_heads < share_all for _, _, share_all, _, share_heads in rows)
 
 
 def test_what_was_counted_stands_beside_the_model(monkeypatch, tmp_path, capsys):

@@ -1,0 +1,91 @@
+"""SimSiam's step with --sync-bn all, heads and none, in turns on the same workers and images.
+
+horovodrun -np 2 python tests/campaigns/bench/sync_norm.py FOLDER PHOTOS: bench.py starts it. The
+step has no teacher, so that the share of synchronised batch norm is the highest. The probe is the
+same collective on idle workers: its seconds have no wait for a slower worker.
+"""
+
+import itertools
+import statistics
+
+import torch
+
+import setting
+import telling
+from job.build import build
+from job.cluster import comm
+from job.engine.run import Run
+from job.frameworks.simsiam import SYNCHRONISED
+from job.position import START
+from job.train import train_epoch
+
+# The published preset's options, with the bench's network and images.
+SIMSIAM = dict(framework="simsiam", teacher="", zero_init_residual=True, fix_pred_lr=True, lr=0.01)
+PROBES = 50  # collectives a turn
+CHANNELS = 256  # of the probe's batch norm
+
+
+class Steps:
+    """A training whose steps are measured one at a time."""
+
+    def __init__(self, options, run: Run, sync_bn: str):
+        more = SIMSIAM | {"sync_bn": sync_bn}
+        config = setting.config(options.photos, setting.BATCH, options.size, **more)
+        self.training = build(config, run)
+        self.batches, self.done = self.training.batches(START), itertools.count()
+        run.begin(vars(config), None, len(self.training.images), "")
+        self.journal = telling.journal(self.training)
+
+    def seconds(self) -> float:
+        """Do a step; return its seconds by the program's own clock."""
+        training = self.training
+        epoch, step = divmod(next(self.done), training.steps)
+        self.journal.start_epoch(epoch, training.config.lr)
+        train_epoch(training, self.batches, self.journal, epoch, range(step, step + 1))
+        return training.config.batch_size / self.journal.records[-1]["images_per_s"]
+
+
+def count_collectives(steps: Steps) -> int:
+    """Do a step; return how many collectives its batch norms need."""
+    names, total = [], comm.total
+    comm.total = lambda tensor, name: (names.append(name), total(tensor, name))[1]
+    steps.seconds()
+    comm.total = total
+    return sum(name.startswith("norm.") for name in names)
+
+
+def probe() -> float:
+    """Return the seconds of a collective of a batch norm on idle workers."""
+    sums = torch.ones(2 * CHANNELS + 1, dtype=torch.float64)
+    took = [setting.seconds(lambda: comm.total(sums, "probe")) for _ in range(PROBES)]
+    return statistics.median(took)
+
+
+def measure(trainings: dict[str, Steps], repeats: int) -> dict[str, float]:
+    """Return shares of a step, and medians of seconds."""
+    counts = {name: count_collectives(steps) for name, steps in trainings.items()}  # warms up too
+    took, probed = {name: [] for name in trainings}, []
+    for _ in range(repeats):
+        for name, steps in trainings.items():
+            took[name].append(steps.seconds())
+        probed.append(probe())
+    figures = {"sync_norm_collective_s": statistics.median(probed)}
+    for name in ("all", "heads"):
+        over = setting.ratio(took["none"], took[name])
+        figures[f"sync_norm_{name}_share"] = 1 - over
+        figures[f"sync_norm_{name}_collectives"] = counts[name]
+    return figures | {f"sync_norm_{name}_step_s": statistics.median(took[name]) for name in took}
+
+
+def main() -> None:
+    options = setting.repeating(__doc__, repeats=10).parse_args()
+    setting.pin()
+    with Run(str(options.folder / "sync_norm"), 1) as run:
+        trainings = {name: Steps(options, run, name) for name in SYNCHRONISED}
+        figures = measure(trainings, options.repeats)
+        if run.rank == 0:
+            setting.write_figures(options.folder, "sync_norm", **figures)
+
+
+if __name__ == "__main__":
+    main()
