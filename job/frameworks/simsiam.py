@@ -82,9 +82,9 @@ class SimSiamFramework(Framework):
     """SimSiam."""
 
     name = "simsiam"
-    losses = ("similarity",)
+    losses = ("cosine",)
     views = student_views = 2
-    reference, reference_text = 1.0, "the range of the similarity loss"
+    reference, reference_text = 1.0, "the range of the cosine loss"
     shapes = ("dim", "pred_dim", "head_width", "fix_pred_lr", "sync_bn")
     config: SimSiamOptions
     module: SimSiam
@@ -118,7 +118,7 @@ class SimSiamFramework(Framework):
         loss = -(similarity(p1, z2) + similarity(p2, z1)) / 2
         embeddings = F.normalize(z1.detach().float(), dim=1)
         first, *others = features[: self.distilled_views]
-        return Output({"similarity": loss}, first, embeddings, {}, tuple(others))
+        return Output({"cosine": loss}, first, embeddings, {}, tuple(others))
 
     def warnings(self, signs: dict[str, float]) -> dict[str, str]:
         """Return {id: sentence} of the signs of collapse, with their likely causes."""
@@ -127,7 +127,7 @@ class SimSiamFramework(Framework):
     def expected(self) -> list[str]:
         """Return the normal course of the loss and of the spread."""
         return [
-            "similarity loss near 0, that of unrelated vectors, in the first steps; then it falls "
+            "cosine loss near 0, that of unrelated vectors, in the first steps; then it falls "
             "towards -1 and ends above it (-0.93 in the published training of ResNet-50). Near -1 "
             "in the first epoch, the student has collapsed",
             "deviation of the projections near 1; near 0, the student has collapsed",
@@ -152,11 +152,11 @@ class SimSiamFramework(Framework):
 
 def collapsed(means: dict[str, float]) -> str | None:
     """Return a hint if the features of all images are alike from the start."""
-    loss = means["similarity"]
+    loss = means["cosine"]
     if means["epoch"] >= 1 or loss > COLLAPSED:
         return None
     return (
-        f"the similarity loss is {loss:.3f} in the first epoch, near its lowest value of -1: the "
+        f"the cosine loss is {loss:.3f} in the first epoch, near its lowest value of -1: the "
         "student has probably collapsed. See whether --lr is too high, or the images are too alike"
     )
 
@@ -164,11 +164,11 @@ def collapsed(means: dict[str, float]) -> str | None:
 def stuck(config: SimSiamOptions, means: dict[str, float]) -> str | None:
     """Return a hint if the loss is that of unrelated vectors when it should have fallen."""
     early = means["steps"] < LEARNT or means["epoch"] < max(1, config.warmup_epochs)
-    loss, published = means["similarity"], 0.05 * config.batch_size / 256
+    loss, published = means["cosine"], 0.05 * config.batch_size / 256
     if early or loss < STUCK:
         return None
     return (
-        f"the similarity loss, {loss:.3f}, is that of unrelated vectors, 0: see whether --lr "
+        f"the cosine loss, {loss:.3f}, is that of unrelated vectors, 0: see whether --lr "
         f"{config.lr:g} is 0 or too low for so few steps (the published one is {published:.2g} for "
         f"a batch of {config.batch_size}), or --crop-min {config.crop_min:g} is too low"
     )

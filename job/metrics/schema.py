@@ -217,7 +217,7 @@ EARLIER |= {"start": {"losses": ["contrastive"]}}
 
 
 # Losses that are negative: in a ratio, their range takes their place.
-RANGE = {"similarity": 1.0}
+RANGE = {"cosine": 1.0}
 
 
 def kind_of(record: Mapping[str, Any]) -> str:

@@ -166,17 +166,17 @@ def test_a_killed_simsiam_run_resumes_to_the_same_bytes(
     assert [group["lr"] for group in groups] == pytest.approx([0.025, 0.05])
     steps = of_kind(whole.folder, "step")
     for step in steps:
-        assert step["loss"] == pytest.approx(step["similarity"] + step["distillation"])
+        assert step["loss"] == pytest.approx(step["cosine"] + step["distillation"])
     assert steps[0]["distillation"] == pytest.approx(0.5, rel=0.5)
     assert len(of_kind(whole.folder, "knn")) == 1 and len(of_kind(whole.folder, "refresh")) == 8
     panel = watched(whole.folder)
-    assert re.search(r"similarity \S+ \+ distillation \S+, ratio ", panel)
+    assert re.search(r"cosine \S+ \+ distillation \S+, ratio ", panel)
     assert "contrast" not in panel
     check_steps(whole.folder, STEPS)
     events = EventAccumulator(str(whole.folder / "tensorboard"))
     assert "views/random" in events.Reload().Tags()["images"]
     report.main([str(whole.folder), "--out", str(tmp_path / "report.html"), "--no-features"])
-    assert "similarity loss" in (tmp_path / "report.html").read_text()
+    assert "cosine loss" in (tmp_path / "report.html").read_text()
     assert "MoCo" not in (tmp_path / "report.html").read_text()
     assert "mlp 128-128-128-32" in read_backbone(str(whole.folder / "last.pth.tar")).report
 

@@ -47,7 +47,7 @@ def own(batch):
 def step(framework, first, second):
     """The output of a forward and backward pass."""
     output = framework.forward(MicroBatch(first, START, 0, 0, (second,)), None)
-    output.losses["similarity"].backward()
+    output.losses["cosine"].backward()
     return output
 
 
@@ -78,8 +78,8 @@ def largest(found, expected):
 
 def test_losses_and_outputs_are_those_of_one_process(passes):
     _, output, _, expected = passes
-    loss = comm.total(output.losses["similarity"].detach(), "loss") / comm.size()
-    assert largest(loss, expected.losses["similarity"].detach()) < 1e-5
+    loss = comm.total(output.losses["cosine"].detach(), "loss") / comm.size()
+    assert largest(loss, expected.losses["cosine"].detach()) < 1e-5
     assert largest(output.embeddings, own(expected.embeddings)) < 1e-5
     for view in (0, 1):
         found, wanted = ((each.features, *each.others)[view] for each in (output, expected))

@@ -63,7 +63,7 @@ def normal_loss(runs: Sequence[Shown]) -> str:
             f"guessing, {start}, plus the distillation loss if there is a teacher; from there it falls. One that stays at the "
             "dotted line has learned nothing: see whether the learning rate is too high."
         )
-    if with_numbers(runs, "similarity"):
+    if with_numbers(runs, "cosine"):
         normal.append(
             "Normal with SimSiam: near 0 in the first steps, plus the distillation loss if there is a "
             "teacher; then it falls towards -1. Near -1 in the first epoch, the student has collapsed."
@@ -104,7 +104,7 @@ def parts(runs: Sequence[Shown]) -> Picture | None:
     reading = (
         f"The loss is the sum of the {own} loss, of the framework, and the distillation loss, which pulls the "
         "student's features towards the teacher's. The ratio is the distillation loss over the framework's, or over 1, the "
-        "range of a similarity loss. Normal: both fall, and their ratio stays about level. Where the ratio is "
+        "range of a cosine loss. Normal: both fall, and their ratio stays about level. Where the ratio is "
         "far above 1 (dotted), the student mostly imitates, which pays where the teacher is much better: a lower "
         "--loss-share, or a higher --loss-factor, makes the pull lighter."
     )

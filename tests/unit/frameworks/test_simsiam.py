@@ -74,7 +74,7 @@ def test_loss_and_gradients_are_those_of_the_equations():
     predictor.load_state_dict(framework.module.predictor.state_dict())
     expected = slow_loss(net, net.fc, predictor)
     expected.backward()
-    loss = run(framework).losses["similarity"]
+    loss = run(framework).losses["cosine"]
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
     by_hand = {f"encoder.{name}": value.grad for name, value in net.named_parameters()}
@@ -208,16 +208,16 @@ def expectation(monkeypatch):
 
 
 def steps(first=0, **more):
-    usual = {"epoch": 0, "similarity": -0.5, "distillation": 1.0, "data_wait": 0.1}
+    usual = {"epoch": 0, "cosine": -0.5, "distillation": 1.0, "data_wait": 0.1}
     return [usual | {"steps": first + step + 1} | more for step in range(STEPS)]
 
 
 @pytest.mark.parametrize(
     ("id", "name", "bound", "options", "said"),
     [
-        ("collapsed", "similarity", COLLAPSED, {}, "probably collapsed"),
-        ("stuck", "similarity", STUCK, {"epoch": 3, "first": LEARNT}, "that of unrelated vectors"),
-        ("pull", "distillation", PULL, {}, "times the range of the similarity loss: "),
+        ("collapsed", "cosine", COLLAPSED, {}, "probably collapsed"),
+        ("stuck", "cosine", STUCK, {"epoch": 3, "first": LEARNT}, "that of unrelated vectors"),
+        ("pull", "distillation", PULL, {}, "times the range of the cosine loss: "),
     ],
 )
 def test_a_hint_is_given_beyond_its_bound_and_not_before_it(
@@ -237,7 +237,7 @@ def test_a_hint_is_given_beyond_its_bound_and_not_before_it(
 def test_a_healthy_end_near_the_lowest_loss_is_no_reason_for_a_hint(expectation):
     """Nor is a pull that is as strong as at the start."""
     some = expectation(teacher="t")
-    assert some.hints(steps(similarity=-0.99, distillation=10.0, epoch=9, first=900)) == {}
+    assert some.hints(steps(cosine=-0.99, distillation=10.0, epoch=9, first=900)) == {}
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_a_student_may_learn_nothing_in_its_first_steps_and_its_warm_up(
     warmup_epochs,
     hinted,
 ):
-    records = steps(first, epoch=epoch, similarity=0.0)
+    records = steps(first, epoch=epoch, cosine=0.0)
     found = expectation(warmup_epochs=warmup_epochs).hints(records)
     assert list(found) == ["stuck"] * hinted
 
@@ -271,7 +271,7 @@ def test_batch_norms_of_a_worker_each_are_warned_of(expectation, sync_bn, worker
 
 def test_a_share_is_of_the_range_of_the_loss(expectation):
     lines = expectation(teacher="t", loss_share=0.5).lines()
-    wanted = "begins near 0.5, --loss-share 0.5 of the range of the similarity loss"
+    wanted = "begins near 0.5, --loss-share 0.5 of the range of the cosine loss"
     assert any(wanted in line for line in lines)
 
 

@@ -20,7 +20,7 @@ NAMES = {
     "toy": {"colour": 1.5, "shape": 0.5},
     "no teacher": {"contrastive": 2.0},
     "earlier": {"contrastive": 2.0},  # a run of an earlier version
-    "simsiam": {"similarity": -0.75},
+    "simsiam": {"cosine": -0.75},
 }
 METRICS = {"toy": {"close": 0.5}, "none": {}, "simsiam": {}}
 STEPS = 4
@@ -95,7 +95,7 @@ def test_the_framework_s_losses_are_those_of_the_start(runs):
         ("toy", "colour 1.5 + shape 0.5 + distillation 6, ratio 3.00", False),
         ("no teacher", None, True),
         ("earlier", "contrastive 2 + distillation 6, ratio 3.00", True),
-        ("simsiam", "similarity -0.75 + distillation 6, ratio 6.00", False),
+        ("simsiam", "cosine -0.75 + distillation 6, ratio 6.00", False),
     ],
 )
 def test_the_panel_shows_the_parts_of_the_loss_by_name(runs, name, parts, accuracy):
