@@ -96,6 +96,17 @@ def without_part(config: MethodOptions) -> dict[str, str]:
     return found
 
 
+def without_head(config: Config) -> dict[str, str]:
+    """Return {option: reason} if no chosen part has a head with a hidden layer."""
+    shapes = {config.framework: FRAMEWORKS[config.framework].shapes}
+    shapes |= {name: DISTILLERS[name].shapes for name in config.distill if config.teacher}
+    heads = [name for name in shapes if "head_width" in shapes[name]]
+    if heads and (heads != ["moco"] or config.mlp):
+        return {}
+    fix = "add --mlp" if heads else "leave it out"
+    return {"head_width": f"without a head that has a hidden layer; {fix}"}
+
+
 @dataclass(frozen=True)
 class FrozenOptions:
     """Frozen network."""
@@ -181,7 +192,7 @@ def check_effects(config: Config, given: set[str]) -> None:
         )
     if config.matching == "random" and "refresh_epochs" in given:
         raise RunError("--refresh-epochs: no effect beside --matching random, which is never solved; leave out one of them")
-    unused = without_part(config)
+    unused = without_part(config) | without_head(config)
     default = type(config)()
     for name in sorted(given & unused.keys()):
         if getattr(config, name) == getattr(default, name):

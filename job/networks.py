@@ -58,14 +58,21 @@ class MaxPoolByPlaces(torch.autograd.Function):
 
 
 def build_resnet(
-    arch: str, dim: int = 128, mlp: bool = False, stem: str = "imagenet", width: int = WIDTH, zero_init_residual: bool = False
+    arch: str,
+    dim: int = 128,
+    mlp: bool = False,
+    stem: str = "imagenet",
+    width: int = WIDTH,
+    zero_init_residual: bool = False,
+    head_width: int = 0,
 ) -> models.ResNet:
     """Return a ResNet whose `fc` gives `dim` outputs, through one hidden layer if `mlp` (arXiv 2003.04297, section 3).
 
     stem: "imagenet" is the network as published; "small", for images of about 32 pixels, starts with a
     3x3 convolution of stride 1 and no pooling (arXiv 1512.03385, section 4.2). width: channels of the first stage,
     a multiple of 16; all others are in proportion (arXiv 1605.07146, section 2). zero_init_residual: the last batch
-    norm of each block begins with weights of 0 (arXiv 1706.02677, section 5.1). At 64 channels the network computes and
+    norm of each block begins with weights of 0 (arXiv 1706.02677, section 5.1). head_width: of the hidden layer
+    (0: as many as the features). At 64 channels the network computes and
     names everything as torchvision's own does, to the bit, but the last ReLUs of the stages are not in place,
     which would overwrite the features before them, and the stem's pooling goes before its ReLU: the maximum is
     the same, and two maps of half the images' height and width need not be kept for the backward pass.
@@ -80,7 +87,8 @@ def build_resnet(
         net.maxpool = nn.ReLU(inplace=True)
     if mlp:
         features = net.fc.in_features
-        net.fc = nn.Sequential(nn.Linear(features, features), nn.ReLU(), net.fc)
+        last = nn.Linear(head_width, dim) if head_width else net.fc
+        net.fc = nn.Sequential(nn.Linear(features, last.in_features), nn.ReLU(), last)
     for stage in range(1, DEPTH + 1):
         net.get_submodule(f"layer{stage}")[-1].relu.inplace = False
     return net

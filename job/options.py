@@ -8,6 +8,10 @@ from job.schedules import RateOptions, parse_save_every
 
 STUDENT_WIDTH = "the student's channels in its first stage; the later ones have 2, 4 and 8 times as many (64: as published)"
 KNN_K = "nearest training images that vote in k-NN (0: 200, or the mean size of a class if that is less)"
+HEAD_WIDTH = (
+    "hidden width of the student's heads: MoCo's MLP, SimSiam's projector, distillers' "
+    "(0: as published, the backbone's in a framework)"
+)
 LOADERS = "data loading processes of each worker (-1: as many as it has cores; 0: none)"
 
 
@@ -78,6 +82,7 @@ class StudentOptions:
     stem: str = option("imagenet", "small: a first layer for images of about 32 pixels, of student and teacher", choices=STEMS)
     width: int = option(WIDTH, STUDENT_WIDTH, at_least=WIDTHS.start, at_most=WIDTHS[-1], multiple_of=WIDTHS.step)
     zero_init_residual: bool = option(False, "every residual block begins as the identity, so that a deep network begins shallow")
+    head_width: int = option(0, HEAD_WIDTH, at_least=0, at_most=2**14)
 
 
 @dataclass(frozen=True)

@@ -63,13 +63,14 @@ class MoCoFramework(Framework):
     losses = ("contrastive",)
     metrics = ("accuracy",)  # percent of the queries whose own key has the largest logit
     views, views_name = 2, "query beside key"
-    shapes = ("mlp", "moco_dim", "moco_k")
+    shapes = ("mlp", "moco_dim", "moco_k", "head_width")
     config: MoCoOptions
     module: MoCo
 
     def __init__(self, config: MoCoOptions, stages: list[int]):
         super().__init__(config, stages)
         first = {"stem": config.stem, "width": config.width, "zero_init_residual": config.zero_init_residual}
+        first["head_width"] = config.head_width
         self.module = build_moco(
             comm, config.arch, config.moco_dim, config.moco_k, config.moco_m, config.moco_t, config.mlp, stages, **first
         )

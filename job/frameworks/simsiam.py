@@ -27,7 +27,6 @@ LEARNT, STUCK, COLLAPSED = 100, -0.02, -0.98
 HEAD = "fc"  # the encoder's output that is compared
 # By --sync-bn, what the names of synchronised batch norms begin with.
 SYNCHRONISED = {"all": ("",), "heads": (f"encoder.{HEAD}.", "predictor."), "none": ()}
-HEAD_WIDTH = "width of the projector's hidden layers (0: the backbone's)"
 FIX_PRED_LR = "the predictor's learning rate is always --lr, as in the published training"
 SYNC_BN = "batch norms with the statistics of all workers' images"
 MGD_VIEWS = "views that are distilled; the second needs another pass of the teacher"
@@ -41,7 +40,6 @@ class SimSiamOptions(Options):
 
     dim: int = option(2048, "width of the compared features", at_least=1, at_most=2**14)
     pred_dim: int = option(512, "width of the predictor's hidden layer", at_least=1, at_most=2**14)
-    head_width: int = option(0, HEAD_WIDTH, at_least=0, at_most=2**14)
     fix_pred_lr: bool = option(False, FIX_PRED_LR)
     sync_bn: str = option("all", SYNC_BN, choices=tuple(SYNCHRONISED))
     mgd_views: int = option(2, MGD_VIEWS, at_least=1, at_most=2)

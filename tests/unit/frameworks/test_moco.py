@@ -1,5 +1,6 @@
 """MoCo as a framework: its reference loss, and its metrics."""
 
+import dataclasses
 import math
 
 import pytest
@@ -56,6 +57,15 @@ def test_accuracy_is_a_sum_of_percents_over_the_images(framework):
         framework.module.encoder_k.fc.weight.neg_()
         framework.module.encoder_k.fc.bias.neg_()
     assert run(framework).metrics["accuracy"].item() == 0
+
+
+def test_both_heads_may_be_wider_than_the_backbone():
+    framework = MoCoFramework(dataclasses.replace(CONFIG, mlp=True, head_width=40), [4])
+    state = framework.module.state_dict()
+    for encoder in ("encoder_q", "encoder_k"):
+        shapes = [tuple(state[f"{encoder}.fc.{layer}.weight"].shape) for layer in (0, 2)]
+        assert shapes == [(40, 128), (8, 40)]
+    assert run(framework).embeddings.shape == (6, 8)
 
 
 def test_losses_metrics_and_embeddings_are_as_declared(framework):
