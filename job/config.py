@@ -50,6 +50,10 @@ class Config(MoCoOptions, SimSiamOptions, MGDOptions, MethodOptions):
     def __post_init__(self) -> None:
         if not self.mgd_stages:
             raise RunError(f"--mgd-stages []: expected some of 1 to {DEPTH}; without --teacher nothing is distilled")
+        if self.weak_views and self.aug_plus:
+            raise RunError(
+                "--weak-views and --aug-plus: two kinds of views; expected one. Leave out one of them, or add --no-aug-plus"
+            )
         if self.stage_weights:
             check_weights(self.stage_weights, self.mgd_stages)
         if not self.distill or len(set(self.distill)) < len(self.distill):

@@ -92,6 +92,7 @@ class ViewOptions:
     group = "views"
 
     aug_plus: bool = option(False, "MoCo v2's augmentations")
+    weak_views: bool = option(False, "crops and flips only: no changes of colours, no blur")
     augment_on: str = option("cpu", "where colours, blur and flips are computed", choices=("cpu", "device"))
     crop_min: float = option(0.2, "smallest share of an image's area that a view shows", above=0.0, at_most=1.0)
 

@@ -70,7 +70,7 @@ class Training:
         """
         config, run = self.config, self.run
         order = TrainingOrder(self.images, config.batch_size, run.rank, run.size, config.seed, config.epochs, start)
-        view = RandomView(config.image_size, config.aug_plus, config.crop_min)
+        view = RandomView(config.image_size, config.aug_plus, config.crop_min, config.weak_views)
         number, rendered = self.framework.views, config.augment_on == "cpu"
         views = RandomViews(self.images, view, number, config.seed, rendered)
         return map(self.arrived, run.batches(views, order, config.workers))

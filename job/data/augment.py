@@ -28,11 +28,12 @@ class RandomView:
     """An image (H, W, 3) uint8 and a generator -> a random view: MoCo v2's augmentation if `aug_plus`, else v1's.
 
     crop_min: the smallest share of the image's area that a view shows (arXiv 2003.04297, section 2; the blur is
-    SimCLR's, arXiv 2002.05709). `crop` and `appearance` are its two halves, for a device to draw the second.
+    SimCLR's, arXiv 2002.05709). weak: crops and flips only. `crop` and `appearance` are its two halves, for a device to
+    draw the second.
     """
 
-    def __init__(self, size: int, aug_plus: bool, crop_min: float = 0.2):
-        self.size, self.aug_plus, self.crop_min = size, aug_plus, crop_min
+    def __init__(self, size: int, aug_plus: bool, crop_min: float = 0.2, weak: bool = False):
+        self.size, self.aug_plus, self.crop_min, self.weak = size, aug_plus, crop_min, weak
 
     def __call__(self, image: np.ndarray, random: np.random.Generator) -> torch.Tensor:
         """Return a view, (3, size, size) uint8."""
@@ -56,6 +57,8 @@ class RandomView:
         row[OPERATIONS] = [*order, grey] if self.aug_plus else [grey, *order]
         row[FACTORS] = [*factors[order], 0.0] if self.aug_plus else [0.0, *factors[order]]
         row[SIGMA] = 0.1 + 1.9 * sigma if self.aug_plus and blurred < 0.5 else 0.0
+        if self.weak:
+            row[OPERATIONS], row[SIGMA] = NONE, 0.0
         row[FLIP] = flipped < 0.5
         return row
 

@@ -96,6 +96,22 @@ def test_a_random_view_shows_at_least_the_share_that_is_asked_for(crop_min):
     assert plain_ones > 0 if crop_min == 0.2 else plain_ones == 0
 
 
+@both_versions
+def test_a_weak_view_is_a_crop_flipped_or_not(aug_plus):
+    """Of the same draws: the crops and flips of the other views."""
+    weak, other = (RandomView(16, aug_plus, weak=weak) for weak in (True, False))
+    image, (one, two) = photo(0), (drawing(), drawing())
+    flips = 0
+    for _ in range(20):
+        crop, row, drawn = weak.crop(image, one), weak.appearance(one), other(image, two)
+        assert (row[OPERATIONS] == NONE).all() and row[SIGMA] == 0
+        shown = torch.from_numpy(render(crop.permute(1, 2, 0).numpy(), row)).permute(2, 0, 1)
+        assert torch.equal(shown, crop.flip(2) if row[FLIP] else crop)
+        assert drawn.shape == shown.shape and one.random() == two.random()
+        flips += int(row[FLIP])
+    assert 0 < flips < 20
+
+
 @pytest.mark.parametrize("make", [VIEWS[name] for name in ("v1", "v2", "classifier")])
 def test_a_random_view_is_a_function_of_the_generator(make):
     view, image = make(16), photo(0)

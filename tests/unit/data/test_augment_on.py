@@ -13,9 +13,10 @@ from job.position import Position
 from job.training import Training
 
 
-def batches(images, augment_on, aug_plus, views=2):
+def batches(images, augment_on, aug_plus, views=2, **options):
     """The batches of a run of one worker, from its second step on."""
-    config = Config(image_size=32, aug_plus=aug_plus, augment_on=augment_on, batch_size=8, epochs=1, workers=0)
+    options |= {"augment_on": augment_on, "aug_plus": aug_plus}
+    config = Config(image_size=32, batch_size=8, epochs=1, workers=0, **options)
     run = SimpleNamespace(rank=0, size=1, device=torch.device("cpu"), batches=Batches)
     framework = SimpleNamespace(views=views)
     nothing = dict.fromkeys(("val", "distillation", "trained", "gradients", "optimizer"))
@@ -39,6 +40,15 @@ def test_views_rendered_on_the_device_are_those_of_the_loader_but_for_rounding(i
         for view, other in zip(ours[0], theirs[0], strict=True):
             assert (view.shape, view.dtype) == (other.shape, other.dtype) == ((8, 3, 32, 32), torch.uint8)
             assert (view.int() - other.int()).abs().float().mean((1, 2, 3)).max() < 2
+
+
+def test_weak_views_are_the_same_to_the_bit_and_not_the_others(images):
+    on_cpu, on_device, others = (
+        batches(images, place, False, weak_views=weak) for place, weak in (("cpu", True), ("device", True), ("cpu", False))
+    )
+    for (ours, _), (theirs, _), (strong, _) in zip(on_cpu, on_device, others, strict=True):
+        assert all(torch.equal(one, two) for one, two in zip(ours, theirs, strict=True))
+        assert not any(torch.equal(one, two) for one, two in zip(ours, strong, strict=True))
 
 
 def test_a_place_that_there_is_not_is_refused():
