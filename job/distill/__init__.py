@@ -2,5 +2,6 @@
 
 from job.distill.base import Distiller
 from job.distill.mgd import MGD
+from job.distill.simreg import SimReg
 
-DISTILLERS: dict[str, type[Distiller]] = {"mgd": MGD}
+DISTILLERS: dict[str, type[Distiller]] = {"mgd": MGD, "simreg": SimReg}

@@ -1,0 +1,18 @@
+"""What the distillers of pooled features have in common."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from job.networks import DEPTH
+
+
+def pooled(features: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return the pooled features under the head, (b, C) float32, of {"layer4": (b, C, H, W)} before its last ReLU."""
+    return features[f"layer{DEPTH}"].relu().mean((2, 3), dtype=torch.float32)
+
+
+def hidden_layer(inputs: int, outputs: int) -> list[nn.Module]:
+    """Return a hidden layer with batch norm."""
+    return [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.ReLU()]

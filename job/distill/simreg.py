@@ -1,0 +1,51 @@
+"""SimReg (arXiv 2201.05131): the student's pooled features regress the teacher's, through a head.
+
+The loss is the mean over the images of |h(g_s) - g_t|^2 of normalised vectors, 2 - 2 cos, from 4 to 0.
+The head h is trained, saved in checkpoints, and is not a part of the exported student. Its batch norms
+take the statistics of a worker's micro-batch, as the student's do.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from job.distill.base import Distiller
+from job.distill.pooled import hidden_layer, pooled
+from job.distill.teacher import Teacher
+from job.networks import DEPTH
+
+
+def build_head(width: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Return the head h, (b, width) -> (b, outputs): two MLPs one after the other."""
+    first = [*hidden_layer(width, hidden), nn.Linear(hidden, width)]
+    return nn.Sequential(*first, *hidden_layer(width, hidden), nn.Linear(hidden, outputs))
+
+
+class SimReg(Distiller):
+    """Regression of the teacher's pooled features."""
+
+    name = "simreg"
+    shapes = ("head_width",)
+
+    def __init__(self, config: Any, widths: Mapping[int, int], teacher: Teacher):
+        super().__init__(config, widths, teacher)
+        width, outputs = widths[DEPTH], teacher.norms[DEPTH].num_features
+        head = build_head(width, config.head_width or 2 * width, outputs)
+        self.module.add_module("head", head)
+
+    def targets(
+        self,
+        teacher: Mapping[str, torch.Tensor],
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        """Return the teacher's pooled features, (b, T)."""
+        return pooled(teacher)
+
+    def loss(self, student: Mapping[str, torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
+        """Return the loss, ()."""
+        predicted = self.module.get_submodule("head")(pooled(student)).float()  # (b, T)
+        distances = 2 - 2 * F.cosine_similarity(predicted, targets)  # (b,)
+        return distances.mean() / self.factor.to(distances)
