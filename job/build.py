@@ -46,7 +46,8 @@ def build(config: Config, run: Run) -> Training:
     check_names(framework, kinds)
     compiled, distillation = framework.networks(), Distillation(config, None, [])
     if config.teacher:
-        teacher = load_teacher(config.teacher, config.teacher_arch, config.stem, stages, run)
+        needs_head = any(kind.needs_head(config) for kind in kinds)
+        teacher = load_teacher(config.teacher, config.teacher_arch, config.stem, stages, run, needs_head)
         widths = stage_widths(config.arch, config.width)
         distillers = [kind(config, widths, teacher) for kind in kinds]
         compiled = [*compiled, teacher.net]

@@ -5,7 +5,8 @@ import hashlib
 import itertools
 import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 
@@ -25,10 +26,11 @@ UNUSED = ("total_ops", "total_params")  # counters that the profiler thop leaves
 @travels
 @dataclass
 class Backbone:
-    """A ResNet without its head, from a file.
+    """A ResNet from a file, its head apart.
 
     state: tensors by torchvision's names. report: a line. head: what stood on it there: "linear 512-128",
     "mlp 512-512-128", "none", or "other". meta: "epoch" (None where the file tells none), "config" ({} but for this program's).
+    head_state: the head's tensors, by names such as "weight" or "0.weight".
     """
 
     arch: str
@@ -38,17 +40,23 @@ class Backbone:
     report: str
     head: str
     meta: dict
+    head_state: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
-        """SHA-256, first 16 hex digits, of the tensors' names, types, shapes and bytes, without counts of batches."""
-        found = hashlib.sha256()
-        for name, value in sorted(self.state.items()):
-            if name.endswith("num_batches_tracked"):  # some programs leave them out, and eval mode ignores them
-                continue
-            found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            found.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return found.hexdigest()[:16]
+        """The digest of the tensors, without the head's."""
+        return digest(self.state)
+
+
+def digest(state: Mapping[str, torch.Tensor]) -> str:
+    """Return SHA-256, first 16 hex digits, of tensors' names, types, shapes and bytes, without counts of batches."""
+    found = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        if name.endswith("num_batches_tracked"):  # some programs leave them out, and eval mode ignores them
+            continue
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def is_moco(content: dict) -> bool:
@@ -79,7 +87,8 @@ def read_backbone(path: str, arch: str = "", arch_flag: str = "--teacher-arch") 
     if broken := [key for key, value in body.items() if value.is_floating_point() and not torch.isfinite(value.float()).all()]:
         raise RunError(f"{path}: {broken[0]} has values that are not finite ({len(broken)} such tensors): use another file")
     taken = {name: body[key] for name in expected_shapes(arch, stem, width) if (key := layout.key(name)) in body}
-    head = describe_head(state, layout.prefix)
+    head_state = find_head(state, layout.prefix)
+    head = describe_head(head_state)
     of_width = "" if width == WIDTH else f" of width {width}"
     nested = f" in {layout.where}" if layout.where else ""
     under = f" under {layout.prefix}*" if layout.prefix else ""
@@ -89,7 +98,7 @@ def read_backbone(path: str, arch: str = "", arch_flag: str = "--teacher-arch") 
         f"{len(taken)} tensors{under} taken, none missing; dropped: {list_dropped(state, body, layout.prefix)} "
         f"(head: {head}){left}"
     )
-    return Backbone(arch, stem, width, taken, report, head, describe_run(content))
+    return Backbone(arch, stem, width, taken, report, head, describe_run(content), head_state)
 
 
 def describe_body(path: str, layout: Layout, state: dict) -> tuple[dict[str, torch.Tensor], Layout, str, int]:
@@ -168,19 +177,31 @@ def list_dropped(state: dict, body: dict, prefix: str) -> str:
     return ", ".join(parts) or "nothing"
 
 
-def describe_head(state: dict, prefix: str) -> str:
-    """What stands on the backbone: the widths of its `fc`, or of the projector behind the prefix or beside the backbone."""
+def find_head(state: dict, prefix: str) -> dict[str, torch.Tensor]:
+    """Return the tensors of what stands on the backbone, by its own names; {} if there is nothing.
+
+    It is the backbone's `fc`, or the projector behind the prefix or beside the backbone.
+    """
     beside = "".join(prefix.removesuffix(".").rpartition(".")[:2])
     projectors = [place + name for place in (prefix, beside) for name in ("projection_head.", "projector.")]
+    tensors = {key: value for key, value in state.items() if torch.is_tensor(value) and key.rpartition(".")[2] not in UNUSED}
     for start in (f"{prefix}fc.", *projectors):
-        inside = [key for key, value in state.items() if key.startswith(start) and torch.is_tensor(value) and value.ndim == 2]
-        shapes = [state[key].shape for key in sorted(inside, key=lambda key: [int(part) for part in re.findall(r"\d+", key)])]
-        if any(before[0] != after[1] for before, after in itertools.pairwise(shapes)):
-            return "other"
-        if shapes:
-            widths = [shapes[0][1], *(shape[0] for shape in shapes)]
-            return f"{'linear' if len(shapes) == 1 else 'mlp'} {'-'.join(map(str, widths))}"
-    return "none"
+        head = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+        if any(value.ndim == 2 for value in head.values()):
+            return head
+    return {}
+
+
+def describe_head(head: dict[str, torch.Tensor]) -> str:
+    """Return a head's widths: "linear 512-128", "mlp 512-512-128"; "none", or "other" if they do not follow one another."""
+    names = [name for name, value in head.items() if value.ndim == 2]
+    shapes = [head[name].shape for name in sorted(names, key=lambda name: [int(part) for part in re.findall(r"\d+", name)])]
+    if not shapes:
+        return "none"
+    if any(before[0] != after[1] for before, after in itertools.pairwise(shapes)):
+        return "other"
+    widths = [shapes[0][1], *(shape[0] for shape in shapes)]
+    return f"{'linear' if len(shapes) == 1 else 'mlp'} {'-'.join(map(str, widths))}"
 
 
 def describe_run(content: dict) -> dict:

@@ -89,6 +89,11 @@ class Distiller:
         """Return the stages, from 1, whose features the distiller needs."""
         return [DEPTH]
 
+    @staticmethod
+    def needs_head(config: Any) -> bool:
+        """Return whether the distiller needs the outputs of the teacher's head, "fc" (b, d)."""
+        return False
+
     @property
     def factor(self) -> torch.Tensor:
         """The divisor of the loss, () float64."""
@@ -97,6 +102,7 @@ class Distiller:
     def targets(self, teacher: Mapping[str, torch.Tensor], generator: torch.Generator) -> Any:
         """Return what `loss` needs of the teacher's features {"layerN": (b, T, H, W)}; the rest is released.
 
+        They have "fc" (b, d), its head's outputs, if a distiller of the run `needs_head`.
         generator: for random targets.
         """
         return teacher

@@ -4,41 +4,76 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torchvision.models import ResNet
 
-from job.checkpoints.foreign import read_backbone
+from job.checkpoints.foreign import Backbone, digest, read_backbone
 from job.cluster import comm
 from job.engine.run import Run
 from job.errors import RunError
-from job.networks import build_resnet, fold_norms, stage_norms, with_features
+from job.networks import HEAD, build_head, build_resnet, fold_norms, stage_norms, with_features
 
 
 @dataclass(frozen=True)
 class Teacher:
     """A frozen network in eval mode."""
 
-    net: nn.Module  # (b, 3, H, W), normalised -> {"layerN": (b, T, H, W)}, before the stage's last ReLU
+    net: nn.Module  # (b, 3, H, W), normalised -> {"layerN": (b, T, H, W)}, before the stage's last ReLU, and "fc" of a head
     norms: dict[int, nn.BatchNorm2d]  # the last batch norm of each stage: T channels
     digest: str  # of the weights in its file
     shown: str  # network and width, for messages
+    head_dim: int = 0  # outputs of its head, "fc" (b, head_dim); 0: it has been left out
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return its tensors by name."""
         return {f"teacher.{name}": value for name, value in self.net.state_dict().items()}
 
 
-def load_teacher(path: str, arch: str, stem: str, stages: list[int], run: Run) -> Teacher:
+def load_teacher(
+    path: str,
+    arch: str,
+    stem: str,
+    stages: list[int],
+    run: Run,
+    needs_head: bool = False,
+) -> Teacher:
     """Load the teacher from a checkpoint, with the features of `stages`. A collective.
 
-    arch: the network, or "" for what the file says. stem: the student's. RunError: the file cannot be used, or has another stem.
+    arch: the network, or "" for what the file says. stem: the student's. needs_head: with its head.
+    RunError: the file cannot be used, has another stem, or lacks the head.
     """
     weights = run.on_first(lambda: read_backbone(path, arch))
     if weights.stem != stem:
         raise RunError(f"{path} has the {weights.stem} stem, the student the {stem} one: choose --stem {weights.stem}")
     net = build_resnet(weights.arch, stem=weights.stem, width=weights.width)
     net.load_state_dict(weights.state, strict=False)  # only the head is missing: read_backbone has checked the rest
+    state, head_dim = weights.state, 0
+    if needs_head:
+        head_dim = add_head(net, weights, path)
+        state = state | {f"{HEAD}.{name}": value for name, value in weights.head_state.items()}
     run.log.record("teacher", f"teacher {weights.report}", arch=weights.arch, path=path)
     norms = stage_norms(net)
-    frozen = with_features(fold_norms(net), stages, output=None).eval().requires_grad_(False)
+    features = with_features(fold_norms(net), stages, output=HEAD if needs_head else None)
+    frozen = features.eval().requires_grad_(False)
     comm.broadcast_(frozen.state_dict())  # folding may round differently on another kind of processor
     frozen = frozen.to(run.device).to(memory_format=torch.channels_last)
-    return Teacher(frozen, norms, weights.digest, f"{weights.arch}, width {weights.width}")
+    return Teacher(frozen, norms, digest(state), f"{weights.arch}, width {weights.width}", head_dim)
+
+
+def add_head(net: ResNet, weights: Backbone, path: str) -> int:
+    """Put the head of a file on its network; return the number of its outputs.
+
+    RunError: it has none, or one that cannot be built.
+    """
+    expected = "expected linear layers, batch norms and ReLUs, as MoCo and SimSiam save them"
+    fix = "Use another file, or distillers that need no head"
+    if not weights.head_state:
+        raise RunError(f"--teacher {path}: no head on its network; {expected}. {fix}")
+    features = net.fc.in_features
+    try:
+        head = build_head(weights.head_state)
+        outputs = head(torch.zeros(1, features)).shape[1]
+    except (ValueError, RuntimeError) as error:
+        cause = f"its head ({weights.head}) cannot be used: {str(error).splitlines()[0]}"
+        raise RunError(f"--teacher {path}: {cause}; {expected}. {fix}") from None
+    net.fc = head  # type: ignore[assignment]
+    return outputs

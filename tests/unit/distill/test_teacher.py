@@ -1,0 +1,103 @@
+"""The teacher's head: read with the network where a distiller needs it, or refused in one line."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from errors import refused
+from torch import nn
+
+from job.distill.teacher import load_teacher
+from job.frameworks.simsiam import build_projector
+from job.networks import build_mlp, build_resnet, with_features
+from runs import Kept
+
+C, DIM = 128, 7  # features of the network, and outputs of its head
+RUN = SimpleNamespace(on_first=lambda work: work(), log=Kept(), device=torch.device("cpu"))
+
+
+def normed():
+    """A head of lightly's, with batch norm."""
+    return nn.ModuleDict({"layers": nn.Sequential(nn.Linear(C, 9, bias=False), nn.BatchNorm1d(9), nn.ReLU(), nn.Linear(9, DIM))})
+
+
+HEADS = {  # prefix of the network and of the head, and the head
+    "linear": ("module.encoder_q.", "module.encoder_q.fc.", lambda: nn.Linear(C, DIM)),
+    "moco": ("module.encoder_q.", "module.encoder_q.fc.", lambda: build_mlp(C, 20, DIM)),
+    "simsiam": ("module.encoder.", "module.encoder.fc.", lambda: build_projector(C, 20, DIM)),
+    "lightly": ("backbone.", "projection_head.", normed),
+}
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    return build_resnet("resnet18", stem="small", width=16)
+
+
+def shaken(head):
+    """A head whose tensors are all at random, without negative variances."""
+    for value in head.state_dict().values():
+        if value.is_floating_point():
+            value.copy_(torch.rand(value.shape))
+    return head.eval()
+
+
+def write(path, net, prefix, start="", head=None):
+    body = {prefix + name: value for name, value in net.state_dict().items() if not name.startswith("fc.")}
+    own = {start + name: value for name, value in (head or {}).items()}
+    torch.save({"state_dict": body | own}, path)
+    return str(path)
+
+
+def load(path, needs_head=True):
+    return load_teacher(path, "", "small", [4], RUN, needs_head)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_the_head_s_outputs_are_among_the_features(tmp_path, net, kind):
+    prefix, start, make = HEADS[kind]
+    torch.manual_seed(1)
+    head = shaken(make())
+    path = write(tmp_path / "teacher", net, prefix, start, head.state_dict())
+    images = torch.randn(3, 3, 16, 16)
+    teacher = load(path)
+    found = teacher.net(images)
+    with torch.no_grad():
+        maps = with_features(net.eval(), [4], None)(images)["layer4"]
+        expected = (head["layers"] if kind == "lightly" else head)(maps.relu().mean((2, 3)))
+    assert teacher.head_dim == DIM and torch.allclose(found["fc"], expected, rtol=1e-3, atol=1e-4)
+    assert not found["fc"].requires_grad and not teacher.net.training
+    assert any(name.startswith("teacher.fc.") for name in teacher.state())
+
+
+def test_without_need_the_head_is_left_out(tmp_path, net):
+    """And the digest is that of the network alone, as in older checkpoints."""
+    prefix, start, make = HEADS["moco"]
+    paths = [write(tmp_path / str(n), net, prefix, start, make().state_dict()) for n in range(2)]
+    without, with_head = ([load(path, needs) for path in paths] for needs in (False, True))
+    assert list(without[0].net(torch.zeros(1, 3, 16, 16))) == ["layer4"] and without[0].head_dim == 0
+    assert without[0].digest == without[1].digest
+    assert len({teacher.digest for teacher in (*without, *with_head)}) == 3
+
+
+nan = torch.full((DIM, C), torch.nan)
+REFUSED = {
+    "none": ({}, "no head on its network"),
+    "narrow": (nn.Linear(C - 1, DIM).state_dict(), "(linear 127-7) cannot be used"),
+    "nan": ({"weight": nan}, "weight has values that are not finite"),
+    "unknown": ({"mlp.0.weight": torch.ones(DIM, C)}, "mlp.0.weight belongs to no linear layer or batch norm"),
+    "convolution": ({"0.weight": torch.ones(DIM, C), "1.weight": torch.ones(DIM, DIM, 1)}, "belong to no linear layer"),
+    "surplus": ({"weight": torch.ones(DIM, C), "scale": torch.ones(1)}, 'Unexpected key(s) in state_dict: "scale"'),
+    "bias": ({"weight": torch.ones(DIM, C), "bias": torch.ones(3)}, "size mismatch for bias"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_head_that_is_missing_or_unknown_is_one_line(tmp_path, net, case):
+    head, cause = REFUSED[case]
+    path = write(tmp_path / "teacher", net, "module.encoder_q.", "module.encoder_q.fc.", head)
+    message = refused(load, path)
+    assert message.startswith(f"--teacher {path}: ") and cause in message
+    assert "expected linear layers, batch norms and ReLUs" in message and "distillers that need no head" in message
+    load(path, needs_head=False)
