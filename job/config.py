@@ -2,13 +2,15 @@
 
 import math
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from job import cli
 from job.declare import flag, groups, option
 from job.distill import DISTILLERS
+from job.distill.base import DistillOptions
 from job.distill.mgd import MGDOptions
+from job.distill.similarity import SimilarityOptions
 from job.errors import RunError
 from job.frameworks import FRAMEWORKS
 from job.frameworks.moco import MoCoOptions
@@ -44,7 +46,7 @@ class MethodOptions(Options):
 
 
 @dataclass(frozen=True)
-class Config(MoCoOptions, SimSiamOptions, MGDOptions, MethodOptions):
+class Config(MoCoOptions, SimSiamOptions, MGDOptions, SimilarityOptions, MethodOptions):
     """Train a student on unlabelled images, alone or with a teacher."""
 
     def __post_init__(self) -> None:
@@ -70,7 +72,9 @@ class Config(MoCoOptions, SimSiamOptions, MGDOptions, MethodOptions):
 
 
 # The options that have an effect only with --teacher.
-OF_TEACHER = {"distill", "mgd_views"} | {f.name for f in fields(MGDOptions)} - {f.name for f in fields(Options)} - {"teacher"}
+OF_TEACHER = {"distill", "mgd_views"} | {
+    name for group, found in groups(Config).items() if group in (DistillOptions.group, *DISTILLERS) for name in found.options
+} - {"teacher"}
 
 
 def check_weights(weights: list[float], stages: list[int]) -> None:

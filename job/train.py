@@ -137,6 +137,7 @@ def train_epoch(training: Training, batches: Iterator, journal: TrainingJournal,
         journal.check_finite(step, totals, gradients.beyond)
         training.optimizer.step()
         framework.after_update(prepared)
+        distillation.after_update()
 
         # Records.
         journal.step(step, totals)

@@ -2,6 +2,7 @@
 
 from job.distill.base import Distiller
 from job.distill.mgd import MGD
+from job.distill.similarity import Similarity
 from job.distill.simreg import SimReg
 
-DISTILLERS: dict[str, type[Distiller]] = {"mgd": MGD, "simreg": SimReg}
+DISTILLERS: dict[str, type[Distiller]] = {"mgd": MGD, "simreg": SimReg, "similarity": Similarity}

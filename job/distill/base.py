@@ -111,6 +111,16 @@ class Distiller:
         """Return the loss of the student's features {"layerN": (b, S, H, W)}, a mean over the images divided by `factor`, ()."""
         raise NotImplementedError
 
+    def remembered(self, targets: Any) -> torch.Tensor | None:
+        """Return what `after_update` needs of a micro-batch's targets, (b, ...), or None."""
+        return None
+
+    def after_update(self, remembered: torch.Tensor) -> None:
+        """End a step, after the optimizer's update.
+
+        remembered: of the total batch, (B, ...), in its order, which is the same for any number of workers.
+        """
+
     def weight(self, position: Position, steps: int) -> float:
         """Return the weight of the loss at a step of an epoch of `steps`."""
         return pull(*position, self.config.epochs, steps) if self.config.loss_ramp else 1.0

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from job.cluster import comm
 from job.data import randomness
 from job.distill.base import Change, Distiller, DistillOptions, Networks
 from job.distill.loss_factor import measure_factor
@@ -15,6 +16,7 @@ class Distillation:
 
     def __init__(self, config: DistillOptions, networks: Networks | None, distillers: list[Distiller]):
         self.config, self.networks, self.distillers = config, networks, distillers
+        self.remembered: dict[str, list[torch.Tensor]] = {}  # of a step's micro-batches, by distiller
 
     @property
     def names(self) -> list[str]:
@@ -36,7 +38,17 @@ class Distillation:
             for (distiller, generator), found in zip(drawn, targets, strict=True):
                 found.append(distiller.targets(features, generator))
             del features  # the next view's pass can use their memory
+        for distiller, (first, *_) in zip(self.distillers, targets, strict=True):
+            if (remembered := distiller.remembered(first)) is not None:
+                self.remembered.setdefault(distiller.name, []).append(remembered)
         return targets
+
+    def after_update(self) -> None:
+        """End a step, after the optimizer's update. A collective."""
+        for distiller in self.distillers:
+            if parts := self.remembered.pop(distiller.name, None):
+                total = comm.gather(torch.cat(parts), f"distill.{distiller.name}")  # (B, ...)
+                distiller.after_update(total)
 
     def generator(self, batch: MicroBatch) -> torch.Generator:
         """Return the generator of a micro-batch's random targets."""

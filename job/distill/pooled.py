@@ -7,6 +7,8 @@ from torch import nn
 
 from job.networks import DEPTH
 
+HIDDEN = 2048  # width of a head's hidden layer, as published for SEED and DisCo
+
 
 def pooled(features: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Return the pooled features under the head, (b, C) float32, of {"layer4": (b, C, H, W)} before its last ReLU."""

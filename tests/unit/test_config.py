@@ -128,6 +128,10 @@ FLAGS = [
     ("--head-width 2048 --framework simsiam", "head_width", 2048),
     ("--fix-pred-lr --framework simsiam", "fix_pred_lr", True),
     ("--sync-bn heads --framework simsiam", "sync_bn", "heads"),
+    ("--distill similarity --similarity seed", "similarity", "seed"),
+    ("--distill similarity --similarity-k 9", "similarity_k", 9),
+    ("--distill similarity --similarity-t 0.5", "similarity_t", 0.5),
+    ("--distill similarity --similarity-teacher-t 0.5", "similarity_teacher_t", 0.5),
     ("--mgd-views 1 --framework simsiam", "mgd_views", 1),
 ]
 

@@ -107,6 +107,24 @@ def test_the_teacher_sees_the_views_that_are_distilled_and_the_loss_is_their_mea
     assert found["two"].item() == pytest.approx(4 * square / 2)
 
 
+def test_after_an_update_a_distiller_gets_what_it_remembers_of_the_first_views(monkeypatch, seen):
+    """Of all micro-batches of the step, once. Others are not called."""
+    both, _ = together(seen)
+    both.networks.framework.distilled_views = 2
+    first, second = both.distillers
+    got = []
+    monkeypatch.setattr(first, "targets", lambda features, generator: torch.tensor([[len(seen)], [9]]))
+    monkeypatch.setattr(first, "remembered", lambda targets: targets)
+    monkeypatch.setattr(first, "after_update", got.append)
+    monkeypatch.setattr(second, "after_update", lambda _: pytest.fail("called"))
+    for step in range(2):
+        for part in range(2):
+            both.targets(MicroBatch(torch.zeros(2, 3, 4, 4), Position(0, step), part, 2 * part, (torch.zeros(2, 3, 4, 4),)))
+        both.after_update()
+    both.after_update()
+    assert [remembered[:, 0].tolist() for remembered in got] == [[0, 9, 2, 9], [4, 9, 6, 9]]
+
+
 def test_losses_have_the_distillers_names_and_their_own_factors():
     both, _ = together(loss_factor=2.0)
     both.distillers[1].factor.fill_(8.0)

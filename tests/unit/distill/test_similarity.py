@@ -1,0 +1,121 @@
+"""Similarity: loss and gradients against a loop over images in float64, its queue, and its settings."""
+
+import numpy as np
+import pytest
+import torch
+from distillers import HEAD, B, S, T, array, build, by_image, check_gradient, features, unit
+
+from job.config import read_config
+from job.distill.similarity import SETTINGS
+
+K, TEMPERATURES = 9, {"similarity_t": 0.3, "similarity_teacher_t": 0.1}
+DIMS = {"seed": HEAD, "headless": T}
+settings = pytest.mark.parametrize("setting", DIMS)
+
+
+def new(setting, **options):
+    return build("similarity", similarity=setting, similarity_k=K, **TEMPERATURES | options)
+
+
+def through(head, vector):
+    """What the head makes of a vector."""
+    if "weight" in head:
+        return head["weight"] @ vector + head["bias"]
+    hidden = np.maximum(head["0.weight"] @ vector + head["0.bias"], 0)
+    return head["2.weight"] @ hidden + head["2.bias"]
+
+
+def probabilities(vector, others, temperature):
+    exponents = np.array([vector @ other for other in others]) / temperature
+    exponents = np.exp(exponents - exponents.max())
+    return exponents / exponents.sum()
+
+
+def slow_loss(head, queue, student, teacher):
+    """Cross entropy image by image. teacher: an embedding of each image."""
+    loss = 0.0
+    for ours, theirs in zip(by_image(student), teacher, strict=True):
+        s, t = unit(through(head, ours)), unit(theirs)
+        others = [t, *queue.T]
+        wanted = probabilities(t, others, TEMPERATURES["similarity_teacher_t"])
+        found = probabilities(s, others, TEMPERATURES["similarity_t"])
+        loss -= sum(p * np.log(q) for p, q in zip(wanted, found, strict=True)) / B
+    return loss
+
+
+@settings
+def test_loss_and_gradients_are_those_of_a_loop_over_images(setting):
+    distiller = new(setting, head_width=11 * (setting == "seed"))
+    student, teacher = features(S, 1), features(T, 2, HEAD)
+    loss = distiller.loss(student, distiller.targets(teacher, None))
+    loss.backward()
+    queue, maps = array(distiller.module.queue), array(student["layer4"])
+    embeddings = array(teacher["fc"]) if setting == "seed" else by_image(array(teacher["layer4"]))
+    head = {name: array(value) for name, value in distiller.module.head.state_dict().items()}
+    assert loss.item() == pytest.approx(slow_loss(head, queue, maps, embeddings), rel=1e-5)
+    check_gradient(student["layer4"], lambda value: slow_loss(head, queue, value, embeddings))
+    for name, value in distiller.module.head.named_parameters():
+        check_gradient(value, lambda new, name=name: slow_loss(head | {name: new}, queue, maps, embeddings))
+
+
+@settings
+def test_the_loss_of_the_teacher_s_own_embeddings_is_the_entropy_of_the_targets(setting, monkeypatch):
+    """With equal temperatures: the least that there is."""
+    distiller = new(setting, similarity_t=0.2, similarity_teacher_t=0.2)
+    targets = distiller.targets(features(T, 2, HEAD), None)
+    entropy = 0.0
+    for t in array(targets):
+        wanted = probabilities(t, [t, *array(distiller.module.queue).T], 0.2)
+        entropy -= (wanted * np.log(wanted)).sum() / B
+    usual = distiller.loss(features(S, 1), targets).item()
+    monkeypatch.setattr(distiller.module.head, "forward", lambda pooled: targets)
+    assert distiller.loss(features(S, 1), targets).item() == pytest.approx(entropy, rel=1e-4)
+    assert entropy < usual
+
+
+@settings
+def test_the_factor_divides_the_mean_over_images(setting):
+    one, other = new(setting), new(setting, loss_factor=4.0)
+    student, teacher = features(S, 1), features(T, 2, HEAD)
+    loss = one.loss(student, one.targets(teacher, None)).item()
+    assert other.loss(student, other.targets(teacher, None)).item() == pytest.approx(loss / 4)
+    student, teacher = ({name: torch.cat([value] * 2) for name, value in each.items()} for each in (student, teacher))
+    assert one.loss(student, one.targets(teacher, None)).item() == pytest.approx(loss, rel=1e-5)
+
+
+@settings
+def test_the_queue_has_the_last_embeddings(setting):
+    """Random directions at the start. It wraps, and the loss leaves it as it is."""
+    distiller = new(setting)
+    queue = distiller.module.queue
+    before = queue.clone()
+    assert torch.allclose(queue.norm(dim=0), torch.ones(K))
+    seen = [distiller.targets(features(T, seed, HEAD), None) for seed in range(3)]
+    distiller.loss(features(S, 1), seen[0]).backward()
+    assert torch.equal(queue, before)
+    for targets in seen:
+        distiller.after_update(distiller.remembered(targets))
+    last = torch.cat(seen)[-K:]
+    first = 3 * B % K
+    assert torch.equal(queue.roll(-first, 1).T, last) and distiller.module.queue_ptr.tolist() == [first]
+    state = distiller.module.state_dict()
+    assert {"queue", "queue_ptr"} < state.keys()
+
+
+def test_a_setting_has_its_published_values_unless_others_are_given():
+    for setting, dim in DIMS.items():
+        distiller, published = build("similarity", similarity=setting), SETTINGS[setting]
+        assert distiller.module.queue.shape == (dim, published.k)
+        assert (distiller.t, distiller.teacher_t) == (published.t, published.teacher_t)
+        assert (new(setting).t, new(setting).teacher_t) == (0.3, 0.1)
+    shapes = [tuple(value.shape) for value in build("similarity", similarity="seed").module.head.parameters()]
+    assert shapes == [(2048, S), (2048,), (HEAD, 2048), (HEAD,)]
+
+
+def test_the_preset_is_the_published_recipe():
+    config = read_config(["DIR", "--config", "seed"])
+    assert (config.framework, config.distill, config.similarity) == ("none", ["similarity"], "seed")
+    assert (config.lr, config.batch_size, config.epochs, config.warmup_epochs) == (0.03, 256, 200, 5)
+    assert config.cos and config.aug_plus and not config.weak_views
+    assert (config.similarity_k, config.similarity_t, config.similarity_teacher_t) == SETTINGS["seed"]
+    assert (config.loss_share, config.loss_factor) == (0, 1)
