@@ -21,7 +21,7 @@ from job.engine.run import Run
 from job.errors import RunError
 from job.frameworks import FRAMEWORKS, Framework
 from job.metrics import schema
-from job.networks import DEPTH, stage_widths
+from job.networks import DEPTH, HEAD, stage_widths
 from job.training import CHECKPOINT, Training
 
 # Names that the loop gives to a step's numbers, in their sums over the workers or in their record.
@@ -44,11 +44,12 @@ def build(config: Config, run: Run) -> Training:
     stages = sorted({stage for kind in kinds for stage in kind.stages(config)} or {DEPTH})  # DEPTH: for signs of collapse
     framework = FRAMEWORKS[config.framework](config, stages)
     check_names(framework, kinds)
+    framework.distil(max((kind.views for kind in kinds), default=1))
     compiled, distillation = framework.networks(), Distillation(config, None, [])
     if config.teacher:
         needs_head = any(kind.needs_head(config) for kind in kinds)
         teacher = load_teacher(config.teacher, config.teacher_arch, config.stem, stages, run, needs_head)
-        widths = stage_widths(config.arch, config.width)
+        widths = stage_widths(config.arch, config.width) | {HEAD: framework.head_dim}
         distillers = [kind(config, widths, teacher) for kind in kinds]
         compiled = [*compiled, teacher.net]
         distillation = Distillation(config, Networks(run, images, framework, teacher), distillers)

@@ -71,15 +71,17 @@ class Distiller:
 
     name: in --distill. shapes: options that shape its tensors. module: all that is trained, saved and restored; its buffer
     `factor`, () float64, divides the loss. A distiller keeps no tensor elsewhere: `with_change` copies `module` only.
-    widths: channels of the student's stages, {stage: S}.
+    widths: channels of the student's stages, {stage: S}, and outputs of its framework's head, {"fc": d}, 0 without one.
+    views: of each image, that it distils at least.
     """
 
     name: str
     shapes: tuple[str, ...] = ()
+    views: int = 1
     config: DistillOptions
     module: nn.Module
 
-    def __init__(self, config: Any, widths: Mapping[int, int], teacher: Teacher):
+    def __init__(self, config: Any, widths: Mapping[Any, int], teacher: Teacher):
         """RunError: the teacher does not fit the student."""
         self.config, self.module = config, nn.Module()
         self.module.register_buffer("factor", torch.tensor(config.loss_factor, dtype=torch.float64))
@@ -108,7 +110,10 @@ class Distiller:
         return teacher
 
     def loss(self, student: Mapping[str, torch.Tensor], targets: Any) -> torch.Tensor:
-        """Return the loss of the student's features {"layerN": (b, S, H, W)}, a mean over the images divided by `factor`, ()."""
+        """Return the loss of the student's features {"layerN": (b, S, H, W)}, a mean over the images divided by `factor`, ().
+
+        They have "fc" (b, d), the outputs of the framework's head, if there is one.
+        """
         raise NotImplementedError
 
     def remembered(self, targets: Any) -> torch.Tensor | None:

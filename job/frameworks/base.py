@@ -33,7 +33,7 @@ class Output:
     """The results of a student's forward pass over a micro-batch of b images."""
 
     losses: dict[str, torch.Tensor]  # () each: means over the images, by name
-    features: dict[str, torch.Tensor]  # {"layerN": (b, S, H, W)}, before the stage's last ReLU
+    features: dict[str, torch.Tensor]  # {"layerN": (b, S, H, W)}, before the stage's last ReLU; "fc" (b, d) of a head
     embeddings: torch.Tensor  # (b, d), L2-normalised, without gradient
     metrics: dict[str, torch.Tensor]  # () each: sums over the images, by name
     others: tuple[dict[str, torch.Tensor], ...] = ()  # features of the further distilled views
@@ -47,7 +47,8 @@ class Framework:
     of them whose features are distilled. reference: the loss of a student that knows nothing, or
     its range; --loss-share is relative to it. shapes: options that shape its tensors.
     stages: those whose features `forward` must give. module: all that is trained, saved and restored.
-    encoder: the student in it, images (b, 3, H, W) -> {"layerN": (b, S, H, W)} at least.
+    encoder: the student in it, images (b, 3, H, W) -> {"layerN": (b, S, H, W)} at least, and "fc" (b, d) of a head.
+    head_dim: d, the head's outputs; 0: there is no head.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Framework:
     student_views: int = 1
     distilled_views: int = 1
     shapes: tuple[str, ...] = ()
+    head_dim: int = 0
     module: nn.Module
     encoder: nn.Module
 
@@ -72,6 +74,12 @@ class Framework:
         """Return a new network of the student's options, whose `fc` gives `dim` outputs."""
         config = self.config
         return build_resnet(config.arch, dim, mlp, config.stem, config.width, config.zero_init_residual)
+
+    def distil(self, views: int) -> None:
+        """Let `views` views of each image at least pass through the student and be distilled."""
+        self.views = max(self.views, views)
+        self.student_views = max(self.student_views, views)
+        self.distilled_views = max(self.distilled_views, views)
 
     def networks(self) -> list[nn.Module]:
         """Return the networks that --compile compiles."""

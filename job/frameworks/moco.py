@@ -18,7 +18,7 @@ from job.metrics.bounds import RANK
 from job.networks import build_resnet, with_features
 from job.options import Options
 from job.position import Position
-from moco.model import HEAD, Keys, MoCo
+from moco.model import Keys, MoCo
 from moco.shuffle import Workers
 
 # Shares of ln(K + 1), steps, and percent. Measured on ResNet-18 and the digits, 256 negatives, two workers, 44 steps an epoch.
@@ -74,7 +74,7 @@ class MoCoFramework(Framework):
         self.module = build_moco(
             comm, config.arch, config.moco_dim, config.moco_k, config.moco_m, config.moco_t, config.mlp, stages, **first
         )
-        self.encoder = self.module.encoder_q
+        self.encoder, self.head_dim = self.module.encoder_q, config.moco_dim
         self.reference, self.reference_text = math.log(config.moco_k + 1), "ln(K + 1)"  # the loss of guessing
 
     def networks(self) -> list[nn.Module]:
@@ -92,8 +92,9 @@ class MoCoFramework(Framework):
         logits, queries, encoded = self.module(batch.images, prepared, batch.part)
         positive = torch.zeros(len(logits), dtype=torch.long, device=logits.device)  # every query's logit 0
         correct = 100.0 * (logits.argmax(1) == 0).sum()  # ()
-        features = {name: value for name, value in encoded.items() if name != HEAD}
-        return Output({"contrastive": F.cross_entropy(logits, positive)}, features, queries, {"accuracy": correct})
+        others = tuple(self.encoder(images) for images in batch.others)
+        loss = F.cross_entropy(logits, positive)
+        return Output({"contrastive": loss}, encoded, queries, {"accuracy": correct}, others)
 
     def after_update(self, prepared: Keys) -> None:
         """Put the step's keys into the queue."""

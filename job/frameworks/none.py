@@ -1,4 +1,4 @@
-"""No framework: distillers only train the student, on one view of each image."""
+"""No framework: distillers only train the student, on one view of each image, or as many as they need."""
 
 import math
 
@@ -31,6 +31,6 @@ class NoFramework(Framework):
 
     def forward(self, batch: MicroBatch, prepared: None) -> Output:
         """Run the student on a micro-batch."""
-        features = self.encoder(batch.images)
-        pooled = features.pop(POOLED).detach().float()  # (b, C)
-        return Output({}, features, F.normalize(pooled, dim=1), {})
+        first, *others = (self.encoder(images) for images in (batch.images, *batch.others))
+        pooled, *_ = [features.pop(POOLED).detach().float() for features in (first, *others)]  # (b, C)
+        return Output({}, first, F.normalize(pooled, dim=1), {}, tuple(others))

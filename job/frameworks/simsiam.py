@@ -16,7 +16,7 @@ from job.engine.sync_norm import synchronise
 from job.errors import RunError
 from job.frameworks.base import Framework, MicroBatch, Output
 from job.metrics import collapse
-from job.networks import DEPTH, stage_widths, with_features
+from job.networks import DEPTH, HEAD, stage_widths, with_features
 from job.options import Options
 
 # Means of an epoch's steps. Measured on ResNet-18 of width 16 and the digits, with a batch of 64
@@ -24,7 +24,6 @@ from job.options import Options
 # and -0.79 in the sixth; at 0.5, -0.18, -0.83 and -0.91; at 0.0125 it is 0.00 in three. None has
 # collapsed.
 LEARNT, STUCK, COLLAPSED = 100, -0.02, -0.98
-HEAD = "fc"  # the encoder's output that is compared
 # By --sync-bn, what the names of synchronised batch norms begin with.
 SYNCHRONISED = {"all": ("",), "heads": (f"encoder.{HEAD}.", "predictor."), "none": ()}
 FIX_PRED_LR = "the predictor's learning rate is always --lr, as in the published training"
@@ -96,13 +95,16 @@ class SimSiamFramework(Framework):
                 "collectives, which cannot be compiled; expected --sync-bn none. Set it, or leave "
                 "out --compile"
             )
-        self.distilled_views = config.mgd_views
+        self.distilled_views, self.head_dim = config.mgd_views, config.dim
         width, dim = stage_widths(config.arch, config.width)[DEPTH], config.dim
         net = self.network()
         net.fc = build_projector(width, config.head_width or width, dim)  # type: ignore[assignment]
         self.encoder = with_features(net, stages, HEAD)
         self.module = SimSiam(self.encoder, build_predictor(dim, config.pred_dim))
         synchronise(self.module, SYNCHRONISED[config.sync_bn])
+
+    def distil(self, views: int) -> None:
+        """Distil as many views as --mgd-views says."""
 
     def constant_rate(self) -> list[nn.Parameter]:
         """Return the predictor's parameters, with --fix-pred-lr."""
@@ -111,7 +113,7 @@ class SimSiamFramework(Framework):
     def forward(self, batch: MicroBatch, prepared: None) -> Output:
         """Compare a micro-batch's views (equation 4). Each view has batch statistics of its own."""
         features = [self.encoder(images) for images in (batch.images, *batch.others)]
-        z1, z2 = (found.pop(HEAD) for found in features)  # (b, dim) each
+        z1, z2 = (found[HEAD] for found in features)  # (b, dim) each
         p1, p2 = (self.module.predictor(z) for z in (z1, z2))
         loss = -(similarity(p1, z2) + similarity(p2, z1)) / 2
         embeddings = F.normalize(z1.detach().float(), dim=1)

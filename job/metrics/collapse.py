@@ -10,7 +10,7 @@ from job.metrics.bounds import DEAD, STD
 def signs(embeddings: torch.Tensor, features: dict[str, torch.Tensor]) -> dict[str, float]:
     """Return the signs of collapse in a forward pass of all workers. A collective.
 
-    embeddings (b, d): L2-normalised. features: {"layerN": (b, S, H, W)}, before the stage's last ReLU.
+    embeddings (b, d): L2-normalised. features: {"layerN": (b, S, H, W)}, before the stage's last ReLU; others are ignored.
 
     feature_std: the embeddings' deviation over the batch, mean over their dimensions, times sqrt(d): 1 if they are spread
         over the sphere, 0 if they are identical (arXiv 2011.10566, section 4.1).
@@ -18,12 +18,13 @@ def signs(embeddings: torch.Tensor, features: dict[str, torch.Tensor]) -> dict[s
     """
     q = embeddings.double()  # (b, d)
     n, dim = comm.size() * len(q), q.shape[1]
-    fires = [(stage.amax((0, 2, 3)) > 0).double() for stage in features.values()]  # (S,) each
+    stages = {name: maps for name, maps in features.items() if name.startswith("layer")}
+    fires = [(maps.amax((0, 2, 3)) > 0).double() for maps in stages.values()]  # (S,) each
     sums = comm.total(torch.cat([q.sum(0), q.square().sum(0), *fires]), "collapse").cpu()
     first, second, *fires = sums.split([dim, dim, *map(len, fires)])
     variance = (second - first.square() / n).clamp_min(0) / (n - 1)  # (d,)
     found = {"feature_std": variance.sqrt().mean().item() * dim**0.5}
-    return found | {f"dead_{name}": (fire == 0).double().mean().item() for name, fire in zip(features, fires, strict=True)}
+    return found | {f"dead_{name}": (fire == 0).double().mean().item() for name, fire in zip(stages, fires, strict=True)}
 
 
 @torch.no_grad()

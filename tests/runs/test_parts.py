@@ -20,6 +20,8 @@ from runs import check_steps, differences, of_kind, records
 
 SMALL = "-a resnet18 --stem small --width 16 --image-size 16 --batch-size 8 --epochs 2 --cos --warmup-epochs 0 -j 0".split()
 SMALL += "--lr 0.003 --save-every 2steps --keep 99 --resume auto --check-every 4".split()
+ALL = ["mgd", "simreg", "similarity", "disco"]
+POOLED = "--similarity seed --similarity-k 20 --head-width 32".split()
 DISTILLED = ["--refresh-epochs", "0,1", "--loss-share", 0.5]
 EPOCH = 50 // 8  # steps
 STEPS = 2 * EPOCH
@@ -108,8 +110,9 @@ def test_a_toy_framework_trains_without_a_teacher(images, tmp_path):
 
 
 def test_distillation_without_a_framework_resumes_within_an_epoch_to_the_same_bytes(start_job, images, narrow_teacher, tmp_path):
-    """Checkpoints have the student only. Its accuracy is measured; the panel has no contrast accuracy."""
+    """Of several distillers together. Its accuracy is measured; the panel has no contrast accuracy."""
     options = [images, *SMALL, "--framework", "none", "--teacher", narrow_teacher, *DISTILLED]
+    options += ["--distill", *ALL, *POOLED]
     options += ["--knn-every", 2]
     whole = start_job(2, tmp_path / "whole", options)
     finished(whole)
@@ -122,14 +125,45 @@ def test_distillation_without_a_framework_resumes_within_an_epoch_to_the_same_by
     assert (resumed["epoch"], resumed["step"]) == (0, 4)
     assert differences(whole.folder, again.folder) == []
 
-    state = torch.load(whole.folder / "last.pth.tar", weights_only=True)["state_dict"]
-    assert {key.split(".")[1] for key in state} == {"encoder_q"}
+    first, last = (torch.load(whole.folder / each, weights_only=True) for each in (name, "last.pth.tar"))
+    assert {key.split(".")[1] for key in last["state_dict"]} == {"encoder_q"}
+    trained = [("simreg", "head.7.weight"), ("similarity", "head.2.weight"), ("disco", "head.2.weight")]
+    trained += [("similarity", "queue")]
+    assert not any(torch.equal(first[part][key], last[part][key]) for part, key in trained)
+    assert last["similarity"]["queue_ptr"].item() == STEPS * 8 % 20
     records_of = [json.loads(line) for line in (whole.folder / "metrics.jsonl").read_text().splitlines()]
     steps = [record for record in records_of if "loss" in record]
-    assert len(steps) == STEPS and all(record["loss"] == record["distillation"] for record in steps)
+    assert len(steps) == STEPS
+    assert all(record["loss"] == pytest.approx(record["distillation"]) for record in steps)
+    assert all(0 < record[each] < 2 for record in steps for each in ALL)
     assert steps[0]["loss"] == pytest.approx(0.5 * math.log(65537), rel=0.5)
     assert sum("knn" in record for record in records_of) == 1
     assert "contrast" not in watched(whole.folder)
+
+
+def test_moco_with_a_distilled_head_resumes_within_an_epoch_to_the_same_bytes(
+    start_job,
+    images,
+    narrow_teacher,
+    tmp_path,
+):
+    """Its own head follows the teacher's, on both views."""
+    options = [images, *SMALL, "--mlp", "--moco-k", 16, "--teacher", narrow_teacher]
+    options += ["--config", "disco", "--distill", "disco", "simreg", "--head-width", 24]
+    whole = start_job(2, tmp_path / "whole", options)
+    finished(whole)
+    (tmp_path / "run").mkdir()
+    name = "checkpoint_0001_000004.pth.tar"
+    os.link(whole.folder / name, tmp_path / "run" / name)
+    again = start_job(2, tmp_path / "run", options)
+    finished(again)
+    assert differences(whole.folder, again.folder) == []
+    saved = torch.load(whole.folder / "last.pth.tar", weights_only=True)
+    assert saved["state_dict"]["module.encoder_q.fc.0.weight"].shape == (24, 128)
+    assert list(saved["disco"]) == ["factor"] and saved["disco"]["factor"] == 1 / 64
+    steps = of_kind(whole.folder, "step")
+    assert all(0 < record["disco"] < 64 * 4 / 128 for record in steps)
+    assert all(record["loss"] == pytest.approx(record["contrastive"] + record["disco"] + record["simreg"]) for record in steps)
 
 
 SIMSIAM = "--framework simsiam --dim 32 --pred-dim 8 --fix-pred-lr --lr 0.05".split()
@@ -143,6 +177,7 @@ def test_a_killed_simsiam_run_resumes_to_the_same_bytes(
 ):
     """From a teacher of MoCo's. What looks at runs and what reads checkpoints takes them."""
     options = [images, *SMALL, *SIMSIAM, "--teacher", narrow_teacher, *DISTILLED]
+    options += ["--distill", "mgd", "similarity", "--similarity-k", 20]
     options += ["--knn-every", 2, "--tensorboard", "-p", 1]
     whole = start_job(2, tmp_path / "whole", options)
     finished(whole)

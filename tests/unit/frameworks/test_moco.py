@@ -71,8 +71,28 @@ def test_both_heads_may_be_wider_than_the_backbone():
 def test_losses_metrics_and_embeddings_are_as_declared(framework):
     output = run(framework)
     assert tuple(output.losses) == framework.losses and tuple(output.metrics) == framework.metrics
-    assert list(output.features) == ["layer4"]
+    assert list(output.features) == ["layer4", "fc"] and output.others == ()
+    assert output.features["fc"].shape == (6, framework.head_dim) and output.features["fc"].requires_grad
+    assert set(framework.signs(output)) == {"feature_std", "dead_layer4", "queue_rank"}
     assert output.embeddings.norm(dim=1).tolist() == pytest.approx([1] * 6) and not output.embeddings.requires_grad
+
+
+def test_the_key_view_passes_through_the_student_if_two_views_are_distilled(framework):
+    """With gradient; the contrast stays that of the first."""
+    framework.distil(2)
+    assert (framework.views, framework.student_views, framework.distilled_views) == (2, 2, 2)
+    first, second = (normalize(views(seed)[0]) for seed in (0, 1))
+    prepared = framework.prepare([views(0)[0], views(1)[0]], START)
+    output = framework.forward(MicroBatch(first, START, 0, 0, (second,)), prepared)
+    expected = framework.encoder(second)
+    [found] = output.others
+    assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in ("layer4", "fc"))
+    assert found["fc"].requires_grad
+    torch.manual_seed(0)
+    alone = MoCoFramework(CONFIG, [4])
+    prepared = alone.prepare([views(0)[0], views(1)[0]], START)
+    one = alone.forward(MicroBatch(first, START, 0, 0), prepared)
+    assert torch.equal(one.losses["contrastive"], output.losses["contrastive"])
 
 
 def test_after_an_update_the_queue_has_the_step_s_keys(framework):

@@ -79,6 +79,19 @@ def test_every_parameter_gets_a_gradient_of_the_last_stage():
     assert all(value.grad is not None for value in framework.module.parameters())
 
 
+def test_as_many_views_pass_through_the_student_as_are_distilled():
+    framework = new("none")
+    framework.distil(2)
+    assert (framework.views, framework.student_views, framework.distilled_views) == (2, 2, 2)
+    first, second = torch.rand(2, 4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    output = framework.forward(MicroBatch(first, START, 0, 0, (second,)), None)
+    [found] = output.others
+    assert list(output.features) == list(found) == ["layer3", "layer4"]
+    assert torch.equal(found["layer4"], framework.encoder(second)["layer4"])
+    pooled = output.features["layer4"].relu().mean((2, 3))
+    assert torch.allclose(output.embeddings, torch.nn.functional.normalize(pooled), atol=1e-6)
+
+
 def test_embeddings_are_the_normalised_features_under_the_head():
     output = step(new("none"))
     pooled = output.features["layer4"].relu().mean((2, 3))

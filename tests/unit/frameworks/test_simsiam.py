@@ -102,12 +102,13 @@ def test_losses_metrics_embeddings_and_reference_are_as_declared():
 @pytest.mark.parametrize("mgd_views", [1, 2])
 def test_features_are_those_of_the_views_that_are_distilled(mgd_views):
     framework = new(mgd_views=mgd_views)
+    framework.distil(3 - mgd_views)  # --mgd-views decides
     output = run(framework)
     found = [output.features, *output.others]
     assert framework.distilled_views == len(found) == mgd_views
     again = new()
     for view, features in zip(views(), found, strict=False):
-        assert list(features) == ["layer3", "layer4"]
+        assert list(features) == ["layer3", "layer4", "fc"] and features["fc"].shape[1] == framework.head_dim
         assert torch.equal(features["layer4"], again.encoder(view)["layer4"])
 
 

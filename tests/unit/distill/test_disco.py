@@ -1,0 +1,80 @@
+"""DisCo: loss and gradients against a loop over images in float64, whose head is compared, and its weight."""
+
+import numpy as np
+import pytest
+import torch
+from distillers import HEAD, B, S, T, array, build, by_image, check_gradient, features, unit
+
+from job.config import read_config
+from job.distill.base import Networks
+from job.distill.distillation import Distillation
+from job.frameworks.base import Output
+from job.position import START
+
+shared = pytest.mark.parametrize("head", [HEAD, 0, HEAD + 1])  # outputs of the framework's head
+
+
+def slow_loss(student, teacher):
+    """The mean squared difference of unit vectors, number by number."""
+    loss = 0.0
+    for ours, theirs in zip(student, teacher, strict=True):
+        for s, t in zip(unit(ours), unit(theirs), strict=True):
+            loss += (s - t) ** 2 / B / HEAD
+    return loss
+
+
+def through(head, vector):
+    hidden = np.maximum(head["0.weight"] @ vector + head["0.bias"], 0)
+    return head["2.weight"] @ hidden + head["2.bias"]
+
+
+@shared
+def test_loss_and_gradients_are_those_of_a_loop_over_images(head):
+    """The framework's head is compared if it has as many outputs as the teacher's, else one of the distiller."""
+    distiller = build("disco", head, head_width=11)
+    student, teacher = features(S, 1, head), features(T, 2, HEAD)
+    loss = distiller.loss(student, distiller.targets(teacher, None))
+    loss.backward()
+    wanted, own = array(teacher["fc"]), head != HEAD
+    assert [name for name, _ in distiller.module.named_children()] == ["head"] * own
+    if not own:
+        assert loss.item() == pytest.approx(slow_loss(array(student["fc"]), wanted), rel=1e-5)
+        check_gradient(student["fc"], lambda value: slow_loss(value, wanted))
+        assert student["layer4"].grad is None
+        return
+    layers = {name: array(value) for name, value in distiller.module.head.state_dict().items()}
+    assert [len(layers[name]) for name in ("0.bias", "2.bias")] == [11, HEAD]
+
+    def slow(maps, layers=layers):
+        return slow_loss([through(layers, pooled) for pooled in by_image(maps)], wanted)
+
+    maps = array(student["layer4"])
+    assert loss.item() == pytest.approx(slow(maps), rel=1e-5)
+    check_gradient(student["layer4"], slow)
+    for name, value in distiller.module.head.named_parameters():
+        check_gradient(value, lambda new, name=name: slow(maps, layers | {name: new}))
+
+
+def test_the_preset_has_the_published_recipe_and_weight():
+    """32 times the loss of the queries and 32 times that of the keys."""
+    config = read_config(["DIR", "--config", "disco"])
+    assert (config.framework, config.distill, config.head_width, config.mlp) == ("moco", ["disco"], 2048, True)
+    assert (config.lr, config.batch_size, config.epochs, config.moco_t) == (0.03, 256, 200, 0.2)
+    assert config.cos and config.aug_plus and config.loss_share == 0
+    distiller = build("disco", HEAD, loss_factor=config.loss_factor)
+    student, teacher = ([features(width, seed, HEAD) for seed in seeds] for width, seeds in ((S, (1, 2)), (T, (3, 4))))
+    distillation = Distillation(config, Networks(None, None, None, None), [distiller])
+    output = Output({}, student[0], torch.zeros(B, 1), {}, (student[1],))
+    found = distillation.losses(output, [[distiller.targets(each, None) for each in teacher]], START, 1)
+    each = [slow_loss(array(s["fc"]), array(t["fc"])) for s, t in zip(student, teacher, strict=True)]
+    assert found["disco"].item() == pytest.approx(32 * sum(each), rel=1e-5)
+
+
+def test_the_loss_is_a_mean_over_images():
+    """The mean over workers with half of the images each is that of all."""
+    distiller = build("disco", HEAD)
+    student, targets = features(S, 1, HEAD), distiller.targets(features(T, 2, HEAD), None)
+    half = B // 2
+    parts = [distiller.loss({"fc": student["fc"][rows]}, targets[rows]).item() for rows in (slice(half), slice(half, 2 * half))]
+    whole = distiller.loss({"fc": student["fc"][: 2 * half]}, targets[: 2 * half]).item()
+    assert sum(parts) / 2 == pytest.approx(whole, rel=1e-5)
