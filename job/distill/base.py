@@ -72,12 +72,15 @@ class Distiller:
     name: in --distill. shapes: options that shape its tensors. module: all that is trained, saved and restored; its buffer
     `factor`, () float64, divides the loss. A distiller keeps no tensor elsewhere: `with_change` copies `module` only.
     widths: channels of the student's stages, {stage: S}, and outputs of its framework's head, {"fc": d}, 0 without one.
-    views: of each image, that it distils at least.
+    views: of each image, that it distils at least. batch_statistics: --loss-share is measured with
+    the statistics of the student's batches. A loss without a batch norm of its own needs them: the
+    running ones of an untrained student are far from those of its training.
     """
 
     name: str
     shapes: tuple[str, ...] = ()
     views: int = 1
+    batch_statistics: bool = False
     config: DistillOptions
     module: nn.Module
 

@@ -10,6 +10,7 @@ from job.data import randomness
 from job.data.folders import every_nth_batch
 from job.distill.base import Change, Distiller, Networks
 from job.engine.passes import BATCH, centre_crops, evaluating
+from job.engine.statistics import with_batch_statistics
 from job.errors import RunError
 
 BATCHES = 8  # of BATCH images, or as many as there are
@@ -64,7 +65,10 @@ def measure(distiller: Distiller, networks: Networks, sample: list[int]) -> torc
 
     A collective. RunError, on all workers: too many images cannot be decoded.
     """
-    run, config, student, teacher = networks.run, distiller.config, networks.framework.encoder, networks.teacher.net
+    run, config, teacher = networks.run, distiller.config, networks.teacher.net
+    student = networks.framework.encoder
+    if distiller.batch_statistics:
+        student = with_batch_statistics(student)
     probe = distiller.with_change(Change({"factor": torch.ones(())}))
     probe.module.train()
     losses = torch.zeros(len(every_nth_batch(sample, BATCH, 0, 1)), dtype=torch.float64, device=run.device)

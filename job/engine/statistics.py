@@ -1,7 +1,10 @@
 """Batch norm's running statistics: each worker's own while training, one average for all others to see."""
 
+import copy
+
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from job.cluster import comm
 from job.engine.sync_norm import SynchronisedNorm
@@ -41,3 +44,12 @@ def load(model: nn.Module, flat: torch.Tensor) -> None:
 def average(model: nn.Module) -> None:
     """Give all workers the average of their running statistics. A collective: all workers call it."""
     load(model, gather(model).mean(0))
+
+
+def with_batch_statistics(model: nn.Module) -> nn.Module:
+    """Return a copy whose batch norms, in eval mode, use the statistics of their own batch."""
+    copied = copy.deepcopy(model)
+    for norm in copied.modules():
+        if isinstance(norm, _BatchNorm):
+            norm.running_mean = norm.running_var = None
+    return copied

@@ -103,7 +103,8 @@ def set_factor(distiller, networks, share):
 
 def plainly(distiller, networks, batches):
     """The distillation loss an image of batches of images, each worked out by itself, at a factor of 1."""
-    reducer, student, teacher = distiller.module.reducer, networks.framework.encoder.eval(), networks.teacher.net
+    reducer, teacher = distiller.module.reducer, networks.teacher.net
+    student = networks.framework.encoder.train(distiller.batch_statistics)
     losses = []
     for number, batch in enumerate(batches):
         pixels = torch.stack([CentreView(SIDE)(networks.images.read(int(index))[0]) for index in batch])
@@ -116,9 +117,19 @@ def plainly(distiller, networks, batches):
 
 
 @pytest.mark.parametrize("reducer", ["amp", "rd"])
-@pytest.mark.parametrize("batches", [1, 3, 4])
-def test_the_factor_makes_the_measured_loss_the_share_of_guessing(folder, monkeypatch, reducer, batches):
-    """With four batches of four, the last three of nineteen images have no place."""
+@pytest.mark.parametrize(("batches", "own"), [(1, False), (3, False), (4, False), (3, True)])
+def test_the_factor_makes_the_measured_loss_the_share_of_guessing(
+    folder,
+    monkeypatch,
+    reducer,
+    batches,
+    own,
+):
+    """With four batches of four, the last three of nineteen images have no place.
+
+    own: the student has the statistics of each batch.
+    """
+    monkeypatch.setattr(MGD, "batch_statistics", own)
     monkeypatch.setattr(loss_factor, "BATCHES", batches + 5 * (batches == 4))
     distiller, networks = training(folder, reducer=reducer, loss_share=0.25)
     order = permutation(IMAGES, 0, "refresh")
