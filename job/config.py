@@ -9,7 +9,9 @@ from job import cli
 from job.declare import flag, groups, option
 from job.distill import DISTILLERS
 from job.distill.base import DistillOptions
+from job.distill.gram import GramOptions
 from job.distill.mgd import MGDOptions
+from job.distill.projector import ProjectorOptions
 from job.distill.similarity import SimilarityOptions
 from job.errors import RunError
 from job.frameworks import FRAMEWORKS
@@ -28,6 +30,8 @@ RETIRED = {
     "--gpu": "each worker takes the GPU of its local rank; choose some with CUDA_VISIBLE_DEVICES",
     "--start-epoch": "a checkpoint knows its epoch and step; use `--resume auto`",
 }
+NOTHING = "without --teacher nothing is distilled"
+STAGES = ("mgd_stages", "projector_stages", "gram_stages")
 WITHOUT_EFFECT = {"resume", "config", "out", "workers", "check_every", "print_freq", "tensorboard"}  # on what is computed
 LARS_RATE = 0.1  # for a batch of 256, as SimSiam has published it
 LINEAR_LR = "learning rate (default: 30, MoCo's for a batch of 256; with --lars 0.1 x batch / 256)"
@@ -46,12 +50,21 @@ class MethodOptions(Options):
 
 
 @dataclass(frozen=True)
-class Config(MoCoOptions, SimSiamOptions, MGDOptions, SimilarityOptions, MethodOptions):
+class Config(
+    MoCoOptions,
+    SimSiamOptions,
+    MGDOptions,
+    ProjectorOptions,
+    GramOptions,
+    SimilarityOptions,
+    MethodOptions,
+):
     """Train a student on unlabelled images, alone or with a teacher."""
 
     def __post_init__(self) -> None:
-        if not self.mgd_stages:
-            raise RunError(f"--mgd-stages []: expected some of 1 to {DEPTH}; without --teacher nothing is distilled")
+        for name in STAGES:
+            if not getattr(self, name):
+                raise RunError(f"{flag(name)} []: expected some of 1 to {DEPTH}; {NOTHING}")
         if self.weak_views and self.aug_plus:
             raise RunError(
                 "--weak-views and --aug-plus: two kinds of views; expected one. Leave out one of them, or add --no-aug-plus"
@@ -61,8 +74,9 @@ class Config(MoCoOptions, SimSiamOptions, MGDOptions, SimilarityOptions, MethodO
         if not self.distill or len(set(self.distill)) < len(self.distill):
             given = " ".join(self.distill) or "[]"
             raise RunError(f"--distill {given}: expected at least one of {', '.join(DISTILLERS)}, each once")
-        # Both are what the saved options show.
-        object.__setattr__(self, "mgd_stages", sorted(set(self.mgd_stages)))
+        # All are what the saved options show.
+        for name in STAGES:
+            object.__setattr__(self, name, sorted(set(getattr(self, name))))
         if self.matching == "random":
             object.__setattr__(self, "refresh_epochs", "never")
 
@@ -86,7 +100,7 @@ def check_weights(weights: list[float], stages: list[int]) -> None:
     if len(weights) != len(stages):
         raise RunError(f"{shown}: expected {len(stages)}, a weight for each of --mgd-stages {named}")
     if not any(weights):
-        raise RunError(f"{shown}: expected one above 0 at least; without --teacher nothing is distilled")
+        raise RunError(f"{shown}: expected one above 0 at least; {NOTHING}")
 
 
 def without_part(config: MethodOptions) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """No framework: distillers only train the student, on one view of each image, or as many as they need."""
 
 import math
+from typing import Any
 
 import torch.nn.functional as F
 from torch import nn
@@ -8,7 +9,6 @@ from torch import nn
 from job.errors import RunError
 from job.frameworks.base import Framework, MicroBatch, Output
 from job.networks import DEPTH, POOLED, with_features
-from job.options import Options
 
 
 class NoFramework(Framework):
@@ -18,13 +18,14 @@ class NoFramework(Framework):
     losses = ()
     reference, reference_text = math.log(65536 + 1), "ln(65537)"  # MoCo's as published: a share pulls as hard as with MoCo
 
-    def __init__(self, config: Options, stages: list[int]):
+    def __init__(self, config: Any, stages: list[int]):
         """RunError: no distiller reaches the last stage."""
         super().__init__(config, stages)
         if DEPTH not in stages:
+            options = " or ".join(f"--{name}-stages" for name in config.distill)
             raise RunError(
                 f"--framework none: no distiller trains layer{DEPTH}; expected one of stage {DEPTH}. "
-                f"Add {DEPTH} to --mgd-stages, or choose another framework"
+                f"Add {DEPTH} to {options}, or choose another framework"
             )
         self.encoder = with_features(self.network(), stages, output=POOLED)
         self.module = nn.ModuleDict({"encoder_q": self.encoder})

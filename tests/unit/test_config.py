@@ -123,6 +123,9 @@ FLAGS = [
     ("--config small", "config", ["small"]),
     ("--framework none", "framework", "none"),
     ("--distill mgd", "distill", ["mgd"]),
+    ("--distill projector --projector-stages 4 2 4", "projector_stages", [2, 4]),
+    ("--distill gram --gram-stages 4 3", "gram_stages", [3, 4]),
+    ("--distill gram --gram-tau 0.2", "gram_tau", 0.2),
     ("--dim 1024 --framework simsiam", "dim", 1024),
     ("--pred-dim 64 --framework simsiam", "pred_dim", 64),
     ("--head-width 2048 --framework simsiam", "head_width", 2048),
@@ -718,6 +721,7 @@ def test_refreshes_beside_a_random_matching_are_refused_where_the_command_line_a
         ("--framework none --mlp", "--mlp"),
         ("--distill toy --mgd-images=5", "--mgd-images"),
         ("--distill toy --reducer rd", "--reducer"),
+        ("--distill toy --gram-tau 0.2", "--gram-tau"),
     ],
 )
 def test_an_option_of_a_part_not_chosen_is_an_error_on_the_command_line_only(write, monkeypatch, line, flag):

@@ -117,6 +117,15 @@ def test_another_shape_is_refused_with_both_values(run, name, value, step):
     assert all(part in message for part in (flag, str(value), str(getattr(options(), name)), f"epoch 3, step {step}"))
 
 
+def test_the_stages_of_a_projector_cannot_change(run):
+    """Those of gram have no tensors."""
+    old = content(options(teacher="t", distill=["projector", "gram"]))
+    new = {"teacher": "t", "distill": ["projector", "gram"]}
+    message = refused(continues, old, options(projector_stages=[4], **new), run)
+    assert message.startswith("--projector-stages [4]: the checkpoint of epoch 3, step 0 has [1, 2")
+    assert continues(old, options(gram_stages=[4], **new), run)
+
+
 @pytest.mark.parametrize(("name", "value"), [("seed", 1), ("batch_size", 64)])
 def test_what_orders_the_images_may_change_between_epochs_alone(run, name, value):
     config = options(**{name: value})

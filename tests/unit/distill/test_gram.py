@@ -1,0 +1,167 @@
+"""Gram's loss against a slow statement of it, its gradients, and maps at the limits."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from errors import refused
+from job.config import Config
+from job.distill import gram
+from job.distill.gram import SMALLEST, Divergence, Gram, positions
+from maps import draw
+
+WIDTHS, CHANNELS, SIDES = {1: 3, 4: 5}, {1: 4, 4: 12}, {1: 6, 4: 2}
+STAGES = [1, 4]
+
+
+def new(stages=STAGES, **options):
+    options = {"loss_factor": 1.0, "teacher": "t.pth", "gram_stages": stages, **options}
+    return Gram(Config(**options), WIDTHS, None)
+
+
+def loss(distiller, student, teacher):
+    return distiller.loss(student, distiller.targets(teacher, torch.Generator()))
+
+
+def windows(size, side):
+    """The window of each row or column of a map: the smallest with at most `side` of them."""
+    length = next(k for k in range(1, size + 1) if math.ceil(size / k) <= side)
+    return [slice(first, first + length) for first in range(0, size, length)]
+
+
+def softmax_rows(image, tau, side):
+    """An image's maps (C, H, W) -> a row of probabilities for each of its positions."""
+    C, H, W = image.shape
+    length = max(H, W)
+    rows, columns = windows(length, side), windows(length, side)
+    features = [image[:, y, x].mean((1, 2)) for y in rows for x in columns if image[:, y, x].size]
+    norms = [np.linalg.norm(f) for f in features]
+    features = [f / n if n > SMALLEST else 0 * f for f, n in zip(features, norms, strict=True)]
+    found = []
+    for a in features:
+        exponentials = [math.exp(float(a @ b) / tau) for b in features]
+        found.append([value / sum(exponentials) for value in exponentials])
+    return found
+
+
+def divergence(p_row, q_row):
+    return sum(p * math.log(p / q) for p, q in zip(p_row, q_row, strict=True))
+
+
+def plainly(student, teacher, tau=0.07, side=14):
+    """The loss in float64, position by position."""
+    stages = []
+    for name in student:
+        divergences = []
+        images = (maps[name].double().numpy() for maps in (teacher, student))
+        for t, s in zip(*images, strict=True):
+            rows = zip(softmax_rows(t, tau, side), softmax_rows(s, tau, side), strict=True)
+            divergences += [divergence(p_row, q_row) for p_row, q_row in rows]
+        stages.append(np.mean(divergences))
+    return np.mean(stages)
+
+
+@pytest.mark.parametrize("stages", [[1, 4], [4]])
+@pytest.mark.parametrize(("tau", "factor"), [(0.07, 1.0), (0.5, 8.0)])
+def test_the_loss_is_that_of_the_formula(stages, tau, factor):
+    student, teacher = draw(WIDTHS, SIDES, stages, mean=1.0), draw(CHANNELS, SIDES, stages)
+    distiller = new(stages, gram_tau=tau, loss_factor=factor)
+    expected = plainly(student, teacher, tau) / factor
+    assert loss(distiller, student, teacher).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("side", [2, 3, 5])
+def test_larger_maps_are_averaged_in_windows(monkeypatch, side):
+    """Of 6 x 5 positions; the last windows are cut."""
+    monkeypatch.setattr(gram, "SIDE", side)
+    student, teacher = draw(WIDTHS, SIDES, [1]), draw(CHANNELS, SIDES, [1])
+    assert positions(student["layer1"]).shape[2] == {2: 4, 3: 9, 5: 9}[side]
+    found = loss(new([1]), student, teacher).item()
+    assert found == pytest.approx(plainly(student, teacher, side=side), rel=1e-5)
+
+
+@pytest.mark.parametrize(("size", "side"), [(56, 14), (28, 14), (24, 12), (15, 8), (14, 14)])
+def test_a_map_has_at_most_14_positions_a_side(size, side):
+    assert positions(torch.zeros(1, 2, size, size)).shape == (1, 2, side**2)
+
+
+def test_the_gradient_is_that_of_the_loss():
+    s = torch.randn(3, 2, 5, dtype=torch.float64, requires_grad=True)
+    t = torch.randn(3, 4, 5, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda features: Divergence.apply(features, t), (s,))
+
+
+def test_blocks_of_images_have_the_loss_and_the_gradient_of_all(monkeypatch):
+    def found(numbers):
+        monkeypatch.setattr(gram, "NUMBERS", numbers)
+        student = draw(WIDTHS, SIDES, [1])["layer1"].requires_grad_()
+        value = loss(new([1]), {"layer1": student}, draw(CHANNELS, SIDES, [1]))
+        value.backward()
+        return value.detach(), student.grad
+
+    whole = found(10**6)
+    for numbers in (1, 2 * 30**2):  # one image, and two of five, of 30 positions each
+        for blockwise, together in zip(found(numbers), whole, strict=True):
+            torch.testing.assert_close(blockwise, together)
+
+
+def test_a_batch_has_the_mean_loss_of_its_images():
+    """So the loss does not depend on the number of workers."""
+    student, teacher = draw(WIDTHS, SIDES, STAGES), draw(CHANNELS, SIDES, STAGES)
+    distiller = new()
+
+    def one(maps, image):
+        return {name: value[image : image + 1] for name, value in maps.items()}
+
+    losses = [loss(distiller, one(student, i), one(teacher, i)).item() for i in range(5)]
+    assert loss(distiller, student, teacher).item() == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_equal_maps_have_no_loss_and_no_gradient():
+    student = {name: maps.requires_grad_() for name, maps in draw(WIDTHS, SIDES, STAGES).items()}
+    found = loss(new(), student, {name: 3 * maps.detach() for name, maps in student.items()})
+    found.backward()
+    assert abs(found.item()) < 1e-6
+    assert all(maps.grad.abs().max() < 1e-5 for maps in student.values())
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-20, 1e-6])
+@pytest.mark.parametrize("whole", [False, True], ids=["one-position", "all"])
+def test_a_position_of_zeros_resembles_all_equally_and_has_no_gradient(size, whole):
+    student = draw(WIDTHS, SIDES, [1])["layer1"]
+    zeros = np.s_[:] if whole else np.s_[..., 0, 0]
+    student[zeros] *= size
+    student.requires_grad_()
+    teacher = draw(CHANNELS, SIDES, [1])
+    found = loss(new([1]), {"layer1": student}, teacher)
+    found.backward()
+    assert found.item() == pytest.approx(plainly({"layer1": student.detach()}, teacher), rel=1e-5)
+    assert student.grad.abs().max() < 10 and not student.grad[zeros].any()
+
+
+def test_autocast_computes_the_loss_in_float32():
+    student, teacher = draw(WIDTHS, SIDES, STAGES), draw(CHANNELS, SIDES, STAGES)
+    wanted = loss(new(), student, teacher)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(loss(new(), student, teacher), wanted)
+
+
+def test_one_position_is_refused_as_it_has_no_other_to_resemble():
+    student, teacher = draw(WIDTHS, {1: 6, 4: 1}, STAGES), draw(CHANNELS, {1: 6, 4: 1}, STAGES)
+    message = refused(loss, new(), student, teacher)
+    assert message.startswith("--gram-stages 1 4: the maps of layer4 have one position; expected")
+    assert "Leave 4 out" in message and "--image-size" in message
+
+
+def test_maps_of_another_size_are_refused():
+    student, teacher = draw(WIDTHS, {4: 3}, [4]), draw(CHANNELS, {4: 2}, [4])
+    message = refused(loss, new([4]), student, teacher)
+    assert "layer4 have 2 x 1 positions; expected 3 x 2" in message
+
+
+def test_only_the_student_is_trained():
+    distiller = new()
+    assert list(distiller.module.state_dict()) == ["factor"]
+    assert not list(distiller.module.parameters())

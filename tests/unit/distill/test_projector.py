@@ -1,0 +1,157 @@
+"""The projector's loss against a slow statement of it, its gradients, and maps at the limits."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from errors import refused
+from job.config import Config
+from job.distill.projector import EPS, Projector, Regression
+from maps import draw
+
+WIDTHS, CHANNELS, SIDES = {1: 3, 4: 5}, {1: 4, 4: 12}, {1: 6, 4: 2}
+STAGES = [1, 4]
+
+
+def new(stages=STAGES, **options):
+    """A projector with a random scale of its batch norms."""
+    torch.manual_seed(0)
+    teacher = SimpleNamespace(norms={stage: nn.BatchNorm2d(T) for stage, T in CHANNELS.items()})
+    options = {"loss_factor": 1.0, "teacher": "t.pth", "projector_stages": stages, **options}
+    distiller = Projector(Config(**options), WIDTHS, teacher)
+    for stage in stages:
+        nn.init.normal_(distiller.module.get_submodule(f"stage{stage}").scale)
+    return distiller
+
+
+def loss(distiller, student, teacher):
+    return distiller.loss(student, distiller.targets(teacher, torch.Generator()))
+
+
+def standardised(channel):
+    """A channel's values over all images and positions."""
+    return (channel - channel.mean()) / np.sqrt(channel.var() + EPS)
+
+
+def plainly(distiller, student, teacher):
+    """The loss in float64, channel by channel."""
+    found = []
+    for name, s in student.items():
+        s, t = s.numpy().astype(np.float64), teacher[name].numpy().astype(np.float64)
+        state = distiller.module.get_submodule(name.replace("layer", "stage")).state_dict()
+        weight, scale = (state[key].numpy().astype(np.float64) for key in ("weight", "scale"))
+        squares = []
+        for channel in range(t.shape[1]):
+            projected = sum(weight[channel, a] * s[:, a] for a in range(s.shape[1]))  # (b, H, W)
+            wrong = scale[channel] * standardised(projected) - standardised(t[:, channel])
+            squares.append((wrong**2).mean())
+        found.append(np.mean(squares))
+    return np.mean(found)
+
+
+@pytest.mark.parametrize("stages", [[1, 4], [4]])
+@pytest.mark.parametrize("factor", [1.0, 8.0])
+def test_the_loss_is_that_of_the_formula(stages, factor):
+    student = draw(WIDTHS, SIDES, stages, mean=2.0)
+    teacher = draw(CHANNELS, SIDES, stages, mean=5.0)
+    distiller = new(stages, loss_factor=factor)
+    expected = plainly(distiller, student, teacher) / factor
+    assert loss(distiller, student, teacher).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_gradients_are_those_of_the_loss():
+    regression = Regression(3, 4).double()
+    s, t = (torch.randn(7, width, dtype=torch.float64) for width in (3, 4))
+
+    def distance(features, weight, scale):
+        values = {"weight": weight, "scale": scale}
+        return torch.func.functional_call(regression, values, (features, t))
+
+    inputs = (s.requires_grad_(), regression.weight, regression.scale)
+    assert torch.autograd.gradcheck(distance, inputs)
+
+
+def test_a_step_trains_student_and_projector():
+    distiller = new()
+    student = {name: maps.requires_grad_() for name, maps in draw(WIDTHS, SIDES, STAGES).items()}
+    teacher = {name: maps.requires_grad_() for name, maps in draw(CHANNELS, SIDES, STAGES).items()}
+    with torch.no_grad():
+        targets = distiller.targets(teacher, torch.Generator())
+    distiller.loss(student, targets).backward()
+    trained = [*student.values(), *distiller.module.parameters()]
+    assert len(trained) == 2 + 4 and all(value.grad.abs().sum() > 0 for value in trained)
+    assert all(maps.grad is None for maps in teacher.values())
+
+
+def test_the_scale_of_a_teacher_s_channel_does_not_matter():
+    student, teacher = draw(WIDTHS, SIDES, STAGES), draw(CHANNELS, SIDES, STAGES)
+    distiller = new()
+    wanted = loss(distiller, student, teacher).item()
+    scales = {name: torch.linspace(1, 50, maps.shape[1]) for name, maps in teacher.items()}
+    other = {name: scales[name].view(-1, 1, 1) * maps - 3 for name, maps in teacher.items()}
+    assert loss(distiller, student, other).item() == pytest.approx(wanted, rel=1e-4)
+
+
+def equal(distiller, stage, S):
+    """Let a stage's projector give the student's maps themselves."""
+    regression = distiller.module.get_submodule(f"stage{stage}")
+    with torch.no_grad():
+        regression.weight.copy_(torch.eye(len(regression.weight), S))
+        regression.scale.fill_(1.0)
+
+
+def test_equal_maps_have_no_loss(monkeypatch):
+    monkeypatch.setitem(CHANNELS, 4, WIDTHS[4])
+    distiller = new([4])
+    equal(distiller, 4, WIDTHS[4])
+    maps = draw(WIDTHS, SIDES, [4])
+    assert abs(loss(distiller, maps, maps).item()) < 1e-6
+
+
+@pytest.mark.parametrize("student", [0.0, 1e-8, 3.0])
+@pytest.mark.parametrize("teacher", [0.0, 3.0])
+def test_maps_without_spread_have_a_finite_gradient(student, teacher):
+    """A channel of the teacher that is the same everywhere pulls at nothing."""
+    distiller = new([4])
+    s = torch.full_like(draw(WIDTHS, SIDES, [4])["layer4"], student, requires_grad=True)
+    maps = draw(CHANNELS, SIDES, [4])
+    maps["layer4"][:, 1:] = teacher
+    found = loss(distiller, {"layer4": s}, maps)
+    found.backward()
+    assert found.item() == pytest.approx(1 / CHANNELS[4], rel=1e-3)  # channel 0's variance
+    values = [s.grad, *(value.grad for value in distiller.module.parameters())]
+    assert all(value.isfinite().all() for value in values)
+
+
+def test_one_position_an_image_is_enough():
+    student, teacher = draw(WIDTHS, {4: 1}, [4]), draw(CHANNELS, {4: 1}, [4])
+    distiller = new([4])
+    expected = plainly(distiller, student, teacher)
+    assert loss(distiller, student, teacher).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_autocast_computes_the_loss_in_float32():
+    student, teacher = draw(WIDTHS, SIDES, STAGES), draw(CHANNELS, SIDES, STAGES)
+    distiller = new()
+    wanted = loss(distiller, student, teacher)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(loss(distiller, student, teacher), wanted)
+
+
+def test_maps_of_another_size_are_refused():
+    student, teacher = draw(WIDTHS, {4: 3}, [4]), draw(CHANNELS, {4: 2}, [4])
+    message = refused(loss, new([4]), student, teacher)
+    wanted = "--teacher t.pth: its maps of layer4 have 2 x 1 positions; expected 3 x 2"
+    assert message.startswith(wanted)
+
+
+def test_it_has_a_projector_a_stage_and_is_built_from_the_seed():
+    state = new().module.state_dict()
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    stages = {f"stage{i}.weight": (CHANNELS[i], WIDTHS[i]) for i in STAGES}
+    stages |= {f"stage{i}.scale": (CHANNELS[i],) for i in STAGES}
+    assert shapes == {"factor": (), **stages}
+    assert all(torch.equal(value, state[name]) for name, value in new().module.state_dict().items())
