@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,10 +71,12 @@ class Config(
                 "--weak-views and --aug-plus: two kinds of views; expected one. Leave out one of them, or add --no-aug-plus"
             )
         if self.stage_weights:
-            check_weights(self.stage_weights, self.mgd_stages)
+            check_weights("stage_weights", self.stage_weights, "mgd_stages", self.mgd_stages)
         if not self.distill or len(set(self.distill)) < len(self.distill):
             given = " ".join(self.distill) or "[]"
             raise RunError(f"--distill {given}: expected at least one of {', '.join(DISTILLERS)}, each once")
+        if self.distill_weights:
+            check_weights("distill_weights", self.distill_weights, "distill", self.distill)
         # All are what the saved options show.
         for name in STAGES:
             object.__setattr__(self, name, sorted(set(getattr(self, name))))
@@ -91,14 +94,18 @@ OF_TEACHER = {"distill", "mgd_views"} | {
 } - {"teacher"}
 
 
-def check_weights(weights: list[float], stages: list[int]) -> None:
-    """RunError: not one weight for each of the stages, which are to be in their order, or none that counts."""
-    shown = f"--stage-weights {' '.join(f'{weight:g}' for weight in weights)}"
-    named = " ".join(map(str, stages))
-    if stages != sorted(set(stages)):
-        raise RunError(f"{shown}: expected --mgd-stages in ascending order, each once, not {named}: give both in that order")
-    if len(weights) != len(stages):
-        raise RunError(f"{shown}: expected {len(stages)}, a weight for each of --mgd-stages {named}")
+def check_weights(name: str, weights: list[float], of: str, items: Sequence[Any]) -> None:
+    """RunError: not one weight for each item of the option `of`, or none above 0.
+
+    Stages must be in ascending order, in which they are distilled.
+    """
+    shown = f"{flag(name)} {' '.join(f'{weight:g}' for weight in weights)}"
+    named = " ".join(map(str, items))
+    if of in STAGES and items != sorted(set(items)):
+        expected = f"{flag(of)} in ascending order, each once, not {named}"
+        raise RunError(f"{shown}: expected {expected}: give both in that order")
+    if len(weights) != len(items):
+        raise RunError(f"{shown}: expected {len(items)}, a weight for each of {flag(of)} {named}")
     if not any(weights):
         raise RunError(f"{shown}: expected one above 0 at least; {NOTHING}")
 

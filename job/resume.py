@@ -170,10 +170,19 @@ def restore_distiller(distiller: Distiller, saved: dict, run: Run) -> None:
 def factor(distiller: Distiller, saved: dict, run: Run) -> float:
     """Return the loss factor of a resumed run, and log a change.
 
-    It is --loss-factor, or with --loss-share the saved one in proportion to the shares.
+    It is --loss-factor, or with --loss-share the saved one in proportion to the shares and weights.
     """
     config, old = distiller.config, saved[distiller.name]["factor"].item()
-    new = old * (saved["config"]["loss_share"] / config.loss_share) if config.loss_share else config.loss_factor
+    new = config.loss_factor
+    if config.loss_share:
+        before, now = saved["config"], dataclasses.asdict(config)
+        new = old * (before["loss_share"] / config.loss_share)
+        new *= total_weight(now) / total_weight(before)
     if new != old:
         run.log.line(f"loss factor {new:.6g}; it was {old:.6g} in the checkpoint")
     return new
+
+
+def total_weight(options: dict) -> float:
+    """Return the sum of the distillers' weights. Before --distill there was one distiller."""
+    return sum(options.get("distill_weights") or [1.0 for _ in options.get("distill", ["mgd"])])

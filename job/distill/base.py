@@ -28,6 +28,7 @@ LOSS_SHARE = (
     "initial distillation loss as a multiple of the framework's reference loss, ln(K + 1) with MoCo; "
     "the run computes the factor from it (0: use --loss-factor)"
 )
+WEIGHTS = "factors of the losses of --distill, which together begin at --loss-share (default: 1 each)"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class DistillOptions(Options):
     teacher_arch: str = option("", "the teacher's network (default: as its file says)", choices=("", *ARCHS))
     loss_factor: float = option(1e4, LOSS_FACTOR, above=0.0, instead_of="loss_share")
     loss_share: float = option(10.0, LOSS_SHARE, at_least=0.0)
+    distill_weights: list[float] = option([], WEIGHTS, at_least=0.0, many=True)
     loss_ramp: bool = option(False, "decrease the distillation loss linearly to 0 at the run's last step")
 
 

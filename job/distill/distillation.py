@@ -23,6 +23,11 @@ class Distillation:
         """The distillers' names."""
         return [each.name for each in self.distillers]
 
+    @property
+    def weights(self) -> list[float]:
+        """The distillers' weights."""
+        return self.config.distill_weights or [1.0] * len(self.distillers)
+
     @torch.no_grad()
     def targets(self, batch: MicroBatch) -> list[list]:
         """Run the teacher on the distilled views of a micro-batch.
@@ -69,9 +74,10 @@ class Distillation:
         """
         views = (output.features, *output.others)
         found = {}
-        for each, wanted in zip(self.distillers, targets, strict=True):
+        for each, own, wanted in zip(self.distillers, self.weights, targets, strict=True):
             first, *others = map(each.loss, views, wanted)
-            found[each.name] = each.weight(position, steps) * (sum(others, first) / len(views))
+            weight = own * each.weight(position, steps)
+            found[each.name] = weight * (sum(others, first) / len(views))
         return found
 
     @property
@@ -94,7 +100,7 @@ class Distillation:
             change = distiller.before_epoch(epoch, self.networks)
             changes.append((distiller, change))
             if epoch == 0 and self.config.loss_share:
-                share = self.config.loss_share / len(self.distillers)
+                share = self.config.loss_share / sum(self.weights)
                 changed = distiller.with_change(change)
                 changes.append((distiller, measure_factor(changed, self.networks, share)))
         for distiller, change in changes:

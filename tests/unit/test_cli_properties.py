@@ -23,6 +23,7 @@ WORDS = {
     "matching": st.just("solved"),  # beside `random` --refresh-epochs is
     "distill": st.permutations(list(DISTILLERS)),
     "stage_weights": st.just([]),  # as many as there are stages: in a test of their own
+    "distill_weights": st.just([]),  # as many as there are distillers
     "knn": st.just(False),  # beside it --evaluate and --resume are
 }
 

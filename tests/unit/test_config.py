@@ -123,6 +123,8 @@ FLAGS = [
     ("--config small", "config", ["small"]),
     ("--framework none", "framework", "none"),
     ("--distill mgd", "distill", ["mgd"]),
+    ("--distill-weights 2", "distill_weights", [2.0]),
+    ("--distill gram projector --distill-weights 1 0.5", "distill_weights", [1.0, 0.5]),
     ("--distill projector --projector-stages 4 2 4", "projector_stages", [2, 4]),
     ("--distill gram --gram-stages 4 3", "gram_stages", [3, 4]),
     ("--distill gram --gram-tau 0.2", "gram_tau", 0.2),
@@ -689,9 +691,13 @@ def test_a_factor_beside_a_share_is_refused_where_the_command_line_asks_for_both
         ("--mgd-stages 3 4 --stage-weights 0 0", ["--stage-weights 0 0", "above 0"]),
         ("--mgd-stages 4 3 --stage-weights 1 2", ["ascending", "4 3"]),
         ("--mgd-stages 3 3 4 --stage-weights 1 2 3", ["each once", "3 3 4"]),
+        ("--distill-weights 1 0.5", ["--distill-weights 1 0.5: expected 1, a", "--distill mgd"]),
+        ("--distill gram mgd --distill-weights 1", ["expected 2, a weight", "--distill gram mgd"]),
+        ("--distill gram mgd --distill-weights 0 0", ["--distill-weights 0 0", "above 0"]),
+        ("--distill gram mgd --distill-weights 1 -1", ["--distill-weights -1", "at least 0"]),
     ],
 )
-def test_weights_that_do_not_fit_the_stages_are_refused(options, parts):
+def test_weights_that_do_not_fit_the_stages_or_the_distillers_are_refused(options, parts):
     message = refused("DIR", *options.split())
     assert all(part in message for part in parts), message
 

@@ -448,6 +448,9 @@ def test_bad_images_count_over_the_whole_run(training):
         ({"loss_share": 0.3}, {"loss_share": 0.6}, 1 / 6),
         ({"loss_share": 0.3}, {"loss_share": 0.0}, 1e4),
         ({"loss_share": 0.0, "loss_factor": 100.0}, {"loss_share": 0.0, "loss_factor": 7.0}, 7.0),
+        ({"distill_weights": [2.0]}, {"distill_weights": [2.0]}, 1 / 3),
+        ({}, {"distill_weights": [2.0]}, 2 / 3),
+        ({"distill_weights": [4.0]}, {"loss_share": 20.0}, 1 / 24),
     ],
 )
 def test_the_factor_goes_on_as_the_share_says_or_the_option(training, before, now, expected):

@@ -85,6 +85,8 @@ CONFLICTS = [
     train("weights of nothing", "--stage-weights 0 0 0 0", "--stage-weights 0 0 0 0", "above 0"),
     train("weights of stages that are sorted", "--mgd-stages 4 3 --stage-weights 1 2", "--mgd-stages", "4 3", "ascending"),
     train("weights of a stage twice", "--mgd-stages 3 3 --stage-weights 1 2", "--mgd-stages", "3 3", "each once"),
+    train("too many weights of distillers", "--distill-weights 1 2", "expected 1", "--distill mgd"),
+    train("weights of no distiller", "--distill-weights 0", "--distill-weights 0", "above 0"),
     linear("evaluate what", "--evaluate", "--evaluate", "--resume"),
     linear("knn and evaluate", "--knn --evaluate --resume auto", "--knn", "--evaluate", "leave out"),
     linear("knn and resume", "--knn --resume some.pth.tar", "--knn", "some.pth.tar", "--pretrained"),

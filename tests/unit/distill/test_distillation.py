@@ -134,20 +134,29 @@ def test_losses_have_the_distillers_names_and_their_own_factors():
     assert {name: loss.item() for name, loss in losses.items()} == pytest.approx({"one": square / 2, "two": 4 * square / 8})
 
 
-def test_each_loss_has_its_distiller_s_weight(monkeypatch):
-    both, _ = together(epochs=2, loss_ramp=True)
+WEIGHED = {"distill": ["gram", "mgd"], "distill_weights": [1.0, 0.5]}
+
+
+@pytest.mark.parametrize("options", [{}, WEIGHED], ids=["equal", "weighed"])
+def test_each_loss_has_its_distiller_s_weight(monkeypatch, options):
+    both, _ = together(epochs=2, loss_ramp=True, loss_factor=2.0, **options)
     losses = both.losses(output(), [["one"], ["two"]], START, STEPS)
     whole = {name: loss.item() for name, loss in losses.items()}
+    one, two = options.get("distill_weights", [1.0, 1.0])
+    square = FEATURES["layer4"].square().mean().item()
+    assert whole == pytest.approx({"one": one * square / 2, "two": two * 4 * square / 2})
     monkeypatch.setattr(both.distillers[1], "weight", lambda position, steps: 7.0)
     later = both.losses(output(), [["one"], ["two"]], Position(1, 0), STEPS)
     assert later["one"].item() == pytest.approx(0.5 * whole["one"]) and later["two"].item() == pytest.approx(7 * whole["two"])
 
 
 @pytest.mark.parametrize("share", [0.5, 10.0])
-def test_the_measured_losses_together_are_the_share_of_the_reference(monkeypatch, share):
-    """Each the same part of it, however different their sizes are."""
+@pytest.mark.parametrize("weights", [[], [3.0, 1.0], [1.0, 0.0]], ids=str)
+def test_the_measured_losses_together_are_the_share_of_the_reference(monkeypatch, share, weights):
+    """In proportion to the weights, by default equally, however different the losses' sizes are."""
     monkeypatch.setattr(loss_factor, "centre_crops", lambda *_: [(torch.zeros(2, 3, 4, 4), None)])
-    both, _ = together(sizes=(1.0, 4e6), loss_share=share)
+    options = {"distill": ["gram", "mgd"], "distill_weights": weights, "loss_share": share}
+    both, _ = together(sizes=(1.0, 4e6), **options)
     for distiller in both.distillers:
         run = both.networks.run
         run.rank, run.size, run.autocast = 0, 1, lambda _: torch.autocast("cpu", enabled=False)
@@ -155,7 +164,9 @@ def test_the_measured_losses_together_are_the_share_of_the_reference(monkeypatch
     both.networks = Networks(run, [None] * loss_factor.BATCH, both.networks.framework, both.networks.teacher)
     both.before_epoch(0)
     losses = both.losses(output(), [["one"], ["two"]], START, STEPS)
-    assert losses["one"].item() == pytest.approx(losses["two"].item()) == pytest.approx(share * 3.0 / 2)
+    one, two = weights or [1.0, 1.0]
+    assert losses["one"].item() == pytest.approx(share * 3.0 * one / (one + two))
+    assert losses["two"].item() == pytest.approx(share * 3.0 * two / (one + two))
     assert [line.split()[0] for line in run.lines] == ["one:", "two:"]
     factors = [distiller.factor.item() for distiller in both.distillers]
     both.distillers[0].size = 9.0
