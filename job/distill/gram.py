@@ -7,7 +7,8 @@ from arXiv 1903.04197 (pair-wise distillation); the softmax and its divergence a
 
 Positions are those of one image. So the cost grows with the square of an image's positions and not
 of the batch's, and the loss depends neither on the number of workers nor on --accumulate. Maps of
-more than SIDE x SIDE positions are first averaged in windows. Stages weigh alike.
+more than SIDE x SIDE positions are first averaged in windows. Stages weigh alike. The loss is at
+most a few units, whatever the image size, so --loss-factor needs values near 1.
 """
 
 from dataclasses import dataclass

@@ -7,10 +7,10 @@ every channel of the teacher counts alike, whatever its scale. A channel without
 1x1 convolution with BN is that of arXiv 1904.01866. Standardising the teacher too is from
 2303.11098, which compares pooled features. Stages weigh alike.
 
-Before training the loss is near 2. Statistics are those of a worker's micro-batch, of the student
-and of the teacher. So a run resumed with as many workers computes the same bytes. Another number of
-workers, or another --accumulate, computes another, equally valid loss, as with any batch norm.
-Checkpoints have the projector, exported students do not.
+Before training the loss is near 2, so --loss-factor needs values near 1. Statistics are those of a
+worker's micro-batch, of the student and of the teacher. So a run resumed with as many workers computes
+the same bytes. Another number of workers, or another --accumulate, computes another, equally valid
+loss, as with any batch norm. Checkpoints have the projector, exported students do not.
 """
 
 from collections.abc import Mapping

@@ -20,7 +20,7 @@ from runs import check_steps, differences, of_kind, records
 
 SMALL = "-a resnet18 --stem small --width 16 --image-size 16 --batch-size 8 --epochs 2 --cos --warmup-epochs 0 -j 0".split()
 SMALL += "--lr 0.003 --save-every 2steps --keep 99 --resume auto --check-every 4".split()
-ALL = ["mgd", "simreg", "similarity", "disco"]
+WEIGHTS = {"mgd": 1, "projector": 1, "gram": 0.5, "simreg": 1, "similarity": 1, "disco": 1}
 POOLED = "--similarity seed --similarity-k 20 --head-width 32".split()
 DISTILLED = ["--refresh-epochs", "0,1", "--loss-share", 0.5]
 EPOCH = 50 // 8  # steps
@@ -109,11 +109,18 @@ def test_a_toy_framework_trains_without_a_teacher(images, tmp_path):
     assert "100 %, epoch 1 step 6/6" in watched(tmp_path / "run")
 
 
-def test_distillation_without_a_framework_resumes_within_an_epoch_to_the_same_bytes(start_job, images, narrow_teacher, tmp_path):
-    """Of several distillers together. Its accuracy is measured; the panel has no contrast accuracy."""
+def test_distillation_without_a_framework_resumes_within_an_epoch_to_the_same_bytes(
+    start_job,
+    images,
+    narrow_teacher,
+    tmp_path,
+):
+    """From all distillers, of which one weighs half as much.
+
+    Checkpoints have the student only. Its accuracy is measured; the panel has no contrast accuracy.
+    """
     options = [images, *SMALL, "--framework", "none", "--teacher", narrow_teacher, *DISTILLED]
-    options += ["--distill", *ALL, *POOLED]
-    options += ["--knn-every", 2]
+    options += ["--distill", *WEIGHTS, "--distill-weights", *WEIGHTS.values(), *POOLED, "--knn-every", 2]
     whole = start_job(2, tmp_path / "whole", options)
     finished(whole)
     (tmp_path / "run").mkdir()
@@ -135,8 +142,11 @@ def test_distillation_without_a_framework_resumes_within_an_epoch_to_the_same_by
     steps = [record for record in records_of if "loss" in record]
     assert len(steps) == STEPS
     assert all(record["loss"] == pytest.approx(record["distillation"]) for record in steps)
-    assert all(0 < record[each] < 2 for record in steps for each in ALL)
+    assert all(0 < record[each] < 2 for record in steps for each in WEIGHTS)
     assert steps[0]["loss"] == pytest.approx(0.5 * math.log(65537), rel=0.5)
+    for name in ("mgd", "projector", "gram"):
+        expected = WEIGHTS[name] / sum(WEIGHTS.values()) * 0.5 * math.log(65537)
+        assert steps[0][name] == pytest.approx(expected, rel=0.5)
     assert sum("knn" in record for record in records_of) == 1
     assert "contrast" not in watched(whole.folder)
 
@@ -177,7 +187,7 @@ def test_a_killed_simsiam_run_resumes_to_the_same_bytes(
 ):
     """From a teacher of MoCo's. What looks at runs and what reads checkpoints takes them."""
     options = [images, *SMALL, *SIMSIAM, "--teacher", narrow_teacher, *DISTILLED]
-    options += ["--distill", "mgd", "similarity", "--similarity-k", 20]
+    options += ["--distill", "mgd", "similarity", "gram", "--similarity-k", 20]
     options += ["--knn-every", 2, "--tensorboard", "-p", 1]
     whole = start_job(2, tmp_path / "whole", options)
     finished(whole)
@@ -219,10 +229,15 @@ def test_a_killed_simsiam_run_resumes_to_the_same_bytes(
 def test_a_simsiam_run_of_four_workers_resumes_within_an_epoch_to_the_same_bytes(
     start_job,
     images,
+    narrow_teacher,
     tmp_path,
 ):
-    """Some batch norms have statistics of all workers, and some each worker's own."""
-    options = [images, *SMALL, *SIMSIAM, "--sync-bn", "heads"]
+    """Some batch norms have statistics of all workers, and some each worker's own.
+
+    The distillers' are each worker's own too, of one view.
+    """
+    options = [images, *SMALL, *SIMSIAM, "--sync-bn", "heads", "--teacher", narrow_teacher]
+    options += "--distill gram projector --mgd-views 1".split()
     whole = start_job(4, tmp_path / "whole", options)
     finished(whole)
     (tmp_path / "run").mkdir()

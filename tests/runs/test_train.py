@@ -249,7 +249,11 @@ def small_stem_teacher_file(tmp_path_factory):
         ("--reducer rd --margins init --no-aug-plus --no-cos --schedule 1", [(4, 64), (4, 128), (4, 256), (4, 512)]),
         ("--reducer sp --precision bf16 --image-size 16 --mgd-stages 3 4 --no-mlp --knn-every 1", [(4, 256), (4, 512)]),
         ("--reducer sm --stem small --width 32 --image-size 16 --teacher {small}", [(1, 32), (1, 64), (1, 128), (1, 256)]),
-        ("--reducer rd --loss-share 0.1 --loss-ramp --mgd-stages 3 4 --stage-weights 1 0.2", [(4, 256), (4, 512)]),
+        (
+            "--reducer rd --loss-share 0.1 --loss-ramp --mgd-stages 3 4 --stage-weights 1 0.2 "
+            "--distill gram mgd projector --gram-stages 1 2 3 --projector-stages 2 4",
+            [(4, 256), (4, 512)],
+        ),
         ("--matching random --loss-share 0.1", []),
     ],
 )

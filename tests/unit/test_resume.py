@@ -158,6 +158,7 @@ def test_every_change_is_said_once(run):
     [
         *[("resume", "auto"), ("config", ["small"]), ("out", "o"), ("workers", 7), ("print_freq", 1)],
         *[("loss_share", 0.0), ("reducer", "sp"), ("mgd_images", 7)],  # of a teacher, without which the run is
+        *[("gram_tau", 0.5), ("projector_stages", [4]), ("distill_weights", [2.0])],
     ],
 )
 def test_what_does_not_touch_the_numbers_changes_without_a_word(run, name, value):
