@@ -36,10 +36,10 @@ def net():
 
 
 def shaken(head):
-    """A head whose tensors are all at random, without negative variances."""
-    for value in head.state_dict().values():
+    """A head whose tensors are all at random, variances above 0."""
+    for name, value in head.state_dict().items():
         if value.is_floating_point():
-            value.copy_(torch.rand(value.shape))
+            value.copy_(torch.rand(value.shape) + 0.1 if "var" in name else torch.randn(value.shape))
     return head.eval()
 
 
