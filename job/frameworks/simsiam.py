@@ -137,9 +137,9 @@ class SimSiamFramework(Framework):
         """Return {id: sentence} if batch norms are not synchronised."""
         if self.config.sync_bn != "none" or comm.size() == 1:
             return {}
-        own = self.config.batch_size // comm.size()
+        own = self.config.batch_size // comm.size() // self.config.accumulate
         sentence = (
-            f"--sync-bn none: a batch norm has the statistics of its worker's {own} images only; "
+            f"--sync-bn none: a batch norm has the statistics of {own} images of its worker only; "
             "in the published training the accuracy then fell from 68.0 to 65.1. Use --sync-bn all"
         )
         return {"unsynchronised": sentence}
