@@ -45,7 +45,8 @@ def spectrum_auc(features: torch.Tensor) -> float:
     s: singular values of the centred features (n, C), the largest first. 0.5: all are equal; 1: one is
     above 0, or none (arXiv 2209.15007). With n under C it is too high.
     """
-    centred = features.double() - features.double().mean(0)  # (n, C)
+    centred = features.to(torch.float64, copy=True)  # (n, C)
+    centred -= centred.mean(0)
     squares = torch.linalg.eigvalsh(centred.T @ centred).flip(0).clamp_min(0)  # (C,)
     sums = squares.sqrt().cumsum(0)
     return (sums / sums[-1]).mean().item() if sums[-1] > 0 else 1.0
