@@ -127,9 +127,9 @@ def without_part(config: MethodOptions) -> dict[str, str]:
 
 def without_head(config: Config) -> dict[str, str]:
     """Return {option: reason} if no chosen part has a head with a hidden layer."""
-    shapes = {config.framework: FRAMEWORKS[config.framework].shapes}
-    shapes |= {name: DISTILLERS[name].shapes for name in config.distill if config.teacher}
-    heads = [name for name in shapes if "head_width" in shapes[name]]
+    framework, distillers = config.framework, config.distill if config.teacher else []
+    heads = [framework] if "head_width" in FRAMEWORKS[framework].shapes else []
+    heads += [name for name in distillers if DISTILLERS[name].has_hidden_layer(config)]
     if heads and (heads != ["moco"] or config.mlp):
         return {}
     fix = "add --mlp" if heads else "leave it out"

@@ -101,6 +101,11 @@ class Distiller:
         """Return whether the distiller needs the outputs of the teacher's head, "fc" (b, d)."""
         return False
 
+    @classmethod
+    def has_hidden_layer(cls, config: Any) -> bool:
+        """Return whether --head-width widens a head of the distiller."""
+        return "head_width" in cls.shapes
+
     @property
     def factor(self) -> torch.Tensor:
         """The divisor of the loss, () float64."""

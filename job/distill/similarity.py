@@ -77,6 +77,11 @@ class Similarity(Distiller):
         """Return whether outputs of heads are compared."""
         return config.similarity == "seed"
 
+    @classmethod
+    def has_hidden_layer(cls, config: Any) -> bool:
+        """Return whether the student's head is an MLP."""
+        return cls.needs_head(config)
+
     def targets(
         self,
         teacher: Mapping[str, torch.Tensor],

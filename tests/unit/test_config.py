@@ -748,12 +748,17 @@ def test_an_option_of_one_part_of_several_has_an_effect(monkeypatch):
 
 @pytest.mark.parametrize(
     ("line", "fix"),
-    [("", "add --mlp"), ("--framework none --teacher t", "leave it out")],
+    [
+        ("", "add --mlp"),
+        ("--framework none --teacher t", "leave it out"),
+        ("--framework none --teacher t --distill similarity", "leave it out"),  # headless
+    ],
 )
 def test_a_head_s_width_without_a_head_that_has_a_hidden_layer_is_an_error(line, fix):
     message = refused("DIR", "--head-width", 9, *line.split())
     assert message.startswith("--head-width: no effect without a head") and fix in message
-    assert read_config(["DIR", "--mlp", "--head-width", "9"]).head_width == 9
+    for head in ("--mlp", "--teacher t --distill similarity --similarity seed"):
+        assert read_config(["DIR", "--head-width", "9", *head.split()]).head_width == 9
 
 
 @pytest.mark.parametrize(
