@@ -24,6 +24,7 @@ class DisCo(Distiller):
 
     name = "disco"
     views = 2
+    batch_statistics = True
     shapes = ("head_width",)
 
     def __init__(self, config: Any, widths: Mapping[Any, int], teacher: Teacher):

@@ -54,6 +54,7 @@ class Similarity(Distiller):
 
     name = "similarity"
     shapes = ("similarity", "similarity_k", "head_width")
+    batch_statistics = True
     config: SimilarityOptions
 
     def __init__(self, config: SimilarityOptions, widths: Mapping[int, int], teacher: Teacher):

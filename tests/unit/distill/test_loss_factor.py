@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from job.distill import loss_factor
+from job.distill import DISTILLERS, loss_factor
 from job.distill.base import Networks
 from job.distill.mgd import MGD
 from job.config import Config
@@ -183,6 +183,11 @@ def test_the_student_s_own_scale_does_not_matter(folder):
         distiller, networks = training(folder, student_size=size)
         factors.append(set_factor(distiller, networks, 1.0))
     assert factors[0] == pytest.approx(factors[1], rel=1e-3)
+
+
+def test_batch_statistics_are_of_the_distillers_without_a_batch_norm():
+    found = {name for name, kind in DISTILLERS.items() if kind.batch_statistics}
+    assert found == {"gram", "similarity", "disco"}
 
 
 def test_fewer_images_than_a_batch_are_one_batch(folder, monkeypatch):
