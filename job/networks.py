@@ -113,6 +113,8 @@ def build_head(state: Mapping[str, torch.Tensor]) -> nn.Sequential:
         match = re.fullmatch(r"(?:(?:layers\.)?([0-9]{1,2})\.)?([a-z_]+)", name)
         if not match or value.is_meta or value.layout != torch.strided:
             raise ValueError(f"{name} belongs to no linear layer or batch norm")
+        if not value.is_floating_point() and match[2] != "num_batches_tracked":
+            raise ValueError(f"{name} is {value.dtype}, expected floats")
         if value.is_floating_point() and not value.float().isfinite().all():
             raise ValueError(f"{name} has values that are not finite")
         layers.setdefault(int(match[1] or 0), {})[match[2]] = value

@@ -86,6 +86,7 @@ REFUSED = {
     "none": ({}, "no head on its network"),
     "narrow": (nn.Linear(C - 1, DIM).state_dict(), "(linear 127-7) cannot be used"),
     "nan": ({"weight": nan}, "weight has values that are not finite"),
+    "integers": ({"weight": torch.ones(DIM, C).long()}, "weight is torch.int64, expected floats"),
     "unknown": ({"mlp.0.weight": torch.ones(DIM, C)}, "mlp.0.weight belongs to no linear layer or batch norm"),
     "convolution": ({"0.weight": torch.ones(DIM, C), "1.weight": torch.ones(DIM, DIM, 1)}, "belong to no linear layer"),
     "surplus": ({"weight": torch.ones(DIM, C), "scale": torch.ones(1)}, 'Unexpected key(s) in state_dict: "scale"'),
