@@ -179,7 +179,7 @@ def factor(distiller: Distiller, saved: dict, run: Run) -> float:
         new = old * (before["loss_share"] / config.loss_share)
         new *= total_weight(now) / total_weight(before)
     if new != old:
-        run.log.line(f"loss factor {new:.6g}; it was {old:.6g} in the checkpoint")
+        run.log.line(f"{distiller.name}: loss factor {new:.6g}; it was {old:.6g} in the checkpoint")
     return new
 
 

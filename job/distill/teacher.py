@@ -50,7 +50,8 @@ def load_teacher(
     if needs_head:
         head_dim = add_head(net, weights, path)
         state = state | {f"{HEAD}.{name}": value for name, value in weights.head_state.items()}
-    run.log.record("teacher", f"teacher {weights.report}", arch=weights.arch, path=path)
+    used = "; its head is used" if needs_head else ""
+    run.log.record("teacher", f"teacher {weights.report}{used}", arch=weights.arch, path=path)
     norms = stage_norms(net)
     features = with_features(fold_norms(net), stages, output=HEAD if needs_head else None)
     frozen = features.eval().requires_grad_(False)

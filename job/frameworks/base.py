@@ -45,7 +45,7 @@ class Framework:
     name: in --framework. losses, metrics: the names in its outputs. views: random views of each
     image that it needs; views_name: in TensorBoard; student_views: those that pass through the student; distilled_views: those
     of them whose features are distilled. reference: the loss of a student that knows nothing, or
-    its range; --loss-share is relative to it. shapes: options that shape its tensors.
+    its range; --loss-share is relative to it. shapes: options that a resume cannot change.
     stages: those whose features `forward` must give. module: all that is trained, saved and restored.
     encoder: the student in it, images (b, 3, H, W) -> {"layerN": (b, S, H, W)} at least, and "fc" (b, d) of a head.
     head_dim: d, the head's outputs; 0: there is no head.

@@ -21,7 +21,7 @@ def write(plan: Plan, records: Records, pictures: dict[str, str]) -> str:
         "Accuracies are top-1 in percent on held-out images, means over seeds ± their standard deviation. A lead counts where it "
         "is larger than the larger deviation of the two. There is no third split: "
         "whoever chooses settings by these figures tunes on them. AUC: the area under the cumulative "
-        "singular values of the features, 0.5 if all are equal, 1 at full collapse. The last column has the "
+        "singular values of the normalised features, 0.5 if all are equal, 1 at full collapse. The last column has the "
         "distillation loss over the framework's, or over its range, in the first and in the last epoch.",
     ]
     for name, questions in plan.questions.items():

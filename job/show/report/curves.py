@@ -156,9 +156,9 @@ def neighbours(runs: Sequence[Shown]) -> Picture | None:
     )
     if measured:
         reading += (
-            " AUC is the area under the cumulated singular values of the features of those images: 0.5 if they vary in "
-            "all directions alike, 1 if in one. Of two students of the same width, the one with the higher AUC is nearer "
-            "to collapse."
+            " AUC is the area under the cumulated singular values of the normalised features of those "
+            "images: 0.5 if they vary in all directions alike, 1 if in one. Of two students of the same "
+            "width, the one with the higher AUC is nearer to collapse."
         )
     return finish(figure, "knn", "k-NN accuracy", reading, f"k-NN accuracy over the epochs of {names(shown)}")
 
