@@ -6,7 +6,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from job.config import Config, LinearConfig, read_config, without_part
+from job.config import Config, LinearConfig, read_config, without_head, without_part
 from job.errors import RunError
 from job.declare import flag, groups
 from job.distill import DISTILLERS
@@ -20,6 +20,7 @@ WORDS = {
     "data": st.text(CHARACTERS, min_size=1, max_size=20).filter(lambda path: not path.startswith("~")),
     "cos": st.just(False),  # beside it --schedule is refused
     "loss_share": st.just(0.0),  # beside it --loss-factor is
+    "weak_views": st.just(False),  # beside it --aug-plus is
     "matching": st.just("solved"),  # beside `random` --refresh-epochs is
     "distill": st.permutations(list(DISTILLERS)),
     "stage_weights": st.just([]),  # as many as there are stages: in a test of their own
@@ -56,8 +57,8 @@ def configs(kind):
 
 
 def unused(config):
-    """The options of the frameworks that are not chosen: a file may have them, a command line may not."""
-    return set(without_part(config)) if isinstance(config, Config) else set()
+    """The options without effect in it: a file may have them, a command line may not."""
+    return {*without_part(config), *without_head(config)} if isinstance(config, Config) else set()
 
 
 def without_unused(config):

@@ -597,7 +597,7 @@ def test_a_key_of_a_group_and_an_option_is_the_group_s_only_with_a_mapping(write
         ("moco: {kk: 1}", ["unknown key 'moco.kk'", "did you mean moco.k?"]),
         ("mgd: {stage: [1]}", ["unknown key 'mgd.stage'", "did you mean mgd.stages?"]),
         ("moco: {lr: 1}", ["unknown key 'moco.lr'", "did you mean rate.lr?"]),
-        ("rate: {k: 1}", ["unknown key 'rate.k'", "did you mean knn.k or moco.k?"]),
+        ("rate: {k: 1}", ["unknown key 'rate.k'", "did you mean knn.k or similarity.k or moco.k?"]),
         ("MoCo: {k: 1}", ["unknown group 'MoCo'", "did you mean moco?"]),
         ("moco: {K: 1}", ["unknown key 'moco.K'", "did you mean moco.k?"]),
         ("moco: !!set {k: 1}", ["moco", "no tag on a mapping"]),
