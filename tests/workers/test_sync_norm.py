@@ -83,7 +83,7 @@ def test_losses_and_outputs_are_those_of_one_process(passes):
     assert largest(output.embeddings, own(expected.embeddings)) < 1e-5
     for view in (0, 1):
         found, wanted = ((each.features, *each.others)[view] for each in (output, expected))
-        assert list(found) == list(wanted) == ["layer3", "layer4"]
+        assert list(found) == list(wanted) == ["layer3", "layer4", "fc"]
         for name in found:
             assert largest(found[name].detach(), own(wanted[name]).detach()) < 1e-5
 
