@@ -1,0 +1,31 @@
+"""Distillers of pooled features under autocast: what follows the heads is computed in float32."""
+
+import pytest
+import torch
+from distillers import HEAD, B, S, T, build, features
+
+CASES = [
+    ("simreg", {}, T),
+    ("similarity", {"similarity": "headless", "similarity_k": 9}, T),
+    ("similarity", {"similarity": "seed", "similarity_k": 9}, HEAD),
+    ("disco", {}, HEAD),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "outputs"), CASES)
+def test_in_bf16_only_the_outputs_of_networks_are_rounded(name, options, outputs, monkeypatch):
+    """Of the same outputs, targets and loss are the same to the bit without autocast."""
+    distiller = build(name, **options)
+    student, teacher = features(S, 1), features(T, 2, HEAD)
+    rounded = {key: value.bfloat16() for key, value in teacher.items()}
+    predicted = torch.randn(B, outputs, generator=torch.Generator().manual_seed(3)).bfloat16()
+    found = []
+    for enabled in (True, False):
+        kind = torch.bfloat16 if enabled else torch.float32
+        head = distiller.module.get_submodule("head")
+        monkeypatch.setattr(head, "forward", lambda pooled, kind=kind: predicted.to(kind))
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            targets = distiller.targets({key: value.to(kind) for key, value in rounded.items()}, None)
+            found.append((targets, distiller.loss(student, targets)))
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+    assert {value.dtype for pair in found for value in pair} == {torch.float32}
