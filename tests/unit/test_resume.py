@@ -127,6 +127,21 @@ def test_the_stages_of_a_projector_cannot_change(run):
     assert continues(old, options(gram_stages=[4], **new), run)
 
 
+SIMILARITY = [("similarity", "seed"), ("similarity_k", 9), ("similarity_t", 0.1), ("head_width", 9)]
+
+
+@pytest.mark.parametrize(("name", "value"), SIMILARITY)
+def test_what_shapes_the_queue_and_the_head_of_similarity_cannot_change(run, name, value):
+    """Its temperatures can."""
+    chosen = {"framework": "none", "teacher": "t", "distill": ["similarity"]}
+    old, new = content(options(**chosen)), options(**chosen, **{name: value})
+    if name == "similarity_t":
+        assert continues(old, new, run)
+    else:
+        message = refused(continues, old, new, run)
+        assert message.startswith(f"--{name.replace('_', '-')} {value}: the checkpoint of epoch 3")
+
+
 @pytest.mark.parametrize(("name", "value"), [("seed", 1), ("batch_size", 64)])
 def test_what_orders_the_images_may_change_between_epochs_alone(run, name, value):
     config = options(**{name: value})
