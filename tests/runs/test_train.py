@@ -2,11 +2,13 @@
 
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +16,10 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from inject import injected
 from job.cluster import comm
 from job.show.read.runs import find_runs
-from runs import FLIP, check_steps, contents, differences, errors_of, of_kind
+from runs import FLIP, all_records, check_steps, contents, differences, errors_of, of_kind
 from runs import records as records_of
 from job.frameworks.moco import build_moco
 
@@ -143,15 +146,37 @@ SIGNALS = {
 }
 
 
+def paused(whole, step):
+    """The variables that stop rank 0 before it records a step. whole: the folder of such a run."""
+    records = [record for record in all_records(whole) if record["kind"] != "saved"]
+    [write] = [n for n, record in enumerate(records, 1) if (record["kind"], record.get("steps")) == ("step", step)]
+    return injected(f"0 write metrics.jsonl {write} 1 -{signal.SIGSTOP:d}")
+
+
+def wait_for_signal(process, number):
+    """Wait until a stopped process has been sent a signal."""
+    waiting = 0
+    while not waiting >> (number - 1) & 1:
+        [mask] = re.findall(r"ShdPnd:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text())
+        waiting = int(mask, 16)
+        time.sleep(0.02)
+
+
 @pytest.mark.parametrize("reached", SIGNALS)
 def test_a_signal_saves_at_a_common_step_what_an_undisturbed_run_has_there(
-    undisturbed, start_job, images, teacher_file, tmp_path, reached
+    undisturbed, start_job, images, teacher_file, tmp_path, monkeypatch, reached
 ):
-    """--save-every is an epoch here: only the signal can have saved within one. One worker that gets it is enough."""
+    """--save-every is an epoch here: only the signal can have saved within one. One worker that gets it is enough.
+
+    Rank 0 is stopped until the signal has been sent, so that the run cannot end before.
+    """
     workers, number, loaders = SIGNALS[reached]
     options = [images, *SMALL, "--save-every", 1, "--teacher", teacher_file, "-j", loaders, "--resume", "auto"]
-    job = start_job(workers, tmp_path / "run", options)
-    job.wait_for_step(2)
+    with monkeypatch.context() as patch:
+        for name, value in paused(undisturbed(workers)[0], 3).items():
+            patch.setenv(name, value)
+        job = start_job(workers, tmp_path / "run", options)
+    first = job.wait_for_pause()
     processes = {
         "one": job.workers()[-1:],
         "all": job.workers(),
@@ -160,6 +185,9 @@ def test_a_signal_saves_at_a_common_step_what_an_undisturbed_run_has_there(
     }
     for process in processes[reached]:
         process.send_signal(number)
+    if reached != "one":
+        wait_for_signal(first, number)
+    first.resume()
     output = job.finish()
     assert job.process.returncode == 0, output
     assert of_kind(job.folder, "end")[-1]["how"] == "stopped" and "resource_tracker" not in output

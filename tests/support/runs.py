@@ -65,6 +65,15 @@ class Job:
             assert time.monotonic() < deadline, f"step {step} has not come in 240 s"
             time.sleep(0.02)
 
+    def wait_for_pause(self) -> psutil.Process:
+        """Wait until a worker has been stopped by SIGSTOP, and return it."""
+        while True:
+            assert self.process.poll() is None, f"the run ended early:\n{self.process.stdout.read()}"
+            for worker in self.workers():
+                if worker.status() == psutil.STATUS_STOPPED:
+                    return worker
+            time.sleep(0.02)
+
     def workers(self) -> list[psutil.Process]:
         """The worker processes."""
         below = psutil.Process(self.process.pid).children(recursive=True)

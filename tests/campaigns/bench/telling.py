@@ -53,4 +53,4 @@ class Telling:
 
     def draw(self) -> None:
         tensorboard.histograms(self.run.log, self.epoch, self.training.distillation.histograms())
-        tensorboard.views(self.run.log, 0, [self.view, self.view])
+        tensorboard.views(self.run.log, "query beside key", 0, [self.view, self.view])
