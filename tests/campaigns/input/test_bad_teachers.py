@@ -168,7 +168,7 @@ CHANNELS = [
     Case(
         "no run's file to resume",
         ["{good}", *SMALL, "--resume", "{folder}/torchvision.pth"],
-        ("torchvision.pth", "no checkpoint"),
+        ("torchvision.pth", "not a run's checkpoint"),
     ),
 ]
 
