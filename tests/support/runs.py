@@ -1,5 +1,6 @@
 """Whole runs of the real commands, and what is told apart in them."""
 
+import contextlib
 import json
 import os
 import signal
@@ -70,14 +71,19 @@ class Job:
         while True:
             assert self.process.poll() is None, f"the run ended early:\n{self.process.stdout.read()}"
             for worker in self.workers():
-                if worker.status() == psutil.STATUS_STOPPED:
-                    return worker
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if worker.status() == psutil.STATUS_STOPPED:
+                        return worker
             time.sleep(0.02)
 
     def workers(self) -> list[psutil.Process]:
         """The worker processes."""
-        below = psutil.Process(self.process.pid).children(recursive=True)
-        return [process for process in below if process.cmdline()[1:3] == ["-m", self.program]]
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # one that has just ended
+                if process.cmdline()[1:3] == ["-m", self.program]:
+                    found.append(process)
+        return found
 
     def kill(self) -> None:
         """SIGKILL the launcher and the workers at once; their loader processes are to end by themselves."""
