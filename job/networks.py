@@ -102,6 +102,11 @@ def build_mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
 
+def hidden_layer(inputs: int, outputs: int, bias: bool = True) -> list[nn.Module]:
+    """Return a hidden layer of a head, with batch norm, (b, inputs) -> (b, outputs)."""
+    return [nn.Linear(inputs, outputs, bias), nn.BatchNorm1d(outputs), nn.ReLU()]
+
+
 def build_head(state: Mapping[str, torch.Tensor]) -> nn.Sequential:
     """Return the head of a checkpoint, (b, inputs) -> (b, outputs), in eval mode.
 

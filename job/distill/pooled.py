@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 import torch
-from torch import nn
 
 from job.networks import DEPTH
 
@@ -13,8 +12,3 @@ HIDDEN = 2048  # width of a head's hidden layer, as published for SEED and DisCo
 def pooled(features: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Return the pooled features under the head, (b, C) float32, of {"layer4": (b, C, H, W)} before its last ReLU."""
     return features[f"layer{DEPTH}"].relu().mean((2, 3), dtype=torch.float32)
-
-
-def hidden_layer(inputs: int, outputs: int) -> list[nn.Module]:
-    """Return a hidden layer with batch norm."""
-    return [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.ReLU()]

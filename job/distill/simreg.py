@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from job.distill.base import Distiller
-from job.distill.pooled import hidden_layer, pooled
+from job.distill.pooled import pooled
 from job.distill.teacher import Teacher
-from job.networks import DEPTH
+from job.networks import DEPTH, hidden_layer
 
 
 def build_head(width: int, hidden: int, outputs: int) -> nn.Sequential:

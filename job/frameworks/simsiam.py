@@ -16,7 +16,7 @@ from job.engine.sync_norm import synchronise
 from job.errors import RunError
 from job.frameworks.base import Framework, MicroBatch, Output
 from job.metrics import collapse
-from job.networks import DEPTH, HEAD, stage_widths, with_features
+from job.networks import DEPTH, HEAD, hidden_layer, stage_widths, with_features
 from job.options import Options
 
 # Means of an epoch's steps. Measured on ResNet-18 of width 16 and the digits, with a batch of 64
@@ -52,22 +52,17 @@ class SimSiam(nn.Module):
         self.encoder, self.predictor = encoder, predictor
 
 
-def hidden_layer(inputs: int, outputs: int) -> list[nn.Module]:
-    """Return a hidden layer of a head."""
-    return [nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU()]
-
-
 def build_projector(width: int, hidden: int, dim: int) -> nn.Sequential:
     """Return the projector f, (b, width) -> (b, dim) (section 3)."""
     last = nn.Linear(hidden, dim)
     last.bias.requires_grad_(False)  # released checkpoints have it; the batch norm cancels it
-    first = [*hidden_layer(width, hidden), *hidden_layer(hidden, hidden)]
+    first = [*hidden_layer(width, hidden, bias=False), *hidden_layer(hidden, hidden, bias=False)]
     return nn.Sequential(*first, last, nn.BatchNorm1d(dim, affine=False))
 
 
 def build_predictor(dim: int, hidden: int) -> nn.Sequential:
     """Return the predictor h, (b, dim) -> (b, dim) (section 3)."""
-    return nn.Sequential(*hidden_layer(dim, hidden), nn.Linear(hidden, dim))
+    return nn.Sequential(*hidden_layer(dim, hidden, bias=False), nn.Linear(hidden, dim))
 
 
 def similarity(p: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
