@@ -188,6 +188,12 @@ def stage_widths(arch: str, width: int) -> dict[int, int]:
     return {stage: norm.num_features for stage, norm in stage_norms(net).items()}
 
 
+def stage_sides(stem: str, image_size: int) -> dict[int, int]:
+    """Return the height, equal to the width, of each stage's maps, {stage: H}."""
+    first = 1 if stem == "small" else 4  # the stem's stride
+    return {stage: -(-image_size // (first * 2 ** (stage - 1))) for stage in range(1, DEPTH + 1)}
+
+
 @torch.no_grad()
 def fold_norms(net: models.ResNet) -> models.ResNet:
     """Return `net`, to be used in eval mode alone, with every batch norm folded into the convolution before it.

@@ -11,6 +11,7 @@ more than SIDE x SIDE positions are first averaged in windows. Stages weigh alik
 most a few units, whatever the image size, so --loss-factor needs values near 1.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +22,9 @@ from torch.autograd.function import once_differentiable
 from job.declare import option
 from job.distill.base import DistillOptions
 from job.distill.maps import STAGES, TO_DISTIL, MapDistiller
+from job.distill.teacher import Teacher
 from job.errors import RunError
-from job.networks import DEPTH
+from job.networks import DEPTH, stage_sides
 
 SIDE = 14  # most positions of a map in height and in width
 SMALLEST = 1e-3  # norm up to which a feature counts as 0: its direction has too large a gradient
@@ -46,19 +48,18 @@ class Gram(MapDistiller):
     batch_statistics = True
     config: GramOptions
 
+    def __init__(self, config: GramOptions, widths: Mapping[int, int], teacher: Teacher):
+        """RunError: a stage's maps have one position only."""
+        super().__init__(config, widths, teacher)
+        check_positions(config)
+
     @staticmethod
     def stages(config: GramOptions) -> list[int]:
         """Return the stages that are distilled."""
         return config.gram_stages
 
     def target(self, stage: int, teacher: torch.Tensor) -> torch.Tensor:
-        """Return the teacher's features, (b, T, P). RunError: the maps have one position only."""
-        if teacher.shape[2:].numel() == 1:
-            raise RunError(
-                f"--gram-stages {' '.join(map(str, self.config.gram_stages))}: the maps of "
-                f"layer{stage} have one position; expected two at least. Leave {stage} out, or "
-                "choose a larger --image-size or --stem small"
-            )
+        """Return the teacher's features, (b, T, P)."""
         return positions(teacher)
 
     def distance(self, stage: int, student: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -67,6 +68,23 @@ class Gram(MapDistiller):
         scale = self.config.gram_tau**-0.5
         with torch.autocast(s.device.type, enabled=False):
             return Divergence.apply(scale * s, scale * target) / (len(s) * s.shape[2])
+
+
+def check_positions(config: GramOptions) -> None:
+    """RunError: a stage of --gram-stages has one position only, which has no other to resemble."""
+    fitting = [n for n, side in stage_sides(config.stem, config.image_size).items() if side > 1]
+    if small := [stage for stage in config.gram_stages if stage not in fitting]:
+        fix = f"use stages of {shown(fitting)}, or " if fitting else ""
+        raise RunError(
+            f"--gram-stages {shown(config.gram_stages)}: the maps of layer{small[0]} have 1 x 1 "
+            f"positions with --image-size {config.image_size}; expected two at least: {fix}choose "
+            "a larger --image-size"
+        )
+
+
+def shown(stages: list[int]) -> str:
+    """Return stages for messages."""
+    return " ".join(map(str, stages))
 
 
 def positions(maps: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ from unittest.mock import MagicMock
 
 import pytest
 from errors import refused
-from runs import errors_of
+from runs import errors_of, write_teacher
 
 from job import build
 from job.config import Config
@@ -90,4 +90,16 @@ def test_batches_without_equal_parts_are_refused(images, tmp_path):
     uneven, single = errors_of("job.train", [[*command, 3], [*command, 8]])
     assert "--accumulate 3: a worker's 8 images have no 3 equal parts; choose a divisor" in uneven
     assert "--batch-size 8 over 1 workers in 8 parts each is one image each" in single and "choose 16 or more" in single
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_positions_too_few_for_gram_are_refused_before_a_file_is_written(images, tmp_path):
+    """Of a run with the small preset."""
+    teacher = write_teacher(tmp_path / "teacher", "resnet18", stem="small", width=16)
+    command = [images, "--config", "small", "--image-size", 8, "--stem", "small", "--width", 16]
+    command += ["-a", "resnet18", "-j", 0, "--moco-k", 20, "--teacher", teacher]
+    command += ["--out", tmp_path / "run", "--distill", "gram", "projector"]
+    [message] = errors_of("job.train", [command])
+    assert "--gram-stages 1 2 3 4: the maps of layer4 have 1 x 1 positions" in message
     assert not (tmp_path / "run").exists()

@@ -5,7 +5,16 @@ from torch import nn
 from torchvision import models
 
 from job.cluster import comm
-from job.networks import ARCHS, DEPTH, build_resnet, fold_norms, stage_norms, with_features
+from job.networks import (
+    ARCHS,
+    DEPTH,
+    STEMS,
+    build_resnet,
+    fold_norms,
+    stage_norms,
+    stage_sides,
+    with_features,
+)
 from moco.model import update_by_momentum
 from job.frameworks.moco import build_moco
 
@@ -378,3 +387,12 @@ def test_a_stem_that_pools_first_keeps_no_map_of_its_input():
     with torch.autograd.graph.saved_tensors_hooks(lambda saved: kept.append(saved.shape) or saved, lambda saved: saved):
         net.maxpool(net.relu(maps))
     assert kept == [torch.Size([2, 64, 8, 8])] * 2  # the places of the maxima, and what the ReLU gives
+
+
+@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("size", [8, 9, 33, 50])
+def test_the_sides_of_the_stages_maps_are_known_without_a_network(stem, size):
+    net = with_features(build_resnet("resnet18", stem=stem, width=16), [1, 2, 3, 4])
+    maps = net(torch.zeros(2, 3, size, size))
+    found = {stage: tuple(maps[f"layer{stage}"].shape[2:]) for stage in range(1, 5)}
+    assert found == {stage: (side, side) for stage, side in stage_sides(stem, size).items()}

@@ -15,6 +15,12 @@ from maps import draw
 WIDTHS, CHANNELS, SIDES = {1: 3, 4: 5}, {1: 4, 4: 12}, {1: 6, 4: 2}
 STAGES = [1, 4]
 
+SINGLE = [
+    ([1, 2, 3, 4], "small", 8, "use stages of 1 2 3, or "),
+    ([4], "imagenet", 32, "use stages of 1 2 3, or "),
+    ([1, 4], "imagenet", 8, "use stages of 1, or "),
+]
+
 
 def new(stages=STAGES, **options):
     options = {"loss_factor": 1.0, "teacher": "t.pth", "gram_stages": stages, **options}
@@ -148,11 +154,23 @@ def test_autocast_computes_the_loss_in_float32():
         assert torch.equal(loss(new(), student, teacher), wanted)
 
 
-def test_one_position_is_refused_as_it_has_no_other_to_resemble():
-    student, teacher = draw(WIDTHS, {1: 6, 4: 1}, STAGES), draw(CHANNELS, {1: 6, 4: 1}, STAGES)
-    message = refused(loss, new(), student, teacher)
-    assert message.startswith("--gram-stages 1 4: the maps of layer4 have one position; expected")
-    assert "Leave 4 out" in message and "--image-size" in message
+@pytest.mark.parametrize(("stages", "stem", "size", "fix"), SINGLE)
+def test_a_stage_of_one_position_is_refused(stages, stem, size, fix):
+    """It has no other to resemble."""
+    message = refused(new, stages, stem=stem, image_size=size)
+    given = " ".join(map(str, stages))
+    assert message == (
+        f"--gram-stages {given}: the maps of layer4 have 1 x 1 positions "
+        f"with --image-size {size}; expected two at least: {fix}choose a larger --image-size"
+    )
+
+
+@pytest.mark.parametrize(
+    ("stages", "stem", "size"),
+    [([1, 2, 3, 4], "small", 9), ([1, 2, 3], "small", 8), ([4], "imagenet", 33)],
+)
+def test_two_positions_a_side_are_enough(stages, stem, size):
+    assert new(stages, stem=stem, image_size=size).config.gram_stages == stages
 
 
 def test_maps_of_another_size_are_refused():
