@@ -1,6 +1,8 @@
 """What is normal for a training with given options, and hints where reality leaves it, each with its likely cause."""
 
-from job.distill.base import DistillOptions
+from collections.abc import Sequence
+
+from job.distill.base import Distiller, DistillOptions
 from job.frameworks.base import Framework
 from job.metrics.schema import RANGE, own_size
 
@@ -14,8 +16,15 @@ PULL, WAIT = 30.0, 0.5
 class Expectation:
     """What to expect of a training on so many images; it gives each hint once."""
 
-    def __init__(self, config: DistillOptions, framework: Framework, images: int):
+    def __init__(
+        self,
+        config: DistillOptions,
+        framework: Framework,
+        images: int,
+        distillers: Sequence[Distiller] = (),
+    ):
         self.config, self.framework, self.images = config, framework, images
+        self.distillers = distillers
         self.records: list[dict[str, float]] = []  # that are still to be judged
         self.given: set[str] = set()
 
@@ -44,7 +53,10 @@ class Expectation:
 
     def warnings(self) -> dict[str, str]:
         """Return {id: sentence} of the options that do not fit the images."""
-        return self.framework.misfits(self.images)
+        found = self.framework.misfits(self.images)
+        for distiller in self.distillers:
+            found |= distiller.misfits(self.images)
+        return found
 
     def hints(self, records: list[dict[str, float]]) -> dict[str, str]:
         """Return {id: sentence} of what is new and not normal in the records of an epoch's steps.

@@ -57,7 +57,8 @@ def train(config: Config, run: Run) -> None:
     run.begin(options, saved, len(training.images), config.resume, training.framework.losses)
     del saved  # as large as all that is trained
 
-    expectation = Expectation(config, training.framework, len(training.images))
+    distillers = training.distillation.distillers
+    expectation = Expectation(config, training.framework, len(training.images), distillers)
     for line in expectation.lines():
         run.log.line(line)
     for id, warning in expectation.warnings().items():

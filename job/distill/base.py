@@ -161,6 +161,10 @@ class Distiller:
         changed.apply(change)
         return changed
 
+    def misfits(self, images: int) -> dict[str, str]:
+        """Return {id: sentence} of the options that do not fit so many images."""
+        return {}
+
     def check(self, saved: Mapping[str, torch.Tensor]) -> None:
         """RunError: a checkpoint's state of `module` belongs to another teacher or to other options."""
 

@@ -109,6 +109,17 @@ class Similarity(Distiller):
         first = (vectors * own).sum(1, keepdim=True)  # (b, 1)
         return torch.cat([first, vectors @ self.module.get_buffer("queue")], dim=1) / t
 
+    def misfits(self, images: int) -> dict[str, str]:
+        """Return {id: sentence} if the queue is long for so many images."""
+        K = self.module.get_buffer("queue").shape[1]
+        if images > K:
+            return {}
+        sentence = (
+            f"the queue of similarity has {K} embeddings for {images} images, so that an image meets "
+            f"its own old embedding: --similarity-k {max(1, images // 2)} or less is better"
+        )
+        return {"long_similarity_queue": sentence}
+
     def remembered(self, targets: torch.Tensor) -> torch.Tensor:
         """Return the embeddings for the queue."""
         return targets

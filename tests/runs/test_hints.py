@@ -24,6 +24,7 @@ def folders(start_job, teacher_file, tmp_path_factory):
         blocks = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
         Image.fromarray(blocks).resize((3000, 3000), Image.Resampling.NEAREST).save(path)
     strong = ["--teacher", teacher_file, "--loss-factor", FACTOR, "--epochs", 1, "--batch-size", 2, "--refresh-epochs", "never"]
+    strong += ["--distill", "mgd", "similarity", "--similarity-k", 40]
     options = {
         "healthy": [folder / "digits", *DEMO],
         "still": [folder / "digits", *DEMO, "--lr", 0],
@@ -70,7 +71,9 @@ def test_a_teacher_that_outweighs_all_is_a_hint_with_the_factor_that_makes_both_
     assert float(equal) == pytest.approx(FACTOR * ratio, rel=0.1)
 
 
-def test_a_long_queue_and_slow_images_are_remarks(folders):
+def test_long_queues_and_slow_images_are_remarks(folders):
     found = remarks(folders["strong"])
     assert all(part in found["long_queue"] for part in ("12 keys", "40 images", "--moco-k 10"))
+    queue = found["long_similarity_queue"]
+    assert all(part in queue for part in ("40 embeddings", "40 images", "--similarity-k 20"))
     assert "--workers (now 0 " in found["wait"]

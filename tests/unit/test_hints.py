@@ -1,6 +1,7 @@
 """What is called normal, and hints at the bounds beyond which reality leaves it."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 
@@ -99,3 +100,11 @@ def test_a_few_steps_are_judged_with_those_that_follow(expectation):
 @pytest.mark.parametrize(("images", "warned"), [(1024, []), (1023, ["long_queue"]), (3, ["long_queue"])])
 def test_a_queue_of_more_than_a_quarter_of_the_images_is_warned_of(expectation, images, warned):
     assert list(expectation(images).warnings()) == warned
+
+
+def test_what_does_not_fit_the_images_is_asked_of_the_distillers_too(expectation):
+    some = expectation(1000)
+    misfits = [lambda images: {"one": f"of {images}"}, lambda _: {}]
+    some.distillers = [SimpleNamespace(misfits=each) for each in misfits]
+    found = some.warnings()
+    assert list(found) == ["long_queue", "one"] and found["one"] == "of 1000"

@@ -102,6 +102,17 @@ def test_the_queue_has_the_last_embeddings(setting):
     assert {"queue", "queue_ptr"} < state.keys()
 
 
+@settings
+def test_a_queue_as_long_as_the_set_is_a_misfit(setting):
+    """An image meets its own old embedding."""
+    distiller = new(setting)
+    assert distiller.misfits(K + 1) == {}
+    for images, fitting in ((K, 4), (1, 1)):
+        [(id, sentence)] = distiller.misfits(images).items()
+        assert id == "long_similarity_queue" and f"--similarity-k {fitting} or less" in sentence
+        assert f"{K} embeddings for {images} images" in sentence
+
+
 def test_a_setting_has_its_published_values_unless_others_are_given():
     for setting, dim in DIMS.items():
         distiller, published = build("similarity", similarity=setting), SETTINGS[setting]
