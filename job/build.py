@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from job.cluster import comm
-from job.config import Config
+from job.config import Config, without_head
 from job.data import digits, randomness
 from job.data.folders import scan, scan_validation
 from job.data.images import Images
@@ -49,6 +49,7 @@ def build(config: Config, run: Run) -> Training:
     if config.teacher:
         needs_head = any(kind.needs_head(config) for kind in kinds)
         teacher = load_teacher(config.teacher, config.teacher_arch, config.stem, stages, run, needs_head)
+        check_head_width(config, (framework.head_dim, teacher.head_dim))
         widths = stage_widths(config.arch, config.width) | {HEAD: framework.head_dim}
         distillers = [kind(config, widths, teacher) for kind in kinds]
         compiled = [*compiled, teacher.net]
@@ -66,6 +67,16 @@ def build(config: Config, run: Run) -> Training:
     sgd = torch.optim.SGD(groups, config.lr, config.momentum, weight_decay=decay, fused=True)
     gradients = Gradients(parameters, config.accumulate, config.fp16_allreduce)
     return Training(config, run, images, val, framework, distillation, trained, gradients, sgd)
+
+
+def check_head_width(config: Config, dims: tuple[int, int]) -> None:
+    """RunError: --head-width has no effect because the student's head fits the teacher's.
+
+    dims: outputs of the framework's head and of the teacher's. The options alone do not show it.
+    """
+    if config.head_width and not without_head(config):
+        if unused := without_head(config, dims):
+            raise RunError(f"--head-width {config.head_width}: no effect {unused['head_width']}")
 
 
 def check_names(framework: Framework, kinds: list[type[Distiller]]) -> None:

@@ -125,14 +125,18 @@ def without_part(config: MethodOptions) -> dict[str, str]:
     return found
 
 
-def without_head(config: Config) -> dict[str, str]:
-    """Return {option: reason} if no chosen part has a head with a hidden layer."""
+def without_head(config: Config, dims: tuple[int, int] | None = None) -> dict[str, str]:
+    """Return {option: reason} if no chosen part has a head with a hidden layer.
+
+    dims: outputs of the framework's head and of the teacher's, if known. A part that may have
+    one counts without them.
+    """
     framework, distillers = config.framework, config.distill if config.teacher else []
     heads = [framework] if "head_width" in FRAMEWORKS[framework].shapes else []
-    heads += [name for name in distillers if DISTILLERS[name].has_hidden_layer(config)]
+    heads += [name for name in distillers if DISTILLERS[name].has_hidden_layer(config, dims)]
     if heads and (heads != ["moco"] or config.mlp):
         return {}
-    fix = "add --mlp" if heads else "leave it out"
+    fix = "leave it out, or add --mlp" if heads else "leave it out"
     return {"head_width": f"without a head that has a hidden layer; {fix}"}
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from job.checkpoints.folder import AUTO, load, restarts
 from job.checkpoints.foreign import is_moco
-from job.config import OF_TEACHER, WITHOUT_EFFECT, Config
+from job.config import OF_TEACHER, WITHOUT_EFFECT, Config, without_head
 from job.declare import flag
 from job.distill import DISTILLERS, Distiller
 from job.engine import statistics
@@ -71,7 +71,9 @@ def continues(saved: dict, config: Config, run: Run) -> dict:
             f"--loss-share {config.loss_share:g}: {where} has a --loss-factor of {old['loss_factor']}, and a share is measured "
             f"at a run's start: give --loss-factor {old['loss_factor']}, or start a new run"
         )
-    tell_changes(old, config, where, run, WITHOUT_EFFECT if config.teacher else WITHOUT_EFFECT | OF_TEACHER)
+    without_effect = WITHOUT_EFFECT | without_head(config).keys()
+    without_effect |= set() if config.teacher else OF_TEACHER
+    tell_changes(old, config, where, run, without_effect)
     warn_of_rate(saved, config, run)
     warn_of_ramp(saved, config, run)
     if saved["workers"] != run.size:
@@ -93,6 +95,8 @@ def fixed(config: Config, within_epoch: bool) -> list[str]:
     names = [*SHAPES, *FRAMEWORKS[config.framework].shapes]
     for name in config.distill if config.teacher else []:
         names += DISTILLERS[name].shapes
+    unused = without_head(config)  # shapes no tensor
+    names = [name for name in names if name not in unused]
     return names + ["distill"] * bool(config.teacher) + ["seed", "batch_size"] * within_epoch
 
 

@@ -102,8 +102,11 @@ class Distiller:
         return False
 
     @classmethod
-    def has_hidden_layer(cls, config: Any) -> bool:
-        """Return whether --head-width widens a head of the distiller."""
+    def has_hidden_layer(cls, config: Any, dims: tuple[int, int] | None = None) -> bool:
+        """Return whether --head-width widens a head of the distiller, or may do so without `dims`.
+
+        dims: outputs of the framework's head and of the teacher's, if known.
+        """
         return "head_width" in cls.shapes
 
     @property

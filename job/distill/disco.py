@@ -29,7 +29,7 @@ class DisCo(Distiller):
 
     def __init__(self, config: Any, widths: Mapping[Any, int], teacher: Teacher):
         super().__init__(config, widths, teacher)
-        self.shared = widths[HEAD] == teacher.head_dim
+        self.shared = not self.has_hidden_layer(config, (widths[HEAD], teacher.head_dim))
         if not self.shared:
             head = build_mlp(widths[DEPTH], config.head_width or HIDDEN, teacher.head_dim)
             self.module.add_module("head", head)
@@ -38,6 +38,11 @@ class DisCo(Distiller):
     def needs_head(config: Any) -> bool:
         """Return that outputs of heads are compared."""
         return True
+
+    @classmethod
+    def has_hidden_layer(cls, config: Any, dims: tuple[int, int] | None = None) -> bool:
+        """Return whether the student's head is an MLP of the distiller."""
+        return dims is None or dims[0] != dims[1]
 
     def targets(
         self,

@@ -79,7 +79,7 @@ class Similarity(Distiller):
         return config.similarity == "seed"
 
     @classmethod
-    def has_hidden_layer(cls, config: Any) -> bool:
+    def has_hidden_layer(cls, config: Any, dims: tuple[int, int] | None = None) -> bool:
         """Return whether the student's head is an MLP."""
         return cls.needs_head(config)
 

@@ -84,6 +84,25 @@ def test_all_parts_of_a_checkpoint_are_listed():
     assert training.content(Position(1, 0), None).keys() | {"format"} == CHECKPOINT | {"mgd", "new"}
 
 
+SHARED = {"distill": ["disco"], "teacher": "t"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [SHARED, SHARED | {"distill": ["disco", "mgd"]}],
+    ids=str,
+)
+def test_a_head_s_width_is_refused_if_disco_has_the_linear_head_of_moco(options):
+    config = Config(head_width=9, **options)
+    message = refused(build.check_head_width, config, (128, 128))
+    assert message.startswith("--head-width 9: no effect without a head that has a hidden layer; ")
+    assert message.endswith("or add --mlp")
+    build.check_head_width(config, (128, 64))
+    build.check_head_width(Config(**options), (128, 128))
+    for more in ({"mlp": True}, {"framework": "simsiam"}, {"distill": ["disco", "simreg"]}):
+        build.check_head_width(Config(head_width=9, **options | more), (128, 128))
+
+
 @pytest.mark.slow
 def test_batches_without_equal_parts_are_refused(images, tmp_path):
     command = [*SMALL, images, "--batch-size", 8, "--out", tmp_path / "run", "--accumulate"]
@@ -94,12 +113,14 @@ def test_batches_without_equal_parts_are_refused(images, tmp_path):
 
 
 @pytest.mark.slow
-def test_positions_too_few_for_gram_are_refused_before_a_file_is_written(images, tmp_path):
-    """Of a run with the small preset."""
+def test_options_that_fit_no_network_are_refused_before_a_file_is_written(images, tmp_path):
+    """Positions too few for gram, and a width of a head that is linear and disco's too."""
     teacher = write_teacher(tmp_path / "teacher", "resnet18", stem="small", width=16)
     command = [images, "--config", "small", "--image-size", 8, "--stem", "small", "--width", 16]
     command += ["-a", "resnet18", "-j", 0, "--moco-k", 20, "--teacher", teacher]
-    command += ["--out", tmp_path / "run", "--distill", "gram", "projector"]
-    [message] = errors_of("job.train", [command])
-    assert "--gram-stages 1 2 3 4: the maps of layer4 have 1 x 1 positions" in message
+    command += ["--out", tmp_path / "run", "--distill"]
+    linear = ["disco", "--no-mlp", "--head-width", 9]
+    positions, width = errors_of("job.train", [[*command, "gram"], [*command, *linear]])
+    assert "--gram-stages 1 2 3 4: the maps of layer4 have 1 x 1 positions" in positions
+    assert "--head-width 9: no effect without a head that has a hidden layer" in width
     assert not (tmp_path / "run").exists()

@@ -749,7 +749,7 @@ def test_an_option_of_one_part_of_several_has_an_effect(monkeypatch):
 @pytest.mark.parametrize(
     ("line", "fix"),
     [
-        ("", "add --mlp"),
+        ("", "or add --mlp"),
         ("--framework none --teacher t", "leave it out"),
         ("--framework none --teacher t --distill similarity", "leave it out"),  # headless
     ],

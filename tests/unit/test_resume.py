@@ -103,7 +103,6 @@ def test_the_same_options_continue_without_a_word(run, config, step):
 
 OTHER_SHAPES = {"arch": "resnet34", "stem": "small", "mlp": True, "moco_dim": 64, "moco_k": 1024, "mgd_stages": [4]}
 OTHER_SHAPES |= {"matching": "random", "zero_init_residual": True, "width": 32, "framework": "none"}
-OTHER_SHAPES |= {"head_width": 64}
 
 
 def test_every_option_that_shapes_the_tensors_is_tried_here():
@@ -127,7 +126,7 @@ def test_the_stages_of_a_projector_cannot_change(run):
     assert continues(old, options(gram_stages=[4], **new), run)
 
 
-SIMILARITY = [("similarity", "seed"), ("similarity_k", 9), ("similarity_t", 0.1), ("head_width", 9)]
+SIMILARITY = [("similarity", "seed"), ("similarity_k", 9), ("similarity_t", 0.1)]
 
 
 @pytest.mark.parametrize(("name", "value"), SIMILARITY)
@@ -140,6 +139,29 @@ def test_what_shapes_the_queue_and_the_head_of_similarity_cannot_change(run, nam
     else:
         message = refused(continues, old, new, run)
         assert message.startswith(f"--{name.replace('_', '-')} {value}: the checkpoint of epoch 3")
+
+
+ALONE = {"framework": "none", "teacher": "t"}
+WIDENED = [
+    {"mlp": True},
+    {"framework": "simsiam"},
+    {"teacher": "t", "distill": ["disco"]},  # if its head is not the framework's
+    {**ALONE, "distill": ["mgd", "simreg"]},
+    {**ALONE, "distill": ["similarity"], "similarity": "seed"},
+]
+NOT_WIDENED = [{}, {"teacher": "t"}, {**ALONE, "distill": ["similarity", "gram"]}]
+
+
+@pytest.mark.parametrize("chosen", WIDENED, ids=str)
+def test_the_width_of_a_hidden_layer_cannot_change(run, chosen):
+    message = refused(continues, content(options(**chosen)), options(head_width=9, **chosen), run)
+    assert message.startswith("--head-width 9: the checkpoint of epoch 3, step 0 has 0")
+
+
+@pytest.mark.parametrize("chosen", NOT_WIDENED, ids=str)
+def test_a_head_s_width_without_a_hidden_layer_can_change_without_a_word(run, chosen):
+    assert continues(content(options(**chosen)), options(head_width=9, **chosen), run)
+    assert run.log.lines == []
 
 
 @pytest.mark.parametrize(("name", "value"), [("seed", 1), ("batch_size", 64)])
