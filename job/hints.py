@@ -11,6 +11,7 @@ STEPS = 20  # averages of fewer steps are not judged: a run may be resumed short
 # of 1e5, and 35 times with 100; in the study's first epochs it is 5 times with a share of 10 and 10 times with one of 25, both
 # of which did well. Waiting takes 2 to 9 % of the time.
 PULL, WAIT = 30.0, 0.5
+WEAK = 0.01  # of the reference loss: less than that at the start, a --loss-factor leaves no pull
 
 
 class Expectation:
@@ -57,6 +58,23 @@ class Expectation:
         for distiller in self.distillers:
             found |= distiller.misfits(self.images)
         return found
+
+    def first(self, record: dict[str, float]) -> dict[str, str]:
+        """Return {id: sentence} of what is not normal in the record of a run's first step."""
+        framework, several = self.framework, len(self.distillers) > 1
+        if not framework.losses or self.config.loss_share:
+            return {}
+        losses = {each.name: record[each.name if several else "distillation"] for each in self.distillers}
+        weak = {name: loss for name, loss in losses.items() if 0 < loss < WEAK * framework.reference}
+        if not weak:
+            return {}
+        shown = ", ".join(f"{name} {loss:.2g}" for name, loss in weak.items())
+        sentence = (
+            f"losses of distillers begin under {100 * WEAK:.0f} % of {framework.reference_text}, "
+            f"{framework.reference:.4g}, and train the student little: {shown}, with --loss-factor "
+            f"{self.config.loss_factor:g}. Start a new run with --loss-share 10"
+        )
+        return {"weak": sentence}
 
     def hints(self, records: list[dict[str, float]]) -> dict[str, str]:
         """Return {id: sentence} of what is new and not normal in the records of an epoch's steps.

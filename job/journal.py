@@ -6,6 +6,7 @@ from job.hints import Expectation
 from job.metrics import collapse
 from job.metrics.meter import Journal, Recorded
 from job.metrics.schema import ratio
+from job.position import START
 
 
 class TrainingJournal(Journal):
@@ -32,11 +33,21 @@ class TrainingJournal(Journal):
         self.signs = signs
         self.run.log.record("collapse", steps=self.run.count.at(self.epoch, step + 1), epoch=self.epoch, step=step, **signs)
 
+    def step(self, step: int, sums: dict[str, float]) -> None:
+        """Record a step from its sums over the workers, with hints after a run's first one."""
+        super().step(step, sums)
+        if (self.epoch, step) == START:
+            self.hint(self.expectation.first(self.records[-1]))
+
+    def hint(self, hints: dict[str, str]) -> None:
+        """Log and record hints, {id: sentence}."""
+        for id, sentence in hints.items():
+            self.run.log.remark("hint", id, sentence)
+
     def end_epoch(self) -> None:
         """Log an epoch's averages, the last signs of collapse, and what is wrong with them."""
         super().end_epoch()
-        for id, hint in self.expectation.hints(self.records).items():
-            self.run.log.remark("hint", id, hint)
+        self.hint(self.expectation.hints(self.records))
         if self.signs:
             self.run.log.line(f"epoch {self.epoch} features: {collapse.describe(self.signs)}")
             for id, warning in self.framework.warnings(self.signs).items():

@@ -15,7 +15,11 @@ DEMO = "--config small --image-size 16 --epochs 3 --print-freq 1000 --save-every
 
 @pytest.fixture(scope="module")
 def folders(start_job, teacher_file, tmp_path_factory):
-    """The folders of three runs: as the demo's, at a rate of 0, and with a strong teacher on images slow to read."""
+    """The folders of four runs.
+
+    They are as the demo's, at a rate of 0, with a weak teacher, and with a strong one on images slow
+    to read.
+    """
     folder = tmp_path_factory.mktemp("expect")
     write_digits(str(folder / "digits"))
     for number in range(2 * STEPS):
@@ -25,9 +29,11 @@ def folders(start_job, teacher_file, tmp_path_factory):
         Image.fromarray(blocks).resize((3000, 3000), Image.Resampling.NEAREST).save(path)
     strong = ["--teacher", teacher_file, "--loss-factor", FACTOR, "--epochs", 1, "--batch-size", 2, "--refresh-epochs", "never"]
     strong += ["--distill", "mgd", "similarity", "--similarity-k", 40]
+    weak = ["--teacher", teacher_file, "--distill", "gram", "--gram-stages", 1, "--loss-factor", 1e4]
     options = {
         "healthy": [folder / "digits", *DEMO],
         "still": [folder / "digits", *DEMO, "--lr", 0],
+        "weak": [folder / "digits", *DEMO, *weak, "--epochs", 1],
         "strong": [folder / "large", *DEMO, *strong, "--moco-k", 12, "-j", 0],
     }
     jobs = {name: start_job(1, folder / name, given) for name, given in options.items()}
@@ -69,6 +75,14 @@ def test_a_teacher_that_outweighs_all_is_a_hint_with_the_factor_that_makes_both_
     ratio = sum(step["distillation"] for step in steps) / sum(step["contrastive"] for step in steps)
     equal = remarks(folders["strong"])["pull"].partition("--loss-factor ")[2].split()[0]
     assert float(equal) == pytest.approx(FACTOR * ratio, rel=0.1)
+
+
+def test_a_loss_that_a_factor_for_another_distiller_hides_is_a_hint_after_the_first_step(folders):
+    found = remarks(folders["weak"])["weak"]
+    step = of_kind(folders["weak"], "step")[0]
+    assert f"gram {step['distillation']:.2g}, with --loss-factor 10000" in found
+    kinds = [record["kind"] for record in all_records(folders["weak"])]
+    assert kinds.index("hint") == kinds.index("step") + 1
 
 
 def test_long_queues_and_slow_images_are_remarks(folders):

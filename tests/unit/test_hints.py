@@ -8,7 +8,7 @@ import pytest
 from job.cluster import comm
 from job.config import Config
 from job.frameworks.moco import LEARNT, SOLVED, STUCK, MoCoFramework
-from job.hints import PULL, STEPS, WAIT, Expectation
+from job.hints import PULL, STEPS, WAIT, WEAK, Expectation
 
 GUESS = math.log(257)
 
@@ -69,6 +69,37 @@ def test_the_pull_is_told_by_the_option_that_sets_it(expectation, options, scale
     assert sum(scaled in line for line in some.lines() if line.startswith("expected: distillation loss")) == 1
     hint = some.hints(steps(contrastive=1.0, distillation=40.0))["pull"]
     assert all(part in hint for part in ["40 times", *equal])
+
+
+DISTILLERS = [SimpleNamespace(name=name) for name in ("mgd", "gram")]
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_loss_that_is_small_at_the_start_is_a_hint(expectation, number):
+    """Of each distiller."""
+    some = expectation(teacher="t", loss_share=0.0, loss_factor=1e4)
+    some.distillers = DISTILLERS[-number:]
+    bound = WEAK * GUESS
+    [record] = steps(1, distillation=1.01 * bound, gram=1.01 * bound, mgd=1.01 * bound)
+    assert some.first(record) == {}
+    low = {"gram" if number == 2 else "distillation": 0.99 * bound}
+    [(id, hint)] = some.first(record | low).items()
+    assert id == "weak" and "--loss-share 10" in hint and "--loss-factor 10000" in hint
+    assert f"gram {0.99 * bound:.2g}" in hint and "mgd" not in hint
+    assert some.first(dict.fromkeys(record, 0.0)) == {}  # of weight 0
+
+
+def test_a_small_loss_is_no_hint_if_nothing_measures_it(expectation):
+    """As with a share, and without a loss of the framework's."""
+    [record] = steps(1, distillation=0.0001)
+    some = expectation(teacher="t", loss_share=0.001)
+    some.distillers = DISTILLERS[:1]
+    assert some.first(record) == {}
+    some = expectation(teacher="t", loss_share=0.0)
+    assert some.first(record) == {}  # no distillers
+    some.distillers = DISTILLERS[:1]
+    some.framework.losses = ()
+    assert some.first(record) == {}
 
 
 @pytest.mark.parametrize("early", [{"epoch": 0, "first": LEARNT}, {"epoch": 2, "first": LEARNT}, {"epoch": 3}])

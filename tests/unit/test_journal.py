@@ -102,6 +102,16 @@ def test_a_step_s_record_has_the_averages_over_the_workers(clock):
     ]
 
 
+def test_a_run_s_first_step_can_have_a_hint_and_no_other(clock):
+    book = journal(steps=2)
+    book.expectation.first = lambda record: {"weak": f"in step {record['steps']}"}
+    for epoch in range(2):
+        book.start_epoch(epoch, 0.1)
+        for step in range(2):
+            do(book, clock, step, sums())
+    assert [(record["id"], record["text"]) for record in book.run.log.of_kind("hint")] == [("weak", "in step 1")]
+
+
 def test_steps_are_counted_over_epochs_from_one(clock):
     book = journal(steps=2)
     for epoch in range(3):
