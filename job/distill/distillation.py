@@ -16,7 +16,8 @@ class Distillation:
 
     def __init__(self, config: DistillOptions, networks: Networks | None, distillers: list[Distiller]):
         self.config, self.networks, self.distillers = config, networks, distillers
-        self.remembered: dict[str, list[torch.Tensor]] = {}  # of a step's micro-batches, by distiller
+        # Gathers of the workers' rows (b, ...) that have begun, one a micro-batch, by distiller.
+        self.gathers: dict[str, list[comm.Pending]] = {}
 
     @property
     def names(self) -> list[str]:
@@ -32,7 +33,8 @@ class Distillation:
     def targets(self, batch: MicroBatch) -> list[list]:
         """Run the teacher on the distilled views of a micro-batch.
 
-        Return each distiller's targets, one for each view.
+        Return each distiller's targets, one for each view. A collective: what distillers remember is
+        gathered during the student's passes.
         """
         if not self.networks:
             return []
@@ -45,14 +47,17 @@ class Distillation:
             del features  # the next view's pass can use their memory
         for distiller, (first, *_) in zip(self.distillers, targets, strict=True):
             if (remembered := distiller.remembered(first)) is not None:
-                self.remembered.setdefault(distiller.name, []).append(remembered)
+                begun = self.gathers.setdefault(distiller.name, [])
+                name = f"distill.{distiller.name}.{batch.part}"
+                begun.append(comm.begin_gather(remembered, name))
         return targets
 
     def after_update(self) -> None:
         """End a step, after the optimizer's update. A collective."""
         for distiller in self.distillers:
-            if parts := self.remembered.pop(distiller.name, None):
-                total = comm.gather(torch.cat(parts), f"distill.{distiller.name}")  # (B, ...)
+            if begun := self.gathers.pop(distiller.name, None):
+                parts = [comm.wait(each).unflatten(0, (comm.size(), -1)) for each in begun]
+                total = torch.cat(parts, dim=1).flatten(0, 1)  # (N, accumulate x b, ...) -> (B, ...)
                 distiller.after_update(total)
 
     def generator(self, batch: MicroBatch) -> torch.Generator:

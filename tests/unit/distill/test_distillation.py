@@ -8,6 +8,7 @@ from torch import nn
 
 from job.config import Config
 from job.distill import distillation, loss_factor
+from job.cluster import comm
 from job.cluster.stop import Stopped
 from job.distill.base import Change, Distiller, Networks
 from job.distill.distillation import Distillation
@@ -123,6 +124,30 @@ def test_after_an_update_a_distiller_gets_what_it_remembers_of_the_first_views(m
         both.after_update()
     both.after_update()
     assert [remembered[:, 0].tolist() for remembered in got] == [[0, 9, 2, 9], [4, 9, 6, 9]]
+
+
+def test_what_is_remembered_travels_during_the_student_s_passes(monkeypatch):
+    """Its gather begins with the teacher's pass, under a name for each micro-batch."""
+    both, _ = together()
+    events = []
+    monkeypatch.setattr(both.distillers[0], "remembered", lambda targets: torch.ones(2, 1))
+    monkeypatch.setattr(both.distillers[0], "after_update", lambda _: events.append("update"))
+
+    def begin(tensor, name):
+        events.append(name)
+        return comm.Pending(name, tensor)
+
+    def wait(pending):
+        events.append("wait")
+        return pending.handle
+
+    monkeypatch.setattr(comm, "begin_gather", begin)
+    monkeypatch.setattr(comm, "wait", wait)
+    for part in range(2):
+        both.targets(batch(part))
+    assert events == ["distill.one.0", "distill.one.1"]
+    both.after_update()
+    assert events[2:] == ["wait", "wait", "update"]
 
 
 def test_losses_have_the_distillers_names_and_their_own_factors():
