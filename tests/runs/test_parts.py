@@ -42,6 +42,24 @@ def finished(job):
     return output
 
 
+def resumed_within_an_epoch(start_job, workers, folder, options, place):
+    """Run, resume a copy from its checkpoint of (epoch, step) `place`, and compare both.
+
+    Return the folder of the whole run.
+    """
+    whole = start_job(workers, folder / "whole", options)
+    finished(whole)
+    (folder / "run").mkdir()
+    name = "checkpoint_{:04d}_{:06d}.pth.tar".format(*place)
+    os.link(whole.folder / name, folder / "run" / name)
+    again = start_job(workers, folder / "run", options)
+    finished(again)
+    [resumed] = of_kind(again.folder, "resumed")
+    assert (resumed["epoch"], resumed["step"]) == place
+    assert differences(whole.folder, again.folder) == []
+    return whole.folder
+
+
 def watched(folder):
     """The panel of `mgd-watch --once`."""
     command = [sys.executable, "-m", "job.show.watch", "--once", str(folder)]
@@ -121,24 +139,17 @@ def test_distillation_without_a_framework_resumes_within_an_epoch_to_the_same_by
     """
     options = [images, *SMALL, "--framework", "none", "--teacher", narrow_teacher, *DISTILLED]
     options += ["--distill", *WEIGHTS, "--distill-weights", *WEIGHTS.values(), *POOLED, "--knn-every", 2]
-    whole = start_job(2, tmp_path / "whole", options)
-    finished(whole)
-    (tmp_path / "run").mkdir()
-    name = "checkpoint_0000_000004.pth.tar"
-    os.link(whole.folder / name, tmp_path / "run" / name)
-    again = start_job(2, tmp_path / "run", options)
-    finished(again)
-    [resumed] = of_kind(again.folder, "resumed")
-    assert (resumed["epoch"], resumed["step"]) == (0, 4)
-    assert differences(whole.folder, again.folder) == []
-
-    first, last = (torch.load(whole.folder / each, weights_only=True) for each in (name, "last.pth.tar"))
+    folder = resumed_within_an_epoch(start_job, 2, tmp_path, options, (0, 4))
+    first, last = (
+        torch.load(folder / name, weights_only=True)
+        for name in ("checkpoint_0000_000004.pth.tar", "last.pth.tar")
+    )
     assert {key.split(".")[1] for key in last["state_dict"]} == {"encoder_q"}
     trained = [("simreg", "head.7.weight"), ("similarity", "head.2.weight"), ("disco", "head.2.weight")]
     trained += [("similarity", "queue")]
     assert not any(torch.equal(first[part][key], last[part][key]) for part, key in trained)
     assert last["similarity"]["queue_ptr"].item() == STEPS * 8 % 20
-    records_of = [json.loads(line) for line in (whole.folder / "metrics.jsonl").read_text().splitlines()]
+    records_of = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [record for record in records_of if "loss" in record]
     assert len(steps) == STEPS
     assert all(record["loss"] == pytest.approx(record["distillation"]) for record in steps)
@@ -148,7 +159,7 @@ def test_distillation_without_a_framework_resumes_within_an_epoch_to_the_same_by
         expected = WEIGHTS[name] / sum(WEIGHTS.values()) * 0.5 * math.log(65537)
         assert steps[0][name] == pytest.approx(expected, rel=0.5)
     assert sum("knn" in record for record in records_of) == 1
-    assert "contrast" not in watched(whole.folder)
+    assert "contrast" not in watched(folder)
 
 
 def test_moco_with_a_distilled_head_resumes_within_an_epoch_to_the_same_bytes(
@@ -160,18 +171,11 @@ def test_moco_with_a_distilled_head_resumes_within_an_epoch_to_the_same_bytes(
     """Its own head follows the teacher's, on both views."""
     options = [images, *SMALL, "--mlp", "--moco-k", 16, "--teacher", narrow_teacher]
     options += ["--config", "disco", "--distill", "disco", "simreg", "--head-width", 24]
-    whole = start_job(2, tmp_path / "whole", options)
-    finished(whole)
-    (tmp_path / "run").mkdir()
-    name = "checkpoint_0001_000004.pth.tar"
-    os.link(whole.folder / name, tmp_path / "run" / name)
-    again = start_job(2, tmp_path / "run", options)
-    finished(again)
-    assert differences(whole.folder, again.folder) == []
-    saved = torch.load(whole.folder / "last.pth.tar", weights_only=True)
+    folder = resumed_within_an_epoch(start_job, 2, tmp_path, options, (1, 4))
+    saved = torch.load(folder / "last.pth.tar", weights_only=True)
     assert saved["state_dict"]["module.encoder_q.fc.0.weight"].shape == (24, 128)
     assert list(saved["disco"]) == ["factor"] and saved["disco"]["factor"] == 1 / 64
-    steps = of_kind(whole.folder, "step")
+    steps = of_kind(folder, "step")
     assert all(0 < record["disco"] < 64 * 4 / 128 for record in steps)
     assert all(record["loss"] == pytest.approx(record["contrastive"] + record["disco"] + record["simreg"]) for record in steps)
 
@@ -238,14 +242,7 @@ def test_a_simsiam_run_of_four_workers_resumes_within_an_epoch_to_the_same_bytes
     """
     options = [images, *SMALL, *SIMSIAM, "--sync-bn", "heads", "--teacher", narrow_teacher]
     options += "--distill gram projector --mgd-views 1".split()
-    whole = start_job(4, tmp_path / "whole", options)
-    finished(whole)
-    (tmp_path / "run").mkdir()
-    name = "checkpoint_0000_000004.pth.tar"
-    os.link(whole.folder / name, tmp_path / "run" / name)
-    again = start_job(4, tmp_path / "run", options)
-    finished(again)
-    assert differences(whole.folder, again.folder) == []
-    state = torch.load(whole.folder / name, weights_only=True)
+    folder = resumed_within_an_epoch(start_job, 4, tmp_path, options, (0, 4))
+    state = torch.load(folder / "checkpoint_0000_000004.pth.tar", weights_only=True)
     assert state["statistics"].shape[0] == 4
     assert state["statistics"].unique(dim=0).shape[0] == 4
