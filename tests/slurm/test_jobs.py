@@ -114,17 +114,27 @@ def test_a_wish_to_stop_saves_at_a_common_step_and_requeues_once(slurm, submit, 
     assert job.decisions() == ["requeued-by-slurm" if how == ["scontrol", "requeue"] else "requeued", "complete"]
 
 
-def test_the_signal_ahead_of_the_time_limit_saves_and_requeues(submit, undisturbed):
-    """SLURM looks every half minute: a try has up to 30 seconds here, so one task is held until the signal has come."""
-    job = submit([*SMALL, "--save-every", 1], sbatch=["--time=1", "--signal=B:USR2@30"])
+def test_the_signal_ahead_of_the_time_limit_saves_and_requeues(slurm, submit, undisturbed):
+    """A lower limit makes the signal due, and SLURM sends it up to half a minute later.
+
+    One task is stopped in the meantime. All limits are hours away, so the job can be slow.
+    """
+    high, low = "timelimit=10:00:00", "timelimit=2:00:00"
+    ahead = 4 * 60 * 60  # s
+    sbatch = [f"--{high.replace('limit', '')}", f"--signal=B:USR2@{ahead}"]
+    job = submit([*SMALL, "--save-every", 1], sbatch=sbatch)
     job.wait_for_step(1)
-    signals, task = job.text().count(SIGNAL), job.tasks()[1]
+    task = job.tasks()[1]
     task.suspend()
-    job.wait_for_line(SIGNAL, times=signals + 1, seconds=90)
+    assert SIGNAL not in job.text()
+    slurm("scontrol", "update", f"jobid={job.number}", low)
+    job.wait_for_line(SIGNAL)
+    slurm("scontrol", "update", f"jobid={job.number}", high)  # the next try has no signal
     task.resume()
     job.wait_for_stop()
-    job.wait_for_decision("requeued", times=signals + 1)
+    job.wait_for_decision("requeued")
     check_whole(job, undisturbed)
+    assert job.text().count(SIGNAL) == 1 and job.shown("Restarts") == "1"
 
 
 def test_a_signal_before_horovod_is_up_requeues(slurm, submit, undisturbed):
