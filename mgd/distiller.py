@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from mgd.correction import Correction
 from mgd.loss import partial_l2
 from mgd.margin import margin_from_bn
 from mgd.reducers import REDUCERS, Reduced
@@ -19,6 +20,7 @@ class MGDistiller(nn.Module):
     channels: {stage: (S, T)}, stages counted from 1 as in `layer1`; a subset of them is allowed.
     depth: L, the number of stages of the networks; stage i weighs 1 / 2^(L - i), unless `weights`, {stage: weight}, has another.
     factor: the loss factor; the loss is divided by (images x factor).
+    correction: with a learnt Correction of each stage's student features, before BN_i.
     ValueError: a stage whose teacher has fewer channels than the student, or an unknown reducer.
     """
 
@@ -31,12 +33,14 @@ class MGDistiller(nn.Module):
         factor: float = 1e4,
         depth: int = 4,
         weights: Mapping[int, float] | None = None,
+        correction: bool = False,
     ):
         super().__init__()
         if reducer not in REDUCERS:
             raise ValueError(f"reducer {reducer!r} is none of {', '.join(REDUCERS)}")
         self.reducer = reducer
         self.stages = sorted(channels)
+        self.correction = correction
         self.weights = {stage: 1 / 2 ** (depth - stage) for stage in self.stages} | dict(weights or {})
         self.register_buffer("factor", torch.tensor(factor, dtype=torch.float64))
         for stage in self.stages:
@@ -45,6 +49,8 @@ class MGDistiller(nn.Module):
                 raise ValueError(f"stage {stage}: a teacher of {T} channels has too few for a student of {S}")
             G = 1 if reducer == "sm" else T // S
             self.add_module(f"bn{stage}", nn.BatchNorm2d(S))
+            if correction:
+                self.add_module(f"correction{stage}", Correction(S))
             self.register_buffer(f"margin{stage}", margin_from_bn(torch.ones(T), torch.zeros(T)))
             self.register_buffer(f"matching{stage}", torch.arange(G * S).view(G, S))
 
@@ -55,6 +61,13 @@ class MGDistiller(nn.Module):
     def matching(self, stage: int) -> torch.Tensor:
         """The matching of a stage, (G, S) int64: column a lists the teacher channels of student channel a."""
         return self.get_buffer(f"matching{stage}")
+
+    def corrected(self, stage: int, student: torch.Tensor) -> torch.Tensor:
+        """Return what BN_i normalises, and a matching compares, of the student's features (B, S, H, W).
+
+        These are the features themselves without a correction.
+        """
+        return self.get_submodule(f"correction{stage}")(student) if self.correction else student
 
     @torch.no_grad()
     def load_margins(self, norms: Mapping[int, nn.BatchNorm2d]) -> None:
@@ -78,6 +91,7 @@ class MGDistiller(nn.Module):
         """
         total = torch.zeros((), device=student[0].device)
         for stage, s, (target, margin) in zip(self.stages, student, targets, strict=True):
-            distance = partial_l2(self.get_submodule(f"bn{stage}")(s), target, margin)
+            normalised = self.get_submodule(f"bn{stage}")(self.corrected(stage, s))
+            distance = partial_l2(normalised, target, margin)
             total = total + distance * self.weights[stage]
         return total / (student[0].shape[0] * self.factor).to(total.dtype)
