@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from job.cluster import comm
 from job.data.randomness import permutation
@@ -21,9 +22,17 @@ from job.schedules import parse_refresh
 from mgd.assignment import assign
 from mgd.cost import channel_cost
 from mgd.distiller import MGDistiller
+from mgd.pooled import PooledMatching, pooled_cost, pooled_sums
 from mgd.reducers import REDUCERS, Reduced
 
+CORRECTION = "learn a 1x1 convolution of each stage, so that the student can deviate from the matching"
+WEIGHT = "weight of the loss of matched pooled features, in addition to the stages' (0: off)"
+POOLED, LAST = "pooled", f"layer{DEPTH}"
 FIXED_POINT = 2.0**32  # costs are summed as whole multiples of 1 / FIXED_POINT
+
+
+Matched = int | str  # a stage, or POOLED
+Targets = tuple[list[Reduced], torch.Tensor | None]  # of maps a stage, and of pooled features (b, S)
 
 
 @dataclass(frozen=True)
@@ -39,13 +48,15 @@ class MGDOptions(DistillOptions):
     matching: str = option("solved", "random: drawn from the seed and never solved, a control", choices=("solved", "random"))
     mgd_images: int = option(20_000, "images that a refresh measures", at_least=1)
     refresh_epochs: str = option("log", "when the matching is solved: log, never, every:N, or 0,5,10", parse=parse_refresh)
+    mgd_correction: bool = option(False, CORRECTION)
+    mgd_pooled: float = option(0.0, WEIGHT, at_least=0.0)
 
 
 class MGD(Distiller):
     """Matching Guided Distillation (mgd/distiller.py)."""
 
     name = "mgd"
-    shapes = ("mgd_stages", "matching")
+    shapes = ("mgd_stages", "matching", "mgd_correction", "mgd_pooled")
     config: MGDOptions
     module: MGDistiller
 
@@ -54,7 +65,11 @@ class MGD(Distiller):
         channels = {stage: (widths[stage], teacher.norms[stage].num_features) for stage in config.mgd_stages}
         weights = dict(zip(config.mgd_stages, config.stage_weights, strict=False))  # of as many weights, or none
         try:
-            self.module = MGDistiller(channels, config.reducer, config.loss_factor, DEPTH, weights)
+            self.module = MGDistiller(channels, config.reducer, config.loss_factor, DEPTH, weights, config.mgd_correction)
+            if config.mgd_pooled:
+                S, T = widths[DEPTH], teacher.norms[DEPTH].num_features
+                groups = 1 if config.reducer == "sm" else None
+                self.module.add_module(POOLED, PooledMatching(S, T, groups))
         except ValueError as error:
             raise RunError(
                 f"--teacher {config.teacher} ({teacher.shown}) for -a {config.arch}, width {config.width}: {error}"
@@ -62,25 +77,50 @@ class MGD(Distiller):
         if config.margins == "loaded":
             self.module.load_margins(teacher.norms)
         if config.matching == "random":
-            draw_matchings(self.module, config.seed)
+            draw_matchings(self, config.seed)
 
     @staticmethod
     def stages(config: MGDOptions) -> list[int]:
-        """Return the stages that are distilled."""
-        return config.mgd_stages
+        """Return the stages whose features are distilled, as maps or pooled."""
+        return sorted({*config.mgd_stages, DEPTH}) if config.mgd_pooled else config.mgd_stages
+
+    @property
+    def pooled(self) -> PooledMatching | None:
+        """The matching of pooled features, if there is one."""
+        return getattr(self.module, POOLED, None)
+
+    @property
+    def matchings(self) -> dict[Matched, torch.Tensor]:
+        """All matchings (G, S)."""
+        found: dict[Matched, torch.Tensor] = {stage: self.module.matching(stage) for stage in self.module.stages}
+        return found | ({POOLED: self.pooled.matching} if self.pooled else {})
+
+    @property
+    def channels(self) -> dict[Matched, tuple[int, int]]:
+        """The channels (S, T) of all matchings."""
+        found: dict[Matched, tuple[int, int]] = {}
+        for stage in self.module.stages:
+            found[stage] = self.module.matching(stage).shape[1], len(self.module.margin(stage))
+        return found | ({POOLED: self.pooled.channels} if self.pooled else {})
 
     @property
     def names(self) -> list[str]:
         """The names of the features."""
         return [f"layer{stage}" for stage in self.module.stages]
 
-    def targets(self, teacher: Mapping[str, torch.Tensor], generator: torch.Generator) -> list[Reduced]:
-        """Return the reduced features of each stage, S / T of the teacher's."""
-        return self.module.targets([teacher[name] for name in self.names], generator)
+    def targets(self, teacher: Mapping[str, torch.Tensor], generator: torch.Generator) -> Targets:
+        """Return the reduced features of each stage, S / T of the teacher's, and those pooled."""
+        maps = self.module.targets([teacher[name] for name in self.names], generator)
+        return maps, self.pooled.target(teacher[LAST]) if self.pooled else None
 
-    def loss(self, student: Mapping[str, torch.Tensor], targets: list[Reduced]) -> torch.Tensor:
+    def loss(self, student: Mapping[str, torch.Tensor], targets: Targets) -> torch.Tensor:
         """Return the loss of the student's features {"layerN": (b, S, H, W)}, ()."""
-        return self.module([student[name] for name in self.names], targets)
+        maps, vectors = targets
+        loss = self.module([student[name] for name in self.names], maps)
+        if not self.pooled or vectors is None:
+            return loss
+        distance = self.pooled(student[LAST], vectors) * self.config.mgd_pooled
+        return loss + distance / (len(vectors) * self.factor).to(distance.dtype)
 
     def before_epoch(self, epoch: int, networks: Networks) -> Change:
         """Solve the matchings if this is an epoch of --refresh-epochs."""
@@ -100,14 +140,19 @@ class MGD(Distiller):
         for stage in self.module.stages:
             state = self.module.get_submodule(f"bn{stage}").state_dict().items()
             found |= {f"bn{stage}/{name}": value for name, value in state if name != "num_batches_tracked"}
+            if self.module.correction:
+                found[f"correction{stage}"] = self.module.get_parameter(f"correction{stage}.weight").detach()
+        if self.pooled:
+            state = self.pooled.bn.state_dict().items()
+            found |= {f"{POOLED}/{name}": value for name, value in state if name != "num_batches_tracked"}
         return {name: value.cpu().numpy() for name, value in found.items()}
 
 
-def draw_matchings(module: MGDistiller, seed: int) -> None:
+def draw_matchings(mgd: MGD, seed: int) -> None:
     """Match each student channel to teacher channels at random, none twice: the first G x S of a permutation of all T."""
-    for stage in module.stages:
-        matching = module.matching(stage)  # (G, S)
-        drawn = permutation(len(module.margin(stage)), seed, "matching", sample=stage)  # (T,)
+    for stage, matching in mgd.matchings.items():  # (G, S)
+        sample = stage if isinstance(stage, int) else 0  # stages count from 1
+        drawn = permutation(mgd.channels[stage][1], seed, "matching", sample=sample)  # (T,)
         matching.copy_(torch.from_numpy(drawn[: matching.numel()]).view_as(matching))
 
 
@@ -120,7 +165,7 @@ def prepare_refresh(mgd: MGD, epoch: int, networks: Networks) -> Change:
 
     A collective. Stopped, on all workers: a signal came.
     """
-    run, config, module = networks.run, mgd.config, mgd.module
+    run, config = networks.run, mgd.config
     begun = time.perf_counter()
     sample = permutation(len(networks.images), config.seed, "refresh")[: config.mgd_images].tolist()
     sums = measure(mgd, networks, sample)
@@ -129,8 +174,10 @@ def prepare_refresh(mgd: MGD, epoch: int, networks: Networks) -> Change:
         stage: comm.total(cost, f"refresh.{stage}").double() / FIXED_POINT / len(sample)  # (S, T)
         for stage, cost in sums.items()
     }
+    if mgd.pooled:
+        costs[POOLED] = pooled_cost(costs[POOLED])
     gathered = time.perf_counter()
-    solved = solve(costs, {stage: module.matching(stage) for stage in costs}, run)
+    solved = solve(costs, mgd.matchings, run)
     took = {"measuring": measured - begun, "gathering": gathered - measured, "solving": time.perf_counter() - gathered}  # s
 
     def record() -> None:
@@ -141,34 +188,49 @@ def prepare_refresh(mgd: MGD, epoch: int, networks: Networks) -> Change:
         for stage, matching in solved.items():
             report(mgd, run, epoch, stage, costs[stage].cpu(), matching, took)
 
-    return Change({f"matching{stage}": matching for stage, matching in solved.items()}, record)
+    return Change({buffer(stage): matching for stage, matching in solved.items()}, record)
+
+
+def buffer(stage: Matched) -> str:
+    """Return a matching's name in the distiller's state."""
+    return f"matching{stage}" if isinstance(stage, int) else f"{POOLED}.matching"
 
 
 @torch.no_grad()
-def measure(mgd: MGD, networks: Networks, sample: list[int]) -> dict[int, torch.Tensor]:
+def measure(mgd: MGD, networks: Networks, sample: list[int]) -> dict[Matched, torch.Tensor]:
     """Return {stage: (S, T) int64}, this worker's part of the costs of `sample`, in fixed point.
 
+    Of pooled features they are the sums (S + 2, T + 2) from which the costs are computed.
+
+    The student's features are those that it is distilled by, corrected with --mgd-correction.
     A collective. RunError, on all workers: features are not finite, or too many images cannot be decoded.
     """
     run, config, module = networks.run, mgd.config, mgd.module
     student, teacher = networks.framework.encoder, networks.teacher.net
-    shapes = {stage: (module.matching(stage).shape[1], len(module.margin(stage))) for stage in module.stages}
-    sums = {stage: torch.zeros(shape, dtype=torch.int64, device=run.device) for stage, shape in shapes.items()}
+    sums = {stage: torch.zeros(shape, dtype=torch.int64, device=run.device) for stage, shape in mgd.channels.items()}
+    if mgd.pooled:
+        sums[POOLED] = F.pad(sums[POOLED], (0, 2, 0, 2))
     finite = torch.ones((), dtype=torch.bool, device=run.device)
     with evaluating(student):
         for inputs, _ in centre_crops(networks.images, sample, BATCH, config, run, "measuring"):
             with run.autocast(config.precision):
                 s, t = student(inputs), teacher(inputs)
-            for stage in module.stages:
-                cost = channel_cost(s[f"layer{stage}"], t[f"layer{stage}"])
+            for stage, total in sums.items():
+                if isinstance(stage, int):
+                    corrected = module.corrected(stage, s[f"layer{stage}"].float())
+                    cost = channel_cost(corrected, t[f"layer{stage}"])
+                else:
+                    cost = pooled_sums(s[LAST], t[LAST])
                 finite &= cost.isfinite().all()
-                sums[stage] += (cost * FIXED_POINT).round().long()
+                total += (cost * FIXED_POINT).round().long()
     if run.total(broken=~finite)["broken"]:
         raise RunError("a network's features are not finite, so no matching can be solved: see whether the loss diverged", code=1)
     return sums
 
 
-def solve(costs: dict[int, torch.Tensor], matchings: dict[int, torch.Tensor], run: Run) -> dict[int, torch.Tensor]:
+def solve(
+    costs: Mapping[Matched, torch.Tensor], matchings: Mapping[Matched, torch.Tensor], run: Run
+) -> dict[Matched, torch.Tensor]:
     """Return the best matching (G, S) of every stage's costs (S, T), of the shape of today's `matchings`, on the CPU.
 
     Rank 0 solves; the others wait in one broadcast.
@@ -181,19 +243,31 @@ def solve(costs: dict[int, torch.Tensor], matchings: dict[int, torch.Tensor], ru
     return {stage: part.view_as(matching) for stage, part, matching in zip(costs, flat.split(sizes), best, strict=True)}
 
 
-def report(mgd: MGD, run: Run, epoch: int, stage: int, cost: torch.Tensor, after: torch.Tensor, took: dict[str, float]) -> None:
+def report(
+    mgd: MGD,
+    run: Run,
+    epoch: int,
+    stage: Matched,
+    cost: torch.Tensor,
+    after: torch.Tensor,
+    took: dict[str, float],
+) -> None:
     """Log a stage's new matching `after` (G, S) and what it changes.
 
     Logged: shape, mean cost of a pair before and after, fraction of the student's channels changed.
     cost: (S, T). took: seconds of the whole refresh, all stages together, by what they went into.
-    Its record is one of the epoch's first step: a run that goes on from before that step refreshes again.
+    The record belongs to the epoch's first step: a run resumed before that step refreshes again.
+    A matching of pooled features has a line only, because records are of stages.
     """
-    before, columns = mgd.module.matching(stage).cpu(), torch.arange(cost.shape[0])  # (G, S), (S,)
+    before, columns = mgd.matchings[stage].cpu(), torch.arange(cost.shape[0])  # (G, S), (S,)
     old, new = (cost[columns, matching].mean().item() for matching in (before, after))
     changed = (before.sort(dim=0).values != after).any(dim=0).double().mean().item()
     G, S = after.shape
     shape = f"matching {G}x{S} of {cost.shape[1]}"
-    run.log.line(f"  layer{stage}: {shape}, cost {old:.4f} -> {new:.4f}, {100 * changed:.1f} % of channels changed")
+    name = f"layer{stage}" if isinstance(stage, int) else stage
+    run.log.line(f"  {name}: {shape}, cost {old:.4f} -> {new:.4f}, {100 * changed:.1f} % of channels changed")
+    if not isinstance(stage, int):
+        return
     shares = dict(groups=G, channels=S, cost_before=old, cost_after=new, changed=changed)
     run.log.record("refresh", epoch=epoch, step=0, distiller=mgd.name, stage=stage, **shares, **took)
     tensorboard.matching(run.log, mgd.name, epoch, stage, cost, before, after)

@@ -180,6 +180,51 @@ def test_moco_with_a_distilled_head_resumes_within_an_epoch_to_the_same_bytes(
     assert all(record["loss"] == pytest.approx(record["contrastive"] + record["disco"] + record["simreg"]) for record in steps)
 
 
+def test_a_correction_and_pooled_features_give_the_same_bytes_after_a_kill_and_matching_on_any_workers(
+    start_job,
+    images,
+    narrow_teacher,
+    tmp_path,
+):
+    """The refresh of epoch 1 is solved again by 1 and by 4 workers, from the same checkpoint.
+
+    The exported student has none of the distiller's tensors.
+    """
+    options = [images, *SMALL, "--teacher", narrow_teacher, *DISTILLED, "--moco-k", 16]
+    options += ["--mgd-correction", "--mgd-pooled", 1]
+    whole = start_job(2, tmp_path / "whole", options)
+    output = finished(whole)
+    assert output.count("  pooled: matching 2x128 of 256, cost ") == 2
+    killed = start_job(2, tmp_path / "run", options)
+    killed.wait_for_step(3)
+    killed.kill()
+    assert len(killed.steps()) < STEPS
+    again = start_job(2, tmp_path / "run", options)
+    finished(again)
+    assert differences(whole.folder, again.folder) == []
+    assert records(whole.folder) == records(again.folder)
+
+    first, half, last = (
+        torch.load(whole.folder / name, weights_only=True)
+        for name in ("checkpoint_0000_000002.pth.tar", "checkpoint_0001_000000.pth.tar", "last.pth.tar")
+    )
+    trained = ["correction1.weight", "correction4.weight", "pooled.bn.weight"]
+    assert not any(torch.equal(first["mgd"][name], last["mgd"][name]) for name in trained)
+    matchings = [name for name in last["mgd"] if "matching" in name]
+    assert len(matchings) == 5
+    assert not all(torch.equal(half["mgd"][name], last["mgd"][name]) for name in matchings)
+    assert not any("correction" in name or "pooled" in name for name in last["state_dict"])
+    assert not any("correction" in name for name in read_backbone(str(whole.folder / "last.pth.tar"), "").state)
+    for workers in (1, 4):
+        folder = tmp_path / str(workers)
+        folder.mkdir()
+        os.link(whole.folder / "checkpoint_0001_000000.pth.tar", folder / "checkpoint_0001_000000.pth.tar")
+        job = start_job(workers, folder, options)
+        finished(job)
+        found = torch.load(folder / "last.pth.tar", weights_only=True)["mgd"]
+        assert all(torch.equal(found[name], last["mgd"][name]) for name in matchings)
+
+
 SIMSIAM = "--framework simsiam --dim 32 --pred-dim 8 --fix-pred-lr --lr 0.05".split()
 
 

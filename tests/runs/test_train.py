@@ -283,6 +283,7 @@ def small_stem_teacher_file(tmp_path_factory):
             [(4, 256), (4, 512)],
         ),
         ("--matching random --loss-share 0.1", []),
+        ("--mgd-correction --mgd-pooled 2 --mgd-stages 2 3 --loss-share 1", [(4, 128), (4, 256)]),
     ],
 )
 def test_a_run_with_other_options_resumes_to_the_same_bytes(

@@ -54,6 +54,7 @@ def test_the_defaults_are_those_of_the_published_recipe_but_for_the_pull_s_stren
     assert (config.moco_dim, config.moco_k, config.moco_m, config.moco_t) == (128, 65536, 0.999, 0.07)
     assert (config.momentum, config.weight_decay, config.schedule, config.warmup_epochs) == (0.9, 1e-4, [120, 160], 3)
     assert (config.reducer, config.loss_share, config.refresh_epochs, config.mgd_images) == ("amp", 10, "log", 20_000)
+    assert (config.mgd_correction, config.mgd_pooled) == (False, 0.0)
     assert not (config.mlp or config.aug_plus or config.cos or config.teacher or config.resume)
 
 
@@ -104,6 +105,8 @@ FLAGS = [
     ("--stage-weights 0 0 0.5 1", "stage_weights", [0.0, 0.0, 0.5, 1.0]),
     ("--matching random", "matching", "random"),
     ("--mgd-images 500", "mgd_images", 500),
+    ("--mgd-correction", "mgd_correction", True),
+    ("--mgd-pooled 2", "mgd_pooled", 2.0),
     ("--refresh-epochs every:3", "refresh_epochs", "every:3"),
     ("--resume auto", "resume", "auto"),
     ("--save-every 500steps", "save_every", "500steps"),
@@ -442,6 +445,8 @@ def test_a_file_of_no_options_changes_none(write, text):
         ("schedule: [1, -2]", "schedule", "-2", "at least 0"),
         ("schedule: true", "schedule", "True", "a whole number"),
         ("mgd_stages: [0]", "mgd_stages", "0", "at least 1"),
+        ("mgd: {pooled: -1}", "mgd.pooled", "-1", "at least 0"),
+        ("mgd: {correction: 2}", "mgd.correction", "2", "true or false"),
         ("mgd_stages: [5]", "mgd_stages", "5", "below 5"),
         ("stage_weights: [1, x, 1, 1]", "stage_weights", "'x'", "a number"),
         ("stage_weights: [1, -1, 1, 1]", "stage_weights", "-1", "at least 0"),
@@ -726,6 +731,8 @@ def test_refreshes_beside_a_random_matching_are_refused_where_the_command_line_a
         ("--framework none --moco-k 5", "--moco-k"),
         ("--framework none --mlp", "--mlp"),
         ("--distill toy --mgd-images=5", "--mgd-images"),
+        ("--distill toy --mgd-correction", "--mgd-correction"),
+        ("--distill toy --mgd-pooled 1", "--mgd-pooled"),
         ("--distill toy --reducer rd", "--reducer"),
         ("--distill toy --gram-tau 0.2", "--gram-tau"),
     ],
