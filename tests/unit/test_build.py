@@ -22,9 +22,10 @@ SMALL += "--warmup-epochs 1 --refresh-epochs 0,1 --save-every 2steps".split()
 @pytest.mark.parametrize("reducer", ["amp", "sm"])
 def test_random_matchings_follow_from_the_seed_and_take_no_teacher_channel_twice(reducer):
     def drawn(seed):
-        distiller = MGDistiller({2: (3, 10), 3: (4, 40), 4: (4, 40)}, reducer)
+        whole = object.__new__(mgd.MGD)  # whose teacher has such widths
+        whole.module = distiller = MGDistiller({2: (3, 10), 3: (4, 40), 4: (4, 40)}, reducer)
         shapes = {stage: distiller.matching(stage).shape for stage in distiller.stages}
-        mgd.draw_matchings(distiller, seed)
+        mgd.draw_matchings(whole, seed)
         found = {stage: distiller.matching(stage) for stage in distiller.stages}
         assert {stage: matching.shape for stage, matching in found.items()} == shapes
         return {stage: matching.flatten().tolist() for stage, matching in found.items()}
