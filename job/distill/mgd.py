@@ -25,14 +25,13 @@ from mgd.distiller import MGDistiller
 from mgd.pooled import PooledMatching, pooled_cost, pooled_sums
 from mgd.reducers import REDUCERS, Reduced
 
-CORRECTION = "learn a 1x1 convolution of each stage, so that the student can deviate from the matching"
+CORRECTION = "learn a 1x1 convolution a stage, with which the student can deviate from the matching"
 WEIGHT = "weight of the loss of matched pooled features, in addition to the stages' (0: off)"
 POOLED, LAST = "pooled", f"layer{DEPTH}"
 FIXED_POINT = 2.0**32  # costs are summed as whole multiples of 1 / FIXED_POINT
 
-
 Matched = int | str  # a stage, or POOLED
-Targets = tuple[list[Reduced], torch.Tensor | None]  # of maps a stage, and of pooled features (b, S)
+Targets = tuple[list[Reduced], torch.Tensor | None]  # maps a stage, and pooled features (b, S)
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,9 @@ class MGD(Distiller):
     @property
     def matchings(self) -> dict[Matched, torch.Tensor]:
         """All matchings (G, S)."""
-        found: dict[Matched, torch.Tensor] = {stage: self.module.matching(stage) for stage in self.module.stages}
+        found: dict[Matched, torch.Tensor] = {}
+        for stage in self.module.stages:
+            found[stage] = self.module.matching(stage)
         return found | ({POOLED: self.pooled.matching} if self.pooled else {})
 
     @property
@@ -141,7 +142,8 @@ class MGD(Distiller):
             state = self.module.get_submodule(f"bn{stage}").state_dict().items()
             found |= {f"bn{stage}/{name}": value for name, value in state if name != "num_batches_tracked"}
             if self.module.correction:
-                found[f"correction{stage}"] = self.module.get_parameter(f"correction{stage}.weight").detach()
+                weight = self.module.get_parameter(f"correction{stage}.weight")
+                found[f"correction{stage}"] = weight.detach()
         if self.pooled:
             state = self.pooled.bn.state_dict().items()
             found |= {f"{POOLED}/{name}": value for name, value in state if name != "num_batches_tracked"}
@@ -207,7 +209,10 @@ def measure(mgd: MGD, networks: Networks, sample: list[int]) -> dict[Matched, to
     """
     run, config, module = networks.run, mgd.config, mgd.module
     student, teacher = networks.framework.encoder, networks.teacher.net
-    sums = {stage: torch.zeros(shape, dtype=torch.int64, device=run.device) for stage, shape in mgd.channels.items()}
+    sums = {
+        stage: torch.zeros(shape, dtype=torch.int64, device=run.device)
+        for stage, shape in mgd.channels.items()  # (S, T)
+    }
     if mgd.pooled:
         sums[POOLED] = F.pad(sums[POOLED], (0, 2, 0, 2))
     finite = torch.ones((), dtype=torch.bool, device=run.device)

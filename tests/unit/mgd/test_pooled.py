@@ -64,9 +64,10 @@ def test_constant_channels_follow_the_formula():
 
 
 def test_channels_that_are_constant_but_for_rounding_are_constant():
-    """One channel alone is 1 in each normalised vector."""
-    found = cost(draw(1, images=40) + 5, draw(T, images=40, seed=1))
-    assert found.flatten().tolist() == pytest.approx([1.0] * T)
+    """Channels that are equal in each image have the same part of each normalised vector."""
+    lengths = torch.rand(40, 1, 1, 1, generator=torch.Generator().manual_seed(2)) + 0.1
+    found = cost(lengths.expand(40, 3, 2, 2), draw(T, images=40, seed=1))
+    assert found.flatten().tolist() == pytest.approx([1.0] * 3 * T)
 
 
 def test_sums_of_batches_add_up_and_may_be_divided():
