@@ -15,6 +15,7 @@ from job.data.images import Images
 from job.distill import DISTILLERS, Distiller
 from job.distill.base import Networks
 from job.distill.distillation import Distillation
+from job.distill.momentum import MOMENTUM
 from job.distill.teacher import load_teacher
 from job.engine.gradients import Gradients
 from job.engine.run import Run
@@ -52,9 +53,11 @@ def build(config: Config, run: Run) -> Training:
         check_head_width(config, (framework.head_dim, teacher.head_dim))
         widths = stage_widths(config.arch, config.width) | {HEAD: framework.head_dim}
         distillers = [kind(config, widths, teacher) for kind in kinds]
-        compiled = [*compiled, teacher.net]
         distillation = Distillation(config, Networks(run, images, framework, teacher), distillers)
-    distilling = nn.ModuleDict({each.name: each.module for each in distillation.distillers})
+        compiled = [*compiled, teacher.net]
+    if distillation.momentum:
+        compiled = [*compiled, distillation.momentum.module]
+    distilling = nn.ModuleDict(distillation.modules())
     trained = nn.ModuleDict({framework.name: framework.module, DISTILLING: distilling})
     trained.to(run.device).train()
     comm.broadcast_(trained.state_dict())
@@ -86,7 +89,7 @@ def check_names(framework: Framework, kinds: list[type[Distiller]]) -> None:
     shown += f" --distill {' '.join(distillers)}" if distillers else ""
     places = {
         "numbers of a step": [*STEP, *distillers, *framework.losses, *framework.metrics],
-        "parts of a checkpoint": [*CHECKPOINT, *distillers],
+        "parts of a checkpoint": [*CHECKPOINT, MOMENTUM, *distillers],
         "trained modules": [DISTILLING, framework.name],
     }
     for place, names in places.items():

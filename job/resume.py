@@ -8,6 +8,7 @@ from job.checkpoints.foreign import is_moco
 from job.config import OF_TEACHER, WITHOUT_EFFECT, Config, without_head
 from job.declare import flag
 from job.distill import DISTILLERS, Distiller
+from job.distill.momentum import MOMENTUM
 from job.engine import statistics
 from job.engine.resume import FINAL, check_format, check_place, load_optimizer, newest, resumed_before, tell_changes, warn_of_rate
 from job.engine.run import Run
@@ -139,6 +140,8 @@ def restore(saved: dict, training: Training) -> Position:
     training.framework.module.load_state_dict(state)
     for distiller in training.distillation.distillers:
         restore_distiller(distiller, saved, training.run)
+    if encoder := training.distillation.momentum:
+        encoder.module.load_state_dict(saved[MOMENTUM])
     load_optimizer(training.optimizer, saved["optimizer"], training.config)
     if saved.get("statistics") is not None and saved["workers"] == training.run.size:
         statistics.load(training.trained, saved["statistics"][training.run.rank])

@@ -22,7 +22,8 @@ from job.frameworks import Framework
 from job.frameworks.base import MicroBatch
 from job.position import Position
 
-# What a checkpoint has beside the state of each distiller, under the distiller's name.
+# Parts of each checkpoint. It also has the state of each distiller, under the distiller's name, and
+# of the momentum encoder, if a distiller needs one.
 CHECKPOINT = {"epoch", "arch", "state_dict", "optimizer", "step", "steps", "teacher", "bad_images"}
 CHECKPOINT |= {"config", "workers", "images", "order", "statistics", "format"}
 
@@ -109,7 +110,7 @@ class Training:
 
     def content(self, position: Position, own: torch.Tensor | None) -> dict:
         """Return a checkpoint's content. own: the workers' running statistics (N, D), within an epoch."""
-        distilled = {each.name: each.module.state_dict() for each in self.distillation.distillers}
+        modules = self.distillation.modules()
         return {
             "epoch": position.epoch,
             "arch": self.config.arch,
@@ -118,7 +119,7 @@ class Training:
             "step": position.step,
             "steps": self.run.count.at(*position),
             "mgd": {},
-            **distilled,
+            **{name: module.state_dict() for name, module in modules.items()},
             "teacher": self.distillation.digest,
             "bad_images": sorted(self.run.bad_images),
             "config": dataclasses.asdict(self.config),

@@ -101,6 +101,14 @@ class Distiller:
         """Return whether the distiller needs the outputs of the teacher's head, "fc" (b, d)."""
         return False
 
+    @staticmethod
+    def momentum(config: Any) -> float | None:
+        """Return the momentum of the encoder whose features the distiller needs, or None.
+
+        The distillers of a run share one momentum encoder, which has the highest momentum.
+        """
+        return None
+
     @classmethod
     def has_hidden_layer(cls, config: Any, dims: tuple[int, int] | None = None) -> bool:
         """Return whether --head-width widens a head of the distiller, or may do so without `dims`.
@@ -117,7 +125,8 @@ class Distiller:
     def targets(self, teacher: Mapping[str, torch.Tensor], generator: torch.Generator) -> Any:
         """Return what `loss` needs of the teacher's features {"layerN": (b, T, H, W)}; the rest is released.
 
-        They have "fc" (b, d), its head's outputs, if a distiller of the run `needs_head`.
+        They have "fc" (b, d), its head's outputs, if a distiller of the run `needs_head`, and
+        "momentum_encoder" (b, S), the momentum encoder's pooled features, if one has a `momentum`.
         generator: for random targets.
         """
         return teacher

@@ -2,22 +2,31 @@
 
 import numpy as np
 import torch
+from torch import nn
 
 from job.cluster import comm
 from job.data import randomness
 from job.distill.base import Change, Distiller, DistillOptions, Networks
 from job.distill.loss_factor import measure_factor
+from job.distill.momentum import MOMENTUM, MomentumEncoder
 from job.frameworks.base import MicroBatch, Output
 from job.position import Position
 
 
 class Distillation:
-    """The distillers of a run, which share a teacher; there are none without a teacher."""
+    """The distillers of a run, which share a teacher; there are none without a teacher.
+
+    momentum: the momentum encoder, if a distiller needs one.
+    """
 
     def __init__(self, config: DistillOptions, networks: Networks | None, distillers: list[Distiller]):
         self.config, self.networks, self.distillers = config, networks, distillers
         # Gathers of the workers' rows (b, ...) that have begun, one a micro-batch, by distiller.
         self.gathers: dict[str, list[comm.Pending]] = {}
+        momenta = [m for each in distillers if (m := each.momentum(config)) is not None]
+        self.momentum: MomentumEncoder | None = None
+        if networks and momenta:
+            self.momentum = MomentumEncoder(networks.framework, max(momenta))
 
     @property
     def names(self) -> list[str]:
@@ -29,9 +38,14 @@ class Distillation:
         """The distillers' weights."""
         return self.config.distill_weights or [1.0] * len(self.distillers)
 
+    def modules(self) -> dict[str, nn.Module]:
+        """Return all modules that a run saves and restores, by their names in checkpoints."""
+        found = {each.name: each.module for each in self.distillers}
+        return found | ({MOMENTUM: self.momentum.module} if self.momentum else {})
+
     @torch.no_grad()
     def targets(self, batch: MicroBatch) -> list[list]:
-        """Run the teacher on the distilled views of a micro-batch.
+        """Run the teacher and the momentum encoder on the distilled views of a micro-batch.
 
         Return each distiller's targets, one for each view. A collective: what distillers remember is
         gathered during the student's passes.
@@ -42,6 +56,8 @@ class Distillation:
         targets: list[list] = [[] for _ in drawn]
         for images in (batch.images, *batch.others)[: self.networks.framework.distilled_views]:
             features = self.networks.teacher.net(images)  # {"layerN": (b, T, H, W)}
+            if self.momentum:
+                features = features | {MOMENTUM: self.momentum.pooled(images)}  # (b, S)
             for (distiller, generator), found in zip(drawn, targets, strict=True):
                 found.append(distiller.targets(features, generator))
             del features  # the next view's pass can use their memory
@@ -54,6 +70,8 @@ class Distillation:
 
     def after_update(self) -> None:
         """End a step, after the optimizer's update. A collective."""
+        if self.momentum:
+            self.momentum.update()
         for distiller in self.distillers:
             if begun := self.gathers.pop(distiller.name, None):
                 parts = [comm.wait(each).unflatten(0, (comm.size(), -1)) for each in begun]

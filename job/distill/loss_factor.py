@@ -9,6 +9,8 @@ from job.cluster import comm
 from job.data import randomness
 from job.data.folders import every_nth_batch
 from job.distill.base import Change, Distiller, Networks
+from job.distill.momentum import MOMENTUM
+from job.distill.pooled import pooled
 from job.engine.passes import BATCH, centre_crops, evaluating
 from job.engine.statistics import with_batch_statistics
 from job.errors import RunError
@@ -80,5 +82,7 @@ def measure(distiller: Distiller, networks: Networks, sample: list[int]) -> torc
             generator.manual_seed(randomness.torch_seed(config.seed, "drop", epoch=0, step=index, sample=0))
             with run.autocast(config.precision):
                 s, t = student(inputs), teacher(inputs)
+                if probe.momentum(config) is not None:
+                    t = t | {MOMENTUM: pooled(s)}  # the momentum encoder starts as the student
                 losses[index] = probe.loss(s, probe.targets(t, generator))
     return losses

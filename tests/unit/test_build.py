@@ -52,6 +52,7 @@ CLASHES = {  # framework, losses, metrics, distiller: the name that two have
     ("new", ("a",), (), "a"): "numbers of a step have the name 'a'",
     ("new", (), (), "optimizer"): "parts of a checkpoint have the name 'optimizer'",
     ("new", (), (), "format"): "parts of a checkpoint have the name 'format'",
+    ("new", (), (), "momentum_encoder"): "parts of a checkpoint have the name 'momentum_encoder'",
     ("distillers", (), (), "other"): "trained modules have the name 'distillers'",
 }
 
@@ -79,8 +80,7 @@ def test_all_parts_of_a_checkpoint_are_listed():
     """`mgd` is one of each checkpoint, also without a teacher."""
     names = ("run", "images", "val", "framework", "trained", "gradients", "optimizer")
     parts = {name: MagicMock() for name in names}
-    distillation = SimpleNamespace(distillers=[MagicMock()], digest="abc")
-    distillation.distillers[0].name = "new"
+    distillation = SimpleNamespace(modules=lambda: {"new": MagicMock()}, digest="abc")
     training = Training(Config(), distillation=distillation, **parts)
     assert training.content(Position(1, 0), None).keys() | {"format"} == CHECKPOINT | {"mgd", "new"}
 

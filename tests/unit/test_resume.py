@@ -431,7 +431,7 @@ def parts(module, run, images, digest, **more):
     """As much of a training as restoring asks for, with a distiller around `module`."""
     distiller = object.__new__(MGD)
     distiller.config, distiller.module = options(teacher="t"), module
-    distillation = SimpleNamespace(distillers=[distiller], digest=digest)
+    distillation = SimpleNamespace(distillers=[distiller], digest=digest, momentum=None)
     framework = SimpleNamespace(module=torch.nn.Identity())
     return SimpleNamespace(
         config=distiller.config, run=run, images=images, framework=framework, distillation=distillation, **more

@@ -13,6 +13,8 @@ from torch import nn
 from job.distill import DISTILLERS, loss_factor
 from job.distill.base import Networks
 from job.distill.mgd import MGD
+from job.distill.momentum import MOMENTUM
+from job.distill.pooled import pooled
 from job.config import Config
 from job.data.loader import Batches
 from job.data.folders import scan
@@ -174,6 +176,35 @@ def test_nothing_of_the_run_changes_but_the_factor(folder):
     after = modules.state_dict()
     assert [name for name in before if not torch.equal(before[name], after[name])] == ["2.factor"]
     assert student.training and distiller.module.training and not teacher.training
+
+
+@pytest.mark.parametrize("needed", [True, False])
+def test_the_student_stands_in_for_its_momentum_encoder_which_starts_alike(
+    folder,
+    monkeypatch,
+    needed,
+):
+    """With the statistics of the batch, as the encoder has."""
+    seen, targets = [], MGD.targets
+
+    def keep(self, teacher, generator):
+        seen.append(teacher.pop(MOMENTUM, None))
+        return targets(self, teacher, generator)
+
+    monkeypatch.setattr(MGD, "targets", keep)
+    monkeypatch.setattr(MGD, "batch_statistics", True)
+    monkeypatch.setattr(MGD, "momentum", staticmethod(lambda _: 0.5 if needed else None))
+    distiller, networks = training(folder)
+    student = copy.deepcopy(networks.framework.encoder)
+    sample = list(range(BATCH))
+    loss_factor.measure(distiller, networks, sample)
+    [found] = seen
+    if not needed:
+        assert found is None
+        return
+    images = [CentreView(SIDE)(networks.images.read(index)[0]) for index in sample]
+    expected = pooled(student.train()(normalize(torch.stack(images))))
+    torch.testing.assert_close(found, expected.detach())
 
 
 def test_the_student_s_own_scale_does_not_matter(folder):
