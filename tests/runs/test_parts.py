@@ -225,6 +225,48 @@ def test_a_correction_and_pooled_features_give_the_same_bytes_after_a_kill_and_m
         assert all(torch.equal(found[name], last["mgd"][name]) for name in matchings)
 
 
+COMPRESS = "--config compress --similarity-k 20 --similarity-m 0.9".split()
+
+
+@pytest.mark.parametrize(("framework", "workers"), [("none", 2), ("moco", 4)])
+def test_a_run_with_a_momentum_encoder_resumes_within_an_epoch_to_the_same_bytes(
+    start_job,
+    images,
+    narrow_teacher,
+    tmp_path,
+    framework,
+    workers,
+):
+    """Each worker has running statistics of its own. Readers of a checkpoint take the student."""
+    options = [images, *SMALL, *COMPRESS, "--framework", framework, "--teacher", narrow_teacher]
+    options += ["--mlp", "--moco-k", 16] if framework == "moco" else []
+    whole = start_job(workers, tmp_path / "whole", options)
+    finished(whole)
+    (tmp_path / "run").mkdir()
+    name = "checkpoint_0000_000004.pth.tar"
+    os.link(whole.folder / name, tmp_path / "run" / name)
+    again = start_job(workers, tmp_path / "run", options)
+    finished(again)
+    [resumed] = of_kind(again.folder, "resumed")
+    assert (resumed["epoch"], resumed["step"]) == (0, 4)
+    assert differences(whole.folder, again.folder) == []
+
+    checkpoints = [whole.folder / each for each in (name, "last.pth.tar")]
+    first, last = (torch.load(path, weights_only=True) for path in checkpoints)
+    assert first["statistics"].unique(dim=0).shape[0] == workers
+    of_student, prefix = last["state_dict"].items(), "module.encoder_q."
+    student = {key[len(prefix) :]: value for key, value in of_student if key.startswith(prefix)}
+    followed = last["momentum_encoder"]
+    assert followed.keys() == {key for key in student if not key.startswith("fc.")}
+    weight = "layer1.0.conv1.weight"
+    assert not torch.equal(followed[weight], student[weight])
+    assert not torch.equal(followed[weight], first["momentum_encoder"][weight])
+    assert last["similarity"]["queue"].shape == (256 + 128, 20)
+    assert last["similarity"]["queue_ptr"].item() == STEPS * 8 % 20
+    found = read_backbone(str(whole.folder / "last.pth.tar"))
+    assert all(torch.equal(value, student[key]) for key, value in found.state.items())
+
+
 SIMSIAM = "--framework simsiam --dim 32 --pred-dim 8 --fix-pred-lr --lr 0.05".split()
 
 

@@ -22,6 +22,7 @@ WORDS = {
     "loss_share": st.just(0.0),  # beside it --loss-factor is
     "weak_views": st.just(False),  # beside it --aug-plus is
     "matching": st.just("solved"),  # beside `random` --refresh-epochs is
+    "similarity": st.just("compress"),  # beside another --similarity-m is
     "distill": st.permutations(list(DISTILLERS)),
     "stage_weights": st.just([]),  # as many as there are stages: in a test of their own
     "distill_weights": st.just([]),  # as many as there are distillers

@@ -140,6 +140,7 @@ FLAGS = [
     ("--distill similarity --similarity-k 9", "similarity_k", 9),
     ("--distill similarity --similarity-t 0.5", "similarity_t", 0.5),
     ("--distill similarity --similarity-teacher-t 0.5", "similarity_teacher_t", 0.5),
+    ("--distill similarity --similarity compress --similarity-m 0.9", "similarity_m", 0.9),
     ("--mgd-views 1 --framework simsiam", "mgd_views", 1),
 ]
 
@@ -747,6 +748,13 @@ def test_an_option_of_a_part_not_chosen_is_an_error_on_the_command_line_only(wri
     assert read_config(["DIR", "--config", path, choice, value]).moco_k == 5
 
 
+@pytest.mark.parametrize("setting", ["headless", "seed"])
+def test_a_momentum_without_a_momentum_encoder_is_an_error(setting):
+    line = ["DIR", "--distill", "similarity", "--similarity", setting, "--similarity-m", "0.9"]
+    message = refused(*line)
+    assert message.startswith(f"--similarity-m: no effect beside --similarity {setting}")
+
+
 def test_an_option_of_one_part_of_several_has_an_effect(monkeypatch):
     monkeypatch.setitem(DISTILLERS, "toy", Distiller)
     line = "DIR --moco-k 5 --framework moco --distill toy mgd --mgd-images 5"
@@ -759,6 +767,7 @@ def test_an_option_of_one_part_of_several_has_an_effect(monkeypatch):
         ("", "or add --mlp"),
         ("--framework none --teacher t", "leave it out"),
         ("--framework none --teacher t --distill similarity", "leave it out"),  # headless
+        ("--framework none --teacher t --distill similarity --similarity compress", "leave it out"),
     ],
 )
 def test_a_head_s_width_without_a_head_that_has_a_hidden_layer_is_an_error(line, fix):

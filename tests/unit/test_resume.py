@@ -128,14 +128,15 @@ def test_the_stages_of_a_projector_cannot_change(run):
 
 
 SIMILARITY = [("similarity", "seed"), ("similarity_k", 9), ("similarity_t", 0.1)]
+SIMILARITY += [("similarity", "compress"), ("similarity_m", 0.9)]
 
 
 @pytest.mark.parametrize(("name", "value"), SIMILARITY)
 def test_what_shapes_the_queue_and_the_head_of_similarity_cannot_change(run, name, value):
-    """Its temperatures can."""
+    """Its temperatures and its momentum can."""
     chosen = {"framework": "none", "teacher": "t", "distill": ["similarity"]}
     old, new = content(options(**chosen)), options(**chosen, **{name: value})
-    if name == "similarity_t":
+    if name in ("similarity_t", "similarity_m"):
         assert continues(old, new, run)
     else:
         message = refused(continues, old, new, run)

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
-from distillers import T, build
+from distillers import S, T, build
 
 from job.cluster.objects import allgather
 from job.distill.base import Networks
+from job.distill import distillation
 from job.distill.distillation import Distillation
+from job.distill.momentum import MOMENTUM
 from job.frameworks.base import MicroBatch
 from job.position import START
 
@@ -20,6 +22,19 @@ class Teacher:
         return {"layer4": images.mean((1, 2, 3))[:, None, None, None] * torch.arange(1.0, T + 1).view(1, T, 1, 1) + 0.1}
 
 
+class Follower:
+    """A momentum encoder whose features follow from the image alone."""
+
+    def __init__(self, framework, m):
+        self.module = torch.nn.Identity()
+
+    def pooled(self, images):
+        return images.amax((1, 2, 3))[:, None] * torch.arange(1.0, S + 1) + 0.1
+
+    def update(self):
+        pass
+
+
 def batch(run, step, accumulate):
     """The micro-batches of this worker's part of a step's images."""
     images = torch.rand(TOTAL, 3, 2, 2, generator=torch.Generator().manual_seed(step))
@@ -30,8 +45,8 @@ def batch(run, step, accumulate):
         yield MicroBatch(own, START, part, first + part * size)
 
 
-def queue_after(run, accumulate):
-    distiller = build("similarity", similarity_k=K)
+def queue_after(run, accumulate, setting):
+    distiller = build("similarity", similarity=setting, similarity_k=K)
     framework = type("Framework", (), {"distilled_views": 1})
     distillation = Distillation(distiller.config, Networks(run, None, framework, Teacher()), [distiller])
     for step in range(STEPS):
@@ -41,12 +56,16 @@ def queue_after(run, accumulate):
     return distiller.module.queue
 
 
+@pytest.mark.parametrize("setting", ["headless", "compress"])
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_the_queue_is_that_of_one_worker(run, accumulate):
-    found = queue_after(run, accumulate)
-    distiller = build("similarity", similarity_k=K)
+def test_the_queue_is_that_of_one_worker(run, monkeypatch, accumulate, setting):
+    """So are the two queues of compress."""
+    monkeypatch.setattr(distillation, "MomentumEncoder", Follower)
+    found = queue_after(run, accumulate, setting)
+    distiller = build("similarity", similarity=setting, similarity_k=K)
     for step in range(STEPS):
         images = torch.rand(TOTAL, 3, 2, 2, generator=torch.Generator().manual_seed(step))
-        distiller.after_update(distiller.targets(Teacher().net(images), None))
+        features = Teacher().net(images) | {MOMENTUM: Follower(None, None).pooled(images)}
+        distiller.after_update(distiller.targets(features, None))
     same = torch.equal(found, distiller.module.queue)
     assert all(allgather(same, "queue")) and distiller.module.queue_ptr.item() == STEPS * TOTAL % K

@@ -4,10 +4,13 @@ import pytest
 import torch
 from distillers import HEAD, B, S, T, build, features
 
+from job.distill.momentum import MOMENTUM
+
 CASES = [
     ("simreg", {}, T),
     ("similarity", {"similarity": "headless", "similarity_k": 9}, T),
     ("similarity", {"similarity": "seed", "similarity_k": 9}, HEAD),
+    ("similarity", {"similarity": "compress", "similarity_k": 9}, S),
     ("disco", {}, HEAD),
 ]
 
@@ -17,6 +20,7 @@ def test_in_bf16_only_the_outputs_of_networks_are_rounded(name, options, outputs
     """Of the same outputs, targets and loss are the same to the bit without autocast."""
     distiller = build(name, **options)
     student, teacher = features(S, 1), features(T, 2, HEAD)
+    followed = {MOMENTUM: torch.rand(B, S, generator=torch.Generator().manual_seed(4))}
     rounded = {key: value.bfloat16() for key, value in teacher.items()}
     predicted = torch.randn(B, outputs, generator=torch.Generator().manual_seed(3)).bfloat16()
     found = []
@@ -25,7 +29,8 @@ def test_in_bf16_only_the_outputs_of_networks_are_rounded(name, options, outputs
         head = distiller.module.get_submodule("head")
         monkeypatch.setattr(head, "forward", lambda pooled, kind=kind: predicted.to(kind))
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            targets = distiller.targets({key: value.to(kind) for key, value in rounded.items()}, None)
+            given = followed | {key: value.to(kind) for key, value in rounded.items()}
+            targets = distiller.targets(given, None)
             found.append((targets, distiller.loss(student, targets)))
     assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
     assert {value.dtype for pair in found for value in pair} == {torch.float32}

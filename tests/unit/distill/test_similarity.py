@@ -6,19 +6,29 @@ import torch
 from distillers import HEAD, B, S, T, array, build, by_image, check_gradient, features, unit
 
 from job.config import read_config
+from job.distill.momentum import MOMENTUM
 from job.distill.similarity import SETTINGS
 
 K, TEMPERATURES = 9, {"similarity_t": 0.3, "similarity_teacher_t": 0.1}
-DIMS = {"seed": HEAD, "headless": T}
+DIMS = {"seed": HEAD, "headless": T, "compress": T + S}
 settings = pytest.mark.parametrize("setting", DIMS)
+with_head = pytest.mark.parametrize("setting", ["seed", "headless"])
 
 
 def new(setting, **options):
     return build("similarity", similarity=setting, similarity_k=K, **TEMPERATURES | options)
 
 
+def theirs(seed):
+    """What the teacher and the momentum encoder give."""
+    generator = torch.Generator().manual_seed(100 + seed)
+    return features(T, seed, HEAD) | {MOMENTUM: torch.rand(B, S, generator=generator)}
+
+
 def through(head, vector):
     """What the head makes of a vector."""
+    if not head:
+        return vector
     if "weight" in head:
         return head["weight"] @ vector + head["bias"]
     hidden = np.maximum(head["0.weight"] @ vector + head["0.bias"], 0)
@@ -32,13 +42,17 @@ def probabilities(vector, others, temperature):
 
 
 def slow_loss(head, queue, student, teacher):
-    """Cross entropy image by image. teacher: an embedding of each image."""
+    """Cross entropy image by image. teacher: an embedding of each image.
+
+    Without a head, the first T rows of the queue are the teacher's and the others the student's.
+    """
     loss = 0.0
     for ours, theirs in zip(by_image(student), teacher, strict=True):
         s, t = unit(through(head, ours)), unit(theirs)
-        others = [t, *queue.T]
-        wanted = probabilities(t, others, TEMPERATURES["similarity_teacher_t"])
-        found = probabilities(s, others, TEMPERATURES["similarity_t"])
+        of_teacher = [t, *queue.T] if head else [column[:T] for column in queue.T]
+        of_student = of_teacher if head else [column[T:] for column in queue.T]
+        wanted = probabilities(t, of_teacher, TEMPERATURES["similarity_teacher_t"])
+        found = probabilities(s, of_student, TEMPERATURES["similarity_t"])
         loss -= sum(p * np.log(q) for p, q in zip(wanted, found, strict=True)) / B
     return loss
 
@@ -46,7 +60,7 @@ def slow_loss(head, queue, student, teacher):
 @settings
 def test_loss_and_gradients_are_those_of_a_loop_over_images(setting):
     distiller = new(setting, head_width=11 * (setting == "seed"))
-    student, teacher = features(S, 1), features(T, 2, HEAD)
+    student, teacher = features(S, 1), theirs(2)
     loss = distiller.loss(student, distiller.targets(teacher, None))
     loss.backward()
     queue, maps = array(distiller.module.queue), array(student["layer4"])
@@ -58,11 +72,11 @@ def test_loss_and_gradients_are_those_of_a_loop_over_images(setting):
         check_gradient(value, lambda new, name=name: slow_loss(head | {name: new}, queue, maps, embeddings))
 
 
-@settings
+@with_head
 def test_the_loss_of_the_teacher_s_own_embeddings_is_the_entropy_of_the_targets(setting, monkeypatch):
     """With equal temperatures: the least that there is."""
     distiller = new(setting, similarity_t=0.2, similarity_teacher_t=0.2)
-    targets = distiller.targets(features(T, 2, HEAD), None)
+    targets = distiller.targets(theirs(2), None)
     entropy = 0.0
     for t in array(targets):
         wanted = probabilities(t, [t, *array(distiller.module.queue).T], 0.2)
@@ -76,7 +90,7 @@ def test_the_loss_of_the_teacher_s_own_embeddings_is_the_entropy_of_the_targets(
 @settings
 def test_the_factor_divides_the_mean_over_images(setting):
     one, other = new(setting), new(setting, loss_factor=4.0)
-    student, teacher = features(S, 1), features(T, 2, HEAD)
+    student, teacher = features(S, 1), theirs(2)
     loss = one.loss(student, one.targets(teacher, None)).item()
     assert other.loss(student, other.targets(teacher, None)).item() == pytest.approx(loss / 4)
     student, teacher = ({name: torch.cat([value] * 2) for name, value in each.items()} for each in (student, teacher))
@@ -89,8 +103,9 @@ def test_the_queue_has_the_last_embeddings(setting):
     distiller = new(setting)
     queue = distiller.module.queue
     before = queue.clone()
-    assert torch.allclose(queue.norm(dim=0), torch.ones(K))
-    seen = [distiller.targets(features(T, seed, HEAD), None) for seed in range(3)]
+    for part in queue.split([T, S] if setting == "compress" else [DIMS[setting]]):
+        assert torch.allclose(part.norm(dim=0), torch.ones(K))
+    seen = [distiller.targets(theirs(seed), None) for seed in range(3)]
     distiller.loss(features(S, 1), seen[0]).backward()
     assert torch.equal(queue, before)
     for targets in seen:
@@ -113,6 +128,25 @@ def test_a_queue_as_long_as_the_set_is_a_misfit(setting):
         assert f"{K} embeddings for {images} images" in sentence
 
 
+def test_the_two_queues_have_the_normalised_embeddings_of_the_same_images():
+    distiller = build("similarity", similarity="compress", similarity_k=B)
+    teacher = theirs(2)
+    distiller.after_update(distiller.remembered(distiller.targets(teacher, None)))
+    pooled, followers = by_image(array(teacher["layer4"])), array(teacher[MOMENTUM])
+    for column, t, m in zip(array(distiller.module.queue).T, pooled, followers, strict=True):
+        assert column[:T] == pytest.approx(unit(t), rel=1e-5)
+        assert column[T:] == pytest.approx(unit(m), rel=1e-5)
+
+
+def test_only_compress_has_a_momentum_encoder_and_no_head():
+    momenta = {setting: new(setting).momentum(new(setting).config) for setting in DIMS}
+    assert momenta == {"seed": None, "headless": None, "compress": 0.999}
+    slow = new("compress", similarity_m=0.9)
+    assert slow.momentum(slow.config) == 0.9
+    assert list(new("compress").module.state_dict()) == ["factor", "queue", "queue_ptr"]
+    assert not list(new("compress").module.parameters())
+
+
 def test_a_setting_has_its_published_values_unless_others_are_given():
     for setting, dim in DIMS.items():
         distiller, published = build("similarity", similarity=setting), SETTINGS[setting]
@@ -121,6 +155,19 @@ def test_a_setting_has_its_published_values_unless_others_are_given():
         assert (new(setting).t, new(setting).teacher_t) == (0.3, 0.1)
     shapes = [tuple(value.shape) for value in build("similarity", similarity="seed").module.head.parameters()]
     assert shapes == [(2048, S), (2048,), (HEAD, 2048), (HEAD,)]
+
+
+def test_the_preset_of_compress_is_the_published_recipe():
+    config = read_config(["DIR", "--config", "compress"])
+    assert (config.framework, config.distill) == ("none", ["similarity"])
+    assert (config.lr, config.batch_size, config.epochs) == (0.01, 256, 130)
+    assert (config.similarity, config.warmup_epochs) == ("compress", 0)
+    assert config.schedule == [90, 120] and not config.cos and config.weight_decay == 1e-4
+    assert config.weak_views and not config.aug_plus and config.crop_min == 0.08
+    published = SETTINGS["compress"]
+    assert (config.similarity_k, config.similarity_t, config.similarity_teacher_t) == published
+    assert published == (128000, 0.04, 0.04) and config.similarity_m == 0.999
+    assert (config.loss_share, config.loss_factor) == (0, 1)
 
 
 def test_the_preset_is_the_published_recipe():
