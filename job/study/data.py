@@ -1,4 +1,4 @@
-"""The study's image folders, made once from installed packages: digits, drawings and letters."""
+"""The study's image folders of digits, drawings, letters and clothes, from installed packages."""
 
 import collections
 import concurrent.futures
@@ -20,17 +20,27 @@ from job.data.images import read_image
 from job.errors import RunError
 from job.files import patient
 from job.study.characters import draw_characters
+from job.study.fashion import CLASSES, read_part
 
 CLIPART = Path("/usr/share/openclipart/png")  # of Debian's package openclipart-png
 NO_CATEGORY = {"special", "unsorted"}  # folders of what is in no other
 SIDE = 72  # pixels: the smaller side of a drawing, as it is kept
 FEWEST, MOST = 60, 700  # images of a category
+TESTED = 200  # images of a class in `val` of fashion
 HELD_OUT = 5  # one image in so many is for validation
+TEST, CHOOSE = "test", "choose"  # what the images in val/ are for: results, or a choice of settings
 
 
-def prepare(name: str, folder: Path, most: int, say: Callable[[str], None]) -> None:
-    """Let `folder` have train/<class>/, of `most` images at most, and val/<class>/ of a set, unless it is there.
+def prepare(
+    name: str,
+    folder: Path,
+    most: int,
+    say: Callable[[str], None],
+    split: str = TEST,
+) -> None:
+    """Write a set's train/<class>/, of at most `most` images, and val/<class>/, if missing.
 
+    split: TEST, or CHOOSE: val/ has images of the set's `train`, and the set's `val` is left out.
     RunError: the set's package is missing, or the folder cannot be written.
     """
     if folder.is_dir():
@@ -40,6 +50,8 @@ def prepare(name: str, folder: Path, most: int, say: Callable[[str], None]) -> N
     say(f"preparing {name} in {folder}")
     try:
         SETS[name](part, say)
+        if split == CHOOSE:
+            hold_out(part)
         for label in (part / "train").iterdir():
             for image in sorted(label.iterdir())[most:]:  # their names are hashes
                 image.unlink()
@@ -48,6 +60,16 @@ def prepare(name: str, folder: Path, most: int, say: Callable[[str], None]) -> N
         raise RunError(f"cannot write {part}: {error.strerror or error}; choose another --out") from None
     counts = {split: sum(1 for _ in folder.glob(f"{split}/*/*")) for split in ("train", "val")}
     say(f"{name}: {counts['train']} images to train on, {counts['val']} held out")
+
+
+def hold_out(folder: Path) -> None:
+    """Remove val/, and move one image in HELD_OUT of train/ there, by the hashes of their names."""
+    shutil.rmtree(folder / "val")
+    for path in sorted(folder.glob("train/*/*")):
+        if is_held_out(f"{CHOOSE} {path.stem}"):
+            label = folder / "val" / path.parent.name
+            label.mkdir(parents=True, exist_ok=True)
+            path.rename(label / path.name)
 
 
 def digest(folder: Path) -> str:
@@ -104,6 +126,20 @@ def write_characters(folder: Path, say: Callable[[str], None]) -> None:
         write(folder, letter, key(font), pixels)
 
 
+def write_fashion(folder: Path, say: Callable[[str], None]) -> None:
+    """Write MOST images a class of Fashion-MNIST's training file, and TESTED of its test file.
+
+    Hashes of their indices choose the training images. The test images are the first of each class.
+    """
+    for split, part, most, by in (("train", "train", MOST, key), ("val", "t10k", TESTED, str)):
+        images, labels = read_part(part)
+        for label, name in enumerate(CLASSES):
+            indices = {f"{part}-{index:05d}": index for index in np.flatnonzero(labels == label)}
+            for chosen in sorted(indices, key=by)[:most]:
+                path = folder / split / name / f"{key(chosen)}.png"
+                save(path, images[indices[chosen]])
+
+
 def read_drawing(path: Path) -> tuple[Path, np.ndarray | None]:
     """Return a drawing made smaller, (H, W, 3) uint8, or None if it cannot be decoded. RunError: the file system fails."""
     try:
@@ -121,11 +157,25 @@ def key(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
+def is_held_out(name: str) -> bool:
+    """Return whether a file's name is one in HELD_OUT by its hash."""
+    return int(key(name), 16) % HELD_OUT == 0
+
+
 def write(folder: Path, label: str, name: str, pixels: np.ndarray) -> None:
     """Write an image to the side of the split that its name's hash gives."""
-    split = "val" if int(key(name), 16) % HELD_OUT == 0 else "train"
-    os.makedirs(folder / split / label, exist_ok=True)
-    Image.fromarray(pixels).save(folder / split / label / f"{name}.png")
+    save(folder / ("val" if is_held_out(name) else "train") / label / f"{name}.png", pixels)
 
 
-SETS = {"mnist": write_mnist, "clipart": write_clipart, "characters": write_characters}
+def save(path: Path, pixels: np.ndarray) -> None:
+    """Write an image, (H, W) or (H, W, 3) uint8, and the folders above it."""
+    os.makedirs(path.parent, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+SETS = {
+    "mnist": write_mnist,
+    "clipart": write_clipart,
+    "characters": write_characters,
+    "fashion": write_fashion,
+}
