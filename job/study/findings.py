@@ -2,13 +2,14 @@
 
 import dataclasses
 import statistics
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from job.study.plan import ALONE, MGD, RANDOM, TEACHER, UNTRAINED
 
 MEASURES = {"knn": "k-NN", "linear": "linear"}
 AUC = "knn_auc"  # of the features' singular values: 0.5 if all are equal, 1 at full collapse
+STEP = "step_seconds"  # median over the steps of a training
 LEAST = 5.0  # points by which a condition is to hold
 NAMES = {UNTRAINED: "the untrained student", ALONE: "the student alone", TEACHER: "the teacher", MGD: "MGD"}
 NAMES |= {RANDOM: "MGD with a random matching"}
@@ -16,18 +17,27 @@ NAMES |= {RANDOM: "MGD with a random matching"}
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """A set's accuracies in percent by one measure: {arm: one a seed}."""
+    """A set's accuracies in percent by one measure: {arm: one a seed}.
+
+    among: names of the form's own students; with some, students must not reach the teacher.
+    """
 
     measure: str
     by_arm: dict[str, list[float]]
+    among: Collection[str] = ()
 
     @classmethod
-    def of(cls, measure: str, records: Iterable[dict[str, Any]]) -> "Scores":
+    def of(
+        cls,
+        measure: str,
+        records: Iterable[dict[str, Any]],
+        among: Collection[str] = (),
+    ) -> "Scores":
         """The scores of a set's records."""
         found: dict[str, list[float]] = {}
         for record in sorted(records, key=lambda record: record["seed"]):
             found.setdefault(record["arm"], []).append(record[measure])
-        return cls((MEASURES | {AUC: "AUC"})[measure], found)
+        return cls((MEASURES | {AUC: "AUC", STEP: "seconds a step"})[measure], found, among)
 
     def mean(self, arm: str) -> float:
         """The mean over seeds."""
@@ -55,9 +65,53 @@ class Scores:
         """Whether an arm's lead over another is larger than the spread over seeds."""
         return self.lead(arm, other) > self.noise(arm, other)
 
+    def margin(self, arm: str, other: str) -> str:
+        """Return an arm's lead over another and their larger spread: +2.0, spread 1.0."""
+        return f"{self.lead(arm, other):+.1f}, spread {self.noise(arm, other):.1f}"
+
+    def recovered(self, arm: str) -> float | None:
+        """Return an arm's lead over the student alone in percent of the teacher's.
+
+        None: the teacher has no lead.
+        """
+        lead = self.lead(TEACHER, ALONE)
+        return 100 * self.lead(arm, ALONE) / lead if lead > 0 else None
+
+    @property
+    def students(self) -> list[str]:
+        """Return the names of the trained students, the best first."""
+        trained = (arm for arm in self.by_arm if arm not in (TEACHER, UNTRAINED))
+        return sorted(trained, key=self.mean, reverse=True)
+
+    def beaten(self, arm: str) -> list[str]:
+        """Return the names of the students that an arm beats, the best first."""
+        return [other for other in self.students if self.beats(arm, other)]
+
+    def ranking(self) -> list[str]:
+        """Return two lines: what the best student beats, and which of the form's arms beat MGD."""
+        leader, *others = self.students
+        beaten = self.beaten(leader)
+        level = [arm for arm in others if arm not in beaten]
+        text = f"{leader} leads ({self.shown(leader, 1)})"
+        text += f" and beats {', '.join(beaten) or 'no student'}"
+        text += f", but not {', '.join(level)}" if level else ""
+        better = [arm for arm in self.students if arm in self.among and self.beats(arm, MGD)]
+        leads = [f"{arm} (by {self.margin(arm, MGD)})" for arm in better]
+        over = f"{NAMES[MGD]} is beaten by {', '.join(leads) or 'no arm'}"
+        return [f"{self.measure}: {text}", f"{self.measure}: {over}"]
+
     def conditions(self) -> list[tuple[str, bool]]:
-        """The two conditions without which a comparison means nothing, each in words and whether it holds."""
-        return [self.condition(ALONE, UNTRAINED), self.condition(TEACHER, ALONE)]
+        """Return the conditions of a comparison, each in words and whether it holds."""
+        found = [self.condition(ALONE, UNTRAINED), self.condition(TEACHER, ALONE)]
+        return [*found, self.room()] if self.among else found
+
+    def room(self) -> tuple[str, bool]:
+        """Return in words whether no student reaches the teacher, and whether it holds."""
+        best = self.students[0]
+        holds = round(self.lead(TEACHER, best), 6) > 0
+        means = f"{best} has {self.mean(best):.1f}, the teacher {self.mean(TEACHER):.1f}"
+        subject = "no student" if holds else "a student"
+        return f"{subject} reaches the teacher ({means})", holds
 
     def condition(self, arm: str, other: str) -> tuple[str, bool]:
         """That an arm is above another by LEAST or more, in words and whether it holds."""
@@ -68,7 +122,7 @@ class Scores:
         ) >= LEAST
 
     def mean_anything(self) -> bool:
-        """Whether both conditions hold."""
+        """Whether all conditions hold."""
         return all(holds for _, holds in self.conditions())
 
     def claims(self) -> list[tuple[str, bool]]:

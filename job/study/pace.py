@@ -6,6 +6,7 @@ from typing import Any
 
 from torchvision.models import get_model_weights
 
+from job.distill import DISTILLERS
 from job.errors import RunError
 from job.frameworks import FRAMEWORKS
 from job.networks import WIDTH
@@ -34,9 +35,11 @@ class Pace:
         """A unit's work, by its networks' operations: views, back through the student, the teacher, what measures it."""
         train, linear = unit.resolved().values()
         framework = FRAMEWORKS[train["framework"]]
-        passes = (framework.views + 2 * framework.student_views) * operations(train)
+        distilled = max(DISTILLERS[name].views for name in train["distill"]) if unit.guided else 0
+        more = max(0, distilled - framework.student_views)  # views that only distillers need
+        passes = (framework.views + more + 2 * (framework.student_views + more)) * operations(train)
         if unit.guided:
-            views = min(framework.student_views, train["mgd_views"])
+            views = max(distilled, min(framework.student_views, train["mgd_views"]))
             passes += views * operations(self.bench.teachers[unit.set].resolved()["job.train"])
         passes *= train["epochs"]
         passes += operations(train) * (linear["epochs"] + 1)

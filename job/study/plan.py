@@ -9,20 +9,24 @@ from typing import Any
 import yaml
 
 from job.config import (
+    OF_TEACHER,
     WITHOUT_EFFECT,
+    Config,
     LinearConfig,
     MethodOptions,
     read_config,
+    without_head,
     without_part,
 )
 from job.declare import convert, flag
 from job.errors import RunError
-from job.study.data import MOST, SETS
+from job.study.data import CHOOSE, MOST, SETS, TEST
 
 TEACHER, UNTRAINED, ALONE, MGD, RANDOM = "teacher", "untrained", "alone", "mgd", "random"
 KEYS = {"about", "device", "at_once", "seeds", "train", "teacher", "student", "linear", "sets"}
-OPTIONAL = {"mgd", "controls"}
-SET_KEYS = {"most", "questions", "train", "teacher", "student"}
+OPTIONAL = {"mgd", "controls", "arms", "split"}
+SET_KEYS = {"most", "questions", "train", "teacher", "student", "arms"}
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .,+-]*")  # of an arm
 # An epoch that changes no weight: without the images' statistics in its batch norms a network is worse than it is.
 STILL = {"lr": 0.0, "epochs": 1, "warmup_epochs": 0}
 FILES = {"data", "teacher", "pretrained", "out", "resume", "config"}  # the study's own affair
@@ -36,6 +40,7 @@ class Unit:
     """One network of a study, from its first weights to its accuracies.
 
     train: options of job.train; linear: of job.linear. Neither names files.
+    guided: it has a teacher.
     """
 
     set: str
@@ -43,29 +48,39 @@ class Unit:
     seed: int
     train: dict[str, Any]
     linear: dict[str, Any]
+    guided: bool
 
     @property
     def name(self) -> str:
         """Its name, and that of its folder: clipart/mgd-0."""
-        return f"{self.set}/{re.sub('[^a-z0-9.]+', '-', self.arm.lower())}-{self.seed}"
-
-    @property
-    def guided(self) -> bool:
-        """Whether it has a teacher."""
-        return self.arm not in (TEACHER, UNTRAINED, ALONE)
+        return f"{self.set}/{slug(self.arm)}-{self.seed}"
 
     def resolved(self) -> dict[str, dict[str, Any]]:
         """All options that its results follow from, those included that have their defaults. RunError: some are wrong."""
         found = {}
-        for program, options, kind in (("job.train", self.train, None), ("job.linear", self.linear, LinearConfig)):
-            try:
-                config = read_config(["DATA", *words(options)], program, *([kind] if kind else []))
-            except RunError as error:
-                raise RunError(f"{self.name}: {program}: {error}") from None
-            found[program] = {name: value for name, value in dataclasses.asdict(config).items() if name not in PLACES}
+        unused = PLACES if self.guided else PLACES | OF_TEACHER
+        configs = {"job.train": self.config(self.train), "job.linear": self.classifier()}
+        for program, config in configs.items():
+            values = dataclasses.asdict(config).items()
+            found[program] = {name: value for name, value in values if name not in unused}
             if not found[program]["knn_k"]:
                 del found[program]["knn_k"]  # a record of a study from before there was the option remains valid
         return found
+
+    def config(self, train: dict[str, Any]) -> Config:
+        """Return `train`, resolved. RunError: some are invalid."""
+        teacher = ["--teacher", "TEACHER"] if self.guided else []
+        try:
+            return read_config(["DATA", *words(train), *teacher])
+        except RunError as error:
+            raise RunError(f"{self.name}: job.train: {error}") from None
+
+    def classifier(self) -> LinearConfig:
+        """Return `linear`, resolved. RunError: some are invalid."""
+        try:
+            return read_config(["DATA", *words(self.linear)], "job.linear", LinearConfig)
+        except RunError as error:
+            raise RunError(f"{self.name}: job.linear: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +96,8 @@ class Question:
 class Plan:
     """A form, and the questions it asks of its sets: {set: its questions}. units: in the order in which they are trained.
 
-    most: {set: images of a class to train on}.
+    most: {set: images of a class to train on}. split: test or choose (job/study/data.py).
+    arms: names of the form's own students.
     """
 
     form: str
@@ -91,11 +107,14 @@ class Plan:
     seeds: list[int]
     questions: dict[str, list[Question]]
     most: dict[str, int]
+    split: str
+    arms: list[str]
     units: list[Unit]
 
     def images(self, name: str) -> str:
-        """The folder of a set's images, below the study's: data/clipart-700."""
-        return f"data/{name}-{self.most[name]}"
+        """Return the folder of a set's images, below the study's: data/clipart-700[-choose]."""
+        end = f"-{CHOOSE}" if self.split == CHOOSE else ""
+        return f"data/{name}-{self.most[name]}{end}"
 
 
 def read_plan(form: str) -> Plan:
@@ -109,10 +128,16 @@ def read_plan(form: str) -> Plan:
         wanted = choose(form, name, options.get("questions", []), asked["questions"])
         arms = {MGD: reference} | {arm: reference | changes for arm, changes in controls.items()}
         questions[name] = [ask(key, question, reference, arms) for key, question in wanted.items()]
-        units += list_units(name, content, {UNTRAINED: STILL, ALONE: {}, **arms})
+        own, changed = content.get("arms", {}), options.get("arms", {})
+        own = {arm: changes | changed.get(arm, {}) for arm, changes in own.items()}
+        if both := sorted(own.keys() & arms.keys()):
+            reason = f"{name} has this network by a question"
+            raise RunError(f"{form}: arms: {both[0]!r}: {reason}; expected another name")
+        units += list_units(name, content, {UNTRAINED: STILL, ALONE: {}, **arms} | own)
     most = {name: options.get("most", MOST) for name, options in content["sets"].items()}
     head = (Path(form).stem, content["about"], content["device"], content["at_once"], content["seeds"])
-    plan = Plan(*head, questions, most, units)
+    split, names = content.get("split", TEST), [*content.get("arms", {})]
+    plan = Plan(*head, questions, most, split, names, units)
     check_unlike(plan)
     return plan
 
@@ -152,15 +177,29 @@ def list_units(name: str, content: dict, arms: dict[str, dict]) -> list[Unit]:
     def unit(arm: str, seed: int, options: dict) -> Unit:
         role = TEACHER if arm == TEACHER else "student"
         train = content["train"] | own.get("train", {}) | content[role] | own.get(role, {}) | options | {"seed": seed}
+        undistilled = options.get("distill") == []
+        guided = arm not in (TEACHER, UNTRAINED, ALONE) and not undistilled
+        if undistilled:
+            del train["distill"]
         if train.get("matching") == "random":
             train.pop("refresh_epochs", None)  # which is of those that solve theirs
-        return without_unused(Unit(name, arm, seed, train, content["linear"] | {"seed": seed}))
+        linear = content["linear"] | {"seed": seed}
+        found = without_unused(Unit(name, arm, seed, train, linear, guided))
+        if undistilled and train.get("framework") == "none":
+            reason = "nothing trains it; expected one of the two"
+            raise RunError(f"{found.name}: framework none, distill []: {reason}")
+        if arm in content.get("arms", {}):
+            unused = options.keys() - found.train.keys() | (OF_TEACHER if undistilled else set())
+            if lost := sorted(options.keys() & unused - {"distill"}):
+                reason = "no effect on this network; leave it out of the arm"
+                raise RunError(f"{found.name}: {lost[0]}: {reason}")
+        return found
 
     return [unit(TEACHER, seeds[0], {})] + [unit(arm, seed, options) for arm, options in arms.items() for seed in seeds]
 
 
 def without_unused(unit: Unit) -> Unit:
-    """Return a unit without the options of frameworks and distillers that it does not choose.
+    """Return a unit without the options of frameworks, distillers and heads that it does not have.
 
     RunError: its framework or distillers are invalid.
     """
@@ -170,17 +209,29 @@ def without_unused(unit: Unit) -> Unit:
         raise RunError(f"{unit.name}: job.train: {error}") from None
     unused = without_part(MethodOptions(**chosen))
     train = {name: value for name, value in unit.train.items() if name not in unused}
+    rest = {name: value for name, value in train.items() if name != "head_width"}
+    if rest != train and without_head(unit.config(rest)):
+        train = rest
     return dataclasses.replace(unit, train=train)
 
 
 def check_unlike(plan: Plan) -> None:
-    """RunError: two units of a set and seed are the same network, so that comparing them tells nothing; or have one name."""
+    """RunError: two units have one name, or two of a set and seed are the same network."""
     seen: dict[str, str] = {}
     for unit in plan.units:
-        for mark in (f"{unit.set} {unit.seed} {unit.guided} {unit.resolved()}", unit.name):
+        kind = f"{unit.set} {unit.seed} {unit.guided} {unit.resolved()}"
+        marks = {unit.name: f"have the same folder {unit.name}: rename"}
+        marks[kind] = "are the same network: leave out"
+        for mark, problem in marks.items():
             if mark in seen:
-                raise RunError(f"{unit.set}: {unit.arm!r} and {seen[mark]!r} are the same network: leave out one of them")
+                both = f"{unit.arm!r} and {seen[mark]!r}"
+                raise RunError(f"{unit.set}: {both} {problem} one of them")
             seen[mark] = unit.arm
+
+
+def slug(arm: str) -> str:
+    """Return an arm's name in the names of folders: "mgd + simreg" -> mgd-simreg."""
+    return re.sub("[^a-z0-9.]+", "-", arm.lower())
 
 
 def words(options: dict[str, Any]) -> list[str]:
@@ -235,6 +286,10 @@ def check_form(form: str, content: Any) -> None:
     for key in ("train", "teacher", "student", "linear", "mgd"):
         check_options(form, key, content.get(key, {}))
     check_controls(form, content.get("controls", [RANDOM]))
+    split = content.get("split", TEST)
+    expect(split in (TEST, CHOOSE), f"split {split!r}", f"{TEST} or {CHOOSE}")
+    arms = content.get("arms", {})
+    check_arms(form, "arms", arms)
     expect(isinstance(content["sets"], dict) and bool(content["sets"]), "sets", f"one or more of {', '.join(SETS)}")
     for name, own in content["sets"].items():
         expect(name in SETS, f"sets: {name!r}", f"one or more of {', '.join(SETS)}")
@@ -246,6 +301,25 @@ def check_form(form: str, content: Any) -> None:
         expect(named, f"sets: {name}: questions {asked!r}", "all, a list of names, or names with lists of answers")
         for key in ("train", "teacher", "student"):
             check_options(form, f"sets: {name}: {key}", own.get(key, {}))
+        check_arms(form, f"sets: {name}: arms", own.get("arms", {}))
+        for arm in own.get("arms", {}):
+            known = f"some of the form's arms ({', '.join(arms) or 'it has none'})"
+            expect(arm in arms, f"sets: {name}: arms: {arm!r}", known)
+
+
+def check_arms(form: str, key: str, arms: Any) -> None:
+    """RunError: these are no arms, or the study itself has a network of such a name."""
+    if not isinstance(arms, dict):
+        raise RunError(f"{form}: {key}: expected a mapping, such as {{gram: {{distill: gram}}}}")
+    taken = {TEACHER, UNTRAINED, ALONE, MGD, *read_questions()["controls"]}
+    for arm, options in arms.items():
+        if not (isinstance(arm, str) and NAME.fullmatch(arm)):
+            expected = "a name of letters, digits, spaces and .,+-"
+            raise RunError(f"{form}: {key}: {arm!r}: expected {expected}")
+        if slug(arm) in taken:
+            reason = "the study has this network itself; expected another name"
+            raise RunError(f"{form}: {key}: {arm!r}: {reason}")
+        check_options(form, f"{key}: {arm}", options)
 
 
 def check_controls(form: str, controls: Any) -> None:

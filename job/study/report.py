@@ -2,14 +2,22 @@
 
 from typing import Any
 
-from job.study.findings import AUC, MEASURES, Scores
+from job.study.data import CHOOSE, TEST
+from job.study.findings import AUC, MEASURES, STEP, Scores
 from job.study.plan import ALONE, MGD, RANDOM, TEACHER, UNTRAINED, Plan, Question
 
 Records = list[dict[str, Any]]
+TUNED = "Whoever chooses settings by these figures tunes on them. `split: choose` avoids it."
+CHOSEN = "**These figures choose settings and are not results**: "
+CHOSEN += "the images were held out of `train`, and none is from `val`."
+SPLITS = {TEST: TUNED, CHOOSE: CHOSEN}
 
 
 def write(plan: Plan, records: Records, pictures: dict[str, str]) -> str:
-    """Return the report, in Markdown. records: one of every unit. pictures: {set: a picture's file name}."""
+    """Return the report, in Markdown.
+
+    records: one of every seed of the arms to report. pictures: {set: a picture's file name}.
+    """
     hours = sum(record["seconds"] for record in records) / 3600  # of commands, of which several may go at once
     machines = "; on ".join(sorted({record["on"] for record in records}))
     seeds = ", ".join(map(str, plan.seeds))
@@ -18,22 +26,69 @@ def write(plan: Plan, records: Records, pictures: dict[str, str]) -> str:
         "",
         f"{len(records)} networks, seeds {seeds}; {hours:.1f} hours of commands, {plan.at_once} at a time; "
         f"finished {max(record['measured'] for record in records)} on {machines}.",
+        *describe_missing(plan, records),
         "Accuracies are top-1 in percent on held-out images, means over seeds ± their standard deviation. A lead counts where it "
-        "is larger than the larger deviation of the two. There is no third split: "
-        "whoever chooses settings by these figures tunes on them. AUC: the area under the cumulative "
-        "singular values of the normalised features, 0.5 if all are equal, 1 at full collapse. The last column has the "
+        f"is larger than the larger deviation of the two. {SPLITS[plan.split]} "
+        "Of the lead: the lead over the student alone in percent of the teacher's. "
+        "AUC: the area under the cumulative "
+        "singular values of the normalised features, 0.5 if all are equal, 1 at full collapse. "
+        "Step time: the median over a training's steps, over that of the student "
+        f"alone{together(plan)}. The last column has the "
         "distillation loss over the framework's, or over its range, in the first and in the last epoch.",
     ]
-    for name, questions in plan.questions.items():
-        lines += ["", *describe_set(name, [record for record in records if record["set"] == name], questions)]
-        lines += ["", f"![{name}: accuracies of each seed and their means]({pictures[name]})"]
+    for name, picture in pictures.items():
+        own = [record for record in records if record["set"] == name]
+        lines += ["", *describe_set(name, own, plan.questions[name], plan.arms)]
+        lines += ["", f"![{name}: accuracies of each seed and their means]({picture})"]
     return "\n".join([*lines, "", *describe_commands(records)]) + "\n"
 
 
-def describe_set(name: str, records: Records, questions: list[Question]) -> list[str]:
-    """Conditions and verdicts of a set, by measure, then its tables."""
-    scores = [Scores.of(measure, records) for measure in MEASURES]
+def complete(plan: Plan, records: Records) -> Records:
+    """Return the records of the arms that have one of every seed.
+
+    Only of sets in which the arms that a verdict needs are among them.
+    """
+    found = {record["unit"]: record for record in records}
+    arms: dict[tuple[str, str], bool] = {}
+    for unit in plan.units:
+        arms[unit.set, unit.arm] = arms.get((unit.set, unit.arm), True) and unit.name in found
+    basis = (TEACHER, UNTRAINED, ALONE, MGD, RANDOM)
+    sets = [name for name in plan.questions if all(arms[name, arm] for arm in basis)]
+    shown = (unit for unit in plan.units if unit.set in sets and arms[unit.set, unit.arm])
+    return [found[unit.name] for unit in shown]
+
+
+def describe_missing(plan: Plan, records: Records) -> list[str]:
+    """Return a paragraph that names the networks without a record, if there are any."""
+    found = {record["unit"] for record in records}
+    if not (missing := [unit.name for unit in plan.units if unit.name not in found]):
+        return []
+    reason = "an arm is shown when all its seeds are measured"
+    text = f"{len(missing)} of {len(plan.units)} networks are missing ({reason})"
+    return ["", f"**Incomplete**: {text}: {', '.join(missing)}.", ""]
+
+
+def together(plan: Plan) -> str:
+    """Return what to know of times of networks that train at once."""
+    if plan.at_once == 1:
+        return ""
+    return f"; {plan.at_once} networks train at a time and slow each other down unevenly"
+
+
+def describe_set(
+    name: str,
+    records: Records,
+    questions: list[Question],
+    own: list[str],
+) -> list[str]:
+    """Return conditions and verdicts of a set, by measure, then its tables.
+
+    own: names of the form's arms.
+    """
+    scores = [Scores.of(measure, records, own) for measure in MEASURES]
     lines = [f"## {name}", ""]
+    if own:
+        lines += [*(f"- {text}." for found in scores for text in found.ranking()), ""]
     for found in scores:
         lines += [f"- **{found.verdict()}.**"]
         lines += [f"  - condition {'holds' if holds else 'FAILS'}: {text}" for text, holds in found.conditions()]
@@ -42,7 +97,11 @@ def describe_set(name: str, records: Records, questions: list[Question]) -> list
     arms = {arm: arm for arm in (UNTRAINED, ALONE, TEACHER, MGD, *controls(records, questions))}
     lines += ["", *table("network", arms, scores, records)]
     for question in questions:
-        lines += ["", f"**{question.asks}**", "", *table(question.name, question.answers, scores, records)]
+        known = scores[0].by_arm
+        answers = {answer: arm for answer, arm in question.answers.items() if arm in known}
+        if answers:
+            lines += ["", f"**{question.asks}**", ""]
+            lines += table(question.name, answers, scores, records)
     return lines
 
 
@@ -64,21 +123,31 @@ def controls(records: Records, questions: list[Question]) -> list[str]:
 
 def table(title: str, arms: dict[str, str], scores: list[Scores], records: Records) -> list[str]:
     """A table of arms. arms: {what a row is called: the arm}."""
-    auc = Scores.of(AUC, records) if all(AUC in record for record in records) else None
+    auc, step = (if_all(key, records) for key in (AUC, STEP))
     head = [
         title,
         *(found.measure for found in scores),
         *(f"{found.measure} over alone" for found in scores),
+        *(f"{found.measure}, % of the lead" for found in scores),
         *(["AUC"] if auc else []),
+        *(["step time over alone"] if step else []),
         "distillation / framework's",
     ]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for shown, arm in arms.items():
         cells = [found.shown(arm, 1) for found in scores]
         cells += ["" if arm == ALONE else f"{found.lead(arm, ALONE):+.1f}" for found in scores]
+        parts = [None if arm in (ALONE, TEACHER) else found.recovered(arm) for found in scores]
+        cells += ["" if part is None else f"{part:.0f}" for part in parts]
         cells += [auc.shown(arm, 3)] if auc else []
+        cells += [f"{step.mean(arm) / step.mean(ALONE):.2f}"] if step else []
         lines.append(f"| {' | '.join([shown, *cells, pull(arm, records)])} |")
     return lines
+
+
+def if_all(measure: str, records: Records) -> Scores | None:
+    """Return the scores by a measure if all records have it."""
+    return Scores.of(measure, records) if all(measure in record for record in records) else None
 
 
 def pull(arm: str, records: Records) -> str:

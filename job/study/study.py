@@ -33,7 +33,10 @@ def main(argv: list[str] | None = None) -> None:
     """Run a study by the command line's form, to its end or to a signal."""
     parser = Parser(prog="job.study.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "form", type=expand, help="small, longer, simsiam: two cores, hours; full: a GPU, minutes; or a YAML file of your own"
+        "form",
+        type=expand,
+        help="small, longer, simsiam, distillers, distillers-trial: two cores, hours; "
+        "full: a GPU, minutes; or a YAML file of your own",
     )
     parser.add_argument("--out", type=expand, required=True, help="folder of the study: images, runs, records and results")
     with reported_errors():
@@ -57,11 +60,14 @@ def study(plan: Plan, out: Path) -> None:
         before = {number: signal.signal(number, stop) for number in heard}
         try:
             for name in plan.questions:
-                data.prepare(name, out / plan.images(name), plan.most[name], say)
+                data.prepare(name, out / plan.images(name), plan.most[name], say, plan.split)
             bench = Bench(plan, out, {name: data.digest(out / plan.images(name)) for name in plan.questions})
             write_results(plan, out, measure_all(bench))
         except Stopped:
             say("stopped by a signal; the same command goes on from here")
+            if bench:
+                found = (bench.record(unit) for unit in plan.units)
+                write_results(plan, out, [record for record in found if record])
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -102,21 +108,30 @@ def tell(record: dict[str, Any], done: int, total: int) -> None:
 
 
 def write_results(plan: Plan, out: Path, records: list[dict[str, Any]]) -> None:
-    """Write the folder out/results anew: the report, a picture a set, a record a unit; and say the verdicts."""
+    """Write the folder out/results: the report, a picture a set, a record a unit. Print verdicts.
+
+    Only complete arms are written (report.complete); without any, nothing is written.
+    """
+    everything, records = len(plan.units), report.complete(plan, records)
+    if not records:
+        say("too few networks are measured for results")
+        return
     new = out / "results.new"
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
     names = {}
-    for name in plan.questions:
+    for name in dict.fromkeys(record["set"] for record in records):
         own = [record for record in records if record["set"] == name]
         names[name] = f"{name}.png"
         (new / names[name]).write_bytes(pictures.draw(name, own, MEASURES).png)
         for measure in MEASURES:
-            scores = Scores.of(measure, own)
+            scores = Scores.of(measure, own, plan.arms)
             for text, holds in scores.conditions():
                 say(f"{name}: {scores.measure}: condition {'holds' if holds else 'FAILS'}: {text}")
             for text, _ in scores.claims():
                 say(f"{name}: {scores.measure}: {text}")
+            for text in scores.ranking() if plan.arms else []:
+                say(f"{name}: {text}")
             say(f"{name}: {scores.verdict()}")
     for record in records:
         path = new / f"{record['unit']}.json"
@@ -125,7 +140,9 @@ def write_results(plan: Plan, out: Path, records: list[dict[str, Any]]) -> None:
     (new / "README.md").write_text(report.write(plan, records, names))
     shutil.rmtree(out / "results", ignore_errors=True)
     new.rename(out / "results")
-    say(f"done: the results are in {out / 'results'}/README.md")
+    done = len(records) == everything
+    some = f"results of {len(records)} of {everything} networks"
+    say(f"{'done: the results' if done else some} are in {out / 'results'}/README.md")
 
 
 class locked:

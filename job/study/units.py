@@ -16,10 +16,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 
-from job.config import OF_TEACHER
 from job.errors import RunError
 from job.files import write_whole
 from job.metrics.schema import own_size
@@ -58,8 +58,6 @@ class Bench:
         if unit.guided:
             teacher = json.dumps(self.identity(self.teachers[unit.set]), sort_keys=True)
             found["teacher"] = hashlib.sha256(teacher.encode()).hexdigest()[:16]
-        else:
-            found["job.train"] = {name: value for name, value in found["job.train"].items() if name not in OF_TEACHER}
         return found
 
     def commands(self, unit: Unit) -> dict[str, list[str]]:
@@ -170,17 +168,22 @@ class Bench:
 
 
 def accuracies(folder: Path) -> dict[str, float]:
-    """A unit's accuracies in percent, its AUC, the ratio of losses in its first and last epoch, and its factor.
+    """Return a unit's accuracies in percent, its AUC, times, ratios of losses and factors.
 
-    The AUC is that of job/metrics/collapse.py. The ratio is the distillation loss over the framework's.
+    The AUC is that of job/metrics/collapse.py. The ratios are the distillation loss over the
+    framework's in the first and in the last epoch.
     The ratio only if the framework has a loss; the factor only if it was measured for --loss-share,
-    with the distiller's name if there are several.
+    with the distiller's name if there are several. The time is the median over steps, in seconds,
+    if they have a speed.
     """
     history = read_run(folder / "train")
     steps, knn = history.steps, history.knn[-1]
     found = {"knn": round(knn["knn"], 2)}
     if "knn_auc" in knn:  # runs of earlier versions lack it
         found["knn_auc"] = round(knn["knn_auc"], 4)
+    if "images_per_s" in steps:
+        seconds = history.options["batch_size"] / np.nanmedian(steps["images_per_s"])
+        found["step_seconds"] = float(f"{seconds:.4g}")
     for name, epoch in (("pull_first", steps["epoch"][0]), ("pull_last", steps["epoch"][-1])):
         of = steps["epoch"] == epoch
         means = {loss: steps[loss][of].mean() for loss in [*history.losses, "distillation"]}

@@ -150,5 +150,5 @@ def test_a_study_records_the_ratio_if_there_is_one(tmp_path, name):
     (tmp_path / "linear" / "metrics.jsonl").write_text(json.dumps({"epoch": 0, "step": 4, "val_top1": 60.0}) + "\n")
     ratios = {"moco": 3.0, "toy": 3.0, "no teacher": 0.0, "earlier": 3.0, "simsiam": 6.0}
     pulls = {f"pull_{when}": ratios[name] for when in ("first", "last") if name in ratios}
-    found = {"knn": 50.0, "linear": 60.0} | pulls | {key: round(value, 4) for key, value in auc.items()}
+    found = {"knn": 50.0, "linear": 60.0, "step_seconds": 0.5} | pulls | {key: round(value, 4) for key, value in auc.items()}
     assert units.accuracies(tmp_path) == found

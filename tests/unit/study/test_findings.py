@@ -13,13 +13,13 @@ CLEAR = {
 }
 
 
-def scores(measure="knn", **changed):
+def scores(measure="knn", among=(), **changed):
     records = [
         {"arm": arm, "seed": seed, "knn": value, "linear": 0.0, AUC: value / 100}
         for arm, values in (CLEAR | changed).items()
         for seed, value in enumerate(values)
     ]
-    return Scores.of(measure, reversed(records))
+    return Scores.of(measure, reversed(records), among)
 
 
 def test_scores_are_by_seed():
@@ -81,3 +81,35 @@ def test_an_auc_differs_if_the_difference_exceeds_the_spread(changed, verb):
 def test_a_mean_is_shown_with_its_spread_if_there_are_several_seeds():
     found = scores(AUC)
     assert found.shown("alone", 3) == "0.400 ± 0.010" and found.shown("teacher", 3) == "0.500"
+
+
+ARMS = {"gram": [46.0, 47.0, 45.0], "simreg": [45.8, 46.8, 45.2], "disco": [44.5, 45.5, 43.5]}
+
+
+def test_what_a_student_recovers_is_its_part_of_the_teacher_s_lead():
+    found = scores(**ARMS)
+    assert found.recovered("gram") == pytest.approx(60.0) and found.recovered("untrained") == pytest.approx(-100.0)
+    assert all(scores(teacher=[lead]).recovered("mgd") is None for lead in (40.0, 38.0))
+
+
+def test_the_ranking_says_what_the_leader_beats_and_what_beats_mgd():
+    found = scores(among=[*ARMS], **ARMS)
+    assert found.students == ["gram", "simreg", "disco", "mgd", "random", "alone"]
+    leader, better = found.ranking()
+    assert leader == "k-NN: gram leads (46.0 ± 1.0) and beats disco, mgd, random, alone, but not simreg"
+    assert better == "k-NN: MGD is beaten by gram (by +2.0, spread 1.0), simreg (by +1.9, spread 1.0)"
+    level = scores(among=["disco"], disco=ARMS["disco"])  # +0.5, spread 1.0
+    assert level.ranking()[1] == "k-NN: MGD is beaten by no arm"
+    apart = scores(among=["gram"], mgd=[40.0, 41.0, 39.0], alone=[20.0, 21.0, 19.0], gram=[60.0, 61.0, 59.0])
+    assert apart.ranking()[0] == "k-NN: gram leads (60.0 ± 1.0) and beats random, mgd, alone"
+
+
+@pytest.mark.parametrize(("best", "holds"), [(49.9, True), (50.0, False), (51.0, False)])
+def test_no_student_may_reach_the_teacher_in_forms_with_arms(best, holds):
+    values = {"gram": [best, best + 1, best - 1]}
+    [*_, (text, found)] = scores(among=["gram"], **values).conditions()
+    assert (found, "no student reaches the teacher" in text) == (holds, holds)
+    assert f"gram has {best:.1f}, the teacher 50.0" in text
+    verdict = "k-NN: no comparison means anything here, as a condition does not hold"
+    assert (scores(among=["gram"], **values).verdict() == verdict) == (not holds)
+    assert len(scores(**values).conditions()) == 2 and scores(**values).mean_anything()

@@ -73,6 +73,19 @@ def test_work_counts_the_views_of_the_framework(tmp_path, bench):
     assert pulls[1] == pytest.approx(2 * pulls[0])  # both views pass through the teacher
 
 
+def test_work_counts_the_views_of_the_distillers(tmp_path):
+    arms = {"disco": {"distill": ["mgd", "disco"]}, "bare": {"framework": "none"}}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(FORM | {"arms": arms}))
+    write_images(tmp_path / "out" / "data" / "mnist-700")
+    plan = read_plan(str(tmp_path / "tiny.yaml"))
+    pace = Pace(Bench(plan, tmp_path / "out", {"mnist": "aaaa"}))
+    work = {unit.arm: pace.work[unit] for unit in plan.units}
+    network = work["alone"] / 6  # 4 passes of MoCo, 2 that measure
+    teacher = work["mgd"] - work["alone"]
+    assert work["disco"] == pytest.approx(9 * network + 2 * teacher)  # the second view: forward and back
+    assert work["bare"] == pytest.approx(5 * network + teacher)
+
+
 def test_work_counts_networks_and_epochs(bench):
     pace = Pace(bench)
     work = {unit.name: pace.work[unit] for unit in bench.plan.units}

@@ -5,6 +5,7 @@ from importlib import resources
 import pytest
 import yaml
 
+from job.distill import DISTILLERS
 from job.errors import RunError
 from job.study.plan import read_plan, words
 
@@ -112,6 +113,55 @@ def test_simsiam_s_students_have_none_of_moco_s_options_and_its_teacher_only_tho
         assert bool(of_moco) == (unit.arm == "teacher")
 
 
+ARMS = {
+    "Gram + 1": {"distill": "gram", "loss_share": 3.0},
+    "bare": {"distill": ["mgd", "simreg"], "framework": "none"},
+    "SimSiam": {"distill": [], "framework": "simsiam", "head_width": 32},
+}
+HEADS = {"arch": "resnet18", "head_width": 64, "reducer": "sm"}
+
+
+def test_arms_have_the_student_s_options_and_not_those_of_mgd(tmp_path):
+    found = plan(tmp_path, arms=ARMS, student=HEADS, sets={"mnist": {}}, mgd={"loss_share": 7.0, "matching": "solved"})
+    units = {unit.name: unit for unit in found.units if unit.seed == 7}
+    assert found.arms == ["Gram + 1", "SimSiam", "bare"]  # as the file has them
+    assert [*units][-3:] == ["mnist/gram-1-7", "mnist/simsiam-7", "mnist/bare-7"]
+    gram, simsiam, bare = (units[name] for name in [*units][-3:])
+    common = {"image_size": 32, "epochs": 1, "lr": 0.01, "arch": "resnet18", "seed": 7}
+    assert gram.train == common | {"mlp": True, "head_width": 64, "distill": "gram", "loss_share": 3.0}
+    assert bare.train == common | {"head_width": 64, "reducer": "sm", **ARMS["bare"]}
+    assert simsiam.train == common | {"reducer": "sm", "framework": "simsiam", "head_width": 32}
+    assert [unit.guided for unit in (gram, bare, simsiam)] == [True, True, False]
+    assert "distill" not in simsiam.resolved()["job.train"]
+
+
+def test_a_set_can_change_options_of_arms(tmp_path):
+    own = {"Gram + 1": {"loss_share": 5.0}}
+    found = plan(tmp_path, arms=ARMS, sets={"mnist": {"arms": own}, "clipart": {}})
+    units = {unit.name: unit.train for unit in found.units}
+    assert [units[f"{name}/gram-1-0"]["loss_share"] for name in ("mnist", "clipart")] == [5.0, 3.0]
+    assert units["mnist/gram-1-0"]["distill"] == "gram" and units["mnist/bare-0"] == units["clipart/bare-0"]
+
+
+def test_a_head_s_width_is_left_out_if_no_head_has_a_hidden_layer(tmp_path):
+    arms = {"bare": {"distill": "similarity", "framework": "none"}, "linear": {"mlp": False}}
+    arms["hidden"] = {"distill": "similarity", "framework": "none", "similarity": "seed"}
+    units = {unit.arm: unit.train for unit in plan(tmp_path, arms=arms, student=HEADS, sets={"mnist": {}}).units}
+    assert {arm: "head_width" in train for arm, train in units.items() if arm in arms} == {
+        "bare": False,
+        "linear": False,
+        "hidden": True,
+    }
+    assert units["mgd"]["head_width"] == 64 and "head_width" not in units["teacher"]
+
+
+def test_a_form_s_split_chooses_the_images(tmp_path):
+    assert plan(tmp_path).split == plan(tmp_path, split="test").split == "test"
+    found = plan(tmp_path, split="choose")
+    assert found.split == "choose" and found.images("mnist") == "data/mnist-700-choose"
+    assert plan(tmp_path, split="test").images("mnist") == "data/mnist-700"
+
+
 @pytest.mark.parametrize("value", [5, None, True, [1], "mdg"])
 @pytest.mark.parametrize("option", ["framework", "distill"])
 def test_a_wrong_framework_or_distiller_is_told_in_a_line(tmp_path, option, value):
@@ -140,6 +190,33 @@ def test_guided_and_lone_students_do_the_same_steps(form):
             steps = [ours[name] for name in ("epochs", "batch_size", "accumulate", "lr", "image_size", "seed")]
             assert done.setdefault((unit.set, unit.seed), steps) == steps
     assert len(done) == len(found.questions) * 3  # seeds
+
+
+@pytest.mark.parametrize(("form", "arms", "split"), [("distillers", 18, "test"), ("distillers-trial", 17, "choose")])
+def test_the_forms_of_distillers_train_every_one_at_equal_heads_and_steps(form, arms, split):
+    found = read_plan(form)
+    assert (len(found.arms), found.split) == (arms, split) and [*found.questions] == ["characters", "fashion"]
+    names = {name for unit in found.units for name in unit.resolved()["job.train"].get("distill", [])}
+    assert names == {*DISTILLERS}
+    for name in found.questions:
+        students = [unit for unit in found.units if unit.set == name and unit.arm not in ("teacher", "untrained")]
+        resolved = [unit.resolved()["job.train"] for unit in students]
+        assert len({tuple(one[key] for key in ("epochs", "batch_size", "image_size", "width")) for one in resolved}) == 1
+        assert {unit.train["head_width"] for unit in students if "head_width" in unit.train} == {256}
+        assert all(unit.train.get("framework", "moco") == "none" or "head_width" in unit.train for unit in students)
+
+
+def test_a_trial_has_the_networks_of_the_form_that_it_is_for_and_other_seeds():
+    form, trial = (read_plan(name) for name in ("distillers", "distillers-trial"))
+    assert not {*form.seeds} & {*trial.seeds}
+    for name in form.questions:
+        for arm in ("teacher", "untrained", "alone", "gram"):
+            ours, theirs = (
+                next(u.resolved() for u in p.units if u.set == name and u.arm.split(" 1")[0] == arm) for p in (form, trial)
+            )
+            del ours["job.train"]["seed"], theirs["job.train"]["seed"]
+            ours["job.train"].pop("loss_share", 0), theirs["job.train"].pop("loss_share", 0)
+            assert ours["job.train"] == theirs["job.train"]
 
 
 def test_the_longer_form_is_the_small_one_but_for_its_students_epochs():
@@ -179,8 +256,8 @@ def test_words():
         ({"controls": ["original"]}, ["controls ['original']", "random, and if needed others"]),
         ({"controls": ["random", "random"]}, ["controls", "each once"]),
         ({"controls": ["random", "none"]}, ["controls", "others of random, original"]),
-        ({"sets": {}}, ["sets", "mnist, clipart, characters"]),
-        ({"sets": {"imagenet": {}}}, ["'imagenet'", "mnist, clipart, characters"]),
+        ({"sets": {}}, ["sets", "mnist, clipart, characters, fashion"]),
+        ({"sets": {"imagenet": {}}}, ["'imagenet'", "mnist, clipart, characters, fashion"]),
         ({"sets": {"mnist": {"question": "all"}}}, ["mnist", "questions"]),
         ({"sets": {"mnist": {"most": 0}}}, ["mnist: most 0", "from 1 to 700"]),
         ({"sets": {"mnist": {"most": 701}}}, ["most 701", "from 1 to 700"]),
@@ -192,6 +269,27 @@ def test_words():
         ({"sets": {"mnist": {"questions": {"reducer": ["rd", "rd"]}}}}, ["reducer ['rd', 'rd']", "each once"]),
         ({"train": {"epochs": 1, "lrr": 1}}, ["clipart/teacher-0: job.train", "--lrr"]),
         ({"linear": {"epochs": "many"}}, ["job.linear", "--epochs", "many"]),
+        ({"split": "val"}, ["split 'val'", "test or choose"]),
+        ({"split": ["test"]}, ["split ['test']", "test or choose"]),
+        ({"arms": ["gram"]}, ["arms", "a mapping, such as {gram: {distill: gram}}"]),
+        ({"arms": {"gram": "gram"}}, ["arms: gram", "a mapping"]),
+        ({"arms": {10: {}}}, ["arms: 10", "a name of letters"]),
+        ({"arms": {"a|b": {}}}, ["arms: 'a|b'", "a name of letters"]),
+        ({"arms": {"MGD": {}}}, ["arms: 'MGD'", "expected another name"]),
+        ({"arms": {"original": {}}}, ["arms: 'original'", "expected another name"]),
+        ({"arms": {"reducer rd": {}}}, ["arms: 'reducer rd'", "by a question; expected another name"]),
+        ({"arms": {"reducer-rd": {}}}, ["'reducer-rd' and 'reducer rd' have the same folder mnist/reducer-rd-0: rename"]),
+        ({"arms": {"gram": {"teacher": "t.pth"}}}, ["arms: gram: teacher", "leave it out"]),
+        ({"arms": {"gram": {"distil": "gram"}}}, ["clipart/gram-0: job.train", "--distil"]),
+        ({"arms": {"gram": {"distill": "gram", "reducer": "sm"}}}, ["clipart/gram-0: reducer: no effect", "leave it out"]),
+        ({"arms": {"a": {"distill": "gram"}, "b": {"distill": ["gram"]}}}, ["'b' and 'a' are the same network: leave out"]),
+        ({"arms": {"a": {"loss_share": 0.1}}}, ["'a' and 'mgd' are the same network"]),
+        ({"arms": {"a": {"distill": [], "loss_share": 3}}}, ["clipart/a-0: loss_share: no effect"]),
+        ({"arms": {"a": {"distill": [], "lr": 0.01}}}, ["clipart: 'a' and 'alone' are the same network"]),
+        ({"arms": {"a": {"framework": "none", "head_width": 32}}}, ["clipart/a-0: head_width: no effect"]),
+        ({"arms": {"a": {"distill": [], "framework": "none"}}}, ["clipart/a-0: framework none, distill []", "expected one"]),
+        ({"sets": {"mnist": {"arms": {"gram": {}}}}}, ["mnist: arms: 'gram'", "some of the form's arms"]),
+        ({"sets": {"mnist": {"arms": 1}}}, ["sets: mnist: arms", "a mapping"]),
     ],
 )
 def test_a_wrong_form_is_told_in_a_line(tmp_path, changed, expected):

@@ -1,12 +1,13 @@
 """The study's results in text and in pictures."""
 
+import dataclasses
 import struct
 
 import pytest
 import yaml
 
 from job.study import pictures, report
-from job.study.findings import AUC, MEASURES
+from job.study.findings import AUC, MEASURES, STEP
 from job.study.plan import read_plan
 from tests.unit.study.test_plan import TINY
 
@@ -47,9 +48,11 @@ def test_the_report_has_conditions_verdicts_tables_and_commands(plan, records):
     assert "**k-NN: the claim is shown here.**" in text
     assert "**linear: no comparison means anything here, as a condition does not hold.**" in text
     assert "condition FAILS: the teacher above the student alone by +0.0 points" in text
-    assert "| mgd | 44.2 ± 0.4 | 20.0 ± 0.0 | +4.0 | +0.0 | 0.1 to 0.05 |" in text
-    assert "| teacher | 50.0 | 20.0 | +9.8 | +0.0 |  |" in text
-    assert "| alone | 40.2 ± 0.4 | 20.0 ± 0.0 |  |  |  |" in text
+    assert "| mgd | 44.2 ± 0.4 | 20.0 ± 0.0 | +4.0 | +0.0 | 41 |  | 0.1 to 0.05 |" in text
+    assert "| untrained | 30.2 ± 0.4 | 20.0 ± 0.0 | -10.0 | +0.0 | -103 |  |  |" in text
+    assert "| teacher | 50.0 | 20.0 | +9.8 | +0.0 |  |  |  |" in text
+    assert "| alone | 40.2 ± 0.4 | 20.0 ± 0.0 |  |  |  |  |  |" in text
+    assert " leads (" not in text and "reaches the teacher" not in text and "Incomplete" not in text
     assert "**When should the matching be solved?**" in text
     assert text.count("| log schedule | 44.2 ± 0.4 |") == 1 and text.count("| once | 43.2 ± 0.4 |") == 1
     assert text.count("    train mnist/mgd-0\n") == 1 and "mgd-7" not in text
@@ -58,7 +61,7 @@ def test_the_report_has_conditions_verdicts_tables_and_commands(plan, records):
 
 def test_all_tables_have_as_many_cells_as_their_heads(plan, records):
     rows = [line.count("|") for line in report.write(plan, records, {"mnist": "m.png"}).splitlines() if line.startswith("|")]
-    assert len(rows) > 12 and set(rows) == {7}
+    assert len(rows) > 12 and set(rows) == {9}
 
 
 def test_the_auc_is_a_column_if_all_records_have_it(plan, records):
@@ -66,13 +69,65 @@ def test_the_auc_is_a_column_if_all_records_have_it(plan, records):
     for record in records:
         record[AUC] = spread.get(record["arm"], 0.7) + (0.01 if record["seed"] else 0.0)
     text = report.write(plan, records, {"mnist": "mnist.png"})
-    assert "| mgd | 44.2 ± 0.4 | 20.0 ± 0.0 | +4.0 | +0.0 | 0.605 ± 0.007 | 0.1 to 0.05 |" in text
-    assert "| teacher | 50.0 | 20.0 | +9.8 | +0.0 | 0.650 |  |" in text
+    assert "| mgd | 44.2 ± 0.4 | 20.0 ± 0.0 | +4.0 | +0.0 | 41 |  | 0.605 ± 0.007 | 0.1 to 0.05 |" in text
+    assert "| teacher | 50.0 | 20.0 | +9.8 | +0.0 |  |  | 0.650 |  |" in text
     changed = "AUC of MGD is below that of the student alone: 0.605 against 0.705"
     assert f"- {changed}, spread over seeds 0.007" in text
     del records[-1][AUC]
     text = report.write(plan, records, {"mnist": "mnist.png"})
     assert "AUC of MGD" not in text and "| AUC |" not in text
+
+
+def test_a_step_s_time_over_that_of_the_student_alone_is_a_column_if_all_records_have_it(plan, records):
+    times = {"alone": (0.1, 0.3), "mgd": (0.2, 0.5)}
+    for record in records:
+        record[STEP] = times.get(record["arm"], (0.1, 0.1))[record["seed"] == 7]
+    text = report.write(plan, records, {"mnist": "mnist.png"})
+    assert "| +4.0 | +0.0 | 41 |  | 1.75 | 0.1 to 0.05 |" in text  # 0.7 / 0.4
+    assert "Step time: the median over a training's steps, over that of the student alone; 2 networks train at a time" in text
+    del records[-1][STEP]
+    assert "| step time over alone |" not in report.write(plan, records, {"mnist": "mnist.png"})
+
+
+def test_the_split_says_what_figures_are_for(plan, records):
+    warning = "Whoever chooses settings by these figures tunes on them"
+    test, choose = (
+        report.write(dataclasses.replace(plan, split=split), records, {"mnist": "m.png"}) for split in ("test", "choose")
+    )
+    assert warning in test and "are not results" not in test
+    assert "**These figures choose settings and are not results**" in choose and warning not in choose
+
+
+def test_arms_are_ranked_at_the_top_of_their_set(plan, records):
+    own = ["random", "original"]  # of the records, in place of a form's
+    text = report.write(dataclasses.replace(plan, arms=own), records, {"mnist": "mnist.png"})
+    top = text.split("## mnist\n\n")[1].split("\n\n")[0].splitlines()
+    assert top[0].startswith("- k-NN: mgd leads (44.2 ± 0.4) and beats refresh ")
+    assert top[1] == "- k-NN: MGD is beaten by no arm."
+    assert top[2].startswith("- linear: alone leads (20.0 ± 0.0) and beats no student, but not mgd, random, ")
+    assert "condition holds: no student reaches the teacher (mgd has 44.2, the teacher 50.0)" in text
+    assert "condition FAILS: a student reaches the teacher (alone has 20.0, the teacher 20.0)" in text
+
+
+def test_arms_without_a_record_of_every_seed_are_left_out_and_missing_networks_named(plan, records):
+    assert report.complete(plan, records) == records
+    left = [record for record in records if record["unit"] not in ("mnist/original-7", "mnist/refresh-once-0")]
+    shown = report.complete(plan, reversed(left))
+    assert [record["unit"] for record in shown] == [
+        record["unit"] for record in records if record["arm"] not in ("original", "refresh once")
+    ]
+    text = report.write(plan, shown, {"mnist": "mnist.png"})
+    names = "mnist/original-0, mnist/original-7, mnist/refresh-once-0, mnist/refresh-once-7"
+    assert (
+        f"**Incomplete**: 4 of {len(records)} networks are missing (an arm is shown when all its seeds are measured): {names}."
+        in text
+    )
+    assert "| log schedule |" in text and "| once |" not in text and "| original |" not in text
+
+
+@pytest.mark.parametrize("name", ["teacher-0", "untrained-7", "alone-7", "mgd-0", "random-7"])
+def test_a_set_without_what_a_verdict_needs_is_left_out(plan, records, name):
+    assert report.complete(plan, [record for record in records if record["unit"] != f"mnist/{name}"]) == []
 
 
 def test_a_picture_is_drawn(records):
