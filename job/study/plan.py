@@ -26,7 +26,7 @@ TEACHER, UNTRAINED, ALONE, MGD, RANDOM = "teacher", "untrained", "alone", "mgd",
 KEYS = {"about", "device", "at_once", "seeds", "train", "teacher", "student", "linear", "sets"}
 OPTIONAL = {"mgd", "controls", "arms", "split"}
 SET_KEYS = {"most", "questions", "train", "teacher", "student", "arms"}
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .,+-]*")  # of an arm
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .+-]*")  # of an arm
 # An epoch that changes no weight: without the images' statistics in its batch norms a network is worse than it is.
 STILL = {"lr": 0.0, "epochs": 1, "warmup_epochs": 0}
 FILES = {"data", "teacher", "pretrained", "out", "resume", "config"}  # the study's own affair
@@ -314,7 +314,7 @@ def check_arms(form: str, key: str, arms: Any) -> None:
     taken = {TEACHER, UNTRAINED, ALONE, MGD, *read_questions()["controls"]}
     for arm, options in arms.items():
         if not (isinstance(arm, str) and NAME.fullmatch(arm)):
-            expected = "a name of letters, digits, spaces and .,+-"
+            expected = "a name of letters, digits, spaces and .+-"
             raise RunError(f"{form}: {key}: {arm!r}: expected {expected}")
         if slug(arm) in taken:
             reason = "the study has this network itself; expected another name"
