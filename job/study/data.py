@@ -1,4 +1,4 @@
-"""The study's image folders of digits, drawings, letters and clothes, from installed packages."""
+"""The study's image folders of digits, drawings and characters, from installed packages."""
 
 import collections
 import concurrent.futures
@@ -20,13 +20,13 @@ from job.data.images import read_image
 from job.errors import RunError
 from job.files import patient
 from job.study.characters import draw_characters
-from job.study.fashion import CLASSES, read_part
+from job.study.writing import draw_writing
 
 CLIPART = Path("/usr/share/openclipart/png")  # of Debian's package openclipart-png
 NO_CATEGORY = {"special", "unsorted"}  # folders of what is in no other
 SIDE = 72  # pixels: the smaller side of a drawing, as it is kept
 FEWEST, MOST = 60, 700  # images of a category
-TESTED = 200  # images of a class in `val` of fashion
+WRITTEN = 400  # characters of a writing system
 HELD_OUT = 5  # one image in so many is for validation
 TEST, CHOOSE = "test", "choose"  # what the images in val/ are for: results, or a choice of settings
 
@@ -126,18 +126,10 @@ def write_characters(folder: Path, say: Callable[[str], None]) -> None:
         write(folder, letter, key(font), pixels)
 
 
-def write_fashion(folder: Path, say: Callable[[str], None]) -> None:
-    """Write MOST images a class of Fashion-MNIST's training file, and TESTED of its test file.
-
-    Hashes of their indices choose the training images. The test images are the first of each class.
-    """
-    for split, part, most, by in (("train", "train", MOST, key), ("val", "t10k", TESTED, str)):
-        images, labels = read_part(part)
-        for label, name in enumerate(CLASSES):
-            indices = {f"{part}-{index:05d}": index for index in np.flatnonzero(labels == label)}
-            for chosen in sorted(indices, key=by)[:most]:
-                path = folder / split / name / f"{key(chosen)}.png"
-                save(path, images[indices[chosen]])
+def write_writing(folder: Path, say: Callable[[str], None]) -> None:
+    """Write up to WRITTEN characters of each writing system, chosen by hashes of their names."""
+    for system, character, pixels in draw_writing(WRITTEN, key, say):
+        write(folder, system, key(character), pixels)
 
 
 def read_drawing(path: Path) -> tuple[Path, np.ndarray | None]:
@@ -177,5 +169,5 @@ SETS = {
     "mnist": write_mnist,
     "clipart": write_clipart,
     "characters": write_characters,
-    "fashion": write_fashion,
+    "writing": write_writing,
 }

@@ -140,10 +140,7 @@ def test_distillation_without_a_framework_resumes_within_an_epoch_to_the_same_by
     options = [images, *SMALL, "--framework", "none", "--teacher", narrow_teacher, *DISTILLED]
     options += ["--distill", *WEIGHTS, "--distill-weights", *WEIGHTS.values(), *POOLED, "--knn-every", 2]
     folder = resumed_within_an_epoch(start_job, 2, tmp_path, options, (0, 4))
-    first, last = (
-        torch.load(folder / name, weights_only=True)
-        for name in ("checkpoint_0000_000004.pth.tar", "last.pth.tar")
-    )
+    first, last = (torch.load(folder / name, weights_only=True) for name in ("checkpoint_0000_000004.pth.tar", "last.pth.tar"))
     assert {key.split(".")[1] for key in last["state_dict"]} == {"encoder_q"}
     trained = [("simreg", "head.7.weight"), ("similarity", "head.2.weight"), ("disco", "head.2.weight")]
     trained += [("similarity", "queue")]

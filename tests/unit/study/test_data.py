@@ -1,6 +1,5 @@
 """The study's image folders."""
 
-import gzip
 import hashlib
 from collections import Counter
 
@@ -10,7 +9,7 @@ from PIL import Image
 
 from job.data.folders import scan, scan_validation
 from job.errors import RunError
-from job.study import data, fashion
+from job.study import data
 
 
 @pytest.fixture(scope="module")
@@ -143,72 +142,3 @@ def test_a_choice_of_settings_is_measured_on_images_held_out_of_train(tmp_path, 
     hashes = {stem: int(data.key(f"choose {stem.removesuffix('.png')}"), 16) for stem in expected}
     assert stems.keys() == {stem for stem, found in hashes.items() if found % data.HELD_OUT == 0}
     assert len(list((choose / "train" / "A").iterdir())) == 50
-
-
-def write_idx(path, values):
-    head = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">u4").tobytes()
-    path.write_bytes(gzip.compress(head + values.astype(np.uint8).tobytes()))
-
-
-@pytest.fixture
-def clothes(tmp_path, monkeypatch):
-    """Files as Fashion-MNIST's: 8 training and 4 test images of each class, whose pixels are their numbers."""
-    folder = tmp_path / "package"
-    folder.mkdir()
-    for part, each in (("train", 8), ("t10k", 4)):
-        labels = np.tile(np.arange(10), each)
-        pixels = np.arange(10 * each)[:, None, None] + np.zeros((28, 28))
-        write_idx(folder / f"{part}-images-idx3-ubyte.gz", pixels)
-        write_idx(folder / f"{part}-labels-idx1-ubyte.gz", labels)
-    monkeypatch.setattr(fashion, "FASHION", folder)
-    monkeypatch.setattr(data, "MOST", 5)
-    monkeypatch.setattr(data, "TESTED", 3)
-    return folder
-
-
-def numbers(folder):
-    return sorted(int(np.asarray(Image.open(path))[0, 0]) for path in folder.iterdir())
-
-
-def test_clothes_keep_the_files_of_their_package_apart(clothes, tmp_path):
-    folder = tmp_path / "fashion"
-    data.prepare("fashion", folder, 5, lambda line: None)
-    for split in ("train", "val"):
-        assert {path.name for path in (folder / split).iterdir()} == set(fashion.CLASSES)
-    for label, name in enumerate(fashion.CLASSES):
-        assert numbers(folder / "val" / name) == [label, label + 10, label + 20]  # the first
-        ordered = sorted(range(label, 80, 10), key=lambda index: data.key(f"train-{index:05d}"))
-        assert numbers(folder / "train" / name) == sorted(ordered[:5])
-    chosen = tmp_path / "chosen"
-    data.prepare("fashion", chosen, 5, lambda line: None, data.CHOOSE)
-    assert names(chosen, "train") | names(chosen, "val") == names(folder, "train") and names(chosen, "val")
-    assert Image.open(next(folder.glob("val/bag/*"))).size == (28, 28)
-
-
-def test_missing_or_damaged_clothes_are_named(clothes, tmp_path, monkeypatch):
-    def error():
-        with pytest.raises(RunError) as caught:
-            data.prepare("fashion", tmp_path / "fashion", 700, lambda line: None)
-        return str(caught.value)
-
-    labels = clothes / "t10k-labels-idx1-ubyte.gz"
-    whole = labels.read_bytes()
-    damage = {"cut": whole[:20], "empty": b"", "plain": b"none", "short": gzip.compress(b"\0\0\x08\x01\0\0\0\x09ab")}
-    for content in damage.values():
-        labels.write_bytes(content)
-        assert f"fashion: {labels}: " in error() and "apt-get --reinstall install" in error()
-    labels.unlink()
-    assert "No such file" in error()
-    write_idx(labels, np.full(40, 10))
-    assert "(40,) labels up to 10; expected images of 28x28 with a label below 10" in error()
-    monkeypatch.setattr(fashion, "FASHION", tmp_path / "none")
-    assert error().endswith("expected Debian's package. Run apt-get install dataset-fashion-mnist")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not fashion.FASHION.is_dir(), reason="apt-get install dataset-fashion-mnist")
-def test_the_package_has_its_clothes(tmp_path):
-    data.prepare("fashion", tmp_path / "fashion", 700, lambda line: None)
-    for split, each in (("train", 700), ("val", 200)):
-        counts = {len(list(path.iterdir())) for path in (tmp_path / "fashion" / split).iterdir()}
-        assert counts == {each}

@@ -1,0 +1,77 @@
+"""Characters of 20 writing systems, drawn in fonts of Debian's package fonts-noto-core."""
+
+import unicodedata
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from fontTools.ttLib import TTFont
+from PIL import ImageFont
+
+from job.errors import RunError
+from job.study.characters import EM, draw
+
+FONTS = Path("/usr/share/fonts/truetype/noto")
+# Each has a font of its own with more than 120 letters or signs.
+SYSTEMS = (
+    "AnatolianHieroglyphs",
+    "Arabic",
+    "Bamum",
+    "CanadianAboriginal",
+    "Cherokee",
+    "Coptic",
+    "Cuneiform",
+    "Duployan",
+    "EgyptianHieroglyphs",
+    "Ethiopic",
+    "Georgian",
+    "LinearA",
+    "LinearB",
+    "MendeKikakui",
+    "Mongolian",
+    "Myanmar",
+    "Nushu",
+    "SignWriting",
+    "Vai",
+    "Yi",
+)
+CATEGORIES = {"Lo", "Ll", "Lu", "So"}  # Unicode's letters and signs: no accents, digits, punctuation
+
+
+def draw_writing(
+    most: int,
+    order: Callable[[str], str],
+    say: Callable[[str], None],
+) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Yield (system, character's code point, (SIDE, SIDE) uint8) for up to `most` of each system.
+
+    order: the key by which a system's characters, "Yi a000", are sorted. Characters are skipped if
+    they are empty or drawn as an earlier one of the system.
+    RunError: the package is not installed, or a font is damaged.
+    """
+    if not FONTS.is_dir():
+        expected = "expected Debian's package. Run apt-get install fonts-noto-core"
+        raise RunError(f"writing: no {FONTS}; {expected}")
+    for system in SYSTEMS:
+        path = FONTS / f"NotoSans{system}-Regular.ttf"
+        try:
+            font, code_points = ImageFont.truetype(str(path), EM), TTFont(path).getBestCmap()
+        except Exception as error:  # fontTools raises many kinds
+            fix = "Run apt-get --reinstall install fonts-noto-core"
+            raise RunError(f"writing: {path}: {error}; expected a font. {fix}") from None
+        names = {f"{system} {point:x}": chr(point) for point in code_points if fits(chr(point))}
+        seen: set[bytes] = set()
+        for name in sorted(names, key=order):
+            if len(seen) == most:
+                break
+            image = draw(font, names[name])
+            if image.min() < 255 and image.tobytes() not in seen:
+                seen.add(image.tobytes())
+                yield system, name, image
+        say(f"writing: {system}, {len(seen)} of {len(names)} characters")
+
+
+def fits(character: str) -> bool:
+    """Return whether a character is a letter or sign of the system itself."""
+    latin = unicodedata.name(character, "LATIN").startswith("LATIN")
+    return unicodedata.category(character) in CATEGORIES and not latin

@@ -1,0 +1,93 @@
+"""Characters of writing systems."""
+
+import shutil
+import unicodedata
+from collections import Counter
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+from job.errors import RunError
+from job.study import data, writing
+
+OWN = Path(matplotlib.get_data_path(), "fonts", "ttf")
+
+
+@pytest.fixture
+def fonts(tmp_path, monkeypatch):
+    """A folder with the fonts of two systems, which have many alphabets."""
+    folder = tmp_path / "fonts"
+    folder.mkdir()
+    for system, name in (("A", "DejaVuSans"), ("B", "STIXGeneral")):
+        shutil.copy(OWN / f"{name}.ttf", folder / f"NotoSans{system}-Regular.ttf")
+    monkeypatch.setattr(writing, "FONTS", folder)
+    monkeypatch.setattr(writing, "SYSTEMS", ("A", "B"))
+    return folder
+
+
+def drawn(most=60, said=None):
+    lines = [] if said is None else said
+    return list(writing.draw_writing(most, data.key, lines.append))
+
+
+def test_each_system_has_as_many_different_characters_as_asked_for(fonts):
+    said = []
+    found = drawn(60, said)
+    assert Counter(system for system, _, _ in found) == {"A": 60, "B": 60}
+    for system in "AB":
+        own = [(name, image) for each, name, image in found if each == system]
+        assert len({image.tobytes() for _, image in own}) == 60
+        assert [name for name, _ in own] == sorted((name for name, _ in own), key=data.key)
+        assert all(image.shape == (32, 32) and image.min() < 255 for _, image in own)
+    assert [line.split(",")[0] for line in said] == ["writing: A", "writing: B"]
+
+
+def test_characters_are_letters_or_signs_that_are_not_latin(fonts):
+    characters = [chr(int(name.split()[1], 16)) for _, name, _ in drawn()]
+    assert {unicodedata.category(each) for each in characters} <= writing.CATEGORIES
+    assert not [each for each in characters if unicodedata.name(each).startswith("LATIN")]
+
+
+def test_characters_drawn_alike_appear_once(fonts):
+    """Greek, Cyrillic and other letters A are one drawing, and characters run out."""
+    said: list[str] = []
+    found = [(name, image.tobytes()) for system, name, image in drawn(10**6, said) if system == "A"]
+    assert len({image for _, image in found}) == len(found)
+    assert len({"A 391", "A 410"} & {name for name, _ in found}) <= 1
+    kept, all_characters = map(int, said[0].removesuffix(" characters").split(", ")[1].split(" of "))
+    assert kept == len(found) < all_characters
+
+
+def test_the_set_holds_whole_characters_out(fonts, tmp_path):
+    data.prepare("writing", tmp_path / "writing", 700, lambda line: None)
+    sides = {split: {path.name for path in (tmp_path / "writing" / split).glob("*/*")} for split in ("train", "val")}
+    assert sides["train"] and sides["val"] and not sides["train"] & sides["val"]
+    path = next((tmp_path / "writing").glob("val/A/*"))
+    assert np.asarray(Image.open(path)).shape == (32, 32)
+
+
+def test_missing_or_damaged_fonts_are_named(fonts, monkeypatch):
+    path = fonts / "NotoSansB-Regular.ttf"
+    whole = path.read_bytes()
+    for content in (whole[:100], b"", b"none"):
+        path.write_bytes(content)
+        with pytest.raises(RunError, match=r"writing: .*NotoSansB-Regular.ttf: .* --reinstall"):
+            drawn()
+    path.unlink()
+    with pytest.raises(RunError, match=r"writing: .*NotoSansB-Regular.ttf: .* --reinstall"):
+        drawn()
+    monkeypatch.setattr(writing, "FONTS", fonts / "none")
+    with pytest.raises(RunError, match=r"expected Debian's package. Run apt-get install fonts-noto"):
+        drawn()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not writing.FONTS.is_dir(), reason="apt-get install fonts-noto-core")
+def test_the_package_has_enough_characters_of_each_system(tmp_path):
+    data.prepare("writing", tmp_path / "writing", 700, lambda line: None)
+    for split, least in (("train", 90), ("val", 15)):
+        counts = {path.name: len(list(path.iterdir())) for path in (tmp_path / "writing" / split).iterdir()}
+        assert counts.keys() == set(writing.SYSTEMS) and min(counts.values()) >= least
