@@ -72,10 +72,10 @@ class Scores:
     def recovered(self, arm: str) -> float | None:
         """Return an arm's lead over the student alone in percent of the teacher's.
 
-        None: the teacher has no lead.
+        None: the teacher's lead is under LEAST, so that a point would be many percent.
         """
-        lead = self.lead(TEACHER, ALONE)
-        return 100 * self.lead(arm, ALONE) / lead if lead > 0 else None
+        _, holds = self.condition(TEACHER, ALONE)
+        return 100 * self.lead(arm, ALONE) / self.lead(TEACHER, ALONE) if holds else None
 
     @property
     def students(self) -> list[str]:

@@ -89,7 +89,8 @@ ARMS = {"gram": [46.0, 47.0, 45.0], "simreg": [45.8, 46.8, 45.2], "disco": [44.5
 def test_what_a_student_recovers_is_its_part_of_the_teacher_s_lead():
     found = scores(**ARMS)
     assert found.recovered("gram") == pytest.approx(60.0) and found.recovered("untrained") == pytest.approx(-100.0)
-    assert all(scores(teacher=[lead]).recovered("mgd") is None for lead in (40.0, 38.0))
+    assert scores(teacher=[45.0]).recovered("mgd") == pytest.approx(80.0)
+    assert all(scores(teacher=[teacher]).recovered("mgd") is None for teacher in (44.9, 40.0, 38.0))
 
 
 def test_the_ranking_says_what_the_leader_beats_and_what_beats_mgd():
