@@ -11,6 +11,7 @@ TUNED = "Whoever chooses settings by these figures tunes on them. `split: choose
 CHOSEN = "**These figures choose settings and are not results**: "
 CHOSEN += "the images were held out of `train`, and none is from `val`."
 SPLITS = {TEST: TUNED, CHOOSE: CHOSEN}
+ONE_SEED = "**One seed has no deviation, so every lead counts here**, as small as it may be. "
 
 
 def write(plan: Plan, records: Records, pictures: dict[str, str]) -> str:
@@ -28,7 +29,8 @@ def write(plan: Plan, records: Records, pictures: dict[str, str]) -> str:
         f"finished {max(record['measured'] for record in records)} on {machines}.",
         *describe_missing(plan, records),
         "Accuracies are top-1 in percent on held-out images, means over seeds ± their standard deviation. A lead counts where it "
-        f"is larger than the larger deviation of the two. {SPLITS[plan.split]} "
+        "is larger than the larger deviation of the two. "
+        f"{ONE_SEED if len(plan.seeds) == 1 else ''}{SPLITS[plan.split]} "
         "Of the lead: the lead over the student alone in percent of the teacher's. "
         "AUC: the area under the cumulative "
         "singular values of the normalised features, 0.5 if all are equal, 1 at full collapse. "

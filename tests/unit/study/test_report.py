@@ -98,6 +98,11 @@ def test_the_split_says_what_figures_are_for(plan, records):
     assert "**These figures choose settings and are not results**" in choose and warning not in choose
 
 
+def test_figures_of_one_seed_are_said_to_have_no_spread(plan, records):
+    one, several = (report.write(dataclasses.replace(plan, seeds=seeds), records, {"mnist": "m.png"}) for seeds in ([0], [0, 7]))
+    assert "**One seed has no deviation, so every lead counts here**" in one and "One seed" not in several
+
+
 def test_arms_are_ranked_at_the_top_of_their_set(plan, records):
     own = ["random", "original"]  # of the records, in place of a form's
     text = report.write(dataclasses.replace(plan, arms=own), records, {"mnist": "mnist.png"})
