@@ -20,11 +20,14 @@ import numpy as np
 import psutil
 import torch
 
+from job.config import Config, LinearConfig
 from job.errors import RunError
 from job.files import write_whole
 from job.metrics.schema import own_size
 from job.show.read.history import read_run
 from job.study.plan import TEACHER, Plan, Unit, words
+
+DEFAULTS = {"job.train": Config(), "job.linear": LinearConfig()}
 
 
 class Stopped(Exception):
@@ -80,6 +83,9 @@ class Bench:
         try:
             found = json.loads(path.read_text())
             old, new = found["identity"], json.loads(json.dumps(self.identity(unit)))
+            for program, default in DEFAULTS.items():  # options of a newer version had theirs
+                missing = set(new[program]) - set(old[program])
+                old[program] |= {name: getattr(default, name) for name in missing}
             measured = found["measured"]
             if measured:
                 float(found["knn"]), float(found["linear"]), float(found["seconds"]), found["commands"], found["on"]

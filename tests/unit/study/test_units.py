@@ -97,6 +97,21 @@ def test_a_record_is_taken_for_the_unit_that_it_is_of(tmp_path):
         later.record(unit(later, "mnist/mgd-0"))
 
 
+def test_a_record_of_before_an_option_was_added_has_its_default(tmp_path):
+    found = bench(tmp_path)
+    one = written(found, "mnist/mgd-0")
+    path = found.folder(one) / "record.json"
+    record = json.loads(path.read_text())
+    for name, default in (("mgd_correction", False), ("gram_stages", [1, 2, 3, 4])):
+        assert record["identity"]["job.train"].pop(name) == default
+    path.write_text(json.dumps(record))
+    assert found.record(one)["linear"] == 2.0
+    del record["identity"]["job.train"]["loss_share"]
+    path.write_text(json.dumps(record))
+    with pytest.raises(RunError, match=r"job\.train loss_share was 10\.0, now 0\.1"):
+        found.record(one)
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "[1]", "{}", '{"identity": {}, "measured": "x", "knn": "high", "linear": 1, "seconds": 1, "commands": [], "on": ""}'],
