@@ -22,6 +22,7 @@ from job.engine.run import Run
 from job.errors import RunError
 from job.frameworks import FRAMEWORKS, Framework
 from job.metrics import schema
+from job.metrics.log import Log
 from job.networks import DEPTH, HEAD, stage_widths
 from job.training import CHECKPOINT, Training
 
@@ -50,7 +51,7 @@ def build(config: Config, run: Run) -> Training:
     if config.teacher:
         needs_head = any(kind.needs_head(config) for kind in kinds)
         teacher = load_teacher(config.teacher, config.teacher_arch, config.stem, stages, run, needs_head)
-        check_head_width(config, (framework.head_dim, teacher.head_dim))
+        warn_of_head_width(config, (framework.head_dim, teacher.head_dim), run.log)
         widths = stage_widths(config.arch, config.width) | {HEAD: framework.head_dim}
         distillers = [kind(config, widths, teacher) for kind in kinds]
         distillation = Distillation(config, Networks(run, images, framework, teacher), distillers)
@@ -72,14 +73,16 @@ def build(config: Config, run: Run) -> Training:
     return Training(config, run, images, val, framework, distillation, trained, gradients, sgd)
 
 
-def check_head_width(config: Config, dims: tuple[int, int]) -> None:
-    """RunError: --head-width has no effect because the student's head fits the teacher's.
+def warn_of_head_width(config: Config, dims: tuple[int, int], log: Log) -> None:
+    """Warn if --head-width has no effect because the student's head fits the teacher's.
 
     dims: outputs of the framework's head and of the teacher's. The options alone do not show it.
+    It is no error: a file may serve several runs, and a resumed run needs the value it began with.
     """
     if config.head_width and not without_head(config):
         if unused := without_head(config, dims):
-            raise RunError(f"--head-width {config.head_width}: no effect {unused['head_width']}")
+            text = f"--head-width {config.head_width}: no effect {unused['head_width']}"
+            log.remark("warning", "unused_head_width", f"{text}, in a new run")
 
 
 def check_names(framework: Framework, kinds: list[type[Distiller]]) -> None:

@@ -145,7 +145,7 @@ class Remark(TypedDict):
     Hints: stuck (MoCo, SimSiam), solved (MoCo), collapsed (SimSiam), weak, pull, wait.
     Warnings: long_queue, queue_rank (MoCo), unsynchronised (SimSiam), long_similarity_queue,
     same_features, dead_channels (any framework), rate_jump, ramp_jump (a resume),
-    slow_images, stalled_worker, standard_output, event_files.
+    slow_images, stalled_worker, standard_output, event_files, unused_head_width.
     """
 
     time: float

@@ -1,11 +1,13 @@
 """What a run is built of, and what it refuses."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
 from errors import refused
-from runs import errors_of, write_teacher
+from runs import Kept, errors_of, of_kind, write_teacher
 
 from job import build
 from job.config import Config
@@ -93,15 +95,19 @@ SHARED = {"distill": ["disco"], "teacher": "t"}
     [SHARED, SHARED | {"distill": ["disco", "mgd"]}],
     ids=str,
 )
-def test_a_head_s_width_is_refused_if_disco_has_the_linear_head_of_moco(options):
-    config = Config(head_width=9, **options)
-    message = refused(build.check_head_width, config, (128, 128))
-    assert message.startswith("--head-width 9: no effect without a head that has a hidden layer; ")
-    assert message.endswith("or add --mlp")
-    build.check_head_width(config, (128, 64))
-    build.check_head_width(Config(**options), (128, 128))
+def test_a_head_s_width_is_a_warning_if_disco_has_the_linear_head_of_moco(options):
+    def warned(dims, **more):
+        log = Kept()
+        build.warn_of_head_width(Config(**options | more), dims, log)
+        return log.records
+
+    [record] = warned((128, 128), head_width=9)
+    assert (record["kind"], record["id"]) == ("warning", "unused_head_width")
+    text = "--head-width 9: no effect without a head that has a hidden layer; leave it out, "
+    assert record["text"] == f"{text}or add --mlp, in a new run"
+    assert not warned((128, 64), head_width=9) and not warned((128, 128))
     for more in ({"mlp": True}, {"framework": "simsiam"}, {"distill": ["disco", "simreg"]}):
-        build.check_head_width(Config(head_width=9, **options | more), (128, 128))
+        assert not warned((128, 128), head_width=9, **more)
 
 
 @pytest.mark.slow
@@ -113,15 +119,29 @@ def test_batches_without_equal_parts_are_refused(images, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+NARROW = "--config small --stem small --width 16 -a resnet18 -j 0 --moco-k 20".split()
+
+
 @pytest.mark.slow
 def test_options_that_fit_no_network_are_refused_before_a_file_is_written(images, tmp_path):
-    """Positions too few for gram, and a width of a head that is linear and disco's too."""
+    """Positions too few for gram."""
     teacher = write_teacher(tmp_path / "teacher", "resnet18", stem="small", width=16)
-    command = [images, "--config", "small", "--image-size", 8, "--stem", "small", "--width", 16]
-    command += ["-a", "resnet18", "-j", 0, "--moco-k", 20, "--teacher", teacher]
-    command += ["--out", tmp_path / "run", "--distill"]
-    linear = ["disco", "--no-mlp", "--head-width", 9]
-    positions, width = errors_of("job.train", [[*command, "gram"], [*command, *linear]])
+    command = [images, *NARROW, "--image-size", 8, "--teacher", teacher, "--out", tmp_path / "run"]
+    [positions] = errors_of("job.train", [[*command, "--distill", "gram"]])
     assert "--gram-stages 1 2 3 4: the maps of layer4 have 1 x 1 positions" in positions
-    assert "--head-width 9: no effect without a head that has a hidden layer" in width
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_run_with_a_head_s_width_that_has_no_effect_resumes_with_a_warning(images, tmp_path):
+    """Its head is linear and disco's too. Another width is refused, so the same must be taken."""
+    teacher = write_teacher(tmp_path / "teacher", "resnet18", stem="small", width=16)
+    command = [images, *NARROW, "--image-size", 16, "--teacher", teacher, "--out", tmp_path / "run"]
+    command += ["--batch-size", 8, "--distill", "disco", "--no-mlp", "--head-width", 9]
+    command += ["--resume", "auto", "--epochs"]
+    for epochs in (1, 2):
+        words = [sys.executable, "-m", "job.train", *map(str, command), str(epochs)]
+        subprocess.run(words, check=True, capture_output=True, timeout=300)
+    found = [record["id"] for record in of_kind(tmp_path / "run", "warning")]
+    assert found.count("unused_head_width") == 2
+    assert len(of_kind(tmp_path / "run", "resumed")) == 1
