@@ -225,12 +225,10 @@ def check_effects(config: Config, given: set[str]) -> None:
         )
     if config.matching == "random" and "refresh_epochs" in given:
         raise RunError("--refresh-epochs: no effect beside --matching random, which is never solved; leave out one of them")
-    if config.similarity != "compress" and "similarity_m" in given:
-        raise RunError(
-            f"--similarity-m: no effect beside --similarity {config.similarity}, which has no "
-            "momentum encoder; leave it out, or choose compress"
-        )
     unused = without_part(config) | without_head(config)
+    if config.similarity != "compress":
+        reason = f"beside --similarity {config.similarity}, which has no momentum encoder"
+        unused.setdefault("similarity_m", f"{reason}; leave it out, or choose compress")
     default = type(config)()
     for name in sorted(given & unused.keys()):
         if getattr(config, name) == getattr(default, name):

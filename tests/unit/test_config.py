@@ -753,6 +753,9 @@ def test_a_momentum_without_a_momentum_encoder_is_an_error(setting):
     line = ["DIR", "--distill", "similarity", "--similarity", setting, "--similarity-m", "0.9"]
     message = refused(*line)
     assert message.startswith(f"--similarity-m: no effect beside --similarity {setting}")
+    assert read_config([*line[:-1], "0.999"]).similarity_m == 0.999  # as by default
+    message = refused("DIR", "--similarity-m", "0.9")
+    assert message.startswith("--similarity-m: no effect with --distill mgd; ")
 
 
 def test_an_option_of_one_part_of_several_has_an_effect(monkeypatch):
