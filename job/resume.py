@@ -9,6 +9,7 @@ from job.config import OF_TEACHER, WITHOUT_EFFECT, Config, without_head
 from job.declare import flag
 from job.distill import DISTILLERS, Distiller
 from job.distill.momentum import MOMENTUM
+from job.distill.similarity import SETTINGS
 from job.engine import statistics
 from job.engine.resume import FINAL, check_format, check_place, load_optimizer, newest, resumed_before, tell_changes, warn_of_rate
 from job.engine.run import Run
@@ -59,7 +60,7 @@ def continues(saved: dict, config: Config, run: Run) -> dict:
     if lacking := [name for name in SAVED if name not in saved]:
         raise RunError(f"the checkpoint of --resume {config.resume} is none of job.train: it has no {lacking[0]!r}")
     check_format(saved)
-    old = saved["config"]
+    old = as_given(saved["config"], config)
     where = f"the checkpoint of epoch {saved['epoch']}, step {saved['step']}"
     check_same(SHAPES, old, config, where)
     distils = bool(old.get("teacher"))
@@ -81,6 +82,22 @@ def continues(saved: dict, config: Config, run: Run) -> dict:
         own = "; batch norm starts from the average of their statistics" if saved["step"] else ""
         run.log.line(f"{where} was saved by {saved['workers']} workers; now {run.size}{own}")
     return saved
+
+
+def as_given(old: dict, config: Config) -> dict:
+    """Return the options `old`, in which values of similarity that mean the same are config's.
+
+    0 is the published value of --similarity. Presets of earlier versions give the value itself.
+    """
+    if old.get("similarity") != config.similarity:
+        return old
+    same = {}
+    for key, published in SETTINGS[config.similarity]._asdict().items():
+        name = f"similarity_{key}"
+        now = getattr(config, name)
+        if (old.get(name) or published) == (now or published):
+            same[name] = now
+    return old | same
 
 
 def check_same(names: Iterable[str], old: dict, config: Config, where: str) -> None:

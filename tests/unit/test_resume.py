@@ -19,6 +19,7 @@ from job.engine.resume import (
 from job.resume import SAVED, continues, find, fixed, restore
 from job.checkpoints.folder import FORMAT, Checkpoints
 from job.distill.mgd import MGD
+from job.distill.similarity import SETTINGS
 from mgd.distiller import MGDistiller
 from runs import Kept
 
@@ -141,6 +142,20 @@ def test_what_shapes_the_queue_and_the_head_of_similarity_cannot_change(run, nam
     else:
         message = refused(continues, old, new, run)
         assert message.startswith(f"--{name.replace('_', '-')} {value}: the checkpoint of epoch 3")
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_run_of_a_preset_with_the_published_values_resumes_without_them(run, setting):
+    """0 means them. Presets once gave them."""
+    k, t, teacher_t = SETTINGS[setting]
+    published = {"similarity_k": k, "similarity_t": t, "similarity_teacher_t": teacher_t}
+    chosen = {"framework": "none", "teacher": "t", "distill": ["similarity"]}
+    chosen["similarity"] = setting
+    assert continues(content(options(**chosen, **published)), options(**chosen), run)
+    assert continues(content(options(**chosen)), options(**chosen, **published), run)
+    assert run.log.lines == []
+    other = options(**chosen, similarity_k=k + 1)
+    assert "--similarity-k 0: " in refused(continues, content(other), options(**chosen), run)
 
 
 ALONE = {"framework": "none", "teacher": "t"}

@@ -157,6 +157,20 @@ def test_a_setting_has_its_published_values_unless_others_are_given():
     assert shapes == [(2048, S), (2048,), (HEAD, 2048), (HEAD,)]
 
 
+def given(config):
+    """The length of a run's queue and its temperatures."""
+    names = ("similarity", "similarity_k", "similarity_t", "similarity_teacher_t")
+    distiller = build("similarity", **{name: getattr(config, name) for name in names})
+    return distiller.module.queue.shape[1], distiller.t, distiller.teacher_t
+
+
+@pytest.mark.parametrize("preset", ["compress", "seed"])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_another_setting_than_the_preset_s_has_its_own_published_values(preset, setting):
+    config = read_config(["DIR", "--config", preset, "--similarity", setting])
+    assert given(config) == SETTINGS[setting]
+
+
 def test_the_preset_of_compress_is_the_published_recipe():
     config = read_config(["DIR", "--config", "compress"])
     assert (config.framework, config.distill) == ("none", ["similarity"])
@@ -164,9 +178,7 @@ def test_the_preset_of_compress_is_the_published_recipe():
     assert (config.similarity, config.warmup_epochs) == ("compress", 0)
     assert config.schedule == [90, 120] and not config.cos and config.weight_decay == 1e-4
     assert config.weak_views and not config.aug_plus and config.crop_min == 0.08
-    published = SETTINGS["compress"]
-    assert (config.similarity_k, config.similarity_t, config.similarity_teacher_t) == published
-    assert published == (128000, 0.04, 0.04) and config.similarity_m == 0.999
+    assert given(config) == (128000, 0.04, 0.04) and config.similarity_m == 0.999
     assert (config.loss_share, config.loss_factor) == (0, 1)
 
 
@@ -175,5 +187,5 @@ def test_the_preset_is_the_published_recipe():
     assert (config.framework, config.distill, config.similarity) == ("none", ["similarity"], "seed")
     assert (config.lr, config.batch_size, config.epochs, config.warmup_epochs) == (0.03, 256, 200, 5)
     assert config.cos and config.aug_plus and not config.weak_views
-    assert (config.similarity_k, config.similarity_t, config.similarity_teacher_t) == SETTINGS["seed"]
+    assert given(config) == (65536, 0.2, 0.01)
     assert (config.loss_share, config.loss_factor) == (0, 1)
