@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Collection, Iterable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from torchvision.models import get_model_weights
@@ -41,6 +42,9 @@ class Pace:
         if unit.guided:
             views = max(distilled, min(framework.student_views, train["mgd_views"]))
             passes += views * operations(self.bench.teachers[unit.set].resolved()["job.train"])
+            options = SimpleNamespace(**train)
+            if any(DISTILLERS[name].momentum(options) is not None for name in train["distill"]):
+                passes += views * operations(train)  # of the momentum encoder
         passes *= train["epochs"]
         passes += operations(train) * (linear["epochs"] + 1)
         return passes * self.images[unit.set] * train["image_size"] ** 2

@@ -75,6 +75,7 @@ def test_work_counts_the_views_of_the_framework(tmp_path, bench):
 
 def test_work_counts_the_views_of_the_distillers(tmp_path):
     arms = {"disco": {"distill": ["mgd", "disco"]}, "bare": {"framework": "none"}}
+    arms["slow"] = {"distill": "similarity", "similarity": "compress"}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(FORM | {"arms": arms}))
     write_images(tmp_path / "out" / "data" / "mnist-700")
     plan = read_plan(str(tmp_path / "tiny.yaml"))
@@ -84,6 +85,7 @@ def test_work_counts_the_views_of_the_distillers(tmp_path):
     teacher = work["mgd"] - work["alone"]
     assert work["disco"] == pytest.approx(9 * network + 2 * teacher)  # the second view: forward and back
     assert work["bare"] == pytest.approx(5 * network + teacher)
+    assert work["slow"] == pytest.approx(7 * network + teacher)  # and the momentum encoder
 
 
 def test_work_counts_networks_and_epochs(bench):
