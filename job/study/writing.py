@@ -55,7 +55,9 @@ def draw_writing(
     for system in SYSTEMS:
         path = FONTS / f"NotoSans{system}-Regular.ttf"
         try:
-            font, code_points = ImageFont.truetype(str(path), EM), TTFont(path).getBestCmap()
+            font = ImageFont.truetype(str(path), EM)
+            if (code_points := TTFont(path).getBestCmap()) is None:
+                raise ValueError("the font has no Unicode characters")
         except Exception as error:  # fontTools raises many kinds
             fix = "Run apt-get --reinstall install fonts-noto-core"
             raise RunError(f"writing: {path}: {error}; expected a font. {fix}") from None

@@ -84,6 +84,13 @@ def test_missing_or_damaged_fonts_are_named(fonts, monkeypatch):
         drawn()
 
 
+def test_a_font_without_unicode_characters_is_named(fonts, monkeypatch):
+    monkeypatch.setattr(writing.TTFont, "getBestCmap", lambda font: None)
+    expected = r"^writing: .*NotoSansA-Regular.ttf: the font has no Unicode [^\n]* --reinstall"
+    with pytest.raises(RunError, match=expected):
+        drawn()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not writing.FONTS.is_dir(), reason="apt-get install fonts-noto-core")
 def test_the_package_has_enough_characters_of_each_system(tmp_path):
