@@ -1,6 +1,7 @@
 """What a study trains: a form's sets, seeds and options, and the questions, as a list of units."""
 
 import dataclasses
+import os
 import re
 from importlib import resources
 from pathlib import Path
@@ -24,7 +25,7 @@ from job.study.data import CHOOSE, MOST, SETS, TEST
 
 TEACHER, UNTRAINED, ALONE, MGD, RANDOM = "teacher", "untrained", "alone", "mgd", "random"
 KEYS = {"about", "device", "at_once", "seeds", "train", "teacher", "student", "linear", "sets"}
-OPTIONAL = {"mgd", "controls", "arms", "split"}
+OPTIONAL = {"base", "mgd", "controls", "arms", "split"}
 SET_KEYS = {"most", "questions", "train", "teacher", "student", "arms"}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .+-]*")  # of an arm
 # An epoch that changes no weight: without the images' statistics in its batch norms a network is worse than it is.
@@ -250,21 +251,42 @@ def read_questions() -> dict[str, Any]:
     return yaml.safe_load(resources.files("job.study").joinpath("questions.yaml").read_text())
 
 
-def read_form(form: str) -> dict[str, Any]:
-    """Return a form's content, checked but for the programs' options. RunError: it is none."""
-    own = {
-        path.name.removesuffix(".yaml"): path for path in resources.files("job.study").iterdir() if path.name.endswith(".yaml")
-    }
-    own.pop("questions")
+def read_form(form: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return a form's content with that of its base, checked except for the programs' options.
+
+    derived: files of the forms whose base it is, directly or not.
+    RunError: it is no form, its base is none, or it is its own base.
+    """
+    own = own_forms()
+    path = own.get(form, Path(form))
     try:
-        text = own[form].read_text() if form in own else Path(form).read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise RunError(f"{form}: {error.strerror}; expected a form, a YAML file, or one of {', '.join(sorted(own))}") from None
+        expected = f"expected a form, a YAML file, or one of {', '.join(sorted(own))}"
+        raise RunError(f"{form}: {error.strerror}; {expected}") from None
     except (ValueError, yaml.YAMLError) as error:
         raise RunError(f"{form}: not YAML: {' '.join(str(error).split())}") from None
+    if isinstance(content, dict) and "base" in content:
+        base = content.pop("base")
+        if not (isinstance(base, str) and base and base.isprintable()):
+            raise RunError(f"{form}: base {base!r}: expected the name of a form, or a YAML file")
+        derived = (*derived, os.path.realpath(path))
+        other = base if base in own else str(path.parent / base)
+        if os.path.realpath(own.get(other, other)) in derived:
+            raise RunError(f"{form}: base {base!r}: a circle of bases; expected another form")
+        try:
+            content = read_form(other, derived) | content
+        except RunError as error:
+            raise RunError(f"{form}: base {base!r}: {error}") from None
     check_form(form, content)
     return content
+
+
+def own_forms() -> dict[str, Path]:
+    """Return {name: file} of this package's forms."""
+    folder = Path(str(resources.files("job.study")))
+    found = {path.stem: path for path in folder.glob("*.yaml")}
+    return {name: path for name, path in found.items() if name != "questions"}
 
 
 def check_form(form: str, content: Any) -> None:

@@ -299,6 +299,61 @@ def test_a_wrong_form_is_told_in_a_line(tmp_path, changed, expected):
     assert all(word in str(caught.value) for word in expected) and caught.value.code == 2
 
 
+def test_a_form_has_the_keys_of_its_base_except_the_ones_that_it_names(tmp_path):
+    (tmp_path / "below").mkdir()
+    base = TINY | {"arms": {"a": {"lr": 0.03}, "b": {"lr": 0.04}}}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(base))
+    second = {"base": "../tiny.yaml", "seeds": [3, 4], "arms": {"c": {"lr": 0.05}}}
+    (tmp_path / "below" / "second.yaml").write_text(yaml.safe_dump(second))
+    third = {"base": "second.yaml", "about": "a third form", "student": {"arch": "resnet34"}}
+    (tmp_path / "below" / "third.yaml").write_text(yaml.safe_dump(third))
+    found = read_plan(str(tmp_path / "below" / "third.yaml"))
+    assert (found.form, found.about, found.seeds) == ("third", "a third form", [3, 4])
+    assert found.arms == ["c"] and [*found.questions] == ["clipart", "mnist"]
+    units = {unit.name: unit.train for unit in found.units}
+    assert units["clipart/c-3"]["arch"] == "resnet34" and units["clipart/c-3"]["lr"] == 0.05
+    assert units["clipart/teacher-3"]["arch"] == "resnet50"
+
+
+def test_a_form_of_the_package_can_be_a_base(tmp_path):
+    found = plan_of(tmp_path, {"base": "longer", "seeds": [5, 6]})
+    expected = {unit.name: unit.train for unit in read_plan("longer").units}
+    for unit in found.units:
+        name = f"{unit.set}/{unit.name.split('/')[1].rsplit('-', 1)[0]}-0"
+        assert unit.train == expected[name] | {"seed": unit.seed} and unit.seed in (5, 6)
+
+
+def plan_of(tmp_path, content):
+    path = tmp_path / "form.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return read_plan(str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"base": "none.yaml"}, r"form.yaml: base 'none.yaml': \S+none.yaml: No such file"),
+        ({"base": 5}, "form.yaml: base 5: expected the name of a form, or a YAML file"),
+        ({"base": None}, "base None: expected the name"),
+        ({"base": ""}, "base '': expected the name"),
+        ({"base": "a\0b"}, r"base 'a\\x00b': expected the name"),
+        ({"base": "form.yaml"}, "base 'form.yaml': a circle of bases"),
+        ({"base": "other.yaml"}, "other.yaml: base '../NAME/form.yaml': a circle of bases"),
+        ({"base": "wrong.yaml"}, r"base 'wrong.yaml': \S+wrong.yaml: keys: expected about, at_"),
+        ({"base": "small", "more": 1}, "form.yaml: keys: expected about, .* if needed arms, base"),
+        ({"base": "small", "seeds": [1]}, r"form.yaml: seeds \[1\]: expected 2 or more"),
+        ({"base": "small", "train": [1]}, "form.yaml: train: expected a mapping"),
+    ],
+)
+def test_a_wrong_base_is_told_in_a_line(tmp_path, content, expected):
+    circle = {"base": f"../{tmp_path.name}/form.yaml"}
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(circle))
+    (tmp_path / "wrong.yaml").write_text("about: a wrong form\n")
+    expected = expected.replace("NAME", tmp_path.name)
+    with pytest.raises(RunError, match=rf"^[^\n]*{expected}[^\n]*$"):
+        plan_of(tmp_path, content)
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [(b"about: [", "not YAML"), (b"\xff\xfe\x00", "not YAML"), (b"- 1\n", "keys"), (None, "No such file")],
