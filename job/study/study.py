@@ -35,8 +35,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "form",
         type=expand,
-        help="small, longer, simsiam, distillers, distillers-trial: two cores, hours; "
-        "full: a GPU, minutes; or a YAML file of your own",
+        help="small, longer, simsiam, distillers, distillers-trial, distillers-long: two cores, "
+        "hours; full, distillers-full: a GPU; or a YAML file of your own",
     )
     parser.add_argument("--out", type=expand, required=True, help="folder of the study: images, runs, records and results")
     with reported_errors():

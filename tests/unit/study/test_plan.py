@@ -1,5 +1,8 @@
 """A form and the questions become units."""
 
+import functools
+import operator
+import re
 from importlib import resources
 
 import pytest
@@ -7,7 +10,8 @@ import yaml
 
 from job.distill import DISTILLERS
 from job.errors import RunError
-from job.study.plan import read_plan, words
+from job.study.plan import own_forms, read_plan, words
+from job.study.study import main
 
 TINY = {
     "about": "a tiny form",
@@ -192,22 +196,82 @@ def test_guided_and_lone_students_do_the_same_steps(form):
     assert len(done) == len(found.questions) * 3  # seeds
 
 
-@pytest.mark.parametrize(("form", "arms", "split"), [("distillers", 21, "test"), ("distillers-trial", 17, "choose")])
-def test_the_forms_of_distillers_train_every_one_at_equal_heads_and_steps(form, arms, split):
-    found = read_plan(form)
-    assert (len(found.arms), found.split) == (arms, split) and [*found.questions] == ["characters", "writing"]
-    names = {name for unit in found.units for name in unit.resolved()["job.train"].get("distill", [])}
-    assert names == {*DISTILLERS}
+own_plan = functools.cache(read_plan)
+FORMS_OF_DISTILLERS = [
+    ("distillers", 24, "test", 256),
+    ("distillers-trial", 21, "choose", 256),
+    ("distillers-long", 12, "test", 256),
+    ("distillers-full", 24, "test", 1024),
+]
+
+
+@pytest.mark.parametrize(("form", "arms", "split", "head_width"), FORMS_OF_DISTILLERS)
+def test_the_forms_of_distillers_train_every_one_at_equal_heads_and_steps(
+    form,
+    arms,
+    split,
+    head_width,
+):
+    found = own_plan(form)
+    assert (len(found.arms), found.split) == (arms, split)
+    assert [*found.questions] == ["characters", "writing"]
+    trained = [unit.resolved()["job.train"] for unit in found.units]
+    assert {name for options in trained for name in options.get("distill", [])} == {*DISTILLERS}
     for name in found.questions:
-        students = [unit for unit in found.units if unit.set == name and unit.arm not in ("teacher", "untrained")]
-        resolved = [unit.resolved()["job.train"] for unit in students]
-        assert len({tuple(one[key] for key in ("epochs", "batch_size", "image_size", "width")) for one in resolved}) == 1
-        assert {unit.train["head_width"] for unit in students if "head_width" in unit.train} == {256}
-        assert all(unit.train.get("framework", "moco") == "none" or "head_width" in unit.train for unit in students)
+        own = zip(found.units, trained, strict=True)
+        students = [
+            (unit.train, options)
+            for unit, options in own
+            if unit.set == name and unit.arm not in ("teacher", "untrained")
+        ]
+        same = ("epochs", "batch_size", "image_size", "width")
+        assert len({tuple(options[key] for key in same) for _, options in students}) == 1
+        heads = [train.get("head_width") for train, _ in students]
+        assert {*heads} - {None} == {head_width}
+        bare = [options["framework"] == "none" for _, options in students]
+        assert all(map(operator.or_, bare, map(bool, heads)))
+
+
+def test_the_program_names_all_forms(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert all(re.search(rf"[ ,]{form}[,:]", " ".join(said.split())) for form in own_forms())
+
+
+def test_the_form_of_distillers_has_mgd_as_published_and_its_teachers_20_epochs():
+    found = own_plan("distillers")
+    for unit in found.units:
+        if unit.arm == "original":
+            train = unit.train
+            assert (train["loss_share"], train["loss_factor"]) == (0, 1e4)
+            assert train["margins"] == "init" and unit.resolved()
+        assert unit.arm != "teacher" or unit.train["epochs"] == 20
+
+
+def test_the_longer_form_of_distillers_has_some_of_their_arms_and_four_times_the_epochs():
+    short = {unit.name: unit for unit in own_plan("distillers").units}
+    for unit in own_plan("distillers-long").units:
+        other = short[unit.name]
+        epochs = other.train["epochs"]
+        epochs *= 1 if unit.arm in ("teacher", "untrained") else 4
+        assert unit.train == other.train | {"epochs": epochs} and unit.linear == other.linear
+
+
+def test_the_full_form_of_distillers_has_the_networks_of_the_full_form():
+    found, full = own_plan("distillers-full"), own_plan("full")
+    assert (found.device, found.at_once) == (full.device, full.at_once)
+    digits = {unit.arm: unit for unit in full.units if unit.set == "mnist"}
+    same = ("arch", "width", "image_size", "precision", "augment_on", "batch_size", "epochs")
+    for unit in found.units:
+        if unit.arm in digits:
+            ours, theirs = (each.resolved()["job.train"] for each in (unit, digits[unit.arm]))
+            assert [ours[name] for name in same] == [theirs[name] for name in same]
+    assert found.arms == own_plan("distillers").arms
 
 
 def test_a_trial_has_the_networks_of_the_form_that_it_is_for_and_other_seeds():
-    form, trial = (read_plan(name) for name in ("distillers", "distillers-trial"))
+    form, trial = (own_plan(name) for name in ("distillers", "distillers-trial"))
     assert not {*form.seeds} & {*trial.seeds}
     for name in form.questions:
         for arm in ("teacher", "untrained", "alone", "gram"):
