@@ -61,12 +61,12 @@ def complete(plan: Plan, records: Records) -> Records:
 
 
 def describe_missing(plan: Plan, records: Records) -> list[str]:
-    """Return a paragraph that names the networks without a record, if there are any."""
+    """Return a paragraph that names the networks that `records` lacks, if there are any."""
     found = {record["unit"] for record in records}
     if not (missing := [unit.name for unit in plan.units if unit.name not in found]):
         return []
     reason = "an arm is shown when all its seeds are measured"
-    text = f"{len(missing)} of {len(plan.units)} networks are missing ({reason})"
+    text = f"{len(missing)} of {len(plan.units)} networks are not shown ({reason})"
     return ["", f"**Incomplete**: {text}: {', '.join(missing)}.", ""]
 
 

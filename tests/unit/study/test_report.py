@@ -124,7 +124,7 @@ def test_arms_without_a_record_of_every_seed_are_left_out_and_missing_networks_n
     text = report.write(plan, shown, {"mnist": "mnist.png"})
     names = "mnist/original-0, mnist/original-7, mnist/refresh-once-0, mnist/refresh-once-7"
     assert (
-        f"**Incomplete**: 4 of {len(records)} networks are missing (an arm is shown when all its seeds are measured): {names}."
+        f"**Incomplete**: 4 of {len(records)} networks are not shown (an arm is shown when all its seeds are measured): {names}."
         in text
     )
     assert "| log schedule |" in text and "| once |" not in text and "| original |" not in text

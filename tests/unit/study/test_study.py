@@ -49,7 +49,7 @@ def test_a_signal_leaves_results_of_the_arms_that_are_complete(started):
     assert "stopped by a signal" in first.said and "results of 11 of 13 networks are in" in first.said
     assert "mnist: k-NN: gram leads (47.0" in first.said
     text = (first.results / "README.md").read_text()
-    missing = "2 of 13 networks are missing (an arm is shown when all its seeds are measured): "
+    missing = "2 of 13 networks are not shown (an arm is shown when all its seeds are measured): "
     assert f"**Incomplete**: {missing}mnist/disco-0, mnist/disco-7." in text
     assert "| gram | 47.0" in text and "| disco |" not in text
     assert (first.results / "mnist.png").exists() and len(list(first.results.glob("mnist/*"))) == 11
