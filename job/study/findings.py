@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from job.study.plan import ALONE, MGD, RANDOM, TEACHER, UNTRAINED
+from job.study.plan import ALONE, MGD, ORIGINAL, RANDOM, TEACHER, UNTRAINED
 
 MEASURES = {"knn": "k-NN", "linear": "linear"}
 AUC = "knn_auc"  # of the features' singular values: 0.5 if all are equal, 1 at full collapse
@@ -20,11 +20,13 @@ class Scores:
     """A set's accuracies in percent by one measure: {arm: one a seed}.
 
     among: names of the form's own students; with some, students must not reach the teacher.
+    partial: arms of the set are missing.
     """
 
     measure: str
     by_arm: dict[str, list[float]]
     among: Collection[str] = ()
+    partial: bool = False
 
     @classmethod
     def of(
@@ -32,12 +34,14 @@ class Scores:
         measure: str,
         records: Iterable[dict[str, Any]],
         among: Collection[str] = (),
+        partial: bool = False,
     ) -> "Scores":
         """The scores of a set's records."""
         found: dict[str, list[float]] = {}
         for record in sorted(records, key=lambda record: record["seed"]):
             found.setdefault(record["arm"], []).append(record[measure])
-        return cls((MEASURES | {AUC: "AUC", STEP: "seconds a step"})[measure], found, among)
+        shown = (MEASURES | {AUC: "AUC", STEP: "seconds a step"})[measure]
+        return cls(shown, found, among, partial)
 
     def mean(self, arm: str) -> float:
         """The mean over seeds."""
@@ -88,17 +92,29 @@ class Scores:
         return [other for other in self.students if self.beats(arm, other)]
 
     def ranking(self) -> list[str]:
-        """Return two lines: what the best student beats, and which of the form's arms beat MGD."""
+        """Return lines: what the best student beats, and what beats MGD and MGD as published."""
         leader, *others = self.students
         beaten = self.beaten(leader)
         level = [arm for arm in others if arm not in beaten]
-        text = f"{leader} leads ({self.shown(leader, 1)})"
-        text += f" and beats {', '.join(beaten) or 'no student'}"
+        text = f"{leader} leads{' the arms shown' if self.partial else ''}"
+        text += f" ({self.shown(leader, 1)}) and beats {', '.join(beaten) or 'no student'}"
         text += f", but not {', '.join(level)}" if level else ""
-        better = [arm for arm in self.students if arm in self.among and self.beats(arm, MGD)]
-        leads = [f"{arm} (by {self.margin(arm, MGD)})" for arm in better]
-        over = f"{NAMES[MGD]} is beaten by {', '.join(leads) or 'no arm'}"
-        return [f"{self.measure}: {text}", f"{self.measure}: {over}"]
+        lines = [text]
+        for rival in self.rivals:
+            leads = [f"{arm} (by {self.margin(arm, rival)})" for arm in self.better(rival)]
+            lines += [f"{rival} is beaten by {', '.join(leads) or 'no arm'}"]
+        means = "" if self.mean_anything() else " (a condition fails, so this means nothing)"
+        return [f"{self.measure}{means}: {line}" for line in lines]
+
+    @property
+    def rivals(self) -> list[str]:
+        """Return the names of the arms that the form's own are compared with."""
+        return [arm for arm in (MGD, ORIGINAL) if arm in self.by_arm]
+
+    def better(self, rival: str) -> list[str]:
+        """Return the form's arms, and those they are compared with, that beat a rival."""
+        candidates = {*self.among, *self.rivals} - {rival}
+        return [arm for arm in self.students if arm in candidates and self.beats(arm, rival)]
 
     def conditions(self) -> list[tuple[str, bool]]:
         """Return the conditions of a comparison, each in words and whether it holds."""
@@ -111,7 +127,8 @@ class Scores:
         holds = round(self.lead(TEACHER, best), 6) > 0
         means = f"{best} has {self.mean(best):.1f}, the teacher {self.mean(TEACHER):.1f}"
         subject = "no student" if holds else "a student"
-        return f"{subject} reaches the teacher ({means})", holds
+        shown = " of the arms shown, which are not all," if self.partial and holds else ""
+        return f"{subject}{shown} reaches the teacher ({means})", holds
 
     def condition(self, arm: str, other: str) -> tuple[str, bool]:
         """That an arm is above another by LEAST or more, in words and whether it holds."""

@@ -23,7 +23,8 @@ from job.declare import convert, flag
 from job.errors import RunError
 from job.study.data import CHOOSE, MOST, SETS, TEST
 
-TEACHER, UNTRAINED, ALONE, MGD, RANDOM = "teacher", "untrained", "alone", "mgd", "random"
+TEACHER, UNTRAINED, ALONE = "teacher", "untrained", "alone"
+MGD, RANDOM, ORIGINAL = "mgd", "random", "original"
 KEYS = {"about", "device", "at_once", "seeds", "train", "teacher", "student", "linear", "sets"}
 OPTIONAL = {"base", "mgd", "controls", "arms", "split"}
 SET_KEYS = {"most", "questions", "train", "teacher", "student", "arms"}

@@ -4,7 +4,17 @@ from typing import Any
 
 from job.study.data import CHOOSE, TEST
 from job.study.findings import AUC, MEASURES, STEP, Scores
-from job.study.plan import ALONE, MGD, RANDOM, TEACHER, UNTRAINED, Plan, Question
+from job.study.plan import (
+    ALONE,
+    MGD,
+    ORIGINAL,
+    RANDOM,
+    TEACHER,
+    UNTRAINED,
+    Plan,
+    Question,
+    words,
+)
 
 Records = list[dict[str, Any]]
 TUNED = "Whoever chooses settings by these figures tunes on them. `split: choose` avoids it."
@@ -38,9 +48,10 @@ def write(plan: Plan, records: Records, pictures: dict[str, str]) -> str:
         f"alone{together(plan)}. The last column has the "
         "distillation loss over the framework's, or over its range, in the first and in the last epoch.",
     ]
+    lines += ["", describe_arms(plan), *describe_better(plan, records)]
     for name, picture in pictures.items():
         own = [record for record in records if record["set"] == name]
-        lines += ["", *describe_set(name, own, plan.questions[name], plan.arms)]
+        lines += ["", *describe_set(plan, name, own)]
         lines += ["", f"![{name}: accuracies of each seed and their means]({picture})"]
     return "\n".join([*lines, "", *describe_commands(records)]) + "\n"
 
@@ -61,7 +72,10 @@ def complete(plan: Plan, records: Records) -> Records:
 
 
 def describe_missing(plan: Plan, records: Records) -> list[str]:
-    """Return a paragraph that names the networks that `records` lacks, if there are any."""
+    """Return a paragraph that names the networks that `records` lacks, if there are any.
+
+    Some of them may be measured, but not all seeds of their arm.
+    """
     found = {record["unit"] for record in records}
     if not (missing := [unit.name for unit in plan.units if unit.name not in found]):
         return []
@@ -77,17 +91,59 @@ def together(plan: Plan) -> str:
     return f"; {plan.at_once} networks train at a time and slow each other down unevenly"
 
 
-def describe_set(
-    name: str,
-    records: Records,
-    questions: list[Question],
-    own: list[str],
-) -> list[str]:
-    """Return conditions and verdicts of a set, by measure, then its tables.
+def describe_arms(plan: Plan) -> str:
+    """Return which arms are MGD's, with their options in addition to those of the student alone."""
+    trained = {unit.arm: unit.train for unit in reversed(plan.units)}
+    kinds = {MGD: "MGD", RANDOM: "MGD with a random matching", ORIGINAL: "MGD as published"}
+    texts = []
+    for arm, kind in kinds.items():
+        if arm in trained:
+            own = own_options(trained[arm], trained[ALONE])
+            texts.append(f"`{arm}` is {kind}" + (f", by `{own}`" if own else ""))
+    return f"{'; '.join(texts)}."
 
-    own: names of the form's arms.
-    """
-    scores = [Scores.of(measure, records, own) for measure in MEASURES]
+
+def own_options(train: dict[str, Any], alone: dict[str, Any]) -> str:
+    """Return the options that differ from the student alone's, as flags, without a share of 0."""
+    own = {name: value for name, value in train.items() if alone.get(name) != value}
+    if own.get("loss_share") == 0:
+        del own["loss_share"]
+    return " ".join(words(own))
+
+
+def scores_of(plan: Plan, name: str, records: Records) -> list[Scores]:
+    """Return a set's scores by each measure."""
+    shown = {record["arm"] for record in records}
+    partial = any(unit.arm not in shown for unit in plan.units if unit.set == name)
+    return [Scores.of(measure, records, plan.arms, partial) for measure in MEASURES]
+
+
+def describe_better(plan: Plan, records: Records) -> list[str]:
+    """Return a paragraph of the arms that beat MGD, and MGD as published, on all sets shown."""
+    sets = list(dict.fromkeys(record["set"] for record in records))
+    if not plan.arms or len(sets) < 2:
+        return []
+    lines = [""]
+    by_set = []
+    for name in sets:
+        by_set.append(scores_of(plan, name, [each for each in records if each["set"] == name]))
+    for scores in zip(*by_set, strict=True):
+        named = zip(sets, scores, strict=True)
+        failing = [name for name, each in named if not each.mean_anything()]
+        means = f" (a condition fails on {', '.join(failing)})" if failing else ""
+        rivals = [arm for arm in scores[0].rivals if all(arm in each.rivals for each in scores)]
+        for rival in rivals:
+            first, *rest = (each.better(rival) for each in scores)
+            arms = [arm for arm in first if all(arm in others for others in rest)]
+            text = f"{rival} is beaten on {', '.join(sets)} by {', '.join(arms) or 'no arm'}"
+            lines.append(f"- {scores[0].measure}{means}: {text}.")
+    return lines
+
+
+def describe_set(plan: Plan, name: str, records: Records) -> list[str]:
+    """Return conditions and verdicts of a set, by measure, then its tables."""
+    questions, own = plan.questions[name], plan.arms
+    scores = scores_of(plan, name, records)
     lines = [f"## {name}", ""]
     if own:
         lines += [*(f"- {text}." for found in scores for text in found.ranking()), ""]

@@ -20,7 +20,7 @@ from job.declare import expand
 from job.errors import RunError
 from job.show.watch.panel import span
 from job.study import data, pictures, report
-from job.study.findings import MEASURES, Scores
+from job.study.findings import MEASURES
 from job.study.pace import Pace
 from job.study.plan import TEACHER, Plan, Unit, read_plan
 from job.study.units import Bench, Stopped
@@ -124,8 +124,7 @@ def write_results(plan: Plan, out: Path, records: list[dict[str, Any]]) -> None:
         own = [record for record in records if record["set"] == name]
         names[name] = f"{name}.png"
         (new / names[name]).write_bytes(pictures.draw(name, own, MEASURES).png)
-        for measure in MEASURES:
-            scores = Scores.of(measure, own, plan.arms)
+        for scores in report.scores_of(plan, name, own):
             for text, holds in scores.conditions():
                 say(f"{name}: {scores.measure}: condition {'holds' if holds else 'FAILS'}: {text}")
             for text, _ in scores.claims():

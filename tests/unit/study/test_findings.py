@@ -98,11 +98,29 @@ def test_the_ranking_says_what_the_leader_beats_and_what_beats_mgd():
     assert found.students == ["gram", "simreg", "disco", "mgd", "random", "alone"]
     leader, better = found.ranking()
     assert leader == "k-NN: gram leads (46.0 ± 1.0) and beats disco, mgd, random, alone, but not simreg"
-    assert better == "k-NN: MGD is beaten by gram (by +2.0, spread 1.0), simreg (by +1.9, spread 1.0)"
+    arms = "gram (by +2.0, spread 1.0), simreg (by +1.9, spread 1.0)"
+    assert better == f"k-NN: mgd is beaten by {arms}"
     level = scores(among=["disco"], disco=ARMS["disco"])  # +0.5, spread 1.0
-    assert level.ranking()[1] == "k-NN: MGD is beaten by no arm"
-    apart = scores(among=["gram"], mgd=[40.0, 41.0, 39.0], alone=[20.0, 21.0, 19.0], gram=[60.0, 61.0, 59.0])
-    assert apart.ranking()[0] == "k-NN: gram leads (60.0 ± 1.0) and beats random, mgd, alone"
+    assert level.ranking()[1] == "k-NN: mgd is beaten by no arm"
+    apart = scores(among=["gram"], mgd=[40.0, 41.0, 39.0], gram=[49.0, 49.5, 48.5])
+    assert apart.ranking()[0] == "k-NN: gram leads (49.0 ± 0.5) and beats random, mgd, alone"
+
+
+def test_the_ranking_has_what_beats_mgd_as_published():
+    found = scores(among=[*ARMS], original=[45.4, 45.4, 45.4], **ARMS)
+    assert found.ranking()[2] == "k-NN: original is beaten by no arm"
+    weak = scores(among=[*ARMS], original=[41.9, 42.0, 42.1], **ARMS)
+    better = "gram (by +4.0, spread 1.0), simreg (by +3.9, spread 0.8), disco (by +2.5, spread 1.0)"
+    expected = f"k-NN: original is beaten by {better}, mgd (by +2.0, spread 1.0)"
+    assert weak.ranking()[2] == expected
+    better = scores(among=["disco"], original=[46.0, 46.0, 46.0], disco=ARMS["disco"])
+    assert better.ranking()[1] == "k-NN: mgd is beaten by original (by +2.0, spread 1.0)"
+
+
+def test_a_ranking_without_its_conditions_says_that_it_means_nothing():
+    found = scores(among=["gram"], gram=[60.0, 61.0, 59.0])
+    fails = "k-NN (a condition fails, so this means nothing): "
+    assert all(line.startswith(fails) for line in found.ranking()) and len(found.ranking()) == 2
 
 
 @pytest.mark.parametrize(("best", "holds"), [(49.9, True), (50.0, False), (51.0, False)])

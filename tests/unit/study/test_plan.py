@@ -218,12 +218,10 @@ def test_the_forms_of_distillers_train_every_one_at_equal_heads_and_steps(
     trained = [unit.resolved()["job.train"] for unit in found.units]
     assert {name for options in trained for name in options.get("distill", [])} == {*DISTILLERS}
     for name in found.questions:
-        own = zip(found.units, trained, strict=True)
-        students = [
-            (unit.train, options)
-            for unit, options in own
-            if unit.set == name and unit.arm not in ("teacher", "untrained")
-        ]
+        students = []
+        for unit, options in zip(found.units, trained, strict=True):
+            if unit.set == name and unit.arm not in ("teacher", "untrained"):
+                students.append((unit.train, options))
         same = ("epochs", "batch_size", "image_size", "width")
         assert len({tuple(options[key] for key in same) for _, options in students}) == 1
         heads = [train.get("head_width") for train, _ in students]

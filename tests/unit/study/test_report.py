@@ -104,14 +104,51 @@ def test_figures_of_one_seed_are_said_to_have_no_spread(plan, records):
 
 
 def test_arms_are_ranked_at_the_top_of_their_set(plan, records):
-    own = ["random", "original"]  # of the records, in place of a form's
+    own = ["random"]  # of the records, in place of a form's
     text = report.write(dataclasses.replace(plan, arms=own), records, {"mnist": "mnist.png"})
     top = text.split("## mnist\n\n")[1].split("\n\n")[0].splitlines()
     assert top[0].startswith("- k-NN: mgd leads (44.2 ± 0.4) and beats refresh ")
-    assert top[1] == "- k-NN: MGD is beaten by no arm."
-    assert top[2].startswith("- linear: alone leads (20.0 ± 0.0) and beats no student, but not mgd, random, ")
+    assert top[1:3] == [
+        "- k-NN: mgd is beaten by no arm.",
+        "- k-NN: original is beaten by mgd (by +3.0, spread 0.4).",
+    ]
+    fails = "- linear (a condition fails, so this means nothing): "
+    level = f"{fails}alone leads (20.0 ± 0.0) and beats no student, but not mgd, "
+    assert top[3].startswith(level)
+    assert all(line.startswith(fails) for line in top[3:])
     assert "condition holds: no student reaches the teacher (mgd has 44.2, the teacher 50.0)" in text
     assert "condition FAILS: a student reaches the teacher (alone has 20.0, the teacher 20.0)" in text
+
+
+def test_the_arms_of_mgd_are_named_with_their_options(plan, records):
+    text = report.write(plan, records, {"mnist": "mnist.png"})
+    line = next(line for line in text.splitlines() if line.startswith("`mgd` is MGD"))
+    assert line == (
+        "`mgd` is MGD, by `--loss-share 0.1`; "
+        "`random` is MGD with a random matching, by `--loss-share 0.1 --matching random`; "
+        "`original` is MGD as published, by `--loss-factor 10000.0 --margins init`."
+    )
+    without = [unit for unit in plan.units if unit.arm != "original"]
+    text = report.write(dataclasses.replace(plan, units=without), records, {"mnist": "mnist.png"})
+    assert "as published" not in text
+
+
+def test_arms_that_beat_mgd_as_published_on_all_sets_are_named(plan, records):
+    """A form with two sets."""
+    gram = [record | {"arm": "gram", "knn": 46.0 + record["seed"] / 7} for record in records[5:7]]
+    first = [*records, *gram]
+    second = [record | {"set": "clipart"} for record in first]
+    worse = [record | {"knn": 30.0} if record["arm"] == "mgd" else record for record in second]
+    plan = dataclasses.replace(plan, arms=["gram"], questions={"mnist": [], "clipart": []})
+    pictures = {"mnist": "m.png", "clipart": "c.png"}
+    text = report.write(plan, first + second, pictures)
+    assert "- k-NN: mgd is beaten on mnist, clipart by gram.\n" in text
+    assert "- k-NN: original is beaten on mnist, clipart by gram, mgd.\n" in text
+    fails = "linear (a condition fails on mnist, clipart)"
+    assert f"- {fails}: original is beaten on mnist, clipart by no arm.\n" in text
+    text = report.write(plan, first + worse, pictures)
+    assert "- k-NN: original is beaten on mnist, clipart by gram.\n" in text
+    assert "is beaten on" not in report.write(plan, first, {"mnist": "m.png"})
 
 
 def test_arms_without_a_record_of_every_seed_are_left_out_and_missing_networks_named(plan, records):
@@ -123,11 +160,16 @@ def test_arms_without_a_record_of_every_seed_are_left_out_and_missing_networks_n
     ]
     text = report.write(plan, shown, {"mnist": "mnist.png"})
     names = "mnist/original-0, mnist/original-7, mnist/refresh-once-0, mnist/refresh-once-7"
-    assert (
-        f"**Incomplete**: 4 of {len(records)} networks are not shown (an arm is shown when all its seeds are measured): {names}."
-        in text
-    )
+    reason = "an arm is shown when all its seeds are measured"
+    missing = f"4 of {len(records)} networks are not shown ({reason}): {names}."
+    assert f"**Incomplete**: {missing}" in text
     assert "| log schedule |" in text and "| once |" not in text and "| original |" not in text
+    own = dataclasses.replace(plan, arms=["refresh every epoch"])
+    text = report.write(own, shown, {"mnist": "mnist.png"})
+    assert "no student of the arms shown, which are not all, reaches the teacher (mgd" in text
+    assert "- k-NN: mgd leads the arms shown (44.2 " in text
+    text = report.write(own, records, {"mnist": "mnist.png"})
+    assert "the arms shown" not in text
 
 
 @pytest.mark.parametrize("name", ["teacher-0", "untrained-7", "alone-7", "mgd-0", "random-7"])
