@@ -1,0 +1,58 @@
+"""All images of a folder: those of its splits, one after the other, with their paths in it."""
+
+import bisect
+import hashlib
+import os
+from dataclasses import dataclass
+
+from job.data import digits
+from job.data.folders import scan
+from job.data.images import Images
+from job.data.index import SPLITS
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images of a split. prefix: begins their paths; first: their first number among all images."""
+
+    prefix: str
+    images: Images
+    first: int
+
+
+class Splits:
+    """The splits of a folder. found: the images of each, by prefix, in order."""
+
+    def __init__(self, found: dict[str, Images]):
+        self.parts: list[Split] = []
+        for prefix, images in found.items():
+            self.parts.append(Split(prefix, images, len(self)))
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return self.parts[-1].first + len(self.parts[-1].images) if self.parts else 0
+
+    def path(self, number: int) -> str:
+        """Return the path of an image from the folder on."""
+        found = bisect.bisect_right([split.first for split in self.parts], number) - 1
+        split = self.parts[found]
+        return split.prefix + split.images.names[number - split.first]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (first 16 hex digits) of all paths in their order."""
+        names = hashlib.sha256()
+        for split in self.parts:
+            names.update(split.prefix.encode() + split.images.names.blob.tobytes())
+            names.update(split.images.names.ends.tobytes())
+        return names.hexdigest()[:16]
+
+
+def find_images(data: str) -> dict[str, Images]:
+    """Return {prefix: images} of each split of a folder, or of a folder without splits.
+
+    RunError: there are no images.
+    """
+    data = digits.prepared(data)
+    splits = [split for split in SPLITS if os.path.isdir(os.path.join(data, split))]
+    return {f"{split}/": scan(data, split) for split in splits} or {"": scan(data, "train")}
