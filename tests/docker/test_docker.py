@@ -54,7 +54,7 @@ def test_the_image_has_no_compiler_no_headers_no_caches_and_no_sources(docker, i
         "sources": [],
         "InfiniBand": True,
         "project": ["job", "mgd", "moco", "moco_mgd-0.1.0.dist-info"],
-        "commands": ["mgd-export", "mgd-linear", "mgd-pack", "mgd-report", "mgd-train", "mgd-watch"],
+        "commands": ["mgd-embed", "mgd-export", "mgd-linear", "mgd-pack", "mgd-report", "mgd-train", "mgd-watch"],
     }
 
 

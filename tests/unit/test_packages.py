@@ -221,6 +221,7 @@ def test_one_worker_needs_neither_horovod_nor_extras_nor_a_compiler(user):
     for line in (
         "mgd-train digits --config small --teacher teacher.pth --image-size 16 --batch-size 256 --epochs 1 -j 0 --out run",
         "mgd-linear digits --pretrained run/last.pth.tar --epochs 1 -j 0 --out linear",
+        "mgd-embed digits --pretrained run/last.pth.tar -j 0 --out features.npy",
         "mgd-export run/last.pth.tar student.safetensors",
         "mgd-pack data/digits packed",
         "mgd-watch --once run",
@@ -229,7 +230,7 @@ def test_one_worker_needs_neither_horovod_nor_extras_nor_a_compiler(user):
         done = user(line)
         assert done.returncode == 0 and not done.stderr, done.stdout + done.stderr
     names = {path.name for path in user.folder.iterdir()}
-    assert {"run", "linear", "student.safetensors", "packed", "report.html"} <= names
+    assert {"run", "linear", "features.npy", "student.safetensors", "packed", "report.html"} <= names
     done = user("python -m job.study.study small --out study")
     assert done.returncode == 2 and "pip install '.[study]'" in done.stderr
 

@@ -19,7 +19,7 @@ import time
 
 TIME = 90  # seconds that a command may take
 AT_ONCE = 2
-PROGRAMS = ("job.train", "job.linear", "job.export", "job.pack")
+PROGRAMS = ("job.train", "job.linear", "job.embed", "job.export", "job.pack")
 
 
 def obey_permissions() -> None:

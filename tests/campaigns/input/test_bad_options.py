@@ -7,9 +7,15 @@ import pytest
 from cases import LINEAR, SMALL, Case, check
 from job.config import Config, LinearConfig
 from job.declare import flag
+from job.embed import EmbedConfig
 from job.pack import Options
 
-PROGRAMS = {"job.train": Config, "job.linear": LinearConfig, "job.pack": Options}
+PROGRAMS = {
+    "job.train": Config,
+    "job.linear": LinearConfig,
+    "job.embed": EmbedConfig,
+    "job.pack": Options,
+}
 WRONG = {
     int: ["many", "1.5", "", "9" * 5000],
     float: ["fast", "", "nan", "1e999"],

@@ -1,0 +1,133 @@
+"""Features by the real command: the same bytes for any number of workers, also after a kill."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+from PIL import Image
+
+IMAGES, TRAIN = 300, 260  # 5 groups and 1
+SIZE = 24  # pixels
+# As sitecustomize.py: rank 0 stops itself before it writes the rows of its fourth group.
+STOP = """
+import os, signal, sys
+
+if "job.embed" in " ".join(sys.orig_argv) and os.environ.get("HOROVOD_RANK") == "0":
+    from job.evaluate import rows
+
+    append = rows.Rows.append
+
+    def stopping(self, *group):
+        if len(self.journal) == 3:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        append(self, *group)
+
+    rows.Rows.append = stopping
+"""
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """260 training and 40 validation images of noise, of which one is undecodable."""
+    folder = tmp_path_factory.mktemp("many")
+    generator = np.random.default_rng(1)
+    for number in range(IMAGES):
+        split = "train" if number < TRAIN else "val"
+        path = folder / split / f"class{number % 2}" / f"{number:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 256, (9, 9, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((50, 60)).save(path)
+    (folder / "train" / "class1" / "099.png").write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(start_job, many, narrow_teacher):
+    """A function that starts the program with some workers."""
+
+    def begin(workers, out, *options):
+        argv = [many, "--pretrained", narrow_teacher, "--image-size", SIZE, "-j", 0, *options]
+        return start_job(workers, out, argv, "job.embed")
+
+    return begin
+
+
+def finished(job):
+    """Wait for the end of a job that succeeds; return its output and its files' contents."""
+    output = job.finish()
+    assert job.process.returncode == 0, output
+    return output, contents(job.folder)
+
+
+def contents(out):
+    return [path.read_bytes() for path in (out, out.with_suffix(".json")) if path.exists()]
+
+
+@pytest.fixture(scope="module")
+def whole(start, tmp_path_factory):
+    """What one worker writes."""
+    out = tmp_path_factory.mktemp("whole") / "features.npy"
+    finished(start(1, out))
+    return out
+
+
+@pytest.fixture
+def paused(start, tmp_path, monkeypatch):
+    """A function that starts the program, and returns it when rank 0 has stopped."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(STOP)
+
+    def begin(workers, out):
+        with monkeypatch.context() as patch:
+            patch.setenv("PYTHONPATH", f"{tmp_path / 'site'}:{os.environ.get('PYTHONPATH', '')}")
+            job = start(workers, out)
+        return job, job.wait_for_pause()
+
+    return begin
+
+
+def done_groups(out):
+    journal = out.with_name(f"{out.name}.part") / "groups.jsonl"
+    return journal.read_bytes().count(b"\n")
+
+
+def test_two_workers_write_the_bytes_of_one(start, whole, tmp_path):
+    _, found = finished(start(2, tmp_path / "features.npy"))
+    assert len(found) == 2 and found == contents(whole)
+    about = json.loads(found[1])
+    assert np.load(whole).shape == (IMAGES - 1, 256) and len(about["paths"]) == IMAGES - 1
+    assert about["undecodable"] == [["train/class1/099.png", "no image of a known format"]]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["features.json", "features.npy"]
+
+
+def test_a_killed_program_resumes_to_the_same_bytes(paused, start, whole, many, tmp_path):
+    """With fewer workers. Images of done groups are not read again: one is damaged."""
+    out = tmp_path / "features.npy"
+    job, _ = paused(2, out)
+    job.kill()
+    assert done_groups(out) == 3 and not contents(out)
+    first = many / "train" / "class0" / "000.png"
+    content = first.read_bytes()
+    first.write_bytes(b"no image")
+    try:
+        output, found = finished(start(1, out))
+    finally:
+        first.write_bytes(content)
+    assert f"resuming: 192 of {IMAGES} images are done" in output
+    assert found == contents(whole)
+
+
+def test_a_signal_ends_the_program_and_the_next_one_resumes(paused, start, whole, tmp_path):
+    out = tmp_path / "features.npy"
+    job, worker = paused(1, out)
+    worker.send_signal(signal.SIGTERM)
+    worker.resume()
+    output = job.finish()
+    assert job.process.returncode != 0
+    assert output.count("error: ") == 1 and "stopped by a signal" in output
+    assert "The same command resumes" in output
+    assert done_groups(out) == 5 and not contents(out)  # the stop travels during the next group
+    output, found = finished(start(1, out))
+    assert "resuming: 260 of 300" in output and found == contents(whole)

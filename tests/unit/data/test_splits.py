@@ -1,0 +1,59 @@
+"""All images of a folder, numbered over its splits."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from job.data.images import Names
+from job.data.splits import Splits, find_images
+from job.errors import RunError
+
+
+def images(*names):
+    """A set of images that has names only."""
+
+    class Some(SimpleNamespace):
+        def __len__(self):
+            return len(names)
+
+    return Some(names=Names.of(list(names)))
+
+
+def test_numbers_run_over_all_splits():
+    splits = Splits({"train/": images("a/1", "b/2"), "val/": images("a/1")})
+    assert [splits.path(number) for number in range(len(splits))] == [
+        "train/a/1",
+        "train/b/2",
+        "val/a/1",
+    ]
+
+
+def test_a_folder_without_splits_has_paths_without_a_prefix():
+    splits = Splits({"": images("a/1", "2")})
+    assert [splits.path(number) for number in range(len(splits))] == ["a/1", "2"]
+
+
+def test_the_digest_depends_on_all_paths():
+    sets = [
+        {"train/": images("a", "b")},
+        {"train/": images("ab")},
+        {"train/": images("b", "a")},
+        {"val/": images("a", "b")},
+        {"train/": images("a"), "val/": images("b")},
+    ]
+    assert len({Splits(each).digest for each in sets}) == len(sets)
+    assert Splits(sets[0]).digest == Splits({"train/": images("a", "b")}).digest
+
+
+def test_all_splits_of_a_folder_are_found_in_order(tmp_path):
+    for place in ("val/a/3.png", "train/b/2.png", "train/a/1.png"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).touch()
+    splits = Splits(find_images(str(tmp_path)))
+    paths = [splits.path(number) for number in range(len(splits))]
+    assert paths == ["train/a/1.png", "train/b/2.png", "val/a/3.png"]
+
+
+def test_a_folder_without_images_is_one_line(tmp_path):
+    with pytest.raises(RunError, match="expected"):
+        find_images(str(tmp_path))
