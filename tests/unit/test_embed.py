@@ -188,6 +188,18 @@ def test_undecodable_images_of_a_killed_program_count(embed, monkeypatch):
     assert embed("--max-bad-images", 2)[0] == 0
 
 
+def test_undecodable_images_of_a_killed_program_that_had_computed_all_count(embed, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "finish", killed)
+        embed()
+    code, said = embed("--max-bad-images", 1)
+    assert code == 2 and "2 of 59 images cannot be decoded" in said
+    assert not Path("out.npy").exists()
+
+
 def test_images_of_which_none_can_be_decoded_are_one_line(embed, images):
     for path in images.rglob("*.png"):
         path.write_bytes(b"no image")
