@@ -1,9 +1,7 @@
 """Image folders: what is in them, how a file is read, and which images a worker takes."""
 
-import errno
 import os
 from collections.abc import Iterator
-from typing import NoReturn
 
 import numpy as np
 
@@ -11,7 +9,8 @@ from job.cluster.travels import travels
 from job.data import shards
 from job.data.images import Images, Names
 from job.data.randomness import permutation
-from job.data.selection import Selection, is_leftover
+from job.data.selection import Selection
+from job.data.walk import class_names, images_below
 from job.errors import RunError
 from job.files import open_regular
 from job.position import START, Position
@@ -23,8 +22,16 @@ LARGEST_FILE = 2**30  # bytes; the largest image that PIL reads has 0.7 GB witho
 class ImageFolder(Images):
     """The images of `root`/<class>/**, each a file, in an order that every machine agrees on."""
 
-    def __init__(self, root: str, classes: list[str], paths: list[str], labels: list[int], max_bad: int):
-        super().__init__(root, classes, Names.of(paths), np.array(labels, dtype=np.int64), max_bad)
+    def __init__(
+        self,
+        root: str,
+        classes: list[str],
+        paths: list[str] | Names,
+        labels: list[int] | np.ndarray,
+        max_bad: int,
+    ):
+        names = paths if isinstance(paths, Names) else Names.of(paths)
+        super().__init__(root, classes, names, np.asarray(labels, dtype=np.int64), max_bad)
 
     def path(self, index: int) -> str:
         """The path of an image."""
@@ -54,14 +61,15 @@ def scan(data: str, *splits: str, max_bad: int = 0) -> Images:
         return shards.PackedImages(root, max_bad)
     selection = Selection()
     classes = class_names(root, selection)
-    paths, labels = [], []
-    for label, name in enumerate(classes):
-        found = [path for path in files_below(root, name, selection) if selection.takes(path)]
-        paths += found
-        labels += [label] * len(found)
-    if not paths:
+    blocks, counts = [], []
+    for name in classes:
+        before = selection.taken
+        blocks += [Names.of(paths) for paths in images_below(root, name, selection) if paths]
+        counts.append(selection.taken - before)
+    if not blocks:
         raise RunError(f"no images in the class folders of {root}: {advice(data, root, selection)}")
-    images = ImageFolder(root, classes, paths, labels, max_bad)
+    labels = np.repeat(np.arange(len(classes)), counts)
+    images = ImageFolder(root, classes, Names.joined(blocks), labels, max_bad)
     images.left_out = selection.report(root)
     return images
 
@@ -74,74 +82,6 @@ def advice(data: str, root: str, selection: Selection) -> str:
     if ".tar" in kinds:
         return f"its tar files have no index: python -m job.pack --index {data}"
     return "; ".join(filter(None, ["expected <class>/* images", selection.report(root)]))
-
-
-def class_names(root: str, selection: Selection) -> list[str]:
-    """Return the names of the class folders in `root`, sorted.
-
-    RunError: `root` cannot be read, or a link in it leads to no class folder.
-    """
-    try:
-        entries = sorted(os.scandir(root), key=lambda entry: entry.name)
-    except OSError as error:
-        refuse(error)
-    entries = [entry for entry in entries if selection.keeps(entry.name, entry.name)]
-    for entry in entries:
-        if entry.is_symlink() and (not os.path.exists(entry.path) or leads_back(entry.path, root)):
-            where = os.readlink(entry.path)
-            raise RunError(f"{entry.path} is a link to {where}, which leads nowhere or back: mend it, or remove it")
-        if not entry.is_dir():
-            selection.left_out.add("outside the class folders", entry.name)
-    return [entry.name for entry in entries if entry.is_dir()]
-
-
-def files_below(root: str, top: str, selection: Selection, seen: set[str] | None = None) -> Iterator[str]:
-    """Yield the paths, from `root` on, of all files below its folder `top`: its own, then those of each folder in it.
-
-    Links are followed, but not back to a folder that they lie in, nor twice to the same one: none goes round in a loop.
-    RunError: a folder, or the type of an entry, cannot be read. os.walk takes such an entry for a file.
-    """
-    folder, seen = os.path.join(root, top), set() if seen is None else seen
-    place = os.path.realpath(folder)
-    if place in seen:
-        return
-    seen.add(place)
-    try:
-        with os.scandir(folder) as entries:
-            folders = {entry.name: is_folder(entry) for entry in entries}
-    except OSError as error:
-        refuse(error)
-    names = sorted(folders)
-    below = [name for name in names if folders[name] and selection.keeps(name, f"{top}/{name}/")]
-    for name in names:
-        if not folders[name] and selection.keeps(name, path := f"{top}/{name}"):
-            yield path
-    for name in below:
-        if not leads_back(os.path.join(folder, name), folder):
-            yield from files_below(root, f"{top}/{name}", selection, seen)
-
-
-def is_folder(entry: os.DirEntry) -> bool:
-    """Whether an entry is a folder, or a link to one. OSError: its type cannot be read."""
-    try:
-        return entry.is_dir()
-    except OSError as error:
-        if error.errno == errno.ELOOP or is_leftover(entry.name):  # a link to itself, or excluded anyway
-            return False
-        raise
-
-
-def leads_back(path: str, folder: str) -> bool:
-    """Whether what lies in `folder` at `path` is a link to it, or to a folder above it."""
-    if not os.path.islink(path):
-        return False
-    target = os.path.realpath(path)
-    return os.path.commonpath([target, os.path.realpath(folder)]) == target
-
-
-def refuse(error: OSError) -> NoReturn:
-    """RunError: a folder cannot be read."""
-    raise RunError(f"cannot read {error.filename}: {error.strerror}; see to its permissions, or move it away")
 
 
 def scan_validation(data: str, train: Images) -> Images:

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -42,9 +43,21 @@ class Names:
     @classmethod
     def of(cls, names: list[str]) -> "Names":
         """Return `names` as such a block."""
-        encoded = [os.fsencode(name) for name in names]
+        blob = np.frombuffer(os.fsencode("\0".join(names)), dtype=np.uint8)
+        (gaps,) = np.nonzero(blob == 0)
+        if len(gaps) == len(names) - 1:
+            return cls(blob[blob != 0], np.append(gaps, len(blob)) - np.arange(len(names)))
+        encoded = [os.fsencode(name) for name in names]  # one of them has a zero byte, or there are none
         ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
         return cls(np.frombuffer(b"".join(encoded), dtype=np.uint8), ends)
+
+    @classmethod
+    def joined(cls, blocks: Sequence["Names"]) -> "Names":
+        """Return the names of several blocks as one block."""
+        starts = np.cumsum([0, *(len(block.blob) for block in blocks)], dtype=np.int64)
+        ends = [block.ends + start for block, start in zip(blocks, starts, strict=False)]
+        blobs = [block.blob for block in blocks]
+        return cls(np.concatenate(blobs), np.concatenate(ends))
 
     def __len__(self) -> int:
         return len(self.ends)

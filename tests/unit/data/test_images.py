@@ -550,3 +550,12 @@ def test_what_needs_another_program_is_not_read():
     assert not {".eps", ".ps", ".h5", ".mpg", ".wmf"} & readable_endings()
     with pytest.raises(ValueError, match="no image of a known format"):
         read_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+
+
+@pytest.mark.parametrize("names", [[], ["a"], ["a", "", "b"], ["a\0b", "c"], ["\udcff ü", "a\n"], [""], ["", ""]])
+def test_names_come_back_from_their_block_and_from_joined_blocks(names):
+    block = Names.of(names)
+    assert [block[index] for index in range(len(block))] == names
+    assert block.ends.dtype == np.int64 and block.blob.dtype == np.uint8
+    both = Names.joined([block, Names.of(["x", "yz"]), block])
+    assert [both[index] for index in range(len(both))] == [*names, "x", "yz", *names]
