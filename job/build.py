@@ -37,7 +37,10 @@ def build(config: Config, run: Run) -> Training:
     if config.framework == "none" and not config.teacher:
         raise RunError("--framework none: nothing trains the student; expected a --teacher. Give one, or another framework")
     images = find_images(config, run)
-    val = run.on_first(lambda: scan_validation(digits.prepared(config.data), images)) if config.knn_every else None
+    val = None
+    if config.knn_every:
+        data = digits.all_prepared
+        val = run.on_first(lambda: scan_validation(data(config.images_from), images))
     for found in filter(None, (images, val)):
         if found.left_out:
             run.log.line(found.left_out)
@@ -138,7 +141,8 @@ def find_images(config: Config, run: Run) -> Images:
             f"--batch-size {total} over {run.size} workers{f' in {parts} parts each' if parts > 1 else ''} is one image each, "
             f"and batch norm needs two: choose {2 * run.size * parts} or more"
         )
-    images = run.on_first(lambda: scan(digits.prepared(config.data), "train", max_bad=config.max_bad_images))
+    data, bad = digits.all_prepared, config.max_bad_images
+    images = run.on_first(lambda: scan(data(config.images_from), "train", max_bad=bad))
     if len(images) < total:
         raise RunError(f"{images.root} has {len(images)} images, fewer than --batch-size {total}: choose a smaller batch")
     return images

@@ -41,7 +41,7 @@ def build_parser(prog: str, kind: type) -> Parser:
     """Return a parser of a dataclass's options, which gives only what the command line names."""
     parser = Parser(
         prog=prog,
-        usage=f"{prog} DIR [options]",
+        usage=f"{prog} DIR [DIR ...] [options]",
         description=f"{kind.__doc__} {IN_GROUPS}",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
@@ -53,7 +53,8 @@ def build_parser(prog: str, kind: type) -> Parser:
         section = parser.add_argument_group(f"{group.title} ({name})")
         for f in group.options.values():
             if f.name == "data":
-                section.add_argument("folder", nargs="?", metavar="DIR", help="the same as --data DIR")
+                text = "the same as --data DIR; further ones as --more-data DIR ..."
+                section.add_argument("folders", nargs="*", metavar="DIR", help=text)
             add_flag(section, f)
     return parser
 
@@ -75,7 +76,12 @@ def add_flag(section: Any, f: Field) -> None:
 
 
 def overlay(options: dict[str, Any], given: dict[str, Any], known: dict[str, Field]) -> None:
-    """Let what a file or the command line has given take the place of what came before it."""
+    """Let what a file or the command line has given take the place of what came before it.
+
+    More folders go with the first: if another first replaces it, they are dropped.
+    """
+    if "data" in given and "data" in options:
+        options.pop("more_data", None)
     options.update({other: 0.0 for name in given if (other := known[name].metadata["instead_of"])})
     options.update(given)
 
@@ -87,16 +93,21 @@ def read(prog: str, kind: type, argv: list[str]) -> tuple[Any, set[str]]:
     """
     known = {f.name: f for f in fields(kind)}
     given = vars(build_parser(prog, kind).parse_args(argv))
-    folder = given.pop("folder", None)
+    folders = given.pop("folders", [])
     given = {name: convert(known[name], value, flag(name)) for name, value in given.items()}
-    if folder is not None:
-        folder = convert(known["data"], folder, "DIR")
+    if folders:
+        folder, *more = (convert(known["data"], folder, "DIR") for folder in folders)
         if given.setdefault("data", folder) != folder:
             raise RunError(f"two data folders: {folder} and --data {given['data']}; give one")
+        if more and given.setdefault("more_data", more) != more:
+            raise RunError(f"more folders twice: {more[0]} and --more-data; give one of them")
     options: dict[str, Any] = {}
     for path in given.get("config", []):
         overlay(options, read_yaml(path, kind), known)
     overlay(options, given, known)
     if not options.get("data"):
-        raise RunError("no data: give a folder with train/<class>/* images, or the word digits (all options: --help)")
+        raise RunError(
+            "no data: give a folder of images, such as train/<class>/*, a text file with a path a"
+            " line, or the word digits (all options: --help)"
+        )
     return kind(**options), set(given)

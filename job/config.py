@@ -176,7 +176,7 @@ class FeatureOptions(NeighborOptions):
 class LinearConfig(FeatureOptions, ClassifierOptions, Common, FrozenOptions):
     """Train a linear classifier on frozen features, by MoCo's protocol."""
 
-    data: str = option("", "folder with train/<class>/* and val/<class>/*; or the word digits", path=True)
+    data: str = option("", "folder with train/<class>/* and val/<class>/*; or digits", path=True)
     image_size: int = option(0, "side of the crops in pixels (default: the pretraining's, or 224)", at_least=0, at_most=4096)
     out: str = option(
         "", "folder of this run (default: the pretraining's, with -linear behind it; or runs/NAME-linear)", path=True

@@ -12,6 +12,11 @@ HEAD_WIDTH = (
     "hidden width of the student's heads: MoCo's MLP, SimSiam's projector, distillers' "
     "(0: as published, the backbone's in a framework)"
 )
+DATA = (
+    "folder of images, with or without train/<class>/*; or a text file with a path a line; or the "
+    "word digits: scikit-learn's digits, written to data/digits"
+)
+MORE_DATA = "further folders or text files, whose images are added to those of DIR"
 LOADERS = "data loading processes of each worker (-1: as many as it has cores; 0: none)"
 
 
@@ -21,12 +26,16 @@ class DataOptions:
 
     group = "data"
 
-    data: str = option(
-        "", "folder with train/<class>/*; or the word digits: scikit-learn's digits, written to data/digits", path=True
-    )
+    data: str = option("", DATA, path=True)
+    more_data: list[str] = option([], MORE_DATA, many=True, path=True)
     image_size: int = option(224, "side of the views in pixels", at_least=8, at_most=4096)
     workers: int = option(-1, LOADERS, "-j", at_least=-1, at_most=512)
     max_bad_images: int = option(100, "undecodable images after which the run fails", at_least=0)
+
+    @property
+    def images_from(self) -> list[str]:
+        """All folders and lists of images, DIR first."""
+        return [self.data, *self.more_data]
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from job import output
 from job.cli import Parser
 from job.data import digits
 from job.data.folders import ImageFolder, scan
-from job.data.index import SPLITS, index
+from job.data.index import index
 from job.data.randomness import permutation
-from job.data.shards import save_index
+from job.data.shards import SPLITS, save_index
 from job.data.tars import Shard, read_shard, write_shard
 from job.declare import convert, expand, flag, option
 from job.errors import RunError
@@ -70,9 +70,8 @@ def pack(data: str, out: str, options: Options, log: Log) -> dict[str, list[Shar
     """
     if os.path.lexists(out):
         raise RunError(f"{out} is there already: name another folder, or remove it")
-    sources = {split: unpacked(data, split) for split in SPLITS if os.path.isdir(os.path.join(data, split))}
-    if "train" not in sources:
-        scan(data, "train")  # says what is expected
+    splits = [split for split in SPLITS if split == "train" or os.path.isdir(os.path.join(data, split))]
+    sources = {split: unpacked(data, split) for split in splits}
     for images in sources.values():
         if images.left_out:
             log.line(images.left_out)
@@ -163,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         parser = Parser(prog="job.pack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument(
-            "data", metavar="DIR", type=expand, help="the folder with train/<class>/*, and val/ or valid/; or the word digits"
+            "data", metavar="DIR", type=expand, help="as job.train takes it: a folder or a list of images, or digits"
         )
         parser.add_argument(
             "out", metavar="OUT", nargs="?", type=expand, help="the folder to write, to train from in place of DIR"

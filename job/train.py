@@ -61,6 +61,8 @@ def train(config: Config, run: Run) -> None:
     expectation = Expectation(config, training.framework, len(training.images), distillers)
     for line in expectation.lines():
         run.log.line(line)
+    if not training.images.labelled:
+        run.log.remark("hint", "unlabelled", unlabelled(training.images))
     for id, warning in expectation.warnings().items():
         run.log.remark("warning", id, warning)
 
@@ -78,6 +80,14 @@ def train(config: Config, run: Run) -> None:
         train_epoch(training, batches, journal, epoch, range(first, training.steps))
     between_epochs(training, config.epochs)
     run.end(f"done: {config.epochs} epochs; the newest checkpoint is {run.folder}/last.pth.tar")
+
+
+def unlabelled(images: Images) -> str:
+    """Return a line about images without labels."""
+    return (
+        f"the images of {images.root} have no labels: training needs none; k-NN and job.linear do,"
+        " and the report's pictures have no colours"
+    )
 
 
 def between_epochs(training: Training, epoch: int) -> None:

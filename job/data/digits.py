@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -18,6 +19,11 @@ def prepared(data: str) -> str:
         return data
     write_digits(FOLDER)
     return FOLDER
+
+
+def all_prepared(data: Sequence[str]) -> list[str]:
+    """Return the folders of several `data`."""
+    return [prepared(one) for one in data]
 
 
 def write_digits(folder: str) -> None:

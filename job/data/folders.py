@@ -1,63 +1,79 @@
-"""Image folders: what is in them, how a file is read, and which images a worker takes."""
+"""Image folders: find the images that a command line names, and deal them to the workers."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from job.cluster.travels import travels
 from job.data import shards
+from job.data.image_files import ImageFolder
 from job.data.images import Images, Names
-from job.data.randomness import permutation
+from job.data.joined import JoinedImages
+from job.data.lists import read_list
 from job.data.selection import Selection
 from job.data.walk import class_names, images_below
 from job.errors import RunError
-from job.files import open_regular
 from job.position import START, Position
 
-LARGEST_FILE = 2**30  # bytes; the largest image that PIL reads has 0.7 GB without any compression
+TRAIN, VALIDATION = "train", ("val", "valid")
 
 
-@travels
-class ImageFolder(Images):
-    """The images of `root`/<class>/**, each a file, in an order that every machine agrees on."""
-
-    def __init__(
-        self,
-        root: str,
-        classes: list[str],
-        paths: list[str] | Names,
-        labels: list[int] | np.ndarray,
-        max_bad: int,
-    ):
-        names = paths if isinstance(paths, Names) else Names.of(paths)
-        super().__init__(root, classes, names, np.asarray(labels, dtype=np.int64), max_bad)
-
-    def path(self, index: int) -> str:
-        """The path of an image."""
-        return os.path.join(self.root, self.names[index])
-
-    def content(self, index: int) -> bytes:
-        """The bytes of an image's file. IrregularFile: what has its name is none, or too large for one."""
-        with open_regular(self.path(index), LARGEST_FILE) as file:
-            return file.read()
-
-    def order(self, seed: int, epoch: int, total: int) -> np.ndarray:
-        """A permutation of all images, int64."""
-        return permutation(len(self), seed, "order", epoch=epoch)
-
-
-def scan(data: str, *splits: str, max_bad: int = 0) -> Images:
+def scan(data: str | Sequence[str], *splits: str, max_bad: int = 0) -> Images:
     """Return the images of the first of `splits` that `data` has, as files or packed.
 
+    data: a folder or a list's file, or several, whose images follow one another. The split train
+    may be missing: then all images below the folder are taken, except those of val and valid.
     RunError: no such folder, or no images in it.
     """
+    places = [data] if isinstance(data, str) else data
+    parts = [scan_one(place, splits, max_bad) for place in places]
+    if len(parts) == 1:
+        return parts[0]
+    return JoinedImages(parts, max_bad)
+
+
+def scan_one(data: str, splits: Sequence[str], max_bad: int) -> Images:
+    """Return the images of the first of `splits` that a folder or list has.
+
+    RunError: there are none.
+    """
+    if os.path.isfile(data):
+        if TRAIN not in splits:
+            expected = f"a folder with {splits[0]}/<class>/*"
+            raise RunError(f"{data} is a list, which has no validation images: expected {expected}")
+        return read_list(data, max_bad)
     if not os.path.isdir(data):
-        raise RunError(f"no folder {data}: expected one with {splits[0]}/<class>/* images")
-    root = next((os.path.join(data, split) for split in splits if os.path.isdir(os.path.join(data, split))), None)
-    if root is None:
-        raise RunError(f"{data} has no folder {' or '.join(splits)}: expected {data}/{splits[0]}/<class>/* images")
-    if os.path.exists(os.path.join(root, shards.INDEX)):
+        others = ", or with images anywhere below it, or a text file with a path a line"
+        expected = f"one with {splits[0]}/<class>/* images{others if TRAIN in splits else ''}"
+        raise RunError(f"no folder {data}: expected {expected}")
+    if root := split_of(data, splits):
+        return scan_split(data, root, max_bad)
+    if TRAIN not in splits:
+        named = " or ".join(splits)
+        expected = f"{data}/{splits[0]}/<class>/* images"
+        raise RunError(f"{data} has no folder {named}: expected {expected}")
+    if is_packed(data):
+        return shards.PackedImages(data, max_bad)
+    return scan_below(data, data, max_bad, skipped=VALIDATION)
+
+
+def split_of(data: str, splits: Sequence[str]) -> str:
+    """Return the first folder of `splits` in `data`; an empty text if there is none."""
+    found = (os.path.join(data, split) for split in splits)
+    return next((root for root in found if os.path.isdir(root)), "")
+
+
+def is_packed(root: str) -> bool:
+    """Whether a folder has an index of its shards."""
+    return os.path.exists(os.path.join(root, shards.INDEX))
+
+
+def scan_split(data: str, root: str, max_bad: int) -> Images:
+    """Return the images of the folder `root`, a split of `data`.
+
+    They are those of its class folders; if there are none, those in `root` itself.
+    """
+    if is_packed(root):
         return shards.PackedImages(root, max_bad)
     selection = Selection()
     classes = class_names(root, selection)
@@ -67,39 +83,78 @@ def scan(data: str, *splits: str, max_bad: int = 0) -> Images:
         blocks += [Names.of(paths) for paths in images_below(root, name, selection) if paths]
         counts.append(selection.taken - before)
     if not blocks:
-        raise RunError(f"no images in the class folders of {root}: {advice(data, root, selection)}")
+        return scan_below(data, root, max_bad)
     labels = np.repeat(np.arange(len(classes)), counts)
     images = ImageFolder(root, classes, Names.joined(blocks), labels, max_bad)
     images.left_out = selection.report(root)
     return images
 
 
-def advice(data: str, root: str, selection: Selection) -> str:
+def scan_below(
+    data: str,
+    root: str,
+    max_bad: int,
+    skipped: Sequence[str] = (),
+) -> ImageFolder:
+    """Return all images below `root`. Their labels are the names of the folders in `root`.
+
+    skipped: folders in `root` whose images are kept for validation. RunError: there are no images.
+    """
+    selection = Selection()
+    classes: list[str] = []
+    blocks, labels, counts = [], [], []
+    kept = [name for name in skipped if os.path.isdir(os.path.join(root, name))]
+    for name in kept:
+        selection.left_out.add("kept for validation", f"{name}/")
+    for paths in images_below(root, "", selection, frozenset(kept)):
+        if not paths:
+            continue
+        folder, below, _ = paths[0].partition("/")
+        if below and folder not in classes[-1:]:
+            classes.append(folder)
+        blocks.append(Names.of(paths))
+        labels.append(len(classes) - 1 if below else -1)
+        counts.append(len(paths))
+    if not blocks:
+        raise RunError(f"no images below {root}: {advice(data, root, selection, kept)}")
+    images = ImageFolder(root, classes, Names.joined(blocks), np.repeat(labels, counts), max_bad)
+    images.left_out = selection.report(root)
+    return images
+
+
+def advice(data: str, root: str, selection: Selection, kept: list[str]) -> str:
     """Return what to do about a folder without images."""
-    kinds = {os.path.splitext(file)[1].lower() for file in os.listdir(root)}
-    if kinds & selection.endings:
-        return "its images lie in no class folder: move them into one, such as all/"
-    if ".tar" in kinds:
+    if kept:
+        return f"to train on those of {root}/{kept[0]}, name that folder"
+    if ".tar" in {os.path.splitext(file)[1].lower() for file in os.listdir(root)}:
         return f"its tar files have no index: python -m job.pack --index {data}"
-    return "; ".join(filter(None, ["expected <class>/* images", selection.report(root)]))
+    expected = "expected images, such as train/<class>/*"
+    return "; ".join(filter(None, [expected, selection.report(root)]))
 
 
-def scan_validation(data: str, train: Images) -> Images:
-    """Return the validation images of `data`.
+def scan_validation(data: str | Sequence[str], train: Images) -> Images:
+    """Return the validation images of `data`; of several folders, of those that have some.
 
     RunError: they are missing, they or those of `train` have no labels, or their classes differ.
     """
-    val = scan(data, "val", "valid", max_bad=train.max_bad)
-    for images in (train, val):
-        if not images.labelled:
-            raise RunError(
-                f"no image in {images.root} has a label: k-NN and job.linear need labels; "
-                "job.train without --knn-every needs none"
-            )
+    check_labelled(train)
+    places = [data] if isinstance(data, str) else data
+    places = [place for place in places if split_of(place, VALIDATION)] or places[:1]
+    val = scan(places, *VALIDATION, max_bad=train.max_bad)
+    check_labelled(val)
     if train.classes != val.classes:
         differ = ", ".join(sorted(set(train.classes) ^ set(val.classes))[:3])
         raise RunError(f"{train.root} and {val.root} must have the same classes; in one of them alone: {differ}")
     return val
+
+
+def check_labelled(images: Images) -> None:
+    """RunError: no image has a label."""
+    if not images.labelled:
+        raise RunError(
+            f"no image in {images.root} has a label: k-NN and job.linear need labels, such as"
+            " the folders' names of train/<class>/*; job.train without --knn-every needs none"
+        )
 
 
 class TrainingOrder:

@@ -3,12 +3,10 @@
 import os
 
 from job.data.selection import Selection
-from job.data.shards import INDEX, save_index
+from job.data.shards import INDEX, SPLITS, save_index
 from job.data.tars import Shard, read_shard
 from job.errors import RunError
 from job.metrics.log import Log
-
-SPLITS = ("train", "val", "valid")
 
 
 def index(data: str, log: Log) -> dict[str, list[Shard]]:
@@ -17,12 +15,16 @@ def index(data: str, log: Log) -> dict[str, list[Shard]]:
     Log the files left out, and the images without a label. RunError: shards are missing or incomplete.
     """
     folders = {split: os.path.join(data, split) for split in SPLITS}
+    if not os.path.isdir(folders["train"]):
+        folders["train"] = data
     selections = {split: Selection() for split in SPLITS}
     found = {split: tar_files(folder, selections[split]) for split, folder in folders.items()}
     files = {split: names for split, names in found.items() if names}
     if not files:
-        loose = f"; move or link those of {data} into such folders" if tar_files(data, Selection()) else ""
-        raise RunError(f"no shards in {data}: expected {data}/train/*.tar, and val/ beside it, not compressed{loose}")
+        loose = f"; move or link those of {data} into such folders"
+        expected = f"{data}/train/*.tar, and val/ beside it, not compressed"
+        found_loose = loose if tar_files(data, Selection()) else ""
+        raise RunError(f"no shards in {data}: expected {expected}{found_loose}")
     shards: dict[str, list[Shard]] = {split: [] for split in files}
     done, total = 0, sum(map(len, files.values()))
     for split, names in files.items():
@@ -52,7 +54,7 @@ def tar_files(folder: str, selection: Selection) -> list[str]:
     for entry in entries:
         if entry.name.lower().endswith(".tar") and entry.is_file():
             tars.append(entry.name)
-        else:
+        elif entry.name not in SPLITS:
             selection.left_out.add("in no tar file", entry.name)
     return tars
 

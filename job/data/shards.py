@@ -16,6 +16,7 @@ from job.errors import RunError
 from job.files import patient, whole_file
 
 INDEX = "index.npz"  # beside the shards
+SPLITS = ("train", "val", "valid")
 FORMAT = 1
 PARTS = {"format", "classes", "shards", "shard_bytes", "shard_images", "names", "ends", "offsets", "sizes", "labels"}
 OPEN_SHARDS = 256  # of a process: well below the 1024 files that it may usually have open
@@ -66,27 +67,33 @@ class PackedImages(Images):
         return self.open_files[shard]
 
     def order(self, seed: int, epoch: int, total: int) -> np.ndarray:
-        """An order in which each of the `total` places of a batch is a lane that reads shards in sequence.
+        """Return the images of an epoch in lanes that read shards in sequence."""
+        return lanes(self.shard_ends, seed, epoch, total)
 
-        The shards, those longer than an epoch's steps cut into stretches of so many, are put in a row at random, and
-        each lane gets as much of the row as there are steps. It begins at a random place of its part, and goes round
-        it: so two images of different lanes meet in a batch by chance, 1 / steps, as in a permutation, and which do is
-        drawn anew each epoch. What differs from one: neighbours in a shard mostly come one after the other. So the
-        order within a shard must have been random, as `job.pack` makes it.
-        """
-        steps = len(self) // total
-        longest = max(1, steps)
-        starts = np.append(0, self.shard_ends[:-1])
-        stretches = [
-            np.arange(first, min(first + longest, end))
-            for start, end in zip(starts, self.shard_ends, strict=True)
-            for first in range(start, end, longest)
-        ]
-        row = np.concatenate([stretches[place] for place in permutation(len(stretches), seed, "order", epoch=epoch)])
-        lanes = row[: total * steps].reshape(total, steps)
-        turns = counter(seed, "order", epoch=epoch, sample=1).random_raw(total) % np.uint64(longest)  # sample 0 is the row's
-        places = (turns.astype(np.int64)[:, None] + np.arange(steps)) % longest  # (total, steps)
-        return np.take_along_axis(lanes, places, axis=1).T.flatten()
+
+def lanes(shard_ends: np.ndarray, seed: int, epoch: int, total: int) -> np.ndarray:
+    """Return an order in which each of the `total` places of a batch is a lane that reads shards in sequence.
+
+    The shards, those longer than an epoch's steps cut into stretches of so many, are put in a row at random, and
+    each lane gets as much of the row as there are steps. It begins at a random place of its part, and goes round
+    it: so two images of different lanes meet in a batch by chance, 1 / steps, as in a permutation, and which do is
+    drawn anew each epoch. What differs from one: neighbours in a shard mostly come one after the other. So the
+    order within a shard must have been random, as `job.pack` makes it.
+    shard_ends: where each shard's images end among all.
+    """
+    steps = int(shard_ends[-1]) // total
+    longest = max(1, steps)
+    starts = np.append(0, shard_ends[:-1])
+    stretches = [
+        np.arange(first, min(first + longest, end))
+        for start, end in zip(starts, shard_ends, strict=True)
+        for first in range(start, end, longest)
+    ]
+    row = np.concatenate([stretches[place] for place in permutation(len(stretches), seed, "order", epoch=epoch)])
+    parts = row[: total * steps].reshape(total, steps)
+    turns = counter(seed, "order", epoch=epoch, sample=1).random_raw(total) % np.uint64(longest)  # sample 0 is the row's
+    places = (turns.astype(np.int64)[:, None] + np.arange(steps)) % longest  # (total, steps)
+    return np.take_along_axis(parts, places, axis=1).T.flatten()
 
 
 def load_index(root: str) -> dict[str, np.ndarray]:
@@ -118,7 +125,7 @@ def unindexed(root: str, shards: list[str]) -> str:
     """Return a line about the files in folder `root` that its index lacks; empty if there are none."""
     selection = Selection()
     selection.taken = len(shards)
-    for name in sorted({*os.listdir(root)} - {INDEX, *shards}):
+    for name in sorted({*os.listdir(root)} - {INDEX, *SPLITS, *shards}):
         if selection.keeps(name, name):
             selection.left_out.add("missing in the index", name)
     return selection.report(root)

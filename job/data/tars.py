@@ -55,7 +55,9 @@ def write_shard(path: str, images: Iterable[tuple[int, str, int, bytes]]) -> Non
     with whole_file(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for key, name, label, content in images:
             ending = os.path.splitext(name)[1].lower()
-            parts = {ending: content, ".cls": str(label).encode(), ".json": json.dumps({"path": name}).encode()}
+            parts = {ending: content, ".json": json.dumps({"path": name}).encode()}
+            if label >= 0:
+                parts = {ending: content, ".cls": str(label).encode()} | parts
             for part, value in parts.items():
                 member = tarfile.TarInfo(f"{key:09d}{part}")
                 member.size = len(value)

@@ -47,14 +47,15 @@ def images_below(
     A folder's own images come first, then those of each folder in it. Links are followed, except
     back to a folder that they lie in, and twice to the same folder: none goes round in a loop.
     skipped: names in `top` that are neither walked nor counted.
-    RunError: a folder, or the type of an entry, cannot be read. os.walk takes such an entry for a file.
+    RunError: a folder, or the type of an entry, cannot be read. os.walk takes it for a file.
     """
     folder, seen = os.path.join(root, top), set() if seen is None else seen
     place = os.path.realpath(folder)
     if place in seen:
         return
     seen.add(place)
-    folders, files = [], []
+    folders: list[str] = []
+    files: list[str] = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:

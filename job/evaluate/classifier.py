@@ -82,8 +82,9 @@ def build(config: LinearConfig, run: Run) -> Classifier:
     RunError: data or a checkpoint that does not fit, or a batch that cannot be shared.
     """
     trains = not (config.knn or config.evaluate)
-    train = run.on_first(lambda: scan(digits.prepared(config.data), "train", max_bad=config.max_bad_images))
-    val = run.on_first(lambda: scan_validation(digits.prepared(config.data), train))
+    data, bad = digits.all_prepared, config.max_bad_images
+    train = run.on_first(lambda: scan(data(config.images_from), "train", max_bad=bad))
+    val = run.on_first(lambda: scan_validation(data(config.images_from), train))
     for line in filter(None, (train.left_out, val.left_out)):
         run.log.line(line)
     if trains and train.labelled < len(train):

@@ -142,7 +142,8 @@ class Saved(TypedDict):
 class Remark(TypedDict):
     """A hint or a warning. The text is for people, and may change; the id stays.
 
-    Hints: stuck (MoCo, SimSiam), solved (MoCo), collapsed (SimSiam), weak, pull, wait.
+    Hints: stuck (MoCo, SimSiam), solved (MoCo), collapsed (SimSiam), weak, pull, wait,
+    unlabelled (no image has a label).
     Warnings: long_queue, queue_rank (MoCo), unsynchronised (SimSiam), long_similarity_queue,
     same_features, dead_channels (any framework), rate_jump, ramp_jump (a resume),
     slow_images, stalled_worker, standard_output, event_files, unused_head_width.

@@ -31,7 +31,8 @@ SET_KEYS = {"most", "questions", "train", "teacher", "student", "arms"}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .+-]*")  # of an arm
 # An epoch that changes no weight: without the images' statistics in its batch norms a network is worse than it is.
 STILL = {"lr": 0.0, "epochs": 1, "warmup_epochs": 0}
-FILES = {"data", "teacher", "pretrained", "out", "resume", "config"}  # the study's own affair
+# The study gives these itself.
+FILES = {"data", "more_data", "teacher", "pretrained", "out", "resume", "config"}
 PLACES = WITHOUT_EFFECT | FILES | {"keep", "save_every", "knn_every", "max_bad_images"}  # what no result depends on
 
 METHOD = [f for f in dataclasses.fields(MethodOptions) if f.name in ("framework", "distill")]

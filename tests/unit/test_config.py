@@ -123,6 +123,7 @@ FLAGS = [
     ("--print-freq 5", "print_freq", 5),
     ("--max-bad-images 0", "max_bad_images", 0),
     ("--out runs/x", "out", "runs/x"),
+    ("--more-data A B", "more_data", ["A", "B"]),
     ("--config small", "config", ["small"]),
     ("--framework none", "framework", "none"),
     ("--distill mgd", "distill", ["mgd"]),
@@ -161,9 +162,27 @@ def test_the_data_folder_has_a_place_and_a_flag(argv):
     assert read_config(argv).data == "DIR"
 
 
+@pytest.mark.parametrize("kind", [Config, LinearConfig])
+def test_further_folders_are_those_behind_the_first_or_a_file_s(kind, write):
+    file = write("data: A\nmore_data: [B, C]\n")
+    more = write("more_data: B\n", "more.yaml")
+    for argv, expected in {
+        "A B C --epochs 2": ["A", "B", "C"],
+        "--epochs 2 A B C": ["A", "B", "C"],
+        "A --more-data B C": ["A", "B", "C"],
+        f"--config {file}": ["A", "B", "C"],
+        f"D --config {file}": ["D"],
+        f"D E --config {file}": ["D", "E"],
+        f"--data D --config {file}": ["D"],
+        f"--more-data D --config {file}": ["A", "D"],
+        f"D --config {more}": ["D", "B"],
+    }.items():
+        assert read_config(argv.split(), kind=kind).images_from == expected
+
+
 USER = pwd.getpwuid(os.getuid())
-PATHS = {Config: {"data", "config", "out", "teacher", "resume"}}
-PATHS[LinearConfig] = {"data", "config", "out", "pretrained", "resume"}
+PATHS = {Config: {"data", "more_data", "config", "out", "teacher", "resume"}}
+PATHS[LinearConfig] = {"data", "more_data", "config", "out", "pretrained", "resume"}
 
 
 @pytest.fixture
@@ -195,8 +214,9 @@ def test_a_home_folder_is_expanded_in_each_path(home, write, monkeypatch, kind, 
         config = read_config(["DIR", f"--config={given}"], kind=kind)
         assert (config.config, config.out) == ([expected], expected)
         return
-    for argv in ([f"--{name}={given}"], [f"--{name}", given], ["--config", write(f"{name}: {given}\n")]):
-        assert getattr(read_config([*argv, *["DIR"] * (name != "data")], kind=kind), name) == expected
+    for argv in ([f"{flag(name)}={given}"], [flag(name), given], ["--config", write(f"{name}: {given}\n")]):
+        config = read_config([*["DIR"] * (name != "data"), *argv], kind=kind)
+        assert getattr(config, name) in (expected, [expected])
     if name == "data":
         assert read_config([given, f"--data={expected}"], kind=kind).data == expected
 
@@ -792,7 +812,8 @@ def test_a_head_s_width_without_a_head_that_has_a_hidden_layer_is_an_error(line,
         ("DIR --moco 1", ["--moco"]),  # an abbreviation
         ("DIR --no-lr", ["--no-lr"]),
         ("DIR -x", ["-x"]),
-        ("DIR other", ["other"]),
+        ("DIR other --data third", ["two data folders", "DIR", "third"]),
+        ("DIR other --more-data third", ["more folders twice", "other"]),
         ("DIR --lr", ["--lr", "argument"]),
         ("DIR --lr=", ["--lr", "''", "a number"]),
         ("DIR --lr fast", ["--lr", "'fast'", "a number"]),

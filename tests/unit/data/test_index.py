@@ -8,6 +8,7 @@ import webdataset
 from job.data.folders import scan, scan_validation
 from job.errors import RunError
 from job.data.index import index
+from job.data.tars import write_shard
 from job.metrics.log import Log
 
 
@@ -39,7 +40,6 @@ def shards(images, tmp_path):
 
 def test_shards_of_webdataset_hold_the_images_and_labels_that_were_written(shards):
     data, (train, val) = shards
-    assert "has no index" not in refused(data / "train")
     with pytest.raises(RunError, match="its tar files have no index: python -m job.pack --index"):
         scan(str(data), "train")
     found = index(str(data), Log(speaks=False))
@@ -219,3 +219,14 @@ def test_one_damaged_shard_is_named_and_no_index_is_written(shards):
     os.truncate(data / "val" / "val-0000.tar", 3000)
     assert f"{data}/val/val-0000.tar" in refused(data)
     assert not list(data.glob("*/index.npz*"))
+
+
+def test_shards_in_a_folder_without_train_are_indexed_there(tmp_path):
+    for folder, count in (("", 3), ("val", 2)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        images = [(number, f"c/{number}.png", 0, b"image") for number in range(count)]
+        write_shard(str(tmp_path / folder / "0.tar"), images)
+    index(str(tmp_path), Log(speaks=False))
+    train = scan(str(tmp_path), "train")
+    assert (len(train), train.root, train.left_out) == (3, str(tmp_path), "")
+    assert len(scan_validation(str(tmp_path), train)) == 2

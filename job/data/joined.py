@@ -1,0 +1,52 @@
+"""Several folders, shards or lists as one set of images."""
+
+import numpy as np
+
+from job.cluster.travels import travels
+from job.data.images import Images, Names
+from job.data.randomness import permutation
+from job.data.shards import PackedImages, lanes
+
+
+@travels
+class JoinedImages(Images):
+    """The images of several sets, one after the other. Classes of one name are one class."""
+
+    def __init__(self, parts: list[Images], max_bad: int):
+        first, *others = parts
+        more = f"{len(others)} more" if len(others) > 1 else others[0].root
+        classes = sorted({name for part in parts for name in part.classes})
+        number = {name: label for label, name in enumerate(classes)}
+        labels = []
+        for part in parts:
+            own = np.array([*(number[name] for name in part.classes), -1])  # -1: no label
+            labels.append(own[part.labels])
+        names = Names.joined([part.names for part in parts])
+        super().__init__(f"{first.root} and {more}", classes, names, np.concatenate(labels), max_bad)
+        self.parts, self.ends = parts, np.cumsum([len(part) for part in parts])
+        self.left_out = "; ".join(part.left_out for part in parts if part.left_out)
+
+    def locate(self, index: int) -> tuple[Images, int]:
+        """Return the set that an image lies in, and its number there."""
+        place = int(np.searchsorted(self.ends, index, side="right"))
+        part = self.parts[place]
+        return part, index - int(self.ends[place]) + len(part)
+
+    def path(self, index: int) -> str:
+        """Return where an image lies, for people."""
+        part, number = self.locate(index)
+        return part.path(number)
+
+    def content(self, index: int) -> bytes:
+        """Return the bytes of an image's file."""
+        part, number = self.locate(index)
+        return part.content(number)
+
+    def order(self, seed: int, epoch: int, total: int) -> np.ndarray:
+        """Return the images of an epoch: in lanes if all are shards, else a permutation."""
+        packed = [part for part in self.parts if isinstance(part, PackedImages)]
+        if len(packed) < len(self.parts):
+            return permutation(len(self), seed, "order", epoch=epoch)
+        starts = [int(end) - len(part) for part, end in zip(packed, self.ends, strict=True)]
+        ends = [part.shard_ends + start for part, start in zip(packed, starts, strict=True)]
+        return lanes(np.concatenate(ends), seed, epoch, total)

@@ -1,0 +1,115 @@
+"""Each kind of folder, list and shard through the real command: what is trained on, and what is refused."""
+
+import io
+import tarfile
+
+import pytest
+
+from cases import LINEAR, SMALL, Case, check, fill
+from job.data.index import index
+from job.metrics.log import Log
+from runs import of_kind
+
+
+def listing(path, *lines):
+    """Write a list of paths."""
+    path.write_text("\n".join(lines) + "\n")
+
+
+def shard(path, folder, labelled):
+    """Write a folder's images into a tar file, every second one with its label if `labelled`."""
+    with tarfile.open(path, "w") as tar:
+        for number, file in enumerate(sorted(folder.glob("*.png"))):
+            tar.add(file, f"{number}.png")
+            if labelled:
+                member = tarfile.TarInfo(f"{number}.cls")
+                member.size = 1
+                tar.addfile(member, io.BytesIO(b"%d" % (number % 2)))
+
+
+@pytest.fixture(scope="module")
+def places(good, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kinds")
+    fill(folder / "flat", 8)
+    fill(folder / "loose" / "train", 8)
+    fill(folder / "nested" / "2024" / "05", 4)
+    fill(folder / "nested" / "2025" / "06" / "07", 4)
+    fill(folder / "classes" / "a", 4)
+    fill(folder / "classes" / "b", 4)
+    fill(folder / "classes" / "val" / "a", 2)
+    fill(folder / "classes" / "val" / "b", 2)
+    fill(folder / "only-val" / "val", 8)
+    (folder / "flat" / "notes.txt").touch()
+    names = [f"good{number}.png" for number in range(8)]
+    listing(folder / "flat" / "list.txt", "# eight", "", *names)
+    listing(folder / "absolute.txt", *(f"{folder}/flat/{name}" for name in names))
+    listing(folder / "stale.txt", *(f"flat/{name}" for name in names), "flat/gone.png", "nowhere/gone.png")
+    listing(folder / "text.txt", "no", "picture")
+    for name, labelled in (("labelled", True), ("bare", False), ("top", True)):
+        split = "" if name == "top" else "train"
+        (folder / name / split).mkdir(parents=True)
+        shard(folder / name / split / "0.tar", folder / "flat", labelled)
+        index(str(folder / name), Log(speaks=False))
+    return {"good": good, "folder": folder}
+
+
+def case(name, data, *parts, options="", program="job.train"):
+    """A case of data; {folder} is the folder of all of them."""
+    small = SMALL if program == "job.train" else LINEAR
+    return Case(name, [*data.split(), *small, *options.split()], parts, program)
+
+
+# Data, the images trained on, and the hint about labels.
+NO_LABELS = True
+TRAINED = {
+    "a flat folder": ("{folder}/flat", 8, NO_LABELS),
+    "train/ without classes": ("{folder}/loose", 8, NO_LABELS),
+    "a nested folder": ("{folder}/nested", 8, False),
+    "class folders without train/": ("{folder}/classes", 8, False),
+    "a list": ("{folder}/flat/list.txt", 8, NO_LABELS),
+    "a list of absolute paths": ("{folder}/absolute.txt", 8, NO_LABELS),
+    "two folders": ("{folder}/flat {good}", 16, False),
+    "a folder, a list and shards": ("{folder}/flat {folder}/absolute.txt {folder}/bare", 24, NO_LABELS),
+    "shards with labels": ("{folder}/labelled", 8, False),
+    "shards without": ("{folder}/bare", 8, NO_LABELS),
+    "shards without train/": ("{folder}/top", 8, False),
+    "shards of two folders": ("{folder}/labelled {folder}/bare", 16, False),
+}
+WORK = [case(name, data) for name, (data, _, _) in TRAINED.items()]
+WITH_LABELS = [
+    case("k-NN of class folders without train/", "{folder}/classes", options="--knn-every 1"),
+    case("k-NN of two folders", "{good} {folder}/classes", options="--knn-every 1"),
+    case("a classifier of two folders", "{good} {folder}/classes", program="job.linear"),
+    case("packing a flat folder", "{folder}/flat", program="job.pack"),
+]
+WITH_LABELS[-1].argv[1:] = ["OUT"]
+NONE = "has a label"
+REFUSED = [
+    case("k-NN of a flat folder", "{folder}/flat", "{folder}/flat", NONE, options="--knn-every 1"),
+    case("k-NN of a list", "{folder}/absolute.txt", "absolute.txt", NONE, options="--knn-every 1"),
+    case("a classifier of a flat folder", "{folder}/flat", "{folder}/flat", NONE, program="job.linear"),
+    case("a classifier of a list", "{folder}/absolute.txt", NONE, program="job.linear"),
+    case("a classifier of bare shards", "{folder}/bare", NONE, program="job.linear"),
+    case("only validation images", "{folder}/only-val", "name that folder", "{folder}/only-val/val"),
+    case("a stale list", "{folder}/stale.txt", "2 of 10 paths lead to no file", "flat/gone.png in line 9"),
+    case("a list of nothing", "{folder}/text.txt", "no images in {folder}/text.txt", "2 without an ending"),
+    case("a tar file", "{folder}/bare/train/0.tar", "no text", "job.pack --index"),
+    case("a missing one of two", "{folder}/flat {folder}/none", "no folder {folder}/none"),
+]
+
+
+@pytest.mark.parametrize("case", WORK, ids=lambda case: case.name)
+def test_images_are_trained_on_with_or_without_labels(case, outcomes):
+    outcome, folder = outcomes[case.name]
+    outcome.worked()
+    _, images, unlabelled = TRAINED[case.name]
+    run = folder / "runs" / "resnet18"
+    [start] = of_kind(run, "start")
+    hints = [hint["text"] for hint in of_kind(run, "hint") if hint["id"] == "unlabelled"]
+    assert (start["images"], len(hints)) == (images, unlabelled)
+    assert all("have no labels: training needs none" in hint for hint in hints)
+
+
+@pytest.mark.parametrize("case", [*WITH_LABELS, *REFUSED], ids=lambda case: case.name)
+def test_labels_are_needed_by_k_nn_and_classifiers_alone(case, outcomes, places):
+    check(case, outcomes, places)

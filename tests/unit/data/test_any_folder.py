@@ -1,0 +1,228 @@
+"""Images anywhere below a folder, in lists, and in several folders; labels where folders name them."""
+
+import io
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from errors import refused
+from job.cluster.objects import decode, encode
+from job.data.folders import TrainingOrder, scan, scan_validation
+from job.data.shards import PackedImages
+from job.pack import Options, pack
+from job.metrics.log import Log
+
+
+def png(shade):
+    """The bytes of an image of one grey."""
+    buffer = io.BytesIO()
+    Image.new("L", (4, 3), shade).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def fill(root, *paths):
+    """Write images below a folder; return it."""
+    for number, path in enumerate(paths):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(png(number) if path.lower().endswith(".png") else b"x")
+    return root
+
+
+def found_in(images):
+    """Each image's path as its names have it, and its class; None without a label."""
+    labels = [images.classes[label] if label >= 0 else None for label in images.labels.tolist()]
+    return list(zip([images.names[index] for index in range(len(images))], labels, strict=True))
+
+
+def read_all(images):
+    """The grey of each image; each can be decoded."""
+    read = [images.read(index) for index in range(len(images))]
+    assert not any(bad for _, _, bad in read)
+    return [int(pixels[0, 0, 0]) for pixels, _, _ in read]
+
+
+# A folder.
+
+
+@pytest.mark.parametrize("split", ["", "train"])
+def test_images_in_no_folder_have_no_labels(tmp_path, split):
+    fill(tmp_path / split, "b.png", "a.PNG", "c.txt")
+    images = scan(str(tmp_path), "train")
+    assert found_in(images) == [("a.PNG", None), ("b.png", None)]
+    assert (images.classes, images.labelled) == ([], 0)
+    assert images.left_out == f"left out 1 of 3 files in {images.root}: 1 .txt (such as c.txt)"
+    assert read_all(images) == [1, 0]
+
+
+def test_images_are_found_at_any_depth_and_the_first_folder_is_their_label(tmp_path):
+    fill(tmp_path, "z.png", "2025/05/a.png", "2024/a.png", "2024/12/31/b.png", "empty/x.txt", ".cache/c.png")
+    images = scan(str(tmp_path), "train")
+    assert found_in(images) == [
+        ("z.png", None),
+        ("2024/a.png", "2024"),
+        ("2024/12/31/b.png", "2024"),
+        ("2025/05/a.png", "2025"),
+    ]
+    assert images.labelled == 3 and len(read_all(images)) == 4
+
+
+def test_validation_images_are_not_trained_on(tmp_path):
+    fill(tmp_path, "a/1.png", "b/2.png", "val/a/3.png", "val/b/4.png", "deep/val/5.png")
+    images = scan(str(tmp_path), "train")
+    assert [name for name, _ in found_in(images)] == ["a/1.png", "b/2.png", "deep/val/5.png"]
+    assert "1 kept for validation (such as val/)" in images.left_out
+
+
+def test_classes_without_train_are_those_of_val(tmp_path):
+    fill(tmp_path, "a/1.png", "b/2.png", "valid/a/3.png", "valid/b/4.png")
+    assert scan_validation(str(tmp_path), scan(str(tmp_path), "train")).classes == ["a", "b"]
+
+
+def test_nothing_but_validation_images_is_told_with_what_to_do(tmp_path):
+    message = refused(scan, str(fill(tmp_path, "val/1.png")), "train")
+    assert f"to train on those of {tmp_path}/val, name that folder" in message
+
+
+def test_loose_images_beside_class_folders_stay_left_out(tmp_path):
+    """An order of files that a checkpoint was saved with must not change."""
+    fill(tmp_path / "train", "a/1.png", "loose.png")
+    images = scan(str(tmp_path), "train")
+    assert found_in(images) == [("a/1.png", "a")]
+    assert "1 outside the class folders (such as loose.png)" in images.left_out
+
+
+def test_k_nn_without_labels_says_so_before_it_looks_for_validation_images(tmp_path):
+    train = scan(str(fill(tmp_path, "1.png")), "train")
+    message = refused(scan_validation, str(tmp_path), train)
+    assert message.startswith(f"no image in {tmp_path} has a label") and "job.train without --knn-every" in message
+
+
+# A list.
+
+
+def listing(path, *lines, ending="\n"):
+    """Write a list of paths; return its own path."""
+    path.write_bytes(os.fsencode(ending.join(lines)))
+    return str(path)
+
+
+def test_a_list_s_images_come_in_its_order_without_labels(tmp_path):
+    fill(tmp_path / "photos", "a.png", "b.png", "no\udcff.png")
+    fill(tmp_path / "else", "c.png")
+    file = listing(
+        tmp_path / "photos" / "list.txt",
+        *("# those of May", "", "b.png", f"  {tmp_path}/else/c.png ", "../photos/a.png", "no\udcff.png", "b.png", "n.txt"),
+    )
+    images = scan(file, "train")
+    assert found_in(images)[:2] == [("b.png", None), (f"{tmp_path}/else/c.png", None)]
+    assert read_all(images) == [1, 0, 0, 2, 1] and images.root == file and images.labelled == 0
+    assert images.left_out == f"left out 1 of 6 files in {file}: 1 .txt (such as n.txt)"
+
+
+@pytest.mark.parametrize("prefix, ending", [(b"", "\r\n"), (b"\xef\xbb\xbf", "\n")])
+def test_a_list_from_another_system_is_read(tmp_path, prefix, ending):
+    fill(tmp_path, "a.png", "b.png")
+    file = tmp_path / "list.txt"
+    file.write_bytes(prefix + ending.join(["a.png", "b.png", ""]).encode())
+    assert [name for name, _ in found_in(scan(str(file), "train"))] == ["a.png", "b.png"]
+
+
+def test_a_list_is_found_from_the_current_folder(tmp_path, monkeypatch):
+    listing(fill(tmp_path, "a.png") / "list.txt", "a.png")
+    monkeypatch.chdir(tmp_path)
+    assert read_all(scan("list.txt", "train")) == [0]
+
+
+@pytest.mark.parametrize("line", ["gone.png", "gone/a.png", "/gone/a.png", "folder.png", "link.png", "a.png/b.png"])
+def test_a_path_that_leads_to_no_file_is_an_error(tmp_path, line):
+    (fill(tmp_path, "a.png") / "folder.png").mkdir()
+    (tmp_path / "link.png").symlink_to("nowhere")
+    message = refused(scan, listing(tmp_path / "list.txt", "# x", "a.png", line, line), "train")
+    assert f"2 of 3 paths lead to no file, such as {line} in line 3" in message
+    assert f"from {tmp_path} on" in message and "remove them" in message
+
+
+def test_a_file_that_is_no_list_says_what_is_expected(tmp_path):
+    (tmp_path / "a.tar").write_bytes(bytes(1024))
+    (tmp_path / "a.yaml").write_text("lr: 1\n")
+    (tmp_path / "empty.txt").touch()
+    assert "job.pack --index" in refused(scan, str(tmp_path / "a.tar"), "train")
+    for name in ("a.yaml", "empty.txt"):
+        assert f"no images in {tmp_path}/{name}" in refused(scan, str(tmp_path / name), "train")
+    assert "path a line" in refused(scan, str(tmp_path / "empty.txt"), "train")
+    assert "has no validation images" in refused(scan, str(tmp_path / "empty.txt"), "val")
+
+
+# Several.
+
+
+@pytest.fixture
+def several(tmp_path):
+    """Two folders with classes, a folder without, and a list."""
+    fill(tmp_path / "one", "train/a/1.png", "train/b/2.png", "val/a/3.png", "val/b/4.png", "val/c/5.png")
+    fill(tmp_path / "two", "train/b/6.png", "train/c/7.png", "train/c/8.txt")
+    fill(tmp_path / "flat", "9.png")
+    listing(tmp_path / "list.txt", "one/val/a/3.png")
+    return [str(tmp_path / name) for name in ("one", "two", "flat", "list.txt")]
+
+
+def test_several_are_one_set_and_classes_of_one_name_one_class(several):
+    images = scan(several, "train")
+    assert found_in(images) == [
+        ("a/1.png", "a"),
+        ("b/2.png", "b"),
+        ("b/6.png", "b"),
+        ("c/7.png", "c"),
+        ("9.png", None),
+        ("one/val/a/3.png", None),
+    ]
+    assert read_all(images) == [0, 1, 0, 1, 0, 2]
+    assert [os.path.exists(images.path(index)) for index in range(6)] == [True] * 6
+    assert images.root == f"{several[0]}/train and 3 more"
+    assert images.left_out == f"left out 1 of 3 files in {several[1]}/train: 1 .txt (such as c/8.txt)"
+    assert sorted(images.order(0, 0, 2)) == list(range(6))
+
+
+def test_the_validation_images_of_several_are_those_of_folders_that_have_some(several):
+    val = scan_validation(several, scan(several[:2], "train"))
+    assert (len(val), val.root) == (3, f"{several[0]}/val")
+
+
+def test_several_arrive_at_another_worker_as_they_were(several):
+    images = scan(several, "train", max_bad=3)
+    found = decode(encode(images))
+    assert found_in(found) == found_in(images) and read_all(found) == read_all(images)
+    assert found.digest(0, 1, 2) == images.digest(0, 1, 2) and found.max_bad == 3
+
+
+def test_one_of_several_is_what_it_is_alone(several):
+    alone, one = scan(several[0], "train"), scan(several[:1], "train")
+    assert alone.digest(1, 2, 2) == one.digest(1, 2, 2) and alone.root == one.root
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_packed_sets_are_joined(several, tmp_path, mixed):
+    """In lanes if all are packed."""
+    places = []
+    for name in ("one", "two", "flat"):
+        pack(str(tmp_path / name), str(tmp_path / f"packed-{name}"), Options(shard_images=1), Log(speaks=False))
+        places.append(str(tmp_path / (name if mixed and name == "two" else f"packed-{name}")))
+    images = scan(places, "train")
+    assert all(isinstance(part, PackedImages) for part in images.parts) is not mixed
+    shown = dict(zip(map(str, found_in(images)), read_all(images), strict=True))
+    together = scan(several[:3], "train")
+    assert shown == dict(zip(map(str, found_in(together)), read_all(together), strict=True))
+    for epoch in range(4):
+        order = [index for batch in TrainingOrder(images, 1, 0, 1, epoch, 1) for _, index in batch]
+        assert sorted(order) == list(range(5))
+
+
+def test_shards_without_labels_are_packed_without_labels(tmp_path):
+    fill(tmp_path / "photos", "a.png", "deep/b.png")
+    [shard] = pack(str(tmp_path / "photos"), str(tmp_path / "out"), Options(), Log(speaks=False))["train"]
+    assert dict(zip(shard.names, shard.labels, strict=True)) == {"a.png": -1, "deep/b.png": 0}
+    assert b"a.cls" not in (tmp_path / "out" / "train" / "train-000000.tar").read_bytes()
+    images = scan(str(tmp_path / "out"), "train")
+    assert isinstance(images, PackedImages) and np.unique(images.labels).tolist() == [-1, 0]
