@@ -1,6 +1,7 @@
 """Compare the workers at the start: a worker with another option or program trains another network."""
 
 import hashlib
+import importlib.metadata
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from job.errors import RunError
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = (torch, torchvision, numpy, PIL, cv2)  # their versions can change what is computed
+PLUGINS = ("pillow-heif", "pillow-jxl-plugin")  # without one a worker cannot decode some images
 PROGRAM, KERNELS = "this program's files", "CPU kernels"
 LEVELS = ("AVX2", "AVX512")  # of CPU kernels, in ascending order; all others are below
 MOST = 8  # ranks in a line
@@ -44,9 +46,18 @@ def facts(options: Mapping[str, Any], on_cpu: bool) -> Facts:
     """
     found = {PROGRAM: program_digest()}
     found |= {package.__name__: str(package.__version__) for package in PACKAGES}
+    found |= {name: version(name) for name in PLUGINS}
     found |= {"Horovod": comm.version()}
     found |= {KERNELS: torch.backends.cpu.get_cpu_capability()} if on_cpu else {}
     return found | {flag(name): str(value) or "''" for name, value in options.items()}
+
+
+def version(package: str) -> str:
+    """Return the version of a package; `none` if it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
 
 
 def program_digest() -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from job.cluster.travels import travels
+from job.data import plugins
 from job.files import patient
 from job.text import printable
 
@@ -23,6 +24,7 @@ NOT_DRAWN = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 LARGEST = 8 * (Image.MAX_IMAGE_PIXELS or 0)  # bytes of the largest image that PIL reads, of 4 bytes a pixel
 ADDRESS = re.compile(" at 0x[0-9a-f]+")  # of an object, in an error's text
 Image.init()
+plugins.register()
 FORMATS = [kind for kind in Image.ID if kind not in NOT_DRAWN]
 PNG = b"\x89PNG\r\n\x1a\n"  # its first bytes
 TRANSPARENCY = b"tRNS"  # the one optional chunk of a PNG that changes the pixels of its first picture

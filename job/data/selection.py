@@ -2,6 +2,7 @@
 
 import os
 
+from job.data import plugins
 from job.data.images import readable_endings
 from job.text import printable
 
@@ -86,4 +87,7 @@ class Selection:
     def report(self, root: str) -> str:
         """Return a line about the files left out of `root`; an empty one if there are none."""
         total = self.left_out.total
-        return f"left out {total} of {total + self.taken} files in {root}: {self.left_out}" if total else ""
+        if not total:
+            return ""
+        line = f"left out {total} of {total + self.taken} files in {root}: {self.left_out}"
+        return line + plugins.advice(self.left_out.kinds)

@@ -82,13 +82,13 @@ def test_leftovers_and_other_files_are_not_packed_and_said(images, shards, tmp_p
     (data / "train" / "class0" / "._0.png").write_bytes(bytes.fromhex("0005160700020000") + b"Mac OS X        " + bytes(4000))
     shutil.copytree(data / "val" / "class1", data / "val" / ".ipynb_checkpoints")
     shutil.copytree(data / "val" / "class1", data / "val" / "class1" / ".ipynb_checkpoints")
-    (data / "val" / "class1" / "IMG_1.HEIC").write_bytes(b"x")
+    (data / "val" / "class1" / "IMG_1.CR3").write_bytes(b"x")
     out = packed(data, tmp_path / "out", "--shard-images", 7)
     lines = [line for line in capfd.readouterr().out.splitlines() if "left out" in line]
     assert lines == [
         f"left out 1 of 51 files in {data}/train: 1 hidden or of the system (such as class0/._0.png)",
         f"left out 3 of 12 files in {data}/val: 2 hidden or of the system (such as .ipynb_checkpoints), "
-        "1 .heic (such as class1/IMG_1.HEIC)",
+        "1 .cr3 (such as class1/IMG_1.CR3)",
     ]
     assert tree(out) == tree(shards)
 
@@ -195,7 +195,7 @@ def errors(images, shards, tmp_path_factory):
     (base / "compressed" / "train" / "train-000003.tar.gz").rename(base / "compressed" / "train" / "train-000003.tar")
     (base / "no images" / "train").mkdir(parents=True)
     with webdataset.TarWriter(str(base / "no images" / "train" / "0.tar")) as writer:
-        writer.write({"__key__": "a", "heic": b"x"})
+        writer.write({"__key__": "a", "cr3": b"x"})
     (base / "empty" / "train" / "a").mkdir(parents=True)
     commands = {how: [str(part).format(images=images, shards=shards, base=base) for part in WRONG[how][0]] for how in WRONG}
     before = sorted(tree(base))
@@ -228,7 +228,7 @@ WRONG = {
     "no tar": (["--index", "{base}/no tar"], "train-000003.tar is no whole, uncompressed tar file"),
     "other images": (
         ["--index", "{base}/no images"],
-        "left out 1 of 1 files in {base}/no images/train: 1 .heic (such as a.heic)",
+        "left out 1 of 1 files in {base}/no images/train: 1 .cr3 (such as a.cr3)",
     ),
 }
 

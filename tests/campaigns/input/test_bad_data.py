@@ -182,7 +182,7 @@ def make_trees(folder, good):
     pack_with_labels(good, folder / "no-labels", 0)
     pack_with_labels(good, folder / "few-labels", 3)
     shutil.copytree(good, folder / "leftovers")
-    for path in ("train/.ipynb_checkpoints/1.png", "train/a/.ipynb_checkpoints/1.png", "train/a/._good1.png", "train/b/1.heic"):
+    for path in ("train/.ipynb_checkpoints/1.png", "train/a/.ipynb_checkpoints/1.png", "train/a/._good1.png", "train/b/1.cr3"):
         (folder / "leftovers" / path).parent.mkdir(exist_ok=True)
         shutil.copy(good / "train" / "a" / "good1.png", folder / "leftovers" / path)
     (folder / "all-bad" / "train" / "a").mkdir(parents=True)
@@ -276,7 +276,7 @@ def test_leftovers_are_no_images_and_said_in_the_log(case, outcomes, places):
     outcome, folder = outcomes[case.name]
     outcome.worked()
     line = f"left out 4 of 12 files in {places['folder']}/leftovers/train: 3 hidden or of the system (such as .ipynb_checkpoints)"
-    assert outcome["said"].count(f"{line}, 1 .heic (such as b/1.heic)") == 1
+    assert outcome["said"].count(f"{line}, 1 .cr3 (such as b/1.cr3)") == 1
     log = (folder / "runs" / "resnet18" / "log.txt").read_text()
     assert line in log and "8 images, 2 steps an epoch" in log
     assert re.search(r"k-NN accuracy on 4 images of \S+/leftovers/val: top-1 [0-9.]+ %, k = 3 among 8 images of \S+/train", log)

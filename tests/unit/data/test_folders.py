@@ -106,9 +106,9 @@ def test_files_that_are_no_images_are_left_out(tmp_path):
 def test_files_left_out_are_counted_by_ending_with_an_example(tmp_path):
     fill(tmp_path / "train", "a/1.png", "a/deep/2.png", "b/3.png")
     assert scan(str(tmp_path), "train").left_out == ""
-    fill(tmp_path / "train", "a/x.heic", "b/deep/y.HEIC", "b/README", "b/4.jpg.part", "loose.png", content=b"x")
+    fill(tmp_path / "train", "a/x.cr3", "b/deep/y.CR3", "b/README", "b/4.jpg.part", "loose.png", content=b"x")
     assert scan(str(tmp_path), "train").left_out == (
-        f"left out 5 of 8 files in {tmp_path}/train: 2 .heic (such as a/x.heic), 1 outside the class folders (such as "
+        f"left out 5 of 8 files in {tmp_path}/train: 2 .cr3 (such as a/x.cr3), 1 outside the class folders (such as "
         "loose.png), 1 .part (such as b/4.jpg.part), 1 without an ending (such as b/README)"
     )
 
@@ -121,8 +121,8 @@ def test_a_line_about_files_left_out_stays_short(tmp_path):
 
 
 def test_a_folder_whose_images_all_have_other_endings_says_which(tmp_path):
-    message = refused(scan, fill(tmp_path, "train/a/1.heic", "train/a/2.heic"), "train")
-    assert "2 .heic (such as a/1.heic)" in message
+    message = refused(scan, fill(tmp_path, "train/a/1.cr3", "train/a/2.cr3"), "train")
+    assert "2 .cr3 (such as a/1.cr3)" in message
 
 
 LEFT_BEHIND = (

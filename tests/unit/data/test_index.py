@@ -168,10 +168,10 @@ def test_what_an_index_leaves_out_is_said_and_names_with_dots_are_not(tmp_path, 
         (data / "train" / name).write_bytes(b"x")
     with webdataset.TarWriter(f"{data}/train/2.TAR") as writer:
         writer.write({"__key__": "a", "jpg": b"x", "cls": 0, "txt": "a cat"})
-        writer.write({"__key__": "b", "heic": b"x", "cls": 0})
+        writer.write({"__key__": "b", "cr3": b"x", "cls": 0})
     assert said(data) == [
         f"left out 7 of 11 files in {data}/train: 2 hidden or of the system (such as .DS_Store), 2 in no tar file (such as "
-        "1.tar.gz), 1 .txt (such as a.txt), 1 .cls (such as b.cls), 1 .heic (such as b.heic)"
+        "1.tar.gz), 1 .txt (such as a.txt), 1 .cls (such as b.cls), 1 .cr3 (such as b.cr3)"
     ]
     images = scan(str(data), "train")
     assert [images.names[number] for number in range(4)] == [*(f"scan_00{number}_v1.5.jpg" for number in range(3)), "a.jpg"]
