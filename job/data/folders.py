@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from job.data import shards
+from job.data import imagenet, shards
 from job.data.image_files import ImageFolder
 from job.data.images import Images, Names
 from job.data.joined import JoinedImages
@@ -83,10 +83,22 @@ def scan_split(data: str, root: str, max_bad: int) -> Images:
         blocks += [Names.of(paths) for paths in images_below(root, name, selection) if paths]
         counts.append(selection.taken - before)
     if not blocks:
-        return scan_below(data, root, max_bad)
+        return labelled_imagenet(scan_below(data, root, max_bad))
     labels = np.repeat(np.arange(len(classes)), counts)
     images = ImageFolder(root, classes, Names.joined(blocks), labels, max_bad)
     images.left_out = selection.report(root)
+    return images
+
+
+def labelled_imagenet(images: ImageFolder) -> ImageFolder:
+    """Return ImageNet's validation images with the labels of their table, others as they are."""
+    if images.labelled:
+        return images
+    found = imagenet.validation_classes(images.root, images.names.all())
+    images.classes = sorted({name for name in found if name})
+    number = {name: label for label, name in enumerate(images.classes)}
+    if found:
+        images.labels = np.array([number.get(name, -1) for name in found], dtype=np.int64)
     return images
 
 
@@ -154,6 +166,7 @@ def check_labelled(images: Images) -> None:
         raise RunError(
             f"no image in {images.root} has a label: k-NN and job.linear need labels, such as"
             " the folders' names of train/<class>/*; job.train without --knn-every needs none"
+            f"{imagenet.advice(images.root, images.names.all())}"
         )
 
 

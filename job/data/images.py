@@ -61,6 +61,10 @@ class Names:
         blobs = [block.blob for block in blocks]
         return cls(np.concatenate(blobs), np.concatenate(ends))
 
+    def all(self) -> list[str]:
+        """Return all names."""
+        return [self[index] for index in range(len(self))]
+
     def __len__(self) -> int:
         return len(self.ends)
 

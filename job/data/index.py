@@ -1,8 +1,10 @@
 """Make the index of tar shards that are there, whoever wrote them; without it a run could not find an image in them."""
 
+import itertools
 import os
 
-from job.data.selection import Selection
+from job.data import imagenet
+from job.data.selection import Selection, Tally
 from job.data.shards import INDEX, SPLITS, save_index
 from job.data.tars import Shard, read_shard
 from job.errors import RunError
@@ -34,7 +36,11 @@ def index(data: str, log: Log) -> dict[str, list[Shard]]:
             log.progress(f"indexing: {done} of {total} shards", done, total, -(-total // 100))
         if not any(shard.names for shard in shards[split]):
             left_out = selections[split].report(folders[split])
-            raise RunError(f"no images in the shards of {folders[split]}: expected <key>.jpg, .png, ...; {left_out}")
+            if ".tar" in selections[split].left_out.kinds:
+                left_out += f"; extract a tar of tars there: tar -xf FILE -C {folders[split]}"
+            expected = "expected <key>.jpg, .png, ..."
+            raise RunError(f"no images in the shards of {folders[split]}: {expected}; {left_out}")
+    label_imagenet(folders, shards, selections)
     classes = class_names([shard for some in shards.values() for shard in some])
     for split, some in shards.items():
         save_index(folders[split], classes, some)
@@ -42,6 +48,26 @@ def index(data: str, log: Log) -> dict[str, list[Shard]]:
             if line:
                 log.line(line)
     return shards
+
+
+def label_imagenet(
+    folders: dict[str, str],
+    shards: dict[str, list[Shard]],
+    selections: dict[str, Selection],
+) -> None:
+    """Label the images of ImageNet's own tar files, which have no labels; the names get a folder a class."""
+    bare = [split for split, some in shards.items() if all(max(s.labels, default=-1) < 0 for s in some)]
+    found = {split: imagenet.classes_of_shards(folders[split], shards[split]) for split in bare}
+    every = sorted({name for names in found.values() for name in names if name})
+    number = {name: label for label, name in enumerate(every)}
+    for split in (split for split in bare if found[split]):
+        classes = iter(found[split])
+        for shard in shards[split]:
+            own = list(itertools.islice(classes, len(shard.names)))
+            shard.labels = [number.get(name, -1) for name in own]
+            pairs = zip(own, shard.names, strict=True)
+            shard.names = [f"{folder}/{name}" if folder else name for folder, name in pairs]
+        selections[split].unlabelled = Tally()
 
 
 def tar_files(folder: str, selection: Selection) -> list[str]:
