@@ -4,6 +4,7 @@ If one fails, the run ends with one line that names the cause and the file.
 """
 
 import contextlib
+import copy
 import multiprocessing
 import os
 import signal
@@ -22,8 +23,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from job.cluster.children import REAPED, end_children
 from job.cluster.memory import keep_freed_memory
 from job.cluster.stop import SIGNALS, Stop
-from job.data.images import Images
-from job.data.parcel import AHEAD, Parcel, Shared
+from job.data.images import Images, Names
+from job.data.parcel import AHEAD, Parcel, Shared, shared
 from job.data.views import collate
 from job.errors import RunError, WorkerError
 from job.text import printable
@@ -116,6 +117,17 @@ class Tasks(Dataset):
 
     def __init__(self, views: Views, reading: Reading, packed: bool):
         self.views, self.reading, self.packed = views, reading, packed
+        self.shared: Views | None = None
+
+    def __getstate__(self) -> dict:
+        """Return what a loader process gets: all processes map the same names and labels.
+
+        A copy of them in each would grow with the number of images.
+        """
+        if self.shared is None:
+            self.shared = copy.copy(self.views)
+            self.shared.images = shared(self.views.images, (Images, Names))
+        return self.__dict__ | {"views": self.shared, "shared": None}
 
     def __getitems__(self, draws: list) -> Any:
         images, process = self.views.images, get_worker_info()

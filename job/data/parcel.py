@@ -1,5 +1,6 @@
 """Batches on their way from a loader process to its worker, in anonymous memory, which needs no room in /dev/shm."""
 
+import copy
 import itertools
 import json
 import mmap
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 AHEAD = 2  # batches that a loader process prepares before they are used
+SMALL = 2**16  # bytes; smaller arrays are copied
 ALIGNMENT = 64  # bytes, of a part of a parcel
 
 
@@ -33,6 +35,42 @@ class Shared:
             return memoryview(mmap.mmap(fd, self.size))
         finally:
             os.close(fd)
+
+
+class SharedArray:
+    """An array (n,) that loader processes map: pickled to one, it is an array on the same memory."""
+
+    def __init__(self, array: np.ndarray):
+        self.memory, self.dtype = Shared(array.nbytes), array.dtype.str
+        with open(self.memory.fd, "wb", closefd=False) as file:  # without memory a write fails
+            file.write(np.ascontiguousarray(array).view(np.uint8).data)
+
+    def __reduce__(self) -> tuple:
+        return mapped_array, (self.memory, self.dtype)
+
+
+def mapped_array(memory: Shared, dtype: str) -> np.ndarray:
+    """Return the array of a SharedArray; end this process if the memory's has ended meanwhile."""
+    try:
+        return np.frombuffer(memory.mapped(), dtype)
+    except FileNotFoundError:
+        os._exit(1)
+
+
+def shared(value: Any, kinds: tuple[type, ...]) -> Any:
+    """Return a copy of a value to pickle to loader processes, its large arrays shared.
+
+    kinds: classes whose attributes are shared too; other objects stay as they are.
+    """
+    if isinstance(value, np.ndarray) and value.ndim == 1 and value.nbytes >= SMALL:
+        return SharedArray(value)
+    if isinstance(value, list) and value and isinstance(value[0], kinds):
+        return [shared(item, kinds) for item in value]
+    if not isinstance(value, kinds):
+        return value
+    found = copy.copy(value)
+    found.__dict__.update({name: shared(part, kinds) for name, part in vars(value).items()})
+    return found
 
 
 class Parcel:

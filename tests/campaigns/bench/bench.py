@@ -41,6 +41,7 @@ class Bench:
     def __init__(self, folder: Path, quick: bool):
         self.folder, self.photos, self.jobs = folder, folder / "photos", 0
         self.size, self.turns = (64, 1) if quick else (224, 5)
+        self.quick = quick
         self.repeats = 1 if quick else 5
         setting.write_photos(self.photos, setting.PHOTOS)
         setting.write_teacher(self.photos)
@@ -75,6 +76,13 @@ def series(turns: list[list[dict]], name: str) -> list[float]:
 def views(bench: Bench) -> dict:
     """Decoding and augmentation on one core."""
     return bench.part("views.py", bench.photos, "--size", bench.size, "--repeats", bench.repeats)
+
+
+def scanning(bench: Bench) -> dict:
+    """Scans of many files, and the memory of their loader processes."""
+    files = (2000, 4000) if bench.quick else (100_000, 1_281_167)
+    options = ("--repeats", min(3, bench.repeats), "--files", *files)
+    return bench.part("scanning.py", bench.photos, *options)
 
 
 def features(bench: Bench) -> dict:
@@ -187,7 +195,7 @@ def gpu(bench: Bench) -> dict:
     return figures
 
 
-PARTS = {part.__name__: part for part in (views, features, traffic, matching, step, sync_norm, scaling, gpu)}
+PARTS = {part.__name__: part for part in (views, scanning, features, traffic, matching, step, sync_norm, scaling, gpu)}
 
 
 def main() -> None:

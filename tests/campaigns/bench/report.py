@@ -23,6 +23,8 @@ BARS = {
     "share_logging": ("<=", 0.01, "journal, log, hints and TensorBoard's scalars of a step, of its time"),
     "input_over_pil": (">=", 3.0, "two views a core over PIL's"),
     "decode_crop_images_per_s": (">=", 450, "decoding and two crops alone, images/s a core"),
+    "scan_1281167_s": ("<=", 3.0, "a scan of ImageNet's 1,281,167 files, s"),
+    "loader_growth": ("<=", 1.1, "memory of a loader process, 1,281,167 files over 100,000"),
     "refresh_over_baseline": (">=", 2.6, "speed of measuring a refresh, 2 workers, over the baseline's"),
     "solve_s": ("<=", 0.6, "solving all four stages, s"),
     "shuffle_bytes_constant": ("==", True, "received key images of a worker stay within its batch, 2 and 4 workers"),

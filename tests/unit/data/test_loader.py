@@ -12,6 +12,7 @@ import time
 from multiprocessing import forkserver
 from multiprocessing.reduction import ForkingPickler
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -21,9 +22,12 @@ import job.files
 from job.data import loader, shards
 from job.data.folders import TrainingOrder, every_nth_batch, scan
 from job.cluster.children import end_children
-from job.data.loader import Batches, Flag, Reading, begin, start_fork_server
+from job.data.image_files import ImageFolder
+from job.data.joined import JoinedImages
+from job.data.loader import Batches, Flag, Reading, Tasks, begin, start_fork_server
 from job.data.parcel import Parcel, Shared, unpack
-from job.data.tars import read_shard, write_shard
+from job.data.shards import PackedImages, save_index
+from job.data.tars import Shard, read_shard, write_shard
 from job.data.views import CentreViews, RandomViews, collate
 from job.errors import RunError, WorkerError
 from job.cluster.stop import SIGNALS, Stop
@@ -250,6 +254,36 @@ def test_a_loader_process_that_starts_after_its_worker_s_end_ends_without_a_word
     process.start()
     process.join()
     assert (process.exitcode, capfd.readouterr().err) == (1, "")
+
+
+MANY = 20_000
+
+
+def many(kind, tmp_path):
+    """A set of MANY images, none of which is there."""
+    names = [f"class_{number % 9:04d}/image_{number:08d}.jpeg" for number in range(MANY)]
+    folder = ImageFolder("root", ["c"], names, [number % 3 - 1 for number in range(MANY)], 0)
+    if kind == "joined":
+        return JoinedImages([folder, ImageFolder("other", ["c"], names[:9], [0] * 9, 0)], 0)
+    if kind == "packed":
+        offsets = list(range(MANY))
+        save_index(str(tmp_path), ["c"], [Shard("0.tar", 0, offsets, offsets, [0] * MANY, names)])
+        (tmp_path / "0.tar").touch()
+        return PackedImages(str(tmp_path), 0)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["folder", "joined", "packed"])
+def test_loader_processes_map_the_names_and_labels_of_their_worker(tmp_path, kind):
+    """A process's own part of a set does not grow with it; it reads the same images."""
+    images = many(kind, tmp_path)
+    tasks = Tasks(CentreViews(images, SIZE), Reading(Shared(16)), packed=True)
+    sent = [bytes(ForkingPickler.dumps(tasks)) for _ in range(2)]
+    assert len(sent[0]) < 4000
+    for found in (ForkingPickler.loads(content).views.images for content in sent):
+        assert [found.path(index) for index in range(0, MANY, 777)] == [images.path(index) for index in range(0, MANY, 777)]
+        assert np.array_equal(found.labels, images.labels) and found.digest(0, 1, 8) == images.digest(0, 1, 8)
+    assert isinstance(images.labels, np.ndarray) and tasks.views.images is images
 
 
 SMALL_SHM = """
