@@ -23,6 +23,7 @@ import baseline  # noqa: E402
 import bench  # noqa: E402
 import report  # noqa: E402
 import scale  # noqa: E402
+import scanning  # noqa: E402
 import setting  # noqa: E402
 import telling  # noqa: E402
 import traffic  # noqa: E402
@@ -309,3 +310,12 @@ def test_a_process_stands_still_from_stop_to_continue():
                     time.sleep(0.01)
         finally:
             process.kill()
+
+
+def test_links_are_scanned_and_removed_and_their_loader_processes_measured(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(scanning, "CLASSES", 2)
+    monkeypatch.setattr(scanning, "BATCH", 4)
+    photo = setting.photos(recipe)[0]
+    figures = scanning.measure(tmp_path, photo, [8, 16], 1)
+    assert min(figures.values()) > 0 and len(figures) == 9
+    assert list(tmp_path.iterdir()) == []

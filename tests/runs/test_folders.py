@@ -1,0 +1,44 @@
+"""Whole runs on images without labels: a folder, a list and shards together."""
+
+import shutil
+
+import pytest
+from runs import differences, of_kind
+
+from job.pack import main
+
+SMALL = "-a resnet18 --image-size 32 --batch-size 8 --epochs 2 --moco-k 20 --mlp --aug-plus".split()
+SMALL += "--save-every 2steps --keep 9".split()
+
+
+@pytest.fixture(scope="module")
+def places(images, tmp_path_factory):
+    """A flat folder, a list and shards, of 50 images each, none with a label."""
+    folder = tmp_path_factory.mktemp("places")
+    (folder / "flat").mkdir()
+    for path in sorted((images / "train").rglob("*.*")):
+        shutil.copy(path, folder / "flat" / f"{path.parent.name}-{path.name}")
+    names = sorted(path.name for path in (folder / "flat").iterdir())
+    (folder / "list.txt").write_text("".join(f"flat/{name}\n" for name in reversed(names)))
+    main([str(folder / "flat"), str(folder / "packed"), "--shard-images", "7"])
+    return [folder / "flat", folder / "list.txt", folder / "packed"]
+
+
+def test_a_killed_run_on_a_folder_a_list_and_shards_resumes_to_the_same_bytes(start_job, places, tmp_path):
+    """With and without loader processes, two workers."""
+    options = [*places, *SMALL]
+    whole = start_job(2, tmp_path / "whole", [*options, "-j", 0])
+    output = whole.finish()
+    assert whole.process.returncode == 0, output
+    [start], [hint] = of_kind(whole.folder, "start"), of_kind(whole.folder, "hint")
+    assert (start["images"], hint["id"]) == (150, "unlabelled")
+    options += ["-j", 1, "--resume", "auto"]
+    job = start_job(2, tmp_path / "run", options)
+    job.wait_for_step(3)
+    job.kill()
+    assert len(job.steps()) < len(whole.steps())
+    again = start_job(2, tmp_path / "run", options)
+    output = again.finish()
+    assert again.process.returncode == 0, output
+    assert len(of_kind(again.folder, "resumed")) == 1
+    assert differences(whole.folder, again.folder) == []
