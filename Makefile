@@ -38,7 +38,7 @@ help:
 	@echo 'make test-soak MINUTES=120  train for so long, and see that memory, files, threads and step time stay as they are'
 	@echo 'make same OLD=COMMIT  train with the code of an older commit and with this one, and compare all bytes (about 4 minutes)'
 	@echo 'make study   see whether a matched student learns better features (about 4 hours; FORM=longer: more epochs; FORM=simsiam: about an hour; FORM=distillers: all distillers; FORM=distillers-long: in more epochs; FORM=full, distillers-full: on a GPU)'
-	@echo 'make bench   measure how fast all is, beside a plain baseline and the bare work (about 9 minutes)'
+	@echo 'make bench   measure how fast all is, beside a plain baseline and the bare work (about 12 minutes)'
 	@echo 'make bench-quick  see that the bench works (under 90 seconds)'
 	@echo 'make lint    check style and types'
 	@echo 'make lock    write the versions and hashes of all packages (UPGRADE=--upgrade: the newest that pyproject.toml allows)'

@@ -1,6 +1,6 @@
 """How fast the job is: every figure beside what it is compared with, measured in turn in one run.
 
-python tests/campaigns/bench/bench.py [--quick] [--only PART ...]: `make bench`, about 9 minutes on two cores.
+python tests/campaigns/bench/bench.py [--quick] [--only PART ...]: `make bench`, about 12 minutes on two cores.
 
 Ratios are medians of the turns' own ratios, whose two sides were measured within the same minute. The CPU's figures are those
 of two workers, one core and one thread each: ResNet-18 from ResNet-50 (random weights), MoCo v2's head, 65,536 negatives,

@@ -1,8 +1,8 @@
 """How long a scan of many files takes, and what the loader processes hold of its names.
 
 python tests/campaigns/bench/scanning.py FOLDER PHOTOS --files 100000 1281167: bench.py starts it. The files, in 1,000
-class folders, are hard links to one photograph a class. Seconds are medians; a walk alone, by os.scandir, stands beside
-the scan. `first_batch_s` is the time from the scan's end to the first batch of two loader processes. `loader_bytes` is
+class folders, are hard links to one photograph a class. Seconds are medians, by the clock and of a processor; a walk
+alone, by os.scandir, stands beside the scan. `first_batch_s` is the time from the scan's end to the first batch of two loader processes. `loader_bytes` is
 what one of them holds by itself (its private memory, without what it shares with its worker).
 """
 
@@ -42,10 +42,10 @@ def walk(folder: str) -> int:
 
 
 def timed(task, *arguments) -> tuple:
-    """Return the seconds that a task takes, and its result."""
-    begun = time.perf_counter()
+    """Return the seconds that a task takes, those of a processor, and its result."""
+    begun, used = time.perf_counter(), time.process_time()
     result = task(*arguments)
-    return time.perf_counter() - begun, result
+    return time.perf_counter() - begun, time.process_time() - used, result
 
 
 def first_batch(images) -> tuple[float, float]:
@@ -67,16 +67,18 @@ def measure(folder: Path, photo: Path, files: list[int], repeats: int) -> dict:
         root = folder / f"links{count}"
         try:
             write_links(root, photo, count)
-            walks, scans = [], []
+            walks, scans, used = [], [], []
             for _ in range(repeats):
                 walks.append(timed(walk, str(root))[0])
-                seconds, images = timed(scan, str(root), "train")
+                seconds, cpu, images = timed(scan, str(root), "train")
                 scans.append(seconds)
+                used.append(cpu)
             assert len(images) == count
             seconds, held = first_batch(images)
         finally:
             shutil.rmtree(root, ignore_errors=True)
         figures |= {f"walk_{count}_s": statistics.median(walks), f"scan_{count}_s": statistics.median(scans)}
+        figures |= {f"scan_{count}_cpu_s": statistics.median(used)}
         figures |= {f"first_batch_{count}_s": seconds, f"loader_{count}_bytes": held}
     few, many = files[0], files[-1]
     return figures | {"loader_growth": figures[f"loader_{many}_bytes"] / figures[f"loader_{few}_bytes"]}

@@ -317,5 +317,5 @@ def test_links_are_scanned_and_removed_and_their_loader_processes_measured(recip
     monkeypatch.setattr(scanning, "BATCH", 4)
     photo = setting.photos(recipe)[0]
     figures = scanning.measure(tmp_path, photo, [8, 16], 1)
-    assert min(figures.values()) > 0 and len(figures) == 9
+    assert min(figures.values()) > 0 and len(figures) == 11
     assert list(tmp_path.iterdir()) == []
