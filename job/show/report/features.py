@@ -141,7 +141,7 @@ def read_sample(data: str, size: int) -> Sample:
         read = [(view, label) for view, label, bad in map(views.__getitem__, choose(images)) if not bad]
     if len(read) < 2:
         raise RunError(f"{images.root} has fewer than two images that can be decoded")
-    root = os.path.join(data, os.path.basename(images.root))
+    root = data if images.root == folder else os.path.join(data, os.path.basename(images.root))
     classes = [*images.classes, "no label"]
     return Sample(torch.stack([view for view, _ in read]), np.array([label for _, label in read]), classes, root)
 

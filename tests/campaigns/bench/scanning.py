@@ -1,9 +1,9 @@
 """How long a scan of many files takes, and what the loader processes hold of its names.
 
-python tests/campaigns/bench/scanning.py FOLDER PHOTOS --files 100000 1281167: bench.py starts it. The files, in 1,000
-class folders, are hard links to one photograph a class. Seconds are medians, by the clock and of a processor; a walk
-alone, by os.scandir, stands beside the scan. `first_batch_s` is the time from the scan's end to the first batch of two loader processes. `loader_bytes` is
-what one of them holds by itself (its private memory, without what it shares with its worker).
+python tests/campaigns/bench/scanning.py FOLDER PHOTOS --files 100000 1281167: bench.py starts it. The files, in
+1,000 class folders, are hard links to one photograph a class. Seconds are medians, by the clock and of a processor. A
+walk alone, by os.scandir, stands beside the scan. `first_batch_s` is the time from the scan's end to the first batch
+of two loader processes. `loader_bytes` is the private memory of one of them, without what it shares with its worker.
 """
 
 import os

@@ -5,6 +5,7 @@ import tarfile
 
 import pytest
 import torch
+from batches import write_numbered
 from runs import errors_of
 
 from job.data.index import index
@@ -68,3 +69,17 @@ def test_what_holds_no_run_ends_with_one_line_and_no_file(tmp_path):
     for said, part in zip(errors_of("job.show.report.app", commands), expected, strict=True):
         assert part in said
     assert not out.parent.exists()
+
+
+def test_images_in_no_folder_and_of_a_list_are_shown_without_labels(tmp_path):
+    write_numbered(tmp_path / "numbered")
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for path in sorted((tmp_path / "numbered").rglob("*.png")):
+        path.rename(flat / path.name)
+    names = sorted(path.name for path in flat.iterdir())
+    (tmp_path / "list.txt").write_text("".join(f"flat/{name}\n" for name in names))
+    for data in (flat, tmp_path / "list.txt"):
+        sample = features.read_sample(str(data), 32)
+        assert sample.root == str(data) and sample.remark == f" The images of {data} have no labels."
+        assert {sample.classes[label] for label in sample.labels} == {"no label"} and len(sample.views) == len(names)
