@@ -70,8 +70,8 @@ def pack(data: str, out: str, options: Options, log: Log) -> dict[str, list[Shar
     """
     if os.path.lexists(out):
         raise RunError(f"{out} is there already: name another folder, or remove it")
-    splits = [split for split in SPLITS if split == "train" or os.path.isdir(os.path.join(data, split))]
-    sources = {split: unpacked(data, split) for split in splits}
+    others = [split for split in SPLITS[1:] if os.path.isdir(os.path.join(data, split))]
+    sources = {split: unpacked(data, split) for split in ("train", *others)}
     for images in sources.values():
         if images.left_out:
             log.line(images.left_out)
@@ -161,9 +161,7 @@ def main(argv: list[str] | None = None) -> None:
     log = Log(speaks=True)
     try:
         parser = Parser(prog="job.pack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-        parser.add_argument(
-            "data", metavar="DIR", type=expand, help="as job.train takes it: a folder or a list of images, or digits"
-        )
+        parser.add_argument("data", metavar="DIR", type=expand, help="a folder or a list, as job.train takes it, or digits")
         parser.add_argument(
             "out", metavar="OUT", nargs="?", type=expand, help="the folder to write, to train from in place of DIR"
         )

@@ -32,7 +32,7 @@ class ImageFolder(Images):
         return os.path.join(self.root, self.names[index])
 
     def content(self, index: int) -> bytes:
-        """The bytes of an image's file. IrregularFile: what has its name is none, or too large for one."""
+        """Return the bytes of an image's file. IrregularFile: it is special, or too large."""
         with open_regular(self.path(index), LARGEST_FILE) as file:
             return file.read()
 

@@ -58,8 +58,8 @@ def read_solution(path: str) -> dict[int, str]:
     """Return {number: class} of Kaggle's table. RunError: it is invalid."""
     try:
         with open(path, newline="") as file:
-            rows = [(row["ImageId"], row["PredictionString"].split()[0]) for row in csv.DictReader(file)]
-        return {number_of(f"{image}.JPEG"): name for image, name in rows}
+            rows = [(row["ImageId"], row["PredictionString"]) for row in csv.DictReader(file)]
+        return {number_of(f"{image}.JPEG"): found.split()[0] for image, found in rows}
     except (OSError, ValueError, KeyError, IndexError, AttributeError, csv.Error) as error:
         raise invalid(path, "lines of ImageId,PredictionString", error) from None
 
@@ -92,7 +92,7 @@ def advice(root: str, names: Iterable[str]) -> str:
 
 
 def classes_of_shards(root: str, shards: Sequence[Shard]) -> list[str]:
-    """Return the class of each image of ImageNet's tar files in `root`, without labels of their own.
+    """Return the class of each image of ImageNet's tar files in `root`, which have no labels.
 
     A tar file of train/ has one class, n01440764.tar the images n01440764_*.JPEG. Empty: others.
     """

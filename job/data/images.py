@@ -49,7 +49,7 @@ class Names:
         (gaps,) = np.nonzero(blob == 0)
         if len(gaps) == len(names) - 1:
             return cls(blob[blob != 0], np.append(gaps, len(blob)) - np.arange(len(names)))
-        encoded = [os.fsencode(name) for name in names]  # one of them has a zero byte, or there are none
+        encoded = [os.fsencode(name) for name in names]  # one has a zero byte, or there are none
         ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
         return cls(np.frombuffer(b"".join(encoded), dtype=np.uint8), ends)
 

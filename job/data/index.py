@@ -55,8 +55,11 @@ def label_imagenet(
     shards: dict[str, list[Shard]],
     selections: dict[str, Selection],
 ) -> None:
-    """Label the images of ImageNet's own tar files, which have no labels; the names get a folder a class."""
-    bare = [split for split, some in shards.items() if all(max(s.labels, default=-1) < 0 for s in some)]
+    """Label the images of ImageNet's own tar files, which have no labels.
+
+    Their names get the class's folder.
+    """
+    bare = [split for split, some in shards.items() if not any(label >= 0 for shard in some for label in shard.labels)]
     found = {split: imagenet.classes_of_shards(folders[split], shards[split]) for split in bare}
     every = sorted({name for names in found.values() for name in names if name})
     number = {name: label for label, name in enumerate(every)}

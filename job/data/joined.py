@@ -21,8 +21,8 @@ class JoinedImages(Images):
         for part in parts:
             own = np.array([*(number[name] for name in part.classes), -1])  # -1: no label
             labels.append(own[part.labels])
-        names = Names.joined([part.names for part in parts])
-        super().__init__(f"{first.root} and {more}", classes, names, np.concatenate(labels), max_bad)
+        names, root = Names.joined([part.names for part in parts]), f"{first.root} and {more}"
+        super().__init__(root, classes, names, np.concatenate(labels), max_bad)
         self.parts, self.ends = parts, np.cumsum([len(part) for part in parts])
         self.left_out = "; ".join(part.left_out for part in parts if part.left_out)
 

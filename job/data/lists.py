@@ -31,8 +31,8 @@ def read_list(path: str, max_bad: int = 0) -> ImageList:
         number, line = missing[0]
         raise RunError(
             f"{path}: {len(missing)} of {len(lines)} paths lead to no file, such as"
-            f" {printable(line)} in line {number}; expected paths from {base or '.'} on, or absolute"
-            " paths. Mend these lines, or remove them"
+            f" {printable(line)} in line {number}; expected paths from {base or '.'} on, or"
+            " absolute paths. Fix these lines, or remove them"
         )
     images = ImageList(path, [line for _, line in lines], max_bad)
     images.left_out = selection.report(path)
@@ -56,9 +56,9 @@ def listed(path: str) -> list[tuple[int, str]]:
 
 
 def files_in(folder: str) -> set[str]:
-    """Return the names of the files in a folder; none if it is missing. One listing finds many files.
+    """Return the names of the files in a folder; none if it is missing.
 
-    RunError: it cannot be read.
+    One listing finds many files. RunError: it cannot be read.
     """
     try:
         with os.scandir(folder or ".") as entries:

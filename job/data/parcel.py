@@ -38,7 +38,7 @@ class Shared:
 
 
 class SharedArray:
-    """An array (n,) that loader processes map: pickled to one, it is an array on the same memory."""
+    """An array (n,) in memory that loader processes map when they unpickle it."""
 
     def __init__(self, array: np.ndarray):
         self.memory, self.dtype = Shared(array.nbytes), array.dtype.str

@@ -72,13 +72,14 @@ class PackedImages(Images):
 
 
 def lanes(shard_ends: np.ndarray, seed: int, epoch: int, total: int) -> np.ndarray:
-    """Return an order in which each of the `total` places of a batch is a lane that reads shards in sequence.
+    """Return an order in which each of the `total` positions of a batch is a lane.
 
-    The shards, those longer than an epoch's steps cut into stretches of so many, are put in a row at random, and
-    each lane gets as much of the row as there are steps. It begins at a random place of its part, and goes round
-    it: so two images of different lanes meet in a batch by chance, 1 / steps, as in a permutation, and which do is
-    drawn anew each epoch. What differs from one: neighbours in a shard mostly come one after the other. So the
-    order within a shard must have been random, as `job.pack` makes it.
+    A lane reads shards in sequence. Shards longer than an epoch's steps are cut into stretches of
+    so many images. The stretches form a row in random order, of which each lane gets as much as
+    there are steps. It begins at a random image of its part, and goes round it. So two images of
+    different lanes meet in a batch with the chance 1 / steps, as in a permutation; which ones do
+    is drawn again each epoch. Unlike in a permutation, neighbours in a shard mostly follow each
+    other. So the order within a shard must be random, as `job.pack` makes it.
     shard_ends: where each shard's images end among all.
     """
     steps = int(shard_ends[-1]) // total
@@ -89,9 +90,11 @@ def lanes(shard_ends: np.ndarray, seed: int, epoch: int, total: int) -> np.ndarr
         for start, end in zip(starts, shard_ends, strict=True)
         for first in range(start, end, longest)
     ]
-    row = np.concatenate([stretches[place] for place in permutation(len(stretches), seed, "order", epoch=epoch)])
+    chosen = permutation(len(stretches), seed, "order", epoch=epoch)
+    row = np.concatenate([stretches[place] for place in chosen])
     parts = row[: total * steps].reshape(total, steps)
-    turns = counter(seed, "order", epoch=epoch, sample=1).random_raw(total) % np.uint64(longest)  # sample 0 is the row's
+    random = counter(seed, "order", epoch=epoch, sample=1)  # sample 0 is the row's
+    turns = random.random_raw(total) % np.uint64(longest)
     places = (turns.astype(np.int64)[:, None] + np.arange(steps)) % longest  # (total, steps)
     return np.take_along_axis(parts, places, axis=1).T.flatten()
 

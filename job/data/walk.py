@@ -25,9 +25,9 @@ def class_names(root: str, selection: Selection) -> list[str]:
             continue
         entry = entries[name]
         if entry.is_symlink() and (not os.path.exists(entry.path) or leads_back(entry.path, root)):
-            raise RunError(
-                f"{entry.path} is a link to {os.readlink(entry.path)}, which leads nowhere or back: mend it, or remove it"
-            )
+            where = os.readlink(entry.path)
+            problem = "which leads nowhere or back: fix it, or remove it"
+            raise RunError(f"{entry.path} is a link to {where}, {problem}")
         if entry.is_dir():
             classes.append(name)
         else:
@@ -78,7 +78,8 @@ def is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
     except OSError as error:
-        if error.errno == errno.ELOOP or is_leftover(entry.name):  # a link to itself, or excluded anyway
+        # A link to itself, or excluded anyway.
+        if error.errno == errno.ELOOP or is_leftover(entry.name):
             return False
         raise
 
@@ -93,4 +94,5 @@ def leads_back(path: str, folder: str) -> bool:
 
 def refuse(error: OSError) -> NoReturn:
     """RunError: a folder cannot be read."""
-    raise RunError(f"cannot read {error.filename}: {error.strerror}; see to its permissions, or move it away")
+    advice = "see to its permissions, or move it away"
+    raise RunError(f"cannot read {error.filename}: {error.strerror}; {advice}")
