@@ -45,6 +45,12 @@ def test_every_image_is_packed_once_as_it_was(images, shards):
     assert sorted(path.name for path in shards.iterdir()) == ["train", "val"]
 
 
+def test_a_folder_without_train_is_packed_as_its_training_images(images, shards, tmp_path):
+    out = packed(images / "train", tmp_path / "out", "--shard-images", 7)
+    assert [path.name for path in out.iterdir()] == ["train"]
+    assert tree(out / "train") == tree(shards / "train")
+
+
 def test_a_path_at_home_makes_no_folder_of_that_name(images, shards, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
@@ -219,8 +225,7 @@ WRONG = {
     ),
     "no place": (["{images}", "/proc/x"], "cannot make the folder /proc/x.part: No such file or directory; name another OUT"),
     "no folder": (["{base}/none", "{base}/x"], "no folder {base}/none"),
-    "no train": (["{images}/train", "{base}/x"], "has no folder train"),
-    "no images": (["{base}/empty", "{base}/x"], "no images in the class folders of"),
+    "no images": (["{base}/empty", "{base}/x"], "no images below"),
     "packed": (["{shards}", "{base}/x"], "is packed already: train from"),
     "no shards": (["--index", "{images}"], "no shards in"),
     "cut": (["--index", "{base}/cut"], "train-000003.tar is no whole"),
