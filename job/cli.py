@@ -13,6 +13,8 @@ IN_GROUPS = (
     "brackets below, `data: {image_size: 64}`."
 )
 
+MORE = "more_data"  # the option of programs that take several folders
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are this program's one line.
@@ -39,9 +41,10 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser(prog: str, kind: type) -> Parser:
     """Return a parser of a dataclass's options, which gives only what the command line names."""
+    several = MORE in {f.name for f in fields(kind)}
     parser = Parser(
         prog=prog,
-        usage=f"{prog} DIR [DIR ...] [options]",
+        usage=f"{prog} DIR {'[DIR ...] ' if several else ''}[options]",
         description=f"{kind.__doc__} {IN_GROUPS}",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
@@ -53,7 +56,8 @@ def build_parser(prog: str, kind: type) -> Parser:
         section = parser.add_argument_group(f"{group.title} ({name})")
         for f in group.options.values():
             if f.name == "data":
-                text = "the same as --data DIR; further ones as --more-data DIR ..."
+                further = "; further ones as --more-data DIR ..." if several else ""
+                text = f"the same as --data DIR{further}"
                 section.add_argument("folders", nargs="*", metavar="DIR", help=text)
             add_flag(section, f)
     return parser
@@ -81,7 +85,7 @@ def overlay(options: dict[str, Any], given: dict[str, Any], known: dict[str, Fie
     More folders go with the first: if another first replaces it, they are dropped.
     """
     if "data" in given and "data" in options:
-        options.pop("more_data", None)
+        options.pop(MORE, None)
     options.update({other: 0.0 for name in given if (other := known[name].metadata["instead_of"])})
     options.update(given)
 
@@ -99,7 +103,10 @@ def read(prog: str, kind: type, argv: list[str]) -> tuple[Any, set[str]]:
         folder, *more = (convert(known["data"], folder, "DIR") for folder in folders)
         if given.setdefault("data", folder) != folder:
             raise RunError(f"two data folders: {folder} and --data {given['data']}; give one")
-        if more and given.setdefault("more_data", more) != more:
+        if more and MORE not in known:
+            fix = "Name the images of all in one text file"
+            raise RunError(f"DIR {folder} {' '.join(more)}: several; expected one. {fix}")
+        if more and given.setdefault(MORE, more) != more:
             raise RunError(f"more folders twice: {more[0]} and --more-data; give one of them")
     options: dict[str, Any] = {}
     for path in given.get("config", []):

@@ -22,8 +22,9 @@ from job.evaluate.features import GROUP, Group, Pass, build_encoder, split_group
 from job.evaluate.rows import Rows
 from job.evaluate.tables import FORMATS, check_place, ending
 from job.networks import ARCHS
-from job.options import DataOptions
+from job.options import ImageOptions
 
+DATA = "folder of images or text file, as job.train takes it; or the word digits"
 PRETRAINED = "checkpoint of the network: a run's, or any other file that --teacher takes"
 ARCH = "the network (default: as --pretrained says)"
 IMAGE_SIZE = "side of the centre crops in pixels (default: the checkpoint's, or 224)"
@@ -55,10 +56,10 @@ class OutputOptions:
 
 
 @dataclass(frozen=True)
-class EmbedConfig(OutputOptions, NetworkOptions, DataOptions):
+class EmbedConfig(OutputOptions, NetworkOptions, ImageOptions):
     """Compute the features of images by a checkpoint."""
 
-    data: str = option("", "folder of images, as job.train takes it; or the word digits", path=True)
+    data: str = option("", DATA, path=True)
     image_size: int = option(0, IMAGE_SIZE, at_least=0, at_most=4096)
 
     def __post_init__(self) -> None:

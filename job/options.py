@@ -21,16 +21,24 @@ LOADERS = "data loading processes of each worker (-1: as many as it has cores; 0
 
 
 @dataclass(frozen=True)
-class DataOptions:
+class ImageOptions:
     """Images."""
 
     group = "data"
 
     data: str = option("", DATA, path=True)
-    more_data: list[str] = option([], MORE_DATA, many=True, path=True)
     image_size: int = option(224, "side of the views in pixels", at_least=8, at_most=4096)
     workers: int = option(-1, LOADERS, "-j", at_least=-1, at_most=512)
     max_bad_images: int = option(100, "undecodable images after which the run fails", at_least=0)
+
+
+@dataclass(frozen=True)
+class DataOptions(ImageOptions):
+    """Images, also of several folders."""
+
+    group = "data"
+
+    more_data: list[str] = option([], MORE_DATA, many=True, path=True)
 
     @property
     def images_from(self) -> list[str]:

@@ -247,6 +247,8 @@ def test_features_that_are_not_finite_are_one_line(embed, monkeypatch):
         ("{images} --pretrained nowhere --out f.npy", ["nowhere", "no such file"]),
         ("nowhere --pretrained {net} --out f.npy", ["nowhere"]),
         ("{images} --pretrained {net} --out f.npy -a resnet34", ["resnet34", "--arch"]),
+        ("{images} other --pretrained {net} --out f.npy", ["DIR", "images other", "expected one"]),
+        ("{images} --more-data other --pretrained {net} --out f.npy", ["--more-data"]),
         ("{images} --pretrained {net} --out f.npy --image-size 5", ["--image-size 5", "8 to 4096"]),
         (
             "{images} --pretrained {net} --out f.npy --image-sze 8",
@@ -265,6 +267,13 @@ def test_a_mistake_is_one_line_and_exit_code_two(
     assert (caught.value.code, said.count("\n"), said[:7]) == (2, 1, "error: ")
     assert all(part in said for part in parts)
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_the_help_shows_one_folder(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert "job.embed DIR [options]" in said and "--more-data" not in said
 
 
 def test_paths_may_begin_at_home(monkeypatch):
