@@ -52,6 +52,11 @@ class ImageList(ImageFolder):
         super().__init__(root, [], paths, np.full(len(paths), -1), max_bad)
         self.base = os.path.dirname(root)
 
+    @property
+    def common_root(self) -> str:
+        """The folder that relative paths begin at, with a slash behind it."""
+        return os.path.join(self.base, "")
+
     def path(self, index: int) -> str:
         """Return an image's path."""
         return os.path.join(self.base, self.names[index])

@@ -96,6 +96,11 @@ class Images:
         """The number of images with a label."""
         return int((self.labels >= 0).sum())
 
+    @property
+    def common_root(self) -> str:
+        """The root of all images' paths; an empty text if they have none in common."""
+        return self.root
+
     def some(self, count: float) -> str:
         """Return a number of these images as text: 9 images of DIR, or 8 of 9 images of DIR."""
         return f"{count:.0f} {f'of {len(self)} ' if count < len(self) else ''}images of {self.root}"

@@ -26,6 +26,11 @@ class JoinedImages(Images):
         self.parts, self.ends = parts, np.cumsum([len(part) for part in parts])
         self.left_out = "; ".join(part.left_out for part in parts if part.left_out)
 
+    @property
+    def common_root(self) -> str:
+        """No root: each set has its own."""
+        return ""
+
     def locate(self, index: int) -> tuple[Images, int]:
         """Return the set that an image lies in, and its number there."""
         place = int(np.searchsorted(self.ends, index, side="right"))

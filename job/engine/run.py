@@ -284,13 +284,20 @@ class Run:
         RunError: they are more than `limit`, or all of the `images` that there are under `root`.
         """
         folder, split = os.path.split(printable(root))
-        prefix = os.path.join(folder, "")
-        named = {file.removeprefix(prefix) for part in allgather(files, "bad_images") for file in part}
+        named = {
+            file.removeprefix(os.path.join(folder, ""))
+            for part in allgather(files, "bad_images")
+            for file in part
+        }
         found = sorted(named - self.bad_images)
         self.bad_images.update(found)
         for file in found:
-            self.log.record("undecodable", f"cannot decode {prefix}{file}; it is passed over", text=f"{prefix}{file}")
+            path = os.path.join(folder, file)  # a list can have absolute paths
+            self.log.record("undecodable", f"cannot decode {path}; it is passed over", text=path)
         bad = len(self.bad_images)
-        if bad > limit or sum(file.startswith(split) for file in self.bad_images) >= images:
-            first = prefix + min(self.bad_images)
-            raise RunError(f"{bad} of {images} images cannot be decoded, and --max-bad-images is {limit}; the first: {first}")
+        # If none can be decoded, each search for a decodable one has listed all.
+        below = sum(file.startswith(split) for file in self.bad_images) if split else 0
+        if bad > limit or max(len(named), below) >= images:
+            first = os.path.join(folder, min(self.bad_images))
+            count = f"{bad} of {images} images cannot be decoded"
+            raise RunError(f"{count}, and --max-bad-images is {limit}; the first: {first}")

@@ -147,6 +147,16 @@ def test_a_folder_of_bad_images_alone_ends_all_workers(run):
     assert all(error and error[0].startswith(f"{comm.size()} of {comm.size()} images cannot") for error in found)
 
 
+@pytest.mark.parametrize("root", ["", "lists/"])
+def test_images_without_a_root_in_common_are_all_bad_too(run, root):
+    """Those of a list, or of several folders. They are logged under their own paths."""
+    files = [f"/far/{rank}.png" for rank in range(comm.size())]
+    found = raised(lambda: run.note_bad_images([files[run.rank]], 100, comm.size(), root))
+    assert all(error and error[0].endswith("; the first: /far/0.png") for error in found)
+    assert every(run.log.texts("undecodable"))[0] == files
+    assert raised(lambda: run.note_bad_images([], 100, 1, root)) == [None] * comm.size()
+
+
 @pytest.fixture(params=[name for name in launch.LAUNCHERS if name != "srun"])  # which is run for real in tests/slurm
 def launcher(request, monkeypatch):
     """(name, size -> None): a launcher whose variables can be set as if it had started so many tasks."""

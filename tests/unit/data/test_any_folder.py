@@ -120,6 +120,7 @@ def test_a_list_s_images_come_in_its_order_without_labels(tmp_path):
     assert found_in(images)[:2] == [("b.png", None), (f"{tmp_path}/else/c.png", None)]
     assert read_all(images) == [1, 0, 0, 2, 1] and images.root == file and images.labelled == 0
     assert images.left_out == f"left out 1 of 6 files in {file}: 1 .txt (such as n.txt)"
+    assert images.common_root == f"{tmp_path}/photos/"
 
 
 @pytest.mark.parametrize("prefix, ending", [(b"", "\r\n"), (b"\xef\xbb\xbf", "\n")])
@@ -181,7 +182,8 @@ def test_several_are_one_set_and_classes_of_one_name_one_class(several):
     ]
     assert read_all(images) == [0, 1, 0, 1, 0, 2]
     assert [os.path.exists(images.path(index)) for index in range(6)] == [True] * 6
-    assert images.root == f"{several[0]}/train and 3 more"
+    assert images.root == f"{several[0]}/train and 3 more" and images.common_root == ""
+    assert images.parts[0].common_root == images.parts[0].root
     assert images.left_out == f"left out 1 of 3 files in {several[1]}/train: 1 .txt (such as c/8.txt)"
     assert sorted(images.order(0, 0, 2)) == list(range(6))
 
