@@ -6,9 +6,11 @@ import os
 from dataclasses import dataclass
 
 from job.data import digits
-from job.data.folders import scan
+from job.data.folders import TRAIN, is_packed, scan
 from job.data.images import Images
-from job.data.index import SPLITS
+from job.data.selection import Selection
+from job.data.shards import SPLITS
+from job.data.walk import images_below
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,17 @@ class Splits:
 def find_images(data: str) -> dict[str, Images]:
     """Return {prefix: images} of each split of a folder, or of a folder without splits.
 
+    Without train/, the images beside val/ and valid/ come first, as those that a run trains on.
     RunError: there are no images.
     """
     data = digits.prepared(data)
     splits = [split for split in SPLITS if os.path.isdir(os.path.join(data, split))]
-    return {f"{split}/": scan(data, split) for split in splits} or {"": scan(data, "train")}
+    found = {f"{split}/": scan(data, split) for split in splits}
+    if found and (TRAIN in splits or not has_images(data, splits)):
+        return found
+    return {"": scan(data, TRAIN)} | found
+
+
+def has_images(data: str, splits: list[str]) -> bool:
+    """Return whether a folder has images, as files or packed, outside `splits`."""
+    return is_packed(data) or any(images_below(data, "", Selection(), frozenset(splits)))

@@ -7,6 +7,8 @@ import pytest
 from job.data.images import Names
 from job.data.splits import Splits, find_images
 from job.errors import RunError
+from job.metrics.log import Log
+from job.pack import Options, pack
 
 
 def images(*names):
@@ -52,6 +54,37 @@ def test_all_splits_of_a_folder_are_found_in_order(tmp_path):
     splits = Splits(find_images(str(tmp_path)))
     paths = [splits.path(number) for number in range(len(splits))]
     assert paths == ["train/a/1.png", "train/b/2.png", "val/a/3.png"]
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["2.png", "a/1.png", "val/a/3.png"], ["2.png", "a/1.png", "val/a/3.png"]),
+        (["deep/er/1.png", "valid/2.png"], ["deep/er/1.png", "valid/2.png"]),
+        (["notes.txt", "val/a/3.png", "valid/4.png"], ["val/a/3.png", "valid/4.png"]),
+        (["1.png", "train/a/2.png", "val/a/3.png"], ["train/a/2.png", "val/a/3.png"]),
+        (["1.png", "a/2.png"], ["1.png", "a/2.png"]),
+    ],
+)
+def test_images_beside_val_are_found_without_train(tmp_path, files, expected):
+    for place in files:
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).touch()
+    splits = Splits(find_images(str(tmp_path)))
+    assert [splits.path(number) for number in range(len(splits))] == expected
+
+
+def test_shards_beside_val_are_found(tmp_path):
+    for place in ("a/1.png", "val/a/2.png"):
+        (tmp_path / "in" / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / place).touch()
+    log = Log(speaks=False)
+    pack(str(tmp_path / "in"), str(tmp_path / "out"), Options(shard_images=1), log)
+    for file in (tmp_path / "out" / "train").iterdir():
+        file.rename(tmp_path / "out" / file.name)
+    (tmp_path / "out" / "train").rmdir()
+    splits = Splits(find_images(str(tmp_path / "out")))
+    assert [splits.path(number) for number in range(len(splits))] == ["a/1.png", "val/a/2.png"]
 
 
 def test_a_folder_without_images_is_one_line(tmp_path):
