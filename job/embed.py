@@ -184,8 +184,7 @@ def append(
             raise RunError(f"{problem}; expected finite values. Check the checkpoint", code=1)
         numbered.append({split.first + index: text for index, text in problems.items()})
         for number, text in numbered[-1].items():
-            path = os.path.join(config.data, splits.path(number))
-            run.log.line(f"cannot decode {path}: {text}; it has no row")
+            run.log.line(f"cannot decode {splits.whole_path(number)}: {text}; it has no row")
         bad |= numbered[-1]
 
     def write() -> None:
@@ -199,7 +198,7 @@ def check_bad(bad: dict[int, str], splits: Splits, config: EmbedConfig) -> None:
     """RunError: too many images are undecodable."""
     if len(bad) > config.max_bad_images or len(bad) == len(splits):
         count = f"{len(bad)} of {len(splits)} images cannot be decoded"
-        first = os.path.join(config.data, splits.path(min(bad)))
+        first = splits.whole_path(min(bad))
         limit = f"--max-bad-images is {config.max_bad_images}"
         raise RunError(f"{count}, and {limit}; the first: {first}")
 

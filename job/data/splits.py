@@ -11,6 +11,7 @@ from job.data.images import Images
 from job.data.selection import Selection
 from job.data.shards import SPLITS
 from job.data.walk import images_below
+from job.text import printable
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,18 @@ class Splits:
 
     def path(self, number: int) -> str:
         """Return the path of an image from the folder on."""
-        found = bisect.bisect_right([split.first for split in self.parts], number) - 1
-        split = self.parts[found]
+        split = self.split_of(number)
         return split.prefix + split.images.names[number - split.first]
+
+    def whole_path(self, number: int) -> str:
+        """Return where an image lies, for people."""
+        split = self.split_of(number)
+        return printable(split.images.path(number - split.first))
+
+    def split_of(self, number: int) -> Split:
+        """Return the split that has an image."""
+        found = bisect.bisect_right([split.first for split in self.parts], number) - 1
+        return self.parts[found]
 
     @property
     def digest(self) -> str:

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ from job.data.folders import scan
 from job.embed import EmbedConfig, main
 from job.errors import RunError
 from job.evaluate import features
+from job.metrics.log import Log
 from job.networks import build_resnet
+from job.pack import Options, pack
 from runs import write_images, write_teacher
 
 ROOT = Path(__file__).parents[2]
@@ -206,6 +209,42 @@ def test_images_of_which_none_can_be_decoded_are_one_line(embed, images):
     code, said = embed()
     assert code == 2 and "59 of 59 images cannot be decoded" in said
     assert not Path("out.npy").exists()
+
+
+def test_undecodable_images_of_a_list_are_logged_under_their_own_paths(embed, tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "1.png").write_bytes(b"no image")
+    (tmp_path / "sub" / "list.txt").write_text(f"1.png\n{tmp_path}/sub/1.png\n")
+    code, said = embed(data="sub/list.txt")
+    paths = re.findall("cannot decode (.*): no image of a known format; it has no row", said)
+    assert paths == ["sub/1.png", f"{tmp_path}/sub/1.png"]
+    assert code == 2 and said.endswith("the first: sub/1.png\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["flat", "list.txt", "packed"])
+def test_a_flat_folder_a_list_and_shards_have_the_rows_of_a_folder(embed, images, tmp_path, data):
+    """Under the paths that the folder, the list or the shards have."""
+    embed(data=images)
+    paths = json.loads(Path("out.json").read_text())["paths"]
+    rows = dict(zip(paths, np.load("out.npy"), strict=True))
+    (tmp_path / "flat").mkdir()
+    for number, path in enumerate(paths):
+        shutil.copy(images / path, tmp_path / "flat" / f"{number:02d}.png")
+    (tmp_path / "list.txt").write_text("".join(f"images/{path}\n" for path in paths[::-1]))
+    pack(str(images), str(tmp_path / "packed"), Options(shard_images=20), Log(speaks=False))
+    code, said = embed("--force", data=tmp_path / data)
+    assert code == 0, said
+    names = {
+        "flat": lambda path: paths[int(path[:2])],
+        "list.txt": lambda path: path.removeprefix("images/"),
+        "packed": lambda path: path,
+    }
+    found = json.loads(Path("out.json").read_text())["paths"]
+    shown = [names[data](path) for path in found]
+    assert sorted(shown) == sorted(paths) and (data != "list.txt" or shown == paths[::-1])
+    for path, row in zip(shown, np.load("out.npy"), strict=True):
+        np.testing.assert_allclose(row, rows[path], rtol=1e-4, atol=1e-5)
 
 
 def test_a_folder_of_other_images_is_not_resumed(embed, images, monkeypatch):
