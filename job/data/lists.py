@@ -24,8 +24,11 @@ def read_list(path: str, max_bad: int = 0) -> ImageList:
     lines = [(number, line) for number, line in listed(path) if selection.takes(line)]
     if not lines:
         raise RunError(f"no images in {path}: {selection.report(path) or f'expected {EXPECTED}'}")
-    base, folders = os.path.dirname(path), {line[: line.rfind("/") + 1] for _, line in lines}
-    files = {folder: files_in(os.path.join(base, folder)) for folder in folders}
+    base = os.path.dirname(path)
+    names: dict[str, set[str]] = {}
+    for folder, name in (split(line) for _, line in lines):
+        names.setdefault(folder, set()).add(name)
+    files = {folder: files_in(os.path.join(base, folder), some) for folder, some in names.items()}
     missing = [item for item in lines if not is_among(files, item[1])]
     if missing:
         number, line = missing[0]
@@ -55,14 +58,15 @@ def listed(path: str) -> list[tuple[int, str]]:
     return [(number, line) for number, line in found if line and line[0] != "#"]
 
 
-def files_in(folder: str) -> set[str]:
-    """Return the names of the files in a folder; none if it is missing.
+def files_in(folder: str, names: set[str]) -> set[str]:
+    """Return which of the names are files in a folder; none if it is missing.
 
-    One listing finds many files. RunError: it cannot be read.
+    One listing finds many files. Other entries are not looked at: a link among them can be broken.
+    RunError: the folder, or one of the files, cannot be read.
     """
     try:
         with os.scandir(folder or ".") as entries:
-            return {entry.name for entry in entries if entry.is_file()}
+            return {entry.name for entry in entries if entry.name in names and entry.is_file()}
     except (FileNotFoundError, NotADirectoryError):
         return set()
     except OSError as error:
@@ -71,5 +75,11 @@ def files_in(folder: str) -> set[str]:
 
 def is_among(files: dict[str, set[str]], path: str) -> bool:
     """Return whether a path is one of the files, {folder with a slash behind it: names}."""
+    folder, name = split(path)
+    return name in files[folder]
+
+
+def split(path: str) -> tuple[str, str]:
+    """Return a path's folder, with a slash behind it if there is one, and its name."""
     cut = path.rfind("/") + 1
-    return path[cut:] in files[path[:cut]]
+    return path[:cut], path[cut:]

@@ -146,6 +146,14 @@ def test_a_path_that_leads_to_no_file_is_an_error(tmp_path, line):
     assert f"from {tmp_path} on" in message and "remove them" in message
 
 
+def test_entries_that_no_line_names_do_not_matter(tmp_path):
+    fill(tmp_path, "a.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    assert len(scan(listing(tmp_path / "list.txt", "a.png"), "train")) == 1
+    message = refused(scan, listing(tmp_path / "list.txt", "loop.png"), "train")
+    assert f"cannot read {tmp_path}/loop.png: Too many levels" in message
+
+
 def test_a_file_that_is_no_list_says_what_is_expected(tmp_path):
     (tmp_path / "a.tar").write_bytes(bytes(1024))
     (tmp_path / "a.yaml").write_text("lr: 1\n")
