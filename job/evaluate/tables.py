@@ -22,13 +22,15 @@ def write_npy(out: str, rows: Rows, paths: list[str], about: dict[str, Any]) -> 
     beside = companion(out)
     if os.path.lexists(out):  # never beside paths of other features
         os.remove(out)
-    write_whole(beside, json.dumps({**about, "paths": paths}, indent=0).encode())
     with whole_file(out) as file:
         shape = (rows.count, rows.width)
         header = {"descr": "<f4", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         for group in rows.groups():
             file.write(group.tobytes())
+        file.flush()
+        os.fsync(file.fileno())  # if the disk is full, neither file appears
+        write_whole(beside, json.dumps({**about, "paths": paths}, indent=0).encode())
     return f"numpy.load({out!r}); paths: json.load(open({beside!r}))['paths']"
 
 

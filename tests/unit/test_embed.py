@@ -1,5 +1,6 @@
 """job.embed on one worker: files, options and errors."""
 
+import errno
 import json
 import re
 import shlex
@@ -201,6 +202,19 @@ def test_undecodable_images_of_a_killed_program_that_had_computed_all_count(embe
     code, said = embed("--max-bad-images", 1)
     assert code == 2 and "2 of 59 images cannot be decoded" in said
     assert not Path("out.npy").exists()
+
+
+@pytest.mark.parametrize("out", ["out.npy", "out.parquet"])
+def test_the_same_command_resumes_after_a_disk_was_full_at_the_end(embed, monkeypatch, out):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.Rows, "groups", full)
+        code, said = embed(out=out)
+    assert code == 1 and f"cannot write {out}: No space left on device" in said
+    code, said = embed(out=out)
+    assert code == 0 and "resuming: 59 of 59" in said
 
 
 def test_images_of_which_none_can_be_decoded_are_one_line(embed, images):

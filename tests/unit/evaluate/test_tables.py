@@ -81,7 +81,7 @@ def test_an_interrupted_write_leaves_no_half(rows, paths, tmp_path, monkeypatch,
         tables.FORMATS[tables.ending(name)](str(out), rows, paths, dict(ABOUT))
     assert not (tmp_path / f"{name}.new").exists()
     if name == "f.npy":
-        assert not out.exists()
+        assert not out.exists() and not (tmp_path / "f.json").exists()
     else:
         assert (out.read_text() if out.exists() else None) == ("old" if old else None)
 
