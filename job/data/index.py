@@ -9,6 +9,7 @@ from job.data.shards import INDEX, SPLITS, save_index
 from job.data.tars import Shard, read_shard
 from job.errors import RunError
 from job.metrics.log import Log
+from job.text import printable
 
 
 def index(data: str, log: Log) -> dict[str, list[Shard]]:
@@ -34,6 +35,8 @@ def index(data: str, log: Log) -> dict[str, list[Shard]]:
             shards[split].append(read_shard(os.path.join(folders[split], name), selections[split]))
             done += 1
             log.progress(f"indexing: {done} of {total} shards", done, total, -(-total // 100))
+        if folders[split] == data and ".tar" in selections[split].left_out.kinds:
+            raise tar_of_tars(data, selections[split])
         if not any(shard.names for shard in shards[split]):
             left_out = selections[split].report(folders[split])
             if ".tar" in selections[split].left_out.kinds:
@@ -48,6 +51,15 @@ def index(data: str, log: Log) -> dict[str, list[Shard]]:
             if line:
                 log.line(line)
     return shards
+
+
+def tar_of_tars(data: str, selection: Selection) -> RunError:
+    """Return the error of a folder as ImageNet is downloaded: its training images would be missing."""
+    _, example = selection.left_out.kinds[".tar"]
+    return RunError(
+        f"a tar file in {data} holds tar files, such as {printable(example)}; expected images. Extract it"
+        f" into {data}/train, and move the validation images' tar file into {data}/val"
+    )
 
 
 def label_imagenet(

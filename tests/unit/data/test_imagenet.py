@@ -130,3 +130,12 @@ def test_the_tar_of_class_tars_is_told_to_be_extracted(tmp_path):
     write_tar(tmp_path / "train" / "ILSVRC2012_img_train.tar", [f"{wnid}.tar" for wnid in WNIDS])
     message = refused(index, str(tmp_path), Log(speaks=False))
     assert f"tar -xf FILE -C {tmp_path}/train" in message
+
+
+def test_the_two_tars_as_downloaded_are_no_training_set_of_validation_images(tmp_path):
+    """Only those of the second are images."""
+    write_tar(tmp_path / "ILSVRC2012_img_train.tar", [f"{wnid}.tar" for wnid in WNIDS])
+    write_tar(tmp_path / "ILSVRC2012_img_val.tar", NAMES)
+    message = refused(index, str(tmp_path), Log(speaks=False))
+    assert f"Extract it into {tmp_path}/train" in message and "n01440764.tar" in message
+    assert not (tmp_path / "index.npz").exists()
