@@ -11,7 +11,7 @@ from job.data.images import Images, Names
 from job.data.joined import JoinedImages
 from job.data.lists import read_list
 from job.data.selection import Selection
-from job.data.walk import class_names, images_below
+from job.data.walk import class_names, dangling, images_below
 from job.errors import RunError
 from job.position import START, Position
 
@@ -58,9 +58,17 @@ def scan_one(data: str, splits: Sequence[str], max_bad: int) -> Images:
 
 
 def split_of(data: str, splits: Sequence[str]) -> str:
-    """Return the first folder of `splits` in `data`; an empty text if there is none."""
-    found = (os.path.join(data, split) for split in splits)
-    return next((root for root in found if os.path.isdir(root)), "")
+    """Return the first folder of `splits` in `data`; an empty text if there is none.
+
+    RunError: a link of that name leads nowhere. Without it, other images would be taken.
+    """
+    for split in splits:
+        root = os.path.join(data, split)
+        if os.path.islink(root) and not os.path.exists(root):
+            raise dangling(root)
+        if os.path.isdir(root):
+            return root
+    return ""
 
 
 def is_packed(root: str) -> bool:

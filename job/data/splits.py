@@ -2,11 +2,10 @@
 
 import bisect
 import hashlib
-import os
 from dataclasses import dataclass
 
 from job.data import digits
-from job.data.folders import TRAIN, is_packed, scan
+from job.data.folders import TRAIN, is_packed, scan, split_of
 from job.data.images import Images
 from job.data.selection import Selection
 from job.data.shards import SPLITS
@@ -67,7 +66,7 @@ def find_images(data: str) -> dict[str, Images]:
     RunError: there are no images.
     """
     data = digits.prepared(data)
-    splits = [split for split in SPLITS if os.path.isdir(os.path.join(data, split))]
+    splits = [split for split in SPLITS if split_of(data, [split])]
     found = {f"{split}/": scan(data, split) for split in splits}
     if found and (TRAIN in splits or not has_images(data, splits)):
         return found

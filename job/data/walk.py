@@ -25,9 +25,7 @@ def class_names(root: str, selection: Selection) -> list[str]:
             continue
         entry = entries[name]
         if entry.is_symlink() and (not os.path.exists(entry.path) or leads_back(entry.path, root)):
-            where = os.readlink(entry.path)
-            problem = "which leads nowhere or back: fix it, or remove it"
-            raise RunError(f"{entry.path} is a link to {where}, {problem}")
+            raise dangling(entry.path)
         if entry.is_dir():
             classes.append(name)
         else:
@@ -90,6 +88,12 @@ def leads_back(path: str, folder: str) -> bool:
         return False
     target = os.path.realpath(path)
     return os.path.commonpath([target, os.path.realpath(folder)]) == target
+
+
+def dangling(path: str) -> RunError:
+    """Return the error of a link that leads to no folder, or back to one that it lies in."""
+    problem = "which leads nowhere or back: fix it, or remove it"
+    return RunError(f"{path} is a link to {os.readlink(path)}, {problem}")
 
 
 def refuse(error: OSError) -> NoReturn:

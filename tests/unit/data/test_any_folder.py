@@ -12,6 +12,7 @@ from errors import refused
 from job.cluster.objects import decode, encode
 from job.data.folders import TrainingOrder, scan, scan_validation
 from job.data.shards import PackedImages
+from job.data.splits import find_images
 from job.pack import Options, pack
 from job.metrics.log import Log
 
@@ -74,6 +75,16 @@ def test_validation_images_are_not_trained_on(tmp_path):
     images = scan(str(tmp_path), "train")
     assert [name for name, _ in found_in(images)] == ["a/1.png", "b/2.png", "deep/val/5.png"]
     assert "1 kept for validation (such as val/)" in images.left_out
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_that_is_a_broken_link_is_an_error(tmp_path, split):
+    """A container may not have its target; images of other folders must not replace the split's."""
+    fill(tmp_path, "test/a/1.png", "b/2.png")
+    (tmp_path / split).symlink_to("/nowhere/images")
+    message = refused(scan, str(tmp_path), split)
+    assert message.startswith(f"{tmp_path}/{split} is a link to /nowhere/images, which leads nowhere")
+    assert refused(find_images, str(tmp_path)) == message
 
 
 def test_classes_without_train_are_those_of_val(tmp_path):
