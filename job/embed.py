@@ -99,7 +99,8 @@ def embed(config: EmbedConfig, run: Run) -> None:
         run.log.line(line)
     compute = Pass(encoder, config.image_size, config.precision, config.workers, run)
     origin = describe_origin(config, weights, splits)
-    rows = Rows(run.folder, origin, compute.width)
+    # Folders can have the same names and other images. The features' file has no path of a machine.
+    rows = Rows(run.folder, origin | {"data": os.path.realpath(config.data)}, compute.width)
     state = run.on_first(rows.open)
     bad = compute_all(compute, splits, rows, *state, config)
     about = {"checkpoint": os.path.basename(os.path.realpath(config.pretrained))}

@@ -284,11 +284,7 @@ class Run:
         RunError: they are more than `limit`, or all of the `images` that there are under `root`.
         """
         folder, split = os.path.split(printable(root))
-        named = {
-            file.removeprefix(os.path.join(folder, ""))
-            for part in allgather(files, "bad_images")
-            for file in part
-        }
+        named = {file.removeprefix(os.path.join(folder, "")) for part in allgather(files, "bad_images") for file in part}
         found = sorted(named - self.bad_images)
         self.bad_images.update(found)
         for file in found:

@@ -270,6 +270,17 @@ def test_a_folder_of_other_images_is_not_resumed(embed, images, monkeypatch):
     assert code == 2 and "error: out.npy.part: features with another set of images" in said
 
 
+def test_another_folder_with_the_same_names_is_not_resumed(embed, images, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupted(patch, 2)
+        embed()
+    shutil.copytree(images, tmp_path / "other")
+    code, said = embed(data=tmp_path / "other")
+    assert code == 2 and "error: out.npy.part: features with another DIR" in said
+    assert embed()[0] == 0
+    assert str(tmp_path) not in Path("out.json").read_text()
+
+
 def test_the_image_size_is_by_default_that_of_the_checkpoint(embed, checkpoint, tmp_path):
     content = torch.load(checkpoint, weights_only=True)
     torch.save(content | {"format": 3, "config": {"image_size": 24}}, tmp_path / "run.pth.tar")
