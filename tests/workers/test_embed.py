@@ -35,7 +35,7 @@ def run(run, monkeypatch):
 
 
 @pytest.fixture
-def work(run, tmp_path):
+def work(run, tmp_path, monkeypatch):
     """Images of noise on each worker, of which three cannot be decoded, a network and options."""
     generator = np.random.default_rng(0)
     for number in range(TRAIN + VAL):
@@ -48,7 +48,8 @@ def work(run, tmp_path):
     net = build_resnet("resnet18", stem="small", width=16)
     encoder = with_features(net, [], output="flatten").eval().requires_grad_(False)
     config = EmbedConfig(data="DIR", pretrained="FILE", out="OUT.npy", image_size=16)
-    splits = Splits(find_images(str(tmp_path)))
+    monkeypatch.chdir(tmp_path)  # the paths in messages are the same on all workers
+    splits = Splits(find_images("."))
     return SimpleNamespace(
         run=run,
         splits=splits,
@@ -106,7 +107,7 @@ def test_the_bytes_are_those_of_a_single_worker(work):
     lines = [line for line in work.run.log.lines if line.startswith("cannot decode")]
     paths = ["train/a/00.png", "train/a/13.png", "val/a/25.png"]
     text = "no image of a known format; it has no row"
-    assert lines == [f"cannot decode DIR/{path}: {text}" for path in paths]
+    assert lines == [f"cannot decode ./{path}: {text}" for path in paths]
 
 
 @pytest.mark.parametrize("done", [0, 1, 5, 6, 7, GROUPS])
@@ -170,7 +171,7 @@ def refused(work, **options):
 
 def test_too_many_undecodable_images_end_all_workers(work):
     text = "3 of 26 images cannot be decoded, and --max-bad-images is 2; "
-    text += "the first: DIR/train/a/00.png"
+    text += "the first: ./train/a/00.png"
     assert refused(work, max_bad_images=2) == [text, 2]
     assert refused(work, max_bad_images=3) == ["", 0]
 
