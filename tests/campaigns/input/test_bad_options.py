@@ -30,7 +30,8 @@ WRONG = {
 def wrong_values(f):
     """Values that an option does not take, by what it is declared as: other types, and what lies beyond its bounds."""
     meta = f.metadata
-    values = list(WRONG[f.type]) if f.type is not str or meta["choices"] or meta["parse"] else []
+    any_text = f.type in (str, list[str]) and not (meta["choices"] or meta["parse"])
+    values = [] if any_text else list(WRONG[f.type])
     for bound, outside in (("at_least", -1), ("above", 0), ("below", 0), ("at_most", 1)):
         if meta[bound] is not None:
             values.append(str(meta[bound] + outside))
@@ -69,6 +70,7 @@ def other(program, line, *parts):
 CONFLICTS = [
     Case("no data", [], ("no data", "train/<class>/*", "digits")),
     Case("no such folder", ["{good}/nowhere", *SMALL], ("{good}/nowhere", "train/<class>/*")),
+    train("no such further folder", "--more-data nowhere", "nowhere", "train/<class>/*"),
     train("two folders", "--data elsewhere", "{good}", "elsewhere", "give one"),
     train("an unknown option", "--tempreature 1", "--tempreature", "--help"),
     train("an abbreviated option", "--mom 0.9", "--mom"),
