@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from job.study.plan import ALONE, MGD, ORIGINAL, RANDOM, TEACHER, UNTRAINED
+from job.study.form import ALONE, MGD, ORIGINAL, RANDOM, TEACHER, UNTRAINED
 
 MEASURES = {"knn": "k-NN", "linear": "linear"}
 AUC = "knn_auc"  # of the features' singular values: 0.5 if all are equal, 1 at full collapse

@@ -6,7 +6,7 @@ import matplotlib
 
 from job.show.report.style import COLOURS, STYLE, Picture, finish, new_figure
 from job.study.findings import Scores
-from job.study.plan import ALONE, TEACHER, UNTRAINED
+from job.study.form import ALONE, TEACHER, UNTRAINED
 
 
 def draw(name: str, records: list[dict[str, Any]], measures: dict[str, str]) -> Picture:

@@ -1,13 +1,8 @@
-"""What a study trains: a form's sets, seeds and options, and the questions, as a list of units."""
+"""What a study trains: a form and the questions as a list of units."""
 
 import dataclasses
-import os
-import re
-from importlib import resources
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from job.config import (
     OF_TEACHER,
@@ -21,18 +16,20 @@ from job.config import (
 )
 from job.declare import convert, flag
 from job.errors import RunError
-from job.study.data import CHOOSE, MOST, SETS, TEST
+from job.study.data import CHOOSE, MOST, TEST
+from job.study.form import (
+    ALONE,
+    FILES,
+    MGD,
+    TEACHER,
+    UNTRAINED,
+    read_form,
+    read_questions,
+    slug,
+)
 
-TEACHER, UNTRAINED, ALONE = "teacher", "untrained", "alone"
-MGD, RANDOM, ORIGINAL = "mgd", "random", "original"
-KEYS = {"about", "device", "at_once", "seeds", "train", "teacher", "student", "linear", "sets"}
-OPTIONAL = {"base", "mgd", "controls", "arms", "split"}
-SET_KEYS = {"most", "questions", "train", "teacher", "student", "arms"}
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .+-]*")  # of an arm
 # An epoch that changes no weight: without the images' statistics in its batch norms a network is worse than it is.
 STILL = {"lr": 0.0, "epochs": 1, "warmup_epochs": 0}
-# The study gives these itself.
-FILES = {"data", "more_data", "teacher", "pretrained", "out", "resume", "config"}
 PLACES = WITHOUT_EFFECT | FILES | {"keep", "save_every", "knn_every", "max_bad_images"}  # what no result depends on
 
 METHOD = [f for f in dataclasses.fields(MethodOptions) if f.name in ("framework", "distill")]
@@ -232,11 +229,6 @@ def check_unlike(plan: Plan) -> None:
             seen[mark] = unit.arm
 
 
-def slug(arm: str) -> str:
-    """Return an arm's name in the names of folders: "mgd + simreg" -> mgd-simreg."""
-    return re.sub("[^a-z0-9.]+", "-", arm.lower())
-
-
 def words(options: dict[str, Any]) -> list[str]:
     """A command line's words for options: {"moco_k": 256, "mlp": True} -> --moco-k 256 --mlp."""
     found = []
@@ -246,123 +238,3 @@ def words(options: dict[str, Any]) -> list[str]:
         else:
             found += [flag(name), *map(str, value if isinstance(value, list) else [value])]
     return found
-
-
-def read_questions() -> dict[str, Any]:
-    """The content of questions.yaml."""
-    return yaml.safe_load(resources.files("job.study").joinpath("questions.yaml").read_text())
-
-
-def read_form(form: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return a form's content with that of its base, checked except for the programs' options.
-
-    derived: files of the forms whose base it is, directly or not.
-    RunError: it is no form, its base is none, or it is its own base.
-    """
-    own = own_forms()
-    path = own.get(form, Path(form))
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        expected = f"expected a form, a YAML file, or one of {', '.join(sorted(own))}"
-        raise RunError(f"{form}: {error.strerror}; {expected}") from None
-    except (ValueError, yaml.YAMLError) as error:
-        raise RunError(f"{form}: not YAML: {' '.join(str(error).split())}") from None
-    if isinstance(content, dict) and "base" in content:
-        base = content.pop("base")
-        if not (isinstance(base, str) and base and base.isprintable()):
-            raise RunError(f"{form}: base {base!r}: expected the name of a form, or a YAML file")
-        derived = (*derived, os.path.realpath(path))
-        other = base if base in own else str(path.parent / base)
-        if os.path.realpath(own.get(other, other)) in derived:
-            raise RunError(f"{form}: base {base!r}: a circle of bases; expected another form")
-        try:
-            content = read_form(other, derived) | content
-        except RunError as error:
-            raise RunError(f"{form}: base {base!r}: {error}") from None
-    check_form(form, content)
-    return content
-
-
-def own_forms() -> dict[str, Path]:
-    """Return {name: file} of this package's forms."""
-    folder = Path(str(resources.files("job.study")))
-    found = {path.stem: path for path in folder.glob("*.yaml")}
-    return {name: path for name, path in found.items() if name != "questions"}
-
-
-def check_form(form: str, content: Any) -> None:
-    """RunError: a form lacks something, or has what no form has."""
-
-    def expect(holds: bool, key: str, expected: str) -> None:
-        if not holds:
-            raise RunError(f"{form}: {key}: expected {expected}")
-
-    keys = content.keys() if isinstance(content, dict) else set()
-    allowed = f"{', '.join(sorted(KEYS))}, and if needed {', '.join(sorted(OPTIONAL))}"
-    expect(KEYS <= keys <= KEYS | OPTIONAL, "keys", allowed)
-    expect(content["device"] in ("cpu", "gpu"), f"device {content['device']!r}", "cpu or gpu")
-    at_once = content["at_once"]
-    expect(type(at_once) is int and at_once > 0, f"at_once {at_once!r}", "a whole number from 1 on")
-    seeds = content["seeds"]
-    whole = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
-    for key in ("train", "teacher", "student", "linear", "mgd"):
-        check_options(form, key, content.get(key, {}))
-    check_controls(form, content.get("controls", [RANDOM]))
-    split = content.get("split", TEST)
-    expect(split in (TEST, CHOOSE), f"split {split!r}", f"{TEST} or {CHOOSE}")
-    # One seed shows which settings are far from the best ones. Results need the spread over seeds.
-    fewest = 1 if split == CHOOSE else 2
-    each_once = whole and len(set(seeds)) == len(seeds) >= fewest
-    expect(each_once, f"seeds {seeds!r}", f"{fewest} or more whole numbers, each once")
-    arms = content.get("arms", {})
-    check_arms(form, "arms", arms)
-    expect(isinstance(content["sets"], dict) and bool(content["sets"]), "sets", f"one or more of {', '.join(SETS)}")
-    for name, own in content["sets"].items():
-        expect(name in SETS, f"sets: {name!r}", f"one or more of {', '.join(SETS)}")
-        expect(isinstance(own, dict) and own.keys() <= SET_KEYS, f"sets: {name}", f"a mapping of {', '.join(sorted(SET_KEYS))}")
-        most = own.get("most", MOST)
-        expect(type(most) is int and 0 < most <= MOST, f"sets: {name}: most {most!r}", f"a whole number from 1 to {MOST}")
-        asked = own.get("questions", [])
-        named = asked == "all" or isinstance(asked, (list, dict))
-        expect(named, f"sets: {name}: questions {asked!r}", "all, a list of names, or names with lists of answers")
-        for key in ("train", "teacher", "student"):
-            check_options(form, f"sets: {name}: {key}", own.get(key, {}))
-        check_arms(form, f"sets: {name}: arms", own.get("arms", {}))
-        for arm in own.get("arms", {}):
-            known = f"some of the form's arms ({', '.join(arms) or 'it has none'})"
-            expect(arm in arms, f"sets: {name}: arms: {arm!r}", known)
-
-
-def check_arms(form: str, key: str, arms: Any) -> None:
-    """RunError: these are no arms, or the study itself has a network of such a name."""
-    if not isinstance(arms, dict):
-        raise RunError(f"{form}: {key}: expected a mapping, such as {{gram: {{distill: gram}}}}")
-    taken = {TEACHER, UNTRAINED, ALONE, MGD, *read_questions()["controls"]}
-    for arm, options in arms.items():
-        if not (isinstance(arm, str) and NAME.fullmatch(arm)):
-            expected = "a name of letters, digits, spaces and .+-"
-            raise RunError(f"{form}: {key}: {arm!r}: expected {expected}")
-        if slug(arm) in taken:
-            reason = "the study has this network itself; expected another name"
-            raise RunError(f"{form}: {key}: {arm!r}: {reason}")
-        check_options(form, f"{key}: {arm}", options)
-
-
-def check_controls(form: str, controls: Any) -> None:
-    """RunError: a control is unknown or listed twice, or the random matching is missing."""
-    known = [*read_questions()["controls"]]
-    valid = isinstance(controls, list) and all(control in known for control in controls)
-    if not valid or RANDOM not in controls or len(set(controls)) < len(controls):
-        expected = f"{RANDOM}, and if needed others of {', '.join(known)}, each once"
-        raise RunError(f"{form}: controls {controls!r}: expected a list with {expected}")
-
-
-def check_options(form: str, key: str, options: Any) -> None:
-    """RunError: these are no options, or some that the study gives itself, or with which it has nothing to measure."""
-    if not isinstance(options, dict):
-        raise RunError(f"{form}: {key}: expected a mapping, such as {{epochs: 4}}")
-    if own := sorted((FILES | {"knn", "evaluate"}) & options.keys()):
-        raise RunError(f"{form}: {key}: {own[0]}: leave it out; the study gives it where it is needed")
-    if options.get("knn_every", 1) == 0:
-        raise RunError(f"{form}: {key}: knn_every 0: expected 1 or more, as a network's k-NN accuracy is what is compared")

@@ -4,17 +4,8 @@ from typing import Any
 
 from job.study.data import CHOOSE, TEST
 from job.study.findings import AUC, MEASURES, STEP, Scores
-from job.study.plan import (
-    ALONE,
-    MGD,
-    ORIGINAL,
-    RANDOM,
-    TEACHER,
-    UNTRAINED,
-    Plan,
-    Question,
-    words,
-)
+from job.study.form import ALONE, MGD, ORIGINAL, RANDOM, TEACHER, UNTRAINED
+from job.study.plan import Plan, Question, words
 
 Records = list[dict[str, Any]]
 TUNED = "Whoever chooses settings by these figures tunes on them. `split: choose` avoids it."

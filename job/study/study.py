@@ -21,8 +21,9 @@ from job.errors import RunError
 from job.show.watch.panel import span
 from job.study import data, pictures, report
 from job.study.findings import MEASURES
+from job.study.form import TEACHER
 from job.study.pace import Pace
-from job.study.plan import TEACHER, Plan, Unit, read_plan
+from job.study.plan import Plan, Unit, read_plan
 from job.study.units import Bench, Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)

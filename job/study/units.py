@@ -25,7 +25,8 @@ from job.errors import RunError
 from job.files import write_whole
 from job.metrics.schema import own_size
 from job.show.read.history import read_run
-from job.study.plan import TEACHER, Plan, Unit, words
+from job.study.form import TEACHER
+from job.study.plan import Plan, Unit, words
 
 DEFAULTS = {"job.train": Config(), "job.linear": LinearConfig()}
 

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from job.study.pace import Pace
-from job.study.plan import TEACHER, read_plan
+from job.study.form import TEACHER
+from job.study.plan import read_plan
 from job.study.units import Bench
 from runs import write_images
 from tests.unit.study.test_plan import TINY

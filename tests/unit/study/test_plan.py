@@ -10,7 +10,8 @@ import yaml
 
 from job.distill import DISTILLERS
 from job.errors import RunError
-from job.study.plan import own_forms, read_plan, words
+from job.study.form import own_forms
+from job.study.plan import read_plan, words
 from job.study.study import main
 
 TINY = {
@@ -385,6 +386,15 @@ def test_a_form_of_the_package_can_be_a_base(tmp_path):
         assert unit.train == expected[name] | {"seed": unit.seed} and unit.seed in (5, 6)
 
 
+def test_a_form_can_name_some_of_its_base_s_arms(tmp_path):
+    arms = {"a": {"lr": 0.03}, "b": {"lr": 0.04}, "c": {"lr": 0.05}}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY | {"arms": arms}))
+    found = plan_of(tmp_path, {"base": "tiny.yaml", "arms": ["c", "a"]})
+    assert found.arms == ["c", "a"]
+    rates = {unit.arm: unit.train["lr"] for unit in found.units if unit.arm in arms}
+    assert rates == {"c": 0.05, "a": 0.03}
+
+
 def plan_of(tmp_path, content):
     path = tmp_path / "form.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -405,6 +415,10 @@ def plan_of(tmp_path, content):
         ({"base": "small", "more": 1}, "form.yaml: keys: expected about, .* if needed arms, base"),
         ({"base": "small", "seeds": [1]}, r"form.yaml: seeds \[1\]: expected 2 or more"),
         ({"base": "small", "train": [1]}, "form.yaml: train: expected a mapping"),
+        ({"base": "small", "arms": ["a"]}, "form.yaml: arms: 'a': expected some of the base's"),
+        ({"base": "distillers", "arms": ["gram", "grams"]}, "arms: 'grams': expected .*gram"),
+        ({"base": "distillers", "arms": ["gram"] * 2}, "arms: 'gram': expected .* each once"),
+        ({"base": "distillers", "arms": [["gram"]]}, r"arms: \['gram'\]: expected some"),
     ],
 )
 def test_a_wrong_base_is_told_in_a_line(tmp_path, content, expected):
