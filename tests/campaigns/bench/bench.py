@@ -146,6 +146,12 @@ def sync_norm(bench: Bench) -> dict:
     return bench.part("sync_norm.py", bench.photos, *options, workers=2)
 
 
+def methods(bench: Bench) -> dict:
+    """The step of each framework and distiller over that of MoCo v2 without a teacher."""
+    options = ("--size", bench.size, "--repeats", bench.repeats)
+    return bench.part("methods.py", bench.photos, *options)
+
+
 def scaling(bench: Bench) -> dict:
     """A worker's step alone, beside another job's worker, and as one of two that share their batches.
 
@@ -195,7 +201,8 @@ def gpu(bench: Bench) -> dict:
     return figures
 
 
-PARTS = {part.__name__: part for part in (views, scanning, features, traffic, matching, step, sync_norm, scaling, gpu)}
+ALL = (views, scanning, features, traffic, matching, step, sync_norm, methods, scaling, gpu)
+PARTS = {part.__name__: part for part in ALL}
 
 
 def main() -> None:

@@ -5,44 +5,20 @@ step has no teacher, so that the share of synchronised batch norm is the highest
 same collective on idle workers: its seconds have no wait for a slower worker.
 """
 
-import itertools
 import statistics
 
 import torch
 
 import setting
-import telling
-from job.build import build
 from job.cluster import comm
 from job.engine.run import Run
 from job.frameworks.simsiam import SYNCHRONISED
-from job.position import START
-from job.train import train_epoch
+from single_steps import Steps
 
 # The published preset's options, with the bench's network and images.
 SIMSIAM = dict(framework="simsiam", teacher="", zero_init_residual=True, fix_pred_lr=True, lr=0.01)
 PROBES = 50  # collectives a turn
 CHANNELS = 256  # of the probe's batch norm
-
-
-class Steps:
-    """A training whose steps are measured one at a time."""
-
-    def __init__(self, options, run: Run, sync_bn: str):
-        more = SIMSIAM | {"sync_bn": sync_bn}
-        config = setting.config(options.photos, setting.BATCH, options.size, **more)
-        self.training = build(config, run)
-        self.batches, self.done = self.training.batches(START), itertools.count()
-        run.begin(vars(config), None, len(self.training.images), "")
-        self.journal = telling.journal(self.training)
-
-    def seconds(self) -> float:
-        """Do a step; return its seconds by the program's own clock."""
-        training = self.training
-        epoch, step = divmod(next(self.done), training.steps)
-        self.journal.start_epoch(epoch, training.config.lr)
-        train_epoch(training, self.batches, self.journal, epoch, range(step, step + 1))
-        return training.config.batch_size / self.journal.records[-1]["images_per_s"]
 
 
 def count_collectives(steps: Steps) -> int:
@@ -81,7 +57,7 @@ def main() -> None:
     options = setting.repeating(__doc__, repeats=10).parse_args()
     setting.pin()
     with Run(str(options.folder / "sync_norm"), 1) as run:
-        trainings = {name: Steps(options, run, name) for name in SYNCHRONISED}
+        trainings = {name: Steps(options, run, setting.BATCH, **SIMSIAM, sync_bn=name) for name in SYNCHRONISED}
         figures = measure(trainings, options.repeats)
         if run.rank == 0:
             setting.write_figures(options.folder, "sync_norm", **figures)

@@ -21,6 +21,7 @@ sys.path.insert(0, str(BENCH))
 
 import baseline  # noqa: E402
 import bench  # noqa: E402
+import methods  # noqa: E402
 import report  # noqa: E402
 import scale  # noqa: E402
 import scanning  # noqa: E402
@@ -30,10 +31,12 @@ import traffic  # noqa: E402
 import turns  # noqa: E402
 from job.cluster import comm  # noqa: E402
 from job.config import Config  # noqa: E402
+from job.distill import DISTILLERS  # noqa: E402
 from job.engine.sync_norm import SynchronisedNorm  # noqa: E402
 from job.frameworks.simsiam import SimSiamFramework  # noqa: E402
 from job.position import Count  # noqa: E402
 from job.engine.run import Run  # noqa: E402
+from job.frameworks import FRAMEWORKS  # noqa: E402
 from job.train import train_epoch  # noqa: E402
 from job.build import build  # noqa: E402
 from mgd.assignment import assign  # noqa: E402
@@ -110,6 +113,12 @@ def test_figures_that_are_kept_are_those_that_scale_reads(monkeypatch, tmp_path,
     report.keep({"date": "2000-01-01", "passes_bare_s": 8.0, "passes_images": 16})
     assert len(list(tmp_path.glob("2000-01-01-*.json"))) == 1
     assert scale.measured_seconds(json.loads((tmp_path / scale.LATEST.name).read_text()))[0] == 0.5
+
+
+def test_methods_has_every_framework_and_distiller():
+    found = [Config(**{"teacher": "a.pth"} | more) for more in methods.METHODS.values()]
+    assert {config.framework for config in found} == FRAMEWORKS.keys()
+    assert {name for config in found if config.teacher for name in config.distill} == DISTILLERS.keys()
 
 
 def test_a_ratio_is_that_of_turns_and_not_of_medians():

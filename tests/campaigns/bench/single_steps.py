@@ -1,0 +1,30 @@
+"""A training of which one step at a time is measured, so that several can take turns."""
+
+import itertools
+
+import setting
+import telling
+from job.build import build
+from job.engine.run import Run
+from job.position import START
+from job.train import train_epoch
+
+
+class Steps:
+    """A training whose steps are measured one at a time."""
+
+    def __init__(self, options, run: Run, batch: int, **more):
+        """Build it with a total batch of `batch` images. more: options besides the bench's own."""
+        config = setting.config(options.photos, batch, options.size, **more)
+        self.training = build(config, run)
+        self.batches, self.done = self.training.batches(START), itertools.count()
+        run.begin(vars(config), None, len(self.training.images), "")
+        self.journal = telling.journal(self.training)
+
+    def seconds(self) -> float:
+        """Do a step; return its seconds by the program's own clock."""
+        training = self.training
+        epoch, step = divmod(next(self.done), training.steps)
+        self.journal.start_epoch(epoch, training.config.lr)
+        train_epoch(training, self.batches, self.journal, epoch, range(step, step + 1))
+        return training.config.batch_size / self.journal.records[-1]["images_per_s"]
