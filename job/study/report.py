@@ -63,16 +63,21 @@ def complete(plan: Plan, records: Records) -> Records:
 
 
 def describe_missing(plan: Plan, records: Records) -> list[str]:
-    """Return a paragraph that names the networks that `records` lacks, if there are any.
+    """Return a paragraph that names the arms that `records` lacks by set, if there are any.
 
-    Some of them may be measured, but not all seeds of their arm.
+    Some of their networks may be measured, but not all seeds of their arm.
     """
     found = {record["unit"] for record in records}
-    if not (missing := [unit.name for unit in plan.units if unit.name not in found]):
+    if not (missing := [unit for unit in plan.units if unit.name not in found]):
         return []
+    shown = []
+    for name in dict.fromkeys(unit.set for unit in missing):
+        whole = not any(record["set"] == name for record in records)
+        arms = dict.fromkeys(unit.arm for unit in missing if unit.set == name)
+        shown.append(f"of {name} {'all' if whole else ', '.join(arms)}")
     reason = "an arm is shown when all its seeds are measured"
     text = f"{len(missing)} of {len(plan.units)} networks are not shown ({reason})"
-    return ["", f"**Incomplete**: {text}: {', '.join(missing)}.", ""]
+    return ["", f"**Incomplete**: {text}: {'; '.join(shown)}.", ""]
 
 
 def together(plan: Plan) -> str:

@@ -159,10 +159,12 @@ def test_arms_without_a_record_of_every_seed_are_left_out_and_missing_networks_n
         record["unit"] for record in records if record["arm"] not in ("original", "refresh once")
     ]
     text = report.write(plan, shown, {"mnist": "mnist.png"})
-    names = "mnist/original-0, mnist/original-7, mnist/refresh-once-0, mnist/refresh-once-7"
     reason = "an arm is shown when all its seeds are measured"
-    missing = f"4 of {len(records)} networks are not shown ({reason}): {names}."
-    assert f"**Incomplete**: {missing}" in text
+    missing = f"4 of {len(records)} networks are not shown ({reason})"
+    assert f"**Incomplete**: {missing}: of mnist original, refresh once.\n" in text
+    both = [*plan.units, *(dataclasses.replace(unit, set="clipart") for unit in plan.units)]
+    text_of_both = report.write(dataclasses.replace(plan, units=both), shown, {"mnist": "m.png"})
+    assert ": of mnist original, refresh once; of clipart all.\n" in text_of_both
     assert "| log schedule |" in text and "| once |" not in text and "| original |" not in text
     own = dataclasses.replace(plan, arms=["refresh every epoch"])
     text = report.write(own, shown, {"mnist": "mnist.png"})
