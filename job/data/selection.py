@@ -53,12 +53,16 @@ class Selection:
 
     def takes(self, path: str) -> bool:
         """Return whether a file is an image by its ending, and count it."""
-        ending = os.path.splitext(path)[1].lower()
-        if ending in self.endings:
+        if self.is_image(path):
             self.taken += 1
             return True
+        ending = os.path.splitext(path)[1].lower()
         self.left_out.add(ending or "without an ending", path)
         return False
+
+    def is_image(self, path: str) -> bool:
+        """Return whether a file's ending is an image's."""
+        return os.path.splitext(path)[1].lower() in self.endings
 
     def images(self, above: str, names: list[str]) -> list[str]:
         """Return the paths of the images among a folder's files; count its files.

@@ -8,6 +8,8 @@ from typing import NoReturn
 from job.data.selection import Selection, is_leftover
 from job.errors import RunError
 
+SAME = "the same folder as another"
+
 
 def class_names(root: str, selection: Selection) -> list[str]:
     """Return the names of the class folders in `root`, sorted; count its other files.
@@ -39,27 +41,38 @@ def images_below(
     selection: Selection,
     skipped: frozenset[str] = frozenset(),
     seen: set[str] | None = None,
+    home: str = "",
 ) -> Iterator[list[str]]:
     """Yield the paths, from `root` on, of the images below its folder `top`, a list a folder.
 
     A folder's own images come first, then those of each folder in it. Links are followed, except
     back to a folder that they lie in, and twice to the same folder: none goes round in a loop.
-    skipped: names in `top` that are neither walked nor counted.
-    RunError: a folder, or the type of an entry, cannot be read. os.walk takes it for a file.
+    If `top` is empty, links to other folders below `root` are not followed either: each image
+    has the label of the folder that it lies in.
+    skipped: names in `top` that are neither walked nor counted. seen, home: of the walk so far.
+    RunError: a folder, or the type of an entry, cannot be read (os.walk takes it for a file); or
+    `top` is empty, and a link in `root` that is not to an image leads nowhere.
     """
     folder, seen = os.path.join(root, top), set() if seen is None else seen
     place = os.path.realpath(folder)
     if place in seen:
+        selection.left_out.add(SAME, f"{top}/")
         return
     seen.add(place)
     folders: list[str] = []
     files: list[str] = []
+    links: set[str] = set()  # to folders, or without an image's ending
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                (folders if is_folder(entry) else files).append(entry.name)
+                (kind := folders if is_folder(entry) else files).append(entry.name)
+                if entry.is_symlink() and (kind is folders or not selection.is_image(entry.name)):
+                    links.add(entry.name)
     except OSError as error:
         refuse(error)
+    if not top:
+        home = place
+        check_links(folder, links)
     if skipped:
         folders = [name for name in folders if name not in skipped]
         files = [name for name in files if name not in skipped]
@@ -67,8 +80,24 @@ def images_below(
     below = [name for name in sorted(folders) if selection.keeps(name, f"{above}{name}/")]
     yield selection.images(above, sorted(files))
     for name in below:
-        if not leads_back(os.path.join(folder, name), folder):
-            yield from images_below(root, f"{above}{name}", selection, seen=seen)
+        path = os.path.join(folder, name)
+        if name in links and leads_back(path, folder):
+            continue
+        if name in links and home and leads_within(path, home):
+            selection.left_out.add(SAME, f"{above}{name}/")
+            continue
+        yield from images_below(root, f"{above}{name}", selection, seen=seen, home=home)
+
+
+def check_links(folder: str, names: set[str]) -> None:
+    """RunError: one of the links in a folder, of which none is an image's, leads nowhere.
+
+    It may have led to a folder, whose images would be missing.
+    """
+    for name in sorted(names):
+        path = os.path.join(folder, name)
+        if not is_leftover(name) and not os.path.exists(path):
+            raise dangling(path)
 
 
 def is_folder(entry: os.DirEntry) -> bool:
@@ -88,6 +117,14 @@ def leads_back(path: str, folder: str) -> bool:
         return False
     target = os.path.realpath(path)
     return os.path.commonpath([target, os.path.realpath(folder)]) == target
+
+
+def leads_within(path: str, home: str) -> bool:
+    """Whether a link leads to a folder below `home`, a real path, whose images are found there."""
+    target = os.path.realpath(path)
+    if os.path.commonpath([target, home]) != home:
+        return False
+    return not any(map(is_leftover, os.path.relpath(target, home).split(os.sep)))
 
 
 def dangling(path: str) -> RunError:

@@ -87,6 +87,38 @@ def test_a_split_that_is_a_broken_link_is_an_error(tmp_path, split):
     assert refused(find_images, str(tmp_path)) == message
 
 
+@pytest.mark.parametrize("name", ["photos", "photos.txt"])
+@pytest.mark.parametrize("target", ["/nowhere/photos", "{name}"])
+def test_a_broken_link_in_a_flat_folder_is_an_error_unless_it_is_an_image_s(tmp_path, name, target):
+    """A container may not have the folder that it led to."""
+    fill(tmp_path, "1.png", "a/2.png")
+    for image in ("gone.png", ".hidden", "a/photos"):
+        (tmp_path / image).symlink_to("/nowhere")
+    assert len(scan(str(tmp_path), "train")) == 3
+    (tmp_path / name).symlink_to(target.format(name=name))
+    message = refused(scan, str(tmp_path), "train")
+    assert message.startswith(f"{tmp_path}/{name} is a link to {target.format(name=name)}, which leads")
+    assert refused(find_images, str(tmp_path)) == message
+
+
+def test_a_link_to_a_folder_beside_it_is_left_out(tmp_path):
+    """Its images have the label of the folder that they lie in, whichever name is first."""
+    fill(tmp_path / "in", "b/1.png", "b/deep/2.png", "c/3.png", "val/4.png", ".store/5.png")
+    fill(tmp_path / "out", "6.png")
+    links = {"a": "b", "c/b": "../b/deep", "d": "val", "e": ".store", "f": "../out", "g": "../out", "c/up": ".."}
+    for name, target in links.items():
+        (tmp_path / "in" / name).symlink_to(target)
+    images = scan(str(tmp_path / "in"), "train")
+    assert found_in(images) == [
+        ("b/1.png", "b"),
+        ("b/deep/2.png", "b"),
+        ("c/3.png", "c"),
+        ("e/5.png", "e"),
+        ("f/6.png", "f"),
+    ]
+    assert "4 the same folder as another (such as a/)" in images.left_out
+
+
 def test_classes_without_train_are_those_of_val(tmp_path):
     fill(tmp_path, "a/1.png", "b/2.png", "valid/a/3.png", "valid/b/4.png")
     assert scan_validation(str(tmp_path), scan(str(tmp_path), "train")).classes == ["a", "b"]
