@@ -42,8 +42,8 @@ def build(config: Config, run: Run) -> Training:
         data = digits.all_prepared
         val = run.on_first(lambda: scan_validation(data(config.images_from), images))
     for found in filter(None, (images, val)):
-        if found.left_out:
-            run.log.line(found.left_out)
+        for line in found.lines:
+            run.log.line(line)
     torch.manual_seed(randomness.torch_seed(config.seed, "weights"))
     kinds = [DISTILLERS[name] for name in config.distill] if config.teacher else []
     stages = sorted({stage for kind in kinds for stage in kind.stages(config)} or {DEPTH})  # DEPTH: for signs of collapse

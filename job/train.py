@@ -63,6 +63,8 @@ def train(config: Config, run: Run) -> None:
         run.log.line(line)
     if not training.images.labelled:
         run.log.remark("hint", "unlabelled", unlabelled(training.images))
+    for id, text in training.images.hints.items():
+        run.log.remark("hint", id, text)
     for id, warning in expectation.warnings().items():
         run.log.remark("warning", id, warning)
 

@@ -14,8 +14,10 @@ from job.data.selection import Selection
 from job.data.walk import class_names, dangling, images_below
 from job.errors import RunError
 from job.position import START, Position
+from job.text import printable
 
 TRAIN, VALIDATION = "train", ("val", "valid")
+OTHER_SPLITS = ("test", "val", "valid", "validation")  # names of folders, in any case
 
 
 def scan(data: str | Sequence[str], *splits: str, max_bad: int = 0) -> Images:
@@ -95,7 +97,23 @@ def scan_split(data: str, root: str, max_bad: int) -> Images:
     labels = np.repeat(np.arange(len(classes)), counts)
     images = ImageFolder(root, classes, Names.joined(blocks), labels, max_bad)
     images.left_out = selection.report(root)
+    if text := same_folders(root, classes):
+        images.hints = {"same_folder": text}
     return images
+
+
+def same_folders(root: str, classes: list[str]) -> str:
+    """Return a line about classes that are one folder, by a link; an empty text if there are none."""
+    found: dict[str, list[str]] = {}
+    for name in classes:
+        found.setdefault(os.path.realpath(os.path.join(root, name)), []).append(name)
+    same = [names for names in found.values() if len(names) > 1]
+    if not same:
+        return ""
+    shown = " and ".join(printable(os.path.join(root, name)) for name in same[0][:2])
+    more = sum(map(len, same)) - 2
+    others = f"; {more} more classes share one" if more else ""
+    return f"{shown} lead to one folder, whose images are in both classes{others}. Remove the link"
 
 
 def labelled_imagenet(images: ImageFolder) -> ImageFolder:
@@ -124,8 +142,6 @@ def scan_below(
     classes: list[str] = []
     blocks, labels, counts = [], [], []
     kept = [name for name in skipped if os.path.isdir(os.path.join(root, name))]
-    for name in kept:
-        selection.left_out.add("kept for validation", f"{name}/")
     for paths in images_below(root, "", selection, frozenset(kept)):
         if not paths:
             continue
@@ -139,6 +155,12 @@ def scan_below(
         raise RunError(f"no images below {root}: {advice(data, root, selection, kept)}")
     images = ImageFolder(root, classes, Names.joined(blocks), np.repeat(labels, counts), max_bad)
     images.left_out = selection.report(root)
+    images.held_out = [os.path.join(root, name) for name in kept]
+    others = [name for name in classes if name.lower() in OTHER_SPLITS]
+    if others and data == root:
+        shown = ", ".join(os.path.join(root, name) for name in others)
+        fix = f"To hold them out, move the others into {os.path.join(root, TRAIN)}"
+        images.hints = {"other_split": f"the run trains on the images in {shown}, too. {fix}"}
     return images
 
 

@@ -7,7 +7,8 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -78,11 +79,14 @@ class Images:
 
     names: of the images, `<class>/<file>`. labels: int64, -1 if there is none. max_bad: how many
     undecodable ones are passed over in search of a good one. left_out: a line about the files of
-    `root` that are not among the images; empty if there are none. reading: (1,) int64, the index
-    of the image read last.
+    `root` that are not among the images; empty if there are none. held_out: folders of `root` that
+    are kept for validation. hints: {id: text} about images that may be a mistake. reading: (1,)
+    int64, the index of the image read last.
     """
 
     left_out = ""
+    held_out: Sequence[str] = ()
+    hints: Mapping[str, str] = MappingProxyType({})
     reading = np.zeros(1, dtype=np.int64)
 
     def __init__(self, root: str, classes: list[str], names: Names, labels: np.ndarray, max_bad: int):
@@ -100,6 +104,12 @@ class Images:
     def common_root(self) -> str:
         """The root of all images' paths; an empty text if they have none in common."""
         return self.root
+
+    @property
+    def lines(self) -> list[str]:
+        """Lines for the log of a run on these images: which files of `root` it does not use."""
+        kept = f"kept for validation: {', '.join(self.held_out)}" if self.held_out else ""
+        return [line for line in (self.left_out, kept) if line]
 
     def some(self, count: float) -> str:
         """Return a number of these images as text: 9 images of DIR, or 8 of 9 images of DIR."""

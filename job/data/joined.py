@@ -25,6 +25,9 @@ class JoinedImages(Images):
         super().__init__(root, classes, names, np.concatenate(labels), max_bad)
         self.parts, self.ends = parts, np.cumsum([len(part) for part in parts])
         self.left_out = "; ".join(part.left_out for part in parts if part.left_out)
+        self.held_out = [folder for part in parts for folder in part.held_out]
+        found = [hint for part in parts for hint in part.hints.items()]
+        self.hints = {id: "; ".join(text for of, text in found if of == id) for id, _ in found}
 
     @property
     def common_root(self) -> str:

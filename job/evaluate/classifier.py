@@ -85,8 +85,10 @@ def build(config: LinearConfig, run: Run) -> Classifier:
     data, bad = digits.all_prepared, config.max_bad_images
     train = run.on_first(lambda: scan(data(config.images_from), "train", max_bad=bad))
     val = run.on_first(lambda: scan_validation(data(config.images_from), train))
-    for line in filter(None, (train.left_out, val.left_out)):
+    for line in (*train.lines, *val.lines):
         run.log.line(line)
+    for id, text in train.hints.items():
+        run.log.remark("hint", id, text)
     if trains and train.labelled < len(train):
         unlabelled = len(train) - train.labelled
         raise RunError(f"{unlabelled} of {len(train)} images in {train.root} have no label: a classifier needs one for each")

@@ -143,7 +143,8 @@ class Remark(TypedDict):
     """A hint or a warning. The text is for people, and may change; the id stays.
 
     Hints: stuck (MoCo, SimSiam), solved (MoCo), collapsed (SimSiam), weak, pull, wait,
-    unlabelled (no image has a label).
+    unlabelled (no image has a label), other_split (a folder such as test/ is trained on),
+    same_folder (two classes are one folder).
     Warnings: long_queue, queue_rank (MoCo), unsynchronised (SimSiam), long_similarity_queue,
     same_features, dead_channels (any framework), rate_jump, ramp_jump (a resume),
     slow_images, stalled_worker, standard_output, event_files, unused_head_width.

@@ -62,7 +62,7 @@ CLASHES = {  # framework, losses, metrics, distiller: the name that two have
 @pytest.mark.parametrize("names", CLASHES)
 def test_a_name_that_is_taken_ends_a_run_at_its_start(monkeypatch, names):
     framework, losses, metrics, distiller = names
-    monkeypatch.setattr(build, "find_images", lambda *_: SimpleNamespace(left_out=""))
+    monkeypatch.setattr(build, "find_images", lambda *_: SimpleNamespace(lines=[]))
     new = SimpleNamespace(name=framework, losses=losses, metrics=metrics)
     monkeypatch.setitem(build.FRAMEWORKS, framework, lambda *_: new)
     kind = SimpleNamespace(name=distiller, stages=lambda _: [4])

@@ -39,6 +39,10 @@ def places(good, tmp_path_factory):
     fill(folder / "classes" / "val" / "a", 2)
     fill(folder / "classes" / "val" / "b", 2)
     fill(folder / "only-val" / "val", 8)
+    fill(folder / "splits" / "train set", 4)
+    fill(folder / "splits" / "test", 4)
+    fill(folder / "alias" / "train" / "b", 8)
+    (folder / "alias" / "train" / "a").symlink_to("b")
     (folder / "flat" / "notes.txt").touch()
     names = [f"good{number}.png" for number in range(8)]
     listing(folder / "flat" / "list.txt", "# eight", "", *names)
@@ -59,21 +63,24 @@ def case(name, data, *parts, options="", program="job.train"):
     return Case(name, [*data.split(), *small, *options.split()], parts, program)
 
 
-# Data, the images trained on, and the hint about labels.
-NO_LABELS = True
+# Data, the images trained on, and the ids of the hints about them.
+NO_LABELS = ["unlabelled"]
+IDS = {"unlabelled", "other_split", "same_folder"}
 TRAINED = {
     "a flat folder": ("{folder}/flat", 8, NO_LABELS),
     "train/ without classes": ("{folder}/loose", 8, NO_LABELS),
-    "a nested folder": ("{folder}/nested", 8, False),
-    "class folders without train/": ("{folder}/classes", 8, False),
+    "a nested folder": ("{folder}/nested", 8, []),
+    "class folders without train/": ("{folder}/classes", 8, []),
     "a list": ("{folder}/flat/list.txt", 8, NO_LABELS),
     "a list of absolute paths": ("{folder}/absolute.txt", 8, NO_LABELS),
-    "two folders": ("{folder}/flat {good}", 16, False),
+    "two folders": ("{folder}/flat {good}", 16, []),
     "a folder, a list and shards": ("{folder}/flat {folder}/absolute.txt {folder}/bare", 24, NO_LABELS),
-    "shards with labels": ("{folder}/labelled", 8, False),
+    "shards with labels": ("{folder}/labelled", 8, []),
     "shards without": ("{folder}/bare", 8, NO_LABELS),
-    "shards without train/": ("{folder}/top", 8, False),
-    "shards of two folders": ("{folder}/labelled {folder}/bare", 16, False),
+    "shards without train/": ("{folder}/top", 8, []),
+    "a folder of another split": ("{folder}/splits", 8, ["other_split"]),
+    "classes that are one folder": ("{folder}/alias", 16, ["same_folder"]),
+    "shards of two folders": ("{folder}/labelled {folder}/bare", 16, []),
 }
 WORK = [case(name, data) for name, (data, _, _) in TRAINED.items()]
 WITH_LABELS = [
@@ -102,12 +109,12 @@ REFUSED = [
 def test_images_are_trained_on_with_or_without_labels(case, outcomes):
     outcome, folder = outcomes[case.name]
     outcome.worked()
-    _, images, unlabelled = TRAINED[case.name]
+    _, images, ids = TRAINED[case.name]
     run = folder / "runs" / "resnet18"
     [start] = of_kind(run, "start")
-    hints = [hint["text"] for hint in of_kind(run, "hint") if hint["id"] == "unlabelled"]
-    assert (start["images"], len(hints)) == (images, unlabelled)
-    assert all("have no labels: training needs none" in hint for hint in hints)
+    hints = {hint["id"]: hint["text"] for hint in of_kind(run, "hint")}
+    assert (start["images"], [id for id in hints if id in IDS]) == (images, ids)
+    assert ("have no labels: training needs none" in str(hints)) == (ids == NO_LABELS)
 
 
 @pytest.mark.parametrize("case", [*WITH_LABELS, *REFUSED], ids=lambda case: case.name)

@@ -74,7 +74,8 @@ def test_validation_images_are_not_trained_on(tmp_path):
     fill(tmp_path, "a/1.png", "b/2.png", "val/a/3.png", "val/b/4.png", "deep/val/5.png")
     images = scan(str(tmp_path), "train")
     assert [name for name, _ in found_in(images)] == ["a/1.png", "b/2.png", "deep/val/5.png"]
-    assert "1 kept for validation (such as val/)" in images.left_out
+    assert images.lines == [f"kept for validation: {tmp_path}/val"]
+    assert find_images(str(tmp_path))[""].left_out == ""
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -117,6 +118,43 @@ def test_a_link_to_a_folder_beside_it_is_left_out(tmp_path):
         ("f/6.png", "f"),
     ]
     assert "4 the same folder as another (such as a/)" in images.left_out
+
+
+@pytest.mark.parametrize("train", ["", "train"])
+def test_folders_of_other_splits_are_a_hint_without_train(tmp_path, train):
+    """With it they may be classes."""
+    fill(tmp_path / train, "a/1.png", "test/1.png", "Validation/b/1.png", "a/test/1.png", "testy/1.png")
+    fill(tmp_path, "val/1.png")
+    images = scan(str(tmp_path), "train")
+    assert images.classes == ["Validation", "a", "test", "testy"]
+    shown = f"the run trains on the images in {tmp_path}/Validation, {tmp_path}/test, too."
+    hint = f"{shown} To hold them out, move the others into {tmp_path}/train"
+    assert images.hints == ({} if train else {"other_split": hint})
+
+
+def test_hints_of_several_folders_are_one(tmp_path):
+    for name in "xy":
+        fill(tmp_path / name, "a/1.png", "test/1.png", "val/1.png")
+    images = scan([f"{tmp_path}/x", f"{tmp_path}/y"], "train")
+    parts = [part.hints["other_split"] for part in images.parts]
+    assert images.hints == {"other_split": "; ".join(parts)} and len(set(parts)) == 2
+    assert images.lines == [f"kept for validation: {tmp_path}/x/val, {tmp_path}/y/val"]
+
+
+def test_classes_that_are_one_folder_have_its_images_both_and_are_a_hint(tmp_path):
+    fill(tmp_path / "train", "b/1.png", "c/1.png", "d/1.png")
+    fill(tmp_path / "out", "1.png")
+    links = {"a": "b", "e": "../out"}
+    for name, target in links.items():
+        (tmp_path / "train" / name).symlink_to(target)
+    images = scan(str(tmp_path), "train")
+    assert found_in(images) == [(f"{name}/1.png", name) for name in "abcde"]
+    shown = f"{tmp_path}/train/a and {tmp_path}/train/b lead to one folder, whose images are in"
+    assert images.hints == {"same_folder": f"{shown} both classes. Remove the link"}
+    for name in "fg":
+        (tmp_path / "train" / name).symlink_to("../out")
+    hint = scan(str(tmp_path), "train").hints["same_folder"]
+    assert hint == f"{shown} both classes; 3 more classes share one. Remove the link"
 
 
 def test_classes_without_train_are_those_of_val(tmp_path):
