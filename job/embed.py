@@ -196,9 +196,12 @@ def append(
 
 
 def check_bad(bad: dict[int, str], splits: Splits, config: EmbedConfig) -> None:
-    """RunError: too many images are undecodable."""
-    if len(bad) > config.max_bad_images or len(bad) == len(splits):
-        count = f"{len(bad)} of {len(splits)} images cannot be decoded"
+    """RunError: too many files are undecodable, or all. A list can name one twice."""
+    different = {splits.whole_path(number) for number in bad}
+    none_left = len(bad) == len(splits)
+    if none_left or len(different) > config.max_bad_images:
+        number = len(bad) if none_left else len(different)
+        count = f"{number} of {len(splits)} images cannot be decoded"
         first = splits.whole_path(min(bad))
         limit = f"--max-bad-images is {config.max_bad_images}"
         raise RunError(f"{count}, and {limit}; the first: {first}")

@@ -172,7 +172,7 @@ def train_epoch(parts: Classifier, batches: Iterator, journal: Journal, epoch: i
 
         journal.step(step, sums)
         if sums["undecodable"]:
-            run.note_bad_images(undecodable, config.max_bad_images, len(parts.train), parts.train.common_root)
+            run.note_bad_images(undecodable, config.max_bad_images, parts.train)
         done = run.count.at(epoch, step + 1)
         if done % config.check_every == 0:
             replicas.check(parts.common(), f"after epoch {epoch}, step {step + 1}")

@@ -155,7 +155,7 @@ def train_epoch(training: Training, batches: Iterator, journal: TrainingJournal,
         # Records.
         journal.step(step, totals)
         if totals["undecodable"]:
-            run.note_bad_images(undecodable, config.max_bad_images, len(training.images), training.images.common_root)
+            run.note_bad_images(undecodable, config.max_bad_images, training.images)
         check_health(training, journal, output, position, last=step == steps[-1])
         del batch, output, losses  # the next forward pass has a use for their memory
 

@@ -136,21 +136,25 @@ class Images:
         return read_image(self.content(index))
 
     def read(self, index: int) -> tuple[np.ndarray, int, list[str]]:
-        """Return an image (H, W, 3) uint8, its label, and the files that could not be decoded on the way to it.
+        """Return an image (H, W, 3) uint8, its label, and the undecodable files on the way to it.
 
-        A file that cannot be decoded is replaced by the next one that can. Where more than `max_bad` in a row
-        cannot, or none can, the image is a black one, and the list is long enough to end the run.
-        RunError: the file system or the memory fails. No image is replaced then: that would change what is trained.
+        The next decodable image replaces an undecodable one. If more than `max_bad` different files
+        in a row are undecodable, or all are, the image is a black one, and the list ends the run.
+        RunError: the file system or the memory fails. No image is replaced then: that would change
+        what is trained.
         """
-        bad: list[str] = []
-        for offset in range(min(len(self), self.max_bad + 1)):
+        bad: dict[str, None] = {}  # a list can name a file twice
+        for offset in range(len(self)):
             self.reading[0] = place = (index + offset) % len(self)
             path = printable(self.path(place))
             try:
-                return patient(functools.partial(self.pixels, place), path), int(self.labels[place]), bad
+                pixels = patient(functools.partial(self.pixels, place), path)
+                return pixels, int(self.labels[place]), list(bad)
             except ValueError as error:
-                bad.append(f"{path}: {printable(getattr(error, 'strerror', None) or str(error))}")
-        return np.zeros((32, 32, 3), dtype=np.uint8), int(self.labels[index]), bad
+                bad[f"{path}: {printable(getattr(error, 'strerror', None) or str(error))}"] = None
+            if len(bad) > self.max_bad:
+                break
+        return np.zeros((32, 32, 3), dtype=np.uint8), int(self.labels[index]), list(bad)
 
 
 def readable_endings() -> set[str]:

@@ -40,7 +40,7 @@ def centre_crops(
             yield normalize(pixels), labels
             bad += undecodable
             run.log.progress(f"{what}: {done} of {len(batches)} batches", done, len(batches), 10 * config.print_freq)
-    run.note_bad_images(bad, config.max_bad_images, len(images), images.common_root)
+    run.note_bad_images(bad, config.max_bad_images, images)
 
 
 @contextlib.contextmanager

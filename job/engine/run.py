@@ -1,6 +1,7 @@
 """One run on these workers, and the one door to it: launcher, device, folder, log, checkpoints and the wish to stop."""
 
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from job.cluster import comm, launch
 from job.cluster.memory import keep_freed_memory, set_apart
 from job.cluster.objects import allgather, broadcast
 from job.cluster.stop import Stop, Stopped
+from job.data.images import Images
 from job.data.loader import Batches, Views
 from job.errors import RunError, WorkerError
 from job.files import write_whole
@@ -277,23 +279,30 @@ class Run:
             self.on_first(self.log.check)
         return dict(zip(values, sums, strict=True))
 
-    def note_bad_images(self, files: list[str], limit: int, images: int, root: str = "") -> None:
+    def note_bad_images(self, files: list[str], limit: int, images: Images) -> None:
         """Name undecodable files that no worker had met before. A collective.
 
-        Those of earlier processes of the run count too, also if the data has moved meanwhile.
-        RunError: they are more than `limit`, or all of the `images` that there are under `root`.
+        files: of `images`, each as "path: problem". A file counts once, also if a list names it
+        twice. Those of earlier processes of the run count too, also if the data has moved meanwhile.
+        RunError: they are more than `limit`, or all `images`.
         """
-        folder, split = os.path.split(printable(root))
-        named = {file.removeprefix(os.path.join(folder, "")) for part in allgather(files, "bad_images") for file in part}
-        found = sorted(named - self.bad_images)
+        folder = os.path.dirname(printable(images.common_root))
+        named = {file for part in allgather(files, "bad_images") for file in part}
+        found = sorted({file.removeprefix(os.path.join(folder, "")) for file in named} - self.bad_images)
         self.bad_images.update(found)
         for file in found:
             path = os.path.join(folder, file)  # a list can have absolute paths
             self.log.record("undecodable", f"cannot decode {path}; it is passed over", text=path)
-        bad = len(self.bad_images)
         # If none can be decoded, each search for a decodable one has listed all.
-        below = sum(file.startswith(split) for file in self.bad_images) if split else 0
-        if bad > limit or max(len(named), below) >= images:
+        none_left = lists_all(named, images)
+        bad = len(images) if none_left else len(self.bad_images)
+        if none_left or bad > limit:
             first = os.path.join(folder, min(self.bad_images))
-            count = f"{bad} of {images} images cannot be decoded"
+            count = f"{bad} of {len(images)} images cannot be decoded"
             raise RunError(f"{count}, and --max-bad-images is {limit}; the first: {first}")
+
+
+def lists_all(files: Iterable[str], images: Images) -> bool:
+    """Return whether all images are among undecodable files, each "path: problem"."""
+    paths = {file[: colon.start()] for file in files for colon in re.finditer(": ", file)}
+    return all(printable(images.path(index)) in paths for index in range(len(images)))

@@ -16,12 +16,15 @@ from job import embed as module
 from job.checkpoints.foreign import read_backbone
 from job.data.augment import CentreView, normalize
 from job.data.folders import scan
+from job.data.image_files import ImageList
+from job.data.splits import Splits
 from job.embed import EmbedConfig, main
 from job.errors import RunError
 from job.evaluate import features
 from job.metrics.log import Log
 from job.networks import build_resnet
 from job.pack import Options, pack
+from errors import refused
 from runs import write_images, write_teacher
 
 ROOT = Path(__file__).parents[2]
@@ -361,3 +364,16 @@ def test_the_commands_of_the_readme_are_options():
         config, given = cli.read("job.embed", EmbedConfig, words[start + 1 :])
         assert {"data", "pretrained", "out"} <= given
         assert module.ending(config.out) in module.FORMATS
+
+
+@pytest.mark.parametrize(("lines", "limit", "count"), [("aabc", 1, None), ("aabc", 0, 1), ("aa", 9, 2)])
+def test_a_file_that_a_list_names_twice_counts_once(lines, limit, count):
+    """a is undecodable; if no image is left, the program ends."""
+    splits = Splits({"": ImageList("list.txt", list(lines), 0)})
+    config = EmbedConfig(pretrained="net", out="f.npy", max_bad_images=limit)
+    bad = dict.fromkeys((0, 1), "cut short")
+    if count is None:
+        module.check_bad(bad, splits, config)
+    else:
+        text = f"{count} of {len(lines)} images cannot be decoded, and --max-bad-images is {limit}"
+        assert refused(module.check_bad, bad, splits, config) == f"{text}; the first: a"

@@ -5,6 +5,7 @@ from job.cluster import comm
 from job.errors import RunError
 from job.cluster import launch
 from job.cluster.objects import allgather
+from job.data.image_files import ImageFolder, ImageList
 from job.metrics.log import Log
 from job.engine.run import Run
 from job.text import printable
@@ -106,55 +107,62 @@ def test_going_back_names_the_checkpoints_that_are_replaced(run, monkeypatch, tm
     assert every(later)[0] == [["checkpoint_0002_000000.pth.tar", "checkpoint_0003_000000.pth.tar"], []]
 
 
+RANKS = [f"{rank}.png" for rank in range(comm.size())]
+MANY = ImageList("", [*RANKS, *(f"good{number}.png" for number in range(1000 - comm.size()))], 0)
+
+
+def bad(*paths):
+    """Undecodable files as a loader names them."""
+    return [printable(f"{path}: truncated") for path in paths]
+
+
 def test_bad_images_are_the_same_set_everywhere_each_named_once(run):
-    run.note_bad_images([f"{run.rank}.png", "shared.png"], 100, 1000)
-    run.note_bad_images([f"{run.rank}.png", "late.png"] if run.rank == 0 else [], 100, 1000)
-    files = {f"{rank}.png" for rank in range(comm.size())} | {"shared.png", "late.png"}
-    for bad, named in every((run.bad_images, run.log.texts("undecodable"))):
-        assert bad == files
+    run.note_bad_images(bad(RANKS[run.rank], "shared.png"), 100, MANY)
+    run.note_bad_images(bad(RANKS[run.rank], "late.png") if run.rank == 0 else [], 100, MANY)
+    files = {*bad(*RANKS, "shared.png", "late.png")}
+    for found, named in every((run.bad_images, run.log.texts("undecodable"))):
+        assert found == files
         assert sorted(named) == sorted(files)
 
 
 @pytest.mark.parametrize("old, new", [("/data/a", "/staged/b"), ("/data/two\u3000words", "/data/two\u3000words")])
 def test_bad_images_of_data_that_has_moved_count_once(run, old, new):
     """As those of a checkpoint do; and all images of a root are found to be bad if its name does not print."""
-    files = [f"train/{rank}.png: truncated" for rank in range(comm.size())]
-    run.note_bad_images([printable(f"{old}/{files[run.rank]}")], 100, 1000, f"{old}/train")
-    found = raised(lambda: run.note_bad_images([printable(f"{new}/{files[run.rank]}")], 100, comm.size(), f"{new}/train"))
-    assert every(run.bad_images) == [set(files)] * comm.size()
-    first = printable(f"{new}/{files[0]}")
-    assert (
-        found
-        == [(f"{comm.size()} of {comm.size()} images cannot be decoded, and --max-bad-images is 100; the first: {first}", 2)]
-        * comm.size()
-    )
+    paths = [f"{old}/train/{name}" for name in RANKS]
+    run.note_bad_images(bad(paths[run.rank]), 100, ImageList(f"{old}/", MANY.names, 0))
+    labels = [-1] * comm.size()
+    images = ImageFolder(f"{new}/train", [], RANKS, labels, 0)
+    found = raised(lambda: run.note_bad_images(bad(images.path(run.rank)), 100, images))
+    assert every(run.bad_images) == [{*bad(*(f"train/{name}" for name in RANKS))}] * comm.size()
+    [first] = bad(images.path(0))
+    text = f"{comm.size()} of {comm.size()} images cannot be decoded, and --max-bad-images is 100"
+    assert found == [(f"{text}; the first: {first}", 2)] * comm.size()
 
 
 def test_bad_images_up_to_the_limit_are_let_pass(run):
-    assert raised(lambda: run.note_bad_images([f"{run.rank}.png"], comm.size(), 1000)) == [None] * comm.size()
+    found = raised(lambda: run.note_bad_images(bad(RANKS[run.rank]), comm.size(), MANY))
+    assert found == [None] * comm.size()
 
 
 def test_one_bad_image_above_the_limit_ends_all_workers(run):
     """Each worker has met one alone: none of them knows by itself that the limit is passed."""
     limit = comm.size() - 1
-    found = raised(lambda: run.note_bad_images([f"{run.rank}.png"], limit, 1000))
-    text = f"{comm.size()} of 1000 images cannot be decoded, and --max-bad-images is {limit}; the first: 0.png"
-    assert found == [(text, 2)] * comm.size()
+    found = raised(lambda: run.note_bad_images(bad(RANKS[run.rank]), limit, MANY))
+    text = f"{comm.size()} of 1000 images cannot be decoded, and --max-bad-images is {limit}; "
+    assert found == [(f"{text}the first: {bad('0.png')[0]}", 2)] * comm.size()
 
 
-def test_a_folder_of_bad_images_alone_ends_all_workers(run):
-    found = raised(lambda: run.note_bad_images([f"{run.rank}.png"], 100, comm.size()))
-    assert all(error and error[0].startswith(f"{comm.size()} of {comm.size()} images cannot") for error in found)
-
-
-@pytest.mark.parametrize("root", ["", "lists/"])
-def test_images_without_a_root_in_common_are_all_bad_too(run, root):
-    """Those of a list, or of several folders. They are logged under their own paths."""
-    files = [f"/far/{rank}.png" for rank in range(comm.size())]
-    found = raised(lambda: run.note_bad_images([files[run.rank]], 100, comm.size(), root))
-    assert all(error and error[0].endswith("; the first: /far/0.png") for error in found)
-    assert every(run.log.texts("undecodable"))[0] == files
-    assert raised(lambda: run.note_bad_images([], 100, 1, root)) == [None] * comm.size()
+@pytest.mark.parametrize("root", ["", "lists/list.txt"])
+@pytest.mark.parametrize("twice", [False, True])
+def test_images_that_are_all_bad_end_all_workers(run, root, twice):
+    """Also those of a list, which can name a file twice. They are logged under their own paths."""
+    paths = [f"/far/a: b/{name}" for name in RANKS]
+    images = ImageList(root, paths * (1 + twice), 0)
+    found = raised(lambda: run.note_bad_images(bad(paths[run.rank]), 100, images))
+    text = f"{len(images)} of {len(images)} images cannot be decoded, and --max-bad-images is 100; "
+    assert found == [(f"{text}the first: {bad(paths[0])[0]}", 2)] * comm.size()
+    assert every(run.log.texts("undecodable"))[0] == bad(*paths)
+    assert raised(lambda: run.note_bad_images([], 100, images)) == [None] * comm.size()
 
 
 @pytest.fixture(params=[name for name in launch.LAUNCHERS if name != "srun"])  # which is run for real in tests/slurm

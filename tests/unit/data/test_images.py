@@ -479,6 +479,25 @@ def test_the_search_ends_when_more_than_the_limit_are_bad(with_broken, max_bad):
     assert image.shape[2:] == (3,)
 
 
+@pytest.mark.parametrize(
+    ("lines", "max_bad", "taken", "named"),
+    [
+        ("0 0 1 0 2", 2, 2, "0 1"),
+        ("0 0 2", 1, 2, "0"),
+        ("0 0 1 2", 1, 0, "0 1"),
+        ("0 0 2", 0, 0, "0"),
+        ("0 0 0", 9, 0, "0"),
+    ],
+)
+def test_a_file_that_a_list_names_twice_counts_once(with_broken, tmp_path, lines, max_bad, taken, named):
+    """taken: the image's value, 0 if it is black."""
+    paths = {str(index): path for index, path in enumerate(map(with_broken(3, {0, 1}).path, range(3)))}
+    (tmp_path / "list.txt").write_text("\n".join(paths[number] for number in lines.split()))
+    image, _, bad = scan(str(tmp_path / "list.txt"), "train", max_bad=max_bad).read(0)
+    assert image[0, 0].tolist() == [taken, 0, 0]
+    assert [line.split(":")[0] for line in bad] == [paths[number] for number in named.split()]
+
+
 def test_a_folder_of_bad_images_alone_gives_a_black_one_and_names_all(with_broken):
     image, label, bad = with_broken(3, range(3)).read(1)
     assert image.shape[2:] == (3,)
