@@ -11,6 +11,7 @@ import io
 import json
 import os
 import shutil
+import sys
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -27,7 +28,7 @@ MEANT = {"names": "set of images", "images": "number of images", "network": "che
 class Rows:
     """The rows of the groups done so far, in a folder that one process at a time writes to.
 
-    origin: what the rows depend on, of JSON's types. width: values in a row.
+    origin: what the rows depend on, of JSON's types; images: their number. width: values in a row.
     journal: of each done group the rows up to its end, their CRC-32 and undecodable images.
     """
 
@@ -88,10 +89,11 @@ class Rows:
         """Read the journal, and cut both files behind the last complete group."""
         journal, rows = self.files[JOURNAL], self.files[ROWS]
         journal.seek(0)
-        end = 0
+        end, images = 0, self.origin.get("images", sys.maxsize)
         with io.BytesIO(journal.readall()) as lines:
             for line in lines:
-                if (entry := parse(line)) is None or self.read(len(self.journal), entry) is None:
+                entry = parse(line, images)
+                if entry is None or self.read(len(self.journal), entry) is None:
                     break
                 self.journal.append(entry)
                 end += len(line)
@@ -107,7 +109,10 @@ class Rows:
         """Return the rows of a group, (n, C) float32; None: they are not those of its checksum."""
         first = self.journal[group - 1]["end"] if group else 0
         size = 4 * self.width * (entry["end"] - first)
-        content = os.pread(self.files[ROWS].fileno(), size, 4 * self.width * first) if size else b""
+        rows, start = self.files[ROWS].fileno(), 4 * self.width * first
+        if not 0 <= size <= os.fstat(rows).st_size - start:
+            return None
+        content = os.pread(rows, size, start) if size else b""
         if len(content) != size or zlib.crc32(content) != entry["crc32"]:
             return None
         return np.frombuffer(content, dtype="<f4").reshape(-1, self.width)
@@ -152,13 +157,19 @@ class Rows:
                 file.close()
 
 
-def parse(line: bytes) -> dict[str, Any] | None:
-    """Return the entry of a journal's line; None: it is incomplete."""
+def parse(line: bytes, images: int) -> dict[str, Any] | None:
+    """Return the entry of a journal's line; None: it is incomplete or damaged.
+
+    images: their number, which those of undecodable images are below.
+    """
     try:
         entry = json.loads(line)
         complete = line.endswith(b"\n") and type(entry["end"]) is type(entry["crc32"]) is int
-        return entry if complete and isinstance(entry["undecodable"], list) else None
-    except (ValueError, TypeError, KeyError):
+        sound = all(
+            type(number) is int and 0 <= number < images and isinstance(problem, str) for number, problem in entry["undecodable"]
+        )
+        return entry if complete and sound else None
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
 
 

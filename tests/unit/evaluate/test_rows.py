@@ -10,7 +10,7 @@ from job.errors import RunError
 from job.evaluate import rows as module
 from job.evaluate.rows import JOURNAL, ORIGIN, ROWS, Rows
 
-ORIGIN_OF = {"network": "1234", "image_size": 32}
+ORIGIN_OF = {"network": "1234", "image_size": 32, "images": 12}
 GROUPS = [(3, {}), (0, {3: "cut short", 4: "no image"}), (2, {7: "ü\udcff"}), (4, {})]
 
 
@@ -81,7 +81,15 @@ def test_rows_that_differ_from_their_checksum_are_computed_again(folder):
 
 @pytest.mark.parametrize(
     "line",
-    ["", "{}", "[]", "null", '{"end": 1}', '{"end": "a", "crc32": 0, "undecodable": []}', "\xff"],
+    [
+        *("", "{}", "[]", "null", '{"end": 1}', '{"end": "a", "crc32": 0, "undecodable": []}', "\xff"),
+        *('{"end": 2, "crc32": 0, "undecodable": []}', f'{{"end": {10**30}, "crc32": 0, "undecodable": []}}'),
+        *(
+            f'{{"end": 3, "crc32": 0, "undecodable": {found}}}'
+            for found in ("1", "{}1", "[1]", "[[1]]", '[["1", "cut"]]', "[[1, 2]]", '[[true, ""]]', "[" * 10**5)
+        ),
+    ],
+    ids=lambda line: line[:60],
 )
 def test_a_damaged_line_ends_the_journal(folder, line):
     lines = (folder / JOURNAL).read_bytes().splitlines()
@@ -103,8 +111,8 @@ def test_rows_that_change_while_they_are_written_out_are_an_error(folder):
 @pytest.mark.parametrize(
     ("origin", "parts"),
     [
-        ({"network": "99", "image_size": 32}, ["another checkpoint", "1234, now 99"]),
-        ({"network": "1234", "image_size": 64}, ["another image_size", "32, now 64"]),
+        (ORIGIN_OF | {"network": "99"}, ["another checkpoint", "1234, now 99"]),
+        (ORIGIN_OF | {"image_size": 64}, ["another image_size", "32, now 64"]),
     ],
 )
 def test_a_folder_of_another_origin_is_refused_and_stays(folder, origin, parts):
