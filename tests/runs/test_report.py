@@ -196,7 +196,7 @@ def test_matched_maps_are_those_of_the_networks(folders, teacher_file):
     """The channels are of the checkpoint's matching, cheapest first, and their costs are those of a slow sum."""
     [run, _] = find_runs(map(str, folders))
     student = features.newest_student(run.history)
-    sample = features.read_sample(student.options["data"], 32)
+    sample = features.read_sample(tuple(student.options["places"]), 32)
     found = features.matches(student, features.read_teacher(student, str(teacher_file)), sample.views)
     assert sorted(found) == [1, 2, 3, 4]
     for stage, some in found.items():
@@ -251,7 +251,7 @@ def test_without_data_or_teacher_the_rest_stands(folders, tmp_path):
 
 def test_packed_data_gives_the_same_features(folders, images, tmp_path):
     pack([str(images), str(tmp_path / "packed")])
-    samples = [features.read_sample(str(data), 32) for data in (images, tmp_path / "packed")]
+    samples = [features.read_sample((str(data),), 32) for data in (images, tmp_path / "packed")]
     assert [len(sample.views) for sample in samples] == [9, 9]
     out, _ = report(tmp_path, folders[0], "--data", tmp_path / "packed")
     assert pictures(out) == CURVES | NETWORKS

@@ -46,7 +46,14 @@ def main(argv: list[str] | None = None) -> None:
         parser.add_argument(
             "--out", metavar="FILE", type=expand, default="report.html", help="default: report.html; its pictures lie beside it"
         )
-        parser.add_argument("--data", metavar="DIR", type=expand, default="", help="where the runs' images are on this machine")
+        parser.add_argument(
+            "--data",
+            metavar="DIR",
+            type=expand,
+            action="append",
+            default=[],
+            help="where the runs' images are on this machine; may be given again",
+        )
         parser.add_argument(
             "--teacher", metavar="FILE", type=expand, default="", help="where the runs' teacher is on this machine"
         )
@@ -62,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"wrote {out}: {len(html) / 1e6:.1f} MB, {number}; {len(pictures)} pictures in {beside(out)}")
 
 
-def render(runs: Sequence[Shown], out: Path, elsewhere: tuple[str, str] | None) -> tuple[bytes, list[Picture]]:
+def render(runs: Sequence[Shown], out: Path, elsewhere: tuple[list[str], str] | None) -> tuple[bytes, list[Picture]]:
     """Return the report's HTML and its pictures. elsewhere: data and teacher where they are not empty; None: no features."""
     now = time.time()
     trained = [run for run in runs if run.history.kind == "train"]

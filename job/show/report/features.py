@@ -17,7 +17,7 @@ from job.checkpoints.folder import load
 from job.checkpoints.foreign import Backbone, read_backbone
 from job.data import digits
 from job.data.augment import normalize
-from job.data.folders import scan
+from job.data.folders import VALIDATION, scan, split_of
 from job.data.images import Images
 from job.data.views import CentreViews
 from job.errors import RunError
@@ -102,8 +102,10 @@ def checked(options: dict) -> dict:
     size, arch = options.get("image_size"), options.get("teacher_arch")
     if not isinstance(size, int) or not SMALLEST <= size <= LARGEST:
         raise RunError(f"image_size {size}: expected {SMALLEST} to {LARGEST} pixels to show what a network sees")
-    paths = {name: str(options.get(name, "")) for name in ("data", "teacher")}
-    return {"image_size": size, "teacher_arch": arch if arch in ARCHS else "", **paths}
+    more = options.get("more_data")
+    places = [options.get("data", ""), *(more if isinstance(more, list) else [])]
+    known = {"image_size": size, "teacher_arch": arch if arch in ARCHS else ""}
+    return known | {"places": [*map(str, places)], "teacher": str(options.get("teacher", ""))}
 
 
 def read_teacher(student: Student, path: str) -> ResNet:
@@ -133,15 +135,23 @@ def folder_of(data: str) -> Iterator[str]:
 
 
 @functools.cache
-def read_sample(data: str, size: int) -> Sample:
-    """Read validation images, or training images where there are none: centre crops, the same ones each time. RunError: none."""
-    with folder_of(data) as folder:
-        images = scan(folder, "val", "valid", "train")
+def read_sample(places: tuple[str, ...], size: int) -> Sample:
+    """Read centre crops of images, the same ones each time. RunError: there are none.
+
+    places: folders and lists, or the word digits. The images are the validation images of those
+    that have some; if none has, the training images of all.
+    """
+    with contextlib.ExitStack() as stack:
+        folders = [stack.enter_context(folder_of(place)) for place in places]
+        held_out = [folder for folder in folders if split_of(folder, VALIDATION)]
+        images = scan(held_out or folders, *VALIDATION, "train")
         views = CentreViews(images, size)
         read = [(view, label) for view, label, bad in map(views.__getitem__, choose(images)) if not bad]
     if len(read) < 2:
         raise RunError(f"{images.root} has fewer than two images that can be decoded")
-    root = data if images.root == folder else os.path.join(data, os.path.basename(images.root))
+    root = images.root
+    for place, folder in zip(places, folders, strict=True):
+        root = root.replace(folder, place)  # the digits may lie in a folder of a moment
     classes = [*images.classes, "no label"]
     return Sample(torch.stack([view for view, _ in read]), np.array([label for _, label in read]), classes, root)
 

@@ -44,10 +44,10 @@ class Seen:
     notes: list[str]
 
 
-def look_inside(runs: Sequence[Shown], data: str, teacher: str) -> Seen:
+def look_inside(runs: Sequence[Shown], data: Sequence[str], teacher: str) -> Seen:
     """Draw what the newest students of `runs` see of their validation images, and of each other with their teachers.
 
-    data, teacher: what the runs' options say where it is not empty, to be found elsewhere on this machine.
+    data, teacher: where they are on this machine; if empty, where the runs' options say.
     """
     seen = Seen([], [], [], [f"{run.label}: left out; the networks of the first {RUNS} runs are shown" for run in runs[RUNS:]])
     slugs = slugs_of([run.label for run in runs[:RUNS]])
@@ -55,7 +55,8 @@ def look_inside(runs: Sequence[Shown], data: str, teacher: str) -> Seen:
     for run in runs[:RUNS]:
         try:
             student = newest_student(run.history)
-            sample = read_sample(data or student.options["data"], student.options["image_size"])
+            places = tuple(data or student.options["places"])
+            sample = read_sample(places, student.options["image_size"])
             features = embed(network(student.backbone), sample)
         except RunError as error:
             seen.notes.append(f"{run.label}: {error}")

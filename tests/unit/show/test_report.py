@@ -1,7 +1,9 @@
 """Parts of reports that need no run."""
 
 import json
+import shutil
 import tarfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,7 +34,7 @@ def test_pictures_of_images_without_labels_say_so(images, tmp_path):
         for path in sorted((images / "val").glob("*/*.png")):
             tar.add(path, path.name)
     index(str(tmp_path), Log(speaks=False))
-    sample, labelled = (features.read_sample(str(data), 32) for data in (tmp_path, images))
+    sample, labelled = (features.read_sample((str(data),), 32) for data in (tmp_path, images))
     found = torch.randn(9, 5, generator=torch.Generator().manual_seed(1))
     for some, said in ((sample, True), (labelled, False)):
         for picture in (embeddings([("run", found)], some, 0), neighbour_grid("run", "run", some, found)):
@@ -80,6 +82,26 @@ def test_images_in_no_folder_and_of_a_list_are_shown_without_labels(tmp_path):
     names = sorted(path.name for path in flat.iterdir())
     (tmp_path / "list.txt").write_text("".join(f"flat/{name}\n" for name in names))
     for data in (flat, tmp_path / "list.txt"):
-        sample = features.read_sample(str(data), 32)
+        sample = features.read_sample((str(data),), 32)
         assert sample.root == str(data) and sample.remark == f" The images of {data} have no labels."
         assert {sample.classes[label] for label in sample.labels} == {"no label"} and len(sample.views) == len(names)
+
+
+def test_images_of_all_folders_of_a_run_are_shown(tmp_path, monkeypatch):
+    """Validation images if some have them, as k-NN has; the word digits is a folder among them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(features.digits, "write_digits", lambda folder: write_numbered(Path(folder)))
+    for name in ("one", "two"):
+        write_numbered(tmp_path / name)
+        shutil.copytree(tmp_path / name / "train" / "0", tmp_path / name / "val" / "0")
+    (tmp_path / "list.txt").write_text("one/train/0/00.png\n")
+    options = {"image_size": 32, "data": "one", "more_data": ["two", "list.txt"]}
+    places = tuple(features.checked(options)["places"])
+    found = [features.read_sample(places, 32)]
+    for name in ("one", "two"):
+        shutil.rmtree(tmp_path / name / "val")
+        found.append(features.read_sample((*places, *(["digits"] * (name == "two"))), 33))
+        features.read_sample.cache_clear()
+    roots = ["one/val and two/val", "two/val", "one/train and 3 more"]
+    assert [(sample.root, len(sample.views)) for sample in found] == list(zip(roots, [12, 6, 37], strict=True))
+    assert features.read_sample(("digits", "one"), 32).root == "digits/train and one/train"

@@ -213,7 +213,7 @@ def test_images_are_not_read_at_a_size_that_takes_all_memory(size):
 
 def test_odd_options_of_a_checkpoint_become_words():
     options = features.checked({"image_size": 64, "data": [1], "teacher_arch": ["resnet50"], "seed": 1})
-    assert options == {"image_size": 64, "data": "[1]", "teacher": "", "teacher_arch": ""}
+    assert options == {"image_size": 64, "places": ["[1]"], "teacher": "", "teacher_arch": ""}
 
 
 @pytest.mark.parametrize(
