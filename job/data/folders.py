@@ -25,9 +25,14 @@ def scan(data: str | Sequence[str], *splits: str, max_bad: int = 0) -> Images:
 
     data: a folder or a list's file, or several, whose images follow one another. The split train
     may be missing: then all images below the folder are taken, except those of val and valid.
-    RunError: no such folder, or no images in it.
+    RunError: no such folder, no images in it, or one of several twice.
     """
     places = [data] if isinstance(data, str) else data
+    found: dict[str, str] = {}
+    for place in places:
+        if same := found.get(os.path.realpath(place)):
+            raise RunError(f"{same} and {place}: the same images; expected different ones. Name one")
+        found[os.path.realpath(place)] = place
     parts = [scan_one(place, splits, max_bad) for place in places]
     if len(parts) == 1:
         return parts[0]

@@ -49,6 +49,12 @@ def places(good, tmp_path_factory):
     listing(folder / "absolute.txt", *(f"{folder}/flat/{name}" for name in names))
     listing(folder / "stale.txt", *(f"flat/{name}" for name in names), "flat/gone.png", "nowhere/gone.png")
     listing(folder / "text.txt", "no", "picture")
+    (folder / "bad").mkdir()
+    for number in range(3):
+        (folder / "bad" / f"{number}.png").touch()
+    listing(folder / "bad.txt", *(f"bad/{number % 3}.png" for number in range(6)))
+    listing(folder / "one-bad.txt", *["bad/0.png"] * 6)
+    listing(folder / "twice.txt", *(f"flat/{name}" for name in names), "bad/0.png", "bad/0.png")
     for name, labelled in (("labelled", True), ("bare", False), ("top", True)):
         split = "" if name == "top" else "train"
         (folder / name / split).mkdir(parents=True)
@@ -102,7 +108,16 @@ REFUSED = [
     case("a list of nothing", "{folder}/text.txt", "no images in {folder}/text.txt", "2 without an ending"),
     case("a tar file", "{folder}/bare/train/0.tar", "no text", "job.pack --index"),
     case("a missing one of two", "{folder}/flat {folder}/none", "no folder {folder}/none"),
+    case("a folder twice", "{folder}/flat {good} {folder}/flat/", "{folder}/flat/: the same images", "Name one"),
 ]
+# Data of undecodable files only, and parts of the line with which a begun run ends.
+UNDECODABLE = {
+    "a list of bad images": ("{folder}/bad.txt", "6 of 6 images", "{folder}/bad/0.png"),
+    "a list of one bad image": ("{folder}/one-bad.txt", "6 of 6 images", "{folder}/bad/0.png"),
+    "a list and its folder, of bad images": ("{folder}/bad.txt {folder}/bad", "9 of 9", "{folder}/bad/0.png"),
+}
+ENDED = [case(name, data) for name, (data, *_) in UNDECODABLE.items()]
+TWICE = case("a bad image twice in a list", "{folder}/twice.txt", options="--max-bad-images 1 --batch-size 10")
 
 
 @pytest.mark.parametrize("case", WORK, ids=lambda case: case.name)
@@ -120,3 +135,18 @@ def test_images_are_trained_on_with_or_without_labels(case, outcomes):
 @pytest.mark.parametrize("case", [*WITH_LABELS, *REFUSED], ids=lambda case: case.name)
 def test_labels_are_needed_by_k_nn_and_classifiers_alone(case, outcomes, places):
     check(case, outcomes, places)
+
+
+@pytest.mark.parametrize("case", ENDED, ids=lambda case: case.name)
+def test_lists_of_undecodable_files_end_the_run(case, outcomes, places):
+    outcome, folder = outcomes[case.name]
+    parts = [part.format(**places) for part in UNDECODABLE[case.name][1:]]
+    outcome.refused("cannot be decoded", *parts)
+    assert not (folder / "runs" / "resnet18" / "last.pth.tar").exists()
+
+
+@pytest.mark.parametrize("case", [TWICE], ids=lambda case: case.name)
+def test_a_file_that_a_list_names_twice_is_one_undecodable_file(case, outcomes):
+    outcome, folder = outcomes[case.name]
+    outcome.worked()
+    assert [line["text"].count("bad/0.png") for line in of_kind(folder / "runs" / "resnet18", "undecodable")] == [1]

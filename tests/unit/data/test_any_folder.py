@@ -277,6 +277,18 @@ def test_several_are_one_set_and_classes_of_one_name_one_class(several):
     assert sorted(images.order(0, 0, 2)) == list(range(6))
 
 
+@pytest.mark.parametrize(
+    ("name", "again"),
+    [("one", "one"), ("one", "one/"), ("flat", "two/../flat"), ("one", "link"), ("list.txt", "./list.txt")],
+)
+def test_the_same_folder_or_list_twice_is_an_error(several, tmp_path, monkeypatch, name, again):
+    """Its images would have twice the weight of others."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("one")
+    message = refused(scan, [name, "two", again], "train")
+    assert message == f"{name} and {again}: the same images; expected different ones. Name one"
+
+
 def test_the_validation_images_of_several_are_those_of_folders_that_have_some(several):
     val = scan_validation(several, scan(several[:2], "train"))
     assert (len(val), val.root) == (3, f"{several[0]}/val")
