@@ -36,13 +36,16 @@ staged_folder() {
     echo "$(realpath -ms "$LOCAL")/${name:0:100}-$(sha256sum <<<"$path" | cut -c -16)-$(LC_ALL=C stat -c %s-%.9Y "$path")"
 }
 
-# The folder with train/ in the unpacked files: it may have a name of its own in the archive.
+# The folder of images in the unpacked files: the one with train/, or the archive's only folder, or all of them.
 data_folder() {
-    local train
+    local train entries
     for train in "$STAGED/data/train" "$STAGED"/data/*/train; do
         [ ! -d "$train" ] || { dirname "$train" && return; }
     done
-    fail "ARCHIVE=$ARCHIVE: no folder train in it; expected train/CLASS/IMAGE"
+    entries=("$STAGED"/data/*) # without names that begin with a dot
+    [ -e "${entries[0]}" ] || fail "ARCHIVE=$ARCHIVE: no files in it; expected images, such as train/CLASS/IMAGE"
+    [[ ${#entries[@]} = 1 && -d ${entries[0]} ]] || entries=("$STAGED/data")
+    echo "${entries[0]}"
 }
 
 # On each node: unpack ARCHIVE unless this version is there, and note that this job needs it.

@@ -159,8 +159,33 @@ def test_an_archive_without_images_is_refused(tmp_path):
     assert on_node("stage_here", tmp_path / "empty.tar", tmp_path / "local").returncode == 0
     (folder,) = staged(tmp_path / "local")
     done = on_node("data_folder", tmp_path / "empty.tar", tmp_path / "local", STAGED=str(folder))
-    expected = f"error: batch: ARCHIVE={tmp_path}/empty.tar: no folder train in it; expected train/CLASS/IMAGE\n"
-    assert (done.returncode, done.stderr) == (2, expected)
+    problem = "no files in it; expected images, such as train/CLASS/IMAGE"
+    assert (done.returncode, done.stderr) == (2, f"error: batch: ARCHIVE={tmp_path}/empty.tar: {problem}\n")
+
+
+@pytest.mark.parametrize(
+    ("names", "folder"),
+    [
+        (["photos/1.png", "photos/2.png"], "data/photos"),
+        (["photos/a/1.png", "photos/val/2.png", ".DS_Store"], "data/photos"),
+        (["1.png", "2.png"], "data"),
+        (["1.png"], "data"),
+        (["a/1.png", "b/2.png"], "data"),
+        (["a/1.png", "in/train/a/2.png"], "data/in"),
+        (["0.tar", "index.npz"], "data"),
+    ],
+)
+def test_an_archive_without_train_is_a_folder_of_images(tmp_path, names, folder):
+    """As DATA is; of files in a folder of their own it is that one, which would be their label."""
+    for name in names:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    with tarfile.open(tmp_path / "flat.tar", "w") as archive:
+        archive.add(tmp_path / "in", ".")
+    assert on_node("stage_here", tmp_path / "flat.tar", tmp_path / "local").returncode == 0
+    (staged_in,) = staged(tmp_path / "local")
+    done = on_node("data_folder", tmp_path / "flat.tar", tmp_path / "local", STAGED=str(staged_in))
+    assert (done.returncode, done.stdout) == (0, f"{staged_in}/{folder}\n"), done.stderr
 
 
 @pytest.mark.parametrize(
