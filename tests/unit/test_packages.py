@@ -91,6 +91,13 @@ def test_an_installation_refuses_a_file_with_another_hash(tmp_path):
     assert found[1].returncode == 1 and "DO NOT MATCH THE HASHES" in found[1].stderr
 
 
+def test_the_docker_image_has_the_extras_that_runs_use():
+    """ONNX is for the machine that exports, study and test for this repository."""
+    text = (REPO / "docker/Dockerfile").read_text()
+    extras = re.search(r"--only-deps '\.\[(.+)\]'", text)[1].split(",")
+    assert extras == sorted(EXTRAS.keys() - {"onnx", "study", "test"})
+
+
 def test_all_that_names_the_pythons_names_the_same():
     versions = [label.removeprefix("Programming Language :: Python :: ") for label in PROJECT["classifiers"]]
     assert [version for version in versions if version.startswith("3.")] == PYTHONS
