@@ -31,7 +31,8 @@ def scan(data: str | Sequence[str], *splits: str, max_bad: int = 0) -> Images:
     found: dict[str, str] = {}
     for place in places:
         if same := found.get(os.path.realpath(place)):
-            raise RunError(f"{same} and {place}: the same images; expected different ones. Name one")
+            problem = "the same images; expected different ones. Name one"
+            raise RunError(f"{same} and {place}: {problem}")
         found[os.path.realpath(place)] = place
     parts = [scan_one(place, splits, max_bad) for place in places]
     if len(parts) == 1:
@@ -108,7 +109,7 @@ def scan_split(data: str, root: str, max_bad: int) -> Images:
 
 
 def same_folders(root: str, classes: list[str]) -> str:
-    """Return a line about classes that are one folder, by a link; an empty text if there are none."""
+    """Return a line about classes that are one folder, by a link; an empty text: there are none."""
     found: dict[str, list[str]] = {}
     for name in classes:
         found.setdefault(os.path.realpath(os.path.join(root, name)), []).append(name)

@@ -283,12 +283,13 @@ class Run:
         """Name undecodable files that no worker had met before. A collective.
 
         files: of `images`, each as "path: problem". A file counts once, also if a list names it
-        twice. Those of earlier processes of the run count too, also if the data has moved meanwhile.
+        twice. Those of earlier processes of the run count too, also if the data has moved since.
         RunError: they are more than `limit`, or all `images`.
         """
         folder = os.path.dirname(printable(images.common_root))
         named = {file for part in allgather(files, "bad_images") for file in part}
-        found = sorted({file.removeprefix(os.path.join(folder, "")) for file in named} - self.bad_images)
+        below = {file.removeprefix(os.path.join(folder, "")) for file in named}
+        found = sorted(below - self.bad_images)
         self.bad_images.update(found)
         for file in found:
             path = os.path.join(folder, file)  # a list can have absolute paths

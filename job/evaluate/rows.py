@@ -165,9 +165,9 @@ def parse(line: bytes, images: int) -> dict[str, Any] | None:
     try:
         entry = json.loads(line)
         complete = line.endswith(b"\n") and type(entry["end"]) is type(entry["crc32"]) is int
-        sound = all(
-            type(number) is int and 0 <= number < images and isinstance(problem, str) for number, problem in entry["undecodable"]
-        )
+        bad = [(number, problem) for number, problem in entry["undecodable"]]
+        numbered = all(type(number) is int and 0 <= number < images for number, _ in bad)
+        sound = numbered and all(isinstance(problem, str) for _, problem in bad)
         return entry if complete and sound else None
     except (ValueError, TypeError, KeyError, RecursionError):
         return None

@@ -86,7 +86,18 @@ def test_rows_that_differ_from_their_checksum_are_computed_again(folder):
         *('{"end": 2, "crc32": 0, "undecodable": []}', f'{{"end": {10**30}, "crc32": 0, "undecodable": []}}'),
         *(
             f'{{"end": 3, "crc32": 0, "undecodable": {found}}}'
-            for found in ("1", "{}1", "[1]", "[[1]]", '[["1", "cut"]]', "[[1, 2]]", '[[true, ""]]', "[" * 10**5)
+            for found in (
+                "1",
+                "{}1",
+                "[1]",
+                "[[1]]",
+                '[["1", "cut"]]',
+                "[[1, 2]]",
+                '[[12, ""]]',
+                '[[-1, ""]]',
+                '[[true, ""]]',
+                "[" * 10**5,
+            )
         ),
     ],
     ids=lambda line: line[:60],
