@@ -107,8 +107,16 @@ def test_going_back_names_the_checkpoints_that_are_replaced(run, monkeypatch, tm
     assert every(later)[0] == [["checkpoint_0002_000000.pth.tar", "checkpoint_0003_000000.pth.tar"], []]
 
 
-RANKS = [f"{rank}.png" for rank in range(comm.size())]
-MANY = ImageList("", [*RANKS, *(f"good{number}.png" for number in range(1000 - comm.size()))], 0)
+@pytest.fixture
+def ranks(run):
+    """A file's name of each worker."""
+    return [f"{rank}.png" for rank in range(comm.size())]
+
+
+@pytest.fixture
+def many(ranks):
+    """A list of 1000 images, with those of `ranks`."""
+    return ImageList("", [*ranks, *(f"good{number}.png" for number in range(1000 - len(ranks)))], 0)
 
 
 def bad(*paths):
@@ -116,47 +124,47 @@ def bad(*paths):
     return [printable(f"{path}: truncated") for path in paths]
 
 
-def test_bad_images_are_the_same_set_everywhere_each_named_once(run):
-    run.note_bad_images(bad(RANKS[run.rank], "shared.png"), 100, MANY)
-    run.note_bad_images(bad(RANKS[run.rank], "late.png") if run.rank == 0 else [], 100, MANY)
-    files = {*bad(*RANKS, "shared.png", "late.png")}
+def test_bad_images_are_the_same_set_everywhere_each_named_once(run, ranks, many):
+    run.note_bad_images(bad(ranks[run.rank], "shared.png"), 100, many)
+    run.note_bad_images(bad(ranks[run.rank], "late.png") if run.rank == 0 else [], 100, many)
+    files = {*bad(*ranks, "shared.png", "late.png")}
     for found, named in every((run.bad_images, run.log.texts("undecodable"))):
         assert found == files
         assert sorted(named) == sorted(files)
 
 
 @pytest.mark.parametrize("old, new", [("/data/a", "/staged/b"), ("/data/two\u3000words", "/data/two\u3000words")])
-def test_bad_images_of_data_that_has_moved_count_once(run, old, new):
+def test_bad_images_of_data_that_has_moved_count_once(run, old, new, ranks, many):
     """As those of a checkpoint do; and all images of a root are found to be bad if its name does not print."""
-    paths = [f"{old}/train/{name}" for name in RANKS]
-    run.note_bad_images(bad(paths[run.rank]), 100, ImageList(f"{old}/", MANY.names, 0))
+    paths = [f"{old}/train/{name}" for name in ranks]
+    run.note_bad_images(bad(paths[run.rank]), 100, ImageList(f"{old}/", many.names, 0))
     labels = [-1] * comm.size()
-    images = ImageFolder(f"{new}/train", [], RANKS, labels, 0)
+    images = ImageFolder(f"{new}/train", [], ranks, labels, 0)
     found = raised(lambda: run.note_bad_images(bad(images.path(run.rank)), 100, images))
-    assert every(run.bad_images) == [{*bad(*(f"train/{name}" for name in RANKS))}] * comm.size()
+    assert every(run.bad_images) == [{*bad(*(f"train/{name}" for name in ranks))}] * comm.size()
     [first] = bad(images.path(0))
     text = f"{comm.size()} of {comm.size()} images cannot be decoded, and --max-bad-images is 100"
     assert found == [(f"{text}; the first: {first}", 2)] * comm.size()
 
 
-def test_bad_images_up_to_the_limit_are_let_pass(run):
-    found = raised(lambda: run.note_bad_images(bad(RANKS[run.rank]), comm.size(), MANY))
+def test_bad_images_up_to_the_limit_are_let_pass(run, ranks, many):
+    found = raised(lambda: run.note_bad_images(bad(ranks[run.rank]), comm.size(), many))
     assert found == [None] * comm.size()
 
 
-def test_one_bad_image_above_the_limit_ends_all_workers(run):
+def test_one_bad_image_above_the_limit_ends_all_workers(run, ranks, many):
     """Each worker has met one alone: none of them knows by itself that the limit is passed."""
     limit = comm.size() - 1
-    found = raised(lambda: run.note_bad_images(bad(RANKS[run.rank]), limit, MANY))
+    found = raised(lambda: run.note_bad_images(bad(ranks[run.rank]), limit, many))
     text = f"{comm.size()} of 1000 images cannot be decoded, and --max-bad-images is {limit}; "
     assert found == [(f"{text}the first: {bad('0.png')[0]}", 2)] * comm.size()
 
 
 @pytest.mark.parametrize("root", ["", "lists/list.txt"])
 @pytest.mark.parametrize("twice", [False, True])
-def test_images_that_are_all_bad_end_all_workers(run, root, twice):
+def test_images_that_are_all_bad_end_all_workers(run, root, twice, ranks):
     """Also those of a list, which can name a file twice. They are logged under their own paths."""
-    paths = [f"/far/a: b/{name}" for name in RANKS]
+    paths = [f"/far/a: b/{name}" for name in ranks]
     images = ImageList(root, paths * (1 + twice), 0)
     found = raised(lambda: run.note_bad_images(bad(paths[run.rank]), 100, images))
     text = f"{len(images)} of {len(images)} images cannot be decoded, and --max-bad-images is 100; "
