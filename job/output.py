@@ -60,15 +60,19 @@ def may_fail(failed: Failed) -> None:
 
 
 @contextlib.contextmanager
-def guarded() -> Iterator[None]:
-    """Within, a failed write to standard output is a RunError at once, and one to standard error is ignored.
+def guarded(failed: Failed = end) -> Iterator[None]:
+    """Let a failed write to standard output call `failed`, and ignore one to standard error.
 
-    A reader that has gone ends the program with exit code 141 and no line. Streams that others have replaced stay.
+    By default it is a RunError at once. If the reader has gone, the program ends with exit code
+    141 and no line. Streams that others have replaced stay.
     """
     before = sys.stdout, sys.stderr
+    for earlier in filter(None, before):
+        with contextlib.suppress(OSError, ValueError):  # ValueError: it is closed
+            earlier.flush()
     descriptors = {name: reserved(name) for name in DESCRIPTORS}
     if sys.stdout is sys.__stdout__:
-        sys.stdout = stream(descriptors["stdout"], end, before[0])
+        sys.stdout = stream(descriptors["stdout"], failed, before[0])
     if sys.stderr is sys.__stderr__:
         sys.stderr = stream(descriptors["stderr"], ignore, before[1])
     try:

@@ -1,4 +1,4 @@
-"""The processes that this one has started through multiprocessing."""
+"""The processes that this program has started."""
 
 import atexit
 import multiprocessing
@@ -7,13 +7,25 @@ import time
 REAPED = 2.0  # s in which the end of a process shows
 
 
+class Child(multiprocessing.context.ForkServerProcess):
+    """A process that this program has started. A script that calls the program may have others."""
+
+
 @atexit.register
 def end_children() -> bool:
-    """Kill this process's children; return whether all have ended. One whose read blocks in the kernel does not end."""
-    processes = multiprocessing.active_children()
+    """Kill the children; return whether all have ended.
+
+    One whose read blocks in the kernel does not end.
+    """
+    processes = children()
     for process in processes:
         process.kill()
     deadline = time.monotonic() + REAPED
     for process in processes:
         process.join(max(0.0, deadline - time.monotonic()))
-    return not multiprocessing.active_children()
+    return not children()
+
+
+def children() -> list[Child]:
+    """Return the children that have not ended."""
+    return [process for process in multiprocessing.active_children() if isinstance(process, Child)]

@@ -69,6 +69,11 @@ def start() -> None:
     horovod = loaded
 
 
+def connected() -> bool:
+    """Return whether this worker is connected to others."""
+    return horovod is not None
+
+
 def stop() -> None:
     """Disconnect this worker from the others."""
     global horovod

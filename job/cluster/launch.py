@@ -17,6 +17,7 @@ import torch
 from job import output
 from job.cluster import comm, objects, same_start, slurm, sockets
 from job.cluster.children import end_children
+from job.cluster.stop import in_main_thread
 from job.cluster.watchdog import Watchdog
 from job.errors import RunError, StartError, WorkerError
 
@@ -61,7 +62,7 @@ def start(options: Mapping[str, Any]) -> torch.device:
     sockets.shorten_paths()
     patience()
     name, _, size = launched()
-    if size > 1:
+    if size > 1 and not comm.connected():  # a script's second run finds the workers connected
         check_own_name()
         comm.load()  # before srun's rendezvous, which needs Horovod too
         with left_at_signals(), slurm.joined() if name == "srun" else contextlib.nullcontext():
@@ -78,7 +79,11 @@ def left_at_signals() -> Iterator[None]:
     """End this process PATIENCE s after a signal, if not all workers have started by then; SIGUSR2 asks only to save.
 
     Horovod's start is one call that waits for all workers: Python's own signal handlers run after it.
+    Outside the main thread, where Python cannot see signals, this does nothing.
     """
+    if not in_main_thread():
+        yield
+        return
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     before = signal.set_wakeup_fd(writer)

@@ -1,10 +1,16 @@
 """The wish to stop: a signal sets it, and the next collective tells all workers."""
 
 import signal
+import threading
 import time
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
+
+
+def in_main_thread() -> bool:
+    """Whether Python lets this thread set signal handlers."""
+    return threading.current_thread() is threading.main_thread()
 
 
 class Stopped(Exception):
@@ -15,7 +21,8 @@ class Stop:
     """Whether one of SIGNALS has come. Handlers only note it: the workers stop together at their next collective.
 
     Further signals change nothing: launchers and job scripts send several.
-    A SIGHUP that was ignored before, as nohup leaves it, stays ignored.
+    A SIGHUP that was ignored before, as nohup leaves it, stays ignored. A handler that is not
+    Python's stays. Outside the main thread, where Python cannot set handlers, no signal is noted.
     time: of the first signal, as time.monotonic() has it.
     """
 
@@ -24,7 +31,10 @@ class Stop:
         self.time = 0.0
         ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
         heard = [number for number in SIGNALS if not (ignored and number == signal.SIGHUP)]
-        self.before = {number: signal.signal(number, self.note) for number in heard}
+        if not in_main_thread():
+            heard = []
+        known = [number for number in heard if signal.getsignal(number) is not None]
+        self.before = {number: signal.signal(number, self.note) for number in known}
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Note that a signal has come: what the handlers do."""

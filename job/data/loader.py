@@ -8,6 +8,7 @@ import copy
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -15,12 +16,13 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing import connection, forkserver, resource_tracker
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from job.cluster.children import REAPED, end_children
+from job.cluster.children import REAPED, Child, end_children
 from job.cluster.memory import keep_freed_memory
 from job.cluster.stop import SIGNALS, Stop
 from job.data.images import Images, Names
@@ -39,6 +41,8 @@ MEMORY = "probably because memory ran out. Use fewer --workers, or give the job 
 CAUSES = {"SIGKILL": MEMORY, "SIGBUS": "probably because memory or a disk ran out. Use fewer --workers, or make room"}
 SERVER_ENDED = f"the process that starts loader processes has ended, {MEMORY}"
 DECODER = "which its decoder does not survive. Remove that file, or convert it"
+
+started: int | None = None  # process id of the fork server that `start_fork_server` has started
 
 
 class Views(Protocol):
@@ -93,6 +97,7 @@ class Context(multiprocessing.context.ForkServerContext):
     """Processes from the fork server, which survive each other's death."""
 
     Event = Flag  # type: ignore[assignment]
+    Process = Child
 
 
 @dataclass
@@ -178,7 +183,8 @@ class Batches:
                 pin_memory=pin,
                 timeout=LOOK if processes else 0,
             )
-            self.batches = iter(loader)
+            with without_main():
+                self.batches = iter(loader)
         except (EOFError, ConnectionError):
             raise WorkerError(SERVER_ENDED) from None
         except OSError as error:
@@ -272,7 +278,8 @@ def start_fork_server() -> Any:
     A signal to a whole process group is for the worker alone, which still needs the images of the step in
     progress. As SIGTERM does not end the loader processes either, they are killed at the worker's exit.
     """
-    context = Context()
+    global started
+    context, before_id = Context(), server_id()
     context.set_forkserver_preload(["job.data.loader"])
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     with quiet_tracker():
@@ -280,7 +287,41 @@ def start_fork_server() -> Any:
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # again: the tracker's start unblocks some
     forkserver.ensure_running()
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if server_id() != before_id:
+        started = server_id()
     return context
+
+
+def stop_fork_server() -> None:
+    """Stop the fork server if `start_fork_server` has started it.
+
+    SIGNALS are blocked in it, and would be in all processes that other code starts from it.
+    """
+    global started
+    if started is not None and started == server_id():
+        forkserver._forkserver._stop()  # type: ignore[attr-defined]
+        forkserver.set_forkserver_preload(["__main__"])  # Python's default
+    started = None
+
+
+def server_id() -> int | None:
+    """Return the process id of the fork server, if one runs."""
+    return forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def without_main() -> Iterator[None]:
+    """Let processes that are started within not import the main script again.
+
+    They need nothing of it. If a script calls `train` without the guard
+    `if __name__ == "__main__"`, they would train too.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 @contextlib.contextmanager
@@ -301,6 +342,7 @@ def begin(process: int) -> None:
 
     Its parent is the fork server, which lives as long as it does: each would wait for the other for ever.
     """
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # the fork server may be other code's
     keep_freed_memory(KEPT)
     worker = multiprocessing.parent_process()
     assert worker
