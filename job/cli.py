@@ -2,7 +2,7 @@
 
 import argparse
 from dataclasses import MISSING, Field, fields
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from job.declare import convert, did_you_mean, flag, groups
 from job.errors import RunError
@@ -13,6 +13,9 @@ IN_GROUPS = (
     "brackets below, `data: {image_size: 64}`."
 )
 
+NO_DATA = "no data: give a folder of images, such as train/<class>/*, a text file with a path a"
+NO_DATA += " line, or the word digits"
+Given = TypeVar("Given")
 MORE = "more_data"  # the option of programs that take several folders
 
 
@@ -113,8 +116,17 @@ def read(prog: str, kind: type, argv: list[str]) -> tuple[Any, set[str]]:
         overlay(options, read_yaml(path, kind), known)
     overlay(options, given, known)
     if not options.get("data"):
-        raise RunError(
-            "no data: give a folder of images, such as train/<class>/*, a text file with a path a"
-            " line, or the word digits (all options: --help)"
-        )
+        raise RunError(f"{NO_DATA} (all options: --help)")
     return kind(**options), set(given)
+
+
+def checked(options: Given) -> Given:
+    """Return a dataclass of options from Python code, checked as those of a command line.
+
+    RunError: one is of another type or out of range, or there is no data.
+    """
+    known: tuple[Field, ...] = fields(options)  # type: ignore[arg-type]
+    values = {f.name: convert(f, getattr(options, f.name), flag(f.name)) for f in known}
+    if not values["data"]:
+        raise RunError(NO_DATA)
+    return type(options)(**values)

@@ -33,7 +33,8 @@ RETIRED = {
 }
 NOTHING = "without --teacher nothing is distilled"
 STAGES = ("mgd_stages", "projector_stages", "gram_stages")
-WITHOUT_EFFECT = {"resume", "config", "out", "workers", "check_every", "print_freq", "tensorboard"}  # on what is computed
+WITHOUT_EFFECT = {"resume", "config", "out", "workers", "check_every", "print_freq"}
+WITHOUT_EFFECT |= {"tensorboard", "log_to"}  # on what is computed
 LARS_RATE = 0.1  # for a batch of 256, as SimSiam has published it
 LINEAR_LR = "learning rate (default: 30, MoCo's for a batch of 256; with --lars 0.1 x batch / 256)"
 LINEAR_LR += ". For SimSiam's features without --lars, 100"

@@ -103,7 +103,7 @@ def convert(f: Field, value: Any, shown: str) -> Any:
     """
     meta, kind = f.metadata, f.type
     if meta["many"]:
-        items = value if isinstance(value, list) else [value]
+        items = value if isinstance(value, (list, tuple)) else [value]
         (kind,) = get_args(kind)
         return [check(convert_one(item, kind, shown), meta, shown, item) for item in items]
     if meta["parse"] and isinstance(value, list):
@@ -118,6 +118,8 @@ def convert_one(value: Any, kind: Any, shown: str) -> Any:
     """
     if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
+    if kind is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
     if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
     if kind in (int, float) and isinstance(value, (str, int)) and not isinstance(value, bool):

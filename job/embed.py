@@ -16,6 +16,7 @@ from job.cluster import launch
 from job.cluster.stop import Stopped
 from job.data.splits import Split, Splits, find_images
 from job.declare import option
+from job.engine.call import called
 from job.engine.run import Run
 from job.errors import RunError
 from job.evaluate.features import GROUP, Group, Pass, build_encoder, split_groups
@@ -76,14 +77,31 @@ def main(argv: list[str] | None = None) -> None:
         config, _ = cli.read("job.embed", EmbedConfig, argv)
         with Run(f"{config.out}.part", keep=1, options=dataclasses.asdict(config)) as run:
             try:
-                embed(config, run)
+                write_features(config, run)
             except Stopped:
                 run.stop.ignore()
-                problem = f"stopped by a signal: {config.out} is incomplete"
-                raise RunError(f"{problem}. The same command resumes", code=1) from None
+                raise RunError(incomplete(config, "command"), code=1) from None
 
 
-def embed(config: EmbedConfig, run: Run) -> None:
+def embed(config: EmbedConfig) -> str:
+    """Compute features from a script or a notebook, as `job.embed` does on the command line.
+
+    config: the options, by their names there. Return the path of the file.
+    All else is as in `job.train.train`.
+    """
+    config = cli.checked(config)
+    run = Run(f"{config.out}.part", keep=1, options=dataclasses.asdict(config))
+    with called(run, incomplete(config, "call")):
+        write_features(config, run)
+    return config.out
+
+
+def incomplete(config: EmbedConfig, again: str) -> str:
+    """Return what a stop means. again: what resumes."""
+    return f"stopped by a signal: {config.out} is incomplete. The same {again} resumes"
+
+
+def write_features(config: EmbedConfig, run: Run) -> None:
     """Write the features of all decodable images to --out. A collective.
 
     RunError, on all workers: an option, a file or the disk is at fault. Stopped: a signal came.

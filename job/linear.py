@@ -7,18 +7,20 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 
 from job.checkpoints.folder import AUTO, LAST
+from job.cli import checked
 from job.cluster import launch
 from job.cluster.memory import give_back
 from job.cluster.stop import Stopped
 from job.config import LinearConfig, read_config
 from job.data.augment import normalize
 from job.engine import replicas
+from job.engine.call import Result, called, result
 from job.engine.fixed_point import GROUP
 from job.engine.passes import centre_crops
 from job.engine.resume import nothing_to_do
@@ -27,6 +29,7 @@ from job.errors import RunError
 from job.evaluate import classifier
 from job.evaluate.classifier import Classifier
 from job.evaluate.knn import knn_accuracy
+from job.metrics.callbacks import Callback
 from job.metrics.meter import ClassifierJournal, Journal
 from job.position import START, Position
 from job.schedules import learning_rate, parse_save_every
@@ -39,20 +42,36 @@ def main(argv: list[str] | None = None) -> None:
     """Run `job.linear` on the command line's options."""
     with launch.reported_errors():
         config: LinearConfig = read_config(sys.argv[1:] if argv is None else argv, "job.linear", LinearConfig)
-        events_every = config.print_freq if config.tensorboard else 0
-        with Run(config.folder(), config.keep, events_every, dataclasses.asdict(config)) as run:
+        with Run.of(config.folder(), config) as run:
             try:
-                linear(config, run)
+                classify(config, run)
             except Stopped:
                 run.stop.ignore()
-                if config.knn or config.evaluate:
-                    text = "stopped by a signal: the accuracy is incomplete and not reported. Start again"
-                    raise RunError(text, code=1) from None
+                if incomplete := trains_nothing(config):
+                    raise RunError(incomplete, code=1) from None
                 run.stopped()
 
 
-def linear(config: LinearConfig, run: Run) -> None:
-    """Train a classifier to the last epoch, or report the accuracy of an existing one or of k-NN.
+def linear(config: LinearConfig, callbacks: Sequence[Callback] = ()) -> Result:
+    """Evaluate features from a script or a notebook, as `job.linear` does on the command line.
+
+    config: the options, by their names there. Return the run's folder, newest checkpoint and
+    numbers; with --knn and --evaluate, the accuracy. All else is as in `job.train.train`.
+    """
+    config = checked(config)
+    with called(Run.of(config.folder(), config, callbacks), trains_nothing(config)) as run:
+        return result(run, classify(config, run))
+
+
+def trains_nothing(config: LinearConfig) -> str:
+    """Return what a stop means if the options ask for an accuracy only, or ""."""
+    if config.knn or config.evaluate:
+        return "stopped by a signal: the accuracy is incomplete and not reported. Start again"
+    return ""
+
+
+def classify(config: LinearConfig, run: Run) -> dict[str, float] | None:
+    """Train a classifier to the last epoch, or return the accuracy of an existing one or of k-NN.
 
     Stopped: a signal came. A classifier in training is saved.
     """
@@ -63,24 +82,27 @@ def linear(config: LinearConfig, run: Run) -> None:
     parts = classifier.build(config, run)
     config = parts.config
     if config.knn:
-        run.log.line(knn_accuracy(parts.net, parts.train, parts.val, config, run).text)
-        return
+        found = knn_accuracy(parts.net, parts.train, parts.val, config, run)
+        run.log.line(found.text)
+        return found.numbers()
     saved = classifier.find(config, run)
     start = classifier.restore(saved, parts) if saved else START
     if config.evaluate:
         if not saved:
             raise RunError("--evaluate: which classifier? Give --resume with its checkpoint")
-        report_accuracy(validate(parts), parts, "")
-        return
+        accuracy = validate(parts)
+        report_accuracy(accuracy, parts, "")
+        return accuracy
     if start > (config.epochs, 0):
         run.log.line(nothing_to_do(start, config.epochs, parts.steps))
-        return
+        return None
     options = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("config", "out", "resume")}
     run.begin(options | {"workers": processes}, saved, len(parts.train), config.resume)
     if saved:
         classifier.settle_best(parts, start)
     del saved
     train(parts, start)
+    return None
 
 
 def train(parts: Classifier, start: Position) -> None:

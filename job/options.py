@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from job.declare import option
+from job.declare import did_you_mean, option
+from job.errors import RunError
 from job.networks import ARCHS, STEMS, WIDTH, WIDTHS
 from job.schedules import RateOptions, parse_save_every
 
@@ -17,7 +18,17 @@ DATA = (
     "word digits: scikit-learn's digits, written to data/digits"
 )
 MORE_DATA = "further folders or text files, whose images are added to those of DIR"
+LOG_TO = "wandb, mlflow, or module:name of your own callback (see README): where else the curves go"
+# Names of --log-to, in addition to the user's own.
+TRACKERS = {"wandb": "job.metrics.wandb:WandB", "mlflow": "job.metrics.mlflow:MLflow"}
 LOADERS = "data loading processes of each worker (-1: as many as it has cores; 0: none)"
+
+
+def check_tracker(name: str, shown: str) -> None:
+    """RunError: --log-to names no tracker and no place in a module. shown: the option."""
+    if name not in TRACKERS and not (":" in name and all(name.split(":", 1))):
+        expected = f"expected {', '.join(TRACKERS)} or module:name"
+        raise RunError(f"{shown} {name!r}: {expected}{did_you_mean(name, TRACKERS)}")
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,7 @@ class RunOptions:
     check_every: int = option(100, "steps between checks that the workers still have the same networks", at_least=1)
     print_freq: int = option(10, "steps between lines where there is no terminal", "-p", at_least=1)
     tensorboard: bool = option(False, "write event files for TensorBoard, to tensorboard/ in the run's folder")
+    log_to: list[str] = option([], LOG_TO, many=True, parse=check_tracker)
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,20 @@ horovodrun -np N python -m job.train DIR -a resnet18 --mlp --moco-t 0.2 --aug-pl
 import dataclasses
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from job import resume
 from job.build import build
+from job.cli import checked
 from job.cluster import launch
 from job.cluster.memory import give_back
 from job.cluster.stop import Stopped
 from job.config import Config, read_config
 from job.data.images import Images
 from job.engine import replicas, statistics
+from job.engine.call import Result, called, result
 from job.engine.resume import nothing_to_do
 from job.engine.run import Run
 from job.evaluate.knn import knn_accuracy
@@ -25,6 +27,7 @@ from job.frameworks.base import Output
 from job.hints import Expectation
 from job.journal import TrainingJournal
 from job.metrics import tensorboard
+from job.metrics.callbacks import Callback
 from job.position import START, Position
 from job.schedules import learning_rate, parse_save_every
 from job.training import Training
@@ -34,16 +37,30 @@ def main(argv: list[str] | None = None) -> None:
     """Run `job.train` on the command line's options."""
     with launch.reported_errors():
         config: Config = read_config(sys.argv[1:] if argv is None else argv)
-        events_every = config.print_freq if config.tensorboard else 0
-        with Run(config.folder(), config.keep, events_every, dataclasses.asdict(config)) as run:
+        with Run.of(config.folder(), config) as run:
             try:
-                train(config, run)
+                train_epochs(config, run)
             except Stopped:
                 run.stop.ignore()
                 run.stopped()
 
 
-def train(config: Config, run: Run) -> None:
+def train(config: Config, callbacks: Sequence[Callback] = ()) -> Result:
+    """Train a student from a script or a notebook, as `job.train` does on the command line.
+
+    config: the options, by their names there. callbacks: receive the run's records, on rank 0.
+    Return the run's folder, newest checkpoint and numbers.
+    The process is as before afterwards: signal handlers, torch's threads, flags and random numbers.
+    RunError: an option, the data or the machine is at fault.
+    KeyboardInterrupt, after a save: a signal came.
+    """
+    config = checked(config)
+    with called(Run.of(config.folder(), config, callbacks)) as run:
+        train_epochs(config, run)
+        return result(run)
+
+
+def train_epochs(config: Config, run: Run) -> None:
     """Train to the last epoch, from the start or from a checkpoint. Stopped, after a save: a signal came."""
     # All errors of options and data are raised before a file is written.
     config, saved = resume.find(config, run)
@@ -202,8 +219,7 @@ def report_knn(training: Training, val: Images, epoch: int) -> None:
     accuracy = knn_accuracy(training.framework.student(), training.images, val, training.config, run)
     seconds = time.perf_counter() - begun
     run.log.line(f"after {epoch} epochs: {accuracy.text}")
-    numbers = {"knn": accuracy.top1, "knn_auc": accuracy.auc, "knn_k": accuracy.k}
-    numbers |= {"knn_images": accuracy.counted, "knn_seconds": seconds}
+    numbers = accuracy.numbers() | {"knn_seconds": seconds}
     run.log.record("knn", steps=run.count.at(epoch, 0), epoch=epoch, step=0, **numbers)
 
 

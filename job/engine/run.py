@@ -1,7 +1,9 @@
 """One run on these workers, and the one door to it: launcher, device, folder, log, checkpoints and the wish to stop."""
 
+import dataclasses
 import os
 import re
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,7 +24,9 @@ from job.data.loader import Batches, Views
 from job.errors import RunError, WorkerError
 from job.files import write_whole
 from job.metrics import events
+from job.metrics.callbacks import Callback, load
 from job.metrics.log import Log
+from job.options import Common
 from job.position import START, Count, Position, change, resumed
 from job.text import printable
 
@@ -38,20 +42,36 @@ class Run:
 
     events_every: how many steps lie between those that TensorBoard shows; 0: no event files for it are written.
     options: of the program, by name, which all workers must have in common.
+    callbacks: receive the records of a run that writes them, on rank 0.
     """
 
-    def __init__(self, folder: str, keep: int, events_every: int = 0, options: Mapping[str, Any] = MappingProxyType({})):
+    def __init__(
+        self,
+        folder: str,
+        keep: int,
+        events_every: int = 0,
+        options: Mapping[str, Any] = MappingProxyType({}),
+        callbacks: Sequence[Callback] = (),
+    ):
+        self.callbacks = callbacks
         self.folder, self.complete = folder, os.path.join(folder, "complete")
         self.events_every, self.options = events_every, options
         self.checkpoints = Checkpoints(folder, keep)
         self.bad_images: set[str] = set()
+        self.called = False  # by Python code, whose process continues (job/engine/call.py)
+
+    @classmethod
+    def of(cls, folder: str, config: Common, callbacks: Sequence[Callback] = ()) -> "Run":
+        """Return the run of a program that trains."""
+        events_every = config.print_freq if config.tensorboard else 0
+        return cls(folder, config.keep, events_every, dataclasses.asdict(config), callbacks)
 
     def __enter__(self) -> "Run":
         self.stop = Stop()  # before Horovod starts: a signal that comes meanwhile is obeyed at the first step
         try:
             self.device = launch.start(self.options)
             self.rank, self.size = comm.rank(), comm.size()
-            self.log = Log(speaks=self.rank == 0)
+            self.log = Log(self.rank == 0, partial(self.stop.note, signal.SIGINT, None))
             self.setting = launch.setting(self.device)
             self.watchdog = launch.watchdog(self.remark) if self.size > 1 else None
         except BaseException:
@@ -65,13 +85,16 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.watchdog:
             self.watchdog.close()
-        closing = threading.Thread(target=self.close_log, args=(error,), daemon=True)
-        closing.start()
-        # The log may lie on the file system whose silence is the error, of this worker or of another that is gone.
-        patient = isinstance(error, RunError | None) and not isinstance(error, WorkerError)
-        closing.join(None if patient else LOG_SECONDS)
+        if isinstance(error, RunError | None) and not isinstance(error, WorkerError):
+            self.close_log(error)
+        else:
+            # The log may lie on the file system whose silence is the error, of this worker or of
+            # another that is gone.
+            closing = threading.Thread(target=self.close_log, args=(error,), daemon=True)
+            closing.start()
+            closing.join(LOG_SECONDS)
         self.stop.restore()
-        if kind is None:
+        if kind is None and not self.called:  # its next run needs the others
             comm.stop()
 
     def close_log(self, error: BaseException | None) -> None:
@@ -191,6 +214,7 @@ class Run:
             raise RunError(f"{self.folder} holds a run already: go on with it by --resume auto, or choose another --out")
         if self.events_every:
             events.require()
+        callbacks = load(options.get("log_to", ()), self.callbacks)
         try:
             os.makedirs(self.folder, exist_ok=True)
             if os.path.exists(self.complete):
@@ -199,7 +223,7 @@ class Run:
             later = [os.path.basename(path) for path in later]
             text = yaml.safe_dump(options, sort_keys=False)
             write_whole(os.path.join(self.folder, "config.yaml"), text.encode())
-            recorded = self.log.open(self.folder, start)
+            recorded = self.log.open(self.folder, start, options, callbacks)
             if holds_run and recorded < (done := self.count.at(*start)):
                 missing = f"the records of steps {recorded + 1} to {done}"
                 self.log.line(f"{self.folder}/metrics.jsonl: {missing} are missing; the run goes on without them")

@@ -43,6 +43,10 @@ class Accuracy:
     counted: int
     text: str
 
+    def numbers(self) -> dict[str, float]:
+        """Return the numbers by their names in metrics.jsonl."""
+        return {"knn": self.top1, "knn_auc": self.auc, "knn_k": self.k, "knn_images": self.counted}
+
 
 def choose_k(bank: Images, k: int) -> int:
     """Return `k`, or if it is 0, the smaller of K and the mean size of a class of `bank`.

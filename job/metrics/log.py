@@ -1,10 +1,13 @@
 """A run's output: lines on the screen and in its log file, records in metrics.jsonl and event files; from rank 0 only."""
 
+import copy
 import io
 import json
 import os
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from tqdm import tqdm
@@ -13,6 +16,7 @@ from job import output
 from job.errors import RunError
 from job.files import append, not_taken, sync, sync_folder, write_whole
 from job.metrics import schema
+from job.metrics.callbacks import Callback
 from job.metrics.events import Events
 from job.position import Position
 from job.text import printable
@@ -22,10 +26,13 @@ class Log:
     """Lines and records of a run. Until `open` names a folder, lines go to the screen, and both wait for their files.
 
     events: the event file for TensorBoard, on rank 0, if the run writes one.
+    interrupt: is called if a callback wants to stop the run.
     """
 
-    def __init__(self, speaks: bool):
-        self.speaks = speaks
+    def __init__(self, speaks: bool, interrupt: Callable[[], object] = lambda: None):
+        self.speaks, self.interrupt = speaks, interrupt
+        self.callbacks: list[Callback] = []
+        self.how = "error"  # the process ends, unless a record says otherwise
         self.waiting: list[str] = []
         self.waiting_records: list[str] = []
         self.file: io.FileIO | None = None
@@ -33,26 +40,38 @@ class Log:
         self.events: Events | None = None
         self.bar: tqdm | None = None
         self.failure: RunError | None = None  # of the first write that the disk did not take
+        self.last: dict[str, dict[str, Any]] = {}  # the newest record of each kind
 
-    def open(self, folder: str, start: Position) -> int:
+    def open(
+        self,
+        folder: str,
+        start: Position,
+        options: Mapping[str, Any] = MappingProxyType({}),
+        callbacks: Sequence[Callback] = (),
+    ) -> int:
         """Write to folder/log.txt and folder/metrics.jsonl from now on; return the steps that metrics.jsonl has before.
 
         start: the (epoch, step) that the run starts at. Records of the course from there on are dropped.
+        options: of the run, for the callbacks, which begin.
         """
         if not self.speaks:
             return 0
         path = os.path.join(folder, "metrics.jsonl")
-        recorded = drop_from(path, start) if os.path.exists(path) else 0
+        if os.path.exists(path):
+            self.last = drop_from(path, start) | self.last
+        recorded = self.last.get("step", {}).get("steps")
         self.file = open(os.path.join(folder, "log.txt"), "ab", buffering=0)
         self.metrics = open(path, "ab", buffering=0)
         sync_folder(folder)
         for line in self.waiting:
             self.write(self.file, line)
+        self.callbacks = list(callbacks)
+        self.call(callbacks, "begin", dict(options), folder)
         for record in self.waiting_records:
-            self.write(self.metrics, record)
+            self.write_record(record)
         self.check()
         output.may_fail(self.screen_failed)
-        return recorded
+        return recorded if isinstance(recorded, int) else 0
 
     def screen_failed(self, error: OSError) -> None:
         """Warn, once, that standard output does not take lines. A terminal or a launcher can vanish: the run must still save."""
@@ -110,13 +129,45 @@ class Log:
         if line:
             self.line(line)
         stamp = {"time": round(time.time(), 3)} if kind in schema.PROCESS else {}
-        record = {"kind": kind, **stamp, **fields}
+        record = self.last[kind] = {"kind": kind, **stamp, **fields}
+        if kind == "end":
+            self.how = fields.get("how", self.how)
         if self.metrics:
-            self.write(self.metrics, json.dumps(record))
+            self.write_record(json.dumps(record))
         else:
             self.waiting_records.append(json.dumps(record))
         if self.events:
             self.events.record(record)
+
+    def write_record(self, record: str) -> None:
+        """Add a record to metrics.jsonl, and give it to the callbacks."""
+        assert self.metrics
+        self.write(self.metrics, record)
+        if self.callbacks:
+            self.call(self.callbacks, "record", json.loads(record))
+
+    def call(self, callbacks: Sequence[Callback], method: str, *arguments: Any) -> None:
+        """Call a method of callbacks, and drop those that fail, with a warning each."""
+        failed = []
+        for callback in callbacks:
+            try:
+                getattr(callback, method)(*copy.deepcopy(arguments))
+            except KeyboardInterrupt:
+                self.interrupt()
+            except Exception as error:
+                self.callbacks = [each for each in self.callbacks if each is not callback]
+                problem = f"{type(error).__name__}: {error}"
+                failed.append(f"{type(callback).__name__}.{method}: {problem}")
+        for text in failed:
+            self.remark("warning", "callback", f"{text}; the run goes on without this callback")
+
+    def newest(self) -> dict[str, float]:
+        """Return the newest losses and accuracies by name, and the number of steps done."""
+        found: dict[str, float] = {}
+        for kind in ("validation", "knn", "step"):
+            fields = self.last.get(kind, {}).items()
+            found |= {name: value for name, value in fields if isinstance(value, int | float)}
+        return {name: value for name, value in found.items() if name not in ("epoch", "step")}
 
     def remark(self, kind: str, id: str, text: str) -> None:
         """Print and record a hint, a warning or the error that ends the run.
@@ -151,28 +202,29 @@ class Log:
             self.bar = None
 
     def close(self) -> None:
-        """Close the files."""
+        """End the callbacks and close the files."""
         self.end_progress()
+        callbacks, self.callbacks = self.callbacks, []
+        self.call(callbacks, "end", self.how)
         for file in (self.file, self.metrics, self.events):
             if file:
                 file.close()
 
 
-def drop_from(path: str, start: Position) -> int:
+def drop_from(path: str, start: Position) -> dict[str, dict[str, Any]]:
     """Drop records at `start` or later, damaged lines and a last line cut short, by one rename.
 
-    Return the steps that are done by the last record of a step that stays, or 0.
+    Return the last record of each kind that stays.
     """
-    kept, recorded = [], 0
+    kept, last = [], {}
     with open(path, "rb") as file:
         for line in file:
             record = parse(line) if line.endswith(b"\n") else None
             if record is not None and stays(record, start):
                 kept.append(line)
-                if schema.kind_of(record) == "step" and isinstance(record.get("steps"), int):
-                    recorded = record["steps"]
+                last[schema.kind_of(record)] = record
     write_whole(path, b"".join(kept))
-    return recorded
+    return last
 
 
 def parse(line: bytes) -> dict[str, Any] | None:

@@ -147,7 +147,7 @@ class Remark(TypedDict):
     same_folder (two classes are one folder).
     Warnings: long_queue, queue_rank (MoCo), unsynchronised (SimSiam), long_similarity_queue,
     same_features, dead_channels (any framework), rate_jump, ramp_jump (a resume),
-    slow_images, stalled_worker, standard_output, event_files, unused_head_width.
+    slow_images, stalled_worker, standard_output, event_files, callback, unused_head_width.
     """
 
     time: float

@@ -18,6 +18,7 @@ WORDS = {
     | st.lists(st.integers(0, 300), min_size=1, max_size=4).map(lambda epochs: ",".join(map(str, epochs))),
     "save_every": st.builds("{}{}".format, st.integers(1, 10_000), st.sampled_from(["", "steps"])),
     "data": st.text(CHARACTERS, min_size=1, max_size=20).filter(lambda path: not path.startswith("~")),
+    "log_to": st.lists(st.sampled_from(["wandb", "mlflow", "a.b:c"]), min_size=1, max_size=3),
     "more_data": st.just([]),  # which --data drops
     "cos": st.just(False),  # beside it --schedule is refused
     "loss_share": st.just(0.0),  # beside it --loss-factor is

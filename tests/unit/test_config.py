@@ -120,6 +120,8 @@ FLAGS = [
     ("--fp16-allreduce", "fp16_allreduce", True),
     ("-p 5", "print_freq", 5),
     ("--tensorboard", "tensorboard", True),
+    ("--log-to wandb", "log_to", ["wandb"]),
+    ("--log-to mlflow my.module:make", "log_to", ["mlflow", "my.module:make"]),
     ("--print-freq 5", "print_freq", 5),
     ("--max-bad-images 0", "max_bad_images", 0),
     ("--out runs/x", "out", "runs/x"),

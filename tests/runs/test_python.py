@@ -1,0 +1,123 @@
+"""Runs that Python code calls: scripts and notebooks."""
+
+import subprocess
+import sys
+
+import pytest
+
+from runs import differences
+
+OPTIONS = dict(arch="resnet18", stem="small", width=16, image_size=16, batch_size=8, epochs=2)
+OPTIONS |= dict(moco_k=16, moco_dim=8, mlp=True, workers=1, lr=0.01)
+ARGUMENTS = "-a resnet18 --stem small --width 16 --image-size 16 --batch-size 8 --epochs 2".split()
+ARGUMENTS += "--moco-k 16 --moco-dim 8 --mlp -j 1 --lr 0.01".split()
+
+# Without the guard of `__main__`, which loader processes would need if they imported the script.
+SCRIPT = f"""
+import sys
+from job.config import Config, LinearConfig
+from job.embed import EmbedConfig, embed
+from job.linear import linear
+from job.metrics.callbacks import Callback
+from job.train import train
+
+print("begin")
+options = {OPTIONS!r}
+images, out = sys.argv[1:]
+"""
+TWICE = """
+class Broken(Callback):
+    def record(self, record):
+        raise OSError("no server")
+
+calls = {"one": [], "two": [Broken()]}
+runs = [train(Config(data=images, out=f"{out}/{name}", **options), calls[name]) for name in calls]
+assert runs[0].numbers["loss"] == runs[1].numbers["loss"] and runs[0].numbers["steps"] == 12
+options = dict(pretrained=runs[0].checkpoint, data=images, batch_size=8, workers=1)
+features = f"{out}/features.npy"
+assert embed(EmbedConfig(data=images, pretrained=runs[0].checkpoint, out=features)) == features
+knn = linear(LinearConfig(knn=True, **options))
+line = linear(LinearConfig(epochs=1, schedule=[], lr=0.1, out=f"{out}/linear", **options))
+print("end", [run.folder for run in runs], sorted(knn.numbers), line.numbers["val_top1"] >= 0)
+"""
+
+
+def python(script, *arguments):
+    """Run a script; return what it prints, and its standard error."""
+    words = [sys.executable, "-c" if "\n" in str(script) else script, *map(str, arguments)]
+    words[2:2] = [script] if words[1] == "-c" else []
+    return subprocess.run(words, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def whole(images, tmp_path_factory):
+    """The folder of a run by the command."""
+    folder = tmp_path_factory.mktemp("command") / "run"
+    command = [sys.executable, "-m", "job.train", images, *ARGUMENTS, "--out", folder]
+    subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
+    return folder
+
+
+def test_a_script_trains_twice_classifies_and_computes_features(images, whole, tmp_path):
+    """To the same bytes as the commands, with its own lines in their order."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT + TWICE)
+    done = python(script, images, tmp_path)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    lines = done.stdout.splitlines()
+    assert (lines[0], sum(line.startswith("done:") for line in lines)) == ("begin", 3)
+    names = ["knn", "knn_auc", "knn_images", "knn_k"]
+    folders = [f"{tmp_path}/{name}" for name in ("one", "two")]
+    assert lines[-1] == f"end {folders} {names} True"
+    assert done.stdout.count("warning: Broken.record: OSError: no server; the run goes on") == 1
+    assert differences(whole, tmp_path / "one") == differences(whole, tmp_path / "two") == []
+
+
+NOTEBOOK = """
+import asyncio, json, os, signal, threading
+
+class Watch(Callback):
+    def __init__(self, stop=lambda: None):
+        self.stop, self.records = stop, []
+
+    def record(self, record):
+        self.records.append(record)
+        if record["kind"] == "step" and record["steps"] == 8:
+            self.stop()
+
+    def end(self, how):
+        self.how = how
+
+def interrupt():
+    raise KeyboardInterrupt
+
+def cell(kind, stop):
+    config = Config(data=images, out=f"{out}/{kind}", resume="auto", **options)
+    first, second = Watch(stop), Watch()
+    try:
+        train(config, [first])
+    except KeyboardInterrupt as error:
+        print("stopped:", error)
+    found = train(config, [second])
+    lines = [json.loads(line) for line in open(f"{out}/{kind}/metrics.jsonl")]
+    assert lines == first.records + second.records
+    print("end", kind, first.how, second.how, found.numbers["steps"], flush=True)
+
+async def loop():
+    cell("loop", lambda: os.kill(os.getpid(), signal.SIGINT))
+
+asyncio.run(loop())
+thread = threading.Thread(target=cell, args=("thread", interrupt))
+thread.start()
+thread.join()
+"""
+
+
+def test_a_notebook_s_cell_is_interrupted_and_resumed(images, whole, tmp_path):
+    """In a running event loop by a signal; and in a thread, where a callback stops the run."""
+    done = python(SCRIPT + NOTEBOOK, images, tmp_path)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    text = 'stopped: stopped by a signal; resume="auto" continues from here'
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("stopped:", "end"))]
+    assert lines == [text, "end loop stopped complete 12", text, "end thread stopped complete 12"]
+    assert differences(whole, tmp_path / "loop") == differences(whole, tmp_path / "thread") == []

@@ -1,0 +1,166 @@
+"""What a run that Python code calls leaves of its process, and how it ends."""
+
+import gc
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+
+import pytest
+import torch
+
+from job import cli
+from job.cluster.stop import SIGNALS, Stopped
+from job.config import Config, LinearConfig
+from job.data.loader import server_id, start_fork_server
+from job.engine.call import RESUME, called, result
+from job.engine.run import Run
+from job.errors import RunError
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(str(tmp_path / "run"), keep=1)
+
+
+def state():
+    """What a run changes in its process."""
+    cudnn = torch.backends.cudnn
+    return {
+        "handlers": [signal.getsignal(number) for number in SIGNALS],
+        "mask": signal.pthread_sigmask(signal.SIG_BLOCK, []),
+        "streams": (sys.stdout, sys.stderr),
+        "arguments": list(sys.argv),
+        "variables": dict(os.environ),
+        "threads": torch.get_num_threads(),
+        "flags": (cudnn.deterministic, cudnn.benchmark, torch.get_default_dtype()),
+        "modes": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
+        "random": torch.get_rng_state().tolist(),
+        "frozen": gc.get_freeze_count(),
+    }
+
+
+ENDS = {
+    "complete": None,
+    "stopped": Stopped(),
+    "refused": RunError("no"),
+    "a mistake": ZeroDivisionError(),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_the_process_is_as_before(run, end, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("HOROVOD_CYCLE_TIME", "7")
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    signal.signal(signal.SIGUSR2, lambda *_: None)
+    threads, error = torch.get_num_threads(), ENDS[end]
+    torch.set_num_threads(3)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode():
+            before = state()
+            try:
+                with called(run):
+                    assert signal.getsignal(signal.SIGINT) == run.stop.note
+                    assert torch.is_grad_enabled() and not torch.backends.cudnn.benchmark
+                    torch.nn.Linear(2, 2).weight.sum().backward()
+                    assert torch.rand(1).dtype == torch.float32
+                    torch.backends.cudnn.deterministic = True
+                    os.environ["HOROVOD_CYCLE_TIME"] = os.environ["MGD_NEW"] = "1"
+                    gc.freeze()
+                    if error:
+                        raise error
+            except (KeyboardInterrupt, RunError, ZeroDivisionError) as found:
+                assert isinstance(found, KeyboardInterrupt) == isinstance(error, Stopped)
+            assert state() == before
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_default_dtype(torch.float32)
+        signal.signal(signal.SIGUSR2, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("incomplete", ["", "stopped by a signal: half a file"])
+def test_a_signal_is_an_interrupt_with_what_to_do(run, capsys, incomplete):
+    with pytest.raises(KeyboardInterrupt) as ended:
+        with called(run, incomplete):
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert list(run.rounds(9)) == [1, 2, 3]
+    assert ended.value.args == (incomplete or RESUME,)
+    assert ("--resume auto" in capsys.readouterr().out) == (not incomplete)
+
+
+def test_outside_the_main_thread_no_handler_is_set(run):
+    found, before = [], [signal.getsignal(number) for number in SIGNALS]
+
+    def work():
+        with called(run):
+            found.append([signal.getsignal(number) for number in SIGNALS])
+            found.append(result(run).numbers)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [before, {}]
+
+
+def test_a_second_run_waits_for_the_end_of_the_first(run, tmp_path):
+    with called(run):
+        with pytest.raises(RunError, match="another run is in progress in this process"):
+            with called(Run(str(tmp_path / "other"), keep=1)):
+                pass
+    with called(Run(str(tmp_path / "other"), keep=1)) as other:
+        assert other.rank == 0
+
+
+def test_processes_of_the_caller_stay(run):
+    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+    process.start()
+    try:
+        with called(run):
+            pass
+        assert process.is_alive()
+    finally:
+        process.kill()
+        process.join()
+
+
+@pytest.mark.slow
+def test_the_caller_s_own_fork_server_blocks_no_signals(run):
+    with called(run):
+        start_fork_server()
+        assert server_id()
+    assert server_id() is None
+    process = multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(600,))
+    process.start()
+    process.terminate()
+    process.join(60)
+    assert process.exitcode == -signal.SIGTERM
+    with called(run):
+        start_fork_server()
+    assert server_id()  # the caller's
+
+
+def test_options_are_checked_as_those_of_a_command_line(tmp_path):
+    given = Config(data=tmp_path / "a", mgd_stages=(4, 3), distill="gram", lr="3e-2", epochs=7)
+    found = cli.checked(given)
+    assert (found.data, found.mgd_stages, found.distill) == (f"{tmp_path}/a", [3, 4], ["gram"])
+    assert (found.lr, found.epochs) == (0.03, 7)
+    assert cli.checked(LinearConfig(data="a", batch_size=512, lars=True)).lr == 0.2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "^no data: give a folder"),
+        ({"epochs": 0}, "^--epochs 0: expected at least 1"),
+        ({"arch": "resnet19"}, "^--arch 'resnet19': did you mean resnet1"),
+        ({"mlp": "yes"}, "^--mlp 'yes': expected true or false"),
+        ({"data": 3.5j}, "^--data 3.5j: expected text"),
+    ],
+)
+def test_options_out_of_range_are_refused(options, message):
+    with pytest.raises(RunError, match=message):
+        cli.checked(Config(**({"data": "a"} if options else {}) | options))

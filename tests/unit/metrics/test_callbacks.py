@@ -1,0 +1,191 @@
+"""Callbacks receive the lines of metrics.jsonl, and none of them ends a run."""
+
+import json
+import sys
+from types import ModuleType
+
+import pytest
+
+from job.config import read_config
+from job.errors import RunError
+from job.metrics.callbacks import Callback, load
+from job.metrics.log import Log
+from runs import errors_of
+
+
+class Recorder(Callback):
+    """Keeps what it receives, and fails in one method."""
+
+    def __init__(self, fails="", error=None):
+        self.fails, self.error, self.received = fails, error or OSError("no server"), []
+
+    def receive(self, method, *arguments):
+        self.received.append((method, *arguments))
+        if method == self.fails:
+            raise self.error
+
+    def begin(self, options, folder):
+        self.receive("begin", options, folder)
+
+    def record(self, record):
+        self.receive("record", record)
+        record.clear()  # its own copy
+
+    def end(self, how):
+        self.receive("end", how)
+
+    @property
+    def records(self):
+        return [arguments[0] for method, *arguments in self.received if method == "record"]
+
+
+class Copying(Recorder):
+    """Keeps copies, as it clears what it has received."""
+
+    def receive(self, method, *arguments):
+        super().receive(method, *(json.loads(json.dumps(each)) for each in arguments))
+
+
+def trained(folder, callbacks, start=(0, 0), steps=4, end=True):
+    """Record a short run."""
+    log = Log(True)
+    log.remark("hint", "unlabelled", "no labels")
+    log.open(str(folder), start, {"arch": "resnet18", "log_to": []}, callbacks)
+    for step in range(start[1], steps):
+        log.record("step", steps=step + 1, epoch=0, step=step, loss=1 / (step + 1), sizes=(1, 2))
+    if end:
+        log.record("end", "done", how="complete", text="done", code=0)
+    log.close()
+    return log
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_records_are_the_lines_of_the_file(tmp_path):
+    callback = Copying()
+    trained(tmp_path, [callback])
+    assert callback.received[0] == ("begin", {"arch": "resnet18", "log_to": []}, str(tmp_path))
+    assert callback.records == lines(tmp_path) and len(callback.records) == 6
+    assert callback.received[-1] == ("end", "complete")
+
+
+def test_a_resumed_run_begins_again_and_sends_what_it_adds(tmp_path):
+    first, second = Copying(), Copying()
+    trained(tmp_path, [first], end=False)
+    trained(tmp_path, [second], start=(0, 2))
+    assert first.received[-1] == ("end", "error")  # no record said how
+    assert [method for method, *_ in second.received[:1]] == ["begin"]
+    assert lines(tmp_path) == first.records[:3] + second.records
+    assert [record.get("steps") for record in second.records] == [None, 3, 4, None]
+
+
+def test_a_run_that_never_began_ends_no_callback(tmp_path):
+    callback = Copying()
+    Log(True).close()
+    assert callback.received == []
+
+
+@pytest.mark.parametrize(("fails", "calls"), [("begin", 1), ("record", 2), ("end", 8)])
+def test_a_callback_that_fails_is_warned_of_once_and_dropped(tmp_path, capsys, fails, calls):
+    """The others receive all records, the warning among them."""
+    bad, good = Copying(fails), Copying()
+    log = trained(tmp_path, [bad, good])
+    text = f"Copying.{fails}: OSError: no server; the run goes on without this callback"
+    [warning] = [record for record in lines(tmp_path) if record["kind"] == "warning"]
+    assert (warning["id"], warning["text"]) == ("callback", text)
+    assert capsys.readouterr().out.count(text) == 1
+    assert len(bad.received) == calls and log.callbacks == []
+    records = lines(tmp_path)
+    assert good.records == (records[:-1] if fails == "end" else records)
+    assert good.received[-1] == ("end", "complete")
+
+
+def test_all_callbacks_may_fail(tmp_path):
+    trained(tmp_path, [Copying("record"), Copying("record"), Copying("begin")])
+    assert [record["kind"] for record in lines(tmp_path)].count("warning") == 3
+    assert [record["kind"] for record in lines(tmp_path)].count("step") == 4
+
+
+def test_a_callback_can_stop_the_run(tmp_path):
+    asked = []
+    log = Log(True, lambda: asked.append(len(callback.received)))
+    callback = Recorder("record", KeyboardInterrupt())
+    log.open(str(tmp_path), (0, 0), {}, [callback])
+    log.record("step", steps=1, epoch=0, step=0)
+    log.record("step", steps=2, epoch=0, step=1)
+    log.close()
+    assert asked == [2, 3] and len(callback.received) == 4
+
+
+def test_the_newest_numbers_are_those_of_the_last_records(tmp_path):
+    trained(tmp_path, [])
+    log = Log(True)
+    log.open(str(tmp_path), (0, 4))
+    assert log.newest() == {"steps": 4, "loss": 0.25}
+    log.record("knn", steps=4, epoch=1, step=0, knn=50.0)
+    log.record("step", steps=5, epoch=1, step=0, loss=0.125)
+    assert log.newest() == {"steps": 5, "loss": 0.125, "knn": 50.0}
+    log.close()
+
+
+# --log-to.
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """A module of the user's with callbacks and other things."""
+    made = ModuleType("mine")
+    made.Recorder, made.make, made.number = Recorder, lambda: Recorder("end"), 3
+    made.nothing = lambda: None
+
+    def refuse():
+        raise ValueError("no key")
+
+    made.refuse = refuse
+    monkeypatch.setitem(sys.modules, "mine", made)
+
+
+def test_a_name_leads_to_a_callback_of_the_user(module):
+    given = Recorder()
+    first, second, third = load(["mine:Recorder", "mine:make"], [given])
+    assert (first.fails, second.fails) == ("", "end") and third is given
+    assert load([]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mine:absent", "mine:absent: .*'absent'; expected module:name of a function without"),
+        ("nowhere:make", "nowhere:make: No module named 'nowhere'; expected"),
+        ("mine:number", "mine:number: 'int' object is not callable; expected"),
+        ("mine:refuse", "mine:refuse: no key; expected"),
+        ("mine:nothing", "mine:nothing: NoneType has no method 'begin'; expected a callback"),
+    ],
+)
+def test_a_name_that_leads_to_no_callback_is_one_line(module, name, message):
+    with pytest.raises(RunError, match=f"^--log-to {message}") as caught:
+        load([name])
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("name", ["", "mlfow", ":", "module:", ":name", "module.name"])
+def test_a_name_of_another_form_is_refused_as_an_option(name):
+    with pytest.raises(RunError, match=f"^--log-to '{name}': expected wandb, mlflow or module:"):
+        read_config(["DIR", f"--log-to={name}"])
+
+
+def test_a_given_object_without_the_methods_is_refused():
+    with pytest.raises(RunError, match="^callback 2: builtin.* has no method 'begin'; expected"):
+        load([], [Recorder(), print])
+
+
+@pytest.mark.slow
+def test_a_bad_name_ends_the_programs_before_their_folder_is_made(images, tmp_path):
+    small = [images, "--image-size", 32, "--batch-size", 8, "-j", 0, "--out", tmp_path / "run"]
+    for program, options in {"job.train": ["--moco-k", 8], "job.linear": []}.items():
+        [line] = errors_of(program, [[*small, *options, "--log-to", "mlfow"]])
+        expected = "expected wandb, mlflow or module:name; did you mean mlflow?"
+        assert line.startswith(f"error: --log-to 'mlfow': {expected}")
+    assert not (tmp_path / "run").exists()
