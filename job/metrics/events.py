@@ -11,14 +11,9 @@ from typing import Any
 import numpy as np
 
 from job.errors import RunError
-from job.metrics.schema import kind_of, ratio
+from job.metrics.scalars import scalars
 from job.position import Count, Position
 
-# The tag of a kind of record; the others are not shown.
-TAGS = {"step": "steps", "refresh": "refreshes", "factor": "other", "knn": "knn", "collapse": "signs", "validation": "validation"}
-TAGS["change"] = "changes"
-PLACE = ("kind", "steps", "epoch", "step", "distiller", "stage")  # where a record belongs
-UNDER = {"distiller": "{}", "stage": "layer{}"}  # fields that a tag has after its kind's
 BINS = 64  # of a histogram
 STAMP = re.compile(r"events\.out\.tfevents\.(\d+(?:\.\d{6})?)\.")  # s since 1970, by the clock of the node that wrote the file
 
@@ -63,17 +58,10 @@ class Events:
 
     def record(self, numbers: Mapping[str, Any]) -> None:
         """Show the numbers of a record of metrics.jsonl under its kind's tag and their own names, and the ratio of the losses."""
-        kind = kind_of(numbers)
-        if kind not in TAGS:
-            return
-        position = Position(int(numbers["epoch"]), int(numbers["step"]))
-        if kind == "step" and (position.step + 1) % self.every and position.step + 1 < self.count.an_epoch:
-            return
-        shown = {name: number for name, number in numbers.items() if name not in PLACE}
-        if kind == "step" and (found := ratio(numbers, self.losses)):
-            shown["ratio"] = found
-        under = "/".join([TAGS[kind], *(form.format(numbers[name]) for name, form in UNDER.items() if name in numbers)])
-        self.show(position, *({"tag": f"{under}/{name}", "simple_value": number} for name, number in shown.items()))
+        if shown := scalars(numbers, self.every, self.count.an_epoch, self.losses):
+            position = Position(int(numbers["epoch"]), int(numbers["step"]))
+            values = [{"tag": tag, "simple_value": number} for tag, number in shown.items()]
+            self.show(position, *values)
 
     def histogram(self, tag: str, place: Position, values: np.ndarray) -> None:
         """Show how values of any shape are distributed; those that are not finite do not count."""

@@ -1,0 +1,57 @@
+"""A run's curves at Weights & Biases, with --log-to wandb."""
+
+import os
+import secrets
+import sys
+
+from job.errors import RunError
+from job.metrics.tracker import Tracker
+
+
+class WandB(Tracker):
+    """A run of Weights & Biases, with its files in wandb/ in the run's folder.
+
+    Its own variables apply: WANDB_PROJECT (default here: moco-mgd), WANDB_MODE=offline, ...
+    RunError: the package is not installed.
+    """
+
+    name = "wandb"
+
+    def __init__(self) -> None:
+        super().__init__()
+        try:
+            import wandb
+        except ImportError:
+            fix = "pip install '.[wandb]', or leave it out"
+            raise RunError(f"--log-to wandb: the package wandb is missing: {fix}") from None
+        self.wandb = wandb
+
+    def start(self) -> None:
+        """Start or resume the run."""
+        id = os.environ.get("WANDB_RUN_ID") or self.saved_id() or secrets.token_hex(4)
+        self.save_id(id)
+        hooks = sys.exit, sys.excepthook
+        try:
+            self.run = self.wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "moco-mgd"),
+                name=os.environ.get("WANDB_NAME", self.title),
+                id=id,
+                resume="allow",
+                dir=self.folder,
+                config=self.options,
+                allow_val_change=True,  # a resume may change options
+                settings=self.wandb.Settings(console="off"),
+            )
+        finally:
+            sys.exit, sys.excepthook = hooks  # it replaces them for ever
+        # Its own step only counts messages. A resumed run sends some steps again.
+        self.run.define_metric("steps", hidden=True)
+        self.run.define_metric("*", step_metric="steps")
+
+    def send(self, steps: int, numbers: dict[str, float]) -> None:
+        """Log numbers."""
+        self.run.log({"steps": steps, **numbers})
+
+    def finish(self, how: str) -> None:
+        """Finish the run."""
+        self.run.finish(exit_code=int(how == "error"))

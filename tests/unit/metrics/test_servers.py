@@ -1,0 +1,124 @@
+"""Weights & Biases and MLflow themselves, without a network."""
+
+import json
+import signal
+import sys
+
+import pytest
+
+from job.metrics.callbacks import load
+from job.metrics.log import Log
+
+pytestmark = pytest.mark.slow
+
+OPTIONS = {"print_freq": 2, "arch": "resnet18", "teacher": "", "mgd_stages": [1, 2], "lr": 0.03}
+START = {"epoch": 0, "step": 0, "steps_an_epoch": 5, "losses": ["contrastive"]}
+LOSSES = [1.0, 0.5, 0.25, float("nan"), 0.0625]
+
+
+def trained(folder, name, first, last, how, **options):
+    """Do some steps of a run in a process of its own, as far as its tracker sees."""
+    folder.mkdir(exist_ok=True)
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    streams = (sys.stdout, sys.stderr, sys.excepthook)
+    log = Log(True)
+    log.open(str(folder), (0, first), OPTIONS | options, load([name]))
+    log.record("start", **START | {"step": first})
+    for step in range(first, last):
+        numbers = {"loss": LOSSES[step], "contrastive": 2.0, "distillation": 1.0}
+        log.record("step", steps=step + 1, epoch=0, step=step, **numbers)
+    log.record("end", how=how, text="", code=0)
+    log.close()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert (sys.stdout, sys.stderr, sys.excepthook) == streams
+
+
+def warnings(folder):
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [record["text"] for record in records if record["kind"] == "warning"]
+
+
+def saved_by_wandb(path):
+    """The run and the numbers in a file of an offline run."""
+    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.sdk.internal.datastore import DataStore
+
+    store, numbers = DataStore(), []
+    store.open_for_scan(str(path))
+    while (content := store.scan_data()) is not None:
+        record = Record()
+        record.ParseFromString(content)
+        if record.HasField("run"):
+            run = record.run
+        if record.HasField("history"):
+            items = {"/".join(item.nested_key) or item.key: item for item in record.history.item}
+            numbers.append({tag: json.loads(item.value_json) for tag, item in items.items()})
+        if record.HasField("exit"):
+            code = record.exit.exit_code
+    return run, numbers, code
+
+
+def test_a_resumed_run_is_one_run_of_weights_and_biases(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="pip install '.[wandb]'")
+    for name, value in {"MODE": "offline", "SILENT": "true"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    folder = tmp_path / "mine"
+    trained(folder, "wandb", 0, 4, "stopped")
+    trained(folder, "wandb", 3, 5, "error", lr=0.1)
+    found = [saved_by_wandb(path) for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"))]
+    id = (folder / "wandb.id").read_text().strip()
+    assert [run.run_id for run, _, _ in found] == [id, id]
+    assert {(run.project, run.display_name) for run, _, _ in found} == {("moco-mgd", "mine")}
+    (_, first, _), (_, second, _) = found
+    assert [each["steps"] for each in first + second] == [2, 4, 4, 5]
+    assert (first[0]["steps/loss"], second[1]["steps/loss"]) == (0.5, 0.0625)
+    assert first[0]["steps/ratio"] == 0.5
+    assert [code for _, _, code in found] == [0, 1] and warnings(folder) == []
+
+
+@pytest.mark.parametrize("store", ["sqlite:///{}/mlflow.db", "file:{}/mlruns"])
+def test_a_resumed_run_is_one_run_of_mlflow(tmp_path, monkeypatch, store):
+    mlflow = pytest.importorskip("mlflow", reason="pip install '.[mlflow]'")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.format(tmp_path))
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    folder, client = tmp_path / "mine", mlflow.MlflowClient(store.format(tmp_path))
+    id_file = folder / "mlflow.id"
+    trained(folder, "mlflow", 0, 4, "stopped")
+    assert warnings(folder) == []
+    id = id_file.read_text().strip()
+    assert client.get_run(id).info.status == "KILLED"
+    trained(folder, "mlflow", 3, 5, "complete", lr=0.1)
+    assert warnings(folder) == [] and id_file.read_text().strip() == id
+    run = client.get_run(id)
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "mine")
+    assert client.get_experiment(run.info.experiment_id).name == "moco-mgd"
+    assert run.data.params == {name: str(value) for name, value in OPTIONS.items()}
+    losses = client.get_metric_history(id, "steps/loss")
+    finite = sorted((each.step, each.value) for each in losses if each.step != 4)
+    assert finite == [(2, 0.5), (5, 0.0625)] and len(losses) == 4
+    assert run.data.metrics["steps/ratio"] == 0.5
+
+
+REFUSING = {  # a port on which nobody listens
+    "wandb": {
+        "WANDB_BASE_URL": "http://127.0.0.1:9",
+        "WANDB_API_KEY": 40 * "0",
+        "WANDB_INIT_TIMEOUT": "1",  # s
+    },
+    "mlflow": {
+        "MLFLOW_TRACKING_URI": "http://127.0.0.1:9",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    },
+}
+
+
+@pytest.mark.parametrize("name", REFUSING)
+def test_a_server_out_of_reach_is_warned_of_once(tmp_path, monkeypatch, name):
+    pytest.importorskip(name, reason=f"pip install '.[{name}]'")
+    for variable, value in REFUSING[name].items():
+        monkeypatch.setenv(variable, value)
+    for variable in ("WANDB_MODE", "http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    trained(tmp_path / "mine", name, 0, 5, "complete")
+    [line] = warnings(tmp_path / "mine")
+    assert line.endswith("; the run goes on without this callback")

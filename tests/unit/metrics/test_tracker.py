@@ -1,0 +1,151 @@
+"""What a tracker sends, and that a server in trouble holds up no run."""
+
+import os
+import sys
+import threading
+
+import pytest
+
+from job.errors import RunError
+from job.metrics import tracker
+from job.metrics.callbacks import load
+from job.metrics.log import Log
+from job.metrics.tracker import Tracker
+from job.options import TRACKERS
+from runs import errors_of
+
+OPTIONS = {"print_freq": 2}
+START = {"epoch": 0, "step": 0, "steps_an_epoch": 5, "losses": ["contrastive"]}
+
+
+class Server(Tracker):
+    """Sends to a list, when `open` is set; the message number `fails` fails."""
+
+    name = "server"
+
+    def __init__(self, fails=-1):
+        super().__init__()
+        self.fails, self.sent, self.open = fails, [], threading.Event()
+        self.open.set()
+
+    def add(self, *message):
+        assert self.open.wait(60)
+        if len(self.sent) == self.fails:
+            raise ConnectionError("refused")
+        self.sent.append(message)
+
+    def start(self):
+        self.add("start", self.saved_id(), self.title)
+        self.save_id("abc")
+
+    def send(self, steps, numbers):
+        self.add(steps, numbers)
+
+    def finish(self, how):
+        self.add(how)
+
+
+def trained(folder, server, first=0, last=5, **start):
+    log = Log(True)
+    folder.mkdir(exist_ok=True)
+    log.open(str(folder), divmod(first, 5), OPTIONS, [server])
+    log.record("start", **START | start)
+    for step in range(first, last):
+        numbers = {"loss": 1.0, "contrastive": 2.0, "distillation": 4.0}
+        log.record("step", steps=step + 1, epoch=step // 5, step=step % 5, **numbers)
+    return log
+
+
+def warnings(folder):
+    text = (folder / "metrics.jsonl").read_text()
+    return [line for line in text.splitlines() if '"warning"' in line]
+
+
+def test_the_numbers_are_tensorboard_s_at_the_steps_done(tmp_path):
+    server = Server()
+    log = trained(tmp_path / "mine", server)
+    log.record("knn", steps=5, epoch=1, step=0, knn=50.0)
+    log.record("refresh", epoch=1, step=0, distiller="mgd", stage=4, changed=0.5)
+    log.record("end", how="complete", text="", code=0)
+    log.close()
+    step = {"steps/loss": 1.0, "steps/contrastive": 2.0, "steps/distillation": 4.0}
+    step |= {"steps/ratio": 2.0}
+    assert server.sent == [
+        ("start", "", "mine"),
+        (2, step),
+        (4, step),
+        (5, step),  # an epoch's last
+        (5, {"knn/knn": 50.0}),
+        (5, {"refreshes/mgd/layer4/changed": 0.5}),
+        ("complete",),
+    ]
+
+
+def test_a_resumed_run_has_its_id_and_its_steps(tmp_path):
+    trained(tmp_path, Server(), last=3).close()
+    server, log = Server(), Log(True)
+    log.open(str(tmp_path), (0, 3), OPTIONS, [server])
+    log.record("start", **START | {"step": 3})
+    log.record("factor", epoch=0, step=3, distiller="mgd", loss_factor=1.0)
+    log.close()
+    assert server.sent[:2] == [("start", "abc", tmp_path.name), (3, {"other/mgd/loss_factor": 1.0})]
+    assert server.sent[2:] == [("error",)]
+
+
+@pytest.mark.parametrize("fails", [0, 1, 3])
+def test_a_server_that_refuses_a_message_is_warned_of_once(tmp_path, fails):
+    server = Server(fails)
+    log = trained(tmp_path, server)
+    server.thread.join(60) if fails < 3 else None
+    log.record("knn", steps=5, epoch=1, step=0, knn=50.0)
+    log.close()
+    [line] = warnings(tmp_path)
+    assert "ConnectionError: refused; the run goes on without this callback" in line
+    assert len(server.sent) == fails
+
+
+def test_a_server_that_does_not_answer_holds_up_no_step(tmp_path, monkeypatch):
+    """Until too many messages wait."""
+    monkeypatch.setattr(tracker, "MOST", 2)
+    server = Server()
+    server.open.clear()
+    log = trained(tmp_path, server)
+    [line] = warnings(tmp_path)
+    assert "Server.record: TimeoutError: 2 messages wait for the server" in line
+    log.close()
+    server.open.set()
+    assert len(warnings(tmp_path)) == 1
+
+
+def test_a_server_that_does_not_answer_holds_up_the_end_for_a_bounded_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracker, "PATIENCE", 0.01)
+    server = Server()
+    server.open.clear()
+    trained(tmp_path, server).close()
+    server.open.set()
+    [line] = warnings(tmp_path)
+    assert "Server.end: TimeoutError: the last numbers were not sent within 0 s" in line
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_a_missing_package_is_one_line(monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    text = rf"the package {name} is missing: pip install '.\[{name}\]', or leave it out"
+    with pytest.raises(RunError, match=text):
+        load([name])
+
+
+@pytest.mark.slow
+def test_a_missing_package_ends_a_run_before_its_folder_is_made(images, tmp_path, monkeypatch):
+    """Its absence is that of a package that cannot be imported."""
+    for name in TRACKERS:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise ModuleNotFoundError('none')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    small = [images, "--image-size", 32, "--batch-size", 8, "--moco-k", 8, "-j", 0]
+    small += ["--out", tmp_path / "run", "--log-to"]
+    found = errors_of("job.train", [[*small, name] for name in TRACKERS])
+    for name, line in zip(TRACKERS, found, strict=True):
+        fix = f"pip install '.[{name}]', or leave it out"
+        assert line == f"error: --log-to {name}: the package {name} is missing: {fix}\n"
+    assert not (tmp_path / "run").exists()
