@@ -15,7 +15,7 @@ from tests.unit.show.test_watch import watch, write_run
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-EXAMPLE = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+CALL, EXAMPLE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 ELSEWHERE = ("data wait", "unable to allocate shared memory")  # a number in the log, and NCCL's own words
 SHOWN = """
 import sys
@@ -72,6 +72,18 @@ def test_example_pulls_the_student_towards_its_teacher(example):
 @pytest.mark.slow
 def test_example_solves_a_matching_in_every_stage(example):
     assert example.splitlines()[-1] == "solved True True True True"
+
+
+@pytest.mark.slow
+def test_the_call_from_python_trains_and_returns_its_numbers(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    (tmp_path / "call.py").write_text(CALL)
+    command = [sys.executable, "call.py"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *_, last = re.findall(r"^step ([\d.]+)$", done.stdout, re.MULTILINE)
+    told = done.stdout.splitlines()[-1].split()
+    assert told[:2] == ["runs/python/last.pth.tar", last] and float(told[2]) > 20  # of 10 classes
 
 
 def test_troubleshooting_quotes_many_messages():
