@@ -18,11 +18,12 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from job import export as module
 from job.cluster import comm
 from job.config import Config
 from job.errors import RunError
-from job.export import ENDINGS, FORMATS, SMALL_STEM, export, main
+from job.export import detectron2, export, main, onnx
+from job.export.formats import ENDINGS, FORMATS, Format
+from job.export.network import SMALL_STEM, Network
 from job.checkpoints.folder import Checkpoints
 from job.checkpoints.foreign import read_backbone
 from job.data.augment import MEAN, STD
@@ -121,6 +122,11 @@ def assert_features(net, student, tolerance=1e-6):
 def assert_same(found, expected):
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def fake_format(write):
+    """A format with a writer of the test's."""
+    return Format(write, lambda network, path: repr(path))
 
 
 def refused(*arguments, **more):
@@ -277,11 +283,13 @@ def test_detectron2_s_pickle_stands_on_no_private_names_of_numpy(exported):
 def test_detectron2_is_told_what_it_cannot_see(tmp_path, arch, expected):
     with torch.device("meta"):
         net = build_resnet(arch)
-    net = SimpleNamespace(state_dict=dict, groups=net.groups, base_width=net.base_width)
+    body = SimpleNamespace(state_dict=dict, groups=net.groups, base_width=net.base_width)
+    network = Network(arch, body, net.fc.in_features, MEAN, STD, SIZE)
     with open(tmp_path / "x.pkl", "wb") as file:
-        line = module.write_detectron2(file, net, {"arch": arch, "stem": "imagenet", "program": "p"}, SIZE)
+        detectron2.write(file, network, {"program": "p"})
     options = read_pickle(tmp_path / "x.pkl")["origin"]["detectron2"]
-    assert eval(line.format("x.pkl").removeprefix("cfg.merge_from_list")) == ["MODEL.WEIGHTS", "x.pkl", *options]
+    line = detectron2.load(network, "x.pkl")
+    assert eval(line.removeprefix("cfg.merge_from_list")) == ["MODEL.WEIGHTS", "x.pkl", *options]
     options = dict(zip(options[::2], options[1::2], strict=True))
     assert options.pop("INPUT.FORMAT") == "RGB"
     assert options.pop("MODEL.PIXEL_MEAN") == pytest.approx([255 * value for value in MEAN])
@@ -345,12 +353,21 @@ def test_an_onnx_file_that_computes_something_else_is_removed(students, tmp_path
 
 def test_image_size_is_the_run_s_or_the_one_given(students, tmp_path, false_onnx, monkeypatch):
     sizes = []
-    monkeypatch.setitem(FORMATS, "onnx", lambda file, net, origin, size: sizes.append(size) or "{!r}")
+    noted = fake_format(lambda file, network, origin: sizes.append(network.size) or "")
+    monkeypatch.setitem(FORMATS, "onnx", noted)
     main([students().path, str(tmp_path / "a.onnx")])
     main([students().path, str(tmp_path / "b.onnx"), "--image-size", "48"])
     torch.save({"arch": "resnet18", "state_dict": students().state}, tmp_path / "other.pth.tar")
     main([str(tmp_path / "other.pth.tar"), str(tmp_path / "c.onnx")])
     assert sizes == [SIZE, 48, 224]
+
+
+@pytest.mark.parametrize("size", ["wide", 4, 5000])
+def test_a_file_s_image_size_is_checked(students, tmp_path, size):
+    content = {"arch": "resnet18", "state_dict": students().state, "epoch": 1, "format": 3, "config": {"image_size": size}}
+    torch.save(content, tmp_path / "other.pth.tar")
+    message, code = refused(tmp_path / "other.pth.tar", tmp_path / "x.pth")
+    assert message == f"--image-size {size}: expected 8 to 4096. Choose another" and code == 2
 
 
 @pytest.mark.parametrize("package", ["onnxruntime", "onnxscript"])
@@ -361,6 +378,48 @@ def test_onnx_without_its_packages_says_what_to_install(students, tmp_path, monk
     assert "pip install '.[onnx]'" in message
     assert code == 2
     assert not list(tmp_path.iterdir())
+
+
+class OfOneSize(nn.Module):
+    """Features of each pixel's place, so that images of another size have none."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3 * SIZE * SIZE, 5)
+
+    def forward(self, images):
+        return self.layer(images.flatten(1))
+
+
+@pytest.mark.slow
+def test_an_onnx_file_of_a_network_of_one_size_has_a_free_batch(tmp_path):
+    network = Network("mine", OfOneSize().eval(), 5, MEAN, STD, SIZE, fixed_size=True)
+    with open(tmp_path / "x.onnx", "wb") as file:
+        assert re.fullmatch(r"; differs from torch's by \S+ of the largest feature at most", onnx.write(file, network, {}))
+    assert onnx.load(network, "x.onnx").endswith("# (B, 3, 32, 32) -> (B, 5); trained at 32x32")
+    session = onnxruntime.InferenceSession(tmp_path / "x.onnx", providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == ["batch", 3, SIZE, SIZE]
+    for B in (1, 4):
+        (found,) = session.run(None, {"images": images(B).numpy()})
+        with torch.no_grad():
+            assert (torch.from_numpy(found) - network.body(images(B))).abs().max() <= 1e-4
+
+
+class Branching(nn.Module):
+    """A network that computes something else for dark images: torch cannot trace it."""
+
+    def forward(self, images):
+        return images.mean((2, 3)) if images.sum() > 1 else images.amax((2, 3))
+
+
+@pytest.mark.slow
+def test_a_network_that_torch_cannot_convert_is_one_line(tmp_path):
+    network = Network("mine", Branching().eval(), 3, MEAN, STD, SIZE)
+    with open(tmp_path / "x.onnx", "wb") as file, pytest.raises(RunError) as caught:
+        onnx.write(file, network, {})
+    assert str(caught.value).startswith("onnx: mine: torch cannot convert it: ")
+    assert str(caught.value).endswith("Use another format") and "\n" not in str(caught.value)
+    assert caught.value.code == 1
 
 
 # The small stem
@@ -479,7 +538,12 @@ def test_other_people_s_files_are_exported_too(tmp_path):
 def fake_formats(monkeypatch):
     """Writers that write their format's name."""
     for form in FORMATS:
-        monkeypatch.setitem(FORMATS, form, lambda file, net, origin, size, form=form: file.write(form.encode()) and "{!r}")
+
+        def write(file, network, origin, form=form):
+            file.write(form.encode())
+            return ""
+
+        monkeypatch.setitem(FORMATS, form, fake_format(write))
 
 
 @pytest.mark.parametrize(
@@ -539,12 +603,12 @@ def test_the_checkpoint_itself_is_never_written_over(students, which):
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device"), RuntimeError("odd")])
 @pytest.mark.parametrize("old", [False, True])
 def test_an_interrupted_write_leaves_what_was_there(students, tmp_path, monkeypatch, error, old):
-    def interrupted(file, net, origin, size):
+    def interrupted(file, network, origin):
         file.write(b"half")
         file.flush()
         raise error
 
-    monkeypatch.setitem(FORMATS, "torchvision", interrupted)
+    monkeypatch.setitem(FORMATS, "torchvision", fake_format(interrupted))
     path = tmp_path / "x.pth"
     if old:
         path.write_text("old")

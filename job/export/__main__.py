@@ -1,0 +1,5 @@
+"""Run `python -m job.export`."""
+
+from job.export.app import main
+
+main()

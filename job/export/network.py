@@ -1,0 +1,93 @@
+"""The network that is exported, and all that a format must know of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from job.checkpoints.foreign import Backbone, read_backbone
+from job.data.augment import MEAN, STD
+from job.errors import RunError
+from job.networks import WIDTH, build_resnet
+
+SMALL_STEM = "net.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)"
+SMALL_STEM += "; net.maxpool = torch.nn.Identity()"
+SIZE = 224  # side of the training's images in pixels, if the checkpoint has none
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network without its head, in eval mode on the CPU.
+
+    arch: its name, as -a takes it. body: images (B, 3, H, W) -> features (B, channels). mean, std:
+    of the pixels' values from 0 to 1, by which the images are normalised. size: side of the
+    training's images in pixels. fixed_size: it takes no other size. details: JSON values by name
+    that its files note in addition. changes: statements that give the other programs' network the
+    layers of this one. refused: {format: reason} of formats that cannot hold it. timm: entries of
+    timm's configuration, "architecture" among them; without any, the plain network of timm differs.
+    """
+
+    arch: str
+    body: nn.Module
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: int
+    fixed_size: bool = False
+    details: Mapping[str, Any] = field(default_factory=dict)
+    changes: str = ""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    timm: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def state(self) -> dict[str, torch.Tensor]:
+        """The tensors by their names in the program of the same network."""
+        return self.body.state_dict()
+
+
+def read_network(path: str, arch: str, size: int | None) -> tuple[Network, Backbone]:
+    """Read a network from a checkpoint, whichever program wrote it.
+
+    arch: the network, or "" for the file's. size: of the images, or None for the run's.
+    RunError: the file cannot be used.
+    """
+    weights = read_backbone(path, arch, arch_flag="--arch")
+    size = size or weights.meta["config"].get("image_size") or SIZE
+    if not isinstance(size, int) or not 8 <= size <= 4096:
+        raise RunError(f"--image-size {size}: expected 8 to 4096. Choose another")
+    return build(weights, size), weights
+
+
+def build(weights: Backbone, size: int) -> Network:
+    """Return the ResNet of a checkpoint, for images of `size` pixels."""
+    arch, stem, width = weights.arch, weights.stem, weights.width
+    net = build_resnet(arch, stem=stem, width=width).eval()
+    channels = net.fc.in_features
+    net.fc = nn.Identity()  # type: ignore[assignment]
+    net.load_state_dict(weights.state)
+    small = stem == "small"
+    return Network(
+        arch,
+        net,
+        channels,
+        MEAN,
+        STD,
+        size,
+        details={"stem": stem, "width": width},
+        changes=SMALL_STEM if small else "",
+        refused=refusals(arch, small, width),
+        timm={} if small else {"architecture": arch},
+    )
+
+
+def refusals(arch: str, small: bool, width: int) -> dict[str, str]:
+    """Return {format: reason} of the formats that cannot hold a ResNet."""
+    if width != WIDTH:
+        reason = f"{arch} has {WIDTH} channels in its first stage, this one {width}: use onnx"
+        return {form: f"{form}'s {reason}" for form in ("torchvision", "timm", "detectron2")}
+    if small:
+        begin = "begin with a 7x7 convolution and pooling, this one with the small stem"
+        return {"detectron2": f"detectron2's ResNets {begin}: use onnx"}
+    return {}

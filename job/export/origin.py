@@ -1,0 +1,50 @@
+"""Where an exported file comes from, as it says itself."""
+
+import contextlib
+import hashlib
+import json
+import os
+from importlib import metadata
+from typing import Any
+
+from job.checkpoints.foreign import Backbone
+from job.export.network import Network
+
+
+def program() -> str:
+    """Return this program's name, and its version if it is installed."""
+    name = "moco-mgd"
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        name += f" {metadata.version('moco-mgd')}"
+    return name
+
+
+def describe_origin(path: str, network: Network, weights: Backbone) -> dict[str, Any]:
+    """Return where an exported file comes from, and its network: JSON's types only.
+
+    path: the checkpoint.
+    """
+    with open(path, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    origin = {"source": os.path.basename(os.path.realpath(path)), "sha256": sha256}
+    origin |= {"arch": network.arch, **network.details}
+    origin |= {"epoch": weights.meta["epoch"], "program": program()}
+    origin |= {"mean": network.mean, "std": network.std}
+    if config := weights.meta["config"]:
+        origin["config"] = {name: last_part(value) for name, value in config.items()}
+    if network.changes:
+        origin["note"] = f"small stem: {network.changes}"
+    return json.loads(json.dumps(origin, default=str, skipkeys=True))
+
+
+def last_part(value: Any) -> Any:
+    """Return an option's value; of a path only the last part, because the file may go to others."""
+    if isinstance(value, list):
+        return [last_part(item) for item in value]
+    return os.path.basename(value.rstrip("/")) if isinstance(value, str) else value
+
+
+def as_text(origin: dict) -> dict[str, str]:
+    """Return values that are not text as JSON, because safetensors and ONNX take only text."""
+    texts = [value if isinstance(value, str) else json.dumps(value) for value in origin.values()]
+    return dict(zip(origin, texts, strict=True))

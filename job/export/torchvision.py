@@ -1,0 +1,27 @@
+"""torchvision's format: a state dict, as `torch.save` writes it."""
+
+from typing import BinaryIO
+
+import torch
+
+from job.export.network import Network
+
+
+def write(file: BinaryIO, network: Network, origin: dict) -> str:
+    """Write the state dict with `origin` as its attribute, so that it has only tensors."""
+    state = network.state
+    state.origin = origin  # type: ignore[attr-defined]  # it is an OrderedDict
+    torch.save(state, file)
+    return ""
+
+
+def load(network: Network, path: str) -> str:
+    """Return the statements that load the file."""
+    state = f"torch.load({path!r}, weights_only=True)"
+    return statements(f"torchvision.models.{network.arch}()", network, f"{state}, strict=False")
+
+
+def statements(build: str, network: Network, state: str) -> str:
+    """Return the statements that build a network, give it the right layers and load a state."""
+    parts = [f"net = {build}", network.changes, f"net.load_state_dict({state})"]
+    return "; ".join(filter(None, parts))
