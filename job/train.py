@@ -71,16 +71,17 @@ def train_epochs(config: Config, run: Run) -> None:
     if start > (config.epochs, 0):
         run.log.line(nothing_to_do(start, config.epochs, training.steps))
         return
-    run.begin(options, saved, len(training.images), config.resume, training.framework.losses)
+    images, losses = training.images, training.framework.losses
+    run.begin(options, saved, len(images), config.resume, losses, images.labelled)
     del saved  # as large as all that is trained
 
     distillers = training.distillation.distillers
-    expectation = Expectation(config, training.framework, len(training.images), distillers)
+    expectation = Expectation(config, training.framework, len(images), distillers)
     for line in expectation.lines():
         run.log.line(line)
-    if not training.images.labelled:
-        run.log.remark("hint", "unlabelled", unlabelled(training.images))
-    for id, text in training.images.hints.items():
+    if not images.labelled:
+        run.log.remark("hint", "unlabelled", unlabelled(images))
+    for id, text in images.hints.items():
         run.log.remark("hint", id, text)
     for id, warning in expectation.warnings().items():
         run.log.remark("warning", id, warning)

@@ -172,7 +172,15 @@ class Run:
             raise RunError(*failed)
         return result
 
-    def begin(self, options: dict, saved: dict | None, images: int, resume: str, losses: Sequence[str] = ()) -> None:
+    def begin(
+        self,
+        options: dict,
+        saved: dict | None,
+        images: int,
+        resume: str,
+        losses: Sequence[str] = (),
+        labelled: int | None = None,
+    ) -> None:
         """Start the count of steps, save the options in the folder, and write log and records there from now on.
 
         The order of writes holds if power fails between any two. A checkpoint's records are on disk before the
@@ -181,7 +189,7 @@ class Run:
 
         options: among them batch_size. saved: the checkpoint that the run resumes from, or None for a fresh run.
         images: how many there are to train on. resume: the option.
-        losses: names of the framework's losses.
+        losses: names of the framework's losses. labelled: how many of the images have a label.
         RunError, on all workers: a fresh run finds another's checkpoints, the folder cannot be written
         to, or the package that writes event files is not installed.
         """
@@ -191,7 +199,8 @@ class Run:
 
         def write() -> None:
             later = self.open_folder(options, start, saved, resume, losses)
-            self.record_start(options, start, images, share, losses)
+            counts = {"images": images} | ({} if labelled is None else {"labelled": labelled})
+            self.record_start(options, start, counts, share, losses)
             if saved:
                 self.record_resume(options, start, saved, later)
 
@@ -237,18 +246,28 @@ class Run:
             raise RunError(f"cannot write to {self.folder}: {error.strerror}; choose another --out") from None
         return later
 
-    def record_start(self, options: dict, start: Position, images: int, share: int, losses: Sequence[str]) -> None:
-        """Record the options, images and setting of a run. share: images of a worker in a step."""
+    def record_start(
+        self,
+        options: dict,
+        start: Position,
+        counts: dict[str, int],
+        share: int,
+        losses: Sequence[str],
+    ) -> None:
+        """Record the options, images and setting of a run.
+
+        counts: of "images", and of those "labelled", if known. share: images of a worker in a step.
+        """
         line = yaml.safe_dump(options, sort_keys=False, default_flow_style=True, width=float("inf")).strip()
         self.log.line(f"options: {line}")
         steps = self.count.an_epoch
         self.log.record(
             "start",
-            f"{images} images, {steps} steps an epoch, {share} images a worker and step",
+            f"{counts['images']} images, {steps} steps an epoch, {share} images a worker and step",
             epoch=start.epoch,
             step=start.step,
             options=options,
-            images=images,
+            **counts,
             steps_an_epoch=steps,
             losses=losses,
             **self.setting,

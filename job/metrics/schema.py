@@ -102,6 +102,7 @@ class Start(TypedDict):
     workers: int
     nodes: int
     images: int
+    labelled: NotRequired[int]  # images with a label
     steps_an_epoch: int
     losses: NotRequired[list[str]]  # names of the framework's losses in the records of steps
     launcher: NotRequired[str]
