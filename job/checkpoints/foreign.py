@@ -20,6 +20,9 @@ from job.networks import ARCHS, WIDTH, WIDTHS, build_resnet
 HEADS = (
     "fc", "projection_head", "prototypes", "projector", "predictor", "classifier", "linear", "last_linear", "head", "heads",
 )  # fmt: skip
+# Facts of a run in this program's checkpoints, beside "epoch" and "config". step: steps of the next
+# epoch that are done. teacher: digest of its weights, or "".
+FACTS = {"step": int, "workers": int, "images": int, "teacher": str}
 UNUSED = ("total_ops", "total_params")  # counters that the profiler thop leaves in each module
 
 
@@ -30,7 +33,8 @@ class Backbone:
 
     state: tensors by torchvision's names. report: a line. head: what stood on it there: "linear 512-128",
     "mlp 512-512-128", "none", or "other". meta: "epoch" (None where the file tells none), "config" ({} but for this program's).
-    head_state: the head's tensors, by names such as "weight" or "0.weight".
+    head_state: the head's tensors, by names such as "weight" or "0.weight". run: other facts of a
+    run of this program, as far as the file has them: FACTS.
     """
 
     arch: str
@@ -41,6 +45,7 @@ class Backbone:
     head: str
     meta: dict
     head_state: dict[str, torch.Tensor] = field(default_factory=dict)
+    run: dict = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -98,7 +103,8 @@ def read_backbone(path: str, arch: str = "", arch_flag: str = "--teacher-arch") 
         f"{len(taken)} tensors{under} taken, none missing; dropped: {list_dropped(state, body, layout.prefix)} "
         f"(head: {head}){left}"
     )
-    return Backbone(arch, stem, width, taken, report, head, describe_run(content), head_state)
+    meta, run = describe_run(content), facts_of_run(content)
+    return Backbone(arch, stem, width, taken, report, head, meta, head_state, run)
 
 
 def describe_body(path: str, layout: Layout, state: dict) -> tuple[dict[str, torch.Tensor], Layout, str, int]:
@@ -209,6 +215,13 @@ def describe_run(content: dict) -> dict:
     epoch, config = content.get("epoch"), content.get("config")
     ours = "format" in content and isinstance(config, dict) and is_plain(config)
     return {"epoch": epoch if type(epoch) is int else None, "config": config if ours else {}}
+
+
+def facts_of_run(content: dict) -> dict:
+    """Return the FACTS of this program's checkpoint; {} of another program's."""
+    if "format" not in content:
+        return {}
+    return {name: value for name, kind in FACTS.items() if type(value := content.get(name)) is kind}
 
 
 def is_plain(config: dict) -> bool:

@@ -48,6 +48,14 @@ def verify(path: str) -> None:
             raise RunError(f"{path} is damaged (checksum of {damaged}): use another checkpoint")
 
 
+def read_seal(path: str) -> str:
+    """Return the checksum that ends a file, 64 hexadecimal digits; "" if the file has no seal."""
+    with open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) - SIZE))
+        end = file.read()
+    return end[len(WORD) :].decode(errors="replace") if end.startswith(WORD) else ""
+
+
 def digest(file: BinaryIO, length: int) -> str:
     """The SHA-256 of a file's first `length` bytes, as hexadecimal digits."""
     sha = hashlib.sha256()

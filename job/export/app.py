@@ -1,20 +1,25 @@
 """Write the student of a checkpoint, without its head, as a file that other programs load.
 
-python -m job.export CHECKPOINT OUTPUT [--format torchvision|timm|detectron2|onnx] [--force]
+python -m job.export CHECKPOINT OUTPUT [--format torchvision|timm|detectron2|onnx] [--no-card]
+    [--force]
 """
 
 import argparse
+import contextlib
 import os
+from collections.abc import Iterator, Mapping
+from typing import BinaryIO
 
 from job.cli import Parser
 from job.cluster import launch
 from job.config import Config
 from job.declare import convert, expand
 from job.errors import RunError
+from job.export.card import card_path, write_card
 from job.export.formats import ENDINGS, FORMATS
 from job.export.network import Network, read_network
 from job.export.origin import describe_origin
-from job.files import whole_file
+from job.files import open_regular, whole_file
 from job.networks import ARCHS
 
 IMAGE_SIZE = "side of the training's images in pixels, which the file names "
@@ -35,6 +40,7 @@ def main(argv: list[str] | None = None) -> None:
             size,
             given.force,
             given.arch,
+            not given.no_card,
         )
         print(report)
 
@@ -52,7 +58,10 @@ def build_parser() -> Parser:
     text = "the network (default: as the file says)"
     parser.add_argument("-a", "--arch", choices=ARCHS, default="", help=text)
     parser.add_argument("--image-size", metavar="X", help=IMAGE_SIZE)
-    parser.add_argument("--force", action="store_true", help="write over an OUTPUT that is there")
+    text = "write over an OUTPUT, or a file beside it, that is there"
+    parser.add_argument("--force", action="store_true", help=text)
+    text = "write no model card (OUTPUT's name with .md)"
+    parser.add_argument("--no-card", action="store_true", help=text)
     return parser
 
 
@@ -63,12 +72,14 @@ def export(
     size: int | None = None,
     force: bool = False,
     arch: str = "",
+    card: bool = True,
 ) -> str:
-    """Write `output`; return a report of what was written and how it is loaded.
+    """Write `output` and its model card; return what was written and how it is loaded.
 
     form: a name in FORMATS, or "" for what the ending says. size: of the training's images in
     pixels, or None for the checkpoint's. force: replace an existing file. arch: the network, or ""
-    for what the checkpoint says. RunError: nothing was written.
+    for what the checkpoint says. card: write the card. RunError: `output` was not written, or the
+    message names a file beside it that was not.
     """
     form = form or ENDINGS.get(os.path.splitext(output)[1].lower(), "")
     if not form:
@@ -79,12 +90,20 @@ def export(
     origin = describe_origin(checkpoint, network, weights)
     if form in network.refused:
         raise RunError(network.refused[form])
-    remark = write(network, origin, output, form)
+    beside = files_beside(network, output, form)
+    if card:
+        content = write_card(network, weights, origin, checkpoint, output, form)
+        beside[card_path(output)] = content
+    for path, content in beside.items():
+        check_beside(checkpoint, output, path, content, force)
+    remark = write(network, origin, output, form, beside)
     epoch = "" if origin["epoch"] is None else f" of epoch {origin['epoch']}"
     size_mb = os.path.getsize(output) / 1e6
     load = FORMATS[form].load(network, output) + remark
     report = f"wrote {output}: {size_mb:.1f} MB, {network.arch}{epoch} for {form}"
-    return f"{note(network, form, load)}{report}; load it with: {load}"
+    names = ", ".join(map(os.path.basename, beside))
+    also = f"; beside it: {names}" if names else ""
+    return f"{note(network, form, load)}{report}{also}; load it with: {load}"
 
 
 def note(network: Network, form: str, load: str) -> str:
@@ -95,13 +114,40 @@ def note(network: Network, form: str, load: str) -> str:
     return f"{which} must be replaced before loading, as shown here\n"
 
 
-def write(network: Network, origin: dict, output: str, form: str) -> str:
-    """Write a network in a format; return what to remark. RunError: nothing was written."""
+def files_beside(network: Network, output: str, form: str) -> dict[str, bytes]:
+    """Return {path: content} of the further files in the folder of `output`."""
+    folder = os.path.dirname(output)
+    found = FORMATS[form].beside(network)
+    return {os.path.join(folder, name): content for name, content in found.items()}
+
+
+def write(
+    network: Network,
+    origin: dict,
+    output: str,
+    form: str,
+    beside: Mapping[str, bytes],
+) -> str:
+    """Write a network in a format, and files beside it; return what to remark.
+
+    Each file appears when it is complete, `output` first. RunError: a file cannot be written.
+    """
+    with contextlib.ExitStack() as files:
+        for path, content in beside.items():
+            file = files.enter_context(written(path))
+            file.write(content)
+            file.flush()
+        return FORMATS[form].write(files.enter_context(written(output)), network, origin)
+
+
+@contextlib.contextmanager
+def written(path: str) -> Iterator[BinaryIO]:
+    """Return a file that appears at `path` when it is complete. RunError: it cannot be written."""
     try:
-        with whole_file(output) as file:
-            return FORMATS[form].write(file, network, origin)
+        with whole_file(path) as file:
+            yield file
     except OSError as error:
-        raise RunError(f"cannot write {output}: {error.strerror or error}", code=1) from None
+        raise RunError(f"cannot write {path}: {error.strerror or error}", code=1) from None
 
 
 def check_place(checkpoint: str, output: str, force: bool) -> None:
@@ -114,3 +160,22 @@ def check_place(checkpoint: str, output: str, force: bool) -> None:
     if os.path.lexists(output) and not force:
         fix = "name another file, or write over it with --force"
         raise RunError(f"{output} is there already: {fix}")
+
+
+def check_beside(checkpoint: str, output: str, path: str, content: bytes, force: bool) -> None:
+    """RunError: a file beside `output` must not be written. One with this content may exist."""
+    if os.path.realpath(path) in map(os.path.realpath, (checkpoint, output)):
+        raise RunError(f"{output}: {path} is a file beside it; expected another name")
+    if os.path.lexists(path) and not force and not has_content(path, content):
+        keep = ", keep it with --no-card" if path == card_path(output) else ""
+        fix = f"choose another OUTPUT{keep}, or write over it with --force"
+        raise RunError(f"{path} is there already, with other content; {fix}")
+
+
+def has_content(path: str, content: bytes) -> bool:
+    """Whether a file can be read and has this content."""
+    try:
+        with open_regular(path, len(content)) as file:
+            return file.read() == content
+    except OSError:
+        return False

@@ -14,6 +14,7 @@ from job.networks import WIDTH, build_resnet
 
 SMALL_STEM = "net.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)"
 SMALL_STEM += "; net.maxpool = torch.nn.Identity()"
+RESNET = {"global_pool": "avg", "pretrained_cfg": {"first_conv": "conv1", "classifier": "fc"}}
 SIZE = 224  # side of the training's images in pixels, if the checkpoint has none
 
 
@@ -26,7 +27,7 @@ class Network:
     training's images in pixels. fixed_size: it takes no other size. details: JSON values by name
     that its files note in addition. changes: statements that give the other programs' network the
     layers of this one. refused: {format: reason} of formats that cannot hold it. timm: entries of
-    timm's configuration, "architecture" among them; without any, the plain network of timm differs.
+    timm's configuration, "architecture" among them; {} if timm cannot build the network.
     """
 
     arch: str
@@ -78,7 +79,7 @@ def build(weights: Backbone, size: int) -> Network:
         details={"stem": stem, "width": width},
         changes=SMALL_STEM if small else "",
         refused=refusals(arch, small, width),
-        timm={} if small else {"architecture": arch},
+        timm={} if small else {"architecture": arch, **RESNET},
     )
 
 

@@ -1,12 +1,21 @@
-"""timm's format: safetensors. timm names the tensors of a ResNet as torchvision does."""
+"""timm's format: safetensors with timm's configuration beside them, as in the folders of hubs.
 
-from typing import BinaryIO
+timm names the tensors of a ResNet as torchvision does. `timm.create_model("local-dir:FOLDER")`
+reads FOLDER/config.json, and then model.safetensors or the first other file of safetensors there.
+"""
+
+import json
+from typing import Any, BinaryIO
 
 import safetensors.torch
 
 from job.export.network import Network
 from job.export.origin import as_text
 from job.export.torchvision import statements
+
+CONFIG = "config.json"
+FROM_FOLDER = "net = timm.create_model('local-dir:.', pretrained=True)"  # beside CONFIG
+CROP = 224 / 256  # side of a centre crop over the short side of its image (job/data/augment.py)
 
 
 def write(file: BinaryIO, network: Network, origin: dict) -> str:
@@ -18,5 +27,38 @@ def write(file: BinaryIO, network: Network, origin: dict) -> str:
 
 def load(network: Network, path: str) -> str:
     """Return the statements that load the file."""
-    build = f"timm.create_model('{network.arch}', num_classes=0)"
-    return statements(build, network, f"safetensors.torch.load_file({path!r})")
+    if network.timm:
+        return f"net = {create(network, path)}"
+    return statements(create(network), network, f"safetensors.torch.load_file({path!r})")
+
+
+def create(network: Network, path: str = "") -> str:
+    """Return the expression that builds the network in timm, and loads its tensors from a path."""
+    name = network.timm.get("architecture", network.arch)
+    given = {"num_classes": 0, **network.timm.get("model_args", {})}
+    given |= {"checkpoint_path": path} if path else {}
+    arguments = ", ".join(f"{argument}={value!r}" for argument, value in given.items())
+    return f"timm.create_model({name!r}, {arguments})"
+
+
+def beside(network: Network) -> dict[str, bytes]:
+    """Return {name: content} of the files beside: none if timm has no such network."""
+    if not network.timm:
+        return {}
+    return {CONFIG: (json.dumps(configuration(network), indent=2) + "\n").encode()}
+
+
+def configuration(network: Network) -> dict[str, Any]:
+    """Return timm's configuration of a network, with the pixels and crops of its validation."""
+    pixels = {
+        "input_size": [3, network.size, network.size],
+        "fixed_input_size": network.fixed_size,
+        "interpolation": "bilinear",  # as job/data/augment.py
+        "crop_pct": CROP,
+        "crop_mode": "center",
+        "mean": [*network.mean],
+        "std": [*network.std],
+        "num_classes": 0,
+    }
+    about = {"num_classes": 0, "num_features": network.channels, **network.timm}
+    return about | {"pretrained_cfg": pixels | network.timm.get("pretrained_cfg", {})}

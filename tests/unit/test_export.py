@@ -2,6 +2,7 @@ import dataclasses
 import errno
 import hashlib
 import json
+import os
 import pickle
 import re
 import sys
@@ -16,17 +17,20 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
+from PIL import Image
 from torch import nn
 
 from job.cluster import comm
 from job.config import Config
 from job.errors import RunError
 from job.export import detectron2, export, main, onnx
+from job.export.app import files_beside, write
 from job.export.formats import ENDINGS, FORMATS, Format
 from job.export.network import SMALL_STEM, Network
+from job.export.timm import configuration
 from job.checkpoints.folder import Checkpoints
 from job.checkpoints.foreign import read_backbone
-from job.data.augment import MEAN, STD
+from job.data.augment import MEAN, STD, CentreView, normalize
 from job.networks import ARCHS, build_resnet
 from job.frameworks.moco import build_moco
 
@@ -186,6 +190,96 @@ def test_timm_names_every_network_as_torchvision_does(arch):
         theirs, ours = timm.create_model(arch, num_classes=0).state_dict(), build_resnet(arch).state_dict()
     expected = {key: value.shape for key, value in ours.items() if not key.startswith("fc.")}
     assert {key: value.shape for key, value in theirs.items()} == expected
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "student.safetensors"])
+def test_timm_builds_the_network_from_its_folder(students, tmp_path, name):
+    report = export(students().path, str(tmp_path / name))
+    assert "for timm; beside it: config.json" in report
+    net = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert_same(net.state_dict(), students().state)
+    assert_features(net, students())
+    assert net.num_classes == 0
+    found = timm.data.resolve_model_data_config(net)
+    expected = {"input_size": (3, SIZE, SIZE), "mean": MEAN, "std": STD, "crop_pct": 0.875}
+    assert {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()} == expected | {
+        "interpolation": "bilinear",
+        "crop_mode": "center",
+    }
+    with_head = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=10)
+    assert torch.equal(with_head.layer4[1].bn2.bias, students().state["layer4.1.bn2.bias"])
+    assert with_head.fc.weight.shape == (10, 512)
+
+
+def test_timm_s_configuration_is_what_timm_itself_writes(students, tmp_path):
+    export(students("resnet50").path, str(tmp_path / "model.safetensors"))
+    net = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    timm.models.save_for_hf(net, tmp_path / "again", safe_serialization=True)
+    ours, theirs = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path, tmp_path / "again"))
+    assert ours["num_features"] == 2048
+    for found, expected in ((ours.pop("pretrained_cfg"), theirs.pop("pretrained_cfg")), (ours, theirs)):
+        assert found and {key: expected[key] for key in found} == found
+
+
+@pytest.mark.parametrize("size", [56, 224])
+def test_timm_s_pixels_are_those_of_the_validation(size):
+    """To rounding: the resized pixels are whole numbers, and so is the side before the crop."""
+    config = configuration(Network("resnet18", nn.Identity(), 3, MEAN, STD, size))["pretrained_cfg"]
+    data = timm.data.resolve_data_config(pretrained_cfg=config)
+    steps = np.linspace(0, 255, 90 * 60 * 3)
+    image = steps.reshape(90, 60, 3).astype(np.uint8)
+    found = timm.data.create_transform(**data)(Image.fromarray(image))
+    expected = normalize(CentreView(size)(image)[None])[0]
+    assert (found - expected).abs().max() <= 1.5 / 255 / min(STD)
+
+
+def test_another_network_of_timm_s_loads_from_its_folder(tmp_path):
+    """As the description of a network has it: its name, arguments, features and first and last layers."""
+    torch.manual_seed(4)
+    name, path = "mobilenetv3_small_050", str(tmp_path / "model.safetensors")
+    body = timm.create_model(name, num_classes=0, act_layer="relu").eval()
+    pretrained = {key: body.pretrained_cfg[key] for key in ("first_conv", "classifier")}
+    entries = {"architecture": name, "model_args": {"act_layer": "relu"}, "pretrained_cfg": pretrained}
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    network = Network(f"timm/{name}", body, body.head_hidden_size, mean, std, 48, timm=entries)
+    beside = files_beside(network, path, "timm")
+    assert write(network, {"arch": network.arch}, path, "timm", beside) == ""
+    names = dict(timm=timm)
+    exec(FORMATS["timm"].load(network, path), names)
+    for net in (names["net"], timm.create_model(f"local-dir:{tmp_path}", pretrained=True)):
+        with torch.no_grad():
+            assert torch.equal(net.eval()(images(2, 48)), body(images(2, 48)))
+    found = timm.data.resolve_model_data_config(net)
+    assert (found["input_size"], *map(tuple, (found["mean"], found["std"]))) == ([3, 48, 48], mean, std)
+    assert body(images(2, 48)).shape == (2, network.channels)
+
+
+def test_a_network_that_timm_lacks_has_no_configuration(exported):
+    path, report = exported("timm", stem="small")
+    assert sorted(os.listdir(os.path.dirname(path))) == ["student.md", "student.safetensors"]
+    assert "config.json" not in report
+
+
+def test_timm_s_configuration_of_another_network_stays_unless_forced(students, tmp_path):
+    config = tmp_path / "config.json"
+    config.write_text('{"model_type": "bert"}')
+    arguments = students().path, str(tmp_path / "x.safetensors")
+    message, code = refused(*arguments)
+    assert message.startswith(f"{config} is there already, with other content; ") and "--force" in message
+    assert code == 2
+    assert os.listdir(tmp_path) == ["config.json"] and "bert" in config.read_text()
+    main([*arguments, "--force"])
+    written = config.read_bytes()
+    assert json.loads(written)["architecture"] == "resnet18"
+    export(students().path, str(tmp_path / "y.safetensors"))
+    assert config.read_bytes() == written
+
+
+def test_the_weights_take_no_name_of_a_file_beside_them(students, tmp_path):
+    message, code = refused(students().path, tmp_path / "config.json", form="timm", force=True)
+    assert message == f"{tmp_path}/config.json: {tmp_path}/config.json is a file beside it; expected another name"
+    assert code == 2
+    assert not list(tmp_path.iterdir())
 
 
 # Detectron2
@@ -585,7 +679,7 @@ def test_a_file_that_is_there_is_written_over_by_force_alone(students, tmp_path,
     assert path.read_text() == "old"
     main([students().path, str(path), "--force"])
     assert path.read_text() == "torchvision"
-    assert list(tmp_path.iterdir()) == [path]
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "x.md", path]
 
 
 @pytest.mark.parametrize("which", ["path", "link"])
@@ -634,7 +728,7 @@ def test_a_place_that_cannot_be_written_is_one_line(students, tmp_path, place, p
 def test_a_place_that_refuses_the_file_is_one_line(students, tmp_path, monkeypatch, fake_formats, place):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.pth").mkdir()
-    message, _ = refused(students().path, place, force=True)
+    message, _ = refused(students().path, place, force=True, card=False)
     assert message.startswith(f"cannot write {place}: ")
     assert len(list(tmp_path.iterdir())) == 1
 

@@ -1,0 +1,78 @@
+"""The options of a run that differ from the defaults, and a command that has them."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any
+
+from job.config import OF_TEACHER, Config, read_config, without_head, without_part
+from job.declare import convert, flag
+from job.errors import RunError
+from job.export.origin import last_part
+
+OF_ONE_RUN = {"config", "out", "resume"}  # where it was, not what it computed
+
+
+def differing(config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return {option: (value, default)} of the options with an effect that differ.
+
+    Paths have their last part. Options of other versions have no default: None.
+    """
+    default = asdict(Config())
+    unused = without_effect(config) | OF_ONE_RUN
+    return {
+        name: (last_part(value), default.get(name))
+        for name, value in config.items()
+        if name not in unused and (name not in default or value != default[name])
+    }
+
+
+def checked(config: Mapping[str, Any]) -> Config:
+    """Return options as the program takes them. RunError: some are unknown or out of range."""
+    known = {option.name: option for option in fields(Config)}
+    if unknown := config.keys() - known.keys():
+        raise RunError(f"{', '.join(map(str, unknown))}: unknown options")
+    items = config.items()
+    return Config(**{name: convert(known[name], value, flag(name)) for name, value in items})
+
+
+def without_effect(config: Mapping[str, Any]) -> set[str]:
+    """Return the options that have no effect beside the others."""
+    try:
+        given = checked(config)
+    except RunError:
+        return set()
+    unused = without_part(given).keys() | without_head(given).keys()
+    unused |= set() if given.teacher else OF_TEACHER | {"loss_share", "loss_factor"}
+    unused |= {"loss_factor"} if given.loss_share else set()
+    unused |= {"schedule"} if given.cos else set()
+    unused |= {"refresh_epochs"} if given.matching == "random" else set()
+    return unused | ({"similarity_m"} if given.similarity != "compress" else set())
+
+
+def command(config: Mapping[str, Any], workers: int) -> str:
+    """Return a command of `job.train` with these options, of paths the last parts.
+
+    "": no command gives them, because they are of another version.
+    """
+    try:
+        checked(config)
+    except RunError:
+        return ""
+    words = [last_part(config.get("data", ""))]
+    for name, (value, _) in differing(config).items():
+        if name == "data":
+            continue
+        if isinstance(value, bool):
+            words.append(flag(name) if value else flag(f"no_{name}"))
+        else:
+            words += [flag(name), *map(str, value if isinstance(value, list) else [value])]
+    try:
+        found = asdict(read_config(words))
+    except RunError:
+        return ""
+    ignored = without_effect(config) | OF_ONE_RUN
+    if any(last_part(config[name]) != found.get(name) for name in config.keys() - ignored):
+        return ""
+    launcher = f"horovodrun -np {workers} " if workers > 1 else ""
+    return f"{launcher}python -m job.train {shlex.join(words)}"
