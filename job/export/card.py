@@ -13,12 +13,12 @@ import yaml
 from job.checkpoints.foreign import Backbone
 from job.checkpoints.seal import read_seal
 from job.errors import RunError
+from job.export import timm
 from job.export.formats import ENDINGS, FORMATS
 from job.export.network import Network
 from job.export.options import command, differing
 from job.export.origin import last_part
 from job.export.records import Accuracy, Run, knn_accuracy, linear_accuracies, read_run
-from job.export.timm import CONFIG, FROM_FOLDER
 from job.text import printable
 
 ENDING = ".md"
@@ -214,10 +214,10 @@ def loading(network: Network, output: str, form: str) -> Iterator[str]:
         yield ""
         yield from with_imports(found.load(network, name))
         yield ""
-        if found.beside(network):
-            yield f"  or, in a folder with {code(name)} and {code(CONFIG)}:"
+        if found.beside(network) and name.endswith(timm.ENDING):
+            yield f"  or, in a folder with {code(name)} and {code(timm.CONFIG)}:"
             yield ""
-            yield from with_imports(FROM_FOLDER)
+            yield from with_imports(timm.FROM_FOLDER)
             yield ""
 
 

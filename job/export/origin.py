@@ -26,7 +26,8 @@ def describe_origin(path: str, network: Network, weights: Backbone) -> dict[str,
     """
     with open(path, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    origin = {"source": os.path.basename(os.path.realpath(path)), "sha256": sha256}
+    source = os.path.basename(os.path.realpath(path))
+    origin: dict[str, Any] = {"source": source, "sha256": sha256}
     origin |= {"arch": network.arch, **network.details}
     origin |= {"epoch": weights.meta["epoch"], "program": program()}
     origin |= {"mean": network.mean, "std": network.std}

@@ -13,6 +13,7 @@ from job.export.network import Network
 from job.export.origin import as_text
 from job.export.torchvision import statements
 
+ENDING = ".safetensors"
 CONFIG = "config.json"
 FROM_FOLDER = "net = timm.create_model('local-dir:.', pretrained=True)"  # beside CONFIG
 CROP = 224 / 256  # side of a centre crop over the short side of its image (job/data/augment.py)
@@ -26,8 +27,8 @@ def write(file: BinaryIO, network: Network, origin: dict) -> str:
 
 
 def load(network: Network, path: str) -> str:
-    """Return the statements that load the file."""
-    if network.timm:
+    """Return the statements that load the file. timm detects safetensors by the ending."""
+    if network.timm and path.endswith(ENDING):
         return f"net = {create(network, path)}"
     return statements(create(network), network, f"safetensors.torch.load_file({path!r})")
 

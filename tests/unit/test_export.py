@@ -211,6 +211,13 @@ def test_timm_builds_the_network_from_its_folder(students, tmp_path, name):
     assert with_head.fc.weight.shape == (10, 512)
 
 
+@pytest.mark.parametrize("name", ["x.bin", "x.SAFETENSORS"])
+def test_the_report_loads_timm_s_file_of_any_ending(students, tmp_path, name):
+    report = export(students().path, str(tmp_path / name), "timm")
+    assert_features(loaded(report), students())
+    assert "local-dir" not in (tmp_path / "x.md").read_text()
+
+
 def test_timm_s_configuration_is_what_timm_itself_writes(students, tmp_path):
     export(students("resnet50").path, str(tmp_path / "model.safetensors"))
     net = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
