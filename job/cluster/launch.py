@@ -9,13 +9,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
 
 from job import output
-from job.cluster import comm, objects, same_start, slurm, sockets
+from job.cluster import comm, gpus, objects, same_start, slurm, sockets
 from job.cluster.children import end_children
 from job.cluster.stop import in_main_thread
 from job.cluster.watchdog import Watchdog
@@ -23,6 +23,8 @@ from job.errors import RunError, StartError, WorkerError
 
 # s until a rank prints an error that rank 0 may have too: by then the launcher has ended all, however busy they are.
 PATIENCE = 15
+
+NODES = 8  # names of nodes in a line
 
 # What launchers say of their tasks, in the order in which they are asked.
 LAUNCHERS = {
@@ -48,12 +50,13 @@ def start(options: Mapping[str, Any]) -> torch.device:
 
     options: of the program, by name.
     RunError: the launcher started another number of tasks than Horovod has workers. Each task would be a
-    whole run by itself, and write over the others' files. Or the workers differ (job/cluster/same_start.py).
+    whole run by itself, and write over the others' files. Or the workers differ
+    (job/cluster/same_start.py), or one of them has a GPU that it cannot use (job/cluster/gpus.py).
     """
     # Gradients are summed in buckets of a fixed order (job/engine/gradients.py): a bucket that fuses with whatever else is
     # ready adds in an order set by timing, and from four workers on the bytes of a run would depend on it.
     os.environ["HOROVOD_FUSION_THRESHOLD"] = "0"
-    if not torch.cuda.is_available():
+    if not gpus.available():
         # Workers on CPUs pay for each look at what is ready with the cores that they train on; what comes wakes them
         # (docker/build_horovod.sh).
         os.environ.setdefault("HOROVOD_CYCLE_TIME", "50")  # ms
@@ -68,10 +71,11 @@ def start(options: Mapping[str, Any]) -> torch.device:
         with left_at_signals(), slurm.joined() if name == "srun" else contextlib.nullcontext():
             comm.start()
     check_size(name, size)
-    same_start.check(options, node(), on_cpu=not has_gpu())
+    problem = gpus.problem(comm.local_rank(), comm.size(), comm.has_nccl())
+    same_start.check(options, node(), on_cpu=not (problem or torch.cuda.is_available()))
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(cores())
-    return own_device()
+    return own_device(problem)
 
 
 @contextlib.contextmanager
@@ -154,26 +158,24 @@ def check_size(name: str, size: int) -> None:
         raise RunError(f"the SLURM job has {asked} tasks, but Horovod has 1 worker: start with `srun python -m ...`")
 
 
-def has_gpu() -> bool:
-    """Whether this worker can compute on a GPU."""
-    return torch.cuda.is_available() and (comm.size() == 1 or comm.has_nccl())
-
-
-def own_device() -> torch.device:
+def own_device(problem: str) -> torch.device:
     """The GPU of this worker's local rank, or the only one that SLURM lets it see; the CPU where no worker has any. A collective.
 
-    RunError: two workers have the same GPU, or some have none.
+    problem: why this worker cannot use its GPU, or "" (job/cluster/gpus.py).
+    RunError, on all workers: one has a problem, two have the same GPU, or some have none.
     """
-    usable = has_gpu()
+    usable = not problem and torch.cuda.is_available()
     index = comm.local_rank() % torch.cuda.device_count() if usable else 0
     mine = (platform.node(), str(torch.cuda.get_device_properties(index).uuid) if usable else "")
-    taken = objects.allgather(mine, "gpus")
+    found = objects.allgather((*mine, problem), "gpus")  # (node, GPU, problem)
+    check_gpus(found)
+    taken = [(node, gpu) for node, gpu, _ in found]
     without = [node for node, gpu in taken if not gpu]
     if len(without) == comm.size():
         return torch.device("cpu")
     if without:
         raise RunError(
-            f"no GPU, or a Horovod without NCCL, on {', '.join(sorted(set(without)))}, and GPUs on the other nodes: mend that, "
+            f"no GPU on {', '.join(sorted(set(without)))}, and GPUs on the other nodes: fix that, "
             "or start all with CUDA_VISIBLE_DEVICES= to train on CPUs"
         )
     if len(set(taken)) < comm.size():
@@ -181,6 +183,20 @@ def own_device() -> torch.device:
     torch.cuda.set_device(index)
     torch.backends.cudnn.deterministic = True  # a resumed run ends with the same bytes
     return torch.device("cuda", index)
+
+
+def check_gpus(found: Sequence[tuple[str, str, str]]) -> None:
+    """RunError: a worker cannot use its GPU; the first such worker's line, with its nodes.
+
+    found: (node, GPU, problem) of each worker.
+    """
+    first = next((problem for *_, problem in found if problem), "")
+    if not first:
+        return
+    nodes = sorted({node for node, _, problem in found if problem == first})
+    several = len({node for node, *_ in found}) > 1
+    names = ", ".join(nodes[:NODES]) + ", ..." * (len(nodes) > NODES)
+    raise RunError(f"{first} (on {names})" if several else first)
 
 
 def watchdog(remark: Callable[[str, str, str], None]) -> Watchdog:

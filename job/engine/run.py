@@ -77,8 +77,6 @@ class Run:
         except BaseException:
             self.stop.restore()
             raise
-        if torch.cuda.is_available() and self.device.type == "cpu":
-            self.log.line("this machine has a GPU, but Horovod was built without NCCL: build it anew with a CUDA toolkit there")
         self.log.line(launch.preflight(self.setting))
         return self
 

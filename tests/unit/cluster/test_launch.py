@@ -271,7 +271,11 @@ def test_gloo_waits_longer_than_the_watchdog(monkeypatch, horovod, warn, end, ex
 
 
 def gpus(monkeypatch, visible, taken, local_rank):
-    """The GPU of a worker that sees `visible` of them, where the workers of two nodes say that they take `taken`."""
+    """The GPU of a worker that sees `visible` of them.
+
+    taken: (node, GPU) or (node, GPU, problem) of all workers.
+    """
+    taken = [(*each, "")[:3] for each in taken]
     monkeypatch.setattr(launch.torch.cuda, "is_available", lambda: visible > 0)
     monkeypatch.setattr(launch.comm, "has_nccl", lambda: True)
     monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: visible)
@@ -281,7 +285,7 @@ def gpus(monkeypatch, visible, taken, local_rank):
     monkeypatch.setattr(launch.comm, "local_size", lambda: 2)
     monkeypatch.setattr(launch.comm, "size", lambda: len(taken))
     monkeypatch.setattr(launch.objects, "allgather", lambda mine, name: taken)
-    return launch.own_device()
+    return launch.own_device(taken[local_rank][2])
 
 
 def test_a_worker_takes_the_gpu_of_its_local_rank_or_the_only_one_that_it_sees(monkeypatch):
@@ -296,8 +300,40 @@ def test_two_workers_of_one_gpu_are_refused(monkeypatch):
 
 def test_a_node_without_gpus_beside_others_is_refused_on_all(monkeypatch):
     for visible in (0, 1):
-        with pytest.raises(RunError, match="no GPU, or a Horovod without NCCL, on b, and GPUs on the other nodes"):
+        with pytest.raises(RunError, match="no GPU on b, and GPUs on the other nodes"):
             gpus(monkeypatch, visible, [("a", "GPU-1"), ("b", "")], 0)
+
+
+@pytest.mark.parametrize("local_rank", [0, 1])
+@pytest.mark.parametrize(
+    ("taken", "line"),
+    [
+        ([("a", "", "old driver"), ("a", "", "old driver")], "old driver"),
+        ([("a", "GPU-1"), ("b", "", "old driver")], "old driver (on b)"),
+        ([("b", "", "old"), ("a", "", "old"), ("c", "", "none")], "old (on a, b)"),
+        (
+            [(f"n{number}", "", "old") for number in range(9)],
+            "old (on n0, n1, n2, n3, n4, n5, n6, n7, ...)",
+        ),
+    ],
+)
+def test_a_worker_that_cannot_use_its_gpu_ends_all(monkeypatch, taken, line, local_rank):
+    with pytest.raises(RunError) as caught:
+        gpus(monkeypatch, 1, taken, local_rank)
+    assert (str(caught.value), caught.value.code) == (line, 2)
+
+
+def test_a_problem_of_a_gpu_is_reported_before_differences_of_cpus(monkeypatch, horovod):
+    """CPU kernels do not matter to a run that will use GPUs when the problem is fixed."""
+    horovod(2)
+    for name, value in {"HOROVOD_RANK": "0", "HOROVOD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    compared = []
+    monkeypatch.setattr(launch.same_start, "check", lambda *_, on_cpu: compared.append(on_cpu))
+    monkeypatch.setattr(launch.gpus, "problem", lambda rank, workers, nccl: f"{rank} of {workers}")
+    with pytest.raises(RunError, match="^0 of 2$"):
+        launch.start({})
+    assert compared == [False]
 
 
 def test_where_no_worker_has_a_gpu_all_take_the_cpu(monkeypatch):
