@@ -8,13 +8,14 @@ import contextlib
 import importlib.metadata
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import torch
 
+from job.cluster import device_errors
 from job.errors import RunError
 
 horovod: ModuleType | None = None  # horovod.torch, while several workers are connected
@@ -112,6 +113,14 @@ def has_nccl() -> bool:
     return bool(horovod and horovod.nccl_built())
 
 
+def uses_nccl() -> bool:
+    """Return whether this worker can have communicators of NCCL.
+
+    Their end waits for workers that are gone.
+    """
+    return has_nccl() and torch.cuda.is_initialized()
+
+
 def version() -> str:
     """Return the version of Horovod, or nothing with one worker."""
     return importlib.metadata.version("horovod") if horovod else ""
@@ -127,10 +136,12 @@ def versions() -> str:
 
 @contextlib.contextmanager
 def gone_is_an_error(horovod: ModuleType) -> Iterator[None]:
-    """Raise Horovod's internal errors as WorkerGone."""
+    """Raise Horovod's internal errors as WorkerGone, except those of this worker's GPU or NCCL."""
     try:
         yield
     except horovod.mpi_ops.HorovodInternalError as error:
+        if device_errors.kind(error):
+            raise
         raise WorkerGone(str(error)) from None
 
 
@@ -148,24 +159,39 @@ def wait(pending: Pending) -> torch.Tensor:
     return result[0] if isinstance(result, tuple) else result  # an alltoall gives the received numbers of rows too
 
 
+def begun(name: str, call: Callable[..., int], *arguments: Any, **named: Any) -> Pending:
+    """Begin a collective by a call of Horovod's. WorkerGone: it cannot begin."""
+    assert horovod
+    with gone_is_an_error(horovod):
+        return Pending(name, call(*arguments, name=name, **named))
+
+
 def begin_sum_(tensor: torch.Tensor, name: str) -> Pending:
     """Begin to replace a tensor by its sum over the workers."""
-    return Pending(name, horovod.allreduce_async_(tensor, op=horovod.Sum, name=name) if horovod else tensor)
+    if not horovod:
+        return Pending(name, tensor)
+    return begun(name, horovod.allreduce_async_, tensor, op=horovod.Sum)
 
 
 def total(tensor: torch.Tensor, name: str) -> torch.Tensor:
     """Return the sum of a tensor over the workers."""
-    return wait(Pending(name, horovod.allreduce_async(tensor, op=horovod.Sum, name=name) if horovod else tensor.clone()))
+    if not horovod:
+        return tensor.clone()
+    return wait(begun(name, horovod.allreduce_async, tensor, op=horovod.Sum))
 
 
 def highest(tensor: torch.Tensor, name: str) -> torch.Tensor:
     """Return the highest value of each element over the workers."""
-    return wait(Pending(name, horovod.allreduce_async(tensor, op=horovod.Max, name=name) if horovod else tensor.clone()))
+    if not horovod:
+        return tensor.clone()
+    return wait(begun(name, horovod.allreduce_async, tensor, op=horovod.Max))
 
 
 def begin_gather(tensor: torch.Tensor, name: str) -> Pending:
     """Begin to gather all workers' rows (n, ...), by rank."""
-    return Pending(name, horovod.allgather_async(tensor, name=name) if horovod else tensor.clone())
+    if not horovod:
+        return Pending(name, tensor.clone())
+    return begun(name, horovod.allgather_async, tensor)
 
 
 def gather(tensor: torch.Tensor, name: str) -> torch.Tensor:
@@ -180,7 +206,8 @@ def begin_exchange(tensor: torch.Tensor, counts: list[int], name: str) -> Pendin
     """
     if not horovod:
         return Pending(name, tensor.clone())
-    return Pending(name, horovod.alltoall_async(tensor, splits=torch.tensor(counts, dtype=torch.int32), name=name))
+    splits = torch.tensor(counts, dtype=torch.int32)
+    return begun(name, horovod.alltoall_async, tensor, splits=splits)
 
 
 def exchange(tensor: torch.Tensor, counts: list[int], name: str) -> torch.Tensor:
@@ -190,11 +217,14 @@ def exchange(tensor: torch.Tensor, counts: list[int], name: str) -> torch.Tensor
 
 def broadcast(tensor: torch.Tensor, name: str) -> torch.Tensor:
     """Return worker 0's tensor, which has this shape on all workers."""
-    return wait(Pending(name, horovod.broadcast_async(tensor, root_rank=0, name=name) if horovod else tensor.clone()))
+    if not horovod:
+        return tensor.clone()
+    return wait(begun(name, horovod.broadcast_async, tensor, root_rank=0))
 
 
 def broadcast_(tensors: dict[str, torch.Tensor]) -> None:
     """Replace tensors by worker 0's."""
     if horovod:
-        for pending in [Pending(name, horovod.broadcast_async_(value, 0, name)) for name, value in sorted(tensors.items())]:
+        call, named = horovod.broadcast_async_, sorted(tensors.items())
+        for pending in [begun(name, call, value, root_rank=0) for name, value in named]:
             wait(pending)

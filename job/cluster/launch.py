@@ -10,21 +10,23 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import torch
 
 from job import output
-from job.cluster import comm, gpus, objects, same_start, slurm, sockets
+from job.cluster import comm, device_errors, gpus, objects, same_start, slurm, sockets
 from job.cluster.children import end_children
 from job.cluster.stop import in_main_thread
-from job.cluster.watchdog import Watchdog
+from job.cluster.watchdog import Watchdog, raised_at
 from job.errors import RunError, StartError, WorkerError
 
 # s until a rank prints an error that rank 0 may have too: by then the launcher has ended all, however busy they are.
 PATIENCE = 15
 
 NODES = 8  # names of nodes in a line
+NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
 # What launchers say of their tasks, in the order in which they are asked.
 LAUNCHERS = {
@@ -245,13 +247,45 @@ def cores() -> int:
 
 
 def leave(code: int, at_once: bool = False) -> NoReturn:
-    """End the program; at once as well if a loader process does not end, for which an orderly end would wait."""
+    """End the program; at once if a loader process does not end or NCCL is in use.
+
+    An orderly end would wait for the process. It would also destroy NCCL's communicators, which
+    waits for workers that are gone.
+    """
     ended = end_children()
-    if ended and not at_once:
+    if ended and not at_once and not comm.uses_nccl():
         sys.exit(code)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def device_error(
+    error: BaseException | None,
+    options: Mapping[str, Any] = NO_OPTIONS,
+) -> device_errors.DeviceError | None:
+    """Return the error that ends this worker if its GPU or NCCL failed; None otherwise.
+
+    options: the program's, by name; the line says which of them help.
+    """
+    if error is None or not device_errors.kind(error):
+        return None
+    return device_errors.describe(error, raised_at(error), options)
+
+
+def end_worker(error: WorkerError, rank: int, own: str) -> NoReturn:
+    """End the program with an error that only this worker has. own: rank and node, for its line.
+
+    All workers may run out of memory at once. Then rank 0 prints its line, and the launcher ends
+    the others.
+    """
+    if isinstance(error, device_errors.DeviceError):
+        if rank:
+            time.sleep(2)
+        if error.kind == device_errors.GPU:
+            traceback.print_exception(error.__cause__)
+    print(f"error: {own}{error}", file=sys.stderr, flush=True)
+    leave(error.code, at_once=True)
 
 
 @contextlib.contextmanager
@@ -274,8 +308,7 @@ def reported_errors() -> Iterator[None]:
             print(f"error: {own}{error}", file=sys.stderr, flush=True)
             leave(error.code)
         except WorkerError as error:
-            print(f"error: {own}{error}", file=sys.stderr, flush=True)
-            leave(error.code, at_once=True)
+            end_worker(error, rank, own)
         except RunError as error:
             if rank and comm.size() > 1:  # then all have it, and rank 0 says it
                 # The launcher ends all at the first that goes: let rank 0 speak before, and end with its code all the same.
@@ -291,6 +324,8 @@ def reported_errors() -> Iterator[None]:
             print(f"error: {own}{error}", file=sys.stderr, flush=True)
             leave(1)
         except Exception as error:
+            if found := device_error(error):
+                end_worker(found, rank, own)
             traceback.print_exc()
             print(f"error: {own}{type(error).__name__}: {error}", file=sys.stderr, flush=True)
             leave(1)

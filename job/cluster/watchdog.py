@@ -17,6 +17,7 @@ import socketserver
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
@@ -171,3 +172,11 @@ def place(frame: FrameType) -> str:
     ours = (level for level, name in zip(levels, names, strict=True) if name.startswith(OURS) and name != comm.__file__)
     level = next(ours, levels[0])
     return f"{level.f_code.co_filename.removeprefix(ROOT)}:{level.f_lineno}"
+
+
+def raised_at(error: BaseException) -> str:
+    """Return the innermost line of this project's code, except the door's, that raised an error."""
+    steps = traceback.walk_tb(error.__traceback__)
+    lines = [(frame.f_code.co_filename, line) for frame, line in steps]
+    ours = [(name, line) for name, line in lines if name.startswith(OURS) and name != comm.__file__]
+    return f"{ours[-1][0].removeprefix(ROOT)}:{ours[-1][1]}" if ours else ""

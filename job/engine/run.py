@@ -81,6 +81,8 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        of_device = launch.device_error(error, self.options)
+        error = of_device or error
         if self.watchdog:
             self.watchdog.close()
         if isinstance(error, RunError | None) and not isinstance(error, WorkerError):
@@ -92,6 +94,8 @@ class Run:
             closing.start()
             closing.join(LOG_SECONDS)
         self.stop.restore()
+        if of_device:
+            raise of_device
         if kind is None and not self.called:  # its next run needs the others
             comm.stop()
 
