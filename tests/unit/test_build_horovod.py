@@ -123,6 +123,23 @@ def test_a_library_names_no_folder_of_its_build():
     assert "NEEDED" in done.stdout and not re.search("RPATH|RUNPATH", done.stdout)
 
 
+LOADED = """
+import horovod.torch
+print(*{line.split()[-1] for line in open("/proc/self/maps") if ".so" in line}, sep="\\n")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.version.cuda, reason="a torch without CUDA")
+def test_a_library_takes_cuda_and_nccl_from_torch_s_own_packages():
+    """So it also loads where no CUDA toolkit is installed, as in the image."""
+    loaded = subprocess.check_output([sys.executable, "-c", LOADED], text=True).splitlines()
+    libraries = [line for line in loaded if re.search(r"/lib(nccl|cudart)\.so", line)]
+    packages = Path(torch.__file__).parents[1]
+    names = [Path(line).relative_to(packages / "nvidia").name for line in libraries]
+    assert sorted(name.partition(".")[0] for name in names) == ["libcudart", "libnccl"]
+
+
 # The source archive, and where it is built.
 
 
