@@ -15,6 +15,7 @@ from job.data.images import Images
 from job.distill import DISTILLERS, Distiller
 from job.distill.base import Networks
 from job.distill.distillation import Distillation
+from job.distill.fit import check_fit
 from job.distill.momentum import MOMENTUM
 from job.distill.teacher import load_teacher
 from job.engine.gradients import Gradients
@@ -23,7 +24,7 @@ from job.errors import RunError
 from job.frameworks import FRAMEWORKS, Framework
 from job.metrics import schema
 from job.metrics.log import Log
-from job.networks import DEPTH, HEAD, stage_widths
+from job.networks import ARCHS, DEPTH, HEAD, network_outline
 from job.training import CHECKPOINT, Training
 
 # Names that the loop gives to a step's numbers, in their sums over the workers or in their record.
@@ -53,9 +54,13 @@ def build(config: Config, run: Run) -> Training:
     compiled, distillation = framework.networks(), Distillation(config, None, [])
     if config.teacher:
         needs_head = any(kind.needs_head(config) for kind in kinds)
-        teacher = load_teacher(config.teacher, config.teacher_arch, config.stem, stages, run, needs_head)
+        stem = config.stem if config.arch in ARCHS else ""
+        path, arch, size = config.teacher, config.teacher_arch, config.image_size
+        teacher = load_teacher(path, arch, stem, stages, run, needs_head, size)
         warn_of_head_width(config, (framework.head_dim, teacher.head_dim), run.log)
-        widths = stage_widths(config.arch, config.width) | {HEAD: framework.head_dim}
+        student = network_outline(config.arch, config.stem, config.width, size)
+        check_fit(config, kinds, DISTILLERS, student, teacher)
+        widths = {**student.widths, HEAD: framework.head_dim}
         distillers = [kind(config, widths, teacher) for kind in kinds]
         distillation = Distillation(config, Networks(run, images, framework, teacher), distillers)
         compiled = [*compiled, teacher.net]

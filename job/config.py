@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from job.errors import RunError
 from job.frameworks import FRAMEWORKS
 from job.frameworks.moco import MoCoOptions
 from job.frameworks.simsiam import SimSiamOptions
-from job.networks import ARCHS, DEPTH, STEMS, WIDTHS
+from job.networks import ARCHS, DEPTH, STEMS, WIDTHS, check_name
 from job.options import Common, NeighborOptions, Options
 
 # Flags of the original that Horovod, or this program's own way, replaces.
@@ -86,7 +87,12 @@ class Config(
 
     def folder(self) -> str:
         """The run's folder."""
-        return self.out or os.path.join("runs", self.arch)
+        return self.out or os.path.join("runs", file_name(self.arch))
+
+
+def file_name(arch: str) -> str:
+    """Return a network's name as the name of a folder: timm/resnet18 -> timm-resnet18."""
+    return re.sub(r"[/:]", "-", arch)
 
 
 # The options that have an effect only with --teacher.
@@ -126,6 +132,14 @@ def without_part(config: MethodOptions) -> dict[str, str]:
     return found
 
 
+def without_stem(config: Config) -> dict[str, str]:
+    """Return {option: reason} of the options that only ResNets of torchvision have."""
+    if config.arch in ARCHS:
+        return {}
+    reason = f"on {config.arch}, which is no ResNet of torchvision; leave it out"
+    return dict.fromkeys(("stem", "width", "zero_init_residual"), reason)
+
+
 def without_head(config: Config, dims: tuple[int, int] | None = None) -> dict[str, str]:
     """Return {option: reason} if no chosen part has a head with a hidden layer.
 
@@ -148,7 +162,9 @@ class FrozenOptions:
     group = "network"
 
     pretrained: str = option("", "checkpoint of the frozen network; without one it has random weights: the baseline", path=True)
-    arch: str = option("", "the network (default: as --pretrained says, or resnet18)", "-a", choices=("", *ARCHS))
+    arch: str = option(
+        "", "the network (default: as --pretrained says, or resnet18)", "-a", choices=("", *ARCHS), others=check_name
+    )
     stem: str = option("", "its first layer (default: as --pretrained says, or imagenet)", choices=("", *STEMS))
     width: int = option(0, OWN_WIDTH, at_least=0, at_most=WIDTHS[-1], multiple_of=WIDTHS.step)
 
@@ -202,7 +218,8 @@ class LinearConfig(FeatureOptions, ClassifierOptions, Common, FrozenOptions):
         folder, file = os.path.split(self.pretrained)
         if os.path.isfile(os.path.join(folder, "config.yaml")):  # a run's
             return self.out or f"{folder}-linear"
-        return self.out or os.path.join("runs", f"{file.split('.')[0] or self.arch or 'resnet18'}-linear")
+        name = file.split(".")[0] or file_name(self.arch or "resnet18")
+        return self.out or os.path.join("runs", f"{name}-linear")
 
 
 def read_config(argv: list[str], program: str = "job.train", kind: type = Config) -> Any:
@@ -226,7 +243,7 @@ def check_effects(config: Config, given: set[str]) -> None:
         )
     if config.matching == "random" and "refresh_epochs" in given:
         raise RunError("--refresh-epochs: no effect beside --matching random, which is never solved; leave out one of them")
-    unused = without_part(config) | without_head(config)
+    unused = without_part(config) | without_head(config) | without_stem(config)
     if config.similarity != "compress":
         reason = f"beside --similarity {config.similarity}, which has no momentum encoder"
         unused.setdefault("similarity_m", f"{reason}; leave it out, or choose compress")

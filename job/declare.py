@@ -21,6 +21,7 @@ def option(
     text: str,
     *flags: str,
     choices: Collection[str] | None = None,
+    others: Callable[[str, str], object] | None = None,
     at_least: float | None = None,
     above: float | None = None,
     below: float | None = None,
@@ -33,11 +34,12 @@ def option(
 ) -> Any:
     """Declare an option: its default, help text, further flags and what its value must be.
 
+    others: checks a value that is none of `choices`.
     path: the value is a path, in which a leading ~ is expanded. instead_of: the number that the option sets
     to 0 if a file, or the command line, gives it and not the other.
     """
     meta: dict[str, Any] = dict(text=text, flags=flags, choices=choices, parse=parse, many=many, instead_of=instead_of)
-    meta["path"] = path
+    meta |= {"path": path, "others": others}
     meta |= dict(at_least=at_least, above=above, below=below, at_most=at_most, multiple_of=multiple_of)
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=meta)
@@ -139,7 +141,9 @@ def check(value: Any, meta: Mapping[str, Any], shown: str, written: Any) -> Any:
     """
     if meta["path"]:
         return expand(value, shown)
-    if meta["choices"] and value not in meta["choices"]:
+    if meta["others"] and isinstance(value, str) and value not in meta["choices"]:
+        meta["others"](value, shown)
+    elif meta["choices"] and value not in meta["choices"]:
         near = difflib.get_close_matches(str(value), meta["choices"], 1) if len(meta["choices"]) > FEW else []
         expected = f"did you mean {near[0]}?" if near else "expected one of " + ", ".join(filter(None, meta["choices"]))
         raise RunError(f"{shown} {value!r}: {expected}")

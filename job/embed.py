@@ -22,7 +22,7 @@ from job.errors import RunError
 from job.evaluate.features import GROUP, Group, Pass, build_encoder, split_groups
 from job.evaluate.rows import Rows
 from job.evaluate.tables import FORMATS, check_place, ending
-from job.networks import ARCHS
+from job.networks import ARCHS, check_name
 from job.options import ImageOptions
 
 DATA = "folder of images or text file, as job.train takes it; or the word digits"
@@ -40,7 +40,7 @@ class NetworkOptions:
     group = "network"
 
     pretrained: str = option("", PRETRAINED, path=True)
-    arch: str = option("", ARCH, "-a", choices=("", *ARCHS))
+    arch: str = option("", ARCH, "-a", choices=("", *ARCHS), others=check_name)
     head: bool = option(False, "the outputs of the checkpoint's head, not the features under it")
     precision: str = option("float32", "bf16: autocast", choices=("float32", "bf16"))
 
@@ -111,7 +111,8 @@ def write_features(config: EmbedConfig, run: Run) -> None:
     weights = run.on_first(lambda: read_backbone(config.pretrained, config.arch, "--arch"))
     run.log.line(f"network: {weights.report}")
     config = complete(config, weights)
-    encoder = build_encoder(weights, config.head, config.pretrained).to(run.device)
+    encoder = build_encoder(weights, config.head, config.pretrained, config.image_size)
+    encoder = encoder.to(run.device)
     splits = Splits(run.on_first(lambda: find_images(config.data)))
     for line in filter(None, (split.images.left_out for split in splits.parts)):
         run.log.line(line)
@@ -131,7 +132,8 @@ def complete(config: EmbedConfig, weights: Backbone) -> EmbedConfig:
 
     RunError: the image size is under 8.
     """
-    size = config.image_size or weights.meta["config"].get("image_size") or 224
+    found = weights.meta["config"].get("image_size") or weights.image_size
+    size = config.image_size or found or 224
     if not isinstance(size, int) or not 8 <= size <= 4096:
         raise RunError(f"--image-size {size}: expected 8 to 4096. Choose another")
     workers = launch.cores() if config.workers < 0 else config.workers
@@ -141,7 +143,7 @@ def complete(config: EmbedConfig, weights: Backbone) -> EmbedConfig:
 def describe_origin(config: EmbedConfig, weights: Backbone, splits: Splits) -> dict[str, Any]:
     """Return what the features depend on, except this program and the machine, of JSON's types."""
     return {
-        "features": "outputs of the head" if config.head else "pooled after the last ReLU",
+        "features": "outputs of the head" if config.head else pooled_by(weights),
         "network": weights.digest,
         "head": digest(weights.head_state) if config.head else "none",
         "arch": weights.arch,
@@ -152,7 +154,13 @@ def describe_origin(config: EmbedConfig, weights: Backbone, splits: Splits) -> d
         "images": len(splits),
         "names": splits.digest,
         "group": GROUP,
+        **({} if weights.is_resnet else {"input": weights.input}),
     }
+
+
+def pooled_by(weights: Backbone) -> str:
+    """Return how a network pools its features."""
+    return "pooled after the last ReLU" if weights.is_resnet else "pooled, under the head"
 
 
 def compute_all(

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from job.declare import did_you_mean, option
 from job.errors import RunError
-from job.networks import ARCHS, STEMS, WIDTH, WIDTHS
+from job.networks import ARCHS, STEMS, WIDTH, WIDTHS, check_name
 from job.schedules import RateOptions, parse_save_every
 
+NETWORK = "network; also timm/NAME, and package.module:function"
 STUDENT_WIDTH = "the student's channels in its first stage; the later ones have 2, 4 and 8 times as many (64: as published)"
 KNN_K = "nearest training images that vote in k-NN (0: 200, or the mean size of a class if that is less)"
 HEAD_WIDTH = (
@@ -107,7 +108,7 @@ class StudentOptions:
 
     group = "student"
 
-    arch: str = option("resnet18", "the student's network", "-a", choices=ARCHS)
+    arch: str = option("resnet18", f"the student's {NETWORK}", "-a", choices=ARCHS, others=check_name)
     stem: str = option("imagenet", "small: a first layer for images of about 32 pixels, of student and teacher", choices=STEMS)
     width: int = option(WIDTH, STUDENT_WIDTH, at_least=WIDTHS.start, at_most=WIDTHS[-1], multiple_of=WIDTHS.step)
     zero_init_residual: bool = option(False, "every residual block begins as the identity, so that a deep network begins shallow")

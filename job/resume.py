@@ -15,6 +15,7 @@ from job.engine.resume import FINAL, check_format, check_place, load_optimizer, 
 from job.engine.run import Run
 from job.errors import RunError
 from job.frameworks import FRAMEWORKS
+from job.networks import demands_size
 from job.position import Position, steps_of
 from job.schedules import pull
 from job.training import Training
@@ -115,6 +116,7 @@ def fixed(config: Config, within_epoch: bool) -> list[str]:
         names += DISTILLERS[name].shapes
     unused = without_head(config)  # shapes no tensor
     names = [name for name in names if name not in unused]
+    names += ["image_size"] * demands_size(config.arch)
     return names + ["distill"] * bool(config.teacher) + ["seed", "batch_size"] * within_epoch
 
 

@@ -12,9 +12,11 @@ import torch
 
 from job.checkpoints.foreign_file import read_content
 from job.checkpoints.layouts import Layout, find_networks, outline
+from job.checkpoints.other_networks import BODY, find_needs, find_other_body, other_network
 from job.cluster.travels import travels
+from job.data.augment import MEAN, STD
 from job.errors import RunError
-from job.networks import ARCHS, WIDTH, WIDTHS, build_resnet
+from job.networks import ARCHS, WIDTH, WIDTHS, Encoder, Input, Network, build_network, build_resnet
 
 # The first parts of names, behind the prefix, that are no backbone's.
 HEADS = (
@@ -29,12 +31,14 @@ UNUSED = ("total_ops", "total_params")  # counters that the profiler thop leaves
 @travels
 @dataclass
 class Backbone:
-    """A ResNet from a file, its head apart.
+    """A network from a file, its head apart.
 
-    state: tensors by torchvision's names. report: a line. head: what stood on it there: "linear 512-128",
+    arch: its name, as -a takes it. state: tensors by torchvision's names; of other networks, by their own after "body.".
+    report: a line. head: what stood on it there: "linear 512-128",
     "mlp 512-512-128", "none", or "other". meta: "epoch" (None where the file tells none), "config" ({} but for this program's).
     head_state: the head's tensors, by names such as "weight" or "0.weight". run: other facts of a
     run of this program, as far as the file has them: FACTS.
+    image_size: side of the images that the network demands; 0: any. mean, std: of its images' colours.
     """
 
     arch: str
@@ -46,6 +50,34 @@ class Backbone:
     meta: dict
     head_state: dict[str, torch.Tensor] = field(default_factory=dict)
     run: dict = field(default_factory=dict)
+    image_size: int = 0
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+
+    @property
+    def is_resnet(self) -> bool:
+        """Whether it is a ResNet of torchvision, which has a stem and a width."""
+        return self.arch in ARCHS
+
+    @property
+    def input(self) -> dict:
+        """What the network demands of its images, as `image_size`, `mean` and `std`."""
+        return {"image_size": self.image_size, "mean": list(self.mean), "std": list(self.std)}
+
+    def build(self, image_size: int = 224) -> Network:
+        """Return the network with an untrained head, for images normalised by ImageNet's mean.
+
+        image_size: of the images, if the network does not demand one. RunError: it does not take them.
+        """
+        size = self.image_size or image_size
+        net = build_network(self.arch, stem=self.stem, width=self.width, image_size=size)
+        net.load_state_dict(self.state, strict=False)  # only the head is missing
+        if isinstance(net, Encoder):
+            colours = list(zip(MEAN, STD, self.mean, self.std, strict=True))
+            scale = tuple(ours / own for _, ours, _, own in colours)
+            shift = tuple((m - own) / std for m, _, own, std in colours)
+            net.input = Input(self.image_size, scale, shift)
+        return net
 
     @property
     def digest(self) -> str:
@@ -71,13 +103,15 @@ def is_moco(content: dict) -> bool:
 
 
 def read_backbone(path: str, arch: str = "", arch_flag: str = "--teacher-arch") -> Backbone:
-    """Read a ResNet without its head from a checkpoint, whichever program wrote it.
+    """Read a network without its head from a checkpoint, whichever program wrote it.
 
-    Of several, it is the first of `find_networks`. arch: the network that it must be, and the first such is taken; by
-    default what the file says, or what its shapes fit. arch_flag: the option that names it, for messages.
+    Of several ResNets, it is the first of `find_networks`. arch: the network that it must be, and the first such is taken;
+    by default what the file says, or the ResNet whose shapes fit. arch_flag: the option that names it, for messages.
     RunError: a file that is not whole, not what its name promises, or does not fit to the last tensor.
     """
     content = read_content(path)
+    if other := other_network(path, content, arch, arch_flag):
+        return read_other(path, content, other, arch_flag)
     networks = find_networks(path, content)
     like = (network for network in networks if arch and nearest_arch(*describe_body(path, *network)) == arch)
     layout, state = next(like, networks[0])
@@ -105,6 +139,40 @@ def read_backbone(path: str, arch: str = "", arch_flag: str = "--teacher-arch") 
     )
     meta, run = describe_run(content), facts_of_run(content)
     return Backbone(arch, stem, width, taken, report, head, meta, head_state, run)
+
+
+def read_other(path: str, content: dict, arch: str, arch_flag: str) -> Backbone:
+    """Return a network that is no ResNet of torchvision. RunError: the file has none, or another."""
+    meta = describe_run(content)
+    needs = find_needs(path, content, arch, meta["config"])
+    layout, state, body = find_other_body(path, content, arch, needs.size, arch_flag)
+    beside = layout.prefix.removesuffix(BODY)
+    head_state = find_head(state, beside)
+    head = describe_head(head_state)
+    inside = {key: value for key, value in state.items() if str(key).startswith(layout.prefix)}
+    under = f" under {layout.prefix}*" if layout.prefix else ""
+    size = f", {needs.size} x {needs.size} pixels" if needs.size else ""
+    colours = "ImageNet's" if needs[1:] == (MEAN, STD) else f"{needs.mean} and {needs.std}"
+    report = (
+        f"{arch} from {path}: {len(body)} tensors{under} taken, none missing; dropped: "
+        f"{list_dropped(state, inside, beside)} (head: {head}); its images: mean and "
+        f"deviation {colours}{size}"
+    )
+    taken = {BODY + name: value.contiguous() for name, value in body.items()}
+    return Backbone(
+        arch,
+        "imagenet",
+        WIDTH,
+        taken,
+        report,
+        head,
+        meta,
+        head_state,
+        facts_of_run(content),
+        image_size=needs.size,
+        mean=needs.mean,
+        std=needs.std,
+    )
 
 
 def describe_body(path: str, layout: Layout, state: dict) -> tuple[dict[str, torch.Tensor], Layout, str, int]:

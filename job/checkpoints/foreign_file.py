@@ -1,6 +1,8 @@
 """Other people's checkpoint files: whether one is what it seems to be, and what it holds."""
 
+import contextlib
 import hashlib
+import json
 import os
 import warnings
 
@@ -33,9 +35,18 @@ def read_content(path: str) -> dict:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}
-            return {"state_dict": tensors, "arch": (file.metadata() or {}).get("arch")}
+            return {"state_dict": tensors, **described(file.metadata() or {})}
     except Exception as error:
         raise RunError(f"{path} is not a whole safetensors file ({error}): use another one") from None
+
+
+def described(metadata: dict[str, str]) -> dict:
+    """Return a safetensors file's network and its images' size, mean and deviation, if it has them."""
+    found: dict = {}
+    for name in ("image_size", "mean", "std"):
+        with contextlib.suppress(KeyError, ValueError):
+            found[name] = json.loads(metadata[name])
+    return {"arch": metadata.get("arch")} | ({"input": found} if found else {})
 
 
 def read_start(path: str) -> bytes:

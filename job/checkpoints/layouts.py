@@ -117,7 +117,7 @@ def without_network(path: str, content: dict) -> str:
     for key in FIRST_KEYS:
         if isinstance(value := content.get(key), Inert):
             return f"{message}. " + has_objects(path, type(value).__name__, f'["{key}"].state_dict()')
-    return f"{message}: use another file"
+    return f"{message}: use another file, or name its network, as timm/NAME"
 
 
 def outline(value: object, depth: int = NESTED) -> str:

@@ -18,8 +18,8 @@ from job.declare import option
 from job.distill.teacher import Teacher
 from job.engine.run import Run
 from job.frameworks.base import Framework
-from job.networks import ARCHS, DEPTH
-from job.options import Options
+from job.networks import ARCHS, DEPTH, Outline, check_name
+from job.options import NETWORK, Options
 from job.position import Position
 from job.schedules import pull
 
@@ -28,6 +28,8 @@ LOSS_SHARE = (
     "initial distillation loss as a multiple of the framework's reference loss, ln(K + 1) with MoCo; "
     "the run computes the factor from it (0: use --loss-factor)"
 )
+TEACHER = "checkpoint of the teacher; without one the student trains alone"
+TEACHER_ARCH = f"the teacher's {NETWORK} (default: as its file says)"
 WEIGHTS = "factors of the losses of --distill, which together begin at --loss-share (default: 1 each)"
 
 
@@ -37,8 +39,8 @@ class DistillOptions(Options):
 
     group = "teacher"
 
-    teacher: str = option("", "checkpoint of the teacher; without one the student trains alone", path=True)
-    teacher_arch: str = option("", "the teacher's network (default: as its file says)", choices=("", *ARCHS))
+    teacher: str = option("", TEACHER, path=True)
+    teacher_arch: str = option("", TEACHER_ARCH, choices=("", *ARCHS), others=check_name)
     loss_factor: float = option(1e4, LOSS_FACTOR, above=0.0, instead_of="loss_share")
     loss_share: float = option(10.0, LOSS_SHARE, at_least=0.0)
     distill_weights: list[float] = option([], WEIGHTS, at_least=0.0, many=True)
@@ -73,7 +75,8 @@ class Distiller:
 
     name: in --distill. shapes: options that shape its tensors. module: all that is trained, saved and restored; its buffer
     `factor`, () float64, divides the loss. A distiller keeps no tensor elsewhere: `with_change` copies `module` only.
-    widths: channels of the student's stages, {stage: S}, and outputs of its framework's head, {"fc": d}, 0 without one.
+    widths: channels of the student's stages, {stage: S}, of its pooled features, {"pooled": C}, and outputs
+    of its framework's head, {"fc": d}, 0 without one. compares_pooled: its loss uses the pooled features.
     views: of each image, that it distils at least. batch_statistics: --loss-share is measured with
     the statistics of the student's batches. A loss without a batch norm of its own needs them: the
     running ones of an untrained student are far from those of its training.
@@ -83,6 +86,7 @@ class Distiller:
     shapes: tuple[str, ...] = ()
     views: int = 1
     batch_statistics: bool = False
+    compares_pooled: bool = True
     config: DistillOptions
     module: nn.Module
 
@@ -95,6 +99,11 @@ class Distiller:
     def stages(config: Any) -> list[int]:
         """Return the stages, from 1, whose features the distiller needs."""
         return [DEPTH]
+
+    @classmethod
+    def misfit(cls, config: Any, student: Outline, teacher: Teacher) -> str:
+        """Return how the features of student and teacher do not fit the distiller, or ""."""
+        return ""
 
     @staticmethod
     def needs_head(config: Any) -> bool:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from job.distill.base import Distiller
 from job.distill.pooled import HIDDEN, pooled
 from job.distill.teacher import Teacher
-from job.networks import DEPTH, HEAD, build_mlp
+from job.networks import HEAD, UNDER_HEAD, build_mlp
 
 
 class DisCo(Distiller):
@@ -31,7 +31,7 @@ class DisCo(Distiller):
         super().__init__(config, widths, teacher)
         self.shared = not self.has_hidden_layer(config, (widths[HEAD], teacher.head_dim))
         if not self.shared:
-            head = build_mlp(widths[DEPTH], config.head_width or HIDDEN, teacher.head_dim)
+            head = build_mlp(widths[UNDER_HEAD], config.head_width or HIDDEN, teacher.head_dim)
             self.module.add_module("head", head)
 
     @staticmethod

@@ -24,7 +24,7 @@ from job.distill.base import DistillOptions
 from job.distill.maps import STAGES, TO_DISTIL, MapDistiller
 from job.distill.teacher import Teacher
 from job.errors import RunError
-from job.networks import DEPTH, stage_sides
+from job.networks import DEPTH, network_outline
 
 SIDE = 14  # most positions of a map in height and in width
 SMALLEST = 1e-3  # norm up to which a feature counts as 0: its direction has too large a gradient
@@ -48,7 +48,7 @@ class Gram(MapDistiller):
     batch_statistics = True
     config: GramOptions
 
-    def __init__(self, config: GramOptions, widths: Mapping[int, int], teacher: Teacher):
+    def __init__(self, config: GramOptions, widths: Mapping[Any, int], teacher: Teacher):
         """RunError: a stage's maps have one position only."""
         super().__init__(config, widths, teacher)
         check_positions(config)
@@ -72,7 +72,8 @@ class Gram(MapDistiller):
 
 def check_positions(config: GramOptions) -> None:
     """RunError: a stage of --gram-stages has one position only, which has no other to resemble."""
-    fitting = [n for n, side in stage_sides(config.stem, config.image_size).items() if side > 1]
+    outline = network_outline(config.arch, config.stem, config.width, config.image_size)
+    fitting = [stage for stage, (_, H, W) in outline.maps.items() if H * W > 1]
     if small := [stage for stage in config.gram_stages if stage not in fitting]:
         fix = f"use stages of {shown(fitting)}, or " if fitting else ""
         raise RunError(

@@ -1,12 +1,14 @@
 """The common part of the distillers of maps without a matching: the mean of a distance a stage."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from job.distill.base import Distiller
+from job.distill.teacher import Teacher
 from job.errors import RunError
+from job.networks import Outline
 
 STAGES, TO_DISTIL = [1, 2, 3, 4], "stages to distil"
 Target = tuple[torch.Size, Any]  # height and width of the teacher's maps; the target of `distance`
@@ -14,6 +16,13 @@ Target = tuple[torch.Size, Any]  # height and width of the teacher's maps; the t
 
 class MapDistiller(Distiller):
     """A mean over stages of a distance between the student's maps and the teacher's."""
+
+    compares_pooled = False
+
+    @classmethod
+    def misfit(cls, config: Any, student: Outline, teacher: Teacher) -> str:
+        """Return which stage's maps are missing or of unequal size, or ""."""
+        return unequal_maps(cls.stages(config), config.arch, student, teacher)
 
     def target(self, stage: int, teacher: torch.Tensor) -> Any:
         """Return what `distance` needs of the teacher's maps (b, T, H, W)."""
@@ -54,6 +63,21 @@ class MapDistiller(Distiller):
         return torch.stack(distances).mean() / self.factor
 
 
-def shown(size: torch.Size) -> str:
+def unequal_maps(stages: list[int], arch: str, student: Outline, teacher: Teacher) -> str:
+    """Return which of `stages` is missing or has maps of unequal size, or ""."""
+    teachers = f"the teacher ({teacher.shown})"
+    for stage in stages:
+        for name, outline in ((arch, student), (teachers, teacher.outline)):
+            if stage not in outline.maps:
+                has = ", ".join(f"layer{each}" for each in outline.maps) or "no maps"
+                return f"needs maps of layer{stage}, and {name} has {has}"
+        (_, *ours), (_, *theirs) = student.maps[stage], teacher.outline.maps[stage]
+        if ours != theirs:
+            sizes = f"{shown(ours)} in {arch} and {shown(theirs)} in {teachers}"
+            return f"needs maps of equal size: those of layer{stage} are {sizes}"
+    return ""
+
+
+def shown(size: Sequence[int]) -> str:
     """Return height and width for messages."""
     return " x ".join(map(str, size))

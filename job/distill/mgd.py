@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +13,13 @@ from job.cluster import comm
 from job.data.randomness import permutation
 from job.declare import option
 from job.distill.base import Change, Distiller, DistillOptions, Networks
+from job.distill.maps import unequal_maps
 from job.distill.teacher import Teacher
 from job.engine.passes import BATCH, centre_crops, evaluating
 from job.engine.run import Run
 from job.errors import RunError
 from job.metrics import tensorboard
-from job.networks import DEPTH
+from job.networks import DEPTH, Outline
 from job.schedules import parse_refresh
 from mgd.assignment import assign
 from mgd.cost import channel_cost
@@ -56,17 +58,18 @@ class MGD(Distiller):
 
     name = "mgd"
     shapes = ("mgd_stages", "matching", "mgd_correction", "mgd_pooled")
+    compares_pooled = False
     config: MGDOptions
     module: MGDistiller
 
-    def __init__(self, config: MGDOptions, widths: Mapping[int, int], teacher: Teacher):
+    def __init__(self, config: MGDOptions, widths: Mapping[Any, int], teacher: Teacher):
         super().__init__(config, widths, teacher)
-        channels = {stage: (widths[stage], teacher.norms[stage].num_features) for stage in config.mgd_stages}
+        channels = {stage: (widths[stage], teacher.widths[stage]) for stage in config.mgd_stages}
         weights = dict(zip(config.mgd_stages, config.stage_weights, strict=False))  # of as many weights, or none
         try:
             self.module = MGDistiller(channels, config.reducer, config.loss_factor, DEPTH, weights, config.mgd_correction)
             if config.mgd_pooled:
-                S, T = widths[DEPTH], teacher.norms[DEPTH].num_features
+                S, T = widths[DEPTH], teacher.widths[DEPTH]
                 groups = 1 if config.reducer == "sm" else None
                 self.module.add_module(POOLED, PooledMatching(S, T, groups))
         except ValueError as error:
@@ -77,6 +80,18 @@ class MGD(Distiller):
             self.module.load_margins(teacher.norms)
         if config.matching == "random":
             draw_matchings(self, config.seed)
+
+    @classmethod
+    def misfit(cls, config: MGDOptions, student: Outline, teacher: Teacher) -> str:
+        """Return how student and teacher do not fit: their maps, or what the margins come from."""
+        if unequal := unequal_maps(cls.stages(config), config.arch, student, teacher):
+            return unequal
+        if without := [stage for stage in cls.stages(config) if stage not in teacher.norms]:
+            stage = f"layer{without[0]} of the teacher ({teacher.shown})"
+            return f"takes its margins from a batch norm at a stage's end, and {stage} has none"
+        if config.mgd_pooled and student.pooled != student.maps[DEPTH][0]:
+            return f"cannot pool the maps of layer{DEPTH} as {config.arch} does: leave out --mgd-pooled"
+        return ""
 
     @staticmethod
     def stages(config: MGDOptions) -> list[int]:

@@ -15,6 +15,7 @@ loss, as with any batch norm. Checkpoints have the projector, exported students 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -68,10 +69,10 @@ class Projector(MapDistiller):
     shapes = ("projector_stages",)
     config: ProjectorOptions
 
-    def __init__(self, config: ProjectorOptions, widths: Mapping[int, int], teacher: Teacher):
+    def __init__(self, config: ProjectorOptions, widths: Mapping[Any, int], teacher: Teacher):
         super().__init__(config, widths, teacher)
         for stage in config.projector_stages:
-            regression = Regression(widths[stage], teacher.norms[stage].num_features)
+            regression = Regression(widths[stage], teacher.widths[stage])
             self.module.add_module(f"stage{stage}", regression)
 
     @staticmethod

@@ -24,7 +24,7 @@ from job.distill.base import Distiller, DistillOptions
 from job.distill.momentum import MOMENTUM
 from job.distill.pooled import HIDDEN, pooled
 from job.distill.teacher import Teacher
-from job.networks import DEPTH, HEAD, build_mlp
+from job.networks import HEAD, UNDER_HEAD, build_mlp
 from moco.queue import enqueue
 
 
@@ -73,13 +73,13 @@ class Similarity(Distiller):
     batch_statistics = True
     config: SimilarityOptions
 
-    def __init__(self, config: SimilarityOptions, widths: Mapping[int, int], teacher: Teacher):
+    def __init__(self, config: SimilarityOptions, widths: Mapping[Any, int], teacher: Teacher):
         super().__init__(config, widths, teacher)
-        width, published = widths[DEPTH], SETTINGS[config.similarity]
+        width, published = widths[UNDER_HEAD], SETTINGS[config.similarity]
         self.t = config.similarity_t or published.t
         self.teacher_t = config.similarity_teacher_t or published.teacher_t
         seed, two_queues = self.needs_head(config), self.momentum(config) is not None
-        dim = teacher.head_dim if seed else teacher.norms[DEPTH].num_features
+        dim = teacher.head_dim if seed else teacher.widths[UNDER_HEAD]
         self.dims = [dim, width] if two_queues else [dim]  # of the teacher, the momentum encoder
         head: nn.Module
         if seed:

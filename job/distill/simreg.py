@@ -15,7 +15,7 @@ from torch import nn
 from job.distill.base import Distiller
 from job.distill.pooled import pooled
 from job.distill.teacher import Teacher
-from job.networks import DEPTH, hidden_layer
+from job.networks import UNDER_HEAD, hidden_layer
 
 
 def build_head(width: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -30,9 +30,9 @@ class SimReg(Distiller):
     name = "simreg"
     shapes = ("head_width",)
 
-    def __init__(self, config: Any, widths: Mapping[int, int], teacher: Teacher):
+    def __init__(self, config: Any, widths: Mapping[Any, int], teacher: Teacher):
         super().__init__(config, widths, teacher)
-        width, outputs = widths[DEPTH], teacher.norms[DEPTH].num_features
+        width, outputs = widths[UNDER_HEAD], teacher.widths[UNDER_HEAD]
         head = build_head(width, config.head_width or 2 * width, outputs)
         self.module.add_module("head", head)
 

@@ -1,16 +1,24 @@
 """The frozen teacher: load, check, fold, freeze."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from torchvision.models import ResNet
 
 from job.checkpoints.foreign import Backbone, digest, read_backbone
 from job.cluster import comm
 from job.engine.run import Run
 from job.errors import RunError
-from job.networks import HEAD, build_head, build_resnet, fold_norms, stage_norms, with_features
+from job.networks import (
+    HEAD,
+    Network,
+    Outline,
+    build_head,
+    fold_norms,
+    network_outline,
+    stage_norms,
+    with_features,
+)
 
 
 @dataclass(frozen=True)
@@ -18,10 +26,17 @@ class Teacher:
     """A frozen network in eval mode."""
 
     net: nn.Module  # (b, 3, H, W), normalised -> {"layerN": (b, T, H, W)}, before the stage's last ReLU, and "fc" of a head
-    norms: dict[int, nn.BatchNorm2d]  # the last batch norm of each stage: T channels
+    norms: dict[int, nn.BatchNorm2d]  # the last batch norm of each stage that ends in one: T channels
     digest: str  # of the weights in its file
     shown: str  # network and width, for messages
     head_dim: int = 0  # outputs of its head, "fc" (b, head_dim); 0: it has been left out
+    has_head: bool = False  # whether its file has a head
+    outline: Outline = field(default_factory=lambda: Outline(0))  # of its features
+
+    @property
+    def widths(self) -> dict[int | str, int]:
+        """The channels of each stage's maps, {stage: T}, and of the pooled features, {"pooled": C}."""
+        return self.outline.widths
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return its tensors by name."""
@@ -35,17 +50,20 @@ def load_teacher(
     stages: list[int],
     run: Run,
     needs_head: bool = False,
+    image_size: int = 224,
 ) -> Teacher:
     """Load the teacher from a checkpoint, with the features of `stages`. A collective.
 
-    arch: the network, or "" for what the file says. stem: the student's. needs_head: with its head.
+    arch: the network, or "" for what the file says. stem: the student's, or "" if it has none.
+    needs_head: with its head. image_size: of the student's images.
     RunError: the file cannot be used, has another stem, or lacks the head.
     """
     weights = run.on_first(lambda: read_backbone(path, arch))
-    if weights.stem != stem:
+    if stem and weights.is_resnet and weights.stem != stem:
         raise RunError(f"{path} has the {weights.stem} stem, the student the {stem} one: choose --stem {weights.stem}")
-    net = build_resnet(weights.arch, stem=weights.stem, width=weights.width)
-    net.load_state_dict(weights.state, strict=False)  # only the head is missing: read_backbone has checked the rest
+    net = weights.build(image_size)
+    size = weights.image_size or image_size
+    outline = network_outline(weights.arch, weights.stem, weights.width, size)
     state, head_dim = weights.state, 0
     if needs_head:
         head_dim = add_head(net, weights, path)
@@ -57,10 +75,12 @@ def load_teacher(
     frozen = features.eval().requires_grad_(False)
     comm.broadcast_(frozen.state_dict())  # folding may round differently on another kind of processor
     frozen = frozen.to(run.device).to(memory_format=torch.channels_last)
-    return Teacher(frozen, norms, digest(state), f"{weights.arch}, width {weights.width}", head_dim)
+    shown = f"{weights.arch}, width {weights.width}" if weights.is_resnet else weights.arch
+    has_head = bool(weights.head_state)
+    return Teacher(frozen, norms, digest(state), shown, head_dim, has_head, outline)
 
 
-def add_head(net: ResNet, weights: Backbone, path: str) -> int:
+def add_head(net: Network, weights: Backbone, path: str) -> int:
     """Put the head of a file on its network; return the number of its outputs.
 
     RunError: it has none, or one that cannot be built.
@@ -69,6 +89,7 @@ def add_head(net: ResNet, weights: Backbone, path: str) -> int:
     fix = "Use another file, or distillers that need no head"
     if not weights.head_state:
         raise RunError(f"--teacher {path}: no head on its network; {expected}. {fix}")
+    assert isinstance(net.fc, nn.Linear)
     features = net.fc.in_features
     try:
         head = build_head(weights.head_state)
@@ -76,5 +97,5 @@ def add_head(net: ResNet, weights: Backbone, path: str) -> int:
     except (ValueError, RuntimeError) as error:
         cause = f"its head ({weights.head}) cannot be used: {str(error).splitlines()[0]}"
         raise RunError(f"--teacher {path}: {cause}; {expected}. {fix}") from None
-    net.fc = head  # type: ignore[assignment]
+    net.fc = head
     return outputs

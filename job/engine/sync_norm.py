@@ -70,16 +70,18 @@ class TotalNorm(torch.autograd.Function):
 class SynchronisedNorm(_BatchNorm):
     """A batch norm whose statistics in training are those of the total batch.
 
-    It has the tensors of `norm`, under their names, and is like it in eval mode. name: of its
-    collectives.
+    It has the tensors and layers of `norm`, under their names, and is like it in eval mode.
+    name: of its collectives.
     """
 
     def __init__(self, norm: _BatchNorm, name: str):
         assert norm.momentum is not None and norm.track_running_stats
         super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine)
         self.weight, self.bias = norm.weight, norm.bias
-        for buffer, value in norm.named_buffers():
+        for buffer, value in norm.named_buffers(recurse=False):
             self.register_buffer(buffer, value)
+        for child, module in norm.named_children():  # timm's norms include their activation
+            self.add_module(child, module)
         self.training, self.name = norm.training, name
 
     def _check_input_dim(self, input: torch.Tensor) -> None:
@@ -88,7 +90,7 @@ class SynchronisedNorm(_BatchNorm):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return normalised maps like x (b, C, ...). A collective in train mode."""
         if not self.training:
-            return super().forward(x)
+            return self.after(super().forward(x))
         y, mean, variance, count = TotalNorm.apply(x, self.weight, self.bias, self.eps, self.name)
         unbiased = variance * count / (count - 1)
         momentum = self.momentum or 0.0
@@ -97,6 +99,12 @@ class SynchronisedNorm(_BatchNorm):
             for buffer, value in (("running_mean", mean), ("running_var", unbiased)):
                 running = self.get_buffer(buffer)
                 running.lerp_(value.to(running), momentum)
+        return self.after(y)
+
+    def after(self, y: torch.Tensor) -> torch.Tensor:
+        """Return normalised maps after the layers that the norm includes."""
+        for module in self.children():
+            y = module(y)
         return y
 
 

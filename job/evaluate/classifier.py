@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torchvision.models import ResNet
 
 from job.checkpoints.folder import AUTO, BEST, load
 from job.checkpoints.foreign import read_backbone
@@ -33,22 +32,23 @@ from job.engine.resume import (
 )
 from job.engine.run import Run
 from job.errors import RunError
-from job.networks import WIDTH, build_resnet, with_features
+from job.networks import ARCHS, WIDTH, Network, build_network, with_features
 from job.position import Position
 
 
 @dataclass
 class Classifier:
-    """A frozen ResNet whose `fc` is trained. `encoder` gives its features, sharing its parameters."""
+    """A frozen network whose `fc` is trained. `encoder` gives its features, sharing its parameters."""
 
     config: LinearConfig
     run: Run
     train: Images
     val: Images
-    net: ResNet
+    net: Network
     encoder: nn.Module  # images -> {"flatten": (B, C)}
     gradients: FixedPointGradients
     optimizer: torch.optim.Optimizer
+    input: dict  # what the network demands of its images; {}: a ResNet, which demands nothing
     best: float = -1.0  # top-1 in percent on the validation images, of the best epoch so far
 
     @property
@@ -96,7 +96,8 @@ def build(config: LinearConfig, run: Run) -> Classifier:
         raise RunError(
             f"{train.root} has {len(train)} images, fewer than --batch-size {config.batch_size}: choose a smaller batch"
         )
-    net, config = frozen(config, run)
+    net, config, demanded = frozen(config, run)
+    assert isinstance(net.fc, nn.Linear)
     width = net.fc.in_features
     net.fc = nn.Linear(width, len(train.classes))
     nn.init.normal_(net.fc.weight, std=0.01)
@@ -108,25 +109,28 @@ def build(config: LinearConfig, run: Run) -> Classifier:
     optimizer = kind(parameters, config.lr, momentum=config.momentum, weight_decay=decay)
     gradients = FixedPointGradients(net.fc.named_parameters(prefix="fc"))
     encoder = with_features(net, [], output="flatten").eval()
-    return Classifier(config, run, train, val, net, encoder, gradients, optimizer)
+    return Classifier(config, run, train, val, net, encoder, gradients, optimizer, demanded)
 
 
-def frozen(config: LinearConfig, run: Run) -> tuple[ResNet, LinearConfig]:
+def frozen(config: LinearConfig, run: Run) -> tuple[Network, LinearConfig, dict]:
     """Return the network that is not trained, in eval mode, and the options with its network, first layer and crop.
 
+    The third is what the network demands of its images, {} of a ResNet.
     RunError: the checkpoint cannot be used, or has another first layer, or the crop is too small.
     """
-    state, size = {}, 224
+    weights, size = None, 224
     if config.pretrained:
         weights = run.on_first(lambda: read_backbone(config.pretrained, config.arch, arch_flag="--arch"))
+        check_first_layer(config, weights.arch)
         if config.stem not in ("", weights.stem):
             raise RunError(f"--stem {config.stem}: {config.pretrained} has the {weights.stem} one")
         if config.width not in (0, weights.width):
             raise RunError(f"--width {config.width}: {config.pretrained} has {weights.width} channels in its first stage")
         config = dataclasses.replace(config, arch=weights.arch, stem=weights.stem, width=weights.width)
-        state = weights.state
-        size = weights.meta["config"].get("image_size", size)
+        size = weights.meta["config"].get("image_size", weights.image_size or size)
         run.log.line(f"frozen: {weights.report}")
+    if not weights:
+        check_first_layer(config, config.arch or "resnet18")
     config = dataclasses.replace(
         config,
         arch=config.arch or "resnet18",
@@ -139,9 +143,20 @@ def frozen(config: LinearConfig, run: Run) -> tuple[ResNet, LinearConfig]:
     if not config.pretrained:
         run.log.line(f"frozen: {config.arch} with random weights, as no --pretrained names others: the baseline")
     torch.manual_seed(randomness.torch_seed(config.seed, "weights"))  # job.train's, whose student begins so by default
-    net = build_resnet(config.arch, stem=config.stem, width=config.width)
-    net.load_state_dict(state, strict=False)  # what is missing is the head alone: read_backbone has checked the rest
-    return net.requires_grad_(False).eval(), config
+    if weights:
+        net = weights.build(config.image_size)
+    else:
+        size = config.image_size
+        net = build_network(config.arch, stem=config.stem, width=config.width, image_size=size)
+    demanded = weights.input if weights and not weights.is_resnet else {}
+    return net.requires_grad_(False).eval(), config, demanded
+
+
+def check_first_layer(config: LinearConfig, arch: str) -> None:
+    """RunError: --stem or --width is given for a network that is no ResNet."""
+    for name in ("stem", "width"):
+        if getattr(config, name) and arch not in ARCHS:
+            raise RunError(f"--{name}: no effect on {arch}, which is no ResNet of torchvision; leave it out")
 
 
 def find(config: LinearConfig, run: Run) -> dict | None:
@@ -271,6 +286,7 @@ def save(classifier: Classifier, epoch: int, step: int, is_best: bool) -> None:
             "order": classifier.order(epoch),
             "classes": classifier.train.classes,
             "bad_images": sorted(run.bad_images),
+            **({"input": classifier.input} if classifier.input else {}),
         }
         run.save(content, is_best)
 

@@ -18,7 +18,7 @@ from job.data.augment import CentreView, normalize
 from job.data.images import Images
 from job.engine.run import Run
 from job.errors import RunError
-from job.networks import HEAD, POOLED, build_head, build_resnet, with_features
+from job.networks import HEAD, POOLED, EncoderFeatures, build_head, with_features
 from job.text import printable
 
 GROUP = 64
@@ -38,7 +38,8 @@ class Pass:
     @property
     def width(self) -> int:
         """C, the number of features of an image."""
-        return self.forward(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape[1]
+        side = self.image_size if isinstance(self.encoder, EncoderFeatures) else 32
+        return self.forward(torch.zeros(1, 3, side, side, dtype=torch.uint8)).shape[1]
 
     @torch.no_grad()
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -101,15 +102,15 @@ def split_groups(images: Images) -> list[range]:
     return [range(first, min(first + GROUP, total)) for first in range(0, total, GROUP)]
 
 
-def build_encoder(weights: Backbone, head: bool, shown: str) -> nn.Module:
+def build_encoder(weights: Backbone, head: bool, shown: str, image_size: int = 224) -> nn.Module:
     """Return a frozen network, (b, 3, H, W) -> {node: (b, C)}: its pooled features.
 
     head: the outputs of its head in place of them. shown: the checkpoint, for the error.
-    RunError: there is no head of linear layers on the network.
+    RunError: there is no head of linear layers on the network, or it takes no images of that size.
     """
-    net = build_resnet(weights.arch, stem=weights.stem, width=weights.width)
-    net.load_state_dict(weights.state, strict=False)  # read_backbone has checked all but the head
+    net = weights.build(image_size)
     if head:
+        assert isinstance(net.fc, nn.Linear)
         net.set_submodule("fc", find_head(weights, net.fc.in_features, shown))
     return with_features(net, [], HEAD if head else POOLED).eval().requires_grad_(False)
 

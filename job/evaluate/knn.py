@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.models import ResNet
 
 from job.cluster import comm
 from job.config import LinearConfig
@@ -22,7 +21,7 @@ from job.engine.passes import centre_crops
 from job.engine.run import Run
 from job.errors import RunError
 from job.metrics.collapse import spectrum_auc
-from job.networks import with_features
+from job.networks import Network, with_features
 from job.options import Common, Options
 
 K, TEMPERATURE = 200, 0.07
@@ -58,8 +57,8 @@ def choose_k(bank: Images, k: int) -> int:
     return max(1, min(k or min(K, len(labels) // len(np.unique(labels))), len(labels)))
 
 
-def knn_accuracy(net: ResNet, bank: Images, queries: Images, config: Options | LinearConfig, run: Run) -> Accuracy:
-    """Return the accuracy of a ResNet's features under its head, on centre crops. A collective.
+def knn_accuracy(net: Network, bank: Images, queries: Images, config: Options | LinearConfig, run: Run) -> Accuracy:
+    """Return the accuracy of a network's features under its head, on centre crops. A collective.
 
     Each image of `queries` takes the label with the largest sum of exp(cosine / TEMPERATURE) among its
     k nearest of `bank`. Undecodable images, and images without a label, neither count nor vote.

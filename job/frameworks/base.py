@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchvision.models import ResNet
 
 from job.metrics import collapse
-from job.networks import build_resnet
+from job.networks import ARCHS, Network, build_network
 from job.options import Options
 from job.position import Position
 
@@ -37,6 +36,17 @@ class Output:
     embeddings: torch.Tensor  # (b, d), L2-normalised, without gradient
     metrics: dict[str, torch.Tensor]  # () each: sums over the images, by name
     others: tuple[dict[str, torch.Tensor], ...] = ()  # features of the further distilled views
+
+
+def first_layers(config: Options) -> dict[str, Any]:
+    """Return the student's options that `build_network` takes besides those of its head."""
+    names = ("stem", "width", "zero_init_residual", "image_size")
+    return {name: getattr(config, name) for name in names}
+
+
+def rectified(config: Options, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the student's maps if a ReLU follows each stage, as in a ResNet; else nothing."""
+    return features if config.arch in ARCHS else {}
 
 
 class Framework:
@@ -70,10 +80,9 @@ class Framework:
     def __init__(self, config: Any, stages: list[int]):
         self.config = config
 
-    def network(self, dim: int = 128, mlp: bool = False) -> ResNet:
+    def network(self, dim: int = 128, mlp: bool = False) -> Network:
         """Return a new network of the student's options, whose `fc` gives `dim` outputs."""
-        config = self.config
-        return build_resnet(config.arch, dim, mlp, config.stem, config.width, config.zero_init_residual)
+        return build_network(self.config.arch, dim, mlp, **first_layers(self.config))
 
     def distil(self, views: int) -> None:
         """Let `views` views of each image at least pass through the student and be distilled."""
@@ -89,9 +98,9 @@ class Framework:
         """Return the parameters whose learning rate is always --lr, whatever its schedule."""
         return []
 
-    def student(self) -> ResNet:
+    def student(self) -> Network:
         """Return a copy of the student, with an untrained head."""
-        net = build_resnet(self.config.arch, stem=self.config.stem, width=self.config.width)
+        net = self.network()
         body = {name: value for name, value in self.encoder.state_dict().items() if not name.startswith("fc.")}
         net.load_state_dict(body, strict=False)
         return net.to(next(self.encoder.parameters()).device)
@@ -111,7 +120,7 @@ class Framework:
 
     def signs(self, output: Output) -> dict[str, float]:
         """Return the signs of collapse of a step's last micro-batch over all workers, for its record. A collective."""
-        return collapse.signs(output.embeddings, output.features)
+        return collapse.signs(output.embeddings, rectified(self.config, output.features))
 
     def warnings(self, signs: dict[str, float]) -> dict[str, str]:
         """Return {id: sentence} of the signs of collapse, with their likely causes."""

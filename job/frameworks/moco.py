@@ -12,10 +12,10 @@ from job.cluster import comm
 from job.data import randomness
 from job.data.augment import normalize
 from job.declare import option
-from job.frameworks.base import Framework, MicroBatch, Output
+from job.frameworks.base import Framework, MicroBatch, Output, first_layers
 from job.metrics import collapse
 from job.metrics.bounds import RANK
-from job.networks import build_resnet, with_features
+from job.networks import build_network, with_features
 from job.options import Options
 from job.position import Position
 from moco.model import Keys, MoCo
@@ -51,8 +51,8 @@ def build_moco(
     stages: list[int] | tuple[int, ...] = (),
     **first: Any,
 ) -> MoCo:
-    """Return MoCo on ResNets, whose query encoder gives the features of `stages` too. first: as `build_resnet` has it."""
-    query, key = (build_resnet(arch, dim, mlp, **first) for _ in range(2))
+    """Return MoCo, whose query encoder gives the features of `stages` too. first: as `build_network` has it."""
+    query, key = (build_network(arch, dim, mlp, **first) for _ in range(2))
     return MoCo(workers, with_features(query, list(stages)), key, dim, K, m, T, normalize)
 
 
@@ -69,8 +69,7 @@ class MoCoFramework(Framework):
 
     def __init__(self, config: MoCoOptions, stages: list[int]):
         super().__init__(config, stages)
-        first = {"stem": config.stem, "width": config.width, "zero_init_residual": config.zero_init_residual}
-        first["head_width"] = config.head_width
+        first = first_layers(config) | {"head_width": config.head_width}
         self.module = build_moco(
             comm, config.arch, config.moco_dim, config.moco_k, config.moco_m, config.moco_t, config.mlp, stages, **first
         )
@@ -102,7 +101,7 @@ class MoCoFramework(Framework):
 
     def signs(self, output: Output) -> dict[str, float]:
         """Return the signs of collapse, with the effective rank of the queue."""
-        return collapse.signs(output.embeddings, output.features) | {"queue_rank": collapse.rank(self.module.queue)}
+        return super().signs(output) | {"queue_rank": collapse.rank(self.module.queue)}
 
     def warnings(self, signs: dict[str, float]) -> dict[str, str]:
         """Return {id: sentence} of the signs of collapse, with their likely causes."""

@@ -16,7 +16,7 @@ from job.engine.sync_norm import synchronise
 from job.errors import RunError
 from job.frameworks.base import Framework, MicroBatch, Output
 from job.metrics import collapse
-from job.networks import DEPTH, HEAD, hidden_layer, stage_widths, with_features
+from job.networks import HEAD, hidden_layer, with_features
 from job.options import Options
 
 # Means of an epoch's steps. Measured on ResNet-18 of width 16 and the digits, with a batch of 64
@@ -91,9 +91,10 @@ class SimSiamFramework(Framework):
                 "out --compile"
             )
         self.distilled_views, self.head_dim = config.mgd_views, config.dim
-        width, dim = stage_widths(config.arch, config.width)[DEPTH], config.dim
-        net = self.network()
-        net.fc = build_projector(width, config.head_width or width, dim)  # type: ignore[assignment]
+        net, dim = self.network(), config.dim
+        assert isinstance(net.fc, nn.Linear)
+        width = net.fc.in_features
+        net.fc = build_projector(width, config.head_width or width, dim)
         self.encoder = with_features(net, stages, HEAD)
         self.module = SimSiam(self.encoder, build_predictor(dim, config.pred_dim))
         synchronise(self.module, SYNCHRONISED[config.sync_bn])

@@ -57,7 +57,7 @@ def describe(found: dict[str, float]) -> str:
     words = [f"deviation {found['feature_std']:.2f} of 1"]
     words += [f"rank of the queue {found['queue_rank']:.1f}"] if "queue_rank" in found else []
     dead = ", ".join(f"{100 * part:.0f} % of {name.removeprefix('dead_')}" for name, part in found.items() if "dead" in name)
-    return ", ".join([*words, f"dead channels {dead}"])
+    return ", ".join([*words, f"dead channels {dead}"] if dead else words)
 
 
 def warnings(found: dict[str, float], cause: str = "--lr is too high") -> dict[str, str]:

@@ -26,8 +26,8 @@ def build(name, head=0, **options):
     """A distiller of a student of S channels, whose framework's head has `head` outputs."""
     torch.manual_seed(0)
     config = Config(distill=[name], **{"loss_share": 0.0, "loss_factor": 1.0} | options)
-    teacher = SimpleNamespace(norms={4: nn.BatchNorm2d(T)}, head_dim=HEAD)
-    distiller = DISTILLERS[name](config, {4: S, "fc": head}, teacher)
+    teacher = SimpleNamespace(norms={4: nn.BatchNorm2d(T)}, widths={4: T, "pooled": T}, head_dim=HEAD)
+    distiller = DISTILLERS[name](config, {4: S, "pooled": S, "fc": head}, teacher)
     distiller.module.train()
     return distiller
 

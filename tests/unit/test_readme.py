@@ -19,7 +19,9 @@ CALL, EXAMPLE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 ELSEWHERE = ("data wait", "unable to allocate shared memory")  # a number in the log, and NCCL's own words
 SHOWN = """
 import sys
-assert "horovod" not in sys.modules and {name for name in sys.modules if name.startswith("job")} <= {"job", "job.networks"}
+assert "horovod" not in sys.modules and "timm" not in sys.modules
+job = {name for name in sys.modules if name.startswith("job") and not name.startswith("job.networks.")}
+assert job <= {"job", "job.networks", "job.declare", "job.errors", "job.text"}, job
 start = MGDistiller({i: (widths[i].num_features, norms[i].num_features) for i in norms})
 print("solved", *[not torch.equal(distiller.matching(i), start.matching(i)) for i in norms])
 """

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.models import ResNet
 
 from job.checkpoints.folder import load
 from job.checkpoints.foreign import Backbone, read_backbone
@@ -21,7 +20,7 @@ from job.data.folders import VALIDATION, scan, split_of
 from job.data.images import Images
 from job.data.views import CentreViews
 from job.errors import RunError
-from job.networks import ARCHS, DEPTH, build_resnet, fold_norms, with_features
+from job.networks import ARCHS, DEPTH, Network, fold_norms, with_features
 from job.show.read.history import History
 from mgd.cost import channel_cost
 
@@ -104,23 +103,28 @@ def checked(options: dict) -> dict:
         raise RunError(f"image_size {size}: expected {SMALLEST} to {LARGEST} pixels to show what a network sees")
     more = options.get("more_data")
     places = [options.get("data", ""), *(more if isinstance(more, list) else [])]
-    known = {"image_size": size, "teacher_arch": arch if arch in ARCHS else ""}
-    return known | {"places": [*map(str, places)], "teacher": str(options.get("teacher", ""))}
+    known = isinstance(arch, str) and (arch in ARCHS or arch.startswith("timm/"))
+    return {
+        "image_size": size,
+        "teacher_arch": arch if known else "",
+        "places": [*map(str, places)],
+        "teacher": str(options.get("teacher", "")),
+    }
 
 
-def read_teacher(student: Student, path: str) -> ResNet:
+def read_teacher(student: Student, path: str) -> Network:
     """Read the teacher of a student. RunError: the file cannot be read, or its network cannot be this student's teacher."""
     backbone = read_backbone(path, student.options["teacher_arch"])
-    if backbone.stem != student.backbone.stem:
+    if backbone.is_resnet and student.backbone.is_resnet and backbone.stem != student.backbone.stem:
         raise RunError(f"{path} has the {backbone.stem} stem, the student the {student.backbone.stem} one")
-    return network(backbone)
+    return network(backbone, student.options["image_size"])
 
 
-def network(backbone: Backbone) -> ResNet:
+def network(backbone: Backbone, image_size: int) -> Network:
     """The network of a backbone, to be used as it is."""
-    net = build_resnet(backbone.arch, stem=backbone.stem, width=backbone.width)
-    net.load_state_dict(backbone.state, strict=False)  # what is missing is the head alone
-    return fold_norms(net.eval().requires_grad_(False)).to(memory_format=torch.channels_last)
+    net = backbone.build(image_size)
+    net.eval().requires_grad_(False)
+    return fold_norms(net).to(memory_format=torch.channels_last)
 
 
 @contextlib.contextmanager
@@ -165,7 +169,7 @@ def choose(images: Images) -> list[int]:
 
 
 @torch.no_grad()
-def embed(net: ResNet, sample: Sample) -> torch.Tensor:
+def embed(net: Network, sample: Sample) -> torch.Tensor:
     """L2-normalised features (m, C) under the head of the first m images of a sample: as many as WORK allows."""
     encoder = with_features(net, [], output="flatten")
     with FlopCounterMode(display=False) as counter:
@@ -191,14 +195,15 @@ def fits(matching: torch.Tensor, S: int, T: int) -> bool:
 
 
 @torch.no_grad()
-def matches(student: Student, teacher: ResNet, views: torch.Tensor) -> dict[int, list[Match]]:
+def matches(student: Student, teacher: Network, views: torch.Tensor) -> dict[int, list[Match]]:
     """Of each distilled stage the three cheapest channels and the one in the middle, on views (n, 3, H, W) uint8.
 
     RunError: the teacher has not the channels that the matching names.
     """
     stages = sorted(student.matchings)
     inputs = normalize(views)
-    ours, theirs = (with_features(net, stages, output=None)(inputs) for net in (network(student.backbone), teacher))
+    own = network(student.backbone, inputs.shape[2])
+    ours, theirs = (with_features(net, stages, output=None)(inputs) for net in (own, teacher))
     found: dict[int, list[Match]] = {}
     for stage in stages:
         s, t, matching = ours[f"layer{stage}"], theirs[f"layer{stage}"], student.matchings[stage]  # (n, S, H, W), (n, T, H, W)

@@ -57,7 +57,7 @@ def look_inside(runs: Sequence[Shown], data: Sequence[str], teacher: str) -> See
             student = newest_student(run.history)
             places = tuple(data or student.options["places"])
             sample = read_sample(places, student.options["image_size"])
-            features = embed(network(student.backbone), sample)
+            features = embed(network(student.backbone, student.options["image_size"]), sample)
         except RunError as error:
             seen.notes.append(f"{run.label}: {error}")
             continue

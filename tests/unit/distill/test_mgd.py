@@ -30,7 +30,7 @@ IMAGES, BATCH = 10, 3
 def build(widths=TEACHER, **options):
     options = {"mgd_stages": [1, 4], "loss_share": 0.0, "loss_factor": 10.0, "teacher": "t.pth", **options}
     norms = {stage: nn.BatchNorm2d(T) for stage, T in widths.items()}
-    return MGD(Config(**options), WIDTHS, SimpleNamespace(norms=norms, shown="a net"))
+    return MGD(Config(**options), WIDTHS, SimpleNamespace(norms=norms, widths=widths, shown="a net"))
 
 
 def features(widths, images=IMAGES, seed=0):

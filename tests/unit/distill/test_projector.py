@@ -19,7 +19,7 @@ STAGES = [1, 4]
 def new(stages=STAGES, **options):
     """A projector with a random scale of its batch norms."""
     torch.manual_seed(0)
-    teacher = SimpleNamespace(norms={stage: nn.BatchNorm2d(T) for stage, T in CHANNELS.items()})
+    teacher = SimpleNamespace(widths=CHANNELS)
     options = {"loss_factor": 1.0, "teacher": "t.pth", "projector_stages": stages, **options}
     distiller = Projector(Config(**options), WIDTHS, teacher)
     for stage in stages:

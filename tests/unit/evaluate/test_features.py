@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from job.checkpoints.foreign import read_backbone
+from job.checkpoints.foreign import Backbone, read_backbone
 from job.data.augment import normalize
 from job.data.folders import scan
 from job.data.views import collate
@@ -53,7 +53,7 @@ def test_a_forward_pass_has_the_same_number_of_images_for_any_group(n):
 def test_features_are_those_of_the_network(precision):
     torch.manual_seed(0)
     net = build_resnet("resnet18", stem="small", width=16)
-    weights = SimpleNamespace(arch="resnet18", stem="small", width=16, state=net.state_dict())
+    weights = Backbone("resnet18", "small", 16, net.state_dict(), "", "none", {})
     images = torch.randint(256, (3, 3, 16, 16), dtype=torch.uint8)
     compute = Pass(build_encoder(weights, False, ""), 16, precision, 0, RUN)
     found = compute.forward(images)

@@ -1,7 +1,5 @@
-"""The networks: torchvision's ResNets with MoCo's head, and their stage features before the last ReLU."""
+"""torchvision's ResNets with MoCo's head, and their stage features before the last ReLU."""
 
-import re
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,6 +7,9 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor
+
+from job.errors import RunError
+from job.networks.outline import DEPTH, Outline
 
 ARCHS = (
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
@@ -18,9 +19,6 @@ ARCHS = (
 STEMS = ("imagenet", "small")
 WIDTH = 64  # channels of the first stage, as published
 WIDTHS = range(16, 513, 16)  # that every one of ARCHS can have, whose convolutions have up to 64 groups
-DEPTH = 4  # stages: layer1 to layer4
-HEAD = "fc"  # the node of the head's outputs, (b, dim)
-POOLED = "flatten"  # the node of the features under the head, (b, C)
 
 
 class MaxPool(nn.MaxPool2d):
@@ -80,6 +78,8 @@ def build_resnet(
     which would overwrite the features before them, and the stem's pooling goes before its ReLU: the maximum is
     the same, and two maps of half the images' height and width need not be kept for the backward pass.
     """
+    if arch not in ARCHS:
+        raise RunError(f"{arch}: expected a ResNet of torchvision: {', '.join(ARCHS)}")
     net = getattr(models, arch)(num_classes=dim, zero_init_residual=zero_init_residual)
     if width != WIDTH:
         change_width(net, width)
@@ -95,54 +95,6 @@ def build_resnet(
     for stage in range(1, DEPTH + 1):
         net.get_submodule(f"layer{stage}")[-1].relu.inplace = False
     return net
-
-
-def build_mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Return a head of MoCo v2's kind, (b, inputs) -> (b, outputs)."""
-    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
-
-
-def hidden_layer(inputs: int, outputs: int, bias: bool = True) -> list[nn.Module]:
-    """Return a hidden layer of a head, with batch norm, (b, inputs) -> (b, outputs)."""
-    return [nn.Linear(inputs, outputs, bias), nn.BatchNorm1d(outputs), nn.ReLU()]
-
-
-def build_head(state: Mapping[str, torch.Tensor]) -> nn.Sequential:
-    """Return the head of a checkpoint, (b, inputs) -> (b, outputs), in eval mode.
-
-    state: tensors by names such as "weight" of a linear layer, or "0.weight" of a layer of a sequence,
-    linear or a batch norm. A number without tensors is a ReLU. ValueError: another kind of head.
-    """
-    layers: dict[int, dict[str, torch.Tensor]] = {}
-    for name, value in state.items():
-        match = re.fullmatch(r"(?:(?:layers\.)?([0-9]{1,2})\.)?([a-z_]+)", name)
-        if not match or value.is_meta or value.layout != torch.strided:
-            raise ValueError(f"{name} belongs to no linear layer or batch norm")
-        if not value.is_floating_point() and match[2] != "num_batches_tracked":
-            raise ValueError(f"{name} is {value.dtype}, expected floats")
-        if value.is_floating_point() and not value.float().isfinite().all():
-            raise ValueError(f"{name} has values that are not finite")
-        layers.setdefault(int(match[1] or 0), {})[match[2]] = value
-    try:
-        return nn.Sequential(*map(build_layer, map(layers.get, range(max(layers) + 1)))).eval()
-    except RuntimeError as error:
-        raise ValueError(str(error).splitlines()[-1].strip()) from None
-
-
-def build_layer(state: Mapping[str, torch.Tensor] | None) -> nn.Module:
-    """Return a layer of a head with its tensors. RuntimeError: they are of another layer."""
-    if state is None:
-        return nn.ReLU()
-    weight, bias, mean = map(state.get, ("weight", "bias", "running_mean"))
-    layer: nn.Module
-    if mean is not None:
-        layer = nn.BatchNorm1d(mean.numel(), affine=weight is not None)
-    elif weight is not None and weight.ndim == 2:
-        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    else:
-        raise RuntimeError(f"{', '.join(state)} belong to no linear layer or batch norm")
-    layer.load_state_dict(state)
-    return layer
 
 
 @torch.no_grad()
@@ -162,7 +114,7 @@ def change_width(net: models.ResNet, width: int) -> None:
     net.fc = nn.Linear(net.fc.in_features * width // WIDTH, net.fc.out_features)
 
 
-def with_features(net: models.ResNet, stages: list[int], output: str | None = "fc") -> nn.Module:
+def resnet_features(net: models.ResNet, stages: list[int], output: str | None) -> nn.Module:
     """Return `net`, sharing its parameters and their names, as a module that gives a dict of tensors.
 
     "layer1".."layer4" for `stages`: the sums before the stages' last ReLU, (B, C, H, W); beside them the
@@ -186,6 +138,13 @@ def stage_widths(arch: str, width: int) -> dict[int, int]:
     with torch.device("meta"):
         net = build_resnet(arch, width=width)
     return {stage: norm.num_features for stage, norm in stage_norms(net).items()}
+
+
+def resnet_outline(arch: str, stem: str, width: int, image_size: int) -> Outline:
+    """Return the features of a ResNet for images of `image_size` pixels."""
+    widths, sides = stage_widths(arch, width), stage_sides(stem, image_size)
+    maps = {stage: (widths[stage], sides[stage], sides[stage]) for stage in widths}
+    return Outline(widths[DEPTH], maps)
 
 
 def stage_sides(stem: str, image_size: int) -> dict[int, int]:

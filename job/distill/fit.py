@@ -1,0 +1,46 @@
+"""Whether the features of a student and a teacher fit the distillers of a run."""
+
+from typing import Any
+
+from job.distill.base import Distiller
+from job.distill.teacher import Teacher
+from job.errors import RunError
+from job.networks import Outline
+
+MAPS = ("projector", "gram")  # their options of stages: --projector-stages, --gram-stages
+
+
+def check_fit(
+    config: Any,
+    kinds: list[type[Distiller]],
+    every: dict[str, type[Distiller]],
+    student: Outline,
+    teacher: Teacher,
+) -> None:
+    """Check that student and teacher fit the chosen distillers `kinds`.
+
+    every: all distillers by name. RunError: they do not; it names the distillers that they fit.
+    """
+    for kind in kinds:
+        if misfit := kind.misfit(config, student, teacher):
+            fitting = list_fitting(config, every, student, teacher)
+            raise RunError(f"--distill {kind.name} {misfit}. This pair fits {fitting}")
+    if config.framework == "none" and student.beyond and not any(k.compares_pooled for k in kinds):
+        raise RunError(
+            f"--framework none: no chosen distiller trains {student.beyond} of {config.arch}, which "
+            f"works on the pooled features; expected simreg, similarity or disco. Add one of them"
+        )
+
+
+def list_fitting(config: Any, every: dict[str, type[Distiller]], student: Outline, teacher: Teacher) -> str:
+    """Return the distillers that a student and a teacher fit, for a message."""
+    named = []
+    for name, kind in every.items():
+        if not kind.misfit(config, student, teacher):
+            named.append(name if teacher.has_head or not kind.needs_head(config) else "")
+    sizes = teacher.outline.maps
+    equal = [stage for stage, (_, *size) in student.maps.items() if size == [*sizes.get(stage, ())][1:]]
+    if equal:
+        stages = " ".join(map(str, equal))
+        named += [f"{name} with --{name}-stages {stages}" for name in MAPS if name not in named]
+    return ", ".join(filter(None, named))

@@ -1,0 +1,73 @@
+"""Any network by its name, and its features."""
+
+from torch import nn
+from torchvision.models import ResNet
+
+from job.networks import resnet
+from job.networks.encoder import Encoder, EncoderFeatures
+from job.networks.heads import build_mlp
+from job.networks.names import check_name
+from job.networks.outline import HEAD, Outline
+from job.networks.probe import build_body, probe
+from job.networks.resnet import ARCHS, WIDTH, build_resnet, resnet_features, resnet_outline
+
+Network = ResNet | Encoder
+
+
+def build_network(
+    arch: str,
+    dim: int = 128,
+    mlp: bool = False,
+    stem: str = "imagenet",
+    width: int = WIDTH,
+    zero_init_residual: bool = False,
+    head_width: int = 0,
+    image_size: int = 224,
+) -> Network:
+    """Return a network with random weights whose `fc` gives `dim` outputs, as `build_resnet` does.
+
+    image_size: for which a network is built that demands a fixed one. Only ResNets have stem,
+    width and zero_init_residual. RunError: the network does not take such images.
+    """
+    if arch in ARCHS:
+        return build_resnet(arch, dim, mlp, stem, width, zero_init_residual, head_width)
+    check_name(arch, "network")
+    body, found = build_body(arch, image_size), probe(arch, image_size)
+    for name, value in body.named_parameters():
+        value.requires_grad_(name not in found.unused)
+    features = found.outline.pooled
+    fc = build_mlp(features, head_width or features, dim) if mlp else nn.Linear(features, dim)
+    return Encoder(body, found.run, fc, found.norms)
+
+
+def network_outline(arch: str, stem: str, width: int, image_size: int) -> Outline:
+    """Return the features of a network for images of `image_size` pixels."""
+    if arch in ARCHS:
+        return resnet_outline(arch, stem, width, image_size)
+    return probe(arch, image_size).outline
+
+
+def with_features(net: nn.Module, stages: list[int], output: str | None = HEAD) -> nn.Module:
+    """Return `net`, sharing its parameters and their names, as a module that gives a dict of tensors.
+
+    "layer1".."layer4" for `stages`, (b, C, H, W); beside them the node `output`: "fc" (b, dim), or
+    "flatten" (b, C), the features under the head. With `output` None no head is computed. ResNets
+    give their maps before the stages' last ReLU; for other networks see `EncoderFeatures`.
+    """
+    if isinstance(net, Encoder):
+        return EncoderFeatures(net, stages, output)
+    assert isinstance(net, ResNet)
+    return resnet_features(net, stages, output)
+
+
+def stage_norms(net: Network) -> dict[int, nn.BatchNorm2d]:
+    """Return the last batch norm of each stage that ends in one, {stage: norm}, of as many channels."""
+    if isinstance(net, ResNet):
+        return resnet.stage_norms(net)
+    named = {stage: net.body.get_submodule(name) for stage, name in net.norms.items()}
+    return {stage: norm for stage, norm in named.items() if isinstance(norm, nn.BatchNorm2d)}
+
+
+def fold_norms(net: Network) -> Network:
+    """Return `net` in eval mode; a ResNet has its batch norms folded into its convolutions."""
+    return resnet.fold_norms(net) if isinstance(net, ResNet) else net.eval()

@@ -1,0 +1,38 @@
+"""The names of networks: torchvision's ResNets, timm/NAME, and package.module:function."""
+
+import re
+
+from job.declare import did_you_mean
+from job.errors import RunError
+from job.networks import timm_networks
+from job.networks.resnet import ARCHS
+
+OWN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+KINDS = "timm/NAME or package.module:function"
+
+
+def is_own(arch: str) -> bool:
+    """Return whether a name is a user's function."""
+    return OWN.fullmatch(arch) is not None
+
+
+def demands_size(arch: str) -> bool:
+    """Return whether a network demands images of the size for which it was built."""
+    is_timm = arch.startswith(timm_networks.PREFIX)
+    return is_timm and timm_networks.configuration(arch).size > 0
+
+
+def check_name(arch: str, shown: str) -> None:
+    """RunError: there is no network of this name. shown: its option.
+
+    A user's function is not imported here.
+    """
+    if arch in ARCHS or is_own(arch):
+        return
+    if arch.startswith(timm_networks.PREFIX):
+        timm_networks.check_name(arch, shown)
+        return
+    known = list(ARCHS)
+    if near := did_you_mean(arch, known) or did_you_mean(arch, known + timm_networks.names()):
+        raise RunError(f"{shown} {arch!r}{near.replace(';', ':', 1)}")
+    raise RunError(f"{shown} {arch!r}: expected one of {', '.join(ARCHS)}, {KINDS}")

@@ -1,0 +1,28 @@
+"""What a network gives: names of its features, and their sizes."""
+
+from dataclasses import dataclass, field
+
+DEPTH = 4  # stages: layer1 to layer4
+HEAD = "fc"  # the head's outputs, (b, dim)
+POOLED = "flatten"  # the features under the head, (b, C), if they are the output
+# The same, beside the maps of the last stage, of a network that is no ResNet of torchvision.
+UNDER_HEAD = "pooled"
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The features of a network for images of a size.
+
+    pooled: C of the features under the head, (b, C). maps: (C, H, W) of each stage's maps; of
+    the later stages only, if there are less than four, and of none if the network gives no maps.
+    beyond: a parameter that works on the pooled features but not on the last maps, or "".
+    """
+
+    pooled: int
+    maps: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+    beyond: str = ""
+
+    @property
+    def widths(self) -> dict[int | str, int]:
+        """The channels of each stage's maps, {stage: C}, and of the pooled features."""
+        return {stage: C for stage, (C, _, _) in self.maps.items()} | {UNDER_HEAD: self.pooled}

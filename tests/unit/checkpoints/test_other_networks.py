@@ -1,0 +1,245 @@
+"""Files with networks of timm and of a user, and what their images must be."""
+
+import functools
+import json
+import sys
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from errors import refused
+from job.checkpoints.foreign import read_backbone
+from job.cluster import comm, objects
+from job.data.augment import MEAN, STD
+from job.frameworks.moco import build_moco
+from job.networks import build_network, with_features
+
+VIT, MOBILE, NEXT = (f"timm/{name}" for name in ("test_vit", "mobilenetv3_small_050", "test_convnext"))
+OWN = 160  # pixels, the size of VIT's images by timm's configuration
+
+
+@functools.cache
+def plain(arch, size=0):
+    """A network of timm, with a classifier, its batch norms away from the initial state."""
+    torch.manual_seed(2)
+    more = {"img_size": size} if size else {}
+    net = timm.create_model(arch.removeprefix("timm/"), num_classes=3, **more).eval()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    return net
+
+
+def pixels(size):
+    """Images of colours in [0, 1], (2, 3, size, size)."""
+    return torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def coloured(images, mean, std):
+    """Images normalised by a mean and a deviation."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
+    return (images - mean) / std
+
+
+def pooled(net, images):
+    """timm's pooled features (b, C) of images."""
+    return net.forward_head(net.forward_features(images), pre_logits=True)
+
+
+@torch.no_grad()
+def features(weights, images):
+    """Our pooled features of images in [0, 1]."""
+    found = with_features(weights.build().eval(), [], "flatten")
+    return found(coloured(images, MEAN, STD))["flatten"]
+
+
+def write(path, arch, content=None):
+    state = plain(arch).state_dict()
+    if path.suffix == ".safetensors":
+        save_file({name: value.contiguous() for name, value in state.items()}, path)
+    else:
+        torch.save(content or state, path)
+    return str(path)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("file", ["a.safetensors", "pytorch_model.bin", "a.pth"])
+@pytest.mark.parametrize("arch", [VIT, MOBILE, NEXT])
+def test_a_file_gives_timm_s_features_of_images_as_timm_has_them(tmp_path, arch, file):
+    """With timm's mean and deviation, and of its size where it demands one."""
+    weights = read_backbone(write(tmp_path / file, arch), arch)
+    assert weights.arch == arch and weights.head == "none"
+    assert "none missing; dropped: 2 of " in weights.report or "dropped: nothing" in weights.report
+    own = (0.5, 0.5, 0.5) if arch in (VIT, NEXT) else None
+    mean, std = (own or MEAN), (own or STD)
+    assert (weights.mean, weights.std, weights.image_size) == (mean, std, OWN if arch == VIT else 0)
+    images = pixels(OWN)
+    expected = pooled(plain(arch), coloured(images, mean, std))
+    torch.testing.assert_close(features(weights, images), expected, rtol=1e-4, atol=1e-4)
+    assert not weights.build().state_dict().keys() & {"input.scale", "input.shift"}
+
+
+def test_images_of_another_size_are_resized_on_the_way(tmp_path):
+    weights = read_backbone(write(tmp_path / "a.pth", VIT), VIT)
+    small = pixels(40)
+    large = torch.nn.functional.interpolate(small, (OWN, OWN), mode="bilinear", antialias=True)
+    torch.testing.assert_close(features(weights, small), features(weights, large), rtol=1e-3, atol=1e-4)
+
+
+def test_timm_translates_the_names_and_positions_of_other_programs(tmp_path):
+    """DINOv2's authors save a mask token, and positions of another number of patches."""
+    state = dict(plain(VIT).state_dict()) | {"mask_token": torch.zeros(1, 64)}
+    rows = torch.arange(0.5, 20) / 20  # of positions in the image
+    finer = (rows[:, None] + 2 * rows).expand(64, 20, 20).flatten(1).T  # (20 x 20, 64)
+    state["pos_embed"] = torch.cat([state["pos_embed"][0, :1], finer])[None]
+    torch.save(state, tmp_path / "dinov2.pth")
+    weights = read_backbone(str(tmp_path / "dinov2.pth"), VIT)
+    found = weights.state["body.pos_embed"]
+    assert found.shape == plain(VIT).pos_embed.shape
+    own = torch.arange(0.5, 10) / 10
+    expected = (own[:, None] + 2 * own).expand(64, 10, 10).flatten(1).T
+    torch.testing.assert_close(found[0, 1:], expected, atol=0.03, rtol=0)
+    assert not any("mask" in name for name in weights.state)
+
+
+def ours(arch, size=32, **more):
+    """A checkpoint of this program, with momenta apart from the query encoder."""
+    torch.manual_seed(3)
+    moco = build_moco(comm, arch, dim=6, K=4, mlp=True, stages=[4], image_size=size)
+    for value in moco.encoder_k.parameters():
+        value.fill_(9.0)
+    state = {f"module.{name}": value for name, value in moco.state_dict().items()}
+    config = {"image_size": size, "arch": arch}
+    state = dict(reversed(state.items()))  # the key encoder first
+    return moco, {"arch": arch, "format": 3, "epoch": 2, "config": config, "state_dict": state, **more}
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("arch", [VIT, MOBILE])
+def test_a_checkpoint_of_this_program_needs_no_name(tmp_path, arch, named):
+    """It has the query encoder's features of images with ImageNet's mean, and its head."""
+    moco, content = ours(arch)
+    torch.save(content, tmp_path / "last.pth.tar")
+    weights = read_backbone(str(tmp_path / "last.pth.tar"), arch if named else "")
+    assert (weights.mean, weights.std) == (MEAN, STD) and weights.meta["epoch"] == 2
+    assert weights.image_size == (32 if arch == VIT else 0)
+    width = 64 if arch == VIT else 1024
+    assert weights.head == f"mlp {width}-{width}-6" and set(weights.head_state) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert "under module.encoder_q.body.* taken" in weights.report and "4 of fc" in weights.report
+    moco.eval()
+    with torch.no_grad():
+        expected = moco.encoder_q(coloured(pixels(32), MEAN, STD))
+    torch.testing.assert_close(features(weights, pixels(32)), expected["pooled"])
+
+
+def test_a_network_travels_between_workers(tmp_path):
+    torch.save(ours(MOBILE)[1], tmp_path / "a.pth")
+    weights = read_backbone(str(tmp_path / "a.pth"))
+    found = objects.decode(objects.encode(weights))
+    assert found.digest == weights.digest and found.mean == weights.mean and found.image_size == 0
+
+
+def test_the_input_in_a_file_wins(tmp_path):
+    """As a classifier's checkpoint and an exported file have it."""
+    mean, std = [0.1, 0.2, 0.3], [0.5, 0.25, 0.2]
+    demands = {"image_size": 32, "mean": mean, "std": std}
+    torch.save(ours(VIT, 32, input=demands)[1] | {"config": {"image_size": 48}}, tmp_path / "a.pth")
+    weights = read_backbone(str(tmp_path / "a.pth"))
+    assert weights.input == demands
+    state = {name: value.contiguous() for name, value in plain(MOBILE).state_dict().items()}
+    metadata = {"arch": MOBILE, "mean": json.dumps(mean), "std": json.dumps(std)}
+    save_file(state, tmp_path / "a.safetensors", metadata)
+    weights = read_backbone(str(tmp_path / "a.safetensors"))
+    assert weights.arch == MOBILE and weights.input == demands | {"image_size": 0}
+
+
+FUNCTION = "own_net:build"
+
+
+def test_a_file_never_runs_a_user_s_function(tmp_path, monkeypatch):
+    source = "import torch\nran = []\ndef build():\n    ran.append(1)\n"
+    source += "    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 5))\n"
+    (tmp_path / "own_net.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    state = {"module.encoder_q.body.2.weight": torch.ones(5, 3), "module.encoder_q.body.2.bias": torch.ones(5)}
+    torch.save({"arch": FUNCTION, "format": 3, "config": {}, "state_dict": state}, tmp_path / "a.pth")
+    path = str(tmp_path / "a.pth")
+    message = refused(read_backbone, path)
+    assert f"a network of the function {FUNCTION}, and a file never runs code" in message
+    assert message.endswith(f"give --teacher-arch {FUNCTION}") and "own_net" not in sys.modules
+    weights = read_backbone(path, FUNCTION)
+    assert weights.state.keys() == {"body.2.weight", "body.2.bias"} and weights.image_size == 0
+    sys.modules.pop("own_net")
+
+
+def without(state, name):
+    return {key: value for key, value in state.items() if key != name}
+
+
+def changed(state, name, change):
+    return state | {name: change(state[name])}
+
+
+WRONG = {  # content of a MobileNetV3's state, and the cause
+    "missing": (lambda state: without(state, "conv_stem.weight"), "conv_stem.weight is missing"),
+    "late": (lambda state: without(state, "conv_head.bias"), "conv_head.bias is missing"),
+    "nan": (
+        lambda state: changed(state, "conv_head.bias", lambda value: value * torch.nan),
+        "conv_head.bias has values that are not finite",
+    ),
+    "integers": (lambda state: changed(state, "conv_head.bias", torch.Tensor.long), "is torch.int64, expected floats"),
+    "shape": (lambda state: changed(state, "conv_head.bias", lambda value: value[:-1]), "(1023,), expected (1024,)"),
+    "surplus": (lambda state: state | {"blocks.9.0.weight": torch.ones(1)}, "blocks.9.0.weight has no place"),
+    "meta": (lambda state: changed(state, "conv_head.bias", lambda value: value.to("meta")), "conv_head.bias is missing"),
+    "empty": (lambda state: {"a": 1}, "has no tensors: found {'a': int}"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_an_incomplete_or_another_network_is_one_line(tmp_path, case):
+    change, cause = WRONG[case]
+    path = write(tmp_path / "a.pth", MOBILE, change(dict(plain(MOBILE).state_dict())))
+    message = refused(read_backbone, path, MOBILE, "--arch")
+    assert cause in message and message.startswith(path)
+    assert case == "empty" or message.endswith("use another --arch, or another file")
+
+
+def test_another_network_s_file_is_one_line(tmp_path):
+    path = write(tmp_path / "a.pth", MOBILE)
+    for arch in (VIT, NEXT):
+        message = refused(read_backbone, path, arch)
+        assert f"does not fit {arch}: " in message and "and " in message
+    assert "name its network, as timm/NAME" in refused(read_backbone, path)
+
+
+INVALID = [
+    {"input": {"mean": [0.5, 0.5]}},
+    {"input": {"mean": [0.5, 0.5, "x"]}},
+    {"input": {"image_size": 10**9}},
+    {"config": {"image_size": 4, "arch": VIT}},
+    {"config": {"image_size": "32", "arch": VIT}},
+]
+
+
+@pytest.mark.parametrize("change", INVALID, ids=str)
+def test_an_invalid_input_in_a_file_is_one_line(tmp_path, change):
+    torch.save(ours(VIT)[1] | change, tmp_path / "a.pth")
+    assert "invalid input" in refused(read_backbone, str(tmp_path / "a.pth"))
+
+
+def test_no_name_of_a_network_reaches_a_hub(tmp_path):
+    """timm takes names of hubs and folders, which would be read."""
+    torch.save(ours(VIT)[1], tmp_path / "a.pth")
+    for name in ("timm/hf-hub:someone/net", "timm/local-dir:/tmp"):
+        assert "no network of timm" in refused(read_backbone, str(tmp_path / "a.pth"), name)
+        assert "no network of timm" in refused(build_network, name)
+
+
+def test_an_unknown_network_in_a_file_is_one_line(tmp_path):
+    torch.save(ours(VIT)[1] | {"arch": "timm/test_vitt"}, tmp_path / "a.pth")
+    message = refused(read_backbone, str(tmp_path / "a.pth"))
+    assert "a.pth: arch 'timm/test_vitt': no network of timm" in message

@@ -1,0 +1,133 @@
+"""Which pairs of student and teacher fit which distillers: each that does not is one line."""
+
+from types import SimpleNamespace
+
+import pytest
+import timm
+import torch
+
+from errors import refused
+from job.config import Config
+from job.data.augment import MEAN, STD
+from job.distill import DISTILLERS
+from job.distill.fit import check_fit
+from job.distill.teacher import load_teacher
+from job.networks import build_resnet, network_outline
+from runs import Kept
+
+RUN = SimpleNamespace(on_first=lambda work: work(), log=Kept(), device=torch.device("cpu"))
+SIZE = 64
+MOBILE, MOBILE2, VIT, NEXT = (
+    f"timm/{name}" for name in ("mobilenetv3_small_050", "mobilenetv2_050", "test_vit", "test_convnext")
+)
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory):
+    """A function from a network's name to a teacher of random weights, with the features of all stages."""
+    folder, found = tmp_path_factory.mktemp("teachers"), {}
+
+    def load(arch):
+        if arch not in found:
+            torch.manual_seed(0)
+            path = str(folder / f"{len(found)}.pth")
+            if arch.startswith("timm/"):
+                state = timm.create_model(arch.removeprefix("timm/"), num_classes=0).state_dict()
+            else:
+                state = build_resnet(arch, width=16).state_dict()
+            torch.save(state, path)
+            named = arch if arch.startswith("timm/") else ""
+            found[arch] = load_teacher(path, named, "", [1, 2, 3, 4], RUN, image_size=SIZE)
+        return found[arch]
+
+    return load
+
+
+def check(teacher, arch="resnet18", distill="simreg", **options):
+    config = Config(arch=arch, width=16, distill=[distill], teacher="t.pth", image_size=SIZE, **options)
+    student = network_outline(arch, config.stem, config.width, SIZE)
+    check_fit(config, [DISTILLERS[distill]], DISTILLERS, student, teacher)
+
+
+FITTING = [  # student, teacher, distiller, options
+    ("resnet18", "resnet18", "mgd", {}),
+    ("resnet18", MOBILE2, "mgd", {}),
+    (MOBILE, "resnet18", "mgd", {}),
+    ("resnet18", MOBILE, "mgd", {"mgd_stages": [1, 2, 3]}),
+    ("resnet18", MOBILE, "projector", {}),
+    (NEXT, "resnet18", "gram", {"gram_stages": [1, 2, 3]}),
+    (NEXT, NEXT, "projector", {}),
+    *[("resnet18", VIT, name, {}) for name in ("simreg", "similarity", "disco")],
+    (MOBILE, VIT, "similarity", {"similarity": "compress"}),
+    (MOBILE, VIT, "simreg", {"framework": "none"}),
+    ("resnet18", "resnet18", "gram", {"framework": "none"}),
+]
+
+
+@pytest.mark.parametrize(("student", "teacher", "distill", "options"), FITTING, ids=str)
+def test_a_pair_that_fits(teachers, student, teacher, distill, options):
+    check(teachers(teacher), student, distill, **options)
+
+
+FEW = "This pair fits simreg, similarity"
+REFUSED = {  # student, teacher, distiller, options: parts of the message
+    ("resnet18", VIT, "mgd"): (
+        {},
+        "--distill mgd needs maps of equal size: those of layer1 are 16 x 16 in resnet18 and 10 x 10 in the teacher "
+        f"(timm/test_vit). {FEW}, disco",
+    ),
+    ("resnet18", VIT, "projector"): ({}, "--distill projector needs maps of equal size"),
+    (NEXT, NEXT, "mgd"): (
+        {},
+        "--distill mgd takes its margins from a batch norm at a stage's end, and layer1 of the teacher "
+        "(timm/test_convnext) has none",
+    ),
+    (VIT, VIT, "gram"): ({}, "those of layer1 are 4 x 4 in timm/test_vit and 10 x 10 in the teacher (timm/test_vit)"),
+    ("resnet18", MOBILE, "mgd"): (
+        {},
+        "layer4 of the teacher (timm/mobilenetv3_small_050) has none. This pair fits projector, gram",
+    ),
+    (MOBILE, "resnet18", "gram"): (
+        {"framework": "none"},
+        "no chosen distiller trains conv_head.bias of timm/mobilenetv3_small_050",
+    ),
+    (MOBILE, "resnet18", "mgd"): ({"mgd_pooled": 1.0}, "leave out --mgd-pooled"),
+}
+
+
+@pytest.mark.parametrize("pair", REFUSED, ids=str)
+def test_a_pair_that_does_not_fit_is_one_line_with_the_distillers_that_do(teachers, pair):
+    (student, teacher, distill), (options, expected) = pair, REFUSED[pair]
+    message = refused(check, teachers(teacher), student, distill, **options)
+    assert expected.replace(", disco", "") in message
+
+
+def test_distillers_of_heads_fit_only_a_file_with_a_head(teachers):
+    teacher = teachers(VIT)
+    assert not teacher.has_head and "disco" not in refused(check, teacher, "resnet18", "mgd")
+    with_head = SimpleNamespace(**{**vars(teacher), "has_head": True, "shown": "x"})
+    assert "disco" in refused(check, with_head, "resnet18", "mgd")
+
+
+def test_stages_of_equal_size_are_named(teachers):
+    """A ViT of 160 pixels has 10 x 10 positions, as a ResNet's third stage of 160 has."""
+    teacher = teachers(VIT)
+    config = Config(arch="resnet18", width=16, distill=["mgd"], teacher="t.pth", image_size=160)
+    student = network_outline("resnet18", "imagenet", 16, 160)
+    message = refused(check_fit, config, [DISTILLERS["mgd"]], DISTILLERS, student, teacher)
+    assert message.endswith("projector with --projector-stages 3, gram with --gram-stages 3")
+
+
+@torch.no_grad()
+def test_a_teacher_sees_images_of_its_own_size_and_colours(teachers):
+    """The student's normalised images, back to colours in [0, 1] and normalised by timm's mean."""
+    teacher = teachers(VIT)
+    images = torch.rand(2, 3, 160, 160, generator=torch.Generator().manual_seed(1))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    plain = timm.create_model("test_vit", num_classes=0).eval()
+    plain.load_state_dict({n.removeprefix("body."): v for n, v in teacher.net.state_dict().items()})
+    found = teacher.net((images - mean) / std)
+    torch.testing.assert_close(found["pooled"], plain((images - 0.5) / 0.5), rtol=1e-3, atol=1e-4)
+    assert list(found) == ["layer1", "layer2", "layer3", "layer4", "pooled"]
+    small = teacher.net((images[:, :, ::5, ::5] - mean) / std)
+    assert small["layer4"].shape == found["layer4"].shape and teacher.widths["pooled"] == 64

@@ -1,0 +1,147 @@
+"""A user's own network, as package.module:function."""
+
+import sys
+
+import pytest
+import torch
+
+from errors import refused
+from job.networks import build_network, check_name, network_outline, stage_norms, with_features
+
+SOURCE = """
+import torch
+from torch import nn
+
+
+class Small(nn.Module):
+    def __init__(self, depth=2):
+        super().__init__()
+        widths = [3, *range(4, 4 + depth)]
+        pairs = zip(widths, widths[1:])
+        blocks = [nn.Sequential(nn.Conv2d(C, D, 3, 2, 1), nn.BatchNorm2d(D)) for C, D in pairs]
+        self.blocks, self.unused = nn.ModuleList(blocks), nn.Linear(2, 2)
+        self.last = nn.Linear(4 + depth - 1, 7)
+
+    def forward_stages(self, images):
+        maps = []
+        for block in self.blocks:
+            images = block(images if not maps else maps[-1].relu())
+            maps.append(images)
+        return self.last(images.relu().mean((2, 3))), maps
+
+    def forward(self, images):
+        return self.forward_stages(images)[0]
+
+
+class Pooled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 5)
+
+    def forward(self, images):
+        return self.layer(images.mean((2, 3)))
+
+
+class Block(nn.Module):
+    def __init__(self, residual):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 3, 3, 1, 1), nn.BatchNorm2d(3)
+        self.downsample = nn.BatchNorm2d(3) if residual == "own" else nn.Identity()
+
+    def forward(self, images):
+        return self.bn(self.conv(images)) + self.downsample(images)
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = Block("own"), Block("none")
+
+    def forward_stages(self, images):
+        first = self.first(images)
+        second = self.second(first)
+        return second.mean((2, 3)), [first, second]
+
+    def forward(self, images):
+        return self.forward_stages(images)[0]
+
+
+def deep():
+    return Small(6)
+
+
+def with_argument(width):
+    return Small(width)
+
+
+def number():
+    return 3
+
+
+def flat():
+    return nn.Flatten(0)
+
+
+def broken():
+    return nn.Linear(2, 2)
+"""
+
+
+@pytest.fixture(autouse=True)
+def module(tmp_path, monkeypatch):
+    (tmp_path / "own_networks.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("own_networks", None)
+
+
+def test_a_network_of_two_stages_has_the_last_two():
+    torch.manual_seed(0)
+    net = build_network("own_networks:Small", dim=9)
+    outline = network_outline("own_networks:Small", "imagenet", 64, 16)
+    assert outline.maps == {3: (4, 8, 8), 4: (5, 4, 4)} and outline.pooled == 7
+    assert outline.beyond == "last.bias"
+    found = with_features(net, [1, 3, 4])(torch.randn(2, 3, 16, 16))
+    assert {name: tuple(value.shape) for name, value in found.items()} == {
+        "layer3": (2, 4, 8, 8),
+        "layer4": (2, 5, 4, 4),
+        "pooled": (2, 7),
+        "fc": (2, 9),
+    }
+    assert stage_norms(net) == {3: net.body.blocks[0][1], 4: net.body.blocks[1][1]}
+    frozen = {name for name, value in net.named_parameters() if not value.requires_grad}
+    assert frozen == {"body.unused.weight", "body.unused.bias"}
+
+
+def test_of_six_stages_the_last_four_count():
+    outline = network_outline("own_networks:deep", "imagenet", 64, 64)
+    assert outline.maps == {1: (6, 8, 8), 2: (7, 4, 4), 3: (8, 2, 2), 4: (9, 1, 1)}
+
+
+def test_the_norm_of_a_shortcut_is_not_the_one_in_which_a_stage_ends():
+    net = build_network("own_networks:Residual")
+    assert stage_norms(net) == {4: net.body.second.bn}
+
+
+def test_a_network_without_stages_has_pooled_features():
+    outline = network_outline("own_networks:Pooled", "imagenet", 64, 16)
+    assert outline.maps == {} and outline.pooled == 5
+    found = with_features(build_network("own_networks:Pooled"), [4], "flatten")(torch.zeros(2, 3, 9, 9))
+    assert list(found) == ["pooled", "flatten"]
+
+
+REFUSED = {
+    "no_such_module:net": "no_such_module:net: cannot import no_such_module: ModuleNotFoundError",
+    "own_networks:Smal": "own_networks has no function Smal; expected a function without arguments "
+    "that returns an nn.Module; did you mean Small?",
+    "own_networks:with_argument": "missing 1 required positional argument: 'width'; expected a function",
+    "own_networks:number": "the function returns a int; expected a function",
+    "own_networks:flat": "its features are (768,); expected pooled ones (b, C)",
+    "own_networks:broken": "takes no images of 16 x 16 pixels: mat1 and mat2 shapes cannot be multiplied",
+}
+
+
+@pytest.mark.parametrize("arch", REFUSED)
+def test_what_does_not_keep_the_contract_is_one_line(arch):
+    check_name(arch, "-a")  # the options alone do not run a user's code
+    assert REFUSED[arch] in refused(build_network, arch, image_size=16)
