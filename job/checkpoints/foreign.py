@@ -1,5 +1,6 @@
 """Other people's checkpoints: what is in them, and whether it is the network that is needed."""
 
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from job.checkpoints import hub
 from job.checkpoints.foreign_file import read_content
 from job.checkpoints.layouts import Layout, find_networks, outline
 from job.checkpoints.other_networks import BODY, find_needs, find_other_body, other_network
@@ -103,12 +105,17 @@ def is_moco(content: dict) -> bool:
 
 
 def read_backbone(path: str, arch: str = "", arch_flag: str = "--teacher-arch") -> Backbone:
-    """Read a network without its head from a checkpoint, whichever program wrote it.
+    """Read a network without its head from a checkpoint, whichever program wrote it, or from a hub.
 
     Of several ResNets, it is the first of `find_networks`. arch: the network that it must be, and the first such is taken;
     by default what the file says, or the ResNet whose shapes fit. arch_flag: the option that names it, for messages.
     RunError: a file that is not whole, not what its name promises, or does not fit to the last tensor.
     """
+    if path.startswith(hub.PREFIX):
+        found = hub.fetch(path)
+        weights = read_backbone(found.path, arch or found.arch, arch_flag)
+        report = f"{weights.report}; {path}, SHA-256 {found.sha256}"
+        return dataclasses.replace(weights, report=report)
     content = read_content(path)
     if other := other_network(path, content, arch, arch_flag):
         return read_other(path, content, other, arch_flag)

@@ -28,7 +28,7 @@ LOSS_SHARE = (
     "initial distillation loss as a multiple of the framework's reference loss, ln(K + 1) with MoCo; "
     "the run computes the factor from it (0: use --loss-factor)"
 )
-TEACHER = "checkpoint of the teacher; without one the student trains alone"
+TEACHER = "checkpoint of the teacher, or hub:NAME; without one the student trains alone"
 TEACHER_ARCH = f"the teacher's {NETWORK} (default: as its file says)"
 WEIGHTS = "factors of the losses of --distill, which together begin at --loss-share (default: 1 each)"
 

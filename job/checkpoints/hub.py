@@ -1,0 +1,89 @@
+"""Weights from a hub: hub:resnet50 is torchvision's, hub:timm/NAME timm's.
+
+The files lie in the usual caches, torch's and Hugging Face's, and are read as any other file.
+"""
+
+import contextlib
+import hashlib
+import importlib
+import os
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torchvision import models
+
+from job.errors import RunError
+from job.networks import ARCHS, check_name, is_own, timm_networks
+
+PREFIX = "hub:"
+CHECKSUM = re.compile(r"-([0-9a-f]{8,})\.")  # the beginning of a file's SHA-256, in its name
+FILES = ("model.safetensors", "pytorch_model.bin")  # on Hugging Face, the first that exists
+
+
+class Weights(NamedTuple):
+    """Weights from a hub. path: of the file in the cache. sha256: of the file."""
+
+    arch: str
+    path: str
+    sha256: str
+
+
+def fetch(name: str) -> Weights:
+    """Return the weights hub:NAME, from the cache or the hub.
+
+    RunError: there are none of this name, or the hub cannot be reached; it says which file to bring.
+    """
+    arch = name.removeprefix(PREFIX)
+    check_name(arch, PREFIX.removesuffix(":"))
+    if is_own(arch):
+        raise RunError(f"{name}: no weights of a user's function; expected a ResNet or timm/NAME")
+    url, get = source(arch)
+    try:
+        path = get()
+    except Exception as error:
+        cause = str(error).strip().split("\n")[0] or type(error).__name__
+        raise RunError(
+            f"{name}: cannot get the file: {cause:.200}; on another machine, download {url}, copy "
+            f"it here, and give its path in place of {name}, with the network {arch}"
+        ) from None
+    with open(path, "rb") as file:
+        return Weights(arch, path, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def source(arch: str) -> tuple[str, Callable[[], str]]:
+    """Return the address of a network's weights, and a function that returns the file's path."""
+    if arch in ARCHS:
+        url = models.get_model_weights(arch)["DEFAULT"].url
+        return url, lambda: from_address(url)
+    timm = timm_networks.import_timm(arch)
+    found = timm.models.get_pretrained_cfg(arch.removeprefix(timm_networks.PREFIX))
+    if repository := found.hf_hub_id:
+        files = [found.hf_hub_filename] if found.hf_hub_filename else FILES
+        url = f"https://huggingface.co/{repository}/resolve/main/{files[0]}"
+        return url, lambda: from_hugging_face(repository, files)
+    if not found.url:
+        raise RunError(f"{PREFIX}{arch}: timm has no weights of this name; expected another")
+    return found.url, lambda: from_address(found.url)
+
+
+def from_address(url: str) -> str:
+    """Return the path of an address's file in torch's cache, downloaded if it is not there."""
+    path = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
+    if not os.path.exists(path):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        checksum = CHECKSUM.search(os.path.basename(url))
+        start = checksum[1] if checksum else None
+        torch.hub.download_url_to_file(url, path, hash_prefix=start, progress=False)
+    return path
+
+
+def from_hugging_face(repository: str, files: list[str] | tuple[str, ...]) -> str:
+    """Return the path of the first of `files` in Hugging Face's cache, downloaded if not there."""
+    hub = importlib.import_module("huggingface_hub")
+    *others, last = files
+    for name in others:
+        with contextlib.suppress(hub.errors.EntryNotFoundError):
+            return hub.hf_hub_download(repository, name)
+    return hub.hf_hub_download(repository, last)

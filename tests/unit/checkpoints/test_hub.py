@@ -1,0 +1,103 @@
+"""Weights from a hub: the cache, the checksum, and the error without a network."""
+
+import hashlib
+import os
+
+import huggingface_hub
+import pytest
+import timm
+import torch
+from huggingface_hub.errors import EntryNotFoundError
+from safetensors.torch import save_file
+
+from errors import refused
+from job.checkpoints import hub
+from job.checkpoints.foreign import read_backbone
+from job.networks import build_resnet
+
+RESNET = "resnet18-f37072fd.pth"  # torchvision's file
+VIT = "timm/test_vit.r160_in1k"
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    return tmp_path / "checkpoints"
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_resnet_comes_from_torchvision_s_address_into_torch_s_cache(cache, monkeypatch):
+    asked = []
+
+    def download(url, path, hash_prefix, progress):
+        asked.append((url, hash_prefix))
+        torch.save(build_resnet("resnet18").state_dict(), path)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    weights = [read_backbone("hub:resnet18") for _ in range(2)]
+    assert asked == [(f"https://download.pytorch.org/models/{RESNET}", "f37072fd")]  # once
+    assert weights[0].arch == "resnet18" and weights[0].digest == weights[1].digest
+    assert weights[0].report.endswith(f"; hub:resnet18, SHA-256 {digest(cache / RESNET)}")
+
+
+@pytest.mark.parametrize("file", hub.FILES)
+def test_timm_s_weights_come_from_hugging_face(tmp_path, monkeypatch, file):
+    asked, state = [], timm.create_model("test_vit").state_dict()
+
+    def download(repository, name):
+        asked.append((repository, name))
+        if name != file:
+            raise EntryNotFoundError("no such file")
+        path = tmp_path / name
+        if name.endswith(".bin"):
+            torch.save(state, path)
+        else:
+            save_file(state, path)
+        return str(path)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    weights = read_backbone(f"hub:{VIT}")
+    assert asked == [(VIT, name) for name in hub.FILES[: hub.FILES.index(file) + 1]]
+    assert weights.arch == VIT and weights.mean == (0.5, 0.5, 0.5)
+    assert weights.report.endswith(f"SHA-256 {digest(tmp_path / file)}")
+
+
+@pytest.mark.parametrize(
+    ("name", "address"),
+    [
+        ("resnet18", f"https://download.pytorch.org/models/{RESNET}"),
+        (VIT, f"https://huggingface.co/{VIT}/resolve/main/model.safetensors"),
+    ],
+)
+def test_without_a_network_one_line_says_which_file_to_bring(cache, monkeypatch, name, address):
+    def fail(*_, **__):
+        raise OSError("Network is unreachable\nTraceback")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    assert refused(read_backbone, f"hub:{name}") == (
+        f"hub:{name}: cannot get the file: Network is unreachable; on another machine, download "
+        f"{address}, copy it here, and give its path in place of hub:{name}, with the network {name}"
+    )
+    assert not os.path.exists(cache / RESNET)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("resnet81", "hub 'resnet81': did you mean resnet18?"),
+        ("timm/test_vitt", "did you mean timm/test_vit?"),
+        ("a.b:c", "no weights of a user's function"),
+    ],
+)
+def test_an_unknown_name_is_one_line(name, expected):
+    assert expected in refused(read_backbone, f"hub:{name}")
+
+
+def test_a_damaged_file_in_the_cache_is_one_line(cache):
+    cache.mkdir()
+    (cache / RESNET).write_bytes(b"damaged")
+    assert RESNET in refused(read_backbone, "hub:resnet18")
