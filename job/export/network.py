@@ -10,7 +10,8 @@ from torch import nn
 from job.checkpoints.foreign import Backbone, read_backbone
 from job.data.augment import MEAN, STD
 from job.errors import RunError
-from job.networks import WIDTH, build_resnet
+from job.networks import WIDTH, Encoder, build_resnet, is_own
+from job.networks.timm_networks import PREFIX
 
 SMALL_STEM = "net.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)"
 SMALL_STEM += "; net.maxpool = torch.nn.Identity()"
@@ -62,7 +63,46 @@ def read_network(path: str, arch: str, size: int | None) -> tuple[Network, Backb
 
 
 def build(weights: Backbone, size: int) -> Network:
-    """Return the ResNet of a checkpoint, for images of `size` pixels."""
+    """Return the network of a checkpoint, for images of `size` pixels."""
+    return build_torchvision(weights, size) if weights.is_resnet else build_other(weights, size)
+
+
+def build_other(weights: Backbone, size: int) -> Network:
+    """Return a network of timm, or of a user, for images of `size` pixels."""
+    arch, fixed = weights.arch, weights.image_size > 0
+    size = weights.image_size or size
+    net = weights.build(size).eval()
+    assert isinstance(net, Encoder) and isinstance(net.fc, nn.Linear)
+    channels = net.fc.in_features
+    of_user = is_own(arch)
+    timm: dict[str, Any] = {}
+    if not of_user:
+        timm["architecture"] = arch.removeprefix(PREFIX).partition(".")[0]
+        if fixed:
+            timm["model_args"] = {"img_size": size}
+    return Network(
+        arch,
+        net.body,
+        channels,
+        weights.mean,
+        weights.std,
+        size,
+        fixed_size=fixed,
+        refused=refusals_of_other(arch, of_user),
+        timm=timm,
+    )
+
+
+def refusals_of_other(arch: str, of_user: bool) -> dict[str, str]:
+    """Return {format: reason} of the formats that cannot hold a network of timm or of a user."""
+    reasons = {"detectron2": f"detectron2 has no network {arch}: use onnx"}
+    if of_user:
+        return reasons | {"timm": f"timm has no network {arch}: use onnx, or a file .pth"}
+    return reasons | {"torchvision": f"torchvision has no network {arch}: use timm or onnx"}
+
+
+def build_torchvision(weights: Backbone, size: int) -> Network:
+    """Return a ResNet of torchvision, for images of `size` pixels."""
     arch, stem, width = weights.arch, weights.stem, weights.width
     net = build_resnet(arch, stem=stem, width=width).eval()
     channels = net.fc.in_features

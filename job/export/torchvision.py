@@ -1,10 +1,11 @@
-"""torchvision's format: a state dict, as `torch.save` writes it."""
+"""torchvision's format: a state dict, as `torch.save` writes it. Networks of users have it too."""
 
 from typing import BinaryIO
 
 import torch
 
 from job.export.network import Network
+from job.networks import is_own
 
 
 def write(file: BinaryIO, network: Network, origin: dict) -> str:
@@ -18,6 +19,8 @@ def write(file: BinaryIO, network: Network, origin: dict) -> str:
 def load(network: Network, path: str) -> str:
     """Return the statements that load the file."""
     state = f"torch.load({path!r}, weights_only=True)"
+    if is_own(network.arch):
+        return statements(f"{network.arch.replace(':', '.')}()", network, state)
     return statements(f"torchvision.models.{network.arch}()", network, f"{state}, strict=False")
 
 
