@@ -144,9 +144,10 @@ def test_the_caller_s_own_fork_server_blocks_no_signals(run):
 
 
 def test_options_are_checked_as_those_of_a_command_line(tmp_path):
-    given = Config(data=tmp_path / "a", mgd_stages=(4, 3), distill="gram", lr="3e-2", epochs=7)
+    given = Config(data=tmp_path / "a", more_data=("b", "c"), distill="gram", lr="3e-2", epochs=7)
     found = cli.checked(given)
-    assert (found.data, found.mgd_stages, found.distill) == (f"{tmp_path}/a", [3, 4], ["gram"])
+    assert (found.data, found.more_data) == (f"{tmp_path}/a", ["b", "c"])
+    assert found.distill == ["gram"]
     assert (found.lr, found.epochs) == (0.03, 7)
     assert cli.checked(LinearConfig(data="a", batch_size=512, lars=True)).lr == 0.2
 

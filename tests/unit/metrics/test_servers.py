@@ -2,6 +2,7 @@
 
 import json
 import signal
+import struct
 import sys
 
 import pytest
@@ -38,14 +39,30 @@ def warnings(folder):
     return [record["text"] for record in records if record["kind"] == "warning"]
 
 
-def saved_by_wandb(path):
-    """The run and the numbers in a file of an offline run."""
-    from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
+BLOCK, HEADER = 2**15, 7  # bytes of LevelDB's log format; the file begins with a header as long
 
-    store, numbers = DataStore(), []
-    store.open_for_scan(str(path))
-    while (content := store.scan_data()) is not None:
+
+def messages(path):
+    """Yield the messages of a file of Weights & Biases, in LevelDB's log format."""
+    content, place, message = path.read_bytes(), HEADER, b""
+    while place + HEADER <= len(content):
+        if BLOCK - place % BLOCK < HEADER:
+            place += BLOCK - place % BLOCK
+            continue
+        length, kind = struct.unpack_from("<HB", content, place + 4)
+        place += HEADER + length
+        message += content[place - length : place]
+        if kind in (1, 4):  # the whole message, or its last part
+            yield message
+            message = b""
+
+
+def saved_by_wandb(path):
+    """The run, the numbers and the exit code in a file of an offline run."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    numbers = []
+    for content in messages(path):
         record = Record()
         record.ParseFromString(content)
         if record.HasField("run"):
@@ -58,13 +75,21 @@ def saved_by_wandb(path):
     return run, numbers, code
 
 
-def test_a_resumed_run_is_one_run_of_weights_and_biases(tmp_path, monkeypatch):
-    pytest.importorskip("wandb", reason="pip install '.[wandb]'")
+@pytest.fixture
+def wandb():
+    """The package, which reads its variables once."""
+    wandb = pytest.importorskip("wandb", reason="pip install '.[wandb]'")
+    yield wandb
+    wandb.teardown()
+
+
+def test_a_resumed_run_is_one_run_of_weights_and_biases(wandb, tmp_path, monkeypatch):
     for name, value in {"MODE": "offline", "SILENT": "true"}.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
     folder = tmp_path / "mine"
     trained(folder, "wandb", 0, 4, "stopped")
     trained(folder, "wandb", 3, 5, "error", lr=0.1)
+    wandb.teardown()  # its service has written all
     found = [saved_by_wandb(path) for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"))]
     id = (folder / "wandb.id").read_text().strip()
     assert [run.run_id for run, _, _ in found] == [id, id]
@@ -113,7 +138,7 @@ REFUSING = {  # a port on which nobody listens
 
 
 @pytest.mark.parametrize("name", REFUSING)
-def test_a_server_out_of_reach_is_warned_of_once(tmp_path, monkeypatch, name):
+def test_a_server_out_of_reach_is_warned_of_once(wandb, tmp_path, monkeypatch, name):
     pytest.importorskip(name, reason=f"pip install '.[{name}]'")
     for variable, value in REFUSING[name].items():
         monkeypatch.setenv(variable, value)

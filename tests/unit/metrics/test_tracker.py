@@ -96,8 +96,10 @@ def test_a_resumed_run_has_its_id_and_its_steps(tmp_path):
 def test_a_server_that_refuses_a_message_is_warned_of_once(tmp_path, fails):
     server = Server(fails)
     log = trained(tmp_path, server)
-    server.thread.join(60) if fails < 3 else None
-    log.record("knn", steps=5, epoch=1, step=0, knn=50.0)
+    if fails < 3:
+        server.thread.join(60)
+        log.record("knn", steps=5, epoch=1, step=0, knn=50.0)
+        assert len(warnings(tmp_path)) == 1 and log.callbacks == []
     log.close()
     [line] = warnings(tmp_path)
     assert "ConnectionError: refused; the run goes on without this callback" in line
