@@ -53,6 +53,5 @@ def own_pass(
     if not stages or not hasattr(net, "forward_stages"):
         return net(images), {}
     pooled, maps = net.forward_stages(images)
-    maps = list(maps)[-DEPTH:]
     found = dict(enumerate(maps, DEPTH + 1 - len(maps)))
     return pooled, {stage: found[stage] for stage in stages if stage in found}

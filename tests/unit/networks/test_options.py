@@ -12,6 +12,7 @@ from job.config import Config, LinearConfig, read_config
 from job.embed import EmbedConfig
 from job.engine.sync_norm import SynchronisedNorm
 from job.evaluate.classifier import check_first_layer
+from job.metrics import collapse
 from job.networks import build_resnet
 from job.resume import check_same, fixed
 
@@ -100,3 +101,8 @@ def test_dead_channels_are_judged_only_where_a_relu_follows():
 
 def test_build_resnet_takes_only_resnets_of_torchvision():
     assert refused(build_resnet, MOBILE).startswith(f"{MOBILE}: expected a ResNet of torchvision")
+
+
+def test_the_log_leaves_out_dead_channels_that_are_not_judged():
+    assert collapse.describe({"feature_std": 0.9}) == "deviation 0.90 of 1"
+    assert collapse.describe({"feature_std": 0.9, "dead_layer4": 0.5}).endswith("dead channels 50 % of layer4")
