@@ -240,7 +240,7 @@ PROGRAMS = [
     (
         "job.show.report.app",
         "~/1 ~/2 --out=~/3 --data=~/4 --teacher=~/5",
-        {"runs": ["1", "2"], "out": "3", "data": "4", "teacher": "5"},
+        {"runs": ["1", "2"], "out": "3", "data": ["4"], "teacher": "5"},
     ),
     ("job.study.study", "~/1 --out=~/2", {"form": "1", "out": "2"}),
 ]

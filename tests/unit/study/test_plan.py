@@ -238,14 +238,14 @@ def test_the_program_names_all_forms(capsys):
     assert all(re.search(rf"[ ,]{form}[,:]", " ".join(said.split())) for form in own_forms())
 
 
-def test_the_form_of_distillers_has_mgd_as_published_and_its_teachers_20_epochs():
+def test_the_form_of_distillers_has_mgd_as_published_and_its_teachers_40_epochs():
     found = own_plan("distillers")
     for unit in found.units:
         if unit.arm == "original":
             train = unit.train
             assert (train["loss_share"], train["loss_factor"]) == (0, 1e4)
             assert train["margins"] == "init" and unit.resolved()
-        assert unit.arm != "teacher" or unit.train["epochs"] == 20
+        assert unit.arm != "teacher" or unit.train["epochs"] == 40
 
 
 def test_the_longer_form_of_distillers_has_some_of_their_arms_and_four_times_the_epochs():
