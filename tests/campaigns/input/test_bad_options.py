@@ -125,7 +125,7 @@ def test_no_option_is_forgotten():
     tested = {(case.program, case.argv[-1].split("=")[0]) for case in GENERATED}
     every = {(program, flag(f.name)) for program, kind in PROGRAMS.items() for f in dataclasses.fields(kind)}
     free = {name for _, name in every - tested}
-    assert free == {"--data", "--config", "--out", "--teacher", "--pretrained", "--resume"}
+    assert free == {"--data", "--more-data", "--config", "--out", "--teacher", "--pretrained", "--resume"}
 
 
 @pytest.mark.parametrize("case", GENERATED + CONFLICTS, ids=lambda case: case.name)
