@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
+from job.checkpoints import hub
 from job.cli import Parser
 from job.cluster import launch
 from job.config import Config
@@ -20,10 +21,10 @@ from job.export.formats import ENDINGS, FORMATS
 from job.export.network import Network, read_network
 from job.export.origin import describe_origin
 from job.files import open_regular, whole_file
-from job.networks import ARCHS
 
 IMAGE_SIZE = "side of the training's images in pixels, which the file names "
 IMAGE_SIZE += "(default: the run's, or 224)"
+OPTIONS = Config.__dataclass_fields__
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -32,7 +33,9 @@ def main(argv: list[str] | None = None) -> None:
         given = build_parser().parse_args(argv)
         size = given.image_size
         if size is not None:
-            size = convert(Config.__dataclass_fields__["image_size"], size, "--image-size")
+            size = convert(OPTIONS["image_size"], size, "--image-size")
+        if given.arch:
+            convert(OPTIONS["arch"], given.arch, "--arch")
         report = export(
             given.checkpoint,
             given.output,
@@ -55,8 +58,8 @@ def build_parser() -> Parser:
     parser.add_argument("output", metavar="OUTPUT", type=expand, help=text)
     text = "the format, for any ending"
     parser.add_argument("--format", choices=FORMATS, default="", help=text)
-    text = "the network (default: as the file says)"
-    parser.add_argument("-a", "--arch", choices=ARCHS, default="", help=text)
+    text = "the network, also timm/NAME and package.module:function (default: as the file says)"
+    parser.add_argument("-a", "--arch", default="", help=text)
     parser.add_argument("--image-size", metavar="X", help=IMAGE_SIZE)
     text = "write over an OUTPUT, or a file beside it, that is there"
     parser.add_argument("--force", action="store_true", help=text)
@@ -85,6 +88,9 @@ def export(
     if not form:
         problem = f"unknown ending; expected one of {', '.join(ENDINGS)}"
         raise RunError(f"{output}: {problem}. Rename it, or add --format {'|'.join(FORMATS)}")
+    if checkpoint.startswith(hub.PREFIX):
+        found = hub.fetch(checkpoint)
+        checkpoint, arch = found.path, arch or found.arch
     check_place(checkpoint, output, force)
     network, weights = read_network(checkpoint, arch, size)
     origin = describe_origin(checkpoint, network, weights)

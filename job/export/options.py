@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
-from job.config import OF_TEACHER, Config, read_config, without_head, without_part
+from job.config import OF_TEACHER, Config, read_config, without_head, without_part, without_stem
 from job.declare import convert, flag
 from job.errors import RunError
-from job.export.origin import last_part
+from job.export.origin import last_part, without_folders
 
 OF_ONE_RUN = {"config", "out", "resume"}  # where it was, not what it computed
 
@@ -21,7 +21,7 @@ def differing(config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     default = asdict(Config())
     unused = without_effect(config) | OF_ONE_RUN
     return {
-        name: (last_part(value), default.get(name))
+        name: (without_folders(name, value), default.get(name))
         for name, value in config.items()
         if name not in unused and (name not in default or value != default[name])
     }
@@ -42,7 +42,7 @@ def without_effect(config: Mapping[str, Any]) -> set[str]:
         given = checked(config)
     except RunError:
         return set()
-    unused = without_part(given).keys() | without_head(given).keys()
+    unused = without_part(given).keys() | without_head(given).keys() | without_stem(given).keys()
     unused |= set() if given.teacher else OF_TEACHER | {"loss_share", "loss_factor"}
     unused |= {"loss_factor"} if given.loss_share else set()
     unused |= {"schedule"} if given.cos else set()
@@ -72,7 +72,8 @@ def command(config: Mapping[str, Any], workers: int) -> str:
     except RunError:
         return ""
     ignored = without_effect(config) | OF_ONE_RUN
-    if any(last_part(config[name]) != found.get(name) for name in config.keys() - ignored):
+    options = {name: without_folders(name, config[name]) for name in config.keys() - ignored}
+    if any(value != found.get(name) for name, value in options.items()):
         return ""
     launcher = f"horovodrun -np {workers} " if workers > 1 else ""
     return f"{launcher}python -m job.train {shlex.join(words)}"

@@ -4,11 +4,18 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Mapping
+from dataclasses import fields
 from importlib import metadata
 from typing import Any
 
+from job.checkpoints import hub
 from job.checkpoints.foreign import Backbone
+from job.config import Config, LinearConfig
 from job.export.network import Network
+
+KINDS = (Config, LinearConfig)
+NO_PATHS = {each.name for kind in KINDS for each in fields(kind) if not each.metadata["path"]}
 
 
 def program() -> str:
@@ -32,17 +39,35 @@ def describe_origin(path: str, network: Network, weights: Backbone) -> dict[str,
     origin |= {"epoch": weights.meta["epoch"], "program": program()}
     origin |= {"mean": network.mean, "std": network.std}
     if config := weights.meta["config"]:
-        origin["config"] = {name: last_part(value) for name, value in config.items()}
+        origin["config"] = {name: without_folders(name, value) for name, value in config.items()}
     if network.changes:
         origin["note"] = f"small stem: {network.changes}"
     return json.loads(json.dumps(origin, default=str, skipkeys=True))
 
 
+def without_folders(name: str, value: Any) -> Any:
+    """Return an option's value; of a path only the last part, because the file may go to others.
+
+    A name with "/", such as timm/NAME or hub:timm/NAME, is no path. Options of other versions may
+    have paths.
+    """
+    return value if name in NO_PATHS else last_part(value)
+
+
 def last_part(value: Any) -> Any:
-    """Return an option's value; of a path only the last part, because the file may go to others."""
+    """Return the last part of a path, or of each path of a list."""
     if isinstance(value, list):
         return [last_part(item) for item in value]
-    return os.path.basename(value.rstrip("/")) if isinstance(value, str) else value
+    if not isinstance(value, str) or value.startswith(hub.PREFIX):
+        return value
+    return os.path.basename(value.rstrip("/"))
+
+
+def folders_of(options: Mapping[str, Any]) -> str:
+    """Return the last parts of the folders and lists of images of a run."""
+    more = options.get("more_data")
+    found = [options.get("data", ""), *(more if isinstance(more, list) else [])]
+    return ", ".join(last_part(str(each)) for each in found)
 
 
 def as_text(origin: dict) -> dict[str, str]:

@@ -11,7 +11,7 @@ from job.checkpoints.folder import LAST
 from job.checkpoints.foreign import Backbone, read_backbone
 from job.config import WITHOUT_EFFECT
 from job.errors import RunError
-from job.export.origin import last_part
+from job.export.origin import folders_of
 from job.show.read.files import opened
 from job.show.read.history import LONGEST_RECORD, Records
 
@@ -95,7 +95,7 @@ def knn_accuracy(run: Run, weights: Backbone) -> Accuracy:
     about = [f"of {record['knn_images']:.0f} images"] if "knn_images" in record else []
     about += [f"k = {record['knn_k']:.0f}"] if "knn_k" in record else []
     about += [epochs(epoch)]
-    data = last_part(str(run.start["options"].get("data", "")))
+    data = folders_of(run.start["options"])
     source = f"kind knn in {METRICS} of the run {run.name}"
     return Accuracy(name, record["knn"], ", ".join(about), data, source)
 
@@ -117,7 +117,7 @@ def linear_accuracies(checkpoint: str, weights: Backbone) -> list[Accuracy]:
     found, options = records["validation"], (records["start"] or [{"options": {}}])[-1]["options"]
     if not found:
         return [Accuracy(name, None, f"the run {run} has no record of an accuracy")]
-    data, source = last_part(str(options.get("data", ""))), f"kind validation in {METRICS} of {run}"
+    data, source = folders_of(options), f"kind validation in {METRICS} of {run}"
     last, best = found[-1], max(found, key=lambda record: record["val_top1"])
     of = f" of {options['epochs']}" if "epochs" in options else ""
     images = f"of {last['val_images']:.0f} images, " if "val_images" in last else ""

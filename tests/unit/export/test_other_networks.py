@@ -3,18 +3,25 @@
 import dataclasses
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
 import pytest
+import safetensors
 import timm
 import torch
 from torch import nn
 
 from errors import refused
+from job.checkpoints import hub
 from job.config import Config
 from job.data.augment import MEAN, STD
-from job.export.app import export
+from job.export import onnx
+from job.export.app import export, main
+from job.export.network import Network
+from job.export.options import command
+from job.export.origin import folders_of
 from job.networks import build_network, with_features
 
 MOBILE, VIT = "timm/mobilenetv3_small_050", "timm/test_vit"
@@ -96,6 +103,75 @@ def test_a_user_s_network_is_a_state_dict(tmp_path):
     exec(report.split("load it with: ")[1], found)
     with torch.no_grad():
         torch.testing.assert_close(found["net"].eval()(images()), expected)
+
+
+def test_the_card_and_the_origin_name_the_network_whole(tmp_path):
+    write_checkpoint(tmp_path / "run.pth.tar", MOBILE)
+    export(str(tmp_path / "run.pth.tar"), str(tmp_path / "model.safetensors"))
+    card = (tmp_path / "model.md").read_text()
+    assert f"    arch: {MOBILE} (default: resnet18)\n" in card
+    assert f"python -m job.train images --image-size {SIZE} --arch {MOBILE}\n" in card
+    with safetensors.safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["config"])["arch"] == MOBILE
+
+
+def test_a_command_keeps_names_that_are_no_paths():
+    config = Config(
+        arch=MOBILE,
+        teacher_arch=VIT,
+        teacher="hub:timm/test_vit",
+        log_to=["my.module:make"],
+        data="/a/images",
+        more_data=["/b/more"],
+    )
+    words = command(dataclasses.asdict(config), 1)
+    for part in (
+        f"--arch {MOBILE}",
+        f"--teacher-arch {VIT}",
+        "--teacher hub:timm/test_vit",
+        "job.train images --more-data more",
+    ):
+        assert part in words
+    assert "/a/" not in words and "/b/" not in words
+
+
+def test_the_folders_of_a_run_are_its_data(tmp_path):
+    assert folders_of({"data": "/a/images", "more_data": ["/b/more/"]}) == "images, more"
+    assert folders_of({"data": "/a/images"}) == "images"
+
+
+@pytest.mark.parametrize("arch", ["net_of_export:build", "timm/test_vit", "vgg"])
+def test_the_command_takes_any_network_s_name(arch, tmp_path, capsys):
+    if arch != "vgg":
+        write_checkpoint(tmp_path / "run.pth.tar", arch)
+    words = [str(tmp_path / "run.pth.tar"), str(tmp_path / "model.onnx"), "--arch", arch]
+    if arch == "vgg":
+        with pytest.raises(SystemExit) as caught:
+            main(words)
+        assert caught.value.code == 2 and "--arch 'vgg': " in capsys.readouterr().err
+        return
+    main(words)
+    assert f"{arch} of epoch 3 for onnx" in capsys.readouterr().out
+
+
+def test_weights_of_a_hub_are_exported_from_their_file(tmp_path, monkeypatch):
+    write_checkpoint(tmp_path / "cached.pth", MOBILE)
+    found = hub.Weights(MOBILE, str(tmp_path / "cached.pth"), "0" * 64)
+    monkeypatch.setattr(hub, "fetch", lambda name: found)
+    export(f"hub:{MOBILE}", str(tmp_path / "model.safetensors"))
+    assert "cached.pth" in (tmp_path / "model.md").read_text()
+
+
+def test_a_network_that_takes_some_sizes_only_is_compared_at_these(tmp_path):
+    class Even(nn.Module):
+        def forward(self, images):
+            if images.shape[2] != images.shape[3]:
+                raise RuntimeError("sizes")
+            return images.mean((2, 3))
+
+    network = Network(MOBILE, Even(), 3, MEAN, STD, SIZE)
+    session = SimpleNamespace(run=lambda _, inputs: [inputs["images"].mean((2, 3))])
+    assert onnx.compare(session, network) < 1e-6
 
 
 @pytest.mark.parametrize(
