@@ -232,6 +232,8 @@ def read_config(argv: list[str], program: str = "job.train", kind: type = Config
         raise RunError("--schedule: no effect beside --cos, which takes its place; leave out one of them, or add --no-cos")
     if kind is Config:
         check_effects(config, given)
+    if kind is LinearConfig and "log_to" in given:
+        check_receivers(config, "--log-to")
     return config
 
 
@@ -252,3 +254,10 @@ def check_effects(config: Config, given: set[str]) -> None:
         if getattr(config, name) == getattr(default, name):
             continue
         raise RunError(f"{flag(name)}: no effect {unused[name]}")
+
+
+def check_receivers(config: LinearConfig, shown: str) -> None:
+    """RunError: the run has no records for what `shown` names, because it computes an accuracy only."""
+    alone = "--knn" if config.knn else "--evaluate" if config.evaluate else ""
+    if alone:
+        raise RunError(f"{shown}: no effect beside {alone}, which writes no records; leave out one of them")

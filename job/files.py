@@ -129,3 +129,10 @@ def sync(descriptor: int) -> None:
     except OSError as error:
         if error.errno not in NO_SYNC:
             raise
+
+
+def find_own_modules() -> None:
+    """Let imports find modules in the current folder, after all others."""
+    folder = os.getcwd()
+    if folder not in sys.path:  # the console scripts do not add it
+        sys.path.append(folder)

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from job.errors import RunError
+from job.files import find_own_modules
 from job.options import TRACKERS
 
 METHODS = ("begin", "record", "end")
@@ -45,6 +46,7 @@ def load(names: Iterable[str], given: Iterable[Callback] = ()) -> list[Callback]
 
 def find(name: str) -> Callback:
     """Return the callback that a name of --log-to stands for."""
+    find_own_modules()
     try:
         return pkgutil.resolve_name(TRACKERS.get(name, name))()
     except RunError:

@@ -1,11 +1,29 @@
 """Hits of a classifier."""
 
+import pytest
 import torch
 
-from job.linear import hits
+from errors import refused
+from job.config import LinearConfig, read_config
+from job.linear import hits, linear
+from job.metrics.callbacks import Callback
 
 
 def test_hits_are_counted_by_hand():
     logits = torch.tensor([[0.1, 0.9, 0.5], [0.7, 0.2, 0.6], [0.3, 0.2, 0.1]])
     labels = torch.tensor([1, 2, -1])
     assert [int(hits(logits, labels, k)) for k in (1, 2, 5)] == [1, 2, 2]
+
+
+@pytest.mark.parametrize("alone", ["knn", "evaluate"])
+def test_an_accuracy_alone_has_no_records_for_callbacks(alone, tmp_path):
+    """A file may serve several runs: there the option has no effect."""
+    end = f"no effect beside --{alone}, which writes no records; leave out one of them"
+    argv = ["DIR", f"--{alone}"]
+    assert refused(read_config, [*argv, "--log-to", "wandb"], "job.linear", LinearConfig) == f"--log-to: {end}"
+    options = {"data": "DIR", alone: True}
+    assert refused(linear, LinearConfig(**options), [Callback()]) == f"callbacks: {end}"
+    assert refused(linear, LinearConfig(**options, log_to=["wandb"])) == f"--log-to: {end}"
+    file = tmp_path / "run.yaml"
+    file.write_text("log_to: [wandb]")
+    assert read_config([*argv, "--config", str(file)], "job.linear", LinearConfig).log_to == ["wandb"]

@@ -176,6 +176,15 @@ def test_a_name_of_another_form_is_refused_as_an_option(name):
         read_config(["DIR", f"--log-to={name}"])
 
 
+def test_a_callback_of_the_current_folder_is_found(tmp_path, monkeypatch):
+    """The console scripts have no current folder on the path."""
+    (tmp_path / "beside_me.py").write_text("from job.metrics.callbacks import Callback as make\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each not in ("", str(tmp_path))])
+    assert len(load(["beside_me:make"])) == 1
+    sys.modules.pop("beside_me")
+
+
 def test_a_given_object_without_the_methods_is_refused():
     with pytest.raises(RunError, match="^callback 2: builtin.* has no method 'begin'; expected"):
         load([], [Recorder(), print])
