@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from job import cli
-from job.declare import flag, groups, option
+from job.declare import convert_lists, flag, groups, option
 from job.distill import DISTILLERS
 from job.distill.base import DistillOptions
 from job.distill.gram import GramOptions
@@ -65,6 +65,7 @@ class Config(
     """Train a student on unlabelled images, alone or with a teacher."""
 
     def __post_init__(self) -> None:
+        convert_lists(self)
         for name in STAGES:
             if not getattr(self, name):
                 raise RunError(f"{flag(name)} []: expected some of 1 to {DEPTH}; {NOTHING}")
@@ -206,6 +207,7 @@ class LinearConfig(FeatureOptions, ClassifierOptions, Common, FrozenOptions):
     weight_decay: float = option(0.0, "weight decay", "--wd", at_least=0.0)
 
     def __post_init__(self) -> None:
+        convert_lists(self)
         if self.knn and self.evaluate:
             raise RunError("--knn and --evaluate: each tells an accuracy in place of training; leave out one of them")
         if self.knn and self.resume not in ("", "auto"):

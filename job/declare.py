@@ -113,6 +113,19 @@ def convert(f: Field, value: Any, shown: str) -> Any:
     return check(convert_one(value, kind, shown), meta, shown, value)
 
 
+def convert_lists(options: Any) -> None:
+    """Convert the list options of a dataclass that Python code or a program has made, in place.
+
+    RunError: one is no list, or an item is of another type or not within the declaration.
+    """
+    for f in fields(options):
+        if f.metadata["many"]:
+            value, shown = getattr(options, f.name), flag(f.name)
+            if not isinstance(value, (list, tuple)):
+                raise RunError(f"{shown} {value!r}: expected a list")
+            object.__setattr__(options, f.name, convert(f, value, shown))
+
+
 def convert_one(value: Any, kind: Any, shown: str) -> Any:
     """Return one value as `kind`: numbers also from text (YAML reads 3e-2 as text), but nothing from true and false.
 

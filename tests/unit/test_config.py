@@ -900,3 +900,24 @@ def test_help_has_every_option_once_in_the_section_of_its_group(capsys, kind):
 )
 def test_a_run_has_a_folder_of_its_own(line, folder):
     assert read_config(line.split()).folder() == folder
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"distill": "projector"}, "--distill 'projector': expected a list"),
+        ({"mgd_stages": 4}, "--mgd-stages 4: expected a list"),
+        ({"log_to": "wandb"}, "--log-to 'wandb': expected a list"),
+        ({"mgd_stages": [[4]]}, "--mgd-stages [4]: expected a whole number"),
+        ({"stage_weights": ["a"]}, "--stage-weights 'a': expected a number"),
+    ],
+)
+def test_a_list_from_python_must_be_one(options, expected):
+    with pytest.raises(RunError) as caught:
+        Config(data="DIR", **options)
+    assert str(caught.value) == expected
+
+
+def test_lists_of_a_classifier_from_python_must_be_some():
+    with pytest.raises(RunError, match=r"^--schedule 60: expected a list$"):
+        LinearConfig(data="DIR", schedule=60)
