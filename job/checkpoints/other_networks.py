@@ -5,6 +5,7 @@ shapes of other programs' files for its networks.
 """
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -66,7 +67,7 @@ def find_needs(path: str, content: dict, arch: str, options: dict) -> Needs:
     """Return what the network demands of its images.
 
     options: of this program's run, whose images are normalised by ImageNet's mean; {} if another
-    program wrote the file. RunError: the file has an invalid size.
+    program wrote the file. RunError: the file has an invalid size, mean or deviation.
     """
     own_network = is_own(arch)
     needs = Needs(0, MEAN, STD) if own_network else Needs(*timm_networks.configuration(arch)[:3])
@@ -81,8 +82,10 @@ def find_needs(path: str, content: dict, arch: str, options: dict) -> Needs:
         needs = Needs(options.get("image_size", 0) if needs.size else 0, MEAN, STD)
     numbers = [*needs.mean, *needs.std]
     valid = len(needs.mean) == len(needs.std) == 3 and all(type(each) is float for each in numbers)
+    valid = valid and all(map(math.isfinite, numbers)) and min(needs.std) > 0
     if not valid or type(needs.size) is not int or (needs.size and needs.size not in SIZES):
-        raise RunError(f"{path}: invalid input {tuple(needs)}; expected a size, mean and deviation")
+        expected = "expected a size, a finite mean and a finite deviation above 0"
+        raise RunError(f"{path}: invalid input {tuple(needs)}; {expected}")
     return needs
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import sys
 
 import pytest
@@ -219,6 +220,12 @@ def test_another_network_s_file_is_one_line(tmp_path):
 INVALID = [
     {"input": {"mean": [0.5, 0.5]}},
     {"input": {"mean": [0.5, 0.5, "x"]}},
+    {"input": {"mean": [0.5, 0.5, math.nan]}},
+    {"input": {"mean": [0.5, 0.5, -math.inf]}},
+    {"input": {"std": [0.5, 0.5, 0.0]}},
+    {"input": {"std": [0.5, 0.5, -0.5]}},
+    {"input": {"std": [0.5, 0.5, math.inf]}},
+    {"input": {"std": [0.5, 0.5, math.nan]}},
     {"input": {"image_size": 10**9}},
     {"config": {"image_size": 4, "arch": VIT}},
     {"config": {"image_size": "32", "arch": VIT}},
