@@ -33,7 +33,8 @@ class Weights(NamedTuple):
 def fetch(name: str) -> Weights:
     """Return the weights hub:NAME, from the cache or the hub.
 
-    RunError: there are none of this name, or the hub cannot be reached; it says which file to bring.
+    RunError: there are none of this name, the hub cannot be reached, or the file has another SHA-256
+    than its name. The error names the file to bring or to remove.
     """
     arch = name.removeprefix(PREFIX)
     check_name(arch, PREFIX.removesuffix(":"))
@@ -49,7 +50,18 @@ def fetch(name: str) -> Weights:
             f"it here, and give its path in place of {name}, with the network {arch}"
         ) from None
     with open(path, "rb") as file:
-        return Weights(arch, path, hashlib.file_digest(file, "sha256").hexdigest())
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if not sha256.startswith(start := checksum(path)):
+        begins = sha256[: len(start)]
+        problem = f"its SHA-256 begins with {begins}; expected {start}"
+        raise RunError(f"{name}: {path}: {problem}. Remove the file")
+    return Weights(arch, path, sha256)
+
+
+def checksum(path: str) -> str:
+    """Return the beginning of the SHA-256 that a file's name or address has, or ""."""
+    found = CHECKSUM.search(os.path.basename(path))
+    return found[1] if found else ""
 
 
 def source(arch: str) -> tuple[str, Callable[[], str]]:
@@ -73,8 +85,7 @@ def from_address(url: str) -> str:
     path = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
     if not os.path.exists(path):
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        checksum = CHECKSUM.search(os.path.basename(url))
-        start = checksum[1] if checksum else None
+        start = checksum(url) or None
         torch.hub.download_url_to_file(url, path, hash_prefix=start, progress=False)
     return path
 

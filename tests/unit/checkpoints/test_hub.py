@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import shutil
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -29,18 +31,23 @@ def digest(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_a_resnet_comes_from_torchvision_s_address_into_torch_s_cache(cache, monkeypatch):
-    asked = []
+def test_a_resnet_comes_from_torchvision_s_address_into_torch_s_cache(cache, monkeypatch, tmp_path):
+    asked, original = [], tmp_path / "original.pth"
+    torch.save(build_resnet("resnet18").state_dict(), original)
+    name = f"resnet18-{digest(original)[:8]}.pth"
+    address = f"https://download.pytorch.org/models/{name}"
+    known = {"DEFAULT": SimpleNamespace(url=address)}
+    monkeypatch.setattr(hub.models, "get_model_weights", lambda arch: known)
 
     def download(url, path, hash_prefix, progress):
         asked.append((url, hash_prefix))
-        torch.save(build_resnet("resnet18").state_dict(), path)
+        shutil.copy(original, path)
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     weights = [read_backbone("hub:resnet18") for _ in range(2)]
-    assert asked == [(f"https://download.pytorch.org/models/{RESNET}", "f37072fd")]  # once
+    assert asked == [(address, digest(original)[:8])]  # once
     assert weights[0].arch == "resnet18" and weights[0].digest == weights[1].digest
-    assert weights[0].report.endswith(f"; hub:resnet18, SHA-256 {digest(cache / RESNET)}")
+    assert weights[0].report.endswith(f"; hub:resnet18, SHA-256 {digest(cache / name)}")
 
 
 @pytest.mark.parametrize("file", hub.FILES)
@@ -98,6 +105,11 @@ def test_an_unknown_name_is_one_line(name, expected):
 
 
 def test_a_damaged_file_in_the_cache_is_one_line(cache):
+    """The name of the file has the beginning of its SHA-256."""
     cache.mkdir()
-    (cache / RESNET).write_bytes(b"damaged")
-    assert RESNET in refused(read_backbone, "hub:resnet18")
+    path = cache / RESNET
+    torch.save(build_resnet("resnet18").state_dict(), path)
+    start = digest(path)[:8]
+    assert refused(read_backbone, "hub:resnet18") == (
+        f"hub:resnet18: {path}: its SHA-256 begins with {start}; expected f37072fd. Remove the file"
+    )
