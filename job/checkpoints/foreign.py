@@ -14,7 +14,7 @@ import torch
 from job.checkpoints import hub
 from job.checkpoints.foreign_file import read_content
 from job.checkpoints.layouts import Layout, find_networks, outline
-from job.checkpoints.other_networks import BODY, find_needs, find_other_body, other_network
+from job.checkpoints.other_networks import BODY, find_needs, find_other_body, other_network, use_another
 from job.cluster.travels import travels
 from job.data.augment import MEAN, STD
 from job.errors import RunError
@@ -104,15 +104,21 @@ def is_moco(content: dict) -> bool:
     return isinstance(state, dict) and any(str(key).startswith(("module.encoder_q.", "encoder_q.")) for key in state)
 
 
-def read_backbone(path: str, arch: str = "", arch_flag: str = "--teacher-arch") -> Backbone:
+def read_backbone(
+    path: str,
+    arch: str = "",
+    arch_flag: str = "--teacher-arch",
+    download: bool = True,
+) -> Backbone:
     """Read a network without its head from a checkpoint, whichever program wrote it, or from a hub.
 
     Of several ResNets, it is the first of `find_networks`. arch: the network that it must be, and the first such is taken;
-    by default what the file says, or the ResNet whose shapes fit. arch_flag: the option that names it, for messages.
+    by default what the file says, or the ResNet whose shapes fit. arch_flag: the option that names it, for messages, or "".
+    download: whether a hub's file that is not in the cache is downloaded.
     RunError: a file that is not whole, not what its name promises, or does not fit to the last tensor.
     """
     if path.startswith(hub.PREFIX):
-        found = hub.fetch(path)
+        found = hub.fetch(path, download)
         weights = read_backbone(found.path, arch or found.arch, arch_flag)
         report = f"{weights.report}; {path}, SHA-256 {found.sha256}"
         return dataclasses.replace(weights, report=report)
@@ -129,7 +135,7 @@ def read_backbone(path: str, arch: str = "", arch_flag: str = "--teacher-arch") 
     if misfits := compare(body, layout, arch, stem, width):
         first = "; ".join(misfits[:3]) + (f"; and {len(misfits) - 3} more" if len(misfits) > 3 else "")
         verdict = f"does not fit {arch}" if stated else f"fits no known network, {arch} best"
-        raise RunError(f"{path} {verdict}: {first}: use another {arch_flag}, or another file")
+        raise RunError(f"{path} {verdict}: {first}: {use_another(arch_flag)}")
     if broken := [key for key, value in body.items() if value.is_floating_point() and not torch.isfinite(value.float()).all()]:
         raise RunError(f"{path}: {broken[0]} has values that are not finite ({len(broken)} such tensors): use another file")
     taken = {name: body[key] for name in expected_shapes(arch, stem, width) if (key := layout.key(name)) in body}

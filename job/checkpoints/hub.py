@@ -30,8 +30,8 @@ class Weights(NamedTuple):
     sha256: str
 
 
-def fetch(name: str) -> Weights:
-    """Return the weights hub:NAME, from the cache or the hub.
+def fetch(name: str, download: bool = True) -> Weights:
+    """Return the weights hub:NAME, from the cache or the hub. download: otherwise from the cache only.
 
     RunError: there are none of this name, the hub cannot be reached, or the file has another SHA-256
     than its name. The error names the file to bring or to remove.
@@ -42,8 +42,10 @@ def fetch(name: str) -> Weights:
         raise RunError(f"{name}: no weights of a user's function; expected a ResNet or timm/NAME")
     url, get = source(arch)
     try:
-        path = get()
+        path = get(download)
     except Exception as error:
+        if not download:
+            raise RunError(f"{name}: no file in the cache, and this program downloads none") from None
         cause = str(error).strip().split("\n")[0] or type(error).__name__
         raise RunError(
             f"{name}: cannot get the file: {cause:.200}; on another machine, download {url}, copy "
@@ -64,37 +66,53 @@ def checksum(path: str) -> str:
     return found[1] if found else ""
 
 
-def source(arch: str) -> tuple[str, Callable[[], str]]:
-    """Return the address of a network's weights, and a function that returns the file's path."""
+def source(arch: str) -> tuple[str, Callable[[bool], str]]:
+    """Return the address of a network's weights, and a function that returns the file's path.
+
+    The function's argument is whether it may download the file.
+    """
     if arch in ARCHS:
         url = models.get_model_weights(arch)["DEFAULT"].url
-        return url, lambda: from_address(url)
+        return url, lambda download: from_address(url, download)
     timm = timm_networks.import_timm(arch)
     found = timm.models.get_pretrained_cfg(arch.removeprefix(timm_networks.PREFIX))
     if repository := found.hf_hub_id:
         files = [found.hf_hub_filename] if found.hf_hub_filename else FILES
         url = f"https://huggingface.co/{repository}/resolve/main/{files[0]}"
-        return url, lambda: from_hugging_face(repository, files)
+        return url, lambda download: from_hugging_face(repository, files, download)
     if not found.url:
         raise RunError(f"{PREFIX}{arch}: timm has no weights of this name; expected another")
-    return found.url, lambda: from_address(found.url)
+    return found.url, lambda download: from_address(found.url, download)
 
 
-def from_address(url: str) -> str:
-    """Return the path of an address's file in torch's cache, downloaded if it is not there."""
+def from_address(url: str, download: bool) -> str:
+    """Return the path of an address's file in torch's cache, downloaded if it is not there.
+
+    FileNotFoundError: it is not there, and may not be downloaded.
+    """
     path = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
     if not os.path.exists(path):
+        if not download:
+            raise FileNotFoundError(path)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         start = checksum(url) or None
         torch.hub.download_url_to_file(url, path, hash_prefix=start, progress=False)
     return path
 
 
-def from_hugging_face(repository: str, files: list[str] | tuple[str, ...]) -> str:
-    """Return the path of the first of `files` in Hugging Face's cache, downloaded if not there."""
+def from_hugging_face(
+    repository: str,
+    files: list[str] | tuple[str, ...],
+    download: bool,
+) -> str:
+    """Return the path of the first of `files` in Hugging Face's cache, downloaded if not there.
+
+    EntryNotFoundError: none is there, or may be downloaded.
+    """
     hub = importlib.import_module("huggingface_hub")
+    local = {} if download else {"local_files_only": True}
     *others, last = files
     for name in others:
         with contextlib.suppress(hub.errors.EntryNotFoundError):
-            return hub.hf_hub_download(repository, name)
-    return hub.hf_hub_download(repository, last)
+            return hub.hf_hub_download(repository, name, **local)
+    return hub.hf_hub_download(repository, last, **local)

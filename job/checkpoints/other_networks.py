@@ -56,11 +56,16 @@ def other_network(path: str, content: dict, arch: str, arch_flag: str) -> str:
         check_name(stated, f"{path}: arch")
         return stated
     if is_own(stated):
-        raise RunError(
-            f"{path} has a network of the function {stated}, and a file never runs code: "
-            f"if you trust the function, give {arch_flag} {stated}"
-        )
+        problem = f"{path} has a network of the function {stated}, and a file never runs code"
+        if not arch_flag:
+            raise RunError(f"{problem}; this program has no option that allows it")
+        raise RunError(f"{problem}: if you trust the function, give {arch_flag} {stated}")
     return ""
+
+
+def use_another(arch_flag: str) -> str:
+    """Return the fix if a network does not fit. arch_flag: the option that names it, or ""."""
+    return f"use another {arch_flag}, or another file" if arch_flag else "use another file"
 
 
 def find_needs(path: str, content: dict, arch: str, options: dict) -> Needs:
@@ -117,7 +122,7 @@ def find_other_body(path: str, content: dict, arch: str, size: int, arch_flag: s
         raise RunError(f"{path} has no tensors: found {outline(content)[:400]}: use another file")
     more = f"; and {len(first) - 3} more" if len(first) > 3 else ""
     shown = "; ".join(first[:3]) + more
-    raise RunError(f"{path} does not fit {arch}: {shown}: use another {arch_flag}, or another file")
+    raise RunError(f"{path} does not fit {arch}: {shown}: {use_another(arch_flag)}")
 
 
 def candidates(path: str, content: dict, expected: Mapping) -> Iterator[tuple[Layout, dict]]:

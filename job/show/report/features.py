@@ -84,7 +84,7 @@ def newest_student(history: History) -> Student:
     for path in map(str, reversed(history.checkpoints)):
         try:
             content = load(path)
-            backbone = read_backbone(path)
+            backbone = read_backbone(path, arch_flag="")
         except RunError as error:
             errors.append(str(error))
             continue
@@ -113,8 +113,12 @@ def checked(options: dict) -> dict:
 
 
 def read_teacher(student: Student, path: str) -> Network:
-    """Read the teacher of a student. RunError: the file cannot be read, or its network cannot be this student's teacher."""
-    backbone = read_backbone(path, student.options["teacher_arch"])
+    """Read the teacher of a student, of a hub from the cache only.
+
+    RunError: the file cannot be read, or its network cannot be this student's teacher.
+    """
+    arch = student.options["teacher_arch"]
+    backbone = read_backbone(path, arch, arch_flag="", download=False)
     if backbone.is_resnet and student.backbone.is_resnet and backbone.stem != student.backbone.stem:
         raise RunError(f"{path} has the {backbone.stem} stem, the student the {student.backbone.stem} one")
     return network(backbone, student.options["image_size"])

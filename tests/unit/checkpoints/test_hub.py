@@ -113,3 +113,25 @@ def test_a_damaged_file_in_the_cache_is_one_line(cache):
     assert refused(read_backbone, "hub:resnet18") == (
         f"hub:resnet18: {path}: its SHA-256 begins with {start}; expected f37072fd. Remove the file"
     )
+
+
+@pytest.mark.parametrize("name", ["resnet18", VIT])
+def test_only_a_file_of_the_cache_is_read_if_none_may_be_downloaded(cache, monkeypatch, name, tmp_path):
+    def fail(*_, **__):
+        raise AssertionError("a download")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    monkeypatch.setattr(huggingface_hub.file_download, "_hf_hub_download_to_cache_dir", fail)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    message = refused(read_backbone, f"hub:{name}", download=False)
+    assert message == f"hub:{name}: no file in the cache, and this program downloads none"
+
+
+def test_a_file_of_hugging_face_s_cache_needs_no_download(monkeypatch, tmp_path):
+    def found(repository, name, local_files_only):
+        assert local_files_only
+        save_file(timm.create_model("test_vit").state_dict(), tmp_path / name)
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", found)
+    assert read_backbone(f"hub:{VIT}", download=False).arch == VIT

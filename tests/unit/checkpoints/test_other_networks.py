@@ -172,6 +172,8 @@ def test_a_file_never_runs_a_user_s_function(tmp_path, monkeypatch):
     message = refused(read_backbone, path)
     assert f"a network of the function {FUNCTION}, and a file never runs code" in message
     assert message.endswith(f"give --teacher-arch {FUNCTION}") and "own_net" not in sys.modules
+    message = refused(read_backbone, path, arch_flag="")
+    assert message.endswith("a file never runs code; this program has no option that allows it")
     weights = read_backbone(path, FUNCTION)
     assert weights.state.keys() == {"body.2.weight", "body.2.bias"} and weights.image_size == 0
     sys.modules.pop("own_net")
@@ -214,6 +216,8 @@ def test_another_network_s_file_is_one_line(tmp_path):
     for arch in (VIT, NEXT):
         message = refused(read_backbone, path, arch)
         assert f"does not fit {arch}: " in message and "and " in message
+    message = refused(read_backbone, path, VIT, arch_flag="")
+    assert f"does not fit {VIT}: " in message and message.endswith(": use another file")
     assert "name its network, as timm/NAME" in refused(read_backbone, path)
 
 

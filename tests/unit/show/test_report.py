@@ -4,10 +4,12 @@ import json
 import shutil
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from batches import write_numbered
+from errors import refused
 from runs import errors_of
 
 from job.data.index import index
@@ -105,3 +107,24 @@ def test_images_of_all_folders_of_a_run_are_shown(tmp_path, monkeypatch):
     roots = ["one/val and two/val", "two/val", "one/train and 3 more"]
     assert [(sample.root, len(sample.views)) for sample in found] == list(zip(roots, [12, 6, 37], strict=True))
     assert features.read_sample(("digits", "one"), 32).root == "digits/train and one/train"
+
+
+def test_a_report_downloads_no_teacher(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("a download"))
+    student = features.Student(None, {}, {"teacher_arch": "", "image_size": 32}, "")
+    assert "no file in the cache" in refused(features.read_teacher, student, "hub:resnet18")
+
+
+def test_a_report_runs_no_function_and_asks_for_no_option(monkeypatch, tmp_path):
+    """It has no option that names a network."""
+    content = {"arch": "mine:Net", "format": 3, "config": {}, "state_dict": {}, "mgd": {}}
+    path = tmp_path / "checkpoint_0001_000000.pth.tar"
+    torch.save(content, path)
+    student = features.Student(None, {}, {"teacher_arch": "", "image_size": 32}, "")
+    message = refused(features.read_teacher, student, str(path))
+    assert "network of the function mine:Net" in message and "--" not in message
+    history = SimpleNamespace(checkpoints=[path], folder=tmp_path, options={})
+    monkeypatch.setattr(features, "load", lambda path: content)
+    message = refused(features.newest_student, history)
+    assert "network of the function mine:Net" in message and "--" not in message
