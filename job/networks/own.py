@@ -4,11 +4,14 @@ The function takes no arguments and returns an nn.Module. Its forward pass gives
 features (b, C) of images (b, 3, H, W), which are normalised by ImageNet's mean and deviation.
 For the distillers of maps it also has `forward_stages(images)`, which returns the pooled features
 and a list of maps (b, C, H, W), one a stage from the first to the last. Four are used at most.
+Layers of dropout and stochastic depth are switched off. Frozen parameters stay frozen.
 """
 
 import importlib
+import inspect
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +19,7 @@ from torch import nn
 
 from job.declare import did_you_mean
 from job.errors import RunError
+from job.networks.dropout import switch_off_dropout
 from job.networks.encoder import Maps
 from job.networks.outline import DEPTH
 
@@ -23,7 +27,10 @@ RULE = "expected a function without arguments that returns an nn.Module"
 
 
 def build_body(arch: str) -> nn.Module:
-    """Import a user's function and return its network. RunError: there is no such function."""
+    """Import a user's function and return its network, without dropout.
+
+    RunError: there is no such function, or it fails.
+    """
     module, _, name = arch.partition(":")
     if os.getcwd() not in sys.path:  # the console scripts do not add it
         sys.path.append(os.getcwd())
@@ -34,13 +41,27 @@ def build_body(arch: str) -> nn.Module:
     if not callable(function := getattr(imported, name, None)):
         near = did_you_mean(name, dir(imported))
         raise RunError(f"{arch}: {module} has no function {name}; {RULE}{near}")
+    check_arguments(arch, function)
     try:
         body = function()
-    except TypeError as error:
-        raise RunError(f"{arch}: {error}; {RULE}") from None
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise RunError(f"{arch}: the function {name} fails: {cause}. Fix the function") from error
     if not isinstance(body, nn.Module):
         raise RunError(f"{arch}: the function returns a {type(body).__name__}; {RULE}")
-    return body
+    return switch_off_dropout(body)
+
+
+def check_arguments(arch: str, function: Callable) -> None:
+    """RunError: a function has arguments without defaults."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some functions in C have none
+        return
+    try:
+        signature.bind()
+    except TypeError as error:
+        raise RunError(f"{arch}: {error}; {RULE}") from None
 
 
 def own_pass(

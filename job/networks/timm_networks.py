@@ -12,6 +12,7 @@ from torch import nn
 
 from job.declare import did_you_mean
 from job.errors import RunError
+from job.networks.dropout import switch_off_dropout
 from job.networks.encoder import Maps
 from job.networks.outline import DEPTH
 
@@ -79,14 +80,7 @@ def build_body(arch: str, image_size: int) -> nn.Module:
     It has no random numbers in training, neither dropout nor stochastic depth, so that a resumed
     run computes the same bytes.
     """
-    body = create(arch, image_size)
-    for module in body.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
-        for name in ("drop_prob", "drop_rate"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
-    return body
+    return switch_off_dropout(create(arch, image_size))
 
 
 def create(arch: str, image_size: int, **options: Any) -> Any:

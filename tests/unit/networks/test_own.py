@@ -11,6 +11,7 @@ from job.networks import build_network, check_name, network_outline, stage_norms
 SOURCE = """
 import torch
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 
 class Small(nn.Module):
@@ -84,6 +85,54 @@ def flat():
 
 def broken():
     return nn.Linear(2, 2)
+
+
+def without_file():
+    raise ValueError("no such weights:\\nnone.pth")
+
+
+def wrong_type():
+    return len(3)
+
+
+def frozen():
+    net = Small()
+    net.blocks[0][0].requires_grad_(False)
+    return net
+
+
+def all_frozen():
+    return Pooled().requires_grad_(False)
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(3, 1, 8, dropout=0.5, batch_first=True)
+
+    def forward(self, images):
+        return self.layer(images.flatten(2).transpose(1, 2)).mean(1)
+
+
+class DropPath(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.drop_prob = 0.5
+
+    def forward(self, images):
+        return images * (torch.rand(len(images), 1) >= self.drop_prob) if self.drop_prob else images
+
+
+def dropout():
+    return nn.Sequential(Pooled(), nn.Dropout(0.5), DropPath())
+
+
+def attention():
+    return Attention()
+
+
+def depth():
+    return nn.Sequential(StochasticDepth(0.5, "row"), Pooled())
 """
 
 
@@ -134,7 +183,10 @@ REFUSED = {
     "no_such_module:net": "no_such_module:net: cannot import no_such_module: ModuleNotFoundError",
     "own_networks:Smal": "own_networks has no function Smal; expected a function without arguments "
     "that returns an nn.Module; did you mean Small?",
-    "own_networks:with_argument": "missing 1 required positional argument: 'width'; expected a function",
+    "own_networks:with_argument": "missing a required argument: 'width'; expected a function",
+    "own_networks:without_file": "own_networks:without_file: the function without_file fails: "
+    "ValueError: no such weights: none.pth. Fix the function",
+    "own_networks:wrong_type": "wrong_type fails: TypeError: object of type 'int' has no len(). Fix",
     "own_networks:number": "the function returns a int; expected a function",
     "own_networks:flat": "its features are (768,); expected pooled ones (b, C)",
     "own_networks:broken": "takes no images of 16 x 16 pixels: mat1 and mat2 shapes cannot be multiplied",
@@ -145,3 +197,11 @@ REFUSED = {
 def test_what_does_not_keep_the_contract_is_one_line(arch):
     check_name(arch, "-a")  # the options alone do not run a user's code
     assert REFUSED[arch] in refused(build_network, arch, image_size=16)
+
+
+@pytest.mark.parametrize("name", ["dropout", "attention", "depth"])
+def test_training_draws_no_random_numbers(name):
+    net, images = build_network(f"own_networks:{name}", image_size=16).train(), torch.randn(2, 3, 16, 16)
+    generator = torch.get_rng_state()
+    assert torch.equal(net(images), net(images))
+    assert torch.equal(torch.get_rng_state(), generator)
