@@ -34,7 +34,8 @@ def build_network(
     check_name(arch, "network")
     body, found = build_body(arch, image_size), probe(arch, image_size)
     for name, value in body.named_parameters():
-        value.requires_grad_(name not in found.unused)
+        if name in found.unused:
+            value.requires_grad_(False)
     features = found.outline.pooled
     fc = build_mlp(features, head_width or features, dim) if mlp else nn.Linear(features, dim)
     return Encoder(body, found.run, fc, found.norms)

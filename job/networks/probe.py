@@ -21,7 +21,7 @@ class Probe(NamedTuple):
     """The features of a network, and how they are computed.
 
     norms: {stage: name} of the batch norms after which a stage only adds its shortcut. unused:
-    names of the parameters on which the pooled features do not depend.
+    names of the parameters, except frozen ones, on which the pooled features do not depend.
     """
 
     outline: Outline
@@ -46,13 +46,18 @@ def refusal(arch: str, size: int, error: Exception) -> str:
     return f"{arch} takes no images of {size} x {size} pixels: {cause}; choose another --image-size"
 
 
-@functools.cache
-@torch.enable_grad()
 def probe(arch: str, image_size: int) -> Probe:
     """Probe a network with images of `image_size` pixels.
 
-    RunError: it does not take them, or gives no pooled features (b, C).
+    A user's function may change within a process, as in a notebook: it is probed again.
+    RunError: the network does not take such images, or gives no pooled features (b, C).
     """
+    return probe_once(arch, image_size) if is_own(arch) else probe_timm(arch, image_size)
+
+
+@torch.enable_grad()
+def probe_once(arch: str, image_size: int) -> Probe:
+    """Build a network and probe it. RunError: as `probe`."""
     with torch.random.fork_rng(devices=[]):
         body = build_body(arch, image_size).eval()
     run: Pass = own.own_pass
@@ -74,12 +79,15 @@ def probe(arch: str, image_size: int) -> Probe:
         fits = False
     if not fits:
         run, maps, pooled = functools.partial(without_maps, run), {}, plain
-    parameters = dict(body.named_parameters())
+    parameters = {name: each for name, each in body.named_parameters() if each.requires_grad}
     unused = without_gradient(pooled, parameters)
     beyond = without_gradient(maps[DEPTH], parameters) - unused if maps else set()
     shapes = {stage: tuple(each.shape[1:]) for stage, each in maps.items()}
     outline = Outline(pooled.shape[1], shapes, min(beyond, default=""))  # type: ignore[arg-type]
     return Probe(outline, run, trace.norms(maps), frozenset(unused))
+
+
+probe_timm = functools.cache(probe_once)
 
 
 def same(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -199,9 +199,27 @@ def test_what_does_not_keep_the_contract_is_one_line(arch):
     assert REFUSED[arch] in refused(build_network, arch, image_size=16)
 
 
+def test_frozen_parameters_stay_frozen():
+    net = build_network("own_networks:frozen", image_size=16)
+    fixed = {name for name, value in net.body.named_parameters() if not value.requires_grad}
+    assert fixed == {"blocks.0.0.weight", "blocks.0.0.bias", "unused.weight", "unused.bias"}
+
+
+def test_a_network_without_trainable_parameters_has_an_outline():
+    assert network_outline("own_networks:all_frozen", "imagenet", 64, 16).pooled == 5
+
+
 @pytest.mark.parametrize("name", ["dropout", "attention", "depth"])
 def test_training_draws_no_random_numbers(name):
     net, images = build_network(f"own_networks:{name}", image_size=16).train(), torch.randn(2, 3, 16, 16)
     generator = torch.get_rng_state()
     assert torch.equal(net(images), net(images))
     assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_an_edited_function_is_probed_again(monkeypatch):
+    pooled = [network_outline("own_networks:Pooled", "imagenet", 64, 16).pooled]
+    module = sys.modules["own_networks"]
+    monkeypatch.setattr(module, "Pooled", lambda: module.Small())
+    pooled += [network_outline("own_networks:Pooled", "imagenet", 64, 16).pooled]
+    assert pooled == [5, 7]
