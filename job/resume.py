@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Iterable
 
+from torch import nn
+
 from job.checkpoints.folder import AUTO, load, restarts
 from job.checkpoints.foreign import is_moco
 from job.config import OF_TEACHER, WITHOUT_EFFECT, Config, without_head
@@ -156,16 +158,43 @@ def restore(saved: dict, training: Training) -> Position:
         )
     check_teacher(saved, training)
     state = {key.removeprefix("module."): value for key, value in saved["state_dict"].items()}
-    training.framework.module.load_state_dict(state)
+    load_module(training.framework.module, state, saved, training.config)
     for distiller in training.distillation.distillers:
         restore_distiller(distiller, saved, training.run)
     if encoder := training.distillation.momentum:
-        encoder.module.load_state_dict(saved[MOMENTUM])
+        load_module(encoder.module, saved[MOMENTUM], saved, training.config)
     load_optimizer(training.optimizer, saved["optimizer"], training.config)
     if saved.get("statistics") is not None and saved["workers"] == training.run.size:
         statistics.load(training.trained, saved["statistics"][training.run.rank])
     training.run.bad_images.update(saved.get("bad_images", ()))
     return position
+
+
+def load_module(module: nn.Module, state: dict, saved: dict, config: Config) -> None:
+    """Load the tensors `state` of the checkpoint `saved` into a module.
+
+    RunError: they do not fit it, because the code of a user's network, or timm, has changed.
+    """
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        where = f"--resume {config.resume}: the checkpoint of epoch {saved['epoch']}, step {saved['step']}"
+        misfit = first_misfit(state, module.state_dict()) or str(error).splitlines()[-1].strip()
+        raise RunError(
+            f"{where} does not fit the network {config.arch}: {misfit}. "
+            "Restore the network's code, or start a new run with another --out"
+        ) from None
+
+
+def first_misfit(state: dict, expected: dict) -> str:
+    """Return the first tensor of `state` that has no place among the expected ones, and why."""
+    shapes = [{name: tuple(getattr(value, "shape", ())) for name, value in each.items()} for each in (state, expected)]
+    saved, now = shapes
+    both = [name for name in now if name in saved and saved[name] != now[name]]
+    misfits = [f"{name} is {saved[name]}, expected {now[name]}" for name in both]
+    misfits += [f"{name} is missing" for name in now if name not in saved]
+    misfits += [f"{name} has no place" for name in saved if name not in now]
+    return next(iter(misfits), "")
 
 
 def check_teacher(saved: dict, training: Training) -> None:

@@ -104,6 +104,12 @@ def nothing_to_do(start: Position, epochs: int, steps: int) -> str:
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict, config: Common) -> None:
     """Load an optimizer's momenta; its settings are those of the options, which may differ from the saved ones."""
-    optimizer.load_state_dict(saved)
+    try:
+        optimizer.load_state_dict(saved)
+    except ValueError as error:
+        raise RunError(
+            f"--resume {config.resume}: the checkpoint does not fit the trained parameters: {error}. "
+            "Freeze the same parameters as before, or start a new run with another --out"
+        ) from None
     for group in optimizer.param_groups:
         group.update(momentum=config.momentum, weight_decay=config.weight_decay)

@@ -471,6 +471,40 @@ def training(run):
     return parts(MGDistiller({4: (4, 8)}), run, images=range(100), digest="a digest", optimizer=sgd)
 
 
+def small(width):
+    return torch.nn.ModuleDict({"norm": torch.nn.BatchNorm2d(1), "body": torch.nn.Linear(2, width)})
+
+
+MISFITS = {
+    "wider": (small(4), "body.weight is (3, 2), expected (4, 2)."),
+    "less": (small(3)["body"], "weight is missing."),
+    "other": (torch.nn.ModuleDict({"body": torch.nn.Linear(2, 3)}), "norm.weight has no place."),
+}
+
+
+@pytest.mark.parametrize("now", MISFITS)
+@pytest.mark.parametrize("part", ["framework", "momentum"])
+def test_a_network_whose_code_has_changed_is_refused_by_its_first_tensor(training, now, part):
+    changed, misfit = MISFITS[now]
+    training.config = options(arch="own:Net", resume="auto")
+    saved = content(state_dict={}, mgd=module(training).state_dict())
+    if part == "framework":
+        training.framework.module = changed
+        saved["state_dict"] = {f"module.{name}": value for name, value in small(3).state_dict().items()}
+    else:
+        training.distillation.momentum = SimpleNamespace(module=changed)
+        saved["momentum_encoder"] = small(3).state_dict()
+    message = refused(restore, saved, training)
+    start = "--resume auto: the checkpoint of epoch 3, step 0 does not fit the network own:Net: "
+    assert message.startswith(start + misfit) and "start a new run with another --out" in message
+
+
+def test_other_frozen_parameters_than_the_checkpoint_s_are_refused():
+    one, two = (torch.optim.SGD([torch.nn.Parameter(torch.ones(3)) for _ in range(n)], 0.1) for n in (1, 2))
+    message = refused(load_optimizer, two, one.state_dict(), options(resume="a.pth.tar"))
+    assert "--resume a.pth.tar: the checkpoint does not fit the trained parameters: " in message
+
+
 def module(training):
     """The distiller's module."""
     return training.distillation.distillers[0].module
