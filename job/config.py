@@ -259,7 +259,8 @@ def check_effects(config: Config, given: set[str]) -> None:
 
 
 def check_receivers(config: LinearConfig, shown: str) -> None:
-    """RunError: the run has no records for what `shown` names, because it computes an accuracy only."""
+    """RunError: the run computes an accuracy only, and has no records for what `shown` names."""
     alone = "--knn" if config.knn else "--evaluate" if config.evaluate else ""
     if alone:
-        raise RunError(f"{shown}: no effect beside {alone}, which writes no records; leave out one of them")
+        reason = f"no effect beside {alone}, which writes no records"
+        raise RunError(f"{shown}: {reason}; leave out one of them")

@@ -14,7 +14,13 @@ import torch
 from job.checkpoints import hub
 from job.checkpoints.foreign_file import read_content
 from job.checkpoints.layouts import Layout, find_networks, outline
-from job.checkpoints.other_networks import BODY, find_needs, find_other_body, other_network, use_another
+from job.checkpoints.other_networks import (
+    BODY,
+    find_needs,
+    find_other_body,
+    other_network,
+    use_another,
+)
 from job.cluster.travels import travels
 from job.data.augment import MEAN, STD
 from job.errors import RunError
@@ -113,7 +119,8 @@ def read_backbone(
     """Read a network without its head from a checkpoint, whichever program wrote it, or from a hub.
 
     Of several ResNets, it is the first of `find_networks`. arch: the network that it must be, and the first such is taken;
-    by default what the file says, or the ResNet whose shapes fit. arch_flag: the option that names it, for messages, or "".
+    by default what the file says, or the ResNet whose shapes fit.
+    arch_flag: the option that names it, for messages; "" if the program has none.
     download: whether a hub's file that is not in the cache is downloaded.
     RunError: a file that is not whole, not what its name promises, or does not fit to the last tensor.
     """

@@ -31,10 +31,11 @@ class Weights(NamedTuple):
 
 
 def fetch(name: str, download: bool = True) -> Weights:
-    """Return the weights hub:NAME, from the cache or the hub. download: otherwise from the cache only.
+    """Return the weights hub:NAME, from the cache or the hub.
 
-    RunError: there are none of this name, the hub cannot be reached, or the file has another SHA-256
-    than its name. The error names the file to bring or to remove.
+    download: whether a file that is not in the cache is downloaded.
+    RunError: there are none of this name, the hub cannot be reached, or the file does not match
+    the checksum in its name. The error names the file to bring or to remove.
     """
     arch = name.removeprefix(PREFIX)
     check_name(arch, PREFIX.removesuffix(":"))
@@ -45,7 +46,8 @@ def fetch(name: str, download: bool = True) -> Weights:
         path = get(download)
     except Exception as error:
         if not download:
-            raise RunError(f"{name}: no file in the cache, and this program downloads none") from None
+            problem = "no file in the cache, and this program downloads none"
+            raise RunError(f"{name}: {problem}") from None
         cause = str(error).strip().split("\n")[0] or type(error).__name__
         raise RunError(
             f"{name}: cannot get the file: {cause:.200}; on another machine, download {url}, copy "

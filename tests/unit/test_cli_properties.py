@@ -28,7 +28,8 @@ WORDS = {
     "distill": st.permutations(list(DISTILLERS)),
     "stage_weights": st.just([]),  # as many as there are stages: in a test of their own
     "distill_weights": st.just([]),  # as many as there are distillers
-    "knn": st.just(False),  # beside it --evaluate and --resume are
+    "knn": st.just(False),  # beside it --evaluate, --resume and --log-to are
+    "evaluate": st.just(False),  # beside it --log-to is
 }
 
 

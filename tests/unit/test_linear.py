@@ -20,10 +20,11 @@ def test_an_accuracy_alone_has_no_records_for_callbacks(alone, tmp_path):
     """A file may serve several runs: there the option has no effect."""
     end = f"no effect beside --{alone}, which writes no records; leave out one of them"
     argv = ["DIR", f"--{alone}"]
-    assert refused(read_config, [*argv, "--log-to", "wandb"], "job.linear", LinearConfig) == f"--log-to: {end}"
+    program = ("job.linear", LinearConfig)
+    assert refused(read_config, [*argv, "--log-to", "wandb"], *program) == f"--log-to: {end}"
     options = {"data": "DIR", alone: True}
     assert refused(linear, LinearConfig(**options), [Callback()]) == f"callbacks: {end}"
     assert refused(linear, LinearConfig(**options, log_to=["wandb"])) == f"--log-to: {end}"
     file = tmp_path / "run.yaml"
     file.write_text("log_to: [wandb]")
-    assert read_config([*argv, "--config", str(file)], "job.linear", LinearConfig).log_to == ["wandb"]
+    assert read_config([*argv, "--config", str(file)], *program).log_to == ["wandb"]

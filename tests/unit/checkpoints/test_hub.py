@@ -116,7 +116,7 @@ def test_a_damaged_file_in_the_cache_is_one_line(cache):
 
 
 @pytest.mark.parametrize("name", ["resnet18", VIT])
-def test_only_a_file_of_the_cache_is_read_if_none_may_be_downloaded(cache, monkeypatch, name, tmp_path):
+def test_a_file_out_of_the_cache_may_not_be_downloaded(cache, monkeypatch, name, tmp_path):
     def fail(*_, **__):
         raise AssertionError("a download")
 

@@ -144,7 +144,8 @@ def test_the_caller_s_own_fork_server_blocks_no_signals(run):
 
 
 def test_options_are_checked_as_those_of_a_command_line(tmp_path):
-    given = Config(data=tmp_path / "a", more_data=("b", "c"), distill="gram", lr="3e-2", epochs=7)
+    lists = {"more_data": ("b", "c"), "distill": ("gram",)}
+    given = Config(data=tmp_path / "a", **lists, lr="3e-2", epochs=7)
     found = cli.checked(given)
     assert (found.data, found.more_data) == (f"{tmp_path}/a", ["b", "c"])
     assert found.distill == ["gram"]

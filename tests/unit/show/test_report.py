@@ -111,7 +111,11 @@ def test_images_of_all_folders_of_a_run_are_shown(tmp_path, monkeypatch):
 
 def test_a_report_downloads_no_teacher(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("a download"))
+
+    def fail(*_, **__):
+        pytest.fail("a download")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
     student = features.Student(None, {}, {"teacher_arch": "", "image_size": 32}, "")
     assert "no file in the cache" in refused(features.read_teacher, student, "hub:resnet18")
 
