@@ -111,7 +111,8 @@ def write_features(config: EmbedConfig, run: Run) -> None:
     weights = run.on_first(lambda: read_backbone(config.pretrained, config.arch, "--arch"))
     run.log.line(f"network: {weights.report}")
     config = complete(config, weights)
-    encoder = build_encoder(weights, config.head, config.pretrained, config.image_size)
+    size = config.image_size
+    encoder = run.on_all(lambda: build_encoder(weights, config.head, config.pretrained, size))
     encoder = encoder.to(run.device)
     splits = Splits(run.on_first(lambda: find_images(config.data)))
     for line in filter(None, (split.images.left_out for split in splits.parts)):

@@ -174,6 +174,24 @@ class Run:
             raise RunError(*failed)
         return result
 
+    def on_all(self, work: Callable[[], Result]) -> Result:
+        """Return what `work()` returns on this worker. A collective.
+
+        RunError, on all workers: it fails on one, with the line of the first such worker.
+        """
+        problem, code = "", 0
+        try:
+            result = work()
+        except RunError as error:
+            problem, code = str(error), error.code
+        found = allgather((launch.node(), problem, code), "problems")
+        failed = [(rank, *each) for rank, each in enumerate(found) if each[1]]
+        if failed:
+            rank, node, problem, code = failed[0]
+            where = f"rank {rank} on {node}: " if len(failed) < self.size else ""
+            raise RunError(f"{where}{problem}", code)
+        return result
+
     def begin(
         self,
         options: dict,

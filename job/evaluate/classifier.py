@@ -143,11 +143,14 @@ def frozen(config: LinearConfig, run: Run) -> tuple[Network, LinearConfig, dict]
     if not config.pretrained:
         run.log.line(f"frozen: {config.arch} with random weights, as no --pretrained names others: the baseline")
     torch.manual_seed(randomness.torch_seed(config.seed, "weights"))  # job.train's, whose student begins so by default
-    if weights:
-        net = weights.build(config.image_size)
-    else:
+
+    def build() -> Network:
+        if weights:
+            return weights.build(config.image_size)
         size = config.image_size
-        net = build_network(config.arch, stem=config.stem, width=config.width, image_size=size)
+        return build_network(config.arch, stem=config.stem, width=config.width, image_size=size)
+
+    net = run.on_all(build)
     demanded = weights.input if weights and not weights.is_resnet else {}
     return net.requires_grad_(False).eval(), config, demanded
 

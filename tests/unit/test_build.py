@@ -39,6 +39,14 @@ def test_random_matchings_follow_from_the_seed_and_take_no_teacher_channel_twice
     assert any(max(drawn(seed)[2]) == 9 for seed in range(9)) or reducer == "sm"  # the last teacher channel has its chance too
 
 
+def test_the_network_is_built_on_all_workers_before_anything_else():
+    run = MagicMock()
+    run.on_all.side_effect = RunError("rank 1 on b: timm is not installed")
+    config = Config(data="DIR", arch="own_network:Small")
+    assert refused(build.build, config, run) == "rank 1 on b: timm is not installed"
+    assert [call[0] for call in run.mock_calls] == ["on_all"]
+
+
 def test_without_a_compiler_there_is_no_compiling(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(RunError, match=r"^--compile needs a C\+\+ compiler: install what is missing") as caught:

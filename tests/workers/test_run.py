@@ -57,6 +57,28 @@ def test_an_error_of_the_first_worker_is_everyones_with_its_text_and_code(run, c
     assert raised(lambda: run.on_first(fail)) == [("worker 0 has found nothing", code)] * comm.size()
 
 
+def test_on_all_gives_each_worker_its_own_result(run):
+    assert every(run.on_all(lambda: run.rank)) == list(range(comm.size()))
+
+
+@pytest.mark.parametrize("code", [1, 2])
+def test_an_error_of_the_last_worker_only_is_everyones_with_its_rank_and_node(run, code):
+    def fail():
+        if run.rank == comm.size() - 1:
+            raise RunError(f"worker {run.rank} lacks a package", code)
+
+    where = f"rank {comm.size() - 1} on {launch.node()}: " if comm.size() > 1 else ""
+    text = f"{where}worker {comm.size() - 1} lacks a package"
+    assert raised(lambda: run.on_all(fail)) == [(text, code)] * comm.size()
+
+
+def test_an_error_of_all_workers_has_no_rank(run):
+    def fail():
+        raise RunError("no")
+
+    assert raised(lambda: run.on_all(fail)) == [("no", 2)] * comm.size()
+
+
 def test_a_log_that_the_disk_does_not_take_ends_all_workers_with_its_error(run, monkeypatch):
     log = Log(speaks=run.rank == 0)
     log.file = open("/dev/full", "ab", buffering=0)

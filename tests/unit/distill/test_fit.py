@@ -15,7 +15,12 @@ from job.distill.teacher import load_teacher
 from job.networks import build_resnet, network_outline
 from runs import Kept
 
-RUN = SimpleNamespace(on_first=lambda work: work(), log=Kept(), device=torch.device("cpu"))
+RUN = SimpleNamespace(
+    on_first=lambda work: work(),
+    on_all=lambda work: work(),
+    log=Kept(),
+    device=torch.device("cpu"),
+)
 SIZE = 64
 MOBILE, MOBILE2, VIT, NEXT = (
     f"timm/{name}" for name in ("mobilenetv3_small_050", "mobilenetv2_050", "test_vit", "test_convnext")

@@ -13,7 +13,12 @@ from job.networks import build_mlp, build_resnet, with_features
 from runs import Kept
 
 C, DIM = 128, 7  # features of the network, and outputs of its head
-RUN = SimpleNamespace(on_first=lambda work: work(), log=Kept(), device=torch.device("cpu"))
+RUN = SimpleNamespace(
+    on_first=lambda work: work(),
+    on_all=lambda work: work(),
+    log=Kept(),
+    device=torch.device("cpu"),
+)
 
 
 def normed():
