@@ -1,12 +1,14 @@
 """What whole-run tests share: a small image folder, a teacher's file, and runs of the real command under horovodrun."""
 
 import os
+import signal
 
 import pytest
 
 from disks import LINKLESS, mount_linkless, unmount
 from runs import Job, write_images, write_teacher
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, also in the runs that tests send it to
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as each of two workers has on two cores
 
