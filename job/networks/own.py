@@ -9,8 +9,6 @@ Layers of dropout and stochastic depth are switched off. Frozen parameters stay 
 
 import importlib
 import inspect
-import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +17,7 @@ from torch import nn
 
 from job.declare import did_you_mean
 from job.errors import RunError
+from job.files import find_own_modules
 from job.networks.dropout import switch_off_dropout
 from job.networks.encoder import Maps
 from job.networks.outline import DEPTH
@@ -32,8 +31,7 @@ def build_body(arch: str) -> nn.Module:
     RunError: there is no such function, or it fails.
     """
     module, _, name = arch.partition(":")
-    if os.getcwd() not in sys.path:  # the console scripts do not add it
-        sys.path.append(os.getcwd())
+    find_own_modules()
     try:
         imported = importlib.import_module(module)
     except Exception as error:

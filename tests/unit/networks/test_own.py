@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from errors import refused
-from job.networks import build_network, check_name, network_outline, stage_norms, with_features
+from job.networks import build_network, check_name, network_outline, own, stage_norms, with_features
 
 SOURCE = """
 import torch
@@ -223,3 +223,15 @@ def test_an_edited_function_is_probed_again(monkeypatch):
     monkeypatch.setattr(module, "Pooled", lambda: module.Small())
     pooled += [network_outline("own_networks:Pooled", "imagenet", 64, 16).pooled]
     assert pooled == [5, 7]
+
+
+def test_a_module_in_the_current_folder_is_found(tmp_path, monkeypatch):
+    """The console scripts do not add the folder to the path."""
+    source = "from torch import nn\n\n\ndef build():\n    return nn.Identity()\n"
+    folder = tmp_path / "current"
+    folder.mkdir()
+    (folder / "net_of_this_folder.py").write_text(source)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert isinstance(own.build_body("net_of_this_folder:build"), torch.nn.Identity)
+    del sys.modules["net_of_this_folder"]
