@@ -21,7 +21,7 @@ SHOWN = """
 import sys
 assert "horovod" not in sys.modules and "timm" not in sys.modules
 job = {name for name in sys.modules if name.startswith("job") and not name.startswith("job.networks.")}
-assert job <= {"job", "job.networks", "job.declare", "job.errors", "job.text"}, job
+assert job <= {"job", "job.networks", "job.declare", "job.errors", "job.files", "job.text"}, job
 start = MGDistiller({i: (widths[i].num_features, norms[i].num_features) for i in norms})
 print("solved", *[not torch.equal(distiller.matching(i), start.matching(i)) for i in norms])
 """
