@@ -50,7 +50,7 @@ def train(config: Config, callbacks: Sequence[Callback] = ()) -> Result:
 
     config: the options, by their names there. callbacks: receive the run's records, on rank 0.
     Return the run's folder, newest checkpoint and numbers.
-    The process is as before afterwards: signal handlers, torch's threads, flags and random numbers.
+    The process has its own settings again afterwards (job/engine/process_state.py).
     RunError: an option, the data or the machine is at fault.
     KeyboardInterrupt, after a save: a signal came.
     """

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+LARGEST = 2**25  # bytes, the highest M_MMAP_THRESHOLD
+
+keeps = False  # whether `keep_freed_memory` has changed malloc's settings
 
 
 def keep_freed_memory(largest: int = 2**23) -> None:
@@ -18,10 +21,29 @@ def keep_freed_memory(largest: int = 2**23) -> None:
     With 2**25 for `largest` a worker needs 1,750 MB in place of 1,670, and as much time; with 2**22, 6 % more time. Decoding an
     image and changing its colours takes up to four times as long with arrays that come and go.
     """
+    global keeps
+    keeps = True
+    set_malloc(largest, 2**31 - 1)
+
+
+def free_as_usual() -> None:
+    """End `keep_freed_memory`.
+
+    The settings of before cannot be read. malloc gets those that it gives itself in a process that
+    has freed a block of 2**25 bytes.
+    """
+    global keeps
+    if keeps:
+        set_malloc(LARGEST, 2 * LARGEST)
+    keeps = False
+
+
+def set_malloc(mapped: int, kept: int) -> None:
+    """Set the sizes in bytes of blocks that have pages of their own, and of kept free memory."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        libc.mallopt(M_MMAP_THRESHOLD, largest)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(M_MMAP_THRESHOLD, mapped)
+        libc.mallopt(M_TRIM_THRESHOLD, kept)
 
 
 def set_apart() -> None:

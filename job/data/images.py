@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
@@ -29,8 +30,16 @@ plugins.register()
 FORMATS = [kind for kind in Image.ID if kind not in NOT_DRAWN]
 PNG = b"\x89PNG\r\n\x1a\n"  # its first bytes
 TRANSPARENCY = b"tRNS"  # the one optional chunk of a PNG that changes the pixels of its first picture
-# PIL warns of what it finds odd, each loader process anew; what cannot be decoded is an error, of which the run tells once.
-warnings.filterwarnings("ignore", module="PIL")
+
+
+def prepare_process() -> None:
+    """Let this process read images without OpenCV's threads and Pillow's warnings.
+
+    Loader processes share the cores, and each would repeat the warnings. An undecodable image is
+    an error, which the run logs once.
+    """
+    cv2.setNumThreads(0)
+    warnings.filterwarnings("ignore", module="PIL")
 
 
 @travels

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from job.cluster.children import REAPED, Child, end_children
 from job.cluster.memory import keep_freed_memory
 from job.cluster.stop import SIGNALS, Stop
-from job.data.images import Images, Names
+from job.data.images import Images, Names, prepare_process
 from job.data.parcel import AHEAD, Parcel, Shared, shared
 from job.data.views import collate
 from job.errors import RunError, WorkerError
@@ -170,6 +170,7 @@ class Batches:
         self.warn, self.end = patience
         self.since, self.warned, self.done = time.monotonic(), False, 0
         self.reading = Reading(Shared(16 * max(1, processes)))
+        prepare_process()
         before = multiprocessing.active_children()
         try:
             loader = DataLoader(
@@ -279,7 +280,7 @@ def start_fork_server() -> Any:
     progress. As SIGTERM does not end the loader processes either, they are killed at the worker's exit.
     """
     global started
-    context, before_id = Context(), server_id()
+    context, before_id, preloaded = Context(), server_id(), preload()
     context.set_forkserver_preload(["job.data.loader"])
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     with quiet_tracker():
@@ -287,6 +288,7 @@ def start_fork_server() -> Any:
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # again: the tracker's start unblocks some
     forkserver.ensure_running()
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    context.set_forkserver_preload(preloaded)
     if server_id() != before_id:
         started = server_id()
     return context
@@ -300,13 +302,17 @@ def stop_fork_server() -> None:
     global started
     if started is not None and started == server_id():
         forkserver._forkserver._stop()  # type: ignore[attr-defined]
-        forkserver.set_forkserver_preload(["__main__"])  # Python's default
     started = None
 
 
 def server_id() -> int | None:
     """Return the process id of the fork server, if one runs."""
     return forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+
+
+def preload() -> list[str]:
+    """Return the modules that the caller's fork servers import at their start."""
+    return forkserver._forkserver._preload_modules  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager
@@ -344,6 +350,7 @@ def begin(process: int) -> None:
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # the fork server may be other code's
     keep_freed_memory(KEPT)
+    prepare_process()
     worker = multiprocessing.parent_process()
     assert worker
 

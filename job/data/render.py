@@ -6,8 +6,6 @@ The operations are those of torchvision's ColorJitter, RandomGrayscale and Gauss
 import cv2
 import numpy as np
 
-cv2.setNumThreads(0)  # a loader's processes share the cores already
-
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # grey of R, G, B (ITU-R 601-2)
 
 

@@ -1,27 +1,18 @@
 """Runs that Python code calls: a script or a notebook, whose process continues afterwards."""
 
 import contextlib
-import gc
 import os
-import signal
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
 
 from job import output
 from job.checkpoints.folder import LAST
-from job.cluster import comm
-from job.cluster.children import end_children
-from job.cluster.memory import give_back
-from job.cluster.stop import SIGNALS, Stopped, in_main_thread
-from job.data.loader import stop_fork_server
+from job.cluster.stop import Stopped
+from job.engine.process_state import kept_state
 from job.engine.run import Run
 from job.errors import RunError
 
-VARIABLES = ("HOROVOD_", "MGD_", "NCCL_")  # begin the names of variables that a start sets
 RESUME = 'stopped by a signal; resume="auto" continues from here'
 
 in_progress = threading.Lock()
@@ -79,56 +70,3 @@ def called(run: Run, incomplete: str = "") -> Iterator[Run]:
     finally:
         in_progress.release()
     raise KeyboardInterrupt(incomplete or RESUME)
-
-
-@contextlib.contextmanager
-def kept_state() -> Iterator[None]:
-    """Put back what a run changes in its process, and let it compute with torch's defaults.
-
-    These are signal handlers, torch's threads, flags and random numbers, environment variables and
-    loader processes. Workers that are connected stay so, with their variables. malloc keeps its
-    settings (job/cluster/memory.py).
-    """
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    variables, frozen = own_variables(), gc.get_freeze_count()
-    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
-    cudnn = torch.backends.cudnn
-    flags = cudnn.deterministic, cudnn.benchmark
-    used = torch.cuda.is_initialized()
-    gpu = torch.cuda.current_device() if used else 0
-    try:
-        torch.set_default_dtype(torch.float32)
-        cudnn.benchmark = False
-        with torch.random.fork_rng(range(torch.cuda.device_count()) if used else ()):
-            with torch.inference_mode(False), torch.enable_grad():
-                yield
-    finally:
-        end_children()
-        stop_fork_server()
-        torch.set_num_threads(threads)
-        torch.set_default_dtype(dtype)
-        cudnn.deterministic, cudnn.benchmark = flags
-        if used:
-            torch.cuda.set_device(gpu)
-        if not frozen:
-            gc.unfreeze()
-        give_back()
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
-        if not comm.connected():
-            put_back(variables)
-        for number, handler in handlers.items():
-            if handler is not None and in_main_thread():  # None: not Python's
-                signal.signal(number, handler)
-
-
-def own_variables() -> dict[str, str]:
-    """Return the environment variables that a start may set."""
-    return {name: value for name, value in os.environ.items() if name.startswith(VARIABLES)}
-
-
-def put_back(variables: Mapping[str, Any]) -> None:
-    """Give the environment variables that a start may set their values of before."""
-    for name in own_variables().keys() - variables.keys():
-        del os.environ[name]
-    os.environ.update(variables)

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from job.cluster import sockets
-from job.data.images import read_image
+from job.data.images import prepare_process, read_image
 from job.errors import RunError
 from job.files import patient
 from job.study.characters import draw_characters
@@ -102,8 +102,7 @@ def write_clipart(folder: Path, say: Callable[[str], None]) -> None:
     categories = {name: files[name] for name in sorted(files.keys() - NO_CATEGORY) if len(files[name]) >= FEWEST}
     sockets.shorten_paths()
     context = multiprocessing.get_context("forkserver")
-    deaf = (signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the program, which ends its processes
-    with concurrent.futures.ProcessPoolExecutor(mp_context=context, initializer=signal.signal, initargs=deaf) as pool:
+    with concurrent.futures.ProcessPoolExecutor(mp_context=context, initializer=begin) as pool:
         try:
             for name, paths in categories.items():
                 ordered = sorted(paths, key=lambda path: key(str(path.relative_to(CLIPART))))
@@ -130,6 +129,12 @@ def write_writing(folder: Path, say: Callable[[str], None]) -> None:
     """Write up to WRITTEN characters of each writing system, chosen by hashes of their names."""
     for system, character, pixels in draw_writing(WRITTEN, key, say):
         write(folder, system, key(character), pixels)
+
+
+def begin() -> None:
+    """Prepare a process that reads drawings. A terminal's Ctrl-C is for the program, which ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    prepare_process()
 
 
 def read_drawing(path: Path) -> tuple[Path, np.ndarray | None]:

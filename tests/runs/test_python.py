@@ -1,12 +1,15 @@
 """Runs that Python code calls: scripts and notebooks."""
 
+import os
 import subprocess
 import sys
 
+import process
 import pytest
 
 from runs import differences
 
+SUPPORT = os.path.dirname(process.__file__)
 OPTIONS = dict(arch="resnet18", stem="small", width=16, image_size=16, batch_size=8, epochs=2)
 OPTIONS |= dict(moco_k=16, moco_dim=8, mlp=True, workers=1, lr=0.01)
 ARGUMENTS = "-a resnet18 --stem small --width 16 --image-size 16 --batch-size 8 --epochs 2".split()
@@ -14,14 +17,22 @@ ARGUMENTS += "--moco-k 16 --moco-dim 8 --mlp -j 1 --lr 0.01".split()
 
 # Without the guard of `__main__`, which loader processes would need if they imported the script.
 SCRIPT = f"""
-import sys
+import re, sys, warnings
+sys.path.append({SUPPORT!r})
+from process import different, state
+begun = state()
 from job.config import Config, LinearConfig
 from job.embed import EmbedConfig, embed
+from job.errors import RunError
 from job.linear import linear
 from job.metrics.callbacks import Callback
 from job.train import train
 
+# torch sets a variable, and packages that it imports filter their own warnings.
+assert different(begun, state()).keys() <= {{"variables", "filters"}}
+assert not [rule for rule in warnings.filters if re.match(rule[3] or "-", "PIL.Image")]
 print("begin")
+before = state()
 options = {OPTIONS!r}
 images, out = sys.argv[1:]
 """
@@ -32,12 +43,19 @@ class Broken(Callback):
 
 calls = {"one": [], "two": [Broken()]}
 runs = [train(Config(data=images, out=f"{out}/{name}", **options), calls[name]) for name in calls]
+assert not different(before, state())
+try:
+    train(Config(data=images, out=f"{out}/one", **options))
+except RunError as error:
+    assert "holds a run already" in str(error)
+assert not different(before, state())
 assert runs[0].numbers["loss"] == runs[1].numbers["loss"] and runs[0].numbers["steps"] == 12
 options = dict(pretrained=runs[0].checkpoint, data=images, batch_size=8, workers=1)
 features = f"{out}/features.npy"
 assert embed(EmbedConfig(data=images, pretrained=runs[0].checkpoint, out=features)) == features
 knn = linear(LinearConfig(knn=True, **options))
 line = linear(LinearConfig(epochs=1, schedule=[], lr=0.1, out=f"{out}/linear", **options))
+assert not different(before, state())
 print("end", [run.folder for run in runs], sorted(knn.numbers), line.numbers["val_top1"] >= 0)
 """
 

@@ -17,7 +17,7 @@ from job.checkpoints.foreign import Backbone, read_backbone
 from job.data import digits
 from job.data.augment import normalize
 from job.data.folders import VALIDATION, scan, split_of
-from job.data.images import Images
+from job.data.images import Images, prepare_process
 from job.data.views import CentreViews
 from job.errors import RunError
 from job.networks import ARCHS, DEPTH, Network, fold_norms, with_features
@@ -154,6 +154,7 @@ def read_sample(places: tuple[str, ...], size: int) -> Sample:
         held_out = [folder for folder in folders if split_of(folder, VALIDATION)]
         images = scan(held_out or folders, *VALIDATION, "train")
         views = CentreViews(images, size)
+        prepare_process()
         read = [(view, label) for view, label, bad in map(views.__getitem__, choose(images)) if not bad]
     if len(read) < 2:
         raise RunError(f"{images.root} has fewer than two images that can be decoded")

@@ -1,5 +1,6 @@
 """What a run that Python code calls leaves of its process, and how it ends."""
 
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -7,39 +8,27 @@ import signal
 import sys
 import threading
 import time
+import warnings
 
+import cv2
 import pytest
 import torch
 
 from job import cli
+from job.cluster.memory import keep_freed_memory
 from job.cluster.stop import SIGNALS, Stopped
 from job.config import Config, LinearConfig
+from job.data.images import prepare_process
 from job.data.loader import server_id, start_fork_server
 from job.engine.call import RESUME, called, result
 from job.engine.run import Run
 from job.errors import RunError
+from process import different, kept_memory, state
 
 
 @pytest.fixture
 def run(tmp_path):
     return Run(str(tmp_path / "run"), keep=1)
-
-
-def state():
-    """What a run changes in its process."""
-    cudnn = torch.backends.cudnn
-    return {
-        "handlers": [signal.getsignal(number) for number in SIGNALS],
-        "mask": signal.pthread_sigmask(signal.SIG_BLOCK, []),
-        "streams": (sys.stdout, sys.stderr),
-        "arguments": list(sys.argv),
-        "variables": dict(os.environ),
-        "threads": torch.get_num_threads(),
-        "flags": (cudnn.deterministic, cudnn.benchmark, torch.get_default_dtype()),
-        "modes": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
-        "random": torch.get_rng_state().tolist(),
-        "frozen": gc.get_freeze_count(),
-    }
 
 
 ENDS = {
@@ -56,8 +45,9 @@ def test_the_process_is_as_before(run, end, monkeypatch):
     monkeypatch.setenv("HOROVOD_CYCLE_TIME", "7")
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     signal.signal(signal.SIGUSR2, lambda *_: None)
-    threads, error = torch.get_num_threads(), ENDS[end]
+    threads, error = (torch.get_num_threads(), cv2.getNumThreads()), ENDS[end]
     torch.set_num_threads(3)
+    cv2.setNumThreads(2)
     torch.set_default_dtype(torch.float64)
     try:
         with torch.inference_mode():
@@ -71,15 +61,31 @@ def test_the_process_is_as_before(run, end, monkeypatch):
                     torch.backends.cudnn.deterministic = True
                     os.environ["HOROVOD_CYCLE_TIME"] = os.environ["MGD_NEW"] = "1"
                     gc.freeze()
+                    prepare_process()
+                    sys.path.append("modules of --log-to")
+                    assert cv2.getNumThreads() == 1
+                    assert warnings.filters[0][3].match("PIL.Image")
                     if error:
                         raise error
             except (KeyboardInterrupt, RunError, ZeroDivisionError) as found:
                 assert isinstance(found, KeyboardInterrupt) == isinstance(error, Stopped)
-            assert state() == before
+            assert not different(before, state())
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(threads[0])
+        cv2.setNumThreads(threads[1])
         torch.set_default_dtype(torch.float32)
         signal.signal(signal.SIGUSR2, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("end", ["complete", "a mistake"])
+def test_malloc_returns_freed_memory_again(run, end):
+    largest = 2**27  # bytes; malloc keeps half of it
+    with contextlib.suppress(ZeroDivisionError), called(run):
+        keep_freed_memory()
+        assert kept_memory() > largest
+        if ENDS[end]:
+            raise ENDS[end]
+    assert kept_memory() < largest
 
 
 @pytest.mark.parametrize("incomplete", ["", "stopped by a signal: half a file"])
@@ -129,10 +135,12 @@ def test_processes_of_the_caller_stay(run):
 
 @pytest.mark.slow
 def test_the_caller_s_own_fork_server_blocks_no_signals(run):
+    before = state()
     with called(run):
         start_fork_server()
         assert server_id()
-    assert server_id() is None
+        multiprocessing.get_start_method()  # as the start of a process does
+    assert server_id() is None and not different(before, state())
     process = multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(600,))
     process.start()
     process.terminate()
