@@ -3,146 +3,32 @@
 If one fails, the run ends with one line that names the cause and the file.
 """
 
-import contextlib
-import copy
 import multiprocessing
-import os
 import signal
-import sys
-import threading
 import time
-import traceback
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from multiprocessing import connection, forkserver, resource_tracker
-from types import ModuleType
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from multiprocessing import connection
+from typing import Any
 
-import numpy as np
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader
 
-from job.cluster.children import REAPED, Child, end_children
-from job.cluster.memory import keep_freed_memory
-from job.cluster.stop import SIGNALS, Stop
-from job.data.images import Images, Names, prepare_process
-from job.data.parcel import AHEAD, Parcel, Shared, shared
-from job.data.views import collate
-from job.errors import RunError, WorkerError
+from job.cluster.children import REAPED, end_children
+from job.cluster.stop import Stop
+from job.data.fork_server import start_fork_server, without_main
+from job.data.images import prepare_process
+from job.data.loader_process import Failure, Reading, Tasks, Views, begin, failure, unchanged
+from job.data.parcel import AHEAD, Shared
+from job.errors import WorkerError
 from job.text import printable
 
-KEPT = 2**24  # bytes; what larger images take is given back
 LOOK = 0.5  # s between two looks at the loader processes while a batch is awaited
 GRACE = 45.0  # s that a batch may still take after a signal to stop; horovodrun waits 60
-LONGEST = 900  # characters of a Failure
 FORK_SERVER = 255  # exit code of a loader process whose parent, the fork server, has ended
 # Probable causes for the end of a loader process, by signal. For any other signal it is the decoder.
 MEMORY = "probably because memory ran out. Use fewer --workers, or give the job more memory"
 CAUSES = {"SIGKILL": MEMORY, "SIGBUS": "probably because memory or a disk ran out. Use fewer --workers, or make room"}
 SERVER_ENDED = f"the process that starts loader processes has ended, {MEMORY}"
 DECODER = "which its decoder does not survive. Remove that file, or convert it"
-
-started: int | None = None  # process id of the fork server that `start_fork_server` has started
-
-
-class Views(Protocol):
-    """A dataset of views of `images`: draw -> views, and what else `collate` joins."""
-
-    images: Images
-
-    def __getitem__(self, draw: Any) -> tuple: ...
-
-
-class Reading:
-    """The image that each loader process reads, in memory that the processes share with their worker.
-
-    rows: (processes, 2) int64, the process id and the image's index of each.
-    """
-
-    def __init__(self, memory: Shared):
-        self.memory, self.rows = memory, np.frombuffer(memory.mapped(), dtype=np.int64).reshape(-1, 2)
-
-    def __reduce__(self) -> tuple:
-        return opened, (Reading, self.memory)
-
-
-class Flag:
-    """A replacement for DataLoader's event. It has no lock, which a killed process would never release."""
-
-    def __init__(self, memory: Shared | None = None):
-        self.memory = memory or Shared(1)
-        self.bytes = self.memory.mapped()
-
-    def __reduce__(self) -> tuple:
-        return opened, (Flag, self.memory)
-
-    def set(self) -> None:
-        """Set the flag in all processes that have it."""
-        self.bytes[0] = 1
-
-    def is_set(self) -> bool:
-        """Whether it is set."""
-        return self.bytes[0] == 1
-
-
-def opened(kind: type, memory: Shared) -> Reading | Flag:
-    """Return a Reading or a Flag on the worker's memory; end this loader process if its worker has ended meanwhile."""
-    try:
-        return kind(memory)
-    except FileNotFoundError:
-        os._exit(1)
-
-
-class Context(multiprocessing.context.ForkServerContext):
-    """Processes from the fork server, which survive each other's death."""
-
-    Event = Flag  # type: ignore[assignment]
-    Process = Child
-
-
-@dataclass
-class Failure:
-    """A loader process's answer in place of a batch that it cannot prepare."""
-
-    text: str
-    code: int
-
-
-def failure(error: Exception, path: str) -> Failure:
-    """Return an error of a loader process that was reading `path`, in one line."""
-    if isinstance(error, RunError):
-        return Failure(str(error)[:LONGEST], error.code)
-    places = [f"{os.path.basename(place.filename)}:{place.lineno}" for place in traceback.extract_tb(error.__traceback__)]
-    what = f"{type(error).__name__}: {printable(str(error))}"
-    return Failure(f"a batch cannot be loaded: {what[: LONGEST // 2]} ({', '.join([*places[-1:], path])})"[:LONGEST], 1)
-
-
-class Tasks(Dataset):
-    """The work of loader processes: a list of draws -> a batch, or a Parcel of it between processes, or a Failure."""
-
-    def __init__(self, views: Views, reading: Reading, packed: bool):
-        self.views, self.reading, self.packed = views, reading, packed
-        self.shared: Views | None = None
-
-    def __getstate__(self) -> dict:
-        """Return what a loader process gets: all processes map the same names and labels.
-
-        A copy of them in each would grow with the number of images.
-        """
-        if self.shared is None:
-            self.shared = copy.copy(self.views)
-            self.shared.images = shared(self.views.images, (Images, Names))
-        return self.__dict__ | {"views": self.shared, "shared": None}
-
-    def __getitems__(self, draws: list) -> Any:
-        images, process = self.views.images, get_worker_info()
-        row = self.reading.rows[process.id if process else 0]
-        row[0], images.reading = os.getpid(), row[1:]
-        try:
-            batch = collate([self.views[draw] for draw in draws])
-            return Parcel(batch) if self.packed else batch
-        except Exception as error:
-            return failure(error, images.path(int(row[1])))
 
 
 class Batches:
@@ -266,96 +152,3 @@ class Batches:
     def path(self, index: int) -> str:
         """Return the path of an image in `reading`."""
         return printable(self.images.path(int(index)))
-
-
-def unchanged(batch: Any) -> Any:
-    """Return `batch`: the dataset has joined it."""
-    return batch
-
-
-def start_fork_server() -> Any:
-    """Start the process that loader processes are forked from, and Python's resource tracker, with the signals to stop blocked.
-
-    A signal to a whole process group is for the worker alone, which still needs the images of the step in
-    progress. As SIGTERM does not end the loader processes either, they are killed at the worker's exit.
-    """
-    global started
-    context, before_id, preloaded = Context(), server_id(), preload()
-    context.set_forkserver_preload(["job.data.loader"])
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    with quiet_tracker():
-        resource_tracker.ensure_running()
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # again: the tracker's start unblocks some
-    forkserver.ensure_running()
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    context.set_forkserver_preload(preloaded)
-    if server_id() != before_id:
-        started = server_id()
-    return context
-
-
-def stop_fork_server() -> None:
-    """Stop the fork server if `start_fork_server` has started it.
-
-    SIGNALS are blocked in it, and would be in all processes that other code starts from it.
-    """
-    global started
-    if started is not None and started == server_id():
-        forkserver._forkserver._stop()  # type: ignore[attr-defined]
-    started = None
-
-
-def server_id() -> int | None:
-    """Return the process id of the fork server, if one runs."""
-    return forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
-
-
-def preload() -> list[str]:
-    """Return the modules that the caller's fork servers import at their start."""
-    return forkserver._forkserver._preload_modules  # type: ignore[attr-defined]
-
-
-@contextlib.contextmanager
-def without_main() -> Iterator[None]:
-    """Let processes that are started within not import the main script again.
-
-    They need nothing of it. If a script calls `train` without the guard
-    `if __name__ == "__main__"`, they would train too.
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-@contextlib.contextmanager
-def quiet_tracker() -> Iterator[None]:
-    """Let the resource tracker that is started within free, without a warning, what a process that was ended has left."""
-    before = os.environ.get("PYTHONWARNINGS")
-    os.environ["PYTHONWARNINGS"] = "ignore"
-    with warnings.catch_warnings(action="ignore"):  # of a tracker that was killed
-        yield
-    if before is None:
-        del os.environ["PYTHONWARNINGS"]
-    else:
-        os.environ["PYTHONWARNINGS"] = before
-
-
-def begin(process: int) -> None:
-    """Prepare a loader process: quick with memory, and to end when the worker that it loads for is killed.
-
-    Its parent is the fork server, which lives as long as it does: each would wait for the other for ever.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # the fork server may be other code's
-    keep_freed_memory(KEPT)
-    prepare_process()
-    worker = multiprocessing.parent_process()
-    assert worker
-
-    def follow() -> None:
-        worker.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()

@@ -17,7 +17,7 @@ from job.cluster import comm
 from job.cluster.children import end_children
 from job.cluster.memory import free_as_usual, give_back
 from job.cluster.stop import SIGNALS, in_main_thread
-from job.data.loader import stop_fork_server
+from job.data.fork_server import stop_fork_server
 
 VARIABLES = ("HOROVOD_", "MGD_", "NCCL_")  # begin the names of variables that a start sets
 CUDNN = ("deterministic", "benchmark")

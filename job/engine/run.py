@@ -1,47 +1,35 @@
-"""One run on these workers, and the one door to it: launcher, device, folder, log, checkpoints and the wish to stop."""
+"""One run: its folder, records and checkpoints, on the workers that it runs on."""
 
 import dataclasses
 import os
 import re
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from types import MappingProxyType, TracebackType
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Any
 
-import torch
 import yaml
 
 from job.checkpoints.folder import LEFT, Checkpoints
-from job.cluster import comm, launch
 from job.cluster.memory import keep_freed_memory, set_apart
-from job.cluster.objects import allgather, broadcast
-from job.cluster.stop import Stop, Stopped
+from job.cluster.objects import allgather
 from job.data.images import Images
-from job.data.loader import Batches, Views
-from job.errors import RunError, WorkerError
+from job.engine.workers import Workers
+from job.errors import RunError
 from job.files import write_whole
 from job.metrics import events
 from job.metrics.callbacks import Callback, load
-from job.metrics.log import Log
 from job.options import Common
 from job.position import START, Count, Position, change, resumed
 from job.text import printable
 
-Result = TypeVar("Result")
-LOG_SECONDS = 5.0  # to write the last line of a worker that ends at once
 
+class Run(Workers):
+    """The workers, and the folder that they write to. Nothing is written before `begin`.
 
-class Run:
-    """What a program knows of the workers and the folder that it runs on.
-
-    rank, size: this worker's place among all; device: where it computes; log: what it says; checkpoints:
-    what it keeps. Entering starts Horovod; nothing is written before `begin`.
-
+    checkpoints: of the folder.
     events_every: how many steps lie between those that TensorBoard shows; 0: no event files for it are written.
-    options: of the program, by name, which all workers must have in common.
     callbacks: receive the records of a run that writes them, on rank 0.
     """
 
@@ -53,12 +41,11 @@ class Run:
         options: Mapping[str, Any] = MappingProxyType({}),
         callbacks: Sequence[Callback] = (),
     ):
-        self.callbacks = callbacks
+        super().__init__(options)
         self.folder, self.complete = folder, os.path.join(folder, "complete")
-        self.events_every, self.options = events_every, options
+        self.events_every, self.callbacks = events_every, callbacks
         self.checkpoints = Checkpoints(folder, keep)
         self.bad_images: set[str] = set()
-        self.called = False  # by Python code, whose process continues (job/engine/call.py)
 
     @classmethod
     def of(cls, folder: str, config: Common, callbacks: Sequence[Callback] = ()) -> "Run":
@@ -66,131 +53,9 @@ class Run:
         events_every = config.print_freq if config.tensorboard else 0
         return cls(folder, config.keep, events_every, dataclasses.asdict(config), callbacks)
 
-    def __enter__(self) -> "Run":
-        self.stop = Stop()  # before Horovod starts: a signal that comes meanwhile is obeyed at the first step
-        try:
-            self.device = launch.start(self.options)
-            self.rank, self.size = comm.rank(), comm.size()
-            self.log = Log(self.rank == 0, partial(self.stop.note, signal.SIGINT, None))
-            self.setting = launch.setting(self.device)
-            self.watchdog = launch.watchdog(self.remark) if self.size > 1 else None
-        except BaseException:
-            self.stop.restore()
-            raise
-        self.log.line(launch.preflight(self.setting))
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        of_device = launch.device_error(error, self.options)
-        error = of_device or error
-        if self.watchdog:
-            self.watchdog.close()
-        if isinstance(error, RunError | None) and not isinstance(error, WorkerError):
-            self.close_log(error)
-        else:
-            # The log may lie on the file system whose silence is the error, of this worker or of
-            # another that is gone.
-            closing = threading.Thread(target=self.close_log, args=(error,), daemon=True)
-            closing.start()
-            closing.join(LOG_SECONDS)
-        self.stop.restore()
-        if of_device:
-            raise of_device
-        if kind is None and not self.called:  # its next run needs the others
-            comm.stop()
-
-    def close_log(self, error: BaseException | None) -> None:
-        """Write the error that ends the run to the log, and close the log."""
-        if isinstance(error, Exception):
-            text = str(error) if isinstance(error, RunError | comm.WorkerGone) else f"{type(error).__name__}: {error}"
-            self.log.note(f"error: {text}")
-            self.log.record("end", how="error", text=printable(text), code=getattr(error, "code", 1))
-        self.log.close()
-
-    def remark(self, kind: str, id: str, text: str) -> None:
-        """Print a warning, or the error that ends the run, of this worker only; on rank 0 with its record."""
-        if self.rank == 0:
-            self.log.remark(kind, id, text)
-        else:
-            print(f"{kind}: {text}", flush=True)
-
-    def warn(self, id: str, text: str) -> None:
-        """Print a warning of this worker only, with its rank and node; on rank 0 with its record."""
-        self.remark("warning", id, text if self.rank == 0 else f"rank {self.rank} on {launch.node()}: {text}")
-
-    def batches(self, views: Views, draws: Iterable[list], processes: int) -> Batches:
-        """Return an iterator over the batches of `draws`, lists of indices of `views`, on the CPU."""
-        warn = partial(self.warn, "slow_images")
-        return Batches(views, draws, processes, self.device.type == "cuda", self.stop, launch.patience(), warn)
-
-    def rounds(self, count: int) -> Iterator[int]:
-        """Yield 1 to `count`; a signal to any worker ends the loop of all. A collective.
-
-        After each round the workers exchange the wish to stop. It travels during the next round.
-        Stopped, on all workers after the same round: a signal came.
-        """
-        wish = None
-        for done in range(1, count + 1):
-            yield done
-            self.obey(wish)
-            mine = torch.tensor([self.stop.signal is not None]).int()
-            wish = comm.begin_sum_(mine, "stop")
-        self.obey(wish)
-
-    def obey(self, wish: comm.Pending | None) -> None:
-        """Wait for the wish to stop, if it travels. Stopped: a worker has it."""
-        if wish and comm.wait(wish).item():
-            raise Stopped
-
     def saved(self, epoch: int, step: int) -> bool:
         """Whether the folder has the checkpoint of a position. A collective."""
         return self.on_first(lambda: self.checkpoints.has(epoch, step))
-
-    def share(self, total: int) -> int:
-        """Return how many images of a total batch are this worker's. RunError: the workers cannot share it equally."""
-        if total % self.size:
-            below, above = total - total % self.size, total + self.size - total % self.size
-            raise RunError(
-                f"--batch-size {total} cannot be shared equally by {self.size} workers: choose {below or above} or {above}"
-            )
-        return total // self.size
-
-    def autocast(self, precision: str) -> torch.autocast:
-        """A context in which networks pass in this precision, an option's: float32 or bf16."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
-
-    def on_first(self, work: Callable[[], Result]) -> Result:
-        """Return what `work()` returns on rank 0, on all ranks; what fails there for the user or the system is raised on all."""
-        outcome: tuple[Any, tuple[str, int] | None] | None = None
-        if self.rank == 0:
-            try:
-                outcome = (work(), None)
-            except RunError as error:
-                outcome = (None, (str(error), error.code))
-            except OSError as error:
-                outcome = (None, (f"{error.filename or 'a file'}: {error.strerror or error}", 2))
-        result, failed = broadcast(outcome)
-        if failed:
-            raise RunError(*failed)
-        return result
-
-    def on_all(self, work: Callable[[], Result]) -> Result:
-        """Return what `work()` returns on this worker. A collective.
-
-        RunError, on all workers: it fails on one, with the line of the first such worker.
-        """
-        problem, code = "", 0
-        try:
-            result = work()
-        except RunError as error:
-            problem, code = str(error), error.code
-        found = allgather((launch.node(), problem, code), "problems")
-        failed = [(rank, *each) for rank, each in enumerate(found) if each[1]]
-        if failed:
-            rank, node, problem, code = failed[0]
-            where = f"rank {rank} on {node}: " if len(failed) < self.size else ""
-            raise RunError(f"{where}{problem}", code)
-        return result
 
     def begin(
         self,
@@ -325,22 +190,6 @@ class Run:
                 raise RunError(f"cannot write {self.complete}: {error.strerror}; the run is done but for this file") from None
 
         self.on_first(mark)
-
-    def total(self, **values: torch.Tensor | float) -> dict[str, float]:
-        """Return the sums of `values` over all workers. A collective: all workers call it with the same names.
-
-        RunError, on all: rank 0's log could not be written meanwhile.
-        """
-        given = [*values.values(), self.log.failure is not None]
-        numbers = [torch.as_tensor(number, dtype=torch.float64).detach() for number in given]  # () each
-        mine = torch.empty(len(numbers), dtype=torch.float64)
-        for device in {number.device for number in numbers}:  # one copy from each: it waits for all that is under way there
-            places = [place for place, number in enumerate(numbers) if number.device == device]
-            mine[places] = torch.stack([numbers[place] for place in places]).cpu()
-        *sums, failed = comm.total(mine, "total").tolist()
-        if failed:
-            self.on_first(self.log.check)
-        return dict(zip(values, sums, strict=True))
 
     def note_bad_images(self, files: list[str], limit: int, images: Images) -> None:
         """Name undecodable files that no worker had met before. A collective.

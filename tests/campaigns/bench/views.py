@@ -14,7 +14,7 @@ from torchvision import transforms
 import baseline
 import setting
 from job.data.folders import scan
-from job.data.loader import KEPT
+from job.data.loader_process import KEPT
 from job.data.views import RandomViews
 from job.cluster.memory import keep_freed_memory
 from job.data.augment import RandomView

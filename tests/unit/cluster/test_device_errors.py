@@ -202,7 +202,7 @@ def test_an_error_of_memory_in_a_run_is_recorded_as_it_is_printed_with_the_place
     [line] = capsys.readouterr().err.splitlines()
     assert caught.value.code == end["code"] == 1
     assert end["how"] == "error" and line == f"error: {end['text']}"
-    assert re.search(r"full at job/engine/run.py:\d+ \(CUDA out .*--batch-size below 256", line)
+    assert re.search(r"full at job/engine/workers.py:\d+ \(CUDA out .*--batch-size below 256", line)
 
 
 @pytest.mark.parametrize(

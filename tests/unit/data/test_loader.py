@@ -24,7 +24,9 @@ from job.data.folders import TrainingOrder, every_nth_batch, scan
 from job.cluster.children import end_children
 from job.data.image_files import ImageFolder
 from job.data.joined import JoinedImages
-from job.data.loader import Batches, Flag, Reading, Tasks, begin, start_fork_server
+from job.data.fork_server import start_fork_server
+from job.data.loader import Batches
+from job.data.loader_process import Flag, Reading, Tasks, begin
 from job.data.parcel import Parcel, Shared, unpack
 from job.data.shards import PackedImages, save_index
 from job.data.tars import Shard, read_shard, write_shard

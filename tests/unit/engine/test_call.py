@@ -19,7 +19,7 @@ from job.cluster.memory import keep_freed_memory
 from job.cluster.stop import SIGNALS, Stopped
 from job.config import Config, LinearConfig
 from job.data.images import prepare_process
-from job.data.loader import server_id, start_fork_server
+from job.data.fork_server import server_id, start_fork_server
 from job.engine.call import RESUME, called, result
 from job.engine.run import Run
 from job.errors import RunError

@@ -1,0 +1,95 @@
+"""The process that loader processes are forked from. Horovod's threads survive no plain fork."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from multiprocessing import forkserver, resource_tracker
+from types import ModuleType
+from typing import Any
+
+from job.cluster.children import Child
+from job.cluster.stop import SIGNALS
+from job.data.loader_process import Flag
+
+started: int | None = None  # process id of the fork server that `start_fork_server` has started
+
+
+class Context(multiprocessing.context.ForkServerContext):
+    """Processes from the fork server, which survive each other's death."""
+
+    Event = Flag  # type: ignore[assignment]
+    Process = Child
+
+
+def start_fork_server() -> Any:
+    """Start the process that loader processes are forked from, and Python's resource tracker, with the signals to stop blocked.
+
+    A signal to a whole process group is for the worker alone, which still needs the images of the step in
+    progress. As SIGTERM does not end the loader processes either, they are killed at the worker's exit.
+    """
+    global started
+    context, before_id, preloaded = Context(), server_id(), preload()
+    context.set_forkserver_preload([__name__])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    with quiet_tracker():
+        resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # again: the tracker's start unblocks some
+    forkserver.ensure_running()
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    context.set_forkserver_preload(preloaded)
+    if server_id() != before_id:
+        started = server_id()
+    return context
+
+
+def stop_fork_server() -> None:
+    """Stop the fork server if `start_fork_server` has started it.
+
+    SIGNALS are blocked in it, and would be in all processes that other code starts from it.
+    """
+    global started
+    if started is not None and started == server_id():
+        forkserver._forkserver._stop()  # type: ignore[attr-defined]
+    started = None
+
+
+def server_id() -> int | None:
+    """Return the process id of the fork server, if one runs."""
+    return forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+
+
+def preload() -> list[str]:
+    """Return the modules that the caller's fork servers import at their start."""
+    return forkserver._forkserver._preload_modules  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def without_main() -> Iterator[None]:
+    """Let processes that are started within not import the main script again.
+
+    They need nothing of it. If a script calls `train` without the guard
+    `if __name__ == "__main__"`, they would train too.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+@contextlib.contextmanager
+def quiet_tracker() -> Iterator[None]:
+    """Let the resource tracker that is started within free, without a warning, what a process that was ended has left."""
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = "ignore"
+    with warnings.catch_warnings(action="ignore"):  # of a tracker that was killed
+        yield
+    if before is None:
+        del os.environ["PYTHONWARNINGS"]
+    else:
+        os.environ["PYTHONWARNINGS"] = before
