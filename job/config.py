@@ -35,7 +35,8 @@ RETIRED = {
 NOTHING = "without --teacher nothing is distilled"
 STAGES = ("mgd_stages", "projector_stages", "gram_stages")
 WITHOUT_EFFECT = {"resume", "config", "out", "workers", "check_every", "print_freq"}
-WITHOUT_EFFECT |= {"tensorboard", "log_to"}  # on what is computed
+RECEIVERS = ("tensorboard", "log_to")  # of records
+WITHOUT_EFFECT |= {*RECEIVERS}  # on what is computed
 LARS_RATE = 0.1  # for a batch of 256, as SimSiam has published it
 LINEAR_LR = "learning rate (default: 30, MoCo's for a batch of 256; with --lars 0.1 x batch / 256)"
 LINEAR_LR += ". For SimSiam's features without --lars, 100"
@@ -234,8 +235,11 @@ def read_config(argv: list[str], program: str = "job.train", kind: type = Config
         raise RunError("--schedule: no effect beside --cos, which takes its place; leave out one of them, or add --no-cos")
     if kind is Config:
         check_effects(config, given)
-    if kind is LinearConfig and "log_to" in given:
-        check_receivers(config, "--log-to")
+    if kind is LinearConfig:
+        for name in RECEIVERS:
+            check_receivers(config, flag(name), name in given and getattr(config, name))
+        if config.knn_k and not config.knn and "knn_k" in given:
+            raise RunError("--knn-k: no effect without --knn; leave it out, or add --knn")
     return config
 
 
@@ -248,6 +252,8 @@ def check_effects(config: Config, given: set[str]) -> None:
     if config.matching == "random" and "refresh_epochs" in given:
         raise RunError("--refresh-epochs: no effect beside --matching random, which is never solved; leave out one of them")
     unused = without_part(config) | without_head(config) | without_stem(config)
+    if not config.teacher:
+        unused["teacher_arch"] = "without --teacher; leave it out, or give the teacher's file"
     if config.similarity != "compress":
         reason = f"beside --similarity {config.similarity}, which has no momentum encoder"
         unused.setdefault("similarity_m", f"{reason}; leave it out, or choose compress")
@@ -258,9 +264,12 @@ def check_effects(config: Config, given: set[str]) -> None:
         raise RunError(f"{flag(name)}: no effect {unused[name]}")
 
 
-def check_receivers(config: LinearConfig, shown: str) -> None:
-    """RunError: the run computes an accuracy only, and has no records for what `shown` names."""
+def check_receivers(config: LinearConfig, shown: str, given: object) -> None:
+    """RunError: the run computes an accuracy only, and has no records for what `shown` names.
+
+    given: its value; there is none for nothing.
+    """
     alone = "--knn" if config.knn else "--evaluate" if config.evaluate else ""
-    if alone:
+    if given and alone:
         reason = f"no effect beside {alone}, which writes no records"
         raise RunError(f"{shown}: {reason}; leave out one of them")

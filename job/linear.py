@@ -17,8 +17,9 @@ from job.cli import checked
 from job.cluster import launch
 from job.cluster.memory import give_back
 from job.cluster.stop import Stopped
-from job.config import LinearConfig, check_receivers, read_config
+from job.config import RECEIVERS, LinearConfig, check_receivers, read_config
 from job.data.augment import normalize
+from job.declare import flag
 from job.engine import replicas
 from job.engine.call import Result, called, result
 from job.engine.fixed_point import GROUP
@@ -57,12 +58,12 @@ def linear(config: LinearConfig, callbacks: Sequence[Callback] = ()) -> Result:
 
     config: the options, by their names there. Return the run's folder, newest checkpoint and
     numbers; with --knn and --evaluate, the accuracy. All else is as in `job.train.train`.
-    RunError: with --knn or --evaluate, there are callbacks, which receive nothing.
+    RunError: with --knn or --evaluate, there are callbacks or event files, which receive nothing.
     """
     config = checked(config)
-    for shown, receivers in {"--log-to": config.log_to, "callbacks": callbacks}.items():
-        if receivers:
-            check_receivers(config, shown)
+    receivers = {flag(name): getattr(config, name) for name in RECEIVERS}
+    for shown, given in (receivers | {"callbacks": callbacks}).items():
+        check_receivers(config, shown, given)
     with called(Run.of(config.folder(), config, callbacks), trains_nothing(config)) as run:
         return result(run, classify(config, run))
 

@@ -28,8 +28,8 @@ WORDS = {
     "distill": st.permutations(list(DISTILLERS)),
     "stage_weights": st.just([]),  # as many as there are stages: in a test of their own
     "distill_weights": st.just([]),  # as many as there are distillers
-    "knn": st.just(False),  # beside it --evaluate, --resume and --log-to are
-    "evaluate": st.just(False),  # beside it --log-to is
+    "knn": st.just(False),  # beside it --evaluate, --resume, --log-to and --tensorboard are
+    "evaluate": st.just(False),  # beside it --log-to and --tensorboard are
 }
 
 
@@ -62,7 +62,10 @@ def configs(kind):
 
 def unused(config):
     """The options without effect in it: a file may have them, a command line may not."""
-    return {*without_part(config), *without_head(config)} if isinstance(config, Config) else set()
+    if isinstance(config, LinearConfig):
+        return {"knn_k"}  # without --knn
+    found = {*without_part(config), *without_head(config)}
+    return found if config.teacher else found | {"teacher_arch"}
 
 
 def without_unused(config):

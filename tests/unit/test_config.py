@@ -94,7 +94,7 @@ FLAGS = [
     ("--mlp", "mlp", True),
     ("--no-mlp", "mlp", False),
     ("--teacher t.pth.tar", "teacher", "t.pth.tar"),
-    ("--teacher-arch resnet50", "teacher_arch", "resnet50"),
+    ("--teacher t --teacher-arch resnet50", "teacher_arch", "resnet50"),
     ("--reducer sp", "reducer", "sp"),
     ("--loss-factor 1e2", "loss_factor", 100.0),
     ("--loss-share 0.05", "loss_share", 0.05),
@@ -768,6 +768,13 @@ def test_an_option_of_a_part_not_chosen_is_an_error_on_the_command_line_only(wri
     assert read_config(["DIR", "--no-mlp", choice, value]).mlp is False  # as by default
     path = write("moco: {k: 5, mlp: false}\nmgd: {images: 5, reducer: rd}")
     assert read_config(["DIR", "--config", path, choice, value]).moco_k == 5
+
+
+def test_a_teacher_s_network_without_a_teacher_is_an_error(write):
+    message = refused("DIR", "--teacher-arch", "resnet50")
+    assert message.startswith("--teacher-arch: no effect without --teacher; leave it out")
+    path = write("teacher_arch: resnet50")
+    assert read_config(["DIR", "--config", path]).teacher_arch == "resnet50"
 
 
 @pytest.mark.parametrize("setting", ["headless", "seed"])
