@@ -54,7 +54,9 @@ class Events:
         self.file = open(os.path.join(folder, name), "wb")
         self.writer = RecordWriter(self.file)
         self.write(Position(0, 0), file_version="brain.Event:2")
-        self.write(start, session_log=SessionLog(status=SessionLog.START))
+        # A run that resumes after an epoch's last step does not do that step again.
+        again = start if start[1] < count.an_epoch else Position(start[0] + 1, 0)
+        self.write(again, session_log=SessionLog(status=SessionLog.START))
 
     def record(self, numbers: Mapping[str, Any]) -> None:
         """Show the numbers of a record of metrics.jsonl under its kind's tag and their own names, and the ratio of the losses."""

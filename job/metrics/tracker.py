@@ -1,10 +1,14 @@
 """What Weights & Biases and MLflow have in common: curves that a thread sends to a server."""
 
+import importlib
+import json
 import os
 import queue
 import threading
+from types import ModuleType
 from typing import Any
 
+from job.errors import RunError
 from job.files import write_whole
 from job.metrics.callbacks import Callback
 from job.metrics.scalars import scalars
@@ -17,7 +21,8 @@ class Tracker(Callback):
     """A callback that sends TensorBoard's scalars elsewhere, at the same steps.
 
     A thread sends them: a server that is slow, or out of reach, delays no step. The run's folder
-    keeps the id that the server knows the run by, and a resumed run continues there.
+    keeps the id that the server knows the run by, and a resumed run continues there. It computes
+    some steps again, but sends none twice.
     """
 
     name: str  # in --log-to
@@ -59,15 +64,24 @@ class Tracker(Callback):
     def work(self) -> None:
         """Send all messages, the last of which says how the run ends."""
         try:
+            self.id, self.sent = self.read()
             self.start()
             while not isinstance(message := self.queue.get(), str):
-                self.send(*message)
+                self.send_new(*message)
             self.finish(message)
         except Exception as error:
             self.failure = error
 
+    def send_new(self, steps: int, numbers: dict[str, float]) -> None:
+        """Send the numbers that no earlier process of the run has sent."""
+        new = {tag: number for tag, number in numbers.items() if steps > self.sent.get(tag, -1)}
+        if new:
+            self.send(steps, new)
+            self.sent |= dict.fromkeys(new, steps)
+            self.save()
+
     def start(self) -> None:
-        """Connect with the server, to a new run or to that of `saved_id`."""
+        """Connect with the server: to a new run, with `use`, or to that of `id`."""
         raise NotImplementedError
 
     def send(self, steps: int, numbers: dict[str, float]) -> None:
@@ -84,17 +98,33 @@ class Tracker(Callback):
         return os.path.basename(os.path.realpath(self.folder))
 
     @property
-    def id_file(self) -> str:
-        """The path of the file that keeps the run's id."""
-        return os.path.join(self.folder, f"{self.name}.id")
+    def file(self) -> str:
+        """The path of the file that keeps the run's id, and the steps at which each tag was last sent."""
+        return os.path.join(self.folder, f"{self.name}.json")
 
-    def saved_id(self) -> str:
-        """Return the run's id from its folder, or "" in a new run."""
-        if not os.path.exists(self.id_file):
-            return ""
-        with open(self.id_file) as file:
-            return file.read().strip()
+    def use(self, id: str) -> None:
+        """Keep the id of a run, of which nothing is sent if it is another than before."""
+        if id != self.id:
+            self.id, self.sent = id, {}
+        self.save()
 
-    def save_id(self, id: str) -> None:
-        """Keep the run's id in its folder."""
-        write_whole(self.id_file, f"{id}\n".encode())
+    def save(self) -> None:
+        """Write the file."""
+        write_whole(self.file, json.dumps({"id": self.id, "sent": self.sent}).encode())
+
+    def read(self) -> tuple[str, dict[str, int]]:
+        """Return what the file has, or no id and no tags in a new run."""
+        if not os.path.exists(self.file):
+            return "", {}
+        with open(self.file) as file:
+            found = json.load(file)
+        return found["id"], found["sent"]
+
+
+def package(name: str) -> ModuleType:
+    """Return a tracker's package. RunError: it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        fix = f"pip install '.[{name}]', or leave it out"
+        raise RunError(f"--log-to {name}: the package {name} is missing: {fix}") from None

@@ -4,8 +4,7 @@ import os
 import secrets
 import sys
 
-from job.errors import RunError
-from job.metrics.tracker import Tracker
+from job.metrics.tracker import Tracker, package
 
 
 class WandB(Tracker):
@@ -19,23 +18,17 @@ class WandB(Tracker):
 
     def __init__(self) -> None:
         super().__init__()
-        try:
-            import wandb
-        except ImportError:
-            fix = "pip install '.[wandb]', or leave it out"
-            raise RunError(f"--log-to wandb: the package wandb is missing: {fix}") from None
-        self.wandb = wandb
+        self.wandb = package(self.name)
 
     def start(self) -> None:
         """Start or resume the run."""
-        id = os.environ.get("WANDB_RUN_ID") or self.saved_id() or secrets.token_hex(4)
-        self.save_id(id)
+        self.use(os.environ.get("WANDB_RUN_ID") or self.id or secrets.token_hex(4))
         hooks = sys.exit, sys.excepthook
         try:
             self.run = self.wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "moco-mgd"),
                 name=os.environ.get("WANDB_NAME", self.title),
-                id=id,
+                id=self.id,
                 resume="allow",
                 dir=self.folder,
                 config=self.options,
@@ -44,7 +37,7 @@ class WandB(Tracker):
             )
         finally:
             sys.exit, sys.excepthook = hooks  # it replaces them for ever
-        # Its own step only counts messages. A resumed run sends some steps again.
+        # Its own step only counts messages: several can have the same optimizer steps.
         self.run.define_metric("steps", hidden=True)
         self.run.define_metric("*", step_metric="steps")
 

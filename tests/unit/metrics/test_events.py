@@ -93,6 +93,17 @@ def test_of_so_many_steps_one_is_shown_and_each_epoch_s_last(tmp_path, events, e
     assert [place for place, _ in scalars(tmp_path, "steps/loss")] == list(found)
 
 
+def test_a_run_resumed_before_a_validation_keeps_the_step_before_it(tmp_path, events):
+    first = events()
+    for done in range(STEPS):
+        first.record(step(done))
+    second = events((0, STEPS))
+    second.record({"epoch": 0, "step": STEPS, "val_top1": 70.0})
+    second.record(step(STEPS))
+    assert [place for place, _ in scalars(tmp_path, "steps/loss")] == list(range(STEPS + 1))
+    assert [place for place, _ in scalars(tmp_path, "validation/val_top1")] == [STEPS - 1]
+
+
 @pytest.mark.parametrize("resumed", range(1, 9))
 def test_a_resumed_run_shows_each_step_once_as_it_was_done_last(tmp_path, events, resumed):
     """And each refresh and validation: those of before the checkpoint stay, what is done again replaces what was."""

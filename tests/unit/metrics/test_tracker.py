@@ -35,8 +35,8 @@ class Server(Tracker):
         self.sent.append(message)
 
     def start(self):
-        self.add("start", self.saved_id(), self.title)
-        self.save_id("abc")
+        self.add("start", self.id, self.title)
+        self.use("abc")
 
     def send(self, steps, numbers):
         self.add(steps, numbers)
@@ -90,6 +90,28 @@ def test_a_resumed_run_has_its_id_and_its_steps(tmp_path):
     log.close()
     assert server.sent[:2] == [("start", "abc", tmp_path.name), (3, {"other/mgd/loss_factor": 1.0})]
     assert server.sent[2:] == [("error",)]
+
+
+def test_a_resumed_run_sends_no_step_again(tmp_path):
+    """The first process is killed after step 4, the second resumes from step 2 and is killed there."""
+    servers = [Server() for _ in range(4)]
+    for server, first, last in zip(servers, (0, 2, 2, 5), (4, 2, 5, 5), strict=True):
+        log = trained(tmp_path, server, first, last, step=first)
+        if last == 5:
+            log.record("knn", steps=5, epoch=1, step=0, knn=50.0)
+        server.queue.put("stopped")  # the thread ends, and no step is lost
+        server.thread.join(60)
+    sent = [[message[0] for message in server.sent[1:-1]] for server in servers]
+    assert sent == [[2, 4], [], [5, 5], []]
+    assert [list(numbers) for _, numbers in servers[2].sent[2:-1]] == [["knn/knn"]]
+
+
+def test_another_run_on_the_server_gets_all_steps(tmp_path, monkeypatch):
+    trained(tmp_path, Server()).close()
+    monkeypatch.setattr(Server, "start", lambda server: server.use("another"))
+    server = Server()
+    trained(tmp_path, server).close()
+    assert [message[0] for message in server.sent] == [2, 4, 5, "error"]
 
 
 @pytest.mark.parametrize("fails", [0, 1, 3])
