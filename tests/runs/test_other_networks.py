@@ -1,21 +1,31 @@
-"""Networks of timm by the real commands: trained from a ViT, resumed, evaluated, embedded, and shown in a report."""
+"""Networks of timm by the real commands: trained, resumed, evaluated, embedded, shown, exported."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 
 import numpy as np
+import onnxruntime
 import pytest
 import timm
 import torch
+import torchvision
+from torch import nn
 
-from runs import errors_of, of_kind
+from runs import differences, errors_of, of_kind
 
 MOBILE, VIT = "timm/mobilenetv3_small_050", "timm/test_vit"
-SMALL = ["--image-size", 32, "--batch-size", 8, "-j", 0, "--moco-k", 12, "--mlp", "--lr", 0.01, "--warmup-epochs", 0]
+SMALL = "--image-size 32 --batch-size 8 -j 0 --moco-k 12 --mlp --lr 0.01 --warmup-epochs 0".split()
+COURSE = "--epochs 2 --knn-every 2 --save-every 4steps --keep 9".split()
+WITHIN = "checkpoint_0000_000004.pth.tar"  # of six steps an epoch
+LINEAR = "--batch-size 8 -j 0 --epochs 2 --schedule 9".split()
+MOBILENET, RESNET = "mobilenet from a resnet", "resnet from a vit"
+PAIRS = {  # options, without the teacher's file
+    MOBILENET: ["-a", MOBILE, *"--distill mgd simreg --mgd-images 50".split()],
+    RESNET: [*"-a resnet18 --distill simreg similarity --similarity-k 9".split(), "--teacher-arch", VIT],
+}
 
 
 def program(name, *words):
@@ -36,45 +46,65 @@ def vit_file(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(images, vit_file, tmp_path_factory):
-    """The folder of a student trained for two epochs."""
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    train(images, vit_file, folder, "--epochs", 2, "--knn-every", 2)
-    return folder
+def run_two(start_job, images):
+    """A function that runs a program with two workers; it returns the output."""
+
+    def run(folder, arguments, program="job.train"):
+        job = start_job(2, folder, [images, *arguments], program)
+        output = job.finish()
+        assert job.process.returncode == 0, output
+        return output
+
+    return run
 
 
-def train(images, vit_file, folder, *more):
-    options = ["-a", MOBILE, "--teacher", vit_file, "--teacher-arch", VIT, "--distill", "simreg", "similarity"]
-    return program("job.train", images, *SMALL, *options, "--similarity-k", 9, "--out", folder, *more)
+@pytest.fixture(scope="module")
+def commands(teacher_file, vit_file):
+    """The options of each pair."""
+    teachers = {MOBILENET: teacher_file, RESNET: vit_file}
+    return {pair: [*SMALL, *COURSE, *PAIRS[pair], "--teacher", teachers[pair]] for pair in PAIRS}
 
 
-def test_a_resumed_run_has_the_same_bytes(trained, images, vit_file):
-    resumed = trained.parent / "resumed"
-    resumed.mkdir()
-    names = sorted(name for name in os.listdir(trained) if name.startswith("checkpoint"))
-    shutil.copy(trained / names[0], resumed / names[0])
-    output = train(images, vit_file, resumed, "--epochs", 2, "--resume", "auto")
-    assert "resuming from" in output
-    whole, again = (torch.load(folder / "last.pth.tar", weights_only=True) for folder in (trained, resumed))
-    assert whole["epoch"] == again["epoch"] == 2
-    for name, value in whole["state_dict"].items():
-        assert torch.equal(value, again["state_dict"][name]), name
+@pytest.fixture(scope="module")
+def trained(run_two, commands, tmp_path_factory):
+    """The folders of the students of each pair, and beside each that of a linear run."""
+    folders = {pair: tmp_path_factory.mktemp("runs") / "mine" for pair in PAIRS}
+    for pair, folder in folders.items():
+        run_two(folder, commands[pair])
+        pretrained = ["--pretrained", folder / "last.pth.tar"]
+        run_two(folder.with_name("mine-linear"), [*LINEAR, *pretrained], "job.linear")
+    return folders
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_a_resumed_run_has_the_same_bytes(trained, run_two, commands, pair, tmp_path):
+    """Resumed from a checkpoint within an epoch."""
+    shutil.copy(trained[pair] / WITHIN, tmp_path)
+    assert "resuming from" in run_two(tmp_path, [*commands[pair], "--resume", "auto"])
+    assert differences(trained[pair], tmp_path) == []
 
 
 def test_the_log_says_which_images_the_teacher_gets(trained):
-    [record] = of_kind(trained, "teacher")
+    [record] = of_kind(trained[RESNET], "teacher")
     assert record["arch"] == VIT
     images = "its images: mean and deviation (0.5, 0.5, 0.5) and (0.5, 0.5, 0.5), 160 x 160 pixels"
-    assert f"{images}\n" in (trained / "log.txt").read_text()
-    assert [record["knn"] > 0 for record in of_kind(trained, "knn")] == [True]
+    assert f"{images}\n" in (trained[RESNET] / "log.txt").read_text()
 
 
-def test_job_linear_trains_evaluates_and_finds_neighbours(trained, images, tmp_path):
-    options = ["--pretrained", trained / "last.pth.tar", "--batch-size", 8, "-j", 0, "--out", tmp_path / "linear"]
-    assert "best top-1" in program("job.linear", images, *options, "--epochs", 1, "--schedule", 9)
-    evaluated = program("job.linear", images, "--evaluate", "--resume", tmp_path / "linear" / "last.pth.tar", "-j", 0)
-    assert "validation on" in evaluated
-    neighbours = program("job.linear", images, "--knn", *options[:-1], tmp_path / "knn")
+@pytest.mark.parametrize("pair", PAIRS)
+def test_job_linear_evaluates_a_classifier_of_the_student(trained, images, pair):
+    """To the accuracy in the records of its training."""
+    folder = trained[pair].with_name("mine-linear")
+    options = ["--evaluate", "--resume", folder / "last.pth.tar", "-j", 0]
+    evaluated = program("job.linear", images, *options)
+    last = of_kind(folder, "validation")[-1]
+    found = re.search(r"validation on .*: top-1 (\S+) %, top-5 (\S+) %", evaluated)
+    assert found.groups() == tuple(f"{last[name]:.2f}" for name in ("val_top1", "val_top5"))
+
+
+def test_job_linear_finds_neighbours(trained, images, tmp_path):
+    options = ["--pretrained", trained[MOBILENET] / "last.pth.tar", "--batch-size", 8, "-j", 0]
+    neighbours = program("job.linear", images, "--knn", *options, "--out", tmp_path / "knn")
     assert "k-NN accuracy" in neighbours and f"frozen: {MOBILE} from" in neighbours
 
 
@@ -92,7 +122,8 @@ def test_a_classifier_keeps_what_the_network_demands_of_its_images(images, vit_f
 @torch.no_grad()
 def test_job_embed_writes_the_features_of_timm(trained, vit_file, images, tmp_path):
     """Of a student as they are; of a file with timm's own mean and size."""
-    program("job.embed", images, "--pretrained", trained / "last.pth.tar", "--out", tmp_path / "a.npy", "-j", 0)
+    options = ["--pretrained", trained[MOBILENET] / "last.pth.tar", "--out", tmp_path / "a.npy"]
+    program("job.embed", images, *options, "-j", 0)
     assert np.load(tmp_path / "a.npy").shape == (59, 1024)
     program("job.embed", images, "--pretrained", vit_file, "-a", VIT, "--out", tmp_path / "b.npy", "-j", 0)
     about = json.loads((tmp_path / "b.json").read_text())
@@ -101,10 +132,57 @@ def test_job_embed_writes_the_features_of_timm(trained, vit_file, images, tmp_pa
 
 
 def test_a_report_shows_what_the_student_sees(trained, images, tmp_path):
-    program("job.show.report", trained, "--out", tmp_path / "report.html")
+    program("job.show.report", trained[MOBILENET], "--out", tmp_path / "report.html")
     assert MOBILE in (tmp_path / "report.html").read_text()
     names = [picture.name for picture in (tmp_path / "report-pictures").iterdir()]
     assert any("neighbours" in name for name in names), names
+
+
+def build_as_others(pair, checkpoint):
+    """Return the student of a checkpoint without its head, built without this program."""
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    if pair == MOBILENET:
+        start = "module.encoder_q.body."
+        net = timm.create_model("mobilenetv3_small_050", num_classes=0)
+    else:
+        start, net = "module.encoder_q.", torchvision.models.resnet18()
+        net.fc = nn.Identity()
+    inside = {name.removeprefix(start): state[name] for name in state if name.startswith(start)}
+    net.load_state_dict({name: inside[name] for name in inside if not name.startswith("fc.")})
+    return net.eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pair", PAIRS)
+def test_timm_and_onnxruntime_load_the_exported_student(trained, commands, pair, tmp_path):
+    """Its features are the student's, and the card has the figures of the records."""
+    checkpoint = trained[pair] / "last.pth.tar"
+    for name in ("model.safetensors", "model.onnx"):
+        program("job.export", checkpoint, tmp_path / name)
+    network = build_as_others(pair, checkpoint)
+    name, file = PAIRS[pair][1].removeprefix("timm/"), tmp_path / "model.safetensors"
+    built = [timm.create_model(name, num_classes=0, checkpoint_path=file)]
+    built.append(timm.create_model(f"local-dir:{tmp_path}", pretrained=True))
+    cpu = ["CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=cpu)
+    for size in ((64, 96), (75, 41)):
+        pixels = torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(0))
+        expected = network(pixels)
+        for net in built:
+            torch.testing.assert_close(net.eval()(pixels), expected)
+        [found] = session.run(None, {"images": pixels.numpy()})
+        np.testing.assert_allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
+
+    card = (tmp_path / "model.md").read_text()
+    [knn] = of_kind(trained[pair], "knn")
+    last = of_kind(trained[pair].with_name("mine-linear"), "validation")[-1]
+    figures = [f"{value:.2f}" for value in (knn["knn"], last["val_top1"], last["val_top5"])]
+    assert re.findall(r"^- .*?: \*\*(\S+) %\*\*", card, re.MULTILINE) == figures
+    digest = torch.load(checkpoint, weights_only=True)["teacher"]
+    [teacher] = of_kind(trained[pair], "teacher")
+    file = commands[pair][-1].name
+    assert f"- Teacher: `{teacher['arch']}` from `{file}`, digest `{digest}`" in card
+    assert f"\n`{PAIRS[pair][1]}` without its head: " in card and ", over 2 workers\n" in card
 
 
 def test_a_pair_that_does_not_fit_ends_before_a_file_is_written(images, vit_file, tmp_path):
