@@ -38,7 +38,8 @@ def build(config: Config, run: Run) -> Training:
     if config.framework == "none" and not config.teacher:
         raise RunError("--framework none: nothing trains the student; expected a --teacher. Give one, or another framework")
     if config.arch not in ARCHS:  # the code of a user's network, or timm, may differ between nodes
-        run.on_all(lambda: network_outline(config.arch, config.stem, config.width, config.image_size))
+        stem, width, size = config.stem, config.width, config.image_size
+        run.build(config.arch, lambda: network_outline(config.arch, stem, width, size))
     images = find_images(config, run)
     val = None
     if config.knn_every:

@@ -112,7 +112,8 @@ def write_features(config: EmbedConfig, run: Run) -> None:
     run.log.line(f"network: {weights.report}")
     config = complete(config, weights)
     size = config.image_size
-    encoder = run.on_all(lambda: build_encoder(weights, config.head, config.pretrained, size))
+    head, path = config.head, config.pretrained
+    encoder = run.build(weights.arch, lambda: build_encoder(weights, head, path, size))
     encoder = encoder.to(run.device)
     splits = Splits(run.on_first(lambda: find_images(config.data)))
     for line in filter(None, (split.images.left_out for split in splits.parts)):

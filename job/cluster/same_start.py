@@ -3,7 +3,7 @@
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,18 @@ def check(options: Mapping[str, Any], node: str, on_cpu: bool) -> None:
     """
     if comm.size() > 1:
         found = [json.loads(text) for text in allgather_text(json.dumps([node, facts(options, on_cpu)]), "start")]
+        if line := difference([node for node, _ in found], [facts for _, facts in found]):
+            raise RunError(line)
+
+
+def check_versions(packages: Sequence[str], node: str) -> None:
+    """Compare versions of packages that only some runs use, by their names for pip. A collective.
+
+    node: of this worker. RunError, on all workers: a version differs between two workers.
+    """
+    if packages and comm.size() > 1:
+        mine = json.dumps([node, {name: version(name) for name in packages}])
+        found = [json.loads(text) for text in allgather_text(mine, "versions")]
         if line := difference([node for node, _ in found], [facts for _, facts in found]):
             raise RunError(line)
 

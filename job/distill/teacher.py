@@ -61,7 +61,7 @@ def load_teacher(
     weights = run.on_first(lambda: read_backbone(path, arch))
     if stem and weights.is_resnet and weights.stem != stem:
         raise RunError(f"{path} has the {weights.stem} stem, the student the {stem} one: choose --stem {weights.stem}")
-    net = run.on_all(lambda: weights.build(image_size))
+    net = run.build(weights.arch, lambda: weights.build(image_size))
     size = weights.image_size or image_size
     outline = network_outline(weights.arch, weights.stem, weights.width, size)
     state, head_dim = weights.state, 0

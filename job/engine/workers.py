@@ -9,12 +9,13 @@ from typing import Any, Self, TypeVar
 
 import torch
 
-from job.cluster import comm, launch
+from job.cluster import comm, launch, same_start
 from job.cluster.objects import allgather, broadcast
 from job.cluster.stop import Stop, Stopped
 from job.data.loader import Batches, Views
 from job.errors import RunError, WorkerError
 from job.metrics.log import Log
+from job.networks import used_packages
 from job.text import printable
 
 Result = TypeVar("Result")
@@ -154,6 +155,15 @@ class Workers:
             where = f"rank {rank} on {node}: " if len(failed) < self.size else ""
             raise RunError(f"{where}{problem}", code)
         return result
+
+    def build(self, arch: str, work: Callable[[], Result]) -> Result:
+        """Return what `work()` builds of a network on this worker. A collective.
+
+        RunError, on all workers: it fails on one, or another version of the network's package does
+        not build the same network there.
+        """
+        same_start.check_versions(used_packages(arch), launch.node())
+        return self.on_all(work)
 
     def total(self, **values: torch.Tensor | float) -> dict[str, float]:
         """Return the sums of `values` over all workers. A collective: all workers call it with the same names.

@@ -150,7 +150,7 @@ def frozen(config: LinearConfig, run: Run) -> tuple[Network, LinearConfig, dict]
         size = config.image_size
         return build_network(config.arch, stem=config.stem, width=config.width, image_size=size)
 
-    net = run.on_all(build)
+    net = run.build(config.arch, build)
     demanded = weights.input if weights and not weights.is_resnet else {}
     return net.requires_grad_(False).eval(), config, demanded
 

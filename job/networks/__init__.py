@@ -15,7 +15,7 @@ from job.networks.build import (
 )
 from job.networks.encoder import Encoder, EncoderFeatures, Input
 from job.networks.heads import build_head, build_layer, build_mlp, hidden_layer
-from job.networks.names import check_name, demands_size, is_own
+from job.networks.names import check_name, demands_size, is_own, used_packages
 from job.networks.outline import DEPTH, HEAD, POOLED, UNDER_HEAD, Outline
 from job.networks.resnet import (
     ARCHS,
@@ -59,5 +59,6 @@ __all__ = [
     "stage_norms",
     "stage_sides",
     "stage_widths",
+    "used_packages",
     "with_features",
 ]

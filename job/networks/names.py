@@ -22,6 +22,14 @@ def demands_size(arch: str) -> bool:
     return is_timm and timm_networks.configuration(arch).size > 0
 
 
+def used_packages(arch: str) -> list[str]:
+    """Return the packages, except torch and torchvision, that build a network: their names for pip.
+
+    Of a user's function they are unknown.
+    """
+    return ["timm"] if arch.startswith(timm_networks.PREFIX) else []
+
+
 def check_name(arch: str, shown: str) -> None:
     """RunError: there is no network of this name. shown: its option.
 

@@ -1,15 +1,24 @@
 """Workers that do not start alike end with one line, the same on all."""
 
 import dataclasses
+import importlib.metadata
+from functools import partial
 
 import pytest
+import timm
 import torch
 
-from job.cluster import comm
-from job.config import Config
+from job import embed
+from job.cluster import comm, launch
+from job.config import Config, LinearConfig
+from job.embed import EmbedConfig
 from job.errors import RunError
 from job.cluster import same_start
 from job.cluster.objects import allgather, allgather_text
+from job.evaluate import classifier
+from steps import build_training
+
+MOBILE = "timm/mobilenetv3_small_050"
 
 OPTIONS = dataclasses.asdict(Config(data="images", config=["small"]))
 
@@ -101,6 +110,86 @@ def test_other_cpu_kernels_are_named_unless_workers_have_gpus(monkeypatch, own, 
     advice = f"Set ATEN_CPU_CAPABILITY={least} for all workers, or use nodes of one kind"
     assert outcome() == expected(f"CPU kernels {its} {{}}: expected {own}", advice)
     assert outcome(on_cpu=False) is None
+
+
+def outcome_of(work):
+    """Return the line with which all workers end in `work()`, or None."""
+    try:
+        work()
+        line = None
+    except RunError as error:
+        line = str(error)
+    [found] = set(allgather(line, "outcome"))
+    return found
+
+
+@pytest.fixture
+def other_timm(monkeypatch):
+    """The line about the last worker's version of timm, which is another one."""
+    own = importlib.metadata.version
+    versions = {"timm": "1.0.0"} if comm.rank() == odd() else {}
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: versions.get(name) or own(name))
+    advice = "Install the same version, or use the same image, on all nodes"
+    where = f"on worker {odd()} (node {launch.node()})"
+    line = f"timm 1.0.0 {where}: expected {own('timm')}, as on worker 0. {advice}"
+    return line if odd() else None
+
+
+def test_another_timm_counts_only_where_a_network_is_timm_s(run, other_timm):
+    built = []
+    assert outcome_of(lambda: run.build("timm/resnet18", lambda: built.append(1))) == other_timm
+    assert len(built) == (not odd())
+    for arch in ("resnet18", "own_network:Small"):
+        assert outcome_of(partial(run.build, arch, partial(built.append, arch))) is None
+        assert built[-1] == arch
+
+
+def test_a_worker_without_timm_is_named(run, monkeypatch):
+    def version(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    expected = importlib.metadata.version("timm")
+    if comm.rank() == odd():
+        monkeypatch.setattr(importlib.metadata, "version", version)
+    found = outcome_of(lambda: run.build("timm/resnet18", lambda: None))
+    assert odd() == 0 or found.startswith(f"timm none on worker {odd()} (node ")
+    assert odd() == 0 or f": expected {expected}, as on worker 0. " in found
+
+
+def train_student(run, folder, path):
+    build_training(run, folder, arch=MOBILE, image_size=32, batch_size=8)
+
+
+def train_by_teacher(run, folder, path):
+    build_training(run, folder, teacher=path, image_size=32, batch_size=8, distill=["simreg"])
+
+
+def train_classifier(run, folder, path):
+    classifier.frozen(LinearConfig(data=str(folder), pretrained=path, image_size=32), run)
+
+
+def compute_features(run, folder, path):
+    embed.write_features(EmbedConfig(data=str(folder), pretrained=path, out=f"{folder}/a.npy"), run)
+
+
+WORKS = (train_student, train_by_teacher, train_classifier, compute_features)
+
+
+@pytest.mark.parametrize("work", WORKS)
+def test_programs_end_with_another_timm_also_if_only_a_file_names_the_network(
+    run,
+    other_timm,
+    tmp_path,
+    work,
+):
+    path = run.on_first(lambda: str(tmp_path / "timm.pth"))
+    if comm.rank() == 0:
+        state = timm.create_model(MOBILE.removeprefix("timm/"), num_classes=0).state_dict()
+        torch.save({"arch": MOBILE, "state_dict": state}, path)
+    (tmp_path / "images").mkdir()
+    if not odd():
+        pytest.skip("one worker has one version")
+    assert outcome_of(lambda: work(run, tmp_path / "images", path)) == other_timm
 
 
 def test_most_workers_have_the_expected_value():

@@ -17,7 +17,7 @@ from runs import Kept
 
 RUN = SimpleNamespace(
     on_first=lambda work: work(),
-    on_all=lambda work: work(),
+    build=lambda arch, work: work(),
     log=Kept(),
     device=torch.device("cpu"),
 )

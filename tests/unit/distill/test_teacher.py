@@ -15,7 +15,7 @@ from runs import Kept
 C, DIM = 128, 7  # features of the network, and outputs of its head
 RUN = SimpleNamespace(
     on_first=lambda work: work(),
-    on_all=lambda work: work(),
+    build=lambda arch, work: work(),
     log=Kept(),
     device=torch.device("cpu"),
 )
