@@ -119,7 +119,8 @@ def fixed(config: Config, within_epoch: bool) -> list[str]:
     unused = without_head(config)  # shapes no tensor
     names = [name for name in names if name not in unused]
     names += ["image_size"] * demands_size(config.arch)
-    return names + ["distill"] * bool(config.teacher) + ["seed", "batch_size"] * within_epoch
+    names += ["distill", "teacher_size"] if config.teacher else []
+    return names + ["seed", "batch_size"] * within_epoch
 
 
 def warn_of_ramp(saved: dict, config: Config, run: Run) -> None:

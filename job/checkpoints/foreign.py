@@ -16,6 +16,8 @@ from job.checkpoints.foreign_file import read_content
 from job.checkpoints.layouts import Layout, find_networks, outline
 from job.checkpoints.other_networks import (
     BODY,
+    SIZE_FLAG,
+    SIZES,
     find_needs,
     find_other_body,
     other_network,
@@ -115,6 +117,7 @@ def read_backbone(
     arch: str = "",
     arch_flag: str = "--teacher-arch",
     download: bool = True,
+    size: int = 0,
 ) -> Backbone:
     """Read a network without its head from a checkpoint, whichever program wrote it, or from a hub.
 
@@ -122,16 +125,23 @@ def read_backbone(
     by default what the file says, or the ResNet whose shapes fit.
     arch_flag: the option that names it, for messages; "" if the program has none.
     download: whether a hub's file that is not in the cache is downloaded.
+    size: --teacher-size, in place of the side of the images that the network demands; 0: that one.
     RunError: a file that is not whole, not what its name promises, or does not fit to the last tensor.
     """
+    if size and size not in SIZES:
+        expected = f"expected {SIZES[0]} to {SIZES[-1]} pixels, or 0"
+        raise RunError(f"{SIZE_FLAG} {size}: {expected}. Choose another")
     if path.startswith(hub.PREFIX):
         found = hub.fetch(path, download)
-        weights = read_backbone(found.path, arch or found.arch, arch_flag)
+        weights = read_backbone(found.path, arch or found.arch, arch_flag, size=size)
         report = f"{weights.report}; {path}, SHA-256 {found.sha256}"
         return dataclasses.replace(weights, report=report)
     content = read_content(path)
     if other := other_network(path, content, arch, arch_flag):
-        return read_other(path, content, other, arch_flag)
+        return read_other(path, content, other, arch_flag, size)
+    if size:
+        which = f"a ResNet of torchvision, which gets the student's images: {path}"
+        raise RunError(f"{SIZE_FLAG} {size}: no effect on {which}. Leave it out")
     networks = find_networks(path, content)
     like = (network for network in networks if arch and nearest_arch(*describe_body(path, *network)) == arch)
     layout, state = next(like, networks[0])
@@ -161,22 +171,27 @@ def read_backbone(
     return Backbone(arch, stem, width, taken, report, head, meta, head_state, run)
 
 
-def read_other(path: str, content: dict, arch: str, arch_flag: str) -> Backbone:
-    """Return a network that is no ResNet of torchvision. RunError: the file has none, or another."""
+def read_other(path: str, content: dict, arch: str, arch_flag: str, size: int) -> Backbone:
+    """Return a network that is no ResNet of torchvision. size: the user's, or 0.
+
+    RunError: the file has none, or another, or one that takes no images of that size.
+    """
     meta = describe_run(content)
-    needs = find_needs(path, content, arch, meta["config"])
-    layout, state, body = find_other_body(path, content, arch, needs.size, arch_flag)
+    needs = find_needs(path, content, arch, meta["config"], size)
+    resized = size > 0
+    found = find_other_body(path, content, arch, needs.size, arch_flag, resized)
+    layout, state, body = found
     beside = layout.prefix.removesuffix(BODY)
     head_state = find_head(state, beside)
     head = describe_head(head_state)
     inside = {key: value for key, value in state.items() if str(key).startswith(layout.prefix)}
     under = f" under {layout.prefix}*" if layout.prefix else ""
-    size = f", {needs.size} x {needs.size} pixels" if needs.size else ""
+    side = f", {needs.size} x {needs.size} pixels" if needs.size else ""
     colours = "ImageNet's" if needs[1:] == (MEAN, STD) else f"{needs.mean} and {needs.std}"
     report = (
         f"{arch} from {path}: {len(body)} tensors{under} taken, none missing; dropped: "
         f"{list_dropped(state, inside, beside)} (head: {head}); its images: mean and "
-        f"deviation {colours}{size}"
+        f"deviation {colours}{side}"
     )
     taken = {BODY + name: value.contiguous() for name, value in body.items()}
     return Backbone(

@@ -10,13 +10,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from job.checkpoints.layouts import Layout, dictionaries, outline, unwrapped
 from job.data.augment import MEAN, STD
 from job.errors import RunError
 from job.networks import ARCHS, check_name, is_own, own, timm_networks
+from job.networks.probe import UNBUILT, refusal
 
 BODY = "body."  # behind the prefix of an encoder of this program
+SIZE_FLAG = "--teacher-size"
 SIZES = range(8, 4097)  # pixels, the side of an image
 DROPPED = ("fc", "head", "head_dist", "classifier", "pre_logits", "mask_token")  # no backbone's
 
@@ -68,11 +71,12 @@ def use_another(arch_flag: str) -> str:
     return f"use another {arch_flag}, or another file" if arch_flag else "use another file"
 
 
-def find_needs(path: str, content: dict, arch: str, options: dict) -> Needs:
+def find_needs(path: str, content: dict, arch: str, options: dict, size: int = 0) -> Needs:
     """Return what the network demands of its images.
 
     options: of this program's run, whose images are normalised by ImageNet's mean; {} if another
-    program wrote the file. RunError: the file has an invalid size, mean or deviation.
+    program wrote the file. size: the user's, or 0. RunError: the file has an invalid size, mean or
+    deviation.
     """
     own_network = is_own(arch)
     needs = Needs(0, MEAN, STD) if own_network else Needs(*timm_networks.configuration(arch)[:3])
@@ -91,7 +95,7 @@ def find_needs(path: str, content: dict, arch: str, options: dict) -> Needs:
     if not valid or type(needs.size) is not int or (needs.size and needs.size not in SIZES):
         expected = "expected a size, a finite mean and a finite deviation above 0"
         raise RunError(f"{path}: invalid input {tuple(needs)}; {expected}")
-    return needs
+    return needs._replace(size=size or needs.size)
 
 
 def as_list(value: Any) -> list | tuple:
@@ -99,13 +103,26 @@ def as_list(value: Any) -> list | tuple:
     return value if isinstance(value, (list, tuple)) else []
 
 
-def find_other_body(path: str, content: dict, arch: str, size: int, arch_flag: str) -> Found:
-    """Return a network's tensors. RunError: the file has no such network, or only parts of one."""
+def find_other_body(
+    path: str,
+    content: dict,
+    arch: str,
+    size: int,
+    arch_flag: str,
+    resized: bool = False,
+) -> Found:
+    """Return a network's tensors, built for images of `size` pixels.
+
+    timm resamples position embeddings of another size. resized: the size is the user's.
+    RunError: the file has no such network, or only parts of one, or it takes no such images.
+    """
     with torch.random.fork_rng(devices=[]):
         if is_own(arch):
             body, translate = own.build_body(arch), None
         else:
-            body, translate = timm_networks.build_with_filter(arch, size)
+            body, translate = build_for_size(arch, size)
+    if resized:
+        check_patches(arch, body, size)
     expected = body.state_dict()
     first: list[str] = []
     for layout, state in candidates(path, content, expected):
@@ -122,7 +139,31 @@ def find_other_body(path: str, content: dict, arch: str, size: int, arch_flag: s
         raise RunError(f"{path} has no tensors: found {outline(content)[:400]}: use another file")
     more = f"; and {len(first) - 3} more" if len(first) > 3 else ""
     shown = "; ".join(first[:3]) + more
-    raise RunError(f"{path} does not fit {arch}: {shown}: {use_another(arch_flag)}")
+    without = f"leave out {SIZE_FLAG}, " if resized else ""
+    raise RunError(f"{path} does not fit {arch}: {shown}: {without}{use_another(arch_flag)}")
+
+
+def build_for_size(arch: str, size: int) -> tuple[nn.Module, timm_networks.Filter | None]:
+    """Return a network of timm, and timm's translation of files. RunError: not of that size."""
+    try:
+        return timm_networks.build_with_filter(arch, size)
+    except UNBUILT as error:
+        raise RunError(of_teacher(refusal(arch, size, error))) from None
+
+
+def of_teacher(message: str) -> str:
+    """Return a message about a network's images with the option of a teacher's."""
+    return message.replace("--image-size", SIZE_FLAG)
+
+
+def check_patches(arch: str, body: nn.Module, size: int) -> None:
+    """RunError: a network's patches do not fill images of `size` pixels, the user's."""
+    side = timm_networks.patch_side(body)
+    if size % side:
+        near = [each for each in (size - size % side, size + side - size % side) if each in SIZES]
+        expected = f"expected a multiple of {side}, the side of the patches of {arch}"
+        choice = " or ".join(map(str, near))
+        raise RunError(f"{SIZE_FLAG} {size}: {expected}. Choose {choice}")
 
 
 def candidates(path: str, content: dict, expected: Mapping) -> Iterator[tuple[Layout, dict]]:

@@ -30,6 +30,10 @@ LOSS_SHARE = (
 )
 TEACHER = "checkpoint of the teacher, or hub:NAME; without one the student trains alone"
 TEACHER_ARCH = f"the teacher's {NETWORK} (default: as its file says)"
+TEACHER_SIZE = (
+    "side in pixels to which the teacher's images are resized; not for torchvision's ResNets "
+    "(0: as the network demands, else the student's)"
+)
 WEIGHTS = "factors of the losses of --distill, which together begin at --loss-share (default: 1 each)"
 
 
@@ -41,6 +45,7 @@ class DistillOptions(Options):
 
     teacher: str = option("", TEACHER, path=True)
     teacher_arch: str = option("", TEACHER_ARCH, choices=("", *ARCHS), others=check_name)
+    teacher_size: int = option(0, TEACHER_SIZE, at_least=0, at_most=4096)
     loss_factor: float = option(1e4, LOSS_FACTOR, above=0.0, instead_of="loss_share")
     loss_share: float = option(10.0, LOSS_SHARE, at_least=0.0)
     distill_weights: list[float] = option([], WEIGHTS, at_least=0.0, many=True)

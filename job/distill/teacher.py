@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from job.checkpoints.foreign import Backbone, digest, read_backbone
+from job.checkpoints.other_networks import of_teacher
 from job.cluster import comm
 from job.engine.run import Run
 from job.errors import RunError
@@ -51,19 +52,21 @@ def load_teacher(
     run: Run,
     needs_head: bool = False,
     image_size: int = 224,
+    size: int = 0,
 ) -> Teacher:
     """Load the teacher from a checkpoint, with the features of `stages`. A collective.
 
     arch: the network, or "" for what the file says. stem: the student's, or "" if it has none.
-    needs_head: with its head. image_size: of the student's images.
-    RunError: the file cannot be used, has another stem, or lacks the head.
+    needs_head: with its head. image_size: of the student's images. size: to which the teacher
+    resizes them, 0: as it demands.
+    RunError: the file cannot be used, has another stem, lacks the head, or takes no such images.
     """
-    weights = run.on_first(lambda: read_backbone(path, arch))
+    weights = run.on_first(lambda: read_backbone(path, arch, size=size))
     if stem and weights.is_resnet and weights.stem != stem:
         raise RunError(f"{path} has the {weights.stem} stem, the student the {stem} one: choose --stem {weights.stem}")
-    net = run.build(weights.arch, lambda: weights.build(image_size))
-    size = weights.image_size or image_size
-    outline = network_outline(weights.arch, weights.stem, weights.width, size)
+    net = run.build(weights.arch, lambda: build(weights, image_size))
+    side = weights.image_size or image_size
+    outline = network_outline(weights.arch, weights.stem, weights.width, side)
     state, head_dim = weights.state, 0
     if needs_head:
         head_dim = add_head(net, weights, path)
@@ -78,6 +81,14 @@ def load_teacher(
     shown = f"{weights.arch}, width {weights.width}" if weights.is_resnet else weights.arch
     has_head = bool(weights.head_state)
     return Teacher(frozen, norms, digest(state), shown, head_dim, has_head, outline)
+
+
+def build(weights: Backbone, image_size: int) -> Network:
+    """Return the network. RunError: it takes no images of its own size, or of the student's."""
+    try:
+        return weights.build(image_size)
+    except RunError as error:
+        raise RunError(of_teacher(str(error)) if weights.image_size else str(error)) from None
 
 
 def add_head(net: Network, weights: Backbone, path: str) -> int:

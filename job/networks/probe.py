@@ -13,6 +13,8 @@ from job.networks.names import is_own
 from job.networks.outline import DEPTH, Outline
 
 STAGES = list(range(1, DEPTH + 1))
+# What timm raises if it cannot build a network for images of a size.
+UNBUILT = (AssertionError, TypeError, ValueError, RuntimeError, ZeroDivisionError)
 PASSING = (nn.Identity, nn.modules.dropout._DropoutNd)  # layers that change nothing here
 SHORTCUTS = ("downsample", "shortcut")  # their norm is not the one before the sum
 
@@ -36,7 +38,7 @@ def build_body(arch: str, image_size: int) -> nn.Module:
         return own.build_body(arch)
     try:
         return timm_networks.build_body(arch, image_size)
-    except (AssertionError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+    except UNBUILT as error:
         raise RunError(refusal(arch, image_size, error)) from None
 
 

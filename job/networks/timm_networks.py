@@ -91,6 +91,12 @@ def create(arch: str, image_size: int, **options: Any) -> Any:
     return import_timm(arch).create_model(name, num_classes=0, **options)
 
 
+def patch_side(body: nn.Module) -> int:
+    """Return the side of a network's patches in pixels, or 1 if it has none."""
+    found = getattr(getattr(body, "patch_embed", None), "patch_size", 1)
+    return max(found) if isinstance(found, tuple) else int(found)
+
+
 @dataclass(frozen=True)
 class TimmPass:
     """A pass through a network of timm. indices: of the stages' maps, as timm counts them."""

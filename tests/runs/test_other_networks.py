@@ -20,11 +20,12 @@ MOBILE, VIT = "timm/mobilenetv3_small_050", "timm/test_vit"
 SMALL = "--image-size 32 --batch-size 8 -j 0 --moco-k 12 --mlp --lr 0.01 --warmup-epochs 0".split()
 COURSE = "--epochs 2 --knn-every 2 --save-every 4steps --keep 9".split()
 WITHIN = "checkpoint_0000_000004.pth.tar"  # of six steps an epoch
+OF_VIT = ["--teacher-arch", VIT, "--teacher-size", 64]
 LINEAR = "--batch-size 8 -j 0 --epochs 2 --schedule 9".split()
 MOBILENET, RESNET = "mobilenet from a resnet", "resnet from a vit"
 PAIRS = {  # options, without the teacher's file
     MOBILENET: ["-a", MOBILE, *"--distill mgd simreg --mgd-images 50".split()],
-    RESNET: [*"-a resnet18 --distill simreg similarity --similarity-k 9".split(), "--teacher-arch", VIT],
+    RESNET: [*"-a resnet18 --distill simreg similarity --similarity-k 9".split(), *OF_VIT],
 }
 
 
@@ -87,7 +88,7 @@ def test_a_resumed_run_has_the_same_bytes(trained, run_two, commands, pair, tmp_
 def test_the_log_says_which_images_the_teacher_gets(trained):
     [record] = of_kind(trained[RESNET], "teacher")
     assert record["arch"] == VIT
-    images = "its images: mean and deviation (0.5, 0.5, 0.5) and (0.5, 0.5, 0.5), 160 x 160 pixels"
+    images = "its images: mean and deviation (0.5, 0.5, 0.5) and (0.5, 0.5, 0.5), 64 x 64 pixels"
     assert f"{images}\n" in (trained[RESNET] / "log.txt").read_text()
 
 

@@ -95,6 +95,7 @@ FLAGS = [
     ("--no-mlp", "mlp", False),
     ("--teacher t.pth.tar", "teacher", "t.pth.tar"),
     ("--teacher t --teacher-arch resnet50", "teacher_arch", "resnet50"),
+    ("--teacher t --teacher-size 224", "teacher_size", 224),
     ("--reducer sp", "reducer", "sp"),
     ("--loss-factor 1e2", "loss_factor", 100.0),
     ("--loss-share 0.05", "loss_share", 0.05),

@@ -30,6 +30,7 @@ MATCHED = 16  # images on which matched channels are compared
 SHOWN = 4  # of them in a picture
 BATCH = 32
 SMALLEST, LARGEST = 8, 512  # pixels, the side of an image: larger ones take too much memory
+LARGEST_TEACHER = 1024  # pixels, the side to which a run resizes its teacher's images
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,10 +104,15 @@ def checked(options: dict) -> dict:
         raise RunError(f"image_size {size}: expected {SMALLEST} to {LARGEST} pixels to show what a network sees")
     more = options.get("more_data")
     places = [options.get("data", ""), *(more if isinstance(more, list) else [])]
+    resized = options.get("teacher_size", 0)
+    if not isinstance(resized, int) or (resized and not SMALLEST <= resized <= LARGEST_TEACHER):
+        expected = f"expected {SMALLEST} to {LARGEST_TEACHER} pixels to show what a network sees"
+        raise RunError(f"teacher_size {resized}: {expected}")
     known = isinstance(arch, str) and (arch in ARCHS or arch.startswith("timm/"))
     return {
         "image_size": size,
         "teacher_arch": arch if known else "",
+        "teacher_size": resized,
         "places": [*map(str, places)],
         "teacher": str(options.get("teacher", "")),
     }
@@ -117,8 +123,8 @@ def read_teacher(student: Student, path: str) -> Network:
 
     RunError: the file cannot be read, or its network cannot be this student's teacher.
     """
-    arch = student.options["teacher_arch"]
-    backbone = read_backbone(path, arch, arch_flag="", download=False)
+    arch, size = student.options["teacher_arch"], student.options["teacher_size"]
+    backbone = read_backbone(path, arch, arch_flag="", download=False, size=size)
     if backbone.is_resnet and student.backbone.is_resnet and backbone.stem != student.backbone.stem:
         raise RunError(f"{path} has the {backbone.stem} stem, the student the {student.backbone.stem} one")
     return network(backbone, student.options["image_size"])

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from errors import refused
+from job.checkpoints import other_networks
 from job.checkpoints.foreign import read_backbone
 from job.cluster import comm, objects
 from job.data.augment import MEAN, STD
@@ -89,6 +90,84 @@ def test_images_of_another_size_are_resized_on_the_way(tmp_path):
     small = pixels(40)
     large = torch.nn.functional.interpolate(small, (OWN, OWN), mode="bilinear", antialias=True)
     torch.testing.assert_close(features(weights, small), features(weights, large), rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [32, 96])
+def test_a_vit_of_another_size_has_timm_s_positions(tmp_path, size):
+    path = write(tmp_path / "a.pth", VIT)
+    weights = read_backbone(path, VIT, size=size)
+    assert weights.image_size == size and f", {size} x {size} pixels" in weights.report
+    images, file = pixels(size), {"file": path, "num_classes": 3}
+    options = dict(num_classes=3, img_size=size, pretrained_cfg_overlay=file)
+    net = timm.create_model(VIT.removeprefix("timm/"), pretrained=True, **options).eval()
+    expected = pooled(net, coloured(images, weights.mean, weights.std))
+    torch.testing.assert_close(features(weights, images), expected, rtol=1e-4, atol=1e-4)
+    assert features(weights, pixels(40)).shape == expected.shape
+
+
+def test_a_checkpoint_of_this_program_is_read_for_another_size(tmp_path):
+    torch.save(ours(VIT)[1], tmp_path / "a.pth")
+    weights = read_backbone(str(tmp_path / "a.pth"), size=64)
+    assert weights.image_size == 64 and weights.state["body.pos_embed"].shape == (1, 17, 64)
+    assert features(weights, pixels(32)).shape == (2, 64)
+
+
+@torch.no_grad()
+def test_a_cnn_gets_its_images_in_the_size_asked(tmp_path):
+    path = write(tmp_path / "a.pth", MOBILE)
+    small = pixels(40)
+    large = torch.nn.functional.interpolate(small, (64, 64), mode="bilinear", antialias=True)
+    found = features(read_backbone(path, MOBILE, size=64), small)
+    expected = features(read_backbone(path, MOBILE), large)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+PATCHED = "--teacher-size {}: expected a multiple of 16, the side of the patches of timm/test_vit. "
+SIZES = {
+    (VIT, 40): PATCHED.format(40) + "Choose 32 or 48",
+    (VIT, 12): PATCHED.format(12) + "Choose 16",
+    (VIT, 4): "--teacher-size 4: expected 8 to 4096 pixels, or 0. Choose another",
+    (MOBILE, 5000): "--teacher-size 5000: expected 8 to 4096 pixels, or 0. Choose another",
+    ("resnet18", 64): "--teacher-size 64: no effect on a ResNet of torchvision, which gets the ",
+}
+
+
+@pytest.mark.parametrize(("arch", "size"), SIZES)
+def test_a_size_that_a_teacher_does_not_take_is_one_line(tmp_path, arch, size):
+    if arch == "resnet18":
+        path = str(tmp_path / "a.pth")
+        torch.save(build_network(arch).state_dict(), path)
+    else:
+        path = write(tmp_path / "a.pth", arch)
+    message = refused(read_backbone, path, arch, size=size)
+    assert message.startswith(SIZES[arch, size])
+
+
+def test_a_network_that_timm_does_not_resize_is_one_line(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.pth", VIT)
+    build = other_networks.timm_networks.build_with_filter
+    monkeypatch.setattr(
+        other_networks.timm_networks,
+        "build_with_filter",
+        lambda arch, size: (build(arch, size)[0], None),
+    )
+    message = refused(read_backbone, path, VIT, size=32)
+    assert "pos_embed is (1, 101, 64), expected (1, 5, 64)" in message
+    fix = "leave out --teacher-size, use another --teacher-arch, or another file"
+    assert message.endswith(f": {fix}")
+
+
+def test_a_network_that_cannot_be_built_for_a_size_is_one_line(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.pth", VIT)
+
+    def fail(arch, size):
+        raise AssertionError(f"window of {size}")
+
+    monkeypatch.setattr(other_networks.timm_networks, "build_with_filter", fail)
+    message = refused(read_backbone, path, VIT, size=32)
+    expected = "takes no images of 32 x 32 pixels: window of 32; choose another --teacher-size"
+    assert message == f"{VIT} {expected}"
 
 
 def test_timm_translates_the_names_and_positions_of_other_programs(tmp_path):

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
 from errors import refused
 from torch import nn
@@ -84,6 +85,35 @@ def test_without_need_the_head_is_left_out(tmp_path, net):
     assert list(without[0].net(torch.zeros(1, 3, 16, 16))) == ["layer4"] and without[0].head_dim == 0
     assert without[0].digest == without[1].digest
     assert len({teacher.digest for teacher in (*without, *with_head)}) == 3
+
+
+VIT, MAXVIT = "timm/test_vit", "timm/test_maxvit"
+
+
+@pytest.fixture(scope="module")
+def other_file(tmp_path_factory):
+    """A function from a network of timm to its file."""
+
+    def write(arch):
+        path = tmp_path_factory.mktemp("timm") / "teacher.pth"
+        net = timm.create_model(arch.removeprefix("timm/"), num_classes=0)
+        torch.save(net.state_dict(), path)
+        return str(path)
+
+    return write
+
+
+def test_a_teacher_s_maps_are_of_the_size_asked(other_file):
+    teacher = load_teacher(other_file(VIT), VIT, "", [4], RUN, image_size=32, size=96)
+    assert teacher.outline.maps[4] == (64, 6, 6)  # patches of 16 pixels
+    assert teacher.net(torch.randn(2, 3, 32, 32))["layer4"].shape == (2, 64, 6, 6)
+
+
+def test_a_size_that_the_teacher_does_not_take_names_its_option(other_file):
+    path = other_file(MAXVIT)
+    message = refused(load_teacher, path, MAXVIT, "", [4], RUN, size=50)
+    assert message.startswith(f"{MAXVIT} takes no images of 50 x 50 pixels: ")
+    assert message.endswith("; choose another --teacher-size")
 
 
 nan = torch.full((DIM, C), torch.nan)

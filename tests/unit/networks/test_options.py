@@ -68,6 +68,15 @@ def test_the_images_size_is_fixed_if_the_network_demands_one(arch, demands):
         assert "--image-size 64: here has 32" in refused(check_same, ["image_size"], old, now, "here")
 
 
+def test_a_run_keeps_the_size_of_its_teacher_s_images():
+    config = Config(teacher="t.pth", teacher_size=96)
+    assert "teacher_size" in fixed(config, within_epoch=False)
+    assert "teacher_size" not in fixed(Config(), within_epoch=False)
+    for old, has in (({"teacher_size": 64}, 64), ({}, 0)):  # older runs have none
+        message = refused(check_same, ["teacher_size"], old, config, "here")
+        assert message.startswith(f"--teacher-size 96: here has {has}, ")
+
+
 def test_a_synchronised_norm_keeps_the_activation_of_timm_s():
     """timm's norm of a MobileNet has its activation inside."""
     from timm.layers import BatchNormAct2d

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
 from batches import write_numbered
 from errors import refused
@@ -109,6 +110,14 @@ def test_images_of_all_folders_of_a_run_are_shown(tmp_path, monkeypatch):
     assert features.read_sample(("digits", "one"), 32).root == "digits/train and one/train"
 
 
+def test_a_report_shows_the_teacher_at_the_size_of_the_run(tmp_path):
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "vit.pth")
+    options = {"teacher_arch": "timm/test_vit", "teacher_size": 64, "image_size": 32}
+    student = features.Student(None, {}, options, "")
+    net = features.read_teacher(student, str(tmp_path / "vit.pth"))
+    assert net.input.size == 64 and net(torch.zeros(1, 3, 32, 32)).shape == (1, 128)
+
+
 def test_a_report_downloads_no_teacher(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
 
@@ -116,7 +125,8 @@ def test_a_report_downloads_no_teacher(monkeypatch, tmp_path):
         pytest.fail("a download")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
-    student = features.Student(None, {}, {"teacher_arch": "", "image_size": 32}, "")
+    options = {"teacher_arch": "", "teacher_size": 0, "image_size": 32}
+    student = features.Student(None, {}, options, "")
     assert "no file in the cache" in refused(features.read_teacher, student, "hub:resnet18")
 
 
@@ -125,7 +135,8 @@ def test_a_report_runs_no_function_and_asks_for_no_option(monkeypatch, tmp_path)
     content = {"arch": "mine:Net", "format": 3, "config": {}, "state_dict": {}, "mgd": {}}
     path = tmp_path / "checkpoint_0001_000000.pth.tar"
     torch.save(content, path)
-    student = features.Student(None, {}, {"teacher_arch": "", "image_size": 32}, "")
+    options = {"teacher_arch": "", "teacher_size": 0, "image_size": 32}
+    student = features.Student(None, {}, options, "")
     message = refused(features.read_teacher, student, str(path))
     assert "network of the function mine:Net" in message and "--" not in message
     history = SimpleNamespace(checkpoints=[path], folder=tmp_path, options={})

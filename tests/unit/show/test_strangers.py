@@ -213,7 +213,15 @@ def test_images_are_not_read_at_a_size_that_takes_all_memory(size):
 
 def test_odd_options_of_a_checkpoint_become_words():
     options = features.checked({"image_size": 64, "data": [1], "teacher_arch": ["resnet50"], "seed": 1})
-    assert options == {"image_size": 64, "places": ["[1]"], "teacher": "", "teacher_arch": ""}
+    known = {"image_size": 64, "teacher": "", "teacher_arch": "", "teacher_size": 0}
+    assert options == known | {"places": ["[1]"]}
+
+
+@pytest.mark.parametrize("size", [7, 1025, 10**9, "64", None, 1.5])
+def test_a_teacher_s_images_have_no_size_that_takes_all_memory(size):
+    with pytest.raises(RunError, match="teacher_size"):
+        features.checked({"image_size": 64, "teacher_size": size})
+    assert features.checked({"image_size": 64, "teacher_size": 224})["teacher_size"] == 224
 
 
 @pytest.mark.parametrize(
