@@ -142,7 +142,7 @@ def read_backbone(
     if size:
         which = f"a ResNet of torchvision, which gets the student's images: {path}"
         raise RunError(f"{SIZE_FLAG} {size}: no effect on {which}. Leave it out")
-    networks = find_networks(path, content)
+    networks = find_networks(path, content, arch_flag)
     like = (network for network in networks if arch and nearest_arch(*describe_body(path, *network)) == arch)
     layout, state = next(like, networks[0])
     others = [other for other, _ in networks if other is not layout]

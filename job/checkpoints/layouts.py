@@ -58,12 +58,15 @@ FIRST_PREFIXES = ("module.encoder_q.", "encoder_q.", "module.encoder.", "backbon
 NESTED = 6  # dictionaries in dictionaries
 
 
-def find_networks(path: str, content: dict) -> list[tuple[Layout, dict]]:
-    """Return each ResNet with the dictionary of its tensors, the one to take first. RunError: the file has none."""
+def find_networks(path: str, content: dict, arch_flag: str = "") -> list[tuple[Layout, dict]]:
+    """Return each ResNet with the dictionary of its tensors, the one to take first.
+
+    arch_flag: the option that names the network, or "". RunError: the file has none.
+    """
     states = {where: unwrapped(path, state) for where, state in dictionaries(content)}
     found = [(layout, state) for where, state in states.items() for layout in find_layouts(where, state)]
     if not found:
-        raise RunError(without_network(path, content))
+        raise RunError(without_network(path, content, arch_flag))
     found.sort(key=lambda network: network[0].rank())
     if distilled := [network for network in found if STUDENT.search(network[0].path()) and shapes(*network) != shapes(*found[0])]:
         found.remove(distilled[0])
@@ -107,8 +110,11 @@ def find_layouts(where: str, state: dict) -> list[Layout]:
     return list(found.values())
 
 
-def without_network(path: str, content: dict) -> str:
-    """Return an error message: the file has no ResNet. It lists what the file has."""
+def without_network(path: str, content: dict, arch_flag: str) -> str:
+    """Return an error message: the file has no ResNet. It lists what the file has.
+
+    arch_flag: the option that names another network, or "".
+    """
     tensors = any(torch.is_tensor(value) for _, state in dictionaries(content) for value in dict.values(state))
     message = (
         f"{path} holds no {'ResNet' if tensors else 'network'}: expected tensors such as conv1.weight and "
@@ -117,7 +123,9 @@ def without_network(path: str, content: dict) -> str:
     for key in FIRST_KEYS:
         if isinstance(value := content.get(key), Inert):
             return f"{message}. " + has_objects(path, type(value).__name__, f'["{key}"].state_dict()')
-    return f"{message}: use another file, or name its network, as timm/NAME"
+    if arch_flag:
+        return f"{message}: use another file, or name its network, as {arch_flag} timm/NAME"
+    return f"{message}: use the file that the run had, or one that names its network as its arch"
 
 
 def outline(value: object, depth: int = NESTED) -> str:

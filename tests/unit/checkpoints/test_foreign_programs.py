@@ -258,7 +258,8 @@ def test_without_a_network_the_message_shows_what_is_nested_in_the_file(tmp_path
     assert "holds no ResNet" in message
     assert "found {'epoch': int, 'args': {'lr': float}, 'networks': {'teacher': {'ema': {'patch_embed.proj" in message
     ending = "'blocks.0.attn.qkv.weight': a tensor (2, 2)}}}, 'int': NoneType, 2 more}"
-    assert message.endswith(f"{ending}: use another file, or name its network, as timm/NAME")
+    fix = "use another file, or name its network, as --teacher-arch timm/NAME"
+    assert message.endswith(f"{ending}: {fix}")
 
 
 def test_the_outline_of_a_long_file_is_short(tmp_path):

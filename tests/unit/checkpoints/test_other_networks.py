@@ -297,7 +297,8 @@ def test_another_network_s_file_is_one_line(tmp_path):
         assert f"does not fit {arch}: " in message and "and " in message
     message = refused(read_backbone, path, VIT, arch_flag="")
     assert f"does not fit {VIT}: " in message and message.endswith(": use another file")
-    assert "name its network, as timm/NAME" in refused(read_backbone, path)
+    message = refused(read_backbone, path, arch_flag="--arch")
+    assert message.endswith(": use another file, or name its network, as --arch timm/NAME")
 
 
 INVALID = [

@@ -143,3 +143,14 @@ def test_a_report_runs_no_function_and_asks_for_no_option(monkeypatch, tmp_path)
     monkeypatch.setattr(features, "load", lambda path: content)
     message = refused(features.newest_student, history)
     assert "network of the function mine:Net" in message and "--" not in message
+
+
+def test_a_teacher_s_file_without_a_name_is_one_line_with_what_to_bring(tmp_path):
+    """mgd-report has no option that names a network."""
+    torch.save({"blocks.0.attn.qkv.weight": torch.ones(2, 2)}, tmp_path / "vit.pth")
+    options = {"teacher_arch": "", "teacher_size": 0, "image_size": 32}
+    student = features.Student(None, {}, options, "")
+    message = refused(features.read_teacher, student, str(tmp_path / "vit.pth"))
+    assert message.startswith(f"{tmp_path}/vit.pth holds no ResNet: ") and "--" not in message
+    fix = "use the file that the run had, or one that names its network as its arch"
+    assert message.endswith(f": {fix}")
