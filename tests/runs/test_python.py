@@ -1,13 +1,19 @@
 """Runs that Python code calls: scripts and notebooks."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
+import nbformat
 import process
 import pytest
+from nbclient import NotebookClient
 
-from runs import differences
+from runs import all_records, differences, of_kind
+
+ROOT = Path(__file__).parents[2]
 
 SUPPORT = os.path.dirname(process.__file__)
 OPTIONS = dict(arch="resnet18", stem="small", width=16, image_size=16, batch_size=8, epochs=2)
@@ -139,3 +145,41 @@ def test_a_notebook_s_cell_is_interrupted_and_resumed(images, whole, tmp_path):
     lines = [line for line in done.stdout.splitlines() if line.startswith(("stopped:", "end"))]
     assert lines == [text, "end loop stopped complete 12", text, "end thread stopped complete 12"]
     assert differences(whole, tmp_path / "loop") == differences(whole, tmp_path / "thread") == []
+
+
+README_CELL = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+NEXT_CELL = "print(run.folder, run.numbers['steps'])"
+
+
+@pytest.fixture
+def kernel(tmp_path, monkeypatch):
+    """A function that runs cells in a Jupyter kernel without a launcher; it returns their outputs."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    for name in ("JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+
+    def run(*cells):
+        notebook = nbformat.v4.new_notebook()
+        notebook.cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
+        place = {"metadata": {"path": str(tmp_path)}}
+        NotebookClient(notebook, timeout=300, kernel_name="python3", resources=place).execute()
+        return [cell.outputs for cell in notebook.cells]
+
+    return run
+
+
+def test_readme_s_example_runs_in_a_jupyter_kernel(kernel, tmp_path):
+    """Its outputs are lines of the cell, and the kernel runs the next cell."""
+    outputs, after = kernel(README_CELL, NEXT_CELL)
+    assert {(output.output_type, output.name) for output in outputs} == {("stream", "stdout")}
+    lines = "".join(output.text for output in outputs).splitlines()
+    run = tmp_path / "runs" / "python"
+    records, steps, knn = all_records(run), of_kind(run, "step"), of_kind(run, "knn")
+    printed = [line for line in lines if re.fullmatch(r"\w+ (None|[-0-9.e]+)", line)]
+    assert printed == [f"{record['kind']} {record.get('loss')}" for record in records]
+    last = steps[-1]
+    assert lines[-1] == f"runs/python/last.pth.tar {last['loss']} {knn[-1]['knn']}"
+    assert (run / "last.pth.tar").exists() and (run / "complete").exists()
+    assert [record["epoch"] for record in knn] == [1, 2]
+    [output] = after
+    assert output.text == f"runs/python {last['steps']}\n"
