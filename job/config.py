@@ -253,7 +253,8 @@ def check_effects(config: Config, given: set[str]) -> None:
         raise RunError("--refresh-epochs: no effect beside --matching random, which is never solved; leave out one of them")
     unused = without_part(config) | without_head(config) | without_stem(config)
     if not config.teacher:
-        unused["teacher_arch"] = "without --teacher; leave it out, or give the teacher's file"
+        for name in ("teacher_arch", "teacher_size"):
+            unused[name] = "without --teacher; leave it out, or give the teacher's file"
     if config.similarity != "compress":
         reason = f"beside --similarity {config.similarity}, which has no momentum encoder"
         unused.setdefault("similarity_m", f"{reason}; leave it out, or choose compress")

@@ -65,7 +65,7 @@ def unused(config):
     if isinstance(config, LinearConfig):
         return {"knn_k"}  # without --knn
     found = {*without_part(config), *without_head(config)}
-    return found if config.teacher else found | {"teacher_arch"}
+    return found if config.teacher else found | {"teacher_arch", "teacher_size"}
 
 
 def without_unused(config):

@@ -771,11 +771,13 @@ def test_an_option_of_a_part_not_chosen_is_an_error_on_the_command_line_only(wri
     assert read_config(["DIR", "--config", path, choice, value]).moco_k == 5
 
 
-def test_a_teacher_s_network_without_a_teacher_is_an_error(write):
-    message = refused("DIR", "--teacher-arch", "resnet50")
-    assert message.startswith("--teacher-arch: no effect without --teacher; leave it out")
-    path = write("teacher_arch: resnet50")
-    assert read_config(["DIR", "--config", path]).teacher_arch == "resnet50"
+@pytest.mark.parametrize(("name", "value"), [("teacher_arch", "resnet50"), ("teacher_size", 224)])
+def test_an_option_of_the_teacher_without_a_teacher_is_an_error(write, name, value):
+    flag = f"--{name.replace('_', '-')}"
+    message = refused("DIR", flag, str(value))
+    assert message.startswith(f"{flag}: no effect without --teacher; leave it out")
+    path = write(f"{name}: {value}")
+    assert getattr(read_config(["DIR", "--config", path]), name) == value
 
 
 @pytest.mark.parametrize("setting", ["headless", "seed"])
