@@ -1,5 +1,6 @@
 """Networks of timm by the real commands: trained, resumed, evaluated, embedded, shown, exported."""
 
+import functools
 import json
 import re
 import shutil
@@ -68,34 +69,38 @@ def commands(teacher_file, vit_file):
 
 @pytest.fixture(scope="module")
 def trained(run_two, commands, tmp_path_factory):
-    """The folders of the students of each pair, and beside each that of a linear run."""
-    folders = {pair: tmp_path_factory.mktemp("runs") / "mine" for pair in PAIRS}
-    for pair, folder in folders.items():
+    """A function from a pair to the folder of its student, which has a linear run beside it."""
+
+    @functools.cache
+    def train(pair):
+        folder = tmp_path_factory.mktemp("runs") / "mine"
         run_two(folder, commands[pair])
         pretrained = ["--pretrained", folder / "last.pth.tar"]
         run_two(folder.with_name("mine-linear"), [*LINEAR, *pretrained], "job.linear")
-    return folders
+        return folder
+
+    return train
 
 
 @pytest.mark.parametrize("pair", PAIRS)
 def test_a_resumed_run_has_the_same_bytes(trained, run_two, commands, pair, tmp_path):
     """Resumed from a checkpoint within an epoch."""
-    shutil.copy(trained[pair] / WITHIN, tmp_path)
+    shutil.copy(trained(pair) / WITHIN, tmp_path)
     assert "resuming from" in run_two(tmp_path, [*commands[pair], "--resume", "auto"])
-    assert differences(trained[pair], tmp_path) == []
+    assert differences(trained(pair), tmp_path) == []
 
 
 def test_the_log_says_which_images_the_teacher_gets(trained):
-    [record] = of_kind(trained[RESNET], "teacher")
+    [record] = of_kind(trained(RESNET), "teacher")
     assert record["arch"] == VIT
     images = "its images: mean and deviation (0.5, 0.5, 0.5) and (0.5, 0.5, 0.5), 64 x 64 pixels"
-    assert f"{images}\n" in (trained[RESNET] / "log.txt").read_text()
+    assert f"{images}\n" in (trained(RESNET) / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("pair", PAIRS)
 def test_job_linear_evaluates_a_classifier_of_the_student(trained, images, pair):
     """To the accuracy in the records of its training."""
-    folder = trained[pair].with_name("mine-linear")
+    folder = trained(pair).with_name("mine-linear")
     options = ["--evaluate", "--resume", folder / "last.pth.tar", "-j", 0]
     evaluated = program("job.linear", images, *options)
     last = of_kind(folder, "validation")[-1]
@@ -104,7 +109,7 @@ def test_job_linear_evaluates_a_classifier_of_the_student(trained, images, pair)
 
 
 def test_job_linear_finds_neighbours(trained, images, tmp_path):
-    options = ["--pretrained", trained[MOBILENET] / "last.pth.tar", "--batch-size", 8, "-j", 0]
+    options = ["--pretrained", trained(MOBILENET) / "last.pth.tar", "--batch-size", 8, "-j", 0]
     neighbours = program("job.linear", images, "--knn", *options, "--out", tmp_path / "knn")
     assert "k-NN accuracy" in neighbours and f"frozen: {MOBILE} from" in neighbours
 
@@ -123,7 +128,7 @@ def test_a_classifier_keeps_what_the_network_demands_of_its_images(images, vit_f
 @torch.no_grad()
 def test_job_embed_writes_the_features_of_timm(trained, vit_file, images, tmp_path):
     """Of a student as they are; of a file with timm's own mean and size."""
-    options = ["--pretrained", trained[MOBILENET] / "last.pth.tar", "--out", tmp_path / "a.npy"]
+    options = ["--pretrained", trained(MOBILENET) / "last.pth.tar", "--out", tmp_path / "a.npy"]
     program("job.embed", images, *options, "-j", 0)
     assert np.load(tmp_path / "a.npy").shape == (59, 1024)
     program("job.embed", images, "--pretrained", vit_file, "-a", VIT, "--out", tmp_path / "b.npy", "-j", 0)
@@ -133,7 +138,7 @@ def test_job_embed_writes_the_features_of_timm(trained, vit_file, images, tmp_pa
 
 
 def test_a_report_shows_what_the_student_sees(trained, images, tmp_path):
-    program("job.show.report", trained[MOBILENET], "--out", tmp_path / "report.html")
+    program("job.show.report", trained(MOBILENET), "--out", tmp_path / "report.html")
     assert MOBILE in (tmp_path / "report.html").read_text()
     names = [picture.name for picture in (tmp_path / "report-pictures").iterdir()]
     assert any("neighbours" in name for name in names), names
@@ -157,7 +162,7 @@ def build_as_others(pair, checkpoint):
 @pytest.mark.parametrize("pair", PAIRS)
 def test_timm_and_onnxruntime_load_the_exported_student(trained, commands, pair, tmp_path):
     """Its features are the student's, and the card has the figures of the records."""
-    checkpoint = trained[pair] / "last.pth.tar"
+    checkpoint = trained(pair) / "last.pth.tar"
     for name in ("model.safetensors", "model.onnx"):
         program("job.export", checkpoint, tmp_path / name)
     network = build_as_others(pair, checkpoint)
@@ -175,12 +180,12 @@ def test_timm_and_onnxruntime_load_the_exported_student(trained, commands, pair,
         np.testing.assert_allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
 
     card = (tmp_path / "model.md").read_text()
-    [knn] = of_kind(trained[pair], "knn")
-    last = of_kind(trained[pair].with_name("mine-linear"), "validation")[-1]
+    [knn] = of_kind(trained(pair), "knn")
+    last = of_kind(trained(pair).with_name("mine-linear"), "validation")[-1]
     figures = [f"{value:.2f}" for value in (knn["knn"], last["val_top1"], last["val_top5"])]
     assert re.findall(r"^- .*?: \*\*(\S+) %\*\*", card, re.MULTILINE) == figures
     digest = torch.load(checkpoint, weights_only=True)["teacher"]
-    [teacher] = of_kind(trained[pair], "teacher")
+    [teacher] = of_kind(trained(pair), "teacher")
     file = commands[pair][-1].name
     assert f"- Teacher: `{teacher['arch']}` from `{file}`, digest `{digest}`" in card
     assert f"\n`{PAIRS[pair][1]}` without its head: " in card and ", over 2 workers\n" in card
