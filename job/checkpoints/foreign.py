@@ -139,10 +139,10 @@ def read_backbone(
     content = read_content(path)
     if other := other_network(path, content, arch, arch_flag):
         return read_other(path, content, other, arch_flag, size)
+    networks = find_networks(path, content, arch_flag)
     if size:
         which = f"a ResNet of torchvision, which gets the student's images: {path}"
         raise RunError(f"{SIZE_FLAG} {size}: no effect on {which}. Leave it out")
-    networks = find_networks(path, content, arch_flag)
     like = (network for network in networks if arch and nearest_arch(*describe_body(path, *network)) == arch)
     layout, state = next(like, networks[0])
     others = [other for other, _ in networks if other is not layout]

@@ -15,7 +15,7 @@ from torch import nn
 from job.checkpoints.layouts import Layout, dictionaries, outline, unwrapped
 from job.data.augment import MEAN, STD
 from job.errors import RunError
-from job.networks import ARCHS, check_name, is_own, own, timm_networks
+from job.networks import ARCHS, check_name, demands_size, is_own, own, timm_networks
 from job.networks.probe import UNBUILT, refusal
 
 BODY = "body."  # behind the prefix of an encoder of this program
@@ -120,7 +120,7 @@ def find_other_body(
         if is_own(arch):
             body, translate = own.build_body(arch), None
         else:
-            body, translate = build_for_size(arch, size)
+            body, translate = build_for_size(arch, size, resized)
     if resized:
         check_patches(arch, body, size)
     expected = body.state_dict()
@@ -139,16 +139,24 @@ def find_other_body(
         raise RunError(f"{path} has no tensors: found {outline(content)[:400]}: use another file")
     more = f"; and {len(first) - 3} more" if len(first) > 3 else ""
     shown = "; ".join(first[:3]) + more
-    without = f"leave out {SIZE_FLAG}, " if resized else ""
+    without = f"leave out {SIZE_FLAG}, " if resized and demands_size(arch) else ""
     raise RunError(f"{path} does not fit {arch}: {shown}: {without}{use_another(arch_flag)}")
 
 
-def build_for_size(arch: str, size: int) -> tuple[nn.Module, timm_networks.Filter | None]:
-    """Return a network of timm, and timm's translation of files. RunError: not of that size."""
+def build_for_size(
+    arch: str,
+    size: int,
+    resized: bool,
+) -> tuple[nn.Module, timm_networks.Filter | None]:
+    """Return a network of timm, and timm's translation of files.
+
+    resized: the size is the user's. RunError: timm cannot build it for images of that size.
+    """
     try:
         return timm_networks.build_with_filter(arch, size)
     except UNBUILT as error:
-        raise RunError(of_teacher(refusal(arch, size, error))) from None
+        message = refusal(arch, size, error)
+        raise RunError(of_teacher(message) if resized else message) from None
 
 
 def of_teacher(message: str) -> str:

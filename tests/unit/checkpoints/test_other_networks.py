@@ -144,6 +144,13 @@ def test_a_size_that_a_teacher_does_not_take_is_one_line(tmp_path, arch, size):
     assert message.startswith(SIZES[arch, size])
 
 
+def test_a_file_that_misfits_is_blamed_on_the_size_only_if_it_shapes_the_network(tmp_path):
+    path = write(tmp_path / "a.pth", MOBILE)
+    assert "name its network, as --teacher-arch timm/NAME" in refused(read_backbone, path, size=64)
+    assert "leave out --teacher-size" not in refused(read_backbone, path, NEXT, size=64)
+    assert "leave out --teacher-size" in refused(read_backbone, path, VIT, size=64)
+
+
 def test_a_network_that_timm_does_not_resize_is_one_line(tmp_path, monkeypatch):
     path = write(tmp_path / "a.pth", VIT)
     build = other_networks.timm_networks.build_with_filter
