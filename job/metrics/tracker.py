@@ -64,7 +64,7 @@ class Tracker(Callback):
     def work(self) -> None:
         """Send all messages, the last of which says how the run ends."""
         try:
-            self.id, self.sent = self.read()
+            self.id, self.last = self.read()
             self.start()
             while not isinstance(message := self.queue.get(), str):
                 self.send_new(*message)
@@ -74,10 +74,10 @@ class Tracker(Callback):
 
     def send_new(self, steps: int, numbers: dict[str, float]) -> None:
         """Send the numbers that no earlier process of the run has sent."""
-        new = {tag: number for tag, number in numbers.items() if steps > self.sent.get(tag, -1)}
+        new = {tag: number for tag, number in numbers.items() if steps > self.last.get(tag, -1)}
         if new:
             self.send(steps, new)
-            self.sent |= dict.fromkeys(new, steps)
+            self.last |= dict.fromkeys(new, steps)
             self.save()
 
     def start(self) -> None:
@@ -105,12 +105,12 @@ class Tracker(Callback):
     def use(self, id: str) -> None:
         """Keep the id of a run, of which nothing is sent if it is another than before."""
         if id != self.id:
-            self.id, self.sent = id, {}
+            self.id, self.last = id, {}
         self.save()
 
     def save(self) -> None:
         """Write the file."""
-        write_whole(self.file, json.dumps({"id": self.id, "sent": self.sent}).encode())
+        write_whole(self.file, json.dumps({"id": self.id, "last": self.last}).encode())
 
     def read(self) -> tuple[str, dict[str, int]]:
         """Return what the file has, or no id and no tags in a new run."""
@@ -118,7 +118,7 @@ class Tracker(Callback):
             return "", {}
         with open(self.file) as file:
             found = json.load(file)
-        return found["id"], found["sent"]
+        return found["id"], found["last"]
 
 
 def package(name: str) -> ModuleType:
