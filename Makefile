@@ -63,7 +63,7 @@ $(READY): pyproject.toml docker/pip.txt docker/constraints.txt docker/build_horo
 # All versions, with hashes, of which .venv and the image take what they need.
 lock:
 	@[ -x $(BIN)/uv ] || $(BIN)/python -m pip install -q uv
-	@$(LOCK) $(UPGRADE) --all-extras -o docker/constraints.txt
+	@$(LOCK) $(UPGRADE) --all-extras --group nvcc -o docker/constraints.txt
 
 # The whole story: a teacher by itself, a student guided by it, and how good their features are.
 demo: $(READY)

@@ -3,15 +3,19 @@
 #
 #   docker/build_horovod.sh [PYTHON]        PYTHON: an interpreter with torch, default python3
 #
-# With a CUDA toolkit of torch's own CUDA version the wheel has NCCL (torch's own) for GPUs and Gloo
-# for CPUs; without one it has Gloo only. Later calls reuse the wheel. Its folder's name has all that
-# it depends on, so machines with different systems can share a home.
+# If torch is a CUDA build, the wheel has NCCL (torch's own) for GPUs and Gloo for CPUs; otherwise
+# it has Gloo only. CUDA's compiler comes from a toolkit of torch's CUDA version. If none is
+# installed, it comes from the packages of torch's own CUDA libraries: 105 MB, for the build only,
+# from CUDA 13 on. No GPU or driver is needed. Later calls reuse the wheel. Its folder's name has all
+# that it depends on, so machines with different systems can share a home.
 #
+#   HOROVOD_BACKEND     nccl: fail if the wheel cannot have NCCL; gloo: build without it; default:
+#                       NCCL if possible; where a GPU driver is loaded, fail without the compiler
 #   HOROVOD_WHEELS      folder of the wheels; default ~/.cache/moco-mgd/wheels
 #   HOROVOD_SDIST       source archive of this release, for machines without a package registry
 #   HOROVOD_BUILD_JOBS  number of compilers at once; default: one a core, as far as memory allows
 #   CUDA_HOME           the CUDA toolkit, if it is in no usual place
-#   TMPDIR              folder for the build's files (0.3 GB)
+#   TMPDIR              folder for the build's files (0.7 GB)
 set -euo pipefail
 
 version=0.28.1
@@ -20,9 +24,12 @@ python=$(command -v "${1:-python3}") || { echo "build_horovod: no interpreter '$
 python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python") # the build has a folder of its own
 cache=${HOROVOD_WHEELS:-${XDG_CACHE_HOME:-~/.cache}/moco-mgd/wheels}
 
+asked=${HOROVOD_BACKEND:-}
+
 say() { echo "build_horovod: $*"; }
 fail() { echo "build_horovod: $*" >&2; exit 2; }
 
+[[ $asked =~ ^(nccl|gloo|)$ ]] || fail "HOROVOD_BACKEND=$asked: expected nccl, gloo or nothing"
 command -v "${CXX:-g++}" >/dev/null || fail "no C++ compiler: apt-get install g++"
 command -v make >/dev/null || fail "no make: apt-get install make"
 
@@ -38,43 +45,63 @@ find_toolkit() {
     done
 }
 
-read -r torch torch_cuda standard abi libc nccl < <("$python" - <<'PY'
+IFS=$'\t' read -r torch torch_cuda standard abi libc nccl headers < <("$python" - <<'PY'
 import os, platform, re, sys
 try:
     import cffi, cloudpickle, packaging, psutil, setuptools, torch, wheel, yaml
 except ImportError as error:
     sys.exit(f"build_horovod: {sys.executable}: {error}; expected torch and what moco-mgd[horovod] needs. Install them there")
-nccl = "none"
-for folder in sys.path:
-    if os.path.isfile(os.path.join(folder, "nvidia/nccl/include/nccl.h")):
-        nccl = os.path.join(folder, "nvidia/nccl")
-        break
+cuda = torch.version.cuda or "none"
+def find(file):  # the folder of the first package that has the file
+    paths = (os.path.join(folder, "nvidia", file) for folder in sys.path)
+    return next((os.path.dirname(path) for path in paths if os.path.isfile(path)), "none")
+nccl = os.path.dirname(find("nccl/include/nccl.h")) or "none"
+headers = find(f"cu{cuda.partition('.')[0]}/include/cublas_v2.h")
 # The C++ standard that torch's headers ask of extensions.
 extension = os.path.join(os.path.dirname(torch.__file__), "utils/cpp_extension.py")
 standard = max(map(int, re.findall(r"std=c\+\+(\d+)", open(extension).read())))
 libc = "".join(platform.libc_ver()) or "libc"
-print(torch.__version__, torch.version.cuda or "none", standard, sys.implementation.cache_tag, libc, nccl)
+abi = sys.implementation.cache_tag
+print(torch.__version__, cuda, standard, abi, libc, nccl, headers, sep="\t")
 PY
 ) || exit 2
 
+cuda=${torch_cuda%%.*}
 toolkit=$(find_toolkit)
-backend=gloo
-if [ "$torch_cuda" = none ]; then
-    say "torch $torch is a CPU build: building with Gloo alone"
-elif [ -z "$toolkit" ]; then
-    say "no CUDA toolkit here: building with Gloo alone, for CPUs"
-elif [[ $("$toolkit/bin/nvcc" --version) != *"release ${torch_cuda%%.*}."* ]]; then
-    say "warning: the toolkit in $toolkit is not CUDA ${torch_cuda%%.*}, which torch $torch needs: building with Gloo alone, for CPUs"
-elif [ "$nccl" = none ]; then
-    say "warning: torch's NCCL package (nvidia-nccl) is not installed: building with Gloo alone, for CPUs"
-else
-    backend=nccl
+if [ -n "$toolkit" ] && [[ $("$toolkit/bin/nvcc" --version) != *"release $cuda."* ]]; then
+    [ "$torch_cuda" = none ] ||
+        say "the toolkit in $toolkit is not CUDA $cuda, which torch $torch needs: not used"
+    toolkit=
 fi
+
+# without_nccl REASON: build with Gloo only, or fail if NCCL is asked for.
+without_nccl() {
+    [ "$asked" != nccl ] ||
+        fail "HOROVOD_BACKEND=nccl: $1; expected torch with CUDA and NCCL, and CUDA's compiler"
+    say "$1: building with Gloo only, for CPUs"
+    backend=gloo
+}
+
+# Let `backend` be nccl if possible. Packages have CUDA's compiler since CUDA 13.
+choose_backend() {
+    backend=nccl
+    if [ "$asked" = gloo ]; then
+        backend=gloo
+    elif [ "$torch_cuda" = none ]; then
+        without_nccl "torch $torch is a CPU build"
+    elif [ "$nccl" = none ]; then
+        without_nccl "torch's NCCL package (nvidia-nccl) is not installed"
+    elif [ -z "$toolkit" ] && [ "$cuda" -lt 13 ]; then
+        without_nccl "no CUDA $cuda toolkit is installed"
+    fi
+}
+choose_backend
 
 # ID and VERSION_ID, such as debian12; a rolling distribution has no VERSION_ID.
 distribution=$({ . /etc/os-release && echo "${ID:-linux}${VERSION_ID:-}"; } 2>/dev/null || echo linux)
 recipe=$(sha256sum "${BASH_SOURCE[0]}" | cut -c1-8)
-shelf=$cache/horovod-$version-torch-$torch-$abi-$(uname -m)-$distribution-$libc-$backend-$recipe
+system=$(uname -m)-$distribution-$libc
+shelf_of() { echo "$cache/horovod-$version-torch-$torch-$abi-$system-$1-$recipe"; }
 
 refused() { fail "pip cannot install Horovod into $python: $(grep -m 1 ERROR <<<"$1" || echo "${1##*$'\n'}")"; }
 install() { "$python" -m pip install -q --no-deps --no-index --force-reinstall "$@"; }
@@ -82,7 +109,11 @@ loads() {
     "$python" -c "import horovod.torch as hvd; assert hvd.gloo_built() and ('$backend' != 'nccl' or hvd.nccl_built())"
 }
 
-if [ -d "$shelf" ]; then
+# Install the kept wheel and exit, if there is one that loads.
+use_kept() {
+    local problem
+    shelf=$(shelf_of "$backend")
+    [ -d "$shelf" ] || return 0
     if ! problem=$(install "$shelf"/*.whl 2>&1); then
         "$python" -m zipfile -l "$shelf"/*.whl >/dev/null 2>&1 && refused "$problem"
     elif problem=$(loads 2>&1); then
@@ -90,11 +121,12 @@ if [ -d "$shelf" ]; then
         exit
     fi
     say "the wheel in $shelf does not load${problem:+ (${problem##*$'\n'})}: building it again"
-fi
+}
+use_kept
 
-work='' new_shelf=$shelf.$(uname -n).$$ log=$cache/build-$(uname -n)-$$.log
+work='' new_shelf='' log=$cache/build-$(uname -n)-$$.log
 clean() {
-    rm -rf "$work" "$new_shelf"
+    rm -rf "$work" ${new_shelf:+"$new_shelf"}
     [ -s "$log" ] || rm -f "$log"
 }
 trap clean EXIT
@@ -159,6 +191,40 @@ else
 fi
 sum=$(sha256sum "$archive" | cut -d ' ' -f 1)
 [ "$sum" = "$sdist_sha256" ] || fail "$origin: damaged or changed, its sha256 is $sum; expected $sdist_sha256. Download it again"
+
+# Install CUDA's compiler and headers from packages into `toolkit`, in the build's folder. If the
+# versions beside this script are torch's, pip checks their hashes.
+fetch_toolkit() {
+    local pins name words=()
+    pins=$(dirname "${BASH_SOURCE[0]}")/constraints.txt
+    if grep -q "^cuda-toolkit==$torch_cuda\." "$pins" 2>/dev/null; then
+        for name in nvidia-cuda-{nvcc,crt,cccl,runtime} nvidia-nvvm; do
+            sed -n "/^$name==/,/[^\\]\$/p" "$pins"
+        done >"$work/toolkit.txt"
+        words=(--require-hashes --no-deps -r "$work/toolkit.txt")
+    else
+        words=("cuda-toolkit[nvcc,cccl]==$torch_cuda.*")
+    fi
+    "$python" -m pip install -q --disable-pip-version-check --target "$work/toolkit" \
+        "${words[@]}" >>"$log" 2>&1 || return
+    toolkit=$work/toolkit/nvidia/cu$cuda
+    # nvcc and CMake expect the names of an installed toolkit.
+    ln -s lib "$toolkit/lib64" && ln -s "libcudart.so.$cuda" "$toolkit/lib/libcudart.so"
+}
+has_driver() { [ -e /proc/driver/nvidia/version ] || compgen -G '/dev/nvidia[0-9]*' >/dev/null; }
+
+# Fetch the toolkit. If it cannot be fetched, GPUs make this an error; otherwise build without NCCL.
+provide_toolkit() {
+    local problem="CUDA $cuda's compiler (nvidia-cuda-nvcc) cannot be fetched (log: $log)"
+    say "no CUDA $cuda toolkit is installed: fetching the compiler as a package (105 MB)"
+    if fetch_toolkit; then return; fi
+    ! has_driver || fail "$problem, and this machine has GPUs. Install a CUDA $cuda toolkit," \
+        "or set HOROVOD_BACKEND=gloo to build for CPUs only"
+    without_nccl "$problem"
+    use_kept
+}
+if [ "$backend" = nccl ] && [ -z "$toolkit" ]; then provide_toolkit; fi
+new_shelf=$shelf.$(uname -n).$$
 
 say "building Horovod $version for torch $torch with $backend (about 4 minutes on 2 cores; $jobs at once; log: $log)"
 tar -xzf "$archive" -C "$work"
@@ -228,6 +294,8 @@ if [ "$backend" = nccl ]; then
     mkdir "$work/nccl"
     ln -s "$nccl/include" "$work/nccl/include"
     ln -s "$nccl"/lib/libnccl.so.2 "$work/nccl/libnccl.so"
+    # torch's headers need those of other CUDA libraries, which its own packages have.
+    [[ $toolkit != "$work"/* ]] || export CPATH=$toolkit/include/cccl:$headers${CPATH:+:$CPATH}
     export CUDA_HOME=$toolkit HOROVOD_CUDA_HOME=$toolkit CUDAToolkit_ROOT=$toolkit PATH=$toolkit/bin:$PATH
     export HOROVOD_GPU_OPERATIONS=NCCL HOROVOD_NCCL_LINK=SHARED
     export HOROVOD_NCCL_INCLUDE=$work/nccl/include HOROVOD_NCCL_LIB=$work/nccl

@@ -46,7 +46,7 @@ def problem(
             text = without_nccl(workers)
     else:
         shown = signs(dev)
-        text = unusable(shown, proc) if shown else ""
+        text = unusable(shown, proc) if shown else without_devices(dev, proc)
     slurm = " and submit with --gpus-per-node=0" if "SLURM_JOB_ID" in os.environ else ""
     return text and f"{text}. To use the CPU, set CUDA_VISIBLE_DEVICES= (empty){slurm}"
 
@@ -60,6 +60,21 @@ def signs(dev: str) -> list[str]:
     if "SLURM_JOB_ID" in os.environ:  # SLURM forbids the GPUs of other jobs
         files = [path for path in files if os.access(path, os.R_OK | os.W_OK)]
     return [f"{name}={value}" for name, value in values.items() if value] + files
+
+
+def without_devices(dev: str, proc: str) -> str:
+    """Return that a container on a node with GPUs has none, and what to do; otherwise "".
+
+    The driver lists its GPUs in every container's /proc. In a SLURM job this shows nothing: other
+    jobs can have the node's GPUs.
+    """
+    listed = sorted(glob.glob(f"{proc}/driver/nvidia/gpus/*"))
+    if not listed or "SLURM_JOB_ID" in os.environ:
+        return ""
+    return (
+        f"this node has GPUs ({listed[0]}), but no {dev}/nvidia0 is here: in a container, which "
+        "must start with --gpus all (podman: --device nvidia.com/gpu=all, apptainer: --nv)"
+    )
 
 
 def unusable(shown: list[str], proc: str) -> str:
@@ -150,6 +165,6 @@ def runs(code: str, capability: tuple[int, int]) -> bool:
 def without_nccl(workers: int) -> str:
     """Return that Horovod has no NCCL, and what to do."""
     return (
-        f"Horovod has no NCCL, which {workers} workers on GPUs need. Where a CUDA "
-        f"{torch.version.cuda} toolkit is installed, run build_horovod.sh {sys.executable}"
+        f"Horovod has no NCCL, which {workers} workers on GPUs need. Run HOROVOD_BACKEND=nccl "
+        f"build_horovod.sh {sys.executable}: it builds NCCL in, or ends with what it needs"
     )

@@ -32,6 +32,7 @@ UNKNOWN, DEFAULT = 4242, 10001  # a user whom the image does not know, and the o
 
 LOOK = """
 import ctypes, glob, json, os, shutil, sys, sysconfig
+import horovod.torch
 site = os.path.dirname(os.path.dirname(__import__("torch").__file__))
 print(json.dumps({
     "programs": [name for name in "gcc g++ cc c++ clang make cmake nvcc ptxas ld as git pytest".split() if shutil.which(name)],
@@ -39,6 +40,7 @@ print(json.dumps({
     "caches": [p for p in ("/tmp/*", "/tmp/.*", "/root/.cache", "/var/lib/apt/lists/*", "/var/cache/apt/*") if glob.glob(p)],
     "sources": glob.glob("/build*") + glob.glob("/runs/*"),
     "InfiniBand": bool(ctypes.CDLL("libibverbs.so.1") and glob.glob("/etc/libibverbs.d/mlx5.driver")),
+    "NCCL": horovod.torch.nccl_built() > 0,
     "project": sorted(n for n in os.listdir(site) if n in ("job", "tests", "triton") or n.startswith(("mgd", "moco"))),
     "commands": sorted(n for n in os.listdir(os.path.dirname(sys.executable)) if n.startswith("mgd-")),
 }))
@@ -53,6 +55,7 @@ def test_the_image_has_no_compiler_no_headers_no_caches_and_no_sources(docker, i
         "caches": [],
         "sources": [],
         "InfiniBand": True,
+        "NCCL": True,  # built without a CUDA toolkit, if the base image has none
         "project": ["job", "mgd", "moco", "moco_mgd-0.1.0.dist-info"],
         "commands": ["mgd-embed", "mgd-export", "mgd-linear", "mgd-pack", "mgd-report", "mgd-train", "mgd-watch"],
     }

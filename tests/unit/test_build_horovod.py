@@ -140,6 +140,122 @@ def test_a_library_takes_cuda_and_nccl_from_torch_s_own_packages():
     assert sorted(name.partition(".")[0] for name in names) == ["libcudart", "libnccl"]
 
 
+# Run a command with this machine's CUDA toolkits hidden.
+HIDDEN = """
+for folder in /usr/local/cuda* "${CUDA_HOME:-/usr/local/cuda}"; do
+    [ ! -d "$folder" ] || mount -t tmpfs tmpfs "$folder" || exit 77
+done
+exec "$@"
+"""
+BUILT = "import horovod.torch as hvd; assert hvd.nccl_built() and hvd.gloo_built()"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.version.cuda, reason="a torch without CUDA")
+def test_a_library_with_nccl_loads_with_the_toolkit_hidden():
+    """Also one that a toolkit has built."""
+    program = [sys.executable, "-c", BUILT]
+    done = subprocess.run(["unshare", "--mount", "sh", "-c", HIDDEN, "sh", *program])
+    if done.returncode in (1, 77) and os.getuid():
+        pytest.skip("mounting is not allowed here, run as root")
+    assert done.returncode == 0
+
+
+# NCCL, and where CUDA's compiler comes from.
+
+GLOO = "building with Gloo only, for CPUs"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "nccl"),
+        ({"toolkit": ""}, "nccl"),
+        ({"asked": "nccl", "toolkit": ""}, "nccl"),
+        ({"asked": "gloo"}, "gloo"),
+        ({"torch_cuda": "none"}, f"torch 3.0 is a CPU build: {GLOO}\ngloo"),
+        ({"nccl": "none"}, f"(nvidia-nccl) is not installed: {GLOO}\ngloo"),
+        (
+            {"torch_cuda": "12.6", "toolkit": ""},
+            f"no CUDA 12 toolkit is installed: {GLOO}\ngloo",
+        ),
+        ({"torch_cuda": "12.6"}, "nccl"),
+        (
+            {"torch_cuda": "none", "asked": "nccl"},
+            "HOROVOD_BACKEND=nccl: torch 3.0 is a CPU build; expected torch with CUDA and NCCL",
+        ),
+    ],
+    ids=str,
+)
+def test_nccl_is_built_in_if_torch_and_a_compiler_allow_it(given, said):
+    values = {"asked": "", "torch": "3.0", "torch_cuda": "13.0"}
+    values |= {"nccl": "/nccl", "toolkit": "/cuda"} | given
+    values["cuda"] = values["torch_cuda"].partition(".")[0]
+    code = 'say() { echo "$*"; }; fail() { echo "$*"; exit 2; }\n'
+    code += f"{function('without_nccl')}\n{function('choose_backend')}\n"
+    code += "choose_backend; echo $backend"
+    environment = {"PATH": os.environ["PATH"]} | values
+    done = subprocess.run(["bash", "-euc", code], env=environment, capture_output=True, text=True)
+    assert (done.stderr, said in done.stdout) == ("", True), done.stdout
+    assert done.stdout.endswith(("nccl\n", "gloo\n", "compiler\n"))
+
+
+def test_an_unknown_backend_ends_in_one_line(build):
+    done = build(HOROVOD_BACKEND="mpi")
+    line = "build_horovod: HOROVOD_BACKEND=mpi: expected nccl, gloo or nothing\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+
+
+# A stand-in for Python whose pip writes down its words and installs two files.
+PIP = """#!/bin/bash
+printf '%s\\n' "$@" >words
+while [ "$1" != --target ]; do shift; done
+mkdir -p "$2/nvidia/cu13/lib" && touch "$2/nvidia/cu13/lib/libcudart.so.13"
+"""
+
+
+@pytest.mark.parametrize(("version", "pinned"), [("13.0", True), ("13.4", False)])
+def test_cuda_s_compiler_is_fetched_with_hashes_of_torch_s_version(tmp_path, version, pinned):
+    (tmp_path / "python").write_text(PIP)
+    (tmp_path / "python").chmod(0o755)
+    (tmp_path / "constraints.txt").write_bytes((SCRIPT.parent / "constraints.txt").read_bytes())
+    code = f"python=./python work={tmp_path}/work log=log\n"
+    code += f"cuda=13 torch_cuda={version}\nmkdir work\n"
+    code += f"{function('fetch_toolkit')}\nfetch_toolkit; echo $toolkit"
+    done = subprocess.run(["bash", "-euc", code], cwd=tmp_path, capture_output=True, text=True)
+    toolkit = tmp_path / "work/toolkit/nvidia/cu13"
+    assert (done.stdout, done.stderr) == (f"{toolkit}\n", "")
+    assert (toolkit / "lib64/libcudart.so").samefile(toolkit / "lib/libcudart.so.13")
+    words = (tmp_path / "words").read_text().splitlines()
+    assert words[:3] == ["-m", "pip", "install"]
+    if not pinned:
+        assert words[-1] == "cuda-toolkit[nvcc,cccl]==13.4.*"
+        return
+    assert words[-4:] == ["--require-hashes", "--no-deps", "-r", f"{tmp_path}/work/toolkit.txt"]
+    blocks = re.split(r"\n(?=\S)", (tmp_path / "work/toolkit.txt").read_text())
+    names = [block.partition("==")[0] for block in blocks]
+    names = [name.removeprefix("nvidia-").removeprefix("cuda-") for name in names]
+    assert names == ["nvcc", "crt", "cccl", "runtime", "nvvm"]
+    assert all(block.count("--hash=sha256:") > 1 for block in blocks)
+
+
+@pytest.mark.parametrize(
+    ("driver", "asked", "code", "said"),
+    [
+        (False, "", 0, f"cannot be fetched (log: log): {GLOO}\nkept gloo\n"),
+        (False, "nccl", 2, "HOROVOD_BACKEND=nccl: CUDA 13's compiler (nvidia-cuda-nvcc) cannot be"),
+        (True, "", 2, "cannot be fetched (log: log), and this machine has GPUs. Install a CUDA 13"),
+    ],
+)
+def test_a_compiler_that_cannot_be_fetched_is_an_error_where_gpus_are(driver, asked, code, said):
+    lines = f'cuda=13 log=log asked={asked} backend=nccl; say() {{ echo "$*"; }}\n'
+    lines += 'fail() { echo "$*"; exit 2; }; use_kept() { echo "kept $backend"; }\n'
+    lines += f"fetch_toolkit() {{ return 1; }}; has_driver() {{ {str(driver).lower()}; }}\n"
+    lines += f"{function('without_nccl')}\n{function('provide_toolkit')}\nprovide_toolkit"
+    done = subprocess.run(["bash", "-euc", lines], capture_output=True, text=True)
+    assert (done.returncode, done.stderr, said in done.stdout) == (code, "", True), done.stdout
+
+
 # The source archive, and where it is built.
 
 

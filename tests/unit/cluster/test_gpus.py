@@ -35,6 +35,7 @@ def machine(tmp_path, monkeypatch):
         workers=1,
         has_nccl=True,
         local_rank=0,
+        listed=(),
     ):
         dev, proc = tmp_path / "dev", tmp_path / "proc"
         dev.mkdir()
@@ -43,6 +44,9 @@ def machine(tmp_path, monkeypatch):
         if driver:
             (proc / "driver/nvidia").mkdir(parents=True)
             (proc / "driver/nvidia/version").write_text(driver)
+
+        for name in listed:
+            (proc / "driver/nvidia/gpus" / name).mkdir(parents=True)
 
         def init():
             raise RuntimeError(reason)
@@ -75,11 +79,30 @@ def test_without_a_sign_torch_s_reason_does_not_matter(machine):
     assert machine(driver=PROPRIETARY, cuda=None) == ""
 
 
+@pytest.mark.parametrize("cuda", ["13.0", None])
+def test_a_container_without_gpus_on_a_node_that_has_some_ends(machine, cuda):
+    text = machine(driver=OPEN, listed=["0000:65:00.0", "0000:17:00.0"], cuda=cuda)
+    assert text == (
+        "this node has GPUs (/proc/driver/nvidia/gpus/0000:17:00.0), but no /dev/nvidia0 is here: "
+        "in a container, which must start with --gpus all (podman: --device nvidia.com/gpu=all, "
+        f"apptainer: --nv). {ON_CPU}"
+    )
+
+
+def test_a_slurm_job_without_gpus_on_a_node_that_has_some_uses_the_cpu(machine, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert machine(driver=OPEN, listed=["0000:17:00.0"]) == ""
+
+
+def test_a_worker_that_can_use_a_gpu_needs_no_device_file(machine):
+    assert machine(driver=OPEN, listed=["0000:17:00.0"], capability=(9, 0)) == ""
+
+
 @pytest.mark.parametrize("value", ["", " ", "-1", "NoDevFiles"])
 def test_hidden_gpus_are_no_problem(machine, monkeypatch, value):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
     monkeypatch.setenv("SLURM_JOB_GPUS", "0,1")
-    assert machine(files=["nvidia0"], cuda=None) == ""
+    assert machine(files=["nvidia0"], listed=["0000:17:00.0"], cuda=None) == ""
 
 
 @pytest.mark.parametrize("name", gpus.VARIABLES)
@@ -217,7 +240,8 @@ def test_a_rocm_build_has_other_names_of_kernels(machine):
 
 def test_several_workers_on_gpus_need_nccl(machine):
     text = machine(capability=(9, 0), workers=8, has_nccl=False)
-    build = f"Where a CUDA 13.0 toolkit is installed, run build_horovod.sh {sys.executable}"
+    build = f"Run HOROVOD_BACKEND=nccl build_horovod.sh {sys.executable}: "
+    build += "it builds NCCL in, or ends with what it needs"
     assert text == f"Horovod has no NCCL, which 8 workers on GPUs need. {build}. {ON_CPU}"
 
 
