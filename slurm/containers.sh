@@ -71,6 +71,11 @@ find_mounts() {
         [ -z "$path" ] || [ -e "$path" ] || fail "MOUNTS=${path@Q}: missing; expected one file or folder a line"
         [ -z "$path" ] || paths+=("$path")
     done <<<"${MOUNTS:-}"
+    # The site's settings of NCCL, and files that its variables name.
+    for path in /etc/nccl.conf "${NCCL_CONF_FILE:-}" "${NCCL_TOPO_FILE:-}" \
+        "${NCCL_NET_PLUGIN:-}" "${NCCL_TUNER_PLUGIN:-}"; do
+        [[ $path != /* || ! -f $path || ! -r $path ]] || paths+=("$path")
+    done
     for path in "${paths[@]}" "$RUN"; do mounts[$(realpath -m -- "$path")]=ro; done
     for path in "${paths[@]}"; do add_names "$path" ro; done
     add_names "$RUN" ""
@@ -129,7 +134,11 @@ mount_options() {
 }
 
 # The names of the variables that a container gets; of SLURM's, not those that can hold a secret, as SLURM_JWT does.
-passed_on() { compgen -e | grep -E '^(SLURM|HOROVOD|NCCL|MGD|OMP)_|^SLURMD_NODENAME$' | grep -vE '^SLURM_(JWT|SACK|SPANK)'; }
+# FI, OFI and UCX are libraries of NCCL's plug-ins for networks.
+passed_on() {
+    compgen -e | grep -E '^(SLURM|HOROVOD|NCCL|FI|OFI|UCX|MGD|OMP)_|^SLURMD_NODENAME$' |
+        grep -vE '^SLURM_(JWT|SACK|SPANK)'
+}
 
 # Whether the job has GPUs: a site may set one of these only.
 has_gpus() { [[ -n ${SLURM_STEP_GPUS:-}${SLURM_JOB_GPUS:-} || ${SLURM_GPUS_ON_NODE:-0} != 0 ]]; }

@@ -97,10 +97,12 @@ def mounts(words) -> dict[str, str]:
         [word] = [word for word in words if word.startswith("--container-mounts=")]
         found = [mount.split(":") for mount in word.split("=", 1)[1].split(",")]
         assert all(source == target for source, target, *_ in found)
+        found = [mount for mount in found if mount[0] != "/etc/nccl.conf"]  # this machine's
         return {source: (more or ["rw"])[0] for source, _, *more in found}
     found = [next(csv.reader([words[number + 1]])) for number, word in enumerate(words) if word == "--mount"]
     assert all(kind == "type=bind" and source[7:] == target[7:] for kind, source, target, *_ in found)
-    return {source[7:]: (more or ["rw"])[0] for _, source, _, *more in found}
+    seen = {source[7:]: (more or ["rw"])[0] for _, source, _, *more in found}
+    return {path: mode for path, mode in seen.items() if path != "/etc/nccl.conf"}  # this machine's
 
 
 def test_a_home_folder_is_expanded_in_each_path_of_a_job(shell, tmp_path):
@@ -294,16 +296,20 @@ def test_a_setting_that_is_wrong_is_one_line_before_anything_is_staged(refused, 
 def test_a_token_of_slurm_goes_into_no_container(started, runtime):
     """What a container gets besides goes by name, or in the environment: never into a list of arguments."""
     given = {"SLURM_JWT": "a token", "NCCL_DEBUG": "INFO", "AWS_KEY": "a key"}
+    given |= {"FI_PROVIDER": "provider", "OFI_NCCL_PROTOCOL": "RDMA", "UCX_TLS": "rc,tcp"}
+    given |= {"FI": "no prefix"}
     words, environment = started(runtime, **given, CUDA_VISIBLE_DEVICES="1")
     secret = environment["MGD_SECRET"]
     assert len(secret) > 32 and not any(value in word for value in [secret, *given.values()] for word in words)
     if runtime in ENGINES:
         passed = {words[number + 1] for number, word in enumerate(words) if word == "--env"}
-        assert passed & {*given, "MGD_SECRET", "SLURM_JOB_ID"} == {"MGD_SECRET", "NCCL_DEBUG", "SLURM_JOB_ID"}
+        network = {"NCCL_DEBUG", "FI_PROVIDER", "OFI_NCCL_PROTOCOL", "UCX_TLS"}
+        expected = {"MGD_SECRET", "SLURM_JOB_ID"} | network
+        assert passed & {*given, "MGD_SECRET", "SLURM_JOB_ID"} == expected
     elif runtime == "apptainer":
         passed = {name[13:]: value for name, value in environment.items() if name.startswith("APPTAINERENV_")}
         assert passed["MGD_SECRET"] == secret and passed["SLURM_JOB_ID"] == "7" and passed["CUDA_VISIBLE_DEVICES"] == "1"
-        assert not passed.keys() & {"SLURM_JWT", "AWS_KEY"}
+        assert not passed.keys() & {"SLURM_JWT", "AWS_KEY", "FI"} and passed["UCX_TLS"] == "rc,tcp"
     else:
         assert "SLURM_JWT" not in environment
 
@@ -336,6 +342,28 @@ def test_a_container_has_gpus_if_a_site_sets_any_of_their_variables(started, run
 def test_podman_has_gpus_as_devices(started, variables, gpus):
     words, _ = started("podman", **variables)
     assert [words[number + 1] for number, word in enumerate(words) if word == "--device"] == [f"nvidia.com/gpu={n}" for n in gpus]
+
+
+@pytest.mark.parametrize("runtime", CONTAINERS)
+def test_a_container_has_the_files_that_nccl_s_variables_name(started, tmp_path_factory, runtime):
+    """A name without a folder is one of LD_LIBRARY_PATH's. NCCL itself reports a missing file."""
+    site = tmp_path_factory.mktemp("site")
+    for name in ("nccl.conf", "libnccl-net.so"):
+        (site / name).touch()
+    (site / "plugin.so").symlink_to("libnccl-net.so")
+    given = {"NCCL_CONF_FILE": f"{site}/nccl.conf", "NCCL_TUNER_PLUGIN": "tuner"}
+    given |= {"NCCL_NET_PLUGIN": f"{site}/plugin.so", "NCCL_TOPO_FILE": "/nowhere/topo.xml"}
+    more = mounts(started(runtime, **given)[0]).items() - mounts(started(runtime)[0]).items()
+    names = ("nccl.conf", "plugin.so", "libnccl-net.so")
+    assert dict(more) == {f"{site}/{name}": "ro" for name in names}
+
+
+def test_the_job_scripts_take_the_same_settings_of_nccl_along():
+    files = (REPO / "slurm").glob("*.sbatch")
+    lines = {line for file in files for line in file.read_text().splitlines() if "--export" in line}
+    [names] = (line.partition("=")[2].split(",") for line in lines if line.startswith("#SBATCH"))
+    assert names[:4] == ["HOME", "USER", "PATH", "LD_LIBRARY_PATH"]
+    assert {"NCCL_IB_HCA", "NCCL_SOCKET_IFNAME", "NCCL_NET_PLUGIN", "FI_PROVIDER"} <= {*names}
 
 
 def test_addresses_that_other_machines_cannot_use_are_left_out(shell):
