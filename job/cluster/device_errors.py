@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from job.cluster import nccl
 from job.errors import WorkerError
 
 MEMORY, NCCL, GPU = "memory", "nccl", "gpu"
@@ -48,8 +49,10 @@ def describe(error: BaseException, place: str, options: Mapping[str, Any]) -> De
     if which == MEMORY:
         line = f"this GPU's memory is full{at} ({text}). {less_memory(options)}"
     elif which == NCCL:
+        own = nccl.cause()
         line = (
-            f"NCCL failed{at} ({text}). NCCL_DEBUG=INFO prints the cause: mostly the network "
+            f"NCCL failed{at} ({text}{own and f'; its log: {own}'}). "
+            "NCCL_DEBUG=INFO prints the cause: mostly the network "
             "(NCCL_SOCKET_IFNAME), a small /dev/shm (in Docker --ipc host) or a full GPU. "
             f"If it is full: {less_memory(options)}"
         )

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import torch
 
 from job import output
-from job.cluster import comm, device_errors, gpus, objects, same_start, slurm, sockets
+from job.cluster import comm, device_errors, gpus, nccl, objects, same_start, slurm, sockets
 from job.cluster.children import end_children
 from job.cluster.stop import in_main_thread
 from job.cluster.watchdog import Watchdog, raised_at
@@ -62,6 +62,8 @@ def start(options: Mapping[str, Any]) -> torch.device:
         # Workers on CPUs pay for each look at what is ready with the cores that they train on; what comes wakes them
         # (docker/build_horovod.sh).
         os.environ.setdefault("HOROVOD_CYCLE_TIME", "50")  # ms
+    else:
+        nccl.keep_log()
     if os.environ.get("MGD_LIFELINE") == "stdin":
         threading.Thread(target=follow_stdin, daemon=True).start()
     sockets.shorten_paths()
@@ -197,8 +199,7 @@ def check_gpus(found: Sequence[tuple[str, str, str]]) -> None:
         return
     nodes = sorted({node for node, _, problem in found if problem == first})
     several = len({node for node, *_ in found}) > 1
-    names = ", ".join(nodes[:NODES]) + ", ..." * (len(nodes) > NODES)
-    raise RunError(f"{first} (on {names})" if several else first)
+    raise RunError(f"{first} (on {some(nodes)})" if several else first)
 
 
 def watchdog(remark: Callable[[str, str, str], None]) -> Watchdog:
@@ -224,12 +225,67 @@ def setting(device: torch.device) -> dict[str, Any]:
     }
 
 
+def connect_gpus(device: torch.device) -> tuple[str, str]:
+    """Connect the workers' GPUs by NCCL. A collective.
+
+    Without this, NCCL would connect them in the first step. Call it with a watchdog, because NCCL
+    waits without a limit if its network leads nowhere.
+    Returns NCCL's network between nodes, for people, and a warning if it is a slow one; "" and ""
+    without NCCL, with one worker or on one node.
+    """
+    if device.type != "cuda" or not comm.has_nccl():
+        return "", ""
+    comm.total(torch.ones(1, device=device), "connect_gpus")
+    used = nccl.connected()
+    found = objects.allgather((node(), used, nccl.unused_devices(used)), "nccl_networks")
+    return describe_networks([(name, text) for name, text, _ in found]), slow_network(found)
+
+
+def describe_networks(found: Sequence[tuple[str, str]]) -> str:
+    """Return the workers' networks as one text, with their nodes if they differ.
+
+    found: (node, network) of each worker. With one node the text is "": NCCL does not use its
+    network there.
+    """
+    if len({name for name, _ in found}) == 1:
+        return ""
+    nodes: dict[str, set[str]] = {}
+    for name, text in found:
+        nodes.setdefault(text or "an unknown network", set()).add(name)
+    if len(nodes) == 1:
+        return next(iter(nodes))
+    return "; ".join(f"{text} on {some(sorted(names))}" for text, names in nodes.items())
+
+
+def slow_network(found: Sequence[tuple[str, str, Sequence[str]]]) -> str:
+    """Return a warning if NCCL uses TCP between nodes that have InfiniBand or RoCE; otherwise "".
+
+    found: (node, network, unused devices) of each worker.
+    """
+    unused = {node: devices for node, _, devices in found if devices}
+    if not unused or len({node for node, *_ in found}) == 1:
+        return ""
+    first, devices = next(iter(unused.items()))
+    return (
+        f"NCCL uses TCP between nodes, although {some(sorted(unused))} has InfiniBand or RoCE "
+        f"({', '.join(devices)} on {first}). NCCL needs libibverbs, /dev/infiniband and memory to "
+        "lock (in Docker --device /dev/infiniband --ulimit memlock=-1); NCCL_DEBUG=INFO prints more"
+    )
+
+
+def some(names: Sequence[str]) -> str:
+    """Return the first names of a list, for a line."""
+    return ", ".join(names[:NODES]) + ", ..." * (len(names) > NODES)
+
+
 def preflight(found: Mapping[str, Any]) -> str:
     """Return a run's setting as one line."""
+    over = f", NCCL over {found['nccl']}" if found.get("nccl") else ""
     workers, nodes = (f"{found[name]} {name[:-1]}{'s' * (found[name] > 1)}" for name in ("workers", "nodes"))
     return (
         f"{workers} on {nodes}, {comm.local_size()} of them on {node()}, by {found['launcher']}; "
-        f"{found['network']}; device {found['device']}; {found['versions']}; image {found['container']}"
+        f"{found['network']}{over}; device {found['device']}; {found['versions']}; "
+        f"image {found['container']}"
     )
 
 

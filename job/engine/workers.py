@@ -12,6 +12,7 @@ import torch
 from job.cluster import comm, launch, same_start
 from job.cluster.objects import allgather, broadcast
 from job.cluster.stop import Stop, Stopped
+from job.cluster.watchdog import Watchdog
 from job.data.loader import Batches, Views
 from job.errors import RunError, WorkerError
 from job.metrics.log import Log
@@ -35,17 +36,24 @@ class Workers:
         self.called = False  # by Python code, whose process continues (job/engine/call.py)
 
     def __enter__(self) -> Self:
+        self.watchdog: Watchdog | None = None
         self.stop = Stop()  # before Horovod starts: a signal that comes meanwhile is obeyed at the first step
         try:
             self.device = launch.start(self.options)
             self.rank, self.size = comm.rank(), comm.size()
             self.log = Log(self.rank == 0, partial(self.stop.note, signal.SIGINT, None))
             self.setting = launch.setting(self.device)
-            self.watchdog = launch.watchdog(self.remark) if self.size > 1 else None
+            if self.size > 1:
+                self.watchdog = launch.watchdog(self.remark)
+            self.setting["nccl"], slow = launch.connect_gpus(self.device)
         except BaseException:
+            if self.watchdog:
+                self.watchdog.close()
             self.stop.restore()
             raise
         self.log.line(launch.preflight(self.setting))
+        if slow:
+            self.log.remark("warning", "nccl_network", slow)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

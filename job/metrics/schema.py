@@ -107,6 +107,7 @@ class Start(TypedDict):
     losses: NotRequired[list[str]]  # names of the framework's losses in the records of steps
     launcher: NotRequired[str]
     network: NotRequired[str]
+    nccl: NotRequired[str]  # its network between nodes, or ""
     device: NotRequired[str]
     versions: NotRequired[str]
     container: NotRequired[str]  # its image, or none
@@ -148,7 +149,8 @@ class Remark(TypedDict):
     same_folder (two classes are one folder).
     Warnings: long_queue, queue_rank (MoCo), unsynchronised (SimSiam), long_similarity_queue,
     same_features, dead_channels (any framework), rate_jump, ramp_jump (a resume),
-    slow_images, stalled_worker, standard_output, event_files, callback, unused_head_width.
+    slow_images, stalled_worker, standard_output, event_files, callback, unused_head_width,
+    nccl_network.
     """
 
     time: float

@@ -1,0 +1,209 @@
+"""NCCL's log: its network, its warnings. The lines are as NCCL prints them; no GPU is needed."""
+
+import importlib.util
+import mmap
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from job.cluster import device_errors, launch, nccl
+
+BEFORE = "vm:1:1 [0] NCCL INFO "
+IB = f"{BEFORE}NET/IB : Using [0]mlx5_0:1/IB [1]mlx5_3:1/RoCE [RO]; OOB ib0:10.0.0.2<0>\n"
+SOCKET = f"{BEFORE}NET/Socket : Using [0]eth0:10.0.0.2<0> [1]eth1:fe80::1%eth1<0>\n"
+NONE = f"{BEFORE}NET/IB : No device found.\n"
+
+
+def using(name):
+    return f"{BEFORE}Using network {name}\n"
+
+
+@pytest.fixture
+def log(monkeypatch):
+    """A function that appends to NCCL's log."""
+    file = os.memfd_create("log")
+    monkeypatch.setattr(nccl, "_log", file)
+    monkeypatch.setattr(nccl, "_connected", 0)
+    yield lambda text: os.write(file, text.encode())
+    os.close(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "network"),
+    [
+        ("", ""),
+        (IB + SOCKET, ""),
+        (IB + using("IB"), "IB (mlx5_0:1/IB, mlx5_3:1/RoCE)"),
+        (NONE + SOCKET + using("Socket"), "Socket (eth0, eth1)"),
+        (IB + SOCKET + using("Socket"), "Socket (eth0, eth1)"),
+        (IB + using("AWS Libfabric"), "AWS Libfabric"),
+        (IB + using("IB") + using("Socket"), "Socket"),
+        (IB.replace("IB : U", "IB: U") + using("IB") * 2, "IB (mlx5_0:1/IB, mlx5_3:1/RoCE)"),
+    ],
+)
+def test_the_network_is_the_one_that_nccl_uses_last(text, network):
+    assert nccl.network(text) == network
+
+
+def test_torch_s_nccl_prints_these_lines():
+    """A newer NCCL with other lines needs other patterns."""
+    package = importlib.util.find_spec("nvidia.nccl") if torch.version.cuda else None
+    if not package:
+        pytest.skip("no package of NCCL")
+    [folder] = package.submodule_search_locations
+    with open(Path(folder, "lib/libnccl.so.2"), "rb") as file:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        lines = [b"Using network %s\0", b"NET/IB : Using%s", b"NET/Socket : Using%s\0"]
+        lines += [b"NCCL INFO ", b"NCCL WARN "]
+        assert [line for line in lines if content.find(line) < 0] == []
+
+
+FAILED = """
+import ctypes, os, sys
+import torch
+from job.cluster import nccl
+nccl.keep_log()
+nccl.keep_log()
+
+class Id(ctypes.Structure):
+    _fields_ = [("content", ctypes.c_char * 128)]
+
+library, id, communicator = ctypes.CDLL("libnccl.so.2"), Id(), ctypes.c_void_p()
+assert library.ncclGetUniqueId(ctypes.byref(id)) == 0
+library.ncclCommInitRank.argtypes = [ctypes.c_void_p, ctypes.c_int, Id, ctypes.c_int]
+assert library.ncclCommInitRank(ctypes.byref(communicator), 1, id, 0)
+print(nccl.cause(), "|", "NCCL INFO" in nccl.log(), nccl.connected())
+"""
+
+
+@pytest.mark.skipif(not torch.version.cuda, reason="a torch without CUDA")
+def test_nccl_itself_logs_into_memory_and_nothing_to_the_screen():
+    others = {name: value for name, value in os.environ.items() if not name.startswith("NCCL_")}
+    environment = others | {"CUDA_VISIBLE_DEVICES": "", "NCCL_SOCKET_IFNAME": "lo"}
+    words = [sys.executable, "-c", FAILED]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Cuda failure '") and done.stdout.endswith("' | True \n")
+    assert "NCCL" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["NCCL_DEBUG", "NCCL_DEBUG_FILE"])
+def test_the_user_s_own_settings_stay(monkeypatch, name):
+    monkeypatch.setattr(nccl, "_log", None)
+    monkeypatch.delenv("NCCL_DEBUG", raising=False)
+    monkeypatch.delenv("NCCL_DEBUG_FILE", raising=False)
+    monkeypatch.setenv(name, "WARN")
+    nccl.keep_log()
+    found = {key for key in os.environ if key.startswith("NCCL_DEBUG")}
+    assert (found, os.environ[name]) == ({name}, "WARN")
+    assert nccl.log() == nccl.connected() == nccl.cause() == ""
+
+
+def test_the_cause_is_the_first_warning_after_the_connection(log):
+    log(f"vm:1:1 [0] a.cc:1 NCCL WARN no NUMA – fell back\n{using('IB')}")
+    assert nccl.cause() == "no NUMA – fell back"
+    assert nccl.connected() == "IB"
+    assert nccl.cause() == ""
+    log("\n[2026-11-29 22:22:06] vm:1:2 [0] b.cc:9 (f) NCCL WARN timed out on mlx5_0 \n")
+    log("vm:1:2 [0] c.cc:9 NCCL WARN call failed\n")
+    assert nccl.cause() == "timed out on mlx5_0"
+    error = device_errors.describe(RuntimeError("ncclAllReduce failed: remote error"), "here", {})
+    line = "NCCL failed at here (ncclAllReduce failed: remote error; its log: timed out on mlx5_0)."
+    assert str(error).startswith(line)
+
+
+# InfiniBand that NCCL does not use.
+
+
+@pytest.fixture
+def sys_folder(tmp_path, monkeypatch):
+    """A node's /sys with three InfiniBand devices, of which two are active."""
+    for name in nccl.CHOICES:
+        monkeypatch.delenv(name, raising=False)
+    for name, state in (("mlx5_1", "4: ACTIVE"), ("mlx5_0", "4: ACTIVE"), ("mlx5_2", "1: DOWN")):
+        port = tmp_path / f"class/infiniband/{name}/ports/1"
+        port.mkdir(parents=True)
+        (port / "state").write_text(f"{state}\n")
+    return str(tmp_path)
+
+
+def test_active_devices_are_unused_only_under_tcp(sys_folder):
+    assert nccl.unused_devices("Socket (eth0)", sys_folder) == ["mlx5_0", "mlx5_1"]
+    assert nccl.unused_devices("Socket (eth0)", f"{sys_folder}/class") == []
+    for used in ("IB (mlx5_0:1/IB)", "AWS Libfabric", ""):
+        assert nccl.unused_devices(used, sys_folder) == []
+
+
+@pytest.mark.parametrize(("name", "value"), [("NCCL_IB_DISABLE", "1"), ("NCCL_NET", "Socket")])
+def test_a_chosen_tcp_is_no_fault(sys_folder, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    assert nccl.unused_devices("Socket", sys_folder) == []
+
+
+# All workers.
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        ([("a", "IB (x)"), ("b", "IB (x)")], "IB (x)"),
+        ([("a", ""), ("b", "")], "an unknown network"),
+        ([("a", "Socket (eth0)")] * 2, ""),
+        (
+            [("b", "IB"), ("a", "IB"), ("b", "IB"), ("c", "Socket (eth0)")],
+            "IB on a, b; Socket (eth0) on c",
+        ),
+    ],
+)
+def test_networks_have_their_nodes_if_they_differ(found, text):
+    assert launch.describe_networks(found) == text
+
+
+def test_tcp_between_nodes_with_infiniband_is_a_warning():
+    found = [("a", "IB", []), ("b", "Socket", ["mlx5_0"]), ("b", "Socket", ["mlx5_0"])]
+    text = "NCCL uses TCP between nodes, although b has InfiniBand or RoCE (mlx5_0 on b). "
+    assert launch.slow_network(found).startswith(text)
+    assert launch.slow_network(found[1:]) == launch.slow_network(found[:1]) == ""  # one node
+
+
+@pytest.fixture
+def workers(monkeypatch, log):
+    """Two workers with GPUs: NCCL logs its network in their first collective."""
+    called = []
+
+    def total(tensor, name):
+        called.append(name)
+        log(SOCKET + using("Socket"))
+        return tensor
+
+    monkeypatch.setattr(launch.torch, "ones", lambda count, device: called.append(device))
+    monkeypatch.setattr(launch.comm, "has_nccl", lambda: True)
+    monkeypatch.setattr(launch.comm, "total", total)
+    monkeypatch.setattr(launch.nccl, "unused_devices", lambda used: ["mlx5_0"])
+    monkeypatch.setattr(launch, "node", lambda: "b")
+    monkeypatch.setattr(launch.objects, "allgather", lambda own, name: [("a", own[1], []), own])
+    return called
+
+
+def test_workers_on_gpus_connect_before_the_first_step(workers):
+    device = torch.device("cuda:1")
+    text, slow = launch.connect_gpus(device)
+    assert workers == [device, "connect_gpus"]
+    assert text == "Socket (eth0, eth1)" and "although b has InfiniBand or RoCE" in slow
+
+
+def test_workers_on_cpus_or_without_nccl_do_not(workers, monkeypatch):
+    assert launch.connect_gpus(torch.device("cpu")) == ("", "")
+    monkeypatch.setattr(launch.comm, "has_nccl", lambda: False)
+    assert launch.connect_gpus(torch.device("cuda:0")) == ("", "")
+    assert workers == []
+
+
+def test_the_first_line_has_nccl_s_network():
+    found = launch.setting(torch.device("cpu"))
+    assert "; no network; device CPU " in launch.preflight(found | {"nccl": ""})
+    assert "; no network, NCCL over IB; device CPU " in launch.preflight(found | {"nccl": "IB"})
