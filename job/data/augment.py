@@ -7,6 +7,7 @@ A random view is a crop and a row of numbers, its appearance: what happens to it
 is blurred, whether it is flipped. job/data/render.py draws that on one image, job/data/render_batch.py on a batch on a device.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -127,12 +128,19 @@ def pixels(image: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(image).permute(2, 0, 1)
 
 
+@functools.lru_cache(maxsize=8)
+def row_constants(width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the mean and the standard deviation of a row of pixels, (3 x width,) each, on a device."""
+    mean, std = (255 * torch.tensor(values, device=device).repeat(width) for values in (MEAN, STD))
+    return mean, std
+
+
 def normalize(images: torch.Tensor) -> torch.Tensor:
     """Return the network's input from uint8 images (B, 3, H, W): normalised floats, channels last; floats pass."""
     if images.dtype != torch.uint8:
         return images
     B, _, H, W = images.shape
     # Whole rows of pixels at a time: with three numbers at a time this takes six times as long.
-    mean, std = (255 * torch.tensor(values, device=images.device).repeat(W) for values in (MEAN, STD))  # (3W,)
+    mean, std = row_constants(W, images.device)
     rows = images.permute(0, 2, 3, 1).reshape(B * H, 3 * W).float()
     return rows.sub_(mean).div_(std).view(B, H, W, 3).permute(0, 3, 1, 2)

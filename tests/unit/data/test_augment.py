@@ -408,3 +408,10 @@ def test_normalize_leaves_its_bytes_as_they_were():
     images = torch.full((1, 3, 2, 2), 7, dtype=torch.uint8)
     normalize(images)
     assert torch.equal(images, torch.full((1, 3, 2, 2), 7, dtype=torch.uint8))
+
+
+def test_the_constants_of_a_device_are_made_once(monkeypatch):
+    images = torch.zeros(1, 3, 2, 6, dtype=torch.uint8)
+    first = normalize(images)
+    monkeypatch.setattr(torch, "tensor", lambda *_, **__: pytest.fail("new constants"))
+    assert torch.equal(normalize(images), first)
