@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import torch
 
+from moco.copies import to_device
+
 
 class Workers(Protocol):
     """What the workers send each other, by name; job/cluster/comm.py is one."""
@@ -49,17 +51,22 @@ class Shuffle:
         """Begin to send this worker's key images (B, ...) to where they are encoded; `receive` takes the result."""
         B, first = images.shape[0], self.rank * images.shape[0]
         mine = order(self.permutation, self.size)  # (N, B)
+        divided = order(self.permutation, self.size * self.parts)  # (N x parts, B / parts)
         held = (mine >= first) & (mine < first + B)
         counts = held.sum(1).tolist()  # images for each worker
-        leaving = images.contiguous()[(mine[held] - first).to(images.device)]  # by worker, then ascending
-        return self.workers.begin_exchange(leaving, counts, "moco.shuffle")
+        leaving = mine[held] - first  # (B,), by worker, then ascending
+        wanted = divided.view(self.size, -1)[self.rank]  # (B,), part by part
+        arrived = torch.searchsorted(mine[self.rank], wanted)  # (B,)
+        back = divided.flatten().argsort()  # (NB,)
+        # One copy for all indices of the step, before any of its passes.
+        indices = to_device(torch.cat([leaving, arrived, back]), images.device)
+        leaving, self.arrived, self.back = indices.split([B, B, len(back)])
+        return self.workers.begin_exchange(images.contiguous()[leaving], counts, "moco.shuffle")
 
     def receive(self, sent: Any) -> torch.Tensor:
         """Return the images that this worker encodes, (parts, B / parts, ...)."""
         received = self.workers.wait(sent)
-        arrived = order(self.permutation, self.size)[self.rank]  # (B,), ascending
-        wanted = order(self.permutation, self.size * self.parts).view(self.size, self.parts, -1)[self.rank]  # (parts, B / parts)
-        return received[torch.searchsorted(arrived, wanted).to(received.device)]
+        return received[self.arrived.view(self.parts, -1)]
 
     def spread(self, keys: torch.Tensor) -> Any:
         """Begin to send this worker's keys (B, dim), part by part, to all; `gather` takes the result."""
@@ -68,8 +75,7 @@ class Shuffle:
     def gather(self, sent: Any) -> torch.Tensor:
         """Return the keys (NB, dim) of the total batch, by position."""
         gathered = self.workers.wait(sent)  # (NB, dim), in the order of `order`
-        back = order(self.permutation, self.size * self.parts).flatten().argsort()
-        return gathered[back.to(gathered.device)]
+        return gathered[self.back]
 
     def own(self, keys: torch.Tensor, part: int) -> torch.Tensor:
         """Return the keys (b, dim) of a part of this worker's own images, of those of the total batch (NB, dim)."""
