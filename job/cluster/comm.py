@@ -145,17 +145,26 @@ def gone_is_an_error(horovod: ModuleType) -> Iterator[None]:
         raise WorkerGone(str(error)) from None
 
 
-def wait(pending: Pending) -> torch.Tensor:
-    """Return a collective's result when it is complete. WorkerGone: it cannot complete."""
+@contextlib.contextmanager
+def waiting(name: str) -> Iterator[None]:
+    """Show the watchdog that the main thread waits for a collective."""
     global waits
-    if not horovod:
-        return pending.handle
-    waits = Wait(pending.name, time.monotonic())
+    waits = Wait(name, time.monotonic())
     try:
-        with gone_is_an_error(horovod):
-            result = horovod.synchronize(pending.handle)
+        yield
     finally:
         waits = None
+
+
+def wait(pending: Pending) -> torch.Tensor:
+    """Return a collective's result. WorkerGone: it cannot complete.
+
+    On a GPU the result may still be computed. Its stream waits for it, and the host goes on.
+    """
+    if not horovod:
+        return pending.handle
+    with waiting(pending.name), gone_is_an_error(horovod):
+        result = horovod.synchronize(pending.handle)
     return result[0] if isinstance(result, tuple) else result  # an alltoall gives the received numbers of rows too
 
 
@@ -178,6 +187,12 @@ def total(tensor: torch.Tensor, name: str) -> torch.Tensor:
     if not horovod:
         return tensor.clone()
     return wait(begun(name, horovod.allreduce_async, tensor, op=horovod.Sum))
+
+
+def to_host(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    """Return a collective's result on the CPU, when it is computed."""
+    with waiting(name):
+        return tensor.cpu()
 
 
 def highest(tensor: torch.Tensor, name: str) -> torch.Tensor:

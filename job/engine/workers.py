@@ -14,12 +14,14 @@ from job.cluster.objects import allgather, broadcast
 from job.cluster.stop import Stop, Stopped
 from job.cluster.watchdog import Watchdog
 from job.data.loader import Batches, Views
+from job.engine.totals import totals
 from job.errors import RunError, WorkerError
 from job.metrics.log import Log
 from job.networks import used_packages
 from job.text import printable
 
 Result = TypeVar("Result")
+LOG_FAILED = "log failed"  # a number of `total`
 LOG_SECONDS = 5.0  # to write the last line of a worker that ends at once
 
 
@@ -178,13 +180,7 @@ class Workers:
 
         RunError, on all: rank 0's log could not be written meanwhile.
         """
-        given = [*values.values(), self.log.failure is not None]
-        numbers = [torch.as_tensor(number, dtype=torch.float64).detach() for number in given]  # () each
-        mine = torch.empty(len(numbers), dtype=torch.float64)
-        for device in {number.device for number in numbers}:  # one copy from each: it waits for all that is under way there
-            places = [place for place, number in enumerate(numbers) if number.device == device]
-            mine[places] = torch.stack([numbers[place] for place in places]).cpu()
-        *sums, failed = comm.total(mine, "total").tolist()
-        if failed:
+        found = totals(values | {LOG_FAILED: self.log.failure is not None}, self.device)
+        if found.pop(LOG_FAILED):
             self.on_first(self.log.check)
-        return dict(zip(values, sums, strict=True))
+        return found

@@ -36,7 +36,7 @@ def test_a_worker_that_waits_says_for_what_and_the_others_say_where_they_are(run
     if comm.rank() == 0:
         first, *others = report[0].split("; ")
         assert first.startswith("rank 0 on ") and first.endswith(" for 7 s")
-        assert "waits for 'total' at job/engine/workers.py:" in first
+        assert "waits for 'total' at job/engine/totals.py:" in first
         assert len(others) == comm.size() - 1
         for rank, other in enumerate(others, 1):
             assert other.startswith(f"rank {rank} on ") and "is at tests/workers/test_watchdog.py:" in other

@@ -62,3 +62,16 @@ def test_after_a_failed_start_no_worker_is_connected(monkeypatch, failing):
     with pytest.raises(comm.WorkerGone, match=r"\(no route\)"):
         comm.start()
     assert (comm.rank(), comm.size(), comm.version()) == (0, 1, "")
+
+
+def test_a_read_is_seen_as_a_wait():
+    """By the watchdog, while a GPU computes a collective's result."""
+    seen = []
+
+    class Result:
+        def cpu(self):
+            seen.append(comm.waits.name)
+            return torch.ones(1)
+
+    assert comm.to_host(Result(), "it") == 1
+    assert (seen, comm.waits) == (["it"], None)
