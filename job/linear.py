@@ -172,7 +172,7 @@ def train_epoch(parts: Classifier, batches: Iterator, journal: Journal, epoch: i
     for step in steps:
         with journal.waiting():
             images, labels, undecodable = next(batches)  # (B, 3, H, W) uint8, (B,)
-        images, labels = images.to(run.device, non_blocking=True), labels.to(run.device)
+        images, labels = images.to(run.device, non_blocking=True), labels.to(run.device, non_blocking=True)
 
         totals = torch.zeros(3, dtype=torch.float64, device=run.device)  # loss in fixed point, hits of top-1 and top-5
         gradients.clear()
