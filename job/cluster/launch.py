@@ -58,7 +58,10 @@ def start(options: Mapping[str, Any]) -> torch.device:
     # Gradients are summed in buckets of a fixed order (job/engine/gradients.py): a bucket that fuses with whatever else is
     # ready adds in an order set by timing, and from four workers on the bytes of a run would depend on it.
     os.environ["HOROVOD_FUSION_THRESHOLD"] = "0"
-    if not gpus.available():
+    if gpus.available():
+        # The GPU's stream waits for a collective, and the host goes on to the next operations.
+        os.environ.setdefault("HOROVOD_ENABLE_ASYNC_COMPLETION", "1")
+    else:
         # Workers on CPUs pay for each look at what is ready with the cores that they train on; what comes wakes them
         # (docker/build_horovod.sh).
         os.environ.setdefault("HOROVOD_CYCLE_TIME", "50")  # ms

@@ -35,7 +35,7 @@ def measure_factor(distiller: Distiller, networks: Networks, share: float) -> Ch
     whole = len(order) // BATCH * BATCH or len(order)  # a batch cut short to one image has no batch statistics
     sample = order[: min(whole, BATCHES * BATCH)]
     losses = measure(distiller, networks, sample)  # (n,)
-    raw = comm.total(losses, "scale").cpu().mean().item()
+    raw = comm.to_host(comm.total(losses, "scale"), "scale").mean().item()
     wanted = share * framework.reference
     factor = raw / wanted if wanted else math.inf
     if not 0 < factor < math.inf:

@@ -187,10 +187,11 @@ def prepare_refresh(mgd: MGD, epoch: int, networks: Networks) -> Change:
     sample = permutation(len(networks.images), config.seed, "refresh")[: config.mgd_images].tolist()
     sums = measure(mgd, networks, sample)
     measured = time.perf_counter()
-    costs = {
-        stage: comm.total(cost, f"refresh.{stage}").double() / FIXED_POINT / len(sample)  # (S, T)
-        for stage, cost in sums.items()
-    }
+    costs = {}
+    for stage, cost in sums.items():
+        name = f"refresh.{stage}"
+        total = comm.to_host(comm.total(cost, name), name)  # (S, T)
+        costs[stage] = total.double() / FIXED_POINT / len(sample)
     if mgd.pooled:
         costs[POOLED] = pooled_cost(costs[POOLED])
     gathered = time.perf_counter()
@@ -203,7 +204,7 @@ def prepare_refresh(mgd: MGD, epoch: int, networks: Networks) -> Change:
             f"gathering {took['gathering']:.2f} s, solving {took['solving']:.2f} s"
         )
         for stage, matching in solved.items():
-            report(mgd, run, epoch, stage, costs[stage].cpu(), matching, took)
+            report(mgd, run, epoch, stage, costs[stage], matching, took)
 
     return Change({buffer(stage): matching for stage, matching in solved.items()}, record)
 

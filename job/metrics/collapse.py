@@ -20,7 +20,8 @@ def signs(embeddings: torch.Tensor, features: dict[str, torch.Tensor]) -> dict[s
     n, dim = comm.size() * len(q), q.shape[1]
     stages = {name: maps for name, maps in features.items() if name.startswith("layer")}
     fires = [(maps.amax((0, 2, 3)) > 0).double() for maps in stages.values()]  # (S,) each
-    sums = comm.total(torch.cat([q.sum(0), q.square().sum(0), *fires]), "collapse").cpu()
+    sums = comm.total(torch.cat([q.sum(0), q.square().sum(0), *fires]), "collapse")
+    sums = comm.to_host(sums, "collapse")
     first, second, *fires = sums.split([dim, dim, *map(len, fires)])
     variance = (second - first.square() / n).clamp_min(0) / (n - 1)  # (d,)
     found = {"feature_std": variance.sqrt().mean().item() * dim**0.5}
