@@ -9,6 +9,11 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from moco.copies import to_device
+
+# An operation, and its amounts (B,).
+Change = tuple[Callable[[torch.Tensor, torch.Tensor], torch.Tensor], torch.Tensor]
+
 LUMA = (0.299, 0.587, 0.114)  # grey of R, G, B (ITU-R 601-2)
 RADIUS = 6  # pixels: three times the largest standard deviation of a blur
 
@@ -62,21 +67,26 @@ def blur(images: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
     return F.conv2d(rows, kernel[:, None, :, None], groups=3 * B).view(B, 3, H, W)
 
 
+def mirror(images: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    """Every row of pixels from right to left."""
+    return images.flip(3)
+
+
 def render(images: torch.Tensor, appearances: torch.Tensor) -> torch.Tensor:
     """Return images (B, 3, H, W) uint8 as their appearances (B, 12) of job.data.augment, on the CPU, have them."""
-    operations, factors, sigmas, flips = appearances.split([5, 5, 1, 1], dim=1)
-    rendered = images.to(torch.float32, memory_format=torch.contiguous_format)
-
-    def change(chosen: torch.Tensor, change_them: Callable[..., torch.Tensor], *amounts: torch.Tensor) -> None:
-        places = chosen.nonzero()[:, 0]
-        if len(places):
-            there = places.to(images.device, non_blocking=True)
-            mine = [amount[places].view(-1, 1, 1, 1).to(images.device, non_blocking=True) for amount in amounts]
-            rendered.index_copy_(0, there, change_them(rendered.index_select(0, there), *mine))
-
+    operations, _, sigmas, flips = appearances.split([5, 5, 1, 1], dim=1)
+    _, factors, *others = to_device(appearances, images.device).split([5, 5, 1, 1], dim=1)
+    steps: list[tuple[torch.Tensor, Change]] = []  # whether for an image, (B,); and what changes it
     for turn in range(operations.shape[1]):
-        for number, operation in enumerate(OPERATIONS):
-            change(operations[:, turn] == number, operation, factors[:, turn])
-    change(sigmas[:, 0] > 0, blur, sigmas)
-    change(flips[:, 0] > 0, lambda images: images.flip(3))
+        amounts = factors[:, turn]
+        steps += [(operations[:, turn] == n, (each, amounts)) for n, each in enumerate(OPERATIONS)]
+    steps += [(sigmas[:, 0] > 0, (blur, others[0][:, 0])), (flips[:, 0] > 0, (mirror, others[1][:, 0]))]
+    rows = [chosen.nonzero()[:, 0] for chosen, _ in steps]
+    # One copy for the indices of all steps.
+    indices = to_device(torch.cat(rows), images.device).split([len(each) for each in rows])
+    rendered = images.to(torch.float32, memory_format=torch.contiguous_format)
+    for there, (_, (change, amounts)) in zip(indices, steps, strict=True):
+        if len(there):
+            mine = amounts.index_select(0, there).view(-1, 1, 1, 1)
+            rendered.index_copy_(0, there, change(rendered.index_select(0, there), mine))
     return rendered.round_().to(torch.uint8)
