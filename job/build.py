@@ -59,8 +59,8 @@ def build(config: Config, run: Run) -> Training:
         needs_head = any(kind.needs_head(config) for kind in kinds)
         stem = config.stem if config.arch in ARCHS else ""
         path, arch, size = config.teacher, config.teacher_arch, config.image_size
-        own = config.teacher_size
-        teacher = load_teacher(path, arch, stem, stages, run, needs_head, size, own)
+        own, precision = config.teacher_size, config.precision
+        teacher = load_teacher(path, arch, stem, stages, run, needs_head, size, own, precision)
         warn_of_head_width(config, (framework.head_dim, teacher.head_dim), run.log)
         student = network_outline(config.arch, config.stem, config.width, size)
         check_fit(config, kinds, DISTILLERS, student, teacher)

@@ -53,12 +53,13 @@ def load_teacher(
     needs_head: bool = False,
     image_size: int = 224,
     size: int = 0,
+    precision: str = "float32",
 ) -> Teacher:
     """Load the teacher from a checkpoint, with the features of `stages`. A collective.
 
     arch: the network, or "" for what the file says. stem: the student's, or "" if it has none.
     needs_head: with its head. image_size: of the student's images. size: to which the teacher
-    resizes them, 0: as it demands.
+    resizes them, 0: as it demands. precision: of its passes.
     RunError: the file cannot be used, has another stem, lacks the head, or takes no such images.
     """
     weights = run.on_first(lambda: read_backbone(path, arch, size=size))
@@ -78,6 +79,8 @@ def load_teacher(
     frozen = features.eval().requires_grad_(False)
     comm.broadcast_(frozen.state_dict())  # folding may round differently on another kind of processor
     frozen = frozen.to(run.device).to(memory_format=torch.channels_last)
+    if precision == "bf16" and weights.is_resnet:
+        store_in_bf16(frozen)
     shown = f"{weights.arch}, width {weights.width}" if weights.is_resnet else weights.arch
     has_head = bool(weights.head_state)
     return Teacher(frozen, norms, digest(state), shown, head_dim, has_head, outline)
@@ -89,6 +92,13 @@ def build(weights: Backbone, image_size: int) -> Network:
         return weights.build(image_size)
     except RunError as error:
         raise RunError(of_teacher(str(error)) if weights.image_size else str(error)) from None
+
+
+def store_in_bf16(net: nn.Module) -> None:
+    """Convert the weights that autocast would convert in each pass, to the same bytes."""
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.bfloat16()
 
 
 def add_head(net: Network, weights: Backbone, path: str) -> int:

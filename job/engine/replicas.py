@@ -24,12 +24,13 @@ def shared(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> 
 def digest(value: torch.Tensor) -> torch.Tensor:
     """Return a number of a tensor's 32-bit words and their places, () int64: their sum, each times an odd number of its place.
 
-    It must be made of whole such words.
+    It must be made of whole such words. Numbers of 16 bits are words themselves.
 
     No change of a single word leaves it, as what is odd has an inverse modulo 2**64; nor do two words that change places, nor
     the same bit of two words, which a plain sum would let pass.
     """
-    words = value.detach().contiguous().view(-1).view(torch.int32)
+    kind = torch.int16 if value.element_size() == 2 else torch.int32
+    words = value.detach().contiguous().view(-1).view(kind)
     weights = torch.arange(1, 2 * PART, 2, device=words.device)
     total = torch.zeros((), dtype=torch.int64, device=words.device)
     for part in words.split(PART):

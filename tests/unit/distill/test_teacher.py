@@ -137,3 +137,17 @@ def test_a_head_that_is_missing_or_unknown_is_one_line(tmp_path, net, case):
     assert message.startswith(f"--teacher {path}: ") and cause in message
     assert "expected linear layers, batch norms and ReLUs" in message and "distillers that need no head" in message
     load(path, needs_head=False)
+
+
+def test_weights_stored_in_bf16_give_the_bytes_that_autocast_gives(net, tmp_path):
+    """Convolutions and the head are stored so, batch norms of a head are not."""
+    prefix, start, make = HEADS["simsiam"]
+    path = write(tmp_path / "teacher", net, prefix, start, make().state_dict())
+    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    nets = [load_teacher(path, "", "small", [1, 4], RUN, True, 16, 0, each).net for each in ("float32", "bf16")]
+    with torch.autocast("cpu", torch.bfloat16):
+        plain, stored = (each(images) for each in nets)
+    assert plain.keys() == stored.keys() and all(torch.equal(plain[name], stored[name]) for name in plain)
+    for each in nets[1].modules():
+        if isinstance(each, nn.Conv2d | nn.Linear | nn.BatchNorm1d) and each.weight is not None:
+            assert each.weight.dtype == (torch.float32 if isinstance(each, nn.BatchNorm1d) else torch.bfloat16)

@@ -1,0 +1,24 @@
+"""Digests of tensors; tests/workers compares those of several workers."""
+
+import pytest
+import torch
+
+from job.engine.replicas import digest
+
+ODD = 7  # numbers: those of 16 bits are no whole number of 32-bit words
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+def test_a_digest_shows_each_changed_number_and_two_exchanged(dtype):
+    value = torch.arange(1, ODD + 1).to(dtype)
+    others = [value.clone() for _ in range(ODD)]
+    for place, other in enumerate(others):
+        other[place] = 100
+    others.append(value.flip(0))
+    found = {digest(each).item() for each in (value, *others)}
+    assert len(found) == ODD + 2
+
+
+def test_a_digest_does_not_depend_on_strides():
+    value = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(digest(value), digest(value.to(memory_format=torch.channels_last)))
