@@ -74,6 +74,8 @@ def build(config: Config, run: Run) -> Training:
     trained = nn.ModuleDict({framework.name: framework.module, DISTILLING: distilling})
     trained.to(run.device).train()
     comm.broadcast_(trained.state_dict())
+    if run.device.type == "cuda":  # after the broadcast, which takes contiguous tensors only
+        trained.to(memory_format=torch.channels_last)
 
     if config.compile:
         compile_networks(run, *compiled)

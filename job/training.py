@@ -111,15 +111,16 @@ class Training:
     def content(self, position: Position, own: torch.Tensor | None) -> dict:
         """Return a checkpoint's content. own: the workers' running statistics (N, D), within an epoch."""
         modules = self.distillation.modules()
+        optimizer = self.optimizer.state_dict()
         return {
             "epoch": position.epoch,
             "arch": self.config.arch,
-            "state_dict": {f"module.{key}": value for key, value in self.framework.module.state_dict().items()},
-            "optimizer": self.optimizer.state_dict(),
+            "state_dict": {f"module.{key}": value for key, value in contiguous(self.framework.module.state_dict()).items()},
+            "optimizer": optimizer | {"state": {n: contiguous(dict(each)) for n, each in optimizer["state"].items()}},
             "step": position.step,
             "steps": self.run.count.at(*position),
             "mgd": {},
-            **{name: module.state_dict() for name, module in modules.items()},
+            **{name: contiguous(module.state_dict()) for name, module in modules.items()},
             "teacher": self.distillation.digest,
             "bad_images": sorted(self.run.bad_images),
             "config": dataclasses.asdict(self.config),
@@ -128,3 +129,11 @@ class Training:
             "order": self.order(position.epoch),
             "statistics": own,
         }
+
+
+def contiguous(state: dict) -> dict:
+    """Make the tensors of a state contiguous, as other programs expect them; return the state."""
+    for name, value in state.items():
+        if torch.is_tensor(value):
+            state[name] = value.contiguous()
+    return state

@@ -3,6 +3,7 @@
 Horovod's own optimizer fuses what happens to be ready, and a ring adds in an order set by where a value lies in the
 fused buffer: from four workers on, the same run ends in other bytes each time. Here every gradient has a fixed place
 in one of a few contiguous buckets, and Horovod sums a bucket where it lies, with nothing copied in or out.
+A gradient has its parameter's strides, those of channels last on a GPU.
 """
 
 import functools
@@ -40,9 +41,8 @@ class Bucket:
         if not self.views:
             sizes = [value.numel() for value in self.parameters]
             self.flat = value.grad.new_empty(sum(sizes))
-            self.views = {
-                value: place.view_as(value) for value, place in zip(self.parameters, self.flat.split(sizes), strict=True)
-            }
+            places = zip(self.parameters, self.flat.split(sizes), strict=True)
+            self.views = {value: part.as_strided(value.shape, value.stride()) for value, part in places}
         if self.came < len(self.parameters):  # the first backward pass of a step
             torch.mul(value.grad, scale, out=self.views[value])
         else:

@@ -111,5 +111,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict, config: Common
             f"--resume {config.resume}: the checkpoint does not fit the trained parameters: {error}. "
             "Freeze the same parameters as before, or start a new run with another --out"
         ) from None
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            like = torch.is_tensor(value) and value.shape == parameter.shape
+            if like and value.stride() != parameter.stride():  # the update needs equal ones
+                state[name] = torch.empty_like(parameter).copy_(value)
     for group in optimizer.param_groups:
         group.update(momentum=config.momentum, weight_decay=config.weight_decay)

@@ -595,3 +595,15 @@ def test_a_checkpoint_resumes_by_another_name_of_its_folder_as_a_container_may_h
     finally:
         unmount(name)
         unmount(folder)
+
+
+def test_momenta_get_the_strides_of_their_parameters():
+    """A checkpoint's are contiguous, parameters on a GPU are channels last."""
+    weight = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    before, now = (torch.nn.Parameter(weight.to(memory_format=each)) for each in (torch.contiguous_format, torch.channels_last))
+    one, other = (torch.optim.SGD([each], 0.1, momentum=0.9) for each in (before, now))
+    before.grad = weight.clone()
+    one.step()
+    load_optimizer(other, one.state_dict(), options())
+    found, expected = (each.state[each.param_groups[0]["params"][0]]["momentum_buffer"] for each in (other, one))
+    assert torch.equal(found, expected) and found.stride() == now.stride() != expected.stride()
