@@ -247,9 +247,11 @@ edit horovod/common/ops/cuda/CMakeLists.txt 's/set(CMAKE_CUDA_STANDARD 11)/set(C
 edit CMakeLists.txt 's/^set(CMAKE_CXX_EXTENSIONS OFF)/&\nset(CMAKE_SKIP_RPATH ON)/' 'SKIP_RPATH ON'
 
 # The release waits for a collective by spinning on sched_yield, which takes the cores from whatever shares them:
-# on 2 cores, four workers spent more time on that than on training. A short sleep leaves them free.
-edit horovod/torch/mpi_ops_v2.cc \
-    's/std::this_thread::yield();/std::this_thread::sleep_for(std::chrono::microseconds(50));/' 'microseconds(50)'
+# on 2 cores, four workers spent more time on that than on training. A short sleep leaves them free. Workers on GPUs,
+# for which job/cluster/launch.py sets this variable, have cores to spare and wait for single messages only.
+pause='std::getenv("HOROVOD_ENABLE_ASYNC_COMPLETION") ? std::this_thread::yield() :'
+pause+=' std::this_thread::sleep_for(std::chrono::microseconds(50));'
+edit horovod/torch/mpi_ops_v2.cc "s/std::this_thread::yield();/$pause/" 'microseconds(50)'
 
 # The release looks for work once a cycle: what comes just after a look waits for the next, and looking often takes the
 # cores that train. Here work that comes ends the sleep.
