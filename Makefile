@@ -12,7 +12,7 @@ FORM ?= small
 FUZZ_SECONDS ?= 60
 KILLS ?= 50
 MAIN_JOB := $(addprefix tests/slurm/test_main_job.py::test_main_job,[docker] [podman])
-TESTS := $(addprefix tests/,unit runs campaigns/bench campaigns/peer campaigns/soak)
+TESTS := $(addprefix tests/,unit pretended runs campaigns/bench campaigns/peer campaigns/soak)
 SHELL := /bin/bash
 .SHELLFLAGS := -eo pipefail -c
 .DELETE_ON_ERROR:

@@ -1,0 +1,340 @@
+"""A GPU that is only pretended: tensors in CPU memory that say they are on cuda:0.
+
+Each operation checks what CUDA would refuse: tensors of two devices, and dtypes that have no kernel.
+Stalls are counted: at a stall the host waits for the device. Speed, streams and kernels are not pretended.
+"""
+
+import collections
+import contextlib
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from job.data.augment import row_constants
+
+ROOT = os.path.join(Path(__file__).parents[2], "")
+OURS = tuple(os.path.join(ROOT, package, "") for package in ("job", "mgd", "moco"))
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+# Operations without CUDA kernels for whole numbers.
+FLOATS = {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "convolution", "native_batch_norm"}
+FLOATS |= {"avg_pool2d", "_softmax", "_log_softmax", "_upsample_bilinear2d_aa", "upsample_bilinear2d"}
+FLOATS |= {"linalg_eigh", "_linalg_eigh", "reflection_pad2d", "grid_sampler_2d"}
+# Operations whose result has a size, or a Python number, that depends on values.
+DATA_DEPENDENT = {"_local_scalar_dense", "equal", "nonzero", "masked_select", "is_nonzero"}
+DATA_DEPENDENT |= {"_unique2", "unique_dim", "unique_consecutive", "bincount"}
+COPIES = {"_to_copy", "copy_", "set_"}
+INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
+
+
+def place() -> str:
+    """Return the innermost line of this project's code, as `job/train.py:150`."""
+    frame = sys._getframe()
+    while frame and not frame.f_code.co_filename.startswith(OURS):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename.removeprefix(ROOT)}:{frame.f_lineno}" if frame else "elsewhere"
+
+
+class Found:
+    """Problems and stalls, a line each with its place.
+
+    problems: what CUDA or NCCL would refuse. copies: blocking copies. waits: blocking collectives.
+    """
+
+    def __init__(self):
+        self.problems: set[str] = set()
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the stalls."""
+        self.copies: collections.Counter[str] = collections.Counter()
+        self.waits: collections.Counter[str] = collections.Counter()
+
+    def problem(self, text: str) -> None:
+        """Note a problem."""
+        self.problems.add(f"{place()}: {text}")
+
+    def copy(self, text: str) -> None:
+        """Count a blocking copy."""
+        self.copies[f"{place()}: {text}"] += 1
+
+    def wait(self, text: str) -> None:
+        """Count a blocking collective."""
+        self.waits[f"{place()}: {text}"] += 1
+
+
+found = Found()
+
+
+class Pretended(torch.Tensor):
+    """A tensor that says it is on cuda:0, around one in CPU memory.
+
+    Methods that leave the device count as stalls. torch's own code takes it for a tensor of the CPU.
+    """
+
+    held: torch.Tensor  # in CPU memory
+
+    @staticmethod
+    def __new__(cls, real: torch.Tensor):
+        assert not isinstance(real, Pretended)
+        made = torch.Tensor._make_wrapper_subclass(
+            cls,
+            real.size(),
+            strides=real.stride(),
+            storage_offset=real.storage_offset(),
+            dtype=real.dtype,
+            requires_grad=real.requires_grad,
+        )
+        made.held = real
+        return made
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+    device = property(lambda self: CUDA)
+    is_cuda = property(lambda self: True)
+    is_cpu = property(lambda self: False)
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return operate(func, args, kwargs or {})
+
+    def __repr__(self):
+        return f"Pretended({self.held!r})"
+
+    def numpy(self, *args, **kwargs):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    __array__ = numpy
+
+    def cpu(self, *args, **kwargs):
+        return self.to(CPU)
+
+    def tolist(self):
+        found.copy("tolist")
+        return self.held.tolist()
+
+    def to(self, *args, **kwargs):
+        words = [kwargs.pop("device", None), *args]
+        where = next((each for each in words if isinstance(each, str | torch.device)), None)
+        if where is not None and torch.device(where).type == "cpu":
+            if not kwargs.get("non_blocking"):
+                found.copy("copy to the CPU")
+            args = [each for each in args if not isinstance(each, str | torch.device)]
+            kwargs.pop("non_blocking", None)
+            real = self.held.detach().clone()
+            return real.to(*args, **kwargs) if args or kwargs else real
+        args = [each for each in args if not isinstance(each, str | torch.device)]
+        return super().to(*args, **kwargs) if args or kwargs else self
+
+    def __deepcopy__(self, memo):
+        if id(self) not in memo:
+            copied = Pretended(self.held.detach().clone())
+            parameter = isinstance(self, torch.nn.Parameter)
+            memo[id(self)] = torch.nn.Parameter(copied, self.requires_grad) if parameter else copied
+        return memo[id(self)]
+
+    def __reduce_ex__(self, protocol):
+        found.copy("saved")
+        return self.held.detach().__reduce_ex__(protocol)
+
+
+def mapped(kind: type, change: Callable[[Any], Any], value: Any) -> Any:
+    """Return a value with a changed tensor in place of each of a kind."""
+    if isinstance(value, kind):
+        return change(value)
+    if isinstance(value, list | tuple):
+        return type(value)(mapped(kind, change, each) for each in value)
+    return value
+
+
+def tensors_in(values: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in values, and in lists of them."""
+    for each in values:
+        if isinstance(each, torch.Tensor):
+            yield each
+        elif isinstance(each, list | tuple):
+            yield from tensors_in(each)
+
+
+@functools.cache
+def described(func: Any) -> tuple[str, list[tuple[int, str]]]:
+    """Return an operation's name, and the number and name of each argument that it changes."""
+    schema = func._schema
+    arguments = enumerate(schema.arguments)
+    changed = [(n, each.name) for n, each in arguments if each.alias_info and each.alias_info.is_write]
+    return schema.name.removeprefix("aten::"), changed
+
+
+def in_backward_pass() -> bool:
+    """Return whether torch's engine computes gradients."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def operate(func: Any, args: tuple, kwargs: dict) -> Any:
+    """Compute an operation on the CPU; check it, and count its stalls, as if on the device."""
+    name, changed = described(func)
+    tensors = [*tensors_in(args), *tensors_in(kwargs.values())]
+    held = [each for each in tensors if isinstance(each, Pretended)]
+    device, on_device = kwargs.get("device"), bool(held)
+    if device is not None:
+        # torch's own code takes a pretended tensor for one of the CPU, and names that device for
+        # copies and gradients of it. Python's .cpu() and .to("cpu") do not come here.
+        of_torch = name == "_to_copy" or in_backward_pass()
+        on_device = torch.device(device).type == "cuda" or (of_torch and len(held) == len(tensors))
+        kwargs = kwargs | {"device": CPU}
+    if "pin_memory" in kwargs:
+        kwargs = kwargs | {"pin_memory": False}
+    if on_device:
+        check(name, args, kwargs, tensors, held)
+    own = [mapped(Pretended, lambda each: each.held, each) for each in args]
+    result = func(*own, **{key: mapped(Pretended, lambda each: each.held, each) for key, each in kwargs.items()})
+    # Arguments that an operation has changed are those given, not new ones.
+    given = [args[n] if n < len(args) else kwargs.get(key) for n, key in changed]
+    same = {id(getattr(each, "held", each)): each for each in tensors_in(given)}
+
+    def named(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) in same:
+            return same[id(tensor)]
+        return Pretended(tensor) if on_device else tensor
+
+    return mapped(torch.Tensor, named, result)
+
+
+def check(name: str, args: tuple, kwargs: dict, tensors: list, held: list) -> None:
+    """Note what CUDA would refuse of an operation, and count its stalls."""
+    others = [each for each in tensors if not isinstance(each, Pretended)]
+    if name in COPIES:
+        non_blocking = kwargs.get("non_blocking") or (name == "copy_" and args[2:3] == (True,))
+        source = args[1] if name == "copy_" else args[0]
+        if others and not (non_blocking and is_pinned(source)):
+            found.copy("copy to the device" if others[0] is source else "copy to the CPU")
+        return
+    if name in DATA_DEPENDENT:
+        found.copy(name)
+    if name in INDEXING and held:
+        indices = [each for each in args[1] if isinstance(each, torch.Tensor)]
+        for index in indices:
+            if not isinstance(index, Pretended) and index.dim():
+                found.copy("an index from the CPU")
+            if index.dtype in (torch.bool, torch.uint8):
+                found.copy("an index by truth values")
+        if not isinstance(args[0], Pretended):
+            found.problem(f"{name}: a tensor of the CPU, indexed by one of the device")
+            return
+        others = [each for each in others if not any(each is index for index in indices)]
+    if held and any(each.dim() for each in others):
+        shapes = [tuple(each.shape) for each in others]
+        found.problem(f"{name}: tensors of two devices; those of the CPU are {shapes}")
+    base = name.removesuffix("_backward")
+    if base in FLOATS and any(not each.is_floating_point() for each in held[:1]):
+        found.problem(f"{name}: no kernel for {held[0].dtype}")
+    generator = kwargs.get("generator")
+    if generator is not None and generator._cdata not in Generator.on_gpu:
+        found.problem(f"{name}: a generator of the CPU for a tensor of the device")
+
+
+class Mode(TorchDispatchMode):
+    """All operations, those that only make tensors too."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return operate(func, args, kwargs or {})
+
+
+class Generator(torch.Generator):
+    """A generator that says it is on the device for which it is made.
+
+    on_gpu: those of the GPU, by the address that an operation's argument has.
+    """
+
+    on_gpu: dict[int, torch.Generator] = {}
+
+    def __new__(cls, device: Any = "cpu"):
+        made = super().__new__(cls)
+        if torch.device(device).type == "cuda":
+            cls.on_gpu[made._cdata] = made
+        return made
+
+    @property
+    def device(self) -> torch.device:
+        """The device for which it is made."""
+        return CUDA if self._cdata in self.on_gpu else CPU
+
+
+pinned: dict[int, torch.UntypedStorage] = {}  # storages, which stay, by address
+
+
+def pin(tensor: torch.Tensor, device: Any = None) -> torch.Tensor:
+    """Return a copy in page-locked memory."""
+    assert not isinstance(tensor, Pretended)
+    copied = tensor.clone()
+    pinned[copied.untyped_storage().data_ptr()] = copied.untyped_storage()
+    return copied
+
+
+def is_pinned(tensor: torch.Tensor, device: Any = None) -> bool:
+    """Return whether a tensor lies in page-locked memory."""
+    return not isinstance(tensor, Pretended) and tensor.untyped_storage().data_ptr() in pinned
+
+
+class Autocast(torch.autocast):
+    """The CPU's, which torch applies to pretended tensors."""
+
+    def __init__(self, device_type: str, *args: Any, **kwargs: Any):
+        super().__init__("cpu", *args, **kwargs)
+
+
+def placed(make: Callable) -> Callable:
+    """Return `torch.tensor` or `torch.as_tensor`, which would start CUDA in C++."""
+
+    def tensor(data: Any, *args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
+        made = data.to(**kwargs) if isinstance(data, Pretended) else make(data, *args, **kwargs)
+        return made if device is None else made.to(device)
+
+    return tensor
+
+
+CUDA_FUNCTIONS = {
+    "is_available": lambda: True,
+    "device_count": lambda: 1,
+    "current_device": lambda: 0,
+    "set_device": lambda index: None,
+    "get_device_name": lambda index=0: "a pretended GPU",
+    "get_device_properties": lambda index=0: SimpleNamespace(uuid="pretended"),
+    "_lazy_init": lambda: None,
+}
+
+
+@contextlib.contextmanager
+def pretended() -> Iterator[Found]:
+    """Let torch have a pretended GPU; yield what is found, without what was found before."""
+    found.problems.clear()
+    found.clear()
+    convert = torch.__future__.get_overwrite_module_params_on_conversion()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, function in CUDA_FUNCTIONS.items():
+            patch.setattr(torch.cuda, name, function)
+        patch.setattr(torch.cuda.nccl, "version", lambda: (2, 30, 7))
+        patch.setattr(torch.accelerator, "is_available", lambda: True)
+        patch.setattr(torch.accelerator, "current_accelerator", lambda *_: torch.device("cuda"))
+        patch.setattr(torch, "autocast", Autocast)
+        patch.setattr(torch, "Generator", Generator)
+        patch.setattr(torch, "tensor", placed(torch.tensor))
+        patch.setattr(torch, "as_tensor", placed(torch.as_tensor))
+        patch.setattr(torch.Tensor, "pin_memory", pin)
+        patch.setattr(torch.Tensor, "is_pinned", is_pinned)
+        torch.__future__.set_overwrite_module_params_on_conversion(True)
+        try:
+            with Mode():
+                yield found
+        finally:
+            torch.__future__.set_overwrite_module_params_on_conversion(convert)
+            pinned.clear()
+            Generator.on_gpu.clear()
+            row_constants.cache_clear()
