@@ -1,0 +1,72 @@
+"""The README's costs and commands of full runs are those of the program."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import cost
+from job.config import Config, LinearConfig, read_config
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+SECTION = README.split("### What a run costs\n")[1].split("\n### ")[0]
+CONFIGS = {"train": Config, "linear": LinearConfig}
+
+
+def commands():
+    """The section's commands, each as its words."""
+    text = SECTION.replace("\\\n", " ")
+    return [line.split() for line in text.splitlines() if line.startswith("    ")]
+
+
+def test_the_table_is_the_script_s():
+    lines = [line for line in SECTION.splitlines() if line.startswith("| ")][1:]
+    assert lines == [f"| {' | '.join(row)} |" for row in cost.rows(cost.RATE)]
+
+
+def test_the_recipe_of_which_the_rate_is_assumed_takes_34_hours():
+    config = read_config(["DIR", "--config", "imagenet"])
+    assert round(cost.hours(config, 1.0, 1.0, 2100)) == 34
+
+
+def test_the_cost_of_passes_follows_views_and_networks():
+    def work(words):
+        return cost.passes(read_config(["DIR", *words.split()]), 1.0, 10.0)
+
+    teacher = "--teacher FILE"
+    assert work("") == {"student": 3, "keys": 1}
+    assert work(teacher) == {"student": 3, "keys": 1, "teacher": 10}
+    assert work(f"--distill disco {teacher}") == {"student": 6, "keys": 1, "teacher": 20}
+    assert work("--framework simsiam") == {"student": 6}
+    assert work(f"--framework simsiam {teacher}") == {"student": 6, "teacher": 20}
+    assert work(f"--framework simsiam --mgd-views 1 {teacher}")["teacher"] == 10
+    none = f"--framework none --distill similarity {teacher}"
+    assert work(none) == {"student": 3, "teacher": 10}
+    assert work(f"{none} --similarity compress") == {"student": 3, "teacher": 10, "copy": 1}
+
+
+@pytest.mark.parametrize("words", commands(), ids=lambda words: words[0])
+def test_a_command_has_known_options(words):
+    if words[0] == "horovodrun":
+        program = words[words.index("-m") + 1].removeprefix("job.")
+        given = words[words.index("-m") + 2 :]
+    else:
+        [place] = [n for n, word in enumerate(words) if word.endswith(".sbatch")]
+        program, given = Path(words[place]).stem, ["DIR", *words[place + 1 :]]
+        script = (ROOT / words[place]).read_text()
+        own = dict(word.split("=", 1) for word in words[1:place])
+        assert own.keys() <= set(re.findall(r"^#SBATCH (--[\w-]+)=", script, re.MULTILINE))
+        names = [pair.split("=")[0] for pair in own["--export"].split(",") if "=" in pair]
+        assert all(f'"${{{name}' in script for name in names)
+        if program == "train":
+            given[1:1] = ["--config", "imagenet"]
+    config = read_config(given, f"job.{program}", CONFIGS[program])
+    nodes = 4 if "--nodes=4" in words else 1
+    assert config.batch_size % (8 * nodes) == 0 and config.precision == "bf16"
+    if program == "train":
+        assert config.lr / config.batch_size == pytest.approx(0.03 / 256)
+
+
+def test_the_section_has_commands_for_a_host_and_for_four_nodes():
+    assert [words[0] for words in commands()] == ["horovodrun"] * 2 + ["sbatch"] * 2
