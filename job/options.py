@@ -22,6 +22,7 @@ MORE_DATA = "further folders or text files, whose images are added to those of D
 LOG_TO = "wandb, mlflow, or module:name of your own callback (see README): where else the curves go"
 # Names of --log-to, in addition to the user's own.
 TRACKERS = {"wandb": "job.metrics.wandb:WandB", "mlflow": "job.metrics.mlflow:MLflow"}
+DETERMINISTIC = "on GPUs: only kernels and sums that give the same bytes each time (see README)"
 LOADERS = "data loading processes of each worker (-1: as many as it has cores; 0: none)"
 
 
@@ -68,6 +69,7 @@ class StepOptions:
     momentum: float = option(0.9, "momentum of SGD", at_least=0.0, below=1.0)
     weight_decay: float = option(1e-4, "weight decay", "--wd", at_least=0.0)
     precision: str = option("float32", "bf16: autocast, where the hardware has it (see README)", choices=("float32", "bf16"))
+    deterministic: bool = option(False, DETERMINISTIC)
     seed: int = option(0, "all random numbers follow from it", at_least=0, below=2**63)
 
 

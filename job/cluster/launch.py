@@ -16,7 +16,17 @@ from typing import Any, NoReturn
 import torch
 
 from job import output
-from job.cluster import comm, device_errors, gpus, nccl, objects, same_start, slurm, sockets
+from job.cluster import (
+    comm,
+    deterministic,
+    device_errors,
+    gpus,
+    nccl,
+    objects,
+    same_start,
+    slurm,
+    sockets,
+)
 from job.cluster.children import end_children
 from job.cluster.stop import in_main_thread
 from job.cluster.watchdog import Watchdog, raised_at
@@ -55,6 +65,7 @@ def start(options: Mapping[str, Any]) -> torch.device:
     whole run by itself, and write over the others' files. Or the workers differ
     (job/cluster/same_start.py), or one of them has a GPU that it cannot use (job/cluster/gpus.py).
     """
+    deterministic.prepare(options)
     # Gradients are summed in buckets of a fixed order (job/engine/gradients.py): a bucket that fuses with whatever else is
     # ready adds in an order set by timing, and from four workers on the bytes of a run would depend on it.
     os.environ["HOROVOD_FUSION_THRESHOLD"] = "0"
@@ -82,7 +93,9 @@ def start(options: Mapping[str, Any]) -> torch.device:
     same_start.check(options, node(), on_cpu=not (problem or torch.cuda.is_available()))
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(cores())
-    return own_device(problem)
+    device = own_device(problem)
+    deterministic.apply(options, device)
+    return device
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from job.cluster.memory import free_as_usual, give_back
 from job.cluster.stop import SIGNALS, in_main_thread
 from job.data.fork_server import stop_fork_server
 
-VARIABLES = ("HOROVOD_", "MGD_", "NCCL_")  # begin the names of variables that a start sets
+VARIABLES = ("HOROVOD_", "MGD_", "NCCL_", "CUBLAS_")  # begin the names of those that a start sets
 CUDNN = ("deterministic", "benchmark")
 
 
@@ -101,6 +101,7 @@ SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], object]]] = [
     (torch.get_num_threads, torch.set_num_threads),
     (torch.get_default_dtype, torch.set_default_dtype),
     (read_flags, write_flags),
+    (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
     (cv2.getNumThreads, cv2.setNumThreads),
     (read_path, write_path),
     (read_start_method, write_start_method),

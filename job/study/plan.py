@@ -32,6 +32,8 @@ from job.study.form import (
 STILL = {"lr": 0.0, "epochs": 1, "warmup_epochs": 0}
 PLACES = WITHOUT_EFFECT | FILES | {"keep", "save_every", "knn_every", "max_bad_images"}  # what no result depends on
 
+LATER = ("knn_k", "deterministic")  # options that were added, off by default
+
 METHOD = [f for f in dataclasses.fields(MethodOptions) if f.name in ("framework", "distill")]
 
 
@@ -63,8 +65,9 @@ class Unit:
         for program, config in configs.items():
             values = dataclasses.asdict(config).items()
             found[program] = {name: value for name, value in values if name not in unused}
-            if not found[program]["knn_k"]:
-                del found[program]["knn_k"]  # a record of a study from before there was the option remains valid
+            for name in LATER:
+                if not found[program][name]:
+                    del found[program][name]  # records from before the option remain valid
         return found
 
     def config(self, train: dict[str, Any]) -> Config:

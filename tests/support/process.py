@@ -43,6 +43,7 @@ def state():
         "root logger": (logging.root.level, list(logging.root.handlers)),
         "threads": (torch.get_num_threads(), torch.get_num_interop_threads(), cv2.getNumThreads()),
         "flags": (cudnn.deterministic, cudnn.benchmark, torch.get_default_dtype()),
+        "deterministic": torch.get_deterministic_debug_mode(),
         "precision": (torch.get_float32_matmul_precision(), cudnn.allow_tf32),
         "modes": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
         "random": (torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()),

@@ -119,6 +119,7 @@ FLAGS = [
     ("--precision bf16", "precision", "bf16"),
     ("--compile", "compile", True),
     ("--fp16-allreduce", "fp16_allreduce", True),
+    ("--deterministic", "deterministic", True),
     ("-p 5", "print_freq", 5),
     ("--tensorboard", "tensorboard", True),
     ("--log-to wandb", "log_to", ["wandb"]),

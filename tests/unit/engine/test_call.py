@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from job import cli
+from job.cluster.deterministic import apply, prepare
 from job.cluster.memory import keep_freed_memory
 from job.cluster.stop import SIGNALS, Stopped
 from job.config import Config, LinearConfig
@@ -59,6 +60,8 @@ def test_the_process_is_as_before(run, end, monkeypatch):
                     torch.nn.Linear(2, 2).weight.sum().backward()
                     assert torch.rand(1).dtype == torch.float32
                     torch.backends.cudnn.deterministic = True
+                    apply({"deterministic": True}, torch.device("cuda"))
+                    prepare({"deterministic": True})
                     os.environ["HOROVOD_CYCLE_TIME"] = os.environ["MGD_NEW"] = "1"
                     gc.freeze()
                     prepare_process()

@@ -1,0 +1,50 @@
+"""The same bytes on GPUs each time (--deterministic): what CUDA and NCCL must know before they start.
+
+cuDNN's deterministic algorithms are always chosen (job/cluster/launch.py). This adds torch's, and
+fixes cuBLAS's workspace and NCCL's order of summation. Nothing here changes anything on a CPU.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from job.errors import RunError
+
+# Variable: its accepted values, of which the first is set. Sources: NVIDIA, cuBLAS, "Results
+# reproducibility"; NCCL, "Environment variables". NCCL chooses algorithm and protocol by size and
+# network, and each adds in another order.
+VARIABLES = {
+    "CUBLAS_WORKSPACE_CONFIG": (":4096:8", ":16:8"),
+    "NCCL_ALGO": ("Ring",),
+    "NCCL_PROTO": ("Simple",),
+}
+
+
+def prepare(options: Mapping[str, Any]) -> None:
+    """Set the variables, if the options ask for it, before CUDA and NCCL start.
+
+    RunError: a variable has another value, or CUDA has started without them.
+    """
+    if not options.get("deterministic"):
+        return
+    for name, accepted in VARIABLES.items():
+        value = os.environ.get(name, "")
+        if value and value not in accepted:
+            expected = f"--deterministic expects {' or '.join(accepted)}"
+            raise RunError(f"{name}={value}: {expected}. Unset {name}, or leave --deterministic out")
+        if not value and torch.cuda.is_initialized():
+            late = "CUDA has started without it, and --deterministic needs it"
+            raise RunError(f"{name}: {late}. Set {name}={accepted[0]} before the script starts")
+        os.environ[name] = value or accepted[0]
+
+
+def apply(options: Mapping[str, Any], device: torch.device) -> None:
+    """Let torch use deterministic algorithms only, if the options ask for it and the device is a GPU.
+
+    An operation that has none then raises an error.
+    """
+    if options.get("deterministic") and device.type == "cuda":
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True)
