@@ -21,17 +21,21 @@ import horovod.torch as hvd
 import torch
 
 import report
+import scale
 import setting
 from breakdown import KINDS
 from turns import Job, launch
 
 HERE = Path(__file__).parent
 GPU_BATCH, GPU_STEPS = 128, 20  # images a GPU; steps a turn
+QUICK_BATCH, QUICK_STEPS = 8, 2  # the same with --quick
+# The bare passes beside `bf16_compiled` are those of networks that are not compiled.
 GPU_WAYS = {
     "float32": (),
     "bf16": ("--precision", "bf16"),
     "float32_device_views": ("--augment-on", "device"),
     "bf16_device_views": ("--precision", "bf16", "--augment-on", "device"),
+    "bf16_compiled": ("--precision", "bf16", "--augment-on", "device", "--compile"),
 }
 
 
@@ -104,6 +108,16 @@ def traffic(bench: Bench) -> dict:
         "shuffle_bytes_over_float": max(over_float),
         "shuffle_bytes_over_baseline_4": figures["shuffle_bytes_4"] / figures["shuffle_baseline_bytes_4"],
     }
+
+
+def hops(bench: Bench) -> dict:
+    """Seconds of a small collective by Gloo with one worker, two and four, and of a hop."""
+    options, figures = ("--repeats", 50 if bench.quick else 500), {}
+    for N in (1, 2, 4):
+        figures |= bench.part("hops.py", *options, workers=N)
+    fixed = figures["hop_collective_1_s"]
+    found = {N: scale.hop(N, figures[f"hop_collective_{N}_s"], fixed) for N in (2, 4)}
+    return figures | {"hop_s": found[2], "hop_of_4_s": found[4], "hop_fixed_s": fixed}
 
 
 def matching(bench: Bench) -> dict:
@@ -179,30 +193,49 @@ def scaling(bench: Bench) -> dict:
 
 
 def gpu(bench: Bench) -> dict:
-    """On GPUs, one worker each, with loader processes: steps in float32 and bf16, and with views made on the GPU."""
-    workers, figures = torch.cuda.device_count(), {}
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(workers))))
+    """On GPUs, one worker each, with loader processes: steps in float32 and bf16, and more.
+
+    Each way's figures are printed when they are found. Without a GPU, --quick tries the part on the
+    CPU with tiny batches, and compiles nothing.
+    """
+    there = torch.cuda.is_available()
+    workers, figures = max(1, torch.cuda.device_count()), {}
+    batch, steps = (QUICK_BATCH, QUICK_STEPS) if bench.quick else (GPU_BATCH, GPU_STEPS)
+    every = ",".join(map(str, range(workers))) if there else ""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", every)
     many = bench.folder / "many"
-    setting.write_photos(many, 4 * GPU_BATCH * workers)
+    setting.write_photos(many, 4 * batch * workers)
     setting.write_teacher(many)
-    options = ("--batch", GPU_BATCH * workers, "--steps", GPU_STEPS, "--passes", "--loaders", -1)
-    for name, more in GPU_WAYS.items():
+    options = ("--batch", batch * workers, "--steps", steps, "--passes", "--loaders", -1)
+    ways = {name: more for name, more in GPU_WAYS.items() if there or "--compile" not in more}
+    for name, more in ways.items():
         with bench.job(workers, "ours", *options, *more, photos=many, CUDA_VISIBLE_DEVICES=visible) as job:
             job.turn()
             turns = [job.turn() for _ in range(bench.turns)]
         took = series(turns, "step")
-        figures |= {
-            f"gpu_{name}_images_per_s": GPU_BATCH * workers / statistics.median(took),
-            f"gpu_{name}_seconds_per_image": statistics.median(series(turns, "bare")) / GPU_BATCH,
+        found = {
+            f"gpu_{name}_images_per_s": batch * workers / statistics.median(took),
+            f"gpu_{name}_seconds_per_image": statistics.median(series(turns, "bare")) / batch,
             f"gpu_{name}_step_over_passes": setting.ratio(took, series(turns, "bare")),
             f"gpu_{name}_share_data_wait": setting.ratio(series(turns, "data_wait"), took),
             f"gpu_{name}_memory_bytes": max(mean(turn, "memory") for turn in turns),
         }
+        print(f"  {json.dumps(found)}", file=sys.stderr, flush=True)
+        figures |= found
     return figures
 
 
-ALL = (views, scanning, features, traffic, matching, step, sync_norm, methods, scaling, gpu)
+ALL = (views, scanning, features, traffic, hops, matching, step, sync_norm, methods, scaling, gpu)
 PARTS = {part.__name__: part for part in ALL}
+
+
+def no_gpu() -> str:
+    """Return why steps on GPUs cannot be measured; "" if they can."""
+    if not torch.cuda.is_available():
+        return "no GPU here; expected one. Use --quick to try the part on the CPU"
+    if torch.cuda.device_count() > 1 and not hvd.nccl_built():
+        return "Horovod has no NCCL; expected it for several GPUs. Build Horovod again"
+    return ""
 
 
 def main() -> None:
@@ -215,7 +248,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), options.quick)
         for name in options.only:
-            if name == "gpu" and not (torch.cuda.is_available() and hvd.nccl_built()):
+            alone = options.only == ["gpu"]
+            if name == "gpu" and not (alone and options.quick) and (reason := no_gpu()):
+                if alone:
+                    sys.exit(f"error: --only gpu: {reason}")
                 continue
             begun = time.perf_counter()
             print(f"{name}: {PARTS[name].__doc__.splitlines()[0]}", file=sys.stderr, flush=True)

@@ -4,10 +4,15 @@ python tests/campaigns/bench/scale.py [options]. Bytes are those that a worker r
 then its bytes over the bandwidth and a latency for each message of the rings: as if nothing overlapped, which makes both ways
 look slower than they are, and the one that sends more the most. Images are read meanwhile by loader processes; what the
 storage must give is a column. The constants are options; what results/latest.json has measured is taken from there.
+
+The last table has the waits for small messages alone, which bandwidth does not explain. A hop of
+Gloo was measured between workers of one machine; between nodes it is longer by the network's
+latency (--hop). NCCL's numbers are assumptions, as no GPU was there.
 """
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 WORKERS = [2**power for power in range(3, 11)]
@@ -16,6 +21,13 @@ PARAMETERS = 11_506_752  # trained: ResNet-18 with MoCo v2's head, and the disti
 FLOAT, INTEGER = 4, 8  # bytes
 BUCKETS = 6  # gradients are summed in so many parts: of ResNet-18, by job/engine/gradients.py
 COLLECTIVES = {"all": 96, "heads": 16}  # a step of SimSiam's ResNet-18, by --sync-bn
+HOPS = LATEST.with_name("2026-11-29-x86_64-2cores-hops.json")  # measured by the bench's part `hops`
+# A step's collectives: key images, keys, buckets of gradients, scalars. The key images travel
+# during the teacher's pass, and all buckets except the last during the backward pass. No pass hides
+# the other three.
+STEP, EXPOSED = BUCKETS + 3, 3
+WAITS = {"workers": 8, "Gloo all": 10, "exposed": 9, "NCCL all": 10, " exposed": 9, "bytes": 8}
+WAITS |= {"share": 8}
 COLUMNS = [(10, 1), (9, 2), (9, 3), (12, 3)] * 2 + [(10, 1), (11, 2)]  # width, places after the point
 
 
@@ -113,6 +125,55 @@ def norm_table(options) -> None:
         print(f"{N:8}" + "".join(f"{wait:9.3f}{wait / (step + wait):8.0%}" for wait in waits))
 
 
+def hop(N: int, seconds: float, alone: float) -> float:
+    """Return the seconds of a hop, of 4 (N - 1) in a small collective.
+
+    seconds: of the collective with N workers. alone: with one, which has no hops.
+    """
+    return max(0.0, (seconds - alone) / (4 * (N - 1)))
+
+
+def gloo_wait(N: int, collectives: int, options) -> float:
+    """Return the seconds of small collectives by Gloo: two rings of 2 (N - 1) hops each."""
+    return collectives * (options.fixed + 4 * (N - 1) * options.hop)
+
+
+def nccl_wait(N: int, collectives: int, options) -> float:
+    """Return the seconds of small collectives by NCCL.
+
+    Horovod's ring of what is ready is Gloo's, of 2 (N - 1) hops. The data take a launch, and a tree
+    up and down: 2 log2(N) hops of NCCL.
+    """
+    ready = options.fixed + 2 * (N - 1) * options.hop
+    return collectives * (ready + options.nccl_launch + 2 * math.log2(N) * options.nccl_hop)
+
+
+def wait_table(options) -> None:
+    """Print what a step of MoCo waits for collectives, by Gloo and by NCCL."""
+    print(f"Small messages of a step of MoCo, ms: all {STEP} collectives, and {EXPOSED} that no")
+    print("pass hides. By Gloo on CPUs, by NCCL on GPUs; the last bucket's bytes by NCCL; their share")
+    print("of a step on GPUs")
+    print("".join(f"{title:>{width}}" for title, width in WAITS.items()))
+    for N in (8, 16, 32, 64):
+        print(wait_row(N, options))
+
+
+def wait_row(N: int, options) -> str:
+    """Return a line of the table of waits."""
+    counts = (STEP, EXPOSED)
+    waits = [wait(N, count, options) for wait in (gloo_wait, nccl_wait) for count in counts]
+    last = gradients(N, options.parameters) / BUCKETS / options.nccl_bandwidth
+    computing, exposed = options.images * options.gpu_seconds_per_image, waits[-1] + last
+    pairs = zip([*waits, last], [*WAITS.values()][1:], strict=False)
+    cells = "".join(f"{1e3 * value:{width}.2f}" for value, width in pairs)
+    return f"{N:8}{cells}{exposed / (computing + exposed):8.0%}"
+
+
+def measured_hop(found: dict) -> dict:
+    """Return the measured seconds of hops, of the newest results or of their first day."""
+    return found if "hop_s" in found else json.loads(HOPS.read_text())
+
+
 def measured_seconds(found: dict) -> tuple[float, str]:
     """Seconds that a worker computes for an image, and where they are from."""
     if "gpu_float32_seconds_per_image" in found:
@@ -134,6 +195,17 @@ def main() -> None:
     parser.add_argument("--seconds-per-image", type=float, default=per_image, help=f"of computing ({source})")
     parser.add_argument("--bandwidth", type=float, default=1.25e9, help="bytes/s that a worker receives; 10 Gbit/s")
     parser.add_argument("--latency", type=float, default=50e-6, help="seconds of a message")
+    hops = measured_hop(found)
+    given = {
+        "hop": (hops["hop_s"], "seconds of a hop of Gloo (measured)"),
+        "fixed": (hops["hop_fixed_s"], "seconds of a collective besides its hops (measured)"),
+        "nccl-launch": (20e-6, "seconds of a kernel's start (assumed)"),
+        "nccl-hop": (5e-6, "seconds of a hop between nodes (assumed: InfiniBand)"),
+        "nccl-bandwidth": (20e9, "bytes/s (assumed: 200 Gbit/s)"),
+        "gpu-seconds-per-image": (1 / 2100, "of computing (assumed: an A100 in bf16)"),
+    }
+    for name, (default, about) in given.items():
+        parser.add_argument(f"--{name}", type=float, default=default, help=about)
     options = parser.parse_args()
     if options.seconds_per_image != per_image:
         source = "given"
@@ -143,6 +215,9 @@ def main() -> None:
     table(options)
     print()
     norm_table(options)
+    took, fixed = 1e6 * options.hop, 1e6 * options.fixed
+    print(f"\nA hop of Gloo takes {took:.0f} us, and a collective {fixed:.0f} us besides.")
+    wait_table(options)
     if "traffic_images" in found:
         print(f"\ncounted in real runs, as {LATEST.name} has it:")
         compare(found)

@@ -40,7 +40,8 @@ class Ours:
         self.run, self.options = run, options
         config = setting.config(options.photos, options.batch, options.size, out=str(options.folder / "run"))
         loaders = launch.cores() if options.loaders < 0 else options.loaders
-        self.config = dataclasses.replace(config, precision=options.precision, workers=loaders, augment_on=options.augment_on)
+        given = {name: getattr(options, name) for name in ("precision", "augment_on", "compile")}
+        self.config = dataclasses.replace(config, workers=loaders, **given)
         self.training = build(self.config, run)
         run.begin(dataclasses.asdict(self.config), None, len(self.training.images), "")
         self.batches = self.training.batches(START)
@@ -91,8 +92,11 @@ class Passes:
         config, run = ours.config, ours.run
         B, device = run.share(config.batch_size), run.device
         self.autocast = functools.partial(run.autocast, config.precision)
-        self.student = with_features(build_resnet(config.arch, config.moco_dim, config.mlp), config.mgd_stages).to(device)
-        self.key = build_resnet(config.arch, config.moco_dim, config.mlp).to(device)
+        on_gpu = device.type == "cuda"  # which has the fastest kernels for channels last
+        layout = torch.channels_last if on_gpu else torch.preserve_format
+        place = {"device": device, "memory_format": layout}
+        net, key = (build_resnet(config.arch, config.moco_dim, config.mlp) for _ in range(2))
+        self.student, self.key = with_features(net, config.mgd_stages).to(**place), key.to(**place)
         self.teacher = ours.training.distillation.networks.teacher.net
         self.images = normalize(
             torch.randint(256, (B, 3, config.image_size, config.image_size), dtype=torch.uint8, device=device)
@@ -166,6 +170,7 @@ def main() -> None:
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--loaders", type=int, default=0, help="loader processes (-1: as many as a worker has cores)")
     parser.add_argument("--augment-on", default="cpu")
+    parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         setting.pin(options.core)

@@ -260,6 +260,39 @@ def test_the_share_of_synchronised_batch_norms_grows_with_the_workers(monkeypatc
     assert all(share_heads < share_all for _, _, share_all, _, share_heads in rows)
 
 
+def test_a_collective_has_two_rings_of_hops():
+    fixed, hop = 2e-4, 3e-5
+    for N in (2, 4):
+        assert scale.hop(N, fixed + 2 * 2 * (N - 1) * hop, fixed) == pytest.approx(hop)
+    assert scale.hop(2, 1e-4, 2e-4) == 0.0  # noise
+
+
+def test_gloo_s_waits_grow_with_the_workers_and_nccl_s_less(monkeypatch, capsys):
+    words = ["--seconds-per-image", "0.0025", "--hop", "1e-5", "--fixed", "1e-4"]
+    monkeypatch.setattr(sys, "argv", ["scale.py", *words])
+    scale.main()
+    lines = capsys.readouterr().out.split("Small messages")[1].splitlines()[4:8]
+    table = [[float(cell.rstrip("%")) for cell in line.split()] for line in lines]
+    assert [row[0] for row in table] == [8, 16, 32, 64]
+    collectives = scale.BUCKETS + 3  # key images, keys, scalars
+    assert table[0][1] == pytest.approx(1e3 * collectives * (1e-4 + 28e-5), abs=0.01)
+    for _, gloo, gloo_exposed, nccl, nccl_exposed, last, share in table:
+        assert nccl < gloo and gloo_exposed < gloo and nccl_exposed < nccl
+        step = 1e3 * 32 / 2100
+        waited = nccl_exposed + last
+        assert share == pytest.approx(100 * waited / (step + waited), abs=1)
+    for below, above in zip(table, table[1:], strict=False):
+        assert all(a < b for a, b in zip(below, above, strict=True))
+
+
+def test_the_part_of_gpus_alone_is_refused_without_one(monkeypatch, tmp_path):
+    monkeypatch.setattr(bench, "Bench", lambda folder, quick: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--only", "gpu"])
+    with pytest.raises(SystemExit, match="error: --only gpu: no GPU here"):
+        bench.main()
+
+
 def test_what_was_counted_stands_beside_the_model(monkeypatch, tmp_path, capsys):
     setting = {"images": 16, "size": 224, "dim": 128, "parameters": scale.PARAMETERS}
     found = {f"traffic_{name}": value for name, value in setting.items()}
