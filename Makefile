@@ -22,7 +22,7 @@ PINNED := --no-require-hashes -c docker/constraints.txt --build-constraint docke
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --only-binary :all: \
 	--no-annotate --custom-compile-command 'make lock' pyproject.toml
 
-.PHONY: help setup demo check test test-runs test-input test-faults test-fuzz test-slurm test-docker test-soak same bench bench-quick study lint lock clean other-python
+.PHONY: help setup demo check test test-runs test-input test-faults test-fuzz test-slurm test-docker test-soak test-gpu gpu gpu-carry same bench bench-quick study lint lock clean other-python
 
 help:
 	@echo 'make setup   install everything into $(VENV) (about 6 minutes the first time)'
@@ -36,6 +36,9 @@ help:
 	@echo 'make test-slurm   run jobs on a real SLURM of two nodes on this machine (about 16 minutes)'
 	@echo 'make test-docker  build the image, and run the job and SLURM jobs in it, by docker and podman (about 20 minutes the first time)'
 	@echo 'make test-soak MINUTES=120  train for so long, and see that memory, files, threads and step time stay as they are'
+	@echo 'make test-gpu  run the tests that need an NVIDIA GPU'
+	@echo 'make gpu     prove in 10 minutes, on one GPU, all that no CPU can; results in runs/gpu-DATE (GPU="--device cpu": a dry run)'
+	@echo 'make gpu-carry CARRY=DIR  fill a folder with what make gpu needs where no registry is reachable (tests/README.md)'
 	@echo 'make same OLD=COMMIT  train with the code of an older commit and with this one, and compare all bytes (about 4 minutes)'
 	@echo 'make study   see whether a matched student learns better features (about 4 hours; FORM=longer: more epochs; FORM=simsiam: about an hour; FORM=distillers: all distillers; FORM=distillers-long: in more epochs; FORM=full, distillers-full: on a GPU)'
 	@echo 'make bench   measure how fast all is, beside a plain baseline and the bare work (about 12 minutes)'
@@ -104,6 +107,17 @@ test-docker: $(READY)
 
 test-soak: $(READY)
 	@$(BIN)/python tests/campaigns/soak/soak.py --minutes $(or $(MINUTES),120)
+
+test-gpu: $(READY)
+	@PYTHONPATH=$(CURDIR) $(BIN)/python tests/gpu/no_gpu.py
+	@TEST_DEVICE=cuda $(BIN)/python -m pytest tests/gpu
+
+gpu: $(READY)
+	@$(BIN)/python tests/gpu/session.py $(GPU)
+
+gpu-carry: $(READY)
+	@$(if $(CARRY),,echo 'CARRY is missing; expected a folder, as in: make gpu-carry CARRY=carried' >&2; exit 2;) \
+	PYTHONPATH=$(CURDIR) $(BIN)/python tests/gpu/carry.py $(CARRY) $(CARRY_OPTIONS)
 
 same: $(READY)
 	@$(if $(OLD),,echo 'OLD is missing; expected a commit, as in: make same OLD=HEAD~1' >&2; exit 2;) \

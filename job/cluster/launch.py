@@ -72,12 +72,11 @@ def start(options: Mapping[str, Any]) -> torch.device:
     if gpus.available():
         # The GPU's stream waits for a collective, and the host goes on to the next operations.
         os.environ.setdefault("HOROVOD_ENABLE_ASYNC_COMPLETION", "1")
+        nccl.keep_log()
     else:
         # Workers on CPUs pay for each look at what is ready with the cores that they train on; what comes wakes them
         # (docker/build_horovod.sh).
         os.environ.setdefault("HOROVOD_CYCLE_TIME", "50")  # ms
-    else:
-        nccl.keep_log()
     if os.environ.get("MGD_LIFELINE") == "stdin":
         threading.Thread(target=follow_stdin, daemon=True).start()
     sockets.shorten_paths()

@@ -222,7 +222,7 @@ def tensors(value, path=""):
 
 def differences(first, second, name="last.pth.tar") -> list[str]:
     """The names of what differs, by as little as a bit, between two runs' last checkpoints; their options do not count."""
-    contents = [torch.load(folder / name, weights_only=True) for folder in (first, second)]
+    contents = [torch.load(folder / name, map_location="cpu", weights_only=True) for folder in (first, second)]
     one, other = ({path: value for path, value in tensors(content) if not path.startswith("/config")} for content in contents)
     assert len(one) > 100 and (contents[0]["epoch"], contents[0].get("step", 0)) > (0, 0)
     same = {path for path in one.keys() & other.keys() if same_bytes(one[path], other[path])}

@@ -1,0 +1,62 @@
+"""Make the session's environment and build Horovod there; record machine and versions.
+
+python tests/gpu/build.py PLACE [--carried FOLDER]. With a carried folder (carry.py), PLACE becomes
+an environment of this interpreter's torch and of the carried wheels, and no registry is asked.
+Without one, this interpreter has all packages already.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import carry
+
+SCRIPT = carry.REPO / "docker/build_horovod.sh"
+FACTS = """
+import json, platform, torch
+import horovod.torch as hvd
+import importlib.metadata as metadata
+gpus = range(torch.cuda.device_count())
+print(json.dumps({
+    "gpus": [torch.cuda.get_device_name(gpu) for gpu in gpus],
+    "memory_bytes": [torch.cuda.get_device_properties(gpu).total_memory for gpu in gpus],
+    "python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda,
+    "cudnn": torch.backends.cudnn.version(), "horovod": metadata.version("horovod"),
+    "nccl_built": int(hvd.nccl_built()),
+}))
+"""
+
+
+def variables(folder: Path | None) -> dict[str, str]:
+    """Return the variables with which the build finds what is carried."""
+    if folder is None:
+        return {}
+    [source] = folder.glob("horovod-*.tar.gz")
+    found = {"HOROVOD_SDIST": str(source), "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder)}
+    return found | {"PATH": f"{os.environ['PATH']}:{Path(sys.executable).parent}"}  # cmake
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("place", type=Path)
+    parser.add_argument("--carried", type=Path)
+    options = parser.parse_args()
+    folder = options.carried and options.carried.resolve()
+    begun = time.perf_counter()
+    python = carry.environment(options.place, folder)
+    subprocess.run([SCRIPT, python], env=os.environ | variables(folder), check=True)
+    facts = subprocess.run([python, "-c", FACTS], check=True, capture_output=True, text=True).stdout
+    found = {"kind": "machine", "build_seconds": round(time.perf_counter() - begun, 1)}
+    line = json.dumps(found | json.loads(facts.splitlines()[-1]))
+    print(line)
+    if path := os.environ.get("GPU_RESULTS"):
+        with open(path, "a") as file:
+            file.write(line + "\n")
+
+
+if __name__ == "__main__":
+    main()

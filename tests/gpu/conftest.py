@@ -1,0 +1,95 @@
+"""Tests on a GPU: `make test-gpu`. TEST_DEVICE=cpu tries the tests themselves, with tiny networks.
+
+GPU_RESULTS names a file to which each test appends a JSON line when it ends.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from runs import write_images, write_teacher
+
+DEVICE = os.environ.get("TEST_DEVICE", "")
+WIDTH = "64" if DEVICE == "cuda" else "16"  # of the students' first stage
+TEXT = 2000  # characters of a failure
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.run)
+            if not DEVICE:
+                item.add_marker(pytest.mark.skip(reason="runs on a GPU: make test-gpu"))
+
+
+def pytest_runtest_logreport(report):
+    path = os.environ.get("GPU_RESULTS")
+    if not path or not (report.when == "call" or report.failed or report.skipped):
+        return
+    line = {"kind": "test", "time": time.time(), "test": report.nodeid, "outcome": report.outcome}
+    line |= {"seconds": round(report.duration, 3), **dict(report.user_properties)}
+    if report.failed or report.skipped:
+        line["text"] = report.longreprtext[-TEXT:]
+    with open(path, "a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+@pytest.fixture(scope="session")
+def device():
+    return torch.device(DEVICE)
+
+
+@pytest.fixture(scope="session")
+def size():
+    """The side of the views in pixels."""
+    return 64 if DEVICE == "cuda" else 32
+
+
+@pytest.fixture(scope="session")
+def network(size):
+    """The options of the student and its images, as words."""
+    words = ["-a", "resnet18", "--width", WIDTH, "--image-size", str(size), "--mlp"]
+    return [*words, "--moco-t", "0.2", "--aug-plus", "--cos", "--warmup-epochs", "0"]
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory):
+    """A teacher's file with a head: a ResNet-50 on a GPU, a narrow ResNet-18 on the CPU."""
+    path = tmp_path_factory.mktemp("teacher") / "teacher.pth.tar"
+    if DEVICE == "cuda":
+        return write_teacher(path)
+    return write_teacher(path, "resnet18", width=32)
+
+
+@pytest.fixture
+def command(tmp_path):
+    """A function that runs a program of this project without a launcher and returns its output.
+
+    place: the test's folder. environment: further variables.
+    """
+    import subprocess
+    import sys
+
+    def run(program, *words, **environment):
+        words = [sys.executable, "-m", f"job.{program}", *map(str, words)]
+        done = subprocess.run(
+            words,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=Path(__file__).parents[2],
+            env=os.environ | environment,
+        )
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    return run

@@ -1,0 +1,145 @@
+"""Parts of a session, one after another, each with its own time limit; results are kept at once.
+
+The session's folder has results.jsonl, a JSON line for each result and verdict as it comes, and
+log.txt, all that the parts print.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PASSED, FAILED, TIMED_OUT, LEFT_OUT = "passed", "FAILED", "TIMED OUT", "LEFT OUT"
+LEAST = 5.0  # seconds that a part must have
+GRACE = 10.0  # seconds between SIGTERM and SIGKILL
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a session.
+
+    about: what it shows. command: its words. limit: seconds. environment: further variables.
+    endless: it takes all the time that it gets, and its end by SIGTERM is no failure.
+    """
+
+    name: str
+    about: str
+    command: list[str]
+    limit: float
+    environment: Mapping[str, str] = field(default_factory=dict)
+    endless: bool = False
+
+
+class Record:
+    """The session's two files."""
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.results, self.log = folder / "results.jsonl", folder / "log.txt"
+
+    def line(self, text: str) -> None:
+        """Print a line, and append it to the log."""
+        print(text, flush=True)
+        with open(self.log, "a") as file:
+            file.write(text + "\n")
+
+    def result(self, **fields: object) -> None:
+        """Append a result, on the disk when this returns."""
+        with open(self.results, "a") as file:
+            file.write(json.dumps({"time": time.time(), **fields}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def execute(part: Part, limit: float, record: Record) -> tuple[str, int | None]:
+    """Run a part in a process group of its own; return its verdict and exit code.
+
+    Its variable GPU_RESULTS names the session's results. After `limit` seconds the group gets
+    SIGTERM, and GRACE seconds later SIGKILL. No process of the group survives the part.
+    """
+    variables = os.environ | {"GPU_RESULTS": str(record.results)} | dict(part.environment)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    pipes |= {"errors": "replace", "env": variables, "start_new_session": True}
+    process = subprocess.Popen(part.command, **pipes)
+    reader = threading.Thread(target=copy_lines, args=(process, record), daemon=True)
+    reader.start()
+    timed_out = False
+    try:
+        process.wait(limit)
+    except subprocess.TimeoutExpired:
+        timed_out = True
+        signal_group(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+    finally:
+        signal_group(process.pid, signal.SIGKILL)
+        code = process.wait()
+    reader.join(GRACE)
+    if timed_out:
+        return (PASSED if part.endless else TIMED_OUT), code
+    return (FAILED if code else PASSED), code
+
+
+def copy_lines(process: subprocess.Popen, record: Record) -> None:
+    """Print and log what a part prints."""
+    assert process.stdout
+    for line in process.stdout:
+        record.line(f"  {line.rstrip()}")
+
+
+def signal_group(group: int, number: int) -> None:
+    """Send a signal to the processes of a group that are left."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, number)
+
+
+def run_parts(
+    parts: list[Part],
+    record: Record,
+    total: float,
+    run: Callable[[Part, float, Record], tuple[str, int | None]] = execute,
+    clock: Callable[[], float] = time.monotonic,
+) -> dict[str, str]:
+    """Run the parts in their order within `total` seconds; return their verdicts by name.
+
+    A part that fails or times out does not end the session. A part for which less than LEAST
+    seconds are left is left out.
+    """
+    begun, verdicts = clock(), {}
+    for part in parts:
+        left = total - (clock() - begun)
+        limit = min(part.limit, left)
+        if limit < LEAST:
+            verdict, code, took = LEFT_OUT, None, 0.0
+        else:
+            record.line(f"{part.name}: {part.about} (at most {limit:.0f} s)")
+            started = clock()
+            try:
+                verdict, code = run(part, limit, record)
+            except OSError as error:  # the part's program cannot be started
+                record.line(f"  {error}")
+                verdict, code = FAILED, None
+            took = clock() - started
+        verdicts[part.name] = verdict
+        record.line(f"{part.name}: {verdict} after {took:.0f} s")
+        facts = {"part": part.name, "verdict": verdict, "code": code}
+        record.result(kind="verdict", **facts, seconds=round(took, 1), limit=round(limit, 1))
+    return verdicts
+
+
+def report(parts: list[Part], verdicts: dict[str, str], record: Record) -> int:
+    """Print each part's verdict; return the session's exit code, 1 unless all have passed.
+
+    An endless part may be left out.
+    """
+    record.line("")
+    for part in parts:
+        record.line(f"{verdicts[part.name]:10} {part.name:12} {part.about}")
+    accepted = {part.name: {PASSED, LEFT_OUT} if part.endless else {PASSED} for part in parts}
+    return 0 if all(verdicts[name] in good for name, good in accepted.items()) else 1

@@ -1,0 +1,59 @@
+"""The other programs on the device, on a checkpoint that was trained there."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from runs import of_kind
+
+# float32 convolutions use TF32 on GPUs by default, whose rounding is 2**-11.
+ALIKE = 0.999  # least cosine of an image's features by GPU and CPU
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, network, images):
+    from job.config import read_config
+    from job.train import train
+
+    out = tmp_path_factory.mktemp("trained") / "run"
+    words = f"--epochs 1 --batch-size 16 --moco-k 64 -j 0 --knn-every 1 --out {out}".split()
+    train(read_config([str(images), *network, *words]))
+    return out / "last.pth.tar"
+
+
+def test_k_nn_of_training_and_of_the_program_agree(command, images, trained):
+    output = command("linear", images, "--knn", "--pretrained", trained, "-j", 0)
+    [knn] = of_kind(trained.parent, "knn")
+    assert f"{knn['knn']:.2f}" in output, output
+
+
+def test_a_classifier_trains_and_is_evaluated(command, images, trained, tmp_path):
+    words = ["--epochs", 2, "--batch-size", 16, "--lr", 0.1, "-j", 0, "--out", tmp_path / "linear"]
+    command("linear", images, "--pretrained", trained, *words)
+    accuracy = of_kind(tmp_path / "linear", "validation")[-1]["val_top1"]
+    best = tmp_path / "linear" / "last.pth.tar"
+    output = command("linear", images, "--evaluate", "--resume", best, "-j", 0)
+    assert f"{accuracy:.2f}" in output, output
+
+
+def test_features_are_the_cpu_s_to_the_rounding_of_tf32(command, images, trained, tmp_path):
+    found = {}
+    for name, hidden in (("device", {}), ("cpu", {"CUDA_VISIBLE_DEVICES": ""})):
+        path = tmp_path / f"{name}.npy"
+        words = ["--pretrained", trained, "-j", 0, "--out", path]
+        command("embed", images, *words, **hidden)
+        found[name] = np.load(path).astype(np.float64)
+    assert json.loads((tmp_path / "device.json").read_text())
+    products = (found["device"] * found["cpu"]).sum(1)
+    norms = [np.linalg.norm(value, axis=1) for value in found.values()]
+    assert (products / (norms[0] * norms[1])).min() >= ALIKE
+
+
+def test_the_student_is_exported(command, trained, tmp_path):
+    command("export", trained, tmp_path / "student.pth", "--no-card")
+    exported = torch.load(tmp_path / "student.pth", map_location="cpu", weights_only=True)
+    kept = torch.load(trained, map_location="cpu", weights_only=True)["state_dict"]
+    name = "layer4.1.conv2.weight"
+    assert torch.equal(exported[name], kept[f"module.encoder_q.{name}"])

@@ -1,0 +1,253 @@
+"""The session of `make gpu`: its order, limits, kept results and verdicts, without a GPU."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import warnings
+import zipfile
+from pathlib import Path
+
+import psutil
+import pytest
+
+import carry
+import no_gpu
+import parts
+import profiling
+import session
+from parts import FAILED, LEFT_OUT, PASSED, TIMED_OUT, Part, Record, report, run_parts
+
+REPO = Path(__file__).parents[2]
+# It starts a child, prints both numbers and never ends; neither it nor the child obeys SIGTERM.
+STUBBORN = """
+import os, signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+own = "import signal; signal.signal(15, signal.SIG_IGN); print(1, flush=True); signal.pause()"
+child = subprocess.Popen([sys.executable, "-c", own], stdout=subprocess.PIPE)
+child.stdout.read(1)
+print("numbers", os.getpid(), child.pid, flush=True)
+signal.pause()
+"""
+
+
+FAILING = """
+import os, sys
+print("shown", file=sys.stderr)
+with open(os.environ["GPU_RESULTS"], "a") as file:
+    print('{"kind": "own"}', file=file)
+sys.exit(3)
+"""
+
+
+def part(name, limit=60.0, words=(), **more):
+    return Part(name, f"about {name}", [sys.executable, "-c", *words], limit, **more)
+
+
+def lives(number):
+    """Whether a process runs; an orphan that nobody has reaped does not."""
+    try:
+        return psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def lines(record):
+    return [json.loads(line) for line in record.results.read_text().splitlines()]
+
+
+class Fakes:
+    """Parts that take given seconds of a clock of their own, and have given verdicts."""
+
+    def __init__(self, seconds, verdicts):
+        self.seconds, self.verdicts = seconds, verdicts
+        self.now, self.ran = 0.0, []
+
+    def clock(self):
+        return self.now
+
+    def run(self, part, limit, record):
+        self.ran.append((part.name, limit))
+        record.result(kind="test", part=part.name)
+        took = self.seconds[part.name]
+        self.now += min(took, limit)
+        return (TIMED_OUT if took > limit else self.verdicts[part.name]), 0
+
+
+def test_parts_run_in_order_within_their_limits_and_the_session_s(tmp_path):
+    record = Record(tmp_path / "out")
+    fakes = Fakes({"a": 10, "b": 70, "c": 5, "d": 9}, dict.fromkeys("abcd", PASSED) | {"a": FAILED})
+    given = [part("a"), part("b"), part("c", 100), part("d", 100)]
+    found = run_parts(given, record, 100.0, fakes.run, fakes.clock)
+    assert fakes.ran == [("a", 60), ("b", 60), ("c", 30), ("d", 25)]
+    assert found == {"a": FAILED, "b": TIMED_OUT, "c": PASSED, "d": PASSED}
+
+
+def test_a_part_without_time_is_left_out(tmp_path):
+    fakes = Fakes({"a": 58, "b": 1}, dict.fromkeys("ab", PASSED))
+    record = Record(tmp_path)
+    found = run_parts([part("a"), part("b")], record, 60.0, fakes.run, fakes.clock)
+    assert found == {"a": PASSED, "b": LEFT_OUT} and [name for name, _ in fakes.ran] == ["a"]
+
+
+def test_results_are_kept_as_they_come(tmp_path):
+    """Those of earlier parts are in the file while a later part runs."""
+    record, seen = Record(tmp_path), []
+
+    def run(part, limit, record):
+        seen.append([line["kind"] for line in lines(record)] if record.results.exists() else [])
+        record.result(kind="test", part=part.name)
+        return PASSED, 0
+
+    run_parts([part("a"), part("b")], record, 600.0, run)
+    assert seen == [[], ["test", "verdict"]]
+    assert [line["verdict"] for line in lines(record) if line["kind"] == "verdict"] == [PASSED] * 2
+
+
+@pytest.mark.parametrize(
+    "verdicts, code",
+    [
+        ([PASSED, PASSED], 0),
+        ([FAILED, PASSED], 1),
+        ([TIMED_OUT, PASSED], 1),
+        ([LEFT_OUT, PASSED], 1),
+        ([PASSED, LEFT_OUT], 0),
+        ([PASSED, FAILED], 1),
+    ],
+)
+def test_the_exit_code_is_1_unless_all_have_passed(verdicts, code, tmp_path, capsys):
+    """The endless part may be left out. Each verdict is shown."""
+    given = [part("first"), part("last", endless=True)]
+    found = dict(zip(["first", "last"], verdicts, strict=True))
+    assert report(given, found, Record(tmp_path)) == code
+    shown = capsys.readouterr().out.splitlines()[-2:]
+    assert [line.split("  ")[0].strip() for line in shown] == verdicts
+    assert (tmp_path / "log.txt").read_text().splitlines()[-2:] == shown
+
+
+def test_a_part_s_output_exit_code_and_results_are_kept(tmp_path):
+    record = Record(tmp_path)
+    given = [part("fails", words=[FAILING]), part("passes", words=["print(1)"])]
+    given.append(Part("missing", "", [str(tmp_path / "nothing")], 60.0))
+    found = run_parts(given, record, 600.0)
+    assert found == {"fails": FAILED, "passes": PASSED, "missing": FAILED}
+    assert [line.get("code") for line in lines(record)] == [None, 3, 0, None]
+    assert lines(record)[0]["kind"] == "own"
+    assert "  shown" in (tmp_path / "log.txt").read_text().splitlines()
+
+
+@pytest.mark.parametrize("endless, verdict", [(False, TIMED_OUT), (True, PASSED)])
+def test_a_part_that_never_ends_is_killed_with_its_children(
+    endless,
+    verdict,
+    tmp_path,
+    monkeypatch,
+):
+    """The limit begins when it has started, however long that takes."""
+    record, waited = Record(tmp_path), subprocess.Popen.wait
+
+    def wait(process, timeout=None):
+        while timeout and not (record.log.exists() and "numbers" in record.log.read_text()):
+            assert process.poll() is None
+        return waited(process, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", wait)
+    monkeypatch.setattr(parts, "GRACE", 0.1)
+    stubborn = part("stubborn", words=[STUBBORN], endless=endless)
+    assert parts.execute(stubborn, 0.2, record)[0] == verdict
+    numbers = re.search(r"numbers (\d+) (\d+)", record.log.read_text()).groups()
+    while any(map(lives, map(int, numbers))):  # SIGKILL takes effect soon
+        pass
+
+
+def test_the_session_s_parts_have_their_order_and_files(tmp_path):
+    for device in ("cuda", "cpu"):
+        found = session.session_parts(device, tmp_path, None)
+        names = [each.name for each in found]
+        assert names[:5] == ["build", "collectives", "parity", "paths", "resume"]
+        assert names[5:] == ["programs", "profile", "bench", "study"]
+        for each in found:
+            scripts = [word for word in each.command if word.endswith(".py")]
+            assert scripts and all(Path(word).is_file() for word in scripts)
+            assert each.environment["TEST_DEVICE"] == device
+            assert (each.environment.get("CUDA_VISIBLE_DEVICES") == "") == (device == "cpu")
+
+
+def test_all_but_the_build_use_the_environment_of_the_carried_wheels(tmp_path):
+    build, *others = session.session_parts("cuda", tmp_path, tmp_path / "carried")
+    assert build.command[0] == sys.executable
+    assert {each.command[0] for each in others} == {str(tmp_path / "venv/bin/python")}
+
+
+def test_the_parts_that_prove_most_can_end_within_the_session():
+    """Their limits alone do not use up the ten minutes."""
+    limits = {each.name: each.limit for each in session.session_parts("cuda", Path("/tmp"), None)}
+    assert sum(limits[name] for name in ("build", "collectives", "parity", "paths")) < 600
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["no_gpu.py", "session.py"])
+def test_without_a_gpu_a_session_ends_with_one_line_and_code_2(script, tmp_path):
+    paths = f"{REPO}:{REPO}/tests/gpu"
+    environment = os.environ | {"PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""}
+    words = [sys.executable, REPO / "tests/gpu" / script]
+    done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    line = "no GPU tests: torch finds no GPU. Run them on a machine with an NVIDIA GPU\n"
+    assert done.stderr == line
+
+
+def test_the_make_targets_ask_for_a_gpu_first():
+    text = (REPO / "Makefile").read_text()
+    target = re.search(r"\ntest-gpu: .*\n((?:\t.*\n)+)", text)[1].splitlines()
+    assert "no_gpu.py" in target[0] and "TEST_DEVICE=cuda" in target[1]
+    assert "session.py" in re.search(r"\ngpu: .*\n((?:\t.*\n)+)", text)[1]
+
+
+def test_a_problem_of_the_gpu_is_the_line(monkeypatch):
+    monkeypatch.setattr(no_gpu.gpus, "problem", lambda *_, **named: "no driver")
+    assert no_gpu.problem() == "no driver"
+    monkeypatch.setattr(no_gpu.gpus, "problem", lambda *_, **named: "")
+    monkeypatch.setattr(no_gpu.gpus, "available", lambda: True)
+    assert no_gpu.problem() == ""
+
+
+def test_waits_of_the_host_are_counted_by_line():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        wait = "called a synchronizing CUDA operation"
+        for number, text in ((3, wait), (3, "other"), (5, wait)):
+            for _ in range(2):
+                warnings.warn_explicit(text, UserWarning, str(REPO / "job/train.py"), number)
+    assert profiling.count_waits(caught, 2) == {"job/train.py:3": 1.0, "job/train.py:5": 1.0}
+
+
+def test_what_is_carried_is_all_but_torch_in_pinned_versions():
+    lean, whole = carry.names(everything=False), carry.names(everything=True)
+    assert {"cffi", "pycparser", "pytest", "setuptools"} <= set(lean) < set(whole)
+    assert not carry.TORCH & set(whole) and {"numpy", "scipy"} <= set(whole)
+    assert set(whole) <= carry.pinned().keys()
+    script = (REPO / "docker/build_horovod.sh").read_text()
+    assert f"version={carry.HOROVOD.partition('==')[2]}\n" in script and carry.CMAKE in script
+
+
+def test_carried_images_are_unpacked_once(tmp_path):
+    with zipfile.ZipFile(tmp_path / "mnist.zip", "w") as archive:
+        archive.writestr("train/0/a.png", b"image")
+    places = {"mnist": tmp_path / "out/mnist", "other": tmp_path / "out/other"}
+    assert carry.unpack_images(tmp_path, places) == ["mnist"]
+    image = tmp_path / "out/mnist/train/0/a.png"
+    assert image.read_bytes() == b"image"
+    image.write_bytes(b"kept")
+    carry.unpack_images(tmp_path, places)
+    assert image.read_bytes() == b"kept"
+
+
+@pytest.mark.slow
+def test_an_environment_for_carried_wheels_sees_this_one_s_packages(tmp_path):
+    python = carry.sees_torch(tmp_path / "venv")
+    ask = "import importlib.util as i, sys; print(sys.prefix, i.find_spec('torch').origin)"
+    done = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True)
+    prefix, torch = done.stdout.split()
+    assert prefix == str(tmp_path / "venv") and torch.startswith(sys.prefix)
