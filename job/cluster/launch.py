@@ -281,8 +281,9 @@ def slow_network(found: Sequence[tuple[str, str, Sequence[str]]]) -> str:
     if not unused or len({node for node, *_ in found}) == 1:
         return ""
     first, devices = next(iter(unused.items()))
+    have = "have" if len(unused) > 1 else "has"
     return (
-        f"NCCL uses TCP between nodes, although {some(sorted(unused))} has InfiniBand or RoCE "
+        f"NCCL uses TCP between nodes, although {some(sorted(unused))} {have} InfiniBand or RoCE "
         f"({', '.join(devices)} on {first}). NCCL needs libibverbs, /dev/infiniband and memory to "
         "lock (in Docker --device /dev/infiniband --ulimit memlock=-1); NCCL_DEBUG=INFO prints more"
     )

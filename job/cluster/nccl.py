@@ -1,5 +1,7 @@
 """NCCL's own log: the network that it uses between nodes, and its warnings."""
 
+import contextlib
+import ctypes
 import glob
 import os
 import re
@@ -27,7 +29,8 @@ def keep_log() -> None:
     if _log is None and not {"NCCL_DEBUG", "NCCL_DEBUG_FILE"} & os.environ.keys():
         _log = os.memfd_create("nccl-log")
         os.environ["NCCL_DEBUG"] = "INFO"
-        os.environ["NCCL_DEBUG_FILE"] = f"/proc/self/fd/{_log}"
+        # By process id: in a child that inherits the variable, "self" would be a file of the child.
+        os.environ["NCCL_DEBUG_FILE"] = f"/proc/{os.getpid()}/fd/{_log}"
 
 
 def log(start: int = 0) -> str:
@@ -75,8 +78,21 @@ def unused_devices(used: str, sys: str = "/sys") -> list[str]:
 
     used: from `network`. sys: the system's folder of this name; containers see it too.
     """
-    if used.partition(" ")[0] != TCP or any(os.environ.get(name) for name in CHOICES):
+    if used.partition(" ")[0] != TCP or any(map(variable, CHOICES)):
         return []
-    states = glob.glob(f"{sys}/class/infiniband/*/ports/*/state")
-    active = (path for path in states if "ACTIVE" in Path(path).read_text())
-    return sorted({Path(path).parents[2].name for path in active})
+    found = set()
+    for path in glob.glob(f"{sys}/class/infiniband/*/ports/*/state"):
+        with contextlib.suppress(OSError):  # an error of this worker only would leave the others waiting
+            if "ACTIVE" in Path(path).read_text():
+                found.add(Path(path).parents[2].name)
+    return sorted(found)
+
+
+def variable(name: str) -> bytes | None:
+    """Return an environment variable as NCCL has it, also if nccl.conf sets it.
+
+    NCCL sets the variables of that file without Python, whose os.environ lacks them.
+    """
+    getenv = ctypes.CDLL(None).getenv
+    getenv.restype, getenv.argtypes = ctypes.c_char_p, [ctypes.c_char_p]
+    return getenv(name.encode())

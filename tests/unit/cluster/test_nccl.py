@@ -77,17 +77,23 @@ assert library.ncclGetUniqueId(ctypes.byref(id)) == 0
 library.ncclCommInitRank.argtypes = [ctypes.c_void_p, ctypes.c_int, Id, ctypes.c_int]
 assert library.ncclCommInitRank(ctypes.byref(communicator), 1, id, 0)
 print(nccl.cause(), "|", "NCCL INFO" in nccl.log(), nccl.connected())
+print(nccl.variable("NCCL_NET"), os.environ.get("NCCL_NET"))
 """
 
 
 @pytest.mark.skipif(not torch.version.cuda, reason="a torch without CUDA")
-def test_nccl_itself_logs_into_memory_and_nothing_to_the_screen():
+def test_nccl_itself_logs_into_memory_and_nothing_to_the_screen(tmp_path):
+    """And a variable of its file is seen."""
+    (tmp_path / "nccl.conf").write_text("NCCL_NET=Socket\n")
     others = {name: value for name, value in os.environ.items() if not name.startswith("NCCL_")}
     environment = others | {"CUDA_VISIBLE_DEVICES": "", "NCCL_SOCKET_IFNAME": "lo"}
+    environment |= {"NCCL_CONF_FILE": str(tmp_path / "nccl.conf")}
     words = [sys.executable, "-c", FAILED]
     done = subprocess.run(words, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("Cuda failure '") and done.stdout.endswith("' | True \n")
+    logged, seen = done.stdout.splitlines()
+    assert logged.startswith("Cuda failure '") and logged.endswith("' | True ")
+    assert seen == "b'Socket' None"
     assert "NCCL" not in done.stderr
 
 
@@ -138,6 +144,37 @@ def test_active_devices_are_unused_only_under_tcp(sys_folder):
         assert nccl.unused_devices(used, sys_folder) == []
 
 
+def test_a_state_that_cannot_be_read_is_passed_over(sys_folder):
+    """An error of one worker only would leave the others waiting in a collective."""
+    state = Path(sys_folder, "class/infiniband/mlx5_0/ports/1/state")
+    state.unlink()
+    state.mkdir()
+    assert nccl.unused_devices("Socket (eth0)", sys_folder) == ["mlx5_1"]
+
+
+CHILD = """
+import os, sys
+name = os.environ["NCCL_DEBUG_FILE"]
+file = os.open(sys.argv[1], os.O_RDWR)
+os.dup2(file, int(name.rpartition("/")[2]))
+open(name, "w").close()
+"""
+
+
+def test_the_log_of_a_child_writes_over_no_file_of_its_own(monkeypatch, tmp_path):
+    monkeypatch.setattr(nccl, "_log", None)
+    for name in ("NCCL_DEBUG", "NCCL_DEBUG_FILE"):
+        monkeypatch.setenv(name, "")  # restored afterwards
+        monkeypatch.delenv(name)
+    nccl.keep_log()
+    try:
+        (tmp_path / "file").write_text("kept")
+        subprocess.run([sys.executable, "-c", CHILD, tmp_path / "file"], check=True)
+        assert (tmp_path / "file").read_text() == "kept"
+    finally:
+        os.close(nccl._log)
+
+
 @pytest.mark.parametrize(("name", "value"), [("NCCL_IB_DISABLE", "1"), ("NCCL_NET", "Socket")])
 def test_a_chosen_tcp_is_no_fault(sys_folder, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
@@ -167,6 +204,8 @@ def test_tcp_between_nodes_with_infiniband_is_a_warning():
     found = [("a", "IB", []), ("b", "Socket", ["mlx5_0"]), ("b", "Socket", ["mlx5_0"])]
     text = "NCCL uses TCP between nodes, although b has InfiniBand or RoCE (mlx5_0 on b). "
     assert launch.slow_network(found).startswith(text)
+    both = launch.slow_network([*found, ("c", "Socket", ["mlx5_1"])])
+    assert "although b, c have InfiniBand or RoCE (mlx5_0 on b). " in both
     assert launch.slow_network(found[1:]) == launch.slow_network(found[:1]) == ""  # one node
 
 
