@@ -48,10 +48,12 @@ class Workers:
             if self.size > 1:
                 self.watchdog = launch.watchdog(self.remark)
             self.setting["nccl"], slow = launch.connect_gpus(self.device)
-        except BaseException:
+        except BaseException as error:
             if self.watchdog:
                 self.watchdog.close()
             self.stop.restore()
+            if of_device := launch.device_error(error, self.options):
+                raise of_device from error
             raise
         self.log.line(launch.preflight(self.setting))
         if slow:

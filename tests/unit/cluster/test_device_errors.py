@@ -205,6 +205,17 @@ def test_an_error_of_memory_in_a_run_is_recorded_as_it_is_printed_with_the_place
     assert re.search(r"full at job/engine/workers.py:\d+ \(CUDA out .*--batch-size below 256", line)
 
 
+def test_an_error_of_nccl_at_the_connection_says_what_helps(tmp_path, monkeypatch):
+    def fail(device):
+        raise Internal(REFUSED)
+
+    monkeypatch.setattr(launch, "connect_gpus", fail)
+    with pytest.raises(device_errors.DeviceError) as caught:
+        Run(str(tmp_path), keep=1, options=OPTIONS).__enter__()
+    assert caught.value.kind == device_errors.NCCL
+    assert "--batch-size below 256" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("nccl", "initialized", "at_once"),
     [(True, True, True), (True, False, False), (False, True, False)],
