@@ -35,12 +35,15 @@ def start_fork_server() -> Any:
     context, before_id, preloaded = Context(), server_id(), preload()
     context.set_forkserver_preload([__name__])
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    with quiet_tracker():
-        resource_tracker.ensure_running()
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # again: the tracker's start unblocks some
-    forkserver.ensure_running()
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    context.set_forkserver_preload(preloaded)
+    try:
+        with quiet_tracker():
+            resource_tracker.ensure_running()
+        # Again: the tracker's start unblocks some.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        context.set_forkserver_preload(preloaded)
     if server_id() != before_id:
         started = server_id()
     return context
@@ -87,9 +90,11 @@ def quiet_tracker() -> Iterator[None]:
     """Let the resource tracker that is started within free, without a warning, what a process that was ended has left."""
     before = os.environ.get("PYTHONWARNINGS")
     os.environ["PYTHONWARNINGS"] = "ignore"
-    with warnings.catch_warnings(action="ignore"):  # of a tracker that was killed
-        yield
-    if before is None:
-        del os.environ["PYTHONWARNINGS"]
-    else:
-        os.environ["PYTHONWARNINGS"] = before
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of a tracker that was killed
+            yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before

@@ -221,6 +221,19 @@ def test_the_end_of_the_fork_server_is_told_from_that_of_a_loader_process(images
         process.kill()
 
 
+def test_a_fork_server_that_cannot_start_leaves_no_signal_blocked(monkeypatch):
+    def fail():
+        raise OSError("no file descriptors")
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    modules = list(forkserver._forkserver._preload_modules)
+    monkeypatch.setattr(forkserver, "ensure_running", fail)
+    with pytest.raises(OSError, match="no file descriptors"):
+        start_fork_server()
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+    assert forkserver._forkserver._preload_modules == modules
+
+
 @pytest.mark.slow
 def test_the_end_of_the_fork_server_while_it_starts_a_loader_process(images, monkeypatch):
     start_fork_server()
