@@ -180,18 +180,6 @@ PY
 }
 jobs=${HOROVOD_BUILD_JOBS:-$(count_jobs)}
 
-archive=$work/horovod-$version.tar.gz
-if [ -n "${HOROVOD_SDIST:-}" ]; then
-    origin="HOROVOD_SDIST $HOROVOD_SDIST"
-    cp "$HOROVOD_SDIST" "$archive" 2>/dev/null || fail "$origin: cannot be read; expected the source archive of horovod $version"
-else
-    origin="the package registry's horovod-$version.tar.gz"
-    "$python" -m pip download -q --no-deps --no-build-isolation --no-binary :all: -d "$work" "horovod==$version" >"$log" 2>&1 ||
-        fail "could not fetch horovod $version from the package registry (log: $log)"
-fi
-sum=$(sha256sum "$archive" | cut -d ' ' -f 1)
-[ "$sum" = "$sdist_sha256" ] || fail "$origin: damaged or changed, its sha256 is $sum; expected $sdist_sha256. Download it again"
-
 # Install CUDA's compiler and headers from packages into `toolkit`, in the build's folder. If the
 # versions beside this script are torch's, pip checks their hashes.
 fetch_toolkit() {
@@ -223,7 +211,21 @@ provide_toolkit() {
     without_nccl "$problem"
     use_kept
 }
+# Before the source: a kept wheel with Gloo needs none.
 if [ "$backend" = nccl ] && [ -z "$toolkit" ]; then provide_toolkit; fi
+
+archive=$work/horovod-$version.tar.gz
+if [ -n "${HOROVOD_SDIST:-}" ]; then
+    origin="HOROVOD_SDIST $HOROVOD_SDIST"
+    cp "$HOROVOD_SDIST" "$archive" 2>/dev/null || fail "$origin: cannot be read; expected the source archive of horovod $version"
+else
+    origin="the package registry's horovod-$version.tar.gz"
+    "$python" -m pip download -q --no-deps --no-build-isolation --no-binary :all: -d "$work" "horovod==$version" >>"$log" 2>&1 ||
+        fail "could not fetch horovod $version from the package registry (log: $log)"
+fi
+sum=$(sha256sum "$archive" | cut -d ' ' -f 1)
+[ "$sum" = "$sdist_sha256" ] || fail "$origin: damaged or changed, its sha256 is $sum; expected $sdist_sha256. Download it again"
+
 new_shelf=$shelf.$(uname -n).$$
 
 say "building Horovod $version for torch $torch with $backend (about 4 minutes on 2 cores; $jobs at once; log: $log)"

@@ -33,10 +33,14 @@ def python(tmp_path_factory):
 
 @pytest.fixture
 def build(python, tmp_path):
-    """A function that runs the script with some variables, and a wrong source archive, which ends it before it compiles."""
+    """A function that runs the script with some variables.
+
+    A wrong source archive ends it before it compiles, and it fetches no compiler of CUDA.
+    """
     (tmp_path / "wrong.tar.gz").write_text("wrong\n")
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TMPDIR")}
     environment |= {"HOROVOD_WHEELS": str(tmp_path / "wheels"), "HOROVOD_SDIST": str(tmp_path / "wrong.tar.gz")}
+    environment |= {"HOROVOD_BACKEND": "gloo"}
 
     def run(*launcher, **variables):
         words = [*launcher, "bash", SCRIPT, python]
@@ -254,6 +258,22 @@ def test_a_compiler_that_cannot_be_fetched_is_an_error_where_gpus_are(driver, as
     lines += f"{function('without_nccl')}\n{function('provide_toolkit')}\nprovide_toolkit"
     done = subprocess.run(["bash", "-euc", lines], capture_output=True, text=True)
     assert (done.returncode, done.stderr, said in done.stdout) == (code, "", True), done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.version.cuda, reason="a torch without CUDA")
+@pytest.mark.skipif(os.path.exists("/proc/driver/nvidia/version"), reason="an error where GPUs are")
+def test_without_a_registry_a_kept_wheel_with_gloo_needs_no_source(build, tmp_path):
+    keep_wheel(tmp_path / "wheels")
+    [shelf] = (tmp_path / "wheels").glob("*-nccl-*")
+    shutil.rmtree(shelf)
+    variables = {"HOROVOD_BACKEND": "", "HOROVOD_SDIST": "/nowhere/horovod.tar.gz"}
+    done = build("unshare", "--mount", "sh", "-c", HIDDEN, "sh", PIP_NO_INDEX="1", **variables)
+    if done.returncode in (1, 77) and os.getuid():
+        pytest.skip("mounting is not allowed here, run as root")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "cannot be fetched" in done.stdout
+    assert re.search(r"using the wheel in \S+-gloo-\w+\n$", done.stdout)
 
 
 # The source archive, and where it is built.
