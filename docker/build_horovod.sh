@@ -10,7 +10,8 @@
 # that it depends on, so machines with different systems can share a home.
 #
 #   HOROVOD_BACKEND     nccl: fail if the wheel cannot have NCCL; gloo: build without it; default:
-#                       NCCL if possible; where a GPU driver is loaded, fail without the compiler
+#                       NCCL if possible; where a GPU driver is loaded, fail if no compiler can be
+#                       fetched
 #   HOROVOD_WHEELS      folder of the wheels; default ~/.cache/moco-mgd/wheels
 #   HOROVOD_SDIST       source archive of this release, for machines without a package registry
 #   HOROVOD_BUILD_JOBS  number of compilers at once; default: one a core, as far as memory allows
