@@ -21,6 +21,9 @@ VARIABLES = {
     "NCCL_PROTO": ("Simple",),
 }
 
+# Whether CUDA has started with the variables. A run that Python code calls restores them at its end.
+started = False
+
 
 def prepare(options: Mapping[str, Any]) -> None:
     """Set the variables, if the options ask for it, before CUDA and NCCL start.
@@ -34,7 +37,7 @@ def prepare(options: Mapping[str, Any]) -> None:
         if value and value not in accepted:
             expected = f"--deterministic expects {' or '.join(accepted)}"
             raise RunError(f"{name}={value}: {expected}. Unset {name}, or leave --deterministic out")
-        if not value and torch.cuda.is_initialized():
+        if not value and torch.cuda.is_initialized() and not started:
             late = "CUDA has started without it, and --deterministic needs it"
             raise RunError(f"{name}: {late}. Set {name}={accepted[0]} before the script starts")
         os.environ[name] = value or accepted[0]
@@ -43,8 +46,11 @@ def prepare(options: Mapping[str, Any]) -> None:
 def apply(options: Mapping[str, Any], device: torch.device) -> None:
     """Let torch use deterministic algorithms only, if the options ask for it and the device is a GPU.
 
-    An operation that has none then raises an error.
+    Call it after `prepare` and the device's first use. An operation without such an algorithm then
+    raises an error.
     """
+    global started
     if options.get("deterministic") and device.type == "cuda":
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True)
+        started = True

@@ -14,7 +14,8 @@ SET = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "NCCL_ALGO": "Ring", "NCCL_PROTO": 
 
 @pytest.fixture(autouse=True)
 def variables(monkeypatch):
-    """The variables are unset before and after."""
+    """The variables are unset before and after, and CUDA has not started with them."""
+    monkeypatch.setattr(deterministic, "started", False)
     for name in SET:
         monkeypatch.setenv(name, "")  # which restores it
         del os.environ[name]
@@ -65,6 +66,22 @@ def test_cuda_that_has_started_without_the_variables_is_refused(monkeypatch):
     for name, value in SET.items():
         monkeypatch.setenv(name, value)
     deterministic.prepare(ON)
+
+
+@pytest.mark.parametrize("first, refused", [(ON, False), (OFF, True)])
+def test_a_script_s_second_run_has_what_its_first_started_cuda_with(monkeypatch, first, refused):
+    """The first run's end has restored the variables."""
+    deterministic.prepare(first)
+    deterministic.apply(first, torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    for name in found():
+        del os.environ[name]
+    if refused:
+        with pytest.raises(RunError, match="CUDA has started without it"):
+            deterministic.prepare(ON)
+    else:
+        deterministic.prepare(ON)
+        assert found() == SET
 
 
 @pytest.mark.parametrize(
