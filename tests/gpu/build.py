@@ -40,6 +40,11 @@ def variables(folder: Path | None) -> dict[str, str]:
     return found | {"PATH": f"{os.environ['PATH']}:{Path(sys.executable).parent}"}  # cmake
 
 
+def lacks_nccl(facts: dict) -> bool:
+    """Return whether Horovod has no NCCL although there are GPUs."""
+    return bool(facts["gpus"]) and not facts["nccl_built"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("place", type=Path)
@@ -49,13 +54,17 @@ def main() -> None:
     begun = time.perf_counter()
     python = carry.environment(options.place, folder)
     subprocess.run([SCRIPT, python], env=os.environ | variables(folder), check=True)
-    facts = subprocess.run([python, "-c", FACTS], check=True, capture_output=True, text=True).stdout
+    words = [python, "-c", FACTS]
+    shown = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    facts = json.loads(shown.splitlines()[-1])
     found = {"kind": "machine", "build_seconds": round(time.perf_counter() - begun, 1)}
-    line = json.dumps(found | json.loads(facts.splitlines()[-1]))
+    line = json.dumps(found | facts)
     print(line)
     if path := os.environ.get("GPU_RESULTS"):
         with open(path, "a") as file:
             file.write(line + "\n")
+    if lacks_nccl(facts):
+        sys.exit("Horovod has no NCCL, and this machine has GPUs: see the build's lines above")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ prints a JSON line for each collective and dtype. `--share` puts all workers on 
 
 import argparse
 import json
+import os
 import sys
 
 import torch
@@ -86,6 +87,8 @@ def main() -> None:
     parser.add_argument("device", choices=("cuda", "cpu"))
     parser.add_argument("--share", action="store_true", help="all workers use the first GPU")
     options = parser.parse_args()
+    if options.device == "cuda":  # as job/cluster/launch.py does
+        os.environ.setdefault("HOROVOD_ENABLE_ASYNC_COMPLETION", "1")
     comm.start()
     device = torch.device("cpu")
     if options.device == "cuda":

@@ -11,11 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from job.cluster import deterministic
 from runs import write_images, write_teacher
 
 DEVICE = os.environ.get("TEST_DEVICE", "")
 WIDTH = "64" if DEVICE == "cuda" else "16"  # of the students' first stage
 TEXT = 2000  # characters of a failure
+
+if DEVICE == "cuda":  # for tests with --deterministic in this process, where others start CUDA first
+    for variable, (value, *_) in deterministic.VARIABLES.items():
+        os.environ.setdefault(variable, value)
 
 
 def pytest_collection_modifyitems(items):
@@ -36,6 +41,13 @@ def pytest_runtest_logreport(report):
         line["text"] = report.longreprtext[-TEXT:]
     with open(path, "a") as file:
         file.write(json.dumps(line) + "\n")
+
+
+@pytest.fixture
+def unset(monkeypatch):
+    """Programs that a test starts have no variables of --deterministic."""
+    for name in deterministic.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="session")

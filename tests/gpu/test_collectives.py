@@ -14,6 +14,7 @@ import collectives
 GPUS = torch.cuda.device_count()
 # NCCL refuses two workers on a GPU unless this is 1; older releases have no such variable.
 SHARE = "NCCL_MULTI_RANK_GPU_ENABLE"
+pytestmark = pytest.mark.usefixtures("unset")  # NCCL chooses its algorithms
 
 
 def can_share() -> bool:

@@ -16,6 +16,7 @@ WAYS = {
     "bf16": ["--precision", "bf16"],
     "bf16 device views": ["--precision", "bf16", "--augment-on", "device"],
 }
+pytestmark = pytest.mark.usefixtures("unset")  # each run sets its variables itself
 
 
 def digest(folder):

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+import build
 import carry
 import no_gpu
 import parts
@@ -211,6 +212,11 @@ def test_a_problem_of_the_gpu_is_the_line(monkeypatch):
     monkeypatch.setattr(no_gpu.gpus, "problem", lambda *_, **named: "")
     monkeypatch.setattr(no_gpu.gpus, "available", lambda: True)
     assert no_gpu.problem() == ""
+
+
+def test_a_build_without_nccl_fails_where_there_are_gpus():
+    for gpus, nccl, lacks in (([], 0, False), (["H200"], 0, True), (["H200"], 23007, False)):
+        assert build.lacks_nccl({"gpus": gpus, "nccl_built": nccl}) == lacks
 
 
 def test_waits_of_the_host_are_counted_by_line():
