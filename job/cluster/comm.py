@@ -190,7 +190,11 @@ def total(tensor: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def to_host(tensor: torch.Tensor, name: str) -> torch.Tensor:
-    """Return a collective's result on the CPU, when it is computed."""
+    """Return a tensor on the CPU, when it is computed.
+
+    The watchdog sees this as a wait for collective `name`: a GPU may still compute the collectives
+    before.
+    """
     with waiting(name):
         return tensor.cpu()
 

@@ -43,7 +43,8 @@ def check(tensors: dict[str, torch.Tensor], when: str) -> None:
 
     RunError, on all: a tensor differs between workers; the first such is named, and who has what no majority has.
     """
-    mine = torch.stack([digest(value) for value in tensors.values()]).cpu()  # (n,)
+    digests = torch.stack([digest(value) for value in tensors.values()])  # (n,)
+    mine = comm.to_host(digests, "agreement")
     highest, lowest = comm.highest(torch.stack([mine, -mine]), "agreement") * torch.tensor([[1], [-1]])
     differ = (highest != lowest).nonzero()[:, 0].tolist()
     if not differ:

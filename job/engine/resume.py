@@ -9,6 +9,7 @@ from collections.abc import Set as AbstractSet
 import torch
 
 from job.checkpoints.folder import FORMAT
+from job.cluster import comm
 from job.engine.run import Run
 from job.errors import RunError
 from job.options import Common
@@ -88,7 +89,8 @@ def warn_of_rate(saved: dict, config: Common, run: Run) -> None:
 
 def check_finite(parameters: Iterable[torch.Tensor], epoch: int, step: int) -> None:
     """RunError, on all workers: the parameters, which are the same on each, are not finite and must not be saved."""
-    if not torch.stack(torch._foreach_norm(list(parameters))).isfinite().all():
+    finite = torch.stack(torch._foreach_norm(list(parameters))).isfinite().all()
+    if not comm.to_host(finite, "parameters"):
         raise RunError(
             f"the parameters are not finite after epoch {epoch}, step {step}, and are not saved; the checkpoints "
             "before are untouched. A lower --lr may help",

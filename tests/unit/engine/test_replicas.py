@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from job.engine.replicas import digest
+from job.cluster import comm
+from job.engine.replicas import check, digest
+from job.engine.resume import check_finite
 
 ODD = 7  # numbers: those of 16 bits are no whole number of 32-bit words
 
@@ -22,3 +24,22 @@ def test_a_digest_shows_each_changed_number_and_two_exchanged(dtype):
 def test_a_digest_does_not_depend_on_strides():
     value = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
     assert torch.equal(digest(value), digest(value.to(memory_format=torch.channels_last)))
+
+
+@pytest.mark.parametrize(
+    "work, name",
+    [
+        (lambda: check({"weight": torch.ones(2)}, "now"), "agreement"),
+        (lambda: check_finite([torch.ones(2)], 0, 1), "parameters"),
+    ],
+)
+def test_the_watchdog_sees_a_read_from_the_device_as_a_wait(work, name, monkeypatch):
+    seen, read = [], torch.Tensor.cpu
+
+    def cpu(tensor):
+        seen.append(comm.waits.name)
+        return read(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", cpu)
+    work()
+    assert seen == [name] and comm.waits is None
