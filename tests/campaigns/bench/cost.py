@@ -80,7 +80,7 @@ def hours(config: Config, work: float, reference: float, rate: float) -> float:
 
 
 def rows(rate: float) -> list[list[str]]:
-    """Return the table's rows: recipe, epochs, passes, GPU-hours, days on GPUS GPUs, published."""
+    """Return the table's rows: recipe, epochs, passes, GPU-hours, hours on GPUS GPUs, published."""
     cost = {arch: forward(arch) for arch in ("resnet18", "resnet34", "resnet50")}
     works, found = [], []
     for recipe in RECIPES:
