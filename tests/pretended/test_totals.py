@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from job.cluster import comm
 from job.engine.totals import totals
 from pretended_gpu import CUDA
 
@@ -22,3 +23,13 @@ def test_the_host_reads_once(gpu, monkeypatch, case):
     gpu.clear()
     assert totals(values, CUDA) == expected
     assert gpu.copies.total() == 1 and not gpu.waits and not gpu.problems
+
+
+@pytest.mark.parametrize("second", [torch.tensor(2.0), 2])
+def test_numbers_are_summed_in_one_order_wherever_they_lie(gpu, monkeypatch, second):
+    """A worker without images has a number where others have a tensor of the device."""
+    sent = []
+    monkeypatch.setattr(comm, "total", lambda tensor, name: sent.append(tensor.tolist()) or tensor)
+    second = second.to(CUDA) if torch.is_tensor(second) else second
+    totals({"first": 1, "second": second, "third": torch.tensor(3.0)}, CUDA)
+    assert sent == [[1, 2, 3]]
