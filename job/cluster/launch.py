@@ -250,7 +250,8 @@ def connect_gpus(device: torch.device) -> tuple[str, str]:
     """
     if device.type != "cuda" or not comm.has_nccl():
         return "", ""
-    comm.total(torch.ones(1, device=device), "connect_gpus")
+    name = "connect_gpus"
+    comm.to_host(comm.total(torch.ones(1, device=device), name), name)
     used = nccl.connected()
     found = objects.allgather((node(), used, nccl.unused_devices(used)), "nccl_networks")
     return describe_networks([(name, text) for name, text, _ in found]), slow_network(found)

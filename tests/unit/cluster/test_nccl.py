@@ -211,13 +211,17 @@ def test_tcp_between_nodes_with_infiniband_is_a_warning():
 
 @pytest.fixture
 def workers(monkeypatch, log):
-    """Two workers with GPUs: NCCL logs its network in their first collective."""
+    """Two workers with GPUs: NCCL logs its network in their first collective, whose end they see."""
     called = []
+
+    class Sum:
+        def cpu(self):
+            called.append("computed")
 
     def total(tensor, name):
         called.append(name)
         log(SOCKET + using("Socket"))
-        return tensor
+        return Sum()
 
     monkeypatch.setattr(launch.torch, "ones", lambda count, device: called.append(device))
     monkeypatch.setattr(launch.comm, "has_nccl", lambda: True)
@@ -231,7 +235,7 @@ def workers(monkeypatch, log):
 def test_workers_on_gpus_connect_before_the_first_step(workers):
     device = torch.device("cuda:1")
     text, slow = launch.connect_gpus(device)
-    assert workers == [device, "connect_gpus"]
+    assert workers == [device, "connect_gpus", "computed"]
     assert text == "Socket (eth0, eth1)" and "although b has InfiniBand or RoCE" in slow
 
 
