@@ -49,7 +49,7 @@ def spectrum_auc(features: torch.Tensor) -> float:
     centred = features.to(torch.float64, copy=True)  # (n, C)
     centred -= centred.mean(0)
     squares = torch.linalg.eigvalsh(centred.T @ centred).flip(0).clamp_min(0)  # (C,)
-    sums = squares.sqrt().cumsum(0)
+    sums = squares.sqrt().cpu().cumsum(0)  # not each torch has a deterministic one on GPUs
     return (sums / sums[-1]).mean().item() if sums[-1] > 0 else 1.0
 
 
