@@ -41,10 +41,10 @@ def test_random_matchings_follow_from_the_seed_and_take_no_teacher_channel_twice
 
 def test_the_network_is_built_on_all_workers_before_anything_else():
     run = MagicMock()
-    run.on_all.side_effect = RunError("rank 1 on b: timm is not installed")
+    run.build.side_effect = RunError("rank 1 on b: timm is not installed")
     config = Config(data="DIR", arch="own_network:Small")
     assert refused(build.build, config, run) == "rank 1 on b: timm is not installed"
-    assert [call[0] for call in run.mock_calls] == ["on_all"]
+    assert [call[0] for call in run.mock_calls] == ["build"]
 
 
 def test_without_a_compiler_there_is_no_compiling(monkeypatch):

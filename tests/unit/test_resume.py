@@ -104,7 +104,7 @@ def test_the_same_options_continue_without_a_word(run, config, step):
 
 OTHER_SHAPES = {"arch": "resnet34", "stem": "small", "mlp": True, "moco_dim": 64, "moco_k": 1024, "mgd_stages": [4]}
 OTHER_SHAPES |= {"matching": "random", "zero_init_residual": True, "width": 32, "framework": "none"}
-OTHER_SHAPES |= {"mgd_correction": True, "mgd_pooled": 1.0}
+OTHER_SHAPES |= {"mgd_correction": True, "mgd_pooled": 1.0, "teacher_size": 224}
 
 
 def test_every_option_that_shapes_the_tensors_is_tried_here():
