@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import warnings
+from multiprocessing import forkserver
 
 import cv2
 import pytest
@@ -161,13 +162,16 @@ def test_the_caller_s_own_fork_server_blocks_no_signals(run):
         multiprocessing.get_start_method()  # as the start of a process does
     assert server_id() is None and not different(before, state())
     process = multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(600,))
-    process.start()
-    process.terminate()
-    process.join(60)
-    assert process.exitcode == -signal.SIGTERM
-    with called(run):
-        start_fork_server()
-    assert server_id()  # the caller's
+    try:
+        process.start()
+        process.terminate()
+        process.join(60)
+        assert process.exitcode == -signal.SIGTERM
+        with called(run):
+            start_fork_server()
+        assert server_id()  # the caller's
+    finally:
+        forkserver._forkserver._stop()  # loader processes of other tests need their own
 
 
 def test_options_are_checked_as_those_of_a_command_line(tmp_path):
