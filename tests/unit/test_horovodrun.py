@@ -1,12 +1,17 @@
-"""horovodrun as docker/build_horovod.sh builds it: it starts workers whatever HOME is."""
+"""horovodrun as docker/build_horovod.sh builds it."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from horovod.runner.common.util.safe_shell_exec import execute
 
 from disks import mount, unmount
 
@@ -57,6 +62,20 @@ def test_an_output_that_takes_no_lines_holds_up_no_worker(tmp_path, state):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 0 and (tmp_path / "end").exists()
+
+
+def test_a_worker_that_ends_at_a_signal_has_its_own_exit_code(tmp_path):
+    """Also if the shell around it ends a second later, as on a busy machine."""
+    up, stop = tmp_path / "up", threading.Event()
+    wait = f"signal.pthread_sigmask(signal.SIG_BLOCK, [15]); open({str(up)!r}, 'w'); signal.sigwait([15])"
+    program = f"import signal, sys; {wait}; sys.exit(7)"
+    command = f"{shlex.join([sys.executable, '-c', program])}; code=$?; sleep 1; exit $code"
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(execute, command, env=dict(os.environ), events=[stop])
+        while not up.exists() and not ended.done():
+            time.sleep(0.02)
+        stop.set()
+        assert ended.result() == 7
 
 
 def test_the_build_names_its_option_if_home_takes_no_wheel():
