@@ -81,7 +81,9 @@ class Training:
         *views, undecodable = batch
         if self.config.augment_on == "cpu":
             return [view.to(self.run.device, non_blocking=True) for view in views], undecodable
-        return [render(crop.to(self.run.device, non_blocking=True), appearance) for crop, appearance in views], undecodable
+        crops, appearances = zip(*views, strict=True)
+        images = torch.cat([crop.to(self.run.device, non_blocking=True) for crop in crops])
+        return list(render(images, torch.cat(appearances)).chunk(len(crops))), undecodable
 
     def micro_batches(self, views: list[torch.Tensor], position: Position) -> Iterator[MicroBatch]:
         """Yield the --accumulate parts of a step's views, (B, 3, H, W) uint8 each, normalised."""

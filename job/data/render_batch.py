@@ -4,39 +4,32 @@ The same operations as job/data/render.py does on one image, but for the roundin
 is for is decided on the CPU, where the appearances are, so that the device is never waited for.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 
 from moco.copies import to_device
 
-# An operation, and its amounts (B,).
-Change = tuple[Callable[[torch.Tensor, torch.Tensor], torch.Tensor], torch.Tensor]
-
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # the numbers of operations, as in job.data.render
+UNCHANGED = torch.tensor([1.0, 0.0, 0.0])  # the weights with which `mix` returns its images
 LUMA = (0.299, 0.587, 0.114)  # grey of R, G, B (ITU-R 601-2)
 RADIUS = 6  # pixels: three times the largest standard deviation of a blur
 
 
 def grey(images: torch.Tensor) -> torch.Tensor:
     """Return the grey of every pixel, (B, 1, H, W)."""
-    red, green, blue = images.unbind(1)
-    return (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue).unsqueeze(1)
+    red, green, blue = images.split(1, dim=1)
+    return (LUMA[0] * red).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
-def brightness(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Every value times the factor."""
-    return (images * factors).clamp_(0, 255)
+def mix(images: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return the sum of every value, its pixel's grey and its image's mean grey, with weights (B, 3).
 
-
-def contrast(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Every value's distance from its image's mean grey times the factor."""
-    return torch.lerp(grey(images).mean((2, 3), keepdim=True), images, factors).clamp_(0, 255)
-
-
-def saturation(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Every pixel's distance from its own grey times the factor: 0 makes it grey."""
-    return torch.lerp(grey(images), images, factors).clamp_(0, 255)
+    Brightness, contrast and saturation are such sums.
+    """
+    of_value, of_grey, of_mean = weights.view(-1, 3, 1, 1).split(1, dim=1)  # (B, 1, 1, 1) each
+    greys = grey(images)
+    rest = torch.addcmul(of_mean * greys.mean((2, 3), keepdim=True), of_grey, greys)
+    return torch.addcmul(rest, of_value, images).clamp_(0, 255)
 
 
 def hue(images: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
@@ -52,9 +45,6 @@ def hue(images: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
     return high.unsqueeze(1) - chroma.unsqueeze(1) * torch.minimum(places, 4 - places).clamp(0, 1)
 
 
-OPERATIONS = (brightness, contrast, saturation, hue)  # in the order of job.data.render
-
-
 def blur(images: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
     """Gaussian blurs of standard deviations (B,) in pixels, cut off at three of them; H and W are above RADIUS."""
     B, _, H, W = images.shape
@@ -67,26 +57,50 @@ def blur(images: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
     return F.conv2d(rows, kernel[:, None, :, None], groups=3 * B).view(B, 3, H, W)
 
 
-def mirror(images: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-    """Every row of pixels from right to left."""
-    return images.flip(3)
+def mix_weights(operations: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """Return the weights with which `mix` does operations (B, n) by factors (B, n): (B, n, 3); of a hue, UNCHANGED."""
+    rest = 1 - factors
+    kinds = {
+        BRIGHTNESS: torch.stack([factors, 0 * rest, 0 * rest], dim=2),
+        CONTRAST: torch.stack([factors, 0 * rest, rest], dim=2),
+        SATURATION: torch.stack([factors, rest, 0 * rest], dim=2),
+    }
+    weights = UNCHANGED.expand(*operations.shape, 3)
+    for number, kind in kinds.items():
+        weights = torch.where((operations == number).unsqueeze(2), kind, weights)
+    return weights
 
 
 def render(images: torch.Tensor, appearances: torch.Tensor) -> torch.Tensor:
-    """Return images (B, 3, H, W) uint8 as their appearances (B, 12) of job.data.augment, on the CPU, have them."""
-    operations, _, sigmas, flips = appearances.split([5, 5, 1, 1], dim=1)
-    _, factors, *others = to_device(appearances, images.device).split([5, 5, 1, 1], dim=1)
-    steps: list[tuple[torch.Tensor, Change]] = []  # whether for an image, (B,); and what changes it
-    for turn in range(operations.shape[1]):
-        amounts = factors[:, turn]
-        steps += [(operations[:, turn] == n, (each, amounts)) for n, each in enumerate(OPERATIONS)]
-    steps += [(sigmas[:, 0] > 0, (blur, others[0][:, 0])), (flips[:, 0] > 0, (mirror, others[1][:, 0]))]
-    rows = [chosen.nonzero()[:, 0] for chosen, _ in steps]
-    # One copy for the indices of all steps.
-    indices = to_device(torch.cat(rows), images.device).split([len(each) for each in rows])
+    """Return images (B, 3, H, W) uint8 as their appearances (B, 12) of job.data.augment, on the CPU, have them.
+
+    An image's hue is moved once, after some of its other operations and before the rest. So all
+    images go through the same few passes: mixtures, one move of hues, mixtures.
+    """
+    operations, factors, sigmas, flips = appearances.split([5, 5, 1, 1], dim=1)
+    turns, is_hue = torch.arange(operations.shape[1]), operations == HUE  # (5,), (B, 5)
+    hue_turn = torch.where(is_hue.any(1), is_hue.int().argmax(1), -1).unsqueeze(1)  # (B, 1)
+    weights = mix_weights(operations, factors)  # (B, 5, 3)
+    halves = [torch.where(half.unsqueeze(2), weights, UNCHANGED) for half in (turns < hue_turn, turns > hue_turn)]
+    before, after = ([each for each in half.unbind(1) if (each != UNCHANGED).any()] for half in halves)
+    rows = [chosen.nonzero()[:, 0] for chosen in (hue_turn[:, 0] >= 0, sigmas[:, 0] > 0, flips[:, 0] > 0)]
+
+    # One copy for the weights of all passes, one for the indices of all others.
+    tables = torch.stack([*before, *after, torch.cat([(factors * is_hue).sum(1, keepdim=True), sigmas, flips], dim=1)])
+    *mixtures, amounts = to_device(tables, images.device)
+    hued, blurred, flipped = to_device(torch.cat(rows), images.device).split([len(each) for each in rows])
+
     rendered = images.to(torch.float32, memory_format=torch.contiguous_format)
-    for there, (_, (change, amounts)) in zip(indices, steps, strict=True):
-        if len(there):
-            mine = amounts.index_select(0, there).view(-1, 1, 1, 1)
-            rendered.index_copy_(0, there, change(rendered.index_select(0, there), mine))
+    for mixture in mixtures[: len(before)]:
+        rendered = mix(rendered, mixture)
+    if len(hued):
+        moved = hue(rendered.index_select(0, hued), amounts[:, 0].index_select(0, hued).view(-1, 1, 1, 1))
+        rendered.index_copy_(0, hued, moved)
+    for mixture in mixtures[len(before) :]:
+        rendered = mix(rendered, mixture)
+    if len(blurred):
+        moved = blur(rendered.index_select(0, blurred), amounts[:, 1].index_select(0, blurred))
+        rendered.index_copy_(0, blurred, moved)
+    if len(flipped):
+        rendered.index_copy_(0, flipped, rendered.index_select(0, flipped).flip(3))
     return rendered.round_().to(torch.uint8)

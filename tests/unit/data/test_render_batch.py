@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torchvision.transforms import functional
 
 from job.data import render
 from job.data.augment import OPERATIONS, RandomView
-from job.data.render_batch import LUMA, RADIUS, brightness, contrast, hue, saturation
+from job.data.render_batch import BRIGHTNESS, CONTRAST, LUMA, RADIUS, SATURATION, hue, mix, mix_weights
 from job.data.render_batch import render as render_batch
 from pictures import PICTURES, appearance, noise, photo, plain
 
@@ -124,11 +126,12 @@ def test_brightness_contrast_and_saturation_are_their_formulas(factor):
     luma = values @ np.array(LUMA)
     images = torch.from_numpy(values).float().permute(0, 3, 1, 2)
     for operation, exact in (
-        (brightness, factor * values),
-        (contrast, factor * values + (1 - factor) * luma.mean((1, 2))[:, None, None, None]),
-        (saturation, factor * values + (1 - factor) * luma[:, :, :, None]),
+        (BRIGHTNESS, factor * values),
+        (CONTRAST, factor * values + (1 - factor) * luma.mean((1, 2))[:, None, None, None]),
+        (SATURATION, factor * values + (1 - factor) * luma[:, :, :, None]),
     ):
-        found = operation(images, torch.full((len(IMAGES), 1, 1, 1), factor)).permute(0, 2, 3, 1)
+        [weights] = mix_weights(torch.tensor([[operation]]), torch.tensor([[factor]]))
+        found = mix(images, weights.expand(len(IMAGES), 3)).permute(0, 2, 3, 1)
         assert difference(found, exact.clip(0, 255)).max() < 1e-3
 
 
@@ -211,3 +214,26 @@ def test_nothing_is_read_back_from_the_device(aug_plus):
     images = torch.empty(24, 3, 16, 16, dtype=torch.uint8, device="meta")
     found = render_batch(images, torch.from_numpy(drawn(aug_plus, 24)))
     assert (found.device, found.shape, found.dtype) == (images.device, images.shape, images.dtype)
+
+
+@pytest.mark.parametrize("aug_plus", [False, True])
+def test_a_batch_takes_few_operations_of_its_device(aug_plus):
+    """A GPU starts a kernel for each: as many for all views of a step as for a few images."""
+    images = torch.empty(256, 3, 16, 16, dtype=torch.uint8, device="meta")
+    with DeviceOperations() as counted:
+        render_batch(images, torch.from_numpy(drawn(aug_plus, 256)))
+    assert 50 < counted.number <= 120
+
+
+class DeviceOperations(TorchDispatchMode):
+    """Counts the operations that compute tensors of the meta device."""
+
+    def __init__(self):
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        tensors = [each for each in tree_leaves(result) if isinstance(each, torch.Tensor)]
+        self.number += not operation.is_view and any(each.is_meta for each in tensors)
+        return result
