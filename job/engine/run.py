@@ -19,7 +19,7 @@ from job.engine.workers import Workers
 from job.errors import RunError
 from job.files import write_whole
 from job.metrics import events
-from job.metrics.callbacks import Callback, load
+from job.metrics.callbacks import Callback, forget_trackers, load
 from job.options import Common
 from job.position import START, Count, Position, change, resumed
 from job.text import printable
@@ -113,6 +113,8 @@ class Run(Workers):
             os.makedirs(self.folder, exist_ok=True)
             if os.path.exists(self.complete):
                 os.remove(self.complete)
+            if saved is None:
+                forget_trackers(self.folder)
             later = self.checkpoints.resume_at(start, resume) if saved else []
             later = [os.path.basename(path) for path in later]
             text = yaml.safe_dump(options, sort_keys=False)

@@ -1,5 +1,6 @@
 """Callbacks: a user's objects that receive a run's records while it trains, on rank 0 only."""
 
+import os
 import pkgutil
 from collections.abc import Iterable
 from typing import Any
@@ -54,3 +55,15 @@ def find(name: str) -> Callback:
     except Exception as error:
         expected = "expected module:name of a function without arguments"
         raise RunError(f"--log-to {name}: {error}; {expected} that returns a callback") from None
+
+
+def tracker_file(folder: str, name: str) -> str:
+    """Return the path of the file that has a run's id at the tracker `name`, and the steps sent."""
+    return os.path.join(folder, f"{name}.json")
+
+
+def forget_trackers(folder: str) -> None:
+    """Remove the trackers' files of an earlier run in a folder, so that a new run starts there."""
+    for name in TRACKERS:
+        if os.path.lexists(path := tracker_file(folder, name)):
+            os.remove(path)

@@ -10,7 +10,7 @@ from typing import Any
 
 from job.errors import RunError
 from job.files import write_whole
-from job.metrics.callbacks import Callback
+from job.metrics.callbacks import Callback, tracker_file
 from job.metrics.scalars import scalars
 
 MOST = 10_000  # messages that wait for a slow server
@@ -99,8 +99,8 @@ class Tracker(Callback):
 
     @property
     def file(self) -> str:
-        """The path of the file that keeps the run's id, and the steps at which each tag was last sent."""
-        return os.path.join(self.folder, f"{self.name}.json")
+        """The path of the file that keeps the run's id, and the last step sent of each tag."""
+        return tracker_file(self.folder, self.name)
 
     def use(self, id: str) -> None:
         """Keep the id of a run, of which nothing is sent if it is another than before."""

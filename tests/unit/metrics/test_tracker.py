@@ -6,6 +6,8 @@ import threading
 
 import pytest
 
+from job.engine.call import called
+from job.engine.run import Run
 from job.errors import RunError
 from job.metrics import tracker
 from job.metrics.callbacks import load
@@ -112,6 +114,35 @@ def test_another_run_on_the_server_gets_all_steps(tmp_path, monkeypatch):
     server = Server()
     trained(tmp_path, server).close()
     assert [message[0] for message in server.sent] == [2, 4, 5, "error"]
+
+
+def begun(folder, first):
+    """Let a run of five steps start at step `first`, from a checkpoint if that is not 0."""
+    own = Server()
+    with called(Run(str(folder), keep=1, callbacks=[own])) as run:
+        saved = {"epoch": 0, "step": first, "images": 5, "config": {"batch_size": 1}, "workers": 1}
+        options = OPTIONS | {"batch_size": 1}
+        run.begin(options, saved if first else None, 5, "auto", START["losses"])
+        for step in range(first, 5):
+            run.log.record("step", steps=step + 1, epoch=0, step=step, loss=1.0, contrastive=2.0)
+    return own.sent
+
+
+def test_a_fresh_run_in_the_folder_of_an_old_one_starts_a_new_one(tmp_path, monkeypatch):
+    """A resumed run does not. Before its first checkpoint, a run that starts again is fresh."""
+    monkeypatch.setitem(TRACKERS, Server.name, "")
+    starts = [begun(tmp_path, first) for first in (0, 0, 2)]
+    assert [sent[0][:2] for sent in starts] == [("start", ""), ("start", ""), ("start", "abc")]
+    assert [[steps for steps, *_ in sent[1:-1]] for sent in starts] == [[2, 4, 5], [2, 4, 5], []]
+
+
+def test_a_fresh_run_without_trackers_forgets_those_of_an_old_one(tmp_path):
+    """Otherwise its resume with --log-to would continue the old run there."""
+    for name in TRACKERS:
+        (tmp_path / f"{name}.json").write_text("{}")
+    with called(Run(str(tmp_path), keep=1)) as run:
+        run.begin({"batch_size": 1}, None, 5, "")
+    assert not [*tmp_path.glob("*.json")]
 
 
 @pytest.mark.parametrize("fails", [0, 1, 3])
