@@ -4,11 +4,11 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from job import cli
-from job.declare import convert_lists, flag, groups, option
+from job.declare import convert_lists, flag, groups, option, words_of
 from job.distill import DISTILLERS
 from job.distill.base import DistillOptions
 from job.distill.gram import GramOptions
@@ -134,6 +134,13 @@ def without_part(config: MethodOptions) -> dict[str, str]:
     return found
 
 
+def without_teacher(config: Config) -> dict[str, str]:
+    """Return {option: reason} of the options that have an effect only with a teacher."""
+    if config.teacher:
+        return {}
+    return dict.fromkeys(OF_TEACHER, "without --teacher; leave it out, or give the teacher's file")
+
+
 def without_stem(config: Config) -> dict[str, str]:
     """Return {option: reason} of the options that only ResNets of torchvision have."""
     if config.arch in ARCHS:
@@ -251,18 +258,18 @@ def check_effects(config: Config, given: set[str]) -> None:
         )
     if config.matching == "random" and "refresh_epochs" in given:
         raise RunError("--refresh-epochs: no effect beside --matching random, which is never solved; leave out one of them")
+    if config.resume not in ("", "auto"):  # a teacher's file there becomes --teacher
+        config = replace(config, teacher=config.teacher or config.resume)
     unused = without_part(config) | without_head(config) | without_stem(config)
-    if not config.teacher:
-        for name in ("teacher_arch", "teacher_size"):
-            unused[name] = "without --teacher; leave it out, or give the teacher's file"
+    unused |= without_teacher(config)
     if config.similarity != "compress":
         reason = f"beside --similarity {config.similarity}, which has no momentum encoder"
         unused.setdefault("similarity_m", f"{reason}; leave it out, or choose compress")
     default = type(config)()
     for name in sorted(given & unused.keys()):
-        if getattr(config, name) == getattr(default, name):
-            continue
-        raise RunError(f"{flag(name)}: no effect {unused[name]}")
+        if (value := getattr(config, name)) != getattr(default, name):
+            shown = " ".join(words_of(name, value))
+            raise RunError(f"{shown}: no effect {unused[name]}")
 
 
 def check_receivers(config: LinearConfig, shown: str, given: object) -> None:

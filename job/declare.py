@@ -51,6 +51,13 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def words_of(name: str, value: Any) -> list[str]:
+    """Return a command line's words for an option: --moco-k 5, --no-mlp, --mgd-stages 3 4."""
+    if isinstance(value, bool):
+        return [flag(name if value else f"no_{name}")]
+    return [flag(name), *map(str, value if isinstance(value, list) else [value])]
+
+
 class Group(NamedTuple):
     """The options of a group."""
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from job.config import OF_TEACHER, Config, read_config, without_head, without_part, without_stem
-from job.declare import convert, flag
+from job.declare import convert, flag, words_of
 from job.errors import RunError
 from job.export.origin import last_part, without_folders
 
@@ -61,12 +61,8 @@ def command(config: Mapping[str, Any], workers: int) -> str:
         return ""
     words = [last_part(config.get("data", ""))]
     for name, (value, _) in differing(config).items():
-        if name == "data":
-            continue
-        if isinstance(value, bool):
-            words.append(flag(name) if value else flag(f"no_{name}"))
-        else:
-            words += [flag(name), *map(str, value if isinstance(value, list) else [value])]
+        if name != "data":
+            words += words_of(name, value)
     try:
         found = asdict(read_config(words))
     except RunError:

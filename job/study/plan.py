@@ -14,7 +14,7 @@ from job.config import (
     without_head,
     without_part,
 )
-from job.declare import convert, flag
+from job.declare import convert, flag, words_of
 from job.errors import RunError
 from job.study.data import CHOOSE, MOST, TEST
 from job.study.form import (
@@ -202,7 +202,7 @@ def list_units(name: str, content: dict, arms: dict[str, dict]) -> list[Unit]:
 
 
 def without_unused(unit: Unit) -> Unit:
-    """Return a unit without the options of frameworks, distillers and heads that it does not have.
+    """Return a unit without the options of frameworks, distillers, heads or teachers it lacks.
 
     RunError: its framework or distillers are invalid.
     """
@@ -210,7 +210,8 @@ def without_unused(unit: Unit) -> Unit:
         chosen = {f.name: convert(f, unit.train[f.name], flag(f.name)) for f in METHOD if f.name in unit.train}
     except RunError as error:
         raise RunError(f"{unit.name}: job.train: {error}") from None
-    unused = without_part(MethodOptions(**chosen))
+    unused = {*without_part(MethodOptions(**chosen))}
+    unused |= set() if unit.guided else OF_TEACHER
     train = {name: value for name, value in unit.train.items() if name not in unused}
     rest = {name: value for name, value in train.items() if name != "head_width"}
     if rest != train and without_head(unit.config(rest)):
@@ -234,10 +235,4 @@ def check_unlike(plan: Plan) -> None:
 
 def words(options: dict[str, Any]) -> list[str]:
     """A command line's words for options: {"moco_k": 256, "mlp": True} -> --moco-k 256 --mlp."""
-    found = []
-    for name, value in options.items():
-        if isinstance(value, bool):
-            found.append(flag(name) if value else flag(name).replace("--", "--no-", 1))
-        else:
-            found += [flag(name), *map(str, value if isinstance(value, list) else [value])]
-    return found
+    return [word for name, value in options.items() for word in words_of(name, value)]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine import build, containers, docker, engine, image, podman  # noqa: F401 (fixtures)
-from jobs import REPO, SMALL, BatchJob
+from jobs import REPO, SMALL, TEACHER, BatchJob
 
 NEEDED = ("slurmctld", "slurmd", "sbatch", "munged")
 PATH = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"], "/usr/sbin", "/sbin"])
@@ -76,7 +76,8 @@ def undisturbed(start_job, images, teacher_file, tmp_path_factory):
         key = (workers, teacher, *options, *more)
         if key not in runs:
             folder = tmp_path_factory.mktemp("horovodrun") / "run"
-            given = [images, "--config", "imagenet", *options, *(["--teacher", teacher_file] if teacher else []), *more]
+            distilled = [*TEACHER, teacher_file] if teacher else []
+            given = [images, "--config", "imagenet", *options, *distilled, *more]
             job = start_job(workers, folder, given)
             output = job.finish()
             assert job.process.returncode == 0, output

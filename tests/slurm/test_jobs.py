@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 
-from jobs import REPO, SIMSIAM, SMALL, STEPS, BatchJob
+from jobs import REPO, SIMSIAM, SMALL, STEPS, TEACHER, BatchJob
 from runs import differences, of_kind, records
 
 SIGNAL = "signal USR2: the tasks finish their step and save"
@@ -45,7 +45,7 @@ def check_whole(job, undisturbed, workers=2, teacher=False, options=SMALL):
 @pytest.mark.parametrize(("sbatch", "workers"), [([], 4), (["--ntasks=3"], 3)], ids=["2 nodes x 2", "2 and 1"])
 def test_a_job_trains_to_the_same_digits_as_horovodrun(submit, undisturbed, teacher_file, sbatch, workers):
     """Once the ranks are up, nobody listens at the rendezvous any more."""
-    job = submit([*SMALL, "--teacher", teacher_file], tasks_per_node=2, sbatch=sbatch)
+    job = submit([*SMALL, *TEACHER, teacher_file], tasks_per_node=2, sbatch=sbatch)
     job.wait_for_step(1)
     preflight = next(line for line in job.text().splitlines() if "rendezvous" in line)
     assert preflight.startswith(f"{workers} workers on 2 nodes, 2 of them on node1, by srun; interface lo rendezvous 127.0.0.1:")

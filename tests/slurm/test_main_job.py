@@ -7,7 +7,7 @@ import sys
 import pytest
 import yaml
 
-from jobs import EPOCH, EPOCHS, REPO, SMALL, STEPS, BatchJob
+from jobs import EPOCH, EPOCHS, REPO, SMALL, STEPS, TEACHER, BatchJob
 from runs import differences, of_kind
 
 
@@ -38,7 +38,7 @@ def test_main_job(slurm, submit, runtime, linked, undisturbed):
     """
     data, teacher = linked / "data", linked / "two words/teacher.pth.tar"
     array = {"script": "sweep.sbatch", "sbatch": ["--array=1,0%1", "--hold"], "RUN": ""}
-    job = submit([*SMALL, "--teacher", teacher], DATA=data, MOUNTS=teacher, **array, **runtime)
+    job = submit([*SMALL, *TEACHER, teacher], DATA=data, MOUNTS=teacher, **array, **runtime)
     folder = REPO / "runs" / f"mgd-sweep-{job.number}"
     folder.parent.mkdir(exist_ok=True)
     folder.symlink_to(linked / folder.name)

@@ -13,8 +13,9 @@ REPO = Path(__file__).parents[2]
 EPOCHS, EPOCH = 3, 50 // 12  # steps an epoch
 STEPS = EPOCHS * EPOCH
 ANY = "-a resnet18 --image-size 32 --batch-size 12 --aug-plus --cos --workers 0".split()
-ANY += f"--epochs {EPOCHS} --warmup-epochs 1 --refresh-epochs 0,1 --save-every 2steps --keep 9".split()
+ANY += f"--epochs {EPOCHS} --warmup-epochs 1 --save-every 2steps --keep 9".split()
 SMALL = [*ANY, *"--moco-k 60 --mlp --moco-t 0.2".split()]
+TEACHER = "--refresh-epochs 0,1 --teacher".split()  # before the file
 SIMSIAM = [*ANY, *"--framework simsiam --width 16 --dim 64 --pred-dim 16 --fix-pred-lr".split()]
 
 

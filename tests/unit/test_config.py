@@ -9,10 +9,10 @@ from importlib import resources
 import pytest
 import yaml
 
-from job.config import RETIRED, Config, LinearConfig, read_config
+from job.config import OF_TEACHER, RETIRED, Config, LinearConfig, read_config
 from job.errors import RunError
 from job.cli import Parser
-from job.declare import flag, groups
+from job.declare import flag, groups, words_of
 from job.distill import DISTILLERS, Distiller
 
 FIELDS = [field.name for field in dataclasses.fields(Config)]
@@ -152,7 +152,8 @@ FLAGS = [
 
 @pytest.mark.parametrize(("line", "name", "value"), FLAGS)
 def test_a_flag_lands_in_its_field(line, name, value):
-    found = getattr(read_config(["DIR", *line.split()]), name)
+    teacher = ["--teacher", "t"] if name in OF_TEACHER else []
+    found = getattr(read_config(["DIR", *teacher, *line.split()]), name)
     assert found == value
     assert type(found) is type(value)
 
@@ -357,7 +358,8 @@ def test_the_original_preset_is_the_imagenet_one_with_what_its_authors_code_had(
     theirs = dict(loss_factor=1e4, loss_share=0.0, margins="init", reducer="amp", matching="solved", refresh_epochs="log")
     theirs |= dict(mgd_stages=[1, 2, 3, 4], stage_weights=[])
     assert original == dataclasses.replace(imagenet, config=["original"], **theirs)
-    assert read_config(["DIR", "--config", "original", "--mgd-stages", "4", "--loss-share", "1"]).loss_share == 1
+    line = ["DIR", "--teacher", "t", "--config", "original", "--mgd-stages", "4"]
+    assert read_config([*line, "--loss-share", "1"]).loss_share == 1
 
 
 LARS = dict(lars=True, batch_size=4096, lr=1.6, momentum=0.9, weight_decay=0.0)
@@ -700,7 +702,7 @@ FACTOR, SHARE, BOTH = "loss_factor: 7\n", "loss_share: 0.5\n", "loss_share: 0.5\
 )
 def test_the_last_of_a_factor_and_a_share_decides(tmp_path, texts, flags, share, factor):
     """A file with both, as a run's config.yaml, has a share that decides where it is above 0."""
-    given = flags.split()
+    given = ["--teacher", "t", *flags.split()]
     for number, text in enumerate(texts):
         (tmp_path / f"{number}.yaml").write_text(text)
         given += ["--config", str(tmp_path / f"{number}.yaml")]
@@ -734,12 +736,13 @@ def test_weights_that_do_not_fit_the_stages_or_the_distillers_are_refused(option
 
 @pytest.mark.parametrize("options", ["--mgd-stages 4 2 4", "--mgd-stages 2 4 --stage-weights 0 1"])
 def test_stages_of_any_order_are_fine_without_weights_and_in_their_order_with(options):
-    assert read_config(["DIR", *options.split()]).mgd_stages == [2, 4]
+    assert read_config(["DIR", "--teacher", "t", *options.split()]).mgd_stages == [2, 4]
 
 
 @pytest.mark.parametrize(("matching", "epochs"), [("random", "never"), ("solved", "every:2")])
 def test_a_random_matching_has_no_refreshes_and_whoever_reads_the_options_sees_none(matching, epochs, write):
-    config = read_config(["DIR", "--config", write("refresh_epochs: every:2"), "--matching", matching])
+    path = write("refresh_epochs: every:2")
+    config = read_config(["DIR", "--teacher", "t", "--config", path, "--matching", matching])
     assert dataclasses.asdict(config)["refresh_epochs"] == epochs
 
 
@@ -747,53 +750,89 @@ def test_refreshes_beside_a_random_matching_are_refused_where_the_command_line_a
     path = write("matching: random\n")
     assert "--matching random" in refused("DIR", "--config", path, "--refresh-epochs", "every:2")
     assert "leave out one" in refused("DIR", "--refresh-epochs=0", "--matching", "random")
-    assert read_config(["DIR", "--config", path, "--matching", "solved", "--refresh-epochs", "0"]).refresh_epochs == "0"
+    line = ["DIR", "--teacher", "t", "--config", path, "--matching", "solved"]
+    assert read_config([*line, "--refresh-epochs", "0"]).refresh_epochs == "0"
 
 
 @pytest.mark.parametrize(
-    ("line", "flag"),
+    ("line", "shown"),
     [
-        ("--framework none --moco-k 5", "--moco-k"),
+        ("--framework none --moco-k 5", "--moco-k 5"),
         ("--framework none --mlp", "--mlp"),
-        ("--distill toy --mgd-images=5", "--mgd-images"),
+        ("--distill toy --mgd-images=5", "--mgd-images 5"),
         ("--distill toy --mgd-correction", "--mgd-correction"),
-        ("--distill toy --mgd-pooled 1", "--mgd-pooled"),
-        ("--distill toy --reducer rd", "--reducer"),
-        ("--distill toy --gram-tau 0.2", "--gram-tau"),
+        ("--distill toy --mgd-pooled 1", "--mgd-pooled 1.0"),
+        ("--distill toy --reducer rd", "--reducer rd"),
+        ("--distill toy --gram-tau 0.2", "--gram-tau 0.2"),
     ],
 )
-def test_an_option_of_a_part_not_chosen_is_an_error_on_the_command_line_only(write, monkeypatch, line, flag):
+def test_an_option_of_a_part_not_chosen_is_an_error_on_the_command_line_only(
+    write,
+    monkeypatch,
+    line,
+    shown,
+):
     monkeypatch.setitem(DISTILLERS, "toy", Distiller)
     choice, value = line.split()[:2]
-    message = refused("DIR", *line.split())
-    assert message.startswith(f"{flag}: no effect with {choice} {value}"), message
-    assert read_config(["DIR", "--no-mlp", choice, value]).mlp is False  # as by default
+    given = ["DIR", "--teacher", "t"]
+    message = refused(*given, *line.split())
+    assert message.startswith(f"{shown}: no effect with {choice} {value}"), message
+    assert read_config([*given, "--no-mlp", choice, value]).mlp is False  # as by default
     path = write("moco: {k: 5, mlp: false}\nmgd: {images: 5, reducer: rd}")
-    assert read_config(["DIR", "--config", path, choice, value]).moco_k == 5
+    assert read_config([*given, "--config", path, choice, value]).moco_k == 5
 
 
-@pytest.mark.parametrize(("name", "value"), [("teacher_arch", "resnet50"), ("teacher_size", 224)])
-def test_an_option_of_the_teacher_without_a_teacher_is_an_error(write, name, value):
-    flag = f"--{name.replace('_', '-')}"
-    message = refused("DIR", flag, str(value))
-    assert message.startswith(f"{flag}: no effect without --teacher; leave it out")
-    path = write(f"{name}: {value}")
+WITH_TEACHER = {
+    "teacher_arch": "resnet50",
+    "teacher_size": 224,
+    "distill": ["mgd", "gram"],
+    "distill_weights": [2.0],
+    "loss_share": 0.5,
+    "loss_ramp": True,
+    "mgd_images": 5,
+    "mgd_stages": [3, 4],
+    "mgd_correction": True,
+    "gram_tau": 0.2,
+    "similarity_m": 0.9,
+    "mgd_views": 1,
+}
+
+
+@pytest.mark.parametrize("name", WITH_TEACHER)
+def test_an_option_of_the_teacher_without_a_teacher_is_an_error(write, name):
+    value = WITH_TEACHER[name]
+    words = words_of(name, value)
+    reason = "no effect without --teacher; leave it out, or give the teacher's file"
+    assert refused("DIR", *words) == refused("DIR", *words, "--resume", "auto")
+    assert refused("DIR", *words) == f"{' '.join(words)}: {reason}"
+    path = write(yaml.safe_dump({name: value}))
     assert getattr(read_config(["DIR", "--config", path]), name) == value
+    if default := getattr(Config(), name):
+        assert read_config(["DIR", *words_of(name, default)]) == read_config(["DIR"])
+
+
+@pytest.mark.parametrize("line", ["--loss-ramp", "--distill gram --gram-tau 2", "--teacher-size 9"])
+def test_a_teacher_in_a_file_or_in_the_place_of_a_checkpoint_is_one(write, line):
+    """The original's --resume names the teacher's file."""
+    path = write("teacher: t\n")
+    for teacher in (["--config", path], ["--resume", "t.pth.tar"]):
+        assert read_config(["DIR", *teacher, *line.split()])
 
 
 @pytest.mark.parametrize("setting", ["headless", "seed"])
 def test_a_momentum_without_a_momentum_encoder_is_an_error(setting):
-    line = ["DIR", "--distill", "similarity", "--similarity", setting, "--similarity-m", "0.9"]
+    line = ["DIR", "--teacher", "t", "--distill", "similarity", "--similarity", setting]
+    line += ["--similarity-m", "0.9"]
     message = refused(*line)
-    assert message.startswith(f"--similarity-m: no effect beside --similarity {setting}")
+    assert message.startswith(f"--similarity-m 0.9: no effect beside --similarity {setting}")
     assert read_config([*line[:-1], "0.999"]).similarity_m == 0.999  # as by default
-    message = refused("DIR", "--similarity-m", "0.9")
-    assert message.startswith("--similarity-m: no effect with --distill mgd; ")
+    message = refused("DIR", "--teacher", "t", "--similarity-m", "0.9")
+    assert message.startswith("--similarity-m 0.9: no effect with --distill mgd; ")
 
 
 def test_an_option_of_one_part_of_several_has_an_effect(monkeypatch):
     monkeypatch.setitem(DISTILLERS, "toy", Distiller)
-    line = "DIR --moco-k 5 --framework moco --distill toy mgd --mgd-images 5"
+    line = "DIR --teacher t --moco-k 5 --framework moco --distill toy mgd --mgd-images 5"
     assert read_config(line.split()).mgd_images == 5
 
 
@@ -808,7 +847,7 @@ def test_an_option_of_one_part_of_several_has_an_effect(monkeypatch):
 )
 def test_a_head_s_width_without_a_head_that_has_a_hidden_layer_is_an_error(line, fix):
     message = refused("DIR", "--head-width", 9, *line.split())
-    assert message.startswith("--head-width: no effect without a head") and fix in message
+    assert message.startswith("--head-width 9: no effect without a head") and fix in message
     for head in ("--mlp", "--teacher t --distill similarity --similarity seed"):
         assert read_config(["DIR", "--head-width", "9", *head.split()]).head_width == 9
 
@@ -870,9 +909,11 @@ def test_a_wrong_command_line_is_one_line(line, parts):
     [
         "--data DIR",
         "--data DIR --config imagenet --teacher t.pth.tar --out runs/a --resume auto",
-        "--data DIR --config small --no-cos --schedule 1 2 --mgd-stages 2 4 --refresh-epochs 0,5 --save-every 7steps --lr 1e-5",
-        "--data DIR --mgd-stages 2 4 --stage-weights 0 1e-3 --loss-share 0.05 --loss-ramp --matching random",
-        "--data caf\udce9 --no-mlp --seed 9223372036854775807 --loss-factor 1e300",
+        "--data DIR --config small --no-cos --schedule 1 2 --save-every 7steps --lr 1e-5",
+        "--data DIR --teacher t --mgd-stages 2 4 --refresh-epochs 0,5",
+        "--data DIR --teacher t --mgd-stages 2 4 --stage-weights 0 1e-3 --loss-share 0.05",
+        "--data DIR --teacher t --loss-ramp --matching random",
+        "--data caf\udce9 --no-mlp --seed 9223372036854775807 --teacher t --loss-factor 1e300",
     ],
 )
 def test_options_written_to_a_file_read_back_the_same(write, line):

@@ -15,7 +15,7 @@ from job.pack import main
 from runs import errors_of
 
 SMALL = "-a resnet18 --image-size 32 --batch-size 8 --epochs 2 --moco-k 20 --mlp --aug-plus --knn-every 1".split()
-SMALL += "--refresh-epochs 0,1 --save-every 2steps --keep 9".split()
+SMALL += "--save-every 2steps --keep 9".split()
 
 
 def tree(folder):

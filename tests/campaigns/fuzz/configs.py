@@ -47,7 +47,8 @@ class Argv:
 
     @staticmethod
     def seeds() -> list[bytes]:
-        lines = ["DIR -a resnet18 --mlp --moco-t 0.2 --aug-plus --cos -b 32", "--data=x --schedule 1 2 --refresh-epochs 0,5 -j 4"]
+        lines = ["DIR -a resnet18 --mlp --moco-t 0.2 --aug-plus --cos -b 32"]
+        lines += ["--data=x --schedule 1 2 --teacher t --refresh-epochs 0,5 -j 4"]
         return [b"".join(word.encode() + b"\0" for word in line.split()) for line in lines]
 
     @staticmethod

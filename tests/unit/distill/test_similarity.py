@@ -167,7 +167,7 @@ def given(config):
 @pytest.mark.parametrize("preset", ["compress", "seed"])
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_another_setting_than_the_preset_s_has_its_own_published_values(preset, setting):
-    config = read_config(["DIR", "--config", preset, "--similarity", setting])
+    config = read_config(["DIR", "--config", preset, "--teacher", "t", "--similarity", setting])
     assert given(config) == SETTINGS[setting]
 
 
