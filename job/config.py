@@ -141,6 +141,13 @@ def without_teacher(config: Config) -> dict[str, str]:
     return dict.fromkeys(OF_TEACHER, "without --teacher; leave it out, or give the teacher's file")
 
 
+def without_knn(config: Config) -> dict[str, str]:
+    """Return {option: reason} of the options that have an effect only with k-NN accuracies."""
+    if config.knn_every:
+        return {}
+    return {"knn_k": "without --knn-every; leave it out, or add --knn-every 1"}
+
+
 def without_stem(config: Config) -> dict[str, str]:
     """Return {option: reason} of the options that only ResNets of torchvision have."""
     if config.arch in ARCHS:
@@ -261,7 +268,7 @@ def check_effects(config: Config, given: set[str]) -> None:
     if config.resume not in ("", "auto"):  # a teacher's file there becomes --teacher
         config = replace(config, teacher=config.teacher or config.resume)
     unused = without_part(config) | without_head(config) | without_stem(config)
-    unused |= without_teacher(config)
+    unused |= without_teacher(config) | without_knn(config)
     if config.similarity != "compress":
         reason = f"beside --similarity {config.similarity}, which has no momentum encoder"
         unused.setdefault("similarity_m", f"{reason}; leave it out, or choose compress")

@@ -5,7 +5,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
-from job.config import OF_TEACHER, Config, read_config, without_head, without_part, without_stem
+from job.config import (
+    OF_TEACHER,
+    Config,
+    read_config,
+    without_head,
+    without_knn,
+    without_part,
+    without_stem,
+)
 from job.declare import convert, flag, words_of
 from job.errors import RunError
 from job.export.origin import last_part, without_folders
@@ -44,6 +52,7 @@ def without_effect(config: Mapping[str, Any]) -> set[str]:
         return set()
     unused = without_part(given).keys() | without_head(given).keys() | without_stem(given).keys()
     unused |= set() if given.teacher else OF_TEACHER | {"loss_share", "loss_factor"}
+    unused |= without_knn(given).keys()
     unused |= {"loss_factor"} if given.loss_share else set()
     unused |= {"schedule"} if given.cos else set()
     unused |= {"refresh_epochs"} if given.matching == "random" else set()

@@ -73,8 +73,9 @@ class Unit:
     def config(self, train: dict[str, Any]) -> Config:
         """Return `train`, resolved. RunError: some are invalid."""
         teacher = ["--teacher", "TEACHER"] if self.guided else []
+        knn = words({"knn_every": 1})  # of all units, unless `train` has another
         try:
-            return read_config(["DATA", *words(train), *teacher])
+            return read_config(["DATA", *knn, *words(train), *teacher])
         except RunError as error:
             raise RunError(f"{self.name}: job.train: {error}") from None
 

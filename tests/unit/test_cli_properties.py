@@ -11,6 +11,7 @@ from job.config import (
     LinearConfig,
     read_config,
     without_head,
+    without_knn,
     without_part,
     without_teacher,
 )
@@ -71,7 +72,8 @@ def unused(config):
     """The options without effect in it: a file may have them, a command line may not."""
     if isinstance(config, LinearConfig):
         return {"knn_k"}  # without --knn
-    return {*without_part(config), *without_head(config), *without_teacher(config)}
+    found = {*without_part(config), *without_head(config), *without_teacher(config)}
+    return found | {*without_knn(config)}
 
 
 def without_unused(config):

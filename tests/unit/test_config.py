@@ -114,7 +114,7 @@ FLAGS = [
     ("--keep 1", "keep", 1),
     ("--check-every 1", "check_every", 1),
     ("--knn-every 2", "knn_every", 2),
-    ("--knn-k 20", "knn_k", 20),
+    ("--knn-every 2 --knn-k 20", "knn_k", 20),
     ("--crop-min 0.08", "crop_min", 0.08),
     ("--precision bf16", "precision", "bf16"),
     ("--compile", "compile", True),
@@ -780,6 +780,14 @@ def test_an_option_of_a_part_not_chosen_is_an_error_on_the_command_line_only(
     assert read_config([*given, "--no-mlp", choice, value]).mlp is False  # as by default
     path = write("moco: {k: 5, mlp: false}\nmgd: {images: 5, reducer: rd}")
     assert read_config([*given, "--config", path, choice, value]).moco_k == 5
+
+
+def test_a_k_without_k_nn_accuracies_is_an_error_on_the_command_line_only(write):
+    reason = "no effect without --knn-every; leave it out, or add --knn-every 1"
+    assert refused("DIR", "--knn-k", 5) == f"--knn-k 5: {reason}"
+    assert read_config(["DIR", "--knn-k", "0"]).knn_k == 0  # as by default
+    assert read_config(["DIR", "--config", write("knn: {k: 5}")]).knn_k == 5
+    assert read_config(["DIR", "--config", write("knn: {every: 1}"), "--knn-k", "5"]).knn_k == 5
 
 
 WITH_TEACHER = {

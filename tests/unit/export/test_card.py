@@ -291,6 +291,12 @@ def test_the_command_gives_the_same_options(line):
     assert differs <= effects
 
 
+@pytest.mark.parametrize("option", [{"knn_k": 5}, {"gram_tau": 0.2}, {"distill": ["gram"]}])
+def test_the_command_has_no_option_of_a_file_without_effect(option):
+    config = dataclasses.asdict(Config(data="birds", **option))
+    assert command(config, 1) == "python -m job.train birds"
+
+
 @pytest.mark.parametrize("change", [{"later": 1}, {"epochs": "many"}, {"framework": "none at all"}, {"data": "-x"}])
 def test_options_of_another_version_have_no_command(made, run, change):
     config = dataclasses.asdict(made.config) | change
