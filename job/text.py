@@ -1,8 +1,18 @@
-"""Text for people: names of files, and what others wrote in them, may hold anything."""
+"""Text for people: printable, and short enough for a line."""
+
+from collections.abc import Sequence
 
 
 def printable(text: str) -> str:
-    r"""Return `text` with all that does not print written out: \x1b, \n, \u202e; nothing in it steers a terminal."""
+    r"""Return `text` with escapes such as \x1b, \n and \u202e for what does not print.
+
+    Names of files, and text in them that others wrote, could control a terminal otherwise.
+    """
     if text.isprintable():
         return text
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
+def first_names(names: Sequence[object], most: int = 8) -> str:
+    """Return the first `most` names, for a line; "..." stands for the others."""
+    return ", ".join(map(str, names[:most])) + ", ..." * (len(names) > most)

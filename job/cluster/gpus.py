@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from job.text import first_names
+
 # The oldest driver for each major version of CUDA: NVIDIA, CUDA Compatibility, table 1.
 DRIVERS = {11: 450, 12: 525, 13: 580}
 # Values of CUDA_VISIBLE_DEVICES that hide all GPUs. SLURM sets the last one for jobs without GPUs.
@@ -79,7 +81,7 @@ def without_devices(dev: str, proc: str) -> str:
 
 def unusable(shown: list[str], proc: str) -> str:
     """Return why torch cannot use the GPUs that `signs` shows, and what to do."""
-    gpus = ", ".join(shown[:MOST]) + ", ..." * (len(shown) > MOST)
+    gpus = first_names(shown, MOST)
     if not torch.version.cuda:
         return (
             f"{gpus}: torch {torch.__version__} was built without CUDA. Install a torch with CUDA, "

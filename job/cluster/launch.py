@@ -31,11 +31,11 @@ from job.cluster.children import end_children
 from job.cluster.stop import in_main_thread
 from job.cluster.watchdog import Watchdog, raised_at
 from job.errors import RunError, StartError, WorkerError
+from job.text import first_names
 
 # s until a rank prints an error that rank 0 may have too: by then the launcher has ended all, however busy they are.
 PATIENCE = 15
 
-NODES = 8  # names of nodes in a line
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
 # What launchers say of their tasks, in the order in which they are asked.
@@ -214,7 +214,7 @@ def check_gpus(found: Sequence[tuple[str, str, str]]) -> None:
         return
     nodes = sorted({node for node, _, problem in found if problem == first})
     several = len({node for node, *_ in found}) > 1
-    raise RunError(f"{first} (on {some(nodes)})" if several else first)
+    raise RunError(f"{first} (on {first_names(nodes)})" if several else first)
 
 
 def watchdog(remark: Callable[[str, str, str], None]) -> Watchdog:
@@ -270,7 +270,7 @@ def describe_networks(found: Sequence[tuple[str, str]]) -> str:
         nodes.setdefault(text or "an unknown network", set()).add(name)
     if len(nodes) == 1:
         return next(iter(nodes))
-    return "; ".join(f"{text} on {some(sorted(names))}" for text, names in nodes.items())
+    return "; ".join(f"{text} on {first_names(sorted(names))}" for text, names in nodes.items())
 
 
 def slow_network(found: Sequence[tuple[str, str, Sequence[str]]]) -> str:
@@ -284,15 +284,11 @@ def slow_network(found: Sequence[tuple[str, str, Sequence[str]]]) -> str:
     first, devices = next(iter(unused.items()))
     have = "have" if len(unused) > 1 else "has"
     return (
-        f"NCCL uses TCP between nodes, although {some(sorted(unused))} {have} InfiniBand or RoCE "
+        f"NCCL uses TCP between nodes, although {first_names(sorted(unused))} {have} "
+        "InfiniBand or RoCE "
         f"({', '.join(devices)} on {first}). NCCL needs libibverbs, /dev/infiniband and memory to "
         "lock (in Docker --device /dev/infiniband --ulimit memlock=-1); NCCL_DEBUG=INFO prints more"
     )
-
-
-def some(names: Sequence[str]) -> str:
-    """Return the first names of a list, for a line."""
-    return ", ".join(names[:NODES]) + ", ..." * (len(names) > NODES)
 
 
 def preflight(found: Mapping[str, Any]) -> str:

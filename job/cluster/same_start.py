@@ -17,6 +17,7 @@ from job.cluster import comm
 from job.cluster.objects import allgather_text
 from job.declare import flag
 from job.errors import RunError
+from job.text import first_names
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = (torch, torchvision, numpy, PIL, cv2)  # their versions can change what is computed
@@ -95,7 +96,7 @@ def difference(nodes: list[str], found: list[Facts]) -> str:
     other = next(value for value in values.values() if value != usual)
     as_on = next(rank for rank, value in values.items() if value == usual)
     ranks = [rank for rank, value in values.items() if value == other]
-    workers = f"worker{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks[:MOST]))}{', ...' * (len(ranks) > MOST)}"
+    workers = f"worker{'s' * (len(ranks) > 1)} {first_names(ranks, MOST)}"
     where = ", ".join(dict.fromkeys(nodes[rank] for rank in ranks[:MOST]))
     more = f"; other differences: {len(differing) - 1}" if differing[1:] else ""
     return f"{name} {other} on {workers} (node {where}): expected {usual}, as on worker {as_on}{more}. {advice(name, values)}"
