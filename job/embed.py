@@ -12,7 +12,7 @@ from typing import Any
 
 from job import cli
 from job.checkpoints.foreign import Backbone, digest, read_backbone
-from job.cluster import launch
+from job.cluster import launch, task
 from job.cluster.stop import Stopped
 from job.data.splits import Split, Splits, find_images
 from job.declare import option
@@ -138,7 +138,7 @@ def complete(config: EmbedConfig, weights: Backbone) -> EmbedConfig:
     size = config.image_size or found or 224
     if not isinstance(size, int) or not 8 <= size <= 4096:
         raise RunError(f"--image-size {size}: expected 8 to 4096. Choose another")
-    workers = launch.cores() if config.workers < 0 else config.workers
+    workers = task.cores() if config.workers < 0 else config.workers
     return dataclasses.replace(config, image_size=size, workers=workers)
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from job.checkpoints.folder import AUTO, LAST
 from job.cli import checked
-from job.cluster import launch
+from job.cluster import launch, task
 from job.cluster.memory import give_back
 from job.cluster.stop import Stopped
 from job.config import RECEIVERS, LinearConfig, check_receivers, read_config
@@ -81,7 +81,7 @@ def classify(config: LinearConfig, run: Run) -> dict[str, float] | None:
     Stopped: a signal came. A classifier in training is saved.
     """
     processes = config.workers
-    config = dataclasses.replace(config, workers=launch.cores() if processes < 0 else processes)
+    config = dataclasses.replace(config, workers=task.cores() if processes < 0 else processes)
     if config.evaluate and not config.pretrained:  # a classifier's checkpoint has the frozen network too
         config = dataclasses.replace(config, pretrained=f"{run.folder}/{LAST}" if config.resume == AUTO else config.resume)
     parts = classifier.build(config, run)

@@ -13,7 +13,7 @@ import torch
 from job import resume
 from job.build import build
 from job.cli import checked
-from job.cluster import launch
+from job.cluster import launch, task
 from job.cluster.memory import give_back
 from job.cluster.stop import Stopped
 from job.config import Config, read_config
@@ -65,7 +65,7 @@ def train_epochs(config: Config, run: Run) -> None:
     # All errors of options and data are raised before a file is written.
     config, saved = resume.find(config, run)
     options = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("config", "out", "resume")}
-    config = dataclasses.replace(config, workers=launch.cores() if config.workers < 0 else config.workers)
+    config = dataclasses.replace(config, workers=task.cores() if config.workers < 0 else config.workers)
     training = build(config, run)
     start = resume.restore(saved, training) if saved else START
     if start > (config.epochs, 0):

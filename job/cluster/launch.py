@@ -26,6 +26,7 @@ from job.cluster import (
     same_start,
     slurm,
     sockets,
+    task,
 )
 from job.cluster.children import end_children
 from job.cluster.stop import in_main_thread
@@ -37,24 +38,6 @@ from job.text import first_names
 PATIENCE = 15
 
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
-
-# What launchers say of their tasks, in the order in which they are asked.
-LAUNCHERS = {
-    "horovodrun": ("HOROVOD_RANK", "HOROVOD_SIZE"),
-    "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
-    "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
-    "MPI": ("PMI_RANK", "PMI_SIZE"),
-}
-
-
-def launched() -> tuple[str, int, int]:
-    """Return the launcher's name, this task's rank and the number of tasks, from its variables."""
-    for name, (rank, size) in LAUNCHERS.items():
-        if name == "horovodrun" and slurm.ours():
-            continue
-        if rank in os.environ and size in os.environ:
-            return name, int(os.environ[rank]), int(os.environ[size])
-    return "none", 0, 1
 
 
 def start(options: Mapping[str, Any]) -> torch.device:
@@ -81,7 +64,7 @@ def start(options: Mapping[str, Any]) -> torch.device:
         threading.Thread(target=follow_stdin, daemon=True).start()
     sockets.shorten_paths()
     patience()
-    name, _, size = launched()
+    name, _, size = task.launched()
     if size > 1 and not comm.connected():  # a script's second run finds the workers connected
         check_own_name()
         comm.load()  # before srun's rendezvous, which needs Horovod too
@@ -89,9 +72,9 @@ def start(options: Mapping[str, Any]) -> torch.device:
             comm.start()
     check_size(name, size)
     problem = gpus.problem(comm.local_rank(), comm.size(), comm.has_nccl())
-    same_start.check(options, node(), on_cpu=not (problem or torch.cuda.is_available()))
+    same_start.check(options, task.node(), on_cpu=not (problem or torch.cuda.is_available()))
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(cores())
+        torch.set_num_threads(task.cores())
     device = own_device(problem)
     deterministic.apply(options, device)
     return device
@@ -117,7 +100,7 @@ def left_at_signals() -> Iterator[None]:
             ending = next((number[0] for number in iter(lambda: signals.read(1), b"") if number[0] != signal.SIGUSR2), 0)
             if ending and not started.wait(PATIENCE):
                 name = signal.Signals(ending).name
-                print(f"rank {launched()[1]} on {node()}: ended by {name} before all workers had started", flush=True)
+                print(f"rank {task.launched()[1]} on {task.node()}: ended by {name} before all workers had started", flush=True)
                 os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -219,7 +202,7 @@ def check_gpus(found: Sequence[tuple[str, str, str]]) -> None:
 
 def watchdog(remark: Callable[[str, str, str], None]) -> Watchdog:
     """A watchdog over this worker, on the interface that Horovod uses. A collective."""
-    return Watchdog(slurm.address_of(os.environ.get("HOROVOD_GLOO_IFACE", "lo")), node(), *patience(), remark)
+    return Watchdog(slurm.address_of(os.environ.get("HOROVOD_GLOO_IFACE", "lo")), task.node(), *patience(), remark)
 
 
 def setting(device: torch.device) -> dict[str, Any]:
@@ -232,7 +215,7 @@ def setting(device: torch.device) -> dict[str, Any]:
     return {
         "workers": comm.size(),
         "nodes": comm.nodes(),
-        "launcher": launched()[0],
+        "launcher": task.launched()[0],
         "network": network,
         "device": hardware,
         "versions": f"torch {torch.__version__}, {comm.versions()}",
@@ -253,7 +236,7 @@ def connect_gpus(device: torch.device) -> tuple[str, str]:
     name = "connect_gpus"
     comm.to_host(comm.total(torch.ones(1, device=device), name), name)
     used = nccl.connected()
-    found = objects.allgather((node(), used, nccl.unused_devices(used)), "nccl_networks")
+    found = objects.allgather((task.node(), used, nccl.unused_devices(used)), "nccl_networks")
     return describe_networks([(name, text) for name, text, _ in found]), slow_network(found)
 
 
@@ -296,23 +279,10 @@ def preflight(found: Mapping[str, Any]) -> str:
     over = f", NCCL over {found['nccl']}" if found.get("nccl") else ""
     workers, nodes = (f"{found[name]} {name[:-1]}{'s' * (found[name] > 1)}" for name in ("workers", "nodes"))
     return (
-        f"{workers} on {nodes}, {comm.local_size()} of them on {node()}, by {found['launcher']}; "
+        f"{workers} on {nodes}, {comm.local_size()} of them on {task.node()}, by {found['launcher']}; "
         f"{found['network']}{over}; device {found['device']}; {found['versions']}; "
         f"image {found['container']}"
     )
-
-
-def node() -> str:
-    """The name of this worker's node, as SLURM or the machine itself has it."""
-    return os.environ.get("SLURMD_NODENAME", platform.node())
-
-
-def cores() -> int:
-    """The cores of this machine that are this worker's share: those that SLURM gives to a task, or an equal part of all."""
-    available = len(os.sched_getaffinity(0))
-    if launched()[0] == "srun" and "SLURM_CPUS_PER_TASK" in os.environ:
-        return min(available, int(os.environ["SLURM_CPUS_PER_TASK"]))
-    return max(1, available // comm.local_size())
 
 
 def leave(code: int, at_once: bool = False) -> NoReturn:
@@ -364,8 +334,8 @@ def reported_errors() -> Iterator[None]:
     What only this worker knows is said by it, with rank and node. Where another worker has caused the end, that
     one's line is to be the one that is read: this one waits a little before it speaks, and is mostly ended meanwhile.
     """
-    _, rank, size = launched()
-    own = f"rank {rank} on {node()}: " if size > 1 else ""
+    _, rank, size = task.launched()
+    own = f"rank {rank} on {task.node()}: " if size > 1 else ""
     with output.guarded():
         if rank:
             output.may_fail(output.ignore)  # rank 0 has the results

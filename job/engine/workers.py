@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 
 import torch
 
-from job.cluster import comm, launch, same_start
+from job.cluster import comm, launch, same_start, task
 from job.cluster.objects import allgather, broadcast
 from job.cluster.stop import Stop, Stopped
 from job.cluster.watchdog import Watchdog
@@ -96,7 +96,7 @@ class Workers:
 
     def warn(self, id: str, text: str) -> None:
         """Print a warning of this worker only, with its rank and node; on rank 0 with its record."""
-        self.remark("warning", id, text if self.rank == 0 else f"rank {self.rank} on {launch.node()}: {text}")
+        self.remark("warning", id, text if self.rank == 0 else f"rank {self.rank} on {task.node()}: {text}")
 
     def batches(self, views: Views, draws: Iterable[list], processes: int) -> Batches:
         """Return an iterator over the batches of `draws`, lists of indices of `views`, on the CPU."""
@@ -160,7 +160,7 @@ class Workers:
             result = work()
         except RunError as error:
             problem, code = str(error), error.code
-        found = allgather((launch.node(), problem, code), "problems")
+        found = allgather((task.node(), problem, code), "problems")
         failed = [(rank, *each) for rank, each in enumerate(found) if each[1]]
         if failed:
             rank, node, problem, code = failed[0]
@@ -174,7 +174,7 @@ class Workers:
         RunError, on all workers: it fails on one, or another version of the network's package does
         not build the same network there.
         """
-        same_start.check_versions(used_packages(arch), launch.node())
+        same_start.check_versions(used_packages(arch), task.node())
         return self.on_all(work)
 
     def total(self, **values: torch.Tensor | float) -> dict[str, float]:

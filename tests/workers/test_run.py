@@ -1,9 +1,8 @@
 import pytest
 import torch
 
-from job.cluster import comm
+from job.cluster import comm, launch, task
 from job.errors import RunError
-from job.cluster import launch
 from job.cluster.objects import allgather
 from job.data.image_files import ImageFolder, ImageList
 from job.metrics.log import Log
@@ -67,7 +66,7 @@ def test_an_error_of_the_last_worker_only_is_everyones_with_its_rank_and_node(ru
         if run.rank == comm.size() - 1:
             raise RunError(f"worker {run.rank} lacks a package", code)
 
-    where = f"rank {comm.size() - 1} on {launch.node()}: " if comm.size() > 1 else ""
+    where = f"rank {comm.size() - 1} on {task.node()}: " if comm.size() > 1 else ""
     text = f"{where}worker {comm.size() - 1} lacks a package"
     assert raised(lambda: run.on_all(fail)) == [(text, code)] * comm.size()
 
@@ -195,13 +194,13 @@ def test_images_that_are_all_bad_end_all_workers(run, root, twice, ranks):
     assert raised(lambda: run.note_bad_images([], 100, images)) == [None] * comm.size()
 
 
-@pytest.fixture(params=[name for name in launch.LAUNCHERS if name != "srun"])  # which is run for real in tests/slurm
+@pytest.fixture(params=[name for name in task.LAUNCHERS if name != "srun"])  # which is run for real in tests/slurm
 def launcher(request, monkeypatch):
     """(name, size -> None): a launcher whose variables can be set as if it had started so many tasks."""
-    for variables in launch.LAUNCHERS.values():
+    for variables in task.LAUNCHERS.values():
         for variable in variables:
             monkeypatch.delenv(variable, raising=False)
-    rank, size = launch.LAUNCHERS[request.param]
+    rank, size = task.LAUNCHERS[request.param]
     monkeypatch.setenv(rank, str(comm.rank()))
     # What starting sets as it goes is put back: Horovod's settings, and devices and threads of this session.
     monkeypatch.setenv("HOROVOD_FUSION_THRESHOLD", "0")

@@ -9,11 +9,10 @@ import timm
 import torch
 
 from job import embed
-from job.cluster import comm, launch
+from job.cluster import comm, same_start, task
 from job.config import Config, LinearConfig
 from job.embed import EmbedConfig
 from job.errors import RunError
-from job.cluster import same_start
 from job.cluster.objects import allgather, allgather_text
 from job.evaluate import classifier
 from steps import build_training
@@ -130,7 +129,7 @@ def other_timm(monkeypatch):
     versions = {"timm": "1.0.0"} if comm.rank() == odd() else {}
     monkeypatch.setattr(importlib.metadata, "version", lambda name: versions.get(name) or own(name))
     advice = "Install the same version, or use the same image, on all nodes"
-    where = f"on worker {odd()} (node {launch.node()})"
+    where = f"on worker {odd()} (node {task.node()})"
     line = f"timm 1.0.0 {where}: expected {own('timm')}, as on worker 0. {advice}"
     return line if odd() else None
 

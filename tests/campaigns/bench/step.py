@@ -17,9 +17,8 @@ import torch
 import baseline
 import setting
 from breakdown import Breakdown
-from job.cluster import comm
+from job.cluster import comm, task
 from job.journal import TrainingJournal
-from job.cluster import launch
 from job.engine.run import Run
 from job.position import START
 from job.train import train_epoch
@@ -39,7 +38,7 @@ class Ours:
     def __init__(self, options, run: Run):
         self.run, self.options = run, options
         config = setting.config(options.photos, options.batch, options.size, out=str(options.folder / "run"))
-        loaders = launch.cores() if options.loaders < 0 else options.loaders
+        loaders = task.cores() if options.loaders < 0 else options.loaders
         given = {name: getattr(options, name) for name in ("precision", "augment_on", "compile")}
         self.config = dataclasses.replace(config, workers=loaders, **given)
         self.training = build(self.config, run)

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from job.cluster import deterministic, launch
+from job.cluster import deterministic, launch, task
 from job.errors import RunError
 
 ON, OFF = {"deterministic": True}, {"deterministic": False}
@@ -99,6 +99,6 @@ def test_a_start_sets_the_variables_before_workers_connect_and_the_mode_on_its_d
     own = launch.deterministic
     monkeypatch.setattr(own, "prepare", lambda options: order.append("prepare"))
     monkeypatch.setattr(own, "apply", lambda options, device: order.append(device.type))
-    monkeypatch.setattr(launch, "launched", lambda: order.append("launched") or ("none", 0, 1))
+    monkeypatch.setattr(task, "launched", lambda: order.append("launched") or ("none", 0, 1))
     launch.start(ON)
     assert order[0] == "prepare" and order.count("prepare") == 1 and order[-1] == "cpu"

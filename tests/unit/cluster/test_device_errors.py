@@ -12,7 +12,7 @@ import torch
 
 from job.cluster import comm, device_errors, launch
 from job.cluster.device_errors import GPU, MEMORY, NCCL
-from job.cluster.launch import LAUNCHERS, reported_errors
+from job.cluster.launch import reported_errors
 from job.engine.run import Run
 
 FULL = (
@@ -33,14 +33,12 @@ class Internal(RuntimeError):
 
 
 @pytest.fixture(autouse=True)
-def waited(monkeypatch):
+def waited(monkeypatch, unlaunched):
     """One worker, which leaves by SystemExit and does not wait; the seconds of its waits."""
 
     def leave(code):
         raise SystemExit(code)
 
-    for name in (name for names in LAUNCHERS.values() for name in names):
-        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "_exit", leave)
     seconds = []
     monkeypatch.setattr(time, "sleep", seconds.append)

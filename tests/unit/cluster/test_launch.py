@@ -9,10 +9,9 @@ import psutil
 import pytest
 
 import job.cluster
-from job.cluster import comm
+from job.cluster import comm, launch
+from job.cluster.launch import reported_errors
 from job.errors import RunError, StartError
-from job.cluster import launch
-from job.cluster.launch import LAUNCHERS, cores, launched, reported_errors
 from job.engine.run import Run
 
 
@@ -26,47 +25,17 @@ SET_AT_START = [
 
 
 @pytest.fixture(autouse=True)
-def unlaunched(monkeypatch):
-    """No launcher's variables, and no waiting."""
-    for names in LAUNCHERS.values():
-        for name in names:
-            monkeypatch.delenv(name, raising=False)
-    monkeypatch.delenv("SLURM_NTASKS", raising=False)
-    waited = []
-    monkeypatch.setattr(time, "sleep", waited.append)
-    return waited
-
-
-def test_without_a_launcher_there_is_one_task():
-    assert launched() == ("none", 0, 1)
+def waited(monkeypatch, unlaunched):
+    """No waiting; the seconds of the waits."""
+    seconds = []
+    monkeypatch.setattr(time, "sleep", seconds.append)
+    return seconds
 
 
 def test_one_worker_has_no_port(tmp_path):
     before = psutil.Process().net_connections()
     with Run(str(tmp_path), keep=1):
         assert psutil.Process().net_connections() == before
-
-
-@pytest.mark.parametrize(
-    ("name", "rank", "size"),
-    [
-        ("horovodrun", "HOROVOD_RANK", "HOROVOD_SIZE"),
-        ("Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
-        ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
-        ("MPI", "PMI_RANK", "PMI_SIZE"),
-    ],
-)
-def test_a_launcher_is_known_by_its_variables(monkeypatch, name, rank, size):
-    monkeypatch.setenv(rank, "3")
-    assert launched() == ("none", 0, 1)  # a batch script's shell has a rank, and is no task of a step
-    monkeypatch.setenv(size, "8")
-    assert launched() == (name, 3, 8)
-
-
-def test_horovod_s_own_variables_count_before_those_of_what_it_runs_in(monkeypatch):
-    for name, value in dict(SLURM_PROCID="0", SLURM_STEP_NUM_TASKS="1", HOROVOD_RANK="2", HOROVOD_SIZE="4").items():
-        monkeypatch.setenv(name, value)
-    assert launched() == ("horovodrun", 2, 4)
 
 
 def ended(capsys, error):
@@ -87,21 +56,21 @@ def test_a_mistake_of_the_user_s_has_code_two(capsys):
     assert ended(capsys, RunError("no"))[0] == 2
 
 
-def test_before_horovod_is_up_an_error_may_be_one_rank_s_alone(monkeypatch, capsys, unlaunched):
+def test_before_horovod_is_up_an_error_may_be_one_rank_s_alone(monkeypatch, capsys, waited):
     for name, value in {"HOROVOD_RANK": "3", "HOROVOD_SIZE": "4", "SLURMD_NODENAME": "node2"}.items():
         monkeypatch.setenv(name, value)
     assert ended(capsys, RunError("no", 2)) == (2, "error: rank 3 on node2: no\n")
-    assert unlaunched[0] > 2
+    assert waited[0] > 2
 
 
 @pytest.mark.parametrize(("rank", "said"), [("0", "error: no\n"), ("1", ""), ("7", "")])
-def test_an_error_of_all_ranks_is_said_by_the_first_before_the_others_go(monkeypatch, capsys, unlaunched, rank, said):
+def test_an_error_of_all_ranks_is_said_by_the_first_before_the_others_go(monkeypatch, capsys, waited, rank, said):
     monkeypatch.setattr(launch.comm, "size", lambda: 8)
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     monkeypatch.setenv("HOROVOD_RANK", rank)
     monkeypatch.setenv("HOROVOD_SIZE", "8")
     assert ended(capsys, RunError("no", 2)) == (2, said)
-    assert bool(unlaunched) == (rank != "0")
+    assert bool(waited) == (rank != "0")
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
@@ -145,36 +114,11 @@ def test_a_mistake_of_the_program_s_keeps_its_traceback_and_ends_with_its_rank_a
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
-def test_an_error_of_one_task_s_start_is_said_by_it_alone_after_rank_0_had_time_to_speak(monkeypatch, capsys, unlaunched, rank):
+def test_an_error_of_one_task_s_start_is_said_by_it_alone_after_rank_0_had_time_to_speak(monkeypatch, capsys, waited, rank):
     for name, value in {"SLURM_PROCID": rank, "SLURM_STEP_NUM_TASKS": "4", "SLURMD_NODENAME": "node2"}.items():
         monkeypatch.setenv(name, value)
     assert ended(capsys, StartError("no way", code=1)) == (1, f"error: rank {rank} on node2: no way\n")
-    assert bool(unlaunched) == (rank != "0")
-
-
-@pytest.mark.parametrize(("available", "workers", "share"), [(8, 1, 8), (8, 2, 4), (8, 3, 2), (2, 4, 1), (1, 1, 1)])
-def test_a_machine_s_cores_are_shared_by_its_workers(monkeypatch, available, workers, share):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(available)))
-    monkeypatch.setattr(launch.comm, "local_size", lambda: workers)
-    assert cores() == share
-
-
-def test_the_cores_that_slurm_gives_to_a_task_are_not_shared_again(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
-    monkeypatch.setattr(launch.comm, "local_size", lambda: 4)
-    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "8")
-    assert cores() == 2  # of horovodrun's workers, in a job of one task
-    for name, value in {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"}.items():
-        monkeypatch.setenv(name, value)
-    assert cores() == 8
-    for name, value in {"HOROVOD_RANK": "0", "HOROVOD_SIZE": "4", "MGD_LAUNCHER": "srun"}.items():
-        monkeypatch.setenv(name, value)
-    assert cores() == 8  # the variables are those that the start has set
-
-
-def test_before_horovod_runs_all_cores_are_this_process_s(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 5, 6})
-    assert cores() == 3
+    assert bool(waited) == (rank != "0")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from job.cluster import device_errors, launch, nccl
+from job.cluster import device_errors, launch, nccl, task
 
 BEFORE = "vm:1:1 [0] NCCL INFO "
 IB = f"{BEFORE}NET/IB : Using [0]mlx5_0:1/IB [1]mlx5_3:1/RoCE [RO]; OOB ib0:10.0.0.2<0>\n"
@@ -227,7 +227,7 @@ def workers(monkeypatch, log):
     monkeypatch.setattr(launch.comm, "has_nccl", lambda: True)
     monkeypatch.setattr(launch.comm, "total", total)
     monkeypatch.setattr(launch.nccl, "unused_devices", lambda used: ["mlx5_0"])
-    monkeypatch.setattr(launch, "node", lambda: "b")
+    monkeypatch.setattr(task, "node", lambda: "b")
     monkeypatch.setattr(launch.objects, "allgather", lambda own, name: [("a", own[1], []), own])
     return called
 

@@ -1,0 +1,12 @@
+import pytest
+
+from job.cluster.task import LAUNCHERS
+
+
+@pytest.fixture
+def unlaunched(monkeypatch):
+    """No launcher's variables."""
+    for names in LAUNCHERS.values():
+        for name in names:
+            monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("SLURM_NTASKS", raising=False)
