@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 
 import torch
 
-from job.cluster import comm, launch, same_start, task
+from job.cluster import comm, launch, nccl_network, same_start, task
 from job.cluster.objects import allgather, broadcast
 from job.cluster.stop import Stop, Stopped
 from job.cluster.watchdog import Watchdog
@@ -47,7 +47,7 @@ class Workers:
             self.setting = launch.setting(self.device)
             if self.size > 1:
                 self.watchdog = launch.watchdog(self.remark)
-            self.setting["nccl"], slow = launch.connect_gpus(self.device)
+            self.setting["nccl"], slow = nccl_network.connect_gpus(self.device)
         except BaseException as error:
             if self.watchdog:
                 self.watchdog.close()

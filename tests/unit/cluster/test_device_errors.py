@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from job.cluster import comm, device_errors, launch
+from job.cluster import comm, device_errors, launch, nccl_network
 from job.cluster.device_errors import GPU, MEMORY, NCCL
 from job.cluster.launch import reported_errors
 from job.engine.run import Run
@@ -207,7 +207,7 @@ def test_an_error_of_nccl_at_the_connection_says_what_helps(tmp_path, monkeypatc
     def fail(device):
         raise Internal(REFUSED)
 
-    monkeypatch.setattr(launch, "connect_gpus", fail)
+    monkeypatch.setattr(nccl_network, "connect_gpus", fail)
     with pytest.raises(device_errors.DeviceError) as caught:
         Run(str(tmp_path), keep=1, options=OPTIONS).__enter__()
     assert caught.value.kind == device_errors.NCCL

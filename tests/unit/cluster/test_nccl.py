@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from job.cluster import device_errors, launch, nccl, task
+from job.cluster import device_errors, launch, nccl
 
 BEFORE = "vm:1:1 [0] NCCL INFO "
 IB = f"{BEFORE}NET/IB : Using [0]mlx5_0:1/IB [1]mlx5_3:1/RoCE [RO]; OOB ib0:10.0.0.2<0>\n"
@@ -179,71 +179,6 @@ def test_the_log_of_a_child_writes_over_no_file_of_its_own(monkeypatch, tmp_path
 def test_a_chosen_tcp_is_no_fault(sys_folder, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     assert nccl.unused_devices("Socket", sys_folder) == []
-
-
-# All workers.
-
-
-@pytest.mark.parametrize(
-    ("found", "text"),
-    [
-        ([("a", "IB (x)"), ("b", "IB (x)")], "IB (x)"),
-        ([("a", ""), ("b", "")], "an unknown network"),
-        ([("a", "Socket (eth0)")] * 2, ""),
-        (
-            [("b", "IB"), ("a", "IB"), ("b", "IB"), ("c", "Socket (eth0)")],
-            "IB on a, b; Socket (eth0) on c",
-        ),
-    ],
-)
-def test_networks_have_their_nodes_if_they_differ(found, text):
-    assert launch.describe_networks(found) == text
-
-
-def test_tcp_between_nodes_with_infiniband_is_a_warning():
-    found = [("a", "IB", []), ("b", "Socket", ["mlx5_0"]), ("b", "Socket", ["mlx5_0"])]
-    text = "NCCL uses TCP between nodes, although b has InfiniBand or RoCE (mlx5_0 on b). "
-    assert launch.slow_network(found).startswith(text)
-    both = launch.slow_network([*found, ("c", "Socket", ["mlx5_1"])])
-    assert "although b, c have InfiniBand or RoCE (mlx5_0 on b). " in both
-    assert launch.slow_network(found[1:]) == launch.slow_network(found[:1]) == ""  # one node
-
-
-@pytest.fixture
-def workers(monkeypatch, log):
-    """Two workers with GPUs: NCCL logs its network in their first collective, whose end they see."""
-    called = []
-
-    class Sum:
-        def cpu(self):
-            called.append("computed")
-
-    def total(tensor, name):
-        called.append(name)
-        log(SOCKET + using("Socket"))
-        return Sum()
-
-    monkeypatch.setattr(launch.torch, "ones", lambda count, device: called.append(device))
-    monkeypatch.setattr(launch.comm, "has_nccl", lambda: True)
-    monkeypatch.setattr(launch.comm, "total", total)
-    monkeypatch.setattr(launch.nccl, "unused_devices", lambda used: ["mlx5_0"])
-    monkeypatch.setattr(task, "node", lambda: "b")
-    monkeypatch.setattr(launch.objects, "allgather", lambda own, name: [("a", own[1], []), own])
-    return called
-
-
-def test_workers_on_gpus_connect_before_the_first_step(workers):
-    device = torch.device("cuda:1")
-    text, slow = launch.connect_gpus(device)
-    assert workers == [device, "connect_gpus", "computed"]
-    assert text == "Socket (eth0, eth1)" and "although b has InfiniBand or RoCE" in slow
-
-
-def test_workers_on_cpus_or_without_nccl_do_not(workers, monkeypatch):
-    assert launch.connect_gpus(torch.device("cpu")) == ("", "")
-    monkeypatch.setattr(launch.comm, "has_nccl", lambda: False)
-    assert launch.connect_gpus(torch.device("cuda:0")) == ("", "")
-    assert workers == []
 
 
 def test_the_first_line_has_nccl_s_network():
