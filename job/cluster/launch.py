@@ -205,35 +205,6 @@ def watchdog(remark: Callable[[str, str, str], None]) -> Watchdog:
     return Watchdog(slurm.address_of(os.environ.get("HOROVOD_GLOO_IFACE", "lo")), task.node(), *patience(), remark)
 
 
-def setting(device: torch.device) -> dict[str, Any]:
-    """Return the run's workers, nodes, launcher, network, device, versions and container image."""
-    # Without a GPU, torch.cuda.get_device_name fails.
-    hardware = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU ({torch.get_num_threads()} threads each)"
-    network = f"interface {os.environ['HOROVOD_GLOO_IFACE']}" if "HOROVOD_GLOO_IFACE" in os.environ else "no network"
-    if "HOROVOD_GLOO_RENDEZVOUS_ADDR" in os.environ:
-        network += " rendezvous {HOROVOD_GLOO_RENDEZVOUS_ADDR}:{HOROVOD_GLOO_RENDEZVOUS_PORT}".format(**os.environ)
-    return {
-        "workers": comm.size(),
-        "nodes": comm.nodes(),
-        "launcher": task.launched()[0],
-        "network": network,
-        "device": hardware,
-        "versions": f"torch {torch.__version__}, {comm.versions()}",
-        "container": os.environ.get("MGD_IMAGE", "none"),
-    }
-
-
-def preflight(found: Mapping[str, Any]) -> str:
-    """Return a run's setting as one line."""
-    over = f", NCCL over {found['nccl']}" if found.get("nccl") else ""
-    workers, nodes = (f"{found[name]} {name[:-1]}{'s' * (found[name] > 1)}" for name in ("workers", "nodes"))
-    return (
-        f"{workers} on {nodes}, {comm.local_size()} of them on {task.node()}, by {found['launcher']}; "
-        f"{found['network']}{over}; device {found['device']}; {found['versions']}; "
-        f"image {found['container']}"
-    )
-
-
 def leave(code: int, at_once: bool = False) -> NoReturn:
     """End the program; at once if a loader process does not end or NCCL is in use.
 

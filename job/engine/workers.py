@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 
 import torch
 
-from job.cluster import comm, launch, nccl_network, same_start, task
+from job.cluster import comm, launch, nccl_network, preflight, same_start, task
 from job.cluster.objects import allgather, broadcast
 from job.cluster.stop import Stop, Stopped
 from job.cluster.watchdog import Watchdog
@@ -44,7 +44,7 @@ class Workers:
             self.device = launch.start(self.options)
             self.rank, self.size = comm.rank(), comm.size()
             self.log = Log(self.rank == 0, partial(self.stop.note, signal.SIGINT, None))
-            self.setting = launch.setting(self.device)
+            self.setting = preflight.setting(self.device)
             if self.size > 1:
                 self.watchdog = launch.watchdog(self.remark)
             self.setting["nccl"], slow = nccl_network.connect_gpus(self.device)
@@ -55,7 +55,7 @@ class Workers:
             if of_device := launch.device_error(error, self.options):
                 raise of_device from error
             raise
-        self.log.line(launch.preflight(self.setting))
+        self.log.line(preflight.line(self.setting))
         if slow:
             self.log.remark("warning", "nccl_network", slow)
         return self

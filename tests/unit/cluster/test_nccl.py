@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from job.cluster import device_errors, launch, nccl
+from job.cluster import device_errors, nccl
 
 BEFORE = "vm:1:1 [0] NCCL INFO "
 IB = f"{BEFORE}NET/IB : Using [0]mlx5_0:1/IB [1]mlx5_3:1/RoCE [RO]; OOB ib0:10.0.0.2<0>\n"
@@ -179,9 +179,3 @@ def test_the_log_of_a_child_writes_over_no_file_of_its_own(monkeypatch, tmp_path
 def test_a_chosen_tcp_is_no_fault(sys_folder, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     assert nccl.unused_devices("Socket", sys_folder) == []
-
-
-def test_the_first_line_has_nccl_s_network():
-    found = launch.setting(torch.device("cpu"))
-    assert "; no network; device CPU " in launch.preflight(found | {"nccl": ""})
-    assert "; no network, NCCL over IB; device CPU " in launch.preflight(found | {"nccl": "IB"})

@@ -1,0 +1,43 @@
+"""The setting of a run, for its records and as its first line."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from job.cluster import comm, task
+
+
+def setting(device: torch.device) -> dict[str, Any]:
+    """Return the run's workers, nodes, launcher, network, device, versions and container image."""
+    # Without a GPU, torch.cuda.get_device_name fails.
+    on_gpu, threads = device.type == "cuda", torch.get_num_threads()
+    hardware = torch.cuda.get_device_name() if on_gpu else f"CPU ({threads} threads each)"
+    interface = os.environ.get("HOROVOD_GLOO_IFACE")
+    network = "no network" if interface is None else f"interface {interface}"
+    if "HOROVOD_GLOO_RENDEZVOUS_ADDR" in os.environ:
+        address = "{HOROVOD_GLOO_RENDEZVOUS_ADDR}:{HOROVOD_GLOO_RENDEZVOUS_PORT}"
+        network += f" rendezvous {address.format(**os.environ)}"
+    return {
+        "workers": comm.size(),
+        "nodes": comm.nodes(),
+        "launcher": task.launched()[0],
+        "network": network,
+        "device": hardware,
+        "versions": f"torch {torch.__version__}, {comm.versions()}",
+        "container": os.environ.get("MGD_IMAGE", "none"),
+    }
+
+
+def line(found: Mapping[str, Any]) -> str:
+    """Return a run's setting as one line."""
+    over = f", NCCL over {found['nccl']}" if found.get("nccl") else ""
+    numbers = {name: found[name] for name in ("workers", "nodes")}
+    workers, nodes = (f"{n} {name[:-1]}{'s' * (n > 1)}" for name, n in numbers.items())
+    return (
+        f"{workers} on {nodes}, {comm.local_size()} of them on {task.node()}, "
+        f"by {found['launcher']}; "
+        f"{found['network']}{over}; device {found['device']}; {found['versions']}; "
+        f"image {found['container']}"
+    )
