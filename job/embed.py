@@ -12,7 +12,7 @@ from typing import Any
 
 from job import cli
 from job.checkpoints.foreign import Backbone, digest, read_backbone
-from job.cluster import launch, task
+from job.cluster import exits, task
 from job.cluster.stop import Stopped
 from job.data.splits import Split, Splits, find_images
 from job.declare import option
@@ -72,7 +72,7 @@ class EmbedConfig(OutputOptions, NetworkOptions, ImageOptions):
 
 def main(argv: list[str] | None = None) -> None:
     """Run `job.embed` on the command line's options."""
-    with launch.reported_errors():
+    with exits.reported_errors():
         argv = sys.argv[1:] if argv is None else argv
         config, _ = cli.read("job.embed", EmbedConfig, argv)
         with Run(f"{config.out}.part", keep=1, options=dataclasses.asdict(config)) as run:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from job.checkpoints.folder import AUTO, LAST
 from job.cli import checked
-from job.cluster import launch, task
+from job.cluster import exits, task
 from job.cluster.memory import give_back
 from job.cluster.stop import Stopped
 from job.config import RECEIVERS, LinearConfig, check_receivers, read_config
@@ -41,7 +41,7 @@ FIXED_POINT = 2.0**20  # losses are summed as whole multiples of 1 / FIXED_POINT
 
 def main(argv: list[str] | None = None) -> None:
     """Run `job.linear` on the command line's options."""
-    with launch.reported_errors():
+    with exits.reported_errors():
         config: LinearConfig = read_config(sys.argv[1:] if argv is None else argv, "job.linear", LinearConfig)
         with Run.of(config.folder(), config) as run:
             try:

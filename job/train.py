@@ -13,7 +13,7 @@ import torch
 from job import resume
 from job.build import build
 from job.cli import checked
-from job.cluster import launch, task
+from job.cluster import exits, task
 from job.cluster.memory import give_back
 from job.cluster.stop import Stopped
 from job.config import Config, read_config
@@ -35,7 +35,7 @@ from job.training import Training
 
 def main(argv: list[str] | None = None) -> None:
     """Run `job.train` on the command line's options."""
-    with launch.reported_errors():
+    with exits.reported_errors():
         config: Config = read_config(sys.argv[1:] if argv is None else argv)
         with Run.of(config.folder(), config) as run:
             try:

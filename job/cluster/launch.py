@@ -1,25 +1,19 @@
-"""From a launcher's processes to Horovod workers: checks, threads, devices, and how errors leave them."""
+"""Start workers: connect the tasks of a launcher by Horovod, and give each worker its device."""
 
 import contextlib
 import os
 import platform
-import signal
 import socket
-import sys
 import threading
-import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
-from job import output
 from job.cluster import (
     comm,
     deterministic,
-    device_errors,
+    exits,
     gpus,
     nccl,
     objects,
@@ -28,16 +22,9 @@ from job.cluster import (
     sockets,
     task,
 )
-from job.cluster.children import end_children
-from job.cluster.stop import in_main_thread
-from job.cluster.watchdog import Watchdog, raised_at
-from job.errors import RunError, StartError, WorkerError
+from job.cluster.watchdog import Watchdog
+from job.errors import RunError
 from job.text import first_names
-
-# s until a rank prints an error that rank 0 may have too: by then the launcher has ended all, however busy they are.
-PATIENCE = 15
-
-NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
 
 def start(options: Mapping[str, Any]) -> torch.device:
@@ -61,14 +48,14 @@ def start(options: Mapping[str, Any]) -> torch.device:
         # (docker/build_horovod.sh).
         os.environ.setdefault("HOROVOD_CYCLE_TIME", "50")  # ms
     if os.environ.get("MGD_LIFELINE") == "stdin":
-        threading.Thread(target=follow_stdin, daemon=True).start()
+        threading.Thread(target=exits.follow_stdin, daemon=True).start()
     sockets.shorten_paths()
     patience()
     name, _, size = task.launched()
     if size > 1 and not comm.connected():  # a script's second run finds the workers connected
         check_own_name()
         comm.load()  # before srun's rendezvous, which needs Horovod too
-        with left_at_signals(), slurm.joined() if name == "srun" else contextlib.nullcontext():
+        with exits.left_at_signals(), slurm.joined() if name == "srun" else contextlib.nullcontext():
             comm.start()
     check_size(name, size)
     problem = gpus.problem(comm.local_rank(), comm.size(), comm.has_nccl())
@@ -80,38 +67,6 @@ def start(options: Mapping[str, Any]) -> torch.device:
     return device
 
 
-@contextlib.contextmanager
-def left_at_signals() -> Iterator[None]:
-    """End this process PATIENCE s after a signal, if not all workers have started by then; SIGUSR2 asks only to save.
-
-    Horovod's start is one call that waits for all workers: Python's own signal handlers run after it.
-    Outside the main thread, where Python cannot see signals, this does nothing.
-    """
-    if not in_main_thread():
-        yield
-        return
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    before = signal.set_wakeup_fd(writer)
-    started = threading.Event()
-
-    def watch() -> None:
-        with open(reader, "rb", buffering=0) as signals:
-            ending = next((number[0] for number in iter(lambda: signals.read(1), b"") if number[0] != signal.SIGUSR2), 0)
-            if ending and not started.wait(PATIENCE):
-                name = signal.Signals(ending).name
-                print(f"rank {task.launched()[1]} on {task.node()}: ended by {name} before all workers had started", flush=True)
-                os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(before)
-        os.close(writer)
-        started.set()
-
-
 def check_own_name() -> None:
     """RunError: this machine's own name does not resolve, at which Horovod would end without a word."""
     try:
@@ -121,13 +76,6 @@ def check_own_name() -> None:
             f"this machine's own name, {socket.gethostname()}, does not resolve: add it to /etc/hosts "
             "(in Docker: --network host, or --hostname localhost)"
         ) from None
-
-
-def follow_stdin() -> None:
-    """End with whoever holds the other end of the standard input: a container outlives its killed client otherwise."""
-    while os.read(0, 4096):
-        pass
-    os._exit(1)
 
 
 def patience() -> tuple[float, float]:
@@ -203,88 +151,3 @@ def check_gpus(found: Sequence[tuple[str, str, str]]) -> None:
 def watchdog(remark: Callable[[str, str, str], None]) -> Watchdog:
     """A watchdog over this worker, on the interface that Horovod uses. A collective."""
     return Watchdog(slurm.address_of(os.environ.get("HOROVOD_GLOO_IFACE", "lo")), task.node(), *patience(), remark)
-
-
-def leave(code: int, at_once: bool = False) -> NoReturn:
-    """End the program; at once if a loader process does not end or NCCL is in use.
-
-    An orderly end would wait for the process. It would also destroy NCCL's communicators, which
-    waits for workers that are gone.
-    """
-    ended = end_children()
-    if ended and not at_once and not comm.uses_nccl():
-        sys.exit(code)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def device_error(
-    error: BaseException | None,
-    options: Mapping[str, Any] = NO_OPTIONS,
-) -> device_errors.DeviceError | None:
-    """Return the error that ends this worker if its GPU or NCCL failed; None otherwise.
-
-    options: the program's, by name; the line says which of them help.
-    """
-    if error is None or not device_errors.kind(error):
-        return None
-    return device_errors.describe(error, raised_at(error), options)
-
-
-def end_worker(error: WorkerError, rank: int, own: str) -> NoReturn:
-    """End the program with an error that only this worker has. own: rank and node, for its line.
-
-    All workers may run out of memory at once. Then rank 0 prints its line, and the launcher ends
-    the others.
-    """
-    if isinstance(error, device_errors.DeviceError):
-        if rank:
-            time.sleep(2)
-        if error.kind == device_errors.GPU:
-            traceback.print_exception(error.__cause__)
-    print(f"error: {own}{error}", file=sys.stderr, flush=True)
-    leave(error.code, at_once=True)
-
-
-@contextlib.contextmanager
-def reported_errors() -> Iterator[None]:
-    """End the program on a RunError with its line, from rank 0 alone, and its exit code.
-
-    What only this worker knows is said by it, with rank and node. Where another worker has caused the end, that
-    one's line is to be the one that is read: this one waits a little before it speaks, and is mostly ended meanwhile.
-    """
-    _, rank, size = task.launched()
-    own = f"rank {rank} on {task.node()}: " if size > 1 else ""
-    with output.guarded():
-        if rank:
-            output.may_fail(output.ignore)  # rank 0 has the results
-        try:
-            yield
-        except StartError as error:
-            if rank:
-                time.sleep(PATIENCE)
-            print(f"error: {own}{error}", file=sys.stderr, flush=True)
-            leave(error.code)
-        except WorkerError as error:
-            end_worker(error, rank, own)
-        except RunError as error:
-            if rank and comm.size() > 1:  # then all have it, and rank 0 says it
-                # The launcher ends all at the first that goes: let rank 0 speak before, and end with its code all the same.
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)
-                time.sleep(2)
-                leave(error.code)
-            if rank:
-                time.sleep(PATIENCE)
-            print(f"error: {own if rank else ''}{error}", file=sys.stderr, flush=True)
-            leave(error.code)
-        except comm.WorkerGone as error:
-            time.sleep(2)
-            print(f"error: {own}{error}", file=sys.stderr, flush=True)
-            leave(1)
-        except Exception as error:
-            if found := device_error(error):
-                end_worker(found, rank, own)
-            traceback.print_exc()
-            print(f"error: {own}{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-            leave(1)

@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 
 import torch
 
-from job.cluster import comm, launch, nccl_network, preflight, same_start, task
+from job.cluster import comm, exits, launch, nccl_network, preflight, same_start, task
 from job.cluster.objects import allgather, broadcast
 from job.cluster.stop import Stop, Stopped
 from job.cluster.watchdog import Watchdog
@@ -52,7 +52,7 @@ class Workers:
             if self.watchdog:
                 self.watchdog.close()
             self.stop.restore()
-            if of_device := launch.device_error(error, self.options):
+            if of_device := exits.device_error(error, self.options):
                 raise of_device from error
             raise
         self.log.line(preflight.line(self.setting))
@@ -61,7 +61,7 @@ class Workers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        of_device = launch.device_error(error, self.options)
+        of_device = exits.device_error(error, self.options)
         error = of_device or error
         if self.watchdog:
             self.watchdog.close()

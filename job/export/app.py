@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from job.checkpoints import hub
 from job.cli import Parser
-from job.cluster import launch
+from job.cluster import exits
 from job.config import Config
 from job.declare import convert, expand
 from job.errors import RunError
@@ -29,7 +29,7 @@ OPTIONS = Config.__dataclass_fields__
 
 def main(argv: list[str] | None = None) -> None:
     """Run `job.export` on the command line's options."""
-    with launch.reported_errors():
+    with exits.reported_errors():
         given = build_parser().parse_args(argv)
         size = given.image_size
         if size is not None:

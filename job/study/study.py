@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from job.cli import Parser
-from job.cluster.launch import reported_errors
+from job.cluster.exits import reported_errors
 from job.declare import expand
 from job.errors import RunError
 from job.show.watch.panel import span

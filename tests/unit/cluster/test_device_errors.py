@@ -10,9 +10,9 @@ import time
 import pytest
 import torch
 
-from job.cluster import comm, device_errors, launch, nccl_network
+from job.cluster import device_errors, nccl_network
 from job.cluster.device_errors import GPU, MEMORY, NCCL
-from job.cluster.launch import reported_errors
+from job.cluster.exits import reported_errors
 from job.engine.run import Run
 
 FULL = (
@@ -214,30 +214,14 @@ def test_an_error_of_nccl_at_the_connection_says_what_helps(tmp_path, monkeypatc
     assert "--batch-size below 256" in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("nccl", "initialized", "at_once"),
-    [(True, True, True), (True, False, False), (False, True, False)],
-)
-def test_with_communicators_a_program_ends_at_once(monkeypatch, capsys, nccl, initialized, at_once):
-    ends = []
-    monkeypatch.setattr(comm, "has_nccl", lambda: nccl)
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: initialized)
-    monkeypatch.setattr(sys, "exit", lambda code: ends.append(("sys.exit", code)))
-    monkeypatch.setattr(os, "_exit", lambda code: ends.append(("os._exit", code)))
-    print("the last line", end="")
-    launch.leave(3)
-    assert ends[0] == ("os._exit" if at_once else "sys.exit", 3)
-    assert capsys.readouterr().out == "the last line"
-
-
 PROGRAM = """
 import atexit, os, sys, time
 import torch
-from job.cluster import comm, launch
+from job.cluster import comm, exits
 from job.engine.run import Run
 
 atexit.register(lambda: print("an orderly end, as Horovod's", flush=True))
-with launch.reported_errors(), Run({folder!r}, keep=1) as run:
+with exits.reported_errors(), Run({folder!r}, keep=1) as run:
     comm.has_nccl = torch.cuda.is_initialized = lambda: True
     if run.rank:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")

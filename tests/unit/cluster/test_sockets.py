@@ -16,10 +16,10 @@ from pathlib import Path
 from batches import SIZE, write_numbered
 from job.data.loader import Batches
 from job.data.views import CentreViews
-from job.cluster import launch
+from job.cluster import exits, launch
 
 if __name__ == "__main__":
-    with launch.reported_errors():
+    with exits.reported_errors():
         launch.start({})
         [(_, labels, _)] = Batches(CentreViews(write_numbered(Path("data")), SIZE), [[3, 10]], 1)
         print(labels.tolist(), util.get_temp_dir(), tempfile.gettempdir())

@@ -1,0 +1,156 @@
+"""How a worker ends: its line, its exit code, and the wait for the line of another worker."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, NoReturn
+
+from job import output
+from job.cluster import comm, device_errors, task
+from job.cluster.children import end_children
+from job.cluster.stop import in_main_thread
+from job.cluster.watchdog import raised_at
+from job.errors import RunError, StartError, WorkerError
+
+# s until a rank prints an error that rank 0 may have too: by then the launcher has ended all,
+# however busy they are.
+PATIENCE = 15
+
+NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
+
+
+@contextlib.contextmanager
+def left_at_signals() -> Iterator[None]:
+    """End this process PATIENCE s after a signal if not all workers have started by then.
+
+    SIGUSR2 does not end it: that signal only asks a run to save and stop.
+    Horovod's start is one call that waits for all workers: Python's own signal handlers run after
+    it. Outside the main thread, where Python receives no signals, this does nothing.
+    """
+    if not in_main_thread():
+        yield
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer)
+    started = threading.Event()
+
+    def watch() -> None:
+        with open(reader, "rb", buffering=0) as signals:
+            numbers = (number[0] for number in iter(lambda: signals.read(1), b""))
+            ending = next((number for number in numbers if number != signal.SIGUSR2), 0)
+            if ending and not started.wait(PATIENCE):
+                own, name = f"rank {task.launched()[1]} on {task.node()}", signal.Signals(ending).name
+                print(f"{own}: ended by {name} before all workers had started", flush=True)
+                os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writer)
+        started.set()
+
+
+def follow_stdin() -> None:
+    """End this process when the other end of its standard input closes.
+
+    Without this, a container outlives its killed client.
+    """
+    while os.read(0, 4096):
+        pass
+    os._exit(1)
+
+
+def leave(code: int, at_once: bool = False) -> NoReturn:
+    """End the program; at once if a loader process does not end or NCCL is in use.
+
+    An orderly end would wait for the process. It would also destroy NCCL's communicators, which
+    waits for workers that are gone.
+    """
+    ended = end_children()
+    if ended and not at_once and not comm.uses_nccl():
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def device_error(
+    error: BaseException | None,
+    options: Mapping[str, Any] = NO_OPTIONS,
+) -> device_errors.DeviceError | None:
+    """Return the error that ends this worker if its GPU or NCCL failed; None otherwise.
+
+    options: the program's, by name; the line says which of them help.
+    """
+    if error is None or not device_errors.kind(error):
+        return None
+    return device_errors.describe(error, raised_at(error), options)
+
+
+def end_worker(error: WorkerError, rank: int, own: str) -> NoReturn:
+    """End the program with an error that only this worker has. own: rank and node, for its line.
+
+    All workers may run out of memory at once. Then rank 0 prints its line, and the launcher ends
+    the others.
+    """
+    if isinstance(error, device_errors.DeviceError):
+        if rank:
+            time.sleep(2)
+        if error.kind == device_errors.GPU:
+            traceback.print_exception(error.__cause__)
+    print(f"error: {own}{error}", file=sys.stderr, flush=True)
+    leave(error.code, at_once=True)
+
+
+@contextlib.contextmanager
+def reported_errors() -> Iterator[None]:
+    """End the program on a RunError with its line, from rank 0 only, and its exit code.
+
+    An error that only this worker knows is printed by this worker, with rank and node. If another
+    worker has caused the end, its line should be the first: this worker waits before it prints,
+    and the launcher mostly ends it meanwhile.
+    """
+    _, rank, size = task.launched()
+    own = f"rank {rank} on {task.node()}: " if size > 1 else ""
+    with output.guarded():
+        if rank:
+            output.may_fail(output.ignore)  # rank 0 has the results
+        try:
+            yield
+        except StartError as error:
+            if rank:
+                time.sleep(PATIENCE)
+            print(f"error: {own}{error}", file=sys.stderr, flush=True)
+            leave(error.code)
+        except WorkerError as error:
+            end_worker(error, rank, own)
+        except RunError as error:
+            if rank and comm.size() > 1:  # then all have it, and rank 0 says it
+                # The launcher ends all workers when the first one ends: let rank 0 print before, and
+                # end with its exit code in spite of that.
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                time.sleep(2)
+                leave(error.code)
+            if rank:
+                time.sleep(PATIENCE)
+            print(f"error: {own if rank else ''}{error}", file=sys.stderr, flush=True)
+            leave(error.code)
+        except comm.WorkerGone as error:
+            time.sleep(2)
+            print(f"error: {own}{error}", file=sys.stderr, flush=True)
+            leave(1)
+        except Exception as error:
+            if found := device_error(error):
+                end_worker(found, rank, own)
+            traceback.print_exc()
+            print(f"error: {own}{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            leave(1)
