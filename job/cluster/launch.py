@@ -36,17 +36,20 @@ def start(options: Mapping[str, Any]) -> torch.device:
     (job/cluster/same_start.py), or one of them has a GPU that it cannot use (job/cluster/gpus.py).
     """
     deterministic.prepare(options)
-    # Gradients are summed in buckets of a fixed order (job/engine/gradients.py): a bucket that fuses with whatever else is
-    # ready adds in an order set by timing, and from four workers on the bytes of a run would depend on it.
+    # Gradients are summed in buckets of a fixed order (job/engine/gradients.py). If a bucket fuses
+    # with whatever else is ready, timing sets the order of its sum: from four workers on, a run's
+    # bytes would depend on it.
     os.environ["HOROVOD_FUSION_THRESHOLD"] = "0"
+    # Horovod looks for collectives once a cycle. Each look is a message among all workers. It
+    # delays a collective that begins meanwhile, and on CPUs it takes the cores that train. A long
+    # cycle costs a step nothing: the start of a collective ends it (docker/build_horovod.sh), and
+    # GPUs' collectives complete in a thread of their own. Only a broadcast, or a collective that is
+    # new to Horovod's cache, can wait for a worker that began it earlier: for a cycle at most.
+    os.environ.setdefault("HOROVOD_CYCLE_TIME", "50")  # ms
     if gpus.available():
         # The GPU's stream waits for a collective, and the host goes on to the next operations.
         os.environ.setdefault("HOROVOD_ENABLE_ASYNC_COMPLETION", "1")
         nccl.keep_log()
-    else:
-        # Workers on CPUs pay for each look at what is ready with the cores that they train on; what comes wakes them
-        # (docker/build_horovod.sh).
-        os.environ.setdefault("HOROVOD_CYCLE_TIME", "50")  # ms
     if os.environ.get("MGD_LIFELINE") == "stdin":
         threading.Thread(target=exits.follow_stdin, daemon=True).start()
     sockets.shorten_paths()
@@ -55,7 +58,8 @@ def start(options: Mapping[str, Any]) -> torch.device:
     if size > 1 and not comm.connected():  # a script's second run finds the workers connected
         check_own_name()
         comm.load()  # before srun's rendezvous, which needs Horovod too
-        with exits.left_at_signals(), slurm.joined() if name == "srun" else contextlib.nullcontext():
+        joined = slurm.joined() if name == "srun" else contextlib.nullcontext()
+        with exits.left_at_signals(), joined:
             comm.start()
     check_size(name, size)
     problem = gpus.problem(comm.local_rank(), comm.size(), comm.has_nccl())
@@ -150,4 +154,5 @@ def check_gpus(found: Sequence[tuple[str, str, str]]) -> None:
 
 def watchdog(remark: Callable[[str, str, str], None]) -> Watchdog:
     """A watchdog over this worker, on the interface that Horovod uses. A collective."""
-    return Watchdog(slurm.address_of(os.environ.get("HOROVOD_GLOO_IFACE", "lo")), task.node(), *patience(), remark)
+    address = slurm.address_of(os.environ.get("HOROVOD_GLOO_IFACE", "lo"))
+    return Watchdog(address, task.node(), *patience(), remark)

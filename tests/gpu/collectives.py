@@ -87,7 +87,9 @@ def main() -> None:
     parser.add_argument("device", choices=("cuda", "cpu"))
     parser.add_argument("--share", action="store_true", help="all workers use the first GPU")
     options = parser.parse_args()
-    if options.device == "cuda":  # as job/cluster/launch.py does
+    # As job/cluster/launch.py does.
+    os.environ.setdefault("HOROVOD_CYCLE_TIME", "50")
+    if options.device == "cuda":
         os.environ.setdefault("HOROVOD_ENABLE_ASYNC_COMPLETION", "1")
     comm.start()
     device = torch.device("cpu")

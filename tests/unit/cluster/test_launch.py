@@ -14,8 +14,8 @@ pytestmark = pytest.mark.usefixtures("unlaunched")
 SET_AT_START = [
     "HOROVOD_" + name
     for name in (
-        "FUSION_THRESHOLD CYCLE_TIME STALL_CHECK_DISABLE STALL_CHECK_TIME_SECONDS STALL_SHUTDOWN_TIME_SECONDS "
-        "GLOO_TIMEOUT_SECONDS"
+        "FUSION_THRESHOLD CYCLE_TIME ENABLE_ASYNC_COMPLETION STALL_CHECK_DISABLE "
+        "STALL_CHECK_TIME_SECONDS STALL_SHUTDOWN_TIME_SECONDS GLOO_TIMEOUT_SECONDS"
     ).split()
 ]
 
@@ -189,9 +189,18 @@ def test_where_no_worker_has_a_gpu_all_take_the_cpu(monkeypatch):
     assert gpus(monkeypatch, 0, [("a", ""), ("a", "")], 1).type == "cpu"
 
 
-def test_a_start_sets_what_a_run_of_the_same_bytes_needs_and_keeps_the_user_s_limits(monkeypatch, horovod):
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_a_start_sets_what_horovod_needs_and_keeps_the_user_s_values(monkeypatch, horovod, on_gpu):
     horovod(1)
+    monkeypatch.setattr(launch.gpus, "available", lambda: on_gpu)
+    monkeypatch.setattr(launch.gpus, "problem", lambda *_: "")
+    monkeypatch.setattr(launch.nccl, "keep_log", lambda: None)
     monkeypatch.setenv("HOROVOD_STALL_CHECK_TIME_SECONDS", "5")
     assert launch.start({}).type == "cpu"
-    assert os.environ["HOROVOD_FUSION_THRESHOLD"] == "0"
+    assert os.environ["HOROVOD_FUSION_THRESHOLD"] == "0"  # for the same bytes
+    assert os.environ["HOROVOD_CYCLE_TIME"] == "50"
+    assert os.environ.get("HOROVOD_ENABLE_ASYNC_COMPLETION") == ("1" if on_gpu else None)
     assert os.environ["HOROVOD_STALL_CHECK_TIME_SECONDS"] == "5"
+    monkeypatch.setenv("HOROVOD_CYCLE_TIME", "7")
+    launch.start({})
+    assert os.environ["HOROVOD_CYCLE_TIME"] == "7"
