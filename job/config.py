@@ -10,9 +10,9 @@ from typing import Any
 from job import cli
 from job.declare import convert_lists, flag, groups, option, words_of
 from job.distill import DISTILLERS
-from job.distill.base import DistillOptions
 from job.distill.gram import GramOptions
 from job.distill.mgd import MGDOptions
+from job.distill.options import DistillOptions
 from job.distill.projector import ProjectorOptions
 from job.distill.similarity import SimilarityOptions
 from job.errors import RunError

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from job.distill.base import Distiller, DistillOptions
+from job.distill.base import Distiller
+from job.distill.options import DistillOptions
 from job.frameworks.base import Framework
 from job.metrics.schema import RANGE, own_size
 

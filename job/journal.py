@@ -1,6 +1,6 @@
 """What a training run logs and records of its steps."""
 
-from job.distill.base import DistillOptions
+from job.distill.options import DistillOptions
 from job.frameworks.base import Framework
 from job.hints import Expectation
 from job.metrics import collapse

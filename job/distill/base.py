@@ -14,42 +14,13 @@ import torch
 from torch import nn
 
 from job.data.images import Images
-from job.declare import option
+from job.distill.options import DistillOptions
 from job.distill.teacher import Teacher
 from job.engine.run import Run
 from job.frameworks.base import Framework
-from job.networks import ARCHS, DEPTH, Outline, check_name
-from job.options import NETWORK, Options
+from job.networks import DEPTH, Outline
 from job.position import Position
 from job.schedules import pull
-
-LOSS_FACTOR = "divisor of the distillation loss (default: computed from --loss-share; overrides it if given)"
-LOSS_SHARE = (
-    "initial distillation loss as a multiple of the framework's reference loss, ln(K + 1) with MoCo; "
-    "the run computes the factor from it (0: use --loss-factor)"
-)
-TEACHER = "checkpoint of the teacher, or hub:NAME; without one the student trains alone"
-TEACHER_ARCH = f"the teacher's {NETWORK} (default: as its file says)"
-TEACHER_SIZE = (
-    "side in pixels to which the teacher's images are resized; not for torchvision's ResNets "
-    "(0: as the network demands, else the student's)"
-)
-WEIGHTS = "factors of the losses of --distill, which together begin at --loss-share (default: 1 each)"
-
-
-@dataclass(frozen=True)
-class DistillOptions(Options):
-    """Teacher and distillation."""
-
-    group = "teacher"
-
-    teacher: str = option("", TEACHER, path=True)
-    teacher_arch: str = option("", TEACHER_ARCH, choices=("", *ARCHS), others=check_name)
-    teacher_size: int = option(0, TEACHER_SIZE, at_least=0, at_most=4096)
-    loss_factor: float = option(1e4, LOSS_FACTOR, above=0.0, instead_of="loss_share")
-    loss_share: float = option(10.0, LOSS_SHARE, at_least=0.0)
-    distill_weights: list[float] = option([], WEIGHTS, at_least=0.0, many=True)
-    loss_ramp: bool = option(False, "decrease the distillation loss linearly to 0 at the run's last step")
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ from torch import nn
 
 from job.cluster import comm
 from job.data import randomness
-from job.distill.base import Change, Distiller, DistillOptions, Networks
+from job.distill.base import Change, Distiller, Networks
 from job.distill.loss_factor import measure_factor
 from job.distill.momentum import MOMENTUM, MomentumEncoder
+from job.distill.options import DistillOptions
 from job.frameworks.base import MicroBatch, Output
 from job.position import Position
 

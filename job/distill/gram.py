@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from job.declare import option
-from job.distill.base import DistillOptions
 from job.distill.maps import STAGES, TO_DISTIL, MapDistiller
+from job.distill.options import DistillOptions
 from job.distill.teacher import Teacher
 from job.errors import RunError
 from job.networks import DEPTH, network_outline

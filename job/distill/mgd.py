@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from job.cluster import comm
 from job.data.randomness import permutation
 from job.declare import option
-from job.distill.base import Change, Distiller, DistillOptions, Networks
+from job.distill.base import Change, Distiller, Networks
 from job.distill.maps import unequal_maps
+from job.distill.options import DistillOptions
 from job.distill.teacher import Teacher
 from job.engine.passes import BATCH, centre_crops, evaluating
 from job.engine.run import Run

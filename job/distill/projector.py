@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from job.declare import option
-from job.distill.base import DistillOptions
 from job.distill.maps import STAGES, TO_DISTIL, MapDistiller
+from job.distill.options import DistillOptions
 from job.distill.teacher import Teacher
 from job.networks import DEPTH
 

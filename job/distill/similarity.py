@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from job.declare import option
-from job.distill.base import Distiller, DistillOptions
+from job.distill.base import Distiller
 from job.distill.momentum import MOMENTUM
+from job.distill.options import DistillOptions
 from job.distill.pooled import HIDDEN, pooled
 from job.distill.teacher import Teacher
 from job.networks import HEAD, UNDER_HEAD, build_mlp
