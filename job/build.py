@@ -57,12 +57,9 @@ def build(config: Config, run: Run) -> Training:
     compiled, distillation = framework.networks(), Distillation(config, None, [])
     if config.teacher:
         needs_head = any(kind.needs_head(config) for kind in kinds)
-        stem = config.stem if config.arch in ARCHS else ""
-        path, arch, size = config.teacher, config.teacher_arch, config.image_size
-        own, precision = config.teacher_size, config.precision
-        teacher = load_teacher(path, arch, stem, stages, run, needs_head, size, own, precision)
+        teacher = load_teacher(config, stages, needs_head, run)
         warn_of_head_width(config, (framework.head_dim, teacher.head_dim), run.log)
-        student = network_outline(config.arch, config.stem, config.width, size)
+        student = network_outline(config.arch, config.stem, config.width, config.image_size)
         check_fit(config, kinds, DISTILLERS, student, teacher)
         widths = {**student.widths, HEAD: framework.head_dim}
         distillers = [kind(config, widths, teacher) for kind in kinds]

@@ -8,9 +8,11 @@ from torch import nn
 from job.checkpoints.foreign import Backbone, digest, read_backbone
 from job.checkpoints.other_networks import of_teacher
 from job.cluster import comm
+from job.distill.options import DistillOptions
 from job.engine.run import Run
 from job.errors import RunError
 from job.networks import (
+    ARCHS,
     HEAD,
     Network,
     Outline,
@@ -44,27 +46,17 @@ class Teacher:
         return {f"teacher.{name}": value for name, value in self.net.state_dict().items()}
 
 
-def load_teacher(
-    path: str,
-    arch: str,
-    stem: str,
-    stages: list[int],
-    run: Run,
-    needs_head: bool = False,
-    image_size: int = 224,
-    size: int = 0,
-    precision: str = "float32",
-) -> Teacher:
-    """Load the teacher from a checkpoint, with the features of `stages`. A collective.
+def load_teacher(config: DistillOptions, stages: list[int], needs_head: bool, run: Run) -> Teacher:
+    """Load the teacher of a run's options, with the features of `stages`. A collective.
 
-    arch: the network, or "" for what the file says. stem: the student's, or "" if it has none.
-    needs_head: with its head. image_size: of the student's images. size: to which the teacher
-    resizes them, 0: as it demands. precision: of its passes.
-    RunError: the file cannot be used, has another stem, lacks the head, or takes no such images.
+    needs_head: with its head. RunError: its file cannot be used, has another stem than the student,
+    lacks the head, or its network takes no such images.
     """
-    weights = run.on_first(lambda: read_backbone(path, arch, size=size))
-    if stem and weights.is_resnet and weights.stem != stem:
-        raise RunError(f"{path} has the {weights.stem} stem, the student the {stem} one: choose --stem {weights.stem}")
+    path, arch, image_size = config.teacher, config.teacher_arch, config.image_size
+    weights = run.on_first(lambda: read_backbone(path, arch, size=config.teacher_size))
+    if config.arch in ARCHS and weights.is_resnet and weights.stem != config.stem:
+        stems = f"{path} has the {weights.stem} stem, the student the {config.stem} one"
+        raise RunError(f"{stems}: choose --stem {weights.stem}")
     net = run.build(weights.arch, lambda: build(weights, image_size))
     side = weights.image_size or image_size
     outline = network_outline(weights.arch, weights.stem, weights.width, side)
@@ -79,7 +71,7 @@ def load_teacher(
     frozen = features.eval().requires_grad_(False)
     comm.broadcast_(frozen.state_dict())  # folding may round differently on another kind of processor
     frozen = frozen.to(run.device).to(memory_format=torch.channels_last)
-    if precision == "bf16" and weights.is_resnet:
+    if config.precision == "bf16" and weights.is_resnet:
         store_in_bf16(frozen)
     shown = f"{weights.arch}, width {weights.width}" if weights.is_resnet else weights.arch
     has_head = bool(weights.head_state)

@@ -11,6 +11,7 @@ from job.config import Config
 from job.data.augment import MEAN, STD
 from job.distill import DISTILLERS
 from job.distill.fit import check_fit
+from job.distill.options import DistillOptions
 from job.distill.teacher import load_teacher
 from job.networks import build_resnet, network_outline
 from runs import Kept
@@ -42,7 +43,8 @@ def teachers(tmp_path_factory):
                 state = build_resnet(arch, width=16).state_dict()
             torch.save(state, path)
             named = arch if arch.startswith("timm/") else ""
-            found[arch] = load_teacher(path, named, "", [1, 2, 3, 4], RUN, image_size=SIZE)
+            options = DistillOptions(teacher=path, teacher_arch=named, image_size=SIZE)
+            found[arch] = load_teacher(options, [1, 2, 3, 4], False, RUN)
         return found[arch]
 
     return load

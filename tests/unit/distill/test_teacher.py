@@ -8,6 +8,7 @@ import torch
 from errors import refused
 from torch import nn
 
+from job.distill.options import DistillOptions
 from job.distill.teacher import load_teacher
 from job.frameworks.simsiam import build_projector
 from job.networks import build_mlp, build_resnet, with_features
@@ -56,8 +57,12 @@ def write(path, net, prefix, start="", head=None):
     return str(path)
 
 
+def options(path, **others):
+    return DistillOptions(teacher=path, stem="small", **others)
+
+
 def load(path, needs_head=True):
-    return load_teacher(path, "", "small", [4], RUN, needs_head)
+    return load_teacher(options(path), [4], needs_head, RUN)
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -87,6 +92,13 @@ def test_without_need_the_head_is_left_out(tmp_path, net):
     assert len({teacher.digest for teacher in (*without, *with_head)}) == 3
 
 
+def test_a_teacher_has_the_stem_of_a_student_that_has_one(tmp_path, net):
+    path = write(tmp_path / "teacher", net, "")
+    message = refused(load_teacher, DistillOptions(teacher=path), [4], False, RUN)
+    assert message.endswith("has the small stem, the student the imagenet one: choose --stem small")
+    load_teacher(DistillOptions(teacher=path, arch=VIT), [4], False, RUN)
+
+
 VIT, MAXVIT = "timm/test_vit", "timm/test_maxvit"
 
 
@@ -104,14 +116,15 @@ def other_file(tmp_path_factory):
 
 
 def test_a_teacher_s_maps_are_of_the_size_asked(other_file):
-    teacher = load_teacher(other_file(VIT), VIT, "", [4], RUN, image_size=32, size=96)
+    given = options(other_file(VIT), teacher_arch=VIT, image_size=32, teacher_size=96)
+    teacher = load_teacher(given, [4], False, RUN)
     assert teacher.outline.maps[4] == (64, 6, 6)  # patches of 16 pixels
     assert teacher.net(torch.randn(2, 3, 32, 32))["layer4"].shape == (2, 64, 6, 6)
 
 
 def test_a_size_that_the_teacher_does_not_take_names_its_option(other_file):
-    path = other_file(MAXVIT)
-    message = refused(load_teacher, path, MAXVIT, "", [4], RUN, size=50)
+    given = options(other_file(MAXVIT), teacher_arch=MAXVIT, teacher_size=50)
+    message = refused(load_teacher, given, [4], False, RUN)
     assert message.startswith(f"{MAXVIT} takes no images of 50 x 50 pixels: ")
     assert message.endswith("; choose another --teacher-size")
 
@@ -144,7 +157,8 @@ def test_weights_stored_in_bf16_give_the_bytes_that_autocast_gives(net, tmp_path
     prefix, start, make = HEADS["simsiam"]
     path = write(tmp_path / "teacher", net, prefix, start, make().state_dict())
     images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    nets = [load_teacher(path, "", "small", [1, 4], RUN, True, 16, 0, each).net for each in ("float32", "bf16")]
+    given = [options(path, image_size=16, precision=each) for each in ("float32", "bf16")]
+    nets = [load_teacher(each, [1, 4], True, RUN).net for each in given]
     with torch.autocast("cpu", torch.bfloat16):
         plain, stored = (each(images) for each in nets)
     assert plain.keys() == stored.keys() and all(torch.equal(plain[name], stored[name]) for name in plain)
