@@ -4,12 +4,15 @@ No operation mixes devices or has a dtype that CUDA or NCCL refuses. In a step t
 device once, to read the sums of the losses, and for no collective.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from job.cluster import comm, same_start
 from job.config import LinearConfig
 from job.distill import DISTILLERS
+from job.engine import sync_norm
 from job.frameworks import FRAMEWORKS
 from job.linear import linear
 from pretended_gpu import pretended
@@ -46,6 +49,16 @@ def test_a_step_mixes_no_devices_and_seldom_waits(gpu, steps, run, narrow_teache
     options = CASES[case]
     taught = DISTILLED | {"teacher": narrow_teacher} if "distill" in options else {}
     run(**taught, **options)
+    check(gpu, steps)
+
+
+@pytest.mark.slow
+def test_synchronised_norms_mix_no_devices_and_do_not_wait(gpu, steps, run, horovod, monkeypatch):
+    """A single worker does not synchronise them: here they see two."""
+    monkeypatch.setattr(sync_norm, "comm", SimpleNamespace(size=lambda: 2, total=comm.total))
+    run(framework="simsiam")
+    begun = {name for name in horovod.begun if name.startswith("norm.")}
+    assert begun and {f"{name.removesuffix('.backward')}.backward" for name in begun} <= begun
     check(gpu, steps)
 
 
