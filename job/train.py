@@ -65,7 +65,8 @@ def train_epochs(config: Config, run: Run) -> None:
     # All errors of options and data are raised before a file is written.
     config, saved = resume.find(config, run)
     options = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("config", "out", "resume")}
-    config = dataclasses.replace(config, workers=task.cores() if config.workers < 0 else config.workers)
+    if config.workers < 0:
+        config = dataclasses.replace(config, workers=task.cores())
     training = build(config, run)
     start = resume.restore(saved, training) if saved else START
     if start > (config.epochs, 0):

@@ -46,7 +46,8 @@ def left_at_signals() -> Iterator[None]:
             numbers = (number[0] for number in iter(lambda: signals.read(1), b""))
             ending = next((number for number in numbers if number != signal.SIGUSR2), 0)
             if ending and not started.wait(PATIENCE):
-                own, name = f"rank {task.launched()[1]} on {task.node()}", signal.Signals(ending).name
+                own = f"rank {task.launched()[1]} on {task.node()}"
+                name = signal.Signals(ending).name
                 print(f"{own}: ended by {name} before all workers had started", flush=True)
                 os._exit(1)
 
@@ -135,8 +136,8 @@ def reported_errors() -> Iterator[None]:
             end_worker(error, rank, own)
         except RunError as error:
             if rank and comm.size() > 1:  # then all have it, and rank 0 says it
-                # The launcher ends all workers when the first one ends: let rank 0 print before, and
-                # end with its exit code in spite of that.
+                # The launcher ends all workers when the first one ends: let rank 0 print before,
+                # and end with its exit code in spite of that.
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 time.sleep(2)
                 leave(error.code)

@@ -96,7 +96,8 @@ class Workers:
 
     def warn(self, id: str, text: str) -> None:
         """Print a warning of this worker only, with its rank and node; on rank 0 with its record."""
-        self.remark("warning", id, text if self.rank == 0 else f"rank {self.rank} on {task.node()}: {text}")
+        own = f"rank {self.rank} on {task.node()}: " if self.rank else ""
+        self.remark("warning", id, f"{own}{text}")
 
     def batches(self, views: Views, draws: Iterable[list], processes: int) -> Batches:
         """Return an iterator over the batches of `draws`, lists of indices of `views`, on the CPU."""

@@ -1,4 +1,4 @@
-"""This process as its launcher's task: which launcher has started it, and its share of the machine's cores."""
+"""This process as a task of its launcher: the launcher, and its share of the machine's cores."""
 
 import os
 
