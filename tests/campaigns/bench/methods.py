@@ -15,6 +15,7 @@ ALONE = "alone"
 METHODS = {
     ALONE: {"teacher": ""},
     "mgd": {},
+    "mgd_correction": {"mgd_correction": True},
     "projector": {"distill": ["projector"]},
     "gram": {"distill": ["gram"]},
     "simreg": {"distill": ["simreg"]},
