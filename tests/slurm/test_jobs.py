@@ -375,7 +375,8 @@ def test_the_linear_classifier_trains_as_a_job(submit, undisturbed):
 def test_the_readme_s_own_example_runs(slurm):
     if not (REPO / ".venv/bin/activate").exists():
         pytest.skip("the example stands on .venv: make setup")
-    command = re.search(r"^    (sbatch .*DATA=digits \\\n.*)$", (REPO / "slurm/README.md").read_text(), re.MULTILINE)
+    page = (REPO / "slurm/README.md").read_text()
+    command = re.search(r"^    (sbatch (?:.*\\\n)*.*DATA=digits \\\n.*)$", page, re.MULTILINE)
     number = slurm("bash", "-c", command[1]).split()[-1]
     run, log = REPO / "runs" / f"mgd-train-{number}", REPO / f"mgd-train-{number}.log"
     job = BatchJob(slurm, number, log, run)
