@@ -57,8 +57,9 @@ print(f"{'(the ResNet-50 teacher)':23}{last('teacher', 'knn'):8.1f} %  {'':12}  
 TABLE
 cat <<TEXT
 
-A few minutes on 1,437 digits show that everything works together, and a student that learns; they do not show what
-a teacher is worth, as this one has hardly begun to learn. README.md has the recipe for ImageNet.
+A few minutes on 1,437 digits show that everything works together, and that a student learns.
+They do not show what a teacher is worth: this one has hardly begun to learn.
+job/presets/README.md has the recipe for ImageNet.
 
 The student's checkpoint: $folder/mgd/last.pth.tar
 The runs in pictures, as one HTML file (a minute): .venv/bin/mgd-report $folder --out $folder/report.html

@@ -19,10 +19,12 @@ DATA = (
     "word digits: scikit-learn's digits, written to data/digits"
 )
 MORE_DATA = "further folders or text files, whose images are added to those of DIR"
-LOG_TO = "wandb, mlflow, or module:name of your own callback (see README): where else the curves go"
+LOG_TO = "further receivers of the curves: wandb, mlflow, module:name (job/metrics/README.md)"
 # Names of --log-to, in addition to the user's own.
 TRACKERS = {"wandb": "job.metrics.wandb:WandB", "mlflow": "job.metrics.mlflow:MLflow"}
-DETERMINISTIC = "on GPUs: only kernels and sums that give the same bytes each time (see README)"
+DETERMINISTIC = "on GPUs: only operations that repeat to the same bytes (job/engine/README.md)"
+COMPILE = "compile the networks: minutes at the start, faster steps (job/README.md)"
+PRECISION = "bf16: autocast, if the hardware has it (job/README.md)"
 LOADERS = "data loading processes of each worker (-1: as many as it has cores; 0: none)"
 
 
@@ -68,7 +70,7 @@ class StepOptions:
     batch_size: int = option(256, "images in a step, over all workers together", "-b", at_least=1)
     momentum: float = option(0.9, "momentum of SGD", at_least=0.0, below=1.0)
     weight_decay: float = option(1e-4, "weight decay", "--wd", at_least=0.0)
-    precision: str = option("float32", "bf16: autocast, where the hardware has it (see README)", choices=("float32", "bf16"))
+    precision: str = option("float32", PRECISION, choices=("float32", "bf16"))
     deterministic: bool = option(False, DETERMINISTIC)
     seed: int = option(0, "all random numbers follow from it", at_least=0, below=2**63)
 
@@ -136,7 +138,7 @@ class PassOptions:
     group = "passes"
 
     accumulate: int = option(1, "parts of a worker's batch that pass one after the other, to save memory", at_least=1)
-    compile: bool = option(False, "compile the networks: minutes at the start, faster steps (see README)")
+    compile: bool = option(False, COMPILE)
     fp16_allreduce: bool = option(False, "sum gradients over the workers in half precision, for slow networks")
 
 

@@ -354,8 +354,9 @@ def test_paths_may_begin_at_home(monkeypatch):
     )
 
 
-def test_the_commands_of_the_readme_are_options():
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("page", ["README.md", "job/evaluate/README.md"])
+def test_the_commands_of_the_pages_are_options(page):
+    text = (ROOT / page).read_text()
     commands = re.findall(r"^ {4}(.*job\.embed .*|.*mgd-embed .*)$", text, re.MULTILINE)
     assert commands
     for command in commands:

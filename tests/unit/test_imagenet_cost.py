@@ -1,4 +1,4 @@
-"""The README's costs and commands of full runs are those of the program."""
+"""The costs and commands of full runs on the page of the presets are those of the program."""
 
 import re
 from pathlib import Path
@@ -6,18 +6,20 @@ from pathlib import Path
 import pytest
 
 import cost
+import pages
 from job.config import Config, LinearConfig, read_config
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-SECTION = README.split("### What a run costs\n")[1].split("\n### ")[0]
+SECTION = pages.section("job/presets/README.md", "## What a run costs")
 CONFIGS = {"train": Config, "linear": LinearConfig}
 
 
 def commands():
-    """The section's commands, each as its words."""
+    """Return the section's commands, each as its words; `$names` is replaced by its value."""
     text = SECTION.replace("\\\n", " ")
-    return [line.split() for line in text.splitlines() if line.startswith("    ")]
+    [names] = re.findall(r"^    names=(\S+)$", text, re.MULTILINE)
+    lines = [line for line in text.splitlines() if line.startswith("    ")]
+    return [line.replace("$names", names).split() for line in lines if "names=" not in line]
 
 
 def test_the_table_is_the_script_s():

@@ -21,6 +21,8 @@ import torchvision
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import pages
+
 REPO = Path(__file__).parents[2]
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -139,8 +141,12 @@ def test_the_source_archive_has_what_its_readme_names(archives):
     source, _ = archives
     with tarfile.open(source) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    linked = set(re.findall(r"\]\(([^)#:]+)\)", (REPO / "README.md").read_text()))
-    assert "job/show/pictures/method.svg" in linked and linked <= names | {"README.md"}
+    linked = set()
+    for page in pages.PAGES:
+        paths = [target.partition("#")[0] for target in pages.links(page)]
+        files = [(page.parent / path).resolve() for path in paths if path]
+        linked |= {str(file.relative_to(REPO)) for file in files if file.is_file()}
+    assert "job/show/pictures/method.svg" in linked and linked <= names
     assert {"Makefile", "LICENSE", "docker/build_horovod.sh", "slurm/train.sbatch", "tests/conftest.py"} <= names
 
 

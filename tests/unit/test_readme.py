@@ -1,4 +1,4 @@
-"""README.md holds what it says: its example runs as it stands, and the messages that it quotes are the program's."""
+"""The examples of the pages run, and the messages that they quote are the program's."""
 
 import ast
 import functools
@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+import pages
 from tests.unit.show.test_watch import watch, write_run
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-CALL, EXAMPLE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+[CALL] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+# tests/unit/test_packages.py runs the first example of this page.
+_, EXAMPLE = re.findall(r"```python\n(.*?)```", (ROOT / "mgd/README.md").read_text(), re.DOTALL)
 ELSEWHERE = ("data wait", "unable to allocate shared memory")  # a number in the log, and NCCL's own words
 SHOWN = """
 import sys
@@ -47,12 +49,15 @@ def strings() -> str:
     return "\n".join(found)
 
 
-def messages():
-    """The words of the program that the troubleshooting table's first column quotes."""
-    section = README.split("## Troubleshooting\n")[1].split("\n## ")[0]
-    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| ")][1:]
-    quoted = [words for cell in cells for words in re.findall(r"`([^`]+)`", cell)]
+def messages(page, title):
+    """Return the words of the program that a page's list of troubles quotes before each colon."""
+    text = " ".join(pages.section(page, title).split())
+    heads = re.findall(r"- ((?:`[^`]+`|[^`:])+): ", text)
+    quoted = [words for head in heads for words in re.findall(r"`([^`]+)`", head)]
     return [words for words in quoted if words not in ELSEWHERE and " " in words]
+
+
+MESSAGES = messages("job/README.md", "## Troubleshooting")
 
 
 @pytest.fixture(scope="module")
@@ -89,17 +94,17 @@ def test_the_call_from_python_trains_and_returns_its_numbers(tmp_path):
 
 
 def test_troubleshooting_quotes_many_messages():
-    assert len(messages()) > 20
+    assert len(MESSAGES) > 60
 
 
-@pytest.mark.parametrize("words", messages())
+@pytest.mark.parametrize("words", MESSAGES)
 def test_troubleshooting_quotes_the_program(words):
     assert words in strings()
 
 
-def test_pictures_and_pages_are_there():
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+def test_readme_s_troubles_are_five_of_these():
+    found = messages("README.md", "## Troubles")
+    assert len(found) == 5 and set(found) <= set(MESSAGES)
 
 
 def test_the_picture_of_watching_has_the_rows_of_mgd_watch(tmp_path):
@@ -111,7 +116,8 @@ def test_the_picture_of_watching_has_the_rows_of_mgd_watch(tmp_path):
     ]
     with open(folder / "metrics.jsonl", "a") as file:
         file.writelines(json.dumps(record) + "\n" for record in more)
-    picture = README.split("    runs/demo/mgd: done\n")[1].split("\nSigns of collapse")[0]
+    picture = pages.section("job/show/README.md", "## In a terminal")
+    picture = picture.split("    runs/demo/mgd: done\n")[1].split("\nA run of")[0]
     documented, shown = (
         re.findall(rf"^ {{{indent}}}(\S+)", text, re.MULTILINE) for indent, text in ((6, picture), (2, watch(folder).stdout))
     )

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -113,6 +114,26 @@ def test_figures_that_are_kept_are_those_that_scale_reads(monkeypatch, tmp_path,
     report.keep({"date": "2000-01-01", "passes_bare_s": 8.0, "passes_images": 16})
     assert len(list(tmp_path.glob("2000-01-01-*.json"))) == 1
     assert scale.measured_seconds(json.loads((tmp_path / scale.LATEST.name).read_text()))[0] == 0.5
+
+
+def test_the_page_has_the_bars_and_the_figures_of_the_last_full_run():
+    latest = json.loads((BENCH / "results/latest.json").read_text())
+    page = (BENCH / "README.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \|$", page, re.MULTILINE)
+    expected = {figure for figure in report.BARS if not figure.startswith("gpu_")}
+    assert {figure for figure, _, _ in rows} == expected
+    for figure, shown, bar in rows:
+        sense, bound, _ = report.BARS[figure]
+        prefix = {"<=": "at most ", ">=": "at least ", "==": ""}[sense]
+        assert bar.startswith(prefix) and json.loads(bar.removeprefix(prefix)) == bound, figure
+        if figure not in latest:  # since that run
+            continue
+        number = json.loads(shown.removeprefix("under "))
+        if shown.startswith("under "):
+            assert latest[figure] < number, figure
+        else:
+            digits = len(shown.partition(".")[2])
+            assert round(latest[figure], digits) == number, figure
 
 
 def test_methods_has_every_framework_and_distiller():

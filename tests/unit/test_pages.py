@@ -1,0 +1,321 @@
+"""The Markdown pages: their links, commands, options and figures are those of the repository."""
+
+import functools
+import importlib
+import re
+import shlex
+import tomllib
+
+import pytest
+
+import pages
+from job import cli
+from job.config import RETIRED, Config, LinearConfig, read_config
+from job.embed import EmbedConfig
+from job.errors import RunError
+from job.metrics import schema
+from pages import PAGES, ROOT, WRITTEN, name
+
+MAKEFILE = (ROOT / "Makefile").read_text()
+TARGETS = set(re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)[1].split())
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+OPTIONS = {"job.train": Config, "job.linear": LinearConfig, "job.embed": EmbedConfig}
+PROGRAMS = {  # and a command line that each accepts
+    "job.train": ["DIR"],
+    "job.linear": ["DIR"],
+    "job.embed": "DIR --pretrained FILE --out f.npy".split(),
+    "job.export": ["FILE", "f.pth"],
+    "job.pack": ["DIR", "OUT"],
+    "job.show.watch": ["RUN"],
+    "job.show.report": ["RUN"],
+    "job.study.study": ["small", "--out", "OUT"],
+}
+MAINS = {module: f"{module}.app" for module in ("job.export", "job.show.watch", "job.show.report")}
+SCRIPTS = {
+    script: entry.partition(":")[0].removesuffix(".app")  # "mgd-watch": "job.show.watch"
+    for script, entry in PROJECT["scripts"].items()
+}
+SHELL = ". apt-get docker eval export head mkdir podman sbatch srun sudo tail tensorboard".split()
+# First words of blocks that show output or a file's content, not commands.
+SHOWN = ("ResNet-18 ", "runs/demo/mgd: done", "arms:", "2026-11-24 ")
+# A command in a sentence.
+COMMAND = re.compile(r"(make|python3?|horovodrun|sbatch|srun|pip|mgd-[a-z]+)( |$)")
+# Options of other programs: launchers, container engines, pip and NVIDIA's.
+FOREIGN = set(
+    """
+    --bind --build-constraint --cap-drop --cleanenv --contain --cpus-per-task --device --exclude
+    --export --gpus --gpus-per-node --group-add --help --init --ipc --network --no-require-hashes
+    --nodelist --nodes --ntasks-per-node --only-deps --output --pid --rm --security-opt --shm-size
+    --time --ulimit --user
+    """.split()
+)
+
+
+class Parsed(BaseException):
+    """The end of a program that has read its command line."""
+
+
+class Wrong(BaseException):
+    """A command that the repository does not have. Programs end at no exception of this kind."""
+
+
+def require(holds, wrong):
+    """Wrong: it does not hold."""
+    if not holds:
+        raise Wrong(wrong)
+
+
+def listed(found):
+    """Return the parameters of a test of each page, with their paths as names."""
+    return pytest.mark.parametrize("page", found, ids=name)
+
+
+def parse(module, words):
+    """Read a program's command line as the program does, and no more. Return its option strings.
+
+    Wrong: the program would refuse it.
+    """
+    if kind := OPTIONS.get(module):
+        try:
+            if kind is EmbedConfig:
+                cli.read(module, kind, words)
+            else:
+                read_config(words, module, kind)
+        except RunError as error:
+            raise Wrong(str(error)) from None
+        return set(cli.build_parser(module, kind)._option_string_actions)
+    seen = set()
+    original = cli.Parser.parse_args
+
+    def parse_args(self, args=None, namespace=None):
+        seen.update(self._option_string_actions)
+        try:
+            original(self, words, namespace)
+        except RunError as error:
+            raise Wrong(str(error)) from None
+        raise Parsed
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Parsed):
+        patch.setattr(cli.Parser, "parse_args", parse_args)
+        importlib.import_module(MAINS.get(module, module)).main(words)
+    return seen
+
+
+@functools.cache
+def known_options():
+    """Return the options of all programs and scripts of the repository."""
+    known = {option for module, words in PROGRAMS.items() for option in parse(module, words)}
+    for script in [*(ROOT / "tests/campaigns").rglob("*.py"), *(ROOT / "tests/gpu").glob("*.py")]:
+        known |= set(re.findall(r"add_argument\(\s*\"(--[\w-]+)\"", script.read_text()))
+    return known | RETIRED.keys()
+
+
+def check_program(module, words):
+    """Wrong: no program, or one that refuses the options."""
+    require(module in PROGRAMS, f"no program: {module}")
+    words = [word for word in words if word not in ("...", "--help")]
+    if words:
+        parse(module, words)
+
+
+def check_make(words):
+    """Wrong: no such target or variable."""
+    for word in words:
+        variable, given, _ = word.partition("=")
+        known = re.search(rf"\b{variable}\b", MAKEFILE) if given else word in TARGETS
+        require(known, f"make {word}")
+
+
+def check_script(words):
+    """Wrong: a Python or shell script that is missing, or lacks an option or a word."""
+    require((ROOT / words[0]).exists(), words[0])
+    script = ROOT / words[0]
+    sources = script.parent.glob("*.py") if script.suffix == ".py" else [script]
+    source = "".join(path.read_text() for path in sources)
+    for word in words[1:]:
+        require(not re.fullmatch(r"--[\w-]+|[a-z]+", word) or re.search(rf"{word}\b", source), word)
+
+
+def check_job(words):
+    """Wrong: a job script that is missing, or whose program refuses the options."""
+    [(number, script)] = [(n, word) for n, word in enumerate(words) if word.endswith(".sbatch")]
+    script = script.rpartition("/")[2]
+    require((ROOT / "slurm" / script).exists(), script)
+    program = "job.linear" if script == "linear.sbatch" else "job.train"
+    check_program(program, ["DIR", *words[number + 1 :]])
+
+
+def check(command):
+    """Wrong: a part of the command is unknown: program, options, file, target or extra."""
+    if re.match(r"\w+=\$\(", command):
+        return
+    words = shlex.split(command, comments=True)
+    while words and re.match(r"\w+=", words[0]):
+        words = words[1:]
+    if not words:
+        return
+    for word in words:
+        if re.fullmatch(r"(job|mgd|moco|slurm|docker|tests)/[\w./-]+\.\w+", word):
+            require((ROOT / word).exists(), word)
+    first, rest = words[0], words[1:]
+    first = first.removeprefix(".venv/bin/")
+    if first == "make":
+        check_make(rest)
+    elif first == "pip":
+        extras = re.findall(r"\.\[([\w,]+)\]", command)
+        known = PROJECT["optional-dependencies"].keys()
+        require(all(set(some.split(",")) <= known for some in extras), extras)
+    elif first in SCRIPTS:
+        check_program(SCRIPTS[first], rest)
+    elif first == "horovodrun":
+        require(not rest or rest[0] == "-np", command)
+        check(shlex.join(rest[2:]))
+    elif re.fullmatch(r"python3?", first):
+        if rest[:1] == ["-m"]:
+            if rest[1].startswith("job."):
+                check_program(rest[1], rest[2:])
+        elif rest and "/" in rest[0]:
+            check_script(rest)
+    elif first in ("sbatch", "srun") and ".sbatch" in command:
+        check_job(words)
+    elif first in ("docker", "podman") and "horovodrun" in rest:
+        check(shlex.join(rest[rest.index("horovodrun") :]))
+    elif first.endswith(".sh"):
+        check_script(words)
+    else:
+        require(first in SHELL, f"unknown command: {first}")
+
+
+def commands(page):
+    """Return the commands in the page's blocks of code."""
+    found = [block for block in pages.blocks(page) if not block[0].startswith(SHOWN)]
+    return [line for block in found for line in block]
+
+
+@listed(PAGES)
+def test_links_and_anchors_resolve(page):
+    for target in pages.links(page):
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), target
+        if anchor:
+            assert anchor in pages.anchors(file), target
+
+
+@listed(WRITTEN)
+def test_lines_have_at_most_100_characters(page):
+    if page.parent.name != "study":
+        text = page.read_text().splitlines()
+        assert [line for line in text if len(line) > 100 and not line.startswith("|")] == []
+
+
+def test_readme_has_at_most_160_lines():
+    text = (ROOT / "README.md").read_text().splitlines()
+    assert len(text) <= 160 and max(map(len, text)) <= 100
+
+
+def test_readme_names_the_command_that_ci_calls():
+    command = "make test"
+    assert command in (ROOT / ".ci/run").read_text().splitlines()
+    assert command in [line.split("#")[0].strip() for line in commands(ROOT / "README.md")]
+
+
+def test_each_page_is_linked_from_another():
+    linked = {ROOT / "README.md"}
+    for page in PAGES:
+        paths = [target.partition("#")[0] for target in pages.links(page)]
+        linked |= {(page.parent / path).resolve() for path in paths}
+    assert [name(page) for page in WRITTEN if page not in linked] == []
+
+
+@listed(WRITTEN)
+def test_commands_have_known_programs_and_options(page):
+    for line in commands(page):
+        check(line)
+
+
+@listed(WRITTEN)
+def test_commands_in_sentences_have_known_programs_and_options(page):
+    for span in pages.spans(page):
+        if COMMAND.match(span):
+            check(span.replace(" -np N", " -np 2"))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "make tests",
+        "make study FROM=small",
+        "pip install '.[tensorbord]'",
+        "mgd-watch RUN --onse",
+        "python -m job.trian DIR",
+        "horovodrun -np 2 python -m job.train DIR --loss-shares 1",
+        "python -m job.export a.pth b.pth --formats timm",
+        "sbatch slurm/train.sbatch --batch-sizes 2",
+        "sbatch slurm/trains.sbatch",
+        "docker run moco-mgd horovodrun -np 8 python -m job.train /data -b x",
+        "docker build -f docker/Dockerfile.cpu .",
+        "python tests/campaigns/bench/cost.py --rates 3",
+        "docker/local-engine.sh upwards",
+        "nothing --like this",
+    ],
+)
+def test_a_wrong_command_is_found(command):
+    with pytest.raises(Wrong):
+        check(command)
+
+
+@listed(WRITTEN)
+def test_options_in_sentences_exist(page):
+    named = re.findall(r"(?<![\w-])--[a-z][\w-]*", "\n".join(pages.spans(page)))
+    assert set(named) - known_options() - FOREIGN == set()
+
+
+@listed(WRITTEN)
+def test_files_in_sentences_exist(page):
+    for span in pages.spans(page):
+        if re.fullmatch(r"(job|mgd|moco|slurm|docker|tests)/[\w./-]+", span):
+            assert (ROOT / span).exists(), span
+
+
+def test_the_hints_are_those_of_the_records():
+    text = pages.section("job/metrics/README.md", "## Hints")
+    entries = re.findall(r"^- `(\w+)`", text, re.MULTILINE)
+    ids = re.search(r"Hints: (.*?)\.\n", schema.Remark.__doc__, re.DOTALL)[1]
+    assert set(entries) == set(re.findall(r"(\w+)(?=,|$)", re.sub(r"\s*\([^)]*\)", "", ids)))
+
+
+def test_the_kinds_of_records_are_those_of_the_program():
+    text = pages.section("job/metrics/README.md", "## The run's folder")
+    text = " ".join(text.split()).split("Each record has a `kind`.")[1].split("[schema.py]")[0]
+    assert set(re.findall(r"`(\w+)`", text)) == schema.COURSE.keys() | schema.PROCESS.keys()
+
+
+def test_the_presets_are_named():
+    rows = (ROOT / "job/presets/README.md").read_text().split("## Images")[0].split("|---|---|")[1]
+    cells = re.findall(r"^\| (`.*?`) \|", rows, re.MULTILINE)
+    named = set(re.findall(r"`([\w-]+)`", " ".join(cells)))
+    assert named == {path.stem for path in (ROOT / "job/presets").glob("*.yaml")}
+
+
+def test_readme_s_results_are_the_study_s():
+    study = (ROOT / "job/study/README.md").read_text()
+    figures = re.findall(r"\d+\.\d(?: ± \d+\.\d)?", pages.section("README.md", "## Results"))
+    assert figures and [figure for figure in figures if figure not in study] == []
+
+
+def test_readme_shows_the_demo_s_table():
+    shown = pages.section("README.md", "## Demo")
+    demo = (ROOT / "job/demo.sh").read_text()
+    header = re.search(r"\{'ResNet-18':22\}(.*)\"\)", demo)[1]
+    assert f"{'ResNet-18':22}{header}" in shown
+    rows = [*re.findall(r'\("\w+", "([^"]*)"\)', demo), "(the ResNet-50 teacher)"]
+    assert len(rows) == 4 and [row for row in rows if f"    {row} " not in shown] == []
+
+
+def test_pages_that_programs_name_exist():
+    endings = (".py", ".sh", ".sbatch")
+    files = [path for folder in ("job", "slurm", "docker") for path in (ROOT / folder).rglob("*")]
+    texts = [path.read_text() for path in files if path.suffix in endings]
+    named = {found for text in texts for found in re.findall(r"[\w/]+/README\.md", text)}
+    assert len(named) > 3 and [page for page in named if not (ROOT / page).exists()] == []
