@@ -319,3 +319,11 @@ def test_pages_that_programs_name_exist():
     texts = [path.read_text() for path in files if path.suffix in endings]
     named = {found for text in texts for found in re.findall(r"[\w/]+/README\.md", text)}
     assert len(named) > 3 and [page for page in named if not (ROOT / page).exists()] == []
+
+
+@listed([page for page in WRITTEN if "## The code\n" in page.read_text()])
+def test_the_code_s_table_has_each_module_of_the_folder(page):
+    text = pages.section(name(page), "## The code")
+    cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    files = [path.name for path in page.parent.glob("*.py") if not path.name.startswith("__")]
+    assert sorted(re.findall(r"`(\w+\.py)`", " ".join(cells))) == sorted(files)
