@@ -362,6 +362,15 @@ def test_the_original_preset_is_the_imagenet_one_with_what_its_authors_code_had(
     assert read_config([*line, "--loss-share", "1"]).loss_share == 1
 
 
+@pytest.mark.parametrize("recipe", ["small", "imagenet", "simsiam-small"])
+def test_the_strongest_preset_changes_only_the_distiller_and_its_strength(recipe):
+    line = ["DIR", "--teacher", "t", "--config", recipe]
+    expected = dataclasses.replace(
+        read_config(line), config=[recipe, "strongest"], distill=["gram"], loss_share=10.0
+    )
+    assert read_config([*line, "--config", "strongest"]) == expected
+
+
 LARS = dict(lars=True, batch_size=4096, lr=1.6, momentum=0.9, weight_decay=0.0)
 LARS |= dict(epochs=90, cos=True, warmup_epochs=0)
 
