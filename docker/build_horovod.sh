@@ -277,15 +277,16 @@ shell=horovod/runner/common/util/safe_shell_exec.py
 edit $shell 's/^GRACEFUL_TERMINATION_TIME_S = 5$/GRACEFUL_TERMINATION_TIME_S = 60/' '_TIME_S = 60$'
 
 # The release ends the shell around a worker as soon as the worker is gone: a shell that is slower than that reports a
-# SIGTERM in place of the worker's exit code. Here it ends by itself.
+# SIGTERM in place of the worker's exit code. Here it ends by itself, if it does so in as much time as the worker has.
 edit $shell 's/^    for child in p.children():$/    children = p.children()\n    for child in children:/' '^    children = p.children()$'
 edit $shell 's/wait_procs(p.children(), timeout/wait_procs(children, timeout/' 'wait_procs(children, timeout'
 edit $shell '/^    # Freeze the process to prevent/i\
-    if children and not alive:\
-        with contextlib.suppress(ChildProcessError):\
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)\
-        return\
-' 'WEXITED . os.WNOWAIT'
+    end = time.monotonic() + GRACEFUL_TERMINATION_TIME_S\
+    while children and not alive and time.monotonic() < end:\
+        if not p.is_running():\
+            return\
+        time.sleep(0.05)\
+' 'if not p.is_running'
 
 # The release stops reading what workers print once its own output fails, and they wait for ever. Here it discards the line.
 edit $shell 's/^import codecs$/&\nimport contextlib/' '^import contextlib$'

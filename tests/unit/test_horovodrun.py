@@ -10,8 +10,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
-from horovod.runner.common.util.safe_shell_exec import execute
+from horovod.runner.common.util import safe_shell_exec
 
 from disks import mount, unmount
 
@@ -71,11 +72,25 @@ def test_a_worker_that_ends_at_a_signal_has_its_own_exit_code(tmp_path):
     program = f"import signal, sys; {wait}; sys.exit(7)"
     command = f"{shlex.join([sys.executable, '-c', program])}; code=$?; sleep 1; exit $code"
     with ThreadPoolExecutor(1) as pool:
-        ended = pool.submit(execute, command, env=dict(os.environ), events=[stop])
+        ended = pool.submit(safe_shell_exec.execute, command, env=dict(os.environ), events=[stop])
         while not up.exists() and not ended.done():
             time.sleep(0.02)
         stop.set()
         assert ended.result() == 7
+
+
+def test_a_shell_that_does_not_end_after_its_worker_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(safe_shell_exec, "GRACEFUL_TERMINATION_TIME_S", 0.5)
+    command = ["sh", "-c", f"sleep 1000; read line; touch {shlex.quote(str(tmp_path / 'end'))}"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as shell:
+        late = threading.Timer(20, shell.stdin.close)  # ends a wait that has no limit
+        late.start()
+        while not psutil.Process(shell.pid).children():
+            time.sleep(0.02)
+        safe_shell_exec.terminate_executor_shell_and_children(shell.pid)
+        late.cancel()
+        shell.wait()
+    assert not (tmp_path / "end").exists()
 
 
 def test_the_build_names_its_option_if_home_takes_no_wheel():
