@@ -8,7 +8,8 @@ import torch
 from runs import differences
 
 SMALL = "-a resnet18 --image-size 32 --epochs 2 --moco-k 20 --mlp --moco-t 0.2 --aug-plus --cos -j 0".split()
-SMALL += "--warmup-epochs 1 --refresh-epochs 0,1 --save-every 2steps".split()
+SMALL += "--warmup-epochs 1 --save-every 2steps".split()
+TEACHER = "--refresh-epochs 0,1 --teacher".split()  # before the file
 
 
 def run(start_job, workers, folder, *arguments):
@@ -27,7 +28,7 @@ def curve(job, name="loss"):
 
 def test_parts_of_a_batch_train_as_workers_of_their_own_would(start_job, images, teacher_file, tmp_path):
     """What differs are the batch norms' running statistics, which only the refresh of the second epoch reads."""
-    options = [images, "--batch-size", 16, "--teacher", teacher_file]
+    options = [images, "--batch-size", 16, *TEACHER, teacher_file]
     parts = run(start_job, 2, tmp_path / "parts", *options, "--accumulate", 2)
     workers = run(start_job, 4, tmp_path / "workers", *options)
     for name in ("contrastive", "distillation"):
@@ -46,7 +47,8 @@ HALF = {"half": ["--fp16-allreduce"], "plain": []}
 
 
 def test_a_killed_run_of_parts_and_half_precision_resumes_to_the_same_bytes(start_job, images, teacher_file, tmp_path):
-    options = [images, "--batch-size", 16, "--teacher", teacher_file, "--accumulate", 2, "--fp16-allreduce"]
+    options = [images, "--batch-size", 16, *TEACHER, teacher_file]
+    options += ["--accumulate", 2, "--fp16-allreduce"]
     undisturbed = run(start_job, 2, tmp_path / "undisturbed", *options)
     killed = start_job(2, tmp_path / "run", [*SMALL, *options])
     killed.wait_for_step(3)
