@@ -278,8 +278,7 @@ edit $shell 's/^GRACEFUL_TERMINATION_TIME_S = 5$/GRACEFUL_TERMINATION_TIME_S = 6
 
 # The release ends the shell around a worker as soon as the worker is gone: a shell that is slower than that reports a
 # SIGTERM in place of the worker's exit code. Here it ends by itself, if it does so in as much time as the worker has.
-edit $shell 's/^    for child in p.children():$/    children = p.children()\n    for child in children:/' '^    children = p.children()$'
-edit $shell 's/wait_procs(p.children(), timeout/wait_procs(children, timeout/' 'wait_procs(children, timeout'
+edit $shell 's/wait_procs(p.children(), timeout/wait_procs([] if replaced else children, timeout/' 'if replaced else children, timeout'
 edit $shell '/^    # Freeze the process to prevent/i\
     end = time.monotonic() + GRACEFUL_TERMINATION_TIME_S\
     while children and not alive and time.monotonic() < end:\
@@ -287,6 +286,11 @@ edit $shell '/^    # Freeze the process to prevent/i\
             return\
         time.sleep(0.05)\
 ' 'if not p.is_running'
+# Where sh is bash, the command replaces the shell, and the release freezes and kills the worker without a SIGTERM. Here
+# the worker gets it. Only the middleman can wait for it, which has its exit code.
+edit $shell 's|^    for child in p.children():$|    replaced = p.exe() != os.path.realpath("/bin/sh")\
+    children = [p] if replaced else p.children()\
+    for child in children:|' '^    replaced = p.exe()'
 
 # The release stops reading what workers print once its own output fails, and they wait for ever. Here it discards the line.
 edit $shell 's/^import codecs$/&\nimport contextlib/' '^import contextlib$'

@@ -65,12 +65,13 @@ def test_an_output_that_takes_no_lines_holds_up_no_worker(tmp_path, state):
     assert process.returncode == 0 and (tmp_path / "end").exists()
 
 
-def test_a_worker_that_ends_at_a_signal_has_its_own_exit_code(tmp_path):
-    """Also if the shell around it ends a second later, as on a busy machine."""
+@pytest.mark.parametrize("line", ["{}; code=$?; sleep 1; exit $code", "exec {}"], ids=["slow", "none"])
+def test_a_worker_that_ends_at_a_signal_has_its_own_exit_code(tmp_path, line):
+    """Also if the shell around it ends a second later, or is none: bash lets a command replace it."""
     up, stop = tmp_path / "up", threading.Event()
     wait = f"signal.pthread_sigmask(signal.SIG_BLOCK, [15]); open({str(up)!r}, 'w'); signal.sigwait([15])"
     program = f"import signal, sys; {wait}; sys.exit(7)"
-    command = f"{shlex.join([sys.executable, '-c', program])}; code=$?; sleep 1; exit $code"
+    command = line.format(shlex.join([sys.executable, "-c", program]))
     with ThreadPoolExecutor(1) as pool:
         ended = pool.submit(safe_shell_exec.execute, command, env=dict(os.environ), events=[stop])
         while not up.exists() and not ended.done():
