@@ -45,7 +45,8 @@ def read_yaml(path: str, kind: type) -> dict[str, Any]:
 
 def read_text(path: str) -> str:
     """Return what a YAML file holds, or the preset of that name. RunError: there is no such file, or it is no text."""
-    presets = {p.name.removesuffix(".yaml"): p for p in (resources.files("job") / "presets").iterdir()}
+    files = (resources.files("job") / "presets").iterdir()
+    presets = {file.name.removesuffix(".yaml"): file for file in files if file.name.endswith(".yaml")}
     if path in presets and not os.path.exists(path):
         return presets[path].read_text()
     try:
