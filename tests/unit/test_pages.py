@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import json
 import re
 import shlex
 import tomllib
@@ -302,6 +303,18 @@ def test_readme_s_results_are_the_study_s():
     study = (ROOT / "job/study/README.md").read_text()
     figures = re.findall(r"\d+\.\d(?: ± \d+\.\d)?", pages.section("README.md", "## Results"))
     assert figures and [figure for figure in figures if figure not in study] == []
+
+
+def test_the_steps_of_the_methods_are_those_of_the_record():
+    page = pages.section("tests/campaigns/bench/README.md", "## Methods")
+    record = re.search(r"\((results/[\w-]+\.json)\)", page)[1]
+    figures = json.loads((ROOT / "tests/campaigns/bench" / record).read_text())
+    shown = dict(re.findall(r"^\| `(\w+)` \| ([\d.]+) \|$", page, re.MULTILINE))
+    over = {name: figures[f"method_{name}_over_alone"] for name in shown}
+    assert len(over) == sum(name.endswith("_over_alone") for name in figures)
+    assert {name: f"{ratio:.2f}" for name, ratio in over.items()} == shown
+    steps = re.findall(r"\| ([\d.]+) \|$", pages.section("README.md", "## Results"), re.MULTILINE)
+    assert steps == ["1", shown["mgd"], shown["mgd"], shown["gram"]]
 
 
 def test_readme_shows_the_demo_s_table():
