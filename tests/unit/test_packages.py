@@ -126,9 +126,10 @@ def archives(tmp_path_factory):
     folder = tmp_path_factory.mktemp("archives")
     repository = folder / "repository"
     repository.mkdir()
-    for name in ("LICENSE", "MANIFEST.in", "Makefile", "README.md", "pyproject.toml", "setup.py"):
+    files = "CITATION.cff LICENSE MANIFEST.in Makefile README.md pyproject.toml setup.py"
+    for name in files.split():
         shutil.copy(REPO / name, repository)
-    for name in ("docker", "job", "mgd", "moco", "slurm", "tests"):
+    for name in (".github", "docker", "job", "mgd", "moco", "slurm", "tests"):
         shutil.copytree(REPO / name, repository / name)
     source = build("build_sdist", repository, folder)
     with tarfile.open(source) as archive:
