@@ -5,6 +5,7 @@ import importlib
 import json
 import re
 import shlex
+import subprocess
 import tomllib
 
 import pytest
@@ -353,3 +354,59 @@ def test_the_code_s_table_has_each_module_of_the_folder(page):
     cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
     files = [path.name for path in page.parent.glob("*.py") if not path.name.startswith("__")]
     assert sorted(re.findall(r"`(\w+\.py)`", " ".join(cells))) == sorted(files)
+
+
+# job/cluster/HOROVOD.md.
+
+HOROVOD = "job/cluster/HOROVOD.md"
+BUILD = (ROOT / "docker/build_horovod.sh").read_text()
+
+
+def rows(title):
+    """Return the cells of a section's table below its header."""
+    lines = [line for line in pages.section(HOROVOD, title).splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
+
+
+def plain(expression):
+    """Return the text that a simple regular expression of grep matches."""
+    return expression.strip("^$ ").replace("\\", "")
+
+
+def test_each_change_of_horovod_s_source_has_its_row():
+    changes = BUILD.split("\nedit() {")[1].partition("\n}\n")[2]
+    changes = changes.partition("\nif ! command -v cmake")[0]
+    setting = 'standard=N backend=gloo jobs=1; edit() { printf \'%s\\t%s\\n\' "$1" "$3"; }\n'
+    done = subprocess.run(["bash", "-euc", setting + changes], capture_output=True, text=True, check=True)
+    made = [line.split("\t") for line in done.stdout.splitlines()]
+    listed = [[cell.strip("`") for cell in row[:2]] for row in rows("## The changes of Horovod's source")]
+    assert listed == [[file, plain(result)] for file, result in made]
+    for page in (HOROVOD, "docker/README.md"):
+        assert f"{len(made)} changes" in (ROOT / page).read_text()
+
+
+def test_the_files_that_serve_horovod_are_listed_with_about_their_lines():
+    """A figure may be a quarter off: the page names its day."""
+    found = {row[0].strip("`"): int(row[1]) for row in rows("## The lines that exist for Horovod")}
+    for path, lines in found.items():
+        assert lines == pytest.approx(len((ROOT / path).read_text().splitlines()), rel=0.25), path
+    folders = [path for part in ("job", "moco") for path in (ROOT / part).rglob("*.py")]
+    scripts = [*(ROOT / "docker").glob("*.sh"), *(ROOT / "slurm").glob("*.sh")]
+    others = [ROOT / file for file in ("Makefile", "pyproject.toml", "docker/Dockerfile")]
+    for path in [*folders, *scripts, *others]:
+        named = [line for line in path.read_text().splitlines() if re.search("horovod|hvd", line, re.I)]
+        assert len(named) <= 3 or name(path) in found, path
+
+
+def test_the_page_on_horovod_names_the_versions_that_are_pinned():
+    text = pages.section(HOROVOD, "## Follow a new torch")
+    patterns = {
+        "docker/constraints.txt": r"^(?:torch|torchvision|nvidia-nccl-cu13)==([\d.]+)",
+        "docker/pip.txt": r"^pip==([\d.]+)",
+        "docker/build_horovod.sh": r"(?:^version=|cmake==)([\d.]+)",
+        "pyproject.toml": r"\"((?:torch|torchvision)>=[^\"]+|setuptools>=[^\"]+,[^\"]+)\"",
+        "docker/Dockerfile": r"nvidia/cuda:([\d.]+)-",
+    }
+    for file, pattern in patterns.items():
+        found = re.findall(pattern, (ROOT / file).read_text(), re.MULTILINE)
+        assert found and [version for version in found if version not in text] == [], file
