@@ -15,7 +15,7 @@ from pages import ROOT
 FILES = [
     *(ROOT / ".github").rglob("*.yml"),
     ROOT / ".pre-commit-config.yaml",
-    ROOT / "CITATION.cff",
+    ROOT / ".github" / "CITATION.cff",
 ]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -57,7 +57,7 @@ def test_the_forms_of_issues_have_labelled_fields(form):
 
 
 def test_the_citation_is_that_of_the_project():
-    citation = read("CITATION.cff")
+    citation = read(".github/CITATION.cff")
     assert (citation["cff-version"], citation["type"]) == ("1.2.0", "software")
     assert (citation["version"], citation["license"]) == (PROJECT["version"], PROJECT["license"])
     assert [author["name"] for author in citation["authors"]] == [author["name"] for author in PROJECT["authors"]]

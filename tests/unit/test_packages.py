@@ -126,7 +126,7 @@ def archives(tmp_path_factory):
     folder = tmp_path_factory.mktemp("archives")
     repository = folder / "repository"
     repository.mkdir()
-    files = "CITATION.cff LICENSE MANIFEST.in Makefile README.md pyproject.toml setup.py"
+    files = "LICENSE MANIFEST.in Makefile README.md pyproject.toml setup.py"
     for name in files.split():
         shutil.copy(REPO / name, repository)
     for name in (".github", "docker", "job", "mgd", "moco", "slurm", "tests"):
