@@ -48,6 +48,16 @@ def timed(task, *arguments) -> tuple:
     return time.perf_counter() - begun, time.process_time() - used, result
 
 
+def own_memory(pid: int) -> int:
+    """Return the bytes of a process's private memory.
+
+    Pages of shared memory that no other process has mapped yet count as private for the kernel, but
+    all processes have the same. So they are left out.
+    """
+    regions = psutil.Process(pid).memory_maps()
+    return sum(r.private_clean + r.private_dirty for r in regions if not r.path.startswith("/memfd:"))
+
+
 def first_batch(images) -> tuple[float, float]:
     """Return the seconds until the first batch, and the mean private memory of a loader process."""
     begun = time.perf_counter()
@@ -55,7 +65,7 @@ def first_batch(images) -> tuple[float, float]:
     batches = Batches(views, TrainingOrder(images, BATCH, 0, 1, 0, 1), PROCESSES)
     next(batches)
     seconds = time.perf_counter() - begun
-    held = [psutil.Process(process.pid).memory_full_info().uss for process in batches.processes]
+    held = [own_memory(process.pid) for process in batches.processes]
     end_children()
     return seconds, statistics.mean(held)
 
