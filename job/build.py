@@ -36,7 +36,9 @@ DISTILLING = "distillers"  # the module of all distillers, beside the framework'
 def build(config: Config, run: Run) -> Training:
     """Build a run's parts; the networks' first weights follow from the seed. RunError: data or teacher that does not fit."""
     if config.framework == "none" and not config.teacher:
-        raise RunError("--framework none: nothing trains the student; expected a --teacher. Give one, or another framework")
+        raise RunError(
+            "--framework none: nothing trains the student; expected a --teacher. Give one, or another framework"
+        )
     if config.arch not in ARCHS:  # the code of a user's network, or timm, may differ between nodes
         stem, width, size = config.stem, config.width, config.image_size
         run.build(config.arch, lambda: network_outline(config.arch, stem, width, size))
@@ -50,7 +52,9 @@ def build(config: Config, run: Run) -> Training:
             run.log.line(line)
     torch.manual_seed(randomness.torch_seed(config.seed, "weights"))
     kinds = [DISTILLERS[name] for name in config.distill] if config.teacher else []
-    stages = sorted({stage for kind in kinds for stage in kind.stages(config)} or {DEPTH})  # DEPTH: for signs of collapse
+    stages = sorted(
+        {stage for kind in kinds for stage in kind.stages(config)} or {DEPTH}
+    )  # DEPTH: for signs of collapse
     framework = FRAMEWORKS[config.framework](config, stages)
     check_names(framework, kinds)
     framework.distil(max((kind.views for kind in kinds), default=1))
@@ -76,7 +80,9 @@ def build(config: Config, run: Run) -> Training:
 
     if config.compile:
         compile_networks(run, *compiled)
-    parameters = [(name, value) for name, value in trained.named_parameters() if value.requires_grad]
+    parameters = [
+        (name, value) for name, value in trained.named_parameters() if value.requires_grad
+    ]
     groups = parameter_groups([value for _, value in parameters], framework.constant_rate())
     decay = config.weight_decay
     sgd = torch.optim.SGD(groups, config.lr, config.momentum, weight_decay=decay, fused=True)
@@ -132,7 +138,9 @@ def compile_networks(run: Run, *networks: nn.Module) -> None:
     missing = [name for name, found in needed.items() if not found]
     if run.total(missing=len(missing))["missing"]:
         lacking = " and ".join(missing) or "what another node lacks"
-        raise RunError(f"--compile needs {lacking}: install what is missing, or leave --compile out")
+        raise RunError(
+            f"--compile needs {lacking}: install what is missing, or leave --compile out"
+        )
     for network in networks:
         network.compile()
 
@@ -152,5 +160,7 @@ def find_images(config: Config, run: Run) -> Images:
     data, bad = digits.all_prepared, config.max_bad_images
     images = run.on_first(lambda: scan(data(config.images_from), "train", max_bad=bad))
     if len(images) < total:
-        raise RunError(f"{images.root} has {len(images)} images, fewer than --batch-size {total}: choose a smaller batch")
+        raise RunError(
+            f"{images.root} has {len(images)} images, fewer than --batch-size {total}: choose a smaller batch"
+        )
     return images

@@ -70,8 +70,12 @@ def add_flag(section: Any, f: Field) -> None:
     """Add an option's flags to a section of --help."""
     name, meta = f.name, f.metadata
     default = f.default if f.default_factory is MISSING else " ".join(map(str, f.default_factory()))
-    text = meta["text"] + (f" [{' '.join(filter(None, meta['choices']))}]" if meta["choices"] else "")
-    text += "" if "default:" in text or default is False or default == "" else f" (default: {default})"
+    text = meta["text"] + (
+        f" [{' '.join(filter(None, meta['choices']))}]" if meta["choices"] else ""
+    )
+    text += (
+        "" if "default:" in text or default is False or default == "" else f" (default: {default})"
+    )
     text, names = text.replace("%", "%%"), [*meta["flags"], flag(name)]
     if f.type is bool:
         section.add_argument(*names, dest=name, action=argparse.BooleanOptionalAction, help=text)

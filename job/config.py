@@ -49,8 +49,14 @@ class MethodOptions(Options):
 
     group = "method"
 
-    framework: str = option("moco", "what trains the student besides distillers; none: distillers only", choices=FRAMEWORKS)
-    distill: list[str] = option(["mgd"], "distillers, if there is a teacher", choices=DISTILLERS, many=True)
+    framework: str = option(
+        "moco",
+        "what trains the student besides distillers; none: distillers only",
+        choices=FRAMEWORKS,
+    )
+    distill: list[str] = option(
+        ["mgd"], "distillers, if there is a teacher", choices=DISTILLERS, many=True
+    )
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,9 @@ class Config(
             check_weights("stage_weights", self.stage_weights, "mgd_stages", self.mgd_stages)
         if not self.distill or len(set(self.distill)) < len(self.distill):
             given = " ".join(self.distill) or "[]"
-            raise RunError(f"--distill {given}: expected at least one of {', '.join(DISTILLERS)}, each once")
+            raise RunError(
+                f"--distill {given}: expected at least one of {', '.join(DISTILLERS)}, each once"
+            )
         if self.distill_weights:
             check_weights("distill_weights", self.distill_weights, "distill", self.distill)
         # All are what the saved options show.
@@ -99,7 +107,10 @@ def file_name(arch: str) -> str:
 
 # The options that have an effect only with --teacher.
 OF_TEACHER = {"distill", "mgd_views"} | {
-    name for group, found in groups(Config).items() if group in (DistillOptions.group, *DISTILLERS) for name in found.options
+    name
+    for group, found in groups(Config).items()
+    if group in (DistillOptions.group, *DISTILLERS)
+    for name in found.options
 } - {"teacher"}
 
 
@@ -177,11 +188,21 @@ class FrozenOptions:
 
     group = "network"
 
-    pretrained: str = option("", "checkpoint of the frozen network; without one it has random weights: the baseline", path=True)
-    arch: str = option(
-        "", "the network (default: as --pretrained says, or resnet18)", "-a", choices=("", *ARCHS), others=check_name
+    pretrained: str = option(
+        "",
+        "checkpoint of the frozen network; without one it has random weights: the baseline",
+        path=True,
     )
-    stem: str = option("", "its first layer (default: as --pretrained says, or imagenet)", choices=("", *STEMS))
+    arch: str = option(
+        "",
+        "the network (default: as --pretrained says, or resnet18)",
+        "-a",
+        choices=("", *ARCHS),
+        others=check_name,
+    )
+    stem: str = option(
+        "", "its first layer (default: as --pretrained says, or imagenet)", choices=("", *STEMS)
+    )
     width: int = option(0, OWN_WIDTH, at_least=0, at_most=WIDTHS[-1], multiple_of=WIDTHS.step)
 
 
@@ -192,7 +213,9 @@ class ClassifierOptions:
     group = "classifier"
 
     augment: bool = option(True, "random crops and flips in training; without, centre crops")
-    evaluate: bool = option(False, "compute the accuracy of --resume's classifier, without training it", "-e")
+    evaluate: bool = option(
+        False, "compute the accuracy of --resume's classifier, without training it", "-e"
+    )
     lars: bool = option(False, "LARS in place of SGD; SimSiam's protocol is --config linear-lars")
 
 
@@ -210,23 +233,36 @@ class LinearConfig(FeatureOptions, ClassifierOptions, Common, FrozenOptions):
     """Train a linear classifier on frozen features, by MoCo's protocol."""
 
     data: str = option("", "folder with train/<class>/* and val/<class>/*; or digits", path=True)
-    image_size: int = option(0, "side of the crops in pixels (default: the pretraining's, or 224)", at_least=0, at_most=4096)
+    image_size: int = option(
+        0,
+        "side of the crops in pixels (default: the pretraining's, or 224)",
+        at_least=0,
+        at_most=4096,
+    )
     out: str = option(
-        "", "folder of this run (default: the pretraining's, with -linear behind it; or runs/NAME-linear)", path=True
+        "",
+        "folder of this run (default: the pretraining's, with -linear behind it; or runs/NAME-linear)",
+        path=True,
     )
     keep: int = option(2, "checkpoints kept, in addition to the best", at_least=1)
     epochs: int = option(100, "epochs to train", at_least=1, at_most=10**6)
     lr: float = option(math.nan, LINEAR_LR, "--learning-rate", at_least=0.0)  # nan: not given
-    schedule: list[int] = option([60, 80], "epochs at which the learning rate falls tenfold", at_least=0, many=True)
+    schedule: list[int] = option(
+        [60, 80], "epochs at which the learning rate falls tenfold", at_least=0, many=True
+    )
     warmup_epochs: int = option(0, "epochs over which the learning rate rises", at_least=0)
     weight_decay: float = option(0.0, "weight decay", "--wd", at_least=0.0)
 
     def __post_init__(self) -> None:
         convert_lists(self)
         if self.knn and self.evaluate:
-            raise RunError("--knn and --evaluate: each tells an accuracy in place of training; leave out one of them")
+            raise RunError(
+                "--knn and --evaluate: each tells an accuracy in place of training; leave out one of them"
+            )
         if self.knn and self.resume not in ("", "auto"):
-            raise RunError(f"--knn and --resume {self.resume}: k-NN has no classifier to resume; features go to --pretrained")
+            raise RunError(
+                f"--knn and --resume {self.resume}: k-NN has no classifier to resume; features go to --pretrained"
+            )
         if math.isnan(self.lr):
             object.__setattr__(self, "lr", LARS_RATE * self.batch_size / 256 if self.lars else 30.0)
 
@@ -246,7 +282,9 @@ def read_config(argv: list[str], program: str = "job.train", kind: type = Config
             raise RunError(f"{name} is not needed here: {RETIRED[name]}")
     config, given = cli.read(program, kind, argv)
     if config.cos and "schedule" in given:
-        raise RunError("--schedule: no effect beside --cos, which takes its place; leave out one of them, or add --no-cos")
+        raise RunError(
+            "--schedule: no effect beside --cos, which takes its place; leave out one of them, or add --no-cos"
+        )
     if kind is Config:
         check_effects(config, given)
     if kind is LinearConfig:
@@ -264,7 +302,9 @@ def check_effects(config: Config, given: set[str]) -> None:
             f"--loss-factor: no effect beside --loss-share {config.loss_share:g}, which measures another; leave out one of them"
         )
     if config.matching == "random" and "refresh_epochs" in given:
-        raise RunError("--refresh-epochs: no effect beside --matching random, which is never solved; leave out one of them")
+        raise RunError(
+            "--refresh-epochs: no effect beside --matching random, which is never solved; leave out one of them"
+        )
     if config.resume not in ("", "auto"):  # a teacher's file there becomes --teacher
         config = replace(config, teacher=config.teacher or config.resume)
     unused = without_part(config) | without_head(config) | without_stem(config)

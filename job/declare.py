@@ -38,9 +38,13 @@ def option(
     path: the value is a path, in which a leading ~ is expanded. instead_of: the number that the option sets
     to 0 if a file, or the command line, gives it and not the other.
     """
-    meta: dict[str, Any] = dict(text=text, flags=flags, choices=choices, parse=parse, many=many, instead_of=instead_of)
+    meta: dict[str, Any] = dict(
+        text=text, flags=flags, choices=choices, parse=parse, many=many, instead_of=instead_of
+    )
     meta |= {"path": path, "others": others}
-    meta |= dict(at_least=at_least, above=above, below=below, at_most=at_most, multiple_of=multiple_of)
+    meta |= dict(
+        at_least=at_least, above=above, below=below, at_most=at_most, multiple_of=multiple_of
+    )
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=meta)
     return field(default=default, metadata=meta)
@@ -75,7 +79,9 @@ def groups(kind: type) -> dict[str, Group]:
     for f in fields(kind):
         owner = next(c for c in reversed(kind.__mro__) if f.name in inspect.get_annotations(c))
         if "group" not in vars(owner):
-            raise TypeError(f"{owner.__name__} declares options without a `group`, their key in YAML")
+            raise TypeError(
+                f"{owner.__name__} declares options without a `group`, their key in YAML"
+            )
         name = vars(owner)["group"]
         title = (owner.__doc__ or "").removesuffix(".")
         found.setdefault(name, Group(title, {}, {})).options[f.name] = f
@@ -164,15 +170,31 @@ def check(value: Any, meta: Mapping[str, Any], shown: str, written: Any) -> Any:
     if meta["others"] and isinstance(value, str) and value not in meta["choices"]:
         meta["others"](value, shown)
     elif meta["choices"] and value not in meta["choices"]:
-        near = difflib.get_close_matches(str(value), meta["choices"], 1) if len(meta["choices"]) > FEW else []
-        expected = f"did you mean {near[0]}?" if near else "expected one of " + ", ".join(filter(None, meta["choices"]))
+        near = (
+            difflib.get_close_matches(str(value), meta["choices"], 1)
+            if len(meta["choices"]) > FEW
+            else []
+        )
+        expected = (
+            f"did you mean {near[0]}?"
+            if near
+            else "expected one of " + ", ".join(filter(None, meta["choices"]))
+        )
         raise RunError(f"{shown} {value!r}: {expected}")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         low, above, below, high = meta["at_least"], meta["above"], meta["below"], meta["at_most"]
-        bounds = {f"at least {low}": low is None or value >= low, f"above {above}": above is None or value > above}
-        bounds |= {f"below {below}": below is None or value < below, f"at most {high}": high is None or value <= high}
+        bounds = {
+            f"at least {low}": low is None or value >= low,
+            f"above {above}": above is None or value > above,
+        }
+        bounds |= {
+            f"below {below}": below is None or value < below,
+            f"at most {high}": high is None or value <= high,
+        }
         bounds |= {"finite": math.isfinite(value)}
-        bounds |= {f"a multiple of {unit}": value % unit == 0 for unit in [meta["multiple_of"]] if unit}
+        bounds |= {
+            f"a multiple of {unit}": value % unit == 0 for unit in [meta["multiple_of"]] if unit
+        }
         if broken := [bound for bound, kept in bounds.items() if not kept]:
             raise RunError(f"{shown} {written}: expected {' and '.join(broken)}")
     if meta["parse"]:

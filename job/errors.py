@@ -2,7 +2,9 @@
 
 from job.text import printable
 
-LONGEST = 1000  # characters of a line; of a longer one the middle is left out: values may have any length
+LONGEST = (
+    1000  # characters of a line; of a longer one the middle is left out: values may have any length
+)
 
 
 class RunError(Exception):

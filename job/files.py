@@ -32,13 +32,17 @@ def open_regular(path: str | os.PathLike[str], at_most: int) -> BinaryIO:
 
     def checked(path: str, flags: int) -> int:
         try:
-            descriptor = os.open(path, flags | os.O_NONBLOCK)  # does not wait for the writer of a pipe
+            descriptor = os.open(
+                path, flags | os.O_NONBLOCK
+            )  # does not wait for the writer of a pipe
         except OSError as error:
             if error.errno == errno.ENXIO:  # a socket
                 raise IrregularFile(errno.EINVAL, "no regular file", path) from None
             raise
         status = os.fstat(descriptor)
-        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # `open` refuses a folder itself
+        if not (
+            stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)
+        ):  # `open` refuses a folder itself
             problem = "no regular file"
         elif status.st_size > at_most:
             problem = f"{status.st_size} bytes; expected at most {at_most}"
@@ -62,9 +66,15 @@ def patient(read: Callable[[], Result], path: str) -> Result:
         except ValueError:
             raise
         except OSError as error:
-            what, advice = f"cannot read {path}: {error.strerror or error}", "Check its file system and permissions"
+            what, advice = (
+                f"cannot read {path}: {error.strerror or error}",
+                "Check its file system and permissions",
+            )
         except MemoryError:
-            what, advice = f"no memory to read {path}", "Use fewer --workers, or give the job more memory"
+            what, advice = (
+                f"no memory to read {path}",
+                "Use fewer --workers, or give the job more memory",
+            )
         if pause is None:
             break
         with contextlib.suppress(OSError):  # standard error may fail too

@@ -7,7 +7,9 @@ from job.distill.options import DistillOptions
 from job.frameworks.base import Framework
 from job.metrics.schema import RANGE, own_size
 
-STEPS = 20  # averages of fewer steps are not judged: a run may be resumed shortly before an epoch's end
+STEPS = (
+    20  # averages of fewer steps are not judged: a run may be resumed shortly before an epoch's end
+)
 # Measured on ResNet-18 and the digits. The distillation loss is 0.006 to 0.04 times the contrastive one with the demo's factor
 # of 1e5, and 35 times with 100; in the study's first epochs it is 5 times with a share of 10 and 10 times with one of 25, both
 # of which did well. Waiting takes 2 to 9 % of the time.
@@ -65,8 +67,12 @@ class Expectation:
         framework, several = self.framework, len(self.distillers) > 1
         if not framework.losses or self.config.loss_share:
             return {}
-        losses = {each.name: record[each.name if several else "distillation"] for each in self.distillers}
-        weak = {name: loss for name, loss in losses.items() if 0 < loss < WEAK * framework.reference}
+        losses = {
+            each.name: record[each.name if several else "distillation"] for each in self.distillers
+        }
+        weak = {
+            name: loss for name, loss in losses.items() if 0 < loss < WEAK * framework.reference
+        }
         if not weak:
             return {}
         shown = ", ".join(f"{name} {loss:.2g}" for name, loss in weak.items())
@@ -85,7 +91,10 @@ class Expectation:
         self.records += records
         if len(self.records) < STEPS:
             return {}
-        means = {name: sum(record[name] for record in self.records) / len(self.records) for name in self.records[0]}
+        means = {
+            name: sum(record[name] for record in self.records) / len(self.records)
+            for name in self.records[0]
+        }
         self.records = []
         found = self.framework.hints(means) | {"pull": self.pull(means), "wait": self.wait(means)}
         new = {id: hint for id, hint in found.items() if hint and id not in self.given}
@@ -99,7 +108,9 @@ class Expectation:
         if ratio < PULL:
             return None
         factor, share = self.config.loss_factor, self.config.loss_share
-        equal = f"--loss-share {share / ratio:.2g}" if share else f"--loss-factor {factor * ratio:.2g}"
+        equal = (
+            f"--loss-share {share / ratio:.2g}" if share else f"--loss-factor {factor * ratio:.2g}"
+        )
         return (
             f"the distillation loss is {ratio:.3g} times {self.other()}: the student then learns "
             f"little from its {names[0]} loss. {equal} would make them equal (now {share or factor:g})"

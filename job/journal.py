@@ -15,7 +15,12 @@ class TrainingJournal(Journal):
     signs: dict[str, float] | None = None  # of collapse, the epoch's last
 
     def __init__(
-        self, run: Recorded, config: DistillOptions, framework: Framework, distillers: list[str], expectation: Expectation
+        self,
+        run: Recorded,
+        config: DistillOptions,
+        framework: Framework,
+        distillers: list[str],
+        expectation: Expectation,
     ):
         super().__init__(run, config.batch_size, config.print_freq)
         self.framework, self.distillers, self.expectation = framework, distillers, expectation
@@ -26,12 +31,20 @@ class TrainingJournal(Journal):
             "--precision float32": config.precision != "float32",
             "no --fp16-allreduce": config.fp16_allreduce,
         }
-        self.advice = " or ".join(["A lower --lr", *(option for option, helps in others.items() if helps)])
+        self.advice = " or ".join(
+            ["A lower --lr", *(option for option, helps in others.items() if helps)]
+        )
 
     def watch(self, step: int, signs: dict[str, float]) -> None:
         """Record the signs of collapse after a step; the epoch's last are logged at its end."""
         self.signs = signs
-        self.run.log.record("collapse", steps=self.run.count.at(self.epoch, step + 1), epoch=self.epoch, step=step, **signs)
+        self.run.log.record(
+            "collapse",
+            steps=self.run.count.at(self.epoch, step + 1),
+            epoch=self.epoch,
+            step=step,
+            **signs,
+        )
 
     def step(self, step: int, sums: dict[str, float]) -> None:
         """Record a step from its sums over the workers, with hints after a run's first one."""
@@ -61,7 +74,9 @@ class TrainingJournal(Journal):
         """
         N = self.run.size
         each = {name: sums[name] / N for name in self.distillers}
-        means = {name: sums[name] / N for name in ("loss", *self.framework.losses)} | {"distillation": sum(each.values())}
+        means = {name: sums[name] / N for name in ("loss", *self.framework.losses)} | {
+            "distillation": sum(each.values())
+        }
         means |= each if len(each) > 1 else {}
         return {**means, "gradient_norm": sums["gradient"] / N} | {
             name: sums[name] / self.total for name in self.framework.metrics
@@ -72,6 +87,12 @@ class TrainingJournal(Journal):
         parts = [f"{name} {numbers[name]:.4f}" for name in self.framework.losses]
         if numbers["distillation"]:
             found = ratio(numbers, self.framework.losses)
-            parts.append(f"distillation {numbers['distillation']:.4f}" + (f" (ratio {found:.2f})" if found else ""))
-        words = [f"loss {numbers['loss']:.4f} = {' + '.join(parts)}", self.framework.describe(numbers)]
+            parts.append(
+                f"distillation {numbers['distillation']:.4f}"
+                + (f" (ratio {found:.2f})" if found else "")
+            )
+        words = [
+            f"loss {numbers['loss']:.4f} = {' + '.join(parts)}",
+            self.framework.describe(numbers),
+        ]
         return ", ".join(filter(None, words))

@@ -42,7 +42,9 @@ FIXED_POINT = 2.0**20  # losses are summed as whole multiples of 1 / FIXED_POINT
 def main(argv: list[str] | None = None) -> None:
     """Run `job.linear` on the command line's options."""
     with exits.reported_errors():
-        config: LinearConfig = read_config(sys.argv[1:] if argv is None else argv, "job.linear", LinearConfig)
+        config: LinearConfig = read_config(
+            sys.argv[1:] if argv is None else argv, "job.linear", LinearConfig
+        )
         with Run.of(config.folder(), config) as run:
             try:
                 classify(config, run)
@@ -82,8 +84,12 @@ def classify(config: LinearConfig, run: Run) -> dict[str, float] | None:
     """
     processes = config.workers
     config = dataclasses.replace(config, workers=task.cores() if processes < 0 else processes)
-    if config.evaluate and not config.pretrained:  # a classifier's checkpoint has the frozen network too
-        config = dataclasses.replace(config, pretrained=f"{run.folder}/{LAST}" if config.resume == AUTO else config.resume)
+    if (
+        config.evaluate and not config.pretrained
+    ):  # a classifier's checkpoint has the frozen network too
+        config = dataclasses.replace(
+            config, pretrained=f"{run.folder}/{LAST}" if config.resume == AUTO else config.resume
+        )
     parts = classifier.build(config, run)
     config = parts.config
     if config.knn:
@@ -101,7 +107,11 @@ def classify(config: LinearConfig, run: Run) -> dict[str, float] | None:
     if start > (config.epochs, 0):
         run.log.line(nothing_to_do(start, config.epochs, parts.steps))
         return None
-    options = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("config", "out", "resume")}
+    options = {
+        name: value
+        for name, value in dataclasses.asdict(config).items()
+        if name not in ("config", "out", "resume")
+    }
     run.begin(options | {"workers": processes}, saved, len(parts.train), config.resume)
     if saved:
         classifier.settle_best(parts, start)
@@ -125,13 +135,24 @@ def train(parts: Classifier, start: Position) -> None:
             group["lr"] = rate
         give_back()
         journal.start_epoch(epoch, rate)
-        train_epoch(parts, batches, journal, epoch, range(start.step if epoch == start.epoch else 0, parts.steps))
+        train_epoch(
+            parts,
+            batches,
+            journal,
+            epoch,
+            range(start.step if epoch == start.epoch else 0, parts.steps),
+        )
         end_epoch(parts, epoch)
     differs = classifier.different(before, parts.backbone())
     if run.total(differs=bool(differs))["differs"]:
-        raise RunError(f"the frozen network has changed ({differs or 'on another worker'}): the accuracies are not its", code=1)
+        raise RunError(
+            f"the frozen network has changed ({differs or 'on another worker'}): the accuracies are not its",
+            code=1,
+        )
     if start.epoch >= config.epochs:
-        run.end(f"nothing to do: {start.epoch} epochs were done before, and --epochs is {config.epochs}")
+        run.end(
+            f"nothing to do: {start.epoch} epochs were done before, and --epochs is {config.epochs}"
+        )
         return
     run.end(
         f"done: {config.epochs} epochs, best top-1 {parts.best:.2f} %; the frozen network is unchanged to the bit; "
@@ -154,14 +175,18 @@ def end_epoch(parts: Classifier, epoch: int) -> None:
     seconds = time.perf_counter() - begun
     report_accuracy(accuracy, parts, f"epoch {epoch} ")
     done = run.count.at(epoch + 1, 0)
-    run.log.record("validation", steps=done, epoch=epoch, step=parts.steps, **accuracy, val_seconds=seconds)
+    run.log.record(
+        "validation", steps=done, epoch=epoch, step=parts.steps, **accuracy, val_seconds=seconds
+    )
     is_best, parts.best = accuracy["val_top1"] > parts.best, max(accuracy["val_top1"], parts.best)
     due = parse_save_every(config.save_every)(epoch + 1, 0, done)
     if is_best or epoch + 1 == config.epochs or due:
         classifier.save(parts, epoch + 1, 0, is_best)
 
 
-def train_epoch(parts: Classifier, batches: Iterator, journal: Journal, epoch: int, steps: range) -> None:
+def train_epoch(
+    parts: Classifier, batches: Iterator, journal: Journal, epoch: int, steps: range
+) -> None:
     """Do `steps` of an epoch, of which the last ends it. Stopped, after a save: a signal came.
 
     If each worker's batch is a multiple of GROUP, the bytes are the same for any number of workers with equally many threads:
@@ -172,9 +197,14 @@ def train_epoch(parts: Classifier, batches: Iterator, journal: Journal, epoch: i
     for step in steps:
         with journal.waiting():
             images, labels, undecodable = next(batches)  # (B, 3, H, W) uint8, (B,)
-        images, labels = images.to(run.device, non_blocking=True), labels.to(run.device, non_blocking=True)
+        images, labels = (
+            images.to(run.device, non_blocking=True),
+            labels.to(run.device, non_blocking=True),
+        )
 
-        totals = torch.zeros(3, dtype=torch.float64, device=run.device)  # loss in fixed point, hits of top-1 and top-5
+        totals = torch.zeros(
+            3, dtype=torch.float64, device=run.device
+        )  # loss in fixed point, hits of top-1 and top-5
         gradients.clear()
         for pixels, truth in zip(images.split(GROUP), labels.split(GROUP), strict=True):
             with torch.no_grad(), run.autocast(config.precision):
@@ -230,16 +260,24 @@ def validate(parts: Classifier) -> dict[str, float]:
         with run.autocast(config.precision):
             features = parts.encoder(inputs)["flatten"].float()
         logits = parts.net.fc(features)
-        loss = F.cross_entropy(logits, labels, ignore_index=-1, reduction="none").double()  # -1: an undecodable image
+        loss = F.cross_entropy(
+            logits, labels, ignore_index=-1, reduction="none"
+        ).double()  # -1: an undecodable image
         sums = {"loss": (loss * FIXED_POINT).round().sum(), "counted": (labels >= 0).sum()}
         sums |= {f"top{k}": hits(logits, labels, k) for k in (1, 5)}
         mine = {name: mine[name] + sums[name] for name in mine}
     total = run.total(**mine)
     counted = total["counted"]
     if not counted:
-        raise RunError(f"{parts.val.root}: no image with a label can be decoded, and validation needs one", code=1)
+        raise RunError(
+            f"{parts.val.root}: no image with a label can be decoded, and validation needs one",
+            code=1,
+        )
     if not math.isfinite(total["loss"]):
-        raise RunError("the validation loss is not finite; the checkpoints are untouched. A lower --lr may help", code=1)
+        raise RunError(
+            "the validation loss is not finite; the checkpoints are untouched. A lower --lr may help",
+            code=1,
+        )
     return {
         "val_loss": total["loss"] / FIXED_POINT / counted,
         "val_top1": 100 * total["top1"] / counted,

@@ -81,14 +81,26 @@ class RunOptions:
 
     group = "run"
 
-    config: list[str] = option([], "a YAML file, or a preset's name; may be given again", many=True, path=True)
+    config: list[str] = option(
+        [], "a YAML file, or a preset's name; may be given again", many=True, path=True
+    )
     out: str = option("", "folder of this run (default: runs/ARCH)", path=True)
-    resume: str = option("", "auto: resume from the newest checkpoint in --out, if any; or a checkpoint's path", path=True)
-    save_every: str = option("1", "epochs between checkpoints; or steps, as in 500steps", parse=parse_save_every)
+    resume: str = option(
+        "",
+        "auto: resume from the newest checkpoint in --out, if any; or a checkpoint's path",
+        path=True,
+    )
+    save_every: str = option(
+        "1", "epochs between checkpoints; or steps, as in 500steps", parse=parse_save_every
+    )
     keep: int = option(3, "checkpoints kept", at_least=1)
-    check_every: int = option(100, "steps between checks that the workers still have the same networks", at_least=1)
+    check_every: int = option(
+        100, "steps between checks that the workers still have the same networks", at_least=1
+    )
     print_freq: int = option(10, "steps between lines where there is no terminal", "-p", at_least=1)
-    tensorboard: bool = option(False, "write event files for TensorBoard, to tensorboard/ in the run's folder")
+    tensorboard: bool = option(
+        False, "write event files for TensorBoard, to tensorboard/ in the run's folder"
+    )
     log_to: list[str] = option([], LOG_TO, many=True, parse=check_tracker)
 
 
@@ -112,10 +124,20 @@ class StudentOptions:
 
     group = "student"
 
-    arch: str = option("resnet18", f"the student's {NETWORK}", "-a", choices=ARCHS, others=check_name)
-    stem: str = option("imagenet", "small: a first layer for images of about 32 pixels, of student and teacher", choices=STEMS)
-    width: int = option(WIDTH, STUDENT_WIDTH, at_least=WIDTHS.start, at_most=WIDTHS[-1], multiple_of=WIDTHS.step)
-    zero_init_residual: bool = option(False, "every residual block begins as the identity, so that a deep network begins shallow")
+    arch: str = option(
+        "resnet18", f"the student's {NETWORK}", "-a", choices=ARCHS, others=check_name
+    )
+    stem: str = option(
+        "imagenet",
+        "small: a first layer for images of about 32 pixels, of student and teacher",
+        choices=STEMS,
+    )
+    width: int = option(
+        WIDTH, STUDENT_WIDTH, at_least=WIDTHS.start, at_most=WIDTHS[-1], multiple_of=WIDTHS.step
+    )
+    zero_init_residual: bool = option(
+        False, "every residual block begins as the identity, so that a deep network begins shallow"
+    )
     head_width: int = option(0, HEAD_WIDTH, at_least=0, at_most=2**14)
 
 
@@ -127,8 +149,12 @@ class ViewOptions:
 
     aug_plus: bool = option(False, "MoCo v2's augmentations")
     weak_views: bool = option(False, "crops and flips only: no changes of colours, no blur")
-    augment_on: str = option("cpu", "where colours, blur and flips are computed", choices=("cpu", "device"))
-    crop_min: float = option(0.2, "smallest share of an image's area that a view shows", above=0.0, at_most=1.0)
+    augment_on: str = option(
+        "cpu", "where colours, blur and flips are computed", choices=("cpu", "device")
+    )
+    crop_min: float = option(
+        0.2, "smallest share of an image's area that a view shows", above=0.0, at_most=1.0
+    )
 
 
 @dataclass(frozen=True)
@@ -137,9 +163,13 @@ class PassOptions:
 
     group = "passes"
 
-    accumulate: int = option(1, "parts of a worker's batch that pass one after the other, to save memory", at_least=1)
+    accumulate: int = option(
+        1, "parts of a worker's batch that pass one after the other, to save memory", at_least=1
+    )
     compile: bool = option(False, COMPILE)
-    fp16_allreduce: bool = option(False, "sum gradients over the workers in half precision, for slow networks")
+    fp16_allreduce: bool = option(
+        False, "sum gradients over the workers in half precision, for slow networks"
+    )
 
 
 @dataclass(frozen=True)

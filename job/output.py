@@ -44,7 +44,9 @@ def end(error: OSError) -> None:
     may_fail(ignore)
     if error.errno == errno.EPIPE:
         sys.exit(PIPE)
-    raise RunError(f"{problem(error)}; expected a terminal, file or pipe that takes the output. Redirect it elsewhere")
+    raise RunError(
+        f"{problem(error)}; expected a terminal, file or pipe that takes the output. Redirect it elsewhere"
+    )
 
 
 def problem(error: OSError) -> str:

@@ -77,7 +77,10 @@ def pack(data: str, out: str, options: Options, log: Log) -> dict[str, list[Shar
             log.line(images.left_out)
     part = begin(f"{out.rstrip('/')}.part", sources, options)
     progress = Progress(log, sum(map(len, sources.values())))
-    packed = {split: pack_split(os.path.join(part, split), images, options, progress) for split, images in sources.items()}
+    packed = {
+        split: pack_split(os.path.join(part, split), images, options, progress)
+        for split, images in sources.items()
+    }
     for split, shards in packed.items():
         save_index(os.path.join(part, split), sources[split].classes, shards)
     os.rename(part, out)
@@ -95,23 +98,32 @@ def unpacked(data: str, split: str) -> ImageFolder:
 
 def begin(part: str, sources: dict[str, ImageFolder], options: Options) -> str:
     """Make the folder `part`, or take it as it is. RunError: it was begun with other images or options."""
-    names = [(split, images.classes, *map(images.names.__getitem__, range(len(images)))) for split, images in sources.items()]
+    names = [
+        (split, images.classes, *map(images.names.__getitem__, range(len(images))))
+        for split, images in sources.items()
+    ]
     content = json.dumps([options.shard_images, options.seed, names]).encode()
     expected, path = hashlib.sha256(content).hexdigest(), os.path.join(part, FINGERPRINT)
     try:
         os.makedirs(part, exist_ok=True)
     except OSError as error:
-        raise RunError(f"cannot make the folder {part}: {error.strerror}; name another OUT") from None
+        raise RunError(
+            f"cannot make the folder {part}: {error.strerror}; name another OUT"
+        ) from None
     if os.listdir(part) in ([], [f"{FINGERPRINT}.new"]):
         with whole_file(path) as file:
             file.write(expected.encode())
     found = open(path).read() if os.path.exists(path) else ""
     if found != expected:
-        raise RunError(f"{part} is left from a packing of other images or with other options: remove it, and pack again")
+        raise RunError(
+            f"{part} is left from a packing of other images or with other options: remove it, and pack again"
+        )
     return part
 
 
-def pack_split(folder: str, images: ImageFolder, options: Options, progress: Progress) -> list[Shard]:
+def pack_split(
+    folder: str, images: ImageFolder, options: Options, progress: Progress
+) -> list[Shard]:
     """Write the shards of `images`, shuffled, into `folder`, unless they are there; return what is in each."""
     os.makedirs(folder, exist_ok=True)
     order = permutation(len(images), options.seed, "pack")
@@ -122,7 +134,9 @@ def pack_split(folder: str, images: ImageFolder, options: Options, progress: Pro
         if os.path.exists(path):
             progress.skip(len(numbers))
         else:
-            write_shard(path, contents(images, numbers, first, functools.partial(progress.tell, name)))
+            write_shard(
+                path, contents(images, numbers, first, functools.partial(progress.tell, name))
+            )
         shards.append(read_shard(path))
     return shards
 
@@ -141,7 +155,9 @@ def contents(
     with ThreadPoolExecutor(READERS) as pool:
         for start in range(0, len(numbers), AHEAD):
             some = numbers[start : start + AHEAD].tolist()
-            for key, (number, data) in enumerate(zip(some, pool.map(content, some), strict=True), first + start):
+            for key, (number, data) in enumerate(
+                zip(some, pool.map(content, some), strict=True), first + start
+            ):
                 yield key, images.names[number], int(images.labels[number]), data
                 done()
 
@@ -150,7 +166,10 @@ def summary(data: str, packed: dict[str, list[Shard]]) -> list[str]:
     """What is packed in `data`, and how it is trained from: a line each."""
     parts = []
     for split, shards in packed.items():
-        images, size = sum(len(shard.names) for shard in shards), sum(shard.size for shard in shards)
+        images, size = (
+            sum(len(shard.names) for shard in shards),
+            sum(shard.size for shard in shards),
+        )
         parts.append(f"{images} {split} images in {len(shards)} shards, {size / 1e6:.1f} MB")
     return ["; ".join(parts), f"train from it with: mgd-train {data}"]
 
@@ -160,20 +179,52 @@ def main(argv: list[str] | None = None) -> None:
     """Run `job.pack` on the command line's options. Needs no Horovod."""
     log = Log(speaks=True)
     try:
-        parser = Parser(prog="job.pack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-        parser.add_argument("data", metavar="DIR", type=expand, help="a folder or a list, as job.train takes it, or digits")
-        parser.add_argument(
-            "out", metavar="OUT", nargs="?", type=expand, help="the folder to write, to train from in place of DIR"
+        parser = Parser(
+            prog="job.pack",
+            description=__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        parser.add_argument("--index", action="store_true", help="only make the index of shards in DIR/train/*.tar, and val/")
+        parser.add_argument(
+            "data",
+            metavar="DIR",
+            type=expand,
+            help="a folder or a list, as job.train takes it, or digits",
+        )
+        parser.add_argument(
+            "out",
+            metavar="OUT",
+            nargs="?",
+            type=expand,
+            help="the folder to write, to train from in place of DIR",
+        )
+        parser.add_argument(
+            "--index",
+            action="store_true",
+            help="only make the index of shards in DIR/train/*.tar, and val/",
+        )
         for f in fields(Options):
-            parser.add_argument(flag(f.name), metavar="X", default=f.default, help=f"{f.metadata['text']} (default: {f.default})")
+            parser.add_argument(
+                flag(f.name),
+                metavar="X",
+                default=f.default,
+                help=f"{f.metadata['text']} (default: {f.default})",
+            )
         given = parser.parse_args(argv)
-        options = Options(*(convert(f, getattr(given, f.name), flag(f.name)) for f in fields(Options)))
+        options = Options(
+            *(convert(f, getattr(given, f.name), flag(f.name)) for f in fields(Options))
+        )
         if given.index == bool(given.out):
-            wrong = "--index writes into DIR itself: leave out OUT" if given.out else "no OUT: name the folder to write"
+            wrong = (
+                "--index writes into DIR itself: leave out OUT"
+                if given.out
+                else "no OUT: name the folder to write"
+            )
             raise RunError(f"{wrong}, as in `job.pack DIR OUT` or `job.pack --index DIR`")
-        packed = index(given.data, log) if given.index else pack(digits.prepared(given.data), given.out, options, log)
+        packed = (
+            index(given.data, log)
+            if given.index
+            else pack(digits.prepared(given.data), given.out, options, log)
+        )
         log.end_progress()
         for line in summary(given.out or given.data, packed):
             log.line(line)
@@ -181,7 +232,11 @@ def main(argv: list[str] | None = None) -> None:
         end(log, f"error: {error}", error.code)
     except OSError as error:
         kept = "" if given.index else "; what is packed is kept"
-        end(log, f"error: {error.filename or given.out or given.data}: {error.strerror or error}{kept}", 1)
+        end(
+            log,
+            f"error: {error.filename or given.out or given.data}: {error.strerror or error}{kept}",
+            1,
+        )
     except KeyboardInterrupt:
         end(log, "stopped; the same command goes on from here", 130)
 

@@ -13,7 +13,16 @@ from job.distill import DISTILLERS, Distiller
 from job.distill.momentum import MOMENTUM
 from job.distill.similarity import SETTINGS
 from job.engine import statistics
-from job.engine.resume import FINAL, check_format, check_place, load_optimizer, newest, resumed_before, tell_changes, warn_of_rate
+from job.engine.resume import (
+    FINAL,
+    check_format,
+    check_place,
+    load_optimizer,
+    newest,
+    resumed_before,
+    tell_changes,
+    warn_of_rate,
+)
 from job.engine.run import Run
 from job.errors import RunError
 from job.frameworks import FRAMEWORKS
@@ -24,7 +33,13 @@ from job.training import Training
 
 # What a run saves beside its format, and a classifier does not all.
 SAVED = ("epoch", "state_dict", "optimizer", "step", "mgd", "config", "workers", "images", "order")
-SHAPES = ("framework", "arch", "stem", "width", "zero_init_residual")  # these options shape the saved tensors
+SHAPES = (
+    "framework",
+    "arch",
+    "stem",
+    "width",
+    "zero_init_residual",
+)  # these options shape the saved tensors
 
 
 def find(config: Config, run: Run) -> tuple[Config, dict | None]:
@@ -41,7 +56,9 @@ def find(config: Config, run: Run) -> tuple[Config, dict | None]:
     saved = run.on_first(lambda: load(config.resume))
     if is_moco(saved) and ("format" not in saved or saved.get("arch") != config.arch):
         if config.teacher:
-            raise RunError(f"--resume {config.resume} is a teacher's file, and --teacher names another: leave out one of them")
+            raise RunError(
+                f"--resume {config.resume} is a teacher's file, and --teacher names another: leave out one of them"
+            )
         run.log.line(
             f"--resume {config.resume} is a {saved.get('arch', 'MoCo')} checkpoint, no run of {config.arch}: taken as --teacher"
         )
@@ -61,7 +78,9 @@ def find(config: Config, run: Run) -> tuple[Config, dict | None]:
 def continues(saved: dict, config: Config, run: Run) -> dict:
     """Return `saved` if the options continue its run; say what they change. RunError: if they cannot."""
     if lacking := [name for name in SAVED if name not in saved]:
-        raise RunError(f"the checkpoint of --resume {config.resume} is none of job.train: it has no {lacking[0]!r}")
+        raise RunError(
+            f"the checkpoint of --resume {config.resume} is none of job.train: it has no {lacking[0]!r}"
+        )
     check_format(saved)
     old = as_given(saved["config"], config)
     where = f"the checkpoint of epoch {saved['epoch']}, step {saved['step']}"
@@ -69,7 +88,10 @@ def continues(saved: dict, config: Config, run: Run) -> dict:
     distils = bool(old.get("teacher"))
     if distils != bool(config.teacher):
         has = "distils from a teacher" if distils else "has no teacher"
-        raise RunError(f"{where} {has}: " + ("give --teacher" if distils else "leave out --teacher, or start a new run"))
+        raise RunError(
+            f"{where} {has}: "
+            + ("give --teacher" if distils else "leave out --teacher, or start a new run")
+        )
     check_same(fixed(config, within_epoch=bool(saved["step"])), old, config, where)
     if distils and config.loss_share and not old["loss_share"]:
         raise RunError(
@@ -108,7 +130,9 @@ def check_same(names: Iterable[str], old: dict, config: Config, where: str) -> N
     for name in names:
         has, now = old.get(name, getattr(Config(), name)), getattr(config, name)
         if has != now:
-            raise RunError(f"{flag(name)} {now}: {where} has {has}, and cannot be continued with another")
+            raise RunError(
+                f"{flag(name)} {now}: {where} has {has}, and cannot be continued with another"
+            )
 
 
 def fixed(config: Config, within_epoch: bool) -> list[str]:
@@ -189,7 +213,10 @@ def load_module(module: nn.Module, state: dict, saved: dict, config: Config) -> 
 
 def first_misfit(state: dict, expected: dict) -> str:
     """Return the first tensor of `state` that has no place among the expected ones, and why."""
-    shapes = [{name: tuple(getattr(value, "shape", ())) for name, value in each.items()} for each in (state, expected)]
+    shapes = [
+        {name: tuple(getattr(value, "shape", ())) for name, value in each.items()}
+        for each in (state, expected)
+    ]
     saved, now = shapes
     both = [name for name in now if name in saved and saved[name] != now[name]]
     misfits = [f"{name} is {saved[name]}, expected {now[name]}" for name in both]

@@ -20,7 +20,9 @@ class RateOptions:
 
     epochs: int = option(200, "epochs to train", at_least=1, at_most=10**6)
     lr: float = option(0.03, "learning rate", "--learning-rate", at_least=0.0)
-    schedule: list[int] = option([120, 160], "epochs at which the learning rate falls tenfold", at_least=0, many=True)
+    schedule: list[int] = option(
+        [120, 160], "epochs at which the learning rate falls tenfold", at_least=0, many=True
+    )
     cos: bool = option(False, "cosine learning rate in place of --schedule")
     warmup_epochs: int = option(3, "epochs over which the learning rate rises", at_least=0)
 
@@ -73,7 +75,9 @@ def parse_save_every(text: str, shown: str = "save every") -> Callable[[int, int
     """
     match = re.fullmatch(r"([1-9]\d{0,8})(steps)?", text)
     if not match:
-        raise RunError(f"{shown} {text!r}: expected a number of epochs such as 1, or of steps such as 500steps")
+        raise RunError(
+            f"{shown} {text!r}: expected a number of epochs such as 1, or of steps such as 500steps"
+        )
     period = int(match[1])
     if match[2]:
         return lambda epoch, step, steps: steps % period == 0

@@ -64,7 +64,11 @@ def train_epochs(config: Config, run: Run) -> None:
     """Train to the last epoch, from the start or from a checkpoint. Stopped, after a save: a signal came."""
     # All errors of options and data are raised before a file is written.
     config, saved = resume.find(config, run)
-    options = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("config", "out", "resume")}
+    options = {
+        name: value
+        for name, value in dataclasses.asdict(config).items()
+        if name not in ("config", "out", "resume")
+    }
     if config.workers < 0:
         config = dataclasses.replace(config, workers=task.cores())
     training = build(config, run)
@@ -88,7 +92,9 @@ def train_epochs(config: Config, run: Run) -> None:
         run.log.remark("warning", id, warning)
 
     batches = training.batches(start)
-    journal = TrainingJournal(run, config, training.framework, training.distillation.names, expectation)
+    journal = TrainingJournal(
+        run, config, training.framework, training.distillation.names, expectation
+    )
     for epoch in range(start.epoch, config.epochs):
         first = start.step if epoch == start.epoch else 0
         if first == 0:
@@ -131,10 +137,16 @@ def between_epochs(training: Training, epoch: int) -> None:
     tensorboard.histograms(run.log, epoch, training.distillation.histograms())
 
 
-def train_epoch(training: Training, batches: Iterator, journal: TrainingJournal, epoch: int, steps: range) -> None:
+def train_epoch(
+    training: Training, batches: Iterator, journal: TrainingJournal, epoch: int, steps: range
+) -> None:
     """Do `steps` of an epoch, of which the last ends it. Stopped, after a save: a signal came."""
     config, run = training.config, training.run
-    framework, distillation, gradients = training.framework, training.distillation, training.gradients
+    framework, distillation, gradients = (
+        training.framework,
+        training.distillation,
+        training.gradients,
+    )
     save_at = parse_save_every(config.save_every)
     for step in steps:
         position = Position(epoch, step)
@@ -151,7 +163,9 @@ def train_epoch(training: Training, batches: Iterator, journal: TrainingJournal,
             with run.autocast(config.precision):
                 targets = distillation.targets(batch)
                 output = framework.forward(batch, prepared)
-                losses = output.losses | distillation.losses(output, targets, position, training.steps)
+                losses = output.losses | distillation.losses(
+                    output, targets, position, training.steps
+                )
             del targets  # the backward pass has a use for its memory
             (torch.stack([*losses.values()]).sum() / config.accumulate).backward()
             for name, value in (losses | output.metrics).items():
@@ -161,7 +175,10 @@ def train_epoch(training: Training, batches: Iterator, journal: TrainingJournal,
         gradients.wait()
         totals = run.total(
             loss=torch.stack([sums[name] for name in losses]).sum() / config.accumulate,
-            **{name: value / config.accumulate if name in losses else value for name, value in sums.items()},
+            **{
+                name: value / config.accumulate if name in losses else value
+                for name, value in sums.items()
+            },
             gradient=gradients.norm(),
             stop=run.stop.signal is not None,
             undecodable=len(undecodable),
@@ -218,7 +235,9 @@ def report_knn(training: Training, val: Images, epoch: int) -> None:
     A run that resumes from there does so again.
     """
     run, begun = training.run, time.perf_counter()
-    accuracy = knn_accuracy(training.framework.student(), training.images, val, training.config, run)
+    accuracy = knn_accuracy(
+        training.framework.student(), training.images, val, training.config, run
+    )
     seconds = time.perf_counter() - begun
     run.log.line(f"after {epoch} epochs: {accuracy.text}")
     numbers = accuracy.numbers() | {"knn_seconds": seconds}

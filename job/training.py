@@ -38,7 +38,9 @@ class Training:
     val: Images | None  # for --knn-every
     framework: Framework
     distillation: Distillation
-    trained: nn.ModuleDict  # all that changes, is saved and is restored: of the framework and of the distillers, by name
+    trained: (
+        nn.ModuleDict
+    )  # all that changes, is saved and is restored: of the framework and of the distillers, by name
     gradients: Gradients
     optimizer: torch.optim.Optimizer
 
@@ -70,7 +72,9 @@ class Training:
         undecodable files.
         """
         config, run = self.config, self.run
-        order = TrainingOrder(self.images, config.batch_size, run.rank, run.size, config.seed, config.epochs, start)
+        order = TrainingOrder(
+            self.images, config.batch_size, run.rank, run.size, config.seed, config.epochs, start
+        )
         view = RandomView(config.image_size, config.aug_plus, config.crop_min, config.weak_views)
         number, rendered = self.framework.views, config.augment_on == "cpu"
         views = RandomViews(self.images, view, number, config.seed, rendered)
@@ -102,7 +106,9 @@ class Training:
         """
         run, trained = self.run, self.trained
         check_finite(trained.parameters(), *position)
-        replicas.check(self.shared(), f"after epoch {position.epoch}, step {position.step}, and are not saved")
+        replicas.check(
+            self.shared(), f"after epoch {position.epoch}, step {position.step}, and are not saved"
+        )
         own = statistics.gather(trained) if position.step else None
         if own is not None:
             statistics.load(trained, own.mean(0))
@@ -117,8 +123,12 @@ class Training:
         return {
             "epoch": position.epoch,
             "arch": self.config.arch,
-            "state_dict": {f"module.{key}": value for key, value in contiguous(self.framework.module.state_dict()).items()},
-            "optimizer": optimizer | {"state": {n: contiguous(dict(each)) for n, each in optimizer["state"].items()}},
+            "state_dict": {
+                f"module.{key}": value
+                for key, value in contiguous(self.framework.module.state_dict()).items()
+            },
+            "optimizer": optimizer
+            | {"state": {n: contiguous(dict(each)) for n, each in optimizer["state"].items()}},
             "step": position.step,
             "steps": self.run.count.at(*position),
             "mgd": {},

@@ -34,19 +34,28 @@ def read_yaml(path: str, kind: type) -> dict[str, Any]:
             content = loader.construct_object(value, deep=True)
             options[f.name] = convert(f, content, f"{path}: {key}")
             written[f.name] = key
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a day that does not exist, too many digits
+    except (
+        yaml.YAMLError,
+        ValueError,
+    ) as error:  # ValueError: a day that does not exist, too many digits
         raise RunError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
     except (LookupError, AttributeError):  # of PyYAML's constructors
-        raise RunError(f"--config {path}: a value is not what its tag says, as in !!bool 5: leave out the tag") from None
+        raise RunError(
+            f"--config {path}: a value is not what its tag says, as in !!bool 5: leave out the tag"
+        ) from None
     except RecursionError:
-        raise RunError(f"--config {path}: brackets within brackets: expected options such as `lr: 0.03`") from None
+        raise RunError(
+            f"--config {path}: brackets within brackets: expected options such as `lr: 0.03`"
+        ) from None
     return options
 
 
 def read_text(path: str) -> str:
     """Return what a YAML file holds, or the preset of that name. RunError: there is no such file, or it is no text."""
     files = (resources.files("job") / "presets").iterdir()
-    presets = {file.name.removesuffix(".yaml"): file for file in files if file.name.endswith(".yaml")}
+    presets = {
+        file.name.removesuffix(".yaml"): file for file in files if file.name.endswith(".yaml")
+    }
     if path in presets and not os.path.exists(path):
         return presets[path].read_text()
     try:
@@ -54,11 +63,15 @@ def read_text(path: str) -> str:
             text = file.read(LONGEST_FILE + 1)
     except OSError as error:
         names = ", ".join(sorted(presets))
-        raise RunError(f"--config {path}: {error.strerror or error}; expected a YAML file, or a preset ({names})") from None
+        raise RunError(
+            f"--config {path}: {error.strerror or error}; expected a YAML file, or a preset ({names})"
+        ) from None
     except ValueError as error:
         raise RunError(f"--config {path}: not YAML: {error}") from None
     if len(text) > LONGEST_FILE:
-        raise RunError(f"--config {path}: more than {LONGEST_FILE} characters: expected options such as `lr: 0.03`")
+        raise RunError(
+            f"--config {path}: more than {LONGEST_FILE} characters: expected options such as `lr: 0.03`"
+        )
     return text
 
 
@@ -103,7 +116,9 @@ def look_up(key: str, name: str, known: Mapping[str, Group], path: str) -> Field
     if word in own:
         return own[word]
     elsewhere = [f"{name}.{word}" for name, group in known.items() if word in group.keys]
-    near = elsewhere or [f"{name}.{each}" for each in difflib.get_close_matches(word.lower(), own, 1)]
+    near = elsewhere or [
+        f"{name}.{each}" for each in difflib.get_close_matches(word.lower(), own, 1)
+    ]
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise RunError(f"--config {path}: unknown key {key!r}{hint}")
 
@@ -118,7 +133,9 @@ def pairs(node: yaml.Node | None, path: str, group: str = "") -> Iterator[tuple[
     if node is None or node.tag == NOTHING:
         return
     if isinstance(node, yaml.MappingNode) and node.tag != MAPPING:
-        raise RunError(f"--config {path}: {group}{node.tag}: expected no tag on a mapping; leave it out")
+        raise RunError(
+            f"--config {path}: {group}{node.tag}: expected no tag on a mapping; leave it out"
+        )
     if not isinstance(node, yaml.MappingNode):
         raise RunError(f"--config {path}: expected a mapping such as `lr: 0.03`, not a {node.id}")  # type: ignore[attr-defined]
     seen: dict[str, bool] = {}

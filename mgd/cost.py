@@ -15,8 +15,12 @@ def channel_cost(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     ValueError: the two differ in images or positions.
     """
     if student.shape[0] != teacher.shape[0] or student.shape[2:] != teacher.shape[2:]:
-        raise ValueError(f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must agree in images and positions")
-    s = F.normalize(student.permute(0, 2, 3, 1).flatten(1, 2).float(), dim=1)  # (B, P, S), as channels last lie in memory
+        raise ValueError(
+            f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must agree in images and positions"
+        )
+    s = F.normalize(
+        student.permute(0, 2, 3, 1).flatten(1, 2).float(), dim=1
+    )  # (B, P, S), as channels last lie in memory
     t = F.normalize(teacher.permute(0, 2, 3, 1).flatten(1, 2).float(), dim=1)  # (B, P, T)
     # |s - t|^2 = |s|^2 + |t|^2 - 2 <s, t>; summing over images and positions is one matrix product.
     inner = s.flatten(0, 1).T @ t.flatten(0, 1)  # (S, T)

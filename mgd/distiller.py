@@ -41,12 +41,16 @@ class MGDistiller(nn.Module):
         self.reducer = reducer
         self.stages = sorted(channels)
         self.correction = correction
-        self.weights = {stage: 1 / 2 ** (depth - stage) for stage in self.stages} | dict(weights or {})
+        self.weights = {stage: 1 / 2 ** (depth - stage) for stage in self.stages} | dict(
+            weights or {}
+        )
         self.register_buffer("factor", torch.tensor(factor, dtype=torch.float64))
         for stage in self.stages:
             S, T = channels[stage]
             if T < S:
-                raise ValueError(f"stage {stage}: a teacher of {T} channels has too few for a student of {S}")
+                raise ValueError(
+                    f"stage {stage}: a teacher of {T} channels has too few for a student of {S}"
+                )
             G = 1 if reducer == "sm" else T // S
             self.add_module(f"bn{stage}", nn.BatchNorm2d(S))
             if correction:
@@ -76,13 +80,18 @@ class MGDistiller(nn.Module):
             self.margin(stage).copy_(margin_from_bn(norms[stage].weight, norms[stage].bias))
 
     @torch.no_grad()
-    def targets(self, teacher: Sequence[torch.Tensor], generator: torch.Generator | None = None) -> list[Reduced]:
+    def targets(
+        self, teacher: Sequence[torch.Tensor], generator: torch.Generator | None = None
+    ) -> list[Reduced]:
         """Return what the student is to imitate of the teacher's features before the last ReLU, (B, T, H, W) a stage.
 
         Of them all it is the share S / T, so that the rest need not be held while the student computes.
         """
         reduce = REDUCERS[self.reducer]
-        return [reduce(t, self.margin(n), self.matching(n), generator) for n, t in zip(self.stages, teacher, strict=True)]
+        return [
+            reduce(t, self.margin(n), self.matching(n), generator)
+            for n, t in zip(self.stages, teacher, strict=True)
+        ]
 
     def forward(self, student: Sequence[torch.Tensor], targets: Sequence[Reduced]) -> torch.Tensor:
         """Return the distillation loss, a scalar, of the student's features before the last ReLU, (B, S, H, W) a stage.

@@ -16,7 +16,9 @@ class PartialL2(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, student: torch.Tensor, target: torch.Tensor, margin: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, student: torch.Tensor, target: torch.Tensor, margin: torch.Tensor
+    ) -> torch.Tensor:
         """Return the sum, a scalar."""
         difference, total = torch.empty_like(student), student.new_zeros(())
         for d, s, t in blocks(difference, student, target):

@@ -14,7 +14,9 @@ def margin_from_bn(weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """
     mean, sigma = bias.double(), weight.double().abs()
     normal = torch.distributions.Normal(0.0, 1.0, validate_args=False)
-    z = torch.where(sigma > 0, mean / sigma.clamp_min(torch.finfo(torch.float64).tiny), mean.sign() * torch.inf)
+    z = torch.where(
+        sigma > 0, mean / sigma.clamp_min(torch.finfo(torch.float64).tiny), mean.sign() * torch.inf
+    )
     tail = normal.cdf(-z)
     density = normal.log_prob(z).exp()
     margin = torch.where(tail > TAIL, mean - sigma * density / tail.clamp_min(TAIL), -3 * sigma)

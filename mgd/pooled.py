@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-CONSTANT = 1e-6  # variance over mean square up to which a channel is constant: rounding reaches 1e-9
+CONSTANT = (
+    1e-6  # variance over mean square up to which a channel is constant: rounding reaches 1e-9
+)
 
 
 def pool(maps: torch.Tensor) -> torch.Tensor:
@@ -49,7 +51,9 @@ def pooled_cost(sums: torch.Tensor) -> torch.Tensor:
     return live_x[:, None] + live_y - 2 * correlation
 
 
-def inverse_deviation(mean: torch.Tensor, square: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def inverse_deviation(
+    mean: torch.Tensor, square: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return 1 / deviation and 1.0 of each channel (C,), or 0 and 0.0 if it is constant."""
     variance = square - mean.square()
     live = variance > CONSTANT * square
@@ -78,7 +82,9 @@ class PooledMatching(nn.Module):
     def __init__(self, S: int, T: int, groups: int | None = None):
         super().__init__()
         if T < S:
-            raise ValueError(f"pooled features: a teacher of {T} channels has too few for a student of {S}")
+            raise ValueError(
+                f"pooled features: a teacher of {T} channels has too few for a student of {S}"
+            )
         groups = T // S if groups is None else groups
         self.channels = S, T
         self.bn = nn.BatchNorm2d(S)

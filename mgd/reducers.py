@@ -13,7 +13,9 @@ from mgd.blocks import blocks
 Reduced = tuple[torch.Tensor, torch.Tensor]  # maps (B, S, H, W) and margins (S,)
 
 
-def reduced(teacher: torch.Tensor, matching: torch.Tensor, reduce: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+def reduced(
+    teacher: torch.Tensor, matching: torch.Tensor, reduce: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
     """Return maps (B, S, H, W), channels last, of what `reduce` makes of matched responses (N, G, S) at N positions: (N, S)."""
     (B, T, H, W), (G, S) = teacher.shape, matching.shape
     maps = teacher.new_empty(B, H, W, S).permute(0, 3, 1, 2)
@@ -26,7 +28,10 @@ def reduced(teacher: torch.Tensor, matching: torch.Tensor, reduce: Callable[[tor
 
 
 def absolute_max_pooling(
-    teacher: torch.Tensor, margin: torch.Tensor, matching: torch.Tensor, generator: torch.Generator | None = None
+    teacher: torch.Tensor,
+    margin: torch.Tensor,
+    matching: torch.Tensor,
+    generator: torch.Generator | None = None,
 ) -> Reduced:
     """At each position the matched response of largest magnitude (+a of +a and -a); the mean of the matched margins."""
 
@@ -40,7 +45,10 @@ def absolute_max_pooling(
 
 
 def random_drop(
-    teacher: torch.Tensor, margin: torch.Tensor, matching: torch.Tensor, generator: torch.Generator | None = None
+    teacher: torch.Tensor,
+    margin: torch.Tensor,
+    matching: torch.Tensor,
+    generator: torch.Generator | None = None,
 ) -> Reduced:
     """At each position one of the matched responses at random; one of the matched margins at random."""
     (G, S), device = matching.shape, teacher.device
@@ -54,19 +62,32 @@ def random_drop(
 
 
 def simple_pooling(
-    teacher: torch.Tensor, margin: torch.Tensor, matching: torch.Tensor, generator: torch.Generator | None = None
+    teacher: torch.Tensor,
+    margin: torch.Tensor,
+    matching: torch.Tensor,
+    generator: torch.Generator | None = None,
 ) -> Reduced:
     """At each position the largest of the matched responses; the largest of the matched margins."""
     return reduced(teacher, matching, lambda responses: responses.amax(1)), margin[matching].amax(0)
 
 
 def sparse_matching(
-    teacher: torch.Tensor, margin: torch.Tensor, matching: torch.Tensor, generator: torch.Generator | None = None
+    teacher: torch.Tensor,
+    margin: torch.Tensor,
+    matching: torch.Tensor,
+    generator: torch.Generator | None = None,
 ) -> Reduced:
     """The one teacher channel that each student channel is matched to. ValueError: the matching is not of shape (1, S)."""
     if matching.shape[0] != 1:
-        raise ValueError(f"sparse matching takes one teacher channel for each student channel, not {matching.shape[0]}")
+        raise ValueError(
+            f"sparse matching takes one teacher channel for each student channel, not {matching.shape[0]}"
+        )
     return reduced(teacher, matching, lambda responses: responses.squeeze(1)), margin[matching[0]]
 
 
-REDUCERS = {"amp": absolute_max_pooling, "rd": random_drop, "sp": simple_pooling, "sm": sparse_matching}
+REDUCERS = {
+    "amp": absolute_max_pooling,
+    "rd": random_drop,
+    "sp": simple_pooling,
+    "sm": sparse_matching,
+}

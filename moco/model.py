@@ -88,7 +88,11 @@ class Keys:
     """The keys of a step: key images travel, are encoded where they arrive, and the keys travel to all workers."""
 
     def __init__(
-        self, encoder: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, shuffle: Shuffle, dtype: torch.dtype
+        self,
+        encoder: Callable[[torch.Tensor], torch.Tensor],
+        images: torch.Tensor,
+        shuffle: Shuffle,
+        dtype: torch.dtype,
     ):
         self.encoder, self.shuffle, self.dtype = encoder, shuffle, dtype
         self.images = shuffle.send(images)

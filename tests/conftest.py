@@ -8,7 +8,9 @@ import pytest
 from disks import LINKLESS, mount_linkless, unmount
 from runs import Job, write_images, write_teacher
 
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, also in the runs that tests send it to
+signal.signal(
+    signal.SIGHUP, signal.SIG_DFL
+)  # nohup ignores it, also in the runs that tests send it to
 if os.environ.get("TEST_DEVICE") != "cuda":  # tests/gpu alone uses GPUs: make test-gpu
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as each of two workers has on two cores

@@ -41,7 +41,10 @@ class Checkpoints:
     def paths(self) -> list[str]:
         """The checkpoints, oldest first."""
         names = os.listdir(self.folder) if os.path.isdir(self.folder) else []
-        return [os.path.join(self.folder, name) for name in sorted(filter(NAME.fullmatch, names), key=position)]
+        return [
+            os.path.join(self.folder, name)
+            for name in sorted(filter(NAME.fullmatch, names), key=position)
+        ]
 
     def has(self, epoch: int, step: int) -> bool:
         """Whether there is a checkpoint of a position."""
@@ -66,10 +69,16 @@ class Checkpoints:
         later = [path for path in self.paths() if position(path) > start]
         for path in reversed(later):  # a kill between two leaves the older part of one course
             os.replace(path, path + LEFT)
-        sync_folder(self.folder)  # a decision without these names would resume from a later checkpoint
+        sync_folder(
+            self.folder
+        )  # a decision without these names would resume from a later checkpoint
         if source != AUTO:
             self.named = os.path.realpath(source)
-            decision = {"job": os.environ.get(JOB, ""), "restarts": restarts(), "checkpoint": os.path.abspath(source)}
+            decision = {
+                "job": os.environ.get(JOB, ""),
+                "restarts": restarts(),
+                "checkpoint": os.path.abspath(source),
+            }
             write_whole(os.path.join(self.folder, DECISION), yaml.safe_dump(decision).encode())
         return later
 
@@ -88,7 +97,11 @@ class Checkpoints:
         last = os.path.join(self.folder, LAST)
         if os.path.realpath(last) == os.path.realpath(path):
             return
-        if os.path.isfile(last) and not os.path.islink(last) and filecmp.cmp(last, path, shallow=False):  # without links
+        if (
+            os.path.isfile(last)
+            and not os.path.islink(last)
+            and filecmp.cmp(last, path, shallow=False)
+        ):  # without links
             return
         with contextlib.suppress(FileNotFoundError):
             os.remove(last + ".new")
@@ -103,12 +116,16 @@ class Checkpoints:
         RunError: the disk does not take it; nothing half-written stays, and the checkpoints before do.
         """
         name = name_at(content["epoch"], content["step"])
-        path, last_path, best_path = (os.path.join(self.folder, each) for each in (name, LAST, BEST))
+        path, last_path, best_path = (
+            os.path.join(self.folder, each) for each in (name, LAST, BEST)
+        )
         try:
             self.remove_half_written()  # of a run that was killed: its room may be what this one lacks
             write({**content, "format": FORMAT}, path + ".new")
             if best:
-                duplicate(path + ".new", best_path + ".new")  # no symbolic link: best stays when `path` is removed
+                duplicate(
+                    path + ".new", best_path + ".new"
+                )  # no symbolic link: best stays when `path` is removed
                 os.replace(best_path + ".new", best_path)
             link_or_copy(path, path + ".new", last_path + ".new")
             os.replace(path + ".new", path)
@@ -118,7 +135,11 @@ class Checkpoints:
         except OSError as error:
             with contextlib.suppress(OSError):
                 self.remove_half_written()
-            before = "the checkpoints before it are untouched" if os.path.isdir(self.folder) else "the folder is gone"
+            before = (
+                "the checkpoints before it are untouched"
+                if os.path.isdir(self.folder)
+                else "the folder is gone"
+            )
             raise RunError(
                 f"cannot save {path}: {error.strerror or error}; {before}. "
                 "When files can be written there, go on with --resume auto"
@@ -129,7 +150,11 @@ class Checkpoints:
         """Remove all checkpoints except `path`, just saved, as many before it as --keep says, and the one that --resume names."""
         paths = self.paths()
         done = paths.index(path) + 1  # those after it are of a course that this run has left
-        names = (name for name in os.listdir(self.folder) if name.endswith(LEFT) and NAME.fullmatch(name.removesuffix(LEFT)))
+        names = (
+            name
+            for name in os.listdir(self.folder)
+            if name.endswith(LEFT) and NAME.fullmatch(name.removesuffix(LEFT))
+        )
         left = [os.path.join(self.folder, name) for name in names]
         for old in paths[: max(0, done - self.keep)] + paths[done:] + left:
             if os.path.realpath(old) != self.named:
@@ -150,7 +175,9 @@ class Checkpoints:
         for path in reversed(paths):
             try:
                 content = patient(functools.partial(load_once, path), path)
-            except ReadError:  # this checkpoint may be whole: an older one would lose what was done since
+            except (
+                ReadError
+            ):  # this checkpoint may be whole: an older one would lose what was done since
                 raise
             except RunError as error:
                 say(f"passed over: {error}")
@@ -158,7 +185,9 @@ class Checkpoints:
             say(f"resuming from {path}")
             return content
         if paths:
-            raise RunError(f"none of the {len(paths)} checkpoints in {self.folder} is whole: move them away to start anew")
+            raise RunError(
+                f"none of the {len(paths)} checkpoints in {self.folder} is whole: move them away to start anew"
+            )
         return None
 
 
@@ -224,7 +253,9 @@ def load(path: str, foreign: bool = False) -> dict:
     try:
         return load_once(path, foreign)
     except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror}; expected a checkpoint. Check its permissions") from None
+        raise RunError(
+            f"cannot read {path}: {error.strerror}; expected a checkpoint. Check its permissions"
+        ) from None
 
 
 def load_once(path: str, foreign: bool = False) -> dict:
@@ -240,18 +271,25 @@ def load_once(path: str, foreign: bool = False) -> dict:
     except pickle.UnpicklingError as error:
         if name := object_in(str(error)):
             raise RunError(has_objects(path, name, '["state_dict"]')) from None
-        raise RunError(f"{path} is not a whole checkpoint ({type(error).__name__}): use another one") from None
+        raise RunError(
+            f"{path} is not a whole checkpoint ({type(error).__name__}): use another one"
+        ) from None
     except RunError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # damaged bytes lead to invalid positions
+        if isinstance(error, OSError) and error.errno not in (
+            None,
+            errno.EINVAL,
+        ):  # damaged bytes lead to invalid positions
             raise
         reason = str(error).split("\n")[0] or type(error).__name__
         raise RunError(f"{path} is not a whole checkpoint ({reason}): use another one") from None
     if isinstance(content, Inert):
         raise RunError(has_objects(path, type(content).__name__, ".state_dict()"))
     if not isinstance(content, dict):
-        raise RunError(f"{path} holds a {type(content).__name__}: expected a checkpoint, a dictionary of tensors")
+        raise RunError(
+            f"{path} holds a {type(content).__name__}: expected a checkpoint, a dictionary of tensors"
+        )
     return content
 
 
@@ -259,7 +297,10 @@ def object_in(error: str) -> str:
     """Return the object at which torch's reader stopped, by its message; or nothing: the file is damaged."""
     if found := re.search(r"GLOBAL (\S+)", error):
         return found[1][:100]
-    others = {"persistent_load": "a module with its source code", "Unsupported operand": "a pickle of protocol 3 or later"}
+    others = {
+        "persistent_load": "a module with its source code",
+        "Unsupported operand": "a pickle of protocol 3 or later",
+    }
     return next((name for part, name in others.items() if part in error), "")
 
 
@@ -276,7 +317,10 @@ def check_is_file(path: str) -> None:
     """RunError: nothing is there, or no file; for a run's folder it names the newest checkpoint in it."""
     if os.path.isdir(path):
         last = os.path.join(path, LAST)
-        raise RunError(f"{path} is a folder: expected a checkpoint file" + f", such as {last}" * os.path.isfile(last))
+        raise RunError(
+            f"{path} is a folder: expected a checkpoint file"
+            + f", such as {last}" * os.path.isfile(last)
+        )
     if not os.path.isfile(path):
         what = "no regular file" if os.path.exists(path) else "no such file"
         raise RunError(f"{path}: {what}; expected a checkpoint")

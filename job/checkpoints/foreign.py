@@ -99,7 +99,9 @@ def digest(state: Mapping[str, torch.Tensor]) -> str:
     """Return SHA-256, first 16 hex digits, of tensors' names, types, shapes and bytes, without counts of batches."""
     found = hashlib.sha256()
     for name, value in sorted(state.items()):
-        if name.endswith("num_batches_tracked"):  # some programs leave them out, and eval mode ignores them
+        if name.endswith(
+            "num_batches_tracked"
+        ):  # some programs leave them out, and eval mode ignores them
             continue
         found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         found.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -109,7 +111,9 @@ def digest(state: Mapping[str, torch.Tensor]) -> str:
 def is_moco(content: dict) -> bool:
     """Whether a checkpoint's content is a MoCo model's, this program's or not."""
     state = content.get("state_dict")
-    return isinstance(state, dict) and any(str(key).startswith(("module.encoder_q.", "encoder_q.")) for key in state)
+    return isinstance(state, dict) and any(
+        str(key).startswith(("module.encoder_q.", "encoder_q.")) for key in state
+    )
 
 
 def read_backbone(
@@ -143,25 +147,45 @@ def read_backbone(
     if size:
         which = f"a ResNet of torchvision, which gets the student's images: {path}"
         raise RunError(f"{SIZE_FLAG} {size}: no effect on {which}. Leave it out")
-    like = (network for network in networks if arch and nearest_arch(*describe_body(path, *network)) == arch)
+    like = (
+        network
+        for network in networks
+        if arch and nearest_arch(*describe_body(path, *network)) == arch
+    )
     layout, state = next(like, networks[0])
     others = [other for other, _ in networks if other is not layout]
     body, _, stem, width = describe_body(path, layout, state)
     stated = arch or (content["arch"] if content.get("arch") in ARCHS else "")
     arch = stated or nearest_arch(body, layout, stem, width)
     if misfits := compare(body, layout, arch, stem, width):
-        first = "; ".join(misfits[:3]) + (f"; and {len(misfits) - 3} more" if len(misfits) > 3 else "")
+        first = "; ".join(misfits[:3]) + (
+            f"; and {len(misfits) - 3} more" if len(misfits) > 3 else ""
+        )
         verdict = f"does not fit {arch}" if stated else f"fits no known network, {arch} best"
         raise RunError(f"{path} {verdict}: {first}: {use_another(arch_flag)}")
-    if broken := [key for key, value in body.items() if value.is_floating_point() and not torch.isfinite(value.float()).all()]:
-        raise RunError(f"{path}: {broken[0]} has values that are not finite ({len(broken)} such tensors): use another file")
-    taken = {name: body[key] for name in expected_shapes(arch, stem, width) if (key := layout.key(name)) in body}
+    if broken := [
+        key
+        for key, value in body.items()
+        if value.is_floating_point() and not torch.isfinite(value.float()).all()
+    ]:
+        raise RunError(
+            f"{path}: {broken[0]} has values that are not finite ({len(broken)} such tensors): use another file"
+        )
+    taken = {
+        name: body[key]
+        for name in expected_shapes(arch, stem, width)
+        if (key := layout.key(name)) in body
+    }
     head_state = find_head(state, layout.prefix)
     head = describe_head(head_state)
     of_width = "" if width == WIDTH else f" of width {width}"
     nested = f" in {layout.where}" if layout.where else ""
     under = f" under {layout.prefix}*" if layout.prefix else ""
-    left = f"; not taken: the networks under {', '.join(other.path() for other in others):.200}" if others else ""
+    left = (
+        f"; not taken: the networks under {', '.join(other.path() for other in others):.200}"
+        if others
+        else ""
+    )
     report = (
         f"{arch}{of_width} from {path} (layout: {'numbered layers' if layout.first else 'named layers'}{nested}): "
         f"{len(taken)} tensors{under} taken, none missing; dropped: {list_dropped(state, body, layout.prefix)} "
@@ -210,7 +234,9 @@ def read_other(path: str, content: dict, arch: str, arch_flag: str, size: int) -
     )
 
 
-def describe_body(path: str, layout: Layout, state: dict) -> tuple[dict[str, torch.Tensor], Layout, str, int]:
+def describe_body(
+    path: str, layout: Layout, state: dict
+) -> tuple[dict[str, torch.Tensor], Layout, str, int]:
     """Return a network's tensors without heads, by the file's names, its layout, its stem, and its width."""
     body = find_body(path, state, layout)
     conv = body.get(layout.key("conv1.weight"))
@@ -222,16 +248,30 @@ def find_body(path: str, state: dict, layout: Layout) -> dict[str, torch.Tensor]
     """Return all after the prefix except heads, by the file's names. RunError: a name is no text, or a value no tensor."""
     if odd := [key for key in state if not isinstance(key, str)]:
         raise RunError(f"{path}: {odd[0]!r} is no tensor's name: use another file")
-    inside = [key for key in state if key.startswith(layout.prefix) and key.rpartition(".")[2] not in UNUSED]
-    body = {key: state[key] for key in inside if key.removeprefix(layout.prefix).split(".")[0] not in HEADS}
+    inside = [
+        key
+        for key in state
+        if key.startswith(layout.prefix) and key.rpartition(".")[2] not in UNUSED
+    ]
+    body = {
+        key: state[key]
+        for key in inside
+        if key.removeprefix(layout.prefix).split(".")[0] not in HEADS
+    }
     if others := [key for key, value in body.items() if not torch.is_tensor(value)]:
-        raise RunError(f"{path}: {others[0]} is no tensor but {outline(body[others[0]])}: use another file")
+        raise RunError(
+            f"{path}: {others[0]} is no tensor but {outline(body[others[0]])}: use another file"
+        )
     return body
 
 
 def find_width(body: dict, layout: Layout) -> int:
     """The channels of the first stage, which the stem has too; where convolution and norm do not agree, the published 64."""
-    stem = [body[key].shape[:1] for name in ("conv1.weight", "bn1.weight") if (key := layout.key(name)) in body]
+    stem = [
+        body[key].shape[:1]
+        for name in ("conv1.weight", "bn1.weight")
+        if (key := layout.key(name)) in body
+    ]
     return stem[0].numel() if len(set(stem)) == 1 and stem[0].numel() in WIDTHS else WIDTH
 
 
@@ -240,14 +280,20 @@ def expected_shapes(arch: str, stem: str, width: int) -> dict[str, torch.Size]:
     """The names and shapes of a network without its head."""
     with torch.device("meta"):
         net = build_resnet(arch, stem=stem, width=width)
-    return {key: value.shape for key, value in net.state_dict().items() if not key.startswith("fc.")}
+    return {
+        key: value.shape for key, value in net.state_dict().items() if not key.startswith("fc.")
+    }
 
 
 def compare(body: dict, layout: Layout, arch: str, stem: str, width: int) -> list[str]:
     """What of `body` is missing, has another shape than the network's, or should not be there; in words."""
-    expected = {layout.key(name): shape for name, shape in expected_shapes(arch, stem, width).items()}
+    expected = {
+        layout.key(name): shape for name, shape in expected_shapes(arch, stem, width).items()
+    }
     counters = "num_batches_tracked"  # absent from files of before torch 0.4.1, and without effect on the output
-    missing = [f"{key} is missing" for key in expected if key not in body and not key.endswith(counters)]
+    missing = [
+        f"{key} is missing" for key in expected if key not in body and not key.endswith(counters)
+    ]
     surplus = [f"{key} has no place" for key in body if key not in expected]
     misshapen = [
         f"{key} is {tuple(value.shape)}, expected {tuple(expected[key])}"
@@ -282,7 +328,9 @@ def list_dropped(state: dict, body: dict, prefix: str) -> str:
     short = [key.removeprefix(prefix).removeprefix("module.") for key in state if key not in body]
     shown = Counter(name.split(".")[0] for name in short if "." in name).most_common(6)
     others = len(short) - sum(count for _, count in shown)
-    parts = [f"{count} of {first}" for first, count in shown] + [f"{others} other{'s' * (others > 1)}"] * (others > 0)
+    parts = [f"{count} of {first}" for first, count in shown] + [
+        f"{others} other{'s' * (others > 1)}"
+    ] * (others > 0)
     return ", ".join(parts) or "nothing"
 
 
@@ -292,10 +340,20 @@ def find_head(state: dict, prefix: str) -> dict[str, torch.Tensor]:
     It is the backbone's `fc`, or the projector behind the prefix or beside the backbone.
     """
     beside = "".join(prefix.removesuffix(".").rpartition(".")[:2])
-    projectors = [place + name for place in (prefix, beside) for name in ("projection_head.", "projector.")]
-    tensors = {key: value for key, value in state.items() if torch.is_tensor(value) and key.rpartition(".")[2] not in UNUSED}
+    projectors = [
+        place + name for place in (prefix, beside) for name in ("projection_head.", "projector.")
+    ]
+    tensors = {
+        key: value
+        for key, value in state.items()
+        if torch.is_tensor(value) and key.rpartition(".")[2] not in UNUSED
+    }
     for start in (f"{prefix}fc.", *projectors):
-        head = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+        head = {
+            key.removeprefix(start): value
+            for key, value in tensors.items()
+            if key.startswith(start)
+        }
         if any(value.ndim == 2 for value in head.values()):
             return head
     return {}
@@ -304,7 +362,10 @@ def find_head(state: dict, prefix: str) -> dict[str, torch.Tensor]:
 def describe_head(head: dict[str, torch.Tensor]) -> str:
     """Return a head's widths: "linear 512-128", "mlp 512-512-128"; "none", or "other" if they do not follow one another."""
     names = [name for name, value in head.items() if value.ndim == 2]
-    shapes = [head[name].shape for name in sorted(names, key=lambda name: [int(part) for part in re.findall(r"\d+", name)])]
+    shapes = [
+        head[name].shape
+        for name in sorted(names, key=lambda name: [int(part) for part in re.findall(r"\d+", name)])
+    ]
     if not shapes:
         return "none"
     if any(before[0] != after[1] for before, after in itertools.pairwise(shapes)):
@@ -329,5 +390,7 @@ def facts_of_run(content: dict) -> dict:
 
 def is_plain(config: dict) -> bool:
     """Whether all values are options of this program, which can travel to other workers."""
-    values = itertools.chain.from_iterable(value if type(value) is list else [value] for value in config.values())
+    values = itertools.chain.from_iterable(
+        value if type(value) is list else [value] for value in config.values()
+    )
     return all(isinstance(value, (str, int, float, type(None))) for value in [*config, *values])

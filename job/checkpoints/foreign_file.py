@@ -27,17 +27,25 @@ def read_content(path: str) -> dict:
     start = read_start(path)
     check_released(path)
     if start.startswith(TORCH) and not is_safetensors(start):
-        with warnings.catch_warnings(action="ignore"):  # of torch's, about how somebody else saved it
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # of torch's, about how somebody else saved it
             return folder.load(path, foreign=True)
     if not is_safetensors(start):
-        advice = "it is a pointer of Git LFS: git lfs pull" if start.startswith(LFS) else "download or copy it again"
+        advice = (
+            "it is a pointer of Git LFS: git lfs pull"
+            if start.startswith(LFS)
+            else "download or copy it again"
+        )
         raise RunError(f"{path} is no checkpoint, it begins with {start[:24]!r}: {advice}")
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}
             return {"state_dict": tensors, **described(file.metadata() or {})}
     except Exception as error:
-        raise RunError(f"{path} is not a whole safetensors file ({error}): use another one") from None
+        raise RunError(
+            f"{path} is not a whole safetensors file ({error}): use another one"
+        ) from None
 
 
 def described(metadata: dict[str, str]) -> dict:
@@ -56,7 +64,9 @@ def read_start(path: str) -> bytes:
         with open(path, "rb") as file:
             start = file.read(40)
     except OSError as error:
-        raise RunError(f"{path}: {error.strerror}; expected a checkpoint that can be read") from None
+        raise RunError(
+            f"{path}: {error.strerror}; expected a checkpoint that can be read"
+        ) from None
     if not start:
         raise RunError(f"{path} is empty: download or copy it again")
     return start

@@ -207,7 +207,9 @@ def compare(found: dict, expected: Mapping[str, torch.Tensor], arch: str) -> lis
     counters = "num_batches_tracked"
     missing = [f"{name} is missing" for name in expected if name not in found]
     missing = [text for text in missing if counters not in text]
-    surplus = [name for name in found if name not in expected and not f"{name}.".startswith(dropped)]
+    surplus = [
+        name for name in found if name not in expected and not f"{name}.".startswith(dropped)
+    ]
     both = {name: (found[name], expected[name]) for name in expected if name in found}
     shapes = [
         f"{name} is {tuple(value.shape)}, expected {tuple(like.shape)}"
@@ -217,7 +219,9 @@ def compare(found: dict, expected: Mapping[str, torch.Tensor], arch: str) -> lis
     floats = [name for name, (_, like) in both.items() if like.is_floating_point()]
     kinds = [f"{name} is {found[name].dtype}, expected floats" for name in floats
              if not found[name].is_floating_point()]  # fmt: skip
-    broken = [f"{name} has values that are not finite" for name in floats if not is_finite(found[name])]
+    broken = [
+        f"{name} has values that are not finite" for name in floats if not is_finite(found[name])
+    ]
     return shapes + missing + [f"{name} has no place" for name in surplus] + kinds + broken
 
 

@@ -37,12 +37,16 @@ def verify(path: str) -> None:
         end = file.read()
         sealed = end.startswith(WORD)
         if sealed and end != WORD + digest(file, size - SIZE).encode():
-            raise RunError(f"{path} is damaged (its checksum is of other bytes): use another checkpoint")
+            raise RunError(
+                f"{path} is damaged (its checksum is of other bytes): use another checkpoint"
+            )
     if sealed or start != START:
         return
     record = end[-RECORD_SIZE:]
     if not (record.startswith(RECORD) and record.endswith(b"\0\0")):
-        raise RunError(f"{path} is damaged, or cut short (neither a checksum nor an archive's end is there): use another one")
+        raise RunError(
+            f"{path} is damaged, or cut short (neither a checksum nor an archive's end is there): use another one"
+        )
     with zipfile.ZipFile(path) as archive:
         if damaged := archive.testzip():
             raise RunError(f"{path} is damaged (checksum of {damaged}): use another checkpoint")

@@ -20,10 +20,24 @@ DATA = {
     "_codecs", "argparse", "array", "collections", "copyreg", "datetime", "decimal", "enum", "fractions", "functools",
     "logging", "numbers", "pathlib", "random", "typing", "uuid", "zoneinfo",
 }  # fmt: skip
-NAMES = {"types.SimpleNamespace", "builtins.getattr"}  # getattr: enum members of some versions of Python
+NAMES = {
+    "types.SimpleNamespace",
+    "builtins.getattr",
+}  # getattr: enum members of some versions of Python
 PICKLES = 4  # before torch 1.6 a file began with a magic number, a version, a machine's sizes, and the content
-MOST_NAMES, MOST_OPCODES = 1000, 2 * 10**6  # what is searched of a file: a large one has 100 names and 10**5 opcodes
-KEEP = {"REDUCE", "NEWOBJ", "BUILD", "SETITEM", "SETITEMS", "APPEND", "APPENDS"}  # opcodes that leave their first operand
+MOST_NAMES, MOST_OPCODES = (
+    1000,
+    2 * 10**6,
+)  # what is searched of a file: a large one has 100 names and 10**5 opcodes
+KEEP = {
+    "REDUCE",
+    "NEWOBJ",
+    "BUILD",
+    "SETITEM",
+    "SETITEMS",
+    "APPEND",
+    "APPENDS",
+}  # opcodes that leave their first operand
 
 
 class Inert(list):
@@ -66,7 +80,10 @@ def stand_ins(path: str) -> list[Any]:
         current = python_3_name(*name.split(" ", 1))
         if is_harmless(current) and current.isprintable():
             kind = Items if items else type(current, (Inert,), {})
-            found += [(kind, current), (kind, name.replace(" ", "."))]  # torch maps only some of Python 2's names
+            found += [
+                (kind, current),
+                (kind, name.replace(" ", ".")),
+            ]  # torch maps only some of Python 2's names
     return found
 
 
@@ -83,8 +100,12 @@ def used_names(path: str) -> Iterator[tuple[str, str]]:
     """Yield the names in a torch file's pickle, "module name", with each opcode applied to one or to its objects."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            member = next(member for member in archive.infolist() if member.filename.endswith("data.pkl"))
-            if member.compress_type == zipfile.ZIP_STORED:  # as torch writes it; a compressed one may be of any length
+            member = next(
+                member for member in archive.infolist() if member.filename.endswith("data.pkl")
+            )
+            if (
+                member.compress_type == zipfile.ZIP_STORED
+            ):  # as torch writes it; a compressed one may be of any length
                 with archive.open(member) as file:
                     yield from trace(file)
         return

@@ -165,7 +165,9 @@ def wait(pending: Pending) -> torch.Tensor:
         return pending.handle
     with waiting(pending.name), gone_is_an_error(horovod):
         result = horovod.synchronize(pending.handle)
-    return result[0] if isinstance(result, tuple) else result  # an alltoall gives the received numbers of rows too
+    return (
+        result[0] if isinstance(result, tuple) else result
+    )  # an alltoall gives the received numbers of rows too
 
 
 def begun(name: str, call: Callable[..., int], *arguments: Any, **named: Any) -> Pending:

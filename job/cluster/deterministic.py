@@ -36,7 +36,9 @@ def prepare(options: Mapping[str, Any]) -> None:
         value = os.environ.get(name, "")
         if value and value not in accepted:
             expected = f"--deterministic expects {' or '.join(accepted)}"
-            raise RunError(f"{name}={value}: {expected}. Unset {name}, or leave --deterministic out")
+            raise RunError(
+                f"{name}={value}: {expected}. Unset {name}, or leave --deterministic out"
+            )
         if not value and torch.cuda.is_initialized() and not started:
             late = "CUDA has started without it, and --deterministic needs it"
             raise RunError(f"{name}: {late}. Set {name}={accepted[0]} before the script starts")

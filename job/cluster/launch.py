@@ -109,7 +109,9 @@ def check_size(name: str, size: int) -> None:
         )
     asked = int(os.environ.get("SLURM_NTASKS", 1))
     if name == "none" and asked > 1:
-        raise RunError(f"the SLURM job has {asked} tasks, but Horovod has 1 worker: start with `srun python -m ...`")
+        raise RunError(
+            f"the SLURM job has {asked} tasks, but Horovod has 1 worker: start with `srun python -m ...`"
+        )
 
 
 def own_device(problem: str) -> torch.device:
@@ -133,7 +135,9 @@ def own_device(problem: str) -> torch.device:
             "or start all with CUDA_VISIBLE_DEVICES= to train on CPUs"
         )
     if len(set(taken)) < comm.size():
-        raise RunError(f"{comm.local_size()} workers on a machine of {torch.cuda.device_count()} GPUs: start one worker a GPU")
+        raise RunError(
+            f"{comm.local_size()} workers on a machine of {torch.cuda.device_count()} GPUs: start one worker a GPU"
+        )
     torch.cuda.set_device(index)
     torch.backends.cudnn.deterministic = True  # a resumed run ends with the same bytes
     return torch.device("cuda", index)

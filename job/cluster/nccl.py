@@ -82,7 +82,9 @@ def unused_devices(used: str, sys: str = "/sys") -> list[str]:
         return []
     found = set()
     for path in glob.glob(f"{sys}/class/infiniband/*/ports/*/state"):
-        with contextlib.suppress(OSError):  # an error of this worker only would leave the others waiting
+        with contextlib.suppress(
+            OSError
+        ):  # an error of this worker only would leave the others waiting
             if "ACTIVE" in Path(path).read_text():
                 found.add(Path(path).parents[2].name)
     return sorted(found)

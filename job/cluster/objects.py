@@ -55,7 +55,9 @@ def allgather(value: Any, name: str) -> list:
 def allgather_text(text: str, name: str) -> list[str]:
     """Return every worker's `text`, not empty, by rank; of a worker with other versions as well. A collective of that name."""
     content = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-    return [part.numpy().tobytes().decode(errors="replace") for part in allgather_bytes(content, name)]
+    return [
+        part.numpy().tobytes().decode(errors="replace") for part in allgather_bytes(content, name)
+    ]
 
 
 def allgather_bytes(content: torch.Tensor, name: str) -> tuple[torch.Tensor, ...]:

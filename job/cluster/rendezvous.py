@@ -33,7 +33,9 @@ PER_PUT = 1024  # bytes, of a key and all that does not grow with the ranks
 PER_PAIR = 256  # bytes, of what a rank puts for another rank
 
 HELLO = re.compile(r"/hello/([0-9a-f]{32})")
-PATH = re.compile(r"/([0-9a-f]{64})(?::\d+)?(/[\w.-]{1,255}/[\w.-]{1,64})", re.ASCII)  # Gloo adds the port
+PATH = re.compile(
+    r"/([0-9a-f]{64})(?::\d+)?(/[\w.-]{1,255}/[\w.-]{1,64})", re.ASCII
+)  # Gloo adds the port
 STARTED = re.compile(rb"[!-~]{1,255} [!-~]{1,64} [\d.]{7,15}")
 LENGTH = re.compile(r"\d{1,9}", re.ASCII)
 
@@ -97,7 +99,9 @@ class Server(guard.BoundedServer, RendezvousHTTPServer):
         self.nonce = guard.nonce()
         self.token = guard.prove(key, "rank", self.nonce)
         self.largest = PER_PUT + PER_PAIR * size  # bytes of a value
-        self.room = size * (16 * PER_PUT + 2 * PER_PAIR * size)  # bytes of keys and values that can still be put
+        self.room = size * (
+            16 * PER_PUT + 2 * PER_PAIR * size
+        )  # bytes of keys and values that can still be put
         self.refused: set[str] = set()
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
@@ -136,7 +140,9 @@ class Server(guard.BoundedServer, RendezvousHTTPServer):
     def started(self) -> dict[int, str]:
         """The ranks that have come, each with `NODE INTERFACE ADDRESS`."""
         with self.cache_lock:
-            return {int(rank): value.decode() for rank, value in self.cache.get("started", {}).items()}
+            return {
+                int(rank): value.decode() for rank, value in self.cache.get("started", {}).items()
+            }
 
     def go(self) -> None:
         """Let all ranks start Horovod."""
@@ -152,9 +158,14 @@ def serve(address: str, first_port: int, allowed: set[str], size: int, key: byte
         except OSError as error:
             reason = error.strerror
             continue
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        threading.Thread(
+            target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        ).start()
         return server
-    raise StartError(f"no rendezvous at {address}, ports {first_port} to {first_port + PORTS - 1} ({reason})", code=1)
+    raise StartError(
+        f"no rendezvous at {address}, ports {first_port} to {first_port + PORTS - 1} ({reason})",
+        code=1,
+    )
 
 
 def horovod_address(address: str, port: int, token: str) -> str:
@@ -170,7 +181,9 @@ def request(address: str, port: int, path: str, put: bytes | None = None) -> byt
     method, body = ("GET", b"") if put is None else ("PUT", put)
     try:
         with socket.create_connection((address, port), timeout=ANSWER) as connection:
-            connection.sendall(f"{method} {path} HTTP/1.0\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+            connection.sendall(
+                f"{method} {path} HTTP/1.0\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+            )
             answer = guard.bounded(connection, HEAD, ANSWER).read()
     except OSError:
         return None
@@ -223,7 +236,9 @@ def find(address: str, first_port: int, key: bytes) -> tuple[int, str] | None:
     return None
 
 
-def join(address: str, first_port: int, rank: int, chosen: str, key: bytes, patience: float) -> tuple[int, str]:
+def join(
+    address: str, first_port: int, rank: int, chosen: str, key: bytes, patience: float
+) -> tuple[int, str]:
     """Put this rank's `NODE INTERFACE ADDRESS`, wait until all ranks have done so; return port and token.
 
     StartError: not in `patience` s.
@@ -232,13 +247,20 @@ def join(address: str, first_port: int, rank: int, chosen: str, key: bytes, pati
     while time.monotonic() < deadline:
         if not found:
             found = find(address, first_port, key)
-            if found and request(address, found[0], f"/{found[1]}/started/{rank}", put=chosen.encode()) is None:
+            if (
+                found
+                and request(address, found[0], f"/{found[1]}/started/{rank}", put=chosen.encode())
+                is None
+            ):
                 found = None
         elif request(address, found[0], f"/{found[1]}/go/all"):
             return found
         time.sleep(PAUSE)
     if found:
-        raise StartError(f"not all ranks came to the rendezvous at {address}:{found[0]} in {patience:.0f} s", code=1)
+        raise StartError(
+            f"not all ranks came to the rendezvous at {address}:{found[0]} in {patience:.0f} s",
+            code=1,
+        )
     raise StartError(
         f"no answer from rank 0's rendezvous at {address}, ports {first_port} to {first_port + PORTS - 1}, in {patience:.0f} s: "
         "rank 0 has not started or has another MGD_SECRET, or a firewall or a wrong address (MGD_NODE_ADDRESSES) is between",

@@ -35,7 +35,10 @@ def check(options: Mapping[str, Any], node: str, on_cpu: bool) -> None:
     RunError, on all workers: a fact differs between two workers.
     """
     if comm.size() > 1:
-        found = [json.loads(text) for text in allgather_text(json.dumps([node, facts(options, on_cpu)]), "start")]
+        found = [
+            json.loads(text)
+            for text in allgather_text(json.dumps([node, facts(options, on_cpu)]), "start")
+        ]
         if line := difference([node for node, _ in found], [facts for _, facts in found]):
             raise RunError(line)
 
@@ -76,8 +79,12 @@ def version(package: str) -> str:
 def program_digest() -> str:
     """Return the SHA-256 (first 16 hex digits) of the names and contents of this program's Python files."""
     digest = hashlib.sha256()
-    for path in sorted(path for package in ("job", "mgd", "moco") for path in (ROOT / package).rglob("*.py")):
-        digest.update(f"{path.relative_to(ROOT)}\n".encode() + hashlib.sha256(path.read_bytes()).digest())
+    for path in sorted(
+        path for package in ("job", "mgd", "moco") for path in (ROOT / package).rglob("*.py")
+    ):
+        digest.update(
+            f"{path.relative_to(ROOT)}\n".encode() + hashlib.sha256(path.read_bytes()).digest()
+        )
     return digest.hexdigest()[:16]
 
 
@@ -87,7 +94,9 @@ def difference(nodes: list[str], found: list[Facts]) -> str:
     nodes, found: of each worker. Most workers' value is the expected one. A worker without a fact is not compared.
     """
     names = dict.fromkeys(name for facts in found for name in facts)
-    differing = [name for name in names if len({facts[name] for facts in found if name in facts}) > 1]
+    differing = [
+        name for name in names if len({facts[name] for facts in found if name in facts}) > 1
+    ]
     if not differing:
         return ""
     name = differing[0]
@@ -105,7 +114,9 @@ def difference(nodes: list[str], found: list[Facts]) -> str:
 def advice(name: str, values: dict[int, str]) -> str:
     """Return what to do about a difference; values: those found, by rank."""
     if name == KERNELS:
-        least = min(values.values(), key=lambda value: LEVELS.index(value) if value in LEVELS else -1)
+        least = min(
+            values.values(), key=lambda value: LEVELS.index(value) if value in LEVELS else -1
+        )
         return f"Set ATEN_CPU_CAPABILITY={least.lower()} for all workers, or use nodes of one kind"
     if name.startswith("--"):
         return "Start all workers with the same options"

@@ -46,11 +46,26 @@ class Place:
     @classmethod
     def from_slurm(cls) -> "Place":
         """This task's place, from the variables that srun gives it. StartError: rank 0 is not on the first node."""
-        number = {name: int(os.environ[f"SLURM_{name}"]) for name in ("PROCID", "STEP_NUM_TASKS", "LOCALID", "NODEID")}
-        nodes, tasks = hostnames(os.environ["SLURM_STEP_NODELIST"]), counts(os.environ["SLURM_STEP_TASKS_PER_NODE"])
-        place = cls(number["PROCID"], number["STEP_NUM_TASKS"], number["LOCALID"], number["NODEID"], nodes, tasks)
+        number = {
+            name: int(os.environ[f"SLURM_{name}"])
+            for name in ("PROCID", "STEP_NUM_TASKS", "LOCALID", "NODEID")
+        }
+        nodes, tasks = (
+            hostnames(os.environ["SLURM_STEP_NODELIST"]),
+            counts(os.environ["SLURM_STEP_TASKS_PER_NODE"]),
+        )
+        place = cls(
+            number["PROCID"],
+            number["STEP_NUM_TASKS"],
+            number["LOCALID"],
+            number["NODEID"],
+            nodes,
+            tasks,
+        )
         if place.rank == 0 and place.node != 0:
-            raise StartError(f"rank 0 runs on {nodes[place.node]}, expected on {nodes[0]}: start with srun --distribution=block")
+            raise StartError(
+                f"rank 0 runs on {nodes[place.node]}, expected on {nodes[0]}: start with srun --distribution=block"
+            )
         return place
 
     def horovod(self) -> dict[str, int]:
@@ -77,7 +92,9 @@ def hostnames(text: str) -> list[str]:
     for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
         found = [""]
         for plain, ranges in re.findall(r"([^\[]+)|\[([^\]]*)\]", part):
-            found = [name + end for name in found for end in ([plain] if plain else numbers(ranges))]
+            found = [
+                name + end for name in found for end in ([plain] if plain else numbers(ranges))
+            ]
         names += found
     return names
 
@@ -87,13 +104,19 @@ def numbers(ranges: str) -> list[str]:
     found = []
     for part in ranges.split(","):
         first, _, last = part.partition("-")
-        found += [str(number).zfill(len(first)) for number in range(int(first), int(last or first) + 1)]
+        found += [
+            str(number).zfill(len(first)) for number in range(int(first), int(last or first) + 1)
+        ]
     return found
 
 
 def counts(text: str) -> list[int]:
     """The tasks of each node that SLURM writes as `2(x3),1`: [2, 2, 2, 1]."""
-    return [int(tasks) for tasks, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text) for _ in range(int(times or 1))]
+    return [
+        int(tasks)
+        for tasks, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
+        for _ in range(int(times or 1))
+    ]
 
 
 def addresses(nodes: list[str]) -> dict[str, str]:
@@ -101,7 +124,9 @@ def addresses(nodes: list[str]) -> dict[str, str]:
 
     StartError: it does not.
     """
-    given = dict(pair.partition("=")[::2] for pair in os.environ.get("MGD_NODE_ADDRESSES", "").split())
+    given = dict(
+        pair.partition("=")[::2] for pair in os.environ.get("MGD_NODE_ADDRESSES", "").split()
+    )
     found = {}
     for node in nodes:
         try:
@@ -124,7 +149,12 @@ def address_towards(other: str) -> str:
 def interfaces() -> dict[str, str]:
     """This machine's IPv4 addresses, each with the name of its network interface."""
     found = psutil.net_if_addrs().items()
-    return {item.address: name for name, items in found for item in items if item.family == socket.AF_INET}
+    return {
+        item.address: name
+        for name, items in found
+        for item in items
+        if item.family == socket.AF_INET
+    }
 
 
 def interface_of(address: str) -> str:
@@ -144,16 +174,23 @@ def interface_of(address: str) -> str:
 
 def address_of(interface: str) -> str:
     """This machine's first IPv4 address on an interface."""
-    return next((address for address, name in interfaces().items() if name == interface), "127.0.0.1")
+    return next(
+        (address for address, name in interfaces().items() if name == interface), "127.0.0.1"
+    )
 
 
 def job_key(place: Place) -> bytes:
     """Return the key of this try's rendezvous: from MGD_SECRET, the same for all ranks. RunError: it is too short."""
     secret = os.fsencode(os.environ.get("MGD_SECRET", ""))
     if 0 < len(secret) < SECRET:
-        raise RunError(f"MGD_SECRET: too short; expected at least {SECRET} characters. Before srun, {MAKE_SECRET}")
+        raise RunError(
+            f"MGD_SECRET: too short; expected at least {SECRET} characters. Before srun, {MAKE_SECRET}"
+        )
     if not secret and place.rank == 0 and place.size > 1:
-        print(f"no MGD_SECRET: other users of the job's nodes can join its rendezvous. Before srun, {MAKE_SECRET}", flush=True)
+        print(
+            f"no MGD_SECRET: other users of the job's nodes can join its rendezvous. Before srun, {MAKE_SECRET}",
+            flush=True,
+        )
     job = [os.environ.get(f"SLURM_{name}", "0") for name in ("JOB_ID", "STEP_ID", "RESTART_COUNT")]
     return guard.prove(secret, *job).encode()
 
@@ -183,7 +220,9 @@ def joined() -> Iterator[None]:
     server = None
     try:
         if place.rank == 0:
-            server = rendezvous.serve(address, first_port, {*known.values(), mine, address}, place.size, key)
+            server = rendezvous.serve(
+                address, first_port, {*known.values(), mine, address}, place.size, key
+            )
             port, token = server.server_address[1], server.token
             rendezvous.wait_for_all(server, place.size, patience)
             rendezvous.check_interfaces(known, [chosen, *server.started().values()])

@@ -7,7 +7,9 @@ from multiprocessing import util
 from job.errors import RunError
 
 LONGEST = 107  # bytes of a socket's path on Linux, without the zero byte
-NAMES = "/pymp-12345678/listener-12345678"  # multiprocessing's names in the folder of temporary files
+NAMES = (
+    "/pymp-12345678/listener-12345678"  # multiprocessing's names in the folder of temporary files
+)
 SHORT = ("/tmp", "/var/tmp", "/dev/shm")
 
 
@@ -19,7 +21,9 @@ def shorten_paths() -> None:
     try:
         given = tempfile.gettempdir()
     except FileNotFoundError as error:
-        raise RunError(f"TMPDIR: {error.strerror}; expected a writable folder. Set TMPDIR to one") from None
+        raise RunError(
+            f"TMPDIR: {error.strerror}; expected a writable folder. Set TMPDIR to one"
+        ) from None
     if fits(given):
         return
     for folder in filter(fits, SHORT):

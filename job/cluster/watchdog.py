@@ -45,7 +45,9 @@ class Handler(socketserver.BaseRequestHandler):
         nonce, _, proof = lines.readline().decode(errors="replace").rstrip().partition(" ")
         if guard.proves(proof, self.server.key, "ask", nonce, own_nonce):
             text = self.server.doing()
-            self.request.sendall(f"{guard.prove(self.server.key, 'answer', nonce, text)} {text}\n".encode())
+            self.request.sendall(
+                f"{guard.prove(self.server.key, 'answer', nonce, text)} {text}\n".encode()
+            )
 
 
 class Server(guard.BoundedServer):
@@ -66,11 +68,20 @@ class Watchdog:
     and one line.
     """
 
-    def __init__(self, address: str, node: str, warn: float, end: float, remark: Callable[[str, str, str], None]):
+    def __init__(
+        self,
+        address: str,
+        node: str,
+        warn: float,
+        end: float,
+        remark: Callable[[str, str, str], None],
+    ):
         self.rank, self.warn, self.end, self.remark = comm.rank(), warn, end, remark
         self.server = Server(address, self.doing)
         # (node, address, port, key)
-        self.peers = allgather((node, *self.server.server_address, self.server.key.decode()), "watchdog")
+        self.peers = allgather(
+            (node, *self.server.server_address, self.server.key.decode()), "watchdog"
+        )
         self.server.allowed = {address for _, address, _, _ in self.peers}
         self.over = threading.Event()
         for work in (self.answer, self.watch):
@@ -92,11 +103,17 @@ class Watchdog:
         own = self.peers[self.rank][1], 0  # by this address the other allows this worker
         nonce = guard.nonce()
         try:
-            with socket.create_connection((address, port), timeout=ANSWER, source_address=own) as connection:
+            with socket.create_connection(
+                (address, port), timeout=ANSWER, source_address=own
+            ) as connection:
                 lines = guard.bounded(connection, LINE, ANSWER)
                 own_nonce = lines.readline().decode(errors="replace").rstrip()
-                connection.sendall(f"{nonce} {guard.prove(key.encode(), 'ask', nonce, own_nonce)}\n".encode())
-                proof, _, text = lines.readline().decode(errors="replace").rstrip("\n").partition(" ")
+                connection.sendall(
+                    f"{nonce} {guard.prove(key.encode(), 'ask', nonce, own_nonce)}\n".encode()
+                )
+                proof, _, text = (
+                    lines.readline().decode(errors="replace").rstrip("\n").partition(" ")
+                )
         except OSError:
             return ""
         return text if guard.proves(proof, key.encode(), "answer", nonce, text) else ""
@@ -140,7 +157,11 @@ class Watchdog:
             below = list(pool.map(self.ask, range(self.rank)))
             if any(answer.startswith("waits") for answer in below):
                 return ""
-            answers = below + [self.doing()] + list(pool.map(self.ask, range(self.rank + 1, len(self.peers))))
+            answers = (
+                below
+                + [self.doing()]
+                + list(pool.map(self.ask, range(self.rank + 1, len(self.peers))))
+            )
         mine = answers[self.rank]
         text = f"rank {self.rank} on {self.peers[self.rank][0]} {mine} for {waited:.0f} s"
         for rank, answer in enumerate(answers):
@@ -161,7 +182,11 @@ def awaited(frame: FrameType) -> str:
 
     frame: the thread's innermost.
     """
-    owners = (level.f_locals.get("self") for level in outwards(frame) if level.f_code.co_name == "__next__")
+    owners = (
+        level.f_locals.get("self")
+        for level in outwards(frame)
+        if level.f_code.co_name == "__next__"
+    )
     return next((owner.doing() for owner in owners if owner and hasattr(owner, "doing")), "")
 
 
@@ -169,7 +194,11 @@ def place(frame: FrameType) -> str:
     """Where a thread is: the innermost line of this project's code except the door's, or of any where there is none."""
     levels = list(outwards(frame))
     names = [level.f_code.co_filename for level in levels]
-    ours = (level for level, name in zip(levels, names, strict=True) if name.startswith(OURS) and name != comm.__file__)
+    ours = (
+        level
+        for level, name in zip(levels, names, strict=True)
+        if name.startswith(OURS) and name != comm.__file__
+    )
     level = next(ours, levels[0])
     return f"{level.f_code.co_filename.removeprefix(ROOT)}:{level.f_lineno}"
 

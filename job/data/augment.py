@@ -50,7 +50,10 @@ class RandomView:
         order, amounts = np.argsort(random.random(4)), 2 * random.random(4) - 1
         jittered, grey, blurred, sigma, flipped = random.random(5)
         # Brightness, contrast, saturation: 0.6 to 1.4; hue: a share of the circle to either side.
-        factors = np.array([1.0, 1.0, 1.0, 0.0]) + np.array([0.4, 0.4, 0.4, 0.1 if self.aug_plus else 0.4]) * amounts
+        factors = (
+            np.array([1.0, 1.0, 1.0, 0.0])
+            + np.array([0.4, 0.4, 0.4, 0.1 if self.aug_plus else 0.4]) * amounts
+        )
         if self.aug_plus and jittered >= 0.8:
             order = np.full(4, NONE)
         grey = SATURATION if grey < 0.2 else NONE
@@ -76,7 +79,9 @@ class ClassifierView:
         return view.flip(2) if random.random() < 0.5 else view
 
 
-def random_crop(image: np.ndarray, size: int, scale: tuple[float, float], random: np.random.Generator) -> torch.Tensor:
+def random_crop(
+    image: np.ndarray, size: int, scale: tuple[float, float], random: np.random.Generator
+) -> torch.Tensor:
     """Return a part of the image of random place and shape, resized to (3, size, size).
 
     Its share of the area is drawn from `scale`, its width over its height between 3/4 and 4/3. Where ten draws do not
@@ -88,7 +93,10 @@ def random_crop(image: np.ndarray, size: int, scale: tuple[float, float], random
         ratio = math.exp(math.log(4 / 3) * (2 * random.random() - 1))
         width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < width <= W and 0 < height <= H:
-            top, left = int(random.random() * (H - height + 1)), int(random.random() * (W - width + 1))
+            top, left = (
+                int(random.random() * (H - height + 1)),
+                int(random.random() * (W - width + 1)),
+            )
             break
     else:
         height, width = min(H, max(1, round(W / (3 / 4)))), min(W, max(1, round(H * (4 / 3))))
@@ -102,14 +110,20 @@ class CentreView:
     def __init__(self, size: int):
         self.size = size
 
-    def __call__(self, image: np.ndarray, random: np.random.Generator | None = None) -> torch.Tensor:
+    def __call__(
+        self, image: np.ndarray, random: np.random.Generator | None = None
+    ) -> torch.Tensor:
         """Return a view, (3, size, size) uint8."""
-        reach = 4 * min(image.shape[:2])  # the ends of a strip do not show, and would take gigabytes
+        reach = 4 * min(
+            image.shape[:2]
+        )  # the ends of a strip do not show, and would take gigabytes
         top, left = (max(0, (side - reach) // 2) for side in image.shape[:2])
         image = image[top : top + reach, left : left + reach]
         H, W = image.shape[:2]
         short = round(self.size * 256 / 224)
-        height, width = (short if side == min(H, W) else int(short * side / min(H, W)) for side in (H, W))
+        height, width = (
+            short if side == min(H, W) else int(short * side / min(H, W)) for side in (H, W)
+        )
         top, left = round((height - self.size) / 2), round((width - self.size) / 2)
         return resize(image, height, width)[:, top : top + self.size, left : left + self.size]
 
@@ -119,7 +133,9 @@ View = Callable[[np.ndarray, np.random.Generator], torch.Tensor]
 
 def resize(image: np.ndarray, height: int, width: int) -> torch.Tensor:
     """Return (3, height, width) uint8 of an image (H, W, 3): bilinear, antialiased, as PIL does it but for rounding."""
-    batch = torch.from_numpy(image)[None].permute(0, 3, 1, 2)  # strides by which torch sees that channels are last
+    batch = torch.from_numpy(image)[None].permute(
+        0, 3, 1, 2
+    )  # strides by which torch sees that channels are last
     return F.interpolate(batch, (height, width), mode="bilinear", antialias=True)[0]
 
 

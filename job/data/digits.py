@@ -38,7 +38,9 @@ def write_digits(folder: str) -> None:
     try:
         write(folder, *load_digits(return_X_y=True))
     except OSError as error:
-        raise RunError(f"cannot write the digits to {folder}: {error.strerror}; start in a folder that can be written") from None
+        raise RunError(
+            f"cannot write the digits to {folder}: {error.strerror}; start in a folder that can be written"
+        ) from None
 
 
 def write(folder: str, images: np.ndarray, labels: np.ndarray) -> None:
@@ -50,5 +52,7 @@ def write(folder: str, images: np.ndarray, labels: np.ndarray) -> None:
         split = "train" if number < len(images) * 4 // 5 else "val"
         os.makedirs(os.path.join(part, split, str(label)), exist_ok=True)
         grey = Image.fromarray((image.reshape(8, 8) * 255 / 16).astype(np.uint8))
-        grey.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(os.path.join(part, split, str(label), f"{number:04d}.png"))
+        grey.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(
+            os.path.join(part, split, str(label), f"{number:04d}.png")
+        )
     os.rename(part, folder)

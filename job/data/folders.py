@@ -192,7 +192,9 @@ def scan_validation(data: str | Sequence[str], train: Images) -> Images:
     check_labelled(val)
     if train.classes != val.classes:
         differ = ", ".join(sorted(set(train.classes) ^ set(val.classes))[:3])
-        raise RunError(f"{train.root} and {val.root} must have the same classes; in one of them alone: {differ}")
+        raise RunError(
+            f"{train.root} and {val.root} must have the same classes; in one of them alone: {differ}"
+        )
     return val
 
 
@@ -214,7 +216,16 @@ class TrainingOrder:
     (epoch, image index): all that a view depends on besides the seed.
     """
 
-    def __init__(self, images: Images, total: int, rank: int, size: int, seed: int, epochs: int, start: Position = START):
+    def __init__(
+        self,
+        images: Images,
+        total: int,
+        rank: int,
+        size: int,
+        seed: int,
+        epochs: int,
+        start: Position = START,
+    ):
         self.images, self.total, self.rank, self.size, self.seed = images, total, rank, size, seed
         self.epochs, self.start = epochs, start
         self.steps = len(images) // total  # of an epoch

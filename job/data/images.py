@@ -19,17 +19,25 @@ from job.data import plugins
 from job.files import patient
 from job.text import printable
 
-PIXELS = 2**24  # larger images are made smaller as they are read, by a whole factor: no view needs so many
-STRIP = 2**20  # pixels; larger images become RGB so many at a time, as each step of that takes a copy
+PIXELS = (
+    2**24
+)  # larger images are made smaller as they are read, by a whole factor: no view needs so many
+STRIP = (
+    2**20
+)  # pixels; larger images become RGB so many at a time, as each step of that takes a copy
 # PIL knows these by their first bytes alone: what they show needs another program, and of EPS that runs what the file says.
 NOT_DRAWN = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-LARGEST = 8 * (Image.MAX_IMAGE_PIXELS or 0)  # bytes of the largest image that PIL reads, of 4 bytes a pixel
+LARGEST = 8 * (
+    Image.MAX_IMAGE_PIXELS or 0
+)  # bytes of the largest image that PIL reads, of 4 bytes a pixel
 ADDRESS = re.compile(" at 0x[0-9a-f]+")  # of an object, in an error's text
 Image.init()
 plugins.register()
 FORMATS = [kind for kind in Image.ID if kind not in NOT_DRAWN]
 PNG = b"\x89PNG\r\n\x1a\n"  # its first bytes
-TRANSPARENCY = b"tRNS"  # the one optional chunk of a PNG that changes the pixels of its first picture
+TRANSPARENCY = (
+    b"tRNS"  # the one optional chunk of a PNG that changes the pixels of its first picture
+)
 
 
 def prepare_process() -> None:
@@ -98,8 +106,16 @@ class Images:
     hints: Mapping[str, str] = MappingProxyType({})
     reading = np.zeros(1, dtype=np.int64)
 
-    def __init__(self, root: str, classes: list[str], names: Names, labels: np.ndarray, max_bad: int):
-        self.root, self.classes, self.names, self.labels, self.max_bad = root, classes, names, labels, max_bad
+    def __init__(
+        self, root: str, classes: list[str], names: Names, labels: np.ndarray, max_bad: int
+    ):
+        self.root, self.classes, self.names, self.labels, self.max_bad = (
+            root,
+            classes,
+            names,
+            labels,
+            max_bad,
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -138,7 +154,9 @@ class Images:
 
     def digest(self, seed: int, epoch: int, total: int) -> str:
         """A word for an epoch's images in their order, which other images, or another order, do not have."""
-        return hashlib.sha256(self.names.blob.tobytes() + self.order(seed, epoch, total).tobytes()).hexdigest()[:16]
+        return hashlib.sha256(
+            self.names.blob.tobytes() + self.order(seed, epoch, total).tobytes()
+        ).hexdigest()[:16]
 
     def pixels(self, index: int) -> np.ndarray:
         """An image, (H, W, 3) uint8. ValueError: it is undecodable."""
@@ -205,7 +223,9 @@ def decoded(content: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(without_metadata(content)), formats=FORMATS) as opened:
         image: Image.Image = opened
         factor = shrinking(image)
-        image.draft(None, (image.width // factor, image.height // factor))  # a JPEG can be decoded at a half and less
+        image.draft(
+            None, (image.width // factor, image.height // factor)
+        )  # a JPEG can be decoded at a half and less
         image.load()  # of some formats this tells mode and size
         deep = image.mode.startswith("I;16") or (image.format, image.mode) == ("PPM", "I")
         if image.width * image.height <= STRIP:
@@ -215,7 +235,9 @@ def decoded(content: bytes) -> np.ndarray:
         small = np.empty((-(-image.height // factor), -(-image.width // factor), 3), dtype=np.uint8)
         for top in range(0, image.height, rows):
             strip = image.crop((0, top, image.width, min(top + rows, image.height)))
-            small[top // factor : (top + rows) // factor] = np.asarray(on_white(strip, deep).reduce(factor))
+            small[top // factor : (top + rows) // factor] = np.asarray(
+                on_white(strip, deep).reduce(factor)
+            )
     return small
 
 

@@ -47,7 +47,10 @@ def index(data: str, log: Log) -> dict[str, list[Shard]]:
     classes = class_names([shard for some in shards.values() for shard in some])
     for split, some in shards.items():
         save_index(folders[split], classes, some)
-        for line in (selections[split].report(folders[split]), unlabelled(folders[split], selections[split])):
+        for line in (
+            selections[split].report(folders[split]),
+            unlabelled(folders[split], selections[split]),
+        ):
             if line:
                 log.line(line)
     return shards
@@ -71,7 +74,11 @@ def label_imagenet(
 
     Their names get the class's folder.
     """
-    bare = [split for split, some in shards.items() if not any(label >= 0 for shard in some for label in shard.labels)]
+    bare = [
+        split
+        for split, some in shards.items()
+        if not any(label >= 0 for shard in some for label in shard.labels)
+    ]
     found = {split: imagenet.classes_of_shards(folders[split], shards[split]) for split in bare}
     every = sorted({name for names in found.values() for name in names if name})
     number = {name: label for label, name in enumerate(every)}
@@ -90,7 +97,11 @@ def tar_files(folder: str, selection: Selection) -> list[str]:
     if not os.path.isdir(folder):
         return []
     entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    entries = [entry for entry in entries if entry.name != INDEX and selection.keeps(entry.name, entry.name)]
+    entries = [
+        entry
+        for entry in entries
+        if entry.name != INDEX and selection.keeps(entry.name, entry.name)
+    ]
     tars = []
     for entry in entries:
         if entry.name.lower().endswith(".tar") and entry.is_file():
@@ -104,7 +115,11 @@ def unlabelled(root: str, selection: Selection) -> str:
     """Return a line about the images of `root` without a label; an empty one if there are none."""
     count = selection.unlabelled.total
     needs = "job.train needs none, k-NN and job.linear do"
-    return f"{count} of {selection.taken} images in {root} have no label: {selection.unlabelled}; {needs}" if count else ""
+    return (
+        f"{count} of {selection.taken} images in {root} have no label: {selection.unlabelled}; {needs}"
+        if count
+        else ""
+    )
 
 
 def class_names(shards: list[Shard]) -> list[str]:
@@ -116,7 +131,9 @@ def class_names(shards: list[Shard]) -> list[str]:
     for shard in shards:
         for label, name in zip(shard.labels, shard.names, strict=True):
             if label >= 0:
-                found.setdefault(label, set()).add(name.removeprefix("./").rpartition("/")[0].split("/")[0])
+                found.setdefault(label, set()).add(
+                    name.removeprefix("./").rpartition("/")[0].split("/")[0]
+                )
     own = {label: min(folders) for label, folders in found.items() if len(folders) == 1}
     if len(set(own.values()) - {""}) < len(found):
         own = {}

@@ -26,7 +26,10 @@ GRACE = 45.0  # s that a batch may still take after a signal to stop; horovodrun
 FORK_SERVER = 255  # exit code of a loader process whose parent, the fork server, has ended
 # Probable causes for the end of a loader process, by signal. For any other signal it is the decoder.
 MEMORY = "probably because memory ran out. Use fewer --workers, or give the job more memory"
-CAUSES = {"SIGKILL": MEMORY, "SIGBUS": "probably because memory or a disk ran out. Use fewer --workers, or make room"}
+CAUSES = {
+    "SIGKILL": MEMORY,
+    "SIGBUS": "probably because memory or a disk ran out. Use fewer --workers, or make room",
+}
 SERVER_ENDED = f"the process that starts loader processes has ended, {MEMORY}"
 DECODER = "which its decoder does not survive. Remove that file, or convert it"
 
@@ -79,7 +82,9 @@ class Batches:
                 f"--workers {processes}: the loader processes cannot start: {error}; expected room in /dev/shm and in "
                 "TMPDIR, and file descriptors (ulimit -n). Make room, or use --workers 0"
             ) from None
-        self.processes = [process for process in multiprocessing.active_children() if process not in before]
+        self.processes = [
+            process for process in multiprocessing.active_children() if process not in before
+        ]
 
     def __iter__(self) -> "Batches":
         return self
@@ -108,7 +113,9 @@ class Batches:
         """Return the error that ends the wait, after DataLoader has raised `error`; None: only LOOK seconds are over."""
         looked = isinstance(error, RuntimeError) and "timed out" in str(error)
         # A batch of a process that has just ended may be lost before its end shows.
-        connection.wait([process.sentinel for process in self.processes], timeout=0 if looked else REAPED)
+        connection.wait(
+            [process.sentinel for process in self.processes], timeout=0 if looked else REAPED
+        )
         for process in self.processes:
             if not process.is_alive():
                 return WorkerError(self.obituary(process))
@@ -121,7 +128,9 @@ class Batches:
                 "--resume auto starts from the newest checkpoint"
             )
         if now - self.since > self.end:
-            return WorkerError(f"{self.doing()}; ended after HOROVOD_STALL_SHUTDOWN_TIME_SECONDS={self.end:.0f}")
+            return WorkerError(
+                f"{self.doing()}; ended after HOROVOD_STALL_SHUTDOWN_TIME_SECONDS={self.end:.0f}"
+            )
         if now - self.since > self.warn and not self.warned:
             self.warned = True
             self.remark(f"{self.doing()}. Its file system may be slow, or not answer")

@@ -39,7 +39,10 @@ class Reading:
     """
 
     def __init__(self, memory: Shared):
-        self.memory, self.rows = memory, np.frombuffer(memory.mapped(), dtype=np.int64).reshape(-1, 2)
+        self.memory, self.rows = (
+            memory,
+            np.frombuffer(memory.mapped(), dtype=np.int64).reshape(-1, 2),
+        )
 
     def __reduce__(self) -> tuple:
         return opened, (Reading, self.memory)
@@ -84,9 +87,17 @@ def failure(error: Exception, path: str) -> Failure:
     """Return an error of a loader process that was reading `path`, in one line."""
     if isinstance(error, RunError):
         return Failure(str(error)[:LONGEST], error.code)
-    places = [f"{os.path.basename(place.filename)}:{place.lineno}" for place in traceback.extract_tb(error.__traceback__)]
+    places = [
+        f"{os.path.basename(place.filename)}:{place.lineno}"
+        for place in traceback.extract_tb(error.__traceback__)
+    ]
     what = f"{type(error).__name__}: {printable(str(error))}"
-    return Failure(f"a batch cannot be loaded: {what[: LONGEST // 2]} ({', '.join([*places[-1:], path])})"[:LONGEST], 1)
+    return Failure(
+        f"a batch cannot be loaded: {what[: LONGEST // 2]} ({', '.join([*places[-1:], path])})"[
+            :LONGEST
+        ],
+        1,
+    )
 
 
 class Tasks(Dataset):

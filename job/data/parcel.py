@@ -79,22 +79,35 @@ class Parcel:
     The pickle is smaller than 4 KiB, which a pipe transfers in one piece. OSError: the system has no memory for the batch.
     """
 
-    sent: deque[Shared] = deque(maxlen=AHEAD)  # by this process; the worker has mapped those that drop out
+    sent: deque[Shared] = deque(
+        maxlen=AHEAD
+    )  # by this process; the worker has mapped those that drop out
 
     def __init__(self, batch: Any):
         tensors: list[memoryview] = []
 
         def described(value: Any) -> dict[str, Any]:
             if not torch.is_tensor(value):
-                raise TypeError(f"a batch holds a {type(value).__name__}; expected tensors, text and numbers")
-            flat = value.as_strided((value.numel(),), (1,)).numpy()  # dense, in any order of the dimensions
+                raise TypeError(
+                    f"a batch holds a {type(value).__name__}; expected tensors, text and numbers"
+                )
+            flat = value.as_strided(
+                (value.numel(),), (1,)
+            ).numpy()  # dense, in any order of the dimensions
             tensors.append(flat.data)
-            return {"part": len(tensors), "dtype": flat.dtype.str, "shape": value.shape, "stride": value.stride()}
+            return {
+                "part": len(tensors),
+                "dtype": flat.dtype.str,
+                "shape": value.shape,
+                "stride": value.stride(),
+            }
 
         parts = [memoryview(json.dumps(batch, default=described).encode()), *tensors]
         self.sizes = [part.nbytes for part in parts]
         self.memory = Shared(ends(self.sizes)[-1])
-        with open(self.memory.fd, "wb", closefd=False) as file:  # without memory a write fails; a mapping would crash
+        with open(
+            self.memory.fd, "wb", closefd=False
+        ) as file:  # without memory a write fails; a mapping would crash
             for part, size, end in zip(parts, self.sizes, ends(self.sizes), strict=True):
                 file.seek(end - size)
                 file.write(part)

@@ -11,7 +11,9 @@ import numpy as np
 PURPOSES = ("order", "shuffle", "view", "refresh", "drop", "weights", "pack", "matching")
 
 
-def counter(seed: int, purpose: str, epoch: int = 0, step: int = 0, sample: int = 0) -> np.random.Philox:
+def counter(
+    seed: int, purpose: str, epoch: int = 0, step: int = 0, sample: int = 0
+) -> np.random.Philox:
     """Return the Philox counter (Salmon et al., SC 2011) for these numbers; its raw output is the same on every machine.
 
     Each is from 0 to 2**63 - 1, and `purpose` one of PURPOSES. ValueError: it is none.

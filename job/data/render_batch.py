@@ -37,8 +37,12 @@ def hue(images: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
     red, green, blue = images.unbind(1)
     high = images.amax(1)  # (B, H, W)
     chroma = high - images.amin(1)
-    between = torch.stack([green - blue, blue - red, red - green]) / chroma.clamp_min(1e-3)  # of a colour without hue, 0
-    sixths = torch.where(high == red, between[0], torch.where(high == green, 2 + between[1], 4 + between[2]))
+    between = torch.stack([green - blue, blue - red, red - green]) / chroma.clamp_min(
+        1e-3
+    )  # of a colour without hue, 0
+    sixths = torch.where(
+        high == red, between[0], torch.where(high == green, 2 + between[1], 4 + between[2])
+    )
     turned = sixths + 6 * shifts[:, 0]
     # A channel is at the top within a sixth of the circle of its own hue, and falls to the bottom within another.
     places = torch.stack([turned + 5, turned + 3, turned + 1], dim=1) % 6  # (B, 3, H, W)
@@ -48,11 +52,17 @@ def hue(images: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
 def blur(images: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
     """Gaussian blurs of standard deviations (B,) in pixels, cut off at three of them; H and W are above RADIUS."""
     B, _, H, W = images.shape
-    distance = torch.arange(-RADIUS, RADIUS + 1, device=images.device, dtype=images.dtype)  # (2 RADIUS + 1,)
+    distance = torch.arange(
+        -RADIUS, RADIUS + 1, device=images.device, dtype=images.dtype
+    )  # (2 RADIUS + 1,)
     reach = (3 * sigmas).round().view(-1, 1)
-    kernel = torch.where(distance.abs() <= reach, torch.exp(-0.5 * (distance / sigmas.view(-1, 1)).square()), 0.0)
+    kernel = torch.where(
+        distance.abs() <= reach, torch.exp(-0.5 * (distance / sigmas.view(-1, 1)).square()), 0.0
+    )
     kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(3, 0)  # (3B, 2 RADIUS + 1)
-    wide = F.pad(images, [RADIUS] * 4, mode="reflect").reshape(1, 3 * B, H + 2 * RADIUS, W + 2 * RADIUS)
+    wide = F.pad(images, [RADIUS] * 4, mode="reflect").reshape(
+        1, 3 * B, H + 2 * RADIUS, W + 2 * RADIUS
+    )
     rows = F.conv2d(wide, kernel[:, None, None, :], groups=3 * B)
     return F.conv2d(rows, kernel[:, None, :, None], groups=3 * B).view(B, 3, H, W)
 
@@ -81,20 +91,38 @@ def render(images: torch.Tensor, appearances: torch.Tensor) -> torch.Tensor:
     turns, is_hue = torch.arange(operations.shape[1]), operations == HUE  # (5,), (B, 5)
     hue_turn = torch.where(is_hue.any(1), is_hue.int().argmax(1), -1).unsqueeze(1)  # (B, 1)
     weights = mix_weights(operations, factors)  # (B, 5, 3)
-    halves = [torch.where(half.unsqueeze(2), weights, UNCHANGED) for half in (turns < hue_turn, turns > hue_turn)]
-    before, after = ([each for each in half.unbind(1) if (each != UNCHANGED).any()] for half in halves)
-    rows = [chosen.nonzero()[:, 0] for chosen in (hue_turn[:, 0] >= 0, sigmas[:, 0] > 0, flips[:, 0] > 0)]
+    halves = [
+        torch.where(half.unsqueeze(2), weights, UNCHANGED)
+        for half in (turns < hue_turn, turns > hue_turn)
+    ]
+    before, after = (
+        [each for each in half.unbind(1) if (each != UNCHANGED).any()] for half in halves
+    )
+    rows = [
+        chosen.nonzero()[:, 0]
+        for chosen in (hue_turn[:, 0] >= 0, sigmas[:, 0] > 0, flips[:, 0] > 0)
+    ]
 
     # One copy for the weights of all passes, one for the indices of all others.
-    tables = torch.stack([*before, *after, torch.cat([(factors * is_hue).sum(1, keepdim=True), sigmas, flips], dim=1)])
+    tables = torch.stack(
+        [
+            *before,
+            *after,
+            torch.cat([(factors * is_hue).sum(1, keepdim=True), sigmas, flips], dim=1),
+        ]
+    )
     *mixtures, amounts = to_device(tables, images.device)
-    hued, blurred, flipped = to_device(torch.cat(rows), images.device).split([len(each) for each in rows])
+    hued, blurred, flipped = to_device(torch.cat(rows), images.device).split(
+        [len(each) for each in rows]
+    )
 
     rendered = images.to(torch.float32, memory_format=torch.contiguous_format)
     for mixture in mixtures[: len(before)]:
         rendered = mix(rendered, mixture)
     if len(hued):
-        moved = hue(rendered.index_select(0, hued), amounts[:, 0].index_select(0, hued).view(-1, 1, 1, 1))
+        moved = hue(
+            rendered.index_select(0, hued), amounts[:, 0].index_select(0, hued).view(-1, 1, 1, 1)
+        )
         rendered.index_copy_(0, hued, moved)
     for mixture in mixtures[len(before) :]:
         rendered = mix(rendered, mixture)

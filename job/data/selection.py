@@ -7,7 +7,15 @@ from job.data.images import readable_endings
 from job.text import printable
 
 # What systems and tools leave behind, besides names that begin with a dot; in lower case.
-LEFTOVERS = {"__macosx", "@eadir", "@recycle", "#recycle", "#snapshot", "lost+found", "$recycle.bin"}
+LEFTOVERS = {
+    "__macosx",
+    "@eadir",
+    "@recycle",
+    "#recycle",
+    "#snapshot",
+    "lost+found",
+    "$recycle.bin",
+}
 LEFTOVERS |= {"system volume information", "thumbs.db", "desktop.ini"}
 SHOWN = 5  # kinds in a line
 
@@ -35,7 +43,9 @@ class Tally:
 
     def __str__(self) -> str:
         kinds = sorted(self.kinds.items(), key=lambda item: -item[1][0])
-        parts = [f"{count} {kind} (such as {printable(first)})" for kind, (count, first) in kinds[:SHOWN]]
+        parts = [
+            f"{count} {kind} (such as {printable(first)})" for kind, (count, first) in kinds[:SHOWN]
+        ]
         if rest := sum(count for _, (count, _) in kinds[SHOWN:]):
             parts.append(f"{rest} of {len(kinds) - SHOWN} other kinds")
         return ", ".join(parts)

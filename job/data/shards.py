@@ -18,7 +18,18 @@ from job.files import patient, whole_file
 INDEX = "index.npz"  # beside the shards
 SPLITS = ("train", "val", "valid")
 FORMAT = 1
-PARTS = {"format", "classes", "shards", "shard_bytes", "shard_images", "names", "ends", "offsets", "sizes", "labels"}
+PARTS = {
+    "format",
+    "classes",
+    "shards",
+    "shard_bytes",
+    "shard_images",
+    "names",
+    "ends",
+    "offsets",
+    "sizes",
+    "labels",
+}
 OPEN_SHARDS = 256  # of a process: well below the 1024 files that it may usually have open
 
 
@@ -28,11 +39,23 @@ class PackedImages(Images):
 
     def __init__(self, root: str, max_bad: int):
         index = load_index(root)
-        super().__init__(root, text(index["classes"]), Names(index["names"], index["ends"]), index["labels"], max_bad)
-        self.shards, self.offsets, self.sizes = text(index["shards"]), index["offsets"], index["sizes"]
+        super().__init__(
+            root,
+            text(index["classes"]),
+            Names(index["names"], index["ends"]),
+            index["labels"],
+            max_bad,
+        )
+        self.shards, self.offsets, self.sizes = (
+            text(index["shards"]),
+            index["offsets"],
+            index["sizes"],
+        )
         self.left_out = unindexed(root, self.shards)
         self.shard_ends = index["shard_images"].cumsum()  # where each shard's images end among all
-        self.open_files: OrderedDict[int, io.FileIO] = OrderedDict()  # shard -> file, in the order of their last use
+        self.open_files: OrderedDict[int, io.FileIO] = (
+            OrderedDict()
+        )  # shard -> file, in the order of their last use
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"open_files": OrderedDict()}  # a loader process opens its own
@@ -53,7 +76,9 @@ class PackedImages(Images):
             if len(content) < size:
                 raise OSError(f"{self.shards[shard]} is cut short")
         except OSError:
-            self.open_files.pop(shard, None)  # a stale handle stays stale: the next try opens the file again
+            self.open_files.pop(
+                shard, None
+            )  # a stale handle stays stale: the next try opens the file again
             raise
         return content
 
@@ -62,7 +87,9 @@ class PackedImages(Images):
         if shard not in self.open_files:
             if len(self.open_files) == OPEN_SHARDS:
                 self.open_files.popitem(last=False)[1].close()
-            self.open_files[shard] = open(os.path.join(self.root, self.shards[shard]), "rb", buffering=0)
+            self.open_files[shard] = open(
+                os.path.join(self.root, self.shards[shard]), "rb", buffering=0
+            )
         self.open_files.move_to_end(shard)
         return self.open_files[shard]
 
@@ -111,16 +138,24 @@ def load_index(root: str) -> dict[str, np.ndarray]:
     except Exception:  # zipfile and numpy raise many kinds on damaged bytes
         raise RunError(f"{path} is no whole index: make it anew with {anew}") from None
     if found != FORMAT:
-        raise RunError(f"{path} has format {found}, this version reads {FORMAT}: make it anew with {anew}")
+        raise RunError(
+            f"{path} has format {found}, this version reads {FORMAT}: make it anew with {anew}"
+        )
     if missing := PARTS - index.keys():
-        raise RunError(f"{path} is no whole index, it lacks {min(missing)}: make it anew with {anew}")
+        raise RunError(
+            f"{path} is no whole index, it lacks {min(missing)}: make it anew with {anew}"
+        )
     for name, expected in zip(names, sizes, strict=True):
         shard = os.path.join(root, name)
         size = os.path.getsize(shard) if os.path.exists(shard) else None
         if size is None:
-            raise RunError(f"{shard} is missing: copy it there, or make the index of the others anew with {anew}")
+            raise RunError(
+                f"{shard} is missing: copy it there, or make the index of the others anew with {anew}"
+            )
         if size != expected:
-            raise RunError(f"{shard} has {size} bytes, the index says {expected}: copy it anew; or, if it is whole, {anew}")
+            raise RunError(
+                f"{shard} has {size} bytes, the index says {expected}: copy it anew; or, if it is whole, {anew}"
+            )
     return index
 
 
@@ -139,7 +174,9 @@ def save_index(root: str, classes: list[str], shards: list[Shard]) -> None:
     names = Names.of([name for shard in shards for name in shard.names])
 
     def column(key: str) -> np.ndarray:
-        return np.array([value for shard in shards for value in getattr(shard, key)], dtype=np.int64)
+        return np.array(
+            [value for shard in shards for value in getattr(shard, key)], dtype=np.int64
+        )
 
     with whole_file(os.path.join(root, INDEX)) as file:
         np.savez(

@@ -52,7 +52,10 @@ class Sample(NamedTuple):
 
 def write_shard(path: str, images: Iterable[tuple[int, str, int, bytes]]) -> None:
     """Write a tar file of images (key, name, label, content); nothing in it tells when or by whom."""
-    with whole_file(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
+    with (
+        whole_file(path) as file,
+        tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar,
+    ):
         for key, name, label, content in images:
             ending = os.path.splitext(name)[1].lower()
             parts = {ending: content, ".json": json.dumps({"path": name}).encode()}
@@ -94,14 +97,20 @@ def read_members(file: BinaryIO, path: str, selection: Selection) -> dict[str, t
                 if not member.isdir():
                     name = posixpath.normpath(member.name)
                     if name in found:
-                        selection.left_out.add("replaced by a later one of the same name", member.name)
+                        selection.left_out.add(
+                            "replaced by a later one of the same name", member.name
+                        )
                     found[name] = member
             end = tar.offset
     except tarfile.TarError as error:
-        raise RunError(f"{path} is no whole, uncompressed tar file ({error}): copy it anew, or decompress it") from None
+        raise RunError(
+            f"{path} is no whole, uncompressed tar file ({error}): copy it anew, or decompress it"
+        ) from None
     # tarfile takes a damaged or cut header for the end.
     if os.pread(file.fileno(), tarfile.BLOCKSIZE, end) != bytes(tarfile.BLOCKSIZE):
-        raise RunError(f"{path} is no whole tar file: it is damaged or cut at byte {end}; copy it anew")
+        raise RunError(
+            f"{path} is no whole tar file: it is damaged or cut at byte {end}; copy it anew"
+        )
     members = {}
     for name, member in found.items():
         if not all(selection.keeps(part, member.name) for part in name.split("/")):
@@ -116,7 +125,9 @@ def read_members(file: BinaryIO, path: str, selection: Selection) -> dict[str, t
     return members
 
 
-def followed(member: tarfile.TarInfo | None, found: dict[str, tarfile.TarInfo]) -> tarfile.TarInfo | None:
+def followed(
+    member: tarfile.TarInfo | None, found: dict[str, tarfile.TarInfo]
+) -> tarfile.TarInfo | None:
     """Return the member that a member leads to, as a link or itself; None if there is none."""
     for _ in range(MAX_LINKS):
         if member is None or not (member.islnk() or member.issym()):
@@ -137,8 +148,15 @@ def samples(members: dict[str, tarfile.TarInfo], selection: Selection) -> Iterat
         order.setdefault(key_of(name), len(order))
     images = [name for name in members if ending_of(name) in selection.endings]
     images.sort(key=lambda name: order[key_of(name)])
-    sidecars = {f"{stem_of(name)}{ending_of(name)}": name for name in members if ending_of(name) in (".cls", ".json")}
-    found = [Sample(name, sidecar(name, ".cls", sidecars), sidecar(name, ".json", sidecars)) for name in images]
+    sidecars = {
+        f"{stem_of(name)}{ending_of(name)}": name
+        for name in members
+        if ending_of(name) in (".cls", ".json")
+    }
+    found = [
+        Sample(name, sidecar(name, ".cls", sidecars), sidecar(name, ".json", sidecars))
+        for name in images
+    ]
     main: dict[str, str] = {}  # stem of a sidecar -> the image of the same stem
     for sample in found:
         if sample.stem == stem_of(sample.image):
@@ -179,12 +197,16 @@ def sidecar(name: str, ending: str, sidecars: dict[str, str]) -> str:
     return sidecars.get(f"{stem}{ending}", "")
 
 
-def described(file: BinaryIO, members: dict[str, tarfile.TarInfo], sample: Sample, selection: Selection) -> tuple[str, int]:
+def described(
+    file: BinaryIO, members: dict[str, tarfile.TarInfo], sample: Sample, selection: Selection
+) -> tuple[str, int]:
     """Return the name and label of an image; count it in `selection` if it has no valid label (-1)."""
     image, cls, info = sample
 
     def content(name: str) -> bytes:
-        return os.pread(file.fileno(), members[name].size, members[name].offset_data) if name else b""
+        return (
+            os.pread(file.fileno(), members[name].size, members[name].offset_data) if name else b""
+        )
 
     try:
         meta = json.loads(content(info) or "{}")

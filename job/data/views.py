@@ -51,7 +51,13 @@ class OneView(Dataset):
     def __getitem__(self, draw: tuple[int, int]) -> tuple[torch.Tensor, int, list[str]]:
         epoch, index = draw
         image, label, bad = self.images.read(index)
-        return self.view(image, np.random.Generator(counter(self.seed, "view", epoch=epoch, sample=index))), label, bad
+        return (
+            self.view(
+                image, np.random.Generator(counter(self.seed, "view", epoch=epoch, sample=index))
+            ),
+            label,
+            bad,
+        )
 
 
 class CentreViews(Dataset):

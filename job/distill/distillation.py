@@ -20,7 +20,9 @@ class Distillation:
     momentum: the momentum encoder, if a distiller needs one.
     """
 
-    def __init__(self, config: DistillOptions, networks: Networks | None, distillers: list[Distiller]):
+    def __init__(
+        self, config: DistillOptions, networks: Networks | None, distillers: list[Distiller]
+    ):
         self.config, self.networks, self.distillers = config, networks, distillers
         # Gathers of the workers' rows (b, ...) that have begun, one a micro-batch, by distiller.
         self.gathers: dict[str, list[comm.Pending]] = {}
@@ -76,7 +78,9 @@ class Distillation:
         for distiller in self.distillers:
             if begun := self.gathers.pop(distiller.name, None):
                 parts = [comm.wait(each).unflatten(0, (comm.size(), -1)) for each in begun]
-                total = torch.cat(parts, dim=1).flatten(0, 1)  # (N, accumulate x b, ...) -> (B, ...)
+                total = torch.cat(parts, dim=1).flatten(
+                    0, 1
+                )  # (N, accumulate x b, ...) -> (B, ...)
                 distiller.after_update(total)
 
     def generator(self, batch: MicroBatch) -> torch.Generator:
@@ -133,4 +137,8 @@ class Distillation:
 
     def histograms(self) -> dict[str, np.ndarray]:
         """Return the distributions of all distillers, by the distiller's name and their own."""
-        return {f"{each.name}/{name}": values for each in self.distillers for name, values in each.histograms().items()}
+        return {
+            f"{each.name}/{name}": values
+            for each in self.distillers
+            for name, values in each.histograms().items()
+        }

@@ -32,14 +32,18 @@ def check_fit(
         )
 
 
-def list_fitting(config: Any, every: dict[str, type[Distiller]], student: Outline, teacher: Teacher) -> str:
+def list_fitting(
+    config: Any, every: dict[str, type[Distiller]], student: Outline, teacher: Teacher
+) -> str:
     """Return the distillers that a student and a teacher fit, for a message."""
     named = []
     for name, kind in every.items():
         if not kind.misfit(config, student, teacher):
             named.append(name if teacher.has_head or not kind.needs_head(config) else "")
     sizes = teacher.outline.maps
-    equal = [stage for stage, (_, *size) in student.maps.items() if size == [*sizes.get(stage, ())][1:]]
+    equal = [
+        stage for stage, (_, *size) in student.maps.items() if size == [*sizes.get(stage, ())][1:]
+    ]
     if equal:
         stages = " ".join(map(str, equal))
         named += [f"{name} with --{name}-stages {stages}" for name in MAPS if name not in named]

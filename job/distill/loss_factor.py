@@ -32,7 +32,9 @@ def measure_factor(distiller: Distiller, networks: Networks, share: float) -> Ch
     run, framework, config = networks.run, networks.framework, distiller.config
     begun = time.perf_counter()
     order = randomness.permutation(len(networks.images), config.seed, "refresh").tolist()
-    whole = len(order) // BATCH * BATCH or len(order)  # a batch cut short to one image has no batch statistics
+    whole = len(order) // BATCH * BATCH or len(
+        order
+    )  # a batch cut short to one image has no batch statistics
     sample = order[: min(whole, BATCHES * BATCH)]
     losses = measure(distiller, networks, sample)  # (n,)
     raw = comm.to_host(comm.total(losses, "scale"), "scale").mean().item()
@@ -73,13 +75,17 @@ def measure(distiller: Distiller, networks: Networks, sample: list[int]) -> torc
         student = with_batch_statistics(student)
     probe = distiller.with_change(Change({"factor": torch.ones(())}))
     probe.module.train()
-    losses = torch.zeros(len(every_nth_batch(sample, BATCH, 0, 1)), dtype=torch.float64, device=run.device)
+    losses = torch.zeros(
+        len(every_nth_batch(sample, BATCH, 0, 1)), dtype=torch.float64, device=run.device
+    )
     generator = torch.Generator(run.device)
     with evaluating(student):
         crops = centre_crops(networks.images, sample, BATCH, config, run, "loss factor")
         for number, (inputs, _) in enumerate(crops):
             index = run.rank + number * run.size
-            generator.manual_seed(randomness.torch_seed(config.seed, "drop", epoch=0, step=index, sample=0))
+            generator.manual_seed(
+                randomness.torch_seed(config.seed, "drop", epoch=0, step=index, sample=0)
+            )
             with run.autocast(config.precision):
                 s, t = student(inputs), teacher(inputs)
                 if probe.momentum(config) is not None:

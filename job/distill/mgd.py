@@ -43,13 +43,29 @@ class MGDOptions(DistillOptions):
 
     group = "mgd"
 
-    reducer: str = option("amp", "how the teacher channels of a match become one", choices=tuple(REDUCERS))
-    margins: str = option("loaded", "init: margins of an unloaded teacher, as the original had", choices=("loaded", "init"))
-    mgd_stages: list[int] = option([1, 2, 3, 4], "stages to distil", at_least=1, below=DEPTH + 1, many=True)
-    stage_weights: list[float] = option([], "their weights, in order (default: 1 / 2^(4 - i))", at_least=0.0, many=True)
-    matching: str = option("solved", "random: drawn from the seed and never solved, a control", choices=("solved", "random"))
+    reducer: str = option(
+        "amp", "how the teacher channels of a match become one", choices=tuple(REDUCERS)
+    )
+    margins: str = option(
+        "loaded",
+        "init: margins of an unloaded teacher, as the original had",
+        choices=("loaded", "init"),
+    )
+    mgd_stages: list[int] = option(
+        [1, 2, 3, 4], "stages to distil", at_least=1, below=DEPTH + 1, many=True
+    )
+    stage_weights: list[float] = option(
+        [], "their weights, in order (default: 1 / 2^(4 - i))", at_least=0.0, many=True
+    )
+    matching: str = option(
+        "solved",
+        "random: drawn from the seed and never solved, a control",
+        choices=("solved", "random"),
+    )
     mgd_images: int = option(20_000, "images that a refresh measures", at_least=1)
-    refresh_epochs: str = option("log", "when the matching is solved: log, never, every:N, or 0,5,10", parse=parse_refresh)
+    refresh_epochs: str = option(
+        "log", "when the matching is solved: log, never, every:N, or 0,5,10", parse=parse_refresh
+    )
     mgd_correction: bool = option(False, CORRECTION)
     mgd_pooled: float = option(0.0, WEIGHT, at_least=0.0)
 
@@ -66,9 +82,13 @@ class MGD(Distiller):
     def __init__(self, config: MGDOptions, widths: Mapping[Any, int], teacher: Teacher):
         super().__init__(config, widths, teacher)
         channels = {stage: (widths[stage], teacher.widths[stage]) for stage in config.mgd_stages}
-        weights = dict(zip(config.mgd_stages, config.stage_weights, strict=False))  # of as many weights, or none
+        weights = dict(
+            zip(config.mgd_stages, config.stage_weights, strict=False)
+        )  # of as many weights, or none
         try:
-            self.module = MGDistiller(channels, config.reducer, config.loss_factor, DEPTH, weights, config.mgd_correction)
+            self.module = MGDistiller(
+                channels, config.reducer, config.loss_factor, DEPTH, weights, config.mgd_correction
+            )
             if config.mgd_pooled:
                 S, T = widths[DEPTH], teacher.widths[DEPTH]
                 groups = 1 if config.reducer == "sm" else None
@@ -149,20 +169,26 @@ class MGD(Distiller):
         for stage in self.module.stages:
             old, new = saved[f"margin{stage}"], self.module.margin(stage).cpu()
             if old.shape != new.shape or not torch.allclose(old, new):
-                raise RunError("the checkpoint's margins are not this teacher's: resume with the same --teacher and --margins")
+                raise RunError(
+                    "the checkpoint's margins are not this teacher's: resume with the same --teacher and --margins"
+                )
 
     def histograms(self) -> dict[str, np.ndarray]:
         """Return the distributions of the margins and of each BN_i."""
         found = {f"margins/layer{stage}": self.module.margin(stage) for stage in self.module.stages}
         for stage in self.module.stages:
             state = self.module.get_submodule(f"bn{stage}").state_dict().items()
-            found |= {f"bn{stage}/{name}": value for name, value in state if name != "num_batches_tracked"}
+            found |= {
+                f"bn{stage}/{name}": value for name, value in state if name != "num_batches_tracked"
+            }
             if self.module.correction:
                 weight = self.module.get_parameter(f"correction{stage}.weight")
                 found[f"correction{stage}"] = weight.detach()
         if self.pooled:
             state = self.pooled.bn.state_dict().items()
-            found |= {f"{POOLED}/{name}": value for name, value in state if name != "num_batches_tracked"}
+            found |= {
+                f"{POOLED}/{name}": value for name, value in state if name != "num_batches_tracked"
+            }
         return {name: value.cpu().numpy() for name, value in found.items()}
 
 
@@ -197,7 +223,11 @@ def prepare_refresh(mgd: MGD, epoch: int, networks: Networks) -> Change:
         costs[POOLED] = pooled_cost(costs[POOLED])
     gathered = time.perf_counter()
     solved = solve(costs, mgd.matchings, run)
-    took = {"measuring": measured - begun, "gathering": gathered - measured, "solving": time.perf_counter() - gathered}  # s
+    took = {
+        "measuring": measured - begun,
+        "gathering": gathered - measured,
+        "solving": time.perf_counter() - gathered,
+    }  # s
 
     def record() -> None:
         run.log.line(
@@ -246,7 +276,10 @@ def measure(mgd: MGD, networks: Networks, sample: list[int]) -> dict[Matched, to
                 finite &= cost.isfinite().all()
                 total += (cost * FIXED_POINT).round().long()
     if run.total(broken=~finite)["broken"]:
-        raise RunError("a network's features are not finite, so no matching can be solved: see whether the loss diverged", code=1)
+        raise RunError(
+            "a network's features are not finite, so no matching can be solved: see whether the loss diverged",
+            code=1,
+        )
     return sums
 
 
@@ -259,10 +292,16 @@ def solve(
     """
     best = [torch.zeros(matching.shape, dtype=torch.int64) for matching in matchings.values()]
     if run.rank == 0:
-        best = [assign(cost, matching.shape[0]) for cost, matching in zip(costs.values(), matchings.values(), strict=True)]
+        best = [
+            assign(cost, matching.shape[0])
+            for cost, matching in zip(costs.values(), matchings.values(), strict=True)
+        ]
     sizes = [matching.numel() for matching in best]
     flat = comm.broadcast(torch.cat([matching.flatten() for matching in best]), "refresh.matching")
-    return {stage: part.view_as(matching) for stage, part, matching in zip(costs, flat.split(sizes), best, strict=True)}
+    return {
+        stage: part.view_as(matching)
+        for stage, part, matching in zip(costs, flat.split(sizes), best, strict=True)
+    }
 
 
 def report(
@@ -287,9 +326,13 @@ def report(
     G, S = after.shape
     shape = f"matching {G}x{S} of {cost.shape[1]}"
     name = f"layer{stage}" if isinstance(stage, int) else stage
-    run.log.line(f"  {name}: {shape}, cost {old:.4f} -> {new:.4f}, {100 * changed:.1f} % of channels changed")
+    run.log.line(
+        f"  {name}: {shape}, cost {old:.4f} -> {new:.4f}, {100 * changed:.1f} % of channels changed"
+    )
     if not isinstance(stage, int):
         return
     shares = dict(groups=G, channels=S, cost_before=old, cost_after=new, changed=changed)
-    run.log.record("refresh", epoch=epoch, step=0, distiller=mgd.name, stage=stage, **shares, **took)
+    run.log.record(
+        "refresh", epoch=epoch, step=0, distiller=mgd.name, stage=stage, **shares, **took
+    )
     tensorboard.matching(run.log, mgd.name, epoch, stage, cost, before, after)

@@ -27,7 +27,9 @@ class FixedPointGradients:
     def clear(self) -> None:
         """Begin a step, without gradients."""
         count, device = len(self.sizes), self.parameters[0].device
-        self.sums = torch.zeros(sum(self.sizes) + count, dtype=torch.int64, device=device)  # last: parameters beyond LARGEST
+        self.sums = torch.zeros(
+            sum(self.sizes) + count, dtype=torch.int64, device=device
+        )  # last: parameters beyond LARGEST
         self.largest = torch.zeros(count, device=device)  # sums of the groups' largest values
 
     def add(self, loss: torch.Tensor) -> None:
@@ -42,7 +44,10 @@ class FixedPointGradients:
         self.sums[-len(self.sizes) :] = ~(self.largest < LARGEST / comm.size())
         comm.wait(comm.begin_sum_(self.sums, "gradients"))
         *sums, beyond = self.sums.split([*self.sizes, len(self.sizes)])
-        scaled = [whole.float().masked_fill(bad > 0, torch.nan) for whole, bad in zip(sums, beyond, strict=True)]
+        scaled = [
+            whole.float().masked_fill(bad > 0, torch.nan)
+            for whole, bad in zip(sums, beyond, strict=True)
+        ]
         gradients = torch._foreach_div(scaled, FIXED_POINT)
         self.norms = torch.stack(torch._foreach_norm(gradients))  # (n,)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
@@ -55,4 +60,6 @@ class FixedPointGradients:
     def beyond(self) -> list[str]:
         """Return the names of the parameters whose gradients are not finite, in the order of the backward pass."""
         finite = self.norms.isfinite().tolist()
-        return [name for name, sound in reversed([*zip(self.names, finite, strict=True)]) if not sound]
+        return [
+            name for name, sound in reversed([*zip(self.names, finite, strict=True)]) if not sound
+        ]

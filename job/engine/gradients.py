@@ -42,7 +42,9 @@ class Bucket:
             sizes = [value.numel() for value in self.parameters]
             self.flat = value.grad.new_empty(sum(sizes))
             places = zip(self.parameters, self.flat.split(sizes), strict=True)
-            self.views = {value: part.as_strided(value.shape, value.stride()) for value, part in places}
+            self.views = {
+                value: part.as_strided(value.shape, value.stride()) for value, part in places
+            }
         if self.came < len(self.parameters):  # the first backward pass of a step
             torch.mul(value.grad, scale, out=self.views[value])
         else:
@@ -71,9 +73,13 @@ class Gradients:
     passes: backward passes of a step, whose gradients are added up; half: sum over the workers in half precision.
     """
 
-    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], passes: int = 1, half: bool = False):
+    def __init__(
+        self, named: Iterable[tuple[str, nn.Parameter]], passes: int = 1, half: bool = False
+    ):
         self.passes, self.half = passes, half
-        self.buckets = [Bucket(part) for part in parts(list(named)[::-1])]  # a backward pass comes to the last ones first
+        self.buckets = [
+            Bucket(part) for part in parts(list(named)[::-1])
+        ]  # a backward pass comes to the last ones first
         for bucket in self.buckets:
             for value in bucket.parameters:
                 value.register_post_accumulate_grad_hook(functools.partial(self.came, bucket))
@@ -85,7 +91,9 @@ class Gradients:
 
     def came(self, bucket: Bucket, value: nn.Parameter) -> None:
         """A backward pass has come to a parameter of a bucket: when it is whole, it travels."""
-        bucket.take(value, 1 / comm.size())  # made small before they are summed: half precision ends at 65504
+        bucket.take(
+            value, 1 / comm.size()
+        )  # made small before they are summed: half precision ends at 65504
         if bucket.came == self.passes * len(bucket.parameters):
             bucket.send(self.half)
 
@@ -93,7 +101,9 @@ class Gradients:
         """Wait until all are summed; then each is its parameter's `grad`. RuntimeError: some parameter had none."""
         for bucket in self.buckets:
             if bucket.sum is None:
-                raise RuntimeError(f"not every parameter of the bucket of {bucket.name} has a gradient")
+                raise RuntimeError(
+                    f"not every parameter of the bucket of {bucket.name} has a gradient"
+                )
             bucket.receive()
 
     def norm(self) -> torch.Tensor:
@@ -103,7 +113,11 @@ class Gradients:
     def beyond(self) -> list[str]:
         """Names of the parameters whose gradients have a norm that is not finite, in the order of the backward pass."""
         named = [pair for bucket in self.buckets for pair in bucket.named.items()]
-        return [name for name, value in named if value.grad is not None and not value.grad.norm().isfinite()]
+        return [
+            name
+            for name, value in named
+            if value.grad is not None and not value.grad.norm().isfinite()
+        ]
 
 
 def parts(named: list[tuple[str, nn.Parameter]]) -> list[list[tuple[str, nn.Parameter]]]:

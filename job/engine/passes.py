@@ -39,7 +39,12 @@ def centre_crops(
             pixels, labels = (part.to(run.device, non_blocking=True) for part in (pixels, labels))
             yield normalize(pixels), labels
             bad += undecodable
-            run.log.progress(f"{what}: {done} of {len(batches)} batches", done, len(batches), 10 * config.print_freq)
+            run.log.progress(
+                f"{what}: {done} of {len(batches)} batches",
+                done,
+                len(batches),
+                10 * config.print_freq,
+            )
     run.note_bad_images(bad, config.max_bad_images, images)
 
 

@@ -11,13 +11,17 @@ PART = 2**18  # words at a time: what is made of them stays in the cache
 FACTOR = 1_000_003  # between parts
 
 
-def shared(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, torch.Tensor]:
+def shared(
+    model: nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> dict[str, torch.Tensor]:
     """What is the same on every worker, by name: a model but for running statistics, which are each one's own, and momenta."""
     own = own_statistics(model)
     found = {name: value for name, value in model.state_dict().items() if name not in own}
     for name, parameter in model.named_parameters():
         state = optimizer.state.get(parameter, {}) if optimizer else {}
-        found |= {f"{kind} of {name}": value for kind, value in state.items() if torch.is_tensor(value)}
+        found |= {
+            f"{kind} of {name}": value for kind, value in state.items() if torch.is_tensor(value)
+        }
     return found
 
 
@@ -45,7 +49,9 @@ def check(tensors: dict[str, torch.Tensor], when: str) -> None:
     """
     digests = torch.stack([digest(value) for value in tensors.values()])  # (n,)
     mine = comm.to_host(digests, "agreement")
-    highest, lowest = comm.highest(torch.stack([mine, -mine]), "agreement") * torch.tensor([[1], [-1]])
+    highest, lowest = comm.highest(torch.stack([mine, -mine]), "agreement") * torch.tensor(
+        [[1], [-1]]
+    )
     differ = (highest != lowest).nonzero()[:, 0].tolist()
     if not differ:
         return

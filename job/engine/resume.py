@@ -24,7 +24,9 @@ def resumed_before(config: Common, run: Run) -> bool:
     """Whether a requeued job has resumed from --resume PATH in an earlier try, and must not go back there again."""
     before = run.on_first(lambda: run.checkpoints.resumed_before(config.resume))
     if before:
-        run.log.line(f"an earlier try of this job has resumed from {config.resume}: this one resumes from its newest checkpoint")
+        run.log.line(
+            f"an earlier try of this job has resumed from {config.resume}: this one resumes from its newest checkpoint"
+        )
     return before
 
 
@@ -41,7 +43,9 @@ def check_place(config: Common, run: Run) -> None:
     source = os.path.dirname(os.path.realpath(config.resume))
     # In a container, one folder can have two names without a link between them.
     if run.checkpoints.paths() and not os.path.samefile(source, run.folder):
-        raise RunError(f"{run.folder} holds another run than --resume {config.resume}: choose another --out")
+        raise RunError(
+            f"{run.folder} holds another run than --resume {config.resume}: choose another --out"
+        )
 
 
 def check_format(saved: dict) -> None:
@@ -52,7 +56,9 @@ def check_format(saved: dict) -> None:
         )
 
 
-def tell_changes(old: dict, config: Common, where: str, run: Run, without_effect: AbstractSet[str]) -> None:
+def tell_changes(
+    old: dict, config: Common, where: str, run: Run, without_effect: AbstractSet[str]
+) -> None:
     """Log the options that differ from a checkpoint's, and matter; of newer options it had the defaults.
 
     without_effect: options that do not matter.
@@ -71,10 +77,18 @@ def warn_of_rate(saved: dict, config: Common, run: Run) -> None:
     values = dataclasses.asdict(type(config)()) | saved["config"]
     old = RateOptions(**{name: values[name] for name in names})
     last = epoch if saved["step"] else max(0, epoch - 1)
-    before, planned, now = learning_rate(old, last), learning_rate(old, epoch), learning_rate(config, epoch)
+    before, planned, now = (
+        learning_rate(old, last),
+        learning_rate(old, epoch),
+        learning_rate(config, epoch),
+    )
     if any(math.isclose(now, rate, rel_tol=SAME) for rate in (before, planned)):
         return
-    differ = [name for name in names if getattr(old, name) != getattr(config, name) and not (name == "schedule" and config.cos)]
+    differ = [
+        name
+        for name in names
+        if getattr(old, name) != getattr(config, name) and not (name == "schedule" and config.cos)
+    ]
     changed = " and ".join(f"--{name.replace('_', '-')}" for name in differ)
     smooth = planned or before  # 0 is planned after the last epoch of --cos
     advice = f"; --lr {config.lr * smooth / now:.4g} continues at {smooth:.4g}" if now else ""

@@ -105,7 +105,9 @@ class Run(Workers):
         """Write the options and open log and records; return the names of later checkpoints."""
         holds_run = bool(self.checkpoints.paths())
         if saved is None and holds_run:
-            raise RunError(f"{self.folder} holds a run already: go on with it by --resume auto, or choose another --out")
+            raise RunError(
+                f"{self.folder} holds a run already: go on with it by --resume auto, or choose another --out"
+            )
         if self.events_every:
             events.require()
         callbacks = load(options.get("log_to", ()), self.callbacks)
@@ -122,15 +124,23 @@ class Run(Workers):
             recorded = self.log.open(self.folder, start, options, callbacks)
             if holds_run and recorded < (done := self.count.at(*start)):
                 missing = f"the records of steps {recorded + 1} to {done}"
-                self.log.line(f"{self.folder}/metrics.jsonl: {missing} are missing; the run goes on without them")
+                self.log.line(
+                    f"{self.folder}/metrics.jsonl: {missing} are missing; the run goes on without them"
+                )
             if later:
                 names = ", ".join(later)
-                self.log.line(f"going back: {names} now end with {LEFT}, and the first checkpoint saved removes them")
+                self.log.line(
+                    f"going back: {names} now end with {LEFT}, and the first checkpoint saved removes them"
+                )
             if self.events_every:
                 warn = partial(self.warn, "event_files")
-                self.log.events = events.Events(self.folder, start, self.count, self.events_every, losses, warn)
+                self.log.events = events.Events(
+                    self.folder, start, self.count, self.events_every, losses, warn
+                )
         except OSError as error:
-            raise RunError(f"cannot write to {self.folder}: {error.strerror}; choose another --out") from None
+            raise RunError(
+                f"cannot write to {self.folder}: {error.strerror}; choose another --out"
+            ) from None
         return later
 
     def record_start(
@@ -145,7 +155,9 @@ class Run(Workers):
 
         counts: of "images", and of those "labelled", if known. share: images of a worker in a step.
         """
-        line = yaml.safe_dump(options, sort_keys=False, default_flow_style=True, width=float("inf")).strip()
+        line = yaml.safe_dump(
+            options, sort_keys=False, default_flow_style=True, width=float("inf")
+        ).strip()
         self.log.line(f"options: {line}")
         steps = self.count.an_epoch
         self.log.record(
@@ -173,12 +185,25 @@ class Run(Workers):
         self.log.sync()
         path = self.checkpoints.save(content, is_best)
         seconds = time.perf_counter() - begun
-        self.log.record("saved", f"saved {path}", epoch=content["epoch"], step=content["step"], path=path, seconds=seconds)
+        self.log.record(
+            "saved",
+            f"saved {path}",
+            epoch=content["epoch"],
+            step=content["step"],
+            path=path,
+            seconds=seconds,
+        )
         return path
 
     def stopped(self) -> None:
         """Record that a signal has ended the run."""
-        self.log.record("end", "stopped by a signal; --resume auto goes on from here", how="stopped", text="", code=0)
+        self.log.record(
+            "end",
+            "stopped by a signal; --resume auto goes on from here",
+            how="stopped",
+            text="",
+            code=0,
+        )
 
     def end(self, line: str) -> None:
         """Print and record the run's last line, and leave it in the folder's file `complete`: nothing is left to do."""
@@ -189,7 +214,9 @@ class Run(Workers):
             try:
                 write_whole(self.complete, f"{line}\n".encode())
             except OSError as error:
-                raise RunError(f"cannot write {self.complete}: {error.strerror}; the run is done but for this file") from None
+                raise RunError(
+                    f"cannot write {self.complete}: {error.strerror}; the run is done but for this file"
+                ) from None
 
         self.on_first(mark)
 

@@ -37,7 +37,9 @@ def gather(model: nn.Module) -> torch.Tensor:
 def load(model: nn.Module, flat: torch.Tensor) -> None:
     """Set the running statistics of a model from a row (D,) of `gather`."""
     buffers = list(own_statistics(model).values())
-    for buffer, values in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+    for buffer, values in zip(
+        buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True
+    ):
         buffer.copy_(values.view_as(buffer))
 
 

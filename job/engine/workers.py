@@ -39,7 +39,9 @@ class Workers:
 
     def __enter__(self) -> Self:
         self.watchdog: Watchdog | None = None
-        self.stop = Stop()  # before Horovod starts: a signal that comes meanwhile is obeyed at the first step
+        self.stop = (
+            Stop()
+        )  # before Horovod starts: a signal that comes meanwhile is obeyed at the first step
         try:
             self.device = launch.start(self.options)
             self.rank, self.size = comm.rank(), comm.size()
@@ -60,7 +62,12 @@ class Workers:
             self.log.remark("warning", "nccl_network", slow)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         of_device = exits.device_error(error, self.options)
         error = of_device or error
         if self.watchdog:
@@ -82,9 +89,15 @@ class Workers:
     def close_log(self, error: BaseException | None) -> None:
         """Write the error that ends the run to the log, and close the log."""
         if isinstance(error, Exception):
-            text = str(error) if isinstance(error, RunError | comm.WorkerGone) else f"{type(error).__name__}: {error}"
+            text = (
+                str(error)
+                if isinstance(error, RunError | comm.WorkerGone)
+                else f"{type(error).__name__}: {error}"
+            )
             self.log.note(f"error: {text}")
-            self.log.record("end", how="error", text=printable(text), code=getattr(error, "code", 1))
+            self.log.record(
+                "end", how="error", text=printable(text), code=getattr(error, "code", 1)
+            )
         self.log.close()
 
     def remark(self, kind: str, id: str, text: str) -> None:
@@ -102,7 +115,9 @@ class Workers:
     def batches(self, views: Views, draws: Iterable[list], processes: int) -> Batches:
         """Return an iterator over the batches of `draws`, lists of indices of `views`, on the CPU."""
         warn = partial(self.warn, "slow_images")
-        return Batches(views, draws, processes, self.device.type == "cuda", self.stop, launch.patience(), warn)
+        return Batches(
+            views, draws, processes, self.device.type == "cuda", self.stop, launch.patience(), warn
+        )
 
     def rounds(self, count: int) -> Iterator[int]:
         """Yield 1 to `count`; a signal to any worker ends the loop of all. A collective.

@@ -63,13 +63,21 @@ class Classifier:
     def batches(self, start: Position) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[str]]]:
         """An iterator over this worker's training views from (epoch, step) on: (B, 3, H, W) uint8, labels, bad files."""
         config, run = self.config, self.run
-        order = TrainingOrder(self.train, config.batch_size, run.rank, run.size, config.seed, config.epochs, start)
-        view = ClassifierView(config.image_size) if config.augment else CentreView(config.image_size)
+        order = TrainingOrder(
+            self.train, config.batch_size, run.rank, run.size, config.seed, config.epochs, start
+        )
+        view = (
+            ClassifierView(config.image_size) if config.augment else CentreView(config.image_size)
+        )
         return run.batches(OneView(self.train, view, config.seed), order, config.workers)
 
     def backbone(self) -> dict[str, torch.Tensor]:
         """The frozen tensors, by name."""
-        return {name: value for name, value in self.net.state_dict().items() if not name.startswith("fc.")}
+        return {
+            name: value
+            for name, value in self.net.state_dict().items()
+            if not name.startswith("fc.")
+        }
 
     def common(self) -> dict[str, torch.Tensor]:
         """All that is the same on every worker, by name: also all of the frozen network, whose features train the others."""
@@ -91,7 +99,9 @@ def build(config: LinearConfig, run: Run) -> Classifier:
         run.log.remark("hint", id, text)
     if trains and train.labelled < len(train):
         unlabelled = len(train) - train.labelled
-        raise RunError(f"{unlabelled} of {len(train)} images in {train.root} have no label: a classifier needs one for each")
+        raise RunError(
+            f"{unlabelled} of {len(train)} images in {train.root} have no label: a classifier needs one for each"
+        )
     if trains and len(train) < config.batch_size:
         raise RunError(
             f"{train.root} has {len(train)} images, fewer than --batch-size {config.batch_size}: choose a smaller batch"
@@ -120,13 +130,19 @@ def frozen(config: LinearConfig, run: Run) -> tuple[Network, LinearConfig, dict]
     """
     weights, size = None, 224
     if config.pretrained:
-        weights = run.on_first(lambda: read_backbone(config.pretrained, config.arch, arch_flag="--arch"))
+        weights = run.on_first(
+            lambda: read_backbone(config.pretrained, config.arch, arch_flag="--arch")
+        )
         check_first_layer(config, weights.arch)
         if config.stem not in ("", weights.stem):
             raise RunError(f"--stem {config.stem}: {config.pretrained} has the {weights.stem} one")
         if config.width not in (0, weights.width):
-            raise RunError(f"--width {config.width}: {config.pretrained} has {weights.width} channels in its first stage")
-        config = dataclasses.replace(config, arch=weights.arch, stem=weights.stem, width=weights.width)
+            raise RunError(
+                f"--width {config.width}: {config.pretrained} has {weights.width} channels in its first stage"
+            )
+        config = dataclasses.replace(
+            config, arch=weights.arch, stem=weights.stem, width=weights.width
+        )
         size = weights.meta["config"].get("image_size", weights.image_size or size)
         run.log.line(f"frozen: {weights.report}")
     if not weights:
@@ -141,8 +157,12 @@ def frozen(config: LinearConfig, run: Run) -> tuple[Network, LinearConfig, dict]
     if config.image_size < 8:
         raise RunError(f"--image-size {config.image_size}: expected 8 or more")
     if not config.pretrained:
-        run.log.line(f"frozen: {config.arch} with random weights, as no --pretrained names others: the baseline")
-    torch.manual_seed(randomness.torch_seed(config.seed, "weights"))  # job.train's, whose student begins so by default
+        run.log.line(
+            f"frozen: {config.arch} with random weights, as no --pretrained names others: the baseline"
+        )
+    torch.manual_seed(
+        randomness.torch_seed(config.seed, "weights")
+    )  # job.train's, whose student begins so by default
 
     def build() -> Network:
         if weights:
@@ -159,7 +179,9 @@ def check_first_layer(config: LinearConfig, arch: str) -> None:
     """RunError: --stem or --width is given for a network that is no ResNet."""
     for name in ("stem", "width"):
         if getattr(config, name) and arch not in ARCHS:
-            raise RunError(f"--{name}: no effect on {arch}, which is no ResNet of torchvision; leave it out")
+            raise RunError(
+                f"--{name}: no effect on {arch}, which is no ResNet of torchvision; leave it out"
+            )
 
 
 def find(config: LinearConfig, run: Run) -> dict | None:
@@ -180,13 +202,19 @@ def restore(saved: dict, classifier: Classifier) -> Position:
     """
     config, where = classifier.config, f"the checkpoint of --resume {classifier.config.resume}"
     if "format" not in saved or "best_acc1" not in saved:
-        raise RunError(f"{where} is no linear classifier of this program: give one of job.linear; features go to --pretrained")
+        raise RunError(
+            f"{where} is no linear classifier of this program: give one of job.linear; features go to --pretrained"
+        )
     check_format(saved)
     if saved["classes"] != classifier.train.classes:
-        raise RunError(f"{where} tells {len(saved['classes'])} other classes apart than {classifier.train.root} has")
+        raise RunError(
+            f"{where} tells {len(saved['classes'])} other classes apart than {classifier.train.root} has"
+        )
     state = {name.removeprefix("module."): value for name, value in saved["state_dict"].items()}
     if differs := different(state, classifier.backbone()):
-        raise RunError(f"{where} stands on other features ({differs} differs): resume with the --pretrained that it began with")
+        raise RunError(
+            f"{where} stands on other features ({differs} differs): resume with the --pretrained that it began with"
+        )
     if not config.evaluate:
         check_same_optimizer(saved["config"].get("lars", False), config.lars, where)
     if saved["step"]:
@@ -195,7 +223,9 @@ def restore(saved: dict, classifier: Classifier) -> Position:
     if not config.evaluate:
         warn_of_rate(saved, config, classifier.run)
     if saved["workers"] != classifier.run.size:
-        classifier.run.log.line(f"{where} was saved by {saved['workers']} workers; now {classifier.run.size}")
+        classifier.run.log.line(
+            f"{where} was saved by {saved['workers']} workers; now {classifier.run.size}"
+        )
     classifier.net.load_state_dict(state)
     load_optimizer(classifier.optimizer, saved["optimizer"], config)
     classifier.best = saved["best_acc1"]
@@ -253,12 +283,16 @@ def check_same_epoch(saved: dict, classifier: Classifier, where: str) -> None:
     }
     for name, (then, now) in changes.items():
         if then != now:
-            raise RunError(f"{where} was taken within an epoch, where the {name} cannot change: {then}, now {now}")
+            raise RunError(
+                f"{where} was taken within an epoch, where the {name} cannot change: {then}, now {now}"
+            )
 
 
 def different(state: dict[str, torch.Tensor], backbone: dict[str, torch.Tensor]) -> str:
     """Return the first name under which `state` has other bytes than `backbone`, or nothing."""
-    return next((name for name, value in backbone.items() if not same_bytes(state.get(name), value)), "")
+    return next(
+        (name for name, value in backbone.items() if not same_bytes(state.get(name), value)), ""
+    )
 
 
 def same_bytes(one: torch.Tensor | None, other: torch.Tensor) -> bool:
@@ -278,7 +312,9 @@ def save(classifier: Classifier, epoch: int, step: int, is_best: bool) -> None:
         content = {
             "epoch": epoch,
             "arch": classifier.config.arch,
-            "state_dict": {f"module.{name}": value for name, value in classifier.net.state_dict().items()},
+            "state_dict": {
+                f"module.{name}": value for name, value in classifier.net.state_dict().items()
+            },
             "best_acc1": classifier.best,
             "optimizer": classifier.optimizer.state_dict(),
             "step": step,

@@ -57,7 +57,9 @@ def choose_k(bank: Images, k: int) -> int:
     return max(1, min(k or min(K, len(labels) // len(np.unique(labels))), len(labels)))
 
 
-def knn_accuracy(net: Network, bank: Images, queries: Images, config: Options | LinearConfig, run: Run) -> Accuracy:
+def knn_accuracy(
+    net: Network, bank: Images, queries: Images, config: Options | LinearConfig, run: Run
+) -> Accuracy:
     """Return the accuracy of a network's features under its head, on centre crops. A collective.
 
     Each image of `queries` takes the label with the largest sum of exp(cosine / TEMPERATURE) among its
@@ -75,11 +77,15 @@ def knn_accuracy(net: Network, bank: Images, queries: Images, config: Options | 
     sums = run.total(right=(predicted == mine).sum(), counted=(mine >= 0).sum(), voting=sum(voting))
     for name, images in (("counted", queries), ("voting", bank)):
         if not sums[name]:
-            raise RunError(f"{images.root}: no image with a label can be decoded, and k-NN needs one", code=1)
+            raise RunError(
+                f"{images.root}: no image with a label can be decoded, and k-NN needs one", code=1
+            )
     top1, k = 100 * sums["right"] / sums["counted"], min(k, int(sums["voting"]))
     auc = spectrum_auc(features[truth >= 0])
     text = f"k-NN accuracy on {queries.some(sums['counted'])}: top-1 {top1:.2f} %, k = {k} among {bank.some(sums['voting'])}"
-    text += f"; AUC of the features' singular values {auc:.3f} (0.5 to 1; higher is nearer to collapse)"
+    text += (
+        f"; AUC of the features' singular values {auc:.3f} (0.5 to 1; higher is nearer to collapse)"
+    )
     return Accuracy(top1, auc, k, int(sums["counted"]), text)
 
 
@@ -103,16 +109,29 @@ def extract(encoder: nn.Module, images: Images, config: Common, run: Run) -> Ite
 def gather(blocks: list[Block], images: Images, run: Run) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the features (m, C) and labels (m,) of all workers' blocks, in the order of the images."""
     width = comm.highest(torch.tensor(blocks[0][0].shape[1] if blocks else 0), "knn.width")
-    features = torch.cat([features for features, _ in blocks] or [torch.zeros(0, int(width), device=run.device)])
-    labels = torch.cat([labels for _, labels in blocks] or [torch.zeros(0, dtype=torch.long, device=run.device)])
-    places = [every_nth_batch(list(range(len(images))), BATCH, rank, run.size) for rank in range(run.size)]
-    order = torch.tensor([place for batches in places for batch in batches for place in batch]).argsort().to(run.device)
+    features = torch.cat(
+        [features for features, _ in blocks] or [torch.zeros(0, int(width), device=run.device)]
+    )
+    labels = torch.cat(
+        [labels for _, labels in blocks] or [torch.zeros(0, dtype=torch.long, device=run.device)]
+    )
+    places = [
+        every_nth_batch(list(range(len(images))), BATCH, rank, run.size) for rank in range(run.size)
+    ]
+    order = (
+        torch.tensor([place for batches in places for batch in batches for place in batch])
+        .argsort()
+        .to(run.device)
+    )
     return comm.gather(features, "knn.features")[order], comm.gather(labels, "knn.labels")[order]
 
 
 def nearest(queries: torch.Tensor, blocks: Iterable[Block], k: int) -> torch.Tensor:
     """Return the keys (m, k) of the k nearest in `blocks` to each of queries (m, C), never holding all cosines at once."""
-    best = to_keys(queries.new_full((len(queries), k), -torch.inf), torch.zeros(k, dtype=torch.long, device=queries.device))
+    best = to_keys(
+        queries.new_full((len(queries), k), -torch.inf),
+        torch.zeros(k, dtype=torch.long, device=queries.device),
+    )
     for features, labels in blocks:
         cosines = (queries @ features.T).masked_fill(labels < 0, -torch.inf)  # (m, n)
         best = torch.cat([best, to_keys(cosines, labels.clamp_min(0))], dim=1).topk(k, dim=1).values

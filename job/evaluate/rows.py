@@ -22,7 +22,12 @@ from job.errors import RunError
 from job.files import write_whole
 
 ORIGIN, JOURNAL, ROWS = "origin.json", "groups.jsonl", "rows.f32"
-MEANT = {"names": "set of images", "images": "number of images", "network": "checkpoint", "data": "DIR"}
+MEANT = {
+    "names": "set of images",
+    "images": "number of images",
+    "network": "checkpoint",
+    "data": "DIR",
+}
 
 
 class Rows:

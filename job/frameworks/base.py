@@ -32,7 +32,9 @@ class Output:
     """The results of a student's forward pass over a micro-batch of b images."""
 
     losses: dict[str, torch.Tensor]  # () each: means over the images, by name
-    features: dict[str, torch.Tensor]  # {"layerN": (b, S, H, W)}, before the stage's last ReLU; "fc" (b, d) of a head
+    features: dict[
+        str, torch.Tensor
+    ]  # {"layerN": (b, S, H, W)}, before the stage's last ReLU; "fc" (b, d) of a head
     embeddings: torch.Tensor  # (b, d), L2-normalised, without gradient
     metrics: dict[str, torch.Tensor]  # () each: sums over the images, by name
     others: tuple[dict[str, torch.Tensor], ...] = ()  # features of the further distilled views
@@ -101,7 +103,11 @@ class Framework:
     def student(self) -> Network:
         """Return a copy of the student, with an untrained head."""
         net = self.network()
-        body = {name: value for name, value in self.encoder.state_dict().items() if not name.startswith("fc.")}
+        body = {
+            name: value
+            for name, value in self.encoder.state_dict().items()
+            if not name.startswith("fc.")
+        }
         net.load_state_dict(body, strict=False)
         return net.to(next(self.encoder.parameters()).device)
 

@@ -71,10 +71,21 @@ class MoCoFramework(Framework):
         super().__init__(config, stages)
         first = first_layers(config) | {"head_width": config.head_width}
         self.module = build_moco(
-            comm, config.arch, config.moco_dim, config.moco_k, config.moco_m, config.moco_t, config.mlp, stages, **first
+            comm,
+            config.arch,
+            config.moco_dim,
+            config.moco_k,
+            config.moco_m,
+            config.moco_t,
+            config.mlp,
+            stages,
+            **first,
         )
         self.encoder, self.head_dim = self.module.encoder_q, config.moco_dim
-        self.reference, self.reference_text = math.log(config.moco_k + 1), "ln(K + 1)"  # the loss of guessing
+        self.reference, self.reference_text = (
+            math.log(config.moco_k + 1),
+            "ln(K + 1)",
+        )  # the loss of guessing
 
     def networks(self) -> list[nn.Module]:
         """Return the networks that --compile compiles."""
@@ -83,13 +94,17 @@ class MoCoFramework(Framework):
     def prepare(self, views: list[torch.Tensor], position: Position) -> Keys:
         """Update the key encoder, and send the key images (B, 3, H, W) to where they are encoded."""
         config = self.config
-        permutation = randomness.permutation(config.batch_size, config.seed, "shuffle", *position)  # (NB,)
+        permutation = randomness.permutation(
+            config.batch_size, config.seed, "shuffle", *position
+        )  # (NB,)
         return self.module.keys(views[1], torch.from_numpy(permutation), config.accumulate)
 
     def forward(self, batch: MicroBatch, prepared: Keys) -> Output:
         """Contrast a micro-batch of queries with its keys."""
         logits, queries, encoded = self.module(batch.images, prepared, batch.part)
-        positive = torch.zeros(len(logits), dtype=torch.long, device=logits.device)  # every query's logit 0
+        positive = torch.zeros(
+            len(logits), dtype=torch.long, device=logits.device
+        )  # every query's logit 0
         correct = 100.0 * (logits.argmax(1) == 0).sum()  # ()
         others = tuple(self.encoder(images) for images in batch.others)
         loss = F.cross_entropy(logits, positive)
@@ -134,14 +149,21 @@ class MoCoFramework(Framework):
 
     def hints(self, means: dict[str, float]) -> dict[str, str]:
         """Return {id: sentence} of a loss like that of guessing, or of a task that is too easy."""
-        found = {"stuck": stuck(self.config, means), "solved": solved(self.config, comm.size(), means)}
+        found = {
+            "stuck": stuck(self.config, means),
+            "solved": solved(self.config, comm.size(), means),
+        }
         return {id: hint for id, hint in found.items() if hint}
 
 
 def expected(config: MoCoOptions) -> list[str]:
     """Return the normal course of the loss and the accuracy."""
     K, guess = config.moco_k, math.log(config.moco_k + 1)
-    rises = f" while the learning rate rises (--warmup-epochs {config.warmup_epochs})" if config.warmup_epochs else ""
+    rises = (
+        f" while the learning rate rises (--warmup-epochs {config.warmup_epochs})"
+        if config.warmup_epochs
+        else ""
+    )
     return [
         f"contrastive loss near ln(K + 1) = {guess:.2f}, that of guessing among {K} negatives, once keys have "
         f"filled the queue ({math.ceil(K / config.batch_size)} steps; before, noise is told from a key with ease); it stays "
@@ -167,7 +189,9 @@ def stuck(config: MoCoOptions, means: dict[str, float]) -> str | None:
 def solved(config: MoCoOptions, workers: int, means: dict[str, float]) -> str | None:
     """Return a hint if keys are told apart with too much ease to learn from it."""
     guess = math.log(config.moco_k + 1)
-    if means["accuracy"] < SOLVED or means["contrastive"] > guess / 2:  # identical keys are found as well
+    if (
+        means["accuracy"] < SOLVED or means["contrastive"] > guess / 2
+    ):  # identical keys are found as well
         return None
     alone = (
         "one worker by itself has no other to shuffle batch norm with, through which a query knows its key: use more "
@@ -178,4 +202,6 @@ def solved(config: MoCoOptions, workers: int, means: dict[str, float]) -> str | 
         f"--crop-min than {config.crop_min:g}), or --moco-k {config.moco_k} is too few negatives"
     )
     cause = alone if workers * config.accumulate == 1 else shortcut
-    return f"contrast accuracy {means['accuracy']:.1f} %: the task is too easy to learn from; {cause}"
+    return (
+        f"contrast accuracy {means['accuracy']:.1f} %: the task is too easy to learn from; {cause}"
+    )

@@ -16,7 +16,10 @@ class NoFramework(Framework):
 
     name = "none"
     losses = ()
-    reference, reference_text = math.log(65536 + 1), "ln(65537)"  # MoCo's as published: a share pulls as hard as with MoCo
+    reference, reference_text = (
+        math.log(65536 + 1),
+        "ln(65537)",
+    )  # MoCo's as published: a share pulls as hard as with MoCo
 
     def __init__(self, config: Any, stages: list[int]):
         """RunError: no distiller reaches the last stage."""
@@ -33,5 +36,7 @@ class NoFramework(Framework):
     def forward(self, batch: MicroBatch, prepared: None) -> Output:
         """Run the student on a micro-batch."""
         first, *others = (self.encoder(images) for images in (batch.images, *batch.others))
-        pooled, *_ = [features.pop(POOLED).detach().float() for features in (first, *others)]  # (b, C)
+        pooled, *_ = [
+            features.pop(POOLED).detach().float() for features in (first, *others)
+        ]  # (b, C)
         return Output({}, first, F.normalize(pooled, dim=1), {}, tuple(others))

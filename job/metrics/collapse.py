@@ -25,7 +25,10 @@ def signs(embeddings: torch.Tensor, features: dict[str, torch.Tensor]) -> dict[s
     first, second, *fires = sums.split([dim, dim, *map(len, fires)])
     variance = (second - first.square() / n).clamp_min(0) / (n - 1)  # (d,)
     found = {"feature_std": variance.sqrt().mean().item() * dim**0.5}
-    return found | {f"dead_{name}": (fire == 0).double().mean().item() for name, fire in zip(stages, fires, strict=True)}
+    return found | {
+        f"dead_{name}": (fire == 0).double().mean().item()
+        for name, fire in zip(stages, fires, strict=True)
+    }
 
 
 @torch.no_grad()
@@ -57,7 +60,11 @@ def describe(found: dict[str, float]) -> str:
     """Return signs in words: `deviation 0.93 of 1, rank of the queue 61.2, dead channels 0 % of layer4`."""
     words = [f"deviation {found['feature_std']:.2f} of 1"]
     words += [f"rank of the queue {found['queue_rank']:.1f}"] if "queue_rank" in found else []
-    dead = ", ".join(f"{100 * part:.0f} % of {name.removeprefix('dead_')}" for name, part in found.items() if "dead" in name)
+    dead = ", ".join(
+        f"{100 * part:.0f} % of {name.removeprefix('dead_')}"
+        for name, part in found.items()
+        if "dead" in name
+    )
     return ", ".join([*words, f"dead channels {dead}"] if dead else words)
 
 
@@ -72,7 +79,9 @@ def warnings(found: dict[str, float], cause: str = "--lr is too high") -> dict[s
             f"the student gives nearly the same features for all images (deviation {found['feature_std']:.3f} < {STD}): "
             f"see whether {cause}, or the images are too much alike"
         )
-    dead = {name: value for name, value in found.items() if name.startswith("dead_") and value > DEAD}
+    dead = {
+        name: value for name, value in found.items() if name.startswith("dead_") and value > DEAD
+    }
     if dead:
         stages = ", ".join(f"{100 * value:.0f} % of {name[5:]}" for name, value in dead.items())
         sentences["dead_channels"] = (

@@ -15,7 +15,9 @@ from job.metrics.scalars import scalars
 from job.position import Count, Position
 
 BINS = 64  # of a histogram
-STAMP = re.compile(r"events\.out\.tfevents\.(\d+(?:\.\d{6})?)\.")  # s since 1970, by the clock of the node that wrote the file
+STAMP = re.compile(
+    r"events\.out\.tfevents\.(\d+(?:\.\d{6})?)\."
+)  # s since 1970, by the clock of the node that wrote the file
 
 
 def require() -> None:
@@ -39,7 +41,13 @@ class Events:
     """
 
     def __init__(
-        self, folder: str, start: Position, count: Count, every: int, losses: Sequence[str], warn: Callable[[str], None]
+        self,
+        folder: str,
+        start: Position,
+        count: Count,
+        every: int,
+        losses: Sequence[str],
+        warn: Callable[[str], None],
     ):
         from tensorboard.compat.proto.event_pb2 import SessionLog
         from torch.utils.tensorboard import RecordWriter

@@ -189,7 +189,9 @@ class Log:
             return
         if self.bar is None or done < self.bar.n or total != self.bar.total:
             self.end_progress()
-            self.bar = tqdm(total=total, initial=done - 1, leave=False, dynamic_ncols=True, file=sys.stdout)
+            self.bar = tqdm(
+                total=total, initial=done - 1, leave=False, dynamic_ncols=True, file=sys.stdout
+            )
         self.bar.set_description(text, refresh=False)
         self.bar.update(done - self.bar.n)
         if done == total:

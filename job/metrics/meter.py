@@ -54,7 +54,9 @@ class Journal:
         yield
         self.waited = time.perf_counter() - begun
 
-    def check_finite(self, step: int, sums: dict[str, float], beyond: Callable[[], list[str]]) -> None:
+    def check_finite(
+        self, step: int, sums: dict[str, float], beyond: Callable[[], list[str]]
+    ) -> None:
         """RunError, on all workers, before the update: a loss or gradient is not finite, on one of them or on all.
 
         beyond: returns the names of the parameters whose gradients are not finite.
@@ -65,7 +67,11 @@ class Journal:
             what, where = "loss", ""
             if math.isfinite(sums["loss"]):
                 what, names = "gradient", beyond()
-                where = f"; of {len(names)} parameters, {names[0]} first in the backward pass" if names else ""
+                where = (
+                    f"; of {len(names)} parameters, {names[0]} first in the backward pass"
+                    if names
+                    else ""
+                )
             raise RunError(
                 f"the {what} is not finite at epoch {self.epoch}, step {step} ({parts}{where}); the checkpoints are "
                 f"untouched. {self.advice} may help",
@@ -88,14 +94,22 @@ class Journal:
         self.records.append(record)
         self.run.log.record("step", **record)
         self.run.log.progress(
-            self.describe(f"epoch {self.epoch} step {step + 1}/{self.steps}", record), step + 1, self.steps, self.print_freq
+            self.describe(f"epoch {self.epoch} step {step + 1}/{self.steps}", record),
+            step + 1,
+            self.steps,
+            self.print_freq,
         )
 
     def end_epoch(self) -> None:
         """Say an epoch's averages."""
         if self.records:
-            mean = {key: sum(record[key] for record in self.records) / len(self.records) for key in self.records[0]}
-            mean["images_per_s"] = len(self.records) / sum(1 / record["images_per_s"] for record in self.records)
+            mean = {
+                key: sum(record[key] for record in self.records) / len(self.records)
+                for key in self.records[0]
+            }
+            mean["images_per_s"] = len(self.records) / sum(
+                1 / record["images_per_s"] for record in self.records
+            )
             self.run.log.line(self.describe(f"epoch {self.epoch} mean", mean))
 
     def describe(self, what: str, numbers: dict[str, float]) -> str:
@@ -113,7 +127,10 @@ class ClassifierJournal(Journal):
 
     def numbers(self, sums: dict[str, float]) -> dict[str, float]:
         """The loss averaged over the images, and the accuracies in percent of all views."""
-        return {"loss": sums["loss"], **{top: 100 * sums[top] / self.total for top in ("top1", "top5")}}
+        return {
+            "loss": sums["loss"],
+            **{top: 100 * sums[top] / self.total for top in ("top1", "top5")},
+        }
 
     def losses(self, numbers: dict[str, float]) -> str:
         """The loss and the accuracies."""

@@ -214,7 +214,13 @@ PROCESS: dict[str, type] = {
 JOB: dict[str, type] = {"try": Try, "decision": Decision}
 KINDS = COURSE | PROCESS | JOB
 # Files of earlier versions have no kinds: a record there is of the first kind whose field it has.
-FIELDS = {"stage": "refresh", "knn": "knn", "feature_std": "collapse", "val_top1": "validation", "loss": "step"}
+FIELDS = {
+    "stage": "refresh",
+    "knn": "knn",
+    "feature_std": "collapse",
+    "val_top1": "validation",
+    "loss": "step",
+}
 FIELDS |= {"batch_size": "change", "loss_factor": "factor"}
 # Fields that records of earlier versions lack, and their values in those versions.
 EARLIER: dict[str, dict[str, Any]] = {kind: {"distiller": "mgd"} for kind in ("refresh", "factor")}
@@ -227,7 +233,9 @@ RANGE = {"cosine": 1.0}
 
 def kind_of(record: Mapping[str, Any]) -> str:
     """Return a record's kind; "" if it has none that is known."""
-    kind = record.get("kind") or next((kind for field, kind in FIELDS.items() if field in record), "")
+    kind = record.get("kind") or next(
+        (kind for field, kind in FIELDS.items() if field in record), ""
+    )
     return kind if isinstance(kind, str) and kind in KINDS else ""
 
 

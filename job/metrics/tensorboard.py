@@ -35,7 +35,13 @@ def views(log: Log, name: str, epoch: int, given: Sequence[torch.Tensor]) -> Non
 
 
 def matching(
-    log: Log, distiller: str, epoch: int, stage: int, cost: torch.Tensor, before: torch.Tensor, after: torch.Tensor
+    log: Log,
+    distiller: str,
+    epoch: int,
+    stage: int,
+    cost: torch.Tensor,
+    before: torch.Tensor,
+    after: torch.Tensor,
 ) -> None:
     """Show a stage's costs (S, T) in the order of its new matching (G, S), and its changes."""
     if log.events:
@@ -51,7 +57,9 @@ def draw_views(given: Sequence[torch.Tensor]) -> np.ndarray:
         cells.append(np.hstack([shown[0], *(part for view in shown[1:] for part in (line, view))]))
     cells += [np.full_like(cells[0], WHITE)] * (-len(cells) % COLUMNS)
     padded = [np.pad(cell, ((0, GAP), (0, GAP), (0, 0)), constant_values=WHITE) for cell in cells]
-    return np.vstack([np.hstack(padded[first : first + COLUMNS]) for first in range(0, len(padded), COLUMNS)])
+    return np.vstack(
+        [np.hstack(padded[first : first + COLUMNS]) for first in range(0, len(padded), COLUMNS)]
+    )
 
 
 def draw_matching(name: str, cost: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -63,8 +71,12 @@ def draw_matching(name: str, cost: np.ndarray, before: np.ndarray, after: np.nda
     """
     S, T = cost.shape
     rest = cost - cost.mean(0) - cost.mean(1, keepdims=True) + cost.mean()
-    students = np.linalg.eigh(rest @ rest.T).eigenvectors[:, -1].argsort()  # (S,), by what tells their costs apart most
-    teachers = np.concatenate([after[:, students].T.ravel(), np.setdiff1d(np.arange(T), after)])  # (T,)
+    students = (
+        np.linalg.eigh(rest @ rest.T).eigenvectors[:, -1].argsort()
+    )  # (S,), by what tells their costs apart most
+    teachers = np.concatenate(
+        [after[:, students].T.ravel(), np.setdiff1d(np.arange(T), after)]
+    )  # (T,)
     shown = sized(least(rest[np.ix_(students, teachers)], COSTS).astype(np.float32), COSTS)
     low, high = np.percentile(shown, [0.5, 99.5])
     costs = colours((255 * (shown - low) / max(high - low, 1e-12)).clip(0, 255).astype(np.uint8))
@@ -81,17 +93,34 @@ def draw_matching(name: str, cost: np.ndarray, before: np.ndarray, after: np.nda
             f"{name}: costs of {S} student channels, like ones together (down), with",
             f"{T} teacher channels, by student channel (across)",
         ),
-        (f"{stayed:.0f} % of teacher channels stay; student", "channel before (across), now (down)"),
+        (
+            f"{stayed:.0f} % of teacher channels stay; student",
+            "channel before (across), now (down)",
+        ),
     )
     return framed(costs, dots(moved, CHANGES), titles, (low, high))
 
 
-def framed(costs: np.ndarray, changes: np.ndarray, titles: Sequence[Sequence[str]], ends: tuple[float, float]) -> np.ndarray:
+def framed(
+    costs: np.ndarray,
+    changes: np.ndarray,
+    titles: Sequence[Sequence[str]],
+    ends: tuple[float, float],
+) -> np.ndarray:
     """The panels (H, W, 3) and (H, W) of a matching side by side, each under its lines, with the scale of colours below."""
-    canvas = Image.new("RGB", (COSTS[0] + CHANGES[0] + 7 * GAP, COSTS[1] + 4 * LINE + 2 * GAP), "white")
-    draw, font, top, below = ImageDraw.Draw(canvas), ImageFont.load_default(13), 2 * LINE + GAP, 2 * LINE + COSTS[1] + 2 * GAP
+    canvas = Image.new(
+        "RGB", (COSTS[0] + CHANGES[0] + 7 * GAP, COSTS[1] + 4 * LINE + 2 * GAP), "white"
+    )
+    draw, font, top, below = (
+        ImageDraw.Draw(canvas),
+        ImageFont.load_default(13),
+        2 * LINE + GAP,
+        2 * LINE + COSTS[1] + 2 * GAP,
+    )
     for left, panel, lines in zip((GAP, COSTS[0] + 3 * GAP), (costs, changes), titles, strict=True):
-        draw.rectangle((left - 1, top - 1, left + panel.shape[1], top + panel.shape[0]), outline="grey")
+        draw.rectangle(
+            (left - 1, top - 1, left + panel.shape[1], top + panel.shape[0]), outline="grey"
+        )
         canvas.paste(Image.fromarray(panel), (left, top))
         for row, line in enumerate(lines):
             draw.text((left, 4 + row * LINE), line, "black", font)
@@ -120,7 +149,10 @@ def dots(marks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     picture = np.full(size[::-1], WHITE)
     side = max(2, size[0] // len(marks))
     for y, x in np.argwhere(marks):
-        y, x = y * (size[1] - side) // max(1, len(marks) - 1), x * (size[0] - side) // max(1, len(marks) - 1)
+        y, x = (
+            y * (size[1] - side) // max(1, len(marks) - 1),
+            x * (size[0] - side) // max(1, len(marks) - 1),
+        )
         picture[y : y + side, x : x + side] = 0
     return picture
 

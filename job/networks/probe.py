@@ -97,7 +97,9 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-5)
 
 
-def without_maps(run: Pass, body: nn.Module, images: torch.Tensor, stages: list[int]) -> tuple[torch.Tensor, Maps]:
+def without_maps(
+    run: Pass, body: nn.Module, images: torch.Tensor, stages: list[int]
+) -> tuple[torch.Tensor, Maps]:
     """Return the pooled features only."""
     return run(body, images, [])
 
@@ -121,7 +123,9 @@ class Trace:
     def watch(self, run: Pass, images: torch.Tensor) -> tuple[torch.Tensor, Maps]:
         """Return the pooled features and all maps of a pass."""
         named = [(name, module) for name, module in self.body.named_modules() if name]
-        hooks = [each.register_forward_hook(functools.partial(self.note, name)) for name, each in named]
+        hooks = [
+            each.register_forward_hook(functools.partial(self.note, name)) for name, each in named
+        ]
         try:
             return run(self.body, images, STAGES)
         finally:

@@ -18,7 +18,9 @@ ARCHS = (
 )  # fmt: skip
 STEMS = ("imagenet", "small")
 WIDTH = 64  # channels of the first stage, as published
-WIDTHS = range(16, 513, 16)  # that every one of ARCHS can have, whose convolutions have up to 64 groups
+WIDTHS = range(
+    16, 513, 16
+)  # that every one of ARCHS can have, whose convolutions have up to 64 groups
 
 
 class MaxPool(nn.MaxPool2d):
@@ -43,14 +45,20 @@ class MaxPoolByPlaces(torch.autograd.Function):
         pooled, places = torch.ops.aten.max_pool2d_with_indices(maps, *([size] for size in window))
         ctx.save_for_backward(places)
         ctx.window, ctx.shape = window, maps.shape
-        ctx.layout = torch.channels_last if maps.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+        ctx.layout = (
+            torch.channels_last
+            if maps.is_contiguous(memory_format=torch.channels_last)
+            else torch.contiguous_format
+        )
         return pooled
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
         """Return the gradient of the maps, (B, C, H, W): that of each maximum, at its place."""
         (places,) = ctx.saved_tensors
-        spread = torch.empty(ctx.shape, dtype=gradient.dtype, device=gradient.device, memory_format=ctx.layout)
+        spread = torch.empty(
+            ctx.shape, dtype=gradient.dtype, device=gradient.device, memory_format=ctx.layout
+        )
         window = [[size] for size in ctx.window]
         torch.ops.aten.max_pool2d_with_indices_backward.grad_input(
             gradient, spread, *window, [1], False, places, grad_input=spread
@@ -83,7 +91,10 @@ def build_resnet(
     net = getattr(models, arch)(num_classes=dim, zero_init_residual=zero_init_residual)
     if width != WIDTH:
         change_width(net, width)
-    net.relu, net.maxpool = nn.Identity(), nn.Sequential(MaxPool(3, stride=2, padding=1), nn.ReLU(inplace=True))
+    net.relu, net.maxpool = (
+        nn.Identity(),
+        nn.Sequential(MaxPool(3, stride=2, padding=1), nn.ReLU(inplace=True)),
+    )
     if stem == "small":
         net.conv1 = nn.Conv2d(3, width, kernel_size=3, stride=1, padding=1, bias=False)
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -121,7 +132,10 @@ def resnet_features(net: models.ResNet, stages: list[int], output: str | None) -
     node `output`: "fc" (B, dim), or "flatten" (B, C), the features under the head. With `output` None,
     what follows the last stage is not computed.
     """
-    nodes = {f"layer{stage}.{len(getattr(net, f'layer{stage}')) - 1}.add": f"layer{stage}" for stage in stages}
+    nodes = {
+        f"layer{stage}.{len(getattr(net, f'layer{stage}')) - 1}.add": f"layer{stage}"
+        for stage in stages
+    }
     if output is not None:
         nodes[output] = output
     return create_feature_extractor(net, nodes, tracer_kwargs={"leaf_modules": [MaxPool]})
@@ -130,7 +144,9 @@ def resnet_features(net: models.ResNet, stages: list[int], output: str | None) -
 def stage_norms(net: models.ResNet) -> dict[int, nn.BatchNorm2d]:
     """Return the last batch norm of each stage, {stage: norm}: its width is the stage's number of channels."""
     blocks = {stage: getattr(net, f"layer{stage}")[-1] for stage in range(1, DEPTH + 1)}
-    return {stage: block.bn3 if hasattr(block, "bn3") else block.bn2 for stage, block in blocks.items()}
+    return {
+        stage: block.bn3 if hasattr(block, "bn3") else block.bn2 for stage, block in blocks.items()
+    }
 
 
 def stage_widths(arch: str, width: int) -> dict[int, int]:
@@ -161,8 +177,15 @@ def fold_norms(net: models.ResNet) -> models.ResNet:
     """
     net.eval()
     for module in list(net.modules()):
-        for conv, norm in (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1")):  # 0, 1: a shortcut's
+        for conv, norm in (
+            ("conv1", "bn1"),
+            ("conv2", "bn2"),
+            ("conv3", "bn3"),
+            ("0", "1"),
+        ):  # 0, 1: a shortcut's
             if isinstance(getattr(module, norm, None), nn.BatchNorm2d):
-                setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
+                setattr(
+                    module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm))
+                )
                 setattr(module, norm, nn.Identity())
     return net

@@ -48,7 +48,9 @@ def check_name(arch: str, shown: str) -> None:
     if tag and name not in timm.list_pretrained(f"{base}.*"):
         tags = [each.partition(".")[2] for each in timm.list_pretrained(f"{base}.*")]
         near = did_you_mean(tag, tags) or f"; expected one of {', '.join(tags)}"
-        raise RunError(f"{shown} {arch!r}: no weights {tag} of {base} in timm {timm.__version__}{near}")
+        raise RunError(
+            f"{shown} {arch!r}: no weights {tag} of {base} in timm {timm.__version__}{near}"
+        )
 
 
 class Configuration(NamedTuple):

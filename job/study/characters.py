@@ -26,8 +26,13 @@ def draw_characters(say: Callable[[str], None]) -> Iterator[tuple[str, str, np.n
     """
     files = sorted(FONTS.glob("*.ttf"), key=lambda path: (len(path.name), path.name))
     if not files:
-        raise RunError(f"characters: no fonts in {FONTS}; expected Debian's package. Run apt-get install fonts-aenigma")
-    families, skipped = set(), {"unreadable": 0, "without whole letters": 0, "of the same family": 0}
+        raise RunError(
+            f"characters: no fonts in {FONTS}; expected Debian's package. Run apt-get install fonts-aenigma"
+        )
+    families, skipped = (
+        set(),
+        {"unreadable": 0, "without whole letters": 0, "of the same family": 0},
+    )
     for path in files:
         try:
             font = ImageFont.truetype(str(path), EM)

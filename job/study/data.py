@@ -45,7 +45,9 @@ def prepare(
     """
     if folder.is_dir():
         return
-    part = folder.with_name(folder.name + ".part")  # renamed when whole, so that a folder that is there is complete
+    part = folder.with_name(
+        folder.name + ".part"
+    )  # renamed when whole, so that a folder that is there is complete
     shutil.rmtree(part, ignore_errors=True)
     say(f"preparing {name} in {folder}")
     try:
@@ -57,7 +59,9 @@ def prepare(
                 image.unlink()
         part.rename(folder)
     except OSError as error:
-        raise RunError(f"cannot write {part}: {error.strerror or error}; choose another --out") from None
+        raise RunError(
+            f"cannot write {part}: {error.strerror or error}; choose another --out"
+        ) from None
     counts = {split: sum(1 for _ in folder.glob(f"{split}/*/*")) for split in ("train", "val")}
     say(f"{name}: {counts['train']} images to train on, {counts['val']} held out")
 
@@ -76,7 +80,9 @@ def digest(folder: Path) -> str:
     """A word for a prepared set's images, which others do not have."""
     said = hashlib.sha256()
     for path in sorted(folder.glob("*/*/*")):
-        said.update(f"{path.relative_to(folder)}\n".encode() + hashlib.sha256(path.read_bytes()).digest())
+        said.update(
+            f"{path.relative_to(folder)}\n".encode() + hashlib.sha256(path.read_bytes()).digest()
+        )
     return said.hexdigest()[:16]
 
 
@@ -95,11 +101,17 @@ def write_mnist(folder: Path, say: Callable[[str], None]) -> None:
 def write_clipart(folder: Path, say: Callable[[str], None]) -> None:
     """Write up to MOST of openclipart's drawings of every category with FEWEST or more: on white, SIDE pixels a side or more."""
     if not CLIPART.is_dir():
-        raise RunError(f"clipart: no {CLIPART}; expected Debian's package: apt-get install openclipart-png")
+        raise RunError(
+            f"clipart: no {CLIPART}; expected Debian's package: apt-get install openclipart-png"
+        )
     files: dict[str, list[Path]] = collections.defaultdict(list)
     for path in CLIPART.glob("*/**/*.png"):
         files[path.relative_to(CLIPART).parts[0]].append(path)
-    categories = {name: files[name] for name in sorted(files.keys() - NO_CATEGORY) if len(files[name]) >= FEWEST}
+    categories = {
+        name: files[name]
+        for name in sorted(files.keys() - NO_CATEGORY)
+        if len(files[name]) >= FEWEST
+    }
     sockets.shorten_paths()
     context = multiprocessing.get_context("forkserver")
     with concurrent.futures.ProcessPoolExecutor(mp_context=context, initializer=begin) as pool:
@@ -107,9 +119,15 @@ def write_clipart(folder: Path, say: Callable[[str], None]) -> None:
             for name, paths in categories.items():
                 ordered = sorted(paths, key=lambda path: key(str(path.relative_to(CLIPART))))
                 read = pool.map(read_drawing, ordered, chunksize=8)
-                drawings = list(itertools.islice(((path, drawing) for path, drawing in read if drawing is not None), MOST))
+                drawings = list(
+                    itertools.islice(
+                        ((path, drawing) for path, drawing in read if drawing is not None), MOST
+                    )
+                )
                 if len(drawings) < FEWEST:
-                    say(f"clipart: {name} left out: {len(drawings)} drawings can be read, fewer than {FEWEST}")
+                    say(
+                        f"clipart: {name} left out: {len(drawings)} drawings can be read, fewer than {FEWEST}"
+                    )
                     continue
                 for path, drawing in drawings:
                     write(folder, name, key(str(path.relative_to(CLIPART))), drawing)
@@ -146,7 +164,9 @@ def read_drawing(path: Path) -> tuple[Path, np.ndarray | None]:
     height, width = drawing.shape[:2]
     scale = SIDE / min(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return path, cv2.resize(drawing, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    return path, cv2.resize(
+        drawing, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    )
 
 
 def key(name: str) -> str:

@@ -11,7 +11,12 @@ MEASURES = {"knn": "k-NN", "linear": "linear"}
 AUC = "knn_auc"  # of the features' singular values: 0.5 if all are equal, 1 at full collapse
 STEP = "step_seconds"  # median over the steps of a training
 LEAST = 5.0  # points by which a condition is to hold
-NAMES = {UNTRAINED: "the untrained student", ALONE: "the student alone", TEACHER: "the teacher", MGD: "MGD"}
+NAMES = {
+    UNTRAINED: "the untrained student",
+    ALONE: "the student alone",
+    TEACHER: "the teacher",
+    MGD: "MGD",
+}
 NAMES |= {RANDOM: "MGD with a random matching"}
 
 
@@ -134,9 +139,10 @@ class Scores:
         """That an arm is above another by LEAST or more, in words and whether it holds."""
         lead = self.lead(arm, other)
         means = f"{self.mean(arm):.1f} against {self.mean(other):.1f}"
-        return f"{NAMES[arm]} above {NAMES[other]} by {lead:+.1f} points ({means}); expected {LEAST:g} or more", round(
-            lead, 6
-        ) >= LEAST
+        return (
+            f"{NAMES[arm]} above {NAMES[other]} by {lead:+.1f} points ({means}); expected {LEAST:g} or more",
+            round(lead, 6) >= LEAST,
+        )
 
     def mean_anything(self) -> bool:
         """Whether all conditions hold."""
@@ -144,13 +150,19 @@ class Scores:
 
     def claims(self) -> list[tuple[str, bool]]:
         """The method's claim in parts, each in words and whether it holds: what helps is MGD, and of it the solved matching."""
-        return [self.claim(MGD, ALONE, True), self.claim(RANDOM, ALONE, False), self.claim(MGD, RANDOM, True)]
+        return [
+            self.claim(MGD, ALONE, True),
+            self.claim(RANDOM, ALONE, False),
+            self.claim(MGD, RANDOM, True),
+        ]
 
     def claim(self, arm: str, other: str, expected: bool) -> tuple[str, bool]:
         """That an arm beats another, or, where that is not `expected`, that it does not."""
         beats = self.beats(arm, other)
         verb = "beats" if beats else "does not beat"
-        lead = f"{self.lead(arm, other):+.1f} points, spread over seeds {self.noise(arm, other):.1f}"
+        lead = (
+            f"{self.lead(arm, other):+.1f} points, spread over seeds {self.noise(arm, other):.1f}"
+        )
         return f"{NAMES[arm]} {verb} {NAMES[other]}: {lead}", beats is expected
 
     def change(self, arm: str, other: str) -> str:
@@ -163,6 +175,8 @@ class Scores:
     def verdict(self) -> str:
         """What follows, in a sentence."""
         if not self.mean_anything():
-            return f"{self.measure}: no comparison means anything here, as a condition does not hold"
+            return (
+                f"{self.measure}: no comparison means anything here, as a condition does not hold"
+            )
         shown = all(holds for _, holds in self.claims())
         return f"{self.measure}: the claim is {'shown' if shown else 'not shown'} here"

@@ -102,15 +102,31 @@ def check_form(form: str, content: Any) -> None:
     expect(each_once, f"seeds {seeds!r}", f"{fewest} or more whole numbers, each once")
     arms = content.get("arms", {})
     check_arms(form, "arms", arms)
-    expect(isinstance(content["sets"], dict) and bool(content["sets"]), "sets", f"one or more of {', '.join(SETS)}")
+    expect(
+        isinstance(content["sets"], dict) and bool(content["sets"]),
+        "sets",
+        f"one or more of {', '.join(SETS)}",
+    )
     for name, own in content["sets"].items():
         expect(name in SETS, f"sets: {name!r}", f"one or more of {', '.join(SETS)}")
-        expect(isinstance(own, dict) and own.keys() <= SET_KEYS, f"sets: {name}", f"a mapping of {', '.join(sorted(SET_KEYS))}")
+        expect(
+            isinstance(own, dict) and own.keys() <= SET_KEYS,
+            f"sets: {name}",
+            f"a mapping of {', '.join(sorted(SET_KEYS))}",
+        )
         most = own.get("most", MOST)
-        expect(type(most) is int and 0 < most <= MOST, f"sets: {name}: most {most!r}", f"a whole number from 1 to {MOST}")
+        expect(
+            type(most) is int and 0 < most <= MOST,
+            f"sets: {name}: most {most!r}",
+            f"a whole number from 1 to {MOST}",
+        )
         asked = own.get("questions", [])
         named = asked == "all" or isinstance(asked, (list, dict))
-        expect(named, f"sets: {name}: questions {asked!r}", "all, a list of names, or names with lists of answers")
+        expect(
+            named,
+            f"sets: {name}: questions {asked!r}",
+            "all, a list of names, or names with lists of answers",
+        )
         for key in ("train", "teacher", "student"):
             check_options(form, f"sets: {name}: {key}", own.get(key, {}))
         check_arms(form, f"sets: {name}: arms", own.get("arms", {}))
@@ -148,9 +164,13 @@ def check_options(form: str, key: str, options: Any) -> None:
     if not isinstance(options, dict):
         raise RunError(f"{form}: {key}: expected a mapping, such as {{epochs: 4}}")
     if own := sorted((FILES | {"knn", "evaluate"}) & options.keys()):
-        raise RunError(f"{form}: {key}: {own[0]}: leave it out; the study gives it where it is needed")
+        raise RunError(
+            f"{form}: {key}: {own[0]}: leave it out; the study gives it where it is needed"
+        )
     if options.get("knn_every", 1) == 0:
-        raise RunError(f"{form}: {key}: knn_every 0: expected 1 or more, as a network's k-NN accuracy is what is compared")
+        raise RunError(
+            f"{form}: {key}: knn_every 0: expected 1 or more, as a network's k-NN accuracy is what is compared"
+        )
 
 
 def slug(arm: str) -> str:

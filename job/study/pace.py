@@ -26,7 +26,8 @@ class Pace:
     def __init__(self, bench: Bench):
         self.bench, self.begun = bench, time.monotonic()
         self.images = {
-            name: sum(1 for _ in (bench.out / bench.plan.images(name)).glob("train/*/*")) for name in bench.plan.questions
+            name: sum(1 for _ in (bench.out / bench.plan.images(name)).glob("train/*/*"))
+            for name in bench.plan.questions
         }
         self.work = {unit: self.work_of(unit) for unit in bench.plan.units}
         self.all = sum(self.work.values())
@@ -52,7 +53,9 @@ class Pace:
     def done(self, records: Collection[Unit]) -> float:
         """The work that is done: of units with records, and of all others as far as their runs' files tell."""
         begun = (unit for unit in self.bench.plan.units if unit not in records)
-        return sum(self.work[unit] for unit in records) + sum(self.work[unit] * self.share(unit) for unit in begun)
+        return sum(self.work[unit] for unit in records) + sum(
+            self.work[unit] * self.share(unit) for unit in begun
+        )
 
     def share(self, unit: Unit) -> float:
         """The share of a unit's training that is done."""
@@ -65,10 +68,17 @@ class Pace:
 
     def line(self, running: Iterable[Unit], records: Mapping[Unit, dict[str, Any]]) -> str:
         """How far it is, in a line."""
-        names = ", ".join(f"{unit.name} {100 * self.share(unit):.0f} %" for unit in running) or "nothing"
+        names = (
+            ", ".join(f"{unit.name} {100 * self.share(unit):.0f} %" for unit in running)
+            or "nothing"
+        )
         done = self.done(records)
         each = self.seconds(done, records)
-        left = "time left not known yet" if each is None else f"about {span((self.all - done) * each)} left"
+        left = (
+            "time left not known yet"
+            if each is None
+            else f"about {span((self.all - done) * each)} left"
+        )
         return f"{100 * done / self.all:.0f} % done, running {names}; {left}"
 
     def seconds(self, done: float, records: Mapping[Unit, dict[str, Any]]) -> float | None:
@@ -76,9 +86,14 @@ class Pace:
         if records:
             spent = sum(record["seconds"] for record in records.values()) / self.bench.plan.at_once
             return spent / sum(self.work[unit] for unit in records)
-        return (time.monotonic() - self.begun) / (done - self.before) if done > self.before else None
+        return (
+            (time.monotonic() - self.begun) / (done - self.before) if done > self.before else None
+        )
 
 
 def operations(options: dict[str, Any]) -> float:
     """A network's multiplications for an image, in units of 10^9 at 224 pixels, with the stem as published."""
-    return next(iter(get_model_weights(options["arch"]))).meta["_ops"] * (options["width"] / WIDTH) ** 2
+    return (
+        next(iter(get_model_weights(options["arch"]))).meta["_ops"]
+        * (options["width"] / WIDTH) ** 2
+    )

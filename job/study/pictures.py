@@ -14,16 +14,32 @@ def draw(name: str, records: list[dict[str, Any]], measures: dict[str, str]) -> 
     arms = list(dict.fromkeys([UNTRAINED, ALONE, TEACHER, *(record["arm"] for record in records)]))
     with matplotlib.rc_context(STYLE):
         figure = new_figure(1.2 + 0.28 * len(arms))
-        for axes, measure in zip(figure.subplots(1, len(measures), sharey=True), measures, strict=True):
+        for axes, measure in zip(
+            figure.subplots(1, len(measures), sharey=True), measures, strict=True
+        ):
             scores = Scores.of(measure, records)
             mean, spread = scores.mean(ALONE), scores.spread(ALONE)
             axes.axvspan(mean - spread, mean + spread, color="#e4e4e4", linewidth=0)
             axes.axvline(mean, color=COLOURS[0], linewidth=1)
             for row, arm in enumerate(arms):
-                axes.plot(scores.by_arm[arm], [row] * len(scores.by_arm[arm]), "o", color=COLOURS[5], markersize=4)
-                axes.plot(scores.mean(arm), row, "|", color=COLOURS[2], markersize=13, markeredgewidth=2.5)
+                axes.plot(
+                    scores.by_arm[arm],
+                    [row] * len(scores.by_arm[arm]),
+                    "o",
+                    color=COLOURS[5],
+                    markersize=4,
+                )
+                axes.plot(
+                    scores.mean(arm), row, "|", color=COLOURS[2], markersize=13, markeredgewidth=2.5
+                )
             axes.set_title(f"{scores.measure} top-1, %")
             axes.set_yticks(range(len(arms)), arms)
         axes.invert_yaxis()
         reading = "Points: seeds. Bars: their means. Line and band: the student alone, its mean and deviation over seeds."
-        return finish(figure, name, f"{name}: accuracies", reading, f"accuracies of {len(arms)} networks on {name}")
+        return finish(
+            figure,
+            name,
+            f"{name}: accuracies",
+            reading,
+            f"accuracies of {len(arms)} networks on {name}",
+        )

@@ -30,7 +30,9 @@ from job.study.form import (
 
 # An epoch that changes no weight: without the images' statistics in its batch norms a network is worse than it is.
 STILL = {"lr": 0.0, "epochs": 1, "warmup_epochs": 0}
-PLACES = WITHOUT_EFFECT | FILES | {"keep", "save_every", "knn_every", "max_bad_images"}  # what no result depends on
+PLACES = (
+    WITHOUT_EFFECT | FILES | {"keep", "save_every", "knn_every", "max_bad_images"}
+)  # what no result depends on
 
 LATER = ("knn_k", "deterministic")  # options that were added, off by default
 
@@ -139,26 +141,38 @@ def read_plan(form: str) -> Plan:
             raise RunError(f"{form}: arms: {both[0]!r}: {reason}; expected another name")
         units += list_units(name, content, {UNTRAINED: STILL, ALONE: {}, **arms} | own)
     most = {name: options.get("most", MOST) for name, options in content["sets"].items()}
-    head = (Path(form).stem, content["about"], content["device"], content["at_once"], content["seeds"])
+    head = (
+        Path(form).stem,
+        content["about"],
+        content["device"],
+        content["at_once"],
+        content["seeds"],
+    )
     split, names = content.get("split", TEST), [*content.get("arms", {})]
     plan = Plan(*head, questions, most, split, names, units)
     check_unlike(plan)
     return plan
 
 
-def choose(form: str, name: str, wanted: str | list[str] | dict[str, list[str]], questions: dict[str, dict]) -> dict[str, dict]:
+def choose(
+    form: str, name: str, wanted: str | list[str] | dict[str, list[str]], questions: dict[str, dict]
+) -> dict[str, dict]:
     """Return those of the questions that a set asks, each with the answers it tries. RunError: there is no such one."""
     if wanted == "all":
         return questions
     chosen = {}
     for key in wanted:
         if key not in [*questions]:  # which takes a key of any type
-            raise RunError(f"{form}: {name}: no question {key!r}; expected all, or some of {', '.join(questions)}")
+            raise RunError(
+                f"{form}: {name}: no question {key!r}; expected all, or some of {', '.join(questions)}"
+            )
         answers = questions[key]["answers"]
         tried = wanted[key] if isinstance(wanted, dict) else list(answers)
         known = isinstance(tried, list) and all(answer in [*answers] for answer in tried)
         if not known or len(set(tried)) < max(2, len(tried)):
-            raise RunError(f"{form}: {name}: {key} {tried!r}: expected two or more of {', '.join(answers)}, each once")
+            raise RunError(
+                f"{form}: {name}: {key} {tried!r}: expected two or more of {', '.join(answers)}, each once"
+            )
         chosen[key] = questions[key] | {"answers": {answer: answers[answer] for answer in tried}}
     return chosen
 
@@ -180,7 +194,14 @@ def list_units(name: str, content: dict, arms: dict[str, dict]) -> list[Unit]:
 
     def unit(arm: str, seed: int, options: dict) -> Unit:
         role = TEACHER if arm == TEACHER else "student"
-        train = content["train"] | own.get("train", {}) | content[role] | own.get(role, {}) | options | {"seed": seed}
+        train = (
+            content["train"]
+            | own.get("train", {})
+            | content[role]
+            | own.get(role, {})
+            | options
+            | {"seed": seed}
+        )
         undistilled = options.get("distill") == []
         guided = arm not in (TEACHER, UNTRAINED, ALONE) and not undistilled
         if undistilled:
@@ -199,7 +220,9 @@ def list_units(name: str, content: dict, arms: dict[str, dict]) -> list[Unit]:
                 raise RunError(f"{found.name}: {lost[0]}: {reason}")
         return found
 
-    return [unit(TEACHER, seeds[0], {})] + [unit(arm, seed, options) for arm, options in arms.items() for seed in seeds]
+    return [unit(TEACHER, seeds[0], {})] + [
+        unit(arm, seed, options) for arm, options in arms.items() for seed in seeds
+    ]
 
 
 def without_unused(unit: Unit) -> Unit:
@@ -208,7 +231,11 @@ def without_unused(unit: Unit) -> Unit:
     RunError: its framework or distillers are invalid.
     """
     try:
-        chosen = {f.name: convert(f, unit.train[f.name], flag(f.name)) for f in METHOD if f.name in unit.train}
+        chosen = {
+            f.name: convert(f, unit.train[f.name], flag(f.name))
+            for f in METHOD
+            if f.name in unit.train
+        }
     except RunError as error:
         raise RunError(f"{unit.name}: job.train: {error}") from None
     unused = {*without_part(MethodOptions(**chosen))}

@@ -20,7 +20,9 @@ def write(plan: Plan, records: Records, pictures: dict[str, str]) -> str:
 
     records: one of every seed of the arms to report. pictures: {set: a picture's file name}.
     """
-    hours = sum(record["seconds"] for record in records) / 3600  # of commands, of which several may go at once
+    hours = (
+        sum(record["seconds"] for record in records) / 3600
+    )  # of commands, of which several may go at once
     machines = "; on ".join(sorted({record["on"] for record in records}))
     seeds = ", ".join(map(str, plan.seeds))
     lines = [
@@ -145,7 +147,10 @@ def describe_set(plan: Plan, name: str, records: Records) -> list[str]:
         lines += [*(f"- {text}." for found in scores for text in found.ranking()), ""]
     for found in scores:
         lines += [f"- **{found.verdict()}.**"]
-        lines += [f"  - condition {'holds' if holds else 'FAILS'}: {text}" for text, holds in found.conditions()]
+        lines += [
+            f"  - condition {'holds' if holds else 'FAILS'}: {text}"
+            for text, holds in found.conditions()
+        ]
         lines += [f"  - {text}" for text, _ in found.claims()]
     lines += [f"- {text}" for text in changes(records)]
     arms = {arm: arm for arm in (UNTRAINED, ALONE, TEACHER, MGD, *controls(records, questions))}
@@ -164,14 +169,19 @@ def changes(records: Records) -> list[str]:
     if not all(AUC in record for record in records):
         return []
     scores = Scores.of(AUC, records)
-    return [scores.change(*pair) for pair in ((ALONE, UNTRAINED), (MGD, ALONE), (RANDOM, ALONE), (MGD, RANDOM))]
+    return [
+        scores.change(*pair)
+        for pair in ((ALONE, UNTRAINED), (MGD, ALONE), (RANDOM, ALONE), (MGD, RANDOM))
+    ]
 
 
 def controls(records: Records, questions: list[Question]) -> list[str]:
     """The arms that are no question's alone."""
     asked = {f"{question.name} {answer}" for question in questions for answer in question.answers}
     return [
-        arm for arm in dict.fromkeys(record["arm"] for record in records) if arm not in asked | {UNTRAINED, ALONE, TEACHER, MGD}
+        arm
+        for arm in dict.fromkeys(record["arm"] for record in records)
+        if arm not in asked | {UNTRAINED, ALONE, TEACHER, MGD}
     ]
 
 
@@ -209,13 +219,20 @@ def pull(arm: str, records: Records) -> str:
     own = [record for record in records if record["arm"] == arm and record.get("pull_first")]
     if not own:
         return ""
-    first, last = (sum(record[name] for record in own) / len(own) for name in ("pull_first", "pull_last"))
+    first, last = (
+        sum(record[name] for record in own) / len(own) for name in ("pull_first", "pull_last")
+    )
     return f"{first:.2g} to {last:.2g}"
 
 
 def describe_commands(records: Records) -> list[str]:
     """The exact commands of the first seed of every arm; others have another --seed."""
-    lines = ["## Commands", "", "Of each network with the first seed; the others have another `--seed`.", ""]
+    lines = [
+        "## Commands",
+        "",
+        "Of each network with the first seed; the others have another `--seed`.",
+        "",
+    ]
     first: dict[tuple[str, str], dict[str, Any]] = {}
     for record in records:
         first.setdefault((record["set"], record["arm"]), record)

@@ -32,14 +32,23 @@ LOOK = 60.0  # s between lines that tell how far it is
 
 def main(argv: list[str] | None = None) -> None:
     """Run a study by the command line's form, to its end or to a signal."""
-    parser = Parser(prog="job.study.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="job.study.study",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "form",
         type=expand,
         help="small, longer, simsiam, distillers, distillers-trial, distillers-long: two cores, "
         "hours; full, distillers-full: a GPU; or a YAML file of your own",
     )
-    parser.add_argument("--out", type=expand, required=True, help="folder of the study: images, runs, records and results")
+    parser.add_argument(
+        "--out",
+        type=expand,
+        required=True,
+        help="folder of the study: images, runs, records and results",
+    )
     with reported_errors():
         options = parser.parse_args(argv)
         study(read_plan(options.form), Path(options.out))
@@ -57,12 +66,16 @@ def study(plan: Plan, out: Path) -> None:
         bench.stop()
 
     with locked(out):
-        heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # as nohup has SIGHUP
+        heard = [
+            number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN
+        ]  # as nohup has SIGHUP
         before = {number: signal.signal(number, stop) for number in heard}
         try:
             for name in plan.questions:
                 data.prepare(name, out / plan.images(name), plan.most[name], say, plan.split)
-            bench = Bench(plan, out, {name: data.digest(out / plan.images(name)) for name in plan.questions})
+            bench = Bench(
+                plan, out, {name: data.digest(out / plan.images(name)) for name in plan.questions}
+            )
             write_results(plan, out, measure_all(bench))
         except Stopped:
             say("stopped by a signal; the same command goes on from here")
@@ -79,14 +92,22 @@ def measure_all(bench: Bench) -> list[dict[str, Any]]:
     records = {unit: record for unit in bench.plan.units if (record := bench.record(unit))}
     waiting = [unit for unit in bench.plan.units if unit not in records]
     total = len(bench.plan.units)
-    say(f"{bench.plan.about}: {total} networks, {len(records)} measured before; to watch one: mgd-watch {bench.out}/NETWORK")
+    say(
+        f"{bench.plan.about}: {total} networks, {len(records)} measured before; to watch one: mgd-watch {bench.out}/NETWORK"
+    )
     pace = Pace(bench)
     running: dict[concurrent.futures.Future, Unit] = {}
     with concurrent.futures.ThreadPoolExecutor(bench.plan.at_once) as pool:
         try:
             while waiting or running:
-                ready = [unit for unit in waiting if not unit.guided or bench.teachers[unit.set] in records]
-                ready.sort(key=lambda unit: unit.arm != TEACHER)  # the longest, which others wait for
+                ready = [
+                    unit
+                    for unit in waiting
+                    if not unit.guided or bench.teachers[unit.set] in records
+                ]
+                ready.sort(
+                    key=lambda unit: unit.arm != TEACHER
+                )  # the longest, which others wait for
                 for unit in ready[: bench.plan.at_once - len(running)]:
                     waiting.remove(unit)
                     running[pool.submit(bench.measure, unit)] = unit
@@ -154,9 +175,13 @@ class locked:
             self.file = open(out / "lock", "w")
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunError(f"--out {out}: another study runs there; wait for it, or choose another folder") from None
+            raise RunError(
+                f"--out {out}: another study runs there; wait for it, or choose another folder"
+            ) from None
         except OSError as error:
-            raise RunError(f"--out {out}: {error.strerror}; choose a folder that can be written") from None
+            raise RunError(
+                f"--out {out}: {error.strerror}; choose a folder that can be written"
+            ) from None
 
     def __enter__(self) -> None:
         pass

@@ -58,7 +58,10 @@ class Bench:
 
     def identity(self, unit: Unit) -> dict[str, Any]:
         """All that a unit's results follow from: resolved options, images, kind of device, its teacher."""
-        found: dict[str, Any] = unit.resolved() | {"images": self.data[unit.set], "device": self.plan.device}
+        found: dict[str, Any] = unit.resolved() | {
+            "images": self.data[unit.set],
+            "device": self.plan.device,
+        }
         if unit.guided:
             teacher = json.dumps(self.identity(self.teachers[unit.set]), sort_keys=True)
             found["teacher"] = hashlib.sha256(teacher.encode()).hexdigest()[:16]
@@ -67,10 +70,20 @@ class Bench:
     def commands(self, unit: Unit) -> dict[str, list[str]]:
         """A unit's commands: {what it tells: its words}."""
         data, folder = str(self.out / self.plan.images(unit.set)), self.folder(unit)
-        train = ["job.train", data, *words({"knn_every": unit.resolved()["job.train"]["epochs"]} | unit.train)]
+        train = [
+            "job.train",
+            data,
+            *words({"knn_every": unit.resolved()["job.train"]["epochs"]} | unit.train),
+        ]
         if unit.guided:
             train += ["--teacher", f"{self.folder(self.teachers[unit.set])}/train/last.pth.tar"]
-        linear = ["job.linear", data, *words(unit.linear), "--pretrained", f"{folder}/train/last.pth.tar"]
+        linear = [
+            "job.linear",
+            data,
+            *words(unit.linear),
+            "--pretrained",
+            f"{folder}/train/last.pth.tar",
+        ]
         return {
             "train": [*train, "--out", f"{folder}/train", "--resume", "auto"],
             "linear": [*linear, "--out", f"{folder}/linear", "--resume", "auto"],
@@ -89,9 +102,17 @@ class Bench:
                 old[program] |= {name: getattr(default, name) for name in missing}
             measured = found["measured"]
             if measured:
-                float(found["knn"]), float(found["linear"]), float(found["seconds"]), found["commands"], found["on"]
+                (
+                    float(found["knn"]),
+                    float(found["linear"]),
+                    float(found["seconds"]),
+                    found["commands"],
+                    found["on"],
+                )
         except (ValueError, LookupError, TypeError) as error:
-            raise RunError(f"{path} is damaged ({error}): remove {path.parent}, which is then trained anew") from None
+            raise RunError(
+                f"{path} is damaged ({error}): remove {path.parent}, which is then trained anew"
+            ) from None
         if old != new:
             raise RunError(
                 f"{path} is of another {unit.name}: {difference(old, new)}; choose another --out, or remove {path.parent}, "
@@ -107,12 +128,25 @@ class Bench:
         folder = self.folder(unit)
         folder.mkdir(parents=True, exist_ok=True)
         commands = self.commands(unit)
-        record = {"unit": unit.name, "set": unit.set, "arm": unit.arm, "seed": unit.seed, "measured": False}
-        record |= {"identity": self.identity(unit), "commands": [self.shown(command) for command in commands.values()]}
+        record = {
+            "unit": unit.name,
+            "set": unit.set,
+            "arm": unit.arm,
+            "seed": unit.seed,
+            "measured": False,
+        }
+        record |= {
+            "identity": self.identity(unit),
+            "commands": [self.shown(command) for command in commands.values()],
+        }
         write_whole(str(folder / "record.json"), (json.dumps(record, indent=1) + "\n").encode())
         for step, command in commands.items():
             self.run(step, command, folder)
-        tries = [json.loads(line) for line in (folder / "tries.jsonl").read_text().splitlines() if line.endswith("}")]
+        tries = [
+            json.loads(line)
+            for line in (folder / "tries.jsonl").read_text().splitlines()
+            if line.endswith("}")
+        ]
         record |= accuracies(folder) | {
             "seconds": round(sum(one["seconds"] for one in tries), 1),  # of all tries
             "tries": len(tries),
@@ -141,13 +175,24 @@ class Bench:
                 self.running.discard(process)
         with open(folder / "tries.jsonl", "a") as file:
             file.write(
-                json.dumps({"step": step, "seconds": round(time.monotonic() - begun, 1), "code": process.returncode}) + "\n"
+                json.dumps(
+                    {
+                        "step": step,
+                        "seconds": round(time.monotonic() - begun, 1),
+                        "code": process.returncode,
+                    }
+                )
+                + "\n"
             )
         if process.returncode or not (folder / step / "complete").exists():
             if self.stopping.is_set():
                 raise Stopped
             said = output.read_bytes()[start:].decode(errors="backslashreplace")
-            lines = [line for line in said.splitlines() if "error: " in line] or said.splitlines()[-1:] or ["it said nothing"]
+            lines = (
+                [line for line in said.splitlines() if "error: " in line]
+                or said.splitlines()[-1:]
+                or ["it said nothing"]
+            )
             raise RunError(
                 f"{self.shown(command)} ended with {process.returncode}: {lines[-1].strip()}; all it said is in {output}"
             )
@@ -157,7 +202,9 @@ class Bench:
 
         Networks that train at once share the cores: threads of several that wait for each other on one core take it in vain.
         """
-        threads = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // self.plan.at_once))}
+        threads = {
+            "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // self.plan.at_once))
+        }
         hidden = {"CUDA_VISIBLE_DEVICES": ""} if self.plan.device == "cpu" else {}
         return threads | dict(os.environ) | hidden | {"MGD_LIFELINE": "stdin"}
 
@@ -220,5 +267,7 @@ def circumstances(device: str) -> str:
     gpus = [torch.cuda.get_device_name()] if device == "gpu" else []
     machine = [model[1] if model else platform.machine(), f"{psutil.cpu_count()} cores", *gpus]
     machine.append(f"{psutil.virtual_memory().total / 2**30:.0f} GiB of memory")
-    versions = [f"{package} {importlib.metadata.version(package)}" for package in ("torch", "torchvision")]
+    versions = [
+        f"{package} {importlib.metadata.version(package)}" for package in ("torch", "torchvision")
+    ]
     return f"{', '.join(machine)}, with {', '.join(versions)}"

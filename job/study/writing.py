@@ -35,7 +35,12 @@ SYSTEMS = (
     "Vai",
     "Yi",
 )
-CATEGORIES = {"Lo", "Ll", "Lu", "So"}  # Unicode's letters and signs: no accents, digits, punctuation
+CATEGORIES = {
+    "Lo",
+    "Ll",
+    "Lu",
+    "So",
+}  # Unicode's letters and signs: no accents, digits, punctuation
 
 
 def draw_writing(

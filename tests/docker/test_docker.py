@@ -25,7 +25,10 @@ SMALL += "--warmup-epochs 1 --refresh-epochs 0,1 --keep 1 --workers 0".split()
 SMALL += "--framework simsiam --dim 64 --pred-dim 16 --fix-pred-lr".split()
 EPOCH = 50 // 8  # steps
 STEPS = 2 * EPOCH
-UNKNOWN, DEFAULT = 4242, 10001  # a user whom the image does not know, and the one that it runs as by itself
+UNKNOWN, DEFAULT = (
+    4242,
+    10001,
+)  # a user whom the image does not know, and the one that it runs as by itself
 
 
 # What is in the image.
@@ -57,7 +60,15 @@ def test_the_image_has_no_compiler_no_headers_no_caches_and_no_sources(docker, i
         "InfiniBand": True,
         "NCCL": True,  # built without a CUDA toolkit, if the base image has none
         "project": ["job", "mgd", "moco", "moco_mgd-0.1.0.dist-info"],
-        "commands": ["mgd-embed", "mgd-export", "mgd-linear", "mgd-pack", "mgd-report", "mgd-train", "mgd-watch"],
+        "commands": [
+            "mgd-embed",
+            "mgd-export",
+            "mgd-linear",
+            "mgd-pack",
+            "mgd-report",
+            "mgd-train",
+            "mgd-watch",
+        ],
     }
 
 
@@ -66,7 +77,11 @@ def test_the_image_runs_what_it_is_given_and_bakes_no_launch_settings_in(docker,
     config = content["Config"]
     assert config["User"] == f"{DEFAULT}:{DEFAULT}"
     assert config["Entrypoint"] == ["/usr/bin/env"]
-    assert not [setting for setting in config["Env"] if setting.startswith(("HOROVOD_", "NCCL_", "OMP_", "CUDA_", "PIP_"))]
+    assert not [
+        setting
+        for setting in config["Env"]
+        if setting.startswith(("HOROVOD_", "NCCL_", "OMP_", "CUDA_", "PIP_"))
+    ]
     assert "MGD_IMAGE=moco-mgd:test" in config["Env"]
     assert config["Labels"]["org.opencontainers.image.version"] == "test"
     assert content["Size"] < 5.7e9
@@ -77,7 +92,19 @@ def test_the_image_alone_shows_the_options(docker, image):
 
 
 def test_a_wrong_command_line_ends_in_one_line(docker, image):
-    words = ["docker", "run", "--rm", "--network=host", image, "python", "-m", "job.train", "/nowhere", "--batch-size", "x"]
+    words = [
+        "docker",
+        "run",
+        "--rm",
+        "--network=host",
+        image,
+        "python",
+        "-m",
+        "job.train",
+        "/nowhere",
+        "--batch-size",
+        "x",
+    ]
     done = subprocess.run(words, env=docker.environment, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith("error: ")
@@ -89,7 +116,9 @@ def test_only_what_is_copied_goes_to_the_engine(docker, tmp_path):
     docker("build", "-f", tmp_path / "Dockerfile", "-t", "moco-mgd-context:test", ".")
     container = docker("create", "moco-mgd-context:test").strip()
     try:
-        exported = subprocess.run(["docker", "export", container], env=docker.environment, capture_output=True, check=True)
+        exported = subprocess.run(
+            ["docker", "export", container], env=docker.environment, capture_output=True, check=True
+        )
     finally:
         docker("rm", container)
         docker("rmi", "moco-mgd-context:test")
@@ -97,9 +126,17 @@ def test_only_what_is_copied_goes_to_the_engine(docker, tmp_path):
         files = {member.name: member.size for member in archive if member.isfile()}
     top = {"LICENSE", "README.md", "pyproject.toml", "setup.py", "docker/build_horovod.sh"}
     top |= {"docker/constraints.txt", "docker/pip.txt"}
-    others = [name for name in files if name not in top and not name.startswith(("job/", "mgd/", "moco/"))]
+    others = [
+        name for name in files if name not in top and not name.startswith(("job/", "mgd/", "moco/"))
+    ]
     assert top <= set(files) and "job/presets/small.yaml" in files
-    mounts = {".dockerenv", "dev/console", "etc/hostname", "etc/hosts", "etc/resolv.conf"}  # docker's own, of any container
+    mounts = {
+        ".dockerenv",
+        "dev/console",
+        "etc/hostname",
+        "etc/hosts",
+        "etc/resolv.conf",
+    }  # docker's own, of any container
     assert set(others) <= {"Dockerfile", ".dockerignore"} | mounts
     assert not [name for name in files if "__pycache__" in name or "/results/" in name]
     assert sum(files.values()) < 2 * code_size()
@@ -107,7 +144,11 @@ def test_only_what_is_copied_goes_to_the_engine(docker, tmp_path):
 
 def code_size():
     """The bytes of the packages' modules; compiled, they take 1.4 times as many again."""
-    return sum(path.stat().st_size for name in ("job", "mgd", "moco") for path in (REPO / name).rglob("*.py"))
+    return sum(
+        path.stat().st_size
+        for name in ("job", "mgd", "moco")
+        for path in (REPO / name).rglob("*.py")
+    )
 
 
 def test_a_change_of_the_code_redoes_the_last_layers_alone(docker, build, image, tmp_path):
@@ -119,13 +160,21 @@ def test_a_change_of_the_code_redoes_the_last_layers_alone(docker, build, image,
         file.write(f"# {time.time()}\n")
     changed = build("moco-mgd-changed:test", tmp_path)
     before, after = (
-        json.loads(docker("image", "inspect", name, "--format", "{{json .RootFS.Layers}}")) for name in (image, changed)
+        json.loads(docker("image", "inspect", name, "--format", "{{json .RootFS.Layers}}"))
+        for name in (image, changed)
     )
     docker("rmi", changed)
-    same = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=True))))
+    same = len(
+        list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=True)))
+    )
     assert before != after
-    sizes = [int(size) for size in docker("history", "--human=false", "--format", "{{.Size}}", image).split()]
-    assert sum(sorted(sizes)[:-3]) < 4 * code_size()  # all except Python, the environment and the base
+    sizes = [
+        int(size)
+        for size in docker("history", "--human=false", "--format", "{{.Size}}", image).split()
+    ]
+    assert (
+        sum(sorted(sizes)[:-3]) < 4 * code_size()
+    )  # all except Python, the environment and the base
     assert same >= len(before) - 2
 
 
@@ -137,12 +186,31 @@ class Run:
 
     def __init__(self, engine, image, name, mounts, folder, arguments, user=None, init=True):
         self.engine, self.name, self.folder = engine, name, folder
-        options = ["--rm", "--name", name, "--network=host", "--ipc=host", "--cap-drop=ALL", "--security-opt=no-new-privileges"]
+        options = [
+            "--rm",
+            "--name",
+            name,
+            "--network=host",
+            "--ipc=host",
+            "--cap-drop=ALL",
+            "--security-opt=no-new-privileges",
+        ]
         options += ["-e", "OMP_NUM_THREADS=1", "-e", "CUDA_VISIBLE_DEVICES="]
         options += ["--init"] * init + (["--user", f"{user}:{user}"] if user else [])
         for source, target in {folder.parent: "/runs", **mounts}.items():
             options += ["-v", f"{source}:{target}" + ":ro" * (target != "/runs")]
-        program = ["horovodrun", "-np", 2, "python", "-m", "job.train", "/data", *arguments, "--out", f"/runs/{folder.name}"]
+        program = [
+            "horovodrun",
+            "-np",
+            2,
+            "python",
+            "-m",
+            "job.train",
+            "/data",
+            *arguments,
+            "--out",
+            f"/runs/{folder.name}",
+        ]
         self.process = subprocess.Popen(
             [engine.name, "run", *options, image, *map(str, program)],
             env=engine.environment,
@@ -159,7 +227,9 @@ class Run:
     def wait_for_step(self, step):
         until = time.monotonic() + 120
         while len(curve(self.folder)) < step:
-            assert self.process.poll() is None, f"the run ended early:\n{self.process.stdout.read()}"
+            assert self.process.poll() is None, (
+                f"the run ended early:\n{self.process.stdout.read()}"
+            )
             assert time.monotonic() < until, f"step {step} has not come in 120 s"
             time.sleep(0.02)
 
@@ -200,7 +270,18 @@ def start_run(image, images, teacher_file):
         os.chown(folder.parent, user or DEFAULT, user or DEFAULT)
         arguments = [*SMALL, "--teacher", "/teacher.pth.tar", *more]
         name = f"moco-mgd-test-{os.getpid()}-{len(runs)}"
-        runs.append(Run(engine, image, name, {images: "/data", teacher_file: "/teacher.pth.tar"}, folder, arguments, user, init))
+        runs.append(
+            Run(
+                engine,
+                image,
+                name,
+                {images: "/data", teacher_file: "/teacher.pth.tar"},
+                folder,
+                arguments,
+                user,
+                init,
+            )
+        )
         return runs[-1]
 
     yield start
@@ -227,10 +308,15 @@ def check_saved_by_signal(run):
     assert code == 0, output
     assert "stopped by a signal" in output
     done = curve(run.folder)[-1]["steps"]
-    assert done < STEPS and (run.folder / f"checkpoint_{done // EPOCH:04d}_{done % EPOCH:06d}.pth.tar").exists()
+    assert (
+        done < STEPS
+        and (run.folder / f"checkpoint_{done // EPOCH:04d}_{done % EPOCH:06d}.pth.tar").exists()
+    )
 
 
-def test_a_container_that_is_stopped_and_then_killed_ends_in_the_same_bytes(start_run, containers, outside, tmp_path):
+def test_a_container_that_is_stopped_and_then_killed_ends_in_the_same_bytes(
+    start_run, containers, outside, tmp_path
+):
     """By any user. A killed container leaves no process."""
     folder = tmp_path / "runs/run"
     run = start_run(containers, folder, "--resume", "auto", user=UNKNOWN)
@@ -267,11 +353,26 @@ def test_a_container_whose_first_process_is_the_launcher_saves_too(start_run, do
 def test_podman_builds_the_image(podman, docker, engine, tmp_path):
     """Its quick stage: the rest takes minutes. podman reads all of the file."""
     copy_image(engine["BASE_IMAGE"], docker, podman)
-    arguments = [f"--build-arg={name}=localhost/{engine['BASE_IMAGE']}" for name in ("BASE_IMAGE", "RUNTIME_IMAGE")]
-    words = ["--network=host", "--file=docker/Dockerfile", "--target=system", "--tag=moco-mgd-system:test", *arguments]
+    arguments = [
+        f"--build-arg={name}=localhost/{engine['BASE_IMAGE']}"
+        for name in ("BASE_IMAGE", "RUNTIME_IMAGE")
+    ]
+    words = [
+        "--network=host",
+        "--file=docker/Dockerfile",
+        "--target=system",
+        "--tag=moco-mgd-system:test",
+        *arguments,
+    ]
     podman("build", *words, ".", timeout=300)
     podman(
-        "run", "--rm", "--network=host", "moco-mgd-system:test", "python3", "-c", "import ctypes; ctypes.CDLL('libibverbs.so.1')"
+        "run",
+        "--rm",
+        "--network=host",
+        "moco-mgd-system:test",
+        "python3",
+        "-c",
+        "import ctypes; ctypes.CDLL('libibverbs.so.1')",
     )
 
 
@@ -326,18 +427,29 @@ def test_an_engine_is_started_told_of_and_stopped_beside_another(docker, nowhere
         [host] = re.findall(r"^export DOCKER_HOST=(unix:///run/.*)$", said, re.M)
         pids = Path(host.removeprefix("unix://")).with_name("dockerd.pid")
         pid = int(pids.read_text())
-        assert local_engine("status", folder, **nowhere) == (0, f"runs, pid {pid}, 0 containers: DOCKER_HOST={host}\n")
+        assert local_engine("status", folder, **nowhere) == (
+            0,
+            f"runs, pid {pid}, 0 containers: DOCKER_HOST={host}\n",
+        )
         begun = time.monotonic()
         code, said = local_engine("up", folder, **nowhere)
         assert (code, said.splitlines()[0]) == (0, f"runs already, pid {pid}")
         assert time.monotonic() - begun < 10
         [base] = re.findall(r"^export BASE_IMAGE=(.*)$", said, re.M)
-        subprocess.run(["docker", "--host", host, "run", "--rm", "--network=host", base, "true"], check=True, timeout=60)
+        subprocess.run(
+            ["docker", "--host", host, "run", "--rm", "--network=host", base, "true"],
+            check=True,
+            timeout=60,
+        )
     finally:
         code, said = local_engine("down", folder, **nowhere)
     assert (code, said) == (0, f"stopped, pid {pid}; its images stay in {folder}/data\n")
     assert not Path(f"/proc/{pid}").exists()
-    assert not [line for line in Path("/proc/mounts").read_text().splitlines() if str(folder) in line or str(pids.parent) in line]
+    assert not [
+        line
+        for line in Path("/proc/mounts").read_text().splitlines()
+        if str(folder) in line or str(pids.parent) in line
+    ]
     assert local_engine("status", folder, **nowhere) == (3, "no engine answers\n")
     assert docker("info", "--format", "{{.ID}}") == other
     shutil.rmtree(folder)
@@ -346,7 +458,10 @@ def test_an_engine_is_started_told_of_and_stopped_beside_another(docker, nowhere
     pids.parent.mkdir()
     with subprocess.Popen(["sleep", "60"]) as process:
         pids.write_text(str(process.pid))
-        assert local_engine("down", folder, **nowhere) == (0, f"no engine of {folder} runs: nothing to stop\n")
+        assert local_engine("down", folder, **nowhere) == (
+            0,
+            f"no engine of {folder} runs: nothing to stop\n",
+        )
         assert process.poll() is None
         process.kill()
     shutil.rmtree(pids.parent)

@@ -18,7 +18,9 @@ DEVICE = os.environ.get("TEST_DEVICE", "")
 WIDTH = "64" if DEVICE == "cuda" else "16"  # of the students' first stage
 TEXT = 2000  # characters of a failure
 
-if DEVICE == "cuda":  # for tests with --deterministic in this process, where others start CUDA first
+if (
+    DEVICE == "cuda"
+):  # for tests with --deterministic in this process, where others start CUDA first
     for variable, (value, *_) in deterministic.VARIABLES.items():
         os.environ.setdefault(variable, value)
 

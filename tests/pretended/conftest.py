@@ -69,8 +69,12 @@ def run(images, tmp_path):
     """A function that trains for an epoch of three steps, and returns the run's folder."""
 
     def trained(name="run", **options):
-        options = dict(data=str(images), batch_size=16, epochs=1, check_every=100, **SMALL) | options
-        options = dict(moco_k=16, moco_dim=8, mlp=True, dim=16, pred_dim=8, warmup_epochs=0) | options
+        options = (
+            dict(data=str(images), batch_size=16, epochs=1, check_every=100, **SMALL) | options
+        )
+        options = (
+            dict(moco_k=16, moco_dim=8, mlp=True, dim=16, pred_dim=8, warmup_epochs=0) | options
+        )
         train.train(Config(out=str(tmp_path / name), **options))
         return tmp_path / name
 

@@ -26,7 +26,13 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 # Operations without CUDA kernels for whole numbers.
 FLOATS = {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "convolution", "native_batch_norm"}
-FLOATS |= {"avg_pool2d", "_softmax", "_log_softmax", "_upsample_bilinear2d_aa", "upsample_bilinear2d"}
+FLOATS |= {
+    "avg_pool2d",
+    "_softmax",
+    "_log_softmax",
+    "_upsample_bilinear2d_aa",
+    "upsample_bilinear2d",
+}
 FLOATS |= {"linalg_eigh", "_linalg_eigh", "reflection_pad2d", "grid_sampler_2d"}
 # Operations whose result has a size, or a Python number, that depends on values.
 DATA_DEPENDENT = {"_local_scalar_dense", "equal", "nonzero", "masked_select", "is_nonzero"}
@@ -40,7 +46,9 @@ def place() -> str:
     frame = sys._getframe()
     while frame and not frame.f_code.co_filename.startswith(OURS):
         frame = frame.f_back
-    return f"{frame.f_code.co_filename.removeprefix(ROOT)}:{frame.f_lineno}" if frame else "elsewhere"
+    return (
+        f"{frame.f_code.co_filename.removeprefix(ROOT)}:{frame.f_lineno}" if frame else "elsewhere"
+    )
 
 
 class Found:
@@ -168,7 +176,9 @@ def described(func: Any) -> tuple[str, list[tuple[int, str]]]:
     """Return an operation's name, and the number and name of each argument that it changes."""
     schema = func._schema
     arguments = enumerate(schema.arguments)
-    changed = [(n, each.name) for n, each in arguments if each.alias_info and each.alias_info.is_write]
+    changed = [
+        (n, each.name) for n, each in arguments if each.alias_info and each.alias_info.is_write
+    ]
     return schema.name.removeprefix("aten::"), changed
 
 
@@ -194,7 +204,10 @@ def operate(func: Any, args: tuple, kwargs: dict) -> Any:
     if on_device:
         check(name, args, kwargs, tensors, held)
     own = [mapped(Pretended, lambda each: each.held, each) for each in args]
-    result = func(*own, **{key: mapped(Pretended, lambda each: each.held, each) for key, each in kwargs.items()})
+    result = func(
+        *own,
+        **{key: mapped(Pretended, lambda each: each.held, each) for key, each in kwargs.items()},
+    )
     # Arguments that an operation has changed are those given, not new ones.
     given = [args[n] if n < len(args) else kwargs.get(key) for n, key in changed]
     same = {id(getattr(each, "held", each)): each for each in tensors_in(given)}

@@ -22,7 +22,9 @@ class Horovod:
     mpi_ops = SimpleNamespace(HorovodInternalError=RuntimeError)
 
     def __init__(self):
-        self.under_way: dict[int, tuple[str, Any, bool]] = {}  # name, result, whether the host waits
+        self.under_way: dict[
+            int, tuple[str, Any, bool]
+        ] = {}  # name, result, whether the host waits
         self.begun: list[str] = []
 
     def rank(self) -> int:

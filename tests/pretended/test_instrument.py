@@ -34,7 +34,9 @@ STALLS = {
 FREE = {
     "arithmetic": lambda x: (x * 2 + 1).sum(),
     "pinned": lambda x: torch.ones(2).pin_memory().to(CUDA, non_blocking=True),
-    "a part of pinned memory": lambda x: torch.ones(2, 3).pin_memory()[1].to(CUDA, non_blocking=True),
+    "a part of pinned memory": lambda x: (
+        torch.ones(2, 3).pin_memory()[1].to(CUDA, non_blocking=True)
+    ),
     "index": lambda x: x[torch.zeros(2, dtype=torch.long, device="cuda")],
     "slice": lambda x: x[:, 1:],
     "number of the CPU": lambda x: x * torch.tensor(2.0),
@@ -47,7 +49,9 @@ REFUSED = {
     "two devices in a list": lambda x: torch.cat([x, torch.ones(2, 3)]),
     "two devices in place": lambda x: x.add_(torch.ones(2, 3)),
     "integer product": lambda x: x.long() @ x.long().T,
-    "resized bytes": lambda x: F.interpolate(x.byte()[None, None], (4, 4), mode="bilinear", antialias=True),
+    "resized bytes": lambda x: F.interpolate(
+        x.byte()[None, None], (4, 4), mode="bilinear", antialias=True
+    ),
     "generator of the CPU": lambda x: torch.rand(2, device="cuda", generator=torch.Generator()),
     "index of the GPU": lambda x: torch.ones(3)[torch.zeros(2, dtype=torch.long, device="cuda")],
 }
@@ -82,9 +86,13 @@ def test_numpy_takes_no_tensor_of_the_device(gpu):
 
 def test_results_and_gradients_are_the_cpu_s_and_on_the_device(gpu):
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)
+    )
     images, nets = torch.randn(5, 3, 4, 4), [net, copy.deepcopy(net).to(CUDA)]
-    losses = [each(x).square().sum() for each, x in zip(nets, [images, images.to(CUDA)], strict=True)]
+    losses = [
+        each(x).square().sum() for each, x in zip(nets, [images, images.to(CUDA)], strict=True)
+    ]
     for each, loss in zip(nets, losses, strict=True):
         loss.backward()
         torch.optim.SGD(each.parameters(), 0.1, momentum=0.9, fused=True).step()
@@ -114,8 +122,12 @@ def test_what_nccl_refuses_is_a_problem(gpu, horovod, what):
     assert len(gpu.problems) == problems
 
 
-@pytest.mark.parametrize(("device", "in_stream", "stalls"), [("cuda", "0", 1), ("cuda", "1", 0), ("cpu", "1", 1)])
-def test_the_host_waits_for_a_collective_unless_a_stream_does(gpu, horovod, monkeypatch, device, in_stream, stalls):
+@pytest.mark.parametrize(
+    ("device", "in_stream", "stalls"), [("cuda", "0", 1), ("cuda", "1", 0), ("cpu", "1", 1)]
+)
+def test_the_host_waits_for_a_collective_unless_a_stream_does(
+    gpu, horovod, monkeypatch, device, in_stream, stalls
+):
     monkeypatch.setenv("HOROVOD_ENABLE_ASYNC_COMPLETION", in_stream)
     horovod.synchronize(horovod.allreduce_async(torch.ones(2, device=device), horovod.Sum, "one"))
     assert gpu.waits.total() == stalls

@@ -19,7 +19,10 @@ def test_the_host_reads_once(gpu, monkeypatch, case):
     monkeypatch.setenv("HOROVOD_ENABLE_ASYNC_COMPLETION", "1")
     expected = VALUES[case]
     on_device = ("loss", "gradient")
-    values = {name: torch.tensor(value, device=CUDA) if name in on_device else value for name, value in expected.items()}
+    values = {
+        name: torch.tensor(value, device=CUDA) if name in on_device else value
+        for name, value in expected.items()
+    }
     gpu.clear()
     assert totals(values, CUDA) == expected
     assert gpu.copies.total() == 1 and not gpu.waits and not gpu.problems

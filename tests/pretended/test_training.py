@@ -70,20 +70,28 @@ def test_a_pretended_gpu_computes_what_the_cpu_does(horovod, run):
     on_cpu = of_kind(run("cpu"), "step")
     assert not gpu.problems and len(on_gpu) == len(on_cpu) == 3
     for name in ("loss", "contrastive", "gradient_norm"):
-        assert [step[name] for step in on_gpu] == pytest.approx([step[name] for step in on_cpu], rel=1e-2)
+        assert [step[name] for step in on_gpu] == pytest.approx(
+            [step[name] for step in on_cpu], rel=1e-2
+        )
 
 
 @pytest.mark.slow
-def test_networks_are_channels_last_and_so_are_their_gradients(gpu, steps, run, training, narrow_teacher):
+def test_networks_are_channels_last_and_so_are_their_gradients(
+    gpu, steps, run, training, narrow_teacher
+):
     """In bf16 the teacher is stored so, and the student is not. Checkpoints are contiguous."""
     folder = run(teacher=narrow_teacher, **DISTILLED, distill=["mgd", "disco"], precision="bf16")
     check(gpu, steps)
     [made] = training
-    convolutions = [each for each in made.framework.module.modules() if isinstance(each, torch.nn.Conv2d)]
+    convolutions = [
+        each for each in made.framework.module.modules() if isinstance(each, torch.nn.Conv2d)
+    ]
     assert len(convolutions) == 2 * 20  # of student and key encoder
     for each in convolutions:
         assert each.weight.is_contiguous(memory_format=torch.channels_last)
-    views = {value: view for bucket in made.gradients.buckets for value, view in bucket.views.items()}
+    views = {
+        value: view for bucket in made.gradients.buckets for value, view in bucket.views.items()
+    }
     assert all(view.stride() == value.stride() for value, view in views.items())
     assert {value.dtype for value in made.framework.module.parameters()} == {torch.float32}
     teacher = made.distillation.networks.teacher.net
@@ -110,14 +118,28 @@ def test_a_run_is_measured_saved_and_resumed_there(gpu, run, narrow_teacher):
 @pytest.mark.slow
 @pytest.mark.parametrize("lars", [False, True])
 def test_a_classifier_is_trained_there(gpu, steps, images, tmp_path, lars):
-    options = dict(data=str(images), batch_size=16, workers=0, arch="resnet18", stem="small", width=16, image_size=16)
-    found = linear(LinearConfig(out=str(tmp_path / "linear"), epochs=1, schedule=[], lars=lars, lr=0.1, **options))
+    options = dict(
+        data=str(images),
+        batch_size=16,
+        workers=0,
+        arch="resnet18",
+        stem="small",
+        width=16,
+        image_size=16,
+    )
+    found = linear(
+        LinearConfig(
+            out=str(tmp_path / "linear"), epochs=1, schedule=[], lars=lars, lr=0.1, **options
+        )
+    )
     assert 0 <= found.numbers["val_top1"] <= 100
     check(gpu, steps)
 
 
 def test_neighbours_are_found_there(gpu, images):
-    options = dict(data=str(images), workers=0, arch="resnet18", stem="small", width=16, image_size=16)
+    options = dict(
+        data=str(images), workers=0, arch="resnet18", stem="small", width=16, image_size=16
+    )
     assert linear(LinearConfig(knn=True, **options)).numbers["knn_images"] == 9
     assert not gpu.problems
 

@@ -11,7 +11,10 @@ STEPS = 2 * (50 // 8)
 def test_a_stopped_run_resumes_to_the_same_bytes(start_job, images, tmp_path):
     """One that nothing interrupts runs beside it, without loader processes."""
     options = [images, *SMALL, "--augment-on", "device", "--resume", "auto"]
-    whole, stopped = start_job(2, tmp_path / "whole", [*options, "-j", 0]), start_job(2, tmp_path / "part", [*options, "-j", 1])
+    whole, stopped = (
+        start_job(2, tmp_path / "whole", [*options, "-j", 0]),
+        start_job(2, tmp_path / "part", [*options, "-j", 1]),
+    )
     stopped.wait_for_step(2)
     stopped.workers()[-1].send_signal(signal.SIGTERM)
     for job in (stopped, whole):

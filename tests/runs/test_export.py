@@ -43,7 +43,10 @@ def test_the_card_has_the_figures_of_the_records_and_each_file_loads(trained, im
         done = export(trained / "last.pth.tar", tmp_path / name)
         assert (done.returncode, done.stderr) == (0, "")
     card = (tmp_path / "model.md").read_text()
-    [knn], validations = of_kind(trained, "knn"), of_kind(trained.with_name("mine-linear"), "validation")
+    [knn], validations = (
+        of_kind(trained, "knn"),
+        of_kind(trained.with_name("mine-linear"), "validation"),
+    )
     last = validations[-1]
     expected = [f"{value:.2f}" for value in (knn["knn"], last["val_top1"], last["val_top5"])]
     assert re.findall(r"^- .*?: \*\*(\S+) %\*\*", card, re.MULTILINE) == expected
@@ -54,13 +57,17 @@ def test_the_card_has_the_figures_of_the_records_and_each_file_loads(trained, im
     assert (start["images"], start["labelled"]) == (50, 50)
     assert f"- Images: `{images.name}`; 50 images; all with a label" in card
     content = torch.load(trained / "last.pth.tar", weights_only=True)
-    assert f"- Teacher: `{teacher['arch']}` from `big.pth.tar`, digest `{content['teacher']}`" in card
+    assert (
+        f"- Teacher: `{teacher['arch']}` from `big.pth.tar`, digest `{content['teacher']}`" in card
+    )
     assert "- Epochs: 1 of 1\n- Batch: 16 images, over 2 workers\n- Seed: 3\n" in card
     assert "horovodrun -np 2 python -m job.train" in card and str(tmp_path.parent) not in card
 
     net = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     pixels = torch.randn(2, 3, 40, 48, generator=torch.Generator().manual_seed(0))
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        tmp_path / "model.onnx", providers=["CPUExecutionProvider"]
+    )
     with torch.no_grad():
         features = net(pixels)
     found = torch.from_numpy(session.run(None, {"images": pixels.numpy()})[0])

@@ -24,7 +24,9 @@ def places(images, tmp_path_factory):
     return [folder / "flat", folder / "list.txt", folder / "packed"]
 
 
-def test_a_killed_run_on_a_folder_a_list_and_shards_resumes_to_the_same_bytes(start_job, places, tmp_path):
+def test_a_killed_run_on_a_folder_a_list_and_shards_resumes_to_the_same_bytes(
+    start_job, places, tmp_path
+):
     """With and without loader processes, two workers."""
     options = [*places, *SMALL]
     whole = start_job(2, tmp_path / "whole", [*options, "-j", 0])

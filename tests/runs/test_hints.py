@@ -27,9 +27,29 @@ def folders(start_job, teacher_file, tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         blocks = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
         Image.fromarray(blocks).resize((3000, 3000), Image.Resampling.NEAREST).save(path)
-    strong = ["--teacher", teacher_file, "--loss-factor", FACTOR, "--epochs", 1, "--batch-size", 2, "--refresh-epochs", "never"]
+    strong = [
+        "--teacher",
+        teacher_file,
+        "--loss-factor",
+        FACTOR,
+        "--epochs",
+        1,
+        "--batch-size",
+        2,
+        "--refresh-epochs",
+        "never",
+    ]
     strong += ["--distill", "mgd", "similarity", "--similarity-k", 40]
-    weak = ["--teacher", teacher_file, "--distill", "gram", "--gram-stages", 1, "--loss-factor", 1e4]
+    weak = [
+        "--teacher",
+        teacher_file,
+        "--distill",
+        "gram",
+        "--gram-stages",
+        1,
+        "--loss-factor",
+        1e4,
+    ]
     options = {
         "healthy": [folder / "digits", *DEMO],
         "still": [folder / "digits", *DEMO, "--lr", 0],
@@ -56,10 +76,19 @@ def test_a_run_with_the_demo_s_options_has_no_hint(folders):
 
 def test_a_run_begins_with_what_is_normal_for_it(folders):
     lines = (folders["healthy"] / "log.txt").read_text().splitlines()
-    first, second = (place for place, line in enumerate(lines) if line[20:].startswith("expected: "))
-    assert "5.55" in lines[first] and "256" in lines[first] and "8 steps" in lines[first] and "0.39 %" in lines[second]
+    first, second = (
+        place for place, line in enumerate(lines) if line[20:].startswith("expected: ")
+    )
+    assert (
+        "5.55" in lines[first]
+        and "256" in lines[first]
+        and "8 steps" in lines[first]
+        and "0.39 %" in lines[second]
+    )
     assert second < next(place for place, line in enumerate(lines) if "epoch 0 mean" in line)
-    assert (folders["strong"] / "log.txt").read_text().count(" expected: ") == 3  # one of the distillation loss
+    assert (folders["strong"] / "log.txt").read_text().count(
+        " expected: "
+    ) == 3  # one of the distillation loss
 
 
 def test_a_loss_that_stays_that_of_guessing_is_a_hint_when_it_should_have_fallen(folders):

@@ -22,7 +22,11 @@ from job.data.digits import write_digits
 from job.networks import build_resnet
 from job.frameworks.moco import build_moco
 
-TRAIN, VAL, CLASSES = 90, 131, 6  # 131: two full batches of validation and three images, which no worker count shares
+TRAIN, VAL, CLASSES = (
+    90,
+    131,
+    6,
+)  # 131: two full batches of validation and three images, which no worker count shares
 SMALL = "--image-size 32 --batch-size 12 --epochs 3 --schedule 2 --lr 0.3 -j 0".split()
 STEPS = TRAIN // 12
 
@@ -54,7 +58,17 @@ def pretrained(tmp_path_factory):
             module.running_var.uniform_(0.5, 2)
     path = tmp_path_factory.mktemp("pretrained") / "last.pth.tar"
     state = {f"module.encoder_q.{name}": value for name, value in net.state_dict().items()}
-    torch.save({"epoch": 3, "step": 0, "arch": "resnet18", "state_dict": state, "config": {"image_size": 48}, "format": 1}, path)
+    torch.save(
+        {
+            "epoch": 3,
+            "step": 0,
+            "arch": "resnet18",
+            "state_dict": state,
+            "config": {"image_size": 48},
+            "format": 1,
+        },
+        path,
+    )
     return path
 
 
@@ -62,7 +76,12 @@ def pretrained(tmp_path_factory):
 def trained(start_job, labelled, pretrained, tmp_path_factory):
     """A run of two workers that nothing interrupts: its folder and what it printed."""
     folder = tmp_path_factory.mktemp("linear") / "run"
-    job = start_job(2, folder, [labelled, *SMALL, "--pretrained", pretrained, "--keep", 9, "--tensorboard"], "job.linear")
+    job = start_job(
+        2,
+        folder,
+        [labelled, *SMALL, "--pretrained", pretrained, "--keep", 9, "--tensorboard"],
+        "job.linear",
+    )
     output = job.finish()
     assert job.process.returncode == 0, output
     return folder, output
@@ -102,15 +121,23 @@ def test_tensorboard_shows_what_the_metrics_have(trained):
     of_validation = of_kind(folder, "validation")
     for name in ("val_loss", "val_top1", "val_top5"):
         found = [(event.step, event.value) for event in shown.Scalars(f"validation/{name}")]
-        assert found == [(record["steps"] - 1, pytest.approx(record[name])) for record in of_validation]
+        assert found == [
+            (record["steps"] - 1, pytest.approx(record[name])) for record in of_validation
+        ]
     last = [record for record in of_kind(folder, "step") if record["step"] == STEPS - 1]
     found = [(event.step, event.value) for event in shown.Scalars("steps/top1")]
     assert found == [(record["steps"] - 1, pytest.approx(record["top1"])) for record in last]
 
 
 def test_only_the_classifier_is_trained(trained, pretrained):
-    before = {name.removeprefix("module.encoder_q."): value for name, value in load(pretrained)["state_dict"].items()}
-    after = {name.removeprefix("module."): value for name, value in load(trained[0] / "last.pth.tar")["state_dict"].items()}
+    before = {
+        name.removeprefix("module.encoder_q."): value
+        for name, value in load(pretrained)["state_dict"].items()
+    }
+    after = {
+        name.removeprefix("module."): value
+        for name, value in load(trained[0] / "last.pth.tar")["state_dict"].items()
+    }
     body = {name: value for name, value in before.items() if not name.startswith("fc.")}
     assert after.keys() - body.keys() == {"fc.weight", "fc.bias"}
     assert different(after, body) == ""
@@ -119,7 +146,9 @@ def test_only_the_classifier_is_trained(trained, pretrained):
 
 def test_the_best_checkpoint_is_that_of_the_best_epoch(trained):
     folder, _ = trained
-    accuracies = {record["epoch"] + 1: record["val_top1"] for record in of_kind(folder, "validation")}
+    accuracies = {
+        record["epoch"] + 1: record["val_top1"] for record in of_kind(folder, "validation")
+    }
     best = load(folder / "best.pth.tar")
     assert best["best_acc1"] == accuracies[best["epoch"]] == max(accuracies.values())
     assert load(folder / "last.pth.tar")["epoch"] == 3
@@ -138,13 +167,20 @@ def slow_classifier(data, pretrained, epochs, batch, rate, drop):
     The images have the order that the seed gives.
     """
     net = models.resnet18()
-    state = {name.removeprefix("module.encoder_q."): value for name, value in load(pretrained)["state_dict"].items()}
-    found = net.load_state_dict({name: value for name, value in state.items() if not name.startswith("fc.")}, strict=False)
+    state = {
+        name.removeprefix("module.encoder_q."): value
+        for name, value in load(pretrained)["state_dict"].items()
+    }
+    found = net.load_state_dict(
+        {name: value for name, value in state.items() if not name.startswith("fc.")}, strict=False
+    )
     assert set(found.missing_keys) == {"fc.weight", "fc.bias"}
     net.fc = torch.nn.Identity()
     net.eval()
     normalize = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    crop = transforms.Compose([transforms.Resize(37), transforms.CenterCrop(32), transforms.ToTensor(), normalize])
+    crop = transforms.Compose(
+        [transforms.Resize(37), transforms.CenterCrop(32), transforms.ToTensor(), normalize]
+    )
     sets = {}
     for split in ("train", "val"):
         paths = sorted((data / split).glob("*/*"))
@@ -169,10 +205,14 @@ def slow_classifier(data, pretrained, epochs, batch, rate, drop):
         return 100 * (fc(features).argmax(1) == labels).double().mean().item()
 
 
-def test_it_agrees_with_an_implementation_of_its_own_on_the_digits(start_job, digits, pretrained, tmp_path):
+def test_it_agrees_with_an_implementation_of_its_own_on_the_digits(
+    start_job, digits, pretrained, tmp_path
+):
     """The start of `fc` differs, so it trains to where that no longer matters."""
     options = "--image-size 32 --batch-size 64 --epochs 8 --schedule 5 --lr 0.1 -j 0 --no-augment --save-every 8".split()
-    job = start_job(2, tmp_path / "run", [digits, *options, "--pretrained", pretrained], "job.linear")
+    job = start_job(
+        2, tmp_path / "run", [digits, *options, "--pretrained", pretrained], "job.linear"
+    )
     output = job.finish()
     assert job.process.returncode == 0, output
     found = [record["val_top1"] for record in of_kind(job.folder, "validation")][-1]
@@ -181,7 +221,9 @@ def test_it_agrees_with_an_implementation_of_its_own_on_the_digits(start_job, di
     assert abs(found - expected) <= 0.5
 
 
-def test_accuracies_are_the_same_at_any_number_of_workers(start_job, trained, labelled, pretrained, tmp_path):
+def test_accuracies_are_the_same_at_any_number_of_workers(
+    start_job, trained, labelled, pretrained, tmp_path
+):
     last, told = trained[0] / "last.pth.tar", set()
     for workers in (1, 2, 3):
         arguments = [labelled, "-j", 0, "--evaluate", "--resume", last]
@@ -194,7 +236,10 @@ def test_accuracies_are_the_same_at_any_number_of_workers(start_job, trained, la
         told.add((*validated(outputs[0]), *re.findall(r"k-NN accuracy .*", outputs[1])))
     [(validation, neighbours)] = told
     assert validation == validated(trained[1])[-1]
-    assert f"on {VAL - 1} of {VAL} images of" in neighbours and f"k = {TRAIN // CLASSES} among {TRAIN} images of" in neighbours
+    assert (
+        f"on {VAL - 1} of {VAL} images of" in neighbours
+        and f"k = {TRAIN // CLASSES} among {TRAIN} images of" in neighbours
+    )
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +255,9 @@ def noise(tmp_path_factory):
     return folder
 
 
-def test_training_ends_in_the_same_bytes_at_any_number_of_workers_that_share_whole_groups(start_job, noise, tmp_path):
+def test_training_ends_in_the_same_bytes_at_any_number_of_workers_that_share_whole_groups(
+    start_job, noise, tmp_path
+):
     """Whole groups of 32 images; at this rate, each rounding becomes another classifier."""
     options = "--image-size 16 --width 16 --batch-size 128 --epochs 2 --lr 1000 -j 0".split()
     folders = [tmp_path / f"run{workers}" for workers in (1, 2, 4)]
@@ -219,7 +266,11 @@ def test_training_ends_in_the_same_bytes_at_any_number_of_workers_that_share_who
         output = job.finish()
         assert job.process.returncode == 0, output
     for folder in folders[1:]:
-        assert differences(folders[0], folder) == differences(folders[0], folder, "best.pth.tar") == ["/workers"]
+        assert (
+            differences(folders[0], folder)
+            == differences(folders[0], folder, "best.pth.tar")
+            == ["/workers"]
+        )
         assert records(folder) == records(folders[0])
 
 
@@ -253,13 +304,17 @@ def test_a_run_that_changes_its_batch_size_counts_each_step_once(labelled, pretr
     for epochs, batch_size in ((1, 30), (2, 60), (3, 15)):
         done = linear(*options, "--epochs", epochs, "--batch-size", batch_size)
         assert done.returncode == 0, done.stderr
-        assert [record["id"] for record in of_kind(tmp_path, "warning")] == ["rate_jump"] * (epochs - 1)  # at each resume
+        assert [record["id"] for record in of_kind(tmp_path, "warning")] == ["rate_jump"] * (
+            epochs - 1
+        )  # at each resume
     check_steps(tmp_path, 3 + 1 + 6)
     validations = [record["steps"] for record in of_kind(tmp_path, "validation")]
     assert validations == [3, 4, 10]
 
 
-def test_a_run_killed_and_then_signalled_resumes_to_the_same_bytes(start_job, trained, labelled, pretrained, tmp_path):
+def test_a_run_killed_and_then_signalled_resumes_to_the_same_bytes(
+    start_job, trained, labelled, pretrained, tmp_path
+):
     options = [labelled, *SMALL, "--pretrained", pretrained, "--keep", 9, "--resume", "auto"]
     job = start_job(2, tmp_path / "run", [*options, "--save-every", "3steps"], "job.linear")
     job.wait_for_step(4)
@@ -268,7 +323,9 @@ def test_a_run_killed_and_then_signalled_resumes_to_the_same_bytes(start_job, tr
     job.wait_for_step(STEPS + 3)
     job.workers()[1].terminate()
     output = job.finish()
-    assert job.process.returncode == 0 and of_kind(job.folder, "end")[-1]["how"] == "stopped", output
+    assert job.process.returncode == 0 and of_kind(job.folder, "end")[-1]["how"] == "stopped", (
+        output
+    )
     again = start_job(2, tmp_path / "run", options, "job.linear")
     output = again.finish()
     assert again.process.returncode == 0 and len(of_kind(again.folder, "resumed")) == 2, output
@@ -276,7 +333,10 @@ def test_a_run_killed_and_then_signalled_resumes_to_the_same_bytes(start_job, tr
     one, other = (load(folder / "last.pth.tar") for folder in (trained[0], again.folder))
     assert one["best_acc1"] == other["best_acc1"]
     assert different(one["state_dict"], other["state_dict"]) == ""
-    momenta = [[part["momentum_buffer"] for part in content["optimizer"]["state"].values()] for content in (one, other)]
+    momenta = [
+        [part["momentum_buffer"] for part in content["optimizer"]["state"].values()]
+        for content in (one, other)
+    ]
     assert len(momenta[0]) == 2 and all(torch.equal(*pair) for pair in zip(*momenta, strict=True))
 
 
@@ -297,11 +357,23 @@ def test_a_bit_that_flips_on_one_worker_ends_the_run_and_is_not_saved(
 ):
     """At the next check, or at the next save if that comes first."""
     flip = (
-        FLIP if first == "fc.bias" else "import inspect" + FLIP.replace('self.param_groups[0]["params"][:6][-1].detach()', FROZEN)
+        FLIP
+        if first == "fc.bias"
+        else "import inspect"
+        + FLIP.replace('self.param_groups[0]["params"][:6][-1].detach()', FROZEN)
     )
     (tmp_path / "sitecustomize.py").write_text(flip)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    options = [labelled, *SMALL, "--pretrained", pretrained, "--check-every", check_every, "--save-every", save_every]
+    options = [
+        labelled,
+        *SMALL,
+        "--pretrained",
+        pretrained,
+        "--check-every",
+        check_every,
+        "--save-every",
+        save_every,
+    ]
     job = start_job(2, tmp_path / "run", options, "job.linear")
     output = job.finish()
     assert job.process.returncode != 0
@@ -314,7 +386,19 @@ def test_a_bit_that_flips_on_one_worker_ends_the_run_and_is_not_saved(
 
 
 def test_the_crop_and_the_network_follow_the_pretraining(labelled, pretrained, tmp_path):
-    ended = linear(labelled, "--pretrained", pretrained, "--out", tmp_path / "run", "--epochs", 1, "--batch-size", 45, "-j", 0)
+    ended = linear(
+        labelled,
+        "--pretrained",
+        pretrained,
+        "--out",
+        tmp_path / "run",
+        "--epochs",
+        1,
+        "--batch-size",
+        45,
+        "-j",
+        0,
+    )
     assert ended.returncode == 0, ended.stderr
     config = load(tmp_path / "run" / "last.pth.tar")["config"]
     assert (config["arch"], config["stem"], config["image_size"]) == ("resnet18", "imagenet", 48)
@@ -326,10 +410,15 @@ def test_without_a_checkpoint_the_network_is_the_student_at_its_start(labelled, 
     assert ended.returncode == 0, ended.stderr
     assert "random weights" in ended.stdout
     torch.manual_seed(randomness.torch_seed(0, "weights"))
-    start = build_moco(comm, "resnet18", mlp=True, stem="small", width=16, stages=[1, 2, 3, 4]).encoder_q.state_dict()
+    start = build_moco(
+        comm, "resnet18", mlp=True, stem="small", width=16, stages=[1, 2, 3, 4]
+    ).encoder_q.state_dict()
     start = {name: value for name, value in start.items() if not name.startswith("fc.")}
     found = load(tmp_path / "run" / "last.pth.tar")["state_dict"]
-    assert different({name.removeprefix("module."): value for name, value in found.items()}, start) == ""
+    assert (
+        different({name.removeprefix("module."): value for name, value in found.items()}, start)
+        == ""
+    )
 
 
 REFUSED = {
@@ -385,14 +474,27 @@ def test_classes_that_differ_are_named(errors):
     assert "must have the same classes; in one of them alone: class1, class2" in errors["classes"]
 
 
-def test_a_finished_run_says_so_and_a_diverging_one_is_not_saved(trained, labelled, pretrained, tmp_path):
+def test_a_finished_run_says_so_and_a_diverging_one_is_not_saved(
+    trained, labelled, pretrained, tmp_path
+):
     for name in ("checkpoint_0003_000000.pth.tar", "best.pth.tar"):
         (tmp_path / "run").mkdir(exist_ok=True)
         (tmp_path / "run" / name).write_bytes((trained[0] / name).read_bytes())
-    options = [labelled, *SMALL, "--pretrained", pretrained, "--out", tmp_path / "run", "--resume", "auto"]
+    options = [
+        labelled,
+        *SMALL,
+        "--pretrained",
+        pretrained,
+        "--out",
+        tmp_path / "run",
+        "--resume",
+        "auto",
+    ]
     before = contents(tmp_path / "run")
     ended = linear(*options, "--epochs", 2)
-    assert ended.returncode == 0 and ended.stdout.endswith("changed: 3 epochs are done; --epochs is 2\n")
+    assert ended.returncode == 0 and ended.stdout.endswith(
+        "changed: 3 epochs are done; --epochs is 2\n"
+    )
     assert "--epochs was 3 in the checkpoint" in ended.stdout
     assert contents(tmp_path / "run") == before
     ended = linear(*options, "--epochs", 5, "--lr", "1e38", "--schedule", 9)

@@ -116,9 +116,28 @@ def test_job_linear_finds_neighbours(trained, images, tmp_path):
 
 def test_a_classifier_keeps_what_the_network_demands_of_its_images(images, vit_file, tmp_path):
     """Its mean, deviation and size are timm's, and evaluated again it has the same accuracy."""
-    options = ["--pretrained", vit_file, "-a", VIT, "--batch-size", 8, "-j", 0, "--out", tmp_path / "linear"]
+    options = [
+        "--pretrained",
+        vit_file,
+        "-a",
+        VIT,
+        "--batch-size",
+        8,
+        "-j",
+        0,
+        "--out",
+        tmp_path / "linear",
+    ]
     trained = program("job.linear", images, *options, "--epochs", 1, "--schedule", 9)
-    again = program("job.linear", images, "--evaluate", "--resume", tmp_path / "linear" / "last.pth.tar", "-j", 0)
+    again = program(
+        "job.linear",
+        images,
+        "--evaluate",
+        "--resume",
+        tmp_path / "linear" / "last.pth.tar",
+        "-j",
+        0,
+    )
     first, second = (re.search(r"validation on .*", text)[0] for text in (trained, again))
     assert first == second
     saved = torch.load(tmp_path / "linear" / "last.pth.tar", weights_only=True)
@@ -131,7 +150,18 @@ def test_job_embed_writes_the_features_of_timm(trained, vit_file, images, tmp_pa
     options = ["--pretrained", trained(MOBILENET) / "last.pth.tar", "--out", tmp_path / "a.npy"]
     program("job.embed", images, *options, "-j", 0)
     assert np.load(tmp_path / "a.npy").shape == (59, 1024)
-    program("job.embed", images, "--pretrained", vit_file, "-a", VIT, "--out", tmp_path / "b.npy", "-j", 0)
+    program(
+        "job.embed",
+        images,
+        "--pretrained",
+        vit_file,
+        "-a",
+        VIT,
+        "--out",
+        tmp_path / "b.npy",
+        "-j",
+        0,
+    )
     about = json.loads((tmp_path / "b.json").read_text())
     assert about["image_size"] == 160 and about["input"]["mean"] == [0.5, 0.5, 0.5]
     assert np.load(tmp_path / "b.npy").shape == (59, 64)
@@ -192,7 +222,21 @@ def test_timm_and_onnxruntime_load_the_exported_student(trained, commands, pair,
 
 
 def test_a_pair_that_does_not_fit_ends_before_a_file_is_written(images, vit_file, tmp_path):
-    command = [images, *SMALL, "-a", MOBILE, "--teacher", vit_file, "--teacher-arch", VIT, "--out", tmp_path / "run"]
+    command = [
+        images,
+        *SMALL,
+        "-a",
+        MOBILE,
+        "--teacher",
+        vit_file,
+        "--teacher-arch",
+        VIT,
+        "--out",
+        tmp_path / "run",
+    ]
     [message] = errors_of("job.train", [[*command, "--distill", "mgd"]])
-    assert "--distill mgd needs maps of equal size" in message and "This pair fits simreg, similarity" in message
+    assert (
+        "--distill mgd needs maps of equal size" in message
+        and "This pair fits simreg, similarity" in message
+    )
     assert not (tmp_path / "run").exists()

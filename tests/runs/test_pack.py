@@ -21,7 +21,9 @@ def shards(images, tmp_path_factory):
     return packed(images, tmp_path_factory.mktemp("packed") / "out", "--shard-images", 7)
 
 
-def test_a_killed_run_on_packed_images_resumes_to_the_same_bytes(start_job, shards, teacher_file, tmp_path):
+def test_a_killed_run_on_packed_images_resumes_to_the_same_bytes(
+    start_job, shards, teacher_file, tmp_path
+):
     options = [shards, *SMALL, "--teacher", teacher_file]
     whole = start_job(2, tmp_path / "whole", [*options, "-j", 0])
     output = whole.finish()
@@ -46,10 +48,17 @@ def test_packed_features_are_as_good_as_the_folder_s(start_job, images, shards, 
     for name, data in (("folder", images), ("packed", shards)):
         found = []
         for options in (["--knn"], ["--epochs", 1, "--batch-size", 50, "--lr", 0]):
-            job = start_job(1, tmp_path / name, [data, "-a", "resnet18", "--image-size", 32, "-j", 0, *options], "job.linear")
+            job = start_job(
+                1,
+                tmp_path / name,
+                [data, "-a", "resnet18", "--image-size", 32, "-j", 0, *options],
+                "job.linear",
+            )
             output = job.finish()
             assert job.process.returncode == 0, output
-            lines = [line.partition("val: ")[2] for line in output.splitlines() if "9 images of" in line]
+            lines = [
+                line.partition("val: ")[2] for line in output.splitlines() if "9 images of" in line
+            ]
             found.append([line.partition(" among ")[0] for line in lines])
         told[name] = found
     assert told["packed"] == told["folder"]

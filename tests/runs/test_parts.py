@@ -86,7 +86,9 @@ def test_a_toy_framework_and_two_distillers_resume_to_the_same_bytes(
             patch.setenv(name, value)
         stopped = start_job(2, tmp_path / "run", options, "toys")
     output = finished(stopped)
-    assert re.search(r"epoch 0 mean.*measuring: (\d+) of \1 batches", output, re.DOTALL)  # mgd has measured
+    assert re.search(
+        r"epoch 0 mean.*measuring: (\d+) of \1 batches", output, re.DOTALL
+    )  # mgd has measured
     assert stopped.steps() == list(range(1, EPOCH + 1))
     expected = [record for record in records(whole.folder) if record["epoch"] == 0]
     assert records(stopped.folder) == expected
@@ -103,13 +105,23 @@ def test_a_toy_framework_and_two_distillers_resume_to_the_same_bytes(
     assert records(whole.folder) == records(again.folder)
 
     first, last = (
-        torch.load(whole.folder / name, weights_only=True) for name in ("checkpoint_0000_000002.pth.tar", "last.pth.tar")
+        torch.load(whole.folder / name, weights_only=True)
+        for name in ("checkpoint_0000_000002.pth.tar", "last.pth.tar")
     )
-    trained = [("state_dict", "module.guess.weight"), ("toy", "projector.weight"), ("mgd", "bn4.weight")]
+    trained = [
+        ("state_dict", "module.guess.weight"),
+        ("toy", "projector.weight"),
+        ("mgd", "bn4.weight"),
+    ]
     assert not any(torch.equal(first[part][name], last[part][name]) for part, name in trained)
     steps = [record for record in records(again.folder) if "loss" in record]
-    assert all(record["loss"] == pytest.approx(record["colour"] + record["toy"] + record["mgd"]) for record in steps)
-    assert all(record["distillation"] == pytest.approx(record["toy"] + record["mgd"]) for record in steps)
+    assert all(
+        record["loss"] == pytest.approx(record["colour"] + record["toy"] + record["mgd"])
+        for record in steps
+    )
+    assert all(
+        record["distillation"] == pytest.approx(record["toy"] + record["mgd"]) for record in steps
+    )
     assert all(0 <= record["close"] <= 1 and "contrastive" not in record for record in steps)
     assert all(0.5 < record / 0.25 < 2 for record in (steps[0]["toy"], steps[0]["mgd"]))
     assert [record["distiller"] for record in of_kind(again.folder, "factor")] == ["mgd", "toy"]
@@ -119,7 +131,12 @@ def test_a_toy_framework_and_two_distillers_resume_to_the_same_bytes(
 
 def test_a_toy_framework_trains_without_a_teacher(images, tmp_path):
     """By one worker without a launcher."""
-    command = [sys.executable, "-m", "toys", *map(str, [images, *SMALL, "--framework", "toy", "--out", tmp_path / "run"])]
+    command = [
+        sys.executable,
+        "-m",
+        "toys",
+        *map(str, [images, *SMALL, "--framework", "toy", "--out", tmp_path / "run"]),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     steps = [record for record in records(tmp_path / "run") if "loss" in record]
@@ -138,11 +155,26 @@ def test_distillation_without_a_framework_resumes_within_an_epoch_to_the_same_by
     Checkpoints have the student only. Its accuracy is measured; the panel has no contrast accuracy.
     """
     options = [images, *SMALL, "--framework", "none", "--teacher", narrow_teacher, *DISTILLED]
-    options += ["--distill", *WEIGHTS, "--distill-weights", *WEIGHTS.values(), *POOLED, "--knn-every", 2]
+    options += [
+        "--distill",
+        *WEIGHTS,
+        "--distill-weights",
+        *WEIGHTS.values(),
+        *POOLED,
+        "--knn-every",
+        2,
+    ]
     folder = resumed_within_an_epoch(start_job, 2, tmp_path, options, (0, 4))
-    first, last = (torch.load(folder / name, weights_only=True) for name in ("checkpoint_0000_000004.pth.tar", "last.pth.tar"))
+    first, last = (
+        torch.load(folder / name, weights_only=True)
+        for name in ("checkpoint_0000_000004.pth.tar", "last.pth.tar")
+    )
     assert {key.split(".")[1] for key in last["state_dict"]} == {"encoder_q"}
-    trained = [("simreg", "head.7.weight"), ("similarity", "head.2.weight"), ("disco", "head.2.weight")]
+    trained = [
+        ("simreg", "head.7.weight"),
+        ("similarity", "head.2.weight"),
+        ("disco", "head.2.weight"),
+    ]
     trained += [("similarity", "queue")]
     assert not any(torch.equal(first[part][key], last[part][key]) for part, key in trained)
     assert last["similarity"]["queue_ptr"].item() == STEPS * 8 % 20
@@ -174,7 +206,10 @@ def test_moco_with_a_distilled_head_resumes_within_an_epoch_to_the_same_bytes(
     assert list(saved["disco"]) == ["factor"] and saved["disco"]["factor"] == 1 / 64
     steps = of_kind(folder, "step")
     assert all(0 < record["disco"] < 64 * 4 / 128 for record in steps)
-    assert all(record["loss"] == pytest.approx(record["contrastive"] + record["disco"] + record["simreg"]) for record in steps)
+    assert all(
+        record["loss"] == pytest.approx(record["contrastive"] + record["disco"] + record["simreg"])
+        for record in steps
+    )
 
 
 def test_a_correction_and_pooled_features_give_the_same_bytes_after_a_kill_and_matching_on_any_workers(
@@ -203,7 +238,11 @@ def test_a_correction_and_pooled_features_give_the_same_bytes_after_a_kill_and_m
 
     first, half, last = (
         torch.load(whole.folder / name, weights_only=True)
-        for name in ("checkpoint_0000_000002.pth.tar", "checkpoint_0001_000000.pth.tar", "last.pth.tar")
+        for name in (
+            "checkpoint_0000_000002.pth.tar",
+            "checkpoint_0001_000000.pth.tar",
+            "last.pth.tar",
+        )
     )
     trained = ["correction1.weight", "correction4.weight", "pooled.bn.weight"]
     assert not any(torch.equal(first["mgd"][name], last["mgd"][name]) for name in trained)
@@ -211,11 +250,16 @@ def test_a_correction_and_pooled_features_give_the_same_bytes_after_a_kill_and_m
     assert len(matchings) == 5
     assert not all(torch.equal(half["mgd"][name], last["mgd"][name]) for name in matchings)
     assert not any("correction" in name or "pooled" in name for name in last["state_dict"])
-    assert not any("correction" in name for name in read_backbone(str(whole.folder / "last.pth.tar"), "").state)
+    assert not any(
+        "correction" in name for name in read_backbone(str(whole.folder / "last.pth.tar"), "").state
+    )
     for workers in (1, 4):
         folder = tmp_path / str(workers)
         folder.mkdir()
-        os.link(whole.folder / "checkpoint_0001_000000.pth.tar", folder / "checkpoint_0001_000000.pth.tar")
+        os.link(
+            whole.folder / "checkpoint_0001_000000.pth.tar",
+            folder / "checkpoint_0001_000000.pth.tar",
+        )
         job = start_job(workers, folder, options)
         finished(job)
         found = torch.load(folder / "last.pth.tar", weights_only=True)["mgd"]

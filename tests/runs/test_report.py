@@ -26,7 +26,18 @@ from runs import of_kind
 SMALL = "-a resnet18 --image-size 32 --batch-size 8 --epochs 2 --moco-k 20 --mlp --moco-t 0.2 --warmup-epochs 0".split()
 SMALL += "--refresh-epochs 0,1 --knn-every 1 --save-every 3steps --check-every 3 -j 0".split()
 LINEAR = "--epochs 2 --batch-size 10 --lr 0.3 --schedule 1 -j 0".split()
-CURVES = {"loss", "parts", "accuracy", "knn", "rate", "stability", "cost", "collapse", "time", "speed"}
+CURVES = {
+    "loss",
+    "parts",
+    "accuracy",
+    "knn",
+    "rate",
+    "stability",
+    "cost",
+    "collapse",
+    "time",
+    "speed",
+}
 NETWORKS = {"maps-run-1", "maps-run-2", "maps-run-3", "maps-run-4", "neighbours-run", "embedding"}
 WITHOUT_HOROVOD = "import sys; sys.modules['horovod'] = None; from job.show.report.app import main; main(sys.argv[1:])"
 
@@ -38,7 +49,12 @@ def folders(start_job, images, teacher_file, tmp_path_factory):
     job = start_job(2, folder / "run", [images, *SMALL, "--teacher", teacher_file])
     output = job.finish()
     assert job.process.returncode == 0, output
-    job = start_job(2, folder / "linear", [images, *LINEAR, "--pretrained", folder / "run/last.pth.tar"], "job.linear")
+    job = start_job(
+        2,
+        folder / "linear",
+        [images, *LINEAR, "--pretrained", folder / "run/last.pth.tar"],
+        "job.linear",
+    )
     output = job.finish()
     assert job.process.returncode == 0, output
     return folder / "run", folder / "linear"
@@ -112,16 +128,26 @@ def test_a_browser_shows_it_without_network_or_errors(made, browser):
     )
     assert len(decoded) == len(pictures(made))
     assert min(decoded) > 500
-    assert browser.execute_script("return performance.getEntriesByType('navigation')[0].loadEventEnd") < 2000  # ms
+    assert (
+        browser.execute_script("return performance.getEntriesByType('navigation')[0].loadEventEnd")
+        < 2000
+    )  # ms
     assert browser.get_log("browser") == []
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    asked = [
+        m["params"]["request"]["url"]
+        for m in messages
+        if m["method"] == "Network.requestWillBeSent"
+    ]
     assert made.as_uri() in asked
     assert [url for url in asked if not url.startswith(("data:", made.as_uri()))] == []
     assert made.stat().st_size < 10e6
     broken = "return [...document.querySelectorAll('nav a')].filter(a => !document.querySelector(a.getAttribute('href'))).length"
     assert browser.execute_script(broken) == 0
-    assert browser.execute_script("return [...document.images].filter(i => i.alt.length < 20).length") == 0
+    assert (
+        browser.execute_script("return [...document.images].filter(i => i.alt.length < 20).length")
+        == 0
+    )
 
 
 @pytest.mark.parametrize("width", [400, 1200])
@@ -156,16 +182,22 @@ def test_tables_say_what_the_folders_hold(folders):
     assert row[4] == f"{max(accuracies):.2f} %"
     narrow = find_runs([str(folders[0])])
     narrow[0].history.options.update(width=16)
-    assert [tables.overview(shown).rows[0][2] for shown in (runs, narrow)] == ["resnet18", "resnet18 of width 16"]
+    assert [tables.overview(shown).rows[0][2] for shown in (runs, narrow)] == [
+        "resnet18",
+        "resnet18 of width 16",
+    ]
     twins = [Shown("a", 0, runs[0].history), Shown("b", 1, runs[0].history)]
     assert tables.options_of(twins, differing=True).rows == []
     twins[1].history.options.update(lr=0.5)
-    assert tables.options_of([*twins, Shown("c", 2, find_runs([str(folders[0])])[0].history)], differing=True).rows == [
-        ["lr", "0.5", "0.5", "0.03"]
-    ]
+    assert tables.options_of(
+        [*twins, Shown("c", 2, find_runs([str(folders[0])])[0].history)], differing=True
+    ).rows == [["lr", "0.5", "0.5", "0.03"]]
     before = find_runs([str(folders[0])])[0].history
     del before.options["loss_share"], before.options["width"]
-    ages = [Shown("now", 0, find_runs([str(folders[0])])[0].history), Shown("before there were shares", 1, before)]
+    ages = [
+        Shown("now", 0, find_runs([str(folders[0])])[0].history),
+        Shown("before there were shares", 1, before),
+    ]
     assert tables.options_of(ages, differing=True).rows == [["loss_share", "10.0", "0.0"]]
 
 
@@ -174,7 +206,9 @@ def test_times_are_those_of_the_records(folders):
     history = find_runs([str(folders[0])])[0].history
     refreshes = [record for record in of_kind(folders[0], "refresh") if record["stage"] == 1]
     assert len(refreshes) == 2
-    took = sum(record[name] for record in refreshes for name in ("measuring", "gathering", "solving"))
+    took = sum(
+        record[name] for record in refreshes for name in ("measuring", "gathering", "solving")
+    )
     assert refresh_seconds(history) == pytest.approx(took)
     [start], [end] = (of_kind(folders[0], kind) for kind in ("start", "end"))
     assert 0 < knn_seconds(history) < knn_seconds(history) + took < end["time"] - start["time"]
@@ -187,7 +221,10 @@ def test_warnings_are_those_of_the_records(folders, tmp_path):
     with open(copy / "metrics.jsonl", "a") as file:
         for kind, text in (("hint", "slow"), ("hint", "slow")):
             file.write(json.dumps({"kind": kind, "time": 1.8e9, "text": text}) + "\n")
-        file.write(json.dumps({"kind": "end", "time": 1.8e9, "how": "error", "text": "no disk", "code": 2}) + "\n")
+        file.write(
+            json.dumps({"kind": "end", "time": 1.8e9, "how": "error", "text": "no disk", "code": 2})
+            + "\n"
+        )
     first, *others = tables.warnings(find_runs([str(copy)]))["run"]
     assert first.startswith("warning: ") and others == ["hint: slow (2 times)", "error: no disk"]
 
@@ -197,7 +234,9 @@ def test_matched_maps_are_those_of_the_networks(folders, teacher_file):
     [run, _] = find_runs(map(str, folders))
     student = features.newest_student(run.history)
     sample = features.read_sample(tuple(student.options["places"]), 32)
-    found = features.matches(student, features.read_teacher(student, str(teacher_file)), sample.views)
+    found = features.matches(
+        student, features.read_teacher(student, str(teacher_file)), sample.views
+    )
     assert sorted(found) == [1, 2, 3, 4]
     for stage, some in found.items():
         assert [match.mean for match in some] == sorted(match.mean for match in some)
@@ -207,8 +246,12 @@ def test_matched_maps_are_those_of_the_networks(folders, teacher_file):
     compared = []
     for match in found[2]:
         s, t = (torch.tensor(maps).flatten(1) for maps in (match.student, match.teacher))
-        shown = features.matches(student, features.read_teacher(student, str(teacher_file)), sample.views[: len(s)])[2]
-        slow = sum((x / x.norm() - y / y.norm()).square().sum().item() for x, y in zip(s, t, strict=True)) / len(s)
+        shown = features.matches(
+            student, features.read_teacher(student, str(teacher_file)), sample.views[: len(s)]
+        )[2]
+        slow = sum(
+            (x / x.norm() - y / y.norm()).square().sum().item() for x, y in zip(s, t, strict=True)
+        ) / len(s)
         compared += [(again.cost, slow) for again in shown if again.channels == match.channels]
     assert compared and all(cost == pytest.approx(slow, abs=1e-4) for cost, slow in compared)
 
@@ -234,7 +277,9 @@ def test_damaged_lines_are_counted_and_the_rest_is_shown(folders, tmp_path):
     damaged = tmp_path / "damaged"
     shutil.copytree(folders[0], damaged, symlinks=True)
     lines = (damaged / "metrics.jsonl").read_bytes().splitlines(keepends=True)
-    (damaged / "metrics.jsonl").write_bytes(b"".join([*lines[:5], b"\x00\xff\n", b"[1]\n", *lines[5:]]))
+    (damaged / "metrics.jsonl").write_bytes(
+        b"".join([*lines[:5], b"\x00\xff\n", b"[1]\n", *lines[5:]])
+    )
     out, text = report(tmp_path, damaged, "--no-features")
     assert "damaged: 2 lines of metrics.jsonl" in text
     assert pictures(out) == CURVES
@@ -269,14 +314,23 @@ def test_an_array_is_its_runs_told_apart(folders, tmp_path):
 def test_what_cannot_be_read_among_others_is_named_and_passed_over(folders, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").write_text("no run")
-    runs = find_runs(map(str, [tmp_path / "empty", folders[0], tmp_path / "text", tmp_path / "missing"]))
+    runs = find_runs(
+        map(str, [tmp_path / "empty", folders[0], tmp_path / "text", tmp_path / "missing"])
+    )
     assert [run.label for run in runs] == ["run"]
     assert capsys.readouterr().err.count("passed over: ") == 3
 
 
 def test_any_names_are_shown(folders, tmp_path):
     """Pictures have names of their own, and the legend has those that matplotlib would take for its own."""
-    names = ["a b", "a-b", "_under", "dollar$a$b_^{", "x" * 80, b"bad\xff".decode(errors="surrogateescape")]
+    names = [
+        "a b",
+        "a-b",
+        "_under",
+        "dollar$a$b_^{",
+        "x" * 80,
+        b"bad\xff".decode(errors="surrogateescape"),
+    ]
     for name in names:
         shutil.copytree(folders[0], tmp_path / "runs" / name, symlinks=True)
     out, text = report(tmp_path, tmp_path / "runs", "--no-features")
@@ -313,7 +367,10 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(folders, tmp_path):
 
 
 def test_the_same_folder_gives_the_same_pictures(folders, tmp_path):
-    first, second = (render(find_runs([str(folders[0])]), tmp_path / "report.html", ("", ""))[1] for _ in range(2))
+    first, second = (
+        render(find_runs([str(folders[0])]), tmp_path / "report.html", ("", ""))[1]
+        for _ in range(2)
+    )
     assert [picture.png for picture in first] == [picture.png for picture in second]
 
 

@@ -9,7 +9,15 @@ SMALL = "-a resnet18 --image-size 32 --batch-size 8 --epochs 2 --moco-k 20 --mlp
 STEPS = 50 // 8  # of an epoch
 SECRET = "hunter2-of-{}-is-not-to-be-seen"
 # As they come from a shell, a scheduler, and those who put them where a launcher hands them on.
-NAMES = ["AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY", "SLURM_JWT", "HOROVOD_TOKEN", "MGD_SECRET", "NCCL_TOKEN", "LOGNAME_TOKEN"]
+NAMES = [
+    "AWS_SECRET_ACCESS_KEY",
+    "WANDB_API_KEY",
+    "SLURM_JWT",
+    "HOROVOD_TOKEN",
+    "MGD_SECRET",
+    "NCCL_TOKEN",
+    "LOGNAME_TOKEN",
+]
 # The second epoch ends by an error that nobody has foreseen, in a function whose locals have the environment.
 FAIL = f"""
 import os
@@ -42,7 +50,11 @@ def failed(start_job, images, tmp_path_factory):
     finally:
         os.umask(before)
     output = job.finish()
-    assert job.process.returncode != 0 and "error: rank" in output and "what nobody has foreseen" in output, output
+    assert (
+        job.process.returncode != 0
+        and "error: rank" in output
+        and "what nobody has foreseen" in output
+    ), output
     return job.folder, output
 
 
@@ -52,7 +64,9 @@ def test_no_variable_s_value_gets_into_the_folder_or_the_output(failed):
     assert {"last.pth.tar", "metrics.jsonl", "log.txt", "config.yaml"} <= set(files)
     for name in NAMES:
         assert SECRET.format(name) not in output
-        assert [file for file, content in files.items() if SECRET.format(name).encode() in content] == []
+        assert [
+            file for file, content in files.items() if SECRET.format(name).encode() in content
+        ] == []
 
 
 def test_what_a_run_writes_follows_the_umask(failed):

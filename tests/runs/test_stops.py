@@ -15,7 +15,9 @@ TRAIN = "-a resnet18 --moco-k 40 --mlp --moco-t 0.2 --cos --knn-every 1 --refres
 STEPS = 5  # of an epoch
 # For a k-NN or validation, worker 1 opens 64 and then 8 validation images. It opens 64 training images for the k-NN,
 # and twice 32 for a refresh and for the loss factor.
-VALIDATION, TRAINING = (f"1 open /{split}/ {{}} 1 -{signal.SIGTERM:d}" for split in ("val", "train"))
+VALIDATION, TRAINING = (
+    f"1 open /{split}/ {{}} 1 -{signal.SIGTERM:d}" for split in ("val", "train")
+)
 INCOMPLETE = "error: stopped by a signal: the accuracy is incomplete and not reported. Start again"
 
 # As sitecustomize.py: worker 1 gets a signal at its very end, as from a launcher that passes one on late.
@@ -31,7 +33,12 @@ def images(tmp_path_factory):
     """160 training and 200 validation images of noise: two or three batches of each pass for a worker."""
     folder, generator = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for number in range(360):
-        path = folder / ("train" if number < 160 else "val") / f"class{number % 2}" / f"{number:03d}.png"
+        path = (
+            folder
+            / ("train" if number < 160 else "val")
+            / f"class{number % 2}"
+            / f"{number:03d}.png"
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
     return folder
@@ -44,7 +51,9 @@ def run_job(start_job, monkeypatch, tmp_path):
 
     def run(program, folder, arguments, fault=""):
         with monkeypatch.context() as patch:
-            for name, value in (injected(fault) | {"PYTHONPATH": str(tmp_path)}).items() if fault else ():
+            for name, value in (
+                (injected(fault) | {"PYTHONPATH": str(tmp_path)}).items() if fault else ()
+            ):
                 patch.setenv(name, value)
             job = start_job(2, folder, arguments, program)
         output = job.finish()
@@ -67,10 +76,14 @@ def position(folder):
 
 def kinds(folder):
     """How many records a run has of steps, refreshed stages, loss factors, k-NN and validation accuracies."""
-    return [len(of_kind(folder, kind)) for kind in ("step", "refresh", "factor", "knn", "validation")]
+    return [
+        len(of_kind(folder, kind)) for kind in ("step", "refresh", "factor", "knn", "validation")
+    ]
 
 
-def test_a_training_run_stopped_in_each_work_between_epochs_resumes_to_the_same_bytes(run_job, images, narrow_teacher, tmp_path):
+def test_a_training_run_stopped_in_each_work_between_epochs_resumes_to_the_same_bytes(
+    run_job, images, narrow_teacher, tmp_path
+):
     """No step is done after the signal. The end of the epoch is saved, once."""
     arguments = [images, *COMMON, *TRAIN, "--teacher", narrow_teacher]
     whole, folder = tmp_path / "whole", tmp_path / "run"
@@ -84,7 +97,9 @@ def test_a_training_run_stopped_in_each_work_between_epochs_resumes_to_the_same_
     run_job("job.train", folder, arguments, VALIDATION.format(1))
     assert kinds(folder) == [STEPS, 4, 1, 0, 0]  # in the k-NN
     saved = position(folder)
-    assert saved[0] == "checkpoint_0001_000000.pth.tar" and differences(whole, folder, saved[0]) == []
+    assert (
+        saved[0] == "checkpoint_0001_000000.pth.tar" and differences(whole, folder, saved[0]) == []
+    )
 
     run_job("job.train", folder, arguments, TRAINING.format(70))
     assert kinds(folder) == [STEPS, 4, 1, 1, 0] and position(folder) == saved  # in the refresh

@@ -35,9 +35,20 @@ ARMS = ("untrained", "alone", "mgd", "random", "original")
 
 def start(folder, **changed):
     (folder / "tiny.yaml").write_text(yaml.safe_dump(FORM | changed))
-    command = [sys.executable, "-m", "job.study.study", f"{folder}/tiny.yaml", "--out", f"{folder}/out"]
+    command = [
+        sys.executable,
+        "-m",
+        "job.study.study",
+        f"{folder}/tiny.yaml",
+        "--out",
+        f"{folder}/out",
+    ]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
 
 
@@ -81,7 +92,10 @@ def test_a_signal_stops_it_and_the_same_command_goes_on(study):
     assert first[0] == 0 and "stopped by a signal; the same command goes on from here" in first[1]
     assert "mnist/teacher-0" not in left  # it was training
     assert last[0] == 0, last
-    assert set(records(folder)) == {"mnist/teacher-0", *(f"mnist/{arm}-{seed}" for arm in ARMS for seed in (0, 7))}
+    assert set(records(folder)) == {
+        "mnist/teacher-0",
+        *(f"mnist/{arm}-{seed}" for arm in ARMS for seed in (0, 7)),
+    }
     assert "11 of 11: mnist/" in last[1]
 
 
@@ -104,7 +118,9 @@ def test_it_shows_how_far_it_is(study):
     said = study[4][1]
     shares = [int(share) for share in re.findall(r"(\d+) % done, running", said)]
     assert shares == sorted(shares) and shares[-1] == 100
-    assert re.search(r"\d % done, running mnist/\S+ \d+ %(, mnist/\S+ \d+ %)?; about \d+ (s|min) left", said)
+    assert re.search(
+        r"\d % done, running mnist/\S+ \d+ %(, mnist/\S+ \d+ %)?; about \d+ (s|min) left", said
+    )
 
 
 def test_the_results_are_one_record_a_network_with_its_exact_commands(study):
@@ -114,10 +130,17 @@ def test_the_results_are_one_record_a_network_with_its_exact_commands(study):
         assert 0 <= record["knn"] <= 100 and 0 <= record["linear"] <= 100 and record["seconds"] > 0
         for command in record["commands"]:
             assert command.startswith("CUDA_VISIBLE_DEVICES= python -m job.")
-        assert ("pull_first" in record and record["pull_first"] > 0) == (record["arm"] in ("mgd", "random", "original"))
-        assert ("loss_factor" in record and record["loss_factor"] > 0) == (record["arm"] in ("mgd", "random"))
+        assert ("pull_first" in record and record["pull_first"] > 0) == (
+            record["arm"] in ("mgd", "random", "original")
+        )
+        assert ("loss_factor" in record and record["loss_factor"] > 0) == (
+            record["arm"] in ("mgd", "random")
+        )
     text = (folder / "out" / "results" / "README.md").read_text()
-    assert records(folder)["mnist/mgd-0"]["commands"][0] in text and (folder / "out" / "results" / "mnist.png").exists()
+    assert (
+        records(folder)["mnist/mgd-0"]["commands"][0] in text
+        and (folder / "out" / "results" / "mnist.png").exists()
+    )
     assert "k-NN: " in study[4][1] and "done: the results are in" in study[4][1]
 
 
@@ -125,7 +148,9 @@ def test_a_recorded_command_gives_the_recorded_accuracy(study, tmp_path):
     folder = study[0]
     record = records(folder)["mnist/random-7"]
     command = (
-        record["commands"][0].replace(f"{folder}/out/mnist/random-7", str(tmp_path)).replace("= python", f"= {sys.executable}")
+        record["commands"][0]
+        .replace(f"{folder}/out/mnist/random-7", str(tmp_path))
+        .replace("= python", f"= {sys.executable}")
     )
     subprocess.run(command, shell=True, check=True, capture_output=True)
     assert round(of_kind(tmp_path / "train", "knn")[-1]["knn"], 2) == record["knn"]
@@ -136,7 +161,9 @@ def test_a_finished_study_trains_nothing_again(study):
     before = {path: path.stat().st_mtime_ns for path in folder.glob("out/mnist/*/*/*.pth.tar")}
     code, said, _ = finish(start(folder))
     assert code == 0 and "11 networks, 11 measured before" in said
-    assert {path: path.stat().st_mtime_ns for path in folder.glob("out/mnist/*/*/*.pth.tar")} == before
+    assert {
+        path: path.stat().st_mtime_ns for path in folder.glob("out/mnist/*/*/*.pth.tar")
+    } == before
 
 
 def test_what_is_half_trained_is_not_gone_on_with_under_other_options(study, tmp_path):
@@ -155,7 +182,10 @@ def test_changed_options_are_refused_and_nothing_is_removed(study):
     before = records(folder)
     code, _, errors = finish(start(folder, linear={"epochs": 2}))
     assert (
-        code == 2 and "is of another mnist/teacher-0" in errors and "choose another --out" in errors and errors.count("\n") == 1
+        code == 2
+        and "is of another mnist/teacher-0" in errors
+        and "choose another --out" in errors
+        and errors.count("\n") == 1
     )
     assert records(folder) == before
 
@@ -168,5 +198,9 @@ def test_a_command_that_fails_ends_the_study_with_its_own_line(study, tmp_path):
     (tmp_path / "out" / "mnist" / "teacher-0" / "train" / "last.pth.tar").unlink()
     code, _, errors = finish(start(tmp_path))
     [line] = errors.splitlines()
-    assert code == 2 and line.startswith("error: CUDA_VISIBLE_DEVICES= python -m job.train") and "no such file" in line
+    assert (
+        code == 2
+        and line.startswith("error: CUDA_VISIBLE_DEVICES= python -m job.train")
+        and "no such file" in line
+    )
     assert not json.loads(record.read_text())["measured"]

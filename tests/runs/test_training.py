@@ -26,7 +26,9 @@ def curve(job, name="loss"):
     return [record[name] for record in records if name in record]
 
 
-def test_parts_of_a_batch_train_as_workers_of_their_own_would(start_job, images, teacher_file, tmp_path):
+def test_parts_of_a_batch_train_as_workers_of_their_own_would(
+    start_job, images, teacher_file, tmp_path
+):
     """What differs are the batch norms' running statistics, which only the refresh of the second epoch reads."""
     options = [images, "--batch-size", 16, *TEACHER, teacher_file]
     parts = run(start_job, 2, tmp_path / "parts", *options, "--accumulate", 2)
@@ -35,10 +37,14 @@ def test_parts_of_a_batch_train_as_workers_of_their_own_would(start_job, images,
         assert curve(parts, name)[:3] == pytest.approx(curve(workers, name)[:3], rel=1e-3)
 
 
-def test_gradients_of_half_precision_leave_the_loss_as_it_is_for_a_while(start_job, images, tmp_path):
+def test_gradients_of_half_precision_leave_the_loss_as_it_is_for_a_while(
+    start_job, images, tmp_path
+):
     """Rounded to 11 bits; at the rates of the warm-up's first epoch that moves a parameter by less than its own rounding."""
     options = [images, "--batch-size", 16]
-    half, plain = (run(start_job, 2, tmp_path / name, *options, *more) for name, more in HALF.items())
+    half, plain = (
+        run(start_job, 2, tmp_path / name, *options, *more) for name, more in HALF.items()
+    )
     assert curve(half)[:3] == pytest.approx(curve(plain)[:3], rel=1e-4)
     assert differences(half.folder, plain.folder) != []
 
@@ -46,7 +52,9 @@ def test_gradients_of_half_precision_leave_the_loss_as_it_is_for_a_while(start_j
 HALF = {"half": ["--fp16-allreduce"], "plain": []}
 
 
-def test_a_killed_run_of_parts_and_half_precision_resumes_to_the_same_bytes(start_job, images, teacher_file, tmp_path):
+def test_a_killed_run_of_parts_and_half_precision_resumes_to_the_same_bytes(
+    start_job, images, teacher_file, tmp_path
+):
     options = [images, "--batch-size", 16, *TEACHER, teacher_file]
     options += ["--accumulate", 2, "--fp16-allreduce"]
     undisturbed = run(start_job, 2, tmp_path / "undisturbed", *options)
@@ -61,9 +69,14 @@ def test_a_killed_run_of_parts_and_half_precision_resumes_to_the_same_bytes(star
 def test_compiled_networks_give_the_same_losses(start_job, images, tmp_path):
     """They round in other places; checkpoints keep their names."""
     options = [images, "--batch-size", 16, "--epochs", 1]
-    compiled, plain = (run(start_job, 1, tmp_path / name, *options, *more) for name, more in COMPILED.items())
+    compiled, plain = (
+        run(start_job, 1, tmp_path / name, *options, *more) for name, more in COMPILED.items()
+    )
     assert curve(compiled) == pytest.approx(curve(plain), rel=1e-3)
-    saved, expected = (torch.load(job.folder / "last.pth.tar", weights_only=True)["state_dict"] for job in (compiled, plain))
+    saved, expected = (
+        torch.load(job.folder / "last.pth.tar", weights_only=True)["state_dict"]
+        for job in (compiled, plain)
+    )
     assert saved.keys() == expected.keys()
 
 

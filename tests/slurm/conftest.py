@@ -28,13 +28,26 @@ def pytest_collection_modifyitems(items):
 def slurm():
     """A function that runs one of SLURM's commands on the cluster of two nodes and returns what it prints."""
     folder = tempfile.mkdtemp(prefix="mgd-slurm-")
-    environment = os.environ | {"LOCAL_CLUSTER": folder, "SLURM_CONF": f"{folder}/slurm.conf", "PATH": PATH}
-    environment = {name: value for name, value in environment.items() if not name.startswith(("HOROVOD_", "MGD_"))}
+    environment = os.environ | {
+        "LOCAL_CLUSTER": folder,
+        "SLURM_CONF": f"{folder}/slurm.conf",
+        "PATH": PATH,
+    }
+    environment = {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith(("HOROVOD_", "MGD_"))
+    }
     environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "USER": "tester"}
 
     def command(*words, check=True, **more):
         done = subprocess.run(
-            [str(word) for word in words], env=environment | more, cwd=REPO, capture_output=True, text=True, timeout=120
+            [str(word) for word in words],
+            env=environment | more,
+            cwd=REPO,
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -51,12 +64,39 @@ def submit(slurm, images, tmp_path):
     """A function that submits a script; what a test leaves running is cancelled, and may leave no process."""
     jobs = []
 
-    def start(arguments, nodes=2, tasks_per_node=1, script="train.sbatch", sbatch=(), run=None, **variables):
+    def start(
+        arguments,
+        nodes=2,
+        tasks_per_node=1,
+        script="train.sbatch",
+        sbatch=(),
+        run=None,
+        **variables,
+    ):
         number = len(jobs)
         log, run = tmp_path / f"log{number}.txt", run or tmp_path / f"run{number}"
-        values = {"DATA": images, "RUN": run, "VENV": "", "PATH": PATH, "OMP_NUM_THREADS": 1} | variables
-        exported = ",".join(["HOME", "USER", "CUDA_VISIBLE_DEVICES", *(f"{name}={value}" for name, value in values.items())])
-        words = [f"--nodes={nodes}", f"--ntasks-per-node={tasks_per_node}", "--gpus-per-node=0", "--cpus-per-task=1", *sbatch]
+        values = {
+            "DATA": images,
+            "RUN": run,
+            "VENV": "",
+            "PATH": PATH,
+            "OMP_NUM_THREADS": 1,
+        } | variables
+        exported = ",".join(
+            [
+                "HOME",
+                "USER",
+                "CUDA_VISIBLE_DEVICES",
+                *(f"{name}={value}" for name, value in values.items()),
+            ]
+        )
+        words = [
+            f"--nodes={nodes}",
+            f"--ntasks-per-node={tasks_per_node}",
+            "--gpus-per-node=0",
+            "--cpus-per-task=1",
+            *sbatch,
+        ]
         words += [f"--export={exported}", f"--output={log}", REPO / "slurm" / script, *arguments]
         jobs.append(BatchJob(slurm, slurm("sbatch", "--parsable", *words).strip(), log, run))
         return jobs[-1]

@@ -19,7 +19,9 @@ USER = 4242  # has no name here, and no ranges in /etc/subuid
 
 def names(engine, job) -> list[str]:
     """The names of a job's containers, running or not."""
-    return engine("ps", "--all", "--filter", f"label=mgd.job={job.number}", "--format", "{{.Names}}").split()
+    return engine(
+        "ps", "--all", "--filter", f"label=mgd.job={job.number}", "--format", "{{.Names}}"
+    ).split()
 
 
 @pytest.fixture
@@ -35,14 +37,23 @@ def submit_in(submit, image):
     yield start
     for engine, job in jobs:
         job.slurm("scancel", job.number, check=False)
-        job.wait("the end of its containers", lambda engine=engine, job=job: not names(engine, job), 60)
+        job.wait(
+            "the end of its containers", lambda engine=engine, job=job: not names(engine, job), 60
+        )
 
 
 def test_scancel_leaves_no_container(slurm, submit_in, containers):
     job = submit_in(containers)
     job.wait_for_step(1)
-    assert sorted(names(containers, job)) == [f"mgd-{job.number}-0-try-0", f"mgd-{job.number}-1-try-0"]
-    assert re.search(r"^2 workers on 2 nodes, 1 of them on node1, by srun; .*; image moco-mgd:test$", job.text(), re.MULTILINE)
+    assert sorted(names(containers, job)) == [
+        f"mgd-{job.number}-0-try-0",
+        f"mgd-{job.number}-1-try-0",
+    ]
+    assert re.search(
+        r"^2 workers on 2 nodes, 1 of them on node1, by srun; .*; image moco-mgd:test$",
+        job.text(),
+        re.MULTILINE,
+    )
     slurm("scancel", job.number)
     job.wait("the end of its containers", lambda: not names(containers, job), 60)
     assert job.wait_for_end() == "CANCELLED"
@@ -56,8 +67,12 @@ def test_a_killed_task_s_container_ends_with_it(submit_in, containers):
     name = f"mgd-{job.number}-1-try-0"
     assert name in names(containers, job)
     of_rank = {process: process.environ().get("SLURM_PROCID") for process in job.processes()}
-    ours = [process for process, rank in of_rank.items() if rank == "1" and not in_container(process)]
-    killed = [process for process in ours if process.name() != "tail"]  # SLURM may not find it without its parent
+    ours = [
+        process for process, rank in of_rank.items() if rank == "1" and not in_container(process)
+    ]
+    killed = [
+        process for process in ours if process.name() != "tail"
+    ]  # SLURM may not find it without its parent
     assert any(containers.name in process.name() for process in killed)
     for process in killed:
         process.send_signal(signal.SIGKILL)
@@ -72,7 +87,9 @@ def in_container(process) -> bool:
 
 def test_an_image_that_one_node_does_not_have_is_what_one_reads(submit_in, docker, tmp_path):
     prolog = tmp_path / "prolog.sh"
-    prolog.write_text('#!/bin/bash\nif [ "$SLURMD_NODENAME" = node2 ]; then echo "export IMAGE=moco-mgd:nowhere"; fi\n')
+    prolog.write_text(
+        '#!/bin/bash\nif [ "$SLURMD_NODENAME" = node2 ]; then echo "export IMAGE=moco-mgd:nowhere"; fi\n'
+    )
     prolog.chmod(0o755)
     job = submit_in(docker, SLURM_TASK_PROLOG=prolog)
     job.wait("a decision", job.decisions, 60)
@@ -93,9 +110,13 @@ def task(function, *words, environment, folder, before=()):
     settings |= {"DATA": "", "RUN": f"{folder}/run"}
     command = [*before, "bash", folder / "slurm/functions.sh", function, *words]
     shutil.copytree(REPO / "slurm", folder / "slurm")  # another user may not see this repository
-    done = subprocess.run(command, env=environment | settings, cwd=folder, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command, env=environment | settings, cwd=folder, capture_output=True, text=True, timeout=120
+    )
     if done.returncode == NOT_HERE:
-        pytest.skip("no /dev with InfiniBand can be made here: run as root, on a kernel with overlayfs")
+        pytest.skip(
+            "no /dev with InfiniBand can be made here: run as root, on a kernel with overlayfs"
+        )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -103,15 +124,37 @@ def task(function, *words, environment, folder, before=()):
 def test_a_container_of_an_earlier_try_is_removed_before_the_start(containers, image, tmp_path):
     """One of this try, by another task, stays, and so does one of another node."""
     job = os.getpid()
-    nodes = {f"mgd-{job}-1-try-0": "node1", f"mgd-{job}-0-try-1": "node1", f"mgd-{job}-2-try-1": "node2"}
+    nodes = {
+        f"mgd-{job}-1-try-0": "node1",
+        f"mgd-{job}-0-try-1": "node1",
+        f"mgd-{job}-2-try-1": "node2",
+    }
     for name, node in nodes.items():
         words = [f"--label=mgd.job={job}", f"--label=mgd.node={node}"]
-        containers("run", "--detach", "--rm", "--init", "--name", name, "--network=host", *words, image, "sleep", "600")
+        containers(
+            "run",
+            "--detach",
+            "--rm",
+            "--init",
+            "--name",
+            name,
+            "--network=host",
+            *words,
+            image,
+            "sleep",
+            "600",
+        )
     try:
-        environment = containers.environment | {"RUNTIME": containers.name, "IMAGE": image, "SLURM_RESTART_COUNT": "1"}
+        environment = containers.environment | {
+            "RUNTIME": containers.name,
+            "IMAGE": image,
+            "SLURM_RESTART_COUNT": "1",
+        }
         said = task("in_container", "echo", "started", environment=environment, folder=tmp_path)
         assert re.fullmatch(r".* node1: removed container \S+ of an earlier try\nstarted\n", said)
-        left = containers("ps", "--filter", f"label=mgd.job={job}", "--format", "{{.Names}}").split()
+        left = containers(
+            "ps", "--filter", f"label=mgd.job={job}", "--format", "{{.Names}}"
+        ).split()
         assert sorted(left) == [f"mgd-{job}-0-try-1", f"mgd-{job}-2-try-1"]
     finally:
         for name in nodes:
@@ -135,11 +178,18 @@ def test_docker_passes_infiniband_on_with_memory_to_lock(tmp_path):
     """By a stand-in for docker, since raising the limit needs a right that the root of a sandbox may lack."""
     (tmp_path / "docker").write_text('#!/bin/bash\n[ "$1" != run ] || printf "%s " "$@"\n')
     (tmp_path / "docker").chmod(0o755)
-    environment = os.environ | {"RUNTIME": "docker", "IMAGE": "image", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    environment = os.environ | {
+        "RUNTIME": "docker",
+        "IMAGE": "image",
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+    }
     words = "--device /dev/infiniband", "--ulimit memlock=-1"
     here, there = (
         task("in_container", environment=environment, folder=folder, before=before)
-        for folder, before in (((tmp_path / "1"), ()), ((tmp_path / "2"), with_infiniband(tmp_path)))
+        for folder, before in (
+            ((tmp_path / "1"), ()),
+            ((tmp_path / "2"), with_infiniband(tmp_path)),
+        )
     )
     assert not any(word in here for word in words) or Path("/dev/infiniband").exists()
     assert all(word in there for word in words)
@@ -176,8 +226,15 @@ def test_podman_needs_neither_root_nor_ranges_of_ids(docker, engine, home):
         pytest.skip(reason)
     variables = podman_settings(home)
     with open(variables["CONTAINERS_STORAGE_CONF"], "a") as file:
-        file.write('[storage.options.overlay]\nignore_chown_errors = "true"\n')  # the base has files of several users
-    environment = {"HOME": str(home), "XDG_RUNTIME_DIR": str(home), "PATH": os.environ["PATH"], **variables}
+        file.write(
+            '[storage.options.overlay]\nignore_chown_errors = "true"\n'
+        )  # the base has files of several users
+    environment = {
+        "HOME": str(home),
+        "XDG_RUNTIME_DIR": str(home),
+        "PATH": os.environ["PATH"],
+        **variables,
+    }
     as_user = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
     (home / "run").mkdir()
     for path in (home, home / "run"):
@@ -185,7 +242,11 @@ def test_podman_needs_neither_root_nor_ranges_of_ids(docker, engine, home):
     base = engine["BASE_IMAGE"]
     docker("save", "--output", home / "base.tar", base)
     (home / "base.tar").chmod(0o644)
-    subprocess.run([*as_user, "podman", "load", "--quiet", "--input", home / "base.tar"], env=environment, check=True)
+    subprocess.run(
+        [*as_user, "podman", "load", "--quiet", "--input", home / "base.tar"],
+        env=environment,
+        check=True,
+    )
     end_pause(home)
 
     before = [*with_infiniband(home), "taskset", "--cpu-list", "0", *as_user]

@@ -14,7 +14,15 @@ from jobs import REPO
 
 COMMAND = ["python", "-m", "job.train", "my data", "--out", "r"]
 # What `run` needs to know of a job.
-NEEDS = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node1", "RUNTIME": "none", "VENV": "", "IMAGE": "", "MOUNTS": "", "DATA": ""}
+NEEDS = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_JOB_NODELIST": "node1",
+    "RUNTIME": "none",
+    "VENV": "",
+    "IMAGE": "",
+    "MOUNTS": "",
+    "DATA": "",
+}
 NEEDS |= {"MGD_NODE_ADDRESSES": "node1=10.0.0.1", "MAX_REQUEUES": "20", "RUN": "r"}
 
 
@@ -32,7 +40,10 @@ def shell(tmp_path):
         for name, text in (programs or {}).items():
             (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
             (tmp_path / name).chmod(0o755)
-        environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)} | variables
+        environment = {
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "HOME": str(tmp_path),
+        } | variables
         script = f"set -euo pipefail\n. {REPO}/slurm/functions.sh\n{lines}"
         return subprocess.run(
             ["bash", "-c", script, "script", *COMMAND],
@@ -65,14 +76,32 @@ def started(shell, tmp_path):
 
     def start(runtime, **variables):
         (tmp_path / "image").touch()
-        values = {"DATA": "data", "RUN": "r", "RUNTIME": runtime, "SLURM_JOB_ID": "7", "SLURM_PROCID": "0"}
-        values |= {"HERE": str(tmp_path), "IMAGE": "image" if runtime in ENGINES else f"{tmp_path}/image"}
-        values |= {"SLURM_JOB_NODELIST": "node1", "SLURMD_NODENAME": "node1", "MGD_NODE_ADDRESSES": "node1=10.0.0.1", "VENV": ""}
+        values = {
+            "DATA": "data",
+            "RUN": "r",
+            "RUNTIME": runtime,
+            "SLURM_JOB_ID": "7",
+            "SLURM_PROCID": "0",
+        }
+        values |= {
+            "HERE": str(tmp_path),
+            "IMAGE": "image" if runtime in ENGINES else f"{tmp_path}/image",
+        }
+        values |= {
+            "SLURM_JOB_NODELIST": "node1",
+            "SLURMD_NODENAME": "node1",
+            "MGD_NODE_ADDRESSES": "node1=10.0.0.1",
+            "VENV": "",
+        }
         lines = 'settle() { exit "$1"; }\n: "${MOUNTS=}"\nrun "$@"'
         done = shell(lines, STAND_INS, **values | variables)
         assert done.returncode == 0, done.stdout + done.stderr
         words = (tmp_path / "words").read_text().split("\0")[:-1]
-        return words, dict(line.split("=", 1) for line in (tmp_path / "environment").read_text().splitlines() if "=" in line)
+        return words, dict(
+            line.split("=", 1)
+            for line in (tmp_path / "environment").read_text().splitlines()
+            if "=" in line
+        )
 
     return start
 
@@ -99,8 +128,14 @@ def mounts(words) -> dict[str, str]:
         assert all(source == target for source, target, *_ in found)
         found = [mount for mount in found if mount[0] != "/etc/nccl.conf"]  # this machine's
         return {source: (more or ["rw"])[0] for source, _, *more in found}
-    found = [next(csv.reader([words[number + 1]])) for number, word in enumerate(words) if word == "--mount"]
-    assert all(kind == "type=bind" and source[7:] == target[7:] for kind, source, target, *_ in found)
+    found = [
+        next(csv.reader([words[number + 1]]))
+        for number, word in enumerate(words)
+        if word == "--mount"
+    ]
+    assert all(
+        kind == "type=bind" and source[7:] == target[7:] for kind, source, target, *_ in found
+    )
     seen = {source[7:]: (more or ["rw"])[0] for _, source, _, *more in found}
     return {path: mode for path, mode in seen.items() if path != "/etc/nccl.conf"}  # this machine's
 
@@ -108,7 +143,10 @@ def mounts(words) -> dict[str, str]:
 def test_a_home_folder_is_expanded_in_each_path_of_a_job(shell, tmp_path):
     names = ["DATA", "ARCHIVE", "LOCAL", "RUN", "IMAGE"]
     home = {"HOME": f"{tmp_path}/my & home"}
-    done = shell(" ".join(["printf '%s\\n'", *(f'"${name}"' for name in names)]), **dict.fromkeys(names, "~/a b~/c") | home)
+    done = shell(
+        " ".join(["printf '%s\\n'", *(f'"${name}"' for name in names)]),
+        **dict.fromkeys(names, "~/a b~/c") | home,
+    )
     assert done.stdout.splitlines() == [f"{home['HOME']}/a b~/c"] * len(names), done.stderr
     assert shell('echo "${DATA-unset} ${RUN-unset}"', RUN="./~/r").stdout == "unset ./~/r\n"
     (tmp_path / "my & home" / "venv" / "bin").mkdir(parents=True)
@@ -130,12 +168,28 @@ def test_the_training_command_is_the_same_in_each_runtime(started, tmp_path, run
         return
     assert mounts(before) == seen
     assert list(mounts(before)) == sorted(seen)
-    before = [word for word in before if word != "--mount" and not word.startswith(("type=bind", "--container-mounts"))]
+    before = [
+        word
+        for word in before
+        if word != "--mount" and not word.startswith(("type=bind", "--container-mounts"))
+    ]
     if runtime == "apptainer":
-        assert before == ["exec", "--cleanenv", "--no-mount", "home,cwd", "--pwd", str(tmp_path), f"{tmp_path}/image"]
+        assert before == [
+            "exec",
+            "--cleanenv",
+            "--no-mount",
+            "home,cwd",
+            "--pwd",
+            str(tmp_path),
+            f"{tmp_path}/image",
+        ]
         assert environment["APPTAINERENV_PYTHONSAFEPATH"] == "1"
     elif runtime == "pyxis":
-        container = [f"--container-image={tmp_path}/image", f"--container-workdir={tmp_path}", "--no-container-mount-home"]
+        container = [
+            f"--container-image={tmp_path}/image",
+            f"--container-workdir={tmp_path}",
+            "--no-container-mount-home",
+        ]
         assert before == ["--export=ALL", "--kill-on-bad-exit=1", *container]
         assert environment["PYTHONSAFEPATH"] == "1"
     else:
@@ -150,12 +204,26 @@ def test_a_task_has_the_cores_of_the_job(shell):
 @pytest.fixture
 def linked(tmp_path):
     """A cluster with /scratch -> /lustre and more links, in a folder of the test; a function returns paths in it."""
-    for name in ("lustre/me/data/train", "lustre/me/teachers", "lustre/me/runs", "lustre/local", "home/project"):
+    for name in (
+        "lustre/me/data/train",
+        "lustre/me/teachers",
+        "lustre/me/runs",
+        "lustre/local",
+        "home/project",
+    ):
         (tmp_path / name).mkdir(parents=True)
     for name in ("lustre/me/data/train/1.png", "lustre/me/teachers/t.pth.tar", "lustre/local/list"):
         (tmp_path / name).write_text(Path(name).name)
-    links = {"scratch": "lustre", "mine": "scratch/me", "h": "home", "lustre/me/data/last": "train/1.png"}
-    links |= {"home/project/runs": f"{tmp_path}/mine/runs", "home/project/teachers": f"{tmp_path}/scratch/me/teachers"}
+    links = {
+        "scratch": "lustre",
+        "mine": "scratch/me",
+        "h": "home",
+        "lustre/me/data/last": "train/1.png",
+    }
+    links |= {
+        "home/project/runs": f"{tmp_path}/mine/runs",
+        "home/project/teachers": f"{tmp_path}/scratch/me/teachers",
+    }
     for name, target in links.items():
         (tmp_path / name).symlink_to(target)
     return lambda *names: [f"{tmp_path}/{name}" for name in names]
@@ -177,18 +245,38 @@ exec chroot "$1" sh -euc "$2"
 
 
 @pytest.mark.parametrize("runtime", CONTAINERS)
-def test_a_container_has_each_path_under_every_name_that_its_links_give_it(started, linked, tmp_path, runtime):
+def test_a_container_has_each_path_under_every_name_that_its_links_give_it(
+    started, linked, tmp_path, runtime
+):
     """A link in a mounted folder is in the container as well: nothing is mounted over it."""
     [data, project, file, root] = linked("mine/data", "h/project", "scratch/local/list", "root")
     given = {"DATA": data, "RUN": "runs/r", "MOUNTS": f"teachers\n  {file}\n\n"}
     words, _ = started(runtime, folder=tmp_path / "home/project", PWD=project, **given)
-    read = linked("h/project", "home/project", "mine/data", "scratch/me/data", "lustre/me/data", "scratch/local/list")
+    read = linked(
+        "h/project",
+        "home/project",
+        "mine/data",
+        "scratch/me/data",
+        "lustre/me/data",
+        "scratch/local/list",
+    )
     read += linked("lustre/local/list", "scratch/me/teachers", "lustre/me/teachers")
     write = linked("mine/runs/r", "scratch/me/runs/r", "lustre/me/runs/r")
     assert mounts(words) == dict.fromkeys(read, "ro") | dict.fromkeys(write, "rw")
 
-    called = [*linked("mine/data/last", "scratch/me/data/last", "lustre/me/data/train/1.png", "scratch/local/list"), *read[-1:]]
-    called[-1:] = ["teachers/t.pth.tar", *linked("h/project/teachers/t.pth.tar", "scratch/me/teachers/t.pth.tar")]
+    called = [
+        *linked(
+            "mine/data/last",
+            "scratch/me/data/last",
+            "lustre/me/data/train/1.png",
+            "scratch/local/list",
+        ),
+        *read[-1:],
+    ]
+    called[-1:] = [
+        "teachers/t.pth.tar",
+        *linked("h/project/teachers/t.pth.tar", "scratch/me/teachers/t.pth.tar"),
+    ]
     lines = f"cd {project}; cat {' '.join(called)}; echo written | tee runs/r/1 >{write[0]}/2; ! touch {data}/new 2>&-"
     os.mkdir(root)
     unshared = ["unshare", "--mount", "bash", "-c", CONTAINER, "container", root, lines]
@@ -203,11 +291,20 @@ def test_a_container_has_each_path_under_every_name_that_its_links_give_it(start
 
 @pytest.mark.parametrize("runtime", [*ENGINES, "apptainer"])
 def test_mounts_hold_any_path_that_the_runtime_can_have(started, tmp_path, runtime):
-    paths = [f"{tmp_path}/{name}" for name in ("two words", "[a]", "a", 'c:o,m"ma', "file", "$HOME", "b\\s")]
+    paths = [
+        f"{tmp_path}/{name}"
+        for name in ("two words", "[a]", "a", 'c:o,m"ma', "file", "$HOME", "b\\s")
+    ]
     for path in paths:
         os.mkdir(path)
     (tmp_path / "r").symlink_to(tmp_path / "run of, mine")
-    words, _ = started(runtime, HOME=str(tmp_path), MOUNTS="\n".join(["~/two words", *paths[1:]]), RUN="r", DATA=paths[3])
+    words, _ = started(
+        runtime,
+        HOME=str(tmp_path),
+        MOUNTS="\n".join(["~/two words", *paths[1:]]),
+        RUN="r",
+        DATA=paths[3],
+    )
     expected = dict.fromkeys([str(tmp_path), *paths], "ro") | {f"{tmp_path}/run of, mine": "rw"}
     assert mounts(words) == expected
     assert (tmp_path / "run of, mine").is_dir()
@@ -215,7 +312,9 @@ def test_mounts_hold_any_path_that_the_runtime_can_have(started, tmp_path, runti
 
 def test_what_is_given_twice_is_mounted_once_and_the_run_can_be_written(started, tmp_path):
     (tmp_path / "data").mkdir()
-    words, _ = started("docker", MOUNTS=f"data\n{tmp_path}/data/\n.", DATA="data/../data", RUN="data/.")
+    words, _ = started(
+        "docker", MOUNTS=f"data\n{tmp_path}/data/\n.", DATA="data/../data", RUN="data/."
+    )
     assert mounts(words) == {str(tmp_path): "ro", f"{tmp_path}/data": "rw"}
     assert words.count("--mount") == 2
 
@@ -230,29 +329,62 @@ def test_the_dots_of_a_path_are_resolved_in_the_command_too(shell, tmp_path):
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
-        ({"MOUNTS": "/etc /nowhere"}, "MOUNTS='/etc /nowhere': missing; expected one file or folder a line"),
-        ({"MOUNTS": "/etc\n/nowhere\n/usr"}, "MOUNTS='/nowhere': missing; expected one file or folder a line"),
+        (
+            {"MOUNTS": "/etc /nowhere"},
+            "MOUNTS='/etc /nowhere': missing; expected one file or folder a line",
+        ),
+        (
+            {"MOUNTS": "/etc\n/nowhere\n/usr"},
+            "MOUNTS='/nowhere': missing; expected one file or folder a line",
+        ),
         ({"MOUNTS": "/"}, "/ is the node's root folder: a container cannot have it"),
         ({"RUN": "loop/run"}, "loop/run: expected a path without a loop of links"),
-        ({"RUN": "a\nb"}, "cannot mount $'{}/a\\nb': expected no line break, and no space at the end"),
-        ({"DATA": "blank "}, "cannot mount '{}/blank ': expected no line break, and no space at the end"),
+        (
+            {"RUN": "a\nb"},
+            "cannot mount $'{}/a\\nb': expected no line break, and no space at the end",
+        ),
+        (
+            {"DATA": "blank "},
+            "cannot mount '{}/blank ': expected no line break, and no space at the end",
+        ),
         ({"IMAGE": ""}, "IMAGE is empty: expected the image for RUNTIME={runtime}"),
     ],
 )
-def test_what_no_container_can_have_is_refused_before_anything_starts(refused, tmp_path, runtime, variables, said):
+def test_what_no_container_can_have_is_refused_before_anything_starts(
+    refused, tmp_path, runtime, variables, said
+):
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "blank ").mkdir()
-    assert refused(RUNTIME=runtime, **variables).endswith(said.replace("{}", str(tmp_path)).replace("{runtime}", runtime))
+    assert refused(RUNTIME=runtime, **variables).endswith(
+        said.replace("{}", str(tmp_path)).replace("{runtime}", runtime)
+    )
 
 
 @pytest.mark.parametrize(
     ("variable", "name"),
-    [("DATA", "a:b"), ("RUN", "a,b"), ("PWD", "two words"), ("LOCAL", "a:b"), ("MOUNTS", "two words"), ("MOUNTS", "a:b")]
-    + [("MOUNTS", "a,b"), ("MOUNTS", 'a"b'), ("MOUNTS", "a$b"), ("MOUNTS", "a`b"), ("MOUNTS", "a\\b")],
+    [
+        ("DATA", "a:b"),
+        ("RUN", "a,b"),
+        ("PWD", "two words"),
+        ("LOCAL", "a:b"),
+        ("MOUNTS", "two words"),
+        ("MOUNTS", "a:b"),
+    ]
+    + [
+        ("MOUNTS", "a,b"),
+        ("MOUNTS", 'a"b'),
+        ("MOUNTS", "a$b"),
+        ("MOUNTS", "a`b"),
+        ("MOUNTS", "a\\b"),
+    ],
 )
 def test_paths_that_pyxis_would_take_for_others_are_refused(refused, tmp_path, variable, name):
     (tmp_path / name).mkdir()
-    values = {"folder": tmp_path / name} if variable == "PWD" else {variable: name, "ARCHIVE": "data.tar"}
+    values = (
+        {"folder": tmp_path / name}
+        if variable == "PWD"
+        else {variable: name, "ARCHIVE": "data.tar"}
+    )
     said = refused(RUNTIME="pyxis", **{"LOCAL": "/tmp", "IMAGE": f"{tmp_path}/image"} | values)
     assert said.startswith("RUNTIME=pyxis cannot mount '") and name in said
 
@@ -262,18 +394,40 @@ def test_paths_that_pyxis_would_take_for_others_are_refused(refused, tmp_path, v
     [
         ("docker", "moco-mgd:0.1.0", "moco-mgd:0.1.0"),
         ("docker", "docker.io/x/y", "docker.io/x/y"),
-        ("docker", "./image", "error: batch: IMAGE=./image is a file: expected a name that docker image ls shows"),
-        ("podman", "./image", "error: batch: IMAGE=./image is a file: expected a name that podman image ls shows"),
+        (
+            "docker",
+            "./image",
+            "error: batch: IMAGE=./image is a file: expected a name that docker image ls shows",
+        ),
+        (
+            "podman",
+            "./image",
+            "error: batch: IMAGE=./image is a file: expected a name that podman image ls shows",
+        ),
         ("apptainer", "docker://x/y:z", "docker://x/y:z"),
         ("apptainer", "image", "{}/image"),
-        ("apptainer", "x/y:z", "error: batch: IMAGE=x/y:z: missing file; expected an image, or its address in a registry"),
+        (
+            "apptainer",
+            "x/y:z",
+            "error: batch: IMAGE=x/y:z: missing file; expected an image, or its address in a registry",
+        ),
         ("pyxis", "x/y:z", "x/y:z"),
         ("pyxis", "image", "{}/image"),
-        ("pyxis", "./a.sqsh", "error: batch: IMAGE=./a.sqsh: missing file; expected an image, or its address in a registry"),
-        ("pyxis", "a.sqsh", "error: batch: IMAGE=a.sqsh: missing file; expected an image, or its address in a registry"),
+        (
+            "pyxis",
+            "./a.sqsh",
+            "error: batch: IMAGE=./a.sqsh: missing file; expected an image, or its address in a registry",
+        ),
+        (
+            "pyxis",
+            "a.sqsh",
+            "error: batch: IMAGE=a.sqsh: missing file; expected an image, or its address in a registry",
+        ),
     ],
 )
-def test_an_image_that_is_a_file_is_there_and_has_a_whole_path(shell, tmp_path, runtime, image, expected):
+def test_an_image_that_is_a_file_is_there_and_has_a_whole_path(
+    shell, tmp_path, runtime, image, expected
+):
     (tmp_path / "image").touch()
     done = shell('echo "$IMAGE"', RUNTIME=runtime, IMAGE=image, RUN="r")
     assert done.stdout + done.stderr == expected.replace("{}", str(tmp_path)) + "\n"
@@ -283,9 +437,18 @@ def test_an_image_that_is_a_file_is_there_and_has_a_whole_path(shell, tmp_path, 
     ("variables", "said"),
     [
         ({"RUNTIME": "rkt"}, "RUNTIME=rkt: expected none, docker, podman, apptainer or pyxis"),
-        ({"RUNTIME": "none", "VENV": "nowhere"}, "VENV=nowhere is no virtual environment: make setup"),
-        ({"RUNTIME": "none", "VENV": "", "MAX_REQUEUES": "many"}, "MAX_REQUEUES=many: expected a whole number"),
-        ({"RUNTIME": "none", "VENV": "", "STOP_SECONDS": "-1"}, "STOP_SECONDS=-1: expected a whole number"),
+        (
+            {"RUNTIME": "none", "VENV": "nowhere"},
+            "VENV=nowhere is no virtual environment: make setup",
+        ),
+        (
+            {"RUNTIME": "none", "VENV": "", "MAX_REQUEUES": "many"},
+            "MAX_REQUEUES=many: expected a whole number",
+        ),
+        (
+            {"RUNTIME": "none", "VENV": "", "STOP_SECONDS": "-1"},
+            "STOP_SECONDS=-1: expected a whole number",
+        ),
     ],
 )
 def test_a_setting_that_is_wrong_is_one_line_before_anything_is_staged(refused, variables, said):
@@ -300,15 +463,25 @@ def test_a_token_of_slurm_goes_into_no_container(started, runtime):
     given |= {"FI": "no prefix"}
     words, environment = started(runtime, **given, CUDA_VISIBLE_DEVICES="1")
     secret = environment["MGD_SECRET"]
-    assert len(secret) > 32 and not any(value in word for value in [secret, *given.values()] for word in words)
+    assert len(secret) > 32 and not any(
+        value in word for value in [secret, *given.values()] for word in words
+    )
     if runtime in ENGINES:
         passed = {words[number + 1] for number, word in enumerate(words) if word == "--env"}
         network = {"NCCL_DEBUG", "FI_PROVIDER", "OFI_NCCL_PROTOCOL", "UCX_TLS"}
         expected = {"MGD_SECRET", "SLURM_JOB_ID"} | network
         assert passed & {*given, "MGD_SECRET", "SLURM_JOB_ID"} == expected
     elif runtime == "apptainer":
-        passed = {name[13:]: value for name, value in environment.items() if name.startswith("APPTAINERENV_")}
-        assert passed["MGD_SECRET"] == secret and passed["SLURM_JOB_ID"] == "7" and passed["CUDA_VISIBLE_DEVICES"] == "1"
+        passed = {
+            name[13:]: value
+            for name, value in environment.items()
+            if name.startswith("APPTAINERENV_")
+        }
+        assert (
+            passed["MGD_SECRET"] == secret
+            and passed["SLURM_JOB_ID"] == "7"
+            and passed["CUDA_VISIBLE_DEVICES"] == "1"
+        )
         assert not passed.keys() & {"SLURM_JWT", "AWS_KEY", "FI"} and passed["UCX_TLS"] == "rc,tcp"
     else:
         assert "SLURM_JWT" not in environment
@@ -326,7 +499,9 @@ def test_a_token_of_slurm_goes_into_no_container(started, runtime):
     ids=str,
 )
 @pytest.mark.parametrize("runtime", ["docker", "apptainer"])
-def test_a_container_has_gpus_if_a_site_sets_any_of_their_variables(started, runtime, variables, gpus):
+def test_a_container_has_gpus_if_a_site_sets_any_of_their_variables(
+    started, runtime, variables, gpus
+):
     words, _ = started(runtime, **variables)
     if runtime == "apptainer":
         assert ("--nv" in words) == (gpus is not None)
@@ -336,12 +511,18 @@ def test_a_container_has_gpus_if_a_site_sets_any_of_their_variables(started, run
 
 @pytest.mark.parametrize(
     ("variables", "gpus"),
-    [({}, []), ({"SLURM_GPUS_ON_NODE": "2"}, ["all"]), ({"SLURM_STEP_GPUS": "1,3", "SLURM_JOB_GPUS": "0,1,3"}, ["1", "3"])],
+    [
+        ({}, []),
+        ({"SLURM_GPUS_ON_NODE": "2"}, ["all"]),
+        ({"SLURM_STEP_GPUS": "1,3", "SLURM_JOB_GPUS": "0,1,3"}, ["1", "3"]),
+    ],
     ids=str,
 )
 def test_podman_has_gpus_as_devices(started, variables, gpus):
     words, _ = started("podman", **variables)
-    assert [words[number + 1] for number, word in enumerate(words) if word == "--device"] == [f"nvidia.com/gpu={n}" for n in gpus]
+    assert [words[number + 1] for number, word in enumerate(words) if word == "--device"] == [
+        f"nvidia.com/gpu={n}" for n in gpus
+    ]
 
 
 @pytest.mark.parametrize("runtime", CONTAINERS)
@@ -368,7 +549,13 @@ def test_the_job_scripts_take_the_same_settings_of_nccl_along():
 
 def test_addresses_that_other_machines_cannot_use_are_left_out(shell):
     """By number as SLURM has it; by name as it resolves, but to the machine itself or not at all."""
-    nodes = {"node1": "10.0.0.1", "node2": "lan-name", "node3": "own-name", "node4": "nowhere", "node5": "127.0.0.1"}
+    nodes = {
+        "node1": "10.0.0.1",
+        "node2": "lan-name",
+        "node3": "own-name",
+        "node4": "nowhere",
+        "node5": "127.0.0.1",
+    }
     lines = "\n".join(
         f"NodeName={name} Arch=x86_64 CoresPerSocket=1 NodeAddr={address} NodeHostName=h Port=1"
         for name, address in nodes.items()
@@ -379,7 +566,11 @@ def test_addresses_that_other_machines_cannot_use_are_left_out(shell):
         own-name) echo "127.0.1.1 STREAM own-name" ;;
         *) exit 2 ;;
     esac"""
-    done = shell("node_addresses", {"scontrol": f"cat <<'END'\n{lines}\nEND", "getent": resolve}, SLURM_JOB_NODELIST="node[1-5]")
+    done = shell(
+        "node_addresses",
+        {"scontrol": f"cat <<'END'\n{lines}\nEND", "getent": resolve},
+        SLURM_JOB_NODELIST="node[1-5]",
+    )
     assert (done.returncode, done.stdout) == (0, "node1=10.0.0.1 node2=10.0.0.2 node5=127.0.0.1 ")
 
 
@@ -390,26 +581,48 @@ def test_the_newest_checkpoint_is_found_on_a_disk_without_links(shell, linkless)
         return shell("newest_checkpoint", RUN=str(folder)).stdout.strip()
 
     assert newest(linkless / "missing") == newest(linkless) == "none"
-    for name in ("checkpoint_9999_000012", "checkpoint_10000_000000", "checkpoint_9999_000100", "last", "best"):
+    for name in (
+        "checkpoint_9999_000012",
+        "checkpoint_10000_000000",
+        "checkpoint_9999_000100",
+        "last",
+        "best",
+    ):
         (linkless / f"{name}.pth.tar").touch()
     (linkless / "checkpoint_10001_000000.pth.tar.new").touch()
     assert newest(linkless) == "checkpoint_10000_000000.pth.tar"
     needs = {"SLURM_JOB_ID": "7", "MAX_REQUEUES": "20", "RUN": str(linkless)}
-    control = {"scontrol": """[ "$1" = requeue ] && echo "$*" || echo "JobId=7 JobState=RUNNING Reason=None\""""}
+    control = {
+        "scontrol": """[ "$1" = requeue ] && echo "$*" || echo "JobId=7 JobState=RUNNING Reason=None\""""
+    }
     ended = shell("settle 1", control, **needs)
     assert decisions(ended) == ["nothing-saved"]
-    rewritten = (
-        'rm "$RUN/checkpoint_10000_000000.pth.tar"; echo >"$RUN/checkpoint_10000_000000.pth.tar"; settle 1'  # a damaged one
-    )
+    rewritten = 'rm "$RUN/checkpoint_10000_000000.pth.tar"; echo >"$RUN/checkpoint_10000_000000.pth.tar"; settle 1'  # a damaged one
     requeued = shell(rewritten, control, **needs)
     assert decisions(requeued) == ["requeued"] and requeued.stdout.endswith("requeue 7\n")
 
 
 def test_each_try_has_a_secret_of_its_own_that_only_tasks_get(shell):
     """In their environment, which other users cannot read, and nowhere else."""
-    needs = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node1", "MGD_NODE_ADDRESSES": "node1=10.0.0.1", "MAX_REQUEUES": "0"}
-    variables = needs | {"RUN": "r", "DATA": "", "RUNTIME": "none", "VENV": "", "IMAGE": "", "MOUNTS": "", "MGD_SECRET": "old"}
-    programs = {"srun": 'echo "$MGD_SECRET" >>secrets; echo "$*"', "scontrol": "echo JobState=RUNNING"}
+    needs = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "node1",
+        "MGD_NODE_ADDRESSES": "node1=10.0.0.1",
+        "MAX_REQUEUES": "0",
+    }
+    variables = needs | {
+        "RUN": "r",
+        "DATA": "",
+        "RUNTIME": "none",
+        "VENV": "",
+        "IMAGE": "",
+        "MOUNTS": "",
+        "MGD_SECRET": "old",
+    }
+    programs = {
+        "srun": 'echo "$MGD_SECRET" >>secrets; echo "$*"',
+        "scontrol": "echo JobState=RUNNING",
+    }
     said = [shell('run "$@"', programs, **variables).stdout for _ in range(2)]
     secrets = (shell.folder / "secrets").read_text().splitlines()
     assert len(set(secrets)) == 2 and all(len(secret) == 44 for secret in secrets)
@@ -429,7 +642,12 @@ def test_tasks_that_did_not_hear_a_signal_are_told_again(shell, moment):
     unknown = moment == "before their number is known"
     before = """case $BASH_COMMAND in step=*) until [ -e ready ]; do sleep 0.1; done; kill -USR2 $$; esac"""
     told = f"set -T; trap '{before}' DEBUG; " if unknown else ""
-    done = shell(told + 'run "$@"', {"srun": srun, "scontrol": control}, **NEEDS, UNKNOWN="1" if unknown else "")
+    done = shell(
+        told + 'run "$@"',
+        {"srun": srun, "scontrol": control},
+        **NEEDS,
+        UNKNOWN="1" if unknown else "",
+    )
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
     assert said[3] == "heard 2" and said[-1] == "requeue 7" and decisions(done) == ["requeued"]
@@ -471,7 +689,9 @@ def test_a_job_runs_to_its_end_without_scontrol(shell, tmp_path):
     (tmp_path / "r").mkdir()
     lines = 'RUN=r; echo done >r/complete; exec 2>&1; PATH=$PWD/bin; run "$@"'
     link = "ln -s $PWD/srun $(which bash realpath mkdir cat sed awk grep sort tail head base64) bin"
-    done = shell(f"mkdir bin; {link}; {lines}", {"srun": "exit 0"}, **NEEDS | {"MGD_NODE_ADDRESSES": ""})
+    done = shell(
+        f"mkdir bin; {link}; {lines}", {"srun": "exit 0"}, **NEEDS | {"MGD_NODE_ADDRESSES": ""}
+    )
     assert done.returncode == 0, done.stdout
     assert decisions(done) == ["complete"]
 
@@ -480,12 +700,24 @@ def test_a_job_runs_to_its_end_without_scontrol(shell, tmp_path):
     ("lines", "down_for", "code", "last"),
     [
         ("", 3, 0, "requeue 7"),
-        ("", 99, 2, "error: batch: not requeued: SLURM does not answer scontrol show job -o 7 (Slurmctld is DOWN)"),
-        ("command() { false; }", 99, 2, "error: batch: not requeued: no scontrol in PATH; expected SLURM's commands"),
+        (
+            "",
+            99,
+            2,
+            "error: batch: not requeued: SLURM does not answer scontrol show job -o 7 (Slurmctld is DOWN)",
+        ),
+        (
+            "command() { false; }",
+            99,
+            2,
+            "error: batch: not requeued: no scontrol in PATH; expected SLURM's commands",
+        ),
     ],
     ids=["away for a moment", "away", "not in PATH"],
 )
-def test_a_requeue_waits_for_the_controller_and_ends_in_one_line(shell, tmp_path, lines, down_for, code, last):
+def test_a_requeue_waits_for_the_controller_and_ends_in_one_line(
+    shell, tmp_path, lines, down_for, code, last
+):
     done = shell(f"{lines}\nsignalled=USR2; settle 0", controller(down_for=down_for), **NEEDS)
     assert done.returncode == code
     assert (done.stdout + done.stderr).splitlines()[-1].startswith(last), done.stdout + done.stderr
@@ -509,7 +741,9 @@ def test_a_requeue_waits_for_the_controller_and_ends_in_one_line(shell, tmp_path
 @pytest.mark.parametrize("most", ["20", "0"])
 def test_the_decision_is_what_slurm_itself_does(shell, job, reason, most):
     """Also if this script would not requeue the job."""
-    done = shell("signalled=TERM; settle 143", controller(f"JobId=7 {job}"), **NEEDS | {"MAX_REQUEUES": most})
+    done = shell(
+        "signalled=TERM; settle 143", controller(f"JobId=7 {job}"), **NEEDS | {"MAX_REQUEUES": most}
+    )
     assert (done.returncode, done.stderr, decisions(done)) == (143, "", [reason])
 
 
@@ -518,7 +752,11 @@ def test_two_tries_that_save_nothing_end_a_job(shell, tmp_path):
 
     def ended(restarts, save="", job="7", lines="signalled=USR2; settle 0"):
         save = save and f"mkdir -p r; touch r/checkpoint_{save}_000000.pth.tar;"
-        done = shell(f"{save} {lines}", controller(), **NEEDS | {"SLURM_RESTART_COUNT": restarts, "SLURM_JOB_ID": job})
+        done = shell(
+            f"{save} {lines}",
+            controller(),
+            **NEEDS | {"SLURM_RESTART_COUNT": restarts, "SLURM_JOB_ID": job},
+        )
         [reason] = decisions(done)
         assert done.stdout.endswith(f"requeue {job}\n") == (reason in ("requeued", "late"))
         return reason
@@ -546,11 +784,17 @@ def test_a_try_is_a_record_with_the_run_s_folder(shell, tmp_path):
     control = "".join(map(chr, range(1, 32)))
     run = tmp_path / f'my "run" \\ & {control}\x7f é \udcff 1'  # \udcff: a byte that is not UTF-8
     done = shell(
-        'run "$@"', {"srun": "exit 2"}, **NEEDS | {"RUN": str(run), "SLURM_RESTART_COUNT": "1", "SLURM_JOB_NODELIST": "n[1-2]"}
+        'run "$@"',
+        {"srun": "exit 2"},
+        **NEEDS | {"RUN": str(run), "SLURM_RESTART_COUNT": "1", "SLURM_JOB_NODELIST": "n[1-2]"},
     )
     [line] = [line for line in done.stdout.splitlines() if line.startswith('{"kind": "try"')]
     kind, record = read_record(line)
-    assert kind == "try" and (record["number"], record["nodes"], record["run"]) == (2, "n[1-2]", str(run))
+    assert kind == "try" and (record["number"], record["nodes"], record["run"]) == (
+        2,
+        "n[1-2]",
+        str(run),
+    )
     (tmp_path / "job.log").write_text(done.stdout, encoding="utf-8", errors="surrogateescape")
     [place] = discover.find(tmp_path / "job.log", {})
     assert place.path == run and place.log.told.tries == 2
@@ -562,17 +806,35 @@ def test_a_heterogeneous_job_is_refused(shell):
     assert (done.returncode, done.stdout) == (2, "")
     line = "error: batch: a heterogeneous job of 2 components; expected one. Submit it without ':' and 'hetjob'\n"
     assert done.stderr == line
-    assert shell("echo started", SLURM_JOB_ID="9", **het).stdout == "started\n"  # submitted from within such a job
+    assert (
+        shell("echo started", SLURM_JOB_ID="9", **het).stdout == "started\n"
+    )  # submitted from within such a job
 
 
 def test_what_would_replace_the_environment_s_packages_or_ranks_is_dropped(shell):
     """The repository's own package is what runs, whatever the folder of submission holds."""
-    harmful = ["PYTHONPATH", "PYTHONHOME", "HOROVOD_RANK", "HOROVOD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"]
+    harmful = [
+        "PYTHONPATH",
+        "PYTHONHOME",
+        "HOROVOD_RANK",
+        "HOROVOD_SIZE",
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+    ]
     kept = {"HOROVOD_GLOO_IFACE": "ib0", "NCCL_DEBUG": "INFO", "LD_LIBRARY_PATH": "/lib"}
     names = " ".join(f'"{name} ${{{name}-}}"' for name in [*harmful, *kept])
     done = shell(f'printf "%s\\n" {names}', **dict.fromkeys(harmful, "x"), **kept)
-    assert done.stdout.splitlines() == [*(f"{name} " for name in harmful), *(f"{name} {value}" for name, value in kept.items())]
-    done = shell('start_tasks "$@"', {"srun": 'echo "$PYTHONPATH $PYTHONSAFEPATH"'}, RUNTIME="none", VENV="", PYTHONPATH="/x")
+    assert done.stdout.splitlines() == [
+        *(f"{name} " for name in harmful),
+        *(f"{name} {value}" for name, value in kept.items()),
+    ]
+    done = shell(
+        'start_tasks "$@"',
+        {"srun": 'echo "$PYTHONPATH $PYTHONSAFEPATH"'},
+        RUNTIME="none",
+        VENV="",
+        PYTHONPATH="/x",
+    )
     assert done.stdout == f"{REPO} 1\n"
 
 
@@ -580,7 +842,10 @@ def test_the_job_scripts_find_the_repository_by_the_same_lines():
     """Each has them, because SLURM runs a copy of the script, which has no other file to read."""
     scripts = {path.name: path.read_text() for path in (REPO / "slurm").glob("*.sbatch")}
     assert len(scripts) == 3
-    blocks = {text[text.index("# SLURM runs a copy") : text.index("\nfi\n\n", text.index("exit 2"))] for text in scripts.values()}
+    blocks = {
+        text[text.index("# SLURM runs a copy") : text.index("\nfi\n\n", text.index("exit 2"))]
+        for text in scripts.values()
+    }
     assert len(blocks) == 1
 
 

@@ -42,14 +42,23 @@ def check_whole(job, undisturbed, workers=2, teacher=False, options=SMALL):
     assert differences(undisturbed(workers, teacher, options=options), job.run) == []
 
 
-@pytest.mark.parametrize(("sbatch", "workers"), [([], 4), (["--ntasks=3"], 3)], ids=["2 nodes x 2", "2 and 1"])
-def test_a_job_trains_to_the_same_digits_as_horovodrun(submit, undisturbed, teacher_file, sbatch, workers):
+@pytest.mark.parametrize(
+    ("sbatch", "workers"), [([], 4), (["--ntasks=3"], 3)], ids=["2 nodes x 2", "2 and 1"]
+)
+def test_a_job_trains_to_the_same_digits_as_horovodrun(
+    submit, undisturbed, teacher_file, sbatch, workers
+):
     """Once the ranks are up, nobody listens at the rendezvous any more."""
     job = submit([*SMALL, *TEACHER, teacher_file], tasks_per_node=2, sbatch=sbatch)
     job.wait_for_step(1)
     preflight = next(line for line in job.text().splitlines() if "rendezvous" in line)
-    assert preflight.startswith(f"{workers} workers on 2 nodes, 2 of them on node1, by srun; interface lo rendezvous 127.0.0.1:")
-    assert all(word in preflight for word in (f"torch {torch.__version__}", "Horovod 0.28.1", "NCCL", "image none"))
+    assert preflight.startswith(
+        f"{workers} workers on 2 nodes, 2 of them on node1, by srun; interface lo rendezvous 127.0.0.1:"
+    )
+    assert all(
+        word in preflight
+        for word in (f"torch {torch.__version__}", "Horovod 0.28.1", "NCCL", "image none")
+    )
     port = int(re.search(r"127.0.0.1:(\d+)", preflight)[1])
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=5)
@@ -111,7 +120,10 @@ def test_a_wish_to_stop_saves_at_a_common_step_and_requeues_once(slurm, submit, 
     [resumed] = of_kind(job.run, "resumed")
     assert (resumed["epoch"], resumed["step"]) == (saved["epoch"], saved["step"])
     assert job.shown("Restarts") == "1"
-    assert job.decisions() == ["requeued-by-slurm" if how == ["scontrol", "requeue"] else "requeued", "complete"]
+    assert job.decisions() == [
+        "requeued-by-slurm" if how == ["scontrol", "requeue"] else "requeued",
+        "complete",
+    ]
 
 
 def test_the_signal_ahead_of_the_time_limit_saves_and_requeues(slurm, submit, undisturbed):
@@ -161,7 +173,9 @@ def test_a_signal_while_the_data_is_staged_requeues(slurm, submit, images, undis
     check_whole(job, undisturbed)
 
 
-def test_tasks_that_do_not_end_in_time_are_requeued_from_the_newest_checkpoint(slurm, submit, undisturbed):
+def test_tasks_that_do_not_end_in_time_are_requeued_from_the_newest_checkpoint(
+    slurm, submit, undisturbed
+):
     job = submit(SMALL, STOP_SECONDS=3, HOROVOD_STALL_CHECK_TIME_SECONDS=300)
     job.wait_for_step(4)
     tasks = job.tasks()
@@ -178,7 +192,11 @@ def test_scancel_leaves_no_process_and_does_not_requeue(slurm, submit):
     slurm("scancel", job.number)
     job.wait("the end of all processes", lambda: not job.processes(), 60)
     assert job.wait_for_end() == "CANCELLED"
-    assert "requeued" not in job.decisions() and "Traceback" not in job.text() and job.shown("Restarts") == "0"
+    assert (
+        "requeued" not in job.decisions()
+        and "Traceback" not in job.text()
+        and job.shown("Restarts") == "0"
+    )
 
 
 def test_a_node_that_fails_requeues_and_the_run_goes_on(slurm, submit, undisturbed):
@@ -186,17 +204,31 @@ def test_a_node_that_fails_requeues_and_the_run_goes_on(slurm, submit, undisturb
     job.wait_for_step(4)
     slurm("scontrol", "update", "nodename=node2", "state=down", "reason=test")
     job.wait("the job's requeueing", lambda: job.shown("JobState") == "PENDING")
-    slurm("scontrol", "update", "nodename=node2", "state=resume", check=False)  # it may have come back by itself
+    slurm(
+        "scontrol", "update", "nodename=node2", "state=resume", check=False
+    )  # it may have come back by itself
     check_whole(job, undisturbed)
     assert job.shown("Restarts") == "1"
     assert of_kind(job.run, "resumed")
-    assert re.search("requeue.* due to failure of node node2", (slurm.folder / "log/slurmctld.log").read_text())
+    assert re.search(
+        "requeue.* due to failure of node node2", (slurm.folder / "log/slurmctld.log").read_text()
+    )
 
 
-def test_a_job_of_a_partition_that_goes_first_preempts_and_the_run_goes_on(slurm, submit, undisturbed, tmp_path):
+def test_a_job_of_a_partition_that_goes_first_preempts_and_the_run_goes_on(
+    slurm, submit, undisturbed, tmp_path
+):
     job = submit(SMALL, sbatch=["--exclusive"])
     job.wait_for_step(2)
-    slurm("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", f"--output={tmp_path}/urgent", "--wrap", "sleep 3")
+    slurm(
+        "sbatch",
+        "--partition=urgent",
+        "--nodes=2",
+        "--exclusive",
+        f"--output={tmp_path}/urgent",
+        "--wrap",
+        "sleep 3",
+    )
     job.wait("the job's requeueing", lambda: job.shown("JobState") == "PENDING")
     check_whole(job, undisturbed)
     assert of_kind(job.run, "resumed")
@@ -223,7 +255,9 @@ class StandIn(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_another_user_of_the_nodes_neither_joins_nor_ends_the_start(slurm, submit, undisturbed, prolog, tmp_path):
+def test_another_user_of_the_nodes_neither_joins_nor_ends_the_start(
+    slurm, submit, undisturbed, prolog, tmp_path
+):
     """A stand-in holds the first port. While rank 1 is held, the real rendezvous gets malformed and silent clients."""
     attacked = tmp_path / "attacked"
     hold = prolog(f'while [ "$SLURM_PROCID" = 1 ] && [ ! -e {attacked} ]; do sleep 0.1; done')
@@ -235,7 +269,14 @@ def test_another_user_of_the_nodes_neither_joins_nor_ends_the_start(slurm, submi
     try:
         slurm("scontrol", "release", job.number)
         job.wait("the rendezvous", lambda: not socket.socket().connect_ex(("127.0.0.1", port + 1)))
-        for path in ("/started/x", "/started/1", "/go/all", "/global/0", f"/{'0' * 64}/started/1", *["/started/1"] * 100):
+        for path in (
+            "/started/x",
+            "/started/1",
+            "/go/all",
+            "/global/0",
+            f"/{'0' * 64}/started/1",
+            *["/started/1"] * 100,
+        ):
             client = http.client.HTTPConnection("127.0.0.1", port + 1, timeout=30)
             client.request("PUT", path, body=b"x" * 1000)
             assert client.getresponse().status in (400, 403)
@@ -250,7 +291,11 @@ def test_another_user_of_the_nodes_neither_joins_nor_ends_the_start(slurm, submi
         client.close()
     assert server.seen and all(path.startswith("/hello/") for path in server.seen)  # no token
     assert f"rendezvous 127.0.0.1:{port + 1};" in job.text()
-    assert not any(secret in word for process in psutil.process_iter(["cmdline"]) for word in process.info["cmdline"] or [])
+    assert not any(
+        secret in word
+        for process in psutil.process_iter(["cmdline"])
+        for word in process.info["cmdline"] or []
+    )
     check_whole(job, undisturbed)
     assert not any(secret.encode() in path.read_bytes() for path in (job.log, *job.run.iterdir()))
 
@@ -309,7 +354,9 @@ def test_an_exception_on_one_rank_is_what_one_reads(submit, prolog, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(FAILING_UPDATE)
     job = submit(
         [*SMALL, "--save-every", 3],
-        **prolog(f'if [ "$SLURM_PROCID" = 1 ]; then echo "export PYTHONPATH={tmp_path}:$PYTHONPATH"; fi'),
+        **prolog(
+            f'if [ "$SLURM_PROCID" = 1 ]; then echo "export PYTHONPATH={tmp_path}:$PYTHONPATH"; fi'
+        ),
     )
     job.wait_for_decision("nothing-saved")
     errors = [line for line in job.text().splitlines() if line.startswith("error: ")]
@@ -320,7 +367,9 @@ def test_an_exception_on_one_rank_is_what_one_reads(submit, prolog, tmp_path):
 
 
 @pytest.mark.parametrize(("stopped", "speaks"), [(1, "rank 0 on node1"), (0, "rank 1 on node2")])
-def test_a_rank_that_stands_still_is_named_with_the_tensor_and_ends_the_try(submit, stopped, speaks):
+def test_a_rank_that_stands_still_is_named_with_the_tensor_and_ends_the_try(
+    submit, stopped, speaks
+):
     limits = {"HOROVOD_STALL_CHECK_TIME_SECONDS": 3, "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": 8}
     job = submit(SMALL, MAX_REQUEUES=0, **limits)
     job.wait_for_step(2)
@@ -328,7 +377,10 @@ def test_a_rank_that_stands_still_is_named_with_the_tensor_and_ends_the_try(subm
     other = f"rank {stopped} on node{stopped + 1} does not answer: it is stopped, or out of reach"
     job.wait_for_line(other)
     report = next(line for line in job.text().splitlines() if other in line)
-    assert re.fullmatch(rf"warning: {speaks} waits for ('\S+'|the gradient of \S+) at \S+:\d+ for [3-5] s; {other}", report)
+    assert re.fullmatch(
+        rf"warning: {speaks} waits for ('\S+'|the gradient of \S+) at \S+:\d+ for [3-5] s; {other}",
+        report,
+    )
     job.wait_for_line(f"error: {speaks} waits for")
     job.wait("a decision", job.decisions, 60)
     assert job.wait_for_end() == "FAILED"
@@ -339,7 +391,9 @@ def test_a_mistake_is_one_line_and_is_not_requeued(submit):
     assert job.wait_for_end() == "FAILED"
     # srun and slurmstepd print errors of their own; the latter only if the tasks end one after the other.
     errors = [line for line in job.text().splitlines() if line.startswith("error: ")]
-    assert errors == ["error: --batch-size 13 cannot be shared equally by 2 workers: choose 12 or 14"]
+    assert errors == [
+        "error: --batch-size 13 cannot be shared equally by 2 workers: choose 12 or 14"
+    ]
     assert job.decisions() == ["mistake"]
     assert job.shown("ExitCode") == "2:0"
 
@@ -366,7 +420,10 @@ def test_a_horovodrun_in_each_task_is_refused(submit, tmp_path, images):
 
 def test_the_linear_classifier_trains_as_a_job(submit, undisturbed):
     pretrained = undisturbed(2) / "last.pth.tar"
-    job = submit(["--pretrained", pretrained, "--epochs", 2, "--batch-size", 10, "--workers", 0], script="linear.sbatch")
+    job = submit(
+        ["--pretrained", pretrained, "--epochs", 2, "--batch-size", 10, "--workers", 0],
+        script="linear.sbatch",
+    )
     assert job.wait_for_end() == "COMPLETED", job.text()
     assert job.decisions() == ["complete"]
     assert (job.run / "best.pth.tar").exists()

@@ -13,19 +13,29 @@ import pytest
 
 SCRIPT = Path(__file__).parents[2] / "slurm" / "local-cluster.sh"
 
-slurm = pytest.mark.skipif(not shutil.which("slurmctld", path=f"{os.environ['PATH']}:/usr/sbin"), reason="no SLURM here")
+slurm = pytest.mark.skipif(
+    not shutil.which("slurmctld", path=f"{os.environ['PATH']}:/usr/sbin"), reason="no SLURM here"
+)
 
 
 def cluster(folder, *arguments, **env):
     """The exit code of the script, and all that it said."""
     env = os.environ | {"LOCAL_CLUSTER": str(folder)} | env
-    run = subprocess.run([shutil.which("bash"), SCRIPT, *arguments], env=env, capture_output=True, text=True, timeout=120)
+    run = subprocess.run(
+        [shutil.which("bash"), SCRIPT, *arguments],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     return run.returncode, run.stdout + run.stderr
 
 
 def on(folder, *command):
     env = os.environ | {"SLURM_CONF": f"{folder}/slurm.conf"}
-    return subprocess.run(command, env=env, check=True, capture_output=True, text=True, timeout=60, cwd=folder).stdout
+    return subprocess.run(
+        command, env=env, check=True, capture_output=True, text=True, timeout=60, cwd=folder
+    ).stdout
 
 
 def living(folder):
@@ -85,7 +95,9 @@ def test_a_cluster_that_is_partly_gone_is_taken_down_and_nothing_else(folder):
     pid = int(pid_file.read_text())
     os.kill(pid, signal.SIGKILL)
     waited_for(lambda: pid not in living(folder))
-    stranger = subprocess.Popen([sys.executable, "-c", "input()", "slurmctld"], stdin=subprocess.PIPE)
+    stranger = subprocess.Popen(
+        [sys.executable, "-c", "input()", "slurmctld"], stdin=subprocess.PIPE
+    )
     pid_file.write_text(f"{stranger.pid}\n")
     code, said = cluster(folder, "up")
     assert code == 2 and "only munged node1 still runs: take it down first" in said
@@ -100,20 +112,27 @@ def test_missing_programs_are_one_line(tmp_path):
         (tmp_path / tool).symlink_to(shutil.which(tool))
     code, said = cluster(tmp_path / "cluster", "up", PATH=str(tmp_path))
     assert code == 2 and said.count("\n") == 1
-    assert "sinfo" in said and said.endswith("apt-get install --no-install-recommends slurmctld slurmd slurm-client munge\n")
+    assert "sinfo" in said and said.endswith(
+        "apt-get install --no-install-recommends slurmctld slurmd slurm-client munge\n"
+    )
 
 
 @slurm
 def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
     (tmp_path / "log").write_text("mine")
-    said = f"local-cluster: {tmp_path} has other things in it: set LOCAL_CLUSTER to an empty folder\n"
+    said = (
+        f"local-cluster: {tmp_path} has other things in it: set LOCAL_CLUSTER to an empty folder\n"
+    )
     assert cluster(tmp_path, "up") == (2, said)
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
 
 
 @slurm
 def test_a_mistake_is_one_line(folder):
-    assert cluster(folder, "up", "0") == (2, "local-cluster: '0': expected a number of nodes from 1 to 99\n")
+    assert cluster(folder, "up", "0") == (
+        2,
+        "local-cluster: '0': expected a number of nodes from 1 to 99\n",
+    )
     code, said = cluster(folder.parent / "a b", "up")
     assert code == 2 and said.count("\n") == 1
     assert cluster(folder, "sideways")[1].startswith("slurm/local-cluster.sh up [NODES]")

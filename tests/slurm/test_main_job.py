@@ -44,12 +44,17 @@ def test_main_job(slurm, submit, runtime, linked, undisturbed):
     folder.symlink_to(linked / folder.name)
     try:
         slurm("scontrol", "release", job.number)
-        parts = [BatchJob(slurm, f"{job.number}_{number}", job.log, folder / str(number)) for number in (0, 1)]
+        parts = [
+            BatchJob(slurm, f"{job.number}_{number}", job.log, folder / str(number))
+            for number in (0, 1)
+        ]
         signalled, killed = parts  # the second starts when the first makes way
         signalled.wait_for_step(1)
         slurm("scancel", "--batch", "--signal=USR2", signalled.number)
         killed.wait_for_step(4)
-        BatchJob(slurm, killed.shown("JobId"), job.log, killed.run).tasks()[1].send_signal(signal.SIGKILL)
+        BatchJob(slurm, killed.shown("JobId"), job.log, killed.run).tasks()[1].send_signal(
+            signal.SIGKILL
+        )
         for part, factor in zip(parts, (10000, 1000), strict=True):
             part.wait("the run's end", (part.run / "complete").exists)
             options = yaml.safe_load((part.run / "config.yaml").read_text())
@@ -57,9 +62,14 @@ def test_main_job(slurm, submit, runtime, linked, undisturbed):
             assert part.steps() == list(range(1, STEPS + 1))
             assert part.shown("Restarts") == "1"
             assert differences(undisturbed(2, True, "--loss-factor", factor), part.run) == []
-        job.wait("the decision about each try", lambda: len(job.decisions()) == 4)  # it follows a run's end
+        job.wait(
+            "the decision about each try", lambda: len(job.decisions()) == 4
+        )  # it follows a run's end
         assert sorted(job.decisions()) == ["complete"] * 2 + ["requeued"] * 2
-        assert [record["how"] for record in of_kind(signalled.run, "end")] == ["stopped", "complete"]
+        assert [record["how"] for record in of_kind(signalled.run, "end")] == [
+            "stopped",
+            "complete",
+        ]
         if not runtime:
             check_shown(slurm, job, folder, parts)
     finally:
@@ -74,9 +84,19 @@ def check_shown(slurm, job, folder, parts):
         said = slurm(sys.executable, "-m", "job.show.watch", "--once", place, PYTHONPATH=REPO)
         for part, factor in zip(parts, ("10000.0", "1000.0"), strict=True):
             assert f"{part.number.replace('_', '/')}: done\n  loss_factor {factor}\n" in said
-        assert said.count(f"100 %, epoch {EPOCHS - 1} step {EPOCH}/{EPOCH}, of {EPOCHS} epochs") == 2
+        assert (
+            said.count(f"100 %, epoch {EPOCHS - 1} step {EPOCH}/{EPOCH}, of {EPOCHS} epochs") == 2
+        )
         assert ("try 2 on " in said) == (place == job.log)
-    said = slurm(sys.executable, "-m", "job.show.report", job.log, "--out", folder / "report.html", PYTHONPATH=REPO)
+    said = slurm(
+        sys.executable,
+        "-m",
+        "job.show.report",
+        job.log,
+        "--out",
+        folder / "report.html",
+        PYTHONPATH=REPO,
+    )
     assert ", 2 runs; " in said
     seen = {path.name for path in (folder / "report-pictures").iterdir()}
     assert {f"maps-mgd-sweep-{job.number}-{number}-1.png" for number in (0, 1)} < seen

@@ -26,7 +26,13 @@ def submit_command(submit, tmp_path):
     def start(command, sbatch=(), **variables):
         script = tmp_path / "command.sbatch"
         script.write_text(SCRIPT.format(command=command))
-        return submit([], nodes=1, script=script, sbatch=["--open-mode=append", "--requeue", *sbatch], **variables)
+        return submit(
+            [],
+            nodes=1,
+            script=script,
+            sbatch=["--open-mode=append", "--requeue", *sbatch],
+            **variables,
+        )
 
     return start
 
@@ -39,7 +45,12 @@ def controller(slurm):
     def switch(on):
         if on:
             with (slurm.folder / "log/slurmctld.log").open("a") as log:
-                subprocess.run(command, env=os.environ | {"PATH": os.environ["PATH"] + ":/usr/sbin"}, stderr=log, check=True)
+                subprocess.run(
+                    command,
+                    env=os.environ | {"PATH": os.environ["PATH"] + ":/usr/sbin"},
+                    stderr=log,
+                    check=True,
+                )
         else:
             os.kill(int((slurm.folder / "run/slurmctld.pid").read_text()), 15)
 
@@ -84,8 +95,16 @@ def test_two_signalled_tries_that_save_nothing_end_the_job(slurm, submit_command
 
 def test_a_heterogeneous_job_and_an_index_beyond_the_table_are_one_line(slurm, tmp_path):
     for script, words, line in [
-        ("sweep", ["--array=7"], "--array 7: no such line in the table; expected 0 to 4. Change --array or add a line"),
-        ("train", [":", "-n1"], "a heterogeneous job of 2 components; expected one. Submit it without ':' and 'hetjob'"),
+        (
+            "sweep",
+            ["--array=7"],
+            "--array 7: no such line in the table; expected 0 to 4. Change --array or add a line",
+        ),
+        (
+            "train",
+            [":", "-n1"],
+            "a heterogeneous job of 2 components; expected one. Submit it without ':' and 'hetjob'",
+        ),
     ]:
         log = tmp_path / f"{script}.log"
         small = [
@@ -108,7 +127,9 @@ def repository(tmp_path):
     (top / ".venv/bin/activate").write_text(f'PATH="{top}/.venv/bin:$PATH"\n')
     names = "PYTHONPATH PYTHONHOME HOROVOD_RANK NCCL_DEBUG LD_LIBRARY_PATH DATA RUN".split()
     shown = "\n".join(f'echo "{name} ${{{name}-}}"' for name in names)
-    (top / ".venv/bin/python").write_text(f'#!/bin/bash\n{shown}\necho "PWD $PWD"\necho done >"$RUN/complete"\n')
+    (top / ".venv/bin/python").write_text(
+        f'#!/bin/bash\n{shown}\necho "PWD $PWD"\necho done >"$RUN/complete"\n'
+    )
     (top / ".venv/bin/python").chmod(0o755)
     (top / "slurm").mkdir()
     for file in (REPO / "slurm").iterdir():
@@ -117,16 +138,30 @@ def repository(tmp_path):
 
 
 @pytest.mark.parametrize("export", ["", "ALL"])
-def test_a_job_submitted_from_another_folder_finds_its_repository(slurm, repository, tmp_path, export):
+def test_a_job_submitted_from_another_folder_finds_its_repository(
+    slurm, repository, tmp_path, export
+):
     """Its own relative paths, RUN's too, mean the folder of submission. What harms in that shell's environment is dropped."""
     folder = tmp_path / "my work"
     (folder / "my data").mkdir(parents=True)
     small = "--nodes=1 --ntasks-per-node=1 --gpus-per-node=0 --cpus-per-task=1 --output=log --wait"
     given = f"--export={export}" if export else ""
     script = f"{repository}/slurm/train.sbatch"
-    shell = {"PYTHONPATH": "/x", "PYTHONHOME": "/x", "HOROVOD_RANK": "1", "HOROVOD_SIZE": "9", "NCCL_DEBUG": "INFO"}
+    shell = {
+        "PYTHONPATH": "/x",
+        "PYTHONHOME": "/x",
+        "HOROVOD_RANK": "1",
+        "HOROVOD_SIZE": "9",
+        "NCCL_DEBUG": "INFO",
+    }
     shell |= {"LD_LIBRARY_PATH": "/site/lib", "DATA": "my data", "RUN": "my run"}
-    slurm("bash", "-c", f'cd "{folder}"; sbatch {small} {given} "{script}" a.sbatch', check=False, **shell)
+    slurm(
+        "bash",
+        "-c",
+        f'cd "{folder}"; sbatch {small} {given} "{script}" a.sbatch',
+        check=False,
+        **shell,
+    )
     text = (folder / "log").read_text()
     [run] = folder.glob("my run" if export else "runs/mgd-train-*")
     assert f"PWD {folder}\n" in text and f"PYTHONPATH {repository}\n" in text

@@ -25,7 +25,9 @@ until [ ! -e {folder}/hold ]; do sleep 0.1; done
 FUNCTIONS = REPO / "slurm/functions.sh"
 # Another user than root, who owns root's files: permissions hold for this one.
 AS_USER = ["unshare", "--user", "--map-user=1000", "--map-group=1000"] if os.geteuid() == 0 else []
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root can give files to another user"
+)
 
 
 @pytest.fixture
@@ -37,7 +39,9 @@ def stage(submit, tmp_path):
             (tmp_path / "requeue").touch()
         script = tmp_path / "stage.sbatch"
         script.write_text(SCRIPT.format(folder=tmp_path))
-        return submit([], script=script, sbatch=["--open-mode=append", "--requeue"], ARCHIVE=archive, DATA="")
+        return submit(
+            [], script=script, sbatch=["--open-mode=append", "--requeue"], ARCHIVE=archive, DATA=""
+        )
 
     return start
 
@@ -72,9 +76,15 @@ def on_node(function, archive="", local="", programs=None, **variables):
     for name, text in ({"squeue": "echo 7", "sleep": ""} | (programs or {})).items():
         (commands / name).write_text(f"#!/bin/bash\n{text}\n")
         (commands / name).chmod(0o755)
-    environment = {"PATH": f"{commands}:{os.environ['PATH']}", "ARCHIVE": str(archive), "LOCAL": str(local)} | variables
+    environment = {
+        "PATH": f"{commands}:{os.environ['PATH']}",
+        "ARCHIVE": str(archive),
+        "LOCAL": str(local),
+    } | variables
     command = [*AS_USER, "bash", FUNCTIONS, function]
-    done = subprocess.run(command, env=environment, cwd=local.parent, capture_output=True, text=True)
+    done = subprocess.run(
+        command, env=environment, cwd=local.parent, capture_output=True, text=True
+    )
     if "unshare failed" in done.stderr:
         pytest.skip(f"no user namespaces here: {done.stderr}")
     return done
@@ -104,7 +114,9 @@ def pack(folder, path):
     return path
 
 
-def test_an_archive_is_unpacked_once_and_found_again_after_a_requeue(stage, archives, images, tmp_path):
+def test_an_archive_is_unpacked_once_and_found_again_after_a_requeue(
+    stage, archives, images, tmp_path
+):
     """Both nodes are this machine: the second finds what the first has unpacked, as it would be after a requeue."""
     archive = archives("tar")
     path = tmp_path / "photos.tar.sha256"
@@ -129,7 +141,15 @@ def test_what_a_running_job_has_staged_stays_until_it_ends(slurm, stage, photos,
     assert len(staged(local)) == 2 and old in staged(local)
     (tmp_path / "hold").unlink()
     assert first.wait_for_end() == second.wait_for_end() == "COMPLETED"
-    slurm("srun", "--nodes=2", "--ntasks-per-node=1", "bash", FUNCTIONS, "clean_local", LOCAL=str(local))
+    slurm(
+        "srun",
+        "--nodes=2",
+        "--ntasks-per-node=1",
+        "bash",
+        FUNCTIONS,
+        "clean_local",
+        LOCAL=str(local),
+    )
     assert staged(local) == []
 
 
@@ -144,13 +164,19 @@ def test_each_kind_of_archive_is_unpacked(archives, images, tmp_path, kind):
 
 @pytest.mark.parametrize(
     ("name", "problem"),
-    [("missing.tar", "cannot be read"), ("folder.tar", "cannot be read"), ("noise.tar", "cannot be unpacked")],
+    [
+        ("missing.tar", "cannot be read"),
+        ("folder.tar", "cannot be read"),
+        ("noise.tar", "cannot be unpacked"),
+    ],
 )
 def test_a_file_that_is_no_archive_is_refused(tmp_path, name, problem):
     (tmp_path / "folder.tar").mkdir()
     (tmp_path / "noise.tar").write_bytes(b"noise" * 1000)
     done = on_node("stage_here", tmp_path / name, tmp_path / "local")
-    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(f"error: batch: ARCHIVE={tmp_path / name}: {problem}")
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(
+        f"error: batch: ARCHIVE={tmp_path / name}: {problem}"
+    )
     assert not list(tmp_path.glob("local/[!l]*"))
 
 
@@ -160,7 +186,10 @@ def test_an_archive_without_images_is_refused(tmp_path):
     (folder,) = staged(tmp_path / "local")
     done = on_node("data_folder", tmp_path / "empty.tar", tmp_path / "local", STAGED=str(folder))
     problem = "no files in it; expected images, such as train/CLASS/IMAGE"
-    assert (done.returncode, done.stderr) == (2, f"error: batch: ARCHIVE={tmp_path}/empty.tar: {problem}\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: batch: ARCHIVE={tmp_path}/empty.tar: {problem}\n",
+    )
 
 
 @pytest.mark.parametrize(
@@ -202,7 +231,9 @@ def test_an_archive_without_train_is_a_folder_of_images(tmp_path, names, folder)
 )
 def test_the_given_checksum_is_understood_in_each_form(photos, tmp_path, text):
     digest = hashlib.sha256(photos.read_bytes()).hexdigest()
-    (tmp_path / "photos.tar.sha256").write_text(text.format(sum=digest, SUM=digest.upper(), other="1" * 64), newline="")
+    (tmp_path / "photos.tar.sha256").write_text(
+        text.format(sum=digest, SUM=digest.upper(), other="1" * 64), newline=""
+    )
     done = on_node("stage_here", photos, tmp_path / "local")
     assert (done.returncode, done.stderr) == (0, "")
     assert len(staged(tmp_path / "local")) == 1
@@ -212,9 +243,15 @@ def test_the_given_checksum_is_understood_in_each_form(photos, tmp_path, text):
     ("text", "problem"),
     [
         ("", "0 SHA-256 sums of photos.tar; expected one"),
-        ("d41d8cd98f00b204e9800998ecf8427e  photos.tar\n", "0 SHA-256 sums of photos.tar; expected one"),
+        (
+            "d41d8cd98f00b204e9800998ecf8427e  photos.tar\n",
+            "0 SHA-256 sums of photos.tar; expected one",
+        ),
         (f"{'1' * 64}  a.tar\n{'2' * 64}  b.tar\n", "0 SHA-256 sums of photos.tar; expected one"),
-        (f"{'1' * 64}  photos.tar\n{'2' * 64}  photos.tar\n", "2 SHA-256 sums of photos.tar; expected one"),
+        (
+            f"{'1' * 64}  photos.tar\n{'2' * 64}  photos.tar\n",
+            "2 SHA-256 sums of photos.tar; expected one",
+        ),
         (f"{'0' * 64}  photos.tar\n", f"expected {'0' * 64}. Copy it again"),
         (None, "cannot be read; expected a file"),
     ],
@@ -228,7 +265,10 @@ def test_a_missing_or_other_checksum_is_one_line(photos, tmp_path, text, problem
 
 
 def test_local_and_all_in_it_are_for_this_user_alone(photos, tmp_path):
-    assert on_node("stage_here", photos, tmp_path / "local", LOCAL=f"{tmp_path}/new/local/").returncode == 0
+    assert (
+        on_node("stage_here", photos, tmp_path / "local", LOCAL=f"{tmp_path}/new/local/").returncode
+        == 0
+    )
     paths = [tmp_path / "new/local", *(tmp_path / "new/local").rglob("*")]
     assert len(paths) > 8 and not [path for path in paths if path.stat().st_mode & 0o077]
 
@@ -278,7 +318,10 @@ def test_a_local_that_another_user_may_have_made_is_refused(photos, tmp_path, pl
     plant(local)
     done = on_node("stage_here", photos, local, LOCAL=f"{local}/")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith(f"error: batch: LOCAL={local}: ") and problem in done.stderr
+    assert (
+        done.stderr.splitlines()[-1].startswith(f"error: batch: LOCAL={local}: ")
+        and problem in done.stderr
+    )
     assert staged(local) == [] and (local.parent / "precious").read_text() == "precious"
 
 
@@ -294,7 +337,10 @@ def test_a_local_that_others_could_write_is_closed_to_them(photos, tmp_path, mod
     folder.symlink_to(tmp_path / "planted")
     (tmp_path / "local").chmod(mode)
     done = on_node("stage_here", photos, tmp_path / "local")
-    assert done.returncode == 2 and "a link, or another user's; expected a folder of your own" in done.stderr
+    assert (
+        done.returncode == 2
+        and "a link, or another user's; expected a folder of your own" in done.stderr
+    )
     assert (tmp_path / "planted/data").exists()
 
 
@@ -324,13 +370,17 @@ def test_archives_of_one_name_size_and_second_are_told_apart(photos, tmp_path):
     assert all(folder.name.startswith("photos.tar-") for folder in staged(local))
 
 
-@pytest.mark.parametrize("name", ["my photos.tar", "[a]*.tar", "a\nb\n.tar", "-a:b,c.tar", "ä" * 120 + ".tar", ".tar"])
+@pytest.mark.parametrize(
+    "name", ["my photos.tar", "[a]*.tar", "a\nb\n.tar", "-a:b,c.tar", "ä" * 120 + ".tar", ".tar"]
+)
 def test_an_archive_of_any_name_has_a_plain_folder(photos, tmp_path, name):
     (tmp_path / "my [a] local").mkdir(mode=0o700)
     photos.rename(tmp_path / name)
     assert on_node("stage_here", tmp_path / name, tmp_path / "my [a] local").returncode == 0
     (folder,) = staged(tmp_path / "my [a] local")
-    assert set(folder.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_.") and folder.name[0] != "."
+    assert (
+        set(folder.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_.") and folder.name[0] != "."
+    )
     done = on_node("data_folder", tmp_path / name, tmp_path / "my [a] local", STAGED=str(folder))
     assert done.stdout == f"{folder}/data/photos\n"
 
@@ -344,9 +394,16 @@ def test_another_version_replaces_one_that_no_job_needs(photos, tmp_path):
         assert done.returncode == 0, done.stderr
     numbers = [(folder / "jobs").read_text() for folder in staged(local)]
     assert sorted(numbers) == ["7\n", "8\n", "9\n"] and done.stdout.count("removing") == 0
-    assert on_node("stage_here", photos, local, SLURM_JOB_ID="7").stdout.count("is here already") == 1
+    assert (
+        on_node("stage_here", photos, local, SLURM_JOB_ID="7").stdout.count("is here already") == 1
+    )
     (local / "notes").mkdir()
-    assert on_node("clean_local", local=local, programs={"squeue": "exit 1"}).stdout.count("squeue fails") == 1
+    assert (
+        on_node("clean_local", local=local, programs={"squeue": "exit 1"}).stdout.count(
+            "squeue fails"
+        )
+        == 1
+    )
     assert on_node("clean_local", local=local).stdout.count("removing") == 1
     assert len(staged(local)) == 2
     assert on_node("clean_local", local=local, programs={"squeue": "exit 0"}).returncode == 0
@@ -360,13 +417,19 @@ def test_unreadable_and_read_only_folders_are_made_readable_and_removed(photos, 
     (folder / "a").chmod(0o555)
     (folder / "b").chmod(0o000)
     archive, local = tmp_path / f"photos.{kind}", tmp_path / "local"
-    pack(tmp_path / "photos", archive) if kind == "tar" else make_squashfs(tmp_path / "photos", archive)
+    pack(tmp_path / "photos", archive) if kind == "tar" else make_squashfs(
+        tmp_path / "photos", archive
+    )
     done = on_node("stage_here", archive, local)
     assert done.returncode == 0, done.stderr
     (first,) = staged(local)
     paths = list((first / "data").rglob("*"))
     assert len([path for path in paths if path.name == "1.png"]) == 2
-    assert not [path for path in paths if not path.stat().st_mode & 0o400 or path.is_dir() and not path.stat().st_mode & 0o300]
+    assert not [
+        path
+        for path in paths
+        if not path.stat().st_mode & 0o400 or path.is_dir() and not path.stat().st_mode & 0o300
+    ]
     (first / "data/train" if kind == "sqsh" else first / "data/photos/train").chmod(0o555)
     archive.touch()
     assert on_node("stage_here", archive, local).returncode == 0
@@ -436,7 +499,11 @@ def test_the_owner_and_special_modes_in_an_archive_are_dropped(photos, tmp_path)
     environment = os.environ | {"ARCHIVE": str(photos), "LOCAL": str(tmp_path / "local")}
     subprocess.run(command, env=environment, cwd=tmp_path, check=True)
     (file,) = (tmp_path / "local").rglob("*.png")
-    assert (file.stat().st_uid, file.stat().st_gid, file.stat().st_mode & 0o7777) == (os.geteuid(), os.getegid(), 0o700)
+    assert (file.stat().st_uid, file.stat().st_gid, file.stat().st_mode & 0o7777) == (
+        os.geteuid(),
+        os.getegid(),
+        0o700,
+    )
 
 
 def test_two_jobs_on_one_node_unpack_an_archive_once(photos, tmp_path):
@@ -447,7 +514,10 @@ def test_two_jobs_on_one_node_unpack_an_archive_once(photos, tmp_path):
         while not (tmp_path / "local/lock").exists():
             time.sleep(0.01)
         command = ["bash", FUNCTIONS, "stage_here"]
-        jobs = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        jobs = [
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+            for _ in range(2)
+        ]
         assert all("waiting for another job" in job.stdout.readline() for job in jobs)
     finally:
         held.kill()

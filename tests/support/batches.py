@@ -15,7 +15,9 @@ def write_numbered(root):
     for number in range(12):
         folder = root / "train" / str(number % 2)
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(generator.integers(0, 256, (24, 20, 3), dtype=np.uint8)).save(folder / f"{number:02d}.png")
+        Image.fromarray(generator.integers(0, 256, (24, 20, 3), dtype=np.uint8)).save(
+            folder / f"{number:02d}.png"
+        )
     return scan(str(root), "train", max_bad=3)
 
 

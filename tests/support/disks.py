@@ -34,7 +34,9 @@ def mount_linkless(kind, folder, megabytes=256):
     if not works(make, image):
         pytest.skip(f"{make} does not work here: apt-get install dosfstools exfatprogs")
     if not any(works(way, image, path) and path.is_mount() for way in ways):
-        pytest.skip(f"no {kind} here: run as root, on a kernel that has it, or for exFAT apt-get install exfat-fuse")
+        pytest.skip(
+            f"no {kind} here: run as root, on a kernel that has it, or for exFAT apt-get install exfat-fuse"
+        )
     return path
 
 

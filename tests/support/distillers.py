@@ -10,7 +10,12 @@ from torch import nn
 from job.config import Config
 from job.distill import DISTILLERS
 
-B, S, T, HEAD = 5, 6, 10, 7  # images; channels of student and teacher; outputs of the teacher's head
+B, S, T, HEAD = (
+    5,
+    6,
+    10,
+    7,
+)  # images; channels of student and teacher; outputs of the teacher's head
 
 
 def features(channels, seed, head=0):
@@ -26,7 +31,9 @@ def build(name, head=0, **options):
     """A distiller of a student of S channels, whose framework's head has `head` outputs."""
     torch.manual_seed(0)
     config = Config(distill=[name], **{"loss_share": 0.0, "loss_factor": 1.0} | options)
-    teacher = SimpleNamespace(norms={4: nn.BatchNorm2d(T)}, widths={4: T, "pooled": T}, head_dim=HEAD)
+    teacher = SimpleNamespace(
+        norms={4: nn.BatchNorm2d(T)}, widths={4: T, "pooled": T}, head_dim=HEAD
+    )
     distiller = DISTILLERS[name](config, {4: S, "pooled": S, "fc": head}, teacher)
     distiller.module.train()
     return distiller

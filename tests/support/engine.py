@@ -10,14 +10,22 @@ import pytest
 
 REPO = Path(__file__).parents[2]
 DOCKER = {"docker": "docker.io", "dockerd": "docker.io", "debootstrap": "debootstrap"}
-PODMAN = {"podman": "podman", "runc": "runc", "catatonit": "catatonit"}  # crun refuses machines with both kinds of cgroups
+PODMAN = {
+    "podman": "podman",
+    "runc": "runc",
+    "catatonit": "catatonit",
+}  # crun refuses machines with both kinds of cgroups
 
 
 def missing(needed=DOCKER) -> str:
     """What must be installed before these fixtures can be used, or nothing."""
     path = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
     packages = {package for name, package in needed.items() if not shutil.which(name, path=path)}
-    return f"no container engine to test with here: apt-get install {' '.join(sorted(packages))}" if packages else ""
+    return (
+        f"no container engine to test with here: apt-get install {' '.join(sorted(packages))}"
+        if packages
+        else ""
+    )
 
 
 class Engine:
@@ -30,7 +38,15 @@ class Engine:
 
     def __call__(self, *words, check=True, timeout=120, **more) -> str:
         words = [self.name, *map(str, words)]
-        done = subprocess.run(words, env=self.environment, cwd=REPO, capture_output=True, text=True, timeout=timeout, **more)
+        done = subprocess.run(
+            words,
+            env=self.environment,
+            cwd=REPO,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            **more,
+        )
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -81,12 +97,17 @@ def podman_settings(folder: Path) -> dict[str, str]:
         '[containers]\ndefault_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]\n'
         '[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\nruntime = "runc"\n'
     )
-    return {"CONTAINERS_CONF": f"{folder}/containers.conf", "CONTAINERS_STORAGE_CONF": f"{folder}/storage.conf"}
+    return {
+        "CONTAINERS_CONF": f"{folder}/containers.conf",
+        "CONTAINERS_STORAGE_CONF": f"{folder}/storage.conf",
+    }
 
 
 def copy_image(image: str, docker: Engine, podman: Engine):
     """Copy an image from docker to podman."""
-    with subprocess.Popen(["docker", "save", image], env=docker.environment, stdout=subprocess.PIPE) as saved:
+    with subprocess.Popen(
+        ["docker", "save", image], env=docker.environment, stdout=subprocess.PIPE
+    ) as saved:
         podman("load", "--quiet", stdin=saved.stdout, timeout=600)
     assert saved.returncode == 0
 
@@ -102,8 +123,20 @@ def build(docker, engine, pytestconfig):
     """A function that builds docker/Dockerfile, and shows how far it is; what is built already is taken from the cache."""
 
     def image(tag, context=REPO):
-        words = ["docker", "build", "--network=host", "-f", context / "docker/Dockerfile", "-t", tag]
-        for name, value in (("BASE_IMAGE", engine["BASE_IMAGE"]), ("RUNTIME_IMAGE", engine["BASE_IMAGE"]), ("VERSION", "test")):
+        words = [
+            "docker",
+            "build",
+            "--network=host",
+            "-f",
+            context / "docker/Dockerfile",
+            "-t",
+            tag,
+        ]
+        for name, value in (
+            ("BASE_IMAGE", engine["BASE_IMAGE"]),
+            ("RUNTIME_IMAGE", engine["BASE_IMAGE"]),
+            ("VERSION", "test"),
+        ):
             words += ["--build-arg", f"{name}={value}"]
 
         def number():
@@ -114,7 +147,11 @@ def build(docker, engine, pytestconfig):
             print(f"\nbuilding {tag} (about 7 minutes where nothing is in the cache)", flush=True)
             lines = []
             with subprocess.Popen(
-                [*words, context], env=docker.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+                [*words, context],
+                env=docker.environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
             ) as process:
                 for line in process.stdout:
                     lines.append(line)

@@ -14,7 +14,10 @@ def library() -> str:
     """Compile inject.c; return the library's path."""
     path = Path(FOLDER.name) / "inject.so"
     source = Path(__file__).with_name("inject.c")
-    subprocess.run([os.environ.get("CC", "gcc"), "-shared", "-fPIC", "-O1", "-o", path, source, "-ldl"], check=True)
+    subprocess.run(
+        [os.environ.get("CC", "gcc"), "-shared", "-fPIC", "-O1", "-o", path, source, "-ldl"],
+        check=True,
+    )
     return str(path)
 
 

@@ -31,7 +31,9 @@ class BatchJob:
 
     def shown(self, field: str) -> str:
         """A field of `scontrol show job`."""
-        return re.search(rf"\b{field}=(\S*)", self.slurm("scontrol", "show", "job", "-o", self.number))[1]
+        return re.search(
+            rf"\b{field}=(\S*)", self.slurm("scontrol", "show", "job", "-o", self.number)
+        )[1]
 
     def steps(self) -> list[int]:
         """The steps done so far, as metrics.jsonl has them."""
@@ -39,23 +41,39 @@ class BatchJob:
 
     def records(self, kind: str) -> list[dict]:
         """The records of a kind in the job's log."""
-        return [json.loads(line) for line in self.text().splitlines() if line.startswith(f'{{"kind": "{kind}", ')]
+        return [
+            json.loads(line)
+            for line in self.text().splitlines()
+            if line.startswith(f'{{"kind": "{kind}", ')
+        ]
 
     def decisions(self) -> list[str]:
         """The reasons of the job's decisions so far, a try each."""
         return [record["reason"] for record in self.records("decision")]
 
     def wait_for_decision(self, reason: str, times: int = 1, seconds: float = 120) -> float:
-        return self.wait(f"the decision '{reason}'", lambda: self.decisions().count(reason) >= times, seconds)
+        return self.wait(
+            f"the decision '{reason}'", lambda: self.decisions().count(reason) >= times, seconds
+        )
 
     def wait_for_stop(self) -> None:
         """Wait until a try has saved and stopped because of a signal."""
-        self.wait("a stop", lambda: "stopped" in [record["how"] for record in of_kind(self.run, "end")])
+        self.wait(
+            "a stop", lambda: "stopped" in [record["how"] for record in of_kind(self.run, "end")]
+        )
 
     def tasks(self) -> dict[int, psutil.Process]:
         """The job's running tasks by rank."""
-        step = {process: process.environ() for process in self.processes() if process.cmdline()[1:2] == ["-m"]}
-        return {int(values["SLURM_PROCID"]): process for process, values in step.items() if "SLURM_STEP_NUM_TASKS" in values}
+        step = {
+            process: process.environ()
+            for process in self.processes()
+            if process.cmdline()[1:2] == ["-m"]
+        }
+        return {
+            int(values["SLURM_PROCID"]): process
+            for process, values in step.items()
+            if "SLURM_STEP_NUM_TASKS" in values
+        }
 
     def processes(self) -> list[psutil.Process]:
         """All living processes that this job has started."""
@@ -64,7 +82,11 @@ class BatchJob:
             try:
                 environment = process.environ()
                 ours = environment.get("SLURM_CONF", "").startswith(f"{self.slurm.folder}/")
-                if ours and environment.get("SLURM_JOB_ID") == self.number and process.status() != psutil.STATUS_ZOMBIE:
+                if (
+                    ours
+                    and environment.get("SLURM_JOB_ID") == self.number
+                    and process.status() != psutil.STATUS_ZOMBIE
+                ):
                     found.append(process)
             except psutil.Error:
                 continue
@@ -74,7 +96,9 @@ class BatchJob:
         """Wait until `condition()` holds; return the seconds that it took."""
         begun = time.monotonic()
         while not condition():
-            assert time.monotonic() < begun + seconds, f"{what} has not come in {seconds} s; the log:\n{self.text()}"
+            assert time.monotonic() < begun + seconds, (
+                f"{what} has not come in {seconds} s; the log:\n{self.text()}"
+            )
             time.sleep(pause)
         return time.monotonic() - begun
 

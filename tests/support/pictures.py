@@ -14,7 +14,9 @@ def field(random: np.random.Generator, height: int, width: int, channels: int) -
     total = np.zeros((height, width, channels), dtype=np.float32)
     for cells in (2, 4, 8, 16, 32):
         noise = random.standard_normal((cells, cells, channels)).astype(np.float32) / cells**0.8
-        total += cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC).reshape(total.shape)
+        total += cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC).reshape(
+            total.shape
+        )
     return (total - total.mean()) / total.std()
 
 
@@ -25,7 +27,9 @@ def photo(seed: int, height: int = 60, width: int = 80) -> np.ndarray:
     values = 120 + 55 * light + 30 * colour + 25 * random.standard_normal(3)
     centre = (int(width * random.uniform(0.3, 0.7)), int(height * random.uniform(0.3, 0.7)))
     image = values.clip(0, 255).astype(np.uint8)
-    return cv2.circle(image, centre, min(height, width) // 5, random.integers(0, 256, 3).tolist(), -1)
+    return cv2.circle(
+        image, centre, min(height, width) // 5, random.integers(0, 256, 3).tolist(), -1
+    )
 
 
 def vivid(seed: int, height: int = 60, width: int = 80, spread: float = 1.0) -> np.ndarray:
@@ -33,7 +37,9 @@ def vivid(seed: int, height: int = 60, width: int = 80, spread: float = 1.0) -> 
     random = np.random.default_rng(seed)
     hue, value = (field(random, height, width, 1)[:, :, 0] for _ in range(2))
     hue = 255 * ((random.random() + spread * hue / 2) % 1)
-    hsv = np.stack([hue, np.full_like(hue, 200), (150 + 50 * value).clip(40, 255)], axis=2).astype(np.uint8)
+    hsv = np.stack([hue, np.full_like(hue, 200), (150 + 50 * value).clip(40, 255)], axis=2).astype(
+        np.uint8
+    )
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 
@@ -56,13 +62,21 @@ def plain(colour: tuple[int, int, int], height: int = 8, width: int = 8) -> np.n
 
 def ramp(height: int = 32, width: int = 32) -> np.ndarray:
     """Darker on the left, brighter on the right."""
-    return np.broadcast_to(np.linspace(0, 155, width).astype(np.uint8)[None, :, None], (height, width, 3)).copy()
+    return np.broadcast_to(
+        np.linspace(0, 155, width).astype(np.uint8)[None, :, None], (height, width, 3)
+    ).copy()
 
 
-PICTURES = {f"{make.__name__} {seed}": make(seed) for make in (photo, vivid, grey, noise) for seed in range(3)}
+PICTURES = {
+    f"{make.__name__} {seed}": make(seed)
+    for make in (photo, vivid, grey, noise)
+    for seed in range(3)
+}
 
 
-def appearance(*operations: tuple[int, float], sigma: float = 0.0, flip: bool = False) -> np.ndarray:
+def appearance(
+    *operations: tuple[int, float], sigma: float = 0.0, flip: bool = False
+) -> np.ndarray:
     """An appearance (12,) of up to five pairs (operation, factor) in their order, a blur and a flip."""
     row = np.zeros(12, dtype=np.float32)
     row[OPERATIONS] = [number for number, _ in operations] + [NONE] * (5 - len(operations))

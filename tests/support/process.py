@@ -24,7 +24,9 @@ ITS_OWN = {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}
 class MallInfo(ctypes.Structure):
     """The struct mallinfo2 of malloc.h."""
 
-    _fields_ = [(f"field{number}", ctypes.c_size_t) for number in range(9)] + [("keepcost", ctypes.c_size_t)]
+    _fields_ = [(f"field{number}", ctypes.c_size_t) for number in range(9)] + [
+        ("keepcost", ctypes.c_size_t)
+    ]
 
 
 def state():
@@ -46,9 +48,16 @@ def state():
         "deterministic": torch.get_deterministic_debug_mode(),
         "precision": (torch.get_float32_matmul_precision(), cudnn.allow_tf32),
         "modes": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
-        "random": (torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()),
+        "random": (
+            torch.get_rng_state().tolist(),
+            random.getstate(),
+            np.random.get_state()[1].tolist(),
+        ),
         "garbage": (gc.isenabled(), gc.get_threshold(), gc.get_freeze_count()),
-        "processes": (multiprocessing.get_start_method(allow_none=True), multiprocessing.active_children()),
+        "processes": (
+            multiprocessing.get_start_method(allow_none=True),
+            multiprocessing.active_children(),
+        ),
         "fork server": list(forkserver._forkserver._preload_modules),
     }
 

@@ -51,7 +51,10 @@ class Job:
         python = [sys.executable, "-m", program, *map(str, arguments), "--out", str(folder)]
         launcher = os.path.join(os.path.dirname(sys.executable), "horovodrun")
         self.process = subprocess.Popen(
-            [launcher, "-np", str(workers), *python], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [launcher, "-np", str(workers), *python],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
 
     def steps(self) -> list[int]:
@@ -62,14 +65,18 @@ class Job:
         """Wait until `step` steps are done."""
         deadline = time.monotonic() + 240
         while step not in self.steps():
-            assert self.process.poll() is None, f"the run ended early:\n{self.process.stdout.read()}"
+            assert self.process.poll() is None, (
+                f"the run ended early:\n{self.process.stdout.read()}"
+            )
             assert time.monotonic() < deadline, f"step {step} has not come in 240 s"
             time.sleep(0.02)
 
     def wait_for_pause(self) -> psutil.Process:
         """Wait until a worker has been stopped by SIGSTOP, and return it."""
         while True:
-            assert self.process.poll() is None, f"the run ended early:\n{self.process.stdout.read()}"
+            assert self.process.poll() is None, (
+                f"the run ended early:\n{self.process.stdout.read()}"
+            )
             for worker in self.workers():
                 with contextlib.suppress(psutil.NoSuchProcess):
                     if worker.status() == psutil.STATUS_STOPPED:
@@ -101,19 +108,33 @@ class Job:
 
 
 # The fields that a clock gives; if a run is repeated, all others of its course have the same values to the last digit.
-CLOCK = {"images_per_s", "data_wait", "knn_seconds", "val_seconds", "measuring", "gathering", "solving"}
+CLOCK = {
+    "images_per_s",
+    "data_wait",
+    "knn_seconds",
+    "val_seconds",
+    "measuring",
+    "gathering",
+    "solving",
+}
 
 
 def all_records(folder) -> list[dict]:
     """The records of a run so far, of its course and of its processes."""
     path = folder / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+    return (
+        [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+        if path.exists()
+        else []
+    )
 
 
 def records(folder) -> list[dict]:
     """The records of a run's course so far, which are the same in an interrupted and an undisturbed run, without CLOCK."""
     course = [record for record in all_records(folder) if record["kind"] in schema.COURSE]
-    return [{name: value for name, value in record.items() if name not in CLOCK} for record in course]
+    return [
+        {name: value for name, value in record.items() if name not in CLOCK} for record in course
+    ]
 
 
 def of_kind(folder, kind: str) -> list[dict]:
@@ -152,7 +173,9 @@ class Kept(Log):
 def contents(folder) -> dict:
     """The bytes of each file in a folder, and where each link points, by name."""
     return {
-        path.name: os.readlink(path) if path.is_symlink() else path.read_bytes() for path in folder.iterdir() if not path.is_dir()
+        path.name: os.readlink(path) if path.is_symlink() else path.read_bytes()
+        for path in folder.iterdir()
+        if not path.is_dir()
     }
 
 
@@ -194,7 +217,9 @@ def errors_of(program: str, commands: list[list]) -> list[str]:
     done = subprocess.run(driver, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     outcomes = json.loads(done.stdout.splitlines()[-1])
-    assert [(code, said.count("\n"), said[:7]) for code, said in outcomes] == [(2, 1, "error: ")] * len(commands), outcomes
+    assert [(code, said.count("\n"), said[:7]) for code, said in outcomes] == [
+        (2, 1, "error: ")
+    ] * len(commands), outcomes
     return [said for _, said in outcomes]
 
 
@@ -222,8 +247,14 @@ def tensors(value, path=""):
 
 def differences(first, second, name="last.pth.tar") -> list[str]:
     """The names of what differs, by as little as a bit, between two runs' last checkpoints; their options do not count."""
-    contents = [torch.load(folder / name, map_location="cpu", weights_only=True) for folder in (first, second)]
-    one, other = ({path: value for path, value in tensors(content) if not path.startswith("/config")} for content in contents)
+    contents = [
+        torch.load(folder / name, map_location="cpu", weights_only=True)
+        for folder in (first, second)
+    ]
+    one, other = (
+        {path: value for path, value in tensors(content) if not path.startswith("/config")}
+        for content in contents
+    )
     assert len(one) > 100 and (contents[0]["epoch"], contents[0].get("step", 0)) > (0, 0)
     same = {path for path in one.keys() & other.keys() if same_bytes(one[path], other[path])}
     return sorted((one.keys() | other.keys()) - same)
@@ -231,5 +262,9 @@ def differences(first, second, name="last.pth.tar") -> list[str]:
 
 def same_bytes(one, other) -> bool:
     if torch.is_tensor(one):
-        return one.dtype == other.dtype and one.shape == other.shape and one.numpy().tobytes() == other.numpy().tobytes()
+        return (
+            one.dtype == other.dtype
+            and one.shape == other.shape
+            and one.numpy().tobytes() == other.numpy().tobytes()
+        )
     return one == other

@@ -35,7 +35,12 @@ class ToyFramework(Framework):
         pooled = features.pop(POOLED)  # (b, C)
         wrong = self.module["guess"](pooled) - batch.images.mean((2, 3))  # (b, 3)
         close = (wrong.abs().amax(1) < 0.5).sum()  # ()
-        return Output({"colour": wrong.square().mean()}, features, F.normalize(pooled.detach(), dim=1), {"close": close})
+        return Output(
+            {"colour": wrong.square().mean()},
+            features,
+            F.normalize(pooled.detach(), dim=1),
+            {"close": close},
+        )
 
 
 class ToyDistiller(Distiller):

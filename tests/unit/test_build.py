@@ -33,10 +33,16 @@ def test_random_matchings_follow_from_the_seed_and_take_no_teacher_channel_twice
         return {stage: matching.flatten().tolist() for stage, matching in found.items()}
 
     for stage, T in ((2, 10), (3, 40), (4, 40)):
-        assert len(set(drawn(0)[stage])) == len(drawn(0)[stage]) and set(drawn(0)[stage]) <= set(range(T))
+        assert len(set(drawn(0)[stage])) == len(drawn(0)[stage]) and set(drawn(0)[stage]) <= set(
+            range(T)
+        )
     assert drawn(0) == drawn(0)
-    assert drawn(0)[3] != drawn(0)[4] and all(drawn(0)[stage] != drawn(1)[stage] for stage in (2, 3, 4))
-    assert any(max(drawn(seed)[2]) == 9 for seed in range(9)) or reducer == "sm"  # the last teacher channel has its chance too
+    assert drawn(0)[3] != drawn(0)[4] and all(
+        drawn(0)[stage] != drawn(1)[stage] for stage in (2, 3, 4)
+    )
+    assert (
+        any(max(drawn(seed)[2]) == 9 for seed in range(9)) or reducer == "sm"
+    )  # the last teacher channel has its chance too
 
 
 def test_the_network_is_built_on_all_workers_before_anything_else():
@@ -49,7 +55,9 @@ def test_the_network_is_built_on_all_workers_before_anything_else():
 
 def test_without_a_compiler_there_is_no_compiling(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(RunError, match=r"^--compile needs a C\+\+ compiler: install what is missing") as caught:
+    with pytest.raises(
+        RunError, match=r"^--compile needs a C\+\+ compiler: install what is missing"
+    ) as caught:
         build.compile_networks(SimpleNamespace(total=lambda **values: values))
     assert caught.value.code == 2
 
@@ -123,7 +131,10 @@ def test_batches_without_equal_parts_are_refused(images, tmp_path):
     command = [*SMALL, images, "--batch-size", 8, "--out", tmp_path / "run", "--accumulate"]
     uneven, single = errors_of("job.train", [[*command, 3], [*command, 8]])
     assert "--accumulate 3: a worker's 8 images have no 3 equal parts; choose a divisor" in uneven
-    assert "--batch-size 8 over 1 workers in 8 parts each is one image each" in single and "choose 16 or more" in single
+    assert (
+        "--batch-size 8 over 1 workers in 8 parts each is one image each" in single
+        and "choose 16 or more" in single
+    )
     assert not (tmp_path / "run").exists()
 
 

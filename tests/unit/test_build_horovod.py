@@ -27,7 +27,9 @@ def python(tmp_path_factory):
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, symlinks=True)
     [site] = folder.glob("lib/python*/site-packages")
-    (site / "others.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
+    (site / "others.pth").write_text(
+        "\n".join(path for path in sys.path if path.endswith("-packages"))
+    )
     return folder / "bin/python"
 
 
@@ -38,13 +40,20 @@ def build(python, tmp_path):
     A wrong source archive ends it before it compiles, and it fetches no compiler of CUDA.
     """
     (tmp_path / "wrong.tar.gz").write_text("wrong\n")
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TMPDIR")}
-    environment |= {"HOROVOD_WHEELS": str(tmp_path / "wheels"), "HOROVOD_SDIST": str(tmp_path / "wrong.tar.gz")}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TMPDIR")
+    }
+    environment |= {
+        "HOROVOD_WHEELS": str(tmp_path / "wheels"),
+        "HOROVOD_SDIST": str(tmp_path / "wrong.tar.gz"),
+    }
     environment |= {"HOROVOD_BACKEND": "gloo"}
 
     def run(*launcher, **variables):
         words = [*launcher, "bash", SCRIPT, python]
-        return subprocess.run(words, env=environment | variables, cwd=tmp_path, capture_output=True, text=True)
+        return subprocess.run(
+            words, env=environment | variables, cwd=tmp_path, capture_output=True, text=True
+        )
 
     return run
 
@@ -52,9 +61,7 @@ def build(python, tmp_path):
 def wrong_archive(path):
     """The script's line on the archive of `build`."""
     found = hashlib.sha256(b"wrong\n").hexdigest()
-    return (
-        f"build_horovod: HOROVOD_SDIST {path}: damaged or changed, its sha256 is {found}; expected {ARCHIVE}. Download it again\n"
-    )
+    return f"build_horovod: HOROVOD_SDIST {path}: damaged or changed, its sha256 is {found}; expected {ARCHIVE}. Download it again\n"
 
 
 def function(name):
@@ -72,15 +79,23 @@ def keep_wheel(wheels, damaged=False):
     system = system["ID"] + system.get("VERSION_ID", "") + "-" + "".join(platform.libc_ver())
     key = f"torch-{torch.__version__}-{sys.implementation.cache_tag}-{platform.machine()}-{system}"
     distribution = importlib.metadata.distribution("horovod")
-    files = {str(file): Path(file.locate()) for file in distribution.files if not str(file).startswith("..")}
+    files = {
+        str(file): Path(file.locate())
+        for file in distribution.files
+        if not str(file).startswith("..")
+    }
     for backend in ("gloo", "nccl"):
         shelf = wheels / f"horovod-0.28.1-{key}-{backend}-{recipe}"
         shelf.mkdir(parents=True)
         tag = f"cp{sys.version_info[0]}{sys.version_info[1]}"
-        with zipfile.ZipFile(shelf / f"horovod-0.28.1-{tag}-{tag}-linux_{platform.machine()}.whl", "w") as wheel:
+        with zipfile.ZipFile(
+            shelf / f"horovod-0.28.1-{tag}-{tag}-linux_{platform.machine()}.whl", "w"
+        ) as wheel:
             for name, path in files.items():
                 if path.suffix != ".pyc":
-                    text = b"damaged" * 1000 if damaged and name.endswith(".so") else path.read_bytes()
+                    text = (
+                        b"damaged" * 1000 if damaged and name.endswith(".so") else path.read_bytes()
+                    )
                     wheel.writestr(name, text)
 
 
@@ -91,7 +106,9 @@ def test_a_kept_wheel_is_installed(build, python, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert re.fullmatch(rf"build_horovod: using the wheel in {tmp_path}/wheels/\S+\n", done.stdout)
     code = "import horovod; print(horovod.__file__)"
-    found = subprocess.run([python, "-c", code], env={}, cwd=tmp_path, capture_output=True, text=True)
+    found = subprocess.run(
+        [python, "-c", code], env={}, cwd=tmp_path, capture_output=True, text=True
+    )
     assert found.stdout.startswith(str(python.parents[1]))
 
 
@@ -99,9 +116,13 @@ def test_a_kept_wheel_is_installed(build, python, tmp_path):
 def test_a_kept_wheel_that_does_not_load_is_built_again(build, tmp_path):
     keep_wheel(tmp_path / "wheels", damaged=True)
     done = build()
-    assert re.search(r"the wheel in \S+ does not load \(ImportError: .+\): building it again\n$", done.stdout)
+    assert re.search(
+        r"the wheel in \S+ does not load \(ImportError: .+\): building it again\n$", done.stdout
+    )
     assert (done.returncode, done.stderr) == (2, wrong_archive(tmp_path / "wrong.tar.gz"))
-    assert len(list((tmp_path / "wheels").glob("*/*.whl"))) == 2  # both stay until a new one takes the place
+    assert (
+        len(list((tmp_path / "wheels").glob("*/*.whl"))) == 2
+    )  # both stay until a new one takes the place
 
 
 @pytest.mark.slow
@@ -109,7 +130,9 @@ def test_a_wheel_that_pip_cannot_install_is_not_built_again(build, python, tmp_p
     keep_wheel(tmp_path / "wheels")
     done = build(PIP_PREFIX="/dev/null/place")
     said = f"build_horovod: pip cannot install Horovod into {python}: ERROR: Could not install packages due to an OSError: "
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and done.stderr.startswith(said), done.stderr
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and done.stderr.startswith(said), (
+        done.stderr
+    )
 
 
 def test_a_missing_package_ends_in_one_line(build, python, tmp_path):
@@ -122,8 +145,14 @@ def test_a_missing_package_ends_in_one_line(build, python, tmp_path):
 
 
 def test_a_library_names_no_folder_of_its_build():
-    [library] = [Path(file.locate()) for file in importlib.metadata.files("horovod") if file.name.startswith("mpi_lib_v2")]
-    done = subprocess.run(["readelf", "--dynamic", "--wide", library], capture_output=True, text=True, check=True)
+    [library] = [
+        Path(file.locate())
+        for file in importlib.metadata.files("horovod")
+        if file.name.startswith("mpi_lib_v2")
+    ]
+    done = subprocess.run(
+        ["readelf", "--dynamic", "--wide", library], capture_output=True, text=True, check=True
+    )
     assert "NEEDED" in done.stdout and not re.search("RPATH|RUNPATH", done.stdout)
 
 
@@ -299,7 +328,9 @@ def test_the_work_folder_runs_programs_and_has_a_plain_path(tmp_path, folder):
     code = f"cache={wheels}\n{pattern}\n{function('make_work')}\nmake_work"
     environment = os.environ | {"TMPDIR": str(place)}
     try:
-        done = subprocess.run(["bash", "-euc", code], env=environment, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["bash", "-euc", code], env=environment, capture_output=True, text=True, check=True
+        )
         found = Path(done.stdout.removesuffix("\n"))
         assert (found.parent == place) == (folder == "plain")
         shutil.rmtree(found)
@@ -311,7 +342,10 @@ def test_the_work_folder_runs_programs_and_has_a_plain_path(tmp_path, folder):
 def test_without_a_folder_for_programs_the_build_ends_in_one_line(build, tmp_path):
     (tmp_path / "wheels").mkdir()
     folders = ["/tmp", "/var/tmp", str(tmp_path / "wheels")]
-    mounts = "".join(f"mount --bind {folder} {folder}; mount -o remount,bind,noexec {folder}; " for folder in folders)
+    mounts = "".join(
+        f"mount --bind {folder} {folder}; mount -o remount,bind,noexec {folder}; "
+        for folder in folders
+    )
     launcher = ["unshare", "--mount", "sh", "-c", f'set -e; {mounts} exec "$@"', "sh"]
     if subprocess.run([*launcher, "true"], capture_output=True).returncode:
         pytest.skip("mounting is not allowed here, run as root")
@@ -332,8 +366,16 @@ def test_without_a_folder_for_programs_the_build_ends_in_one_line(build, tmp_pat
     "text, result, line",
     [
         ("set(STANDARD 14)\n", "set(STANDARD 17)\n", ""),
-        ("set(STANDARD 15)\n", "set(STANDARD 15)\n", "the change of CMakeLists.txt to 'STANDARD 17' does not apply; "),
-        ("set(STANDARD 17)\n", "set(STANDARD 17)\n", "the change of CMakeLists.txt to 'STANDARD 17' does not apply; "),
+        (
+            "set(STANDARD 15)\n",
+            "set(STANDARD 15)\n",
+            "the change of CMakeLists.txt to 'STANDARD 17' does not apply; ",
+        ),
+        (
+            "set(STANDARD 17)\n",
+            "set(STANDARD 17)\n",
+            "the change of CMakeLists.txt to 'STANDARD 17' does not apply; ",
+        ),
     ],
     ids=["applies", "finds nothing", "is there already"],
 )
@@ -343,7 +385,10 @@ def test_a_change_of_the_source_applies_or_ends_the_build(tmp_path, text, result
     code += "edit CMakeLists.txt 's/STANDARD 14/STANDARD 17/' 'STANDARD 17'; echo applied"
     done = subprocess.run(["bash", "-euc", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout == (f"{line}expected the files of horovod 0.28.1\n" if line else "applied\n")
-    assert (done.returncode, (tmp_path / "CMakeLists.txt").read_text()) == (2 if line else 0, result)
+    assert (done.returncode, (tmp_path / "CMakeLists.txt").read_text()) == (
+        2 if line else 0,
+        result,
+    )
 
 
 # Compilers at once.
@@ -353,7 +398,11 @@ def test_a_change_of_the_source_applies_or_ends_the_build(tmp_path, text, result
 def group():
     """A control group of this machine, whose processes may take 3 GB of memory."""
     first = Path("/sys/fs/cgroup/memory")
-    top, limit = (first, "memory.limit_in_bytes") if first.is_dir() else (Path("/sys/fs/cgroup"), "memory.max")
+    top, limit = (
+        (first, "memory.limit_in_bytes")
+        if first.is_dir()
+        else (Path("/sys/fs/cgroup"), "memory.max")
+    )
     path = top / f"moco-mgd-test-{os.getpid()}"
     try:
         path.mkdir()

@@ -19,13 +19,19 @@ from job.errors import RunError
 from job.declare import flag, groups
 from job.distill import DISTILLERS
 
-CHARACTERS = st.characters(exclude_characters="\0")  # which no command line can have; nor a half of a surrogate pair
+CHARACTERS = st.characters(
+    exclude_characters="\0"
+)  # which no command line can have; nor a half of a surrogate pair
 WORDS = {
     "refresh_epochs": st.sampled_from(["log", "never"])
     | st.integers(1, 999).map("every:{}".format)
-    | st.lists(st.integers(0, 300), min_size=1, max_size=4).map(lambda epochs: ",".join(map(str, epochs))),
+    | st.lists(st.integers(0, 300), min_size=1, max_size=4).map(
+        lambda epochs: ",".join(map(str, epochs))
+    ),
     "save_every": st.builds("{}{}".format, st.integers(1, 10_000), st.sampled_from(["", "steps"])),
-    "data": st.text(CHARACTERS, min_size=1, max_size=20).filter(lambda path: not path.startswith("~")),
+    "data": st.text(CHARACTERS, min_size=1, max_size=20).filter(
+        lambda path: not path.startswith("~")
+    ),
     "log_to": st.lists(st.sampled_from(["wandb", "mlflow", "a.b:c"]), min_size=1, max_size=3),
     "more_data": st.just([]),  # which --data drops
     "cos": st.just(False),  # beside it --schedule is refused
@@ -54,14 +60,18 @@ def values(f):
         low = meta["at_least"] if meta["at_least"] is not None else -(10**20)
         high = meta["below"] - 1 if meta["below"] is not None else meta["at_most"]
         unit = meta["multiple_of"] or 1
-        whole = st.integers(-(-low // unit), (10**20 if high is None else high) // unit).map(lambda n: n * unit)
+        whole = st.integers(-(-low // unit), (10**20 if high is None else high) // unit).map(
+            lambda n: n * unit
+        )
         return whole if f.type is int else st.lists(whole, min_size=1, max_size=5)
     if f.type is float:
         low = meta["at_least"] if meta["at_least"] is not None else meta["above"]
         high = meta["below"] if meta["below"] is not None else meta["at_most"]
         return st.floats(low, high, allow_nan=False, allow_infinity=False, exclude_min=meta["above"] is not None,
                          exclude_max=meta["below"] is not None)  # fmt: skip
-    return st.text(CHARACTERS, max_size=20).filter(lambda text: not (meta["path"] and text.startswith("~")))  # a home folder
+    return st.text(CHARACTERS, max_size=20).filter(
+        lambda text: not (meta["path"] and text.startswith("~"))
+    )  # a home folder
 
 
 def configs(kind):
@@ -82,7 +92,9 @@ def without_unused(config):
     return dataclasses.replace(config, **{name: getattr(default, name) for name in unused(config)})
 
 
-both = pytest.mark.parametrize(("program", "kind"), [("job.train", Config), ("job.linear", LinearConfig)])
+both = pytest.mark.parametrize(
+    ("program", "kind"), [("job.train", Config), ("job.linear", LinearConfig)]
+)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +112,11 @@ def in_groups(options, kind, random):
             inside |= {name} & set(own)  # `data` beside a group `data` would be the same key
         for option in own:
             keys = [key for key, f in group.keys.items() if f.name == option]
-            place, key = (found.setdefault(name, {}), random.choice(keys)) if option in inside else (found, option)
+            place, key = (
+                (found.setdefault(name, {}), random.choice(keys))
+                if option in inside
+                else (found, option)
+            )
             place[key] = options[option]
     return found
 
@@ -109,11 +125,15 @@ def in_groups(options, kind, random):
 @given(data=st.data())
 def test_options_written_to_a_file_read_back_the_same(program, kind, file, data):
     config = data.draw(configs(kind))
-    options = {name: value for name, value in dataclasses.asdict(config).items() if name != "config"}
+    options = {
+        name: value for name, value in dataclasses.asdict(config).items() if name != "config"
+    }
     if data.draw(st.booleans()):
         options = in_groups(options, kind, data.draw(st.randoms(use_true_random=False)))
     file.write_text(yaml.safe_dump(options, sort_keys=data.draw(st.booleans())), encoding="utf-8")
-    assert read_config(["--config", str(file)], program, kind) == dataclasses.replace(config, config=[str(file)])
+    assert read_config(["--config", str(file)], program, kind) == dataclasses.replace(
+        config, config=[str(file)]
+    )
 
 
 def command_line(config):
@@ -140,12 +160,20 @@ def test_options_given_as_flags_read_back_the_same(program, kind, data):
 @given(data=st.data())
 def test_a_flag_wins_over_any_file_and_leaves_the_other_options_alone(program, kind, file, data):
     config = data.draw(configs(kind))
-    chosen = data.draw(st.sampled_from([f for f in fields(kind) if f.name not in {"config", *unused(config)}]))
+    chosen = data.draw(
+        st.sampled_from([f for f in fields(kind) if f.name not in {"config", *unused(config)}])
+    )
     value = data.draw(values(chosen))
-    options = {name: value for name, value in dataclasses.asdict(config).items() if name != "config"}
+    options = {
+        name: value for name, value in dataclasses.asdict(config).items() if name != "config"
+    }
     file.write_text(yaml.safe_dump(options), encoding="utf-8")
     expected = dataclasses.replace(config, **{chosen.name: value, "config": [str(file)]})
-    given_flags = [part for part in command_line(expected) if part.split("=")[0] in (flag(chosen.name), no(chosen.name))]
+    given_flags = [
+        part
+        for part in command_line(expected)
+        if part.split("=")[0] in (flag(chosen.name), no(chosen.name))
+    ]
     if isinstance(value, list):
         given_flags = [flag(chosen.name), *map(str, value)] if value else []
     assert read_config(["--config", str(file), *given_flags], program, kind) == expected
@@ -157,11 +185,24 @@ def test_weights_of_stages_and_a_share_read_back_the_same(file, data):
     weight = st.floats(0, allow_infinity=False)
     weights = data.draw(st.lists(weight, min_size=len(stages), max_size=len(stages)).filter(any))
     share = data.draw(weight)
-    file.write_text(yaml.safe_dump({"mgd_stages": stages, "stage_weights": weights, "loss_share": share}), encoding="utf-8")
-    flags = [flag("mgd_stages"), *map(str, stages), flag("stage_weights"), *map(str, weights), f"{flag('loss_share')}={share}"]
+    file.write_text(
+        yaml.safe_dump({"mgd_stages": stages, "stage_weights": weights, "loss_share": share}),
+        encoding="utf-8",
+    )
+    flags = [
+        flag("mgd_stages"),
+        *map(str, stages),
+        flag("stage_weights"),
+        *map(str, weights),
+        f"{flag('loss_share')}={share}",
+    ]
     for given_ in (["--config", str(file)], flags):
         config = read_config(["--data=x", "--teacher=t", *given_])
-        assert (config.mgd_stages, config.stage_weights, config.loss_share) == (stages, weights, share)
+        assert (config.mgd_stages, config.stage_weights, config.loss_share) == (
+            stages,
+            weights,
+            share,
+        )
 
 
 def no(name):
@@ -193,4 +234,8 @@ def test_a_number_beyond_its_bound_is_named_with_the_bound(data):
     with pytest.raises(RunError) as caught:
         read_config(["--data=x", f"{flag(f.name)}={value}"], kind=kind)
     message = str(caught.value)
-    assert flag(f.name) in message and f"{bound.replace('_', ' ')} {limit}" in message and "\n" not in message
+    assert (
+        flag(f.name) in message
+        and f"{bound.replace('_', ' ')} {limit}" in message
+        and "\n" not in message
+    )

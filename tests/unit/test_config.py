@@ -42,19 +42,51 @@ def write(tmp_path):
 
 
 def test_the_published_command_reads_as_it_does_in_moco():
-    line = "DIR -a resnet18 --lr 0.03 --batch-size 256 --mlp --moco-t 0.2 --aug-plus --cos --teacher x"
+    line = (
+        "DIR -a resnet18 --lr 0.03 --batch-size 256 --mlp --moco-t 0.2 --aug-plus --cos --teacher x"
+    )
     config = read_config(line.split())
     assert dataclasses.asdict(config) == dataclasses.asdict(
-        Config(data="DIR", arch="resnet18", lr=0.03, batch_size=256, mlp=True, moco_t=0.2, aug_plus=True, cos=True, teacher="x")
+        Config(
+            data="DIR",
+            arch="resnet18",
+            lr=0.03,
+            batch_size=256,
+            mlp=True,
+            moco_t=0.2,
+            aug_plus=True,
+            cos=True,
+            teacher="x",
+        )
     )
 
 
 def test_the_defaults_are_those_of_the_published_recipe_but_for_the_pull_s_strength():
     config = read_config(["DIR"])
-    assert (config.arch, config.lr, config.batch_size, config.epochs) == ("resnet18", 0.03, 256, 200)
-    assert (config.moco_dim, config.moco_k, config.moco_m, config.moco_t) == (128, 65536, 0.999, 0.07)
-    assert (config.momentum, config.weight_decay, config.schedule, config.warmup_epochs) == (0.9, 1e-4, [120, 160], 3)
-    assert (config.reducer, config.loss_share, config.refresh_epochs, config.mgd_images) == ("amp", 10, "log", 20_000)
+    assert (config.arch, config.lr, config.batch_size, config.epochs) == (
+        "resnet18",
+        0.03,
+        256,
+        200,
+    )
+    assert (config.moco_dim, config.moco_k, config.moco_m, config.moco_t) == (
+        128,
+        65536,
+        0.999,
+        0.07,
+    )
+    assert (config.momentum, config.weight_decay, config.schedule, config.warmup_epochs) == (
+        0.9,
+        1e-4,
+        [120, 160],
+        3,
+    )
+    assert (config.reducer, config.loss_share, config.refresh_epochs, config.mgd_images) == (
+        "amp",
+        10,
+        "log",
+        20_000,
+    )
     assert (config.mgd_correction, config.mgd_pooled) == (False, 0.0)
     assert not (config.mlp or config.aug_plus or config.cos or config.teacher or config.resume)
 
@@ -163,7 +195,9 @@ def test_every_option_has_a_flag_that_is_tested_here():
     assert {name for _, name, _ in FLAGS} == set(FIELDS) - {"data"}
 
 
-@pytest.mark.parametrize("argv", [["DIR"], ["--data", "DIR"], ["DIR", "--data", "DIR"], ["--cos", "DIR"], ["--data=DIR"]])
+@pytest.mark.parametrize(
+    "argv", [["DIR"], ["--data", "DIR"], ["DIR", "--data", "DIR"], ["--cos", "DIR"], ["--data=DIR"]]
+)
 def test_the_data_folder_has_a_place_and_a_flag(argv):
     assert read_config(argv).data == "DIR"
 
@@ -204,7 +238,9 @@ def test_each_option_that_is_a_path_is_one_in_which_a_home_folder_is_expanded(ki
     assert {f.name for f in dataclasses.fields(kind) if f.metadata["path"]} == PATHS[kind]
 
 
-@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in PATHS for name in sorted(PATHS[kind])])
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind in PATHS for name in sorted(PATHS[kind])]
+)
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -213,14 +249,20 @@ def test_each_option_that_is_a_path_is_one_in_which_a_home_folder_is_expanded(ki
         (f"~{USER.pw_name}/a.yaml", f"{USER.pw_dir}/a.yaml"),
     ],
 )
-def test_a_home_folder_is_expanded_in_each_path(home, write, monkeypatch, kind, name, given, expected):
+def test_a_home_folder_is_expanded_in_each_path(
+    home, write, monkeypatch, kind, name, given, expected
+):
     expected = expected.format(home=home)
     if name == "config":
         monkeypatch.setattr("job.cli.read_yaml", lambda path, known: {"out": path})
         config = read_config(["DIR", f"--config={given}"], kind=kind)
         assert (config.config, config.out) == ([expected], expected)
         return
-    for argv in ([f"{flag(name)}={given}"], [flag(name), given], ["--config", write(f"{name}: {given}\n")]):
+    for argv in (
+        [f"{flag(name)}={given}"],
+        [flag(name), given],
+        ["--config", write(f"{name}: {given}\n")],
+    ):
         config = read_config([*["DIR"] * (name != "data"), *argv], kind=kind)
         assert getattr(config, name) in (expected, [expected])
     if name == "data":
@@ -231,10 +273,16 @@ def test_a_config_file_is_found_at_home(home):
     assert read_config(["DIR", "--config", "~/a.yaml"]).lr == 0.5
 
 
-@pytest.mark.parametrize("argv", [["~nobody-here/x"], ["DIR", "--out=~nobody-here/x"], ["DIR", "--config", "~nobody-here/x"]])
+@pytest.mark.parametrize(
+    "argv",
+    [["~nobody-here/x"], ["DIR", "--out=~nobody-here/x"], ["DIR", "--config", "~nobody-here/x"]],
+)
 def test_a_home_folder_of_nobody_is_one_line(argv):
     message = refused(*argv)
-    assert "~nobody-here/x: ~nobody-here has no home folder" in message and "Write ./~nobody-here/x" in message
+    assert (
+        "~nobody-here/x: ~nobody-here has no home folder" in message
+        and "Write ./~nobody-here/x" in message
+    )
 
 
 PROGRAMS = [
@@ -251,7 +299,9 @@ PROGRAMS = [
 
 
 @pytest.mark.parametrize(("program", "line", "expected"), PROGRAMS)
-def test_a_home_folder_is_expanded_in_each_path_of_the_other_programs(home, monkeypatch, program, line, expected):
+def test_a_home_folder_is_expanded_in_each_path_of_the_other_programs(
+    home, monkeypatch, program, line, expected
+):
     found = {}
 
     def parse(self, argv):
@@ -269,7 +319,14 @@ def test_a_home_folder_is_expanded_in_each_path_of_the_other_programs(home, monk
 
 
 def test_an_original_flag_has_an_answer_of_its_own():
-    assert set(RETIRED) >= {"--dist-url", "--dist-backend", "--world-size", "--rank", "--gpu", "--start-epoch"}
+    assert set(RETIRED) >= {
+        "--dist-url",
+        "--dist-backend",
+        "--world-size",
+        "--rank",
+        "--gpu",
+        "--start-epoch",
+    }
     assert "--multiprocessing-distributed" in RETIRED
 
 
@@ -278,7 +335,10 @@ def test_an_original_flag_has_an_answer_of_its_own():
 def test_a_retired_flag_names_what_to_use(name, form):
     message = refused("DIR", *form.format(name).split(), "--no-such-flag")
     assert name in message
-    assert any(way in message for way in ("horovodrun -np", "--resume auto", "CUDA_VISIBLE_DEVICES", "leave it out"))
+    assert any(
+        way in message
+        for way in ("horovodrun -np", "--resume auto", "CUDA_VISIBLE_DEVICES", "leave it out")
+    )
 
 
 RELEASED = """
@@ -293,7 +353,9 @@ LINCLS = "-e --evaluate --pretrained --lars"
 @pytest.mark.parametrize(("kind", "own"), [(Config, SIMSIAM), (LinearConfig, LINCLS)])
 def test_each_flag_of_simsiam_s_released_programs_is_an_option_or_is_answered(kind, own):
     """And means the same, except that their --lr is for a batch of 256."""
-    options = {name for f in dataclasses.fields(kind) for name in (*f.metadata["flags"], flag(f.name))}
+    options = {
+        name for f in dataclasses.fields(kind) for name in (*f.metadata["flags"], flag(f.name))
+    }
     assert {*RELEASED.split(), *own.split()} - options - RETIRED.keys() == set()
 
 
@@ -307,8 +369,16 @@ def test_the_simsiam_preset_is_the_published_recipe():
 def test_the_command_line_wins_over_files_and_later_files_over_earlier(write):
     first = write("lr: 0.1\nepochs: 5\nmlp: true\nseed: 1\nschedule: [1, 2]\n", "first.yaml")
     second = write("epochs: 6\nseed: 2\n", "second.yaml")
-    config = read_config(["DIR", "--config", first, "--config", second, "--seed", "3", "--no-mlp", "--schedule", "4"])
-    assert (config.lr, config.epochs, config.seed, config.mlp, config.schedule) == (0.1, 6, 3, False, [4])
+    config = read_config(
+        ["DIR", "--config", first, "--config", second, "--seed", "3", "--no-mlp", "--schedule", "4"]
+    )
+    assert (config.lr, config.epochs, config.seed, config.mlp, config.schedule) == (
+        0.1,
+        6,
+        3,
+        False,
+        [4],
+    )
     assert config.config == [first, second]
 
 
@@ -333,7 +403,9 @@ def test_a_preset_is_known_by_its_name(name):
     path = resources.files("job") / "presets" / f"{name}.yaml"
     written = yaml.safe_load(path.read_text())
     kind = kind_of(name)
-    by_name, by_path = (read_config(["DIR", f"--config={given}"], kind=kind) for given in (name, path))
+    by_name, by_path = (
+        read_config(["DIR", f"--config={given}"], kind=kind) for given in (name, path)
+    )
     assert written
     assert dataclasses.replace(by_name, config=[]) == dataclasses.replace(by_path, config=[])
     for group, options in written.items():
@@ -351,12 +423,23 @@ def test_there_are_presets_for_imagenet_and_for_a_first_run():
 
 def test_the_imagenet_preset_is_the_published_recipe():
     recipe = "-a resnet18 --lr 0.03 --batch-size 256 --epochs 200 --mlp --moco-t 0.2 --aug-plus --cos --loss-factor 1e4"
-    assert dataclasses.replace(read_config(["DIR", "--config", "imagenet"]), config=[]) == read_config(["DIR", *recipe.split()])
+    assert dataclasses.replace(
+        read_config(["DIR", "--config", "imagenet"]), config=[]
+    ) == read_config(["DIR", *recipe.split()])
 
 
 def test_the_original_preset_is_the_imagenet_one_with_what_its_authors_code_had():
-    imagenet, original = (read_config(["DIR", "--config", name]) for name in ("imagenet", "original"))
-    theirs = dict(loss_factor=1e4, loss_share=0.0, margins="init", reducer="amp", matching="solved", refresh_epochs="log")
+    imagenet, original = (
+        read_config(["DIR", "--config", name]) for name in ("imagenet", "original")
+    )
+    theirs = dict(
+        loss_factor=1e4,
+        loss_share=0.0,
+        margins="init",
+        reducer="amp",
+        matching="solved",
+        refresh_epochs="log",
+    )
     theirs |= dict(mgd_stages=[1, 2, 3, 4], stage_weights=[])
     assert original == dataclasses.replace(imagenet, config=["original"], **theirs)
     line = ["DIR", "--teacher", "t", "--config", "original", "--mgd-stages", "4"]
@@ -366,7 +449,9 @@ def test_the_original_preset_is_the_imagenet_one_with_what_its_authors_code_had(
 @pytest.mark.parametrize("recipe", ["small", "imagenet", "simsiam-small"])
 def test_the_strongest_preset_changes_only_the_distiller_and_its_strength(recipe):
     line = ["DIR", "--teacher", "t", "--config", recipe]
-    expected = dataclasses.replace(read_config(line), config=[recipe, "strongest"], distill=["gram"], loss_share=10.0)
+    expected = dataclasses.replace(
+        read_config(line), config=[recipe, "strongest"], distill=["gram"], loss_share=10.0
+    )
     assert read_config([*line, "--config", "strongest"]) == expected
 
 
@@ -448,7 +533,9 @@ def test_a_file_s_value_takes_the_type_of_its_option(write, text, name, value):
 @pytest.mark.parametrize("text", ["", "# lr: 0.1\n", "---\n", "{}"])
 def test_a_file_of_no_options_changes_none(write, text):
     path = write(text)
-    assert read_config(["DIR", "--config", path]) == dataclasses.replace(read_config(["DIR"]), config=[path])
+    assert read_config(["DIR", "--config", path]) == dataclasses.replace(
+        read_config(["DIR"]), config=[path]
+    )
 
 
 @pytest.mark.parametrize(
@@ -512,7 +599,12 @@ def test_a_wrong_value_is_named_with_what_was_expected(write, text, key, value, 
 @pytest.mark.parametrize(
     "text",
     ["lr: 1" + "0" * 400, "lr: " + "9" * 5000, "lr: 2020-13-45", "epochs: " + "9" * 5000],
-    ids=["an integer beyond floats", "an integer of too many digits", "a day that does not exist", "many digits"],
+    ids=[
+        "an integer beyond floats",
+        "an integer of too many digits",
+        "a day that does not exist",
+        "many digits",
+    ],
 )
 def test_a_value_that_python_itself_cannot_make_is_one_line(write, text):
     path = write(text)
@@ -557,7 +649,13 @@ def test_a_file_that_is_not_there_is_named_beside_the_presets(path, tmp_path, mo
 
 @pytest.mark.parametrize(
     ("key", "meant"),
-    [("lrr", "lr"), ("batchsize", "batch_size"), ("moco-kk", "moco_k"), ("teachr", "teacher"), ("no_mlp", "mlp")],
+    [
+        ("lrr", "lr"),
+        ("batchsize", "batch_size"),
+        ("moco-kk", "moco_k"),
+        ("teachr", "teacher"),
+        ("no_mlp", "mlp"),
+    ],
 )
 def test_an_unknown_key_is_refused_with_a_suggestion(write, key, meant):
     path = write(f"lr: 0.1\n{key}: 1\n")
@@ -604,11 +702,17 @@ def test_an_option_given_twice_in_a_file_is_an_error_that_names_both_keys(write,
     ("text", "flat"),
     [
         ("moco: {k: 4096, t: 0.2}", "moco_k: 4096\nmoco_t: 0.2"),
-        ("mgd: {reducer: rd, stages: [4, 3], images: 9}", "reducer: rd\nmgd_stages: [4, 3]\nmgd_images: 9"),
+        (
+            "mgd: {reducer: rd, stages: [4, 3], images: 9}",
+            "reducer: rd\nmgd_stages: [4, 3]\nmgd_images: 9",
+        ),
         ("moco: {moco-k: 9, mlp: true}\nlr: 1", "moco_k: 9\nmlp: true\nlr: 1"),
         ("data: {data: x, image_size: 64}", "data: x\nimage_size: 64"),
         ("data: x\nrun: {keep: 5, save-every: 2steps}", "data: x\nkeep: 5\nsave_every: 2steps"),
-        ("teacher: {teacher: t, arch: resnet50, loss_factor: 7}", "teacher: t\nteacher_arch: resnet50\nloss_factor: 7"),
+        (
+            "teacher: {teacher: t, arch: resnet50, loss_factor: 7}",
+            "teacher: t\nteacher_arch: resnet50\nloss_factor: 7",
+        ),
         ("rate: &a {epochs: 3}\nmoco: {}\nseed: 2", "epochs: 3\nseed: 2"),
     ],
 )
@@ -618,13 +722,20 @@ def test_options_in_groups_are_those_without(write, text, flat):
 
 
 def test_later_files_win_over_earlier_in_groups_or_without(write):
-    files = [write("lr: 1\nmoco: {k: 1, t: 1}", "1"), write("moco_k: 2\nrate: {lr: 2}", "2"), write("moco: {k: 3}", "3")]
+    files = [
+        write("lr: 1\nmoco: {k: 1, t: 1}", "1"),
+        write("moco_k: 2\nrate: {lr: 2}", "2"),
+        write("moco: {k: 3}", "3"),
+    ]
     config = read_config(["DIR", *[f"--config={file}" for file in files], "--moco-t", "4"])
     assert (config.lr, config.moco_k, config.moco_t) == (2, 3, 4)
 
 
 def test_a_key_of_a_group_and_an_option_is_the_group_s_only_with_a_mapping(write):
-    read = [read_config(["DIR", "--config", write(text)], kind=LinearConfig) for text in ("knn: true", "knn: {k: 3, knn: true}")]
+    read = [
+        read_config(["DIR", "--config", write(text)], kind=LinearConfig)
+        for text in ("knn: true", "knn: {k: 3, knn: true}")
+    ]
     assert [(config.knn, config.knn_k) for config in read] == [(True, 0), (True, 3)]
 
 
@@ -664,19 +775,36 @@ def test_a_wrong_group_is_named_with_its_file_and_its_dotted_key(write, text, pa
 
 
 def test_anchors_stand_for_values_and_for_lists_of_them(write):
-    config = read_config(["DIR", "--config", write("lr: &x 2\nepochs: *x\nschedule: &y [*x, 3]\nmgd_stages: *y\n")])
-    assert (config.lr, config.epochs, config.schedule, config.mgd_stages) == (2.0, 2, [2, 3], [2, 3])
+    config = read_config(
+        ["DIR", "--config", write("lr: &x 2\nepochs: *x\nschedule: &y [*x, 3]\nmgd_stages: *y\n")]
+    )
+    assert (config.lr, config.epochs, config.schedule, config.mgd_stages) == (
+        2.0,
+        2,
+        [2, 3],
+        [2, 3],
+    )
 
 
 @pytest.mark.parametrize(
-    "text", ["schedule: [[1]]", "schedule: &a [*a]", "lr: &a {<<: *a}", "mgd_stages: &a [1]\nschedule: [*a, *a]"]
+    "text",
+    [
+        "schedule: [[1]]",
+        "schedule: &a [*a]",
+        "lr: &a {<<: *a}",
+        "mgd_stages: &a [1]\nschedule: [*a, *a]",
+    ],
 )
 def test_lists_in_lists_are_refused(write, text):
     """So nothing grows: aliases of aliases could stand for more than any memory holds."""
     assert "expected one value, or a list of values" in refused("DIR", "--config", write(text))
 
 
-@pytest.mark.parametrize("text", ["lr: " + "[" * 60_000, "lr: " + "x" * 60_000, "# " + "x" * 2**16], ids=["deep", "wide", "long"])
+@pytest.mark.parametrize(
+    "text",
+    ["lr: " + "[" * 60_000, "lr: " + "x" * 60_000, "# " + "x" * 2**16],
+    ids=["deep", "wide", "long"],
+)
 def test_a_file_of_any_content_is_a_short_line(write, text):
     assert len(refused("DIR", "--config", write(text))) <= 1010
 
@@ -720,13 +848,18 @@ def test_the_last_of_a_factor_and_a_share_decides(tmp_path, texts, flags, share,
 
 def test_a_factor_beside_a_share_is_refused_where_the_command_line_asks_for_both():
     message = refused("DIR", "--loss-factor=2", "--loss-share", 0.1)
-    assert "--loss-factor" in message and "--loss-share 0.1" in message and "leave out one" in message
+    assert (
+        "--loss-factor" in message and "--loss-share 0.1" in message and "leave out one" in message
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        ("--stage-weights 1 2", ["--stage-weights 1 2", "expected 4, a weight", "--mgd-stages 1 2 3 4"]),
+        (
+            "--stage-weights 1 2",
+            ["--stage-weights 1 2", "expected 4, a weight", "--mgd-stages 1 2 3 4"],
+        ),
         ("--stage-weights 1 2 3 4 5", ["expected 4, a weight"]),
         ("--mgd-stages 3 4 --stage-weights 0 0", ["--stage-weights 0 0", "above 0"]),
         ("--mgd-stages 4 3 --stage-weights 1 2", ["ascending", "4 3"]),
@@ -748,7 +881,9 @@ def test_stages_of_any_order_are_fine_without_weights_and_in_their_order_with(op
 
 
 @pytest.mark.parametrize(("matching", "epochs"), [("random", "never"), ("solved", "every:2")])
-def test_a_random_matching_has_no_refreshes_and_whoever_reads_the_options_sees_none(matching, epochs, write):
+def test_a_random_matching_has_no_refreshes_and_whoever_reads_the_options_sees_none(
+    matching, epochs, write
+):
     path = write("refresh_epochs: every:2")
     config = read_config(["DIR", "--teacher", "t", "--config", path, "--matching", matching])
     assert dataclasses.asdict(config)["refresh_epochs"] == epochs
@@ -950,7 +1085,10 @@ def test_help_has_every_option_once_in_the_section_of_its_group(capsys, kind):
     sections = dict(zip(parts[1::3], parts[2::3], strict=True))
     for name, group in groups(kind).items():
         listed = re.findall(r"^  (-.*?)(?:  .*)?$", sections[name], re.MULTILINE)
-        lines = [[line for line in listed if flag(each) in re.split(r"[ ,]+", line)] for each in group.options]
+        lines = [
+            [line for line in listed if flag(each) in re.split(r"[ ,]+", line)]
+            for each in group.options
+        ]
         assert [len(each) for each in lines] == [1] * len(listed), name
     titles = parts[0::3]
     assert len(set(titles)) == len(titles) and kind.__doc__ not in titles

@@ -367,7 +367,9 @@ def test_the_commands_of_the_pages_are_options(page):
         assert module.ending(config.out) in module.FORMATS
 
 
-@pytest.mark.parametrize(("lines", "limit", "count"), [("aabc", 1, None), ("aabc", 0, 1), ("aa", 9, 2)])
+@pytest.mark.parametrize(
+    ("lines", "limit", "count"), [("aabc", 1, None), ("aabc", 0, 1), ("aa", 9, 2)]
+)
 def test_a_file_that_a_list_names_twice_counts_once(lines, limit, count):
     """a is undecodable; if no image is left, the program ends."""
     splits = Splits({"": ImageList("list.txt", list(lines), 0)})

@@ -44,7 +44,10 @@ class Student:
 
     def __init__(self, folder, arch="resnet18", stem="imagenet", width=64):
         torch.manual_seed(3)
-        self.arch, self.moco = arch, build_moco(comm, arch, K=64, mlp=True, stem=stem, width=width).eval()
+        self.arch, self.moco = (
+            arch,
+            build_moco(comm, arch, K=64, mlp=True, stem=stem, width=width).eval(),
+        )
         for norm in self.moco.encoder_q.modules():
             if isinstance(norm, nn.BatchNorm2d):
                 nn.init.normal_(norm.running_mean, 0, 0.1)
@@ -52,14 +55,28 @@ class Student:
                     nn.init.uniform_(ranged, 0.5, 1.5)
                 nn.init.normal_(norm.bias, 0, 0.1)
                 norm.num_batches_tracked += 7
-        paths = dict(data=f"{PRIVATE}/birds/", out=f"{PRIVATE}/runs/mine", teacher=f"{PRIVATE}/teacher.pth.tar")
+        paths = dict(
+            data=f"{PRIVATE}/birds/",
+            out=f"{PRIVATE}/runs/mine",
+            teacher=f"{PRIVATE}/teacher.pth.tar",
+        )
         self.config = Config(
-            **paths, config=[f"{PRIVATE}/a.yaml", "small"], arch=arch, stem=stem, width=width, image_size=SIZE, mlp=True
+            **paths,
+            config=[f"{PRIVATE}/a.yaml", "small"],
+            arch=arch,
+            stem=stem,
+            width=width,
+            image_size=SIZE,
+            mlp=True,
         )
         content = {
             "epoch": 12,
             "arch": arch,
-            "state_dict": {f"module.{key}": value for key, value in self.moco.state_dict().items() if "encoder_k." not in key},
+            "state_dict": {
+                f"module.{key}": value
+                for key, value in self.moco.state_dict().items()
+                if "encoder_k." not in key
+            },
             "optimizer": {"state": {}, "param_groups": []},
             "step": 0,
             "mgd": {"margin1": torch.ones(3)},
@@ -71,14 +88,18 @@ class Student:
         self.path = Checkpoints(str(folder), 3).save(content)
         self.link = str(folder / "last.pth.tar")
         self.state = {
-            key: value for key, value in self.moco.encoder_q.state_dict().items() if not key.startswith("fc.")
+            key: value
+            for key, value in self.moco.encoder_q.state_dict().items()
+            if not key.startswith("fc.")
         }  # by torchvision's names
 
     @torch.no_grad()
     def features(self, images):
         """(B, 3, H, W) -> (B, C), seen where they enter the head."""
         seen = []
-        hook = self.moco.encoder_q.get_submodule("fc.0").register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+        hook = self.moco.encoder_q.get_submodule("fc.0").register_forward_pre_hook(
+            lambda layer, inputs: seen.append(inputs[0])
+        )
         self.moco.encoder_q(images)
         hook.remove()
         return seen[0]
@@ -187,7 +208,10 @@ def test_timm_s_network_takes_every_tensor(students, exported):
 @pytest.mark.parametrize("arch", ARCHS)
 def test_timm_names_every_network_as_torchvision_does(arch):
     with torch.device("meta"):
-        theirs, ours = timm.create_model(arch, num_classes=0).state_dict(), build_resnet(arch).state_dict()
+        theirs, ours = (
+            timm.create_model(arch, num_classes=0).state_dict(),
+            build_resnet(arch).state_dict(),
+        )
     expected = {key: value.shape for key, value in ours.items() if not key.startswith("fc.")}
     assert {key: value.shape for key, value in theirs.items()} == expected
 
@@ -202,7 +226,9 @@ def test_timm_builds_the_network_from_its_folder(students, tmp_path, name):
     assert net.num_classes == 0
     found = timm.data.resolve_model_data_config(net)
     expected = {"input_size": (3, SIZE, SIZE), "mean": MEAN, "std": STD, "crop_pct": 0.875}
-    assert {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()} == expected | {
+    assert {
+        key: tuple(value) if isinstance(value, list) else value for key, value in found.items()
+    } == expected | {
         "interpolation": "bilinear",
         "crop_mode": "center",
     }
@@ -222,9 +248,15 @@ def test_timm_s_configuration_is_what_timm_itself_writes(students, tmp_path):
     export(students("resnet50").path, str(tmp_path / "model.safetensors"))
     net = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
     timm.models.save_for_hf(net, tmp_path / "again", safe_serialization=True)
-    ours, theirs = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path, tmp_path / "again"))
+    ours, theirs = (
+        json.loads((folder / "config.json").read_text())
+        for folder in (tmp_path, tmp_path / "again")
+    )
     assert ours["num_features"] == 2048
-    for found, expected in ((ours.pop("pretrained_cfg"), theirs.pop("pretrained_cfg")), (ours, theirs)):
+    for found, expected in (
+        (ours.pop("pretrained_cfg"), theirs.pop("pretrained_cfg")),
+        (ours, theirs),
+    ):
         assert found and {key: expected[key] for key in found} == found
 
 
@@ -246,7 +278,11 @@ def test_another_network_of_timm_s_loads_from_its_folder(tmp_path):
     name, path = "mobilenetv3_small_050", str(tmp_path / "model.safetensors")
     body = timm.create_model(name, num_classes=0, act_layer="relu").eval()
     pretrained = {key: body.pretrained_cfg[key] for key in ("first_conv", "classifier")}
-    entries = {"architecture": name, "model_args": {"act_layer": "relu"}, "pretrained_cfg": pretrained}
+    entries = {
+        "architecture": name,
+        "model_args": {"act_layer": "relu"},
+        "pretrained_cfg": pretrained,
+    }
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
     network = Network(f"timm/{name}", body, body.head_hidden_size, mean, std, 48, timm=entries)
     beside = files_beside(network, path, "timm")
@@ -257,7 +293,11 @@ def test_another_network_of_timm_s_loads_from_its_folder(tmp_path):
         with torch.no_grad():
             assert torch.equal(net.eval()(images(2, 48)), body(images(2, 48)))
     found = timm.data.resolve_model_data_config(net)
-    assert (found["input_size"], *map(tuple, (found["mean"], found["std"]))) == ([3, 48, 48], mean, std)
+    assert (found["input_size"], *map(tuple, (found["mean"], found["std"]))) == (
+        [3, 48, 48],
+        mean,
+        std,
+    )
     assert body(images(2, 48)).shape == (2, network.channels)
 
 
@@ -272,7 +312,10 @@ def test_timm_s_configuration_of_another_network_stays_unless_forced(students, t
     config.write_text('{"model_type": "bert"}')
     arguments = students().path, str(tmp_path / "x.safetensors")
     message, code = refused(*arguments)
-    assert message.startswith(f"{config} is there already, with other content; ") and "--force" in message
+    assert (
+        message.startswith(f"{config} is there already, with other content; ")
+        and "--force" in message
+    )
     assert code == 2
     assert os.listdir(tmp_path) == ["config.json"] and "bert" in config.read_text()
     main([*arguments, "--force"])
@@ -284,7 +327,10 @@ def test_timm_s_configuration_of_another_network_stays_unless_forced(students, t
 
 def test_the_weights_take_no_name_of_a_file_beside_them(students, tmp_path):
     message, code = refused(students().path, tmp_path / "config.json", form="timm", force=True)
-    assert message == f"{tmp_path}/config.json: {tmp_path}/config.json is a file beside it; expected another name"
+    assert (
+        message
+        == f"{tmp_path}/config.json: {tmp_path}/config.json is a file beside it; expected another name"
+    )
     assert code == 2
     assert not list(tmp_path.iterdir())
 
@@ -299,12 +345,17 @@ def detectron2_names(depth):
     for stage, number in enumerate(blocks, start=1):
         for block in range(number):
             theirs, ours = f"res{stage + 1}.{block}.", f"layer{stage}.{block}."
-            pairs |= {f"{theirs}conv{i}": (f"{ours}conv{i}", f"{ours}bn{i}") for i in range(1, convs + 1)}
+            pairs |= {
+                f"{theirs}conv{i}": (f"{ours}conv{i}", f"{ours}bn{i}") for i in range(1, convs + 1)
+            }
             if block == 0 and (stage > 1 or depth >= 50):
                 pairs[f"{theirs}shortcut"] = (f"{ours}downsample.0", f"{ours}downsample.1")
     names = {f"{theirs}.weight": f"{conv}.weight" for theirs, (conv, _) in pairs.items()}
     for theirs, (_, norm) in pairs.items():
-        names |= {f"{theirs}.norm.{kind}": f"{norm}.{kind}" for kind in ("weight", "bias", "running_mean", "running_var")}
+        names |= {
+            f"{theirs}.norm.{kind}": f"{norm}.{kind}"
+            for kind in ("weight", "bias", "running_mean", "running_var")
+        }
     return names
 
 
@@ -315,7 +366,10 @@ def detectron2_forward(model, x):
     def conv(x, name, stride=1):
         kernel = tensors[f"{name}.weight"]
         x = F.conv2d(x, kernel, stride=stride, padding=kernel.shape[-1] // 2)
-        norm = [tensors[f"{name}.norm.{kind}"] for kind in ("running_mean", "running_var", "weight", "bias")]
+        norm = [
+            tensors[f"{name}.norm.{kind}"]
+            for kind in ("running_mean", "running_var", "weight", "bias")
+        ]
         return F.batch_norm(x, *norm)
 
     x = F.max_pool2d(F.relu(conv(x, "stem.conv1", 2)), 3, 2, 1)
@@ -324,7 +378,9 @@ def detectron2_forward(model, x):
         while f"res{stage}.{block}.conv1.weight" in tensors:
             name, stride = f"res{stage}.{block}", 2 if stage > 2 and block == 0 else 1
             inner = F.relu(conv(F.relu(conv(x, f"{name}.conv1")), f"{name}.conv2", stride))
-            shortcut = conv(x, f"{name}.shortcut", stride) if f"{name}.shortcut.weight" in tensors else x
+            shortcut = (
+                conv(x, f"{name}.shortcut", stride) if f"{name}.shortcut.weight" in tensors else x
+            )
             x = F.relu(conv(inner, f"{name}.conv3") + shortcut)
             block += 1
     return x.mean((2, 3))
@@ -344,8 +400,15 @@ def test_detectron2_s_names_are_those_of_its_networks(students, exported, depth,
     model, names = content["model"], detectron2_names(depth)
     assert len(model) == count
     assert model.keys() == names.keys()
-    assert all(type(array) is np.ndarray and array.dtype == np.float32 and array.flags.writeable for array in model.values())
-    floats = {key: value for key, value in student.state.items() if not key.endswith("num_batches_tracked")}
+    assert all(
+        type(array) is np.ndarray and array.dtype == np.float32 and array.flags.writeable
+        for array in model.values()
+    )
+    floats = {
+        key: value
+        for key, value in student.state.items()
+        if not key.endswith("num_batches_tracked")
+    }
     assert_same({names[name]: torch.from_numpy(array) for name, array in model.items()}, floats)
 
 
@@ -354,7 +417,9 @@ def test_a_network_built_from_detectron2_s_names_has_the_features(students, expo
     student = students("resnet50")
     with torch.no_grad():
         expected = student.features(images())
-        assert (detectron2_forward(model, images()) - expected).abs().max() <= 1e-6 * expected.abs().max()
+        assert (
+            detectron2_forward(model, images()) - expected
+        ).abs().max() <= 1e-6 * expected.abs().max()
 
 
 def test_detectron2_s_pickle_stands_on_no_private_names_of_numpy(exported):
@@ -375,7 +440,10 @@ def test_detectron2_s_pickle_stands_on_no_private_names_of_numpy(exported):
 @pytest.mark.parametrize(
     ("arch", "expected"),
     [
-        ("resnet18", {"DEPTH": 18, "NUM_GROUPS": 1, "WIDTH_PER_GROUP": 64, "RES2_OUT_CHANNELS": 64}),
+        (
+            "resnet18",
+            {"DEPTH": 18, "NUM_GROUPS": 1, "WIDTH_PER_GROUP": 64, "RES2_OUT_CHANNELS": 64},
+        ),
         ("resnet50", {"DEPTH": 50, "NUM_GROUPS": 1, "WIDTH_PER_GROUP": 64}),
         ("wide_resnet101_2", {"DEPTH": 101, "NUM_GROUPS": 1, "WIDTH_PER_GROUP": 128}),
         ("resnext50_32x4d", {"DEPTH": 50, "NUM_GROUPS": 32, "WIDTH_PER_GROUP": 4}),
@@ -428,7 +496,9 @@ def false_onnx(monkeypatch):
     """A function that lets onnxruntime give other features than torch."""
 
     def replaced(features):
-        program = SimpleNamespace(model=SimpleNamespace(metadata_props={}), model_proto=SimpleNamespace())
+        program = SimpleNamespace(
+            model=SimpleNamespace(metadata_props={}), model_proto=SimpleNamespace()
+        )
         program.model_proto.SerializeToString = lambda: b"onnx"
         monkeypatch.setattr(torch.onnx, "export", lambda *arguments, **more: program)
         session = SimpleNamespace(run=lambda names, inputs: [features(inputs["images"])])
@@ -439,7 +509,9 @@ def false_onnx(monkeypatch):
 
 @pytest.mark.parametrize("value", [0.0, float("nan"), 1e30])
 @pytest.mark.parametrize("wrong", ["all", "oblong"])
-def test_an_onnx_file_that_computes_something_else_is_removed(students, tmp_path, false_onnx, value, wrong):
+def test_an_onnx_file_that_computes_something_else_is_removed(
+    students, tmp_path, false_onnx, value, wrong
+):
     def features(given):
         if wrong == "oblong" and given.shape[2] == given.shape[3]:
             return students().features(torch.from_numpy(given)).numpy()
@@ -465,7 +537,13 @@ def test_image_size_is_the_run_s_or_the_one_given(students, tmp_path, false_onnx
 
 @pytest.mark.parametrize("size", ["wide", 4, 5000])
 def test_a_file_s_image_size_is_checked(students, tmp_path, size):
-    content = {"arch": "resnet18", "state_dict": students().state, "epoch": 1, "format": 3, "config": {"image_size": size}}
+    content = {
+        "arch": "resnet18",
+        "state_dict": students().state,
+        "epoch": 1,
+        "format": 3,
+        "config": {"image_size": size},
+    }
     torch.save(content, tmp_path / "other.pth.tar")
     message, code = refused(tmp_path / "other.pth.tar", tmp_path / "x.pth")
     assert message == f"--image-size {size}: expected 8 to 4096. Choose another" and code == 2
@@ -496,7 +574,10 @@ class OfOneSize(nn.Module):
 def test_an_onnx_file_of_a_network_of_one_size_has_a_free_batch(tmp_path):
     network = Network("mine", OfOneSize().eval(), 5, MEAN, STD, SIZE, fixed_size=True)
     with open(tmp_path / "x.onnx", "wb") as file:
-        assert re.fullmatch(r"; differs from torch's by \S+ of the largest feature at most", onnx.write(file, network, {}))
+        assert re.fullmatch(
+            r"; differs from torch's by \S+ of the largest feature at most",
+            onnx.write(file, network, {}),
+        )
     assert onnx.load(network, "x.onnx").endswith("# (B, 3, 32, 32) -> (B, 5); trained at 32x32")
     session = onnxruntime.InferenceSession(tmp_path / "x.onnx", providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape == ["batch", 3, SIZE, SIZE]
@@ -574,9 +655,15 @@ def origin_of(form, path):
             text = file.metadata()
         assert text.pop("format") == "pt"
     else:
-        text = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).get_modelmeta().custom_metadata_map
+        text = (
+            onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+            .get_modelmeta()
+            .custom_metadata_map
+        )
     return {
-        key: json.loads(value) if key in ("width", "epoch", "mean", "std", "config", "image_size") else value
+        key: json.loads(value)
+        if key in ("width", "epoch", "mean", "std", "config", "image_size")
+        else value
         for key, value in text.items()
     }
 
@@ -590,9 +677,20 @@ def test_a_file_says_where_it_comes_from_but_not_where_that_lies(students, expor
     config = origin.pop("config")
     with open(student.path, "rb") as file:
         sha256 = hashlib.sha256(file.read()).hexdigest()
-    expected = {"source": "checkpoint_0012_000000.pth.tar", "sha256": sha256, "arch": "resnet18", "stem": "imagenet", "width": 64}
+    expected = {
+        "source": "checkpoint_0012_000000.pth.tar",
+        "sha256": sha256,
+        "arch": "resnet18",
+        "stem": "imagenet",
+        "width": 64,
+    }
     assert origin == expected | {"epoch": 12, "mean": list(MEAN), "std": list(STD)}
-    shortened = {"data": "birds", "out": "mine", "teacher": "teacher.pth.tar", "config": ["a.yaml", "small"]}
+    shortened = {
+        "data": "birds",
+        "out": "mine",
+        "teacher": "teacher.pth.tar",
+        "config": ["a.yaml", "small"],
+    }
     assert config == dataclasses.asdict(student.config) | shortened
     with open(path, "rb") as file:
         assert PRIVATE.encode() not in file.read()
@@ -618,14 +716,22 @@ def test_an_exported_file_is_a_teacher_s(students, exported, form):
 def test_other_people_s_files_are_exported_too(tmp_path):
     """Of half precision, tensors that are views, without counters, epochs or options."""
     net = torchvision.models.resnet18()
-    half = {key: value.half() for key, value in net.state_dict().items() if not key.endswith("num_batches_tracked")}
+    half = {
+        key: value.half()
+        for key, value in net.state_dict().items()
+        if not key.endswith("num_batches_tracked")
+    }
     half["layer1.0.conv1.weight"] = half["layer1.0.conv1.weight"][:1, :1].expand(64, 64, 3, 3)
     torch.save(half, tmp_path / "theirs.pth")
     report = export(str(tmp_path / "theirs.pth"), str(tmp_path / "x.safetensors"))
     assert "MB, resnet18 for timm" in report
     state = safetensors.torch.load_file(tmp_path / "x.safetensors")
     assert {value.dtype for value in state.values()} == {torch.float32, torch.int64}
-    assert all(torch.equal(state[key], value.float()) for key, value in half.items() if not key.startswith("fc."))
+    assert all(
+        torch.equal(state[key], value.float())
+        for key, value in half.items()
+        if not key.startswith("fc.")
+    )
     origin = origin_of("timm", tmp_path / "x.safetensors")
     assert origin["source"] == "theirs.pth"
     assert origin["epoch"] is None
@@ -648,7 +754,8 @@ def fake_formats(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "form"), [*((f"x{ending}", form) for ending, form in ENDINGS.items()), ("a.b.PTH", "torchvision")]
+    ("name", "form"),
+    [*((f"x{ending}", form) for ending, form in ENDINGS.items()), ("a.b.PTH", "torchvision")],
 )
 def test_the_ending_tells_the_format(students, tmp_path, fake_formats, name, form):
     export(students().path, str(tmp_path / name))
@@ -701,7 +808,10 @@ def test_the_checkpoint_itself_is_never_written_over(students, which):
         assert file.read() == before
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device"), RuntimeError("odd")])
+@pytest.mark.parametrize(
+    "error",
+    [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device"), RuntimeError("odd")],
+)
 @pytest.mark.parametrize("old", [False, True])
 def test_an_interrupted_write_leaves_what_was_there(students, tmp_path, monkeypatch, error, old):
     def interrupted(file, network, origin):
@@ -722,7 +832,10 @@ def test_an_interrupted_write_leaves_what_was_there(students, tmp_path, monkeypa
     assert not old or path.read_text() == "old"
 
 
-@pytest.mark.parametrize(("place", "part"), [("nowhere/x.pth", "no folder"), ("file/x.pth", "no folder"), ("x.pth", "is there")])
+@pytest.mark.parametrize(
+    ("place", "part"),
+    [("nowhere/x.pth", "no folder"), ("file/x.pth", "no folder"), ("x.pth", "is there")],
+)
 def test_a_place_that_cannot_be_written_is_one_line(students, tmp_path, place, part):
     (tmp_path / "file").write_text("")
     (tmp_path / "x.pth").mkdir()
@@ -732,7 +845,9 @@ def test_a_place_that_cannot_be_written_is_one_line(students, tmp_path, place, p
 
 
 @pytest.mark.parametrize("place", ["/proc/x.pth", "x.pth"])
-def test_a_place_that_refuses_the_file_is_one_line(students, tmp_path, monkeypatch, fake_formats, place):
+def test_a_place_that_refuses_the_file_is_one_line(
+    students, tmp_path, monkeypatch, fake_formats, place
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.pth").mkdir()
     message, _ = refused(students().path, place, force=True, card=False)
@@ -752,7 +867,9 @@ def test_a_place_that_refuses_the_file_is_one_line(students, tmp_path, monkeypat
     ],
     ids=lambda value: " ".join(value),
 )
-def test_a_mistake_is_one_line_and_exit_code_two(students, tmp_path, monkeypatch, capsys, arguments, parts):
+def test_a_mistake_is_one_line_and_exit_code_two(
+    students, tmp_path, monkeypatch, capsys, arguments, parts
+):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught:
         main([argument.format(checkpoint=students().path) for argument in arguments])

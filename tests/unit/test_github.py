@@ -60,7 +60,9 @@ def test_the_citation_is_that_of_the_project():
     citation = read(".github/CITATION.cff")
     assert (citation["cff-version"], citation["type"]) == ("1.2.0", "software")
     assert (citation["version"], citation["license"]) == (PROJECT["version"], PROJECT["license"])
-    assert [author["name"] for author in citation["authors"]] == [author["name"] for author in PROJECT["authors"]]
+    assert [author["name"] for author in citation["authors"]] == [
+        author["name"] for author in PROJECT["authors"]
+    ]
     papers = {reference["url"] for reference in citation["references"]}
     linked = re.findall(r"https://arxiv\.org/abs/[\d.]+\d", (ROOT / "README.md").read_text())
     assert papers >= set(linked)

@@ -15,7 +15,13 @@ GUESS = math.log(257)
 
 def steps(number=STEPS, first=0, **more):
     """The records of so many healthy steps, all with the same numbers but for what is given."""
-    usual = {"epoch": 0, "contrastive": 0.7 * GUESS, "distillation": 0.1, "accuracy": 20.0, "data_wait": 0.1}
+    usual = {
+        "epoch": 0,
+        "contrastive": 0.7 * GUESS,
+        "distillation": 0.1,
+        "accuracy": 20.0,
+        "data_wait": 0.1,
+    }
     return [usual | {"steps": first + step + 1} | more for step in range(number)]
 
 
@@ -42,7 +48,9 @@ def expectation(monkeypatch):
         ("wait", "data_wait", WAIT, {}),
     ],
 )
-def test_a_hint_is_given_beyond_its_bound_and_not_before_it_and_once(expectation, id, name, bound, options):
+def test_a_hint_is_given_beyond_its_bound_and_not_before_it_and_once(
+    expectation, id, name, bound, options
+):
     some = expectation()
     assert some.hints(steps(**options | {name: 0.99 * bound})) == {}
     assert list(some.hints(steps(**options | {name: 1.01 * bound}))) == [id]
@@ -66,7 +74,14 @@ def test_a_hint_is_given_beyond_its_bound_and_not_before_it_and_once(expectation
 )
 def test_the_pull_is_told_by_the_option_that_sets_it(expectation, options, scaled, equal):
     some = expectation(teacher="t", **options)
-    assert sum(scaled in line for line in some.lines() if line.startswith("expected: distillation loss")) == 1
+    assert (
+        sum(
+            scaled in line
+            for line in some.lines()
+            if line.startswith("expected: distillation loss")
+        )
+        == 1
+    )
     hint = some.hints(steps(contrastive=1.0, distillation=40.0))["pull"]
     assert all(part in hint for part in ["40 times", *equal])
 
@@ -102,7 +117,9 @@ def test_a_small_loss_is_no_hint_if_nothing_measures_it(expectation):
     assert some.first(record) == {}
 
 
-@pytest.mark.parametrize("early", [{"epoch": 0, "first": LEARNT}, {"epoch": 2, "first": LEARNT}, {"epoch": 3}])
+@pytest.mark.parametrize(
+    "early", [{"epoch": 0, "first": LEARNT}, {"epoch": 2, "first": LEARNT}, {"epoch": 3}]
+)
 def test_nothing_is_learnt_in_the_first_steps_the_first_epoch_and_the_warm_up(expectation, early):
     assert expectation(warmup_epochs=3).hints(steps(contrastive=GUESS, **early)) == {}
 
@@ -113,9 +130,12 @@ def test_keys_that_are_all_one_are_no_easy_task(expectation):
 
 
 @pytest.mark.parametrize(
-    ("workers", "accumulate", "cause"), [(1, 1, "--accumulate 2"), (2, 1, "--crop-min"), (1, 2, "--crop-min")]
+    ("workers", "accumulate", "cause"),
+    [(1, 1, "--accumulate 2"), (2, 1, "--crop-min"), (1, 2, "--crop-min")],
 )
-def test_one_worker_is_told_that_its_batch_norm_is_not_shuffled(expectation, workers, accumulate, cause):
+def test_one_worker_is_told_that_its_batch_norm_is_not_shuffled(
+    expectation, workers, accumulate, cause
+):
     some = expectation(workers=workers, accumulate=accumulate)
     found = some.hints(steps(accuracy=100.0, contrastive=0.01, distillation=0.0))
     assert list(found) == ["solved"] and cause in found["solved"]
@@ -128,7 +148,9 @@ def test_a_few_steps_are_judged_with_those_that_follow(expectation):
     assert list(some.hints(steps(STEPS, data_wait=0.3))) == ["wait"]
 
 
-@pytest.mark.parametrize(("images", "warned"), [(1024, []), (1023, ["long_queue"]), (3, ["long_queue"])])
+@pytest.mark.parametrize(
+    ("images", "warned"), [(1024, []), (1023, ["long_queue"]), (3, ["long_queue"])]
+)
 def test_a_queue_of_more_than_a_quarter_of_the_images_is_warned_of(expectation, images, warned):
     assert list(expectation(images).warnings()) == warned
 

@@ -65,7 +65,9 @@ def test_an_output_that_takes_no_lines_holds_up_no_worker(tmp_path, state):
     assert process.returncode == 0 and (tmp_path / "end").exists()
 
 
-@pytest.mark.parametrize("line", ["{}; code=$?; sleep 1; exit $code", "exec {}"], ids=["slow", "none"])
+@pytest.mark.parametrize(
+    "line", ["{}; code=$?; sleep 1; exit $code", "exec {}"], ids=["slow", "none"]
+)
 def test_a_worker_that_ends_at_a_signal_has_its_own_exit_code(tmp_path, line):
     """Also if the shell around it ends a second later, or is none: bash lets a command replace it."""
     up, stop = tmp_path / "up", threading.Event()
@@ -98,7 +100,12 @@ def test_the_build_names_its_option_if_home_takes_no_wheel():
     environment = os.environ | {"HOME": "/dev/null/home"}
     for name in ("XDG_CACHE_HOME", "HOROVOD_WHEELS"):
         environment.pop(name, None)
-    done = subprocess.run([REPO / "docker" / "build_horovod.sh", sys.executable], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [REPO / "docker" / "build_horovod.sh", sys.executable],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert (done.returncode, done.stderr) == (
         2,
         "build_horovod: /dev/null/home/.cache/moco-mgd/wheels: cannot be written to; expected a folder for the wheel. "

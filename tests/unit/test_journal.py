@@ -35,20 +35,33 @@ def clock(monkeypatch):
 def moco(config):
     """MoCo without its networks."""
     framework = object.__new__(MoCoFramework)
-    framework.config, framework.reference, framework.reference_text = config, math.log(config.moco_k + 1), "ln(K + 1)"
+    framework.config, framework.reference, framework.reference_text = (
+        config,
+        math.log(config.moco_k + 1),
+        "ln(K + 1)",
+    )
     return framework
 
 
 def journal(size=2, total=32, steps=5, print_freq=3):
     config = Config(moco_k=99, warmup_epochs=0, batch_size=total, print_freq=print_freq)
     run = SimpleNamespace(size=size, log=Shown(), count=Count(steps))
-    return TrainingJournal(run, config, moco(config), ["mgd"], Expectation(config, moco(config), 1000))
+    return TrainingJournal(
+        run, config, moco(config), ["mgd"], Expectation(config, moco(config), 1000)
+    )
 
 
 def sums(contrastive=8.0, distillation=2.0, correct=8, gradient=6.0, **more):
     """What the workers' numbers of a step add up to."""
     loss = contrastive + distillation
-    return dict(loss=loss, contrastive=contrastive, mgd=distillation, accuracy=100 * correct, gradient=gradient, **more)
+    return dict(
+        loss=loss,
+        contrastive=contrastive,
+        mgd=distillation,
+        accuracy=100 * correct,
+        gradient=gradient,
+        **more,
+    )
 
 
 GRADIENTS = SimpleNamespace(beyond=lambda: ["layer4.bn2.bias", "conv1.weight"])
@@ -67,13 +80,18 @@ def do(book, clock, step, numbers, wait=1.0, work=3.0):
         ({}, "A lower --lr may help"),
         ({"teacher": "t", "loss_share": 0.0}, "A lower --lr or a higher --loss-factor may help"),
         ({"teacher": "t", "loss_share": 0.1}, "A lower --lr or a lower --loss-share may help"),
-        ({"precision": "bf16", "fp16_allreduce": True}, "A lower --lr or --precision float32 or no --fp16-allreduce may help"),
+        (
+            {"precision": "bf16", "fp16_allreduce": True},
+            "A lower --lr or --precision float32 or no --fp16-allreduce may help",
+        ),
     ],
 )
 def test_what_is_not_finite_comes_with_the_options_that_may_help(options, advice):
     run = SimpleNamespace(size=2, count=Count(5))
     config = Config(**options)
-    book = TrainingJournal(run, config, moco(config), ["mgd"], Expectation(config, moco(config), 1000))
+    book = TrainingJournal(
+        run, config, moco(config), ["mgd"], Expectation(config, moco(config), 1000)
+    )
     book.start_epoch(0, 0.1)
     with pytest.raises(RunError) as caught:
         book.check_finite(0, sums(contrastive=math.nan), GRADIENTS.beyond)
@@ -109,7 +127,9 @@ def test_a_run_s_first_step_can_have_a_hint_and_no_other(clock):
         book.start_epoch(epoch, 0.1)
         for step in range(2):
             do(book, clock, step, sums())
-    assert [(record["id"], record["text"]) for record in book.run.log.of_kind("hint")] == [("weak", "in step 1")]
+    assert [(record["id"], record["text"]) for record in book.run.log.of_kind("hint")] == [
+        ("weak", "in step 1")
+    ]
 
 
 def test_steps_are_counted_over_epochs_from_one(clock):
@@ -129,7 +149,11 @@ def test_time_is_counted_from_step_to_step_and_not_between_epochs(clock):
     clock.time += 1000  # saving, and another refresh
     book.start_epoch(1, 0.1)
     do(book, clock, 0, sums(), wait=1, work=1)
-    assert [(record["images_per_s"], record["data_wait"]) for record in book.run.log.records] == [(6, 0), (3, 0.75), (6, 0.5)]
+    assert [(record["images_per_s"], record["data_wait"]) for record in book.run.log.records] == [
+        (6, 0),
+        (3, 0.75),
+        (6, 0.5),
+    ]
 
 
 def test_what_is_done_between_steps_is_not_waiting_for_images(clock):
@@ -138,7 +162,10 @@ def test_what_is_done_between_steps_is_not_waiting_for_images(clock):
     do(book, clock, 0, sums(), wait=1, work=1)
     clock.time += 9  # saving
     do(book, clock, 1, sums(), wait=1, work=2)
-    assert [(record["images_per_s"], record["data_wait"]) for record in book.run.log.records] == [(6, 0.5), (1, 1 / 12)]
+    assert [(record["images_per_s"], record["data_wait"]) for record in book.run.log.records] == [
+        (6, 0.5),
+        (1, 1 / 12),
+    ]
 
 
 def test_a_step_is_shown_with_its_place_in_the_epoch(clock):
@@ -179,7 +206,10 @@ def test_an_epoch_s_averages_are_of_its_own_steps(clock):
         book.start_epoch(epoch, 0.1)
         do(book, clock, 0, sums(contrastive=loss, distillation=0.0))
         book.end_epoch()
-    assert ["loss 1.0000" in book.run.log.lines[0], "loss 5.0000" in book.run.log.lines[1]] == [True, True]
+    assert ["loss 1.0000" in book.run.log.lines[0], "loss 5.0000" in book.run.log.lines[1]] == [
+        True,
+        True,
+    ]
 
 
 def test_an_epoch_without_steps_says_nothing(clock):
@@ -225,14 +255,18 @@ def test_a_gradient_that_is_not_finite_ends_the_run_though_the_loss_is():
     with pytest.raises(RunError) as caught:
         book.check_finite(5, sums(gradient=float("inf")), GRADIENTS.beyond)
     assert "epoch 2, step 5" in str(caught.value) and caught.value.code == 1
-    assert "gradient inf; of 2 parameters, layer4.bn2.bias first in the backward pass" in str(caught.value)
+    assert "gradient inf; of 2 parameters, layer4.bn2.bias first in the backward pass" in str(
+        caught.value
+    )
 
 
 def test_signs_of_collapse_are_recorded_and_the_last_are_told_with_their_warnings(clock):
     book = journal(steps=5)
     book.start_epoch(2, 0.1)
     do(book, clock, 0, sums())
-    fine, collapsed = ({"feature_std": std, "queue_rank": 9.0, "dead_layer4": 0.0} for std in (0.9, 0.01))
+    fine, collapsed = (
+        {"feature_std": std, "queue_rank": 9.0, "dead_layer4": 0.0} for std in (0.9, 0.01)
+    )
     book.watch(0, fine)
     book.watch(3, collapsed)
     book.end_epoch()
@@ -241,7 +275,10 @@ def test_signs_of_collapse_are_recorded_and_the_last_are_told_with_their_warning
         {"kind": "collapse", "steps": 14, "epoch": 2, "step": 3, **collapsed},
     ]
     _, told, line = book.run.log.lines
-    assert told == "epoch 2 features: deviation 0.01 of 1, rank of the queue 9.0, dead channels 0 % of layer4"
+    assert (
+        told
+        == "epoch 2 features: deviation 0.01 of 1, rank of the queue 9.0, dead channels 0 % of layer4"
+    )
     [warning] = [record for record in book.run.log.records if record["kind"] == "warning"]
     assert warning["id"] == "same_features" and line == f"warning: {warning['text']}"
 

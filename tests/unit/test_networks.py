@@ -121,8 +121,12 @@ def test_training_gives_the_same_bytes_as_the_plain_network():
     found, expected = extractor(images()), plain(images())
     assert torch.equal(found["fc"], expected)
     assert all(found[f"layer{stage}"].min() < 0 for stage in STAGES)
-    sum(f.square().mean() for f in found.values()).backward()  # refused, had a ReLU overwritten what it needs
-    for (name, mine), theirs in zip(ours.state_dict().items(), plain.state_dict().values(), strict=True):
+    sum(
+        f.square().mean() for f in found.values()
+    ).backward()  # refused, had a ReLU overwritten what it needs
+    for (name, mine), theirs in zip(
+        ours.state_dict().items(), plain.state_dict().values(), strict=True
+    ):
         assert torch.equal(mine, theirs), name
 
 
@@ -137,7 +141,12 @@ def moco_shapes(arch, dim, mlp):
     if mlp:
         width = expected.pop("fc.weight")[1]
         del expected["fc.bias"]
-        expected |= {"fc.0.weight": (width, width), "fc.0.bias": (width,), "fc.2.weight": (dim, width), "fc.2.bias": (dim,)}
+        expected |= {
+            "fc.0.weight": (width, width),
+            "fc.0.bias": (width,),
+            "fc.2.weight": (dim, width),
+            "fc.2.bias": (dim,),
+        }
     return expected
 
 
@@ -156,7 +165,9 @@ def test_names_and_shapes_are_those_of_moco(arch):
 def test_names_do_not_depend_on_the_features_asked_for(stages, mlp):
     with torch.device("meta"):
         net = build_resnet("resnet50", dim=32, mlp=mlp)
-    assert list(shapes(with_features(net, stages).state_dict()).items()) == list(moco_shapes("resnet50", 32, mlp).items())
+    assert list(shapes(with_features(net, stages).state_dict()).items()) == list(
+        moco_shapes("resnet50", 32, mlp).items()
+    )
 
 
 def test_the_head_has_one_hidden_layer_as_wide_as_the_features():
@@ -174,7 +185,9 @@ def test_the_head_has_one_hidden_layer_as_wide_as_the_features():
 def test_a_feature_extractor_shares_the_parameters():
     net = build_resnet("resnet18", dim=8)
     extractor = with_features(net, [1, 4])
-    for (name, mine), (other, theirs) in zip(extractor.named_parameters(), net.named_parameters(), strict=True):
+    for (name, mine), (other, theirs) in zip(
+        extractor.named_parameters(), net.named_parameters(), strict=True
+    ):
         assert name == other
         assert mine is theirs
 
@@ -192,7 +205,9 @@ def test_the_small_stem_keeps_the_resolution():
     ]
     assert net.conv1.weight.shape == (64, 3, 3, 3)
     assert net.conv1.bias is None
-    assert shapes(net.state_dict()) == moco_shapes("resnet18", 8, mlp=False) | {"conv1.weight": (64, 3, 3, 3)}
+    assert shapes(net.state_dict()) == moco_shapes("resnet18", 8, mlp=False) | {
+        "conv1.weight": (64, 3, 3, 3)
+    }
     found = F.relu(found["layer4"]).mean((2, 3)) @ net.fc.weight.T + net.fc.bias
     torch.testing.assert_close(net(images(size=32)), found)
 
@@ -201,13 +216,30 @@ def test_the_small_stem_keeps_the_resolution():
 def test_residual_blocks_can_begin_as_the_identity(arch):
     net = build_resnet(arch, zero_init_residual=True).eval()
     last = f"bn{2 if arch == 'resnet18' else 3}.weight"
-    zeros = {name for name, value in net.named_parameters() if not value.any() and name.endswith("weight")}
-    assert zeros == {name for name, _ in net.named_parameters() if name.startswith("layer") and name.endswith(last)}
-    block, maps = net.get_submodule("layer3.1"), torch.rand(2, 64 * 4 * (1 if arch == "resnet18" else 4), 3, 3)
+    zeros = {
+        name
+        for name, value in net.named_parameters()
+        if not value.any() and name.endswith("weight")
+    }
+    assert zeros == {
+        name
+        for name, _ in net.named_parameters()
+        if name.startswith("layer") and name.endswith(last)
+    }
+    block, maps = (
+        net.get_submodule("layer3.1"),
+        torch.rand(2, 64 * 4 * (1 if arch == "resnet18" else 4), 3, 3),
+    )
     assert torch.equal(block(maps), maps)
 
 
-WIDE = [("resnet18", 16, 1), ("resnet50", 16, 4), ("resnet18", 96, 1), ("resnext50_32x4d", 32, 4), ("wide_resnet50_2", 16, 4)]
+WIDE = [
+    ("resnet18", 16, 1),
+    ("resnet50", 16, 4),
+    ("resnet18", 96, 1),
+    ("resnext50_32x4d", 32, 4),
+    ("wide_resnet50_2", 16, 4),
+]
 
 
 @torch.no_grad()
@@ -217,15 +249,28 @@ def test_another_width_has_all_channels_in_proportion(arch, width, expansion, st
     with torch.device("meta"):
         net = build_resnet(arch, dim=8, mlp=True, stem=stem, width=width).eval()
         published = shapes(build_resnet(arch, dim=8, mlp=True, stem=stem).state_dict())
-    scaled = {name: tuple(n * width // 64 if n % 64 == 0 else n for n in shape) for name, shape in published.items()}
+    scaled = {
+        name: tuple(n * width // 64 if n % 64 == 0 else n for n in shape)
+        for name, shape in published.items()
+    }
     ours = shapes(net.state_dict())
-    grouped = {name for name in ours if arch == "resnext50_32x4d" and len(ours[name]) == 4 and ours[name][2:] == (3, 3)}
-    assert {name: ours[name] for name in ours.keys() - grouped} == {name: scaled[name] for name in scaled.keys() - grouped}
+    grouped = {
+        name
+        for name in ours
+        if arch == "resnext50_32x4d" and len(ours[name]) == 4 and ours[name][2:] == (3, 3)
+    }
+    assert {name: ours[name] for name in ours.keys() - grouped} == {
+        name: scaled[name] for name in scaled.keys() - grouped
+    }
     batch = images(size=32).to("meta")
     assert net(batch).shape == (2, 8)
     found = with_features(net, STAGES)(batch)
-    assert [found[f"layer{stage}"].shape[1] for stage in STAGES] == [width * expansion << stage for stage in range(DEPTH)]
-    assert [norm.num_features for norm in stage_norms(net).values()] == [width * expansion << stage for stage in range(DEPTH)]
+    assert [found[f"layer{stage}"].shape[1] for stage in STAGES] == [
+        width * expansion << stage for stage in range(DEPTH)
+    ]
+    assert [norm.num_features for norm in stage_norms(net).values()] == [
+        width * expansion << stage for stage in range(DEPTH)
+    ]
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -243,7 +288,10 @@ def test_another_width_has_first_weights_of_the_same_kind():
             fan_out = module.out_channels * module.kernel_size[0] ** 2
             assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
         elif isinstance(module, torch.nn.BatchNorm2d):
-            assert torch.all(module.weight == (0 if name.endswith("bn2") else 1)) and not module.bias.any()
+            assert (
+                torch.all(module.weight == (0 if name.endswith("bn2") else 1))
+                and not module.bias.any()
+            )
 
 
 def test_the_small_stem_is_initialised_like_torchvisions_convolutions():
@@ -253,7 +301,8 @@ def test_the_small_stem_is_initialised_like_torchvisions_convolutions():
 
 
 @pytest.mark.parametrize(
-    ("arch", "last"), [("resnet18", "bn2"), ("resnet34", "bn2"), ("resnet50", "bn3"), ("resnext50_32x4d", "bn3")]
+    ("arch", "last"),
+    [("resnet18", "bn2"), ("resnet34", "bn2"), ("resnet50", "bn3"), ("resnext50_32x4d", "bn3")],
 )
 def test_stage_norms_are_the_last_batch_norms(arch, last):
     with torch.device("meta"):
@@ -280,19 +329,25 @@ def resnet_with_features():
 
 @pytest.mark.parametrize(
     ("build_key", "build_query", "momentum"),
-    [(small_net, small_net, m) for m in (0.999, 0.5, 0.0, 1.0)] + [(resnet, resnet_with_features, 0.9)],
+    [(small_net, small_net, m) for m in (0.999, 0.5, 0.0, 1.0)]
+    + [(resnet, resnet_with_features, 0.9)],
 )
 def test_momentum_update_is_that_of_a_loop_over_parameters(build_key, build_query, momentum):
     torch.manual_seed(0)
     key, query = build_key(), build_query()
     for buffer in query.buffers():
         buffer.fill_(7)
-    named, state = dict(query.named_parameters()), {name: value.clone() for name, value in key.state_dict().items()}
+    named, state = (
+        dict(query.named_parameters()),
+        {name: value.clone() for name, value in key.state_dict().items()},
+    )
     untouched = {name: value.clone() for name, value in query.state_dict().items()}
     update_by_momentum(key, query, momentum)
     for name, value in key.state_dict().items():
         if name in named:
-            expected = momentum * state[name].double() + (1 - momentum) * named[name].detach().double()
+            expected = (
+                momentum * state[name].double() + (1 - momentum) * named[name].detach().double()
+            )
             torch.testing.assert_close(value, expected.float(), rtol=1e-5, atol=1e-6)
         else:
             assert torch.equal(value, state[name]), name
@@ -306,7 +361,8 @@ def moco():
 
 
 @pytest.mark.parametrize(
-    ("arch", "mlp", "stages"), [("resnet18", True, STAGES), ("resnet50", True, []), ("resnet50", False, [4])]
+    ("arch", "mlp", "stages"),
+    [("resnet18", True, STAGES), ("resnet50", True, []), ("resnet50", False, [4])],
 )
 def test_a_state_has_the_names_of_the_released_checkpoints(arch, mlp, stages):
     with torch.device("meta"):
@@ -322,8 +378,15 @@ def test_a_state_has_the_names_of_the_released_checkpoints(arch, mlp, stages):
 
 def test_some_names_of_the_released_checkpoints_letter_by_letter(moco):
     names = [f"module.{name}" for name in moco.state_dict()]
-    assert names[:4] == ["module.queue", "module.queue_ptr", "module.encoder_q.conv1.weight", "module.encoder_q.bn1.weight"]
-    assert names[-4:] == [f"module.encoder_k.fc.{layer}.{x}" for layer in (0, 2) for x in ("weight", "bias")]
+    assert names[:4] == [
+        "module.queue",
+        "module.queue_ptr",
+        "module.encoder_q.conv1.weight",
+        "module.encoder_q.bn1.weight",
+    ]
+    assert names[-4:] == [
+        f"module.encoder_k.fc.{layer}.{x}" for layer in (0, 2) for x in ("weight", "bias")
+    ]
     for encoder in ("encoder_q", "encoder_k"):
         assert f"module.{encoder}.layer1.0.bn2.num_batches_tracked" in names
         assert f"module.{encoder}.layer4.0.downsample.1.running_var" in names
@@ -343,7 +406,9 @@ def test_the_key_encoder_starts_as_the_query_encoder_and_is_not_trained(moco):
     assert all(torch.equal(query[name], key[name]) for name in key)
     assert not any(p.requires_grad for p in moco.encoder_k.parameters())
     assert all(p.requires_grad for p in moco.encoder_q.parameters())
-    shared = {p.data_ptr() for p in moco.encoder_q.parameters()} & {p.data_ptr() for p in moco.encoder_k.parameters()}
+    shared = {p.data_ptr() for p in moco.encoder_q.parameters()} & {
+        p.data_ptr() for p in moco.encoder_k.parameters()
+    }
     assert not shared
 
 
@@ -384,9 +449,13 @@ def test_a_stem_that_pools_first_keeps_no_map_of_its_input():
     kept = []
     maps = torch.randn(2, 64, 16, 16, requires_grad=True)
     net = build_resnet("resnet18")
-    with torch.autograd.graph.saved_tensors_hooks(lambda saved: kept.append(saved.shape) or saved, lambda saved: saved):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda saved: kept.append(saved.shape) or saved, lambda saved: saved
+    ):
         net.maxpool(net.relu(maps))
-    assert kept == [torch.Size([2, 64, 8, 8])] * 2  # the places of the maxima, and what the ReLU gives
+    assert (
+        kept == [torch.Size([2, 64, 8, 8])] * 2
+    )  # the places of the maxima, and what the ReLU gives
 
 
 @pytest.mark.parametrize("stem", STEMS)

@@ -21,8 +21,17 @@ def errors_of(command, state):
         done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
         os.close(writer)
         return done.returncode, done.stderr
-    redirected = {"full": ">/dev/full", "closed": ">&-", "all full": ">/dev/full 2>/dev/full", "all closed": "<&- >&- 2>&-"}
-    done = subprocess.run(["bash", "-c", f'exec "$@" {redirected[state]}', "-", *command], capture_output=True, text=True)
+    redirected = {
+        "full": ">/dev/full",
+        "closed": ">&-",
+        "all full": ">/dev/full 2>/dev/full",
+        "all closed": "<&- >&- 2>&-",
+    }
+    done = subprocess.run(
+        ["bash", "-c", f'exec "$@" {redirected[state]}', "-", *command],
+        capture_output=True,
+        text=True,
+    )
     return done.returncode, done.stderr
 
 
@@ -53,7 +62,12 @@ def test_lost_results_end_a_program_that_shows_runs_in_one_line(run, shown, stat
 
 @pytest.mark.parametrize("state", ["full", "gone"])
 def test_lost_results_end_a_report_in_one_line(run, tmp_path, state):
-    assert errors_of(["job.show.report", "--no-features", run, "--out", tmp_path / "report.html"], state) == ENDS[state]
+    assert (
+        errors_of(
+            ["job.show.report", "--no-features", run, "--out", tmp_path / "report.html"], state
+        )
+        == ENDS[state]
+    )
 
 
 @pytest.mark.parametrize("state", ENDS)
@@ -66,9 +80,15 @@ def test_a_lost_error_keeps_its_exit_code(state):
     assert errors_of(["job.show.watch", "--once", "/nowhere"], state) == (2, "")
 
 
-@pytest.mark.parametrize(("program", "state"), [("job.train", "closed"), ("job.linear", "full"), ("job.train", "gone")])
-def test_a_run_without_standard_output_ends_before_its_folder_is_made(images, tmp_path, program, state):
-    options = NARROW if program == "job.train" else ["--knn", "--width", 16, "--image-size", 16, "-j", 0]
+@pytest.mark.parametrize(
+    ("program", "state"), [("job.train", "closed"), ("job.linear", "full"), ("job.train", "gone")]
+)
+def test_a_run_without_standard_output_ends_before_its_folder_is_made(
+    images, tmp_path, program, state
+):
+    options = (
+        NARROW if program == "job.train" else ["--knn", "--width", 16, "--image-size", 16, "-j", 0]
+    )
     assert errors_of([program, images, *options, "--out", tmp_path / "run"], state) == ENDS[state]
     assert not (tmp_path / "run").exists()
 
@@ -83,6 +103,15 @@ with output.guarded():
 
 
 def test_no_file_gets_the_place_of_a_closed_stream_in_a_child_process(tmp_path):
-    shell = ["bash", "-c", 'exec "$@" <&- >&- 2>&-', "-", sys.executable, "-c", INHERITED, tmp_path / "names"]
+    shell = [
+        "bash",
+        "-c",
+        'exec "$@" <&- >&- 2>&-',
+        "-",
+        sys.executable,
+        "-c",
+        INHERITED,
+        tmp_path / "names",
+    ]
     subprocess.run(shell, check=True)
     assert (tmp_path / "names").read_text().split() == [os.devnull] * 3

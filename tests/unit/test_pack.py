@@ -20,7 +20,11 @@ SMALL += "--save-every 2steps --keep 9".split()
 
 def tree(folder):
     """{path: bytes} of all files below a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def packed(data, out, *options):
@@ -37,11 +41,18 @@ def shards(images, tmp_path_factory):
 def test_every_image_is_packed_once_as_it_was(images, shards):
     for split in ("train", "val"):
         folder, found = scan(str(images), split), scan(str(shards), split)
-        expected = {folder.names[n]: (int(folder.labels[n]), folder.content(n)) for n in range(len(folder))}
+        expected = {
+            folder.names[n]: (int(folder.labels[n]), folder.content(n)) for n in range(len(folder))
+        }
         assert found.classes == folder.classes
         assert len(found) == len(folder)
-        assert {found.names[n]: (int(found.labels[n]), found.content(n)) for n in range(len(found))} == expected
-    assert sorted(path.name for path in (shards / "train").iterdir()) == ["index.npz", *(f"train-{n:06d}.tar" for n in range(8))]
+        assert {
+            found.names[n]: (int(found.labels[n]), found.content(n)) for n in range(len(found))
+        } == expected
+    assert sorted(path.name for path in (shards / "train").iterdir()) == [
+        "index.npz",
+        *(f"train-{n:06d}.tar" for n in range(8)),
+    ]
     assert sorted(path.name for path in shards.iterdir()) == ["train", "val"]
 
 
@@ -69,7 +80,9 @@ def test_the_images_of_a_shard_are_of_all_classes(images, shards):
 def test_webdataset_reads_the_shards(images, shards):
     found = {}
     for path in sorted(map(str, (shards / "train").glob("*.tar"))):
-        for sample in webdataset.WebDataset(path, shardshuffle=False, empty_check=False).decode("rgb8"):
+        for sample in webdataset.WebDataset(path, shardshuffle=False, empty_check=False).decode(
+            "rgb8"
+        ):
             assert sample["__key__"] == f"{len(found):09d}"
             found[sample["json"]["path"]] = sample["cls"], sample["png"]
     folder = scan(str(images), "train")
@@ -85,7 +98,9 @@ def test_leftovers_and_other_files_are_not_packed_and_said(images, shards, tmp_p
     """A companion file as macOS writes it, a notebook's copy, a photograph that PIL does not read."""
     data = tmp_path / "in"
     shutil.copytree(images, data)
-    (data / "train" / "class0" / "._0.png").write_bytes(bytes.fromhex("0005160700020000") + b"Mac OS X        " + bytes(4000))
+    (data / "train" / "class0" / "._0.png").write_bytes(
+        bytes.fromhex("0005160700020000") + b"Mac OS X        " + bytes(4000)
+    )
     shutil.copytree(data / "val" / "class1", data / "val" / ".ipynb_checkpoints")
     shutil.copytree(data / "val" / "class1", data / "val" / "class1" / ".ipynb_checkpoints")
     (data / "val" / "class1" / "IMG_1.CR3").write_bytes(b"x")
@@ -134,14 +149,18 @@ def test_packing_goes_on_from_the_shards_that_are_whole(images, shards, tmp_path
         before = {path: path.stat().st_mtime_ns for path in part.glob("*/*.tar")}
         out = packed(images, tmp_path / str(left), "--shard-images", 7)
         assert tree(out) == tree(shards)
-        assert {path: (out / path.relative_to(part)).stat().st_mtime_ns for path in before} == before
+        assert {
+            path: (out / path.relative_to(part)).stat().st_mtime_ns for path in before
+        } == before
 
 
 def fingerprint(images, tmp_path):
     """What a packing of these images in shards of 7 leaves to be known by."""
     code = "import job.pack, sys; job.pack.pack_split = lambda *_: sys.exit(9); job.pack.main(sys.argv[1:])"
     out = tmp_path / "fingerprint"
-    done = subprocess.run([sys.executable, "-c", code, str(images), str(out), "--shard-images", "7"])
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(images), str(out), "--shard-images", "7"]
+    )
     assert done.returncode == 9
     content = (tmp_path / "fingerprint.part" / "packing.sha256").read_bytes()
     shutil.rmtree(tmp_path / "fingerprint.part")
@@ -151,13 +170,25 @@ def fingerprint(images, tmp_path):
 @pytest.mark.slow
 def test_a_killed_packing_goes_on_to_the_same_bytes(images, shards, tmp_path):
     """SIGKILL at several moments; the reading of an image is slowed down, so that they lie within it."""
-    slow = "import job.pack, time; from job.data.folders import ImageFolder as F; read = F.content\n"
+    slow = (
+        "import job.pack, time; from job.data.folders import ImageFolder as F; read = F.content\n"
+    )
     slow += "F.content = lambda *given: (time.sleep(0.02), read(*given))[1]; job.pack.READERS = 1; job.pack.main()"
-    command = [sys.executable, "-c", slow, str(images), str(tmp_path / "out"), "--shard-images", "7"]
+    command = [
+        sys.executable,
+        "-c",
+        slow,
+        str(images),
+        str(tmp_path / "out"),
+        "--shard-images",
+        "7",
+    ]
     for wanted in (0, 2, 6):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
-        while len(list(tmp_path.glob("out.part/train/*.tar"))) < wanted or not list(tmp_path.glob("out.part/train/*.new")):
+        while len(list(tmp_path.glob("out.part/train/*.tar"))) < wanted or not list(
+            tmp_path.glob("out.part/train/*.new")
+        ):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
@@ -193,17 +224,25 @@ def errors(images, shards, tmp_path_factory):
     (base / "unknown.part" / "something").write_text("x")
     shutil.copytree(shards, base / "other.part")
     (base / "other.part" / "packing.sha256").write_text("of other images")
-    damage = {"cut": lambda path: os.truncate(path, 700), "compressed": lambda path: subprocess.run(["gzip", path])}
+    damage = {
+        "cut": lambda path: os.truncate(path, 700),
+        "compressed": lambda path: subprocess.run(["gzip", path]),
+    }
     damage["no tar"] = lambda path: path.write_text("x")
     for name, harm in damage.items():
         shutil.copytree(shards, base / name)
         harm(base / name / "train" / "train-000003.tar")
-    (base / "compressed" / "train" / "train-000003.tar.gz").rename(base / "compressed" / "train" / "train-000003.tar")
+    (base / "compressed" / "train" / "train-000003.tar.gz").rename(
+        base / "compressed" / "train" / "train-000003.tar"
+    )
     (base / "no images" / "train").mkdir(parents=True)
     with webdataset.TarWriter(str(base / "no images" / "train" / "0.tar")) as writer:
         writer.write({"__key__": "a", "cr3": b"x"})
     (base / "empty" / "train" / "a").mkdir(parents=True)
-    commands = {how: [str(part).format(images=images, shards=shards, base=base) for part in WRONG[how][0]] for how in WRONG}
+    commands = {
+        how: [str(part).format(images=images, shards=shards, base=base) for part in WRONG[how][0]]
+        for how in WRONG
+    }
     before = sorted(tree(base))
     lines = dict(zip(commands, errors_of("job.pack", list(commands.values())), strict=True))
     assert sorted(tree(base)) == before  # nothing is written
@@ -215,21 +254,36 @@ WRONG = {
     "no OUT": (["{images}"], "no OUT: name the folder to write"),
     "OUT with --index": (["--index", "{shards}", "{base}/x"], "leave out OUT"),
     "unknown option": (["{images}", "{base}/x", "--shards", "3"], "unrecognized arguments"),
-    "no images in a shard": (["{images}", "{base}/x", "--shard-images", "0"], "--shard-images 0: expected at least 1"),
+    "no images in a shard": (
+        ["{images}", "{base}/x", "--shard-images", "0"],
+        "--shard-images 0: expected at least 1",
+    ),
     "no number": (["{images}", "{base}/x", "--seed", "a"], "--seed 'a': expected a whole number"),
-    "OUT is there": (["{images}", "{base}/there"], "there is there already: name another folder, or remove it"),
-    "other packing": (["{images}", "{base}/other"], "other.part is left from a packing of other images or with other options"),
+    "OUT is there": (
+        ["{images}", "{base}/there"],
+        "there is there already: name another folder, or remove it",
+    ),
+    "other packing": (
+        ["{images}", "{base}/other"],
+        "other.part is left from a packing of other images or with other options",
+    ),
     "other options": (
         ["{images}", "{base}/unknown"],
         "unknown.part is left from a packing of other images or with other options",
     ),
-    "no place": (["{images}", "/proc/x"], "cannot make the folder /proc/x.part: No such file or directory; name another OUT"),
+    "no place": (
+        ["{images}", "/proc/x"],
+        "cannot make the folder /proc/x.part: No such file or directory; name another OUT",
+    ),
     "no folder": (["{base}/none", "{base}/x"], "no folder {base}/none"),
     "no images": (["{base}/empty", "{base}/x"], "no images below"),
     "packed": (["{shards}", "{base}/x"], "is packed already: train from"),
     "no shards": (["--index", "{images}"], "no shards in"),
     "cut": (["--index", "{base}/cut"], "train-000003.tar is no whole"),
-    "compressed": (["--index", "{base}/compressed"], "train-000003.tar is no whole, uncompressed tar file"),
+    "compressed": (
+        ["--index", "{base}/compressed"],
+        "train-000003.tar is no whole, uncompressed tar file",
+    ),
     "no tar": (["--index", "{base}/no tar"], "train-000003.tar is no whole, uncompressed tar file"),
     "other images": (
         ["--index", "{base}/no images"],
@@ -245,7 +299,9 @@ def test_what_cannot_be_packed_is_one_line_and_exit_code_2(errors, how):
     assert expected.partition("{")[0] in errors[how]
 
 
-def test_a_file_that_cannot_be_read_is_named_and_what_is_packed_is_kept(images, tmp_path, capfd, monkeypatch):
+def test_a_file_that_cannot_be_read_is_named_and_what_is_packed_is_kept(
+    images, tmp_path, capfd, monkeypatch
+):
     monkeypatch.setattr(job.files, "PAUSES", (0,))
     data = tmp_path / "in"
     shutil.copytree(images, data)
@@ -259,7 +315,9 @@ def test_a_file_that_cannot_be_read_is_named_and_what_is_packed_is_kept(images, 
     assert caught.value.code == 1
     what = f"cannot read {names[40]}: No such file or directory"
     assert said.splitlines()[0] == f"warning: {what}; next try in 0 s"
-    assert said.splitlines()[1:] == [f"error: {what}, tried 2 times in 0 s. Check its file system and permissions"]
+    assert said.splitlines()[1:] == [
+        f"error: {what}, tried 2 times in 0 s. Check its file system and permissions"
+    ]
     kept = len(list((tmp_path / "out.part" / "train").glob("*.tar")))
     names[40].unlink()
     names[40].write_bytes((data / "whole").read_bytes())
@@ -269,9 +327,14 @@ def test_a_file_that_cannot_be_read_is_named_and_what_is_packed_is_kept(images, 
 
 @pytest.mark.slow
 def test_help_names_the_options_and_needs_no_launcher():
-    done = subprocess.run([sys.executable, "-m", "job.pack", "--help"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "job.pack", "--help"], capture_output=True, text=True
+    )
     assert done.returncode == 0
-    assert all(name in done.stdout for name in ("DIR", "OUT", "--index", "--shard-images", "--seed", "default: 1000"))
+    assert all(
+        name in done.stdout
+        for name in ("DIR", "OUT", "--index", "--shard-images", "--seed", "default: 1000")
+    )
 
 
 @pytest.mark.slow

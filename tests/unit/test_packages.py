@@ -44,7 +44,9 @@ def pins(path):
 
 def test_each_pinned_version_is_in_its_range_and_has_hashes():
     pinned = pins(CONSTRAINTS)
-    for requirement in map(Requirement, [*PROJECT["dependencies"], *itertools.chain(*EXTRAS.values())]):
+    for requirement in map(
+        Requirement, [*PROJECT["dependencies"], *itertools.chain(*EXTRAS.values())]
+    ):
         if requirement.name != PROJECT["name"]:
             version, _ = pinned[canonicalize_name(requirement.name)]
             assert requirement.specifier.contains(version), requirement
@@ -71,7 +73,9 @@ def prepare_metadata_for_build_wheel(folder, settings=None):
 
 def pip_options(path):
     """The options with which a file of the repository lets pip install pinned versions."""
-    return re.search(r"--no-require-hashes(?: --?\S+ \S*constraints.txt)+", (REPO / path).read_text())[0].split()
+    return re.search(
+        r"--no-require-hashes(?: --?\S+ \S*constraints.txt)+", (REPO / path).read_text()
+    )[0].split()
 
 
 @pytest.mark.slow
@@ -82,9 +86,24 @@ def test_an_installation_refuses_a_file_with_another_hash(tmp_path):
     with zipfile.ZipFile(wheel, "w") as archive:
         for name, content in SMALL_WHEEL.items():
             archive.writestr(f"small-1.dist-info/{name}", content.format(name="small"))
-    (tmp_path / "pyproject.toml").write_text('build-system = { requires = [], build-backend = "b", backend-path = ["."] }\n')
-    (tmp_path / "b.py").write_text(f"METADATA = {SMALL_WHEEL['METADATA'].format(name='project')!r}\n{BACKEND}")
-    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--find-links", tmp_path, "--only-deps", ".[more]"]
+    (tmp_path / "pyproject.toml").write_text(
+        'build-system = { requires = [], build-backend = "b", backend-path = ["."] }\n'
+    )
+    (tmp_path / "b.py").write_text(
+        f"METADATA = {SMALL_WHEEL['METADATA'].format(name='project')!r}\n{BACKEND}"
+    )
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--dry-run",
+        "--no-index",
+        "--find-links",
+        tmp_path,
+        "--only-deps",
+        ".[more]",
+    ]
     found = []
     for digest in (hashlib.sha256(wheel.read_bytes()).hexdigest(), "0" * 64):
         (tmp_path / "constraints.txt").write_text(f"small==1 --hash=sha256:{digest}\n")
@@ -101,10 +120,14 @@ def test_the_docker_image_has_the_extras_that_runs_use():
 
 
 def test_all_that_names_the_pythons_names_the_same():
-    versions = [label.removeprefix("Programming Language :: Python :: ") for label in PROJECT["classifiers"]]
+    versions = [
+        label.removeprefix("Programming Language :: Python :: ") for label in PROJECT["classifiers"]
+    ]
     assert [version for version in versions if version.startswith("3.")] == PYTHONS
     assert PROJECT["requires-python"] == ">=3.11,<3.15"
-    accepted = re.search(r'"\$\(PYTHON_VERSION\)" =~ (\S+)', (REPO / "Makefile").read_text())[1].replace("$$", "$")
+    accepted = re.search(r'"\$\(PYTHON_VERSION\)" =~ (\S+)', (REPO / "Makefile").read_text())[
+        1
+    ].replace("$$", "$")
     assert [f"3.{minor}" for minor in range(7, 30) if re.search(accepted, f"3.{minor}")] == PYTHONS
 
 
@@ -115,7 +138,9 @@ BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta
 
 def build(kind, source, folder):
     """Build an archive of the sources in `source`, as pip does; return its path."""
-    done = subprocess.run([sys.executable, "-c", BUILD, kind, folder], cwd=source, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", BUILD, kind, folder], cwd=source, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return folder / done.stdout.splitlines()[-1]
 
@@ -148,20 +173,39 @@ def test_the_source_archive_has_what_its_readme_names(archives):
         files = [(page.parent / path).resolve() for path in paths if path]
         linked |= {str(file.relative_to(REPO)) for file in files if file.is_file()}
     assert "job/show/pictures/method.svg" in linked and linked <= names
-    assert {"Makefile", "LICENSE", "docker/build_horovod.sh", "slurm/train.sbatch", "tests/conftest.py"} <= names
+    assert {
+        "Makefile",
+        "LICENSE",
+        "docker/build_horovod.sh",
+        "slurm/train.sbatch",
+        "tests/conftest.py",
+    } <= names
 
 
 @pytest.mark.slow
 def test_the_wheel_has_types_and_the_horovod_build_but_no_tests(archives):
     with zipfile.ZipFile(archives[1]) as archive:
         names = archive.namelist()
-        script = archive.read(next(name for name in names if name.endswith(".data/scripts/build_horovod.sh")))
+        script = archive.read(
+            next(name for name in names if name.endswith(".data/scripts/build_horovod.sh"))
+        )
     assert script == (REPO / "docker/build_horovod.sh").read_bytes()
-    assert {"job/py.typed", "mgd/py.typed", "moco/py.typed", "job/presets/small.yaml", "job/show/report/report.html"} <= set(
-        names
-    )
-    assert {name.split("/")[0].split("-")[0] for name in names} == {"job", "mgd", "moco", "moco_mgd"}
-    assert not [name for name in names if name.startswith("job/show/pictures/") or "/results/" in name]
+    assert {
+        "job/py.typed",
+        "mgd/py.typed",
+        "moco/py.typed",
+        "job/presets/small.yaml",
+        "job/show/report/report.html",
+    } <= set(names)
+    assert {name.split("/")[0].split("-")[0] for name in names} == {
+        "job",
+        "mgd",
+        "moco",
+        "moco_mgd",
+    }
+    assert not [
+        name for name in names if name.startswith("job/show/pictures/") or "/results/" in name
+    ]
 
 
 @pytest.mark.slow
@@ -172,7 +216,9 @@ def test_the_wheel_describes_itself(archives):
     assert (metadata["License-Expression"], metadata["License-File"]) == ("MIT", "LICENSE")
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert metadata.get_payload().startswith("# MoCo v2 with Matching Guided Distillation")
-    assert len(metadata.get_all("Project-URL")) == 2 and "Typing :: Typed" in metadata.get_all("Classifier")
+    assert len(metadata.get_all("Project-URL")) == 2 and "Typing :: Typed" in metadata.get_all(
+        "Classifier"
+    )
 
 
 def closure(requirements):
@@ -180,11 +226,17 @@ def closure(requirements):
     found, seen, waiting = {}, set(), [Requirement(text) for text in requirements]
     while waiting:
         requirement = waiting.pop()
-        for extra in {"", *requirement.extras} - {extra for name, extra in seen if name == requirement.name}:
+        for extra in {"", *requirement.extras} - {
+            extra for name, extra in seen if name == requirement.name
+        }:
             seen.add((requirement.name, extra))
-            found[requirement.name] = distribution = importlib.metadata.distribution(requirement.name)
+            found[requirement.name] = distribution = importlib.metadata.distribution(
+                requirement.name
+            )
             needed = map(Requirement, distribution.requires or [])
-            waiting += [one for one in needed if one.marker is None or one.marker.evaluate({"extra": extra})]
+            waiting += [
+                one for one in needed if one.marker is None or one.marker.evaluate({"extra": extra})
+            ]
     return found
 
 
@@ -203,7 +255,17 @@ def environment(folder, requirements):
 def installed(archives, tmp_path_factory):
     """The commands of an environment such as `pip install .` makes: no Horovod, no extras."""
     python = environment(tmp_path_factory.mktemp("environment"), PROJECT["dependencies"])
-    pip = [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-index"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "-q",
+        "--no-deps",
+        "--no-index",
+    ]
     subprocess.run([*pip, archives[1]], check=True)
     return python.parent
 
@@ -214,9 +276,15 @@ def user(installed, tmp_path_factory):
     folder = tmp_path_factory.mktemp("user")
 
     def run(line, **variables):
-        environment = {"PATH": str(installed), "HOME": str(folder), "OMP_NUM_THREADS": "1"} | variables
+        environment = {
+            "PATH": str(installed),
+            "HOME": str(folder),
+            "OMP_NUM_THREADS": "1",
+        } | variables
         words = [installed / line.split()[0], *line.split()[1:]]
-        return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+        return subprocess.run(
+            words, cwd=folder, env=environment, capture_output=True, text=True, timeout=600
+        )
 
     run.folder = folder
     return run
@@ -224,7 +292,9 @@ def user(installed, tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_horovod_build_of_the_wheel_is_a_program(installed):
-    done = subprocess.run([installed / "build_horovod.sh", "no-python"], capture_output=True, text=True)
+    done = subprocess.run(
+        [installed / "build_horovod.sh", "no-python"], capture_output=True, text=True
+    )
     assert (done.returncode, done.stderr) == (2, "build_horovod: no interpreter 'no-python'\n")
 
 
@@ -244,7 +314,14 @@ def test_one_worker_needs_neither_horovod_nor_extras_nor_a_compiler(user):
         done = user(line)
         assert done.returncode == 0 and not done.stderr, done.stdout + done.stderr
     names = {path.name for path in user.folder.iterdir()}
-    assert {"run", "linear", "features.npy", "student.safetensors", "packed", "report.html"} <= names
+    assert {
+        "run",
+        "linear",
+        "features.npy",
+        "student.safetensors",
+        "packed",
+        "report.html",
+    } <= names
     done = user("python -m job.study.study small --out study")
     assert done.returncode == 2 and "pip install '.[study]'" in done.stderr
 
@@ -269,12 +346,16 @@ def test_mgd_trains_with_torch_and_scipy_only(archives, tmp_path):
     """The example of its README, in an environment that has nothing else of this project."""
     python = environment(tmp_path / "environment", ["torch", "scipy"])
     with zipfile.ZipFile(archives[1]) as archive:
-        archive.extractall(tmp_path, [name for name in archive.namelist() if name.startswith("mgd/")])
+        archive.extractall(
+            tmp_path, [name for name in archive.namelist() if name.startswith("mgd/")]
+        )
     example = re.search(r"```python\n(.*?)```", (REPO / "mgd/README.md").read_text(), re.DOTALL)[1]
     absent = f"from importlib.util import find_spec\nprint([name for name in {ABSENT} if find_spec(name)])\n"
     (tmp_path / "example.py").write_text("import torch; torch.manual_seed(1)\n" + example + absent)
     environ = {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([python, "example.py"], cwd=tmp_path, env=environ, capture_output=True, text=True)
+    done = subprocess.run(
+        [python, "example.py"], cwd=tmp_path, env=environ, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     *epochs, found = done.stdout.splitlines()
     losses = [float(line.split()[-1]) for line in epochs]
@@ -295,16 +376,27 @@ def python_of(version, path):
 @pytest.fixture
 def clone(tmp_path):
     """A clone with a `.venv` of this Python, and a function that runs make there; -n prints the commands only."""
-    for name in ("pyproject.toml", "docker/pip.txt", "docker/constraints.txt", "docker/build_horovod.sh"):
+    for name in (
+        "pyproject.toml",
+        "docker/pip.txt",
+        "docker/constraints.txt",
+        "docker/build_horovod.sh",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     shutil.copy(REPO / "Makefile", tmp_path)
     venv.create(tmp_path / ".venv", symlinks=True)
     (tmp_path / f".venv/.ready-{sys.version_info[0]}.{sys.version_info[1]}").touch()
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "MAKEFLAGS", "MAKELEVEL")}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHON", "MAKEFLAGS", "MAKELEVEL")
+    }
 
     def make(*words):
-        return subprocess.run(["make", *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        return subprocess.run(
+            ["make", *words], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
 
     make.folder = tmp_path
     return make
@@ -321,7 +413,9 @@ def test_a_venv_of_another_python_is_replaced(clone):
 
 
 def test_a_venv_whose_python_an_upgrade_has_replaced_is_replaced(clone):
-    python_of("3.14" if sys.version_info[:2] != (3, 14) else "3.13", clone.folder / ".venv/bin/python")
+    python_of(
+        "3.14" if sys.version_info[:2] != (3, 14) else "3.13", clone.folder / ".venv/bin/python"
+    )
     assert ".venv/bin/python -m venv --clear .venv" in clone("-n", "setup").stdout
 
 

@@ -377,9 +377,13 @@ def test_each_change_of_horovod_s_source_has_its_row():
     changes = BUILD.split("\nedit() {")[1].partition("\n}\n")[2]
     changes = changes.partition("\nif ! command -v cmake")[0]
     setting = 'standard=N backend=gloo jobs=1; edit() { printf \'%s\\t%s\\n\' "$1" "$3"; }\n'
-    done = subprocess.run(["bash", "-euc", setting + changes], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["bash", "-euc", setting + changes], capture_output=True, text=True, check=True
+    )
     made = [line.split("\t") for line in done.stdout.splitlines()]
-    listed = [[cell.strip("`") for cell in row[:2]] for row in rows("## The changes of Horovod's source")]
+    listed = [
+        [cell.strip("`") for cell in row[:2]] for row in rows("## The changes of Horovod's source")
+    ]
     assert listed == [[file, plain(result)] for file, result in made]
     for page in (HOROVOD, "docker/README.md"):
         assert f"{len(made)} changes" in (ROOT / page).read_text()
@@ -394,7 +398,9 @@ def test_the_files_that_serve_horovod_are_listed_with_about_their_lines():
     scripts = [*(ROOT / "docker").glob("*.sh"), *(ROOT / "slurm").glob("*.sh")]
     others = [ROOT / file for file in ("Makefile", "pyproject.toml", "docker/Dockerfile")]
     for path in [*folders, *scripts, *others]:
-        named = [line for line in path.read_text().splitlines() if re.search("horovod|hvd", line, re.I)]
+        named = [
+            line for line in path.read_text().splitlines() if re.search("horovod|hvd", line, re.I)
+        ]
         assert len(named) <= 3 or name(path) in found, path
 
 

@@ -7,7 +7,13 @@ from job.position import Count, change, resumed
 
 
 def checkpoint(epoch, images, batch_size, **more):
-    return {"epoch": epoch, "step": 0, "images": images, "config": {"batch_size": batch_size}, **more}
+    return {
+        "epoch": epoch,
+        "step": 0,
+        "images": images,
+        "config": {"batch_size": batch_size},
+        **more,
+    }
 
 
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(8, 99), st.integers(1, 8)), max_size=5))

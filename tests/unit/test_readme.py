@@ -18,7 +18,10 @@ ROOT = Path(__file__).parents[2]
 [CALL] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 # tests/unit/test_packages.py runs the first example of this page.
 _, EXAMPLE = re.findall(r"```python\n(.*?)```", (ROOT / "mgd/README.md").read_text(), re.DOTALL)
-ELSEWHERE = ("data wait", "unable to allocate shared memory")  # a number in the log, and NCCL's own words
+ELSEWHERE = (
+    "data wait",
+    "unable to allocate shared memory",
+)  # a number in the log, and NCCL's own words
 SHOWN = """
 import sys
 assert "horovod" not in sys.modules and "timm" not in sys.modules
@@ -32,20 +35,40 @@ print("solved", *[not torch.equal(distiller.matching(i), start.matching(i)) for 
 @functools.cache
 def strings() -> str:
     """All strings of the program except docstrings, a line each; of the shell scripts, the lines without comments."""
-    files = [path for part in ("job", "mgd", "moco", "slurm", "docker") for path in (ROOT / part).rglob("*")]
+    files = [
+        path
+        for part in ("job", "mgd", "moco", "slurm", "docker")
+        for path in (ROOT / part).rglob("*")
+    ]
     found = []
     for path in files:
         if path.suffix == ".py":
             tree = ast.parse(path.read_text())
             docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-            parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+            parts = {
+                id(part)
+                for node in ast.walk(tree)
+                if isinstance(node, ast.JoinedStr)
+                for part in node.values
+            }
             for node in ast.walk(tree):
                 if isinstance(node, ast.JoinedStr):
-                    found.append("".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values))
-                elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs | parts:
+                    found.append(
+                        "".join(
+                            part.value if isinstance(part, ast.Constant) else "{}"
+                            for part in node.values
+                        )
+                    )
+                elif (
+                    isinstance(node, ast.Constant)
+                    and isinstance(node.value, str)
+                    and id(node) not in docs | parts
+                ):
                     found.append(node.value)
         elif path.suffix in (".sh", ".sbatch"):
-            found += [line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")]
+            found += [
+                line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")
+            ]
     return "\n".join(found)
 
 
@@ -65,7 +88,9 @@ def example(tmp_path_factory):
     script = tmp_path_factory.mktemp("example") / "example.py"
     script.write_text("import torch; torch.manual_seed(1)\n" + EXAMPLE + SHOWN)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -112,21 +137,31 @@ def test_the_picture_of_watching_has_the_rows_of_mgd_watch(tmp_path):
     more = [
         {"epoch": 1, "step": 0, "knn": 80.0},
         {"epoch": 1, "step": 0, "stage": 4, "changed": 0.5, "cost_after": 1.0},
-        {"epoch": 1, "step": 0, "steps": 10, "feature_std": 0.6, "queue_rank": 6.5, "dead_layer4": 0.0},
+        {
+            "epoch": 1,
+            "step": 0,
+            "steps": 10,
+            "feature_std": 0.6,
+            "queue_rank": 6.5,
+            "dead_layer4": 0.0,
+        },
     ]
     with open(folder / "metrics.jsonl", "a") as file:
         file.writelines(json.dumps(record) + "\n" for record in more)
     picture = pages.section("job/show/README.md", "## In a terminal")
     picture = picture.split("    runs/demo/mgd: done\n")[1].split("\nA run of")[0]
     documented, shown = (
-        re.findall(rf"^ {{{indent}}}(\S+)", text, re.MULTILINE) for indent, text in ((6, picture), (2, watch(folder).stdout))
+        re.findall(rf"^ {{{indent}}}(\S+)", text, re.MULTILINE)
+        for indent, text in ((6, picture), (2, watch(folder).stdout))
     )
     assert len(documented) > 8 and documented == shown
 
 
 def test_the_tests_of_reported_cases_are_there():
     path = ""
-    for file, name in re.findall(r"`([\w/]+\.py)?(?:::(\w+))?`", (ROOT / "tests/README.md").read_text()):
+    for file, name in re.findall(
+        r"`([\w/]+\.py)?(?:::(\w+))?`", (ROOT / "tests/README.md").read_text()
+    ):
         path = file or path
         source = (ROOT / "tests" / path).read_text()
         assert not name or f"def {name}(" in source, f"{path}::{name}"

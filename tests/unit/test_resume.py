@@ -72,17 +72,24 @@ def test_an_optimizer_goes_on_with_its_momenta_and_the_options_in_force():
     def optimizer(**settings):
         return torch.optim.SGD([torch.nn.Parameter(torch.ones(3))], 0.1, **settings)
 
-    saved, resumed = optimizer(momentum=0.9, weight_decay=1e-4), optimizer(momentum=0.5, weight_decay=0.1)
+    saved, resumed = (
+        optimizer(momentum=0.9, weight_decay=1e-4),
+        optimizer(momentum=0.5, weight_decay=0.1),
+    )
     saved.param_groups[0]["params"][0].grad = torch.tensor([1.0, 2.0, 3.0])
     saved.step()
     load_optimizer(resumed, saved.state_dict(), options(momentum=0.5, weight_decay=0.1))
     (group,) = resumed.param_groups
     assert (group["momentum"], group["weight_decay"]) == (0.5, 0.1)
-    momenta = [one.state[one.param_groups[0]["params"][0]]["momentum_buffer"] for one in (saved, resumed)]
+    momenta = [
+        one.state[one.param_groups[0]["params"][0]]["momentum_buffer"] for one in (saved, resumed)
+    ]
     assert torch.equal(*momenta)
 
 
-@pytest.mark.parametrize("changed", [{"mgd_stages": [4]}, {"mgd_stages": [1, 2]}, {"matching": "random"}], ids=str)
+@pytest.mark.parametrize(
+    "changed", [{"mgd_stages": [4]}, {"mgd_stages": [1, 2]}, {"matching": "random"}], ids=str
+)
 def test_the_stages_and_the_matching_of_no_teacher_do_not_matter(run, changed):
     assert continues(content(step=7), options(**changed), run)
 
@@ -91,10 +98,14 @@ def test_the_stages_and_the_matching_of_no_teacher_do_not_matter(run, changed):
 def test_what_is_not_whole_as_a_linear_classifier_s_is_refused_by_name(run, name):
     config = options(resume="a.pth.tar")
     saved = {key: value for key, value in content(config).items() if key != name}
-    assert f"--resume a.pth.tar is none of job.train: it has no {name!r}" in refused(continues, saved, config, run)
+    assert f"--resume a.pth.tar is none of job.train: it has no {name!r}" in refused(
+        continues, saved, config, run
+    )
 
 
-@pytest.mark.parametrize("config", [options(), options(teacher="t"), options(mlp=True, seed=3, mgd_stages=[4])], ids=str)
+@pytest.mark.parametrize(
+    "config", [options(), options(teacher="t"), options(mlp=True, seed=3, mgd_stages=[4])], ids=str
+)
 @pytest.mark.parametrize("step", [0, 7])
 def test_the_same_options_continue_without_a_word(run, config, step):
     saved = content(config, step)
@@ -102,7 +113,14 @@ def test_the_same_options_continue_without_a_word(run, config, step):
     assert run.log.lines == []
 
 
-OTHER_SHAPES = {"arch": "resnet34", "stem": "small", "mlp": True, "moco_dim": 64, "moco_k": 1024, "mgd_stages": [4]}
+OTHER_SHAPES = {
+    "arch": "resnet34",
+    "stem": "small",
+    "mlp": True,
+    "moco_dim": 64,
+    "moco_k": 1024,
+    "mgd_stages": [4],
+}
 OTHER_SHAPES |= {"matching": "random", "zero_init_residual": True, "width": 32, "framework": "none"}
 OTHER_SHAPES |= {"mgd_correction": True, "mgd_pooled": 1.0, "teacher_size": 224}
 
@@ -114,9 +132,14 @@ def test_every_option_that_shapes_the_tensors_is_tried_here():
 @pytest.mark.parametrize(("name", "value"), OTHER_SHAPES.items())
 @pytest.mark.parametrize("step", [0, 7])
 def test_another_shape_is_refused_with_both_values(run, name, value, step):
-    message = refused(continues, content(options(teacher="t"), step), options(teacher="t", **{name: value}), run)
+    message = refused(
+        continues, content(options(teacher="t"), step), options(teacher="t", **{name: value}), run
+    )
     flag = "--" + name.replace("_", "-")
-    assert all(part in message for part in (flag, str(value), str(getattr(options(), name)), f"epoch 3, step {step}"))
+    assert all(
+        part in message
+        for part in (flag, str(value), str(getattr(options(), name)), f"epoch 3, step {step}")
+    )
 
 
 def test_the_stages_of_a_projector_cannot_change(run):
@@ -191,13 +214,22 @@ def test_what_orders_the_images_may_change_between_epochs_alone(run, name, value
     assert "step 7" in message
 
 
-CHANGES = [("lr", 0.1), ("epochs", 300), ("cos", True), ("moco_t", 0.5), ("weight_decay", 0.0), ("refresh_epochs", "never")]
+CHANGES = [
+    ("lr", 0.1),
+    ("epochs", 300),
+    ("cos", True),
+    ("moco_t", 0.5),
+    ("weight_decay", 0.0),
+    ("refresh_epochs", "never"),
+]
 
 
 @pytest.mark.parametrize(("name", "value"), CHANGES)
 @pytest.mark.parametrize("step", [0, 7])
 def test_another_setting_continues_and_is_said_with_both_values(run, name, value, step):
-    assert continues(content(options(teacher="t"), step), options(teacher="t", **{name: value}), run)
+    assert continues(
+        content(options(teacher="t"), step), options(teacher="t", **{name: value}), run
+    )
     [line] = [line for line in run.log.lines if not line.startswith("warning: ")]
     flag = "--" + name.replace("_", "-")
     assert all(part in line for part in (f"{flag} was {getattr(options(), name)}", f"now {value}"))
@@ -211,8 +243,18 @@ def test_every_change_is_said_once(run):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *[("resume", "auto"), ("config", ["small"]), ("out", "o"), ("workers", 7), ("print_freq", 1)],
-        *[("loss_share", 0.0), ("reducer", "sp"), ("mgd_images", 7)],  # of a teacher, without which the run is
+        *[
+            ("resume", "auto"),
+            ("config", ["small"]),
+            ("out", "o"),
+            ("workers", 7),
+            ("print_freq", 1),
+        ],
+        *[
+            ("loss_share", 0.0),
+            ("reducer", "sp"),
+            ("mgd_images", 7),
+        ],  # of a teacher, without which the run is
         *[("gram_tau", 0.5), ("projector_stages", [4]), ("distill_weights", [2.0])],
     ],
 )
@@ -222,7 +264,13 @@ def test_what_does_not_touch_the_numbers_changes_without_a_word(run, name, value
 
 
 def test_a_classifier_s_changes_are_said(run):
-    tell_changes(dataclasses.asdict(LinearConfig(lr=30.0)), LinearConfig(lr=1.0), "the checkpoint", run, set())
+    tell_changes(
+        dataclasses.asdict(LinearConfig(lr=30.0)),
+        LinearConfig(lr=1.0),
+        "the checkpoint",
+        run,
+        set(),
+    )
     assert run.log.lines == ["--lr was 30.0 in the checkpoint; now 1.0"]
 
 
@@ -234,22 +282,70 @@ STEPPED = dict(cos=False, epochs=4, warmup_epochs=0, lr=0.5, schedule=[4])
 @pytest.mark.parametrize(
     ("old", "changed", "epoch", "step", "rates", "advice"),
     [
-        (COSINE, {"epochs": 8}, 4, 0, "0.004393 in epoch 3 to 0.015 in epoch 4", "--lr 0.008787 continues at 0.004393"),
-        (COSINE, {"epochs": 8}, 3, 5, "0.004393 in epoch 3 to 0.02074", "--lr 0.006355 continues at 0.004393"),
-        (COSINE, {"epochs": 3}, 2, 0, "0.02561 in epoch 1 to 0.0075 in epoch 2", "--lr 0.06 continues at 0.015"),
-        (COSINE, {"cos": False}, 3, 0, "0.015 in epoch 2 to 0.03 in epoch 3", "--lr 0.004393 continues at 0.004393"),
-        (COSINE, {"warmup_epochs": 3}, 2, 0, "0.02561 in epoch 1 to 0.02001", "--lr 0.02249 continues at 0.015"),
+        (
+            COSINE,
+            {"epochs": 8},
+            4,
+            0,
+            "0.004393 in epoch 3 to 0.015 in epoch 4",
+            "--lr 0.008787 continues at 0.004393",
+        ),
+        (
+            COSINE,
+            {"epochs": 8},
+            3,
+            5,
+            "0.004393 in epoch 3 to 0.02074",
+            "--lr 0.006355 continues at 0.004393",
+        ),
+        (
+            COSINE,
+            {"epochs": 3},
+            2,
+            0,
+            "0.02561 in epoch 1 to 0.0075 in epoch 2",
+            "--lr 0.06 continues at 0.015",
+        ),
+        (
+            COSINE,
+            {"cos": False},
+            3,
+            0,
+            "0.015 in epoch 2 to 0.03 in epoch 3",
+            "--lr 0.004393 continues at 0.004393",
+        ),
+        (
+            COSINE,
+            {"warmup_epochs": 3},
+            2,
+            0,
+            "0.02561 in epoch 1 to 0.02001",
+            "--lr 0.02249 continues at 0.015",
+        ),
         (STEPPED, {"lr": 0.0}, 2, 0, "0.5 in epoch 1 to 0 in epoch 2", ""),
-        (STEPPED, {"schedule": [2]}, 3, 0, "0.5 in epoch 2 to 0.05 in epoch 3", "--lr 5 continues at 0.5"),
+        (
+            STEPPED,
+            {"schedule": [2]},
+            3,
+            0,
+            "0.5 in epoch 2 to 0.05 in epoch 3",
+            "--lr 5 continues at 0.5",
+        ),
     ],
 )
-def test_a_jump_of_the_learning_rate_is_said_with_how_to_avoid_it(run, kind, old, changed, epoch, step, rates, advice):
+def test_a_jump_of_the_learning_rate_is_said_with_how_to_avoid_it(
+    run, kind, old, changed, epoch, step, rates, advice
+):
     saved = {"epoch": epoch, "step": step, "config": dataclasses.asdict(kind(data="DIR", **old))}
     config = kind(data="DIR", **old | changed)
     warn_of_rate(saved, config, run)
     [line] = run.log.lines
     [record] = run.log.records
-    assert (record["kind"], record["id"], f"warning: {record['text']}") == ("warning", "rate_jump", line)
+    assert (record["kind"], record["id"], f"warning: {record['text']}") == (
+        "warning",
+        "rate_jump",
+        line,
+    )
     assert rates in line and advice in line
     [flag] = (f"--{name.replace('_', '-')}" for name in changed)
     assert f"because of the changed {flag}" in line
@@ -282,7 +378,11 @@ def test_a_learning_rate_that_continues_is_not_mentioned(run, old, changed, epoc
         (dict(loss_ramp=True, epochs=12), dict(loss_ramp=True, epochs=6), "0.75 to 0.5, because"),
         (dict(epochs=6), dict(loss_ramp=True, epochs=6), "1 to 0.5, because"),
         (dict(loss_ramp=True, epochs=6), dict(loss_ramp=True, epochs=6), None),
-        (dict(loss_ramp=True, epochs=6), dict(loss_ramp=True, epochs=3), None),  # nothing is left to train
+        (
+            dict(loss_ramp=True, epochs=6),
+            dict(loss_ramp=True, epochs=3),
+            None,
+        ),  # nothing is left to train
         (dict(epochs=3), dict(epochs=6), None),
     ],
 )
@@ -307,7 +407,9 @@ def test_a_checkpoint_from_before_there_was_an_option_has_its_default(run, name,
     saved = content()
     del saved["config"][name]
     assert continues(saved, options(), run)
-    assert "and cannot be continued with another" in refused(continues, saved, options(**{name: value}), run)
+    assert "and cannot be continued with another" in refused(
+        continues, saved, options(**{name: value}), run
+    )
 
 
 @pytest.mark.parametrize(("before", "now"), [("t", ""), ("", "t")])
@@ -450,7 +552,12 @@ def parts(module, run, images, digest, **more):
     distillation = SimpleNamespace(distillers=[distiller], digest=digest, momentum=None)
     framework = SimpleNamespace(module=torch.nn.Identity())
     return SimpleNamespace(
-        config=distiller.config, run=run, images=images, framework=framework, distillation=distillation, **more
+        config=distiller.config,
+        run=run,
+        images=images,
+        framework=framework,
+        distillation=distillation,
+        **more,
     )
 
 
@@ -490,7 +597,9 @@ def test_a_network_whose_code_has_changed_is_refused_by_its_first_tensor(trainin
     saved = content(state_dict={}, mgd=module(training).state_dict())
     if part == "framework":
         training.framework.module = changed
-        saved["state_dict"] = {f"module.{name}": value for name, value in small(3).state_dict().items()}
+        saved["state_dict"] = {
+            f"module.{name}": value for name, value in small(3).state_dict().items()
+        }
     else:
         training.distillation.momentum = SimpleNamespace(module=changed)
         saved["momentum_encoder"] = small(3).state_dict()
@@ -500,7 +609,9 @@ def test_a_network_whose_code_has_changed_is_refused_by_its_first_tensor(trainin
 
 
 def test_other_frozen_parameters_than_the_checkpoint_s_are_refused():
-    one, two = (torch.optim.SGD([torch.nn.Parameter(torch.ones(3)) for _ in range(n)], 0.1) for n in (1, 2))
+    one, two = (
+        torch.optim.SGD([torch.nn.Parameter(torch.ones(3)) for _ in range(n)], 0.1) for n in (1, 2)
+    )
     message = refused(load_optimizer, two, one.state_dict(), options(resume="a.pth.tar"))
     assert "--resume a.pth.tar: the checkpoint does not fit the trained parameters: " in message
 
@@ -513,7 +624,9 @@ def module(training):
 @pytest.mark.parametrize("before", ["another", "a digest", ""])
 def test_a_teacher_of_other_weights_is_refused(training, before):
     """Also where its margins are the same. Older checkpoints have no digest."""
-    saved = content(options(teacher="old.pth"), state_dict={}, mgd=module(training).state_dict(), teacher=before)
+    saved = content(
+        options(teacher="old.pth"), state_dict={}, mgd=module(training).state_dict(), teacher=before
+    )
     saved["optimizer"] = training.optimizer.state_dict()
     if before == "another":
         message = "--teacher t: weights of SHA-256 a digest; expected another, those of old.pth, with which"
@@ -552,24 +665,42 @@ def test_the_factor_goes_on_as_the_share_says_or_the_option(training, before, no
     restore(saved, training)
     assert module(training).factor.item() == expected
     told = [line for line in training.run.log.lines if "loss factor" in line]
-    assert told == ([] if expected == 1 / 3 else [f"mgd: loss factor {expected:.6g}; it was 0.333333 in the checkpoint"])
+    assert told == (
+        []
+        if expected == 1 / 3
+        else [f"mgd: loss factor {expected:.6g}; it was 0.333333 in the checkpoint"]
+    )
 
 
 def test_a_share_that_was_not_measured_at_the_start_is_refused(run):
     saved = content(options(teacher="t", loss_share=0.0, loss_factor=1234567.0))
     message = refused(continues, saved, options(teacher="t"), run)
-    assert "--loss-share 10" in message and "epoch 3, step 0" in message and "give --loss-factor 1234567.0," in message
-    assert continues(content(), options(loss_share=0.1), run)  # without a teacher there is nothing to share
+    assert (
+        "--loss-share 10" in message
+        and "epoch 3, step 0" in message
+        and "give --loss-factor 1234567.0," in message
+    )
+    assert continues(
+        content(), options(loss_share=0.1), run
+    )  # without a teacher there is nothing to share
     for share in (0.0, 0.1, 0.2):
-        assert continues(content(options(teacher="t", loss_share=0.1)), options(teacher="t", loss_share=share), run)
+        assert continues(
+            content(options(teacher="t", loss_share=0.1)),
+            options(teacher="t", loss_share=share),
+            run,
+        )
 
 
 def test_an_epoch_that_is_begun_goes_on_with_the_same_images_alone():
     """Between epochs they may change; the order of packed images is not that of their folder."""
     images = Images("DIR/train", ["a"], Names.of(["a/1.png"] * 100), np.zeros(100), 0)
     training = SimpleNamespace(images=images, order=lambda epoch: f"order of epoch {epoch}")
-    assert "other images than DIR/train now has" in refused(restore, content(step=2, order="another"), training)
-    assert "within an epoch of 99 images" in refused(restore, content(step=2, images=99, order="order of epoch 3"), training)
+    assert "other images than DIR/train now has" in refused(
+        restore, content(step=2, order="another"), training
+    )
+    assert "within an epoch of 99 images" in refused(
+        restore, content(step=2, images=99, order="order of epoch 3"), training
+    )
 
 
 def test_a_checkpoint_does_not_go_on_in_the_folder_of_another_run(tmp_path):
@@ -578,7 +709,9 @@ def test_a_checkpoint_does_not_go_on_in_the_folder_of_another_run(tmp_path):
         folder.mkdir()
         (folder / "checkpoint_0002_000000.pth.tar").touch()
     run = StandIn(here)
-    assert "holds another run" in refused(check_place, options(resume=str(there / "checkpoint_0002_000000.pth.tar")), run)
+    assert "holds another run" in refused(
+        check_place, options(resume=str(there / "checkpoint_0002_000000.pth.tar")), run
+    )
     check_place(options(resume=str(here / "checkpoint_0002_000000.pth.tar")), run)
     assert run.log.lines == []
 
@@ -600,10 +733,15 @@ def test_a_checkpoint_resumes_by_another_name_of_its_folder_as_a_container_may_h
 def test_momenta_get_the_strides_of_their_parameters():
     """A checkpoint's are contiguous, parameters on a GPU are channels last."""
     weight = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
-    before, now = (torch.nn.Parameter(weight.to(memory_format=each)) for each in (torch.contiguous_format, torch.channels_last))
+    before, now = (
+        torch.nn.Parameter(weight.to(memory_format=each))
+        for each in (torch.contiguous_format, torch.channels_last)
+    )
     one, other = (torch.optim.SGD([each], 0.1, momentum=0.9) for each in (before, now))
     before.grad = weight.clone()
     one.step()
     load_optimizer(other, one.state_dict(), options())
-    found, expected = (each.state[each.param_groups[0]["params"][0]]["momentum_buffer"] for each in (other, one))
+    found, expected = (
+        each.state[each.param_groups[0]["params"][0]]["momentum_buffer"] for each in (other, one)
+    )
     assert torch.equal(found, expected) and found.stride() == now.stride() != expected.stride()

@@ -34,12 +34,23 @@ SETTINGS = [
 def test_the_rate_of_every_epoch_is_that_of_the_formula(setting):
     config = Config(**setting)
     for epoch in range(config.epochs):
-        expected = by_formula(epoch, config.lr, config.epochs, config.cos, config.schedule, config.warmup_epochs)
+        expected = by_formula(
+            epoch, config.lr, config.epochs, config.cos, config.schedule, config.warmup_epochs
+        )
         assert learning_rate(config, epoch) == pytest.approx(expected, rel=1e-12, abs=1e-15), epoch
 
 
 @pytest.mark.parametrize(
-    ("epoch", "rate"), [(0, 3e-5), (1, 0.01002), (2, 0.02001), (3, 0.029983), (100, 0.015), (150, 0.0043934), (199, 1.8506e-6)]
+    ("epoch", "rate"),
+    [
+        (0, 3e-5),
+        (1, 0.01002),
+        (2, 0.02001),
+        (3, 0.029983),
+        (100, 0.015),
+        (150, 0.0043934),
+        (199, 1.8506e-6),
+    ],
 )
 def test_rates_of_the_published_recipe(epoch, rate):
     assert learning_rate(Config(cos=True), epoch) == pytest.approx(rate, rel=1e-3)
@@ -81,7 +92,21 @@ def test_the_published_refreshes_are_before_training_and_after_these_epochs():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "Log", "every", "every:", "every:0", "every:-1", "every:1.5", "-1", "1,", ",1", "1, 2", "1;2"]
+    "text",
+    [
+        "",
+        "Log",
+        "every",
+        "every:",
+        "every:0",
+        "every:-1",
+        "every:1.5",
+        "-1",
+        "1,",
+        ",1",
+        "1, 2",
+        "1;2",
+    ],
 )
 def test_another_refresh_schedule_is_refused_with_what_there_is(text):
     with pytest.raises(RunError) as caught:
@@ -107,11 +132,17 @@ def saves(text, epochs, steps):
 @pytest.mark.parametrize("period", [1, 2, 3, 7, 10, 100])
 def test_checkpoints_come_every_so_many_epochs_or_steps(period, steps):
     epochs = 9
-    assert saves(str(period), epochs, steps) == [n * steps for n in range(1, epochs + 1) if n % period == 0]
-    assert saves(f"{period}steps", epochs, steps) == [n for n in range(1, epochs * steps + 1) if n % period == 0]
+    assert saves(str(period), epochs, steps) == [
+        n * steps for n in range(1, epochs + 1) if n % period == 0
+    ]
+    assert saves(f"{period}steps", epochs, steps) == [
+        n for n in range(1, epochs * steps + 1) if n % period == 0
+    ]
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "1.5", "steps", "0steps", "5 steps", "5step", "05", "auto"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "-1", "1.5", "steps", "0steps", "5 steps", "5step", "05", "auto"]
+)
 def test_another_period_is_refused_with_what_there_is(text):
     with pytest.raises(RunError) as caught:
         parse_save_every(text, "--save-every")

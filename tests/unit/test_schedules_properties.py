@@ -47,11 +47,17 @@ def test_the_cosine_falls_from_the_whole_rate_to_nothing_without_a_jump(config, 
 
 
 @given(configs(cos=False, longest=0), st.integers(0, 300), st.randoms(use_true_random=False))
-def test_the_rate_falls_tenfold_at_each_epoch_of_the_schedule_in_whatever_order_it_is_given(config, epoch, random):
-    shuffled = dataclasses.replace(config, schedule=random.sample(config.schedule, len(config.schedule)))
+def test_the_rate_falls_tenfold_at_each_epoch_of_the_schedule_in_whatever_order_it_is_given(
+    config, epoch, random
+):
+    shuffled = dataclasses.replace(
+        config, schedule=random.sample(config.schedule, len(config.schedule))
+    )
     assert learning_rate(config, epoch) == learning_rate(shuffled, epoch)
     drops = config.schedule.count(epoch + 1)
-    assert learning_rate(config, epoch + 1) == pytest.approx(learning_rate(config, epoch) * 0.1**drops)
+    assert learning_rate(config, epoch + 1) == pytest.approx(
+        learning_rate(config, epoch) * 0.1**drops
+    )
 
 
 @given(configs(cos=True) | configs(cos=False), st.floats(2**-10, 2**10), st.data())
@@ -59,7 +65,9 @@ def test_the_rate_is_never_above_the_one_asked_for_and_grows_with_it(config, fac
     epoch = data.draw(st.integers(0, config.epochs - 1))
     rate = learning_rate(config, epoch)
     assert 0 <= rate <= config.lr * (1 + 1e-12)
-    assert learning_rate(dataclasses.replace(config, lr=factor * config.lr), epoch) == pytest.approx(factor * rate)
+    assert learning_rate(
+        dataclasses.replace(config, lr=factor * config.lr), epoch
+    ) == pytest.approx(factor * rate)
 
 
 @given(st.integers(1, 50), st.integers(0, 500))

@@ -47,6 +47,8 @@ def test_no_source_reads_pickles_or_runs_text():
         r"yaml\.(?!safe_)\w*load\(",
         r"(?<![.\w])(eval|exec)\(",
     ]
-    sources = [path for package in ("job", "mgd", "moco") for path in (REPO / package).rglob("*.py")]
+    sources = [
+        path for package in ("job", "mgd", "moco") for path in (REPO / package).rglob("*.py")
+    ]
     assert len(sources) > 40
     assert [str(path) for path in sources if re.search("|".join(ways), path.read_text())] == []

@@ -35,7 +35,9 @@ def pytest_sessionfinish(session, exitstatus):
 
 def pytest_runtest_logreport(report):
     if RANK and report.failed:
-        print(f"{report.nodeid} on worker {RANK}:\n{report.longreprtext}", file=sys.stderr, flush=True)
+        print(
+            f"{report.nodeid} on worker {RANK}:\n{report.longreprtext}", file=sys.stderr, flush=True
+        )
 
 
 @pytest.hookimpl(trylast=True)

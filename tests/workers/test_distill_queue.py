@@ -19,7 +19,11 @@ class Teacher:
     """Gives maps that follow from the image alone."""
 
     def net(self, images):
-        return {"layer4": images.mean((1, 2, 3))[:, None, None, None] * torch.arange(1.0, T + 1).view(1, T, 1, 1) + 0.1}
+        return {
+            "layer4": images.mean((1, 2, 3))[:, None, None, None]
+            * torch.arange(1.0, T + 1).view(1, T, 1, 1)
+            + 0.1
+        }
 
 
 class Follower:
@@ -48,7 +52,9 @@ def batch(run, step, accumulate):
 def queue_after(run, accumulate, setting):
     distiller = build("similarity", similarity=setting, similarity_k=K)
     framework = type("Framework", (), {"distilled_views": 1})
-    distillation = Distillation(distiller.config, Networks(run, None, framework, Teacher()), [distiller])
+    distillation = Distillation(
+        distiller.config, Networks(run, None, framework, Teacher()), [distiller]
+    )
     for step in range(STEPS):
         for micro in batch(run, step, accumulate):
             distillation.targets(micro)

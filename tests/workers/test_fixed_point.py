@@ -40,28 +40,49 @@ def test_the_sum_is_that_of_one_worker_to_the_byte_and_autograd_s_to_rounding():
     fc, features, labels = batch()
     n = len(labels)
     groups = list(zip(features.split(GROUP), labels.split(GROUP), strict=True))
-    gradients_of(fc, (total_loss(fc, *group, n) for group in groups[comm.rank() * GROUPS :][:GROUPS]))
+    gradients_of(
+        fc, (total_loss(fc, *group, n) for group in groups[comm.rank() * GROUPS :][:GROUPS])
+    )
     found = [value.grad for value in fc.parameters()]
 
-    by_group = [torch.autograd.grad(total_loss(fc, *group, n), list(fc.parameters())) for group in reversed(groups)]
-    wholes = [sum((part * FIXED_POINT).round().long() for part in parts) for parts in zip(*by_group, strict=True)]
+    by_group = [
+        torch.autograd.grad(total_loss(fc, *group, n), list(fc.parameters()))
+        for group in reversed(groups)
+    ]
+    wholes = [
+        sum((part * FIXED_POINT).round().long() for part in parts)
+        for parts in zip(*by_group, strict=True)
+    ]
     alone = [whole.float() / FIXED_POINT for whole in wholes]
     doubled = nn.Linear(WIDTH, CLASSES).double()
     doubled.load_state_dict(fc.state_dict())
-    exact = torch.autograd.grad(total_loss(doubled, features.double(), labels, n), list(doubled.parameters()))
-    errors = [(one - other).abs().max() / other.abs().max() for one, other in zip(found, exact, strict=True)]
+    exact = torch.autograd.grad(
+        total_loss(doubled, features.double(), labels, n), list(doubled.parameters())
+    )
+    errors = [
+        (one - other).abs().max() / other.abs().max()
+        for one, other in zip(found, exact, strict=True)
+    ]
     same = all(torch.equal(*pair) for pair in zip(found, alone, strict=True))
     for worker_same, worst in allgather((same, max(errors).item()), "sums"):
         assert worker_same and worst < 1e-6
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 2 * LARGEST / FIXED_POINT], ids=str)
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, -math.inf, 2 * LARGEST / FIXED_POINT], ids=str
+)
 def test_a_gradient_that_is_not_finite_or_too_large_on_one_worker_is_found_on_all(value):
     fc = nn.Linear(2, 3)
     scale = torch.tensor(value if comm.rank() == comm.size() - 1 else 1.0)
     # The second of the two groups has finite gradients.
-    gradients = gradients_of(fc, [(fc.bias * scale).sum() + fc.weight.sum(), fc.bias.sum() + fc.weight.sum()])
-    outcome = (math.isfinite(gradients.norm()), gradients.beyond(), fc.weight.grad.isfinite().all().item())
+    gradients = gradients_of(
+        fc, [(fc.bias * scale).sum() + fc.weight.sum(), fc.bias.sum() + fc.weight.sum()]
+    )
+    outcome = (
+        math.isfinite(gradients.norm()),
+        gradients.beyond(),
+        fc.weight.grad.isfinite().all().item(),
+    )
     assert allgather(outcome, "found") == [(False, ["fc.bias"], True)] * comm.size()
 
 

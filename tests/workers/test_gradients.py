@@ -82,4 +82,12 @@ def test_gradients_and_losses_equal_those_of_one_worker_on_the_total_batch(train
     for prefix in ("moco", "distillers"):
         scale = max(both(name).abs().max().item() for name in names if name.startswith(prefix))
         assert scale > 0
-        assert max(error for worker in errors for name, error in worker.items() if name.startswith(prefix)) < 1e-5 * scale
+        assert (
+            max(
+                error
+                for worker in errors
+                for name, error in worker.items()
+                if name.startswith(prefix)
+            )
+            < 1e-5 * scale
+        )

@@ -17,7 +17,9 @@ from job.data.augment import CentreView, normalize
 from job.networks import build_resnet
 
 CLASSES = 3
-CONFIG = SimpleNamespace(image_size=16, precision="float32", workers=0, print_freq=10, max_bad_images=5, knn_k=0)
+CONFIG = SimpleNamespace(
+    image_size=16, precision="float32", workers=0, print_freq=10, max_bad_images=5, knn_k=0
+)
 
 
 def write_images(tmp_path_factory, train, val):
@@ -49,10 +51,16 @@ def features(net, images):
     items = [images.read(place) for place in range(len(images))]
     views = normalize(torch.stack([CentreView(16)(image) for image, _, bad in items if not bad]))
     body = torch.nn.Sequential(*list(net.children())[:-1])
-    return F.normalize(body(views).flatten(1), dim=1), torch.tensor([label for _, label, bad in items if not bad])
+    return F.normalize(body(views).flatten(1), dim=1), torch.tensor(
+        [label for _, label, bad in items if not bad]
+    )
 
 
-@pytest.mark.parametrize("train, val, batch", [(29, 13, 4), (29, 13, 64), (29, 3, 2)], ids=["", "few batches", "few images"])
+@pytest.mark.parametrize(
+    "train, val, batch",
+    [(29, 13, 4), (29, 13, 64), (29, 3, 2)],
+    ids=["", "few batches", "few images"],
+)
 def test_accuracy_is_that_of_one_process_with_all_features_in_one_matrix(
     tmp_path_factory, net, run, monkeypatch, train, val, batch
 ):
@@ -63,7 +71,9 @@ def test_accuracy_is_that_of_one_process_with_all_features_in_one_matrix(
     (bank, bank_labels), (asked, truth) = features(net, train), features(net, val)
     assert (len(bank), len(asked)) == (len(train) - 1, len(val) - (len(val) > 5))
     cosines, index = (asked @ bank.T).topk(len(train) // CLASSES, dim=1)
-    votes = torch.zeros(len(asked), CLASSES).scatter_add_(1, bank_labels[index], (cosines / 0.07).exp())
+    votes = torch.zeros(len(asked), CLASSES).scatter_add_(
+        1, bank_labels[index], (cosines / 0.07).exp()
+    )
     expected = 100 * (votes.argmax(1) == truth).double().mean().item()
     assert 0 < expected < 100 or len(val) == 3
     found = knn_accuracy(net, train, val, CONFIG, run)
@@ -79,17 +89,28 @@ def test_accuracy_is_that_of_one_process_with_all_features_in_one_matrix(
     )
 
 
-def test_k_may_be_given_and_images_without_a_label_neither_count_nor_vote(tmp_path_factory, net, run, monkeypatch):
+def test_k_may_be_given_and_images_without_a_label_neither_count_nor_vote(
+    tmp_path_factory, net, run, monkeypatch
+):
     monkeypatch.setattr(run, "bad_images", set())
     train, val = write_images(tmp_path_factory, 29, 13)
     (bank, bank_labels), (asked, truth) = features(net, train), features(net, val)
     for images, labels in ((train, bank_labels), (val, truth)):
         images.labels[::3] = -1
-        labels[:] = torch.tensor([label for place, label in enumerate(images.labels) if images.read(place)[2] == []])
-    bank, bank_labels, asked, truth = bank[bank_labels >= 0], bank_labels[bank_labels >= 0], asked[truth >= 0], truth[truth >= 0]
+        labels[:] = torch.tensor(
+            [label for place, label in enumerate(images.labels) if images.read(place)[2] == []]
+        )
+    bank, bank_labels, asked, truth = (
+        bank[bank_labels >= 0],
+        bank_labels[bank_labels >= 0],
+        asked[truth >= 0],
+        truth[truth >= 0],
+    )
     for k in (1, 4, 1000):
         cosines, index = (asked @ bank.T).topk(min(k, len(bank)), dim=1)
-        votes = torch.zeros(len(asked), CLASSES).scatter_add_(1, bank_labels[index], (cosines / 0.07).exp())
+        votes = torch.zeros(len(asked), CLASSES).scatter_add_(
+            1, bank_labels[index], (cosines / 0.07).exp()
+        )
         found = knn_accuracy(net, train, val, SimpleNamespace(**{**vars(CONFIG), "knn_k": k}), run)
         assert found.top1 == pytest.approx(100 * (votes.argmax(1) == truth).double().mean().item())
         assert (found.k, found.counted) == (min(k, len(bank)), len(asked))

@@ -21,7 +21,12 @@ from job.data import randomness
 from job.frameworks.moco import build_moco
 from steps import build_training, train
 
-B, K, DIM, STEPS = 4, 18, 16, 5  # no batch divides K, and the ring wraps even for one worker; batch norms of 2 are chaotic
+B, K, DIM, STEPS = (
+    4,
+    18,
+    16,
+    5,
+)  # no batch divides K, and the ring wraps even for one worker; batch norms of 2 are chaotic
 MOMENTUM, TEMPERATURE = 0.9, 0.2  # a momentum that moves the keys within STEPS
 SGD = {"lr": 0.03, "momentum": 0.9, "weight_decay": 1e-4}
 SEED = 3
@@ -70,10 +75,16 @@ def emulate(N, start):
     """Do what N workers of B images with MoCo's state `start` do; return every worker's logits, and the final state of each."""
     net = resnet18(num_classes=DIM)
     net.fc = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), net.fc)  # MoCo v2's head
-    query = {name: start[f"encoder_q.{name}"].clone().requires_grad_() for name, _ in net.named_parameters()}
+    query = {
+        name: start[f"encoder_q.{name}"].clone().requires_grad_()
+        for name, _ in net.named_parameters()
+    }
     key = {name: start[f"encoder_k.{name}"].clone() for name, _ in net.named_parameters()}
     norms = {
-        encoder: [{name: start[f"{encoder}.{name}"].clone() for name, _ in net.named_buffers()} for _ in range(N)]
+        encoder: [
+            {name: start[f"{encoder}.{name}"].clone() for name, _ in net.named_buffers()}
+            for _ in range(N)
+        ]
         for encoder in ("encoder_q", "encoder_k")
     }
     queue, place = start["queue"].clone(), 0
@@ -86,7 +97,9 @@ def emulate(N, start):
                 value.copy_(MOMENTUM * value + (1 - MOMENTUM) * query[name])
             k = torch.empty(N * B, DIM, dtype=torch.float64)
             for w, mixed in enumerate(permutation.split(B)):
-                k[mixed] = F.normalize(functional_call(net, (key, norms["encoder_k"][w]), key_views[mixed]))
+                k[mixed] = F.normalize(
+                    functional_call(net, (key, norms["encoder_k"][w]), key_views[mixed])
+                )
         optimizer.zero_grad()
         for w, (own, own_k) in enumerate(zip(query_views.split(B), k.split(B), strict=True)):
             q = F.normalize(functional_call(net, (query, norms["encoder_q"][w]), own))
@@ -101,8 +114,18 @@ def emulate(N, start):
             place = (place + 1) % K
 
     shared = {f"encoder_q.{name}": value.detach() for name, value in query.items()}
-    shared |= {f"encoder_k.{name}": value for name, value in key.items()} | {"queue": queue, "queue_ptr": torch.tensor([place])}
-    own = [{f"{encoder}.{name}": value for encoder in norms for name, value in norms[encoder][w].items()} for w in range(N)]
+    shared |= {f"encoder_k.{name}": value for name, value in key.items()} | {
+        "queue": queue,
+        "queue_ptr": torch.tensor([place]),
+    }
+    own = [
+        {
+            f"{encoder}.{name}": value
+            for encoder in norms
+            for name, value in norms[encoder][w].items()
+        }
+        for w in range(N)
+    ]
     return [torch.stack(logits) for logits in every], [shared | buffers for buffers in own]
 
 
@@ -141,7 +164,9 @@ def trained(run, tmp_path_factory):
             expected["logits"] = every
             parts = {part: [name for name in expected if of(name)] for part, of in PARTS.items()}
             moved.append({part: largest(expected, before, names) for part, names in parts.items()})
-            errors.append({part: largest(expected, after | own, names) for part, names in parts.items()})
+            errors.append(
+                {part: largest(expected, after | own, names) for part, names in parts.items()}
+            )
             errors[-1]["pointer"] = largest(expected, after, ["queue_ptr"])
     moved, errors = broadcast((moved, errors))
     return moved, errors, [shared for _, shared in workers]
@@ -200,11 +225,17 @@ def test_under_autocast_the_passes_alone_lose_precision():
     with torch.autocast("cpu", torch.bfloat16):
         logits, _, encoded = moco(share(views[0]), keys)
     keys, exact_keys = keys.total, exact_keys.total
-    assert (logits.dtype, keys.dtype, encoded["layer4"].dtype) == (torch.float32, torch.float32, torch.bfloat16)
+    assert (logits.dtype, keys.dtype, encoded["layer4"].dtype) == (
+        torch.float32,
+        torch.float32,
+        torch.bfloat16,
+    )
     torch.testing.assert_close(keys.norm(dim=1), torch.ones(len(keys)))
     logits.sum().backward()
     assert all(value.grad.dtype == torch.float32 for value in moco.encoder_q.parameters())
-    errors = allgather([(logits - exact).abs().max().item(), (keys - exact_keys).abs().max().item()], "lost")
+    errors = allgather(
+        [(logits - exact).abs().max().item(), (keys - exact_keys).abs().max().item()], "lost"
+    )
     assert 0 < max(error for pair in errors for error in pair) < 2 / TEMPERATURE / 5
 
 
@@ -213,9 +244,18 @@ def test_views_of_bytes_give_the_logits_of_their_normalised_floats():
     """In float32, as bytes are normalised to it: batch norm of 4 images leaves 1e-4 of a logit."""
     torch.manual_seed(0)
     moco = build_moco(comm, "resnet18", dim=DIM, K=K, T=TEMPERATURE)
-    bytes_, permutation = torch.randint(256, (2, comm.size() * B, 3, 32, 32), dtype=torch.uint8), torch.randperm(comm.size() * B)
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # of ImageNet
+    bytes_, permutation = (
+        torch.randint(256, (2, comm.size() * B, 3, 32, 32), dtype=torch.uint8),
+        torch.randperm(comm.size() * B),
+    )
+    mean, std = (
+        torch.tensor([0.485, 0.456, 0.406]),
+        torch.tensor([0.229, 0.224, 0.225]),
+    )  # of ImageNet
     floats = (bytes_ / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
-    of_bytes, of_floats = (moco(share(views[0]), moco.keys(share(views[1]), permutation)).logits for views in (bytes_, floats))
+    of_bytes, of_floats = (
+        moco(share(views[0]), moco.keys(share(views[1]), permutation)).logits
+        for views in (bytes_, floats)
+    )
     error = allgather((of_bytes - of_floats).abs().max().item(), "error")
     assert max(error) < 1e-3

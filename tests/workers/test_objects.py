@@ -47,7 +47,10 @@ def test_image_folders_arrive_as_they_were():
 
 def test_packed_images_arrive_as_they_were(tmp_path):
     (tmp_path / "train").mkdir()
-    write_shard(str(tmp_path / "train" / "a.tar"), [(number, f"c/{number}.png", 0, b"image") for number in range(5)])
+    write_shard(
+        str(tmp_path / "train" / "a.tar"),
+        [(number, f"c/{number}.png", 0, b"image") for number in range(5)],
+    )
     index(str(tmp_path), Log(speaks=False))
     images = scan(str(tmp_path), "train")
     found = decode(encode(images))
@@ -56,13 +59,17 @@ def test_packed_images_arrive_as_they_were(tmp_path):
 
 
 def test_backbones_arrive_as_they_were():
-    backbone = Backbone("resnet18", "small", 16, {"conv1.weight": torch.ones(2)}, "from here", "none", {"epoch": 3})
+    backbone = Backbone(
+        "resnet18", "small", 16, {"conv1.weight": torch.ones(2)}, "from here", "none", {"epoch": 3}
+    )
     found = decode(encode(backbone))
     assert torch.equal(found.state.pop("conv1.weight"), backbone.state.pop("conv1.weight"))
     assert found == backbone
 
 
-@pytest.mark.parametrize("hide", [lambda harm: [{"a": harm}], lambda harm: Names(np.zeros(1, dtype=np.uint8), harm)])
+@pytest.mark.parametrize(
+    "hide", [lambda harm: [{"a": harm}], lambda harm: Names(np.zeros(1, dtype=np.uint8), harm)]
+)
 def test_code_is_not_run(tmp_path, hide):
     content = encode(hide(Harmful(tmp_path / "harm")))
     with pytest.raises(pickle.UnpicklingError):

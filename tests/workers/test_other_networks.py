@@ -63,7 +63,9 @@ def train(training, steps, stop=None):
     config = training.config
     training.run.count = Count(STEPS)
     expectation = Expectation(config, training.framework, STEPS * NB)
-    journal = TrainingJournal(training.run, config, training.framework, training.distillation.names, expectation)
+    journal = TrainingJournal(
+        training.run, config, training.framework, training.distillation.names, expectation
+    )
     journal.start_epoch(0, config.lr)
 
     def batches():
@@ -83,7 +85,11 @@ def train(training, steps, stop=None):
 def digests(training):
     """Numbers of all tensors that are trained or saved, by name, also of this worker's own."""
     tensors = training.shared() | training.trained.state_dict()
-    return {name: replicas.digest(value).item() for name, value in tensors.items() if value.element_size() % 4 == 0}
+    return {
+        name: replicas.digest(value).item()
+        for name, value in tensors.items()
+        if value.element_size() % 4 == 0
+    }
 
 
 @pytest.mark.parametrize("pair", PAIRS)
@@ -98,7 +104,10 @@ def test_a_stopped_run_resumes_to_the_same_bytes(run, tmp_path, pair):
     path = f"{run.folder}/checkpoint_0000_{STOP:06d}.pth.tar"
     saved = run.on_first(lambda: load(path))
     resumed = build(run, tmp_path / "resumed", pair)
-    saved |= {"images": len(resumed.images), "order": resumed.order(0)}  # of files in another folder
+    saved |= {
+        "images": len(resumed.images),
+        "order": resumed.order(0),
+    }  # of files in another folder
     assert resume.restore(saved, resumed) == Position(0, STOP)
     assert not train(resumed, range(STOP, STEPS))
     found, expected = digests(resumed), digests(whole)

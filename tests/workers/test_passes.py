@@ -23,7 +23,11 @@ from mgd.distiller import MGDistiller
 from job.networks import build_resnet, stage_norms, with_features
 from runs import Kept
 
-IMAGES, BATCH, STAGES = 21, 2, [2, 4]  # 11 batches: one batch less for the last of two or four workers
+IMAGES, BATCH, STAGES = (
+    21,
+    2,
+    [2, 4],
+)  # 11 batches: one batch less for the last of two or four workers
 
 
 @pytest.fixture
@@ -48,13 +52,31 @@ def training(run, tmp_path, monkeypatch):
     (tmp_path / "train" / "class0" / "00.png").write_bytes(b"no image")
     torch.manual_seed(0)
     student, teacher = (build_resnet("resnet18", stem="small", width=8) for _ in range(2))
-    channels = {stage: (norm.num_features,) * 2 for stage, norm in stage_norms(student).items() if stage in STAGES}
-    config, images = Config(image_size=16, workers=0, max_bad_images=5), scan(str(tmp_path), "train", max_bad=5)
+    channels = {
+        stage: (norm.num_features,) * 2
+        for stage, norm in stage_norms(student).items()
+        if stage in STAGES
+    }
+    config, images = (
+        Config(image_size=16, workers=0, max_bad_images=5),
+        scan(str(tmp_path), "train", max_bad=5),
+    )
     distiller = object.__new__(MGD)
     distiller.config, distiller.module = config, MGDistiller(channels, factor=123.0)
-    framework = SimpleNamespace(encoder=with_features(student, STAGES).train(), reference=4.6, reference_text="ln(100)")
-    networks = Networks(run, images, framework, SimpleNamespace(net=with_features(teacher, STAGES).eval()))
-    return SimpleNamespace(config=config, run=run, images=images, student=student, distiller=distiller, networks=networks)
+    framework = SimpleNamespace(
+        encoder=with_features(student, STAGES).train(), reference=4.6, reference_text="ln(100)"
+    )
+    networks = Networks(
+        run, images, framework, SimpleNamespace(net=with_features(teacher, STAGES).eval())
+    )
+    return SimpleNamespace(
+        config=config,
+        run=run,
+        images=images,
+        student=student,
+        distiller=distiller,
+        networks=networks,
+    )
 
 
 def signal_last_worker(run, patch):
@@ -68,7 +90,9 @@ def every(value):
 
 
 def crops(training, chosen):
-    return centre_crops(training.images, list(range(chosen)), BATCH, training.config, training.run, "a pass")
+    return centre_crops(
+        training.images, list(range(chosen)), BATCH, training.config, training.run, "a pass"
+    )
 
 
 @pytest.mark.parametrize("chosen", [IMAGES, 5, 1, 0])
@@ -96,14 +120,18 @@ def test_a_signal_to_one_worker_stops_all_after_the_same_batch(training, monkeyp
                     signal_last_worker(training.run, signalled)
         except Stopped:
             stopped = True
-    assert every((stopped, done)) == [(True, count if last else min(2, count)) for count in every(own)]
+    assert every((stopped, done)) == [
+        (True, count if last else min(2, count)) for count in every(own)
+    ]
     assert every(len(list(crops(training, IMAGES)))) == every(own)
 
 
 WORK = {
     "refresh": lambda of: mgd.prepare_refresh(of.distiller, 1, of.networks),
     "factor": lambda of: loss_factor.measure_factor(of.distiller, of.networks, 0.3),
-    "k-NN": lambda training: knn.knn_accuracy(training.student, training.images, training.images, training.config, training.run),
+    "k-NN": lambda training: knn.knn_accuracy(
+        training.student, training.images, training.images, training.config, training.run
+    ),
 }
 
 
@@ -111,10 +139,19 @@ WORK = {
 def test_work_that_is_stopped_changes_and_records_nothing(training, monkeypatch, work):
     """The student is in train mode again, and its running statistics are as before."""
     student = training.networks.framework.encoder
-    parts = {"student": student, "teacher": training.networks.teacher.net, "distiller": training.distiller.module}
-    before = {name: {key: value.clone() for key, value in part.state_dict().items()} for name, part in parts.items()}
+    parts = {
+        "student": student,
+        "teacher": training.networks.teacher.net,
+        "distiller": training.distiller.module,
+    }
+    before = {
+        name: {key: value.clone() for key, value in part.state_dict().items()}
+        for name, part in parts.items()
+    }
 
-    hook = torch.nn.modules.module.register_module_forward_pre_hook(lambda *_: signal_last_worker(training.run, monkeypatch))
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda *_: signal_last_worker(training.run, monkeypatch)
+    )
     try:
         WORK[work](training)
         stopped = False
@@ -123,7 +160,11 @@ def test_work_that_is_stopped_changes_and_records_nothing(training, monkeypatch,
     hook.remove()
     monkeypatch.setattr(training.run.stop, "signal", None)
     after = {name: part.state_dict() for name, part in parts.items()}
-    same = all(torch.equal(value, after[name][key]) for name, old in before.items() for key, value in old.items())
+    same = all(
+        torch.equal(value, after[name][key])
+        for name, old in before.items()
+        for key, value in old.items()
+    )
     log = training.run.log
     assert every((stopped, same, log.lines, log.records)) == [(True, True, [], [])] * comm.size()
     assert every(student.training or work == "k-NN") == [True] * comm.size()

@@ -61,7 +61,10 @@ def assert_named(said, name):
         return
     assert len(set(said)) == 1
     assert f"the workers' networks are not the same {STEP}: 1 of " in said[0]
-    assert f"the first is {name}, where worker {comm.size() - 1} has other bytes than worker 0" in said[0]
+    assert (
+        f"the first is {name}, where worker {comm.size() - 1} has other bytes than worker 0"
+        in said[0]
+    )
 
 
 def test_workers_that_agree_pass(net, optimizer):
@@ -99,7 +102,9 @@ def test_a_momentum_that_differs_is_named(net, optimizer):
 def test_a_teacher_that_differs_is_named(net, optimizer):
     """All take its gradients alike, so that nothing else would differ."""
     teacher = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-    teacher.load_state_dict({name: torch.ones_like(value) for name, value in teacher.state_dict().items()})
+    teacher.load_state_dict(
+        {name: torch.ones_like(value) for name, value in teacher.state_dict().items()}
+    )
     if is_last():
         teacher.weight.data[2, 1, 0, 2] += 1e-3
     distillation = Distillation(None, SimpleNamespace(teacher=Teacher(teacher, {}, "", "")), [])
@@ -136,5 +141,7 @@ def test_all_that_differs_is_counted_and_the_first_named(net):
             flip(net.state_dict()[name])
     for said in caught(replicas.shared(net)):
         if comm.size() > 1:
-            assert "3 of " in said and "the first is queue, " in said  # first in the state, as checkpoints have it
+            assert (
+                "3 of " in said and "the first is queue, " in said
+            )  # first in the state, as checkpoints have it
             assert f"where worker {0 if comm.size() > 2 else 1} has other bytes" in said

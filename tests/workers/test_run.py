@@ -53,7 +53,9 @@ def test_an_error_of_the_first_worker_is_everyones_with_its_text_and_code(run, c
     def fail():
         raise RunError(f"worker {run.rank} has found nothing", code)
 
-    assert raised(lambda: run.on_first(fail)) == [("worker 0 has found nothing", code)] * comm.size()
+    assert (
+        raised(lambda: run.on_first(fail)) == [("worker 0 has found nothing", code)] * comm.size()
+    )
 
 
 def test_on_all_gives_each_worker_its_own_result(run):
@@ -121,11 +123,20 @@ def test_going_back_names_the_checkpoints_that_are_replaced(run, monkeypatch, tm
         monkeypatch.setattr(run, name, value)
     monkeypatch.setattr(run, "log", Log(speaks=run.rank == 0))
     for epoch in (1, 3):
-        saved = {"epoch": epoch, "step": 0, "images": 56, "config": {"batch_size": 8}, "workers": run.size}
+        saved = {
+            "epoch": epoch,
+            "step": 0,
+            "images": 56,
+            "config": {"batch_size": 8},
+            "workers": run.size,
+        }
         run.begin({"batch_size": 8}, saved, 56, "auto")
         run.log.close()
     later = [record["later"] for record in of_kind(tmp_path, "resumed")]
-    assert every(later)[0] == [["checkpoint_0002_000000.pth.tar", "checkpoint_0003_000000.pth.tar"], []]
+    assert every(later)[0] == [
+        ["checkpoint_0002_000000.pth.tar", "checkpoint_0003_000000.pth.tar"],
+        [],
+    ]
 
 
 @pytest.fixture
@@ -154,7 +165,9 @@ def test_bad_images_are_the_same_set_everywhere_each_named_once(run, ranks, many
         assert sorted(named) == sorted(files)
 
 
-@pytest.mark.parametrize("old, new", [("/data/a", "/staged/b"), ("/data/two\u3000words", "/data/two\u3000words")])
+@pytest.mark.parametrize(
+    "old, new", [("/data/a", "/staged/b"), ("/data/two\u3000words", "/data/two\u3000words")]
+)
 def test_bad_images_of_data_that_has_moved_count_once(run, old, new, ranks, many):
     """As those of a checkpoint do; and all images of a root are found to be bad if its name does not print."""
     paths = [f"{old}/train/{name}" for name in ranks]
@@ -194,7 +207,9 @@ def test_images_that_are_all_bad_end_all_workers(run, root, twice, ranks):
     assert raised(lambda: run.note_bad_images([], 100, images)) == [None] * comm.size()
 
 
-@pytest.fixture(params=[name for name in task.LAUNCHERS if name != "srun"])  # which is run for real in tests/slurm
+@pytest.fixture(
+    params=[name for name in task.LAUNCHERS if name != "srun"]
+)  # which is run for real in tests/slurm
 def launcher(request, monkeypatch):
     """(name, size -> None): a launcher whose variables can be set as if it had started so many tasks."""
     for variables in task.LAUNCHERS.values():

@@ -71,7 +71,9 @@ def test_an_option_that_differs_is_named_with_worker_and_node(changed, text):
 def test_of_several_differences_the_first_is_named_and_the_others_are_counted():
     more = "; other differences: 2"
     found = outcome(seed=1, lr=0.5, arch="resnet34")
-    assert found == expected("--lr 0.5 {}: expected 0.03", "Start all workers with the same options", more)
+    assert found == expected(
+        "--lr 0.5 {}: expected 0.03", "Start all workers with the same options", more
+    )
 
 
 def test_another_package_is_named_before_the_options(monkeypatch):
@@ -99,10 +101,14 @@ def test_another_program_is_named_first(monkeypatch, tmp_path):
         monkeypatch.undo()
     advice = "Install the same version, or use the same image, on all nodes"
     more = "; other differences: 1"
-    assert outcome(seed=1) == expected(f"this program's files {other} {{}}: expected {own}", advice, more)
+    assert outcome(seed=1) == expected(
+        f"this program's files {other} {{}}: expected {own}", advice, more
+    )
 
 
-@pytest.mark.parametrize(("own", "its", "least"), [("AVX512", "AVX2", "avx2"), ("DEFAULT", "SVE256", "default")])
+@pytest.mark.parametrize(
+    ("own", "its", "least"), [("AVX512", "AVX2", "avx2"), ("DEFAULT", "SVE256", "default")]
+)
 def test_other_cpu_kernels_are_named_unless_workers_have_gpus(monkeypatch, own, its, least):
     kernels = its if comm.rank() == odd() else own
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: kernels)
@@ -196,8 +202,12 @@ def test_most_workers_have_the_expected_value():
     line = same_start.difference(["a", "a", "b", "b", "b"], found)
     assert line.startswith("--seed 1 on workers 0, 2 (node a, b): expected 0, as on worker 1. ")
     line = same_start.difference(["a"] * 20, [{"--seed": "0"}] * 11 + [{"--seed": "1"}] * 9)
-    assert line.startswith("--seed 1 on workers 11, 12, 13, 14, 15, 16, 17, 18, ... (node a): expected 0")
+    assert line.startswith(
+        "--seed 1 on workers 11, 12, 13, 14, 15, 16, 17, 18, ... (node a): expected 0"
+    )
 
 
 def test_text_arrives_as_it_was():
-    assert allgather_text(f"{comm.rank()} ü" * (comm.rank() + 1), "text") == [f"{n} ü" * (n + 1) for n in range(comm.size())]
+    assert allgather_text(f"{comm.rank()} ü" * (comm.rank() + 1), "text") == [
+        f"{n} ü" * (n + 1) for n in range(comm.size())
+    ]

@@ -12,7 +12,11 @@ B = 5
 def permutations():
     """Of the total batch: every image stays, all go to the other end, and random ones."""
     NB, generator = comm.size() * B, torch.Generator().manual_seed(3)
-    return [torch.arange(NB), torch.arange(NB).flip(0), *(torch.randperm(NB, generator=generator) for _ in range(20))]
+    return [
+        torch.arange(NB),
+        torch.arange(NB).flip(0),
+        *(torch.randperm(NB, generator=generator) for _ in range(20)),
+    ]
 
 
 def received(images, shuffle):
@@ -23,7 +27,11 @@ def received(images, shuffle):
 @pytest.fixture(scope="module")
 def travelled():
     """For each permutation the images that every worker received; image i of the total batch shows i in each pixel."""
-    mine = torch.arange(comm.rank() * B, (comm.rank() + 1) * B, dtype=torch.uint8).view(B, 1, 1, 1).expand(B, 3, 4, 4)
+    mine = (
+        torch.arange(comm.rank() * B, (comm.rank() + 1) * B, dtype=torch.uint8)
+        .view(B, 1, 1, 1)
+        .expand(B, 3, 4, 4)
+    )
     found = [received(mine, Shuffle(comm, permutation))[0] for permutation in permutations()]
     return [allgather(images, f"received.{i}") for i, images in enumerate(found)]
 
@@ -44,14 +52,20 @@ def test_a_worker_receives_the_images_that_the_permutation_gives_it(travelled):
 def test_a_part_of_a_worker_is_what_a_worker_of_its_own_would_encode():
     """With as many parts as images each is alone: in the order of the permutation, not of the images that came."""
     mine = torch.arange(comm.rank() * B, (comm.rank() + 1) * B).view(B, 1)
-    parts = [received(mine, Shuffle(comm, permutation, B)).flatten() for permutation in permutations()]
+    parts = [
+        received(mine, Shuffle(comm, permutation, B)).flatten() for permutation in permutations()
+    ]
     found = allgather([images.tolist() for images in parts], "parts")
-    assert [sum(workers, []) for workers in zip(*found, strict=True)] == [permutation.tolist() for permutation in permutations()]
+    assert [sum(workers, []) for workers in zip(*found, strict=True)] == [
+        permutation.tolist() for permutation in permutations()
+    ]
 
 
 def test_a_worker_receives_the_bytes_of_one_batch_whatever_the_number_of_workers(travelled):
     for workers in travelled:
-        assert all(images.dtype == torch.uint8 and images.shape == (B, 3, 4, 4) for images in workers)
+        assert all(
+            images.dtype == torch.uint8 and images.shape == (B, 3, 4, 4) for images in workers
+        )
 
 
 @pytest.mark.parametrize("parts", [1, B])

@@ -26,17 +26,26 @@ def test_every_image_is_encoded_once_and_its_key_comes_back_to_its_place():
     wrong = []
     for parts, b, shape, dtype, permutation in cases():
         NB = len(permutation)
-        total = torch.arange(NB, dtype=dtype).view(-1, *[1] * len(shape)).expand(NB, *shape)  # image i shows i everywhere
+        total = (
+            torch.arange(NB, dtype=dtype).view(-1, *[1] * len(shape)).expand(NB, *shape)
+        )  # image i shows i everywhere
         shuffle = Shuffle(comm, permutation, parts)
         images = shuffle.receive(shuffle.send(total.chunk(comm.size())[comm.rank()]))
         seen = images.flatten(2)[:, :, 0] if shape else images  # (parts, b)
-        keys = torch.stack([seen.flatten().float(), torch.full((parts * b,), float(comm.rank()))], dim=1)
+        keys = torch.stack(
+            [seen.flatten().float(), torch.full((parts * b,), float(comm.rank()))], dim=1
+        )
         back = shuffle.gather(shuffle.spread(keys))  # (NB, 2)
         encoder = torch.empty(NB)
         encoder[permutation] = torch.arange(comm.size()).repeat_interleave(parts * b).float()
         first = (comm.rank() * parts + torch.arange(parts)) * b
         mine = [sorted(permutation[start : start + b].tolist()) for start in first.tolist()]
-        right = torch.equal(images, seen.view(parts, b, *[1] * len(shape)).expand_as(images)) and seen.tolist() == mine
-        if not (right and torch.equal(back, torch.stack([torch.arange(NB).float(), encoder], dim=1))):
+        right = (
+            torch.equal(images, seen.view(parts, b, *[1] * len(shape)).expand_as(images))
+            and seen.tolist() == mine
+        )
+        if not (
+            right and torch.equal(back, torch.stack([torch.arange(NB).float(), encoder], dim=1))
+        ):
             wrong.append((parts, b, shape, dtype, permutation.tolist()))
     assert allgather(wrong, "wrong") == [[]] * comm.size()

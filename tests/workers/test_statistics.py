@@ -10,7 +10,11 @@ from job.cluster.objects import allgather
 def build(rank):
     """A network of the statistics that worker `rank` has."""
     generator = torch.Generator().manual_seed(rank)
-    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(2, affine=False)))
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 1),
+        nn.BatchNorm2d(4),
+        nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(2, affine=False)),
+    )
     with torch.no_grad():
         for value in net.parameters():
             value.fill_(rank)
@@ -21,7 +25,11 @@ def build(rank):
 
 def buffers(net):
     """Mean, then variance, of each norm in the order of the network."""
-    return [value for norm in (net[1], net[2][0], net[2][1]) for value in (norm.running_mean, norm.running_var)]
+    return [
+        value
+        for norm in (net[1], net[2][0], net[2][1])
+        for value in (norm.running_mean, norm.running_var)
+    ]
 
 
 def flat(net):

@@ -14,7 +14,9 @@ from job.data.views import CentreViews
 from job.engine.gradients import Gradients
 from job.cluster import guard, watchdog
 
-pytestmark = pytest.mark.skipif(os.environ.get("HOROVOD_SIZE", "1") == "1", reason="one worker has no watchdog")
+pytestmark = pytest.mark.skipif(
+    os.environ.get("HOROVOD_SIZE", "1") == "1", reason="one worker has no watchdog"
+)
 
 
 def seen_while_waiting(look, wait) -> list:
@@ -39,7 +41,10 @@ def test_a_worker_that_waits_says_for_what_and_the_others_say_where_they_are(run
         assert "waits for 'total' at job/engine/totals.py:" in first
         assert len(others) == comm.size() - 1
         for rank, other in enumerate(others, 1):
-            assert other.startswith(f"rank {rank} on ") and "is at tests/workers/test_watchdog.py:" in other
+            assert (
+                other.startswith(f"rank {rank} on ")
+                and "is at tests/workers/test_watchdog.py:" in other
+            )
 
 
 def test_a_worker_that_waits_for_a_gradient_names_it(run):
@@ -73,7 +78,10 @@ def test_a_worker_without_a_batch_names_what_is_read(run, tmp_path):
     looking.start()
     next(batches)
     looking.join()
-    assert said[0].startswith("has no batch for ") and f"its loader process reads {images.path(2)}, at job/data/" in said[0]
+    assert (
+        said[0].startswith("has no batch for ")
+        and f"its loader process reads {images.path(2)}, at job/data/" in said[0]
+    )
     assert run.watchdog.doing().startswith("is at ")
 
 
@@ -84,7 +92,9 @@ def test_the_wait_is_counted_for_one_collective_alone(run):
         return first, run.watchdog.waited()
 
     for _ in range(2):
-        for first, second in seen_while_waiting(waits, lambda: comm.total(torch.ones(2), "watched")):
+        for first, second in seen_while_waiting(
+            waits, lambda: comm.total(torch.ones(2), "watched")
+        ):
             assert first < 0.7 and 0.25 < second - first < 1
     assert run.watchdog.waited() < 0.1
 
@@ -95,7 +105,9 @@ def test_a_higher_rank_leaves_the_report_to_a_lower_one_that_waits(run):
         time.sleep(1)
     seen = []
     if comm.rank() == 1:
-        looking = threading.Thread(target=lambda: (time.sleep(2), seen.append(run.watchdog.report(5))))
+        looking = threading.Thread(
+            target=lambda: (time.sleep(2), seen.append(run.watchdog.report(5)))
+        )
         looking.start()
     if comm.rank() == comm.size() - 1:
         time.sleep(4)
@@ -119,7 +131,9 @@ def test_clients_of_other_addresses_get_nothing(run):
         assert stranger.recv(100) == b""
 
 
-@pytest.mark.parametrize("line", ["", "\n", "a b\n", "a " + "0" * 64 + "\n", "\0" * 20000, "ü ü\n"], ids=range(6))
+@pytest.mark.parametrize(
+    "line", ["", "\n", "a b\n", "a " + "0" * 64 + "\n", "\0" * 20000, "ü ü\n"], ids=range(6)
+)
 def test_a_stranger_on_the_job_s_nodes_gets_a_nonce_alone(run, line):
     with socket.create_connection(own(run), timeout=15) as stranger:
         try:
@@ -133,7 +147,10 @@ def test_a_stranger_on_the_job_s_nodes_gets_a_nonce_alone(run, line):
 
 def test_a_recorded_proof_gets_no_answer(run):
     key = run.watchdog.server.key
-    with socket.create_connection(own(run), timeout=5) as worker, socket.create_connection(own(run), timeout=5) as stranger:
+    with (
+        socket.create_connection(own(run), timeout=5) as worker,
+        socket.create_connection(own(run), timeout=5) as stranger,
+    ):
         own_nonce = worker.makefile().readline().strip()
         proof = f"nonce {guard.prove(key, 'ask', 'nonce', own_nonce)}\n".encode()
         worker.sendall(proof)
@@ -151,7 +168,16 @@ def test_silent_clients_hold_up_no_answer(run):
 
 
 @pytest.mark.parametrize(
-    "said", ["", "\n\n", "waits for 'x' at y", "a\n\x1b[2J b\n", "a\n" + "0" * 64 + " is at z\n", "x" * 2**20], ids=range(6)
+    "said",
+    [
+        "",
+        "\n\n",
+        "waits for 'x' at y",
+        "a\n\x1b[2J b\n",
+        "a\n" + "0" * 64 + " is at z\n",
+        "x" * 2**20,
+    ],
+    ids=range(6),
 )
 def test_a_stand_in_at_another_worker_s_port_is_not_believed(run, monkeypatch, said):
     """As one that takes the port of a worker that has ended."""

@@ -13,7 +13,9 @@ from job.show.read.tail import Follower
 
 MOST_FOLDERS = 10_000  # of one log: an array's jobs may share it
 FILES = ("config.yaml", "metrics.jsonl", "log.txt")
-OLD_FOLDER = re.compile(r"\S+: run's folder: (.*)")  # in the logs of earlier versions, which have no records
+OLD_FOLDER = re.compile(
+    r"\S+: run's folder: (.*)"
+)  # in the logs of earlier versions, which have no records
 
 
 class JobLog:
@@ -80,7 +82,9 @@ def find(path: Path, logs: Logs) -> list[Place]:
     if os.path.isfile(path):
         return of_log(path, logs)
     if not os.path.isdir(path):
-        raise RunError(f"{path}: no such file or folder; give a run's folder, one that holds runs, or a SLURM job's log")
+        raise RunError(
+            f"{path}: no such file or folder; give a run's folder, one that holds runs, or a SLURM job's log"
+        )
     if is_run(path):
         return [Place(path)]
     found = {os.path.realpath(folder): Place(folder) for folder in inside(path, {})}
@@ -91,7 +95,9 @@ def find(path: Path, logs: Logs) -> list[Place]:
             places = [Place(file, problem=str(error))]
         found |= {os.path.realpath(place.path): place for place in places}
     if not found:
-        raise RunError(f"{path} holds no run, and no log of a SLURM job: no config.yaml, metrics.jsonl or log.txt there or below")
+        raise RunError(
+            f"{path} holds no run, and no log of a SLURM job: no config.yaml, metrics.jsonl or log.txt there or below"
+        )
     return list(found.values())
 
 
@@ -102,7 +108,11 @@ def is_run(folder: Path) -> bool:
 
 def natural(path: Path) -> list:
     """Sorts 2 before 10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name) if part]
+    return [
+        (int(part), "") if part.isdecimal() else (-1, part)
+        for part in re.split(r"(\d+)", path.name)
+        if part
+    ]
 
 
 def inside(path: Path, seen: dict[str, int], depth: int = 3) -> Iterator[Path]:
@@ -111,7 +121,10 @@ def inside(path: Path, seen: dict[str, int], depth: int = 3) -> Iterator[Path]:
         return
     seen[os.path.realpath(path)] = depth
     with contextlib.suppress(OSError):
-        for folder in sorted((entry for entry in path.iterdir() if os.path.isdir(entry) and entry.name[0] != "."), key=natural):
+        for folder in sorted(
+            (entry for entry in path.iterdir() if os.path.isdir(entry) and entry.name[0] != "."),
+            key=natural,
+        ):
             if is_run(folder):
                 yield folder
             elif depth > 1:
@@ -126,7 +139,9 @@ def of_log(path: Path, logs: Logs) -> list[Place]:
         return [Place(path.parent)]
     if os.path.getsize(path) == 0:
         return [Place(path, logs[path])]
-    raise RunError(f"{path} names no run's folder that is here: expected the log of a SLURM job; give the run's folder")
+    raise RunError(
+        f"{path} names no run's folder that is here: expected the log of a SLURM job; give the run's folder"
+    )
 
 
 def runs_of(path: Path, logs: Logs) -> list[Place]:

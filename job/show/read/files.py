@@ -21,4 +21,6 @@ def opened(path: str | os.PathLike[str], at_most: int = LARGEST) -> Iterator[Bin
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise RunError(f"{path}: {error.strerror or error}; expected a file that you may read") from None
+        raise RunError(
+            f"{path}: {error.strerror or error}; expected a file that you may read"
+        ) from None

@@ -23,9 +23,14 @@ from job.yaml_files import LONGEST_FILE, pairs
 
 STAMP = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (.*)")
 DECLARED = {kind: get_type_hints(fields) for kind, fields in KINDS.items()}  # {kind: {field: type}}
-REQUIRED: dict[str, frozenset[str]] = {kind: fields.__required_keys__ for kind, fields in KINDS.items()}  # type: ignore[attr-defined]
+REQUIRED: dict[str, frozenset[str]] = {
+    kind: fields.__required_keys__ for kind, fields in KINDS.items()
+}  # type: ignore[attr-defined]
 PUBLISHED = 64  # job.networks.WIDTH, without torch, which would take mgd-watch seconds
-LONGEST_RECORD, LONGEST_LINE = 2**20, 2000  # bytes of a line of metrics.jsonl, characters of one of log.txt
+LONGEST_RECORD, LONGEST_LINE = (
+    2**20,
+    2000,
+)  # bytes of a line of metrics.jsonl, characters of one of log.txt
 MOST_COLUMNS = 200  # numbers that a step has
 STAGES = range(1, 10)
 CHECKPOINT = re.compile(r"checkpoint_(\d+)_(\d+)\.pth\.tar")  # epochs and steps that are done
@@ -70,7 +75,9 @@ class Records:
 
     def __init__(self) -> None:
         self.steps, self.damaged = Columns(), 0
-        self.others: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS if kind != "step"}
+        self.others: dict[str, list[dict[str, Any]]] = {
+            kind: [] for kind in KINDS if kind != "step"
+        }
         self.warnings: list[str] = []
 
     def add(self, line: bytes) -> None:
@@ -126,7 +133,11 @@ class History:
     @property
     def kind(self) -> str:
         """The program whose run it is: "linear" or "train"."""
-        return "linear" if "pretrained" in self.options or "top1" in self.steps or self.validation else "train"
+        return (
+            "linear"
+            if "pretrained" in self.options or "top1" in self.steps or self.validation
+            else "train"
+        )
 
     def in_force(self, name: str, now: float, epochs: np.ndarray) -> np.ndarray:
         """Return "batch_size" or "steps_an_epoch" in each of `epochs` (n,), given its value `now`."""
@@ -146,7 +157,9 @@ def read_run(folder: str | Path) -> History:
     starts = records.others["start"]
     options = options_of(starts[-1]) if starts else read(folder / "config.yaml", read_options, {})
     if not (options or records):
-        raise RunError(f"{folder} holds no run: config.yaml and metrics.jsonl are missing or empty; give a run's --out")
+        raise RunError(
+            f"{folder} holds no run: config.yaml and metrics.jsonl are missing or empty; give a run's --out"
+        )
     steps = records.steps.arrays()
     return History(
         folder=folder,
@@ -185,7 +198,12 @@ def read(path: Path, parse: Callable[[str], Any], otherwise: Any) -> Any:
 def find_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run's folder, oldest first."""
     found = ((CHECKPOINT.fullmatch(path.name), path) for path in folder.glob("checkpoint_*"))
-    return [path for *_, path in sorted((int(match[1]), int(match[2]), path) for match, path in found if match)]
+    return [
+        path
+        for *_, path in sorted(
+            (int(match[1]), int(match[2]), path) for match, path in found if match
+        )
+    ]
 
 
 def read_options(text: str) -> dict[str, Any]:
@@ -212,7 +230,9 @@ def losses_of(start: Mapping[str, Any], names: Collection[str]) -> list[str]:
 
     start: the record of the last start; {} in a run of an earlier version.
     """
-    return [name for name in dict.fromkeys((EARLIER["start"] | dict(start))["losses"]) if name in names]
+    return [
+        name for name in dict.fromkeys((EARLIER["start"] | dict(start))["losses"]) if name in names
+    ]
 
 
 def is_option(value: object) -> bool:
@@ -252,7 +272,9 @@ def is_sound(kind: str, record: dict[str, Any]) -> bool:
     declared: dict[str, Any] = DECLARED.get(kind, {})
     other = float if kind in COURSE or not kind else object
     complete = record.keys() >= REQUIRED.get(kind, frozenset())
-    return complete and all(is_of(value, declared.get(name, other)) for name, value in record.items())
+    return complete and all(
+        is_of(value, declared.get(name, other)) for name, value in record.items()
+    )
 
 
 def is_of(value: object, expected: Any) -> bool:
@@ -268,7 +290,9 @@ def warning_of(kind: str, record: dict[str, Any]) -> str:
     """Return a record in a line if it is a hint, a warning, or an end by an error; otherwise nothing."""
     if kind == "end" and record["how"] == "error":
         kind = "error"
-    return f"{kind}: {record['text']}"[:LONGEST_LINE] if kind in ("hint", "warning", "error") else ""
+    return (
+        f"{kind}: {record['text']}"[:LONGEST_LINE] if kind in ("hint", "warning", "error") else ""
+    )
 
 
 def is_number(value: object) -> bool:
@@ -282,7 +306,9 @@ def read_lines(text: str) -> list[tuple[float, str]]:
     lines = []
     for match in found:
         try:
-            lines.append((datetime.datetime.fromisoformat(match[1]).timestamp(), match[2][:LONGEST_LINE]))
+            lines.append(
+                (datetime.datetime.fromisoformat(match[1]).timestamp(), match[2][:LONGEST_LINE])
+            )
         except (ValueError, OverflowError):
             continue
     return lines

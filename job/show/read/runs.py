@@ -45,7 +45,9 @@ class Shown:
     @functools.cached_property
     def epochs(self) -> np.ndarray:
         """Return the epochs, with fractions, that were done after each of the n steps, (n,)."""
-        return self.epochs_after(*(self.history.steps.get(name, np.zeros(0)) for name in ("epoch", "step")))
+        return self.epochs_after(
+            *(self.history.steps.get(name, np.zeros(0)) for name in ("epoch", "step"))
+        )
 
     def epochs_after(self, epochs: np.ndarray, steps: np.ndarray) -> np.ndarray:
         """Return the epochs, with fractions, that were done after each of the `steps` (n,) of `epochs` (n,)."""
@@ -91,7 +93,9 @@ def find_runs(given: Iterable[str]) -> list[Shown]:
         except RunError as error:
             problems.append(error)
     if len(found) > MOST_RUNS:
-        raise RunError(f"{len(found)} runs: expected at most {MOST_RUNS} in a report. Name some of them")
+        raise RunError(
+            f"{len(found)} runs: expected at most {MOST_RUNS} in a report. Name some of them"
+        )
     for place in found:
         try:
             history = read_place(place)
@@ -104,13 +108,18 @@ def find_runs(given: Iterable[str]) -> list[Shown]:
         print(f"passed over: {problem}", file=sys.stderr)
     places = {"train": itertools.count(), "linear": itertools.count()}
     labels = tell_apart(list(histories))
-    return [Shown(label, next(places[h.kind]), h) for label, h in zip(labels, histories.values(), strict=True)]
+    return [
+        Shown(label, next(places[h.kind]), h)
+        for label, h in zip(labels, histories.values(), strict=True)
+    ]
 
 
 def read_place(place: Place) -> History:
     """Read the run at a place. RunError: there is none, or none yet."""
     if place.problem or place.waits():
-        raise RunError(place.problem or f"{place.path} has no run yet: its job waits for its first step")
+        raise RunError(
+            place.problem or f"{place.path} has no run yet: its job waits for its first step"
+        )
     return read_run(place.path)
 
 
@@ -120,6 +129,14 @@ def tell_apart(folders: list[Path]) -> list[str]:
     def name(folder: Path) -> str:
         first = 2 if folder.name.isdigit() else 1
         ends = (folder.parts[-depth:] for depth in itertools.count(first))
-        return printable("/".join(next(end for end in ends if sum(other.parts[-len(end) :] == end for other in folders) == 1)))
+        return printable(
+            "/".join(
+                next(
+                    end
+                    for end in ends
+                    if sum(other.parts[-len(end) :] == end for other in folders) == 1
+                )
+            )
+        )
 
     return [name(folder) for folder in folders]

@@ -46,7 +46,9 @@ class Follower(Generic[Told]):
                 while self.offset < status.st_size:
                     file.seek(self.offset)
                     block = file.read(BLOCK)
-                    whole = block.rfind(b"\n") + 1 or len(block) // BLOCK * BLOCK  # no line is as long as that
+                    whole = (
+                        block.rfind(b"\n") + 1 or len(block) // BLOCK * BLOCK
+                    )  # no line is as long as that
                     if not whole:
                         return
                     self.told.add(block[:whole])
@@ -77,7 +79,9 @@ class Curve:
 
     def columns(self, most: int, since: int = 0) -> list[float]:
         """The means in at most `most` columns of equal width, from a step to the last; NaN where steps are missing."""
-        found = {place: sums for place, sums in self.sums.items() if place * self.width >= since} or self.sums
+        found = {
+            place: sums for place, sums in self.sums.items() if place * self.width >= since
+        } or self.sums
         if not found:
             return []
         first, last = min(found), max(found)

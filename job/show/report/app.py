@@ -35,7 +35,11 @@ CURVES = {
 def main(argv: list[str] | None = None) -> None:
     """Run `job.show.report` on the command line's options."""
     with reported():
-        parser = Parser(prog="mgd-report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser = Parser(
+            prog="mgd-report",
+            description=__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         parser.add_argument(
             "runs",
             metavar="RUN",
@@ -44,7 +48,11 @@ def main(argv: list[str] | None = None) -> None:
             help="a run's folder, one that holds runs, as of a job array, or a job's log",
         )
         parser.add_argument(
-            "--out", metavar="FILE", type=expand, default="report.html", help="default: report.html; its pictures lie beside it"
+            "--out",
+            metavar="FILE",
+            type=expand,
+            default="report.html",
+            help="default: report.html; its pictures lie beside it",
         )
         parser.add_argument(
             "--data",
@@ -55,40 +63,71 @@ def main(argv: list[str] | None = None) -> None:
             help="where the runs' images are on this machine; may be given again",
         )
         parser.add_argument(
-            "--teacher", metavar="FILE", type=expand, default="", help="where the runs' teacher is on this machine"
+            "--teacher",
+            metavar="FILE",
+            type=expand,
+            default="",
+            help="where the runs' teacher is on this machine",
         )
-        parser.add_argument("--no-features", action="store_true", help="leave out what needs networks, images and time")
+        parser.add_argument(
+            "--no-features",
+            action="store_true",
+            help="leave out what needs networks, images and time",
+        )
         given = parser.parse_args(argv)
         out = Path(given.out)
         if out.is_dir() or out.suffix not in (".html", ".htm"):
-            raise RunError(f"--out {out}: expected a file such as {out / 'report.html' if out.is_dir() else 'report.html'}")
+            raise RunError(
+                f"--out {out}: expected a file such as {out / 'report.html' if out.is_dir() else 'report.html'}"
+            )
         runs = find_runs(given.runs)
-        html, pictures = render(runs, out, None if given.no_features else (given.data, given.teacher))
+        html, pictures = render(
+            runs, out, None if given.no_features else (given.data, given.teacher)
+        )
         save(out, html, pictures)
         number = f"{len(runs)} run{'s' * (len(runs) > 1)}"
-        print(f"wrote {out}: {len(html) / 1e6:.1f} MB, {number}; {len(pictures)} pictures in {beside(out)}")
+        print(
+            f"wrote {out}: {len(html) / 1e6:.1f} MB, {number}; {len(pictures)} pictures in {beside(out)}"
+        )
 
 
-def render(runs: Sequence[Shown], out: Path, elsewhere: tuple[list[str], str] | None) -> tuple[bytes, list[Picture]]:
+def render(
+    runs: Sequence[Shown], out: Path, elsewhere: tuple[list[str], str] | None
+) -> tuple[bytes, list[Picture]]:
     """Return the report's HTML and its pictures. elsewhere: data and teacher where they are not empty; None: no features."""
     now = time.time()
     trained = [run for run in runs if run.history.kind == "train"]
     classified = [run for run in runs if run.history.kind == "linear"]
     with rc_context(STYLE):
-        sections = {name: [picture for draw in some if (picture := draw(trained))] for name, some in CURVES.items()}
+        sections = {
+            name: [picture for draw in some if (picture := draw(trained))]
+            for name, some in CURVES.items()
+        }
         sections["linear"] = [picture for draw in (curves.linear,) if (picture := draw(classified))]
         notes = []
         if elsewhere and trained:
             from job.show.report.images import look_inside  # it takes seconds to import
 
             seen = look_inside(trained, *elsewhere)
-            sections |= {"maps": seen.maps, "neighbours": seen.neighbours, "embedding": seen.embeddings}
+            sections |= {
+                "maps": seen.maps,
+                "neighbours": seen.neighbours,
+                "embedding": seen.embeddings,
+            }
             notes = seen.notes
     template = jinja2.Environment(
-        autoescape=True, finalize=cleaned, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        autoescape=True,
+        finalize=cleaned,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
-    template.filters["data_uri"] = lambda picture: "data:image/png;base64," + base64.b64encode(picture.png).decode()
-    html = template.from_string((resources.files("job.show.report") / "report.html").read_text()).render(
+    template.filters["data_uri"] = lambda picture: (
+        "data:image/png;base64," + base64.b64encode(picture.png).decode()
+    )
+    html = template.from_string(
+        (resources.files("job.show.report") / "report.html").read_text()
+    ).render(
         runs=runs,
         made=time.strftime("%Y-%m-%d %H:%M", time.localtime(now)),
         overview=tables.overview(runs),
@@ -96,12 +135,22 @@ def render(runs: Sequence[Shown], out: Path, elsewhere: tuple[list[str], str] | 
         notes=notes,
         features=bool(elsewhere and trained),
         results=tables.linear_results(runs),
-        differing=[table for some in (trained, classified) if (table := tables.options_of(some, differing=True))],
-        options=[table for some in (trained, classified) if (table := tables.options_of(some, differing=False))],
+        differing=[
+            table
+            for some in (trained, classified)
+            if (table := tables.options_of(some, differing=True))
+        ],
+        options=[
+            table
+            for some in (trained, classified)
+            if (table := tables.options_of(some, differing=False))
+        ],
         checkpoints=tables.checkpoints(runs, out.parent, now),
         warnings=tables.warnings(runs),
     )
-    return html.encode(errors="backslashreplace"), [picture for some in sections.values() for picture in some]
+    return html.encode(errors="backslashreplace"), [
+        picture for some in sections.values() for picture in some
+    ]
 
 
 def cleaned(value: object) -> object:
@@ -122,4 +171,7 @@ def save(out: Path, html: bytes, pictures: Sequence[Picture]) -> None:
             write_whole(str(beside(out) / f"{picture.name}.png"), picture.png)
         write_whole(str(out), html)
     except OSError as error:
-        raise RunError(f"cannot write {error.filename or out}: {error.strerror or error}; choose another --out", code=1) from None
+        raise RunError(
+            f"cannot write {error.filename or out}: {error.strerror or error}; choose another --out",
+            code=1,
+        ) from None

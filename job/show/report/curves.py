@@ -10,7 +10,17 @@ from matplotlib.axes import Axes
 from job.metrics.bounds import DEAD, RANK, STD
 from job.metrics.schema import own_size
 from job.show.read.runs import Shown
-from job.show.report.style import Picture, draw_points, draw_steps, finish, look, marker, name_of, name_runs, new_figure
+from job.show.report.style import (
+    Picture,
+    draw_points,
+    draw_steps,
+    finish,
+    look,
+    marker,
+    name_of,
+    name_runs,
+    new_figure,
+)
 
 EPOCHS = "epochs"
 REFERENCE: dict[str, Any] = {"color": "#555555", "linewidth": 1.0, "linestyle": (0, (1, 2))}
@@ -36,7 +46,14 @@ def mark_guessing(axes: Axes, runs: Sequence[Shown]) -> None:
     """Draw the loss of guessing."""
     for loss, K in guessing(runs).items():
         axes.axhline(loss, **REFERENCE)
-        axes.annotate(f"ln({K} + 1)", (1, loss), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=9)
+        axes.annotate(
+            f"ln({K} + 1)",
+            (1, loss),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="bottom",
+            fontsize=9,
+        )
 
 
 def loss(runs: Sequence[Shown]) -> Picture | None:
@@ -50,14 +67,18 @@ def loss(runs: Sequence[Shown]) -> Picture | None:
     mark_guessing(axes, shown)
     axes.set(xlabel=EPOCHS, ylabel="loss")
     name_runs(figure)
-    reading = "The thick line is the mean over some steps, the faint one each step. " + normal_loss(shown)
+    reading = "The thick line is the mean over some steps, the faint one each step. " + normal_loss(
+        shown
+    )
     return finish(figure, "loss", "Loss", reading, f"Loss over the epochs of {names(shown)}")
 
 
 def normal_loss(runs: Sequence[Shown]) -> str:
     """The normal course of the loss with the runs' frameworks."""
     normal = []
-    if start := " or ".join(f"ln(K + 1) = {value:.2f} (K = {K} negatives)" for value, K in guessing(runs).items()):
+    if start := " or ".join(
+        f"ln(K + 1) = {value:.2f} (K = {K} negatives)" for value, K in guessing(runs).items()
+    ):
         normal.append(
             "Normal with MoCo: near 0 in the very first steps, while the queue still holds random keys; then near the loss of "
             f"guessing, {start}, plus the distillation loss if there is a teacher; from there it falls. One that stays at the "
@@ -95,7 +116,11 @@ def parts(runs: Sequence[Shown]) -> Picture | None:
     for run in [run for run in taught if run in shown]:
         distillation = run.column("distillation")
         loss = own_size(run.history.steps, run.history.losses)
-        draw_steps(panels[2], run, np.divide(distillation, loss, out=np.full_like(loss, np.nan), where=loss > 0))
+        draw_steps(
+            panels[2],
+            run,
+            np.divide(distillation, loss, out=np.full_like(loss, np.nan), where=loss > 0),
+        )
     if taught:
         panels[1].set(title="distillation loss", xlabel=EPOCHS, yscale="log")
         panels[2].set(title="ratio", xlabel=EPOCHS, yscale="log")
@@ -109,7 +134,11 @@ def parts(runs: Sequence[Shown]) -> Picture | None:
         "--loss-share, or a higher --loss-factor, makes the pull lighter."
     )
     return finish(
-        figure, "parts", "Parts of the loss", reading, f"Framework's and distillation loss, and their ratio, of {names(shown)}"
+        figure,
+        "parts",
+        "Parts of the loss",
+        reading,
+        f"Framework's and distillation loss, and their ratio, of {names(shown)}",
     )
 
 
@@ -129,7 +158,13 @@ def accuracy(runs: Sequence[Shown]) -> Picture | None:
         "Soon near 100 again: the task is too easy, as when the queue is short or the two views share a clue. Near 0 for long: "
         "the learning rate is too high, or the images are too much alike."
     )
-    return finish(figure, "accuracy", "Contrast accuracy", reading, f"Contrast accuracy over the epochs of {names(shown)}")
+    return finish(
+        figure,
+        "accuracy",
+        "Contrast accuracy",
+        reading,
+        f"Contrast accuracy over the epochs of {names(shown)}",
+    )
 
 
 def neighbours(runs: Sequence[Shown]) -> Picture | None:
@@ -140,9 +175,13 @@ def neighbours(runs: Sequence[Shown]) -> Picture | None:
     measured = any("knn_auc" in record for run in shown for record in run.history.knn)
     axes, *others = figure.subplots(1, 2 if measured else 1, squeeze=False)[0]
     for run in shown:
-        draw_points(axes, run, [r["epoch"] for r in run.history.knn], [r["knn"] for r in run.history.knn])
+        draw_points(
+            axes, run, [r["epoch"] for r in run.history.knn], [r["knn"] for r in run.history.knn]
+        )
         last = run.history.knn[-1]
-        where: dict[str, Any] = dict(xytext=(8, 0), textcoords="offset points", va="center", fontsize=9)
+        where: dict[str, Any] = dict(
+            xytext=(8, 0), textcoords="offset points", va="center", fontsize=9
+        )
         axes.annotate(f"{last['knn']:.1f}", (last["epoch"], last["knn"]), **where)
     axes.set(xlabel=EPOCHS, ylabel="k-NN top-1, %")
     axes.set_xlim(left=0)
@@ -160,14 +199,18 @@ def neighbours(runs: Sequence[Shown]) -> Picture | None:
             "images: 0.5 if they vary in all directions alike, 1 if in one. Of two students of the same "
             "width, the one with the higher AUC is nearer to collapse."
         )
-    return finish(figure, "knn", "k-NN accuracy", reading, f"k-NN accuracy over the epochs of {names(shown)}")
+    return finish(
+        figure, "knn", "k-NN accuracy", reading, f"k-NN accuracy over the epochs of {names(shown)}"
+    )
 
 
 def draw_auc(axes: Axes, runs: Sequence[Shown]) -> None:
     """Draw the AUC of the features' singular values over the epochs."""
     for run in runs:
         records = run.history.knn
-        draw_points(axes, run, [r["epoch"] for r in records], [r.get("knn_auc", math.nan) for r in records])
+        draw_points(
+            axes, run, [r["epoch"] for r in records], [r.get("knn_auc", math.nan) for r in records]
+        )
     axes.set(xlabel=EPOCHS, ylabel="AUC of singular values")
     axes.set_xlim(left=0)
 
@@ -181,7 +224,9 @@ def rate(runs: Sequence[Shown]) -> Picture | None:
     for run in shown:
         epochs, rates = run.epochs, run.column("lr")
         changes = np.flatnonzero(np.diff(rates, prepend=np.nan, append=np.nan))
-        first_of = np.searchsorted(run.column("epoch"), refreshed := sorted({r["epoch"] for r in run.history.refreshes}))
+        first_of = np.searchsorted(
+            run.column("epoch"), refreshed := sorted({r["epoch"] for r in run.history.refreshes})
+        )
         at = np.concatenate([changes, changes[1:] - 1, [len(rates) - 1]]).clip(0, len(rates) - 1)
         at.sort()
         axes.plot(epochs[at], rates[at], **look(run), label=name_of(run))
@@ -200,7 +245,13 @@ def rate(runs: Sequence[Shown]) -> Picture | None:
         "The rate of each epoch; a hollow mark stands where a run solved its matching anew. Normal: a few refreshes, most of "
         "them early, while the student's channels still change their meaning."
     )
-    return finish(figure, "rate", "Learning rate and refreshes", reading, f"Learning rate over the epochs of {names(shown)}")
+    return finish(
+        figure,
+        "rate",
+        "Learning rate and refreshes",
+        reading,
+        f"Learning rate over the epochs of {names(shown)}",
+    )
 
 
 def collapse(runs: Sequence[Shown]) -> Picture | None:
@@ -212,13 +263,27 @@ def collapse(runs: Sequence[Shown]) -> Picture | None:
     panels = figure.subplots(1, 3 if ranked else 2)
     for run in shown:
         records = run.history.signs
-        places = np.array([(record["epoch"], record["step"]) for record in records], dtype=float)  # (n, 2)
+        places = np.array(
+            [(record["epoch"], record["step"]) for record in records], dtype=float
+        )  # (n, 2)
         x = run.epochs_after(*places.T).tolist()
-        dead = [100 * max((share for name, share in r.items() if name.startswith("dead_")), default=math.nan) for r in records]
+        dead = [
+            100
+            * max(
+                (share for name, share in r.items() if name.startswith("dead_")), default=math.nan
+            )
+            for r in records
+        ]
         ranks = [[r.get("queue_rank", math.nan) for r in records]] * ranked
-        for axes, values in zip(panels, ([r["feature_std"] for r in records], dead, *ranks), strict=True):
+        for axes, values in zip(
+            panels, ([r["feature_std"] for r in records], dead, *ranks), strict=True
+        ):
             draw_points(axes, run, x, values, markersize=5)
-    titles = ("spread of the features", "dead channels, %, worst stage", *["rank of the queue"] * ranked)
+    titles = (
+        "spread of the features",
+        "dead channels, %, worst stage",
+        *["rank of the queue"] * ranked,
+    )
     for axes, title, bound in zip(panels, titles, (STD, 100 * DEAD, *[RANK] * ranked), strict=True):
         axes.set(title=title, xlabel=EPOCHS)
         axes.axhline(bound, **REFERENCE)
@@ -248,7 +313,12 @@ def linear(runs: Sequence[Shown]) -> Picture | None:
     axes = figure.subplots()
     for run in shown:
         records = run.history.validation
-        draw_points(axes, run, [record["epoch"] + 1 for record in records], [record["val_top1"] for record in records])
+        draw_points(
+            axes,
+            run,
+            [record["epoch"] + 1 for record in records],
+            [record["val_top1"] for record in records],
+        )
     axes.set(xlabel="epochs of the classifier", ylabel="validation top-1, %")
     axes.set_xlim(left=0)
     name_runs(figure)
@@ -256,4 +326,10 @@ def linear(runs: Sequence[Shown]) -> Picture | None:
         "The validation accuracy of a linear classifier on frozen features. Normal: it rises quickly, jumps where the rate "
         "falls tenfold, and ends above the k-NN accuracy. A classifier on a random network is the floor."
     )
-    return finish(figure, "linear", "Linear classification", reading, f"Validation accuracy over the epochs of {names(shown)}")
+    return finish(
+        figure,
+        "linear",
+        "Linear classification",
+        reading,
+        f"Validation accuracy over the epochs of {names(shown)}",
+    )

@@ -24,7 +24,10 @@ from job.networks import ARCHS, DEPTH, Network, fold_norms, with_features
 from job.show.read.history import History
 from mgd.cost import channel_cost
 
-IMAGES, CLASSES = 1000, 10  # at most, of which features are taken; more classes than ten cannot be told apart in a picture
+IMAGES, CLASSES = (
+    1000,
+    10,
+)  # at most, of which features are taken; more classes than ten cannot be told apart in a picture
 WORK = 5e11  # floating point operations of a run's features, at most: some 10 s of a core
 MATCHED = 16  # images on which matched channels are compared
 SHOWN = 4  # of them in a picture
@@ -92,8 +95,12 @@ def newest_student(history: History) -> Student:
         if not isinstance(content.get("mgd"), dict):
             raise RunError(f"{path} is none of job.train")
         named = {stage: content["mgd"].get(f"matching{stage}") for stage in range(1, DEPTH + 1)}
-        matchings = {stage: matching for stage, matching in named.items() if torch.is_tensor(matching)}
-        return Student(backbone, matchings, checked(history.options | backbone.meta["config"]), path)
+        matchings = {
+            stage: matching for stage, matching in named.items() if torch.is_tensor(matching)
+        }
+        return Student(
+            backbone, matchings, checked(history.options | backbone.meta["config"]), path
+        )
     raise RunError(errors[0] if errors else f"{history.folder} has no checkpoint yet")
 
 
@@ -101,7 +108,9 @@ def checked(options: dict) -> dict:
     """Return the options that show what a student sees. RunError: they ask for images of an unusual size."""
     size, arch = options.get("image_size"), options.get("teacher_arch")
     if not isinstance(size, int) or not SMALLEST <= size <= LARGEST:
-        raise RunError(f"image_size {size}: expected {SMALLEST} to {LARGEST} pixels to show what a network sees")
+        raise RunError(
+            f"image_size {size}: expected {SMALLEST} to {LARGEST} pixels to show what a network sees"
+        )
     more = options.get("more_data")
     places = [options.get("data", ""), *(more if isinstance(more, list) else [])]
     resized = options.get("teacher_size", 0)
@@ -126,7 +135,9 @@ def read_teacher(student: Student, path: str) -> Network:
     arch, size = student.options["teacher_arch"], student.options["teacher_size"]
     backbone = read_backbone(path, arch, arch_flag="", download=False, size=size)
     if backbone.is_resnet and student.backbone.is_resnet and backbone.stem != student.backbone.stem:
-        raise RunError(f"{path} has the {backbone.stem} stem, the student the {student.backbone.stem} one")
+        raise RunError(
+            f"{path} has the {backbone.stem} stem, the student the {student.backbone.stem} one"
+        )
     return network(backbone, student.options["image_size"])
 
 
@@ -161,14 +172,21 @@ def read_sample(places: tuple[str, ...], size: int) -> Sample:
         images = scan(held_out or folders, *VALIDATION, "train")
         views = CentreViews(images, size)
         prepare_process()
-        read = [(view, label) for view, label, bad in map(views.__getitem__, choose(images)) if not bad]
+        read = [
+            (view, label) for view, label, bad in map(views.__getitem__, choose(images)) if not bad
+        ]
     if len(read) < 2:
         raise RunError(f"{images.root} has fewer than two images that can be decoded")
     root = images.root
     for place, folder in zip(places, folders, strict=True):
         root = root.replace(folder, place)  # the digits may lie in a folder of a moment
     classes = [*images.classes, "no label"]
-    return Sample(torch.stack([view for view, _ in read]), np.array([label for _, label in read]), classes, root)
+    return Sample(
+        torch.stack([view for view, _ in read]),
+        np.array([label for _, label in read]),
+        classes,
+        root,
+    )
 
 
 def choose(images: Images) -> list[int]:
@@ -200,7 +218,12 @@ def nearest(features: torch.Tensor, queries: list[int], k: int) -> tuple[np.ndar
 
 def fits(matching: torch.Tensor, S: int, T: int) -> bool:
     """Whether this matches each of S student channels with channels among T of a teacher, none of them twice."""
-    if matching.dtype != torch.int64 or matching.dim() != 2 or matching.shape[1] != S or matching.numel() > T:
+    if (
+        matching.dtype != torch.int64
+        or matching.dim() != 2
+        or matching.shape[1] != S
+        or matching.numel() > T
+    ):
         return False
     return bool(matching.numel() and matching.min() >= 0 and matching.max() < T)
 
@@ -217,9 +240,15 @@ def matches(student: Student, teacher: Network, views: torch.Tensor) -> dict[int
     ours, theirs = (with_features(net, stages, output=None)(inputs) for net in (own, teacher))
     found: dict[int, list[Match]] = {}
     for stage in stages:
-        s, t, matching = ours[f"layer{stage}"], theirs[f"layer{stage}"], student.matchings[stage]  # (n, S, H, W), (n, T, H, W)
+        s, t, matching = (
+            ours[f"layer{stage}"],
+            theirs[f"layer{stage}"],
+            student.matchings[stage],
+        )  # (n, S, H, W), (n, T, H, W)
         if not fits(matching, s.shape[1], t.shape[1]) or s.shape[2:] != t.shape[2:]:
-            raise RunError(f"the teacher's stage {stage} has not the channels that the run matched: name its file with --teacher")
+            raise RunError(
+                f"the teacher's stage {stage} has not the channels that the run matched: name its file with --teacher"
+            )
         costs = channel_cost(s, t)[torch.arange(s.shape[1]), matching] / len(views)  # (G, S)
         means, (best, group) = costs.mean(0), costs.min(0)
         order = means.argsort().tolist()
@@ -227,7 +256,13 @@ def matches(student: Student, teacher: Network, views: torch.Tensor) -> dict[int
         for place in dict.fromkeys([0, 1, 2, len(order) // 2]):
             a = order[place]
             b = int(matching[group[a], a])
-            correlation = torch.corrcoef(torch.stack([s[:, a].flatten(), t[:, b].flatten()]))[0, 1].nan_to_num().item()
+            correlation = (
+                torch.corrcoef(torch.stack([s[:, a].flatten(), t[:, b].flatten()]))[0, 1]
+                .nan_to_num()
+                .item()
+            )
             maps = s[:SHOWN, a].numpy(), t[:SHOWN, b].numpy()
-            found[stage].append(Match((a, b), place, means[a].item(), best[a].item(), correlation, *maps))
+            found[stage].append(
+                Match((a, b), place, means[a].item(), best[a].item(), correlation, *maps)
+            )
     return found

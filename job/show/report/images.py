@@ -49,7 +49,15 @@ def look_inside(runs: Sequence[Shown], data: Sequence[str], teacher: str) -> See
 
     data, teacher: where they are on this machine; if empty, where the runs' options say.
     """
-    seen = Seen([], [], [], [f"{run.label}: left out; the networks of the first {RUNS} runs are shown" for run in runs[RUNS:]])
+    seen = Seen(
+        [],
+        [],
+        [],
+        [
+            f"{run.label}: left out; the networks of the first {RUNS} runs are shown"
+            for run in runs[RUNS:]
+        ],
+    )
     slugs = slugs_of([run.label for run in runs[:RUNS]])
     embedded: dict[Sample, list[tuple[str, torch.Tensor]]] = {}
     for run in runs[:RUNS]:
@@ -65,10 +73,19 @@ def look_inside(runs: Sequence[Shown], data: Sequence[str], teacher: str) -> See
         seen.neighbours.append(neighbour_grid(run.label, slugs[run.label], sample, features))
         try:
             if student.matchings:
-                found = matches(student, read_teacher(student, teacher or student.options["teacher"]), sample.views[:MATCHED])
-                seen.maps += [matched_maps(run.label, slugs[run.label], stage, some, sample) for stage, some in found.items()]
+                found = matches(
+                    student,
+                    read_teacher(student, teacher or student.options["teacher"]),
+                    sample.views[:MATCHED],
+                )
+                seen.maps += [
+                    matched_maps(run.label, slugs[run.label], stage, some, sample)
+                    for stage, some in found.items()
+                ]
         except RunError as error:
-            seen.notes.append(f"{run.label}: {error}; the teacher's file can be named with --teacher")
+            seen.notes.append(
+                f"{run.label}: {error}; the teacher's file can be named with --teacher"
+            )
     for sample, found_in in embedded.items():
         seen.embeddings.append(embeddings(found_in, sample, len(seen.embeddings)))
     return seen
@@ -90,7 +107,9 @@ def matched_maps(label: str, slug: str, stage: int, found: list[Match], sample: 
     """Images, and under each the maps of matched channels of the student and the teacher side by side."""
     shown = min(SHOWN, len(sample.views))
     figure = new_figure(1.25 * (1 + len(found)))
-    grid = figure.subplots(1 + len(found), 1 + 2 * shown, width_ratios=[1.35] + [1] * (2 * shown), squeeze=False)
+    grid = figure.subplots(
+        1 + len(found), 1 + 2 * shown, width_ratios=[1.35] + [1] * (2 * shown), squeeze=False
+    )
     for axes in grid[:, 0]:
         axes.set_axis_off()
     for image in range(shown):
@@ -99,7 +118,9 @@ def matched_maps(label: str, slug: str, stage: int, found: list[Match], sample: 
     for row, match in zip(grid[1:], found, strict=True):
         which = f"no. {match.rank + 1} in cost" if match.rank < 3 else "the middle one"
         a, b = match.channels
-        figures = f"cost {match.cost:.2f}, corr. {match.correlation:.2f}\nmean cost {match.mean:.2f}"
+        figures = (
+            f"cost {match.cost:.2f}, corr. {match.correlation:.2f}\nmean cost {match.mean:.2f}"
+        )
         words = f"{which}\nstudent {a}\nteacher {b}\n{figures}"
         row[0].text(0, 0.5, words, va="center", fontsize=9.5, transform=row[0].transAxes)
         for offset, maps in enumerate((match.student, match.teacher)):
@@ -119,7 +140,9 @@ def matched_maps(label: str, slug: str, stage: int, found: list[Match], sample: 
     if found[0].student[0].size == 1:
         reading += " Here each map is one position, of which the cost sees no more than the sign."
     alt = f"Maps of matched channels of {label} and its teacher in stage {stage}, of cost {costs}, for {shown} images"
-    return finish(figure, f"maps-{slug}-{stage}", f"Matched channels of {label}, stage {stage}", reading, alt)
+    return finish(
+        figure, f"maps-{slug}-{stage}", f"Matched channels of {label}, stage {stage}", reading, alt
+    )
 
 
 def neighbour_grid(label: str, slug: str, sample: Sample, features: torch.Tensor) -> Picture:
@@ -138,7 +161,9 @@ def neighbour_grid(label: str, slug: str, sample: Sample, features: torch.Tensor
         for axes, value, name in zip(row[1:], cosine, label_of[1:], strict=True):
             same = name == label_of[0]
             right += same
-            axes.set_xlabel(f"{1 - value:.2f}" + ("" if same else "  other"), fontsize=9.5, labelpad=5)
+            axes.set_xlabel(
+                f"{1 - value:.2f}" + ("" if same else "  other"), fontsize=9.5, labelpad=5
+            )
             for spine in axes.spines.values() if not same else ():
                 spine.set_position(("outward", 3))
                 spine.set_linewidth(2.5)
@@ -172,12 +197,22 @@ def embeddings(found: Sequence[tuple[str, torch.Tensor]], sample: Sample, number
             name = plain(shorten(sample.classes[label]))
             if re.fullmatch("[0-9A-Za-z]", name):
                 mark = f"${name}$"
-            axes.scatter(*some.T, s=30 if columns < 3 else 22, marker=mark, color=colour, linewidths=0.3, alpha=0.85, label=name)
+            axes.scatter(
+                *some.T,
+                s=30 if columns < 3 else 22,
+                marker=mark,
+                color=colour,
+                linewidths=0.3,
+                alpha=0.85,
+                label=name,
+            )
         axes.set(title=plain(shorten(title, 32)), xticks=[], yticks=[])
         axes.grid(visible=False)
     handles, names = panels[0].get_legend_handles_labels()
     if not all(re.fullmatch("[0-9A-Za-z]", name) for name in names):  # else the marks are the names
-        figure.legend(handles, names, loc="outside lower center", ncols=min(5, len(names)), markerscale=1.5)
+        figure.legend(
+            handles, names, loc="outside lower center", ncols=min(5, len(names)), markerscale=1.5
+        )
     reading = (
         f"Each mark is an image of {sample.root}, near those with like features ({' or '.join(sorted(how))}); colour and "
         "mark are its label. Directions and the size of gaps mean nothing. Normal: images of a label lie together more and "
@@ -192,7 +227,9 @@ def flatten(features: np.ndarray) -> tuple[np.ndarray, str]:
     """Features (n, C) in two dimensions, (n, 2), the same each time; and by which method."""
     if len(features) < POINTS_OF_TSNE:
         return PCA(2, random_state=0).fit_transform(features), "principal components"
-    return TSNE(2, perplexity=min(30.0, len(features) / 4), init="pca", random_state=0).fit_transform(features), "t-SNE"
+    return TSNE(
+        2, perplexity=min(30.0, len(features) / 4), init="pca", random_state=0
+    ).fit_transform(features), "t-SNE"
 
 
 def one_of_each(labels: np.ndarray, number: int) -> list[int]:

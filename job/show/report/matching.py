@@ -8,7 +8,17 @@ from matplotlib.figure import Figure
 
 from job.show.read.runs import Shown
 from job.show.report.curves import names
-from job.show.report.style import LONG, Picture, draw_points, finish, look, marker, name_runs, new_figure, plain
+from job.show.report.style import (
+    LONG,
+    Picture,
+    draw_points,
+    finish,
+    look,
+    marker,
+    name_runs,
+    new_figure,
+    plain,
+)
 
 MOST_PANELS, MOST_COLUMNS = 12, 4
 Refreshed = tuple[str, int]  # a distiller's name and a stage
@@ -24,11 +34,16 @@ def panels(runs: Sequence[Shown]) -> tuple[Figure, dict[Refreshed, Axes]] | None
     columns = min(len(every), MOST_COLUMNS)
     rows = math.ceil(len(every) / columns)
     figure = new_figure(3.3 * rows)
-    found = dict(zip(every, figure.subplots(rows, columns, sharey=True, squeeze=False).flat, strict=False))
+    found = dict(
+        zip(every, figure.subplots(rows, columns, sharey=True, squeeze=False).flat, strict=False)
+    )
     for axes in figure.axes[len(every) :]:
         axes.remove()
     for (distiller, stage), axes in found.items():
-        axes.set(title=plain(f"{distiller[:LONG]}, stage {stage}" if several else f"stage {stage}"), xlabel="epochs")
+        axes.set(
+            title=plain(f"{distiller[:LONG]}, stage {stage}" if several else f"stage {stage}"),
+            xlabel="epochs",
+        )
     return figure, found
 
 
@@ -88,5 +103,9 @@ def cost(runs: Sequence[Shown]) -> Picture | None:
         "between two of them it falls as the student comes nearer to its teacher."
     )
     return finish(
-        figure, "cost", "Cost of the matching", reading, f"Cost of matched pairs before and after each refresh of {names(shown)}"
+        figure,
+        "cost",
+        "Cost of the matching",
+        reading,
+        f"Cost of matched pairs before and after each refresh of {names(shown)}",
     )

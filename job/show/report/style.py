@@ -15,7 +15,12 @@ from job.text import printable
 
 # Of Okabe and Ito, which people see apart who see few colours; neighbours differ in brightness as well.
 COLOURS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#7a5c00")
-LINES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))  # 7 colours and 4 lines: 28 runs are unlike
+LINES = (
+    "-",
+    (0, (5, 1.5)),
+    (0, (1.2, 1.2)),
+    (0, (6, 1.5, 1.2, 1.5)),
+)  # 7 colours and 4 lines: 28 runs are unlike
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
 HATCHES = ("", "////", "....", "xxxx")
 WIDTH, DPI = 9.0, 130  # inches, dots an inch
@@ -79,7 +84,11 @@ def plain(text: str) -> str:
 
 def name_of(run: Shown) -> str:
     """The label of a run, without its middle where it is long."""
-    return plain(run.label if len(run.label) <= LONG else f"{run.label[: LONG // 2]}…{run.label[-LONG // 2 + 1 :]}")
+    return plain(
+        run.label
+        if len(run.label) <= LONG
+        else f"{run.label[: LONG // 2]}…{run.label[-LONG // 2 + 1 :]}"
+    )
 
 
 def draw_steps(axes: Axes, run: Shown, values: np.ndarray) -> None:
@@ -87,7 +96,9 @@ def draw_steps(axes: Axes, run: Shown, values: np.ndarray) -> None:
     every = max(1, len(values) // POINTS)
     means = smooth(values, max(every, len(values) // 50, 1))[::every]
     x = run.epochs[::every]
-    axes.plot(x, smooth(values, every)[::every], color=look(run)["color"], linewidth=0.7, alpha=0.25)
+    axes.plot(
+        x, smooth(values, every)[::every], color=look(run)["color"], linewidth=0.7, alpha=0.25
+    )
     apart = max(1, len(x) // 8)
     axes.plot(
         x,
@@ -100,14 +111,30 @@ def draw_steps(axes: Axes, run: Shown, values: np.ndarray) -> None:
     )
 
 
-def draw_points(axes: Axes, run: Shown, x: Sequence[float], y: Sequence[float], **more: object) -> None:
+def draw_points(
+    axes: Axes, run: Shown, x: Sequence[float], y: Sequence[float], **more: object
+) -> None:
     """Draw a few numbers over the epochs, each with the run's marker."""
-    axes.plot(x, y, **({**look(run), "marker": marker(run), "markersize": 6, "label": name_of(run)} | more))
+    axes.plot(
+        x,
+        y,
+        **({**look(run), "marker": marker(run), "markersize": 6, "label": name_of(run)} | more),
+    )
 
 
 def name_runs(figure: Figure) -> None:
     """Say above a figure which line is which run's, each once."""
-    found = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    found = {
+        label: line
+        for axes in figure.axes
+        for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
     if found:
         columns = max(1, min(len(found), 4, 80 // (max(map(len, found)) + 6)))
-        figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=columns, handlelength=3.5)
+        figure.legend(
+            found.values(),
+            found.keys(),
+            loc="outside upper center",
+            ncols=columns,
+            handlelength=3.5,
+        )

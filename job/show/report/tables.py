@@ -99,7 +99,9 @@ def linear_results(runs: Sequence[Shown]) -> Table | None:
     if not classified:
         return None
     rows = []
-    for run in sorted(classified, key=lambda run: -max(record["val_top1"] for record in run.history.validation)):
+    for run in sorted(
+        classified, key=lambda run: -max(record["val_top1"] for record in run.history.validation)
+    ):
         best = max(run.history.validation, key=lambda record: record["val_top1"])
         source = pretraining(run, runs)
         knn = source.history.knn if source else []
@@ -114,7 +116,16 @@ def linear_results(runs: Sequence[Shown]) -> Table | None:
             f"{best['epoch'] + 1:.0f} of {run.history.options.get('epochs', '?')}",
             shown(best.get("val_images"), 0),
         ])  # fmt: skip
-    head = ["linear run", "features of", "network", "k-NN top-1", "linear top-1", "top-5", "best epoch", "images"]
+    head = [
+        "linear run",
+        "features of",
+        "network",
+        "k-NN top-1",
+        "linear top-1",
+        "top-5",
+        "best epoch",
+        "images",
+    ]
     return Table(head, rows, range(3, len(head)))
 
 
@@ -131,12 +142,21 @@ def options_of(runs: Sequence[Shown], differing: bool) -> Table | None:
     """The options of runs of one kind: those that differ, or all."""
     told = [run for run in runs if run.history.options]
     # What runs had before there was an option is its default, but for shares: their factor was the one they were given.
-    usual = {"train": dataclasses.asdict(Config()) | {"loss_share": 0.0}, "linear": dataclasses.asdict(LinearConfig())}
+    usual = {
+        "train": dataclasses.asdict(Config()) | {"loss_share": 0.0},
+        "linear": dataclasses.asdict(LinearConfig()),
+    }
     options = [usual[run.history.kind] | run.history.options for run in told]
-    names = [name for name in dict.fromkeys(itertools.chain(*options)) if name not in WITHOUT_EFFECT]
+    names = [
+        name for name in dict.fromkeys(itertools.chain(*options)) if name not in WITHOUT_EFFECT
+    ]
     rows = [[name, *(written(some.get(name)) for some in options)] for name in names]
     rows = [row for row in rows if len(set(row[1:])) > 1 or not differing]
-    return Table(["option", *(run.label for run in told)], rows) if told and (len(told) > 1 or not differing) else None
+    return (
+        Table(["option", *(run.label for run in told)], rows)
+        if told and (len(told) > 1 or not differing)
+        else None
+    )
 
 
 def written(value: Any) -> str:
@@ -153,14 +173,27 @@ def checkpoints(runs: Sequence[Shown], place: Path, now: float) -> list[Checkpoi
     found = []
     for run in runs:
         folder = run.history.folder
-        for path in [*(best for best in [folder / "best.pth.tar"] if best.exists()), *reversed(run.history.checkpoints)]:
+        for path in [
+            *(best for best in [folder / "best.pth.tar"] if best.exists()),
+            *reversed(run.history.checkpoints),
+        ]:
             try:
                 status = path.stat()
             except OSError:  # a run that goes on has removed it
                 continue
-            link = quote(os.fsencode(os.path.relpath(path.resolve().parent, place.resolve()) + "/" + path.name))
+            link = quote(
+                os.fsencode(
+                    os.path.relpath(path.resolve().parent, place.resolve()) + "/" + path.name
+                )
+            )
             found.append(
-                Checkpoint(run.label, path.name, link, f"{status.st_size / 1e6:.1f} MB", f"{span(now - status.st_mtime)} ago")
+                Checkpoint(
+                    run.label,
+                    path.name,
+                    link,
+                    f"{status.st_size / 1e6:.1f} MB",
+                    f"{span(now - status.st_mtime)} ago",
+                )
             )
     return found
 
@@ -170,11 +203,18 @@ def warnings(runs: Sequence[Shown]) -> dict[str, list[str]]:
     found = {}
     for run in runs:
         counted = Counter(run.history.warnings)
-        lines = [text + (f" ({times} times)" if times > 1 else "") for text, times in counted.items()]
+        lines = [
+            text + (f" ({times} times)" if times > 1 else "") for text, times in counted.items()
+        ]
         if len(lines) > MOST_WARNINGS:
-            lines = [*lines[:MOST_WARNINGS], f"and {len(lines) - MOST_WARNINGS} more in {run.history.folder / 'log.txt'}"]
+            lines = [
+                *lines[:MOST_WARNINGS],
+                f"and {len(lines) - MOST_WARNINGS} more in {run.history.folder / 'log.txt'}",
+            ]
         if run.history.damaged:
-            lines.append(f"damaged: {run.history.damaged} lines of metrics.jsonl cannot be read, and are left out")
+            lines.append(
+                f"damaged: {run.history.damaged} lines of metrics.jsonl cannot be read, and are left out"
+            )
         if not run.history.options:
             lines.append("damaged or missing: config.yaml tells no options")
         if lines:

@@ -7,9 +7,22 @@ import numpy as np
 from job.show.read.history import History
 from job.show.read.runs import Shown
 from job.show.report.curves import names, with_numbers
-from job.show.report.style import HATCHES, Picture, draw_steps, finish, name_of, name_runs, new_figure
+from job.show.report.style import (
+    HATCHES,
+    Picture,
+    draw_steps,
+    finish,
+    name_of,
+    name_runs,
+    new_figure,
+)
 
-GREYS = ("#d9d9d9", "#8fb4d9", "#e8c08a", "#6f6f6f")  # of the parts: light, so that hatches and figures can be read
+GREYS = (
+    "#d9d9d9",
+    "#8fb4d9",
+    "#e8c08a",
+    "#6f6f6f",
+)  # of the parts: light, so that hatches and figures can be read
 PARTS = ("waiting for images", "networks and their gradients", "refreshes", "k-NN")
 
 
@@ -32,7 +45,11 @@ def knn_seconds(history: History) -> float:
 
 def breakdown(runs: Sequence[Shown]) -> Picture | None:
     """What a step's time, and a run's, went into."""
-    if not (shown := [run for run in with_numbers(runs, "images_per_s") if run.option("batch_size", 0) > 0]):
+    if not (
+        shown := [
+            run for run in with_numbers(runs, "images_per_s") if run.option("batch_size", 0) > 0
+        ]
+    ):
         return None
     figure = new_figure(1.4 + 0.45 * len(shown))
     a_step, in_all = figure.subplots(1, 2, sharey=True)
@@ -40,21 +57,47 @@ def breakdown(runs: Sequence[Shown]) -> Picture | None:
     for run in shown:
         took, waited = step_seconds(run)
         steps.append([1000 * np.nanmedian(waited), 1000 * np.nanmedian(took - waited)])
-        whole = np.array([np.nansum(waited), np.nansum(took - waited), refresh_seconds(run.history), knn_seconds(run.history)])
+        whole = np.array(
+            [
+                np.nansum(waited),
+                np.nansum(took - waited),
+                refresh_seconds(run.history),
+                knn_seconds(run.history),
+            ]
+        )
         wholes.append(100 * whole / whole.sum())
     for axes, rows in ((a_step, np.array(steps)), (in_all, np.array(wholes))):
         lefts = np.zeros(len(shown))
         for part, colour, hatch, widths in zip(PARTS, GREYS, HATCHES, rows.T, strict=False):
             axes.barh(
-                range(len(shown)), widths, left=lefts, color=colour, hatch=hatch, edgecolor="black", linewidth=0.6, label=part
+                range(len(shown)),
+                widths,
+                left=lefts,
+                color=colour,
+                hatch=hatch,
+                edgecolor="black",
+                linewidth=0.6,
+                label=part,
             )
             for place, (left, width) in enumerate(zip(lefts, widths, strict=True)):
                 if width > 0.12 * rows.sum(1).max():
                     box = dict(facecolor="white", edgecolor="none", pad=1)
-                    axes.text(left + width / 2, place, f"{width:.0f}", ha="center", va="center", fontsize=9, bbox=box)
+                    axes.text(
+                        left + width / 2,
+                        place,
+                        f"{width:.0f}",
+                        ha="center",
+                        va="center",
+                        fontsize=9,
+                        bbox=box,
+                    )
             lefts += widths
         axes.grid(axis="y", visible=False)
-    a_step.set(title="a step (median), ms", yticks=range(len(shown)), yticklabels=[name_of(run) for run in shown])
+    a_step.set(
+        title="a step (median), ms",
+        yticks=range(len(shown)),
+        yticklabels=[name_of(run) for run in shown],
+    )
     a_step.invert_yaxis()
     in_all.set(title="the whole run, % of its time")
     name_runs(figure)
@@ -66,7 +109,11 @@ def breakdown(runs: Sequence[Shown]) -> Picture | None:
         "augment (--augment-on device)."
     )
     return finish(
-        figure, "time", "Where the time goes", reading, f"Time of a step and of the whole run by parts, of {names(shown)}"
+        figure,
+        "time",
+        "Where the time goes",
+        reading,
+        f"Time of a step and of the whole run by parts, of {names(shown)}",
     )
 
 
@@ -86,4 +133,6 @@ def speed(runs: Sequence[Shown]) -> Picture | None:
         "a first step is slow; a fall that stays is another program on the machine, a disk that has become slow, or a hot "
         "processor."
     )
-    return finish(figure, "speed", "Speed", reading, f"Images a second over the epochs of {names(shown)}")
+    return finish(
+        figure, "speed", "Speed", reading, f"Images a second over the epochs of {names(shown)}"
+    )

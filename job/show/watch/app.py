@@ -46,7 +46,9 @@ class Shown:
             return panel.waiting(self.place.path, job, width) if job else [self.problem]
         if len(runs) == 1:
             return panel.block(self.run, job, self.problem, width, marks)
-        return panel.short(self.run, job, self.problem, panel.differing(self.run, runs), width, marks)
+        return panel.short(
+            self.run, job, self.problem, panel.differing(self.run, runs), width, marks
+        )
 
     def done(self) -> bool:
         """Whether there is nothing that could go on."""
@@ -62,7 +64,9 @@ class Watch:
 
     def look(self) -> None:
         """Find runs, as more may have begun, and read what is new."""
-        found = {os.path.realpath(place.path): place for path in self.paths for place in self.find(path)}
+        found = {
+            os.path.realpath(place.path): place for path in self.paths for place in self.find(path)
+        }
         kept = {key: shown for key, shown in self.shown.items() if shown.run.known}
         places = found | {key: shown.place for key, shown in kept.items() if key not in found}
         self.shown = {key: kept.get(key) or Shown(place) for key, place in places.items()}
@@ -87,7 +91,9 @@ class Watch:
         runs = [shown.run for shown in self.shown.values()]
         lines: list[str] = []
         for shown in self.shown.values():
-            heading, *rest = (panel.cut(line, width, marks) for line in shown.lines(runs, width, marks))
+            heading, *rest = (
+                panel.cut(line, width, marks) for line in shown.lines(runs, width, marks)
+            )
             lines += [""] * bool(lines) + [f"\033[1m{heading}\033[m" if bold else heading, *rest]
         return lines
 
@@ -129,13 +135,26 @@ def seconds(text: str) -> float:
 
 def watch_runs(argv: list[str] | None) -> None:
     """Read the command line, and show. RunError: there is nothing to show."""
-    parser = Parser(prog="mgd-watch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="mgd-watch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN", type=expand, help="a run's folder, a folder that holds runs, or a job's log"
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        type=expand,
+        help="a run's folder, a folder that holds runs, or a job's log",
     )
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--once", action="store_true", help="show once; so it is where the output is no terminal")
-    how.add_argument("--every", type=seconds, metavar="SECONDS", help=f"how often to look again (default: {EVERY:.0f})")
+    how.add_argument(
+        "--once", action="store_true", help="show once; so it is where the output is no terminal"
+    )
+    how.add_argument(
+        "--every",
+        type=seconds,
+        metavar="SECONDS",
+        help=f"how often to look again (default: {EVERY:.0f})",
+    )
     given = parser.parse_args(argv)
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     watch = Watch(list(map(Path, given.runs)))
@@ -150,7 +169,10 @@ def watch_runs(argv: list[str] | None) -> None:
         while given.every and not watch.done():
             time.sleep(given.every)
             watch.look()
-            print("\n" + "\n".join(watch.lines(shutil.get_terminal_size().columns, marks, bold)), flush=True)
+            print(
+                "\n" + "\n".join(watch.lines(shutil.get_terminal_size().columns, marks, bold)),
+                flush=True,
+            )
     except KeyboardInterrupt:
         pass
 

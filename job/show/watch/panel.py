@@ -41,8 +41,12 @@ def sparkline(values: list[float], marks: str) -> str:
     """A mark for each value, the higher the larger it is; a space for NaN."""
     finite = [value for value in values if math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
-    scale = (len(marks) - 1) / (high - low) if high - low > 1e-12 * max(abs(low), abs(high)) else 0.0
-    return "".join(marks[round((value - low) * scale)] if math.isfinite(value) else " " for value in values)
+    scale = (
+        (len(marks) - 1) / (high - low) if high - low > 1e-12 * max(abs(low), abs(high)) else 0.0
+    )
+    return "".join(
+        marks[round((value - low) * scale)] if math.isfinite(value) else " " for value in values
+    )
 
 
 def bar(share: float, width: int, marks: str) -> str:
@@ -68,7 +72,11 @@ def span(seconds: float) -> str:
 def cut(text: str, width: int, marks: Marks) -> str:
     """Text in one line of a terminal, where some marks are two columns wide."""
     text = printable(text)
-    ends = list(itertools.accumulate(2 if unicodedata.east_asian_width(mark) in "FW" else 1 for mark in text))
+    ends = list(
+        itertools.accumulate(
+            2 if unicodedata.east_asian_width(mark) in "FW" else 1 for mark in text
+        )
+    )
     if not ends or ends[-1] <= width:
         return text
     return text[: bisect.bisect_right(ends, width - len(marks.more))] + marks.more
@@ -119,8 +127,16 @@ def brief(run: Progress) -> list[str]:
 
 def differing(run: Progress, runs: list[Progress]) -> list[str]:
     """The options in which runs of this one's kind differ."""
-    every = [other.options for other in runs if ("pretrained" in other.options) == ("pretrained" in run.options)]
-    return [name for name, value in run.options.items() if any(options.get(name, value) != value for options in every)]
+    every = [
+        other.options
+        for other in runs
+        if ("pretrained" in other.options) == ("pretrained" in run.options)
+    ]
+    return [
+        name
+        for name, value in run.options.items()
+        if any(options.get(name, value) != value for options in every)
+    ]
 
 
 def state(run: Progress) -> str:
@@ -149,7 +165,9 @@ def where(run: Progress) -> str:
 
 def waiting(path: Path, job: JobLog, width: int) -> list[str]:
     """A job whose run is to come."""
-    lines = [heading(path, "waits for its first step" if job.tries else "waits for its first try", width)]
+    lines = [
+        heading(path, "waits for its first step" if job.tries else "waits for its first try", width)
+    ]
     return lines + rows("job", job.describe()) + (note(job.error, width) if job.error else [])
 
 
@@ -160,17 +178,31 @@ def block(run: Progress, job: JobLog | None, problem: str, width: int, marks: Ma
     lines = [heading(run.folder, state(run), width), ""]
     lines += rows("run", brief(run)) + (rows("job", job.describe()) if job else [])
     if not records.recent:
-        return lines + [row("log", run.last_line() or "empty so far")] + notes(run, job, problem, width)
+        return (
+            lines
+            + [row("log", run.last_line() or "empty so far")]
+            + notes(run, job, problem, width)
+        )
     lines += [row("progress", f"{bar(run.share, graph, marks.bar)}  {where(run)}")]
     lines += [row("", eta(run))] if eta(run) else []
     loss = records.loss.columns(graph, run.filled)
     finite = [value for value in loss if math.isfinite(value)]
-    text = f"{records.now('loss'):.4g}, highest {max(finite):.4g}, least {min(finite):.4g}" if finite else "not finite"
+    text = (
+        f"{records.now('loss'):.4g}, highest {max(finite):.4g}, least {min(finite):.4g}"
+        if finite
+        else "not finite"
+    )
     lines += plot("loss", loss, text, graph, marks)
     lines += parts(run)
     for name, shown in (("accuracy", "contrast accuracy"), ("top1", "training top-1")):
         if name in records.recent[-1]:
-            lines += plot("accuracy", records.accuracy.columns(graph), f"{records.now(name):.1f} % {shown}", graph, marks)
+            lines += plot(
+                "accuracy",
+                records.accuracy.columns(graph),
+                f"{records.now(name):.1f} % {shown}",
+                graph,
+                marks,
+            )
     lines += scores(run, graph, marks) + [row("speed", speed(run))] + matching(run) + features(run)
     return lines + [row("saved", saved(run))] + notes(run, job, problem, width)
 
@@ -197,10 +229,19 @@ def scores(run: Progress, graph: int, marks: Marks) -> list[str]:
     if "knn" in score:
         text, label = f"{score['knn']:.1f} % after {score['epoch']:.0f} epochs", "k-NN"
     elif score:
-        text, label = f"{score['val_top1']:.1f} % top-1 after {score['epoch'] + 1:.0f} epochs", "validation"
+        text, label = (
+            f"{score['val_top1']:.1f} % top-1 after {score['epoch'] + 1:.0f} epochs",
+            "validation",
+        )
     else:
         return []
-    return plot(label, run.records.scores.columns(graph), f"{text}, best {run.records.best:.1f}", graph, marks)
+    return plot(
+        label,
+        run.records.scores.columns(graph),
+        f"{text}, best {run.records.best:.1f}",
+        graph,
+        marks,
+    )
 
 
 def speed(run: Progress) -> str:
@@ -218,7 +259,9 @@ def matching(run: Progress) -> list[str]:
     if not records.refresh:
         return []
     took = f", {records.refresh_seconds:.1f} s" if records.refresh_seconds else ""
-    lines = [row("matching", f"refresh {records.refreshes}, before epoch {records.refreshed}{took}")]
+    lines = [
+        row("matching", f"refresh {records.refreshes}, before epoch {records.refreshed}{took}")
+    ]
     for distiller, stages in records.refresh.items():
         found = sorted(stages.items())
         epoch = found[0][1]["epoch"]
@@ -227,7 +270,11 @@ def matching(run: Progress) -> list[str]:
         cost = " ".join(f"{record.get('cost_after', math.nan):8.3f}" for _, record in found)
         names = " ".join(f"{f'layer{stage}':>8}" for stage, _ in found)
         lines += [row("", f"{distiller:8.8}{names}{earlier}"), row("", f"{'changed':8}{changed}")]
-        lines += [row("", f"{'cost':8}{cost}")] if any("cost_after" in record for _, record in found) else []
+        lines += (
+            [row("", f"{'cost':8}{cost}")]
+            if any("cost_after" in record for _, record in found)
+            else []
+        )
     return lines
 
 
@@ -236,11 +283,23 @@ def features(run: Progress) -> list[str]:
     signs, score = run.records.signs, run.records.score
     if not signs:
         return []
-    dead = max(((share, name.removeprefix("dead_")) for name, share in signs.items() if name.startswith("dead_")), default=None)
+    dead = max(
+        (
+            (share, name.removeprefix("dead_"))
+            for name, share in signs.items()
+            if name.startswith("dead_")
+        ),
+        default=None,
+    )
     text = f"deviation {signs['feature_std']:.2f} of 1"
     text += f", rank {signs['queue_rank']:.1f}" if "queue_rank" in signs else ""
     text += f", AUC {score['knn_auc']:.3f}" if "knn_auc" in score else ""
-    return [row("features", text + (f", dead channels {100 * dead[0]:.0f} % of {dead[1]}" if dead else ""))]
+    return [
+        row(
+            "features",
+            text + (f", dead channels {100 * dead[0]:.0f} % of {dead[1]}" if dead else ""),
+        )
+    ]
 
 
 def saved(run: Progress) -> str:
@@ -260,20 +319,28 @@ def notes(run: Progress, job: JobLog | None, problem: str, width: int, most: int
     if job and job.error and not job.error.endswith(recorded):
         lines += note(job.error, width)
     if run.records.damaged:
-        lines += note(f"{run.records.damaged} lines of metrics.jsonl are damaged, and passed over", width)
+        lines += note(
+            f"{run.records.damaged} lines of metrics.jsonl are damaged, and passed over", width
+        )
     return lines + (note(problem, width) if problem else [])
 
 
-def short(run: Progress, job: JobLog | None, problem: str, options: list[str], width: int, marks: Marks) -> list[str]:
+def short(
+    run: Progress, job: JobLog | None, problem: str, options: list[str], width: int, marks: Marks
+) -> list[str]:
     """A run in a few lines, where there are several; the first is its heading. options: those in which they differ."""
     graph = max(10, min(40, width - 48))
     lines = [heading(run.folder, state(run), width)]
-    values = [f"{name} {'none' if run.options[name] == '' else run.options[name]}" for name in options]
+    values = [
+        f"{name} {'none' if run.options[name] == '' else run.options[name]}" for name in options
+    ]
     lines += [f"  {', '.join(values or brief(run))}"]
     lines += [f"  {', '.join(job.describe())}"] if job else []
     if run.records.recent:
         lines += [f"  {bar(run.share, graph, marks.bar)}  {where(run)}"]
         text = f"loss {run.records.now('loss'):.4g}, {run.records.now('images_per_s'):.4g} images/s"
-        lines += [f"  {sparkline(run.records.loss.columns(graph, run.filled), marks.heights).ljust(graph)}  {text}"]
+        lines += [
+            f"  {sparkline(run.records.loss.columns(graph, run.filled), marks.heights).ljust(graph)}  {text}"
+        ]
         lines += [f"  {eta(run)}"] if eta(run) else []
     return lines + notes(run, job, problem, width, 1)

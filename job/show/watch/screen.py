@@ -13,7 +13,9 @@ class Screen:
         self.reader, self.writer = os.pipe()
         os.set_blocking(self.writer, False)
         signal.set_wakeup_fd(self.writer)  # so that `wait` hears of signals
-        self.before = {number: signal.signal(number, self.end) for number in (signal.SIGTERM, signal.SIGHUP)}
+        self.before = {
+            number: signal.signal(number, self.end) for number in (signal.SIGTERM, signal.SIGHUP)
+        }
         self.before[signal.SIGINT] = signal.signal(
             signal.SIGINT, signal.default_int_handler
         )  # a shell's background has it ignored
@@ -44,14 +46,23 @@ class Screen:
     def draw(self, lines: list[str], height: int) -> None:
         """Write over what is there."""
         if len(lines) > height - 1:
-            lines = [*lines[: height - 2], f"({len(lines) - height + 2} more lines: a taller window, or --once, shows them)"]
-        print("\033[H" + "".join(f"{line}\033[K\n" for line in lines) + "\033[J", end="", flush=True)
+            lines = [
+                *lines[: height - 2],
+                f"({len(lines) - height + 2} more lines: a taller window, or --once, shows them)",
+            ]
+        print(
+            "\033[H" + "".join(f"{line}\033[K\n" for line in lines) + "\033[J", end="", flush=True
+        )
 
     def wait(self, seconds: float) -> None:
         """Wait, but not when the window has changed its size; stop when Ctrl-Z says so."""
-        if select.select([self.reader], [], [], seconds)[0] and signal.SIGTSTP in os.read(self.reader, 1024):
+        if select.select([self.reader], [], [], seconds)[0] and signal.SIGTSTP in os.read(
+            self.reader, 1024
+        ):
             self.hide()
             handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGTSTP)  # goes on here; without a shell that could, it does not stop
+            os.kill(
+                os.getpid(), signal.SIGTSTP
+            )  # goes on here; without a shell that could, it does not stop
             signal.signal(signal.SIGTSTP, handler)
             self.show()

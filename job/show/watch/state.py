@@ -16,7 +16,9 @@ from job.show.read.tail import Curve, Follower
 RECENT = 50  # steps that "now" is the mean of
 SAMPLE = 4000  # steps read of a block of lines
 MOST_EPOCHS = 10**6  # as --epochs allows
-START_PATIENCE = 900.0  # s without news before the first step; by then a run that stands still has ended itself
+START_PATIENCE = (
+    900.0  # s without news before the first step; by then a run that stands still has ended itself
+)
 MOST_WARNINGS, MOST_DISTILLERS = 8, 8
 SECONDS = ("measuring", "gathering", "solving")  # of a refresh
 
@@ -26,9 +28,20 @@ class Records:
 
     def __init__(self) -> None:
         self.recent: collections.deque[dict[str, float]] = collections.deque(maxlen=RECENT)
-        self.count, self.seconds, self.damaged, self.refreshes = 0, 0.0, 0, 0  # seconds: sum of 1 / images_per_s
-        self.loss, self.accuracy, self.scores = Curve(), Curve(), Curve()  # scores: of k-NN or validation
-        self.refresh: dict[str, dict[int, dict[str, Any]]] = {}  # {distiller: {stage: record}} of its last
+        self.count, self.seconds, self.damaged, self.refreshes = (
+            0,
+            0.0,
+            0,
+            0,
+        )  # seconds: sum of 1 / images_per_s
+        self.loss, self.accuracy, self.scores = (
+            Curve(),
+            Curve(),
+            Curve(),
+        )  # scores: of k-NN or validation
+        self.refresh: dict[
+            str, dict[int, dict[str, Any]]
+        ] = {}  # {distiller: {stage: record}} of its last
         self.refreshed = -1  # epoch of the last refresh
         self.signs: dict[str, float] = {}
         self.score: dict[str, float] = {}
@@ -36,7 +49,11 @@ class Records:
         self.best = 0.0
         self.start: dict[str, Any] = {}  # of the last process
         self.options: dict[str, Any] = {}
-        self.teacher, self.end, self.resumed = "", "", 0  # end: how the last process has ended, if it has
+        self.teacher, self.end, self.resumed = (
+            "",
+            "",
+            0,
+        )  # end: how the last process has ended, if it has
         self.warnings: dict[str, tuple[float, str]] = {}  # {kind and id: (time, text)}, newest last
         self.between = 0.0  # s of all saves at an epoch's end, k-NN accuracies and validations
 
@@ -68,7 +85,11 @@ class Records:
                 self.teacher = record["arch"]
             case "start", record:
                 self.start, self.options, self.end = record, history.options_of(record), ""
-                self.warnings = {key: shown for key, shown in self.warnings.items() if not key.startswith("error: ")}
+                self.warnings = {
+                    key: shown
+                    for key, shown in self.warnings.items()
+                    if not key.startswith("error: ")
+                }
             case "resumed", _:
                 self.resumed += 1
             case "saved", record if record["step"] == 0:
@@ -86,7 +107,9 @@ class Records:
         """Take in a step that stands for `weight` of them."""
         self.recent.append(record)
         self.loss.add(int(record["steps"]), record["loss"])
-        self.accuracy.add(int(record["steps"]), record.get("accuracy", record.get("top1", float("nan"))))
+        self.accuracy.add(
+            int(record["steps"]), record.get("accuracy", record.get("top1", float("nan")))
+        )
         self.count += weight
         self.seconds += weight / max(record.get("images_per_s", 0.0), 1e-9)
 
@@ -131,7 +154,9 @@ class LastLine:
 
     def add(self, lines: bytes) -> None:
         """Take in whole lines."""
-        for _, text in history.read_lines(lines[-history.LONGEST_RECORD :].decode(errors="backslashreplace"))[-1:]:
+        for _, text in history.read_lines(
+            lines[-history.LONGEST_RECORD :].decode(errors="backslashreplace")
+        )[-1:]:
             self.text = text
 
 
@@ -151,13 +176,18 @@ class Progress:
 
     def update(self) -> None:
         """Read what is new. RunError: there is no run, or a file that cannot be read."""
-        self.complete = history.read(self.folder / "complete", lambda text: text.strip() or "done", None)
+        self.complete = history.read(
+            self.folder / "complete", lambda text: text.strip() or "done", None
+        )
         self.metrics.update()
         self.records = self.metrics.told
         if self.records.start:
             self.options = self.records.options
         elif (written := self.changed("config.yaml")) != self.written:
-            self.options, self.written = history.read(self.folder / "config.yaml", history.read_options, {}), written
+            self.options, self.written = (
+                history.read(self.folder / "config.yaml", history.read_options, {}),
+                written,
+            )
         if not (self.options or self.records.count):
             raise RunError(
                 f"{self.folder} holds no run: config.yaml and metrics.jsonl are missing, empty or damaged; "
@@ -195,7 +225,11 @@ class Progress:
         """
         if not self.records.recent or "contrastive" not in self.records.recent[-1]:
             return 0
-        batch = self.records.changes[0]["batch_size_before"] if self.records.changes else self.option("batch_size")
+        batch = (
+            self.records.changes[0]["batch_size_before"]
+            if self.records.changes
+            else self.option("batch_size")
+        )
         steps = self.option("moco_k") // max(1, int(batch))
         return steps if self.records.recent[-1]["steps"] > 2 * steps else 0
 
@@ -203,7 +237,11 @@ class Progress:
     def share(self) -> float:
         """The share of all steps that are done, 0 to 1."""
         epoch, step, steps = self.place
-        share = (epoch + (step / steps if steps else 0)) / (self.option("epochs") or 1) if self.option("epochs") else 0.0
+        share = (
+            (epoch + (step / steps if steps else 0)) / (self.option("epochs") or 1)
+            if self.option("epochs")
+            else 0.0
+        )
         return min(1.0, max(0.0, share))  # damaged records may have any epoch
 
     @property
@@ -214,7 +252,11 @@ class Progress:
 
     def quiet(self) -> float:
         """The seconds since the run last wrote something."""
-        return max(0.0, time.time() - max(self.metrics.changed, self.changed("log.txt"), self.changed("config.yaml")))
+        return max(
+            0.0,
+            time.time()
+            - max(self.metrics.changed, self.changed("log.txt"), self.changed("config.yaml")),
+        )
 
     def changed(self, name: str) -> float:
         """When a file of the folder was written last, in seconds since 1970; 0 without such a file."""
@@ -261,11 +303,20 @@ class Progress:
                 at = parse_refresh(self.options.get("refresh_epochs", "never"))
                 refreshes = sum(map(at, range(epoch + 1, min(epochs, epoch + MOST_EPOCHS))))
         seconds = max(0, (epochs - epoch) * steps - step) * self.step_seconds
-        return max(0.0, seconds + refreshes * self.records.refresh_seconds + (epochs - epoch) * self.between - self.quiet())
+        return max(
+            0.0,
+            seconds
+            + refreshes * self.records.refresh_seconds
+            + (epochs - epoch) * self.between
+            - self.quiet(),
+        )
 
     def checkpoint(self) -> tuple[str, float, int] | None:
         """The newest checkpoint's name, age in seconds, and bytes."""
-        for path in (*reversed(history.find_checkpoints(self.folder)), self.folder / "last.pth.tar"):
+        for path in (
+            *reversed(history.find_checkpoints(self.folder)),
+            self.folder / "last.pth.tar",
+        ):
             with contextlib.suppress(OSError):
                 status = path.stat()
                 return path.name, max(0.0, time.time() - status.st_mtime), status.st_size

@@ -52,7 +52,9 @@ def random_view(size: int, last=FLOATS) -> transforms.Compose:
 
 def centre_view(size: int) -> transforms.Compose:
     """The centre crop, PIL image -> (3, size, size)."""
-    return transforms.Compose([transforms.Resize(size * 256 // 224), transforms.CenterCrop(size), *FLOATS])
+    return transforms.Compose(
+        [transforms.Resize(size * 256 // 224), transforms.CenterCrop(size), *FLOATS]
+    )
 
 
 class Images(Dataset):
@@ -72,7 +74,9 @@ class Images(Dataset):
 def shuffle(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the (B, 3, H, W) that this worker encodes in place of its `images`, and the way back of the total batch (NB,)."""
     everyone = hvd.allgather(images, name="plain.images")  # (NB, 3, H, W)
-    permutation = hvd.broadcast(torch.randperm(len(everyone)), root_rank=0, name="plain.permutation")
+    permutation = hvd.broadcast(
+        torch.randperm(len(everyone)), root_rank=0, name="plain.permutation"
+    )
     return everyone[permutation.view(hvd.size(), -1)[hvd.rank()]], permutation.argsort()
 
 
@@ -98,7 +102,15 @@ def partial_l2(student: torch.Tensor, target: torch.Tensor, margin: torch.Tensor
 class Baseline:
     """The networks, the queue, the distiller's state and the optimizer of one worker."""
 
-    def __init__(self, teacher: dict, K: int = 65536, dim: int = 128, m: float = 0.999, T: float = 0.2, factor: float = 1e4):
+    def __init__(
+        self,
+        teacher: dict,
+        K: int = 65536,
+        dim: int = 128,
+        m: float = 0.999,
+        T: float = 0.2,
+        factor: float = 1e4,
+    ):
         self.m, self.T, self.factor = m, T, factor
         self.query = with_features(resnet("resnet18", dim, mlp=True), STAGES).train()
         self.key = resnet("resnet18", dim, mlp=True).train()
@@ -110,9 +122,14 @@ class Baseline:
         net = resnet("resnet50", dim=1000)
         net.load_state_dict(teacher)
         self.teacher = with_features(net, STAGES, output=None).eval()
-        self.margins = [margin_from_bn(norm.weight, norm.bias).detach() for norm in stage_norms(net).values()]
+        self.margins = [
+            margin_from_bn(norm.weight, norm.bias).detach() for norm in stage_norms(net).values()
+        ]
         widths = [norm.num_features for norm in stage_norms(self.key).values()]
-        self.matchings = [torch.arange(len(margin)).view(-1, S) for margin, S in zip(self.margins, widths, strict=True)]
+        self.matchings = [
+            torch.arange(len(margin)).view(-1, S)
+            for margin, S in zip(self.margins, widths, strict=True)
+        ]
         self.norms = nn.ModuleList(nn.BatchNorm2d(S) for S in widths)
 
         trained = nn.ModuleDict({"query": self.query, "norms": self.norms})
@@ -149,8 +166,12 @@ class Baseline:
         for place, stage in enumerate(STAGES):
             s, t = self.norms[place](encoded[f"layer{stage}"]), teacher[f"layer{stage}"].detach()
             target = absolute_max_pooling(t, self.matchings[place])
-            distance = distance + partial_l2(s, target, self.margins[place][self.matchings[place]].mean(0)) / 2 ** (4 - stage)
-        return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long)) + distance / (len(q) * self.factor)
+            distance = distance + partial_l2(
+                s, target, self.margins[place][self.matchings[place]].mean(0)
+            ) / 2 ** (4 - stage)
+        return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long)) + distance / (
+            len(q) * self.factor
+        )
 
     def enqueue(self, keys: torch.Tensor) -> None:
         """Put the total batch's keys (NB, dim), which divides K, over the oldest."""
@@ -169,7 +190,9 @@ def batches(paths: list[str], total: int, size: int):
 
 
 @torch.no_grad()
-def measure(student: nn.Module, teacher: nn.Module, paths: list[str], size: int, batch: int = 32) -> list[torch.Tensor]:
+def measure(
+    student: nn.Module, teacher: nn.Module, paths: list[str], size: int, batch: int = 32
+) -> list[torch.Tensor]:
     """Return each stage's mean cost (S, T) over all images: every worker's work."""
     student.eval()
     sums = [0.0 for _ in STAGES]

@@ -57,14 +57,20 @@ class Bench:
             process = launch(workers, HERE / script, command, output)
             if process.wait():
                 output.seek(0)
-                raise RuntimeError(f"{script} ended with code {process.returncode}:\n{output.read()}")
+                raise RuntimeError(
+                    f"{script} ended with code {process.returncode}:\n{output.read()}"
+                )
         return json.loads((self.folder / f"{Path(script).stem}.json").read_text())
 
-    def job(self, workers: int, kind: str, *arguments, photos: Path | None = None, **environment) -> Job:
+    def job(
+        self, workers: int, kind: str, *arguments, photos: Path | None = None, **environment
+    ) -> Job:
         """Start a job that takes turns at its steps."""
         self.jobs += 1
         arguments = [kind, photos or self.photos, "--size", self.size, *arguments]
-        return Job(workers, HERE / "step.py", self.folder / f"job{self.jobs}", arguments, **environment)
+        return Job(
+            workers, HERE / "step.py", self.folder / f"job{self.jobs}", arguments, **environment
+        )
 
 
 def mean(found: list[dict], name: str) -> float:
@@ -91,7 +97,9 @@ def scanning(bench: Bench) -> dict:
 
 def features(bench: Bench) -> dict:
     """Extraction and validation beside their bare work."""
-    return bench.part("features.py", bench.photos, "--size", bench.size, "--repeats", min(3, bench.repeats))
+    return bench.part(
+        "features.py", bench.photos, "--size", bench.size, "--repeats", min(3, bench.repeats)
+    )
 
 
 def traffic(bench: Bench) -> dict:
@@ -101,12 +109,15 @@ def traffic(bench: Bench) -> dict:
         figures |= bench.part("traffic.py", "--size", bench.size, workers=N)
     batch = figures["traffic_images"] * 3 * bench.size**2  # bytes of a worker's images
     bound = [figures[f"shuffle_bytes_{N}"] / batch for N in (2, 4)]
-    over_float = [figures[f"shuffle_bytes_{N}"] / figures[f"shuffle_float_bytes_{N}"] for N in (2, 4)]
+    over_float = [
+        figures[f"shuffle_bytes_{N}"] / figures[f"shuffle_float_bytes_{N}"] for N in (2, 4)
+    ]
     return figures | {
         "shuffle_bytes_constant": max(bound) <= 1.01,
         "shuffle_bytes_over_batch": max(bound),
         "shuffle_bytes_over_float": max(over_float),
-        "shuffle_bytes_over_baseline_4": figures["shuffle_bytes_4"] / figures["shuffle_baseline_bytes_4"],
+        "shuffle_bytes_over_baseline_4": figures["shuffle_bytes_4"]
+        / figures["shuffle_baseline_bytes_4"],
     }
 
 
@@ -122,7 +133,15 @@ def hops(bench: Bench) -> dict:
 
 def matching(bench: Bench) -> dict:
     """A refresh of the matching with two workers."""
-    return bench.part("matching.py", bench.photos, "--size", bench.size, "--repeats", min(3, bench.repeats), workers=2)
+    return bench.part(
+        "matching.py",
+        bench.photos,
+        "--size",
+        bench.size,
+        "--repeats",
+        min(3, bench.repeats),
+        workers=2,
+    )
 
 
 def step(bench: Bench) -> dict:
@@ -144,7 +163,9 @@ def step(bench: Bench) -> dict:
     for name in ("data_wait", *KINDS, "threads"):
         figures[f"share_{name}"] = setting.ratio(series(ours, name), took)
     told = [turn[0] for turn in ours]  # of rank 0, which alone tells
-    figures["share_logging"] = setting.ratio([turn["telling"] for turn in told], [turn["step"] for turn in told])
+    figures["share_logging"] = setting.ratio(
+        [turn["telling"] for turn in told], [turn["step"] for turn in told]
+    )
     figures["logging_s"] = statistics.median(turn["telling"] for turn in told)
     figures["drawing_s"] = statistics.median(turn["drawing"] for turn in told)
     for name in ("bare", "student", "key", "teacher"):
@@ -174,7 +195,11 @@ def scaling(bench: Bench) -> dict:
     `weak_scaling_beside_another` compares with two jobs of one worker each that run at once: what is lost to Horovod alone.
     """
     single = ("ours", "--batch", setting.BATCH // 2)
-    with bench.job(2, "ours") as both, bench.job(1, *single) as alone, bench.job(1, *single, "--core", 1) as another:
+    with (
+        bench.job(2, "ours") as both,
+        bench.job(1, *single) as alone,
+        bench.job(1, *single, "--core", 1) as another,
+    ):
         for job in (both, alone, another):
             job.turn()
         two, one, beside = [], [], []
@@ -209,7 +234,9 @@ def gpu(bench: Bench) -> dict:
     options = ("--batch", batch * workers, "--steps", steps, "--passes", "--loaders", -1)
     ways = {name: more for name, more in GPU_WAYS.items() if there or "--compile" not in more}
     for name, more in ways.items():
-        with bench.job(workers, "ours", *options, *more, photos=many, CUDA_VISIBLE_DEVICES=visible) as job:
+        with bench.job(
+            workers, "ours", *options, *more, photos=many, CUDA_VISIBLE_DEVICES=visible
+        ) as job:
             job.turn()
             turns = [job.turn() for _ in range(bench.turns)]
         took = series(turns, "step")
@@ -239,11 +266,25 @@ def no_gpu() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="see that all works: small images, no bars, no results kept")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="these parts alone; no results kept")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="see that all works: small images, no bars, no results kept",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=PARTS,
+        default=list(PARTS),
+        help="these parts alone; no results kept",
+    )
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through the ends of its jobs, which stand still else for ever
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # through the ends of its jobs, which stand still else for ever
     figures = report.circumstances(options.quick)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), options.quick)

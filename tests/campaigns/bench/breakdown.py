@@ -45,7 +45,9 @@ class Breakdown:
 
     def seconds(self) -> dict[str, float]:
         """What was spent since `clear`."""
-        return {kind: self.spent[kind] for kind in KINDS} | {"threads": other_threads() - self.threads}
+        return {kind: self.spent[kind] for kind in KINDS} | {
+            "threads": other_threads() - self.threads
+        }
 
     def time(self, kind: str, owner, name: str) -> None:
         """Note from now on the time that `owner.name` takes."""

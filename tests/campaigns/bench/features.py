@@ -22,12 +22,16 @@ from job.data.augment import CentreView, normalize
 @torch.no_grad()
 def measure(photos: Path, folder: Path, size: int, repeats: int) -> dict:
     """Return the ratios of the bare seconds to ours, and medians of seconds."""
-    config = LinearConfig(data=str(photos), image_size=size, batch_size=BATCH, workers=0, print_freq=10**6)
+    config = LinearConfig(
+        data=str(photos), image_size=size, batch_size=BATCH, workers=0, print_freq=10**6
+    )
     with Run(str(folder / "features"), 1) as run:
         run.log.speaks = False
         parts = classifier.build(config, run)
         paths, crop = [parts.val.path(place) for place in range(len(parts.val))], CentreView(size)
-        inputs = normalize(torch.stack([crop(read_image(Path(path).read_bytes())) for path in paths[:BATCH]]))
+        inputs = normalize(
+            torch.stack([crop(read_image(Path(path).read_bytes())) for path in paths[:BATCH]])
+        )
         tasks = {
             "decode": lambda: [crop(read_image(Path(path).read_bytes())) for path in paths],
             "forward": lambda: [parts.encoder(inputs) for _ in range(len(paths) // BATCH)],
@@ -35,15 +39,25 @@ def measure(photos: Path, folder: Path, size: int, repeats: int) -> dict:
             "validate": lambda: validate(parts),
         }
         took = setting.interleaved(tasks, repeats)
-    bare = [decode + forward for decode, forward in zip(took["decode"], took["forward"], strict=True)]
-    ratios = {f"{name}_over_bare": setting.ratio(bare, took[name]) for name in ("extract", "validate")}
-    return ratios | {f"features_{name}_s": statistics.median(values) for name, values in took.items()}
+    bare = [
+        decode + forward for decode, forward in zip(took["decode"], took["forward"], strict=True)
+    ]
+    ratios = {
+        f"{name}_over_bare": setting.ratio(bare, took[name]) for name in ("extract", "validate")
+    }
+    return ratios | {
+        f"features_{name}_s": statistics.median(values) for name, values in took.items()
+    }
 
 
 def main() -> None:
     options = setting.repeating(__doc__, repeats=3).parse_args()
     setting.pin()
-    setting.write_figures(options.folder, "features", **measure(options.photos, options.folder, options.size, options.repeats))
+    setting.write_figures(
+        options.folder,
+        "features",
+        **measure(options.photos, options.folder, options.size, options.repeats),
+    )
 
 
 if __name__ == "__main__":

@@ -44,7 +44,10 @@ def main() -> None:
     begun = time.perf_counter()
     matchings = [solve(cost) for cost in costs]
     seconds = time.perf_counter() - begun
-    totals = [np.take_along_axis(cost, matching.T, axis=1).sum() for cost, matching in zip(costs, matchings, strict=True)]
+    totals = [
+        np.take_along_axis(cost, matching.T, axis=1).sum()
+        for cost, matching in zip(costs, matchings, strict=True)
+    ]
     print(json.dumps({"seconds": seconds, "totals": totals}))
 
 

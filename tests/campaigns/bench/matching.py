@@ -49,12 +49,16 @@ def solve_arc_by_arc(costs: list[torch.Tensor], file: Path) -> float:
     seconds = 0.0
     if comm.rank() == 0:
         np.savez(file, *[cost.numpy() for cost in costs])
-        done = subprocess.run([sys.executable, FLOW, file], check=True, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, FLOW, file], check=True, capture_output=True, text=True
+        )
         seconds = json.loads(done.stdout)["seconds"]
     return broadcast(seconds)
 
 
-def measure(training, plain: baseline.Baseline, paths: list[str], repeats: int, folder: Path) -> dict:
+def measure(
+    training, plain: baseline.Baseline, paths: list[str], repeats: int, folder: Path
+) -> dict:
     """Return medians of seconds, and ratios of the baseline's to ours."""
     size, solve = training.config.image_size, Solve()
     networks, [distiller] = training.distillation.networks, training.distillation.distillers
@@ -66,12 +70,17 @@ def measure(training, plain: baseline.Baseline, paths: list[str], repeats: int, 
         took["solve"].append(solve.take())
         took["ours"].append(whole - took["solve"][-1])
         comm.total(torch.ones(1), "barrier")
-        costs, seconds = setting.timed(lambda: baseline.measure(plain.query, plain.teacher, paths, size))
+        costs, seconds = setting.timed(
+            lambda: baseline.measure(plain.query, plain.teacher, paths, size)
+        )
         took["plain"].append(seconds)
-        took["plain_solve"].append(solve_arc_by_arc(costs, folder / "costs.npz") if arc_by_arc else 0.0)
+        took["plain_solve"].append(
+            solve_arc_by_arc(costs, folder / "costs.npz") if arc_by_arc else 0.0
+        )
     took = {name: values[1:] for name, values in took.items()}
     ours, plain = (
-        [a + b for a, b in zip(took[of], took[by], strict=True)] for of, by in (("ours", "solve"), ("plain", "plain_solve"))
+        [a + b for a, b in zip(took[of], took[by], strict=True)]
+        for of, by in (("ours", "solve"), ("plain", "plain_solve"))
     )
     return {
         "refresh_over_baseline": setting.ratio(took["plain"], took["ours"]),
@@ -88,7 +97,9 @@ def main() -> None:
     setting.pin()
     with Run(str(options.folder / "refresh"), 1) as run:
         paths = setting.photos(options.photos)
-        training = build(setting.config(options.photos, len(paths), options.size, mgd_images=len(paths)), run)
+        training = build(
+            setting.config(options.photos, len(paths), options.size, mgd_images=len(paths)), run
+        )
         plain = baseline.Baseline(torch.load(options.photos / "teacher.pth"))
         figures = measure(training, plain, paths, options.repeats, options.folder)
         if run.rank == 0:

@@ -32,7 +32,9 @@ def main() -> None:
     options = setting.repeating(__doc__, repeats=5).parse_args()
     setting.pin()
     with Run(str(options.folder / "methods"), 1) as run:
-        trainings = {name: Steps(options, run, setting.BATCH // 2, **more) for name, more in METHODS.items()}
+        trainings = {
+            name: Steps(options, run, setting.BATCH // 2, **more) for name, more in METHODS.items()
+        }
         steps = {name: training.seconds for name, training in trainings.items()}
         took = setting.interleaved(steps, options.repeats)
     figures = {f"method_{ALONE}_s": statistics.median(took[ALONE])}

@@ -28,7 +28,10 @@ HOPS = LATEST.with_name("2026-11-29-x86_64-2cores-hops.json")  # measured by the
 STEP, EXPOSED = BUCKETS + 3, 3
 WAITS = {"workers": 8, "Gloo all": 10, "exposed": 9, "NCCL all": 10, " exposed": 9, "bytes": 8}
 WAITS |= {"share": 8}
-COLUMNS = [(10, 1), (9, 2), (9, 3), (12, 3)] * 2 + [(10, 1), (11, 2)]  # width, places after the point
+COLUMNS = [(10, 1), (9, 2), (9, 3), (12, 3)] * 2 + [
+    (10, 1),
+    (11, 2),
+]  # width, places after the point
 
 
 def shuffled(N: int, B: int, size: int) -> float:
@@ -54,7 +57,11 @@ def gradients(N: int, parameters: int) -> float:
 def ours(N: int, options) -> dict[str, float]:
     """The bytes of our step."""
     images = shuffled(N, options.images, options.size)
-    return {"images": images, "keys": keys(N, options.images, options.dim), "gradients": gradients(N, options.parameters)}
+    return {
+        "images": images,
+        "keys": keys(N, options.images, options.dim),
+        "gradients": gradients(N, options.parameters),
+    }
 
 
 def original(N: int, options) -> dict[str, float]:
@@ -66,7 +73,11 @@ def original(N: int, options) -> dict[str, float]:
 def seconds(N: int, received: dict[str, float], options) -> float:
     """B images in the networks, bytes over the bandwidth; N - 1 messages for images and for keys, twice as many a bucket."""
     messages = (N - 1) * (2 + 2 * BUCKETS)
-    return options.images * options.seconds_per_image + sum(received.values()) / options.bandwidth + messages * options.latency
+    return (
+        options.images * options.seconds_per_image
+        + sum(received.values()) / options.bandwidth
+        + messages * options.latency
+    )
 
 
 def row(N: int, options) -> list[float]:
@@ -77,7 +88,11 @@ def row(N: int, options) -> list[float]:
         took = seconds(N, received, options)
         line += [received["images"] / 1e6, received["keys"] / 1e6, took, alone / took]
     total_read = N * options.images * options.file_bytes
-    return [*line, gradients(N, options.parameters) / 1e6, total_read / seconds(N, ours(N, options), options) / 1e9]
+    return [
+        *line,
+        gradients(N, options.parameters) / 1e6,
+        total_read / seconds(N, ours(N, options), options) / 1e9,
+    ]
 
 
 def table(options) -> None:
@@ -86,7 +101,10 @@ def table(options) -> None:
     print(f"{'':8}{'ours':^{len(way)}}{'the original':^{len(way)}}{'both':>10}{'ours':>11}")
     print(f"{'workers':>8}{way}{way}{'grads MB':>10}{'read GB/s':>11}")
     for N in WORKERS:
-        cells = [f"{value:{width}.{places}f}" for value, (width, places) in zip(row(N, options), COLUMNS, strict=True)]
+        cells = [
+            f"{value:{width}.{places}f}"
+            for value, (width, places) in zip(row(N, options), COLUMNS, strict=True)
+        ]
         print(f"{N:8}{''.join(cells)}")
 
 
@@ -102,7 +120,9 @@ def compare(found: dict) -> None:
         setting = (found[f"traffic_{name}"] for name in ("images", "size", "dim", "parameters"))
         for name, model in modelled(N, *setting).items():
             counted = found[f"{name}_bytes_{N}"]
-            print(f"  {name:18}{N} workers: counted {counted / 1e6:8.3f} MB, model {model / 1e6:8.3f} MB")
+            print(
+                f"  {name:18}{N} workers: counted {counted / 1e6:8.3f} MB, model {model / 1e6:8.3f} MB"
+            )
 
 
 def norm_wait(N: int, collectives: int, latency: float) -> float:
@@ -151,7 +171,9 @@ def nccl_wait(N: int, collectives: int, options) -> float:
 def wait_table(options) -> None:
     """Print what a step of MoCo waits for collectives, by Gloo and by NCCL."""
     print(f"Small messages of a step of MoCo, ms: all {STEP} collectives, and {EXPOSED} that no")
-    print("pass hides. By Gloo on CPUs, by NCCL on GPUs; the last bucket's bytes by NCCL; their share")
+    print(
+        "pass hides. By Gloo on CPUs, by NCCL on GPUs; the last bucket's bytes by NCCL; their share"
+    )
     print("of a step on GPUs")
     print("".join(f"{title:>{width}}" for title, width in WAITS.items()))
     for N in (8, 16, 32, 64):
@@ -186,14 +208,27 @@ def measured_seconds(found: dict) -> tuple[float, str]:
 def main() -> None:
     found = json.loads(LATEST.read_text()) if LATEST.exists() else {}
     per_image, source = measured_seconds(found)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=32, help="a worker and step, B; the published recipe's on 8 workers")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=32,
+        help="a worker and step, B; the published recipe's on 8 workers",
+    )
     parser.add_argument("--size", type=int, default=224, help="side of the views in pixels")
     parser.add_argument("--dim", type=int, default=128, help="of the keys")
     parser.add_argument("--parameters", type=int, default=PARAMETERS, help="that are trained")
-    parser.add_argument("--file-bytes", type=float, default=110e3, help="of an image's file; ImageNet's average")
-    parser.add_argument("--seconds-per-image", type=float, default=per_image, help=f"of computing ({source})")
-    parser.add_argument("--bandwidth", type=float, default=1.25e9, help="bytes/s that a worker receives; 10 Gbit/s")
+    parser.add_argument(
+        "--file-bytes", type=float, default=110e3, help="of an image's file; ImageNet's average"
+    )
+    parser.add_argument(
+        "--seconds-per-image", type=float, default=per_image, help=f"of computing ({source})"
+    )
+    parser.add_argument(
+        "--bandwidth", type=float, default=1.25e9, help="bytes/s that a worker receives; 10 Gbit/s"
+    )
     parser.add_argument("--latency", type=float, default=50e-6, help="seconds of a message")
     hops = measured_hop(found)
     given = {
@@ -211,7 +246,9 @@ def main() -> None:
         source = "given"
     computing = f"{options.seconds_per_image:.4f} s of computing each ({source})"
     print(f"{options.images} images of {options.size} pixels a worker and step, {computing};")
-    print(f"{options.bandwidth / 1e9:g} GB/s received, {options.latency * 1e6:g} us a message; nothing overlaps\n")
+    print(
+        f"{options.bandwidth / 1e9:g} GB/s received, {options.latency * 1e6:g} us a message; nothing overlaps\n"
+    )
     table(options)
     print()
     norm_table(options)

@@ -55,7 +55,9 @@ def own_memory(pid: int) -> int:
     all processes have the same. So they are left out.
     """
     regions = psutil.Process(pid).memory_maps()
-    return sum(r.private_clean + r.private_dirty for r in regions if not r.path.startswith("/memfd:"))
+    return sum(
+        r.private_clean + r.private_dirty for r in regions if not r.path.startswith("/memfd:")
+    )
 
 
 def first_batch(images) -> tuple[float, float]:
@@ -87,11 +89,16 @@ def measure(folder: Path, photo: Path, files: list[int], repeats: int) -> dict:
             seconds, held = first_batch(images)
         finally:
             shutil.rmtree(root, ignore_errors=True)
-        figures |= {f"walk_{count}_s": statistics.median(walks), f"scan_{count}_s": statistics.median(scans)}
+        figures |= {
+            f"walk_{count}_s": statistics.median(walks),
+            f"scan_{count}_s": statistics.median(scans),
+        }
         figures |= {f"scan_{count}_cpu_s": statistics.median(used)}
         figures |= {f"first_batch_{count}_s": seconds, f"loader_{count}_bytes": held}
     few, many = files[0], files[-1]
-    return figures | {"loader_growth": figures[f"loader_{many}_bytes"] / figures[f"loader_{few}_bytes"]}
+    return figures | {
+        "loader_growth": figures[f"loader_{many}_bytes"] / figures[f"loader_{few}_bytes"]
+    }
 
 
 def main() -> None:

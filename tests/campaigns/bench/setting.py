@@ -24,7 +24,9 @@ def write_photos(folder: Path, images: int) -> None:
     generator = np.random.default_rng(0)
     for number in range(images):
         coarse = generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)
-        smooth = np.asarray(Image.fromarray(coarse).resize(PHOTO_SIZE, Image.Resampling.BICUBIC), dtype=np.int16)
+        smooth = np.asarray(
+            Image.fromarray(coarse).resize(PHOTO_SIZE, Image.Resampling.BICUBIC), dtype=np.int16
+        )
         noisy = (smooth + generator.normal(0, 6, smooth.shape)).clip(0, 255).astype(np.uint8)
         for split in ("train", "val"):
             path = folder / split / str(number % 4) / f"{number}.jpg"
@@ -49,9 +51,20 @@ def config(folder: Path, images: int, size: int, **options) -> Config:
     Images are read by the worker itself, so that nothing that a step costs is hidden in another process, and no
     process of one job runs in another's turn.
     """
-    recipe = {"arch": "resnet18", "mlp": True, "moco_t": 0.2, "aug_plus": True, "refresh_epochs": "never"}
+    recipe = {
+        "arch": "resnet18",
+        "mlp": True,
+        "moco_t": 0.2,
+        "aug_plus": True,
+        "refresh_epochs": "never",
+    }
     recipe |= {"workers": 0, "epochs": 10**6, "save_every": str(10**6), "print_freq": 10**6}
-    recipe |= {"data": str(folder), "teacher": str(folder / "teacher.pth"), "image_size": size, "batch_size": images}
+    recipe |= {
+        "data": str(folder),
+        "teacher": str(folder / "teacher.pth"),
+        "image_size": size,
+        "batch_size": images,
+    }
     return Config(**recipe | options)
 
 
@@ -91,7 +104,9 @@ def ratio(above: list[float], below: list[float]) -> float:
 
 def parser(doc: str) -> argparse.ArgumentParser:
     """The options of every part: where its figures go, and the side of its views."""
-    options = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("folder", type=Path)
     options.add_argument("--size", type=int, default=224)
     return options

@@ -37,7 +37,9 @@ class Ours:
 
     def __init__(self, options, run: Run):
         self.run, self.options = run, options
-        config = setting.config(options.photos, options.batch, options.size, out=str(options.folder / "run"))
+        config = setting.config(
+            options.photos, options.batch, options.size, out=str(options.folder / "run")
+        )
         loaders = task.cores() if options.loaders < 0 else options.loaders
         given = {name: getattr(options, name) for name in ("precision", "augment_on", "compile")}
         self.config = dataclasses.replace(config, workers=loaders, **given)
@@ -47,8 +49,12 @@ class Ours:
         self.journal = journal(self.training, Journal)
         self.journal.breakdown = Breakdown(self.training)
         self.done = 0  # steps
-        self.passes = functools.cache(lambda: Passes(self))  # built after the first steps have shown their peak of memory
-        self.telling = functools.cache(lambda: Telling(self.training, str(options.folder)))  # rank 0's
+        self.passes = functools.cache(
+            lambda: Passes(self)
+        )  # built after the first steps have shown their peak of memory
+        self.telling = functools.cache(
+            lambda: Telling(self.training, str(options.folder))
+        )  # rank 0's
 
     def turn(self) -> dict:
         """Some steps, then, but in the first turn, the passes alone as often, and on rank 0 what telling of them takes."""
@@ -98,13 +104,18 @@ class Passes:
         self.student, self.key = with_features(net, config.mgd_stages).to(**place), key.to(**place)
         self.teacher = ours.training.distillation.networks.teacher.net
         self.images = normalize(
-            torch.randint(256, (B, 3, config.image_size, config.image_size), dtype=torch.uint8, device=device)
+            torch.randint(
+                256, (B, 3, config.image_size, config.image_size), dtype=torch.uint8, device=device
+            )
         )
         self.gradient = torch.ones(B, config.moco_dim, device=device)
 
     def __call__(self) -> dict[str, float]:
         """Return the seconds of each."""
-        found = {"student": setting.seconds(self.train), "key": setting.seconds(lambda: self.see(self.key))}
+        found = {
+            "student": setting.seconds(self.train),
+            "key": setting.seconds(lambda: self.see(self.key)),
+        }
         found["teacher"] = setting.seconds(lambda: self.see(self.teacher))
         return found | {"bare": sum(found.values())}
 
@@ -162,12 +173,21 @@ def main() -> None:
     parser = setting.parser(__doc__)
     parser.add_argument("kind", choices=("ours", "plain"))
     parser.add_argument("photos", type=Path)
-    parser.add_argument("--batch", type=int, default=setting.BATCH, help="images of a step, over all workers")
-    parser.add_argument("--steps", type=int, default=3, help="steps of a turn: the first begins with cold caches")
+    parser.add_argument(
+        "--batch", type=int, default=setting.BATCH, help="images of a step, over all workers"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=3, help="steps of a turn: the first begins with cold caches"
+    )
     parser.add_argument("--passes", action="store_true", help="measure the bare passes too")
     parser.add_argument("--core", type=int, default=0, help="of the first worker")
     parser.add_argument("--precision", default="float32")
-    parser.add_argument("--loaders", type=int, default=0, help="loader processes (-1: as many as a worker has cores)")
+    parser.add_argument(
+        "--loaders",
+        type=int,
+        default=0,
+        help="loader processes (-1: as many as a worker has cores)",
+    )
     parser.add_argument("--augment-on", default="cpu")
     parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()

@@ -57,7 +57,10 @@ def main() -> None:
     options = setting.repeating(__doc__, repeats=10).parse_args()
     setting.pin()
     with Run(str(options.folder / "sync_norm"), 1) as run:
-        trainings = {name: Steps(options, run, setting.BATCH, **SIMSIAM, sync_bn=name) for name in SYNCHRONISED}
+        trainings = {
+            name: Steps(options, run, setting.BATCH, **SIMSIAM, sync_bn=name)
+            for name in SYNCHRONISED
+        }
         figures = measure(trainings, options.repeats)
         if run.rank == 0:
             setting.write_figures(options.folder, "sync_norm", **figures)

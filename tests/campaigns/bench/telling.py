@@ -32,11 +32,21 @@ class Telling:
         config, self.training = training.config, training
         self.run = SimpleNamespace(size=training.run.size, log=Log(speaks=True), count=Count(1))
         self.run.log.open(folder, START)
-        self.run.log.events = Events(folder, START, self.run.count, 1, training.framework.losses, self.run.log.line)
-        self.journal = journal(dataclasses.replace(training, run=self.run, config=dataclasses.replace(config, print_freq=1)))
-        sums = dict.fromkeys(("loss", "contrastive", "mgd", "gradient", "accuracy", "stop", "undecodable"), 1.0)
+        self.run.log.events = Events(
+            folder, START, self.run.count, 1, training.framework.losses, self.run.log.line
+        )
+        self.journal = journal(
+            dataclasses.replace(
+                training, run=self.run, config=dataclasses.replace(config, print_freq=1)
+            )
+        )
+        sums = dict.fromkeys(
+            ("loss", "contrastive", "mgd", "gradient", "accuracy", "stop", "undecodable"), 1.0
+        )
         self.sums = {name: value + len(name) / 7 for name, value in sums.items()}
-        self.view = torch.randint(256, (tensorboard.IMAGES, 3, config.image_size, config.image_size), dtype=torch.uint8)
+        self.view = torch.randint(
+            256, (tensorboard.IMAGES, 3, config.image_size, config.image_size), dtype=torch.uint8
+        )
         self.epoch = 0
 
     def __call__(self) -> dict[str, float]:

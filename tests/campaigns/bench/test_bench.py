@@ -90,7 +90,9 @@ def test_what_is_a_little_beyond_its_bar_is_missed(name, capsys):
     assert missed == [name]
 
 
-@pytest.mark.parametrize("seconds, quick, code", [(5.0, [], 1), (0.1, [], 0), (5.0, ["--quick"], 0)])
+@pytest.mark.parametrize(
+    "seconds, quick, code", [(5.0, [], 1), (0.1, [], 0), (5.0, ["--quick"], 0)]
+)
 def test_the_bench_ends_with_1_where_a_bar_is_missed(seconds, quick, code, monkeypatch):
     """But for --quick, whose figures mean nothing."""
 
@@ -139,21 +141,28 @@ def test_the_page_has_the_bars_and_the_figures_of_the_last_full_run():
 def test_methods_has_every_framework_and_distiller():
     found = [Config(**{"teacher": "a.pth"} | more) for more in methods.METHODS.values()]
     assert {config.framework for config in found} == FRAMEWORKS.keys()
-    assert {name for config in found if config.teacher for name in config.distill} == DISTILLERS.keys()
+    assert {
+        name for config in found if config.teacher for name in config.distill
+    } == DISTILLERS.keys()
 
 
 def test_a_ratio_is_that_of_turns_and_not_of_medians():
     """A machine that is twice as slow in a turn is so for both sides."""
     below = [1.0, 2.0, 4.0, 1.0, 3.0]
     assert setting.ratio([1.5 * value for value in below], below) == pytest.approx(1.5)
-    assert setting.ratio([1.5, 99.0, 6.0], [1.0, 2.0, 4.0]) == pytest.approx(1.5)  # one turn was disturbed
+    assert setting.ratio([1.5, 99.0, 6.0], [1.0, 2.0, 4.0]) == pytest.approx(
+        1.5
+    )  # one turn was disturbed
     with pytest.raises(ValueError):
         setting.ratio([1.0], [1.0, 2.0])
 
 
 def test_tasks_take_turns_and_the_first_turn_is_left_out():
     done = []
-    tasks = {"slow": lambda: (done.append("slow"), time.sleep(0.02)), "quick": lambda: done.append("quick")}
+    tasks = {
+        "slow": lambda: (done.append("slow"), time.sleep(0.02)),
+        "quick": lambda: done.append("quick"),
+    }
     took = setting.interleaved(tasks, repeats=2)
     assert done == ["slow", "quick"] * 3
     assert [len(values) for values in took.values()] == [2, 2] and min(took["slow"]) >= 0.02
@@ -161,11 +170,20 @@ def test_tasks_take_turns_and_the_first_turn_is_left_out():
 
 def test_the_baseline_pools_and_measures_distances_as_we_do():
     random = torch.Generator().manual_seed(0)
-    teacher, student = torch.randn(3, 12, 5, 4, generator=random), torch.randn(3, 4, 5, 4, generator=random)
-    matching, margin = torch.randperm(12, generator=random).view(3, 4), torch.randn(12, generator=random)
+    teacher, student = (
+        torch.randn(3, 12, 5, 4, generator=random),
+        torch.randn(3, 4, 5, 4, generator=random),
+    )
+    matching, margin = (
+        torch.randperm(12, generator=random).view(3, 4),
+        torch.randn(12, generator=random),
+    )
     target, margins = absolute_max_pooling(teacher, margin, matching)
     assert torch.equal(baseline.absolute_max_pooling(teacher, matching), target)
-    theirs, ours = baseline.partial_l2(student, target, margins), partial_l2(student, target, margins)
+    theirs, ours = (
+        baseline.partial_l2(student, target, margins),
+        partial_l2(student, target, margins),
+    )
     assert theirs.item() == pytest.approx(ours.item(), rel=1e-6)
 
 
@@ -195,7 +213,9 @@ def test_a_step_of_the_baseline_has_our_loss_and_changes_the_student_as_ours(rec
             assert ours["loss"] == pytest.approx(theirs, rel=tolerance)
             assert min(ours["contrastive"], ours["distillation"]) > 0.1 * ours["loss"]
             if step == 0:
-                moved, mine = (parameters_to_vector(net.parameters()) for net in (plain.query, net.encoder_q))
+                moved, mine = (
+                    parameters_to_vector(net.parameters()) for net in (plain.query, net.encoder_q)
+                )
                 assert (mine - moved).norm() < 1e-2 * (moved - before).norm()
         assert (net.queue - plain.queue).norm() < 1e-2 * plain.queue.norm()
 
@@ -203,19 +223,29 @@ def test_a_step_of_the_baseline_has_our_loss_and_changes_the_student_as_ours(rec
 def test_the_model_trains_as_many_parameters_as_the_recipe():
     """ResNet-18 with MoCo v2's head, and the distiller's batch norms."""
     student, channels = build_resnet("resnet18", mlp=True), (64, 128, 256, 512)
-    assert scale.PARAMETERS == sum(value.numel() for value in student.parameters()) + 2 * sum(channels)
+    assert scale.PARAMETERS == sum(value.numel() for value in student.parameters()) + 2 * sum(
+        channels
+    )
 
 
 @pytest.mark.skipif(
-    not importlib.util.find_spec("ortools"), reason="OR-Tools is not installed: tests/campaigns/bench/flow.py says how"
+    not importlib.util.find_spec("ortools"),
+    reason="OR-Tools is not installed: tests/campaigns/bench/flow.py says how",
 )
 def test_a_flow_of_least_cost_costs_what_our_matching_costs(tmp_path):
     random = np.random.default_rng(0)
     costs = [random.random((S, T)) for S, T in ((6, 24), (16, 32), (8, 8))]
     np.savez(tmp_path / "costs.npz", *costs)
-    done = subprocess.run([sys.executable, BENCH / "flow.py", tmp_path / "costs.npz"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, BENCH / "flow.py", tmp_path / "costs.npz"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     ours = [cost.gather(1, assign(cost).T).sum().item() for cost in map(torch.from_numpy, costs)]
-    assert json.loads(done.stdout)["totals"] == pytest.approx(ours, abs=1e-4)  # the flow's costs are rounded to 1e-6
+    assert json.loads(done.stdout)["totals"] == pytest.approx(
+        ours, abs=1e-4
+    )  # the flow's costs are rounded to 1e-6
 
 
 def test_received_counts_the_bytes_that_arrive():
@@ -233,7 +263,17 @@ def test_received_counts_the_bytes_that_arrive():
 @pytest.mark.parametrize("N", [2, 4])
 def test_the_model_has_the_bytes_that_workers_receive(N, tmp_path):
     """So many images and repeats that chance, and what the workers say to each other beside the data, is little."""
-    options = [tmp_path, "--images-per-worker", 256, "--size", 16, "--repeats", 40, "--parameters", 100_000]
+    options = [
+        tmp_path,
+        "--images-per-worker",
+        256,
+        "--size",
+        16,
+        "--repeats",
+        40,
+        "--parameters",
+        100_000,
+    ]
     with open(tmp_path / "output.txt", "w") as output:
         process = turns.launch(N, BENCH / "traffic.py", options, output)
         try:
@@ -241,7 +281,9 @@ def test_the_model_has_the_bytes_that_workers_receive(N, tmp_path):
         finally:
             process.terminate()
     found = json.loads((tmp_path / "traffic.json").read_text())
-    for name, model in scale.modelled(N, B=256, size=16, dim=traffic.DIM, parameters=100_000).items():
+    for name, model in scale.modelled(
+        N, B=256, size=16, dim=traffic.DIM, parameters=100_000
+    ).items():
         assert found[f"{name}_bytes_{N}"] == pytest.approx(model, rel=0.02), name
 
 
@@ -253,7 +295,18 @@ def test_the_original_receives_more_with_each_worker_and_we_do_not(monkeypatch, 
     table = {int(cells[0]): [float(cell) for cell in cells[1:]] for cells in rows}
     assert list(table) == scale.WORKERS
     batch = 32 * 3 * 224**2 / 1e6  # MB of a worker's images
-    for N, (ours, _, _, efficiency, original, _, _, their_efficiency, gradients, _) in table.items():
+    for N, (
+        ours,
+        _,
+        _,
+        efficiency,
+        original,
+        _,
+        _,
+        their_efficiency,
+        gradients,
+        _,
+    ) in table.items():
         assert ours < batch and original == pytest.approx(4 * (N - 1) * batch, rel=1e-3)
         assert 0 < their_efficiency < efficiency < 1
         assert gradients == pytest.approx(2 * (N - 1) / N * 46.0, rel=1e-2)
@@ -325,13 +378,17 @@ def test_what_was_counted_stands_beside_the_model(monkeypatch, tmp_path, capsys)
     scale.main()
     lines = [line for line in capsys.readouterr().out.splitlines() if "counted    7.000 MB" in line]
     assert len(lines) == 8
-    assert sum("keys" in line and "model    0.008 MB" in line for line in lines) == 1  # 16 x 128 floats, of one other worker
+    assert (
+        sum("keys" in line and "model    0.008 MB" in line for line in lines) == 1
+    )  # 16 x 128 floats, of one other worker
 
 
 def test_workers_stand_still_between_their_turns(tmp_path):
     script = tmp_path / "turn.py"
     script.write_text(TURN)
-    with turns.Job(2, script, tmp_path / "job", [], PYTHONPATH=f"{BENCH}:{os.environ.get('PYTHONPATH', '')}") as job:
+    with turns.Job(
+        2, script, tmp_path / "job", [], PYTHONPATH=f"{BENCH}:{os.environ.get('PYTHONPATH', '')}"
+    ) as job:
         for turn in (1, 2):
             found = job.turn()
             assert [(worker["turn"], worker["rank"]) for worker in found] == [(turn, 0), (turn, 1)]
@@ -344,13 +401,44 @@ def test_workers_stand_still_between_their_turns(tmp_path):
     assert not any(worker.is_running() for worker in workers)
 
 
-def test_steps_are_measured_as_on_gpus_with_loader_processes_and_views_of_the_device(recipe, tmp_path):
-    options = ["--size", 32, "--batch", 4, "--loaders", -1, "--augment-on", "device", "--precision", "bf16", "--passes"]
+def test_steps_are_measured_as_on_gpus_with_loader_processes_and_views_of_the_device(
+    recipe, tmp_path
+):
+    options = [
+        "--size",
+        32,
+        "--batch",
+        4,
+        "--loaders",
+        -1,
+        "--augment-on",
+        "device",
+        "--precision",
+        "bf16",
+        "--passes",
+    ]
     with turns.Job(1, BENCH / "step.py", tmp_path / "job", ["ours", recipe, *options]) as job:
         assert "bare" not in job.turn()[0]
         [found] = job.turn()
-    assert min(found[name] for name in ("step", "bare", "student", "key", "teacher", "memory", "telling", "drawing")) > 0
-    assert len((tmp_path / "job" / "log.txt").read_text().splitlines()) >= 6  # of three steps, and their epochs' ends
+    assert (
+        min(
+            found[name]
+            for name in (
+                "step",
+                "bare",
+                "student",
+                "key",
+                "teacher",
+                "memory",
+                "telling",
+                "drawing",
+            )
+        )
+        > 0
+    )
+    assert (
+        len((tmp_path / "job" / "log.txt").read_text().splitlines()) >= 6
+    )  # of three steps, and their epochs' ends
     [event_file] = (tmp_path / "job" / "tensorboard").iterdir()
     assert event_file.stat().st_size > 1000
 
@@ -358,7 +446,10 @@ def test_steps_are_measured_as_on_gpus_with_loader_processes_and_views_of_the_de
 def test_a_job_that_ends_early_is_told_with_what_it_said(tmp_path):
     script = tmp_path / "broken.py"
     script.write_text("raise SystemExit('no photographs')")
-    with pytest.raises(RuntimeError, match="no photographs"), turns.Job(1, script, tmp_path / "job", []) as job:
+    with (
+        pytest.raises(RuntimeError, match="no photographs"),
+        turns.Job(1, script, tmp_path / "job", []) as job,
+    ):
         job.turn()
 
 
@@ -375,7 +466,9 @@ def test_a_process_stands_still_from_stop_to_continue():
             process.kill()
 
 
-def test_links_are_scanned_and_removed_and_their_loader_processes_measured(recipe, tmp_path, monkeypatch):
+def test_links_are_scanned_and_removed_and_their_loader_processes_measured(
+    recipe, tmp_path, monkeypatch
+):
     monkeypatch.setattr(scanning, "CLASSES", 2)
     monkeypatch.setattr(scanning, "BATCH", 4)
     photo = setting.photos(recipe)[0]

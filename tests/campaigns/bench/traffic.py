@@ -31,8 +31,13 @@ def received() -> int:
             if not stat.S_ISSOCK(os.fstat(int(number)).st_mode):
                 continue
             with socket.socket(fileno=os.dup(int(number))) as connection:
-                if connection.type == socket.SOCK_STREAM and connection.family in (socket.AF_INET, socket.AF_INET6):
-                    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, BYTES_RECEIVED + 8)
+                if connection.type == socket.SOCK_STREAM and connection.family in (
+                    socket.AF_INET,
+                    socket.AF_INET6,
+                ):
+                    info = connection.getsockopt(
+                        socket.IPPROTO_TCP, socket.TCP_INFO, BYTES_RECEIVED + 8
+                    )
                     total += struct.unpack_from("Q", info, BYTES_RECEIVED)[0]
         except OSError:
             continue  # the listing's own folder, closed meanwhile
@@ -67,14 +72,24 @@ def measure(B: int, size: int, parameters: int, repeats: int) -> dict[str, float
     }
     found = {name: count(work, repeats) for name, work in counted.items()}
     every = allgather(found, "found")
-    figures = {f"{name}_bytes_{comm.size()}": statistics.mean(worker[name] for worker in every) for name in found}
-    return figures | {"traffic_images": B, "traffic_size": size, "traffic_dim": DIM, "traffic_parameters": parameters}
+    figures = {
+        f"{name}_bytes_{comm.size()}": statistics.mean(worker[name] for worker in every)
+        for name in found
+    }
+    return figures | {
+        "traffic_images": B,
+        "traffic_size": size,
+        "traffic_dim": DIM,
+        "traffic_parameters": parameters,
+    }
 
 
 def main() -> None:
     parser = setting.parser(__doc__)
     parser.add_argument("--images-per-worker", type=int, default=16)
-    parser.add_argument("--parameters", type=int, default=scale.PARAMETERS, help="that have gradients")
+    parser.add_argument(
+        "--parameters", type=int, default=scale.PARAMETERS, help="that have gradients"
+    )
     parser.add_argument("--repeats", type=int, default=10)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -21,7 +21,11 @@ from job.cluster import comm
 
 PATIENCE = 600  # seconds for a turn
 # While a job stands still its network's clocks run on: none may give up.
-LIMITS = ("HOROVOD_GLOO_TIMEOUT_SECONDS", "HOROVOD_STALL_CHECK_TIME_SECONDS", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS")
+LIMITS = (
+    "HOROVOD_GLOO_TIMEOUT_SECONDS",
+    "HOROVOD_STALL_CHECK_TIME_SECONDS",
+    "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS",
+)
 LASTING = dict.fromkeys(LIMITS, "7200")
 
 
@@ -41,10 +45,14 @@ def launch(workers: int, script: Path, arguments: list, output, **environment) -
     """Start `python script arguments`, under horovodrun if there are workers: one thread each, on the CPU by default."""
     command = [sys.executable, str(script), *map(str, arguments)]
     if workers:
-        horovodrun = shutil.which("horovodrun", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+        horovodrun = shutil.which(
+            "horovodrun", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        )
         command = [horovodrun, "-np", str(workers), *command]
     environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **LASTING} | environment
-    return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | environment)
+    return subprocess.Popen(
+        command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | environment
+    )
 
 
 class Job:
@@ -75,7 +83,9 @@ class Job:
             if all(len(lines) == self.turns and stands_still(lines[-1]["pid"]) for lines in found):
                 return [lines[-1] for lines in found]
             if self.process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"a job of the bench ended early:\n{(self.folder / 'output.txt').read_text()}")
+                raise RuntimeError(
+                    f"a job of the bench ended early:\n{(self.folder / 'output.txt').read_text()}"
+                )
             time.sleep(0.02)
 
     def lines(self, rank: int) -> list[dict]:
@@ -96,7 +106,11 @@ class Job:
     def __exit__(self, kind, error, trace):
         """Let the workers end by themselves, or end them if something failed."""
         (self.folder / "closed").touch()
-        below = psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []
+        below = (
+            psutil.Process(self.process.pid).children(recursive=True)
+            if self.process.poll() is None
+            else []
+        )
         if kind is None:
             self.signal(signal.SIGCONT)
             self.process.wait(PATIENCE)

@@ -50,7 +50,9 @@ def main() -> None:
     options = setting.repeating(__doc__, repeats=7).parse_args()
     setting.pin()
     keep_freed_memory(KEPT)  # as a loader process does; the baseline's views have it too here
-    setting.write_figures(options.folder, "views", **measure(options.photos, options.size, options.repeats))
+    setting.write_figures(
+        options.folder, "views", **measure(options.photos, options.size, options.repeats)
+    )
 
 
 if __name__ == "__main__":

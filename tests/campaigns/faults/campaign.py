@@ -19,7 +19,9 @@ from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
-sys.path.insert(0, str(Path(__file__).parents[3]))  # the packages that lie here, wherever others are installed
+sys.path.insert(
+    0, str(Path(__file__).parents[3])
+)  # the packages that lie here, wherever others are installed
 os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 from damage import damages
@@ -35,11 +37,21 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=secrets.randbits(32))
     options = parser.parse_args()
-    begun, folder, generator = time.monotonic(), Path(tempfile.mkdtemp(prefix="faults-")), random.Random(options.seed)
-    print(f"seed {options.seed}, in {folder}; the same aims again by --seed {options.seed}", flush=True)
+    begun, folder, generator = (
+        time.monotonic(),
+        Path(tempfile.mkdtemp(prefix="faults-")),
+        random.Random(options.seed),
+    )
+    print(
+        f"seed {options.seed}, in {folder}; the same aims again by --seed {options.seed}",
+        flush=True,
+    )
     arguments = prepare(folder)
     print("undisturbed runs to compare with", flush=True)
-    whole = {program: undisturbed(program, arguments[program], folder / f"whole-{program}") for program in arguments}
+    whole = {
+        program: undisturbed(program, arguments[program], folder / f"whole-{program}")
+        for program in arguments
+    }
     tried = kill_runs(options.kills, folder, arguments, whole, generator)
     cuts, flips = max(2, 64 * options.kills // 50), 4 * options.kills
     print(f"damaging a checkpoint: {flips} flipped bits, cut short in {cuts} places", flush=True)
@@ -59,11 +71,16 @@ def prepare(folder: Path) -> dict[str, list]:
     """Write what the runs need; return the arguments of each program."""
     images = write_images(folder / "images")
     teacher = write_teacher(folder / "teacher.pth.tar")
-    more = {"job.train": ["--teacher", teacher], "job.linear": ["--pretrained", folder / "whole-job.train" / "last.pth.tar"]}
+    more = {
+        "job.train": ["--teacher", teacher],
+        "job.linear": ["--pretrained", folder / "whole-job.train" / "last.pth.tar"],
+    }
     return {program: [images, *OPTIONS[program], *more[program]] for program in OPTIONS}
 
 
-def kill_runs(number: int, folder: Path, arguments: dict, whole: dict, generator: random.Random) -> list[Fault]:
+def kill_runs(
+    number: int, folder: Path, arguments: dict, whole: dict, generator: random.Random
+) -> list[Fault]:
     """Kill as many runs as it takes, until `number` kills were tried; return these."""
     next_aims = {program: aims(program, generator) for program in arguments}
     tried = []
@@ -71,10 +88,17 @@ def kill_runs(number: int, folder: Path, arguments: dict, whole: dict, generator
         if len(tried) == number:
             return tried
         name = f"{program}-{place}"
-        run = KilledRun(program, [*arguments[program], "-j", generator.choice([0, 0, 1])], folder / name, whole[program])
+        run = KilledRun(
+            program,
+            [*arguments[program], "-j", generator.choice([0, 0, 1])],
+            folder / name,
+            whole[program],
+        )
         here = []
         try:
-            here_aims = itertools.islice(next_aims[program], min(number - len(tried), KILLS_OF_A_RUN[program]))
+            here_aims = itertools.islice(
+                next_aims[program], min(number - len(tried), KILLS_OF_A_RUN[program])
+            )
             for fault in run.kills(here_aims, generator):
                 here.append(fault)
                 tried.append(fault)

@@ -10,7 +10,9 @@ from job.errors import RunError
 from job.checkpoints.folder import Checkpoints
 
 
-def damages(whole: Path, folder: Path, cuts: int, flips: int, generator: random.Random) -> Iterator[tuple[str, str]]:
+def damages(
+    whole: Path, folder: Path, cuts: int, flips: int, generator: random.Random
+) -> Iterator[tuple[str, str]]:
     """Damage the newest checkpoint of the run in `whole`, in a copy in `folder`, in `cuts` and `flips` ways, one at a time.
 
     Yields for each ("cut short" or "bit flipped", what went wrong), the second empty where nothing did.
@@ -24,11 +26,21 @@ def damages(whole: Path, folder: Path, cuts: int, flips: int, generator: random.
     for _ in range(flips):
         place, bit = generator.randrange(size), generator.randrange(8)
         flip(copy, place, bit)
-        yield "bit flipped", (wrong := passed_over(folder, copy, before.name)) and f"bit {bit} of byte {place}: {wrong}"
+        yield (
+            "bit flipped",
+            (wrong := passed_over(folder, copy, before.name))
+            and f"bit {bit} of byte {place}: {wrong}",
+        )
         flip(copy, place, bit)
-    for length in sorted([0, size - 1, *(generator.randrange(size) for _ in range(cuts - 2))], reverse=True):
+    for length in sorted(
+        [0, size - 1, *(generator.randrange(size) for _ in range(cuts - 2))], reverse=True
+    ):
         os.truncate(copy, length)
-        yield "cut short", (wrong := passed_over(folder, copy, before.name)) and f"cut to {length} of {size} bytes: {wrong}"
+        yield (
+            "cut short",
+            (wrong := passed_over(folder, copy, before.name))
+            and f"cut to {length} of {size} bytes: {wrong}",
+        )
 
 
 def flip(path: Path, place: int, bit: int) -> None:
@@ -49,5 +61,7 @@ def passed_over(folder: Path, newest: Path, before: str) -> str:
         return str(error)
     if f"checkpoint_{content['epoch']:04d}_{content['step']:06d}.pth.tar" != before:
         return "loaded silently"
-    right = said[0].startswith(f"passed over: {newest}") and said[1:] == [f"resuming from {folder / before}"]
+    right = said[0].startswith(f"passed over: {newest}") and said[1:] == [
+        f"resuming from {folder / before}"
+    ]
     return "" if right else f"not said: {said}"

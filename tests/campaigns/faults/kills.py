@@ -18,20 +18,34 @@ from phases import GOING_BACK, Phases
 from runs import Job, differences, records
 
 EPOCHS = 4
-COMMON = f"--image-size 32 --batch-size 8 --epochs {EPOCHS} --save-every 2steps --print-freq 1".split()
+COMMON = (
+    f"--image-size 32 --batch-size 8 --epochs {EPOCHS} --save-every 2steps --print-freq 1".split()
+)
 TRAIN = "-a resnet18 --moco-k 20 --mlp --moco-t 0.2 --aug-plus --cos --warmup-epochs 1 --refresh-epochs every:1".split()
 OPTIONS = {
     "job.train": [*COMMON, *TRAIN, "--knn-every", 1],
     "job.linear": [*COMMON, "--schedule", 2, "--lr", 0.3],
 }
 # Seconds from a phase's beginning to the latest signal that is aimed at it: about as long as it takes.
-LENGTH = {"start-up": 7.0, GOING_BACK: 1.5, "steps": 0.8, "refresh": 0.8, "k-NN": 0.6, "validation": 0.6, "checkpoint write": 0.3}
+LENGTH = {
+    "start-up": 7.0,
+    GOING_BACK: 1.5,
+    "steps": 0.8,
+    "refresh": 0.8,
+    "k-NN": 0.6,
+    "validation": 0.6,
+    "checkpoint write": 0.3,
+}
 AIMED = {
     "job.train": ("start-up", GOING_BACK, "steps", "refresh", "k-NN", "checkpoint write"),
     "job.linear": ("start-up", GOING_BACK, "steps", "validation", "checkpoint write"),
 }
 HITS = [("rank 0", "SIGKILL"), ("rank 1", "SIGKILL"), ("all", "SIGKILL")]
-HITS += [("rank 0", "SIGTERM"), ("rank 1", "SIGUSR2"), ("all", "SIGTERM")]  # after which a run saves and ends well
+HITS += [
+    ("rank 0", "SIGTERM"),
+    ("rank 1", "SIGUSR2"),
+    ("all", "SIGTERM"),
+]  # after which a run saves and ends well
 Aim = tuple[str, str, str]  # phase, whom, signal
 PATIENCE = 120  # s until all of a run's processes have to be gone after a signal; horovodrun takes up to 60
 END = 900  # s until a run has to have come to its end, or to the phase that is waited for
@@ -89,8 +103,12 @@ class KilledRun:
                 hit = phases.now()
                 self.send(victims, name)
                 yield Fault(hit, whom, name)
-            if self.job.process.returncode and not (victims and (name == "SIGKILL" or hit in ("start-up", "end"))):
-                raise Lost(f"a run that should end well, or stop in {phase}, fails:\n{self.job.process.stdout.read()}")
+            if self.job.process.returncode and not (
+                victims and (name == "SIGKILL" or hit in ("start-up", "end"))
+            ):
+                raise Lost(
+                    f"a run that should end well, or stop in {phase}, fails:\n{self.job.process.stdout.read()}"
+                )
             check(self.folder)
         self.start()
 
@@ -158,7 +176,11 @@ class KilledRun:
 
 def files(folder: Path) -> set[str]:
     """The names of a run's files except checkpoints, of which a stop makes more, and the mark of going back."""
-    return {path.name for path in folder.iterdir() if not NAME.fullmatch(path.name) and path.name != DECISION}
+    return {
+        path.name
+        for path in folder.iterdir()
+        if not NAME.fullmatch(path.name) and path.name != DECISION
+    }
 
 
 def check(folder: Path) -> None:
@@ -168,7 +190,11 @@ def check(folder: Path) -> None:
             content = load(str(path))
         except RunError as error:
             raise Lost(str(error)) from None
-        if path.name == "last.pth.tar" and (folder / "complete").exists() and content["epoch"] < EPOCHS:
+        if (
+            path.name == "last.pth.tar"
+            and (folder / "complete").exists()
+            and content["epoch"] < EPOCHS
+        ):
             raise Lost(f"`complete` stands beside a checkpoint of epoch {content['epoch']}")
 
 

@@ -5,7 +5,16 @@ from pathlib import Path
 from runs import all_records
 
 GOING_BACK = "going back"  # from the decision of --resume PATH to the first save
-PHASES = ("start-up", GOING_BACK, "steps", "refresh", "k-NN", "validation", "checkpoint write", "end")
+PHASES = (
+    "start-up",
+    GOING_BACK,
+    "steps",
+    "refresh",
+    "k-NN",
+    "validation",
+    "checkpoint write",
+    "end",
+)
 
 
 class Phases:
@@ -38,7 +47,9 @@ class Phases:
         if any(self.folder.glob("*.left")):  # the first save removes them
             return GOING_BACK
         start, *since = found[starts[-1] :]
-        return next(filter(None, (self.after(record, start) for record in reversed(since))), "") or self.first(start)
+        return next(
+            filter(None, (self.after(record, start) for record in reversed(since))), ""
+        ) or self.first(start)
 
     def after(self, record: dict, start: dict) -> str:
         """The phase that begins with a record, and goes on until the next; nothing if the record begins none."""

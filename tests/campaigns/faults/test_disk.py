@@ -39,9 +39,13 @@ def disk(tmp_path):
 @pytest.fixture
 def slow_disk(tmp_path):
     """A function (process, MB/s): lets the process write no more than that a second to the disk of `tmp_path`."""
-    if not (THROTTLE / "blkio.throttle.write_bps_device").exists() or not os.access(THROTTLE, os.W_OK):
+    if not (THROTTLE / "blkio.throttle.write_bps_device").exists() or not os.access(
+        THROTTLE, os.W_OK
+    ):
         pytest.skip(f"no {THROTTLE} of one's own here: a disk cannot be slowed down")
-    device = Path(f"/sys/dev/block/{os.major(tmp_path.stat().st_dev)}:{os.minor(tmp_path.stat().st_dev)}").resolve()
+    device = Path(
+        f"/sys/dev/block/{os.major(tmp_path.stat().st_dev)}:{os.minor(tmp_path.stat().st_dev)}"
+    ).resolve()
     device = device.parent if (device / "partition").exists() else device
     if not (device / "dev").exists():
         pytest.skip(f"{tmp_path} lies on no block device: it cannot be slowed down")
@@ -49,7 +53,9 @@ def slow_disk(tmp_path):
     group.mkdir()
 
     def slow(process, rate):
-        (group / "blkio.throttle.write_bps_device").write_text(f"{(device / 'dev').read_text().strip()} {rate * 10**6}")
+        (group / "blkio.throttle.write_bps_device").write_text(
+            f"{(device / 'dev').read_text().strip()} {rate * 10**6}"
+        )
         (group / "cgroup.procs").write_text(str(process.pid))
 
     yield slow
@@ -136,7 +142,9 @@ def test_a_disk_too_full_for_the_log(start_job, images, disk):
     (disk / "filler").unlink()
     job = start_job(2, folder, [images, *SMALL, "--save-every", "999", "--epochs", 1])
     output = job.finish()
-    assert job.process.returncode != 0 and "No space left on device" in output  # room for a checkpoint, but not for two
+    assert (
+        job.process.returncode != 0 and "No space left on device" in output
+    )  # room for a checkpoint, but not for two
     assert job.steps() == list(range(1, 7))
 
 
@@ -147,7 +155,8 @@ def test_a_folder_that_is_read_only(start_job, images, disk, when):
     if when == "from the start":
         mount("-o", "remount,ro", disk)
         refused(
-            start_job(2, folder, [images, *SMALL, *STEPS]), f"cannot write to {folder}: Read-only file system; choose another"
+            start_job(2, folder, [images, *SMALL, *STEPS]),
+            f"cannot write to {folder}: Read-only file system; choose another",
         )
         assert list(folder.iterdir()) == []
         return
@@ -187,22 +196,30 @@ def test_a_slow_disk_is_said_and_waited_for(start_job, images, slow_disk, tmp_pa
     output = job.finish()
     assert job.process.returncode == 0, output
     assert re.search(
-        r"rank 1 on \S+ waits for 'broadcast.length' at \S+ for \d+ s; rank 0 on \S+ is at job/checkpoints/folder.py", output
+        r"rank 1 on \S+ waits for 'broadcast.length' at \S+ for \d+ s; rank 0 on \S+ is at job/checkpoints/folder.py",
+        output,
     )
     whole(tmp_path / "run", 2, 0)
 
 
-def test_a_disk_too_slow_ends_the_run_and_leaves_a_whole_checkpoint(start_job, images, slow_disk, tmp_path, monkeypatch):
+def test_a_disk_too_slow_ends_the_run_and_leaves_a_whole_checkpoint(
+    start_job, images, slow_disk, tmp_path, monkeypatch
+):
     monkeypatch.setenv("HOROVOD_STALL_CHECK_TIME_SECONDS", "2")
     monkeypatch.setenv("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "4")
     job = start_job(2, tmp_path / "run", [images, *SMALL, "--save-every", "10steps", "--epochs", 5])
     job.wait_for_step(11)
     slow_disk(first_worker(job), 12)
     output = job.finish()
-    assert job.process.returncode != 0 and "ended after HOROVOD_STALL_SHUTDOWN_TIME_SECONDS=4" in output, output
+    assert (
+        job.process.returncode != 0
+        and "ended after HOROVOD_STALL_SHUTDOWN_TIME_SECONDS=4" in output
+    ), output
     # Rank 0 brings what it writes to its end where it is given the time.
     assert load(str(tmp_path / "run" / "last.pth.tar"))["step"] in (4, 2)
-    again = start_job(2, tmp_path / "run", [images, *SMALL, "--save-every", "10steps", "--epochs", 5])
+    again = start_job(
+        2, tmp_path / "run", [images, *SMALL, "--save-every", "10steps", "--epochs", 5]
+    )
     output = again.finish()
     assert again.process.returncode == 0, output
     whole(tmp_path / "run", 5, 0)
@@ -217,7 +234,9 @@ def test_a_disk_without_links(start_job, images, linkless, capsys):
     job.wait_for_step(9)
     job.kill()
     output = start_job(2, folder, [*narrow, "--resume", last]).finish()
-    assert len(of_kind(folder, "resumed")) == 1 and of_kind(folder, "end")[-1]["how"] == "complete", output
+    assert (
+        len(of_kind(folder, "resumed")) == 1 and of_kind(folder, "end")[-1]["how"] == "complete"
+    ), output
     newest = folder / "checkpoint_0003_000000.pth.tar"
     assert sorted(folder.glob("*.pth.tar*")) == [newest, last]
     assert last.read_bytes() == newest.read_bytes()

@@ -28,7 +28,9 @@ def errors(output: str) -> list[str]:
     return [line.split("<stderr>:", 1)[-1] for line in output.splitlines() if "error: " in line]
 
 
-def test_a_killed_loader_process_ends_all_workers_with_its_name_and_its_file(start_job, images, tmp_path):
+def test_a_killed_loader_process_ends_all_workers_with_its_name_and_its_file(
+    start_job, images, tmp_path
+):
     job = start_job(2, tmp_path / "run", [images, *FEW])
     job.wait_for_step(1)
     killed = loader_processes(job)[1]
@@ -37,13 +39,20 @@ def test_a_killed_loader_process_ends_all_workers_with_its_name_and_its_file(sta
     assert job.process.returncode != 0
     first, *others = errors(output)
     assert first.startswith("error: rank 1 on ")
-    assert f"loader process {killed.pid} was ended by SIGKILL while it read {images}/train/class" in first
+    assert (
+        f"loader process {killed.pid} was ended by SIGKILL while it read {images}/train/class"
+        in first
+    )
     assert all("another worker is gone" in line for line in others), output
-    own = [line for line in output.splitlines() if line.startswith("[")]  # the others are the launcher's
+    own = [
+        line for line in output.splitlines() if line.startswith("[")
+    ]  # the others are the launcher's
     assert not any("Traceback" in line for line in own)
 
 
-def test_a_loader_process_that_stands_still_is_named_and_a_signal_obeyed(start_job, images, tmp_path, monkeypatch):
+def test_a_loader_process_that_stands_still_is_named_and_a_signal_obeyed(
+    start_job, images, tmp_path, monkeypatch
+):
     monkeypatch.setenv("HOROVOD_STALL_CHECK_TIME_SECONDS", "3")
     job = start_job(2, tmp_path / "run", [images, *FEW])
     job.wait_for_step(1)
@@ -56,7 +65,9 @@ def test_a_loader_process_that_stands_still_is_named_and_a_signal_obeyed(start_j
     job.process.send_signal(signal.SIGTERM)
     output = job.finish()
     first, *others = errors(output)
-    assert first.startswith("error: rank 0 on ") and "SIGTERM came, and no batch in 45 s more" in first
+    assert (
+        first.startswith("error: rank 0 on ") and "SIGTERM came, and no batch in 45 s more" in first
+    )
     assert f"{images}/train/class" in first
     assert all("another worker is gone" in line for line in others), output
 
@@ -64,8 +75,26 @@ def test_a_loader_process_that_stands_still_is_named_and_a_signal_obeyed(start_j
 def test_a_run_needs_little_of_dev_shm(images, tmp_path):
     """256 KiB of it have room for the locks of multiprocessing, and not for a batch of 384 KiB."""
     launcher = os.path.join(os.path.dirname(sys.executable), "horovodrun")
-    train = [launcher, "-np", "2", sys.executable, "-m", "job.train", str(images), *FEW, "--epochs", "1", "--out", str(tmp_path)]
+    train = [
+        launcher,
+        "-np",
+        "2",
+        sys.executable,
+        "-m",
+        "job.train",
+        str(images),
+        *FEW,
+        "--epochs",
+        "1",
+        "--out",
+        str(tmp_path),
+    ]
     mount = 'mount -t tmpfs -o size=256k tmpfs /dev/shm && exec "$@"'
-    done = subprocess.run(["unshare", "--mount", "sh", "-c", mount, "sh", *train], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", mount, "sh", *train],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "complete").exists()

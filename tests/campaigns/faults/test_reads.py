@@ -22,7 +22,11 @@ FOR_A_MOMENT = [
 def read_twice(images):
     """The first image that rank 1 reads in both epochs."""
     found = scan(str(images), "train")
-    draws = [draw for batch in TrainingOrder(found, 10, rank=1, size=2, seed=0, epochs=2) for draw in batch]
+    draws = [
+        draw
+        for batch in TrainingOrder(found, 10, rank=1, size=2, seed=0, epochs=2)
+        for draw in batch
+    ]
     first, second = ({index for epoch, index in draws if epoch == number} for number in (0, 1))
     return found.names[min(first & second)]
 
@@ -53,8 +57,12 @@ def test_reads_that_fail_for_a_moment_or_for_good_change_no_byte(started, images
     assert "cannot decode" not in output
     assert differences(plain, disturbed) == [] and records(plain) == records(disturbed)
 
-    code, output, folder = started("lost", f"1 open /train/{read_twice(images)} 2 100 {errno.ENOENT}")
-    assert code != 0 and not [line for line in output.splitlines() if line.startswith("[") and "Traceback" in line], output
+    code, output, folder = started(
+        "lost", f"1 open /train/{read_twice(images)} 2 100 {errno.ENOENT}"
+    )
+    assert code != 0 and not [
+        line for line in output.splitlines() if line.startswith("[") and "Traceback" in line
+    ], output
     error, *others = [line for line in output.splitlines() if "error: " in line]
     what = f"cannot read {images}/train/{read_twice(images)}: No such file or directory, tried 5 times in 15 s. Check"
     assert "error: rank 1 on " in error and what in error, output

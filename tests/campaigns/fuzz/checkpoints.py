@@ -25,9 +25,45 @@ CALLS = [b"cos\nsystem\n", b"cbuiltins\nexec\n", b"cposix\nmkdir\n", b"csubproce
          b"ctorch\nload\n", b"ctorch.storage\n_load_from_bytes\n", b"ctorch\nFloatStorage\n", b"ctorch\nfloat64\n",
          b"cargparse\nNamespace\n", b"cpackage.module\nThing\n", b"cbuiltins\ngetattr\n",
          b"ccollections\ndefaultdict\n"]  # fmt: skip
-ARGUMENTS = [b")", b"\x85", b"(K\x02K\x03t", b"(X\x04\x00\x00\x00pwnttu", b"(J\xff\xff\xff\x7ft", b"(X\x05\x00\x00\x00utf-8t"]
-ODD = [b"b", b"R", b"Q", b"\x81", b"s", b"u", b"(", b"t", b"0", b"N", b"}", b"]", b"\x8f", b"h\x00", b"q\x05", b"a", b"e", b"."]
-NAMES = [b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06", b"data.pkl", b"data/0", b"version", b"byteorder", b"big", b"../../x"]
+ARGUMENTS = [
+    b")",
+    b"\x85",
+    b"(K\x02K\x03t",
+    b"(X\x04\x00\x00\x00pwnttu",
+    b"(J\xff\xff\xff\x7ft",
+    b"(X\x05\x00\x00\x00utf-8t",
+]
+ODD = [
+    b"b",
+    b"R",
+    b"Q",
+    b"\x81",
+    b"s",
+    b"u",
+    b"(",
+    b"t",
+    b"0",
+    b"N",
+    b"}",
+    b"]",
+    b"\x8f",
+    b"h\x00",
+    b"q\x05",
+    b"a",
+    b"e",
+    b".",
+]
+NAMES = [
+    b"PK\x01\x02",
+    b"PK\x03\x04",
+    b"PK\x05\x06",
+    b"data.pkl",
+    b"data/0",
+    b"version",
+    b"byteorder",
+    b"big",
+    b"../../x",
+]
 
 
 def seeds() -> list[bytes]:
@@ -38,17 +74,31 @@ def seeds() -> list[bytes]:
         "step": 2,
         "format": 3,
         "arch": "resnet18",
-        "state_dict": {"module.encoder_q.conv1.weight": weight, "module.queue_ptr": torch.zeros(1, dtype=torch.long)},
-        "optimizer": {"state": {0: {"momentum_buffer": weight.half()}}, "param_groups": [{"lr": 0.03, "params": [0]}]},
+        "state_dict": {
+            "module.encoder_q.conv1.weight": weight,
+            "module.queue_ptr": torch.zeros(1, dtype=torch.long),
+        },
+        "optimizer": {
+            "state": {0: {"momentum_buffer": weight.half()}},
+            "param_groups": [{"lr": 0.03, "params": [0]}],
+        },
         "config": {"schedule": [1, 2], "cos": True, "out": ""},
         "statistics": None,
     }
     other = {
         "args": Namespace(out=Path("runs"), lr=0.1),
-        "model": defaultdict(list, {"_orig_mod.layer1.0.conv1.weight": weight, "_orig_mod.conv1.weight": weight}),
+        "model": defaultdict(
+            list, {"_orig_mod.layer1.0.conv1.weight": weight, "_orig_mod.conv1.weight": weight}
+        ),
         "log": {"loss": [np.float64(0.5), deque([1.0])]},
     }
-    contents = [run, other, {"conv1.weight": weight.bfloat16(), "bn1.bias": torch.nn.Parameter(torch.zeros(64))}, {}, [1]]
+    contents = [
+        run,
+        other,
+        {"conv1.weight": weight.bfloat16(), "bn1.bias": torch.nn.Parameter(torch.zeros(64))},
+        {},
+        [1],
+    ]
     return [written(content, new) for content in contents for new in (True, False)]
 
 
@@ -79,9 +129,16 @@ def repacked(draw: Random, data: bytes, other: bytes) -> bytes:
             if name == chosen:
                 what = draw.random()
                 if what < 0.8:
-                    content = pickled(draw, content, other) if name.endswith("data.pkl") else change(draw, content, other, NAMES)
+                    content = (
+                        pickled(draw, content, other)
+                        if name.endswith("data.pkl")
+                        else change(draw, content, other, NAMES)
+                    )
                 elif what < 0.9:
-                    times, kind = draw.choice([0, 1, 2]), draw.choice([zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
+                    times, kind = (
+                        draw.choice([0, 1, 2]),
+                        draw.choice([zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2]),
+                    )
                     content *= draw.choice([0, 1, 1, 100])
                 else:
                     name = change(draw, name.encode(), other[:20], NAMES).decode("latin-1")

@@ -17,7 +17,11 @@ WORDS = [b"\n", b": ", b"- ", b"[", b"]", b"{", b"}", b"&a ", b"*a", b"<<: ", b"
          b"2020-13-45", b"0x", b"0b", b"1_0", b"1:30", b".inf", b".nan", b"1e999", b"-1", b"9" * 20, b"9" * 5000, b"null",
          b"%YAML 9.9\n", b"\xff", b"\xe2\x80\xa8", b"\x00", b"\xed\xa0\x80", b"[" * 2000, b"{a: " * 300,
          b"moco: {k: ", b"mgd: *a", b"data:\n "]  # fmt: skip
-FLAGS = [b"--" + f.name.replace("_", "-").encode() for f in dataclasses.fields(Config) if f.name != "config"]
+FLAGS = [
+    b"--" + f.name.replace("_", "-").encode()
+    for f in dataclasses.fields(Config)
+    if f.name != "config"
+]
 VALUES = [b"0", b"-1", b"1e-3", b"nan", b"inf", b"1_0", b"\xd9\xa3", b"0,5", b"every:2", b"500steps", b"9" * 5000, b"\xff", b"",
           b"log", b"resnet50", b"small"]  # fmt: skip
 
@@ -53,7 +57,11 @@ class Argv:
 
     @staticmethod
     def mutate(draw: Random, data: bytes, other: bytes) -> bytes:
-        words = [flag + b"\0" for flag in FLAGS] + [flag + b"=" for flag in FLAGS] + [value + b"\0" for value in VALUES]
+        words = (
+            [flag + b"\0" for flag in FLAGS]
+            + [flag + b"=" for flag in FLAGS]
+            + [value + b"\0" for value in VALUES]
+        )
         return change(draw, data, other, [*words, b"\0", b"--\0", b"-", b"--no-"])
 
     @staticmethod
@@ -73,5 +81,7 @@ def read(argv: list[str], again: Path) -> str:
     options = dataclasses.asdict(config)
     del options["config"]
     again.write_text(yaml.safe_dump(options))
-    assert dataclasses.replace(read_config(["--config", str(again)]), config=config.config) == config
+    assert (
+        dataclasses.replace(read_config(["--config", str(again)]), config=config.config) == config
+    )
     return "options"

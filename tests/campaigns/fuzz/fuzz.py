@@ -29,7 +29,9 @@ TARGETS = {"checkpoint": checkpoints, "yaml": configs.Yaml, "argv": configs.Argv
 HANG = 10  # s for one input
 MEMORY = 4 * 2**30  # bytes that a reader may take beyond what torch has mapped by then
 # What no reader has a reason to do, of Python's audit events. pickle.find_class is that of the pickle that runs code.
-FORBIDDEN = re.compile(r"os\.(system|exec|fork|posix_spawn|mkdir|remove|rename|rmdir)|subprocess|socket|pickle|shutil|exec$")
+FORBIDDEN = re.compile(
+    r"os\.(system|exec|fork|posix_spawn|mkdir|remove|rename|rmdir)|subprocess|socket|pickle|shutil|exec$"
+)
 
 
 class Watch:
@@ -41,14 +43,23 @@ class Watch:
 
     def note(self, event, arguments):
         what = arguments[0] if arguments else None
-        writes = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
-        if self.on and ((writes and not str(what).startswith(self.folder)) or FORBIDDEN.match(event)) and not imports():
+        writes = (
+            event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
+        )
+        if (
+            self.on
+            and ((writes and not str(what).startswith(self.folder)) or FORBIDDEN.match(event))
+            and not imports()
+        ):
             self.seen.append(f"{event}({what!r:.80})")
 
 
 def imports() -> bool:
     """Whether what happens is a module's first import, which torch leaves to when it is needed."""
-    return any(frame.f_code.co_filename.startswith("<frozen importlib") for frame, _ in traceback.walk_stack(None))
+    return any(
+        frame.f_code.co_filename.startswith("<frozen importlib")
+        for frame, _ in traceback.walk_stack(None)
+    )
 
 
 def outcome(target, path: Path, watch: Watch) -> tuple[str, str]:
@@ -58,7 +69,10 @@ def outcome(target, path: Path, watch: Watch) -> tuple[str, str]:
     try:
         kind, wrong = target.check(path), ""
     except RunError as error:
-        kind, wrong = f"one line from {place(error)}, for {place(error.__context__)}", "two lines" if "\n" in str(error) else ""
+        kind, wrong = (
+            f"one line from {place(error)}, for {place(error.__context__)}",
+            "two lines" if "\n" in str(error) else "",
+        )
     except Exception as error:
         kind = wrong = f"{type(error).__name__} at {place(error)}"
         wrong += f": {error}"
@@ -94,7 +108,10 @@ def hunt(name: str, seconds: float, seed: int, path: Path, out: Path) -> None:
             if wrong:
                 found += 1
                 print(f"{name}: {wrong:.200}: {keep(data, name, out)}", flush=True)
-    print(f"{name}: {tried} inputs, {len(kinds)} kinds of outcome, {found} of them wrong (--seed {seed})", flush=True)
+    print(
+        f"{name}: {tried} inputs, {len(kinds)} kinds of outcome, {found} of them wrong (--seed {seed})",
+        flush=True,
+    )
     sys.exit(found > 0)
 
 
@@ -107,11 +124,27 @@ def keep(data: bytes, name: str, out: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"some of {', '.join(TARGETS)} (default: all)")
-    parser.add_argument("--seconds", type=float, default=60, help="for all targets together (default: 60)")
-    parser.add_argument("--seed", type=int, default=time.time_ns() % 10**9, help="of the mutations (default: the time)")
-    parser.add_argument("--out", type=Path, default=Path("runs/fuzz"), help="folder of what was found (default: runs/fuzz)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "targets", nargs="*", metavar="TARGET", help=f"some of {', '.join(TARGETS)} (default: all)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="for all targets together (default: 60)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=time.time_ns() % 10**9,
+        help="of the mutations (default: the time)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/fuzz"),
+        help="folder of what was found (default: runs/fuzz)",
+    )
     given = parser.parse_args()
     names = given.targets or list(TARGETS)
     failed = False
@@ -123,8 +156,14 @@ def main() -> None:
             child.start()
             child.join()
             if child.exitcode < 0:
-                how = f"longer than {HANG} s" if child.exitcode == -signal.SIGALRM else signal.Signals(-child.exitcode).name
-                print(f"{name}: {how}: {keep(path.read_bytes(), name, given.out)} (--seed {given.seed})")
+                how = (
+                    f"longer than {HANG} s"
+                    if child.exitcode == -signal.SIGALRM
+                    else signal.Signals(-child.exitcode).name
+                )
+                print(
+                    f"{name}: {how}: {keep(path.read_bytes(), name, given.out)} (--seed {given.seed})"
+                )
         failed |= child.exitcode != 0
     sys.exit(failed)
 

@@ -2,7 +2,21 @@
 
 from random import Random
 
-NUMBERS = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**40, 2**63 - 1, 2**64 - 1]
+NUMBERS = [
+    0,
+    1,
+    0x7F,
+    0x80,
+    0xFF,
+    0x7FFF,
+    0xFFFF,
+    0x7FFFFFFF,
+    0x80000000,
+    0xFFFFFFFF,
+    2**40,
+    2**63 - 1,
+    2**64 - 1,
+]
 
 
 def change(draw: Random, data: bytes, other: bytes, words: list[bytes]) -> bytes:

@@ -14,7 +14,10 @@ from cases import Outcome, fill
 def run_all():
     """A function that runs command lines (program, argv, folder, unprivileged), and returns their outcomes in order."""
     with subprocess.Popen(
-        [sys.executable, Path(__file__).parent / "starter.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, Path(__file__).parent / "starter.py"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as starter:
 
         def run(commands):
@@ -45,12 +48,17 @@ def places(good):
 @pytest.fixture(scope="module")
 def outcomes(request, run_all, places, tmp_path_factory):
     """Of the module's cases that are to be tested, by name: how each ended, and the empty folder that it ran in."""
-    chosen = [item for item in request.session.items if item.module is request.module and hasattr(item, "callspec")]
+    chosen = [
+        item
+        for item in request.session.items
+        if item.module is request.module and hasattr(item, "callspec")
+    ]
     cases = [item.callspec.params["case"] for item in chosen if "case" in item.callspec.params]
     folders = [tmp_path_factory.mktemp("run") for _ in cases]
     argvs = [[str(word).format(**places) for word in case.argv] for case in cases]
     commands = [
-        (case.program, argv, str(folder), case.unprivileged) for case, argv, folder in zip(cases, argvs, folders, strict=True)
+        (case.program, argv, str(folder), case.unprivileged)
+        for case, argv, folder in zip(cases, argvs, folders, strict=True)
     ]
     ended = zip(run_all(commands), folders, strict=True)
     return dict(zip([case.name for case in cases], ended, strict=True))

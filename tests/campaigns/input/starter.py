@@ -65,8 +65,16 @@ class Command:
         process, status, usage = os.wait4(self.process, 0 if late else os.WNOHANG)
         if process:
             code = None if late else os.waitstatus_to_exitcode(status)
-            texts = {name: self.text(file) for name, file in (("said", self.said), ("warned", self.warned))}
-            self.end = {"code": code, **texts, "seconds": time.monotonic() - self.begun, "peak": usage.ru_maxrss / 1024}
+            texts = {
+                name: self.text(file)
+                for name, file in (("said", self.said), ("warned", self.warned))
+            }
+            self.end = {
+                "code": code,
+                **texts,
+                "seconds": time.monotonic() - self.begun,
+                "peak": usage.ru_maxrss / 1024,
+            }
         return bool(process)
 
     @staticmethod
@@ -92,6 +100,8 @@ if __name__ == "__main__":
     for program in PROGRAMS:
         importlib.import_module(program)
     gc.freeze()  # a collection in a child would copy all that was imported
-    resource.setrlimit(resource.RLIMIT_AS, (2**34, 2**34))  # what would take all memory is to fail, and not to take it
+    resource.setrlimit(
+        resource.RLIMIT_AS, (2**34, 2**34)
+    )  # what would take all memory is to fail, and not to take it
     for line in sys.stdin:
         print(json.dumps(run_all(json.loads(line))), flush=True)

@@ -21,7 +21,9 @@ from job.data.index import index
 from job.metrics.log import Log
 from runs import all_records
 
-pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest has filters of its own
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::PIL.Image.DecompressionBombWarning"
+)  # pytest has filters of its own
 
 RED, GREEN, WHITE, PINK = (255, 0, 0), (0, 255, 0), (255, 255, 255), (255, 127, 127)
 
@@ -47,7 +49,13 @@ def palette(**options):
 def animated(form):
     """Three pictures, of which the first is red."""
     first, *others = (plain("RGB", colour) for colour in (RED, GREEN, WHITE))
-    return encoded(first, form, save_all=True, append_images=others, **({"lossless": True} if form == "WEBP" else {}))
+    return encoded(
+        first,
+        form,
+        save_all=True,
+        append_images=others,
+        **({"lossless": True} if form == "WEBP" else {}),
+    )
 
 
 def deep(channels):
@@ -62,12 +70,22 @@ def png(width, height, row=None, rows=0):
     """The bytes of an RGBA PNG of any size; of its rows, all alike, so many are there."""
 
     def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     packer = zlib.compressobj(1)
     content = b"".join(packer.compress(b"\0" + row) for _ in range(rows)) + packer.flush()
     header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", content)
+        + chunk(b"IEND", b"")
+    )
 
 
 # Files by name, and the colour that shows.
@@ -78,7 +96,10 @@ PICTURES = {
     "16 bits.png": (lambda: deep(3), RED),
     "16 bits with alpha.png": (lambda: deep(4), RED),
     "16 bits.pgm": (lambda: b"P5 40 36 65535\n" + b"\x80\xff" * 1440, (128, 128, 128)),
-    "16 bits.tif": (lambda: encoded(Image.fromarray(np.full((36, 40), 0x80FF, np.uint16)), "TIFF"), (128, 128, 128)),
+    "16 bits.tif": (
+        lambda: encoded(Image.fromarray(np.full((36, 40), 0x80FF, np.uint16)), "TIFF"),
+        (128, 128, 128),
+    ),
     "inks.jpg": (lambda: encoded(plain("CMYK", (0, 255, 255, 0)), "JPEG", quality=100), RED),
     "inks.tif": (lambda: encoded(plain("CMYK", (0, 255, 255, 0)), "TIFF"), RED),
     "palette.png": (palette, RED),
@@ -97,14 +118,20 @@ PICTURES = {
     "a png.jpg": (lambda: encoded(plain("RGB", RED)), RED),
     "a jpeg.png": (lambda: encoded(plain("RGB", RED), "JPEG", quality=100), RED),
     "A GIF.TIFF": (lambda: animated("GIF"), RED),
-    "25 megapixels.jpg": (lambda: encoded(plain("RGB", RED, (5000, 5000)), "JPEG", quality=100), RED),
+    "25 megapixels.jpg": (
+        lambda: encoded(plain("RGB", RED, (5000, 5000)), "JPEG", quality=100),
+        RED,
+    ),
     "168 megapixels.png": (lambda: png(10500, 16000, bytes([255, 0, 0, 128]) * 10500, 16000), PINK),
     "größe \udcff\n.png": (lambda: encoded(plain("RGB", RED)), RED),
 }
 
 
 def noise(form="PNG"):
-    return encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)), form)
+    return encoded(
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)),
+        form,
+    )
 
 
 def written(content):
@@ -132,8 +159,14 @@ BROKEN = {
     "header alone.png": (written(lambda: noise()[:20]), ""),
     "damaged.png": (written(lambda: noise()[:2000] + b"\xff" * 99 + noise()[2099:]), ""),
     "text.png": (written(lambda: b"no picture"), "no image of a known format"),
-    "web page.jpg": (written(lambda: b"<!DOCTYPE html><html></html>"), "no image of a known format"),
-    "program.png": (written(lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n{} loop\n"), "no image of a known format"),
+    "web page.jpg": (
+        written(lambda: b"<!DOCTYPE html><html></html>"),
+        "no image of a known format",
+    ),
+    "program.png": (
+        written(lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n{} loop\n"),
+        "no image of a known format",
+    ),
     "623 megapixels.png": (written(lambda: png(20990, 29700)), "623403000 pixels"),
     "no pixels.png": (written(lambda: png(0, 5)), ""),
     "a terabyte.png": (long_file, "1099511627776 bytes; expected at most"),
@@ -160,7 +193,16 @@ def pack_with_labels(good, folder, labelled):
 
 def make_trees(folder, good):
     """Folders of data that are laid out in ways of their own, by name."""
-    for name in ("linked", "round", "class-loops", "class-nowhere", "forbidden", "forbidden-file", "val-differs", "no-val"):
+    for name in (
+        "linked",
+        "round",
+        "class-loops",
+        "class-nowhere",
+        "forbidden",
+        "forbidden-file",
+        "val-differs",
+        "no-val",
+    ):
         shutil.copytree(good, folder / name)
     shutil.rmtree(folder / "linked" / "train" / "a")
     (folder / "linked" / "train" / "a").symlink_to(good / "train" / "a")
@@ -182,7 +224,12 @@ def make_trees(folder, good):
     pack_with_labels(good, folder / "no-labels", 0)
     pack_with_labels(good, folder / "few-labels", 3)
     shutil.copytree(good, folder / "leftovers")
-    for path in ("train/.ipynb_checkpoints/1.png", "train/a/.ipynb_checkpoints/1.png", "train/a/._good1.png", "train/b/1.cr3"):
+    for path in (
+        "train/.ipynb_checkpoints/1.png",
+        "train/a/.ipynb_checkpoints/1.png",
+        "train/a/._good1.png",
+        "train/b/1.cr3",
+    ):
         (folder / "leftovers" / path).parent.mkdir(exist_ok=True)
         shutil.copy(good / "train" / "a" / "good1.png", folder / "leftovers" / path)
     (folder / "all-bad" / "train" / "a").mkdir(parents=True)
@@ -210,18 +257,49 @@ def train(name, data, *parts, options="", program="job.train", **more):
 
 
 CASES = [
-    train("a class that leads back", "class-loops", "train/c", "leads nowhere or back", "remove it"),
-    train("a class that leads nowhere", "class-nowhere", "train/c", "/mnt/nowhere", "leads nowhere or back"),
-    train("a folder that is not to be read", "forbidden", "train/a/below", "Permission denied", unprivileged=True),
+    train(
+        "a class that leads back", "class-loops", "train/c", "leads nowhere or back", "remove it"
+    ),
+    train(
+        "a class that leads nowhere",
+        "class-nowhere",
+        "train/c",
+        "/mnt/nowhere",
+        "leads nowhere or back",
+    ),
+    train(
+        "a folder that is not to be read",
+        "forbidden",
+        "train/a/below",
+        "Permission denied",
+        unprivileged=True,
+    ),
     train("images in no class", "loose"),
     train("no images", "empty", "empty/train", "<class>/*"),
     train("a file for a folder", "file", "file", "train/<class>/*"),
     train("other classes", "val-differs", "train", "val", "b, c", program="job.linear"),
     train("other classes for k-NN", "val-differs", "train", "val", "b, c", options="--knn-every 1"),
     train("no validation images", "no-val", "val or valid", program="job.linear"),
-    train("shards without labels for k-NN", "no-labels", "no-labels/train has a label", "k-NN", options="--knn-every 1"),
-    train("shards without labels for a classifier", "no-labels", "no-labels/train has a label", program="job.linear"),
-    train("shards with few labels", "few-labels", "5 of 8 images in", "few-labels/train have no label", program="job.linear"),
+    train(
+        "shards without labels for k-NN",
+        "no-labels",
+        "no-labels/train has a label",
+        "k-NN",
+        options="--knn-every 1",
+    ),
+    train(
+        "shards without labels for a classifier",
+        "no-labels",
+        "no-labels/train has a label",
+        program="job.linear",
+    ),
+    train(
+        "shards with few labels",
+        "few-labels",
+        "5 of 8 images in",
+        "few-labels/train have no label",
+        program="job.linear",
+    ),
     train("shards with few labels for k-NN", "few-labels", program="job.linear", options="--knn"),
     train("no validation images for k-NN", "no-val", "val or valid", options="--knn-every 1"),
 ]
@@ -237,10 +315,18 @@ LINKED = [train(name, name) for name in LINKS]
 UNLABELLED = train("shards without labels", "no-labels")
 LEFTOVERS = train("leftovers", "leftovers", options="--knn-every 1 --knn-k 3")
 # Of each folder's nine images all are seen.
-WORK = [train(name, f"broken{n}", options="--batch-size 9", unprivileged=True) for n, name in enumerate(BROKEN)]
-FAIL = [Case(f"{case.name} at the limit", [*case.argv, "--max-bad-images", "0"], unprivileged=True) for case in WORK]
+WORK = [
+    train(name, f"broken{n}", options="--batch-size 9", unprivileged=True)
+    for n, name in enumerate(BROKEN)
+]
+FAIL = [
+    Case(f"{case.name} at the limit", [*case.argv, "--max-bad-images", "0"], unprivileged=True)
+    for case in WORK
+]
 PICTURE_RUN = Case("pictures", ["{folder}/pictures", *SMALL, "--batch-size", str(len(PICTURES))])
-FORBIDDEN = train("a file that must not be read", "forbidden-file", options="--batch-size 9", unprivileged=True)
+FORBIDDEN = train(
+    "a file that must not be read", "forbidden-file", options="--batch-size 9", unprivileged=True
+)
 ALL_BAD = train("nothing but bad images", "all-bad")
 
 
@@ -253,7 +339,9 @@ def test_a_folder(case, outcomes, places):
 def test_what_cannot_be_packed_is_named(case, outcomes, places):
     outcome, folder = outcomes[case.name]
     assert outcome["code"] == 1 and outcome["warned"].count("\n") == 1, outcome
-    assert all(part in outcome["warned"] for part in (*case.parts, "what is packed is kept")), outcome
+    assert all(part in outcome["warned"] for part in (*case.parts, "what is packed is kept")), (
+        outcome
+    )
     assert os.listdir(folder) == ["OUT.part"]
 
 
@@ -279,7 +367,10 @@ def test_leftovers_are_no_images_and_said_in_the_log(case, outcomes, places):
     assert outcome["said"].count(f"{line}, 1 .cr3 (such as b/1.cr3)") == 1
     log = (folder / "runs" / "resnet18" / "log.txt").read_text()
     assert line in log and "8 images, 2 steps an epoch" in log
-    assert re.search(r"k-NN accuracy on 4 images of \S+/leftovers/val: top-1 [0-9.]+ %, k = 3 among 8 images of \S+/train", log)
+    assert re.search(
+        r"k-NN accuracy on 4 images of \S+/leftovers/val: top-1 [0-9.]+ %, k = 3 among 8 images of \S+/train",
+        log,
+    )
     records = (folder / "runs" / "resnet18" / "metrics.jsonl").read_text().splitlines()
     [record] = [record for record in map(json.loads, records) if "knn" in record]
     assert (record["knn_k"], record["knn_images"]) == (3, 4)
@@ -290,7 +381,9 @@ def test_pictures_of_every_kind_are_trained_from_in_bounded_memory(case, outcome
     outcome, _ = outcomes[case.name]
     outcome.worked()
     assert "cannot decode" not in outcome["said"]
-    assert outcome["peak"] < 1500  # MB; PIL's own 4 bytes a pixel are 672 of them, Python and torch 570
+    assert (
+        outcome["peak"] < 1500
+    )  # MB; PIL's own 4 bytes a pixel are 672 of them, Python and torch 570
 
 
 @pytest.mark.parametrize("name", PICTURES)
@@ -317,12 +410,17 @@ def test_a_file_that_is_no_picture_is_named_once_and_passed_over(case, outcomes)
 def test_a_file_that_is_no_picture_ends_a_run_that_allows_none(case, outcomes):
     outcome, folder = outcomes[case.name]
     outcome.refused(
-        "1 of 9 images cannot be decoded", "--max-bad-images is 0", printable(case.name.removesuffix(" at the limit"))
+        "1 of 9 images cannot be decoded",
+        "--max-bad-images is 0",
+        printable(case.name.removesuffix(" at the limit")),
     )
     # What it had begun: the log that tells, and options that are whole; nothing to go on from.
     run = folder / "runs" / "resnet18"
     assert sorted(os.listdir(run)) == ["config.yaml", "log.txt", "metrics.jsonl"]
-    assert (end := all_records(run)[-1])["kind"] == "end" and (end["how"], end["code"]) == ("error", 2)
+    assert (end := all_records(run)[-1])["kind"] == "end" and (end["how"], end["code"]) == (
+        "error",
+        2,
+    )
     assert "--max-bad-images is 0" in end["text"]
 
 

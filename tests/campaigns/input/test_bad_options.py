@@ -42,7 +42,11 @@ GENERATED = [
     Case(
         f"{program} {flag(f.name)} {value[:9]!r}",
         ["{good}", *(["OUT"] if program == "job.pack" else []), f"{flag(f.name)}={value}"],
-        (flag(f.name), value[:20].strip("-") or "''", "expect" if f.type is not bool else "argument"),
+        (
+            flag(f.name),
+            value[:20].strip("-") or "''",
+            "expect" if f.type is not bool else "argument",
+        ),
         program,
     )
     for program, kind in PROGRAMS.items()
@@ -87,20 +91,59 @@ CONFLICTS = [
     train("an unwritable folder", "--out /proc/run", "/proc/run", "--out"),
     train("a file for a folder", "--out {good}/train/a/good0.png", "good0.png", "--out"),
     train("a preset that is not there", "--config imagent", "imagent", "imagenet, ", ", small"),
-    train("a factor and a share", "--loss-factor 2 --loss-share 0.1", "--loss-factor", "--loss-share 0.1", "leave out"),
-    train("too few weights of stages", "--stage-weights 1 2", "--stage-weights 1 2", "expected 4", "--mgd-stages 1 2 3 4"),
-    train("too many weights of stages", "--mgd-stages 4 --stage-weights 1 2", "--stage-weights 1 2", "expected 1"),
+    train(
+        "a factor and a share",
+        "--loss-factor 2 --loss-share 0.1",
+        "--loss-factor",
+        "--loss-share 0.1",
+        "leave out",
+    ),
+    train(
+        "too few weights of stages",
+        "--stage-weights 1 2",
+        "--stage-weights 1 2",
+        "expected 4",
+        "--mgd-stages 1 2 3 4",
+    ),
+    train(
+        "too many weights of stages",
+        "--mgd-stages 4 --stage-weights 1 2",
+        "--stage-weights 1 2",
+        "expected 1",
+    ),
     train("weights of nothing", "--stage-weights 0 0 0 0", "--stage-weights 0 0 0 0", "above 0"),
-    train("weights of stages that are sorted", "--mgd-stages 4 3 --stage-weights 1 2", "--mgd-stages", "4 3", "ascending"),
-    train("weights of a stage twice", "--mgd-stages 3 3 --stage-weights 1 2", "--mgd-stages", "3 3", "each once"),
+    train(
+        "weights of stages that are sorted",
+        "--mgd-stages 4 3 --stage-weights 1 2",
+        "--mgd-stages",
+        "4 3",
+        "ascending",
+    ),
+    train(
+        "weights of a stage twice",
+        "--mgd-stages 3 3 --stage-weights 1 2",
+        "--mgd-stages",
+        "3 3",
+        "each once",
+    ),
     train("too many weights of distillers", "--distill-weights 1 2", "expected 1", "--distill mgd"),
     train("weights of no distiller", "--distill-weights 0", "--distill-weights 0", "above 0"),
     linear("evaluate what", "--evaluate", "--evaluate", "--resume"),
-    linear("knn and evaluate", "--knn --evaluate --resume auto", "--knn", "--evaluate", "leave out"),
-    linear("knn and resume", "--knn --resume some.pth.tar", "--knn", "some.pth.tar", "--pretrained"),
+    linear(
+        "knn and evaluate", "--knn --evaluate --resume auto", "--knn", "--evaluate", "leave out"
+    ),
+    linear(
+        "knn and resume", "--knn --resume some.pth.tar", "--knn", "some.pth.tar", "--pretrained"
+    ),
     linear("schedule and cos, linear", "--schedule 3 --cos", "--schedule", "--cos", "--no-cos"),
     linear("a small crop", "--image-size 3", "--image-size 3", "8 or more"),
-    linear("a batch beyond the images, linear", "--batch-size 10", "8 images", "--batch-size 10", "smaller"),
+    linear(
+        "a batch beyond the images, linear",
+        "--batch-size 10",
+        "8 images",
+        "--batch-size 10",
+        "smaller",
+    ),
     linear("another program's option", "--moco-k 5", "--moco-k"),
     linear("features that are not there", "--pretrained nowhere", "nowhere", "no such file"),
     other("job.export", "", "CHECKPOINT"),
@@ -123,9 +166,21 @@ CONFLICTS = [
 def test_no_option_is_forgotten():
     """But for those that any text fits: names of files, of which the wrong ones are in other tests."""
     tested = {(case.program, case.argv[-1].split("=")[0]) for case in GENERATED}
-    every = {(program, flag(f.name)) for program, kind in PROGRAMS.items() for f in dataclasses.fields(kind)}
+    every = {
+        (program, flag(f.name))
+        for program, kind in PROGRAMS.items()
+        for f in dataclasses.fields(kind)
+    }
     free = {name for _, name in every - tested}
-    assert free == {"--data", "--more-data", "--config", "--out", "--teacher", "--pretrained", "--resume"}
+    assert free == {
+        "--data",
+        "--more-data",
+        "--config",
+        "--out",
+        "--teacher",
+        "--pretrained",
+        "--resume",
+    }
 
 
 @pytest.mark.parametrize("case", GENERATED + CONFLICTS, ids=lambda case: case.name)

@@ -24,18 +24,29 @@ class Harm:
 
 def plain(net):
     """A network's state dict, with tensors of one number each: it is stored once, and their files are small."""
-    return {name: torch.full((), 0.02).to(value.dtype).expand(value.shape) for name, value in net.state_dict().items()}
+    return {
+        name: torch.full((), 0.02).to(value.dtype).expand(value.shape)
+        for name, value in net.state_dict().items()
+    }
 
 
 def state(arch="resnet18", **options):
     """The state dict of a network as job.train's, behind MoCo's prefix."""
-    return {f"module.encoder_q.{name}": value for name, value in plain(build_resnet(arch, **options)).items()}
+    return {
+        f"module.encoder_q.{name}": value
+        for name, value in plain(build_resnet(arch, **options)).items()
+    }
 
 
 def teacher(arch="resnet18", **changes):
     """The content of a MoCo checkpoint in which some tensors are others, or missing (None)."""
-    changed = {f"module.encoder_q.{name.replace('__', '.')}": value for name, value in changes.items()}
-    return {"arch": arch, "state_dict": {k: v for k, v in (state(arch) | changed).items() if v is not None}}
+    changed = {
+        f"module.encoder_q.{name.replace('__', '.')}": value for name, value in changes.items()
+    }
+    return {
+        "arch": arch,
+        "state_dict": {k: v for k, v in (state(arch) | changed).items() if v is not None},
+    }
 
 
 def saved(content, **options):
@@ -76,35 +87,85 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 4683
 FILES = {
     "another head.pth": (saved(lambda: {"state_dict": state(dim=1000, mlp=True)}),),
     "torchvision.pth": (saved(lambda: plain(models.resnet18(num_classes=7))),),
-    "half precision.pth": (saved(lambda: {k: v.half() for k, v in plain(models.resnet18()).items()}),),
+    "half precision.pth": (
+        saved(lambda: {k: v.half() for k, v in plain(models.resnet18()).items()}),
+    ),
     "old torch.pth": (saved(teacher, _use_new_zipfile_serialization=False),),
-    "no residual network.pth": (saved(lambda: models.squeezenet1_1().state_dict()), "holds no ResNet", "features.0.weight"),
-    "transformer.pth": (saved(lambda: nn.TransformerEncoderLayer(8, 2).state_dict()), "holds no ResNet", "self_attn"),
-    "another than it says.pth": (saved(lambda: teacher() | {"arch": "resnet50"}), "does not fit resnet50", "--teacher-arch"),
+    "no residual network.pth": (
+        saved(lambda: models.squeezenet1_1().state_dict()),
+        "holds no ResNet",
+        "features.0.weight",
+    ),
+    "transformer.pth": (
+        saved(lambda: nn.TransformerEncoderLayer(8, 2).state_dict()),
+        "holds no ResNet",
+        "self_attn",
+    ),
+    "another than it says.pth": (
+        saved(lambda: teacher() | {"arch": "resnet50"}),
+        "does not fit resnet50",
+        "--teacher-arch",
+    ),
     "another width.pth": (
         saved(lambda: teacher(layer1__0__conv1__weight=torch.zeros(32, 64, 3, 3))),
         "layer1.0.conv1.weight is (32, 64, 3, 3)",
     ),
-    "a layer less.pth": (saved(lambda: teacher(layer4__1__bn2__weight=None)), "layer4.1.bn2.weight is missing"),
-    "a layer more.pth": (saved(lambda: teacher(layer5__0__weight=torch.ones(1))), "layer5.0.weight has no place"),
-    "another stem.pth": (saved(lambda: {"state_dict": state(stem="small")}), "the small stem", "--stem small"),
+    "a layer less.pth": (
+        saved(lambda: teacher(layer4__1__bn2__weight=None)),
+        "layer4.1.bn2.weight is missing",
+    ),
+    "a layer more.pth": (
+        saved(lambda: teacher(layer5__0__weight=torch.ones(1))),
+        "layer5.0.weight has no place",
+    ),
+    "another stem.pth": (
+        saved(lambda: {"state_dict": state(stem="small")}),
+        "the small stem",
+        "--stem small",
+    ),
     "not a number.pth": (
         saved(lambda: teacher(layer3__0__conv2__weight=nan(256, 256, 3, 3))),
         "layer3.0.conv2.weight",
         "not finite",
     ),
-    "infinite.pth": (saved(lambda: teacher(bn1__running_var=torch.full((64,), torch.inf))), "bn1.running_var", "not finite"),
-    "whole numbers.pth": (saved(lambda: teacher(bn1__weight=torch.ones(64, dtype=torch.int8))), "bn1.weight", "expected floats"),
-    "complex.pth": (saved(lambda: teacher(bn1__weight=torch.ones(64) * 1j)), "bn1.weight", "expected floats"),
-    "sparse.pth": (saved(lambda: teacher(bn1__weight=torch.ones(64).to_sparse())), "bn1.weight", "dense"),
-    "without values.pth": (saved(lambda: teacher(bn1__weight=torch.ones(64, device="meta"))), "bn1.weight", "dense"),
+    "infinite.pth": (
+        saved(lambda: teacher(bn1__running_var=torch.full((64,), torch.inf))),
+        "bn1.running_var",
+        "not finite",
+    ),
+    "whole numbers.pth": (
+        saved(lambda: teacher(bn1__weight=torch.ones(64, dtype=torch.int8))),
+        "bn1.weight",
+        "expected floats",
+    ),
+    "complex.pth": (
+        saved(lambda: teacher(bn1__weight=torch.ones(64) * 1j)),
+        "bn1.weight",
+        "expected floats",
+    ),
+    "sparse.pth": (
+        saved(lambda: teacher(bn1__weight=torch.ones(64).to_sparse())),
+        "bn1.weight",
+        "dense",
+    ),
+    "without values.pth": (
+        saved(lambda: teacher(bn1__weight=torch.ones(64, device="meta"))),
+        "bn1.weight",
+        "dense",
+    ),
     "texts.pth": (saved(lambda: teacher(bn1__weight="ones")), "bn1.weight", "no tensor"),
     "a list.pth": (saved(lambda: [torch.ones(1)]), "holds a list"),
     "no tensors.pth": (saved(lambda: {"epoch": 3}), "holds no network"),
-    "arguments beside tensors.pth": (saved(lambda: teacher() | {"args": Namespace(out=Path("runs"))}),),
+    "arguments beside tensors.pth": (
+        saved(lambda: teacher() | {"args": Namespace(out=Path("runs"))}),
+    ),
     "a whole network.pth": (saved(models.resnet18), "holds code", "never loaded"),
     "code.pth": (saved(lambda: teacher() | {"run": Harm()}), "holds code", "never loaded"),
-    "code of old torch.pth": (saved(lambda: {"a": Harm()}, _use_new_zipfile_serialization=False), "holds code", "never loaded"),
+    "code of old torch.pth": (
+        saved(lambda: {"a": Harm()}, _use_new_zipfile_serialization=False),
+        "holds code",
+        "never loaded",
+    ),
     "code alone.pkl": (written(pickle.dumps(Harm())), "holds code", "never loaded"),
     "code as text.pkl": (written(pickle.dumps(Harm(), protocol=0)), "no checkpoint"),
     "cut.pth": (cut, "damaged, or cut short"),
@@ -113,7 +174,12 @@ FILES = {
     "header alone.safetensors": (written(b"\x10\0\0\0\0\0\0\0{"), "not a whole safetensors file"),
     "empty.pth": (written(b""), "is empty"),
     "a text.pth": (written(b"not found\n"), "no checkpoint", "not found", "download"),
-    "a web page.pth": (written(b"<!DOCTYPE html><html>\n" * 99), "no checkpoint", "<!DOCTYPE html>", "download"),
+    "a web page.pth": (
+        written(b"<!DOCTYPE html><html>\n" * 99),
+        "no checkpoint",
+        "<!DOCTYPE html>",
+        "download",
+    ),
     "a pointer.pth": (written(LFS), "Git LFS", "git lfs pull"),
     "zeros.pth": (written(bytes(9999)), "no checkpoint"),
     "an archive.pth": (written(b"PK\x03\x04" + bytes(999)), "damaged, or cut short"),
@@ -135,14 +201,25 @@ def places(good, tmp_path_factory):
 
 def case(name, program, argv):
     parts = FILES[name][1:]
-    return Case(f"{program}: {name}", argv, parts and (name, *parts), program, unprivileged="no one's" in name)
+    return Case(
+        f"{program}: {name}",
+        argv,
+        parts and (name, *parts),
+        program,
+        unprivileged="no one's" in name,
+    )
 
 
-TEACHERS = [case(name, "job.train", ["{good}", *SMALL, "--teacher", f"{{folder}}/{name}"]) for name in FILES]
+TEACHERS = [
+    case(name, "job.train", ["{good}", *SMALL, "--teacher", f"{{folder}}/{name}"]) for name in FILES
+]
 # Here no option names a network that the file must be, and any stem will do.
 OTHER = ("another than it says.pth", "another stem.pth")
 NAMES = [name for name in FILES if name not in OTHER]
-PRETRAINED = [case(name, "job.linear", ["{good}", *LINEAR, "--pretrained", f"{{folder}}/{name}"]) for name in NAMES]
+PRETRAINED = [
+    case(name, "job.linear", ["{good}", *LINEAR, "--pretrained", f"{{folder}}/{name}"])
+    for name in NAMES
+]
 EXPORTED = [case(name, "job.export", [f"{{folder}}/{name}", "OUT.safetensors"]) for name in NAMES]
 CHANNELS = [
     Case(
@@ -152,7 +229,16 @@ CHANNELS = [
     ),
     Case(
         "a teacher of fewer channels in a stage",
-        ["{good}", *SMALL, "-a", "resnet50", "--mgd-stages", "3", "--teacher", "{folder}/torchvision.pth"],
+        [
+            "{good}",
+            *SMALL,
+            "-a",
+            "resnet50",
+            "--mgd-stages",
+            "3",
+            "--teacher",
+            "{folder}/torchvision.pth",
+        ],
         ("torchvision.pth", "stage 3", "256 channels", "1024"),
     ),
     Case(
@@ -162,7 +248,16 @@ CHANNELS = [
     ),
     Case(
         "two teachers",
-        ["{good}", *SMALL, "-a", "resnet34", "--resume", "{folder}/old torch.pth", "--teacher", "{folder}/torchvision.pth"],
+        [
+            "{good}",
+            *SMALL,
+            "-a",
+            "resnet34",
+            "--resume",
+            "{folder}/old torch.pth",
+            "--teacher",
+            "{folder}/torchvision.pth",
+        ],
         ("old torch.pth", "--resume", "--teacher", "leave out one"),
     ),
     Case(
@@ -173,7 +268,9 @@ CHANNELS = [
 ]
 
 
-@pytest.mark.parametrize("case", TEACHERS + PRETRAINED + EXPORTED + CHANNELS, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", TEACHERS + PRETRAINED + EXPORTED + CHANNELS, ids=lambda case: case.name
+)
 def test_a_file(case, outcomes, places):
     check(case, outcomes, places)
 

@@ -20,14 +20,50 @@ REFUSED = {
     "out of range": ("job.train", "{good} --epochs 0", "--epochs 0", "at least 1"),
     "an unknown option": ("job.linear", "{good} --tempreature 1", "--tempreature", "--help"),
     "a conflict": ("job.train", "{good} --batch-size 5", "--batch-size 5", "2 workers", "4 or 6"),
-    "an unknown key": ("job.train", "{good} --config {folder}/typo.yaml", "'tempreature'", "typo.yaml"),
-    "aliases that multiply": ("job.train", "{good} --config {folder}/laughs.yaml", "laughs.yaml", "a0"),
+    "an unknown key": (
+        "job.train",
+        "{good} --config {folder}/typo.yaml",
+        "'tempreature'",
+        "typo.yaml",
+    ),
+    "aliases that multiply": (
+        "job.train",
+        "{good} --config {folder}/laughs.yaml",
+        "laughs.yaml",
+        "a0",
+    ),
     "no folder": ("job.train", "{folder}/none", "{folder}/none", "train/<class>/*"),
-    "other classes": ("job.linear", "{folder}/val-differs", "val-differs", "the same classes", "b, c"),
-    "a class that leads back": ("job.train", "{folder}/class-loops", "train/c", "leads nowhere or back"),
-    "an infinite teacher": ("job.train", "{good} --teacher {folder}/infinite.pth", "bn1.running_var", "not finite"),
-    "a teacher with code": ("job.train", "{good} --teacher {folder}/code.pth", "code.pth", "never loaded"),
-    "a small teacher": ("job.train", "{good} -a resnet50 --teacher {folder}/torchvision.pth", "resnet18", "stage 1"),
+    "other classes": (
+        "job.linear",
+        "{folder}/val-differs",
+        "val-differs",
+        "the same classes",
+        "b, c",
+    ),
+    "a class that leads back": (
+        "job.train",
+        "{folder}/class-loops",
+        "train/c",
+        "leads nowhere or back",
+    ),
+    "an infinite teacher": (
+        "job.train",
+        "{good} --teacher {folder}/infinite.pth",
+        "bn1.running_var",
+        "not finite",
+    ),
+    "a teacher with code": (
+        "job.train",
+        "{good} --teacher {folder}/code.pth",
+        "code.pth",
+        "never loaded",
+    ),
+    "a small teacher": (
+        "job.train",
+        "{good} -a resnet50 --teacher {folder}/torchvision.pth",
+        "resnet18",
+        "stage 1",
+    ),
 }
 
 # As sitecustomize.py: what differs on the second worker.
@@ -79,9 +115,16 @@ def run(start_job, places, tmp_path):
 
     def ended(line, program="job.train"):
         data, *options = line.format(**places).split()
-        job = start_job(2, tmp_path / "run", [data, *(SMALL if program == "job.train" else LINEAR), *options], program)
+        job = start_job(
+            2,
+            tmp_path / "run",
+            [data, *(SMALL if program == "job.train" else LINEAR), *options],
+            program,
+        )
         lines = job.finish().splitlines()
-        own = [line for line in lines if line.startswith("[")]  # the others are the launcher's, which tells exit codes
+        own = [
+            line for line in lines if line.startswith("[")
+        ]  # the others are the launcher's, which tells exit codes
         assert not any("Traceback" in line or "Error" in line for line in own), lines
         return job.process.returncode, lines, [line for line in own if "error: " in line]
 
@@ -99,13 +142,19 @@ def test_a_refusal_is_said_once_by_all_workers_together(name, run, places, tmp_p
 
 
 @pytest.mark.parametrize("name", DIFFERENT)
-def test_a_worker_that_differs_ends_all_before_there_is_a_folder(name, run, tmp_path, tmp_path_factory, monkeypatch):
+def test_a_worker_that_differs_ends_all_before_there_is_a_folder(
+    name, run, tmp_path, tmp_path_factory, monkeypatch
+):
     if name == "kernels" and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
         pytest.skip("this processor has only torch's default kernels")
     program, change, *parts = DIFFERENT[name]
     folder = tmp_path_factory.mktemp("different")
     for package in ("job", "mgd", "moco"):
-        shutil.copytree(ROOT / package, folder / "program" / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / package,
+            folder / "program" / package,
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
     with open(folder / "program" / "moco" / "queue.py", "a") as file:
         file.write("# Another version.\n")
     (folder / "sitecustomize.py").write_text(ON_SECOND.format(change=change.format(folder=folder)))
@@ -128,5 +177,7 @@ def test_nothing_but_bad_images_ends_both_workers_with_one_line(run, tmp_path, l
 def test_a_bad_image_is_named_once_and_passed_over(run, tmp_path):
     code, lines, errors = run("{folder}/one-bad -j 1")
     assert code == 0 and not errors, lines
-    assert ["one-bad/train/a/bad.png: no image of a known format" in line for line in lines].count(True) == 1
+    assert ["one-bad/train/a/bad.png: no image of a known format" in line for line in lines].count(
+        True
+    ) == 1
     assert (tmp_path / "run" / "last.pth.tar").is_file()

@@ -6,8 +6,13 @@ import pytest
 
 from cases import SMALL, Case, check
 
-LAUGHS = "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9 if n else ['x'] * 9)}]" for n in range(30))
-MERGES = "\n".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" if n else "a0: &a0 {lr: 1}" for n in range(30))
+LAUGHS = "\n".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9 if n else ['x'] * 9)}]" for n in range(30)
+)
+MERGES = "\n".join(
+    f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" if n else "a0: &a0 {lr: 1}"
+    for n in range(30)
+)
 MEGABYTE = 10**6
 
 # name: content, and parts of the line; without any the file is good.
@@ -51,7 +56,11 @@ FILES = {
     "aliases that multiply": (LAUGHS, "'a0'"),
     "aliases that multiply, of a known key": (LAUGHS.replace("a29:", "schedule:"), "'a0'"),
     "merges that multiply": (MERGES, "unknown group 'a0'"),
-    "code": ("out: !!python/object/apply:os.system ['touch harm']", "not YAML", "python/object/apply"),
+    "code": (
+        "out: !!python/object/apply:os.system ['touch harm']",
+        "not YAML",
+        "python/object/apply",
+    ),
     "a tab": ("\tlr: 0.1", "not YAML", "'\\t'"),
     "a tab behind the key": ("lr:\t0.1", "not YAML", "'\\t'"),
     "a bracket that stays open": ("lr: [", "not YAML"),
@@ -63,7 +72,11 @@ FILES = {
     "a value of 60 kB": ("lr: " + "x" * 60_000, "lr 'xxx", " ... ", "a number"),
     "a key of 60 kB": ("x" * 60_000 + ": 1", " ... "),
     "a tag of 60 kB": ("lr: !" + "x" * 60_000 + " 1", "not YAML", " ... "),
-    "a list of 30,000 values": ("schedule: [" + "1," * 30_000 + "x]", "schedule 'x'", "a whole number"),
+    "a list of 30,000 values": (
+        "schedule: [" + "1," * 30_000 + "x]",
+        "schedule 'x'",
+        "a whole number",
+    ),
     "a character that is none": ("lr: 1\x07", "not YAML"),
     "bytes that are no text": (b"\x80\x81\x82" * 100, "not YAML", "utf-8"),
     "another encoding": ("lr: 1".encode("utf-16"), "not YAML", "utf-8"),
@@ -84,7 +97,9 @@ KINDS = {
 def places(good, tmp_path_factory):
     folder = tmp_path_factory.mktemp("yaml")
     for name, (content, *_) in FILES.items():
-        (folder / f"{name}.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+        (folder / f"{name}.yaml").write_bytes(
+            content if isinstance(content, bytes) else content.encode()
+        )
     (folder / "a folder.yaml").mkdir()
     (folder / "no one's.yaml").touch(0)
     (folder / "a loop.yaml").symlink_to("a loop.yaml")

@@ -47,7 +47,12 @@ def places(good, tmp_path_factory):
     names = [f"good{number}.png" for number in range(8)]
     listing(folder / "flat" / "list.txt", "# eight", "", *names)
     listing(folder / "absolute.txt", *(f"{folder}/flat/{name}" for name in names))
-    listing(folder / "stale.txt", *(f"flat/{name}" for name in names), "flat/gone.png", "nowhere/gone.png")
+    listing(
+        folder / "stale.txt",
+        *(f"flat/{name}" for name in names),
+        "flat/gone.png",
+        "nowhere/gone.png",
+    )
     listing(folder / "text.txt", "no", "picture")
     (folder / "bad").mkdir()
     for number in range(3):
@@ -80,7 +85,11 @@ TRAINED = {
     "a list": ("{folder}/flat/list.txt", 8, NO_LABELS),
     "a list of absolute paths": ("{folder}/absolute.txt", 8, NO_LABELS),
     "two folders": ("{folder}/flat {good}", 16, []),
-    "a folder, a list and shards": ("{folder}/flat {folder}/absolute.txt {folder}/bare", 24, NO_LABELS),
+    "a folder, a list and shards": (
+        "{folder}/flat {folder}/absolute.txt {folder}/bare",
+        24,
+        NO_LABELS,
+    ),
     "shards with labels": ("{folder}/labelled", 8, []),
     "shards without": ("{folder}/bare", 8, NO_LABELS),
     "shards without train/": ("{folder}/top", 8, []),
@@ -100,24 +109,55 @@ NONE = "has a label"
 REFUSED = [
     case("k-NN of a flat folder", "{folder}/flat", "{folder}/flat", NONE, options="--knn-every 1"),
     case("k-NN of a list", "{folder}/absolute.txt", "absolute.txt", NONE, options="--knn-every 1"),
-    case("a classifier of a flat folder", "{folder}/flat", "{folder}/flat", NONE, program="job.linear"),
+    case(
+        "a classifier of a flat folder",
+        "{folder}/flat",
+        "{folder}/flat",
+        NONE,
+        program="job.linear",
+    ),
     case("a classifier of a list", "{folder}/absolute.txt", NONE, program="job.linear"),
     case("a classifier of bare shards", "{folder}/bare", NONE, program="job.linear"),
-    case("only validation images", "{folder}/only-val", "name that folder", "{folder}/only-val/val"),
-    case("a stale list", "{folder}/stale.txt", "2 of 10 paths lead to no file", "flat/gone.png in line 9"),
-    case("a list of nothing", "{folder}/text.txt", "no images in {folder}/text.txt", "2 without an ending"),
+    case(
+        "only validation images", "{folder}/only-val", "name that folder", "{folder}/only-val/val"
+    ),
+    case(
+        "a stale list",
+        "{folder}/stale.txt",
+        "2 of 10 paths lead to no file",
+        "flat/gone.png in line 9",
+    ),
+    case(
+        "a list of nothing",
+        "{folder}/text.txt",
+        "no images in {folder}/text.txt",
+        "2 without an ending",
+    ),
     case("a tar file", "{folder}/bare/train/0.tar", "no text", "job.pack --index"),
     case("a missing one of two", "{folder}/flat {folder}/none", "no folder {folder}/none"),
-    case("a folder twice", "{folder}/flat {good} {folder}/flat/", "{folder}/flat/: the same images", "Name one"),
+    case(
+        "a folder twice",
+        "{folder}/flat {good} {folder}/flat/",
+        "{folder}/flat/: the same images",
+        "Name one",
+    ),
 ]
 # Data of undecodable files only, and parts of the line with which a begun run ends.
 UNDECODABLE = {
     "a list of bad images": ("{folder}/bad.txt", "6 of 6 images", "{folder}/bad/0.png"),
     "a list of one bad image": ("{folder}/one-bad.txt", "6 of 6 images", "{folder}/bad/0.png"),
-    "a list and its folder, of bad images": ("{folder}/bad.txt {folder}/bad", "9 of 9", "{folder}/bad/0.png"),
+    "a list and its folder, of bad images": (
+        "{folder}/bad.txt {folder}/bad",
+        "9 of 9",
+        "{folder}/bad/0.png",
+    ),
 }
 ENDED = [case(name, data) for name, (data, *_) in UNDECODABLE.items()]
-TWICE = case("a bad image twice in a list", "{folder}/twice.txt", options="--max-bad-images 1 --batch-size 10")
+TWICE = case(
+    "a bad image twice in a list",
+    "{folder}/twice.txt",
+    options="--max-bad-images 1 --batch-size 10",
+)
 
 
 @pytest.mark.parametrize("case", WORK, ids=lambda case: case.name)
@@ -149,4 +189,7 @@ def test_lists_of_undecodable_files_end_the_run(case, outcomes, places):
 def test_a_file_that_a_list_names_twice_is_one_undecodable_file(case, outcomes):
     outcome, folder = outcomes[case.name]
     outcome.worked()
-    assert [line["text"].count("bad/0.png") for line in of_kind(folder / "runs" / "resnet18", "undecodable")] == [1]
+    assert [
+        line["text"].count("bad/0.png")
+        for line in of_kind(folder / "runs" / "resnet18", "undecodable")
+    ] == [1]

@@ -52,8 +52,14 @@ def test_the_whole_of_it_trains_for_an_epoch(linked, start_job, tmp_path):
     [start] = of_kind(tmp_path / "run", "start")
     assert (start["images"], start["steps_an_epoch"]) == (8121, 28)
     undecodable = [record["text"] for record in of_kind(tmp_path / "run", "undecodable")]
-    named = dict(re.search(r"/train/(\S+): .*?(\d+ pixels)", text).groups() for text in undecodable if " pixels" in text)
+    named = dict(
+        re.search(r"/train/(\S+): .*?(\d+ pixels)", text).groups()
+        for text in undecodable
+        if " pixels" in text
+    )
     assert named == BEYOND and len(undecodable) == 3
     assert (tmp_path / "run" / "last.pth.tar").is_file()
-    print(f"{time.monotonic() - begun:.0f} s; largest processes in MB: {sorted(map(round, found.values()))[-4:]}")
+    print(
+        f"{time.monotonic() - begun:.0f} s; largest processes in MB: {sorted(map(round, found.values()))[-4:]}"
+    )
     assert 700 < max(found.values()) < MOST

@@ -13,7 +13,10 @@ from scipy.stats import theilslopes
 WARM_UP = 0.1
 MARGIN = 5  # steps from either end of an epoch that are none of the phase: the loader is still starting, or the journal writing
 BLOCKS = 12
-GROWTH_MB, GROWTH = 20, 0.01  # allowed of memory: the larger of MB, and of the share of what is held
+GROWTH_MB, GROWTH = (
+    20,
+    0.01,
+)  # allowed of memory: the larger of MB, and of the share of what is held
 DRIFT = 1.05  # allowed of the last third's step time over the first third's, unless the blocks between vary more
 
 
@@ -25,7 +28,9 @@ def figures(samples: list[dict], records: list[dict]) -> dict[str, dict]:
         for name in ("rss_mb", "tree_mb"):
             values = [one[name] for one in flat]
             bound = max(GROWTH_MB, GROWTH * statistics.median(values))
-            found[f"rank {rank} {name} growth"] = entry(growth([one["time"] for one in flat], values), bound)
+            found[f"rank {rank} {name} growth"] = entry(
+                growth([one["time"] for one in flat], values), bound
+            )
         # Of files the least of a third: what is left open stays, where batches that are under way hold some of their own.
         for name, held in (("files", min), ("threads", max), ("processes", max)):
             first, last = thirds([one[name] for one in flat])
@@ -72,14 +77,21 @@ def step_seconds(records: list[dict]) -> list[float]:
 
 def cpu_seconds(flat: list[dict]) -> list[float]:
     """A worker's CPU time a step, between two samples of an epoch: what others compute on the same cores does not count."""
-    pairs = [(a, b) for a, b in itertools.pairwise(flat) if a["epoch"] == b["epoch"] and b["step"] > a["step"] + 2]
+    pairs = [
+        (a, b)
+        for a, b in itertools.pairwise(flat)
+        if a["epoch"] == b["epoch"] and b["step"] > a["step"] + 2
+    ]
     return [(b["cpu_s"] - a["cpu_s"]) / (b["step"] - a["step"]) for a, b in pairs]
 
 
 def blocks(values: list[float]) -> list[float]:
     """The medians of BLOCKS blocks, one after the other."""
     size = max(1, len(values) // BLOCKS)
-    return [statistics.median(values[start : start + size]) for start in range(0, size * (len(values) // size), size)]
+    return [
+        statistics.median(values[start : start + size])
+        for start in range(0, size * (len(values) // size), size)
+    ]
 
 
 def ratio(values: list[float]) -> dict:
@@ -87,14 +99,20 @@ def ratio(values: list[float]) -> dict:
     first, last = thirds(values)
     medians = blocks(values)
     between = statistics.median(abs(b - a) for a, b in itertools.pairwise(medians))
-    noise = 1.05 * between / statistics.median(medians)  # between / 0.954 is the deviation of a normal distribution
+    noise = (
+        1.05 * between / statistics.median(medians)
+    )  # between / 0.954 is the deviation of a normal distribution
     found = entry(statistics.median(last) / statistics.median(first), max(DRIFT, 1 + 2 * noise))
     return found | {"noise": round(noise, 4)}
 
 
 def series(samples: list[dict], records: list[dict]) -> dict[str, list[float]]:
     """Medians of blocks of the whole run after its warm-up, to be looked at."""
-    shown = {"s a step (over the first block)": [one / blocks(step_seconds(records))[0] for one in blocks(step_seconds(records))]}
+    shown = {
+        "s a step (over the first block)": [
+            one / blocks(step_seconds(records))[0] for one in blocks(step_seconds(records))
+        ]
+    }
     for rank in (0, 1):
         flat = in_steps(samples, rank)
         for name in ("rss_mb", "tree_mb", "files", "threads", "processes"):
@@ -109,7 +127,9 @@ def as_json(report: dict) -> str:
     parts = []
     for name, value in report.items():
         if isinstance(value, dict):
-            inner = ",\n".join(f"  {json.dumps(key)}: {json.dumps(item)}" for key, item in value.items())
+            inner = ",\n".join(
+                f"  {json.dumps(key)}: {json.dumps(item)}" for key, item in value.items()
+            )
             parts.append(f" {json.dumps(name)}: {{\n{inner}\n }}")
         else:
             parts.append(f" {json.dumps(name)}: {json.dumps(value)}")

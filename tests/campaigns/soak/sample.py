@@ -37,7 +37,10 @@ def sample(launcher: int, metrics: Path) -> list[dict]:
     epoch, step = place(metrics)
     if epoch != before[0]:
         epoch = step = None
-    return [{"time": begun, "epoch": epoch, "step": step, "rank": rank, **one} for rank, one in enumerate(found)]
+    return [
+        {"time": begun, "epoch": epoch, "step": step, "rank": rank, **one}
+        for rank, one in enumerate(found)
+    ]
 
 
 def hold(worker: psutil.Process) -> dict:

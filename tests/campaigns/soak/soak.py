@@ -35,7 +35,9 @@ OPTIONS += " --check-every 10 --print-freq 1000"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=120)
     parser.add_argument("--every", type=float, default=5, help="seconds between samples")
     parser.add_argument("--results", type=Path, default=HERE / "results")
@@ -47,13 +49,21 @@ def main() -> None:
     try:
         figures = drift.figures(samples, records)
     except statistics.StatisticsError:
-        sys.exit(f"--minutes {options.minutes:g}: too few samples to tell growth from noise; expected more minutes")
-    report |= {"load_after": os.getloadavg()[0], "figures": figures, "series": drift.series(samples, records)}
+        sys.exit(
+            f"--minutes {options.minutes:g}: too few samples to tell growth from noise; expected more minutes"
+        )
+    report |= {
+        "load_after": os.getloadavg()[0],
+        "figures": figures,
+        "series": drift.series(samples, records),
+    }
     options.results.mkdir(exist_ok=True)
     path = options.results / f"{report['date']}.json"
     path.write_text(drift.as_json(report))
     for name, figure in figures.items():
-        print(f"{name:34} {figure['found']:>10} at most {figure['bound']:<8} {'' if figure['holds'] else 'MISSED'}")
+        print(
+            f"{name:34} {figure['found']:>10} at most {figure['bound']:<8} {'' if figure['holds'] else 'MISSED'}"
+        )
     print(f"figures: {path}")
     sys.exit(not all(figure["holds"] for figure in figures.values()))
 
@@ -61,9 +71,20 @@ def main() -> None:
 def train(folder: Path, minutes: float, every: float) -> tuple[list[dict], list[dict]]:
     """Train for so long, and stop by a signal; return the samples and the records of steps. The run has to end well."""
     torch.manual_seed(5)
-    state = {f"module.{name}": value for name, value in build_moco(comm, "resnet18", K=64, mlp=True).state_dict().items()}
+    state = {
+        f"module.{name}": value
+        for name, value in build_moco(comm, "resnet18", K=64, mlp=True).state_dict().items()
+    }
     torch.save({"epoch": 0, "arch": "resnet18", "state_dict": state}, folder / "teacher.pth.tar")
-    command = [f"{Path(sys.executable).parent}/horovodrun", "-np", "2", sys.executable, "-m", "job.train", *OPTIONS.split()]
+    command = [
+        f"{Path(sys.executable).parent}/horovodrun",
+        "-np",
+        "2",
+        sys.executable,
+        "-m",
+        "job.train",
+        *OPTIONS.split(),
+    ]
     command += ["--teacher", f"{folder}/teacher.pth.tar", "--out", f"{folder}/run"]
     metrics, output, samples = folder / "run" / "metrics.jsonl", folder / "output.txt", []
     with open(output, "w") as file:
@@ -80,7 +101,9 @@ def train(folder: Path, minutes: float, every: float) -> tuple[list[dict], list[
         if launcher.poll() is None:
             launcher.terminate()
             launcher.wait()
-    records = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+    records = (
+        [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+    )
     if launcher.returncode or records[-1].get("how") != "stopped":
         sys.exit(f"the run ended with {launcher.returncode}:\n{output.read_text()[-3000:]}")
     return samples, [record for record in records if record["kind"] == "step"]

@@ -23,12 +23,33 @@ def run(leak=0.0, files=0, slower=0.0, noise=0.02):
             took = (1 + slower * share) * (1 + numbers.gauss(0, noise))
             records.append({"epoch": epoch, "step": step, "images_per_s": 1 / took})
             if step % 4 == 0:
-                held = {"rss_mb": 800 + leak * share + numbers.gauss(0, 5), "tree_mb": 1500 + numbers.gauss(0, 5)}
+                held = {
+                    "rss_mb": 800 + leak * share + numbers.gauss(0, 5),
+                    "tree_mb": 1500 + numbers.gauss(0, 5),
+                }
                 batch = (len(samples) % 5 == 0) * (1 + (share > 0.7))
-                held |= {"files": 60 + int(files * share) + batch, "threads": 12, "processes": 3, "cpu_s": sum_cpu(share, slower)}
-                samples += [{"time": 3600 * share, "epoch": epoch, "step": step, "rank": rank, **held} for rank in (0, 1)]
-        away = {"rss_mb": 3000, "tree_mb": 9000, "files": 99, "threads": 99, "processes": 9, "cpu_s": 0.0}  # a refresh
-        samples += [{"time": 3600 * share, "epoch": epoch, "step": STEPS - 1, "rank": rank, **away} for rank in (0, 1)]
+                held |= {
+                    "files": 60 + int(files * share) + batch,
+                    "threads": 12,
+                    "processes": 3,
+                    "cpu_s": sum_cpu(share, slower),
+                }
+                samples += [
+                    {"time": 3600 * share, "epoch": epoch, "step": step, "rank": rank, **held}
+                    for rank in (0, 1)
+                ]
+        away = {
+            "rss_mb": 3000,
+            "tree_mb": 9000,
+            "files": 99,
+            "threads": 99,
+            "processes": 9,
+            "cpu_s": 0.0,
+        }  # a refresh
+        samples += [
+            {"time": 3600 * share, "epoch": epoch, "step": STEPS - 1, "rank": rank, **away}
+            for rank in (0, 1)
+        ]
     return samples, records
 
 
@@ -46,7 +67,9 @@ def test_a_run_that_stays_as_it_is_passes_with_what_it_does_between_epochs():
 
 
 def test_growth_of_memory_and_files_is_found():
-    assert missed(leak=60, files=2) == {f"rank {rank} {name} growth" for rank in (0, 1) for name in ("rss_mb", "files")}
+    assert missed(leak=60, files=2) == {
+        f"rank {rank} {name} growth" for rank in (0, 1) for name in ("rss_mb", "files")
+    }
 
 
 def test_growth_that_is_allowed_passes():
@@ -54,7 +77,9 @@ def test_growth_that_is_allowed_passes():
 
 
 def test_steps_that_become_slower_are_found():
-    assert missed(slower=0.2) == {"s a step, ratio"} | {f"rank {rank} CPU s a step, ratio" for rank in (0, 1)}
+    assert missed(slower=0.2) == {"s a step, ratio"} | {
+        f"rank {rank} CPU s a step, ratio" for rank in (0, 1)
+    }
 
 
 @pytest.mark.parametrize("noise", [0.05, 0.3])
@@ -64,9 +89,15 @@ def test_noise_is_no_drift(noise):
 
 def test_the_report_is_json_with_one_line_for_each_figure_and_series():
     samples, records = run()
-    report = {"date": "today", "figures": drift.figures(samples, records), "series": drift.series(samples, records)}
+    report = {
+        "date": "today",
+        "figures": drift.figures(samples, records),
+        "series": drift.series(samples, records),
+    }
     lines = drift.as_json(report).splitlines()
     assert json.loads("\n".join(lines)) == report
     inner = [line.split(": ")[0].strip() for line in lines if line.startswith("  ")]
-    assert inner == [json.dumps(name) for section in ("figures", "series") for name in report[section]]
+    assert inner == [
+        json.dumps(name) for section in ("figures", "series") for name in report[section]
+    ]
     assert len(lines) == len(inner) + 7  # the date, and braces

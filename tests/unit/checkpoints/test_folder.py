@@ -28,8 +28,15 @@ def content(epoch=1, step=0, value=1.0):
         "epoch": epoch,
         "step": step,
         "arch": "resnet18",
-        "state_dict": {"module.w": torch.full((5, 3), value), "module.n": torch.tensor([7]), "module.h": torch.ones(2).half()},
-        "optimizer": {"state": {0: {"momentum_buffer": torch.arange(4.0)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
+        "state_dict": {
+            "module.w": torch.full((5, 3), value),
+            "module.n": torch.tensor([7]),
+            "module.h": torch.ones(2).half(),
+        },
+        "optimizer": {
+            "state": {0: {"momentum_buffer": torch.arange(4.0)}},
+            "param_groups": [{"lr": 0.1, "params": [0]}],
+        },
         "mgd": {},
         "config": {"lr": 0.03, "mlp": True, "schedule": [1, 2], "teacher": "café"},
         "statistics": None,
@@ -41,7 +48,9 @@ def same(a, b):
     if torch.is_tensor(a):
         return torch.is_tensor(b) and a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+        return (
+            isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+        )
     return type(a) is type(b) and a == b
 
 
@@ -77,7 +86,9 @@ def test_tensors_of_a_network_and_its_optimizer_go_there_and_back(checkpoints):
     optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
     net(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    path = checkpoints.save({"epoch": 0, "step": 1, "state_dict": net.state_dict(), "optimizer": optimizer.state_dict()})
+    path = checkpoints.save(
+        {"epoch": 0, "step": 1, "state_dict": net.state_dict(), "optimizer": optimizer.state_dict()}
+    )
     other = torch.nn.Linear(3, 2)
     again = torch.optim.SGD(other.parameters(), 0.5, momentum=0.1)
     saved = load(path)
@@ -94,7 +105,12 @@ def test_a_checkpoint_has_its_epoch_and_step_in_its_name(checkpoints, tmp_path):
 
 
 def test_paths_come_oldest_first_and_name_checkpoints_alone(checkpoints, tmp_path):
-    made = ["checkpoint_0010_000000", "checkpoint_0002_000010", "checkpoint_0002_000009", "checkpoint_10000_1000000"]
+    made = [
+        "checkpoint_0010_000000",
+        "checkpoint_0002_000010",
+        "checkpoint_0002_000009",
+        "checkpoint_10000_1000000",
+    ]
     others = [
         "checkpoint_1_2.pth.tar",
         "checkpoint_0001_000000.pth.tar.new",
@@ -118,7 +134,10 @@ def test_the_newest_stay_and_last_points_to_the_newest(tmp_path, keep):
         saved.append(os.path.basename(checkpoints.save(content(epoch, step, value=len(saved)))))
         assert names(checkpoints) == saved[-keep:]
         assert os.readlink(tmp_path / LAST) == saved[-1]
-        assert same(load(str(tmp_path / LAST)), content(epoch, step, value=len(saved) - 1) | {"format": FORMAT})
+        assert same(
+            load(str(tmp_path / LAST)),
+            content(epoch, step, value=len(saved) - 1) | {"format": FORMAT},
+        )
     assert sorted(os.listdir(tmp_path)) == [*saved[-keep:], LAST]
 
 
@@ -225,7 +244,9 @@ def crashes(monkeypatch, steps, call, *args):
 
 
 @pytest.mark.parametrize("place", range(8))
-def test_a_crash_between_any_two_steps_of_saving_leaves_a_whole_checkpoint(tmp_path, monkeypatch, place):
+def test_a_crash_between_any_two_steps_of_saving_leaves_a_whole_checkpoint(
+    tmp_path, monkeypatch, place
+):
     """The process ends before one of them. `last` is one that is there, and whole."""
     checkpoints = Checkpoints(str(tmp_path), 1)
     checkpoints.save(content(1))
@@ -233,7 +254,10 @@ def test_a_crash_between_any_two_steps_of_saving_leaves_a_whole_checkpoint(tmp_p
     assert load(str(tmp_path / LAST))["epoch"] in (1, 2)
     assert checkpoints.newest(lambda text: None)["epoch"] in (1, 2)
     checkpoints.save(content(3))
-    assert sorted(os.listdir(tmp_path)) == ["checkpoint_0003_000000.pth.tar", LAST]  # nothing half-written stays
+    assert sorted(os.listdir(tmp_path)) == [
+        "checkpoint_0003_000000.pth.tar",
+        LAST,
+    ]  # nothing half-written stays
 
 
 def course(folder, epochs=4):
@@ -256,12 +280,16 @@ def test_a_run_that_goes_back_resumes_there_until_its_first_save(tmp_path, sourc
     assert resumed(checkpoints) == load(str(tmp_path / LAST))["epoch"] == 2
     assert all(os.path.exists(path + LEFT) for path in later)
     checkpoints.save(content(3, 7))
-    assert names(checkpoints) == [f"checkpoint_000{n}.pth.tar" for n in ("1_000000", "2_000000", "3_000007")]
+    assert names(checkpoints) == [
+        f"checkpoint_000{n}.pth.tar" for n in ("1_000000", "2_000000", "3_000007")
+    ]
     assert not [name for name in os.listdir(tmp_path) if name.endswith(LEFT)]
 
 
 @pytest.mark.parametrize("place", range(8))
-def test_a_crash_between_any_two_steps_of_going_back_leaves_one_course(tmp_path, monkeypatch, place):
+def test_a_crash_between_any_two_steps_of_going_back_leaves_one_course(
+    tmp_path, monkeypatch, place
+):
     """Which is the old one until it is all left: its checkpoints go from the newest on."""
     checkpoints, paths = course(tmp_path)
     ended = crashes(monkeypatch, place, checkpoints.resume_at, (2, 0), paths[1])
@@ -343,7 +371,11 @@ def test_a_file_of_another_course_at_the_same_step_gives_way(tmp_path):
     Checkpoints(str(tmp_path), 9).save(content(2))
     checkpoints.resume_at((2, 0), str(tmp_path / "mine.pth.tar"))
     assert os.path.exists(paths[1] + LEFT)
-    assert load(paths[1])["state_dict"]["module.w"][0, 0] == load(str(tmp_path / LAST))["state_dict"]["module.w"][0, 0] == 7
+    assert (
+        load(paths[1])["state_dict"]["module.w"][0, 0]
+        == load(str(tmp_path / LAST))["state_dict"]["module.w"][0, 0]
+        == 7
+    )
 
 
 def test_files_that_only_end_like_left_checkpoints_stay(tmp_path):
@@ -352,18 +384,27 @@ def test_files_that_only_end_like_left_checkpoints_stay(tmp_path):
     (tmp_path / "mine.pth.tar.left").touch()
     checkpoints.resume_at((2, 0), "auto")
     checkpoints.save(content(3))
-    assert sorted(name for name in os.listdir(tmp_path) if name.endswith(LEFT)) == ["mine.pth.tar.left", "notes.left"]
+    assert sorted(name for name in os.listdir(tmp_path) if name.endswith(LEFT)) == [
+        "mine.pth.tar.left",
+        "notes.left",
+    ]
 
 
 def test_data_is_on_disk_before_it_has_its_name(checkpoints, monkeypatch):
     """Otherwise a power cut could leave the name of a file whose bytes never came."""
     events = []
     fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (events.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (events.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))
+    )
     monkeypatch.setattr(os, "replace", lambda a, b: (events.append(f"-> {b}"), replace(a, b)))
     path = checkpoints.save(content())
-    assert events.index(f"{path}.new") < events.index(f"-> {path}") < events.index(checkpoints.folder)
-    assert events.index(f"-> {os.path.join(checkpoints.folder, LAST)}") < events.index(checkpoints.folder)
+    assert (
+        events.index(f"{path}.new") < events.index(f"-> {path}") < events.index(checkpoints.folder)
+    )
+    assert events.index(f"-> {os.path.join(checkpoints.folder, LAST)}") < events.index(
+        checkpoints.folder
+    )
 
 
 NEWEST = """
@@ -382,7 +423,9 @@ for read in (Checkpoints(sys.argv[1], 3).newest, lambda say: folder.load(sys.arg
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("times", "said"), [(1, ["2", "2"]), (99, ["ReadError cannot read", "RunError cannot read"])])
+@pytest.mark.parametrize(
+    ("times", "said"), [(1, ["2", "2"]), (99, ["ReadError cannot read", "RunError cannot read"])]
+)
 def test_a_checkpoint_that_a_failing_file_system_hides_is_not_passed_over(checkpoints, times, said):
     """An older one would lose what was done since."""
     checkpoints.save(content(1))
@@ -488,13 +531,21 @@ def test_of_damaged_checkpoints_the_one_before_is_taken_and_that_is_said(checkpo
     before, path = checkpoints.save(content(1)), checkpoints.save(content(2))
     generator, size = random.Random(seed), os.path.getsize(path)
     shutil.copyfile(path, path + ".whole")
-    damages = [lambda at=at: os.truncate(path, at) for at in [0, size - 1, *generator.sample(range(size), 62)]]
-    damages += [lambda: flip(path, generator.randrange(size), generator.randrange(8)) for _ in range(200)]
+    damages = [
+        lambda at=at: os.truncate(path, at)
+        for at in [0, size - 1, *generator.sample(range(size), 62)]
+    ]
+    damages += [
+        lambda: flip(path, generator.randrange(size), generator.randrange(8)) for _ in range(200)
+    ]
     for number, damaged in enumerate(damages):
         damaged()
         said = []
         assert checkpoints.newest(said.append)["epoch"] == 1, number
-        assert [line.split(path)[0] for line in said] == ["passed over: ", f"resuming from {before}"]
+        assert [line.split(path)[0] for line in said] == [
+            "passed over: ",
+            f"resuming from {before}",
+        ]
         shutil.copyfile(path + ".whole", path)
     assert checkpoints.newest(said.append)["epoch"] == 2
 
@@ -513,14 +564,21 @@ def room_for(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("more", [0, 100_000], ids=["small", "larger than what is written at a time"])
-def test_a_disk_that_takes_only_a_part_is_one_line_and_leaves_what_was_there(checkpoints, tmp_path, more):
+@pytest.mark.parametrize(
+    "more", [0, 100_000], ids=["small", "larger than what is written at a time"]
+)
+def test_a_disk_that_takes_only_a_part_is_one_line_and_leaves_what_was_there(
+    checkpoints, tmp_path, more
+):
     old = checkpoints.save(content(1) | {"more": torch.zeros(more)}, best=True)
     listing, whole = sorted(os.listdir(tmp_path)), open(old, "rb").read()
     for size in [*range(0, len(whole), len(whole) // 100), *range(len(whole) - 93, len(whole))]:
         with room_for(size):
             message = refused(checkpoints.save, content(2) | {"more": torch.zeros(more)}, True)
-        assert "checkpoint_0002_000000.pth.tar: File too large; the checkpoints before it are untouched" in message, size
+        assert (
+            "checkpoint_0002_000000.pth.tar: File too large; the checkpoints before it are untouched"
+            in message
+        ), size
         assert sorted(os.listdir(tmp_path)) == listing, size
     assert open(old, "rb").read() == whole == open(tmp_path / BEST, "rb").read()
     assert load(str(tmp_path / LAST))["epoch"] == 1
@@ -534,21 +592,34 @@ def test_without_links_last_and_best_are_whole_copies(linkless):
         assert not (linkless / LAST).is_symlink()
         assert (linkless / LAST).read_bytes() == open(newest, "rb").read()
     assert sorted(os.listdir(linkless)) == [BEST, *names(checkpoints), LAST]
-    assert names(checkpoints) == ["checkpoint_0003_000000.pth.tar", "checkpoint_0004_000000.pth.tar"]
+    assert names(checkpoints) == [
+        "checkpoint_0003_000000.pth.tar",
+        "checkpoint_0004_000000.pth.tar",
+    ]
     assert load(str(linkless / BEST))["epoch"] == 2
     assert checkpoints.newest(lambda text: None)["epoch"] == 4
 
 
-def test_without_links_a_crash_between_any_two_steps_leaves_a_whole_last_and_best(linkless, monkeypatch):
+def test_without_links_a_crash_between_any_two_steps_leaves_a_whole_last_and_best(
+    linkless, monkeypatch
+):
     for steps in itertools.count():
         checkpoints = Checkpoints(str(linkless / str(steps)), 1)
         os.mkdir(checkpoints.folder)
         checkpoints.save(content(1), best=True)
         crashed = crashes(monkeypatch, steps, checkpoints.save, content(2), True)
-        for path in (f"{checkpoints.folder}/{LAST}", f"{checkpoints.folder}/{BEST}", *checkpoints.paths()):
+        for path in (
+            f"{checkpoints.folder}/{LAST}",
+            f"{checkpoints.folder}/{BEST}",
+            *checkpoints.paths(),
+        ):
             assert load(path)["epoch"] in (1, 2)
         checkpoints.save(content(3), best=True)
-        assert sorted(os.listdir(checkpoints.folder)) == [BEST, "checkpoint_0003_000000.pth.tar", LAST]
+        assert sorted(os.listdir(checkpoints.folder)) == [
+            BEST,
+            "checkpoint_0003_000000.pth.tar",
+            LAST,
+        ]
         if not crashed:
             break
     assert steps > 10
@@ -563,8 +634,9 @@ def test_without_links_a_disk_without_room_for_the_copy_keeps_what_was_there(lin
             pass
     os.truncate(linkless / "filler", os.path.getsize(linkless / "filler") - 6_000_000)
     listing = sorted(os.listdir(linkless))
-    assert "checkpoint_0002_000000.pth.tar: No space left on device; the checkpoints before it are untouched" in refused(
-        checkpoints.save, content(2) | large
+    assert (
+        "checkpoint_0002_000000.pth.tar: No space left on device; the checkpoints before it are untouched"
+        in refused(checkpoints.save, content(2) | large)
     )
     assert sorted(os.listdir(linkless)) == listing
     assert load(str(linkless / LAST))["epoch"] == 1
@@ -586,18 +658,27 @@ def test_a_copy_of_a_run_without_its_links_goes_on(checkpoints, tmp_path):
 def test_a_folder_that_is_gone_is_said(checkpoints, tmp_path):
     checkpoints.save(content(1))
     shutil.rmtree(tmp_path)
-    assert f"{tmp_path}/checkpoint_0002_000000.pth.tar: No such file or directory; the folder is gone" in refused(
-        checkpoints.save, content(2)
+    assert (
+        f"{tmp_path}/checkpoint_0002_000000.pth.tar: No such file or directory; the folder is gone"
+        in refused(checkpoints.save, content(2))
     )
     assert not tmp_path.exists()
 
 
-def test_what_a_killed_run_left_half_written_makes_room_before_the_next_is_written(checkpoints, tmp_path, monkeypatch):
-    for name in ("checkpoint_0001_000000.pth.tar.new", "checkpoint_0009_000003.pth.tar.new", f"{BEST}.new"):
+def test_what_a_killed_run_left_half_written_makes_room_before_the_next_is_written(
+    checkpoints, tmp_path, monkeypatch
+):
+    for name in (
+        "checkpoint_0001_000000.pth.tar.new",
+        "checkpoint_0009_000003.pth.tar.new",
+        f"{BEST}.new",
+    ):
         (tmp_path / name).write_bytes(bytes(1000))
     (tmp_path / f"{LAST}.new").symlink_to("nowhere")
     save, seen = torch.save, []
-    monkeypatch.setattr(torch, "save", lambda value, file: (seen.append(os.listdir(tmp_path)), save(value, file)))
+    monkeypatch.setattr(
+        torch, "save", lambda value, file: (seen.append(os.listdir(tmp_path)), save(value, file))
+    )
     checkpoints.save(content(1), best=True)
     assert seen == [["checkpoint_0001_000000.pth.tar.new"]]
 
@@ -650,7 +731,10 @@ def test_flipped_bytes_of_a_tensor_are_noticed(tmp_path):
     whole = open(path, "rb").read()
     start = whole.index(value.numpy().tobytes()[:64])
     for place in (start, start + 1234, start + 3999):
-        damage(path, lambda _, place=place: whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        damage(
+            path,
+            lambda _, place=place: whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :],
+        )
         message = refused(load, path)
         assert path in message
         assert "damaged" in message
@@ -670,7 +754,11 @@ class Code:
 @pytest.mark.parametrize("inside", [False, True])
 def test_loading_runs_no_code(tmp_path, form, inside):
     trace = tmp_path / "trace"
-    value = {"epoch": 1, "state_dict": {"w": torch.ones(2)}, "x": Code(trace)} if inside else Code(trace)
+    value = (
+        {"epoch": 1, "state_dict": {"w": torch.ones(2)}, "x": Code(trace)}
+        if inside
+        else Code(trace)
+    )
     path = str(tmp_path / "x.pth.tar")
     if form == "pickle":
         with open(path, "wb") as file:
@@ -696,12 +784,20 @@ def expanded(length, strides=b"K\0K\0"):
     """A piece of a pickle: a tensor (length, 2) whose storage has 4 numbers."""
     storage = b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000X\3\0\0\0cpuK\4tQ"
     shape = b"(" + number(length) + b"K\2t(" + strides + b"t"
-    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\0" + shape + b"\x89ccollections\nOrderedDict\n)RtR"
+    return (
+        b"ctorch._utils\n_rebuild_tensor_v2\n("
+        + storage
+        + b"K\0"
+        + shape
+        + b"\x89ccollections\nOrderedDict\n)RtR"
+    )
 
 
 def claims(n):
     """Pieces of pickles that ask for 2**n bytes, be it at once, or where what they make is copied, printed or walked through."""
-    pairs = "".join(f"h{chr(place)}h{chr(place)}\x86q{chr(place + 1)}" for place in range(n)).encode("latin1")
+    pairs = "".join(
+        f"h{chr(place)}h{chr(place)}\x86q{chr(place + 1)}" for place in range(n)
+    ).encode("latin1")
     meta = b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n(ctorch\nfloat32\n"
     return {
         "zeros": b"cbuiltins\nbytearray\n" + number(2**n) + b"\x85R",
@@ -711,9 +807,13 @@ def claims(n):
         "a tensor that repeats a number": expanded(2 ** (n - 3)),
         "many such tensors": b"(" + expanded(2 ** (n - 8)) * 32 + b"t",
         "a set of a tensor's rows": b"cbuiltins\nset\n" + expanded(2 ** (n - 3)) + b"\x85R",
-        "a dictionary of a tensor's rows": b"ccollections\nOrderedDict\n" + expanded(2 ** (n - 3)) + b"\x85R",
+        "a dictionary of a tensor's rows": b"ccollections\nOrderedDict\n"
+        + expanded(2 ** (n - 3))
+        + b"\x85R",
         "a tensor of no device": meta + b"(" + number(2 ** (n - 2)) + b"t(K\1t\x89tR",
-        "text that doubles": HEX * (n + 1) + b"X\1\0\0\0aX\6\0\0\0latin1\x86R" + b"X\3\0\0\0hex\x86R" * n,
+        "text that doubles": HEX * (n + 1)
+        + b"X\1\0\0\0aX\6\0\0\0latin1\x86R"
+        + b"X\3\0\0\0hex\x86R" * n,
         "containers that double": b"(]q\0" + pairs + b"t",
     }
 
@@ -721,7 +821,11 @@ def claims(n):
 def claiming(path, piece, compression=zipfile.ZIP_STORED, storage=bytes(16)):
     """Write a file as torch's, whose dictionary has what a piece of a pickle makes."""
     with zipfile.ZipFile(path, "w", compression) as archive:
-        for name, data in [("data.pkl", b"\x80\2}X\1\0\0\0x" + piece + b"s."), ("version", b"3\n"), ("data/0", storage)]:
+        for name, data in [
+            ("data.pkl", b"\x80\2}X\1\0\0\0x" + piece + b"s."),
+            ("version", b"3\n"),
+            ("data/0", storage),
+        ]:
             archive.writestr(f"archive/{name}", data)
     return str(path)
 
@@ -735,14 +839,20 @@ def test_a_small_file_may_claim_a_small_memory_and_no_large_one(tmp_path, monkey
     assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
-@pytest.mark.parametrize("piece", [b"]q\0h\0a", expanded(2**31, b"K\2K\1")], ids=["a list in itself", "beyond a storage"])
+@pytest.mark.parametrize(
+    "piece", [b"]q\0h\0a", expanded(2**31, b"K\2K\1")], ids=["a list in itself", "beyond a storage"]
+)
 def test_what_has_no_end_is_one_line(tmp_path, monkeypatch, piece):
     monkeypatch.setattr(folder, "ROOM", 2**26)
     assert "is not a whole checkpoint" in refused(load, claiming(tmp_path / "x.pth.tar", piece))
 
 
-@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2], ids=["deflated", "bzip2"])
-def test_a_file_that_grows_a_thousandfold_when_it_is_read_is_one_line(tmp_path, monkeypatch, compression):
+@pytest.mark.parametrize(
+    "compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2], ids=["deflated", "bzip2"]
+)
+def test_a_file_that_grows_a_thousandfold_when_it_is_read_is_one_line(
+    tmp_path, monkeypatch, compression
+):
     monkeypatch.setattr(folder, "ROOM", 2**25)
     declared = expanded(2**23, b"K\2K\1").replace(b"cpuK\4", b"cpu" + number(2**24))
     path = claiming(tmp_path / "x.pth.tar", declared, compression, bytes(2**26))
@@ -757,7 +867,9 @@ def test_what_repeats_numbers_within_reason_is_read(tmp_path):
     assert torch.equal(load(path)["again"][1], torch.ones(1000, 1000))
 
 
-@pytest.mark.parametrize("value", [[torch.ones(2)], torch.ones(2), 3, "text", None, (1, 2)], ids=str)
+@pytest.mark.parametrize(
+    "value", [[torch.ones(2)], torch.ones(2), 3, "text", None, (1, 2)], ids=str
+)
 @LEGACY
 def test_a_file_that_holds_no_dictionary_is_one_line(tmp_path, value, legacy):
     path = written(tmp_path / "x.pth.tar", value, legacy)
@@ -794,7 +906,10 @@ def test_any_other_file_is_one_line(tmp_path, data):
 
 NO_FILES = {
     "missing": (lambda path: None, "x.pth.tar: no such file; expected a checkpoint"),
-    "link to nowhere": (lambda path: path.symlink_to("nowhere"), "x.pth.tar: no such file; expected a checkpoint"),
+    "link to nowhere": (
+        lambda path: path.symlink_to("nowhere"),
+        "x.pth.tar: no such file; expected a checkpoint",
+    ),
     "pipe": (os.mkfifo, "x.pth.tar: no regular file; expected a checkpoint"),
     "folder": (lambda path: path.mkdir(), "x.pth.tar is a folder: expected a checkpoint file"),
 }
@@ -812,4 +927,7 @@ def test_of_a_run_s_folder_its_newest_checkpoint_is_named(checkpoints, tmp_path)
     last.symlink_to("nowhere")
     assert str(last) not in refused(load, str(tmp_path))
     checkpoints.save(content())
-    assert refused(load, f"{tmp_path}/") == f"{tmp_path}/ is a folder: expected a checkpoint file, such as {last}"
+    assert (
+        refused(load, f"{tmp_path}/")
+        == f"{tmp_path}/ is a folder: expected a checkpoint file, such as {last}"
+    )

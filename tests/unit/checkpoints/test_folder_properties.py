@@ -24,7 +24,9 @@ def tensors(draw):
     content = draw(st.binary(min_size=count, max_size=count))
     if dtype == torch.bool:
         content = bytes(byte & 1 for byte in content)
-    value = torch.frombuffer(bytearray(content or bytes(dtype.itemsize)), dtype=dtype)[: torch.Size(shape).numel()].view(shape)
+    value = torch.frombuffer(bytearray(content or bytes(dtype.itemsize)), dtype=dtype)[
+        : torch.Size(shape).numel()
+    ].view(shape)
     form = draw(st.sampled_from(["whole", "transposed", "part", "parameter"]))
     if form == "transposed" and value.dim() > 1:
         return value.transpose(0, -1)
@@ -36,12 +38,23 @@ def tensors(draw):
 
 
 KEYS = st.text(max_size=8) | st.integers(-(2**63), 2**63)
-LEAVES = st.none() | st.booleans() | st.integers(-(2**80), 2**80) | st.floats() | st.text(max_size=20) | tensors()
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**80), 2**80)
+    | st.floats()
+    | st.text(max_size=20)
+    | tensors()
+)
 CONTENTS = st.dictionaries(
     KEYS,
     st.recursive(
         LEAVES,
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3) | st.tuples(inner, inner),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(KEYS, inner, max_size=3)
+            | st.tuples(inner, inner)
+        ),
         max_leaves=8,
     ),
     max_size=5,
@@ -57,8 +70,15 @@ def same(one, other):
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(same, one, other))
     if torch.is_tensor(one):
-        alike = one.dtype == other.dtype and one.shape == other.shape and one.requires_grad == other.requires_grad
-        bits = [value.detach().contiguous().view(-1).view(torch.uint8).tolist() for value in (one, other)]
+        alike = (
+            one.dtype == other.dtype
+            and one.shape == other.shape
+            and one.requires_grad == other.requires_grad
+        )
+        bits = [
+            value.detach().contiguous().view(-1).view(torch.uint8).tolist()
+            for value in (one, other)
+        ]
         return alike and bits[0] == bits[1]
     if isinstance(one, float):
         return struct.pack("d", one) == struct.pack("d", other)
@@ -89,24 +109,37 @@ def test_what_is_saved_comes_back_to_the_bit(folder, content):
 @given(content=CONTENTS)
 def test_tensors_that_share_memory_still_do(folder, content):
     shared = torch.arange(6.0)
-    path = Checkpoints(folder(), keep=1).save({**content, "epoch": 0, "step": 0, "one": shared, "other": shared.view(2, 3)})
+    path = Checkpoints(folder(), keep=1).save(
+        {**content, "epoch": 0, "step": 0, "one": shared, "other": shared.view(2, 3)}
+    )
     loaded = load(path)
     loaded["one"][5] = -1.0
     assert loaded["other"][1, 2] == -1.0
 
 
-PLACES = st.tuples(st.integers(0, 12) | st.integers(9990, 12_000), st.integers(0, 12) | st.integers(999_990, 2_000_000))
+PLACES = st.tuples(
+    st.integers(0, 12) | st.integers(9990, 12_000),
+    st.integers(0, 12) | st.integers(999_990, 2_000_000),
+)
 
 
-@given(places=st.lists(PLACES, min_size=1, max_size=6), keep=st.integers(1, 4), bests=st.sets(st.integers(0, 5)))
+@given(
+    places=st.lists(PLACES, min_size=1, max_size=6),
+    keep=st.integers(1, 4),
+    bests=st.sets(st.integers(0, 5)),
+)
 def test_of_all_saved_the_newest_stay_in_the_order_of_the_run(folder, places, keep, bests):
     """A run may go back: what comes after the one just saved is of a course that it has left."""
     checkpoints, there = Checkpoints(folder(), keep), set()
     best = None
     for number, (epoch, step) in enumerate(places):
-        path = checkpoints.save({"epoch": epoch, "step": step, "number": number}, best=number in bests)
+        path = checkpoints.save(
+            {"epoch": epoch, "step": step, "number": number}, best=number in bests
+        )
         best = number if number in bests else best
-        there = set(sorted(place for place in there | {(epoch, step)} if place <= (epoch, step))[-keep:])
+        there = set(
+            sorted(place for place in there | {(epoch, step)} if place <= (epoch, step))[-keep:]
+        )
         contents = [load(path) for path in checkpoints.paths()]
         assert [(content["epoch"], content["step"]) for content in contents] == sorted(there)
         assert os.path.realpath(os.path.join(checkpoints.folder, LAST)) == os.path.realpath(path)

@@ -20,7 +20,9 @@ DIM = 16
 def shapes(build, *arguments):
     """The names, shapes and types of a network's tensors."""
     with torch.device("meta"):
-        return {key: (value.shape, value.dtype) for key, value in build(*arguments).state_dict().items()}
+        return {
+            key: (value.shape, value.dtype) for key, value in build(*arguments).state_dict().items()
+        }
 
 
 def filled(shapes, seed=0):
@@ -42,8 +44,17 @@ def moco_content(arch="resnet18", mlp=True, stem="imagenet", prefix="module.", *
     query, key = state(arch, mlp, stem), state(arch, mlp, stem, seed=1)
     named = {f"{prefix}encoder_q.{name}": value for name, value in query.items()}
     named |= {f"{prefix}encoder_k.{name}": value for name, value in key.items()}
-    named |= {f"{prefix}queue": torch.ones(DIM, 8), f"{prefix}queue_ptr": torch.zeros(1, dtype=torch.long)}
-    return {"epoch": 200, "arch": arch, "state_dict": named, "optimizer": {"state": {}, "param_groups": []}, **more}
+    named |= {
+        f"{prefix}queue": torch.ones(DIM, 8),
+        f"{prefix}queue_ptr": torch.zeros(1, dtype=torch.long),
+    }
+    return {
+        "epoch": 200,
+        "arch": arch,
+        "state_dict": named,
+        "optimizer": {"state": {}, "param_groups": []},
+        **more,
+    }
 
 
 @pytest.fixture
@@ -85,23 +96,39 @@ def test_the_query_encoder_of_a_released_file_is_read_without_its_head(write, le
     assert (found.arch, found.stem) == ("resnet18", "imagenet")
     assert_same(found.state, body(state(mlp=mlp)))
     assert "\n" not in found.report
-    for part in (path, "resnet18", "120 tensors", "module.encoder_q.", f"{120 + head} of encoder_k, {head} of fc, 2 others"):
+    for part in (
+        path,
+        "resnet18",
+        "120 tensors",
+        "module.encoder_q.",
+        f"{120 + head} of encoder_k, {head} of fc, 2 others",
+    ):
         assert part in found.report
 
 
 def test_a_file_of_this_program_is_read(write):
-    more = {"step": 0, "mgd": {"1.margin": torch.ones(3)}, "config": {"arch": "resnet18"}, "workers": 2, "format": 1}
+    more = {
+        "step": 0,
+        "mgd": {"1.margin": torch.ones(3)},
+        "config": {"arch": "resnet18"},
+        "workers": 2,
+        "format": 1,
+    }
     content = moco_content(stem="small", **more)
     found = read_backbone(write(content))
     assert (found.arch, found.stem) == ("resnet18", "small")
     assert_same(found.state, body(state(stem="small")))
 
 
-@pytest.mark.parametrize(("arch", "width", "stem"), [("resnet18", 16, "small"), ("resnet50", 32, "imagenet")])
+@pytest.mark.parametrize(
+    ("arch", "width", "stem"), [("resnet18", 16, "small"), ("resnet50", 32, "imagenet")]
+)
 @pytest.mark.parametrize("said", [True, False])
 def test_a_network_s_width_is_found(write, arch, width, stem, said):
     net = build_resnet(arch, 16, True, stem, width)
-    content = {"state_dict": {f"module.encoder_q.{key}": value for key, value in net.state_dict().items()}}
+    content = {
+        "state_dict": {f"module.encoder_q.{key}": value for key, value in net.state_dict().items()}
+    }
     found = read_backbone(write(content | {"arch": arch} if said else content))
     assert (found.arch, found.stem, found.width) == (arch, stem, width)
     assert_same(found.state, body(net.state_dict()))
@@ -110,13 +137,17 @@ def test_a_network_s_width_is_found(write, arch, width, stem, said):
 def test_a_stem_of_two_widths_is_of_no_width(write):
     content = moco_content()
     content["state_dict"]["module.encoder_q.conv1.weight"] = torch.ones(32, 3, 7, 7)
-    with pytest.raises(RunError, match=r"conv1.weight is \(32, 3, 7, 7\), expected \(64, 3, 7, 7\): use another"):
+    with pytest.raises(
+        RunError, match=r"conv1.weight is \(32, 3, 7, 7\), expected \(64, 3, 7, 7\): use another"
+    ):
         read_backbone(write(content))
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-def test_torchvision_s_weights_are_read_without_their_head_of_a_thousand_classes(write, wrapped, legacy):
+def test_torchvision_s_weights_are_read_without_their_head_of_a_thousand_classes(
+    write, wrapped, legacy
+):
     tensors = torchvision_state()
     found = read_backbone(write({"state_dict": tensors} if wrapped else tensors, legacy=legacy))
     assert found.arch == "resnet18"
@@ -134,7 +165,10 @@ def test_encoders_without_the_wrapper_s_prefix_are_read(write):
 def test_a_network_loads_what_is_read_and_computes_the_same(write):
     torch.manual_seed(0)
     source = models.resnet18(num_classes=10).eval()
-    content = {"arch": "resnet18", "state_dict": {f"module.encoder_q.{k}": v for k, v in source.state_dict().items()}}
+    content = {
+        "arch": "resnet18",
+        "state_dict": {f"module.encoder_q.{k}": v for k, v in source.state_dict().items()},
+    }
     found = read_backbone(write(content))
     net = build_resnet(found.arch, stem=found.stem).eval()
     missing, unexpected = net.load_state_dict(found.state, strict=False)
@@ -153,13 +187,19 @@ def test_a_network_without_a_name_is_known_by_its_shapes(write, arch):
 
 @pytest.mark.parametrize("name", [None, "my_net", 50, ["resnet50"]])
 def test_a_network_of_no_known_name_is_known_by_its_shapes(write, name):
-    assert read_backbone(write({"state_dict": torchvision_state(), "arch": name})).arch == "resnet18"
+    assert (
+        read_backbone(write({"state_dict": torchvision_state(), "arch": name})).arch == "resnet18"
+    )
 
 
 def test_counters_that_old_files_lack_are_not_missed(write):
     content = moco_content()
     whole = read_backbone(write(content)).digest
-    content["state_dict"] = {key: v for key, v in content["state_dict"].items() if not key.endswith("num_batches_tracked")}
+    content["state_dict"] = {
+        key: v
+        for key, v in content["state_dict"].items()
+        if not key.endswith("num_batches_tracked")
+    }
     found = read_backbone(write(content))
     assert len(found.state) == 100
     assert found.digest == whole
@@ -190,7 +230,11 @@ def changed(change):
     """A MoCo checkpoint whose query encoder was changed."""
     content = moco_content()
     prefix = "module.encoder_q."
-    tensors = {key.removeprefix(prefix): v for key, v in content["state_dict"].items() if key.startswith(prefix)}
+    tensors = {
+        key.removeprefix(prefix): v
+        for key, v in content["state_dict"].items()
+        if key.startswith(prefix)
+    }
     others = {key: v for key, v in content["state_dict"].items() if not key.startswith(prefix)}
     change(tensors)
     content["state_dict"] = others | {prefix + key: v for key, v in tensors.items()}
@@ -209,9 +253,17 @@ NOT_FINITE[3, 2, 1, 0] = float("nan")
 
 MISFITS = [
     ("missing", lambda tensors: tensors.pop(NAME), [NAME, "is missing"]),
-    ("extra", lambda tensors: tensors.update({"layer2.7.conv1.weight": torch.ones(3)}), ["layer2.7.conv1.weight", "no place"]),
+    (
+        "extra",
+        lambda tensors: tensors.update({"layer2.7.conv1.weight": torch.ones(3)}),
+        ["layer2.7.conv1.weight", "no place"],
+    ),
     ("shape", put(torch.ones(128, 64, 1, 1)), [NAME, "(128, 64, 1, 1)", "(128, 64, 3, 3)"]),
-    ("no statistics", lambda tensors: tensors.pop("bn1.running_mean"), ["bn1.running_mean", "is missing"]),
+    (
+        "no statistics",
+        lambda tensors: tensors.pop("bn1.running_mean"),
+        ["bn1.running_mean", "is missing"],
+    ),
     ("integers", put(torch.ones(128, 64, 3, 3, dtype=torch.int8)), [NAME, "int8"]),
     ("sparse", put(torch.ones(128, 64, 3, 3).to_sparse()), [NAME, "sparse_coo", "dense"]),
     ("no values", put(torch.ones(128, 64, 3, 3, device="meta")), [NAME, "without values", "dense"]),
@@ -220,7 +272,9 @@ MISFITS = [
 ]
 
 
-@pytest.mark.parametrize(("change", "parts"), [case[1:] for case in MISFITS], ids=[case[0] for case in MISFITS])
+@pytest.mark.parametrize(
+    ("change", "parts"), [case[1:] for case in MISFITS], ids=[case[0] for case in MISFITS]
+)
 def test_a_tensor_that_does_not_fit_is_named(write, change, parts):
     message = refused(write(changed(change)))
     assert all(part in message for part in parts), message
@@ -236,7 +290,11 @@ def test_a_file_that_fits_no_network_names_the_nearest_and_the_way_on(write):
 
 
 def test_a_head_that_is_not_finite_does_not_matter(write):
-    assert read_backbone(write(changed(lambda tensors: tensors.update({"fc.0.bias": torch.full((512,), float("nan"))}))))
+    assert read_backbone(
+        write(
+            changed(lambda tensors: tensors.update({"fc.0.bias": torch.full((512,), float("nan"))}))
+        )
+    )
 
 
 @pytest.mark.parametrize(
@@ -248,9 +306,15 @@ def test_a_head_that_is_not_finite_does_not_matter(write):
         ({"state_dict": [1, 2]}, "no network"),
         ({"state_dict": {"a": 1}}, "no network"),
         ({"w": torch.ones(2)}, "w"),
-        ({"module.conv1.weight": torch.ones(64, 3, 7, 7)}, "{'module.conv1.weight': a tensor (64, 3, 7, 7)}"),
+        (
+            {"module.conv1.weight": torch.ones(64, 3, 7, 7)},
+            "{'module.conv1.weight': a tensor (64, 3, 7, 7)}",
+        ),
         ({"state_dict": {"features.0.weight": torch.ones(64, 3, 11, 11)}}, "features.0.weight"),
-        ({"state_dict": {"module.encoder_k.conv1.weight": torch.ones(64, 3, 7, 7)}}, "module.encoder_k.conv1.weight"),
+        (
+            {"state_dict": {"module.encoder_k.conv1.weight": torch.ones(64, 3, 7, 7)}},
+            "module.encoder_k.conv1.weight",
+        ),
     ],
     ids=str,
 )
@@ -298,7 +362,9 @@ def test_a_file_of_another_kind_is_told_by_its_beginning(tmp_path, content, part
     assert part in refused(str(tmp_path / "teacher.pth.tar"))
 
 
-@pytest.mark.parametrize(("make", "said"), [(os.mkdir, "is a folder"), (os.mkfifo, "no regular file")])
+@pytest.mark.parametrize(
+    ("make", "said"), [(os.mkdir, "is a folder"), (os.mkfifo, "no regular file")]
+)
 def test_what_is_no_file_is_told_at_once(tmp_path, make, said):
     make(tmp_path / "teacher")
     assert said in refused(str(tmp_path / "teacher"))

@@ -11,7 +11,14 @@ from job.checkpoints.foreign import read_backbone
 from job.networks import build_resnet
 
 NUMBERS = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
-WITHOUT_POOLING = {"conv1": "0", "bn1": "1", "layer1": "3", "layer2": "4", "layer3": "5", "layer4": "6"}
+WITHOUT_POOLING = {
+    "conv1": "0",
+    "bn1": "1",
+    "layer1": "3",
+    "layer2": "4",
+    "layer3": "5",
+    "layer4": "6",
+}
 
 
 def resnet(seed=0, stem="imagenet"):
@@ -199,7 +206,10 @@ def test_the_network_of_a_program_s_file_is_read(tmp_path, program):
     found = read_backbone(str(tmp_path / "weights"))
     assert_same(found.state, body(resnet(stem=program.stem)))
     assert (found.arch, found.stem) == ("resnet18", program.stem)
-    assert f"120 tensors{' under ' * bool(program.under)}{program.under}{'*' * bool(program.under)} taken" in found.report
+    assert (
+        f"120 tensors{' under ' * bool(program.under)}{program.under}{'*' * bool(program.under)} taken"
+        in found.report
+    )
     left = found.report.partition("; not taken: the networks under ")[2]
     assert left == program.left
 
@@ -220,26 +230,37 @@ def test_wrappers_in_any_nesting_are_seen_through(tmp_path, prefix, nest):
     assert found.head == "linear 512-1000"
 
 
-@pytest.mark.parametrize("wrapper", ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."])
+@pytest.mark.parametrize(
+    "wrapper", ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."]
+)
 def test_wrappers_of_single_layers_are_seen_through(tmp_path, wrapper):
     layers = ("conv1", "bn1", "layer1", "layer3")
-    torch.save(named("module.", first={layer: f"{layer}.{wrapper}"[:-1] for layer in layers}), tmp_path / "weights")
+    torch.save(
+        named("module.", first={layer: f"{layer}.{wrapper}"[:-1] for layer in layers}),
+        tmp_path / "weights",
+    )
     assert_same(read_backbone(str(tmp_path / "weights")).state, body(resnet()))
 
 
 def test_torch_s_own_wrappers_are_seen_through(tmp_path):
     net = models.resnet18()
-    wrapped = torch.nn.DataParallel(torch.compile(torch.nn.ModuleDict({"encoder": torch.compile(net)})))
+    wrapped = torch.nn.DataParallel(
+        torch.compile(torch.nn.ModuleDict({"encoder": torch.compile(net)}))
+    )
     torch.save({"state_dict": wrapped.state_dict()}, tmp_path / "weights")
     assert_same(read_backbone(str(tmp_path / "weights")).state, body(net.state_dict()))
 
 
-@pytest.mark.parametrize("key", ["layer1.0.conv1.weight", "conv1.weight", "layer2.0.downsample.0.weight"])
+@pytest.mark.parametrize(
+    "key", ["layer1.0.conv1.weight", "conv1.weight", "layer2.0.downsample.0.weight"]
+)
 def test_a_missing_tensor_is_named_in_a_nested_dictionary_too(tmp_path, key):
     program = PROGRAMS["vissl"]
     trunk = dict(program.content["classy_state_dict"]["base_model"]["model"]["trunk"])
     del trunk[f"_feature_blocks.{key}"]
-    torch.save({"classy_state_dict": {"base_model": {"model": {"trunk": trunk}}}}, tmp_path / "weights")
+    torch.save(
+        {"classy_state_dict": {"base_model": {"model": {"trunk": trunk}}}}, tmp_path / "weights"
+    )
     assert f"_feature_blocks.{key} is missing" in refused(str(tmp_path / "weights"))
 
 
@@ -247,22 +268,41 @@ def test_a_deep_stem_is_refused_by_name(tmp_path):
     tensors = named("", head=True, first={"conv1": "conv1.0"}) | extra("conv1.3.weight")
     torch.save(tensors, tmp_path / "weights")
     message = refused(str(tmp_path / "weights"))
-    assert "fits no known network, resnet18 best: conv1.weight is missing; conv1.0.weight has no place" in message
+    assert (
+        "fits no known network, resnet18 best: conv1.weight is missing; conv1.0.weight has no place"
+        in message
+    )
 
 
 def test_without_a_network_the_message_shows_what_is_nested_in_the_file(tmp_path):
-    vit = {"patch_embed.proj.weight": torch.ones(2, 3, 16, 16), "blocks.0.attn.qkv.weight": torch.ones(2, 2)}
-    content = {"epoch": 3, "args": {"lr": 0.1}, "networks": {"teacher": {"ema": vit}}, 5: None, "more": 1, "\n" * 99: 2}
+    vit = {
+        "patch_embed.proj.weight": torch.ones(2, 3, 16, 16),
+        "blocks.0.attn.qkv.weight": torch.ones(2, 2),
+    }
+    content = {
+        "epoch": 3,
+        "args": {"lr": 0.1},
+        "networks": {"teacher": {"ema": vit}},
+        5: None,
+        "more": 1,
+        "\n" * 99: 2,
+    }
     torch.save(content, tmp_path / "weights")
     message = refused(str(tmp_path / "weights"))
     assert "holds no ResNet" in message
-    assert "found {'epoch': int, 'args': {'lr': float}, 'networks': {'teacher': {'ema': {'patch_embed.proj" in message
+    assert (
+        "found {'epoch': int, 'args': {'lr': float}, 'networks': {'teacher': {'ema': {'patch_embed.proj"
+        in message
+    )
     ending = "'blocks.0.attn.qkv.weight': a tensor (2, 2)}}}, 'int': NoneType, 2 more}"
     fix = "use another file, or name its network, as --teacher-arch timm/NAME"
     assert message.endswith(f"{ending}: {fix}")
 
 
 def test_the_outline_of_a_long_file_is_short(tmp_path):
-    content = {f"{'name' * 99}{n}": {f"{'key' * 99}{n}": torch.ones(2) for n in range(30)} for n in range(30)}
+    content = {
+        f"{'name' * 99}{n}": {f"{'key' * 99}{n}": torch.ones(2) for n in range(30)}
+        for n in range(30)
+    }
     torch.save(content, tmp_path / "weights")
     assert len(refused(str(tmp_path / "weights"))) < 800

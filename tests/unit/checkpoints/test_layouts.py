@@ -37,7 +37,9 @@ def moco(arch, mlp, wrapped=True):
 
 def simsiam():
     net = models.resnet50(num_classes=2048)
-    net.fc = nn.Sequential(*hidden(2048, 2048), *hidden(2048, 2048), net.fc, nn.BatchNorm1d(2048, affine=False))
+    net.fc = nn.Sequential(
+        *hidden(2048, 2048), *hidden(2048, 2048), net.fc, nn.BatchNorm1d(2048, affine=False)
+    )
     return module(encoder=net, predictor=nn.Sequential(*hidden(2048, 512), nn.Linear(512, 2048)))
 
 
@@ -74,11 +76,21 @@ def torchvision(arch, wrapped=False):
 
 
 def released(tensors):
-    return {"epoch": 200, "arch": "resnet50", "state_dict": tensors, "optimizer": {"state": {}, "param_groups": []}}
+    return {
+        "epoch": 200,
+        "arch": "resnet50",
+        "state_dict": tensors,
+        "optimizer": {"state": {}, "param_groups": []},
+    }
 
 
 def lightning(tensors):
-    callback = {"monitor": None, "best_model_score": torch.tensor(0.5), "best_model_path": "", "kth_value": torch.tensor(0.5)}
+    callback = {
+        "monitor": None,
+        "best_model_score": torch.tensor(0.5),
+        "best_model_path": "",
+        "kth_value": torch.tensor(0.5),
+    }
     return {
         "epoch": 399, "global_step": 78000, "pytorch-lightning_version": "1.9.5", "state_dict": tensors,
         "loops": {"fit_loop": {"state_dict": {}}}, "callbacks": {"ModelCheckpoint{'monitor': None}": callback},
@@ -196,7 +208,9 @@ def test_the_backbone_of_each_format_is_found_by_content_and_read_whole(tmp_path
     path = write(tmp_path, form, tensors)
     found = read_backbone(path)
     names = list(body(shapes(build_resnet, form.arch, 16, False, form.stem)))
-    own = [value for key, value in tensors.items() if key.startswith(form.prefix)]  # a backbone stands before its head
+    own = [
+        value for key, value in tensors.items() if key.startswith(form.prefix)
+    ]  # a backbone stands before its head
     assert (found.arch, found.stem, found.head) == (form.arch, form.stem, form.head)
     assert_same(found.state, dict(zip(names, own, strict=False)))
     assert "\n" not in found.report
@@ -211,7 +225,10 @@ def test_the_backbone_of_each_format_is_found_by_content_and_read_whole(tmp_path
 @pytest.mark.parametrize("arch", ["", "its own"])
 def test_a_renamed_tensor_of_each_format_is_refused_by_name(tmp_path, form, arch):
     start = f"{form.prefix}{form.layer3}.0."
-    tensors = {key.replace(f"{start}conv1", f"{start}conv9"): value for key, value in tensors_of(form).items()}
+    tensors = {
+        key.replace(f"{start}conv1", f"{start}conv9"): value
+        for key, value in tensors_of(form).items()
+    }
     message = refused(write(tmp_path, form, tensors), arch and form.arch)
     assert f"{start}conv1.weight is missing; {start}conv9.weight has no place" in message
     assert form.arch in message
@@ -253,21 +270,34 @@ def test_what_stands_among_the_backbone_but_is_neither_it_nor_a_head_is_refused(
         ("net.", "net_ema."),
     ],
 )
-def test_of_two_networks_the_one_that_is_no_copy_is_taken_and_the_other_named(tmp_path, taken, left):
+def test_of_two_networks_the_one_that_is_no_copy_is_taken_and_the_other_named(
+    tmp_path, taken, left
+):
     net = shapes(torchvision, "resnet18")
     copies = {left: filled(net, 0), taken: filled(net, 1)}
-    state = {prefix + key: value for prefix, tensors in copies.items() for key, value in tensors.items()}
+    state = {
+        prefix + key: value for prefix, tensors in copies.items() for key, value in tensors.items()
+    }
     torch.save({"state_dict": state}, tmp_path / "weights")
     found = read_backbone(str(tmp_path / "weights"))
     assert_same(found.state, body(copies[taken]))
     assert f" under {taken}* " in found.report
-    assert found.report.endswith(f"; not taken: the networks under state_dict.{left.removesuffix('.')}")
+    assert found.report.endswith(
+        f"; not taken: the networks under state_dict.{left.removesuffix('.')}"
+    )
 
 
 def distilled(tmp_path):
     """A file of a ResNet-18 and its teacher, a ResNet-34; their state dicts."""
-    networks = {"student": filled(shapes(torchvision, "resnet18"), 0), "teacher": filled(shapes(torchvision, "resnet34"), 1)}
-    state = {f"{prefix}.{key}": value for prefix, tensors in networks.items() for key, value in tensors.items()}
+    networks = {
+        "student": filled(shapes(torchvision, "resnet18"), 0),
+        "teacher": filled(shapes(torchvision, "resnet34"), 1),
+    }
+    state = {
+        f"{prefix}.{key}": value
+        for prefix, tensors in networks.items()
+        for key, value in tensors.items()
+    }
     torch.save({"state_dict": state}, tmp_path / "weights")
     return networks
 
@@ -287,16 +317,30 @@ def test_of_several_networks_that_of_the_given_architecture_is_taken(tmp_path):
 
 def test_a_layer_that_is_there_with_and_without_a_wrapper_s_name_is_refused(tmp_path):
     net = filled(shapes(torchvision, "resnet18"), 0)
-    torch.save(net | {f"_orig_mod.{key}": value + 1 for key, value in net.items()}, tmp_path / "weights")
+    torch.save(
+        net | {f"_orig_mod.{key}": value + 1 for key, value in net.items()}, tmp_path / "weights"
+    )
     assert "is there twice, with and without a wrapper's name" in refused(str(tmp_path / "weights"))
 
 
 def test_of_several_prefixes_the_most_usual_is_taken(tmp_path):
-    prefixes = ["module.encoder_q.", "encoder_q.", "module.encoder.", "backbone.", "encoder.", "module.", ""]
+    prefixes = [
+        "module.encoder_q.",
+        "encoder_q.",
+        "module.encoder.",
+        "backbone.",
+        "encoder.",
+        "module.",
+        "",
+    ]
     net = shapes(torchvision, "resnet18")
     copies = {prefix: filled(net, seed) for seed, prefix in enumerate(reversed(prefixes))}
     for prefix in prefixes:
-        content = {start + key: value for start, tensors in copies.items() for key, value in tensors.items()}
+        content = {
+            start + key: value
+            for start, tensors in copies.items()
+            for key, value in tensors.items()
+        }
         torch.save({"state_dict": content}, tmp_path / "weights")
         found = read_backbone(str(tmp_path / "weights"))
         assert_same(found.state, body(copies.pop(prefix)))
@@ -306,11 +350,16 @@ def test_of_several_prefixes_the_most_usual_is_taken(tmp_path):
 def test_of_two_equal_networks_the_first_is_taken(tmp_path):
     net = shapes(torchvision, "resnet18")
     copies = {"right.": filled(net, 0), "left.": filled(net, 1)}
-    torch.save({prefix + key: value for prefix, state in copies.items() for key, value in state.items()}, tmp_path / "weights")
+    torch.save(
+        {prefix + key: value for prefix, state in copies.items() for key, value in state.items()},
+        tmp_path / "weights",
+    )
     assert_same(read_backbone(str(tmp_path / "weights")).state, body(copies["right."]))
 
 
-@pytest.mark.parametrize("keys", [("state_dict", "state_dict_ema"), ("model", "model_ema"), ("state_dict", "other")])
+@pytest.mark.parametrize(
+    "keys", [("state_dict", "state_dict_ema"), ("model", "model_ema"), ("state_dict", "other")]
+)
 def test_of_two_dictionaries_the_usual_one_is_taken(tmp_path, keys):
     net = shapes(torchvision, "resnet18")
     content = {key: filled(net, seed) for seed, key in enumerate(reversed(keys))}
@@ -321,7 +370,10 @@ def test_of_two_dictionaries_the_usual_one_is_taken(tmp_path, keys):
 @pytest.mark.parametrize("prefix", ["momentum_backbone.", "module.encoder_k.", "student."])
 def test_a_copy_alone_is_taken(tmp_path, prefix):
     tensors = filled(shapes(torchvision, "resnet18"))
-    torch.save({"state_dict": {prefix + key: value for key, value in tensors.items()}}, tmp_path / "weights")
+    torch.save(
+        {"state_dict": {prefix + key: value for key, value in tensors.items()}},
+        tmp_path / "weights",
+    )
     found = read_backbone(str(tmp_path / "weights"))
     assert_same(found.state, body(tensors))
     assert f" under {prefix}* " in found.report
@@ -332,14 +384,20 @@ def test_a_copy_alone_is_taken(tmp_path, prefix):
     [
         ([nn.Linear(512, 10)], "linear 512-10"),
         ([nn.Linear(512, width, bias=False) for width in [512] * 11], "mlp 512" + "-512" * 11),
-        ([nn.Linear(512 - done, 511 - done) for done in range(12)], "mlp " + "-".join(str(512 - n) for n in range(13))),
+        (
+            [nn.Linear(512 - done, 511 - done) for done in range(12)],
+            "mlp " + "-".join(str(512 - n) for n in range(13)),
+        ),
         ([nn.Linear(512, 10), nn.Linear(512, 10)], "other"),
         ([nn.BatchNorm1d(512)], "none"),
     ],
     ids=["linear", "equal", "twelve", "side by side", "no matrix"],
 )
 def test_the_head_is_described_in_the_order_of_its_layers(tmp_path, layers, head):
-    tensors = filled(shapes(headless, "resnet18")) | nn.ModuleDict({"fc": nn.Sequential(*layers)}).state_dict()
+    tensors = (
+        filled(shapes(headless, "resnet18"))
+        | nn.ModuleDict({"fc": nn.Sequential(*layers)}).state_dict()
+    )
     torch.save({key: tensors[key] for key in sorted(tensors)}, tmp_path / "weights")
     assert read_backbone(str(tmp_path / "weights")).head == head
 
@@ -356,7 +414,9 @@ def test_the_head_is_described_in_the_order_of_its_layers(tmp_path, layers, head
     ],
     ids=str,
 )
-def test_the_epoch_is_told_and_the_options_if_they_are_this_program_s(tmp_path, more, epoch, config):
+def test_the_epoch_is_told_and_the_options_if_they_are_this_program_s(
+    tmp_path, more, epoch, config
+):
     torch.save({"state_dict": filled(shapes(moco, "resnet18", True)), **more}, tmp_path / "weights")
     assert read_backbone(str(tmp_path / "weights")).meta == {"epoch": epoch, "config": config}
 
@@ -368,14 +428,19 @@ def test_the_network_that_safetensors_name_must_be_the_one_that_they_hold(tmp_pa
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth", "weights"])
 def test_safetensors_are_known_by_content(tmp_path, name):
-    tensors = {key: value.contiguous() for key, value in filled(shapes(headless, "resnet18")).items()}
+    tensors = {
+        key: value.contiguous() for key, value in filled(shapes(headless, "resnet18")).items()
+    }
     save_file(tensors, tmp_path / name)
     assert_same(read_backbone(str(tmp_path / name)).state, tensors)
 
 
 def test_half_precision_is_read(tmp_path):
     tensors = filled(shapes(torchvision, "resnet18"))
-    halved = {key: value.to(torch.bfloat16 if value.is_floating_point() else value.dtype) for key, value in tensors.items()}
+    halved = {
+        key: value.to(torch.bfloat16 if value.is_floating_point() else value.dtype)
+        for key, value in tensors.items()
+    }
     torch.save(halved, tmp_path / "weights")
     assert_same(read_backbone(str(tmp_path / "weights")).state, body(halved))
 

@@ -19,7 +19,9 @@ from job.data.augment import MEAN, STD
 from job.frameworks.moco import build_moco
 from job.networks import build_network, with_features
 
-VIT, MOBILE, NEXT = (f"timm/{name}" for name in ("test_vit", "mobilenetv3_small_050", "test_convnext"))
+VIT, MOBILE, NEXT = (
+    f"timm/{name}" for name in ("test_vit", "mobilenetv3_small_050", "test_convnext")
+)
 OWN = 160  # pixels, the size of VIT's images by timm's configuration
 
 
@@ -89,7 +91,9 @@ def test_images_of_another_size_are_resized_on_the_way(tmp_path):
     weights = read_backbone(write(tmp_path / "a.pth", VIT), VIT)
     small = pixels(40)
     large = torch.nn.functional.interpolate(small, (OWN, OWN), mode="bilinear", antialias=True)
-    torch.testing.assert_close(features(weights, small), features(weights, large), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        features(weights, small), features(weights, large), rtol=1e-3, atol=1e-4
+    )
 
 
 @torch.no_grad()
@@ -202,7 +206,14 @@ def ours(arch, size=32, **more):
     state = {f"module.{name}": value for name, value in moco.state_dict().items()}
     config = {"image_size": size, "arch": arch}
     state = dict(reversed(state.items()))  # the key encoder first
-    return moco, {"arch": arch, "format": 3, "epoch": 2, "config": config, "state_dict": state, **more}
+    return moco, {
+        "arch": arch,
+        "format": 3,
+        "epoch": 2,
+        "config": config,
+        "state_dict": state,
+        **more,
+    }
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -215,7 +226,12 @@ def test_a_checkpoint_of_this_program_needs_no_name(tmp_path, arch, named):
     assert (weights.mean, weights.std) == (MEAN, STD) and weights.meta["epoch"] == 2
     assert weights.image_size == (32 if arch == VIT else 0)
     width = 64 if arch == VIT else 1024
-    assert weights.head == f"mlp {width}-{width}-6" and set(weights.head_state) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert weights.head == f"mlp {width}-{width}-6" and set(weights.head_state) == {
+        "0.weight",
+        "0.bias",
+        "2.weight",
+        "2.bias",
+    }
     assert "under module.encoder_q.body.* taken" in weights.report and "4 of fc" in weights.report
     moco.eval()
     with torch.no_grad():
@@ -252,8 +268,13 @@ def test_a_file_never_runs_a_user_s_function(tmp_path, monkeypatch):
     source += "    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 5))\n"
     (tmp_path / "own_net.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
-    state = {"module.encoder_q.body.2.weight": torch.ones(5, 3), "module.encoder_q.body.2.bias": torch.ones(5)}
-    torch.save({"arch": FUNCTION, "format": 3, "config": {}, "state_dict": state}, tmp_path / "a.pth")
+    state = {
+        "module.encoder_q.body.2.weight": torch.ones(5, 3),
+        "module.encoder_q.body.2.bias": torch.ones(5),
+    }
+    torch.save(
+        {"arch": FUNCTION, "format": 3, "config": {}, "state_dict": state}, tmp_path / "a.pth"
+    )
     path = str(tmp_path / "a.pth")
     message = refused(read_backbone, path)
     assert f"a network of the function {FUNCTION}, and a file never runs code" in message
@@ -280,10 +301,22 @@ WRONG = {  # content of a MobileNetV3's state, and the cause
         lambda state: changed(state, "conv_head.bias", lambda value: value * torch.nan),
         "conv_head.bias has values that are not finite",
     ),
-    "integers": (lambda state: changed(state, "conv_head.bias", torch.Tensor.long), "is torch.int64, expected floats"),
-    "shape": (lambda state: changed(state, "conv_head.bias", lambda value: value[:-1]), "(1023,), expected (1024,)"),
-    "surplus": (lambda state: state | {"blocks.9.0.weight": torch.ones(1)}, "blocks.9.0.weight has no place"),
-    "meta": (lambda state: changed(state, "conv_head.bias", lambda value: value.to("meta")), "conv_head.bias is missing"),
+    "integers": (
+        lambda state: changed(state, "conv_head.bias", torch.Tensor.long),
+        "is torch.int64, expected floats",
+    ),
+    "shape": (
+        lambda state: changed(state, "conv_head.bias", lambda value: value[:-1]),
+        "(1023,), expected (1024,)",
+    ),
+    "surplus": (
+        lambda state: state | {"blocks.9.0.weight": torch.ones(1)},
+        "blocks.9.0.weight has no place",
+    ),
+    "meta": (
+        lambda state: changed(state, "conv_head.bias", lambda value: value.to("meta")),
+        "conv_head.bias is missing",
+    ),
     "empty": (lambda state: {"a": 1}, "has no tensors: found {'a': int}"),
 }
 

@@ -55,7 +55,11 @@ OBJECTS = {
     "a default dictionary": collections.defaultdict(list, a=[1]),
     "a queue": collections.deque([1.0, 2.0], maxlen=5),
     "a counter": collections.Counter("aab"),
-    "times": [datetime.datetime(2020, 1, 1), datetime.timedelta(1), datetime.datetime.now(datetime.UTC)],
+    "times": [
+        datetime.datetime(2020, 1, 1),
+        datetime.timedelta(1),
+        datetime.datetime.now(datetime.UTC),
+    ],
     "a name space": types.SimpleNamespace(lr=0.1),
     "an enumeration": {"stage": Stage.FIT, Stage.FIT: 1},
     "slots": Slots(),
@@ -65,7 +69,9 @@ OBJECTS = {
     "a function": {"param_groups": [{"weight_decay_filter": exclude_bias_and_norm}]},
     "a method": collections.OrderedDict.fromkeys,
     "an optimizer": torch.optim.SGD([nn.Parameter(torch.zeros(2))], 0.1),
-    "a schedule": torch.optim.lr_scheduler.StepLR(torch.optim.SGD([nn.Parameter(torch.zeros(2))], 0.1), 1),
+    "a schedule": torch.optim.lr_scheduler.StepLR(
+        torch.optim.SGD([nn.Parameter(torch.zeros(2))], 0.1), 1
+    ),
 }
 
 
@@ -109,13 +115,20 @@ def foreign(tmp_path, monkeypatch):
             patch.setitem(sys.modules, name, types.ModuleType(name))
         patch.setitem(sys.modules, FOREIGN, module)
         exec(f"FLAG = {str(flag)!r}\n{SOURCE}", module.__dict__)
-        config = module.Node(MODEL=module.Node(ARCH="resnet18"), items=module.Items([module.Buffer()]))
-        content = {"message_hub": {"log_scalars": {"train/loss": module.Buffer()}}, "config": config}
+        config = module.Node(
+            MODEL=module.Node(ARCH="resnet18"), items=module.Items([module.Buffer()])
+        )
+        content = {
+            "message_hub": {"log_scalars": {"train/loss": module.Buffer()}},
+            "config": config,
+        }
         yield content | {"model": module.Node(**torchvision_state())}, flag
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-def test_objects_of_a_package_that_is_not_here_are_passed_over_and_run_nothing(tmp_path, foreign, monkeypatch, legacy):
+def test_objects_of_a_package_that_is_not_here_are_passed_over_and_run_nothing(
+    tmp_path, foreign, monkeypatch, legacy
+):
     content, flag = foreign
     path = written(tmp_path / "weights", content, legacy)
     (tmp_path / "package").mkdir()
@@ -126,7 +139,9 @@ def test_objects_of_a_package_that_is_not_here_are_passed_over_and_run_nothing(t
     flag.unlink()
     found = read_backbone(path)
     assert_same(found.state, body(torchvision_state()))
-    assert found.report.startswith(f"resnet18 from {path} (layout: named layers in model): 120 tensors taken")
+    assert found.report.startswith(
+        f"resnet18 from {path} (layout: named layers in model): 120 tensors taken"
+    )
     assert read_content(path)["config"]["MODEL"] == {"ARCH": "resnet18"}
     assert not flag.exists()
     assert "package" not in sys.modules
@@ -140,7 +155,11 @@ def test_a_tensor_that_only_a_foreign_function_can_rebuild_is_named(tmp_path, fo
 
 
 def test_options_of_another_program_are_not_taken_for_this_one_s(tmp_path):
-    content = {"model": torchvision_state(), "format": 1, "config": {"image_size": np.int64(32), "list": [np.int64(1)]}}
+    content = {
+        "model": torchvision_state(),
+        "format": 1,
+        "config": {"image_size": np.int64(32), "list": [np.int64(1)]},
+    }
     assert read_backbone(written(tmp_path / "weights", content)).meta["config"] == {}
 
 
@@ -169,9 +188,14 @@ CALLS = {  # by the names in files: some are Python 2's
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 @pytest.mark.parametrize("name", CALLS)
-def test_code_is_refused_by_name_with_the_way_to_a_file_without(tmp_path, monkeypatch, name, legacy):
+def test_code_is_refused_by_name_with_the_way_to_a_file_without(
+    tmp_path, monkeypatch, name, legacy
+):
     monkeypatch.chdir(tmp_path)
-    content = {"state_dict": torchvision_state(), "args": argparse.Namespace(run=Call(*CALLS[name]))}
+    content = {
+        "state_dict": torchvision_state(),
+        "args": argparse.Namespace(run=Call(*CALLS[name])),
+    }
     message = refused(written(tmp_path / "weights", content, legacy))
     assert f"holds code or objects besides tensors ({name}), which are never loaded" in message
     assert message.endswith('torch.save(torch.load(FILE, weights_only=False)["state_dict"], NEW)')
@@ -199,14 +223,18 @@ def test_a_whole_network_is_refused_with_the_way_to_its_tensors(tmp_path, legacy
     message = refused(written(tmp_path / "weights", models.resnet18(), legacy))
     name = "a module with its source code" if legacy else "torchvision.models.resnet.ResNet"
     assert f"holds code or objects besides tensors ({name}), which are never loaded" in message
-    assert legacy or message.endswith("torch.save(torch.load(FILE, weights_only=False).state_dict(), NEW)")
+    assert legacy or message.endswith(
+        "torch.save(torch.load(FILE, weights_only=False).state_dict(), NEW)"
+    )
 
 
 def test_of_a_network_in_a_dictionary_the_way_to_its_tensors_is_shown(tmp_path):
     message = refused(written(tmp_path / "weights", {"epoch": 3, "model": models.resnet18()}))
     assert "holds no network" in message
     assert "'model': torchvision.models.resnet.ResNet" in message
-    assert message.endswith('torch.save(torch.load(FILE, weights_only=False)["model"].state_dict(), NEW)')
+    assert message.endswith(
+        'torch.save(torch.load(FILE, weights_only=False)["model"].state_dict(), NEW)'
+    )
 
 
 def test_a_later_protocol_of_pickles_is_named(tmp_path):
@@ -215,13 +243,20 @@ def test_a_later_protocol_of_pickles_is_named(tmp_path):
 
 
 def test_an_object_s_memory_is_bounded(tmp_path):
-    content = {"state_dict": {"w": torch.ones(2)}, "args": argparse.Namespace(zeros=Call(bytearray, 2**44))}
+    content = {
+        "state_dict": {"w": torch.ones(2)},
+        "args": argparse.Namespace(zeros=Call(bytearray, 2**44)),
+    }
     assert "is not a whole checkpoint" in refused(written(tmp_path / "weights", content))
 
 
 def test_a_run_s_own_checkpoint_may_hold_no_object(tmp_path):
-    path = written(tmp_path / "checkpoint_0001_000000.pth.tar", {"format": 3, "args": argparse.Namespace()})
-    with pytest.raises(RunError, match=r"besides tensors \(argparse.Namespace\), which are never loaded"):
+    path = written(
+        tmp_path / "checkpoint_0001_000000.pth.tar", {"format": 3, "args": argparse.Namespace()}
+    )
+    with pytest.raises(
+        RunError, match=r"besides tensors \(argparse.Namespace\), which are never loaded"
+    ):
         load(path)
     with pytest.raises(RunError, match="none of the 1 checkpoints"):
         Checkpoints(str(tmp_path), 1).newest(print)

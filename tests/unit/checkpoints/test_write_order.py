@@ -21,23 +21,39 @@ def train(images, folder, *more, screen=subprocess.PIPE, **variables):
     """Train for six steps, with three checkpoints."""
     command = [sys.executable, "-m", "job.train", images, *OPTIONS, "--out", folder, *more]
     environment = os.environ | variables
-    return subprocess.run(list(map(str, command)), env=environment, stdout=screen, stderr=subprocess.PIPE, text=True)
+    return subprocess.run(
+        list(map(str, command)), env=environment, stdout=screen, stderr=subprocess.PIPE, text=True
+    )
 
 
 @pytest.fixture(scope="module")
 def traced(images, tmp_path_factory):
     """A run and its calls; the disk of its standard output is full from the third line on."""
     folder = tmp_path_factory.mktemp("traced")
-    rules = [f"* {call} {name} 1 9999 0" for call in ("write", "fsync") for name in ("metrics.jsonl", "log.txt")]
+    rules = [
+        f"* {call} {name} 1 9999 0"
+        for call in ("write", "fsync")
+        for name in ("metrics.jsonl", "log.txt")
+    ]
     rules += ["* rename .pth.tar 1 9999 0", "* write /screen 3 9999 28"]
     with open(folder / "screen", "w") as screen:
-        done = train(images, folder / "run", screen=screen, **injected(*rules, trace=folder / "trace"))
+        done = train(
+            images, folder / "run", screen=screen, **injected(*rules, trace=folder / "trace")
+        )
     calls = [line.split(" ", 1) for line in (folder / "trace").read_text().splitlines()]
-    return SimpleNamespace(done=done, folder=folder / "run", calls=[(call, os.path.basename(path)) for call, path in calls])
+    return SimpleNamespace(
+        done=done,
+        folder=folder / "run",
+        calls=[(call, os.path.basename(path)) for call, path in calls],
+    )
 
 
 def test_a_screen_that_fills_up_ends_nothing_and_the_log_has_all_lines(traced):
-    [warning] = [record["text"] for record in of_kind(traced.folder, "warning") if record["id"] == "standard_output"]
+    [warning] = [
+        record["text"]
+        for record in of_kind(traced.folder, "warning")
+        if record["id"] == "standard_output"
+    ]
     assert "No space left on device" in warning and f"{traced.folder}/log.txt" in warning
     assert (traced.done.returncode, traced.done.stderr) == (0, f"warning: {warning}\n")
     assert (traced.folder / "log.txt").read_text().count(warning) == 1
@@ -46,7 +62,11 @@ def test_a_screen_that_fills_up_ends_nothing_and_the_log_has_all_lines(traced):
 
 
 def test_records_are_on_disk_before_their_checkpoint_appears(traced):
-    places = [place for place, (call, name) in enumerate(traced.calls) if call == "rename" and name.startswith("checkpoint_")]
+    places = [
+        place
+        for place, (call, name) in enumerate(traced.calls)
+        if call == "rename" and name.startswith("checkpoint_")
+    ]
     assert len(places) == 3
     for place in places:
         for name in ("metrics.jsonl", "log.txt"):
@@ -69,13 +89,20 @@ def test_missing_records_are_reported_at_a_resume(images, traced, tmp_path):
     shutil.copytree(traced.folder, folder, symlinks=True)
     path = folder / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(line for line in lines if '"steps": 5' not in line and '"steps": 6' not in line))
+    path.write_text(
+        "".join(line for line in lines if '"steps": 5' not in line and '"steps": 6' not in line)
+    )
     done = train(images, folder, "--epochs", 2, "--resume", "auto")
     assert done.returncode == 0, done.stderr
-    assert f"{path}: the records of steps 5 to 6 are missing; the run goes on without them\n" in done.stdout
+    assert (
+        f"{path}: the records of steps 5 to 6 are missing; the run goes on without them\n"
+        in done.stdout
+    )
 
 
 def test_a_run_that_resumes_from_another_folder_misses_no_records(images, traced, tmp_path):
-    done = train(images, tmp_path / "run", "--epochs", 2, "--resume", traced.folder / "last.pth.tar")
+    done = train(
+        images, tmp_path / "run", "--epochs", 2, "--resume", traced.folder / "last.pth.tar"
+    )
     assert done.returncode == 0, done.stderr
     assert "are missing" not in done.stdout

@@ -35,7 +35,10 @@ def ended(capsys, error):
 
 @pytest.mark.parametrize("code", [2, 1])
 def test_an_error_is_one_line_and_its_exit_code(capsys, code):
-    assert ended(capsys, RunError("lr 'x': expected a number", code)) == (code, "error: lr 'x': expected a number\n")
+    assert ended(capsys, RunError("lr 'x': expected a number", code)) == (
+        code,
+        "error: lr 'x': expected a number\n",
+    )
 
 
 def test_a_mistake_of_the_user_s_has_code_two(capsys):
@@ -43,14 +46,20 @@ def test_a_mistake_of_the_user_s_has_code_two(capsys):
 
 
 def test_before_horovod_is_up_an_error_may_be_one_rank_s_alone(monkeypatch, capsys, waited):
-    for name, value in {"HOROVOD_RANK": "3", "HOROVOD_SIZE": "4", "SLURMD_NODENAME": "node2"}.items():
+    for name, value in {
+        "HOROVOD_RANK": "3",
+        "HOROVOD_SIZE": "4",
+        "SLURMD_NODENAME": "node2",
+    }.items():
         monkeypatch.setenv(name, value)
     assert ended(capsys, RunError("no", 2)) == (2, "error: rank 3 on node2: no\n")
     assert waited[0] > 2
 
 
 @pytest.mark.parametrize(("rank", "said"), [("0", "error: no\n"), ("1", ""), ("7", "")])
-def test_an_error_of_all_ranks_is_said_by_the_first_before_the_others_go(monkeypatch, capsys, waited, rank, said):
+def test_an_error_of_all_ranks_is_said_by_the_first_before_the_others_go(
+    monkeypatch, capsys, waited, rank, said
+):
     monkeypatch.setattr(comm, "size", lambda: 8)
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     monkeypatch.setenv("HOROVOD_RANK", rank)
@@ -90,8 +99,14 @@ def test_without_an_error_nothing_is_said(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_mistake_of_the_program_s_keeps_its_traceback_and_ends_with_its_rank_and_node(monkeypatch, capsys):
-    for name, value in {"HOROVOD_RANK": "3", "HOROVOD_SIZE": "4", "SLURMD_NODENAME": "node2"}.items():
+def test_a_mistake_of_the_program_s_keeps_its_traceback_and_ends_with_its_rank_and_node(
+    monkeypatch, capsys
+):
+    for name, value in {
+        "HOROVOD_RANK": "3",
+        "HOROVOD_SIZE": "4",
+        "SLURMD_NODENAME": "node2",
+    }.items():
         monkeypatch.setenv(name, value)
     code, err = ended(capsys, ZeroDivisionError("by zero"))
     assert code == 1
@@ -100,10 +115,19 @@ def test_a_mistake_of_the_program_s_keeps_its_traceback_and_ends_with_its_rank_a
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
-def test_an_error_of_one_task_s_start_is_said_by_it_alone_after_rank_0_had_time_to_speak(monkeypatch, capsys, waited, rank):
-    for name, value in {"SLURM_PROCID": rank, "SLURM_STEP_NUM_TASKS": "4", "SLURMD_NODENAME": "node2"}.items():
+def test_an_error_of_one_task_s_start_is_said_by_it_alone_after_rank_0_had_time_to_speak(
+    monkeypatch, capsys, waited, rank
+):
+    for name, value in {
+        "SLURM_PROCID": rank,
+        "SLURM_STEP_NUM_TASKS": "4",
+        "SLURMD_NODENAME": "node2",
+    }.items():
         monkeypatch.setenv(name, value)
-    assert ended(capsys, StartError("no way", code=1)) == (1, f"error: rank {rank} on node2: no way\n")
+    assert ended(capsys, StartError("no way", code=1)) == (
+        1,
+        f"error: rank {rank} on node2: no way\n",
+    )
     assert bool(waited) == (rank != "0")
 
 
@@ -131,10 +155,14 @@ print("the first step will obey:", stop.signal is not None)
     ],
     ids=["in vain", "in time"],
 )
-def test_a_signal_ends_the_wait_for_workers_that_do_not_start(monkeypatch, patience, seconds, code, said):
+def test_a_signal_ends_the_wait_for_workers_that_do_not_start(
+    monkeypatch, patience, seconds, code, said
+):
     monkeypatch.setenv("SLURMD_NODENAME", "here")
     program = SIGNALLED.format(patience=patience, seconds=seconds)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+    )
     assert (done.returncode, done.stdout, done.stderr) == (code, f"{said}\n", "")
 
 

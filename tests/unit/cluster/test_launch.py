@@ -53,7 +53,9 @@ def test_tasks_that_would_each_be_a_run_of_their_own_are_refused(monkeypatch, ho
     message = str(caught.value)
     assert "\n" not in message
     assert caught.value.code == 2
-    assert all(part in message for part in ("Open MPI started 4 tasks", "1 workers", "horovodrun -np 4"))
+    assert all(
+        part in message for part in ("Open MPI started 4 tasks", "1 workers", "horovodrun -np 4")
+    )
 
 
 @pytest.mark.parametrize(
@@ -64,11 +66,21 @@ def test_tasks_that_would_each_be_a_run_of_their_own_are_refused(monkeypatch, ho
             4,
             "each a horovodrun of 4 workers",
         ),
-        (dict(SLURM_PROCID="0", SLURM_NTASKS="4"), 1, "the SLURM job has 4 tasks, but Horovod has 1 worker"),
-        (dict(HOROVOD_RANK="0", HOROVOD_SIZE="2"), 1, "horovodrun started 2 tasks, but Horovod has 1 workers"),
+        (
+            dict(SLURM_PROCID="0", SLURM_NTASKS="4"),
+            1,
+            "the SLURM job has 4 tasks, but Horovod has 1 worker",
+        ),
+        (
+            dict(HOROVOD_RANK="0", HOROVOD_SIZE="2"),
+            1,
+            "horovodrun started 2 tasks, but Horovod has 1 workers",
+        ),
     ],
 )
-def test_more_tasks_than_workers_are_refused_in_one_line(monkeypatch, horovod, variables, size, said):
+def test_more_tasks_than_workers_are_refused_in_one_line(
+    monkeypatch, horovod, variables, size, said
+):
     horovod(size)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -82,11 +94,15 @@ def test_a_machine_whose_own_name_does_not_resolve_is_refused_in_one_line(monkey
     for name, value in {"HOROVOD_RANK": "0", "HOROVOD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(launch.socket, "gethostname", lambda: "nowhere.invalid")
-    with pytest.raises(RunError, match="own name, nowhere.invalid, does not resolve: add it to /etc/hosts"):
+    with pytest.raises(
+        RunError, match="own name, nowhere.invalid, does not resolve: add it to /etc/hosts"
+    ):
         launch.start({})
 
 
-@pytest.mark.parametrize("names", [("HOROVOD_RANK", "HOROVOD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")])
+@pytest.mark.parametrize(
+    "names", [("HOROVOD_RANK", "HOROVOD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")]
+)
 def test_several_workers_without_horovod_are_refused_in_one_line(monkeypatch, names):
     """With srun also before the rendezvous, which needs Horovod."""
     for name, value in zip(names, ("0", "2"), strict=True):
@@ -101,18 +117,28 @@ def test_several_workers_without_horovod_are_refused_in_one_line(monkeypatch, na
 
 def test_horovodrun_with_the_gpus_of_one_slurm_task_is_fine(monkeypatch, horovod):
     horovod(8)
-    for name, value in dict(HOROVOD_RANK="0", HOROVOD_SIZE="8", SLURM_PROCID="0", SLURM_NTASKS="1").items():
+    for name, value in dict(
+        HOROVOD_RANK="0", HOROVOD_SIZE="8", SLURM_PROCID="0", SLURM_NTASKS="1"
+    ).items():
         monkeypatch.setenv(name, value)
     launch.start({})
 
 
 @pytest.mark.parametrize(
     ("warn", "end", "expected"),
-    [(None, None, (60, 900)), ("5", "20", (5, 20)), ("2000", None, (2000, 2000)), (None, "10", (60, 60))],
+    [
+        (None, None, (60, 900)),
+        ("5", "20", (5, 20)),
+        ("2000", None, (2000, 2000)),
+        (None, "10", (60, 60)),
+    ],
 )
 def test_gloo_waits_longer_than_the_watchdog(monkeypatch, horovod, warn, end, expected):
     horovod(1)
-    for name, value in {"HOROVOD_STALL_CHECK_TIME_SECONDS": warn, "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": end}.items():
+    for name, value in {
+        "HOROVOD_STALL_CHECK_TIME_SECONDS": warn,
+        "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": end,
+    }.items():
         if value:
             monkeypatch.setenv(name, value)
     assert launch.patience() == expected
@@ -128,7 +154,11 @@ def gpus(monkeypatch, visible, taken, local_rank):
     monkeypatch.setattr(launch.torch.cuda, "is_available", lambda: visible > 0)
     monkeypatch.setattr(launch.comm, "has_nccl", lambda: True)
     monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: visible)
-    monkeypatch.setattr(launch.torch.cuda, "get_device_properties", lambda index: type("Properties", (), {"uuid": index}))
+    monkeypatch.setattr(
+        launch.torch.cuda,
+        "get_device_properties",
+        lambda index: type("Properties", (), {"uuid": index}),
+    )
     monkeypatch.setattr(launch.torch.cuda, "set_device", lambda index: None)
     monkeypatch.setattr(launch.comm, "local_rank", lambda: local_rank)
     monkeypatch.setattr(launch.comm, "local_size", lambda: 2)

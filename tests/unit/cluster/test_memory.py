@@ -9,7 +9,9 @@ import pytest
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the system's malloc is not glibc's"),
+    pytest.mark.skipif(
+        not hasattr(ctypes.CDLL(None), "mallopt"), reason="the system's malloc is not glibc's"
+    ),
 ]
 
 PAGE = resource.getpagesize()
@@ -30,7 +32,9 @@ print((faults[-1] - faults[1]) / 10)
 def pages_faulted(call: str, size: int) -> float:
     """The share of the pages that faults, when four blocks of `size` bytes are taken and freed again and again."""
     script = FAULTS.format(call=call, size=size)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
     return float(done.stdout) / (4 * size / PAGE)
 
 
@@ -62,7 +66,9 @@ before = psutil.Process().memory_info().rss
 give_back()
 print(before - psutil.Process().memory_info().rss)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
     assert int(done.stdout) > 180 * 2**20
 
 
@@ -83,7 +89,9 @@ held = weight() is not None
 give_back()
 print(held, weight() is None, kept > 10000, len(gc.get_objects()) < kept / 10)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
     assert done.stdout.split() == ["True"] * 4, done.stdout
 
 
@@ -104,5 +112,7 @@ for take in (lambda: bytearray(2**29), lambda: torch.empty(2**29, dtype=torch.ui
         take()
         assert resource.getrlimit(resource.RLIMIT_AS)[0] < 2**36
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
     assert (done.returncode, done.stdout) == (0, ""), done.stderr

@@ -53,9 +53,13 @@ def test_the_rendezvous_listens_on_its_address_alone(rendezvous):
         socket.create_connection(("127.0.0.2", rendezvous.server_address[1]), timeout=5)
 
 
-def test_the_rendezvous_answers_the_job_s_nodes_alone_and_names_the_first_others_once(rendezvous, capfd):
+def test_the_rendezvous_answers_the_job_s_nodes_alone_and_names_the_first_others_once(
+    rendezvous, capfd
+):
     for last in [3, 3, *range(4, 20)]:
-        with socket.create_connection(rendezvous.server_address, timeout=5, source_address=(f"127.0.0.{last}", 0)) as stranger:
+        with socket.create_connection(
+            rendezvous.server_address, timeout=5, source_address=(f"127.0.0.{last}", 0)
+        ) as stranger:
             stranger.sendall(f"GET /hello/{guard.nonce()} HTTP/1.1\r\n\r\n".encode())
             try:
                 assert stranger.recv(100) == b""
@@ -68,7 +72,9 @@ def test_the_rendezvous_answers_the_job_s_nodes_alone_and_names_the_first_others
 
 def test_a_client_that_goes_in_the_middle_of_a_request_is_passed_over(rendezvous, capfd):
     with socket.create_connection(rendezvous.server_address) as client:
-        client.sendall(f"PUT /{rendezvous.token}/a/b HTTP/1.1\r\nContent-Length: 1000\r\n\r\nabc".encode())
+        client.sendall(
+            f"PUT /{rendezvous.token}/a/b HTTP/1.1\r\nContent-Length: 1000\r\n\r\nabc".encode()
+        )
         client.shutdown(socket.SHUT_WR)
         assert client.recv(100) == b""
     assert get(rendezvous, "/a/b") is None
@@ -88,7 +94,12 @@ def send(address, request: bytes) -> bytes:
 
 def status(address, method, path, body=b"") -> int:
     """The status of the rendezvous's answer."""
-    return int(send(address, f"{method} {path} HTTP/1.0\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body).split()[1])
+    return int(
+        send(
+            address,
+            f"{method} {path} HTTP/1.0\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body,
+        ).split()[1]
+    )
 
 
 @pytest.mark.parametrize("length", ["1793", "99999999999999", "9" * 3000, "-1", "x", ""])
@@ -101,12 +112,23 @@ def test_what_is_larger_than_anything_that_ranks_put_is_refused_unread(rendezvou
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
 def test_a_client_without_the_token_is_refused(rendezvous, free_port, method):
-    other = serve("127.0.0.1", free_port + 4, {"127.0.0.1"}, 3, KEY)  # another try's: its token was recorded
+    other = serve(
+        "127.0.0.1", free_port + 4, {"127.0.0.1"}, 3, KEY
+    )  # another try's: its token was recorded
     other.shutdown()
     other.server_close()
     put(rendezvous, "/started/1", PLACE)
-    for token, expected in (("", 400), ("/", 400), ("/abc", 400), (f"/{'0' * 64}", 403), (f"/{other.token}", 403)):
-        assert status(rendezvous.server_address, method, f"{token}/started/1", b"node2 lo 127.0.0.1") == expected
+    for token, expected in (
+        ("", 400),
+        ("/", 400),
+        ("/abc", 400),
+        (f"/{'0' * 64}", 403),
+        (f"/{other.token}", 403),
+    ):
+        assert (
+            status(rendezvous.server_address, method, f"{token}/started/1", b"node2 lo 127.0.0.1")
+            == expected
+        )
     assert rendezvous.started() == {1: PLACE.decode()}
 
 
@@ -114,7 +136,18 @@ def test_a_client_without_the_token_is_refused(rendezvous, free_port, method):
     ("path", "value"),
     [
         *((f"/started/{rank}", PLACE) for rank in ("x", "-1", "3", "1/2", "", "\u0661", "1" * 65)),
-        *(("/started/1", value) for value in (b"", b"1", b"a b", b"a b c d", b"n lo \xff", b"n \x1b[2J 10.0.0.1", b"n\n lo 1")),
+        *(
+            ("/started/1", value)
+            for value in (
+                b"",
+                b"1",
+                b"a b",
+                b"a b c d",
+                b"n lo \xff",
+                b"n \x1b[2J 10.0.0.1",
+                b"n\n lo 1",
+            )
+        ),
         ("/go/all", b"1"),
         ("/started", PLACE),
         ("/global/../1", b"1"),
@@ -130,7 +163,15 @@ def test_a_malformed_put_is_answered_400_and_the_start_goes_on(rendezvous, path,
 
 
 @pytest.mark.parametrize(
-    "noise", [b"\0" * 9000, b"\xff\n\n", b"PUT\r\n\r\n", b"GET /\r\n", b"\r\n" * 9, b"GET / HTTP/9.9\r\n\r\n"]
+    "noise",
+    [
+        b"\0" * 9000,
+        b"\xff\n\n",
+        b"PUT\r\n\r\n",
+        b"GET /\r\n",
+        b"\r\n" * 9,
+        b"GET / HTTP/9.9\r\n\r\n",
+    ],
 )
 def test_noise_is_passed_over(rendezvous, noise, capfd):
     send(rendezvous.server_address, noise)
@@ -144,7 +185,10 @@ def test_400_large_puts_take_no_memory(rendezvous):
     for number in range(400):
         with socket.create_connection(rendezvous.server_address, timeout=15) as client:
             try:
-                client.sendall(f"PUT /started/{number} HTTP/1.0\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+                client.sendall(
+                    f"PUT /started/{number} HTTP/1.0\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+                    + body
+                )
             except OSError:
                 pass  # refused unread
     assert rendezvous.cache == {}
@@ -161,10 +205,16 @@ def test_all_that_gloo_puts_has_room_twice(free_port, size):
     try:
         for _ in range(2):  # Gloo tries again
             for rank in range(size):
-                for scope, ranks in (("global", size), (f"local_{'n' * 64}", size), (f"cross_{rank}", 1)):
+                for scope, ranks in (
+                    ("global", size),
+                    (f"local_{'n' * 64}", size),
+                    (f"cross_{rank}", 1),
+                ):
                     assert server.store(scope, f"rank_{rank}", b"h" * 64) == 200
                     assert server.store(scope, str(rank), bytes(136 * (ranks - 1))) == 200
-                assert server.store("started", str(rank), b"n" * 64 + b" eth0 100.100.100.100") == 200
+                assert (
+                    server.store("started", str(rank), b"n" * 64 + b" eth0 100.100.100.100") == 200
+                )
     finally:
         server.shutdown()
         server.server_close()
@@ -215,7 +265,10 @@ def test_a_taken_port_gives_way_to_the_next(free_port):
 def test_no_free_port_is_one_line(free_port):
     taken = [socket.create_server(("127.0.0.1", free_port + offset)) for offset in range(PORTS)]
     try:
-        with pytest.raises(StartError, match=f"no rendezvous at 127.0.0.1, ports {free_port} to .*Address already in use"):
+        with pytest.raises(
+            StartError,
+            match=f"no rendezvous at 127.0.0.1, ports {free_port} to .*Address already in use",
+        ):
             serve("127.0.0.1", free_port, set(), 3, KEY)
     finally:
         for server in taken:
@@ -223,7 +276,9 @@ def test_no_free_port_is_one_line(free_port):
 
 
 def test_an_address_of_another_machine_is_one_line(free_port):
-    with pytest.raises(StartError, match="no rendezvous at 203.0.113.9, .*Cannot assign requested address"):
+    with pytest.raises(
+        StartError, match="no rendezvous at 203.0.113.9, .*Cannot assign requested address"
+    ):
         serve("203.0.113.9", free_port, set(), 3, KEY)
 
 
@@ -243,7 +298,9 @@ def joined(port, rank, patience, key=KEY):
 
 
 def test_all_wait_for_the_last_and_find_the_port(free_port):
-    with socket.create_server(("127.0.0.1", free_port)) as silent:  # another program's: it listens and never answers
+    with socket.create_server(
+        ("127.0.0.1", free_port)
+    ) as silent:  # another program's: it listens and never answers
         threads = [joined(free_port, rank, 60) for rank in (1,)]
         server = serve("127.0.0.1", free_port, {"127.0.0.1"}, 3, KEY)
         try:
@@ -297,7 +354,14 @@ def own_proof(port):
 
     def answer(line):
         nonce = re.search(rb"hello/(\w+)", line)
-        proof = guard.prove(b"another key", "rendezvous", "127.0.0.1", port, nonce[1].decode() if nonce else "", "0" * 32)
+        proof = guard.prove(
+            b"another key",
+            "rendezvous",
+            "127.0.0.1",
+            port,
+            nonce[1].decode() if nonce else "",
+            "0" * 32,
+        )
         return f"{'0' * 32} {proof}".encode()
 
     return answer
@@ -351,7 +415,9 @@ def test_another_job_s_rendezvous_is_not_taken_for_the_own(rendezvous):
 
 def test_rank_0_names_those_that_do_not_come(rendezvous):
     put(rendezvous, "/started/1", PLACE)
-    with pytest.raises(StartError, match="rank 2 of 3 did not come to the rendezvous in 0 s.*MGD_START_SECONDS"):
+    with pytest.raises(
+        StartError, match="rank 2 of 3 did not come to the rendezvous in 0 s.*MGD_START_SECONDS"
+    ):
         wait_for_all(rendezvous, 3, 0.3)
 
 
@@ -365,10 +431,12 @@ def test_a_rank_that_came_says_that_others_did_not(rendezvous):
 def test_an_interface_by_which_nodes_cannot_reach_each_other_is_refused(interface, address):
     chosen = [f"node{number} {interface} {address}" for number in (1, 1, 2)]
     with pytest.raises(
-        StartError, match=f"interface {interface} has the address {address} on node1 and on node2.*HOROVOD_GLOO_IFACE"
+        StartError,
+        match=f"interface {interface} has the address {address} on node1 and on node2.*HOROVOD_GLOO_IFACE",
     ):
         check_interfaces({"node1": "10.0.0.1", "node2": "10.0.0.2"}, chosen)
     check_interfaces({"node1": "10.0.0.1", "node2": "10.0.0.1"}, chosen)  # one machine as two nodes
     check_interfaces(
-        {"node1": "10.0.0.1", "node2": "10.0.0.2"}, ["node1 ib0 10.1.0.1", "node1 ib0 10.1.0.1", "node2 ib0 10.1.0.2"]
+        {"node1": "10.0.0.1", "node2": "10.0.0.2"},
+        ["node1 ib0 10.1.0.1", "node1 ib0 10.1.0.1", "node2 ib0 10.1.0.2"],
     )

@@ -27,7 +27,8 @@ def test_a_host_list_stands_for_its_names_in_order(text, names):
 
 
 @pytest.mark.parametrize(
-    ("text", "tasks"), [("4", [4]), ("2(x3)", [2, 2, 2]), ("2,1", [2, 1]), ("8(x2),3,1(x2)", [8, 8, 3, 1, 1])]
+    ("text", "tasks"),
+    [("4", [4]), ("2(x3)", [2, 2, 2]), ("2,1", [2, 1]), ("8(x2),3,1(x2)", [8, 8, 3, 1, 1])],
 )
 def test_tasks_per_node_are_counted_node_by_node(text, tasks):
     assert counts(text) == tasks
@@ -38,7 +39,9 @@ def test_horovod_s_numbers_are_those_that_its_own_launcher_gives(tasks):
     from horovod.runner.common.util.hosts import get_host_assignments, parse_hosts
 
     nodes = [f"node{number}" for number in range(len(tasks))]
-    expected = get_host_assignments(parse_hosts(",".join(f"{n}:{t}" for n, t in zip(nodes, tasks, strict=True))), sum(tasks))
+    expected = get_host_assignments(
+        parse_hosts(",".join(f"{n}:{t}" for n, t in zip(nodes, tasks, strict=True))), sum(tasks)
+    )
     for slot in expected:
         node = nodes.index(slot.hostname)
         numbers = Place(slot.rank, sum(tasks), slot.local_rank, node, nodes, tasks).horovod()
@@ -57,7 +60,9 @@ def step(monkeypatch):
     """A function that sets srun's variables for a task of a step of two nodes with two tasks each."""
 
     def of(rank, **others):
-        values = dict(PROCID=rank, STEP_NUM_TASKS=4, LOCALID=rank % 2, NODEID=rank // 2, JOB_ID=7, STEP_ID=0)
+        values = dict(
+            PROCID=rank, STEP_NUM_TASKS=4, LOCALID=rank % 2, NODEID=rank // 2, JOB_ID=7, STEP_ID=0
+        )
         values |= dict(STEP_NODELIST="node[1-2]", STEP_TASKS_PER_NODE="2(x2)") | others
         for name, value in values.items():
             monkeypatch.setenv(f"SLURM_{name}", str(value))
@@ -72,18 +77,27 @@ def test_a_task_finds_its_place(step):
 
 def test_rank_0_on_another_node_than_the_first_is_refused(step):
     step(0, NODEID=1)
-    with pytest.raises(StartError, match="rank 0 runs on node2, expected on node1: start with srun --distribution=block"):
+    with pytest.raises(
+        StartError,
+        match="rank 0 runs on node2, expected on node1: start with srun --distribution=block",
+    ):
         Place.from_slurm()
 
 
 def test_addresses_are_given_or_resolved(monkeypatch):
     monkeypatch.setenv("MGD_NODE_ADDRESSES", "node1=127.0.0.5 other=127.0.0.6 ")
-    assert slurm.addresses(["node1", "localhost"]) == {"node1": "127.0.0.5", "localhost": "127.0.0.1"}
+    assert slurm.addresses(["node1", "localhost"]) == {
+        "node1": "127.0.0.5",
+        "localhost": "127.0.0.1",
+    }
 
 
 def test_an_unknown_address_is_said_with_what_to_do(monkeypatch):
     monkeypatch.delenv("MGD_NODE_ADDRESSES", raising=False)
-    with pytest.raises(StartError, match="the address of nowhere.invalid is unknown .*give it in MGD_NODE_ADDRESSES"):
+    with pytest.raises(
+        StartError,
+        match="the address of nowhere.invalid is unknown .*give it in MGD_NODE_ADDRESSES",
+    ):
         slurm.addresses(["nowhere.invalid"])
 
 
@@ -91,7 +105,10 @@ def test_the_interface_is_that_of_the_address_or_the_one_that_is_chosen(monkeypa
     monkeypatch.delenv("HOROVOD_GLOO_IFACE", raising=False)
     assert interface_of("127.0.0.1") == "lo"
     monkeypatch.setenv("HOROVOD_GLOO_IFACE", "nosuch0")
-    with pytest.raises(StartError, match="HOROVOD_GLOO_IFACE=nosuch0: .* has no such interface .*; expected one of .*lo"):
+    with pytest.raises(
+        StartError,
+        match="HOROVOD_GLOO_IFACE=nosuch0: .* has no such interface .*; expected one of .*lo",
+    ):
         interface_of("127.0.0.1")
 
 
@@ -105,7 +122,10 @@ def test_horovod_s_variables_are_set_and_the_rendezvous_goes_when_all_are_up(ste
     monkeypatch.setattr(os, "environ", dict(os.environ))
     os.environ.pop("HOROVOD_GLOO_IFACE", None)
     with slurm.joined():
-        assert {name: os.environ[f"HOROVOD_{name}"] for name in ("RANK", "SIZE", "HOSTNAME", "CONTROLLER", "GLOO_IFACE")} == {
+        assert {
+            name: os.environ[f"HOROVOD_{name}"]
+            for name in ("RANK", "SIZE", "HOSTNAME", "CONTROLLER", "GLOO_IFACE")
+        } == {
             "RANK": "0",
             "SIZE": "1",
             "HOSTNAME": "node1",
@@ -127,7 +147,13 @@ def test_the_key_is_another_for_each_secret_job_and_try(step, monkeypatch):
         monkeypatch.setenv("MGD_SECRET", secret)
         return slurm.job_key(Place.from_slurm())
 
-    keys = [key("a" * 32), key("b" * 32), key("a" * 32, JOB_ID=8), key("a" * 32, STEP_ID=1), key("a" * 32, RESTART_COUNT=1)]
+    keys = [
+        key("a" * 32),
+        key("b" * 32),
+        key("a" * 32, JOB_ID=8),
+        key("a" * 32, STEP_ID=1),
+        key("a" * 32, RESTART_COUNT=1),
+    ]
     assert len(set(keys)) == 5
     assert key("a" * 32, RESTART_COUNT=0) == keys[0]
 
@@ -140,9 +166,13 @@ def test_a_step_without_a_secret_is_told_once(step, monkeypatch, capfd):
     step(0, STEP_NUM_TASKS=1, STEP_NODELIST="node1", STEP_TASKS_PER_NODE="1")
     slurm.job_key(Place.from_slurm())
     [line] = capfd.readouterr().out.splitlines()
-    assert line.startswith("no MGD_SECRET: other users of the job's nodes can join its rendezvous. Before srun, run: export")
+    assert line.startswith(
+        "no MGD_SECRET: other users of the job's nodes can join its rendezvous. Before srun, run: export"
+    )
     command = line.partition("run: ")[2]
-    secret = subprocess.run(["bash", "-c", f"{command}; printenv MGD_SECRET"], capture_output=True, text=True).stdout.strip()
+    secret = subprocess.run(
+        ["bash", "-c", f"{command}; printenv MGD_SECRET"], capture_output=True, text=True
+    ).stdout.strip()
     monkeypatch.setenv("MGD_SECRET", secret)
     step(0)
     slurm.job_key(Place.from_slurm())
@@ -152,7 +182,10 @@ def test_a_step_without_a_secret_is_told_once(step, monkeypatch, capfd):
 def test_a_short_secret_is_refused_without_its_value(step, monkeypatch):
     step(0)
     monkeypatch.setenv("MGD_SECRET", "hunter2")
-    with pytest.raises(RunError, match="^MGD_SECRET: too short; expected at least 32 characters. Before srun, run: ") as caught:
+    with pytest.raises(
+        RunError,
+        match="^MGD_SECRET: too short; expected at least 32 characters. Before srun, run: ",
+    ) as caught:
         slurm.job_key(Place.from_slurm())
     assert "hunter2" not in str(caught.value)
 
@@ -160,7 +193,10 @@ def test_a_short_secret_is_refused_without_its_value(step, monkeypatch):
 @pytest.mark.parametrize("value", ["ten", "", "0", "-1", "nan", "inf", "10s"])
 def test_seconds_that_are_none_are_refused(monkeypatch, value):
     monkeypatch.setenv("MGD_START_SECONDS", value)
-    with pytest.raises(RunError, match=f"^MGD_START_SECONDS={value}: expected seconds, above 0; leave it out for 600$") as caught:
+    with pytest.raises(
+        RunError,
+        match=f"^MGD_START_SECONDS={value}: expected seconds, above 0; leave it out for 600$",
+    ) as caught:
         seconds("MGD_START_SECONDS", 600)
     assert caught.value.code == 2
 

@@ -54,7 +54,9 @@ def start(tmp_path):
         (tmp_path / "program.py").write_text(PROGRAM)
         environment = os.environ | {"TMPDIR": str(folder), "PYTHONPATH": os.pathsep.join(sys.path)}
         command = [sys.executable, tmp_path / "program.py"]
-        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+        return subprocess.run(
+            command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240
+        )
 
     return run
 
@@ -81,7 +83,11 @@ def test_a_machine_without_a_place_for_sockets_is_one_line(tmp_path):
     long = "y" * 100
 
     def said(tmpdir):
-        environment = os.environ | {"TMPDIR": tmpdir, "LONG": long, "PYTHONPATH": os.pathsep.join(sys.path)}
+        environment = os.environ | {
+            "TMPDIR": tmpdir,
+            "LONG": long,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        }
         command = ["unshare", "-m", "sh", "-c", READ_ONLY, tmp_path, sys.executable, "-c", SHORTEN]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if "ermi" in done.stderr:
@@ -89,7 +95,9 @@ def test_a_machine_without_a_place_for_sockets_is_one_line(tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert said("/dev/null/x").startswith("TMPDIR: No usable temporary directory found in ['/dev/null/x', ")
+    assert said("/dev/null/x").startswith(
+        "TMPDIR: No usable temporary directory found in ['/dev/null/x', "
+    )
     assert said("/dev/null/x").endswith("; expected a writable folder. Set TMPDIR to one\n")
     assert said(str(tmp_path)) == ""
     assert said(f"{tmp_path}/{long}") == (

@@ -21,7 +21,9 @@ def test_handlers_are_put_back_but_for_usr2_which_is_not_heard_any_more():
     assert stop.signal is None
     assert [signal.getsignal(number) for number in SIGNALS] == [stop.note] * len(SIGNALS)
     stop.restore()
-    assert {number: signal.getsignal(number) for number in SIGNALS} == before | {signal.SIGUSR2: signal.SIG_IGN}
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before | {
+        signal.SIGUSR2: signal.SIG_IGN
+    }
     os.kill(os.getpid(), signal.SIGUSR2)  # by default the program would end here
 
 

@@ -25,18 +25,26 @@ def test_without_a_launcher_there_is_one_task():
 )
 def test_a_launcher_is_known_by_its_variables(monkeypatch, name, rank, size):
     monkeypatch.setenv(rank, "3")
-    assert launched() == ("none", 0, 1)  # a batch script's shell has a rank, and is no task of a step
+    assert launched() == (
+        "none",
+        0,
+        1,
+    )  # a batch script's shell has a rank, and is no task of a step
     monkeypatch.setenv(size, "8")
     assert launched() == (name, 3, 8)
 
 
 def test_horovod_s_own_variables_count_before_those_of_what_it_runs_in(monkeypatch):
-    for name, value in dict(SLURM_PROCID="0", SLURM_STEP_NUM_TASKS="1", HOROVOD_RANK="2", HOROVOD_SIZE="4").items():
+    for name, value in dict(
+        SLURM_PROCID="0", SLURM_STEP_NUM_TASKS="1", HOROVOD_RANK="2", HOROVOD_SIZE="4"
+    ).items():
         monkeypatch.setenv(name, value)
     assert launched() == ("horovodrun", 2, 4)
 
 
-@pytest.mark.parametrize(("available", "workers", "share"), [(8, 1, 8), (8, 2, 4), (8, 3, 2), (2, 4, 1), (1, 1, 1)])
+@pytest.mark.parametrize(
+    ("available", "workers", "share"), [(8, 1, 8), (8, 2, 4), (8, 3, 2), (2, 4, 1), (1, 1, 1)]
+)
 def test_a_machine_s_cores_are_shared_by_its_workers(monkeypatch, available, workers, share):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(available)))
     monkeypatch.setattr(comm, "local_size", lambda: workers)

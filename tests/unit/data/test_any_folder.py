@@ -59,7 +59,15 @@ def test_images_in_no_folder_have_no_labels(tmp_path, split):
 
 
 def test_images_are_found_at_any_depth_and_the_first_folder_is_their_label(tmp_path):
-    fill(tmp_path, "z.png", "2025/05/a.png", "2024/a.png", "2024/12/31/b.png", "empty/x.txt", ".cache/c.png")
+    fill(
+        tmp_path,
+        "z.png",
+        "2025/05/a.png",
+        "2024/a.png",
+        "2024/12/31/b.png",
+        "empty/x.txt",
+        ".cache/c.png",
+    )
     images = scan(str(tmp_path), "train")
     assert found_in(images) == [
         ("z.png", None),
@@ -84,7 +92,9 @@ def test_a_split_that_is_a_broken_link_is_an_error(tmp_path, split):
     fill(tmp_path, "test/a/1.png", "b/2.png")
     (tmp_path / split).symlink_to("/nowhere/images")
     message = refused(scan, str(tmp_path), split)
-    assert message.startswith(f"{tmp_path}/{split} is a link to /nowhere/images, which leads nowhere")
+    assert message.startswith(
+        f"{tmp_path}/{split} is a link to /nowhere/images, which leads nowhere"
+    )
     assert refused(find_images, str(tmp_path)) == message
 
 
@@ -98,7 +108,9 @@ def test_a_broken_link_in_a_flat_folder_is_an_error_unless_it_is_an_image_s(tmp_
     assert len(scan(str(tmp_path), "train")) == 3
     (tmp_path / name).symlink_to(target.format(name=name))
     message = refused(scan, str(tmp_path), "train")
-    assert message.startswith(f"{tmp_path}/{name} is a link to {target.format(name=name)}, which leads")
+    assert message.startswith(
+        f"{tmp_path}/{name} is a link to {target.format(name=name)}, which leads"
+    )
     assert refused(find_images, str(tmp_path)) == message
 
 
@@ -106,7 +118,15 @@ def test_a_link_to_a_folder_beside_it_is_left_out(tmp_path):
     """Its images have the label of the folder that they lie in, whichever name is first."""
     fill(tmp_path / "in", "b/1.png", "b/deep/2.png", "c/3.png", "val/4.png", ".store/5.png")
     fill(tmp_path / "out", "6.png")
-    links = {"a": "b", "c/b": "../b/deep", "d": "val", "e": ".store", "f": "../out", "g": "../out", "c/up": ".."}
+    links = {
+        "a": "b",
+        "c/b": "../b/deep",
+        "d": "val",
+        "e": ".store",
+        "f": "../out",
+        "g": "../out",
+        "c/up": "..",
+    }
     for name, target in links.items():
         (tmp_path / "in" / name).symlink_to(target)
     images = scan(str(tmp_path / "in"), "train")
@@ -123,7 +143,14 @@ def test_a_link_to_a_folder_beside_it_is_left_out(tmp_path):
 @pytest.mark.parametrize("train", ["", "train"])
 def test_folders_of_other_splits_are_a_hint_without_train(tmp_path, train):
     """With it they may be classes."""
-    fill(tmp_path / train, "a/1.png", "test/1.png", "Validation/b/1.png", "a/test/1.png", "testy/1.png")
+    fill(
+        tmp_path / train,
+        "a/1.png",
+        "test/1.png",
+        "Validation/b/1.png",
+        "a/test/1.png",
+        "testy/1.png",
+    )
     fill(tmp_path, "val/1.png")
     images = scan(str(tmp_path), "train")
     assert images.classes == ["Validation", "a", "test", "testy"]
@@ -178,7 +205,10 @@ def test_loose_images_beside_class_folders_stay_left_out(tmp_path):
 def test_k_nn_without_labels_says_so_before_it_looks_for_validation_images(tmp_path):
     train = scan(str(fill(tmp_path, "1.png")), "train")
     message = refused(scan_validation, str(tmp_path), train)
-    assert message.startswith(f"no image in {tmp_path} has a label") and "job.train without --knn-every" in message
+    assert (
+        message.startswith(f"no image in {tmp_path} has a label")
+        and "job.train without --knn-every" in message
+    )
 
 
 # A list.
@@ -195,7 +225,16 @@ def test_a_list_s_images_come_in_its_order_without_labels(tmp_path):
     fill(tmp_path / "else", "c.png")
     file = listing(
         tmp_path / "photos" / "list.txt",
-        *("# those of May", "", "b.png", f"  {tmp_path}/else/c.png ", "../photos/a.png", "no\udcff.png", "b.png", "n.txt"),
+        *(
+            "# those of May",
+            "",
+            "b.png",
+            f"  {tmp_path}/else/c.png ",
+            "../photos/a.png",
+            "no\udcff.png",
+            "b.png",
+            "n.txt",
+        ),
     )
     images = scan(file, "train")
     assert found_in(images)[:2] == [("b.png", None), (f"{tmp_path}/else/c.png", None)]
@@ -218,7 +257,9 @@ def test_a_list_is_found_from_the_current_folder(tmp_path, monkeypatch):
     assert read_all(scan("list.txt", "train")) == [0]
 
 
-@pytest.mark.parametrize("line", ["gone.png", "gone/a.png", "/gone/a.png", "folder.png", "link.png", "a.png/b.png"])
+@pytest.mark.parametrize(
+    "line", ["gone.png", "gone/a.png", "/gone/a.png", "folder.png", "link.png", "a.png/b.png"]
+)
 def test_a_path_that_leads_to_no_file_is_an_error(tmp_path, line):
     (fill(tmp_path, "a.png") / "folder.png").mkdir()
     (tmp_path / "link.png").symlink_to("nowhere")
@@ -252,7 +293,14 @@ def test_a_file_that_is_no_list_says_what_is_expected(tmp_path):
 @pytest.fixture
 def several(tmp_path):
     """Two folders with classes, a folder without, and a list."""
-    fill(tmp_path / "one", "train/a/1.png", "train/b/2.png", "val/a/3.png", "val/b/4.png", "val/c/5.png")
+    fill(
+        tmp_path / "one",
+        "train/a/1.png",
+        "train/b/2.png",
+        "val/a/3.png",
+        "val/b/4.png",
+        "val/c/5.png",
+    )
     fill(tmp_path / "two", "train/b/6.png", "train/c/7.png", "train/c/8.txt")
     fill(tmp_path / "flat", "9.png")
     listing(tmp_path / "list.txt", "one/val/a/3.png")
@@ -273,13 +321,21 @@ def test_several_are_one_set_and_classes_of_one_name_one_class(several):
     assert [os.path.exists(images.path(index)) for index in range(6)] == [True] * 6
     assert images.root == f"{several[0]}/train and 3 more" and images.common_root == ""
     assert images.parts[0].common_root == images.parts[0].root
-    assert images.left_out == f"left out 1 of 3 files in {several[1]}/train: 1 .txt (such as c/8.txt)"
+    assert (
+        images.left_out == f"left out 1 of 3 files in {several[1]}/train: 1 .txt (such as c/8.txt)"
+    )
     assert sorted(images.order(0, 0, 2)) == list(range(6))
 
 
 @pytest.mark.parametrize(
     ("name", "again"),
-    [("one", "one"), ("one", "one/"), ("flat", "two/../flat"), ("one", "link"), ("list.txt", "./list.txt")],
+    [
+        ("one", "one"),
+        ("one", "one/"),
+        ("flat", "two/../flat"),
+        ("one", "link"),
+        ("list.txt", "./list.txt"),
+    ],
 )
 def test_the_same_folder_or_list_twice_is_an_error(several, tmp_path, monkeypatch, name, again):
     """Its images would have twice the weight of others."""
@@ -311,7 +367,12 @@ def test_packed_sets_are_joined(several, tmp_path, mixed):
     """In lanes if all are packed."""
     places = []
     for name in ("one", "two", "flat"):
-        pack(str(tmp_path / name), str(tmp_path / f"packed-{name}"), Options(shard_images=1), Log(speaks=False))
+        pack(
+            str(tmp_path / name),
+            str(tmp_path / f"packed-{name}"),
+            Options(shard_images=1),
+            Log(speaks=False),
+        )
         places.append(str(tmp_path / (name if mixed and name == "two" else f"packed-{name}")))
     images = scan(places, "train")
     assert all(isinstance(part, PackedImages) for part in images.parts) is not mixed
@@ -325,7 +386,9 @@ def test_packed_sets_are_joined(several, tmp_path, mixed):
 
 def test_shards_without_labels_are_packed_without_labels(tmp_path):
     fill(tmp_path / "photos", "a.png", "deep/b.png")
-    [shard] = pack(str(tmp_path / "photos"), str(tmp_path / "out"), Options(), Log(speaks=False))["train"]
+    [shard] = pack(str(tmp_path / "photos"), str(tmp_path / "out"), Options(), Log(speaks=False))[
+        "train"
+    ]
     assert dict(zip(shard.names, shard.labels, strict=True)) == {"a.png": -1, "deep/b.png": 0}
     with tarfile.open(tmp_path / "out" / "train" / "train-000000.tar") as tar:
         assert sum(name.endswith(".cls") for name in tar.getnames()) == 1

@@ -57,7 +57,9 @@ all_views = pytest.mark.parametrize("make", VIEWS.values(), ids=VIEWS.keys())
 
 @all_views
 @pytest.mark.parametrize("size", [1, 16, 33])
-@pytest.mark.parametrize(("width", "height"), [(40, 30), (7, 50), (16, 16), (500, 1), (1, 500), (3, 2), (1, 1)])
+@pytest.mark.parametrize(
+    ("width", "height"), [(40, 30), (7, 50), (16, 16), (500, 1), (1, 500), (3, 2), (1, 1)]
+)
 def test_a_view_is_a_square_of_bytes_whose_channels_are_last_in_memory(make, size, width, height):
     view, random, image = make(size), drawing(), noise(0, height, width)
     for _ in range(4):
@@ -131,10 +133,18 @@ def test_random_views_neither_draw_from_a_global_generator_nor_change_one(make):
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
-        before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+        before = (
+            random.getstate(),
+            np.random.get_state()[1].tolist(),
+            torch.get_rng_state().tolist(),
+        )
         generator = drawing()
         drawn.append(torch.stack([view(image, generator) for _ in range(8)]))
-        assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+        assert before == (
+            random.getstate(),
+            np.random.get_state()[1].tolist(),
+            torch.get_rng_state().tolist(),
+        )
     assert torch.equal(*drawn)
 
 
@@ -144,7 +154,10 @@ def test_a_random_view_is_its_crop_rendered_as_its_appearance(aug_plus):
     whole, halves = drawing(), drawing()
     for _ in range(20):
         crop, appearance = view.crop(image, halves), view.appearance(halves)
-        assert (render(crop.permute(1, 2, 0).numpy(), appearance) == view(image, whole).permute(1, 2, 0).numpy()).all()
+        assert (
+            render(crop.permute(1, 2, 0).numpy(), appearance)
+            == view(image, whole).permute(1, 2, 0).numpy()
+        ).all()
 
 
 def test_an_appearance_takes_as_many_draws_whatever_comes_of_them():
@@ -173,7 +186,9 @@ def test_blurs_have_standard_deviations_between_a_tenth_and_two_all_alike():
     sigmas = sigmas[sigmas > 0]
     assert 0.1 <= sigmas.min() < 0.12
     assert 1.98 < sigmas.max() <= 2.0
-    np.testing.assert_allclose(np.quantile(sigmas, [0.25, 0.5, 0.75]), [0.575, 1.05, 1.525], atol=0.08)
+    np.testing.assert_allclose(
+        np.quantile(sigmas, [0.25, 0.5, 0.75]), [0.575, 1.05, 1.525], atol=0.08
+    )
 
 
 @both_versions
@@ -215,7 +230,9 @@ def test_brightness_contrast_and_saturation_change_by_up_to_four_tenths(aug_plus
 
 
 @pytest.mark.parametrize(("aug_plus", "share"), [(False, 1.0), (True, 0.8)])
-def test_the_colours_of_a_share_of_the_views_change_and_then_in_all_four_ways_in_any_order(aug_plus, share):
+def test_the_colours_of_a_share_of_the_views_change_and_then_in_all_four_ways_in_any_order(
+    aug_plus, share
+):
     drawn = appearances(aug_plus, 4800)
     orders = drawn[:, OPERATIONS][:, :4] if aug_plus else drawn[:, OPERATIONS][:, 1:]
     changed = orders[(orders != NONE).any(1)]
@@ -224,7 +241,9 @@ def test_the_colours_of_a_share_of_the_views_change_and_then_in_all_four_ways_in
     counts = np.unique(changed, axis=0, return_counts=True)[1]
     assert len(counts) == 24
     expected = len(changed) / 24
-    assert np.square(counts - expected).sum() / expected < 50  # the chi-squared of one in a thousand (23 degrees)
+    assert (
+        np.square(counts - expected).sum() / expected < 50
+    )  # the chi-squared of one in a thousand (23 degrees)
 
 
 @pytest.mark.parametrize(("aug_plus", "place"), [(False, 0), (True, 4)])
@@ -243,7 +262,10 @@ def test_what_is_drawn_of_an_appearance_does_not_depend_on_the_rest_of_it():
     assert np.abs(np.corrcoef(yes_or_no) - np.eye(4)).max() < 0.05
     chosen = drawn[jittered & (drawn[:, SIGMA] > 0)]
     order = np.argsort(chosen[:, OPERATIONS][:, :4])
-    amounts = np.concatenate([np.take_along_axis(chosen[:, FACTORS], order, 1), chosen[:, [SIGMA]], chosen[:, [FLIP]]], axis=1)
+    amounts = np.concatenate(
+        [np.take_along_axis(chosen[:, FACTORS], order, 1), chosen[:, [SIGMA]], chosen[:, [FLIP]]],
+        axis=1,
+    )
     assert np.abs(np.corrcoef(amounts.T) - np.eye(6)).max() < 0.07
 
 
@@ -264,7 +286,11 @@ def crops(monkeypatch):
     def cut(width, height, scale, number):
         image = np.zeros((height, width, 3), dtype=np.uint16)
         image[:, :, 0], image[:, :, 1] = np.arange(height)[:, None], np.arange(width)
-        monkeypatch.setattr(job.data.augment, "resize", lambda part, *size: (*part[0, 0, :2].tolist(), *part.shape[:2]))
+        monkeypatch.setattr(
+            job.data.augment,
+            "resize",
+            lambda part, *size: (*part[0, 0, :2].tolist(), *part.shape[:2]),
+        )
         random = drawing()
         return [random_crop(image, 8, scale, random) for _ in range(number)]
 
@@ -294,14 +320,18 @@ def test_crops_cover_from_the_least_share_to_the_whole_of_the_image_in_all_place
         (900, 30, (0, 430, 30, 40)),
     ],
 )
-def test_of_an_extreme_shape_the_middle_is_taken_as_torchvision_takes_it(crops, width, height, expected):
+def test_of_an_extreme_shape_the_middle_is_taken_as_torchvision_takes_it(
+    crops, width, height, expected
+):
     """A tenth of such an image is wider, or higher, than it is itself: no draw fits."""
     assert set(crops(width, height, (0.5, 1.0), 20)) == {expected}
     image = Image.new("L", (width, height))
     assert transforms.RandomResizedCrop.get_params(image, (0.5, 1.0), (3 / 4, 4 / 3)) == expected
 
 
-@pytest.mark.parametrize(("width", "height"), [(3, 2), (2, 3), (1, 1), (1, 500), (500, 1), (13, 900)])
+@pytest.mark.parametrize(
+    ("width", "height"), [(3, 2), (2, 3), (1, 1), (1, 500), (500, 1), (13, 900)]
+)
 def test_crops_of_small_and_extreme_images_lie_within_them(crops, width, height):
     for top, left, high, wide in crops(width, height, (0.08, 1.0), 300):
         assert 0 <= top < top + high <= height
@@ -311,10 +341,19 @@ def test_crops_of_small_and_extreme_images_lie_within_them(crops, width, height)
 # Resizing.
 
 
-@pytest.mark.parametrize(("height", "width"), [(14, 14), (224, 224), (37, 61), (90, 120), (1, 1), (200, 3)])
+@pytest.mark.parametrize(
+    ("height", "width"), [(14, 14), (224, 224), (37, 61), (90, 120), (1, 1), (200, 3)]
+)
 def test_resizing_is_pil_s_bilinear_but_for_rounding_to_either_side(height, width):
-    for image in (noise(0, 90, 120), photo(0, 90, 120), noise(1, 3, 2), photo(2, 61, 37)[5:40, 3:30]):
-        expected = np.asarray(Image.fromarray(image).resize((width, height), Image.BILINEAR)).astype(int)
+    for image in (
+        noise(0, 90, 120),
+        photo(0, 90, 120),
+        noise(1, 3, 2),
+        photo(2, 61, 37)[5:40, 3:30],
+    ):
+        expected = np.asarray(
+            Image.fromarray(image).resize((width, height), Image.BILINEAR)
+        ).astype(int)
         difference = resize(image, height, width).permute(1, 2, 0).numpy() - expected
         assert np.abs(difference).max() <= 2
         assert (np.abs(difference) > 1).mean() < 0.001
@@ -346,14 +385,18 @@ def test_centre_view_is_the_middle_of_the_image(width, height, size):
 
 def test_centre_view_has_the_usual_border():
     image = noise(0, 256, 256)
-    assert torch.equal(CentreView(224)(image), torch.from_numpy(image[16:240, 16:240]).permute(2, 0, 1))
+    assert torch.equal(
+        CentreView(224)(image), torch.from_numpy(image[16:240, 16:240]).permute(2, 0, 1)
+    )
 
 
 @pytest.mark.parametrize(("width", "height"), [(300, 100), (100, 300)])
 def test_centre_view_leaves_out_both_ends_alike(width, height):
     image = plain((255, 0, 0), height, width)
     image[height // 2 - 50 : height // 2 + 50, width // 2 - 50 : width // 2 + 50] = (0, 0, 255)
-    assert torch.equal(CentreView(28)(image), torch.from_numpy(plain((0, 0, 255), 28, 28)).permute(2, 0, 1))
+    assert torch.equal(
+        CentreView(28)(image), torch.from_numpy(plain((0, 0, 255), 28, 28)).permute(2, 0, 1)
+    )
 
 
 @pytest.mark.parametrize("along", [0, 1])
@@ -371,10 +414,15 @@ def test_normalize_equals_torchvisions():
     images = [noise(seed, 7, 9) for seed in range(3)]
     images[0][:4, :4] = (0, 255, 0)
     torchvisions = transforms.Compose(
-        [transforms.ToTensor(), transforms.Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])]
+        [
+            transforms.ToTensor(),
+            transforms.Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),
+        ]
     )
     expected = torch.stack([torchvisions(Image.fromarray(image)) for image in images])
-    found = normalize(torch.stack([functional.pil_to_tensor(Image.fromarray(image)) for image in images]))
+    found = normalize(
+        torch.stack([functional.pil_to_tensor(Image.fromarray(image)) for image in images])
+    )
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
@@ -383,12 +431,16 @@ def test_every_byte_of_every_channel_is_normalised_by_the_formula():
     found = normalize(torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16))
     for channel in range(3):
         expected = [(byte / 255 - MEAN[channel]) / STD[channel] for byte in range(256)]
-        torch.testing.assert_close(found[0, channel].flatten(), torch.tensor(expected), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            found[0, channel].flatten(), torch.tensor(expected), rtol=0, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_normalised_bytes_are_channels_last_however_they_came(memory_format):
-    images = torch.from_numpy(np.stack([noise(seed, 5, 6) for seed in range(2)])).permute(0, 3, 1, 2)
+    images = torch.from_numpy(np.stack([noise(seed, 5, 6) for seed in range(2)])).permute(
+        0, 3, 1, 2
+    )
     found = normalize(images.contiguous(memory_format=memory_format))
     assert found.shape == (2, 3, 5, 6)
     assert found.is_contiguous(memory_format=torch.channels_last)

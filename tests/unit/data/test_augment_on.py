@@ -38,13 +38,18 @@ def test_views_rendered_on_the_device_are_those_of_the_loader_but_for_rounding(i
     for ours, theirs in zip(on_cpu, on_device, strict=True):
         assert ours[1] == theirs[1] == []
         for view, other in zip(ours[0], theirs[0], strict=True):
-            assert (view.shape, view.dtype) == (other.shape, other.dtype) == ((8, 3, 32, 32), torch.uint8)
+            assert (
+                (view.shape, view.dtype)
+                == (other.shape, other.dtype)
+                == ((8, 3, 32, 32), torch.uint8)
+            )
             assert (view.int() - other.int()).abs().float().mean((1, 2, 3)).max() < 2
 
 
 def test_weak_views_are_the_same_to_the_bit_and_not_the_others(images):
     on_cpu, on_device, others = (
-        batches(images, place, False, weak_views=weak) for place, weak in (("cpu", True), ("device", True), ("cpu", False))
+        batches(images, place, False, weak_views=weak)
+        for place, weak in (("cpu", True), ("device", True), ("cpu", False))
     )
     for (ours, _), (theirs, _), (strong, _) in zip(on_cpu, on_device, others, strict=True):
         assert all(torch.equal(one, two) for one, two in zip(ours, theirs, strict=True))

@@ -33,17 +33,22 @@ def test_every_digit_is_written_once_with_its_label(folder):
     for split in ("train", "val"):
         images = scan(folder, split)
         for index in range(len(images)):
-            found[int(os.path.splitext(os.path.basename(images.path(index)))[0])] = int(images.labels[index])
+            found[int(os.path.splitext(os.path.basename(images.path(index)))[0])] = int(
+                images.labels[index]
+            )
     assert found == dict(enumerate(labels.tolist()))
     for number in (0, 700, 1436):
         with Image.open(f"{folder}/train/{labels[number]}/{number:04d}.png") as image:
-            small = np.asarray(image.convert("L").resize((8, 8), Image.Resampling.BOX)).astype(float)
+            small = np.asarray(image.convert("L").resize((8, 8), Image.Resampling.BOX)).astype(
+                float
+            )
         assert np.corrcoef(small.flatten(), pixels[number])[0, 1] > 0.95
 
 
 def test_training_and_validation_are_different_images(folder):
     names = [
-        {os.path.basename(images.path(i)) for i in range(len(images))} for images in (scan(folder, s) for s in ("train", "val"))
+        {os.path.basename(images.path(i)) for i in range(len(images))}
+        for images in (scan(folder, s) for s in ("train", "val"))
     ]
     assert not names[0] & names[1]
 
@@ -57,7 +62,9 @@ def test_what_is_there_is_left_as_it_is(tmp_path):
 
 def test_a_folder_that_was_cut_short_is_written_anew(tmp_path, monkeypatch):
     path = str(tmp_path / "digits")
-    monkeypatch.setattr("sklearn.datasets.load_digits", lambda return_X_y: (np.full((5, 64), 8.0), np.arange(5)))
+    monkeypatch.setattr(
+        "sklearn.datasets.load_digits", lambda return_X_y: (np.full((5, 64), 8.0), np.arange(5))
+    )
     save, left = Image.Image.save, [3]
 
     def full(image, *args):

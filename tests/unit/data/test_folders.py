@@ -29,11 +29,23 @@ def fill(root, *paths, content=None):
 
 def found_in(images):
     """The paths below the root and the labels that a folder has."""
-    return [(os.path.relpath(images.path(i), images.root), int(images.labels[i])) for i in range(len(images))]
+    return [
+        (os.path.relpath(images.path(i), images.root), int(images.labels[i]))
+        for i in range(len(images))
+    ]
 
 
 def test_images_come_sorted_by_class_folder_and_name(tmp_path):
-    fill(tmp_path / "train", "b/2.png", "b/10.png", "B/1.png", "a/z.png", "a/deep/er/1.png", "a/deep/0.png", "a/c/9.png")
+    fill(
+        tmp_path / "train",
+        "b/2.png",
+        "b/10.png",
+        "B/1.png",
+        "a/z.png",
+        "a/deep/er/1.png",
+        "a/deep/0.png",
+        "a/c/9.png",
+    )
     images = scan(str(tmp_path), "train")
     assert images.classes == ["B", "a", "b"]
     assert found_in(images) == [
@@ -89,7 +101,18 @@ def test_a_class_without_images_keeps_its_label(tmp_path):
 
 def test_files_that_are_no_images_are_left_out(tmp_path):
     fill(tmp_path / "train" / "a", "1.png", "2.JPG", "3.Jpeg", "4.WebP", "5.bmp", "6.TIFF", "7.gif")
-    fill(tmp_path / "train" / "a", "notes.txt", "list.csv", "png", ".png", "1.png.part", "x.pdf", "y.json", "z.npy", content=b"x")
+    fill(
+        tmp_path / "train" / "a",
+        "notes.txt",
+        "list.csv",
+        "png",
+        ".png",
+        "1.png.part",
+        "x.pdf",
+        "y.json",
+        "z.npy",
+        content=b"x",
+    )
     fill(tmp_path / "train", "loose.png", "README.md")
     images = scan(str(tmp_path), "train")
     assert [os.path.basename(path) for path, _ in found_in(images)] == [
@@ -106,7 +129,15 @@ def test_files_that_are_no_images_are_left_out(tmp_path):
 def test_files_left_out_are_counted_by_ending_with_an_example(tmp_path):
     fill(tmp_path / "train", "a/1.png", "a/deep/2.png", "b/3.png")
     assert scan(str(tmp_path), "train").left_out == ""
-    fill(tmp_path / "train", "a/x.cr3", "b/deep/y.CR3", "b/README", "b/4.jpg.part", "loose.png", content=b"x")
+    fill(
+        tmp_path / "train",
+        "a/x.cr3",
+        "b/deep/y.CR3",
+        "b/README",
+        "b/4.jpg.part",
+        "loose.png",
+        content=b"x",
+    )
     assert scan(str(tmp_path), "train").left_out == (
         f"left out 5 of 8 files in {tmp_path}/train: 2 .cr3 (such as a/x.cr3), 1 outside the class folders (such as "
         "loose.png), 1 .part (such as b/4.jpg.part), 1 without an ending (such as b/README)"
@@ -114,9 +145,16 @@ def test_files_left_out_are_counted_by_ending_with_an_example(tmp_path):
 
 
 def test_a_line_about_files_left_out_stays_short(tmp_path):
-    fill(tmp_path / "train", "a/1.png", "a/new\nline.txt", *(f"a/scan.{number:04d}" for number in range(500)))
+    fill(
+        tmp_path / "train",
+        "a/1.png",
+        "a/new\nline.txt",
+        *(f"a/scan.{number:04d}" for number in range(500)),
+    )
     line = scan(str(tmp_path), "train").left_out
-    assert line.startswith("left out 501 of 502 files") and line.endswith(", 496 of 496 other kinds")
+    assert line.startswith("left out 501 of 502 files") and line.endswith(
+        ", 496 of 496 other kinds"
+    )
     assert len(line) < 400 and "\n" not in line and "new\\nline.txt" in line
 
 
@@ -137,11 +175,21 @@ LEFT_BEHIND = (
 @pytest.mark.parametrize("name", LEFT_BEHIND)
 def test_what_systems_and_tools_leave_behind_is_neither_image_nor_class(tmp_path, name):
     """As a folder in a class, beside the classes, and as a file; an image beside it in the same class remains."""
-    fill(tmp_path / "train", "a/1.png", "_b/2.png", f"a/{name}/1.png", f"{name}/a/3.png", f"_b/{name}")
+    fill(
+        tmp_path / "train",
+        "a/1.png",
+        "_b/2.png",
+        f"a/{name}/1.png",
+        f"{name}/a/3.png",
+        f"_b/{name}",
+    )
     images = scan(str(tmp_path), "train")
     assert images.classes == ["_b", "a"]
     assert found_in(images) == [("_b/2.png", 0), ("a/1.png", 1)]
-    assert f"left out 3 of 5 files in {tmp_path}/train: 3 hidden or of the system (such as {name})" == images.left_out
+    assert (
+        f"left out 3 of 5 files in {tmp_path}/train: 3 hidden or of the system (such as {name})"
+        == images.left_out
+    )
 
 
 def test_a_leftover_that_cannot_be_followed_or_read_is_passed_over(tmp_path):
@@ -159,7 +207,9 @@ def test_data_may_lie_in_a_hidden_folder(tmp_path):
     assert (found_in(images), images.left_out) == ([("a/1.png", 0)], "")
 
 
-@pytest.mark.parametrize(("present", "taken"), [(["val"], "val"), (["valid"], "valid"), (["val", "valid"], "val")])
+@pytest.mark.parametrize(
+    ("present", "taken"), [(["val"], "val"), (["valid"], "valid"), (["val", "valid"], "val")]
+)
 def test_the_first_split_that_is_there_is_taken(tmp_path, present, taken):
     fill(tmp_path, *(f"{split}/a/1.png" for split in present))
     assert scan(str(tmp_path), "val", "valid").root == str(tmp_path / taken)
@@ -167,14 +217,26 @@ def test_the_first_split_that_is_there_is_taken(tmp_path, present, taken):
 
 def test_a_trailing_slash_changes_nothing(tmp_path):
     fill(tmp_path / "train", "a/1.png")
-    assert found_in(scan(f"{tmp_path}/", "train")) == found_in(scan(str(tmp_path), "train")) == [("a/1.png", 0)]
+    assert (
+        found_in(scan(f"{tmp_path}/", "train"))
+        == found_in(scan(str(tmp_path), "train"))
+        == [("a/1.png", 0)]
+    )
 
 
 def test_names_of_any_bytes_are_found_and_read(tmp_path):
-    names = ["größe/é.png", "日本/猫.png", b"caf\xe9/\xff\xfe.png", "with space/a b.png", "new\nline/1.png"]
+    names = [
+        "größe/é.png",
+        "日本/猫.png",
+        b"caf\xe9/\xff\xfe.png",
+        "with space/a b.png",
+        "new\nline/1.png",
+    ]
     fill(tmp_path / "train", *names)
     images = scan(str(tmp_path), "train")
-    assert {os.fsencode(path) for path, _ in found_in(images)} == {os.fsencode(name) for name in names}
+    assert {os.fsencode(path) for path, _ in found_in(images)} == {
+        os.fsencode(name) for name in names
+    }
     for index in range(len(images)):
         image, label, bad = images.read(index)
         assert (image.shape, label, bad) == ((3, 4, 3), index, [])
@@ -203,7 +265,15 @@ def test_links_below_a_class_are_followed_but_not_in_a_loop(tmp_path):
     (tmp_path / "train" / "b" / "a").symlink_to("../a/deep")
     (tmp_path / "train" / "b" / "self").symlink_to("self")
     names = [name for name, _ in found_in(scan(str(tmp_path), "train"))]
-    assert names == ["a/1.png", "a/again/1.png", "a/deep/2.png", "a/deep/b/3.png", "b/3.png", "b/a/2.png", "c/4.png"]
+    assert names == [
+        "a/1.png",
+        "a/again/1.png",
+        "a/deep/2.png",
+        "a/deep/b/3.png",
+        "b/3.png",
+        "b/a/2.png",
+        "c/4.png",
+    ]
 
 
 @pytest.mark.parametrize("target", ["nowhere", ".", "..", "c", "../train"])
@@ -247,7 +317,9 @@ def test_a_folder_without_val_or_valid_names_both(tmp_path):
 @pytest.mark.parametrize("files", [[], ["a/notes.txt"], ["a/b/notes.txt"]])
 def test_a_split_without_images_is_named(tmp_path, files):
     (tmp_path / "train" / "a").mkdir(parents=True)
-    message = refused(scan, fill(tmp_path, *(f"train/{file}" for file in files), content=b"x"), "train")
+    message = refused(
+        scan, fill(tmp_path, *(f"train/{file}" for file in files), content=b"x"), "train"
+    )
     assert str(tmp_path / "train") in message
     assert "<class>/*" in message
 
@@ -257,12 +329,16 @@ def test_tar_files_without_an_index_are_recognised_with_what_to_do(tmp_path):
     assert f"python -m job.pack --index {tmp_path}" in message
 
 
-@pytest.mark.parametrize("val, differs", [(["a", "b"], None), (["a"], "b"), (["a", "b", "c"], "c"), (["a", "B"], "B, b")])
+@pytest.mark.parametrize(
+    "val, differs", [(["a", "b"], None), (["a"], "b"), (["a", "b", "c"], "c"), (["a", "B"], "B, b")]
+)
 def test_validation_images_must_have_the_classes_of_the_training_images(tmp_path, val, differs):
     fill(tmp_path, "train/a/1.png", "train/b/1.png", *(f"valid/{name}/1.png" for name in val))
     train = scan(str(tmp_path), "train", max_bad=7)
     if differs:
-        assert refused(scan_validation, str(tmp_path), train).endswith(f"in one of them alone: {differs}")
+        assert refused(scan_validation, str(tmp_path), train).endswith(
+            f"in one of them alone: {differs}"
+        )
     else:
         assert scan_validation(str(tmp_path), train).max_bad == 7
 
@@ -276,18 +352,29 @@ def test_a_folder_of_images_is_small_when_sent_to_another_process(tmp_path):
     paths = [f"class_{i % 10:04d}/image_{i:08d}.jpeg" for i in range(5000)]
     images = ImageFolder("root", ["c"], paths, [0] * len(paths), 0)
     assert len(pickle.dumps(images)) < 5000 * (len(paths[0]) + 8 + 8) + 2000
-    assert [images.path(i) for i in (0, 1, 4999)] == [os.path.join("root", paths[i]) for i in (0, 1, 4999)]
+    assert [images.path(i) for i in (0, 1, 4999)] == [
+        os.path.join("root", paths[i]) for i in (0, 1, 4999)
+    ]
 
 
 # Which images a worker takes.
 
-ORDERS = [dict(images=50, total=8, epochs=3), dict(images=16, total=16, epochs=2), dict(images=17, total=4, epochs=2)]
+ORDERS = [
+    dict(images=50, total=8, epochs=3),
+    dict(images=16, total=16, epochs=2),
+    dict(images=17, total=4, epochs=2),
+]
 
 
 def orders(size, images, seed=0, start=(0, 0), **setting):
     """What each of `size` workers takes of so many images."""
-    folder = ImageFolder("root", ["a"], [f"a/{number}.png" for number in range(images)], [0] * images, 0)
-    return [TrainingOrder(folder, rank=rank, size=size, seed=seed, start=start, **setting) for rank in range(size)]
+    folder = ImageFolder(
+        "root", ["a"], [f"a/{number}.png" for number in range(images)], [0] * images, 0
+    )
+    return [
+        TrainingOrder(folder, rank=rank, size=size, seed=seed, start=start, **setting)
+        for rank in range(size)
+    ]
 
 
 @pytest.mark.parametrize("setting", ORDERS)
@@ -307,7 +394,11 @@ def test_an_epoch_shows_each_image_at_most_once_and_leaves_out_less_than_a_batch
     batches = list(orders(1, **setting)[0])
     for epoch in range(setting["epochs"]):
         shown = [index for batch in batches for e, index in batch if e == epoch]
-        assert len(shown) == len(set(shown)) == setting["images"] // setting["total"] * setting["total"]
+        assert (
+            len(shown)
+            == len(set(shown))
+            == setting["images"] // setting["total"] * setting["total"]
+        )
         assert set(shown) <= set(range(setting["images"]))
 
 
@@ -315,10 +406,14 @@ def test_epochs_come_in_turn_and_each_has_an_order_of_its_own():
     batches = list(orders(1, images=32, total=8, epochs=3)[0])
     assert [batch[0][0] for batch in batches] == [0] * 4 + [1] * 4 + [2] * 4
     assert all(len({epoch for epoch, _ in batch}) == 1 for batch in batches)
-    by_epoch = [[index for batch in batches for e, index in batch if e == epoch] for epoch in range(3)]
+    by_epoch = [
+        [index for batch in batches for e, index in batch if e == epoch] for epoch in range(3)
+    ]
     assert by_epoch[0] != by_epoch[1] != by_epoch[2] != by_epoch[0]
     assert by_epoch[0] != list(range(32))
-    other = [index for batch in orders(1, seed=1, images=32, total=8, epochs=1)[0] for _, index in batch]
+    other = [
+        index for batch in orders(1, seed=1, images=32, total=8, epochs=1)[0] for _, index in batch
+    ]
     assert other != by_epoch[0]
 
 

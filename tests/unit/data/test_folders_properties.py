@@ -19,9 +19,22 @@ def images_of(tmp_path_factory):
 
     def make(sizes):
         if isinstance(sizes, int):
-            return ImageFolder("root", ["a"], [f"a/{number}.png" for number in range(sizes)], [0] * sizes, max_bad=0)
+            return ImageFolder(
+                "root",
+                ["a"],
+                [f"a/{number}.png" for number in range(sizes)],
+                [0] * sizes,
+                max_bad=0,
+            )
         shards = [
-            Shard(f"{n}.tar", 0, [0] * size, [0] * size, [0] * size, [f"a/{n}-{k}.png" for k in range(size)])
+            Shard(
+                f"{n}.tar",
+                0,
+                [0] * size,
+                [0] * size,
+                [0] * size,
+                [f"a/{n}-{k}.png" for k in range(size)],
+            )
             for n, size in enumerate(sizes)
         ]
         for shard in shards:
@@ -40,7 +53,11 @@ SIZES = st.integers(1, 80) | SHARDS
 def settings(draw):
     """Images, and what an order is made of: a total batch that N workers share, a seed, epochs."""
     N, share = draw(st.integers(1, 5)), draw(st.integers(1, 4))
-    return draw(SIZES), N, dict(total=N * share, seed=draw(st.integers(0, 2**63 - 1)), epochs=draw(st.integers(1, 3)))
+    return (
+        draw(SIZES),
+        N,
+        dict(total=N * share, seed=draw(st.integers(0, 2**63 - 1)), epochs=draw(st.integers(1, 3))),
+    )
 
 
 @given(setting=settings())
@@ -73,23 +90,40 @@ def test_an_epoch_is_whole_batches_of_different_images(images_of, setting):
 def test_a_run_that_starts_anywhere_goes_on_with_the_tail(images_of, setting, data):
     sizes, N, setting = setting
     images, rank = images_of(sizes), data.draw(st.integers(0, N - 1))
-    whole, steps = list(TrainingOrder(images, rank=rank, size=N, **setting)), len(images) // setting["total"]
-    start = data.draw(st.integers(0, setting["epochs"])), data.draw(st.integers(0, max(0, steps - 1)))
+    whole, steps = (
+        list(TrainingOrder(images, rank=rank, size=N, **setting)),
+        len(images) // setting["total"],
+    )
+    start = (
+        data.draw(st.integers(0, setting["epochs"])),
+        data.draw(st.integers(0, max(0, steps - 1))),
+    )
     order = TrainingOrder(images, rank=rank, size=N, start=start, **setting)
     tail = whole[start[0] * steps + start[1] :]
     assert list(order) == tail
     assert len(order) == len(tail)
 
 
-@given(sizes=SIZES, seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 10**6), total=st.integers(1, 40))
-def test_the_order_of_an_epoch_is_a_function_of_seed_and_epoch(images_of, sizes, seed, epoch, total):
+@given(
+    sizes=SIZES,
+    seed=st.integers(0, 2**63 - 1),
+    epoch=st.integers(0, 10**6),
+    total=st.integers(1, 40),
+)
+def test_the_order_of_an_epoch_is_a_function_of_seed_and_epoch(
+    images_of, sizes, seed, epoch, total
+):
     one, other = images_of(sizes), images_of(sizes)
     other.order(seed, epoch + 1, total)
     assert np.array_equal(one.order(seed, epoch, total), other.order(seed, epoch, total))
     assert one.digest(seed, epoch, total) == other.digest(seed, epoch, total)
 
 
-@given(images=st.lists(st.integers(0, 10**6), max_size=60), batch=st.integers(1, 9), size=st.integers(1, 7))
+@given(
+    images=st.lists(st.integers(0, 10**6), max_size=60),
+    batch=st.integers(1, 9),
+    size=st.integers(1, 7),
+)
 def test_measuring_is_shared_in_batches_that_do_not_depend_on_the_workers(images, batch, size):
     shares = [every_nth_batch(images, batch, rank, size) for rank in range(size)]
     count = max(map(len, shares))

@@ -54,7 +54,9 @@ def write_kit(folder):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / TRUTH).write_text("".join(f"{3 - number}\n" for number in CLASSES))
     kind = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_children", "O")]
-    synsets = np.array([(3 - n, wnid, 0) for n, wnid in enumerate(WNIDS)] + [(4, "n00001740", 3)], dtype=kind)
+    synsets = np.array(
+        [(3 - n, wnid, 0) for n, wnid in enumerate(WNIDS)] + [(4, "n00001740", 3)], dtype=kind
+    )
     savemat(folder / "meta.mat", {"synsets": synsets})
 
 
@@ -89,11 +91,18 @@ def test_without_a_table_it_is_said_which_one_to_bring(tmp_path, data, half):
         write_kit(tmp_path / "kit")
         (tmp_path / "kit" / half).rename(data / half)
     message = refused(scan_validation, str(data), scan(str(data), "train"))
-    assert SOLUTION in message and TRUTH in message and "meta.mat" in message and f"{data}/val" in message
+    assert (
+        SOLUTION in message
+        and TRUTH in message
+        and "meta.mat" in message
+        and f"{data}/val" in message
+    )
     assert scan(str(data), "val").labelled == 0
 
 
-@pytest.mark.parametrize("content", ["ImageId\n", "ImageId,PredictionString\na\n", "ImageId,PredictionString\na,\n"])
+@pytest.mark.parametrize(
+    "content", ["ImageId\n", "ImageId,PredictionString\na\n", "ImageId,PredictionString\na,\n"]
+)
 def test_a_table_that_is_invalid_is_named(tmp_path, data, content):
     (tmp_path / SOLUTION).write_text(content + "ILSVRC2012_val_00000001\n")
     assert f"{tmp_path}/{SOLUTION} is invalid" in refused(scan, str(data), "val")
@@ -113,7 +122,9 @@ def test_an_image_that_the_table_lacks_has_no_label(data):
 
 def test_class_tars_and_the_tar_of_validation_images_are_indexed_with_their_classes(tmp_path):
     for wnid in WNIDS:
-        write_tar(tmp_path / "train" / f"{wnid}.tar", [f"{wnid}_{number}.JPEG" for number in (7, 3)])
+        write_tar(
+            tmp_path / "train" / f"{wnid}.tar", [f"{wnid}_{number}.JPEG" for number in (7, 3)]
+        )
     write_tar(tmp_path / "val" / "ILSVRC2012_img_val.tar", NAMES)
     write_kit(tmp_path / KIT)
     with pytest.raises(RunError, match="job.pack --index"):

@@ -30,7 +30,14 @@ def encoded(image, form="PNG", **options):
     return buffer.getvalue()
 
 
-NAMES = ["a/1.png", "", "größe/é.jpg", "日本/猫.png", os.fsdecode(b"caf\xe9/\xff.png"), "new\nline/1.png"]
+NAMES = [
+    "a/1.png",
+    "",
+    "größe/é.jpg",
+    "日本/猫.png",
+    os.fsdecode(b"caf\xe9/\xff.png"),
+    "new\nline/1.png",
+]
 
 
 @pytest.mark.parametrize("names", [[], ["a"], [""], NAMES])
@@ -96,7 +103,9 @@ ODD = {
     "a profile of an unknown method": lambda: chunk(b"iCCP", b"icc\0\7"),
     "no profile": lambda: chunk(b"iCCP", b""),
     "broken EXIF": lambda: chunk(b"eXIf", b"MM\0*\0\0\0\xff"),
-    "short numbers": lambda: b"".join(chunk(kind, b"") for kind in (b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"acTL")),
+    "short numbers": lambda: b"".join(
+        chunk(kind, b"") for kind in (b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"acTL")
+    ),
 }
 
 
@@ -138,7 +147,10 @@ def test_odd_metadata_costs_no_image_of_another_format(form, part):
     """Bytes of it are changed at random. PIL reads it later, if at all."""
     exif = Image.Exif()
     exif[0x010E] = "a description " * 10
-    metadata = {"exif": exif.tobytes(), "icc_profile": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()}
+    metadata = {
+        "exif": exif.tobytes(),
+        "icc_profile": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
+    }
     metadata["xmp"] = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'>" + b"x" * 300 + b"</x:xmpmeta>"
     content = encoded(Image.fromarray(photo(1)), form, **{part: metadata[part]})
     expected, odd = read_image(content), metadata[part].removeprefix(b"Exif\0\0")
@@ -187,7 +199,11 @@ RED, GREEN, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (255, 255, 255), (0, 0, 0)
     ],
 )
 def test_a_png_of_any_mode_is_read_as_colours(tmp_path, mode, pixels, expected):
-    image = Image.fromarray(np.array([pixels], dtype=np.uint16)) if mode == "I;16" else colours(*pixels, mode=mode)
+    image = (
+        Image.fromarray(np.array([pixels], dtype=np.uint16))
+        if mode == "I;16"
+        else colours(*pixels, mode=mode)
+    )
     path = saved(tmp_path, image)
     with Image.open(path) as opened:
         assert opened.mode == mode
@@ -242,7 +258,9 @@ def test_a_palette_with_an_alpha_channel_is_read(tmp_path):
 
 
 def test_inks_are_read_as_colours(tmp_path):
-    path = saved(tmp_path, colours((0, 255, 255, 0), (0, 0, 0, 255), (0, 0, 0, 0), mode="CMYK"), "tiff")
+    path = saved(
+        tmp_path, colours((0, 255, 255, 0), (0, 0, 0, 255), (0, 0, 0, 0), mode="CMYK"), "tiff"
+    )
     with Image.open(path) as opened:
         assert opened.mode == "CMYK"
     assert row(path) == [RED, BLACK, WHITE]
@@ -265,7 +283,10 @@ BROKEN = {
 }
 if features.check("avif"):
     BROKEN["cut avif"] = (".avif", lambda: picture("AVIF")[:3000])
-    BROKEN["damaged avif"] = (".avif", lambda: picture("AVIF")[:81] + b"\xff" + picture("AVIF")[82:])
+    BROKEN["damaged avif"] = (
+        ".avif",
+        lambda: picture("AVIF")[:81] + b"\xff" + picture("AVIF")[82:],
+    )
 
 
 @pytest.fixture
@@ -278,7 +299,9 @@ def with_broken(tmp_path):
         for place in range(number):
             good = place not in places
             path = tmp_path / "train" / "a" / f"{place}{'.png' if good else ending}"
-            path.write_bytes(encoded(Image.new("RGB", (4, 4), (place, 0, 0))) if good else content())
+            path.write_bytes(
+                encoded(Image.new("RGB", (4, 4), (place, 0, 0))) if good else content()
+            )
         return scan(str(tmp_path), "train", max_bad=max_bad)
 
     return written
@@ -313,9 +336,14 @@ def test_an_image_that_cannot_be_read_is_not_replaced(with_broken, monkeypatch, 
     with pytest.raises(RunError) as caught:
         images.read(1)
     what = f"cannot read {images.path(1)}: {error}"
-    assert str(caught.value) == f"{what}, tried 3 times in 0.1 s. Check its file system and permissions"
+    assert (
+        str(caught.value)
+        == f"{what}, tried 3 times in 0.1 s. Check its file system and permissions"
+    )
     assert caught.value.code == 1
-    assert capsys.readouterr().err == "".join(f"warning: {what}; next try in {pause} s\n" for pause in (0, 0.1))
+    assert capsys.readouterr().err == "".join(
+        f"warning: {what}; next try in {pause} s\n" for pause in (0, 0.1)
+    )
 
 
 @pytest.mark.parametrize("error", FAILING)
@@ -378,8 +406,16 @@ def test_an_image_is_not_replaced_because_memory_is_short(tmp_path, room):
     Image.new("RGB", (40, 30)).save(folder / "0.png")
     Image.new("RGB", (3000, 2500)).save(folder / "1.png")
     Image.new("RGB", (3000, 2500)).save(folder / "2.webp")
-    done = subprocess.run([sys.executable, "-c", SHORT, tmp_path, str(room)], capture_output=True, text=True, timeout=120)
-    short = [f"no memory to read {folder}/{name}, tried 3 times in 0 s. Use fewer --workers, " for name in ("1.png", "2.webp")]
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT, tmp_path, str(room)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    short = [
+        f"no memory to read {folder}/{name}, tried 3 times in 0 s. Use fewer --workers, "
+        for name in ("1.png", "2.webp")
+    ]
     expected = ["30 0", *short] if room == 20 else ["30 0", "2500 0", "2500 0"]
     found = done.stdout.splitlines()
     assert len(found) == 3 and all(map(str.startswith, found, expected)), done.stdout + done.stderr
@@ -387,7 +423,11 @@ def test_an_image_is_not_replaced_because_memory_is_short(tmp_path, room):
 
 def test_an_image_that_needs_any_amount_of_memory_is_undecodable(with_broken, monkeypatch):
     images, whole = with_broken(3, {1}), module.decoded
-    monkeypatch.setattr(module, "decoded", lambda content: whole(content) if content[:1] == b"\x89" else bytearray(2**50))
+    monkeypatch.setattr(
+        module,
+        "decoded",
+        lambda content: whole(content) if content[:1] == b"\x89" else bytearray(2**50),
+    )
     image, _, bad = images.read(1)
     assert image[0, 0].tolist() == [2, 0, 0]
     assert bad == [f"{images.path(1)}: MemoryError"]
@@ -404,7 +444,9 @@ def with_bytes(content, start, new):
 def tiff(kind):
     """A TIFF, the place of whose pixels has another type."""
     content = encoded(Image.new("P", (20, 24)), "TIFF")
-    return with_bytes(content, content.index(struct.pack("<HHI", 273, 4, 1)) + 2, struct.pack("<H", kind))
+    return with_bytes(
+        content, content.index(struct.pack("<HHI", 273, 4, 1)) + 2, struct.pack("<H", kind)
+    )
 
 
 def spider(number):
@@ -414,10 +456,22 @@ def spider(number):
 
 # Name: the bytes, and what is said of them.
 DAMAGED = {
-    "TIFF, text for a number": (lambda: tiff(2), "'str' object cannot be interpreted as an integer"),
-    "TIFF, a fraction": (lambda: tiff(5), "'IFDRational' object cannot be interpreted as an integer"),
-    "SPIDER, no stack": (lambda: spider(1), "'SpiderImageFile' object has no attribute 'stkoffset'"),
-    "SPIDER, an infinite number": (lambda: spider(math.inf), "cannot convert float infinity to integer"),
+    "TIFF, text for a number": (
+        lambda: tiff(2),
+        "'str' object cannot be interpreted as an integer",
+    ),
+    "TIFF, a fraction": (
+        lambda: tiff(5),
+        "'IFDRational' object cannot be interpreted as an integer",
+    ),
+    "SPIDER, no stack": (
+        lambda: spider(1),
+        "'SpiderImageFile' object has no attribute 'stkoffset'",
+    ),
+    "SPIDER, an infinite number": (
+        lambda: spider(math.inf),
+        "cannot convert float infinity to integer",
+    ),
 }
 
 
@@ -441,11 +495,16 @@ SAVED = sorted(Image.SAVE.keys() & set(module.FORMATS) - {"ICNS", "MPO"})
 def test_damaged_bytes_give_an_image_or_a_text_that_is_always_the_same(form):
     """100 times a few bytes are changed, or the end is cut off."""
     mode = {"SPIDER": "F", "MSP": "1", "XBM": "1", "BLP": "P"}.get(form, "RGB")
-    content, draw = encoded(Image.fromarray(noise(0, 24, 20)).convert(mode), form), random.Random(form)
+    content, draw = (
+        encoded(Image.fromarray(noise(0, 24, 20)).convert(mode), form),
+        random.Random(form),
+    )
     for _ in range(100):
         start = draw.randrange(draw.choice([len(content), min(len(content), 200)]))
         size = draw.choice([1, 2, 4, 8])
-        new = draw.choice([b"\0", b"\1", b"\x7f", b"\x80", b"\xff", b"\n", draw.randbytes(1)]) * size
+        new = (
+            draw.choice([b"\0", b"\1", b"\x7f", b"\x80", b"\xff", b"\n", draw.randbytes(1)]) * size
+        )
         damaged = draw.choice([with_bytes(content, start, new), content[:start]])
         texts = set()
         for _ in range(2):
@@ -489,9 +548,13 @@ def test_the_search_ends_when_more_than_the_limit_are_bad(with_broken, max_bad):
         ("0 0 0", 9, 0, "0"),
     ],
 )
-def test_a_file_that_a_list_names_twice_counts_once(with_broken, tmp_path, lines, max_bad, taken, named):
+def test_a_file_that_a_list_names_twice_counts_once(
+    with_broken, tmp_path, lines, max_bad, taken, named
+):
     """taken: the image's value, 0 if it is black."""
-    paths = {str(index): path for index, path in enumerate(map(with_broken(3, {0, 1}).path, range(3)))}
+    paths = {
+        str(index): path for index, path in enumerate(map(with_broken(3, {0, 1}).path, range(3)))
+    }
     (tmp_path / "list.txt").write_text("\n".join(paths[number] for number in lines.split()))
     image, _, bad = scan(str(tmp_path / "list.txt"), "train", max_bad=max_bad).read(0)
     assert image[0, 0].tolist() == [taken, 0, 0]
@@ -520,7 +583,11 @@ def large(mode, sides):
     image = Image.fromarray(pixels)
     if mode == "RGBA":
         image.putalpha(Image.fromarray(cv2.resize(photo(2, 300, 400)[:, :, 0], sides)))
-    return Image.fromarray(pixels[:, :, 0].astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
+    return (
+        Image.fromarray(pixels[:, :, 0].astype(np.uint16) * 257)
+        if mode == "I;16"
+        else image.convert(mode)
+    )
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "I;16", "1"])
@@ -542,17 +609,25 @@ def test_a_picture_of_many_pixels_is_averaged_over_squares(mode, sides, monkeypa
     factor = math.ceil(math.sqrt(sides[0] * sides[1] / 20_000))
     assert small.shape == (math.ceil(sides[1] / factor), math.ceil(sides[0] / factor), 3)
     rows, columns = (side // factor for side in sides[::-1])  # whole squares
-    means = whole[: rows * factor, : columns * factor].reshape(rows, factor, columns, factor, 3).mean((1, 3))
+    means = (
+        whole[: rows * factor, : columns * factor]
+        .reshape(rows, factor, columns, factor, 3)
+        .mean((1, 3))
+    )
     assert np.abs(means - small[:rows, :columns]).max() <= 1
 
 
 def test_a_jpeg_of_many_pixels_is_decoded_at_a_half(monkeypatch):
     """That takes a quarter of the memory."""
     content = encoded(large("RGB", (800, 600)), "JPEG", quality=95)
-    expected = cv2.resize(read_image(content), (400, 300), interpolation=cv2.INTER_AREA).astype(float)
+    expected = cv2.resize(read_image(content), (400, 300), interpolation=cv2.INTER_AREA).astype(
+        float
+    )
     monkeypatch.setattr(module, "PIXELS", 120_000)
     sizes, load = [], ImageFile.ImageFile.load
-    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: (sizes.append(self.size), load(self))[1])
+    monkeypatch.setattr(
+        ImageFile.ImageFile, "load", lambda self: (sizes.append(self.size), load(self))[1]
+    )
     small = read_image(content)
     assert set(sizes) == {(400, 300)}
     assert small.shape == (300, 400, 3)
@@ -571,7 +646,9 @@ def test_what_needs_another_program_is_not_read():
         read_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
 
 
-@pytest.mark.parametrize("names", [[], ["a"], ["a", "", "b"], ["a\0b", "c"], ["\udcff ü", "a\n"], [""], ["", ""]])
+@pytest.mark.parametrize(
+    "names", [[], ["a"], ["a", "", "b"], ["a\0b", "c"], ["\udcff ü", "a\n"], [""], ["", ""]]
+)
 def test_names_come_back_from_their_block_and_from_joined_blocks(names):
     block = Names.of(names)
     assert [block[index] for index in range(len(block))] == names

@@ -25,7 +25,13 @@ def webdataset_of(images, root, name, per_shard=20):
     os.makedirs(root)
     with webdataset.ShardWriter(f"{root}/{name}-%04d.tar", maxcount=per_shard, verbose=0) as writer:
         for number in range(len(images)):
-            writer.write({"__key__": f"{number:05d}", "png": images.content(number), "cls": int(images.labels[number])})
+            writer.write(
+                {
+                    "__key__": f"{number:05d}",
+                    "png": images.content(number),
+                    "cls": int(images.labels[number]),
+                }
+            )
     return images
 
 
@@ -34,7 +40,8 @@ def shards(images, tmp_path):
     """A folder of webdataset's shards, and the splits that they have the images of."""
     train, val = scan(str(images), "train"), scan(str(images), "val")
     return tmp_path / "data", [
-        webdataset_of(split, tmp_path / "data" / name, name) for split, name in ((train, "train"), (val, "val"))
+        webdataset_of(split, tmp_path / "data" / name, name)
+        for split, name in ((train, "train"), (val, "val"))
     ]
 
 
@@ -43,12 +50,17 @@ def test_shards_of_webdataset_hold_the_images_and_labels_that_were_written(shard
     with pytest.raises(RunError, match="its tar files have no index: python -m job.pack --index"):
         scan(str(data), "train")
     found = index(str(data), Log(speaks=False))
-    assert {split: [len(shard.names) for shard in some] for split, some in found.items()} == {"train": [20, 20, 10], "val": [9]}
+    assert {split: [len(shard.names) for shard in some] for split, some in found.items()} == {
+        "train": [20, 20, 10],
+        "val": [9],
+    }
     packed = scan(str(data), "train")
     for images, expected in ((packed, train), (scan_validation(str(data), packed), val)):
         assert images.classes == ["0", "1"]
         assert images.labels.tolist() == expected.labels.tolist()
-        assert [images.content(n) for n in range(len(images))] == [expected.content(n) for n in range(len(expected))]
+        assert [images.content(n) for n in range(len(images))] == [
+            expected.content(n) for n in range(len(expected))
+        ]
 
 
 def test_an_index_made_again_has_the_same_bytes(shards):
@@ -76,7 +88,15 @@ def tarred(root, labels, dot=False):
         path.with_suffix(".cls").write_text(str(label))
     (root / "train").mkdir()
     subprocess.run(
-        ["tar", "-C", root / "in", "--sort=name", "-cf", root / "train" / "0.tar", *(["."] if dot else os.listdir(root / "in"))],
+        [
+            "tar",
+            "-C",
+            root / "in",
+            "--sort=name",
+            "-cf",
+            root / "train" / "0.tar",
+            *(["."] if dot else os.listdir(root / "in")),
+        ],
         check=True,
     )
     index(str(root), Log(speaks=False))
@@ -93,7 +113,11 @@ def test_a_class_without_images_has_its_number_for_a_name(tmp_path):
 
 @pytest.mark.parametrize(
     "labels",
-    [{"all/1.jpg": 0, "all/2.jpg": 1}, {"a/1.jpg": 0, "b/2.jpg": 0, "c/3.jpg": 1}, {"1.jpg": 0, "b/2.jpg": 1}],
+    [
+        {"all/1.jpg": 0, "all/2.jpg": 1},
+        {"a/1.jpg": 0, "b/2.jpg": 0, "c/3.jpg": 1},
+        {"1.jpg": 0, "b/2.jpg": 1},
+    ],
     ids=["one for all", "two for one", "none for one"],
 )
 def test_folders_that_are_no_classes_give_no_names(tmp_path, labels):
@@ -111,7 +135,9 @@ def said(capsys):
 
     def lines(data):
         index(str(data), Log(speaks=True))
-        return [line for line in capsys.readouterr().out.splitlines() if not line.startswith("indexing")]
+        return [
+            line for line in capsys.readouterr().out.splitlines() if not line.startswith("indexing")
+        ]
 
     return lines
 
@@ -138,7 +164,9 @@ def test_shards_without_labels_are_indexed_for_training_alone(tmp_path, said):
     assert (images.classes, images.labels.tolist(), images.labelled) == ([], [-1] * 3, 0)
     assert [images.content(number) for number in range(3)] == [b"image 0", b"image 1", b"image 2"]
     assert sorted(images.order(0, 0, 3)) == [0, 1, 2]
-    with pytest.raises(RunError, match=f"no image in {data}/train has a label: k-NN and job.linear need labels"):
+    with pytest.raises(
+        RunError, match=f"no image in {data}/train has a label: k-NN and job.linear need labels"
+    ):
         scan_validation(str(data), images)
 
 
@@ -150,7 +178,11 @@ def test_shards_of_which_some_images_have_labels_say_how_many(tmp_path, said):
         f"3 of 5 images in {data}/train have no label: 2 without one (such as 00001.jpg), 1 with one that is no"
     )
     images = scan(str(data), "train")
-    assert (images.classes, images.labels.tolist(), images.labelled) == (["0", "1"], [1, -1, 0, -1, -1], 2)
+    assert (images.classes, images.labels.tolist(), images.labelled) == (
+        ["0", "1"],
+        [1, -1, 0, -1, -1],
+        2,
+    )
     assert scan_validation(str(data), images).labels.tolist() == [1]
 
 
@@ -174,7 +206,10 @@ def test_what_an_index_leaves_out_is_said_and_names_with_dots_are_not(tmp_path, 
         "1.tar.gz), 1 .txt (such as a.txt), 1 .cls (such as b.cls), 1 .cr3 (such as b.cr3)"
     ]
     images = scan(str(data), "train")
-    assert [images.names[number] for number in range(4)] == [*(f"scan_00{number}_v1.5.jpg" for number in range(3)), "a.jpg"]
+    assert [images.names[number] for number in range(4)] == [
+        *(f"scan_00{number}_v1.5.jpg" for number in range(3)),
+        "a.jpg",
+    ]
     assert images.labels.tolist() == [0, 1, 0, 0]
 
 
@@ -186,7 +221,8 @@ def test_shards_that_an_index_lacks_are_said_when_it_is_read(shards):
     (data / "train" / ".nfs0001").touch()
     line = scan(str(data), "train").left_out
     assert (
-        line.startswith(f"left out 2 of 5 files in {data}/train: ") and "1 missing in the index (such as train-0003.tar)" in line
+        line.startswith(f"left out 2 of 5 files in {data}/train: ")
+        and "1 missing in the index (such as train-0003.tar)" in line
     )
 
 

@@ -88,7 +88,9 @@ def test_a_parcel_keeps_values_order_in_memory_and_long_lists(images):
     assert len(pickled) < 4096
     found = ForkingPickler.loads(pickled)
     assert same(found, batch)
-    assert found[0][0].stride() == query[0].stride() and found[0][0].is_contiguous(memory_format=torch.channels_last)
+    assert found[0][0].stride() == query[0].stride() and found[0][0].is_contiguous(
+        memory_format=torch.channels_last
+    )
     found[2][0] = 5  # it can be written to
 
 
@@ -124,18 +126,40 @@ def raise_error(error):
 
 # Name: what a loader process does after image 7, and parts of the line.
 TROUBLE = {
-    "killed": (lambda: os.kill(os.getpid(), signal.SIGKILL), "was ended by SIGKILL while", "memory ran out", "--workers"),
+    "killed": (
+        lambda: os.kill(os.getpid(), signal.SIGKILL),
+        "was ended by SIGKILL while",
+        "memory ran out",
+        "--workers",
+    ),
     "killed at DataLoader's event": (kill_with_locks, "was ended by SIGKILL while"),
-    "crashed": (lambda: os.kill(os.getpid(), signal.SIGSEGV), "was ended by SIGSEGV while", "Remove that file"),
-    "a bus error": (lambda: os.kill(os.getpid(), signal.SIGBUS), "was ended by SIGBUS while", "ran out"),
+    "crashed": (
+        lambda: os.kill(os.getpid(), signal.SIGSEGV),
+        "was ended by SIGSEGV while",
+        "Remove that file",
+    ),
+    "a bus error": (
+        lambda: os.kill(os.getpid(), signal.SIGBUS),
+        "was ended by SIGBUS while",
+        "ran out",
+    ),
     "left": (lambda: os._exit(3), "ended with exit code 3 while"),
     "an exception": (lambda: raise_error(KeyError("odd")), "KeyError: 'odd' (test_loader.py:"),
-    "an exception that cannot be pickled": (lambda: raise_error(Unpicklable()), "Unpicklable: held by a lock"),
+    "an exception that cannot be pickled": (
+        lambda: raise_error(Unpicklable()),
+        "Unpicklable: held by a lock",
+    ),
     "no memory": (lambda: raise_error(MemoryError("17 GB")), "MemoryError: 17 GB"),
-    "content that cannot be pickled": (lambda: [threading.Lock()], "TypeError: a batch holds a lock"),
+    "content that cannot be pickled": (
+        lambda: [threading.Lock()],
+        "TypeError: a batch holds a lock",
+    ),
     "no file descriptors": (take_all_files, "OSError: [Errno 24] Too many open files"),
     "still": (lambda: os.kill(os.getpid(), signal.SIGSTOP),),
-    "an error of ours": (lambda: raise_error(RunError("a file system fails")), "a file system fails"),
+    "an error of ours": (
+        lambda: raise_error(RunError("a file system fails")),
+        "a file system fails",
+    ),
 }
 
 
@@ -186,7 +210,9 @@ def test_a_wait_is_said_and_ended_as_horovod_s_limits_say(images):
     with pytest.raises(WorkerError) as caught:
         next(batches)
     assert said[-1].startswith("no batch for ") and f"reads {images.path(7)}" in said[-1]
-    assert f"reads {images.path(7)}; ended after HOROVOD_STALL_SHUTDOWN_TIME_SECONDS=2" in str(caught.value)
+    assert f"reads {images.path(7)}; ended after HOROVOD_STALL_SHUTDOWN_TIME_SECONDS=2" in str(
+        caught.value
+    )
 
 
 def test_a_signal_is_obeyed_while_no_batch_comes(images, monkeypatch):
@@ -196,7 +222,9 @@ def test_a_signal_is_obeyed_while_no_batch_comes(images, monkeypatch):
         batches = still(images, stop=stop)
         next(batches)
         signal.raise_signal(signal.SIGTERM)
-        with pytest.raises(WorkerError, match=f"SIGTERM came, and no batch .*{images.path(7)}.*--resume auto"):
+        with pytest.raises(
+            WorkerError, match=f"SIGTERM came, and no batch .*{images.path(7)}.*--resume auto"
+        ):
             next(batches)
     finally:
         stop.restore()
@@ -215,7 +243,10 @@ def test_the_end_of_the_fork_server_is_told_from_that_of_a_loader_process(images
     next(batches)
     processes = [psutil.Process(process.pid) for process in batches.processes]
     psutil.Process(processes[0].ppid()).kill()
-    with pytest.raises(WorkerError, match="the process that starts loader processes has ended, probably because memory"):
+    with pytest.raises(
+        WorkerError,
+        match="the process that starts loader processes has ended, probably because memory",
+    ):
         list(batches)
     for process in processes:  # they end with the worker, as a rule
         process.kill()
@@ -246,7 +277,10 @@ def test_the_end_of_the_fork_server_while_it_starts_a_loader_process(images, mon
         return ends
 
     monkeypatch.setattr(forkserver, "connect_to_new_process", kill_after)
-    with pytest.raises(WorkerError, match="the process that starts loader processes has ended, probably because memory"):
+    with pytest.raises(
+        WorkerError,
+        match="the process that starts loader processes has ended, probably because memory",
+    ):
         Batches(CentreViews(images, SIZE), [[0]], 1)
 
 
@@ -258,14 +292,18 @@ def test_a_batch_of_a_process_that_has_ended_is_an_error_and_ends_no_thread():
     assert isinstance(unpack(memory, [8]), FileNotFoundError)
 
 
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # later Pythons warn of forks beside threads
+@pytest.mark.filterwarnings(
+    "ignore:This process:DeprecationWarning"
+)  # later Pythons warn of forks beside threads
 @pytest.mark.parametrize("kind", [Reading, Flag])
 def test_a_loader_process_that_starts_after_its_worker_s_end_ends_without_a_word(kind, capfd):
     ended = subprocess.Popen([sys.executable, "-c", "pass"])
     ended.wait()
     sent = kind(Shared(16))
     sent.memory.process = ended.pid
-    process = multiprocessing.get_context("fork").Process(target=ForkingPickler.loads, args=(ForkingPickler.dumps(sent),))
+    process = multiprocessing.get_context("fork").Process(
+        target=ForkingPickler.loads, args=(ForkingPickler.dumps(sent),)
+    )
     process.start()
     process.join()
     assert (process.exitcode, capfd.readouterr().err) == (1, "")
@@ -296,8 +334,12 @@ def test_loader_processes_map_the_names_and_labels_of_their_worker(tmp_path, kin
     sent = [bytes(ForkingPickler.dumps(tasks)) for _ in range(2)]
     assert len(sent[0]) < 4000
     for found in (ForkingPickler.loads(content).views.images for content in sent):
-        assert [found.path(index) for index in range(0, MANY, 777)] == [images.path(index) for index in range(0, MANY, 777)]
-        assert np.array_equal(found.labels, images.labels) and found.digest(0, 1, 8) == images.digest(0, 1, 8)
+        assert [found.path(index) for index in range(0, MANY, 777)] == [
+            images.path(index) for index in range(0, MANY, 777)
+        ]
+        assert np.array_equal(found.labels, images.labels) and found.digest(
+            0, 1, 8
+        ) == images.digest(0, 1, 8)
     assert isinstance(images.labels, np.ndarray) and tasks.views.images is images
 
 
@@ -353,8 +395,13 @@ def failing_disk(tmp_path, request):
             Image.new("RGB", (40, 40), (90 * number, 9, 9)).save(folder / f"{number}.bmp")
         if request.param == "packed":
             content = (folder / "0.bmp").read_bytes()
-            write_shard(str(place / "train" / "s.tar"), [(0, "a/0.bmp", 0, content), (1, "a/1.bmp", 0, content)])
-            shards.save_index(str(place / "train"), ["a"], [read_shard(str(place / "train" / "s.tar"))])
+            write_shard(
+                str(place / "train" / "s.tar"),
+                [(0, "a/0.bmp", 0, content), (1, "a/1.bmp", 0, content)],
+            )
+            shards.save_index(
+                str(place / "train"), ["a"], [read_shard(str(place / "train" / "s.tar"))]
+            )
         subprocess.run(["umount", place], check=True)
         mounted("-o", "loop,ro", disk, place)
         found = scan(str(place), "train", max_bad=1)
@@ -371,7 +418,9 @@ def failing_disk(tmp_path, request):
 
 
 @pytest.mark.parametrize("failing_disk", ["folder", "packed"], indirect=True)
-def test_a_file_system_that_fails_ends_the_run_with_the_file_s_name(failing_disk, monkeypatch, capfd):
+def test_a_file_system_that_fails_ends_the_run_with_the_file_s_name(
+    failing_disk, monkeypatch, capfd
+):
     """No image is replaced: that would change what is trained."""
     images, _ = failing_disk
     monkeypatch.setattr(job.files, "PAUSES", (0, 0.1))
@@ -379,7 +428,10 @@ def test_a_file_system_that_fails_ends_the_run_with_the_file_s_name(failing_disk
         next(Batches(CentreViews(images, SIZE), [[0]], 0))
     assert f"cannot read {images.path(0)}: Input/output error, tried 3 times" in str(caught.value)
     warnings = capfd.readouterr().err.splitlines()
-    assert warnings == [f"warning: cannot read {images.path(0)}: Input/output error; next try in {pause} s" for pause in (0, 0.1)]
+    assert warnings == [
+        f"warning: cannot read {images.path(0)}: Input/output error; next try in {pause} s"
+        for pause in (0, 0.1)
+    ]
 
 
 @pytest.mark.parametrize("failing_disk", ["folder", "packed"], indirect=True)
@@ -408,7 +460,9 @@ def work(told):
     time.sleep(600)
 
 
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # later Pythons warn of forks beside threads
+@pytest.mark.filterwarnings(
+    "ignore:This process:DeprecationWarning"
+)  # later Pythons warn of forks beside threads
 def test_a_loader_process_ends_when_its_worker_is_killed():
     context = multiprocessing.get_context("fork")
     hear, told = context.Pipe(duplex=False)

@@ -24,8 +24,15 @@ from pictures import photo, plain, vivid
 
 pytestmark = pytest.mark.slow
 
-SIZE, PAIRS, DEALS = 32, 200, 300  # pixels of a view; pairs of views of every picture; random halves
-PICTURES = [photo(seed, 90, 120) for seed in range(4)] + [vivid(8, 90, 120, spread=0.04), vivid(9, 100, 70, spread=0.1)]
+SIZE, PAIRS, DEALS = (
+    32,
+    200,
+    300,
+)  # pixels of a view; pairs of views of every picture; random halves
+PICTURES = [photo(seed, 90, 120) for seed in range(4)] + [
+    vivid(8, 90, 120, spread=0.04),
+    vivid(9, 100, 70, spread=0.1),
+]
 
 
 class Blur:
@@ -35,7 +42,9 @@ class Blur:
         self.largest = largest
 
     def __call__(self, image):
-        return image.filter(ImageFilter.GaussianBlur(torch.empty(1).uniform_(0.1, self.largest).item()))
+        return image.filter(
+            ImageFilter.GaussianBlur(torch.empty(1).uniform_(0.1, self.largest).item())
+        )
 
 
 class InTurn(transforms.ColorJitter):
@@ -44,7 +53,12 @@ class InTurn(transforms.ColorJitter):
     def forward(self, image):
         _, *factors = self.get_params(self.brightness, self.contrast, self.saturation, self.hue)
         for adjust, factor in zip(
-            (functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation, functional.adjust_hue),
+            (
+                functional.adjust_brightness,
+                functional.adjust_contrast,
+                functional.adjust_saturation,
+                functional.adjust_hue,
+            ),
             factors,
             strict=True,
         ):
@@ -70,7 +84,9 @@ CLASSIFIER = V2 | {"crop": 0.08, "jittered": 0.0, "grey": 0.0, "blurred": 0.0}
 
 def changes(setting):
     """What torchvision does to a crop that is a PIL image."""
-    colour = transforms.RandomApply([setting["jitterer"](*setting["jitter"])], p=setting["jittered"])
+    colour = transforms.RandomApply(
+        [setting["jitterer"](*setting["jitter"])], p=setting["jittered"]
+    )
     grey = transforms.RandomGrayscale(p=setting["grey"])
     blur = transforms.RandomApply([Blur(setting["blur"])], p=setting["blurred"])
     flip = transforms.RandomHorizontalFlip(setting["flipped"])
@@ -79,7 +95,9 @@ def changes(setting):
 
 def torchvisions(setting, seed=1):
     """Pairs of views of every picture from torchvision on PIL images, (pictures, PAIRS, 2, SIZE, SIZE, 3) uint8."""
-    crop = transforms.RandomResizedCrop(SIZE, scale=(setting["crop"], 1.0), interpolation=setting["resize"])
+    crop = transforms.RandomResizedCrop(
+        SIZE, scale=(setting["crop"], 1.0), interpolation=setting["resize"]
+    )
     view = transforms.Compose([crop, *changes(setting)])
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -95,7 +113,10 @@ def ours(view, seed=0, in_batches=False):
     def draw(picture):
         if not in_batches:
             return torch.stack([view(picture, random) for _ in range(2 * PAIRS)])
-        drawn = [(view.crop(picture, random), torch.from_numpy(view.appearance(random))) for _ in range(2 * PAIRS)]
+        drawn = [
+            (view.crop(picture, random), torch.from_numpy(view.appearance(random)))
+            for _ in range(2 * PAIRS)
+        ]
         return render_batch.render(*(torch.stack(part) for part in zip(*drawn, strict=True)))
 
     views = torch.stack([draw(picture) for picture in PICTURES]).permute(0, 1, 3, 4, 2).numpy()
@@ -113,9 +134,13 @@ def measure(views):
     def histogram(values, low, high, bins=12, weights=None):
         """Shares of `bins` bins, (N, bins), of values (N, ...)."""
         values = values.reshape(len(flat), -1)
-        places = ((values - low) / (high - low) * bins).clip(0, bins - 1).astype(int) + bins * np.arange(len(flat))[:, None]
+        places = ((values - low) / (high - low) * bins).clip(0, bins - 1).astype(
+            int
+        ) + bins * np.arange(len(flat))[:, None]
         weights = np.ones_like(values) if weights is None else weights.reshape(values.shape)
-        counts = np.bincount(places.ravel(), weights.ravel(), bins * len(flat)).reshape(len(flat), bins)
+        counts = np.bincount(places.ravel(), weights.ravel(), bins * len(flat)).reshape(
+            len(flat), bins
+        )
         return counts / values.shape[1]
 
     shown = {
@@ -131,12 +156,16 @@ def measure(views):
         "grey": (hsv[..., 1].max((1, 2)) == 0)[:, None],
         "saturation": histogram(hsv[..., 1].mean((1, 2)), 0, 256),
         "hue": histogram(hsv[..., 0].astype(float), 0, 256, 32, hsv[..., 1] / 255),
-        "left and right": histogram(luma[:, :, SIZE // 2 :].mean((1, 2)) - luma[:, :, : SIZE // 2].mean((1, 2)), -60, 60),
+        "left and right": histogram(
+            luma[:, :, SIZE // 2 :].mean((1, 2)) - luma[:, :, : SIZE // 2].mean((1, 2)), -60, 60
+        ),
     }
     unlike = luma - level[:, None, None]
     unlike /= np.sqrt(np.square(unlike).sum((1, 2), keepdims=True)) + 1e-3
     shown["pairs"] = histogram((unlike[::2] * unlike[1::2]).sum((1, 2)).repeat(2), -1, 1)
-    return {name: value.reshape(len(PICTURES), PAIRS, 2, -1).mean(2) for name, value in shown.items()}
+    return {
+        name: value.reshape(len(PICTURES), PAIRS, 2, -1).mean(2) for name, value in shown.items()
+    }
 
 
 def distances(one, other):
@@ -147,7 +176,9 @@ def distances(one, other):
     """
     deal = np.random.default_rng(2)
     signs = np.stack([deal.permutation(np.repeat([1.0, -1.0], PAIRS)) for _ in range(DEALS)])
-    signs = np.concatenate([np.repeat([[1.0, -1.0]], PAIRS, axis=1), signs]) / PAIRS  # the first: as they are
+    signs = (
+        np.concatenate([np.repeat([[1.0, -1.0]], PAIRS, axis=1), signs]) / PAIRS
+    )  # the first: as they are
     found = {}
     for name in one:
         both = np.concatenate([one[name], other[name]], axis=1)  # (pictures, 2 PAIRS, K)
@@ -187,7 +218,8 @@ def wrong_ones(cases):
 
 
 @pytest.mark.parametrize(
-    ("version", "in_batches"), [("v2", False), ("v2", True), ("v1", False), ("v1", True), ("classifier", False)]
+    ("version", "in_batches"),
+    [("v2", False), ("v2", True), ("v1", False), ("v1", True), ("classifier", False)],
 )
 def test_views_are_torchvision_s_in_distribution(version, in_batches):
     assert rejected(measured(version, in_batches), torchvision_measured(version)) == set()
@@ -196,7 +228,11 @@ def test_views_are_torchvision_s_in_distribution(version, in_batches):
 WRONG = [
     ("v2", {"blurred": 0.0}, {"gradients across", "gradients down"}),
     ("v2", {"jitter": (0.4, 0.4, 0.4, 0.2)}, {"hue"}),
-    ("v2", {"jittered": 0.4}, {"red levels", "green levels", "brightness", "contrast", "saturation", "hue"}),
+    (
+        "v2",
+        {"jittered": 0.4},
+        {"red levels", "green levels", "brightness", "contrast", "saturation", "hue"},
+    ),
     ("v2", {"grey": 0.3}, {"grey"}),
     ("v2", {"flipped": 0.0}, {"left and right", "pairs"}),
     ("v1", {"jitter": (0.4, 0.4, 0.4, 0.2)}, {"channel means", "blue levels", "hue"}),
@@ -219,7 +255,11 @@ def test_every_measure_tells_a_wrong_pipeline_apart():
 # A plain one shows colours alone; it must be no smaller than the blurs reach.
 
 SIDE = render_batch.RADIUS + 1
-SMALL = {"orange": plain((235, 150, 60), SIDE, SIDE), "blue": plain((70, 110, 190), SIDE, SIDE), "photo": photo(4, 24, 24)}
+SMALL = {
+    "orange": plain((235, 150, 60), SIDE, SIDE),
+    "blue": plain((70, 110, 190), SIDE, SIDE),
+    "photo": photo(4, 24, 24),
+}
 DRAWS = {"orange": 8000, "blue": 8000, "photo": 4000}
 
 
@@ -263,7 +303,11 @@ def colours_unlike(ours, theirs):
         return levels + np.random.default_rng(seed).uniform(-4, 4, levels.shape)
 
     names = ["hue", "luma", "strongest channel", "chroma"]
-    return {name for name, *two in zip(names, shown(ours, 3), shown(theirs, 4), strict=True) if differ(*two, tolerance=0.01)}
+    return {
+        name
+        for name, *two in zip(names, shown(ours, 3), shown(theirs, 4), strict=True)
+        if differ(*two, tolerance=0.01)
+    }
 
 
 @pytest.mark.parametrize("colour", ["orange", "blue"])
@@ -300,7 +344,10 @@ def pictures_unlike(ours, theirs):
     """
 
     def shown(views, seed):
-        luma, spread = views @ np.array([0.299, 0.587, 0.114], dtype=np.float32), np.random.default_rng(seed).uniform
+        luma, spread = (
+            views @ np.array([0.299, 0.587, 0.114], dtype=np.float32),
+            np.random.default_rng(seed).uniform,
+        )
         steps = np.square(np.diff(luma, axis=2)).mean((1, 2))
         halves = luma[:, :, 12:].mean((1, 2)) > luma[:, :, :12].mean((1, 2))
         return {
@@ -346,7 +393,9 @@ def places(height, width, scale, monkeypatch):
     """Crops of an image by `random_crop`, (CROPS, 4): top, left, height, width."""
     image = np.zeros((height, width, 3), dtype=np.uint8)
     image[:, :, 0], image[:, :, 1] = np.arange(height)[:, None], np.arange(width)
-    monkeypatch.setattr(job.data.augment, "resize", lambda part, *size: (*part[0, 0, :2].tolist(), *part.shape[:2]))
+    monkeypatch.setattr(
+        job.data.augment, "resize", lambda part, *size: (*part[0, 0, :2].tolist(), *part.shape[:2])
+    )
     random = np.random.default_rng(0)
     return np.array([random_crop(image, 8, scale, random) for _ in range(CROPS)])
 
@@ -355,7 +404,9 @@ def torchvision_s_places(height, width, scale, ratio=(3 / 4, 4 / 3)):
     image = Image.new("L", (width, height))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return np.array([transforms.RandomResizedCrop.get_params(image, scale, ratio) for _ in range(CROPS)])
+        return np.array(
+            [transforms.RandomResizedCrop.get_params(image, scale, ratio) for _ in range(CROPS)]
+        )
 
 
 def placed_unlike(ours, theirs):
@@ -399,6 +450,9 @@ def test_wrong_crops_are_told_apart(scale, ratio, seen, monkeypatch):
 
 def test_crops_of_a_wrong_place_are_told_apart(monkeypatch):
     """Each nearer to the top left corner by one of ten parts of its way."""
-    ours, theirs = places(90, 120, (0.2, 1.0), monkeypatch), torchvision_s_places(90, 120, (0.2, 1.0))
+    ours, theirs = (
+        places(90, 120, (0.2, 1.0), monkeypatch),
+        torchvision_s_places(90, 120, (0.2, 1.0)),
+    )
     theirs[:, :2] = 0.9 * theirs[:, :2]
     assert {"top", "left"} <= placed_unlike(ours, theirs)

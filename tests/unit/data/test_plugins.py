@@ -30,7 +30,9 @@ FORMATS = {
 def test_a_picture_of_a_newer_format_shows_its_colour(tmp_path, name):
     form, module = FORMATS[name]
     pytest.importorskip(module, reason="pip install '.[images]'")
-    (tmp_path / name).write_bytes(encoded(Image.new("RGB", (40, 36), (255, 0, 0)), form, quality=95))
+    (tmp_path / name).write_bytes(
+        encoded(Image.new("RGB", (40, 36), (255, 0, 0)), form, quality=95)
+    )
     images = scan(str(tmp_path), "train")
     pixels, _, bad = images.read(0)
     assert not bad and pixels.shape == (36, 40, 3)

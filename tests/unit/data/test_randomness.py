@@ -16,12 +16,24 @@ FROZEN_SEEDS = [
     (dict(seed=2**63 - 1, purpose="weights"), 7323759689109562838),
     (dict(seed=1, purpose="drop", epoch=2, step=3, sample=4), 6415615003326368790),
 ]
-FROZEN_WORDS = [17661128284321521039, 8933424099995714536, 16039515784814377425, 18369505761893443068]
+FROZEN_WORDS = [
+    17661128284321521039,
+    8933424099995714536,
+    16039515784814377425,
+    18369505761893443068,
+]
 
 # One place for each number that a draw depends on.
 PLACES = [dict(seed=seed, purpose=purpose) for seed in (0, 1, 2**63 - 1) for purpose in PURPOSES]
-PLACES += [dict(seed=0, purpose="order", **{name: value}) for name in ("epoch", "step", "sample") for value in (1, 2, 10**9)]
-PLACES += [dict(seed=0, purpose="order", epoch=1, step=2, sample=3), dict(seed=0, purpose="order", epoch=3, step=2, sample=1)]
+PLACES += [
+    dict(seed=0, purpose="order", **{name: value})
+    for name in ("epoch", "step", "sample")
+    for value in (1, 2, 10**9)
+]
+PLACES += [
+    dict(seed=0, purpose="order", epoch=1, step=2, sample=3),
+    dict(seed=0, purpose="order", epoch=3, step=2, sample=1),
+]
 
 
 @pytest.mark.parametrize(("what", "expected"), FROZEN_PERMUTATIONS)
@@ -40,7 +52,16 @@ def test_counters_are_frozen():
 
 def test_purposes_keep_their_places():
     """A purpose's number goes into the key: a new one comes last."""
-    assert PURPOSES[:8] == ("order", "shuffle", "view", "refresh", "drop", "weights", "pack", "matching")
+    assert PURPOSES[:8] == (
+        "order",
+        "shuffle",
+        "view",
+        "refresh",
+        "drop",
+        "weights",
+        "pack",
+        "matching",
+    )
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 37, 1000])
@@ -73,7 +94,11 @@ def test_all_that_a_draw_is_for_changes_it():
 
 def test_draws_of_neighbouring_counters_do_not_overlap():
     """A long draw counts up in the counter's first word; that must not run into the next sample's or step's."""
-    words = [set(counter(0, "order", sample=s, step=t).random_raw(4096).tolist()) for s in (0, 1) for t in (0, 1)]
+    words = [
+        set(counter(0, "order", sample=s, step=t).random_raw(4096).tolist())
+        for s in (0, 1)
+        for t in (0, 1)
+    ]
     assert len(set.union(*words)) == 4 * 4096
 
 

@@ -7,7 +7,8 @@ from job.data.randomness import PURPOSES, counter, permutation, torch_seed
 
 NUMBERS = st.integers(0, 2**63 - 1) | st.integers(0, 3)
 PLACES = st.fixed_dictionaries(
-    dict(seed=NUMBERS, purpose=st.sampled_from(PURPOSES)), optional=dict(epoch=NUMBERS, step=NUMBERS, sample=NUMBERS)
+    dict(seed=NUMBERS, purpose=st.sampled_from(PURPOSES)),
+    optional=dict(epoch=NUMBERS, step=NUMBERS, sample=NUMBERS),
 )
 
 
@@ -26,7 +27,12 @@ def test_a_draw_depends_on_its_place_alone(place, others, n):
 
 @given(PLACES, PLACES)
 def test_other_places_have_other_draws(one, other):
-    same = {"epoch": 0, "step": 0, "sample": 0, **one} == {"epoch": 0, "step": 0, "sample": 0, **other}
+    same = {"epoch": 0, "step": 0, "sample": 0, **one} == {
+        "epoch": 0,
+        "step": 0,
+        "sample": 0,
+        **other,
+    }
     assert np.array_equal(counter(**one).random_raw(4), counter(**other).random_raw(4)) == same
 
 
@@ -35,7 +41,9 @@ def test_neighbouring_places_do_not_overlap(place, what):
     """A long draw counts up in a word of its own, which must not run into a neighbour's."""
     here = place.get(what, 0)
     neighbour = place | {what: here - 1 if here else 1}
-    assert not set(counter(**place).random_raw(400).tolist()) & set(counter(**neighbour).random_raw(400).tolist())
+    assert not set(counter(**place).random_raw(400).tolist()) & set(
+        counter(**neighbour).random_raw(400).tolist()
+    )
 
 
 @given(place=PLACES, n=st.integers(0, 200))

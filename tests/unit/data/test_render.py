@@ -139,7 +139,12 @@ def test_below_half_a_pixel_blur_takes_away_less_than_pil_s(sigma, make):
     for seed in range(3):
         image = make(seed)
         theirs = Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma))
-        assert 0.7 * steps(image) < steps(theirs) <= steps(blur(image, sigma)) * 1.001 <= steps(image) * 1.001
+        assert (
+            0.7 * steps(image)
+            < steps(theirs)
+            <= steps(blur(image, sigma)) * 1.001
+            <= steps(image) * 1.001
+        )
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 2.0])
@@ -158,7 +163,9 @@ def test_images_smaller_than_a_blur_are_blurred(shape):
     image = noise(0, *shape)
     found = blur(image, 2.0)
     assert found.shape == image.shape
-    assert difference(found, found.mean((0, 1))).max() < difference(image, image.mean((0, 1))).max() or shape == (1, 1)
+    assert difference(found, found.mean((0, 1))).max() < difference(
+        image, image.mean((0, 1))
+    ).max() or shape == (1, 1)
 
 
 # Whole appearances.
@@ -176,13 +183,21 @@ def test_a_flip_mirrors_left_and_right(image):
 
 def test_operations_are_brightness_contrast_saturation_and_hue_by_their_numbers():
     image = photo(0)
-    for number, (operation, factor) in enumerate([(brightness, 0.7), (contrast, 0.7), (saturation, 0.7), (hue, 0.1)]):
-        assert (render(image, appearance((number, factor))) == operation(image, np.float32(factor).item())).all()
+    for number, (operation, factor) in enumerate(
+        [(brightness, 0.7), (contrast, 0.7), (saturation, 0.7), (hue, 0.1)]
+    ):
+        assert (
+            render(image, appearance((number, factor)))
+            == operation(image, np.float32(factor).item())
+        ).all()
 
 
 def test_operations_come_in_the_order_of_the_appearance():
     image, bright = photo(0), np.float32(1.4).item()
-    first, last = render(image, appearance((0, 1.4), (1, 0.6))), render(image, appearance((1, 0.6), (0, 1.4)))
+    first, last = (
+        render(image, appearance((0, 1.4), (1, 0.6))),
+        render(image, appearance((1, 0.6), (0, 1.4))),
+    )
     dull = np.float32(0.6).item()
     assert (first == contrast(brightness(image, bright), dull)).all()
     assert (last == brightness(contrast(image, dull), bright)).all()
@@ -198,14 +213,25 @@ def test_an_operation_left_out_is_passed_over():
 def test_colours_change_before_the_blur_and_the_flip_comes_last():
     image = photo(0)
     found = render(image, appearance((0, 1.4), (2, 0.0), sigma=1.5, flip=True))
-    assert (found == blur(saturation(brightness(image, np.float32(1.4).item()), 0.0), 1.5)[:, ::-1]).all()
+    assert (
+        found == blur(saturation(brightness(image, np.float32(1.4).item()), 0.0), 1.5)[:, ::-1]
+    ).all()
 
 
 @pytest.mark.parametrize("aug_plus", [False, True])
 def test_drawn_appearances_are_torchvision_s_operations_in_the_same_order(aug_plus):
     """Of up to five operations, each rounded: hues' steps are multiplied by what comes after."""
-    theirs = [functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation, functional.adjust_hue]
-    view, random, pictures = RandomView(8, aug_plus), np.random.default_rng(0), list(PICTURES.values())
+    theirs = [
+        functional.adjust_brightness,
+        functional.adjust_contrast,
+        functional.adjust_saturation,
+        functional.adjust_hue,
+    ]
+    view, random, pictures = (
+        RandomView(8, aug_plus),
+        np.random.default_rng(0),
+        list(PICTURES.values()),
+    )
     for place in range(120):
         image, row = pictures[place % len(pictures)], view.appearance(random)
         expected = Image.fromarray(image)

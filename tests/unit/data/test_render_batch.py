@@ -16,7 +16,16 @@ from torchvision.transforms import functional
 
 from job.data import render
 from job.data.augment import OPERATIONS, RandomView
-from job.data.render_batch import BRIGHTNESS, CONTRAST, LUMA, RADIUS, SATURATION, hue, mix, mix_weights
+from job.data.render_batch import (
+    BRIGHTNESS,
+    CONTRAST,
+    LUMA,
+    RADIUS,
+    SATURATION,
+    hue,
+    mix,
+    mix_weights,
+)
 from job.data.render_batch import render as render_batch
 from pictures import PICTURES, appearance, noise, photo, plain
 
@@ -50,7 +59,10 @@ def rendered(request):
 
 def one(kind):
     """The appearance of one of KINDS."""
-    return appearance(*KINDS[kind].get("operations", []), **{k: v for k, v in KINDS[kind].items() if k != "operations"})
+    return appearance(
+        *KINDS[kind].get("operations", []),
+        **{k: v for k, v in KINDS[kind].items() if k != "operations"},
+    )
 
 
 def drawn(aug_plus, number, seed=0):
@@ -68,11 +80,16 @@ def difference(one, other):
 
 
 @pytest.mark.parametrize("aug_plus", [False, True])
-def test_drawn_appearances_are_those_of_one_image_at_a_time_but_for_its_rounding(rendered, aug_plus):
+def test_drawn_appearances_are_those_of_one_image_at_a_time_but_for_its_rounding(
+    rendered, aug_plus
+):
     """One image's operations are each rounded, and its hues have 256 steps of up to six levels: 18 levels together."""
     rows = drawn(aug_plus, 240)
     images = IMAGES[np.arange(240) % len(IMAGES)]
-    off = difference(rendered(images, rows), np.stack([render.render(*each) for each in zip(images, rows, strict=True)]))
+    off = difference(
+        rendered(images, rows),
+        np.stack([render.render(*each) for each in zip(images, rows, strict=True)]),
+    )
     assert off.mean((1, 2, 3)).max() < 2
     assert off.mean() < 0.7
     assert off.max() <= 24
@@ -86,7 +103,9 @@ def test_drawn_appearances_are_those_of_one_image_at_a_time_but_for_its_rounding
 def test_a_batch_of_one_kind_is_that_of_one_image_at_a_time(rendered, kind, number):
     """Also where an operation is for none of the images, or for all."""
     images, row = IMAGES[:number], one(kind)
-    off = difference(rendered(images, [row] * number), np.stack([render.render(image, row) for image in images]))
+    off = difference(
+        rendered(images, [row] * number), np.stack([render.render(image, row) for image in images])
+    )
     assert off.max() <= {"nothing": 0, "flip": 0, "hue": 12, "all": 12}.get(kind, 1)
 
 
@@ -95,7 +114,9 @@ def test_images_of_any_shape_are_rendered(rendered, shape):
     images = np.stack([noise(seed, *shape) for seed in range(len(KINDS))])
     rows = [one(kind) for kind in KINDS]
     for image, row, found, kind in zip(images, rows, rendered(images, rows), KINDS, strict=True):
-        assert difference(found, render.render(image, row)).max() <= {"hue": 20, "all": 12}.get(kind, 1), kind
+        assert difference(found, render.render(image, row)).max() <= {"hue": 20, "all": 12}.get(
+            kind, 1
+        ), kind
 
 
 # Each operation.
@@ -104,9 +125,15 @@ def test_images_of_any_shape_are_rendered(rendered, shape):
 @pytest.mark.parametrize("factor", [0.6, 0.75, 0.983, 1.0, 1.2, 1.4])
 @pytest.mark.parametrize(
     ("number", "theirs"),
-    [(0, functional.adjust_brightness), (1, functional.adjust_contrast), (2, functional.adjust_saturation)],
+    [
+        (0, functional.adjust_brightness),
+        (1, functional.adjust_contrast),
+        (2, functional.adjust_saturation),
+    ],
 )
-def test_brightness_contrast_and_saturation_are_torchvision_s_but_for_a_level(rendered, factor, number, theirs):
+def test_brightness_contrast_and_saturation_are_torchvision_s_but_for_a_level(
+    rendered, factor, number, theirs
+):
     found = rendered(IMAGES, [appearance((number, factor))] * len(IMAGES))
     expected = np.stack([np.asarray(theirs(Image.fromarray(image), factor)) for image in IMAGES])
     assert difference(found, expected).max() <= 1
@@ -115,7 +142,9 @@ def test_brightness_contrast_and_saturation_are_torchvision_s_but_for_a_level(re
 @pytest.mark.parametrize("shift", [-0.4, -0.1, -0.02, 0.0, 0.05, 0.1, 0.4])
 def test_hue_is_torchvision_s_but_for_pil_s_steps_of_hue(rendered, shift):
     found = rendered(IMAGES, [appearance((3, shift))] * len(IMAGES))
-    expected = np.stack([np.asarray(functional.adjust_hue(Image.fromarray(image), shift)) for image in IMAGES])
+    expected = np.stack(
+        [np.asarray(functional.adjust_hue(Image.fromarray(image), shift)) for image in IMAGES]
+    )
     assert difference(found, expected).max() <= 18
     assert difference(found, expected).mean((1, 2, 3)).max() <= 1.8
 
@@ -137,10 +166,22 @@ def test_brightness_contrast_and_saturation_are_their_formulas(factor):
 
 def test_hue_is_its_formula():
     """Colours at random, greys, and the six at which another channel becomes the strongest."""
-    corners = [(255, 0, 0), (255, 255, 0), (0, 255, 0), (0, 255, 255), (0, 0, 255), (255, 0, 255), (0, 0, 0), (9, 9, 9)]
+    corners = [
+        (255, 0, 0),
+        (255, 255, 0),
+        (0, 255, 0),
+        (0, 255, 255),
+        (0, 0, 255),
+        (255, 0, 255),
+        (0, 0, 0),
+        (9, 9, 9),
+    ]
     colours = np.concatenate([corners, noise(0, 20, 20).reshape(-1, 3)]).astype(float)
     for shift in (-0.4, -0.1, 0.0, 1 / 3, 0.37, 0.5):
-        found = hue(torch.from_numpy(colours).float().view(-1, 3, 1, 1), torch.full((len(colours), 1, 1, 1), shift))
+        found = hue(
+            torch.from_numpy(colours).float().view(-1, 3, 1, 1),
+            torch.full((len(colours), 1, 1, 1), shift),
+        )
         exact = []
         for h, s, v in (colorsys.rgb_to_hsv(*colour) for colour in colours / 255):
             exact.append(colorsys.hsv_to_rgb((h + shift) % 1, s, v))
@@ -161,7 +202,12 @@ def test_blur_is_its_formula(rendered, shape, sigma):
 
 def test_blur_leaves_what_is_plain(rendered):
     image = plain((255, 3, 77), 9, 9)
-    assert (rendered(image[None].repeat(4, 0), [appearance(sigma=sigma) for sigma in (0.1, 0.5, 1.0, 2.0)]) == image).all()
+    assert (
+        rendered(
+            image[None].repeat(4, 0), [appearance(sigma=sigma) for sigma in (0.1, 0.5, 1.0, 2.0)]
+        )
+        == image
+    ).all()
 
 
 @pytest.mark.parametrize("aug_plus", [False, True])
@@ -178,7 +224,11 @@ def test_views_made_grey_have_equal_channels(rendered, aug_plus):
 
 
 def test_operations_come_in_the_order_of_each_image_s_appearance(rendered):
-    rows = [appearance((0, 1.4), (1, 0.6)), appearance((1, 0.6), (0, 1.4)), appearance((-1, 9.0), (1, 0.6), (-1, 0.0), (0, 1.4))]
+    rows = [
+        appearance((0, 1.4), (1, 0.6)),
+        appearance((1, 0.6), (0, 1.4)),
+        appearance((-1, 9.0), (1, 0.6), (-1, 0.0), (0, 1.4)),
+    ]
     image = photo(0)
     first, last, gaps = rendered(np.stack([image] * 3), rows)
     assert difference(first, last).max() > 20  # what the one cuts off, the other keeps

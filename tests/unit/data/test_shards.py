@@ -23,7 +23,10 @@ def packed(root, sizes, classes=("a", "b")):
     os.makedirs(root)
     names, first = [f"s-{number}.tar" for number in range(len(sizes))], 0
     for name, size in zip(names, sizes, strict=True):
-        images = [(n, f"{classes[n % 2]}/{n}.png", n % 2, f"image {n}".encode() * (n % 5)) for n in range(first, first + size)]
+        images = [
+            (n, f"{classes[n % 2]}/{n}.png", n % 2, f"image {n}".encode() * (n % 5))
+            for n in range(first, first + size)
+        ]
         write_shard(os.path.join(root, name), images)
         first += size
     save_index(root, list(classes), [read_shard(os.path.join(root, name)) for name in names])
@@ -45,7 +48,10 @@ def test_every_image_is_found_in_its_shard(tmp_path):
     for n in range(10):
         assert images.content(n) == f"image {n}".encode() * (n % 5)
         assert images.labels[n] == n % 2
-        assert images.path(n) == f"{tmp_path}/train/s-{0 if n < 3 else 2 if n < 4 else 3}.tar:{'ab'[n % 2]}/{n}.png"
+        assert (
+            images.path(n)
+            == f"{tmp_path}/train/s-{0 if n < 3 else 2 if n < 4 else 3}.tar:{'ab'[n % 2]}/{n}.png"
+        )
 
 
 def test_images_are_found_with_few_files_open(tmp_path, monkeypatch):
@@ -69,7 +75,9 @@ def test_a_shard_that_shrinks_while_it_is_read_ends_the_run(tmp_path, monkeypatc
     monkeypatch.setattr(job.files, "PAUSES", (0,))
     images = PackedImages(packed(tmp_path / "train", [5]), max_bad=4)
     os.truncate(tmp_path / "train" / "s-0.tar", 600)
-    with pytest.raises(RunError, match="cannot read .*/s-0.tar:a/4.png: s-0.tar is cut short, tried 2 times"):
+    with pytest.raises(
+        RunError, match="cannot read .*/s-0.tar:a/4.png: s-0.tar is cut short, tried 2 times"
+    ):
         images.read(4)
 
 
@@ -78,11 +86,17 @@ def test_an_index_that_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatc
     root = packed(tmp_path / "train", [5])
     os.rename(tmp_path / "train" / shards.INDEX, tmp_path / "index")
     monkeypatch.setattr(job.files, "PAUSES", (0, 600))
-    with pytest.raises(RunError, match="cannot read .*index.npz: No such file or directory, tried 3 times"):
+    with pytest.raises(
+        RunError, match="cannot read .*index.npz: No such file or directory, tried 3 times"
+    ):
         with monkeypatch.context() as context:
             context.setattr(time, "sleep", lambda pause: None)
             PackedImages(root, max_bad=0)
-    monkeypatch.setattr(time, "sleep", lambda pause: pause and os.rename(tmp_path / "index", tmp_path / "train" / shards.INDEX))
+    monkeypatch.setattr(
+        time,
+        "sleep",
+        lambda pause: pause and os.rename(tmp_path / "index", tmp_path / "train" / shards.INDEX),
+    )
     assert len(PackedImages(root, max_bad=0)) == 5
 
 
@@ -104,7 +118,9 @@ def test_a_shard_of_another_size_is_named_with_both(tmp_path, change):
     packed(tmp_path / "train", [2, 2])
     size = os.path.getsize(tmp_path / "train" / "s-1.tar")
     os.truncate(tmp_path / "train" / "s-1.tar", size + change)
-    assert f"s-1.tar has {size + change} bytes, the index says {size}" in refused(tmp_path / "train")
+    assert f"s-1.tar has {size + change} bytes, the index says {size}" in refused(
+        tmp_path / "train"
+    )
 
 
 def test_an_index_of_another_format_is_told(tmp_path, monkeypatch):
@@ -122,7 +138,9 @@ def test_an_index_that_is_none_is_refused(tmp_path):
     np.save(array, np.arange(5))
     np.savez(tmp_path / "other.npz", other=np.arange(5))
     with np.load(path) as file:
-        np.savez(tmp_path / "less.npz", **{name: file[name] for name in file.files if name != "labels"})
+        np.savez(
+            tmp_path / "less.npz", **{name: file[name] for name in file.files if name != "labels"}
+        )
     others = [
         b"",
         b"x",
@@ -150,7 +168,9 @@ def test_a_damaged_index_is_refused_or_reads_as_before(tmp_path):
             assert "index.npz" in str(error)
             damages += 1
         else:
-            assert found.keys() == expected.keys() and all(np.array_equal(found[name], expected[name]) for name in expected)
+            assert found.keys() == expected.keys() and all(
+                np.array_equal(found[name], expected[name]) for name in expected
+            )
     assert damages > 100
 
 
@@ -188,10 +208,16 @@ def test_an_epoch_shows_each_image_at_most_once_in_whole_batches(sizes, total):
 
 @both
 def test_an_order_is_a_function_of_seed_and_epoch(sizes, total):
-    orders = [shards_of(sizes).order(seed, epoch, total).tolist() for seed, epoch in ((0, 0), (0, 1), (1, 0), (2**63 - 1, 5))]
+    orders = [
+        shards_of(sizes).order(seed, epoch, total).tolist()
+        for seed, epoch in ((0, 0), (0, 1), (1, 0), (2**63 - 1, 5))
+    ]
     np.random.seed(1)
     again = shards_of(sizes)
-    assert [again.order(seed, epoch, total).tolist() for seed, epoch in ((0, 0), (0, 1), (1, 0), (2**63 - 1, 5))] == orders
+    assert [
+        again.order(seed, epoch, total).tolist()
+        for seed, epoch in ((0, 0), (0, 1), (1, 0), (2**63 - 1, 5))
+    ] == orders
     assert len(set(map(tuple, orders))) == 4
 
 
@@ -230,7 +256,9 @@ def test_the_images_of_a_batch_come_from_many_shards():
 
 
 @pytest.mark.parametrize("sizes, total", [([100] * 13, 64), ([300, 137], 16), ([2000], 64)])
-def test_two_images_meet_in_a_batch_as_often_as_in_a_permutation_unless_they_are_neighbours(sizes, total):
+def test_two_images_meet_in_a_batch_as_often_as_in_a_permutation_unless_they_are_neighbours(
+    sizes, total
+):
     images, count, epochs = shards_of(sizes), sum(sizes), 200
     steps = count // total
     batch = np.full((epochs, count), -1)
@@ -243,7 +271,9 @@ def test_two_images_meet_in_a_batch_as_often_as_in_a_permutation_unless_they_are
     chance = (total - 1) / (count - 1)
     first = np.arange(count)
     for distance in (steps, steps + 1, 2 * steps, 5 * steps, count // 2):
-        assert meetings(first[:-distance], first[distance:]).mean() == pytest.approx(chance, rel=0.15), distance
+        assert meetings(first[:-distance], first[distance:]).mean() == pytest.approx(
+            chance, rel=0.15
+        ), distance
     pairs = np.random.default_rng(0).integers(0, count, (2, 5000))
     far = pairs[:, abs(pairs[0] - pairs[1]) >= steps]
     often = meetings(*far)
@@ -272,12 +302,21 @@ def test_fewer_images_than_a_batch_are_no_order():
 @pytest.fixture(scope="module")
 def sets(images, tmp_path_factory):
     """The training images of a folder, and the same ones packed in their order."""
-    folder, root = scan(str(images), "train", max_bad=3), str(tmp_path_factory.mktemp("packed") / "train")
+    folder, root = (
+        scan(str(images), "train", max_bad=3),
+        str(tmp_path_factory.mktemp("packed") / "train"),
+    )
     os.makedirs(root)
-    contents = [(n, folder.names[n], int(folder.labels[n]), folder.content(n)) for n in range(len(folder))]
+    contents = [
+        (n, folder.names[n], int(folder.labels[n]), folder.content(n)) for n in range(len(folder))
+    ]
     for first in range(0, 50, 20):
         write_shard(os.path.join(root, f"{first}.tar"), contents[first : first + 20])
-    save_index(root, folder.classes, [read_shard(os.path.join(root, f"{first}.tar")) for first in range(0, 50, 20)])
+    save_index(
+        root,
+        folder.classes,
+        [read_shard(os.path.join(root, f"{first}.tar")) for first in range(0, 50, 20)],
+    )
     return folder, scan(os.path.dirname(root), "train", max_bad=3)
 
 
@@ -305,7 +344,9 @@ def test_a_loader_s_processes_read_packed_images_as_this_one_reads_the_folder_s(
         assert bad == bad_there == []
     batches = every_nth_batch(list(range(50)), 16, 0, 1)
     for (pixels, labels, _), (others, truth, _) in zip(
-        Batches(CentreViews(packed, 16), batches, 2), Batches(CentreViews(folder, 16), batches, 0), strict=True
+        Batches(CentreViews(packed, 16), batches, 2),
+        Batches(CentreViews(folder, 16), batches, 0),
+        strict=True,
     ):
         assert torch.equal(pixels, others) and torch.equal(labels, truth)
 
@@ -313,7 +354,10 @@ def test_a_loader_s_processes_read_packed_images_as_this_one_reads_the_folder_s(
 def test_an_undecodable_packed_image_is_replaced_and_named_with_its_shard(sets, tmp_path):
     folder, _ = sets
     os.makedirs(tmp_path / "train")
-    write_shard(str(tmp_path / "train" / "0.tar"), [(0, "a/0.png", 0, b"x"), (1, "b/1.png", 1, folder.content(7))])
+    write_shard(
+        str(tmp_path / "train" / "0.tar"),
+        [(0, "a/0.png", 0, b"x"), (1, "b/1.png", 1, folder.content(7))],
+    )
     save_index(str(tmp_path / "train"), ["a", "b"], [read_shard(str(tmp_path / "train" / "0.tar"))])
     images = scan(str(tmp_path), "train", max_bad=1)
     image, label, bad = images.read(0)

@@ -21,7 +21,9 @@ def picture(seed, form="JPEG"):
     return buffer.getvalue()
 
 
-IMAGES = [(number, f"c{number % 3}/{number}.jpg", number % 3, picture(number)) for number in range(5)]
+IMAGES = [
+    (number, f"c{number % 3}/{number}.jpg", number % 3, picture(number)) for number in range(5)
+]
 
 
 def members_of(path, shard):
@@ -29,7 +31,9 @@ def members_of(path, shard):
     content = path.read_bytes()
     return [
         (name, label, content[offset : offset + size])
-        for name, label, offset, size in zip(shard.names, shard.labels, shard.offsets, shard.sizes, strict=True)
+        for name, label, offset, size in zip(
+            shard.names, shard.labels, shard.offsets, shard.sizes, strict=True
+        )
     ]
 
 
@@ -65,7 +69,13 @@ def test_what_is_written_is_found(tmp_path):
 
 
 def test_names_of_any_bytes_and_length_come_back(tmp_path):
-    names = ["größe/é.png", "caf\udce9/\udcff\udcfe.png", "new\nline/1.png", f"{'a' * 200}/{'b' * 200}.png", "c/two.dots.PNG"]
+    names = [
+        "größe/é.png",
+        "caf\udce9/\udcff\udcfe.png",
+        "new\nline/1.png",
+        f"{'a' * 200}/{'b' * 200}.png",
+        "c/two.dots.PNG",
+    ]
     write_shard(str(tmp_path / "0.tar"), [(key, name, key, b"x") for key, name in enumerate(names)])
     assert read_shard(str(tmp_path / "0.tar")).names == names
 
@@ -82,9 +92,15 @@ def test_writing_that_fails_leaves_no_shard(tmp_path):
 
 def test_webdataset_reads_what_is_written(tmp_path):
     write_shard(str(tmp_path / "0.tar"), IMAGES)
-    samples = list(webdataset.WebDataset(str(tmp_path / "0.tar"), shardshuffle=False, empty_check=False).decode("rgb8"))
+    samples = list(
+        webdataset.WebDataset(
+            str(tmp_path / "0.tar"), shardshuffle=False, empty_check=False
+        ).decode("rgb8")
+    )
     assert [sample["__key__"] for sample in samples] == [f"{key:09d}" for key, *_ in IMAGES]
-    assert [(sample["json"]["path"], sample["cls"]) for sample in samples] == [(name, label) for _, name, label, _ in IMAGES]
+    assert [(sample["json"]["path"], sample["cls"]) for sample in samples] == [
+        (name, label) for _, name, label, _ in IMAGES
+    ]
     for sample, (_, _, _, content) in zip(samples, IMAGES, strict=True):
         assert np.array_equal(sample["jpg"], np.asarray(Image.open(io.BytesIO(content))))
 
@@ -93,9 +109,14 @@ def test_webdataset_reads_what_is_written(tmp_path):
 def test_what_webdataset_writes_is_found(tmp_path, label):
     with webdataset.TarWriter(str(tmp_path / "0.tar")) as writer:
         for key, _, number, content in IMAGES:
-            writer.write({"__key__": f"sample{key}", "jpg": content} | {label: number if label == "cls" else {"label": number}})
+            writer.write(
+                {"__key__": f"sample{key}", "jpg": content}
+                | {label: number if label == "cls" else {"label": number}}
+            )
     shard = read_shard(str(tmp_path / "0.tar"))
-    assert members_of(tmp_path / "0.tar", shard) == [(f"sample{k}.jpg", label, content) for k, _, label, content in IMAGES]
+    assert members_of(tmp_path / "0.tar", shard) == [
+        (f"sample{k}.jpg", label, content) for k, _, label, content in IMAGES
+    ]
 
 
 @pytest.mark.parametrize("form", ["gnu", "pax", "ustar", "v7"])
@@ -107,13 +128,36 @@ def test_what_tar_writes_is_found(tmp_path, form):
         (tmp_path / "in" / long / f"{key}.jpg").write_bytes(content)
         (tmp_path / "in" / long / f"{key}.cls").write_text(f"{label}\n")
     (tmp_path / "in" / "README.md").write_text("no image")
-    subprocess.run(["tar", "-C", tmp_path / "in", f"--format={form}", "--sort=name", "-cf", tmp_path / "0.tar", "."], check=True)
+    subprocess.run(
+        [
+            "tar",
+            "-C",
+            tmp_path / "in",
+            f"--format={form}",
+            "--sort=name",
+            "-cf",
+            tmp_path / "0.tar",
+            ".",
+        ],
+        check=True,
+    )
     shard = read_shard(str(tmp_path / "0.tar"))
-    assert members_of(tmp_path / "0.tar", shard) == [(f"./{long}/{k}.jpg", label, content) for k, _, label, content in IMAGES]
+    assert members_of(tmp_path / "0.tar", shard) == [
+        (f"./{long}/{k}.jpg", label, content) for k, _, label, content in IMAGES
+    ]
 
 
 def test_the_members_of_a_sample_may_come_in_any_order_and_endings_in_any_case(tmp_path):
-    path = tar_of(tmp_path / "0.tar", b__cls=b"7", a__PNG=b"A", notes=b"", b__jpg=b"B", a__txt=b"cat", a__CLS=b"0", _json=b"{}")
+    path = tar_of(
+        tmp_path / "0.tar",
+        b__cls=b"7",
+        a__PNG=b"A",
+        notes=b"",
+        b__jpg=b"B",
+        a__txt=b"cat",
+        a__CLS=b"0",
+        _json=b"{}",
+    )
     assert members_of(path, read_shard(str(path))) == [("b.jpg", 7, b"B"), ("a.PNG", 0, b"A")]
 
 
@@ -149,13 +193,18 @@ def test_an_image_without_a_label_is_taken_and_counted(tmp_path, kind):
 
 
 def test_a_name_that_no_file_can_have_is_that_of_the_member(tmp_path):
-    path = tar_of(tmp_path / "0.tar", a__jpg=b"x", a__cls=b"1", a__json=b'{"path": "\\ud800/x.png"}')
+    path = tar_of(
+        tmp_path / "0.tar", a__jpg=b"x", a__cls=b"1", a__json=b'{"path": "\\ud800/x.png"}'
+    )
     assert read_shard(str(path)).names == ["a.jpg"]
 
 
 # The members of a tar file, and the images found: =3 is the content of a .cls, and the label of an image.
 MEMBERS = {
-    "dots": ("scan_001_v1.5.jpg scan_002_v1.5.JPG x.y.z.png", "scan_001_v1.5.jpg scan_002_v1.5.JPG x.y.z.png"),
+    "dots": (
+        "scan_001_v1.5.jpg scan_002_v1.5.JPG x.y.z.png",
+        "scan_001_v1.5.jpg scan_002_v1.5.JPG x.y.z.png",
+    ),
     "versions": ("a.1.jpg a.2.jpg", "a.1.jpg a.2.jpg"),
     "labels of their own": ("a.1.jpg a.1.cls=3 a.2.jpg a.2.cls=4", "a.1.jpg=3 a.2.jpg=4"),
     "the label of the key": ("a.v1.5.jpg a.cls=3", "a.v1.5.jpg=3"),
@@ -163,8 +212,14 @@ MEMBERS = {
     "left and right": ("k.left.jpg k.right.jpg k.cls=3", "k.left.jpg=3 k.right.jpg=3"),
     "image and mask": ("k.cls=3 k.depth.png k.jpg k.seg.png", "k.jpg=3"),
     "image and mask of two kinds": ("k.cls=3 k.jpg k.png", "k.jpg=3"),
-    "folders with dots": ("./v1.0/a.jpg ./v1.0/a.cls=3 v2.0/b.jpg v2.0.cls=4", "./v1.0/a.jpg=3 v2.0/b.jpg"),
-    "of a Mac": ("c/a.jpg c/._a.jpg __MACOSX/c/._a.jpg __MACOSX/c/a.jpg .DS_Store ./c/.x/b.jpg", "c/a.jpg"),
+    "folders with dots": (
+        "./v1.0/a.jpg ./v1.0/a.cls=3 v2.0/b.jpg v2.0.cls=4",
+        "./v1.0/a.jpg=3 v2.0/b.jpg",
+    ),
+    "of a Mac": (
+        "c/a.jpg c/._a.jpg __MACOSX/c/._a.jpg __MACOSX/c/a.jpg .DS_Store ./c/.x/b.jpg",
+        "c/a.jpg",
+    ),
 }
 LEFT_OUT = {
     "image and mask": "2 beside the image of the same label (such as k.depth.png)",
@@ -177,10 +232,13 @@ LEFT_OUT = {
 @pytest.mark.parametrize("kind", MEMBERS)
 def test_every_image_is_taken_or_counted_as_left_out(tmp_path, kind):
     given, expected = (
-        {name: label for name, _, label in (word.partition("=") for word in words.split())} for words in MEMBERS[kind]
+        {name: label for name, _, label in (word.partition("=") for word in words.split())}
+        for words in MEMBERS[kind]
     )
     files = {name: label or name for name, label in given.items()}
-    path = write_tar(tmp_path / "0.tar", {name: content.encode() for name, content in files.items()})
+    path = write_tar(
+        tmp_path / "0.tar", {name: content.encode() for name, content in files.items()}
+    )
     selection = Selection()
     found = members_of(path, read_shard(str(path), selection))
     assert found == [(name, int(label or -1), name.encode()) for name, label in expected.items()]
@@ -214,15 +272,21 @@ def test_a_sparse_member_is_left_out_and_counted(tmp_path):
         file.truncate(2**20)
         file.write(b"x")
     (tmp_path / "b.bmp").write_bytes(b"whole")
-    subprocess.run(["tar", "-C", tmp_path, "-S", "-cf", tmp_path / "0.tar", "a.bmp", "b.bmp"], check=True)
+    subprocess.run(
+        ["tar", "-C", tmp_path, "-S", "-cf", tmp_path / "0.tar", "a.bmp", "b.bmp"], check=True
+    )
     selection = Selection()
     assert read_shard(str(tmp_path / "0.tar"), selection).names == ["b.bmp"]
     assert str(selection.left_out) == "1 stored sparse (such as a.bmp)"
 
 
 def test_a_label_beside_any_json_counts(tmp_path):
-    for number, meta in enumerate([b"[1]", b"null", b'{"label": 9}', json.dumps({"path": None}).encode()]):
-        shard = read_shard(str(tar_of(tmp_path / f"{number}.tar", a__jpg=b"x", a__cls=b"4", a__json=meta)))
+    for number, meta in enumerate(
+        [b"[1]", b"null", b'{"label": 9}', json.dumps({"path": None}).encode()]
+    ):
+        shard = read_shard(
+            str(tar_of(tmp_path / f"{number}.tar", a__jpg=b"x", a__cls=b"4", a__json=meta))
+        )
         assert (shard.names, shard.labels) == (["a.jpg"], [4])
 
 
@@ -236,7 +300,9 @@ def test_a_compressed_shard_is_refused(tmp_path, form):
 def test_a_shard_cut_anywhere_before_its_end_is_refused(tmp_path):
     write_shard(str(tmp_path / "0.tar"), IMAGES[:2])
     content = (tmp_path / "0.tar").read_bytes()
-    end = content.rindex(b"}") // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE + tarfile.BLOCKSIZE  # of the last member
+    end = (
+        content.rindex(b"}") // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE + tarfile.BLOCKSIZE
+    )  # of the last member
     cuts = [0, 1, 511, 512, 513, *range(0, end, tarfile.BLOCKSIZE), end - 1, end, end + 511]
     for cut in cuts:
         (tmp_path / "cut.tar").write_bytes(content[:cut])

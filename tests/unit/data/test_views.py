@@ -21,7 +21,9 @@ def images(tmp_path_factory):
 
 def drawn_later(crop, appearance):
     """A view (3, H, W) of its crop and appearance."""
-    return torch.from_numpy(render(crop.permute(1, 2, 0).numpy(), appearance.numpy()).copy()).permute(2, 0, 1)
+    return torch.from_numpy(
+        render(crop.permute(1, 2, 0).numpy(), appearance.numpy()).copy()
+    ).permute(2, 0, 1)
 
 
 MAKES = {
@@ -105,7 +107,9 @@ def test_one_view_and_centre_view_come_with_the_image_s_label(images):
     one, centre = OneView(images, ClassifierView(SIZE), 0), CentreViews(images, SIZE)
     for index in range(12):
         assert one[0, index][1:] == (int(images.labels[index]), [])
-        assert same(centre[index], (CentreView(SIZE)(images.read(index)[0]), int(images.labels[index]), []))
+        assert same(
+            centre[index], (CentreView(SIZE)(images.read(index)[0]), int(images.labels[index]), [])
+        )
 
 
 def test_one_view_may_be_the_centre(images):
@@ -123,7 +127,11 @@ def filled(value):
 
 
 def test_a_batch_stacks_views_and_joins_the_undecodable():
-    items = [(filled(1), filled(2), ["a"]), (filled(5), filled(6), []), (filled(9), filled(10), ["b", "c"])]
+    items = [
+        (filled(1), filled(2), ["a"]),
+        (filled(5), filled(6), []),
+        (filled(9), filled(10), ["b", "c"]),
+    ]
     query, key, bad = collate(items)
     assert query[:, 0, 0, 0].tolist() == [1, 5, 9]
     assert key[:, 0, 0, 0].tolist() == [2, 6, 10]
@@ -141,10 +149,19 @@ def test_a_batch_of_views_is_channels_last_in_memory_however_they_came(images):
 
 
 def test_a_batch_of_crops_has_their_appearances_beside_them():
-    pairs = [((filled(n), torch.full((12,), n + 0.5)), (filled(n + 1), torch.full((12,), n + 1.5)), [str(n)]) for n in (3, 7)]
+    pairs = [
+        (
+            (filled(n), torch.full((12,), n + 0.5)),
+            (filled(n + 1), torch.full((12,), n + 1.5)),
+            [str(n)],
+        )
+        for n in (3, 7)
+    ]
     (crops, appearances), (other_crops, other_appearances), bad = collate(pairs)
     assert crops[:, 0, 0, 0].tolist() == [3, 7] and other_crops[:, 2, 1, 1].tolist() == [4, 8]
-    assert appearances.tolist() == [[3.5] * 12, [7.5] * 12] and other_appearances[:, 11].tolist() == [4.5, 8.5]
+    assert appearances.tolist() == [[3.5] * 12, [7.5] * 12] and other_appearances[
+        :, 11
+    ].tolist() == [4.5, 8.5]
     assert crops.shape == other_crops.shape == (2, 3, 2, 2)
     assert bad == ["3", "7"]
 

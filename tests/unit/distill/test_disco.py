@@ -58,15 +58,27 @@ def test_loss_and_gradients_are_those_of_a_loop_over_images(head):
 def test_the_preset_has_the_published_recipe_and_weight():
     """32 times the loss of the queries and 32 times that of the keys."""
     config = read_config(["DIR", "--config", "disco"])
-    assert (config.framework, config.distill, config.head_width, config.mlp) == ("moco", ["disco"], 2048, True)
+    assert (config.framework, config.distill, config.head_width, config.mlp) == (
+        "moco",
+        ["disco"],
+        2048,
+        True,
+    )
     assert (config.lr, config.batch_size, config.epochs, config.moco_t) == (0.03, 256, 200, 0.2)
     assert config.cos and config.aug_plus and config.loss_share == 0
     distiller = build("disco", HEAD, loss_factor=config.loss_factor)
-    student, teacher = ([features(width, seed, HEAD) for seed in seeds] for width, seeds in ((S, (1, 2)), (T, (3, 4))))
+    student, teacher = (
+        [features(width, seed, HEAD) for seed in seeds]
+        for width, seeds in ((S, (1, 2)), (T, (3, 4)))
+    )
     distillation = Distillation(config, Networks(None, None, None, None), [distiller])
     output = Output({}, student[0], torch.zeros(B, 1), {}, (student[1],))
-    found = distillation.losses(output, [[distiller.targets(each, None) for each in teacher]], START, 1)
-    each = [slow_loss(array(s["fc"]), array(t["fc"])) for s, t in zip(student, teacher, strict=True)]
+    found = distillation.losses(
+        output, [[distiller.targets(each, None) for each in teacher]], START, 1
+    )
+    each = [
+        slow_loss(array(s["fc"]), array(t["fc"])) for s, t in zip(student, teacher, strict=True)
+    ]
     assert found["disco"].item() == pytest.approx(32 * sum(each), rel=1e-5)
 
 
@@ -75,6 +87,9 @@ def test_the_loss_is_a_mean_over_images():
     distiller = build("disco", HEAD)
     student, targets = features(S, 1, HEAD), distiller.targets(features(T, 2, HEAD), None)
     half = B // 2
-    parts = [distiller.loss({"fc": student["fc"][rows]}, targets[rows]).item() for rows in (slice(half), slice(half, 2 * half))]
+    parts = [
+        distiller.loss({"fc": student["fc"][rows]}, targets[rows]).item()
+        for rows in (slice(half), slice(half, 2 * half))
+    ]
     whole = distiller.loss({"fc": student["fc"][: 2 * half]}, targets[: 2 * half]).item()
     assert sum(parts) / 2 == pytest.approx(whole, rel=1e-5)

@@ -61,10 +61,14 @@ def together(seen=None, sizes=(1.0, 4.0), **options):
     config = Config(**options)
     run = SimpleNamespace(lines=[], log=None, device=torch.device("cpu"))
     run.log = SimpleNamespace(line=run.lines.append, record=lambda *_, **__: None)
-    teacher = SimpleNamespace(net=Counted(), digest="abc", state=lambda: {"teacher.w": torch.ones(1)})
+    teacher = SimpleNamespace(
+        net=Counted(), digest="abc", state=lambda: {"teacher.w": torch.ones(1)}
+    )
     framework = SimpleNamespace(encoder=Counted(), reference=3.0, reference_text="three")
     framework.distilled_views = 1
-    distillers = [Scaled(config, name, size, seen) for name, size in zip(("one", "two"), sizes, strict=True)]
+    distillers = [
+        Scaled(config, name, size, seen) for name, size in zip(("one", "two"), sizes, strict=True)
+    ]
     return Distillation(config, Networks(run, None, framework, teacher), distillers), teacher.net
 
 
@@ -83,7 +87,10 @@ def test_the_teacher_runs_once_a_micro_batch_for_all_distillers(seen):
     both.targets(batch(1))
     both.targets(batch(position=Position(0, 1)))
     assert net.passes == 3
-    assert [(name, features is FEATURES) for name, features, _ in seen] == [("one", True), ("two", True)] * 3
+    assert [(name, features is FEATURES) for name, features, _ in seen] == [
+        ("one", True),
+        ("two", True),
+    ] * 3
     drawn = [number for *_, number in seen]
     assert drawn[::2] == drawn[1::2] and len(set(drawn)) == 3
     both.targets(batch())
@@ -114,13 +121,23 @@ def test_after_an_update_a_distiller_gets_what_it_remembers_of_the_first_views(m
     both.networks.framework.distilled_views = 2
     first, second = both.distillers
     got = []
-    monkeypatch.setattr(first, "targets", lambda features, generator: torch.tensor([[len(seen)], [9]]))
+    monkeypatch.setattr(
+        first, "targets", lambda features, generator: torch.tensor([[len(seen)], [9]])
+    )
     monkeypatch.setattr(first, "remembered", lambda targets: targets)
     monkeypatch.setattr(first, "after_update", got.append)
     monkeypatch.setattr(second, "after_update", lambda _: pytest.fail("called"))
     for step in range(2):
         for part in range(2):
-            both.targets(MicroBatch(torch.zeros(2, 3, 4, 4), Position(0, step), part, 2 * part, (torch.zeros(2, 3, 4, 4),)))
+            both.targets(
+                MicroBatch(
+                    torch.zeros(2, 3, 4, 4),
+                    Position(0, step),
+                    part,
+                    2 * part,
+                    (torch.zeros(2, 3, 4, 4),),
+                )
+            )
         both.after_update()
     both.after_update()
     assert [remembered[:, 0].tolist() for remembered in got] == [[0, 9, 2, 9], [4, 9, 6, 9]]
@@ -156,7 +173,9 @@ def test_losses_have_the_distillers_names_and_their_own_factors():
     losses = both.losses(output(), [["one"], ["two"]], START, STEPS)
     square = FEATURES["layer4"].square().mean().item()
     assert both.names == ["one", "two"]
-    assert {name: loss.item() for name, loss in losses.items()} == pytest.approx({"one": square / 2, "two": 4 * square / 8})
+    assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(
+        {"one": square / 2, "two": 4 * square / 8}
+    )
 
 
 WEIGHED = {"distill": ["gram", "mgd"], "distill_weights": [1.0, 0.5]}
@@ -172,7 +191,9 @@ def test_each_loss_has_its_distiller_s_weight(monkeypatch, options):
     assert whole == pytest.approx({"one": one * square / 2, "two": two * 4 * square / 2})
     monkeypatch.setattr(both.distillers[1], "weight", lambda position, steps: 7.0)
     later = both.losses(output(), [["one"], ["two"]], Position(1, 0), STEPS)
-    assert later["one"].item() == pytest.approx(0.5 * whole["one"]) and later["two"].item() == pytest.approx(7 * whole["two"])
+    assert later["one"].item() == pytest.approx(0.5 * whole["one"]) and later[
+        "two"
+    ].item() == pytest.approx(7 * whole["two"])
 
 
 @pytest.mark.parametrize("share", [0.5, 10.0])
@@ -186,7 +207,9 @@ def test_the_measured_losses_together_are_the_share_of_the_reference(monkeypatch
         run = both.networks.run
         run.rank, run.size, run.autocast = 0, 1, lambda _: torch.autocast("cpu", enabled=False)
         monkeypatch.setattr(distiller, "before_epoch", lambda *_: Change())
-    both.networks = Networks(run, [None] * loss_factor.BATCH, both.networks.framework, both.networks.teacher)
+    both.networks = Networks(
+        run, [None] * loss_factor.BATCH, both.networks.framework, both.networks.teacher
+    )
     both.before_epoch(0)
     losses = both.losses(output(), [["one"], ["two"]], START, STEPS)
     one, two = weights or [1.0, 1.0]
@@ -264,4 +287,9 @@ def test_without_a_teacher_there_is_nothing():
     nothing = Distillation(Config(), None, [])
     nothing.before_epoch(0)
     assert nothing.targets(batch()) == [] and nothing.losses(output(), [], START, STEPS) == {}
-    assert (nothing.names, nothing.digest, nothing.frozen(), nothing.histograms()) == ([], "", {}, {})
+    assert (nothing.names, nothing.digest, nothing.frozen(), nothing.histograms()) == (
+        [],
+        "",
+        {},
+        {},
+    )

@@ -24,7 +24,8 @@ RUN = SimpleNamespace(
 )
 SIZE = 64
 MOBILE, MOBILE2, VIT, NEXT = (
-    f"timm/{name}" for name in ("mobilenetv3_small_050", "mobilenetv2_050", "test_vit", "test_convnext")
+    f"timm/{name}"
+    for name in ("mobilenetv3_small_050", "mobilenetv2_050", "test_vit", "test_convnext")
 )
 
 
@@ -51,7 +52,9 @@ def teachers(tmp_path_factory):
 
 
 def check(teacher, arch="resnet18", distill="simreg", **options):
-    config = Config(arch=arch, width=16, distill=[distill], teacher="t.pth", image_size=SIZE, **options)
+    config = Config(
+        arch=arch, width=16, distill=[distill], teacher="t.pth", image_size=SIZE, **options
+    )
     student = network_outline(arch, config.stem, config.width, SIZE)
     check_fit(config, [DISTILLERS[distill]], DISTILLERS, student, teacher)
 
@@ -89,7 +92,10 @@ REFUSED = {  # student, teacher, distiller, options: parts of the message
         "--distill mgd takes its margins from a batch norm at a stage's end, and layer1 of the teacher "
         "(timm/test_convnext) has none",
     ),
-    (VIT, VIT, "gram"): ({}, "those of layer1 are 4 x 4 in timm/test_vit and 10 x 10 in the teacher (timm/test_vit)"),
+    (VIT, VIT, "gram"): (
+        {},
+        "those of layer1 are 4 x 4 in timm/test_vit and 10 x 10 in the teacher (timm/test_vit)",
+    ),
     ("resnet18", MOBILE, "mgd"): (
         {},
         "layer4 of the teacher (timm/mobilenetv3_small_050) has none. This pair fits projector, gram",

@@ -34,7 +34,9 @@ class Net(nn.Module):
     def __init__(self, widths, size=1.0):
         super().__init__()
         self.norm, self.size = nn.BatchNorm2d(3), size
-        self.layers = nn.ModuleDict({f"layer{stage}": nn.Conv2d(3, width, 1) for stage, width in widths.items()})
+        self.layers = nn.ModuleDict(
+            {f"layer{stage}": nn.Conv2d(3, width, 1) for stage, width in widths.items()}
+        )
 
     def forward(self, images):
         return {name: self.size * layer(self.norm(images)) for name, layer in self.layers.items()}
@@ -90,9 +92,13 @@ def training(folder, rank=0, size=1, reducer="amp", student_size=1.0, **options)
     distiller = object.__new__(MGD)  # whose stages are those of no ResNet
     distiller.config = Config(image_size=SIDE, workers=0, **options)
     distiller.module = MGDistiller(CHANNELS, reducer, factor=123.0).train()
-    framework = SimpleNamespace(encoder=nets[0].train(), reference=math.log(100), reference_text="ln(100)")
+    framework = SimpleNamespace(
+        encoder=nets[0].train(), reference=math.log(100), reference_text="ln(100)"
+    )
     teacher = SimpleNamespace(net=nets[1].eval())
-    return distiller, Networks(StandIn(rank, size), scan(str(folder), "train", max_bad=5), framework, teacher)
+    return distiller, Networks(
+        StandIn(rank, size), scan(str(folder), "train", max_bad=5), framework, teacher
+    )
 
 
 def set_factor(distiller, networks, share):
@@ -109,7 +115,9 @@ def plainly(distiller, networks, batches):
     student = networks.framework.encoder.train(distiller.batch_statistics)
     losses = []
     for number, batch in enumerate(batches):
-        pixels = torch.stack([CentreView(SIDE)(networks.images.read(int(index))[0]) for index in batch])
+        pixels = torch.stack(
+            [CentreView(SIDE)(networks.images.read(int(index))[0]) for index in batch]
+        )
         s, t = student(normalize(pixels)), teacher(normalize(pixels))
         drop = torch.Generator().manual_seed(torch_seed(0, "drop", epoch=0, step=number))
         distiller = MGDistiller(CHANNELS, reducer, factor=1.0)
@@ -141,7 +149,12 @@ def test_the_factor_makes_the_measured_loss_the_share_of_guessing(
     assert sum(raw) / batches / factor == pytest.approx(0.25 * math.log(100), rel=1e-6)
     [line], [record] = networks.run.log.lines, networks.run.log.records
     assert f"loss factor {factor:.6g}: the distillation loss of {batches * BATCH} images" in line
-    assert [record[name] for name in ("epoch", "step", "distiller", "loss_factor")] == [0, 0, "mgd", factor]
+    assert [record[name] for name in ("epoch", "step", "distiller", "loss_factor")] == [
+        0,
+        0,
+        "mgd",
+        factor,
+    ]
     assert record["raw_distillation"] == pytest.approx(sum(raw) / batches)
 
 
@@ -151,7 +164,12 @@ def test_workers_measure_what_one_would_each_batch_once(folder, reducer, size):
     """To the bit, and also where there are more workers than batches."""
     sample = list(range(BATCH * BATCHES))
     alone = loss_factor.measure(*training(folder, reducer=reducer), sample)
-    parts = torch.stack([loss_factor.measure(*training(folder, rank, size, reducer), sample) for rank in range(size)])
+    parts = torch.stack(
+        [
+            loss_factor.measure(*training(folder, rank, size, reducer), sample)
+            for rank in range(size)
+        ]
+    )
     assert (parts != 0).sum(0).tolist() == [1] * BATCHES
     assert torch.equal(parts.sum(0), alone) and torch.equal(parts.flip(0).sum(0), alone)
     assert len(set(alone.tolist())) == BATCHES
@@ -239,7 +257,9 @@ def test_a_loss_that_no_factor_scales_ends_the_run(folder, value, told):
         for stage in CHANNELS:
             distiller.module.get_submodule(f"bn{stage}").weight.data.zero_()
             distiller.module.get_submodule(f"bn{stage}").bias.data.fill_(-9.0)
-    with pytest.raises(RunError, match=rf"factor of --loss-share 0.5: .* loss over 12 images is {told};") as caught:
+    with pytest.raises(
+        RunError, match=rf"factor of --loss-share 0.5: .* loss over 12 images is {told};"
+    ) as caught:
         loss_factor.measure_factor(distiller, networks, 0.5)
     assert caught.value.code == 1
     assert distiller.factor.item() == 123.0

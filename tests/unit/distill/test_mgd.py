@@ -28,14 +28,25 @@ IMAGES, BATCH = 10, 3
 
 
 def build(widths=TEACHER, **options):
-    options = {"mgd_stages": [1, 4], "loss_share": 0.0, "loss_factor": 10.0, "teacher": "t.pth", **options}
+    options = {
+        "mgd_stages": [1, 4],
+        "loss_share": 0.0,
+        "loss_factor": 10.0,
+        "teacher": "t.pth",
+        **options,
+    }
     norms = {stage: nn.BatchNorm2d(T) for stage, T in widths.items()}
-    return MGD(Config(**options), WIDTHS, SimpleNamespace(norms=norms, widths=widths, shown="a net"))
+    return MGD(
+        Config(**options), WIDTHS, SimpleNamespace(norms=norms, widths=widths, shown="a net")
+    )
 
 
 def features(widths, images=IMAGES, seed=0):
     random = torch.Generator().manual_seed(seed)
-    return {f"layer{i}": torch.randn(images, C, 6 - i, 6 - i, generator=random) for i, C in widths.items()}
+    return {
+        f"layer{i}": torch.randn(images, C, 6 - i, 6 - i, generator=random)
+        for i, C in widths.items()
+    }
 
 
 def student(images=IMAGES):
@@ -58,9 +69,16 @@ def test_without_the_options_there_are_no_further_tensors():
 
 def test_with_the_options_there_are_these_tensors_too():
     distiller = build(mgd_correction=True, mgd_pooled=2.0)
-    added = {"correction1.weight", "correction4.weight", "pooled.matching", *(f"pooled.bn.{name}" for name in NORM)}
+    added = {
+        "correction1.weight",
+        "correction4.weight",
+        "pooled.matching",
+        *(f"pooled.bn.{name}" for name in NORM),
+    }
     assert set(distiller.module.state_dict()) == PLAIN | added
-    assert {"correction1", "correction4", "pooled/weight", "pooled/running_var"} <= set(distiller.histograms())
+    assert {"correction1", "correction4", "pooled/weight", "pooled/running_var"} <= set(
+        distiller.histograms()
+    )
 
 
 def test_a_new_run_with_a_correction_begins_with_the_same_bytes():
@@ -79,7 +97,9 @@ def test_the_pooled_loss_is_added_by_its_weight():
         expected = plain.loss(student(), plain.targets(teacher(), torch.Generator()))
         pooled = copy.deepcopy(distiller.pooled)
         distance = pooled(student()["layer4"], pooled.target(teacher()["layer4"]))
-        torch.testing.assert_close(found, expected + 3.0 * distance / (IMAGES * 10.0), rtol=1e-5, atol=0)
+        torch.testing.assert_close(
+            found, expected + 3.0 * distance / (IMAGES * 10.0), rtol=1e-5, atol=0
+        )
         assert found.dtype == torch.float32
 
 
@@ -143,7 +163,9 @@ def networks(monkeypatch):
     """Networks of IMAGES images. Batches are by number, every N-th for each worker."""
 
     def crops(images, sample, batch, config, run, what):
-        batches = [torch.tensor(sample[first : first + BATCH]) for first in range(0, len(sample), BATCH)]
+        batches = [
+            torch.tensor(sample[first : first + BATCH]) for first in range(0, len(sample), BATCH)
+        ]
         return [(numbers, None) for numbers in batches[run.rank :: run.size]]
 
     monkeypatch.setattr(module, "centre_crops", crops)
@@ -170,10 +192,17 @@ def test_a_refresh_solves_corrected_and_pooled_features(networks):
     assert set(change.state) == {"matching1", "matching4", "pooled.matching"}
     s, t = student(), teacher()
     for stage in (1, 4):
-        maps, W = s[f"layer{stage}"], distiller.module.get_parameter(f"correction{stage}.weight").detach()
+        maps, W = (
+            s[f"layer{stage}"],
+            distiller.module.get_parameter(f"correction{stage}.weight").detach(),
+        )
         moved = maps + torch.einsum("ac,bchw->bahw", W[:, :, 0, 0], maps)
-        assert torch.equal(change.state[f"matching{stage}"], assign(channel_cost(moved, t[f"layer{stage}"])))
-    assert torch.equal(change.state["pooled.matching"], assign(pooled_cost(pooled_sums(s["layer4"], t["layer4"]))))
+        assert torch.equal(
+            change.state[f"matching{stage}"], assign(channel_cost(moved, t[f"layer{stage}"]))
+        )
+    assert torch.equal(
+        change.state["pooled.matching"], assign(pooled_cost(pooled_sums(s["layer4"], t["layer4"])))
+    )
     change.record()
     distiller.apply(change)
     assert torch.equal(distiller.pooled.matching, change.state["pooled.matching"])
@@ -204,7 +233,9 @@ def test_pooled_features_that_are_not_finite_end_the_run(networks):
 
 
 def test_a_random_matching_of_pooled_features_is_drawn_from_the_seed():
-    one, other = (build(mgd_pooled=1.0, matching="random", seed=seed).pooled.matching for seed in (5, 6))
+    one, other = (
+        build(mgd_pooled=1.0, matching="random", seed=seed).pooled.matching for seed in (5, 6)
+    )
     expected = permutation(8, 5, "matching", sample=0)[:6].reshape(2, 3)
     assert torch.equal(one, torch.from_numpy(expected))
     assert not torch.equal(one, other)
@@ -218,4 +249,6 @@ def test_a_teacher_with_too_few_pooled_features_is_one_error():
     with pytest.raises(RunError) as error:
         build(TEACHER | {4: 2}, mgd_pooled=1.0, mgd_stages=[1])
     assert str(error.value).startswith("--teacher t.pth (a net) for -a resnet18")
-    assert str(error.value).endswith("pooled features: a teacher of 2 channels has too few for a student of 3")
+    assert str(error.value).endswith(
+        "pooled features: a teacher of 2 channels has too few for a student of 3"
+    )

@@ -69,11 +69,15 @@ def test_loss_and_gradients_are_those_of_a_loop_over_images(setting):
     assert loss.item() == pytest.approx(slow_loss(head, queue, maps, embeddings), rel=1e-5)
     check_gradient(student["layer4"], lambda value: slow_loss(head, queue, value, embeddings))
     for name, value in distiller.module.head.named_parameters():
-        check_gradient(value, lambda new, name=name: slow_loss(head | {name: new}, queue, maps, embeddings))
+        check_gradient(
+            value, lambda new, name=name: slow_loss(head | {name: new}, queue, maps, embeddings)
+        )
 
 
 @with_head
-def test_the_loss_of_the_teacher_s_own_embeddings_is_the_entropy_of_the_targets(setting, monkeypatch):
+def test_the_loss_of_the_teacher_s_own_embeddings_is_the_entropy_of_the_targets(
+    setting, monkeypatch
+):
     """With equal temperatures: the least that there is."""
     distiller = new(setting, similarity_t=0.2, similarity_teacher_t=0.2)
     targets = distiller.targets(theirs(2), None)
@@ -93,7 +97,10 @@ def test_the_factor_divides_the_mean_over_images(setting):
     student, teacher = features(S, 1), theirs(2)
     loss = one.loss(student, one.targets(teacher, None)).item()
     assert other.loss(student, other.targets(teacher, None)).item() == pytest.approx(loss / 4)
-    student, teacher = ({name: torch.cat([value] * 2) for name, value in each.items()} for each in (student, teacher))
+    student, teacher = (
+        {name: torch.cat([value] * 2) for name, value in each.items()}
+        for each in (student, teacher)
+    )
     assert one.loss(student, one.targets(teacher, None)).item() == pytest.approx(loss, rel=1e-5)
 
 
@@ -112,7 +119,9 @@ def test_the_queue_has_the_last_embeddings(setting):
         distiller.after_update(distiller.remembered(targets))
     last = torch.cat(seen)[-K:]
     first = 3 * B % K
-    assert torch.equal(queue.roll(-first, 1).T, last) and distiller.module.queue_ptr.tolist() == [first]
+    assert torch.equal(queue.roll(-first, 1).T, last) and distiller.module.queue_ptr.tolist() == [
+        first
+    ]
     state = distiller.module.state_dict()
     assert {"queue", "queue_ptr"} < state.keys()
 
@@ -153,7 +162,10 @@ def test_a_setting_has_its_published_values_unless_others_are_given():
         assert distiller.module.queue.shape == (dim, published.k)
         assert (distiller.t, distiller.teacher_t) == (published.t, published.teacher_t)
         assert (new(setting).t, new(setting).teacher_t) == (0.3, 0.1)
-    shapes = [tuple(value.shape) for value in build("similarity", similarity="seed").module.head.parameters()]
+    shapes = [
+        tuple(value.shape)
+        for value in build("similarity", similarity="seed").module.head.parameters()
+    ]
     assert shapes == [(2048, S), (2048,), (HEAD, 2048), (HEAD,)]
 
 
@@ -185,7 +197,12 @@ def test_the_preset_of_compress_is_the_published_recipe():
 def test_the_preset_is_the_published_recipe():
     config = read_config(["DIR", "--config", "seed"])
     assert (config.framework, config.distill, config.similarity) == ("none", ["similarity"], "seed")
-    assert (config.lr, config.batch_size, config.epochs, config.warmup_epochs) == (0.03, 256, 200, 5)
+    assert (config.lr, config.batch_size, config.epochs, config.warmup_epochs) == (
+        0.03,
+        256,
+        200,
+        5,
+    )
     assert config.cos and config.aug_plus and not config.weak_views
     assert given(config) == (65536, 0.2, 0.01)
     assert (config.loss_share, config.loss_factor) == (0, 1)

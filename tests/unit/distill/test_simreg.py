@@ -34,13 +34,19 @@ def test_loss_and_gradients_are_those_of_a_loop_over_images():
     student, teacher = features(S, 1), features(T, 2)
     loss = distiller.loss(student, distiller.targets(teacher, None))
     loss.backward()
-    head = {name.removeprefix("head."): array(value) for name, value in distiller.module.state_dict().items()}
+    head = {
+        name.removeprefix("head."): array(value)
+        for name, value in distiller.module.state_dict().items()
+    }
     maps = array(teacher["layer4"])
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(slow_loss(head, array(student["layer4"]), maps), rel=1e-5)
     check_gradient(student["layer4"], lambda value: slow_loss(head, value, maps))
     for name, value in distiller.module.get_submodule("head").named_parameters():
-        check_gradient(value, lambda new, name=name: slow_loss(head | {name: new}, array(student["layer4"]), maps))
+        check_gradient(
+            value,
+            lambda new, name=name: slow_loss(head | {name: new}, array(student["layer4"]), maps),
+        )
 
 
 def test_the_factor_divides_the_mean_over_images():
@@ -50,7 +56,9 @@ def test_the_factor_divides_the_mean_over_images():
     loss = one.loss(student, one.targets(teacher, None)).item()
     assert other.loss(student, other.targets(teacher, None)).item() == pytest.approx(loss / 4)
     doubled = [{"layer4": torch.cat([each["layer4"]] * 2)} for each in (student, teacher)]
-    assert one.loss(doubled[0], one.targets(doubled[1], None)).item() == pytest.approx(loss, rel=1e-5)
+    assert one.loss(doubled[0], one.targets(doubled[1], None)).item() == pytest.approx(
+        loss, rel=1e-5
+    )
 
 
 def test_a_teacher_that_is_silent_for_an_image_gives_no_gradient_that_is_not_finite():
@@ -74,6 +82,11 @@ def test_the_head_s_layers_have_their_widths(head_width, hidden):
 def test_the_preset_is_the_published_recipe():
     config = read_config(["DIR", "--config", "simreg"])
     assert (config.framework, config.distill) == ("none", ["simreg"])
-    assert (config.lr, config.batch_size, config.epochs, config.weight_decay) == (0.05, 256, 130, 1e-4)
+    assert (config.lr, config.batch_size, config.epochs, config.weight_decay) == (
+        0.05,
+        256,
+        130,
+        1e-4,
+    )
     assert config.cos and config.weak_views and config.crop_min == 0.2 and config.warmup_epochs == 0
     assert (config.loss_share, config.loss_factor) == (0, 1)

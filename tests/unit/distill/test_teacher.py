@@ -25,7 +25,13 @@ RUN = SimpleNamespace(
 
 def normed():
     """A head of lightly's, with batch norm."""
-    return nn.ModuleDict({"layers": nn.Sequential(nn.Linear(C, 9, bias=False), nn.BatchNorm1d(9), nn.ReLU(), nn.Linear(9, DIM))})
+    return nn.ModuleDict(
+        {
+            "layers": nn.Sequential(
+                nn.Linear(C, 9, bias=False), nn.BatchNorm1d(9), nn.ReLU(), nn.Linear(9, DIM)
+            )
+        }
+    )
 
 
 HEADS = {  # prefix of the network and of the head, and the head
@@ -46,12 +52,18 @@ def shaken(head):
     """A head whose tensors are all at random, variances above 0."""
     for name, value in head.state_dict().items():
         if value.is_floating_point():
-            value.copy_(torch.rand(value.shape) + 0.1 if "var" in name else torch.randn(value.shape))
+            value.copy_(
+                torch.rand(value.shape) + 0.1 if "var" in name else torch.randn(value.shape)
+            )
     return head.eval()
 
 
 def write(path, net, prefix, start="", head=None):
-    body = {prefix + name: value for name, value in net.state_dict().items() if not name.startswith("fc.")}
+    body = {
+        prefix + name: value
+        for name, value in net.state_dict().items()
+        if not name.startswith("fc.")
+    }
     own = {start + name: value for name, value in (head or {}).items()}
     torch.save({"state_dict": body | own}, path)
     return str(path)
@@ -87,7 +99,9 @@ def test_without_need_the_head_is_left_out(tmp_path, net):
     prefix, start, make = HEADS["moco"]
     paths = [write(tmp_path / str(n), net, prefix, start, make().state_dict()) for n in range(2)]
     without, with_head = ([load(path, needs) for path in paths] for needs in (False, True))
-    assert list(without[0].net(torch.zeros(1, 3, 16, 16))) == ["layer4"] and without[0].head_dim == 0
+    assert (
+        list(without[0].net(torch.zeros(1, 3, 16, 16))) == ["layer4"] and without[0].head_dim == 0
+    )
     assert without[0].digest == without[1].digest
     assert len({teacher.digest for teacher in (*without, *with_head)}) == 3
 
@@ -135,9 +149,18 @@ REFUSED = {
     "narrow": (nn.Linear(C - 1, DIM).state_dict(), "(linear 127-7) cannot be used"),
     "nan": ({"weight": nan}, "weight has values that are not finite"),
     "integers": ({"weight": torch.ones(DIM, C).long()}, "weight is torch.int64, expected floats"),
-    "unknown": ({"mlp.0.weight": torch.ones(DIM, C)}, "mlp.0.weight belongs to no linear layer or batch norm"),
-    "convolution": ({"0.weight": torch.ones(DIM, C), "1.weight": torch.ones(DIM, DIM, 1)}, "belong to no linear layer"),
-    "surplus": ({"weight": torch.ones(DIM, C), "scale": torch.ones(1)}, 'Unexpected key(s) in state_dict: "scale"'),
+    "unknown": (
+        {"mlp.0.weight": torch.ones(DIM, C)},
+        "mlp.0.weight belongs to no linear layer or batch norm",
+    ),
+    "convolution": (
+        {"0.weight": torch.ones(DIM, C), "1.weight": torch.ones(DIM, DIM, 1)},
+        "belong to no linear layer",
+    ),
+    "surplus": (
+        {"weight": torch.ones(DIM, C), "scale": torch.ones(1)},
+        'Unexpected key(s) in state_dict: "scale"',
+    ),
     "bias": ({"weight": torch.ones(DIM, C), "bias": torch.ones(3)}, "size mismatch for bias"),
 }
 
@@ -148,7 +171,10 @@ def test_a_head_that_is_missing_or_unknown_is_one_line(tmp_path, net, case):
     path = write(tmp_path / "teacher", net, "module.encoder_q.", "module.encoder_q.fc.", head)
     message = refused(load, path)
     assert message.startswith(f"--teacher {path}: ") and cause in message
-    assert "expected linear layers, batch norms and ReLUs" in message and "distillers that need no head" in message
+    assert (
+        "expected linear layers, batch norms and ReLUs" in message
+        and "distillers that need no head" in message
+    )
     load(path, needs_head=False)
 
 
@@ -161,7 +187,11 @@ def test_weights_stored_in_bf16_give_the_bytes_that_autocast_gives(net, tmp_path
     nets = [load_teacher(each, [1, 4], True, RUN).net for each in given]
     with torch.autocast("cpu", torch.bfloat16):
         plain, stored = (each(images) for each in nets)
-    assert plain.keys() == stored.keys() and all(torch.equal(plain[name], stored[name]) for name in plain)
+    assert plain.keys() == stored.keys() and all(
+        torch.equal(plain[name], stored[name]) for name in plain
+    )
     for each in nets[1].modules():
         if isinstance(each, nn.Conv2d | nn.Linear | nn.BatchNorm1d) and each.weight is not None:
-            assert each.weight.dtype == (torch.float32 if isinstance(each, nn.BatchNorm1d) else torch.bfloat16)
+            assert each.weight.dtype == (
+                torch.float32 if isinstance(each, nn.BatchNorm1d) else torch.bfloat16
+            )

@@ -101,7 +101,9 @@ def test_malloc_returns_freed_memory_again(tmp_path, end):
     """In a process of its own: in one with a used heap, the freed blocks are not at its end."""
     program = [sys.executable, "-c", MEMORY, str(tmp_path / "run"), end]
     path = os.pathsep.join(sys.path)
-    done = subprocess.run(program, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+    done = subprocess.run(
+        program, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}
+    )
     assert done.returncode == 0, done.stderr
     within, after = (int(line) for line in done.stdout.split()[-2:])
     largest = 2**27  # bytes; malloc keeps half of it

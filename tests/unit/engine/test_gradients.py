@@ -13,7 +13,9 @@ from job.networks import build_resnet
 
 def network():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 30), nn.Tanh(), nn.Linear(30, 2))
+    return nn.Sequential(
+        nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 30), nn.Tanh(), nn.Linear(30, 2)
+    )
 
 
 def loss(net, seed=1):
@@ -32,14 +34,21 @@ def test_gradients_of_one_worker_are_autograd_s():
         loss(net, seed).backward()
         gradients.wait()
         expected = by_autograd(net, loss(net, seed))
-        assert all(torch.equal(value.grad, other) for value, other in zip(net.parameters(), expected, strict=True))
-        torch.testing.assert_close(gradients.norm(), torch.cat([value.flatten() for value in expected]).norm())
+        assert all(
+            torch.equal(value.grad, other)
+            for value, other in zip(net.parameters(), expected, strict=True)
+        )
+        torch.testing.assert_close(
+            gradients.norm(), torch.cat([value.flatten() for value in expected]).norm()
+        )
 
 
 def test_the_backward_passes_of_a_step_add_up_and_travel_once(monkeypatch):
     net, sent = network(), []
     send = comm.begin_sum_
-    monkeypatch.setattr(comm, "begin_sum_", lambda tensor, name: sent.append(name) or send(tensor, name))
+    monkeypatch.setattr(
+        comm, "begin_sum_", lambda tensor, name: sent.append(name) or send(tensor, name)
+    )
     gradients = Gradients(net.named_parameters(), passes=3)
     gradients.clear()
     for seed in range(3):
@@ -83,7 +92,11 @@ def test_gradients_that_are_not_finite_are_named_in_the_order_of_the_backward_pa
     loss(net).backward()
     gradients.wait()
     assert gradients.beyond() == []
-    for name, value in (("0.weight", math.nan), ("2.bias", math.inf), ("4.weight", 1e30)):  # whose square is not a float32
+    for name, value in (
+        ("0.weight", math.nan),
+        ("2.bias", math.inf),
+        ("4.weight", 1e30),
+    ):  # whose square is not a float32
         net.get_parameter(name).grad[0] = value
     assert gradients.beyond() == ["4.weight", "2.bias", "0.weight"]
 

@@ -8,10 +8,22 @@ CPU = torch.device("cpu")
 
 
 def test_numbers_keep_names_order_and_all_digits():
-    values = {"loss": torch.tensor(0.1), "stop": True, "rate": 0.1, "count": 2**40 + 1, "large": torch.tensor(2**53 - 1)}
+    values = {
+        "loss": torch.tensor(0.1),
+        "stop": True,
+        "rate": 0.1,
+        "count": 2**40 + 1,
+        "large": torch.tensor(2**53 - 1),
+    }
     found = totals(values, CPU)
     assert list(found) == list(values)
-    expected = {"loss": torch.tensor(0.1).item(), "stop": 1.0, "rate": 0.1, "count": 2.0**40 + 1, "large": 2.0**53 - 1}
+    expected = {
+        "loss": torch.tensor(0.1).item(),
+        "stop": 1.0,
+        "rate": 0.1,
+        "count": 2.0**40 + 1,
+        "large": 2.0**53 - 1,
+    }
     assert found == expected
 
 

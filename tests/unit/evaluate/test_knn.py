@@ -14,7 +14,9 @@ def slow_predictions(bank, bank_labels, features, k, temperature):
     """One image after the other, one vote after the other."""
     predicted = []
     for feature in features.tolist():
-        cosines = [sum(a * b for a, b in zip(feature, other, strict=True)) for other in bank.tolist()]
+        cosines = [
+            sum(a * b for a, b in zip(feature, other, strict=True)) for other in bank.tolist()
+        ]
         votes = {}
         for place in sorted(range(len(cosines)), key=lambda place: -cosines[place])[:k]:
             voted = int(bank_labels[place])
@@ -49,7 +51,10 @@ def test_predictions_are_those_of_a_slow_loop(monkeypatch, n, m, classes, k, tem
 
 def test_the_nearest_weigh_more(monkeypatch):
     """One vote of cosine 1 against two of 0.5: at a low temperature the one wins, at a high one the two."""
-    bank, labels = torch.tensor([[1.0, 0.0], [0.5, 0.75**0.5], [0.5, -(0.75**0.5)]]), torch.tensor([0, 1, 1])
+    bank, labels = (
+        torch.tensor([[1.0, 0.0], [0.5, 0.75**0.5], [0.5, -(0.75**0.5)]]),
+        torch.tensor([0, 1, 1]),
+    )
     assert predictions(bank, labels, bank[:1], k=3).tolist() == [0]
     monkeypatch.setattr(knn, "TEMPERATURE", 10.0)
     assert predictions(bank, labels, bank[:1], k=3).tolist() == [1]
@@ -76,10 +81,15 @@ def test_keys_order_as_cosines_do_and_give_them_back():
     labels = torch.arange(9) * 1000
     keys = to_keys(cosines, labels)
     assert torch.equal(keys.sort().values, keys)
-    assert all(torch.equal(*pair) for pair in zip(from_keys(keys), (cosines, labels[None]), strict=True))
+    assert all(
+        torch.equal(*pair) for pair in zip(from_keys(keys), (cosines, labels[None]), strict=True)
+    )
 
 
-@pytest.mark.parametrize(("m", "size", "expected"), [(7, 3, [3, 2, 2]), (2, 4, [1, 1, 0, 0]), (8, 2, [4, 4]), (5, 1, [5])])
+@pytest.mark.parametrize(
+    ("m", "size", "expected"),
+    [(7, 3, [3, 2, 2]), (2, 4, [1, 1, 0, 0]), (8, 2, [4, 4]), (5, 1, [5])],
+)
 def test_each_image_is_counted_by_one_worker(m, size, expected):
     assert shares(m, size) == expected
 
@@ -97,7 +107,10 @@ def bank_of(*sizes, unlabelled=0):
         (bank_of(10, 10, 9), 9),
         (bank_of(300, 300), 200),
         (bank_of(1280, 500, 120, 5, 1), 200),
-        (bank_of(300, 60, 20, 5, 1), 77),  # a long tail: the smallest class would give 1, the largest 200
+        (
+            bank_of(300, 60, 20, 5, 1),
+            77,
+        ),  # a long tail: the smallest class would give 1, the largest 200
         (bank_of(30, 0, 0, 30), 30),  # classes without images do not count
         (bank_of(20, 20, unlabelled=1000), 20),
         (bank_of(1, 1), 1),

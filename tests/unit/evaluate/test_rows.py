@@ -82,8 +82,19 @@ def test_rows_that_differ_from_their_checksum_are_computed_again(folder):
 @pytest.mark.parametrize(
     "line",
     [
-        *("", "{}", "[]", "null", '{"end": 1}', '{"end": "a", "crc32": 0, "undecodable": []}', "\xff"),
-        *('{"end": 2, "crc32": 0, "undecodable": []}', f'{{"end": {10**30}, "crc32": 0, "undecodable": []}}'),
+        *(
+            "",
+            "{}",
+            "[]",
+            "null",
+            '{"end": 1}',
+            '{"end": "a", "crc32": 0, "undecodable": []}',
+            "\xff",
+        ),
+        *(
+            '{"end": 2, "crc32": 0, "undecodable": []}',
+            f'{{"end": {10**30}, "crc32": 0, "undecodable": []}}',
+        ),
         *(
             f'{{"end": 3, "crc32": 0, "undecodable": {found}}}'
             for found in (

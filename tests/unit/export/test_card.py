@@ -30,16 +30,44 @@ from job.frameworks.moco import build_moco
 
 HOME = "/home/somebody"
 SIZE = 32
-VALUES = dict(data=f"{HOME}/birds/", out=f"{HOME}/runs/mine", teacher=f"{HOME}/big.pth.tar", arch="resnet18", mlp=True)
-VALUES |= dict(image_size=SIZE, epochs=20, batch_size=64, seed=7, loss_share=0.0, loss_factor=300.0, mgd_stages=[3, 4])
-START = dict(kind="start", time=1.0, epoch=0, step=0, workers=2, nodes=1, images=3786, labelled=0, steps_an_epoch=59)
+VALUES = dict(
+    data=f"{HOME}/birds/",
+    out=f"{HOME}/runs/mine",
+    teacher=f"{HOME}/big.pth.tar",
+    arch="resnet18",
+    mlp=True,
+)
+VALUES |= dict(
+    image_size=SIZE,
+    epochs=20,
+    batch_size=64,
+    seed=7,
+    loss_share=0.0,
+    loss_factor=300.0,
+    mgd_stages=[3, 4],
+)
+START = dict(
+    kind="start",
+    time=1.0,
+    epoch=0,
+    step=0,
+    workers=2,
+    nodes=1,
+    images=3786,
+    labelled=0,
+    steps_an_epoch=59,
+)
 START |= dict(device="one GPU", versions="torch 1, horovod 2", losses=["contrastive"])
 KNN = dict(kind="knn", epoch=12, knn=85.256, knn_k=25, knn_images=500)
 VALIDATION = dict(kind="validation", epoch=98, val_top1=71.5, val_top5=90.25, val_images=480)
 
 
 def options(config):
-    return {name: value for name, value in dataclasses.asdict(config).items() if name not in ("config", "out", "resume")}
+    return {
+        name: value
+        for name, value in dataclasses.asdict(config).items()
+        if name not in ("config", "out", "resume")
+    }
 
 
 def write_records(folder, *records):
@@ -56,15 +84,38 @@ def made(tmp_path_factory):
         folder.with_name(name).mkdir()
     moco = build_moco(comm, "resnet18", K=64, mlp=True)
     config = Config(**VALUES)
-    content = {"epoch": 12, "step": 0, "arch": "resnet18", "workers": 2, "images": 3786, "teacher": "0123456789abcdef"}
-    content |= {"state_dict": {f"module.{name}": value for name, value in moco.state_dict().items() if "encoder_k" not in name}}
-    path = Checkpoints(str(folder), 3).save(content | {"optimizer": {}, "config": dataclasses.asdict(config), "mgd": {}})
+    content = {
+        "epoch": 12,
+        "step": 0,
+        "arch": "resnet18",
+        "workers": 2,
+        "images": 3786,
+        "teacher": "0123456789abcdef",
+    }
+    content |= {
+        "state_dict": {
+            f"module.{name}": value
+            for name, value in moco.state_dict().items()
+            if "encoder_k" not in name
+        }
+    }
+    path = Checkpoints(str(folder), 3).save(
+        content | {"optimizer": {}, "config": dataclasses.asdict(config), "mgd": {}}
+    )
     network, weights = read_network(path, "", None)
-    state = {f"module.{name}": value for name, value in moco.encoder_q.state_dict().items() if not name.startswith("fc.")}
+    state = {
+        f"module.{name}": value
+        for name, value in moco.encoder_q.state_dict().items()
+        if not name.startswith("fc.")
+    }
     state |= {f"module.fc.{name}": value for name, value in nn.Linear(512, 10).state_dict().items()}
     linear = {"pretrained": path, "data": f"{HOME}/other birds", "epochs": 100}
-    Checkpoints(f"{folder}-linear", 3).save(content | {"epoch": 100, "state_dict": state, "config": linear, "teacher": ""})
-    return SimpleNamespace(folder=folder, path=path, config=config, network=network, weights=weights, linear=linear)
+    Checkpoints(f"{folder}-linear", 3).save(
+        content | {"epoch": 100, "state_dict": state, "config": linear, "teacher": ""}
+    )
+    return SimpleNamespace(
+        folder=folder, path=path, config=config, network=network, weights=weights, linear=linear
+    )
 
 
 @pytest.fixture
@@ -76,20 +127,28 @@ def run(made, tmp_path):
         other = tmp_path / f"mine{kind}"
         other.mkdir(exist_ok=True)
         for path in made.folder.with_name(f"mine{kind}").iterdir():
-            os.symlink(os.readlink(path), other / path.name) if path.is_symlink() else os.link(path, other / path.name)
+            os.symlink(os.readlink(path), other / path.name) if path.is_symlink() else os.link(
+                path, other / path.name
+            )
     checkpoint = str(folder / "last.pth.tar")
     origin = describe_origin(checkpoint, made.network, made.weights)
 
     def card(weights=made.weights, network=made.network):
-        return write_card(network, weights, origin, checkpoint, "student.pth", "torchvision").decode()
+        return write_card(
+            network, weights, origin, checkpoint, "student.pth", "torchvision"
+        ).decode()
 
     teacher = dict(kind="teacher", time=1.0, arch="resnet50", path=VALUES["teacher"])
     step = dict(kind="step", steps=1, epoch=0, step=0, loss=1.0)
     records = [teacher, START | {"options": options(made.config)}, step, KNN]
     write_records(folder, *records)
     linear = dict(START, options=made.linear, images=3000)
-    write_records(tmp_path / "mine-linear", linear, VALIDATION, VALIDATION | {"epoch": 99, "val_top1": 71.125})
-    return SimpleNamespace(folder=folder, checkpoint=checkpoint, records=records, card=card, linear=linear)
+    write_records(
+        tmp_path / "mine-linear", linear, VALIDATION, VALIDATION | {"epoch": 99, "val_top1": 71.125}
+    )
+    return SimpleNamespace(
+        folder=folder, checkpoint=checkpoint, records=records, card=card, linear=linear
+    )
 
 
 def section(card, title):
@@ -112,7 +171,10 @@ def test_the_training_is_what_checkpoint_and_records_have(run):
         "- Device and versions: `one GPU`; `torch 1, horovod 2`",
     ]
     shown = [line.strip() for line in lines[blank:] if line.startswith("    ")]
-    assert "image_size: 32 (default: 224)" in shown and "mgd_stages: [3, 4] (default: [1, 2, 3, 4])" in shown
+    assert (
+        "image_size: 32 (default: 224)" in shown
+        and "mgd_stages: [3, 4] (default: [1, 2, 3, 4])" in shown
+    )
     assert shown[-1].startswith("horovodrun -np 2 python -m job.train birds ")
     assert not [line for line in shown if line.startswith(("out:", "arch:", "config:"))]
 
@@ -133,22 +195,35 @@ def knn_line(run, **more):
 
 
 def test_only_a_record_of_the_checkpoint_s_epoch_is_its_accuracy(made, run):
-    write_records(run.folder, *run.records[:-1], KNN | {"epoch": 10, "knn": 83.0}, KNN | {"epoch": 14})
-    assert knn_line(run) == "- k-NN, top-1: not measured (no record after 12 epochs; after 10 epochs 83.00 %)"
+    write_records(
+        run.folder, *run.records[:-1], KNN | {"epoch": 10, "knn": 83.0}, KNN | {"epoch": 14}
+    )
+    assert (
+        knn_line(run)
+        == "- k-NN, top-1: not measured (no record after 12 epochs; after 10 epochs 83.00 %)"
+    )
     write_records(run.folder, *run.records[:-1])
     assert knn_line(run) == "- k-NN, top-1: not measured (no record after 12 epochs)"
     write_records(run.folder, *run.records)
     within = dataclasses.replace(made.weights, run=made.weights.run | {"step": 5})
-    assert knn_line(run, weights=within) == "- k-NN, top-1: not measured (the checkpoint is from within an epoch)"
+    assert (
+        knn_line(run, weights=within)
+        == "- k-NN, top-1: not measured (the checkpoint is from within an epoch)"
+    )
     assert "- Epochs: 12 of 20, and 5 steps of the next" in run.card(within)
 
 
 @pytest.mark.parametrize("records", ["none", "another's"])
 def test_records_of_another_run_do_not_count(made, run, records):
     other = dataclasses.replace(made.config, seed=8)
-    write_records(run.folder, *([START | {"options": options(other)}, KNN] if records == "another's" else []))
+    write_records(
+        run.folder, *([START | {"options": options(other)}, KNN] if records == "another's" else [])
+    )
     card = run.card()
-    assert knn_line(run) == "- k-NN, top-1: not measured (no record of its run is beside the checkpoint)"
+    assert (
+        knn_line(run)
+        == "- k-NN, top-1: not measured (no record of its run is beside the checkpoint)"
+    )
     assert "85" not in "".join(section(card, "Accuracy"))
     assert "3,786 images; labels: not recorded" in card
     assert "- Teacher: a network from `big.pth.tar`, digest `0123456789abcdef`" in card
@@ -162,16 +237,21 @@ def test_options_without_effect_on_the_results_may_differ(made, run):
 
 
 @pytest.mark.parametrize(
-    ("labelled", "expected"), [(3786, "all with a label"), (17, "17 with a label"), (None, "labels: not recorded")]
+    ("labelled", "expected"),
+    [(3786, "all with a label"), (17, "17 with a label"), (None, "labels: not recorded")],
 )
 def test_labels_are_those_of_the_start(made, run, labelled, expected):
-    start = {name: value for name, value in START.items() if name != "labelled"} | {"options": options(made.config)}
+    start = {name: value for name, value in START.items() if name != "labelled"} | {
+        "options": options(made.config)
+    }
     write_records(run.folder, start | ({} if labelled is None else {"labelled": labelled}))
     assert f"; 3,786 images; {expected}" in run.card()
 
 
 def test_the_hint_of_a_run_without_labels_counts_too(made, run):
-    start = {name: value for name, value in START.items() if name != "labelled"} | {"options": options(made.config)}
+    start = {name: value for name, value in START.items() if name != "labelled"} | {
+        "options": options(made.config)
+    }
     write_records(run.folder, start, dict(kind="hint", time=1.0, id="unlabelled", text="x"))
     assert "3,786 images; none with a label" in run.card()
 
@@ -184,7 +264,9 @@ def test_a_linear_run_counts_for_its_own_weights_only(made, run):
     assert f"- linear classifier, top-1: not measured ({names['weights']})" in card
     (linear / "last.pth.tar").unlink()
     (linear / "last.pth.tar").write_bytes(b"no checkpoint")
-    assert "not measured (the run mine-linear has no checkpoint that can be compared: " in run.card()
+    assert (
+        "not measured (the run mine-linear has no checkpoint that can be compared: " in run.card()
+    )
     write_records(linear, run.linear)
     shutil.copy(made.folder.with_name("mine-linear") / "last.pth.tar", linear / "last.pth.tar")
     assert "not measured (the run mine-linear has no record of an accuracy)" in run.card()
@@ -195,10 +277,17 @@ def test_a_linear_run_counts_for_its_own_weights_only(made, run):
 def test_hubs_read_the_front_matter(run, tmp_path):
     (tmp_path / "student.md").write_text(run.card())
     data = ModelCard.load(tmp_path / "student.md").data
-    assert (data.license, data.library_name, data.pipeline_tag) == ("unknown", "timm", "image-feature-extraction")
+    assert (data.license, data.library_name, data.pipeline_tag) == (
+        "unknown",
+        "timm",
+        "image-feature-extraction",
+    )
     assert data.tags == ["self-supervised-learning", "moco", "knowledge-distillation", "mgd"]
     assert data.model_name == "student"
-    found = {(result.metric_name, result.dataset_name): result.metric_value for result in data.eval_results}
+    found = {
+        (result.metric_name, result.dataset_name): result.metric_value
+        for result in data.eval_results
+    }
     assert found == {
         ("k-NN, top-1 (%)", "birds"): 85.26,
         ("linear classifier, top-1 (%)", "other birds"): 71.12,
@@ -226,7 +315,9 @@ def test_other_people_s_files_have_a_card_without_a_training(tmp_path):
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "theirs.pth")
     export(str(tmp_path / "theirs.pth"), str(tmp_path / "x.safetensors"))
     card = (tmp_path / "x.md").read_text()
-    assert section(card, "Training") == ["How these weights were trained is not recorded in the checkpoint."]
+    assert section(card, "Training") == [
+        "How these weights were trained is not recorded in the checkpoint."
+    ]
     assert [line.split(" (")[0] for line in section(card, "Accuracy")] == [
         "- k-NN, top-1: not measured",
         "- linear classifier, top-1: not measured",
@@ -251,14 +342,24 @@ def test_any_name_stays_in_its_line(made, run, name):
 
 
 def test_options_that_another_program_calls_so_are_shown(made, run):
-    config = {"data": 1.5, "more_data": 5, "teacher": 3, "distill": None, "epochs": [2], 7: 8, "framework": None}
+    config = {
+        "data": 1.5,
+        "more_data": 5,
+        "teacher": 3,
+        "distill": None,
+        "epochs": [2],
+        7: 8,
+        "framework": None,
+    }
     weights = dataclasses.replace(made.weights, meta=made.weights.meta | {"config": config})
     card = run.card(weights)
     assert "- Images: `1.5`, `5`; " in card and "- Teacher: a network from `3`" in card
     assert "    7: 8 (default: None)" in card
 
 
-@pytest.mark.parametrize(("text", "expected"), [("a", "`a`"), ("a`b", "`` a`b ``"), ("``", "``` `` ```"), ("", "`  `")])
+@pytest.mark.parametrize(
+    ("text", "expected"), [("a", "`a`"), ("a`b", "`` a`b ``"), ("``", "``` `` ```"), ("", "`  `")]
+)
 def test_code_in_a_line(text, expected):
     assert code(text) == expected
 
@@ -285,9 +386,15 @@ def test_the_command_gives_the_same_options(line):
     found = command(dataclasses.asdict(config), 1)
     assert found.startswith("python -m job.train birds")
     again = read_config(shlex.split(found)[3:])
-    effects = {"config", "loss_factor" if config.loss_share else "", "schedule" if config.cos else ""}
+    effects = {
+        "config",
+        "loss_factor" if config.loss_share else "",
+        "schedule" if config.cos else "",
+    }
     effects |= {name for name in ("schedule", "loss_share") if not config.teacher}
-    differs = {name for name, value in dataclasses.asdict(config).items() if getattr(again, name) != value}
+    differs = {
+        name for name, value in dataclasses.asdict(config).items() if getattr(again, name) != value
+    }
     assert differs <= effects
 
 
@@ -297,7 +404,9 @@ def test_the_command_has_no_option_of_a_file_without_effect(option):
     assert command(config, 1) == "python -m job.train birds"
 
 
-@pytest.mark.parametrize("change", [{"later": 1}, {"epochs": "many"}, {"framework": "none at all"}, {"data": "-x"}])
+@pytest.mark.parametrize(
+    "change", [{"later": 1}, {"epochs": "many"}, {"framework": "none at all"}, {"data": "-x"}]
+)
 def test_options_of_another_version_have_no_command(made, run, change):
     config = dataclasses.asdict(made.config) | change
     assert command(config, 2) == ""
@@ -306,7 +415,9 @@ def test_options_of_another_version_have_no_command(made, run, change):
 
 
 def test_a_command_that_gives_other_options_is_left_out(made, monkeypatch):
-    monkeypatch.setattr(module, "read_config", lambda words: dataclasses.replace(made.config, seed=8))
+    monkeypatch.setattr(
+        module, "read_config", lambda words: dataclasses.replace(made.config, seed=8)
+    )
     assert command(dataclasses.asdict(made.config), 2) == ""
 
 
@@ -335,7 +446,10 @@ def test_the_code_of_the_card_runs(made, run, tmp_path, monkeypatch):
         net.fc = nn.Identity()
         with torch.no_grad():
             assert (net(images) - made.network.body(images)).abs().max() <= 1e-5
-    assert "get_cfg()" in blocks[3] and "cfg.merge_from_list(['MODEL.WEIGHTS', 'student.pkl'" in blocks[3]
+    assert (
+        "get_cfg()" in blocks[3]
+        and "cfg.merge_from_list(['MODEL.WEIGHTS', 'student.pkl'" in blocks[3]
+    )
     assert "onnxruntime.InferenceSession('student.onnx')" in blocks[4]
 
 
@@ -370,7 +484,10 @@ def test_no_card_leaves_it_out(run, tmp_path):
 def test_the_card_takes_no_other_file_s_name(run, tmp_path):
     with pytest.raises(RunError) as caught:
         export(run.checkpoint, str(tmp_path / "x.md"), "timm", force=True)
-    assert str(caught.value) == f"{tmp_path}/x.md: {tmp_path}/x.md is a file beside it; expected another name"
+    assert (
+        str(caught.value)
+        == f"{tmp_path}/x.md: {tmp_path}/x.md is a file beside it; expected another name"
+    )
     os.symlink(run.checkpoint, tmp_path / "y.md")
     with pytest.raises(RunError, match="expected another name"):
         export(run.checkpoint, str(tmp_path / "y.pth"), force=True)
@@ -383,7 +500,10 @@ def test_a_card_that_cannot_be_written_leaves_nothing(run, tmp_path):
     (folder / "x.md.new").mkdir()
     with pytest.raises(RunError) as caught:
         export(run.checkpoint, str(folder / "x.pth"), force=True)
-    assert str(caught.value) == f"cannot write {folder}/x.md: Is a directory" and caught.value.code == 1
+    assert (
+        str(caught.value) == f"cannot write {folder}/x.md: Is a directory"
+        and caught.value.code == 1
+    )
     assert sorted(os.listdir(folder)) == ["x.md", "x.md.new"]
 
 

@@ -26,7 +26,9 @@ def framework():
 
 def views(seed=0):
     """Views of 6 images, 2 x (6, 3, 16, 16) uint8, of which the second is the first one."""
-    images = torch.randint(0, 256, (6, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    images = torch.randint(
+        0, 256, (6, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
     return [images, images]
 
 
@@ -50,7 +52,10 @@ def test_accuracy_is_a_sum_of_percents_over_the_images(framework):
     """Both views are the same and no batch norm is shuffled: each query is nearest to its own key, of the same weights."""
     output = run(framework)
     assert output.metrics["accuracy"].item() == 100 * 6
-    assert framework.describe({"accuracy": output.metrics["accuracy"].item() / 6}) == "contrast accuracy 100.0 %"
+    assert (
+        framework.describe({"accuracy": output.metrics["accuracy"].item() / 6})
+        == "contrast accuracy 100.0 %"
+    )
     framework.module.queue[:] = -framework.module.queue
     framework.module.queue[:, :6] = output.embeddings.T.neg()
     with torch.no_grad():
@@ -72,9 +77,15 @@ def test_losses_metrics_and_embeddings_are_as_declared(framework):
     output = run(framework)
     assert tuple(output.losses) == framework.losses and tuple(output.metrics) == framework.metrics
     assert list(output.features) == ["layer4", "fc"] and output.others == ()
-    assert output.features["fc"].shape == (6, framework.head_dim) and output.features["fc"].requires_grad
+    assert (
+        output.features["fc"].shape == (6, framework.head_dim)
+        and output.features["fc"].requires_grad
+    )
     assert set(framework.signs(output)) == {"feature_std", "dead_layer4", "queue_rank"}
-    assert output.embeddings.norm(dim=1).tolist() == pytest.approx([1] * 6) and not output.embeddings.requires_grad
+    assert (
+        output.embeddings.norm(dim=1).tolist() == pytest.approx([1] * 6)
+        and not output.embeddings.requires_grad
+    )
 
 
 def test_the_key_view_passes_through_the_student_if_two_views_are_distilled(framework):

@@ -19,11 +19,27 @@ from job.position import Position
 from job.resume import SAVED, continues
 
 START = Position(0, 0)
-SENDERS = ("begin_sum_", "total", "highest", "begin_gather", "begin_exchange", "broadcast")  # their last argument is a name
+SENDERS = (
+    "begin_sum_",
+    "total",
+    "highest",
+    "begin_gather",
+    "begin_exchange",
+    "broadcast",
+)  # their last argument is a name
 
 
 def config(framework="none", **options):
-    return Config(framework=framework, arch="resnet18", stem="small", width=16, batch_size=4, moco_k=8, moco_dim=8, **options)
+    return Config(
+        framework=framework,
+        arch="resnet18",
+        stem="small",
+        width=16,
+        batch_size=4,
+        moco_k=8,
+        moco_dim=8,
+        **options,
+    )
 
 
 def new(name):
@@ -75,7 +91,10 @@ def test_the_student_is_all_that_is_trained_and_has_no_head():
 def test_every_parameter_gets_a_gradient_of_the_last_stage():
     framework = new("none")
     output = step(framework)
-    assert list(output.features) == ["layer3", "layer4"] and (output.losses, output.metrics) == ({}, {})
+    assert list(output.features) == ["layer3", "layer4"] and (output.losses, output.metrics) == (
+        {},
+        {},
+    )
     output.features["layer4"].square().sum().backward()
     assert all(value.grad is not None for value in framework.module.parameters())
 
@@ -110,7 +129,9 @@ def test_a_checkpoint_s_backbone_is_read_whole(tmp_path):
 
 
 def test_without_a_teacher_nothing_would_train():
-    with pytest.raises(RunError, match="^--framework none: nothing trains the student; expected a --teacher") as caught:
+    with pytest.raises(
+        RunError, match="^--framework none: nothing trains the student; expected a --teacher"
+    ) as caught:
         build(config(), None)
     assert caught.value.code == 2
 
@@ -128,7 +149,9 @@ def test_a_run_of_another_framework_is_not_continued(teacher):
     """Also if that had no teacher, without which there is no run of this one."""
     saved = dict.fromkeys(SAVED) | {"epoch": 1, "step": 0, "format": FORMAT}
     saved["config"] = dataclasses.asdict(config("moco", teacher=teacher))
-    with pytest.raises(RunError, match="^--framework none: the checkpoint of epoch 1, step 0 has moco, and cannot") as caught:
+    with pytest.raises(
+        RunError, match="^--framework none: the checkpoint of epoch 1, step 0 has moco, and cannot"
+    ) as caught:
         continues(saved, config(teacher="t.pth"), SimpleNamespace())
     assert caught.value.code == 2
 
@@ -138,7 +161,14 @@ def test_a_checkpoint_from_before_frameworks_could_be_chosen_is_one_of_moco():
     old = dataclasses.asdict(config("moco", teacher="t.pth"))
     for name in ("framework", "distill"):
         del old[name]
-    saved = dict.fromkeys(SAVED) | {"epoch": 1, "step": 0, "format": FORMAT, "config": old, "workers": 1, "images": 8}
+    saved = dict.fromkeys(SAVED) | {
+        "epoch": 1,
+        "step": 0,
+        "format": FORMAT,
+        "config": old,
+        "workers": 1,
+        "images": 8,
+    }
     lines = []
     run = SimpleNamespace(size=1, log=SimpleNamespace(line=lines.append))
     assert continues(saved, config("moco", teacher="t.pth"), run) is saved and lines == []

@@ -108,7 +108,10 @@ def test_features_are_those_of_the_views_that_are_distilled(mgd_views):
     assert framework.distilled_views == len(found) == mgd_views
     again = new()
     for view, features in zip(views(), found, strict=False):
-        assert list(features) == ["layer3", "layer4", "fc"] and features["fc"].shape[1] == framework.head_dim
+        assert (
+            list(features) == ["layer3", "layer4", "fc"]
+            and features["fc"].shape[1] == framework.head_dim
+        )
         assert torch.equal(features["layer4"], again.encoder(view)["layer4"])
 
 

@@ -33,7 +33,9 @@ def steps(training, number):
     images = torch.stack(images).permute(0, 3, 1, 2)  # (B, 3, 2 * SIDE, 2 * SIDE)
     random = torch.Generator().manual_seed(1)
     corners = torch.randint(SIDE, (number, 2, 2), generator=random).tolist()
-    train(training, [[images[..., y : y + SIDE, x : x + SIDE] for y, x in both] for both in corners])
+    train(
+        training, [[images[..., y : y + SIDE, x : x + SIDE] for y, x in both] for both in corners]
+    )
 
 
 def signs(training, queries):
@@ -93,7 +95,9 @@ def test_channels_that_never_fire_are_told(training):
 
 
 @pytest.mark.parametrize("directions", [1, 2, DIM])
-def test_the_rank_of_the_queue_is_the_number_of_directions_that_its_keys_take_alike(training, directions):
+def test_the_rank_of_the_queue_is_the_number_of_directions_that_its_keys_take_alike(
+    training, directions
+):
     training.framework.module.queue.copy_(torch.eye(DIM)[:, :directions].repeat(1, K // directions))
     assert math.isclose(signs(training, torch.eye(DIM))["queue_rank"], directions, rel_tol=1e-6)
 
@@ -102,7 +106,10 @@ def test_the_rank_of_the_queue_is_the_number_of_directions_that_its_keys_take_al
     ("features", "area"),
     [
         (torch.cat([torch.eye(8), -torch.eye(8)]), 9 / 16),  # all directions alike
-        (torch.cat([torch.eye(8), -torch.eye(8)]) @ torch.diag(torch.tensor([2.0] + 7 * [1.0])), 0.5),
+        (
+            torch.cat([torch.eye(8), -torch.eye(8)]) @ torch.diag(torch.tensor([2.0] + 7 * [1.0])),
+            0.5,
+        ),
         (torch.linspace(3, 4, 20)[:, None] * torch.ones(8), 1.0),  # a line
         (torch.ones(20, 8), 1.0),  # a point
     ],
@@ -120,5 +127,10 @@ def test_features_spread_over_the_sphere_have_deviation_one(training):
 
 
 def test_signs_are_told_in_words():
-    words = collapse.describe({"feature_std": 0.934, "queue_rank": 61.23, "dead_layer3": 0.0, "dead_layer4": 0.125})
-    assert words == "deviation 0.93 of 1, rank of the queue 61.2, dead channels 0 % of layer3, 12 % of layer4"
+    words = collapse.describe(
+        {"feature_std": 0.934, "queue_rank": 61.23, "dead_layer3": 0.0, "dead_layer4": 0.125}
+    )
+    assert (
+        words
+        == "deviation 0.93 of 1, rank of the queue 61.2, dead channels 0 % of layer3, 12 % of layer4"
+    )

@@ -24,7 +24,9 @@ def events(tmp_path):
     opened = []
 
     def start(place=(0, 0), every=1):
-        opened.append(Events(str(tmp_path), place, Count(STEPS), every, ["contrastive"], start.said.append))
+        opened.append(
+            Events(str(tmp_path), place, Count(STEPS), every, ["contrastive"], start.said.append)
+        )
         return opened[-1]
 
     start.said = []
@@ -35,7 +37,10 @@ def events(tmp_path):
 
 def shown(folder):
     """TensorBoard's reader of a run's events, that has read all."""
-    reader = EventAccumulator(str(folder / "tensorboard"), size_guidance=dict.fromkeys(("scalars", "histograms", "images"), 0))
+    reader = EventAccumulator(
+        str(folder / "tensorboard"),
+        size_guidance=dict.fromkeys(("scalars", "histograms", "images"), 0),
+    )
     return reader.Reload()
 
 
@@ -46,7 +51,13 @@ def scalars(folder, tag):
 
 def step(done, **more):
     """The record of a step: the `done`th, counted from 0."""
-    return {"steps": done + 1, "epoch": done // STEPS, "step": done % STEPS, "loss": 1 / (done + 1), **more}
+    return {
+        "steps": done + 1,
+        "epoch": done // STEPS,
+        "step": done % STEPS,
+        "loss": 1 / (done + 1),
+        **more,
+    }
 
 
 def test_numbers_are_shown_by_kind_under_their_own_names(tmp_path, events):
@@ -82,10 +93,16 @@ def test_two_distillers_have_tags_of_their_own(tmp_path, events):
         some.record({"kind": "refresh", **place, "stage": 4, "changed": number})
     found = {tag: scalars(tmp_path, tag) for tag in shown(tmp_path).Tags()["scalars"]}
     tags = ("other/{}/loss_factor", "refreshes/{}/layer4/changed")
-    assert found == {tag.format(name): [(4, number)] for number, name in enumerate(("one", "two")) for tag in tags}
+    assert found == {
+        tag.format(name): [(4, number)]
+        for number, name in enumerate(("one", "two"))
+        for tag in tags
+    }
 
 
-@pytest.mark.parametrize(("every", "found"), [(1, range(8)), (2, [1, 3, 5, 7]), (3, [2, 3, 6, 7]), (99, [3, 7])])
+@pytest.mark.parametrize(
+    ("every", "found"), [(1, range(8)), (2, [1, 3, 5, 7]), (3, [2, 3, 6, 7]), (99, [3, 7])]
+)
 def test_of_so_many_steps_one_is_shown_and_each_epoch_s_last(tmp_path, events, every, found):
     some = events(every=every)
     for done in range(8):
@@ -119,10 +136,14 @@ def test_a_resumed_run_shows_each_step_once_as_it_was_done_last(tmp_path, events
 
     go(events(), 0, 9, 1.0)
     go(events(divmod(resumed, STEPS)), resumed, 12, 2.0)
-    assert scalars(tmp_path, "steps/loss") == [(done, 1.0 if done < resumed else 2.0) for done in range(12)]
+    assert scalars(tmp_path, "steps/loss") == [
+        (done, 1.0 if done < resumed else 2.0) for done in range(12)
+    ]
     starts = [(0, 1.0), (4, 1.0 if resumed > 4 else 2.0), (8, 1.0 if resumed > 8 else 2.0)]
     assert scalars(tmp_path, "refreshes/layer1/changed") == starts
-    assert [(event.step, event.histogram_value.min) for event in shown(tmp_path).Histograms("margins")] == starts
+    assert [
+        (event.step, event.histogram_value.min) for event in shown(tmp_path).Histograms("margins")
+    ] == starts
     ends = [(done, 1.0 if done < resumed else 2.0) for done in (3, 7, 11)]
     assert scalars(tmp_path, "validation/val_top1") == ends
 
@@ -143,7 +164,11 @@ def test_a_histogram_has_all_values_but_those_that_are_no_numbers(tmp_path, even
     assert sorted(reader.Tags()["histograms"]) == ["margins", "one"]
     [event] = reader.Histograms("margins")
     assert event.step == STEPS
-    assert (event.histogram_value.num, event.histogram_value.min, event.histogram_value.max) == (3, -1, 2)
+    assert (event.histogram_value.num, event.histogram_value.min, event.histogram_value.max) == (
+        3,
+        -1,
+        2,
+    )
     assert sum(event.histogram_value.bucket) == 3
 
 
@@ -188,15 +213,22 @@ def test_a_disk_that_takes_no_more_is_said_once_and_what_was_written_is_shown(tm
 def test_without_the_package_there_is_one_line_and_no_folder(images, tmp_path, monkeypatch):
     """Its absence is that of a package that cannot be imported."""
     (tmp_path / "tensorboard").mkdir()
-    (tmp_path / "tensorboard" / "__init__.py").write_text("raise ModuleNotFoundError('no tensorboard')")
+    (tmp_path / "tensorboard" / "__init__.py").write_text(
+        "raise ModuleNotFoundError('no tensorboard')"
+    )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     small = [images, "--image-size", 32, "--batch-size", 8, "--moco-k", 8, "-j", 0, "--tensorboard"]
     [line] = errors_of("job.train", [[*small, "--out", tmp_path / "run"]])
-    assert "--tensorboard needs the package tensorboard" in line and "pip install '.[tensorboard]'" in line
+    assert (
+        "--tensorboard needs the package tensorboard" in line
+        and "pip install '.[tensorboard]'" in line
+    )
     assert not (tmp_path / "run").exists()
 
 
-def test_a_resumed_run_s_events_come_last_whatever_its_node_s_clock_says(tmp_path, events, monkeypatch):
+def test_a_resumed_run_s_events_come_last_whatever_its_node_s_clock_says(
+    tmp_path, events, monkeypatch
+):
     """Resumed on a node whose clock is a day behind, and again at the same moment."""
     now = time.time()
     for start, clock in ((0, now + 86400), (3, now), (5, now)):

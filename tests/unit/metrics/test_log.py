@@ -155,7 +155,9 @@ def run_through(log, first, last):
         if done % STEPS == 0:
             for stage in STAGES:
                 log.record("refresh", epoch=done // STEPS, step=0, stage=stage, changed=0.5)
-        log.record("step", steps=done + 1, epoch=done // STEPS, step=done % STEPS, loss=1 / (done + 1))
+        log.record(
+            "step", steps=done + 1, epoch=done // STEPS, step=done % STEPS, loss=1 / (done + 1)
+        )
 
 
 @pytest.fixture
@@ -167,12 +169,15 @@ def whole(tmp_path, opened):
 
 
 @pytest.mark.parametrize(
-    ("stopped", "resumed"), [(stopped, resumed) for stopped in range(1, 10) for resumed in range(1, stopped + 1)]
+    ("stopped", "resumed"),
+    [(stopped, resumed) for stopped in range(1, 10) for resumed in range(1, stopped + 1)],
 )
 def test_steps_that_are_done_again_are_in_the_metrics_once(tmp_path, opened, stopped, resumed):
     run_through(opened(tmp_path), 0, stopped)
     run_through(opened(tmp_path, start=divmod(resumed, STEPS)), resumed, 10)
-    assert [record["steps"] for record in metrics(tmp_path) if "loss" in record] == list(range(1, 11))
+    assert [record["steps"] for record in metrics(tmp_path) if "loss" in record] == list(
+        range(1, 11)
+    )
 
 
 @pytest.mark.parametrize("resumed", range(1, 9))
@@ -191,21 +196,42 @@ def test_records_of_processes_stay_at_a_resume(tmp_path, opened, kind, start):
     log.record("collapse", epoch=1, step=0, feature_std=0.5)
     log.close()
     opened(tmp_path, start)
-    assert [record["kind"] for record in metrics(tmp_path)] == [kind, "collapse"][: 1 + (start > (1, 0))]
+    assert [record["kind"] for record in metrics(tmp_path)] == [kind, "collapse"][
+        : 1 + (start > (1, 0))
+    ]
 
 
 @pytest.mark.parametrize("start", [(0, 0), (1, 2), (2, 0)])
-def test_records_of_unknown_kinds_stay_unless_their_position_is_computed_again(tmp_path, opened, start):
+def test_records_of_unknown_kinds_stay_unless_their_position_is_computed_again(
+    tmp_path, opened, start
+):
     """Those of a later version or of another tool."""
-    note, evicted, map = {"kind": "note", "by": "a tool"}, {"kind": "evicted", "epoch": 1}, {"epoch": 1, "step": 2, "map": 0.5}
-    records = [note, {"text": "no kind"}, evicted, map, {"kind": "later"} | map, {"kind": "odd", "epoch": [], "step": 0}]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    note, evicted, map = (
+        {"kind": "note", "by": "a tool"},
+        {"kind": "evicted", "epoch": 1},
+        {"epoch": 1, "step": 2, "map": 0.5},
+    )
+    records = [
+        note,
+        {"text": "no kind"},
+        evicted,
+        map,
+        {"kind": "later"} | map,
+        {"kind": "odd", "epoch": [], "step": 0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(json.dumps(record) + "\n" for record in records)
+    )
     opened(tmp_path, start)
-    assert metrics(tmp_path) == [record for record in records if start > (1, 2) or record.get("map") is None]
+    assert metrics(tmp_path) == [
+        record for record in records if start > (1, 2) or record.get("map") is None
+    ]
 
 
 def test_a_record_of_the_course_without_a_position_is_damaged(tmp_path, opened):
-    (tmp_path / "metrics.jsonl").write_text('{"kind": "step", "loss": 1.0}\n{"knn": 5.0, "epoch": 0}\n')
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"kind": "step", "loss": 1.0}\n{"knn": 5.0, "epoch": 0}\n'
+    )
     opened(tmp_path, (9, 0))
     assert metrics(tmp_path) == []
 
@@ -218,8 +244,14 @@ def test_records_without_kinds_of_an_earlier_version_are_dropped_alike(tmp_path,
         with open(tmp_path / "metrics.jsonl", "a") as file:
             file.write(json.dumps(record) + "\n")
     assert Log(True).open(str(tmp_path), (1, 2)) == 6
-    kept = [json.loads(line) for line in whole.splitlines() if (json.loads(line)["epoch"], json.loads(line)["step"]) < (1, 2)]
-    assert metrics(tmp_path) == [{name: value for name, value in record.items() if name != "kind"} for record in kept]
+    kept = [
+        json.loads(line)
+        for line in whole.splitlines()
+        if (json.loads(line)["epoch"], json.loads(line)["step"]) < (1, 2)
+    ]
+    assert metrics(tmp_path) == [
+        {name: value for name, value in record.items() if name != "kind"} for record in kept
+    ]
 
 
 def test_a_run_that_begins_anew_leaves_no_steps_of_one_that_saved_nothing(tmp_path, opened, whole):
@@ -252,7 +284,9 @@ def test_epochs_of_another_number_of_steps_stay(tmp_path, opened):
         log.record("step", steps=step + 1, epoch=0, step=step)
     log.close()
     opened(tmp_path, start=(1, 0)).record("step", steps=3, epoch=1, step=0)
-    assert [(record["epoch"], record["step"]) for record in metrics(tmp_path)] == [(0, step) for step in range(8)] + [(1, 0)]
+    assert [(record["epoch"], record["step"]) for record in metrics(tmp_path)] == [
+        (0, step) for step in range(8)
+    ] + [(1, 0)]
 
 
 def test_metrics_are_rewritten_by_one_rename(tmp_path, opened, monkeypatch):
@@ -269,9 +303,12 @@ def test_metrics_are_rewritten_by_one_rename(tmp_path, opened, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("total", "every", "told"), [(10, 3, [3, 6, 9, 10]), (10, 5, [5, 10]), (2, 100, [2]), (3, 1, [1, 2, 3]), (1, 1, [1])]
+    ("total", "every", "told"),
+    [(10, 3, [3, 6, 9, 10]), (10, 5, [5, 10]), (2, 100, [2]), (3, 1, [1, 2, 3]), (1, 1, [1])],
 )
-def test_without_a_terminal_progress_is_a_line_every_so_many_steps_and_at_the_end(tmp_path, opened, capsys, total, every, told):
+def test_without_a_terminal_progress_is_a_line_every_so_many_steps_and_at_the_end(
+    tmp_path, opened, capsys, total, every, told
+):
     log = opened(tmp_path)
     for done in range(1, total + 1):
         log.progress(f"step {done}", done, total, every)
@@ -355,7 +392,9 @@ def test_a_screen_that_vanishes_ends_nothing(tmp_path, screen):
     """As the terminal of a session that breaks off, or the pipe to a launcher that is killed."""
     mine, its = pty.openpty() if screen == "terminal" else os.pipe()
     command = [sys.executable, "-c", GONE, tmp_path]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=its, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=its, stderr=subprocess.PIPE, text=True
+    )
     os.close(its)
     assert process.stderr.readline() == "ready\n"
     os.close(mine)
@@ -365,4 +404,6 @@ def test_a_screen_that_vanishes_ends_nothing(tmp_path, screen):
     assert (warning["kind"], warning["id"]) == ("warning", "standard_output")
     assert problem in warning["text"] and f"{tmp_path}/log.txt" in warning["text"]
     assert (process.returncode, errors) == (0, f"warning: {warning['text']}\n")
-    assert lines(tmp_path).count(f"warning: {warning['text']}") == 1 and lines(tmp_path)[-1] == "saved"
+    assert (
+        lines(tmp_path).count(f"warning: {warning['text']}") == 1 and lines(tmp_path)[-1] == "saved"
+    )

@@ -29,7 +29,11 @@ STEPS = 4
 def step(name, number=0):
     """The record of a step, as `job.train` writes it."""
     distillation = 0.0 if name == "no teacher" else 6.0
-    losses = NAMES[name] | {"distillation": distillation} | ({"one": 2.0, "two": 4.0} if name == "toy" else {})
+    losses = (
+        NAMES[name]
+        | {"distillation": distillation}
+        | ({"one": 2.0, "two": 4.0} if name == "toy" else {})
+    )
     total = sum(NAMES[name].values()) + distillation
     place = {"steps": number + 1, "epoch": 0, "step": number}
     speed = {"lr": 0.1, "images_per_s": 20.0, "data_wait": 0.1}
@@ -44,9 +48,19 @@ def write_run(folder, name):
     options = {"arch": "resnet18", "epochs": 1, "batch_size": 10, "moco_k": 64}
     (folder / "config.yaml").write_text(json.dumps(options))
     lines = [step(name, number) for number in range(STEPS)] + [signs]
-    start = {"time": 1.8e9, "epoch": 0, "step": 0, "options": options, "workers": 1, "nodes": 1, "images": 40}
+    start = {
+        "time": 1.8e9,
+        "epoch": 0,
+        "step": 0,
+        "options": options,
+        "workers": 1,
+        "nodes": 1,
+        "images": 40,
+    }
     start |= {"kind": "start", "steps_an_epoch": STEPS, "losses": list(NAMES[name])}
-    knn = {"kind": "knn", "epoch": 1, "knn": 50.0} | ({"knn_auc": 0.75} if name == "simsiam" else {})
+    knn = {"kind": "knn", "epoch": 1, "knn": 50.0} | (
+        {"knn_auc": 0.75} if name == "simsiam" else {}
+    )
     lines = lines if name == "earlier" else [start, *lines, knn]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
@@ -64,9 +78,15 @@ def test_event_files_have_the_ratio(monkeypatch):
     for name in NAMES:
         shown = []
         monkeypatch.setattr(Events, "__init__", lambda *_: None)
-        monkeypatch.setattr(Events, "show", lambda self, place, *values, shown=shown: shown.extend(values))
+        monkeypatch.setattr(
+            Events, "show", lambda self, place, *values, shown=shown: shown.extend(values)
+        )
         events = Events()
-        events.every, events.losses, events.count = 1, list(NAMES[name]), SimpleNamespace(an_epoch=STEPS)
+        events.every, events.losses, events.count = (
+            1,
+            list(NAMES[name]),
+            SimpleNamespace(an_epoch=STEPS),
+        )
         events.record(step(name))
         found[name] = [value["simple_value"] for value in shown if value["tag"] == "steps/ratio"]
     expected = {"moco": [3.0], "none": [], "toy": [3.0], "no teacher": [], "earlier": [3.0]}
@@ -82,7 +102,9 @@ def runs(tmp_path_factory):
 
 def test_the_framework_s_losses_are_those_of_the_start(runs):
     """Names that no step has do not count. A run of an earlier version has MoCo's."""
-    assert {name: run.history.losses for name, run in runs.items()} == {name: list(losses) for name, losses in NAMES.items()}
+    assert {name: run.history.losses for name, run in runs.items()} == {
+        name: list(losses) for name, losses in NAMES.items()
+    }
     assert losses_of({"losses": ["one", "two", "one"]}, {"two", "one", "loss"}) == ["one", "two"]
     assert losses_of({}, {"loss", "top1"}) == []
 
@@ -111,16 +133,28 @@ def test_a_report_has_a_panel_of_what_a_run_has(runs):
     """A run without a framework has no parts and no contrast accuracy; MoCo's loss of guessing is for MoCo."""
     none, toy, moco, simsiam = ([runs[name]] for name in ("none", "toy", "moco", "simsiam"))
     assert curves.parts(none) is curves.accuracy(none) is curves.accuracy(toy) is None
-    assert curves.guessing(none) == curves.guessing(toy) == {} and list(curves.guessing(moco).values()) == [64]
-    assert "colour + shape loss" in curves.parts(toy).reading and "contrastive loss" in curves.parts(moco).reading
+    assert curves.guessing(none) == curves.guessing(toy) == {} and list(
+        curves.guessing(moco).values()
+    ) == [64]
+    assert (
+        "colour + shape loss" in curves.parts(toy).reading
+        and "contrastive loss" in curves.parts(moco).reading
+    )
     assert "ln(K + 1)" not in curves.loss(none).reading and "ln(K + 1)" in curves.loss(moco).reading
     assert "rank" not in curves.collapse(none).reading and "rank" in curves.collapse(moco).reading
     for draw in (curves.loss, curves.parts, curves.neighbours, curves.collapse):
         assert not re.search(r"MoCo|ln\(|rank|contrast", draw(simsiam).reading)
     assert "SimSiam" in curves.loss(simsiam).reading and "SimSiam" not in curves.loss(moco).reading
-    assert "AUC" in curves.neighbours(simsiam).reading and "AUC" not in curves.neighbours(moco).reading
+    assert (
+        "AUC" in curves.neighbours(simsiam).reading and "AUC" not in curves.neighbours(moco).reading
+    )
     every = list(runs.values())
-    pictures = [curves.parts(every), curves.accuracy(every), curves.collapse(every), curves.loss(every)]
+    pictures = [
+        curves.parts(every),
+        curves.accuracy(every),
+        curves.collapse(every),
+        curves.loss(every),
+    ]
     for picture in (*pictures, curves.neighbours(every)):
         assert picture.png.startswith(b"\x89PNG")
     assert all(part in curves.parts(every).reading for part in ("contrastive", "colour"))
@@ -147,8 +181,14 @@ def test_a_study_records_the_ratio_if_there_is_one(tmp_path, name):
         auc = {} if name == "earlier" else {"knn_auc": 0.61234}
         file.write(json.dumps({"epoch": 1, "step": 0, "knn": 50.0} | auc) + "\n")
     (tmp_path / "linear").mkdir()
-    (tmp_path / "linear" / "metrics.jsonl").write_text(json.dumps({"epoch": 0, "step": 4, "val_top1": 60.0}) + "\n")
+    (tmp_path / "linear" / "metrics.jsonl").write_text(
+        json.dumps({"epoch": 0, "step": 4, "val_top1": 60.0}) + "\n"
+    )
     ratios = {"moco": 3.0, "toy": 3.0, "no teacher": 0.0, "earlier": 3.0, "simsiam": 6.0}
     pulls = {f"pull_{when}": ratios[name] for when in ("first", "last") if name in ratios}
-    found = {"knn": 50.0, "linear": 60.0, "step_seconds": 0.5} | pulls | {key: round(value, 4) for key, value in auc.items()}
+    found = (
+        {"knn": 50.0, "linear": 60.0, "step_seconds": 0.5}
+        | pulls
+        | {key: round(value, 4) for key, value in auc.items()}
+    )
     assert units.accuracies(tmp_path) == found

@@ -33,7 +33,9 @@ def run():
     return SimpleNamespace(log=SimpleNamespace(events=Shown()))
 
 
-SILENT = SimpleNamespace(log=SimpleNamespace(events=None))  # another rank, or a run without --tensorboard
+SILENT = SimpleNamespace(
+    log=SimpleNamespace(events=None)
+)  # another rank, or a run without --tensorboard
 
 
 def grey(pixels):
@@ -41,7 +43,9 @@ def grey(pixels):
 
 
 def views(n, side, seed=0):
-    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (n, 3, side, side), dtype=np.uint8))
+    return torch.from_numpy(
+        np.random.default_rng(seed).integers(0, 256, (n, 3, side, side), dtype=np.uint8)
+    )
 
 
 def test_margins_and_batch_norms_are_shown_by_stage(run):
@@ -51,18 +55,27 @@ def test_margins_and_batch_norms_are_shown_by_stage(run):
     distiller.module = mgd
     tensorboard.histograms(run.log, 5, distiller.histograms())
     names = ("weight", "bias", "running_mean", "running_var")
-    expected = {f"bn{stage}/{name}" for stage in (1, 3) for name in names} | {"margins/layer1", "margins/layer3"}
+    expected = {f"bn{stage}/{name}" for stage in (1, 3) for name in names} | {
+        "margins/layer1",
+        "margins/layer3",
+    }
     assert {tag for tag, _ in run.log.events.histograms} == expected
     assert {place for _, place in run.log.events.histograms} == {(5, 0)}
-    assert np.array_equal(run.log.events.histograms["bn3/weight", (5, 0)], mgd.bn3.weight.detach().numpy())
-    assert np.array_equal(run.log.events.histograms["margins/layer1", (5, 0)], mgd.margin(1).numpy())
+    assert np.array_equal(
+        run.log.events.histograms["bn3/weight", (5, 0)], mgd.bn3.weight.detach().numpy()
+    )
+    assert np.array_equal(
+        run.log.events.histograms["margins/layer1", (5, 0)], mgd.margin(1).numpy()
+    )
 
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_views_are_shown_a_few_times(run, number):
     for epoch in range(20):
         tensorboard.views(run.log, "random", epoch, [views(9, 32, seed) for seed in range(number)])
-    assert list(run.log.events.pictures) == [("views/random", (epoch, 0)) for epoch in (0, 1, 2, 4, 8, 16)]
+    assert list(run.log.events.pictures) == [
+        ("views/random", (epoch, 0)) for epoch in (0, 1, 2, 4, 8, 16)
+    ]
 
 
 def test_nothing_is_drawn_where_nothing_is_shown():
@@ -82,7 +95,9 @@ def test_a_query_stands_beside_its_key(side):
         y, x = place // 4 * height, place % 4 * width
         for view, left in ((query[place], x), (key[place], x + tensorboard.SIDE + 2)):
             enlarged = view.permute(1, 2, 0).numpy().repeat(times, 0).repeat(times, 1)
-            assert np.array_equal(picture[y : y + tensorboard.SIDE, left : left + tensorboard.SIDE], enlarged)
+            assert np.array_equal(
+                picture[y : y + tensorboard.SIDE, left : left + tensorboard.SIDE], enlarged
+            )
 
 
 def test_a_single_view_of_each_image_fills_its_place():
@@ -118,7 +133,9 @@ def test_matched_pairs_are_a_dark_diagonal_in_grey_too(S, T):
     cost = channels(S, T)
     matching = assign(cost, T // S)
     costs = panel(
-        tensorboard.draw_matching("layer1", cost.numpy(), matching.numpy(), matching.numpy()), tensorboard.GAP, tensorboard.COSTS
+        tensorboard.draw_matching("layer1", cost.numpy(), matching.numpy(), matching.numpy()),
+        tensorboard.GAP,
+        tensorboard.COSTS,
     )
     width, height = tensorboard.COSTS
     matched = width * (T // S * S) // T  # those of no student channel are at the end
@@ -131,7 +148,12 @@ def test_matched_pairs_are_a_dark_diagonal_in_grey_too(S, T):
 def moves(picture, S):
     """Which student channel each teacher channel had before and has now: (now, before), (S, S) bool."""
     changes = panel(picture, tensorboard.COSTS[0] + 3 * tensorboard.GAP, tensorboard.CHANGES) == 0
-    return changes.reshape(S, tensorboard.CHANGES[1] // S, S, tensorboard.CHANGES[0] // S).mean(axis=(1, 3)) > 0.5
+    return (
+        changes.reshape(S, tensorboard.CHANGES[1] // S, S, tensorboard.CHANGES[0] // S).mean(
+            axis=(1, 3)
+        )
+        > 0.5
+    )
 
 
 @pytest.mark.parametrize("moved", [0, 1, 2])
@@ -144,7 +166,9 @@ def test_what_has_moved_is_off_the_diagonal(moved):
     if moved == 2:
         after[1, [1, 2]] = after[1, [2, 1]]
     places = np.arange(S) - (S - 1) / 2
-    cost = -places[:, None] * places[np.arange(T) % S]  # puts the student channels in their own order, or the reverse
+    cost = (
+        -places[:, None] * places[np.arange(T) % S]
+    )  # puts the student channels in their own order, or the reverse
     picture = tensorboard.draw_matching("layer1", cost, before.numpy(), after.numpy())
     cells = moves(picture, S)
     expected = np.eye(S, dtype=bool)  # each keeps one of its two at least

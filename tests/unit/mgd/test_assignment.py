@@ -20,18 +20,41 @@ def brute_force(cost, G):
     """The least total over all ways to give G teacher channels to each student channel."""
     S, T = cost.shape
     rows = cost.repeat(G, 1).tolist()
-    return min(sum(row[b] for row, b in zip(rows, chosen, strict=True)) for chosen in permutations(range(T), G * S))
+    return min(
+        sum(row[b] for row, b in zip(rows, chosen, strict=True))
+        for chosen in permutations(range(T), G * S)
+    )
 
 
 def linear_program(cost, G):
     """The same optimum as a transport problem: its linear relaxation has an integral solution."""
     S, T = cost.shape
     takes_G, taken_once = np.kron(np.eye(S), np.ones(T)), np.kron(np.ones(S), np.eye(T))
-    solution = linprog(cost.flatten().numpy(), A_ub=taken_once, b_ub=np.ones(T), A_eq=takes_G, b_eq=np.full(S, G), bounds=(0, 1))
+    solution = linprog(
+        cost.flatten().numpy(),
+        A_ub=taken_once,
+        b_ub=np.ones(T),
+        A_eq=takes_G,
+        b_eq=np.full(S, G),
+        bounds=(0, 1),
+    )
     return solution.fun
 
 
-SMALL = [(1, 1), (1, 5), (2, 2), (2, 4), (2, 5), (2, 7), (3, 3), (3, 5), (3, 7), (4, 5), (3, 8), (4, 7)]
+SMALL = [
+    (1, 1),
+    (1, 5),
+    (2, 2),
+    (2, 4),
+    (2, 5),
+    (2, 7),
+    (3, 3),
+    (3, 5),
+    (3, 7),
+    (4, 5),
+    (3, 8),
+    (4, 7),
+]
 MEDIUM = [(8, 32), (16, 16), (16, 70), (7, 50), (1, 40), (24, 47), (24, 48)]
 
 

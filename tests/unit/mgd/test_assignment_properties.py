@@ -16,7 +16,9 @@ def costs(draw, places=24):
     """Costs (S, T) of at most so many whole numbers, few different ones: sums are exact, and many solutions are equally good."""
     S = draw(st.integers(1, 4))
     T = draw(st.integers(S, max(S, places // S)))
-    rows = draw(st.lists(st.lists(st.integers(-3, 3), min_size=T, max_size=T), min_size=S, max_size=S))
+    rows = draw(
+        st.lists(st.lists(st.integers(-3, 3), min_size=T, max_size=T), min_size=S, max_size=S)
+    )
     return torch.tensor(rows, dtype=torch.float64)
 
 
@@ -44,7 +46,10 @@ def test_no_assignment_costs_less(cost, data):
     S, T = cost.shape
     G = data.draw(st.integers(1, T // S))
     rows = cost.repeat(G, 1).tolist()
-    least = min(sum(row[b] for row, b in zip(rows, chosen, strict=True)) for chosen in permutations(range(T), G * S))
+    least = min(
+        sum(row[b] for row, b in zip(rows, chosen, strict=True))
+        for chosen in permutations(range(T), G * S)
+    )
     assert total(cost, assign(cost, G)) == least
 
 
@@ -63,7 +68,9 @@ def test_what_all_channels_cost_a_student_channel_does_not_count(cost, data):
 @given(decided_costs(), st.data())
 def test_what_a_teacher_channel_costs_all_does_not_count_where_all_are_taken(cost, data):
     cost = cost[:, : cost.shape[1] // len(cost) * len(cost)]
-    added = data.draw(st.lists(st.integers(-1000, 1000), min_size=cost.shape[1], max_size=cost.shape[1]))
+    added = data.draw(
+        st.lists(st.integers(-1000, 1000), min_size=cost.shape[1], max_size=cost.shape[1])
+    )
     assert torch.equal(assign(cost + 2.0**24 * torch.tensor(added)), assign(cost))
 
 

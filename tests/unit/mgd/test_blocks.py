@@ -31,8 +31,14 @@ def test_reduced_maps_are_the_same_in_any_blocks(name, monkeypatch):
 
 def test_the_loss_is_the_same_in_any_blocks_but_for_its_rounding(monkeypatch):
     def loss_and_gradient():
-        student = torch.randn(5, 4, 3, 2, generator=torch.Generator().manual_seed(1), requires_grad=True)
-        loss = partial_l2(student, torch.randn(5, 4, 3, 2, generator=torch.Generator().manual_seed(2)), -torch.rand(4))
+        student = torch.randn(
+            5, 4, 3, 2, generator=torch.Generator().manual_seed(1), requires_grad=True
+        )
+        loss = partial_l2(
+            student,
+            torch.randn(5, 4, 3, 2, generator=torch.Generator().manual_seed(2)),
+            -torch.rand(4),
+        )
         loss.backward()
         return loss, student.grad
 

@@ -46,7 +46,9 @@ def slow_correction(maps, W):
 def slow_loss(distiller, student, teacher, weights):
     """The loss by its definition in numpy; weights: {stage: W (S, S)}."""
     total = 0.0
-    for stage, s, (target, margin) in zip(CHANNELS, student, distiller.targets(teacher), strict=True):
+    for stage, s, (target, margin) in zip(
+        CHANNELS, student, distiller.targets(teacher), strict=True
+    ):
         x = slow_correction(s, weights[stage])
         norm = distiller.get_submodule(f"bn{stage}")
         for a in range(x.shape[1]):
@@ -68,7 +70,9 @@ def test_the_loss_is_that_of_corrected_features():
     distiller, student, teacher = build(), features(0), features(1)
     loss = distiller(student, distiller.targets(teacher)).item()
     arrays = [s.double().numpy() for s in student]
-    assert loss == pytest.approx(slow_loss(distiller, arrays, teacher, corrections(distiller)), rel=1e-4)
+    assert loss == pytest.approx(
+        slow_loss(distiller, arrays, teacher, corrections(distiller)), rel=1e-4
+    )
 
 
 def test_gradients_of_student_and_correction_are_slopes():
@@ -79,7 +83,10 @@ def test_gradients_of_student_and_correction_are_slopes():
     arrays, weights = [s.detach().double().numpy() for s in student], corrections(distiller)
     random = np.random.default_rng(2)
     for place, stage in enumerate(CHANNELS):
-        found = {"s": student[place].grad, "W": distiller.get_parameter(f"correction{stage}.weight").grad[:, :, 0, 0]}
+        found = {
+            "s": student[place].grad,
+            "W": distiller.get_parameter(f"correction{stage}.weight").grad[:, :, 0, 0],
+        }
         for kind, gradient in found.items():
             direction = random.standard_normal(gradient.shape)
 
@@ -92,7 +99,9 @@ def test_gradients_of_student_and_correction_are_slopes():
                 return slow_loss(distiller, maps, teacher, W)
 
             slope = (moved(1e-6) - moved(-1e-6)) / 2e-6
-            assert (gradient.double().numpy() * direction).sum() == pytest.approx(slope, rel=1e-3, abs=1e-5)
+            assert (gradient.double().numpy() * direction).sum() == pytest.approx(
+                slope, rel=1e-3, abs=1e-5
+            )
 
 
 def test_a_new_correction_computes_the_bytes_of_none_and_draws_nothing():
@@ -109,11 +118,15 @@ def test_a_new_correction_computes_the_bytes_of_none_and_draws_nothing():
         loss.backward()
         gradients.append([loss, *(s.grad for s in student)])
     assert all(map(torch.equal, *gradients))
-    assert all(corrected.get_parameter(f"correction{stage}.weight").grad.any() for stage in CHANNELS)
+    assert all(
+        corrected.get_parameter(f"correction{stage}.weight").grad.any() for stage in CHANNELS
+    )
 
 
 def test_a_correction_has_these_tensors_and_none_without_it():
-    plain, corrected = (set(MGDistiller(CHANNELS, correction=on).state_dict()) for on in (False, True))
+    plain, corrected = (
+        set(MGDistiller(CHANNELS, correction=on).state_dict()) for on in (False, True)
+    )
     assert corrected - plain == {"correction2.weight", "correction4.weight"}
     assert not any("correction" in name for name in plain)
     assert Correction(5).weight.shape == (5, 5, 1, 1)
@@ -123,5 +136,7 @@ def test_a_correction_has_these_tensors_and_none_without_it():
 def test_a_matching_compares_corrected_features(stage):
     maps = features(0)[list(CHANNELS).index(stage)]
     expected = slow_correction(maps.double().numpy(), corrections(build())[stage])
-    torch.testing.assert_close(build().corrected(stage, maps).double(), torch.from_numpy(expected), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        build().corrected(stage, maps).double(), torch.from_numpy(expected), rtol=1e-4, atol=1e-5
+    )
     assert build(correction=False).corrected(stage, maps) is maps

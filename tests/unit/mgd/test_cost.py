@@ -25,10 +25,19 @@ def slow_cost(student, teacher):
 
 def features(B, S, T, H, W, seed=0):
     random = torch.Generator().manual_seed(seed)
-    return torch.randn(B, S, H, W, generator=random), 3 * torch.randn(B, T, H, W, generator=random) - 1
+    return torch.randn(B, S, H, W, generator=random), 3 * torch.randn(
+        B, T, H, W, generator=random
+    ) - 1
 
 
-SHAPES = [(3, 4, 8, 5, 5), (2, 3, 7, 4, 6), (1, 2, 5, 3, 3), (4, 3, 6, 1, 1), (1, 1, 1, 1, 1), (5, 6, 6, 2, 7)]
+SHAPES = [
+    (3, 4, 8, 5, 5),
+    (2, 3, 7, 4, 6),
+    (1, 2, 5, 3, 3),
+    (4, 3, 6, 1, 1),
+    (1, 1, 1, 1, 1),
+    (5, 6, 6, 2, 7),
+]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -58,7 +67,9 @@ def test_a_channel_is_closest_to_itself_scaled():
     scale = torch.tensor([0.01, 2.0, 100.0, 1.0, 7.0]).view(1, -1, 1, 1)
     cost = channel_cost(student, scale * student[:, order])
     assert torch.equal(order[cost.argmin(1)], torch.arange(5))
-    torch.testing.assert_close(cost.min(1).values, torch.zeros(5, dtype=torch.float64), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        cost.min(1).values, torch.zeros(5, dtype=torch.float64), rtol=0, atol=1e-5
+    )
 
 
 def test_costs_of_parts_add_up_to_the_cost_of_the_batch():
@@ -70,17 +81,26 @@ def test_costs_of_parts_add_up_to_the_cost_of_the_batch():
 def test_every_image_weighs_the_same():
     student, teacher = features(3, 4, 9, 5, 3)
     strength = torch.tensor([1.0, 50.0, 0.02]).view(-1, 1, 1, 1)
-    torch.testing.assert_close(channel_cost(strength * student, teacher), channel_cost(student, teacher), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        channel_cost(strength * student, teacher),
+        channel_cost(student, teacher),
+        rtol=1e-5,
+        atol=1e-5,
+    )
 
 
 def test_half_precision_features_are_summed_in_single():
     student, teacher = (f.bfloat16() for f in features(4, 3, 6, 14, 14))
-    torch.testing.assert_close(channel_cost(student, teacher), slow_cost(student, teacher), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        channel_cost(student, teacher), slow_cost(student, teacher), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_memory_format_does_not_matter():
     student, teacher = features(3, 4, 8, 5, 6)
-    last = channel_cost(student.to(memory_format=torch.channels_last), teacher.to(memory_format=torch.channels_last))
+    last = channel_cost(
+        student.to(memory_format=torch.channels_last), teacher.to(memory_format=torch.channels_last)
+    )
     torch.testing.assert_close(last, channel_cost(student, teacher), rtol=1e-6, atol=1e-5)
 
 

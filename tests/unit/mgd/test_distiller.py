@@ -16,7 +16,10 @@ MAPS = {1: (6, 5), 2: (4, 4), 3: (2, 3), 4: (1, 1)}
 def features(channels, B=3, seed=0):
     random = torch.Generator().manual_seed(seed)
     student, teacher = (
-        [2 * torch.randn(B, widths[i], *MAPS[stage], generator=random) for stage, widths in sorted(channels.items())]
+        [
+            2 * torch.randn(B, widths[i], *MAPS[stage], generator=random)
+            for stage, widths in sorted(channels.items())
+        ]
         for i in (0, 1)
     )
     return student, teacher
@@ -86,7 +89,9 @@ WEIGHTS = {1: 1 / 8, 2: 1 / 4, 3: 1 / 2, 4: 1.0}
 def test_loss_is_the_weighted_sum_of_the_stages(reducer, training, B):
     mgd = distiller(reducer=reducer, factor=100.0).train(training)
     student, teacher = features(CHANNELS, B, seed=B)
-    expected = slow_loss(mgd, student, teacher, WEIGHTS, 100.0, reducer, torch.Generator().manual_seed(3))
+    expected = slow_loss(
+        mgd, student, teacher, WEIGHTS, 100.0, reducer, torch.Generator().manual_seed(3)
+    )
     loss = loss_of(mgd, student, teacher, torch.Generator().manual_seed(3))
     assert loss.shape == ()
     assert loss.item() == pytest.approx(expected, rel=1e-4)
@@ -105,7 +110,9 @@ def test_zero_and_constant_channels_follow_the_formula():
     for s, t in zip(student, teacher, strict=True):
         s[:, 0], s[:, 1], t[:, 0], t[:, 1] = 0.0, 0.7, 0.0, -0.4
     mgd = distiller()
-    assert loss_of(mgd, student, teacher).item() == pytest.approx(slow_loss(mgd, student, teacher, WEIGHTS, 1e4), rel=1e-4)
+    assert loss_of(mgd, student, teacher).item() == pytest.approx(
+        slow_loss(mgd, student, teacher, WEIGHTS, 1e4), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("stages", [(4,), (1,), (2, 4), (3, 1), (4, 3, 2)])
@@ -152,7 +159,9 @@ def test_a_factor_set_in_place_is_the_one_that_counts_and_leaves_the_loss_in_flo
 def test_the_factor_divides_the_loss(factor):
     student, teacher = features(CHANNELS)
     loss = loss_of(distiller(factor=factor), student, teacher)
-    torch.testing.assert_close(loss * factor, loss_of(distiller(factor=1.0), student, teacher), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        loss * factor, loss_of(distiller(factor=1.0), student, teacher), rtol=1e-5, atol=0
+    )
 
 
 def test_the_factor_is_ten_thousand_and_the_reducer_amp_unless_said():
@@ -163,13 +172,18 @@ def test_the_factor_is_ten_thousand_and_the_reducer_amp_unless_said():
 def test_repeated_images_leave_the_loss_per_image_as_it_was():
     student, teacher = features(CHANNELS)
     twice = ([torch.cat([f, f]) for f in maps] for maps in (student, teacher))
-    torch.testing.assert_close(loss_of(distiller(), *twice), loss_of(distiller(), student, teacher), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        loss_of(distiller(), *twice), loss_of(distiller(), student, teacher), rtol=1e-5, atol=0
+    )
 
 
 def test_random_drop_is_a_function_of_the_generator():
     student, teacher = features(CHANNELS)
     mgd = distiller(reducer="rd")
-    losses = [loss_of(mgd, student, teacher, torch.Generator().manual_seed(seed)).item() for seed in (1, 1, 2)]
+    losses = [
+        loss_of(mgd, student, teacher, torch.Generator().manual_seed(seed)).item()
+        for seed in (1, 1, 2)
+    ]
     assert losses[0] == losses[1] != losses[2]
 
 
@@ -179,7 +193,9 @@ def test_gradient_reaches_the_student_and_the_batch_norms_but_not_the_teacher():
     loss_of(mgd, student, teacher).backward()
     assert all(t.grad is None for t in teacher)
     assert all(s.grad.abs().sum() > 0 for s in student)
-    assert [name for name, _ in mgd.named_parameters()] == [f"bn{stage}.{x}" for stage in CHANNELS for x in ("weight", "bias")]
+    assert [name for name, _ in mgd.named_parameters()] == [
+        f"bn{stage}.{x}" for stage in CHANNELS for x in ("weight", "bias")
+    ]
     assert all(p.grad.abs().sum() > 0 for p in mgd.parameters())
 
 
@@ -271,7 +287,9 @@ def test_an_unknown_reducer_is_refused():
 
 @pytest.mark.parametrize("reducer", ["amp", "sm"])
 def test_a_teacher_narrower_than_the_student_is_refused(reducer):
-    with pytest.raises(ValueError, match="stage 2: a teacher of 3 channels has too few for a student of 4"):
+    with pytest.raises(
+        ValueError, match="stage 2: a teacher of 3 channels has too few for a student of 4"
+    ):
         MGDistiller({1: (2, 4), 2: (4, 3)}, reducer=reducer)
 
 

@@ -39,7 +39,12 @@ def test_loss_is_the_partial_distance_summed_over_elements(shape, seed):
         (2.0, 1.0, -0.5, 1.0),
         (0.5, 1.0, -0.5, 0.25),
         (-2.0, 1.0, -0.5, 9.0),  # below a positive target: pulled up
-        (1.0, -3.0, -0.5, 2.25),  # above a silent teacher: pulled down, to the margin and no further
+        (
+            1.0,
+            -3.0,
+            -0.5,
+            2.25,
+        ),  # above a silent teacher: pulled down, to the margin and no further
         (-0.2, -0.3, -0.5, 0.01),
         (-0.4, -0.3, -0.5, 0.0),  # below a silent teacher: as silent as it should be
         (-0.6, -3.0, -0.5, 0.0),
@@ -62,7 +67,9 @@ def test_each_channel_has_its_own_margin():
 def test_zero_and_constant_channels_follow_the_formula():
     student, target, margin = case(3, 4, 3, 3)
     student[:, 0], student[:, 1], target[:, 1], target[:, 2], margin[3] = 0.0, 0.7, 0.0, -0.4, 0.0
-    assert partial_l2(student, target, margin).item() == pytest.approx(slow_partial_l2(student, target, margin), rel=1e-5)
+    assert partial_l2(student, target, margin).item() == pytest.approx(
+        slow_partial_l2(student, target, margin), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -74,7 +81,9 @@ def test_gradient_is_that_of_finite_differences(shape):
     for i, s in enumerate(student.flatten().tolist()):
         _, a = divmod(i // (shape[2] * shape[3]), shape[1])
         t = target.flatten()[i].view(1, 1, 1, 1)
-        above, below = (slow_partial_l2(torch.full_like(t, s + d), t, margin[a : a + 1]) for d in (step, -step))
+        above, below = (
+            slow_partial_l2(torch.full_like(t, s + d), t, margin[a : a + 1]) for d in (step, -step)
+        )
         numeric.view(-1)[i] = (above - below) / (2 * step)
     torch.testing.assert_close(leaf.grad.double(), numeric, rtol=1e-4, atol=1e-4)
 

@@ -5,7 +5,9 @@ from hypothesis.extra import numpy as arrays
 
 from mgd.loss import partial_l2
 
-EIGHTHS = st.integers(-40, 40).map(lambda n: n / 8)  # squares and sums of these are exact in single precision
+EIGHTHS = st.integers(-40, 40).map(
+    lambda n: n / 8
+)  # squares and sums of these are exact in single precision
 
 
 @st.composite
@@ -32,7 +34,9 @@ def gradient(loss, student, *others):
 def test_value_and_gradient_are_those_of_the_formula(case):
     """The formula's own gradient is autograd's."""
     assert partial_l2(*case) == by_formula(*case)
-    assert torch.equal(gradient(partial_l2, *case), gradient(by_formula, *(part.double() for part in case)).float())
+    assert torch.equal(
+        gradient(partial_l2, *case), gradient(by_formula, *(part.double() for part in case)).float()
+    )
 
 
 @given(cases(), st.data())
@@ -59,7 +63,9 @@ def test_a_student_below_a_silent_target_may_be_as_low_as_it_likes(case, depth):
 
 
 @given(cases())
-def test_the_limited_target_itself_costs_nothing_and_any_other_student_something_where_it_is_positive(case):
+def test_the_limited_target_itself_costs_nothing_and_any_other_student_something_where_it_is_positive(
+    case,
+):
     student, target, margin = case
     limited = torch.maximum(target, margin.view(1, -1, 1, 1))
     assert partial_l2(limited, target, margin) == 0
@@ -71,7 +77,9 @@ def test_the_limited_target_itself_costs_nothing_and_any_other_student_something
 def test_the_loss_grows_with_the_square_of_the_unit(case, power):
     unit = 2.0**power
     assert partial_l2(*(unit * part for part in case)) == unit**2 * partial_l2(*case)
-    assert torch.equal(gradient(partial_l2, *(unit * part for part in case)), unit * gradient(partial_l2, *case))
+    assert torch.equal(
+        gradient(partial_l2, *(unit * part for part in case)), unit * gradient(partial_l2, *case)
+    )
 
 
 @given(cases())

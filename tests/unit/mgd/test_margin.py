@@ -28,10 +28,23 @@ def integrated_margin(weight, bias):
         return math.exp(-(((x - bias) / sigma) ** 2) / 2)
 
     kinks = [min(max(bias, low), high)]
-    return quad(lambda x: x * density(x), low, high, points=kinks)[0] / quad(density, low, high, points=kinks)[0]
+    return (
+        quad(lambda x: x * density(x), low, high, points=kinks)[0]
+        / quad(density, low, high, points=kinks)[0]
+    )
 
 
-CHANNELS = [(1.0, 0.0), (0.3, -0.2), (-0.3, -0.2), (2.5, 1.7), (-1.2, 3.0), (0.01, -4.0), (0.5, -5.0), (1.0, 3.08), (-0.7, 0.6)]
+CHANNELS = [
+    (1.0, 0.0),
+    (0.3, -0.2),
+    (-0.3, -0.2),
+    (2.5, 1.7),
+    (-1.2, 3.0),
+    (0.01, -4.0),
+    (0.5, -5.0),
+    (1.0, 3.08),
+    (-0.7, 0.6),
+]
 
 
 @pytest.mark.parametrize(("weight", "bias"), CHANNELS)
@@ -53,7 +66,9 @@ def test_each_channel_follows_the_formula(T):
 @pytest.mark.parametrize("weight", [1.0, -1.0, 0.2])
 def test_a_channel_that_is_hardly_ever_negative_gets_minus_three_deviations(weight):
     sigma = abs(weight)
-    bias = torch.tensor([3.0895, 3.0910, 4.0, 40.0, 1e6], dtype=torch.float64) * sigma  # Phi(-3.0902) = 0.001
+    bias = (
+        torch.tensor([3.0895, 3.0910, 4.0, 40.0, 1e6], dtype=torch.float64) * sigma
+    )  # Phi(-3.0902) = 0.001
     margin = margin_from_bn(torch.full_like(bias, weight), bias)
     assert margin[0].item() == pytest.approx(slow_margin(weight, bias[0].item()), rel=1e-9)
     assert margin[0].item() > -sigma
@@ -62,7 +77,9 @@ def test_a_channel_that_is_hardly_ever_negative_gets_minus_three_deviations(weig
 
 def test_a_batch_norm_as_initialised_has_the_half_normal_mean():
     norm = torch.nn.BatchNorm2d(5)
-    torch.testing.assert_close(margin_from_bn(norm.weight, norm.bias), torch.full((5,), -math.sqrt(2 / math.pi)))
+    torch.testing.assert_close(
+        margin_from_bn(norm.weight, norm.bias), torch.full((5,), -math.sqrt(2 / math.pi))
+    )
 
 
 def test_the_sign_of_the_weight_does_not_matter():
@@ -77,12 +94,16 @@ def test_a_channel_without_spread_has_its_constant_as_margin_where_negative():
 
 def test_a_vanishing_weight_comes_close_to_no_weight():
     weight = torch.tensor([1e-38, -1e-30, 1e-30])
-    torch.testing.assert_close(margin_from_bn(weight, torch.tensor([-1.0, 1.0, 0.0])), torch.tensor([-1.0, 0.0, 0.0]))
+    torch.testing.assert_close(
+        margin_from_bn(weight, torch.tensor([-1.0, 1.0, 0.0])), torch.tensor([-1.0, 0.0, 0.0])
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_margin_is_finite_never_positive_and_of_the_type_of_the_weight(dtype):
-    weight, bias = torch.meshgrid(torch.linspace(-2, 2, 21), torch.linspace(-50, 50, 101), indexing="ij")
+    weight, bias = torch.meshgrid(
+        torch.linspace(-2, 2, 21), torch.linspace(-50, 50, 101), indexing="ij"
+    )
     margin = margin_from_bn(weight.flatten().to(dtype), bias.flatten().to(dtype))
     assert margin.dtype == dtype
     assert margin.isfinite().all()

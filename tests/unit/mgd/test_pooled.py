@@ -145,7 +145,9 @@ def test_gradients_of_student_and_batch_norm_are_slopes():
     module(student, target).backward()
     random, step = np.random.default_rng(2), 1e-6
     direction = random.standard_normal(student.shape)
-    ends = [slow_loss(module, array(student) + sign * step * direction, teacher) for sign in (1, -1)]
+    ends = [
+        slow_loss(module, array(student) + sign * step * direction, teacher) for sign in (1, -1)
+    ]
     slope = (ends[0] - ends[1]) / (2 * step)
     assert abs(slope) > 0.1
     assert (array(student.grad) * direction).sum() == pytest.approx(slope, rel=1e-3)
@@ -156,7 +158,9 @@ def test_gradients_of_student_and_batch_norm_are_slopes():
             for sign in (1, -1):
                 moved = build().double()
                 moved.bn.load_state_dict(module.bn.state_dict())
-                getattr(moved.bn, "weight" if value is module.bn.weight else "bias").data[a] += sign * step
+                getattr(moved.bn, "weight" if value is module.bn.weight else "bias").data[a] += (
+                    sign * step
+                )
                 ends.append(slow_loss(moved, array(student), teacher))
             slopes.append((ends[0] - ends[1]) / (2 * step))
         assert value.grad.tolist() == pytest.approx(slopes, rel=1e-3, abs=1e-3)
@@ -188,5 +192,7 @@ def test_it_is_saved_and_draws_nothing():
 
 
 def test_a_teacher_narrower_than_the_student_is_refused():
-    with pytest.raises(ValueError, match="pooled features: a teacher of 2 channels has too few for a student of 3"):
+    with pytest.raises(
+        ValueError, match="pooled features: a teacher of 2 channels has too few for a student of 3"
+    ):
         PooledMatching(3, 2)

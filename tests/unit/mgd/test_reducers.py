@@ -21,7 +21,9 @@ def slow_reduce(teacher, margin, matching, pick, pick_margin):
             for y in range(H):
                 for x in range(W):
                     reduced[b, a, y, x] = pick([teacher[b, c, y, x].item() for c in column])
-    return reduced, torch.tensor([pick_margin([margin[c].item() for c in column]) for column in matching.T.tolist()])
+    return reduced, torch.tensor(
+        [pick_margin([margin[c].item() for c in column]) for column in matching.T.tolist()]
+    )
 
 
 def largest_magnitude(values):
@@ -36,7 +38,9 @@ SHAPES = [(2, 3, 12, 4, 5), (3, 3, 7, 2, 2), (1, 2, 5, 3, 3), (4, 5, 5, 1, 1), (
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("name", "pick", "pick_margin"), [("amp", largest_magnitude, mean), ("sp", max, max)])
+@pytest.mark.parametrize(
+    ("name", "pick", "pick_margin"), [("amp", largest_magnitude, mean), ("sp", max, max)]
+)
 def test_pooling_takes_each_position_by_the_formula(shape, name, pick, pick_margin):
     teacher, margin, matching = case(*shape)
     reduced, reduced_margin = REDUCERS[name](teacher, margin, matching)
@@ -78,7 +82,9 @@ def test_sparse_matching_refuses_more_than_one_group():
 @pytest.mark.parametrize("shape", SHAPES)
 def test_random_drop_takes_only_matched_values_of_the_same_position(shape):
     teacher, margin, matching = case(*shape)
-    reduced, reduced_margin = REDUCERS["rd"](teacher, margin, matching, torch.Generator().manual_seed(1))
+    reduced, reduced_margin = REDUCERS["rd"](
+        teacher, margin, matching, torch.Generator().manual_seed(1)
+    )
     assert reduced.shape == (shape[0], shape[1], shape[3], shape[4])
     for a, column in enumerate(matching.T):
         assert (teacher[:, column] == reduced[:, a : a + 1]).any(dim=1).all()
@@ -121,7 +127,9 @@ def test_random_drop_takes_every_matched_margin_and_draws_each_channels_own():
 
 def test_random_drop_is_a_function_of_its_generator():
     inputs = case(2, 3, 12, 8, 8)
-    once, again, other = (REDUCERS["rd"](*inputs, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6))
+    once, again, other = (
+        REDUCERS["rd"](*inputs, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6)
+    )
     assert torch.equal(once[0], again[0])
     assert torch.equal(once[1], again[1])
     assert not torch.equal(once[0], other[0])

@@ -6,7 +6,9 @@ from hypothesis.extra import numpy as arrays
 
 from mgd.reducers import REDUCERS
 
-EIGHTHS = st.integers(-40, 40).map(lambda n: n / 8)  # of these sums are exact, and many are equal or opposite
+EIGHTHS = st.integers(-40, 40).map(
+    lambda n: n / 8
+)  # of these sums are exact, and many are equal or opposite
 
 
 @st.composite
@@ -25,7 +27,9 @@ def slowly(teacher, margin, matching, pick, pick_margin):
     maps = torch.empty(B, matching.shape[1], H, W)
     for b, a, y, x in torch.cartesian_prod(*map(torch.arange, maps.shape)).view(-1, 4).tolist():
         maps[b, a, y, x] = pick([teacher[b, c, y, x].item() for c in matching[:, a].tolist()])
-    return maps, torch.tensor([pick_margin([margin[c].item() for c in column]) for column in matching.T.tolist()])
+    return maps, torch.tensor(
+        [pick_margin([margin[c].item() for c in column]) for column in matching.T.tolist()]
+    )
 
 
 def largest_magnitude(values):
@@ -36,13 +40,17 @@ def mean(values):
     return sum(values) / len(values)
 
 
-@pytest.mark.parametrize(("name", "pick", "pick_margin"), [("amp", largest_magnitude, mean), ("sp", max, max)])
+@pytest.mark.parametrize(
+    ("name", "pick", "pick_margin"), [("amp", largest_magnitude, mean), ("sp", max, max)]
+)
 @given(case=cases())
 def test_pooling_is_that_of_a_slow_loop(name, pick, pick_margin, case):
     maps, margin = REDUCERS[name](*case)
     expected_maps, expected_margin = slowly(*case, pick, pick_margin)
     assert torch.equal(maps, expected_maps)
-    assert torch.allclose(margin, expected_margin, rtol=1e-6, atol=1e-6)  # a third of a sum is rounded
+    assert torch.allclose(
+        margin, expected_margin, rtol=1e-6, atol=1e-6
+    )  # a third of a sum is rounded
 
 
 @given(cases(most=1))

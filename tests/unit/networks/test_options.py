@@ -58,13 +58,17 @@ def test_an_option_of_resnets_is_one_line_in_job_linear(name):
     check_first_layer(LinearConfig(**{name: value}), "resnet18")
 
 
-@pytest.mark.parametrize(("arch", "demands"), [(VIT, True), (MOBILE, False), ("resnet18", False), ("a:b", False)])
+@pytest.mark.parametrize(
+    ("arch", "demands"), [(VIT, True), (MOBILE, False), ("resnet18", False), ("a:b", False)]
+)
 def test_the_images_size_is_fixed_if_the_network_demands_one(arch, demands):
     names = fixed(Config(arch=arch), within_epoch=False)
     assert ("image_size" in names) == demands
     old, now = {"image_size": 32}, Config(arch=arch, image_size=64)
     if demands:
-        assert "--image-size 64: here has 32" in refused(check_same, ["image_size"], old, now, "here")
+        assert "--image-size 64: here has 32" in refused(
+            check_same, ["image_size"], old, now, "here"
+        )
 
 
 def test_a_run_keeps_the_size_of_its_teacher_s_images():
@@ -113,4 +117,6 @@ def test_build_resnet_takes_only_resnets_of_torchvision():
 
 def test_the_log_leaves_out_dead_channels_that_are_not_judged():
     assert collapse.describe({"feature_std": 0.9}) == "deviation 0.90 of 1"
-    assert collapse.describe({"feature_std": 0.9, "dead_layer4": 0.5}).endswith("dead channels 50 % of layer4")
+    assert collapse.describe({"feature_std": 0.9, "dead_layer4": 0.5}).endswith(
+        "dead channels 50 % of layer4"
+    )

@@ -175,7 +175,9 @@ def test_the_norm_of_a_shortcut_is_not_the_one_in_which_a_stage_ends():
 def test_a_network_without_stages_has_pooled_features():
     outline = network_outline("own_networks:Pooled", "imagenet", 64, 16)
     assert outline.maps == {} and outline.pooled == 5
-    found = with_features(build_network("own_networks:Pooled"), [4], "flatten")(torch.zeros(2, 3, 9, 9))
+    found = with_features(build_network("own_networks:Pooled"), [4], "flatten")(
+        torch.zeros(2, 3, 9, 9)
+    )
     assert list(found) == ["pooled", "flatten"]
 
 
@@ -211,7 +213,10 @@ def test_a_network_without_trainable_parameters_has_an_outline():
 
 @pytest.mark.parametrize("name", ["dropout", "attention", "depth"])
 def test_training_draws_no_random_numbers(name):
-    net, images = build_network(f"own_networks:{name}", image_size=16).train(), torch.randn(2, 3, 16, 16)
+    net, images = (
+        build_network(f"own_networks:{name}", image_size=16).train(),
+        torch.randn(2, 3, 16, 16),
+    )
     generator = torch.get_rng_state()
     assert torch.equal(net(images), net(images))
     assert torch.equal(torch.get_rng_state(), generator)

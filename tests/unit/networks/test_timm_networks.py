@@ -14,7 +14,9 @@ from job.cluster import comm
 from job.frameworks.moco import build_moco
 from job.networks import build_network, network_outline, stage_norms, timm_networks, with_features
 
-MOBILE, VIT, NEXT, RES = (f"timm/{name}" for name in ("mobilenetv3_small_050", "test_vit", "test_convnext", "test_resnet"))
+MOBILE, VIT, NEXT, RES = (
+    f"timm/{name}" for name in ("mobilenetv3_small_050", "test_vit", "test_convnext", "test_resnet")
+)
 STAGES = [1, 2, 3, 4]
 SIZE = 32
 MAPS = {  # (C, H, W) of each stage for images of 32 pixels, by timm's feature_info
@@ -67,7 +69,9 @@ def test_the_outline_has_the_sizes_of_the_features(arch):
     assert outline.pooled == found["flatten"].shape[1] == POOLED[arch]
     shapes = {stage: tuple(found[f"layer{stage}"].shape[1:]) for stage in outline.maps}
     assert outline.maps == shapes == MAPS.get(arch, shapes)
-    assert outline.widths == {stage: C for stage, (C, _, _) in shapes.items()} | {"pooled": POOLED[arch]}
+    assert outline.widths == {stage: C for stage, (C, _, _) in shapes.items()} | {
+        "pooled": POOLED[arch]
+    }
 
 
 @torch.no_grad()
@@ -84,9 +88,13 @@ def test_another_network_than_a_resnet_has_the_names_of_a_resnet_s_state_in_moco
     state = build_moco(comm, VIT, dim=8, K=6, mlp=True, stages=[4], image_size=SIZE).state_dict()
     starts = {".".join(name.split(".")[:2]) for name in state}
     encoders = ("encoder_q", "encoder_k")
-    assert starts == {"queue", "queue_ptr"} | {f"{e}.{part}" for e in encoders for part in ("body", "fc")}
+    assert starts == {"queue", "queue_ptr"} | {
+        f"{e}.{part}" for e in encoders for part in ("body", "fc")
+    }
     body = {name for name in state if name.startswith("encoder_q.body.")}
-    assert {name.removeprefix("encoder_q.body.") for name in body} == set(of_timm(VIT, net(VIT).body.state_dict()).state_dict())
+    assert {name.removeprefix("encoder_q.body.") for name in body} == set(
+        of_timm(VIT, net(VIT).body.state_dict()).state_dict()
+    )
     for name in state:
         if name.startswith("encoder_q."):
             assert torch.equal(state[name], state[name.replace("encoder_q", "encoder_k")]), name
@@ -96,13 +104,17 @@ def test_training_draws_no_random_numbers(monkeypatch):
     """Neither dropout nor stochastic depth: a resumed run computes the same bytes."""
     create = timm_networks.create
     more = {"drop_rate": 0.5, "drop_path_rate": 0.5, "proj_drop_rate": 0.5, "attn_drop_rate": 0.5}
-    monkeypatch.setattr(timm_networks, "create", lambda *args, **options: create(*args, **options, **more))
+    monkeypatch.setattr(
+        timm_networks, "create", lambda *args, **options: create(*args, **options, **more)
+    )
     body = timm_networks.build_body(VIT, SIZE).train()
     generator = torch.get_rng_state()
     assert torch.equal(body(images()), body(images()))
     assert torch.equal(torch.get_rng_state(), generator)
     monkeypatch.setattr(timm_networks, "build_body", timm_networks.create)
-    assert not torch.equal(*(timm_networks.build_body(VIT, SIZE).train()(images()) for _ in range(2)))
+    assert not torch.equal(
+        *(timm_networks.build_body(VIT, SIZE).train()(images()) for _ in range(2))
+    )
 
 
 def test_looking_at_a_network_draws_no_random_numbers():
@@ -147,7 +159,9 @@ def test_a_norm_gives_the_distribution_of_its_stage_s_maps():
         norm.bias.uniform_(1, 2)
     seen = {}
     for stage, norm in norms.items():
-        norm.register_forward_hook(lambda _, __, output, stage=stage: seen.update({stage: output.mean((0, 2, 3))}))
+        norm.register_forward_hook(
+            lambda _, __, output, stage=stage: seen.update({stage: output.mean((0, 2, 3))})
+        )
     with_features(body.train(), STAGES)(images(8))
     for stage, norm in norms.items():
         torch.testing.assert_close(seen[stage], norm.bias, rtol=1e-3, atol=1e-3)

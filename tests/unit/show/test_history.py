@@ -21,14 +21,22 @@ from job.networks import WIDTH
 
 
 def write_run(folder, steps=3, extra=""):
-    records = [{"steps": n + 1, "epoch": 0, "step": n, "loss": 5.0 - n, "images_per_s": 10.0} for n in range(steps)]
-    records += [{"epoch": 0, "step": 0, "stage": 1, "changed": 0.5}, {"steps": 0, "epoch": 1, "step": 0, "knn": 70.0}]
+    records = [
+        {"steps": n + 1, "epoch": 0, "step": n, "loss": 5.0 - n, "images_per_s": 10.0}
+        for n in range(steps)
+    ]
+    records += [
+        {"epoch": 0, "step": 0, "stage": 1, "changed": 0.5},
+        {"steps": 0, "epoch": 1, "step": 0, "knn": 70.0},
+    ]
     records += [
         {"kind": "warning", "time": 1.8e9, "text": "slow"},
         {"kind": "end", "time": 1.8e9, "how": "error", "text": "no disk"},
     ]
     records[-1]["code"] = 2
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + extra)
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(record) + "\n" for record in records) + extra
+    )
     (folder / "config.yaml").write_text("arch: resnet18\nepochs: 2\n")
     return folder
 
@@ -36,14 +44,24 @@ def write_run(folder, steps=3, extra=""):
 def test_records_are_sorted_by_what_they_have(tmp_path):
     run = read_run(write_run(tmp_path))
     assert run.steps["loss"].tolist() == [5.0, 4.0, 3.0]
-    assert [record["changed"] for record in run.refreshes] == [0.5] and [record["knn"] for record in run.knn] == [70.0]
+    assert [record["changed"] for record in run.refreshes] == [0.5] and [
+        record["knn"] for record in run.knn
+    ] == [70.0]
     assert (
-        run.warnings == ["warning: slow", "error: no disk"] and run.kind == "train" and run.complete is None and run.damaged == 0
+        run.warnings == ["warning: slow", "error: no disk"]
+        and run.kind == "train"
+        and run.complete is None
+        and run.damaged == 0
     )
 
 
 def test_a_line_that_is_being_written_is_no_damage_and_others_are_counted(tmp_path):
-    run = read_run(write_run(tmp_path, extra='not json\n{"loss": "high"}\n{"loss": 1' + "0" * 400 + '}\n[1]\n{"loss": 1.'))
+    run = read_run(
+        write_run(
+            tmp_path,
+            extra='not json\n{"loss": "high"}\n{"loss": 1' + "0" * 400 + '}\n[1]\n{"loss": 1.',
+        )
+    )
     assert run.damaged == 4 and len(run.steps["loss"]) == 3
 
 
@@ -58,7 +76,11 @@ def test_a_folder_without_a_run_is_named_in_one_line(tmp_path, content):
 
 
 def test_checkpoints_are_in_the_order_of_their_numbers(tmp_path):
-    names = ["checkpoint_9999_000000.pth.tar", "checkpoint_9999_000002.pth.tar", "checkpoint_10000_000000.pth.tar"]
+    names = [
+        "checkpoint_9999_000000.pth.tar",
+        "checkpoint_9999_000002.pth.tar",
+        "checkpoint_10000_000000.pth.tar",
+    ]
     for name in [*reversed(names), "checkpoint_10000_000002.pth.tar.new"]:
         (tmp_path / name).touch()
     assert [path.name for path in find_checkpoints(tmp_path)] == names
@@ -70,9 +92,23 @@ def test_a_line_of_the_log_may_have_any_mark_in_it():
 
 
 def test_options_are_those_of_the_last_start(tmp_path):
-    start = {"kind": "start", "time": 1.8e9, "epoch": 0, "step": 0, "workers": 2, "nodes": 1, "images": 50, "steps_an_epoch": 6}
-    starts = [start | {"options": {"arch": arch, "lr": 0.5, "odd": {}}} for arch in ("resnet34", "resnet50")]
-    run = read_run(write_run(tmp_path, extra="".join(json.dumps(record) + "\n" for record in starts)))
+    start = {
+        "kind": "start",
+        "time": 1.8e9,
+        "epoch": 0,
+        "step": 0,
+        "workers": 2,
+        "nodes": 1,
+        "images": 50,
+        "steps_an_epoch": 6,
+    }
+    starts = [
+        start | {"options": {"arch": arch, "lr": 0.5, "odd": {}}}
+        for arch in ("resnet34", "resnet50")
+    ]
+    run = read_run(
+        write_run(tmp_path, extra="".join(json.dumps(record) + "\n" for record in starts))
+    )
     assert run.options == {"arch": "resnet50", "lr": 0.5} and run.damaged == 0
 
 
@@ -86,15 +122,31 @@ def test_a_field_is_of_the_type_that_the_schema_declares(tmp_path):
     """Text as well, in a record of the course; other fields there are numbers."""
     factor = {"kind": "factor", "epoch": 0, "step": 0, "loss_factor": 2.0}
     saved = {"kind": "resumed", "time": 1.8e9, "epoch": 1, "step": 0, "later": ["a"]}
-    sound = [factor | {"distiller": "one"}, factor | {"distiller": "two", "later": 1.0}, saved | {"more": ["any"]}]
-    damaged = [factor | {"distiller": 1}, factor | {"later": "text"}, saved | {"later": [1]}, saved | {"workers": "two"}]
-    run = read_run(write_run(tmp_path, extra="".join(json.dumps(record) + "\n" for record in sound + damaged)))
-    assert [record["distiller"] for record in run.factors] == ["one", "two"] and run.damaged == len(damaged)
+    sound = [
+        factor | {"distiller": "one"},
+        factor | {"distiller": "two", "later": 1.0},
+        saved | {"more": ["any"]},
+    ]
+    damaged = [
+        factor | {"distiller": 1},
+        factor | {"later": "text"},
+        saved | {"later": [1]},
+        saved | {"workers": "two"},
+    ]
+    run = read_run(
+        write_run(tmp_path, extra="".join(json.dumps(record) + "\n" for record in sound + damaged))
+    )
+    assert [record["distiller"] for record in run.factors] == ["one", "two"] and run.damaged == len(
+        damaged
+    )
 
 
 def test_records_of_an_earlier_version_are_mgd_s(tmp_path):
     run = read_run(write_run(tmp_path, extra='{"epoch": 0, "step": 0, "loss_factor": 2.0}\n'))
-    assert [record["distiller"] for record in run.refreshes + run.factors] == ["mgd", "mgd"] and run.damaged == 0
+    assert [record["distiller"] for record in run.refreshes + run.factors] == [
+        "mgd",
+        "mgd",
+    ] and run.damaged == 0
 
 
 def test_a_last_record_without_an_end_counts_once_it_is_whole():
@@ -128,10 +180,14 @@ def test_a_number_that_only_some_steps_have_is_nan_in_the_others():
 )
 def test_a_record_without_its_place_is_damaged(tmp_path, line):
     run = read_run(write_run(tmp_path, extra=line + "\n"))
-    assert run.damaged == 1 and len(run.steps["loss"]) == 3 and len(run.refreshes) == len(run.knn) == 1
+    assert (
+        run.damaged == 1 and len(run.steps["loss"]) == 3 and len(run.refreshes) == len(run.knn) == 1
+    )
 
 
-@pytest.mark.parametrize("text", ["a: [", "when: 2026-99-99", "big: " + "1" * 5000, "- 1", "a: !!python/none"])
+@pytest.mark.parametrize(
+    "text", ["a: [", "when: 2026-99-99", "big: " + "1" * 5000, "- 1", "a: !!python/none"]
+)
 def test_a_damaged_config_tells_no_options(text):
     assert read_options(text) == {}
 
@@ -151,7 +207,9 @@ def test_a_network_s_width_is_told_where_it_is_not_as_published(options, words):
 
 
 def test_a_linear_run_is_told_by_its_numbers_where_its_options_are_lost(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"steps": 1, "epoch": 0, "step": 0, "loss": 5.0, "top1": 10.0}\n')
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"steps": 1, "epoch": 0, "step": 0, "loss": 5.0, "top1": 10.0}\n'
+    )
     assert read_run(tmp_path).kind == "linear"
 
 

@@ -22,10 +22,14 @@ from job.show.report.timing import refresh_seconds
 
 
 def test_neighbours_are_the_nearest_others():
-    points = torch.nn.functional.normalize(torch.randn(30, 5, generator=torch.Generator().manual_seed(1)), dim=1)
+    points = torch.nn.functional.normalize(
+        torch.randn(30, 5, generator=torch.Generator().manual_seed(1)), dim=1
+    )
     places, cosines = features.nearest(points, [4, 9], 3)
     for query, found, near in zip([4, 9], places, cosines, strict=True):
-        slow = sorted((-float(points[query] @ points[other]), other) for other in range(30) if other != query)[:3]
+        slow = sorted(
+            (-float(points[query] @ points[other]), other) for other in range(30) if other != query
+        )[:3]
         assert [other for _, other in slow] == found.tolist()
         assert near == pytest.approx([-value for value, _ in slow], abs=1e-6)
 
@@ -40,19 +44,33 @@ def test_pictures_of_images_without_labels_say_so(images, tmp_path):
     sample, labelled = (features.read_sample((str(data),), 32) for data in (tmp_path, images))
     found = torch.randn(9, 5, generator=torch.Generator().manual_seed(1))
     for some, said in ((sample, True), (labelled, False)):
-        for picture in (embeddings([("run", found)], some, 0), neighbour_grid("run", "run", some, found)):
+        for picture in (
+            embeddings([("run", found)], some, 0),
+            neighbour_grid("run", "run", some, found),
+        ):
             assert picture.reading.endswith(f"The images of {tmp_path}/val have no labels.") == said
 
 
 def test_two_distillers_have_refreshes_of_their_own(tmp_path):
     """Panels, columns and seconds."""
     place = {"kind": "refresh", "epoch": 1, "step": 0, "stage": 4}
-    refreshes = [place | {"distiller": name, "changed": changed, "solving": 2.0} for name, changed in (("a", 0.1), ("b", 0.2))]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in refreshes))
+    refreshes = [
+        place | {"distiller": name, "changed": changed, "solving": 2.0}
+        for name, changed in (("a", 0.1), ("b", 0.2))
+    ]
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(json.dumps(record) + "\n" for record in refreshes)
+    )
     [run] = find_runs([tmp_path])
     _, found = matching.panels([run])
-    assert {key: axes.get_title() for key, axes in found.items()} == {("a", 4): "a, stage 4", ("b", 4): "b, stage 4"}
-    assert [matching.of_stage(run, key, "epoch", "changed") for key in found] == [[[1], [0.1]], [[1], [0.2]]]
+    assert {key: axes.get_title() for key, axes in found.items()} == {
+        ("a", 4): "a, stage 4",
+        ("b", 4): "b, stage 4",
+    }
+    assert [matching.of_stage(run, key, "epoch", "changed") for key in found] == [
+        [[1], [0.1]],
+        [[1], [0.2]],
+    ]
     assert refresh_seconds(run.history) == 4
 
 
@@ -70,7 +88,13 @@ def test_what_holds_no_run_ends_with_one_line_and_no_file(tmp_path):
     out = tmp_path / "out" / "report.html"
     commands = [[tmp_path / name, "--out", out] for name in ("empty", "damaged", "missing")]
     commands += [[tmp_path / "empty", "--out", tmp_path], ["--out", out]]
-    expected = ["empty holds no run", "damaged holds no run", "no such file or folder", "expected a file", "required: RUN"]
+    expected = [
+        "empty holds no run",
+        "damaged holds no run",
+        "no such file or folder",
+        "expected a file",
+        "required: RUN",
+    ]
     for said, part in zip(errors_of("job.show.report.app", commands), expected, strict=True):
         assert part in said
     assert not out.parent.exists()
@@ -86,14 +110,20 @@ def test_images_in_no_folder_and_of_a_list_are_shown_without_labels(tmp_path):
     (tmp_path / "list.txt").write_text("".join(f"flat/{name}\n" for name in names))
     for data in (flat, tmp_path / "list.txt"):
         sample = features.read_sample((str(data),), 32)
-        assert sample.root == str(data) and sample.remark == f" The images of {data} have no labels."
-        assert {sample.classes[label] for label in sample.labels} == {"no label"} and len(sample.views) == len(names)
+        assert (
+            sample.root == str(data) and sample.remark == f" The images of {data} have no labels."
+        )
+        assert {sample.classes[label] for label in sample.labels} == {"no label"} and len(
+            sample.views
+        ) == len(names)
 
 
 def test_images_of_all_folders_of_a_run_are_shown(tmp_path, monkeypatch):
     """Validation images if some have them, as k-NN has; the word digits is a folder among them."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(features.digits, "write_digits", lambda folder: write_numbered(Path(folder)))
+    monkeypatch.setattr(
+        features.digits, "write_digits", lambda folder: write_numbered(Path(folder))
+    )
     for name in ("one", "two"):
         write_numbered(tmp_path / name)
         shutil.copytree(tmp_path / name / "train" / "0", tmp_path / name / "val" / "0")
@@ -106,7 +136,9 @@ def test_images_of_all_folders_of_a_run_are_shown(tmp_path, monkeypatch):
         found.append(features.read_sample((*places, *(["digits"] * (name == "two"))), 33))
         features.read_sample.cache_clear()
     roots = ["one/val and two/val", "two/val", "one/train and 3 more"]
-    assert [(sample.root, len(sample.views)) for sample in found] == list(zip(roots, [12, 6, 37], strict=True))
+    assert [(sample.root, len(sample.views)) for sample in found] == list(
+        zip(roots, [12, 6, 37], strict=True)
+    )
     assert features.read_sample(("digits", "one"), 32).root == "digits/train and one/train"
 
 

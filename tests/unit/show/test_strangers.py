@@ -22,7 +22,9 @@ from tests.unit.show.test_watch import UNICODE, begin, record, remark, start, wr
 
 LIMITED = ["bash", "-c", 'ulimit -v 16000000; exec "$0" "$@"', sys.executable]
 EVIL = "\033]0;title\a\033[2J\n\r\u202ebidi\x9b"
-BOMB = "a: &a [x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+BOMB = "a: &a [x]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
 
 
 def leave_options_to(run, name):
@@ -63,41 +65,90 @@ def make_socket(path):
     os.mknod(path, stat.S_IFSOCK | 0o600)  # a path of any length
 
 
-SPECIAL = {"pipe": os.mkfifo, "socket": make_socket, "device": lambda path: path.symlink_to("/dev/zero"), "terabyte": endless}
+SPECIAL = {
+    "pipe": os.mkfifo,
+    "socket": make_socket,
+    "device": lambda path: path.symlink_to("/dev/zero"),
+    "terabyte": endless,
+}
 FILES = ("config.yaml", "metrics.jsonl", "complete")
-REFUSED = {f"{name} {kind}": replace(name, make) for name in FILES for kind, make in SPECIAL.items()}
+REFUSED = {
+    f"{name} {kind}": replace(name, make) for name in FILES for kind, make in SPECIAL.items()
+}
 READ = {
     "aliases": append("config.yaml", f"{BOMB}batch_size: *i\n"),
-    "merge keys": append("config.yaml", "\n".join(f"{b}: &{b} {{<<: [*{a}, *{a}], {b}: 1}}" for a, b in ("ab", "bc", "cd"))),
+    "merge keys": append(
+        "config.yaml",
+        "\n".join(f"{b}: &{b} {{<<: [*{a}, *{a}], {b}: 1}}" for a, b in ("ab", "bc", "cd")),
+    ),
     "deep config": append("config.yaml", f"lr: {'[' * 30000}"),
-    "huge numbers": append("config.yaml", f"lr: 0x{'f' * 9000}\nimage_size: {'9' * 9000}\nmomentum: .inf\n"),
-    "endless epochs": append("config.yaml", f"epochs: {2**62}\nteacher: t\nrefresh_epochs: every:3\n"),
+    "huge numbers": append(
+        "config.yaml", f"lr: 0x{'f' * 9000}\nimage_size: {'9' * 9000}\nmomentum: .inf\n"
+    ),
+    "endless epochs": append(
+        "config.yaml", f"epochs: {2**62}\nteacher: t\nrefresh_epochs: every:3\n"
+    ),
     "deep records": append("metrics.jsonl", "[" * 10**6 + "\n" + '{"loss":' * 10**5 + "\n"),
     "a long line": append("metrics.jsonl", json.dumps(remark("x" * 10**7)) + "\n"),
     "odd numbers": append(
         "metrics.jsonl",
         "".join(
-            json.dumps(start(workers=number, steps_an_epoch=number) | {"time": float(number % 10**300)})
+            json.dumps(
+                start(workers=number, steps_an_epoch=number) | {"time": float(number % 10**300)}
+            )
             + "\n"
-            + json.dumps({"kind": "saved", "time": math.nan, "epoch": 1, "step": 0, "path": "x", "seconds": math.inf})
+            + json.dumps(
+                {
+                    "kind": "saved",
+                    "time": math.nan,
+                    "epoch": 1,
+                    "step": 0,
+                    "path": "x",
+                    "seconds": math.inf,
+                }
+            )
             + "\n"
             for number in (-1, 2**62, int("9" * 900))
         ),
     ),
-    "any kind": append("metrics.jsonl", '{"kind": ["step"], "loss": 1}\n{"kind": {}, "time": 1}\n{"kind": "add", "text": "x"}\n'),
+    "any kind": append(
+        "metrics.jsonl",
+        '{"kind": ["step"], "loss": 1}\n{"kind": {}, "time": 1}\n{"kind": "add", "text": "x"}\n',
+    ),
     "many stages": append(
-        "metrics.jsonl", "".join(json.dumps({"epoch": 1, "step": 0, "stage": n, "changed": 0.5}) + "\n" for n in range(5000))
+        "metrics.jsonl",
+        "".join(
+            json.dumps({"epoch": 1, "step": 0, "stage": n, "changed": 0.5}) + "\n"
+            for n in range(5000)
+        ),
     ),
     "many distillers": append(
         "metrics.jsonl",
         "".join(
-            json.dumps({"epoch": 1, "step": 0, "stage": 1 + n % 9, "changed": 0.5, "distiller": f"$_{n}{EVIL}" * 99}) + "\n"
+            json.dumps(
+                {
+                    "epoch": 1,
+                    "step": 0,
+                    "stage": 1 + n % 9,
+                    "changed": 0.5,
+                    "distiller": f"$_{n}{EVIL}" * 99,
+                }
+            )
+            + "\n"
             for n in range(500)
         ),
     ),
-    "many columns": append("metrics.jsonl", "".join(json.dumps(record(n) | {f"x{n}": 1.0}) + "\n" for n in range(15, 3000))),
-    "escapes": append("metrics.jsonl", json.dumps(remark(EVIL)) + "\n" + json.dumps(remark(f"<script>{EVIL}")) + "\n"),
-    "steps at the end": append("metrics.jsonl", json.dumps(record(15) | {"steps": 2**62, "epoch": -(2**62)}) + "\n"),
+    "many columns": append(
+        "metrics.jsonl",
+        "".join(json.dumps(record(n) | {f"x{n}": 1.0}) + "\n" for n in range(15, 3000)),
+    ),
+    "escapes": append(
+        "metrics.jsonl",
+        json.dumps(remark(EVIL)) + "\n" + json.dumps(remark(f"<script>{EVIL}")) + "\n",
+    ),
+    "steps at the end": append(
+        "metrics.jsonl", json.dumps(record(15) | {"steps": 2**62, "epoch": -(2**62)}) + "\n"
+    ),
     "1²": lambda run: None,
     f"name {EVIL}<script>alert('\"')</script>".replace("/", "-"): lambda run: None,
 }
@@ -118,7 +169,9 @@ def strangers(tmp_path_factory):
 def run(program, *arguments):
     """Run a program with limits on its memory and time; return its exit code, and its lines on stdout and stderr."""
     command = [*LIMITED, "-m", f"job.show.{program}", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=os.environ | {"COLUMNS": "300"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, env=os.environ | {"COLUMNS": "300"}
+    )
     lines, errors = done.stdout.split("\n"), done.stderr.split("\n")
     assert all(line.isprintable() for line in lines + errors)
     return done.returncode, lines, errors
@@ -129,16 +182,22 @@ def test_watch_shows_runs_of_strangers(strangers):
     code, lines, errors = run("watch", "--once", strangers)
     assert (code, errors) == (0, [""])
     for name in REFUSED:
-        assert [line for line in lines if f"/{name.split()[0]}: " in line and f"/{name}/" in line], name
+        assert [
+            line for line in lines if f"/{name.split()[0]}: " in line and f"/{name}/" in line
+        ], name
     for name in READ:
         assert [line for line in lines if f"/{printable(name)}: " in line], name
 
 
 @pytest.mark.slow
 def test_a_report_shows_runs_of_strangers(strangers, tmp_path):
-    code, lines, errors = run("report", "--no-features", strangers, "--out", tmp_path / "report.html")
+    code, lines, errors = run(
+        "report", "--no-features", strangers, "--out", tmp_path / "report.html"
+    )
     assert code == 0, errors
-    assert len([line for line in errors if line.startswith("passed over: ")]) == len(REFUSED) + 1  # the log
+    assert (
+        len([line for line in errors if line.startswith("passed over: ")]) == len(REFUSED) + 1
+    )  # the log
     page = (tmp_path / "report.html").read_text()
     assert "<script" not in page and all(line.isprintable() for line in page.split("\n"))
     assert not list(tmp_path.glob("report-pictures/*script*"))
@@ -149,7 +208,12 @@ def test_an_error_line_holds_no_escapes(tmp_path, capsys, program):
     with pytest.raises(SystemExit):
         program.main([str(tmp_path / EVIL)])
     out, error = capsys.readouterr()
-    assert out == "" and error[:-1].isprintable() and error.endswith("\n") and r"\x1b]0;title\x07" in error
+    assert (
+        out == ""
+        and error[:-1].isprintable()
+        and error.endswith("\n")
+        and r"\x1b]0;title\x07" in error
+    )
 
 
 @pytest.mark.parametrize(("kind", "make"), SPECIAL.items())
@@ -165,7 +229,15 @@ def test_a_special_file_in_place_of_a_checkpoint_or_data_is_a_note(tmp_path, kin
 
 
 @pytest.mark.parametrize(
-    "text", [BOMB, "a: &a 1\nb: *a\n", "a: {b: 1}\n", "- 1\n", "a: !!python/name:os.system\n", "a: !!int x\n"]
+    "text",
+    [
+        BOMB,
+        "a: &a 1\nb: *a\n",
+        "a: {b: 1}\n",
+        "- 1\n",
+        "a: !!python/name:os.system\n",
+        "a: !!int x\n",
+    ],
 )
 def test_a_config_that_no_program_writes_has_no_options(text):
     assert read_options(text) == {}
@@ -212,7 +284,9 @@ def test_images_are_not_read_at_a_size_that_takes_all_memory(size):
 
 
 def test_odd_options_of_a_checkpoint_become_words():
-    options = features.checked({"image_size": 64, "data": [1], "teacher_arch": ["resnet50"], "seed": 1})
+    options = features.checked(
+        {"image_size": 64, "data": [1], "teacher_arch": ["resnet50"], "seed": 1}
+    )
     known = {"image_size": 64, "teacher": "", "teacher_arch": "", "teacher_size": 0}
     assert options == known | {"places": ["[1]"]}
 

@@ -28,8 +28,21 @@ OPTIONS_GIVEN = {"arch": "resnet18", "epochs": 4, "batch_size": 10, "image_size"
 
 
 def record(step, loss=4.0):
-    numbers = {"loss": loss, "contrastive": loss - 1, "distillation": 1.0, "accuracy": 10.0, "lr": 0.1}
-    return {"steps": step + 1, "epoch": step // 10, "step": step % 10, **numbers, "images_per_s": 20.0, "data_wait": 0.1}
+    numbers = {
+        "loss": loss,
+        "contrastive": loss - 1,
+        "distillation": 1.0,
+        "accuracy": 10.0,
+        "lr": 0.1,
+    }
+    return {
+        "steps": step + 1,
+        "epoch": step // 10,
+        "step": step % 10,
+        **numbers,
+        "images_per_s": 20.0,
+        "data_wait": 0.1,
+    }
 
 
 def start(epoch=0, step=0, **more):
@@ -74,14 +87,23 @@ def write_run(folder, steps=15, **options):
 
 def watch(*arguments, **environment):
     command = [sys.executable, "-m", "job.show.watch", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ | environment)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env=os.environ | environment
+    )
 
 
-@given(st.lists(st.one_of(st.floats(-1e9, 1e9), st.just(math.nan)), max_size=80), st.sampled_from([UNICODE[0], ASCII[0]]))
+@given(
+    st.lists(st.one_of(st.floats(-1e9, 1e9), st.just(math.nan)), max_size=80),
+    st.sampled_from([UNICODE[0], ASCII[0]]),
+)
 def test_a_sparkline_orders_its_marks_as_the_values(values, marks):
     line = sparkline(values, marks)
     assert len(line) == len(values)
-    shown = sorted((value, marks.index(mark)) for value, mark in zip(values, line, strict=True) if not math.isnan(value))
+    shown = sorted(
+        (value, marks.index(mark))
+        for value, mark in zip(values, line, strict=True)
+        if not math.isnan(value)
+    )
     assert [mark for _, mark in shown] == sorted(mark for _, mark in shown)
     assert all(mark == " " for value, mark in zip(values, line, strict=True) if math.isnan(value))
 
@@ -101,7 +123,11 @@ def test_a_run_in_progress_tells_its_place_and_the_time_left(tmp_path):
     assert run.state() == "running" and run.place == (1, 5, 10) and run.share == 15 / 40
     assert 10 < run.left() <= 12.5  # 25 steps of half a second
     said = watch(tmp_path / "run").stdout
-    assert "38 %, epoch 1 step 5/10, of 4 epochs" in said and "batch 10, 2 workers" in said and "ratio 0.33" in said
+    assert (
+        "38 %, epoch 1 step 5/10, of 4 epochs" in said
+        and "batch 10, 2 workers" in said
+        and "ratio 0.33" in said
+    )
 
 
 def test_a_run_resumed_with_another_batch_size_is_at_its_epoch_s_start(tmp_path):
@@ -126,7 +152,9 @@ def test_only_what_is_new_is_read_and_a_replaced_file_is_read_anew(tmp_path):
     with open(tmp_path / "run/metrics.jsonl", "a") as file:
         file.write(json.dumps(record(15)) + '\n{"steps": 17')
     run.update()
-    assert run.records.count == 16 and run.metrics.offset == before + len(json.dumps(record(15))) + 1
+    assert (
+        run.records.count == 16 and run.metrics.offset == before + len(json.dumps(record(15))) + 1
+    )
     (tmp_path / "new").write_text(json.dumps(record(0)) + "\n")
     os.replace(tmp_path / "new", tmp_path / "run/metrics.jsonl")  # as a resumed run does
     run.update()
@@ -141,7 +169,9 @@ def test_the_checkpoint_shown_is_the_newest_by_name_where_last_is_a_copy(tmp_pat
     assert (name, size) == ("checkpoint_0002_000000.pth.tar", 2)
 
 
-@pytest.mark.parametrize(("how", "state"), [("stopped", "stopped"), ("error", "error"), ("complete", "done")])
+@pytest.mark.parametrize(
+    ("how", "state"), [("stopped", "stopped"), ("error", "error"), ("complete", "done")]
+)
 def test_the_end_is_the_state_until_a_new_process_starts(tmp_path, how, state):
     folder = write_run(tmp_path / "run")
     run = Progress(folder)
@@ -166,7 +196,11 @@ def test_the_last_warnings_are_shown_each_once_with_its_age(tmp_path):
         ),
     )
     shown = " ".join(watch(folder).stdout.split())
-    assert shown.count("slow disk") == 2 and "hint: slow disk, 2 s (20 min ago)" in shown and "warning: slow disk, 2 s" in shown
+    assert (
+        shown.count("slow disk") == 2
+        and "hint: slow disk, 2 s (20 min ago)" in shown
+        and "warning: slow disk, 2 s" in shown
+    )
 
 
 def test_remarks_of_one_id_are_shown_once_and_the_last_of_them(tmp_path):
@@ -178,7 +212,10 @@ def test_remarks_of_one_id_are_shown_once_and_the_last_of_them(tmp_path):
     )
     run = Progress(folder)
     run.update()
-    assert [text for _, text in run.records.warnings.values()] == ["warning: half of the time", "hint: slow images"]
+    assert [text for _, text in run.records.warnings.values()] == [
+        "warning: half of the time",
+        "hint: slow images",
+    ]
 
 
 def test_the_time_left_counts_what_comes_between_epochs(tmp_path):
@@ -187,21 +224,38 @@ def test_the_time_left_counts_what_comes_between_epochs(tmp_path):
     run = Progress(folder)
     run.update()
     before = run.left()
-    saves = ({"kind": "saved", "time": 1.0, "epoch": 1, "step": step, "path": "x", "seconds": 3.0} for step in (0, 4))
+    saves = (
+        {"kind": "saved", "time": 1.0, "epoch": 1, "step": step, "path": "x", "seconds": 3.0}
+        for step in (0, 4)
+    )
     took = {"measuring": 50.0, "gathering": 10.0, "solving": 5.0}
-    refreshes = ({"kind": "refresh", "epoch": 1, "step": 0, "stage": stage, "changed": 0.5, **took} for stage in (3, 4))
+    refreshes = (
+        {"kind": "refresh", "epoch": 1, "step": 0, "stage": stage, "changed": 0.5, **took}
+        for stage in (3, 4)
+    )
     add(folder, *saves, {"kind": "knn", "epoch": 1, "knn": 50.0, "knn_seconds": 4.0}, *refreshes)
     run.update()
-    assert run.left() - before == pytest.approx(3 * 7 + 2 * 65, abs=2)  # the ends of epochs 1 to 3, refreshes before 2 and 3
+    assert run.left() - before == pytest.approx(
+        3 * 7 + 2 * 65, abs=2
+    )  # the ends of epochs 1 to 3, refreshes before 2 and 3
 
 
 def test_the_refresh_of_two_distillers_is_shown_for_each(tmp_path):
     folder = write_run(tmp_path / "run")
     refresh = {"kind": "refresh", "epoch": 1, "step": 0, "measuring": 5.0, "cost_after": 0.5}
-    add(folder, *(refresh | {"distiller": f"d{n}", "stage": stage, "changed": n / 10} for n in (1, 2) for stage in (3, 4)))
+    add(
+        folder,
+        *(
+            refresh | {"distiller": f"d{n}", "stage": stage, "changed": n / 10}
+            for n in (1, 2)
+            for stage in (3, 4)
+        ),
+    )
     shown = " ".join(watch(folder).stdout.split())
     header = "matching refresh 1, before epoch 1, 10.0 s"
-    one, two = (f"d{n} layer3 layer4 changed {10 * n} % {10 * n} % cost 0.500 0.500" for n in (1, 2))
+    one, two = (
+        f"d{n} layer3 layer4 changed {10 * n} % {10 * n} % cost 0.500 0.500" for n in (1, 2)
+    )
     assert f"{header} {one} {two}" in shown
     del refresh["cost_after"]
     add(folder, refresh | {"epoch": 2, "distiller": "d2", "stage": 4, "changed": 0.3})
@@ -214,18 +268,24 @@ def test_the_refresh_of_two_distillers_is_shown_for_each(tmp_path):
 def test_a_run_of_an_earlier_version_is_shown_by_its_numbers(tmp_path):
     """Its records have no kinds, and its options are in config.yaml only."""
     folder = write_run(tmp_path / "run")
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(record(step)) + "\n" for step in range(15)))
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(record(step)) + "\n" for step in range(15))
+    )
     run = Progress(folder)
     run.update()
     assert run.state() == "running" and run.place == (1, 5, 10) and run.share == 15 / 40
     shown = watch(folder).stdout
-    assert "epoch 1 step 5/10, of 4 epochs" in shown and "resnet18" in shown and "damaged" not in shown
+    assert (
+        "epoch 1 step 5/10, of 4 epochs" in shown and "resnet18" in shown and "damaged" not in shown
+    )
 
 
 def test_the_steps_of_an_epoch_are_shown_once_they_are_known(tmp_path):
     """In its first epoch, a run of an earlier version has no record of them."""
     folder = write_run(tmp_path / "run", epochs=1)
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(record(step)) + "\n" for step in range(3)))
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(record(step)) + "\n" for step in range(3))
+    )
     assert re.search(r"  epoch 0 step 3, of 1 epochs\n", watch(folder).stdout)
     (folder / "complete").write_text("done\n")
     assert "100 %, epoch 0 step 3/3, of 1 epochs\n" in watch(folder).stdout
@@ -255,7 +315,9 @@ def test_an_empty_or_damaged_folder_is_one_line_and_exit_code_2(tmp_path, conten
             (tmp_path / name).write_bytes(content)
     ended = watch(tmp_path)
     assert ended.returncode == 2 and ended.stdout == ""
-    assert ended.stderr.startswith(f"error: {tmp_path} holds no run") and ended.stderr.count("\n") == 1
+    assert (
+        ended.stderr.startswith(f"error: {tmp_path} holds no run") and ended.stderr.count("\n") == 1
+    )
 
 
 def test_a_job_s_log_leads_to_its_run_and_tells_its_tries(tmp_path):
@@ -269,13 +331,16 @@ def test_a_job_s_log_leads_to_its_run_and_tells_its_tries(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("status", "shown"), [({}, "decision: limit said:"), ({"status": 1}, "decision: limit, exit status 1 said:")]
+    ("status", "shown"),
+    [({}, "decision: limit said:"), ({"status": 1}, "decision: limit, exit status 1 said:")],
 )
 def test_the_decision_about_a_job_is_shown_until_its_next_try(tmp_path, status, shown):
     run, log = write_run(tmp_path / "run"), tmp_path / "mgd-train-1.log"
     decision = {"kind": "decision", "time": 1.8e9, "reason": "limit"} | status
     log.write_text(f"{begin(1, run)}{json.dumps(decision)}\n{NOW} node1: any sentence\n")
-    assert f"job try 1 on node[1-2] {shown} node1: any sentence" in " ".join(watch(log).stdout.split())
+    assert f"job try 1 on node[1-2] {shown} node1: any sentence" in " ".join(
+        watch(log).stdout.split()
+    )
     with open(log, "a") as file:
         file.write(begin(2, run))
     assert "decision: " not in watch(log).stdout
@@ -296,7 +361,9 @@ def test_an_error_in_the_job_s_log_and_in_the_run_s_records_is_shown_once(tmp_pa
 def test_a_job_s_log_of_an_earlier_version_leads_to_its_run(tmp_path):
     """It has sentences in place of records."""
     run, log = write_run(tmp_path / "run"), tmp_path / "mgd-train-1.log"
-    log.write_text(f"{NOW} node1: try 1 on node1, runtime none: python\n{NOW} node1: run's folder: {run}\n")
+    log.write_text(
+        f"{NOW} node1: try 1 on node1, runtime none: python\n{NOW} node1: run's folder: {run}\n"
+    )
     assert "epoch 1 step 5/10" in watch(log).stdout
 
 
@@ -304,11 +371,19 @@ def test_several_runs_are_shown_in_the_order_of_their_numbers(tmp_path):
     for name in ("10", "2"):
         write_run(tmp_path / "array" / name)
     said = watch(tmp_path / "array").stdout
-    assert said.index("array/2: running") < said.index("array/10: running") and len(said.splitlines()) < 14
+    assert (
+        said.index("array/2: running") < said.index("array/10: running")
+        and len(said.splitlines()) < 14
+    )
 
 
 @pytest.mark.parametrize(
-    "said", ["", f"{NOW} node1: data: copying data.tar (147G) to /tmp, 800G free\n", "error: node1: no disk\n"]
+    "said",
+    [
+        "",
+        f"{NOW} node1: data: copying data.tar (147G) to /tmp, 800G free\n",
+        "error: node1: no disk\n",
+    ],
 )
 def test_a_job_that_has_not_begun_its_run_waits(tmp_path, said):
     log, run = tmp_path / "mgd-train-1.log", tmp_path / "run"
@@ -320,7 +395,11 @@ def test_a_job_that_has_not_begun_its_run_waits(tmp_path, said):
     with open(log, "a") as file:
         file.write(begin(1, run))
     said = watch(log).stdout
-    assert f"{run.name}: waits for its first step" in said and "try 1 on node[1-2]" in said and "error" not in said
+    assert (
+        f"{run.name}: waits for its first step" in said
+        and "try 1 on node[1-2]" in said
+        and "error" not in said
+    )
     write_run(run)
     assert f"{run.name}: running" in watch(log).stdout
 
@@ -328,7 +407,11 @@ def test_a_job_that_has_not_begun_its_run_waits(tmp_path, said):
 def test_a_file_that_is_no_job_s_log_is_one_line_and_exit_code_2(tmp_path):
     (tmp_path / "notes.log").write_bytes(b"\x00\xff to do\n")
     ended = watch(tmp_path / "notes.log")
-    assert ended.returncode == 2 and "names no run's folder" in ended.stderr and ended.stderr.count("\n") == 1
+    assert (
+        ended.returncode == 2
+        and "names no run's folder" in ended.stderr
+        and ended.stderr.count("\n") == 1
+    )
 
 
 def damage(run, how):
@@ -340,14 +423,24 @@ def damage(run, how):
         (run / "metrics.jsonl").mkdir()  # it cannot be read, not even by root
 
 
-@pytest.mark.parametrize(("how", "said"), [("garbage", "2 holds no run: "), ("unreadable", "2/metrics.jsonl: Is a directory")])
-def test_a_damaged_run_among_several_is_a_line_and_the_others_are_shown(tmp_path, monkeypatch, how, said):
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [("garbage", "2 holds no run: "), ("unreadable", "2/metrics.jsonl: Is a directory")],
+)
+def test_a_damaged_run_among_several_is_a_line_and_the_others_are_shown(
+    tmp_path, monkeypatch, how, said
+):
     monkeypatch.chdir(tmp_path)
     runs = [write_run(tmp_path / "array" / name) for name in ("1", "2", "3")]
     damage(runs[1], how)
     ended = watch("array", "--once")
     blocks = ended.stdout.split("\n\n")
-    assert ended.returncode == 0 and len(blocks) == 3 and blocks[1].startswith(f"array/{said}") and "\n" not in blocks[1]
+    assert (
+        ended.returncode == 0
+        and len(blocks) == 3
+        and blocks[1].startswith(f"array/{said}")
+        and "\n" not in blocks[1]
+    )
     assert "array/1: running" in blocks[0] and "array/3: running" in blocks[2]
     alone = watch("array/2")
     assert alone.returncode == 2 and alone.stdout == "" and alone.stderr.count("\n") == 1
@@ -373,10 +466,18 @@ def test_runs_are_found_as_they_begin_and_kept_when_their_folder_is_away(tmp_pat
     shown.begin()
     write_run(tmp_path / "array" / "0")
     shown.look()
-    assert [line for line in shown.lines(80, UNICODE, False) if line.endswith(": running")][0].endswith("array/0: running")
+    assert [line for line in shown.lines(80, UNICODE, False) if line.endswith(": running")][
+        0
+    ].endswith("array/0: running")
     (tmp_path / "array").rename(tmp_path / "away")
     shown.look()
-    assert sum("holds no run" in line or "no such f" in line for line in shown.lines(200, UNICODE, False)) == 3
+    assert (
+        sum(
+            "holds no run" in line or "no such f" in line
+            for line in shown.lines(200, UNICODE, False)
+        )
+        == 3
+    )
 
 
 def test_the_loss_is_shown_from_when_keys_fill_the_queue(tmp_path):
@@ -389,14 +490,24 @@ def test_a_reader_that_goes_ends_it_without_a_word(tmp_path):
     write_run(tmp_path / "run")
     line = f"{sys.executable} -m job.show.watch run --every 0.1 | head -1"  # a longer path would be cut to the terminal's width
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
-    ended = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, cwd=tmp_path, env=environment)
+    ended = subprocess.run(
+        ["bash", "-c", line],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env=environment,
+    )
     assert ended.stdout == "run: running\n" and ended.stderr == ""
 
 
 @pytest.mark.parametrize(
-    ("options", "words"), [({}, "resnet18, no teacher"), ({"width": 16}, "resnet18 of width 16, no teacher")]
+    ("options", "words"),
+    [({}, "resnet18, no teacher"), ({"width": 16}, "resnet18 of width 16, no teacher")],
 )
-def test_a_run_tells_its_network_and_its_width_where_that_is_not_as_published(tmp_path, options, words):
+def test_a_run_tells_its_network_and_its_width_where_that_is_not_as_published(
+    tmp_path, options, words
+):
     run = write_run(tmp_path / "run", **options)
     assert re.search(rf"^ *run +{words}$", watch(run).stdout, re.MULTILINE)
 
@@ -405,7 +516,11 @@ def test_several_runs_tell_the_options_in_which_they_differ(tmp_path):
     for name, factor in (("1", 100), ("2", 1000)):
         write_run(tmp_path / "array" / name, loss_factor=factor)
     lines = watch(tmp_path / "array").stdout.splitlines()
-    assert "  loss_factor 100" in lines and "  loss_factor 1000" in lines and "resnet18" not in "".join(lines)
+    assert (
+        "  loss_factor 100" in lines
+        and "  loss_factor 1000" in lines
+        and "resnet18" not in "".join(lines)
+    )
 
 
 def test_an_end_that_is_years_away_has_its_year(tmp_path):
@@ -422,9 +537,7 @@ def test_an_epoch_that_none_can_be_makes_no_bar_of_that_length(tmp_path):
 
 
 NUMBERS = st.one_of(st.integers(), st.floats(), st.sampled_from([0, 1, 4]))
-NAMES = (
-    "steps epoch step stage loss contrastive distillation accuracy top1 lr images_per_s data_wait changed cost_after knn val_top1"
-)
+NAMES = "steps epoch step stage loss contrastive distillation accuracy top1 lr images_per_s data_wait changed cost_after knn val_top1"
 NAMES = [*NAMES.split(), "feature_std", "queue_rank", "dead_layer1", "refreshes"]
 OPTIONS = "epochs batch_size arch teacher pretrained image_size refresh_epochs loss_factor".split()
 
@@ -432,12 +545,16 @@ OPTIONS = "epochs batch_size arch teacher pretrained image_size refresh_epochs l
 @given(
     st.lists(st.dictionaries(st.sampled_from(NAMES), NUMBERS), max_size=6),
     st.lists(st.text(max_size=200), max_size=4),
-    st.dictionaries(st.sampled_from(OPTIONS), st.one_of(NUMBERS, st.text(), st.lists(st.integers()))),
+    st.dictionaries(
+        st.sampled_from(OPTIONS), st.one_of(NUMBERS, st.text(), st.lists(st.integers()))
+    ),
     st.integers(20, 120),
     st.sampled_from([UNICODE, ASCII]),
 )
 @settings(max_examples=100, deadline=None)
-def test_whatever_files_say_no_line_is_wider_than_the_terminal(tmp_path_factory, records, texts, options, width, marks):
+def test_whatever_files_say_no_line_is_wider_than_the_terminal(
+    tmp_path_factory, records, texts, options, width, marks
+):
     folder = tmp_path_factory.mktemp("runs")
     for name in ("1", "2"):
         run = write_run(folder / name)
@@ -447,7 +564,10 @@ def test_whatever_files_say_no_line_is_wider_than_the_terminal(tmp_path_factory,
         shown = Watch([path])
         shown.begin()
         lines = shown.lines(width, marks, False)
-        columns = [sum(2 if unicodedata.east_asian_width(mark) in "FW" else 1 for mark in line) for line in lines]
+        columns = [
+            sum(2 if unicodedata.east_asian_width(mark) in "FW" else 1 for mark in line)
+            for line in lines
+        ]
         assert max(columns) <= width and all(line.isprintable() for line in lines)
 
 
@@ -489,18 +609,29 @@ def on_terminal(arguments, *sends):
 PLACE, BEGINS, LEAVES = b"epoch 1 step 5/10", b"\033[?1049h", b"\033[?1049l"
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 0), (signal.SIGTERM, 128 + signal.SIGTERM)])
+@pytest.mark.parametrize(
+    "number, code", [(signal.SIGINT, 0), (signal.SIGTERM, 128 + signal.SIGTERM)]
+)
 def test_a_signal_leaves_the_terminal_in_order(tmp_path, number, code):
     shown, ended = on_terminal([write_run(tmp_path / "run"), "--every", "0.2"], (PLACE, 1, number))
     assert ended == code and b"Traceback" not in shown
-    assert shown.count(BEGINS) == shown.count(LEAVES) == 1 and shown.index(b"\033[?25l") < shown.index(b"\033[?25h")
-    assert (PLACE in shown.split(LEAVES)[1]) == (number == signal.SIGINT)  # then the last picture stays
+    assert shown.count(BEGINS) == shown.count(LEAVES) == 1 and shown.index(
+        b"\033[?25l"
+    ) < shown.index(b"\033[?25h")
+    assert (PLACE in shown.split(LEAVES)[1]) == (
+        number == signal.SIGINT
+    )  # then the last picture stays
 
 
 def test_ctrl_z_gives_the_terminal_back_until_it_goes_on(tmp_path):
     """Without a shell that could let it go on, it does so by itself."""
     arguments = [write_run(tmp_path / "run"), "--every", "0.2"]
-    shown, ended = on_terminal(arguments, (PLACE, 1, signal.SIGTSTP), (BEGINS, 2, signal.SIGWINCH), (PLACE, 3, signal.SIGINT))
+    shown, ended = on_terminal(
+        arguments,
+        (PLACE, 1, signal.SIGTSTP),
+        (BEGINS, 2, signal.SIGWINCH),
+        (PLACE, 3, signal.SIGINT),
+    )
     assert ended == 0 and shown.count(BEGINS) == shown.count(LEAVES) == 2
 
 

@@ -34,7 +34,9 @@ def test_every_letter_is_drawn_in_one_font_of_each_family(letters):
     folder, said = letters
     files = list(folder.glob("*/*/*.png"))
     assert Counter(path.parent.name for path in files) == dict.fromkeys(characters.LETTERS, 3)
-    expected = {data.key(f"{name}.ttf") for name in ("DejaVuSansMono-Bold", "cmtt10", "STIXGeneral")}
+    expected = {
+        data.key(f"{name}.ttf") for name in ("DejaVuSansMono-Bold", "cmtt10", "STIXGeneral")
+    }
     assert {path.stem for path in files} == expected
     skipped = "1 unreadable, 2 without whole letters, 1 of the same family"
     assert said[1] == f"characters: 3 fonts of 7; skipped: {skipped}"

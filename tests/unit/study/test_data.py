@@ -102,7 +102,10 @@ def test_fewer_to_train_on_are_the_first_of_each_class_and_all_are_held_out(draw
     data.prepare("clipart", tmp_path / "fewer", 3, said.append)
     for split, most in (("train", 3), ("val", 10)):
         names = sorted(path.name for path in (whole / split / "animals").iterdir())
-        assert sorted(path.name for path in (tmp_path / "fewer" / split / "animals").iterdir()) == names[:most]
+        assert (
+            sorted(path.name for path in (tmp_path / "fewer" / split / "animals").iterdir())
+            == names[:most]
+        )
         assert split == "val" or len(names) > 3
     assert "3 images to train on" in said[-1]
 
@@ -135,10 +138,16 @@ def test_a_choice_of_settings_is_measured_on_images_held_out_of_train(tmp_path, 
     held = names(choose, "val")
     assert held and held < names(tmp_path / "all", "train")
     assert not names(test, "val") & (held | names(choose, "train"))
-    assert not held & names(choose, "train") and names(choose, "train") <= names(tmp_path / "all", "train")
+    assert not held & names(choose, "train") and names(choose, "train") <= names(
+        tmp_path / "all", "train"
+    )
     stems = Counter(name.split("/")[1] for name in held)
-    assert set(stems.values()) == {2}  # a name, such as a font's, is on the same side in all classes
-    expected = {f"{data.key(f'{n}')}.png" for n in range(100)} & {name.split("/")[1] for name in names(tmp_path / "all", "train")}
+    assert set(stems.values()) == {
+        2
+    }  # a name, such as a font's, is on the same side in all classes
+    expected = {f"{data.key(f'{n}')}.png" for n in range(100)} & {
+        name.split("/")[1] for name in names(tmp_path / "all", "train")
+    }
     hashes = {stem: int(data.key(f"choose {stem.removesuffix('.png')}"), 16) for stem in expected}
     assert stems.keys() == {stem for stem, found in hashes.items() if found % data.HELD_OUT == 0}
     assert len(list((choose / "train" / "A").iterdir())) == 50

@@ -39,7 +39,10 @@ def test_the_claim_is_shown_where_all_its_parts_hold():
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"alone": [34.0, 35.9, 34.0]}, "the student alone above the untrained student by +4.6 points"),
+        (
+            {"alone": [34.0, 35.9, 34.0]},
+            "the student alone above the untrained student by +4.6 points",
+        ),
         ({"teacher": [44.9]}, "the teacher above the student alone by +4.9 points"),
     ],
 )
@@ -47,7 +50,9 @@ def test_nothing_follows_where_a_condition_fails(changed, words):
     found = scores(**changed)
     [failed] = [text for text, holds in found.conditions() if not holds]
     assert words in failed
-    assert found.verdict() == "k-NN: no comparison means anything here, as a condition does not hold"
+    assert (
+        found.verdict() == "k-NN: no comparison means anything here, as a condition does not hold"
+    )
 
 
 @pytest.mark.parametrize(
@@ -58,7 +63,10 @@ def test_nothing_follows_where_a_condition_fails(changed, words):
             "MGD does not beat the student alone: +1.0 points, spread over seeds 1.0",
         ),  # no more than it
         ({"mgd": [44.0, 49.0, 36.0]}, "MGD does not beat the student alone"),
-        ({"random": [44.0, 45.0, 43.0]}, "MGD with a random matching beats the student alone: +4.0 points"),
+        (
+            {"random": [44.0, 45.0, 43.0]},
+            "MGD with a random matching beats the student alone: +4.0 points",
+        ),
         ({"random": [43.5, 44.5, 42.5]}, "MGD does not beat MGD with a random matching"),
     ],
 )
@@ -70,12 +78,18 @@ def test_the_claim_is_not_shown_where_a_part_fails(changed, words):
 
 @pytest.mark.parametrize(
     ("changed", "verb"),
-    [({}, "is above"), ({"mgd": [40.5, 41.0, 40.0]}, "is level with"), ({"mgd": [35.0, 36.0, 34.0]}, "is below")],
+    [
+        ({}, "is above"),
+        ({"mgd": [40.5, 41.0, 40.0]}, "is level with"),
+        ({"mgd": [35.0, 36.0, 34.0]}, "is below"),
+    ],
 )
 def test_an_auc_differs_if_the_difference_exceeds_the_spread(changed, verb):
     text = scores(AUC, **changed).change("mgd", "alone")
     mean = sum((CLEAR | changed)["mgd"]) / 300
-    assert text == (f"AUC of MGD {verb} that of the student alone: {mean:.3f} against 0.400, spread over seeds 0.010")
+    assert text == (
+        f"AUC of MGD {verb} that of the student alone: {mean:.3f} against 0.400, spread over seeds 0.010"
+    )
 
 
 def test_a_mean_is_shown_with_its_spread_if_there_are_several_seeds():
@@ -88,7 +102,9 @@ ARMS = {"gram": [46.0, 47.0, 45.0], "simreg": [45.8, 46.8, 45.2], "disco": [44.5
 
 def test_what_a_student_recovers_is_its_part_of_the_teacher_s_lead():
     found = scores(**ARMS)
-    assert found.recovered("gram") == pytest.approx(60.0) and found.recovered("untrained") == pytest.approx(-100.0)
+    assert found.recovered("gram") == pytest.approx(60.0) and found.recovered(
+        "untrained"
+    ) == pytest.approx(-100.0)
     assert scores(teacher=[45.0]).recovered("mgd") == pytest.approx(80.0)
     assert all(scores(teacher=[teacher]).recovered("mgd") is None for teacher in (44.9, 40.0, 38.0))
 
@@ -97,7 +113,10 @@ def test_the_ranking_says_what_the_leader_beats_and_what_beats_mgd():
     found = scores(among=[*ARMS], **ARMS)
     assert found.students == ["gram", "simreg", "disco", "mgd", "random", "alone"]
     leader, better = found.ranking()
-    assert leader == "k-NN: gram leads (46.0 ± 1.0) and beats disco, mgd, random, alone, but not simreg"
+    assert (
+        leader
+        == "k-NN: gram leads (46.0 ± 1.0) and beats disco, mgd, random, alone, but not simreg"
+    )
     arms = "gram (by +2.0, spread 1.0), simreg (by +1.9, spread 1.0)"
     assert better == f"k-NN: mgd is beaten by {arms}"
     level = scores(among=["disco"], disco=ARMS["disco"])  # +0.5, spread 1.0

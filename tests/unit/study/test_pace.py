@@ -66,7 +66,10 @@ def test_work_counts_the_views_of_the_framework(tmp_path, bench):
     student = {"arch": "resnet18", "framework": "simsiam"}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(FORM | {"student": student}))
     others = Bench(read_plan(str(tmp_path / "tiny.yaml")), tmp_path / "out", {"mnist": "aaaa"})
-    moco, simsiam = ({unit.name: pace.work[unit] for unit in pace.bench.plan.units} for pace in (Pace(bench), Pace(others)))
+    moco, simsiam = (
+        {unit.name: pace.work[unit] for unit in pace.bench.plan.units}
+        for pace in (Pace(bench), Pace(others))
+    )
     measuring = 2 / 4  # of MoCo's 4 passes: an epoch of the classifier, and its validation
     ratio = simsiam["mnist/alone-0"] / moco["mnist/alone-0"]
     assert ratio == pytest.approx((6 / 4 + measuring) / (1 + measuring))
@@ -84,7 +87,9 @@ def test_work_counts_the_views_of_the_distillers(tmp_path):
     work = {unit.arm: pace.work[unit] for unit in plan.units}
     network = work["alone"] / 6  # 4 passes of MoCo, 2 that measure
     teacher = work["mgd"] - work["alone"]
-    assert work["disco"] == pytest.approx(9 * network + 2 * teacher)  # the second view: forward and back
+    assert work["disco"] == pytest.approx(
+        9 * network + 2 * teacher
+    )  # the second view: forward and back
     assert work["bare"] == pytest.approx(5 * network + teacher)
     assert work["slow"] == pytest.approx(7 * network + teacher)  # and the momentum encoder
 

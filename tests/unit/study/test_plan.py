@@ -35,40 +35,77 @@ def plan(tmp_path, **changed):
 
 def test_every_set_has_what_a_verdict_needs_and_its_questions_answers(tmp_path):
     found = plan(tmp_path)
-    arms = {name: [unit.arm for unit in found.units if unit.set == name] for name in ("mnist", "clipart")}
-    basis = ["teacher", *(arm for arm in ("untrained", "alone", "mgd", "random", "original") for _ in TINY["seeds"])]
+    arms = {
+        name: [unit.arm for unit in found.units if unit.set == name]
+        for name in ("mnist", "clipart")
+    }
+    basis = [
+        "teacher",
+        *(
+            arm
+            for arm in ("untrained", "alone", "mgd", "random", "original")
+            for _ in TINY["seeds"]
+        ),
+    ]
     assert arms["clipart"] == basis
     asked = [f"reducer {answer}" for answer in ("amp", "rd", "sp", "sm") for _ in TINY["seeds"]]
     assert arms["mnist"] == basis + asked
     [question] = found.questions["mnist"]
-    assert question.answers == {"amp": "reducer amp", "rd": "reducer rd", "sp": "reducer sp", "sm": "reducer sm"}
+    assert question.answers == {
+        "amp": "reducer amp",
+        "rd": "reducer rd",
+        "sp": "reducer sp",
+        "sm": "reducer sm",
+    }
     same = plan(tmp_path, sets={"mnist": {"questions": ["factor", "reducer"]}}).questions["mnist"]
-    assert same[1].answers["amp"] == same[0].answers["share 10"] == "factor share 10"  # what is trained already is not again
+    assert (
+        same[1].answers["amp"] == same[0].answers["share 10"] == "factor share 10"
+    )  # what is trained already is not again
     assert [unit.seed for unit in found.units[:3]] == [0, 0, 7]
 
 
 def test_a_question_may_be_asked_with_some_of_its_answers(tmp_path):
-    found = plan(tmp_path, sets={"mnist": {"questions": {"reducer": ["amp", "sm"], "refresh": ["once", "log schedule"]}}})
+    found = plan(
+        tmp_path,
+        sets={
+            "mnist": {"questions": {"reducer": ["amp", "sm"], "refresh": ["once", "log schedule"]}}
+        },
+    )
     reducer, refresh = found.questions["mnist"]
     assert reducer.answers == {"amp": "reducer amp", "sm": "reducer sm"}
     assert refresh.answers == {"once": "refresh once", "log schedule": "mgd"}
-    assert {unit.arm for unit in found.units if unit.arm.startswith("re")} == {"reducer amp", "reducer sm", "refresh once"}
+    assert {unit.arm for unit in found.units if unit.arm.startswith("re")} == {
+        "reducer amp",
+        "reducer sm",
+        "refresh once",
+    }
 
 
 def test_a_set_s_images_are_in_a_folder_of_their_own_number(tmp_path):
     found = plan(tmp_path, sets={"mnist": {"most": 50}, "clipart": {}})
-    assert [found.images(name) for name in ("mnist", "clipart")] == ["data/mnist-50", "data/clipart-700"]
+    assert [found.images(name) for name in ("mnist", "clipart")] == [
+        "data/mnist-50",
+        "data/clipart-700",
+    ]
 
 
 def test_the_nearest_options_win(tmp_path):
     units = {unit.name: unit for unit in plan(tmp_path).units}
-    assert units["mnist/teacher-0"].train["epochs"] == 3 and units["mnist/mgd-7"].train["epochs"] == 1
+    assert (
+        units["mnist/teacher-0"].train["epochs"] == 3 and units["mnist/mgd-7"].train["epochs"] == 1
+    )
     assert units["mnist/mgd-7"].train["lr"] == 0.02 and units["clipart/mgd-7"].train["lr"] == 0.01
     assert units["mnist/reducer-rd-7"].train["reducer"] == "rd"
-    assert [units[f"mnist/{name}-7"].train["loss_share"] for name in ("mgd", "reducer-rd", "original")] == [0.1, 10, 0]  # a base
+    assert [
+        units[f"mnist/{name}-7"].train["loss_share"] for name in ("mgd", "reducer-rd", "original")
+    ] == [0.1, 10, 0]  # a base
     assert units["mnist/random-0"].train["matching"] == "random"
     assert units["mnist/alone-0"].resolved()["job.train"]["epochs"] == 1
-    assert units["mnist/untrained-7"].train == units["mnist/alone-7"].train | {"lr": 0.0, "epochs": 1, "warmup_epochs": 0}
+    assert units["mnist/untrained-7"].train == units["mnist/alone-7"].train | {
+        "lr": 0.0,
+        "epochs": 1,
+        "warmup_epochs": 0,
+    }
 
 
 def test_a_record_from_before_the_option_of_k_stays_valid(tmp_path):
@@ -80,23 +117,39 @@ def test_a_record_from_before_the_option_of_k_stays_valid(tmp_path):
 
 
 def test_the_control_has_no_refreshes_whatever_the_form_says(tmp_path):
-    units = {unit.arm: unit for unit in plan(tmp_path, student={"arch": "resnet18", "refresh_epochs": "every:2"}).units}
-    assert units["mgd"].train["refresh_epochs"] == units["original"].train["refresh_epochs"] == "every:2"
-    assert units["random"].resolved()["job.train"]["matching"] == "random" and "refresh_epochs" not in units["random"].train
+    units = {
+        unit.arm: unit
+        for unit in plan(tmp_path, student={"arch": "resnet18", "refresh_epochs": "every:2"}).units
+    }
+    assert (
+        units["mgd"].train["refresh_epochs"]
+        == units["original"].train["refresh_epochs"]
+        == "every:2"
+    )
+    assert (
+        units["random"].resolved()["job.train"]["matching"] == "random"
+        and "refresh_epochs" not in units["random"].train
+    )
 
 
 def test_an_arm_without_a_framework_has_no_options_of_any_whatever_the_form_says(tmp_path):
     student = {"arch": "resnet18", "framework": "none", "moco_k": 64, "seed": 0}
     units = {unit.arm: unit for unit in plan(tmp_path, student=student).units}
     train = units["mgd"].train
-    assert train["framework"] == "none" and not {"moco_k", "mlp"} & train.keys() and units["mgd"].resolved()
+    assert (
+        train["framework"] == "none"
+        and not {"moco_k", "mlp"} & train.keys()
+        and units["mgd"].resolved()
+    )
     assert units["teacher"].train["mlp"]
 
 
 def test_a_form_can_change_the_setting_compared_with_and_leave_out_controls(tmp_path):
     tried = ["solved, share 0.1", "random, share 0.1", "random, share 10"]
     sets = {"mnist": {"questions": {"matching": tried}}}
-    found = plan(tmp_path, mgd={"loss_share": 10.0, "reducer": "sm"}, controls=["random"], sets=sets)
+    found = plan(
+        tmp_path, mgd={"loss_share": 10.0, "reducer": "sm"}, controls=["random"], sets=sets
+    )
     arms = {unit.arm: unit.train for unit in found.units}
     asked = [f"matching {answer}" for answer in tried[:2]]
     assert [*arms] == ["teacher", "untrained", "alone", "mgd", "random", *asked]
@@ -127,13 +180,24 @@ HEADS = {"arch": "resnet18", "head_width": 64, "reducer": "sm"}
 
 
 def test_arms_have_the_student_s_options_and_not_those_of_mgd(tmp_path):
-    found = plan(tmp_path, arms=ARMS, student=HEADS, sets={"mnist": {}}, mgd={"loss_share": 7.0, "matching": "solved"})
+    found = plan(
+        tmp_path,
+        arms=ARMS,
+        student=HEADS,
+        sets={"mnist": {}},
+        mgd={"loss_share": 7.0, "matching": "solved"},
+    )
     units = {unit.name: unit for unit in found.units if unit.seed == 7}
     assert found.arms == ["Gram + 1", "SimSiam", "bare"]  # as the file has them
     assert [*units][-3:] == ["mnist/gram-1-7", "mnist/simsiam-7", "mnist/bare-7"]
     gram, simsiam, bare = (units[name] for name in [*units][-3:])
     common = {"image_size": 32, "epochs": 1, "lr": 0.01, "arch": "resnet18", "seed": 7}
-    assert gram.train == common | {"mlp": True, "head_width": 64, "distill": "gram", "loss_share": 3.0}
+    assert gram.train == common | {
+        "mlp": True,
+        "head_width": 64,
+        "distill": "gram",
+        "loss_share": 3.0,
+    }
     assert bare.train == common | {"head_width": 64, "reducer": "sm", **ARMS["bare"]}
     assert simsiam.train == common | {"framework": "simsiam", "head_width": 32}
     assert [unit.guided for unit in (gram, bare, simsiam)] == [True, True, False]
@@ -145,13 +209,19 @@ def test_a_set_can_change_options_of_arms(tmp_path):
     found = plan(tmp_path, arms=ARMS, sets={"mnist": {"arms": own}, "clipart": {}})
     units = {unit.name: unit.train for unit in found.units}
     assert [units[f"{name}/gram-1-0"]["loss_share"] for name in ("mnist", "clipart")] == [5.0, 3.0]
-    assert units["mnist/gram-1-0"]["distill"] == "gram" and units["mnist/bare-0"] == units["clipart/bare-0"]
+    assert (
+        units["mnist/gram-1-0"]["distill"] == "gram"
+        and units["mnist/bare-0"] == units["clipart/bare-0"]
+    )
 
 
 def test_a_head_s_width_is_left_out_if_no_head_has_a_hidden_layer(tmp_path):
     arms = {"bare": {"distill": "similarity", "framework": "none"}, "linear": {"mlp": False}}
     arms["hidden"] = {"distill": "similarity", "framework": "none", "similarity": "seed"}
-    units = {unit.arm: unit.train for unit in plan(tmp_path, arms=arms, student=HEADS, sets={"mnist": {}}).units}
+    units = {
+        unit.arm: unit.train
+        for unit in plan(tmp_path, arms=arms, student=HEADS, sets={"mnist": {}}).units
+    }
     assert {arm: "head_width" in train for arm, train in units.items() if arm in arms} == {
         "bare": False,
         "linear": False,
@@ -178,7 +248,11 @@ def test_a_wrong_framework_or_distiller_is_told_in_a_line(tmp_path, option, valu
 def test_the_forms_are_whole(form):
     found = read_plan(form)
     names = [unit.name for unit in found.units]
-    assert len(names) == len(set(names)) and len(found.seeds) == 3 and set(found.questions) == {"mnist", "clipart"}
+    assert (
+        len(names) == len(set(names))
+        and len(found.seeds) == 3
+        and set(found.questions) == {"mnist", "clipart"}
+    )
     for name in found.questions:
         alike = [(str(unit.resolved()), unit.guided) for unit in found.units if unit.set == name]
         assert len(alike) == len(set(alike))
@@ -192,7 +266,10 @@ def test_guided_and_lone_students_do_the_same_steps(form):
     for unit in found.units:
         if unit.arm not in ("teacher", "untrained"):
             ours = unit.resolved()["job.train"]
-            steps = [ours[name] for name in ("epochs", "batch_size", "accumulate", "lr", "image_size", "seed")]
+            steps = [
+                ours[name]
+                for name in ("epochs", "batch_size", "accumulate", "lr", "image_size", "seed")
+            ]
             assert done.setdefault((unit.set, unit.seed), steps) == steps
     assert len(done) == len(found.questions) * 3  # seeds
 
@@ -275,7 +352,8 @@ def test_a_trial_has_the_networks_of_the_form_that_it_is_for_and_other_seeds():
     for name in form.questions:
         for arm in ("teacher", "untrained", "alone", "gram"):
             ours, theirs = (
-                next(u.resolved() for u in p.units if u.set == name and u.arm.split(" 1")[0] == arm) for p in (form, trial)
+                next(u.resolved() for u in p.units if u.set == name and u.arm.split(" 1")[0] == arm)
+                for p in (form, trial)
             )
             del ours["job.train"]["seed"], theirs["job.train"]["seed"]
             ours["job.train"].pop("loss_share", 0), theirs["job.train"].pop("loss_share", 0)
@@ -292,7 +370,17 @@ def test_the_longer_form_is_the_small_one_but_for_its_students_epochs():
 
 def test_words():
     options = {"moco_k": 256, "mlp": True, "cos": False, "mgd_stages": [3, 4], "lr": 0.5}
-    assert words(options) == ["--moco-k", "256", "--mlp", "--no-cos", "--mgd-stages", "3", "4", "--lr", "0.5"]
+    assert words(options) == [
+        "--moco-k",
+        "256",
+        "--mlp",
+        "--no-cos",
+        "--mgd-stages",
+        "3",
+        "4",
+        "--lr",
+        "0.5",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -311,7 +399,10 @@ def test_words():
         ({"student": {"teacher": "t.pth"}}, ["student: teacher", "leave it out"]),
         ({"linear": {"pretrained": "t.pth"}}, ["linear: pretrained", "leave it out"]),
         ({"linear": {"knn": True}}, ["linear: knn", "leave it out"]),
-        ({"sets": {"mnist": {"train": {"knn_every": 0}}}}, ["mnist: train: knn_every 0", "1 or more"]),
+        (
+            {"sets": {"mnist": {"train": {"knn_every": 0}}}},
+            ["mnist: train: knn_every 0", "1 or more"],
+        ),
         ({"sets": {"mnist": {"questions": "reducer"}}}, ["questions 'reducer'", "a list of names"]),
         ({"mgd": 0.1}, ["mgd", "a mapping"]),
         ({"mgd": {"teacher": "t.pth"}}, ["mgd: teacher", "leave it out"]),
@@ -326,11 +417,26 @@ def test_words():
         ({"sets": {"mnist": {"most": 0}}}, ["mnist: most 0", "from 1 to 700"]),
         ({"sets": {"mnist": {"most": 701}}}, ["most 701", "from 1 to 700"]),
         ({"sets": {"mnist": {"questions": ["why"]}}}, ["'why'", "factor"]),
-        ({"sets": {"mnist": {"questions": [{"reducer": ["amp"]}]}}}, ["{'reducer': ['amp']}", "factor"]),
-        ({"sets": {"mnist": {"questions": {"reducer": ["amp"]}}}}, ["reducer ['amp']", "two or more of amp, rd, sp, sm"]),
-        ({"sets": {"mnist": {"questions": {"reducer": ["amp", ["rd"]]}}}}, ["reducer ['amp', ['rd']]", "two or more of amp"]),
-        ({"sets": {"mnist": {"questions": {"reducer": "amp rd"}}}}, ["reducer 'amp rd'", "two or more of amp"]),
-        ({"sets": {"mnist": {"questions": {"reducer": ["rd", "rd"]}}}}, ["reducer ['rd', 'rd']", "each once"]),
+        (
+            {"sets": {"mnist": {"questions": [{"reducer": ["amp"]}]}}},
+            ["{'reducer': ['amp']}", "factor"],
+        ),
+        (
+            {"sets": {"mnist": {"questions": {"reducer": ["amp"]}}}},
+            ["reducer ['amp']", "two or more of amp, rd, sp, sm"],
+        ),
+        (
+            {"sets": {"mnist": {"questions": {"reducer": ["amp", ["rd"]]}}}},
+            ["reducer ['amp', ['rd']]", "two or more of amp"],
+        ),
+        (
+            {"sets": {"mnist": {"questions": {"reducer": "amp rd"}}}},
+            ["reducer 'amp rd'", "two or more of amp"],
+        ),
+        (
+            {"sets": {"mnist": {"questions": {"reducer": ["rd", "rd"]}}}},
+            ["reducer ['rd', 'rd']", "each once"],
+        ),
         ({"train": {"epochs": 1, "lrr": 1}}, ["clipart/teacher-0: job.train", "--lrr"]),
         ({"linear": {"epochs": "many"}}, ["job.linear", "--epochs", "many"]),
         ({"split": "val"}, ["split 'val'", "test or choose"]),
@@ -341,18 +447,42 @@ def test_words():
         ({"arms": {"a|b": {}}}, ["arms: 'a|b'", "a name of letters"]),
         ({"arms": {"MGD": {}}}, ["arms: 'MGD'", "expected another name"]),
         ({"arms": {"original": {}}}, ["arms: 'original'", "expected another name"]),
-        ({"arms": {"reducer rd": {}}}, ["arms: 'reducer rd'", "by a question; expected another name"]),
-        ({"arms": {"reducer-rd": {}}}, ["'reducer-rd' and 'reducer rd' have the same folder mnist/reducer-rd-0: rename"]),
+        (
+            {"arms": {"reducer rd": {}}},
+            ["arms: 'reducer rd'", "by a question; expected another name"],
+        ),
+        (
+            {"arms": {"reducer-rd": {}}},
+            ["'reducer-rd' and 'reducer rd' have the same folder mnist/reducer-rd-0: rename"],
+        ),
         ({"arms": {"gram": {"teacher": "t.pth"}}}, ["arms: gram: teacher", "leave it out"]),
         ({"arms": {"gram": {"distil": "gram"}}}, ["clipart/gram-0: job.train", "--distil"]),
-        ({"arms": {"gram": {"distill": "gram", "reducer": "sm"}}}, ["clipart/gram-0: reducer: no effect", "leave it out"]),
-        ({"arms": {"a": {"distill": "gram"}, "b": {"distill": ["gram"]}}}, ["'b' and 'a' are the same network: leave out"]),
+        (
+            {"arms": {"gram": {"distill": "gram", "reducer": "sm"}}},
+            ["clipart/gram-0: reducer: no effect", "leave it out"],
+        ),
+        (
+            {"arms": {"a": {"distill": "gram"}, "b": {"distill": ["gram"]}}},
+            ["'b' and 'a' are the same network: leave out"],
+        ),
         ({"arms": {"a": {"loss_share": 0.1}}}, ["'a' and 'mgd' are the same network"]),
         ({"arms": {"a": {"distill": [], "loss_share": 3}}}, ["clipart/a-0: loss_share: no effect"]),
-        ({"arms": {"a": {"distill": [], "lr": 0.01}}}, ["clipart: 'a' and 'alone' are the same network"]),
-        ({"arms": {"a": {"framework": "none", "head_width": 32}}}, ["clipart/a-0: head_width: no effect"]),
-        ({"arms": {"a": {"distill": [], "framework": "none"}}}, ["clipart/a-0: framework none, distill []", "expected one"]),
-        ({"sets": {"mnist": {"arms": {"gram": {}}}}}, ["mnist: arms: 'gram'", "some of the form's arms"]),
+        (
+            {"arms": {"a": {"distill": [], "lr": 0.01}}},
+            ["clipart: 'a' and 'alone' are the same network"],
+        ),
+        (
+            {"arms": {"a": {"framework": "none", "head_width": 32}}},
+            ["clipart/a-0: head_width: no effect"],
+        ),
+        (
+            {"arms": {"a": {"distill": [], "framework": "none"}}},
+            ["clipart/a-0: framework none, distill []", "expected one"],
+        ),
+        (
+            {"sets": {"mnist": {"arms": {"gram": {}}}}},
+            ["mnist: arms: 'gram'", "some of the form's arms"],
+        ),
         ({"sets": {"mnist": {"arms": 1}}}, ["sets: mnist: arms", "a mapping"]),
     ],
 )
@@ -432,7 +562,12 @@ def test_a_wrong_base_is_told_in_a_line(tmp_path, content, expected):
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [(b"about: [", "not YAML"), (b"\xff\xfe\x00", "not YAML"), (b"- 1\n", "keys"), (None, "No such file")],
+    [
+        (b"about: [", "not YAML"),
+        (b"\xff\xfe\x00", "not YAML"),
+        (b"- 1\n", "keys"),
+        (None, "No such file"),
+    ],
 )
 def test_what_is_no_form_is_told_in_a_line(tmp_path, content, expected):
     path = tmp_path / "form.yaml"
@@ -444,7 +579,11 @@ def test_what_is_no_form_is_told_in_a_line(tmp_path, content, expected):
 
 def test_two_units_alike_are_refused(tmp_path, monkeypatch):
     asked = yaml.safe_load(resources.files("job.study").joinpath("questions.yaml").read_text())
-    asked["questions"]["reducer"]["answers"]["another amp"] = {"reducer": "amp"}  # as it is by default
+    asked["questions"]["reducer"]["answers"]["another amp"] = {
+        "reducer": "amp"
+    }  # as it is by default
     monkeypatch.setattr("job.study.plan.read_questions", lambda: asked)
-    with pytest.raises(RunError, match="'reducer another amp' and 'reducer amp' are the same network"):
+    with pytest.raises(
+        RunError, match="'reducer another amp' and 'reducer amp' are the same network"
+    ):
         plan(tmp_path)

@@ -11,7 +11,14 @@ from job.study.findings import AUC, MEASURES, STEP
 from job.study.plan import read_plan
 from tests.unit.study.test_plan import TINY
 
-KNN = {"teacher": 50.0, "untrained": 30.0, "alone": 40.0, "mgd": 44.0, "random": 40.2, "original": 41.0}
+KNN = {
+    "teacher": 50.0,
+    "untrained": 30.0,
+    "alone": 40.0,
+    "mgd": 44.0,
+    "random": 40.2,
+    "original": 41.0,
+}
 
 
 @pytest.fixture
@@ -43,7 +50,10 @@ def records(plan):
 
 def test_the_report_has_conditions_verdicts_tables_and_commands(plan, records):
     text = report.write(plan, records, {"mnist": "mnist.png"})
-    assert f"{len(records)} networks, seeds 0, 7; {len(records) / 4:.1f} hours of commands, 2 at a time; " in text
+    assert (
+        f"{len(records)} networks, seeds 0, 7; {len(records) / 4:.1f} hours of commands, 2 at a time; "
+        in text
+    )
     assert "; finished 2030-01-02 on another; on one machine." in text
     assert "**k-NN: the claim is shown here.**" in text
     assert "**linear: no comparison means anything here, as a condition does not hold.**" in text
@@ -54,13 +64,20 @@ def test_the_report_has_conditions_verdicts_tables_and_commands(plan, records):
     assert "| alone | 40.2 ± 0.4 | 20.0 ± 0.0 |  |  |  |  |  |" in text
     assert " leads (" not in text and "reaches the teacher" not in text and "Incomplete" not in text
     assert "**When should the matching be solved?**" in text
-    assert text.count("| log schedule | 44.2 ± 0.4 |") == 1 and text.count("| once | 43.2 ± 0.4 |") == 1
+    assert (
+        text.count("| log schedule | 44.2 ± 0.4 |") == 1
+        and text.count("| once | 43.2 ± 0.4 |") == 1
+    )
     assert text.count("    train mnist/mgd-0\n") == 1 and "mgd-7" not in text
     assert "![mnist: accuracies of each seed and their means](mnist.png)" in text
 
 
 def test_all_tables_have_as_many_cells_as_their_heads(plan, records):
-    rows = [line.count("|") for line in report.write(plan, records, {"mnist": "m.png"}).splitlines() if line.startswith("|")]
+    rows = [
+        line.count("|")
+        for line in report.write(plan, records, {"mnist": "m.png"}).splitlines()
+        if line.startswith("|")
+    ]
     assert len(rows) > 12 and set(rows) == {9}
 
 
@@ -69,7 +86,10 @@ def test_the_auc_is_a_column_if_all_records_have_it(plan, records):
     for record in records:
         record[AUC] = spread.get(record["arm"], 0.7) + (0.01 if record["seed"] else 0.0)
     text = report.write(plan, records, {"mnist": "mnist.png"})
-    assert "| mgd | 44.2 ± 0.4 | 20.0 ± 0.0 | +4.0 | +0.0 | 41 |  | 0.605 ± 0.007 | 0.1 to 0.05 |" in text
+    assert (
+        "| mgd | 44.2 ± 0.4 | 20.0 ± 0.0 | +4.0 | +0.0 | 41 |  | 0.605 ± 0.007 | 0.1 to 0.05 |"
+        in text
+    )
     assert "| teacher | 50.0 | 20.0 | +9.8 | +0.0 |  |  | 0.650 |  |" in text
     changed = "AUC of MGD is below that of the student alone: 0.605 against 0.705"
     assert f"- {changed}, spread over seeds 0.007" in text
@@ -78,13 +98,18 @@ def test_the_auc_is_a_column_if_all_records_have_it(plan, records):
     assert "AUC of MGD" not in text and "| AUC |" not in text
 
 
-def test_a_step_s_time_over_that_of_the_student_alone_is_a_column_if_all_records_have_it(plan, records):
+def test_a_step_s_time_over_that_of_the_student_alone_is_a_column_if_all_records_have_it(
+    plan, records
+):
     times = {"alone": (0.1, 0.3), "mgd": (0.2, 0.5)}
     for record in records:
         record[STEP] = times.get(record["arm"], (0.1, 0.1))[record["seed"] == 7]
     text = report.write(plan, records, {"mnist": "mnist.png"})
     assert "| +4.0 | +0.0 | 41 |  | 1.75 | 0.1 to 0.05 |" in text  # 0.7 / 0.4
-    assert "Step time: the median over a training's steps, over that of the student alone; 2 networks train at a time" in text
+    assert (
+        "Step time: the median over a training's steps, over that of the student alone; 2 networks train at a time"
+        in text
+    )
     del records[-1][STEP]
     assert "| step time over alone |" not in report.write(plan, records, {"mnist": "mnist.png"})
 
@@ -92,15 +117,24 @@ def test_a_step_s_time_over_that_of_the_student_alone_is_a_column_if_all_records
 def test_the_split_says_what_figures_are_for(plan, records):
     warning = "Whoever chooses settings by these figures tunes on them"
     test, choose = (
-        report.write(dataclasses.replace(plan, split=split), records, {"mnist": "m.png"}) for split in ("test", "choose")
+        report.write(dataclasses.replace(plan, split=split), records, {"mnist": "m.png"})
+        for split in ("test", "choose")
     )
     assert warning in test and "are not results" not in test
-    assert "**These figures choose settings and are not results**" in choose and warning not in choose
+    assert (
+        "**These figures choose settings and are not results**" in choose and warning not in choose
+    )
 
 
 def test_figures_of_one_seed_are_said_to_have_no_spread(plan, records):
-    one, several = (report.write(dataclasses.replace(plan, seeds=seeds), records, {"mnist": "m.png"}) for seeds in ([0], [0, 7]))
-    assert "**One seed has no deviation, so every lead counts here**" in one and "One seed" not in several
+    one, several = (
+        report.write(dataclasses.replace(plan, seeds=seeds), records, {"mnist": "m.png"})
+        for seeds in ([0], [0, 7])
+    )
+    assert (
+        "**One seed has no deviation, so every lead counts here**" in one
+        and "One seed" not in several
+    )
 
 
 def test_arms_are_ranked_at_the_top_of_their_set(plan, records):
@@ -116,8 +150,12 @@ def test_arms_are_ranked_at_the_top_of_their_set(plan, records):
     level = f"{fails}alone leads (20.0 ± 0.0) and beats no student, but not mgd, "
     assert top[3].startswith(level)
     assert all(line.startswith(fails) for line in top[3:])
-    assert "condition holds: no student reaches the teacher (mgd has 44.2, the teacher 50.0)" in text
-    assert "condition FAILS: a student reaches the teacher (alone has 20.0, the teacher 20.0)" in text
+    assert (
+        "condition holds: no student reaches the teacher (mgd has 44.2, the teacher 50.0)" in text
+    )
+    assert (
+        "condition FAILS: a student reaches the teacher (alone has 20.0, the teacher 20.0)" in text
+    )
 
 
 def test_the_arms_of_mgd_are_named_with_their_options(plan, records):
@@ -153,7 +191,11 @@ def test_arms_that_beat_mgd_as_published_on_all_sets_are_named(plan, records):
 
 def test_arms_without_a_record_of_every_seed_are_left_out_and_missing_networks_named(plan, records):
     assert report.complete(plan, records) == records
-    left = [record for record in records if record["unit"] not in ("mnist/original-7", "mnist/refresh-once-0")]
+    left = [
+        record
+        for record in records
+        if record["unit"] not in ("mnist/original-7", "mnist/refresh-once-0")
+    ]
     shown = report.complete(plan, reversed(left))
     assert [record["unit"] for record in shown] == [
         record["unit"] for record in records if record["arm"] not in ("original", "refresh once")
@@ -176,10 +218,17 @@ def test_arms_without_a_record_of_every_seed_are_left_out_and_missing_networks_n
 
 @pytest.mark.parametrize("name", ["teacher-0", "untrained-7", "alone-7", "mgd-0", "random-7"])
 def test_a_set_without_what_a_verdict_needs_is_left_out(plan, records, name):
-    assert report.complete(plan, [record for record in records if record["unit"] != f"mnist/{name}"]) == []
+    assert (
+        report.complete(plan, [record for record in records if record["unit"] != f"mnist/{name}"])
+        == []
+    )
 
 
 def test_a_picture_is_drawn(records):
     picture = pictures.draw("mnist", records, MEASURES)
     width, height = struct.unpack(">II", picture.png[16:24])
-    assert picture.png.startswith(b"\x89PNG") and width == picture.width and abs(height - picture.height) <= 1
+    assert (
+        picture.png.startswith(b"\x89PNG")
+        and width == picture.width
+        and abs(height - picture.height) <= 1
+    )

@@ -31,7 +31,12 @@ def started(tmp_path, monkeypatch, capsys):
                 bench.stop()
                 raise Stopped
             record = {"unit": unit.name, "set": unit.set, "arm": unit.arm, "seed": unit.seed}
-            record |= {"identity": bench.identity(unit), "commands": [], "seconds": 1.0, "on": "here"}
+            record |= {
+                "identity": bench.identity(unit),
+                "commands": [],
+                "seconds": 1.0,
+                "on": "here",
+            }
             record |= {"measured": "2030-01-01", "knn": KNN.get(unit.arm, 47.0), "linear": 20.0}
             bench.folder(unit).mkdir(parents=True, exist_ok=True)
             (bench.folder(unit) / "record.json").write_text(json.dumps(record))
@@ -46,7 +51,9 @@ def started(tmp_path, monkeypatch, capsys):
 
 def test_a_signal_leaves_results_of_the_arms_that_are_complete(started):
     first = started("mnist/disco-7")
-    assert "stopped by a signal" in first.said and "results of 11 of 13 networks are in" in first.said
+    assert (
+        "stopped by a signal" in first.said and "results of 11 of 13 networks are in" in first.said
+    )
     assert "mnist: k-NN: gram leads the arms shown (47.0" in first.said
     text = (first.results / "README.md").read_text()
     missing = "2 of 13 networks are not shown (an arm is shown when all its seeds are measured): "

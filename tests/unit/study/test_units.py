@@ -14,7 +14,9 @@ from tests.unit.study.test_plan import TINY
 def bench(tmp_path, images="aaaa", **changed):
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(TINY | changed))
-    return Bench(read_plan(str(path)), tmp_path / "out", dict.fromkeys(("mnist", "clipart"), images))
+    return Bench(
+        read_plan(str(path)), tmp_path / "out", dict.fromkeys(("mnist", "clipart"), images)
+    )
 
 
 def unit(found, name):
@@ -30,13 +32,18 @@ def test_commands_are_those_a_person_would_type(tmp_path):
     found = bench(tmp_path)
     train, linear = map(found.shown, found.commands(unit(found, "clipart/random-7")).values())
     out = tmp_path / "out"
-    assert train.startswith(f"CUDA_VISIBLE_DEVICES= python -m job.train {out}/data/clipart-700 --knn-every 1 ")
+    assert train.startswith(
+        f"CUDA_VISIBLE_DEVICES= python -m job.train {out}/data/clipart-700 --knn-every 1 "
+    )
     assert "--image-size 32 " in train
     assert (
         f"--matching random --seed 7 --teacher {out}/clipart/teacher-0/train/last.pth.tar --out {out}/clipart/random-7/train"
         in train
     )
-    assert f"--pretrained {out}/clipart/random-7/train/last.pth.tar --out {out}/clipart/random-7/linear --resume auto" in linear
+    assert (
+        f"--pretrained {out}/clipart/random-7/train/last.pth.tar --out {out}/clipart/random-7/linear --resume auto"
+        in linear
+    )
     assert "--teacher" not in found.shown(found.commands(unit(found, "clipart/alone-7"))["train"])
     still = found.shown(found.commands(unit(found, "mnist/untrained-0"))["train"])
     assert "--lr 0.0 " in still and "--epochs 1 " in still and "--warmup-epochs 0 " in still
@@ -75,7 +82,12 @@ def test_an_identity_stays_with_what_they_do_not(tmp_path, name, changed):
 
 def written(found, name, **changed):
     one = unit(found, name)
-    record = {"identity": found.identity(one), "measured": "2030-01-01", "on": "a machine", "commands": []}
+    record = {
+        "identity": found.identity(one),
+        "measured": "2030-01-01",
+        "on": "a machine",
+        "commands": [],
+    }
     record |= {"knn": 1.0, "linear": 2.0, "seconds": 3.0} | changed
     found.folder(one).mkdir(parents=True)
     (found.folder(one) / "record.json").write_text(json.dumps(record))
@@ -87,12 +99,18 @@ def test_a_record_is_taken_for_the_unit_that_it_is_of(tmp_path):
     one = written(found, "mnist/mgd-0")
     assert found.record(one)["linear"] == 2.0
     assert found.record(unit(found, "mnist/mgd-7")) is None
-    assert written(found, "mnist/alone-0", measured=False) and found.record(unit(found, "mnist/alone-0")) is None
+    assert (
+        written(found, "mnist/alone-0", measured=False)
+        and found.record(unit(found, "mnist/alone-0")) is None
+    )
     later = bench(tmp_path, linear={"epochs": 9})
-    with pytest.raises(RunError, match="of another mnist/alone-0"):  # begun, and not to be gone on with
+    with pytest.raises(
+        RunError, match="of another mnist/alone-0"
+    ):  # begun, and not to be gone on with
         later.record(unit(later, "mnist/alone-0"))
     with pytest.raises(
-        RunError, match=r"of another mnist/mgd-0: job\.linear epochs was 1, now 9; choose another --out, or remove"
+        RunError,
+        match=r"of another mnist/mgd-0: job\.linear epochs was 1, now 9; choose another --out, or remove",
     ):
         later.record(unit(later, "mnist/mgd-0"))
 
@@ -114,7 +132,12 @@ def test_a_record_of_before_an_option_was_added_has_its_default(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[1]", "{}", '{"identity": {}, "measured": "x", "knn": "high", "linear": 1, "seconds": 1, "commands": [], "on": ""}'],
+    [
+        "",
+        "[1]",
+        "{}",
+        '{"identity": {}, "measured": "x", "knn": "high", "linear": 1, "seconds": 1, "commands": [], "on": ""}',
+    ],
 )
 def test_a_damaged_record_is_told(tmp_path, text):
     found = bench(tmp_path)

@@ -57,13 +57,18 @@ def test_characters_drawn_alike_appear_once(fonts):
     found = [(name, image.tobytes()) for system, name, image in drawn(10**6, said) if system == "A"]
     assert len({image for _, image in found}) == len(found)
     assert len({"A 391", "A 410"} & {name for name, _ in found}) <= 1
-    kept, all_characters = map(int, said[0].removesuffix(" characters").split(", ")[1].split(" of "))
+    kept, all_characters = map(
+        int, said[0].removesuffix(" characters").split(", ")[1].split(" of ")
+    )
     assert kept == len(found) < all_characters
 
 
 def test_the_set_holds_whole_characters_out(fonts, tmp_path):
     data.prepare("writing", tmp_path / "writing", 700, lambda line: None)
-    sides = {split: {path.name for path in (tmp_path / "writing" / split).glob("*/*")} for split in ("train", "val")}
+    sides = {
+        split: {path.name for path in (tmp_path / "writing" / split).glob("*/*")}
+        for split in ("train", "val")
+    }
     assert sides["train"] and sides["val"] and not sides["train"] & sides["val"]
     path = next((tmp_path / "writing").glob("val/A/*"))
     assert np.asarray(Image.open(path)).shape == (32, 32)
@@ -80,7 +85,9 @@ def test_missing_or_damaged_fonts_are_named(fonts, monkeypatch):
     with pytest.raises(RunError, match=r"writing: .*NotoSansB-Regular.ttf: .* --reinstall"):
         drawn()
     monkeypatch.setattr(writing, "FONTS", fonts / "none")
-    with pytest.raises(RunError, match=r"expected Debian's package. Run apt-get install fonts-noto"):
+    with pytest.raises(
+        RunError, match=r"expected Debian's package. Run apt-get install fonts-noto"
+    ):
         drawn()
 
 
@@ -96,5 +103,8 @@ def test_a_font_without_unicode_characters_is_named(fonts, monkeypatch):
 def test_the_package_has_enough_characters_of_each_system(tmp_path):
     data.prepare("writing", tmp_path / "writing", 700, lambda line: None)
     for split, least in (("train", 90), ("val", 15)):
-        counts = {path.name: len(list(path.iterdir())) for path in (tmp_path / "writing" / split).iterdir()}
+        counts = {
+            path.name: len(list(path.iterdir()))
+            for path in (tmp_path / "writing" / split).iterdir()
+        }
         assert counts.keys() == set(writing.SYSTEMS) and min(counts.values()) >= least
