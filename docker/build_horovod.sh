@@ -297,6 +297,12 @@ edit $shell 's/^import codecs$/&\nimport contextlib/' '^import contextlib$'
 edit $shell 's/^        dst_stream.write(text)$/        with contextlib.suppress(OSError, AttributeError):\n    &/' 'OSError, AttributeError'
 edit $shell 's/^        dst_stream.flush()$/    &/' '^            dst_stream.flush()$'
 
+# The release ends with a traceback and exit code 1. Here it ends with the exit code of the first worker that failed, which
+# has printed the error.
+edit horovod/runner/gloo_run.py "/^def launch_gloo(/,/^def /{
+/^ *raise RuntimeError/,/^ *.format(/c\\            sys.exit(exit_code)
+}" '^            sys.exit(exit_code)$'
+
 # The release remembers its checks of other hosts in ~/.horovod, and ends if it cannot: with a HOME that is read-only,
 # full, another user's, or none. Here it starts without that memory.
 launch=horovod/runner/launch.py memory=horovod/runner/util/cache.py

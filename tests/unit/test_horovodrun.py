@@ -21,10 +21,10 @@ pytestmark = pytest.mark.slow
 REPO = Path(__file__).parents[2]
 
 
-def horovodrun(**variables):
-    """Start a worker that prints a word; return horovodrun's exit code, the last line, and whether it ended in a traceback."""
+def horovodrun(program="print('started')", workers=1, **variables):
+    """Return the exit code, the last line of stdout, and whether stderr has a traceback."""
     launcher = os.path.join(os.path.dirname(sys.executable), "horovodrun")
-    command = [launcher, "-np", "1", sys.executable, "-c", "print('started')"]
+    command = [launcher, "-np", str(workers), sys.executable, "-c", program]
     done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True)
     return done.returncode, done.stdout.strip().splitlines()[-1:], "Traceback" in done.stderr
 
@@ -47,6 +47,13 @@ def test_a_home_that_takes_no_files(tmp_path, option):
 def test_a_home_that_takes_files_remembers_checks(tmp_path):
     assert horovodrun(HOME=str(tmp_path))[:2] == (0, ["[0]<stdout>:started"])
     assert (tmp_path / ".horovod" / "cache.bin").stat().st_size
+
+
+def test_the_exit_code_is_that_of_the_first_worker_that_fails():
+    """The other worker would wait for an hour: the launcher ends it."""
+    wait = "import os, sys, time; os.environ['HOROVOD_RANK'] == '0' and time.sleep(3600)"
+    code, _, traceback = horovodrun(f"{wait}; sys.exit(2)", workers=2)
+    assert code == 2 and not traceback
 
 
 @pytest.mark.parametrize("state", [">/dev/full", ">&-"], ids=["full", "closed"])
