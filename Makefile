@@ -40,7 +40,7 @@ help:
 	@echo 'make gpu     prove in 10 minutes, on one GPU, all that no CPU can; results in runs/gpu-DATE (GPU="--device cpu": a dry run)'
 	@echo 'make gpu-carry CARRY=DIR  fill a folder with what make gpu needs where no registry is reachable (tests/README.md)'
 	@echo 'make same OLD=COMMIT  train with the code of an older commit and with this one, and compare all bytes (about 4 minutes)'
-	@echo 'make study   see whether a matched student learns better features (about 4 hours; FORM=longer: more epochs; FORM=simsiam: about an hour; FORM=distillers: all distillers; FORM=distillers-long: in more epochs; FORM=full, distillers-full: on a GPU)'
+	@echo 'make study   see whether a matched student learns better features (about 4 hours; FORM=longer: more epochs; FORM=simsiam: about an hour; FORM=distillers: all distillers; FORM=distillers-long: the leaders in more epochs; FORM=full, distillers-full: on a GPU)'
 	@echo 'make bench   measure how fast all is, beside a plain baseline and the bare work (about 12 minutes)'
 	@echo 'make bench-quick  see that the bench works (under 90 seconds)'
 	@echo 'make lint    check style and types'

@@ -278,7 +278,6 @@ own_plan = functools.cache(read_plan)
 FORMS_OF_DISTILLERS = [
     ("distillers", 24, "test", 256),
     ("distillers-trial", 21, "choose", 256),
-    ("distillers-long", 13, "test", 256),
     ("distillers-full", 24, "test", 1024),
 ]
 
