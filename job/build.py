@@ -30,14 +30,18 @@ from job.training import CHECKPOINT, Training
 # Names that the loop gives to a step's numbers, in their sums over the workers or in their record.
 STEP = {*schema.Step.__annotations__, "kind", "distillation", "gradient", "gradient_norm"}
 STEP |= {"stop", "undecodable"}
-DISTILLING = "distillers"  # the module of all distillers, beside the framework's
+DISTILLING = "distillers"  # the module of all distillers, next to the framework's
 
 
 def build(config: Config, run: Run) -> Training:
-    """Build a run's parts; the networks' first weights follow from the seed. RunError: data or teacher that does not fit."""
+    """Build the parts of a run, with initial weights by the seed.
+
+    A collective. RunError: the data, the networks or the teacher do not fit the options.
+    """
     if config.framework == "none" and not config.teacher:
         raise RunError(
-            "--framework none: nothing trains the student; expected a --teacher. Give one, or another framework"
+            "--framework none: expected a --teacher, as nothing else trains the student. "
+            "Add --teacher, or choose another framework"
         )
     if config.arch not in ARCHS:  # the code of a user's network, or timm, may differ between nodes
         stem, width, size = config.stem, config.width, config.image_size
@@ -52,9 +56,8 @@ def build(config: Config, run: Run) -> Training:
             run.log.line(line)
     torch.manual_seed(randomness.torch_seed(config.seed, "weights"))
     kinds = [DISTILLERS[name] for name in config.distill] if config.teacher else []
-    stages = sorted(
-        {stage for kind in kinds for stage in kind.stages(config)} or {DEPTH}
-    )  # DEPTH: for signs of collapse
+    # Without distilled stages, the last one shows signs of collapse.
+    stages = sorted({stage for kind in kinds for stage in kind.stages(config)} or {DEPTH})
     framework = FRAMEWORKS[config.framework](config, stages)
     check_names(framework, kinds)
     framework.distil(max((kind.views for kind in kinds), default=1))
@@ -75,7 +78,7 @@ def build(config: Config, run: Run) -> Training:
     trained = nn.ModuleDict({framework.name: framework.module, DISTILLING: distilling})
     trained.to(run.device).train()
     comm.broadcast_(trained.state_dict())
-    if run.device.type == "cuda":  # after the broadcast, which takes contiguous tensors only
+    if run.device.type == "cuda":  # after the broadcast, which needs contiguous tensors
         trained.to(memory_format=torch.channels_last)
 
     if config.compile:
@@ -93,8 +96,8 @@ def build(config: Config, run: Run) -> Training:
 def warn_of_head_width(config: Config, dims: tuple[int, int], log: Log) -> None:
     """Warn if --head-width has no effect because the student's head fits the teacher's.
 
-    dims: outputs of the framework's head and of the teacher's. The options alone do not show it.
-    It is no error: a file may serve several runs, and a resumed run needs the value it began with.
+    dims: outputs of the framework's head and of the teacher's, which the options do not show.
+    This is not an error: a file may serve several runs, and a resumed run needs its first value.
     """
     if config.head_width and not without_head(config):
         if unused := without_head(config, dims):
@@ -103,19 +106,19 @@ def warn_of_head_width(config: Config, dims: tuple[int, int], log: Log) -> None:
 
 
 def check_names(framework: Framework, kinds: list[type[Distiller]]) -> None:
-    """RunError: a part's name, loss or metric would overwrite another in a step or a checkpoint."""
+    """RunError: a name, loss or metric occurs twice in a step's numbers or a checkpoint."""
     distillers = [kind.name for kind in kinds]
     shown = f"--framework {framework.name}"
     shown += f" --distill {' '.join(distillers)}" if distillers else ""
-    places = {
+    names_by_use = {
         "numbers of a step": [*STEP, *distillers, *framework.losses, *framework.metrics],
         "parts of a checkpoint": [*CHECKPOINT, MOMENTUM, *distillers],
         "trained modules": [DISTILLING, framework.name],
     }
-    for place, names in places.items():
+    for use, names in names_by_use.items():
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise RunError(
-                f"{shown}: two {place} have the name {twice[0]!r}; expected a name each. "
+                f"{shown}: two {use} have the name {twice[0]!r}; expected different names. "
                 "Rename one in job/frameworks or job/distill"
             )
 
@@ -131,36 +134,44 @@ def parameter_groups(parameters: list[nn.Parameter], constant: list[nn.Parameter
 
 
 def compile_networks(run: Run, *networks: nn.Module) -> None:
-    """Let networks be compiled when they are first used, in place. RunError, on all workers: one lacks what that needs."""
+    """Compile networks in place, when they are first used.
+
+    A collective. RunError, on all workers: one lacks a compiler.
+    """
     needed: dict[str, object] = {"a C++ compiler": shutil.which(os.environ.get("CXX", "g++"))}
     if torch.cuda.is_available():
         needed["triton"] = importlib.util.find_spec("triton")
     missing = [name for name, found in needed.items() if not found]
     if run.total(missing=len(missing))["missing"]:
-        lacking = " and ".join(missing) or "what another node lacks"
+        lacking = " and ".join(missing) or "a compiler on each node"
         raise RunError(
-            f"--compile needs {lacking}: install what is missing, or leave --compile out"
+            f"--compile: missing; expected {lacking}. Install it, or leave out --compile"
         )
     for network in networks:
         network.compile()
 
 
 def find_images(config: Config, run: Run) -> Images:
-    """Return the training images, as rank 0 finds them. RunError: too few for a step, or a batch that cannot be shared."""
+    """Return the training images that rank 0 lists.
+
+    A collective. RunError: too few images for a step, or a batch that the workers cannot divide.
+    """
     total, parts = config.batch_size, config.accumulate
     if run.share(total) % parts:
         raise RunError(
-            f"--accumulate {parts}: a worker's {run.share(total)} images have no {parts} equal parts; choose a divisor"
+            f"--accumulate {parts}: cannot divide a worker's batch of {run.share(total)} images; "
+            "expected a divisor of it"
         )
     if run.share(total) < 2 * parts:
         raise RunError(
-            f"--batch-size {total} over {run.size} workers{f' in {parts} parts each' if parts > 1 else ''} is one image each, "
-            f"and batch norm needs two: choose {2 * run.size * parts} or more"
+            f"--batch-size {total}: one image for each of {run.size * parts} micro-batches, and "
+            f"batch norm needs two; expected {2 * run.size * parts} or more"
         )
     data, bad = digits.all_prepared, config.max_bad_images
     images = run.on_first(lambda: scan(data(config.images_from), "train", max_bad=bad))
     if len(images) < total:
         raise RunError(
-            f"{images.root} has {len(images)} images, fewer than --batch-size {total}: choose a smaller batch"
+            f"--batch-size {total}: {images.root} has {len(images)} images only; "
+            "expected a batch that is not larger"
         )
     return images

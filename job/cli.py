@@ -1,4 +1,4 @@
-"""Read a program's options from the presets and YAML files of `--config` and from the command line, which wins."""
+"""Read options from presets, YAML files and the command line, which overrides them."""
 
 import argparse
 from dataclasses import MISSING, Field, fields
@@ -13,8 +13,7 @@ IN_GROUPS = (
     "brackets below, `data: {image_size: 64}`."
 )
 
-NO_DATA = "no data: give a folder of images, such as train/<class>/*, a text file with a path a"
-NO_DATA += " line, or the word digits"
+NO_DATA = "DIR: missing; expected a folder of images, a text file with a path a line, or digits"
 Given = TypeVar("Given")
 MORE = "more_data"  # the option of programs that take several folders
 
@@ -38,7 +37,7 @@ class Parser(argparse.ArgumentParser):
         return found
 
     def error(self, message: str) -> NoReturn:
-        """RunError: what argparse says."""
+        """RunError: the message of argparse."""
         raise RunError(f"{message} (all options: --help)")
 
 
@@ -70,16 +69,15 @@ def add_flag(section: Any, f: Field) -> None:
     """Add an option's flags to a section of --help."""
     name, meta = f.name, f.metadata
     default = f.default if f.default_factory is MISSING else " ".join(map(str, f.default_factory()))
-    text = meta["text"] + (
-        f" [{' '.join(filter(None, meta['choices']))}]" if meta["choices"] else ""
-    )
-    text += (
-        "" if "default:" in text or default is False or default == "" else f" (default: {default})"
-    )
+    text = meta["text"]
+    if meta["choices"]:
+        text += f" [{' '.join(filter(None, meta['choices']))}]"
+    if "default:" not in text and default is not False and default != "":
+        text += f" (default: {default})"
     text, names = text.replace("%", "%%"), [*meta["flags"], flag(name)]
     if f.type is bool:
         section.add_argument(*names, dest=name, action=argparse.BooleanOptionalAction, help=text)
-    elif name == "config":  # a list of values would take in DIR
+    elif name == "config":  # a list of values would include DIR
         section.add_argument(*names, action="append", metavar="X", help=text)
     else:
         many = "+" if meta["many"] else None
@@ -87,9 +85,9 @@ def add_flag(section: Any, f: Field) -> None:
 
 
 def overlay(options: dict[str, Any], given: dict[str, Any], known: dict[str, Field]) -> None:
-    """Let what a file or the command line has given take the place of what came before it.
+    """Override `options` by those that a file or the command line gives.
 
-    More folders go with the first: if another first replaces it, they are dropped.
+    Further folders belong to the first one: another first folder drops them.
     """
     if "data" in given and "data" in options:
         options.pop(MORE, None)
@@ -98,9 +96,9 @@ def overlay(options: dict[str, Any], given: dict[str, Any], known: dict[str, Fie
 
 
 def read(prog: str, kind: type, argv: list[str]) -> tuple[Any, set[str]]:
-    """Return a `kind` from a command line and its --config files, and the names on the command line.
+    """Return a `kind` from a command line and its files, and the options on the command line.
 
-    RunError: anything unknown or out of range, or no data.
+    RunError: an option is unknown or out of range, or the data are missing.
     """
     known = {f.name: f for f in fields(kind)}
     given = vars(build_parser(prog, kind).parse_args(argv))
@@ -109,12 +107,12 @@ def read(prog: str, kind: type, argv: list[str]) -> tuple[Any, set[str]]:
     if folders:
         folder, *more = (convert(known["data"], folder, "DIR") for folder in folders)
         if given.setdefault("data", folder) != folder:
-            raise RunError(f"two data folders: {folder} and --data {given['data']}; give one")
+            raise RunError(f"DIR {folder} and --data {given['data']}: expected one of them")
         if more and MORE not in known:
-            fix = "Name the images of all in one text file"
+            fix = "List the images of all in one text file"
             raise RunError(f"DIR {folder} {' '.join(more)}: several; expected one. {fix}")
         if more and given.setdefault(MORE, more) != more:
-            raise RunError(f"more folders twice: {more[0]} and --more-data; give one of them")
+            raise RunError(f"DIR {more[0]} and --more-data: expected one of them")
     options: dict[str, Any] = {}
     for path in given.get("config", []):
         overlay(options, read_yaml(path, kind), known)
@@ -125,9 +123,9 @@ def read(prog: str, kind: type, argv: list[str]) -> tuple[Any, set[str]]:
 
 
 def checked(options: Given) -> Given:
-    """Return a dataclass of options from Python code, checked as those of a command line.
+    """Return options from Python code, checked as those of a command line.
 
-    RunError: one is of another type or out of range, or there is no data.
+    RunError: an option has another type or is out of range, or the data are missing.
     """
     known: tuple[Field, ...] = fields(options)  # type: ignore[arg-type]
     values = {f.name: convert(f, getattr(options, f.name), flag(f.name)) for f in known}

@@ -22,25 +22,25 @@ from job.frameworks.simsiam import SimSiamOptions
 from job.networks import ARCHS, DEPTH, STEMS, WIDTHS, check_name
 from job.options import Common, NeighborOptions, Options
 
-# Flags of the original that Horovod, or this program's own way, replaces.
+# Flags of MoCo's own program that have no use here.
 RETIRED = {
-    "--dist-url": "Horovod's workers find each other; start them with `horovodrun -np N python -m ...`",
-    "--dist-backend": "Horovod chooses NCCL or Gloo itself; leave it out",
-    "--world-size": "the number of workers is horovodrun's: `horovodrun -np N python -m ...`",
+    "--dist-url": "start workers with `horovodrun -np N python -m ...`",
+    "--dist-backend": "Horovod chooses NCCL or Gloo; leave it out",
+    "--world-size": "horovodrun sets the number of workers: `horovodrun -np N python -m ...`",
     "--rank": "the launcher numbers the workers: `horovodrun -np N python -m ...`",
-    "--multiprocessing-distributed": "one process a GPU is horovodrun's work: `horovodrun -np N python -m ...`",
-    "--gpu": "each worker takes the GPU of its local rank; choose some with CUDA_VISIBLE_DEVICES",
-    "--start-epoch": "a checkpoint knows its epoch and step; use `--resume auto`",
+    "--multiprocessing-distributed": "start a worker a GPU: `horovodrun -np N python -m ...`",
+    "--gpu": "each worker uses the GPU of its local rank; select GPUs with CUDA_VISIBLE_DEVICES",
+    "--start-epoch": "a checkpoint has its epoch and step; use `--resume auto`",
 }
-NOTHING = "without --teacher nothing is distilled"
+NOTHING = "To distil nothing, leave out --teacher"
 STAGES = ("mgd_stages", "projector_stages", "gram_stages")
 WITHOUT_EFFECT = {"resume", "config", "out", "workers", "check_every", "print_freq"}
 RECEIVERS = ("tensorboard", "log_to")  # of records
-WITHOUT_EFFECT |= {*RECEIVERS}  # on what is computed
+WITHOUT_EFFECT |= {*RECEIVERS}  # on the results
 LARS_RATE = 0.1  # for a batch of 256, as SimSiam has published it
 LINEAR_LR = "learning rate (default: 30, MoCo's for a batch of 256; with --lars 0.1 x batch / 256)"
 LINEAR_LR += ". For SimSiam's features without --lars, 100"
-OWN_WIDTH = "channels in its first stage (default: as --pretrained says, or 64)"
+OWN_WIDTH = "channels in its first stage (default: that of --pretrained, or 64)"
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class MethodOptions(Options):
 
     framework: str = option(
         "moco",
-        "what trains the student besides distillers; none: distillers only",
+        "framework that trains the student; none: distillers only",
         choices=FRAMEWORKS,
     )
     distill: list[str] = option(
-        ["mgd"], "distillers, if there is a teacher", choices=DISTILLERS, many=True
+        ["mgd"], "distillers, if --teacher is given", choices=DISTILLERS, many=True
     )
 
 
@@ -69,16 +69,17 @@ class Config(
     SimilarityOptions,
     MethodOptions,
 ):
-    """Train a student on unlabelled images, alone or with a teacher."""
+    """Train a student on unlabelled images, with or without a teacher."""
 
     def __post_init__(self) -> None:
         convert_lists(self)
         for name in STAGES:
             if not getattr(self, name):
-                raise RunError(f"{flag(name)} []: expected some of 1 to {DEPTH}; {NOTHING}")
+                raise RunError(f"{flag(name)} []: expected stages from 1 to {DEPTH}. {NOTHING}")
         if self.weak_views and self.aug_plus:
             raise RunError(
-                "--weak-views and --aug-plus: two kinds of views; expected one. Leave out one of them, or add --no-aug-plus"
+                "--weak-views and --aug-plus: expected one of them. "
+                "Leave out one, or add --no-aug-plus"
             )
         if self.stage_weights:
             check_weights("stage_weights", self.stage_weights, "mgd_stages", self.mgd_stages)
@@ -89,7 +90,7 @@ class Config(
             )
         if self.distill_weights:
             check_weights("distill_weights", self.distill_weights, "distill", self.distill)
-        # All are what the saved options show.
+        # Saved options show these values.
         for name in STAGES:
             object.__setattr__(self, name, sorted(set(getattr(self, name))))
         if self.matching == "random":
@@ -115,24 +116,26 @@ OF_TEACHER = {"distill", "mgd_views"} | {
 
 
 def check_weights(name: str, weights: list[float], of: str, items: Sequence[Any]) -> None:
-    """RunError: not one weight for each item of the option `of`, or none above 0.
+    """RunError: not one weight for each item of the option `of`, or no weight above 0.
 
     Stages must be in ascending order, in which they are distilled.
     """
     shown = f"{flag(name)} {' '.join(f'{weight:g}' for weight in weights)}"
     named = " ".join(map(str, items))
     if of in STAGES and items != sorted(set(items)):
-        expected = f"{flag(of)} in ascending order, each once, not {named}"
-        raise RunError(f"{shown}: expected {expected}: give both in that order")
+        raise RunError(
+            f"{shown}: {flag(of)} is {named}; expected ascending stages, each once. "
+            "Give both options in that order"
+        )
     if len(weights) != len(items):
-        raise RunError(f"{shown}: expected {len(items)}, a weight for each of {flag(of)} {named}")
+        raise RunError(f"{shown}: expected one weight for each of {flag(of)} {named}")
     if not any(weights):
-        raise RunError(f"{shown}: expected one above 0 at least; {NOTHING}")
+        raise RunError(f"{shown}: expected at least one above 0. {NOTHING}")
 
 
 def without_part(config: MethodOptions) -> dict[str, str]:
     """Return {option: reason} of the options of frameworks and distillers that are not chosen."""
-    found: dict[str, str] = {}
+    unused: dict[str, str] = {}
     for name, group in groups(Config).items():
         if name in FRAMEWORKS and name != config.framework:
             fix = f"leave it out, or choose --framework {name}"
@@ -141,15 +144,15 @@ def without_part(config: MethodOptions) -> dict[str, str]:
             reason = f"with --distill {' '.join(config.distill)}; leave it out, or add {name}"
         else:
             continue
-        found |= dict.fromkeys(group.options, reason)
-    return found
+        unused |= dict.fromkeys(group.options, reason)
+    return unused
 
 
 def without_teacher(config: Config) -> dict[str, str]:
     """Return {option: reason} of the options that have an effect only with a teacher."""
     if config.teacher:
         return {}
-    return dict.fromkeys(OF_TEACHER, "without --teacher; leave it out, or give the teacher's file")
+    return dict.fromkeys(OF_TEACHER, "without --teacher; leave it out, or add --teacher FILE")
 
 
 def without_knn(config: Config) -> dict[str, str]:
@@ -163,7 +166,7 @@ def without_stem(config: Config) -> dict[str, str]:
     """Return {option: reason} of the options that only ResNets of torchvision have."""
     if config.arch in ARCHS:
         return {}
-    reason = f"on {config.arch}, which is no ResNet of torchvision; leave it out"
+    reason = f"on {config.arch}, which is not a ResNet of torchvision; leave it out"
     return dict.fromkeys(("stem", "width", "zero_init_residual"), reason)
 
 
@@ -190,18 +193,18 @@ class FrozenOptions:
 
     pretrained: str = option(
         "",
-        "checkpoint of the frozen network; without one it has random weights: the baseline",
+        "checkpoint of the frozen network (default: random weights, the baseline)",
         path=True,
     )
     arch: str = option(
         "",
-        "the network (default: as --pretrained says, or resnet18)",
+        "the network (default: that of --pretrained, or resnet18)",
         "-a",
         choices=("", *ARCHS),
         others=check_name,
     )
     stem: str = option(
-        "", "its first layer (default: as --pretrained says, or imagenet)", choices=("", *STEMS)
+        "", "its first layer (default: that of --pretrained, or imagenet)", choices=("", *STEMS)
     )
     width: int = option(0, OWN_WIDTH, at_least=0, at_most=WIDTHS[-1], multiple_of=WIDTHS.step)
 
@@ -212,9 +215,9 @@ class ClassifierOptions:
 
     group = "classifier"
 
-    augment: bool = option(True, "random crops and flips in training; without, centre crops")
+    augment: bool = option(True, "random crops and flips in training; if off, centre crops")
     evaluate: bool = option(
-        False, "compute the accuracy of --resume's classifier, without training it", "-e"
+        False, "compute the accuracy of --resume's classifier without training", "-e"
     )
     lars: bool = option(False, "LARS in place of SGD; SimSiam's protocol is --config linear-lars")
 
@@ -225,7 +228,9 @@ class FeatureOptions(NeighborOptions):
 
     group = "knn"
 
-    knn: bool = option(False, "compute the k-NN accuracy of the features, in place of a classifier")
+    knn: bool = option(
+        False, "compute the k-NN accuracy of the features instead of training a classifier"
+    )
 
 
 @dataclass(frozen=True)
@@ -235,16 +240,16 @@ class LinearConfig(FeatureOptions, ClassifierOptions, Common, FrozenOptions):
     data: str = option("", "folder with train/<class>/* and val/<class>/*; or digits", path=True)
     image_size: int = option(
         0,
-        "side of the crops in pixels (default: the pretraining's, or 224)",
+        "side of the crops in pixels (default: that of --pretrained, or 224)",
         at_least=0,
         at_most=4096,
     )
     out: str = option(
         "",
-        "folder of this run (default: the pretraining's, with -linear behind it; or runs/NAME-linear)",
+        "folder of this run (default: that of --pretrained with -linear, or runs/NAME-linear)",
         path=True,
     )
-    keep: int = option(2, "checkpoints kept, in addition to the best", at_least=1)
+    keep: int = option(2, "checkpoints to keep, in addition to the best", at_least=1)
     epochs: int = option(100, "epochs to train", at_least=1, at_most=10**6)
     lr: float = option(math.nan, LINEAR_LR, "--learning-rate", at_least=0.0)  # nan: not given
     schedule: list[int] = option(
@@ -256,12 +261,11 @@ class LinearConfig(FeatureOptions, ClassifierOptions, Common, FrozenOptions):
     def __post_init__(self) -> None:
         convert_lists(self)
         if self.knn and self.evaluate:
-            raise RunError(
-                "--knn and --evaluate: each tells an accuracy in place of training; leave out one of them"
-            )
+            raise RunError("--knn and --evaluate: expected one of them. Leave out one")
         if self.knn and self.resume not in ("", "auto"):
             raise RunError(
-                f"--knn and --resume {self.resume}: k-NN has no classifier to resume; features go to --pretrained"
+                f"--resume {self.resume}: no effect with --knn, which has no classifier. "
+                "Give the checkpoint to --pretrained"
             )
         if math.isnan(self.lr):
             object.__setattr__(self, "lr", LARS_RATE * self.batch_size / 256 if self.lars else 30.0)
@@ -276,14 +280,14 @@ class LinearConfig(FeatureOptions, ClassifierOptions, Common, FrozenOptions):
 
 
 def read_config(argv: list[str], program: str = "job.train", kind: type = Config) -> Any:
-    """Return the options of a program, a `kind`. RunError: anything unknown or out of range."""
+    """Return the options of a program, a `kind`. RunError: one is unknown or out of range."""
     for argument in argv:
         if (name := argument.split("=")[0]) in RETIRED:
-            raise RunError(f"{name} is not needed here: {RETIRED[name]}")
+            raise RunError(f"{name}: not an option of this program; {RETIRED[name]}")
     config, given = cli.read(program, kind, argv)
     if config.cos and "schedule" in given:
         raise RunError(
-            "--schedule: no effect beside --cos, which takes its place; leave out one of them, or add --no-cos"
+            f"{shown('schedule', config)}: no effect with --cos; leave out one, or add --no-cos"
         )
     if kind is Config:
         check_effects(config, given)
@@ -291,40 +295,48 @@ def read_config(argv: list[str], program: str = "job.train", kind: type = Config
         for name in RECEIVERS:
             check_receivers(config, flag(name), name in given and getattr(config, name))
         if config.knn_k and not config.knn and "knn_k" in given:
-            raise RunError("--knn-k: no effect without --knn; leave it out, or add --knn")
+            raise RunError(
+                f"--knn-k {config.knn_k}: no effect without --knn; leave it out, or add --knn"
+            )
     return config
 
 
 def check_effects(config: Config, given: set[str]) -> None:
-    """RunError: an option of the command line has no effect. Files may serve several runs."""
+    """RunError: an option of the command line has no effect. Those of files need none."""
     if config.loss_share and "loss_factor" in given:
         raise RunError(
-            f"--loss-factor: no effect beside --loss-share {config.loss_share:g}, which measures another; leave out one of them"
+            f"{shown('loss_factor', config)}: no effect with --loss-share {config.loss_share:g}, "
+            "which computes the factor; leave out one"
         )
     if config.matching == "random" and "refresh_epochs" in given:
         raise RunError(
-            "--refresh-epochs: no effect beside --matching random, which is never solved; leave out one of them"
+            f"{shown('refresh_epochs', config)}: no effect with --matching random, which is "
+            "never solved; leave out one"
         )
     if config.resume not in ("", "auto"):  # a teacher's file there becomes --teacher
         config = replace(config, teacher=config.teacher or config.resume)
     unused = without_part(config) | without_head(config) | without_stem(config)
     unused |= without_teacher(config) | without_knn(config)
     if config.similarity != "compress":
-        reason = f"beside --similarity {config.similarity}, which has no momentum encoder"
+        reason = f"with --similarity {config.similarity}, which has no momentum encoder"
         unused.setdefault("similarity_m", f"{reason}; leave it out, or choose compress")
     default = type(config)()
     for name in sorted(given & unused.keys()):
-        if (value := getattr(config, name)) != getattr(default, name):
-            shown = " ".join(words_of(name, value))
-            raise RunError(f"{shown}: no effect {unused[name]}")
+        if getattr(config, name) != getattr(default, name):
+            raise RunError(f"{shown(name, config)}: no effect {unused[name]}")
 
 
-def check_receivers(config: LinearConfig, shown: str, given: object) -> None:
-    """RunError: the run computes an accuracy only, and has no records for what `shown` names.
+def shown(name: str, config: Config) -> str:
+    """Return an option as on a command line: --moco-k 5."""
+    return " ".join(words_of(name, getattr(config, name)))
 
-    given: its value; there is none for nothing.
+
+def check_receivers(config: LinearConfig, receiver: str, given: object) -> None:
+    """RunError: the run computes an accuracy only, and writes no records to a receiver.
+
+    receiver: its option, for the error. given: its value, false if it is not used.
     """
-    alone = "--knn" if config.knn else "--evaluate" if config.evaluate else ""
-    if given and alone:
-        reason = f"no effect beside {alone}, which writes no records"
-        raise RunError(f"{shown}: {reason}; leave out one of them")
+    accuracy_only = "--knn" if config.knn else "--evaluate" if config.evaluate else ""
+    if given and accuracy_only:
+        reason = f"no effect with {accuracy_only}, which writes no records"
+        raise RunError(f"{receiver}: {reason}; leave out one")

@@ -1,6 +1,6 @@
 """Options as fields of a dataclass: declared, documented and checked in one place.
 
-A dataclass that declares options has a docstring, their title in --help, and a `group`, their key in YAML.
+A dataclass of options has a docstring, their title in --help, and a `group`, their key in YAML.
 """
 
 import difflib
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, get_args
 
 from job.errors import RunError
 
-FEW = 6  # choices that an error lists; of more it suggests the nearest
+FEW = 6  # an error lists so many choices at most; of more it suggests the nearest
 
 
 def option(
@@ -32,11 +32,12 @@ def option(
     path: bool = False,
     instead_of: str | None = None,
 ) -> Any:
-    """Declare an option: its default, help text, further flags and what its value must be.
+    """Declare an option: its default, help text, further flags and valid values.
 
-    others: checks a value that is none of `choices`.
-    path: the value is a path, in which a leading ~ is expanded. instead_of: the number that the option sets
-    to 0 if a file, or the command line, gives it and not the other.
+    others: checks a value that is not one of `choices`.
+    path: the value is a path, in which a leading ~ is expanded.
+    instead_of: another option, a number. A file or command line that gives only this option
+        sets the other one to 0.
     """
     meta: dict[str, Any] = dict(
         text=text, flags=flags, choices=choices, parse=parse, many=many, instead_of=instead_of
@@ -51,7 +52,7 @@ def option(
 
 
 def flag(name: str) -> str:
-    """The long flag of an option: moco_k -> --moco-k."""
+    """Return the long flag of an option: moco_k -> --moco-k."""
     return "--" + name.replace("_", "-")
 
 
@@ -100,21 +101,23 @@ def did_you_mean(name: str, candidates: Collection[str]) -> str:
 def expand(path: str, shown: str = "") -> str:
     """Return a path with the home folder in place of a leading ~ or ~user.
 
-    shown: the option, for the error. RunError: there is no such home folder.
+    shown: the option, for the error. RunError: the user has no home folder.
     """
     expanded = os.path.expanduser(path)
     if expanded.startswith("~"):
         user = path.split("/")[0]
         raise RunError(
-            f"{shown} {path}: {user} has no home folder; expected a path. Write ./{path} for a folder of that name".lstrip()
+            f"{shown} {path}: {user} has no home folder; expected a path. "
+            f"For a folder of that name, write ./{path}".lstrip()
         )
     return expanded
 
 
 def convert(f: Field, value: Any, shown: str) -> Any:
-    """Return `value` as option `f` wants it; `shown` is what the user wrote it behind (a flag, or a file's key).
+    """Return `value` in the type of the option `f`.
 
-    RunError: it is of another type, or not within the option's declaration.
+    shown: the flag, or the key of a file, for the error.
+    RunError: the value has another type, or is out of range.
     """
     meta, kind = f.metadata, f.type
     if meta["many"]:
@@ -127,9 +130,9 @@ def convert(f: Field, value: Any, shown: str) -> Any:
 
 
 def convert_lists(options: Any) -> None:
-    """Convert the list options of a dataclass that Python code or a program has made, in place.
+    """Convert the lists among a dataclass's options, in place.
 
-    RunError: one is no list, or an item is of another type or not within the declaration.
+    RunError: one is not a list, or an item has another type or is out of range.
     """
     for f in fields(options):
         if f.metadata["many"]:
@@ -140,9 +143,9 @@ def convert_lists(options: Any) -> None:
 
 
 def convert_one(value: Any, kind: Any, shown: str) -> Any:
-    """Return one value as `kind`: numbers also from text (YAML reads 3e-2 as text), but nothing from true and false.
+    """Return one value as `kind`. Text can be a number: YAML reads 3e-2 as text.
 
-    RunError: it is of another type.
+    RunError: the value has another type. True and false are not numbers.
     """
     if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
@@ -155,31 +158,25 @@ def convert_one(value: Any, kind: Any, shown: str) -> Any:
             return kind(value)
         except (ValueError, OverflowError):
             pass
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    hint = " (YAML reads an empty value and a bare ~ as nothing)" if value is None else ""
+    names = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
+    hint = " (YAML reads an empty value and a single ~ as null)" if value is None else ""
     raise RunError(f"{shown} {value!r}: expected {names[kind]}{hint}")
 
 
 def check(value: Any, meta: Mapping[str, Any], shown: str, written: Any) -> Any:
-    """Return `value`, a path expanded, for which the user wrote `written`, if the option's declaration allows it.
+    """Return `value`, a path expanded, if the option's declaration allows it.
 
-    RunError: it does not.
+    shown, written: the flag and the user's text, for the error. RunError: it is not allowed.
     """
     if meta["path"]:
         return expand(value, shown)
     if meta["others"] and isinstance(value, str) and value not in meta["choices"]:
         meta["others"](value, shown)
     elif meta["choices"] and value not in meta["choices"]:
-        near = (
-            difflib.get_close_matches(str(value), meta["choices"], 1)
-            if len(meta["choices"]) > FEW
-            else []
-        )
-        expected = (
-            f"did you mean {near[0]}?"
-            if near
-            else "expected one of " + ", ".join(filter(None, meta["choices"]))
-        )
+        expected = "expected one of " + ", ".join(filter(None, meta["choices"]))
+        if len(meta["choices"]) > FEW:
+            if near := difflib.get_close_matches(str(value), meta["choices"], 1):
+                expected = f"did you mean {near[0]}?"
         raise RunError(f"{shown} {value!r}: {expected}")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         low, above, below, high = meta["at_least"], meta["above"], meta["below"], meta["at_most"]

@@ -25,11 +25,11 @@ from job.evaluate.tables import FORMATS, check_place, ending
 from job.networks import ARCHS, check_name
 from job.options import ImageOptions
 
-DATA = "folder of images or text file, as job.train takes it; or the word digits"
-PRETRAINED = "checkpoint of the network: a run's, or any other file that --teacher takes"
-ARCH = "the network (default: as --pretrained says)"
+DATA = "folder of images, a text file with a path a line, or the word digits"
+PRETRAINED = "checkpoint of the network: a run's, or another file that --teacher reads"
+ARCH = "the network (default: that of --pretrained)"
 IMAGE_SIZE = "side of the centre crops in pixels (default: the checkpoint's, or 224)"
-OUT = "file to write: .npy, with the paths in a .json file beside it; or .parquet"
+OUT = "file to write: .npy, with the paths in a .json file next to it; or .parquet"
 HELP = "(all options: --help)"
 
 
@@ -65,9 +65,11 @@ class EmbedConfig(OutputOptions, NetworkOptions, ImageOptions):
 
     def __post_init__(self) -> None:
         if not self.pretrained:
-            raise RunError(f"no --pretrained: expected the checkpoint of a network {HELP}")
+            raise RunError(f"--pretrained: missing; expected the checkpoint of a network {HELP}")
         if not self.out:
-            raise RunError(f"no --out: expected a file ending in {' or '.join(FORMATS)} {HELP}")
+            raise RunError(
+                f"--out: missing; expected a file ending in {' or '.join(FORMATS)} {HELP}"
+            )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -97,8 +99,8 @@ def embed(config: EmbedConfig) -> str:
 
 
 def incomplete(config: EmbedConfig, again: str) -> str:
-    """Return what a stop means. again: what resumes."""
-    return f"stopped by a signal: {config.out} is incomplete. The same {again} resumes"
+    """Return the error of a stop. again: the user resumes by the same command, or call."""
+    return f"stopped by a signal: {config.out} is incomplete. Resume with the same {again}"
 
 
 def write_features(config: EmbedConfig, run: Run) -> None:
@@ -120,7 +122,7 @@ def write_features(config: EmbedConfig, run: Run) -> None:
         run.log.line(line)
     compute = Pass(encoder, config.image_size, config.precision, config.workers, run)
     origin = describe_origin(config, weights, splits)
-    # Folders can have the same names and other images. The features' file has no path of a machine.
+    # Two folders can have the same names of images. The features' file has no path of a machine.
     rows = Rows(run.folder, origin | {"data": os.path.realpath(config.data)}, compute.width)
     state = run.on_first(rows.open)
     bad = compute_all(compute, splits, rows, *state, config)
@@ -134,8 +136,8 @@ def complete(config: EmbedConfig, weights: Backbone) -> EmbedConfig:
 
     RunError: the image size is under 8.
     """
-    found = weights.meta["config"].get("image_size") or weights.image_size
-    size = config.image_size or found or 224
+    trained = weights.meta["config"].get("image_size") or weights.image_size
+    size = config.image_size or trained or 224
     if not isinstance(size, int) or not 8 <= size <= 4096:
         raise RunError(f"--image-size {size}: expected 8 to 4096. Choose another")
     workers = task.cores() if config.workers < 0 else config.workers
@@ -143,7 +145,7 @@ def complete(config: EmbedConfig, weights: Backbone) -> EmbedConfig:
 
 
 def describe_origin(config: EmbedConfig, weights: Backbone, splits: Splits) -> dict[str, Any]:
-    """Return what the features depend on, except this program and the machine, of JSON's types."""
+    """Return, in JSON's types, what determines the features except this program and the machine."""
     return {
         "features": "outputs of the head" if config.head else pooled_by(weights),
         "network": weights.digest,
@@ -175,8 +177,8 @@ def compute_all(
 ) -> dict[int, str]:
     """Compute the groups after the first `done`, and append them to `rows`. A collective.
 
-    bad: {number: problem} of undecodable images in the done groups. Return those of all groups.
-    RunError, on all workers: they are more than --max-bad-images, or all images.
+    bad: {number: problem} of undecodable images in the done groups. Return it for all groups.
+    RunError, on all workers: too many images are undecodable.
     """
     bad, run = dict(bad), compute.run
     groups = [(split, group) for split in splits.parts for group in split_groups(split.images)]
@@ -186,15 +188,15 @@ def compute_all(
     check_bad(bad, splits, config)
     for split in splits.parts:
         left = [group for owner, group in groups[done:] if owner is split]
-        for found in compute.rounds(split.images, left):
-            append(found, split, splits, rows, bad, config, run)
-            progress.add(sum(len(features) + len(problems) for features, problems in found))
+        for computed in compute.rounds(split.images, left):
+            append(computed, split, splits, rows, bad, config, run)
+            progress.add(sum(len(features) + len(problems) for features, problems in computed))
             check_bad(bad, splits, config)
     return bad
 
 
 def append(
-    found: list[Group],
+    computed: list[Group],
     split: Split,
     splits: Splits,
     rows: Rows,
@@ -207,24 +209,24 @@ def append(
     RunError, on all workers: a feature is not finite, or the disk is full.
     """
     numbered = []
-    for features, problems in found:
+    for features, problems in computed:
         if not features.isfinite().all():
             problem = f"{config.pretrained}: features that are not finite"
             raise RunError(f"{problem}; expected finite values. Check the checkpoint", code=1)
         numbered.append({split.first + index: text for index, text in problems.items()})
         for number, text in numbered[-1].items():
-            run.log.line(f"cannot decode {splits.whole_path(number)}: {text}; it has no row")
+            run.log.line(f"undecodable, without a row: {splits.whole_path(number)}: {text}")
         bad |= numbered[-1]
 
     def write() -> None:
-        for (features, _), problems in zip(found, numbered, strict=True):
+        for (features, _), problems in zip(computed, numbered, strict=True):
             rows.append(features.numpy(), problems)
 
     run.on_first(write)
 
 
 def check_bad(bad: dict[int, str], splits: Splits, config: EmbedConfig) -> None:
-    """RunError: too many files are undecodable, or all. A list can name one twice."""
+    """RunError: too many files are undecodable, or all. A file named twice counts once."""
     different = {splits.whole_path(number) for number in bad}
     none_left = len(bad) == len(splits)
     if none_left or len(different) > config.max_bad_images:
@@ -244,7 +246,7 @@ def finish(
 ) -> str:
     """Write --out, remove the folder of `rows`, and return the last line.
 
-    about: what describes the features in the file. RunError: the disk is full.
+    about: the description of the features in the file. RunError: the disk is full.
     """
     write = FORMATS[ending(config.out)]
     paths = [splits.path(number) for number in range(len(splits)) if number not in bad]
@@ -253,7 +255,7 @@ def finish(
         reading = write(config.out, rows, paths, about)
     except OSError as error:
         problem = f"cannot write {config.out}: {error.strerror or error}"
-        raise RunError(f"{problem}. Make room; the same command resumes", code=1) from None
+        raise RunError(f"{problem}. Make room, and resume with the same command", code=1) from None
     rows.remove()
     without = f"; {len(bad)} undecodable images have no row" if bad else ""
     shape = f"{len(paths)} x {rows.width} float32"

@@ -2,13 +2,14 @@
 
 from job.text import printable
 
-LONGEST = (
-    1000  # characters of a line; of a longer one the middle is left out: values may have any length
-)
+LONGEST = 1000  # characters of a line: longer ones lose their middle, as values have any length
 
 
 class RunError(Exception):
-    """Ends the program with its message as one line, said once, and with `code`: 2 for a mistake of the user's."""
+    """End the program with one line, printed once, and the exit code `code`.
+
+    code: 2 if options, data or files are at fault.
+    """
 
     def __init__(self, message: str, code: int = 2):
         line = printable(message.replace("\n", " "))
@@ -26,4 +27,4 @@ class WorkerError(RunError):
 
 
 class StartError(RunError):
-    """An error of one task's start, which the others know nothing of: not always rank 0's."""
+    """An error in the start of one task, not always rank 0, which others do not detect."""

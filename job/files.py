@@ -1,4 +1,4 @@
-"""How files are read when a file system fails, and how the small files of a run are written."""
+"""Read files on file systems that fail for a time, and write the small files of a run."""
 
 import contextlib
 import errno
@@ -13,14 +13,14 @@ from typing import BinaryIO, TypeVar
 from job.errors import RunError
 from job.text import printable
 
-# Errors of files and file systems without synchronisation: folders on CIFS and some of FUSE, devices.
+# Errors of fsync where it is not supported: folders on CIFS and some FUSE file systems, devices.
 NO_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.EOPNOTSUPP)
 PAUSES = (1, 2, 4, 8)  # s, before the next try of a failed read
 Result = TypeVar("Result")
 
 
 class ReadError(RunError):
-    """A file system, or a memory, that still fails after all tries."""
+    """A file system or memory that still fails after all tries."""
 
 
 class IrregularFile(OSError, ValueError):
@@ -28,22 +28,23 @@ class IrregularFile(OSError, ValueError):
 
 
 def open_regular(path: str | os.PathLike[str], at_most: int) -> BinaryIO:
-    """Open a file to read. OSError: it cannot be opened. IrregularFile: it is special, or has more than `at_most` bytes."""
+    """Open a file for reading.
+
+    OSError: it cannot be opened. IrregularFile: it is special, or has more than `at_most` bytes.
+    """
 
     def checked(path: str, flags: int) -> int:
         try:
-            descriptor = os.open(
-                path, flags | os.O_NONBLOCK
-            )  # does not wait for the writer of a pipe
+            # O_NONBLOCK: do not wait for the writer of a pipe.
+            descriptor = os.open(path, flags | os.O_NONBLOCK)
         except OSError as error:
             if error.errno == errno.ENXIO:  # a socket
-                raise IrregularFile(errno.EINVAL, "no regular file", path) from None
+                raise IrregularFile(errno.EINVAL, "not a regular file", path) from None
             raise
         status = os.fstat(descriptor)
-        if not (
-            stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)
-        ):  # `open` refuses a folder itself
-            problem = "no regular file"
+        # `open` refuses folders itself.
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            problem = "not a regular file"
         elif status.st_size > at_most:
             problem = f"{status.st_size} bytes; expected at most {at_most}"
         else:
@@ -55,9 +56,10 @@ def open_regular(path: str | os.PathLike[str], at_most: int) -> BinaryIO:
 
 
 def patient(read: Callable[[], Result], path: str) -> Result:
-    """Return `read()`, which reads the file `path`; try again after PAUSES if the file system or the memory fails.
+    """Return `read()`, which reads the file `path`; retry after PAUSES if the disk or memory fails.
 
-    ReadError: it still fails. ValueError, RunError: the file is at fault. A signal to stop is obeyed afterwards.
+    ReadError: it still fails. ValueError, RunError: the file is at fault.
+    A signal to stop takes effect afterwards.
     """
     path = printable(path)
     for pause in (*PAUSES, None):
@@ -66,25 +68,21 @@ def patient(read: Callable[[], Result], path: str) -> Result:
         except ValueError:
             raise
         except OSError as error:
-            what, advice = (
-                f"cannot read {path}: {error.strerror or error}",
-                "Check its file system and permissions",
-            )
+            problem = f"cannot read {path}: {error.strerror or error}"
+            fix = "Check its file system and permissions"
         except MemoryError:
-            what, advice = (
-                f"no memory to read {path}",
-                "Use fewer --workers, or give the job more memory",
-            )
+            problem = f"no memory to read {path}"
+            fix = "Use fewer --workers, or give the job more memory"
         if pause is None:
             break
         with contextlib.suppress(OSError):  # standard error may fail too
-            print(f"warning: {what}; next try in {pause} s", file=sys.stderr, flush=True)
+            print(f"warning: {problem}; next try in {pause} s", file=sys.stderr, flush=True)
         time.sleep(pause)
-    raise ReadError(f"{what}, tried {len(PAUSES) + 1} times in {sum(PAUSES)} s. {advice}", code=1)
+    raise ReadError(f"{problem}, tried {len(PAUSES) + 1} times in {sum(PAUSES)} s. {fix}", code=1)
 
 
 def append(file: io.FileIO, line: str) -> None:
-    """Add a line to a file that was opened in binary without a buffer. RunError: the disk does not take it."""
+    """Append a line to an unbuffered binary file. RunError: the disk is full or fails."""
     data = (line + "\n").encode()
     try:
         while data:
@@ -94,22 +92,22 @@ def append(file: io.FileIO, line: str) -> None:
 
 
 def not_taken(file: io.FileIO, error: OSError) -> RunError:
-    """The error of a log or metrics file that the disk does not take."""
+    """Return the error of a log or metrics file on a disk that is full or fails."""
     return RunError(
-        f"cannot write to {file.name}: {error.strerror or error}; the checkpoints are untouched. When the disk takes more, "
-        "go on with --resume auto"
+        f"cannot write to {file.name}: {error.strerror or error}; the checkpoints are untouched. "
+        "Make room on the disk, and resume with --resume auto"
     )
 
 
 def write_whole(path: str, data: bytes) -> None:
-    """Let a file have this content, or stay what it was. OSError: the disk does not take it."""
+    """Replace the content of a file, completely or not at all. OSError: the disk fails."""
     with whole_file(path) as file:
         file.write(data)
 
 
 @contextlib.contextmanager
 def whole_file(path: str) -> Iterator[BinaryIO]:
-    """A file to write to, which appears at `path` by one rename when it is whole and on disk, or not at all."""
+    """Open a file that a rename puts at `path` when it is complete and on disk."""
     new = f"{path}.new"
     try:
         with open(new, "wb") as file:
@@ -124,7 +122,7 @@ def whole_file(path: str) -> Iterator[BinaryIO]:
 
 
 def sync_folder(folder: str) -> None:
-    """Write a folder's names to disk, if its file system can. OSError: the disk does not take them."""
+    """Flush a folder's names to disk, if its file system can. OSError: the disk fails."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         sync(descriptor)
@@ -133,7 +131,7 @@ def sync_folder(folder: str) -> None:
 
 
 def sync(descriptor: int) -> None:
-    """Write what a file or folder has to disk, if its file system can. OSError: the disk does not take it."""
+    """Flush a file or folder to disk, if its file system can. OSError: the disk fails."""
     try:
         os.fsync(descriptor)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What a training run logs and records of its steps."""
+"""Log lines and records of a training run's steps."""
 
 from job.distill.options import DistillOptions
 from job.frameworks.base import Framework
@@ -10,7 +10,7 @@ from job.position import START
 
 
 class TrainingJournal(Journal):
-    """The journal of `job.train`: the loss and its parts averaged over the workers, and the framework's metrics."""
+    """The journal of `job.train`: losses averaged over the workers, and the framework's metrics."""
 
     signs: dict[str, float] | None = None  # of collapse, the epoch's last
 
@@ -36,7 +36,7 @@ class TrainingJournal(Journal):
         )
 
     def watch(self, step: int, signs: dict[str, float]) -> None:
-        """Record the signs of collapse after a step; the epoch's last are logged at its end."""
+        """Record the signs of collapse after a step. The epoch's end logs the last ones."""
         self.signs = signs
         self.run.log.record(
             "collapse",
@@ -58,7 +58,7 @@ class TrainingJournal(Journal):
             self.run.log.remark("hint", id, sentence)
 
     def end_epoch(self) -> None:
-        """Log an epoch's averages, the last signs of collapse, and what is wrong with them."""
+        """Log an epoch's averages, the last signs of collapse, and warnings."""
         super().end_epoch()
         self.hint(self.expectation.hints(self.records))
         if self.signs:
@@ -68,9 +68,9 @@ class TrainingJournal(Journal):
         self.signs = None
 
     def numbers(self, sums: dict[str, float]) -> dict[str, float]:
-        """Losses and gradient norm averaged over the workers, and the framework's metrics over all images.
+        """Return losses and gradient norm averaged over workers, metrics averaged over images.
 
-        Of several distillers each has its loss by name; `distillation` is their sum.
+        `distillation` is the sum of all distillers' losses. Several have each their own by name.
         """
         N = self.run.size
         each = {name: sums[name] / N for name in self.distillers}
@@ -83,16 +83,11 @@ class TrainingJournal(Journal):
         }
 
     def losses(self, numbers: dict[str, float]) -> str:
-        """The loss as the sum of its parts, the ratio of distillation to the others, and the framework's metrics."""
+        """Return the loss as a sum, the ratio of distillation to other losses, and the metrics."""
         parts = [f"{name} {numbers[name]:.4f}" for name in self.framework.losses]
         if numbers["distillation"]:
-            found = ratio(numbers, self.framework.losses)
-            parts.append(
-                f"distillation {numbers['distillation']:.4f}"
-                + (f" (ratio {found:.2f})" if found else "")
-            )
-        words = [
-            f"loss {numbers['loss']:.4f} = {' + '.join(parts)}",
-            self.framework.describe(numbers),
-        ]
-        return ", ".join(filter(None, words))
+            to_others = ratio(numbers, self.framework.losses)
+            shown = f" (ratio {to_others:.2f})" if to_others else ""
+            parts.append(f"distillation {numbers['distillation']:.4f}{shown}")
+        loss = f"loss {numbers['loss']:.4f} = {' + '.join(parts)}"
+        return ", ".join(filter(None, [loss, self.framework.describe(numbers)]))

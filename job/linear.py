@@ -1,4 +1,4 @@
-"""Train a linear classifier on the frozen features of a checkpoint, by MoCo's protocol: how good they are.
+"""Evaluate the frozen features of a checkpoint by a linear classifier, by MoCo's protocol.
 
 horovodrun -np N python -m job.linear DIR --pretrained runs/resnet18/last.pth.tar
 """
@@ -36,7 +36,7 @@ from job.position import START, Position
 from job.schedules import learning_rate, parse_save_every
 
 BATCH = 64  # validation images at a time, for any number of workers
-FIXED_POINT = 2.0**20  # losses are summed as whole multiples of 1 / FIXED_POINT
+FIXED_POINT = 2.0**20  # losses are summed as integer multiples of 1 / FIXED_POINT
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -60,20 +60,20 @@ def linear(config: LinearConfig, callbacks: Sequence[Callback] = ()) -> Result:
 
     config: the options, by their names there. Return the run's folder, newest checkpoint and
     numbers; with --knn and --evaluate, the accuracy. All else is as in `job.train.train`.
-    RunError: with --knn or --evaluate, there are callbacks or event files, which receive nothing.
+    RunError: callbacks or event files are given with --knn or --evaluate, which have no records.
     """
     config = checked(config)
     receivers = {flag(name): getattr(config, name) for name in RECEIVERS}
-    for shown, given in (receivers | {"callbacks": callbacks}).items():
-        check_receivers(config, shown, given)
+    for receiver, given in (receivers | {"callbacks": callbacks}).items():
+        check_receivers(config, receiver, given)
     with called(Run.of(config.folder(), config, callbacks), trains_nothing(config)) as run:
         return result(run, classify(config, run))
 
 
 def trains_nothing(config: LinearConfig) -> str:
-    """Return what a stop means if the options ask for an accuracy only, or ""."""
+    """Return the error of a stop if the options compute an accuracy only, or ""."""
     if config.knn or config.evaluate:
-        return "stopped by a signal: the accuracy is incomplete and not reported. Start again"
+        return "stopped by a signal: no accuracy is computed. Start the command again"
     return ""
 
 
@@ -84,35 +84,31 @@ def classify(config: LinearConfig, run: Run) -> dict[str, float] | None:
     """
     processes = config.workers
     config = dataclasses.replace(config, workers=task.cores() if processes < 0 else processes)
-    if (
-        config.evaluate and not config.pretrained
-    ):  # a classifier's checkpoint has the frozen network too
-        config = dataclasses.replace(
-            config, pretrained=f"{run.folder}/{LAST}" if config.resume == AUTO else config.resume
-        )
+    if config.evaluate and not config.pretrained:
+        # A classifier's checkpoint has the frozen network too.
+        checkpoint = f"{run.folder}/{LAST}" if config.resume == AUTO else config.resume
+        config = dataclasses.replace(config, pretrained=checkpoint)
     parts = classifier.build(config, run)
     config = parts.config
     if config.knn:
-        found = knn_accuracy(parts.net, parts.train, parts.val, config, run)
-        run.log.line(found.text)
-        return found.numbers()
+        accuracy = knn_accuracy(parts.net, parts.train, parts.val, config, run)
+        run.log.line(accuracy.text)
+        return accuracy.numbers()
     saved = classifier.find(config, run)
     start = classifier.restore(saved, parts) if saved else START
     if config.evaluate:
         if not saved:
-            raise RunError("--evaluate: which classifier? Give --resume with its checkpoint")
-        accuracy = validate(parts)
-        report_accuracy(accuracy, parts, "")
-        return accuracy
+            raise RunError("--evaluate: expected a classifier. Give its checkpoint to --resume")
+        numbers = validate(parts)
+        report_accuracy(numbers, parts, "")
+        return numbers
     if start > (config.epochs, 0):
         run.log.line(nothing_to_do(start, config.epochs, parts.steps))
         return None
-    options = {
-        name: value
-        for name, value in dataclasses.asdict(config).items()
-        if name not in ("config", "out", "resume")
-    }
-    run.begin(options | {"workers": processes}, saved, len(parts.train), config.resume)
+    options = dataclasses.asdict(config) | {"workers": processes}
+    for name in ("config", "out", "resume"):
+        del options[name]
+    run.begin(options, saved, len(parts.train), config.resume)
     if saved:
         classifier.settle_best(parts, start)
     del saved
@@ -135,28 +131,22 @@ def train(parts: Classifier, start: Position) -> None:
             group["lr"] = rate
         give_back()
         journal.start_epoch(epoch, rate)
-        train_epoch(
-            parts,
-            batches,
-            journal,
-            epoch,
-            range(start.step if epoch == start.epoch else 0, parts.steps),
-        )
+        first = start.step if epoch == start.epoch else 0
+        train_epoch(parts, batches, journal, epoch, range(first, parts.steps))
         end_epoch(parts, epoch)
     differs = classifier.different(before, parts.backbone())
     if run.total(differs=bool(differs))["differs"]:
         raise RunError(
-            f"the frozen network has changed ({differs or 'on another worker'}): the accuracies are not its",
+            f"the frozen network has changed ({differs or 'on another worker'}): the "
+            "accuracies are invalid. Check this machine's memory",
             code=1,
         )
     if start.epoch >= config.epochs:
-        run.end(
-            f"nothing to do: {start.epoch} epochs were done before, and --epochs is {config.epochs}"
-        )
+        run.end(f"nothing to do: --epochs is {config.epochs}, and the checkpoint has {start.epoch}")
         return
     run.end(
-        f"done: {config.epochs} epochs, best top-1 {parts.best:.2f} %; the frozen network is unchanged to the bit; "
-        f"checkpoints: {run.folder}/best.pth.tar and last.pth.tar"
+        f"done: {config.epochs} epochs, best top-1 {parts.best:.2f} %; the frozen network is "
+        f"unchanged to the bit; checkpoints: {run.folder}/best.pth.tar and last.pth.tar"
     )
 
 
@@ -187,24 +177,22 @@ def end_epoch(parts: Classifier, epoch: int) -> None:
 def train_epoch(
     parts: Classifier, batches: Iterator, journal: Journal, epoch: int, steps: range
 ) -> None:
-    """Do `steps` of an epoch, of which the last ends it. Stopped, after a save: a signal came.
+    """Train for `steps` to the end of an epoch. Stopped, after a save: a signal came.
 
-    If each worker's batch is a multiple of GROUP, the bytes are the same for any number of workers with equally many threads:
-    the total batch has the same groups, and their sums are exact. Otherwise they are the same to rounding.
+    If each worker's batch is a multiple of GROUP, the bytes are the same for any number of workers
+    with equally many threads: the batch has the same groups, and their sums are exact. Otherwise
+    they agree to rounding.
     """
     config, run, fc, gradients = parts.config, parts.run, parts.net.fc, parts.gradients
     save_at = parse_save_every(config.save_every)
     for step in steps:
         with journal.waiting():
             images, labels, undecodable = next(batches)  # (B, 3, H, W) uint8, (B,)
-        images, labels = (
-            images.to(run.device, non_blocking=True),
-            labels.to(run.device, non_blocking=True),
-        )
+        images = images.to(run.device, non_blocking=True)
+        labels = labels.to(run.device, non_blocking=True)
 
-        totals = torch.zeros(
-            3, dtype=torch.float64, device=run.device
-        )  # loss in fixed point, hits of top-1 and top-5
+        # loss in fixed point, hits of top-1 and top-5
+        totals = torch.zeros(3, dtype=torch.float64, device=run.device)
         gradients.clear()
         for pixels, truth in zip(images.split(GROUP), labels.split(GROUP), strict=True):
             with torch.no_grad(), run.autocast(config.precision):
@@ -248,9 +236,10 @@ def hits(logits: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
 
 @torch.no_grad()
 def validate(parts: Classifier) -> dict[str, float]:
-    """Return loss and accuracies in percent on the validation images, each counted once. A collective.
+    """Return loss and accuracies in percent on the validation images, a collective.
 
-    The same for any number of workers with equally many threads: batches do not depend on it, and their sums are whole numbers.
+    Each image counts once. The numbers are the same for any number of workers with equally many
+    threads: batches do not depend on it, and the sums over them are integers.
     RunError, on all workers: the loss is not finite. Stopped, on all workers: a signal came.
     """
     config, run = parts.config, parts.run
@@ -260,9 +249,8 @@ def validate(parts: Classifier) -> dict[str, float]:
         with run.autocast(config.precision):
             features = parts.encoder(inputs)["flatten"].float()
         logits = parts.net.fc(features)
-        loss = F.cross_entropy(
-            logits, labels, ignore_index=-1, reduction="none"
-        ).double()  # -1: an undecodable image
+        # The label of an undecodable image is -1.
+        loss = F.cross_entropy(logits, labels, ignore_index=-1, reduction="none").double()  # (b,)
         sums = {"loss": (loss * FIXED_POINT).round().sum(), "counted": (labels >= 0).sum()}
         sums |= {f"top{k}": hits(logits, labels, k) for k in (1, 5)}
         mine = {name: mine[name] + sums[name] for name in mine}
@@ -270,12 +258,12 @@ def validate(parts: Classifier) -> dict[str, float]:
     counted = total["counted"]
     if not counted:
         raise RunError(
-            f"{parts.val.root}: no image with a label can be decoded, and validation needs one",
+            f"{parts.val.root}: all images with a label are undecodable; expected one at least",
             code=1,
         )
     if not math.isfinite(total["loss"]):
         raise RunError(
-            "the validation loss is not finite; the checkpoints are untouched. A lower --lr may help",
+            "the validation loss is not finite; the checkpoints are untouched. Try a lower --lr",
             code=1,
         )
     return {
@@ -289,8 +277,9 @@ def validate(parts: Classifier) -> dict[str, float]:
 def report_accuracy(accuracy: dict[str, float], parts: Classifier, when: str) -> None:
     """Log the accuracy on the validation images. when: begins the line."""
     parts.run.log.line(
-        f"{when}validation on {parts.val.some(accuracy['val_images'])}: top-1 {accuracy['val_top1']:.2f} %, "
-        f"top-5 {accuracy['val_top5']:.2f} %, loss {accuracy['val_loss']:.4f}"
+        f"{when}validation on {parts.val.some(accuracy['val_images'])}: "
+        f"top-1 {accuracy['val_top1']:.2f} %, top-5 {accuracy['val_top5']:.2f} %, "
+        f"loss {accuracy['val_loss']:.4f}"
     )
 
 

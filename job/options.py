@@ -8,17 +8,19 @@ from job.networks import ARCHS, STEMS, WIDTH, WIDTHS, check_name
 from job.schedules import RateOptions, parse_save_every
 
 NETWORK = "network; also timm/NAME, and package.module:function"
-STUDENT_WIDTH = "the student's channels in its first stage; the later ones have 2, 4 and 8 times as many (64: as published)"
-KNN_K = "nearest training images that vote in k-NN (0: 200, or the mean size of a class if that is less)"
+STUDENT_WIDTH = (
+    "the student's channels in its first stage; later ones have 2, 4 and 8 times as many"
+)
+KNN_K = "training images that vote in k-NN (0: 200, or the mean size of a class if less)"
 HEAD_WIDTH = (
     "hidden width of the student's heads: MoCo's MLP, SimSiam's projector, distillers' "
-    "(0: as published, the backbone's in a framework)"
+    "(0: as published, the backbone's channels in a framework)"
 )
 DATA = (
-    "folder of images, with or without train/<class>/*; or a text file with a path a line; or the "
+    "folder of images, with or without train/<class>/*; a text file with a path a line; or the "
     "word digits: scikit-learn's digits, written to data/digits"
 )
-MORE_DATA = "further folders or text files, whose images are added to those of DIR"
+MORE_DATA = "further folders or text files: their images are added"
 LOG_TO = "further receivers of the curves: wandb, mlflow, module:name (job/metrics/README.md)"
 # Names of --log-to, in addition to the user's own.
 TRACKERS = {"wandb": "job.metrics.wandb:WandB", "mlflow": "job.metrics.mlflow:MLflow"}
@@ -29,7 +31,7 @@ LOADERS = "data loading processes of each worker (-1: as many as it has cores; 0
 
 
 def check_tracker(name: str, shown: str) -> None:
-    """RunError: --log-to names no tracker and no place in a module. shown: the option."""
+    """RunError: an unknown tracker, or a name that is not module:name. shown: the option."""
     if name not in TRACKERS and not (":" in name and all(name.split(":", 1))):
         expected = f"expected {', '.join(TRACKERS)} or module:name"
         raise RunError(f"{shown} {name!r}: {expected}{did_you_mean(name, TRACKERS)}")
@@ -49,7 +51,7 @@ class ImageOptions:
 
 @dataclass(frozen=True)
 class DataOptions(ImageOptions):
-    """Images, also of several folders."""
+    """Images of one folder or several."""
 
     group = "data"
 
@@ -72,7 +74,7 @@ class StepOptions:
     weight_decay: float = option(1e-4, "weight decay", "--wd", at_least=0.0)
     precision: str = option("float32", PRECISION, choices=("float32", "bf16"))
     deterministic: bool = option(False, DETERMINISTIC)
-    seed: int = option(0, "all random numbers follow from it", at_least=0, below=2**63)
+    seed: int = option(0, "seed of all random numbers", at_least=0, below=2**63)
 
 
 @dataclass(frozen=True)
@@ -82,22 +84,22 @@ class RunOptions:
     group = "run"
 
     config: list[str] = option(
-        [], "a YAML file, or a preset's name; may be given again", many=True, path=True
+        [], "a YAML file, or a preset's name; can be repeated", many=True, path=True
     )
     out: str = option("", "folder of this run (default: runs/ARCH)", path=True)
     resume: str = option(
         "",
-        "auto: resume from the newest checkpoint in --out, if any; or a checkpoint's path",
+        "auto: resume from the newest checkpoint in --out, if one exists; or a checkpoint's path",
         path=True,
     )
     save_every: str = option(
         "1", "epochs between checkpoints; or steps, as in 500steps", parse=parse_save_every
     )
-    keep: int = option(3, "checkpoints kept", at_least=1)
+    keep: int = option(3, "checkpoints to keep", at_least=1)
     check_every: int = option(
-        100, "steps between checks that the workers still have the same networks", at_least=1
+        100, "steps between checks that all workers have the same networks", at_least=1
     )
-    print_freq: int = option(10, "steps between lines where there is no terminal", "-p", at_least=1)
+    print_freq: int = option(10, "steps between log lines outside a terminal", "-p", at_least=1)
     tensorboard: bool = option(
         False, "write event files for TensorBoard, to tensorboard/ in the run's folder"
     )
@@ -115,7 +117,7 @@ class NeighborOptions:
 
 @dataclass(frozen=True)
 class Common(StepOptions, RateOptions, RunOptions, DataOptions):
-    """The options of both programs that train."""
+    """The options of `job.train` and `job.linear`."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class StudentOptions:
         WIDTH, STUDENT_WIDTH, at_least=WIDTHS.start, at_most=WIDTHS[-1], multiple_of=WIDTHS.step
     )
     zero_init_residual: bool = option(
-        False, "every residual block begins as the identity, so that a deep network begins shallow"
+        False, "each residual block starts as the identity, so that a deep network starts shallow"
     )
     head_width: int = option(0, HEAD_WIDTH, at_least=0, at_most=2**14)
 
@@ -149,11 +151,9 @@ class ViewOptions:
 
     aug_plus: bool = option(False, "MoCo v2's augmentations")
     weak_views: bool = option(False, "crops and flips only: no changes of colours, no blur")
-    augment_on: str = option(
-        "cpu", "where colours, blur and flips are computed", choices=("cpu", "device")
-    )
+    augment_on: str = option("cpu", "device for colours, blur and flips", choices=("cpu", "device"))
     crop_min: float = option(
-        0.2, "smallest share of an image's area that a view shows", above=0.0, at_most=1.0
+        0.2, "smallest fraction of an image's area that a view shows", above=0.0, at_most=1.0
     )
 
 
@@ -164,7 +164,7 @@ class PassOptions:
     group = "passes"
 
     accumulate: int = option(
-        1, "parts of a worker's batch that pass one after the other, to save memory", at_least=1
+        1, "micro-batches of a worker's batch, one after the other, to save memory", at_least=1
     )
     compile: bool = option(False, COMPILE)
     fp16_allreduce: bool = option(
@@ -174,7 +174,7 @@ class PassOptions:
 
 @dataclass(frozen=True)
 class ProgressOptions(NeighborOptions):
-    """k-NN accuracy in the course of a training."""
+    """k-NN accuracy during training."""
 
     group = "knn"
 

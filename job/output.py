@@ -1,4 +1,4 @@
-"""Standard output and error that fail: a program ends with one line, but a run that writes a log continues."""
+"""Handle failures of standard output: programs end with one line, runs with a log continue."""
 
 import contextlib
 import errno
@@ -11,21 +11,21 @@ from typing import Any, TextIO
 
 from job.errors import RunError
 
-PIPE = 141  # the exit code of a program whose reader has gone: 128 + SIGPIPE, as shells report it of other programs
+PIPE = 141  # exit code if the reader has closed its pipe: 128 + SIGPIPE, as shells report it
 DESCRIPTORS = {"stdin": 0, "stdout": 1, "stderr": 2}
 
 Failed = Callable[[OSError], None]
 
 
 class Output(io.FileIO):
-    """A standard stream: a write that fails calls `failed`, which may raise, and its data is discarded."""
+    """A standard stream. A failed write discards its data and calls `failed`, which may raise."""
 
     def __init__(self, descriptor: int, failed: Failed):
         super().__init__(descriptor, "w", closefd=False)
         self.failed = failed
 
     def write(self, data: Any, /) -> int:
-        """Write some of the data, waiting for room in a pipe that another process has set not to block."""
+        """Write some of the data; wait for room if another process made the pipe non-blocking."""
         try:
             while (written := super().write(data)) is None:
                 select.select([], [self], [])
@@ -36,26 +36,26 @@ class Output(io.FileIO):
 
 
 def ignore(error: OSError) -> None:
-    """Go on without the data."""
+    """Continue without the data."""
 
 
 def end(error: OSError) -> None:
-    """End the program, quietly if the reader has gone, as of `| head`; only the first failure raises."""
+    """End the program, without a line if the reader has gone, as in `| head`. Raises once only."""
     may_fail(ignore)
     if error.errno == errno.EPIPE:
         sys.exit(PIPE)
     raise RunError(
-        f"{problem(error)}; expected a terminal, file or pipe that takes the output. Redirect it elsewhere"
+        f"{problem(error)}; expected a terminal, file or pipe with room. Redirect it elsewhere"
     )
 
 
 def problem(error: OSError) -> str:
-    """Return what is wrong with standard output, for people."""
+    """Return the problem of standard output as text."""
     return f"standard output: {'closed' if error.errno == errno.EBADF else error.strerror or error}"
 
 
 def may_fail(failed: Failed) -> None:
-    """From now on, a failed write to standard output calls `failed`, and ends nothing unless that raises."""
+    """From now on, let a failed write to standard output call `failed`, which may raise."""
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     if isinstance(raw, Output):
         raw.failed = failed
@@ -65,8 +65,8 @@ def may_fail(failed: Failed) -> None:
 def guarded(failed: Failed = end) -> Iterator[None]:
     """Let a failed write to standard output call `failed`, and ignore one to standard error.
 
-    By default it is a RunError at once. If the reader has gone, the program ends with exit code
-    141 and no line. Streams that others have replaced stay.
+    The default raises RunError. If the reader has gone, the program ends with exit code 141 and
+    no line. Replaced streams stay replaced.
     """
     before = sys.stdout, sys.stderr
     for earlier in filter(None, before):
@@ -86,9 +86,10 @@ def guarded(failed: Failed = end) -> Iterator[None]:
 
 
 def reserved(name: str) -> int:
-    """Return the descriptor of a standard stream. If it is closed, no other file may get it: open it to fail at writes.
+    """Return the descriptor of a standard stream. If it is closed, open it so that writes fail.
 
-    Child processes inherit it. Libraries that print to it there would write into a pipe otherwise.
+    Otherwise another file, such as a pipe, gets the descriptor, and libraries in child processes,
+    which inherit it, print into that.
     """
     if getattr(sys, f"__{name}__") is None:
         descriptor = os.open(os.devnull, os.O_RDONLY)

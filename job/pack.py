@@ -1,4 +1,4 @@
-"""Pack an image folder into tar shards, for file systems that are slow with many small files; or index shards that are there.
+"""Pack images into tar shards, for file systems that are slow with small files, or index shards.
 
 python -m job.pack DIR OUT [--shard-images 1000] [--seed 0]      python -m job.pack --index DIR
 """
@@ -29,9 +29,9 @@ from job.errors import RunError
 from job.files import patient, whole_file
 from job.metrics.log import Log
 
-READERS = 16  # files are read so many at a time: a file system on a network answers each late, but many at once
-AHEAD = 256  # files that are held in memory at most
-FINGERPRINT = "packing.sha256"  # in a folder that is not whole yet
+READERS = 16  # threads: a network file system is slow for one file, but serves many at once
+AHEAD = 256  # files in memory at most
+FINGERPRINT = "packing.sha256"  # in an incomplete folder
 
 
 @dataclass
@@ -39,37 +39,39 @@ class Options:
     """The options of `job.pack`."""
 
     shard_images: int = option(1000, "images in a shard", at_least=1)
-    seed: int = option(0, "the order of the images follows from it", at_least=0, below=2**63)
+    seed: int = option(0, "seed of the order of the images", at_least=0, below=2**63)
 
 
 class Progress:
-    """How far a packing is, shown a hundred times where there is no terminal."""
+    """The progress of a packing, logged a hundred times outside a terminal."""
 
     def __init__(self, log: Log, total: int):
         self.log, self.total, self.done, self.begun = log, total, 0, time.monotonic()
-        self.found = 0  # images whose shards were there
+        self.skipped = 0  # images of existing shards
 
-    def tell(self, shard: str) -> None:
-        """One more image is in a shard."""
+    def add(self, shard: str) -> None:
+        """Count an image that is in a shard, and log."""
         self.done += 1
-        rate = (self.done - self.found) / max(1e-9, time.monotonic() - self.begun)
+        rate = (self.done - self.skipped) / max(1e-9, time.monotonic() - self.begun)
         left = (self.total - self.done) / rate
-        text = f"packing {shard}: {self.done} of {self.total} images, {rate:.0f} images/s, {left:.0f} s to go"
+        count = f"{self.done} of {self.total} images"
+        text = f"packing {shard}: {count}, {rate:.0f} images/s, {left:.0f} s left"
         self.log.progress(text, self.done, self.total, -(-self.total // 100))
 
     def skip(self, images: int) -> None:
-        """So many images were packed before."""
+        """Count images that an earlier packing has written."""
         self.done += images
-        self.found += images
+        self.skipped += images
 
 
 def pack(data: str, out: str, options: Options, log: Log) -> dict[str, list[Shard]]:
-    """Write the shards of `data` into the folder `out`; return them. RunError: `out` is there, or `data` no folder.
+    """Write the shards of `data` into the folder `out`; return them by split.
 
-    The folder appears when it is whole. What an earlier packing of the same images has left in OUT.part is used.
+    The folder appears when it is complete. Shards that an earlier packing of the same images has
+    written to OUT.part are kept. RunError: `out` exists, or `data` is not a folder.
     """
     if os.path.lexists(out):
-        raise RunError(f"{out} is there already: name another folder, or remove it")
+        raise RunError(f"OUT {out}: exists; expected a new folder. Name another one, or remove it")
     others = [split for split in SPLITS[1:] if os.path.isdir(os.path.join(data, split))]
     sources = {split: unpacked(data, split) for split in ("train", *others)}
     for images in sources.values():
@@ -89,15 +91,15 @@ def pack(data: str, out: str, options: Options, log: Log) -> dict[str, list[Shar
 
 
 def unpacked(data: str, split: str) -> ImageFolder:
-    """Return the images of a split. RunError: there are none, or they are packed."""
+    """Return the images of a split. RunError: the split is empty, or packed."""
     images = scan(data, split)
     if not isinstance(images, ImageFolder):
-        raise RunError(f"{images.root} is packed already: train from {data} as it is")
+        raise RunError(f"DIR {images.root}: already packed. Train from {data}")
     return images
 
 
 def begin(part: str, sources: dict[str, ImageFolder], options: Options) -> str:
-    """Make the folder `part`, or take it as it is. RunError: it was begun with other images or options."""
+    """Make or reuse the folder `part`. RunError: it is of other images or options."""
     names = [
         (split, images.classes, *map(images.names.__getitem__, range(len(images))))
         for split, images in sources.items()
@@ -108,15 +110,15 @@ def begin(part: str, sources: dict[str, ImageFolder], options: Options) -> str:
         os.makedirs(part, exist_ok=True)
     except OSError as error:
         raise RunError(
-            f"cannot make the folder {part}: {error.strerror}; name another OUT"
+            f"cannot make the folder {part}: {error.strerror}. Name another OUT"
         ) from None
     if os.listdir(part) in ([], [f"{FINGERPRINT}.new"]):
         with whole_file(path) as file:
             file.write(expected.encode())
-    found = open(path).read() if os.path.exists(path) else ""
-    if found != expected:
+    before = open(path).read() if os.path.exists(path) else ""
+    if before != expected:
         raise RunError(
-            f"{part} is left from a packing of other images or with other options: remove it, and pack again"
+            f"{part}: of an earlier packing with other images or options. Remove it, and pack again"
         )
     return part
 
@@ -124,7 +126,7 @@ def begin(part: str, sources: dict[str, ImageFolder], options: Options) -> str:
 def pack_split(
     folder: str, images: ImageFolder, options: Options, progress: Progress
 ) -> list[Shard]:
-    """Write the shards of `images`, shuffled, into `folder`, unless they are there; return what is in each."""
+    """Write the missing shards of `images`, shuffled, into `folder`; return the contents of all."""
     os.makedirs(folder, exist_ok=True)
     order = permutation(len(images), options.seed, "pack")
     shards = []
@@ -134,9 +136,8 @@ def pack_split(
         if os.path.exists(path):
             progress.skip(len(numbers))
         else:
-            write_shard(
-                path, contents(images, numbers, first, functools.partial(progress.tell, name))
-            )
+            done = functools.partial(progress.add, name)
+            write_shard(path, contents(images, numbers, first, done))
         shards.append(read_shard(path))
     return shards
 
@@ -144,7 +145,7 @@ def pack_split(
 def contents(
     images: ImageFolder, numbers: np.ndarray, first: int, done: Callable[[], None]
 ) -> Iterator[tuple[int, str, int, bytes]]:
-    """Yield (key, name, label, bytes) of each image; keys count from `first`. Call `done` after each.
+    """Yield (key, name, label, bytes) of each image; call `done` after it. Keys start at `first`.
 
     RunError: the file system fails. IrregularFile: a file is special or too large.
     """
@@ -163,20 +164,18 @@ def contents(
 
 
 def summary(data: str, packed: dict[str, list[Shard]]) -> list[str]:
-    """What is packed in `data`, and how it is trained from: a line each."""
+    """Return lines about the packed images, and the command that trains from them."""
     parts = []
     for split, shards in packed.items():
-        images, size = (
-            sum(len(shard.names) for shard in shards),
-            sum(shard.size for shard in shards),
-        )
-        parts.append(f"{images} {split} images in {len(shards)} shards, {size / 1e6:.1f} MB")
+        images = sum(len(shard.names) for shard in shards)
+        size = sum(shard.size for shard in shards) / 1e6
+        parts.append(f"{images} {split} images in {len(shards)} shards, {size:.1f} MB")
     return ["; ".join(parts), f"train from it with: mgd-train {data}"]
 
 
 @output.guarded()
 def main(argv: list[str] | None = None) -> None:
-    """Run `job.pack` on the command line's options. Needs no Horovod."""
+    """Run `job.pack` on the command line's options, without Horovod."""
     log = Log(speaks=True)
     try:
         parser = Parser(
@@ -188,19 +187,19 @@ def main(argv: list[str] | None = None) -> None:
             "data",
             metavar="DIR",
             type=expand,
-            help="a folder or a list, as job.train takes it, or digits",
+            help="a folder of images, a text file with a path a line, or digits",
         )
         parser.add_argument(
             "out",
             metavar="OUT",
             nargs="?",
             type=expand,
-            help="the folder to write, to train from in place of DIR",
+            help="the folder to write, which replaces DIR for training",
         )
         parser.add_argument(
             "--index",
             action="store_true",
-            help="only make the index of shards in DIR/train/*.tar, and val/",
+            help="index existing shards: DIR/train/*.tar or DIR/*.tar, and DIR/val/*.tar",
         )
         for f in fields(Options):
             parser.add_argument(
@@ -215,9 +214,9 @@ def main(argv: list[str] | None = None) -> None:
         )
         if given.index == bool(given.out):
             wrong = (
-                "--index writes into DIR itself: leave out OUT"
+                f"OUT {given.out}: no effect with --index, which writes into DIR; leave it out"
                 if given.out
-                else "no OUT: name the folder to write"
+                else "OUT: missing; expected a folder to write"
             )
             raise RunError(f"{wrong}, as in `job.pack DIR OUT` or `job.pack --index DIR`")
         packed = (
@@ -231,18 +230,18 @@ def main(argv: list[str] | None = None) -> None:
     except RunError as error:
         end(log, f"error: {error}", error.code)
     except OSError as error:
-        kept = "" if given.index else "; what is packed is kept"
+        kept = "" if given.index else "; complete shards are kept"
         end(
             log,
             f"error: {error.filename or given.out or given.data}: {error.strerror or error}{kept}",
             1,
         )
     except KeyboardInterrupt:
-        end(log, "stopped; the same command goes on from here", 130)
+        end(log, "stopped. Resume with the same command", 130)
 
 
 def end(log: Log, line: str, code: int) -> None:
-    """Say the last line, and exit."""
+    """Print the last line, and exit."""
     log.end_progress()
     print(line, file=sys.stderr, flush=True)
     sys.exit(code)

@@ -1,11 +1,11 @@
-"""Positions in a run, and the count of its optimizer steps, which continues over resumes that change the steps of an epoch."""
+"""Positions in a run, and the count of its optimizer steps over changes of the batch."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 
 class Position(NamedTuple):
-    """A position in a run: the epochs done, and the steps done of the next epoch; or an epoch and its step, from 0."""
+    """Epochs done, and steps done in the next one; or an epoch and its step, from 0."""
 
     epoch: int
     step: int
@@ -16,9 +16,11 @@ START = Position(0, 0)
 
 @dataclass(frozen=True)
 class Count:
-    """Optimizer steps since a run's first one.
+    """The number of optimizer steps since a run's first one.
 
-    an_epoch: steps of an epoch. offset: difference from a run whose epochs all had `an_epoch` steps.
+    It continues if a resume changes the number of steps in an epoch.
+
+    an_epoch: steps of an epoch. offset: difference from a run with `an_epoch` steps in all epochs.
     """
 
     an_epoch: int
@@ -47,5 +49,5 @@ def change(saved: dict, batch_size: int, an_epoch: int) -> dict[str, int]:
     now = {"batch_size": batch_size, "steps_an_epoch": an_epoch}
     if now == before:
         return {}
-    place = {"epoch": saved["epoch"], "step": saved["step"]}
-    return place | now | {f"{name}_before": value for name, value in before.items()}
+    position = {"epoch": saved["epoch"], "step": saved["step"]}
+    return position | now | {f"{name}_before": value for name, value in before.items()}

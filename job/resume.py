@@ -1,4 +1,4 @@
-"""How a training run resumes: its checkpoint, how its options may differ, and what is restored."""
+"""Resume a training run: find its checkpoint, check the options, restore the state."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -31,22 +31,17 @@ from job.position import Position, steps_of
 from job.schedules import pull
 from job.training import Training
 
-# What a run saves beside its format, and a classifier does not all.
+# Keys that distinguish a run's checkpoint from a classifier's, in addition to its format.
 SAVED = ("epoch", "state_dict", "optimizer", "step", "mgd", "config", "workers", "images", "order")
-SHAPES = (
-    "framework",
-    "arch",
-    "stem",
-    "width",
-    "zero_init_residual",
-)  # these options shape the saved tensors
+# Options that determine the shapes of saved tensors.
+SHAPES = ("framework", "arch", "stem", "width", "zero_init_residual")
 
 
 def find(config: Config, run: Run) -> tuple[Config, dict | None]:
     """Return the options and the checkpoint that --resume names, or None.
 
-    A teacher given there (the original's way) becomes --teacher. RunError: the checkpoint is incomplete, or the options do not
-    continue its run.
+    A teacher's file there, as in the original program, becomes --teacher.
+    RunError: the checkpoint is incomplete, or the options do not continue its run.
     """
     if not config.resume:
         return config, None
@@ -57,10 +52,12 @@ def find(config: Config, run: Run) -> tuple[Config, dict | None]:
     if is_moco(saved) and ("format" not in saved or saved.get("arch") != config.arch):
         if config.teacher:
             raise RunError(
-                f"--resume {config.resume} is a teacher's file, and --teacher names another: leave out one of them"
+                f"--resume {config.resume}: a teacher's file, and --teacher names another. "
+                "Leave out one"
             )
         run.log.line(
-            f"--resume {config.resume} is a {saved.get('arch', 'MoCo')} checkpoint, no run of {config.arch}: taken as --teacher"
+            f"--resume {config.resume}: a checkpoint of {saved.get('arch', 'MoCo')}, not a run of "
+            f"{config.arch}; it is used as --teacher"
         )
         config = dataclasses.replace(config, teacher=config.resume, resume="")
         saved = newest(run) if restarts() else None
@@ -68,18 +65,18 @@ def find(config: Config, run: Run) -> tuple[Config, dict | None]:
     run.on_first(lambda: check_place(config, run))
     if "format" not in saved:
         raise RunError(
-            f"--resume {config.resume}: not a run's checkpoint, which has a format; expected one of job.train. "
-            "To distil from the network in it, give it to --teacher"
+            f"--resume {config.resume}: has no format; expected a checkpoint of job.train. "
+            "To distil from its network, give it to --teacher"
         )
     run.log.line(f"resuming from {config.resume}")
     return config, continues(saved, config, run)
 
 
 def continues(saved: dict, config: Config, run: Run) -> dict:
-    """Return `saved` if the options continue its run; say what they change. RunError: if they cannot."""
+    """Return `saved` and log changed options. RunError: the options do not continue its run."""
     if lacking := [name for name in SAVED if name not in saved]:
         raise RunError(
-            f"the checkpoint of --resume {config.resume} is none of job.train: it has no {lacking[0]!r}"
+            f"--resume {config.resume}: has no {lacking[0]!r}; expected a checkpoint of job.train"
         )
     check_format(saved)
     old = as_given(saved["config"], config)
@@ -88,15 +85,14 @@ def continues(saved: dict, config: Config, run: Run) -> dict:
     distils = bool(old.get("teacher"))
     if distils != bool(config.teacher):
         has = "distils from a teacher" if distils else "has no teacher"
-        raise RunError(
-            f"{where} {has}: "
-            + ("give --teacher" if distils else "leave out --teacher, or start a new run")
-        )
+        fix = "Add --teacher" if distils else "Leave out --teacher, or start a new run"
+        raise RunError(f"{where} {has}. {fix}")
     check_same(fixed(config, within_epoch=bool(saved["step"])), old, config, where)
     if distils and config.loss_share and not old["loss_share"]:
         raise RunError(
-            f"--loss-share {config.loss_share:g}: {where} has a --loss-factor of {old['loss_factor']}, and a share is measured "
-            f"at a run's start: give --loss-factor {old['loss_factor']}, or start a new run"
+            f"--loss-share {config.loss_share:g}: {where} has --loss-factor {old['loss_factor']}, "
+            "and the factor of a share is computed at a run's start. "
+            f"Give --loss-factor {old['loss_factor']}, or start a new run"
         )
     without_effect = WITHOUT_EFFECT | without_head(config).keys()
     without_effect |= set() if config.teacher else OF_TEACHER
@@ -110,9 +106,9 @@ def continues(saved: dict, config: Config, run: Run) -> dict:
 
 
 def as_given(old: dict, config: Config) -> dict:
-    """Return the options `old`, in which values of similarity that mean the same are config's.
+    """Return the options `old`, with config's notation of equal values of similarity.
 
-    0 is the published value of --similarity. Presets of earlier versions give the value itself.
+    0 means the published value of --similarity. Earlier presets have the value itself.
     """
     if old.get("similarity") != config.similarity:
         return old
@@ -126,17 +122,18 @@ def as_given(old: dict, config: Config) -> dict:
 
 
 def check_same(names: Iterable[str], old: dict, config: Config, where: str) -> None:
-    """RunError: an option of `names` differs from a checkpoint's `old` ones. Those of a newer version had their defaults."""
+    """RunError: an option of `names` differs from the checkpoint's `old` ones.
+
+    Options that the checkpoint's version did not have count as their defaults.
+    """
     for name in names:
         has, now = old.get(name, getattr(Config(), name)), getattr(config, name)
         if has != now:
-            raise RunError(
-                f"{flag(name)} {now}: {where} has {has}, and cannot be continued with another"
-            )
+            raise RunError(f"{flag(name)} {now}: {where} has {has}; expected the same")
 
 
 def fixed(config: Config, within_epoch: bool) -> list[str]:
-    """Return the options that a resume cannot change: they shape the saved tensors, or the rest of a begun epoch."""
+    """Return the options that determine saved tensors, or the rest of an incomplete epoch."""
     names = [*SHAPES, *FRAMEWORKS[config.framework].shapes]
     for name in config.distill if config.teacher else []:
         names += DISTILLERS[name].shapes
@@ -168,18 +165,20 @@ def warn_of_ramp(saved: dict, config: Config, run: Run) -> None:
 def restore(saved: dict, training: Training) -> Position:
     """Load a checkpoint into a run's parts; return the position to resume at.
 
-    RunError: it was taken of other images in the middle of an epoch, or with another teacher or other margins.
+    RunError: the teacher or the margins differ, or within an epoch the images.
     """
     position = Position(saved["epoch"], saved["step"])
     if position.step and saved["images"] != len(training.images):
         raise RunError(
-            f"the checkpoint was taken within an epoch of {saved['images']} images; now there are {len(training.images)}: "
-            "resume from one of an epoch's end"
+            f"{training.images.root} has {len(training.images)} images; expected "
+            f"{saved['images']}, as the checkpoint is from within an epoch. "
+            "Resume from one of an epoch's end"
         )
     if position.step and saved["order"] != training.order(position.epoch):
         raise RunError(
-            f"the checkpoint was taken within an epoch of other images than {training.images.root} now has, or of another order, "
-            "as packing gives them: resume from one of an epoch's end, or with the images as they were"
+            f"{training.images.root} has other images or another order, as after packing; expected "
+            "the same, as the checkpoint is from within an epoch. Resume from an epoch's end, "
+            "or restore the images"
         )
     check_teacher(saved, training)
     state = {key.removeprefix("module."): value for key, value in saved["state_dict"].items()}
@@ -203,7 +202,7 @@ def load_module(module: nn.Module, state: dict, saved: dict, config: Config) -> 
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        where = f"--resume {config.resume}: the checkpoint of epoch {saved['epoch']}, step {saved['step']}"
+        where = f"--resume {config.resume}: epoch {saved['epoch']}, step {saved['step']}"
         misfit = first_misfit(state, module.state_dict()) or str(error).splitlines()[-1].strip()
         raise RunError(
             f"{where} does not fit the network {config.arch}: {misfit}. "
@@ -212,7 +211,7 @@ def load_module(module: nn.Module, state: dict, saved: dict, config: Config) -> 
 
 
 def first_misfit(state: dict, expected: dict) -> str:
-    """Return the first tensor of `state` that has no place among the expected ones, and why."""
+    """Return the first tensor that differs from the expected ones, with the difference."""
     shapes = [
         {name: tuple(getattr(value, "shape", ())) for name, value in each.items()}
         for each in (state, expected)
@@ -221,7 +220,7 @@ def first_misfit(state: dict, expected: dict) -> str:
     both = [name for name in now if name in saved and saved[name] != now[name]]
     misfits = [f"{name} is {saved[name]}, expected {now[name]}" for name in both]
     misfits += [f"{name} is missing" for name in now if name not in saved]
-    misfits += [f"{name} has no place" for name in saved if name not in now]
+    misfits += [f"{name} is unexpected" for name in saved if name not in now]
     return next(iter(misfits), "")
 
 
@@ -231,21 +230,21 @@ def check_teacher(saved: dict, training: Training) -> None:
     before = saved.get("teacher") or now  # older checkpoints have no digest
     if before != now:
         raise RunError(
-            f"--teacher {config.teacher}: weights of SHA-256 {now}; expected {before}, those of {saved['config']['teacher']}, "
-            "with which the checkpoint was trained. Give that teacher, or start a new run"
+            f"--teacher {config.teacher}: weights of SHA-256 {now}; expected {before}, the teacher "
+            f"{saved['config']['teacher']} of the checkpoint. Give that teacher, or start a new run"
         )
 
 
 def restore_distiller(distiller: Distiller, saved: dict, run: Run) -> None:
-    """Load a distiller's state from a checkpoint. RunError: it does not fit the teacher or the options."""
+    """Load a distiller's state from a checkpoint. RunError: the teacher or the options differ."""
     state, name = saved[distiller.name], distiller.name
     distiller.check(state)
     try:
         distiller.module.load_state_dict(state)
     except RuntimeError as error:
         raise RunError(
-            f"the checkpoint's {name} state does not fit this teacher and the options of {name}: "
-            f"{str(error).splitlines()[-1].strip()}"
+            f"the checkpoint's state of {name} does not fit this teacher and the options of "
+            f"{name}: {str(error).splitlines()[-1].strip()}"
         ) from None
     distiller.factor.fill_(factor(distiller, saved, run))
 
@@ -253,7 +252,7 @@ def restore_distiller(distiller: Distiller, saved: dict, run: Run) -> None:
 def factor(distiller: Distiller, saved: dict, run: Run) -> float:
     """Return the loss factor of a resumed run, and log a change.
 
-    It is --loss-factor, or with --loss-share the saved one in proportion to the shares and weights.
+    It is --loss-factor, or with --loss-share the saved factor, scaled by the shares and weights.
     """
     config, old = distiller.config, saved[distiller.name]["factor"].item()
     new = config.loss_factor
@@ -262,7 +261,7 @@ def factor(distiller: Distiller, saved: dict, run: Run) -> float:
         new = old * (before["loss_share"] / config.loss_share)
         new *= total_weight(now) / total_weight(before)
     if new != old:
-        run.log.line(f"{distiller.name}: loss factor {new:.6g}; it was {old:.6g} in the checkpoint")
+        run.log.line(f"{distiller.name}: loss factor {new:.6g}; in the checkpoint {old:.6g}")
     return new
 
 

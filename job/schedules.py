@@ -1,4 +1,4 @@
-"""What happens when: learning rate by epoch, the teacher's pull by step, epochs of refresh, steps of saving."""
+"""Schedules: learning rate, weight of the distillation loss, matching, checkpoints."""
 
 import math
 import re
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from job.declare import option
 from job.errors import RunError
 
-# Denser at the start, when the student's channels still move: before training, then after these epochs of 200.
+# Epochs of 200 at which the matching is solved: more at the start, when channels still change.
 LOG_REFRESH = (0, 1, 2, 3, 6, 9, 15, 26, 43, 74, 126)
 
 
@@ -23,15 +23,16 @@ class RateOptions:
     schedule: list[int] = option(
         [120, 160], "epochs at which the learning rate falls tenfold", at_least=0, many=True
     )
-    cos: bool = option(False, "cosine learning rate in place of --schedule")
+    cos: bool = option(False, "cosine learning rate, instead of --schedule")
     warmup_epochs: int = option(3, "epochs over which the learning rate rises", at_least=0)
 
 
 def learning_rate(config: RateOptions, epoch: int) -> float:
     """Return the learning rate of an epoch e of E, counted from 0.
 
-    In W warm-up epochs lr times 0.001 (1 - e / W) + e / W; then times 0.5 (1 + cos(pi e / E)) (arXiv 1608.03983, eq. 5,
-    without restarts), or a tenth for each epoch of the schedule that has come.
+    In W warm-up epochs it is lr (0.001 (1 - e / W) + e / W). After them, it is
+    lr 0.5 (1 + cos(pi e / E)) (arXiv 1608.03983, eq. 5, without restarts), or lr times 0.1 for each
+    epoch of the schedule up to e.
     """
     if epoch < config.warmup_epochs:
         risen = epoch / config.warmup_epochs
@@ -42,17 +43,18 @@ def learning_rate(config: RateOptions, epoch: int) -> float:
 
 
 def pull(epoch: int, step: int, epochs: int, steps: int) -> float:
-    """Return what the distillation loss counts times at a step of an epoch, of `epochs` with `steps` each, counted from 0.
+    """Return the weight of the distillation loss at a step of an epoch, both from 0.
 
-    It falls in a straight line from 1 to 0, where the run ends.
+    It falls linearly from 1 to 0 at the end of the run, after `epochs` of `steps` each.
     """
     return 1 - (epoch + step / steps) / epochs
 
 
 def parse_refresh(text: str, shown: str = "refresh epochs") -> Callable[[int], bool]:
-    """Return a function epoch -> whether the matching is solved at its start, from log, never, every:N or 0,5,10.
+    """Return a function epoch -> whether the matching is solved at its start.
 
-    RunError: it is another text; `shown` is what the user wrote it behind.
+    text: log, never, every:N or epochs such as 0,5,10. shown: the option, for the error.
+    RunError: another text.
     """
     if text == "log":
         return lambda epoch: epoch in LOG_REFRESH
@@ -62,7 +64,7 @@ def parse_refresh(text: str, shown: str = "refresh epochs") -> Callable[[int], b
         period = int(match[1])
         return lambda epoch: epoch % period == 0
     if re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
-        chosen = {int(word) for word in text.split(",")}
+        chosen = {int(number) for number in text.split(",")}
         return lambda epoch: epoch in chosen
     raise RunError(f"{shown} {text!r}: expected log, never, every:N, or epochs such as 0,5,10")
 
@@ -70,8 +72,9 @@ def parse_refresh(text: str, shown: str = "refresh epochs") -> Callable[[int], b
 def parse_save_every(text: str, shown: str = "save every") -> Callable[[int, int, int], bool]:
     """Return a function (epoch, step, steps) -> whether to save.
 
-    epoch and step: epochs, and steps of the next epoch, that are done. steps: all steps that are done.
-    RunError: `text` is no number of epochs or steps; `shown` is what the user wrote it behind.
+    epoch, step: the epochs done, and the steps done in the next one. steps: all steps done.
+    text: a number of epochs, or of steps as in 500steps. shown: the option, for the error.
+    RunError: another text.
     """
     match = re.fullmatch(r"([1-9]\d{0,8})(steps)?", text)
     if not match:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 
 def printable(text: str) -> str:
-    r"""Return `text` with escapes such as \x1b, \n and \u202e for what does not print.
+    r"""Return `text` with escapes such as \x1b, \n and \u202e for unprintable characters.
 
-    Names of files, and text in them that others wrote, could control a terminal otherwise.
+    Names and contents of files can control a terminal otherwise.
     """
     if text.isprintable():
         return text
@@ -16,5 +16,5 @@ def printable(text: str) -> str:
 
 
 def first_names(names: Sequence[object], most: int = 8) -> str:
-    """Return the first `most` names, for a line; "..." stands for the others."""
+    """Return the first `most` names for a line, and "..." if there are more."""
     return ", ".join(map(str, names[:most])) + ", ..." * (len(names) > most)

@@ -1,6 +1,6 @@
 """Train a student without labels, by MoCo v2 and from a teacher through MGD by default:
 
-horovodrun -np N python -m job.train DIR -a resnet18 --mlp --moco-t 0.2 --aug-plus --cos --teacher FILE
+horovodrun -np N python -m job.train DIR -a resnet18 --mlp --cos --teacher FILE
 """
 
 import dataclasses
@@ -61,7 +61,10 @@ def train(config: Config, callbacks: Sequence[Callback] = ()) -> Result:
 
 
 def train_epochs(config: Config, run: Run) -> None:
-    """Train to the last epoch, from the start or from a checkpoint. Stopped, after a save: a signal came."""
+    """Train from the start, or a checkpoint, to the last epoch.
+
+    Stopped, after a save: a signal came.
+    """
     # All errors of options and data are raised before a file is written.
     config, saved = resume.find(config, run)
     options = {
@@ -112,15 +115,15 @@ def train_epochs(config: Config, run: Run) -> None:
 def unlabelled(images: Images) -> str:
     """Return a line about images without labels."""
     return (
-        f"the images of {images.root} have no labels: training needs none; k-NN and job.linear do,"
-        " and the report's pictures have no colours"
+        f"the images of {images.root} have no labels. Training needs none, but k-NN and job.linear "
+        "do, and the report's pictures have no colours"
     )
 
 
 def between_epochs(training: Training, epoch: int) -> None:
-    """Do the work after `epoch` epochs: the k-NN accuracy, and the distillers' preparation of a next epoch.
+    """Compute the k-NN accuracy after `epoch` epochs, and prepare distillers for the next one.
 
-    Stopped: a signal came. Then (epoch, 0) is saved, and the resumed run does all of this work again.
+    Stopped, after a save of (epoch, 0): a signal came. The resumed run repeats this work.
     """
     config, run, last = training.config, training.run, epoch == training.config.epochs
     try:
@@ -130,7 +133,7 @@ def between_epochs(training: Training, epoch: int) -> None:
             training.distillation.before_epoch(epoch)
     except Stopped:
         if epoch == 0:
-            run.log.line("no step is done yet, and there is nothing to save")
+            run.log.line("no step is done, so no checkpoint is saved")
         elif not run.saved(epoch, 0):
             training.save(Position(epoch, 0))
         raise
@@ -140,13 +143,10 @@ def between_epochs(training: Training, epoch: int) -> None:
 def train_epoch(
     training: Training, batches: Iterator, journal: TrainingJournal, epoch: int, steps: range
 ) -> None:
-    """Do `steps` of an epoch, of which the last ends it. Stopped, after a save: a signal came."""
+    """Train for `steps` to the end of an epoch. Stopped, after a save: a signal came."""
     config, run = training.config, training.run
-    framework, distillation, gradients = (
-        training.framework,
-        training.distillation,
-        training.gradients,
-    )
+    framework, distillation = training.framework, training.distillation
+    gradients = training.gradients
     save_at = parse_save_every(config.save_every)
     for step in steps:
         position = Position(epoch, step)
@@ -156,7 +156,7 @@ def train_epoch(
             tensorboard.views(run.log, framework.views_name, epoch, views)
         prepared = framework.prepare(views, position)
 
-        # Forward and backward, one micro-batch at a time. The teacher's pass overlaps what `prepare` sends.
+        # Forward and backward by micro-batch. The teacher's pass overlaps `prepare`'s exchange.
         gradients.clear()
         sums: dict[str, torch.Tensor] = {}  # () each
         for batch in training.micro_batches(views, position):
@@ -166,7 +166,7 @@ def train_epoch(
                 losses = output.losses | distillation.losses(
                     output, targets, position, training.steps
                 )
-            del targets  # the backward pass has a use for its memory
+            del targets  # memory for the backward pass
             (torch.stack([*losses.values()]).sum() / config.accumulate).backward()
             for name, value in (losses | output.metrics).items():
                 sums[name] = sums.get(name, 0) + value.detach()
@@ -175,10 +175,8 @@ def train_epoch(
         gradients.wait()
         totals = run.total(
             loss=torch.stack([sums[name] for name in losses]).sum() / config.accumulate,
-            **{
-                name: value / config.accumulate if name in losses else value
-                for name, value in sums.items()
-            },
+            **{name: sums[name] / config.accumulate for name in losses},
+            **{name: sums[name] for name in output.metrics},
             gradient=gradients.norm(),
             stop=run.stop.signal is not None,
             undecodable=len(undecodable),
@@ -193,7 +191,7 @@ def train_epoch(
         if totals["undecodable"]:
             run.note_bad_images(undecodable, config.max_bad_images, training.images)
         check_health(training, journal, output, position, last=step == steps[-1])
-        del batch, output, losses  # the next forward pass has a use for their memory
+        del batch, output, losses  # memory for the next forward pass
 
         # Checkpoints.
         done = Position(epoch, step + 1)
@@ -218,8 +216,8 @@ def check_health(
 ) -> None:
     """Compare the workers and record the signs of collapse every --check-every steps.
 
-    last: this is the epoch's last step, whose signs of collapse are always recorded.
-    RunError, on all workers: what the workers share differs.
+    last: the epoch's last step, whose signs of collapse are always recorded.
+    RunError, on all workers: shared tensors differ.
     """
     epoch, step = position
     due = training.run.count.at(epoch, step + 1) % training.config.check_every == 0
@@ -232,7 +230,7 @@ def check_health(
 def report_knn(training: Training, val: Images, epoch: int) -> None:
     """Log and record the student's k-NN accuracy after `epoch` epochs.
 
-    A run that resumes from there does so again.
+    A run that resumes there repeats it.
     """
     run, begun = training.run, time.perf_counter()
     accuracy = knn_accuracy(

@@ -1,4 +1,4 @@
-"""All that a training run is made of."""
+"""The parts of a training run."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -38,9 +38,7 @@ class Training:
     val: Images | None  # for --knn-every
     framework: Framework
     distillation: Distillation
-    trained: (
-        nn.ModuleDict
-    )  # all that changes, is saved and is restored: of the framework and of the distillers, by name
+    trained: nn.ModuleDict  # modules of the framework and the distillers by name: saved, restored
     gradients: Gradients
     optimizer: torch.optim.Optimizer
 
@@ -57,7 +55,7 @@ class Training:
     def shared(self) -> dict[str, torch.Tensor]:
         """Return all tensors that are the same on every worker, by name.
 
-        The teacher too: a damaged one gives gradients that all workers share.
+        The teacher is included, because a damaged one changes the gradients of all workers.
         """
         return replicas.shared(self.trained, self.optimizer) | self.distillation.frozen()
 
@@ -100,9 +98,9 @@ class Training:
     def save(self, position: Position) -> None:
         """Save the run at a position. A collective: all workers call it.
 
-        The saved running statistics are the averages of the workers'. Within an epoch each worker's own are saved too, so that
-        a resumed run computes the same bytes. RunError: parameters are not finite or not the same on all workers, or the disk
-        does not take the file.
+        Running statistics are averaged over the workers. Within an epoch each worker's own are
+        saved too, so that a resumed run computes the same bytes.
+        RunError: parameters are not finite or differ between workers, or the disk is full.
         """
         run, trained = self.run, self.trained
         check_finite(trained.parameters(), *position)
@@ -117,7 +115,7 @@ class Training:
             statistics.load(trained, own[run.rank])
 
     def content(self, position: Position, own: torch.Tensor | None) -> dict:
-        """Return a checkpoint's content. own: the workers' running statistics (N, D), within an epoch."""
+        """Return a checkpoint's content. own: the workers' statistics (N, D), within an epoch."""
         modules = self.distillation.modules()
         optimizer = self.optimizer.state_dict()
         return {

@@ -23,35 +23,32 @@ def read_yaml(path: str, kind: type) -> dict[str, Any]:
     RunError: the file is not YAML, or an option is unknown, given twice or out of range.
     """
     options: dict[str, Any] = {}
-    written: dict[str, str] = {}  # the key of each option
+    written: dict[str, str] = {}  # option: its key in the file
     try:
         loader = yaml.SafeLoader(read_text(path))
         for key, f, value in entries(loader.get_single_node(), path, kind):
             if f.name in options:
                 both = f"{written[f.name]} and {key}"
                 fix = "leave out one of them"
-                raise RunError(f"--config {path}: {both} give the same option twice; {fix}")
+                raise RunError(f"--config {path}: {both} are the same option; {fix}")
             content = loader.construct_object(value, deep=True)
             options[f.name] = convert(f, content, f"{path}: {key}")
             written[f.name] = key
-    except (
-        yaml.YAMLError,
-        ValueError,
-    ) as error:  # ValueError: a day that does not exist, too many digits
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date, too many digits
         raise RunError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
     except (LookupError, AttributeError):  # of PyYAML's constructors
         raise RunError(
-            f"--config {path}: a value is not what its tag says, as in !!bool 5: leave out the tag"
+            f"--config {path}: a value does not fit its tag, as in !!bool 5. Leave out the tag"
         ) from None
     except RecursionError:
         raise RunError(
-            f"--config {path}: brackets within brackets: expected options such as `lr: 0.03`"
+            f"--config {path}: too many nested brackets; expected options such as `lr: 0.03`"
         ) from None
     return options
 
 
 def read_text(path: str) -> str:
-    """Return what a YAML file holds, or the preset of that name. RunError: there is no such file, or it is no text."""
+    """Return the text of a YAML file, or of the preset of that name. RunError: not readable."""
     files = (resources.files("job") / "presets").iterdir()
     presets = {
         file.name.removesuffix(".yaml"): file for file in files if file.name.endswith(".yaml")
@@ -64,13 +61,15 @@ def read_text(path: str) -> str:
     except OSError as error:
         names = ", ".join(sorted(presets))
         raise RunError(
-            f"--config {path}: {error.strerror or error}; expected a YAML file, or a preset ({names})"
+            f"--config {path}: {error.strerror or error}; expected a YAML file, or a preset "
+            f"({names})"
         ) from None
     except ValueError as error:
         raise RunError(f"--config {path}: not YAML: {error}") from None
     if len(text) > LONGEST_FILE:
         raise RunError(
-            f"--config {path}: more than {LONGEST_FILE} characters: expected options such as `lr: 0.03`"
+            f"--config {path}: more than {LONGEST_FILE} characters; "
+            "expected options such as `lr: 0.03`"
         )
     return text
 
@@ -83,7 +82,7 @@ def entries(
     """Yield the key of each option in a file's YAML, dotted if it is in a group, with its value.
 
     A key with a mapping is a group's, any other an option's: `data` is both.
-    RunError: there is no such option or group.
+    RunError: an unknown option or group.
     """
     known = groups(kind)
     options = {f.name: f for f in fields(kind)}
@@ -106,19 +105,17 @@ def entries(
         if name not in known:
             hint = did_you_mean(name.lower(), known) or f"; expected one of {', '.join(known)}"
             raise RunError(f"--config {path}: unknown group {key!r}{hint}")
-        for inner, part in pairs(value, path, f"{key}."):
-            yield inner, look_up(inner, name, known, path), part
+        for inner, inner_value in pairs(value, path, f"{key}."):
+            yield inner, look_up(inner, name, known, path), inner_value
 
 
 def look_up(key: str, name: str, known: Mapping[str, Group], path: str) -> Field:
-    """Return the option of a dotted key in the group `name`. RunError: there is none."""
-    own, word = known[name].keys, key.partition(".")[2].replace("-", "_")
-    if word in own:
-        return own[word]
-    elsewhere = [f"{name}.{word}" for name, group in known.items() if word in group.keys]
-    near = elsewhere or [
-        f"{name}.{each}" for each in difflib.get_close_matches(word.lower(), own, 1)
-    ]
+    """Return the option of a dotted key in the group `name`. RunError: an unknown option."""
+    own, short = known[name].keys, key.partition(".")[2].replace("-", "_")
+    if short in own:
+        return own[short]
+    near = [f"{name}.{short}" for name, group in known.items() if short in group.keys]
+    near = near or [f"{name}.{each}" for each in difflib.get_close_matches(short.lower(), own, 1)]
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise RunError(f"--config {path}: unknown key {key!r}{hint}")
 
@@ -126,18 +123,19 @@ def look_up(key: str, name: str, known: Mapping[str, Group], path: str) -> Field
 def pairs(node: yaml.Node | None, path: str, group: str = "") -> Iterator[tuple[str, yaml.Node]]:
     """Yield the keys, `group` before them, and values of a file's YAML, or of a group in it.
 
-    A value is one value, a list of values, or outside a group a mapping. What has no list in a list
-    and no group in a group stays small, whatever its anchors and aliases multiply.
-    RunError: anything else, or a key given twice.
+    A value is one value, a list of values, or outside a group a mapping. Without lists in lists and
+    groups in groups, anchors and aliases cannot multiply a small file into a huge one.
+    RunError: another value, or a key given twice.
     """
     if node is None or node.tag == NOTHING:
         return
     if isinstance(node, yaml.MappingNode) and node.tag != MAPPING:
         raise RunError(
-            f"--config {path}: {group}{node.tag}: expected no tag on a mapping; leave it out"
+            f"--config {path}: {group}{node.tag}: expected a mapping without a tag. Leave it out"
         )
     if not isinstance(node, yaml.MappingNode):
-        raise RunError(f"--config {path}: expected a mapping such as `lr: 0.03`, not a {node.id}")  # type: ignore[attr-defined]
+        kind = node.id  # type: ignore[attr-defined]
+        raise RunError(f"--config {path}: a {kind}; expected a mapping such as `lr: 0.03`")
     seen: dict[str, bool] = {}
     for key, value in node.value:
         parts = value.value if isinstance(value, yaml.SequenceNode) else [value]

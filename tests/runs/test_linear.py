@@ -422,7 +422,7 @@ def test_without_a_checkpoint_the_network_is_the_student_at_its_start(labelled, 
 
 
 REFUSED = {
-    "--evaluate": "--evaluate: which classifier?",
+    "--evaluate": "--evaluate: expected a classifier",
     "--resume {pretrained}": "is no linear classifier",
     "--resume {older}": "the checkpoint has format 2, this version reads 3: go on with the version that saved it",
     "--resume {trained}": "stands on other features",
@@ -434,7 +434,7 @@ REFUSED = {
     "--pretrained {pretrained} --width 32": "has 64 channels in its first stage",
     "--batch-size 91": "90 images, fewer than --batch-size 91",
     "--pretrained nowhere.pth.tar": "nowhere.pth.tar: no such file",
-    "--gpu 0": "--gpu is not needed here",
+    "--gpu 0": "--gpu: not an option of this program",
     "--moco-k 5": "unrecognized arguments: --moco-k 5",
     "--image-size 3": "--image-size 3: expected 8 or more",
     "--data {differ}": "two data folders",

@@ -18,7 +18,7 @@ STEPS = 5  # of an epoch
 VALIDATION, TRAINING = (
     f"1 open /{split}/ {{}} 1 -{signal.SIGTERM:d}" for split in ("val", "train")
 )
-INCOMPLETE = "error: stopped by a signal: the accuracy is incomplete and not reported. Start again"
+INCOMPLETE = "error: stopped by a signal: no accuracy is computed. Start the command again"
 
 # As sitecustomize.py: worker 1 gets a signal at its very end, as from a launcher that passes one on late.
 LATE = """

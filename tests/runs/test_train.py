@@ -506,7 +506,7 @@ TEACHERS = {
 OPTIONS = {
     "--batch-size 64": "has 50 images, fewer than --batch-size 64",
     "--batch-size 1": "batch norm needs two",
-    "--gpu 0": "--gpu is not needed here",
+    "--gpu 0": "--gpu: not an option of this program",
     "--resume nowhere.pth.tar": "no such file",
 }
 
@@ -611,7 +611,7 @@ def test_the_original_s_resume_of_a_teacher_is_recognised(
         [sys.executable, "-m", "job.train", *map(str, arguments)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "is a resnet50 checkpoint, no run of resnet18: taken as --teacher" in done.stdout
+    assert "a checkpoint of resnet50, not a run of resnet18; it is used as --teacher" in done.stdout
     assert "318 tensors under module.encoder_q.* taken, none missing" in done.stdout
     assert (tmp_path / "run" / "last.pth.tar").is_file()
     assert f"teacher: {teacher_file}" in (tmp_path / "run" / "config.yaml").read_text()

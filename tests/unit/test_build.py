@@ -56,7 +56,7 @@ def test_the_network_is_built_on_all_workers_before_anything_else():
 def test_without_a_compiler_there_is_no_compiling(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(
-        RunError, match=r"^--compile needs a C\+\+ compiler: install what is missing"
+        RunError, match=r"^--compile: missing; expected a C\+\+ compiler\. Install it"
     ) as caught:
         build.compile_networks(SimpleNamespace(total=lambda **values: values))
     assert caught.value.code == 2
@@ -130,10 +130,12 @@ def test_a_head_s_width_is_a_warning_if_disco_has_the_linear_head_of_moco(option
 def test_batches_without_equal_parts_are_refused(images, tmp_path):
     command = [*SMALL, images, "--batch-size", 8, "--out", tmp_path / "run", "--accumulate"]
     uneven, single = errors_of("job.train", [[*command, 3], [*command, 8]])
-    assert "--accumulate 3: a worker's 8 images have no 3 equal parts; choose a divisor" in uneven
     assert (
-        "--batch-size 8 over 1 workers in 8 parts each is one image each" in single
-        and "choose 16 or more" in single
+        "--accumulate 3: cannot divide a worker's batch of 8 images; expected a divisor" in uneven
+    )
+    assert (
+        "--batch-size 8: one image for each of 8 micro-batches" in single
+        and "expected 16 or more" in single
     )
     assert not (tmp_path / "run").exists()
 

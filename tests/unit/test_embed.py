@@ -111,7 +111,7 @@ def test_each_decodable_image_has_its_features_and_its_path(embed, images, check
         59,
         200,
     )
-    assert f"cannot decode {images}/train/class0/10.png: {text}; it has no row" in said
+    assert f"undecodable, without a row: {images}/train/class0/10.png: {text}" in said
     assert "wrote out.npy: 57 x 128 float32; 2 undecodable images have no row" in said
     assert not (tmp_path / "out.npy.part").exists()
 
@@ -233,7 +233,7 @@ def test_undecodable_images_of_a_list_are_logged_under_their_own_paths(embed, tm
     (tmp_path / "sub" / "1.png").write_bytes(b"no image")
     (tmp_path / "sub" / "list.txt").write_text(f"1.png\n{tmp_path}/sub/1.png\n")
     code, said = embed(data="sub/list.txt")
-    paths = re.findall("cannot decode (.*): no image of a known format; it has no row", said)
+    paths = re.findall("undecodable, without a row: (.*): no image of a known format", said)
     assert paths == ["sub/1.png", f"{tmp_path}/sub/1.png"]
     assert code == 2 and said.endswith("the first: sub/1.png\n")
 
@@ -307,9 +307,9 @@ def test_features_that_are_not_finite_are_one_line(embed, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "parts"),
     [
-        ("", ["no data"]),
-        ("{images}", ["no --pretrained", "--help"]),
-        ("{images} --pretrained {net}", ["no --out", ".npy or .parquet"]),
+        ("", ["DIR: missing"]),
+        ("{images}", ["--pretrained: missing", "--help"]),
+        ("{images} --pretrained {net}", ["--out: missing", ".npy or .parquet"]),
         ("{images} --pretrained {net} --out f.csv", ["--out f.csv", ".npy or .parquet"]),
         ("{images} --pretrained nowhere --out f.npy", ["nowhere", "no such file"]),
         ("nowhere --pretrained {net} --out f.npy", ["nowhere"]),

@@ -22,7 +22,7 @@ LOGS = {"log_to": ["wandb"], "tensorboard": True}
 @pytest.mark.parametrize("alone", ["knn", "evaluate"])
 def test_an_accuracy_alone_has_no_records_for_callbacks(alone, tmp_path):
     """A file may serve several runs: there the options have no effect."""
-    end = f"no effect beside --{alone}, which writes no records; leave out one of them"
+    end = f"no effect with --{alone}, which writes no records; leave out one"
     argv = ["DIR", f"--{alone}"]
     program = ("job.linear", LinearConfig)
     assert refused(read_config, [*argv, "--log-to", "wandb"], *program) == f"--log-to: {end}"
@@ -39,7 +39,7 @@ def test_an_accuracy_alone_has_no_records_for_callbacks(alone, tmp_path):
 
 
 def test_neighbours_are_counted_only_in_k_nn():
-    expected = "--knn-k: no effect without --knn; leave it out, or add --knn"
+    expected = "--knn-k 5: no effect without --knn; leave it out, or add --knn"
     assert refused(read_config, ["DIR", "--knn-k", "5"], "job.linear", LinearConfig) == expected
     line = ["DIR", "--knn", "--knn-k", "5"]
     assert read_config(line, "job.linear", LinearConfig).knn_k == 5

@@ -9,7 +9,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 NARROW = "-a resnet18 --width 16 --image-size 16 --batch-size 8 --moco-k 16 --mlp -j 0 --epochs 1".split()
-EXPECTED = "expected a terminal, file or pipe that takes the output. Redirect it elsewhere"
+EXPECTED = "expected a terminal, file or pipe with room. Redirect it elsewhere"
 
 
 def errors_of(command, state):

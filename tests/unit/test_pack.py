@@ -251,33 +251,33 @@ def errors(images, shards, tmp_path_factory):
 
 WRONG = {
     "nothing": ([], "the following arguments are required: DIR"),
-    "no OUT": (["{images}"], "no OUT: name the folder to write"),
-    "OUT with --index": (["--index", "{shards}", "{base}/x"], "leave out OUT"),
+    "no OUT": (["{images}"], "OUT: missing; expected a folder to write"),
+    "OUT with --index": (["--index", "{shards}", "{base}/x"], "leave it out"),
     "unknown option": (["{images}", "{base}/x", "--shards", "3"], "unrecognized arguments"),
     "no images in a shard": (
         ["{images}", "{base}/x", "--shard-images", "0"],
         "--shard-images 0: expected at least 1",
     ),
-    "no number": (["{images}", "{base}/x", "--seed", "a"], "--seed 'a': expected a whole number"),
+    "no number": (["{images}", "{base}/x", "--seed", "a"], "--seed 'a': expected an integer"),
     "OUT is there": (
         ["{images}", "{base}/there"],
-        "there is there already: name another folder, or remove it",
+        "there: exists; expected a new folder. Name another one, or remove it",
     ),
     "other packing": (
         ["{images}", "{base}/other"],
-        "other.part is left from a packing of other images or with other options",
+        "other.part: of an earlier packing with other images or options",
     ),
     "other options": (
         ["{images}", "{base}/unknown"],
-        "unknown.part is left from a packing of other images or with other options",
+        "unknown.part: of an earlier packing with other images or options",
     ),
     "no place": (
         ["{images}", "/proc/x"],
-        "cannot make the folder /proc/x.part: No such file or directory; name another OUT",
+        "cannot make the folder /proc/x.part: No such file or directory. Name another OUT",
     ),
     "no folder": (["{base}/none", "{base}/x"], "no folder {base}/none"),
     "no images": (["{base}/empty", "{base}/x"], "no images below"),
-    "packed": (["{shards}", "{base}/x"], "is packed already: train from"),
+    "packed": (["{shards}", "{base}/x"], "already packed. Train from"),
     "no shards": (["--index", "{images}"], "no shards in"),
     "cut": (["--index", "{base}/cut"], "train-000003.tar is no whole"),
     "compressed": (

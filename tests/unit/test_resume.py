@@ -98,7 +98,7 @@ def test_the_stages_and_the_matching_of_no_teacher_do_not_matter(run, changed):
 def test_what_is_not_whole_as_a_linear_classifier_s_is_refused_by_name(run, name):
     config = options(resume="a.pth.tar")
     saved = {key: value for key, value in content(config).items() if key != name}
-    assert f"--resume a.pth.tar is none of job.train: it has no {name!r}" in refused(
+    assert f"--resume a.pth.tar: has no {name!r}; expected a checkpoint of job.train" in refused(
         continues, saved, config, run
     )
 
@@ -407,9 +407,7 @@ def test_a_checkpoint_from_before_there_was_an_option_has_its_default(run, name,
     saved = content()
     del saved["config"][name]
     assert continues(saved, options(), run)
-    assert "and cannot be continued with another" in refused(
-        continues, saved, options(**{name: value}), run
-    )
+    assert "; expected the same" in refused(continues, saved, options(**{name: value}), run)
 
 
 @pytest.mark.parametrize(("before", "now"), [("t", ""), ("", "t")])
@@ -585,7 +583,7 @@ def small(width):
 MISFITS = {
     "wider": (small(4), "body.weight is (3, 2), expected (4, 2)."),
     "less": (small(3)["body"], "weight is missing."),
-    "other": (torch.nn.ModuleDict({"body": torch.nn.Linear(2, 3)}), "norm.weight has no place."),
+    "other": (torch.nn.ModuleDict({"body": torch.nn.Linear(2, 3)}), "norm.weight is unexpected."),
 }
 
 
@@ -604,7 +602,7 @@ def test_a_network_whose_code_has_changed_is_refused_by_its_first_tensor(trainin
         training.distillation.momentum = SimpleNamespace(module=changed)
         saved["momentum_encoder"] = small(3).state_dict()
     message = refused(restore, saved, training)
-    start = "--resume auto: the checkpoint of epoch 3, step 0 does not fit the network own:Net: "
+    start = "--resume auto: epoch 3, step 0 does not fit the network own:Net: "
     assert message.startswith(start + misfit) and "start a new run with another --out" in message
 
 
@@ -629,7 +627,7 @@ def test_a_teacher_of_other_weights_is_refused(training, before):
     )
     saved["optimizer"] = training.optimizer.state_dict()
     if before == "another":
-        message = "--teacher t: weights of SHA-256 a digest; expected another, those of old.pth, with which"
+        message = "--teacher t: weights of SHA-256 a digest; expected another, the teacher old.pth"
         assert refused(restore, saved, training).startswith(message)
     else:
         assert restore(saved, training) == (3, 0)
@@ -668,7 +666,7 @@ def test_the_factor_goes_on_as_the_share_says_or_the_option(training, before, no
     assert told == (
         []
         if expected == 1 / 3
-        else [f"mgd: loss factor {expected:.6g}; it was 0.333333 in the checkpoint"]
+        else [f"mgd: loss factor {expected:.6g}; in the checkpoint 0.333333"]
     )
 
 
@@ -678,7 +676,7 @@ def test_a_share_that_was_not_measured_at_the_start_is_refused(run):
     assert (
         "--loss-share 10" in message
         and "epoch 3, step 0" in message
-        and "give --loss-factor 1234567.0," in message
+        and "Give --loss-factor 1234567.0," in message
     )
     assert continues(
         content(), options(loss_share=0.1), run
@@ -695,10 +693,10 @@ def test_an_epoch_that_is_begun_goes_on_with_the_same_images_alone():
     """Between epochs they may change; the order of packed images is not that of their folder."""
     images = Images("DIR/train", ["a"], Names.of(["a/1.png"] * 100), np.zeros(100), 0)
     training = SimpleNamespace(images=images, order=lambda epoch: f"order of epoch {epoch}")
-    assert "other images than DIR/train now has" in refused(
+    assert "DIR/train has other images or another order" in refused(
         restore, content(step=2, order="another"), training
     )
-    assert "within an epoch of 99 images" in refused(
+    assert "has 100 images; expected 99" in refused(
         restore, content(step=2, images=99, order="order of epoch 3"), training
     )
 

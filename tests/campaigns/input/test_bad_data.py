@@ -170,9 +170,9 @@ BROKEN = {
     "623 megapixels.png": (written(lambda: png(20990, 29700)), "623403000 pixels"),
     "no pixels.png": (written(lambda: png(0, 5)), ""),
     "a terabyte.png": (long_file, "1099511627776 bytes; expected at most"),
-    "pipe.png": (os.mkfifo, "no regular file"),
+    "pipe.png": (os.mkfifo, "not a regular file"),
     "socket.png": (lambda path: os.mknod(path, stat.S_IFSOCK | 0o600), ""),
-    "device.png": (lambda path: os.symlink("/dev/zero", path), "no regular file"),
+    "device.png": (lambda path: os.symlink("/dev/zero", path), "not a regular file"),
     "sch\udcf6n\n.png": (written(lambda: b"no picture"), "sch\\udcf6n\\n.png"),
 }
 
@@ -307,7 +307,7 @@ CASES = [
 UNPACKED = [
     Case(f"packing {name}", [f"{{folder}}/broken{number}", "OUT"], (name, part), "job.pack")
     for number, (name, (_, part)) in enumerate(BROKEN.items())
-    if part in ("no regular file", "1099511627776 bytes; expected at most")
+    if part in ("not a regular file", "1099511627776 bytes; expected at most")
 ]
 # Name of a folder: how many images it has.
 LINKS = {"linked": 4 + 4 + 4, "round": 8 + 8}

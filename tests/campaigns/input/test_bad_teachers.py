@@ -184,7 +184,7 @@ FILES = {
     "zeros.pth": (written(bytes(9999)), "no checkpoint"),
     "an archive.pth": (written(b"PK\x03\x04" + bytes(999)), "damaged, or cut short"),
     "a folder.pth": (lambda path: path.mkdir(), "is a folder", "expected a checkpoint file"),
-    "a pipe.pth": (os.mkfifo, "no regular file", "expected a checkpoint"),
+    "a pipe.pth": (os.mkfifo, "not a regular file", "expected a checkpoint"),
     "a loop.pth": (lambda path: path.symlink_to(path), "no such file"),
     "no one's.pth": (lambda path: path.touch(0), "Permission denied"),
     "moco_v2_200ep_pretrain.pth.tar": (saved(teacher), "has md5", "59fd9945", "download it again"),
@@ -263,7 +263,7 @@ CHANNELS = [
     Case(
         "no run's file to resume",
         ["{good}", *SMALL, "--resume", "{folder}/torchvision.pth"],
-        ("torchvision.pth", "not a run's checkpoint"),
+        ("torchvision.pth", "has no format; expected a checkpoint of job.train"),
     ),
 ]
 

@@ -169,7 +169,7 @@ def test_images_are_trained_on_with_or_without_labels(case, outcomes):
     [start] = of_kind(run, "start")
     hints = {hint["id"]: hint["text"] for hint in of_kind(run, "hint")}
     assert (start["images"], [id for id in hints if id in IDS]) == (images, ids)
-    assert ("have no labels: training needs none" in str(hints)) == (ids == NO_LABELS)
+    assert ("have no labels. Training needs none" in str(hints)) == (ids == NO_LABELS)
 
 
 @pytest.mark.parametrize("case", [*WITH_LABELS, *REFUSED], ids=lambda case: case.name)

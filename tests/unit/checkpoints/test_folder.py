@@ -910,7 +910,7 @@ NO_FILES = {
         lambda path: path.symlink_to("nowhere"),
         "x.pth.tar: no such file; expected a checkpoint",
     ),
-    "pipe": (os.mkfifo, "x.pth.tar: no regular file; expected a checkpoint"),
+    "pipe": (os.mkfifo, "x.pth.tar: not a regular file; expected a checkpoint"),
     "folder": (lambda path: path.mkdir(), "x.pth.tar is a folder: expected a checkpoint file"),
 }
 

@@ -363,7 +363,7 @@ def test_a_file_of_another_kind_is_told_by_its_beginning(tmp_path, content, part
 
 
 @pytest.mark.parametrize(
-    ("make", "said"), [(os.mkdir, "is a folder"), (os.mkfifo, "no regular file")]
+    ("make", "said"), [(os.mkdir, "is a folder"), (os.mkfifo, "not a regular file")]
 )
 def test_what_is_no_file_is_told_at_once(tmp_path, make, said):
     make(tmp_path / "teacher")

@@ -293,7 +293,7 @@ def test_what_is_no_image_s_file_is_not_read(tmp_path, monkeypatch, kind):
     if kind != "long":
         os.remove(images.path(0))
         os.mkfifo(images.path(0)) if kind == "pipe" else os.symlink("/dev/zero", images.path(0))
-    with pytest.raises(OSError, match="101 bytes" if kind == "long" else "no regular file"):
+    with pytest.raises(OSError, match="101 bytes" if kind == "long" else "not a regular file"):
         images.content(0)
 
 

@@ -189,7 +189,7 @@ def test_options_are_checked_as_those_of_a_command_line(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "^no data: give a folder"),
+        ({}, "^DIR: missing; expected a folder"),
         ({"epochs": 0}, "^--epochs 0: expected at least 1"),
         ({"arch": "resnet19"}, "^--arch 'resnet19': did you mean resnet1"),
         ({"mlp": "yes"}, "^--mlp 'yes': expected true or false"),

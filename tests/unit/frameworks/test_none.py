@@ -130,7 +130,8 @@ def test_a_checkpoint_s_backbone_is_read_whole(tmp_path):
 
 def test_without_a_teacher_nothing_would_train():
     with pytest.raises(
-        RunError, match="^--framework none: nothing trains the student; expected a --teacher"
+        RunError,
+        match="^--framework none: expected a --teacher, as nothing else trains the student",
     ) as caught:
         build(config(), None)
     assert caught.value.code == 2
@@ -150,7 +151,8 @@ def test_a_run_of_another_framework_is_not_continued(teacher):
     saved = dict.fromkeys(SAVED) | {"epoch": 1, "step": 0, "format": FORMAT}
     saved["config"] = dataclasses.asdict(config("moco", teacher=teacher))
     with pytest.raises(
-        RunError, match="^--framework none: the checkpoint of epoch 1, step 0 has moco, and cannot"
+        RunError,
+        match="^--framework none: the checkpoint of epoch 1, step 0 has moco; expected the same",
     ) as caught:
         continues(saved, config(teacher="t.pth"), SimpleNamespace())
     assert caught.value.code == 2
