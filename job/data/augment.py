@@ -1,10 +1,11 @@
-"""The views: MoCo's augmentations of one image, the centre crop, and the network's input from their bytes.
+"""Views: MoCo's augmentations of one image, the centre crop, and the network's normalised input.
 
-Images come as uint8 arrays (H, W, 3), views are uint8 tensors (3, size, size), channels last in memory. They stay
-uint8 until they are on the device, a quarter of what floats would take through the loader and the shuffle.
+Images are uint8 arrays (H, W, 3). Views are uint8 tensors (3, size, size), channels last in memory.
+They stay uint8 up to the device, which takes a quarter of the memory of floats.
 
-A random view is a crop and a row of numbers, its appearance: what happens to its colours, in which order, how much it
-is blurred, whether it is flipped. job/data/render.py draws that on one image, job/data/render_batch.py on a batch on a device.
+A random view is a crop and its appearance: a row of numbers for the colour operations, their
+order, the blur and the flip. job/data/render.py applies it to one image on the CPU,
+job/data/render_batch.py to a batch on a device.
 """
 
 import functools
@@ -19,18 +20,19 @@ from job.data.render import render
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB in [0, 1]
 
-# Of an appearance, (12,) float32: five operations in their order (their places in render.OPERATIONS, or NONE), the
-# factor of each, the blur's standard deviation in pixels (0: none), and whether it is flipped.
+# The fields of an appearance, (12,) float32: five operations in their order (indices of
+# render.OPERATIONS, or NONE), the amount of each, the blur's standard deviation in pixels
+# (0: none), and whether it is flipped.
 OPERATIONS, FACTORS, SIGMA, FLIP = slice(0, 5), slice(5, 10), 10, 11
 SATURATION, NONE = 2, -1  # with a factor of 0, saturation makes grey
 
 
 class RandomView:
-    """An image (H, W, 3) uint8 and a generator -> a random view: MoCo v2's augmentation if `aug_plus`, else v1's.
+    """Make a random view of an image (H, W, 3) uint8, by MoCo v2 if `aug_plus`, else by v1.
 
-    crop_min: the smallest share of the image's area that a view shows (arXiv 2003.04297, section 2; the blur is
-    SimCLR's, arXiv 2002.05709). weak: crops and flips only. `crop` and `appearance` are its two halves, for a device to
-    draw the second.
+    crop_min: smallest fraction of the image's area in a crop. weak: crops and flips only.
+    `crop` and `appearance` are its two steps, so that a device can apply the second.
+    Source: arXiv 2003.04297, section 2. The blur is SimCLR's, arXiv 2002.05709.
     """
 
     def __init__(self, size: int, aug_plus: bool, crop_min: float = 0.2, weak: bool = False):
@@ -42,14 +44,14 @@ class RandomView:
         return pixels(render(crop.permute(1, 2, 0).numpy(), self.appearance(random)))
 
     def crop(self, image: np.ndarray, random: np.random.Generator) -> torch.Tensor:
-        """Return a random part of the image, (3, size, size) uint8."""
+        """Return a random crop of the image, (3, size, size) uint8."""
         return random_crop(image, self.size, (self.crop_min, 1.0), random)
 
     def appearance(self, random: np.random.Generator) -> np.ndarray:
-        """Return what happens to a crop, (12,) float32; as many draws whatever comes of them."""
+        """Return a random appearance, (12,) float32. The number of draws is always the same."""
         order, amounts = np.argsort(random.random(4)), 2 * random.random(4) - 1
         jittered, grey, blurred, sigma, flipped = random.random(5)
-        # Brightness, contrast, saturation: 0.6 to 1.4; hue: a share of the circle to either side.
+        # Brightness, contrast, saturation: 0.6 to 1.4; hue: a fraction of the circle.
         factors = (
             np.array([1.0, 1.0, 1.0, 0.0])
             + np.array([0.4, 0.4, 0.4, 0.1 if self.aug_plus else 0.4]) * amounts
@@ -68,7 +70,7 @@ class RandomView:
 
 
 class ClassifierView:
-    """An image (H, W, 3) uint8 and a generator -> a random view of a classifier's training: a crop, flipped or not."""
+    """Make a classifier's training view of an image (H, W, 3) uint8: a random crop and flip."""
 
     def __init__(self, size: int):
         self.size = size
@@ -82,10 +84,11 @@ class ClassifierView:
 def random_crop(
     image: np.ndarray, size: int, scale: tuple[float, float], random: np.random.Generator
 ) -> torch.Tensor:
-    """Return a part of the image of random place and shape, resized to (3, size, size).
+    """Return a crop of random position and shape, resized to (3, size, size) uint8.
 
-    Its share of the area is drawn from `scale`, its width over its height between 3/4 and 4/3. Where ten draws do not
-    fit into the image, its middle is taken, as wide or high as those proportions allow (torchvision's rule).
+    Its fraction of the area is drawn from `scale`, its width over its height from 3/4 to 4/3.
+    If ten draws do not fit into the image, it is the largest centre crop of such proportions
+    (torchvision's rule).
     """
     H, W = image.shape[:2]
     for _ in range(10):
@@ -105,7 +108,7 @@ def random_crop(
 
 
 class CentreView:
-    """An image (H, W, 3) uint8 -> its centre crop (3, size, size), with ImageNet's usual border of 32 in 256 pixels."""
+    """Return an image's centre crop, with ImageNet's usual border: 224 of 256 pixels."""
 
     def __init__(self, size: int):
         self.size = size
@@ -114,9 +117,8 @@ class CentreView:
         self, image: np.ndarray, random: np.random.Generator | None = None
     ) -> torch.Tensor:
         """Return a view, (3, size, size) uint8."""
-        reach = 4 * min(
-            image.shape[:2]
-        )  # the ends of a strip do not show, and would take gigabytes
+        # The ends of a long strip are not in the crop, and would need gigabytes.
+        reach = 4 * min(image.shape[:2])
         top, left = (max(0, (side - reach) // 2) for side in image.shape[:2])
         image = image[top : top + reach, left : left + reach]
         H, W = image.shape[:2]
@@ -132,10 +134,12 @@ View = Callable[[np.ndarray, np.random.Generator], torch.Tensor]
 
 
 def resize(image: np.ndarray, height: int, width: int) -> torch.Tensor:
-    """Return (3, height, width) uint8 of an image (H, W, 3): bilinear, antialiased, as PIL does it but for rounding."""
-    batch = torch.from_numpy(image)[None].permute(
-        0, 3, 1, 2
-    )  # strides by which torch sees that channels are last
+    """Return an image (H, W, 3) uint8, resized to (3, height, width).
+
+    Bilinear and antialiased, equal to PIL's result except for rounding.
+    """
+    # torch detects channels last from these strides.
+    batch = torch.from_numpy(image)[None].permute(0, 3, 1, 2)
     return F.interpolate(batch, (height, width), mode="bilinear", antialias=True)[0]
 
 
@@ -146,17 +150,17 @@ def pixels(image: np.ndarray) -> torch.Tensor:
 
 @functools.lru_cache(maxsize=8)
 def row_constants(width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the mean and the standard deviation of a row of pixels, (3 x width,) each, on a device."""
+    """Return the mean and standard deviation of a row of pixels, (3 x width,) each."""
     mean, std = (255 * torch.tensor(values, device=device).repeat(width) for values in (MEAN, STD))
     return mean, std
 
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
-    """Return the network's input from uint8 images (B, 3, H, W): normalised floats, channels last; floats pass."""
+    """Return uint8 images (B, 3, H, W) as normalised floats, channels last; floats unchanged."""
     if images.dtype != torch.uint8:
         return images
     B, _, H, W = images.shape
-    # Whole rows of pixels at a time: with three numbers at a time this takes six times as long.
+    # A row of pixels at a time: with three numbers at a time this takes six times as long.
     mean, std = row_constants(W, images.device)
     rows = images.permute(0, 2, 3, 1).reshape(B * H, 3 * W).float()
     return rows.sub_(mean).div_(std).view(B, H, W, 3).permute(0, 3, 1, 2)

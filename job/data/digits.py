@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits as an image folder: real data for a first run, without a download."""
+"""scikit-learn's digits as an image folder: real data for a first run, without a download."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ SIDE = 32  # pixels; the originals have 8
 
 
 def prepared(data: str) -> str:
-    """Return the folder of `data`: itself, or for the word digits the one that they are written to."""
+    """Return the folder of `data`. If it is `digits`, write them to FOLDER first."""
     if data != "digits":
         return data
     write_digits(FOLDER)
@@ -27,7 +27,7 @@ def all_prepared(data: Sequence[str]) -> list[str]:
 
 
 def write_digits(folder: str) -> None:
-    """Write 1,437 images to folder/train/<digit>/ and 360 to folder/val/<digit>/, unless they are there.
+    """Write 1,437 images to train/<digit>/ and 360 to val/<digit>/, unless the folder exists.
 
     RunError: the folder cannot be written.
     """
@@ -45,10 +45,10 @@ def write_digits(folder: str) -> None:
 
 def write(folder: str, images: np.ndarray, labels: np.ndarray) -> None:
     """Write images (n, 64) of values 0 to 16 as PNG files."""
-    part = f"{folder}.part"  # renamed when whole, so that a folder that is there is complete
+    part = f"{folder}.part"  # renamed at the end, so that an existing folder is complete
     shutil.rmtree(part, ignore_errors=True)
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-        # Each writer has several digits in a row in the set: a split by place keeps most writers apart.
+        # Each writer's digits are consecutive: a split by position separates most writers.
         split = "train" if number < len(images) * 4 // 5 else "val"
         os.makedirs(os.path.join(part, split, str(label)), exist_ok=True)
         grey = Image.fromarray((image.reshape(8, 8) * 255 / 16).astype(np.uint8))

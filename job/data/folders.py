@@ -1,4 +1,4 @@
-"""Image folders: find the images that a command line names, and deal them to the workers."""
+"""Find the images that a command line names, and distribute them to the workers."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -209,11 +209,12 @@ def check_labelled(images: Images) -> None:
 
 
 class TrainingOrder:
-    """The images of one worker, batch by batch, from a step of an epoch to the end of the run.
+    """Iterate over the batches of one worker, from a position to the end of the run.
 
-    Every epoch has its own order of the images; step s takes its total batch from place s * total on, and worker
-    r of N the r-th N-th of that. The last images, too few for a total batch, wait for another epoch. Each item is
-    (epoch, image index): all that a view depends on besides the seed.
+    Every epoch has its own order of the images. The total batch of step s starts at index
+    s * total, and worker r of N uses the r-th of its N equal slices. An epoch skips the last
+    images, which do not fill a batch. Each item is (epoch, image index): with the seed, they
+    determine a view.
     """
 
     def __init__(
@@ -235,15 +236,15 @@ class TrainingOrder:
         return max(0, (self.epochs - first_epoch) * self.steps - first_step)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        share = self.total // self.size
+        batch = self.total // self.size  # of each worker
         first_epoch, first_step = self.start
         for epoch in range(first_epoch, self.epochs):
             order = self.images.order(self.seed, epoch, self.total)
             for step in range(first_step if epoch == first_epoch else 0, self.steps):
-                first = step * self.total + self.rank * share
-                yield [(epoch, int(index)) for index in order[first : first + share]]
+                first = step * self.total + self.rank * batch
+                yield [(epoch, int(index)) for index in order[first : first + batch]]
 
 
 def every_nth_batch(images: list[int], batch: int, rank: int, size: int) -> list[list[int]]:
-    """Return the batches of `images` that worker `rank` of `size` takes; what is in a batch does not depend on `size`."""
+    """Return the batches of worker `rank` of `size`. Their content does not depend on `size`."""
     return [images[first : first + batch] for first in range(0, len(images), batch)][rank::size]

@@ -26,10 +26,11 @@ class Context(multiprocessing.context.ForkServerContext):
 
 
 def start_fork_server() -> Any:
-    """Start the process that loader processes are forked from, and Python's resource tracker, with the signals to stop blocked.
+    """Start the fork server and Python's resource tracker, with the stop signals blocked.
 
-    A signal to a whole process group is for the worker alone, which still needs the images of the step in
-    progress. As SIGTERM does not end the loader processes either, they are killed at the worker's exit.
+    If a signal goes to the process group, only the worker should handle it: it still needs the
+    images of the current step. Because SIGTERM does not end the loader processes either, they are
+    killed at the worker's exit.
     """
     global started
     context, before_id, preloaded = Context(), server_id(), preload()
@@ -87,7 +88,7 @@ def without_main() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_tracker() -> Iterator[None]:
-    """Let the resource tracker that is started within free, without a warning, what a process that was ended has left."""
+    """Silence the resource tracker's warnings about the leftovers of killed processes."""
     before = os.environ.get("PYTHONWARNINGS")
     os.environ["PYTHONWARNINGS"] = "ignore"
     try:

@@ -1,4 +1,4 @@
-"""What every set of images has, wherever its files lie: names, labels, and how an image is read."""
+"""The base of every set of images: names, labels, and decoding."""
 
 import functools
 import hashlib
@@ -19,25 +19,21 @@ from job.data import plugins
 from job.files import patient
 from job.text import printable
 
-PIXELS = (
-    2**24
-)  # larger images are made smaller as they are read, by a whole factor: no view needs so many
-STRIP = (
-    2**20
-)  # pixels; larger images become RGB so many at a time, as each step of that takes a copy
-# PIL knows these by their first bytes alone: what they show needs another program, and of EPS that runs what the file says.
+# Larger images are reduced by an integer as they are read: no view needs so many pixels.
+PIXELS = 2**24
+# Larger images are converted to RGB in strips of so many pixels: each conversion makes a copy.
+STRIP = 2**20
+# PIL only detects these formats. To decode them it needs other programs, and the one for EPS
+# executes the file's content.
 NOT_DRAWN = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-LARGEST = 8 * (
-    Image.MAX_IMAGE_PIXELS or 0
-)  # bytes of the largest image that PIL reads, of 4 bytes a pixel
+# Bytes of the largest image that PIL reads, with 4 bytes a pixel.
+LARGEST = 8 * (Image.MAX_IMAGE_PIXELS or 0)
 ADDRESS = re.compile(" at 0x[0-9a-f]+")  # of an object, in an error's text
 Image.init()
 plugins.register()
 FORMATS = [kind for kind in Image.ID if kind not in NOT_DRAWN]
 PNG = b"\x89PNG\r\n\x1a\n"  # its first bytes
-TRANSPARENCY = (
-    b"tRNS"  # the one optional chunk of a PNG that changes the pixels of its first picture
-)
+TRANSPARENCY = b"tRNS"  # the only optional chunk that changes the pixels of a PNG's first frame
 
 
 def prepare_process() -> None:
@@ -52,9 +48,10 @@ def prepare_process() -> None:
 
 @travels
 class Names:
-    """Strings in one block of bytes: loader processes get copies, and a million strings in each would be most of their memory.
+    """Strings in one block of bytes.
 
-    blob: all names' bytes, uint8; ends: where each ends in it, int64.
+    Loader processes have copies, and a million Python strings would fill most of their memory.
+    blob: the bytes of all names, uint8. ends: the end of each name in it, int64.
     """
 
     def __init__(self, blob: np.ndarray, ends: np.ndarray):
@@ -149,11 +146,14 @@ class Images:
         raise NotImplementedError
 
     def order(self, seed: int, epoch: int, total: int) -> np.ndarray:
-        """The images of an epoch, each once at most, int64: step s takes its `total` images from place s * total on."""
+        """Return the order of an epoch, int64, no image twice.
+
+        Step s uses the `total` images from index s * total on.
+        """
         raise NotImplementedError
 
     def digest(self, seed: int, epoch: int, total: int) -> str:
-        """A word for an epoch's images in their order, which other images, or another order, do not have."""
+        """Return the SHA-256 (first 16 hex digits) of all file names and an epoch's order."""
         return hashlib.sha256(
             self.names.blob.tobytes() + self.order(seed, epoch, total).tobytes()
         ).hexdigest()[:16]
@@ -192,8 +192,9 @@ def readable_endings() -> set[str]:
 def read_image(content: bytes) -> np.ndarray:
     """Return an image of any format and mode as RGB, (H, W, 3) uint8.
 
-    ValueError: the bytes are not a whole image; its text is the same for the same bytes. MemoryError: there is not
-    enough memory to decode the largest image. A damaged image may need any memory, so its own need does not count.
+    ValueError: the image is incomplete or damaged. The same bytes give the same message.
+    MemoryError: there is not enough memory for the largest image that PIL reads. That size is
+    tested because a damaged image can request any amount.
     """
     try:
         return decoded(content)
@@ -214,19 +215,18 @@ def reason(error: Exception) -> str:
 
 
 def decoded(content: bytes) -> np.ndarray:
-    """Return an image of any format and mode as RGB, (H, W, 3) uint8: what is transparent shows white, 16-bit grey keeps
-    its upper 8 bits, of an animation the first picture is taken.
+    """Return an image of any format and mode as RGB, (H, W, 3) uint8.
 
-    One of more than PIXELS is averaged over squares. The memory taken is PIL's 4 bytes a pixel and little more; PIL itself
-    refuses images of more than 179 megapixels.
+    Transparent pixels become white, 16-bit grey keeps its upper 8 bits, and an animation gives
+    its first frame. An image of more than PIXELS is averaged over squares. Decoding needs little
+    more than PIL's 4 bytes a pixel. PIL refuses images of more than 179 megapixels.
     """
     with Image.open(io.BytesIO(without_metadata(content)), formats=FORMATS) as opened:
         image: Image.Image = opened
         factor = shrinking(image)
-        image.draft(
-            None, (image.width // factor, image.height // factor)
-        )  # a JPEG can be decoded at a half and less
-        image.load()  # of some formats this tells mode and size
+        # A JPEG can be decoded at half the size, and less.
+        image.draft(None, (image.width // factor, image.height // factor))
+        image.load()  # some formats have their mode and size only now
         deep = image.mode.startswith("I;16") or (image.format, image.mode) == ("PPM", "I")
         if image.width * image.height <= STRIP:
             return np.array(on_white(image, deep))
@@ -259,12 +259,12 @@ def without_metadata(content: bytes) -> bytes:
 
 
 def shrinking(image: Image.Image) -> int:
-    """By what factor the sides of an image are to become smaller."""
+    """Return the integer by which the sides of an image are divided."""
     return max(1, math.ceil(math.sqrt(image.width * image.height / PIXELS)))
 
 
 def on_white(image: Image.Image, deep: bool) -> Image.Image:
-    """Return an image as RGB, on white where it is transparent; deep: it is grey of 16 bits, whatever PIL's mode."""
+    """Return an image as RGB, on white if it is transparent. deep: it is grey of 16 bits."""
     if deep:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:

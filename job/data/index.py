@@ -1,4 +1,4 @@
-"""Make the index of tar shards that are there, whoever wrote them; without it a run could not find an image in them."""
+"""Write the index of existing tar shards of any origin. A run needs it to find their images."""
 
 import itertools
 import os
@@ -13,9 +13,10 @@ from job.text import printable
 
 
 def index(data: str, log: Log) -> dict[str, list[Shard]]:
-    """Write an index beside the shards of each split of `data`; return what they hold.
+    """Write an index into the folder of each split of `data`; return {split: shards}.
 
-    Log the files left out, and the images without a label. RunError: shards are missing or incomplete.
+    Log the files left out, and the images without a label.
+    RunError: shards are missing or incomplete.
     """
     folders = {split: os.path.join(data, split) for split in SPLITS}
     if not os.path.isdir(folders["train"]):
@@ -57,7 +58,7 @@ def index(data: str, log: Log) -> dict[str, list[Shard]]:
 
 
 def tar_of_tars(data: str, selection: Selection) -> RunError:
-    """Return the error of a folder as ImageNet is downloaded: its training images would be missing."""
+    """Return the error of a tar file of tar files, as ImageNet's download is."""
     _, example = selection.left_out.kinds[".tar"]
     return RunError(
         f"a tar file in {data} holds tar files, such as {printable(example)}; expected images. Extract it"
@@ -93,7 +94,7 @@ def label_imagenet(
 
 
 def tar_files(folder: str, selection: Selection) -> list[str]:
-    """Return the names of a folder's tar files, sorted; count its other files. The folder may be missing."""
+    """Return the sorted names of a folder's tar files; count its other files. It may be missing."""
     if not os.path.isdir(folder):
         return []
     entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -123,9 +124,9 @@ def unlabelled(root: str, selection: Selection) -> str:
 
 
 def class_names(shards: list[Shard]) -> list[str]:
-    """The folders that the images' names begin with, where each class has one of its own; otherwise the labels as text.
+    """Return the names of the classes; none if no image has a label.
 
-    There are none if no image has a label.
+    They are the top folders of the images' names if each class has its own, else the labels.
     """
     found: dict[int, set[str]] = {}  # label -> folders
     for shard in shards:

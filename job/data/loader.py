@@ -35,14 +35,16 @@ DECODER = "which its decoder does not survive. Remove that file, or convert it"
 
 
 class Batches:
-    """An iterator over the batches of `draws` (lists of the dataset's indices), which `processes` loader processes prepare.
+    """Iterate over batches, which loader processes prepare.
 
-    The processes come from a fork server, because Horovod's threads do not survive a plain fork. With 0 processes this
-    process prepares each batch, and waits for each read. pin: keep batches in page-locked memory, for a GPU. stop: the
-    worker's wish to stop. patience: seconds to wait for a batch before a warning, and before an error. remark: prints a warning.
+    draws: the dataset's indices of each batch. processes: number of loader processes, from a fork
+    server, because Horovod's threads do not survive a plain fork. With 0 this process prepares
+    each batch, and waits for each read. pin: keep batches in page-locked memory, for a GPU.
+    stop: the worker's signal to stop. patience: seconds to wait for a batch before a warning, and
+    before an error. remark: prints a warning.
 
-    WorkerError: a loader process has ended or cannot prepare a batch; no batch has come for GRACE seconds after a signal,
-    or within `patience`.
+    WorkerError: a loader process has ended or cannot prepare a batch, or there is no batch
+    within GRACE seconds after a signal, or within `patience`.
     """
 
     def __init__(
@@ -110,7 +112,7 @@ class Batches:
                 raise failed
 
     def ended(self, error: Exception) -> WorkerError | None:
-        """Return the error that ends the wait, after DataLoader has raised `error`; None: only LOOK seconds are over."""
+        """Return the error that ends the wait after DataLoader's `error`; None: wait on."""
         looked = isinstance(error, RuntimeError) and "timed out" in str(error)
         # A batch of a process that has just ended may be lost before its end shows.
         connection.wait(
@@ -150,11 +152,14 @@ class Batches:
         return f"loader process {process.pid} was ended by {name} {when}, {cause}"
 
     def doing(self) -> str:
-        """Return how long the worker has waited for a batch, and the image that its loader process reads."""
+        """Return the seconds of waiting for a batch, and the image being read, as text."""
         return f"no batch for {time.monotonic() - self.since:.0f} s, its loader process reads {self.awaited()}"
 
     def awaited(self) -> str:
-        """Return the image that the next batch's loader process reads; DataLoader deals batches to the processes in turn."""
+        """Return the image that the next batch's loader process reads.
+
+        DataLoader assigns batches to the processes in turn.
+        """
         pid, index = self.reading.rows[self.done % len(self.reading.rows)]
         return self.path(index) if pid else "nothing yet"
 

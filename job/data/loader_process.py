@@ -1,4 +1,4 @@
-"""The work of a loader process: it prepares the batches that its worker asks for."""
+"""The work of a loader process, which prepares batches for its worker."""
 
 import copy
 import multiprocessing
@@ -20,7 +20,7 @@ from job.data.views import collate
 from job.errors import RunError
 from job.text import printable
 
-KEPT = 2**24  # bytes; what larger images take is given back
+KEPT = 2**24  # bytes; larger blocks of freed memory are returned to the system
 LONGEST = 900  # characters of a Failure
 
 
@@ -49,7 +49,7 @@ class Reading:
 
 
 class Flag:
-    """A replacement for DataLoader's event. It has no lock, which a killed process would never release."""
+    """Replace DataLoader's event, without the lock that a killed process would never release."""
 
     def __init__(self, memory: Shared | None = None):
         self.memory = memory or Shared(1)
@@ -68,7 +68,10 @@ class Flag:
 
 
 def opened(kind: type, memory: Shared) -> Reading | Flag:
-    """Return a Reading or a Flag on the worker's memory; end this loader process if its worker has ended meanwhile."""
+    """Return a Reading or a Flag on the worker's memory.
+
+    End this loader process if its worker has ended.
+    """
     try:
         return kind(memory)
     except FileNotFoundError:
@@ -101,7 +104,7 @@ def failure(error: Exception, path: str) -> Failure:
 
 
 class Tasks(Dataset):
-    """The work of loader processes: a list of draws -> a batch, or a Parcel of it between processes, or a Failure."""
+    """Prepare the batch of a list of draws: a batch, a Parcel between processes, or a Failure."""
 
     def __init__(self, views: Views, reading: Reading, packed: bool):
         self.views, self.reading, self.packed = views, reading, packed
@@ -134,9 +137,10 @@ def unchanged(batch: Any) -> Any:
 
 
 def begin(process: int) -> None:
-    """Prepare a loader process: quick with memory, and to end when the worker that it loads for is killed.
+    """Prepare a loader process: keep freed memory, and end if its worker is killed.
 
-    Its parent is the fork server, which lives as long as it does: each would wait for the other for ever.
+    Its parent is the fork server, which lives as long as its children do. Without this, each would
+    wait for the other forever.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # the fork server may be other code's
     keep_freed_memory(KEPT)

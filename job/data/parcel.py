@@ -1,4 +1,4 @@
-"""Batches on their way from a loader process to its worker, in anonymous memory, which needs no room in /dev/shm."""
+"""Transfer batches from a loader process to its worker in anonymous memory, not in /dev/shm."""
 
 import copy
 import itertools
@@ -18,9 +18,9 @@ ALIGNMENT = 64  # bytes, of a part of a parcel
 
 
 class Shared:
-    """Anonymous memory. An object pickled to another process of the same user is the same memory.
+    """Anonymous memory, which stays the same if pickled to another process of the same user.
 
-    The memory lives as long as the object that allocated it. OSError: the system has no memory for it.
+    It exists as long as the object that allocated it. OSError: the system has no memory left.
     """
 
     def __init__(self, size: int):
@@ -50,7 +50,7 @@ class SharedArray:
 
 
 def mapped_array(memory: Shared, dtype: str) -> np.ndarray:
-    """Return the array of a SharedArray; end this process if the memory's has ended meanwhile."""
+    """Return the array of a SharedArray; end this process if the owner of the memory has ended."""
     try:
         return np.frombuffer(memory.mapped(), dtype)
     except FileNotFoundError:
@@ -74,14 +74,14 @@ def shared(value: Any, kinds: tuple[type, ...]) -> Any:
 
 
 class Parcel:
-    """A batch in shared memory; the worker that unpickles a parcel gets the batch.
+    """A batch in shared memory. Unpickled by the worker, it is the batch.
 
-    The pickle is smaller than 4 KiB, which a pipe transfers in one piece. OSError: the system has no memory for the batch.
+    The pickle is smaller than 4 KiB, which a pipe transfers in one piece.
+    OSError: the system has no memory left.
     """
 
-    sent: deque[Shared] = deque(
-        maxlen=AHEAD
-    )  # by this process; the worker has mapped those that drop out
+    # Sent by this process. The worker has mapped those that drop out.
+    sent: deque[Shared] = deque(maxlen=AHEAD)
 
     def __init__(self, batch: Any):
         tensors: list[memoryview] = []
@@ -91,9 +91,8 @@ class Parcel:
                 raise TypeError(
                     f"a batch holds a {type(value).__name__}; expected tensors, text and numbers"
                 )
-            flat = value.as_strided(
-                (value.numel(),), (1,)
-            ).numpy()  # dense, in any order of the dimensions
+            # Dense, in any order of the dimensions.
+            flat = value.as_strided((value.numel(),), (1,)).numpy()
             tensors.append(flat.data)
             return {
                 "part": len(tensors),
@@ -105,9 +104,8 @@ class Parcel:
         parts = [memoryview(json.dumps(batch, default=described).encode()), *tensors]
         self.sizes = [part.nbytes for part in parts]
         self.memory = Shared(ends(self.sizes)[-1])
-        with open(
-            self.memory.fd, "wb", closefd=False
-        ) as file:  # without memory a write fails; a mapping would crash
+        # Without memory a write fails, while a mapping would crash.
+        with open(self.memory.fd, "wb", closefd=False) as file:
             for part, size, end in zip(parts, self.sizes, ends(self.sizes), strict=True):
                 file.seek(end - size)
                 file.write(part)
@@ -123,7 +121,10 @@ def ends(sizes: list[int]) -> list[int]:
 
 
 def unpack(memory: Shared, sizes: list[int]) -> Any:
-    """Return the batch of a Parcel, or an OSError: raised, it would silently end DataLoader's thread for pinned memory."""
+    """Return the batch of a Parcel, or an OSError.
+
+    If raised, the error would silently end DataLoader's thread for pinned memory.
+    """
     try:
         view = memory.mapped()
     except OSError as error:

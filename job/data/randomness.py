@@ -1,7 +1,7 @@
-"""Counter-based randomness: every random number is a function of the seed and of what it is for.
+"""Counter-based randomness: every random number is a function of the seed and its purpose.
 
-No generator runs on from step to step, so none has to be saved, and neither the number of workers nor that
-of loader processes changes a draw.
+No generator has a state between steps, so checkpoints need none. The numbers of workers and of
+loader processes do not change a draw.
 """
 
 from typing import Any
@@ -14,9 +14,10 @@ PURPOSES = ("order", "shuffle", "view", "refresh", "drop", "weights", "pack", "m
 def counter(
     seed: int, purpose: str, epoch: int = 0, step: int = 0, sample: int = 0
 ) -> np.random.Philox:
-    """Return the Philox counter (Salmon et al., SC 2011) for these numbers; its raw output is the same on every machine.
+    """Return the Philox counter for these numbers. Its raw output is equal on all machines.
 
-    Each is from 0 to 2**63 - 1, and `purpose` one of PURPOSES. ValueError: it is none.
+    Each number is from 0 to 2**63 - 1. ValueError: `purpose` is not one of PURPOSES.
+    Source: Salmon et al., SC 2011.
     """
     return np.random.Philox(key=[seed, PURPOSES.index(purpose)], counter=[0, sample, step, epoch])
 
@@ -28,4 +29,4 @@ def permutation(n: int, *what: Any, **where: Any) -> np.ndarray:
 
 def torch_seed(*what: Any, **where: Any) -> int:
     """Return a seed for a torch generator, for `counter(*what, **where)`."""
-    return int(counter(*what, **where).random_raw()) >> 1  # torch wants it to fit an int64
+    return int(counter(*what, **where).random_raw()) >> 1  # must fit an int64

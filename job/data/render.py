@@ -1,6 +1,6 @@
-"""What an appearance does to one image, with OpenCV on the CPU: uint8 arrays (H, W, 3) in RGB.
+"""Apply an appearance to one image, with OpenCV on the CPU: uint8 arrays (H, W, 3) in RGB.
 
-The operations are those of torchvision's ColorJitter, RandomGrayscale and GaussianBlur on PIL images.
+The operations are torchvision's ColorJitter, RandomGrayscale and GaussianBlur for PIL images.
 """
 
 import cv2
@@ -10,23 +10,23 @@ LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # grey of R, G, B (ITU
 
 
 def brightness(image: np.ndarray, factor: float) -> np.ndarray:
-    """Every value times the factor."""
+    """Multiply every value by the factor."""
     return cv2.convertScaleAbs(image, alpha=factor)
 
 
 def contrast(image: np.ndarray, factor: float) -> np.ndarray:
-    """Every value's distance from the image's mean grey times the factor."""
+    """Multiply every value's distance from the image's mean grey by the factor."""
     mean = int(cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0] + 0.5)
     return cv2.addWeighted(image, factor, image, 0.0, mean * (1.0 - factor))
 
 
 def saturation(image: np.ndarray, factor: float) -> np.ndarray:
-    """Every pixel's distance from its own grey times the factor: 0 makes it grey."""
+    """Multiply every pixel's distance from its own grey by the factor: 0 makes it grey."""
     return cv2.transform(image, factor * np.eye(3, dtype=np.float32) + (1.0 - factor) * LUMA)
 
 
 def hue(image: np.ndarray, shift: float) -> np.ndarray:
-    """Every pixel's hue moved by a share of the circle."""
+    """Shift every pixel's hue by a fraction of the circle."""
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)  # hue 0..255
     hsv[:, :, 0] += np.uint8(round(256 * shift) % 256)  # a byte wraps, as the circle does
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
@@ -36,13 +36,13 @@ OPERATIONS = (brightness, contrast, saturation, hue)
 
 
 def blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    """A Gaussian blur, cut off at three standard deviations (pixels)."""
+    """Blur with a Gaussian of standard deviation sigma in pixels, cut off at three of them."""
     kernel = cv2.getGaussianKernel(2 * round(3 * sigma) + 1, sigma, cv2.CV_32F)
     return cv2.sepFilter2D(image, -1, kernel, kernel)
 
 
 def render(image: np.ndarray, appearance: np.ndarray) -> np.ndarray:
-    """Return an image (H, W, 3) as an appearance (12,) of job.data.augment has it."""
+    """Apply an appearance (12,) of job.data.augment to an image (H, W, 3)."""
     *numbers, sigma, flip = appearance.tolist()
     for operation, factor in zip(numbers[:5], numbers[5:], strict=True):
         if operation >= 0:

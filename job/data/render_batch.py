@@ -1,7 +1,8 @@
-"""What appearances do to a batch of images, in torch on their device: (B, 3, H, W) in RGB, floats in 0..255.
+"""Apply appearances to a batch on its device: (B, 3, H, W) in RGB, floats in 0..255.
 
-The same operations as job/data/render.py does on one image, but for the rounding between them. Which images an operation
-is for is decided on the CPU, where the appearances are, so that the device is never waited for.
+The operations are those of job/data/render.py, except for the rounding between them. The images
+of each operation are selected on the CPU, where the appearances are. So the CPU never waits for
+the device.
 """
 
 import torch
@@ -22,9 +23,9 @@ def grey(images: torch.Tensor) -> torch.Tensor:
 
 
 def mix(images: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Return the sum of every value, its pixel's grey and its image's mean grey, with weights (B, 3).
+    """Return weighted sums of each value, its pixel's grey and its image's mean grey.
 
-    Brightness, contrast and saturation are such sums.
+    weights: (B, 3). Brightness, contrast and saturation are such sums.
     """
     of_value, of_grey, of_mean = weights.view(-1, 3, 1, 1).split(1, dim=1)  # (B, 1, 1, 1) each
     greys = grey(images)
@@ -33,24 +34,27 @@ def mix(images: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 
 def hue(images: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
-    """Every pixel's hue moved by a share of the circle."""
+    """Shift every pixel's hue by a fraction of the circle."""
     red, green, blue = images.unbind(1)
     high = images.amax(1)  # (B, H, W)
     chroma = high - images.amin(1)
-    between = torch.stack([green - blue, blue - red, red - green]) / chroma.clamp_min(
-        1e-3
-    )  # of a colour without hue, 0
+    # 0 for a colour without hue.
+    between = torch.stack([green - blue, blue - red, red - green]) / chroma.clamp_min(1e-3)
     sixths = torch.where(
         high == red, between[0], torch.where(high == green, 2 + between[1], 4 + between[2])
     )
     turned = sixths + 6 * shifts[:, 0]
-    # A channel is at the top within a sixth of the circle of its own hue, and falls to the bottom within another.
+    # A channel has its maximum up to a sixth of the circle from its own hue. Over the next sixth
+    # it falls to its minimum.
     places = torch.stack([turned + 5, turned + 3, turned + 1], dim=1) % 6  # (B, 3, H, W)
     return high.unsqueeze(1) - chroma.unsqueeze(1) * torch.minimum(places, 4 - places).clamp(0, 1)
 
 
 def blur(images: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
-    """Gaussian blurs of standard deviations (B,) in pixels, cut off at three of them; H and W are above RADIUS."""
+    """Blur images with Gaussians, cut off at three standard deviations.
+
+    sigmas: (B,) in pixels. H and W must be above RADIUS.
+    """
     B, _, H, W = images.shape
     distance = torch.arange(
         -RADIUS, RADIUS + 1, device=images.device, dtype=images.dtype
@@ -68,7 +72,10 @@ def blur(images: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
 
 
 def mix_weights(operations: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Return the weights with which `mix` does operations (B, n) by factors (B, n): (B, n, 3); of a hue, UNCHANGED."""
+    """Return the weights of `mix` (B, n, 3) for operations (B, n) and their factors (B, n).
+
+    A hue has UNCHANGED.
+    """
     rest = 1 - factors
     kinds = {
         BRIGHTNESS: torch.stack([factors, 0 * rest, 0 * rest], dim=2),
@@ -82,10 +89,10 @@ def mix_weights(operations: torch.Tensor, factors: torch.Tensor) -> torch.Tensor
 
 
 def render(images: torch.Tensor, appearances: torch.Tensor) -> torch.Tensor:
-    """Return images (B, 3, H, W) uint8 as their appearances (B, 12) of job.data.augment, on the CPU, have them.
+    """Apply appearances (B, 12) of job.data.augment, on the CPU, to images (B, 3, H, W) uint8.
 
-    An image's hue is moved once, after some of its other operations and before the rest. So all
-    images go through the same few passes: mixtures, one move of hues, mixtures.
+    An image's hue is shifted once, after some of its other operations and before the rest. So all
+    images need the same few passes: mixtures, one shift of hues, mixtures.
     """
     operations, factors, sigmas, flips = appearances.split([5, 5, 1, 1], dim=1)
     turns, is_hue = torch.arange(operations.shape[1]), operations == HUE  # (5,), (B, 5)

@@ -1,4 +1,4 @@
-"""Packed images: tar shards read in sequence, and the index of what lies where in them."""
+"""Packed images: tar shards read in sequence, and the index of their images."""
 
 import io
 import os
@@ -30,12 +30,12 @@ PARTS = {
     "sizes",
     "labels",
 }
-OPEN_SHARDS = 256  # of a process: well below the 1024 files that it may usually have open
+OPEN_SHARDS = 256  # of a process: well below the usual limit of 1024 open files
 
 
 @travels
 class PackedImages(Images):
-    """The images of the shards in folder `root`. RunError: its index does not fit what lies there."""
+    """The images of the shards in folder `root`. RunError: its index does not match its files."""
 
     def __init__(self, root: str, max_bad: int):
         index = load_index(root)
@@ -53,9 +53,8 @@ class PackedImages(Images):
         )
         self.left_out = unindexed(root, self.shards)
         self.shard_ends = index["shard_images"].cumsum()  # where each shard's images end among all
-        self.open_files: OrderedDict[int, io.FileIO] = (
-            OrderedDict()
-        )  # shard -> file, in the order of their last use
+        # {shard: file}, the least recently used first.
+        self.open_files: OrderedDict[int, io.FileIO] = OrderedDict()
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"open_files": OrderedDict()}  # a loader process opens its own
@@ -76,14 +75,13 @@ class PackedImages(Images):
             if len(content) < size:
                 raise OSError(f"{self.shards[shard]} is cut short")
         except OSError:
-            self.open_files.pop(
-                shard, None
-            )  # a stale handle stays stale: the next try opens the file again
+            # A stale handle stays stale: the next try opens the file again.
+            self.open_files.pop(shard, None)
             raise
         return content
 
     def file(self, shard: int) -> io.FileIO:
-        """A shard's file, which stays open: a file system that hates small files hates opening them."""
+        """Return a shard's file. It stays open, because opening is slow on such file systems."""
         if shard not in self.open_files:
             if len(self.open_files) == OPEN_SHARDS:
                 self.open_files.popitem(last=False)[1].close()
@@ -127,7 +125,10 @@ def lanes(shard_ends: np.ndarray, seed: int, epoch: int, total: int) -> np.ndarr
 
 
 def load_index(root: str) -> dict[str, np.ndarray]:
-    """Return the index of the shards in folder `root`. RunError: unreadable or damaged, or a shard does not fit it."""
+    """Return the index of the shards in folder `root`.
+
+    RunError: it is unreadable or damaged, or a shard does not match it.
+    """
     path = os.path.join(root, INDEX)
     anew = f"python -m job.pack --index {os.path.dirname(root)}"
     content = patient(Path(path).read_bytes, path)
@@ -160,7 +161,7 @@ def load_index(root: str) -> dict[str, np.ndarray]:
 
 
 def unindexed(root: str, shards: list[str]) -> str:
-    """Return a line about the files in folder `root` that its index lacks; empty if there are none."""
+    """Return a line about the files of folder `root` missing in its index; "" if there are none."""
     selection = Selection()
     selection.taken = len(shards)
     for name in sorted({*os.listdir(root)} - {INDEX, *SPLITS, *shards}):

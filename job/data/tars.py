@@ -1,8 +1,8 @@
-"""Tar shards as the webdataset library has them: written, and searched without being unpacked.
+"""Write tar shards of the webdataset library's format, and read them without unpacking.
 
-A shard holds <key>.<ending> with an image's bytes, <key>.cls with its label, and <key>.json with its name as "path".
-Only the image must be there. A label may also be the .json's "label". The key may have dots: the
-label of a.v1.5.jpg is in a.v1.5.cls, or else in a.v1.cls, or else in a.cls.
+A shard holds <key>.<ending> with an image's bytes, <key>.cls with its label, and <key>.json with
+its name as "path". Only the image is required. A label may also be the .json's "label". The key
+may have dots: the label of a.v1.5.jpg is in a.v1.5.cls, else in a.v1.cls, else in a.cls.
 """
 
 import io
@@ -24,9 +24,10 @@ MAX_LINKS = 40  # from one to the next, as Linux has it
 
 @dataclass
 class Shard:
-    """What lies in a tar file: its name and size in bytes; of each image offset, size in bytes, label, name.
+    """A tar file and its images.
 
-    A label of -1: there is none.
+    size: of the file, in bytes. offsets, sizes, labels, names: of each image, offset and size in
+    bytes. A label of -1: there is none.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Sample(NamedTuple):
 
 
 def write_shard(path: str, images: Iterable[tuple[int, str, int, bytes]]) -> None:
-    """Write a tar file of images (key, name, label, content); nothing in it tells when or by whom."""
+    """Write a tar file of images (key, name, label, content), without times and user names."""
     with (
         whole_file(path) as file,
         tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar,
@@ -190,7 +191,10 @@ def key_of(name: str) -> str:
 
 
 def sidecar(name: str, ending: str, sidecars: dict[str, str]) -> str:
-    """Return an image's file of this ending: of a.v1.5.jpg that of a.v1.5, a.v1 or a; "" if there is none."""
+    """Return an image's sidecar with this ending; "" if there is none.
+
+    For a.v1.5.jpg it is that of a.v1.5, else of a.v1, else of a.
+    """
     key, stem = key_of(name), stem_of(name)
     while f"{stem}{ending}" not in sidecars and len(stem) > len(key):
         stem = stem.rpartition(".")[0]
@@ -200,7 +204,7 @@ def sidecar(name: str, ending: str, sidecars: dict[str, str]) -> str:
 def described(
     file: BinaryIO, members: dict[str, tarfile.TarInfo], sample: Sample, selection: Selection
 ) -> tuple[str, int]:
-    """Return the name and label of an image; count it in `selection` if it has no valid label (-1)."""
+    """Return an image's name and label (-1: none); count it in `selection` if there is none."""
     image, cls, info = sample
 
     def content(name: str) -> bytes:

@@ -43,7 +43,10 @@ class RandomViews(Dataset):
 
 
 class OneView(Dataset):
-    """(epoch, index) -> view (3, H, W) uint8, label, undecodable files; the view is a function of seed, epoch and index."""
+    """(epoch, index) -> view (3, H, W) uint8, label, undecodable files.
+
+    The view is a function of seed, epoch and index.
+    """
 
     def __init__(self, images: Images, view: View, seed: int):
         self.images, self.view, self.seed = images, view, seed
@@ -61,7 +64,10 @@ class OneView(Dataset):
 
 
 class CentreViews(Dataset):
-    """index -> centre crop (3, H, W) uint8, label, undecodable files; the label is -1 where another image stands in."""
+    """index -> centre crop (3, H, W) uint8, label, undecodable files.
+
+    The label is -1 if another image replaces an undecodable one.
+    """
 
     def __init__(self, images: Images, size: int):
         self.images = images
@@ -79,7 +85,10 @@ def collate(items: list[tuple]) -> tuple:
 
 
 def stack(parts: tuple) -> Any:
-    """Return pairs as a pair of stacks, numbers as a tensor (B,), vectors as (B, D), views as (B, 3, H, W) channels last."""
+    """Stack values: pairs to a pair of stacks, numbers to (B,), vectors (D,) to (B, D).
+
+    Views (3, H, W) become (B, 3, H, W), channels last.
+    """
     if isinstance(parts[0], tuple):
         return tuple(stack(part) for part in zip(*parts, strict=True))
     if not torch.is_tensor(parts[0]):
