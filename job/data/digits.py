@@ -39,7 +39,8 @@ def write_digits(folder: str) -> None:
         write(folder, *load_digits(return_X_y=True))
     except OSError as error:
         raise RunError(
-            f"cannot write the digits to {folder}: {error.strerror}; start in a folder that can be written"
+            f"cannot write the digits to {folder}: {error.strerror}."
+            " Run the command in a writable folder"
         ) from None
 
 

@@ -193,7 +193,7 @@ def scan_validation(data: str | Sequence[str], train: Images) -> Images:
     if train.classes != val.classes:
         differ = ", ".join(sorted(set(train.classes) ^ set(val.classes))[:3])
         raise RunError(
-            f"{train.root} and {val.root} must have the same classes; in one of them alone: {differ}"
+            f"{train.root} and {val.root} must have the same classes; in one of them only: {differ}"
         )
     return val
 

@@ -26,7 +26,7 @@ def index(data: str, log: Log) -> dict[str, list[Shard]]:
     files = {split: names for split, names in found.items() if names}
     if not files:
         loose = f"; move or link those of {data} into such folders"
-        expected = f"{data}/train/*.tar, and val/ beside it, not compressed"
+        expected = f"uncompressed {data}/train/*.tar, and {data}/val/*.tar for validation"
         found_loose = loose if tar_files(data, Selection()) else ""
         raise RunError(f"no shards in {data}: expected {expected}{found_loose}")
     shards: dict[str, list[Shard]] = {split: [] for split in files}
@@ -61,8 +61,8 @@ def tar_of_tars(data: str, selection: Selection) -> RunError:
     """Return the error of a tar file of tar files, as ImageNet's download is."""
     _, example = selection.left_out.kinds[".tar"]
     return RunError(
-        f"a tar file in {data} holds tar files, such as {printable(example)}; expected images. Extract it"
-        f" into {data}/train, and move the validation images' tar file into {data}/val"
+        f"a tar file in {data} holds tar files, such as {printable(example)}; expected images."
+        f" Extract it into {data}/train, and move the validation images' tar file into {data}/val"
     )
 
 
@@ -115,12 +115,9 @@ def tar_files(folder: str, selection: Selection) -> list[str]:
 def unlabelled(root: str, selection: Selection) -> str:
     """Return a line about the images of `root` without a label; an empty one if there are none."""
     count = selection.unlabelled.total
-    needs = "job.train needs none, k-NN and job.linear do"
-    return (
-        f"{count} of {selection.taken} images in {root} have no label: {selection.unlabelled}; {needs}"
-        if count
-        else ""
-    )
+    needs = "job.train needs no labels, but k-NN and job.linear do"
+    text = f"{count} of {selection.taken} images in {root} have no label: {selection.unlabelled}"
+    return f"{text}; {needs}" if count else ""
 
 
 def class_names(shards: list[Shard]) -> list[str]:

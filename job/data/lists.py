@@ -52,7 +52,7 @@ def listed(path: str) -> list[tuple[int, str]]:
     if b"\0" in content:
         advice = "; a tar file must lie in a folder: python -m job.pack --index FOLDER"
         tar = path.lower().endswith((".tar", ".tar.gz", ".tgz"))
-        raise RunError(f"{path} is no text: expected {EXPECTED}{advice if tar else ''}")
+        raise RunError(f"{path} is not a text file: expected {EXPECTED}{advice if tar else ''}")
     lines = content.removeprefix(BYTE_ORDER_MARK).split(b"\n")
     found = enumerate((os.fsdecode(line.strip()) for line in lines), 1)
     return [(number, line) for number, line in found if line and line[0] != "#"]

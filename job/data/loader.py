@@ -24,7 +24,7 @@ from job.text import printable
 LOOK = 0.5  # s between two looks at the loader processes while a batch is awaited
 GRACE = 45.0  # s that a batch may still take after a signal to stop; horovodrun waits 60
 FORK_SERVER = 255  # exit code of a loader process whose parent, the fork server, has ended
-# Probable causes for the end of a loader process, by signal. For any other signal it is the decoder.
+# Probable causes for the end of a loader process, by signal. For other signals: the decoder.
 MEMORY = "probably because memory ran out. Use fewer --workers, or give the job more memory"
 CAUSES = {
     "SIGKILL": MEMORY,
@@ -81,8 +81,9 @@ class Batches:
             raise WorkerError(SERVER_ENDED) from None
         except OSError as error:
             raise WorkerError(
-                f"--workers {processes}: the loader processes cannot start: {error}; expected room in /dev/shm and in "
-                "TMPDIR, and file descriptors (ulimit -n). Make room, or use --workers 0"
+                f"--workers {processes}: the loader processes cannot start: {error}; expected room"
+                " in /dev/shm and in TMPDIR, and file descriptors (ulimit -n). Make room, or use"
+                " --workers 0"
             ) from None
         self.processes = [
             process for process in multiprocessing.active_children() if process not in before
@@ -126,8 +127,8 @@ class Batches:
         now = time.monotonic()
         if self.stop and self.stop.signal and now - max(self.since, self.stop.time) > GRACE:
             return WorkerError(
-                f"{self.stop.signal.name} came, and no batch in {GRACE:.0f} s more: {self.doing()}. Nothing is saved; "
-                "--resume auto starts from the newest checkpoint"
+                f"{self.stop.signal.name} came, and no batch in {GRACE:.0f} s more: {self.doing()}."
+                " Nothing is saved; --resume auto starts from the newest checkpoint"
             )
         if now - self.since > self.end:
             return WorkerError(
@@ -146,14 +147,16 @@ class Batches:
         paths = [self.path(index) for pid, index in self.reading.rows if pid == process.pid]
         when = f"while it read {paths[0]}" if paths else "before it read an image"
         if code >= 0:
-            return f"loader process {process.pid} ended with exit code {code} {when}; its own last lines say why"
+            ended = f"loader process {process.pid} ended with exit code {code} {when}"
+            return f"{ended}; its own last lines say why"
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         cause = CAUSES.get(name, DECODER if paths else "as the system's log may explain")
         return f"loader process {process.pid} was ended by {name} {when}, {cause}"
 
     def doing(self) -> str:
         """Return the seconds of waiting for a batch, and the image being read, as text."""
-        return f"no batch for {time.monotonic() - self.since:.0f} s, its loader process reads {self.awaited()}"
+        waited = f"no batch for {time.monotonic() - self.since:.0f} s"
+        return f"{waited}, its loader process reads {self.awaited()}"
 
     def awaited(self) -> str:
         """Return the image that the next batch's loader process reads.

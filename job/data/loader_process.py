@@ -33,8 +33,7 @@ class Views(Protocol):
 
 
 class Reading:
-    """The image that each loader process reads, in memory that the processes share with their worker.
-
+    """The image that each loader process reads, in memory shared with the worker.
     rows: (processes, 2) int64, the process id and the image's index of each.
     """
 

@@ -130,32 +130,33 @@ def load_index(root: str) -> dict[str, np.ndarray]:
     RunError: it is unreadable or damaged, or a shard does not match it.
     """
     path = os.path.join(root, INDEX)
-    anew = f"python -m job.pack --index {os.path.dirname(root)}"
+    fix = f"python -m job.pack --index {os.path.dirname(root)}"
     content = patient(Path(path).read_bytes, path)
     try:
         with np.load(io.BytesIO(content)) as file:
             index = {name: file[name] for name in file.files}
         found, names, sizes = int(index["format"]), text(index["shards"]), index["shard_bytes"]
     except Exception:  # zipfile and numpy raise many kinds on damaged bytes
-        raise RunError(f"{path} is no whole index: make it anew with {anew}") from None
+        raise RunError(f"{path}: incomplete index. Write it again: {fix}") from None
     if found != FORMAT:
         raise RunError(
-            f"{path} has format {found}, this version reads {FORMAT}: make it anew with {anew}"
+            f"{path} has format {found}, this version reads {FORMAT}. Write it again: {fix}"
         )
     if missing := PARTS - index.keys():
         raise RunError(
-            f"{path} is no whole index, it lacks {min(missing)}: make it anew with {anew}"
+            f"{path}: incomplete index: {min(missing)} is missing. Write it again: {fix}"
         )
     for name, expected in zip(names, sizes, strict=True):
         shard = os.path.join(root, name)
         size = os.path.getsize(shard) if os.path.exists(shard) else None
         if size is None:
             raise RunError(
-                f"{shard} is missing: copy it there, or make the index of the others anew with {anew}"
+                f"{shard} is missing. Copy it again, or write the index of the others: {fix}"
             )
         if size != expected:
             raise RunError(
-                f"{shard} has {size} bytes, the index says {expected}: copy it anew; or, if it is whole, {anew}"
+                f"{shard} has {size} bytes; expected {expected}, as in the index."
+                f" Copy it again, or if it is complete: {fix}"
             )
     return index
 

@@ -105,13 +105,11 @@ def read_members(file: BinaryIO, path: str, selection: Selection) -> dict[str, t
             end = tar.offset
     except tarfile.TarError as error:
         raise RunError(
-            f"{path} is no whole, uncompressed tar file ({error}): copy it anew, or decompress it"
+            f"{path}: incomplete or compressed tar file ({error}). Copy it again, or decompress it"
         ) from None
     # tarfile takes a damaged or cut header for the end.
     if os.pread(file.fileno(), tarfile.BLOCKSIZE, end) != bytes(tarfile.BLOCKSIZE):
-        raise RunError(
-            f"{path} is no whole tar file: it is damaged or cut at byte {end}; copy it anew"
-        )
+        raise RunError(f"{path}: incomplete or damaged tar file, at byte {end}. Copy it again")
     members = {}
     for name, member in found.items():
         if not all(selection.keeps(part, member.name) for part in name.split("/")):

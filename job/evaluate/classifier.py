@@ -1,4 +1,4 @@
-"""All that a linear classification is made of, how it is saved, and how a run goes on from there."""
+"""The parts of a linear classification: build, save and resume them."""
 
 import dataclasses
 import os
@@ -38,17 +38,17 @@ from job.position import Position
 
 @dataclass
 class Classifier:
-    """A frozen network whose `fc` is trained. `encoder` gives its features, sharing its parameters."""
+    """A frozen network whose `fc` is trained. `encoder` computes its features."""
 
     config: LinearConfig
     run: Run
     train: Images
     val: Images
     net: Network
-    encoder: nn.Module  # images -> {"flatten": (B, C)}
+    encoder: nn.Module  # images -> {"flatten": (B, C)}; shares the network's parameters
     gradients: FixedPointGradients
     optimizer: torch.optim.Optimizer
-    input: dict  # what the network demands of its images; {}: a ResNet, which demands nothing
+    input: dict  # the network's requirements for its images; {}: a ResNet, which has none
     best: float = -1.0  # top-1 in percent on the validation images, of the best epoch so far
 
     @property
@@ -61,7 +61,10 @@ class Classifier:
         return self.train.digest(self.config.seed, epoch, self.config.batch_size)
 
     def batches(self, start: Position) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[str]]]:
-        """An iterator over this worker's training views from (epoch, step) on: (B, 3, H, W) uint8, labels, bad files."""
+        """Iterate over this worker's training batches from a position.
+
+        A batch: views (B, 3, H, W) uint8, labels (B,), undecodable files.
+        """
         config, run = self.config, self.run
         order = TrainingOrder(
             self.train, config.batch_size, run.rank, run.size, config.seed, config.epochs, start
@@ -80,14 +83,14 @@ class Classifier:
         }
 
     def common(self) -> dict[str, torch.Tensor]:
-        """All that is the same on every worker, by name: also all of the frozen network, whose features train the others."""
+        """Return all tensors that must be equal on all workers, by name, also the frozen ones."""
         return self.backbone() | replicas.shared(self.net, self.optimizer)
 
 
 def build(config: LinearConfig, run: Run) -> Classifier:
-    """Build a classification's parts; its options are those of --pretrained if network or crop is not given.
+    """Build a classification's parts. Network and crop are those of --pretrained by default.
 
-    RunError: data or a checkpoint that does not fit, or a batch that cannot be shared.
+    RunError: the data, the checkpoint or the batch size does not fit.
     """
     trains = not (config.knn or config.evaluate)
     data, bad = digits.all_prepared, config.max_bad_images
@@ -100,11 +103,13 @@ def build(config: LinearConfig, run: Run) -> Classifier:
     if trains and train.labelled < len(train):
         unlabelled = len(train) - train.labelled
         raise RunError(
-            f"{unlabelled} of {len(train)} images in {train.root} have no label: a classifier needs one for each"
+            f"{unlabelled} of {len(train)} images in {train.root} have no label:"
+            " a classifier needs one for each"
         )
     if trains and len(train) < config.batch_size:
         raise RunError(
-            f"{train.root} has {len(train)} images, fewer than --batch-size {config.batch_size}: choose a smaller batch"
+            f"{train.root} has {len(train)} images, fewer than --batch-size {config.batch_size}:"
+            " choose a smaller batch"
         )
     net, config, demanded = frozen(config, run)
     assert isinstance(net.fc, nn.Linear)
@@ -123,9 +128,9 @@ def build(config: LinearConfig, run: Run) -> Classifier:
 
 
 def frozen(config: LinearConfig, run: Run) -> tuple[Network, LinearConfig, dict]:
-    """Return the network that is not trained, in eval mode, and the options with its network, first layer and crop.
+    """Return the frozen network in eval mode, the completed options, and its input requirements.
 
-    The third is what the network demands of its images, {} of a ResNet.
+    The options get its architecture, first layer and crop. The requirements of a ResNet are {}.
     RunError: the checkpoint cannot be used, or has another first layer, or the crop is too small.
     """
     weights, size = None, 224
@@ -138,7 +143,8 @@ def frozen(config: LinearConfig, run: Run) -> tuple[Network, LinearConfig, dict]
             raise RunError(f"--stem {config.stem}: {config.pretrained} has the {weights.stem} one")
         if config.width not in (0, weights.width):
             raise RunError(
-                f"--width {config.width}: {config.pretrained} has {weights.width} channels in its first stage"
+                f"--width {config.width}: {config.pretrained} has {weights.width} channels"
+                " in its first stage"
             )
         config = dataclasses.replace(
             config, arch=weights.arch, stem=weights.stem, width=weights.width
@@ -158,11 +164,10 @@ def frozen(config: LinearConfig, run: Run) -> tuple[Network, LinearConfig, dict]
         raise RunError(f"--image-size {config.image_size}: expected 8 or more")
     if not config.pretrained:
         run.log.line(
-            f"frozen: {config.arch} with random weights, as no --pretrained names others: the baseline"
+            f"frozen: {config.arch} with random weights, the baseline (no --pretrained is given)"
         )
-    torch.manual_seed(
-        randomness.torch_seed(config.seed, "weights")
-    )  # job.train's, whose student begins so by default
+    # The seed of job.train, whose student starts with the same weights by default.
+    torch.manual_seed(randomness.torch_seed(config.seed, "weights"))
 
     def build() -> Network:
         if weights:
@@ -185,7 +190,10 @@ def check_first_layer(config: LinearConfig, arch: str) -> None:
 
 
 def find(config: LinearConfig, run: Run) -> dict | None:
-    """Return the checkpoint that --resume names, or None where `auto` finds none. RunError: none is whole, or another run's."""
+    """Return the checkpoint of --resume, or None if `auto` finds no checkpoint.
+
+    RunError: all checkpoints are incomplete, or they are those of another run.
+    """
     if not config.resume:
         return None
     if config.resume == AUTO or (not config.evaluate and resumed_before(config, run)):
@@ -203,17 +211,20 @@ def restore(saved: dict, classifier: Classifier) -> Position:
     config, where = classifier.config, f"the checkpoint of --resume {classifier.config.resume}"
     if "format" not in saved or "best_acc1" not in saved:
         raise RunError(
-            f"{where} is no linear classifier of this program: give one of job.linear; features go to --pretrained"
+            f"{where}: not a linear classifier; expected a checkpoint of job.linear."
+            " Give a file of features with --pretrained"
         )
     check_format(saved)
     if saved["classes"] != classifier.train.classes:
         raise RunError(
-            f"{where} tells {len(saved['classes'])} other classes apart than {classifier.train.root} has"
+            f"{where} has {len(saved['classes'])} classes, which differ from those of"
+            f" {classifier.train.root}"
         )
     state = {name.removeprefix("module."): value for name, value in saved["state_dict"].items()}
     if differs := different(state, classifier.backbone()):
         raise RunError(
-            f"{where} stands on other features ({differs} differs): resume with the --pretrained that it began with"
+            f"{where} was trained on other features ({differs} differs)."
+            " Resume with the --pretrained of its start"
         )
     if not config.evaluate:
         check_same_optimizer(saved["config"].get("lars", False), config.lars, where)
@@ -255,7 +266,8 @@ def settle_best(classifier: Classifier, start: Position) -> None:
             return True
         os.remove(path)
         run.log.line(
-            f"going back: {path}, of epoch {best['epoch']}, is removed; the best from epoch {start.epoch} on replaces it"
+            f"going back: {path}, of epoch {best['epoch']}, is removed;"
+            f" the best from epoch {start.epoch} on replaces it"
         )
         return False
 
@@ -273,7 +285,7 @@ def check_same_optimizer(before: bool, now: bool, where: str) -> None:
 
 
 def check_same_epoch(saved: dict, classifier: Classifier, where: str) -> None:
-    """RunError: an epoch that is begun cannot go on, as its images, or how they are drawn, are not what they were."""
+    """RunError: an epoch cannot resume, because its images or its batches have changed."""
     config, old = classifier.config, saved["config"]
     changes = {
         "--seed": (old["seed"], config.seed),
@@ -284,7 +296,7 @@ def check_same_epoch(saved: dict, classifier: Classifier, where: str) -> None:
     for name, (then, now) in changes.items():
         if then != now:
             raise RunError(
-                f"{where} was taken within an epoch, where the {name} cannot change: {then}, now {now}"
+                f"{where} was saved within an epoch, so the {name} cannot change: {then}, now {now}"
             )
 
 
@@ -303,7 +315,7 @@ def same_bytes(one: torch.Tensor | None, other: torch.Tensor) -> bool:
 
 
 def save(classifier: Classifier, epoch: int, step: int, is_best: bool) -> None:
-    """Save a classifier of which `epoch` epochs and `step` steps of the next are done. A collective."""
+    """Save a classifier after `epoch` epochs and `step` steps of the next. A collective."""
     run = classifier.run
     check_finite(classifier.net.fc.parameters(), epoch, step)
     replicas.check(classifier.common(), f"after epoch {epoch}, step {step}, and are not saved")

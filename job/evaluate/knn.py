@@ -1,8 +1,10 @@
-"""How good frozen features are, without training on them: weighted k-nearest neighbours (arXiv 1805.01978, section 3.4).
+"""Weighted k-nearest neighbours: measure frozen features without training on them.
 
-The workers share the images of both sets. The features of the validation images are gathered once; those of the
-training images stay where they were computed, and of them travels what is nearest to each validation image. The
-result is the same for any number of workers with equally many threads: no block of the computation depends on it.
+The images of both sets are divided among the workers. The features of the validation images are
+gathered once. Those of the training images stay on their worker, which sends only the nearest
+neighbours of each validation image. The result is the same for any number of workers with equally
+many threads: no block of the computation depends on that number.
+Source: arXiv 1805.01978, section 3.4.
 """
 
 from collections.abc import Iterable, Iterator
@@ -78,13 +80,14 @@ def knn_accuracy(
     for name, images in (("counted", queries), ("voting", bank)):
         if not sums[name]:
             raise RunError(
-                f"{images.root}: no image with a label can be decoded, and k-NN needs one", code=1
+                f"{images.root}: no labelled image can be decoded; k-NN needs one or more", code=1
             )
     top1, k = 100 * sums["right"] / sums["counted"], min(k, int(sums["voting"]))
     auc = spectrum_auc(features[truth >= 0])
-    text = f"k-NN accuracy on {queries.some(sums['counted'])}: top-1 {top1:.2f} %, k = {k} among {bank.some(sums['voting'])}"
-    text += (
-        f"; AUC of the features' singular values {auc:.3f} (0.5 to 1; higher is nearer to collapse)"
+    text = (
+        f"k-NN accuracy on {queries.some(sums['counted'])}: top-1 {top1:.2f} %,"
+        f" k = {k} among {bank.some(sums['voting'])};"
+        f" AUC of the features' singular values {auc:.3f} (0.5 to 1; higher is nearer to collapse)"
     )
     return Accuracy(top1, auc, k, int(sums["counted"]), text)
 
@@ -98,7 +101,7 @@ def counted(blocks: Iterable[Block], counts: list) -> Iterator[Block]:
 
 @torch.no_grad()
 def extract(encoder: nn.Module, images: Images, config: Common, run: Run) -> Iterator[Block]:
-    """Yield this worker's blocks of `images`: L2-normalised features (n, C), labels (n,); -1 for what is undecodable."""
+    """Yield this worker's L2-normalised features (n, C) and labels (n,), -1 if undecodable."""
     every = list(range(len(images)))
     for inputs, labels in centre_crops(images, every, BATCH, config, run, f"k-NN, {images.root}"):
         with run.autocast(config.precision):
@@ -107,7 +110,7 @@ def extract(encoder: nn.Module, images: Images, config: Common, run: Run) -> Ite
 
 
 def gather(blocks: list[Block], images: Images, run: Run) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the features (m, C) and labels (m,) of all workers' blocks, in the order of the images."""
+    """Return the features (m, C) and labels (m,) of all workers, in the order of the images."""
     width = comm.highest(torch.tensor(blocks[0][0].shape[1] if blocks else 0), "knn.width")
     features = torch.cat(
         [features for features, _ in blocks] or [torch.zeros(0, int(width), device=run.device)]
@@ -127,7 +130,10 @@ def gather(blocks: list[Block], images: Images, run: Run) -> tuple[torch.Tensor,
 
 
 def nearest(queries: torch.Tensor, blocks: Iterable[Block], k: int) -> torch.Tensor:
-    """Return the keys (m, k) of the k nearest in `blocks` to each of queries (m, C), never holding all cosines at once."""
+    """Return the keys (m, k) of the k nearest in `blocks` to each of queries (m, C).
+
+    All cosines are never in memory at once.
+    """
     best = to_keys(
         queries.new_full((len(queries), k), -torch.inf),
         torch.zeros(k, dtype=torch.long, device=queries.device),
@@ -139,9 +145,10 @@ def nearest(queries: torch.Tensor, blocks: Iterable[Block], k: int) -> torch.Ten
 
 
 def to_keys(cosines: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return int64 keys that order as the float32 cosines (m, n) do, and among equals the smaller of labels (n,) first.
+    """Return int64 keys with the order of the float32 cosines (m, n).
 
-    So what is largest is the same in whatever order and on whichever worker it is looked for.
+    Among equal cosines, the smaller of labels (n,) has the larger key. So the largest keys do not
+    depend on the order of the search, nor on the worker.
     """
     bits = cosines.view(torch.int32)
     return ((bits ^ (bits >> 31 & 0x7FFFFFFF)).long() << 32) | (0xFFFFFFFF - labels)
@@ -154,12 +161,15 @@ def from_keys(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def shares(m: int, size: int) -> list[int]:
-    """How many of m images each of `size` workers counts."""
+    """Return how many of m images each of `size` workers counts."""
     return [m // size + (rank < m % size) for rank in range(size)]
 
 
 def exchange(keys: torch.Tensor, run: Run) -> torch.Tensor:
-    """Send each worker the rows (m, k) that it counts; return what came of all workers for this one's, (m / N, N k)."""
+    """Send each worker the rows of keys (m, k) that it counts; return this worker's.
+
+    They have the keys of all N workers, (m / N, N k).
+    """
     m, k = keys.shape
     counted = shares(m, run.size)
     received = comm.exchange(keys, counted, "knn.nearest")  # (N m / N, k)
@@ -167,7 +177,7 @@ def exchange(keys: torch.Tensor, run: Run) -> torch.Tensor:
 
 
 def vote(keys: torch.Tensor, k: int, classes: int) -> torch.Tensor:
-    """Return the label (m,) for which the k largest of the keys (m, n) speak."""
+    """Return the label (m,) with most votes of the k largest of the keys (m, n)."""
     cosines, labels = from_keys(keys.topk(k, dim=1).values)
     weights = (cosines.double() / TEMPERATURE).exp()
     return weights.new_zeros(len(cosines), classes).scatter_add_(1, labels, weights).argmax(1)

@@ -1,8 +1,8 @@
-"""The networks: torchvision's ResNets, networks of timm, a user's own, and their heads and features.
-
+"""Networks of torchvision, timm and users, their heads and features.
 A network is a backbone and a head. The backbone's stages give maps (b, C, H, W), its end pooled
 features (b, C), and the head on them outputs (b, dim). An encoder is a network whose backbone and
-head have the names `body` and `fc`. An outline lists the sizes of a network's features.
+head have the names `body` and `fc`. An outline lists the sizes of a network's features. Letters of
+shapes: b (or B) images, C channels or features, H height, W width, dim outputs of the head.
 """
 
 from job.networks.build import (

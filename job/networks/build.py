@@ -49,11 +49,11 @@ def network_outline(arch: str, stem: str, width: int, image_size: int) -> Outlin
 
 
 def with_features(net: nn.Module, stages: list[int], output: str | None = HEAD) -> nn.Module:
-    """Return `net`, sharing its parameters and their names, as a module that gives a dict of tensors.
+    """Return `net` as a module that returns a dict of tensors, with the same parameters and names.
 
-    "layer1".."layer4" for `stages`, (b, C, H, W); beside them the node `output`: "fc" (b, dim), or
-    "flatten" (b, C), the features under the head. With `output` None no head is computed. ResNets
-    give their maps before the stages' last ReLU; for other networks see `EncoderFeatures`.
+    "layer1".."layer4" for `stages`, (b, C, H, W). In addition the node `output`: "fc" (b, dim), or
+    "flatten" (b, C), the features under the head. If `output` is None, no head is computed.
+    The maps of ResNets are those before the stages' last ReLU. For others see `EncoderFeatures`.
     """
     if isinstance(net, Encoder):
         return EncoderFeatures(net, stages, output)
@@ -62,7 +62,7 @@ def with_features(net: nn.Module, stages: list[int], output: str | None = HEAD) 
 
 
 def stage_norms(net: Network) -> dict[int, nn.BatchNorm2d]:
-    """Return the last batch norm of each stage that ends in one, {stage: norm}, of as many channels."""
+    """Return the last batch norm of each stage that ends in one, {stage: norm}."""
     if isinstance(net, ResNet):
         return resnet.stage_norms(net)
     named = {stage: net.body.get_submodule(name) for stage, name in net.norms.items()}

@@ -1,4 +1,4 @@
-"""A network that is no ResNet of torchvision, under the names `body` and `fc`."""
+"""Networks other than torchvision's ResNets, with the names `body` and `fc`."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Heads: what stands on a backbone, from its pooled features (b, C) to outputs (b, dim)."""
+"""Heads, from a backbone's pooled features (b, C) to outputs (b, dim)."""
 
 import re
 from collections.abc import Mapping
@@ -20,8 +20,8 @@ def hidden_layer(inputs: int, outputs: int, bias: bool = True) -> list[nn.Module
 def build_head(state: Mapping[str, torch.Tensor]) -> nn.Sequential:
     """Return the head of a checkpoint, (b, inputs) -> (b, outputs), in eval mode.
 
-    state: tensors by names such as "weight" of a linear layer, or "0.weight" of a layer of a sequence,
-    linear or a batch norm. A number without tensors is a ReLU. ValueError: another kind of head.
+    state: tensors by names such as "weight" of a linear layer, or "0.weight" of a linear layer or
+    batch norm of a sequence. A number without tensors is a ReLU. ValueError: another type of head.
     """
     layers: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in state.items():

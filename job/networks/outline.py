@@ -1,11 +1,11 @@
-"""What a network gives: names of its features, and their sizes."""
+"""The names and sizes of a network's features."""
 
 from dataclasses import dataclass, field
 
 DEPTH = 4  # stages: layer1 to layer4
 HEAD = "fc"  # the head's outputs, (b, dim)
 POOLED = "flatten"  # the features under the head, (b, C), if they are the output
-# The same, beside the maps of the last stage, of a network that is no ResNet of torchvision.
+# The same, in addition to the last stage's maps, for networks other than torchvision's ResNets.
 UNDER_HEAD = "pooled"
 
 

@@ -1,4 +1,4 @@
-"""What a network that is no ResNet of torchvision gives, found by one pass of an image."""
+"""The features of networks other than torchvision's ResNets, detected by one forward pass."""
 
 import functools
 from typing import NamedTuple

@@ -18,15 +18,13 @@ ARCHS = (
 )  # fmt: skip
 STEMS = ("imagenet", "small")
 WIDTH = 64  # channels of the first stage, as published
-WIDTHS = range(
-    16, 513, 16
-)  # that every one of ARCHS can have, whose convolutions have up to 64 groups
+WIDTHS = range(16, 513, 16)  # valid for all ARCHS, whose convolutions have up to 64 groups
 
 
 class MaxPool(nn.MaxPool2d):
-    """torchvision's pooling of the stem, which keeps of its input, for the backward pass, the places of the maxima alone.
+    """torchvision's pooling of the stem, which keeps only the indices of the maxima for backward.
 
-    torch keeps the input too, the largest map of all, and reads nothing of it but its shape.
+    torch also keeps the input, the largest map of all, although it reads only its shape.
     """
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
@@ -37,7 +35,7 @@ class MaxPool(nn.MaxPool2d):
 
 
 class MaxPoolByPlaces(torch.autograd.Function):
-    """What `MaxPool` computes, by torch's own operations."""
+    """The function of `MaxPool`, by torch's own operations."""
 
     @staticmethod
     def forward(ctx: Any, maps: torch.Tensor, *window: int) -> torch.Tensor:
@@ -75,16 +73,19 @@ def build_resnet(
     zero_init_residual: bool = False,
     head_width: int = 0,
 ) -> models.ResNet:
-    """Return a ResNet whose `fc` gives `dim` outputs, through one hidden layer if `mlp` (arXiv 2003.04297, section 3).
+    """Return a ResNet whose `fc` gives `dim` outputs.
 
-    stem: "imagenet" is the network as published; "small", for images of about 32 pixels, starts with a
-    3x3 convolution of stride 1 and no pooling (arXiv 1512.03385, section 4.2). width: channels of the first stage,
-    a multiple of 16; all others are in proportion (arXiv 1605.07146, section 2). zero_init_residual: the last batch
-    norm of each block begins with weights of 0 (arXiv 1706.02677, section 5.1). head_width: of the hidden layer
-    (0: as many as the features). At 64 channels the network computes and
-    names everything as torchvision's own does, to the bit, but the last ReLUs of the stages are not in place,
-    which would overwrite the features before them, and the stem's pooling goes before its ReLU: the maximum is
-    the same, and two maps of half the images' height and width need not be kept for the backward pass.
+    mlp: with one hidden layer (arXiv 2003.04297, section 3). head_width: of that layer (0: the
+    number of features). stem: "imagenet" is the published one; "small", for images of about 32
+    pixels, has a 3x3 convolution of stride 1 and no pooling (arXiv 1512.03385, section 4.2).
+    width: channels of the first stage, a multiple of 16; the others are in proportion
+    (arXiv 1605.07146, section 2). zero_init_residual: the weights of the last batch norm of each
+    block start at 0 (arXiv 1706.02677, section 5.1).
+
+    At 64 channels, outputs and names are torchvision's, to the bit. There are two differences.
+    The last ReLUs of the stages are not in place, because they would overwrite the features before
+    them. The stem's pooling is before its ReLU: the maximum is the same, and the backward pass
+    needs two fewer maps of half the images' height and width.
     """
     if arch not in ARCHS:
         raise RunError(f"{arch}: expected a ResNet of torchvision: {', '.join(ARCHS)}")
@@ -110,7 +111,7 @@ def build_resnet(
 
 @torch.no_grad()
 def change_width(net: models.ResNet, width: int) -> None:
-    """Give the layers of a new network width / 64 times their channels, with first weights of torchvision's kind."""
+    """Multiply the channels of a new network by width / 64, with torchvision's initial weights."""
     for name, layer in list(net.named_modules()):
         if isinstance(layer, nn.Conv2d):
             layer.in_channels = 3 if layer.in_channels == 3 else layer.in_channels * width // WIDTH
@@ -126,11 +127,11 @@ def change_width(net: models.ResNet, width: int) -> None:
 
 
 def resnet_features(net: models.ResNet, stages: list[int], output: str | None) -> nn.Module:
-    """Return `net`, sharing its parameters and their names, as a module that gives a dict of tensors.
+    """Return `net` as a module that returns a dict of tensors, with the same parameters and names.
 
-    "layer1".."layer4" for `stages`: the sums before the stages' last ReLU, (B, C, H, W); beside them the
-    node `output`: "fc" (B, dim), or "flatten" (B, C), the features under the head. With `output` None,
-    what follows the last stage is not computed.
+    "layer1".."layer4" for `stages`: the sums before the stages' last ReLU, (B, C, H, W). In
+    addition the node `output`: "fc" (B, dim), or "flatten" (B, C), the features under the head.
+    If `output` is None, the layers after the last stage are not computed.
     """
     nodes = {
         f"layer{stage}.{len(getattr(net, f'layer{stage}')) - 1}.add": f"layer{stage}"
@@ -142,7 +143,7 @@ def resnet_features(net: models.ResNet, stages: list[int], output: str | None) -
 
 
 def stage_norms(net: models.ResNet) -> dict[int, nn.BatchNorm2d]:
-    """Return the last batch norm of each stage, {stage: norm}: its width is the stage's number of channels."""
+    """Return the last batch norm of each stage, {stage: norm}, with the stage's channels."""
     blocks = {stage: getattr(net, f"layer{stage}")[-1] for stage in range(1, DEPTH + 1)}
     return {
         stage: block.bn3 if hasattr(block, "bn3") else block.bn2 for stage, block in blocks.items()
@@ -171,9 +172,10 @@ def stage_sides(stem: str, image_size: int) -> dict[int, int]:
 
 @torch.no_grad()
 def fold_norms(net: models.ResNet) -> models.ResNet:
-    """Return `net`, to be used in eval mode alone, with every batch norm folded into the convolution before it.
+    """Fold every batch norm into the convolution before it; return `net`, for eval mode only.
 
-    One pass over memory less for each: the same function but for rounding, and other names in its state.
+    Each fold saves one pass over memory. The function is the same except for rounding. The names
+    in the state change.
     """
     net.eval()
     for module in list(net.modules()):

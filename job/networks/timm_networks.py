@@ -38,7 +38,7 @@ def names() -> list[str]:
 
 
 def check_name(arch: str, shown: str) -> None:
-    """RunError: there is no such network or no such set of weights. shown: the option."""
+    """RunError: the network or its set of weights does not exist. shown: the option."""
     timm = import_timm(f"{shown} {arch}")
     name = arch.removeprefix(PREFIX)
     base, _, tag = name.partition(".")

@@ -423,9 +423,9 @@ def test_without_a_checkpoint_the_network_is_the_student_at_its_start(labelled, 
 
 REFUSED = {
     "--evaluate": "--evaluate: expected a classifier",
-    "--resume {pretrained}": "is no linear classifier",
+    "--resume {pretrained}": "not a linear classifier",
     "--resume {older}": "the checkpoint has format 2, this version reads 3: go on with the version that saved it",
-    "--resume {trained}": "stands on other features",
+    "--resume {trained}": "was trained on other features",
     "--resume {trained} --pretrained {pretrained} --out {other}": "holds another run than --resume",
     "--resume {trained} --pretrained {pretrained} --lars": "was trained with SGD; expected the same",
     "--resume {lars} --pretrained {pretrained}": "with LARS; expected the same optimizer. Give",
@@ -471,7 +471,7 @@ def test_what_cannot_be_classified_is_one_line_and_exit_code_2(errors, arguments
 
 
 def test_classes_that_differ_are_named(errors):
-    assert "must have the same classes; in one of them alone: class1, class2" in errors["classes"]
+    assert "must have the same classes; in one of them only: class1, class2" in errors["classes"]
 
 
 def test_a_finished_run_says_so_and_a_diverging_one_is_not_saved(

@@ -279,12 +279,12 @@ WRONG = {
     "no images": (["{base}/empty", "{base}/x"], "no images below"),
     "packed": (["{shards}", "{base}/x"], "already packed. Train from"),
     "no shards": (["--index", "{images}"], "no shards in"),
-    "cut": (["--index", "{base}/cut"], "train-000003.tar is no whole"),
+    "cut": (["--index", "{base}/cut"], "train-000003.tar: incomplete or"),
     "compressed": (
         ["--index", "{base}/compressed"],
-        "train-000003.tar is no whole, uncompressed tar file",
+        "train-000003.tar: incomplete or compressed tar file",
     ),
-    "no tar": (["--index", "{base}/no tar"], "train-000003.tar is no whole, uncompressed tar file"),
+    "no tar": (["--index", "{base}/no tar"], "train-000003.tar: incomplete or compressed tar file"),
     "other images": (
         ["--index", "{base}/no images"],
         "left out 1 of 1 files in {base}/no images/train: 1 .cr3 (such as a.cr3)",
@@ -346,5 +346,5 @@ def test_a_packed_folder_s_errors_are_those_of_a_run(shards, tmp_path):
     (tmp_path / "shard" / "train" / "train-000001.tar").unlink()
     commands = [[tmp_path / name, *SMALL, "--out", tmp_path / "run"] for name in ("index", "shard")]
     damaged, missing = errors_of("job.train", commands)
-    assert f"{tmp_path}/index/train/index.npz is no whole index" in damaged
+    assert f"{tmp_path}/index/train/index.npz: incomplete index" in damaged
     assert f"{tmp_path}/shard/train/train-000001.tar is missing" in missing

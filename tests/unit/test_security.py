@@ -33,7 +33,7 @@ class Harmful:
 def test_an_index_of_packed_images_is_never_objects(tmp_path):
     content = np.array([Harmful(tmp_path / "harm")], dtype=object)
     np.savez(tmp_path / INDEX, format=content)
-    with pytest.raises(RunError, match="is no whole index"):
+    with pytest.raises(RunError, match="incomplete index"):
         load_index(str(tmp_path))
     assert not (tmp_path / "harm").exists()
 

@@ -337,7 +337,7 @@ def test_validation_images_must_have_the_classes_of_the_training_images(tmp_path
     train = scan(str(tmp_path), "train", max_bad=7)
     if differs:
         assert refused(scan_validation, str(tmp_path), train).endswith(
-            f"in one of them alone: {differs}"
+            f"in one of them only: {differs}"
         )
     else:
         assert scan_validation(str(tmp_path), train).max_bad == 7

@@ -306,7 +306,7 @@ def test_a_shard_cut_anywhere_before_its_end_is_refused(tmp_path):
     cuts = [0, 1, 511, 512, 513, *range(0, end, tarfile.BLOCKSIZE), end - 1, end, end + 511]
     for cut in cuts:
         (tmp_path / "cut.tar").write_bytes(content[:cut])
-        assert "copy it anew" in refused(tmp_path / "cut.tar"), cut
+        assert "Copy it again" in refused(tmp_path / "cut.tar"), cut
     (tmp_path / "cut.tar").write_bytes(content[: end + tarfile.BLOCKSIZE])
     assert len(read_shard(str(tmp_path / "cut.tar")).names) == 2
 
@@ -322,10 +322,10 @@ def test_a_shard_with_a_damaged_header_is_refused(tmp_path):
             damaged = bytearray(content)
             damaged[header + place] ^= 1 << random.integers(0, 8)
             (tmp_path / "0.tar").write_bytes(damaged)
-            assert "copy it anew" in refused(tmp_path / "0.tar"), (header, place)
+            assert "Copy it again" in refused(tmp_path / "0.tar"), (header, place)
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"this is no tar file\n" * 100, b"<html>"])
 def test_what_is_no_tar_file_is_refused(tmp_path, content):
     (tmp_path / "0.tar").write_bytes(content)
-    assert "copy it anew" in refused(tmp_path / "0.tar")
+    assert "Copy it again" in refused(tmp_path / "0.tar")
