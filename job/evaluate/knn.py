@@ -52,8 +52,9 @@ class Accuracy:
 def choose_k(bank: Images, k: int) -> int:
     """Return `k`, or if it is 0, the smaller of K and the mean size of a class of `bank`.
 
-    It is at most the number of images with a label. The mean is over the classes with images. Unlike the
-    smallest class it does not depend on the spread of a long tail: a class of one image does not make k 1.
+    It is at most the number of images with a label. The mean is over the classes with images.
+    Unlike the smallest class, it ignores the tail of a long-tailed set: a class of one image does
+    not make k 1.
     """
     labels = bank.labels[bank.labels >= 0]
     return max(1, min(k or min(K, len(labels) // len(np.unique(labels))), len(labels)))
@@ -64,10 +65,11 @@ def knn_accuracy(
 ) -> Accuracy:
     """Return the accuracy of a network's features under its head, on centre crops. A collective.
 
-    Each image of `queries` takes the label with the largest sum of exp(cosine / TEMPERATURE) among its
-    k nearest of `bank`. Undecodable images, and images without a label, neither count nor vote.
+    Each image of `queries` gets the label with the largest sum of exp(cosine / TEMPERATURE) among
+    its k nearest of `bank`. Undecodable images, and images without a label, neither count nor vote.
     config: knn_k, image_size, precision, workers, print_freq and max_bad_images are used.
-    RunError, on all workers: no image of one of them counts. Stopped, on all workers: a signal came.
+    RunError, on all workers: one of both sets has no image that counts.
+    Stopped, on all workers: a signal came.
     """
     encoder = with_features(net.eval(), [], output="flatten")
     features, truth = gather(list(extract(encoder, queries, config, run)), queries, run)
