@@ -26,7 +26,7 @@ def index(data: str, log: Log) -> dict[str, list[Shard]]:
     files = {split: names for split, names in found.items() if names}
     if not files:
         loose = f"; move or link those of {data} into such folders"
-        expected = f"uncompressed {data}/train/*.tar, and {data}/val/*.tar for validation"
+        expected = f"{data}/train/*.tar, and val/ beside it, not compressed"
         found_loose = loose if tar_files(data, Selection()) else ""
         raise RunError(f"no shards in {data}: expected {expected}{found_loose}")
     shards: dict[str, list[Shard]] = {split: [] for split in files}
@@ -115,7 +115,7 @@ def tar_files(folder: str, selection: Selection) -> list[str]:
 def unlabelled(root: str, selection: Selection) -> str:
     """Return a line about the images of `root` without a label; an empty one if there are none."""
     count = selection.unlabelled.total
-    needs = "job.train needs no labels, but k-NN and job.linear do"
+    needs = "job.train needs none, k-NN and job.linear do"
     text = f"{count} of {selection.taken} images in {root} have no label: {selection.unlabelled}"
     return f"{text}; {needs}" if count else ""
 
