@@ -1,4 +1,13 @@
-"""Matching Guided Distillation (arXiv 2008.09958): mathematics on tensors, with no launcher and no files."""
+"""Matching Guided Distillation (arXiv 2008.09958) on tensors, without a launcher or files.
+
+Shape letters: B images, S student channels, T teacher channels, C channels of either network,
+H x W map size, P = H W positions, G teacher channels matched to each student channel.
+
+matching: (G, S) int64. Column a lists the teacher channels that student channel a imitates.
+margin: a channel's expected negative response. A student below it is not penalised.
+reducer: reduces T teacher channels to S target channels by the matching.
+loss factor: divisor of the distillation loss.
+"""
 
 from mgd.assignment import assign
 from mgd.cost import channel_cost

@@ -1,4 +1,4 @@
-"""Which teacher channels each student channel imitates: the cheapest assignment."""
+"""Assign teacher channels to student channels at the least total cost."""
 
 import torch
 
@@ -6,16 +6,15 @@ import torch
 def assign(cost: torch.Tensor, groups: int | None = None) -> torch.Tensor:
     """Return the matching (G, S) int64 of least total cost for a cost matrix (S, T).
 
-    Column a lists, in ascending order, the G teacher channels of student channel a; no teacher channel
-    is taken twice. G = T // S unless `groups` says less (sparse matching takes 1). Where G * S < T all T
-    channels compete for the places (arXiv 2008.09958, eq. 5). The ascending order makes equal solutions
-    equal matrices: exchanging the channels of one column costs nothing.
+    Column a lists the G teacher channels of student channel a in ascending order. Each teacher
+    channel is used at most once. G = T // S, or `groups` if given (sparse matching uses 1). If
+    G * S < T, all T channels compete, and some stay unmatched (arXiv 2008.09958, eq. 5). The
+    order within a column does not affect the cost. Sorting makes equal solutions equal matrices.
 
-    ValueError: fewer teacher than student channels, more groups than fit, or a cost that is not finite.
+    ValueError: fewer teacher than student channels, too many groups, or a cost that is not finite.
     """
-    from scipy.optimize import (
-        linear_sum_assignment,
-    )  # 34 MB, which only the worker that solves needs
+    # Imported here because it uses 34 MB, and only the worker that solves needs it.
+    from scipy.optimize import linear_sum_assignment
 
     S, T = cost.shape
     G = T // S if groups is None else groups
@@ -25,13 +24,13 @@ def assign(cost: torch.Tensor, groups: int | None = None) -> torch.Tensor:
         )
     if not torch.isfinite(cost).all():
         raise ValueError("the cost matrix has values that are not finite")
-    # What a whole row or column has in common changes no order of solutions; without it the solver takes half the time.
+    # A constant added to a row or column does not change the best solution. Subtracting the
+    # minima halves the solver's time.
     cost = cost - cost.amin(1, keepdim=True)
-    if G * S == T:  # else a column may stay free, and what it saves counts
+    if G * S == T:  # otherwise columns may stay unmatched, and their constants would matter
         cost = cost - cost.amin(0)
-    rows, columns = linear_sum_assignment(
-        cost.repeat(G, 1).cpu().numpy()
-    )  # row g * S + a is student channel a
+    # (G S, T): row g * S + a is student channel a.
+    rows, columns = linear_sum_assignment(cost.repeat(G, 1).cpu().numpy())
     matching = torch.empty(G * S, dtype=torch.int64)
     matching[torch.from_numpy(rows)] = torch.from_numpy(columns)
     return matching.view(G, S).sort(dim=0).values

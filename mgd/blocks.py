@@ -1,17 +1,17 @@
-"""Maps in blocks that a core's cache holds."""
+"""Split maps into blocks that fit into the cache of a CPU core."""
 
 from collections.abc import Iterator
 
 import torch
 
-NUMBERS = 2**18  # of the first maps: 1 MB of float32
+NUMBERS = 2**18  # values of the first maps in a block: 1 MB of float32
 
 
 def blocks(*maps: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Yield maps (B, ...), of the same images, together in blocks of some of these; on a GPU all at once.
+    """Yield maps (B, ...) of the same images in blocks of a few images, on a GPU in one block.
 
-    What goes over maps several times does so block by block: then their numbers come from memory once, and what is
-    computed between needs no memory that the kernel would have to give, and to clear, each time.
+    Use it for several passes over the same maps. Each block is then read from memory once. Its
+    intermediate results are small, so the kernel need not allocate and clear pages each time.
     """
     B = len(maps[0])
     images = max(1, B * NUMBERS // max(1, maps[0].numel())) if maps[0].device.type == "cpu" else B

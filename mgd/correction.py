@@ -1,4 +1,4 @@
-"""A learnt correction, with which a student need not keep to its matching."""
+"""A learnt correction that lets a student deviate from its matching."""
 
 import torch
 import torch.nn.functional as F
@@ -6,11 +6,11 @@ from torch import nn
 
 
 class Correction(nn.Module):
-    """A 1x1 convolution added to its input, s + W s, with W (S, S) from 0.
+    """A 1x1 convolution added to its input: s + W s, where W (S, S) starts at 0.
 
     Student channel a imitates the teacher channels matched to it. With W, the sum of a and of
-    multiples of all other channels does. So the student can mix its channels otherwise than the
-    teacher. It starts as without a correction, to the bit, and draws no random numbers.
+    multiples of all other channels does. So the student can mix its channels differently from the
+    teacher. The initial output equals the input bit for bit. No random numbers are drawn.
     """
 
     def __init__(self, S: int):

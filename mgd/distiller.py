@@ -1,4 +1,4 @@
-"""The distiller: what stands between the student's stages and the teacher's, and is trained and saved with the student."""
+"""The distiller: the loss between the stages of student and teacher, trained with the student."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,14 +14,16 @@ from mgd.reducers import REDUCERS, Reduced
 class MGDistiller(nn.Module):
     """Distillation loss over stages 1..L of two networks (arXiv 2008.09958, algorithm 1).
 
-    Per stage it holds a learnt batch norm BN_i of the student's features, the teacher's margins (T,) and
-    the matching (G, S); margins, matchings and the loss factor are buffers, so that they are saved and restored with it.
+    Each stage has a learnt batch norm BN_i of the student's features, the teacher's margins (T,)
+    and the matching (G, S). Margins, matchings and the loss factor are buffers, so they are saved
+    and restored with the module.
 
-    channels: {stage: (S, T)}, stages counted from 1 as in `layer1`; a subset of them is allowed.
-    depth: L, the number of stages of the networks; stage i weighs 1 / 2^(L - i), unless `weights`, {stage: weight}, has another.
-    factor: the loss factor; the loss is divided by (images x factor).
-    correction: with a learnt Correction of each stage's student features, before BN_i.
-    ValueError: a stage whose teacher has fewer channels than the student, or an unknown reducer.
+    channels: {stage: (S, T)}. Stages count from 1, as in `layer1`. A subset is allowed.
+    depth: L, the number of stages of the networks.
+    weights: {stage: weight}. Without an entry, stage i has the weight 1 / 2^(L - i).
+    factor: the loss factor. The loss is divided by (images x factor).
+    correction: apply a learnt Correction to each stage's student features, before BN_i.
+    ValueError: a stage's teacher has fewer channels than the student, or the reducer is unknown.
     """
 
     factor: torch.Tensor  # () float64
@@ -37,7 +39,7 @@ class MGDistiller(nn.Module):
     ):
         super().__init__()
         if reducer not in REDUCERS:
-            raise ValueError(f"reducer {reducer!r} is none of {', '.join(REDUCERS)}")
+            raise ValueError(f"reducer {reducer!r}: unknown; expected one of {', '.join(REDUCERS)}")
         self.reducer = reducer
         self.stages = sorted(channels)
         self.correction = correction
@@ -59,23 +61,27 @@ class MGDistiller(nn.Module):
             self.register_buffer(f"matching{stage}", torch.arange(G * S).view(G, S))
 
     def margin(self, stage: int) -> torch.Tensor:
-        """The teacher's margins of a stage, (T,)."""
+        """Return the teacher's margins of a stage, (T,)."""
         return self.get_buffer(f"margin{stage}")
 
     def matching(self, stage: int) -> torch.Tensor:
-        """The matching of a stage, (G, S) int64: column a lists the teacher channels of student channel a."""
+        """Return the matching of a stage, (G, S) int64.
+
+        Column a lists the teacher channels of student channel a.
+        """
         return self.get_buffer(f"matching{stage}")
 
     def corrected(self, stage: int, student: torch.Tensor) -> torch.Tensor:
-        """Return what BN_i normalises, and a matching compares, of the student's features (B, S, H, W).
+        """Return the student's features after the correction, (B, S, H, W) -> (B, S, H, W).
 
-        These are the features themselves without a correction.
+        BN_i normalises them, and the matching compares them. Without a correction they are the
+        input itself.
         """
         return self.get_submodule(f"correction{stage}")(student) if self.correction else student
 
     @torch.no_grad()
     def load_margins(self, norms: Mapping[int, nn.BatchNorm2d]) -> None:
-        """Take the margins from the last batch norm of each of the teacher's stages, {stage: norm}."""
+        """Set the margins from the last batch norm of each teacher stage, {stage: norm}."""
         for stage in self.stages:
             self.margin(stage).copy_(margin_from_bn(norms[stage].weight, norms[stage].bias))
 
@@ -83,9 +89,10 @@ class MGDistiller(nn.Module):
     def targets(
         self, teacher: Sequence[torch.Tensor], generator: torch.Generator | None = None
     ) -> list[Reduced]:
-        """Return what the student is to imitate of the teacher's features before the last ReLU, (B, T, H, W) a stage.
+        """Return each stage's target maps (B, S, H, W) and margins (S,).
 
-        Of them all it is the share S / T, so that the rest need not be held while the student computes.
+        teacher: features before the last ReLU, (B, T, H, W) for each stage. The targets are S / T
+        of their size, so you can release the features before the student's forward pass.
         """
         reduce = REDUCERS[self.reducer]
         return [
@@ -94,9 +101,10 @@ class MGDistiller(nn.Module):
         ]
 
     def forward(self, student: Sequence[torch.Tensor], targets: Sequence[Reduced]) -> torch.Tensor:
-        """Return the distillation loss, a scalar, of the student's features before the last ReLU, (B, S, H, W) a stage.
+        """Return the distillation loss, a scalar.
 
-        ValueError: features or targets are not of as many stages as there are.
+        student: features before the last ReLU, (B, S, H, W) for each stage. targets: of `targets`.
+        ValueError: the number of features or targets differs from the number of stages.
         """
         total = torch.zeros((), device=student[0].device)
         for stage, s, (target, margin) in zip(self.stages, student, targets, strict=True):

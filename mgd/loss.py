@@ -1,4 +1,4 @@
-"""The distance that pulls a student's maps towards the reduced teacher's."""
+"""The distance between a student's maps and the reduced maps of a teacher."""
 
 from typing import Any
 
@@ -9,10 +9,11 @@ from mgd.blocks import blocks
 
 
 class PartialL2(torch.autograd.Function):
-    """Of student and target maps (B, S, H, W) float32, and margins (1, S, 1, 1), the partial squared distance.
+    """Partial squared distance of student and target maps, with a hand-written backward pass.
 
-    By itself autograd would keep three maps for the backward pass, and go over them four times; the difference that counts is
-    half the gradient already.
+    student and target (B, S, H, W) float32, margin (1, S, 1, 1) -> scalar. Autograd would keep
+    three maps for the backward pass and read them four times. The masked difference suffices: it
+    is half the gradient.
     """
 
     @staticmethod
@@ -32,15 +33,16 @@ class PartialL2(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        """Return the gradient by student, (B, S, H, W); target and margin have none."""
+        """Return the gradient by student, (B, S, H, W), and None for target and margin."""
         (difference,) = ctx.saved_tensors
         return difference * (2 * gradient), None, None
 
 
 def partial_l2(student: torch.Tensor, target: torch.Tensor, margin: torch.Tensor) -> torch.Tensor:
-    """Return the partial squared distance, summed: (B, S, H, W), (B, S, H, W), (S,) -> scalar, differentiable by student.
+    """Return the partial squared distance, a scalar summed over all values.
 
-    With t' = max(target, margin), positions count where student > t' or t' > 0: a student below a
-    negative target is already as silent as it should be (arXiv 1904.01866, eq. 4).
+    student (B, S, H, W), target (B, S, H, W), margin (S,). Only student has a gradient. With
+    t' = max(target, margin), a value counts if student > t' or t' > 0. A student below a negative
+    target is already inactive enough (arXiv 1904.01866, eq. 4).
     """
     return PartialL2.apply(student.float(), target.float(), margin.float().view(1, -1, 1, 1))

@@ -1,4 +1,4 @@
-"""Matching of pooled features: one number a channel and image, in place of a map.
+"""Matching of pooled features: one value per channel and image instead of a map.
 
 P = H x W positions. g = mean over the positions of relu(x) (B, C), of the last stage's features x.
 """
@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-CONSTANT = (
-    1e-6  # variance over mean square up to which a channel is constant: rounding reaches 1e-9
-)
+# A channel is constant if its variance over its mean square is at most this. Rounding reaches 1e-9.
+CONSTANT = 1e-6
 
 
 def pool(maps: torch.Tensor) -> torch.Tensor:
@@ -19,11 +18,12 @@ def pool(maps: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def pooled_sums(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Return the sums over images from which `pooled_cost` is computed, (S + 2, T + 2) float64.
+    """Return the sums over images that `pooled_cost` needs, (S + 2, T + 2) float64.
 
     student (B, S, H, W), teacher (B, T, H, W). x and y are the L2-normalised g of each image. The
-    entries are sums of x_a y_b, and in the last two rows and columns of y_b, y_b^2, x_a, x_a^2. The
-    entry [S, T] counts the images. No image adds more than 1 to an entry. Add the sums of batches.
+    entries are sums of x_a y_b. The last two rows sum y_b and y_b^2, the last two columns x_a and
+    x_a^2. The entry [S, T] counts the images. An image adds at most 1 to an entry. Add the sums of
+    several batches.
     """
     x, y = (F.normalize(pool(maps), dim=1).double() for maps in (student, teacher))
     one = x.new_ones(len(x), 1)
@@ -33,14 +33,14 @@ def pooled_sums(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 
 
 def pooled_cost(sums: torch.Tensor) -> torch.Tensor:
-    """Return the costs (S, T) float64: squared distances of standardised channels, over all images.
+    """Return the cost (S, T) float64: mean squared distances of standardised channels.
 
-    C[a, b] = mean over images of (z_a - z_b)^2 = 2 - 2 corr(x_a, y_b), where z is a channel with mean
-    0 and variance 1. A constant channel has z = 0: its distance to another is 1, or 0 if both are.
-    The cost of maps compares positions within an image, of which a pooled feature has one only.
-    Cosines would compare means: all g are positive, and nearly parallel.
+    C[a, b] = mean over images of (z_a - z_b)^2 = 2 - 2 corr(x_a, y_b), where z is a channel with
+    mean 0 and variance 1. A constant channel has z = 0. Its distance is 1 to a varying channel and
+    0 to a constant one. `channel_cost` compares positions within an image, but a pooled feature has
+    only one position. Cosines would compare means, because all g are positive and nearly parallel.
 
-    sums: `pooled_sums` of all images, or any multiple.
+    sums: `pooled_sums` of all images, or any multiple of them.
     """
     S = len(sums) - 2
     means = sums / sums[S, -2]
@@ -67,13 +67,14 @@ class PooledMatching(nn.Module):
 
         loss = S P |u - v|^2 = S P (2 - 2 cos(u, v)),  u = BN(g_s) / |BN(g_s)|,  v = h / |h|.
 
-    BN is a learnt batch norm: a channel's scale and shift are free, as in the cost. Pooling commutes
-    with the mean, so h is pooled features of mean channels. `amp` has no use here: g has no negative
-    values. Partial L2 has none either: each g is above its margin, which is negative. Normalised
-    vectors do not depend on the teacher's scale. S P makes the loss a sum over channels and positions
-    like a stage's, so that a weight means the same for any image size. It is at most 4 S P.
+    BN is a learnt batch norm, so a channel's scale and shift are free, as in the cost. Pooling
+    commutes with the mean, so h is the pooled feature of the mean channel. `amp` is not needed,
+    because g is never negative. Partial L2 is not needed, because each g is above its negative
+    margin. Normalised vectors do not depend on the teacher's scale. S P makes the loss a sum over
+    channels and positions, like a stage's loss, so a weight means the same for any image size. The
+    loss of an image is at most 4 S P.
 
-    The matching (G, S) int64 is a buffer; channels is (S, T). groups: G (default: T // S).
+    The matching (G, S) int64 is a buffer. channels: (S, T). groups: G (default: T // S).
     ValueError: the teacher has fewer channels than the student.
     """
 
@@ -92,11 +93,11 @@ class PooledMatching(nn.Module):
 
     @torch.no_grad()
     def target(self, teacher: torch.Tensor) -> torch.Tensor:
-        """Return v of the teacher's last features (B, T, H, W) before the last ReLU, (B, S)."""
+        """Return v (B, S) of the teacher's last features before the last ReLU, (B, T, H, W)."""
         return F.normalize(pool(teacher)[:, self.matching].mean(1), dim=1)
 
     def forward(self, student: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Return the loss, summed over the images, of student features (B, S, H, W), a scalar."""
+        """Return the loss of student features (B, S, H, W), a scalar summed over the images."""
         S, P = student.shape[1], student.shape[2:].numel()
         normalised = self.bn(pool(student)[:, :, None, None]).flatten(1)  # (B, S)
         return S * P * (F.normalize(normalised, dim=1) - target).square().sum()

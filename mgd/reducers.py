@@ -1,7 +1,7 @@
-"""Reducers: from T teacher channels to the S that the student is to imitate (arXiv 2008.09958, section 3.3).
+"""Reducers: reduce T teacher channels to S target channels (arXiv 2008.09958, section 3.3).
 
-Each takes the teacher's maps (B, T, H, W), the margins (T,) and a matching (G, S), and returns maps
-(B, S, H, W) and margins (S,). `generator` matters to random drop alone.
+Arguments: the teacher's maps (B, T, H, W), the margins (T,) and a matching (G, S). Results: maps
+(B, S, H, W) and margins (S,). Only `random_drop` uses `generator`.
 """
 
 from collections.abc import Callable
@@ -16,14 +16,17 @@ Reduced = tuple[torch.Tensor, torch.Tensor]  # maps (B, S, H, W) and margins (S,
 def reduced(
     teacher: torch.Tensor, matching: torch.Tensor, reduce: Callable[[torch.Tensor], torch.Tensor]
 ) -> torch.Tensor:
-    """Return maps (B, S, H, W), channels last, of what `reduce` makes of matched responses (N, G, S) at N positions: (N, S)."""
+    """Return the matched responses of `teacher` after `reduce`, (B, S, H, W), channels last.
+
+    reduce: responses (N, G, S) at N positions of a block's images -> (N, S).
+    """
     (B, T, H, W), (G, S) = teacher.shape, matching.shape
     maps = teacher.new_empty(B, H, W, S).permute(0, 3, 1, 2)
-    for block, place in blocks(teacher, maps):
+    for block, target in blocks(teacher, maps):
         rows = block.permute(0, 2, 3, 1).reshape(-1, T)  # (N, T)
-        # One selection of rows' entries: teacher[:, channels] takes seven times as long where channels are last.
+        # One index_select: teacher[:, channels] is seven times slower if channels are last.
         responses = rows.index_select(1, matching.flatten()).view(-1, G, S)
-        place.permute(0, 2, 3, 1).view(-1, S).copy_(reduce(responses))
+        target.permute(0, 2, 3, 1).view(-1, S).copy_(reduce(responses))
     return maps
 
 
@@ -33,11 +36,15 @@ def absolute_max_pooling(
     matching: torch.Tensor,
     generator: torch.Generator | None = None,
 ) -> Reduced:
-    """At each position the matched response of largest magnitude (+a of +a and -a); the mean of the matched margins."""
+    """Keep each position's matched response of largest magnitude, and average matched margins.
+
+    Of +a and -a it keeps +a.
+    """
 
     def largest(responses: torch.Tensor) -> torch.Tensor:
         highest, lowest = responses.amax(1), responses.amin(1)
-        # The magnitude is the larger of the two, and their sum has its sign: no masks, which cost more than the rest.
+        # The larger of highest and -lowest is the magnitude. The sign of their sum is its sign.
+        # Masks would cost more than all other steps.
         sign = highest + lowest
         return torch.maximum(highest, lowest.neg_()).copysign_(sign)
 
@@ -50,7 +57,7 @@ def random_drop(
     matching: torch.Tensor,
     generator: torch.Generator | None = None,
 ) -> Reduced:
-    """At each position one of the matched responses at random; one of the matched margins at random."""
+    """Keep a random matched response at each position, and a random matched margin."""
     (G, S), device = matching.shape, teacher.device
     chosen = torch.randint(G, (1, S), generator=generator, device=device)
 
@@ -67,7 +74,7 @@ def simple_pooling(
     matching: torch.Tensor,
     generator: torch.Generator | None = None,
 ) -> Reduced:
-    """At each position the largest of the matched responses; the largest of the matched margins."""
+    """Keep the largest matched response at each position, and the largest matched margin."""
     return reduced(teacher, matching, lambda responses: responses.amax(1)), margin[matching].amax(0)
 
 
@@ -77,10 +84,13 @@ def sparse_matching(
     matching: torch.Tensor,
     generator: torch.Generator | None = None,
 ) -> Reduced:
-    """The one teacher channel that each student channel is matched to. ValueError: the matching is not of shape (1, S)."""
+    """Keep the single teacher channel that each student channel is matched to.
+
+    ValueError: the matching does not have shape (1, S).
+    """
     if matching.shape[0] != 1:
         raise ValueError(
-            f"sparse matching takes one teacher channel for each student channel, not {matching.shape[0]}"
+            f"matching of {matching.shape[0]} teacher channels for each student channel; expected 1"
         )
     return reduced(teacher, matching, lambda responses: responses.squeeze(1)), margin[matching[0]]
 

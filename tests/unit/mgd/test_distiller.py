@@ -281,7 +281,7 @@ def test_a_matching_set_in_place_is_the_one_that_counts():
 
 
 def test_an_unknown_reducer_is_refused():
-    with pytest.raises(ValueError, match="'max' is none of amp, rd, sp, sm"):
+    with pytest.raises(ValueError, match="'max': unknown; expected one of amp, rd, sp, sm"):
         MGDistiller(CHANNELS, reducer="max")
 
 

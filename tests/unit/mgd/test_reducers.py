@@ -75,7 +75,7 @@ def test_one_group_selects_the_matched_channels(name):
 
 
 def test_sparse_matching_refuses_more_than_one_group():
-    with pytest.raises(ValueError, match="sparse matching takes one"):
+    with pytest.raises(ValueError, match="for each student channel; expected 1"):
         REDUCERS["sm"](*case(1, 2, 4, 2, 2))
 
 
