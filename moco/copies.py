@@ -1,9 +1,9 @@
-"""Copies from the host to a device that do not stop the host."""
+"""Copies from the host to a device that do not block the host."""
 
 import torch
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return a tensor of the CPU on a device, without a wait for the work in progress there."""
+    """Copy a CPU tensor to a device without waiting for work in progress on the device."""
     source = tensor.pin_memory() if device.type == "cuda" else tensor
     return source.to(device, non_blocking=True)

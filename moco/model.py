@@ -1,4 +1,4 @@
-"""Momentum Contrast: a query encoder, a key encoder that follows it by momentum, and a queue of negatives."""
+"""Momentum Contrast: a query encoder, a momentum key encoder and a queue of negatives."""
 
 import functools
 from collections.abc import Callable
@@ -11,23 +11,27 @@ from torch import nn
 from moco.queue import enqueue
 from moco.shuffle import Shuffle, Workers
 
-HEAD = "fc"  # the query encoder's output that is contrasted
+HEAD = "fc"  # the output of the query encoder in the contrastive loss
 
 
 class Contrast(NamedTuple):
     """The results of a forward pass over b images."""
 
-    logits: torch.Tensor  # (b, 1 + K), positive first, over the temperature
+    logits: torch.Tensor  # (b, 1 + K), positive first, divided by the temperature
     queries: torch.Tensor  # (b, dim), L2-normalised
     encoded: dict[str, torch.Tensor]  # all outputs of the query encoder, by name
 
 
 class MoCo(nn.Module):
-    """MoCo v1 (arXiv 1911.05722, algorithm 1) and v2 (2003.04297); its state has the names of the released checkpoints.
+    """MoCo v1 (arXiv 1911.05722, algorithm 1) and v2 (arXiv 2003.04297).
 
-    workers: what the workers send each other. query: encoder of images, which returns outputs by name, "fc" (b, dim) among
-    them. key: a network of the same parameters that returns "fc" only. K: negatives in the queue; m: momentum of the key
-    encoder; T: softmax temperature. normalize: makes the encoders' input (b, 3, H, W) of images as they travel.
+    Its state has the tensor names of the released checkpoints.
+
+    workers: the collectives of the workers.
+    query: the query encoder. It returns outputs by name, among them "fc" (b, dim).
+    key: the key encoder, with the same parameters. It returns only "fc" (b, dim).
+    K: number of negatives in the queue. m: momentum of the key encoder. T: softmax temperature.
+    normalize: converts images as the workers exchange them to the encoders' input (b, 3, H, W).
     """
 
     queue: torch.Tensor  # (dim, K)
@@ -53,9 +57,10 @@ class MoCo(nn.Module):
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
 
     def keys(self, images: torch.Tensor, permutation: torch.Tensor, parts: int = 1) -> "Keys":
-        """Update the key encoder, and begin to send a step's key views (B, 3, H, W) to where they are encoded.
+        """Update the key encoder and start sending a step's key views to their encoding workers.
 
-        permutation (NB,): the step's shuffle of the total batch. parts: micro-batches of a worker's batch.
+        images (B, 3, H, W). permutation (NB,): the step's shuffle of the total batch. parts: number
+        of micro-batches in a worker's batch.
         """
         update_by_momentum(self.encoder_k, self.encoder_q, self.m)
         return Keys(
@@ -68,10 +73,10 @@ class MoCo(nn.Module):
     def forward(self, query: torch.Tensor, keys: "Keys", part: int = 0) -> Contrast:
         """Contrast a micro-batch of query views (b, 3, H, W) with its keys.
 
-        keys: the step's. part: the number of the micro-batch. Under autocast the encoders compute in its precision;
-        the logits have the queue's.
+        keys: the keys of the step. part: the index of the micro-batch. Under autocast the encoders
+        compute in its precision. The logits have the queue's dtype.
         """
-        keys.encode()  # key images arrive before the queries' pass, during which the keys travel
+        keys.encode()  # first, so that the keys travel during the queries' forward pass
         encoded = self.encoder_q(self.normalize(query))
         q = F.normalize(encoded[HEAD].to(self.queue.dtype), dim=1)  # (b, dim)
         positive = (q * keys.own(part)).sum(1, keepdim=True)  # (b, 1)
@@ -80,12 +85,18 @@ class MoCo(nn.Module):
         return Contrast(torch.cat([positive, negative], dim=1) / self.T, q.detach(), encoded)
 
     def enqueue(self, keys: torch.Tensor) -> None:
-        """Put a step's keys (NB, dim) into the queue, the same on every worker; after the backward pass, which reads it."""
+        """Enqueue a step's keys (NB, dim), the same on every worker.
+
+        Call it after the backward pass, because that reads the queue.
+        """
         enqueue(self.queue, self.queue_ptr, keys)
 
 
 class Keys:
-    """The keys of a step: key images travel, are encoded where they arrive, and the keys travel to all workers."""
+    """The keys of a step.
+
+    Workers exchange the key images, encode the received ones, and send the keys to all workers.
+    """
 
     def __init__(
         self,
@@ -100,7 +111,10 @@ class Keys:
 
     @torch.no_grad()
     def encode(self) -> Any:
-        """Encode the images that arrive here, once, and begin to send their keys; return what `Shuffle.gather` takes."""
+        """Encode the received images and start sending their keys, at the first call only.
+
+        Return the pending collective for `Shuffle.gather`.
+        """
         if self.keys is None:
             received = self.shuffle.receive(self.images)  # parts x (b, 3, H, W)
             k = torch.cat([self.encoder(images) for images in received])
@@ -109,15 +123,18 @@ class Keys:
 
     @functools.cached_property
     def total(self) -> torch.Tensor:
-        """All workers' keys, (NB, dim), by their images' positions in the total batch."""
+        """The keys of all workers, (NB, dim), in the order of the images in the total batch."""
         return self.shuffle.gather(self.encode())
 
     def own(self, part: int) -> torch.Tensor:
-        """The keys (b, dim) of a part of this worker's own images."""
+        """Return the keys (b, dim) of a micro-batch of this worker."""
         return self.shuffle.own(self.total, part)
 
 
 @torch.no_grad()
 def update_by_momentum(key: nn.Module, query: nn.Module, momentum: float) -> None:
-    """key = momentum * key + (1 - momentum) * query, over the parameters (arXiv 1911.05722, eq. 2)."""
+    """Set key = momentum * key + (1 - momentum) * query, for all parameters.
+
+    Source: arXiv 1911.05722, eq. 2.
+    """
     torch._foreach_lerp_(list(key.parameters()), list(query.parameters()), 1.0 - momentum)
