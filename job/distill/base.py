@@ -1,7 +1,7 @@
-"""The parts of a distiller: a loss that pulls the student's features towards a frozen teacher's.
+"""The base of a distiller: a loss between the features of the student and a frozen teacher.
 
-A distiller is a class of this kind in a file of its own, an entry in DISTILLERS (job/distill/__init__.py), and a
-dataclass of its own options, of which job/config.py inherits. The name of its options' group is the distiller's.
+A distiller is a subclass in its own file, an entry in DISTILLERS (job/distill/__init__.py), and a
+dataclass of options, from which job/config.py inherits. The options' group is named after it.
 """
 
 import copy
@@ -108,7 +108,9 @@ class Distiller:
         return self.module.get_buffer("factor")
 
     def targets(self, teacher: Mapping[str, torch.Tensor], generator: torch.Generator) -> Any:
-        """Return what `loss` needs of the teacher's features {"layerN": (b, T, H, W)}; the rest is released.
+        """Return the targets of `loss` from the teacher's features {"layerN": (b, T, H, W)}.
+
+        The features themselves are released.
 
         They have "fc" (b, d), its head's outputs, if a distiller of the run `needs_head`, and
         "momentum_encoder" (b, S), the momentum encoder's pooled features, if one has a `momentum`.
@@ -140,8 +142,8 @@ class Distiller:
     def before_epoch(self, epoch: int, networks: Networks) -> Change:
         """Measure, and return the change for an epoch, counted from 0. A collective.
 
-        Nothing is changed or recorded here: a signal can still stop the distillers that follow.
-        Stopped, on all workers: a signal came.
+        It changes and records nothing, because a signal can still stop the next distillers.
+        Stopped, on all workers: a signal arrived.
         """
         return Change()
 

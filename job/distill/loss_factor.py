@@ -1,4 +1,4 @@
-"""The loss factor that --loss-share asks for, measured at a run's start: all workers measure, and all get the same factor."""
+"""The loss factor for --loss-share: all workers measure it at the start and get the same value."""
 
 import math
 import time
@@ -19,15 +19,15 @@ BATCHES = 8  # of BATCH images, or as many as there are
 
 
 def measure_factor(distiller: Distiller, networks: Networks, share: float) -> Change:
-    """Return the change to the factor with which a loss is `share` times the reference loss.
+    """Return the change to the factor that makes the loss `share` times the reference loss.
 
-    Both are of the start: the framework's reference is the loss of a student that knows nothing,
-    and the distillation loss is measured. So the share means the same for any image size, batch
+    Both losses are initial: the framework's reference is the loss of guessing, and the
+    distillation loss is measured. So the share means the same for any image size, batch
     and teacher. The factor is the same, to the bit, for any number of workers with equally many
     threads.
 
     A collective. RunError, on all workers: no factor gives that share.
-    Stopped, on all workers: a signal came.
+    Stopped, on all workers: a signal arrived.
     """
     run, framework, config = networks.run, networks.framework, distiller.config
     begun = time.perf_counter()
