@@ -1,1 +1,15 @@
-"""The workers and their nodes: launch, collectives, signals, memory."""
+"""Workers and nodes: launch, collectives, signals, memory.
+
+Shapes: n is the number of rows of one worker, which can differ between workers.
+
+Terms:
+    worker      one process of the job, on one GPU or on a CPU
+    rank        the number of a worker, from 0; its local rank counts the workers of its node
+    launcher    the program that starts the workers: horovodrun, mpirun or srun
+    task        a process that the launcher has started: a worker, once Horovod has connected it
+    collective  an operation that all workers must call
+    rendezvous  the server of rank 0 at which the ranks meet before Horovod starts
+    nonce       a random number that is used once, so that no proof of a key can be used again
+    interface   a network interface of a node, such as eth0
+    device      the GPU or CPU on which a worker computes
+"""

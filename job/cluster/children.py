@@ -4,18 +4,18 @@ import atexit
 import multiprocessing
 import time
 
-REAPED = 2.0  # s in which the end of a process shows
+REAPED = 2.0  # s to wait for killed processes
 
 
 class Child(multiprocessing.context.ForkServerProcess):
-    """A process that this program has started. A script that calls the program may have others."""
+    """A process of this program, not of a script that calls it."""
 
 
 @atexit.register
 def end_children() -> bool:
     """Kill the children; return whether all have ended.
 
-    One whose read blocks in the kernel does not end.
+    A child whose read blocks in the kernel does not end.
     """
     processes = children()
     for process in processes:

@@ -1,7 +1,7 @@
-"""The one door to Horovod: what the workers send each other.
+"""All collectives: the only module that calls Horovod for them.
 
-Every collective has a name, because unnamed ones hang if the workers' calls differ. A single worker does not need
-Horovod: each function then returns what Horovod would return.
+Every collective has a name, because unnamed ones hang if the workers' calls differ. With a single
+worker Horovod is not needed: each function then returns the result of Horovod's collective.
 """
 
 import contextlib
@@ -18,20 +18,26 @@ import torch
 from job.cluster import device_errors
 from job.errors import RunError
 
-horovod: ModuleType | None = None  # horovod.torch, while several workers are connected
+horovod: ModuleType | None = None  # horovod.torch, if several workers are connected
 
 
 class WorkerGone(Exception):
-    """Another worker has ended, or cannot be reached. cause: Horovod's message, of which the first line counts."""
+    """Another worker has ended, or cannot be reached.
+
+    cause: Horovod's message; the first line is reported.
+    """
 
     def __init__(self, cause: str):
         first = cause.partition("\n")[0] or "Horovod stopped"
-        super().__init__(f"another worker is gone ({first}); its own last lines say why")
+        super().__init__(f"another worker is gone ({first}). See its own last lines")
 
 
 @dataclass(frozen=True)
 class Pending:
-    """A collective that has begun. handle: Horovod's number of it, or a single worker's result."""
+    """A collective in progress.
+
+    handle: Horovod's number of it. With a single worker: the result.
+    """
 
     name: str
     handle: Any
@@ -39,13 +45,13 @@ class Pending:
 
 @dataclass(frozen=True)
 class Wait:
-    """The main thread's wait for a collective. since: as time.monotonic() has it."""
+    """The main thread's wait for a collective. since: time.monotonic() at its start, in s."""
 
     name: str
     since: float
 
 
-waits: Wait | None = None  # what the main thread waits for now
+waits: Wait | None = None  # the current wait of the main thread
 
 
 def load() -> ModuleType:
@@ -54,14 +60,15 @@ def load() -> ModuleType:
         import horovod.torch
     except ImportError:
         raise RunError(
-            f"Horovod is not installed for this Python, and several workers need it: run build_horovod.sh {sys.executable} "
-            "(the script is in the folder of mgd-train, and in docker/ of a clone)"
+            "Horovod is not installed for this Python, and several workers need it. Run "
+            f"build_horovod.sh {sys.executable} (the script is next to mgd-train, and in docker/ "
+            "of a clone)"
         ) from None
     return horovod.torch
 
 
 def start() -> None:
-    """Connect all workers; return when all are connected. WorkerGone: they cannot be connected."""
+    """Connect all workers, and wait until all are connected. WorkerGone: this fails."""
     global horovod
     loaded = load()
     with gone_is_an_error(loaded):
@@ -84,7 +91,7 @@ def stop() -> None:
 
 
 def rank() -> int:
-    """Return this worker's number, from 0."""
+    """Return the rank of this worker, from 0."""
     return horovod.rank() if horovod else 0
 
 
@@ -94,7 +101,7 @@ def size() -> int:
 
 
 def local_rank() -> int:
-    """Return this worker's number among those on its node, from 0."""
+    """Return this worker's number among the workers of its node, from 0."""
     return horovod.local_rank() if horovod else 0
 
 
@@ -116,20 +123,20 @@ def has_nccl() -> bool:
 def uses_nccl() -> bool:
     """Return whether this worker can have communicators of NCCL.
 
-    Their end waits for workers that are gone.
+    Destroying these waits for workers that are gone.
     """
     return has_nccl() and torch.cuda.is_initialized()
 
 
 def version() -> str:
-    """Return the version of Horovod, or nothing with one worker."""
+    """Return the version of Horovod; "" with one worker."""
     return importlib.metadata.version("horovod") if horovod else ""
 
 
 def versions() -> str:
-    """Return the versions of Horovod and NCCL, for people."""
+    """Return the versions of Horovod and NCCL, for a log line."""
     if not horovod:
-        return "no Horovod, as one worker needs none"
+        return "no Horovod (one worker)"
     nccl = "NCCL " + ".".join(map(str, torch.cuda.nccl.version())) if has_nccl() else "no NCCL"
     return f"Horovod {version()}, {nccl}"
 
@@ -147,7 +154,7 @@ def gone_is_an_error(horovod: ModuleType) -> Iterator[None]:
 
 @contextlib.contextmanager
 def waiting(name: str) -> Iterator[None]:
-    """Show the watchdog that the main thread waits for a collective."""
+    """Let the watchdog see that the main thread waits for a collective."""
     global waits
     waits = Wait(name, time.monotonic())
     try:
@@ -157,62 +164,62 @@ def waiting(name: str) -> Iterator[None]:
 
 
 def wait(pending: Pending) -> torch.Tensor:
-    """Return a collective's result. WorkerGone: it cannot complete.
+    """Return the result of a collective. WorkerGone: it cannot complete.
 
-    On a GPU the result may still be computed. Its stream waits for it, and the host goes on.
+    On a GPU the result may be incomplete at the return: the GPU's stream waits for it, not the
+    host.
     """
     if not horovod:
         return pending.handle
     with waiting(pending.name), gone_is_an_error(horovod):
         result = horovod.synchronize(pending.handle)
-    return (
-        result[0] if isinstance(result, tuple) else result
-    )  # an alltoall gives the received numbers of rows too
+    # An alltoall also returns the received numbers of rows.
+    return result[0] if isinstance(result, tuple) else result
 
 
-def begun(name: str, call: Callable[..., int], *arguments: Any, **named: Any) -> Pending:
-    """Begin a collective by a call of Horovod's. WorkerGone: it cannot begin."""
+def enqueue(name: str, call: Callable[..., int], *arguments: Any, **named: Any) -> Pending:
+    """Begin a collective by a function of Horovod. WorkerGone: it cannot begin."""
     assert horovod
     with gone_is_an_error(horovod):
         return Pending(name, call(*arguments, name=name, **named))
 
 
 def begin_sum_(tensor: torch.Tensor, name: str) -> Pending:
-    """Begin to replace a tensor by its sum over the workers."""
+    """Begin to sum a tensor over the workers, in place."""
     if not horovod:
         return Pending(name, tensor)
-    return begun(name, horovod.allreduce_async_, tensor, op=horovod.Sum)
+    return enqueue(name, horovod.allreduce_async_, tensor, op=horovod.Sum)
 
 
 def total(tensor: torch.Tensor, name: str) -> torch.Tensor:
     """Return the sum of a tensor over the workers."""
     if not horovod:
         return tensor.clone()
-    return wait(begun(name, horovod.allreduce_async, tensor, op=horovod.Sum))
+    return wait(enqueue(name, horovod.allreduce_async, tensor, op=horovod.Sum))
 
 
 def to_host(tensor: torch.Tensor, name: str) -> torch.Tensor:
-    """Return a tensor on the CPU, when it is computed.
+    """Wait until a tensor is computed, and return it on the CPU.
 
-    The watchdog sees this as a wait for collective `name`: a GPU may still compute the collectives
-    before.
+    The watchdog sees this as a wait for collective `name`, because the GPU may still compute
+    earlier collectives.
     """
     with waiting(name):
         return tensor.cpu()
 
 
 def highest(tensor: torch.Tensor, name: str) -> torch.Tensor:
-    """Return the highest value of each element over the workers."""
+    """Return the elementwise maximum of a tensor over the workers."""
     if not horovod:
         return tensor.clone()
-    return wait(begun(name, horovod.allreduce_async, tensor, op=horovod.Max))
+    return wait(enqueue(name, horovod.allreduce_async, tensor, op=horovod.Max))
 
 
 def begin_gather(tensor: torch.Tensor, name: str) -> Pending:
     """Begin to gather all workers' rows (n, ...), by rank."""
     if not horovod:
         return Pending(name, tensor.clone())
-    return begun(name, horovod.allgather_async, tensor)
+    return enqueue(name, horovod.allgather_async, tensor)
 
 
 def gather(tensor: torch.Tensor, name: str) -> torch.Tensor:
@@ -221,14 +228,15 @@ def gather(tensor: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def begin_exchange(tensor: torch.Tensor, counts: list[int], name: str) -> Pending:
-    """Begin to send the first counts[0] rows of a tensor (n, ...) to worker 0, the next counts[1] to worker 1, and so on.
+    """Begin to send the rows of a tensor (n, ...) to the workers.
 
-    The result has the rows that all workers send to this one, by rank.
+    The first counts[0] rows go to rank 0, the next counts[1] to rank 1, and so on. The result
+    has the rows that all workers send to this one, by rank.
     """
     if not horovod:
         return Pending(name, tensor.clone())
     splits = torch.tensor(counts, dtype=torch.int32)
-    return begun(name, horovod.alltoall_async, tensor, splits=splits)
+    return enqueue(name, horovod.alltoall_async, tensor, splits=splits)
 
 
 def exchange(tensor: torch.Tensor, counts: list[int], name: str) -> torch.Tensor:
@@ -237,15 +245,15 @@ def exchange(tensor: torch.Tensor, counts: list[int], name: str) -> torch.Tensor
 
 
 def broadcast(tensor: torch.Tensor, name: str) -> torch.Tensor:
-    """Return worker 0's tensor, which has this shape on all workers."""
+    """Return rank 0's tensor. `tensor` must have the same shape on all workers."""
     if not horovod:
         return tensor.clone()
-    return wait(begun(name, horovod.broadcast_async, tensor, root_rank=0))
+    return wait(enqueue(name, horovod.broadcast_async, tensor, root_rank=0))
 
 
 def broadcast_(tensors: dict[str, torch.Tensor]) -> None:
-    """Replace tensors by worker 0's."""
+    """Replace tensors by rank 0's."""
     if horovod:
         call, named = horovod.broadcast_async_, sorted(tensors.items())
-        for pending in [begun(name, call, value, root_rank=0) for name, value in named]:
+        for pending in [enqueue(name, call, value, root_rank=0) for name, value in named]:
             wait(pending)

@@ -1,7 +1,7 @@
-"""The same bytes on GPUs each time (--deterministic): what CUDA and NCCL must know before they start.
+"""--deterministic: settings of torch, CUDA and NCCL for the same bytes on GPUs each time.
 
-cuDNN's deterministic algorithms are always chosen (job/cluster/launch.py). This adds torch's, and
-fixes cuBLAS's workspace and NCCL's order of summation. Nothing here changes anything on a CPU.
+cuDNN's deterministic algorithms are always chosen (job/cluster/launch.py). This module adds
+torch's, and fixes cuBLAS's workspace and NCCL's order of summation. It has no effect on a CPU.
 """
 
 import os
@@ -12,7 +12,7 @@ import torch
 
 from job.errors import RunError
 
-# Variable: its accepted values, of which the first is set. Sources: NVIDIA, cuBLAS, "Results
+# Variable: its accepted values; the default is the first. Sources: NVIDIA, cuBLAS, "Results
 # reproducibility"; NCCL, "Environment variables". NCCL chooses algorithm and protocol by size and
 # network, and each adds in another order.
 VARIABLES = {
@@ -21,14 +21,14 @@ VARIABLES = {
     "NCCL_PROTO": ("Simple",),
 }
 
-# Whether CUDA has started with the variables. A run that Python code calls restores them at its end.
+# Whether CUDA has started with the variables. A run from a script restores them at its end.
 started = False
 
 
 def prepare(options: Mapping[str, Any]) -> None:
-    """Set the variables, if the options ask for it, before CUDA and NCCL start.
+    """Set the variables if --deterministic is given. Call it before CUDA and NCCL start.
 
-    RunError: a variable has another value, or CUDA has started without them.
+    RunError: a variable has a value that is not accepted, or CUDA has started without it.
     """
     if not options.get("deterministic"):
         return
@@ -46,10 +46,10 @@ def prepare(options: Mapping[str, Any]) -> None:
 
 
 def apply(options: Mapping[str, Any], device: torch.device) -> None:
-    """Let torch use deterministic algorithms only, if the options ask for it and the device is a GPU.
+    """Make torch use only deterministic algorithms on a GPU if --deterministic is given.
 
-    Call it after `prepare` and the device's first use. An operation without such an algorithm then
-    raises an error.
+    Call it after `prepare` and the first use of the device. From then on, an operation without
+    such an algorithm raises an error.
     """
     global started
     if options.get("deterministic") and device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Errors of this worker's GPU, its memory and NCCL: how they are recognised, and what helps."""
+"""Errors of this worker's GPU, its memory and NCCL: recognise them, and suggest a fix."""
 
 import re
 from collections.abc import Mapping
@@ -10,14 +10,14 @@ from job.cluster import nccl
 from job.errors import WorkerError
 
 MEMORY, NCCL, GPU = "memory", "nccl", "gpu"
-# How torch's, Horovod's and NCCL's texts show each kind; the first that fits counts.
+# Messages of torch, Horovod and NCCL for each kind; the first match counts.
 PATTERNS = {
     MEMORY: r"(CUDA|cuda|cuBLAS|cuDNN).*out of memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED",
     NCCL: r"\bnccl[A-Z]\w+ failed: |NCCL (async )?error",
     GPU: r"\b(CUDA|cuDNN|cuFFT)( driver)? error: |"
     r"\b(cuda[A-Z]\w+|\w*GpuEvent) failed: |Triton Error \[CUDA\]",
 }
-GONE = "remote process exited"  # NCCL's text if another worker is gone
+GONE = "remote process exited"  # in NCCL's message if another worker is gone
 
 
 class DeviceError(WorkerError):
@@ -34,26 +34,26 @@ def kind(error: BaseException | None) -> str:
         return ""
     if isinstance(error, torch.OutOfMemoryError):
         return MEMORY
-    found = (each for each, pattern in PATTERNS.items() if re.search(pattern, str(error)))
-    return next(found, GPU if isinstance(error, torch.AcceleratorError) else "")
+    kinds = (each for each, pattern in PATTERNS.items() if re.search(pattern, str(error)))
+    return next(kinds, GPU if isinstance(error, torch.AcceleratorError) else "")
 
 
-def describe(error: BaseException, place: str, options: Mapping[str, Any]) -> DeviceError:
-    """Return the error that ends this worker, one line with what helps.
+def describe(error: BaseException, location: str, options: Mapping[str, Any]) -> DeviceError:
+    """Return the error that ends this worker: one line, with a suggested fix.
 
-    error: one that has a `kind`. place: the line of code that raised it, or "".
-    options: the program's, by name.
+    error: an error whose `kind` is not "". location: the line of code that raised it, or "".
+    options: of the program, by name.
     """
-    which, text = kind(error), words(error)
-    at = f" at {place}" if place else ""
-    if which == MEMORY:
+    error_kind, text = kind(error), cause(error)
+    at = f" at {location}" if location else ""
+    if error_kind == MEMORY:
         line = f"this GPU's memory is full{at} ({text}). {less_memory(options)}"
-    elif which == NCCL:
+    elif error_kind == NCCL:
         own = nccl.cause()
         line = (
             f"NCCL failed{at} ({text}{own and f'; its log: {own}'}). "
-            "NCCL_DEBUG=INFO prints the cause: mostly the network "
-            "(NCCL_SOCKET_IFNAME), a small /dev/shm (in Docker --ipc host) or a full GPU. "
+            "Set NCCL_DEBUG=INFO to print the cause: mostly the network "
+            "(NCCL_SOCKET_IFNAME), a small /dev/shm (in Docker, use --ipc host) or a full GPU. "
             f"If it is full: {less_memory(options)}"
         )
     else:
@@ -61,24 +61,24 @@ def describe(error: BaseException, place: str, options: Mapping[str, Any]) -> De
             f"this GPU failed{at} ({text}). CUDA_LAUNCH_BLOCKING=1 shows the operation; "
             "nvidia-smi, and Xid in dmesg, show a faulty GPU"
         )
-    found = DeviceError(line, which)
-    found.__cause__ = error
-    return found
+    device_error = DeviceError(line, error_kind)
+    device_error.__cause__ = error
+    return device_error
 
 
-def words(error: BaseException) -> str:
-    """Return the cause in an error's own text, without advice on torch's allocator."""
+def cause(error: BaseException) -> str:
+    """Return the cause from an error's message, without advice on torch's allocator."""
     return str(error).partition("\n")[0].partition(" Of the allocated memory")[0].rstrip(". ")
 
 
 def less_memory(options: Mapping[str, Any]) -> str:
-    """Return what needs less memory on the GPU, as far as the program has options for it."""
-    ways = []
+    """Return advice on how to use less GPU memory, by the options that the program has."""
+    changes = []
     if "batch_size" in options:
-        ways.append(f"a --batch-size below {options['batch_size']}")
+        changes.append(f"a --batch-size below {options['batch_size']}")
     if "accumulate" in options:
-        ways.append(f"--accumulate {2 * options['accumulate']}")
+        changes.append(f"--accumulate {2 * options['accumulate']}")
     if options.get("precision") == "float32":
-        ways.append("--precision bf16")
-    use = f"Use {' or '.join(ways)}; " if ways else ""
+        changes.append("--precision bf16")
+    use = f"Use {' or '.join(changes)}; " if changes else ""
     return f"{use}nvidia-smi shows what else uses this GPU"

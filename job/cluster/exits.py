@@ -1,4 +1,4 @@
-"""How a worker ends: its line, its exit code, and the wait for the line of another worker."""
+"""The end of a worker: its error line, its exit code, and the wait for another worker's line."""
 
 import contextlib
 import os
@@ -18,8 +18,8 @@ from job.cluster.stop import in_main_thread
 from job.cluster.watchdog import raised_at
 from job.errors import RunError, StartError, WorkerError
 
-# s until a rank prints an error that rank 0 may have too: by then the launcher has ended all,
-# however busy they are.
+# s until a rank prints an error that rank 0 may print too. By then the launcher has ended all
+# workers, even on busy nodes.
 PATIENCE = 15
 
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
@@ -29,9 +29,9 @@ NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 def left_at_signals() -> Iterator[None]:
     """End this process PATIENCE s after a signal if not all workers have started by then.
 
-    SIGUSR2 does not end it: that signal only asks a run to save and stop.
-    Horovod's start is one call that waits for all workers: Python's own signal handlers run after
-    it. Outside the main thread, where Python receives no signals, this does nothing.
+    SIGUSR2 does not end the process: that signal asks a run to save and stop.
+    Horovod's start is one call that waits for all workers, and Python's own signal handlers run
+    only after it. Outside the main thread, where Python receives no signals, this has no effect.
     """
     if not in_main_thread():
         yield
@@ -61,9 +61,9 @@ def left_at_signals() -> Iterator[None]:
 
 
 def follow_stdin() -> None:
-    """End this process when the other end of its standard input closes.
+    """End this process when its standard input closes.
 
-    Without this, a container outlives its killed client.
+    Otherwise a container would outlive its killed client.
     """
     while os.read(0, 4096):
         pass
@@ -71,10 +71,12 @@ def follow_stdin() -> None:
 
 
 def leave(code: int, at_once: bool = False) -> NoReturn:
-    """End the program; at once if a loader process does not end or NCCL is in use.
+    """End the program. Skip Python's cleanup if a loader process does not end or NCCL is in use.
 
-    An orderly end would wait for the process. It would also destroy NCCL's communicators, which
+    The cleanup would wait for that process. It would also destroy NCCL's communicators, which
     waits for workers that are gone.
+
+    at_once: always skip the cleanup.
     """
     ended = end_children()
     if ended and not at_once and not comm.uses_nccl():
@@ -90,7 +92,7 @@ def device_error(
 ) -> device_errors.DeviceError | None:
     """Return the error that ends this worker if its GPU or NCCL failed; None otherwise.
 
-    options: the program's, by name; the line says which of them help.
+    options: of the program, by name. The error suggests changes of them.
     """
     if error is None or not device_errors.kind(error):
         return None
@@ -98,10 +100,12 @@ def device_error(
 
 
 def end_worker(error: WorkerError, rank: int, own: str) -> NoReturn:
-    """End the program with an error that only this worker has. own: rank and node, for its line.
+    """End the program with an error that only this worker has.
 
-    All workers may run out of memory at once. Then rank 0 prints its line, and the launcher ends
-    the others.
+    If all workers run out of memory at once, rank 0 prints its line, and the launcher ends the
+    others.
+
+    own: rank and node, for the line.
     """
     if isinstance(error, device_errors.DeviceError):
         if rank:
@@ -114,17 +118,17 @@ def end_worker(error: WorkerError, rank: int, own: str) -> NoReturn:
 
 @contextlib.contextmanager
 def reported_errors() -> Iterator[None]:
-    """End the program on a RunError with its line, from rank 0 only, and its exit code.
+    """End the program on an error, with one line and the error's exit code.
 
-    An error that only this worker knows is printed by this worker, with rank and node. If another
-    worker has caused the end, its line should be the first: this worker waits before it prints,
-    and the launcher mostly ends it meanwhile.
+    Only rank 0 prints an error that all workers have. An error of this worker only is printed by
+    this worker, with rank and node. If another worker has caused the end, its line should be the
+    first: this worker waits before it prints, and in most cases the launcher ends it meanwhile.
     """
     _, rank, size = task.launched()
     own = f"rank {rank} on {task.node()}: " if size > 1 else ""
     with output.guarded():
         if rank:
-            output.may_fail(output.ignore)  # rank 0 has the results
+            output.may_fail(output.ignore)  # rank 0 prints the results
         try:
             yield
         except StartError as error:
@@ -135,9 +139,9 @@ def reported_errors() -> Iterator[None]:
         except WorkerError as error:
             end_worker(error, rank, own)
         except RunError as error:
-            if rank and comm.size() > 1:  # then all have it, and rank 0 says it
-                # The launcher ends all workers when the first one ends: let rank 0 print before,
-                # and end with its exit code in spite of that.
+            if rank and comm.size() > 1:  # all workers have the error, and rank 0 prints it
+                # The launcher ends all workers when the first one ends. Let rank 0 print before
+                # that, and ignore the launcher's signal to end with the error's exit code.
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 time.sleep(2)
                 leave(error.code)
@@ -150,8 +154,8 @@ def reported_errors() -> Iterator[None]:
             print(f"error: {own}{error}", file=sys.stderr, flush=True)
             leave(1)
         except Exception as error:
-            if found := device_error(error):
-                end_worker(found, rank, own)
+            if failure := device_error(error):
+                end_worker(failure, rank, own)
             traceback.print_exc()
             print(f"error: {own}{type(error).__name__}: {error}", file=sys.stderr, flush=True)
             leave(1)

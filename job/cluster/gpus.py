@@ -1,4 +1,4 @@
-"""This worker's GPUs: what shows that it has some, and why torch or Horovod cannot use them."""
+"""Find out whether this worker has GPUs, and why torch or Horovod cannot use them."""
 
 import glob
 import os
@@ -16,11 +16,11 @@ DRIVERS = {11: 450, 12: 525, 13: 580}
 # Values of CUDA_VISIBLE_DEVICES that hide all GPUs. SLURM sets the last one for jobs without GPUs.
 HIDDEN = ("", "-1", "NoDevFiles")
 VARIABLES = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE", "CUDA_VISIBLE_DEVICES")
-MOST = 4  # signs in a line
+MOST = 4  # signs in an error
 
 
 def available() -> bool:
-    """Return whether torch can use a GPU, without torch's warning: `problem` has its text."""
+    """Return whether torch can use a GPU, without torch's warning: `problem` reports its cause."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.cuda.is_available()
@@ -33,12 +33,12 @@ def problem(
     dev: str = "/dev",
     proc: str = "/proc",
 ) -> str:
-    """Return why this worker cannot use its GPU, and what to do; "" if it can, or has none.
+    """Return why this worker cannot use its GPU, and a fix; "" if it can, or has no GPU.
 
-    If CUDA_VISIBLE_DEVICES hides all GPUs, nothing is wrong: the CPU is used on purpose.
+    If CUDA_VISIBLE_DEVICES hides all GPUs, the user chose the CPU: "".
 
     local_rank: this worker's number on its node. workers: the number of all workers.
-    has_nccl: whether Horovod has NCCL. dev, proc: the system's folders of these names.
+    has_nccl: whether Horovod was built with NCCL. dev, proc: the folders /dev and /proc.
     """
     if os.environ.get("CUDA_VISIBLE_DEVICES", "all").split(",")[0].strip() in HIDDEN:
         return ""
@@ -54,21 +54,21 @@ def problem(
 
 
 def signs(dev: str) -> list[str]:
-    """Return what shows that this worker has GPUs: variables with values, and device files."""
+    """Return the signs of this worker's GPUs: variables with values, and device files."""
     values = {name: os.environ.get(name, "") for name in VARIABLES}
     if values["SLURM_GPUS_ON_NODE"] == "0":
         del values["SLURM_GPUS_ON_NODE"]
     files = sorted(glob.glob(f"{dev}/nvidia[0-9]*"))
-    if "SLURM_JOB_ID" in os.environ:  # SLURM forbids the GPUs of other jobs
+    if "SLURM_JOB_ID" in os.environ:  # SLURM denies access to the GPUs of other jobs
         files = [path for path in files if os.access(path, os.R_OK | os.W_OK)]
     return [f"{name}={value}" for name, value in values.items() if value] + files
 
 
 def without_devices(dev: str, proc: str) -> str:
-    """Return that a container on a node with GPUs has none, and what to do; otherwise "".
+    """Return an error, with a fix, if a container on a node with GPUs has no GPU; otherwise "".
 
-    The driver lists its GPUs in every container's /proc. In a SLURM job this shows nothing: other
-    jobs can have the node's GPUs.
+    The driver lists its GPUs in every container's /proc. In a SLURM job the list proves nothing:
+    other jobs can have the node's GPUs.
     """
     listed = sorted(glob.glob(f"{proc}/driver/nvidia/gpus/*"))
     if not listed or "SLURM_JOB_ID" in os.environ:
@@ -80,7 +80,7 @@ def without_devices(dev: str, proc: str) -> str:
 
 
 def unusable(shown: list[str], proc: str) -> str:
-    """Return why torch cannot use the GPUs that `signs` shows, and what to do."""
+    """Return why torch cannot use the GPUs of `signs`, and a fix."""
     gpus = first_names(shown, MOST)
     if not torch.version.cuda:
         return (
@@ -107,14 +107,14 @@ def unusable(shown: list[str], proc: str) -> str:
 def driver(proc: str) -> str:
     """Return the version of the loaded NVIDIA driver, such as 580.65.06; "" without one."""
     try:
-        found = re.search(r"\s(\d+\.\d+[.\d]*)\s", Path(proc, "driver/nvidia/version").read_text())
+        match = re.search(r"\s(\d+\.\d+[.\d]*)\s", Path(proc, "driver/nvidia/version").read_text())
     except OSError:
         return ""
-    return found[1] if found else ""
+    return match[1] if match else ""
 
 
 def reason_of_torch() -> str:
-    """Return in torch's words why it can use no GPU."""
+    """Return torch's reason why it cannot use a GPU."""
     try:
         torch.cuda.init()
     except Exception as error:
@@ -125,12 +125,12 @@ def reason_of_torch() -> str:
 
 
 def without_kernels(index: int) -> str:
-    """Return that torch has no kernels for a GPU, and what to do; "" if torch has them.
+    """Return an error, with a fix, if torch has no kernels for a GPU; otherwise "".
 
     index: the GPU's number among the visible ones.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch has one of eight lines for a GPU without kernels
+        warnings.simplefilter("ignore")  # torch warns in eight lines
         capability = torch.cuda.get_device_capability(index)
         name, codes = torch.cuda.get_device_name(index), torch.cuda.get_arch_list()
     if not torch.version.cuda or any(runs(code, capability) for code in codes):
@@ -150,13 +150,13 @@ def version_of(code: str) -> tuple[int, int]:
 
 
 def runs(code: str, capability: tuple[int, int]) -> bool:
-    """Return whether kernels of torch's list run on a GPU.
+    """Return whether kernels for an architecture run on a GPU.
 
     Machine code (sm) runs on GPUs of the same major version and the same or a later minor one,
     sm_90a only on 9.0. PTX (compute) runs on all later GPUs. Source: NVIDIA, CUDA C++ Programming
     Guide, sections "Binary Compatibility" and "PTX Compatibility".
 
-    code: such as sm_86 or compute_120. capability: (major, minor).
+    code: of torch's list, such as sm_86 or compute_120. capability: (major, minor).
     """
     built = version_of(code)
     if code.endswith("a"):
@@ -165,7 +165,7 @@ def runs(code: str, capability: tuple[int, int]) -> bool:
 
 
 def without_nccl(workers: int) -> str:
-    """Return that Horovod has no NCCL, and what to do."""
+    """Return the error that Horovod was built without NCCL, with a fix."""
     return (
         f"Horovod has no NCCL, which {workers} workers on GPUs need. Run HOROVOD_BACKEND=nccl "
         f"build_horovod.sh {sys.executable}: it builds NCCL in, or ends with what it needs"

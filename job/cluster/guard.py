@@ -1,6 +1,7 @@
-"""Guards for ports that other users can reach: proofs of a shared key, bounded reads and bounded connections.
+"""Protect ports that other users can reach: proofs of a key, bounded reads, few connections.
 
-Both sides of a connection prove that they have the key by the HMAC of a nonce: the key itself is never sent.
+Both sides of a connection prove that they have the same key by the HMAC of a nonce. The key itself
+is never sent.
 """
 
 import contextlib
@@ -26,12 +27,15 @@ def prove(key: bytes, *message: str | int) -> str:
 
 
 def proves(proof: str, key: bytes, *message: str | int) -> bool:
-    """Whether `proof` is that of a message under a key, compared in constant time."""
+    """Return whether `proof` proves a message under a key. Compares in constant time."""
     return hmac.compare_digest(proof.encode(errors="replace"), prove(key, *message).encode())
 
 
 def bounded(connection: socket.socket, size: int, seconds: float) -> io.BufferedReader:
-    """Return a reader of a connection that ends after `size` bytes. TimeoutError: after `seconds` in all."""
+    """Return a reader of at most `size` bytes of a connection.
+
+    Its reads raise TimeoutError `seconds` after this call.
+    """
     return io.BufferedReader(Bounded(connection, size, seconds))
 
 
@@ -52,15 +56,16 @@ class Bounded(io.RawIOBase):
             raise TimeoutError
         self.connection.settimeout(seconds)
         count = self.connection.recv_into(buffer, min(len(buffer), self.left)) if self.left else 0
-        self.connection.settimeout(self.seconds)  # for what is sent
+        self.connection.settimeout(self.seconds)  # for sending
         self.left -= count
         return count
 
 
 class BoundedServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
-    """A TCP server that serves `allowed` addresses, each connection in a thread, at most `most` of them.
+    """A TCP server for `allowed` addresses, with at most `most` connections, a thread each.
 
-    One connection more closes the oldest: a worker's takes milliseconds, a stranger may keep one open.
+    If there are more, the oldest is closed: a worker needs one for milliseconds, but a stranger
+    may keep one open.
     """
 
     daemon_threads = True
@@ -69,16 +74,16 @@ class BoundedServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
     most = 64
 
     def __init__(self, *arguments: Any, **named: Any):
-        self.connections: dict[Any, None] = {}  # in the order in which they came
+        self.connections: dict[Any, None] = {}  # oldest first
         self.connections_lock = threading.Lock()
         super().__init__(*arguments, **named)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Whether the client's address is allowed."""
+        """Return whether the client's address is allowed."""
         return client_address[0] in self.allowed
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Serve a connection in a thread of its own, and close the oldest if there are too many."""
+        """Serve a connection in its own thread, and close the oldest if there are too many."""
         with self.connections_lock:
             self.connections[request] = None
             if len(self.connections) > self.most:
@@ -95,4 +100,4 @@ class BoundedServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Pass over a client that goes away, or sends nothing: a worker connects again."""
+        """Ignore clients that disconnect or send no request: a worker connects again."""

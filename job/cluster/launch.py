@@ -1,4 +1,4 @@
-"""Start workers: connect the tasks of a launcher by Horovod, and give each worker its device."""
+"""Start the workers: connect the launcher's tasks by Horovod, and choose a device for each."""
 
 import contextlib
 import os
@@ -31,23 +31,24 @@ def start(options: Mapping[str, Any]) -> torch.device:
     """Connect the workers, and return the device of this worker. A collective.
 
     options: of the program, by name.
-    RunError: the launcher started another number of tasks than Horovod has workers. Each task would be a
-    whole run by itself, and write over the others' files. Or the workers differ
-    (job/cluster/same_start.py), or one of them has a GPU that it cannot use (job/cluster/gpus.py).
+    RunError: the launcher's number of tasks is not Horovod's number of workers (each task would
+    then be a run of its own, and overwrite the files of the others). Or the workers differ
+    (job/cluster/same_start.py), or one of them cannot use its GPU (job/cluster/gpus.py).
     """
     deterministic.prepare(options)
-    # Gradients are summed in buckets of a fixed order (job/engine/gradients.py). If a bucket fuses
-    # with whatever else is ready, timing sets the order of its sum: from four workers on, a run's
-    # bytes would depend on it.
+    # Gradients are summed in buckets of a fixed order (job/engine/gradients.py). If Horovod fused a
+    # bucket with other tensors that are ready, timing would set the order of its sum. With four or
+    # more workers, a run's bytes would depend on it.
     os.environ["HOROVOD_FUSION_THRESHOLD"] = "0"
-    # Horovod looks for collectives once a cycle. Each look is a message among all workers. It
-    # delays a collective that begins meanwhile, and on CPUs it takes the cores that train. A long
-    # cycle costs a step nothing: the start of a collective ends it (docker/build_horovod.sh), and
-    # GPUs' collectives complete in a thread of their own. Only a broadcast, or a collective that is
-    # new to Horovod's cache, can wait for a worker that began it earlier: for a cycle at most.
+    # Once a cycle, Horovod exchanges a message among all workers to find new collectives. The
+    # message delays a collective that begins meanwhile, and on CPUs it uses the cores that train.
+    # A long cycle costs a step no time: the start of a collective ends the cycle
+    # (docker/build_horovod.sh), and GPUs' collectives complete in a thread of their own. Only a
+    # broadcast, or a collective that is new to Horovod's cache, can wait for a worker that began it
+    # earlier: for at most one cycle.
     os.environ.setdefault("HOROVOD_CYCLE_TIME", "50")  # ms
     if gpus.available():
-        # The GPU's stream waits for a collective, and the host goes on to the next operations.
+        # The GPU's stream waits for a collective, and the host queues the next operations.
         os.environ.setdefault("HOROVOD_ENABLE_ASYNC_COMPLETION", "1")
         nccl.keep_log()
     if os.environ.get("MGD_LIFELINE") == "stdin":
@@ -55,9 +56,9 @@ def start(options: Mapping[str, Any]) -> torch.device:
     sockets.shorten_paths()
     patience()
     name, _, size = task.launched()
-    if size > 1 and not comm.connected():  # a script's second run finds the workers connected
+    if size > 1 and not comm.connected():  # already connected in a script's second run
         check_own_name()
-        comm.load()  # before srun's rendezvous, which needs Horovod too
+        comm.load()  # first: srun's rendezvous needs Horovod too
         joined = slurm.joined() if name == "srun" else contextlib.nullcontext()
         with exits.left_at_signals(), joined:
             comm.start()
@@ -72,21 +73,25 @@ def start(options: Mapping[str, Any]) -> torch.device:
 
 
 def check_own_name() -> None:
-    """RunError: this machine's own name does not resolve, at which Horovod would end without a word."""
+    """Check that this machine's own name resolves. Horovod would end without a message.
+
+    RunError: it does not.
+    """
     try:
         socket.gethostbyname(socket.gethostname())
     except OSError:
         raise RunError(
-            f"this machine's own name, {socket.gethostname()}, does not resolve: add it to /etc/hosts "
-            "(in Docker: --network host, or --hostname localhost)"
+            f"this machine's own name, {socket.gethostname()}, does not resolve. Add it to "
+            "/etc/hosts (in Docker: --network host, or --hostname localhost)"
         ) from None
 
 
 def patience() -> tuple[float, float]:
-    """The seconds after which a worker that waits for another says so, and after which it ends: Horovod's own settings.
+    """Return the s after which a wait for other workers is reported, and ends this worker.
 
-    Horovod's own check asks every worker first, and so says nothing of one that stands still or is out of reach,
-    while Gloo gives up after 30 s and does not know on whom: job/cluster/watchdog.py looks instead.
+    They are Horovod's own settings, but job/cluster/watchdog.py checks them. Horovod's check needs
+    answers of all workers, so it does not report a worker that hangs or is unreachable. Gloo ends
+    a wait after 30 s without the other worker's name.
     """
     os.environ.setdefault("HOROVOD_STALL_CHECK_DISABLE", "1")
     warn = slurm.seconds("HOROVOD_STALL_CHECK_TIME_SECONDS", 60)
@@ -96,67 +101,77 @@ def patience() -> tuple[float, float]:
 
 
 def check_size(name: str, size: int) -> None:
-    """RunError: the launcher `name` started another number of tasks, `size`, than Horovod has workers."""
+    """Check that the launcher `name` started as many tasks, `size`, as Horovod has workers.
+
+    RunError: it did not.
+    """
     if size != comm.size():
         raise RunError(
-            f"{name} started {size} tasks, but Horovod has {comm.size()} workers: start with `horovodrun -np {size} ...`"
+            f"{name} started {size} tasks, but Horovod has {comm.size()} workers. Start with "
+            f"`horovodrun -np {size} ...`"
         )
-    steps = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
-    if name == "horovodrun" and steps > 1:
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    if name == "horovodrun" and tasks > 1:
         raise RunError(
-            f"srun started {steps} tasks, and each a horovodrun of {size} workers: start the program itself with srun, "
-            "or horovodrun without srun"
+            f"srun started {tasks} tasks, and each a horovodrun of {size} workers. Start the program "
+            "itself with srun, or horovodrun without srun"
         )
-    asked = int(os.environ.get("SLURM_NTASKS", 1))
-    if name == "none" and asked > 1:
+    allocated = int(os.environ.get("SLURM_NTASKS", 1))
+    if name == "none" and allocated > 1:
         raise RunError(
-            f"the SLURM job has {asked} tasks, but Horovod has 1 worker: start with `srun python -m ...`"
+            f"the SLURM job has {allocated} tasks, but Horovod has 1 worker. Start with "
+            "`srun python -m ...`"
         )
 
 
 def own_device(problem: str) -> torch.device:
-    """The GPU of this worker's local rank, or the only one that SLURM lets it see; the CPU where no worker has any. A collective.
+    """Return this worker's device. A collective.
+
+    It is the GPU of the local rank, or the only GPU that SLURM shows to this worker. If no worker
+    has a GPU, it is the CPU.
 
     problem: why this worker cannot use its GPU, or "" (job/cluster/gpus.py).
-    RunError, on all workers: one has a problem, two have the same GPU, or some have none.
+    RunError, on all workers: a worker has a problem, two have the same GPU, or only some have one.
     """
     usable = not problem and torch.cuda.is_available()
     index = comm.local_rank() % torch.cuda.device_count() if usable else 0
     mine = (platform.node(), str(torch.cuda.get_device_properties(index).uuid) if usable else "")
-    found = objects.allgather((*mine, problem), "gpus")  # (node, GPU, problem)
-    check_gpus(found)
-    taken = [(node, gpu) for node, gpu, _ in found]
-    without = [node for node, gpu in taken if not gpu]
+    workers = objects.allgather((*mine, problem), "gpus")  # (node, GPU, problem)
+    check_gpus(workers)
+    used = [(node, gpu) for node, gpu, _ in workers]
+    without = [node for node, gpu in used if not gpu]
     if len(without) == comm.size():
         return torch.device("cpu")
     if without:
         raise RunError(
-            f"no GPU on {', '.join(sorted(set(without)))}, and GPUs on the other nodes: fix that, "
-            "or start all with CUDA_VISIBLE_DEVICES= to train on CPUs"
+            f"no GPU on {', '.join(sorted(set(without)))}, but GPUs on the other nodes. Fix that, "
+            "or start all workers with CUDA_VISIBLE_DEVICES= to train on CPUs"
         )
-    if len(set(taken)) < comm.size():
+    if len(set(used)) < comm.size():
         raise RunError(
-            f"{comm.local_size()} workers on a machine of {torch.cuda.device_count()} GPUs: start one worker a GPU"
+            f"{comm.local_size()} workers on a machine with {torch.cuda.device_count()} GPUs. "
+            "Start one worker a GPU"
         )
     torch.cuda.set_device(index)
     torch.backends.cudnn.deterministic = True  # a resumed run ends with the same bytes
     return torch.device("cuda", index)
 
 
-def check_gpus(found: Sequence[tuple[str, str, str]]) -> None:
-    """RunError: a worker cannot use its GPU; the first such worker's line, with its nodes.
+def check_gpus(workers: Sequence[tuple[str, str, str]]) -> None:
+    """Check that no worker has a problem with its GPU.
 
-    found: (node, GPU, problem) of each worker.
+    workers: (node, GPU, problem) of each.
+    RunError: the first problem, with the nodes that have the same one.
     """
-    first = next((problem for *_, problem in found if problem), "")
+    first = next((problem for *_, problem in workers if problem), "")
     if not first:
         return
-    nodes = sorted({node for node, _, problem in found if problem == first})
-    several = len({node for node, *_ in found}) > 1
+    nodes = sorted({node for node, _, problem in workers if problem == first})
+    several = len({node for node, *_ in workers}) > 1
     raise RunError(f"{first} (on {first_names(nodes)})" if several else first)
 
 
 def watchdog(remark: Callable[[str, str, str], None]) -> Watchdog:
-    """A watchdog over this worker, on the interface that Horovod uses. A collective."""
+    """Return this worker's watchdog, on the interface that Horovod uses. A collective."""
     address = slurm.address_of(os.environ.get("HOROVOD_GLOO_IFACE", "lo"))
     return Watchdog(address, task.node(), *patience(), remark)

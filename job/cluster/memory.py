@@ -1,4 +1,4 @@
-"""How much memory this process may take, when it frees what nothing needs any more, and what glibc's malloc does with that."""
+"""Limit this process's memory, free unused memory, and set up glibc's malloc."""
 
 import contextlib
 import ctypes
@@ -7,19 +7,23 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 LARGEST = 2**25  # bytes, the highest M_MMAP_THRESHOLD
 
 keeps = False  # whether `keep_freed_memory` has changed malloc's settings
 
 
 def keep_freed_memory(largest: int = 2**23) -> None:
-    """Let this process keep what it frees instead of giving it back to the system: each page costs a fault when it returns.
+    """Keep freed memory in this process instead of returning it to the system.
 
-    largest: bytes, at most 2**25; what is larger and fits nowhere in what is kept does not make that grow, and goes back.
-    Measured: a step at 224 pixels on the CPU frees and takes gigabytes of feature maps, which costs 0.6 of its 4.5 seconds.
-    With 2**25 for `largest` a worker needs 1,750 MB in place of 1,670, and as much time; with 2**22, 6 % more time. Decoding an
-    image and changing its colours takes up to four times as long with arrays that come and go.
+    Each returned page costs a page fault when the process needs it again. Measured: a step at 224
+    pixels on the CPU allocates and frees gigabytes of feature maps, and the faults cost 0.6 of its
+    4.5 s. Decoding an image and changing its colours need up to four times as long with new pages
+    for each array.
+
+    largest: bytes, at most 2**25. A larger block that does not fit into the kept memory is
+    allocated outside of it, and returned when freed. Measured: with 2**25 a worker needs 1,750 MB
+    instead of 1,670 and the same time; with 2**22, 6 % more time.
     """
     global keeps
     keeps = True
@@ -29,7 +33,7 @@ def keep_freed_memory(largest: int = 2**23) -> None:
 def free_as_usual() -> None:
     """End `keep_freed_memory`.
 
-    The settings of before cannot be read. malloc gets those that it gives itself in a process that
+    malloc's earlier settings cannot be read. Set those that malloc itself chooses after a process
     has freed a block of 2**25 bytes.
     """
     global keeps
@@ -39,7 +43,7 @@ def free_as_usual() -> None:
 
 
 def set_malloc(mapped: int, kept: int) -> None:
-    """Set the sizes in bytes of blocks that have pages of their own, and of kept free memory."""
+    """Set malloc's limits, in bytes, for blocks without pages of their own and for kept memory."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(M_MMAP_THRESHOLD, mapped)
@@ -47,17 +51,20 @@ def set_malloc(mapped: int, kept: int) -> None:
 
 
 def set_apart() -> None:
-    """Let garbage collections pass over all that there is now, which stays to the run's end: 350,000 objects, 0.25 s a time."""
+    """Exclude all current objects from garbage collections: they stay until the run ends.
+
+    They are 350,000, and cost 0.25 s a collection.
+    """
     gc.collect()
     gc.freeze()
 
 
 def give_back() -> None:
-    """Free what only cycles of references hold, and give the pages that nothing is on back to the system, of the whole heap.
+    """Free unreachable cycles of references, and return the heap's empty pages to the system.
 
-    Networks traced by torch.fx are such cycles, and whole copies of parameters hang on them: each k-NN accuracy leaves one.
-    Python looks for cycles when there are many objects, not when they are large: in two hours of epochs of 14 s a worker
-    that waited for it grew from 1.6 to 2.5 GB.
+    Networks traced by torch.fx are such cycles and hold copies of all parameters; each k-NN
+    accuracy leaves one. Python collects cycles when there are many objects, not when they are
+    large. Without this call, a worker grew from 1.6 to 2.5 GB in two hours with epochs of 14 s.
     """
     gc.collect()
     libc = ctypes.CDLL(None)
@@ -67,10 +74,10 @@ def give_back() -> None:
 
 @contextlib.contextmanager
 def at_most(size: int) -> Iterator[None]:
-    """Let this process take no more than `size` bytes beyond those that it has.
+    """Limit this process to `size` bytes more of address space than it has now.
 
-    Of the address space, all threads together: what is asked for counts, before a byte of it is touched.
-    MemoryError, or torch's RuntimeError: it asks for more.
+    The limit is for all threads together. Allocated memory counts even if it is never used.
+    MemoryError, or torch's RuntimeError: the process needs more.
     """
     limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + size
     before, hard = resource.getrlimit(resource.RLIMIT_AS)

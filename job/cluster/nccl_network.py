@@ -1,4 +1,4 @@
-"""The network between the workers' GPUs: connect them, describe it, warn if it is a slow one."""
+"""Connect the workers' GPUs, describe the network between them, and warn if it is slow."""
 
 from collections.abc import Sequence
 
@@ -11,9 +11,9 @@ from job.text import first_names
 def connect_gpus(device: torch.device) -> tuple[str, str]:
     """Connect the workers' GPUs by NCCL. A collective.
 
-    Without this, NCCL would connect them in the first step. Call it with a watchdog, because NCCL
-    waits without a limit if its network leads nowhere.
-    Returns NCCL's network between nodes, for people, and a warning if it is a slow one; "" and ""
+    Otherwise NCCL would connect them in the first step. Call it when a watchdog runs, because NCCL
+    waits forever if its network does not reach the other nodes.
+    Returns NCCL's network between nodes, for a log line, and a warning if it is slow. Both are ""
     without NCCL, with one worker or on one node.
     """
     if device.type != "cuda" or not comm.has_nccl():
@@ -21,33 +21,32 @@ def connect_gpus(device: torch.device) -> tuple[str, str]:
     name = "connect_gpus"
     comm.to_host(comm.total(torch.ones(1, device=device), name), name)
     used = nccl.connected()
-    found = objects.allgather((task.node(), used, nccl.unused_devices(used)), "nccl_networks")
-    return describe_networks([(name, text) for name, text, _ in found]), slow_network(found)
+    workers = objects.allgather((task.node(), used, nccl.unused_devices(used)), "nccl_networks")
+    return describe_networks([(node, net) for node, net, _ in workers]), slow_network(workers)
 
 
-def describe_networks(found: Sequence[tuple[str, str]]) -> str:
-    """Return the workers' networks as one text, with their nodes if they differ.
+def describe_networks(workers: Sequence[tuple[str, str]]) -> str:
+    """Return the workers' networks in one line, with their nodes if they differ.
 
-    found: (node, network) of each worker. With one node the text is "": NCCL does not use its
-    network there.
+    workers: (node, network) of each. With one node: "", because NCCL uses no network on a node.
     """
-    if len({name for name, _ in found}) == 1:
+    if len({node for node, _ in workers}) == 1:
         return ""
     nodes: dict[str, set[str]] = {}
-    for name, text in found:
-        nodes.setdefault(text or "an unknown network", set()).add(name)
+    for node, net in workers:
+        nodes.setdefault(net or "an unknown network", set()).add(node)
     if len(nodes) == 1:
         return next(iter(nodes))
-    return "; ".join(f"{text} on {first_names(sorted(names))}" for text, names in nodes.items())
+    return "; ".join(f"{net} on {first_names(sorted(names))}" for net, names in nodes.items())
 
 
-def slow_network(found: Sequence[tuple[str, str, Sequence[str]]]) -> str:
+def slow_network(workers: Sequence[tuple[str, str, Sequence[str]]]) -> str:
     """Return a warning if NCCL uses TCP between nodes that have InfiniBand or RoCE; otherwise "".
 
-    found: (node, network, unused devices) of each worker.
+    workers: (node, network, unused devices) of each.
     """
-    unused = {node: devices for node, _, devices in found if devices}
-    if not unused or len({node for node, *_ in found}) == 1:
+    unused = {node: devices for node, _, devices in workers if devices}
+    if not unused or len({node for node, *_ in workers}) == 1:
         return ""
     first, devices = next(iter(unused.items()))
     have = "have" if len(unused) > 1 else "has"

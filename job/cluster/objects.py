@@ -1,7 +1,8 @@
-"""What workers tell each other besides tensors: values in torch's format, read without running what another worker sends.
+"""Send Python values between workers, in torch's format, without running received code.
 
-Horovod's own `broadcast_object` and `allgather_object` are pickles, which run code where they are read, and its links ask
-nobody who he is. Here come only numbers, text, containers, tensors, arrays, and the classes that say that they travel.
+Horovod's own `broadcast_object` and `allgather_object` send pickles, which can run code when they
+are loaded, and its connections are not authenticated. This module loads only numbers, text,
+containers, tensors, arrays, and the classes marked by job/cluster/travels.py.
 """
 
 import io
@@ -18,7 +19,7 @@ ARRAYS: list[Any] = [
     np.dtype,
     np.dtypes.UInt8DType,
     np.dtypes.Int64DType,
-    np.empty(0).__reduce__()[0],  # rebuilds one
+    np.empty(0).__reduce__()[0],  # the function that rebuilds an array
 ]
 
 
@@ -30,7 +31,7 @@ def encode(value: Any) -> torch.Tensor:
 
 
 def decode(content: torch.Tensor) -> Any:
-    """Return what `encode` was given. pickle.UnpicklingError: a class that does not travel, or code."""
+    """Return the value of `encode`. pickle.UnpicklingError: code, or a class without @travels."""
     with torch.serialization.safe_globals(ARRAYS + KINDS):
         return torch.load(io.BytesIO(content.numpy().tobytes()), weights_only=True)
 
@@ -49,15 +50,17 @@ def broadcast(value: Any) -> Any:
 
 def allgather(value: Any, name: str) -> list:
     """Return every worker's `value`, by rank. A collective of that name."""
-    return [decode(part) for part in allgather_bytes(encode(value), name)]
+    return [decode(content) for content in allgather_bytes(encode(value), name)]
 
 
 def allgather_text(text: str, name: str) -> list[str]:
-    """Return every worker's `text`, not empty, by rank; of a worker with other versions as well. A collective of that name."""
+    """Return every worker's `text`, not empty, by rank. A collective of that name.
+
+    It also works if the workers have different versions of torch.
+    """
     content = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-    return [
-        part.numpy().tobytes().decode(errors="replace") for part in allgather_bytes(content, name)
-    ]
+    texts = allgather_bytes(content, name)
+    return [text.numpy().tobytes().decode(errors="replace") for text in texts]
 
 
 def allgather_bytes(content: torch.Tensor, name: str) -> tuple[torch.Tensor, ...]:

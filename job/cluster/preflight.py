@@ -1,4 +1,4 @@
-"""The setting of a run, for its records and as its first line."""
+"""The setting of a run: workers, device and versions, for its records and its first log line."""
 
 import os
 from collections.abc import Mapping
@@ -30,14 +30,14 @@ def setting(device: torch.device) -> dict[str, Any]:
     }
 
 
-def line(found: Mapping[str, Any]) -> str:
-    """Return a run's setting as one line."""
-    over = f", NCCL over {found['nccl']}" if found.get("nccl") else ""
-    numbers = {name: found[name] for name in ("workers", "nodes")}
+def line(setting: Mapping[str, Any]) -> str:
+    """Return the setting of a run as one log line."""
+    over = f", NCCL over {setting['nccl']}" if setting.get("nccl") else ""
+    numbers = {name: setting[name] for name in ("workers", "nodes")}
     workers, nodes = (f"{n} {name[:-1]}{'s' * (n > 1)}" for name, n in numbers.items())
     return (
         f"{workers} on {nodes}, {comm.local_size()} of them on {task.node()}, "
-        f"by {found['launcher']}; "
-        f"{found['network']}{over}; device {found['device']}; {found['versions']}; "
-        f"image {found['container']}"
+        f"by {setting['launcher']}; "
+        f"{setting['network']}{over}; device {setting['device']}; {setting['versions']}; "
+        f"image {setting['container']}"
     )

@@ -331,8 +331,9 @@ def test_several_workers_without_horovod_name_its_build(user, installed):
     done = user("mgd-train digits", HOROVOD_RANK="0", HOROVOD_SIZE="2")
     assert done.returncode == 2
     assert done.stderr == (
-        f"error: Horovod is not installed for this Python, and several workers need it: run build_horovod.sh {installed}/python "
-        "(the script is in the folder of mgd-train, and in docker/ of a clone)\n"
+        "error: Horovod is not installed for this Python, and several workers need it. Run "
+        f"build_horovod.sh {installed}/python (the script is next to mgd-train, and in docker/ "
+        "of a clone)\n"
     )
 
 
