@@ -113,8 +113,8 @@ def check_size(name: str, size: int) -> None:
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
     if name == "horovodrun" and tasks > 1:
         raise RunError(
-            f"srun started {tasks} tasks, and each a horovodrun of {size} workers. Start the program "
-            "itself with srun, or horovodrun without srun"
+            f"srun started {tasks} tasks, and each a horovodrun of {size} workers. Start the "
+            "program itself with srun, or horovodrun without srun"
         )
     allocated = int(os.environ.get("SLURM_NTASKS", 1))
     if name == "none" and allocated > 1:

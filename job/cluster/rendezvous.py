@@ -1,13 +1,13 @@
-"""The rendezvous that rank 0 serves while Horovod starts: Horovod's own small HTTP server, only for the job's ranks.
+"""Rank 0's rendezvous while Horovod starts: Horovod's own HTTP server, for the job's ranks only.
 
-A rank looks for it at PORTS ports, each of which another program may have taken:
+A rank tries PORTS ports, because other programs may use some of them:
 
     rank   GET /hello/NONCE
-    rank 0 OWN_NONCE HMAC(key, "rendezvous", address, port, NONCE, OWN_NONCE)    so this port is rank 0's
-    rank   PUT /TOKEN/started/RANK with TOKEN = HMAC(key, "rank", OWN_NONCE)     so this client is a rank
+    rank 0 OWN_NONCE HMAC(key, "rendezvous", address, port, NONCE, OWN_NONCE)  proves rank 0's port
+    rank   PUT /TOKEN/started/RANK with TOKEN = HMAC(key, "rank", OWN_NONCE)     proves a rank
 
-Every request except the first has the token. Horovod's own client cannot compute an HMAC, but takes the token as the
-first part of its path (`horovod_address`).
+Every request except the first has the token. Horovod's own client cannot compute an HMAC, but it
+sends the token as the first part of its path (`horovod_address`).
 """
 
 import io
@@ -23,38 +23,40 @@ from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPSer
 from job.cluster import guard
 from job.errors import StartError
 
-PORTS = 8  # so many ports are tried from the job's own on
+PORTS = 8  # ports to try, from the job's own
 PAUSE = 0.2  # s between two requests
-ANSWER = 3.0  # s for an answer: of eight ports, seven may be a stranger's that does not answer
+ANSWER = 3.0  # s for an answer: seven of eight ports may be other programs' that never answer
 REQUEST = 10.0  # s for a whole request
-HEAD = 4096  # bytes of a request's or an answer's head
-# Gloo puts a host name of a rank and, twice, 136 bytes for each other rank.
-PER_PUT = 1024  # bytes, of a key and all that does not grow with the ranks
-PER_PAIR = 256  # bytes, of what a rank puts for another rank
+HEAD = 4096  # bytes of the head of a request or an answer
+# For each rank, Gloo puts a host name and, twice, 136 bytes for each other rank.
+PER_PUT = 1024  # bytes of a key and of the data that does not depend on the number of ranks
+PER_PAIR = 256  # bytes that a rank puts for another rank
 
 HELLO = re.compile(r"/hello/([0-9a-f]{32})")
-PATH = re.compile(
-    r"/([0-9a-f]{64})(?::\d+)?(/[\w.-]{1,255}/[\w.-]{1,64})", re.ASCII
-)  # Gloo adds the port
+# Gloo adds the port.
+PATH = re.compile(r"/([0-9a-f]{64})(?::\d+)?(/[\w.-]{1,255}/[\w.-]{1,64})", re.ASCII)
 STARTED = re.compile(rb"[!-~]{1,255} [!-~]{1,64} [\d.]{7,15}")
 LENGTH = re.compile(r"\d{1,9}", re.ASCII)
 
 
 class Handler(RendezvousHandler):
-    """Horovod's handler, for requests with the token, of a bounded size and time."""
+    """Horovod's handler for requests with the token, with limits on their size and time."""
 
     server: "Server"
     rfile: io.BufferedReader
     path: str
 
     def setup(self) -> None:
-        """Bound what the client can send, and the time that it has."""
+        """Limit the size of the client's request, and its time."""
         super().setup()
         self.rfile.close()
         self.rfile = guard.bounded(self.connection, HEAD + self.server.largest, REQUEST)
 
     def parse_request(self) -> bool:
-        """Read the request's head; whether it is one of GET, PUT and DELETE with the token. Answer any other."""
+        """Read the head of the request. Answer all except GET, PUT and DELETE with the token.
+
+        Return whether the request is one of these three, so that it needs an answer.
+        """
         if not super().parse_request():
             return False
         hello, path = HELLO.fullmatch(self.path), PATH.fullmatch(self.path)
@@ -72,7 +74,7 @@ class Handler(RendezvousHandler):
         return False
 
     def do_PUT(self) -> None:
-        """Store the value of a key, if the request is complete and the store has room."""
+        """Store the value of a key if the request is complete and the store has room."""
         length = self.headers.get("Content-Length", "")
         if not LENGTH.fullmatch(length) or int(length) > self.server.largest:
             self.send_status_code(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
@@ -90,7 +92,7 @@ class Handler(RendezvousHandler):
 
 
 class Server(guard.BoundedServer, RendezvousHTTPServer):
-    """Horovod's rendezvous of `size` ranks, on one address of rank 0's machine, for ranks that prove the key."""
+    """Horovod's rendezvous for `size` ranks that prove the key, at one address of rank 0's node."""
 
     def __init__(self, address: str, port: int, allowed: set[str], size: int, key: bytes):
         super().__init__((address, port), Handler, verbose=False)
@@ -99,33 +101,33 @@ class Server(guard.BoundedServer, RendezvousHTTPServer):
         self.nonce = guard.nonce()
         self.token = guard.prove(key, "rank", self.nonce)
         self.largest = PER_PUT + PER_PAIR * size  # bytes of a value
-        self.room = size * (
-            16 * PER_PUT + 2 * PER_PAIR * size
-        )  # bytes of keys and values that can still be put
+        # The bytes that keys and values can still use.
+        self.room = size * (16 * PER_PUT + 2 * PER_PAIR * size)
         self.refused: set[str] = set()
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Whether the client is on one of the job's nodes. Name the first few others, once each."""
+        """Return whether the client is on a node of the job. Print the first few others, once."""
         client = client_address[0]
         if client not in self.allowed and client not in self.refused and len(self.refused) < 8:
             self.refused.add(client)
             print(
-                f"refused {client} at the rendezvous, which answers {', '.join(sorted(self.allowed))}: if it is a node of "
-                "this job, give its address in MGD_NODE_ADDRESSES",
+                f"refused {client} at the rendezvous, which answers "
+                f"{', '.join(sorted(self.allowed))}: if it is a node of this job, set its address "
+                "in MGD_NODE_ADDRESSES",
                 flush=True,
             )
         return super().verify_request(request, client_address)
 
     def greeting(self, nonce: str) -> str:
-        """Return the own nonce, and the proof that this address and port are rank 0's."""
+        """Return the server's nonce, and the proof that this address and port are rank 0's."""
         return f"{self.nonce} {guard.prove(self.key, 'rendezvous', *self.at, nonce, self.nonce)}"
 
     def admits(self, token: str) -> bool:
-        """Whether a client has the key, by its token."""
+        """Return whether a token proves that the client has the key."""
         return guard.proves(token, self.key, "rank", self.nonce)
 
     def store(self, scope: str, key: str, value: bytes) -> HTTPStatus:
-        """Store a value, if it is well-formed and there is room; return the status for the client."""
+        """Store a value if it is well-formed and fits; return the status for the client."""
         started = key.isdecimal() and int(key) < self.size and STARTED.fullmatch(value)
         if scope == "go" or (scope == "started" and not started):
             return HTTPStatus.BAD_REQUEST
@@ -138,20 +140,23 @@ class Server(guard.BoundedServer, RendezvousHTTPServer):
         return HTTPStatus.OK
 
     def started(self) -> dict[int, str]:
-        """The ranks that have come, each with `NODE INTERFACE ADDRESS`."""
+        """Return the ranks that have joined, each with `NODE INTERFACE ADDRESS`."""
         with self.cache_lock:
             return {
                 int(rank): value.decode() for rank, value in self.cache.get("started", {}).items()
             }
 
     def go(self) -> None:
-        """Let all ranks start Horovod."""
+        """Allow all ranks to start Horovod."""
         with self.cache_lock:
             self.cache["go"] = {"all": b"1"}
 
 
 def serve(address: str, first_port: int, allowed: set[str], size: int, key: bytes) -> Server:
-    """Return the running rendezvous, at the first port from `first_port` on that is free. StartError: none is."""
+    """Start the rendezvous at the first free port from `first_port`; return its server.
+
+    StartError: no port is free.
+    """
     for port in range(first_port, first_port + PORTS):
         try:
             server = Server(address, port, allowed, size, key)
@@ -169,7 +174,7 @@ def serve(address: str, first_port: int, allowed: set[str], size: int, key: byte
 
 
 def horovod_address(address: str, port: int, token: str) -> str:
-    """Return the address from which Horovod's client makes its URLs, so that each has the token.
+    """Return an address for Horovod's client that puts the token into all its URLs.
 
     Horovod appends `:PORT/SCOPE/KEY` to it (HTTPStore in horovod/common/gloo/http_store.h).
     """
@@ -177,7 +182,10 @@ def horovod_address(address: str, port: int, token: str) -> str:
 
 
 def request(address: str, port: int, path: str, put: bytes | None = None) -> bytes | None:
-    """Return what a server has at `path`, or put it there; None if it has not or does not answer."""
+    """Get a path of a server, or put data there.
+
+    Return the content of the answer; None without an answer of status 200.
+    """
     method, body = ("GET", b"") if put is None else ("PUT", put)
     try:
         with socket.create_connection((address, port), timeout=ANSWER) as connection:
@@ -192,41 +200,45 @@ def request(address: str, port: int, path: str, put: bytes | None = None) -> byt
 
 
 def wait_for_all(server: Server, size: int, patience: float) -> None:
-    """Wait until every rank below `size` has come to the rendezvous. StartError: some have not in `patience` seconds."""
-    begun, said = time.monotonic(), 0.0
+    """Wait until every rank below `size` has joined. StartError: not within `patience` s."""
+    start, printed = time.monotonic(), 0.0
     while missing := sorted(set(range(1, size)) - set(server.started())):
-        waited = time.monotonic() - begun
-        names = f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing[:8]))}{', ...' * (len(missing) > 8)} of {size}"
+        waited = time.monotonic() - start
+        listed = f"{', '.join(map(str, missing[:8]))}{', ...' * (len(missing) > 8)}"
+        names = f"rank{'s' * (len(missing) > 1)} {listed} of {size}"
         if waited > patience:
             raise StartError(
-                f"{names} did not come to the rendezvous in {patience:.0f} s; their own lines may say why, "
-                "and MGD_START_SECONDS allows more",
+                f"{names} did not join the rendezvous within {patience:.0f} s. See their own log "
+                "lines, or set a longer MGD_START_SECONDS",
                 code=1,
             )
-        if waited // 15 > said:
-            said = waited // 15
+        if waited // 15 > printed:
+            printed = waited // 15
             print(f"waiting for {names} to start", flush=True)
         time.sleep(PAUSE / 4)
 
 
 def check_interfaces(known: dict[str, str], chosen: list[str]) -> None:
-    """StartError: of the ranks, each `NODE INTERFACE ADDRESS`, some of two nodes have one address: neither finds the other.
+    """Check that ranks on different nodes have different addresses, so that they find each other.
 
-    So it is with `lo`, and with the bridges that containers bring. `known` has the nodes' own addresses: on one
-    machine that stands for several nodes they are the same, and may be.
+    The addresses of `lo` and of containers' bridges are the same on all nodes.
+
+    known: the address of each node. Nodes with the same one, which are one machine, may have ranks
+    with the same address. chosen: `NODE INTERFACE ADDRESS` of each rank.
+    StartError: two other nodes have ranks with the same address.
     """
     nodes: dict[str, str] = {}
     for node, interface, address in map(str.split, chosen):
         other = nodes.setdefault(address, node)
         if known.get(node) != known.get(other):
             raise StartError(
-                f"interface {interface} has the address {address} on {other} and on {node}, which cannot reach each other by it: "
-                "choose another by HOROVOD_GLOO_IFACE"
+                f"interface {interface} has the address {address} on {other} and on {node}, "
+                "which cannot reach each other by it. Set HOROVOD_GLOO_IFACE to another"
             )
 
 
 def find(address: str, first_port: int, key: bytes) -> tuple[int, str] | None:
-    """Return the port of the rendezvous that proves the key, and the token for it; None if none does."""
+    """Return the port of the rendezvous that proves the key, and its token; None without one."""
     for port in range(first_port, first_port + PORTS):
         nonce = guard.nonce()
         greeting = request(address, port, f"/hello/{nonce}") or b""
@@ -239,30 +251,31 @@ def find(address: str, first_port: int, key: bytes) -> tuple[int, str] | None:
 def join(
     address: str, first_port: int, rank: int, chosen: str, key: bytes, patience: float
 ) -> tuple[int, str]:
-    """Put this rank's `NODE INTERFACE ADDRESS`, wait until all ranks have done so; return port and token.
+    """Join the rendezvous, and wait until all ranks have joined; return its port and token.
 
-    StartError: not in `patience` s.
+    chosen: `NODE INTERFACE ADDRESS` of this rank.
+    StartError: not within `patience` s.
     """
-    deadline, found = time.monotonic() + patience, None
+    deadline, joined = time.monotonic() + patience, None
     while time.monotonic() < deadline:
-        if not found:
-            found = find(address, first_port, key)
-            if (
-                found
-                and request(address, found[0], f"/{found[1]}/started/{rank}", put=chosen.encode())
-                is None
-            ):
-                found = None
-        elif request(address, found[0], f"/{found[1]}/go/all"):
-            return found
+        if not joined:
+            joined = find(address, first_port, key)
+            if joined:
+                port, token = joined
+                path = f"/{token}/started/{rank}"
+                if request(address, port, path, put=chosen.encode()) is None:
+                    joined = None
+        elif request(address, joined[0], f"/{joined[1]}/go/all"):
+            return joined
         time.sleep(PAUSE)
-    if found:
+    if joined:
         raise StartError(
-            f"not all ranks came to the rendezvous at {address}:{found[0]} in {patience:.0f} s",
+            f"not all ranks joined the rendezvous at {address}:{joined[0]} within {patience:.0f} s",
             code=1,
         )
     raise StartError(
-        f"no answer from rank 0's rendezvous at {address}, ports {first_port} to {first_port + PORTS - 1}, in {patience:.0f} s: "
-        "rank 0 has not started or has another MGD_SECRET, or a firewall or a wrong address (MGD_NODE_ADDRESSES) is between",
+        f"no answer from rank 0's rendezvous at {address}, ports {first_port} to "
+        f"{first_port + PORTS - 1}, within {patience:.0f} s: rank 0 has not started or has another "
+        "MGD_SECRET, a firewall blocks the ports, or the address is wrong (MGD_NODE_ADDRESSES)",
         code=1,
     )

@@ -1,4 +1,4 @@
-"""The wish to stop: a signal sets it, and the next collective tells all workers."""
+"""Stop requests: a signal sets one, and the next collective passes it to all workers."""
 
 import signal
 import threading
@@ -9,49 +9,54 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 
 
 def in_main_thread() -> bool:
-    """Whether Python lets this thread set signal handlers."""
+    """Return whether this is the main thread, in which Python can set signal handlers."""
     return threading.current_thread() is threading.main_thread()
 
 
 class Stopped(Exception):
-    """A signal has ended work between two steps, on all workers at the same place."""
+    """A signal has stopped the work between two steps, on all workers at the same position."""
 
 
 class Stop:
-    """Whether one of SIGNALS has come. Handlers only note it: the workers stop together at their next collective.
+    """The last of SIGNALS that this process has received, if any.
 
-    Further signals change nothing: launchers and job scripts send several.
-    A SIGHUP that was ignored before, as nohup leaves it, stays ignored. A handler that is not
-    Python's stays. Outside the main thread, where Python cannot set handlers, no signal is noted.
-    time: of the first signal, as time.monotonic() has it.
+    Handlers only store the signal: the workers stop together at their next collective. Further
+    signals have no effect, because launchers and job scripts send several.
+    If SIGHUP was ignored before, as by nohup, it stays ignored. A handler that was not set by
+    Python stays. Outside the main thread, Python cannot set handlers, so no signal is stored.
+
+    signal: the signal, or None. time: time.monotonic() at the first one, in s.
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self.time = 0.0
         ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-        heard = [number for number in SIGNALS if not (ignored and number == signal.SIGHUP)]
+        handled = [number for number in SIGNALS if not (ignored and number == signal.SIGHUP)]
         if not in_main_thread():
-            heard = []
-        known = [number for number in heard if signal.getsignal(number) is not None]
-        self.before = {number: signal.signal(number, self.note) for number in known}
+            handled = []
+        own = [number for number in handled if signal.getsignal(number) is not None]
+        self.before = {number: signal.signal(number, self.note) for number in own}
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """Note that a signal has come: what the handlers do."""
+        """Store a signal. This is the signal handler."""
         if self.signal is None:
             self.time = time.monotonic()
         self.signal = signal.Signals(number)
 
     def ignore(self) -> None:
-        """Ignore SIGNALS until this process ends: a worker that stops for another's signal may get its own copy late."""
+        """Ignore SIGNALS until this process ends.
+
+        A worker that stops because of another worker's signal may receive its own copy late.
+        """
         self.before = dict.fromkeys(self.before, signal.SIG_IGN)
         self.restore()
 
     def restore(self) -> None:
-        """Put back the handlers that were there before; but SIGUSR2, which ends a program by default, is not heard any more.
+        """Restore the earlier handlers, but ignore SIGUSR2, which kills a process by default.
 
-        A SLURM job's script sends it to all workers, again and again until they have ended, also to one that knows from another
-        that they stop, or that is done: it must not end in the middle of its end.
+        The script of a SLURM job sends SIGUSR2 repeatedly until all workers have ended, also to a
+        worker that is stopping or has finished. It must not kill that worker.
         """
         for number, handler in self.before.items():
             signal.signal(number, signal.SIG_IGN if number == signal.SIGUSR2 else handler)

@@ -1,11 +1,11 @@
-"""This process as a task of its launcher: the launcher's name, the task's rank, node and cores."""
+"""This process as a task of its launcher: the name of the launcher; rank, node and cores."""
 
 import os
 import platform
 
 from job.cluster import comm, slurm
 
-# Variables of each launcher with a task's rank and the number of tasks, in order of precedence.
+# Each launcher's variables for the rank and the number of tasks, in order of precedence.
 LAUNCHERS = {
     "horovodrun": ("HOROVOD_RANK", "HOROVOD_SIZE"),
     "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
@@ -15,7 +15,7 @@ LAUNCHERS = {
 
 
 def launched() -> tuple[str, int, int]:
-    """Return the launcher's name, this task's rank and the number of tasks, from its variables."""
+    """Return the name of the launcher, the rank of this task and the number of tasks."""
     for name, (rank, size) in LAUNCHERS.items():
         if name == "horovodrun" and slurm.ours():
             continue
@@ -25,14 +25,14 @@ def launched() -> tuple[str, int, int]:
 
 
 def node() -> str:
-    """Return the name of this worker's node, as SLURM or the machine itself has it."""
+    """Return the name of this worker's node: SLURM's, or else the machine's own."""
     return os.environ.get("SLURMD_NODENAME", platform.node())
 
 
 def cores() -> int:
-    """Return the number of this worker's cores on its machine.
+    """Return the number of CPU cores of this worker.
 
-    They are those that SLURM gives to a task, or an equal part of all.
+    They are SLURM's cores of a task, or else the node's cores divided by its workers.
     """
     available = len(os.sched_getaffinity(0))
     if launched()[0] == "srun" and "SLURM_CPUS_PER_TASK" in os.environ:

@@ -1,13 +1,15 @@
-"""Says who keeps the others waiting: a worker that stands still, is out of reach, or does something else.
+"""Report the worker for which the others wait: it hangs, is unreachable, or does something else.
 
-Each worker answers, from a thread, what it is doing. When one has waited too long in a collective, the lowest
-rank that waits asks all the others; those that do not answer stand still, or are gone with their node.
+A thread of each worker answers requests for its state. If a wait in a collective is too long, the
+lowest rank that waits requests the state of all others. A worker without an answer hangs, or its
+node is gone.
 
-Both sides prove that they have the answering worker's key, which all workers got by a collective:
+Both sides prove that they have the key of the answering worker, which all workers received by a
+collective:
 
-    answers OWN_NONCE
-    asks    NONCE HMAC(key, "ask", NONCE, OWN_NONCE)
-    answers HMAC(key, "answer", NONCE, TEXT) TEXT
+    server  OWN_NONCE
+    client  NONCE HMAC(key, "ask", NONCE, OWN_NONCE)
+    server  HMAC(key, "answer", NONCE, TEXT) TEXT
 """
 
 import os
@@ -28,17 +30,17 @@ from job.cluster.objects import allgather
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) + os.sep
 OURS = tuple(os.path.join(ROOT, package, "") for package in ("job", "mgd", "moco"))
 ANSWER = 3.0  # s to wait for another worker's answer
-LINE = 16384  # bytes of a line between two workers, at most: an answer can have a file's path
-MAIN = threading.main_thread().ident or 0  # it has started
+LINE = 16384  # bytes of a line between two workers, at most: an answer can contain a path
+MAIN = threading.main_thread().ident or 0  # never 0, because it has started
 
 
 class Handler(socketserver.BaseRequestHandler):
-    """Answers a worker that proves the key."""
+    """Answer a worker that proves the key."""
 
     server: "Server"
 
     def handle(self) -> None:
-        """Send a nonce; if the proof fits it, send what this worker is doing."""
+        """Send a nonce. If the client proves the key with it, send this worker's state."""
         own_nonce = guard.nonce()
         lines = guard.bounded(self.request, LINE, ANSWER)
         self.request.sendall(f"{own_nonce}\n".encode())
@@ -51,7 +53,7 @@ class Handler(socketserver.BaseRequestHandler):
 
 
 class Server(guard.BoundedServer):
-    """The port of a worker, for the job's other workers."""
+    """The server of a worker for the job's other workers."""
 
     def __init__(self, address: str, doing: Callable[[], str]):
         super().__init__((address, 0), Handler)
@@ -61,11 +63,12 @@ class Server(guard.BoundedServer):
 
 
 class Watchdog:
-    """Watches this worker's main thread, and ends the process when that waits for others longer than `end` seconds.
+    """Watch this worker's main thread, and end the process if a wait lasts longer than `end` s.
 
-    address: where this machine listens; node: its name; warn: s of waiting after which that is said. A collective:
-    all workers make theirs at the same time. remark: is called with "warning" or "error", an id
-    and one line.
+    The constructor is a collective.
+
+    address: of the server. node: the name of this node. warn: s of waiting after which the wait is
+    reported. remark: is called with "warning" or "error", an id and one line.
     """
 
     def __init__(
@@ -98,9 +101,9 @@ class Watchdog:
         self.server.serve_forever(poll_interval=0.1)
 
     def ask(self, rank: int) -> str:
-        """Return what another worker does; nothing if it does not answer, or cannot prove its key."""
+        """Return another worker's state; "" if it does not answer or cannot prove its key."""
         _, address, port, key = self.peers[rank]
-        own = self.peers[self.rank][1], 0  # by this address the other allows this worker
+        own = self.peers[self.rank][1], 0  # the other worker allows this address
         nonce = guard.nonce()
         try:
             with socket.create_connection(
@@ -119,21 +122,25 @@ class Watchdog:
         return text if guard.proves(proof, key.encode(), "answer", nonce, text) else ""
 
     def doing(self) -> str:
-        """`waits for NAME at PLACE`, `has no batch ... at PLACE` or `is at PLACE`: what this worker's main thread does."""
+        """Return the state of the main thread, with its location in the code.
+
+        `waits for NAME at LOCATION`, `has no batch ... at LOCATION` or `is at LOCATION`.
+        """
         frame = sys._current_frames()[MAIN]
         if wait := comm.waits:
-            doing = f"waits for '{wait.name}'"
+            state = f"waits for '{wait.name}'"
         else:
-            doing = f"has {text}," if (text := awaited(frame)) else "is"
-        return "".join(sign if sign.isprintable() else "?" for sign in f"{doing} at {place(frame)}")
+            state = f"has {text}," if (text := awaited(frame)) else "is"
+        line = f"{state} at {location(frame)}"
+        return "".join(sign if sign.isprintable() else "?" for sign in line)
 
     def waited(self) -> float:
-        """The seconds for which the main thread has waited for one collective."""
+        """Return the s for which the main thread has waited for one collective."""
         wait = comm.waits
         return time.monotonic() - wait.since if wait else 0.0
 
     def watch(self) -> None:
-        """Report a wait longer than `warn` seconds, and end the process after `end` seconds of it."""
+        """Report a wait after `warn` s, and end the process after `end` s of it."""
         warned = False
         while not self.over.wait(min(1.0, self.warn / 4)):
             waited = self.waited()
@@ -144,7 +151,7 @@ class Watchdog:
                     ended = f"ended after HOROVOD_STALL_SHUTDOWN_TIME_SECONDS={self.end:.0f}"
                     self.remark("error", "stalled_worker", f"{report}; {ended}")
                 else:
-                    time.sleep(2 * ANSWER)  # a lower rank's report is to come first
+                    time.sleep(2 * ANSWER)  # so that a lower rank reports first
                 os._exit(1)
             elif not warned:
                 warned = True
@@ -152,7 +159,7 @@ class Watchdog:
                     self.remark("warning", "stalled_worker", report)
 
     def report(self, waited: float) -> str:
-        """Who waits for whom, if no lower rank waits that can say it."""
+        """Return which workers wait for which others; "" if a lower rank waits and reports it."""
         with ThreadPoolExecutor(32) as pool:
             below = list(pool.map(self.ask, range(self.rank)))
             if any(answer.startswith("waits") for answer in below):
@@ -166,21 +173,22 @@ class Watchdog:
         text = f"rank {self.rank} on {self.peers[self.rank][0]} {mine} for {waited:.0f} s"
         for rank, answer in enumerate(answers):
             if answer != mine:
-                text += f"; rank {rank} on {self.peers[rank][0]} {answer or 'does not answer: it is stopped, or out of reach'}"
+                answer = answer or "does not answer: it is stopped or unreachable"
+                text += f"; rank {rank} on {self.peers[rank][0]} {answer}"
         return text
 
 
 def outwards(frame: FrameType | None) -> Iterator[FrameType]:
-    """The frames from the innermost outwards."""
+    """Yield a frame and its callers, innermost first."""
     while frame:
         yield frame
         frame = frame.f_back
 
 
 def awaited(frame: FrameType) -> str:
-    """Return `doing()` of the iterator from which a thread awaits an item, or "" without one.
+    """Return `doing()` of the iterator for whose next item a thread waits; "" without one.
 
-    frame: the thread's innermost.
+    frame: the innermost frame of the thread.
     """
     owners = (
         level.f_locals.get("self")
@@ -190,8 +198,11 @@ def awaited(frame: FrameType) -> str:
     return next((owner.doing() for owner in owners if owner and hasattr(owner, "doing")), "")
 
 
-def place(frame: FrameType) -> str:
-    """Where a thread is: the innermost line of this project's code except the door's, or of any where there is none."""
+def location(frame: FrameType) -> str:
+    """Return a thread's innermost line of this project's code, except comm.py.
+
+    If there is none, return its innermost line of any code.
+    """
     levels = list(outwards(frame))
     names = [level.f_code.co_filename for level in levels]
     ours = (
@@ -204,7 +215,7 @@ def place(frame: FrameType) -> str:
 
 
 def raised_at(error: BaseException) -> str:
-    """Return the innermost line of this project's code, except the door's, that raised an error."""
+    """Return the innermost line of this project's code, except comm.py, that raised an error."""
     steps = traceback.walk_tb(error.__traceback__)
     lines = [(frame.f_code.co_filename, line) for frame, line in steps]
     ours = [(name, line) for name, line in lines if name.startswith(OURS) and name != comm.__file__]

@@ -374,7 +374,7 @@ def test_a_rank_that_stands_still_is_named_with_the_tensor_and_ends_the_try(
     job = submit(SMALL, MAX_REQUEUES=0, **limits)
     job.wait_for_step(2)
     job.tasks()[stopped].send_signal(signal.SIGSTOP)
-    other = f"rank {stopped} on node{stopped + 1} does not answer: it is stopped, or out of reach"
+    other = f"rank {stopped} on node{stopped + 1} does not answer: it is stopped or unreachable"
     job.wait_for_line(other)
     report = next(line for line in job.text().splitlines() if other in line)
     assert re.fullmatch(

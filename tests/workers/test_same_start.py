@@ -112,7 +112,7 @@ def test_another_program_is_named_first(monkeypatch, tmp_path):
 def test_other_cpu_kernels_are_named_unless_workers_have_gpus(monkeypatch, own, its, least):
     kernels = its if comm.rank() == odd() else own
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: kernels)
-    advice = f"Set ATEN_CPU_CAPABILITY={least} for all workers, or use nodes of one kind"
+    advice = f"Set ATEN_CPU_CAPABILITY={least} for all workers, or use nodes with the same CPUs"
     assert outcome() == expected(f"CPU kernels {its} {{}}: expected {own}", advice)
     assert outcome(on_cpu=False) is None
 

@@ -95,7 +95,7 @@ def test_a_machine_whose_own_name_does_not_resolve_is_refused_in_one_line(monkey
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(launch.socket, "gethostname", lambda: "nowhere.invalid")
     with pytest.raises(
-        RunError, match="own name, nowhere.invalid, does not resolve: add it to /etc/hosts"
+        RunError, match=r"own name, nowhere.invalid, does not resolve\. Add it to /etc/hosts"
     ):
         launch.start({})
 
@@ -173,13 +173,15 @@ def test_a_worker_takes_the_gpu_of_its_local_rank_or_the_only_one_that_it_sees(m
 
 
 def test_two_workers_of_one_gpu_are_refused(monkeypatch):
-    with pytest.raises(RunError, match="2 workers on a machine of 1 GPUs: start one worker a GPU"):
+    with pytest.raises(
+        RunError, match=r"2 workers on a machine with 1 GPUs\. Start one worker a GPU"
+    ):
         gpus(monkeypatch, 1, [("a", "GPU-1"), ("a", "GPU-1")], 1)
 
 
 def test_a_node_without_gpus_beside_others_is_refused_on_all(monkeypatch):
     for visible in (0, 1):
-        with pytest.raises(RunError, match="no GPU on b, and GPUs on the other nodes"):
+        with pytest.raises(RunError, match="no GPU on b, but GPUs on the other nodes"):
             gpus(monkeypatch, visible, [("a", "GPU-1"), ("b", "")], 0)
 
 

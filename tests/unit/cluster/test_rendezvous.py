@@ -416,15 +416,15 @@ def test_another_job_s_rendezvous_is_not_taken_for_the_own(rendezvous):
 def test_rank_0_names_those_that_do_not_come(rendezvous):
     put(rendezvous, "/started/1", PLACE)
     with pytest.raises(
-        StartError, match="rank 2 of 3 did not come to the rendezvous in 0 s.*MGD_START_SECONDS"
+        StartError, match="rank 2 of 3 did not join the rendezvous within 0 s.*MGD_START_SECONDS"
     ):
         wait_for_all(rendezvous, 3, 0.3)
 
 
-def test_a_rank_that_came_says_that_others_did_not(rendezvous):
+def test_join_reports_missing_ranks(rendezvous):
     thread, ends = joined(rendezvous.server_address[1], 1, 1)
     thread.join(20)
-    assert "not all ranks came to the rendezvous" in str(ends[0])
+    assert "not all ranks joined the rendezvous" in str(ends[0])
 
 
 @pytest.mark.parametrize("interface, address", [("lo", "127.0.0.1"), ("docker0", "172.17.0.1")])

@@ -8,7 +8,7 @@ from job.errors import RunError
 from job.cluster import slurm
 from job.errors import StartError
 from job.cluster.rendezvous import find
-from job.cluster.slurm import Place, counts, hostnames, interface_of, seconds
+from job.cluster.slurm import StepTask, counts, hostnames, interface_of, seconds
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_horovod_s_numbers_are_those_that_its_own_launcher_gives(tasks):
     )
     for slot in expected:
         node = nodes.index(slot.hostname)
-        numbers = Place(slot.rank, sum(tasks), slot.local_rank, node, nodes, tasks).horovod()
+        numbers = StepTask(slot.rank, sum(tasks), slot.local_rank, node, nodes, tasks).horovod()
         assert numbers == {
             "RANK": slot.rank,
             "SIZE": slot.size,
@@ -72,16 +72,16 @@ def step(monkeypatch):
 
 def test_a_task_finds_its_place(step):
     step(3)
-    assert Place.from_slurm() == Place(3, 4, 1, 1, ["node1", "node2"], [2, 2])
+    assert StepTask.from_slurm() == StepTask(3, 4, 1, 1, ["node1", "node2"], [2, 2])
 
 
 def test_rank_0_on_another_node_than_the_first_is_refused(step):
     step(0, NODEID=1)
     with pytest.raises(
         StartError,
-        match="rank 0 runs on node2, expected on node1: start with srun --distribution=block",
+        match=r"rank 0 runs on node2; expected node1\. Start with srun --distribution=block",
     ):
-        Place.from_slurm()
+        StepTask.from_slurm()
 
 
 def test_addresses_are_given_or_resolved(monkeypatch):
@@ -96,7 +96,7 @@ def test_an_unknown_address_is_said_with_what_to_do(monkeypatch):
     monkeypatch.delenv("MGD_NODE_ADDRESSES", raising=False)
     with pytest.raises(
         StartError,
-        match="the address of nowhere.invalid is unknown .*give it in MGD_NODE_ADDRESSES",
+        match="the address of nowhere.invalid is unknown .*Set MGD_NODE_ADDRESSES",
     ):
         slurm.addresses(["nowhere.invalid"])
 
@@ -135,7 +135,7 @@ def test_horovod_s_variables_are_set_and_the_rendezvous_goes_when_all_are_up(ste
         port = int(os.environ["HOROVOD_GLOO_RENDEZVOUS_PORT"])
         at, token = os.environ["HOROVOD_GLOO_RENDEZVOUS_ADDR"].split("/")
         assert at == f"127.0.0.1:{port}"
-        assert find("127.0.0.1", port, slurm.job_key(Place.from_slurm())) == (port, token)
+        assert find("127.0.0.1", port, slurm.job_key(StepTask.from_slurm())) == (port, token)
     assert os.environ["HOROVOD_GLOO_RENDEZVOUS_ADDR"] == "127.0.0.1"
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=5)
@@ -145,7 +145,7 @@ def test_the_key_is_another_for_each_secret_job_and_try(step, monkeypatch):
     def key(secret, **others):
         step(1, **others)
         monkeypatch.setenv("MGD_SECRET", secret)
-        return slurm.job_key(Place.from_slurm())
+        return slurm.job_key(StepTask.from_slurm())
 
     keys = [
         key("a" * 32),
@@ -162,9 +162,9 @@ def test_a_step_without_a_secret_is_told_once(step, monkeypatch, capfd):
     monkeypatch.delenv("MGD_SECRET", raising=False)
     for rank in range(4):
         step(rank)
-        slurm.job_key(Place.from_slurm())
+        slurm.job_key(StepTask.from_slurm())
     step(0, STEP_NUM_TASKS=1, STEP_NODELIST="node1", STEP_TASKS_PER_NODE="1")
-    slurm.job_key(Place.from_slurm())
+    slurm.job_key(StepTask.from_slurm())
     [line] = capfd.readouterr().out.splitlines()
     assert line.startswith(
         "no MGD_SECRET: other users of the job's nodes can join its rendezvous. Before srun, run: export"
@@ -175,7 +175,7 @@ def test_a_step_without_a_secret_is_told_once(step, monkeypatch, capfd):
     ).stdout.strip()
     monkeypatch.setenv("MGD_SECRET", secret)
     step(0)
-    slurm.job_key(Place.from_slurm())
+    slurm.job_key(StepTask.from_slurm())
     assert capfd.readouterr() == ("", "")
 
 
@@ -186,7 +186,7 @@ def test_a_short_secret_is_refused_without_its_value(step, monkeypatch):
         RunError,
         match="^MGD_SECRET: too short; expected at least 32 characters. Before srun, run: ",
     ) as caught:
-        slurm.job_key(Place.from_slurm())
+        slurm.job_key(StepTask.from_slurm())
     assert "hunter2" not in str(caught.value)
 
 
@@ -195,7 +195,7 @@ def test_seconds_that_are_none_are_refused(monkeypatch, value):
     monkeypatch.setenv("MGD_START_SECONDS", value)
     with pytest.raises(
         RunError,
-        match=f"^MGD_START_SECONDS={value}: expected seconds, above 0; leave it out for 600$",
+        match=rf"^MGD_START_SECONDS={value}: expected seconds above 0\. Unset it for 600$",
     ) as caught:
         seconds("MGD_START_SECONDS", 600)
     assert caught.value.code == 2
