@@ -4,6 +4,7 @@ import argparse
 from dataclasses import MISSING, Field, fields
 from typing import Any, NoReturn, TypeVar
 
+from job import __version__
 from job.declare import convert, did_you_mean, flag, groups
 from job.errors import RunError
 from job.yaml_files import read_yaml
@@ -25,6 +26,10 @@ class Parser(argparse.ArgumentParser):
     """
 
     dotted: dict[str, str] = {}
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.add_argument("--version", action="version", version=f"moco-mgd {__version__}")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Return the arguments. RunError: some are unknown."""

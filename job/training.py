@@ -25,7 +25,7 @@ from job.position import Position
 # Parts of each checkpoint. It also has the state of each distiller, under the distiller's name, and
 # of the momentum encoder, if a distiller needs one.
 CHECKPOINT = {"epoch", "arch", "state_dict", "optimizer", "step", "steps", "teacher", "bad_images"}
-CHECKPOINT |= {"config", "workers", "images", "order", "statistics", "format"}
+CHECKPOINT |= {"config", "workers", "images", "order", "statistics", "format", "version"}
 
 
 @dataclass

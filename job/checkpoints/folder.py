@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 import yaml
 
+from job import __version__
 from job.checkpoints.seal import seal, verify
 from job.checkpoints.stand_ins import Inert, stand_ins
 from job.cluster.memory import at_most
@@ -121,7 +122,7 @@ class Checkpoints:
         )
         try:
             self.remove_half_written()  # of a run that was killed: its room may be what this one lacks
-            write({**content, "format": FORMAT}, path + ".new")
+            write({**content, "format": FORMAT, "version": __version__}, path + ".new")
             if best:
                 duplicate(
                     path + ".new", best_path + ".new"

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from job import __version__
 from job.cluster import comm, task
 
 
@@ -25,7 +26,7 @@ def setting(device: torch.device) -> dict[str, Any]:
         "launcher": task.launched()[0],
         "network": network,
         "device": hardware,
-        "versions": f"torch {torch.__version__}, {comm.versions()}",
+        "versions": f"moco-mgd {__version__}, torch {torch.__version__}, {comm.versions()}",
         "container": os.environ.get("MGD_IMAGE", "none"),
     }
 

@@ -100,7 +100,10 @@ def test_all_parts_of_a_checkpoint_are_listed():
     parts = {name: MagicMock() for name in names}
     distillation = SimpleNamespace(modules=lambda: {"new": MagicMock()}, digest="abc")
     training = Training(Config(), distillation=distillation, **parts)
-    assert training.content(Position(1, 0), None).keys() | {"format"} == CHECKPOINT | {"mgd", "new"}
+    assert training.content(Position(1, 0), None).keys() | {"format", "version"} == CHECKPOINT | {
+        "mgd",
+        "new",
+    }
 
 
 SHARED = {"distill": ["disco"], "teacher": "t"}

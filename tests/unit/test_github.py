@@ -1,6 +1,8 @@
 """The files that GitHub and pre-commit read: valid, and in step with .ci/run, `make lint` and the code."""
 
+import importlib
 import re
+import subprocess
 import sys
 import tomllib
 from types import ModuleType
@@ -9,6 +11,7 @@ import pytest
 import yaml
 
 import pages
+from job import __version__
 from job.distill import DISTILLERS, Distiller
 from pages import ROOT
 
@@ -54,6 +57,26 @@ def test_the_forms_of_issues_have_labelled_fields(form):
     assert content["name"] and content["description"]
     assert len({field["id"] for field in fields}) == len(fields) >= 3
     assert all(field["attributes"]["label"] for field in fields)
+
+
+def test_the_version_is_the_same_everywhere():
+    assert PROJECT["version"] == __version__ == str(read(".github/CITATION.cff")["version"])
+    changelog = (ROOT / ".github/CHANGELOG.md").read_text()
+    assert re.search(rf"^## .*\b{re.escape(__version__)}(?![.\d])", changelog, re.MULTILINE)
+
+
+def test_the_version_can_be_read_without_torch():
+    code = "import job, sys; print(job.__version__, 'torch' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert shown.stdout.split() == [__version__, "False"], shown.stderr
+
+
+@pytest.mark.parametrize("program", ["train", "export"])
+def test_a_program_prints_its_version(program, capsys):
+    main = importlib.import_module(f"job.{program}").main
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0 and capsys.readouterr().out == f"moco-mgd {__version__}\n"
 
 
 def test_the_citation_is_that_of_the_project():

@@ -17,6 +17,7 @@ import torch
 
 from errors import refused
 from inject import injected
+from job import __version__
 from job.errors import RunError
 from job.checkpoints import folder
 from job.checkpoints.folder import BEST, FORMAT, LAST, LEFT, Checkpoints, load
@@ -77,7 +78,7 @@ def cut(path, share=0.5):
 
 def test_what_is_loaded_is_what_was_saved(checkpoints):
     path = checkpoints.save(content())
-    assert same(load(path), content() | {"format": FORMAT})
+    assert same(load(path), content() | {"format": FORMAT, "version": __version__})
 
 
 def test_tensors_of_a_network_and_its_optimizer_go_there_and_back(checkpoints):
@@ -136,7 +137,7 @@ def test_the_newest_stay_and_last_points_to_the_newest(tmp_path, keep):
         assert os.readlink(tmp_path / LAST) == saved[-1]
         assert same(
             load(str(tmp_path / LAST)),
-            content(epoch, step, value=len(saved) - 1) | {"format": FORMAT},
+            content(epoch, step, value=len(saved) - 1) | {"format": FORMAT, "version": __version__},
         )
     assert sorted(os.listdir(tmp_path)) == [*saved[-keep:], LAST]
 
@@ -163,7 +164,9 @@ def test_what_has_just_been_saved_stays(tmp_path, keep):
         checkpoints.save(content(epoch))
     path = Checkpoints(str(tmp_path), keep).save(content(1, 7))
     assert os.path.exists(path)
-    assert same(load(str(tmp_path / LAST)), content(1, 7) | {"format": FORMAT})
+    assert same(
+        load(str(tmp_path / LAST)), content(1, 7) | {"format": FORMAT, "version": __version__}
+    )
 
 
 def test_a_damaged_newer_one_does_not_push_out_a_whole_one(tmp_path):
@@ -206,7 +209,7 @@ def test_a_crash_while_writing_leaves_the_old_checkpoints_whole(tmp_path, monkey
         with pytest.raises(PowerCut):
             checkpoints.save(content(2))
     assert names(checkpoints) == ["checkpoint_0001_000000.pth.tar"]
-    assert same(load(str(tmp_path / LAST)), content(1) | {"format": FORMAT})
+    assert same(load(str(tmp_path / LAST)), content(1) | {"format": FORMAT, "version": __version__})
     assert checkpoints.newest(lambda text: None)["epoch"] == 1
     checkpoints.save(content(2))
     assert sorted(os.listdir(tmp_path)) == ["checkpoint_0002_000000.pth.tar", LAST]
@@ -483,7 +486,10 @@ def test_when_none_is_whole_the_run_does_not_start_anew_by_itself(checkpoints):
 def test_a_checkpoint_is_a_plain_file_of_torch_s_to_others(checkpoints):
     path = checkpoints.save(content())
     for mmap in (False, True):
-        assert same(torch.load(path, weights_only=True, mmap=mmap), content() | {"format": FORMAT})
+        assert same(
+            torch.load(path, weights_only=True, mmap=mmap),
+            content() | {"format": FORMAT, "version": __version__},
+        )
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
     whole = open(path, "rb").read()
@@ -493,7 +499,7 @@ def test_a_checkpoint_is_a_plain_file_of_torch_s_to_others(checkpoints):
 def test_a_checkpoint_that_torch_has_saved_anew_has_no_checksum_and_is_loaded(checkpoints):
     path = checkpoints.save(content())
     torch.save(torch.load(path, weights_only=True), path)
-    assert same(load(path), content() | {"format": FORMAT})
+    assert same(load(path), content() | {"format": FORMAT, "version": __version__})
 
 
 def test_a_flipped_bit_in_any_byte_is_noticed(checkpoints):

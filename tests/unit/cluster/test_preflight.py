@@ -1,11 +1,13 @@
 import torch
 
+from job import __version__
 from job.cluster import preflight
 
 
 def test_the_first_line_has_nccl_s_network():
     found = preflight.setting(torch.device("cpu"))
     assert "; no network; device CPU " in preflight.line(found | {"nccl": ""})
+    assert f"; moco-mgd {__version__}, torch " in preflight.line(found)
     assert "; no network, NCCL over IB; device CPU " in preflight.line(found | {"nccl": "IB"})
 
 
