@@ -33,14 +33,14 @@ OBJECT = 256  # bytes that any value counts for, at least
 
 
 class Checkpoints:
-    """The checkpoints of a run's folder: checkpoint_EPOCH_STEP.pth.tar, the newest `keep` of them."""
+    """The newest `keep` checkpoints of a run's folder: checkpoint_EPOCH_STEP.pth.tar."""
 
     def __init__(self, folder: str, keep: int):
         self.folder, self.keep = folder, keep
         self.named = ""  # the checkpoint that the user gave to --resume
 
     def paths(self) -> list[str]:
-        """The checkpoints, oldest first."""
+        """Return the paths of the checkpoints, oldest first."""
         names = os.listdir(self.folder) if os.path.isdir(self.folder) else []
         return [
             os.path.join(self.folder, name)
@@ -48,7 +48,7 @@ class Checkpoints:
         ]
 
     def has(self, epoch: int, step: int) -> bool:
-        """Whether there is a checkpoint of a position."""
+        """Return whether a position has a checkpoint."""
         return os.path.exists(os.path.join(self.folder, name_at(epoch, step)))
 
     def resume_at(self, start: Position, source: str) -> list[str]:
@@ -84,7 +84,7 @@ class Checkpoints:
         return later
 
     def resumed_before(self, source: str) -> bool:
-        """Whether this SLURM job, which has been requeued since, has resumed from the checkpoint `source` already."""
+        """Return whether an earlier try of this SLURM job resumed from the checkpoint `source`."""
         try:
             with open(os.path.join(self.folder, DECISION)) as file:
                 decision = yaml.safe_load(file)
@@ -112,9 +112,10 @@ class Checkpoints:
     def save(self, content: dict, best: bool = False) -> str:
         """Write a checkpoint, let `last.pth.tar` be it, remove the oldest; return its path.
 
-        Each name appears only when its file is whole and on disk. If it is the `best`, it is
-        `best.pth.tar` too, and first: after a kill between the two the run finds the same best again.
-        RunError: the disk does not take it; nothing half-written stays, and the checkpoints before do.
+        A name appears only when its file is complete and on disk. The `best` becomes `best.pth.tar`
+        first: after a kill between the two, the resumed run finds the same best again.
+        RunError: the file cannot be written. Half-written files are removed, earlier checkpoints
+        stay.
         """
         name = name_at(content["epoch"], content["step"])
         path, last_path, best_path = (
@@ -148,7 +149,10 @@ class Checkpoints:
         return path
 
     def remove_but_newest(self, path: str) -> None:
-        """Remove all checkpoints except `path`, just saved, as many before it as --keep says, and the one that --resume names."""
+        """Remove old checkpoints after `path` was saved.
+
+        The newest --keep checkpoints up to `path`, and the one that --resume names, stay.
+        """
         paths = self.paths()
         done = paths.index(path) + 1  # those after it are of a course that this run has left
         names = (
@@ -168,9 +172,10 @@ class Checkpoints:
                 os.remove(os.path.join(self.folder, name))
 
     def newest(self, say: Callable[[str], None]) -> dict | None:
-        """Return the newest checkpoint that is whole, or None where there are none at all.
+        """Return the newest undamaged checkpoint, or None if the folder has no checkpoint.
 
-        RunError: there are some, but none is whole, or the file system fails. `say` is told of each that is not.
+        say: logs a line for each damaged checkpoint.
+        RunError: all checkpoints are damaged, or the file system fails.
         """
         paths = self.paths()
         for path in reversed(paths):
@@ -193,24 +198,27 @@ class Checkpoints:
 
 
 def restarts() -> int:
-    """How often SLURM has started this job again."""
+    """Return how often SLURM has restarted this job."""
     return int(os.environ.get("SLURM_RESTART_COUNT", 0))
 
 
 def name_at(epoch: int, step: int) -> str:
-    """The name of the checkpoint of a position."""
+    """Return the file name of a position's checkpoint."""
     return f"checkpoint_{epoch:04d}_{step:06d}.pth.tar"
 
 
 def position(path: str) -> Position:
-    """The (epoch, step) in a checkpoint's name."""
+    """Return the (epoch, step) in a checkpoint's name."""
     match = NAME.fullmatch(os.path.basename(path))
     assert match
     return Position(int(match[1]), int(match[2]))
 
 
 def write(content: dict, path: str) -> None:
-    """Write a file as torch does, with its checksum at the end, and have its bytes on disk. OSError: it cannot be written."""
+    """Write a file by torch.save, add its checksum, and sync it to disk.
+
+    OSError: the file cannot be written.
+    """
     with open(path, "w+b") as file:
         try:
             torch.save(content, file)
@@ -222,7 +230,10 @@ def write(content: dict, path: str) -> None:
 
 
 def link_or_copy(path: str, source: str, new: str) -> None:
-    """Let `new` be a symbolic link to `path`, in the same folder; on a file system without them, a second name of `source`."""
+    """Make `new` a symbolic link to `path`, in the same folder.
+
+    On a file system without symbolic links, `new` becomes a second name of `source`.
+    """
     try:
         os.symlink(os.path.basename(path), new)
     except OSError:
@@ -230,9 +241,10 @@ def link_or_copy(path: str, source: str, new: str) -> None:
 
 
 def duplicate(path: str, new: str) -> None:
-    """Give the file `path` a second name `new`: a hard link, or a copy on a file system without links.
+    """Give the file `path` a second name `new`: a hard link, or a copy if links fail.
 
-    File systems refuse links with many errors. One that is not about links comes again at the copy, and is raised there.
+    File systems refuse links with many errors. An error that is not about links occurs again at
+    the copy, and is raised there.
     OSError: the file cannot be written, or `new` exists.
     """
     try:
@@ -245,11 +257,14 @@ def duplicate(path: str, new: str) -> None:
 
 
 def load(path: str, foreign: bool = False) -> dict:
-    """Return a checkpoint file's content on the CPU. RunError: missing, no file, cut short, damaged, or holding code.
+    """Return a checkpoint file's content on the CPU.
 
-    Only tensors, numbers, text and containers are read (`weights_only`): loading cannot run code. Nor can a small file take
-    a large memory, be it here (an array of zeros is a few bytes of a pickle) or where a tensor that repeats one value is copied.
-    foreign: read another program's file too, with an Inert or a plain dictionary in place of each harmless object.
+    Only tensors, numbers, text and containers are loaded (`weights_only`), so no code can run.
+    Memory is limited by the file's size: a few bytes of a pickle can stand for a large array of
+    zeros, and a tensor that repeats one value grows when it is copied.
+    foreign: also read other programs' files, with an Inert or a plain dictionary in place of each
+    harmless object.
+    RunError: the file is missing, not a regular file, truncated or damaged, or contains code.
     """
     try:
         return load_once(path, foreign)
@@ -260,7 +275,7 @@ def load(path: str, foreign: bool = False) -> dict:
 
 
 def load_once(path: str, foreign: bool = False) -> dict:
-    """Do the work of `load`. OSError: the file system fails."""
+    """Load as `load` does, but raise OSError if the file system fails."""
     check_is_file(path)
     try:
         most = 2 * os.path.getsize(path) + ROOM
@@ -295,7 +310,7 @@ def load_once(path: str, foreign: bool = False) -> dict:
 
 
 def object_in(error: str) -> str:
-    """Return the object at which torch's reader stopped, by its message; or nothing: the file is damaged."""
+    """Return the object that torch refused, by its message, or "" if the file is damaged."""
     if found := re.search(r"GLOBAL (\S+)", error):
         return found[1][:100]
     others = {
@@ -306,7 +321,10 @@ def object_in(error: str) -> str:
 
 
 def has_objects(path: str, name: str, tensors: str) -> str:
-    """Return an error message: the file holds `name`. tensors: what leads to the tensors in the loaded file."""
+    """Return an error message: the file contains the object `name`.
+
+    tensors: the expression that selects the tensors in the loaded file.
+    """
     return (
         f"{path} holds code or objects besides tensors ({name}), which are never loaded: expected a dictionary of "
         "tensors. If you trust the file, write one on a machine that can load it: "
@@ -315,7 +333,10 @@ def has_objects(path: str, name: str, tensors: str) -> str:
 
 
 def check_is_file(path: str) -> None:
-    """RunError: nothing is there, or no file; for a run's folder it names the newest checkpoint in it."""
+    """Check that `path` is a regular file.
+
+    RunError: it is not. For a run's folder, the error names the newest checkpoint.
+    """
     if os.path.isdir(path):
         last = os.path.join(path, LAST)
         raise RunError(
@@ -328,7 +349,10 @@ def check_is_file(path: str) -> None:
 
 
 def check_size(content: object, most: int) -> None:
-    """MemoryError: it takes over `most` bytes with its tensors written out in full, and what is shared as often as it is met."""
+    """Check the size of a loaded file's content.
+
+    MemoryError: more than `most` bytes, if tensors are expanded and shared values count each time.
+    """
     left, stack = most, [content]
     while stack:
         value = stack.pop()
