@@ -24,13 +24,12 @@ from job.yaml_files import LONGEST_FILE, pairs
 STAMP = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (.*)")
 DECLARED = {kind: get_type_hints(fields) for kind, fields in KINDS.items()}  # {kind: {field: type}}
 REQUIRED: dict[str, frozenset[str]] = {
-    kind: fields.__required_keys__ for kind, fields in KINDS.items()
-}  # type: ignore[attr-defined]
+    kind: fields.__required_keys__  # type: ignore[attr-defined]
+    for kind, fields in KINDS.items()
+}
 PUBLISHED = 64  # job.networks.WIDTH, without torch, which would take mgd-watch seconds
-LONGEST_RECORD, LONGEST_LINE = (
-    2**20,
-    2000,
-)  # bytes of a line of metrics.jsonl, characters of one of log.txt
+LONGEST_RECORD = 2**20  # bytes of a line of metrics.jsonl
+LONGEST_LINE = 2000  # characters of a line of log.txt
 MOST_COLUMNS = 200  # numbers that a step has
 STAGES = range(1, 10)
 CHECKPOINT = re.compile(r"checkpoint_(\d+)_(\d+)\.pth\.tar")  # epochs and steps that are done
