@@ -597,7 +597,8 @@ def test_the_newest_checkpoint_is_found_on_a_disk_without_links(shell, linkless)
     }
     ended = shell("settle 1", control, **needs)
     assert decisions(ended) == ["nothing-saved"]
-    rewritten = 'rm "$RUN/checkpoint_10000_000000.pth.tar"; echo >"$RUN/checkpoint_10000_000000.pth.tar"; settle 1'  # a damaged one
+    damaged = '"$RUN/checkpoint_10000_000000.pth.tar"'
+    rewritten = f"rm {damaged}; echo >{damaged}; settle 1"
     requeued = shell(rewritten, control, **needs)
     assert decisions(requeued) == ["requeued"] and requeued.stdout.endswith("requeue 7\n")
 

@@ -61,7 +61,10 @@ def build(python, tmp_path):
 def wrong_archive(path):
     """The script's line on the archive of `build`."""
     found = hashlib.sha256(b"wrong\n").hexdigest()
-    return f"build_horovod: HOROVOD_SDIST {path}: damaged or changed, its sha256 is {found}; expected {ARCHIVE}. Download it again\n"
+    return (
+        f"build_horovod: HOROVOD_SDIST {path}: damaged or changed, its sha256 is {found}; "
+        f"expected {ARCHIVE}. Download it again\n"
+    )
 
 
 def function(name):

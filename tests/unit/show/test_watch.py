@@ -537,7 +537,8 @@ def test_an_epoch_that_none_can_be_makes_no_bar_of_that_length(tmp_path):
 
 
 NUMBERS = st.one_of(st.integers(), st.floats(), st.sampled_from([0, 1, 4]))
-NAMES = "steps epoch step stage loss contrastive distillation accuracy top1 lr images_per_s data_wait changed cost_after knn val_top1"
+NAMES = "steps epoch step stage loss contrastive distillation accuracy top1 lr images_per_s"
+NAMES += " data_wait changed cost_after knn val_top1"
 NAMES = [*NAMES.split(), "feature_std", "queue_rank", "dead_layer1", "refreshes"]
 OPTIONS = "epochs batch_size arch teacher pretrained image_size refresh_epochs loss_factor".split()
 
