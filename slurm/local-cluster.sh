@@ -1,28 +1,28 @@
 #!/usr/bin/env bash
-# A SLURM cluster of one's own on this machine, to try batch scripts on before they go to a real one.
+# A SLURM cluster on this machine, to test batch scripts before they go to a real cluster.
 #
-#   slurm/local-cluster.sh up [NODES]       NODES: how many nodes, named node1, node2 ..., default 2
-#   slurm/local-cluster.sh status           what runs and what is queued; exit code 3 when it is not up
-#   slurm/local-cluster.sh down             stops it and all its jobs
+#   slurm/local-cluster.sh up [NODES]       start NODES nodes: node1, node2, ...; default 2
+#   slurm/local-cluster.sh status           show daemons, nodes and jobs; exit code 3 if not up
+#   slurm/local-cluster.sh down             stop it and all its jobs
 #
-# The nodes are daemons on this one machine, which say that they have 8 CPUs each however few there are.
-# Jobs go to the partition batch; those sent to urgent take its nodes from them, and they are requeued.
-# Each `up` starts with an empty queue. An ordinary user can run it too, for jobs of that user alone.
+# The nodes are daemons on this machine. Each is set to 8 CPUs, even if the machine has fewer. Jobs
+# go to the partition batch. Jobs in the partition urgent preempt them, and SLURM requeues them.
+# Each `up` starts with an empty queue. An ordinary user can run it too, only for jobs of that user.
 #
-#   LOCAL_CLUSTER   the cluster's folder (default runs/local-cluster in the repository): slurm.conf, log/
+#   LOCAL_CLUSTER   folder of slurm.conf and log/ (default: runs/local-cluster in the repository)
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 folder=$(realpath -m "${LOCAL_CLUSTER:-$here/../runs/local-cluster}")
-run=$(readlink "$folder/run" || true) # sockets, pid files and spool: see lay_out
-PATH=$PATH:/usr/sbin:/sbin            # where the daemons are, which an ordinary user's PATH may lack
+run=$(readlink "$folder/run" || true) # sockets, pid files and spool, by lay_out
+PATH=$PATH:/usr/sbin:/sbin            # an ordinary user's PATH may lack the daemons' folders
 export SLURM_CONF=$folder/slurm.conf
-mark="# written by slurm/local-cluster.sh" # which may overwrite it, and what is beside it
+mark="# written by slurm/local-cluster.sh" # marks a folder whose files it may overwrite
 
-say() { echo "local-cluster: $*"; }
+log() { echo "local-cluster: $*"; }
 fail() { echo "local-cluster: $*" >&2; exit 2; }
 
-# The daemons of the cluster laid out last, in the order of their start.
+# Print the daemons of the cluster in $folder, in the order of their start.
 daemons() {
     [ -n "$run" ] && [ -f "$SLURM_CONF" ] || return 0
     printf '%s\n' munged slurmctld
@@ -31,21 +31,22 @@ daemons() {
 
 command_of() { # NAME: sets `command`
     case $1 in
-        munged) command=(munged --socket="$run/munge.socket" --key-file="$run/munge.key" --seed-file="$run/munge.seed"
-            --pid-file="$run/munged.pid" --log-file="$run/munged.log") ;;
+        munged) command=(munged --socket="$run/munge.socket" --key-file="$run/munge.key"
+            --seed-file="$run/munge.seed" --pid-file="$run/munged.pid"
+            --log-file="$run/munged.log") ;;
         slurmctld) command=(slurmctld -f "$SLURM_CONF") ;;
         *) command=(slurmd -N "$1" -f "$SLURM_CONF") ;;
     esac
 }
 
-# Whether a process is a daemon of this cluster. A pid file may be older than the process that has its
-# number now, which is why the whole command line must be the same.
+# Whether a process is a daemon of this cluster. The full command line must match, because another
+# process may have the number of an old pid file.
 runs() { # NAME PID
     command_of "$1"
     [ -n "$2" ] && cmp -s <(printf '%s\0' "${command[@]}") "/proc/$2/cmdline"
 }
 
-pid_of() { # NAME: the pid, if it lives
+pid_of() { # NAME: print its pid, if it runs
     local pid
     pid=$(cat "$run/$1.pid" 2>/dev/null) && runs "$1" "$pid" && echo "$pid"
 }
@@ -64,11 +65,12 @@ check_programs() {
     for program in munged slurmctld slurmd sinfo sbatch; do
         command -v "$program" >/dev/null || missing+=("$program")
     done
-    [ ${#missing[@]} = 0 ] || fail "no ${missing[*]} here: apt-get install --no-install-recommends slurmctld slurmd slurm-client munge"
+    [ ${#missing[@]} = 0 ] || fail "missing programs: ${missing[*]}. Run" \
+        "apt-get install --no-install-recommends slurmctld slurmd slurm-client munge"
 }
 
 free_ports() { # COUNT
-    local left=$1 port=$((20000 + RANDOM % 10000)) # below those that the kernel gives to connections
+    local left=$1 port=$((20000 + RANDOM % 10000)) # below the kernel's ports for connections
     while [ "$left" -gt 0 ]; do
         if ! grep -qsi ":$(printf %04X "$port") " /proc/net/tcp /proc/net/tcp6; then
             echo "$port"
@@ -82,8 +84,8 @@ write_conf() { # NODES
     local host listen='' ports number version
     host=$(uname -n)
     mapfile -t ports < <(free_ports $(($1 + 1)))
-    # SLURM can listen on the loopback address alone where that is what the machine's name stands for.
-    # Elsewhere it listens on all addresses, and nobody gets in without the key of its munge.
+    # SLURM can listen on the loopback address only, if the machine's name resolves to that.
+    # Otherwise it listens on all addresses, and munge's key protects it.
     if [ "$(getent ahostsv4 "$host" | awk 'NR == 1 {print $1}')" = 127.0.0.1 ]; then
         listen=CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
     fi
@@ -95,7 +97,7 @@ SlurmctldPort=${ports[0]}
 SlurmUser=$(id -u)
 SlurmdUser=$(id -u)
 AuthType=auth/munge
-# A requeued job waits until its old credential has run out, by default for two minutes.
+# A requeued job waits until its old credential has expired, by default for two minutes.
 AuthInfo=socket=$run/munge.socket,cred_expire=5
 $listen
 
@@ -106,7 +108,7 @@ SlurmdPidFile=$run/%n.pid
 SlurmctldLogFile=$folder/log/slurmctld.log
 SlurmdLogFile=$folder/log/%n.log
 
-# Nothing is confined or measured: all nodes are this machine, whose cgroups may not be theirs to use.
+# No confinement and no accounting: all nodes are this machine, and may lack access to its cgroups.
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -114,14 +116,14 @@ AccountingStorageType=accounting_storage/none
 MpiDefault=none
 MailProg=/bin/true
 
-# As SLURM has them by default, and as scripts may rely on them.
+# SLURM's defaults, on which scripts may rely.
 JobRequeue=1
 KillWait=30
 InactiveLimit=0
 MinJobAge=300
 OverTimeLimit=0
 
-# Jobs start within a second or two.
+# Start jobs within two seconds.
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 SelectType=select/cons_tres
@@ -131,18 +133,20 @@ PreemptMode=REQUEUE
 SlurmdTimeout=60
 ReturnToService=2
 
-# Without this, nodes that say they have more CPUs than the machine has are drained.
+# Otherwise nodes with more CPUs than the machine are drained.
 SlurmdParameters=config_overrides
 CONF
     {
         for number in $(seq "$1"); do
-            echo "NodeName=node$number NodeHostname=localhost NodeAddr=127.0.0.1 Port=${ports[number]} CPUs=8 RealMemory=64000"
+            echo "NodeName=node$number NodeHostname=localhost NodeAddr=127.0.0.1" \
+                "Port=${ports[number]} CPUs=8 RealMemory=64000"
         done
         echo "PartitionName=batch Nodes=ALL Default=YES PriorityTier=1"
         echo "PartitionName=urgent Nodes=ALL PriorityTier=2 PreemptMode=OFF"
     } >>"$SLURM_CONF"
-    # slurmd loads a cgroup plugin even if nothing uses it, and the usual one needs systemd. SLURM can do
-    # without one from 23.02 on; before, the plugin for the first version of cgroups does nothing by itself.
+    # slurmd loads a cgroup plugin even if nothing uses it, and the default one needs systemd. From
+    # version 23.02 on, SLURM can run without one. Before, use the plugin for cgroups v1, which has
+    # no effect by itself.
     version=$(slurmd -V | grep -o '[0-9]*' | head -n 1)
     if [ "$version" -lt 23 ]; then version=cgroup/v1; else version=disabled; fi
     echo "CgroupPlugin=$version" >"$folder/cgroup.conf"
@@ -152,12 +156,12 @@ lay_out() { # NODES
     local number
     mkdir -p "$folder" || fail "cannot make the folder $folder"
     [ -z "$(ls -A "$folder")" ] || grep -qsx "$mark" "$SLURM_CONF" ||
-        fail "$folder has other things in it: set LOCAL_CLUSTER to an empty folder"
+        fail "$folder: other files in it; expected an empty folder. Set LOCAL_CLUSTER to one"
     echo "$mark" >"$SLURM_CONF"
     rm -rf "$folder/state" "$folder/log"
     mkdir "$folder/state" "$folder/log"
-    # Short, because the path of a socket has room for 108 characters, and in a place where munge, which
-    # looks at the permissions of all parents, takes no offence.
+    # A short path, because a socket's path has at most 108 characters, and below folders whose
+    # permissions munge accepts: it checks all parents.
     run=$(mktemp -d /tmp/local-cluster.XXXXXX)
     ln -sfn "$run" "$folder/run"
     chmod 711 "$run"
@@ -169,18 +173,18 @@ lay_out() { # NODES
 
 broken() { # NAME WHAT
     tail -n 15 "$folder/log/$1.log" >&2
-    fail "$1 $2; above is the end of its log, of those in $folder/log"
+    fail "$1 $2; the end of its log is above. All logs are in $folder/log"
 }
 
 start() { # NAME
     local try
     command_of "$1"
     "${command[@]}" </dev/null >>"$folder/log/$1.log" 2>&1 || broken "$1" "did not start"
-    for try in {1..50}; do # its pid is there a moment after it has gone into the background
+    for try in {1..50}; do # its pid file appears shortly after it has gone into the background
         if pid_of "$1" >/dev/null; then return; fi
         sleep 0.1
     done
-    broken "$1" "was not there after $((try / 10)) seconds"
+    broken "$1" "did not run after $((try / 10)) seconds"
 }
 
 wait_for_nodes() { # COUNT
@@ -194,10 +198,10 @@ wait_for_nodes() { # COUNT
     done
 }
 
-stop() { # NAME...: asks them to end, and makes those end that have not done so after 10 seconds
+stop() { # NAME...: stop daemons, and kill those that have not ended after 10 seconds
     local name limit=$((SECONDS + 10))
     local -A pids=()
-    for name in "$@"; do # the pids are kept, since the daemons remove the files before they are gone
+    for name in "$@"; do # keep the pids: daemons remove their pid files before they end
         if pids[$name]=$(pid_of "$name"); then kill "${pids[$name]}" 2>/dev/null || true; fi
     done
     for name in "$@"; do
@@ -208,15 +212,17 @@ stop() { # NAME...: asks them to end, and makes those end that have not done so 
     done
 }
 
-# The slurmstepds of the nodes, which each have a socket in the spool folder of their node.
+# Print the pids of the nodes' slurmstepds: each has a socket in the spool folder of its node.
 stepds() {
     local inode
-    awk -v spool="$run/node" 'index($8, spool) == 1 {print $7}' /proc/net/unix | while read -r inode; do
-        find /proc/[0-9]*/fd -maxdepth 1 -lname "socket:\[$inode\]" 2>/dev/null | cut -d / -f 3 || true
-    done
+    awk -v spool="$run/node" 'index($8, spool) == 1 {print $7}' /proc/net/unix |
+        while read -r inode; do
+            find /proc/[0-9]*/fd -maxdepth 1 -lname "socket:\[$inode\]" 2>/dev/null |
+                cut -d / -f 3 || true
+        done
 }
 
-tree() { # PID...: with all their descendants, parents first
+tree() { # PID...: print them and all their descendants, parents first
     local pid
     for pid in "$@"; do
         echo "$pid"
@@ -243,19 +249,21 @@ up() { # NODES
     local name partly
     check_programs
     [[ $1 =~ ^[1-9][0-9]?$ ]] || fail "'$1': expected a number of nodes from 1 to 99"
-    [[ $folder != *[[:space:]#%\"\\]* ]] || fail "$folder: SLURM takes no such path; set LOCAL_CLUSTER to another"
+    [[ $folder != *[[:space:]#%\"\\]* ]] ||
+        fail "$folder: SLURM does not accept a space, #, %, \" or \\ in it. Set LOCAL_CLUSTER"
     if is_up; then
-        say "already up, with $(($(daemons | wc -l) - 2)) nodes"
+        log "already up, with $(($(daemons | wc -l) - 2)) nodes"
     else
         partly=$(living | paste -sd ' ')
-        [ -z "$partly" ] || fail "of the cluster in $folder only $partly still runs: take it down first"
-        halt # whatever jobs it may have left
+        [ -z "$partly" ] || fail "of the cluster in $folder, only $partly still runs." \
+            "Run slurm/local-cluster.sh down"
+        halt # kill jobs of an earlier cluster here
         trap halt EXIT
         lay_out "$1"
         for name in $(daemons); do start "$name"; done
         wait_for_nodes "$1"
         trap - EXIT
-        say "up, with $1 nodes of 8 CPUs each"
+        log "up, with $1 nodes of 8 CPUs each"
     fi
     echo "  export SLURM_CONF=$SLURM_CONF"
     echo "  sbatch slurm/train.sbatch"
@@ -265,9 +273,9 @@ up() { # NODES
 status() {
     local name pid
     for name in $(daemons); do
-        if pid=$(pid_of "$name"); then say "$name runs, pid $pid"; else say "$name does not run"; fi
+        if pid=$(pid_of "$name"); then log "$name runs, pid $pid"; else log "$name does not run"; fi
     done
-    is_up || { say "not up"; exit 3; }
+    is_up || { log "not up"; exit 3; }
     sinfo
     squeue
 }
@@ -277,7 +285,7 @@ case "${1:-} $#" in
     'status 1') status ;;
     'down 1')
         halt
-        say "down"
+        log "down"
         ;;
     *)
         sed -n '4,6s/^# *//p' "${BASH_SOURCE[0]}" >&2

@@ -399,7 +399,7 @@ def test_an_engine_that_is_there_is_used_and_not_stopped(docker, engine, tmp_pat
     assert (code, said.splitlines()) == (
         0,
         [
-            f"an engine answers already at {host}: using that",
+            f"an engine answers already at {host}: using it",
             f"export DOCKER_HOST={host}",
             f"export BASE_IMAGE={engine['BASE_IMAGE']}",
         ],

@@ -94,7 +94,7 @@ def test_an_image_that_one_node_does_not_have_is_what_one_reads(submit_in, docke
     job = submit_in(docker, SLURM_TASK_PROLOG=prolog)
     job.wait("a decision", job.decisions, 60)
     errors = [line for line in job.text().splitlines() if line.startswith("error: ")]
-    said = "error: node2: rank 1: no image 'moco-mgd:nowhere' here: docker pull or docker load it on every node (Error"
+    said = "error: node2: rank 1: IMAGE=moco-mgd:nowhere: missing on this node (Error"
     assert len(errors) == 1 and errors[0].startswith(said), job.text()
     assert names(docker, job) == []
     assert job.wait_for_end() == "FAILED"

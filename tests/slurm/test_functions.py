@@ -337,7 +337,7 @@ def test_the_dots_of_a_path_are_resolved_in_the_command_too(shell, tmp_path):
             {"MOUNTS": "/etc\n/nowhere\n/usr"},
             "MOUNTS='/nowhere': missing; expected one file or folder a line",
         ),
-        ({"MOUNTS": "/"}, "/ is the node's root folder: a container cannot have it"),
+        ({"MOUNTS": "/"}, "/: the node's root folder; expected a folder in it"),
         ({"RUN": "loop/run"}, "loop/run: expected a path without a loop of links"),
         (
             {"RUN": "a\nb"},
@@ -347,7 +347,7 @@ def test_the_dots_of_a_path_are_resolved_in_the_command_too(shell, tmp_path):
             {"DATA": "blank "},
             "cannot mount '{}/blank ': expected no line break, and no space at the end",
         ),
-        ({"IMAGE": ""}, "IMAGE is empty: expected the image for RUNTIME={runtime}"),
+        ({"IMAGE": ""}, "IMAGE: empty; expected the image for RUNTIME={runtime}"),
     ],
 )
 def test_what_no_container_can_have_is_refused_before_anything_starts(
@@ -397,12 +397,12 @@ def test_paths_that_pyxis_would_take_for_others_are_refused(refused, tmp_path, v
         (
             "docker",
             "./image",
-            "error: batch: IMAGE=./image is a file: expected a name that docker image ls shows",
+            "error: batch: IMAGE=./image: a file; expected a name that docker image ls shows",
         ),
         (
             "podman",
             "./image",
-            "error: batch: IMAGE=./image is a file: expected a name that podman image ls shows",
+            "error: batch: IMAGE=./image: a file; expected a name that podman image ls shows",
         ),
         ("apptainer", "docker://x/y:z", "docker://x/y:z"),
         ("apptainer", "image", "{}/image"),
@@ -439,7 +439,7 @@ def test_an_image_that_is_a_file_is_there_and_has_a_whole_path(
         ({"RUNTIME": "rkt"}, "RUNTIME=rkt: expected none, docker, podman, apptainer or pyxis"),
         (
             {"RUNTIME": "none", "VENV": "nowhere"},
-            "VENV=nowhere is no virtual environment: make setup",
+            "VENV=nowhere: no bin/activate; expected a virtual environment. Run make setup",
         ),
         (
             {"RUNTIME": "none", "VENV": "", "MAX_REQUEUES": "many"},

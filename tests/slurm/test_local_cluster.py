@@ -100,7 +100,7 @@ def test_a_cluster_that_is_partly_gone_is_taken_down_and_nothing_else(folder):
     )
     pid_file.write_text(f"{stranger.pid}\n")
     code, said = cluster(folder, "up")
-    assert code == 2 and "only munged node1 still runs: take it down first" in said
+    assert code == 2 and "only munged node1 still runs. Run slurm/local-cluster.sh down" in said
     assert cluster(folder, "down") == (0, "local-cluster: down\n")
     assert living(folder) == {}
     assert stranger.poll() is None
@@ -121,7 +121,7 @@ def test_missing_programs_are_one_line(tmp_path):
 def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
     (tmp_path / "log").write_text("mine")
     said = (
-        f"local-cluster: {tmp_path} has other things in it: set LOCAL_CLUSTER to an empty folder\n"
+        f"local-cluster: {tmp_path}: other files in it; expected an empty folder. Set LOCAL_CLUSTER to one\n"
     )
     assert cluster(tmp_path, "up") == (2, said)
     assert [path.name for path in tmp_path.iterdir()] == ["log"]

@@ -18,7 +18,7 @@ set -euo pipefail
 LOCAL={folder}/local
 . slurm/functions.sh
 stage
-say "data is $DATA"
+log "data is $DATA"
 [ ! -e {folder}/requeue ] || {{ rm {folder}/requeue; scontrol requeue "$SLURM_JOB_ID"; sleep 60; }}
 until [ ! -e {folder}/hold ]; do sleep 0.1; done
 """
