@@ -34,11 +34,10 @@ def setting(device: torch.device) -> dict[str, Any]:
 def line(setting: Mapping[str, Any]) -> str:
     """Return the setting of a run as one log line."""
     over = f", NCCL over {setting['nccl']}" if setting.get("nccl") else ""
-    numbers = {name: setting[name] for name in ("workers", "nodes")}
-    workers, nodes = (f"{n} {name[:-1]}{'s' * (n > 1)}" for name, n in numbers.items())
+    workers, nodes, node = setting["workers"], setting["nodes"], task.node()
+    where = f"{nodes} nodes, {comm.local_size()} of them on {node}" if nodes > 1 else node
     return (
-        f"{workers} on {nodes}, {comm.local_size()} of them on {task.node()}, "
-        f"by {setting['launcher']}; "
+        f"{workers} worker{'s' * (workers > 1)} on {where}, launcher {setting['launcher']}; "
         f"{setting['network']}{over}; device {setting['device']}; {setting['versions']}; "
         f"image {setting['container']}"
     )

@@ -50,7 +50,7 @@ def test_scancel_leaves_no_container(slurm, submit_in, containers):
         f"mgd-{job.number}-1-try-0",
     ]
     assert re.search(
-        r"^2 workers on 2 nodes, 1 of them on node1, by srun; .*; image moco-mgd:test$",
+        r"^2 workers on 2 nodes, 1 of them on node1, launcher srun; .*; image moco-mgd:test$",
         job.text(),
         re.MULTILINE,
     )

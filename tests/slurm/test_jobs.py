@@ -53,7 +53,7 @@ def test_a_job_trains_to_the_same_digits_as_horovodrun(
     job.wait_for_step(1)
     preflight = next(line for line in job.text().splitlines() if "rendezvous" in line)
     assert preflight.startswith(
-        f"{workers} workers on 2 nodes, 2 of them on node1, by srun; interface lo rendezvous 127.0.0.1:"
+        f"{workers} workers on 2 nodes, 2 of them on node1, launcher srun; interface lo rendezvous 127.0.0.1:"
     )
     assert all(
         word in preflight
@@ -154,7 +154,7 @@ def test_a_signal_before_horovod_is_up_requeues(slurm, submit, undisturbed):
     job.wait("the first try", lambda: job.records("try"))
     slurm("scancel", "--batch", "--signal=USR2", job.number)
     job.wait_for_decision("requeued")
-    assert "by srun" not in job.text()  # the line that Horovod's workers begin with
+    assert "launcher srun" not in job.text()  # the line that Horovod's workers begin with
     check_whole(job, undisturbed)
     assert job.shown("Restarts") == "1"
 
