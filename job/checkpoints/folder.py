@@ -70,9 +70,8 @@ class Checkpoints:
         later = [path for path in self.paths() if position(path) > start]
         for path in reversed(later):  # a kill between two leaves the older part of one course
             os.replace(path, path + LEFT)
-        sync_folder(
-            self.folder
-        )  # a decision without these names would resume from a later checkpoint
+        # Without these names, the decision would resume from a later checkpoint.
+        sync_folder(self.folder)
         if source != AUTO:
             self.named = os.path.realpath(source)
             decision = {
@@ -124,10 +123,8 @@ class Checkpoints:
         try:
             self.remove_half_written()  # of a run that was killed: its room may be what this one lacks
             write({**content, "format": FORMAT, "version": __version__}, path + ".new")
-            if best:
-                duplicate(
-                    path + ".new", best_path + ".new"
-                )  # no symbolic link: best stays when `path` is removed
+            if best:  # not a symbolic link, because best stays when `path` is removed
+                duplicate(path + ".new", best_path + ".new")
                 os.replace(best_path + ".new", best_path)
             link_or_copy(path, path + ".new", last_path + ".new")
             os.replace(path + ".new", path)

@@ -20,24 +20,12 @@ DATA = {
     "_codecs", "argparse", "array", "collections", "copyreg", "datetime", "decimal", "enum", "fractions", "functools",
     "logging", "numbers", "pathlib", "random", "typing", "uuid", "zoneinfo",
 }  # fmt: skip
-NAMES = {
-    "types.SimpleNamespace",
-    "builtins.getattr",
-}  # getattr: enum members of some versions of Python
+NAMES = {"types.SimpleNamespace", "builtins.getattr"}  # getattr: enum members of some Pythons
 PICKLES = 4  # before torch 1.6 a file began with a magic number, a version, a machine's sizes, and the content
-MOST_NAMES, MOST_OPCODES = (
-    1000,
-    2 * 10**6,
-)  # what is searched of a file: a large one has 100 names and 10**5 opcodes
-KEEP = {
-    "REDUCE",
-    "NEWOBJ",
-    "BUILD",
-    "SETITEM",
-    "SETITEMS",
-    "APPEND",
-    "APPENDS",
-}  # opcodes that leave their first operand
+# Limits of the search in a file. A large file has 100 names and 10**5 opcodes.
+MOST_NAMES, MOST_OPCODES = 1000, 2 * 10**6
+# Opcodes that keep their first operand.
+KEEP = {"REDUCE", "NEWOBJ", "BUILD", "SETITEM", "SETITEMS", "APPEND", "APPENDS"}
 
 
 class Inert(list):
@@ -80,10 +68,8 @@ def stand_ins(path: str) -> list[Any]:
         current = python_3_name(*name.split(" ", 1))
         if is_harmless(current) and current.isprintable():
             kind = Items if items else type(current, (Inert,), {})
-            found += [
-                (kind, current),
-                (kind, name.replace(" ", ".")),
-            ]  # torch maps only some of Python 2's names
+            # torch maps only some of Python 2's names.
+            found += [(kind, current), (kind, name.replace(" ", "."))]
     return found
 
 

@@ -32,14 +32,13 @@ def measure_factor(distiller: Distiller, networks: Networks, share: float) -> Ch
     run, framework, config = networks.run, networks.framework, distiller.config
     begun = time.perf_counter()
     order = randomness.permutation(len(networks.images), config.seed, "refresh").tolist()
-    whole = len(order) // BATCH * BATCH or len(
-        order
-    )  # a batch cut short to one image has no batch statistics
-    sample = order[: min(whole, BATCHES * BATCH)]
+    # Complete batches only, because a batch of one image has no batch statistics.
+    complete = len(order) // BATCH * BATCH or len(order)
+    sample = order[: min(complete, BATCHES * BATCH)]
     losses = measure(distiller, networks, sample)  # (n,)
     raw = comm.to_host(comm.total(losses, "scale"), "scale").mean().item()
-    wanted = share * framework.reference
-    factor = raw / wanted if wanted else math.inf
+    expected = share * framework.reference
+    factor = raw / expected if expected else math.inf
     if not 0 < factor < math.inf:
         raise RunError(
             f"cannot measure the factor of --loss-share {config.loss_share:g}: the initial distillation loss over {len(sample)} "
@@ -51,8 +50,8 @@ def measure_factor(distiller: Distiller, networks: Networks, share: float) -> Ch
     def record() -> None:
         run.log.line(
             f"{distiller.name}: loss factor {factor:.6g}: the distillation loss of {len(sample)} "
-            f"images is {raw:.6g} an image; wanted: {share:g} of {framework.reference_text}, "
-            f"{wanted:.4g}; measuring {seconds:.1f} s"
+            f"images is {raw:.6g} an image; target: {share:g} of {framework.reference_text}, "
+            f"{expected:.4g}; measuring {seconds:.1f} s"
         )
         numbers = {"loss_factor": factor, "raw_distillation": raw, "measuring": seconds}
         run.log.record("factor", epoch=0, step=0, distiller=distiller.name, **numbers)

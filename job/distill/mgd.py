@@ -82,9 +82,8 @@ class MGD(Distiller):
     def __init__(self, config: MGDOptions, widths: Mapping[Any, int], teacher: Teacher):
         super().__init__(config, widths, teacher)
         channels = {stage: (widths[stage], teacher.widths[stage]) for stage in config.mgd_stages}
-        weights = dict(
-            zip(config.mgd_stages, config.stage_weights, strict=False)
-        )  # of as many weights, or none
+        # --stage-weights has a weight for each stage, or is empty.
+        weights = dict(zip(config.mgd_stages, config.stage_weights, strict=False))
         try:
             self.module = MGDistiller(
                 channels, config.reducer, config.loss_factor, DEPTH, weights, config.mgd_correction
@@ -223,11 +222,11 @@ def prepare_refresh(mgd: MGD, epoch: int, networks: Networks) -> Change:
         costs[POOLED] = pooled_cost(costs[POOLED])
     gathered = time.perf_counter()
     solved = solve(costs, mgd.matchings, run)
-    took = {
+    took = {  # s
         "measuring": measured - begun,
         "gathering": gathered - measured,
         "solving": time.perf_counter() - gathered,
-    }  # s
+    }
 
     def record() -> None:
         run.log.line(

@@ -28,10 +28,9 @@ from job.networks import (
 class Teacher:
     """A frozen network in eval mode."""
 
-    net: nn.Module  # (b, 3, H, W), normalised -> {"layerN": (b, T, H, W)}, before the stage's last ReLU, and "fc" of a head
-    norms: dict[
-        int, nn.BatchNorm2d
-    ]  # the last batch norm of each stage that ends in one: T channels
+    # Normalised (b, 3, H, W) -> {"layerN": (b, T, H, W)} before the last ReLU, and "fc" of a head.
+    net: nn.Module
+    norms: dict[int, nn.BatchNorm2d]  # the last of each stage that ends in one: T channels
     digest: str  # of the weights in its file
     shown: str  # network and width, for messages
     head_dim: int = 0  # outputs of its head, "fc" (b, head_dim); 0: it has been left out
@@ -71,9 +70,8 @@ def load_teacher(config: DistillOptions, stages: list[int], needs_head: bool, ru
     norms = stage_norms(net)
     features = with_features(fold_norms(net), stages, output=HEAD if needs_head else None)
     frozen = features.eval().requires_grad_(False)
-    comm.broadcast_(
-        frozen.state_dict()
-    )  # folding may round differently on another kind of processor
+    # Another kind of processor may round differently in fold_norms.
+    comm.broadcast_(frozen.state_dict())
     frozen = frozen.to(run.device).to(memory_format=torch.channels_last)
     if config.precision == "bf16" and weights.is_resnet:
         store_in_bf16(frozen)

@@ -27,9 +27,8 @@ class FixedPointGradients:
     def clear(self) -> None:
         """Begin a step, without gradients."""
         count, device = len(self.sizes), self.parameters[0].device
-        self.sums = torch.zeros(
-            sum(self.sizes) + count, dtype=torch.int64, device=device
-        )  # last: parameters beyond LARGEST
+        # The last `count` are the parameters beyond LARGEST.
+        self.sums = torch.zeros(sum(self.sizes) + count, dtype=torch.int64, device=device)
         self.largest = torch.zeros(count, device=device)  # sums of the groups' largest values
 
     def add(self, loss: torch.Tensor) -> None:

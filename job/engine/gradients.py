@@ -77,9 +77,8 @@ class Gradients:
         self, named: Iterable[tuple[str, nn.Parameter]], passes: int = 1, half: bool = False
     ):
         self.passes, self.half = passes, half
-        self.buckets = [
-            Bucket(part) for part in parts(list(named)[::-1])
-        ]  # a backward pass comes to the last ones first
+        # Reversed, because a backward pass computes the last gradients first.
+        self.buckets = [Bucket(part) for part in parts(list(named)[::-1])]
         for bucket in self.buckets:
             for value in bucket.parameters:
                 value.register_post_accumulate_grad_hook(functools.partial(self.came, bucket))
@@ -90,10 +89,8 @@ class Gradients:
             bucket.clear()
 
     def came(self, bucket: Bucket, value: nn.Parameter) -> None:
-        """A backward pass has come to a parameter of a bucket: when it is whole, it travels."""
-        bucket.take(
-            value, 1 / comm.size()
-        )  # made small before they are summed: half precision ends at 65504
+        """Add a parameter's gradient to its bucket, and send the bucket when it is complete."""
+        bucket.take(value, 1 / comm.size())  # small before the sum: half precision ends at 65504
         if bucket.came == self.passes * len(bucket.parameters):
             bucket.send(self.half)
 

@@ -39,9 +39,7 @@ class Workers:
 
     def __enter__(self) -> Self:
         self.watchdog: Watchdog | None = None
-        self.stop = (
-            Stop()
-        )  # before Horovod starts: a signal that comes meanwhile is obeyed at the first step
+        self.stop = Stop()  # a signal during Horovod's start takes effect at the first step
         try:
             self.device = launch.start(self.options)
             self.rank, self.size = comm.rank(), comm.size()

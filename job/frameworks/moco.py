@@ -82,10 +82,8 @@ class MoCoFramework(Framework):
             **first,
         )
         self.encoder, self.head_dim = self.module.encoder_q, config.moco_dim
-        self.reference, self.reference_text = (
-            math.log(config.moco_k + 1),
-            "ln(K + 1)",
-        )  # the loss of guessing
+        # The loss of guessing.
+        self.reference, self.reference_text = math.log(config.moco_k + 1), "ln(K + 1)"
 
     def networks(self) -> list[nn.Module]:
         """Return the networks that --compile compiles."""
@@ -94,17 +92,15 @@ class MoCoFramework(Framework):
     def prepare(self, views: list[torch.Tensor], position: Position) -> Keys:
         """Update the key encoder, and send the key images (B, 3, H, W) to where they are encoded."""
         config = self.config
-        permutation = randomness.permutation(
-            config.batch_size, config.seed, "shuffle", *position
-        )  # (NB,)
+        counter = (config.seed, "shuffle", *position)
+        permutation = randomness.permutation(config.batch_size, *counter)  # (NB,)
         return self.module.keys(views[1], torch.from_numpy(permutation), config.accumulate)
 
     def forward(self, batch: MicroBatch, prepared: Keys) -> Output:
         """Contrast a micro-batch of queries with its keys."""
         logits, queries, encoded = self.module(batch.images, prepared, batch.part)
-        positive = torch.zeros(
-            len(logits), dtype=torch.long, device=logits.device
-        )  # every query's logit 0
+        # Logit 0 of each query is its positive.
+        positive = torch.zeros(len(logits), dtype=torch.long, device=logits.device)  # (B,)
         correct = 100.0 * (logits.argmax(1) == 0).sum()  # ()
         others = tuple(self.encoder(images) for images in batch.others)
         loss = F.cross_entropy(logits, positive)

@@ -16,10 +16,8 @@ class NoFramework(Framework):
 
     name = "none"
     losses = ()
-    reference, reference_text = (
-        math.log(65536 + 1),
-        "ln(65537)",
-    )  # MoCo's as published: a share pulls as hard as with MoCo
+    # Published MoCo's, so that a share has the same strength.
+    reference, reference_text = math.log(65536 + 1), "ln(65537)"
 
     def __init__(self, config: Any, stages: list[int]):
         """RunError: no distiller reaches the last stage."""

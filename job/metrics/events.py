@@ -15,9 +15,8 @@ from job.metrics.scalars import scalars
 from job.position import Count, Position
 
 BINS = 64  # of a histogram
-STAMP = re.compile(
-    r"events\.out\.tfevents\.(\d+(?:\.\d{6})?)\."
-)  # s since 1970, by the clock of the node that wrote the file
+# Group 1: s since 1970, by the clock of the node that wrote the file.
+STAMP = re.compile(r"events\.out\.tfevents\.(\d+(?:\.\d{6})?)\.")
 
 
 def require() -> None:

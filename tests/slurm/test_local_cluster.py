@@ -120,9 +120,7 @@ def test_missing_programs_are_one_line(tmp_path):
 @slurm
 def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
     (tmp_path / "log").write_text("mine")
-    said = (
-        f"local-cluster: {tmp_path}: other files in it; expected an empty folder. Set LOCAL_CLUSTER to one\n"
-    )
+    said = f"local-cluster: {tmp_path}: other files in it; expected an empty folder. Set LOCAL_CLUSTER to one\n"
     assert cluster(tmp_path, "up") == (2, said)
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
 
