@@ -472,6 +472,6 @@ def test_what_is_missing_is_named_with_its_package(nowhere, tmp_path):
     programs.mkdir()
     for name in ("bash", "dirname", "realpath", "sha256sum", "sort", "xargs", "cut", "echo"):
         (programs / name).symlink_to(shutil.which(name))
-    said = "missing here: apt-get install docker.io\n"  # debootstrap lies in /usr/sbin, where the script looks too
+    said = "missing packages. Run apt-get install docker.io\n"  # debootstrap lies in /usr/sbin, where the script looks too
     assert local_engine("up", tmp_path / "engine", PATH=str(programs), **nowhere) == (2, said)
     assert local_engine("start", tmp_path / "engine") == (2, "expected up, status or down\n")
