@@ -1,1 +1,1 @@
-"""What a run looks like, from its folder alone: on a terminal while it goes on, and in a report."""
+"""Tools that show runs from their folders: in a terminal (watch) and in a report."""

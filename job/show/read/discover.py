@@ -1,4 +1,4 @@
-"""Where runs are: a run's folder, a folder that holds some, or the log of a SLURM job, which says where its run is."""
+"""Find runs: in a run's folder, a folder of runs, or the run folders that a SLURM log names."""
 
 import contextlib
 import dataclasses
@@ -66,24 +66,27 @@ Logs = dict[Path, Follower[JobLog]]
 
 @dataclasses.dataclass
 class Place:
-    """A run's folder, or the log of a job that names none yet; the log of its job, if known; what keeps it from being read."""
+    """A run's folder, or the log of a job without a run yet.
+
+    log: the log of its job, if known. problem: why the run cannot be read.
+    """
 
     path: Path
     log: Follower[JobLog] | None = None
     problem: str = ""
 
     def waits(self) -> bool:
-        """Whether a job's run is still to come."""
+        """Return whether the job has no run yet."""
         return self.log is not None and not is_run(self.path)
 
 
 def find(path: Path, logs: Logs) -> list[Place]:
-    """The runs at `path`; `logs` keeps what was read of jobs' logs. RunError: there are none."""
+    """Return the runs at `path`. logs: cache of the job logs read. RunError: there are no runs."""
     if os.path.isfile(path):
         return of_log(path, logs)
     if not os.path.isdir(path):
         raise RunError(
-            f"{path}: no such file or folder; give a run's folder, one that holds runs, or a SLURM job's log"
+            f"{path}: no such file or folder. Give a run's folder, a folder that holds runs, or a SLURM job's log"
         )
     if is_run(path):
         return [Place(path)]
@@ -116,7 +119,7 @@ def natural(path: Path) -> list:
 
 
 def inside(path: Path, seen: dict[str, int], depth: int = 3) -> Iterator[Path]:
-    """The runs in a folder's folders. seen: {resolved path: depth} of folders, which links can lead to again and again."""
+    """Yield the runs in a folder's folders. seen: {resolved path: depth}, against loops of links."""
     if seen.get(os.path.realpath(path), 0) >= depth:
         return
     seen[os.path.realpath(path)] = depth
@@ -132,7 +135,10 @@ def inside(path: Path, seen: dict[str, int], depth: int = 3) -> Iterator[Path]:
 
 
 def of_log(path: Path, logs: Logs) -> list[Place]:
-    """The runs that a job's log names, or the log itself if they are to come. RunError: it is none, or its run is not here."""
+    """Return the runs that a job's log names, or the log itself if the job has no run yet.
+
+    RunError: not a SLURM job log, or the run folder it names does not exist here.
+    """
     if found := runs_of(path, logs):
         return found
     if is_run(path.parent):
@@ -140,12 +146,12 @@ def of_log(path: Path, logs: Logs) -> list[Place]:
     if os.path.getsize(path) == 0:
         return [Place(path, logs[path])]
     raise RunError(
-        f"{path} names no run's folder that is here: expected the log of a SLURM job; give the run's folder"
+        f"{path} names no run's folder that is here: expected the log of a SLURM job. Give the run's folder"
     )
 
 
 def runs_of(path: Path, logs: Logs) -> list[Place]:
-    """The runs, of those that a job's log names, whose folders are here; the log itself if the job has not begun a try."""
+    """Return the existing runs that a job's log names, or the log itself if no try has started."""
     log = logs.setdefault(path, Follower(path, JobLog))
     log.update()
     told = log.told

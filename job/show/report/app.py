@@ -1,4 +1,4 @@
-"""Runs compared in one HTML file that needs nothing else, and its pictures beside it as PNG files:
+"""Compare runs in one self-contained HTML file, and save its pictures as PNG files:
 
 mgd-report RUN... [--out FILE]        RUN: a run's folder, a folder that holds runs, or a SLURM job's log
 """
@@ -45,14 +45,14 @@ def main(argv: list[str] | None = None) -> None:
             metavar="RUN",
             nargs="+",
             type=expand,
-            help="a run's folder, one that holds runs, as of a job array, or a job's log",
+            help="a run's folder, a folder that holds runs (such as an array's), or a job's log",
         )
         parser.add_argument(
             "--out",
             metavar="FILE",
             type=expand,
             default="report.html",
-            help="default: report.html; its pictures lie beside it",
+            help="default: report.html; the pictures are saved next to it",
         )
         parser.add_argument(
             "--data",
@@ -60,19 +60,19 @@ def main(argv: list[str] | None = None) -> None:
             type=expand,
             action="append",
             default=[],
-            help="where the runs' images are on this machine; may be given again",
+            help="path of the runs' images on this machine; can be repeated",
         )
         parser.add_argument(
             "--teacher",
             metavar="FILE",
             type=expand,
             default="",
-            help="where the runs' teacher is on this machine",
+            help="path of the runs' teacher on this machine",
         )
         parser.add_argument(
             "--no-features",
             action="store_true",
-            help="leave out what needs networks, images and time",
+            help="omit the pictures that need networks and images, and more time",
         )
         given = parser.parse_args(argv)
         out = Path(given.out)
@@ -94,7 +94,10 @@ def main(argv: list[str] | None = None) -> None:
 def render(
     runs: Sequence[Shown], out: Path, elsewhere: tuple[list[str], str] | None
 ) -> tuple[bytes, list[Picture]]:
-    """Return the report's HTML and its pictures. elsewhere: data and teacher where they are not empty; None: no features."""
+    """Return the report's HTML and its pictures.
+
+    elsewhere: paths of data and teacher, empty: those of the runs' options. None: no features.
+    """
     now = time.time()
     trained = [run for run in runs if run.history.kind == "train"]
     classified = [run for run in runs if run.history.kind == "linear"]
@@ -154,17 +157,20 @@ def render(
 
 
 def cleaned(value: object) -> object:
-    """A value that the page shows. Markup comes from the page's own macros, whose values are cleaned."""
+    """Return a value for the page. Markup is from the page's macros, whose values are cleaned."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def beside(out: Path) -> Path:
-    """The folder of a report's pictures."""
+    """Return the folder of a report's pictures."""
     return out.with_name(f"{out.stem}-pictures")
 
 
 def save(out: Path, html: bytes, pictures: Sequence[Picture]) -> None:
-    """Write a report, its pictures first. RunError: the disk does not take it."""
+    """Write a report, its pictures first.
+
+    RunError: a file cannot be written.
+    """
     try:
         beside(out).mkdir(parents=True, exist_ok=True)
         for picture in pictures:
@@ -172,6 +178,6 @@ def save(out: Path, html: bytes, pictures: Sequence[Picture]) -> None:
         write_whole(str(out), html)
     except OSError as error:
         raise RunError(
-            f"cannot write {error.filename or out}: {error.strerror or error}; choose another --out",
+            f"cannot write {error.filename or out}: {error.strerror or error}. Choose another --out",
             code=1,
         ) from None

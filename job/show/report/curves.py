@@ -27,17 +27,17 @@ REFERENCE: dict[str, Any] = {"color": "#555555", "linewidth": 1.0, "linestyle": 
 
 
 def names(runs: Sequence[Shown]) -> str:
-    """The labels of runs, for alt texts."""
+    """Return the labels of runs, for alt texts."""
     return ", ".join(run.label for run in runs)
 
 
 def with_numbers(runs: Sequence[Shown], name: str) -> list[Shown]:
-    """Those of `runs` whose steps have a number that is not always 0."""
+    """Return the runs whose steps have a number `name` that is not always 0."""
     return [run for run in runs if np.nan_to_num(run.column(name)).any()]
 
 
 def guessing(runs: Sequence[Shown]) -> dict[float, int]:
-    """{ln(K + 1): K} of the queues of those `runs` that have them: the loss of guessing which key is the positive."""
+    """Return {ln(K + 1): K} of the runs' queues: the loss of guessing which key is the positive."""
     queues = {int(run.option("moco_k", 0)) for run in with_numbers(runs, "contrastive")} - {0}
     return {math.log(K + 1): K for K in sorted(queues)}
 
@@ -57,7 +57,7 @@ def mark_guessing(axes: Axes, runs: Sequence[Shown]) -> None:
 
 
 def loss(runs: Sequence[Shown]) -> Picture | None:
-    """The loss that is minimised."""
+    """Draw the minimised loss."""
     if not (shown := with_numbers(runs, "loss")):
         return None
     figure = new_figure()
@@ -74,32 +74,34 @@ def loss(runs: Sequence[Shown]) -> Picture | None:
 
 
 def normal_loss(runs: Sequence[Shown]) -> str:
-    """The normal course of the loss with the runs' frameworks."""
+    """Describe the normal course of the loss with the runs' frameworks."""
     normal = []
     if start := " or ".join(
         f"ln(K + 1) = {value:.2f} (K = {K} negatives)" for value, K in guessing(runs).items()
     ):
         normal.append(
-            "Normal with MoCo: near 0 in the very first steps, while the queue still holds random keys; then near the loss of "
-            f"guessing, {start}, plus the distillation loss if there is a teacher; from there it falls. One that stays at the "
-            "dotted line has learned nothing: see whether the learning rate is too high."
+            "Normal with MoCo: near 0 in the first steps, while the queue still holds random "
+            f"keys. Then near the loss of guessing, {start}, plus the distillation loss if there "
+            "is a teacher. From there it falls. A loss that stays at the dotted line means that "
+            "the student has learned nothing. Check whether the learning rate is too high."
         )
     if with_numbers(runs, "cosine"):
         normal.append(
-            "Normal with SimSiam: near 0 in the first steps, plus the distillation loss if there is a "
-            "teacher; then it falls towards -1. Near -1 in the first epoch, the student has collapsed."
+            "Normal with SimSiam: near 0 in the first steps, plus the distillation loss if there "
+            "is a teacher. Then it falls towards -1. If it is near -1 in the first epoch, the "
+            "student has collapsed."
         )
     return " ".join(normal) or "Normal: it falls."
 
 
 def own_loss(run: Shown) -> np.ndarray:
-    """The sum of the framework's losses in each of the n steps, (n,); empty without such a loss."""
+    """Return the sum of the framework's losses at each of the n steps, (n,), or an empty array."""
     losses = [run.history.steps[name] for name in run.history.losses]
     return np.sum(losses, axis=0) if losses else np.zeros(0)
 
 
 def parts(runs: Sequence[Shown]) -> Picture | None:
-    """What the loss is the sum of, and the ratio of the two; None if no run has a loss of its framework."""
+    """Draw the terms of the loss and their ratio; None if no run has a loss of its framework."""
     shown = [run for run in runs if np.nan_to_num(own_loss(run)).any()]
     taught = with_numbers(runs, "distillation")
     if not shown:
@@ -127,23 +129,24 @@ def parts(runs: Sequence[Shown]) -> Picture | None:
         panels[2].axhline(1, **REFERENCE)
     name_runs(figure)
     reading = (
-        f"The loss is the sum of the {own} loss, of the framework, and the distillation loss, which pulls the "
-        "student's features towards the teacher's. The ratio is the distillation loss over the framework's, or over 1, the "
-        "range of a cosine loss. Normal: both fall, and their ratio stays about level. Where the ratio is "
-        "far above 1 (dotted), the student mostly imitates, which pays where the teacher is much better: a lower "
-        "--loss-share, or a higher --loss-factor, makes the pull lighter."
+        f"The loss is the sum of the framework's loss ({own}) and the distillation loss, which "
+        "makes the student's features like the teacher's. The ratio is the distillation loss "
+        "over the framework's, or over 1, the range of a cosine loss. Normal: both fall, and "
+        "their ratio stays about level. If the ratio is far above 1 (dotted), the student mostly "
+        "imitates, which helps if the teacher is much better. A lower --loss-share or a higher "
+        "--loss-factor weakens the distillation."
     )
     return finish(
         figure,
         "parts",
-        "Parts of the loss",
+        "Terms of the loss",
         reading,
         f"Framework's and distillation loss, and their ratio, of {names(shown)}",
     )
 
 
 def accuracy(runs: Sequence[Shown]) -> Picture | None:
-    """The contrast accuracy."""
+    """Draw the contrast accuracy."""
     if not (shown := with_numbers(with_numbers(runs, "contrastive"), "accuracy")):
         return None
     figure = new_figure()
@@ -153,10 +156,12 @@ def accuracy(runs: Sequence[Shown]) -> Picture | None:
     axes.set(xlabel=EPOCHS, ylabel="contrast accuracy, %", ylim=(0, 100))
     name_runs(figure)
     reading = (
-        "How many of a step's images find their own other view among the keys of the queue. Normal: near 100 in the very first "
-        "steps, while the queue still holds random keys, then near 0; it rises over the epochs and levels off well below 100. "
-        "Soon near 100 again: the task is too easy, as when the queue is short or the two views share a clue. Near 0 for long: "
-        "the learning rate is too high, or the images are too much alike."
+        "The percentage of a step's images whose nearest key is that of their other view, and not "
+        "one of the queue's. Normal: near 100 in the first steps, while the queue still holds "
+        "random keys, then near 0. It rises over the epochs and levels off well below 100. If it is "
+        "soon near 100 again, the task is too easy: the queue is short, or the two views share a "
+        "clue. If it is near 0 for long, the learning rate is too high, or the images are too "
+        "similar."
     )
     return finish(
         figure,
@@ -168,7 +173,7 @@ def accuracy(runs: Sequence[Shown]) -> Picture | None:
 
 
 def neighbours(runs: Sequence[Shown]) -> Picture | None:
-    """The k-NN accuracy over the epochs, and the AUC of the features if it is known."""
+    """Draw the k-NN accuracy over the epochs, and the AUC of the features if it is recorded."""
     if not (shown := [run for run in runs if run.history.knn]):
         return None
     figure = new_figure()
@@ -189,15 +194,15 @@ def neighbours(runs: Sequence[Shown]) -> Picture | None:
         draw_auc(panel, shown)
     name_runs(figure)
     reading = (
-        "How many validation images have the label of their nearest training images, by the features that labels had no part "
-        "in. Normal: it rises from epoch to epoch, while the loss may hardly move. A point alone is "
-        "that of a run with one measurement."
+        "The percentage of validation images that have the label of their nearest training "
+        "images, by features learned without labels. Normal: it rises from epoch to epoch, while "
+        "the loss may hardly change. A single point is a run with one measurement."
     )
     if measured:
         reading += (
-            " AUC is the area under the cumulated singular values of the normalised features of those "
-            "images: 0.5 if they vary in all directions alike, 1 if in one. Of two students of the same "
-            "width, the one with the higher AUC is nearer to collapse."
+            " AUC is the area under the cumulated singular values of the normalised features of "
+            "those images: 0.5 if they vary equally in all directions, 1 if only in one. Of two "
+            "students of the same width, the one with the higher AUC is nearer to collapse."
         )
     return finish(
         figure, "knn", "k-NN accuracy", reading, f"k-NN accuracy over the epochs of {names(shown)}"
@@ -216,7 +221,7 @@ def draw_auc(axes: Axes, runs: Sequence[Shown]) -> None:
 
 
 def rate(runs: Sequence[Shown]) -> Picture | None:
-    """The learning rate, and when the matching was solved anew."""
+    """Draw the learning rate and the refreshes of the matching."""
     if not (shown := with_numbers(runs, "lr")):
         return None
     figure = new_figure(3.0)
@@ -242,8 +247,9 @@ def rate(runs: Sequence[Shown]) -> Picture | None:
     axes.set_ylim(bottom=0)
     name_runs(figure)
     reading = (
-        "The rate of each epoch; a hollow mark stands where a run solved its matching anew. Normal: a few refreshes, most of "
-        "them early, while the student's channels still change their meaning."
+        "The rate of each epoch. A hollow mark is a refresh: the run solved its matching again. "
+        "Normal: a few refreshes, most of them early, while the student's channels still change "
+        "their meaning."
     )
     return finish(
         figure,
@@ -255,7 +261,7 @@ def rate(runs: Sequence[Shown]) -> Picture | None:
 
 
 def collapse(runs: Sequence[Shown]) -> Picture | None:
-    """The signs of collapse, each with its bound."""
+    """Draw the signs of collapse, each with its bound."""
     if not (shown := [run for run in runs if run.history.signs]):
         return None
     figure = new_figure(3.3)
@@ -291,10 +297,11 @@ def collapse(runs: Sequence[Shown]) -> Picture | None:
     panels[1].set_ylim(top=100)
     name_runs(figure)
     reading = (
-        "A student that collapses gives the same features for all images. Normal: the spread is a good part of 1"
-        f"{' and the rank well above its bound (dotted)' * ranked}, after a dip in the first steps; channels that are "
-        "positive for no image stay below their bound (dotted). A line that crosses its dotted bound is a collapse, mostly from "
-        "a learning rate that is too high."
+        "A collapsed student has the same features for all images. Normal, after a dip in the "
+        "first steps: the spread is a large fraction of 1"
+        f"{', the rank is well above its bound (dotted)' * ranked}, and the channels that are "
+        "positive for no image stay below their bound (dotted). A line that crosses its dotted "
+        "bound is a collapse. The usual cause is a learning rate that is too high."
     )
     return finish(
         figure,
@@ -306,7 +313,7 @@ def collapse(runs: Sequence[Shown]) -> Picture | None:
 
 
 def linear(runs: Sequence[Shown]) -> Picture | None:
-    """The accuracy of linear classifiers over their epochs."""
+    """Draw the accuracy of linear classifiers over their epochs."""
     if not (shown := [run for run in runs if run.history.validation]):
         return None
     figure = new_figure()
@@ -323,8 +330,9 @@ def linear(runs: Sequence[Shown]) -> Picture | None:
     axes.set_xlim(left=0)
     name_runs(figure)
     reading = (
-        "The validation accuracy of a linear classifier on frozen features. Normal: it rises quickly, jumps where the rate "
-        "falls tenfold, and ends above the k-NN accuracy. A classifier on a random network is the floor."
+        "The validation accuracy of a linear classifier on frozen features. Normal: it rises "
+        "quickly, jumps when the rate falls tenfold, and ends above the k-NN accuracy. The "
+        "accuracy on a random network is the lower bound."
     )
     return finish(
         figure,

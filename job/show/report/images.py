@@ -1,4 +1,4 @@
-"""A report's pictures of what networks see: matched channels, nearest neighbours, features in two dimensions."""
+"""A report's pictures of features: matched channels, nearest neighbours, two dimensions."""
 
 import dataclasses
 import re
@@ -29,14 +29,14 @@ from job.show.report.features import (
 from job.show.report.style import COLOURS, MARKERS, Picture, finish, new_figure, plain
 
 QUERIES, NEAREST = 6, 6
-RUNS = 6  # whose networks are looked at: each takes some seconds
+RUNS = 6  # with pictures of features: each needs some seconds
 LONGEST_SLUG = 50  # characters, of at most 4 bytes: names of files have 255 bytes
 POINTS_OF_TSNE = 30  # fewer images are projected instead
 
 
 @dataclasses.dataclass
 class Seen:
-    """What networks see, in pictures; notes: what cannot be shown, and why."""
+    """Pictures of networks' features. notes: the pictures that are missing, with the reasons."""
 
     maps: list[Picture]
     neighbours: list[Picture]
@@ -45,16 +45,16 @@ class Seen:
 
 
 def look_inside(runs: Sequence[Shown], data: Sequence[str], teacher: str) -> Seen:
-    """Draw what the newest students of `runs` see of their validation images, and of each other with their teachers.
+    """Draw the features of the runs' newest students and of their teachers.
 
-    data, teacher: where they are on this machine; if empty, where the runs' options say.
+    data, teacher: their paths on this machine; if empty, those of the runs' options.
     """
     seen = Seen(
         [],
         [],
         [],
         [
-            f"{run.label}: left out; the networks of the first {RUNS} runs are shown"
+            f"{run.label}: not shown; a report shows the networks of the first {RUNS} runs"
             for run in runs[RUNS:]
         ],
     )
@@ -83,28 +83,26 @@ def look_inside(runs: Sequence[Shown], data: Sequence[str], teacher: str) -> See
                     for stage, some in found.items()
                 ]
         except RunError as error:
-            seen.notes.append(
-                f"{run.label}: {error}; the teacher's file can be named with --teacher"
-            )
+            seen.notes.append(f"{run.label}: {error}. Name the teacher's file with --teacher")
     for sample, found_in in embedded.items():
         seen.embeddings.append(embeddings(found_in, sample, len(seen.embeddings)))
     return seen
 
 
 def bare(axes: Axes, image: np.ndarray, **how: Any) -> None:
-    """Show an image, or a map, without an axis."""
+    """Draw an image or a map without an axis."""
     axes.imshow(image, interpolation="nearest", **how)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set(visible=True, linewidth=0.6)
 
 
 def pixels(sample: Sample, place: int) -> np.ndarray:
-    """An image of a sample, (H, W, 3)."""
+    """Return an image of a sample, (H, W, 3)."""
     return sample.views[place].permute(1, 2, 0).numpy()
 
 
 def matched_maps(label: str, slug: str, stage: int, found: list[Match], sample: Sample) -> Picture:
-    """Images, and under each the maps of matched channels of the student and the teacher side by side."""
+    """Draw images, and below each the maps of matched student and teacher channels."""
     shown = min(SHOWN, len(sample.views))
     figure = new_figure(1.25 * (1 + len(found)))
     grid = figure.subplots(
@@ -116,7 +114,7 @@ def matched_maps(label: str, slug: str, stage: int, found: list[Match], sample: 
         bare(grid[0, 1 + 2 * image], pixels(sample, image))
         grid[0, 2 + 2 * image].set_axis_off()
     for row, match in zip(grid[1:], found, strict=True):
-        which = f"no. {match.rank + 1} in cost" if match.rank < 3 else "the middle one"
+        which = f"no. {match.rank + 1} in cost" if match.rank < 3 else "the median one"
         a, b = match.channels
         figures = (
             f"cost {match.cost:.2f}, corr. {match.correlation:.2f}\nmean cost {match.mean:.2f}"
@@ -132,13 +130,15 @@ def matched_maps(label: str, slug: str, stage: int, found: list[Match], sample: 
             grid[1, 1 + 2 * image + place].set_title(name, fontsize=9.5)
     costs = ", ".join(f"{match.cost:.2f}" for match in found)
     reading = (
-        "Each image, and what a student's channel and its teacher's make of it, before the ReLU: white is positive, mid grey "
-        "is 0, black is negative, each channel by its largest value here. Of a student's channels the three whose matches cost "
-        "least on average, and the one in the middle of all; of each its nearest match. Normal: the cheapest pairs look alike, "
-        "also on images where the object is elsewhere; the middle one less so."
+        "Each image, and below it the maps of matched channels of student and teacher, before "
+        "the ReLU. White is positive, mid grey is 0, black is negative. Each channel is scaled "
+        "by its largest value here. The rows are the three student channels whose matches have "
+        "the lowest mean cost, and the median one, each with its nearest match. Normal: the "
+        "cheapest pairs look alike, also on images where the object is elsewhere. The median "
+        "pair looks less alike."
     )
     if found[0].student[0].size == 1:
-        reading += " Here each map is one position, of which the cost sees no more than the sign."
+        reading += " Here each map has one position, so the cost compares only signs."
     alt = f"Maps of matched channels of {label} and its teacher in stage {stage}, of cost {costs}, for {shown} images"
     return finish(
         figure, f"maps-{slug}-{stage}", f"Matched channels of {label}, stage {stage}", reading, alt
@@ -146,7 +146,7 @@ def matched_maps(label: str, slug: str, stage: int, found: list[Match], sample: 
 
 
 def neighbour_grid(label: str, slug: str, sample: Sample, features: torch.Tensor) -> Picture:
-    """Some images and their nearest neighbours, with cosines and labels."""
+    """Draw some images and their nearest neighbours, with cosines and labels."""
     m = len(features)
     queries = one_of_each(sample.labels[:m], QUERIES)
     places, cosines = nearest(features, queries, NEAREST)
@@ -169,17 +169,18 @@ def neighbour_grid(label: str, slug: str, sample: Sample, features: torch.Tensor
                 spine.set_linewidth(2.5)
         row[0].set_xlabel("query", fontsize=9.5, labelpad=5)
     reading = (
-        f"Left an image of {sample.root}, then the {places.shape[1]} nearest of {m - 1} others by the student's features: "
-        "above each its label, under it the distance, 1 - cosine. A thick frame and the word other: another label. "
-        "Normal: most neighbours share the label, of which training knew nothing, and what is confused looks alike."
-        f"{sample.remark}"
+        f"Left: an image of {sample.root}. Then the {places.shape[1]} nearest of {m - 1} others "
+        "by the student's features, each with its label above and the distance, 1 - cosine, "
+        "below. A thick frame and the word other mark a different label. Normal: most neighbours "
+        "have the same label, which training did not use, and confused images look "
+        f"alike.{sample.remark}"
     )
     alt = f"Nearest neighbours of {len(queries)} images by the features of {label}: {right} of {places.size} have the same label"
     return finish(figure, f"neighbours-{slug}", f"Nearest neighbours, {label}", reading, alt)
 
 
 def embeddings(found: Sequence[tuple[str, torch.Tensor]], sample: Sample, number: int) -> Picture:
-    """Features of the same images in two dimensions, a panel for each of (label, features)."""
+    """Draw features of the same images in two dimensions, a panel for each (label, features)."""
     columns = min(3, len(found))
     rows = -(-len(found) // columns)
     figure = new_figure(0.6 + {1: 6.0, 2: 4.2, 3: 3.1}[columns] * rows)
@@ -214,17 +215,18 @@ def embeddings(found: Sequence[tuple[str, torch.Tensor]], sample: Sample, number
             handles, names, loc="outside lower center", ncols=min(5, len(names)), markerscale=1.5
         )
     reading = (
-        f"Each mark is an image of {sample.root}, near those with like features ({' or '.join(sorted(how))}); colour and "
-        "mark are its label. Directions and the size of gaps mean nothing. Normal: images of a label lie together more and "
-        "more as training goes on, though it did not know labels; one cloud in which all are mixed is a "
-        f"student that has not learned, or has collapsed.{sample.remark}"
+        f"Each mark is an image of {sample.root}. Similar features are near each other "
+        f"({' or '.join(sorted(how))}). Colour and mark are the label. Directions and the size of "
+        "gaps have no meaning. Normal: images of a label gather as training proceeds, although it "
+        "does not use labels. If all labels are mixed in one cloud, the student has not learned, "
+        f"or has collapsed.{sample.remark}"
     )
     alt = f"Features of {len(sample.labels)} images in two dimensions, for {', '.join(label for label, _ in found)}"
     return finish(figure, f"embedding{number or ''}", "Features in two dimensions", reading, alt)
 
 
 def flatten(features: np.ndarray) -> tuple[np.ndarray, str]:
-    """Features (n, C) in two dimensions, (n, 2), the same each time; and by which method."""
+    """Project features (n, C) to (n, 2), deterministically; return them and the method's name."""
     if len(features) < POINTS_OF_TSNE:
         return PCA(2, random_state=0).fit_transform(features), "principal components"
     return TSNE(
@@ -233,18 +235,18 @@ def flatten(features: np.ndarray) -> tuple[np.ndarray, str]:
 
 
 def one_of_each(labels: np.ndarray, number: int) -> list[int]:
-    """The first image of each of some labels, and where there are too few, further ones."""
+    """Return the first image of each label, and further ones if there are too few labels."""
     firsts = np.sort(np.unique(labels, return_index=True)[1]).tolist()
     return (firsts + [place for place in range(len(labels)) if place not in firsts])[:number]
 
 
 def shorten(name: str, most: int = 12) -> str:
-    """A name, cut to what fits above a picture."""
+    """Cut a name to the width of a picture."""
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def slugs_of(labels: Sequence[str]) -> dict[str, str]:
-    """Runs' labels as parts of files' names, of which no two are the same."""
+    """Return {label: slug}, unique slugs of runs' labels for file names."""
     found: dict[str, str] = {}
     for label in labels:
         slug = re.sub(r"[^\w.-]+", "-", label)[:LONGEST_SLUG]

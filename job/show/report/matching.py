@@ -1,4 +1,4 @@
-"""A report's pictures of the matching between teacher and student channels, as refreshes tell it."""
+"""A report's pictures of the refreshes of the matching of student and teacher channels."""
 
 import math
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ def panels(runs: Sequence[Shown]) -> tuple[Figure, dict[Refreshed, Axes]] | None
 
 
 def of_stage(run: Shown, refreshed: Refreshed, *names: str) -> list[list[float]]:
-    """Return columns of the records of a distiller's refreshes of a stage, of each epoch the last."""
+    """Return columns of the last record of each epoch of a distiller's refreshes of a stage."""
     every = run.history.refreshes
     of = [record for record in every if (record["distiller"], record["stage"]) == refreshed]
     records = {record["epoch"]: record for record in of}
@@ -56,7 +56,7 @@ def of_stage(run: Shown, refreshed: Refreshed, *names: str) -> list[list[float]]
 
 
 def stability(runs: Sequence[Shown]) -> Picture | None:
-    """The share of channels that each refresh matched anew."""
+    """Draw the fraction of channels whose match each refresh changed."""
     shown = [run for run in runs if run.history.refreshes]
     if not (found := panels(shown)):
         return None
@@ -64,26 +64,27 @@ def stability(runs: Sequence[Shown]) -> Picture | None:
     for stage, axes in stages.items():
         for run in shown:
             epochs, changed = of_stage(run, stage, "epoch", "changed")
-            draw_points(axes, run, epochs, [100 * share for share in changed])
+            draw_points(axes, run, epochs, [100 * fraction for fraction in changed])
         axes.set_ylim(0, 105)
-    next(iter(stages.values())).set_ylabel("channels matched anew, %")
+    next(iter(stages.values())).set_ylabel("channels with a new match, %")
     name_runs(figure)
     reading = (
-        "The share of the student's channels to which a refresh gave other teacher channels. Normal: the first refresh changes "
-        "nearly all, as it begins from no matching, and later ones change fewer and fewer. A share that stays high says that "
-        "channels keep changing their meaning, and that what the distillation pulls them to changes with them."
+        "The percentage of the student's channels that a refresh matched with other teacher "
+        "channels. Normal: the first refresh changes nearly all, because there is no matching "
+        "before it. Later ones change fewer and fewer. If it stays high, the channels keep "
+        "changing their meaning, and so do the targets of the distillation."
     )
     return finish(
         figure,
         "stability",
         "Stability of the matching",
         reading,
-        f"Share of channels matched anew at each refresh of {names(shown)}",
+        f"Fraction of channels with a new match at each refresh of {names(shown)}",
     )
 
 
 def cost(runs: Sequence[Shown]) -> Picture | None:
-    """The mean cost of matched pairs before and after each refresh."""
+    """Draw the mean cost of matched pairs before and after each refresh."""
     shown = [run for run in runs if run.history.refreshes]
     if not (found := panels(shown)):
         return None
@@ -98,9 +99,10 @@ def cost(runs: Sequence[Shown]) -> Picture | None:
     next(iter(stages.values())).set_ylabel("cost of a matched pair")
     name_runs(figure)
     reading = (
-        "How far apart matched channels are on the refresh's images: 0 is the same map, 2 has nothing in common, 4 is the "
-        "opposite. A hollow mark is the old matching, a filled one the new. Normal: each refresh lowers the cost, and "
-        "between two of them it falls as the student comes nearer to its teacher."
+        "The distance of matched channels on the refresh's images: 0 is the same map, 2 is "
+        "unrelated, 4 is the opposite. A hollow mark is the old matching, a filled one the new. "
+        "Normal: each refresh lowers the cost. Between refreshes it falls while the student "
+        "becomes more like its teacher."
     )
     return finish(
         figure,

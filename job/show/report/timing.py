@@ -1,4 +1,4 @@
-"""A report's pictures of where the time went."""
+"""A report's pictures of how the time was spent."""
 
 from collections.abc import Sequence
 
@@ -27,24 +27,24 @@ PARTS = ("waiting for images", "networks and their gradients", "refreshes", "k-N
 
 
 def step_seconds(run: Shown) -> tuple[np.ndarray, np.ndarray]:
-    """How long each step took, and of it rank 0 waited for images, (n,) seconds each."""
+    """Return the seconds of each step, (n,), and those that rank 0 waited for images, (n,)."""
     return run.step_seconds, run.step_seconds * run.column("data_wait")
 
 
 def refresh_seconds(history: History) -> float:
-    """How long all refreshes took; the record of each of its stages has the seconds of the whole refresh."""
+    """Return the seconds of all refreshes; the record of each stage has those of all stages."""
     timed = ("measuring", "gathering", "solving")
     refreshes = {(record["epoch"], record["distiller"]): record for record in history.refreshes}
     return sum(record.get(name, 0.0) for record in refreshes.values() for name in timed)
 
 
 def knn_seconds(history: History) -> float:
-    """How long all k-NN accuracies took."""
+    """Return the seconds of all k-NN accuracies."""
     return sum(record.get("knn_seconds", 0.0) for record in history.knn)
 
 
 def breakdown(runs: Sequence[Shown]) -> Picture | None:
-    """What a step's time, and a run's, went into."""
+    """Draw how a step's time and a run's time were spent."""
     if not (
         shown := [
             run for run in with_numbers(runs, "images_per_s") if run.option("batch_size", 0) > 0
@@ -99,26 +99,27 @@ def breakdown(runs: Sequence[Shown]) -> Picture | None:
         yticklabels=[name_of(run) for run in shown],
     )
     a_step.invert_yaxis()
-    in_all.set(title="the whole run, % of its time")
+    in_all.set(title="the run, % of its time")
     name_runs(figure)
     reading = (
-        "Left, what a step takes, of which rank 0 waited for images; right, what the whole run's time went into, without "
-        "starting. Normal: networks and gradients, which hold logging, saving within epochs and waiting for slower workers "
-        "as well, take nearly all, refreshes and k-NN a few percent of a long run. Where waiting for images is more "
-        "than a tenth, give more loader processes (--workers), pack the data (job.pack), or let the GPU "
-        "augment (--augment-on device)."
+        "Left: the time of a step, and in it the time that rank 0 waited for images. Right: the "
+        "time of the run, without its start. Normal: networks and gradients take nearly all. "
+        "They include logging, saving within epochs and waiting for slower workers. Refreshes "
+        "and k-NN take a few percent of a long run. If waiting for images takes more than a "
+        "tenth, use more loader processes (--workers), pack the data (job.pack), or augment on "
+        "the GPU (--augment-on device)."
     )
     return finish(
         figure,
         "time",
         "Where the time goes",
         reading,
-        f"Time of a step and of the whole run by parts, of {names(shown)}",
+        f"Time of a step and of the run by activity, of {names(shown)}",
     )
 
 
 def speed(runs: Sequence[Shown]) -> Picture | None:
-    """Images a second over the epochs."""
+    """Draw images per second over the epochs."""
     if not (shown := with_numbers(runs, "images_per_s")):
         return None
     figure = new_figure(3.0)
@@ -129,9 +130,9 @@ def speed(runs: Sequence[Shown]) -> Picture | None:
     axes.set_ylim(bottom=0)
     name_runs(figure)
     reading = (
-        "How many images all workers together train on in a second. Normal: level. Dips that come back are checkpoints, and "
-        "a first step is slow; a fall that stays is another program on the machine, a disk that has become slow, or a hot "
-        "processor."
+        "The images that all workers together train on in a second. Normal: level. Periodic dips "
+        "are checkpoints, and the first step is slow. A lasting fall has a cause outside the "
+        "run: another program on the machine, a slow disk, or a hot processor."
     )
     return finish(
         figure, "speed", "Speed", reading, f"Images a second over the epochs of {names(shown)}"

@@ -1,4 +1,4 @@
-"""Shows in a terminal how runs go: progress, loss, speed, time left, checkpoints, refreshes, warnings.
+"""Show runs in a terminal: progress, loss, speed, time left, checkpoints, refreshes, warnings.
 
 mgd-watch RUN...        RUN: a run's folder, a folder that holds runs, or a SLURM job's log
 """
@@ -31,7 +31,7 @@ class Shown:
         self.place, self.run, self.problem = place, Progress(place.path), ""
 
     def look(self, place: Place) -> None:
-        """Read what is new; what hinders it is the `problem`."""
+        """Read new records, or set `problem`."""
         self.place, self.problem = place, place.problem
         if not (place.problem or place.waits()):
             try:
@@ -51,19 +51,19 @@ class Shown:
         )
 
     def done(self) -> bool:
-        """Whether there is nothing that could go on."""
+        """Return whether the run is done or cannot be read."""
         return self.run.state() == "done" if self.run.known else bool(self.problem)
 
 
 class Watch:
-    """The runs at some paths, looked at again and again."""
+    """The runs at some paths, read repeatedly."""
 
     def __init__(self, paths: list[Path]):
         self.paths, self.logs = paths, discover.Logs()
         self.shown: dict[str, Shown] = {}
 
     def look(self) -> None:
-        """Find runs, as more may have begun, and read what is new."""
+        """Find runs, also new ones, and read their new records."""
         found = {
             os.path.realpath(place.path): place for path in self.paths for place in self.find(path)
         }
@@ -98,7 +98,7 @@ class Watch:
         return lines
 
     def done(self) -> bool:
-        """Whether none has anything to go on with."""
+        """Return whether all runs are done."""
         return all(shown.done() for shown in self.shown.values())
 
 
@@ -147,13 +147,13 @@ def watch_runs(argv: list[str] | None) -> None:
     )
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
-        "--once", action="store_true", help="show once; so it is where the output is no terminal"
+        "--once", action="store_true", help="show once; the default if the output is not a terminal"
     )
     how.add_argument(
         "--every",
         type=seconds,
         metavar="SECONDS",
-        help=f"how often to look again (default: {EVERY:.0f})",
+        help=f"update interval (default: {EVERY:.0f})",
     )
     given = parser.parse_args(argv)
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -18,7 +18,7 @@ from job.text import printable
 
 
 class Marks(NamedTuple):
-    """What lines are drawn with: the heights of a curve, a bar's full and empty part, and what stands for more text."""
+    """Characters of the panel: heights of a curve, a bar's full and empty cell, cut text."""
 
     heights: str
     bar: str
@@ -27,10 +27,10 @@ class Marks(NamedTuple):
 
 UNICODE, ASCII = Marks("▁▂▃▄▅▆▇█", "█░", "…"), Marks(".:-=+*#%", "#.", "...")
 LABEL = 13  # characters before the text
-CENTURY = 3.2e9  # s; what is left longer is not told
+CENTURY = 3.2e9  # s; a longer time left is not shown
 STATES = {
     "done": "done",
-    "stopped": "stopped by a signal; --resume auto goes on",
+    "stopped": "stopped by a signal; --resume auto resumes it",
     "error": "ended with an error",
     "running": "running",
     "starting": "starting: waits for its first step",
@@ -83,7 +83,7 @@ def cut(text: str, width: int, marks: Marks) -> str:
 
 
 def heading(path: Path, text: str, width: int) -> str:
-    """A path and what is said of it; where both are too long for a line, the path's end."""
+    """Return a path and its text. If both are too long for a line, keep the path's end."""
     room = max(20, width - len(text) - 2)
     name = str(path)
     return f"{name if len(name) <= room else '..' + name[2 - room :]}: {text}"
@@ -111,7 +111,7 @@ def brief(run: Progress) -> list[str]:
     if "pretrained" in options:
         text = f"linear classifier on {network(options) or 'a network'} of {options['pretrained'] or 'random weights'}"
     else:
-        text = network(options) or "options not known"
+        text = network(options) or "options unknown"
         if teacher := options.get("teacher"):
             text += f" from {run.records.teacher or 'a teacher'} ({os.path.basename(str(teacher))})"
         else:
