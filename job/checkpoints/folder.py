@@ -341,7 +341,7 @@ def check_is_file(path: str) -> None:
             + f", such as {last}" * os.path.isfile(last)
         )
     if not os.path.isfile(path):
-        what = "no regular file" if os.path.exists(path) else "no such file"
+        what = "not a regular file" if os.path.exists(path) else "no such file"
         raise RunError(f"{path}: {what}; expected a checkpoint")
 
 

@@ -185,7 +185,7 @@ def check_first_layer(config: LinearConfig, arch: str) -> None:
     for name in ("stem", "width"):
         if getattr(config, name) and arch not in ARCHS:
             raise RunError(
-                f"--{name}: no effect on {arch}, which is no ResNet of torchvision; leave it out"
+                f"--{name}: no effect on {arch}, which is not a ResNet of torchvision; leave it out"
             )
 
 

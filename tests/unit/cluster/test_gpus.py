@@ -286,7 +286,7 @@ def test_a_run_with_an_allocated_gpu_that_is_not_there_ends_with_one_line(tmp_pa
     prefix = "" if workers == 1 else "[0]<stderr>:"
     assert line.startswith(f"{prefix}error: SLURM_JOB_GPUS=0: no NVIDIA driver is loaded (")
     assert line.endswith(f"{ON_CPU} and submit with --gpus-per-node=0")
-    assert code == (2 if workers == 1 else 1)  # horovodrun has one code for all errors
+    assert code == 2
     assert not (tmp_path / "run").exists()
 
 

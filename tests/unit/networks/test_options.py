@@ -40,7 +40,7 @@ def test_the_folder_of_a_run_has_no_slash_or_colon():
 
 @pytest.mark.parametrize("option", ["--stem small", "--width 32", "--zero-init-residual"])
 def test_an_option_of_resnets_is_one_line(option):
-    reason = f"on {MOBILE}, which is no ResNet of torchvision; leave it out"
+    reason = f"on {MOBILE}, which is not a ResNet of torchvision; leave it out"
     assert refused(read, f"DIR -a {MOBILE} {option}") == f"{option}: no effect {reason}"
     read(f"DIR -a resnet18 {option}")
 
@@ -77,7 +77,7 @@ def test_a_run_keeps_the_size_of_its_teacher_s_images():
     assert "teacher_size" not in fixed(Config(), within_epoch=False)
     for old, has in (({"teacher_size": 64}, 64), ({}, 0)):  # older runs have none
         message = refused(check_same, ["teacher_size"], old, config, "here")
-        assert message.startswith(f"--teacher-size 96: here has {has}, ")
+        assert message.startswith(f"--teacher-size 96: here has {has}; ")
 
 
 def test_a_synchronised_norm_keeps_the_activation_of_timm_s():
