@@ -138,9 +138,9 @@ base_image() {
         rm -f "$cache/base-$suite"-*.tar
         mv "$work/tree.tar" "$tree.new" && mv "$tree.new" "$tree"
     fi
-    cp "$tree" "$work/whole.tar"
-    "${pack[@]}" --append -f "$work/whole.tar"
-    docker import --message "$key" --change 'CMD ["bash"]' "$work/whole.tar" "$base" >/dev/null
+    cp "$tree" "$work/base.tar"
+    "${pack[@]}" --append -f "$work/base.tar"
+    docker import --message "$key" --change 'CMD ["bash"]' "$work/base.tar" "$base" >/dev/null
     log "imported the base image $base"
 }
 

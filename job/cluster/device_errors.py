@@ -81,4 +81,4 @@ def less_memory(options: Mapping[str, Any]) -> str:
     if options.get("precision") == "float32":
         changes.append("--precision bf16")
     use = f"Use {' or '.join(changes)}; " if changes else ""
-    return f"{use}nvidia-smi shows what else uses this GPU"
+    return f"{use}nvidia-smi shows the other programs on this GPU"

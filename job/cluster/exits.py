@@ -29,7 +29,7 @@ NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 def left_at_signals() -> Iterator[None]:
     """End this process PATIENCE s after a signal if not all workers have started by then.
 
-    SIGUSR2 does not end the process: that signal asks a run to save and stop.
+    SIGUSR2 does not end the process: that signal requests that a run saves and stops.
     Horovod's start is one call that waits for all workers, and Python's own signal handlers run
     only after it. Outside the main thread, where Python receives no signals, this has no effect.
     """

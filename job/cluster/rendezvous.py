@@ -26,7 +26,7 @@ from job.errors import StartError
 PORTS = 8  # ports to try, from the job's own
 PAUSE = 0.2  # s between two requests
 ANSWER = 3.0  # s for an answer: seven of eight ports may be other programs' that never answer
-REQUEST = 10.0  # s for a whole request
+REQUEST = 10.0  # s for a request, from start to end
 HEAD = 4096  # bytes of the head of a request or an answer
 # For each rank, Gloo puts a host name and, twice, 136 bytes for each other rank.
 PER_PUT = 1024  # bytes of a key and of the data that does not depend on the number of ranks

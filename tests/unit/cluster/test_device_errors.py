@@ -109,7 +109,7 @@ def test_a_full_gpu_is_one_line_with_torch_s_figures_and_what_helps():
         "2.00 GiB. GPU 0 has a total capacity of 79.15 GiB of which 1.19 GiB is free. Process 7 "
         "has 3.00 GiB memory in use. Including non-PyTorch memory, this process has 74.96 GiB "
         "memory in use). Use a --batch-size below 256 or --accumulate 2 or --precision bf16; "
-        "nvidia-smi shows what else uses this GPU"
+        "nvidia-smi shows the other programs on this GPU"
     )
     assert error.code == 1
 
@@ -127,7 +127,7 @@ def test_a_full_gpu_is_one_line_with_torch_s_figures_and_what_helps():
 )
 def test_only_options_of_the_program_that_need_less_memory_are_advised(options, use):
     line = str(device_errors.describe(torch.OutOfMemoryError("CUDA out of memory."), "", options))
-    shows = "nvidia-smi shows what else uses this GPU"
+    shows = "nvidia-smi shows the other programs on this GPU"
     assert line == f"this GPU's memory is full (CUDA out of memory). {use}{shows}"
 
 
