@@ -137,8 +137,8 @@ def test_a_report_has_a_panel_of_what_a_run_has(runs):
         curves.guessing(moco).values()
     ) == [64]
     assert (
-        "colour + shape loss" in curves.parts(toy).reading
-        and "contrastive loss" in curves.parts(moco).reading
+        "framework's loss (colour + shape)" in curves.parts(toy).reading
+        and "framework's loss (contrastive)" in curves.parts(moco).reading
     )
     assert "ln(K + 1)" not in curves.loss(none).reading and "ln(K + 1)" in curves.loss(moco).reading
     assert "rank" not in curves.collapse(none).reading and "rank" in curves.collapse(moco).reading
