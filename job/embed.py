@@ -215,7 +215,7 @@ def append(
             raise RunError(f"{problem}; expected finite values. Check the checkpoint", code=1)
         numbered.append({split.first + index: text for index, text in problems.items()})
         for number, text in numbered[-1].items():
-            run.log.line(f"undecodable, without a row: {splits.whole_path(number)}: {text}")
+            run.log.line(f"cannot decode {splits.whole_path(number)}: {text}; it has no row")
         bad |= numbered[-1]
 
     def write() -> None:

@@ -111,7 +111,7 @@ def test_each_decodable_image_has_its_features_and_its_path(embed, images, check
         59,
         200,
     )
-    assert f"undecodable, without a row: {images}/train/class0/10.png: {text}" in said
+    assert f"cannot decode {images}/train/class0/10.png: {text}; it has no row" in said
     assert "wrote out.npy: 57 x 128 float32; 2 undecodable images have no row" in said
     assert not (tmp_path / "out.npy.part").exists()
 
@@ -233,7 +233,7 @@ def test_undecodable_images_of_a_list_are_logged_under_their_own_paths(embed, tm
     (tmp_path / "sub" / "1.png").write_bytes(b"no image")
     (tmp_path / "sub" / "list.txt").write_text(f"1.png\n{tmp_path}/sub/1.png\n")
     code, said = embed(data="sub/list.txt")
-    paths = re.findall("undecodable, without a row: (.*): no image of a known format", said)
+    paths = re.findall("cannot decode (.*): no image of a known format; it has no row", said)
     assert paths == ["sub/1.png", f"{tmp_path}/sub/1.png"]
     assert code == 2 and said.endswith("the first: sub/1.png\n")
 

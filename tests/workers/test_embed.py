@@ -106,7 +106,7 @@ def test_the_bytes_are_those_of_a_single_worker(work):
     assert digests(work.folder) == alone(work, f"{work.folder}-alone")
     lines = [line for line in work.run.log.lines if line.startswith("cannot decode")]
     paths = ["train/a/00.png", "train/a/13.png", "val/a/25.png"]
-    text = "no image of a known format"
+    text = "no image of a known format; it has no row"
     assert lines == [f"cannot decode ./{path}: {text}" for path in paths]
 
 
