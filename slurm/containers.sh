@@ -5,7 +5,7 @@
 check_settings() {
     local name
     for name in MAX_REQUEUES STOP_SECONDS CONTAINER_GRACE; do
-        [[ ${!name:-0} =~ ^[0-9]{1,9}$ ]] || fail "$name=${!name}: expected a whole number"
+        [[ ${!name:-0} =~ ^[0-9]{1,9}$ ]] || fail "$name=${!name}: expected an integer of 0 or more"
     done
     case ${RUNTIME:=none} in
         none)

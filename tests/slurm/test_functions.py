@@ -443,11 +443,11 @@ def test_an_image_that_is_a_file_is_there_and_has_a_whole_path(
         ),
         (
             {"RUNTIME": "none", "VENV": "", "MAX_REQUEUES": "many"},
-            "MAX_REQUEUES=many: expected an integer",
+            "MAX_REQUEUES=many: expected an integer of 0 or more",
         ),
         (
             {"RUNTIME": "none", "VENV": "", "STOP_SECONDS": "-1"},
-            "STOP_SECONDS=-1: expected an integer",
+            "STOP_SECONDS=-1: expected an integer of 0 or more",
         ),
     ],
 )

@@ -72,19 +72,21 @@ def other(program, line, *parts):
 
 
 CONFLICTS = [
-    Case("no data", [], ("no data", "train/<class>/*", "digits")),
+    Case("no data", [], ("DIR: missing", "folder of images", "digits")),
     Case("no such folder", ["{good}/nowhere", *SMALL], ("{good}/nowhere", "train/<class>/*")),
     train("no such further folder", "--more-data nowhere", "nowhere", "train/<class>/*"),
-    train("two folders", "--data elsewhere", "{good}", "elsewhere", "give one"),
+    train("two folders", "--data elsewhere", "{good}", "elsewhere", "expected one"),
     train("an unknown option", "--tempreature 1", "--tempreature", "--help"),
     train("an abbreviated option", "--mom 0.9", "--mom"),
     train("an option without its value", "--lr", "--lr", "argument"),
     train("a retired option", "--dist-url tcp://x", "--dist-url", "horovodrun -np"),
     train("schedule and cos", "--schedule 3 --cos", "--schedule", "--cos", "--no-cos"),
     train("a batch that has no parts", "--accumulate 3", "--accumulate 3", "4 images", "divisor"),
-    train("parts of one image", "--accumulate 4", "--batch-size 4", "4 parts", "choose 8"),
-    train("a batch of one image", "--batch-size 1", "--batch-size 1", "batch norm", "choose 2"),
-    train("a batch beyond the images", "--batch-size 10", "8 images", "--batch-size 10", "smaller"),
+    train(
+        "parts of one image", "--accumulate 4", "--batch-size 4", "4 micro-batches", "expected 8"
+    ),
+    train("a batch of one image", "--batch-size 1", "--batch-size 1", "batch norm", "expected 2"),
+    train("a batch beyond the images", "--batch-size 10", "8 images", "--batch-size 10", "larger"),
     train("a teacher that is not there", "--teacher nowhere", "nowhere", "no such file"),
     train("a checkpoint that is not there", "--resume nowhere", "nowhere", "no such file"),
     train("a folder to resume", "--resume {good}", "{good}", "expected a checkpoint"),
@@ -102,14 +104,14 @@ CONFLICTS = [
         "too few weights of stages",
         "--stage-weights 1 2",
         "--stage-weights 1 2",
-        "expected 4",
+        "one weight for each",
         "--mgd-stages 1 2 3 4",
     ),
     train(
         "too many weights of stages",
         "--mgd-stages 4 --stage-weights 1 2",
         "--stage-weights 1 2",
-        "expected 1",
+        "one weight for each",
     ),
     train("weights of nothing", "--stage-weights 0 0 0 0", "--stage-weights 0 0 0 0", "above 0"),
     train(
@@ -126,11 +128,16 @@ CONFLICTS = [
         "3 3",
         "each once",
     ),
-    train("too many weights of distillers", "--distill-weights 1 2", "expected 1", "--distill mgd"),
+    train(
+        "too many weights of distillers",
+        "--distill-weights 1 2",
+        "one weight for each",
+        "--distill mgd",
+    ),
     train("weights of no distiller", "--distill-weights 0", "--distill-weights 0", "above 0"),
     linear("evaluate what", "--evaluate", "--evaluate", "--resume"),
     linear(
-        "knn and evaluate", "--knn --evaluate --resume auto", "--knn", "--evaluate", "leave out"
+        "knn and evaluate", "--knn --evaluate --resume auto", "--knn", "--evaluate", "Leave out"
     ),
     linear(
         "knn and resume", "--knn --resume some.pth.tar", "--knn", "some.pth.tar", "--pretrained"
@@ -158,7 +165,7 @@ CONFLICTS = [
     other("job.pack", "{good}", "OUT"),
     other("job.pack", "{good} OUT --index", "OUT", "--index"),
     other("job.pack", "{good}/nowhere OUT", "{good}/nowhere", "train/<class>/*"),
-    other("job.pack", "{good} {good}", "{good}", "name another folder"),
+    other("job.pack", "{good} {good}", "{good}", "Name another one"),
     other("job.pack", "--index {good}", "no shards in {good}", "*.tar"),
 ]
 
