@@ -198,5 +198,5 @@ def test_a_stand_in_at_another_worker_s_port_is_not_believed(run, monkeypatch, s
 
 
 def test_what_a_worker_does_is_printable(run, monkeypatch):
-    monkeypatch.setattr(watchdog, "place", lambda frame: "a\x1b[2J\nb\udcff")
+    monkeypatch.setattr(watchdog, "location", lambda frame: "a\x1b[2J\nb\udcff")
     assert run.watchdog.ask(run.rank) == run.watchdog.doing() == "is at a?[2J?b?"
