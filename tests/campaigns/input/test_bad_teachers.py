@@ -258,7 +258,7 @@ CHANNELS = [
             "--teacher",
             "{folder}/torchvision.pth",
         ],
-        ("old torch.pth", "--resume", "--teacher", "leave out one"),
+        ("old torch.pth", "--resume", "--teacher", "Leave out one"),
     ),
     Case(
         "no run's file to resume",

@@ -133,7 +133,7 @@ REFUSED = [
         "no images in {folder}/text.txt",
         "2 without an ending",
     ),
-    case("a tar file", "{folder}/bare/train/0.tar", "no text", "job.pack --index"),
+    case("a tar file", "{folder}/bare/train/0.tar", "not a text file", "job.pack --index"),
     case("a missing one of two", "{folder}/flat {folder}/none", "no folder {folder}/none"),
     case(
         "a folder twice",
