@@ -504,7 +504,7 @@ TEACHERS = {
     "none": "no such file",
 }
 OPTIONS = {
-    "--batch-size 64": "has 50 images, fewer than --batch-size 64",
+    "--batch-size 64": "has 50 images only; expected a batch",
     "--batch-size 1": "batch norm needs two",
     "--gpu 0": "--gpu: not an option of this program",
     "--resume nowhere.pth.tar": "no such file",
