@@ -43,7 +43,7 @@ help:
 	@echo 'make study   see whether a matched student learns better features (about 4 hours; FORM=longer: more epochs; FORM=simsiam: about an hour; FORM=distillers: all distillers; FORM=distillers-long: the leaders in more epochs; FORM=full, distillers-full: on a GPU)'
 	@echo 'make bench   measure how fast all is, beside a plain baseline and the bare work (about 12 minutes)'
 	@echo 'make bench-quick  see that the bench works (under 90 seconds)'
-	@echo 'make lint    check style and types'
+	@echo 'make lint    check style, types and spelling'
 	@echo 'make lock    write the versions and hashes of all packages (UPGRADE=--upgrade: the newest that pyproject.toml allows)'
 	@echo 'make clean   remove $(VENV) and the demo runs'
 
@@ -133,7 +133,7 @@ bench-quick: $(READY)
 	@$(BIN)/python tests/campaigns/bench/bench.py --quick
 
 lint: $(READY)
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/typos --format brief . && $(BIN)/mypy
 	@shellcheck -x docker/*.sh slurm/*.sh slurm/*.sbatch job/demo.sh .ci/run
 
 clean:

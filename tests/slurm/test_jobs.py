@@ -203,7 +203,7 @@ def test_a_node_that_fails_requeues_and_the_run_goes_on(slurm, submit, undisturb
     job = submit(SMALL)
     job.wait_for_step(4)
     slurm("scontrol", "update", "nodename=node2", "state=down", "reason=test")
-    job.wait("the job's requeueing", lambda: job.shown("JobState") == "PENDING")
+    job.wait("the job's requeue", lambda: job.shown("JobState") == "PENDING")
     slurm(
         "scontrol", "update", "nodename=node2", "state=resume", check=False
     )  # it may have come back by itself
@@ -229,7 +229,7 @@ def test_a_job_of_a_partition_that_goes_first_preempts_and_the_run_goes_on(
         "--wrap",
         "sleep 3",
     )
-    job.wait("the job's requeueing", lambda: job.shown("JobState") == "PENDING")
+    job.wait("the job's requeue", lambda: job.shown("JobState") == "PENDING")
     check_whole(job, undisturbed)
     assert of_kind(job.run, "resumed")
 
