@@ -1,4 +1,4 @@
-"""Images to make views of, and whether two batches of views are the same."""
+"""A few numbered images, and a comparison of batches."""
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ SIZE = 16
 
 
 def write_numbered(root):
-    """Write twelve images in two classes below `root`; return them as training images."""
+    """Write twelve images in two classes below `root` and return them as training images."""
     generator = np.random.default_rng(0)
     for number in range(12):
         folder = root / "train" / str(number % 2)
@@ -22,7 +22,7 @@ def write_numbered(root):
 
 
 def same(one, other):
-    """Whether two items or batches have the same bytes."""
+    """Return whether two items or batches have the same bytes."""
     if isinstance(one, (tuple, list)):
         return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
     return torch.equal(one, other) if torch.is_tensor(one) else one == other

@@ -1,4 +1,7 @@
-"""Small features, teachers and images for tests of distillers, and numpy's view of them."""
+"""Small features and distillers for tests, and plain numpy functions to check them.
+
+B: images. S, T: channels of student and teacher. HEAD: outputs of the teacher's head.
+"""
 
 from types import SimpleNamespace
 
@@ -10,25 +13,23 @@ from torch import nn
 from job.config import Config
 from job.distill import DISTILLERS
 
-B, S, T, HEAD = (
-    5,
-    6,
-    10,
-    7,
-)  # images; channels of student and teacher; outputs of the teacher's head
+B, S, T, HEAD = 5, 6, 10, 7
 
 
 def features(channels, seed, head=0):
-    """Features of B images before the last ReLU, with gradients, and outputs of a head if `head`."""
+    """Return random features of B images before the last ReLU, and of a head if `head`.
+
+    All have gradients: {"layer4": (B, channels, 3, 2), "fc": (B, head)}.
+    """
     generator = torch.Generator().manual_seed(seed)
-    found = {"layer4": torch.randn(B, channels, 3, 2, generator=generator).requires_grad_()}
+    maps = {"layer4": torch.randn(B, channels, 3, 2, generator=generator).requires_grad_()}
     if head:
-        found["fc"] = torch.randn(B, head, generator=generator).requires_grad_()
-    return found
+        maps["fc"] = torch.randn(B, head, generator=generator).requires_grad_()
+    return maps
 
 
 def build(name, head=0, **options):
-    """A distiller of a student of S channels, whose framework's head has `head` outputs."""
+    """Build a distiller for a student of S channels, whose framework's head has `head` outputs."""
     torch.manual_seed(0)
     config = Config(distill=[name], **{"loss_share": 0.0, "loss_factor": 1.0} | options)
     teacher = SimpleNamespace(
@@ -40,22 +41,22 @@ def build(name, head=0, **options):
 
 
 def by_image(maps):
-    """Pooled features of each image of maps (b, C, H, W), by loops: [(C,)]."""
+    """Return the pooled features of each image of maps (b, C, H, W), by loops: [(C,)]."""
     return [np.array([np.maximum(channel, 0).mean() for channel in image]) for image in maps]
 
 
 def unit(vector):
-    """A vector of length 1."""
+    """Return a vector divided by its length."""
     return vector / np.sqrt((vector * vector).sum())
 
 
 def array(tensor):
-    """A tensor in float64."""
+    """Return a tensor as a numpy array in float64."""
     return tensor.detach().double().numpy()
 
 
 def check_gradient(value, slow):
-    """The gradient of a tensor is the slope of slow(array) along a random direction."""
+    """Assert that a tensor's gradient is the slope of slow(array) in a random direction."""
     direction = np.random.default_rng(9).standard_normal(value.shape)
     step = 1e-6 * direction
     slope = (slow(array(value) + step) - slow(array(value) - step)) / 2e-6

@@ -1,4 +1,7 @@
-"""Real container engines, docker and podman, and the image built on a base made here: no image registry is used."""
+"""Real container engines, docker and podman, and the project's image.
+
+The base image is made on this machine: no image registry is used.
+"""
 
 import os
 import shlex
@@ -10,30 +13,27 @@ import pytest
 
 REPO = Path(__file__).parents[2]
 DOCKER = {"docker": "docker.io", "dockerd": "docker.io", "debootstrap": "debootstrap"}
-PODMAN = {
-    "podman": "podman",
-    "runc": "runc",
-    "catatonit": "catatonit",
-}  # crun refuses machines with both kinds of cgroups
+# runc, because crun refuses machines with both versions of cgroups.
+PODMAN = {"podman": "podman", "runc": "runc", "catatonit": "catatonit"}
 
 
 def missing(needed=DOCKER) -> str:
-    """What must be installed before these fixtures can be used, or nothing."""
+    """Return an error that names the missing packages, or ""."""
     path = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
     packages = {package for name, package in needed.items() if not shutil.which(name, path=path)}
     return (
-        f"no container engine to test with here: apt-get install {' '.join(sorted(packages))}"
+        f"no container engine to test with: apt-get install {' '.join(sorted(packages))}"
         if packages
         else ""
     )
 
 
 class Engine:
-    """The command of an engine; a call runs it with `words` and returns what it prints."""
+    """The command of an engine. A call runs it with `words` and returns its output."""
 
     def __init__(self, name: str, variables: dict[str, str]):
         self.name = name
-        self.variables = variables  # in which it finds its daemon or its storage
+        self.variables = variables  # where its daemon or its storage is
         self.environment = os.environ | variables
 
     def __call__(self, *words, check=True, timeout=120, **more) -> str:
@@ -53,13 +53,16 @@ class Engine:
 
 @pytest.fixture(scope="session")
 def engine():
-    """The variables with which docker reaches an engine, and its base image; an engine started for it is stopped at the end."""
+    """The variables that point docker at an engine and name the base image.
+
+    If the fixture had to start the engine, it stops it at the end.
+    """
     if reason := missing():
         pytest.skip(reason)
     script = REPO / "docker/local-engine.sh"
     before = subprocess.run([script, "status"], capture_output=True, text=True, timeout=60)
     up = subprocess.run([script, "up"], stdout=subprocess.PIPE, text=True, timeout=600)
-    assert up.returncode == 0, "local-engine.sh up has failed; its words are above"
+    assert up.returncode == 0, "local-engine.sh up has failed. Its output is above"
     exports = dict(word.split("=", 1) for word in shlex.split(up.stdout) if word != "export")
     assert set(exports) == {"DOCKER_HOST", "BASE_IMAGE"}
     yield exports
@@ -69,13 +72,16 @@ def engine():
 
 @pytest.fixture(scope="session")
 def docker(engine):
-    """Docker."""
+    """The docker command."""
     return Engine("docker", {"DOCKER_HOST": engine["DOCKER_HOST"]})
 
 
 @pytest.fixture(scope="session")
 def podman(docker, image):
-    """podman with a storage of its own, which holds the image; it is copied (about 2 minutes) if it has changed."""
+    """The podman command, with its own storage.
+
+    If the image has changed, it is copied there from docker (about 2 minutes).
+    """
     if reason := missing(PODMAN) or ("podman is tested as root" if os.geteuid() else ""):
         pytest.skip(reason)
     podman = Engine("podman", podman_settings(REPO / "runs/local-podman"))
@@ -87,12 +93,12 @@ def podman(docker, image):
 
 
 def podman_settings(folder: Path) -> dict[str, str]:
-    """Write the configuration of a podman that keeps all in `folder`; return the variables by which it is found."""
+    """Configure a podman that keeps all its files in `folder`; return its variables."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "storage.conf").write_text(
         f'[storage]\ndriver = "overlay"\ngraphroot = "{folder}/store"\nrunroot = "{folder}/run"\n'
     )
-    # As root podman raises these limits to numbers that the root of a sandbox may not set.
+    # As root, podman raises these limits to numbers that the root of a sandbox may not set.
     (folder / "containers.conf").write_text(
         '[containers]\ndefault_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]\n'
         '[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\nruntime = "runc"\n'
@@ -114,24 +120,17 @@ def copy_image(image: str, docker: Engine, podman: Engine):
 
 @pytest.fixture(scope="session", params=["docker", "podman"])
 def containers(request):
-    """Each engine in turn, with the image."""
+    """Each engine, with the image."""
     return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="session")
 def build(docker, engine, pytestconfig):
-    """A function that builds docker/Dockerfile, and shows how far it is; what is built already is taken from the cache."""
+    """A function that builds docker/Dockerfile with the engine's cache and prints its progress."""
 
     def image(tag, context=REPO):
-        words = [
-            "docker",
-            "build",
-            "--network=host",
-            "-f",
-            context / "docker/Dockerfile",
-            "-t",
-            tag,
-        ]
+        file = context / "docker/Dockerfile"
+        words = ["docker", "build", "--network=host", "-f", file, "-t", tag]
         for name, value in (
             ("BASE_IMAGE", engine["BASE_IMAGE"]),
             ("RUNTIME_IMAGE", engine["BASE_IMAGE"]),
@@ -144,7 +143,7 @@ def build(docker, engine, pytestconfig):
 
         before = number()
         with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-            print(f"\nbuilding {tag} (about 7 minutes where nothing is in the cache)", flush=True)
+            print(f"\nbuilding {tag} (about 7 minutes with an empty cache)", flush=True)
             lines = []
             with subprocess.Popen(
                 [*words, context],

@@ -1,4 +1,4 @@
-"""The error of a user's mistake, as a function raises it."""
+"""Expected errors of a user's mistake."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from job.errors import RunError
 
 
 def refused(call, *args, **named):
-    """Return the message with which a call raises RunError: one line, with exit code 2."""
+    """Return the message of the RunError that a call must raise: one line, exit code 2."""
     with pytest.raises(RunError) as caught:
         call(*args, **named)
     assert "\n" not in str(caught.value)

@@ -1,11 +1,12 @@
-/* A library to preload: makes chosen system calls of a program fail, or sends the program a signal at them.
+/* A library to preload. It makes chosen system calls fail, or sends the program a signal at them.
 
-FAULTS holds rules, separated by newlines, each of six words:
+FAULTS holds rules, one per line, of six words each:
     RANK CALL PATH FIRST COUNT ACTION
-RANK: the worker's HOROVOD_RANK, or *. CALL: open, read, write, fsync or rename. PATH: part of the file's path, for
-rename of its new path. The calls FIRST to FIRST + COUNT - 1 of each process that fit get ACTION: a positive number is
-the errno with which they fail; -N sends signal N to the process, and the call proceeds; 0 adds a line "CALL PATH" to the
-file that TRACE names, and the call proceeds. */
+RANK: the worker's HOROVOD_RANK, or *. CALL: open, read, write, fsync or rename. PATH: a part of
+the file's path (for rename, of its new path). Of the matching calls of each process, the calls
+FIRST to FIRST + COUNT - 1 get ACTION. If ACTION is positive, the call fails with that errno. If it
+is -N, the process gets signal N and the call proceeds. If it is 0, a line "CALL PATH" is added to
+the file TRACE, and the call proceeds. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -28,17 +29,20 @@ __attribute__((constructor)) static void parse(void) {
     const char *line = getenv("FAULTS"), *own = getenv("HOROVOD_RANK");
     char rank[16];
     if (getenv("TRACE"))
-        trace = syscall(SYS_openat, AT_FDCWD, getenv("TRACE"), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
-    for (; line && *line && number < RULES; line = strchr(line, '\n') ? strchr(line, '\n') + 1 : 0) {
+        trace = syscall(SYS_openat, AT_FDCWD, getenv("TRACE"),
+                        O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+    for (; line && *line && number < RULES;
+         line = strchr(line, '\n') ? strchr(line, '\n') + 1 : 0) {
         struct rule *rule = &rules[number];
-        if (sscanf(line, "%15s %7s %255s %d %d %d", rank, rule->call, rule->path, &rule->first, &rule->count, &rule->action) == 6)
+        if (sscanf(line, "%15s %7s %255s %d %d %d", rank, rule->call, rule->path, &rule->first,
+                   &rule->count, &rule->action) == 6)
             number += !strcmp(rank, "*") || (own && !strcmp(rank, own));
         else
             dprintf(2, "inject.c: invalid rule: %s\n", line), _exit(2);
     }
 }
 
-/* Whether a call fails now; errno is set. */
+/* Return whether a call must fail. Sets errno. */
 static int fails(const char *call, const char *path) {
     for (struct rule *rule = rules; rule < rules + number; rule++) {
         if (strcmp(rule->call, call) || !strstr(path, rule->path))
@@ -104,4 +108,6 @@ ssize_t write(int descriptor, const void *data, size_t size) {
 
 int fsync(int descriptor) { return fails_on("fsync", descriptor) ? -1 : REAL(fsync)(descriptor); }
 
-int rename(const char *old, const char *new) { return fails("rename", new) ? -1 : REAL(rename)(old, new); }
+int rename(const char *old, const char *new) {
+    return fails("rename", new) ? -1 : REAL(rename)(old, new);
+}

@@ -1,4 +1,4 @@
-"""Faults that a program meets at chosen system calls, injected by a preloaded library (inject.c)."""
+"""Faults at chosen system calls of a program, injected by a preloaded library (inject.c)."""
 
 import functools
 import os
@@ -11,7 +11,7 @@ FOLDER = tempfile.TemporaryDirectory(prefix="inject-")
 
 @functools.cache
 def library() -> str:
-    """Compile inject.c; return the library's path."""
+    """Compile inject.c and return the library's path."""
     path = Path(FOLDER.name) / "inject.so"
     source = Path(__file__).with_name("inject.c")
     subprocess.run(
@@ -22,8 +22,8 @@ def library() -> str:
 
 
 def injected(*rules: str, trace: str | os.PathLike[str] = os.devnull) -> dict[str, str]:
-    """Return the variables that make a program and all that it starts follow `rules`, as inject.c defines them.
+    """Return variables that apply `rules` to a program and all its child processes.
 
-    trace: the file to which rules of action 0 add lines.
+    rules: as inject.c defines them. trace: the file to which rules of action 0 add lines.
     """
     return {"LD_PRELOAD": library(), "FAULTS": "\n".join(rules), "TRACE": str(trace)}

@@ -1,4 +1,4 @@
-"""Jobs of a real SLURM, and what their runs have computed."""
+"""Jobs of a real SLURM, and the records of their runs."""
 
 import json
 import re
@@ -26,7 +26,7 @@ class BatchJob:
         self.slurm, self.number, self.log, self.run = slurm, number, log, run
 
     def text(self) -> str:
-        """What the job's log has."""
+        """The job's log so far."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def shown(self, field: str) -> str:
@@ -36,7 +36,7 @@ class BatchJob:
         )[1]
 
     def steps(self) -> list[int]:
-        """The steps done so far, as metrics.jsonl has them."""
+        """The numbers of the steps recorded in metrics.jsonl so far."""
         return [record["steps"] for record in of_kind(self.run, "step")]
 
     def records(self, kind: str) -> list[dict]:
@@ -48,7 +48,7 @@ class BatchJob:
         ]
 
     def decisions(self) -> list[str]:
-        """The reasons of the job's decisions so far, a try each."""
+        """The reasons of the job's decisions so far, one for each try."""
         return [record["reason"] for record in self.records("decision")]
 
     def wait_for_decision(self, reason: str, times: int = 1, seconds: float = 120) -> float:
@@ -57,7 +57,7 @@ class BatchJob:
         )
 
     def wait_for_stop(self) -> None:
-        """Wait until a try has saved and stopped because of a signal."""
+        """Wait until a try has saved a checkpoint and stopped because of a signal."""
         self.wait(
             "a stop", lambda: "stopped" in [record["how"] for record in of_kind(self.run, "end")]
         )
@@ -76,8 +76,8 @@ class BatchJob:
         }
 
     def processes(self) -> list[psutil.Process]:
-        """All living processes that this job has started."""
-        found = []
+        """All live processes that this job has started."""
+        processes = []
         for process in psutil.process_iter():
             try:
                 environment = process.environ()
@@ -87,20 +87,20 @@ class BatchJob:
                     and environment.get("SLURM_JOB_ID") == self.number
                     and process.status() != psutil.STATUS_ZOMBIE
                 ):
-                    found.append(process)
+                    processes.append(process)
             except psutil.Error:
                 continue
-        return found
+        return processes
 
-    def wait(self, what: str, condition, seconds: float = 120, pause: float = 0.05) -> float:
-        """Wait until `condition()` holds; return the seconds that it took."""
-        begun = time.monotonic()
+    def wait(self, event: str, condition, seconds: float = 120, pause: float = 0.05) -> float:
+        """Wait until `condition()` holds and return the waiting time in seconds."""
+        start = time.monotonic()
         while not condition():
-            assert time.monotonic() < begun + seconds, (
-                f"{what} has not come in {seconds} s; the log:\n{self.text()}"
+            assert time.monotonic() < start + seconds, (
+                f"waited {seconds} s for {event}. The log:\n{self.text()}"
             )
             time.sleep(pause)
-        return time.monotonic() - begun
+        return time.monotonic() - start
 
     def wait_for_step(self, step: int) -> None:
         self.wait(f"step {step}", lambda: step in self.steps())
@@ -109,7 +109,7 @@ class BatchJob:
         return self.wait(f"'{text}'", lambda: self.text().count(text) >= times, seconds)
 
     def wait_for_end(self, seconds: float = 180) -> str:
-        """Wait until SLURM is through with the job, and return its state."""
+        """Wait until the job has ended and return its state."""
         over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
         self.wait("the job's end", lambda: self.shown("JobState") in over, seconds)
         return self.shown("JobState")

@@ -1,4 +1,4 @@
-"""A user's network, as short as one can write it: `-a own_network:Small`."""
+"""A user's own network, in as few lines as possible: `-a own_network:Small`."""
 
 from torch import nn
 

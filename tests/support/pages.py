@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("job", "mgd", "moco", "slurm", "docker", "tests", ".github")
 PAGES = sorted(
-    [*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))],
+    [*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))]
 )
 RESULTS = [page for page in PAGES if "results" in page.parts]  # a study writes these
 WRITTEN = [page for page in PAGES if page not in RESULTS]
@@ -41,7 +41,7 @@ def anchors(page):
 
 
 def section(page, title):
-    """Return the text below a heading, up to the next one of its level or above."""
+    """Return the text below a heading, up to the next heading of its level or above."""
     marks, _, _ = title.partition(" ")
     rest = (ROOT / page).read_text().split(f"\n{title}\n")[1]
     return re.split(rf"^#{{1,{len(marks)}}} ", rest, flags=re.MULTILINE)[0]

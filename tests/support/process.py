@@ -1,4 +1,4 @@
-"""The settings of this process that a call of the program must leave as they are."""
+"""The settings of this process, which a call of the program must not change."""
 
 import ctypes
 import gc
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 BLOCKS, BLOCK = 300, 2**20  # bytes
-# A thread of CUDA, Horovod or torch's DataLoader can set it, for its own processes.
+# Threads of CUDA or Horovod, or torch's DataLoader, may set these for their own processes.
 ITS_OWN = {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}
 
 
@@ -63,12 +63,12 @@ def state():
 
 
 def different(before, after):
-    """Return the settings that are not the same, each with both values."""
+    """Return the settings that differ: {name: (before, after)}."""
     return {name: (before[name], after[name]) for name in before if before[name] != after[name]}
 
 
 def kept_memory():
-    """Return how many bytes malloc keeps at its end after 300 MiB in blocks of 1 MiB are freed."""
+    """Return how many bytes malloc keeps after 300 MiB in blocks of 1 MiB are freed."""
     libc = ctypes.CDLL(None)
     libc.malloc.restype, libc.mallinfo2.restype = ctypes.c_void_p, MallInfo
     libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]

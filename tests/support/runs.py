@@ -1,4 +1,4 @@
-"""Whole runs of the real commands, and what is told apart in them."""
+"""Runs of the real commands, and comparisons of their results."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from job.metrics.log import Log
 
 
 def write_images(folder):
-    """Write 50 training and 9 validation images in two classes, of noise at several sizes; return the folder."""
+    """Write 50 training and 9 validation images of noise in two classes; return the folder."""
     generator = np.random.default_rng(0)
     for number in range(59):
         path = folder / ("train" if number < 50 else "val") / f"class{number % 2}" / f"{number}.png"
@@ -29,7 +29,7 @@ def write_images(folder):
 
 
 def write_teacher(path, arch="resnet50", **network):
-    """Write a teacher with random weights, laid out as MoCo's released files; return the path.
+    """Write a teacher with random weights in the layout of MoCo's released files; return the path.
 
     network: keyword arguments of `build_resnet`.
     """
@@ -44,7 +44,7 @@ def write_teacher(path, arch="resnet50", **network):
 
 
 class Job:
-    """One `horovodrun -np N python -m job.train` in a process of its own, or another program of this project's."""
+    """A process of `horovodrun -np N python -m job.train`, or of another program."""
 
     def __init__(self, workers: int, folder, arguments: list, program: str = "job.train"):
         self.folder, self.program = folder, program
@@ -58,21 +58,21 @@ class Job:
         )
 
     def steps(self) -> list[int]:
-        """The steps done so far, as metrics.jsonl has them."""
+        """The numbers of the steps recorded in metrics.jsonl so far."""
         return [record["steps"] for record in of_kind(self.folder, "step")]
 
     def wait_for_step(self, step: int) -> None:
-        """Wait until `step` steps are done."""
+        """Wait until `step` steps are recorded."""
         deadline = time.monotonic() + 240
         while step not in self.steps():
             assert self.process.poll() is None, (
                 f"the run ended early:\n{self.process.stdout.read()}"
             )
-            assert time.monotonic() < deadline, f"step {step} has not come in 240 s"
+            assert time.monotonic() < deadline, f"waited 240 s for step {step}"
             time.sleep(0.02)
 
     def wait_for_pause(self) -> psutil.Process:
-        """Wait until a worker has been stopped by SIGSTOP, and return it."""
+        """Wait until SIGSTOP has stopped a worker, and return that worker."""
         while True:
             assert self.process.poll() is None, (
                 f"the run ended early:\n{self.process.stdout.read()}"
@@ -85,15 +85,15 @@ class Job:
 
     def workers(self) -> list[psutil.Process]:
         """The worker processes."""
-        found = []
+        workers = []
         for process in psutil.Process(self.process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error):  # one that has just ended
+            with contextlib.suppress(psutil.Error):  # it has just ended
                 if process.cmdline()[1:3] == ["-m", self.program]:
-                    found.append(process)
-        return found
+                    workers.append(process)
+        return workers
 
     def kill(self) -> None:
-        """SIGKILL the launcher and the workers at once; their loader processes are to end by themselves."""
+        """SIGKILL the launcher and all workers, and assert that their loader processes end too."""
         below = psutil.Process(self.process.pid).children(recursive=True)
         for process in [psutil.Process(self.process.pid), *self.workers()]:
             process.send_signal(signal.SIGKILL)
@@ -102,12 +102,12 @@ class Job:
         assert not alive, f"left behind by killed workers: {alive}"
 
     def finish(self) -> str:
-        """Wait for the end, and return what was printed."""
+        """Wait for the end and return the output."""
         output, _ = self.process.communicate(timeout=300)
         return output
 
 
-# The fields that a clock gives; if a run is repeated, all others of its course have the same values to the last digit.
+# The fields that hold times. A repeated run has the same values in all other fields.
 CLOCK = {
     "images_per_s",
     "data_wait",
@@ -120,7 +120,7 @@ CLOCK = {
 
 
 def all_records(folder) -> list[dict]:
-    """The records of a run so far, of its course and of its processes."""
+    """Return all records of a run so far, of its course and of its processes."""
     path = folder / "metrics.jsonl"
     return (
         [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
@@ -130,7 +130,10 @@ def all_records(folder) -> list[dict]:
 
 
 def records(folder) -> list[dict]:
-    """The records of a run's course so far, which are the same in an interrupted and an undisturbed run, without CLOCK."""
+    """Return the records of a run's course so far, without the fields of CLOCK.
+
+    An interrupted run and an uninterrupted one have the same.
+    """
     course = [record for record in all_records(folder) if record["kind"] in schema.COURSE]
     return [
         {name: value for name, value in record.items() if name not in CLOCK} for record in course
@@ -138,7 +141,7 @@ def records(folder) -> list[dict]:
 
 
 def of_kind(folder, kind: str) -> list[dict]:
-    """The records of a run that have a kind."""
+    """Return the records of one kind of a run."""
     return [record for record in all_records(folder) if record["kind"] == kind]
 
 
@@ -162,16 +165,16 @@ class Kept(Log):
         pass
 
     def of_kind(self, kind):
-        """The records of a kind."""
+        """Return the records of one kind."""
         return [record for record in self.records if record["kind"] == kind]
 
     def texts(self, kind):
-        """The texts of the records of a kind."""
+        """Return the texts of the records of one kind."""
         return [record["text"] for record in self.of_kind(kind)]
 
 
 def contents(folder) -> dict:
-    """The bytes of each file in a folder, and where each link points, by name."""
+    """Return the bytes of each file and the target of each link in a folder, by name."""
     return {
         path.name: os.readlink(path) if path.is_symlink() else path.read_bytes()
         for path in folder.iterdir()
@@ -179,7 +182,8 @@ def contents(folder) -> dict:
     }
 
 
-# As sitecustomize.py: on the second worker a bit of the sixth parameter that is trained, or of the last, flips at the third step.
+# For sitecustomize.py: after the third step, flip a bit of the sixth trained parameter, or of the
+# last if there are fewer, on the second worker. The change survives the later steps.
 FLIP = """
 import os
 if os.environ.get("HOROVOD_RANK") == "1":
@@ -190,7 +194,8 @@ if os.environ.get("HOROVOD_RANK") == "1":
         step(self, *arguments, **named)
         done.append(0)
         if len(done) == 3:
-            self.param_groups[0]["params"][:6][-1].detach().view(-1).view(torch.int32)[0] ^= 1 << 16  # later steps keep it
+            value = self.param_groups[0]["params"][:6][-1]
+            value.detach().view(-1).view(torch.int32)[0] ^= 1 << 16
 
     torch.optim.SGD.step = flipping
 """
@@ -199,32 +204,34 @@ DRIVER = """
 import contextlib, importlib, io, json, sys
 main, outcomes = importlib.import_module(sys.argv[1]).main, []
 for command in json.loads(sys.argv[2]):
-    said, code = io.StringIO(), 0
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+    errors, code = io.StringIO(), 0
+    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
         try:
             main(command)
         except SystemExit as end:
             code = end.code
-    outcomes.append((code, said.getvalue()))
+    outcomes.append((code, errors.getvalue()))
 print("\\n" + json.dumps(outcomes))
 """
 
 
 def errors_of(program: str, commands: list[list]) -> list[str]:
-    """The one line that each command line of a program ends with, with exit code 2; one after the other in one process."""
+    """Run command lines of a program in one process; return the error line of each.
+
+    Each must end with exit code 2 and one line.
+    """
     commands = [[str(argument) for argument in command] for command in commands]
     driver = [sys.executable, "-c", DRIVER, program, json.dumps(commands)]
     done = subprocess.run(driver, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     outcomes = json.loads(done.stdout.splitlines()[-1])
-    assert [(code, said.count("\n"), said[:7]) for code, said in outcomes] == [
-        (2, 1, "error: ")
-    ] * len(commands), outcomes
-    return [said for _, said in outcomes]
+    ends = [(code, text.count("\n"), text[:7]) for code, text in outcomes]
+    assert ends == [(2, 1, "error: ")] * len(commands), outcomes
+    return [text for _, text in outcomes]
 
 
 def check_steps(folder, total: int) -> None:
-    """Check that metrics.jsonl and TensorBoard have each of `total` steps once, and nothing is purged."""
+    """Assert that metrics.jsonl and TensorBoard have each of `total` steps once: none purged."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     counted = [record["steps"] for record in of_kind(folder, "step")]
@@ -234,7 +241,7 @@ def check_steps(folder, total: int) -> None:
 
 
 def tensors(value, path=""):
-    """Yield (path, value) of everything in a checkpoint that a run computes."""
+    """Yield (path, value) of each value in a checkpoint."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield from tensors(item, f"{path}/{key}")
@@ -246,7 +253,10 @@ def tensors(value, path=""):
 
 
 def differences(first, second, name="last.pth.tar") -> list[str]:
-    """The names of what differs, by as little as a bit, between two runs' last checkpoints; their options do not count."""
+    """Return the names of the values whose bytes differ between two runs' last checkpoints.
+
+    The saved options are not compared.
+    """
     contents = [
         torch.load(folder / name, map_location="cpu", weights_only=True)
         for folder in (first, second)

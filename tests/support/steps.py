@@ -1,4 +1,4 @@
-"""Trainings that `job.build` makes, and their steps, which `job.train` does on given views."""
+"""Trainings built by `job.build`, and steps of `job.train` on given views."""
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from job.train import train_epoch
 def build_training(run, folder, **options):
     """Build the training of a ResNet-18, with as many images as a batch has. A collective.
 
-    folder: the images are written there. options: of `job.train`; by default no checkpoint is saved.
+    folder: where to write the images. options: of `job.train`. By default no checkpoint is saved.
     """
     options = {"arch": "resnet18", "mlp": True, "moco_t": 0.2, "workers": 0, **options}
     options = {"epochs": 10**6, "save_every": str(10**6), "refresh_epochs": "never", **options}
@@ -29,9 +29,10 @@ def build_training(run, folder, **options):
 
 
 def train(training, batches, before_average=lambda: None):
-    """Train an epoch, a step for each of `batches`, 2 x (B, 3, H, W); return its journal. A collective.
+    """Train one step for each of `batches` and return the journal. A collective.
 
-    before_average: called after the last update, before the workers average their running statistics.
+    batches: [2 x (B, 3, H, W)] of this worker.
+    before_average: called after the last update, before running statistics are averaged.
     """
     config, framework, steps = training.config, training.framework, len(batches)
 

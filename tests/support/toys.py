@@ -1,7 +1,7 @@
-"""A toy framework and a toy distiller, as short as an author can write them; `python -m toys` is job.train with both.
+"""A toy framework and a toy distiller in as few lines as possible.
 
-The framework guesses the mean colour of a view. The distiller compares pooled features, in units of
-the teacher's mean, through a projector that it trains.
+`python -m toys` is job.train with both. The framework predicts the mean colour of a view. The
+distiller compares pooled features, in units of the teacher's mean, through a trained projector.
 """
 
 import torch
@@ -33,10 +33,10 @@ class ToyFramework(Framework):
     def forward(self, batch, prepared):
         features = self.encoder(batch.images)
         pooled = features.pop(POOLED)  # (b, C)
-        wrong = self.module["guess"](pooled) - batch.images.mean((2, 3))  # (b, 3)
-        close = (wrong.abs().amax(1) < 0.5).sum()  # ()
+        error = self.module["guess"](pooled) - batch.images.mean((2, 3))  # (b, 3)
+        close = (error.abs().amax(1) < 0.5).sum()  # ()
         return Output(
-            {"colour": wrong.square().mean()},
+            {"colour": error.square().mean()},
             features,
             F.normalize(pooled.detach(), dim=1),
             {"close": close},

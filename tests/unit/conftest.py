@@ -1,4 +1,7 @@
-"""How far hypothesis searches: the same examples each time in a test run; new ones, and many, with HYPOTHESIS_PROFILE=long."""
+"""Settings of hypothesis.
+
+By default each run tests the same examples. HYPOTHESIS_PROFILE=long tests many new ones.
+"""
 
 import os
 
