@@ -32,12 +32,12 @@ def links(page):
 
 def anchors(page):
     """Return the anchors that GitHub gives to the page's headings."""
-    found = []
+    slugs = []
     for title in re.findall(r"^#+ (.*)$", without_fences(page.read_text()), re.MULTILINE):
         plain = LINK.sub("", title).replace("[", "").replace("`", "").lower()
         slug = re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
-        found.append(slug if slug not in found else f"{slug}-{found.count(slug)}")
-    return found
+        slugs.append(slug if slug not in slugs else f"{slug}-{slugs.count(slug)}")
+    return slugs
 
 
 def section(page, title):
@@ -50,8 +50,8 @@ def section(page, title):
 def blocks(page):
     """Return the indented blocks of code of a page, each with its lines joined at backslashes."""
     text = without_fences(page.read_text())
-    found = re.findall(r"(?:(?<=\n\n)|\A)((?:(?: {4,}\S.*)\n(?:\n(?= {4}))?)+)", text)
-    joined = [re.sub(r" *\\\n *", " ", block) for block in found]
+    texts = re.findall(r"(?:(?<=\n\n)|\A)((?:(?: {4,}\S.*)\n(?:\n(?= {4}))?)+)", text)
+    joined = [re.sub(r" *\\\n *", " ", block) for block in texts]
     return [[line.strip() for line in block.splitlines() if line.strip()] for block in joined]
 
 

@@ -1,7 +1,8 @@
-"""Tests of several workers: `horovodrun -np N python -m pytest -q tests/workers`; plain pytest makes them one worker.
+"""Set-up of tests of several workers: `horovodrun -np N python -m pytest -q tests/workers`.
 
-Every worker runs the same tests in the same order. A test asserts on what all workers know, after its last
-collective: one that failed on a single worker in between would leave the others waiting.
+Plain pytest runs them with one worker. Every worker runs the same tests in the same order. A test
+asserts after its last collective, on values that all workers have. If it failed before that on one
+worker, the others would wait.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ RANK = int(os.environ.get("HOROVOD_RANK", 0))
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config):
-    """Give each worker a folder of its own: in a common one they would clean up each other's."""
+    """Give each worker its own folder: in a common one they would remove each other's files."""
     config.option.basetemp = tempfile.mkdtemp(prefix=f"pytest-worker{RANK}-")
 
 
@@ -42,7 +43,7 @@ def pytest_runtest_logreport(report):
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure():
-    """Leave together: the launcher ends all workers at the first that goes, and the first one's summary with them."""
+    """End together: when one worker ends, the launcher kills the others, maybe before a summary."""
     sys.stdout.flush()
     if comm := sys.modules.get("job.cluster.comm"):
         with contextlib.suppress(comm.WorkerGone):
@@ -51,7 +52,7 @@ def pytest_unconfigure():
 
 @pytest.fixture(scope="session", autouse=True)
 def run(tmp_path_factory):
-    """The one run of a session, on CPUs; a worker that a collective waits for in vain ends it soon."""
+    """The session's only run, on CPUs. If a worker is missing in a collective, it ends soon."""
     from job.engine.run import Run
 
     with pytest.MonkeyPatch.context() as patch:

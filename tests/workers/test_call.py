@@ -1,4 +1,4 @@
-"""Workers that call the program from Python, as a script under horovodrun."""
+"""Calls of `job.train.train` from a Python script under horovodrun."""
 
 import json
 import os
@@ -30,21 +30,21 @@ class Keep(Callback):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Rank 0's folder of a test, with images."""
+    """A folder of rank 0 with images, the same path on all workers."""
     if comm.rank() == 0:
         write_images(tmp_path / "images")
     return broadcast(str(tmp_path))
 
 
-def test_workers_train_one_run_after_the_other(folder):
-    """All have the same result. Rank 0 has the records."""
+def test_train_runs_twice_in_one_process(folder):
+    """All workers return the same result. Only rank 0's callback gets the records."""
     kept, results = [Keep(), Keep()], []
     threads = torch.get_num_threads()
     for name, callback in zip(("one", "two"), kept, strict=True):
         config = Config(data=f"{folder}/images", out=f"{folder}/{name}", **OPTIONS)
-        found = train(config, [callback])
-        numbers = found.numbers
-        results.append([found.folder, found.checkpoint, numbers["steps"], numbers["loss"]])
+        result = train(config, [callback])
+        numbers = result.numbers
+        results.append([result.folder, result.checkpoint, numbers["steps"], numbers["loss"]])
     assert allgather(results, "results") == [results] * comm.size()
     assert results[0][2:] == results[1][2:]
     assert results[1][:3] == [f"{folder}/two", f"{folder}/two/last.pth.tar", 6]
@@ -56,21 +56,22 @@ def test_workers_train_one_run_after_the_other(folder):
     assert allgather(torch.get_num_threads() == threads, "threads") == [True] * comm.size()
 
 
-def test_a_callback_of_rank_0_stops_all_workers_after_a_save(folder):
+def test_callback_of_rank_0_stops_all_workers(folder):
+    """They save a checkpoint first, and the run resumes from it."""
     config = Config(data=f"{folder}/images", out=f"{folder}/run", resume="auto", **OPTIONS)
     try:
-        found = train(config, [Keep(stop_at=3)]).numbers
+        stopped = train(config, [Keep(stop_at=3)]).numbers
     except KeyboardInterrupt:
-        found = os.path.exists(f"{folder}/run/checkpoint_0000_000004.pth.tar")
-    assert allgather(found, "stopped") == [True] * comm.size()
+        stopped = os.path.exists(f"{folder}/run/checkpoint_0000_000004.pth.tar")
+    assert allgather(stopped, "stopped") == [True] * comm.size()
     assert train(config).numbers["steps"] == 6
 
 
-def test_an_error_is_raised_on_all_workers(folder):
+def test_error_is_raised_on_all_workers(folder):
     config = Config(data=f"{folder}/nowhere", out=f"{folder}/run", **OPTIONS)
     try:
-        found = train(config).folder
+        outcome = train(config).folder
     except RunError as error:
-        found = str(error)
-    [line] = set(allgather(found, "error"))
+        outcome = str(error)
+    [line] = set(allgather(outcome, "error"))
     assert "nowhere" in line and line != f"{folder}/run"

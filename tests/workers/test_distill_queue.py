@@ -1,4 +1,4 @@
-"""A distiller's queue: the same on every worker, and for any number of workers and micro-batches."""
+"""A distiller's queue is the same for any number of workers and micro-batches."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ TOTAL, K, STEPS = 8, 20, 4
 
 
 class Teacher:
-    """Gives maps that follow from the image alone."""
+    """Maps that depend only on the image."""
 
     def net(self, images):
         return {
@@ -27,7 +27,7 @@ class Teacher:
 
 
 class Follower:
-    """A momentum encoder whose features follow from the image alone."""
+    """A momentum encoder whose features depend only on the image."""
 
     def __init__(self, framework, m):
         self.module = torch.nn.Identity()
@@ -40,13 +40,13 @@ class Follower:
 
 
 def batch(run, step, accumulate):
-    """The micro-batches of this worker's part of a step's images."""
+    """Yield the micro-batches of this worker's images of a step."""
     images = torch.rand(TOTAL, 3, 2, 2, generator=torch.Generator().manual_seed(step))
-    share = TOTAL // run.size
-    first, size = run.rank * share, share // accumulate
-    for part in range(accumulate):
-        own = images[first + part * size :][:size]
-        yield MicroBatch(own, START, part, first + part * size)
+    B = TOTAL // run.size
+    first, size = run.rank * B, B // accumulate
+    for index in range(accumulate):
+        start = first + index * size
+        yield MicroBatch(images[start:][:size], START, index, start)
 
 
 def queue_after(run, accumulate, setting):
@@ -64,14 +64,14 @@ def queue_after(run, accumulate, setting):
 
 @pytest.mark.parametrize("setting", ["headless", "compress"])
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_the_queue_is_that_of_one_worker(run, monkeypatch, accumulate, setting):
-    """So are the two queues of compress."""
+def test_queue_is_that_of_one_worker(run, monkeypatch, accumulate, setting):
+    """compress has two queues in one tensor."""
     monkeypatch.setattr(distillation, "MomentumEncoder", Follower)
-    found = queue_after(run, accumulate, setting)
+    queue = queue_after(run, accumulate, setting)
     distiller = build("similarity", similarity=setting, similarity_k=K)
     for step in range(STEPS):
         images = torch.rand(TOTAL, 3, 2, 2, generator=torch.Generator().manual_seed(step))
         features = Teacher().net(images) | {MOMENTUM: Follower(None, None).pooled(images)}
         distiller.after_update(distiller.targets(features, None))
-    same = torch.equal(found, distiller.module.queue)
+    same = torch.equal(queue, distiller.module.queue)
     assert all(allgather(same, "queue")) and distiller.module.queue_ptr.item() == STEPS * TOTAL % K

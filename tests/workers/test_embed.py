@@ -1,4 +1,4 @@
-"""Features over the workers: a single worker's bytes, resumed, stopped and refused together."""
+"""Features of job.embed over several workers: bytes, resume, stop and errors."""
 
 import errno
 import hashlib
@@ -23,8 +23,8 @@ from job.networks import build_resnet, with_features
 from runs import Kept
 
 GROUP = 4
-TRAIN, VAL = 21, 5  # images: 6 and 2 groups, less than a round of four workers at the end
-GROUPS = 8
+# Images: 6 and 2 groups. The last round of four workers is not full.
+TRAIN, VAL, GROUPS = 21, 5, 8
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def run(run, monkeypatch):
 
 @pytest.fixture
 def work(run, tmp_path, monkeypatch):
-    """Images of noise on each worker, of which three cannot be decoded, a network and options."""
+    """Images of noise on each worker (three undecodable), a network and options."""
     generator = np.random.default_rng(0)
     for number in range(TRAIN + VAL):
         path = tmp_path / ("train" if number < TRAIN else "val") / "a" / f"{number:02d}.png"
@@ -61,7 +61,7 @@ def work(run, tmp_path, monkeypatch):
 
 
 def computed(work, folder=None, **options):
-    """Compute all groups that a folder of rank 0 lacks; return the undecodable images' numbers."""
+    """Compute the groups that rank 0's folder lacks, and return the numbers of bad images."""
     store = Rows(folder or work.folder, {}, work.width)
     compute = Pass(work.encoder, 16, "float32", 0, work.run)
     config = EmbedConfig(**{**vars(work.config), **options})
@@ -72,16 +72,16 @@ def computed(work, folder=None, **options):
 
 
 def digests(folder):
-    """The digests of rank 0's files, on all workers."""
-    found = None
+    """Return the digests of rank 0's files, on all workers."""
+    values = None
     if comm.rank() == 0:
         contents = [open(f"{folder}/{name}", "rb").read() for name in (JOURNAL, ROWS)]
-        found = [hashlib.sha256(content).hexdigest() for content in contents]
-    return broadcast(found)
+        values = [hashlib.sha256(content).hexdigest() for content in contents]
+    return broadcast(values)
 
 
-def alone(work, folder):
-    """The digests of what a single worker computes; each worker is one."""
+def digests_of_one_worker(work, folder):
+    """Compute all groups in this process only and return the digests."""
     store = Rows(folder, {}, work.width)
     store.open()
     compute = Pass(work.encoder, 16, "float32", 0, work.run)
@@ -100,10 +100,10 @@ def alone(work, folder):
     return [hashlib.sha256(content).hexdigest() for content in contents]
 
 
-def test_the_bytes_are_those_of_a_single_worker(work):
+def test_bytes_are_those_of_one_worker(work):
     bad = computed(work)
     assert allgather(sorted(bad), "bad") == [[0, 13, 25]] * comm.size()
-    assert digests(work.folder) == alone(work, f"{work.folder}-alone")
+    assert digests(work.folder) == digests_of_one_worker(work, f"{work.folder}-one")
     lines = [line for line in work.run.log.lines if line.startswith("cannot decode")]
     paths = ["train/a/00.png", "train/a/13.png", "val/a/25.png"]
     text = "no image of a known format; it has no row"
@@ -111,10 +111,10 @@ def test_the_bytes_are_those_of_a_single_worker(work):
 
 
 @pytest.mark.parametrize("done", [0, 1, 5, 6, 7, GROUPS])
-def test_a_resumed_program_computes_the_other_groups_to_the_same_bytes(work, monkeypatch, done):
-    """Whatever the number of workers was before."""
+def test_resume_computes_only_the_missing_groups(work, monkeypatch, done):
+    """The bytes are the same for any number of complete groups."""
     computed(work)
-    whole = digests(work.folder)
+    expected = digests(work.folder)
     if comm.rank() == 0:
         lines = open(f"{work.folder}/{JOURNAL}", "rb").read().splitlines(keepends=True)
         with open(f"{work.folder}/{JOURNAL}", "wb") as file:
@@ -126,10 +126,11 @@ def test_a_resumed_program_computes_the_other_groups_to_the_same_bytes(work, mon
     bad = computed(work)
     assert sum(allgather(len(passes), "passes")) == GROUPS - done
     assert allgather(sorted(bad), "bad") == [[0, 13, 25]] * comm.size()
-    assert digests(work.folder) == whole
+    assert digests(work.folder) == expected
 
 
-def test_a_signal_to_one_worker_stops_all_after_the_same_round_and_keeps_it(work, monkeypatch):
+def test_signal_to_one_worker_stops_all(work, monkeypatch):
+    """All stop after the same round, and its rows are kept."""
     rounds = []
     forward = Pass.forward
 
@@ -151,32 +152,32 @@ def test_a_signal_to_one_worker_stops_all_after_the_same_round_and_keeps_it(work
     store = Rows(work.folder, {}, work.width)
     done, _ = work.run.on_first(store.open)
     store.close()
-    expected = min(2 * comm.size(), 6)  # with the round after the signal's; train/ has 6
+    expected = min(2 * comm.size(), 6)  # the signal's round and the next. train/ has 6 groups
     assert done == expected and sum(allgather(len(rounds), "rounds")) == expected
     computed(work)
-    assert digests(work.folder) == alone(work, f"{work.folder}-alone")
+    assert digests(work.folder) == digests_of_one_worker(work, f"{work.folder}-one")
 
 
 def refused(work, **options):
-    """The error that all workers end with, and its code."""
+    """Return the error of all workers and its exit code."""
     try:
         computed(work, **options)
-        found = ["", 0]
+        outcome = ["", 0]
     except RunError as error:
-        found = [str(error), error.code]
-    everywhere = allgather(found, "errors")
+        outcome = [str(error), error.code]
+    everywhere = allgather(outcome, "errors")
     assert everywhere == [everywhere[0]] * comm.size()
-    return found
+    return outcome
 
 
-def test_too_many_undecodable_images_end_all_workers(work):
+def test_too_many_bad_images_end_all_workers(work):
     text = "3 of 26 images cannot be decoded, and --max-bad-images is 2; "
     text += "the first: ./train/a/00.png"
     assert refused(work, max_bad_images=2) == [text, 2]
     assert refused(work, max_bad_images=3) == ["", 0]
 
 
-def test_a_full_disk_ends_all_workers_with_one_line(work, monkeypatch):
+def test_full_disk_ends_all_workers(work, monkeypatch):
     def full(file, content):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -185,10 +186,10 @@ def test_a_full_disk_ends_all_workers_with_one_line(work, monkeypatch):
         message, code = refused(work)
     assert "No space left on device. Make room; the same command resumes" in message and code == 1
     computed(work)
-    assert digests(work.folder) == alone(work, f"{work.folder}-alone")
+    assert digests(work.folder) == digests_of_one_worker(work, f"{work.folder}-one")
 
 
-def test_features_that_are_not_finite_end_all_workers(work, monkeypatch):
+def test_features_not_finite_end_all_workers(work, monkeypatch):
     forward = Pass.forward
     last = work.run.rank == min(work.run.size, 6) - 1
     divisor = 0 if last else 1

@@ -1,4 +1,4 @@
-"""The same bytes from the same seed: sums have a fixed order, whatever the workers' timing."""
+"""The same seed gives the same bytes: sums have a fixed order for any timing of the workers."""
 
 import hashlib
 import time
@@ -15,9 +15,9 @@ STAGES = [3, 4]
 
 
 def trained(run, folder, delay):
-    """Train a student for STEPS steps; this worker's backward pass pauses by `delay` s a stage.
+    """Train for STEPS steps, with a pause of `delay` s a stage in this worker's backward pass.
 
-    Return the digests of its state before and after the workers have averaged their batch norms.
+    Return the digests of the state before and after the workers average their batch norms.
     """
     options = {"batch_size": comm.size() * B, "moco_dim": 16, "moco_k": 32, "moco_m": 0.9}
     options |= {"teacher": str(folder.parent / "teacher.pth"), "mgd_stages": STAGES}
@@ -33,37 +33,37 @@ def trained(run, folder, delay):
 
 
 def digests(trained):
-    """A digest of every tensor of a training's state, {name: digest}."""
+    """Return the digest of every tensor of a training's state, {name: digest}."""
     state = {name: value.numpy().tobytes() for name, value in trained.state_dict().items()}
-    return {name: hashlib.sha256(held).hexdigest() for name, held in state.items()}
+    return {name: hashlib.sha256(content).hexdigest() for name, content in state.items()}
 
 
 @pytest.fixture(scope="module")
 def trainings(run, tmp_path_factory):
-    """The digests of two trainings with other pauses: [worker][training] -> (own, averaged)."""
+    """Digests of two trainings with different pauses: [worker][training] -> (own, averaged)."""
     folder = tmp_path_factory.mktemp("trainings")
     if comm.rank() == 0:
         save_teacher(folder / "teacher.pth", width=32)
     delays = {"even": 0.0, "uneven": 0.02 * ((comm.rank() * 3) % 4)}
-    found = [trained(run, folder / name, delay) for name, delay in delays.items()]
-    return allgather(found, "digests")
+    results = [trained(run, folder / name, delay) for name, delay in delays.items()]
+    return allgather(results, "digests")
 
 
-def test_workers_have_the_same_parameters_and_queue_after_a_training(trainings):
+def test_parameters_and_queue_are_the_same(trainings):
     own = [worker[0][0] for worker in trainings]
     shared = [name for name in own[0] if not name.endswith(("running_mean", "running_var"))]
     assert all(mine[name] == own[0][name] for mine in own for name in shared)
 
 
-def test_workers_have_the_same_state_once_their_statistics_are_averaged(trainings):
+def test_state_is_the_same_after_averaging(trainings):
     averaged = [worker[0][1] for worker in trainings]
     assert all(mine == averaged[0] for mine in averaged)
 
 
-def test_batch_norm_statistics_are_each_workers_own_while_training(trainings):
+def test_statistics_differ_while_training(trainings):
     own = [worker[0][0]["moco.encoder_q.bn1.running_mean"] for worker in trainings]
     assert len(set(own)) == comm.size()
 
 
-def test_a_training_ends_in_the_same_bytes_whatever_the_workers_timing(trainings):
+def test_bytes_do_not_depend_on_timing(trainings):
     assert all(first == second for first, second in trainings)

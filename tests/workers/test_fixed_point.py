@@ -1,4 +1,4 @@
-"""A classifier's gradients in fixed point: the bytes of one worker that has all the images."""
+"""A classifier's gradients in fixed point: the same bytes for any number of workers."""
 
 import math
 
@@ -11,11 +11,14 @@ from job.cluster import comm
 from job.engine.fixed_point import FIXED_POINT, GROUP, LARGEST, FixedPointGradients
 from job.cluster.objects import allgather
 
-GROUPS, CLASSES, WIDTH = 4, 10, 64  # GROUPS: of each worker
+GROUPS, CLASSES, WIDTH = 4, 10, 64  # GROUPS: groups a worker
 
 
 def batch():
-    """Return the classifier, features (n, WIDTH) of the total batch, of several sizes, and labels (n,)."""
+    """Return a classifier, and features (n, WIDTH) and labels (n,) of the total batch.
+
+    The features have several orders of magnitude.
+    """
     torch.manual_seed(0)
     n = comm.size() * GROUPS * GROUP
     fc, labels = nn.Linear(WIDTH, CLASSES), torch.randint(CLASSES, (n,))
@@ -26,34 +29,35 @@ def total_loss(fc, features, labels, n):
     return F.cross_entropy(fc(features), labels, reduction="sum") / n
 
 
-def gradients_of(fc, parts):
-    """Return the gradients after a step whose groups have these losses."""
+def gradients_of(fc, losses):
+    """Return the gradients after a step of groups with these losses."""
     gradients = FixedPointGradients(fc.named_parameters(prefix="fc"))
     gradients.clear()
-    for loss in parts:
+    for loss in losses:
         gradients.add(loss)
     gradients.wait()
     return gradients
 
 
-def test_the_sum_is_that_of_one_worker_to_the_byte_and_autograd_s_to_rounding():
+def test_sum_is_that_of_one_worker():
+    """To the byte. It equals autograd's up to rounding."""
     fc, features, labels = batch()
     n = len(labels)
     groups = list(zip(features.split(GROUP), labels.split(GROUP), strict=True))
     gradients_of(
         fc, (total_loss(fc, *group, n) for group in groups[comm.rank() * GROUPS :][:GROUPS])
     )
-    found = [value.grad for value in fc.parameters()]
+    gradients = [value.grad for value in fc.parameters()]
 
     by_group = [
         torch.autograd.grad(total_loss(fc, *group, n), list(fc.parameters()))
         for group in reversed(groups)
     ]
-    wholes = [
-        sum((part * FIXED_POINT).round().long() for part in parts)
-        for parts in zip(*by_group, strict=True)
+    integers = [
+        sum((term * FIXED_POINT).round().long() for term in terms)
+        for terms in zip(*by_group, strict=True)
     ]
-    alone = [whole.float() / FIXED_POINT for whole in wholes]
+    expected = [integer.float() / FIXED_POINT for integer in integers]
     doubled = nn.Linear(WIDTH, CLASSES).double()
     doubled.load_state_dict(fc.state_dict())
     exact = torch.autograd.grad(
@@ -61,9 +65,9 @@ def test_the_sum_is_that_of_one_worker_to_the_byte_and_autograd_s_to_rounding():
     )
     errors = [
         (one - other).abs().max() / other.abs().max()
-        for one, other in zip(found, exact, strict=True)
+        for one, other in zip(gradients, exact, strict=True)
     ]
-    same = all(torch.equal(*pair) for pair in zip(found, alone, strict=True))
+    same = all(torch.equal(*pair) for pair in zip(gradients, expected, strict=True))
     for worker_same, worst in allgather((same, max(errors).item()), "sums"):
         assert worker_same and worst < 1e-6
 
@@ -71,10 +75,10 @@ def test_the_sum_is_that_of_one_worker_to_the_byte_and_autograd_s_to_rounding():
 @pytest.mark.parametrize(
     "value", [math.nan, math.inf, -math.inf, 2 * LARGEST / FIXED_POINT], ids=str
 )
-def test_a_gradient_that_is_not_finite_or_too_large_on_one_worker_is_found_on_all(value):
+def test_bad_gradient_of_one_worker_is_found_on_all(value):
     fc = nn.Linear(2, 3)
     scale = torch.tensor(value if comm.rank() == comm.size() - 1 else 1.0)
-    # The second of the two groups has finite gradients.
+    # The second group has finite gradients.
     gradients = gradients_of(
         fc, [(fc.bias * scale).sum() + fc.weight.sum(), fc.bias.sum() + fc.weight.sum()]
     )
@@ -83,10 +87,10 @@ def test_a_gradient_that_is_not_finite_or_too_large_on_one_worker_is_found_on_al
         gradients.beyond(),
         fc.weight.grad.isfinite().all().item(),
     )
-    assert allgather(outcome, "found") == [(False, ["fc.bias"], True)] * comm.size()
+    assert allgather(outcome, "outcome") == [(False, ["fc.bias"], True)] * comm.size()
 
 
-def test_nothing_of_a_step_is_left_in_the_next():
+def test_clear_removes_the_last_step():
     fc = nn.Linear(2, 3)
     gradients = gradients_of(fc, [fc.bias.sum() * math.nan + fc.weight.sum()])
     gradients.clear()

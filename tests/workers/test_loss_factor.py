@@ -1,4 +1,4 @@
-"""The loss factor that a share asks for: the same, to the bit, as one process finds."""
+"""The loss factor of --loss-share has the same bits for any number of workers."""
 
 import math
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ STAGES = [2, 4]
 
 @pytest.fixture
 def training(run, tmp_path, monkeypatch):
-    """A ResNet-18 that is to follow itself with other weights, on images of noise, a copy of which each worker has."""
+    """A student and a teacher, both ResNet-18, and a copy of noise images on each worker."""
     monkeypatch.setattr(loss_factor, "BATCH", 4)
     monkeypatch.setattr(loss_factor, "BATCHES", 5)
     monkeypatch.setattr(run, "bad_images", set())
@@ -50,16 +50,16 @@ def training(run, tmp_path, monkeypatch):
     return distiller, Networks(run, scan(str(tmp_path), "train", max_bad=5), framework, teacher)
 
 
-def test_any_number_of_workers_finds_the_factor_of_one(training, monkeypatch):
-    """That of one is found without collectives, and by every worker for itself."""
+def test_factor_is_that_of_one_worker(training, monkeypatch):
+    """Each worker also computes it for itself, without collectives."""
     distiller, networks = training
     together = loss_factor.measure_factor(distiller, networks, 0.3).state["factor"].item()
-    with monkeypatch.context() as alone:
-        alone.setattr(networks.run, "rank", 0)
-        alone.setattr(networks.run, "size", 1)
-        alone.setattr(networks.run, "note_bad_images", lambda *_: None)
-        alone.setattr(loss_factor.comm, "total", lambda values, name: values)
-        by_itself = loss_factor.measure_factor(distiller, networks, 0.3).state["factor"].item()
-    found = allgather((together, by_itself), "factors")
-    assert len({factor for pair in found for factor in pair}) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(networks.run, "rank", 0)
+        patch.setattr(networks.run, "size", 1)
+        patch.setattr(networks.run, "note_bad_images", lambda *_: None)
+        patch.setattr(loss_factor.comm, "total", lambda values, name: values)
+        single = loss_factor.measure_factor(distiller, networks, 0.3).state["factor"].item()
+    factors = allgather((together, single), "factors")
+    assert len({factor for pair in factors for factor in pair}) == 1
     assert 0 < together < 1e9

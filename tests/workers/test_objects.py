@@ -1,4 +1,4 @@
-"""What workers send each other arrives as it was, and is never code."""
+"""Objects sent between workers arrive unchanged, and never run code."""
 
 import io
 import os
@@ -19,7 +19,7 @@ from job.checkpoints.foreign import Backbone
 
 
 class Harmful:
-    """Makes a folder where it is unpickled."""
+    """An object that makes a folder when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -28,24 +28,27 @@ class Harmful:
         return os.mkdir, (str(self.path),)
 
 
-def test_values_arrive_as_they_were():
+def test_values_arrive_unchanged():
     values = ["\udc80 ü", None, True, 2**70, 0.1, (1, "a")]
     mine = {"rank": comm.rank(), "values": values, "tensor": torch.arange(comm.rank() + 2)}
-    for rank, found in enumerate(allgather(mine, "values")):
-        assert torch.equal(found.pop("tensor"), torch.arange(rank + 2))
-        assert found == {"rank": rank, "values": values}
+    for rank, received in enumerate(allgather(mine, "values")):
+        assert torch.equal(received.pop("tensor"), torch.arange(rank + 2))
+        assert received == {"rank": rank, "values": values}
     assert broadcast(("of", comm.rank())) == ("of", 0)
 
 
-def test_image_folders_arrive_as_they_were():
+def test_image_folders_arrive_unchanged():
     folder = ImageFolder("/data", ["a", "b"], ["a/1\udc80.png", "b/2.png"], [0, 1], max_bad=3)
-    found = broadcast(folder if comm.rank() == 0 else None)
-    assert [found.path(number) for number in range(2)] == ["/data/a/1\udc80.png", "/data/b/2.png"]
-    assert (found.classes, found.labels.tolist(), found.max_bad) == (["a", "b"], [0, 1], 3)
-    assert found.digest(0, 1, 2) == folder.digest(0, 1, 2)
+    received = broadcast(folder if comm.rank() == 0 else None)
+    assert [received.path(number) for number in range(2)] == [
+        "/data/a/1\udc80.png",
+        "/data/b/2.png",
+    ]
+    assert (received.classes, received.labels.tolist(), received.max_bad) == (["a", "b"], [0, 1], 3)
+    assert received.digest(0, 1, 2) == folder.digest(0, 1, 2)
 
 
-def test_packed_images_arrive_as_they_were(tmp_path):
+def test_packed_images_arrive_unchanged(tmp_path):
     (tmp_path / "train").mkdir()
     write_shard(
         str(tmp_path / "train" / "a.tar"),
@@ -53,18 +56,18 @@ def test_packed_images_arrive_as_they_were(tmp_path):
     )
     index(str(tmp_path), Log(speaks=False))
     images = scan(str(tmp_path), "train")
-    found = decode(encode(images))
-    assert [found.content(number) for number in range(5)] == [b"image"] * 5
-    assert found.digest(0, 1, 2) == images.digest(0, 1, 2)
+    received = decode(encode(images))
+    assert [received.content(number) for number in range(5)] == [b"image"] * 5
+    assert received.digest(0, 1, 2) == images.digest(0, 1, 2)
 
 
-def test_backbones_arrive_as_they_were():
+def test_backbones_arrive_unchanged():
     backbone = Backbone(
         "resnet18", "small", 16, {"conv1.weight": torch.ones(2)}, "from here", "none", {"epoch": 3}
     )
-    found = decode(encode(backbone))
-    assert torch.equal(found.state.pop("conv1.weight"), backbone.state.pop("conv1.weight"))
-    assert found == backbone
+    received = decode(encode(backbone))
+    assert torch.equal(received.state.pop("conv1.weight"), backbone.state.pop("conv1.weight"))
+    assert received == backbone
 
 
 @pytest.mark.parametrize(
@@ -76,4 +79,4 @@ def test_code_is_not_run(tmp_path, hide):
         decode(content)
     assert not (tmp_path / "harm").exists()
     torch.load(io.BytesIO(content.numpy().tobytes()), weights_only=False)
-    assert (tmp_path / "harm").exists()  # what would have come of it
+    assert (tmp_path / "harm").exists()  # a plain load would run it

@@ -1,4 +1,4 @@
-"""Students and teachers of other kinds than torchvision's ResNets: stopped and resumed to the same bytes."""
+"""Students and teachers that are not torchvision's ResNets: a resume gives the same bytes."""
 
 import timm
 import torch
@@ -18,6 +18,15 @@ from steps import build_training, save_teacher
 
 NB, SIZE, STEPS, STOP = 8, 32, 4, 2
 MOBILE, VIT = "timm/mobilenetv3_small_050", "timm/test_vit"
+SIMSIAM = {"framework": "simsiam", "dim": 8, "pred_dim": 4, "mlp": False}
+COMPRESS = {"framework": "none", "distill": ["similarity"], "similarity": "compress"}
+COMPRESS |= {"teacher_arch": VIT, "mlp": False}
+MGD_AND_GRAM = {"distill": ["mgd", "gram"], "mgd_stages": [3, 4], "gram_stages": [3]}
+
+
+def save_narrow(path):
+    """Save a narrow ResNet-50 with random weights as a teacher."""
+    save_teacher(path, width=16)
 
 
 def save_vit(path):
@@ -26,32 +35,33 @@ def save_vit(path):
     torch.save(timm.create_model("test_vit").state_dict(), path)
 
 
-PAIRS = {  # student, teacher's writer, options
-    "mobilenet from a resnet": (MOBILE, lambda path: save_teacher(path, width=16), {"distill": ["simreg", "projector"]}),
-    "mobilenet by mgd": (MOBILE, lambda path: save_teacher(path, width=16), {"distill": ["mgd"]}),
-    "mobilenet in simsiam": (MOBILE, lambda path: save_teacher(path, width=16),
-                             {"distill": ["simreg"], "framework": "simsiam", "dim": 8, "pred_dim": 4, "mlp": False}),
-    "vit from a resnet": (VIT, lambda path: save_teacher(path, width=16), {"distill": ["simreg"]}),
-    "a user's from a resnet": ("own_network:Small", lambda path: save_teacher(path, width=16),
-                               {"distill": ["mgd", "gram"], "mgd_stages": [3, 4], "gram_stages": [3]}),
-    "resnet from a vit": ("resnet18", save_vit, {"distill": ["simreg", "similarity"], "width": 16, "teacher_arch": VIT}),
-    "mobilenet by compress": (MOBILE, save_vit, {"framework": "none", "distill": ["similarity"], "similarity": "compress",
-                                                 "teacher_arch": VIT, "mlp": False}),
-}  # fmt: skip
+PAIRS = {  # student, function that writes the teacher, options
+    "mobilenet from a resnet": (MOBILE, save_narrow, {"distill": ["simreg", "projector"]}),
+    "mobilenet by mgd": (MOBILE, save_narrow, {"distill": ["mgd"]}),
+    "mobilenet in simsiam": (MOBILE, save_narrow, {"distill": ["simreg"], **SIMSIAM}),
+    "vit from a resnet": (VIT, save_narrow, {"distill": ["simreg"]}),
+    "a user's from a resnet": ("own_network:Small", save_narrow, MGD_AND_GRAM),
+    "resnet from a vit": (
+        "resnet18",
+        save_vit,
+        {"distill": ["simreg", "similarity"], "width": 16, "teacher_arch": VIT},
+    ),
+    "mobilenet by compress": (MOBILE, save_vit, COMPRESS),
+}
 
 
 def build(run, folder, pair):
     arch, write, options = PAIRS[pair]
     if comm.rank() == 0:
         write(folder / "teacher.pth")
-    run.on_first(lambda: None)  # the file is whole
+    run.on_first(lambda: None)  # wait for the file
     options = {"similarity_k": 6, "moco_k": 10, "loss_share": 0.0, "loss_factor": 10.0, **options}
     options |= {"teacher": str(folder / "teacher.pth"), "image_size": SIZE, "batch_size": NB}
     return build_training(run, folder / "images", arch=arch, lr=0.05, **options)
 
 
 def views(training, step):
-    """This worker's views of a step."""
+    """Return this worker's views of a step."""
     generator = torch.Generator().manual_seed(step)
     shape = (training.framework.views, NB, 3, SIZE, SIZE)
     total = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
@@ -59,7 +69,10 @@ def views(training, step):
 
 
 def train(training, steps, stop=None):
-    """Train steps of the first epoch; a signal comes in the step `stop`, on one worker."""
+    """Train steps of the first epoch; return whether the training was stopped.
+
+    stop: the step in which the last worker gets a signal.
+    """
     config = training.config
     training.run.count = Count(STEPS)
     expectation = Expectation(config, training.framework, STEPS * NB)
@@ -83,7 +96,7 @@ def train(training, steps, stop=None):
 
 
 def digests(training):
-    """Numbers of all tensors that are trained or saved, by name, also of this worker's own."""
+    """Return the digests of all tensors that are trained or saved, {name: digest}."""
     tensors = training.shared() | training.trained.state_dict()
     return {
         name: replicas.digest(value).item()
@@ -93,30 +106,29 @@ def digests(training):
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_a_stopped_run_resumes_to_the_same_bytes(run, tmp_path, pair):
-    (tmp_path / "whole").mkdir(), (tmp_path / "stopped").mkdir(), (tmp_path / "resumed").mkdir()
-    whole = build(run, tmp_path / "whole", pair)
-    start = digests(whole)
-    assert not train(whole, range(STEPS))
+def test_resume_gives_the_same_bytes(run, tmp_path, pair):
+    for name in ("uninterrupted", "stopped", "resumed"):
+        (tmp_path / name).mkdir()
+    uninterrupted = build(run, tmp_path / "uninterrupted", pair)
+    start = digests(uninterrupted)
+    assert not train(uninterrupted, range(STEPS))
     stopped = build(run, tmp_path / "stopped", pair)
     assert digests(stopped) == start
     assert train(stopped, range(STEPS), stop=STOP - 1)
     path = f"{run.folder}/checkpoint_0000_{STOP:06d}.pth.tar"
     saved = run.on_first(lambda: load(path))
     resumed = build(run, tmp_path / "resumed", pair)
-    saved |= {
-        "images": len(resumed.images),
-        "order": resumed.order(0),
-    }  # of files in another folder
+    # As if the images were in the same folder.
+    saved |= {"images": len(resumed.images), "order": resumed.order(0)}
     assert resume.restore(saved, resumed) == Position(0, STOP)
     assert not train(resumed, range(STOP, STEPS))
-    found, expected = digests(resumed), digests(whole)
-    same = allgather(found == expected and found != start, "same")
-    assert all(same), [name for name in found if found[name] != expected[name]]
-    assert sum(found[name] != value for name, value in start.items()) > 20
+    result, expected = digests(resumed), digests(uninterrupted)
+    same = allgather(result == expected and result != start, "same")
+    assert all(same), [name for name in result if result[name] != expected[name]]
+    assert sum(result[name] != value for name, value in start.items()) > 20
 
 
-def test_the_head_is_saved_as_fc_and_the_network_as_body(run, tmp_path):
+def test_state_names_are_body_and_fc(run, tmp_path):
     training = build(run, tmp_path, "mobilenet by mgd")
     names = training.content(Position(1, 0), None)["state_dict"]
     starts = {".".join(name.split(".")[:3]) for name in names}

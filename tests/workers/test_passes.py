@@ -1,5 +1,6 @@
-"""Passes over images: the workers share them, and a signal to one worker stops all after the same batch."""
+"""Passes over images: split over the workers, and stopped by a signal to one worker."""
 
+import copy
 import signal
 from types import SimpleNamespace
 
@@ -23,24 +24,28 @@ from mgd.distiller import MGDistiller
 from job.networks import build_resnet, stage_norms, with_features
 from runs import Kept
 
-IMAGES, BATCH, STAGES = (
-    21,
-    2,
-    [2, 4],
-)  # 11 batches: one batch less for the last of two or four workers
+# 11 batches: the last of two or four workers has one fewer.
+IMAGES, BATCH, STAGES = 21, 2, [2, 4]
 
 
 @pytest.fixture
 def run(run, monkeypatch):
-    """The session's run with a log that keeps lines and records, and no bad images yet."""
+    """The session's run, with a log that keeps lines and records, and without bad images."""
     monkeypatch.setattr(run, "log", Kept())
     monkeypatch.setattr(run, "bad_images", set())
     return run
 
 
+@pytest.fixture(scope="module")
+def networks():
+    """A small student and a teacher."""
+    torch.manual_seed(0)
+    return tuple(build_resnet("resnet18", stem="small", width=8) for _ in range(2))
+
+
 @pytest.fixture
-def training(run, tmp_path, monkeypatch):
-    """A small student and its teacher, and images of noise, of which the first cannot be decoded."""
+def training(run, networks, tmp_path, monkeypatch):
+    """Copies of student and teacher, and images of noise. The first is undecodable."""
     for module in (mgd, loss_factor, knn):
         monkeypatch.setattr(module, "BATCH", BATCH)
     monkeypatch.setattr(loss_factor, "BATCHES", 11)
@@ -50,8 +55,7 @@ def training(run, tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(generator.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(path)
     (tmp_path / "train" / "class0" / "00.png").write_bytes(b"no image")
-    torch.manual_seed(0)
-    student, teacher = (build_resnet("resnet18", stem="small", width=8) for _ in range(2))
+    student, teacher = copy.deepcopy(networks)
     channels = {
         stage: (norm.num_features,) * 2
         for stage, norm in stage_norms(student).items()
@@ -80,7 +84,7 @@ def training(run, tmp_path, monkeypatch):
 
 
 def signal_last_worker(run, patch):
-    """Let the last worker have got a signal; the session's run has no handlers."""
+    """Pretend that the last worker got a signal: the session's run has no handlers."""
     if run.rank == run.size - 1:
         patch.setattr(run.stop, "signal", signal.SIGTERM)
 
@@ -96,19 +100,19 @@ def crops(training, chosen):
 
 
 @pytest.mark.parametrize("chosen", [IMAGES, 5, 1, 0])
-def test_the_workers_share_all_chosen_images(training, chosen):
-    """Also if some workers have one batch less, or none."""
+def test_workers_split_all_chosen_images(training, chosen):
+    """Also if some workers have one batch fewer, or none."""
     mine = [(len(inputs), labels.tolist()) for inputs, labels in crops(training, chosen)]
-    found = [batch for batches in every(mine) for batch in batches]
-    assert sum(length for length, _ in found) == chosen
+    batches = [batch for worker in every(mine) for batch in worker]
+    assert sum(length for length, _ in batches) == chosen
     expected = [-1, *training.images.labels[1:chosen].tolist()][:chosen]
-    assert sorted(label for _, labels in found for label in labels) == sorted(expected)
+    assert sorted(label for _, labels in batches for label in labels) == sorted(expected)
     assert every(len(training.run.bad_images)) == [int(chosen > 0)] * comm.size()
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["the first batch", "the last batch"])
-def test_a_signal_to_one_worker_stops_all_after_the_same_batch(training, monkeypatch, last):
-    """After the batch that follows, or the last. The next pass is undisturbed."""
+def test_signal_to_one_worker_stops_all(training, monkeypatch, last):
+    """After the same batch: the next, or the last. The next pass is complete."""
     own = len(list(crops(training, IMAGES)))
     at = own if last else 1
     done, stopped = 0, False
@@ -136,8 +140,8 @@ WORK = {
 
 
 @pytest.mark.parametrize("work", WORK)
-def test_work_that_is_stopped_changes_and_records_nothing(training, monkeypatch, work):
-    """The student is in train mode again, and its running statistics are as before."""
+def test_stopped_work_changes_and_records_nothing(training, monkeypatch, work):
+    """The student is in train mode again, and its running statistics are unchanged."""
     student = training.networks.framework.encoder
     parts = {
         "student": student,

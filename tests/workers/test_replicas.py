@@ -1,4 +1,4 @@
-"""A value that changes on one worker alone is noticed, whatever holds it."""
+"""Comparison of replicas: a value that changes on one worker is an error on all."""
 
 from types import SimpleNamespace
 
@@ -17,15 +17,25 @@ from job.frameworks.moco import build_moco
 STEP = "after epoch 3, step 7"
 
 
-@pytest.fixture
-def net():
+@pytest.fixture(scope="module")
+def built():
+    """A network, and a copy of its state."""
     torch.manual_seed(0)
-    return build_moco(comm, "resnet18", dim=16, K=40, mlp=True)
+    net = build_moco(comm, "resnet18", dim=16, K=40, mlp=True)
+    return net, {name: value.clone() for name, value in net.state_dict().items()}
+
+
+@pytest.fixture
+def net(built):
+    """The network in its first state."""
+    net, state = built
+    net.load_state_dict(state)
+    return net
 
 
 @pytest.fixture
 def optimizer(net):
-    """One that has taken a step, so that it has momenta."""
+    """An optimizer with momenta, after one step."""
     sgd = torch.optim.SGD(net.encoder_q.parameters(), 0.1, momentum=0.9)
     for parameter in net.encoder_q.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -33,52 +43,52 @@ def optimizer(net):
     return sgd
 
 
-def flip(value, place=0):
+def flip(tensor, index=0):
     """Change the lowest bit of one of a tensor's values."""
-    value.detach().view(-1).view(torch.int32)[place] ^= 1
+    tensor.detach().view(-1).view(torch.int32)[index] ^= 1
 
 
 def caught(shared):
-    """What the check says on each worker, or nothing."""
+    """Return the error of the check on each worker, or ""."""
     try:
         replicas.check(shared, STEP)
-        said = ""
+        text = ""
     except RunError as error:
         assert error.code == 1 and "\n" not in str(error)
-        said = str(error)
-    return allgather(said, "said")
+        text = str(error)
+    return allgather(text, "texts")
 
 
 def is_last():
-    """Whether this worker is the last of several: the one on which something changes."""
+    """Return whether this worker is the last of several: the one that a test changes."""
     return 0 < comm.rank() == comm.size() - 1
 
 
-def assert_named(said, name):
-    """All workers say the same: that one tensor differs, which, and where."""
+def assert_named(texts, name):
+    """Assert that all workers have the same error, which names one tensor and the last worker."""
     if comm.size() == 1:
-        assert said == [""]
+        assert texts == [""]
         return
-    assert len(set(said)) == 1
-    assert f"the workers' networks are not the same {STEP}: 1 of " in said[0]
+    assert len(set(texts)) == 1
+    assert f"the workers' networks are not the same {STEP}: 1 of " in texts[0]
     assert (
         f"the first is {name}, where worker {comm.size() - 1} has other bytes than worker 0"
-        in said[0]
+        in texts[0]
     )
 
 
-def test_workers_that_agree_pass(net, optimizer):
+def test_equal_replicas_pass(net, optimizer):
     assert caught(replicas.shared(net, optimizer)) == [""] * comm.size()
 
 
-def test_each_worker_has_running_statistics_of_its_own(net):
+def test_running_statistics_may_differ(net):
     net.encoder_q.bn1.running_mean.fill_(comm.rank())
     net.encoder_q.bn1.running_var.fill_(comm.rank())
     assert caught(replicas.shared(net)) == [""] * comm.size()
 
 
 @pytest.mark.parametrize(
-    "name, place",
+    "name, index",
     [
         ("encoder_q.conv1.weight", 0),
         ("encoder_q.fc.2.bias", 3),
@@ -87,20 +97,20 @@ def test_each_worker_has_running_statistics_of_its_own(net):
         ("queue_ptr", 0),
     ],
 )
-def test_a_bit_that_flips_on_one_worker_is_named_on_all(net, name, place):
+def test_flipped_bit_is_named_on_all_workers(net, name, index):
     if is_last():
-        flip(net.state_dict()[name], place)
+        flip(net.state_dict()[name], index)
     assert_named(caught(replicas.shared(net)), name)
 
 
-def test_a_momentum_that_differs_is_named(net, optimizer):
+def test_different_momentum_is_named(net, optimizer):
     if is_last():
         flip(optimizer.state[net.encoder_q.fc.get_submodule("2").bias]["momentum_buffer"], 5)
     assert_named(caught(replicas.shared(net, optimizer)), "momentum_buffer of encoder_q.fc.2.bias")
 
 
-def test_a_teacher_that_differs_is_named(net, optimizer):
-    """All take its gradients alike, so that nothing else would differ."""
+def test_different_teacher_is_named(net, optimizer):
+    """All workers average its gradients, so no other tensor would differ."""
     teacher = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
     teacher.load_state_dict(
         {name: torch.ones_like(value) for name, value in teacher.state_dict().items()}
@@ -112,36 +122,35 @@ def test_a_teacher_that_differs_is_named(net, optimizer):
     assert_named(caught(Training.shared(parts)), "teacher.weight")
 
 
-def test_keys_that_change_places_are_noticed(net):
-    """The sum of their bytes is what it was."""
+def test_swapped_keys_are_noticed(net):
+    """The sum of the bytes is the same."""
     if is_last():
         net.queue.copy_(net.queue.roll(3, dims=1))
     assert_named(caught(replicas.shared(net)), "queue")
 
 
-def test_two_changes_whose_sum_is_nothing_are_noticed(net):
-    words = net.queue.view(-1).view(torch.int32)
+def test_opposite_changes_are_noticed(net):
+    """The sum of the values is the same."""
+    values = net.queue.view(-1).view(torch.int32)
     if is_last():
-        words[100] += 8
-        words[500] -= 8
+        values[100] += 8
+        values[500] -= 8
     assert_named(caught(replicas.shared(net)), "queue")
 
 
-def test_changes_of_whole_parts_are_noticed():
-    """A tensor that is digested in parts: parts that change places are another tensor."""
+def test_swapped_parts_have_another_digest():
+    """Large tensors are digested in parts."""
     value = torch.arange(3 * replicas.PART, dtype=torch.int32)
     parts = value.split(replicas.PART)
     assert replicas.digest(value) != replicas.digest(torch.cat([parts[1], parts[0], parts[2]]))
     assert replicas.digest(value) == replicas.digest(value.clone())
 
 
-def test_all_that_differs_is_counted_and_the_first_named(net):
+def test_differences_are_counted_and_the_first_named(net):
     if comm.rank() == 0:
         for name in ("encoder_k.fc.0.bias", "queue", "encoder_q.layer1.0.conv1.weight"):
             flip(net.state_dict()[name])
-    for said in caught(replicas.shared(net)):
+    for text in caught(replicas.shared(net)):
         if comm.size() > 1:
-            assert (
-                "3 of " in said and "the first is queue, " in said
-            )  # first in the state, as checkpoints have it
-            assert f"where worker {0 if comm.size() > 2 else 1} has other bytes" in said
+            assert "3 of " in text and "the first is queue, " in text  # as in the state's order
+            assert f"where worker {0 if comm.size() > 2 else 1} has other bytes" in text

@@ -1,3 +1,5 @@
+"""Run on several workers: errors, totals, bad images and launchers."""
+
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ from runs import Kept, of_kind
 
 @pytest.fixture
 def run(run, monkeypatch):
-    """The session's run with a log of its own, and no bad images yet."""
+    """The session's run, with its own log and without bad images."""
     monkeypatch.setattr(run, "log", Kept())
     monkeypatch.setattr(run, "bad_images", set())
     return run
@@ -24,7 +26,7 @@ def every(value):
 
 
 def raised(work):
-    """What RunError `work` raises, as (text, code) of each worker; None where it raises none."""
+    """Return the RunError of `work` on each worker: (text, code), or None."""
     try:
         work()
     except RunError as error:
@@ -32,11 +34,11 @@ def raised(work):
     return every(None)
 
 
-def test_a_run_knows_its_place(run):
+def test_rank_and_size(run):
     assert every((run.rank, run.size)) == [(rank, comm.size()) for rank in range(comm.size())]
 
 
-def test_on_first_gives_all_what_the_first_worker_found(run):
+def test_on_first_returns_the_result_on_all(run):
     calls = []
 
     def work():
@@ -49,21 +51,19 @@ def test_on_first_gives_all_what_the_first_worker_found(run):
 
 
 @pytest.mark.parametrize("code", [1, 2])
-def test_an_error_of_the_first_worker_is_everyones_with_its_text_and_code(run, code):
+def test_on_first_raises_the_error_on_all(run, code):
     def fail():
-        raise RunError(f"worker {run.rank} has found nothing", code)
+        raise RunError(f"worker {run.rank} failed", code)
 
-    assert (
-        raised(lambda: run.on_first(fail)) == [("worker 0 has found nothing", code)] * comm.size()
-    )
+    assert raised(lambda: run.on_first(fail)) == [("worker 0 failed", code)] * comm.size()
 
 
-def test_on_all_gives_each_worker_its_own_result(run):
+def test_on_all_returns_each_worker_its_result(run):
     assert every(run.on_all(lambda: run.rank)) == list(range(comm.size()))
 
 
 @pytest.mark.parametrize("code", [1, 2])
-def test_an_error_of_the_last_worker_only_is_everyones_with_its_rank_and_node(run, code):
+def test_on_all_names_the_worker_of_an_error(run, code):
     def fail():
         if run.rank == comm.size() - 1:
             raise RunError(f"worker {run.rank} lacks a package", code)
@@ -73,38 +73,38 @@ def test_an_error_of_the_last_worker_only_is_everyones_with_its_rank_and_node(ru
     assert raised(lambda: run.on_all(fail)) == [(text, code)] * comm.size()
 
 
-def test_an_error_of_all_workers_has_no_rank(run):
+def test_on_all_names_no_worker_if_all_fail(run):
     def fail():
         raise RunError("no")
 
     assert raised(lambda: run.on_all(fail)) == [("no", 2)] * comm.size()
 
 
-def test_a_log_that_the_disk_does_not_take_ends_all_workers_with_its_error(run, monkeypatch):
+def test_log_on_a_full_disk_ends_all_workers(run, monkeypatch):
     log = Log(speaks=run.rank == 0)
     log.file = open("/dev/full", "ab", buffering=0)
     monkeypatch.setattr(run, "log", log)
     assert run.total(one=1) == {"one": comm.size()}
     log.note("hello")
-    [(said, code)] = set(raised(lambda: run.total(one=1)))
-    assert said.startswith("cannot write to /dev/full: No space left on device") and code == 2
+    [(text, code)] = set(raised(lambda: run.total(one=1)))
+    assert text.startswith("cannot write to /dev/full: No space left on device") and code == 2
     log.close()
 
 
-def test_workers_go_on_after_an_error_of_the_first(run):
+def test_on_first_works_after_an_error(run):
     raised(lambda: run.on_first(lambda: (_ for _ in ()).throw(RunError("no"))))
     assert every(run.on_first(lambda: 7)) == [7] * comm.size()
 
 
-def test_total_sums_each_value_over_the_workers(run):
-    """Numbers, truths and tensors, in float64: a count beyond 2**24 keeps its last digit."""
+def test_total_sums_each_value(run):
+    """Numbers, booleans and tensors, in float64: counts above 2**24 are exact."""
     ranks = range(1, comm.size() + 1)
-    mine = run.rank + 1
-    found = run.total(
-        images=2**24 + mine,
+    rank = run.rank + 1
+    total = run.total(
+        images=2**24 + rank,
         stop=run.rank == 0,
-        loss=torch.tensor(0.5 * mine, requires_grad=True),
-        correct=torch.tensor(10 * mine),
+        loss=torch.tensor(0.5 * rank, requires_grad=True),
+        correct=torch.tensor(10 * rank),
     )
     expected = {
         "images": float(sum(2**24 + rank for rank in ranks)),
@@ -112,112 +112,104 @@ def test_total_sums_each_value_over_the_workers(run):
         "loss": 0.5 * sum(ranks),
         "correct": 10.0 * sum(ranks),
     }
-    assert every(found) == [expected] * comm.size()
+    assert every(total) == [expected] * comm.size()
 
 
-def test_going_back_names_the_checkpoints_that_are_replaced(run, monkeypatch, tmp_path):
-    """Whichever name --resume gives: a number, last.pth.tar or best.pth.tar."""
+def test_resume_records_later_checkpoints(run, monkeypatch, tmp_path):
+    """A resume from an earlier checkpoint records those that the run will replace."""
     for epoch in (1, 2, 3):
         (tmp_path / f"checkpoint_{epoch:04d}_000000.pth.tar").touch()
     for name, value in Run(str(tmp_path), keep=3).__dict__.items():
         monkeypatch.setattr(run, name, value)
     monkeypatch.setattr(run, "log", Log(speaks=run.rank == 0))
     for epoch in (1, 3):
-        saved = {
-            "epoch": epoch,
-            "step": 0,
-            "images": 56,
-            "config": {"batch_size": 8},
-            "workers": run.size,
-        }
+        saved = {"epoch": epoch, "step": 0, "images": 56, "workers": run.size}
+        saved["config"] = {"batch_size": 8}
         run.begin({"batch_size": 8}, saved, 56, "auto")
         run.log.close()
     later = [record["later"] for record in of_kind(tmp_path, "resumed")]
-    assert every(later)[0] == [
-        ["checkpoint_0002_000000.pth.tar", "checkpoint_0003_000000.pth.tar"],
-        [],
-    ]
+    names = [f"checkpoint_{epoch:04d}_000000.pth.tar" for epoch in (2, 3)]
+    assert every(later)[0] == [names, []]
 
 
 @pytest.fixture
 def ranks(run):
-    """A file's name of each worker."""
+    """One file name per worker."""
     return [f"{rank}.png" for rank in range(comm.size())]
 
 
 @pytest.fixture
 def many(ranks):
-    """A list of 1000 images, with those of `ranks`."""
+    """A list of 1000 images, which begins with `ranks`."""
     return ImageList("", [*ranks, *(f"good{number}.png" for number in range(1000 - len(ranks)))], 0)
 
 
 def bad(*paths):
-    """Undecodable files as a loader names them."""
+    """Return the texts of a loader about undecodable files."""
     return [printable(f"{path}: truncated") for path in paths]
 
 
-def test_bad_images_are_the_same_set_everywhere_each_named_once(run, ranks, many):
+def test_bad_images_are_one_set_on_all_workers(run, ranks, many):
     run.note_bad_images(bad(ranks[run.rank], "shared.png"), 100, many)
     run.note_bad_images(bad(ranks[run.rank], "late.png") if run.rank == 0 else [], 100, many)
     files = {*bad(*ranks, "shared.png", "late.png")}
-    for found, named in every((run.bad_images, run.log.texts("undecodable"))):
-        assert found == files
-        assert sorted(named) == sorted(files)
+    for bad_images, logged in every((run.bad_images, run.log.texts("undecodable"))):
+        assert bad_images == files
+        assert sorted(logged) == sorted(files)  # each once
 
 
 @pytest.mark.parametrize(
     "old, new", [("/data/a", "/staged/b"), ("/data/two\u3000words", "/data/two\u3000words")]
 )
-def test_bad_images_of_data_that_has_moved_count_once(run, old, new, ranks, many):
-    """As those of a checkpoint do; and all images of a root are found to be bad if its name does not print."""
+def test_bad_images_of_moved_data_count_once(run, old, new, ranks, many):
+    """As after a resume with data in another folder, also if its name is not printable."""
     paths = [f"{old}/train/{name}" for name in ranks]
     run.note_bad_images(bad(paths[run.rank]), 100, ImageList(f"{old}/", many.names, 0))
     labels = [-1] * comm.size()
     images = ImageFolder(f"{new}/train", [], ranks, labels, 0)
-    found = raised(lambda: run.note_bad_images(bad(images.path(run.rank)), 100, images))
+    errors = raised(lambda: run.note_bad_images(bad(images.path(run.rank)), 100, images))
     assert every(run.bad_images) == [{*bad(*(f"train/{name}" for name in ranks))}] * comm.size()
     [first] = bad(images.path(0))
     text = f"{comm.size()} of {comm.size()} images cannot be decoded, and --max-bad-images is 100"
-    assert found == [(f"{text}; the first: {first}", 2)] * comm.size()
+    assert errors == [(f"{text}; the first: {first}", 2)] * comm.size()
 
 
-def test_bad_images_up_to_the_limit_are_let_pass(run, ranks, many):
-    found = raised(lambda: run.note_bad_images(bad(ranks[run.rank]), comm.size(), many))
-    assert found == [None] * comm.size()
+def test_bad_images_up_to_the_limit_are_allowed(run, ranks, many):
+    errors = raised(lambda: run.note_bad_images(bad(ranks[run.rank]), comm.size(), many))
+    assert errors == [None] * comm.size()
 
 
-def test_one_bad_image_above_the_limit_ends_all_workers(run, ranks, many):
-    """Each worker has met one alone: none of them knows by itself that the limit is passed."""
+def test_one_bad_image_above_the_limit_ends_all(run, ranks, many):
+    """Each worker has only one, so only the total is above the limit."""
     limit = comm.size() - 1
-    found = raised(lambda: run.note_bad_images(bad(ranks[run.rank]), limit, many))
+    errors = raised(lambda: run.note_bad_images(bad(ranks[run.rank]), limit, many))
     text = f"{comm.size()} of 1000 images cannot be decoded, and --max-bad-images is {limit}; "
-    assert found == [(f"{text}the first: {bad('0.png')[0]}", 2)] * comm.size()
+    assert errors == [(f"{text}the first: {bad('0.png')[0]}", 2)] * comm.size()
 
 
 @pytest.mark.parametrize("root", ["", "lists/list.txt"])
 @pytest.mark.parametrize("twice", [False, True])
-def test_images_that_are_all_bad_end_all_workers(run, root, twice, ranks):
-    """Also those of a list, which can name a file twice. They are logged under their own paths."""
+def test_only_bad_images_end_all_workers(run, root, twice, ranks):
+    """Also of a list that names each file twice. The log has the paths of the list."""
     paths = [f"/far/a: b/{name}" for name in ranks]
     images = ImageList(root, paths * (1 + twice), 0)
-    found = raised(lambda: run.note_bad_images(bad(paths[run.rank]), 100, images))
+    errors = raised(lambda: run.note_bad_images(bad(paths[run.rank]), 100, images))
     text = f"{len(images)} of {len(images)} images cannot be decoded, and --max-bad-images is 100; "
-    assert found == [(f"{text}the first: {bad(paths[0])[0]}", 2)] * comm.size()
+    assert errors == [(f"{text}the first: {bad(paths[0])[0]}", 2)] * comm.size()
     assert every(run.log.texts("undecodable"))[0] == bad(*paths)
     assert raised(lambda: run.note_bad_images([], 100, images)) == [None] * comm.size()
 
 
-@pytest.fixture(
-    params=[name for name in task.LAUNCHERS if name != "srun"]
-)  # which is run for real in tests/slurm
+# tests/slurm runs the real srun.
+@pytest.fixture(params=[name for name in task.LAUNCHERS if name != "srun"])
 def launcher(request, monkeypatch):
-    """(name, size -> None): a launcher whose variables can be set as if it had started so many tasks."""
+    """A launcher's name, and a function that sets its variables for a number of tasks."""
     for variables in task.LAUNCHERS.values():
         for variable in variables:
             monkeypatch.delenv(variable, raising=False)
     rank, size = task.LAUNCHERS[request.param]
     monkeypatch.setenv(rank, str(comm.rank()))
-    # What starting sets as it goes is put back: Horovod's settings, and devices and threads of this session.
+    # Restore what the start sets: Horovod's settings, and this session's devices and threads.
     monkeypatch.setenv("HOROVOD_FUSION_THRESHOLD", "0")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -225,16 +217,16 @@ def launcher(request, monkeypatch):
     return request.param, lambda tasks: monkeypatch.setenv(size, str(tasks))
 
 
-def test_tasks_that_are_not_horovods_workers_are_refused(launcher):
-    """So many whole runs, each of one worker, would write over one another's files."""
-    name, start = launcher
-    start(comm.size() + 1)
-    found = raised(lambda: launch.start({}))
+def test_tasks_that_are_not_workers_are_refused(launcher):
+    """They would be separate runs of one worker each, which overwrite each other's files."""
+    name, set_tasks = launcher
+    set_tasks(comm.size() + 1)
+    errors = raised(lambda: launch.start({}))
     text = f"{name} started {comm.size() + 1} tasks, but Horovod has {comm.size()} workers"
-    assert all(error and error[0].startswith(text) and error[1] == 2 for error in found)
+    assert all(error and error[0].startswith(text) and error[1] == 2 for error in errors)
 
 
-def test_as_many_tasks_as_horovod_has_workers_start(launcher):
-    _, start = launcher
-    start(comm.size())
+def test_as_many_tasks_as_workers_start(launcher):
+    _, set_tasks = launcher
+    set_tasks(comm.size())
     assert raised(lambda: launch.start({})) == [None] * comm.size()

@@ -1,4 +1,4 @@
-"""Workers that do not start alike end with one line, the same on all."""
+"""Workers that start with different options or versions end with the same error line."""
 
 import dataclasses
 import importlib.metadata
@@ -27,7 +27,10 @@ def odd():
 
 
 def outcome(on_cpu=True, **changed):
-    """Return the line with which all workers end, or None; `changed`: options of the last one."""
+    """Return the error line of all workers, or None.
+
+    changed: options of the last worker.
+    """
     options = OPTIONS | (changed if comm.rank() == odd() else {})
     try:
         same_start.check(options, f"node{comm.rank() // 2}", on_cpu)
@@ -35,17 +38,20 @@ def outcome(on_cpu=True, **changed):
     except RunError as error:
         line = str(error)
         assert error.code == 2
-    [found] = set(allgather(line, "outcome"))
-    return found
+    [line] = set(allgather(line, "outcome"))
+    return line
 
 
 def expected(text, advice, more=""):
-    """Return such a line: `text` has one `{}` for the last worker, which is no majority even of two."""
+    """Return the expected error line, or None with one worker.
+
+    text: has one `{}` for the last worker, which has the minority, also of two.
+    """
     where = f"on worker {odd()} (node node{odd() // 2})"
     return f"{text.format(where)}, as on worker 0{more}. {advice}" if odd() else None
 
 
-def test_workers_that_start_alike_go_on():
+def test_same_start_is_no_error():
     assert outcome() is None
 
 
@@ -64,29 +70,29 @@ def test_workers_that_start_alike_go_on():
     ],
     ids=str,
 )
-def test_an_option_that_differs_is_named_with_worker_and_node(changed, text):
+def test_different_option_is_named_with_its_worker(changed, text):
     assert outcome(**changed) == expected(text, "Start all workers with the same options")
 
 
-def test_of_several_differences_the_first_is_named_and_the_others_are_counted():
+def test_other_differences_are_counted():
     more = "; other differences: 2"
-    found = outcome(seed=1, lr=0.5, arch="resnet34")
-    assert found == expected(
+    line = outcome(seed=1, lr=0.5, arch="resnet34")
+    assert line == expected(
         "--lr 0.5 {}: expected 0.03", "Start all workers with the same options", more
     )
 
 
-def test_another_package_is_named_before_the_options(monkeypatch):
+def test_package_version_is_named_before_options(monkeypatch):
     if comm.rank() == odd():
         monkeypatch.setattr(torch, "__version__", "2.13.0")
     version = allgather(torch.__version__ + "", "version")[0]
     more = "; other differences: 1"
-    found = outcome(seed=1)
+    line = outcome(seed=1)
     advice = "Install the same version, or use the same image, on all nodes"
-    assert found == expected(f"torch 2.13.0 {{}}: expected {version}", advice, more)
+    assert line == expected(f"torch 2.13.0 {{}}: expected {version}", advice, more)
 
 
-def test_another_program_is_named_first(monkeypatch, tmp_path):
+def test_program_digest_is_named_first(monkeypatch, tmp_path):
     own = same_start.program_digest()
     for package in ("job", "mgd", "moco"):
         (tmp_path / package / "run").mkdir(parents=True)
@@ -109,7 +115,7 @@ def test_another_program_is_named_first(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("own", "its", "least"), [("AVX512", "AVX2", "avx2"), ("DEFAULT", "SVE256", "default")]
 )
-def test_other_cpu_kernels_are_named_unless_workers_have_gpus(monkeypatch, own, its, least):
+def test_cpu_kernels_are_named_only_without_gpus(monkeypatch, own, its, least):
     kernels = its if comm.rank() == odd() else own
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: kernels)
     advice = f"Set ATEN_CPU_CAPABILITY={least} for all workers, or use nodes with the same CPUs"
@@ -118,19 +124,19 @@ def test_other_cpu_kernels_are_named_unless_workers_have_gpus(monkeypatch, own, 
 
 
 def outcome_of(work):
-    """Return the line with which all workers end in `work()`, or None."""
+    """Return the error line of all workers in `work()`, or None."""
     try:
         work()
         line = None
     except RunError as error:
         line = str(error)
-    [found] = set(allgather(line, "outcome"))
-    return found
+    [line] = set(allgather(line, "outcome"))
+    return line
 
 
 @pytest.fixture
 def other_timm(monkeypatch):
-    """The line about the last worker's version of timm, which is another one."""
+    """Another version of timm on the last worker; the expected error line."""
     own = importlib.metadata.version
     versions = {"timm": "1.0.0"} if comm.rank() == odd() else {}
     monkeypatch.setattr(importlib.metadata, "version", lambda name: versions.get(name) or own(name))
@@ -140,7 +146,7 @@ def other_timm(monkeypatch):
     return line if odd() else None
 
 
-def test_another_timm_counts_only_where_a_network_is_timm_s(run, other_timm):
+def test_timm_version_counts_only_for_timm_networks(run, other_timm):
     built = []
     assert outcome_of(lambda: run.build("timm/resnet18", lambda: built.append(1))) == other_timm
     assert len(built) == (not odd())
@@ -149,16 +155,16 @@ def test_another_timm_counts_only_where_a_network_is_timm_s(run, other_timm):
         assert built[-1] == arch
 
 
-def test_a_worker_without_timm_is_named(run, monkeypatch):
+def test_worker_without_timm_is_named(run, monkeypatch):
     def version(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
     expected = importlib.metadata.version("timm")
     if comm.rank() == odd():
         monkeypatch.setattr(importlib.metadata, "version", version)
-    found = outcome_of(lambda: run.build("timm/resnet18", lambda: None))
-    assert odd() == 0 or found.startswith(f"timm none on worker {odd()} (node ")
-    assert odd() == 0 or f": expected {expected}, as on worker 0. " in found
+    line = outcome_of(lambda: run.build("timm/resnet18", lambda: None))
+    assert odd() == 0 or line.startswith(f"timm none on worker {odd()} (node ")
+    assert odd() == 0 or f": expected {expected}, as on worker 0. " in line
 
 
 def train_student(run, folder, path):
@@ -181,12 +187,8 @@ WORKS = (train_student, train_by_teacher, train_classifier, compute_features)
 
 
 @pytest.mark.parametrize("work", WORKS)
-def test_programs_end_with_another_timm_also_if_only_a_file_names_the_network(
-    run,
-    other_timm,
-    tmp_path,
-    work,
-):
+def test_programs_end_with_another_timm(run, other_timm, tmp_path, work):
+    """Also if only the checkpoint file names a network of timm."""
     path = run.on_first(lambda: str(tmp_path / "timm.pth"))
     if comm.rank() == 0:
         state = timm.create_model(MOBILE.removeprefix("timm/"), num_classes=0).state_dict()
@@ -197,9 +199,9 @@ def test_programs_end_with_another_timm_also_if_only_a_file_names_the_network(
     assert outcome_of(lambda: work(run, tmp_path / "images", path)) == other_timm
 
 
-def test_most_workers_have_the_expected_value():
-    found = [{"--seed": value} for value in ("1", "0", "1", "0", "0")]
-    line = same_start.difference(["a", "a", "b", "b", "b"], found)
+def test_majority_has_the_expected_value():
+    starts = [{"--seed": value} for value in ("1", "0", "1", "0", "0")]
+    line = same_start.difference(["a", "a", "b", "b", "b"], starts)
     assert line.startswith("--seed 1 on workers 0, 2 (node a, b): expected 0, as on worker 1. ")
     line = same_start.difference(["a"] * 20, [{"--seed": "0"}] * 11 + [{"--seed": "1"}] * 9)
     assert line.startswith(
@@ -207,7 +209,7 @@ def test_most_workers_have_the_expected_value():
     )
 
 
-def test_text_arrives_as_it_was():
+def test_text_arrives_unchanged():
     assert allgather_text(f"{comm.rank()} ü" * (comm.rank() + 1), "text") == [
         f"{n} ü" * (n + 1) for n in range(comm.size())
     ]

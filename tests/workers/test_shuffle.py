@@ -1,3 +1,7 @@
+"""Shuffled batch norm: images are encoded on other workers, and their keys come back."""
+
+from random import Random
+
 import pytest
 import torch
 
@@ -6,11 +10,11 @@ from job.cluster.objects import allgather
 from moco.shuffle import Shuffle
 from job.frameworks.moco import build_moco
 
-B = 5
+B, CASES = 5, 40
 
 
 def permutations():
-    """Of the total batch: every image stays, all go to the other end, and random ones."""
+    """Return permutations of the total batch: the identity, the reverse, and 20 random ones."""
     NB, generator = comm.size() * B, torch.Generator().manual_seed(3)
     return [
         torch.arange(NB),
@@ -20,57 +24,45 @@ def permutations():
 
 
 def received(images, shuffle):
-    """The images that this worker encodes."""
+    """Return the images that this worker encodes."""
     return shuffle.receive(shuffle.send(images))
 
 
 @pytest.fixture(scope="module")
-def travelled():
-    """For each permutation the images that every worker received; image i of the total batch shows i in each pixel."""
+def exchanged():
+    """The images that every worker received: [permutation][worker] (B, 3, 4, 4).
+
+    Image i of the total batch has the value i in each pixel.
+    """
     mine = (
         torch.arange(comm.rank() * B, (comm.rank() + 1) * B, dtype=torch.uint8)
         .view(B, 1, 1, 1)
         .expand(B, 3, 4, 4)
     )
-    found = [received(mine, Shuffle(comm, permutation))[0] for permutation in permutations()]
-    return [allgather(images, f"received.{i}") for i, images in enumerate(found)]
+    batches = [received(mine, Shuffle(comm, permutation))[0] for permutation in permutations()]
+    return [allgather(images, f"received.{i}") for i, images in enumerate(batches)]
 
 
-def test_every_image_reaches_exactly_one_worker_and_whole(travelled):
-    for workers in travelled:
-        images = torch.cat(workers)
-        assert torch.equal(images, images[:, :1, :1, :1].expand_as(images))
-        assert images[:, 0, 0, 0].sort().values.tolist() == list(range(comm.size() * B))
-
-
-def test_a_worker_receives_the_images_that_the_permutation_gives_it(travelled):
-    for permutation, workers in zip(permutations(), travelled, strict=True):
+def test_worker_receives_its_images_of_the_permutation(exchanged):
+    """Each image reaches one worker, with all its bytes, and a worker receives B images."""
+    for permutation, workers in zip(permutations(), exchanged, strict=True):
         for images, positions in zip(workers, permutation.split(B), strict=True):
+            assert images.dtype == torch.uint8 and images.shape == (B, 3, 4, 4)
+            assert torch.equal(images, images[:, :1, :1, :1].expand_as(images))
             assert images[:, 0, 0, 0].tolist() == sorted(positions.tolist())
 
 
-def test_a_part_of_a_worker_is_what_a_worker_of_its_own_would_encode():
-    """With as many parts as images each is alone: in the order of the permutation, not of the images that came."""
+def test_micro_batches_follow_the_permutation():
+    """Micro-batches of one image have the order of the permutation."""
     mine = torch.arange(comm.rank() * B, (comm.rank() + 1) * B).view(B, 1)
-    parts = [
-        received(mine, Shuffle(comm, permutation, B)).flatten() for permutation in permutations()
-    ]
-    found = allgather([images.tolist() for images in parts], "parts")
-    assert [sum(workers, []) for workers in zip(*found, strict=True)] == [
-        permutation.tolist() for permutation in permutations()
-    ]
-
-
-def test_a_worker_receives_the_bytes_of_one_batch_whatever_the_number_of_workers(travelled):
-    for workers in travelled:
-        assert all(
-            images.dtype == torch.uint8 and images.shape == (B, 3, 4, 4) for images in workers
-        )
+    batches = [received(mine, Shuffle(comm, each, B)).flatten().tolist() for each in permutations()]
+    workers = zip(*allgather(batches, "parts"), strict=True)
+    assert [sum(each, []) for each in workers] == [each.tolist() for each in permutations()]
 
 
 @pytest.mark.parametrize("parts", [1, B])
-def test_keys_come_back_in_the_order_of_the_batch(parts):
-    """The encoder is the identity: a key is its image, two numbers that say the position."""
+def test_keys_return_in_the_order_of_the_batch(parts):
+    """The encoder is the identity: a key is its image, two numbers that give the position."""
     positions = torch.arange(comm.size() * B, dtype=torch.float32)
     total = torch.stack([positions, -positions], dim=1)  # (NB, 2)
     mine = total[comm.rank() * B : (comm.rank() + 1) * B]
@@ -79,11 +71,11 @@ def test_keys_come_back_in_the_order_of_the_batch(parts):
         shuffle = Shuffle(comm, permutation, parts)
         received = shuffle.receive(shuffle.send(mine))
         returned.append(shuffle.gather(shuffle.spread(received.flatten(0, 1))))
-    found = allgather([torch.equal(keys, total) for keys in returned], "found")
-    assert all(all(worker) for worker in found)
+    same = allgather([torch.equal(keys, total) for keys in returned], "same")
+    assert all(all(worker) for worker in same)
 
 
-def test_the_keys_images_travel_once_a_step_and_as_bytes(monkeypatch):
+def test_images_are_sent_once_a_step_as_bytes(monkeypatch):
     sent, begin_exchange = [], comm.begin_exchange
 
     def recorded(tensor, *arguments):
@@ -95,5 +87,46 @@ def test_the_keys_images_travel_once_a_step_and_as_bytes(monkeypatch):
     with torch.no_grad():
         moco = build_moco(comm, "resnet18", dim=4, K=8)
         moco(views[0], moco.keys(views[1], permutations()[-1]))
-    found = allgather(sent, "sent")
-    assert found == [[(torch.uint8, (B, 3, 32, 32))]] * comm.size()
+    assert allgather(sent, "sent") == [[(torch.uint8, (B, 3, 32, 32))]] * comm.size()
+
+
+def cases():
+    """Yield micro-batches a worker, their size, image shape and type, and a permutation (NB,).
+
+    The cases come from a seed: all workers try the same.
+    """
+    draw = Random(0)
+    for _ in range(CASES):
+        parts, b = draw.randint(1, 3), draw.randint(1, 4)
+        shape = [draw.randint(1, 3) for _ in range(draw.randint(0, 3))]
+        dtype = draw.choice([torch.uint8, torch.float32, torch.int64])
+        NB = comm.size() * parts * b
+        yield parts, b, shape, dtype, torch.tensor(draw.sample(range(NB), NB))
+
+
+def test_random_shuffles_return_each_key_to_its_image():
+    """Any split, shape and type: each image is encoded once, by the worker of the permutation."""
+    wrong = []
+    for parts, b, shape, dtype, permutation in cases():
+        NB = len(permutation)
+        # Image i has the value i in each pixel.
+        total = torch.arange(NB, dtype=dtype).view(-1, *[1] * len(shape)).expand(NB, *shape)
+        shuffle = Shuffle(comm, permutation, parts)
+        images = shuffle.receive(shuffle.send(total.chunk(comm.size())[comm.rank()]))
+        seen = images.flatten(2)[:, :, 0] if shape else images  # (parts, b)
+        keys = torch.stack(
+            [seen.flatten().float(), torch.full((parts * b,), float(comm.rank()))], dim=1
+        )
+        gathered = shuffle.gather(shuffle.spread(keys))  # (NB, 2)
+        ranks = torch.empty(NB)
+        ranks[permutation] = torch.arange(comm.size()).repeat_interleave(parts * b).float()
+        first = (comm.rank() * parts + torch.arange(parts)) * b
+        mine = [sorted(permutation[start : start + b].tolist()) for start in first.tolist()]
+        right = (
+            torch.equal(images, seen.view(parts, b, *[1] * len(shape)).expand_as(images))
+            and seen.tolist() == mine
+        )
+        expected = torch.stack([torch.arange(NB).float(), ranks], dim=1)
+        if not (right and torch.equal(gathered, expected)):
+            wrong.append((parts, b, shape, dtype, permutation.tolist()))
+    assert allgather(wrong, "wrong") == [[]] * comm.size()

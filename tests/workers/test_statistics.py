@@ -1,3 +1,5 @@
+"""Running statistics of batch norms: average, gather and load on several workers."""
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +10,7 @@ from job.cluster.objects import allgather
 
 
 def build(rank):
-    """A network of the statistics that worker `rank` has."""
+    """Return a network with the statistics of worker `rank`."""
     generator = torch.Generator().manual_seed(rank)
     net = nn.Sequential(
         nn.Conv2d(3, 4, 1),
@@ -24,7 +26,7 @@ def build(rank):
 
 
 def buffers(net):
-    """Mean, then variance, of each norm in the order of the network."""
+    """Return mean, then variance, of each norm, in the order of the network."""
     return [
         value
         for norm in (net[1], net[2][0], net[2][1])
@@ -45,35 +47,35 @@ def every(value, name):
     return allgather(value, name)
 
 
-def test_average_gives_all_workers_the_mean(net):
+def test_average_is_the_mean_on_all_workers(net):
     statistics.average(net)
-    found = every(flat(net), "averaged")
+    averaged = every(flat(net), "averaged")
     mean = sum(flat(build(rank)).double() for rank in range(comm.size())) / comm.size()
-    for mine in found:
-        assert torch.equal(mine, found[0])
+    for mine in averaged:
+        assert torch.equal(mine, averaged[0])
         torch.testing.assert_close(mine.double(), mean, rtol=1e-6, atol=0.0)
 
 
-def test_average_changes_running_statistics_alone(net):
+def test_average_changes_only_running_statistics(net):
     statistics.average(net)
     values = torch.cat([value.detach().flatten() for value in net.parameters()])
     assert every(values.unique().tolist(), "parameters") == [[rank] for rank in range(comm.size())]
 
 
-def test_averaging_twice_changes_nothing(net):
+def test_average_twice_is_the_same(net):
     statistics.average(net)
     once = flat(net)
     statistics.average(net)
     assert all(every(torch.equal(flat(net), once), "twice"))
 
 
-def test_gather_has_the_workers_in_the_order_of_their_ranks(net):
+def test_gather_has_the_order_of_the_ranks(net):
     expected = torch.stack([flat(build(rank)) for rank in range(comm.size())])
     for rows in every(statistics.gather(net), "rows"):
         assert torch.equal(rows, expected)
 
 
-def test_load_restores_a_row_to_the_bit(net):
+def test_load_restores_the_bits_of_a_row(net):
     rows = statistics.gather(net)
     other = (comm.rank() + 1) % comm.size()
     statistics.average(net)

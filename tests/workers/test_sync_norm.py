@@ -1,4 +1,4 @@
-"""SimSiam with synchronised batch norm on N workers, against one process with all the images."""
+"""SimSiam with synchronised batch norm on N workers, against one process with the total batch."""
 
 import hashlib
 import time
@@ -23,7 +23,7 @@ SMALL = dict(framework="simsiam", arch="resnet18", stem="small", width=16, dim=2
 
 
 def build(**options):
-    """In float64, in which rounding turns no ReLU on or off."""
+    """Build SimSiam in float64, in which rounding turns no ReLU on or off."""
     torch.manual_seed(0)
     framework = SimSiamFramework(Config(**SMALL, **options), [3, 4])
     framework.module.double()
@@ -34,18 +34,18 @@ def build(**options):
 
 
 def views():
-    """The total batch's two views, (2, NB, 3, 16, 16)."""
+    """Return the total batch's two views, (2, NB, 3, 16, 16)."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn(2, comm.size() * B, 3, 16, 16, generator=generator, dtype=torch.float64)
 
 
 def own(batch):
-    """This worker's part of a total batch (NB, ...)."""
+    """Return this worker's images of a total batch (NB, ...)."""
     return batch[comm.rank() * B : (comm.rank() + 1) * B]
 
 
 def step(framework, first, second):
-    """The output of a forward and backward pass."""
+    """Return the output of a forward and backward pass."""
     output = framework.forward(MicroBatch(first, START, 0, 0, (second,)), None)
     output.losses["cosine"].backward()
     return output
@@ -57,7 +57,7 @@ def trained(framework):
 
 @pytest.fixture(scope="module")
 def passes():
-    """A pass of the workers, with averaged gradients, and one of a process by itself."""
+    """A pass of the workers, with averaged gradients, and a pass of one process."""
     framework, first, second = build(), *views()
     gradients = Gradients(trained(framework))
     gradients.clear()
@@ -65,15 +65,15 @@ def passes():
     gradients.wait()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comm, "size", lambda: 1)
-        alone = build()
-    assert not any(isinstance(module, SynchronisedNorm) for module in alone.module.modules())
-    return framework, output, alone, step(alone, first, second)
+        single = build()
+    assert not any(isinstance(module, SynchronisedNorm) for module in single.module.modules())
+    return framework, output, single, step(single, first, second)
 
 
-def largest(found, expected):
-    """The largest difference on any worker, over the largest value or 0.01."""
-    off = ((found - expected).abs().max() / expected.abs().max().clamp_min(0.01)).item()
-    return max(allgather(off, "off"))
+def largest(result, expected):
+    """Return the largest difference on any worker, over the largest value or 0.01."""
+    error = ((result - expected).abs().max() / expected.abs().max().clamp_min(0.01)).item()
+    return max(allgather(error, "errors"))
 
 
 def test_losses_and_outputs_are_those_of_one_process(passes):
@@ -82,24 +82,24 @@ def test_losses_and_outputs_are_those_of_one_process(passes):
     assert largest(loss, expected.losses["cosine"].detach()) < 1e-5
     assert largest(output.embeddings, own(expected.embeddings)) < 1e-5
     for view in (0, 1):
-        found, wanted = ((each.features, *each.others)[view] for each in (output, expected))
-        assert list(found) == list(wanted) == ["layer3", "layer4", "fc"]
-        for name in found:
-            assert largest(found[name].detach(), own(wanted[name]).detach()) < 1e-5
+        maps, others = ((each.features, *each.others)[view] for each in (output, expected))
+        assert list(maps) == list(others) == ["layer3", "layer4", "fc"]
+        for name in maps:
+            assert largest(maps[name].detach(), own(others[name]).detach()) < 1e-5
 
 
 def test_gradients_are_those_of_one_process(passes):
-    framework, _, alone, _ = passes
-    expected = dict(trained(alone))
+    framework, _, single, _ = passes
+    expected = dict(trained(single))
     scale = max(value.grad.abs().max().item() for value in expected.values())
-    off = [(value.grad - expected[name].grad).abs().max() for name, value in trained(framework)]
+    errors = [(value.grad - expected[name].grad).abs().max() for name, value in trained(framework)]
     assert scale > 0
-    assert max(allgather(max(off).item(), "gradients")) < 1e-5 * scale
+    assert max(allgather(max(errors).item(), "gradients")) < 1e-5 * scale
 
 
 def test_running_statistics_are_those_of_one_process(passes):
-    framework, _, alone, _ = passes
-    expected = alone.module.state_dict()
+    framework, _, single, _ = passes
+    expected = single.module.state_dict()
     for name, value in framework.module.state_dict().items():
         if name.endswith(("running_mean", "running_var", "num_batches_tracked")):
             assert largest(value.double(), expected[name].double()) < 1e-5, name
@@ -110,8 +110,8 @@ def digest(value):
     return hashlib.sha256(value.numpy().tobytes()).hexdigest()
 
 
-def test_only_the_heads_are_synchronised_if_so_wanted():
-    """The others' statistics stay each worker's own, and are averaged at an epoch's end."""
+def test_sync_bn_heads_synchronises_only_the_heads():
+    """The other norms' statistics differ between workers until an epoch's end."""
     framework = build(sync_bn="heads")
     step(framework, *map(own, views()))
     state = framework.module.state_dict()
@@ -129,7 +129,7 @@ def test_only_the_heads_are_synchronised_if_so_wanted():
 
 
 def train(delay):
-    """Digests of a state after three steps. Backward passes pause by `delay` s a stage."""
+    """Return the digests of the state after three steps, with a pause of `delay` s a stage."""
     framework = build()
     named = trained(framework)
     sgd = torch.optim.SGD([value for _, value in named], lr=0.1, momentum=0.9)
@@ -145,7 +145,8 @@ def train(delay):
     return {name: digest(value) for name, value in framework.module.state_dict().items()}
 
 
-def test_a_training_ends_in_the_same_bytes_on_all_workers_whatever_their_timing():
-    found = [train(delay) for delay in (0.0, 0.02 * ((comm.rank() * 3) % 4))]
-    for worker in allgather(found, "digests"):
-        assert worker == [found[0], found[0]]
+def test_bytes_do_not_depend_on_timing():
+    """Nor on the worker."""
+    results = [train(delay) for delay in (0.0, 0.02 * ((comm.rank() * 3) % 4))]
+    for worker in allgather(results, "digests"):
+        assert worker == [results[0], results[0]]

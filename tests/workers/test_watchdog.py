@@ -1,3 +1,5 @@
+"""The watchdog: reports of waiting workers, and which clients get an answer."""
+
 import contextlib
 import os
 import re
@@ -20,20 +22,20 @@ pytestmark = pytest.mark.skipif(
 
 
 def seen_while_waiting(look, wait) -> list:
-    """What `look()` gives on rank 0 while it waits for the others, who come later, in `wait()`; nothing on the others."""
+    """Return [look()] on rank 0, called while it waits in `wait()` for the others; [] on those."""
     seen = []
-    looking = threading.Thread(target=lambda: (time.sleep(0.5), seen.append(look())))
+    thread = threading.Thread(target=lambda: (time.sleep(0.5), seen.append(look())))
     if comm.rank() == 0:
-        looking.start()
+        thread.start()
     else:
         time.sleep(1.5)
     wait()
     if comm.rank() == 0:
-        looking.join()
+        thread.join()
     return seen
 
 
-def test_a_worker_that_waits_says_for_what_and_the_others_say_where_they_are(run):
+def test_report_names_collective_and_locations(run):
     report = seen_while_waiting(lambda: run.watchdog.report(7.2), lambda: run.total(loss=1.0))
     if comm.rank() == 0:
         first, *others = report[0].split("; ")
@@ -47,7 +49,7 @@ def test_a_worker_that_waits_says_for_what_and_the_others_say_where_they_are(run
             )
 
 
-def test_a_worker_that_waits_for_a_gradient_names_it(run):
+def test_doing_names_the_gradient(run):
     net = torch.nn.Linear(3, 2)
     gradients = Gradients(net.named_parameters())
 
@@ -56,36 +58,33 @@ def test_a_worker_that_waits_for_a_gradient_names_it(run):
         net(torch.ones(1, 3)).sum().backward()
         gradients.wait()
 
-    said = seen_while_waiting(run.watchdog.doing, step)
-    for text in said:
+    for text in seen_while_waiting(run.watchdog.doing, step):
         assert text.startswith("waits for 'gradients.bias' at job/engine/gradients.py:")
 
 
 class Slow(CentreViews):
-    """Views that take a second each."""
+    """Views that need a second each."""
 
     def __getitem__(self, index):
         time.sleep(1)
         return super().__getitem__(index)
 
 
-def test_a_worker_without_a_batch_names_what_is_read(run, tmp_path):
+def test_doing_names_the_file_that_is_read(run, tmp_path):
     images = write_numbered(tmp_path)
-    said = []
-    looking = threading.Thread(target=lambda: (time.sleep(0.5), said.append(run.watchdog.doing())))
+    seen = []
+    thread = threading.Thread(target=lambda: (time.sleep(0.5), seen.append(run.watchdog.doing())))
     batches = run.batches(Slow(images, 16), [[2], [5]], 0)
     next(batches)
-    looking.start()
+    thread.start()
     next(batches)
-    looking.join()
-    assert (
-        said[0].startswith("has no batch for ")
-        and f"its loader process reads {images.path(2)}, at job/data/" in said[0]
-    )
+    thread.join()
+    assert seen[0].startswith("has no batch for ")
+    assert f"its loader process reads {images.path(2)}, at job/data/" in seen[0]
     assert run.watchdog.doing().startswith("is at ")
 
 
-def test_the_wait_is_counted_for_one_collective_alone(run):
+def test_waited_counts_only_the_current_collective(run):
     def waits():
         first = run.watchdog.waited()
         time.sleep(0.3)
@@ -99,34 +98,34 @@ def test_the_wait_is_counted_for_one_collective_alone(run):
     assert run.watchdog.waited() < 0.1
 
 
-def test_a_higher_rank_leaves_the_report_to_a_lower_one_that_waits(run):
+def test_only_the_lowest_waiting_rank_reports(run):
     comm.total(torch.ones(1), "together")
     if comm.rank() == 0:
         time.sleep(1)
     seen = []
     if comm.rank() == 1:
-        looking = threading.Thread(
+        thread = threading.Thread(
             target=lambda: (time.sleep(2), seen.append(run.watchdog.report(5)))
         )
-        looking.start()
+        thread.start()
     if comm.rank() == comm.size() - 1:
         time.sleep(4)
     comm.total(torch.ones(2), "watched")
     if comm.rank() == 1:
-        looking.join()
+        thread.join()
         assert seen == [""]
 
 
 def own(run) -> tuple[str, int]:
-    """Address and port of this worker's watchdog."""
+    """Return address and port of this worker's watchdog."""
     return run.watchdog.server.server_address
 
 
-def test_a_worker_answers_one_that_proves_the_key(run):
+def test_client_with_the_key_gets_an_answer(run):
     assert run.watchdog.ask(run.rank).startswith("is at ")
 
 
-def test_clients_of_other_addresses_get_nothing(run):
+def test_client_of_another_address_gets_nothing(run):
     with socket.create_connection(own(run), timeout=5, source_address=("127.0.0.3", 0)) as stranger:
         assert stranger.recv(100) == b""
 
@@ -134,18 +133,18 @@ def test_clients_of_other_addresses_get_nothing(run):
 @pytest.mark.parametrize(
     "line", ["", "\n", "a b\n", "a " + "0" * 64 + "\n", "\0" * 20000, "ü ü\n"], ids=range(6)
 )
-def test_a_stranger_on_the_job_s_nodes_gets_a_nonce_alone(run, line):
+def test_client_without_the_key_gets_only_a_nonce(run, line):
     with socket.create_connection(own(run), timeout=15) as stranger:
         try:
             stranger.sendall(line.encode())
             stranger.shutdown(socket.SHUT_WR)
             assert re.fullmatch(rb"[0-9a-f]{32}\n", stranger.makefile("rb").read())
         except OSError:
-            assert len(line) > watchdog.LINE  # the connection is closed before all is read
+            assert len(line) > watchdog.LINE  # closed before the line is read
     assert run.watchdog.ask(run.rank).startswith("is at ")
 
 
-def test_a_recorded_proof_gets_no_answer(run):
+def test_recorded_proof_gets_no_answer(run):
     key = run.watchdog.server.key
     with (
         socket.create_connection(own(run), timeout=5) as worker,
@@ -159,16 +158,16 @@ def test_a_recorded_proof_gets_no_answer(run):
         assert len(stranger.makefile("rb").read()) == 33
 
 
-def test_silent_clients_hold_up_no_answer(run):
+def test_silent_clients_do_not_block_answers(run):
     silent = [socket.create_connection(own(run), timeout=30) for _ in range(100)]
     assert run.watchdog.ask(run.rank).startswith("is at ")
     for client in silent:
-        assert len(client.makefile("rb").read()) == 33  # closed after a time
+        assert len(client.makefile("rb").read()) == 33  # closed after a timeout
         client.close()
 
 
 @pytest.mark.parametrize(
-    "said",
+    "answer",
     [
         "",
         "\n\n",
@@ -179,24 +178,24 @@ def test_silent_clients_hold_up_no_answer(run):
     ],
     ids=range(6),
 )
-def test_a_stand_in_at_another_worker_s_port_is_not_believed(run, monkeypatch, said):
-    """As one that takes the port of a worker that has ended."""
+def test_answer_of_another_process_is_rejected(run, monkeypatch, answer):
+    """For example of one that uses the port of a worker that has ended."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
-        def answer():
+        def serve():
             with server.accept()[0] as connection, contextlib.suppress(OSError):
-                connection.sendall(said.encode())
+                connection.sendall(answer.encode())
                 connection.shutdown(socket.SHUT_WR)
                 while connection.recv(65536):
                     pass
 
-        threading.Thread(target=answer, daemon=True).start()
+        threading.Thread(target=serve, daemon=True).start()
         node, _, _, key = run.watchdog.peers[run.rank]
         peers = [*run.watchdog.peers, (node, *server.getsockname(), key)]
         monkeypatch.setattr(run.watchdog, "peers", peers)
         assert run.watchdog.ask(len(peers) - 1) == ""
 
 
-def test_what_a_worker_does_is_printable(run, monkeypatch):
+def test_doing_is_printable(run, monkeypatch):
     monkeypatch.setattr(watchdog, "location", lambda frame: "a\x1b[2J\nb\udcff")
     assert run.watchdog.ask(run.rank) == run.watchdog.doing() == "is at a?[2J?b?"
