@@ -1,3 +1,5 @@
+"""Properties of options in files and flags: they read back the same, and wrong ones are named."""
+
 import dataclasses
 from dataclasses import fields
 
@@ -19,10 +21,9 @@ from job.errors import RunError
 from job.declare import flag, groups
 from job.distill import DISTILLERS
 
-CHARACTERS = st.characters(
-    exclude_characters="\0"
-)  # which no command line can have; nor a half of a surrogate pair
-WORDS = {
+# No command line can have \0. By default `characters` gives no surrogates.
+CHARACTERS = st.characters(exclude_characters="\0")
+VALUES = {  # where the declaration does not suffice, or another option forbids some values
     "refresh_epochs": st.sampled_from(["log", "never"])
     | st.integers(1, 999).map("every:{}".format)
     | st.lists(st.integers(0, 300), min_size=1, max_size=4).map(
@@ -33,25 +34,25 @@ WORDS = {
         lambda path: not path.startswith("~")
     ),
     "log_to": st.lists(st.sampled_from(["wandb", "mlflow", "a.b:c"]), min_size=1, max_size=3),
-    "more_data": st.just([]),  # which --data drops
-    "cos": st.just(False),  # beside it --schedule is refused
-    "loss_share": st.just(0.0),  # beside it --loss-factor is
-    "weak_views": st.just(False),  # beside it --aug-plus is
-    "matching": st.just("solved"),  # beside `random` --refresh-epochs is
-    "similarity": st.just("compress"),  # beside another --similarity-m is
+    "more_data": st.just([]),  # --data drops it
+    "cos": st.just(False),  # with it, --schedule is refused
+    "loss_share": st.just(0.0),  # with it, --loss-factor is refused
+    "weak_views": st.just(False),  # with it, --aug-plus is refused
+    "matching": st.just("solved"),  # with `random`, --refresh-epochs is refused
+    "similarity": st.just("compress"),  # with another, --similarity-m is refused
     "distill": st.permutations(list(DISTILLERS)),
-    "stage_weights": st.just([]),  # as many as there are stages: in a test of their own
-    "distill_weights": st.just([]),  # as many as there are distillers
-    "knn": st.just(False),  # beside it --evaluate, --resume, --log-to and --tensorboard are
-    "evaluate": st.just(False),  # beside it --log-to and --tensorboard are
+    "stage_weights": st.just([]),  # as many as stages: in a separate test
+    "distill_weights": st.just([]),  # as many as distillers
+    "knn": st.just(False),  # with it, --evaluate, --resume, --log-to, --tensorboard are refused
+    "evaluate": st.just(False),  # with it, --log-to and --tensorboard are refused
 }
 
 
 def values(f):
-    """All values that an option's declaration allows."""
+    """Return a strategy of the values that an option's declaration allows."""
     meta = f.metadata
-    if f.name in WORDS:
-        return WORDS[f.name]
+    if f.name in VALUES:
+        return VALUES[f.name]
     if meta["choices"]:
         return st.sampled_from(list(meta["choices"]))
     if f.type is bool:
@@ -60,18 +61,21 @@ def values(f):
         low = meta["at_least"] if meta["at_least"] is not None else -(10**20)
         high = meta["below"] - 1 if meta["below"] is not None else meta["at_most"]
         unit = meta["multiple_of"] or 1
-        whole = st.integers(-(-low // unit), (10**20 if high is None else high) // unit).map(
-            lambda n: n * unit
-        )
-        return whole if f.type is int else st.lists(whole, min_size=1, max_size=5)
+        high = 10**20 if high is None else high
+        integers = st.integers(-(-low // unit), high // unit).map(lambda n: n * unit)
+        return integers if f.type is int else st.lists(integers, min_size=1, max_size=5)
     if f.type is float:
         low = meta["at_least"] if meta["at_least"] is not None else meta["above"]
         high = meta["below"] if meta["below"] is not None else meta["at_most"]
-        return st.floats(low, high, allow_nan=False, allow_infinity=False, exclude_min=meta["above"] is not None,
-                         exclude_max=meta["below"] is not None)  # fmt: skip
+        exclude = {
+            "exclude_min": meta["above"] is not None,
+            "exclude_max": meta["below"] is not None,
+        }
+        return st.floats(low, high, allow_nan=False, allow_infinity=False, **exclude)
+    # A path that starts with ~ would change.
     return st.text(CHARACTERS, max_size=20).filter(
         lambda text: not (meta["path"] and text.startswith("~"))
-    )  # a home folder
+    )
 
 
 def configs(kind):
@@ -79,15 +83,15 @@ def configs(kind):
 
 
 def unused(config):
-    """The options without effect in it: a file may have them, a command line may not."""
+    """Return the options without effect: a file may have them, a command line may not."""
     if isinstance(config, LinearConfig):
         return {"knn_k"}  # without --knn
-    found = {*without_part(config), *without_head(config), *without_teacher(config)}
-    return found | {*without_knn(config)}
+    names = {*without_part(config), *without_head(config), *without_teacher(config)}
+    return names | {*without_knn(config)}
 
 
 def without_unused(config):
-    """A configuration with the defaults of its unused options."""
+    """Return a configuration with the defaults of its unused options."""
     default = type(config)()
     return dataclasses.replace(config, **{name: getattr(default, name) for name in unused(config)})
 
@@ -102,45 +106,45 @@ def file(tmp_path_factory):
     return tmp_path_factory.mktemp("options") / "options.yaml"
 
 
+def without_config(config):
+    """Return a configuration's options except --config, which a file cannot have."""
+    return {name: value for name, value in vars(config).items() if name != "config"}
+
+
 def in_groups(options, kind, random):
-    """Options, some of them in their groups under one of their keys there."""
-    found = {}
+    """Return options, some of them in their groups, under one of their keys."""
+    grouped = {}
     for name, group in groups(kind).items():
-        own = [each for each in group.options if each in options]
-        inside = {each for each in own if random.random() < 0.7}
+        members = [each for each in group.options if each in options]
+        inside = {each for each in members if random.random() < 0.7}
         if inside:
-            inside |= {name} & set(own)  # `data` beside a group `data` would be the same key
-        for option in own:
+            inside |= {name} & set(members)  # option `data` and group `data` would be one key twice
+        for option in members:
             keys = [key for key, f in group.keys.items() if f.name == option]
-            place, key = (
-                (found.setdefault(name, {}), random.choice(keys))
-                if option in inside
-                else (found, option)
-            )
-            place[key] = options[option]
-    return found
+            if option in inside:
+                grouped.setdefault(name, {})[random.choice(keys)] = options[option]
+            else:
+                grouped[option] = options[option]
+    return grouped
 
 
 @both
 @given(data=st.data())
-def test_options_written_to_a_file_read_back_the_same(program, kind, file, data):
+def test_options_in_a_file_read_back_the_same(program, kind, file, data):
     config = data.draw(configs(kind))
-    options = {
-        name: value for name, value in dataclasses.asdict(config).items() if name != "config"
-    }
+    options = without_config(config)
     if data.draw(st.booleans()):
         options = in_groups(options, kind, data.draw(st.randoms(use_true_random=False)))
     file.write_text(yaml.safe_dump(options, sort_keys=data.draw(st.booleans())), encoding="utf-8")
-    assert read_config(["--config", str(file)], program, kind) == dataclasses.replace(
-        config, config=[str(file)]
-    )
+    expected = dataclasses.replace(config, config=[str(file)])
+    assert read_config(["--config", str(file)], program, kind) == expected
 
 
 def command_line(config):
-    """A command line of all the options of a configuration."""
+    """Yield the arguments of a command line with all options of a configuration."""
     for name, value in dataclasses.asdict(config).items():
         if name == "loss_factor" and config.loss_share:
-            continue  # it is refused
+            continue  # refused with --loss-share
         if isinstance(value, bool):
             yield flag(name) if value else "--no-" + flag(name).removeprefix("--")
         elif isinstance(value, list):
@@ -151,23 +155,20 @@ def command_line(config):
 
 @both
 @given(data=st.data())
-def test_options_given_as_flags_read_back_the_same(program, kind, data):
+def test_options_as_flags_read_back_the_same(program, kind, data):
     config = without_unused(data.draw(configs(kind)))
     assert read_config(list(command_line(config)), program, kind) == config
 
 
 @both
 @given(data=st.data())
-def test_a_flag_wins_over_any_file_and_leaves_the_other_options_alone(program, kind, file, data):
+def test_flag_wins_over_a_file(program, kind, file, data):
+    """It changes no other option."""
     config = data.draw(configs(kind))
-    chosen = data.draw(
-        st.sampled_from([f for f in fields(kind) if f.name not in {"config", *unused(config)}])
-    )
+    left_out = {"config", *unused(config)}
+    chosen = data.draw(st.sampled_from([f for f in fields(kind) if f.name not in left_out]))
     value = data.draw(values(chosen))
-    options = {
-        name: value for name, value in dataclasses.asdict(config).items() if name != "config"
-    }
-    file.write_text(yaml.safe_dump(options), encoding="utf-8")
+    file.write_text(yaml.safe_dump(without_config(config)), encoding="utf-8")
     expected = dataclasses.replace(config, **{chosen.name: value, "config": [str(file)]})
     given_flags = [
         part
@@ -180,7 +181,7 @@ def test_a_flag_wins_over_any_file_and_leaves_the_other_options_alone(program, k
 
 
 @given(data=st.data())
-def test_weights_of_stages_and_a_share_read_back_the_same(file, data):
+def test_stage_weights_and_loss_share_read_back(file, data):
     stages = data.draw(st.lists(st.integers(1, 4), min_size=1, unique=True).map(sorted))
     weight = st.floats(0, allow_infinity=False)
     weights = data.draw(st.lists(weight, min_size=len(stages), max_size=len(stages)).filter(any))
@@ -205,6 +206,21 @@ def test_weights_of_stages_and_a_share_read_back_the_same(file, data):
         )
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--data DIR --config imagenet --teacher t.pth.tar --out runs/a --resume auto",
+        "--data DIR --teacher t --loss-ramp --matching random",
+        "--data caf\udce9 --no-mlp --seed 9223372036854775807 --teacher t --loss-factor 1e300",
+    ],
+)
+def test_options_of_flags_read_back_from_a_file(file, line):
+    """Presets, options that the strategies above leave out, and surrogates."""
+    config = read_config(line.split())
+    file.write_text(yaml.safe_dump(without_config(config), sort_keys=False))
+    assert dataclasses.replace(read_config(["--config", str(file)]), config=config.config) == config
+
+
 def no(name):
     return "--no-" + flag(name).removeprefix("--")
 
@@ -220,13 +236,13 @@ BOUNDED = [
 
 @pytest.mark.parametrize("kind", [Config, LinearConfig])
 @given(number=st.integers(16, 512).filter(lambda number: number % 16))
-def test_a_number_that_is_no_multiple_is_told_of_which(kind, number):
+def test_number_that_is_no_multiple_is_named(kind, number):
     with pytest.raises(RunError, match=f"--width {number}: expected a multiple of 16$"):
         read_config(["--data=x", f"--width={number}"], kind=kind)
 
 
 @given(data=st.data())
-def test_a_number_beyond_its_bound_is_named_with_the_bound(data):
+def test_number_beyond_its_bound_is_named(data):
     kind, f, bound, direction = data.draw(st.sampled_from(BOUNDED))
     limit, far = f.metadata[bound], data.draw(st.integers(1, 10**9))
     sign = -1 if bound in ("at_least", "above") else 1
@@ -234,8 +250,5 @@ def test_a_number_beyond_its_bound_is_named_with_the_bound(data):
     with pytest.raises(RunError) as caught:
         read_config(["--data=x", f"{flag(f.name)}={value}"], kind=kind)
     message = str(caught.value)
-    assert (
-        flag(f.name) in message
-        and f"{bound.replace('_', ' ')} {limit}" in message
-        and "\n" not in message
-    )
+    parts = (flag(f.name), f"{bound.replace('_', ' ')} {limit}")
+    assert all(part in message for part in parts) and "\n" not in message
