@@ -1,4 +1,4 @@
-"""The Markdown pages: their links, commands, options and figures are those of the repository."""
+"""The Markdown pages: links, commands, options and figures match the repository."""
 
 import functools
 import importlib
@@ -22,7 +22,7 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = set(re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)[1].split())
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OPTIONS = {"job.train": Config, "job.linear": LinearConfig, "job.embed": EmbedConfig}
-PROGRAMS = {  # and a command line that each accepts
+PROGRAMS = {  # with a command line that each accepts
     "job.train": ["DIR"],
     "job.linear": ["DIR"],
     "job.embed": "DIR --pretrained FILE --out f.npy".split(),
@@ -41,7 +41,7 @@ SHELL = ". apt-get docker eval export git head mkdir podman sbatch srun sudo tai
 SHELL += ["tensorboard", "wc"]
 # First words of blocks that show output or a file's content, not commands.
 SHOWN = ("ResNet-18 ", "runs/demo/mgd: done", "arms:", "2026-11-24 ")
-# Files that a page proposes to write.
+# Files that a page tells its reader to write.
 PROPOSED = {
     (".github/CONTRIBUTING.md", "job/distill/cosine.py"),
     (".github/CONTRIBUTING.md", "tests/unit/distill/test_cosine.py"),
@@ -60,28 +60,28 @@ FOREIGN = set(
 
 
 class Parsed(BaseException):
-    """The end of a program that has read its command line."""
+    """Ends a program after it has read its command line."""
 
 
 class Wrong(BaseException):
-    """A command that the repository does not have. Programs end at no exception of this kind."""
+    """A command is wrong. It is a BaseException because programs catch exceptions."""
 
 
-def require(holds, wrong):
-    """Wrong: it does not hold."""
-    if not holds:
-        raise Wrong(wrong)
+def require(condition, text):
+    """Raise Wrong with a text if a condition does not hold."""
+    if not condition:
+        raise Wrong(text)
 
 
-def listed(found):
+def each_page(listed):
     """Return the parameters of a test of each page, with their paths as names."""
-    return pytest.mark.parametrize("page", found, ids=name)
+    return pytest.mark.parametrize("page", listed, ids=name)
 
 
 def parse(module, words):
-    """Read a program's command line as the program does, and no more. Return its option strings.
+    """Read a command line as a program does, without running it. Return its option strings.
 
-    Wrong: the program would refuse it.
+    Raise Wrong if the program would refuse it.
     """
     if kind := OPTIONS.get(module):
         try:
@@ -119,7 +119,7 @@ def known_options():
 
 
 def check_program(module, words):
-    """Wrong: no program, or one that refuses the options."""
+    """Raise Wrong if there is no such program, or if it refuses the options."""
     require(module in PROGRAMS, f"no program: {module}")
     words = [word for word in words if word not in ("...", "--help")]
     if words:
@@ -127,7 +127,7 @@ def check_program(module, words):
 
 
 def check_make(words):
-    """Wrong: no such target or variable."""
+    """Raise Wrong if there is no such target or variable."""
     for word in words:
         variable, given, _ = word.partition("=")
         known = re.search(rf"\b{variable}\b", MAKEFILE) if given else word in TARGETS
@@ -135,7 +135,7 @@ def check_make(words):
 
 
 def check_script(words):
-    """Wrong: a Python or shell script that is missing, or lacks an option or a word."""
+    """Raise Wrong if a Python or shell script is missing, or lacks an option or a word."""
     require((ROOT / words[0]).exists(), words[0])
     script = ROOT / words[0]
     sources = script.parent.glob("*.py") if script.suffix == ".py" else [script]
@@ -145,7 +145,7 @@ def check_script(words):
 
 
 def check_job(words):
-    """Wrong: a job script that is missing, or whose program refuses the options."""
+    """Raise Wrong if a job script is missing, or if its program refuses the options."""
     [(number, script)] = [(n, word) for n, word in enumerate(words) if word.endswith(".sbatch")]
     script = script.rpartition("/")[2]
     require((ROOT / "slurm" / script).exists(), script)
@@ -154,7 +154,7 @@ def check_job(words):
 
 
 def check(command):
-    """Wrong: a part of the command is unknown: program, options, file, target or extra."""
+    """Raise Wrong if a program, option, file, target or extra of the command is unknown."""
     if re.match(r"\w+=\$\(", command):
         return
     words = shlex.split(command, comments=True)
@@ -196,11 +196,11 @@ def check(command):
 
 def commands(page):
     """Return the commands in the page's blocks of code."""
-    found = [block for block in pages.blocks(page) if not block[0].startswith(SHOWN)]
-    return [line for block in found for line in block]
+    blocks = [block for block in pages.blocks(page) if not block[0].startswith(SHOWN)]
+    return [line for block in blocks for line in block]
 
 
-@listed(PAGES)
+@each_page(PAGES)
 def test_links_and_anchors_resolve(page):
     for target in pages.links(page):
         path, _, anchor = target.partition("#")
@@ -210,7 +210,7 @@ def test_links_and_anchors_resolve(page):
             assert anchor in pages.anchors(file), target
 
 
-@listed(WRITTEN)
+@each_page(WRITTEN)
 def test_lines_have_at_most_100_characters(page):
     if page.parent.name != "study":
         text = page.read_text().splitlines()
@@ -236,14 +236,14 @@ def test_each_page_is_linked_from_another():
     assert [name(page) for page in WRITTEN if page not in linked] == []
 
 
-@listed(WRITTEN)
-def test_commands_have_known_programs_and_options(page):
+@each_page(WRITTEN)
+def test_commands_are_known(page):
     for line in commands(page):
         check(line)
 
 
-@listed(WRITTEN)
-def test_commands_in_sentences_have_known_programs_and_options(page):
+@each_page(WRITTEN)
+def test_commands_in_sentences_are_known(page):
     for span in pages.spans(page):
         if COMMAND.match(span):
             check(span.replace(" -np N", " -np 2"))
@@ -268,38 +268,38 @@ def test_commands_in_sentences_have_known_programs_and_options(page):
         "nothing --like this",
     ],
 )
-def test_a_wrong_command_is_found(command):
+def test_wrong_command_raises(command):
     with pytest.raises(Wrong):
         check(command)
 
 
-@listed(WRITTEN)
+@each_page(WRITTEN)
 def test_options_in_sentences_exist(page):
     named = re.findall(r"(?<![\w-])--[a-z][\w-]*", "\n".join(pages.spans(page)))
     assert set(named) - known_options() - FOREIGN == set()
 
 
-@listed(WRITTEN)
+@each_page(WRITTEN)
 def test_files_in_sentences_exist(page):
     for span in pages.spans(page):
         if re.fullmatch(r"(job|mgd|moco|slurm|docker|tests|\.ci|\.github)/[\w./-]+", span):
             assert (ROOT / span).exists() or (name(page), span) in PROPOSED, span
 
 
-def test_the_hints_are_those_of_the_records():
+def test_hints_are_those_of_the_records():
     text = pages.section("job/metrics/README.md", "## Hints")
     entries = re.findall(r"^- `(\w+)`", text, re.MULTILINE)
     ids = re.search(r"Hints: (.*?)\.\n", schema.Remark.__doc__, re.DOTALL)[1]
     assert set(entries) == set(re.findall(r"(\w+)(?=,|$)", re.sub(r"\s*\([^)]*\)", "", ids)))
 
 
-def test_the_kinds_of_records_are_those_of_the_program():
+def test_kinds_of_records_are_those_of_the_schema():
     text = pages.section("job/metrics/README.md", "## The run's folder")
     text = " ".join(text.split()).split("Each record has a `kind`.")[1].split("[schema.py]")[0]
     assert set(re.findall(r"`(\w+)`", text)) == schema.COURSE.keys() | schema.PROCESS.keys()
 
 
-def test_the_presets_are_named():
+def test_presets_are_all_listed():
     rows = (ROOT / "job/presets/README.md").read_text().split("## Images")[0].split("|---|---|")[1]
     cells = re.findall(r"^\| (`.*?`) \|", rows, re.MULTILINE)
     named = set(re.findall(r"`([\w-]+)`", " ".join(cells)))
@@ -307,19 +307,18 @@ def test_the_presets_are_named():
 
 
 @pytest.mark.parametrize(
-    ("page", "title"),
-    [("README.md", "## Results"), ("mgd/README.md", "## When a matching helps")],
+    ("page", "title"), [("README.md", "## Results"), ("mgd/README.md", "## When a matching helps")]
 )
-def test_results_are_the_study_s(page, title):
+def test_results_are_figures_of_the_study(page, title):
     figure = r"(?<![\d.])\d+\.\d(?!\d)"
     with_spread = rf"{figure}(?: ± \d+\.\d)?"
     study = (ROOT / "job/study/README.md").read_text()
     known = {*re.findall(figure, study), *re.findall(with_spread, study)}
-    found = re.findall(with_spread, pages.section(page, title))
-    assert len(found) > 4 and [shown for shown in found if shown not in known] == []
+    shown = re.findall(with_spread, pages.section(page, title))
+    assert len(shown) > 4 and [figure for figure in shown if figure not in known] == []
 
 
-def test_the_steps_of_the_methods_are_those_of_the_record():
+def test_step_times_are_those_of_the_bench():
     page = pages.section("tests/campaigns/bench/README.md", "## Methods")
     record = re.search(r"\((results/[\w-]+\.json)\)", page)[1]
     figures = json.loads((ROOT / "tests/campaigns/bench" / record).read_text())
@@ -344,19 +343,19 @@ def test_pages_that_programs_name_exist():
     endings = (".py", ".sh", ".sbatch")
     files = [path for folder in ("job", "slurm", "docker") for path in (ROOT / folder).rglob("*")]
     texts = [path.read_text() for path in files if path.suffix in endings]
-    named = {found for text in texts for found in re.findall(r"[\w/]+/README\.md", text)}
+    named = {page for text in texts for page in re.findall(r"[\w/]+/README\.md", text)}
     assert len(named) > 3 and [page for page in named if not (ROOT / page).exists()] == []
 
 
-@listed([page for page in WRITTEN if "## The code\n" in page.read_text()])
-def test_the_code_s_table_has_each_module_of_the_folder(page):
+@each_page([page for page in WRITTEN if "## The code\n" in page.read_text()])
+def test_table_of_the_code_has_each_module(page):
     text = pages.section(name(page), "## The code")
     cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
     files = [path.name for path in page.parent.glob("*.py") if not path.name.startswith("__")]
     assert sorted(re.findall(r"`(\w+\.py)`", " ".join(cells))) == sorted(files)
 
 
-# job/cluster/HOROVOD.md.
+# The tests below are of job/cluster/HOROVOD.md.
 
 HOROVOD = "job/cluster/HOROVOD.md"
 BUILD = (ROOT / "docker/build_horovod.sh").read_text()
@@ -369,11 +368,11 @@ def rows(title):
 
 
 def plain(expression):
-    """Return the text that a simple regular expression of grep matches."""
+    """Return the text that a simple regular expression matches."""
     return expression.strip("^$ ").replace("\\", "")
 
 
-def test_each_change_of_horovod_s_source_has_its_row():
+def test_horovod_changes_are_all_listed():
     changes = BUILD.split("\nedit() {")[1].partition("\n}\n")[2]
     changes = changes.partition("\nif ! command -v cmake")[0]
     setting = 'standard=N backend=gloo jobs=1; edit() { printf \'%s\\t%s\\n\' "$1" "$3"; }\n'
@@ -381,18 +380,18 @@ def test_each_change_of_horovod_s_source_has_its_row():
         ["bash", "-euc", setting + changes], capture_output=True, text=True, check=True
     )
     made = [line.split("\t") for line in done.stdout.splitlines()]
-    listed = [
-        [cell.strip("`") for cell in row[:2]] for row in rows("## The changes of Horovod's source")
+    table = rows("## The changes of Horovod's source")
+    assert [[cell.strip("`") for cell in row[:2]] for row in table] == [
+        [file, plain(result)] for file, result in made
     ]
-    assert listed == [[file, plain(result)] for file, result in made]
     for page in (HOROVOD, "docker/README.md"):
         assert f"{len(made)} changes" in (ROOT / page).read_text()
 
 
-def test_the_files_that_serve_horovod_are_listed_with_about_their_lines():
-    """A figure may be a quarter off: the page names its day."""
-    found = {row[0].strip("`"): int(row[1]) for row in rows("## The lines that exist for Horovod")}
-    for path, lines in found.items():
+def test_horovod_files_are_listed_with_their_lines():
+    """A count may be a quarter off, because the page gives the date of its counts."""
+    counts = {row[0].strip("`"): int(row[1]) for row in rows("## The lines that exist for Horovod")}
+    for path, lines in counts.items():
         assert lines == pytest.approx(len((ROOT / path).read_text().splitlines()), rel=0.25), path
     folders = [path for part in ("job", "moco") for path in (ROOT / part).rglob("*.py")]
     scripts = [*(ROOT / "docker").glob("*.sh"), *(ROOT / "slurm").glob("*.sh")]
@@ -401,10 +400,10 @@ def test_the_files_that_serve_horovod_are_listed_with_about_their_lines():
         named = [
             line for line in path.read_text().splitlines() if re.search("horovod|hvd", line, re.I)
         ]
-        assert len(named) <= 3 or name(path) in found, path
+        assert len(named) <= 3 or name(path) in counts, path
 
 
-def test_the_page_on_horovod_names_the_versions_that_are_pinned():
+def test_horovod_page_names_the_pinned_versions():
     text = pages.section(HOROVOD, "## Follow a new torch")
     patterns = {
         "docker/constraints.txt": r"^(?:torch|torchvision|nvidia-nccl-cu13)==([\d.]+)",
@@ -414,5 +413,5 @@ def test_the_page_on_horovod_names_the_versions_that_are_pinned():
         "docker/Dockerfile": r"nvidia/cuda:([\d.]+)-",
     }
     for file, pattern in patterns.items():
-        found = re.findall(pattern, (ROOT / file).read_text(), re.MULTILINE)
-        assert found and [version for version in found if version not in text] == [], file
+        versions = re.findall(pattern, (ROOT / file).read_text(), re.MULTILINE)
+        assert versions and [each for each in versions if each not in text] == [], file

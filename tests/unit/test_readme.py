@@ -1,4 +1,4 @@
-"""The examples of the pages run, and the messages that they quote are the program's."""
+"""The pages' examples run, and the program has the messages that they quote."""
 
 import ast
 import functools
@@ -18,14 +18,13 @@ ROOT = Path(__file__).parents[2]
 [CALL] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 # tests/unit/test_packages.py runs the first example of this page.
 _, EXAMPLE = re.findall(r"```python\n(.*?)```", (ROOT / "mgd/README.md").read_text(), re.DOTALL)
-ELSEWHERE = (
-    "data wait",
-    "unable to allocate shared memory",
-)  # a number in the log, and NCCL's own words
+# Quoted texts of the log and of NCCL, not messages of the program.
+ELSEWHERE = ("data wait", "unable to allocate shared memory")
 SHOWN = """
 import sys
 assert "horovod" not in sys.modules and "timm" not in sys.modules
-job = {name for name in sys.modules if name.startswith("job") and not name.startswith("job.networks.")}
+job = {name for name in sys.modules if name.startswith("job")}
+job = {name for name in job if not name.startswith("job.networks.")}
 assert job <= {"job", "job.networks", "job.declare", "job.errors", "job.files", "job.text"}, job
 start = MGDistiller({i: (widths[i].num_features, norms[i].num_features) for i in norms})
 print("solved", *[not torch.equal(distiller.matching(i), start.matching(i)) for i in norms])
@@ -34,13 +33,10 @@ print("solved", *[not torch.equal(distiller.matching(i), start.matching(i)) for 
 
 @functools.cache
 def strings() -> str:
-    """All strings of the program except docstrings, a line each; of the shell scripts, the lines without comments."""
-    files = [
-        path
-        for part in ("job", "mgd", "moco", "slurm", "docker")
-        for path in (ROOT / part).rglob("*")
-    ]
-    found = []
+    """Return all strings of the program except docstrings, and all code lines of the scripts."""
+    folders = ("job", "mgd", "moco", "slurm", "docker")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*")]
+    texts = []
     for path in files:
         if path.suffix == ".py":
             tree = ast.parse(path.read_text())
@@ -53,7 +49,7 @@ def strings() -> str:
             }
             for node in ast.walk(tree):
                 if isinstance(node, ast.JoinedStr):
-                    found.append(
+                    texts.append(
                         "".join(
                             part.value if isinstance(part, ast.Constant) else "{}"
                             for part in node.values
@@ -64,20 +60,20 @@ def strings() -> str:
                     and isinstance(node.value, str)
                     and id(node) not in docs | parts
                 ):
-                    found.append(node.value)
+                    texts.append(node.value)
         elif path.suffix in (".sh", ".sbatch"):
-            found += [
+            texts += [
                 line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")
             ]
-    return "\n".join(found)
+    return "\n".join(texts)
 
 
 def messages(page, title):
-    """Return the words of the program that a page's list of troubles quotes before each colon."""
+    """Return the messages that a page's list of troubles quotes before each colon."""
     text = " ".join(pages.section(page, title).split())
     heads = re.findall(r"- ((?:`[^`]+`|[^`:])+): ", text)
-    quoted = [words for head in heads for words in re.findall(r"`([^`]+)`", head)]
-    return [words for words in quoted if words not in ELSEWHERE and " " in words]
+    quoted = [text for head in heads for text in re.findall(r"`([^`]+)`", head)]
+    return [text for text in quoted if text not in ELSEWHERE and " " in text]
 
 
 MESSAGES = messages("job/README.md", "## Troubleshooting")
@@ -85,6 +81,7 @@ MESSAGES = messages("job/README.md", "## Troubleshooting")
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory):
+    """The output of the example of mgd/README.md."""
     script = tmp_path_factory.mktemp("example") / "example.py"
     script.write_text("import torch; torch.manual_seed(1)\n" + EXAMPLE + SHOWN)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -96,8 +93,8 @@ def example(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_example_pulls_the_student_towards_its_teacher(example):
-    losses = [float(found) for found in re.findall(r"distillation (\S+)$", example, re.MULTILINE)]
+def test_example_reduces_the_distillation_loss(example):
+    losses = [float(loss) for loss in re.findall(r"distillation (\S+)$", example, re.MULTILINE)]
     assert len(losses) > 2 and losses[-1] < losses[0]
 
 
@@ -107,32 +104,33 @@ def test_example_solves_a_matching_in_every_stage(example):
 
 
 @pytest.mark.slow
-def test_the_call_from_python_trains_and_returns_its_numbers(tmp_path):
+def test_call_from_python_returns_its_numbers(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     (tmp_path / "call.py").write_text(CALL)
     command = [sys.executable, "call.py"]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     *_, last = re.findall(r"^step ([\d.]+)$", done.stdout, re.MULTILINE)
-    told = done.stdout.splitlines()[-1].split()
-    assert told[:2] == ["runs/python/last.pth.tar", last] and float(told[2]) > 20  # of 10 classes
+    checkpoint, loss, knn = done.stdout.splitlines()[-1].split()
+    assert (checkpoint, loss) == ("runs/python/last.pth.tar", last)
+    assert float(knn) > 20  # of 10 classes
 
 
 def test_troubleshooting_quotes_many_messages():
     assert len(MESSAGES) > 60
 
 
-@pytest.mark.parametrize("words", MESSAGES)
-def test_troubleshooting_quotes_the_program(words):
-    assert words in strings()
+@pytest.mark.parametrize("message", MESSAGES)
+def test_troubleshooting_quotes_the_program(message):
+    assert message in strings()
 
 
-def test_readme_s_troubles_are_five_of_these():
-    found = messages("README.md", "## Troubles")
-    assert len(found) == 5 and set(found) <= set(MESSAGES)
+def test_readme_quotes_five_of_these_messages():
+    quoted = messages("README.md", "## Troubles")
+    assert len(quoted) == 5 and set(quoted) <= set(MESSAGES)
 
 
-def test_the_picture_of_watching_has_the_rows_of_mgd_watch(tmp_path):
+def test_picture_of_mgd_watch_has_its_rows(tmp_path):
     folder = write_run(tmp_path / "run")
     more = [
         {"epoch": 1, "step": 0, "knn": 80.0},
@@ -157,7 +155,7 @@ def test_the_picture_of_watching_has_the_rows_of_mgd_watch(tmp_path):
     assert len(documented) > 8 and documented == shown
 
 
-def test_the_tests_of_reported_cases_are_there():
+def test_reported_cases_name_existing_tests():
     path = ""
     for file, name in re.findall(
         r"`([\w/]+\.py)?(?:::(\w+))?`", (ROOT / "tests/README.md").read_text()

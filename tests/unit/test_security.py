@@ -1,4 +1,4 @@
-"""What a run must not do with what it is given."""
+"""Input of a run must never run code."""
 
 import os
 import re
@@ -7,19 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from errors import refused
+from job.config import read_config
 from job.data.shards import INDEX, load_index
 from job.errors import RunError
-from runs import errors_of
 
 REPO = Path(__file__).parents[2]
 
 
-@pytest.mark.slow
-def test_options_of_yaml_are_never_objects(images, tmp_path):
+def test_yaml_options_are_never_objects(write_yaml, tmp_path):
     harm = tmp_path / "harm"
-    (tmp_path / "options.yaml").write_text(f"lr: !!python/object/apply:os.mkdir ['{harm}']\n")
-    [line] = errors_of("job.train", [[images, "--config", tmp_path / "options.yaml"]])
-    assert "not YAML" in line and not harm.exists()
+    path = write_yaml(f"lr: !!python/object/apply:os.mkdir ['{harm}']\n")
+    assert "not YAML" in refused(read_config, ["DIR", "--config", path])
+    assert not harm.exists()
 
 
 class Harmful:
@@ -30,7 +30,7 @@ class Harmful:
         return os.mkdir, (str(self.path),)
 
 
-def test_an_index_of_packed_images_is_never_objects(tmp_path):
+def test_index_of_packed_images_is_never_objects(tmp_path):
     content = np.array([Harmful(tmp_path / "harm")], dtype=object)
     np.savez(tmp_path / INDEX, format=content)
     with pytest.raises(RunError, match="incomplete index"):
@@ -38,9 +38,9 @@ def test_an_index_of_packed_images_is_never_objects(tmp_path):
     assert not (tmp_path / "harm").exists()
 
 
-def test_no_source_reads_pickles_or_runs_text():
-    """Of all ways to do it the ones that slip in most easily."""
-    ways = [
+def test_no_source_loads_pickles_or_runs_text():
+    """Searches for the calls that are easiest to add by mistake."""
+    calls = [
         r"(?<!FILE, )weights_only=False",  # a message names it
         r"allow_pickle=True",
         r"pickle\.loads?\(",
@@ -51,4 +51,4 @@ def test_no_source_reads_pickles_or_runs_text():
         path for package in ("job", "mgd", "moco") for path in (REPO / package).rglob("*.py")
     ]
     assert len(sources) > 40
-    assert [str(path) for path in sources if re.search("|".join(ways), path.read_text())] == []
+    assert [str(path) for path in sources if re.search("|".join(calls), path.read_text())] == []
