@@ -187,7 +187,7 @@ def home(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", PATHS)
-def test_home_options_are_all_paths(kind):
+def test_path_options(kind):
     assert {f.name for f in dataclasses.fields(kind) if f.metadata["path"]} == PATHS[kind]
 
 
@@ -269,16 +269,9 @@ def test_home_is_expanded_in_other_programs(home, monkeypatch, program, line, ex
 @pytest.mark.parametrize("form", ["{} 1", "{}=1", "{}"])
 def test_retired_flag_names_its_replacement(name, form):
     message = refused("DIR", *form.format(name).split(), "--no-such-flag")
+    replacements = ("horovodrun -np", "--resume auto", "CUDA_VISIBLE_DEVICES", "leave it out")
     assert name in message
-    assert any(
-        replacement in message
-        for replacement in (
-            "horovodrun -np",
-            "--resume auto",
-            "CUDA_VISIBLE_DEVICES",
-            "leave it out",
-        )
-    )
+    assert any(replacement in message for replacement in replacements)
 
 
 RELEASED = """
@@ -297,7 +290,8 @@ def test_flags_of_simsiam_s_programs_are_known(kind, own):
         name for f in dataclasses.fields(kind) for name in (*f.metadata["flags"], flag(f.name))
     }
     assert {*RELEASED.split(), *own.split()} - options - RETIRED.keys() == set()
-    assert {"--dist-url", "--world-size", "--rank", "--gpu", "--start-epoch"} <= RETIRED.keys()
+    retired = "--multiprocessing-distributed --dist-url --dist-backend --world-size --rank"
+    assert {*retired.split(), "--gpu", "--start-epoch"} <= RETIRED.keys()
 
 
 def test_later_files_and_command_line_win(write_yaml):
@@ -306,13 +300,8 @@ def test_later_files_and_command_line_win(write_yaml):
     config = read_config(
         ["DIR", "--config", first, "--config", second, "--seed", "3", "--no-mlp", "--schedule", "4"]
     )
-    assert (config.lr, config.epochs, config.seed, config.mlp, config.schedule) == (
-        0.1,
-        6,
-        3,
-        False,
-        [4],
-    )
+    expected = (0.1, 6, 3, False, [4])
+    assert (config.lr, config.epochs, config.seed, config.mlp, config.schedule) == expected
     assert config.config == [first, second]
 
 
@@ -443,9 +432,8 @@ def test_knn_k_without_knn_every_is_refused(write_yaml):
     assert refused("DIR", "--knn-k", 5) == f"--knn-k 5: {reason}"
     assert read_config(["DIR", "--knn-k", "0"]).knn_k == 0  # as by default
     assert read_config(["DIR", "--config", write_yaml("knn: {k: 5}")]).knn_k == 5
-    assert (
-        read_config(["DIR", "--config", write_yaml("knn: {every: 1}"), "--knn-k", "5"]).knn_k == 5
-    )
+    path = write_yaml("knn: {every: 1}")
+    assert read_config(["DIR", "--config", path, "--knn-k", "5"]).knn_k == 5
 
 
 WITH_TEACHER = {

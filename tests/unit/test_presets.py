@@ -15,8 +15,13 @@ PRESETS = sorted(file.name.removesuffix(".yaml") for file in FILES if file.name.
 
 
 def kind_of(preset):
-    """The options of the program that a preset is for."""
+    """Return the options of the program that a preset is for."""
     return LinearConfig if preset.startswith("linear") else Config
+
+
+def option(config, group, key):
+    """Return the value of an option by its key in a group."""
+    return getattr(config, groups(type(config))[group].keys[key].name)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -24,18 +29,11 @@ def test_preset_is_known_by_its_name(name):
     path = resources.files("job") / "presets" / f"{name}.yaml"
     written = yaml.safe_load(path.read_text())
     kind = kind_of(name)
-    by_name, by_path = (
-        read_config(["DIR", f"--config={given}"], kind=kind) for given in (name, path)
-    )
+    by_name, by_path = (read_config(["DIR", f"--config={c}"], kind=kind) for c in (name, path))
     assert written
     assert dataclasses.replace(by_name, config=[]) == dataclasses.replace(by_path, config=[])
     for group, options in written.items():
         assert {key: option(by_name, group, key) for key in options} == options
-
-
-def option(config, group, key):
-    """The value of an option by its key in a group."""
-    return getattr(config, groups(type(config))[group].keys[key].name)
 
 
 MOCO = "-a resnet18 --lr 0.03 --batch-size 256 --epochs 200 --mlp --moco-t 0.2 --aug-plus --cos"
@@ -53,9 +51,7 @@ def test_preset_is_the_published_recipe(preset, recipe):
 
 def test_original_preset_changes_only_mgd():
     """It is the preset imagenet with the settings of MGD's own program."""
-    imagenet, original = (
-        read_config(["DIR", "--config", name]) for name in ("imagenet", "original")
-    )
+    imagenet, original = (read_config(["DIR", "--config", c]) for c in ("imagenet", "original"))
     settings = dict(loss_factor=1e4, loss_share=0.0, margins="init", reducer="amp")
     settings |= dict(matching="solved", refresh_epochs="log")
     settings |= dict(mgd_stages=[1, 2, 3, 4], stage_weights=[])

@@ -79,14 +79,10 @@ def test_bad_gradient_of_one_worker_is_found_on_all(value):
     fc = nn.Linear(2, 3)
     scale = torch.tensor(value if comm.rank() == comm.size() - 1 else 1.0)
     # The second group has finite gradients.
-    gradients = gradients_of(
-        fc, [(fc.bias * scale).sum() + fc.weight.sum(), fc.bias.sum() + fc.weight.sum()]
-    )
-    outcome = (
-        math.isfinite(gradients.norm()),
-        gradients.beyond(),
-        fc.weight.grad.isfinite().all().item(),
-    )
+    losses = [(fc.bias * scale).sum() + fc.weight.sum(), fc.bias.sum() + fc.weight.sum()]
+    gradients = gradients_of(fc, losses)
+    finite = fc.weight.grad.isfinite().all().item()
+    outcome = (math.isfinite(gradients.norm()), gradients.beyond(), finite)
     assert allgather(outcome, "outcome") == [(False, ["fc.bias"], True)] * comm.size()
 
 

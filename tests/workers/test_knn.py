@@ -101,12 +101,8 @@ def test_images_without_label_neither_count_nor_vote(tmp_path_factory, net, run,
         labels[:] = torch.tensor(
             [label for index, label in enumerate(images.labels) if images.read(index)[2] == []]
         )
-    bank, bank_labels, queries, truth = (
-        bank[bank_labels >= 0],
-        bank_labels[bank_labels >= 0],
-        queries[truth >= 0],
-        truth[truth >= 0],
-    )
+    bank, bank_labels = bank[bank_labels >= 0], bank_labels[bank_labels >= 0]
+    queries, truth = queries[truth >= 0], truth[truth >= 0]
     for k in (1, 4, 1000):
         cosines, index = (queries @ bank.T).topk(min(k, len(bank)), dim=1)
         votes = torch.zeros(len(queries), CLASSES).scatter_add_(

@@ -33,16 +33,11 @@ def training(run, tmp_path, monkeypatch):
         Image.fromarray(generator.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(path)
     torch.manual_seed(0)
     student, teacher = (build_resnet("resnet18", stem="small") for _ in range(2))
-    channels = {
-        stage: (norm.num_features, norm.num_features)
-        for stage, norm in stage_norms(student).items()
-        if stage in STAGES
-    }
+    widths = {stage: norm.num_features for stage, norm in stage_norms(student).items()}
+    channels = {stage: (widths[stage], widths[stage]) for stage in STAGES}
     distiller = object.__new__(MGD)
-    distiller.config, distiller.module = (
-        Config(image_size=16, workers=0),
-        MGDistiller(channels, "rd"),
-    )
+    distiller.config = Config(image_size=16, workers=0)
+    distiller.module = MGDistiller(channels, "rd")
     framework = SimpleNamespace(
         encoder=with_features(student, STAGES), reference=math.log(100), reference_text="ln(100)"
     )

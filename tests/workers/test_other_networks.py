@@ -16,7 +16,7 @@ from job.position import Count, Position
 from job.train import train_epoch
 from steps import build_training, save_teacher
 
-NB, SIZE, STEPS, STOP = 8, 32, 4, 2
+NB, SIZE, STEPS, STOP = 8, 32, 3, 2
 MOBILE, VIT = "timm/mobilenetv3_small_050", "timm/test_vit"
 SIMSIAM = {"framework": "simsiam", "dim": 8, "pred_dim": 4, "mlp": False}
 COMPRESS = {"framework": "none", "distill": ["similarity"], "similarity": "compress"}

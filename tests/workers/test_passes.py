@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from job.evaluate import knn
-
 from job.distill import mgd, loss_factor
 from job.distill.base import Networks
 from job.distill.mgd import MGD
@@ -56,23 +55,17 @@ def training(run, networks, tmp_path, monkeypatch):
         Image.fromarray(generator.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(path)
     (tmp_path / "train" / "class0" / "00.png").write_bytes(b"no image")
     student, teacher = copy.deepcopy(networks)
-    channels = {
-        stage: (norm.num_features,) * 2
-        for stage, norm in stage_norms(student).items()
-        if stage in STAGES
-    }
-    config, images = (
-        Config(image_size=16, workers=0, max_bad_images=5),
-        scan(str(tmp_path), "train", max_bad=5),
-    )
+    widths = {stage: norm.num_features for stage, norm in stage_norms(student).items()}
+    channels = {stage: (widths[stage], widths[stage]) for stage in STAGES}
+    config = Config(image_size=16, workers=0, max_bad_images=5)
+    images = scan(str(tmp_path), "train", max_bad=5)
     distiller = object.__new__(MGD)
     distiller.config, distiller.module = config, MGDistiller(channels, factor=123.0)
     framework = SimpleNamespace(
         encoder=with_features(student, STAGES).train(), reference=4.6, reference_text="ln(100)"
     )
-    networks = Networks(
-        run, images, framework, SimpleNamespace(net=with_features(teacher, STAGES).eval())
-    )
+    teacher = SimpleNamespace(net=with_features(teacher, STAGES).eval())
+    networks = Networks(run, images, framework, teacher)
     return SimpleNamespace(
         config=config,
         run=run,

@@ -22,7 +22,8 @@ MOBILE = "timm/mobilenetv3_small_050"
 OPTIONS = dataclasses.asdict(Config(data="images", config=["small"]))
 
 
-def odd():
+def last():
+    """Return the rank of the last worker, which differs."""
     return comm.size() - 1
 
 
@@ -31,7 +32,7 @@ def outcome(on_cpu=True, **changed):
 
     changed: options of the last worker.
     """
-    options = OPTIONS | (changed if comm.rank() == odd() else {})
+    options = OPTIONS | (changed if comm.rank() == last() else {})
     try:
         same_start.check(options, f"node{comm.rank() // 2}", on_cpu)
         line = None
@@ -47,8 +48,8 @@ def expected(text, advice, more=""):
 
     text: has one `{}` for the last worker, which has the minority, also of two.
     """
-    where = f"on worker {odd()} (node node{odd() // 2})"
-    return f"{text.format(where)}, as on worker 0{more}. {advice}" if odd() else None
+    where = f"on worker {last()} (node node{last() // 2})"
+    return f"{text.format(where)}, as on worker 0{more}. {advice}" if last() else None
 
 
 def test_same_start_is_no_error():
@@ -76,14 +77,13 @@ def test_different_option_is_named_with_its_worker(changed, text):
 
 def test_other_differences_are_counted():
     more = "; other differences: 2"
+    advice = "Start all workers with the same options"
     line = outcome(seed=1, lr=0.5, arch="resnet34")
-    assert line == expected(
-        "--lr 0.5 {}: expected 0.03", "Start all workers with the same options", more
-    )
+    assert line == expected("--lr 0.5 {}: expected 0.03", advice, more)
 
 
 def test_package_version_is_named_before_options(monkeypatch):
-    if comm.rank() == odd():
+    if comm.rank() == last():
         monkeypatch.setattr(torch, "__version__", "2.13.0")
     version = allgather(torch.__version__ + "", "version")[0]
     more = "; other differences: 1"
@@ -103,23 +103,22 @@ def test_program_digest_is_named_first(monkeypatch, tmp_path):
     assert len({own, other, same_start.program_digest()}) == 3
     (tmp_path / "moco" / "model.pyc").touch()
     other = same_start.program_digest()
-    if comm.rank() != odd():
+    if comm.rank() != last():
         monkeypatch.undo()
     advice = "Install the same version, or use the same image, on all nodes"
     more = "; other differences: 1"
-    assert outcome(seed=1) == expected(
-        f"this program's files {other} {{}}: expected {own}", advice, more
-    )
+    text = f"this program's files {other} {{}}: expected {own}"
+    assert outcome(seed=1) == expected(text, advice, more)
 
 
 @pytest.mark.parametrize(
-    ("own", "its", "least"), [("AVX512", "AVX2", "avx2"), ("DEFAULT", "SVE256", "default")]
+    ("own", "other", "least"), [("AVX512", "AVX2", "avx2"), ("DEFAULT", "SVE256", "default")]
 )
-def test_cpu_kernels_are_named_only_without_gpus(monkeypatch, own, its, least):
-    kernels = its if comm.rank() == odd() else own
+def test_cpu_kernels_are_named_only_without_gpus(monkeypatch, own, other, least):
+    kernels = other if comm.rank() == last() else own
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: kernels)
     advice = f"Set ATEN_CPU_CAPABILITY={least} for all workers, or use nodes with the same CPUs"
-    assert outcome() == expected(f"CPU kernels {its} {{}}: expected {own}", advice)
+    assert outcome() == expected(f"CPU kernels {other} {{}}: expected {own}", advice)
     assert outcome(on_cpu=False) is None
 
 
@@ -138,18 +137,18 @@ def outcome_of(work):
 def other_timm(monkeypatch):
     """Another version of timm on the last worker; the expected error line."""
     own = importlib.metadata.version
-    versions = {"timm": "1.0.0"} if comm.rank() == odd() else {}
+    versions = {"timm": "1.0.0"} if comm.rank() == last() else {}
     monkeypatch.setattr(importlib.metadata, "version", lambda name: versions.get(name) or own(name))
     advice = "Install the same version, or use the same image, on all nodes"
-    where = f"on worker {odd()} (node {task.node()})"
+    where = f"on worker {last()} (node {task.node()})"
     line = f"timm 1.0.0 {where}: expected {own('timm')}, as on worker 0. {advice}"
-    return line if odd() else None
+    return line if last() else None
 
 
 def test_timm_version_counts_only_for_timm_networks(run, other_timm):
     built = []
     assert outcome_of(lambda: run.build("timm/resnet18", lambda: built.append(1))) == other_timm
-    assert len(built) == (not odd())
+    assert len(built) == (not last())
     for arch in ("resnet18", "own_network:Small"):
         assert outcome_of(partial(run.build, arch, partial(built.append, arch))) is None
         assert built[-1] == arch
@@ -160,11 +159,11 @@ def test_worker_without_timm_is_named(run, monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     expected = importlib.metadata.version("timm")
-    if comm.rank() == odd():
+    if comm.rank() == last():
         monkeypatch.setattr(importlib.metadata, "version", version)
     line = outcome_of(lambda: run.build("timm/resnet18", lambda: None))
-    assert odd() == 0 or line.startswith(f"timm none on worker {odd()} (node ")
-    assert odd() == 0 or f": expected {expected}, as on worker 0. " in line
+    assert last() == 0 or line.startswith(f"timm none on worker {last()} (node ")
+    assert last() == 0 or f": expected {expected}, as on worker 0. " in line
 
 
 def train_student(run, folder, path):
@@ -194,7 +193,7 @@ def test_programs_end_with_another_timm(run, other_timm, tmp_path, work):
         state = timm.create_model(MOBILE.removeprefix("timm/"), num_classes=0).state_dict()
         torch.save({"arch": MOBILE, "state_dict": state}, path)
     (tmp_path / "images").mkdir()
-    if not odd():
+    if not last():
         pytest.skip("one worker has one version")
     assert outcome_of(lambda: work(run, tmp_path / "images", path)) == other_timm
 

@@ -34,11 +34,8 @@ def exchanged():
 
     Image i of the total batch has the value i in each pixel.
     """
-    mine = (
-        torch.arange(comm.rank() * B, (comm.rank() + 1) * B, dtype=torch.uint8)
-        .view(B, 1, 1, 1)
-        .expand(B, 3, 4, 4)
-    )
+    positions = torch.arange(comm.rank() * B, (comm.rank() + 1) * B, dtype=torch.uint8)
+    mine = positions.view(B, 1, 1, 1).expand(B, 3, 4, 4)
     batches = [received(mine, Shuffle(comm, permutation))[0] for permutation in permutations()]
     return [allgather(images, f"received.{i}") for i, images in enumerate(batches)]
 
