@@ -51,12 +51,12 @@ def train(training, batches, before_average=lambda: None):
     return journal
 
 
-def save_teacher(path, width=64):
-    """Save a ResNet-50 with random weights and batch norms as a teacher."""
+def save_teacher(path, width=64, arch="resnet50"):
+    """Save a ResNet with random weights and batch norms as a teacher."""
     torch.manual_seed(5)
-    net = build_resnet("resnet50", width=width)
+    net = build_resnet(arch, width=width)
     for norm in (module for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)):
         torch.nn.init.uniform_(norm.running_var, 1.0, 2.0)
         torch.nn.init.normal_(norm.bias, 0.0, 0.3)
     state = {f"module.encoder_q.{name}": value for name, value in net.state_dict().items()}
-    torch.save({"arch": "resnet50", "state_dict": state}, path)
+    torch.save({"arch": arch, "state_dict": state}, path)

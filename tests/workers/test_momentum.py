@@ -26,7 +26,7 @@ TOLERANCE = 1e-3  # fraction of a value's change over the steps
 def build(run, folder, accumulate=1):
     """Build a training of CompRess on narrow networks."""
     if comm.rank() == 0:
-        save_teacher(folder / "teacher.pth", width=16)
+        save_teacher(folder / "teacher.pth", width=32, arch="resnet18")
     options = {"framework": "none", "distill": ["similarity"], "similarity": "compress", **SGD}
     options |= {"similarity_k": K, "similarity_m": M, "similarity_t": T, "similarity_teacher_t": T}
     options |= {"width": 16, "batch_size": NB, "accumulate": accumulate, "mlp": False}

@@ -24,9 +24,9 @@ COMPRESS |= {"teacher_arch": VIT, "mlp": False}
 MGD_AND_GRAM = {"distill": ["mgd", "gram"], "mgd_stages": [3, 4], "gram_stages": [3]}
 
 
-def save_narrow(path):
-    """Save a narrow ResNet-50 with random weights as a teacher."""
-    save_teacher(path, width=16)
+def save_resnet(path):
+    """Save a narrow ResNet-18, with more channels than the students, as a teacher."""
+    save_teacher(path, width=48, arch="resnet18")
 
 
 def save_vit(path):
@@ -36,11 +36,11 @@ def save_vit(path):
 
 
 PAIRS = {  # student, function that writes the teacher, options
-    "mobilenet from a resnet": (MOBILE, save_narrow, {"distill": ["simreg", "projector"]}),
-    "mobilenet by mgd": (MOBILE, save_narrow, {"distill": ["mgd"]}),
-    "mobilenet in simsiam": (MOBILE, save_narrow, {"distill": ["simreg"], **SIMSIAM}),
-    "vit from a resnet": (VIT, save_narrow, {"distill": ["simreg"]}),
-    "a user's from a resnet": ("own_network:Small", save_narrow, MGD_AND_GRAM),
+    "mobilenet from a resnet": (MOBILE, save_resnet, {"distill": ["simreg", "projector"]}),
+    "mobilenet by mgd": (MOBILE, save_resnet, {"distill": ["mgd"]}),
+    "mobilenet in simsiam": (MOBILE, save_resnet, {"distill": ["simreg"], **SIMSIAM}),
+    "vit from a resnet": (VIT, save_resnet, {"distill": ["simreg"]}),
+    "a user's from a resnet": ("own_network:Small", save_resnet, MGD_AND_GRAM),
     "resnet from a vit": (
         "resnet18",
         save_vit,
