@@ -12,9 +12,9 @@ LINKLESS = {
 }
 
 
-def mount(*words):
+def mount(*arguments):
     """Call `mount`, or skip the test if it fails."""
-    done = subprocess.run(["mount", *map(str, words)], capture_output=True, text=True)
+    done = subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"mounting is not allowed here, run as root: {done.stderr.strip()}")
 
@@ -45,13 +45,13 @@ def mount_linkless(kind, folder, megabytes=256):
     return path
 
 
-def works(command, *words):
+def works(command, *arguments):
     """Return whether a command ends with 0.
 
     Its output is dropped: processes that it leaves running would keep a pipe open.
     """
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     try:
-        return subprocess.run([*command.split(), *map(str, words)], **quiet).returncode == 0
+        return subprocess.run([*command.split(), *map(str, arguments)], **quiet).returncode == 0
     except FileNotFoundError:
         return False

@@ -29,17 +29,17 @@ def missing(needed=DOCKER) -> str:
 
 
 class Engine:
-    """The command of an engine. A call runs it with `words` and returns its output."""
+    """The command of an engine. A call runs it with arguments and returns its output."""
 
     def __init__(self, name: str, variables: dict[str, str]):
         self.name = name
         self.variables = variables  # where its daemon or its storage is
         self.environment = os.environ | variables
 
-    def __call__(self, *words, check=True, timeout=120, **more) -> str:
-        words = [self.name, *map(str, words)]
+    def __call__(self, *arguments, check=True, timeout=120, **more) -> str:
+        command = [self.name, *map(str, arguments)]
         done = subprocess.run(
-            words,
+            command,
             env=self.environment,
             cwd=REPO,
             capture_output=True,
@@ -130,13 +130,13 @@ def build(docker, engine, pytestconfig):
 
     def image(tag, context=REPO):
         file = context / "docker/Dockerfile"
-        words = ["docker", "build", "--network=host", "-f", file, "-t", tag]
+        command = ["docker", "build", "--network=host", "-f", file, "-t", tag]
         for name, value in (
             ("BASE_IMAGE", engine["BASE_IMAGE"]),
             ("RUNTIME_IMAGE", engine["BASE_IMAGE"]),
             ("VERSION", "test"),
         ):
-            words += ["--build-arg", f"{name}={value}"]
+            command += ["--build-arg", f"{name}={value}"]
 
         def number():
             return docker("images", "--quiet", tag).strip()
@@ -146,7 +146,7 @@ def build(docker, engine, pytestconfig):
             print(f"\nbuilding {tag} (about 7 minutes with an empty cache)", flush=True)
             lines = []
             with subprocess.Popen(
-                [*words, context],
+                [*command, context],
                 env=docker.environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -154,8 +154,8 @@ def trained(run, tmp_path_factory):
     """(moved, errors, digests) after a training.
 
     moved, errors: [worker][part], the largest change in the emulation and the largest difference
-    from it. digests: of the values that must be equal, [worker][name]. Only the first worker emulates,
-    because the parameters are too many to send.
+    from it. digests: of the values that must be equal, [worker][name]. Only the first worker
+    emulates, because the parameters are too many to send.
     """
     before, after = train_moco(run, tmp_path_factory.mktemp("trained"), accumulate=1)
     mine = {name: value for name, value in after.items() if is_norm(name) or name == "logits"}
