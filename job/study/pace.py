@@ -62,7 +62,7 @@ class Pace:
         try:
             progress = Progress(self.bench.folder(unit) / "train")
             progress.update()
-            return 0.99 * progress.share
+            return 0.99 * progress.fraction
         except RunError:
             return 0.0
 

@@ -797,8 +797,8 @@ def test_a_try_is_a_record_with_the_run_s_folder(shell, tmp_path):
         str(run),
     )
     (tmp_path / "job.log").write_text(done.stdout, encoding="utf-8", errors="surrogateescape")
-    [place] = discover.find(tmp_path / "job.log", {})
-    assert place.path == run and place.log.told.tries == 2
+    [source] = discover.find(tmp_path / "job.log", {})
+    assert source.path == run and source.log.content.tries == 2
 
 
 def test_a_heterogeneous_job_is_refused(shell):

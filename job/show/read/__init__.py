@@ -1,1 +1,1 @@
-"""Read a run's folder."""
+"""Find runs and read their folders."""

@@ -11,53 +11,54 @@ from job.errors import RunError
 from job.show.read import history
 from job.show.read.tail import Follower
 
-MOST_FOLDERS = 10_000  # of one log: an array's jobs may share it
+MOST_FOLDERS = 10_000  # of one log: an array's jobs may write to the same one
 FILES = ("config.yaml", "metrics.jsonl", "log.txt")
-OLD_FOLDER = re.compile(
-    r"\S+: run's folder: (.*)"
-)  # in the logs of earlier versions, which have no records
+# In the logs of earlier versions, which have no records.
+OLD_FOLDER = re.compile(r"\S+: run's folder: (.*)")
 
 
 class JobLog:
-    """The log of a SLURM job: its tries, the folders of its runs, and the end of the last try.
+    """The log of a SLURM job: its number of tries, the folders of its runs, and the last try.
 
-    decision: why the job was requeued, or was not. said: the job script's last line. error: the
-    last error. All three are of the last try.
+    Of the last try: decision: whether the job was requeued, and why. last_line: the job script's
+    last line. error: the last error.
     """
 
     def __init__(self) -> None:
-        self.tries, self.nodes, self.decision, self.said, self.error = 0, "", "", "", ""
+        self.tries = 0
+        self.nodes = self.decision = self.last_line = self.error = ""
         self.folders: dict[Path, None] = {}
 
     def add(self, lines: bytes) -> None:
-        """Take in whole lines."""
+        """Add complete lines."""
         for line in lines.decode(errors="surrogateescape").split("\n"):
-            said = "".join(text for _, text in history.read_lines(line))
+            text = "".join(text for _, text in history.read_lines(line))
             kind, record = (line.startswith('{"kind": ') and history.read_record(line)) or ("", {})
             if kind == "try":
-                self.begin(*(record[name] for name in ("number", "nodes", "run")))
+                self.start(*(record[name] for name in ("number", "nodes", "run")))
             elif kind == "decision":
                 status = f", exit status {record['status']}" if "status" in record else ""
                 self.decision = record["reason"][: history.LONGEST_LINE] + status
-            elif match := OLD_FOLDER.fullmatch(said):
-                self.begin(self.tries + 1, "nodes not known", match[1])
-            elif said:
-                self.said = said
+            elif match := OLD_FOLDER.fullmatch(text):
+                self.start(self.tries + 1, "unknown nodes", match[1])
+            elif text:
+                self.last_line = text
             elif line.startswith("error: "):
                 self.error = line[: history.LONGEST_LINE]
 
-    def begin(self, number: int, nodes: str, folder: str) -> None:
-        """Take in the start of a try."""
-        self.tries, self.nodes, self.decision, self.said, self.error = number, nodes, "", "", ""
+    def start(self, number: int, nodes: str, folder: str) -> None:
+        """Add the start of a try."""
+        self.tries, self.nodes = number, nodes
+        self.decision = self.last_line = self.error = ""
         if len(self.folders) < MOST_FOLDERS:
             self.folders[Path(folder)] = None
 
     def describe(self) -> list[str]:
-        """Return the job in up to three lines; only the first if the log is one of several jobs."""
+        """Return the job in up to three lines, or only its tries if the log is of several jobs."""
         lines = [f"try {self.tries} on {self.nodes}" if self.tries else "no try yet"]
         if len(self.folders) < 2:
             lines += [f"decision: {self.decision}"] if self.decision else []
-            lines += [f"said: {self.said}"] if self.said else []
+            lines += [f"last line: {self.last_line}"] if self.last_line else []
         return lines
 
 
@@ -65,8 +66,8 @@ Logs = dict[Path, Follower[JobLog]]
 
 
 @dataclasses.dataclass
-class Place:
-    """A run's folder, or the log of a job without a run yet.
+class Source:
+    """A run's folder, or the log of a job whose run has not started.
 
     log: the log of its job, if known. problem: why the run cannot be read.
     """
@@ -76,50 +77,52 @@ class Place:
     problem: str = ""
 
     def waits(self) -> bool:
-        """Return whether the job has no run yet."""
+        """Return whether the job's run has not started."""
         return self.log is not None and not is_run(self.path)
 
 
-def find(path: Path, logs: Logs) -> list[Place]:
+def find(path: Path, logs: Logs) -> list[Source]:
     """Return the runs at `path`. logs: cache of the job logs read. RunError: there are no runs."""
     if os.path.isfile(path):
-        return of_log(path, logs)
+        return find_in_log(path, logs)
     if not os.path.isdir(path):
         raise RunError(
-            f"{path}: no such file or folder. Give a run's folder, a folder that holds runs, or a SLURM job's log"
+            f"{path}: no such file or folder; expected a run's folder, a folder that holds runs, "
+            "or a SLURM job's log"
         )
     if is_run(path):
-        return [Place(path)]
-    found = {os.path.realpath(folder): Place(folder) for folder in inside(path, {})}
+        return [Source(path)]
+    sources = {os.path.realpath(folder): Source(folder) for folder in inside(path, {})}
     for file in sorted(filter(os.path.isfile, path.glob("*.log")), key=natural):
         try:
-            places = runs_of(file, logs)
+            logged = named_runs(file, logs)
         except RunError as error:
-            places = [Place(file, problem=str(error))]
-        found |= {os.path.realpath(place.path): place for place in places}
-    if not found:
+            logged = [Source(file, problem=str(error))]
+        sources |= {os.path.realpath(source.path): source for source in logged}
+    if not sources:
         raise RunError(
-            f"{path} holds no run, and no log of a SLURM job: no config.yaml, metrics.jsonl or log.txt there or below"
+            f"{path} holds no run and no log of a SLURM job; expected config.yaml, metrics.jsonl "
+            "or log.txt there or below"
         )
-    return list(found.values())
+    return list(sources.values())
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder has a run's files."""
+    """Return whether a folder has a run's files."""
     return any(os.path.exists(folder / name) for name in FILES)
 
 
 def natural(path: Path) -> list:
-    """Sorts 2 before 10."""
+    """Return a key that sorts names by their numbers: 2 before 10."""
     return [
-        (int(part), "") if part.isdecimal() else (-1, part)
-        for part in re.split(r"(\d+)", path.name)
-        if part
+        (int(text), "") if text.isdecimal() else (-1, text)
+        for text in re.split(r"(\d+)", path.name)
+        if text
     ]
 
 
 def inside(path: Path, seen: dict[str, int], depth: int = 3) -> Iterator[Path]:
-    """Yield the runs in a folder's folders. seen: {resolved path: depth}, against loops of links."""
+    """Yield the runs below a folder. seen: {resolved path: depth}, which ends loops of links."""
     if seen.get(os.path.realpath(path), 0) >= depth:
         return
     seen[os.path.realpath(path)] = depth
@@ -134,27 +137,28 @@ def inside(path: Path, seen: dict[str, int], depth: int = 3) -> Iterator[Path]:
                 yield from inside(folder, seen, depth - 1)
 
 
-def of_log(path: Path, logs: Logs) -> list[Place]:
-    """Return the runs that a job's log names, or the log itself if the job has no run yet.
+def find_in_log(path: Path, logs: Logs) -> list[Source]:
+    """Return the runs that a job's log names, or the log itself if the run has not started.
 
     RunError: not a SLURM job log, or the run folder it names does not exist here.
     """
-    if found := runs_of(path, logs):
-        return found
+    if sources := named_runs(path, logs):
+        return sources
     if is_run(path.parent):
-        return [Place(path.parent)]
+        return [Source(path.parent)]
     if os.path.getsize(path) == 0:
-        return [Place(path, logs[path])]
+        return [Source(path, logs[path])]
     raise RunError(
-        f"{path} names no run's folder that is here: expected the log of a SLURM job. Give the run's folder"
+        f"{path} names no run folder that exists here; expected the log of a SLURM job. "
+        "Give the run's folder"
     )
 
 
-def runs_of(path: Path, logs: Logs) -> list[Place]:
-    """Return the existing runs that a job's log names, or the log itself if no try has started."""
+def named_runs(path: Path, logs: Logs) -> list[Source]:
+    """Return the existing runs that a job's log names, or the log itself before its first try."""
     log = logs.setdefault(path, Follower(path, JobLog))
     log.update()
-    told = log.told
-    if not told.tries and (told.said or told.error):
-        return [Place(path, log)]
-    return [Place(folder, log) for folder in told.folders if os.path.isdir(folder)]
+    job = log.content
+    if not job.tries and (job.last_line or job.error):
+        return [Source(path, log)]
+    return [Source(folder, log) for folder in job.folders if os.path.isdir(folder)]

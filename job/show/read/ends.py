@@ -1,4 +1,4 @@
-"""How the programs that look at runs end: errors in one line, Ctrl-C without one."""
+"""Exit codes and error lines of the programs that show runs."""
 
 import contextlib
 import sys
@@ -10,7 +10,7 @@ from job.errors import RunError
 
 @contextlib.contextmanager
 def reported() -> Iterator[None]:
-    """Exit with the code of a RunError that is raised within, and print it."""
+    """Turn a RunError into an error line and its exit code, and Ctrl-C into exit code 130."""
     with output.guarded():
         try:
             yield

@@ -1,4 +1,4 @@
-"""Read a run's folder: its options, its records of steps, refreshes, accuracies and warnings, its checkpoints."""
+"""Read a run's folder: options, records of metrics.jsonl, and names of checkpoints."""
 
 import array
 import collections
@@ -27,16 +27,19 @@ REQUIRED: dict[str, frozenset[str]] = {
     kind: fields.__required_keys__  # type: ignore[attr-defined]
     for kind, fields in KINDS.items()
 }
-PUBLISHED = 64  # job.networks.WIDTH, without torch, which would take mgd-watch seconds
+PUBLISHED = 64  # as job.networks.WIDTH, whose module imports torch, which takes seconds
 LONGEST_RECORD = 2**20  # bytes of a line of metrics.jsonl
 LONGEST_LINE = 2000  # characters of a line of log.txt
-MOST_COLUMNS = 200  # numbers that a step has
+MOST_COLUMNS = 200  # numbers of a step
 STAGES = range(1, 10)
-CHECKPOINT = re.compile(r"checkpoint_(\d+)_(\d+)\.pth\.tar")  # epochs and steps that are done
+CHECKPOINT = re.compile(r"checkpoint_(\d+)_(\d+)\.pth\.tar")  # epochs done, steps of the next
 
 
 class NoAliases(yaml.SafeLoader):
-    """Reads YAML without aliases, by which a small file becomes a large value. No program writes them."""
+    """Read YAML without aliases: they turn a small file into a large value.
+
+    No program of this project writes them.
+    """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Return the next node. YAMLError: it is an alias."""
@@ -46,14 +49,17 @@ class NoAliases(yaml.SafeLoader):
 
 
 class Columns:
-    """Records, a column a number: of a million steps a few hundred MB less than as they are."""
+    """Records as one array for each number.
+
+    For a million steps, this needs a few hundred MB less than a list of records.
+    """
 
     def __init__(self) -> None:
         self.length = 0
         self.columns: dict[str, array.array] = collections.defaultdict(lambda: array.array("d"))
 
     def add(self, record: dict[str, float]) -> None:
-        """Take in a record; numbers that it lacks, or that those before lacked, are NaN."""
+        """Add a record. A number that a record lacks is NaN."""
         for name, value in record.items():
             if name not in self.columns and len(self.columns) == MOST_COLUMNS:
                 continue
@@ -63,14 +69,14 @@ class Columns:
         self.length += 1
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """{name: (n,)} of n records."""
+        """Return {name: (n,) float64} of n records."""
         for column in self.columns.values():
             column.extend([math.nan] * (self.length - len(column)))
         return {name: np.array(column) for name, column in self.columns.items()}
 
 
 class Records:
-    """The records of a metrics.jsonl by their kind, and the number of its damaged lines."""
+    """The records of a metrics.jsonl by kind, and the number of its damaged lines."""
 
     def __init__(self) -> None:
         self.steps, self.damaged = Columns(), 0
@@ -80,9 +86,9 @@ class Records:
         self.warnings: list[str] = []
 
     def add(self, line: bytes) -> None:
-        """Take in a line; a last one without an end is being written."""
-        if found := read_record(line):
-            kind, record = found
+        """Add a line. A damaged one without a line end is not counted: it is being written."""
+        if parsed := read_record(line):
+            kind, record = parsed
             if kind == "step":
                 self.steps.add(record)
             elif kind:
@@ -98,15 +104,17 @@ class Records:
 
 @dataclasses.dataclass(frozen=True)
 class History:
-    """A run, finished, going on or broken off, as far as its folder tells.
+    """A finished, running or interrupted run, as its folder shows it.
 
-    options: of the last start, or config.yaml. losses: names of the framework's losses in `steps`.
-    steps: {name: (n,) float64}, a column for each number that steps have ("steps", "epoch", "step", "loss", "lr",
-        "images_per_s", "data_wait", in percent "accuracy" or "top1", ...), NaN where a step lacks it.
-    refreshes: a record a distiller, stage and refresh; factors, knn, signs, validation, changes:
-        records as metrics.jsonl has them, in their order.
-    warnings: also hints and errors. checkpoints: oldest first. complete: the run's last line, if it is done.
-    damaged: lines of metrics.jsonl that could not be read, but for a last one that is being written.
+    options: of the last start, or of config.yaml. losses: the framework's losses in `steps`.
+    steps: {name: (n,) float64}, a column for each number of the n steps ("steps", "epoch", "step",
+        "loss", "lr", "images_per_s", "data_wait", in percent "accuracy" or "top1", ...); NaN where
+        a step lacks it.
+    refreshes: one record for each distiller, stage and refresh. factors, knn, signs, validation,
+        changes: records as in metrics.jsonl, in their order.
+    warnings: also hints and errors. checkpoints: oldest first.
+    complete: the content of the run's file `complete`, or None if the run is not done.
+    damaged: number of damaged lines of metrics.jsonl, without a last one that is being written.
     """
 
     folder: Path
@@ -126,12 +134,12 @@ class History:
 
     @property
     def name(self) -> str:
-        """The folder's own name."""
+        """The folder's name."""
         return self.folder.resolve().name
 
     @property
     def kind(self) -> str:
-        """The program whose run it is: "linear" or "train"."""
+        """The run's program: "linear" or "train"."""
         return (
             "linear"
             if "pretrained" in self.options or "top1" in self.steps or self.validation
@@ -139,7 +147,10 @@ class History:
         )
 
     def in_force(self, name: str, now: float, epochs: np.ndarray) -> np.ndarray:
-        """Return "batch_size" or "steps_an_epoch" in each of `epochs` (n,), given its value `now`."""
+        """Return "batch_size" or "steps_an_epoch" in each of `epochs` (n,), as (n,) float64.
+
+        now: its value since the last change.
+        """
         values = np.full(len(epochs), float(now))
         for change in reversed(self.changes):
             values[epochs < change["epoch"]] = change[f"{name}_before"]
@@ -147,17 +158,21 @@ class History:
 
 
 def read_run(folder: str | Path) -> History:
-    """Read a run's folder. RunError: it is none, holds no run, or one of its files cannot be read."""
+    """Read a run's folder.
+
+    RunError: it is missing, holds no run, or has an unreadable file.
+    """
     folder = Path(folder)
     if not folder.is_dir():
-        raise RunError(f"{folder}: no such folder; give the folder of a run, its --out")
+        raise RunError(f"{folder}: no such folder; expected a run's folder. Give its --out")
     records = Records()
     read_records(folder / "metrics.jsonl", records)
     starts = records.others["start"]
     options = options_of(starts[-1]) if starts else read(folder / "config.yaml", read_options, {})
     if not (options or records):
         raise RunError(
-            f"{folder} holds no run: config.yaml and metrics.jsonl are missing or empty; give a run's --out"
+            f"{folder} holds no run: config.yaml and metrics.jsonl are missing or empty. "
+            "Give a run's --out"
         )
     steps = records.steps.arrays()
     return History(
@@ -179,14 +194,17 @@ def read_run(folder: str | Path) -> History:
 
 
 def read_records(path: Path, records: Records) -> None:
-    """Read a metrics.jsonl, if there is one. RunError: it cannot be read."""
+    """Read a metrics.jsonl, if it exists. RunError: it cannot be read."""
     with contextlib.suppress(FileNotFoundError), opened(path) as file:
         for line in iter(lambda: file.readline(LONGEST_RECORD), b""):
             records.add(line)
 
 
 def read(path: Path, parse: Callable[[str], Any], otherwise: Any) -> Any:
-    """What `parse` makes of a file's text, or `otherwise` without such a file. RunError: it cannot be read."""
+    """Return `parse` of a file's text, or `otherwise` if it is missing.
+
+    RunError: it cannot be read.
+    """
     try:
         with opened(path, LARGEST_TEXT) as file:
             return parse(io.TextIOWrapper(file, "utf-8", "backslashreplace").read())
@@ -195,39 +213,42 @@ def read(path: Path, parse: Callable[[str], Any], otherwise: Any) -> Any:
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run's folder, oldest first."""
-    found = ((CHECKPOINT.fullmatch(path.name), path) for path in folder.glob("checkpoint_*"))
+    """Return the checkpoints of a run's folder, oldest first."""
+    named = ((CHECKPOINT.fullmatch(path.name), path) for path in folder.glob("checkpoint_*"))
     return [
         path
         for *_, path in sorted(
-            (int(match[1]), int(match[2]), path) for match, path in found if match
+            (int(match[1]), int(match[2]), path) for match, path in named if match
         )
     ]
 
 
 def read_options(text: str) -> dict[str, Any]:
-    """The options of a config.yaml; {} if it is damaged, because the numbers can be shown without them."""
+    """Return the options of a config.yaml, or {} if it is damaged.
+
+    The run's numbers can be shown without them.
+    """
     if len(text) > LONGEST_FILE:
         return {}
     try:
         loader = NoAliases(text)
         nodes = dict(pairs(loader.get_single_node(), "config.yaml"))
         options = {name: loader.construct_object(node, deep=True) for name, node in nodes.items()}
-    # ValueError: a day that does not exist, too many digits. LookupError, AttributeError: PyYAML's, of tags.
+    # ValueError: an invalid day, or too many digits. LookupError, AttributeError: a tag in PyYAML.
     except (RunError, yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError):
         return {}
     return {name: value for name, value in options.items() if is_option(value)}
 
 
 def options_of(start: dict[str, Any]) -> dict[str, Any]:
-    """The options of a record of kind start."""
+    """Return the options of a record of kind start."""
     return {name: value for name, value in start["options"].items() if is_option(value)}
 
 
 def losses_of(start: Mapping[str, Any], names: Collection[str]) -> list[str]:
-    """Return the names of the framework's losses among those of a step's numbers.
+    """Return the framework's losses among the names of a step's numbers.
 
-    start: the record of the last start; {} in a run of an earlier version.
+    start: the record of the last start, or {} for a run of an earlier version.
     """
     return [
         name for name in dict.fromkeys((EARLIER["start"] | dict(start))["losses"]) if name in names
@@ -235,20 +256,26 @@ def losses_of(start: Mapping[str, Any], names: Collection[str]) -> list[str]:
 
 
 def is_option(value: object) -> bool:
-    """Whether a program may have written this value of an option."""
+    """Return whether a program may have written this value of an option."""
     if isinstance(value, list):
         return all(map(is_option, value))
     return isinstance(value, str | bool | None) or is_number(value)
 
 
 def network(options: dict[str, Any]) -> str:
-    """A run's network in words: resnet18, or resnet18 of width 16 where that is not as published; "" where it has no name."""
+    """Return a run's network as text, "" if it has no name.
+
+    Examples: resnet18, or resnet18 of width 16 if that is not the published width.
+    """
     arch, width = options.get("arch"), options.get("width", PUBLISHED)
     return f"{arch} of width {width}" if arch and width != PUBLISHED else str(arch or "")
 
 
 def read_record(line: str | bytes) -> tuple[str, dict[str, Any]] | None:
-    """The kind of a line of metrics.jsonl, "" if it is unknown, and its fields; None if the line is damaged."""
+    """Return the kind and the fields of a line of metrics.jsonl, or None if the line is damaged.
+
+    The kind is "" if it is unknown.
+    """
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -264,9 +291,9 @@ def read_record(line: str | bytes) -> tuple[str, dict[str, Any]] | None:
 
 
 def is_sound(kind: str, record: dict[str, Any]) -> bool:
-    """Whether a record has the required fields of its kind, and all its fields the declared types.
+    """Return whether a record has its kind's required fields, all of the declared types.
 
-    The other fields of a record of the course, or of no kind, are numbers.
+    In records of COURSE, or without a kind, the other fields must be numbers.
     """
     declared: dict[str, Any] = DECLARED.get(kind, {})
     other = float if kind in COURSE or not kind else object
@@ -277,7 +304,7 @@ def is_sound(kind: str, record: dict[str, Any]) -> bool:
 
 
 def is_of(value: object, expected: Any) -> bool:
-    """Whether a record's value is of a type that the schema names."""
+    """Return whether a record's value has a type of the schema."""
     if expected in (int, float):
         return is_number(value) and isinstance(value, int | expected)
     if get_origin(expected) is list:
@@ -286,7 +313,7 @@ def is_of(value: object, expected: Any) -> bool:
 
 
 def warning_of(kind: str, record: dict[str, Any]) -> str:
-    """Return a record in a line if it is a hint, a warning, or an end by an error; otherwise nothing."""
+    """Return the line of a hint, a warning or an end by an error, and "" for other records."""
     if kind == "end" and record["how"] == "error":
         kind = "error"
     return (
@@ -295,15 +322,14 @@ def warning_of(kind: str, record: dict[str, Any]) -> str:
 
 
 def is_number(value: object) -> bool:
-    """Whether this is a number that a column has room for."""
+    """Return whether this is a number that a column can store."""
     return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
 
 
 def read_lines(text: str) -> list[tuple[float, str]]:
-    """The lines of a log.txt with their times in seconds."""
-    found = filter(None, map(STAMP.fullmatch, text.split("\n")))
+    """Return the lines of a log.txt with their times, seconds since 1970."""
     lines = []
-    for match in found:
+    for match in filter(None, map(STAMP.fullmatch, text.split("\n"))):
         try:
             lines.append(
                 (datetime.datetime.fromisoformat(match[1]).timestamp(), match[2][:LONGEST_LINE])
@@ -314,7 +340,7 @@ def read_lines(text: str) -> list[tuple[float, str]]:
 
 
 def smooth(values: np.ndarray, width: int) -> np.ndarray:
-    """The running means (n,) of (n,) values over `width` of them, fewer at the beginning; NaN do not count."""
+    """Return the means (n,) of the last `width` of (n,) values, fewer at the start, without NaN."""
     width = max(1, min(width, len(values)))
     counted = np.isfinite(values)
     sums = np.cumsum(np.concatenate([np.zeros(1), np.where(counted, values, 0.0)]))

@@ -1,4 +1,4 @@
-"""The runs that a report shows: where they lie, how they are told apart, how far they are."""
+"""Collect the runs of a report: their folders, unique labels, and progress."""
 
 import dataclasses
 import functools
@@ -11,122 +11,129 @@ from pathlib import Path
 import numpy as np
 
 from job.errors import RunError
-from job.show.read.discover import Place, find
+from job.show.read.discover import Source, find
 from job.show.read.history import History, read_run
-from job.show.watch.panel import span, state
+from job.show.watch.panel import describe_state, span
 from job.show.watch.state import Progress
 from job.text import printable
 
-MOST_RUNS = 500  # of a report, in whose pictures each has a line
+MOST_RUNS = 500  # of a report, whose pictures have a line for each
 
 
 @dataclasses.dataclass(frozen=True)
-class Shown:
-    """A run of a report. label: unlike any other's. place: its number among the runs of its kind, from which follow its colour,
-    line and marker.
+class ReportRun:
+    """A run of a report, with a unique label.
+
+    index: number among the runs of its kind. It sets the run's colour, line and marker.
     """
 
     label: str
-    place: int
+    index: int
     history: History
 
     @functools.cached_property
     def progress(self) -> Progress:
-        """How far it is."""
+        """Its position and state."""
         progress = Progress(self.history.folder)
         progress.update()
         return progress
 
     @property
     def steps_an_epoch(self) -> int:
-        """How many steps an epoch has; 0: not known yet."""
-        return self.progress.place[2]
+        """The steps of an epoch; 0 if they are unknown."""
+        return self.progress.position[2]
 
     @functools.cached_property
     def epochs(self) -> np.ndarray:
-        """Return the epochs, with fractions, that were done after each of the n steps, (n,)."""
+        """The epochs, with fractions, done after each of the n steps, (n,) float64."""
         return self.epochs_after(
             *(self.history.steps.get(name, np.zeros(0)) for name in ("epoch", "step"))
         )
 
     def epochs_after(self, epochs: np.ndarray, steps: np.ndarray) -> np.ndarray:
-        """Return the epochs, with fractions, that were done after each of the `steps` (n,) of `epochs` (n,)."""
+        """Return the epochs, with fractions, done after each of the `steps` (n,) of `epochs` (n,).
+
+        The result is (n,) float64.
+        """
         now = self.steps_an_epoch or max(1.0, steps.max(initial=0) + 1)
         return epochs + (steps + 1) / self.history.in_force("steps_an_epoch", now, epochs)
 
     @property
     def step_seconds(self) -> np.ndarray:
-        """Return the seconds of each of the n steps, (n,); NaN if the batch size is unknown."""
+        """The seconds of each of the n steps, (n,); NaN if the batch size is unknown."""
         batch_size = self.option("batch_size", math.nan)
         speed = self.column("images_per_s")
         epochs = self.column("epoch") if len(speed) else speed
         return self.history.in_force("batch_size", batch_size, epochs) / speed
 
     def option(self, name: str, otherwise: float) -> float:
-        """A number among its options."""
+        """Return an option that is a finite number, or `otherwise`."""
         value = self.history.options.get(name, otherwise)
         return value if isinstance(value, int | float) and math.isfinite(value) else otherwise
 
     def column(self, name: str) -> np.ndarray:
-        """A number of each step, (n,); empty where none has it."""
+        """Return a number of each of the n steps, (n,); (0,) if no step has it."""
         values = self.history.steps.get(name, np.zeros(0))
         return values if np.isfinite(values).any() else np.zeros(0)
 
     def state(self) -> str:
-        """In words: done, stopped, ended by an error, running or silent, as far as its files tell."""
-        said = state(self.progress)
+        """Return its state as text, as far as its files show it."""
+        text = describe_state(self.progress)
         running = self.progress.state() == "running"
-        return f"{said} (last heard of {span(self.progress.quiet())} ago)" if running else said
+        return f"{text} (last write {span(self.progress.quiet())} ago)" if running else text
 
 
-def find_runs(given: Iterable[str]) -> list[Shown]:
-    """Read the runs at paths: of a run, of a folder of runs, such as a job array's, of a job's log.
+def find_runs(paths: Iterable[str]) -> list[ReportRun]:
+    """Read the runs at paths: run folders, folders of runs such as a job array's, or job logs.
 
-    What cannot be read among others is named and passed over. RunError: there is nothing else, or too much.
+    Print and skip unreadable ones. RunError: there are no others, or too many.
     """
     histories: dict[Path, History] = {}
-    found: list[Place] = []
+    sources: list[Source] = []
     problems = []
-    for path in given:
+    for path in paths:
         try:
-            found += find(Path(path), {})
+            sources += find(Path(path), {})
         except RunError as error:
             problems.append(error)
-    if len(found) > MOST_RUNS:
+    if len(sources) > MOST_RUNS:
         raise RunError(
-            f"{len(found)} runs: expected at most {MOST_RUNS} in a report. Name some of them"
+            f"{len(sources)} runs: expected at most {MOST_RUNS} in a report. Name fewer runs"
         )
-    for place in found:
+    for source in sources:
         try:
-            history = read_place(place)
+            history = read_source(source)
             histories.setdefault(history.folder.resolve(), history)
         except RunError as error:
             problems.append(error)
     if not histories:
         raise problems[0]
     for problem in problems:
-        print(f"passed over: {problem}", file=sys.stderr)
-    places = {"train": itertools.count(), "linear": itertools.count()}
-    labels = tell_apart(list(histories))
+        print(f"skipped: {problem}", file=sys.stderr)
+    indices = {"train": itertools.count(), "linear": itertools.count()}
+    labels = unique_labels(list(histories))
     return [
-        Shown(label, next(places[h.kind]), h)
-        for label, h in zip(labels, histories.values(), strict=True)
+        ReportRun(label, next(indices[history.kind]), history)
+        for label, history in zip(labels, histories.values(), strict=True)
     ]
 
 
-def read_place(place: Place) -> History:
-    """Read the run at a place. RunError: there is none, or none yet."""
-    if place.problem or place.waits():
+def read_source(source: Source) -> History:
+    """Read a source's run. RunError: there is none, or it has not started."""
+    if source.problem or source.waits():
         raise RunError(
-            place.problem or f"{place.path} has no run yet: its job waits for its first step"
+            source.problem or f"{source.path} has no run yet: its job waits for its first step"
         )
-    return read_run(place.path)
+    return read_run(source.path)
 
 
-def tell_apart(folders: list[Path]) -> list[str]:
-    """The last parts of paths, as many as each needs to be unlike the others; a number alone, as in an array, is no name."""
+def unique_labels(folders: list[Path]) -> list[str]:
+    """Return the shortest unique end of each path.
 
-    def name(folder: Path) -> str:
+    A name that is only a number, as in a job array, is always preceded by its parent's.
+    """
+
+    def label(folder: Path) -> str:
         first = 2 if folder.name.isdigit() else 1
         ends = (folder.parts[-depth:] for depth in itertools.count(first))
         return printable(
@@ -139,4 +146,4 @@ def tell_apart(folders: list[Path]) -> list[str]:
             )
         )
 
-    return [name(folder) for folder in folders]
+    return [label(folder) for folder in folders]

@@ -1,1 +1,1 @@
-"""Draw runs on an HTML page."""
+"""Compare runs on an HTML page."""

@@ -1,6 +1,7 @@
-"""Compare runs in one self-contained HTML file, and save its pictures as PNG files:
+"""Compare runs in one self-contained HTML file, and save its pictures as PNG files.
 
-mgd-report RUN... [--out FILE]        RUN: a run's folder, a folder that holds runs, or a SLURM job's log
+mgd-report RUN... [--out FILE]
+    RUN: a run's folder, a folder that holds runs, or a SLURM job's log
 """
 
 import argparse
@@ -19,13 +20,13 @@ from job.declare import expand
 from job.errors import RunError
 from job.files import write_whole
 from job.show.read.ends import reported
-from job.show.read.runs import Shown, find_runs
+from job.show.read.runs import ReportRun, find_runs
 from job.show.report import curves, matching, tables, timing
 from job.show.report.style import STYLE, Picture
 from job.text import printable
 
 CURVES = {
-    "training": [curves.loss, curves.parts, curves.accuracy, curves.neighbours, curves.rate],
+    "training": [curves.loss, curves.terms, curves.accuracy, curves.neighbours, curves.rate],
     "matching": [matching.stability, matching.cost],
     "collapse": [curves.collapse],
     "time": [timing.breakdown, timing.speed],
@@ -33,7 +34,7 @@ CURVES = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run `job.show.report` on the command line's options."""
+    """Run `mgd-report` on the command line's options."""
     with reported():
         parser = Parser(
             prog="mgd-report",
@@ -72,52 +73,53 @@ def main(argv: list[str] | None = None) -> None:
         parser.add_argument(
             "--no-features",
             action="store_true",
-            help="omit the pictures that need networks and images, and more time",
+            help="omit the pictures that need networks and images; they take longer",
         )
-        given = parser.parse_args(argv)
-        out = Path(given.out)
+        arguments = parser.parse_args(argv)
+        out = Path(arguments.out)
         if out.is_dir() or out.suffix not in (".html", ".htm"):
-            raise RunError(
-                f"--out {out}: expected a file such as {out / 'report.html' if out.is_dir() else 'report.html'}"
-            )
-        runs = find_runs(given.runs)
+            example = out / "report.html" if out.is_dir() else "report.html"
+            problem = "is a folder" if out.is_dir() else "not a name of an HTML file"
+            raise RunError(f"--out {out}: {problem}; expected a file such as {example}")
+        runs = find_runs(arguments.runs)
         html, pictures = render(
-            runs, out, None if given.no_features else (given.data, given.teacher)
+            runs, out, None if arguments.no_features else (arguments.data, arguments.teacher)
         )
         save(out, html, pictures)
         number = f"{len(runs)} run{'s' * (len(runs) > 1)}"
         print(
-            f"wrote {out}: {len(html) / 1e6:.1f} MB, {number}; {len(pictures)} pictures in {beside(out)}"
+            f"wrote {out}: {len(html) / 1e6:.1f} MB, {number}; "
+            f"{len(pictures)} pictures in {pictures_folder(out)}"
         )
 
 
 def render(
-    runs: Sequence[Shown], out: Path, elsewhere: tuple[list[str], str] | None
+    runs: Sequence[ReportRun], out: Path, elsewhere: tuple[list[str], str] | None
 ) -> tuple[bytes, list[Picture]]:
     """Return the report's HTML and its pictures.
 
-    elsewhere: paths of data and teacher, empty: those of the runs' options. None: no features.
+    elsewhere: data and teacher; if empty, as in the runs' options. None: omit the features.
     """
     now = time.time()
     trained = [run for run in runs if run.history.kind == "train"]
     classified = [run for run in runs if run.history.kind == "linear"]
     with rc_context(STYLE):
         sections = {
-            name: [picture for draw in some if (picture := draw(trained))]
-            for name, some in CURVES.items()
+            name: [picture for draw in drawings if (picture := draw(trained))]
+            for name, drawings in CURVES.items()
         }
         sections["linear"] = [picture for draw in (curves.linear,) if (picture := draw(classified))]
         notes = []
         if elsewhere and trained:
-            from job.show.report.images import look_inside  # it takes seconds to import
+            from job.show.report.images import draw_features  # takes seconds to import
 
-            seen = look_inside(trained, *elsewhere)
+            features = draw_features(trained, *elsewhere)
             sections |= {
-                "maps": seen.maps,
-                "neighbours": seen.neighbours,
-                "embedding": seen.embeddings,
+                "maps": features.maps,
+                "neighbours": features.neighbours,
+                "embedding": features.embeddings,
             }
-            notes = seen.notes
+            notes = features.notes
     template = jinja2.Environment(
         autoescape=True,
         finalize=cleaned,
@@ -140,28 +142,28 @@ def render(
         results=tables.linear_results(runs),
         differing=[
             table
-            for some in (trained, classified)
-            if (table := tables.options_of(some, differing=True))
+            for group in (trained, classified)
+            if (table := tables.options_of(group, differing=True))
         ],
         options=[
             table
-            for some in (trained, classified)
-            if (table := tables.options_of(some, differing=False))
+            for group in (trained, classified)
+            if (table := tables.options_of(group, differing=False))
         ],
         checkpoints=tables.checkpoints(runs, out.parent, now),
         warnings=tables.warnings(runs),
     )
     return html.encode(errors="backslashreplace"), [
-        picture for some in sections.values() for picture in some
+        picture for section in sections.values() for picture in section
     ]
 
 
 def cleaned(value: object) -> object:
-    """Return a value for the page. Markup is from the page's macros, whose values are cleaned."""
+    """Return a printable value. Markup comes from the page's macros, whose values are printable."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def beside(out: Path) -> Path:
+def pictures_folder(out: Path) -> Path:
     """Return the folder of a report's pictures."""
     return out.with_name(f"{out.stem}-pictures")
 
@@ -172,12 +174,14 @@ def save(out: Path, html: bytes, pictures: Sequence[Picture]) -> None:
     RunError: a file cannot be written.
     """
     try:
-        beside(out).mkdir(parents=True, exist_ok=True)
+        folder = pictures_folder(out)
+        folder.mkdir(parents=True, exist_ok=True)
         for picture in pictures:
-            write_whole(str(beside(out) / f"{picture.name}.png"), picture.png)
+            write_whole(str(folder / f"{picture.name}.png"), picture.png)
         write_whole(str(out), html)
     except OSError as error:
         raise RunError(
-            f"cannot write {error.filename or out}: {error.strerror or error}. Choose another --out",
+            f"cannot write {error.filename or out}: {error.strerror or error}. "
+            "Choose another --out",
             code=1,
         ) from None

@@ -1,4 +1,4 @@
-"""A report's curves over the epochs: each picture compares all runs that have its numbers."""
+"""A report's curves over the epochs. Each picture compares the runs that have its numbers."""
 
 import math
 from collections.abc import Sequence
@@ -9,41 +9,41 @@ from matplotlib.axes import Axes
 
 from job.metrics.bounds import DEAD, RANK, STD
 from job.metrics.schema import own_size
-from job.show.read.runs import Shown
+from job.show.read.runs import ReportRun
 from job.show.report.style import (
     Picture,
+    add_legend,
     draw_points,
     draw_steps,
     finish,
-    look,
+    line_style,
     marker,
-    name_of,
-    name_runs,
     new_figure,
+    short_label,
 )
 
 EPOCHS = "epochs"
 REFERENCE: dict[str, Any] = {"color": "#555555", "linewidth": 1.0, "linestyle": (0, (1, 2))}
 
 
-def names(runs: Sequence[Shown]) -> str:
+def names(runs: Sequence[ReportRun]) -> str:
     """Return the labels of runs, for alt texts."""
     return ", ".join(run.label for run in runs)
 
 
-def with_numbers(runs: Sequence[Shown], name: str) -> list[Shown]:
+def with_numbers(runs: Sequence[ReportRun], name: str) -> list[ReportRun]:
     """Return the runs whose steps have a number `name` that is not always 0."""
     return [run for run in runs if np.nan_to_num(run.column(name)).any()]
 
 
-def guessing(runs: Sequence[Shown]) -> dict[float, int]:
+def guessing(runs: Sequence[ReportRun]) -> dict[float, int]:
     """Return {ln(K + 1): K} of the runs' queues: the loss of guessing which key is the positive."""
     queues = {int(run.option("moco_k", 0)) for run in with_numbers(runs, "contrastive")} - {0}
     return {math.log(K + 1): K for K in sorted(queues)}
 
 
-def mark_guessing(axes: Axes, runs: Sequence[Shown]) -> None:
-    """Draw the loss of guessing."""
+def mark_guessing(axes: Axes, runs: Sequence[ReportRun]) -> None:
+    """Draw lines at the loss of guessing."""
     for loss, K in guessing(runs).items():
         axes.axhline(loss, **REFERENCE)
         axes.annotate(
@@ -56,7 +56,7 @@ def mark_guessing(axes: Axes, runs: Sequence[Shown]) -> None:
         )
 
 
-def loss(runs: Sequence[Shown]) -> Picture | None:
+def loss(runs: Sequence[ReportRun]) -> Picture | None:
     """Draw the minimised loss."""
     if not (shown := with_numbers(runs, "loss")):
         return None
@@ -66,14 +66,14 @@ def loss(runs: Sequence[Shown]) -> Picture | None:
         draw_steps(axes, run, run.column("loss"))
     mark_guessing(axes, shown)
     axes.set(xlabel=EPOCHS, ylabel="loss")
-    name_runs(figure)
+    add_legend(figure)
     reading = "The thick line is the mean over some steps, the faint one each step. " + normal_loss(
         shown
     )
     return finish(figure, "loss", "Loss", reading, f"Loss over the epochs of {names(shown)}")
 
 
-def normal_loss(runs: Sequence[Shown]) -> str:
+def normal_loss(runs: Sequence[ReportRun]) -> str:
     """Describe the normal course of the loss with the runs' frameworks."""
     normal = []
     if start := " or ".join(
@@ -94,28 +94,28 @@ def normal_loss(runs: Sequence[Shown]) -> str:
     return " ".join(normal) or "Normal: it falls."
 
 
-def own_loss(run: Shown) -> np.ndarray:
-    """Return the sum of the framework's losses at each of the n steps, (n,), or an empty array."""
+def own_loss(run: ReportRun) -> np.ndarray:
+    """Return the sum of the framework's losses at each of n steps, (n,), or (0,) without losses."""
     losses = [run.history.steps[name] for name in run.history.losses]
     return np.sum(losses, axis=0) if losses else np.zeros(0)
 
 
-def parts(runs: Sequence[Shown]) -> Picture | None:
-    """Draw the terms of the loss and their ratio; None if no run has a loss of its framework."""
+def terms(runs: Sequence[ReportRun]) -> Picture | None:
+    """Draw the terms of the loss and their ratio. Return None without a framework's loss."""
     shown = [run for run in runs if np.nan_to_num(own_loss(run)).any()]
-    taught = with_numbers(runs, "distillation")
+    distilled = with_numbers(runs, "distillation")
     if not shown:
         return None
     own = " or ".join(dict.fromkeys(" + ".join(run.history.losses) for run in shown))
     figure = new_figure(3.6)
-    panels = figure.subplots(1, 3 if taught else 1, squeeze=False)[0]
+    panels = figure.subplots(1, 3 if distilled else 1, squeeze=False)[0]
     for run in shown:
         draw_steps(panels[0], run, own_loss(run))
     mark_guessing(panels[0], shown)
     panels[0].set(title=f"{own} loss", xlabel=EPOCHS)
-    for run in taught:
+    for run in distilled:
         draw_steps(panels[1], run, run.column("distillation"))
-    for run in [run for run in taught if run in shown]:
+    for run in [run for run in distilled if run in shown]:
         distillation = run.column("distillation")
         loss = own_size(run.history.steps, run.history.losses)
         draw_steps(
@@ -123,11 +123,11 @@ def parts(runs: Sequence[Shown]) -> Picture | None:
             run,
             np.divide(distillation, loss, out=np.full_like(loss, np.nan), where=loss > 0),
         )
-    if taught:
+    if distilled:
         panels[1].set(title="distillation loss", xlabel=EPOCHS, yscale="log")
         panels[2].set(title="ratio", xlabel=EPOCHS, yscale="log")
         panels[2].axhline(1, **REFERENCE)
-    name_runs(figure)
+    add_legend(figure)
     reading = (
         f"The loss is the sum of the framework's loss ({own}) and the distillation loss, which "
         "makes the student's features like the teacher's. The ratio is the distillation loss "
@@ -145,7 +145,7 @@ def parts(runs: Sequence[Shown]) -> Picture | None:
     )
 
 
-def accuracy(runs: Sequence[Shown]) -> Picture | None:
+def accuracy(runs: Sequence[ReportRun]) -> Picture | None:
     """Draw the contrast accuracy."""
     if not (shown := with_numbers(with_numbers(runs, "contrastive"), "accuracy")):
         return None
@@ -154,14 +154,14 @@ def accuracy(runs: Sequence[Shown]) -> Picture | None:
     for run in shown:
         draw_steps(axes, run, run.column("accuracy"))
     axes.set(xlabel=EPOCHS, ylabel="contrast accuracy, %", ylim=(0, 100))
-    name_runs(figure)
+    add_legend(figure)
     reading = (
-        "The percentage of a step's images whose nearest key is that of their other view, and not "
-        "one of the queue's. Normal: near 100 in the first steps, while the queue still holds "
-        "random keys, then near 0. It rises over the epochs and levels off well below 100. If it is "
-        "soon near 100 again, the task is too easy: the queue is short, or the two views share a "
-        "clue. If it is near 0 for long, the learning rate is too high, or the images are too "
-        "similar."
+        "The percentage of a step's images whose nearest key is the key of their other view, not a "
+        "key of the queue. Normal: near 100 in the first steps, while the queue still holds "
+        "random keys, then near 0. It rises over the epochs and levels off well below 100. If it "
+        "is soon near 100 again, the task is too easy: the queue is short, or the two views have "
+        "a clue in common. If it is near 0 for long, the learning rate is too high, or the images "
+        "are too similar."
     )
     return finish(
         figure,
@@ -172,7 +172,7 @@ def accuracy(runs: Sequence[Shown]) -> Picture | None:
     )
 
 
-def neighbours(runs: Sequence[Shown]) -> Picture | None:
+def neighbours(runs: Sequence[ReportRun]) -> Picture | None:
     """Draw the k-NN accuracy over the epochs, and the AUC of the features if it is recorded."""
     if not (shown := [run for run in runs if run.history.knn]):
         return None
@@ -184,15 +184,15 @@ def neighbours(runs: Sequence[Shown]) -> Picture | None:
             axes, run, [r["epoch"] for r in run.history.knn], [r["knn"] for r in run.history.knn]
         )
         last = run.history.knn[-1]
-        where: dict[str, Any] = dict(
+        beside: dict[str, Any] = dict(
             xytext=(8, 0), textcoords="offset points", va="center", fontsize=9
         )
-        axes.annotate(f"{last['knn']:.1f}", (last["epoch"], last["knn"]), **where)
+        axes.annotate(f"{last['knn']:.1f}", (last["epoch"], last["knn"]), **beside)
     axes.set(xlabel=EPOCHS, ylabel="k-NN top-1, %")
     axes.set_xlim(left=0)
     for panel in others:
         draw_auc(panel, shown)
-    name_runs(figure)
+    add_legend(figure)
     reading = (
         "The percentage of validation images that have the label of their nearest training "
         "images, by features learned without labels. Normal: it rises from epoch to epoch, while "
@@ -209,7 +209,7 @@ def neighbours(runs: Sequence[Shown]) -> Picture | None:
     )
 
 
-def draw_auc(axes: Axes, runs: Sequence[Shown]) -> None:
+def draw_auc(axes: Axes, runs: Sequence[ReportRun]) -> None:
     """Draw the AUC of the features' singular values over the epochs."""
     for run in runs:
         records = run.history.knn
@@ -220,7 +220,7 @@ def draw_auc(axes: Axes, runs: Sequence[Shown]) -> None:
     axes.set_xlim(left=0)
 
 
-def rate(runs: Sequence[Shown]) -> Picture | None:
+def rate(runs: Sequence[ReportRun]) -> Picture | None:
     """Draw the learning rate and the refreshes of the matching."""
     if not (shown := with_numbers(runs, "lr")):
         return None
@@ -229,23 +229,23 @@ def rate(runs: Sequence[Shown]) -> Picture | None:
     for run in shown:
         epochs, rates = run.epochs, run.column("lr")
         changes = np.flatnonzero(np.diff(rates, prepend=np.nan, append=np.nan))
-        first_of = np.searchsorted(
-            run.column("epoch"), refreshed := sorted({r["epoch"] for r in run.history.refreshes})
-        )
-        at = np.concatenate([changes, changes[1:] - 1, [len(rates) - 1]]).clip(0, len(rates) - 1)
-        at.sort()
-        axes.plot(epochs[at], rates[at], **look(run), label=name_of(run))
+        refreshed = sorted({r["epoch"] for r in run.history.refreshes})
+        first_steps = np.searchsorted(run.column("epoch"), refreshed)
+        last = len(rates) - 1
+        corners = np.concatenate([changes, changes[1:] - 1, [last]]).clip(0, last)
+        corners.sort()
+        axes.plot(epochs[corners], rates[corners], **line_style(run), label=short_label(run))
         axes.plot(
             refreshed,
-            rates[first_of.clip(0, len(rates) - 1)],
+            rates[first_steps.clip(0, last)],
             marker(run),
-            color=look(run)["color"],
+            color=line_style(run)["color"],
             markersize=8,
             fillstyle="none",
         )
     axes.set(xlabel=EPOCHS, ylabel="learning rate")
     axes.set_ylim(bottom=0)
-    name_runs(figure)
+    add_legend(figure)
     reading = (
         "The rate of each epoch. A hollow mark is a refresh: the run solved its matching again. "
         "Normal: a few refreshes, most of them early, while the student's channels still change "
@@ -260,7 +260,7 @@ def rate(runs: Sequence[Shown]) -> Picture | None:
     )
 
 
-def collapse(runs: Sequence[Shown]) -> Picture | None:
+def collapse(runs: Sequence[ReportRun]) -> Picture | None:
     """Draw the signs of collapse, each with its bound."""
     if not (shown := [run for run in runs if run.history.signs]):
         return None
@@ -269,15 +269,10 @@ def collapse(runs: Sequence[Shown]) -> Picture | None:
     panels = figure.subplots(1, 3 if ranked else 2)
     for run in shown:
         records = run.history.signs
-        places = np.array(
-            [(record["epoch"], record["step"]) for record in records], dtype=float
-        )  # (n, 2)
-        x = run.epochs_after(*places.T).tolist()
+        positions = [(record["epoch"], record["step"]) for record in records]
+        x = run.epochs_after(*np.array(positions, dtype=float).T).tolist()  # from (n, 2)
         dead = [
-            100
-            * max(
-                (share for name, share in r.items() if name.startswith("dead_")), default=math.nan
-            )
+            100 * max((r[name] for name in r if name.startswith("dead_")), default=math.nan)
             for r in records
         ]
         ranks = [[r.get("queue_rank", math.nan) for r in records]] * ranked
@@ -295,7 +290,7 @@ def collapse(runs: Sequence[Shown]) -> Picture | None:
         axes.axhline(bound, **REFERENCE)
         axes.set_ylim(bottom=0)
     panels[1].set_ylim(top=100)
-    name_runs(figure)
+    add_legend(figure)
     reading = (
         "A collapsed student has the same features for all images. Normal, after a dip in the "
         "first steps: the spread is a large fraction of 1"
@@ -312,7 +307,7 @@ def collapse(runs: Sequence[Shown]) -> Picture | None:
     )
 
 
-def linear(runs: Sequence[Shown]) -> Picture | None:
+def linear(runs: Sequence[ReportRun]) -> Picture | None:
     """Draw the accuracy of linear classifiers over their epochs."""
     if not (shown := [run for run in runs if run.history.validation]):
         return None
@@ -328,7 +323,7 @@ def linear(runs: Sequence[Shown]) -> Picture | None:
         )
     axes.set(xlabel="epochs of the classifier", ylabel="validation top-1, %")
     axes.set_xlim(left=0)
-    name_runs(figure)
+    add_legend(figure)
     reading = (
         "The validation accuracy of a linear classifier on frozen features. Normal: it rises "
         "quickly, jumps when the rate falls tenfold, and ends above the k-NN accuracy. The "

@@ -1,4 +1,7 @@
-"""What a run's networks see: the maps of matched channels, and the features of validation images; without Horovod."""
+"""Features of a run's networks: maps of matched channels, and features of validation images.
+
+It needs no Horovod.
+"""
 
 import contextlib
 import dataclasses
@@ -24,23 +27,21 @@ from job.networks import ARCHS, DEPTH, Network, fold_norms, with_features
 from job.show.read.history import History
 from mgd.cost import channel_cost
 
-IMAGES, CLASSES = (
-    1000,
-    10,
-)  # at most, of which features are taken; more classes than ten cannot be told apart in a picture
-WORK = 5e11  # floating point operations of a run's features, at most: some 10 s of a core
-MATCHED = 16  # images on which matched channels are compared
+IMAGES, CLASSES = 1000, 10  # most of a sample; more classes are not distinguishable in a picture
+WORK = 5e11  # most floating point operations for a run's features: about 10 s of a core
+MATCHED = 16  # images for the comparison of matched channels
 SHOWN = 4  # of them in a picture
 BATCH = 32
-SMALLEST, LARGEST = 8, 512  # pixels, the side of an image: larger ones take too much memory
-LARGEST_TEACHER = 1024  # pixels, the side to which a run resizes its teacher's images
+SMALLEST, LARGEST = 8, 512  # pixels, side of an image; larger ones need too much memory
+LARGEST_TEACHER = 1024  # pixels, side of a teacher's resized image
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sample:
     """Images as networks see them.
 
-    views: (n, 3, H, W) uint8. labels: (n,) int64, places in `classes`, of which -1 is "no label". root: their folder.
+    views: (n, 3, H, W) uint8. labels: (n,) int64, indices of `classes`; -1 is "no label", the last.
+    root: their folder.
     """
 
     views: torch.Tensor
@@ -50,13 +51,16 @@ class Sample:
 
     @property
     def remark(self) -> str:
-        """A sentence for pictures of images without labels."""
+        """A sentence for pictures of unlabelled images, or ""."""
         return "" if (self.labels >= 0).any() else f" The images of {self.root} have no labels."
 
 
 @dataclasses.dataclass(frozen=True)
 class Student:
-    """A run's student at its newest checkpoint. matchings: {stage: (G, S)}; none without a teacher."""
+    """A run's student at its newest checkpoint.
+
+    matchings: {stage: (G, S) int64}, {} without a teacher.
+    """
 
     backbone: Backbone
     matchings: dict[int, torch.Tensor]
@@ -66,11 +70,12 @@ class Student:
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """A student channel and, of the G teacher channels that it is matched to, the nearest.
+    """A student channel and the nearest of its G matched teacher channels.
 
-    rank: the student channel's place among all S by `mean`, the mean cost of its G matches. cost: of the pair, as in
-    mgd/cost.py, mean over the images. correlation: over all positions of all images. student, teacher: (SHOWN, H, W),
-    before the ReLU.
+    rank: the student channel's rank among all S by `mean`, the mean cost of its G matches, from 0.
+    cost: of the pair, as in mgd/cost.py, mean over the images.
+    correlation: over all positions of all images.
+    student, teacher: (SHOWN, H, W), before the ReLU.
     """
 
     channels: tuple[int, int]
@@ -83,7 +88,7 @@ class Match:
 
 
 def newest_student(history: History) -> Student:
-    """Read the student of the newest checkpoint that is whole. RunError: there is none."""
+    """Read the student of the newest readable checkpoint. RunError: no checkpoint is readable."""
     errors = []
     for path in map(str, reversed(history.checkpoints)):
         try:
@@ -93,10 +98,10 @@ def newest_student(history: History) -> Student:
             errors.append(str(error))
             continue
         if not isinstance(content.get("mgd"), dict):
-            raise RunError(f"{path} is none of job.train")
-        named = {stage: content["mgd"].get(f"matching{stage}") for stage in range(1, DEPTH + 1)}
+            raise RunError(f"{path}: not a checkpoint of job.train")
+        saved = {stage: content["mgd"].get(f"matching{stage}") for stage in range(1, DEPTH + 1)}
         matchings = {
-            stage: matching for stage, matching in named.items() if torch.is_tensor(matching)
+            stage: matching for stage, matching in saved.items() if torch.is_tensor(matching)
         }
         return Student(
             backbone, matchings, checked(history.options | backbone.meta["config"]), path
@@ -105,30 +110,30 @@ def newest_student(history: History) -> Student:
 
 
 def checked(options: dict) -> dict:
-    """Return the options that show what a student sees. RunError: they ask for images of an unusual size."""
+    """Return the options for a student's features. RunError: an image size is out of range."""
     size, arch = options.get("image_size"), options.get("teacher_arch")
     if not isinstance(size, int) or not SMALLEST <= size <= LARGEST:
         raise RunError(
-            f"image_size {size}: expected {SMALLEST} to {LARGEST} pixels to show what a network sees"
+            f"image_size {size}: expected {SMALLEST} to {LARGEST} pixels for pictures of features"
         )
     more = options.get("more_data")
-    places = [options.get("data", ""), *(more if isinstance(more, list) else [])]
+    data = [options.get("data", ""), *(more if isinstance(more, list) else [])]
     resized = options.get("teacher_size", 0)
     if not isinstance(resized, int) or (resized and not SMALLEST <= resized <= LARGEST_TEACHER):
-        expected = f"expected {SMALLEST} to {LARGEST_TEACHER} pixels to show what a network sees"
+        expected = f"expected {SMALLEST} to {LARGEST_TEACHER} pixels for pictures of features"
         raise RunError(f"teacher_size {resized}: {expected}")
     known = isinstance(arch, str) and (arch in ARCHS or arch.startswith("timm/"))
     return {
         "image_size": size,
         "teacher_arch": arch if known else "",
         "teacher_size": resized,
-        "places": [*map(str, places)],
+        "data": [*map(str, data)],
         "teacher": str(options.get("teacher", "")),
     }
 
 
 def read_teacher(student: Student, path: str) -> Network:
-    """Read the teacher of a student, of a hub from the cache only.
+    """Read a student's teacher. A file from a hub is read from the cache only.
 
     RunError: the file cannot be read, or its network cannot be this student's teacher.
     """
@@ -142,7 +147,7 @@ def read_teacher(student: Student, path: str) -> Network:
 
 
 def network(backbone: Backbone, image_size: int) -> Network:
-    """The network of a backbone, to be used as it is."""
+    """Return a backbone's network for inference."""
     net = backbone.build(image_size)
     net.eval().requires_grad_(False)
     return fold_norms(net).to(memory_format=torch.channels_last)
@@ -150,7 +155,7 @@ def network(backbone: Backbone, image_size: int) -> Network:
 
 @contextlib.contextmanager
 def folder_of(data: str) -> Iterator[str]:
-    """The folder of --data, of the digits one that lasts as long as the context where they are not written yet."""
+    """Yield the folder of --data. If the digits are not written yet, use a temporary folder."""
     if data != "digits" or os.path.isdir(digits.FOLDER):
         yield digits.prepared(data)
         return
@@ -160,37 +165,37 @@ def folder_of(data: str) -> Iterator[str]:
 
 
 @functools.cache
-def read_sample(places: tuple[str, ...], size: int) -> Sample:
-    """Read centre crops of images, the same ones each time. RunError: there are none.
+def read_sample(data: tuple[str, ...], size: int) -> Sample:
+    """Read centre crops of images, always the same ones. RunError: too few are readable.
 
-    places: folders and lists, or the word digits. The images are the validation images of those
-    that have some; if none has, the training images of all.
+    data: values of --data: folders, lists, or the word digits. The images are the validation images
+    of those that have some, or the training images of all if none has.
     """
     with contextlib.ExitStack() as stack:
-        folders = [stack.enter_context(folder_of(place)) for place in places]
+        folders = [stack.enter_context(folder_of(path)) for path in data]
         held_out = [folder for folder in folders if split_of(folder, VALIDATION)]
         images = scan(held_out or folders, *VALIDATION, "train")
         views = CentreViews(images, size)
         prepare_process()
-        read = [
+        decoded = [
             (view, label) for view, label, bad in map(views.__getitem__, choose(images)) if not bad
         ]
-    if len(read) < 2:
-        raise RunError(f"{images.root} has fewer than two images that can be decoded")
+    if len(decoded) < 2:
+        raise RunError(f"{images.root}: expected at least two decodable images")
     root = images.root
-    for place, folder in zip(places, folders, strict=True):
-        root = root.replace(folder, place)  # the digits may lie in a folder of a moment
+    for path, folder in zip(data, folders, strict=True):
+        root = root.replace(folder, path)  # the folder of the digits may be temporary
     classes = [*images.classes, "no label"]
     return Sample(
-        torch.stack([view for view, _ in read]),
-        np.array([label for _, label in read]),
+        torch.stack([view for view, _ in decoded]),
+        np.array([label for _, label in decoded]),
         classes,
         root,
     )
 
 
 def choose(images: Images) -> list[int]:
-    """At most IMAGES images of at most CLASSES classes, in a random order that is the same each time."""
+    """Return indices of at most IMAGES images of CLASSES classes, in a fixed random order."""
     random = np.random.default_rng(0)
     present = np.unique(images.labels)
     classes = random.permutation(present)[:CLASSES]
@@ -199,7 +204,10 @@ def choose(images: Images) -> list[int]:
 
 @torch.no_grad()
 def embed(net: Network, sample: Sample) -> torch.Tensor:
-    """L2-normalised features (m, C) under the head of the first m images of a sample: as many as WORK allows."""
+    """Return L2-normalised features below the head, (m, C) float32, of the first m images.
+
+    m is as large as WORK allows.
+    """
     encoder = with_features(net, [], output="flatten")
     with FlopCounterMode(display=False) as counter:
         encoder(normalize(sample.views[:1]))
@@ -209,15 +217,21 @@ def embed(net: Network, sample: Sample) -> torch.Tensor:
 
 
 def nearest(features: torch.Tensor, queries: list[int], k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest other images of each query among features (m, C): places and cosines, (queries, k) each, nearest first."""
-    cosines = features[queries] @ features.T
+    """Return the k nearest other images of n queries among features (m, C), nearest first.
+
+    The results are indices, (n, k) int64, and cosines, (n, k).
+    """
+    cosines = features[queries] @ features.T  # (n, m)
     cosines[torch.arange(len(queries)), queries] = -torch.inf
-    found = cosines.topk(min(k, len(features) - 1), dim=1)
-    return found.indices.numpy(), found.values.numpy()
+    best = cosines.topk(min(k, len(features) - 1), dim=1)
+    return best.indices.numpy(), best.values.numpy()
 
 
 def fits(matching: torch.Tensor, S: int, T: int) -> bool:
-    """Whether this matches each of S student channels with channels among T of a teacher, none of them twice."""
+    """Return whether a matching is int64 (G, S), with G * S <= T and indices below T.
+
+    It does not check that the indices are distinct.
+    """
     if (
         matching.dtype != torch.int64
         or matching.dim() != 2
@@ -230,31 +244,27 @@ def fits(matching: torch.Tensor, S: int, T: int) -> bool:
 
 @torch.no_grad()
 def matches(student: Student, teacher: Network, views: torch.Tensor) -> dict[int, list[Match]]:
-    """Of each distilled stage the three cheapest channels and the one in the middle, on views (n, 3, H, W) uint8.
+    """Return {stage: matches}, the three cheapest student channels and the median one.
 
-    RunError: the teacher has not the channels that the matching names.
+    views: (n, 3, H, W) uint8. RunError: the teacher does not have the channels of the matching.
     """
     stages = sorted(student.matchings)
     inputs = normalize(views)
-    own = network(student.backbone, inputs.shape[2])
-    ours, theirs = (with_features(net, stages, output=None)(inputs) for net in (own, teacher))
-    found: dict[int, list[Match]] = {}
+    networks = network(student.backbone, inputs.shape[2]), teacher
+    of_student, of_teacher = (with_features(net, stages, output=None)(inputs) for net in networks)
+    matched: dict[int, list[Match]] = {}
     for stage in stages:
-        s, t, matching = (
-            ours[f"layer{stage}"],
-            theirs[f"layer{stage}"],
-            student.matchings[stage],
-        )  # (n, S, H, W), (n, T, H, W)
+        s = of_student[f"layer{stage}"]  # (n, S, H, W)
+        t = of_teacher[f"layer{stage}"]  # (n, T, H, W)
+        matching = student.matchings[stage]  # (G, S)
         if not fits(matching, s.shape[1], t.shape[1]) or s.shape[2:] != t.shape[2:]:
-            raise RunError(
-                f"the teacher's stage {stage} has not the channels that the run matched: name its file with --teacher"
-            )
+            raise RunError(f"the teacher's stage {stage} does not fit the run's matching")
         costs = channel_cost(s, t)[torch.arange(s.shape[1]), matching] / len(views)  # (G, S)
         means, (best, group) = costs.mean(0), costs.min(0)
         order = means.argsort().tolist()
-        found[stage] = []
-        for place in dict.fromkeys([0, 1, 2, len(order) // 2]):
-            a = order[place]
+        matched[stage] = []
+        for rank in dict.fromkeys([0, 1, 2, len(order) // 2]):
+            a = order[rank]
             b = int(matching[group[a], a])
             correlation = (
                 torch.corrcoef(torch.stack([s[:, a].flatten(), t[:, b].flatten()]))[0, 1]
@@ -262,7 +272,7 @@ def matches(student: Student, teacher: Network, views: torch.Tensor) -> dict[int
                 .item()
             )
             maps = s[:SHOWN, a].numpy(), t[:SHOWN, b].numpy()
-            found[stage].append(
-                Match((a, b), place, means[a].item(), best[a].item(), correlation, *maps)
+            matched[stage].append(
+                Match((a, b), rank, means[a].item(), best[a].item(), correlation, *maps)
             )
-    return found
+    return matched

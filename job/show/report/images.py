@@ -1,4 +1,4 @@
-"""A report's pictures of features: matched channels, nearest neighbours, two dimensions."""
+"""A report's pictures of features: matched channels, nearest neighbours, embeddings."""
 
 import dataclasses
 import re
@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from job.errors import RunError
-from job.show.read.runs import Shown
+from job.show.read.runs import ReportRun
 from job.show.report.features import (
     MATCHED,
     SHOWN,
@@ -26,17 +26,17 @@ from job.show.report.features import (
     read_sample,
     read_teacher,
 )
-from job.show.report.style import COLOURS, MARKERS, Picture, finish, new_figure, plain
+from job.show.report.style import COLOURS, MARKERS, Picture, escape, finish, new_figure
 
 QUERIES, NEAREST = 6, 6
-RUNS = 6  # with pictures of features: each needs some seconds
-LONGEST_SLUG = 50  # characters, of at most 4 bytes: names of files have 255 bytes
-POINTS_OF_TSNE = 30  # fewer images are projected instead
+RUNS = 6  # with pictures of features; each needs some seconds
+LONGEST_SLUG = 50  # characters of at most 4 bytes; file names have at most 255 bytes
+POINTS_OF_TSNE = 30  # for fewer images, PCA replaces t-SNE
 
 
 @dataclasses.dataclass
-class Seen:
-    """Pictures of networks' features. notes: the pictures that are missing, with the reasons."""
+class FeaturePictures:
+    """Pictures of networks' features. notes: missing pictures and the reasons."""
 
     maps: list[Picture]
     neighbours: list[Picture]
@@ -44,17 +44,17 @@ class Seen:
     notes: list[str]
 
 
-def look_inside(runs: Sequence[Shown], data: Sequence[str], teacher: str) -> Seen:
+def draw_features(runs: Sequence[ReportRun], data: Sequence[str], teacher: str) -> FeaturePictures:
     """Draw the features of the runs' newest students and of their teachers.
 
-    data, teacher: their paths on this machine; if empty, those of the runs' options.
+    data, teacher: paths on this machine; if empty, as in the runs' options.
     """
-    seen = Seen(
+    drawn = FeaturePictures(
         [],
         [],
         [],
         [
-            f"{run.label}: not shown; a report shows the networks of the first {RUNS} runs"
+            f"{run.label}: a report shows features of the first {RUNS} runs only"
             for run in runs[RUNS:]
         ],
     )
@@ -63,72 +63,72 @@ def look_inside(runs: Sequence[Shown], data: Sequence[str], teacher: str) -> See
     for run in runs[:RUNS]:
         try:
             student = newest_student(run.history)
-            places = tuple(data or student.options["places"])
-            sample = read_sample(places, student.options["image_size"])
+            paths = tuple(data or student.options["data"])
+            sample = read_sample(paths, student.options["image_size"])
             features = embed(network(student.backbone, student.options["image_size"]), sample)
         except RunError as error:
-            seen.notes.append(f"{run.label}: {error}")
+            drawn.notes.append(f"{run.label}: {error}")
             continue
         embedded.setdefault(sample, []).append((run.label, features))
-        seen.neighbours.append(neighbour_grid(run.label, slugs[run.label], sample, features))
+        drawn.neighbours.append(neighbour_grid(run.label, slugs[run.label], sample, features))
         try:
             if student.matchings:
-                found = matches(
+                matched = matches(
                     student,
                     read_teacher(student, teacher or student.options["teacher"]),
                     sample.views[:MATCHED],
                 )
-                seen.maps += [
-                    matched_maps(run.label, slugs[run.label], stage, some, sample)
-                    for stage, some in found.items()
+                drawn.maps += [
+                    matched_maps(run.label, slugs[run.label], stage, pairs, sample)
+                    for stage, pairs in matched.items()
                 ]
         except RunError as error:
-            seen.notes.append(f"{run.label}: {error}. Name the teacher's file with --teacher")
-    for sample, found_in in embedded.items():
-        seen.embeddings.append(embeddings(found_in, sample, len(seen.embeddings)))
-    return seen
+            drawn.notes.append(f"{run.label}: {error}. Name the teacher's file with --teacher")
+    for sample, labelled in embedded.items():
+        drawn.embeddings.append(embeddings(labelled, sample, len(drawn.embeddings)))
+    return drawn
 
 
-def bare(axes: Axes, image: np.ndarray, **how: Any) -> None:
+def bare(axes: Axes, image: np.ndarray, **options: Any) -> None:
     """Draw an image or a map without an axis."""
-    axes.imshow(image, interpolation="nearest", **how)
+    axes.imshow(image, interpolation="nearest", **options)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set(visible=True, linewidth=0.6)
 
 
-def pixels(sample: Sample, place: int) -> np.ndarray:
-    """Return an image of a sample, (H, W, 3)."""
-    return sample.views[place].permute(1, 2, 0).numpy()
+def pixels(sample: Sample, index: int) -> np.ndarray:
+    """Return an image of a sample, (H, W, 3) uint8."""
+    return sample.views[index].permute(1, 2, 0).numpy()
 
 
-def matched_maps(label: str, slug: str, stage: int, found: list[Match], sample: Sample) -> Picture:
+def matched_maps(label: str, slug: str, stage: int, pairs: list[Match], sample: Sample) -> Picture:
     """Draw images, and below each the maps of matched student and teacher channels."""
     shown = min(SHOWN, len(sample.views))
-    figure = new_figure(1.25 * (1 + len(found)))
+    figure = new_figure(1.25 * (1 + len(pairs)))
     grid = figure.subplots(
-        1 + len(found), 1 + 2 * shown, width_ratios=[1.35] + [1] * (2 * shown), squeeze=False
+        1 + len(pairs), 1 + 2 * shown, width_ratios=[1.35] + [1] * (2 * shown), squeeze=False
     )
     for axes in grid[:, 0]:
         axes.set_axis_off()
     for image in range(shown):
         bare(grid[0, 1 + 2 * image], pixels(sample, image))
         grid[0, 2 + 2 * image].set_axis_off()
-    for row, match in zip(grid[1:], found, strict=True):
-        which = f"no. {match.rank + 1} in cost" if match.rank < 3 else "the median one"
+    for row, match in zip(grid[1:], pairs, strict=True):
+        rank = f"no. {match.rank + 1} in cost" if match.rank < 3 else "the median one"
         a, b = match.channels
-        figures = (
+        numbers = (
             f"cost {match.cost:.2f}, corr. {match.correlation:.2f}\nmean cost {match.mean:.2f}"
         )
-        words = f"{which}\nstudent {a}\nteacher {b}\n{figures}"
-        row[0].text(0, 0.5, words, va="center", fontsize=9.5, transform=row[0].transAxes)
+        text = f"{rank}\nstudent {a}\nteacher {b}\n{numbers}"
+        row[0].text(0, 0.5, text, va="center", fontsize=9.5, transform=row[0].transAxes)
         for offset, maps in enumerate((match.student, match.teacher)):
-            reach = float(np.abs(maps).max()) or 1.0
+            largest = float(np.abs(maps).max()) or 1.0
             for axes, image in zip(row[1 + offset :: 2], range(shown), strict=True):
-                bare(axes, maps[image], cmap="gray", vmin=-reach, vmax=reach)
+                bare(axes, maps[image], cmap="gray", vmin=-largest, vmax=largest)
     for image in range(shown):
-        for place, name in enumerate(("student", "teacher")):
-            grid[1, 1 + 2 * image + place].set_title(name, fontsize=9.5)
-    costs = ", ".join(f"{match.cost:.2f}" for match in found)
+        for offset, name in enumerate(("student", "teacher")):
+            grid[1, 1 + 2 * image + offset].set_title(name, fontsize=9.5)
+    costs = ", ".join(f"{match.cost:.2f}" for match in pairs)
     reading = (
         "Each image, and below it the maps of matched channels of student and teacher, before "
         "the ReLU. White is positive, mid grey is 0, black is negative. Each channel is scaled "
@@ -137,9 +137,12 @@ def matched_maps(label: str, slug: str, stage: int, found: list[Match], sample: 
         "cheapest pairs look alike, also on images where the object is elsewhere. The median "
         "pair looks less alike."
     )
-    if found[0].student[0].size == 1:
+    if pairs[0].student[0].size == 1:
         reading += " Here each map has one position, so the cost compares only signs."
-    alt = f"Maps of matched channels of {label} and its teacher in stage {stage}, of cost {costs}, for {shown} images"
+    alt = (
+        f"Maps of matched channels of {label} and its teacher in stage {stage}, of cost {costs}, "
+        f"for {shown} images"
+    )
     return finish(
         figure, f"maps-{slug}-{stage}", f"Matched channels of {label}, stage {stage}", reading, alt
     )
@@ -149,18 +152,18 @@ def neighbour_grid(label: str, slug: str, sample: Sample, features: torch.Tensor
     """Draw some images and their nearest neighbours, with cosines and labels."""
     m = len(features)
     queries = one_of_each(sample.labels[:m], QUERIES)
-    places, cosines = nearest(features, queries, NEAREST)
+    neighbours, cosines = nearest(features, queries, NEAREST)
     figure = new_figure(1.7 * len(queries))
-    grid = figure.subplots(len(queries), 1 + places.shape[1], squeeze=False)
-    right = 0
-    for row, query, near, cosine in zip(grid, queries, places, cosines, strict=True):
-        label_of = [sample.classes[sample.labels[place]] for place in (query, *near)]
-        for axes, place, name in zip(row, (query, *near), label_of, strict=True):
-            bare(axes, pixels(sample, place))
-            axes.set_title(plain(shorten(name)), fontsize=9.5, pad=6)
-        for axes, value, name in zip(row[1:], cosine, label_of[1:], strict=True):
-            same = name == label_of[0]
-            right += same
+    grid = figure.subplots(len(queries), 1 + neighbours.shape[1], squeeze=False)
+    correct = 0
+    for row, query, near, cosine in zip(grid, queries, neighbours, cosines, strict=True):
+        labels = [sample.classes[sample.labels[index]] for index in (query, *near)]
+        for axes, index, name in zip(row, (query, *near), labels, strict=True):
+            bare(axes, pixels(sample, index))
+            axes.set_title(escape(shorten(name)), fontsize=9.5, pad=6)
+        for axes, value, name in zip(row[1:], cosine, labels[1:], strict=True):
+            same = name == labels[0]
+            correct += same
             axes.set_xlabel(
                 f"{1 - value:.2f}" + ("" if same else "  other"), fontsize=9.5, labelpad=5
             )
@@ -169,37 +172,39 @@ def neighbour_grid(label: str, slug: str, sample: Sample, features: torch.Tensor
                 spine.set_linewidth(2.5)
         row[0].set_xlabel("query", fontsize=9.5, labelpad=5)
     reading = (
-        f"Left: an image of {sample.root}. Then the {places.shape[1]} nearest of {m - 1} others "
-        "by the student's features, each with its label above and the distance, 1 - cosine, "
-        "below. A thick frame and the word other mark a different label. Normal: most neighbours "
+        f"Left: an image of {sample.root}. Then the {neighbours.shape[1]} nearest of {m - 1} "
+        "others by the student's features, each with its label above and the distance, "
+        "1 - cosine, below. A thick frame and the word other mark a different label. Normal: most neighbours "
         "have the same label, which training did not use, and confused images look "
         f"alike.{sample.remark}"
     )
-    alt = f"Nearest neighbours of {len(queries)} images by the features of {label}: {right} of {places.size} have the same label"
+    alt = (
+        f"Nearest neighbours of {len(queries)} images by the features of {label}: "
+        f"{correct} of {neighbours.size} have the same label"
+    )
     return finish(figure, f"neighbours-{slug}", f"Nearest neighbours, {label}", reading, alt)
 
 
-def embeddings(found: Sequence[tuple[str, torch.Tensor]], sample: Sample, number: int) -> Picture:
-    """Draw features of the same images in two dimensions, a panel for each (label, features)."""
-    columns = min(3, len(found))
-    rows = -(-len(found) // columns)
+def embeddings(runs: Sequence[tuple[str, torch.Tensor]], sample: Sample, number: int) -> Picture:
+    """Draw features of the same images in two dimensions, one panel for each (label, features)."""
+    columns = min(3, len(runs))
+    rows = -(-len(runs) // columns)
     figure = new_figure(0.6 + {1: 6.0, 2: 4.2, 3: 3.1}[columns] * rows)
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    how = set()
-    for axes in panels[len(found) :]:
+    methods = set()
+    for axes in panels[len(runs) :]:
         axes.set_axis_off()
-    for axes, (title, features) in zip(panels, found, strict=False):
-        flat, method = flatten(features.numpy())
-        how.add(method)
-        labels = sample.labels[: len(flat)]
-        for place, label in enumerate(np.unique(sample.labels)):
-            some = flat[labels == label]
-            colour, mark = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
-            name = plain(shorten(sample.classes[label]))
+    for axes, (title, features) in zip(panels, runs, strict=False):
+        points, method = flatten(features.numpy())  # (m, 2)
+        methods.add(method)
+        labels = sample.labels[: len(points)]
+        for index, label in enumerate(np.unique(sample.labels)):
+            colour, mark = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+            name = escape(shorten(sample.classes[label]))
             if re.fullmatch("[0-9A-Za-z]", name):
                 mark = f"${name}$"
             axes.scatter(
-                *some.T,
+                *points[labels == label].T,
                 s=30 if columns < 3 else 22,
                 marker=mark,
                 color=colour,
@@ -207,7 +212,7 @@ def embeddings(found: Sequence[tuple[str, torch.Tensor]], sample: Sample, number
                 alpha=0.85,
                 label=name,
             )
-        axes.set(title=plain(shorten(title, 32)), xticks=[], yticks=[])
+        axes.set(title=escape(shorten(title, 32)), xticks=[], yticks=[])
         axes.grid(visible=False)
     handles, names = panels[0].get_legend_handles_labels()
     if not all(re.fullmatch("[0-9A-Za-z]", name) for name in names):  # else the marks are the names
@@ -216,17 +221,20 @@ def embeddings(found: Sequence[tuple[str, torch.Tensor]], sample: Sample, number
         )
     reading = (
         f"Each mark is an image of {sample.root}. Similar features are near each other "
-        f"({' or '.join(sorted(how))}). Colour and mark are the label. Directions and the size of "
-        "gaps have no meaning. Normal: images of a label gather as training proceeds, although it "
-        "does not use labels. If all labels are mixed in one cloud, the student has not learned, "
-        f"or has collapsed.{sample.remark}"
+        f"({' or '.join(sorted(methods))}). Colour and mark are the label. Directions and the size "
+        "of gaps have no meaning. Normal: images of a label gather as training proceeds, although "
+        "it does not use labels. If all labels are mixed in one cloud, the student has not "
+        f"learned, or has collapsed.{sample.remark}"
     )
-    alt = f"Features of {len(sample.labels)} images in two dimensions, for {', '.join(label for label, _ in found)}"
+    alt = (
+        f"Features of {len(sample.labels)} images in two dimensions, "
+        f"for {', '.join(label for label, _ in runs)}"
+    )
     return finish(figure, f"embedding{number or ''}", "Features in two dimensions", reading, alt)
 
 
 def flatten(features: np.ndarray) -> tuple[np.ndarray, str]:
-    """Project features (n, C) to (n, 2), deterministically; return them and the method's name."""
+    """Project features (m, C) to (m, 2) deterministically. Return them and the method's name."""
     if len(features) < POINTS_OF_TSNE:
         return PCA(2, random_state=0).fit_transform(features), "principal components"
     return TSNE(
@@ -235,9 +243,9 @@ def flatten(features: np.ndarray) -> tuple[np.ndarray, str]:
 
 
 def one_of_each(labels: np.ndarray, number: int) -> list[int]:
-    """Return the first image of each label, and further ones if there are too few labels."""
+    """Return indices of the first image of each label, and others if there are too few labels."""
     firsts = np.sort(np.unique(labels, return_index=True)[1]).tolist()
-    return (firsts + [place for place in range(len(labels)) if place not in firsts])[:number]
+    return (firsts + [index for index in range(len(labels)) if index not in firsts])[:number]
 
 
 def shorten(name: str, most: int = 12) -> str:
@@ -247,10 +255,10 @@ def shorten(name: str, most: int = 12) -> str:
 
 def slugs_of(labels: Sequence[str]) -> dict[str, str]:
     """Return {label: slug}, unique slugs of runs' labels for file names."""
-    found: dict[str, str] = {}
+    slugs: dict[str, str] = {}
     for label in labels:
         slug = re.sub(r"[^\w.-]+", "-", label)[:LONGEST_SLUG]
-        while slug in found.values():
+        while slug in slugs.values():
             slug += "-"
-        found[label] = slug
-    return found
+        slugs[label] = slug
+    return slugs

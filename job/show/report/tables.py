@@ -1,4 +1,4 @@
-"""A report's tables: how far each run is, linear results, options that differ, checkpoints, warnings."""
+"""A report's tables: progress, linear results, options, checkpoints and warnings."""
 
 import dataclasses
 import itertools
@@ -15,7 +15,7 @@ import numpy as np
 from job.config import WITHOUT_EFFECT, Config, LinearConfig
 from job.metrics.schema import own_size
 from job.show.read.history import network, smooth
-from job.show.read.runs import Shown
+from job.show.read.runs import ReportRun
 from job.show.watch.panel import span
 from job.show.watch.state import RECENT
 
@@ -24,7 +24,7 @@ MOST_WARNINGS = 20  # of a run
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows of text under a head. numbers: the columns that are set to the right."""
+    """Rows of text below a head. numbers: the right-aligned columns."""
 
     head: list[str]
     rows: list[list[str]]
@@ -33,7 +33,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint's file. link: its address from where the report lies."""
+    """A checkpoint's file. link: its address relative to the report's folder."""
 
     run: str
     name: str
@@ -43,18 +43,18 @@ class Checkpoint:
 
 
 def shown(value: float | None, digits: int = 2, unit: str = "") -> str:
-    """A number in a table; a dash for none."""
+    """Return a number as text, or a dash if it is missing or not finite."""
     return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}{unit}"
 
 
-def last(run: Shown, name: str) -> float | None:
-    """The mean of a number over a run's last steps, or None."""
+def last(run: ReportRun, name: str) -> float | None:
+    """Return the mean of a number over a run's last steps, or None."""
     values = run.column(name)
     return float(smooth(values, max(1, min(RECENT, len(values) // 4)))[-1]) if len(values) else None
 
 
-def overview(runs: Sequence[Shown]) -> Table:
-    """How far each run is, and where its numbers are."""
+def overview(runs: Sequence[ReportRun]) -> Table:
+    """Return the state, position and recent numbers of each run."""
     head = [
         "run",
         "state",
@@ -72,7 +72,7 @@ def overview(runs: Sequence[Shown]) -> Table:
     rows = []
     for run in runs:
         history, options = run.history, run.history.options
-        took = run.step_seconds
+        seconds = run.step_seconds
         own = own_size({name: last(run, name) or 0.0 for name in history.losses}, history.losses)
         distillation = last(run, "distillation")
         epochs = f"{run.epochs[-1]:.1f}" if len(run.epochs) and run.steps_an_epoch else "-"
@@ -86,15 +86,15 @@ def overview(runs: Sequence[Shown]) -> Table:
             shown(distillation / own if distillation and own else None),
             shown(last(run, "accuracy"), 1, " %"),
             shown(history.knn[-1]["knn"] if history.knn else None, 1, " %"),
-            shown(float(np.nanmedian(run.column("images_per_s"))) if len(took) else None, 0),
-            span(float(np.nansum(took))) if len(took) else "-",
+            shown(float(np.nanmedian(run.column("images_per_s"))) if len(seconds) else None, 0),
+            span(float(np.nansum(seconds))) if len(seconds) else "-",
             str(len(history.warnings)),
         ])  # fmt: skip
     return Table(head, rows, range(4, len(head)))
 
 
-def linear_results(runs: Sequence[Shown]) -> Table | None:
-    """The best accuracy of each linear run, with the run whose features it tells of; the best first."""
+def linear_results(runs: Sequence[ReportRun]) -> Table | None:
+    """Return the best accuracy of each linear run and the run of its features, best first."""
     classified = [run for run in runs if run.history.kind == "linear" and run.history.validation]
     if not classified:
         return None
@@ -105,7 +105,7 @@ def linear_results(runs: Sequence[Shown]) -> Table | None:
         best = max(run.history.validation, key=lambda record: record["val_top1"])
         source = pretraining(run, runs)
         knn = source.history.knn if source else []
-        path = str(run.history.options.get("pretrained", "not known"))
+        path = str(run.history.options.get("pretrained", "unknown"))
         rows.append([
             run.label,
             source.label if source else path or "none: random weights",
@@ -129,8 +129,11 @@ def linear_results(runs: Sequence[Shown]) -> Table | None:
     return Table(head, rows, range(3, len(head)))
 
 
-def pretraining(run: Shown, runs: Sequence[Shown]) -> Shown | None:
-    """The run in whose folder a linear run's --pretrained lies; by the folder's name where runs have been moved."""
+def pretraining(run: ReportRun, runs: Sequence[ReportRun]) -> ReportRun | None:
+    """Return the run whose folder holds a linear run's --pretrained, or None.
+
+    If runs have moved, a unique folder name decides.
+    """
     folder = Path(str(run.history.options.get("pretrained") or "/")).parent
     others = [other for other in runs if other.history.kind == "train"]
     same = [other for other in others if other.history.folder.resolve() == folder.resolve()]
@@ -138,29 +141,29 @@ def pretraining(run: Shown, runs: Sequence[Shown]) -> Shown | None:
     return same[0] if same else namesakes[0] if len(namesakes) == 1 else None
 
 
-def options_of(runs: Sequence[Shown], differing: bool) -> Table | None:
-    """The options of runs of one kind: those that differ, or all."""
-    told = [run for run in runs if run.history.options]
-    # What runs had before there was an option is its default, but for shares: their factor was the one they were given.
-    usual = {
+def options_of(runs: Sequence[ReportRun], differing: bool) -> Table | None:
+    """Return the options of runs of one kind: all, or those that differ. None: no such table."""
+    known = [run for run in runs if run.history.options]
+    # A run that is older than an option had its default, except for --loss-share: it had a factor.
+    defaults = {
         "train": dataclasses.asdict(Config()) | {"loss_share": 0.0},
         "linear": dataclasses.asdict(LinearConfig()),
     }
-    options = [usual[run.history.kind] | run.history.options for run in told]
+    options = [defaults[run.history.kind] | run.history.options for run in known]
     names = [
         name for name in dict.fromkeys(itertools.chain(*options)) if name not in WITHOUT_EFFECT
     ]
-    rows = [[name, *(written(some.get(name)) for some in options)] for name in names]
+    rows = [[name, *(as_text(values.get(name)) for values in options)] for name in names]
     rows = [row for row in rows if len(set(row[1:])) > 1 or not differing]
     return (
-        Table(["option", *(run.label for run in told)], rows)
-        if told and (len(told) > 1 or not differing)
+        Table(["option", *(run.label for run in known)], rows)
+        if known and (len(known) > 1 or not differing)
         else None
     )
 
 
-def written(value: Any) -> str:
-    """An option's value as text."""
+def as_text(value: Any) -> str:
+    """Return an option's value as text."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
@@ -168,25 +171,19 @@ def written(value: Any) -> str:
     return "-" if value in ("", None) else str(value)
 
 
-def checkpoints(runs: Sequence[Shown], place: Path, now: float) -> list[Checkpoint]:
-    """The checkpoints of all runs, for a report in the folder `place`; the newest of each run first."""
-    found = []
+def checkpoints(runs: Sequence[ReportRun], folder: Path, now: float) -> list[Checkpoint]:
+    """Return the checkpoints of all runs, newest first. folder: the report's."""
+    listed = []
     for run in runs:
-        folder = run.history.folder
-        for path in [
-            *(best for best in [folder / "best.pth.tar"] if best.exists()),
-            *reversed(run.history.checkpoints),
-        ]:
+        best = run.history.folder / "best.pth.tar"
+        for path in [*[best] * best.exists(), *reversed(run.history.checkpoints)]:
             try:
                 status = path.stat()
-            except OSError:  # a run that goes on has removed it
+            except OSError:  # the running program has removed it
                 continue
-            link = quote(
-                os.fsencode(
-                    os.path.relpath(path.resolve().parent, place.resolve()) + "/" + path.name
-                )
-            )
-            found.append(
+            relative = os.path.relpath(path.resolve().parent, folder.resolve()) + "/" + path.name
+            link = quote(os.fsencode(relative))
+            listed.append(
                 Checkpoint(
                     run.label,
                     path.name,
@@ -195,12 +192,12 @@ def checkpoints(runs: Sequence[Shown], place: Path, now: float) -> list[Checkpoi
                     f"{span(now - status.st_mtime)} ago",
                 )
             )
-    return found
+    return listed
 
 
-def warnings(runs: Sequence[Shown]) -> dict[str, list[str]]:
-    """Return what the runs warn of, and the damaged files of their folders: {label: lines}, the same line once."""
-    found = {}
+def warnings(runs: Sequence[ReportRun]) -> dict[str, list[str]]:
+    """Return {label: lines}: each run's warnings without repetitions, and its damaged files."""
+    lines_of = {}
     for run in runs:
         counted = Counter(run.history.warnings)
         lines = [
@@ -212,11 +209,9 @@ def warnings(runs: Sequence[Shown]) -> dict[str, list[str]]:
                 f"and {len(lines) - MOST_WARNINGS} more in {run.history.folder / 'log.txt'}",
             ]
         if run.history.damaged:
-            lines.append(
-                f"damaged: {run.history.damaged} lines of metrics.jsonl cannot be read, and are left out"
-            )
+            lines.append(f"damaged: {run.history.damaged} lines of metrics.jsonl; they are skipped")
         if not run.history.options:
-            lines.append("damaged or missing: config.yaml tells no options")
+            lines.append("damaged or missing: config.yaml; the options are unknown")
         if lines:
-            found[run.label] = lines
-    return found
+            lines_of[run.label] = lines
+    return lines_of

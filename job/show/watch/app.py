@@ -1,4 +1,4 @@
-"""Show runs in a terminal: progress, loss, speed, time left, checkpoints, refreshes, warnings.
+"""Show runs in a terminal: progress, loss, speed, time left, checkpoint, refresh, warnings.
 
 mgd-watch RUN...        RUN: a run's folder, a folder that holds runs, or a SLURM job's log
 """
@@ -14,7 +14,7 @@ from job.cli import Parser
 from job.declare import expand
 from job.errors import RunError
 from job.show.read import discover
-from job.show.read.discover import Place
+from job.show.read.discover import Source
 from job.show.read.ends import reported
 from job.show.watch import panel
 from job.show.watch.panel import Marks
@@ -24,26 +24,26 @@ from job.show.watch.state import Progress
 EVERY = 3.0  # s
 
 
-class Shown:
-    """A run that is shown, or a job whose run is to come."""
+class WatchedRun:
+    """A run, or a job whose run has not started. problem: why it cannot be read, or ""."""
 
-    def __init__(self, place: Place):
-        self.place, self.run, self.problem = place, Progress(place.path), ""
+    def __init__(self, source: Source):
+        self.source, self.run, self.problem = source, Progress(source.path), ""
 
-    def look(self, place: Place) -> None:
+    def update(self, source: Source) -> None:
         """Read new records, or set `problem`."""
-        self.place, self.problem = place, place.problem
-        if not (place.problem or place.waits()):
+        self.source, self.problem = source, source.problem
+        if not (source.problem or source.waits()):
             try:
                 self.run.update()
             except RunError as error:
                 self.problem = str(error)
 
     def lines(self, runs: list[Progress], width: int, marks: Marks) -> list[str]:
-        """All of it, or a few lines where it is one of several runs."""
-        job = self.place.log.told if self.place.log else None
+        """Return all its lines, or a few if it is one of several runs."""
+        job = self.source.log.content if self.source.log else None
         if not self.run.known:
-            return panel.waiting(self.place.path, job, width) if job else [self.problem]
+            return panel.waiting(self.source.path, job, width) if job else [self.problem]
         if len(runs) == 1:
             return panel.block(self.run, job, self.problem, width, marks)
         return panel.short(
@@ -56,68 +56,71 @@ class Shown:
 
 
 class Watch:
-    """The runs at some paths, read repeatedly."""
+    """The runs at some paths. `update` reads them again. runs: {resolved path: run}."""
 
     def __init__(self, paths: list[Path]):
         self.paths, self.logs = paths, discover.Logs()
-        self.shown: dict[str, Shown] = {}
+        self.runs: dict[str, WatchedRun] = {}
 
-    def look(self) -> None:
+    def update(self) -> None:
         """Find runs, also new ones, and read their new records."""
         found = {
-            os.path.realpath(place.path): place for path in self.paths for place in self.find(path)
+            os.path.realpath(source.path): source
+            for path in self.paths
+            for source in self.find(path)
         }
-        kept = {key: shown for key, shown in self.shown.items() if shown.run.known}
-        places = found | {key: shown.place for key, shown in kept.items() if key not in found}
-        self.shown = {key: kept.get(key) or Shown(place) for key, place in places.items()}
-        for key, shown in self.shown.items():
-            shown.look(places[key])
+        kept = {key: watched for key, watched in self.runs.items() if watched.run.known}
+        missing = {key: watched.source for key, watched in kept.items() if key not in found}
+        sources = found | missing
+        self.runs = {key: kept.get(key) or WatchedRun(source) for key, source in sources.items()}
+        for key, watched in self.runs.items():
+            watched.update(sources[key])
 
-    def find(self, path: Path) -> list[Place]:
-        """The runs at a path, or why there are none."""
+    def find(self, path: Path) -> list[Source]:
+        """Return the runs at a path, or a source with the problem."""
         try:
             return discover.find(path, self.logs)
         except RunError as error:
-            return [Place(path, problem=str(error))]
+            return [Source(path, problem=str(error))]
 
-    def begin(self) -> None:
-        """Look for the first time. RunError: there is nothing to show."""
-        self.look()
-        if all(shown.problem and not shown.run.known for shown in self.shown.values()):
-            raise RunError(next(shown.problem for shown in self.shown.values()))
+    def start(self) -> None:
+        """Read the runs for the first time. RunError: no run is readable."""
+        self.update()
+        if all(watched.problem and not watched.run.known for watched in self.runs.values()):
+            raise RunError(next(watched.problem for watched in self.runs.values()))
 
     def lines(self, width: int, marks: Marks, bold: bool) -> list[str]:
-        """What is shown: a run in full, several in a few lines each."""
-        runs = [shown.run for shown in self.shown.values()]
+        """Return all lines of one run, or a few lines for each of several."""
+        runs = [watched.run for watched in self.runs.values()]
         lines: list[str] = []
-        for shown in self.shown.values():
+        for watched in self.runs.values():
             heading, *rest = (
-                panel.cut(line, width, marks) for line in shown.lines(runs, width, marks)
+                panel.cut(line, width, marks) for line in watched.lines(runs, width, marks)
             )
             lines += [""] * bool(lines) + [f"\033[1m{heading}\033[m" if bold else heading, *rest]
         return lines
 
     def done(self) -> bool:
         """Return whether all runs are done."""
-        return all(shown.done() for shown in self.shown.values())
+        return all(watched.done() for watched in self.runs.values())
 
 
 def follow(watch: Watch, every: float, marks: Marks, bold: bool) -> None:
-    """Redraw on the terminal until all runs are done; the last picture stays."""
+    """Redraw on the terminal until all runs are done, and leave the last lines on it."""
     try:
         with Screen() as screen:
             while not watch.done():
                 width, height = shutil.get_terminal_size()
                 screen.draw(watch.lines(width, marks, bold), height)
                 screen.wait(every)
-                watch.look()
+                watch.update()
     except KeyboardInterrupt:
         pass
     print("\n".join(watch.lines(shutil.get_terminal_size().columns, marks, bold)))
 
 
 def marks_for(encoding: str | None) -> Marks:
-    """The marks that an encoding has."""
+    """Return the marks that an encoding can represent."""
     try:
         "".join(panel.UNICODE).encode(encoding or "ascii")
         return panel.UNICODE
@@ -126,7 +129,7 @@ def marks_for(encoding: str | None) -> Marks:
 
 
 def seconds(text: str) -> float:
-    """The value of --every."""
+    """Parse the value of --every. ValueError: not a number from 0.1 to 86400."""
     value = float(text)
     if not 0.1 <= value <= 86400:
         raise ValueError
@@ -134,7 +137,7 @@ def seconds(text: str) -> float:
 
 
 def watch_runs(argv: list[str] | None) -> None:
-    """Read the command line, and show. RunError: there is nothing to show."""
+    """Parse the command line and show the runs. RunError: no run is readable."""
     parser = Parser(
         prog="mgd-watch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -145,30 +148,30 @@ def watch_runs(argv: list[str] | None) -> None:
         type=expand,
         help="a run's folder, a folder that holds runs, or a job's log",
     )
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument(
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument(
         "--once", action="store_true", help="show once; the default if the output is not a terminal"
     )
-    how.add_argument(
+    mode.add_argument(
         "--every",
         type=seconds,
         metavar="SECONDS",
         help=f"update interval (default: {EVERY:.0f})",
     )
-    given = parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    watch = Watch(list(map(Path, given.runs)))
-    watch.begin()
+    watch = Watch(list(map(Path, arguments.runs)))
+    watch.start()
     terminal = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     marks, bold = marks_for(sys.stdout.encoding), terminal and not os.environ.get("NO_COLOR")
-    if terminal and not given.once:
-        follow(watch, given.every or EVERY, marks, bold)
+    if terminal and not arguments.once:
+        follow(watch, arguments.every or EVERY, marks, bold)
         return
     print("\n".join(watch.lines(shutil.get_terminal_size().columns, marks, bold)), flush=True)
     try:
-        while given.every and not watch.done():
-            time.sleep(given.every)
-            watch.look()
+        while arguments.every and not watch.done():
+            time.sleep(arguments.every)
+            watch.update()
             print(
                 "\n" + "\n".join(watch.lines(shutil.get_terminal_size().columns, marks, bold)),
                 flush=True,

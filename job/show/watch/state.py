@@ -1,4 +1,4 @@
-"""How far a run is, from its records as they grow: its state, its place, the time left."""
+"""A run's state, position and time left, from its records as they grow."""
 
 import collections
 import contextlib
@@ -13,52 +13,43 @@ from job.schedules import parse_refresh
 from job.show.read import history
 from job.show.read.tail import Curve, Follower
 
-RECENT = 50  # steps that "now" is the mean of
-SAMPLE = 4000  # steps read of a block of lines
+RECENT = 50  # steps of a recent mean
+SAMPLE = 4000  # steps read in a block of lines
 MOST_EPOCHS = 10**6  # as --epochs allows
-START_PATIENCE = (
-    900.0  # s without news before the first step; by then a run that stands still has ended itself
-)
+# s without a write before the first step; a run that hangs ends itself sooner.
+START_PATIENCE = 900.0
 MOST_WARNINGS, MOST_DISTILLERS = 8, 8
 SECONDS = ("measuring", "gathering", "solving")  # of a refresh
 
 
 class Records:
-    """The records of metrics.jsonl. Of a large part that is new at once, a sample of the steps is read, and all else."""
+    """A summary of metrics.jsonl. Of many new steps, it reads a sample.
+
+    count: steps done, estimated from the sample. seconds: sum of 1 / images_per_s over them.
+    scores: k-NN or validation accuracies. refresh: {distiller: {stage: record}} of its last one.
+    start, options: of the last process. end: how it ended, or "".
+    warnings: {kind and id: (time, text)}, newest last.
+    between: s of all saves at an epoch's end, k-NN accuracies and validations.
+    """
 
     def __init__(self) -> None:
         self.recent: collections.deque[dict[str, float]] = collections.deque(maxlen=RECENT)
-        self.count, self.seconds, self.damaged, self.refreshes = (
-            0,
-            0.0,
-            0,
-            0,
-        )  # seconds: sum of 1 / images_per_s
-        self.loss, self.accuracy, self.scores = (
-            Curve(),
-            Curve(),
-            Curve(),
-        )  # scores: of k-NN or validation
-        self.refresh: dict[
-            str, dict[int, dict[str, Any]]
-        ] = {}  # {distiller: {stage: record}} of its last
+        self.count, self.seconds, self.damaged, self.refreshes = 0, 0.0, 0, 0
+        self.loss, self.accuracy, self.scores = Curve(), Curve(), Curve()
+        self.refresh: dict[str, dict[int, dict[str, Any]]] = {}
         self.refreshed = -1  # epoch of the last refresh
         self.signs: dict[str, float] = {}
         self.score: dict[str, float] = {}
         self.changes: list[dict[str, float]] = []  # of the batch size or the steps of an epoch
         self.best = 0.0
-        self.start: dict[str, Any] = {}  # of the last process
+        self.start: dict[str, Any] = {}
         self.options: dict[str, Any] = {}
-        self.teacher, self.end, self.resumed = (
-            "",
-            "",
-            0,
-        )  # end: how the last process has ended, if it has
-        self.warnings: dict[str, tuple[float, str]] = {}  # {kind and id: (time, text)}, newest last
-        self.between = 0.0  # s of all saves at an epoch's end, k-NN accuracies and validations
+        self.teacher, self.end, self.resumed = "", "", 0
+        self.warnings: dict[str, tuple[float, str]] = {}
+        self.between = 0.0
 
     def add(self, lines: bytes) -> None:
-        """Take in whole lines."""
+        """Add complete lines."""
         split = lines.splitlines()
         stride = max(1, len(split) // SAMPLE)
         for at, line in enumerate(split):
@@ -66,9 +57,9 @@ class Records:
                 continue
             self.add_record(history.read_record(line), stride)
 
-    def add_record(self, found: tuple[str, dict[str, Any]] | None, weight: int) -> None:
-        """Take in a record, and its kind; a step stands for `weight` of them. None: a damaged line."""
-        match found:
+    def add_record(self, parsed: tuple[str, dict[str, Any]] | None, weight: int) -> None:
+        """Add a (kind, record). None: a damaged line. A step counts as `weight` steps."""
+        match parsed:
             case None:
                 self.damaged += 1
             case "step", record:
@@ -96,15 +87,15 @@ class Records:
                 self.between += record["seconds"]
             case "end", record:
                 self.end = record["how"]
-        if found and (text := history.warning_of(*found)):
-            kind, id = text.partition(": ")[0], found[1].get("id")
+        if parsed and (text := history.warning_of(*parsed)):
+            kind, id = text.partition(": ")[0], parsed[1].get("id")
             key = f"{kind}: {id}"[: history.LONGEST_LINE] if id else re.sub(r"\d+", "", text)
             self.warnings.pop(key, None)
-            self.warnings[key] = (found[1]["time"], text)
+            self.warnings[key] = (parsed[1]["time"], text)
             self.warnings = dict(list(self.warnings.items())[-MOST_WARNINGS:])
 
     def add_step(self, record: dict[str, float], weight: int) -> None:
-        """Take in a step that stands for `weight` of them."""
+        """Add a step that counts as `weight` steps."""
         self.recent.append(record)
         self.loss.add(int(record["steps"]), record["loss"])
         self.accuracy.add(
@@ -114,7 +105,7 @@ class Records:
         self.seconds += weight / max(record.get("images_per_s", 0.0), 1e-9)
 
     def add_refresh(self, record: dict[str, Any]) -> None:
-        """Take in one stage of a distiller's refresh; those of one epoch are one."""
+        """Add one stage of a distiller's refresh. All stages of an epoch are one refresh."""
         epoch, distiller = record["epoch"], record["distiller"]
         if epoch != self.refreshed:
             self.refreshed = epoch
@@ -125,7 +116,7 @@ class Records:
             self.refresh[distiller] = same | {record["stage"]: record}
 
     def add_score(self, record: dict[str, float]) -> None:
-        """Take in an accuracy of k-NN or of a validation."""
+        """Add an accuracy of k-NN or of a validation."""
         score = record.get("knn", record.get("val_top1", 0.0))
         self.score = record
         self.scores.add(int(record["epoch"]), score)
@@ -134,13 +125,16 @@ class Records:
 
     @property
     def refresh_seconds(self) -> float:
-        """Seconds of the last refresh, of all distillers; each stage has the seconds of all stages."""
+        """Seconds of the last refresh of all distillers. Each record has those of all stages."""
         first = [next(iter(stages.values())) for stages in self.refresh.values()]
         last = [record for record in first if record["epoch"] == self.refreshed]
         return sum(record.get(name, 0.0) for record in last for name in SECONDS)
 
-    def now(self, name: str) -> float:
-        """The mean of a number over the recent steps: the last RECENT, but no more than a quarter of all. NaN: none has it."""
+    def recent_mean(self, name: str) -> float:
+        """Return the mean of a number over recent steps, NaN if they lack it.
+
+        These are the last RECENT steps, or the last quarter of all steps if that is fewer.
+        """
         recent = list(self.recent)[-max(1, min(RECENT, self.count // 4)) :]
         values = [record[name] for record in recent if name in record]
         return sum(values) / len(values) if values else float("nan")
@@ -153,7 +147,7 @@ class LastLine:
         self.text = ""
 
     def add(self, lines: bytes) -> None:
-        """Take in whole lines."""
+        """Add complete lines."""
         for _, text in history.read_lines(
             lines[-history.LONGEST_RECORD :].decode(errors="backslashreplace")
         )[-1:]:
@@ -162,7 +156,10 @@ class LastLine:
 
 @dataclasses.dataclass
 class Progress:
-    """A run whose folder is looked at again and again."""
+    """A run whose folder is read repeatedly.
+
+    known: whether a read has succeeded. config_changed: time of the config.yaml that was read.
+    """
 
     folder: Path
 
@@ -170,58 +167,56 @@ class Progress:
         self.metrics = Follower(self.folder / "metrics.jsonl", Records)
         self.log = Follower(self.folder / "log.txt", LastLine)
         self.options: dict[str, Any] = {}
-        self.written = -1.0  # when config.yaml was, as it was read
+        self.config_changed = -1.0
         self.complete: str | None = None
-        self.records, self.known = self.metrics.told, False  # known: whether it was read
+        self.records, self.known = self.metrics.content, False
 
     def update(self) -> None:
-        """Read what is new. RunError: there is no run, or a file that cannot be read."""
+        """Read new records. RunError: there is no run, or a file is unreadable."""
         self.complete = history.read(
             self.folder / "complete", lambda text: text.strip() or "done", None
         )
         self.metrics.update()
-        self.records = self.metrics.told
+        self.records = self.metrics.content
         if self.records.start:
             self.options = self.records.options
-        elif (written := self.changed("config.yaml")) != self.written:
-            self.options, self.written = (
-                history.read(self.folder / "config.yaml", history.read_options, {}),
-                written,
-            )
+        elif (changed := self.changed("config.yaml")) != self.config_changed:
+            self.options = history.read(self.folder / "config.yaml", history.read_options, {})
+            self.config_changed = changed
         if not (self.options or self.records.count):
             raise RunError(
-                f"{self.folder} holds no run: config.yaml and metrics.jsonl are missing, empty or damaged; "
-                "give a run's --out, or the log of its SLURM job"
+                f"{self.folder} holds no run: config.yaml and metrics.jsonl are missing, empty or "
+                "damaged. Give a run's --out, or the log of its SLURM job"
             )
         self.known = True
 
     def option(self, name: str) -> int:
-        """A whole number among the options, or 0."""
+        """Return an option that is a positive integer, or 0."""
         value = self.options.get(name)
         return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
     @property
-    def place(self) -> tuple[int, int, int]:
-        """The epoch, how many of its steps are done, and how many it has (0: not known)."""
+    def position(self) -> tuple[int, int, int]:
+        """The epoch, its steps done, and all its steps (0: unknown)."""
         start = self.records.start
-        began, steps = (start.get("epoch", 0), start.get("step", 0)), start.get("steps_an_epoch", 0)
+        steps = start.get("steps_an_epoch", 0)
         if not self.records.recent:
-            return (*began, steps)
+            return start.get("epoch", 0), start.get("step", 0), steps
         last = self.records.recent[-1]
         epoch, step = int(last["epoch"]), int(last["step"]) + 1
         for change in self.records.changes[-1:]:
             steps = int(change["steps_an_epoch"])
             if epoch < change["epoch"]:  # no step since the run was resumed
                 return int(change["epoch"]), 0, steps
-        # Earlier versions do not record the steps of an epoch: take the epochs before, or the end.
-        found = (int(last["steps"]) - step) // epoch if epoch else step if self.complete else 0
-        return epoch, step, steps or found
+        # Earlier versions do not record the steps of an epoch: use the epochs before, or the end.
+        derived = (int(last["steps"]) - step) // epoch if epoch else step if self.complete else 0
+        return epoch, step, steps or derived
 
     @property
     def filled(self) -> int:
-        """Return the steps in which keys fill the queue: the loss is near 0 then.
+        """The steps in which keys fill the queue: the loss is near 0 then.
 
-        0: the run has not twice as many steps, or no queue.
+        0: the run has no queue, or fewer than twice as many steps.
         """
         if not self.records.recent or "contrastive" not in self.records.recent[-1]:
             return 0
@@ -234,24 +229,21 @@ class Progress:
         return steps if self.records.recent[-1]["steps"] > 2 * steps else 0
 
     @property
-    def share(self) -> float:
-        """The share of all steps that are done, 0 to 1."""
-        epoch, step, steps = self.place
-        share = (
-            (epoch + (step / steps if steps else 0)) / (self.option("epochs") or 1)
-            if self.option("epochs")
-            else 0.0
-        )
-        return min(1.0, max(0.0, share))  # damaged records may have any epoch
+    def fraction(self) -> float:
+        """The fraction of all steps that are done, 0 to 1."""
+        epoch, step, steps = self.position
+        epochs = self.option("epochs")
+        fraction = (epoch + (step / steps if steps else 0)) / epochs if epochs else 0.0
+        return min(1.0, max(0.0, fraction))  # damaged records may have any epoch
 
     @property
     def step_seconds(self) -> float:
-        """Seconds of a recent step."""
+        """The mean seconds of recent steps."""
         recent = [1 / max(record.get("images_per_s", 0.0), 1e-9) for record in self.records.recent]
         return self.option("batch_size") * sum(recent) / max(1, len(recent))
 
     def quiet(self) -> float:
-        """The seconds since the run last wrote something."""
+        """Return the seconds since the run's last write."""
         return max(
             0.0,
             time.time()
@@ -259,24 +251,24 @@ class Progress:
         )
 
     def changed(self, name: str) -> float:
-        """When a file of the folder was written last, in seconds since 1970; 0 without such a file."""
+        """Return the time of a file's last write, seconds since 1970; 0 if it is missing."""
         with contextlib.suppress(OSError):
             return (self.folder / name).stat().st_mtime
         return 0.0
 
     def last_line(self) -> str:
-        """Return the last line of log.txt; nothing if there is none."""
+        """Return the last line of log.txt, or "" if there is none."""
         with contextlib.suppress(RunError):
             self.log.update()
-        return self.log.told.text
+        return self.log.content.text
 
     @property
     def between(self) -> float:
-        """Seconds that an epoch takes in addition to its steps and refresh."""
-        return self.records.between / max(1, self.place[0])
+        """The seconds of an epoch in addition to its steps and refresh."""
+        return self.records.between / max(1, self.position[0])
 
     def patience(self) -> float:
-        """The seconds without news after which something may be wrong, by the run's own pace."""
+        """Return the seconds without a write after which the run is stale, from its own speed."""
         if not self.records.recent:
             return START_PATIENCE
         return 120 + 10 * self.step_seconds + 2 * (self.records.refresh_seconds + self.between)
@@ -292,16 +284,16 @@ class Progress:
         return "running" if self.records.recent else "starting"
 
     def left(self) -> float | None:
-        """The seconds to the run's end: its steps, refreshes and what else comes between epochs; None: not known."""
-        epoch, step, steps = self.place
+        """Return the seconds left for steps, refreshes and work between epochs, or None."""
+        epoch, step, steps = self.position
         epochs = self.option("epochs")
         if not (epochs and steps and self.records.recent):
             return None
         refreshes = 0
         if self.options.get("teacher"):
             with contextlib.suppress(RunError, TypeError):
-                at = parse_refresh(self.options.get("refresh_epochs", "never"))
-                refreshes = sum(map(at, range(epoch + 1, min(epochs, epoch + MOST_EPOCHS))))
+                due = parse_refresh(self.options.get("refresh_epochs", "never"))
+                refreshes = sum(map(due, range(epoch + 1, min(epochs, epoch + MOST_EPOCHS))))
         seconds = max(0, (epochs - epoch) * steps - step) * self.step_seconds
         return max(
             0.0,
@@ -312,7 +304,7 @@ class Progress:
         )
 
     def checkpoint(self) -> tuple[str, float, int] | None:
-        """The newest checkpoint's name, age in seconds, and bytes."""
+        """Return the newest checkpoint's name, age in seconds, and bytes, or None."""
         for path in (
             *reversed(history.find_checkpoints(self.folder)),
             self.folder / "last.pth.tar",

@@ -132,17 +132,17 @@ def test_the_panel_shows_the_parts_of_the_loss_by_name(runs, name, parts, accura
 def test_a_report_has_a_panel_of_what_a_run_has(runs):
     """A run without a framework has no parts and no contrast accuracy; MoCo's loss of guessing is for MoCo."""
     none, toy, moco, simsiam = ([runs[name]] for name in ("none", "toy", "moco", "simsiam"))
-    assert curves.parts(none) is curves.accuracy(none) is curves.accuracy(toy) is None
+    assert curves.terms(none) is curves.accuracy(none) is curves.accuracy(toy) is None
     assert curves.guessing(none) == curves.guessing(toy) == {} and list(
         curves.guessing(moco).values()
     ) == [64]
     assert (
-        "framework's loss (colour + shape)" in curves.parts(toy).reading
-        and "framework's loss (contrastive)" in curves.parts(moco).reading
+        "framework's loss (colour + shape)" in curves.terms(toy).reading
+        and "framework's loss (contrastive)" in curves.terms(moco).reading
     )
     assert "ln(K + 1)" not in curves.loss(none).reading and "ln(K + 1)" in curves.loss(moco).reading
     assert "rank" not in curves.collapse(none).reading and "rank" in curves.collapse(moco).reading
-    for draw in (curves.loss, curves.parts, curves.neighbours, curves.collapse):
+    for draw in (curves.loss, curves.terms, curves.neighbours, curves.collapse):
         assert not re.search(r"MoCo|ln\(|rank|contrast", draw(simsiam).reading)
     assert "SimSiam" in curves.loss(simsiam).reading and "SimSiam" not in curves.loss(moco).reading
     assert (
@@ -150,14 +150,14 @@ def test_a_report_has_a_panel_of_what_a_run_has(runs):
     )
     every = list(runs.values())
     pictures = [
-        curves.parts(every),
+        curves.terms(every),
         curves.accuracy(every),
         curves.collapse(every),
         curves.loss(every),
     ]
     for picture in (*pictures, curves.neighbours(every)):
         assert picture.png.startswith(b"\x89PNG")
-    assert all(part in curves.parts(every).reading for part in ("contrastive", "colour"))
+    assert all(part in curves.terms(every).reading for part in ("contrastive", "colour"))
 
 
 def test_the_overview_has_the_ratio_and_the_accuracy_of_those_that_have_them(runs):
