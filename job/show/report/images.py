@@ -174,8 +174,8 @@ def neighbour_grid(label: str, slug: str, sample: Sample, features: torch.Tensor
     reading = (
         f"Left: an image of {sample.root}. Then the {neighbours.shape[1]} nearest of {m - 1} "
         "others by the student's features, each with its label above and the distance, "
-        "1 - cosine, below. A thick frame and the word other mark a different label. Normal: most neighbours "
-        "have the same label, which training did not use, and confused images look "
+        "1 - cosine, below. A thick frame and the text other mark a different label. Normal: most "
+        "neighbours have the same label, which training did not use, and confused images look "
         f"alike.{sample.remark}"
     )
     alt = (

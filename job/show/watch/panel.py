@@ -41,11 +41,11 @@ def sparkline(values: list[float], marks: str) -> str:
     """Return a mark for each value, higher for larger ones, and a space for NaN."""
     finite = [value for value in values if math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
-    scale = (
-        (len(marks) - 1) / (high - low) if high - low > 1e-12 * max(abs(low), abs(high)) else 0.0
-    )
+    half = high / 2 - low / 2  # half the range, because the range itself can overflow
+    scale = (len(marks) - 1) * (half > 5e-13 * max(abs(low), abs(high)))
     return "".join(
-        marks[round((value - low) * scale)] if math.isfinite(value) else " " for value in values
+        marks[round((value / 2 - low / 2) / (half or 1.0) * scale)] if math.isfinite(value) else " "
+        for value in values
     )
 
 
