@@ -22,6 +22,7 @@ HATCHES = ("", "////", "....", "xxxx")
 WIDTH, DPI = 9.0, 130  # inches, dots an inch
 LONG = 32  # characters of a run's label
 POINTS = 1500  # of a line: more are not visible
+LARGEST = 1e100  # matplotlib fails on axes whose range overflows
 STYLE: dict[Any, Any] = {
     "font.size": 11,
     "axes.titlesize": 11,
@@ -92,6 +93,7 @@ def short_label(run: ReportRun) -> str:
 
 def draw_steps(axes: Axes, run: ReportRun, values: np.ndarray) -> None:
     """Draw a number of each step, (n,), over the epochs: faint, with its running mean in front."""
+    values = drawable(values)
     every = max(1, len(values) // POINTS)
     means = smooth(values, max(every, len(values) // 50, 1))[::every]
     x = run.epochs[::every]
@@ -115,7 +117,12 @@ def draw_points(
 ) -> None:
     """Draw a few numbers over the epochs, each with the run's marker."""
     style = line_style(run) | {"marker": marker(run), "markersize": 6, "label": short_label(run)}
-    axes.plot(x, y, **(style | more))
+    axes.plot(x, drawable(np.array(y, dtype=float)), **(style | more))
+
+
+def drawable(values: np.ndarray) -> np.ndarray:
+    """Return numbers (n,), with NaN for those that matplotlib cannot draw."""
+    return np.where(np.abs(values) < LARGEST, values, np.nan)
 
 
 def add_legend(figure: Figure) -> None:

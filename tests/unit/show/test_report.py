@@ -1,4 +1,4 @@
-"""Parts of reports that need no run."""
+"""Functions of reports that need no real run."""
 
 import json
 import shutil
@@ -11,76 +11,71 @@ import timm
 import torch
 from batches import write_numbered
 from errors import refused
-from runs import errors_of
 
 from job.data.index import index
 from job.metrics.log import Log
-from job.show.read.runs import find_runs, tell_apart
-from job.show.report import features, matching
+from job.show.read.runs import find_runs, unique_labels
+from job.show.report import app, features, matching
 from job.show.report.images import embeddings, neighbour_grid
 from job.show.report.timing import refresh_seconds
 
 
-def test_neighbours_are_the_nearest_others():
+def test_nearest_equals_a_slow_search():
     points = torch.nn.functional.normalize(
         torch.randn(30, 5, generator=torch.Generator().manual_seed(1)), dim=1
     )
-    places, cosines = features.nearest(points, [4, 9], 3)
-    for query, found, near in zip([4, 9], places, cosines, strict=True):
+    indices, cosines = features.nearest(points, [4, 9], 3)
+    for query, others, values in zip([4, 9], indices, cosines, strict=True):
         slow = sorted(
             (-float(points[query] @ points[other]), other) for other in range(30) if other != query
         )[:3]
-        assert [other for _, other in slow] == found.tolist()
-        assert near == pytest.approx([-value for value, _ in slow], abs=1e-6)
+        assert [other for _, other in slow] == others.tolist()
+        assert values == pytest.approx([-value for value, _ in slow], abs=1e-6)
 
 
 @pytest.mark.slow
-def test_pictures_of_images_without_labels_say_so(images, tmp_path):
+def test_pictures_of_unlabelled_images_have_a_remark(images, tmp_path):
     (tmp_path / "val").mkdir()
     with tarfile.open(tmp_path / "val" / "0.tar", "w") as tar:
         for path in sorted((images / "val").glob("*/*.png")):
             tar.add(path, path.name)
     index(str(tmp_path), Log(speaks=False))
     sample, labelled = (features.read_sample((str(data),), 32) for data in (tmp_path, images))
-    found = torch.randn(9, 5, generator=torch.Generator().manual_seed(1))
-    for some, said in ((sample, True), (labelled, False)):
+    vectors = torch.randn(9, 5, generator=torch.Generator().manual_seed(1))
+    for images, remark in ((sample, True), (labelled, False)):
         for picture in (
-            embeddings([("run", found)], some, 0),
-            neighbour_grid("run", "run", some, found),
+            embeddings([("run", vectors)], images, 0),
+            neighbour_grid("run", "run", images, vectors),
         ):
-            assert picture.reading.endswith(f"The images of {tmp_path}/val have no labels.") == said
+            last = f"The images of {tmp_path}/val have no labels."
+            assert picture.reading.endswith(last) == remark
 
 
-def test_two_distillers_have_refreshes_of_their_own(tmp_path):
+def test_refreshes_are_separate_for_two_distillers(tmp_path):
     """Panels, columns and seconds."""
-    place = {"kind": "refresh", "epoch": 1, "step": 0, "stage": 4}
+    refresh = {"kind": "refresh", "epoch": 1, "step": 0, "stage": 4}
     refreshes = [
-        place | {"distiller": name, "changed": changed, "solving": 2.0}
+        refresh | {"distiller": name, "changed": changed, "solving": 2.0}
         for name, changed in (("a", 0.1), ("b", 0.2))
     ]
     (tmp_path / "metrics.jsonl").write_text(
         "".join(json.dumps(record) + "\n" for record in refreshes)
     )
     [run] = find_runs([tmp_path])
-    _, found = matching.panels([run])
-    assert {key: axes.get_title() for key, axes in found.items()} == {
-        ("a", 4): "a, stage 4",
-        ("b", 4): "b, stage 4",
-    }
-    assert [matching.of_stage(run, key, "epoch", "changed") for key in found] == [
-        [[1], [0.1]],
-        [[1], [0.2]],
-    ]
+    _, panels = matching.panels([run])
+    titles = {key: axes.get_title() for key, axes in panels.items()}
+    assert titles == {("a", 4): "a, stage 4", ("b", 4): "b, stage 4"}
+    columns = [matching.of_stage(run, key, "epoch", "changed") for key in panels]
+    assert columns == [[[1], [0.1]], [[1], [0.2]]]
     assert refresh_seconds(run.history) == 4
 
 
-def test_names_are_as_long_as_they_must_be(tmp_path):
+def test_labels_are_the_shortest_unique_paths(tmp_path):
     folders = [tmp_path / "a/run", tmp_path / "b/run", tmp_path / "other", tmp_path / "b/3"]
-    assert tell_apart(folders) == ["a/run", "b/run", "other", "b/3"]
+    assert unique_labels(folders) == ["a/run", "b/run", "other", "b/3"]
 
 
-@pytest.mark.slow
-def test_what_holds_no_run_ends_with_one_line_and_no_file(tmp_path):
+def test_report_without_runs_is_one_line_and_no_file(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "damaged").mkdir()
     for name in ("config.yaml", "metrics.jsonl", "log.txt"):
@@ -95,12 +90,16 @@ def test_what_holds_no_run_ends_with_one_line_and_no_file(tmp_path):
         "expected a file",
         "required: RUN",
     ]
-    for said, part in zip(errors_of("job.show.report.app", commands), expected, strict=True):
-        assert part in said
+    for command, text in zip(commands, expected, strict=True):
+        with pytest.raises(SystemExit) as end:
+            app.main([*map(str, command)])
+        line = capsys.readouterr().err
+        assert end.value.code == 2 and line.count("\n") == 1
+        assert line.startswith("error: ") and text in line
     assert not out.parent.exists()
 
 
-def test_images_in_no_folder_and_of_a_list_are_shown_without_labels(tmp_path):
+def test_sample_of_flat_folder_or_list_has_no_labels(tmp_path):
     write_numbered(tmp_path / "numbered")
     flat = tmp_path / "flat"
     flat.mkdir()
@@ -110,16 +109,14 @@ def test_images_in_no_folder_and_of_a_list_are_shown_without_labels(tmp_path):
     (tmp_path / "list.txt").write_text("".join(f"flat/{name}\n" for name in names))
     for data in (flat, tmp_path / "list.txt"):
         sample = features.read_sample((str(data),), 32)
-        assert (
-            sample.root == str(data) and sample.remark == f" The images of {data} have no labels."
-        )
-        assert {sample.classes[label] for label in sample.labels} == {"no label"} and len(
-            sample.views
-        ) == len(names)
+        assert sample.root == str(data)
+        assert sample.remark == f" The images of {data} have no labels."
+        assert {sample.classes[label] for label in sample.labels} == {"no label"}
+        assert len(sample.views) == len(names)
 
 
-def test_images_of_all_folders_of_a_run_are_shown(tmp_path, monkeypatch):
-    """Validation images if some have them, as k-NN has; the word digits is a folder among them."""
+def test_sample_has_images_of_all_folders(tmp_path, monkeypatch):
+    """As k-NN, it uses validation images if there are some. The word digits names a folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         features.digits, "write_digits", lambda folder: write_numbered(Path(folder))
@@ -129,20 +126,21 @@ def test_images_of_all_folders_of_a_run_are_shown(tmp_path, monkeypatch):
         shutil.copytree(tmp_path / name / "train" / "0", tmp_path / name / "val" / "0")
     (tmp_path / "list.txt").write_text("one/train/0/00.png\n")
     options = {"image_size": 32, "data": "one", "more_data": ["two", "list.txt"]}
-    places = tuple(features.checked(options)["places"])
-    found = [features.read_sample(places, 32)]
+    data = tuple(features.checked(options)["data"])
+    samples = [features.read_sample(data, 32)]
     for name in ("one", "two"):
         shutil.rmtree(tmp_path / name / "val")
-        found.append(features.read_sample((*places, *(["digits"] * (name == "two"))), 33))
+        samples.append(features.read_sample((*data, *(["digits"] * (name == "two"))), 33))
         features.read_sample.cache_clear()
-    roots = ["one/val and two/val", "two/val", "one/train and 3 more"]
-    assert [(sample.root, len(sample.views)) for sample in found] == list(
-        zip(roots, [12, 6, 37], strict=True)
-    )
+    assert [(sample.root, len(sample.views)) for sample in samples] == [
+        ("one/val and two/val", 12),
+        ("two/val", 6),
+        ("one/train and 3 more", 37),
+    ]
     assert features.read_sample(("digits", "one"), 32).root == "digits/train and one/train"
 
 
-def test_a_report_shows_the_teacher_at_the_size_of_the_run(tmp_path):
+def test_teacher_has_the_image_size_of_the_run(tmp_path):
     torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "vit.pth")
     options = {"teacher_arch": "timm/test_vit", "teacher_size": 64, "image_size": 32}
     student = features.Student(None, {}, options, "")
@@ -150,7 +148,7 @@ def test_a_report_shows_the_teacher_at_the_size_of_the_run(tmp_path):
     assert net.input.size == 64 and net(torch.zeros(1, 3, 32, 32)).shape == (1, 128)
 
 
-def test_a_report_downloads_no_teacher(monkeypatch, tmp_path):
+def test_teacher_is_not_downloaded(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
 
     def fail(*_, **__):
@@ -162,8 +160,8 @@ def test_a_report_downloads_no_teacher(monkeypatch, tmp_path):
     assert "no file in the cache" in refused(features.read_teacher, student, "hub:resnet18")
 
 
-def test_a_report_runs_no_function_and_asks_for_no_option(monkeypatch, tmp_path):
-    """It has no option that names a network."""
+def test_function_networks_are_refused_without_option(monkeypatch, tmp_path):
+    """mgd-report has no option that names a network, so the error names none."""
     content = {"arch": "mine:Net", "format": 3, "config": {}, "state_dict": {}, "mgd": {}}
     path = tmp_path / "checkpoint_0001_000000.pth.tar"
     torch.save(content, path)
@@ -177,8 +175,8 @@ def test_a_report_runs_no_function_and_asks_for_no_option(monkeypatch, tmp_path)
     assert "network of the function mine:Net" in message and "--" not in message
 
 
-def test_a_teacher_s_file_without_a_name_is_one_line_with_what_to_bring(tmp_path):
-    """mgd-report has no option that names a network."""
+def test_teacher_without_a_name_is_one_line_with_a_fix(tmp_path):
+    """mgd-report has no option that names a network, so the fix names none."""
     torch.save({"blocks.0.attn.qkv.weight": torch.ones(2, 2)}, tmp_path / "vit.pth")
     options = {"teacher_arch": "", "teacher_size": 0, "image_size": 32}
     student = features.Student(None, {}, options, "")
