@@ -1,4 +1,4 @@
-"""Files that are written whole, or stay what they were."""
+"""Files that are replaced completely or not at all, and folders that are synchronised."""
 
 import os
 
@@ -7,7 +7,7 @@ import pytest
 from job.files import sync_folder, whole_file, write_whole
 
 
-def test_a_file_that_is_there_is_replaced_at_once(tmp_path):
+def test_whole_file_replaces_a_file_at_once(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"before")
     with whole_file(str(path)) as file:
@@ -18,7 +18,7 @@ def test_a_file_that_is_there_is_replaced_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("error", [OSError, ValueError, KeyboardInterrupt])
-def test_whatever_goes_wrong_leaves_the_file_as_it_was_and_nothing_beside_it(tmp_path, error):
+def test_whole_file_keeps_the_old_file_after_an_error(tmp_path, error):
     path = tmp_path / "file"
     write_whole(str(path), b"before")
     with pytest.raises(error), whole_file(str(path)) as file:
@@ -27,13 +27,13 @@ def test_whatever_goes_wrong_leaves_the_file_as_it_was_and_nothing_beside_it(tmp
     assert path.read_bytes() == b"before" and os.listdir(tmp_path) == ["file"]
 
 
-def test_a_place_that_takes_no_file_is_an_error_of_the_system(tmp_path):
+def test_write_whole_raises_for_a_missing_folder(tmp_path):
     with pytest.raises(FileNotFoundError):
         write_whole(str(tmp_path / "missing" / "file"), b"")
 
 
-def test_a_folder_that_cannot_be_synchronised_is_no_error(tmp_path):
-    """As in /proc, whose folders refuse it like those of CIFS and of some FUSE file systems."""
+def test_sync_folder_ignores_folders_without_fsync(tmp_path):
+    """Folders in /proc refuse fsync, as those on CIFS and some FUSE file systems do."""
     descriptor = os.open("/proc", os.O_RDONLY)
     with pytest.raises(OSError, match="Invalid argument"):
         os.fsync(descriptor)

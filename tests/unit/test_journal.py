@@ -1,3 +1,5 @@
+"""The journal of job.train: records and log lines of steps and epochs."""
+
 import math
 import time
 from types import SimpleNamespace
@@ -13,61 +15,57 @@ from job.position import Count
 from runs import Kept
 
 
-class Shown(Kept):
-    """A log that keeps its progress as well."""
+class ProgressLog(Kept):
+    """A log that keeps its progress lines too."""
 
     def __init__(self):
         super().__init__()
-        self.shown = []
+        self.progress_lines = []
 
     def progress(self, text, done, total, every):
-        self.shown.append((text, done, total, every))
+        self.progress_lines.append((text, done, total, every))
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that a test moves."""
+    """A clock that tests set."""
     now = SimpleNamespace(time=100.0)
     monkeypatch.setattr(time, "perf_counter", lambda: now.time)
     return now
 
 
 def moco(config):
-    """MoCo without its networks."""
+    """Return MoCo without its networks."""
     framework = object.__new__(MoCoFramework)
-    framework.config, framework.reference, framework.reference_text = (
-        config,
-        math.log(config.moco_k + 1),
-        "ln(K + 1)",
-    )
+    framework.config, framework.reference = config, math.log(config.moco_k + 1)
+    framework.reference_text = "ln(K + 1)"
     return framework
+
+
+def journal_of(run, config):
+    """Return the journal of a run with one distiller."""
+    expectation = Expectation(config, moco(config), 1000)
+    return TrainingJournal(run, config, moco(config), ["mgd"], expectation)
 
 
 def journal(size=2, total=32, steps=5, print_freq=3):
     config = Config(moco_k=99, warmup_epochs=0, batch_size=total, print_freq=print_freq)
-    run = SimpleNamespace(size=size, log=Shown(), count=Count(steps))
-    return TrainingJournal(
-        run, config, moco(config), ["mgd"], Expectation(config, moco(config), 1000)
-    )
+    run = SimpleNamespace(size=size, log=ProgressLog(), count=Count(steps))
+    return journal_of(run, config)
 
 
 def sums(contrastive=8.0, distillation=2.0, correct=8, gradient=6.0, **more):
-    """What the workers' numbers of a step add up to."""
+    """Return a step's numbers, summed over the workers."""
     loss = contrastive + distillation
-    return dict(
-        loss=loss,
-        contrastive=contrastive,
-        mgd=distillation,
-        accuracy=100 * correct,
-        gradient=gradient,
-        **more,
-    )
+    losses = dict(loss=loss, contrastive=contrastive, mgd=distillation)
+    return losses | dict(accuracy=100 * correct, gradient=gradient) | more
 
 
 GRADIENTS = SimpleNamespace(beyond=lambda: ["layer4.bn2.bias", "conv1.weight"])
 
 
 def do(book, clock, step, numbers, wait=1.0, work=3.0):
+    """Do a step in `wait` + `work` seconds."""
     with book.waiting():
         clock.time += wait
     clock.time += work
@@ -86,19 +84,16 @@ def do(book, clock, step, numbers, wait=1.0, work=3.0):
         ),
     ],
 )
-def test_what_is_not_finite_comes_with_the_options_that_may_help(options, advice):
+def test_check_finite_names_options_that_may_help(options, advice):
     run = SimpleNamespace(size=2, count=Count(5))
-    config = Config(**options)
-    book = TrainingJournal(
-        run, config, moco(config), ["mgd"], Expectation(config, moco(config), 1000)
-    )
+    book = journal_of(run, Config(**options))
     book.start_epoch(0, 0.1)
     with pytest.raises(RunError) as caught:
         book.check_finite(0, sums(contrastive=math.nan), GRADIENTS.beyond)
     assert str(caught.value).endswith(f"untouched. {advice}")
 
 
-def test_a_step_s_record_has_the_averages_over_the_workers(clock):
+def test_step_record_has_means_over_workers(clock):
     book = journal()
     book.start_epoch(3, 0.025)
     do(book, clock, 1, sums(stop=0, undecodable=0))
@@ -120,19 +115,18 @@ def test_a_step_s_record_has_the_averages_over_the_workers(clock):
     ]
 
 
-def test_a_run_s_first_step_can_have_a_hint_and_no_other(clock):
+def test_first_hint_is_of_the_run_s_first_step_only(clock):
     book = journal(steps=2)
     book.expectation.first = lambda record: {"weak": f"in step {record['steps']}"}
     for epoch in range(2):
         book.start_epoch(epoch, 0.1)
         for step in range(2):
             do(book, clock, step, sums())
-    assert [(record["id"], record["text"]) for record in book.run.log.of_kind("hint")] == [
-        ("weak", "in step 1")
-    ]
+    hints = [(record["id"], record["text"]) for record in book.run.log.of_kind("hint")]
+    assert hints == [("weak", "in step 1")]
 
 
-def test_steps_are_counted_over_epochs_from_one(clock):
+def test_steps_count_over_epochs_from_one(clock):
     book = journal(steps=2)
     for epoch in range(3):
         book.start_epoch(epoch, 0.1)
@@ -141,7 +135,7 @@ def test_steps_are_counted_over_epochs_from_one(clock):
     assert [record["steps"] for record in book.run.log.records] == [1, 2, 3, 4, 5, 6]
 
 
-def test_time_is_counted_from_step_to_step_and_not_between_epochs(clock):
+def test_time_excludes_work_between_epochs(clock):
     book = journal(total=12)
     book.start_epoch(0, 0.1)
     do(book, clock, 0, sums(), wait=0, work=2)
@@ -156,7 +150,7 @@ def test_time_is_counted_from_step_to_step_and_not_between_epochs(clock):
     ]
 
 
-def test_what_is_done_between_steps_is_not_waiting_for_images(clock):
+def test_work_between_steps_is_not_data_wait(clock):
     book = journal(total=12)
     book.start_epoch(0, 0.1)
     do(book, clock, 0, sums(), wait=1, work=1)
@@ -168,59 +162,57 @@ def test_what_is_done_between_steps_is_not_waiting_for_images(clock):
     ]
 
 
-def test_a_step_is_shown_with_its_place_in_the_epoch(clock):
+def test_step_line_has_its_position_in_the_epoch(clock):
     book = journal(steps=5, print_freq=3)
     book.start_epoch(2, 0.03)
     do(book, clock, 4, sums(contrastive=8.0, distillation=2.0))
-    [(text, done, total, every)] = book.run.log.shown
+    [(text, done, total, every)] = book.run.log.progress_lines
     assert (done, total, every) == (5, 5, 3)
     assert text == (
-        "epoch 2 step 5/5: loss 5.0000 = contrastive 4.0000 + distillation 1.0000 (ratio 0.25), contrast accuracy 25.0 %, "
-        "lr 0.03000, 8.0 images/s, data wait 25 %"
+        "epoch 2 step 5/5: loss 5.0000 = contrastive 4.0000 + distillation 1.0000 (ratio 0.25), "
+        "contrast accuracy 25.0 %, lr 0.03000, 8.0 images/s, data wait 25 %"
     )
 
 
-def test_without_a_teacher_there_is_no_distillation_to_show(clock):
+def test_step_line_without_teacher_has_no_distillation(clock):
     book = journal()
     book.start_epoch(0, 0.03)
     do(book, clock, 0, sums(distillation=0.0))
-    assert "distillation" not in book.run.log.shown[0][0]
+    assert "distillation" not in book.run.log.progress_lines[0][0]
     assert book.run.log.records[0]["distillation"] == 0
 
 
-def test_an_epoch_ends_with_its_averages(clock):
+def test_epoch_ends_with_its_means(clock):
     book = journal(size=1, total=10)
     book.start_epoch(7, 0.5)
     do(book, clock, 0, sums(contrastive=1.0, distillation=0.0, correct=2), wait=0, work=1)
     do(book, clock, 1, sums(contrastive=3.0, distillation=1.0, correct=4), wait=3, work=1)
     book.end_epoch()
     assert book.run.log.lines == [
-        "epoch 7 mean: loss 2.5000 = contrastive 2.0000 + distillation 0.5000 (ratio 0.25), contrast accuracy 30.0 %, "
-        "lr 0.50000, 4.0 images/s, data wait 38 %"
+        "epoch 7 mean: loss 2.5000 = contrastive 2.0000 + distillation 0.5000 (ratio 0.25), "
+        "contrast accuracy 30.0 %, lr 0.50000, 4.0 images/s, data wait 38 %"
     ]
 
 
-def test_an_epoch_s_averages_are_of_its_own_steps(clock):
+def test_epoch_means_are_of_its_own_steps(clock):
     book = journal(size=1)
     for epoch, loss in enumerate([1.0, 5.0]):
         book.start_epoch(epoch, 0.1)
         do(book, clock, 0, sums(contrastive=loss, distillation=0.0))
         book.end_epoch()
-    assert ["loss 1.0000" in book.run.log.lines[0], "loss 5.0000" in book.run.log.lines[1]] == [
-        True,
-        True,
-    ]
+    first, second = book.run.log.lines
+    assert "loss 1.0000" in first and "loss 5.0000" in second
 
 
-def test_an_epoch_without_steps_says_nothing(clock):
+def test_epoch_without_steps_logs_nothing(clock):
     book = journal()
     book.start_epoch(0, 0.1)
     book.end_epoch()
     assert book.run.log.lines == []
 
 
-def test_a_loss_that_has_become_nothing_is_shown(clock):
-    """The contrastive loss can underflow to zero: at a low temperature, say, with few negatives."""
+def test_zero_loss_is_logged(clock):
+    """The contrastive loss can underflow to 0, for example at a low temperature."""
     book = journal()
     book.start_epoch(0, 0.1)
     do(book, clock, 0, sums(contrastive=0.0, distillation=2.0))
@@ -228,62 +220,59 @@ def test_a_loss_that_has_become_nothing_is_shown(clock):
     assert "loss 1.0000" in book.run.log.lines[0]
 
 
-@pytest.mark.parametrize("part", ["contrastive", "distillation"])
+@pytest.mark.parametrize("loss", ["contrastive", "distillation"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_loss_that_is_not_finite_ends_the_run_and_says_where(part, value):
+def test_check_finite_names_loss_and_position(loss, value):
     book = journal()
     book.start_epoch(4, 0.1)
     with pytest.raises(RunError) as caught:
-        book.check_finite(17, sums(**{part: value}), GRADIENTS.beyond)
+        book.check_finite(17, sums(**{loss: value}), GRADIENTS.beyond)
     message = str(caught.value)
     assert "\n" not in message
     assert "epoch 4, step 17" in message
-    assert f"{part} {value}" in message
+    assert f"{loss} {value}" in message
     assert caught.value.code == 1
 
 
 @pytest.mark.parametrize("value", [0.0, 1e300, -1.0])
-def test_a_finite_loss_goes_on(value):
+def test_check_finite_accepts_finite_losses(value):
     book = journal()
     book.start_epoch(0, 0.1)
     book.check_finite(0, sums(contrastive=value), GRADIENTS.beyond)
 
 
-def test_a_gradient_that_is_not_finite_ends_the_run_though_the_loss_is():
+def test_check_finite_refuses_a_gradient():
     book = journal()
     book.start_epoch(2, 0.1)
     with pytest.raises(RunError) as caught:
         book.check_finite(5, sums(gradient=float("inf")), GRADIENTS.beyond)
-    assert "epoch 2, step 5" in str(caught.value) and caught.value.code == 1
-    assert "gradient inf; of 2 parameters, layer4.bn2.bias first in the backward pass" in str(
-        caught.value
-    )
+    message = str(caught.value)
+    assert "epoch 2, step 5" in message and caught.value.code == 1
+    assert "gradient inf; of 2 parameters, layer4.bn2.bias first in the backward pass" in message
 
 
-def test_signs_of_collapse_are_recorded_and_the_last_are_told_with_their_warnings(clock):
+def test_signs_are_recorded_and_the_last_logged(clock):
     book = journal(steps=5)
     book.start_epoch(2, 0.1)
     do(book, clock, 0, sums())
-    fine, collapsed = (
+    normal, collapsed = (
         {"feature_std": std, "queue_rank": 9.0, "dead_layer4": 0.0} for std in (0.9, 0.01)
     )
-    book.watch(0, fine)
+    book.watch(0, normal)
     book.watch(3, collapsed)
     book.end_epoch()
     assert [record for record in book.run.log.records if record["kind"] == "collapse"] == [
-        {"kind": "collapse", "steps": 11, "epoch": 2, "step": 0, **fine},
+        {"kind": "collapse", "steps": 11, "epoch": 2, "step": 0, **normal},
         {"kind": "collapse", "steps": 14, "epoch": 2, "step": 3, **collapsed},
     ]
-    _, told, line = book.run.log.lines
-    assert (
-        told
-        == "epoch 2 features: deviation 0.01 of 1, rank of the queue 9.0, dead channels 0 % of layer4"
-    )
+    _, features, line = book.run.log.lines
+    numbers = "deviation 0.01 of 1, rank of the queue 9.0, dead channels 0 % of layer4"
+    assert features == f"epoch 2 features: {numbers}"
     [warning] = [record for record in book.run.log.records if record["kind"] == "warning"]
     assert warning["id"] == "same_features" and line == f"warning: {warning['text']}"
 
 
-def test_an_epoch_that_was_not_watched_tells_no_signs_of_another(clock):
+def test_signs_are_logged_in_their_epoch_only(clock):
     book = journal()
     for epoch in range(2):
         book.start_epoch(epoch, 0.1)
@@ -294,7 +283,7 @@ def test_an_epoch_that_was_not_watched_tells_no_signs_of_another(clock):
     assert sum("features" in line for line in book.run.log.lines) == 1
 
 
-def test_what_is_odd_about_an_epoch_is_a_hint_after_its_averages(clock):
+def test_hints_follow_the_means_of_an_epoch(clock):
     book = journal(steps=20)
     for epoch in range(2):
         book.start_epoch(epoch, 0.1)

@@ -1,4 +1,4 @@
-"""The count of a run's steps over resumes that change the steps of an epoch."""
+"""The count of optimizer steps over resumes that change the steps of an epoch."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,6 +7,7 @@ from job.position import Count, change, resumed
 
 
 def checkpoint(epoch, images, batch_size, **more):
+    """Return the fields of a checkpoint that the count needs."""
     return {
         "epoch": epoch,
         "step": 0,
@@ -17,10 +18,10 @@ def checkpoint(epoch, images, batch_size, **more):
 
 
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(8, 99), st.integers(1, 8)), max_size=5))
-def test_each_step_of_any_course_is_counted_once(course):
-    """A course is (epochs, images, batch size) between two resumes."""
+def test_count_counts_each_step_once_over_resumes(intervals):
+    """An interval between resumes is (epochs, images, batch size)."""
     counted, first, saved = [], 0, None
-    for epochs, images, batch_size in course:
+    for epochs, images, batch_size in intervals:
         steps = images // batch_size
         count = resumed(saved, steps) if saved else Count(steps)
         last = first + epochs
@@ -29,12 +30,12 @@ def test_each_step_of_any_course_is_counted_once(course):
     assert counted == list(range(len(counted)))
 
 
-def test_a_checkpoint_from_before_the_count_has_epochs_of_its_own_steps():
+def test_resumed_derives_the_count_of_old_checkpoints():
     assert resumed(checkpoint(3, 50, 8), 12).at(3, 0) == 3 * 6
     assert resumed(checkpoint(3, 50, 8) | {"step": 5}, 6) == Count(6)
 
 
-def test_a_resume_without_a_change_has_no_record():
+def test_change_is_empty_for_the_same_batch():
     assert change(checkpoint(3, 50, 8), 8, 6) == {}
     assert change(checkpoint(3, 50, 8), 7, 7)["steps_an_epoch_before"] == 6
     assert change(checkpoint(3, 50, 8), 7, 6)["batch_size_before"] == 8
