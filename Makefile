@@ -1,11 +1,11 @@
-# make demo, make test: each sets up .venv first, if it is not there yet.
+# Each command sets up .venv first, if it is missing. `make help` lists the commands.
 
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(if $(realpath $(BIN)/python),$(BIN)/python,python3)
 PYTHON_VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 READY := $(VENV)/.ready-$(PYTHON_VERSION)
-# If .venv belongs to another Python, or to one that an upgrade of the system has removed.
+# --clear if .venv is of another Python, or of one that a system upgrade has removed.
 CLEAR := $(if $(realpath $(BIN)/python$(PYTHON_VERSION)),,--clear)
 RUN := runs/demo
 FORM ?= small
@@ -17,72 +17,93 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eo pipefail -c
 .DELETE_ON_ERROR:
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# pip checks the hashes of the constraints. It must not require one of the project's own folder, which has none.
+# pip checks the hashes of the constraints. It must not require a hash of the project's own folder.
 PINNED := --no-require-hashes -c docker/constraints.txt --build-constraint docker/constraints.txt
-LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --only-binary :all: \
-	--no-annotate --custom-compile-command 'make lock' pyproject.toml
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
+	--generate-hashes --only-binary :all: --no-annotate --custom-compile-command 'make lock' \
+	pyproject.toml
 
 .PHONY: help setup demo check test test-runs test-input test-faults test-fuzz test-slurm test-docker test-soak test-gpu gpu gpu-carry same bench bench-quick study lint lock clean other-python
 
 help:
-	@echo 'make setup   install everything into $(VENV) (about 6 minutes the first time)'
-	@echo 'make demo    train a teacher and a student on handwritten digits with two workers (8 to 14 minutes)'
-	@echo 'make check   check style and types, and run the quick unit tests (under 3 minutes)'
-	@echo 'make test    run the tests with one, two and four workers (about 15 minutes)'
-	@echo 'make test-runs    train, classify, pack, report and study as a user does, with the real commands (about 15 minutes)'
-	@echo 'make test-fuzz    feed checkpoint and option readers damaged input for FUZZ_SECONDS (60)'
-	@echo 'make test-faults  kill runs and damage disks and checkpoints (about 12 minutes; KILLS=8: about 4)'
-	@echo 'make test-input   run bad input of every kind, and real data as it comes, through the command line (about 5 minutes)'
-	@echo 'make test-slurm   run jobs on a real SLURM of two nodes on this machine (about 16 minutes)'
-	@echo 'make test-docker  build the image, and run the job and SLURM jobs in it, by docker and podman (about 20 minutes the first time)'
-	@echo 'make test-soak MINUTES=120  train for so long, and see that memory, files, threads and step time stay as they are'
-	@echo 'make test-gpu  run the tests that need an NVIDIA GPU'
-	@echo 'make gpu     prove in 10 minutes, on one GPU, all that no CPU can; results in runs/gpu-DATE (GPU="--device cpu": a dry run)'
-	@echo 'make gpu-carry CARRY=DIR  fill a folder with what make gpu needs where no registry is reachable (tests/README.md)'
-	@echo 'make same OLD=COMMIT  train with the code of an older commit and with this one, and compare all bytes (about 4 minutes)'
-	@echo 'make study   see whether a matched student learns better features (about 4 hours; FORM=longer: more epochs; FORM=simsiam: about an hour; FORM=distillers: all distillers; FORM=distillers-long: the leaders in more epochs; FORM=full, distillers-full: on a GPU)'
-	@echo 'make bench   measure how fast all is, beside a plain baseline and the bare work (about 12 minutes)'
-	@echo 'make bench-quick  see that the bench works (under 90 seconds)'
-	@echo 'make lint    check style, types and spelling'
-	@echo 'make lock    write the versions and hashes of all packages (UPGRADE=--upgrade: the newest that pyproject.toml allows)'
-	@echo 'make clean   remove $(VENV) and the demo runs'
+	@echo 'make setup        install everything into $(VENV) (about 6 minutes the first time)'
+	@echo 'make demo         train a teacher and a student with two workers (8 to 14 minutes)'
+	@echo 'make check        check style and types, run the quick unit tests (under 3 minutes)'
+	@echo 'make test         run the tests with one, two and four workers (about 15 minutes)'
+	@echo 'make test-runs    run all programs as a user does (about 15 minutes)'
+	@echo 'make test-fuzz    read damaged checkpoints and options (FUZZ_SECONDS=60)'
+	@echo 'make test-faults  kill runs, damage disks and checkpoints (12 minutes; KILLS=8: 4)'
+	@echo 'make test-input   run the programs on bad input and on real data (about 5 minutes)'
+	@echo 'make test-slurm   run jobs on a SLURM cluster on this machine (about 16 minutes)'
+	@echo 'make test-docker  build the image, run jobs in it by docker and podman'
+	@echo '                  (about 20 minutes the first time)'
+	@echo 'make test-soak    train for MINUTES=120, check that memory, files, threads and step'
+	@echo '                  time stay constant'
+	@echo 'make test-gpu     run the tests that need an NVIDIA GPU'
+	@echo 'make gpu          run all checks that need a GPU, in 10 minutes on one GPU. The results'
+	@echo '                  are in runs/gpu-DATE. A dry run: make gpu GPU="--device cpu"'
+	@echo 'make gpu-carry    download into CARRY=DIR what make gpu needs on a machine without a'
+	@echo '                  package registry (tests/README.md)'
+	@echo 'make same         train with the code of OLD=COMMIT and with this code, compare all'
+	@echo '                  bytes (about 4 minutes)'
+	@echo 'make study        measure whether a matched student learns better features. On a CPU:'
+	@echo '                  FORM=small (about 4 hours), longer (more epochs), simsiam (an hour),'
+	@echo '                  distillers (all), distillers-long (the best, more epochs).'
+	@echo '                  On a GPU: FORM=full, distillers-full'
+	@echo 'make bench        measure speed against a plain baseline (about 12 minutes)'
+	@echo 'make bench-quick  check that the bench works (under 90 seconds)'
+	@echo 'make lint         check style, types and spelling'
+	@echo 'make lock         pin the versions and hashes of all packages (UPGRADE=--upgrade: the'
+	@echo '                  newest that pyproject.toml allows)'
+	@echo 'make clean        remove $(VENV) and the demo runs'
 
 setup: $(READY)
 
 $(READY): pyproject.toml docker/pip.txt docker/constraints.txt docker/build_horovod.sh $(if $(CLEAR),other-python)
-	@[[ "$(PYTHON_VERSION)" =~ ^3\.1[1-4]$$ ]] || { echo 'setup: Python 3.11 to 3.14 is needed; $(PYTHON) is $(or $(PYTHON_VERSION),missing): make PYTHON=python3.12 ...' >&2; exit 2; }
-	@for tool in g++ make; do command -v $$tool >/dev/null || { echo "setup: no $$tool here: apt-get install g++ make" >&2; exit 2; }; done
+	@[[ "$(PYTHON_VERSION)" =~ ^3\.1[1-4]$$ ]] || \
+	{ echo 'setup: PYTHON=$(PYTHON): $(or $(PYTHON_VERSION),missing); expected Python 3.11 to 3.14.' \
+		'Run make PYTHON=python3.12 ...' >&2; exit 2; }
+	@for tool in g++ make; do command -v $$tool >/dev/null || \
+	{ echo "setup: no $$tool. Run apt-get install g++ make" >&2; exit 2; }; done
 	@echo 'setup 1/3: making $(VENV)'
-	@$(PYTHON) -m venv $(CLEAR) $(VENV) || { echo 'setup: could not make a virtual environment: apt-get install python3-venv python3-dev' >&2; exit 2; }
-	@$(BIN)/python -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || { echo 'setup: no Python headers: apt-get install python3-dev' >&2; exit 2; }
-	@echo 'setup 2/3: installing torch and the rest (about 2 minutes, several GB)'
+	@$(PYTHON) -m venv $(CLEAR) $(VENV) || { echo 'setup: cannot make a virtual environment.' \
+		'Run apt-get install python3-venv python3-dev' >&2; exit 2; }
+	@include=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))') && \
+	[ -e "$$include/Python.h" ] || \
+	{ echo 'setup: no Python headers. Run apt-get install python3-dev' >&2; exit 2; }
+	@echo 'setup 2/3: installing torch and the other packages (about 2 minutes, several GB)'
 	@$(BIN)/python -m pip install --quiet --require-hashes -r docker/pip.txt
-	@$(BIN)/python -m pip install --progress-bar off $(PINNED) --only-deps '.[horovod,test]' | sed -un 's/^\(Collecting\|Downloading\|Installing\) \([^ ]*\).*/  \1 \2/p'
+	@$(BIN)/python -m pip install --progress-bar off $(PINNED) --only-deps '.[horovod,test]' | \
+		sed -un 's/^\(Collecting\|Downloading\|Installing\) \([^ ]*\).*/  \1 \2/p'
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@echo 'setup 3/3: Horovod'
 	@docker/build_horovod.sh $(BIN)/python
 	@touch $@
 
-# All versions, with hashes, of which .venv and the image take what they need.
+# Pin all versions with hashes. .venv and the image install a part of them.
 lock:
 	@[ -x $(BIN)/uv ] || $(BIN)/python -m pip install -q uv
 	@$(LOCK) $(UPGRADE) --all-extras --group nvcc -o docker/constraints.txt
 
-# The whole story: a teacher by itself, a student guided by it, and how good their features are.
+# Train a teacher, then a student with it, and measure the features of both.
 demo: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash job/demo.sh $(RUN)
 
-# For after each change. Its CPU time, 3 minutes of tests and up to 40 s of lint, makes it about 2 minutes on two idle cores.
+# Run it after each change. It needs about 3 minutes of CPU time for tests and up to 40 s for lint:
+# about 2 minutes on two idle cores.
 check: lint
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not run and not slow' $(TESTS)
 
-# Coverage is that of the tests which start no whole runs: under it a process starts a sixth slower, most of the time of those.
+# Coverage excludes the tests that start runs: it makes the start of a process a sixth slower, and
+# most of their time is such starts.
 test: $(READY)
 	@$(BIN)/coverage erase
 	@$(BIN)/coverage run -m pytest -n 2 --dist loadfile -m 'not run' $(TESTS)
 	@$(BIN)/python -m pytest tests/runs/test_train.py
-	@echo 'tests with 2 workers'; $(BIN)/horovodrun -np 2 $(BIN)/coverage run -m pytest -q tests/workers
-	@echo 'tests with 4 workers'; $(BIN)/horovodrun -np 4 $(BIN)/python -m pytest -q tests/workers
+	@echo 'tests with 2 workers'
+	@$(BIN)/horovodrun -np 2 $(BIN)/coverage run -m pytest -q tests/workers
+	@echo 'tests with 4 workers'
+	@$(BIN)/horovodrun -np 4 $(BIN)/python -m pytest -q tests/workers
 	@$(BIN)/coverage combine -q && $(BIN)/coverage report
 
 test-runs: $(READY)
@@ -94,13 +115,14 @@ test-input: $(READY)
 test-fuzz: $(READY)
 	@$(BIN)/python -W ignore tests/campaigns/fuzz/fuzz.py --seconds $(FUZZ_SECONDS)
 
-# SEED=N aims the kills as a run did that has named it.
+# SEED=N repeats the kills of the campaign that printed this seed.
 test-faults: $(READY)
 	@$(BIN)/python -m pytest -q tests/campaigns/faults
 	@$(BIN)/python tests/campaigns/faults/campaign.py --kills $(KILLS) $(if $(SEED),--seed $(SEED))
 
 test-slurm: $(READY)
-	@$(BIN)/python -m pytest tests/slurm --ignore=tests/slurm/test_docker_jobs.py $(addprefix --deselect=,$(MAIN_JOB))
+	@$(BIN)/python -m pytest tests/slurm --ignore=tests/slurm/test_docker_jobs.py \
+		$(addprefix --deselect=,$(MAIN_JOB))
 
 test-docker: $(READY)
 	@$(BIN)/python -m pytest tests/docker tests/slurm/test_docker_jobs.py $(MAIN_JOB)
@@ -116,11 +138,11 @@ gpu: $(READY)
 	@$(BIN)/python tests/gpu/session.py $(GPU)
 
 gpu-carry: $(READY)
-	@$(if $(CARRY),,echo 'CARRY is missing; expected a folder, as in: make gpu-carry CARRY=carried' >&2; exit 2;) \
+	@$(if $(CARRY),,echo 'CARRY: missing; expected a folder. Set CARRY=DIR' >&2; exit 2;) \
 	PYTHONPATH=$(CURDIR) $(BIN)/python tests/gpu/carry.py $(CARRY) $(CARRY_OPTIONS)
 
 same: $(READY)
-	@$(if $(OLD),,echo 'OLD is missing; expected a commit, as in: make same OLD=HEAD~1' >&2; exit 2;) \
+	@$(if $(OLD),,echo 'OLD: missing; expected a commit. Set OLD=HEAD~1' >&2; exit 2;) \
 	$(BIN)/python tests/campaigns/same/same.py $(OLD)
 
 study: $(READY)

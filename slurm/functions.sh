@@ -5,10 +5,10 @@
 # SLURM's own commands.
 
 functions=$(realpath "${BASH_SOURCE[0]}")
-signalled= # the last signal that stopped the job; empty without one
-step=      # process id of srun; empty if it does not run
+signalled= # the last signal that stopped the job, or empty
+step=      # process id of srun, or empty if it does not run
 starting=  # 1 while srun starts and `step` is not set yet
-late=      # process id of requeue_late; empty if it does not run
+late=      # process id of requeue_late, or empty if it does not run
 
 # Expand ~/ in the job's paths: the shell does not, in `sbatch --export=HOME,PATH,DATA=~/images`.
 # Resolve `..` in the paths of the command: a container has their targets, but not each folder
@@ -230,8 +230,8 @@ slurm_decision() {
     esac
 }
 
-# Print name, inode and time of the run's checkpoints, oldest first, a line each. They are found by
-# name, as by `--resume auto`: last.pth.tar is not a link on every file system.
+# Print name, inode and time of the run's checkpoints, oldest first, one a line. As `--resume auto`
+# does, list them by name: last.pth.tar is not a link on every file system.
 checkpoints() {
     local path
     for path in "${RUN-}"/checkpoint_*; do

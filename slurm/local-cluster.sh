@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A SLURM cluster on this machine, to test batch scripts before they go to a real cluster.
 #
-#   slurm/local-cluster.sh up [NODES]       start NODES nodes: node1, node2, ...; default 2
+#   slurm/local-cluster.sh up [NODES]       start NODES nodes (default 2): node1, node2, ...
 #   slurm/local-cluster.sh status           show daemons, nodes and jobs; exit code 3 if not up
 #   slurm/local-cluster.sh down             stop it and all its jobs
 #
@@ -144,7 +144,7 @@ CONF
         echo "PartitionName=batch Nodes=ALL Default=YES PriorityTier=1"
         echo "PartitionName=urgent Nodes=ALL PriorityTier=2 PreemptMode=OFF"
     } >>"$SLURM_CONF"
-    # slurmd loads a cgroup plugin even if nothing uses it, and the default one needs systemd. From
+    # slurmd loads a cgroup plugin even if it is unused, and the default one needs systemd. From
     # version 23.02 on, SLURM can run without one. Before, use the plugin for cgroups v1, which has
     # no effect by itself.
     version=$(slurmd -V | grep -o '[0-9]*' | head -n 1)

@@ -23,9 +23,8 @@ STATES = {
 def test_another_user_than_root_gets_one_line():
     words = ["setpriv", "--reuid=65534", "--clear-groups", "bash"]
     done = subprocess.run(words, input=SCRIPT.read_text(), capture_output=True, text=True)
-    line = (
-        ".ci/run: must run as root, to install packages and start SLURM and Docker: sudo .ci/run\n"
-    )
+    line = ".ci/run: expected root, to install packages and start SLURM and Docker. "
+    line += "Run sudo .ci/run\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
 
 

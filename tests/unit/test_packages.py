@@ -437,6 +437,7 @@ def test_new_versions_go_into_the_same_venv(clone):
 def test_a_python_without_wheels_ends_in_one_line(clone, version):
     other = python_of(version, clone.folder / "other") if version else "/nowhere/python"
     done = clone("setup", f"PYTHON={other}")
-    line = f"setup: Python 3.11 to 3.14 is needed; {other} is {version or 'missing'}: make PYTHON=python3.12 ..."
+    line = f"setup: PYTHON={other}: {version or 'missing'}; expected Python 3.11 to 3.14."
+    line += " Run make PYTHON=python3.12 ..."
     assert done.returncode == 2 and done.stderr.splitlines()[0] == line
     assert (clone.folder / ".venv/bin/python").exists()
