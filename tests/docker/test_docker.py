@@ -50,7 +50,7 @@ print(json.dumps({
 """
 
 
-def test_the_image_has_no_compiler_no_headers_no_caches_and_no_sources(docker, image):
+def test_image_contents(docker, image):
     found = json.loads(docker("run", "--rm", "--user", "0", image, "python", "-c", LOOK))
     assert found == {
         "programs": [],
@@ -72,7 +72,7 @@ def test_the_image_has_no_compiler_no_headers_no_caches_and_no_sources(docker, i
     }
 
 
-def test_the_image_runs_what_it_is_given_and_bakes_no_launch_settings_in(docker, image):
+def test_image_settings(docker, image):
     [content] = json.loads(docker("image", "inspect", image))
     config = content["Config"]
     assert config["User"] == f"{DEFAULT}:{DEFAULT}"
@@ -87,11 +87,11 @@ def test_the_image_runs_what_it_is_given_and_bakes_no_launch_settings_in(docker,
     assert content["Size"] < 5.7e9
 
 
-def test_the_image_alone_shows_the_options(docker, image):
+def test_image_prints_the_options(docker, image):
     assert "--teacher-arch X" in docker("run", "--rm", image)
 
 
-def test_a_wrong_command_line_ends_in_one_line(docker, image):
+def test_wrong_command_line_is_one_line(docker, image):
     words = [
         "docker",
         "run",
@@ -110,7 +110,7 @@ def test_a_wrong_command_line_ends_in_one_line(docker, image):
     assert done.stderr.startswith("error: ")
 
 
-def test_only_what_is_copied_goes_to_the_engine(docker, tmp_path):
+def test_build_context_has_only_copied_files(docker, tmp_path):
     """Of all that lies in the repository: no runs, no environments, no tests, no results."""
     (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY . /\nCMD x\n")
     docker("build", "-f", tmp_path / "Dockerfile", "-t", "moco-mgd-context:test", ".")
@@ -151,7 +151,7 @@ def code_size():
     )
 
 
-def test_a_change_of_the_code_redoes_the_last_layers_alone(docker, build, image, tmp_path):
+def test_code_change_rebuilds_the_last_layers(docker, build, image, tmp_path):
     for name in ("docker", "job", "mgd", "moco"):
         shutil.copytree(REPO / name, tmp_path / name)
     for name in (".dockerignore", "LICENSE", "README.md", "pyproject.toml", "setup.py"):
@@ -290,7 +290,7 @@ def start_run(image, images, teacher_file):
         run.process.wait(timeout=60)
 
 
-def test_a_run_computes_the_same_as_without_a_container(start_run, docker, outside, tmp_path):
+def test_run_equals_one_without_a_container(start_run, docker, outside, tmp_path):
     run = start_run(docker, tmp_path / "runs/run")
     code, output = run.finish()
     assert code == 0, output
@@ -314,7 +314,7 @@ def check_saved_by_signal(run):
     )
 
 
-def test_a_container_that_is_stopped_and_then_killed_ends_in_the_same_bytes(
+def test_stopped_and_killed_container_resumes(
     start_run, containers, outside, tmp_path
 ):
     """By any user. A killed container leaves no process."""
@@ -343,7 +343,7 @@ def test_a_container_that_is_stopped_and_then_killed_ends_in_the_same_bytes(
     assert owners(folder) == {(UNKNOWN, UNKNOWN)}
 
 
-def test_a_container_whose_first_process_is_the_launcher_saves_too(start_run, docker, tmp_path):
+def test_container_without_init_saves(start_run, docker, tmp_path):
     run = start_run(docker, tmp_path / "runs/run", init=False)
     run.wait_for_step(6)
     docker("stop", "--time", "60", run.name)
@@ -392,7 +392,7 @@ def local_engine(action, folder, **environment):
     return done.returncode, done.stdout.replace("local-engine: ", "")
 
 
-def test_an_engine_that_is_there_is_used_and_not_stopped(docker, engine, tmp_path):
+def test_running_engine_is_used_and_not_stopped(docker, engine, tmp_path):
     host = engine["DOCKER_HOST"]
     before = docker("info", "--format", "{{.ID}}")
     code, said = local_engine("up", tmp_path, DOCKER_HOST=host)
@@ -417,7 +417,7 @@ def nowhere(tmp_path):
     return {"DOCKER_HOST": f"unix://{tmp_path}/none.sock"}
 
 
-def test_an_engine_is_started_told_of_and_stopped_beside_another(docker, nowhere, tmp_path):
+def test_engine_starts_and_stops_next_to_another(docker, nowhere, tmp_path):
     folder = tmp_path / "engine"
     other = docker("info", "--format", "{{.ID}}")
     assert local_engine("status", folder, **nowhere) == (3, "no engine answers\n")
@@ -467,7 +467,7 @@ def test_an_engine_is_started_told_of_and_stopped_beside_another(docker, nowhere
     shutil.rmtree(pids.parent)
 
 
-def test_what_is_missing_is_named_with_its_package(nowhere, tmp_path):
+def test_missing_programs_are_named_with_packages(nowhere, tmp_path):
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in ("bash", "dirname", "realpath", "sha256sum", "sort", "xargs", "cut", "echo"):

@@ -1,8 +1,8 @@
-"""Make the session's environment and build Horovod there; record machine and versions.
+"""Build Horovod in the session's environment, and record machine and versions.
 
-python tests/gpu/build.py PLACE [--carried FOLDER]. With a carried folder (carry.py), PLACE becomes
-an environment of this interpreter's torch and of the carried wheels, and no registry is asked.
-Without one, this interpreter has all packages already.
+python tests/gpu/build.py ENVIRONMENT [--carried FOLDER]. With a carried folder (carry.py),
+ENVIRONMENT becomes a Python environment of this interpreter's torch and the carried wheels, made
+without a package registry. Without one, this interpreter must have all packages.
 """
 
 import argparse
@@ -32,39 +32,39 @@ print(json.dumps({
 
 
 def variables(folder: Path | None) -> dict[str, str]:
-    """Return the variables with which the build finds what is carried."""
+    """Return the environment variables by which the build finds the carried files."""
     if folder is None:
         return {}
     [source] = folder.glob("horovod-*.tar.gz")
-    found = {"HOROVOD_SDIST": str(source), "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder)}
-    return found | {"PATH": f"{os.environ['PATH']}:{Path(sys.executable).parent}"}  # cmake
+    options = {"HOROVOD_SDIST": str(source), "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder)}
+    return options | {"PATH": f"{os.environ['PATH']}:{Path(sys.executable).parent}"}  # cmake
 
 
 def lacks_nccl(facts: dict) -> bool:
-    """Return whether Horovod has no NCCL although there are GPUs."""
+    """Return whether the machine has GPUs and Horovod has no NCCL."""
     return bool(facts["gpus"]) and not facts["nccl_built"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("place", type=Path)
+    parser.add_argument("environment", type=Path)
     parser.add_argument("--carried", type=Path)
     options = parser.parse_args()
     folder = options.carried and options.carried.resolve()
-    begun = time.perf_counter()
-    python = carry.environment(options.place, folder)
+    start = time.perf_counter()
+    python = carry.environment(options.environment, folder)
     subprocess.run([SCRIPT, python], env=os.environ | variables(folder), check=True)
     words = [python, "-c", FACTS]
-    shown = subprocess.run(words, check=True, capture_output=True, text=True).stdout
-    facts = json.loads(shown.splitlines()[-1])
-    found = {"kind": "machine", "build_seconds": round(time.perf_counter() - begun, 1)}
-    line = json.dumps(found | facts)
+    output = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    facts = json.loads(output.splitlines()[-1])
+    record = {"kind": "machine", "build_seconds": round(time.perf_counter() - start, 1)}
+    line = json.dumps(record | facts)
     print(line)
     if path := os.environ.get("GPU_RESULTS"):
         with open(path, "a") as file:
             file.write(line + "\n")
     if lacks_nccl(facts):
-        sys.exit("Horovod has no NCCL, and this machine has GPUs: see the build's lines above")
+        sys.exit("Horovod has no NCCL, and this machine has GPUs. See the log of the build above")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""Each collective of the program with each of its dtypes, compared with what it must give, exactly.
+"""Compare each collective of the program, by dtype, with its exact expected result.
 
-horovodrun -np N python tests/gpu/collectives.py {cuda,cpu}: test_collectives.py starts it. Rank 0
+test_collectives.py starts horovodrun -np N python tests/gpu/collectives.py {cuda,cpu}. Rank 0
 prints a JSON line for each collective and dtype. `--share` puts all workers on the first GPU.
+
+N: workers, n: rows.
 """
 
 import argparse
@@ -14,7 +16,7 @@ import torch
 from job.cluster import comm
 from job.cluster.objects import allgather
 
-# The program's collectives, and the dtypes that it sends by them from any device.
+# The program's collectives, and the dtypes for which it uses them on any device.
 USED = {
     "sum": (torch.int32, torch.int64, torch.float16, torch.float32, torch.float64),
     "total": (torch.int32, torch.int64, torch.float32, torch.float64),
@@ -27,18 +29,18 @@ SIZES = (1, 1000, 100_000)  # values
 
 
 def values(rank: int, size: int, dtype: torch.dtype) -> torch.Tensor:
-    """A worker's values (size,): small integers, whose sums are exact in any dtype."""
+    """Return a worker's values, (size,): small integers, whose sums are exact in any dtype."""
     return (torch.arange(size) % 7 + rank).to(dtype)
 
 
 def rows(rank: int, to: int, dtype: torch.dtype) -> torch.Tensor:
-    """The rows (n, 3) that a worker sends to another: 0, 1 or 2 of them."""
+    """Return the rows, (n, 3), that a worker sends to another: 0, 1 or 2 rows."""
     count = (rank + 2 * to) % 3
     return (torch.arange(3 * count).view(count, 3) % 7 + rank).to(dtype)
 
 
 def result(name: str, size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Return what a collective gives to this worker."""
+    """Return the result of a collective on this worker."""
     rank, label = comm.rank(), f"{name}.{dtype}.{size}"
     mine = values(rank, size, dtype).to(device)
     if name == "sum":
@@ -58,7 +60,7 @@ def result(name: str, size: int, dtype: torch.dtype, device: torch.device) -> to
 
 
 def expected(name: str, size: int, dtype: torch.dtype) -> torch.Tensor:
-    """Return what a collective must give to this worker."""
+    """Return the expected result of a collective on this worker."""
     N, rank = comm.size(), comm.rank()
     every = torch.stack([values(worker, size, torch.float64) for worker in range(N)])  # (N, size)
     if name in ("sum", "total"):
@@ -73,11 +75,11 @@ def expected(name: str, size: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def right(name: str, dtype: torch.dtype, device: torch.device) -> bool:
-    """Return whether a collective gives what it must, on the device, for all sizes."""
+    """Return whether a collective is correct on the device, for all sizes."""
     for size in SIZES:
-        found = result(name, size, dtype, device)
-        wanted = expected(name, size, dtype)
-        if found.device != device or found.dtype != dtype or not torch.equal(found.cpu(), wanted):
+        actual, target = result(name, size, dtype, device), expected(name, size, dtype)
+        same_kind = actual.device == device and actual.dtype == dtype
+        if not same_kind or not torch.equal(actual.cpu(), target):
             return False
     return True
 
@@ -87,7 +89,7 @@ def main() -> None:
     parser.add_argument("device", choices=("cuda", "cpu"))
     parser.add_argument("--share", action="store_true", help="all workers use the first GPU")
     options = parser.parse_args()
-    # As job/cluster/launch.py does.
+    # The settings of job/cluster/launch.py.
     os.environ.setdefault("HOROVOD_CYCLE_TIME", "50")
     if options.device == "cuda":
         os.environ.setdefault("HOROVOD_ENABLE_ASYNC_COMPLETION", "1")
@@ -99,10 +101,10 @@ def main() -> None:
     wrong = 0
     for name, dtypes in USED.items():
         for dtype in dtypes:
-            found = allgather(right(name, dtype, device), "found")
-            wrong += not all(found)
+            correct = allgather(right(name, dtype, device), "found")  # by rank
+            wrong += not all(correct)
             if comm.rank() == 0:
-                line = {"collective": name, "dtype": str(dtype), "right": found}
+                line = {"collective": name, "dtype": str(dtype), "right": correct}
                 print(json.dumps(line), flush=True)
     comm.stop()
     sys.exit(1 if wrong else 0)

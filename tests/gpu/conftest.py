@@ -1,6 +1,6 @@
-"""Tests on a GPU: `make test-gpu`. TEST_DEVICE=cpu tries the tests themselves, with tiny networks.
+"""Fixtures of the tests on a GPU. TEST_DEVICE=cpu is a dry run with tiny networks.
 
-GPU_RESULTS names a file to which each test appends a JSON line when it ends.
+`make test-gpu` runs these tests. If GPU_RESULTS names a file, each test appends a JSON line to it.
 """
 
 import json
@@ -18,9 +18,8 @@ DEVICE = os.environ.get("TEST_DEVICE", "")
 WIDTH = "64" if DEVICE == "cuda" else "16"  # of the students' first stage
 TEXT = 2000  # characters of a failure
 
-if (
-    DEVICE == "cuda"
-):  # for tests with --deterministic in this process, where others start CUDA first
+# For tests with --deterministic in this process: earlier tests have started CUDA.
+if DEVICE == "cuda":
     for variable, (value, *_) in deterministic.VARIABLES.items():
         os.environ.setdefault(variable, value)
 
@@ -47,7 +46,7 @@ def pytest_runtest_logreport(report):
 
 @pytest.fixture
 def unset(monkeypatch):
-    """Programs that a test starts have no variables of --deterministic."""
+    """Start programs without the variables of --deterministic."""
     for name in deterministic.VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
@@ -59,13 +58,13 @@ def device():
 
 @pytest.fixture(scope="session")
 def size():
-    """The side of the views in pixels: the least whose `layer4` has several positions, for gram."""
+    """The side of the views in pixels, the least with several positions in `layer4` for gram."""
     return 64
 
 
 @pytest.fixture(scope="session")
 def network(size):
-    """The options of the student and its images, as words."""
+    """The options of the student and its images."""
     words = ["-a", "resnet18", "--width", WIDTH, "--image-size", str(size), "--mlp"]
     return [*words, "--moco-t", "0.2", "--aug-plus", "--cos", "--warmup-epochs", "0"]
 
@@ -77,7 +76,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory):
-    """A teacher's file with a head: a ResNet-50 on a GPU, a narrow ResNet-18 on the CPU."""
+    """A teacher's checkpoint with a head: a ResNet-50 on a GPU, a narrow ResNet-18 on the CPU."""
     path = tmp_path_factory.mktemp("teacher") / "teacher.pth.tar"
     if DEVICE == "cuda":
         return write_teacher(path)
@@ -86,10 +85,7 @@ def teacher(tmp_path_factory):
 
 @pytest.fixture
 def command(tmp_path):
-    """A function that runs a program of this project without a launcher and returns its output.
-
-    place: the test's folder. environment: further variables.
-    """
+    """A function that runs a program of this project without a launcher and returns its output."""
     import subprocess
     import sys
 

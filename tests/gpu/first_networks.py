@@ -1,7 +1,7 @@
-"""Train the full study's first networks until a signal stops it; its log has their accuracies.
+"""Train the first networks of the full study until a signal. The log has their accuracies.
 
-python tests/gpu/first_networks.py FOLDER {cuda,cpu} [--carried FOLDER]. Only sets whose images need
-no system package take part. On the CPU it is the small study: a dry run.
+python tests/gpu/first_networks.py FOLDER {cuda,cpu} [--carried FOLDER]. It uses only the
+image sets that need no system package. On the CPU it runs the small study, as a dry run.
 """
 
 import argparse
@@ -18,7 +18,7 @@ FULL = carry.REPO / "job/study/full.yaml"
 
 
 def write_form(folder: Path) -> Path:
-    """Write the full form of the sets in carry.IMAGES; return its path."""
+    """Write the full study's form for the sets in carry.IMAGES; return its path."""
     sets = yaml.safe_load(FULL.read_text())["sets"]
     path = folder / "full-carried.yaml"
     path.write_text(yaml.safe_dump({"base": "full", "sets": {n: sets[n] for n in carry.IMAGES}}))
@@ -36,9 +36,9 @@ def main() -> None:
         return study(read_plan("small"), options.folder)
     plan = read_plan(str(write_form(options.folder)))
     if options.carried:
-        places = {name: options.folder / plan.images(name) for name in plan.questions}
-        assert set(plan.most.values()) == {MOST}  # as carry.py packs them
-        carry.unpack_images(options.carried, places)
+        targets = {name: options.folder / plan.images(name) for name in plan.questions}
+        assert set(plan.most.values()) == {MOST}  # the number of images that carry.py packs
+        carry.unpack_images(options.carried, targets)
     study(plan, options.folder)
 
 

@@ -1,4 +1,4 @@
-"""End with one line and exit code 2 if no GPU can be used: `make test-gpu` begins with this."""
+"""End with one line and exit code 2 if no GPU can be used. `make test-gpu` starts with it."""
 
 import sys
 

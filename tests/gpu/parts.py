@@ -1,7 +1,7 @@
-"""Parts of a session, one after another, each with its own time limit; results are kept at once.
+"""Run the parts of a session in order, each with a time limit, and write results at once.
 
-The session's folder has results.jsonl, a JSON line for each result and verdict as it comes, and
-log.txt, all that the parts print.
+The session's folder has results.jsonl, a JSON line for each result and verdict, and log.txt, the
+output of all parts.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 PASSED, FAILED, TIMED_OUT, LEFT_OUT = "passed", "FAILED", "TIMED OUT", "LEFT OUT"
-LEAST = 5.0  # seconds that a part must have
+LEAST = 5.0  # seconds, the least for which a part starts
 GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 
 
@@ -24,8 +24,8 @@ GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 class Part:
     """A part of a session.
 
-    about: what it shows. command: its words. limit: seconds. environment: further variables.
-    endless: it takes all the time that it gets, and its end by SIGTERM is no failure.
+    about: one line for people. limit: seconds. environment: additional variables.
+    endless: the part uses all its time, and passes if SIGTERM ends it.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Part:
 
 
 class Record:
-    """The session's two files."""
+    """The session's results.jsonl and log.txt."""
 
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ class Record:
             file.write(text + "\n")
 
     def result(self, **fields: object) -> None:
-        """Append a result, on the disk when this returns."""
+        """Append a result, and wait until it is on the disk."""
         with open(self.results, "a") as file:
             file.write(json.dumps({"time": time.time(), **fields}) + "\n")
             file.flush()
@@ -60,8 +60,8 @@ class Record:
 def execute(part: Part, limit: float, record: Record) -> tuple[str, int | None]:
     """Run a part in a process group of its own; return its verdict and exit code.
 
-    Its variable GPU_RESULTS names the session's results. After `limit` seconds the group gets
-    SIGTERM, and GRACE seconds later SIGKILL. No process of the group survives the part.
+    The part's variable GPU_RESULTS names the session's results.jsonl. After `limit` seconds the
+    group gets SIGTERM, and GRACE seconds later SIGKILL. No process of the group survives.
     """
     variables = os.environ | {"GPU_RESULTS": str(record.results)} | dict(part.environment)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -87,14 +87,14 @@ def execute(part: Part, limit: float, record: Record) -> tuple[str, int | None]:
 
 
 def copy_lines(process: subprocess.Popen, record: Record) -> None:
-    """Print and log what a part prints."""
+    """Print and log the output of a part."""
     assert process.stdout
     for line in process.stdout:
         record.line(f"  {line.rstrip()}")
 
 
 def signal_group(group: int, number: int) -> None:
-    """Send a signal to the processes of a group that are left."""
+    """Send a signal to the remaining processes of a group."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(group, number)
 
@@ -106,26 +106,26 @@ def run_parts(
     run: Callable[[Part, float, Record], tuple[str, int | None]] = execute,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, str]:
-    """Run the parts in their order within `total` seconds; return their verdicts by name.
+    """Run the parts in order within `total` seconds; return their verdicts by name.
 
-    A part that fails or times out does not end the session. A part for which less than LEAST
-    seconds are left is left out.
+    A part that fails or times out does not end the session. If less than LEAST seconds remain, a
+    part is left out.
     """
-    begun, verdicts = clock(), {}
+    start, verdicts = clock(), {}
     for part in parts:
-        left = total - (clock() - begun)
+        left = total - (clock() - start)
         limit = min(part.limit, left)
         if limit < LEAST:
             verdict, code, took = LEFT_OUT, None, 0.0
         else:
             record.line(f"{part.name}: {part.about} (at most {limit:.0f} s)")
-            started = clock()
+            part_start = clock()
             try:
                 verdict, code = run(part, limit, record)
-            except OSError as error:  # the part's program cannot be started
+            except OSError as error:  # the program of the part is missing
                 record.line(f"  {error}")
                 verdict, code = FAILED, None
-            took = clock() - started
+            took = clock() - part_start
         verdicts[part.name] = verdict
         record.line(f"{part.name}: {verdict} after {took:.0f} s")
         facts = {"part": part.name, "verdict": verdict, "code": code}
@@ -134,9 +134,9 @@ def run_parts(
 
 
 def report(parts: list[Part], verdicts: dict[str, str], record: Record) -> int:
-    """Print each part's verdict; return the session's exit code, 1 unless all have passed.
+    """Print each part's verdict; return the session's exit code.
 
-    An endless part may be left out.
+    It is 0 if all parts have passed, and 1 otherwise. An endless part may be left out.
     """
     record.line("")
     for part in parts:

@@ -1,9 +1,9 @@
-"""What a step does on the GPU: waits of the host, kernels, and images/s, at two batch sizes.
+"""Profile a step on the GPU: waits of the host, kernels, and images/s, at two batch sizes.
 
-python tests/gpu/profiling.py FOLDER {cuda,cpu} [--ways ...]. For each way and batch: the steps'
-images/s, the host's waits in a step (torch.cuda.set_sync_debug_mode) with their lines, and the
-operations that take most of the GPU's time (torch.profiler). Results go to GPU_RESULTS as
-they come. On the CPU it is a dry run: tiny images, and no waits are counted.
+python tests/gpu/profiling.py FOLDER {cuda,cpu} [--ways ...]. For each way and batch, measure the
+steps' images/s, the host's waits in a step with their lines (torch.cuda.set_sync_debug_mode), and
+the operations that use most of the GPU's time (torch.profiler). Append each result to the file in
+GPU_RESULTS. On the CPU it is a dry run with tiny images, which counts no waits.
 """
 
 import argparse
@@ -36,8 +36,8 @@ WAYS = {
 TOP = 12  # operations shown
 
 
-def keep(**fields) -> None:
-    """Print a result, and append it to the session's."""
+def record(**fields) -> None:
+    """Print a result, and append it to the session's results."""
     line = json.dumps({"kind": "profile", "time": time.time(), **fields})
     print(line, flush=True)
     if path := os.environ.get("GPU_RESULTS"):
@@ -46,7 +46,7 @@ def keep(**fields) -> None:
 
 
 class Steps:
-    """Steps of ResNet-18 from a ResNet-50 by MGD, on given views that are on the device already."""
+    """Steps of ResNet-18 with MGD from a ResNet-50, on views that are already on the device."""
 
     def __init__(self, run: Run, folder: Path, device: str, batch: int, options: dict):
         size, width = SIZE[device], WIDTH[device]
@@ -60,7 +60,7 @@ class Steps:
         self.views = [view.to(run.device) for view in views]
 
     def __call__(self, steps: int) -> None:
-        """Do so many steps, and wait for the device."""
+        """Run some steps, and wait for the device."""
         train(self.training, [self.views] * steps)
         if self.device == "cuda":
             torch.cuda.synchronize()
@@ -68,16 +68,16 @@ class Steps:
 
 def speed(steps: Steps, count: int) -> float:
     """Return images/s, the median of three rounds."""
-    found = []
+    speeds = []
     for _ in range(3):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         steps(count)
-        found.append(count * steps.batch / (time.perf_counter() - begun))
-    return statistics.median(found)
+        speeds.append(count * steps.batch / (time.perf_counter() - start))
+    return statistics.median(speeds)
 
 
 def waits(steps: Steps, count: int) -> dict[str, float]:
-    """Return how often a step waits for the GPU, by the line of this program that does."""
+    """Return the waits for the GPU in a step, by file and line of the program."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
@@ -89,22 +89,22 @@ def waits(steps: Steps, count: int) -> dict[str, float]:
 
 
 def count_waits(caught: list[warnings.WarningMessage], steps: int) -> dict[str, float]:
-    """Count torch's warnings of a wait for a step, by file and line."""
-    found = [warning for warning in caught if "synchronizing" in str(warning.message)]
-    lines = [(os.path.relpath(warning.filename, REPO), warning.lineno) for warning in found]
-    places = collections.Counter(f"{path}:{line}" for path, line in lines)
-    return {place: round(number / steps, 2) for place, number in places.most_common()}
+    """Return torch's warnings of a wait, per step, by file and line."""
+    waiting = [warning for warning in caught if "synchronizing" in str(warning.message)]
+    lines = [(os.path.relpath(warning.filename, REPO), warning.lineno) for warning in waiting]
+    counts = collections.Counter(f"{path}:{line}" for path, line in lines)
+    return {line: round(number / steps, 2) for line, number in counts.most_common()}
 
 
 def busiest(steps: Steps, count: int) -> tuple[float, list[str]]:
-    """Return the device's busy share of the steps' time, and a table of what takes it."""
+    """Return the fraction of the steps' time in which the device is busy, and its operations."""
     activities = [ProfilerActivity.CPU]
     if steps.device == "cuda":
         activities.append(ProfilerActivity.CUDA)
-    begun = time.perf_counter()
+    start = time.perf_counter()
     with profile(activities=activities) as seen:
         steps(count)
-    took = time.perf_counter() - begun
+    took = time.perf_counter() - start
     averages = seen.key_averages()
     on_gpu = sum(event.self_device_time_total for event in averages) / 1e6  # s
     order = "self_cuda_time_total" if steps.device == "cuda" else "self_cpu_time_total"
@@ -128,14 +128,14 @@ def main() -> None:
                 folder.mkdir(parents=True, exist_ok=True)
                 steps = Steps(run, folder, device, batch, WAYS[way])
                 steps(WARM[device])
-                found = {"way": way, "images": batch, "images_per_s": speed(steps, STEPS[device])}
+                fields = {"way": way, "images": batch, "images_per_s": speed(steps, STEPS[device])}
                 if device == "cuda":
-                    found["waits_a_step"] = waits(steps, STEPS[device])
-                    found["memory_bytes"] = torch.cuda.max_memory_allocated()
+                    fields["waits_a_step"] = waits(steps, STEPS[device])
+                    fields["memory_bytes"] = torch.cuda.max_memory_allocated()
                     torch.cuda.reset_peak_memory_stats()
-                keep(**found)
-                share, table = busiest(steps, STEPS[device])
-                keep(way=way, images=batch, busy_share=round(share, 3))
+                record(**fields)
+                busy, table = busiest(steps, STEPS[device])
+                record(way=way, images=batch, busy_share=round(busy, 3))
                 print("\n".join(table), flush=True)
                 del steps
 

@@ -1,13 +1,13 @@
-"""Prove on one GPU, in at most 10 minutes, all that no CPU can: `make gpu`.
+"""Run all checks that need a GPU, in at most 10 minutes on one GPU: `make gpu`.
 
-python tests/gpu/session.py [--device cpu] [--carried FOLDER] [--only PART ...]. The parts run in
-order of worth. Each has its own time limit, and one that fails or times out does not end the
-session. Folder runs/gpu-DATE has results.jsonl, a JSON line for each result as it comes, and
-log.txt. The last lines are the parts' verdicts; the exit code is 1 unless all have passed, and 2
-without a GPU. `--device cpu` tries the session itself, with tiny networks.
+python tests/gpu/session.py [--device cpu] [--carried FOLDER] [--only PART ...]. The most valuable
+parts run first. Each part has its own time limit. A part that fails or times out does not end the
+session. Folder runs/gpu-DATE has results.jsonl, a JSON line for each result, and log.txt. The last
+lines are the parts' verdicts. The exit code is 0 if all have passed, 1 if not, and 2 without a GPU.
+`--device cpu` is a dry run with tiny networks.
 
 --carried: a folder made by carry.py, for a machine that reaches no package registry. The session
-then uses this interpreter's torch, and builds Horovod in an environment of its own.
+then uses this interpreter's torch, and builds Horovod in a separate environment.
 """
 
 import argparse
@@ -26,14 +26,14 @@ REPO = carry.REPO
 HERE = REPO / "tests/gpu"
 BENCH = REPO / "tests/campaigns/bench/bench.py"
 FOLDERS = ("", "tests/support", "tests/gpu", "tests/campaigns/bench")  # on the Python path
-CHOSEN = {  # of the tests of a part, by pytest's -k
+CHOSEN = {  # tests of a part, by pytest's -k
     "cuda": {"resume": "float32 or device"},
     "cpu": {"parity": "moco", "paths": "knn or correction or each", "resume": "float32"},
 }
 
 
 def session_parts(device: str, work: Path, carried: Path | None) -> list[Part]:
-    """Return the parts, in order of worth. work: a folder for their files."""
+    """Return the parts, the most valuable first. work: folder of their files."""
     python = str(work / "venv/bin/python") if carried else sys.executable
 
     def tests(name: str) -> list[str]:
@@ -65,15 +65,15 @@ def session_parts(device: str, work: Path, carried: Path | None) -> list[Part]:
 
 
 def variables(device: str, python: str) -> dict[str, str]:
-    """Return the variables of all parts."""
+    """Return the environment variables of all parts."""
     paths = [str(REPO / folder) for folder in FOLDERS]
-    found = {"TEST_DEVICE": device, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
-    found["PATH"] = os.pathsep.join([str(Path(python).parent), os.environ["PATH"]])
-    return found | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
+    values = {"TEST_DEVICE": device, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+    values["PATH"] = os.pathsep.join([str(Path(python).parent), os.environ["PATH"]])
+    return values | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
 
 
 def no_gpu(device: str) -> str:
-    """Return why the session cannot run on this machine, or ""."""
+    """Return why the session cannot run on this machine, or "" if it can."""
     if device == "cpu":
         return ""
     words = [sys.executable, str(HERE / "no_gpu.py")]
@@ -87,8 +87,8 @@ def main() -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--carried", type=Path, help="folder with wheels, source and images")
     parser.add_argument("--out", type=Path, help="folder of the results (default: runs/gpu-DATE)")
-    parser.add_argument("--only", nargs="+", metavar="PART", help="these parts only")
-    parser.add_argument("--minutes", type=float, default=10.0, help="of the whole session")
+    parser.add_argument("--only", nargs="+", metavar="PART", help="run only these parts")
+    parser.add_argument("--minutes", type=float, default=10.0, help="time of the session")
     options = parser.parse_args()
     if problem := no_gpu(options.device):
         print(problem, file=sys.stderr)
@@ -96,7 +96,7 @@ def main() -> int:
     out = options.out or REPO / "runs" / time.strftime("gpu-%Y-%m-%d-%H%M%S")
     record = Record(out)
     work = Path(tempfile.mkdtemp(prefix="gpu-session-"))
-    begun = time.monotonic()
+    start = time.monotonic()
     try:
         parts = session_parts(options.device, work, options.carried)
         if unknown := set(options.only or ()) - {part.name for part in parts}:
@@ -105,7 +105,7 @@ def main() -> int:
             return 2
         parts = [part for part in parts if not options.only or part.name in options.only]
         record.line(f"session on {options.device}, results in {out}")
-        verdicts = run_parts(parts, record, 60 * options.minutes - (time.monotonic() - begun))
+        verdicts = run_parts(parts, record, 60 * options.minutes - (time.monotonic() - start))
         return report(parts, verdicts, record)
     finally:
         shutil.rmtree(work, ignore_errors=True)

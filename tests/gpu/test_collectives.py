@@ -1,4 +1,4 @@
-"""Horovod's collectives on GPUs, by NCCL, and on the CPUs of the same machine, by Gloo."""
+"""Test Horovod's collectives on GPUs, by NCCL, and on the CPUs of the same machine, by Gloo."""
 
 import json
 import os
@@ -12,13 +12,13 @@ import torch
 import collectives
 
 GPUS = torch.cuda.device_count()
-# NCCL refuses two workers on a GPU unless this is 1; older releases have no such variable.
+# NCCL refuses two workers on a GPU unless this is 1. Older releases lack the variable.
 SHARE = "NCCL_MULTI_RANK_GPU_ENABLE"
 pytestmark = pytest.mark.usefixtures("unset")  # NCCL chooses its algorithms
 
 
 def can_share() -> bool:
-    """Whether torch's NCCL lets workers share a GPU."""
+    """Whether torch's NCCL supports two workers on one GPU."""
     for folder in sys.path:
         library = Path(folder, "nvidia/nccl/lib/libnccl.so.2")
         if library.is_file():
@@ -27,7 +27,7 @@ def can_share() -> bool:
 
 
 def check(workers, *words, **environment):
-    """Run the collectives on so many workers; all must give what they must."""
+    """Check the results of all collectives on some workers."""
     launcher = os.path.join(os.path.dirname(sys.executable), "horovodrun")
     script = [sys.executable, collectives.__file__, *words]
     done = subprocess.run(
@@ -38,22 +38,22 @@ def check(workers, *words, **environment):
         env=os.environ | environment,
     )
     lines = [line.partition("{")[2] for line in done.stdout.splitlines() if '"collective"' in line]
-    found = [json.loads("{" + line) for line in lines]
+    results = [json.loads("{" + line) for line in lines]
     assert done.returncode == 0, done.stdout
-    assert len(found) == sum(map(len, collectives.USED.values())), done.stdout
-    assert all(line["right"] == [True] * workers for line in found), done.stdout
+    assert len(results) == sum(map(len, collectives.USED.values())), done.stdout
+    assert all(line["right"] == [True] * workers for line in results), done.stdout
 
 
 @pytest.mark.parametrize("workers", [1, *([GPUS] if GPUS > 1 else [])])
-def test_each_collective_gives_what_it_must_a_worker_a_gpu(workers, device):
+def test_collectives_with_a_gpu_per_worker(workers, device):
     check(workers, device.type)
 
 
-def test_each_collective_gives_what_it_must_for_two_workers_of_one_gpu(device):
+def test_collectives_of_two_workers_on_one_gpu(device):
     if device.type == "cuda" and not can_share():
-        pytest.skip(f"torch's NCCL has no {SHARE}: two workers cannot share a GPU")
+        pytest.skip(f"torch's NCCL has no {SHARE}: two workers cannot use one GPU")
     check(2, device.type, "--share", **{SHARE: "1"})
 
 
-def test_each_collective_gives_what_it_must_on_the_cpus_beside_a_gpu():
+def test_collectives_on_the_cpu():
     check(2, "cpu")

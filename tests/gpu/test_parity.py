@@ -1,9 +1,10 @@
-"""A step on the GPU against the same step on the CPU, in float32 without TF32.
+"""Test a step on the GPU against the same step on the CPU, in float32 without TF32.
 
-The tolerance is measured, not chosen. Both devices round each operation to float32, in another
-order of summation. Weights that change by one rounding (2**-24 of their size, by random signs) show
-how far such roundings move a step's results on the CPU. A GPU's results may lie ROOM times as far
-from the CPU's. The last test shows that the tolerance rejects weights in TF32, whose rounding is 2**-11.
+The tolerance is measured, not chosen. Both devices round each operation to float32, but sum in
+different orders. To measure the effect of such roundings on the CPU, change each weight by one
+rounding (2**-24 of its size, with random signs) and repeat the step. The GPU's distance from the
+CPU may be ROOM times this effect. The last test shows that the tolerance rejects weights in TF32,
+whose rounding is 2**-11.
 """
 
 import contextlib
@@ -14,11 +15,9 @@ import torch
 from job.engine.run import Run
 from steps import build_training, train
 
-B, SEEDS, ROOM = (
-    8,
-    3,
-    30,
-)  # images; random signs; for several hundred roundings between a weight and a loss
+B = 8  # images
+SEEDS = 3  # of random signs
+ROOM = 30  # for several hundred roundings between a weight and a loss
 ROUNDING = 2.0**-24
 WAYS = {
     "moco": {},
@@ -30,24 +29,24 @@ WAYS = {
 
 @contextlib.contextmanager
 def settings(**values):
-    """Set torch's flags of float32 for a time."""
+    """Set torch's flags of float32 in a block."""
     before = {}
-    places = {"cudnn": torch.backends.cudnn, "matmul": torch.backends.cuda.matmul}
+    flags = {"cudnn": torch.backends.cudnn, "matmul": torch.backends.cuda.matmul}
     for name, value in values.items():
-        before[name] = places[name].allow_tf32
-        places[name].allow_tf32 = value
+        before[name] = flags[name].allow_tf32
+        flags[name].allow_tf32 = value
     try:
         yield
     finally:
         for name, value in before.items():
-            places[name].allow_tf32 = value
+            flags[name].allow_tf32 = value
 
 
 @pytest.fixture
 def results(size, network, teacher, tmp_path, monkeypatch):
-    """A function that does a step and returns its losses and the student's update.
+    """A function that runs a step on a device and returns its losses and the student's update.
 
-    device: where. change: of each weight, before the step.
+    change: a function that changes each weight before the step.
     """
     width = int(network[network.index("--width") + 1])
     numbers = iter(range(1000))
@@ -86,14 +85,14 @@ def is_loss(name):
 
 
 def distance(one, other):
-    """The relative distances of two steps' losses and updates."""
+    """The relative distances between two steps' losses and between their updates."""
     pairs = [(one[0][name], value) for name, value in other[0].items() if value]
     losses = max(abs(a - b) / abs(b) for a, b in pairs)
     return losses, ((one[1] - other[1]).norm() / other[1].norm()).item()
 
 
 def rounded(seed):
-    """A change of weights by one rounding each, by random signs."""
+    """A function that changes each weight by one rounding, with random signs."""
     generator = torch.Generator().manual_seed(seed)
 
     def change(value):
@@ -104,30 +103,30 @@ def rounded(seed):
 
 
 def tolerance(results, way):
-    """The CPU's step, and how far another may lie from it: its losses, and its update."""
+    """The CPU's step, and the tolerances of its losses and of its update."""
     plain = results(way, "cpu")
-    found = [distance(results(way, "cpu", rounded(seed)), plain) for seed in range(SEEDS)]
-    return plain, [ROOM * max(column) for column in zip(*found, strict=True)]
+    distances = [distance(results(way, "cpu", rounded(seed)), plain) for seed in range(SEEDS)]
+    return plain, [ROOM * max(column) for column in zip(*distances, strict=True)]
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_step_is_the_cpu_s_but_for_rounding(way, device, results, record_property):
+def test_step_equals_the_cpu_s_to_rounding(way, device, results, record_property):
     plain, allowed = tolerance(results, way)
     with torch.backends.mkldnn.flags(enabled=False):  # on the CPU: other kernels
-        found = distance(results(way, device), plain)
-    record_property("distance", found)
+        actual = distance(results(way, device), plain)
+    record_property("distance", actual)
     record_property("allowed", allowed)
     assert 0 < allowed[1] < 0.1
-    assert all(a <= b for a, b in zip(found, allowed, strict=True)), (found, allowed)
+    assert all(a <= b for a, b in zip(actual, allowed, strict=True)), (actual, allowed)
 
 
-def test_the_tolerance_rejects_weights_in_tf32(results):
+def test_tolerance_rejects_tf32(results):
     plain, allowed = tolerance(results, "moco")
 
     def cut(value):
-        """The weights with 10 bits behind the point, as TF32 has them."""
+        """Return the weights with a mantissa of 10 bits, as in TF32."""
         bits = value.detach().cpu().view(torch.int32)
         return (bits & ~0x1FFF).view(torch.float32).to(value.device)
 
-    found = distance(results("moco", "cpu", cut), plain)
-    assert found[1] > allowed[1], (found, allowed)
+    actual = distance(results("moco", "cpu", cut), plain)
+    assert actual[1] > allowed[1], (actual, allowed)

@@ -1,4 +1,4 @@
-"""Each way to train, on the device: its losses are finite and its checkpoint is complete."""
+"""Test each path of training on the device: finite losses and a complete checkpoint."""
 
 import importlib.util
 import math
@@ -16,14 +16,14 @@ from job.train import train
 from runs import of_kind
 
 NONE, SIMSIAM = {"framework": "none"}, {"framework": "simsiam", "dim": 64, "pred_dim": 16}
-ALONE = {"teacher": ""}
+NO_TEACHER = {"teacher": ""}
 PATHS = {
-    "moco": ALONE,
-    "moco knn": ALONE | {"knn_every": 1, "knn_k": 5},
-    "moco bf16": ALONE | {"precision": "bf16"},
-    "moco device views": ALONE | {"augment_on": "device"},
-    "moco accumulate": ALONE | {"accumulate": 2},
-    "moco half gradients": ALONE | {"fp16_allreduce": True},
+    "moco": NO_TEACHER,
+    "moco knn": NO_TEACHER | {"knn_every": 1, "knn_k": 5},
+    "moco bf16": NO_TEACHER | {"precision": "bf16"},
+    "moco device views": NO_TEACHER | {"augment_on": "device"},
+    "moco accumulate": NO_TEACHER | {"accumulate": 2},
+    "moco half gradients": NO_TEACHER | {"fp16_allreduce": True},
     "mgd": {},
     "mgd deterministic": {"deterministic": True},
     "gram deterministic": {"distill": ["gram"], "deterministic": True},
@@ -45,36 +45,36 @@ PATHS = {
     "disco bf16": {"distill": ["disco"], "precision": "bf16"},
     "none simreg": NONE | {"distill": ["simreg"]},
     "none similarity bf16": NONE | {"distill": ["similarity"], "precision": "bf16"},
-    "simsiam": SIMSIAM | ALONE,
-    "simsiam bf16": SIMSIAM | ALONE | {"precision": "bf16"},
+    "simsiam": SIMSIAM | NO_TEACHER,
+    "simsiam bf16": SIMSIAM | NO_TEACHER | {"precision": "bf16"},
     "simsiam mgd": SIMSIAM,
-    "timm": ALONE | {"arch": "timm/mobilenetv3_small_050", "width": 64},
-    "compile": ALONE | {"compile": True},
+    "timm": NO_TEACHER | {"arch": "timm/mobilenetv3_small_050", "width": 64},
+    "compile": NO_TEACHER | {"compile": True},
     "compile bf16": {"compile": True, "precision": "bf16"},
 }
 
 
-# What comm.py's functions are called in collectives.USED.
+# The names in collectives.USED of comm.py's functions.
 NAMES = {"begin_sum_": "sum", "total": "total", "highest": "highest", "begin_gather": "gather"}
 NAMES |= {"begin_exchange": "exchange", "broadcast": "broadcast", "broadcast_": "broadcast"}
 
 
 @pytest.fixture
 def sent(monkeypatch):
-    """The collectives of the test, each with its dtype."""
-    found = set()
+    """The pairs (collective, dtype) that a test uses."""
+    used = set()
 
     def watch(name, function):
         def watched(given, *arguments):
             tensors = given.values() if isinstance(given, dict) else [given]
-            found.update((NAMES[name], tensor.dtype) for tensor in tensors)
+            used.update((NAMES[name], tensor.dtype) for tensor in tensors)
             return function(given, *arguments)
 
         monkeypatch.setattr(comm, name, watched)
 
     for name in NAMES:
         watch(name, getattr(comm, name))
-    return found
+    return used
 
 
 def steps(folder):
@@ -82,7 +82,7 @@ def steps(folder):
 
 
 @pytest.mark.parametrize("name", PATHS)
-def test_a_way_to_train_has_finite_losses(
+def test_path_has_finite_losses(
     name,
     device,
     size,
@@ -94,7 +94,7 @@ def test_a_way_to_train_has_finite_losses(
 ):
     changes = PATHS[name]
     if changes.get("compile") and device.type == "cpu":
-        pytest.skip("takes minutes on a CPU; tests/runs/test_training.py has it")
+        pytest.skip("needs minutes on a CPU: tests/runs/test_training.py tests it")
     if name == "timm" and not importlib.util.find_spec("timm"):
         pytest.skip("timm is not installed")
     width = int(network[network.index("--width") + 1])
@@ -107,18 +107,18 @@ def test_a_way_to_train_has_finite_losses(
     [start] = of_kind(tmp_path / "run", "start")
     on_gpu = not start["device"].startswith("CPU")
     assert on_gpu == (device.type == "cuda"), start["device"]
-    found = steps(tmp_path / "run")
-    assert len(found) == 50 // 16
-    assert all(math.isfinite(record["loss"]) for record in found)
+    records = steps(tmp_path / "run")
+    assert len(records) == 50 // 16
+    assert all(math.isfinite(record["loss"]) for record in records)
     state = torch.load(run.checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     floats = [value for value in state.values() if value.is_floating_point()]
     assert floats and all(value.isfinite().all() for value in floats)
-    used = {(name, dtype) for name, dtypes in collectives.USED.items() for dtype in dtypes}
-    assert sent - used == set(), "test_collectives.py does not try these"
+    tested = {(name, dtype) for name, dtypes in collectives.USED.items() for dtype in dtypes}
+    assert sent - tested == set(), "test_collectives.py does not test these"
 
 
-def test_each_framework_and_distiller_has_a_path():
-    found = [Config(**{"teacher": "a.pth"} | changes) for changes in PATHS.values()]
-    assert {config.framework for config in found} == FRAMEWORKS.keys()
-    with_teacher = [config.distill for config in found if config.teacher]
+def test_paths_have_each_method():
+    configs = [Config(**{"teacher": "a.pth"} | changes) for changes in PATHS.values()]
+    assert {config.framework for config in configs} == FRAMEWORKS.keys()
+    with_teacher = [config.distill for config in configs if config.teacher]
     assert set().union(*with_teacher) == DISTILLERS.keys()

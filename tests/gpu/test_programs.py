@@ -1,4 +1,4 @@
-"""The other programs on the device, on a checkpoint that was trained there."""
+"""Test job.linear, job.embed and job.export on the device, with a checkpoint trained there."""
 
 import json
 
@@ -8,8 +8,8 @@ import torch
 
 from runs import of_kind
 
-# float32 convolutions use TF32 on GPUs by default, whose rounding is 2**-11.
-ALIKE = 0.999  # least cosine of an image's features by GPU and CPU
+# On GPUs float32 convolutions use TF32 by default, whose rounding is 2**-11.
+ALIKE = 0.999  # the least cosine between an image's features on GPU and CPU
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +23,13 @@ def trained(tmp_path_factory, network, images):
     return out / "last.pth.tar"
 
 
-def test_k_nn_of_training_and_of_the_program_agree(command, images, trained):
+def test_knn_agrees_with_training(command, images, trained):
     output = command("linear", images, "--knn", "--pretrained", trained, "-j", 0)
     [knn] = of_kind(trained.parent, "knn")
     assert f"{knn['knn']:.2f}" in output, output
 
 
-def test_a_classifier_trains_and_is_evaluated(command, images, trained, tmp_path):
+def test_linear_trains_and_evaluates(command, images, trained, tmp_path):
     words = ["--epochs", 2, "--batch-size", 16, "--lr", 0.1, "-j", 0, "--out", tmp_path / "linear"]
     command("linear", images, "--pretrained", trained, *words)
     accuracy = of_kind(tmp_path / "linear", "validation")[-1]["val_top1"]
@@ -38,22 +38,22 @@ def test_a_classifier_trains_and_is_evaluated(command, images, trained, tmp_path
     assert f"{accuracy:.2f}" in output, output
 
 
-def test_features_are_the_cpu_s_to_the_rounding_of_tf32(command, images, trained, tmp_path):
-    found = {}
+def test_embed_equals_the_cpu_to_tf32(command, images, trained, tmp_path):
+    features = {}
     for name, hidden in (("device", {}), ("cpu", {"CUDA_VISIBLE_DEVICES": ""})):
         path = tmp_path / f"{name}.npy"
         words = ["--pretrained", trained, "-j", 0, "--out", path]
         command("embed", images, *words, **hidden)
-        found[name] = np.load(path).astype(np.float64)
+        features[name] = np.load(path).astype(np.float64)
     assert json.loads((tmp_path / "device.json").read_text())
-    products = (found["device"] * found["cpu"]).sum(1)
-    norms = [np.linalg.norm(value, axis=1) for value in found.values()]
+    products = (features["device"] * features["cpu"]).sum(1)
+    norms = [np.linalg.norm(value, axis=1) for value in features.values()]
     assert (products / (norms[0] * norms[1])).min() >= ALIKE
 
 
-def test_the_student_is_exported(command, trained, device, tmp_path):
+def test_export_writes_the_student(command, trained, device, tmp_path):
     if device.type == "cpu":
-        pytest.skip("the CPU's student is narrow; tests/runs/test_export.py has wide ones")
+        pytest.skip("the CPU's student is narrow: tests/runs/test_export.py exports wide ones")
     command("export", trained, tmp_path / "student.pth", "--no-card")
     exported = torch.load(tmp_path / "student.pth", map_location="cpu", weights_only=True)
     kept = torch.load(trained, map_location="cpu", weights_only=True)["state_dict"]

@@ -1,4 +1,4 @@
-"""Runs on the device end with the same bytes each time, also if they are killed twice."""
+"""Test that runs on the device repeat, and resume after kills, to the same bytes."""
 
 import hashlib
 
@@ -20,17 +20,17 @@ pytestmark = pytest.mark.usefixtures("unset")  # each run sets its variables its
 
 
 def digest(folder):
-    """A digest of all that the newest checkpoint has, except the options."""
+    """A digest of the newest checkpoint, without its options."""
     content = torch.load(folder / "last.pth.tar", map_location="cpu", weights_only=True)
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for path, value in sorted(tensors(content), key=lambda pair: pair[0]):
         if not path.startswith("/config"):
-            found.update(path.encode() + raw(value))
-    return found.hexdigest()[:16]
+            sha256.update(path.encode() + raw(value))
+    return sha256.hexdigest()[:16]
 
 
 def raw(value):
-    """The bytes of a value of a checkpoint."""
+    """The bytes of a checkpoint's value."""
     if not torch.is_tensor(value):
         return repr(value).encode()
     return f"{value.dtype} {list(value.shape)}".encode() + value.numpy().tobytes()
@@ -45,11 +45,11 @@ def finish(job):
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("workers", [1, *([GPUS] if GPUS > 1 else [])])
-def test_a_run_killed_twice_ends_with_the_bytes_of_undisturbed_ones(
+def test_killed_run_resumes_to_the_same_bytes(
     workers, way, device, network, images, teacher, tmp_path, record_property
 ):
     if 12 % workers:
-        pytest.skip(f"12 images cannot be shared by {workers} workers")
+        pytest.skip(f"a batch of 12 images cannot be divided by {workers} workers")
     arguments = [images, *network, *RUN, *WAYS[way], "-j", 1, "--teacher", teacher]
     once, again = (finish(Job(workers, tmp_path / name, arguments)) for name in ("once", "again"))
     record_property("digests", [digest(once), digest(again)])

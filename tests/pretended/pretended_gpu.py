@@ -1,7 +1,8 @@
-"""A GPU that is only pretended: tensors in CPU memory that say they are on cuda:0.
+"""A pretended GPU: tensors in CPU memory that report the device cuda:0.
 
-Each operation checks what CUDA would refuse: tensors of two devices, and dtypes that have no kernel.
-Stalls are counted: at a stall the host waits for the device. Speed, streams and kernels are not pretended.
+Each operation is checked for errors of CUDA: tensors on two devices, and dtypes without a kernel.
+Stalls are counted, at which the host waits for the device. Speed, streams and kernels are not
+simulated.
 """
 
 import collections
@@ -24,37 +25,33 @@ ROOT = os.path.join(Path(__file__).parents[2], "")
 OURS = tuple(os.path.join(ROOT, package, "") for package in ("job", "mgd", "moco"))
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
-# Operations without CUDA kernels for whole numbers.
+# Operations without CUDA kernels for integers.
 FLOATS = {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "convolution", "native_batch_norm"}
-FLOATS |= {
-    "avg_pool2d",
-    "_softmax",
-    "_log_softmax",
-    "_upsample_bilinear2d_aa",
-    "upsample_bilinear2d",
-}
+FLOATS |= {"avg_pool2d", "_softmax", "_log_softmax"}
+FLOATS |= {"_upsample_bilinear2d_aa", "upsample_bilinear2d"}
 FLOATS |= {"linalg_eigh", "_linalg_eigh", "reflection_pad2d", "grid_sampler_2d"}
-# Operations whose result has a size, or a Python number, that depends on values.
+# Operations whose result is a Python number, or has a size that depends on values.
 DATA_DEPENDENT = {"_local_scalar_dense", "equal", "nonzero", "masked_select", "is_nonzero"}
 DATA_DEPENDENT |= {"_unique2", "unique_dim", "unique_consecutive", "bincount"}
 COPIES = {"_to_copy", "copy_", "set_"}
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 
 
-def place() -> str:
-    """Return the innermost line of this project's code, as `job/train.py:150`."""
+def line_of_program() -> str:
+    """Return the innermost line of this project's code, such as `job/train.py:150`."""
     frame = sys._getframe()
     while frame and not frame.f_code.co_filename.startswith(OURS):
         frame = frame.f_back
-    return (
-        f"{frame.f_code.co_filename.removeprefix(ROOT)}:{frame.f_lineno}" if frame else "elsewhere"
-    )
+    if frame is None:
+        return "elsewhere"
+    return f"{frame.f_code.co_filename.removeprefix(ROOT)}:{frame.f_lineno}"
 
 
 class Found:
-    """Problems and stalls, a line each with its place.
+    """Problems and stalls of the pretended GPU, each with the program's line.
 
-    problems: what CUDA or NCCL would refuse. copies: blocking copies. waits: blocking collectives.
+    problems: errors that CUDA or NCCL would raise. copies: blocking copies, counted. waits:
+    blocking collectives, counted.
     """
 
     def __init__(self):
@@ -62,33 +59,33 @@ class Found:
         self.clear()
 
     def clear(self) -> None:
-        """Forget the stalls."""
+        """Clear the stalls."""
         self.copies: collections.Counter[str] = collections.Counter()
         self.waits: collections.Counter[str] = collections.Counter()
 
     def problem(self, text: str) -> None:
-        """Note a problem."""
-        self.problems.add(f"{place()}: {text}")
+        """Record a problem."""
+        self.problems.add(f"{line_of_program()}: {text}")
 
     def copy(self, text: str) -> None:
         """Count a blocking copy."""
-        self.copies[f"{place()}: {text}"] += 1
+        self.copies[f"{line_of_program()}: {text}"] += 1
 
     def wait(self, text: str) -> None:
         """Count a blocking collective."""
-        self.waits[f"{place()}: {text}"] += 1
+        self.waits[f"{line_of_program()}: {text}"] += 1
 
 
 found = Found()
 
 
 class Pretended(torch.Tensor):
-    """A tensor that says it is on cuda:0, around one in CPU memory.
+    """A tensor that reports the device cuda:0, around one in CPU memory.
 
-    Methods that leave the device count as stalls. torch's own code takes it for a tensor of the CPU.
+    Methods that copy to the CPU count as stalls. torch's own code treats it as a CPU tensor.
     """
 
-    held: torch.Tensor  # in CPU memory
+    held: torch.Tensor  # the real tensor, in CPU memory
 
     @staticmethod
     def __new__(cls, real: torch.Tensor):
@@ -154,7 +151,7 @@ class Pretended(torch.Tensor):
 
 
 def mapped(kind: type, change: Callable[[Any], Any], value: Any) -> Any:
-    """Return a value with a changed tensor in place of each of a kind."""
+    """Return a value with each object of a type replaced by `change` of it, also in lists."""
     if isinstance(value, kind):
         return change(value)
     if isinstance(value, list | tuple):
@@ -163,7 +160,7 @@ def mapped(kind: type, change: Callable[[Any], Any], value: Any) -> Any:
 
 
 def tensors_in(values: Any) -> Iterator[torch.Tensor]:
-    """Yield the tensors in values, and in lists of them."""
+    """Yield the tensors in values and in their lists."""
     for each in values:
         if isinstance(each, torch.Tensor):
             yield each
@@ -173,7 +170,7 @@ def tensors_in(values: Any) -> Iterator[torch.Tensor]:
 
 @functools.cache
 def described(func: Any) -> tuple[str, list[tuple[int, str]]]:
-    """Return an operation's name, and the number and name of each argument that it changes."""
+    """Return an operation's name, and the index and name of each argument that it changes."""
     schema = func._schema
     arguments = enumerate(schema.arguments)
     changed = [
@@ -183,19 +180,19 @@ def described(func: Any) -> tuple[str, list[tuple[int, str]]]:
 
 
 def in_backward_pass() -> bool:
-    """Return whether torch's engine computes gradients."""
+    """Return whether torch is in a backward pass."""
     return torch._C._current_graph_task_id() != -1
 
 
 def operate(func: Any, args: tuple, kwargs: dict) -> Any:
-    """Compute an operation on the CPU; check it, and count its stalls, as if on the device."""
+    """Check an operation and count its stalls as on the device, and compute it on the CPU."""
     name, changed = described(func)
     tensors = [*tensors_in(args), *tensors_in(kwargs.values())]
     held = [each for each in tensors if isinstance(each, Pretended)]
     device, on_device = kwargs.get("device"), bool(held)
     if device is not None:
-        # torch's own code takes a pretended tensor for one of the CPU, and names that device for
-        # copies and gradients of it. Python's .cpu() and .to("cpu") do not come here.
+        # torch's own code treats a pretended tensor as one on the CPU, and passes that device for
+        # its copies and gradients. Python's .cpu() and .to("cpu") do not reach this function.
         of_torch = name == "_to_copy" or in_backward_pass()
         on_device = torch.device(device).type == "cuda" or (of_torch and len(held) == len(tensors))
         kwargs = kwargs | {"device": CPU}
@@ -208,7 +205,7 @@ def operate(func: Any, args: tuple, kwargs: dict) -> Any:
         *own,
         **{key: mapped(Pretended, lambda each: each.held, each) for key, each in kwargs.items()},
     )
-    # Arguments that an operation has changed are those given, not new ones.
+    # Return a changed argument as the given object, not as a new one.
     given = [args[n] if n < len(args) else kwargs.get(key) for n, key in changed]
     same = {id(getattr(each, "held", each)): each for each in tensors_in(given)}
 
@@ -221,7 +218,7 @@ def operate(func: Any, args: tuple, kwargs: dict) -> Any:
 
 
 def check(name: str, args: tuple, kwargs: dict, tensors: list, held: list) -> None:
-    """Note what CUDA would refuse of an operation, and count its stalls."""
+    """Record the problems of an operation, and count its stalls."""
     others = [each for each in tensors if not isinstance(each, Pretended)]
     if name in COPIES:
         non_blocking = kwargs.get("non_blocking") or (name == "copy_" and args[2:3] == (True,))
@@ -237,33 +234,33 @@ def check(name: str, args: tuple, kwargs: dict, tensors: list, held: list) -> No
             if not isinstance(index, Pretended) and index.dim():
                 found.copy("an index from the CPU")
             if index.dtype in (torch.bool, torch.uint8):
-                found.copy("an index by truth values")
+                found.copy("an index by a mask")
         if not isinstance(args[0], Pretended):
-            found.problem(f"{name}: a tensor of the CPU, indexed by one of the device")
+            found.problem(f"{name}: a CPU tensor, indexed by one of the device")
             return
         others = [each for each in others if not any(each is index for index in indices)]
     if held and any(each.dim() for each in others):
         shapes = [tuple(each.shape) for each in others]
-        found.problem(f"{name}: tensors of two devices; those of the CPU are {shapes}")
+        found.problem(f"{name}: tensors on two devices, on the CPU {shapes}")
     base = name.removesuffix("_backward")
     if base in FLOATS and any(not each.is_floating_point() for each in held[:1]):
         found.problem(f"{name}: no kernel for {held[0].dtype}")
     generator = kwargs.get("generator")
     if generator is not None and generator._cdata not in Generator.on_gpu:
-        found.problem(f"{name}: a generator of the CPU for a tensor of the device")
+        found.problem(f"{name}: a CPU generator for a tensor of the device")
 
 
 class Mode(TorchDispatchMode):
-    """All operations, those that only make tensors too."""
+    """Handles all operations, including those that only make tensors."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return operate(func, args, kwargs or {})
 
 
 class Generator(torch.Generator):
-    """A generator that says it is on the device for which it is made.
+    """A generator that reports the device for which it is made.
 
-    on_gpu: those of the GPU, by the address that an operation's argument has.
+    on_gpu: the generators of the GPU, by the address of their C++ object.
     """
 
     on_gpu: dict[int, torch.Generator] = {}
@@ -280,7 +277,7 @@ class Generator(torch.Generator):
         return CUDA if self._cdata in self.on_gpu else CPU
 
 
-pinned: dict[int, torch.UntypedStorage] = {}  # storages, which stay, by address
+pinned: dict[int, torch.UntypedStorage] = {}  # storages in page-locked memory, by address
 
 
 def pin(tensor: torch.Tensor, device: Any = None) -> torch.Tensor:
@@ -292,19 +289,19 @@ def pin(tensor: torch.Tensor, device: Any = None) -> torch.Tensor:
 
 
 def is_pinned(tensor: torch.Tensor, device: Any = None) -> bool:
-    """Return whether a tensor lies in page-locked memory."""
+    """Return whether a tensor is in page-locked memory."""
     return not isinstance(tensor, Pretended) and tensor.untyped_storage().data_ptr() in pinned
 
 
 class Autocast(torch.autocast):
-    """The CPU's, which torch applies to pretended tensors."""
+    """The CPU's autocast, which torch applies to pretended tensors."""
 
     def __init__(self, device_type: str, *args: Any, **kwargs: Any):
         super().__init__("cpu", *args, **kwargs)
 
 
-def placed(make: Callable) -> Callable:
-    """Return `torch.tensor` or `torch.as_tensor`, which would start CUDA in C++."""
+def on_device(make: Callable) -> Callable:
+    """Return a version of `torch.tensor` or `torch.as_tensor` that does not start CUDA."""
 
     def tensor(data: Any, *args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
         made = data.to(**kwargs) if isinstance(data, Pretended) else make(data, *args, **kwargs)
@@ -326,7 +323,7 @@ CUDA_FUNCTIONS = {
 
 @contextlib.contextmanager
 def pretended() -> Iterator[Found]:
-    """Let torch have a pretended GPU; yield what is found, without what was found before."""
+    """Give torch a pretended GPU; yield its problems and stalls, cleared at the start."""
     found.problems.clear()
     found.clear()
     convert = torch.__future__.get_overwrite_module_params_on_conversion()
@@ -338,8 +335,8 @@ def pretended() -> Iterator[Found]:
         patch.setattr(torch.accelerator, "current_accelerator", lambda *_: torch.device("cuda"))
         patch.setattr(torch, "autocast", Autocast)
         patch.setattr(torch, "Generator", Generator)
-        patch.setattr(torch, "tensor", placed(torch.tensor))
-        patch.setattr(torch, "as_tensor", placed(torch.as_tensor))
+        patch.setattr(torch, "tensor", on_device(torch.tensor))
+        patch.setattr(torch, "as_tensor", on_device(torch.as_tensor))
         patch.setattr(torch.Tensor, "pin_memory", pin)
         patch.setattr(torch.Tensor, "is_pinned", is_pinned)
         torch.__future__.set_overwrite_module_params_on_conversion(True)

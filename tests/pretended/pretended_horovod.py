@@ -1,6 +1,7 @@
 """Horovod's collectives for one worker, on tensors of the pretended GPU and of the CPU.
 
-Each checks what Horovod would refuse: a missing or repeated name, a dtype, a tensor that is not contiguous.
+Each collective is checked for errors of Horovod: a missing or repeated name, a dtype, a tensor that
+is not contiguous.
 """
 
 import os
@@ -16,16 +17,15 @@ SENT = REDUCED | {torch.uint8, torch.int8}
 
 
 class Horovod:
-    """What job/cluster/comm.py needs of `horovod.torch`."""
+    """The functions of `horovod.torch` that job/cluster/comm.py uses."""
 
     Sum, Max = "sum", "max"
     mpi_ops = SimpleNamespace(HorovodInternalError=RuntimeError)
 
     def __init__(self):
-        self.under_way: dict[
-            int, tuple[str, Any, bool]
-        ] = {}  # name, result, whether the host waits
-        self.begun: list[str] = []
+        # Name, result, and whether the host waits, by handle.
+        self.running: dict[int, tuple[str, Any, bool]] = {}
+        self.names: list[str] = []  # of all collectives so far
 
     def rank(self) -> int:
         """Return the number of this worker."""
@@ -43,18 +43,18 @@ class Horovod:
 
     def begin(self, kind: str, tensor: torch.Tensor, name: str, result: Any) -> int:
         """Begin a collective."""
-        place = "GPU" if isinstance(tensor, Pretended) else "CPU"
-        if not name or any(name == other for other, *_ in self.under_way.values()):
-            found.problem(f"{kind} {name!r}: no name, or one that is in use")
+        device = "GPU" if isinstance(tensor, Pretended) else "CPU"
+        if not name or any(name == other for other, *_ in self.running.values()):
+            found.problem(f"{kind} {name!r}: no name, or a name in use")
         if tensor.dtype not in (REDUCED if kind == "allreduce" else SENT):
-            found.problem(f"{kind} {name}: {tensor.dtype} on the {place}")
+            found.problem(f"{kind} {name}: {tensor.dtype} on the {device}")
         if not tensor.is_contiguous():
             found.problem(f"{kind} {name}: not contiguous, strides {tensor.stride()}")
-        self.begun.append(name)
-        # With this variable a stream of the device waits in place of the host.
+        self.names.append(name)
+        # With this variable a stream of the device waits instead of the host.
         in_stream = os.environ.get("HOROVOD_ENABLE_ASYNC_COMPLETION") == "1"
-        self.under_way[len(self.begun)] = name, result, place == "CPU" or not in_stream
-        return len(self.begun)
+        self.running[len(self.names)] = name, result, device == "CPU" or not in_stream
+        return len(self.names)
 
     def allreduce_async(self, tensor, op, name):
         return self.begin("allreduce", tensor, name, tensor.detach().clone())
@@ -77,7 +77,7 @@ class Horovod:
         return self.begin("alltoall", tensor, name, (tensor.detach().clone(), splits))
 
     def synchronize(self, handle):
-        name, result, waits = self.under_way.pop(handle)
+        name, result, waits = self.running.pop(handle)
         if waits:
             found.wait(f"waits for {name}")
         return result

@@ -1,4 +1,4 @@
-"""The pretended GPU and Horovod find what CUDA and NCCL would refuse, and count what the host waits for."""
+"""Test that the pretended GPU and Horovod find errors of CUDA and NCCL, and count stalls."""
 
 import copy
 
@@ -34,9 +34,7 @@ STALLS = {
 FREE = {
     "arithmetic": lambda x: (x * 2 + 1).sum(),
     "pinned": lambda x: torch.ones(2).pin_memory().to(CUDA, non_blocking=True),
-    "a part of pinned memory": lambda x: (
-        torch.ones(2, 3).pin_memory()[1].to(CUDA, non_blocking=True)
-    ),
+    "row of pinned memory": lambda x: torch.ones(2, 3).pin_memory()[1].to(CUDA, non_blocking=True),
     "index": lambda x: x[torch.zeros(2, dtype=torch.long, device="cuda")],
     "slice": lambda x: x[:, 1:],
     "number of the CPU": lambda x: x * torch.tensor(2.0),
@@ -57,34 +55,34 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("what", STALLS)
-def test_a_wait_for_the_device_is_a_stall(gpu, what):
+@pytest.mark.parametrize("name", STALLS)
+def test_waits_for_the_device_are_stalls(gpu, name):
     x = on_gpu(2, 3)
     gpu.clear()
-    STALLS[what](x)
+    STALLS[name](x)
     assert gpu.copies.total() == 1 and not gpu.problems, gpu.copies
 
 
-@pytest.mark.parametrize("what", FREE)
-def test_work_that_the_host_does_not_wait_for_is_none(gpu, what):
+@pytest.mark.parametrize("name", FREE)
+def test_asynchronous_work_is_not_a_stall(gpu, name):
     x = on_gpu(2, 3)
     gpu.clear()
-    FREE[what](x)
+    FREE[name](x)
     assert not gpu.copies and not gpu.problems
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_cuda_refuses_is_a_problem(gpu, what):
-    REFUSED[what](on_gpu(2, 3))
+@pytest.mark.parametrize("name", REFUSED)
+def test_problems_of_cuda_are_found(gpu, name):
+    REFUSED[name](on_gpu(2, 3))
     assert len(gpu.problems) == 1
 
 
-def test_numpy_takes_no_tensor_of_the_device(gpu):
+def test_numpy_refuses_tensors_of_the_device(gpu):
     with pytest.raises(TypeError, match="cuda:0"):
         on_gpu(2).numpy()
 
 
-def test_results_and_gradients_are_the_cpu_s_and_on_the_device(gpu):
+def test_results_equal_the_cpu_s(gpu):
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)
@@ -115,9 +113,9 @@ COLLECTIVES = {
 }
 
 
-@pytest.mark.parametrize("what", COLLECTIVES)
-def test_what_nccl_refuses_is_a_problem(gpu, horovod, what):
-    begin, problems = COLLECTIVES[what]
+@pytest.mark.parametrize("name", COLLECTIVES)
+def test_problems_of_nccl_are_found(gpu, horovod, name):
+    begin, problems = COLLECTIVES[name]
     begin(horovod, on_gpu(2, 3))
     assert len(gpu.problems) == problems
 
@@ -125,15 +123,13 @@ def test_what_nccl_refuses_is_a_problem(gpu, horovod, what):
 @pytest.mark.parametrize(
     ("device", "in_stream", "stalls"), [("cuda", "0", 1), ("cuda", "1", 0), ("cpu", "1", 1)]
 )
-def test_the_host_waits_for_a_collective_unless_a_stream_does(
-    gpu, horovod, monkeypatch, device, in_stream, stalls
-):
+def test_waits_for_collectives_are_counted(gpu, horovod, monkeypatch, device, in_stream, stalls):
     monkeypatch.setenv("HOROVOD_ENABLE_ASYNC_COMPLETION", in_stream)
     horovod.synchronize(horovod.allreduce_async(torch.ones(2, device=device), horovod.Sum, "one"))
     assert gpu.waits.total() == stalls
 
 
-def test_a_name_in_use_is_a_problem(gpu, horovod):
+def test_repeated_name_is_a_problem(gpu, horovod):
     for _ in range(2):
         horovod.allgather_async(on_gpu(2), "one")
     assert len(gpu.problems) == 1

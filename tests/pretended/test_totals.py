@@ -1,4 +1,4 @@
-"""A step's scalars on a GPU that is only pretended."""
+"""Test the sums of a step's scalars on a pretended GPU."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ VALUES = {
 
 
 @pytest.mark.parametrize("case", VALUES)
-def test_the_host_reads_once(gpu, monkeypatch, case):
+def test_totals_read_once(gpu, monkeypatch, case):
     monkeypatch.setenv("HOROVOD_ENABLE_ASYNC_COMPLETION", "1")
     expected = VALUES[case]
     on_device = ("loss", "gradient")
@@ -29,7 +29,7 @@ def test_the_host_reads_once(gpu, monkeypatch, case):
 
 
 @pytest.mark.parametrize("second", [torch.tensor(2.0), 2])
-def test_numbers_are_summed_in_one_order_wherever_they_lie(gpu, monkeypatch, second):
+def test_totals_keep_the_order_of_values(gpu, monkeypatch, second):
     """A worker without images has a number where others have a tensor of the device."""
     sent = []
     monkeypatch.setattr(comm, "total", lambda tensor, name: sent.append(tensor.tolist()) or tensor)

@@ -60,7 +60,7 @@ def test_scancel_leaves_no_container(slurm, submit_in, containers):
     assert "requeued" not in job.decisions()
 
 
-def test_a_killed_task_s_container_ends_with_it(submit_in, containers):
+def test_killed_task_ends_its_container(submit_in, containers):
     """All that SLURM has started for the task dies at once, the engine's client too: nobody tells the container."""
     job = submit_in(containers, MAX_REQUEUES=0)
     job.wait_for_step(1)
@@ -85,7 +85,7 @@ def in_container(process) -> bool:
     return os.readlink(f"/proc/{process.pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt")
 
 
-def test_an_image_that_one_node_does_not_have_is_what_one_reads(submit_in, docker, tmp_path):
+def test_missing_image_is_one_line(submit_in, docker, tmp_path):
     prolog = tmp_path / "prolog.sh"
     prolog.write_text(
         '#!/bin/bash\nif [ "$SLURMD_NODENAME" = node2 ]; then echo "export IMAGE=moco-mgd:nowhere"; fi\n'
@@ -121,7 +121,7 @@ def task(function, *words, environment, folder, before=()):
     return done.stdout
 
 
-def test_a_container_of_an_earlier_try_is_removed_before_the_start(containers, image, tmp_path):
+def test_containers_of_earlier_tries_are_removed(containers, image, tmp_path):
     """One of this try, by another task, stays, and so does one of another node."""
     job = os.getpid()
     nodes = {
@@ -174,7 +174,7 @@ def with_infiniband(folder):
     return ["unshare", "--mount", "bash", "-c", WITH_INFINIBAND, folder / "dev"]
 
 
-def test_docker_passes_infiniband_on_with_memory_to_lock(tmp_path):
+def test_docker_passes_infiniband_on(tmp_path):
     """By a stand-in for docker, since raising the limit needs a right that the root of a sandbox may lack."""
     (tmp_path / "docker").write_text('#!/bin/bash\n[ "$1" != run ] || printf "%s " "$@"\n')
     (tmp_path / "docker").chmod(0o755)
@@ -220,7 +220,7 @@ def end_pause(folder):
         file.unlink()
 
 
-def test_podman_needs_neither_root_nor_ranges_of_ids(docker, engine, home):
+def test_podman_needs_no_root_and_no_subuid(docker, engine, home):
     """The user is root inside, without rights, has the task's cores, limits and devices, and owns what the task writes."""
     if reason := missing(PODMAN):
         pytest.skip(reason)

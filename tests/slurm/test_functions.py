@@ -140,7 +140,7 @@ def mounts(words) -> dict[str, str]:
     return {path: mode for path, mode in seen.items() if path != "/etc/nccl.conf"}  # this machine's
 
 
-def test_a_home_folder_is_expanded_in_each_path_of_a_job(shell, tmp_path):
+def test_paths_expand_the_home_folder(shell, tmp_path):
     names = ["DATA", "ARCHIVE", "LOCAL", "RUN", "IMAGE"]
     home = {"HOME": f"{tmp_path}/my & home"}
     done = shell(
@@ -155,7 +155,7 @@ def test_a_home_folder_is_expanded_in_each_path_of_a_job(shell, tmp_path):
 
 
 @pytest.mark.parametrize("runtime", ["none", *CONTAINERS])
-def test_the_training_command_is_the_same_in_each_runtime(started, tmp_path, runtime):
+def test_command_is_the_same_in_each_runtime(started, tmp_path, runtime):
     (tmp_path / "my data").mkdir()
     data = "data" if runtime == "pyxis" else "my data"
     (tmp_path / data).mkdir(exist_ok=True)
@@ -196,7 +196,7 @@ def test_the_training_command_is_the_same_in_each_runtime(started, tmp_path, run
         assert before[-1] == "image" and before[before.index("--workdir") + 1] == str(tmp_path)
 
 
-def test_a_task_has_the_cores_of_the_job(shell):
+def test_task_has_the_cores_of_the_job(shell):
     done = shell('start_tasks "$@"', {"srun": 'echo "$@"'}, SLURM_CPUS_PER_TASK="8")
     assert done.stdout.startswith("--export=ALL --kill-on-bad-exit=1 --cpus-per-task=8 python ")
 
@@ -245,7 +245,7 @@ exec chroot "$1" sh -euc "$2"
 
 
 @pytest.mark.parametrize("runtime", CONTAINERS)
-def test_a_container_has_each_path_under_every_name_that_its_links_give_it(
+def test_mounts_have_every_name_of_a_path(
     started, linked, tmp_path, runtime
 ):
     """A link in a mounted folder is in the container as well: nothing is mounted over it."""
@@ -290,7 +290,7 @@ def test_a_container_has_each_path_under_every_name_that_its_links_give_it(
 
 
 @pytest.mark.parametrize("runtime", [*ENGINES, "apptainer"])
-def test_mounts_hold_any_path_that_the_runtime_can_have(started, tmp_path, runtime):
+def test_mounts_quote_any_path(started, tmp_path, runtime):
     paths = [
         f"{tmp_path}/{name}"
         for name in ("two words", "[a]", "a", 'c:o,m"ma', "file", "$HOME", "b\\s")
@@ -310,7 +310,7 @@ def test_mounts_hold_any_path_that_the_runtime_can_have(started, tmp_path, runti
     assert (tmp_path / "run of, mine").is_dir()
 
 
-def test_what_is_given_twice_is_mounted_once_and_the_run_can_be_written(started, tmp_path):
+def test_mounts_are_unique(started, tmp_path):
     (tmp_path / "data").mkdir()
     words, _ = started(
         "docker", MOUNTS=f"data\n{tmp_path}/data/\n.", DATA="data/../data", RUN="data/."
@@ -319,7 +319,7 @@ def test_what_is_given_twice_is_mounted_once_and_the_run_can_be_written(started,
     assert words.count("--mount") == 2
 
 
-def test_the_dots_of_a_path_are_resolved_in_the_command_too(shell, tmp_path):
+def test_paths_resolve_dots(shell, tmp_path):
     """A container has no folder `x`."""
     values = {"DATA": f"{tmp_path}/x/../y", "RUN": "../run"}
     assert shell('echo "$DATA $RUN"', **values).stdout == f"{tmp_path}/y {tmp_path.parent}/run\n"
@@ -350,7 +350,7 @@ def test_the_dots_of_a_path_are_resolved_in_the_command_too(shell, tmp_path):
         ({"IMAGE": ""}, "IMAGE: empty; expected the image for RUNTIME={runtime}"),
     ],
 )
-def test_what_no_container_can_have_is_refused_before_anything_starts(
+def test_containers_refuse_invalid_settings(
     refused, tmp_path, runtime, variables, said
 ):
     (tmp_path / "loop").symlink_to("loop")
@@ -378,7 +378,7 @@ def test_what_no_container_can_have_is_refused_before_anything_starts(
         ("MOUNTS", "a\\b"),
     ],
 )
-def test_paths_that_pyxis_would_take_for_others_are_refused(refused, tmp_path, variable, name):
+def test_pyxis_refuses_special_characters(refused, tmp_path, variable, name):
     (tmp_path / name).mkdir()
     values = (
         {"folder": tmp_path / name}
@@ -425,7 +425,7 @@ def test_paths_that_pyxis_would_take_for_others_are_refused(refused, tmp_path, v
         ),
     ],
 )
-def test_an_image_that_is_a_file_is_there_and_has_a_whole_path(
+def test_image_file_has_an_absolute_path(
     shell, tmp_path, runtime, image, expected
 ):
     (tmp_path / "image").touch()
@@ -451,12 +451,12 @@ def test_an_image_that_is_a_file_is_there_and_has_a_whole_path(
         ),
     ],
 )
-def test_a_setting_that_is_wrong_is_one_line_before_anything_is_staged(refused, variables, said):
+def test_settings_refuse_invalid_values(refused, variables, said):
     assert refused(**variables) == said
 
 
 @pytest.mark.parametrize("runtime", CONTAINERS)
-def test_a_token_of_slurm_goes_into_no_container(started, runtime):
+def test_containers_get_no_slurm_token(started, runtime):
     """What a container gets besides goes by name, or in the environment: never into a list of arguments."""
     given = {"SLURM_JWT": "a token", "NCCL_DEBUG": "INFO", "AWS_KEY": "a key"}
     given |= {"FI_PROVIDER": "provider", "OFI_NCCL_PROTOCOL": "RDMA", "UCX_TLS": "rc,tcp"}
@@ -499,7 +499,7 @@ def test_a_token_of_slurm_goes_into_no_container(started, runtime):
     ids=str,
 )
 @pytest.mark.parametrize("runtime", ["docker", "apptainer"])
-def test_a_container_has_gpus_if_a_site_sets_any_of_their_variables(
+def test_containers_have_gpus_by_any_variable(
     started, runtime, variables, gpus
 ):
     words, _ = started(runtime, **variables)
@@ -518,7 +518,7 @@ def test_a_container_has_gpus_if_a_site_sets_any_of_their_variables(
     ],
     ids=str,
 )
-def test_podman_has_gpus_as_devices(started, variables, gpus):
+def test_podman_gets_gpus_as_devices(started, variables, gpus):
     words, _ = started("podman", **variables)
     assert [words[number + 1] for number, word in enumerate(words) if word == "--device"] == [
         f"nvidia.com/gpu={n}" for n in gpus
@@ -526,7 +526,7 @@ def test_podman_has_gpus_as_devices(started, variables, gpus):
 
 
 @pytest.mark.parametrize("runtime", CONTAINERS)
-def test_a_container_has_the_files_that_nccl_s_variables_name(started, tmp_path_factory, runtime):
+def test_mounts_include_the_files_of_nccl(started, tmp_path_factory, runtime):
     """A name without a folder is one of LD_LIBRARY_PATH's. NCCL itself reports a missing file."""
     site = tmp_path_factory.mktemp("site")
     for name in ("nccl.conf", "libnccl-net.so"):
@@ -539,7 +539,7 @@ def test_a_container_has_the_files_that_nccl_s_variables_name(started, tmp_path_
     assert dict(more) == {f"{site}/{name}": "ro" for name in names}
 
 
-def test_the_job_scripts_take_the_same_settings_of_nccl_along():
+def test_job_scripts_export_the_same_variables():
     files = (REPO / "slurm").glob("*.sbatch")
     lines = {line for file in files for line in file.read_text().splitlines() if "--export" in line}
     [names] = (line.partition("=")[2].split(",") for line in lines if line.startswith("#SBATCH"))
@@ -547,7 +547,7 @@ def test_the_job_scripts_take_the_same_settings_of_nccl_along():
     assert {"NCCL_IB_HCA", "NCCL_SOCKET_IFNAME", "NCCL_NET_PLUGIN", "FI_PROVIDER"} <= {*names}
 
 
-def test_addresses_that_other_machines_cannot_use_are_left_out(shell):
+def test_node_addresses_omit_loopback_names(shell):
     """By number as SLURM has it; by name as it resolves, but to the machine itself or not at all."""
     nodes = {
         "node1": "10.0.0.1",
@@ -574,7 +574,7 @@ def test_addresses_that_other_machines_cannot_use_are_left_out(shell):
     assert (done.returncode, done.stdout) == (0, "node1=10.0.0.1 node2=10.0.0.2 node5=127.0.0.1 ")
 
 
-def test_the_newest_checkpoint_is_found_on_a_disk_without_links(shell, linkless):
+def test_newest_checkpoint_on_a_disk_without_links(shell, linkless):
     """Beside it lie a copy, and half of another; and a job is requeued if there is a newer one than before."""
 
     def newest(folder):
@@ -603,7 +603,7 @@ def test_the_newest_checkpoint_is_found_on_a_disk_without_links(shell, linkless)
     assert decisions(requeued) == ["requeued"] and requeued.stdout.endswith("requeue 7\n")
 
 
-def test_each_try_has_a_secret_of_its_own_that_only_tasks_get(shell):
+def test_each_try_has_its_own_secret(shell):
     """In their environment, which other users cannot read, and nowhere else."""
     needs = {
         "SLURM_JOB_ID": "7",
@@ -632,7 +632,7 @@ def test_each_try_has_a_secret_of_its_own_that_only_tasks_get(shell):
 
 
 @pytest.mark.parametrize("moment", ["while they start", "before their number is known"])
-def test_tasks_that_did_not_hear_a_signal_are_told_again(shell, moment):
+def test_signals_are_repeated(shell, moment):
     """As srun loses one that comes while it starts them."""
     srun = """heard=0
     trap 'heard=$((heard + 1)); [ $heard = 1 ] || { echo "heard $heard"; exit 1; }' USR2
@@ -677,7 +677,7 @@ def asked(folder) -> list[str]:
     ("status", "reason"),
     [(0, "complete"), (2, "mistake"), (1, "nothing-saved")],
 )
-def test_an_end_without_a_requeue_asks_slurm_nothing(shell, tmp_path, status, reason):
+def test_end_needs_no_controller(shell, tmp_path, status, reason):
     (tmp_path / "r").mkdir()
     (tmp_path / "r/complete").write_text("done\n")
     done = shell('run "$@"', controller(down_for=99) | {"srun": f"exit {status}"}, **NEEDS)
@@ -685,7 +685,7 @@ def test_an_end_without_a_requeue_asks_slurm_nothing(shell, tmp_path, status, re
     assert asked(tmp_path) == []
 
 
-def test_a_job_runs_to_its_end_without_scontrol(shell, tmp_path):
+def test_end_needs_no_scontrol(shell, tmp_path):
     """The nodes' addresses, which SLURM would give, are left to each task."""
     (tmp_path / "r").mkdir()
     lines = 'RUN=r; echo done >r/complete; exec 2>&1; PATH=$PWD/bin; run "$@"'
@@ -716,7 +716,7 @@ def test_a_job_runs_to_its_end_without_scontrol(shell, tmp_path):
     ],
     ids=["away for a moment", "away", "not in PATH"],
 )
-def test_a_requeue_waits_for_the_controller_and_ends_in_one_line(
+def test_requeue_waits_for_the_controller(
     shell, tmp_path, lines, down_for, code, last
 ):
     done = shell(f"{lines}\nsignalled=USR2; settle 0", controller(down_for=down_for), **NEEDS)
@@ -740,7 +740,7 @@ def test_a_requeue_waits_for_the_controller_and_ends_in_one_line(
     ],
 )
 @pytest.mark.parametrize("most", ["20", "0"])
-def test_the_decision_is_what_slurm_itself_does(shell, job, reason, most):
+def test_decision_follows_slurm(shell, job, reason, most):
     """Also if this script would not requeue the job."""
     done = shell(
         "signalled=TERM; settle 143", controller(f"JobId=7 {job}"), **NEEDS | {"MAX_REQUEUES": most}
@@ -748,7 +748,7 @@ def test_the_decision_is_what_slurm_itself_does(shell, job, reason, most):
     assert (done.returncode, done.stderr, decisions(done)) == (143, "", [reason])
 
 
-def test_two_tries_that_save_nothing_end_a_job(shell, tmp_path):
+def test_two_tries_without_a_checkpoint_end_a_job(shell, tmp_path):
     """A try that saves something, and a try of another job, start the count again."""
 
     def ended(restarts, save="", job="7", lines="signalled=USR2; settle 0"):
@@ -772,7 +772,7 @@ def test_two_tries_that_save_nothing_end_a_job(shell, tmp_path):
     assert not (tmp_path / "r/.nothing-saved").exists()
 
 
-def test_a_job_is_requeued_by_its_own_number(shell):
+def test_job_id_in_arrays(shell):
     """A job that was submitted from within an array inherits the array's number."""
     array = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
     assert shell("job_id", SLURM_JOB_ID="7", **array).stdout == "7_3\n"
@@ -780,7 +780,7 @@ def test_a_job_is_requeued_by_its_own_number(shell):
     assert shell("job_id", SLURM_JOB_ID="8").stdout == "8\n"
 
 
-def test_a_try_is_a_record_with_the_run_s_folder(shell, tmp_path):
+def test_try_is_a_record(shell, tmp_path):
     """mgd-watch finds the run by it, whatever the folder's name."""
     control = "".join(map(chr, range(1, 32)))
     run = tmp_path / f'my "run" \\ & {control}\x7f é \udcff 1'  # \udcff: a byte that is not UTF-8
@@ -801,7 +801,7 @@ def test_a_try_is_a_record_with_the_run_s_folder(shell, tmp_path):
     assert source.path == run and source.log.content.tries == 2
 
 
-def test_a_heterogeneous_job_is_refused(shell):
+def test_heterogeneous_job_is_refused(shell):
     het = {"SLURM_HET_SIZE": "2", "SLURM_JOB_ID_HET_GROUP_0": "7"}
     done = shell("echo started", SLURM_JOB_ID="7", **het)
     assert (done.returncode, done.stdout) == (2, "")
@@ -812,7 +812,7 @@ def test_a_heterogeneous_job_is_refused(shell):
     )  # submitted from within such a job
 
 
-def test_what_would_replace_the_environment_s_packages_or_ranks_is_dropped(shell):
+def test_environment_drops_harmful_variables(shell):
     """The repository's own package is what runs, whatever the folder of submission holds."""
     harmful = [
         "PYTHONPATH",
@@ -839,7 +839,7 @@ def test_what_would_replace_the_environment_s_packages_or_ranks_is_dropped(shell
     assert done.stdout == f"{REPO} 1\n"
 
 
-def test_the_job_scripts_find_the_repository_by_the_same_lines():
+def test_job_scripts_find_the_repository_alike():
     """Each has them, because SLURM runs a copy of the script, which has no other file to read."""
     scripts = {path.name: path.read_text() for path in (REPO / "slurm").glob("*.sbatch")}
     assert len(scripts) == 3
@@ -850,7 +850,7 @@ def test_the_job_scripts_find_the_repository_by_the_same_lines():
     assert len(blocks) == 1
 
 
-def test_a_run_s_folder_that_cannot_be_made_is_one_line(shell):
+def test_run_folder_error_is_one_line(shell):
     done = shell('run "$@"', controller(), **NEEDS | {"RUN": "/proc/nowhere"})
     assert done.returncode == 2
     assert done.stderr == (
@@ -858,7 +858,7 @@ def test_a_run_s_folder_that_cannot_be_made_is_one_line(shell):
     )
 
 
-def test_pyxis_can_have_an_archive_of_any_name(shell):
+def test_pyxis_accepts_any_archive_name(shell):
     """Its files are unpacked into a folder with a plain name."""
     given = {
         "RUNTIME": "pyxis",

@@ -45,7 +45,7 @@ def check_whole(job, undisturbed, workers=2, teacher=False, options=SMALL):
 @pytest.mark.parametrize(
     ("sbatch", "workers"), [([], 4), (["--ntasks=3"], 3)], ids=["2 nodes x 2", "2 and 1"]
 )
-def test_a_job_trains_to_the_same_digits_as_horovodrun(
+def test_job_trains_like_horovodrun(
     submit, undisturbed, teacher_file, sbatch, workers
 ):
     """Once the ranks are up, nobody listens at the rendezvous any more."""
@@ -67,7 +67,7 @@ def test_a_job_trains_to_the_same_digits_as_horovodrun(
     assert job.decisions() == ["complete"]
 
 
-def test_a_killed_rank_ends_the_try_and_the_next_one_ends_in_the_same_bytes(submit, undisturbed):
+def test_killed_rank_is_requeued(submit, undisturbed):
     """With SimSiam, whose batch norms are synchronised over the nodes."""
     job = submit(SIMSIAM)
     job.wait_for_step(4)
@@ -77,7 +77,7 @@ def test_a_killed_rank_ends_the_try_and_the_next_one_ends_in_the_same_bytes(subm
     check_whole(job, undisturbed, options=SIMSIAM)
 
 
-def test_rank_0_killed_in_a_save_leaves_the_checkpoint_before_whole(submit, undisturbed):
+def test_rank_0_killed_in_a_save(submit, undisturbed):
     job = submit(SMALL)
     job.wait_for_step(1)
     tasks = job.tasks()
@@ -105,7 +105,7 @@ def test_rank_0_killed_in_a_save_leaves_the_checkpoint_before_whole(submit, undi
     ],
     ids=" ".join,
 )
-def test_a_wish_to_stop_saves_at_a_common_step_and_requeues_once(slurm, submit, undisturbed, how):
+def test_signal_saves_and_requeues_once(slurm, submit, undisturbed, how):
     """--save-every is an epoch here: only the wish can have saved within the first."""
     job = submit([*SMALL, "--save-every", 1])
     job.wait_for_step(1)
@@ -126,7 +126,7 @@ def test_a_wish_to_stop_saves_at_a_common_step_and_requeues_once(slurm, submit, 
     ]
 
 
-def test_the_signal_ahead_of_the_time_limit_saves_and_requeues(slurm, submit, undisturbed):
+def test_time_limit_saves_and_requeues(slurm, submit, undisturbed):
     """A lower limit makes the signal due, and SLURM sends it up to half a minute later.
 
     One task is stopped in the meantime. All limits are hours away, so the job can be slow.
@@ -149,7 +149,7 @@ def test_the_signal_ahead_of_the_time_limit_saves_and_requeues(slurm, submit, un
     assert job.text().count(SIGNAL) == 1 and job.shown("Restarts") == "1"
 
 
-def test_a_signal_before_horovod_is_up_requeues(slurm, submit, undisturbed):
+def test_signal_before_horovod_starts_requeues(slurm, submit, undisturbed):
     job = submit(SMALL)
     job.wait("the first try", lambda: job.records("try"))
     slurm("scancel", "--batch", "--signal=USR2", job.number)
@@ -159,7 +159,7 @@ def test_a_signal_before_horovod_is_up_requeues(slurm, submit, undisturbed):
     assert job.shown("Restarts") == "1"
 
 
-def test_a_signal_while_the_data_is_staged_requeues(slurm, submit, images, undisturbed, tmp_path):
+def test_signal_during_staging_requeues(slurm, submit, images, undisturbed, tmp_path):
     """The archive is a pipe here, which nothing comes through in the first try."""
     archive = tmp_path / "photos.tar"
     os.mkfifo(archive)
@@ -173,7 +173,7 @@ def test_a_signal_while_the_data_is_staged_requeues(slurm, submit, images, undis
     check_whole(job, undisturbed)
 
 
-def test_tasks_that_do_not_end_in_time_are_requeued_from_the_newest_checkpoint(
+def test_late_tasks_are_requeued(
     slurm, submit, undisturbed
 ):
     job = submit(SMALL, STOP_SECONDS=3, HOROVOD_STALL_CHECK_TIME_SECONDS=300)
@@ -186,7 +186,7 @@ def test_tasks_that_do_not_end_in_time_are_requeued_from_the_newest_checkpoint(
     assert job.shown("Restarts") == "1"
 
 
-def test_scancel_leaves_no_process_and_does_not_requeue(slurm, submit):
+def test_scancel_leaves_no_process(slurm, submit):
     job = submit(SMALL)
     job.wait_for_step(2)
     slurm("scancel", job.number)
@@ -199,7 +199,7 @@ def test_scancel_leaves_no_process_and_does_not_requeue(slurm, submit):
     )
 
 
-def test_a_node_that_fails_requeues_and_the_run_goes_on(slurm, submit, undisturbed):
+def test_failed_node_requeues(slurm, submit, undisturbed):
     job = submit(SMALL)
     job.wait_for_step(4)
     slurm("scontrol", "update", "nodename=node2", "state=down", "reason=test")
@@ -215,7 +215,7 @@ def test_a_node_that_fails_requeues_and_the_run_goes_on(slurm, submit, undisturb
     )
 
 
-def test_a_job_of_a_partition_that_goes_first_preempts_and_the_run_goes_on(
+def test_preempted_job_resumes(
     slurm, submit, undisturbed, tmp_path
 ):
     job = submit(SMALL, sbatch=["--exclusive"])
@@ -234,7 +234,7 @@ def test_a_job_of_a_partition_that_goes_first_preempts_and_the_run_goes_on(
     assert of_kind(job.run, "resumed")
 
 
-def test_all_wait_for_a_rank_that_starts_60_seconds_late(submit, undisturbed, prolog):
+def test_ranks_wait_for_a_late_rank(submit, undisturbed, prolog):
     job = submit(SMALL, **prolog('if [ "$SLURM_PROCID" = 1 ]; then sleep 60; fi'))
     job.wait_for_line("waiting for rank 1 of 2 to start")
     check_whole(job, undisturbed)
@@ -255,7 +255,7 @@ class StandIn(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_another_user_of_the_nodes_neither_joins_nor_ends_the_start(
+def test_rendezvous_resists_other_users(
     slurm, submit, undisturbed, prolog, tmp_path
 ):
     """A stand-in holds the first port. While rank 1 is held, the real rendezvous gets malformed and silent clients."""
@@ -326,7 +326,7 @@ def test_another_user_of_the_nodes_neither_joins_nor_ends_the_start(
     ],
     ids=["unreachable", "unknown address", "wrong interface", "wrong interface on one node"],
 )
-def test_what_keeps_horovod_from_starting_is_one_line(submit, prolog, lines, variables, said):
+def test_start_errors_are_one_line(submit, prolog, lines, variables, said):
     job = submit(SMALL, **prolog(lines), **variables)
     job.wait("a decision", job.decisions, 60)
     errors = [line for line in job.text().splitlines() if line.startswith("error: ")]
@@ -349,7 +349,7 @@ if "job.train" in sys.orig_argv:
 """
 
 
-def test_an_exception_on_one_rank_is_what_one_reads(submit, prolog, tmp_path):
+def test_exception_on_one_rank_is_one_line(submit, prolog, tmp_path):
     """A module that Python imports by itself on one node raises it in the sixth update."""
     (tmp_path / "sitecustomize.py").write_text(FAILING_UPDATE)
     job = submit(
@@ -367,7 +367,7 @@ def test_an_exception_on_one_rank_is_what_one_reads(submit, prolog, tmp_path):
 
 
 @pytest.mark.parametrize(("stopped", "speaks"), [(1, "rank 0 on node1"), (0, "rank 1 on node2")])
-def test_a_rank_that_stands_still_is_named_with_the_tensor_and_ends_the_try(
+def test_stalled_rank_is_reported_and_ends_the_try(
     submit, stopped, speaks
 ):
     limits = {"HOROVOD_STALL_CHECK_TIME_SECONDS": 3, "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": 8}
@@ -386,7 +386,7 @@ def test_a_rank_that_stands_still_is_named_with_the_tensor_and_ends_the_try(
     assert job.wait_for_end() == "FAILED"
 
 
-def test_a_mistake_is_one_line_and_is_not_requeued(submit):
+def test_mistake_is_not_requeued(submit):
     job = submit([*SMALL, "--batch-size", "13"])
     assert job.wait_for_end() == "FAILED"
     # srun and slurmstepd print errors of their own; the latter only if the tasks end one after the other.
@@ -398,7 +398,7 @@ def test_a_mistake_is_one_line_and_is_not_requeued(submit):
     assert job.shown("ExitCode") == "2:0"
 
 
-def test_a_complete_run_is_not_requeued_and_not_trained_again(submit, undisturbed):
+def test_complete_run_is_not_trained_again(submit, undisturbed):
     job = submit(SMALL)
     check_whole(job, undisturbed)
     again = submit(SMALL, run=job.run)
@@ -406,7 +406,7 @@ def test_a_complete_run_is_not_requeued_and_not_trained_again(submit, undisturbe
     assert "epoch 0 step" not in again.text()
 
 
-def test_a_horovodrun_in_each_task_is_refused(submit, tmp_path, images):
+def test_horovodrun_in_each_task_is_refused(submit, tmp_path, images):
     """As a task of srun each would be a run of its own, and write over the others'."""
     script = tmp_path / "wrong.sbatch"
     script.write_text(
@@ -418,7 +418,7 @@ def test_a_horovodrun_in_each_task_is_refused(submit, tmp_path, images):
     assert not (tmp_path / "run9" / "metrics.jsonl").exists()
 
 
-def test_the_linear_classifier_trains_as_a_job(submit, undisturbed):
+def test_linear_job_trains(submit, undisturbed):
     pretrained = undisturbed(2) / "last.pth.tar"
     job = submit(
         ["--pretrained", pretrained, "--epochs", 2, "--batch-size", 10, "--workers", 0],
@@ -429,7 +429,7 @@ def test_the_linear_classifier_trains_as_a_job(submit, undisturbed):
     assert (job.run / "best.pth.tar").exists()
 
 
-def test_the_readme_s_own_example_runs(slurm):
+def test_readme_example_runs(slurm):
     if not (REPO / ".venv/bin/activate").exists():
         pytest.skip("the example stands on .venv: make setup")
     page = (REPO / "slurm/README.md").read_text()

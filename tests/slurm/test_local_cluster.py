@@ -66,7 +66,7 @@ def folder(tmp_path):
 
 
 @slurm
-def test_tasks_run_on_all_nodes_and_nothing_of_them_remains(folder):
+def test_cluster_runs_tasks_and_leaves_no_process(folder):
     assert cluster(folder, "status") == (3, "local-cluster: not up\n")
     code, said = cluster(folder, "up")
     assert code == 0 and f"\n  export SLURM_CONF={folder}/slurm.conf\n" in said
@@ -89,7 +89,7 @@ def test_tasks_run_on_all_nodes_and_nothing_of_them_remains(folder):
 
 
 @slurm
-def test_a_cluster_that_is_partly_gone_is_taken_down_and_nothing_else(folder):
+def test_cluster_partly_gone_is_taken_down(folder):
     assert cluster(folder, "up", "1")[0] == 0
     pid_file = folder / "run" / "slurmctld.pid"
     pid = int(pid_file.read_text())
@@ -118,7 +118,7 @@ def test_missing_programs_are_one_line(tmp_path):
 
 
 @slurm
-def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
+def test_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "log").write_text("mine")
     said = f"local-cluster: {tmp_path}: other files in it; expected an empty folder. Set LOCAL_CLUSTER to one\n"
     assert cluster(tmp_path, "up") == (2, said)
@@ -126,7 +126,7 @@ def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
 
 
 @slurm
-def test_a_mistake_is_one_line(folder):
+def test_mistakes_are_one_line(folder):
     assert cluster(folder, "up", "0") == (
         2,
         "local-cluster: '0': expected a number of nodes from 1 to 99\n",

@@ -60,7 +60,7 @@ def controller(slurm):
 
 
 @pytest.mark.parametrize("end", ["a finished run", "a requeue"])
-def test_a_job_that_ends_while_the_controller_is_away(submit_command, controller, tmp_path, end):
+def test_job_ends_while_the_controller_is_down(submit_command, controller, tmp_path, end):
     """A finished run needs no controller. A requeue waits until it is back."""
     wait = f"touch {tmp_path}/started; until [ -e {tmp_path}/away ]; do sleep 0.1; done"
     again = "cd $RUN; [ -e checkpoint_0001_000000.pth.tar ] || { touch checkpoint_0001_000000.pth.tar; exit 1; }"
@@ -80,7 +80,7 @@ def test_a_job_that_ends_while_the_controller_is_away(submit_command, controller
     assert requeued or "error" not in job.text()
 
 
-def test_two_signalled_tries_that_save_nothing_end_the_job(slurm, submit_command, tmp_path):
+def test_two_signalled_tries_end_the_job(slurm, submit_command, tmp_path):
     """The archive is a pipe which nothing comes through: each try stages until its end."""
     archive = tmp_path / "photos.tar"
     os.mkfifo(archive)
@@ -93,7 +93,7 @@ def test_two_signalled_tries_that_save_nothing_end_the_job(slurm, submit_command
     assert job.shown("Restarts") == "1"
 
 
-def test_a_heterogeneous_job_and_an_index_beyond_the_table_are_one_line(slurm, tmp_path):
+def test_job_script_errors_are_one_line(slurm, tmp_path):
     for script, words, line in [
         (
             "sweep",
@@ -138,7 +138,7 @@ def repository(tmp_path):
 
 
 @pytest.mark.parametrize("export", ["", "ALL"])
-def test_a_job_submitted_from_another_folder_finds_its_repository(
+def test_job_of_another_folder_finds_its_repository(
     slurm, repository, tmp_path, export
 ):
     """Its own relative paths, RUN's too, mean the folder of submission. What harms in that shell's environment is dropped."""
@@ -171,7 +171,7 @@ def test_a_job_submitted_from_another_folder_finds_its_repository(
     assert (run / "complete").exists()
 
 
-def test_a_job_that_cannot_find_its_repository_is_one_line(slurm, tmp_path):
+def test_job_without_a_repository_is_one_line(slurm, tmp_path):
     command = f"cd {tmp_path}; sbatch --wait --gpus-per-node=0 --cpus-per-task=1 --output=log <{REPO}/slurm/linear.sbatch"
     slurm("bash", "-c", command, check=False)
     line = f"error: no slurm/functions.sh in {tmp_path}; expected the repository. "

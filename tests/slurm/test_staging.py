@@ -114,7 +114,7 @@ def pack(folder, path):
     return path
 
 
-def test_an_archive_is_unpacked_once_and_found_again_after_a_requeue(
+def test_archive_is_unpacked_once(
     stage, archives, images, tmp_path
 ):
     """Both nodes are this machine: the second finds what the first has unpacked, as it would be after a requeue."""
@@ -130,7 +130,7 @@ def test_an_archive_is_unpacked_once_and_found_again_after_a_requeue(
     assert len(staged(tmp_path / "local")) == 1
 
 
-def test_what_a_running_job_has_staged_stays_until_it_ends(slurm, stage, photos, tmp_path):
+def test_archive_of_a_running_job_stays(slurm, stage, photos, tmp_path):
     (tmp_path / "hold").touch()
     local, first = tmp_path / "local", stage(photos)
     first.wait_for_line("data is ")
@@ -154,7 +154,7 @@ def test_what_a_running_job_has_staged_stays_until_it_ends(slurm, stage, photos,
 
 
 @pytest.mark.parametrize("kind", ["tar", "tar.gz", "sqsh"])
-def test_each_kind_of_archive_is_unpacked(archives, images, tmp_path, kind):
+def test_archive_kinds(archives, images, tmp_path, kind):
     done = on_node("stage_here", archives(kind), tmp_path / "local")
     assert done.returncode == 0, done.stderr
     (folder,) = staged(tmp_path / "local")
@@ -170,7 +170,7 @@ def test_each_kind_of_archive_is_unpacked(archives, images, tmp_path, kind):
         ("noise.tar", "cannot be unpacked"),
     ],
 )
-def test_a_file_that_is_no_archive_is_refused(tmp_path, name, problem):
+def test_archive_must_be_readable(tmp_path, name, problem):
     (tmp_path / "folder.tar").mkdir()
     (tmp_path / "noise.tar").write_bytes(b"noise" * 1000)
     done = on_node("stage_here", tmp_path / name, tmp_path / "local")
@@ -180,7 +180,7 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path, name, problem):
     assert not list(tmp_path.glob("local/[!l]*"))
 
 
-def test_an_archive_without_images_is_refused(tmp_path):
+def test_archive_without_images_is_refused(tmp_path):
     tarfile.open(tmp_path / "empty.tar", "w").close()
     assert on_node("stage_here", tmp_path / "empty.tar", tmp_path / "local").returncode == 0
     (folder,) = staged(tmp_path / "local")
@@ -204,7 +204,7 @@ def test_an_archive_without_images_is_refused(tmp_path):
         (["0.tar", "index.npz"], "data"),
     ],
 )
-def test_an_archive_without_train_is_a_folder_of_images(tmp_path, names, folder):
+def test_archive_without_train_is_a_folder_of_images(tmp_path, names, folder):
     """As DATA is; of files in a folder of their own it is that one, which would be their label."""
     for name in names:
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -229,7 +229,7 @@ def test_an_archive_without_train_is_a_folder_of_images(tmp_path, names, folder)
         "MD5 (photos.tar) = 0\nSHA256 (photos.tar)= {sum}",
     ],
 )
-def test_the_given_checksum_is_understood_in_each_form(photos, tmp_path, text):
+def test_checksum_forms(photos, tmp_path, text):
     digest = hashlib.sha256(photos.read_bytes()).hexdigest()
     (tmp_path / "photos.tar.sha256").write_text(
         text.format(sum=digest, SUM=digest.upper(), other="1" * 64), newline=""
@@ -256,7 +256,7 @@ def test_the_given_checksum_is_understood_in_each_form(photos, tmp_path, text):
         (None, "cannot be read; expected a file"),
     ],
 )
-def test_a_missing_or_other_checksum_is_one_line(photos, tmp_path, text, problem):
+def test_checksum_errors_are_one_line(photos, tmp_path, text, problem):
     path = tmp_path / "photos.tar.sha256"
     path.mkdir() if text is None else path.write_text(text)
     done = on_node("stage_here", photos, tmp_path / "local")
@@ -264,7 +264,7 @@ def test_a_missing_or_other_checksum_is_one_line(photos, tmp_path, text, problem
     assert [path.name for path in (tmp_path / "local").iterdir()] == ["lock"]
 
 
-def test_local_and_all_in_it_are_for_this_user_alone(photos, tmp_path):
+def test_local_is_private(photos, tmp_path):
     assert (
         on_node("stage_here", photos, tmp_path / "local", LOCAL=f"{tmp_path}/new/local/").returncode
         == 0
@@ -311,7 +311,7 @@ def give_away_the_parent(local):
         pytest.param(give_away_the_parent, "/open is another user's", marks=needs_root),
     ],
 )
-def test_a_local_that_another_user_may_have_made_is_refused(photos, tmp_path, plant, problem):
+def test_local_of_another_user_is_refused(photos, tmp_path, plant, problem):
     local = tmp_path / "shared/local"
     local.parent.mkdir()
     (local.parent / "precious").write_text("precious")
@@ -326,7 +326,7 @@ def test_a_local_that_another_user_may_have_made_is_refused(photos, tmp_path, pl
 
 
 @pytest.mark.parametrize("mode", [0o775, 0o777], ids=oct)
-def test_a_local_that_others_could_write_is_closed_to_them(photos, tmp_path, mode):
+def test_local_becomes_private(photos, tmp_path, mode):
     """Also the folders of a version, if another user has put one there."""
     (tmp_path / "local").mkdir()
     (tmp_path / "local").chmod(mode)
@@ -344,7 +344,7 @@ def test_a_local_that_others_could_write_is_closed_to_them(photos, tmp_path, mod
     assert (tmp_path / "planted/data").exists()
 
 
-def test_a_local_in_a_folder_with_the_sticky_bit_or_behind_a_link_is_fine(photos, tmp_path):
+def test_local_in_a_sticky_folder_is_accepted(photos, tmp_path):
     (tmp_path / "scratch").mkdir()
     (tmp_path / "scratch").chmod(0o1777)
     (tmp_path / "link").symlink_to("scratch")
@@ -352,7 +352,7 @@ def test_a_local_in_a_folder_with_the_sticky_bit_or_behind_a_link_is_fine(photos
     assert len(staged(tmp_path / "scratch/local")) == 1
 
 
-def test_archives_of_one_name_size_and_second_are_told_apart(photos, tmp_path):
+def test_archives_with_one_name_are_distinguished(photos, tmp_path):
     """In another folder; and of another fraction of the second, or behind a link that leads elsewhere since."""
     versions = [(photos, 10**18)]
     (tmp_path / "other").mkdir()
@@ -373,7 +373,7 @@ def test_archives_of_one_name_size_and_second_are_told_apart(photos, tmp_path):
 @pytest.mark.parametrize(
     "name", ["my photos.tar", "[a]*.tar", "a\nb\n.tar", "-a:b,c.tar", "ä" * 120 + ".tar", ".tar"]
 )
-def test_an_archive_of_any_name_has_a_plain_folder(photos, tmp_path, name):
+def test_archive_of_any_name_has_a_plain_folder(photos, tmp_path, name):
     (tmp_path / "my [a] local").mkdir(mode=0o700)
     photos.rename(tmp_path / name)
     assert on_node("stage_here", tmp_path / name, tmp_path / "my [a] local").returncode == 0
@@ -385,7 +385,7 @@ def test_an_archive_of_any_name_has_a_plain_folder(photos, tmp_path, name):
     assert done.stdout == f"{folder}/data/photos\n"
 
 
-def test_another_version_replaces_one_that_no_job_needs(photos, tmp_path):
+def test_unused_version_is_replaced(photos, tmp_path):
     local = tmp_path / "local"
     kept = Path(shutil.copy(photos, tmp_path / "photos.tar-old.tar"))
     for archive, job in ((photos, "7"), (photos, "8"), (photos, "9"), (kept, "8")):
@@ -411,7 +411,7 @@ def test_another_version_replaces_one_that_no_job_needs(photos, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["tar", "sqsh"])
-def test_unreadable_and_read_only_folders_are_made_readable_and_removed(photos, tmp_path, kind):
+def test_unreadable_files_become_readable(photos, tmp_path, kind):
     folder = tmp_path / "photos/train"
     (folder / "a/1.png").chmod(0o000)
     (folder / "a").chmod(0o555)
@@ -436,7 +436,7 @@ def test_unreadable_and_read_only_folders_are_made_readable_and_removed(photos, 
     assert len(staged(local)) == 1 and staged(local) != [first]
 
 
-def test_a_killed_stage_is_repeated(photos, tmp_path):
+def test_killed_staging_is_repeated(photos, tmp_path):
     """It dies after the files are unpacked. The archive holds the file that once marked a whole one."""
     (tmp_path / "photos/.staged").touch()
     with tarfile.open(photos, "w") as archive:
@@ -450,7 +450,7 @@ def test_a_killed_stage_is_repeated(photos, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["tar", "sqsh"])
-def test_a_full_disk_holds_nothing_of_the_archive(tmp_path, kind):
+def test_full_disk_keeps_no_files(tmp_path, kind):
     """It has room only for the copy."""
     if os.geteuid() != 0:
         pytest.skip("only root can mount a small disk")
@@ -470,7 +470,7 @@ def test_a_full_disk_holds_nothing_of_the_archive(tmp_path, kind):
         unmount(disk)
 
 
-def test_paths_that_lead_out_of_an_archive_do_not(photos, tmp_path):
+def test_archive_paths_stay_in_the_folder(photos, tmp_path):
     for name in ("../out.png", "photos/link/out.png"):
         with tarfile.open(photos, "w") as archive:
             link = tarfile.TarInfo("photos/link")
@@ -482,7 +482,7 @@ def test_paths_that_lead_out_of_an_archive_do_not(photos, tmp_path):
     assert not (tmp_path / "out.png").exists() and not (tmp_path / "local/out.png").exists()
 
 
-def test_special_modes_in_a_squashfs_archive_are_dropped(photos, tmp_path):
+def test_special_modes_of_squashfs_are_dropped(photos, tmp_path):
     (tmp_path / "photos/train/a/1.png").chmod(0o6777)
     make_squashfs(tmp_path / "photos", tmp_path / "photos.sqsh")
     assert on_node("stage_here", tmp_path / "photos.sqsh", tmp_path / "local").returncode == 0
@@ -490,7 +490,7 @@ def test_special_modes_in_a_squashfs_archive_are_dropped(photos, tmp_path):
     assert file.stat().st_mode & 0o7777 == 0o700
 
 
-def test_the_owner_and_special_modes_in_an_archive_are_dropped(photos, tmp_path):
+def test_owner_and_special_modes_of_tar_are_dropped(photos, tmp_path):
     with tarfile.open(photos, "w") as archive:
         member = tarfile.TarInfo("train/a/1.png")
         member.uid, member.gid, member.mode = 12345, 12345, 0o6777
@@ -506,7 +506,7 @@ def test_the_owner_and_special_modes_in_an_archive_are_dropped(photos, tmp_path)
     )
 
 
-def test_two_jobs_on_one_node_unpack_an_archive_once(photos, tmp_path):
+def test_two_jobs_unpack_an_archive_once(photos, tmp_path):
     (tmp_path / "local").mkdir(mode=0o700)
     environment = os.environ | {"ARCHIVE": str(photos), "LOCAL": str(tmp_path / "local")}
     held = subprocess.Popen(["flock", "--no-fork", tmp_path / "local/lock", "sleep", "60"])

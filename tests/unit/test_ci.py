@@ -20,7 +20,7 @@ STATES = {
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="run as root, who can start programs as another user")
-def test_another_user_than_root_gets_one_line():
+def test_ci_run_refuses_users():
     words = ["setpriv", "--reuid=65534", "--clear-groups", "bash"]
     done = subprocess.run(words, input=SCRIPT.read_text(), capture_output=True, text=True)
     line = ".ci/run: expected root, to install packages and start SLURM and Docker. "
@@ -55,12 +55,12 @@ def installs(tmp_path):
     return run
 
 
-def test_installed_packages_are_not_installed_again(installs):
+def test_ci_run_skips_installed_packages(installs):
     assert installs(dict.fromkeys(PACKAGES, "installed")) == []
 
 
 @pytest.mark.parametrize("state", ["removed", "halfway"])
-def test_a_package_that_is_not_installed_now_is_installed(installs, state):
+def test_ci_run_installs_missing_packages(installs, state):
     states = dict.fromkeys(PACKAGES, "installed") | {"munge": state}
     del states["chromium"]
     assert installs(states) == ["munge", "chromium"]

@@ -28,11 +28,11 @@ def read(path):
     return yaml.safe_load((ROOT / path).read_text())
 
 
-def test_all_files_are_yaml():
+def test_files_are_yaml():
     assert len(FILES) == 6 and all(isinstance(read(path), dict) for path in FILES)
 
 
-def test_the_workflow_calls_the_script_that_ci_calls():
+def test_workflow_calls_ci_run():
     workflow = read(".github/workflows/ci.yml")
     [job] = workflow["jobs"].values()
     runs = [step["run"] for step in job["steps"] if "run" in step]
@@ -41,7 +41,7 @@ def test_the_workflow_calls_the_script_that_ci_calls():
     assert set(workflow[True]) == {"push", "pull_request", "workflow_dispatch"}  # `on` in YAML
 
 
-def test_the_hooks_are_the_tools_of_make_lint():
+def test_hooks_are_those_of_make_lint():
     [repository] = read(".pre-commit-config.yaml")["repos"]
     entries = [hook["entry"].removeprefix(".venv/bin/") for hook in repository["hooks"]]
     makefile = (ROOT / "Makefile").read_text()
@@ -51,7 +51,7 @@ def test_the_hooks_are_the_tools_of_make_lint():
 
 
 @pytest.mark.parametrize("form", ["bug", "proposal"])
-def test_the_forms_of_issues_have_labelled_fields(form):
+def test_issue_forms_have_labelled_fields(form):
     content = read(f".github/ISSUE_TEMPLATE/{form}.yml")
     fields = [field for field in content["body"] if field["type"] != "markdown"]
     assert content["name"] and content["description"]
@@ -59,27 +59,27 @@ def test_the_forms_of_issues_have_labelled_fields(form):
     assert all(field["attributes"]["label"] for field in fields)
 
 
-def test_the_version_is_the_same_everywhere():
+def test_version_is_the_same_everywhere():
     assert PROJECT["version"] == __version__ == str(read(".github/CITATION.cff")["version"])
     changelog = (ROOT / ".github/CHANGELOG.md").read_text()
     assert re.search(rf"^## .*\b{re.escape(__version__)}(?![.\d])", changelog, re.MULTILINE)
 
 
-def test_the_version_can_be_read_without_torch():
+def test_version_needs_no_torch():
     code = "import job, sys; print(job.__version__, 'torch' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert shown.stdout.split() == [__version__, "False"], shown.stderr
 
 
 @pytest.mark.parametrize("program", ["train", "export"])
-def test_a_program_prints_its_version(program, capsys):
+def test_version_is_printed(program, capsys):
     main = importlib.import_module(f"job.{program}").main
     with pytest.raises(SystemExit) as end:
         main(["--version"])
     assert end.value.code == 0 and capsys.readouterr().out == f"moco-mgd {__version__}\n"
 
 
-def test_the_citation_is_that_of_the_project():
+def test_citation_matches_the_project():
     citation = read(".github/CITATION.cff")
     assert (citation["cff-version"], citation["type"]) == ("1.2.0", "software")
     assert (citation["version"], citation["license"]) == (PROJECT["version"], PROJECT["license"])
@@ -91,7 +91,7 @@ def test_the_citation_is_that_of_the_project():
     assert papers >= set(linked)
 
 
-def test_the_distiller_of_contributing_passes_its_test(monkeypatch):
+def test_contributing_distiller_passes_its_test(monkeypatch):
     text = pages.section(".github/CONTRIBUTING.md", "## Add a distiller, with a test")
     distiller, test = (ModuleType(name) for name in ("contributed_distiller", "contributed_test"))
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)

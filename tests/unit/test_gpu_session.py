@@ -76,7 +76,7 @@ class Fakes:
         return (TIMED_OUT if took > limit else self.verdicts[part.name]), 0
 
 
-def test_parts_run_in_order_within_their_limits_and_the_session_s(tmp_path):
+def test_parts_run_in_order_within_limits(tmp_path):
     record = Record(tmp_path / "out")
     fakes = Fakes({"a": 10, "b": 70, "c": 5, "d": 9}, dict.fromkeys("abcd", PASSED) | {"a": FAILED})
     given = [part("a"), part("b"), part("c", 100), part("d", 100)]
@@ -85,14 +85,14 @@ def test_parts_run_in_order_within_their_limits_and_the_session_s(tmp_path):
     assert found == {"a": FAILED, "b": TIMED_OUT, "c": PASSED, "d": PASSED}
 
 
-def test_a_part_without_time_is_left_out(tmp_path):
+def test_part_without_time_is_left_out(tmp_path):
     fakes = Fakes({"a": 58, "b": 1}, dict.fromkeys("ab", PASSED))
     record = Record(tmp_path)
     found = run_parts([part("a"), part("b")], record, 60.0, fakes.run, fakes.clock)
     assert found == {"a": PASSED, "b": LEFT_OUT} and [name for name, _ in fakes.ran] == ["a"]
 
 
-def test_results_are_kept_as_they_come(tmp_path):
+def test_results_are_written_at_once(tmp_path):
     """Those of earlier parts are in the file while a later part runs."""
     record, seen = Record(tmp_path), []
 
@@ -117,7 +117,7 @@ def test_results_are_kept_as_they_come(tmp_path):
         ([PASSED, FAILED], 1),
     ],
 )
-def test_the_exit_code_is_1_unless_all_have_passed(verdicts, code, tmp_path, capsys):
+def test_report_returns_the_exit_code(verdicts, code, tmp_path, capsys):
     """The endless part may be left out. Each verdict is shown."""
     given = [part("first"), part("last", endless=True)]
     found = dict(zip(["first", "last"], verdicts, strict=True))
@@ -127,7 +127,7 @@ def test_the_exit_code_is_1_unless_all_have_passed(verdicts, code, tmp_path, cap
     assert (tmp_path / "log.txt").read_text().splitlines()[-2:] == shown
 
 
-def test_a_part_s_output_exit_code_and_results_are_kept(tmp_path):
+def test_part_output_and_exit_code_are_kept(tmp_path):
     record = Record(tmp_path)
     given = [part("fails", words=[FAILING]), part("passes", words=["print(1)"])]
     given.append(Part("missing", "", [str(tmp_path / "nothing")], 60.0))
@@ -139,7 +139,7 @@ def test_a_part_s_output_exit_code_and_results_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize("endless, verdict", [(False, TIMED_OUT), (True, PASSED)])
-def test_a_part_that_never_ends_is_killed_with_its_children(
+def test_endless_part_is_killed_with_its_children(
     endless,
     verdict,
     tmp_path,
@@ -162,7 +162,7 @@ def test_a_part_that_never_ends_is_killed_with_its_children(
         pass
 
 
-def test_the_session_s_parts_have_their_order_and_files(tmp_path):
+def test_session_parts_have_order_and_files(tmp_path):
     for device in ("cuda", "cpu"):
         found = session.session_parts(device, tmp_path, None)
         names = [each.name for each in found]
@@ -175,13 +175,13 @@ def test_the_session_s_parts_have_their_order_and_files(tmp_path):
             assert (each.environment.get("CUDA_VISIBLE_DEVICES") == "") == (device == "cpu")
 
 
-def test_all_but_the_build_use_the_environment_of_the_carried_wheels(tmp_path):
+def test_session_uses_the_carried_environment(tmp_path):
     build, *others = session.session_parts("cuda", tmp_path, tmp_path / "carried")
     assert build.command[0] == sys.executable
     assert {each.command[0] for each in others} == {str(tmp_path / "venv/bin/python")}
 
 
-def test_the_parts_that_prove_most_can_end_within_the_session():
+def test_session_fits_the_first_parts():
     """Their limits alone do not use up the ten minutes."""
     limits = {each.name: each.limit for each in session.session_parts("cuda", Path("/tmp"), None)}
     assert sum(limits[name] for name in ("build", "collectives", "parity", "paths")) < 600
@@ -189,7 +189,7 @@ def test_the_parts_that_prove_most_can_end_within_the_session():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["no_gpu.py", "session.py"])
-def test_without_a_gpu_a_session_ends_with_one_line_and_code_2(script, tmp_path):
+def test_session_without_a_gpu_is_one_line(script, tmp_path):
     paths = f"{REPO}:{REPO}/tests/gpu"
     environment = os.environ | {"PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""}
     words = [sys.executable, REPO / "tests/gpu" / script]
@@ -199,14 +199,14 @@ def test_without_a_gpu_a_session_ends_with_one_line_and_code_2(script, tmp_path)
     assert done.stderr == line
 
 
-def test_the_make_targets_ask_for_a_gpu_first():
+def test_make_targets_check_for_a_gpu_first():
     text = (REPO / "Makefile").read_text()
     target = re.search(r"\ntest-gpu: .*\n((?:\t.*\n)+)", text)[1].splitlines()
     assert "no_gpu.py" in target[0] and "TEST_DEVICE=cuda" in target[1]
     assert "session.py" in re.search(r"\ngpu: .*\n((?:\t.*\n)+)", text)[1]
 
 
-def test_a_problem_of_the_gpu_is_the_line(monkeypatch):
+def test_no_gpu_returns_the_problem(monkeypatch):
     monkeypatch.setattr(no_gpu.gpus, "problem", lambda *_, **named: "no driver")
     assert no_gpu.problem() == "no driver"
     monkeypatch.setattr(no_gpu.gpus, "problem", lambda *_, **named: "")
@@ -214,12 +214,12 @@ def test_a_problem_of_the_gpu_is_the_line(monkeypatch):
     assert no_gpu.problem() == ""
 
 
-def test_a_build_without_nccl_fails_where_there_are_gpus():
+def test_build_on_gpus_requires_nccl():
     for gpus, nccl, lacks in (([], 0, False), (["H200"], 0, True), (["H200"], 23007, False)):
         assert build.lacks_nccl({"gpus": gpus, "nccl_built": nccl}) == lacks
 
 
-def test_waits_of_the_host_are_counted_by_line():
+def test_profiling_counts_waits_by_line():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         wait = "called a synchronizing CUDA operation"
@@ -229,7 +229,7 @@ def test_waits_of_the_host_are_counted_by_line():
     assert profiling.count_waits(caught, 2) == {"job/train.py:3": 1.0, "job/train.py:5": 1.0}
 
 
-def test_what_is_carried_is_all_but_torch_in_pinned_versions():
+def test_carry_pins_everything_except_torch():
     lean, whole = carry.names(everything=False), carry.names(everything=True)
     assert {"cffi", "pycparser", "pytest", "setuptools"} <= set(lean) < set(whole)
     assert not carry.TORCH & set(whole) and {"numpy", "scipy"} <= set(whole)
@@ -238,7 +238,7 @@ def test_what_is_carried_is_all_but_torch_in_pinned_versions():
     assert f"version={carry.HOROVOD.partition('==')[2]}\n" in script and carry.CMAKE in script
 
 
-def test_carried_images_are_unpacked_once(tmp_path):
+def test_carry_unpacks_images_once(tmp_path):
     with zipfile.ZipFile(tmp_path / "mnist.zip", "w") as archive:
         archive.writestr("train/0/a.png", b"image")
     places = {"mnist": tmp_path / "out/mnist", "other": tmp_path / "out/other"}
@@ -251,7 +251,7 @@ def test_carried_images_are_unpacked_once(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_environment_for_carried_wheels_sees_this_one_s_packages(tmp_path):
+def test_carry_environment_has_this_torch(tmp_path):
     python = carry.sees_torch(tmp_path / "venv")
     ask = "import importlib.util as i, sys; print(sys.prefix, i.find_spec('torch').origin)"
     done = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True)

@@ -42,7 +42,7 @@ def pins(path):
     return found
 
 
-def test_each_pinned_version_is_in_its_range_and_has_hashes():
+def test_pins_are_in_range_and_hashed():
     pinned = pins(CONSTRAINTS)
     for requirement in map(
         Requirement, [*PROJECT["dependencies"], *itertools.chain(*EXTRAS.values())]
@@ -53,7 +53,7 @@ def test_each_pinned_version_is_in_its_range_and_has_hashes():
     assert not [name for name, (_, hashes) in (pinned | pins(INSTALLER)).items() if not hashes]
 
 
-def test_the_pinned_versions_name_no_package_index():
+def test_pins_name_no_package_index():
     assert "://" not in CONSTRAINTS.read_text() + INSTALLER.read_text()
 
 
@@ -79,7 +79,7 @@ def pip_options(path):
 
 
 @pytest.mark.slow
-def test_an_installation_refuses_a_file_with_another_hash(tmp_path):
+def test_pins_refuse_another_hash(tmp_path):
     options = [option.removeprefix("docker/") for option in pip_options("Makefile")]
     assert options == pip_options("docker/Dockerfile")
     wheel = tmp_path / "small-1-py3-none-any.whl"
@@ -112,14 +112,14 @@ def test_an_installation_refuses_a_file_with_another_hash(tmp_path):
     assert found[1].returncode == 1 and "DO NOT MATCH THE HASHES" in found[1].stderr
 
 
-def test_the_docker_image_has_the_extras_that_runs_use():
+def test_image_has_the_extras_of_runs():
     """ONNX is for the machine that exports, trackers for sites that have one, the rest for this repository."""
     text = (REPO / "docker/Dockerfile").read_text()
     extras = re.search(r"--only-deps '\.\[(.+)\]'", text)[1].split(",")
     assert extras == sorted(EXTRAS.keys() - {"onnx", "mlflow", "wandb", "study", "test"})
 
 
-def test_all_that_names_the_pythons_names_the_same():
+def test_pythons_are_the_same_everywhere():
     versions = [
         label.removeprefix("Programming Language :: Python :: ") for label in PROJECT["classifiers"]
     ]
@@ -163,7 +163,7 @@ def archives(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_source_archive_has_what_its_readme_names(archives):
+def test_source_archive_has_the_linked_files(archives):
     source, _ = archives
     with tarfile.open(source) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -183,7 +183,7 @@ def test_the_source_archive_has_what_its_readme_names(archives):
 
 
 @pytest.mark.slow
-def test_the_wheel_has_types_and_the_horovod_build_but_no_tests(archives):
+def test_wheel_contents(archives):
     with zipfile.ZipFile(archives[1]) as archive:
         names = archive.namelist()
         script = archive.read(
@@ -209,7 +209,7 @@ def test_the_wheel_has_types_and_the_horovod_build_but_no_tests(archives):
 
 
 @pytest.mark.slow
-def test_the_wheel_describes_itself(archives):
+def test_wheel_metadata(archives):
     with zipfile.ZipFile(archives[1]) as archive:
         [name] = [name for name in archive.namelist() if name.endswith("/METADATA")]
         metadata = Parser().parsestr(archive.read(name).decode())
@@ -291,7 +291,7 @@ def user(installed, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_horovod_build_of_the_wheel_is_a_program(installed):
+def test_wheel_installs_the_horovod_build(installed):
     done = subprocess.run(
         [installed / "build_horovod.sh", "no-python"], capture_output=True, text=True
     )
@@ -299,7 +299,7 @@ def test_the_horovod_build_of_the_wheel_is_a_program(installed):
 
 
 @pytest.mark.slow
-def test_one_worker_needs_neither_horovod_nor_extras_nor_a_compiler(user):
+def test_one_worker_needs_no_horovod_or_extras(user):
     """From digits to a report, by each command. The study then has what it needs but its images, which an extra brings."""
     torch.save(torchvision.models.resnet18().state_dict(), user.folder / "teacher.pth")
     for line in (
@@ -327,7 +327,7 @@ def test_one_worker_needs_neither_horovod_nor_extras_nor_a_compiler(user):
 
 
 @pytest.mark.slow
-def test_several_workers_without_horovod_name_its_build(user, installed):
+def test_workers_without_horovod_are_one_line(user, installed):
     done = user("mgd-train digits", HOROVOD_RANK="0", HOROVOD_SIZE="2")
     assert done.returncode == 2
     assert done.stderr == (
@@ -343,7 +343,7 @@ ABSENT = ["job", "moco", "torchvision", "yaml", "PIL", "cv2", "horovod"]
 
 
 @pytest.mark.slow
-def test_mgd_trains_with_torch_and_scipy_only(archives, tmp_path):
+def test_mgd_needs_only_torch_and_scipy(archives, tmp_path):
     """The example of its README, in an environment that has nothing else of this project."""
     python = environment(tmp_path / "environment", ["torch", "scipy"])
     with zipfile.ZipFile(archives[1]) as archive:
@@ -403,38 +403,38 @@ def clone(tmp_path):
     return make
 
 
-def test_a_venv_that_is_ready_is_used(clone):
+def test_venv_is_reused(clone):
     assert clone("-q", "setup").returncode == 0
     assert clone("-q", "setup", f"PYTHON={sys.executable}").returncode == 0
 
 
-def test_a_venv_of_another_python_is_replaced(clone):
+def test_venv_of_another_python_is_replaced(clone):
     other = python_of("3.14" if sys.version_info[:2] != (3, 14) else "3.13", clone.folder / "other")
     assert f"{other} -m venv --clear .venv" in clone("-n", "setup", f"PYTHON={other}").stdout
 
 
-def test_a_venv_whose_python_an_upgrade_has_replaced_is_replaced(clone):
+def test_venv_of_an_upgraded_python_is_replaced(clone):
     python_of(
         "3.14" if sys.version_info[:2] != (3, 14) else "3.13", clone.folder / ".venv/bin/python"
     )
     assert ".venv/bin/python -m venv --clear .venv" in clone("-n", "setup").stdout
 
 
-def test_a_venv_whose_python_has_gone_is_replaced(clone):
+def test_venv_of_a_removed_python_is_replaced(clone):
     for python in clone.folder.glob(".venv/bin/python*"):
         python.unlink()
         python.symlink_to("/nowhere/python")
     assert "python3 -m venv --clear .venv" in clone("-n", "setup").stdout
 
 
-def test_new_versions_go_into_the_same_venv(clone):
+def test_venv_is_kept_for_new_versions(clone):
     os.utime(clone.folder / "docker/constraints.txt", (2**32, 2**32))
     commands = clone("-n", "setup").stdout
     assert ".venv/bin/python -m venv" in commands and "--clear" not in commands
 
 
 @pytest.mark.parametrize("version", ["3.10", "3.15", None])
-def test_a_python_without_wheels_ends_in_one_line(clone, version):
+def test_unsupported_python_is_one_line(clone, version):
     other = python_of(version, clone.folder / "other") if version else "/nowhere/python"
     done = clone("setup", f"PYTHON={other}")
     line = f"setup: PYTHON={other}: {version or 'missing'}; expected Python 3.11 to 3.14."
