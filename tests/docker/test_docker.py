@@ -314,9 +314,7 @@ def check_saved_by_signal(run):
     )
 
 
-def test_stopped_and_killed_container_resumes(
-    start_run, containers, outside, tmp_path
-):
+def test_stopped_and_killed_container_resumes(start_run, containers, outside, tmp_path):
     """By any user. A killed container leaves no process."""
     folder = tmp_path / "runs/run"
     run = start_run(containers, folder, "--resume", "auto", user=UNKNOWN)

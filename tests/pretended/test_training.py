@@ -103,7 +103,7 @@ def test_networks_and_gradients_are_channels_last(gpu, steps, run, training, nar
 
 @pytest.mark.slow
 def test_run_is_measured_saved_and_resumed(gpu, run, narrow_teacher):
-    """With a refresh, a factor, k-NN and comparisons of workers. A resume ends in the same bytes."""
+    """With a refresh, a factor, k-NN and worker checks, a resume ends in the same bytes."""
     options = dict(teacher=narrow_teacher, **DISTILLED)
     options |= dict(knn_every=1, check_every=2, save_every="2steps")
     once = run("once", **options)

@@ -245,9 +245,7 @@ exec chroot "$1" sh -euc "$2"
 
 
 @pytest.mark.parametrize("runtime", CONTAINERS)
-def test_mounts_have_every_name_of_a_path(
-    started, linked, tmp_path, runtime
-):
+def test_mounts_have_every_name_of_a_path(started, linked, tmp_path, runtime):
     """A link in a mounted folder is in the container as well: nothing is mounted over it."""
     [data, project, file, root] = linked("mine/data", "h/project", "scratch/local/list", "root")
     given = {"DATA": data, "RUN": "runs/r", "MOUNTS": f"teachers\n  {file}\n\n"}
@@ -350,9 +348,7 @@ def test_paths_resolve_dots(shell, tmp_path):
         ({"IMAGE": ""}, "IMAGE: empty; expected the image for RUNTIME={runtime}"),
     ],
 )
-def test_containers_refuse_invalid_settings(
-    refused, tmp_path, runtime, variables, said
-):
+def test_containers_refuse_invalid_settings(refused, tmp_path, runtime, variables, said):
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "blank ").mkdir()
     assert refused(RUNTIME=runtime, **variables).endswith(
@@ -425,9 +421,7 @@ def test_pyxis_refuses_special_characters(refused, tmp_path, variable, name):
         ),
     ],
 )
-def test_image_file_has_an_absolute_path(
-    shell, tmp_path, runtime, image, expected
-):
+def test_image_file_has_an_absolute_path(shell, tmp_path, runtime, image, expected):
     (tmp_path / "image").touch()
     done = shell('echo "$IMAGE"', RUNTIME=runtime, IMAGE=image, RUN="r")
     assert done.stdout + done.stderr == expected.replace("{}", str(tmp_path)) + "\n"
@@ -499,9 +493,7 @@ def test_containers_get_no_slurm_token(started, runtime):
     ids=str,
 )
 @pytest.mark.parametrize("runtime", ["docker", "apptainer"])
-def test_containers_have_gpus_by_any_variable(
-    started, runtime, variables, gpus
-):
+def test_containers_have_gpus_by_any_variable(started, runtime, variables, gpus):
     words, _ = started(runtime, **variables)
     if runtime == "apptainer":
         assert ("--nv" in words) == (gpus is not None)
@@ -716,9 +708,7 @@ def test_end_needs_no_scontrol(shell, tmp_path):
     ],
     ids=["away for a moment", "away", "not in PATH"],
 )
-def test_requeue_waits_for_the_controller(
-    shell, tmp_path, lines, down_for, code, last
-):
+def test_requeue_waits_for_the_controller(shell, tmp_path, lines, down_for, code, last):
     done = shell(f"{lines}\nsignalled=USR2; settle 0", controller(down_for=down_for), **NEEDS)
     assert done.returncode == code
     assert (done.stdout + done.stderr).splitlines()[-1].startswith(last), done.stdout + done.stderr

@@ -45,9 +45,7 @@ def check_whole(job, undisturbed, workers=2, teacher=False, options=SMALL):
 @pytest.mark.parametrize(
     ("sbatch", "workers"), [([], 4), (["--ntasks=3"], 3)], ids=["2 nodes x 2", "2 and 1"]
 )
-def test_job_trains_like_horovodrun(
-    submit, undisturbed, teacher_file, sbatch, workers
-):
+def test_job_trains_like_horovodrun(submit, undisturbed, teacher_file, sbatch, workers):
     """Once the ranks are up, nobody listens at the rendezvous any more."""
     job = submit([*SMALL, *TEACHER, teacher_file], tasks_per_node=2, sbatch=sbatch)
     job.wait_for_step(1)
@@ -173,9 +171,7 @@ def test_signal_during_staging_requeues(slurm, submit, images, undisturbed, tmp_
     check_whole(job, undisturbed)
 
 
-def test_late_tasks_are_requeued(
-    slurm, submit, undisturbed
-):
+def test_late_tasks_are_requeued(slurm, submit, undisturbed):
     job = submit(SMALL, STOP_SECONDS=3, HOROVOD_STALL_CHECK_TIME_SECONDS=300)
     job.wait_for_step(4)
     tasks = job.tasks()
@@ -215,9 +211,7 @@ def test_failed_node_requeues(slurm, submit, undisturbed):
     )
 
 
-def test_preempted_job_resumes(
-    slurm, submit, undisturbed, tmp_path
-):
+def test_preempted_job_resumes(slurm, submit, undisturbed, tmp_path):
     job = submit(SMALL, sbatch=["--exclusive"])
     job.wait_for_step(2)
     slurm(
@@ -255,9 +249,7 @@ class StandIn(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_rendezvous_resists_other_users(
-    slurm, submit, undisturbed, prolog, tmp_path
-):
+def test_rendezvous_resists_other_users(slurm, submit, undisturbed, prolog, tmp_path):
     """A stand-in holds the first port. While rank 1 is held, the real rendezvous gets malformed and silent clients."""
     attacked = tmp_path / "attacked"
     hold = prolog(f'while [ "$SLURM_PROCID" = 1 ] && [ ! -e {attacked} ]; do sleep 0.1; done')
@@ -367,9 +359,7 @@ def test_exception_on_one_rank_is_one_line(submit, prolog, tmp_path):
 
 
 @pytest.mark.parametrize(("stopped", "speaks"), [(1, "rank 0 on node1"), (0, "rank 1 on node2")])
-def test_stalled_rank_is_reported_and_ends_the_try(
-    submit, stopped, speaks
-):
+def test_stalled_rank_is_reported_and_ends_the_try(submit, stopped, speaks):
     limits = {"HOROVOD_STALL_CHECK_TIME_SECONDS": 3, "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": 8}
     job = submit(SMALL, MAX_REQUEUES=0, **limits)
     job.wait_for_step(2)

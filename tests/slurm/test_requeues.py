@@ -138,9 +138,7 @@ def repository(tmp_path):
 
 
 @pytest.mark.parametrize("export", ["", "ALL"])
-def test_job_of_another_folder_finds_its_repository(
-    slurm, repository, tmp_path, export
-):
+def test_job_of_another_folder_finds_its_repository(slurm, repository, tmp_path, export):
     """Its own relative paths, RUN's too, mean the folder of submission. What harms in that shell's environment is dropped."""
     folder = tmp_path / "my work"
     (folder / "my data").mkdir(parents=True)

@@ -114,9 +114,7 @@ def pack(folder, path):
     return path
 
 
-def test_archive_is_unpacked_once(
-    stage, archives, images, tmp_path
-):
+def test_archive_is_unpacked_once(stage, archives, images, tmp_path):
     """Both nodes are this machine: the second finds what the first has unpacked, as it would be after a requeue."""
     archive = archives("tar")
     path = tmp_path / "photos.tar.sha256"

@@ -1,4 +1,4 @@
-""".ci/run up to its first test: as whom it runs, and which packages it installs."""
+"""Test .ci/run up to its first test: its user, and the packages that it installs."""
 
 import os
 import re
@@ -19,7 +19,7 @@ STATES = {
 }
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="run as root, who can start programs as another user")
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can start programs as another user")
 def test_ci_run_refuses_users():
     words = ["setpriv", "--reuid=65534", "--clear-groups", "bash"]
     done = subprocess.run(words, input=SCRIPT.read_text(), capture_output=True, text=True)
@@ -30,7 +30,7 @@ def test_ci_run_refuses_users():
 
 @pytest.fixture
 def installs(tmp_path):
-    """A function that runs the script with packages in given states, and returns what it would install."""
+    """A function that runs the script with packages in given states; returns the installed ones."""
     for name, code in (
         ("apt-get", f'echo "$@" >>{tmp_path}/apt-get.txt'),
         ("make", "exit 1"),
@@ -44,7 +44,8 @@ def installs(tmp_path):
     }
 
     def run(states):
-        entry = "Package: {}\nStatus: {}\nVersion: 1\nArchitecture: all\nMaintainer: x\nDescription: x\n\n"
+        entry = "Package: {}\nStatus: {}\nVersion: 1\nArchitecture: all\n"
+        entry += "Maintainer: x\nDescription: x\n\n"
         (tmp_path / "status").write_text(
             "".join(entry.format(name, STATES[state]) for name, state in states.items())
         )

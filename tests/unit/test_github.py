@@ -1,4 +1,4 @@
-"""The files that GitHub and pre-commit read: valid, and in step with .ci/run, `make lint` and the code."""
+"""Test the files for GitHub and pre-commit: valid, and consistent with .ci/run and the code."""
 
 import importlib
 import re
@@ -67,8 +67,8 @@ def test_version_is_the_same_everywhere():
 
 def test_version_needs_no_torch():
     code = "import job, sys; print(job.__version__, 'torch' in sys.modules)"
-    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert shown.stdout.split() == [__version__, "False"], shown.stderr
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == [__version__, "False"], done.stderr
 
 
 @pytest.mark.parametrize("program", ["train", "export"])
@@ -100,5 +100,5 @@ def test_contributing_distiller_passes_its_test(monkeypatch):
         exec(compile(block, module.__name__, "exec"), module.__dict__)
     monkeypatch.setitem(DISTILLERS, "cosine", distiller.Cosine)
     assert issubclass(distiller.Cosine, Distiller)
-    [check] = [found for name, found in vars(test).items() if name.startswith("test_")]
+    [check] = [value for name, value in vars(test).items() if name.startswith("test_")]
     check()

@@ -1,4 +1,4 @@
-"""The session of `make gpu`: its order, limits, kept results and verdicts, without a GPU."""
+"""Test the session of `make gpu`: order, limits, results and verdicts, without a GPU."""
 
 import json
 import os
@@ -21,21 +21,19 @@ import session
 from parts import FAILED, LEFT_OUT, PASSED, TIMED_OUT, Part, Record, report, run_parts
 
 REPO = Path(__file__).parents[2]
-# It starts a child, prints both numbers and never ends; neither it nor the child obeys SIGTERM.
+# A program that starts a child, prints both process ids and never ends. Both ignore SIGTERM.
 STUBBORN = """
 import os, signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 own = "import signal; signal.signal(15, signal.SIG_IGN); print(1, flush=True); signal.pause()"
 child = subprocess.Popen([sys.executable, "-c", own], stdout=subprocess.PIPE)
 child.stdout.read(1)
-print("numbers", os.getpid(), child.pid, flush=True)
+print("pids", os.getpid(), child.pid, flush=True)
 signal.pause()
 """
-
-
 FAILING = """
 import os, sys
-print("shown", file=sys.stderr)
+print("failing", file=sys.stderr)
 with open(os.environ["GPU_RESULTS"], "a") as file:
     print('{"kind": "own"}', file=file)
 sys.exit(3)
@@ -46,10 +44,10 @@ def part(name, limit=60.0, words=(), **more):
     return Part(name, f"about {name}", [sys.executable, "-c", *words], limit, **more)
 
 
-def lives(number):
-    """Whether a process runs; an orphan that nobody has reaped does not."""
+def runs(pid):
+    """Whether a process runs. An orphan that is not reaped does not."""
     try:
-        return psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
@@ -59,7 +57,7 @@ def lines(record):
 
 
 class Fakes:
-    """Parts that take given seconds of a clock of their own, and have given verdicts."""
+    """Runs parts for given seconds of a fake clock, with given verdicts."""
 
     def __init__(self, seconds, verdicts):
         self.seconds, self.verdicts = seconds, verdicts
@@ -80,20 +78,20 @@ def test_parts_run_in_order_within_limits(tmp_path):
     record = Record(tmp_path / "out")
     fakes = Fakes({"a": 10, "b": 70, "c": 5, "d": 9}, dict.fromkeys("abcd", PASSED) | {"a": FAILED})
     given = [part("a"), part("b"), part("c", 100), part("d", 100)]
-    found = run_parts(given, record, 100.0, fakes.run, fakes.clock)
+    verdicts = run_parts(given, record, 100.0, fakes.run, fakes.clock)
     assert fakes.ran == [("a", 60), ("b", 60), ("c", 30), ("d", 25)]
-    assert found == {"a": FAILED, "b": TIMED_OUT, "c": PASSED, "d": PASSED}
+    assert verdicts == {"a": FAILED, "b": TIMED_OUT, "c": PASSED, "d": PASSED}
 
 
 def test_part_without_time_is_left_out(tmp_path):
     fakes = Fakes({"a": 58, "b": 1}, dict.fromkeys("ab", PASSED))
     record = Record(tmp_path)
-    found = run_parts([part("a"), part("b")], record, 60.0, fakes.run, fakes.clock)
-    assert found == {"a": PASSED, "b": LEFT_OUT} and [name for name, _ in fakes.ran] == ["a"]
+    verdicts = run_parts([part("a"), part("b")], record, 60.0, fakes.run, fakes.clock)
+    assert verdicts == {"a": PASSED, "b": LEFT_OUT} and [name for name, _ in fakes.ran] == ["a"]
 
 
 def test_results_are_written_at_once(tmp_path):
-    """Those of earlier parts are in the file while a later part runs."""
+    """The file has the results of earlier parts while a later part runs."""
     record, seen = Record(tmp_path), []
 
     def run(part, limit, record):
@@ -118,24 +116,24 @@ def test_results_are_written_at_once(tmp_path):
     ],
 )
 def test_report_returns_the_exit_code(verdicts, code, tmp_path, capsys):
-    """The endless part may be left out. Each verdict is shown."""
+    """The endless part may be left out. Each verdict is printed."""
     given = [part("first"), part("last", endless=True)]
-    found = dict(zip(["first", "last"], verdicts, strict=True))
-    assert report(given, found, Record(tmp_path)) == code
-    shown = capsys.readouterr().out.splitlines()[-2:]
-    assert [line.split("  ")[0].strip() for line in shown] == verdicts
-    assert (tmp_path / "log.txt").read_text().splitlines()[-2:] == shown
+    by_name = dict(zip(["first", "last"], verdicts, strict=True))
+    assert report(given, by_name, Record(tmp_path)) == code
+    printed = capsys.readouterr().out.splitlines()[-2:]
+    assert [line.split("  ")[0].strip() for line in printed] == verdicts
+    assert (tmp_path / "log.txt").read_text().splitlines()[-2:] == printed
 
 
 def test_part_output_and_exit_code_are_kept(tmp_path):
     record = Record(tmp_path)
     given = [part("fails", words=[FAILING]), part("passes", words=["print(1)"])]
     given.append(Part("missing", "", [str(tmp_path / "nothing")], 60.0))
-    found = run_parts(given, record, 600.0)
-    assert found == {"fails": FAILED, "passes": PASSED, "missing": FAILED}
+    verdicts = run_parts(given, record, 600.0)
+    assert verdicts == {"fails": FAILED, "passes": PASSED, "missing": FAILED}
     assert [line.get("code") for line in lines(record)] == [None, 3, 0, None]
     assert lines(record)[0]["kind"] == "own"
-    assert "  shown" in (tmp_path / "log.txt").read_text().splitlines()
+    assert "  failing" in (tmp_path / "log.txt").read_text().splitlines()
 
 
 @pytest.mark.parametrize("endless, verdict", [(False, TIMED_OUT), (True, PASSED)])
@@ -145,11 +143,11 @@ def test_endless_part_is_killed_with_its_children(
     tmp_path,
     monkeypatch,
 ):
-    """The limit begins when it has started, however long that takes."""
+    """The limit starts when the part has printed its process ids."""
     record, waited = Record(tmp_path), subprocess.Popen.wait
 
     def wait(process, timeout=None):
-        while timeout and not (record.log.exists() and "numbers" in record.log.read_text()):
+        while timeout and not (record.log.exists() and "pids" in record.log.read_text()):
             assert process.poll() is None
         return waited(process, timeout)
 
@@ -157,18 +155,18 @@ def test_endless_part_is_killed_with_its_children(
     monkeypatch.setattr(parts, "GRACE", 0.1)
     stubborn = part("stubborn", words=[STUBBORN], endless=endless)
     assert parts.execute(stubborn, 0.2, record)[0] == verdict
-    numbers = re.search(r"numbers (\d+) (\d+)", record.log.read_text()).groups()
-    while any(map(lives, map(int, numbers))):  # SIGKILL takes effect soon
+    pids = re.search(r"pids (\d+) (\d+)", record.log.read_text()).groups()
+    while any(map(runs, map(int, pids))):  # SIGKILL is not immediate
         pass
 
 
 def test_session_parts_have_order_and_files(tmp_path):
     for device in ("cuda", "cpu"):
-        found = session.session_parts(device, tmp_path, None)
-        names = [each.name for each in found]
+        made = session.session_parts(device, tmp_path, None)
+        names = [each.name for each in made]
         assert names[:5] == ["build", "collectives", "parity", "paths", "resume"]
         assert names[5:] == ["programs", "profile", "bench", "study"]
-        for each in found:
+        for each in made:
             scripts = [word for word in each.command if word.endswith(".py")]
             assert scripts and all(Path(word).is_file() for word in scripts)
             assert each.environment["TEST_DEVICE"] == device
@@ -182,7 +180,7 @@ def test_session_uses_the_carried_environment(tmp_path):
 
 
 def test_session_fits_the_first_parts():
-    """Their limits alone do not use up the ten minutes."""
+    """Their limits add up to less than ten minutes."""
     limits = {each.name: each.limit for each in session.session_parts("cuda", Path("/tmp"), None)}
     assert sum(limits[name] for name in ("build", "collectives", "parity", "paths")) < 600
 
@@ -230,10 +228,10 @@ def test_profiling_counts_waits_by_line():
 
 
 def test_carry_pins_everything_except_torch():
-    lean, whole = carry.names(everything=False), carry.names(everything=True)
-    assert {"cffi", "pycparser", "pytest", "setuptools"} <= set(lean) < set(whole)
-    assert not carry.TORCH & set(whole) and {"numpy", "scipy"} <= set(whole)
-    assert set(whole) <= carry.pinned().keys()
+    few, every = carry.names(everything=False), carry.names(everything=True)
+    assert {"cffi", "pycparser", "pytest", "setuptools"} <= set(few) < set(every)
+    assert not carry.TORCH & set(every) and {"numpy", "scipy"} <= set(every)
+    assert set(every) <= carry.pinned().keys()
     script = (REPO / "docker/build_horovod.sh").read_text()
     assert f"version={carry.HOROVOD.partition('==')[2]}\n" in script and carry.CMAKE in script
 
@@ -241,19 +239,19 @@ def test_carry_pins_everything_except_torch():
 def test_carry_unpacks_images_once(tmp_path):
     with zipfile.ZipFile(tmp_path / "mnist.zip", "w") as archive:
         archive.writestr("train/0/a.png", b"image")
-    places = {"mnist": tmp_path / "out/mnist", "other": tmp_path / "out/other"}
-    assert carry.unpack_images(tmp_path, places) == ["mnist"]
+    targets = {"mnist": tmp_path / "out/mnist", "other": tmp_path / "out/other"}
+    assert carry.unpack_images(tmp_path, targets) == ["mnist"]
     image = tmp_path / "out/mnist/train/0/a.png"
     assert image.read_bytes() == b"image"
     image.write_bytes(b"kept")
-    carry.unpack_images(tmp_path, places)
+    carry.unpack_images(tmp_path, targets)
     assert image.read_bytes() == b"kept"
 
 
 @pytest.mark.slow
 def test_carry_environment_has_this_torch(tmp_path):
     python = carry.sees_torch(tmp_path / "venv")
-    ask = "import importlib.util as i, sys; print(sys.prefix, i.find_spec('torch').origin)"
-    done = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True)
+    query = "import importlib.util as i, sys; print(sys.prefix, i.find_spec('torch').origin)"
+    done = subprocess.run([python, "-c", query], capture_output=True, text=True, check=True)
     prefix, torch = done.stdout.split()
     assert prefix == str(tmp_path / "venv") and torch.startswith(sys.prefix)

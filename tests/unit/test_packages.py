@@ -1,4 +1,4 @@
-"""The package: its ranges and the pinned versions, its archives, and the Python that `make setup` takes."""
+"""Test the package: ranges, pinned versions, archives, and the Python of `make setup`."""
 
 import hashlib
 import importlib.metadata
@@ -34,19 +34,18 @@ CONSTRAINTS, INSTALLER = REPO / "docker/constraints.txt", REPO / "docker/pip.txt
 
 
 def pins(path):
-    """The version and the hashes of each package of a requirements file."""
-    found = {}
+    """The version and the hashes of each package in a requirements file."""
+    versions = {}
     for entry in re.split(r"\n(?=\w)", path.read_text()):
         if match := re.match(r"([\w.-]+)==([^\s;]+)", entry):
-            found[match[1]] = match[2], set(re.findall(r"--hash=(sha256:[0-9a-f]{64})\b", entry))
-    return found
+            versions[match[1]] = match[2], set(re.findall(r"--hash=(sha256:[0-9a-f]{64})\b", entry))
+    return versions
 
 
 def test_pins_are_in_range_and_hashed():
     pinned = pins(CONSTRAINTS)
-    for requirement in map(
-        Requirement, [*PROJECT["dependencies"], *itertools.chain(*EXTRAS.values())]
-    ):
+    texts = [*PROJECT["dependencies"], *itertools.chain(*EXTRAS.values())]
+    for requirement in map(Requirement, texts):
         if requirement.name != PROJECT["name"]:
             version, _ = pinned[canonicalize_name(requirement.name)]
             assert requirement.specifier.contains(version), requirement
@@ -58,7 +57,8 @@ def test_pins_name_no_package_index():
 
 
 SMALL_WHEEL = {  # by file of its metadata
-    "METADATA": "Metadata-Version: 2.1\nName: {name}\nVersion: 1\nProvides-Extra: more\nRequires-Dist: small; extra == 'more'\n",
+    "METADATA": "Metadata-Version: 2.1\nName: {name}\nVersion: 1\n"
+    "Provides-Extra: more\nRequires-Dist: small; extra == 'more'\n",
     "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
 }
 BACKEND = """
@@ -72,10 +72,9 @@ def prepare_metadata_for_build_wheel(folder, settings=None):
 
 
 def pip_options(path):
-    """The options with which a file of the repository lets pip install pinned versions."""
-    return re.search(
-        r"--no-require-hashes(?: --?\S+ \S*constraints.txt)+", (REPO / path).read_text()
-    )[0].split()
+    """pip's options for pinned versions in a file of the repository."""
+    pattern = r"--no-require-hashes(?: --?\S+ \S*constraints.txt)+"
+    return re.search(pattern, (REPO / path).read_text())[0].split()
 
 
 @pytest.mark.slow
@@ -92,62 +91,50 @@ def test_pins_refuse_another_hash(tmp_path):
     (tmp_path / "b.py").write_text(
         f"METADATA = {SMALL_WHEEL['METADATA'].format(name='project')!r}\n{BACKEND}"
     )
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--dry-run",
-        "--no-index",
-        "--find-links",
-        tmp_path,
-        "--only-deps",
-        ".[more]",
-    ]
-    found = []
+    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index"]
+    pip += ["--find-links", tmp_path, "--only-deps", ".[more]", *options]
+    runs = []
     for digest in (hashlib.sha256(wheel.read_bytes()).hexdigest(), "0" * 64):
         (tmp_path / "constraints.txt").write_text(f"small==1 --hash=sha256:{digest}\n")
-        found.append(subprocess.run([*pip, *options], cwd=tmp_path, capture_output=True, text=True))
-    assert "Would install small-1" in found[0].stdout, found[0].stderr
-    assert found[1].returncode == 1 and "DO NOT MATCH THE HASHES" in found[1].stderr
+        runs.append(subprocess.run(pip, cwd=tmp_path, capture_output=True, text=True))
+    assert "Would install small-1" in runs[0].stdout, runs[0].stderr
+    assert runs[1].returncode == 1 and "DO NOT MATCH THE HASHES" in runs[1].stderr
 
 
 def test_image_has_the_extras_of_runs():
-    """ONNX is for the machine that exports, trackers for sites that have one, the rest for this repository."""
+    """Not ONNX, trackers and the extras for this repository."""
     text = (REPO / "docker/Dockerfile").read_text()
     extras = re.search(r"--only-deps '\.\[(.+)\]'", text)[1].split(",")
     assert extras == sorted(EXTRAS.keys() - {"onnx", "mlflow", "wandb", "study", "test"})
 
 
 def test_pythons_are_the_same_everywhere():
-    versions = [
-        label.removeprefix("Programming Language :: Python :: ") for label in PROJECT["classifiers"]
-    ]
+    label = "Programming Language :: Python :: "
+    versions = [name.removeprefix(label) for name in PROJECT["classifiers"]]
     assert [version for version in versions if version.startswith("3.")] == PYTHONS
     assert PROJECT["requires-python"] == ">=3.11,<3.15"
-    accepted = re.search(r'"\$\(PYTHON_VERSION\)" =~ (\S+)', (REPO / "Makefile").read_text())[
-        1
-    ].replace("$$", "$")
+    makefile = (REPO / "Makefile").read_text()
+    accepted = re.search(r'"\$\(PYTHON_VERSION\)" =~ (\S+)', makefile)[1].replace("$$", "$")
     assert [f"3.{minor}" for minor in range(7, 30) if re.search(accepted, f"3.{minor}")] == PYTHONS
 
 
 # Archives.
 
-BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
+BUILD = "import sys; from setuptools import build_meta; "
+BUILD += "print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
 
 
 def build(kind, source, folder):
-    """Build an archive of the sources in `source`, as pip does; return its path."""
-    done = subprocess.run(
-        [sys.executable, "-c", BUILD, kind, folder], cwd=source, capture_output=True, text=True
-    )
+    """Build an archive of the files in `source`, as pip does; return its path."""
+    words = [sys.executable, "-c", BUILD, kind, folder]
+    done = subprocess.run(words, cwd=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder / done.stdout.splitlines()[-1]
 
 
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory):
-    """The source archive of the repository, and a wheel that was built from that."""
+    """The source archive of the repository, and the wheel built from it."""
     folder = tmp_path_factory.mktemp("archives")
     repository = folder / "repository"
     repository.mkdir()
@@ -173,39 +160,23 @@ def test_source_archive_has_the_linked_files(archives):
         files = [(page.parent / path).resolve() for path in paths if path]
         linked |= {str(file.relative_to(REPO)) for file in files if file.is_file()}
     assert "job/show/pictures/method.svg" in linked and linked <= names
-    assert {
-        "Makefile",
-        "LICENSE",
-        "docker/build_horovod.sh",
-        "slurm/train.sbatch",
-        "tests/conftest.py",
-    } <= names
+    others = "Makefile LICENSE docker/build_horovod.sh slurm/train.sbatch tests/conftest.py"
+    assert {*others.split()} <= names
 
 
 @pytest.mark.slow
 def test_wheel_contents(archives):
     with zipfile.ZipFile(archives[1]) as archive:
         names = archive.namelist()
-        script = archive.read(
-            next(name for name in names if name.endswith(".data/scripts/build_horovod.sh"))
-        )
-    assert script == (REPO / "docker/build_horovod.sh").read_bytes()
-    assert {
-        "job/py.typed",
-        "mgd/py.typed",
-        "moco/py.typed",
-        "job/presets/small.yaml",
-        "job/show/report/report.html",
-    } <= set(names)
-    assert {name.split("/")[0].split("-")[0] for name in names} == {
-        "job",
-        "mgd",
-        "moco",
-        "moco_mgd",
-    }
-    assert not [
-        name for name in names if name.startswith("job/show/pictures/") or "/results/" in name
-    ]
+        [script] = [name for name in names if name.endswith(".data/scripts/build_horovod.sh")]
+        content = archive.read(script)
+    assert content == (REPO / "docker/build_horovod.sh").read_bytes()
+    data = "job/py.typed mgd/py.typed moco/py.typed job/presets/small.yaml"
+    assert {*data.split(), "job/show/report/report.html"} <= {*names}
+    tops = {name.split("/")[0].split("-")[0] for name in names}
+    assert tops == {"job", "mgd", "moco", "moco_mgd"}
+    pictures = "job/show/pictures/"
+    assert not [name for name in names if name.startswith(pictures) or "/results/" in name]
 
 
 @pytest.mark.slow
@@ -216,32 +187,27 @@ def test_wheel_metadata(archives):
     assert (metadata["License-Expression"], metadata["License-File"]) == ("MIT", "LICENSE")
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert metadata.get_payload().startswith("# MoCo v2 with Matching Guided Distillation")
-    assert len(metadata.get_all("Project-URL")) == 2 and "Typing :: Typed" in metadata.get_all(
-        "Classifier"
-    )
+    assert len(metadata.get_all("Project-URL")) == 2
+    assert "Typing :: Typed" in metadata.get_all("Classifier")
 
 
 def closure(requirements):
-    """The installed distributions that requirements need, by name, as pip would install them."""
+    """The installed distributions that pip would install for requirements, by name."""
     found, seen, waiting = {}, set(), [Requirement(text) for text in requirements]
     while waiting:
         requirement = waiting.pop()
-        for extra in {"", *requirement.extras} - {
-            extra for name, extra in seen if name == requirement.name
-        }:
-            seen.add((requirement.name, extra))
-            found[requirement.name] = distribution = importlib.metadata.distribution(
-                requirement.name
-            )
-            needed = map(Requirement, distribution.requires or [])
-            waiting += [
-                one for one in needed if one.marker is None or one.marker.evaluate({"extra": extra})
-            ]
+        name = requirement.name
+        for extra in {"", *requirement.extras} - {extra for other, extra in seen if other == name}:
+            seen.add((name, extra))
+            found[name] = distribution = importlib.metadata.distribution(name)
+            for each in map(Requirement, distribution.requires or []):
+                if each.marker is None or each.marker.evaluate({"extra": extra}):
+                    waiting.append(each)
     return found
 
 
 def environment(folder, requirements):
-    """Make a virtual environment with the packages that requirements need, linked from this one; return its Python."""
+    """Make a virtual environment with links to the packages of requirements; return its Python."""
     venv.create(folder, symlinks=True)
     [site] = folder.glob("lib/python*/site-packages")
     for distribution in closure(requirements).values():
@@ -253,38 +219,23 @@ def environment(folder, requirements):
 
 @pytest.fixture(scope="module")
 def installed(archives, tmp_path_factory):
-    """The commands of an environment such as `pip install .` makes: no Horovod, no extras."""
+    """The folder of commands after `pip install .`: no Horovod, no extras."""
     python = environment(tmp_path_factory.mktemp("environment"), PROJECT["dependencies"])
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        python,
-        "install",
-        "-q",
-        "--no-deps",
-        "--no-index",
-    ]
-    subprocess.run([*pip, archives[1]], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "-q"]
+    subprocess.run([*pip, "--no-deps", "--no-index", archives[1]], check=True)
     return python.parent
 
 
 @pytest.fixture(scope="module")
 def user(installed, tmp_path_factory):
-    """A function that runs a command in a folder of a user's, without a compiler on PATH, and returns what it did."""
+    """A function that runs a command in a user's folder, without a compiler on PATH."""
     folder = tmp_path_factory.mktemp("user")
 
     def run(line, **variables):
-        environment = {
-            "PATH": str(installed),
-            "HOME": str(folder),
-            "OMP_NUM_THREADS": "1",
-        } | variables
+        environment = {"PATH": str(installed), "HOME": str(folder), "OMP_NUM_THREADS": "1"}
         words = [installed / line.split()[0], *line.split()[1:]]
-        return subprocess.run(
-            words, cwd=folder, env=environment, capture_output=True, text=True, timeout=600
-        )
+        options = dict(capture_output=True, text=True, timeout=600)
+        return subprocess.run(words, cwd=folder, env=environment | variables, **options)
 
     run.folder = folder
     return run
@@ -292,18 +243,18 @@ def user(installed, tmp_path_factory):
 
 @pytest.mark.slow
 def test_wheel_installs_the_horovod_build(installed):
-    done = subprocess.run(
-        [installed / "build_horovod.sh", "no-python"], capture_output=True, text=True
-    )
+    words = [installed / "build_horovod.sh", "no-python"]
+    done = subprocess.run(words, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "build_horovod: no interpreter 'no-python'\n")
 
 
 @pytest.mark.slow
 def test_one_worker_needs_no_horovod_or_extras(user):
-    """From digits to a report, by each command. The study then has what it needs but its images, which an extra brings."""
+    """Run each command, from digits to a report. The study needs only its extra, for images."""
     torch.save(torchvision.models.resnet18().state_dict(), user.folder / "teacher.pth")
     for line in (
-        "mgd-train digits --config small --teacher teacher.pth --image-size 16 --batch-size 256 --epochs 1 -j 0 --out run",
+        "mgd-train digits --config small --teacher teacher.pth --image-size 16 --batch-size 256 "
+        "--epochs 1 -j 0 --out run",
         "mgd-linear digits --pretrained run/last.pth.tar --epochs 1 -j 0 --out linear",
         "mgd-embed digits --pretrained run/last.pth.tar -j 0 --out features.npy",
         "mgd-export run/last.pth.tar student.safetensors",
@@ -314,14 +265,8 @@ def test_one_worker_needs_no_horovod_or_extras(user):
         done = user(line)
         assert done.returncode == 0 and not done.stderr, done.stdout + done.stderr
     names = {path.name for path in user.folder.iterdir()}
-    assert {
-        "run",
-        "linear",
-        "features.npy",
-        "student.safetensors",
-        "packed",
-        "report.html",
-    } <= names
+    assert {"run", "linear", "features.npy", "packed", "report.html"} <= names
+    assert "student.safetensors" in names
     done = user("python -m job.study.study small --out study")
     assert done.returncode == 2 and "pip install '.[study]'" in done.stderr
 
@@ -337,37 +282,37 @@ def test_workers_without_horovod_are_one_line(user, installed):
     )
 
 
-# mgd in other people's training.
+# mgd in the training of other projects.
 
 ABSENT = ["job", "moco", "torchvision", "yaml", "PIL", "cv2", "horovod"]
 
 
 @pytest.mark.slow
 def test_mgd_needs_only_torch_and_scipy(archives, tmp_path):
-    """The example of its README, in an environment that has nothing else of this project."""
+    """The example of mgd/README.md runs without the other packages of this project."""
     python = environment(tmp_path / "environment", ["torch", "scipy"])
     with zipfile.ZipFile(archives[1]) as archive:
-        archive.extractall(
-            tmp_path, [name for name in archive.namelist() if name.startswith("mgd/")]
-        )
+        members = [name for name in archive.namelist() if name.startswith("mgd/")]
+        archive.extractall(tmp_path, members)
     example = re.search(r"```python\n(.*?)```", (REPO / "mgd/README.md").read_text(), re.DOTALL)[1]
-    absent = f"from importlib.util import find_spec\nprint([name for name in {ABSENT} if find_spec(name)])\n"
+    absent = "from importlib.util import find_spec\n"
+    absent += f"print([name for name in {ABSENT} if find_spec(name)])\n"
     (tmp_path / "example.py").write_text("import torch; torch.manual_seed(1)\n" + example + absent)
-    environ = {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [python, "example.py"], cwd=tmp_path, env=environ, capture_output=True, text=True
-    )
+    options = dict(env={"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    done = subprocess.run([python, "example.py"], cwd=tmp_path, **options)
     assert done.returncode == 0, done.stderr
-    *epochs, found = done.stdout.splitlines()
+    *epochs, present = done.stdout.splitlines()
     losses = [float(line.split()[-1]) for line in epochs]
-    assert found == "[]" and len(losses) == 4 and losses[-1] < losses[0] / 2
+    assert present == "[]" and len(losses) == 4 and losses[-1] < losses[0] / 2
 
 
 # The Python of `make setup`.
 
+OTHER = "3.14" if sys.version_info[:2] != (3, 14) else "3.13"  # than this Python
+
 
 def python_of(version, path):
-    """A program that says that it is Python `version`, and does nothing else."""
+    """A program that prints a version of Python."""
     path.unlink(missing_ok=True)
     path.write_text(f"#!/bin/sh\necho {version}\n")
     path.chmod(0o755)
@@ -376,28 +321,20 @@ def python_of(version, path):
 
 @pytest.fixture
 def clone(tmp_path):
-    """A clone with a `.venv` of this Python, and a function that runs make there; -n prints the commands only."""
-    for name in (
-        "pyproject.toml",
-        "docker/pip.txt",
-        "docker/constraints.txt",
-        "docker/build_horovod.sh",
-    ):
+    """A function that runs make in a clone with a `.venv` of this Python. -n prints the commands."""
+    files = "pyproject.toml docker/pip.txt docker/constraints.txt docker/build_horovod.sh"
+    for name in files.split():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     shutil.copy(REPO / "Makefile", tmp_path)
     venv.create(tmp_path / ".venv", symlinks=True)
     (tmp_path / f".venv/.ready-{sys.version_info[0]}.{sys.version_info[1]}").touch()
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("PYTHON", "MAKEFLAGS", "MAKELEVEL")
-    }
+    dropped = ("PYTHON", "MAKEFLAGS", "MAKELEVEL")
+    environment = {name: value for name, value in os.environ.items() if name not in dropped}
+    options = dict(cwd=tmp_path, env=environment, capture_output=True, text=True)
 
     def make(*words):
-        return subprocess.run(
-            ["make", *words], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
+        return subprocess.run(["make", *words], **options)
 
     make.folder = tmp_path
     return make
@@ -409,14 +346,12 @@ def test_venv_is_reused(clone):
 
 
 def test_venv_of_another_python_is_replaced(clone):
-    other = python_of("3.14" if sys.version_info[:2] != (3, 14) else "3.13", clone.folder / "other")
+    other = python_of(OTHER, clone.folder / "other")
     assert f"{other} -m venv --clear .venv" in clone("-n", "setup", f"PYTHON={other}").stdout
 
 
 def test_venv_of_an_upgraded_python_is_replaced(clone):
-    python_of(
-        "3.14" if sys.version_info[:2] != (3, 14) else "3.13", clone.folder / ".venv/bin/python"
-    )
+    python_of(OTHER, clone.folder / ".venv/bin/python")
     assert ".venv/bin/python -m venv --clear .venv" in clone("-n", "setup").stdout
 
 
