@@ -1,4 +1,4 @@
-"""A real SLURM of two nodes on this machine, jobs on it, and the runs under horovodrun that they are compared with."""
+"""Fixtures: a real SLURM of two nodes on this machine, its jobs, and runs under horovodrun."""
 
 import os
 import shutil
@@ -18,26 +18,22 @@ PATH = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"], "/u
 
 def pytest_collection_modifyitems(items):
     absent = [name for name in NEEDED if not shutil.which(name, path=PATH)]
-    slurm = f"no {', '.join(absent)} here: apt-get install --no-install-recommends slurmctld slurmd slurm-client munge"
+    reason = f"no {', '.join(absent)}. Run "
+    reason += "apt-get install --no-install-recommends slurmctld slurmd slurm-client munge"
     for item in items:
         if absent and Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.skip(reason=slurm))
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")
 def slurm():
-    """A function that runs one of SLURM's commands on the cluster of two nodes and returns what it prints."""
+    """A function that runs a SLURM command on a cluster of two nodes and returns its output."""
     folder = tempfile.mkdtemp(prefix="mgd-slurm-")
-    environment = os.environ | {
-        "LOCAL_CLUSTER": folder,
-        "SLURM_CONF": f"{folder}/slurm.conf",
-        "PATH": PATH,
-    }
+    dropped = ("HOROVOD_", "MGD_")
     environment = {
-        name: value
-        for name, value in environment.items()
-        if not name.startswith(("HOROVOD_", "MGD_"))
+        name: value for name, value in os.environ.items() if not name.startswith(dropped)
     }
+    environment |= {"LOCAL_CLUSTER": folder, "SLURM_CONF": f"{folder}/slurm.conf", "PATH": PATH}
     environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "USER": "tester"}
 
     def command(*words, check=True, **more):
@@ -61,7 +57,7 @@ def slurm():
 
 @pytest.fixture
 def submit(slurm, images, tmp_path):
-    """A function that submits a script; what a test leaves running is cancelled, and may leave no process."""
+    """A function that submits a script. At the end, cancelled jobs must leave no process."""
     jobs = []
 
     def start(
@@ -82,21 +78,10 @@ def submit(slurm, images, tmp_path):
             "PATH": PATH,
             "OMP_NUM_THREADS": 1,
         } | variables
-        exported = ",".join(
-            [
-                "HOME",
-                "USER",
-                "CUDA_VISIBLE_DEVICES",
-                *(f"{name}={value}" for name, value in values.items()),
-            ]
-        )
-        words = [
-            f"--nodes={nodes}",
-            f"--ntasks-per-node={tasks_per_node}",
-            "--gpus-per-node=0",
-            "--cpus-per-task=1",
-            *sbatch,
-        ]
+        given = [f"{name}={value}" for name, value in values.items()]
+        exported = ",".join(["HOME", "USER", "CUDA_VISIBLE_DEVICES", *given])
+        words = [f"--nodes={nodes}", f"--ntasks-per-node={tasks_per_node}"]
+        words += ["--gpus-per-node=0", "--cpus-per-task=1", *sbatch]
         words += [f"--export={exported}", f"--output={log}", REPO / "slurm" / script, *arguments]
         jobs.append(BatchJob(slurm, slurm("sbatch", "--parsable", *words).strip(), log, run))
         return jobs[-1]
@@ -109,7 +94,7 @@ def submit(slurm, images, tmp_path):
 
 @pytest.fixture(scope="session")
 def undisturbed(start_job, images, teacher_file, tmp_path_factory):
-    """A function (N, whether with a teacher, more options) -> folder of a run of N workers under horovodrun."""
+    """A function that returns the folder of an uninterrupted run of some workers by horovodrun."""
     runs = {}
 
     def run(workers, teacher=False, *more, options=SMALL):

@@ -1,4 +1,4 @@
-"""Tasks in containers of real engines, docker and podman: as jobs of SLURM, and started as SLURM starts them."""
+"""Test tasks in containers of docker and podman, as jobs of SLURM and without SLURM."""
 
 import os
 import re
@@ -14,19 +14,18 @@ import pytest
 from engine import PODMAN, missing, podman_settings
 from jobs import REPO, SMALL
 
-USER = 4242  # has no name here, and no ranges in /etc/subuid
+USER = 4242  # a user id without a name and without ranges in /etc/subuid
 
 
 def names(engine, job) -> list[str]:
     """The names of a job's containers, running or not."""
-    return engine(
-        "ps", "--all", "--filter", f"label=mgd.job={job.number}", "--format", "{{.Names}}"
-    ).split()
+    words = ["--filter", f"label=mgd.job={job.number}", "--format", "{{.Names}}"]
+    return engine("ps", "--all", *words).split()
 
 
 @pytest.fixture
 def submit_in(submit, image):
-    """A function that submits the training job in containers of an engine; none may be left at the end."""
+    """A function that submits the training job in containers, which must be gone at the end."""
     jobs = []
 
     def start(engine, **more):
@@ -37,23 +36,16 @@ def submit_in(submit, image):
     yield start
     for engine, job in jobs:
         job.slurm("scancel", job.number, check=False)
-        job.wait(
-            "the end of its containers", lambda engine=engine, job=job: not names(engine, job), 60
-        )
+        job.wait("the end of its containers", lambda of=(engine, job): not names(*of), 60)
 
 
 def test_scancel_leaves_no_container(slurm, submit_in, containers):
     job = submit_in(containers)
     job.wait_for_step(1)
-    assert sorted(names(containers, job)) == [
-        f"mgd-{job.number}-0-try-0",
-        f"mgd-{job.number}-1-try-0",
-    ]
-    assert re.search(
-        r"^2 workers on 2 nodes, 1 of them on node1, launcher srun; .*; image moco-mgd:test$",
-        job.text(),
-        re.MULTILINE,
-    )
+    expected = [f"mgd-{job.number}-{rank}-try-0" for rank in (0, 1)]
+    assert sorted(names(containers, job)) == expected
+    preflight = "^2 workers on 2 nodes, 1 of them on node1, launcher srun; .*; image moco-mgd:test$"
+    assert re.search(preflight, job.text(), re.MULTILINE)
     slurm("scancel", job.number)
     job.wait("the end of its containers", lambda: not names(containers, job), 60)
     assert job.wait_for_end() == "CANCELLED"
@@ -61,18 +53,15 @@ def test_scancel_leaves_no_container(slurm, submit_in, containers):
 
 
 def test_killed_task_ends_its_container(submit_in, containers):
-    """All that SLURM has started for the task dies at once, the engine's client too: nobody tells the container."""
+    """All processes of the task are killed at once, also the engine's client."""
     job = submit_in(containers, MAX_REQUEUES=0)
     job.wait_for_step(1)
     name = f"mgd-{job.number}-1-try-0"
     assert name in names(containers, job)
-    of_rank = {process: process.environ().get("SLURM_PROCID") for process in job.processes()}
-    ours = [
-        process for process, rank in of_rank.items() if rank == "1" and not in_container(process)
-    ]
-    killed = [
-        process for process in ours if process.name() != "tail"
-    ]  # SLURM may not find it without its parent
+    ranks = {process: process.environ().get("SLURM_PROCID") for process in job.processes()}
+    ours = [process for process, rank in ranks.items() if rank == "1" and not in_container(process)]
+    # Not `tail`: SLURM may not find it without its parent.
+    killed = [process for process in ours if process.name() != "tail"]
     assert any(containers.name in process.name() for process in killed)
     for process in killed:
         process.send_signal(signal.SIGKILL)
@@ -81,21 +70,20 @@ def test_killed_task_ends_its_container(submit_in, containers):
 
 
 def in_container(process) -> bool:
-    """Whether a process has a file system of its own."""
+    """Whether a process has its own mounts."""
     return os.readlink(f"/proc/{process.pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt")
 
 
 def test_missing_image_is_one_line(submit_in, docker, tmp_path):
     prolog = tmp_path / "prolog.sh"
-    prolog.write_text(
-        '#!/bin/bash\nif [ "$SLURMD_NODENAME" = node2 ]; then echo "export IMAGE=moco-mgd:nowhere"; fi\n'
-    )
+    change = 'echo "export IMAGE=moco-mgd:nowhere"'
+    prolog.write_text(f'#!/bin/bash\nif [ "$SLURMD_NODENAME" = node2 ]; then {change}; fi\n')
     prolog.chmod(0o755)
     job = submit_in(docker, SLURM_TASK_PROLOG=prolog)
     job.wait("a decision", job.decisions, 60)
     errors = [line for line in job.text().splitlines() if line.startswith("error: ")]
-    said = "error: node2: rank 1: IMAGE=moco-mgd:nowhere: missing on this node (Error"
-    assert len(errors) == 1 and errors[0].startswith(said), job.text()
+    start = "error: node2: rank 1: IMAGE=moco-mgd:nowhere: missing on this node (Error"
+    assert len(errors) == 1 and errors[0].startswith(start), job.text()
     assert names(docker, job) == []
     assert job.wait_for_end() == "FAILED"
 
@@ -104,25 +92,22 @@ def test_missing_image_is_one_line(submit_in, docker, tmp_path):
 
 
 def task(function, *words, environment, folder, before=()):
-    """Run a function of functions.sh as a task of a job does on a node, and return what is printed; `folder`/run is the run's."""
+    """Run a function of functions.sh as a task on a node, RUN in `folder`; return its output."""
     (folder / "run").mkdir(parents=True, exist_ok=True)
     settings = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_PROCID": "3", "SLURMD_NODENAME": "node1"}
     settings |= {"DATA": "", "RUN": f"{folder}/run"}
     command = [*before, "bash", folder / "slurm/functions.sh", function, *words]
-    shutil.copytree(REPO / "slurm", folder / "slurm")  # another user may not see this repository
-    done = subprocess.run(
-        command, env=environment | settings, cwd=folder, capture_output=True, text=True, timeout=120
-    )
-    if done.returncode == NOT_HERE:
-        pytest.skip(
-            "no /dev with InfiniBand can be made here: run as root, on a kernel with overlayfs"
-        )
+    shutil.copytree(REPO / "slurm", folder / "slurm")  # for users who cannot read this repository
+    options = dict(cwd=folder, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment | settings, **options)
+    if done.returncode == NO_OVERLAY:
+        pytest.skip("a /dev with InfiniBand needs root and a kernel with overlayfs")
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def test_containers_of_earlier_tries_are_removed(containers, image, tmp_path):
-    """One of this try, by another task, stays, and so does one of another node."""
+    """Containers of other tasks of this try, and of other nodes, stay."""
     job = os.getpid()
     nodes = {
         f"mgd-{job}-1-try-0": "node1",
@@ -130,42 +115,31 @@ def test_containers_of_earlier_tries_are_removed(containers, image, tmp_path):
         f"mgd-{job}-2-try-1": "node2",
     }
     for name, node in nodes.items():
-        words = [f"--label=mgd.job={job}", f"--label=mgd.node={node}"]
-        containers(
-            "run",
-            "--detach",
-            "--rm",
-            "--init",
-            "--name",
-            name,
-            "--network=host",
-            *words,
-            image,
-            "sleep",
-            "600",
-        )
+        words = ["--detach", "--rm", "--init", "--network=host", f"--name={name}"]
+        words += [f"--label=mgd.job={job}", f"--label=mgd.node={node}"]
+        containers("run", *words, image, "sleep", "600")
     try:
         environment = containers.environment | {
             "RUNTIME": containers.name,
             "IMAGE": image,
             "SLURM_RESTART_COUNT": "1",
         }
-        said = task("in_container", "echo", "started", environment=environment, folder=tmp_path)
-        assert re.fullmatch(r".* node1: removed container \S+ of an earlier try\nstarted\n", said)
-        left = containers(
-            "ps", "--filter", f"label=mgd.job={job}", "--format", "{{.Names}}"
-        ).split()
-        assert sorted(left) == [f"mgd-{job}-0-try-1", f"mgd-{job}-2-try-1"]
+        output = task("in_container", "echo", "started", environment=environment, folder=tmp_path)
+        line = r".* node1: removed container \S+ of an earlier try\nstarted\n"
+        assert re.fullmatch(line, output)
+        left = containers("ps", "--filter", f"label=mgd.job={job}", "--format", "{{.Names}}")
+        assert sorted(left.split()) == [f"mgd-{job}-0-try-1", f"mgd-{job}-2-try-1"]
     finally:
         for name in nodes:
             containers("rm", "--force", name, check=False)
 
 
-# Run a command on a node whose /dev has a device of InfiniBand, and the message queues that other machines have.
-NOT_HERE = 77
+# Run a command with a /dev that has an InfiniBand device, and the message queues of most machines.
+NO_OVERLAY = 77
 WITH_INFINIBAND = f"""
 mkdir -p "$0/infiniband" "$0/mqueue" && mknod -m 666 "$0/infiniband/uverbs0" c 1 3 &&
-    mount -t overlay -o "lowerdir=$0:/dev" none /dev && mount -t tmpfs -o mode=1777 none /dev/shm || exit {NOT_HERE}
+    mount -t overlay -o "lowerdir=$0:/dev" none /dev &&
+    mount -t tmpfs -o mode=1777 none /dev/shm || exit {NO_OVERLAY}
 exec "$@"
 """
 
@@ -175,7 +149,7 @@ def with_infiniband(folder):
 
 
 def test_docker_passes_infiniband_on(tmp_path):
-    """By a stand-in for docker, since raising the limit needs a right that the root of a sandbox may lack."""
+    """With a stand-in for docker, because root of a sandbox may be unable to raise the limit."""
     (tmp_path / "docker").write_text('#!/bin/bash\n[ "$1" != run ] || printf "%s " "$@"\n')
     (tmp_path / "docker").chmod(0o755)
     environment = os.environ | {
@@ -184,27 +158,28 @@ def test_docker_passes_infiniband_on(tmp_path):
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
     }
     words = "--device /dev/infiniband", "--ulimit memlock=-1"
-    here, there = (
+    plain, with_device = (
         task("in_container", environment=environment, folder=folder, before=before)
         for folder, before in (
             ((tmp_path / "1"), ()),
             ((tmp_path / "2"), with_infiniband(tmp_path)),
         )
     )
-    assert not any(word in here for word in words) or Path("/dev/infiniband").exists()
-    assert all(word in there for word in words)
+    assert not any(word in plain for word in words) or Path("/dev/infiniband").exists()
+    assert all(word in with_device for word in words)
 
 
 LOOK = """
 echo "user $(id -u), InfiniBand $(ls /dev/infiniband), $(ulimit -l) KiB to lock"
-echo "$(grep -E '^(Cpus_allowed_list|CapBnd|NoNewPrivs):' /proc/self/status | cut -f 2 | paste -s -d ' ')"
+names='^(Cpus_allowed_list|CapBnd|NoNewPrivs):'
+echo "$(grep -E "$names" /proc/self/status | cut -f 2 | paste -s -d ' ')"
 touch "$1/mine"
 """
 
 
 @pytest.fixture
 def home():
-    """A folder of USER, where none of its parents is closed to it."""
+    """A folder for USER whose parents are all accessible to this user."""
     folder = Path(tempfile.mkdtemp(prefix="mgd-user-"))
     folder.chmod(0o755)
     yield folder
@@ -213,7 +188,7 @@ def home():
 
 
 def end_pause(folder):
-    """End the process that keeps the namespaces of podman's first command for those that follow."""
+    """End the process that keeps the namespaces of podman's first command for later commands."""
     file = folder / "libpod/tmp/pause.pid"
     if file.exists():
         os.kill(int(file.read_text()), signal.SIGKILL)
@@ -221,20 +196,18 @@ def end_pause(folder):
 
 
 def test_podman_needs_no_root_and_no_subuid(docker, engine, home):
-    """The user is root inside, without rights, has the task's cores, limits and devices, and owns what the task writes."""
+    """The user is root inside without capabilities, with the task's cores, limits and devices.
+
+    The files that the task writes belong to the user.
+    """
     if reason := missing(PODMAN):
         pytest.skip(reason)
     variables = podman_settings(home)
     with open(variables["CONTAINERS_STORAGE_CONF"], "a") as file:
-        file.write(
-            '[storage.options.overlay]\nignore_chown_errors = "true"\n'
-        )  # the base has files of several users
-    environment = {
-        "HOME": str(home),
-        "XDG_RUNTIME_DIR": str(home),
-        "PATH": os.environ["PATH"],
-        **variables,
-    }
+        # The base has files of several users.
+        file.write('[storage.options.overlay]\nignore_chown_errors = "true"\n')
+    environment = {"HOME": str(home), "XDG_RUNTIME_DIR": str(home), "PATH": os.environ["PATH"]}
+    environment |= variables
     as_user = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
     (home / "run").mkdir()
     for path in (home, home / "run"):
@@ -242,18 +215,15 @@ def test_podman_needs_no_root_and_no_subuid(docker, engine, home):
     base = engine["BASE_IMAGE"]
     docker("save", "--output", home / "base.tar", base)
     (home / "base.tar").chmod(0o644)
-    subprocess.run(
-        [*as_user, "podman", "load", "--quiet", "--input", home / "base.tar"],
-        env=environment,
-        check=True,
-    )
+    load = ["podman", "load", "--quiet", "--input", home / "base.tar"]
+    subprocess.run([*as_user, *load], env=environment, check=True)
     end_pause(home)
 
     before = [*with_infiniband(home), "taskset", "--cpu-list", "0", *as_user]
     environment |= {"RUNTIME": "podman", "IMAGE": base}
     words = ["sh", "-c", LOOK, "sh", f"{home}/run"]
-    said = task("in_container", *words, environment=environment, folder=home, before=before)
+    output = task("in_container", *words, environment=environment, folder=home, before=before)
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     limit = "unlimited" if limit == resource.RLIM_INFINITY else limit // 1024
-    assert said == f"user 0, InfiniBand uverbs0, {limit} KiB to lock\n{'0' * 16} 1 0\n"
+    assert output == f"user 0, InfiniBand uverbs0, {limit} KiB to lock\n{'0' * 16} 1 0\n"
     assert (home / "run/mine").stat().st_uid == USER

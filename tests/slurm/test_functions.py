@@ -1,4 +1,4 @@
-"""What slurm/functions.sh gives to programs that cannot be run here, written down by stand-ins for them."""
+"""Test slurm/functions.sh with stand-ins for the commands of SLURM and container engines."""
 
 import csv
 import json
@@ -13,7 +13,7 @@ from job.show.read.history import read_record
 from jobs import REPO
 
 COMMAND = ["python", "-m", "job.train", "my data", "--out", "r"]
-# What `run` needs to know of a job.
+# The variables of a job that `run` needs.
 NEEDS = {
     "SLURM_JOB_ID": "7",
     "SLURM_JOB_NODELIST": "node1",
@@ -27,14 +27,14 @@ NEEDS |= {"MGD_NODE_ADDRESSES": "node1=10.0.0.1", "MAX_REQUEUES": "20", "RUN": "
 
 
 def decisions(done) -> list[str]:
-    """The reasons of the decisions that a job has printed."""
+    """The reasons in a job's decision records."""
     lines = [line for line in done.stdout.splitlines() if line.startswith('{"kind": "decision", ')]
     return [json.loads(line)["reason"] for line in lines]
 
 
 @pytest.fixture
 def shell(tmp_path):
-    """A function that runs lines after the functions, with programs that a test has written in place of the real ones."""
+    """A function that sources functions.sh and runs lines, with stand-ins for programs."""
 
     def run(lines, programs=None, folder=tmp_path, **variables):
         for name, text in (programs or {}).items():
@@ -58,7 +58,7 @@ def shell(tmp_path):
     return run
 
 
-# Stand-ins that write down the words and the environment that a task or its container is started with.
+# Stand-ins that write the arguments and the environment of a task, or of its container, to files.
 WRITE = 'printf "%s\\0" "$@" >"$HERE/words"; env >"$HERE/environment"'
 SRUN = f"""case $* in
     *--container-image*) {WRITE} ;;
@@ -72,7 +72,7 @@ CONTAINERS = [*ENGINES, "apptainer", "pyxis"]
 
 @pytest.fixture
 def started(shell, tmp_path):
-    """A function that starts a task by a runtime. It returns the words and the environment that the runtime gets."""
+    """A function that starts a task by a runtime; returns its arguments and environment."""
 
     def start(runtime, **variables):
         (tmp_path / "image").touch()
@@ -108,11 +108,11 @@ def started(shell, tmp_path):
 
 @pytest.fixture
 def refused(shell, tmp_path):
-    """A function that sources functions.sh with settings that are wrong; it returns the error."""
+    """A function that sources functions.sh with invalid settings and returns the error."""
 
     def source(**variables):
         (tmp_path / "image").touch()
-        done = shell("echo went on", **{"IMAGE": "image", "DATA": "", "RUN": "r"} | variables)
+        done = shell("echo sourced", **{"IMAGE": "image", "DATA": "", "RUN": "r"} | variables)
         assert (done.returncode, done.stdout) == (2, ""), done.stderr
         [line] = done.stderr.splitlines()
         return line.removeprefix("error: batch: ")
@@ -121,32 +121,31 @@ def refused(shell, tmp_path):
 
 
 def mounts(words) -> dict[str, str]:
-    """What a container sees and how it may use each, ro or rw, in the order of the words."""
+    """The paths in a container, each ro or rw, in the order of the arguments."""
     if words[0].startswith("--export"):
         [word] = [word for word in words if word.startswith("--container-mounts=")]
-        found = [mount.split(":") for mount in word.split("=", 1)[1].split(",")]
-        assert all(source == target for source, target, *_ in found)
-        found = [mount for mount in found if mount[0] != "/etc/nccl.conf"]  # this machine's
-        return {source: (more or ["rw"])[0] for source, _, *more in found}
-    found = [
-        next(csv.reader([words[number + 1]]))
-        for number, word in enumerate(words)
-        if word == "--mount"
-    ]
-    assert all(
-        kind == "type=bind" and source[7:] == target[7:] for kind, source, target, *_ in found
-    )
-    seen = {source[7:]: (more or ["rw"])[0] for _, source, _, *more in found}
-    return {path: mode for path, mode in seen.items() if path != "/etc/nccl.conf"}  # this machine's
+        entries = [mount.split(":") for mount in word.split("=", 1)[1].split(",")]
+    else:
+        rows = [next(csv.reader([value])) for value in values_of("--mount", words)]
+        assert all(row[0] == "type=bind" for row in rows)
+        entries = [[row[1][7:], row[2][7:], *row[3:]] for row in rows]  # without source=, target=
+    assert all(source == target for source, target, *_ in entries)
+    modes = {source: (more or ["rw"])[0] for source, _, *more in entries}
+    return {
+        path: mode for path, mode in modes.items() if path != "/etc/nccl.conf"
+    }  # this machine's
+
+
+def values_of(option, words) -> list[str]:
+    """The words after each occurrence of an option."""
+    return [words[number + 1] for number, word in enumerate(words) if word == option]
 
 
 def test_paths_expand_the_home_folder(shell, tmp_path):
     names = ["DATA", "ARCHIVE", "LOCAL", "RUN", "IMAGE"]
     home = {"HOME": f"{tmp_path}/my & home"}
-    done = shell(
-        " ".join(["printf '%s\\n'", *(f'"${name}"' for name in names)]),
-        **dict.fromkeys(names, "~/a b~/c") | home,
-    )
+    lines = " ".join(["printf '%s\\n'", *(f'"${name}"' for name in names)])
+    done = shell(lines, **dict.fromkeys(names, "~/a b~/c") | home)
     assert done.stdout.splitlines() == [f"{home['HOME']}/a b~/c"] * len(names), done.stderr
     assert shell('echo "${DATA-unset} ${RUN-unset}"', RUN="./~/r").stdout == "unset ./~/r\n"
     (tmp_path / "my & home" / "venv" / "bin").mkdir(parents=True)
@@ -162,27 +161,20 @@ def test_command_is_the_same_in_each_runtime(started, tmp_path, runtime):
     words, environment = started(runtime, DATA=data)
     assert words[-len(COMMAND) :] == COMMAND
     before = words[: -len(COMMAND)]
-    seen = {str(tmp_path): "ro", f"{tmp_path}/{data}": "ro", f"{tmp_path}/r": "rw"}
+    expected = {str(tmp_path): "ro", f"{tmp_path}/{data}": "ro", f"{tmp_path}/r": "rw"}
     if runtime == "none":
         assert before == []
         return
-    assert mounts(before) == seen
-    assert list(mounts(before)) == sorted(seen)
+    assert mounts(before) == expected
+    assert list(mounts(before)) == sorted(expected)
     before = [
         word
         for word in before
         if word != "--mount" and not word.startswith(("type=bind", "--container-mounts"))
     ]
     if runtime == "apptainer":
-        assert before == [
-            "exec",
-            "--cleanenv",
-            "--no-mount",
-            "home,cwd",
-            "--pwd",
-            str(tmp_path),
-            f"{tmp_path}/image",
-        ]
+        options = f"--cleanenv --no-mount home,cwd --pwd {tmp_path} {tmp_path}/image"
+        assert before == ["exec", *options.split()]
         assert environment["APPTAINERENV_PYTHONSAFEPATH"] == "1"
     elif runtime == "pyxis":
         container = [
@@ -203,7 +195,7 @@ def test_task_has_the_cores_of_the_job(shell):
 
 @pytest.fixture
 def linked(tmp_path):
-    """A cluster with /scratch -> /lustre and more links, in a folder of the test; a function returns paths in it."""
+    """A function that returns paths in a file system with /scratch -> /lustre and more links."""
     for name in (
         "lustre/me/data/train",
         "lustre/me/teachers",
@@ -229,11 +221,13 @@ def linked(tmp_path):
     return lambda *names: [f"{tmp_path}/{name}" for name in names]
 
 
-# Run shell lines in the root that a container's mounts make, as it has them: "ro PATH" or "rw PATH" a line of its input.
+# Run shell lines in a root folder made of a container's mounts. Each line of stdin is one mount:
+# "ro PATH" or "rw PATH".
 CONTAINER = """set -eu
 mount -t tmpfs tmpfs "$1"
 for name in bin lib lib64 usr; do
-    if [ -L /$name ]; then cp -P /$name "$1"; else mkdir "$1/$name" && mount --bind /$name "$1/$name"; fi
+    if [ -L /$name ]; then cp -P /$name "$1"; continue; fi
+    mkdir "$1/$name" && mount --bind /$name "$1/$name"
 done
 while read -r mode path; do
     if [ -d "$path" ]; then mkdir -p "$1$path"; else mkdir -p "$1${path%/*}" && touch "$1$path"; fi
@@ -246,7 +240,7 @@ exec chroot "$1" sh -euc "$2"
 
 @pytest.mark.parametrize("runtime", CONTAINERS)
 def test_mounts_have_every_name_of_a_path(started, linked, tmp_path, runtime):
-    """A link in a mounted folder is in the container as well: nothing is mounted over it."""
+    """No mount covers a link in a mounted folder, because the container has the link itself."""
     [data, project, file, root] = linked("mine/data", "h/project", "scratch/local/list", "root")
     given = {"DATA": data, "RUN": "runs/r", "MOUNTS": f"teachers\n  {file}\n\n"}
     words, _ = started(runtime, folder=tmp_path / "home/project", PWD=project, **given)
@@ -262,26 +256,17 @@ def test_mounts_have_every_name_of_a_path(started, linked, tmp_path, runtime):
     write = linked("mine/runs/r", "scratch/me/runs/r", "lustre/me/runs/r")
     assert mounts(words) == dict.fromkeys(read, "ro") | dict.fromkeys(write, "rw")
 
-    called = [
-        *linked(
-            "mine/data/last",
-            "scratch/me/data/last",
-            "lustre/me/data/train/1.png",
-            "scratch/local/list",
-        ),
-        *read[-1:],
-    ]
-    called[-1:] = [
-        "teachers/t.pth.tar",
-        *linked("h/project/teachers/t.pth.tar", "scratch/me/teachers/t.pth.tar"),
-    ]
-    lines = f"cd {project}; cat {' '.join(called)}; echo written | tee runs/r/1 >{write[0]}/2; ! touch {data}/new 2>&-"
+    names = linked("mine/data/last", "scratch/me/data/last", "lustre/me/data/train/1.png")
+    names += [*linked("scratch/local/list"), "teachers/t.pth.tar"]
+    names += linked("h/project/teachers/t.pth.tar", "scratch/me/teachers/t.pth.tar")
+    lines = f"cd {project}; cat {' '.join(names)}; echo written | tee runs/r/1 >{write[0]}/2; "
+    lines += f"! touch {data}/new 2>&-"
     os.mkdir(root)
     unshared = ["unshare", "--mount", "bash", "-c", CONTAINER, "container", root, lines]
     given = "".join(f"{mode} {path}\n" for path, mode in mounts(words).items())
     done = subprocess.run(unshared, input=given, capture_output=True, text=True)
     if "Operation not permitted" in done.stderr:
-        pytest.skip("mounting is not allowed here, run as root")
+        pytest.skip("only root can mount folders")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "1.png" * 3 + "list" + "t.pth.tar" * 3
     assert [(Path(write[-1]) / name).read_text() for name in "12"] == ["written\n"] * 2
@@ -318,14 +303,14 @@ def test_mounts_are_unique(started, tmp_path):
 
 
 def test_paths_resolve_dots(shell, tmp_path):
-    """A container has no folder `x`."""
+    """Because a container has no folder `x`."""
     values = {"DATA": f"{tmp_path}/x/../y", "RUN": "../run"}
     assert shell('echo "$DATA $RUN"', **values).stdout == f"{tmp_path}/y {tmp_path.parent}/run\n"
 
 
 @pytest.mark.parametrize("runtime", CONTAINERS)
 @pytest.mark.parametrize(
-    ("variables", "said"),
+    ("variables", "error"),
     [
         (
             {"MOUNTS": "/etc /nowhere"},
@@ -348,11 +333,11 @@ def test_paths_resolve_dots(shell, tmp_path):
         ({"IMAGE": ""}, "IMAGE: empty; expected the image for RUNTIME={runtime}"),
     ],
 )
-def test_containers_refuse_invalid_settings(refused, tmp_path, runtime, variables, said):
+def test_containers_refuse_invalid_settings(refused, tmp_path, runtime, variables, error):
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "blank ").mkdir()
     assert refused(RUNTIME=runtime, **variables).endswith(
-        said.replace("{}", str(tmp_path)).replace("{runtime}", runtime)
+        error.replace("{}", str(tmp_path)).replace("{runtime}", runtime)
     )
 
 
@@ -381,8 +366,11 @@ def test_pyxis_refuses_special_characters(refused, tmp_path, variable, name):
         if variable == "PWD"
         else {variable: name, "ARCHIVE": "data.tar"}
     )
-    said = refused(RUNTIME="pyxis", **{"LOCAL": "/tmp", "IMAGE": f"{tmp_path}/image"} | values)
-    assert said.startswith("RUNTIME=pyxis cannot mount '") and name in said
+    error = refused(RUNTIME="pyxis", **{"LOCAL": "/tmp", "IMAGE": f"{tmp_path}/image"} | values)
+    assert error.startswith("RUNTIME=pyxis cannot mount '") and name in error
+
+
+MISSING_IMAGE = "missing file; expected an image, or its address in a registry"
 
 
 @pytest.mark.parametrize(
@@ -405,19 +393,19 @@ def test_pyxis_refuses_special_characters(refused, tmp_path, variable, name):
         (
             "apptainer",
             "x/y:z",
-            "error: batch: IMAGE=x/y:z: missing file; expected an image, or its address in a registry",
+            f"error: batch: IMAGE=x/y:z: {MISSING_IMAGE}",
         ),
         ("pyxis", "x/y:z", "x/y:z"),
         ("pyxis", "image", "{}/image"),
         (
             "pyxis",
             "./a.sqsh",
-            "error: batch: IMAGE=./a.sqsh: missing file; expected an image, or its address in a registry",
+            f"error: batch: IMAGE=./a.sqsh: {MISSING_IMAGE}",
         ),
         (
             "pyxis",
             "a.sqsh",
-            "error: batch: IMAGE=a.sqsh: missing file; expected an image, or its address in a registry",
+            f"error: batch: IMAGE=a.sqsh: {MISSING_IMAGE}",
         ),
     ],
 )
@@ -428,7 +416,7 @@ def test_image_file_has_an_absolute_path(shell, tmp_path, runtime, image, expect
 
 
 @pytest.mark.parametrize(
-    ("variables", "said"),
+    ("variables", "error"),
     [
         ({"RUNTIME": "rkt"}, "RUNTIME=rkt: expected none, docker, podman, apptainer or pyxis"),
         (
@@ -445,13 +433,13 @@ def test_image_file_has_an_absolute_path(shell, tmp_path, runtime, image, expect
         ),
     ],
 )
-def test_settings_refuse_invalid_values(refused, variables, said):
-    assert refused(**variables) == said
+def test_settings_refuse_invalid_values(refused, variables, error):
+    assert refused(**variables) == error
 
 
 @pytest.mark.parametrize("runtime", CONTAINERS)
 def test_containers_get_no_slurm_token(started, runtime):
-    """What a container gets besides goes by name, or in the environment: never into a list of arguments."""
+    """Other variables are passed by name or in the environment, never in the arguments."""
     given = {"SLURM_JWT": "a token", "NCCL_DEBUG": "INFO", "AWS_KEY": "a key"}
     given |= {"FI_PROVIDER": "provider", "OFI_NCCL_PROTOCOL": "RDMA", "UCX_TLS": "rc,tcp"}
     given |= {"FI": "no prefix"}
@@ -461,7 +449,7 @@ def test_containers_get_no_slurm_token(started, runtime):
         value in word for value in [secret, *given.values()] for word in words
     )
     if runtime in ENGINES:
-        passed = {words[number + 1] for number, word in enumerate(words) if word == "--env"}
+        passed = {*values_of("--env", words)}
         network = {"NCCL_DEBUG", "FI_PROVIDER", "OFI_NCCL_PROTOCOL", "UCX_TLS"}
         expected = {"MGD_SECRET", "SLURM_JOB_ID"} | network
         assert passed & {*given, "MGD_SECRET", "SLURM_JOB_ID"} == expected
@@ -512,14 +500,12 @@ def test_containers_have_gpus_by_any_variable(started, runtime, variables, gpus)
 )
 def test_podman_gets_gpus_as_devices(started, variables, gpus):
     words, _ = started("podman", **variables)
-    assert [words[number + 1] for number, word in enumerate(words) if word == "--device"] == [
-        f"nvidia.com/gpu={n}" for n in gpus
-    ]
+    assert values_of("--device", words) == [f"nvidia.com/gpu={n}" for n in gpus]
 
 
 @pytest.mark.parametrize("runtime", CONTAINERS)
 def test_mounts_include_the_files_of_nccl(started, tmp_path_factory, runtime):
-    """A name without a folder is one of LD_LIBRARY_PATH's. NCCL itself reports a missing file."""
+    """NCCL finds a name without a folder in LD_LIBRARY_PATH, and itself reports a missing file."""
     site = tmp_path_factory.mktemp("site")
     for name in ("nccl.conf", "libnccl-net.so"):
         (site / name).touch()
@@ -540,7 +526,7 @@ def test_job_scripts_export_the_same_variables():
 
 
 def test_node_addresses_omit_loopback_names(shell):
-    """By number as SLURM has it; by name as it resolves, but to the machine itself or not at all."""
+    """A number stays. A name is resolved. Unknown names and those of the machine are omitted."""
     nodes = {
         "node1": "10.0.0.1",
         "node2": "lan-name",
@@ -566,27 +552,23 @@ def test_node_addresses_omit_loopback_names(shell):
     assert (done.returncode, done.stdout) == (0, "node1=10.0.0.1 node2=10.0.0.2 node5=127.0.0.1 ")
 
 
+CONTROL = """[ "$1" = requeue ] && echo "$*" || echo "JobId=7 JobState=RUNNING Reason=None\""""
+
+
 def test_newest_checkpoint_on_a_disk_without_links(shell, linkless):
-    """Beside it lie a copy, and half of another; and a job is requeued if there is a newer one than before."""
+    """Next to a copy and an incomplete one. A job is requeued only if a try saves a newer one."""
 
     def newest(folder):
         return shell("newest_checkpoint", RUN=str(folder)).stdout.strip()
 
     assert newest(linkless / "missing") == newest(linkless) == "none"
-    for name in (
-        "checkpoint_9999_000012",
-        "checkpoint_10000_000000",
-        "checkpoint_9999_000100",
-        "last",
-        "best",
-    ):
+    positions = ("9999_000012", "10000_000000", "9999_000100")
+    for name in [*(f"checkpoint_{position}" for position in positions), "last", "best"]:
         (linkless / f"{name}.pth.tar").touch()
     (linkless / "checkpoint_10001_000000.pth.tar.new").touch()
     assert newest(linkless) == "checkpoint_10000_000000.pth.tar"
     needs = {"SLURM_JOB_ID": "7", "MAX_REQUEUES": "20", "RUN": str(linkless)}
-    control = {
-        "scontrol": """[ "$1" = requeue ] && echo "$*" || echo "JobId=7 JobState=RUNNING Reason=None\""""
-    }
+    control = {"scontrol": CONTROL}
     ended = shell("settle 1", control, **needs)
     assert decisions(ended) == ["nothing-saved"]
     damaged = '"$RUN/checkpoint_10000_000000.pth.tar"'
@@ -596,73 +578,54 @@ def test_newest_checkpoint_on_a_disk_without_links(shell, linkless):
 
 
 def test_each_try_has_its_own_secret(shell):
-    """In their environment, which other users cannot read, and nowhere else."""
-    needs = {
-        "SLURM_JOB_ID": "7",
-        "SLURM_JOB_NODELIST": "node1",
-        "MGD_NODE_ADDRESSES": "node1=10.0.0.1",
-        "MAX_REQUEUES": "0",
-    }
-    variables = needs | {
-        "RUN": "r",
-        "DATA": "",
-        "RUNTIME": "none",
-        "VENV": "",
-        "IMAGE": "",
-        "MOUNTS": "",
-        "MGD_SECRET": "old",
-    }
+    """It is only in the tasks' environment, which other users cannot read."""
+    variables = NEEDS | {"MAX_REQUEUES": "0", "MGD_SECRET": "old"}
     programs = {
         "srun": 'echo "$MGD_SECRET" >>secrets; echo "$*"',
         "scontrol": "echo JobState=RUNNING",
     }
-    said = [shell('run "$@"', programs, **variables).stdout for _ in range(2)]
+    outputs = [shell('run "$@"', programs, **variables).stdout for _ in range(2)]
     secrets = (shell.folder / "secrets").read_text().splitlines()
     assert len(set(secrets)) == 2 and all(len(secret) == 44 for secret in secrets)
-    assert not any(secret in text for secret in secrets for text in said)
-    assert "-m job.train" in said[0]
+    assert not any(secret in text for secret in secrets for text in outputs)
+    assert "-m job.train" in outputs[0]
 
 
-@pytest.mark.parametrize("moment", ["while they start", "before their number is known"])
+@pytest.mark.parametrize("moment", ["while srun starts", "before step is set"])
 def test_signals_are_repeated(shell, moment):
-    """As srun loses one that comes while it starts them."""
-    srun = """heard=0
-    trap 'heard=$((heard + 1)); [ $heard = 1 ] || { echo "heard $heard"; exit 1; }' USR2
+    """Because srun loses a signal while it starts the tasks."""
+    srun = """count=0
+    trap 'count=$((count + 1)); [ $count = 1 ] || { echo "signals $count"; exit 1; }' USR2
     touch ready
-    [ -n "$UNKNOWN" ] || kill -USR2 $PPID
+    [ -n "$UNSET" ] || kill -USR2 $PPID
     for _ in $(seq 100); do sleep 0.1; done"""
-    control = """[ "$1" = requeue ] && echo "$*" || echo "JobId=7 JobState=RUNNING Reason=None\""""
-    unknown = moment == "before their number is known"
-    before = """case $BASH_COMMAND in step=*) until [ -e ready ]; do sleep 0.1; done; kill -USR2 $$; esac"""
-    told = f"set -T; trap '{before}' DEBUG; " if unknown else ""
-    done = shell(
-        told + 'run "$@"',
-        {"srun": srun, "scontrol": control},
-        **NEEDS,
-        UNKNOWN="1" if unknown else "",
-    )
+    unset = moment == "before step is set"
+    signal = "until [ -e ready ]; do sleep 0.1; done; kill -USR2 $$"
+    debug = f"set -T; trap 'case $BASH_COMMAND in step=*) {signal}; esac' DEBUG; " if unset else ""
+    programs = {"srun": srun, "scontrol": CONTROL}
+    done = shell(debug + 'run "$@"', programs, **NEEDS, UNSET="1" if unset else "")
     assert done.returncode == 0, done.stderr
-    said = done.stdout.splitlines()
-    assert said[3] == "heard 2" and said[-1] == "requeue 7" and decisions(done) == ["requeued"]
+    lines = done.stdout.splitlines()
+    assert lines[3] == "signals 2" and lines[-1] == "requeue 7" and decisions(done) == ["requeued"]
 
 
-DOWN = "echo 'Slurmctld is DOWN' >&2; exit 1"  # scontrol, when the controller is away
+DOWN = "echo 'Slurmctld is DOWN' >&2; exit 1"  # scontrol without a controller
 RUNNING = "JobId=7 JobState=RUNNING Requeue=1 Restarts=0"
 
 
 def controller(job=RUNNING, down_for=0):
-    """A stand-in for scontrol that does not answer at first. `requeue` prints its words."""
+    """A stand-in for scontrol that fails `down_for` times. `requeue` prints its arguments."""
     return {
         "sleep": "",
-        "scontrol": f"""echo "$1" >>asked
-        [ "$(grep -c . asked)" -gt {down_for} ] || {{ {DOWN}; }}
+        "scontrol": f"""echo "$1" >>calls
+        [ "$(grep -c . calls)" -gt {down_for} ] || {{ {DOWN}; }}
         case $1 in requeue) echo "$*" ;; show) echo "{job} Reason=None" ;; esac""",
     }
 
 
-def asked(folder) -> list[str]:
-    """The commands that the stand-in for scontrol was given."""
-    return (folder / "asked").read_text().split() if (folder / "asked").exists() else []
+def calls(folder) -> list[str]:
+    """The commands that the stand-in for scontrol got."""
+    return (folder / "calls").read_text().split() if (folder / "calls").exists() else []
 
 
 @pytest.mark.parametrize(
@@ -674,17 +637,16 @@ def test_end_needs_no_controller(shell, tmp_path, status, reason):
     (tmp_path / "r/complete").write_text("done\n")
     done = shell('run "$@"', controller(down_for=99) | {"srun": f"exit {status}"}, **NEEDS)
     assert (done.returncode, done.stderr, decisions(done)) == (status, "", [reason])
-    assert asked(tmp_path) == []
+    assert calls(tmp_path) == []
 
 
 def test_end_needs_no_scontrol(shell, tmp_path):
-    """The nodes' addresses, which SLURM would give, are left to each task."""
+    """Each task then resolves the nodes' addresses."""
     (tmp_path / "r").mkdir()
     lines = 'RUN=r; echo done >r/complete; exec 2>&1; PATH=$PWD/bin; run "$@"'
     link = "ln -s $PWD/srun $(which bash realpath mkdir cat sed awk grep sort tail head base64) bin"
-    done = shell(
-        f"mkdir bin; {link}; {lines}", {"srun": "exit 0"}, **NEEDS | {"MGD_NODE_ADDRESSES": ""}
-    )
+    needs = NEEDS | {"MGD_NODE_ADDRESSES": ""}
+    done = shell(f"mkdir bin; {link}; {lines}", {"srun": "exit 0"}, **needs)
     assert done.returncode == 0, done.stdout
     assert decisions(done) == ["complete"]
 
@@ -697,7 +659,8 @@ def test_end_needs_no_scontrol(shell, tmp_path):
             "",
             99,
             2,
-            "error: batch: not requeued: SLURM does not answer scontrol show job -o 7 (Slurmctld is DOWN)",
+            "error: batch: not requeued: SLURM does not answer scontrol show job -o 7 "
+            "(Slurmctld is DOWN)",
         ),
         (
             "command() { false; }",
@@ -706,14 +669,14 @@ def test_end_needs_no_scontrol(shell, tmp_path):
             "error: batch: not requeued: no scontrol in PATH; expected SLURM's commands",
         ),
     ],
-    ids=["away for a moment", "away", "not in PATH"],
+    ids=["down for a moment", "down", "not in PATH"],
 )
 def test_requeue_waits_for_the_controller(shell, tmp_path, lines, down_for, code, last):
     done = shell(f"{lines}\nsignalled=USR2; settle 0", controller(down_for=down_for), **NEEDS)
     assert done.returncode == code
     assert (done.stdout + done.stderr).splitlines()[-1].startswith(last), done.stdout + done.stderr
     assert len(done.stderr.splitlines()) == (code > 0)
-    assert len(asked(tmp_path)) == (0 if lines else 12 if code else 3 + 4)
+    assert len(calls(tmp_path)) == (0 if lines else 12 if code else 3 + 4)
 
 
 @pytest.mark.parametrize(
@@ -731,7 +694,7 @@ def test_requeue_waits_for_the_controller(shell, tmp_path, lines, down_for, code
 )
 @pytest.mark.parametrize("most", ["20", "0"])
 def test_decision_follows_slurm(shell, job, reason, most):
-    """Also if this script would not requeue the job."""
+    """Even if MAX_REQUEUES forbids a requeue."""
     done = shell(
         "signalled=TERM; settle 143", controller(f"JobId=7 {job}"), **NEEDS | {"MAX_REQUEUES": most}
     )
@@ -739,7 +702,7 @@ def test_decision_follows_slurm(shell, job, reason, most):
 
 
 def test_two_tries_without_a_checkpoint_end_a_job(shell, tmp_path):
-    """A try that saves something, and a try of another job, start the count again."""
+    """A new checkpoint, and a try of another job, restart the count."""
 
     def ended(restarts, save="", job="7", lines="signalled=USR2; settle 0"):
         save = save and f"mkdir -p r; touch r/checkpoint_{save}_000000.pth.tar;"
@@ -753,17 +716,17 @@ def test_two_tries_without_a_checkpoint_end_a_job(shell, tmp_path):
         return reason
 
     late = "sleep() { :; }; STOP_SECONDS=1 requeue_late"
-    assert not (tmp_path / "r").exists()  # as while the data is staged
+    assert not (tmp_path / "r").exists()  # as during staging
     assert ended("0") == ended("0") == "requeued"  # the same try
     assert ended("1", save="0001") == ended("2") == "requeued"
     assert ended("3") == ended("3", lines=late) == "nothing-saved-twice"
     assert ended("0", job="8") == "requeued"
-    ended("1", save="0002", job="8", lines="settle 2")  # not by this script does it start again
+    ended("1", save="0002", job="8", lines="settle 2")  # not requeued
     assert not (tmp_path / "r/.nothing-saved").exists()
 
 
 def test_job_id_in_arrays(shell):
-    """A job that was submitted from within an array inherits the array's number."""
+    """A job that is submitted from within an array inherits the array's number."""
     array = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
     assert shell("job_id", SLURM_JOB_ID="7", **array).stdout == "7_3\n"
     assert shell("job_id", SLURM_JOB_ID="8", **array).stdout == "8\n"
@@ -771,7 +734,7 @@ def test_job_id_in_arrays(shell):
 
 
 def test_try_is_a_record(shell, tmp_path):
-    """mgd-watch finds the run by it, whatever the folder's name."""
+    """mgd-watch finds a run folder of any name by this record."""
     control = "".join(map(chr, range(1, 32)))
     run = tmp_path / f'my "run" \\ & {control}\x7f é \udcff 1'  # \udcff: a byte that is not UTF-8
     done = shell(
@@ -795,23 +758,16 @@ def test_heterogeneous_job_is_refused(shell):
     het = {"SLURM_HET_SIZE": "2", "SLURM_JOB_ID_HET_GROUP_0": "7"}
     done = shell("echo started", SLURM_JOB_ID="7", **het)
     assert (done.returncode, done.stdout) == (2, "")
-    line = "error: batch: a heterogeneous job of 2 components; expected one. Submit it without ':' and 'hetjob'\n"
-    assert done.stderr == line
-    assert (
-        shell("echo started", SLURM_JOB_ID="9", **het).stdout == "started\n"
-    )  # submitted from within such a job
+    line = "error: batch: a heterogeneous job of 2 components; expected one. "
+    assert done.stderr == line + "Submit it without ':' and 'hetjob'\n"
+    other = shell("echo started", SLURM_JOB_ID="9", **het)  # submitted from within such a job
+    assert other.stdout == "started\n"
 
 
 def test_environment_drops_harmful_variables(shell):
-    """The repository's own package is what runs, whatever the folder of submission holds."""
-    harmful = [
-        "PYTHONPATH",
-        "PYTHONHOME",
-        "HOROVOD_RANK",
-        "HOROVOD_SIZE",
-        "OMPI_COMM_WORLD_RANK",
-        "OMPI_COMM_WORLD_SIZE",
-    ]
+    """They would replace packages or ranks. The repository's own package runs."""
+    harmful = ["PYTHONPATH", "PYTHONHOME", "HOROVOD_RANK", "HOROVOD_SIZE"]
+    harmful += ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"]
     kept = {"HOROVOD_GLOO_IFACE": "ib0", "NCCL_DEBUG": "INFO", "LD_LIBRARY_PATH": "/lib"}
     names = " ".join(f'"{name} ${{{name}-}}"' for name in [*harmful, *kept])
     done = shell(f'printf "%s\\n" {names}', **dict.fromkeys(harmful, "x"), **kept)
@@ -819,18 +775,13 @@ def test_environment_drops_harmful_variables(shell):
         *(f"{name} " for name in harmful),
         *(f"{name} {value}" for name, value in kept.items()),
     ]
-    done = shell(
-        'start_tasks "$@"',
-        {"srun": 'echo "$PYTHONPATH $PYTHONSAFEPATH"'},
-        RUNTIME="none",
-        VENV="",
-        PYTHONPATH="/x",
-    )
+    needs = {"RUNTIME": "none", "VENV": "", "PYTHONPATH": "/x"}
+    done = shell('start_tasks "$@"', {"srun": 'echo "$PYTHONPATH $PYTHONSAFEPATH"'}, **needs)
     assert done.stdout == f"{REPO} 1\n"
 
 
 def test_job_scripts_find_the_repository_alike():
-    """Each has them, because SLURM runs a copy of the script, which has no other file to read."""
+    """Each has the lines, because SLURM runs a copy of the script without its folder."""
     scripts = {path.name: path.read_text() for path in (REPO / "slurm").glob("*.sbatch")}
     assert len(scripts) == 3
     blocks = {
@@ -843,13 +794,12 @@ def test_job_scripts_find_the_repository_alike():
 def test_run_folder_error_is_one_line(shell):
     done = shell('run "$@"', controller(), **NEEDS | {"RUN": "/proc/nowhere"})
     assert done.returncode == 2
-    assert done.stderr == (
-        "error: batch: RUN=/proc/nowhere: No such file or directory; expected a folder that this job can make. Choose another\n"
-    )
+    line = "error: batch: RUN=/proc/nowhere: No such file or directory; "
+    assert done.stderr == f"{line}expected a folder that this job can make. Choose another\n"
 
 
 def test_pyxis_accepts_any_archive_name(shell):
-    """Its files are unpacked into a folder with a plain name."""
+    """Because its files are unpacked into a folder with a plain name."""
     given = {
         "RUNTIME": "pyxis",
         "IMAGE": "registry/image",

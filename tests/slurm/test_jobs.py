@@ -1,4 +1,4 @@
-"""Jobs on a real SLURM of two nodes, and what is done to jobs: each case ends as the README of slurm/ says."""
+"""Test jobs on a real SLURM of two nodes, and each event in the table of slurm/README.md."""
 
 import http.client
 import http.server
@@ -22,7 +22,10 @@ SIGNAL = "signal USR2: the tasks finish their step and save"
 
 @pytest.fixture
 def prolog(tmp_path):
-    """A function that writes a task prolog: shell lines that each task runs first; they may print `export NAME=VALUE`."""
+    """A function that writes a task prolog, shell lines that each task runs first.
+
+    They can print `export NAME=VALUE` to set a variable of the task.
+    """
 
     def write(lines):
         path = tmp_path / "prolog.sh"
@@ -33,8 +36,8 @@ def prolog(tmp_path):
     return write
 
 
-def check_whole(job, undisturbed, workers=2, teacher=False, options=SMALL):
-    """The job has ended well: every step done once, and the same bytes as a run that nothing interrupted."""
+def check_complete(job, undisturbed, workers=2, teacher=False, options=SMALL):
+    """Check that a job is complete: each step once, and the bytes of an uninterrupted run."""
     assert job.wait_for_end() == "COMPLETED", job.text()
     job.wait_for_decision("complete", seconds=5)
     assert job.steps() == list(range(1, STEPS + 1))
@@ -46,33 +49,30 @@ def check_whole(job, undisturbed, workers=2, teacher=False, options=SMALL):
     ("sbatch", "workers"), [([], 4), (["--ntasks=3"], 3)], ids=["2 nodes x 2", "2 and 1"]
 )
 def test_job_trains_like_horovodrun(submit, undisturbed, teacher_file, sbatch, workers):
-    """Once the ranks are up, nobody listens at the rendezvous any more."""
+    """To the same digits. After the start, the rendezvous is closed."""
     job = submit([*SMALL, *TEACHER, teacher_file], tasks_per_node=2, sbatch=sbatch)
     job.wait_for_step(1)
     preflight = next(line for line in job.text().splitlines() if "rendezvous" in line)
-    assert preflight.startswith(
-        f"{workers} workers on 2 nodes, 2 of them on node1, launcher srun; interface lo rendezvous 127.0.0.1:"
-    )
-    assert all(
-        word in preflight
-        for word in (f"torch {torch.__version__}", "Horovod 0.28.1", "NCCL", "image none")
-    )
+    nodes = f"{workers} workers on 2 nodes, 2 of them on node1, launcher srun; "
+    assert preflight.startswith(f"{nodes}interface lo rendezvous 127.0.0.1:")
+    versions = (f"torch {torch.__version__}", "Horovod 0.28.1", "NCCL", "image none")
+    assert all(version in preflight for version in versions)
     port = int(re.search(r"127.0.0.1:(\d+)", preflight)[1])
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=5)
-    check_whole(job, undisturbed, workers, teacher=True)
+    check_complete(job, undisturbed, workers, teacher=True)
     assert records(job.run) == records(undisturbed(workers, teacher=True))
     assert job.decisions() == ["complete"]
 
 
 def test_killed_rank_is_requeued(submit, undisturbed):
-    """With SimSiam, whose batch norms are synchronised over the nodes."""
+    """It ends in the same bytes. SimSiam synchronises batch norms over the nodes."""
     job = submit(SIMSIAM)
     job.wait_for_step(4)
     job.tasks()[1].send_signal(signal.SIGKILL)
     job.wait_for_decision("requeued")
     assert re.search(r"srun: error: node2: task 1: Killed", job.text())
-    check_whole(job, undisturbed, options=SIMSIAM)
+    check_complete(job, undisturbed, options=SIMSIAM)
 
 
 def test_rank_0_killed_in_a_save(submit, undisturbed):
@@ -89,7 +89,7 @@ def test_rank_0_killed_in_a_save(submit, undisturbed):
     assert torch.load(last, weights_only=True)["step"] in (0, 2)
     job.wait_for_decision("requeued")
     assert re.search(r"srun: error: node1: task 0: Killed", job.text())
-    check_whole(job, undisturbed)
+    check_complete(job, undisturbed)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_rank_0_killed_in_a_save(submit, undisturbed):
     ids=" ".join,
 )
 def test_signal_saves_and_requeues_once(slurm, submit, undisturbed, how):
-    """--save-every is an epoch here: only the wish can have saved within the first."""
+    """--save-every is an epoch, so only the signal can have saved in the first epoch."""
     job = submit([*SMALL, "--save-every", 1])
     job.wait_for_step(1)
     if how == ["twice"]:
@@ -114,7 +114,7 @@ def test_signal_saves_and_requeues_once(slurm, submit, undisturbed, how):
         slurm(*how, job.number)
     job.wait_for_stop()
     saved = of_kind(job.run, "saved")[-1]
-    check_whole(job, undisturbed)
+    check_complete(job, undisturbed)
     [resumed] = of_kind(job.run, "resumed")
     assert (resumed["epoch"], resumed["step"]) == (saved["epoch"], saved["step"])
     assert job.shown("Restarts") == "1"
@@ -125,9 +125,9 @@ def test_signal_saves_and_requeues_once(slurm, submit, undisturbed, how):
 
 
 def test_time_limit_saves_and_requeues(slurm, submit, undisturbed):
-    """A lower limit makes the signal due, and SLURM sends it up to half a minute later.
+    """A lower limit makes the signal due. SLURM sends it within half a minute.
 
-    One task is stopped in the meantime. All limits are hours away, so the job can be slow.
+    One task is suspended until then. All limits are hours away, so the job can be slow.
     """
     high, low = "timelimit=10:00:00", "timelimit=2:00:00"
     ahead = 4 * 60 * 60  # s
@@ -143,7 +143,7 @@ def test_time_limit_saves_and_requeues(slurm, submit, undisturbed):
     task.resume()
     job.wait_for_stop()
     job.wait_for_decision("requeued")
-    check_whole(job, undisturbed)
+    check_complete(job, undisturbed)
     assert job.text().count(SIGNAL) == 1 and job.shown("Restarts") == "1"
 
 
@@ -152,13 +152,13 @@ def test_signal_before_horovod_starts_requeues(slurm, submit, undisturbed):
     job.wait("the first try", lambda: job.records("try"))
     slurm("scancel", "--batch", "--signal=USR2", job.number)
     job.wait_for_decision("requeued")
-    assert "launcher srun" not in job.text()  # the line that Horovod's workers begin with
-    check_whole(job, undisturbed)
+    assert "launcher srun" not in job.text()  # the first line after the start of Horovod
+    check_complete(job, undisturbed)
     assert job.shown("Restarts") == "1"
 
 
 def test_signal_during_staging_requeues(slurm, submit, images, undisturbed, tmp_path):
-    """The archive is a pipe here, which nothing comes through in the first try."""
+    """The archive is a pipe without data in the first try."""
     archive = tmp_path / "photos.tar"
     os.mkfifo(archive)
     job = submit(SMALL, ARCHIVE=archive, LOCAL=tmp_path / "local", DATA="")
@@ -168,7 +168,7 @@ def test_signal_during_staging_requeues(slurm, submit, images, undisturbed, tmp_
     archive.unlink()
     with tarfile.open(archive, "w") as file:
         file.add(images, "photos")
-    check_whole(job, undisturbed)
+    check_complete(job, undisturbed)
 
 
 def test_late_tasks_are_requeued(slurm, submit, undisturbed):
@@ -178,7 +178,7 @@ def test_late_tasks_are_requeued(slurm, submit, undisturbed):
     tasks[1].send_signal(signal.SIGSTOP)
     slurm("scancel", "--batch", "--signal=USR2", job.number)
     job.wait_for_decision("late", seconds=20)
-    check_whole(job, undisturbed)
+    check_complete(job, undisturbed)
     assert job.shown("Restarts") == "1"
 
 
@@ -188,11 +188,8 @@ def test_scancel_leaves_no_process(slurm, submit):
     slurm("scancel", job.number)
     job.wait("the end of all processes", lambda: not job.processes(), 60)
     assert job.wait_for_end() == "CANCELLED"
-    assert (
-        "requeued" not in job.decisions()
-        and "Traceback" not in job.text()
-        and job.shown("Restarts") == "0"
-    )
+    assert "requeued" not in job.decisions() and "Traceback" not in job.text()
+    assert job.shown("Restarts") == "0"
 
 
 def test_failed_node_requeues(slurm, submit, undisturbed):
@@ -200,45 +197,36 @@ def test_failed_node_requeues(slurm, submit, undisturbed):
     job.wait_for_step(4)
     slurm("scontrol", "update", "nodename=node2", "state=down", "reason=test")
     job.wait("the job's requeue", lambda: job.shown("JobState") == "PENDING")
-    slurm(
-        "scontrol", "update", "nodename=node2", "state=resume", check=False
-    )  # it may have come back by itself
-    check_whole(job, undisturbed)
+    # The node may already have resumed.
+    slurm("scontrol", "update", "nodename=node2", "state=resume", check=False)
+    check_complete(job, undisturbed)
     assert job.shown("Restarts") == "1"
     assert of_kind(job.run, "resumed")
-    assert re.search(
-        "requeue.* due to failure of node node2", (slurm.folder / "log/slurmctld.log").read_text()
-    )
+    log = (slurm.folder / "log/slurmctld.log").read_text()
+    assert re.search("requeue.* due to failure of node node2", log)
 
 
 def test_preempted_job_resumes(slurm, submit, undisturbed, tmp_path):
     job = submit(SMALL, sbatch=["--exclusive"])
     job.wait_for_step(2)
-    slurm(
-        "sbatch",
-        "--partition=urgent",
-        "--nodes=2",
-        "--exclusive",
-        f"--output={tmp_path}/urgent",
-        "--wrap",
-        "sleep 3",
-    )
+    words = ["--partition=urgent", "--nodes=2", "--exclusive", f"--output={tmp_path}/urgent"]
+    slurm("sbatch", *words, "--wrap", "sleep 3")
     job.wait("the job's requeue", lambda: job.shown("JobState") == "PENDING")
-    check_whole(job, undisturbed)
+    check_complete(job, undisturbed)
     assert of_kind(job.run, "resumed")
 
 
 def test_ranks_wait_for_a_late_rank(submit, undisturbed, prolog):
     job = submit(SMALL, **prolog('if [ "$SLURM_PROCID" = 1 ]; then sleep 60; fi'))
     job.wait_for_line("waiting for rank 1 of 2 to start")
-    check_whole(job, undisturbed)
+    check_complete(job, undisturbed)
 
 
 class StandIn(http.server.BaseHTTPRequestHandler):
-    """Another user's rendezvous: it answers 200 and the request."""
+    """Another user's server at the rendezvous' port. It answers 200 with the request's path."""
 
     def do_GET(self):
-        self.server.seen.append(self.path)
+        self.server.paths.append(self.path)
         self.send_response(200)
         self.end_headers()
         self.wfile.write(self.path.encode())
@@ -250,25 +238,22 @@ class StandIn(http.server.BaseHTTPRequestHandler):
 
 
 def test_rendezvous_resists_other_users(slurm, submit, undisturbed, prolog, tmp_path):
-    """A stand-in holds the first port. While rank 1 is held, the real rendezvous gets malformed and silent clients."""
+    """Another server has the first port. While rank 1 waits, attackers connect to the rendezvous.
+
+    Some send malformed requests, others stay silent.
+    """
     attacked = tmp_path / "attacked"
     hold = prolog(f'while [ "$SLURM_PROCID" = 1 ] && [ ! -e {attacked} ]; do sleep 0.1; done')
     job = submit(SMALL, sbatch=["--hold"], **hold)
     port = 20000 + int(job.number) * 8 % 10000
     server = http.server.ThreadingHTTPServer(("127.0.0.1", port), StandIn)
-    server.seen = []
+    server.paths = []
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         slurm("scontrol", "release", job.number)
         job.wait("the rendezvous", lambda: not socket.socket().connect_ex(("127.0.0.1", port + 1)))
-        for path in (
-            "/started/x",
-            "/started/1",
-            "/go/all",
-            "/global/0",
-            f"/{'0' * 64}/started/1",
-            *["/started/1"] * 100,
-        ):
+        paths = ["/started/x", "/go/all", "/global/0", f"/{'0' * 64}/started/1"]
+        for path in [*paths, *["/started/1"] * 101]:
             client = http.client.HTTPConnection("127.0.0.1", port + 1, timeout=30)
             client.request("PUT", path, body=b"x" * 1000)
             assert client.getresponse().status in (400, 403)
@@ -281,19 +266,16 @@ def test_rendezvous_resists_other_users(slurm, submit, undisturbed, prolog, tmp_
         server.server_close()
     for client in silent:
         client.close()
-    assert server.seen and all(path.startswith("/hello/") for path in server.seen)  # no token
+    assert server.paths and all(path.startswith("/hello/") for path in server.paths)  # no token
     assert f"rendezvous 127.0.0.1:{port + 1};" in job.text()
-    assert not any(
-        secret in word
-        for process in psutil.process_iter(["cmdline"])
-        for word in process.info["cmdline"] or []
-    )
-    check_whole(job, undisturbed)
+    lines = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    assert not any(secret in word for line in lines for word in line)
+    check_complete(job, undisturbed)
     assert not any(secret.encode() in path.read_bytes() for path in (job.log, *job.run.iterdir()))
 
 
 @pytest.mark.parametrize(
-    ("lines", "variables", "said"),
+    ("lines", "variables", "error"),
     [
         (
             'if [ "$SLURM_PROCID" = 0 ]; then sleep 600; fi',
@@ -318,11 +300,11 @@ def test_rendezvous_resists_other_users(slurm, submit, undisturbed, prolog, tmp_
     ],
     ids=["unreachable", "unknown address", "wrong interface", "wrong interface on one node"],
 )
-def test_start_errors_are_one_line(submit, prolog, lines, variables, said):
+def test_start_errors_are_one_line(submit, prolog, lines, variables, error):
     job = submit(SMALL, **prolog(lines), **variables)
     job.wait("a decision", job.decisions, 60)
     errors = [line for line in job.text().splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and errors[0].startswith(said), job.text()
+    assert len(errors) == 1 and errors[0].startswith(error), job.text()
     assert "Traceback" not in job.text()
     assert job.wait_for_end() == "FAILED"
     assert job.shown("Restarts") == "0"
@@ -342,14 +324,11 @@ if "job.train" in sys.orig_argv:
 
 
 def test_exception_on_one_rank_is_one_line(submit, prolog, tmp_path):
-    """A module that Python imports by itself on one node raises it in the sixth update."""
+    """On one node, Python imports a module at its start that makes the sixth update fail."""
     (tmp_path / "sitecustomize.py").write_text(FAILING_UPDATE)
-    job = submit(
-        [*SMALL, "--save-every", 3],
-        **prolog(
-            f'if [ "$SLURM_PROCID" = 1 ]; then echo "export PYTHONPATH={tmp_path}:$PYTHONPATH"; fi'
-        ),
-    )
+    export = f"export PYTHONPATH={tmp_path}:$PYTHONPATH"
+    lines = f'if [ "$SLURM_PROCID" = 1 ]; then echo "{export}"; fi'
+    job = submit([*SMALL, "--save-every", 3], **prolog(lines))
     job.wait_for_decision("nothing-saved")
     errors = [line for line in job.text().splitlines() if line.startswith("error: ")]
     assert errors == ["error: rank 1 on node2: MemoryError: "], job.text()
@@ -358,8 +337,8 @@ def test_exception_on_one_rank_is_one_line(submit, prolog, tmp_path):
     assert job.wait_for_end() == "FAILED"
 
 
-@pytest.mark.parametrize(("stopped", "speaks"), [(1, "rank 0 on node1"), (0, "rank 1 on node2")])
-def test_stalled_rank_is_reported_and_ends_the_try(submit, stopped, speaks):
+@pytest.mark.parametrize(("stopped", "reporter"), [(1, "rank 0 on node1"), (0, "rank 1 on node2")])
+def test_stalled_rank_is_reported_and_ends_the_try(submit, stopped, reporter):
     limits = {"HOROVOD_STALL_CHECK_TIME_SECONDS": 3, "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": 8}
     job = submit(SMALL, MAX_REQUEUES=0, **limits)
     job.wait_for_step(2)
@@ -367,11 +346,9 @@ def test_stalled_rank_is_reported_and_ends_the_try(submit, stopped, speaks):
     other = f"rank {stopped} on node{stopped + 1} does not answer: it is stopped or unreachable"
     job.wait_for_line(other)
     report = next(line for line in job.text().splitlines() if other in line)
-    assert re.fullmatch(
-        rf"warning: {speaks} waits for ('\S+'|the gradient of \S+) at \S+:\d+ for [3-5] s; {other}",
-        report,
-    )
-    job.wait_for_line(f"error: {speaks} waits for")
+    awaited = r"('\S+'|the gradient of \S+) at \S+:\d+"
+    assert re.fullmatch(rf"warning: {reporter} waits for {awaited} for [3-5] s; {other}", report)
+    job.wait_for_line(f"error: {reporter} waits for")
     job.wait("a decision", job.decisions, 60)
     assert job.wait_for_end() == "FAILED"
 
@@ -379,7 +356,7 @@ def test_stalled_rank_is_reported_and_ends_the_try(submit, stopped, speaks):
 def test_mistake_is_not_requeued(submit):
     job = submit([*SMALL, "--batch-size", "13"])
     assert job.wait_for_end() == "FAILED"
-    # srun and slurmstepd print errors of their own; the latter only if the tasks end one after the other.
+    # srun and slurmstepd print other errors, slurmstepd only if the tasks end one after the other.
     errors = [line for line in job.text().splitlines() if line.startswith("error: ")]
     assert errors == [
         "error: --batch-size 13 cannot be shared equally by 2 workers: choose 12 or 14"
@@ -390,18 +367,17 @@ def test_mistake_is_not_requeued(submit):
 
 def test_complete_run_is_not_trained_again(submit, undisturbed):
     job = submit(SMALL)
-    check_whole(job, undisturbed)
+    check_complete(job, undisturbed)
     again = submit(SMALL, run=job.run)
-    check_whole(again, undisturbed)
+    check_complete(again, undisturbed)
     assert "epoch 0 step" not in again.text()
 
 
 def test_horovodrun_in_each_task_is_refused(submit, tmp_path, images):
-    """As a task of srun each would be a run of its own, and write over the others'."""
+    """Each task of srun would be a separate run, and overwrite the others' files."""
     script = tmp_path / "wrong.sbatch"
-    script.write_text(
-        f"#!/bin/bash\nsrun horovodrun -np 2 python -m job.train {images} {' '.join(SMALL)} --out {tmp_path}/run9\n"
-    )
+    program = f"python -m job.train {images} {' '.join(SMALL)} --out {tmp_path}/run9"
+    script.write_text(f"#!/bin/bash\nsrun horovodrun -np 2 {program}\n")
     job = submit([], script=script)
     assert job.wait_for_end() == "FAILED"
     assert "error: srun started 2 tasks, and each a horovodrun of 2 workers" in job.text()
@@ -421,7 +397,7 @@ def test_linear_job_trains(submit, undisturbed):
 
 def test_readme_example_runs(slurm):
     if not (REPO / ".venv/bin/activate").exists():
-        pytest.skip("the example stands on .venv: make setup")
+        pytest.skip("the example needs .venv. Run make setup")
     page = (REPO / "slurm/README.md").read_text()
     command = re.search(r"^    (sbatch (?:.*\\\n)*.*DATA=digits \\\n.*)$", page, re.MULTILINE)
     number = slurm("bash", "-c", command[1]).split()[-1]

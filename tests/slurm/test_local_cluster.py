@@ -1,4 +1,4 @@
-"""The cluster of slurm/local-cluster.sh: it comes up, it leaves nothing behind, and it touches nothing else."""
+"""Test slurm/local-cluster.sh: it starts a cluster, stops it, and affects nothing else."""
 
 import contextlib
 import os
@@ -19,16 +19,11 @@ slurm = pytest.mark.skipif(
 
 
 def cluster(folder, *arguments, **env):
-    """The exit code of the script, and all that it said."""
+    """Run the script; return its exit code and its output."""
     env = os.environ | {"LOCAL_CLUSTER": str(folder)} | env
-    run = subprocess.run(
-        [shutil.which("bash"), SCRIPT, *arguments],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    return run.returncode, run.stdout + run.stderr
+    words = [shutil.which("bash"), SCRIPT, *arguments]
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stdout + done.stderr
 
 
 def on(folder, *command):
@@ -39,7 +34,7 @@ def on(folder, *command):
 
 
 def living(folder):
-    """What was started by the cluster in this folder or runs on it: names by pid."""
+    """The daemons and jobs of the cluster in a folder: process names by pid."""
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -48,13 +43,12 @@ def living(folder):
     return found
 
 
-def waited_for(state):
-    """The value of `state()` once it is true."""
+def wait_for(state):
+    """Wait until `state()` is true."""
     until = time.monotonic() + 30
-    while not (value := state()):
+    while not state():
         assert time.monotonic() < until
         time.sleep(0.1)
-    return value
 
 
 @pytest.fixture
@@ -68,12 +62,12 @@ def folder(tmp_path):
 @slurm
 def test_cluster_runs_tasks_and_leaves_no_process(folder):
     assert cluster(folder, "status") == (3, "local-cluster: not up\n")
-    code, said = cluster(folder, "up")
-    assert code == 0 and f"\n  export SLURM_CONF={folder}/slurm.conf\n" in said
+    code, output = cluster(folder, "up")
+    assert code == 0 and f"\n  export SLURM_CONF={folder}/slurm.conf\n" in output
     code, status = cluster(folder, "status")
     assert code == 0
-    code, said = cluster(folder, "up")
-    assert code == 0 and said.startswith("local-cluster: already up, with 2 nodes\n")
+    code, output = cluster(folder, "up")
+    assert code == 0 and output.startswith("local-cluster: already up, with 2 nodes\n")
     assert cluster(folder, "status") == (0, status)
     tasks = on(folder, "srun", "--nodes=2", "--ntasks-per-node=2", "printenv", "SLURMD_NODENAME")
     assert sorted(tasks.split()) == ["node1", "node1", "node2", "node2"]
@@ -81,7 +75,7 @@ def test_cluster_runs_tasks_and_leaves_no_process(folder):
     script = folder / "job.sh"
     script.write_text("#!/bin/sh\nsrun sh -c \"trap '' TERM; sleep 1000; true\"\n")
     on(folder, "sbatch", "--nodes=2", "--ntasks=2", script)
-    waited_for(lambda: list(living(folder).values()).count("sleep") == 2)
+    wait_for(lambda: list(living(folder).values()).count("sleep") == 2)
     assert set(living(folder).values()) >= {"munged", "slurmctld", "slurmd", "slurmstepd"}
     assert cluster(folder, "down") == (0, "local-cluster: down\n")
     assert living(folder) == {}
@@ -94,25 +88,23 @@ def test_cluster_partly_gone_is_taken_down(folder):
     pid_file = folder / "run" / "slurmctld.pid"
     pid = int(pid_file.read_text())
     os.kill(pid, signal.SIGKILL)
-    waited_for(lambda: pid not in living(folder))
-    stranger = subprocess.Popen(
-        [sys.executable, "-c", "input()", "slurmctld"], stdin=subprocess.PIPE
-    )
-    pid_file.write_text(f"{stranger.pid}\n")
-    code, said = cluster(folder, "up")
-    assert code == 2 and "only munged node1 still runs. Run slurm/local-cluster.sh down" in said
+    wait_for(lambda: pid not in living(folder))
+    other = subprocess.Popen([sys.executable, "-c", "input()", "slurmctld"], stdin=subprocess.PIPE)
+    pid_file.write_text(f"{other.pid}\n")
+    code, output = cluster(folder, "up")
+    assert code == 2 and "only munged node1 still runs. Run slurm/local-cluster.sh down" in output
     assert cluster(folder, "down") == (0, "local-cluster: down\n")
     assert living(folder) == {}
-    assert stranger.poll() is None
-    stranger.communicate(b"\n")
+    assert other.poll() is None
+    other.communicate(b"\n")
 
 
 def test_missing_programs_are_one_line(tmp_path):
     for tool in ("cat", "dirname", "readlink", "realpath"):
         (tmp_path / tool).symlink_to(shutil.which(tool))
-    code, said = cluster(tmp_path / "cluster", "up", PATH=str(tmp_path))
-    assert code == 2 and said.count("\n") == 1
-    assert "sinfo" in said and said.endswith(
+    code, output = cluster(tmp_path / "cluster", "up", PATH=str(tmp_path))
+    assert code == 2 and output.count("\n") == 1
+    assert "sinfo" in output and output.endswith(
         "apt-get install --no-install-recommends slurmctld slurmd slurm-client munge\n"
     )
 
@@ -120,8 +112,8 @@ def test_missing_programs_are_one_line(tmp_path):
 @slurm
 def test_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "log").write_text("mine")
-    said = f"local-cluster: {tmp_path}: other files in it; expected an empty folder. Set LOCAL_CLUSTER to one\n"
-    assert cluster(tmp_path, "up") == (2, said)
+    error = "other files in it; expected an empty folder. Set LOCAL_CLUSTER to one"
+    assert cluster(tmp_path, "up") == (2, f"local-cluster: {tmp_path}: {error}\n")
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
 
 
@@ -131,6 +123,6 @@ def test_mistakes_are_one_line(folder):
         2,
         "local-cluster: '0': expected a number of nodes from 1 to 99\n",
     )
-    code, said = cluster(folder.parent / "a b", "up")
-    assert code == 2 and said.count("\n") == 1
+    code, output = cluster(folder.parent / "a b", "up")
+    assert code == 2 and output.count("\n") == 1
     assert cluster(folder, "sideways")[1].startswith("slurm/local-cluster.sh up [NODES]")

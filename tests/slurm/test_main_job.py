@@ -1,4 +1,4 @@
-"""The main job, whole, in each runtime: an array whose runs are signalled and killed, with all its paths behind links."""
+"""Test the main job in each runtime: an array with links in its paths, signalled and killed."""
 
 import shutil
 import signal
@@ -13,7 +13,7 @@ from runs import differences, of_kind
 
 @pytest.fixture(params=["none", "docker", "podman"])
 def runtime(request):
-    """The variables of a job that runs without a container, or in those of an engine."""
+    """The variables of a job without containers, or in those of an engine."""
     if request.param == "none":
         return {}
     engine, image = (request.getfixturevalue(name) for name in (request.param, "image"))
@@ -22,7 +22,7 @@ def runtime(request):
 
 @pytest.fixture
 def linked(images, teacher_file, tmp_path):
-    """A folder /scratch -> /lustre of the test, with the data, the teacher, and a place for runs."""
+    """A link /scratch -> /lustre in the test's folder, with the data and the teacher."""
     (tmp_path / "lustre").mkdir()
     (tmp_path / "scratch").symlink_to("lustre")
     shutil.copytree(images, tmp_path / "lustre/data")
@@ -32,9 +32,9 @@ def linked(images, teacher_file, tmp_path):
 
 
 def test_main_job(slurm, submit, runtime, linked, undisturbed):
-    """Each run of the array ends in the bytes of a run that nothing disturbs, and is requeued by itself.
+    """Each run of the array ends in the bytes of an uninterrupted run, and is requeued separately.
 
-    The last run that starts has the array's own number, by which SLURM would requeue all of it.
+    The last run to start has the array's own number, by which SLURM would requeue all of them.
     """
     data, teacher = linked / "data", linked / "two words/teacher.pth.tar"
     array = {"script": "sweep.sbatch", "sbatch": ["--array=1,0%1", "--hold"], "RUN": ""}
@@ -44,59 +44,46 @@ def test_main_job(slurm, submit, runtime, linked, undisturbed):
     folder.symlink_to(linked / folder.name)
     try:
         slurm("scontrol", "release", job.number)
-        parts = [
-            BatchJob(slurm, f"{job.number}_{number}", job.log, folder / str(number))
-            for number in (0, 1)
-        ]
-        signalled, killed = parts  # the second starts when the first makes way
+        ids = {number: f"{job.number}_{number}" for number in (0, 1)}
+        tasks = [BatchJob(slurm, ids[number], job.log, folder / str(number)) for number in ids]
+        signalled, killed = tasks  # the second starts when the first is requeued
         signalled.wait_for_step(1)
         slurm("scancel", "--batch", "--signal=USR2", signalled.number)
         killed.wait_for_step(4)
-        BatchJob(slurm, killed.shown("JobId"), job.log, killed.run).tasks()[1].send_signal(
-            signal.SIGKILL
-        )
-        for part, factor in zip(parts, (10000, 1000), strict=True):
-            part.wait("the run's end", (part.run / "complete").exists)
-            options = yaml.safe_load((part.run / "config.yaml").read_text())
+        by_id = BatchJob(slurm, killed.shown("JobId"), job.log, killed.run)
+        by_id.tasks()[1].send_signal(signal.SIGKILL)
+        for task, factor in zip(tasks, (10000, 1000), strict=True):
+            task.wait("the run's end", (task.run / "complete").exists)
+            options = yaml.safe_load((task.run / "config.yaml").read_text())
             assert (options["data"], options["teacher"]) == (str(data), str(teacher))  # as given
-            assert part.steps() == list(range(1, STEPS + 1))
-            assert part.shown("Restarts") == "1"
-            assert differences(undisturbed(2, True, "--loss-factor", factor), part.run) == []
-        job.wait(
-            "the decision about each try", lambda: len(job.decisions()) == 4
-        )  # it follows a run's end
+            assert task.steps() == list(range(1, STEPS + 1))
+            assert task.shown("Restarts") == "1"
+            assert differences(undisturbed(2, True, "--loss-factor", factor), task.run) == []
+        # The last decision follows the run's end.
+        job.wait("the decision about each try", lambda: len(job.decisions()) == 4)
         assert sorted(job.decisions()) == ["complete"] * 2 + ["requeued"] * 2
-        assert [record["how"] for record in of_kind(signalled.run, "end")] == [
-            "stopped",
-            "complete",
-        ]
+        ends = [record["how"] for record in of_kind(signalled.run, "end")]
+        assert ends == ["stopped", "complete"]
         if not runtime:
-            check_shown(slurm, job, folder, parts)
+            check_views(slurm, job, folder, tasks)
     finally:
         folder.unlink()
 
 
-def check_shown(slurm, job, folder, parts):
-    """Check what mgd-watch and mgd-report show of the array, by its folder and by the log that its runs share."""
-    first, second = (of_kind(part.run, "step")[0]["distillation"] for part in parts)
-    assert 9 < second / first < 11  # factors of 10000, and 1000
-    for place in (folder, job.log):
-        said = slurm(sys.executable, "-m", "job.show.watch", "--once", place, PYTHONPATH=REPO)
-        for part, factor in zip(parts, ("10000.0", "1000.0"), strict=True):
-            assert f"{part.number.replace('_', '/')}: done\n  loss_factor {factor}\n" in said
-        assert (
-            said.count(f"100 %, epoch {EPOCHS - 1} step {EPOCH}/{EPOCH}, of {EPOCHS} epochs") == 2
-        )
-        assert ("try 2 on " in said) == (place == job.log)
-    said = slurm(
-        sys.executable,
-        "-m",
-        "job.show.report",
-        job.log,
-        "--out",
-        folder / "report.html",
-        PYTHONPATH=REPO,
-    )
-    assert ", 2 runs; " in said
-    seen = {path.name for path in (folder / "report-pictures").iterdir()}
-    assert {f"maps-mgd-sweep-{job.number}-{number}-1.png" for number in (0, 1)} < seen
+def check_views(slurm, job, folder, tasks):
+    """Check mgd-watch and mgd-report on the array, by its folder and by the log of all its runs."""
+    first, second = (of_kind(task.run, "step")[0]["distillation"] for task in tasks)
+    assert 9 < second / first < 11  # factors of 10000 and 1000
+    program = [sys.executable, "-m"]
+    for path in (folder, job.log):
+        output = slurm(*program, "job.show.watch", "--once", path, PYTHONPATH=REPO)
+        for task, factor in zip(tasks, ("10000.0", "1000.0"), strict=True):
+            assert f"{task.number.replace('_', '/')}: done\n  loss_factor {factor}\n" in output
+        end = f"100 %, epoch {EPOCHS - 1} step {EPOCH}/{EPOCH}, of {EPOCHS} epochs"
+        assert output.count(end) == 2
+        assert ("try 2 on " in output) == (path == job.log)
+    report = folder / "report.html"
+    output = slurm(*program, "job.show.report", job.log, "--out", report, PYTHONPATH=REPO)
+    assert ", 2 runs; " in output
+    pictures = {path.name for path in (folder / "report-pictures").iterdir()}
+    assert {f"maps-mgd-sweep-{job.number}-{number}-1.png" for number in (0, 1)} < pictures

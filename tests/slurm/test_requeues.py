@@ -1,4 +1,4 @@
-"""Ends and requeues of short jobs on a real SLURM. Their commands are lines of shell, which take a second."""
+"""Test ends and requeues of short jobs on a real SLURM. Their commands are lines of shell."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ import pytest
 
 from jobs import REPO
 
-# What a job of this project does, with a command of a test's own.
+# A job script of this project, with a test's own command.
 SCRIPT = """#!/bin/bash
 set -euo pipefail
 VENV='' RUNTIME=none MAX_REQUEUES=5
@@ -21,36 +21,27 @@ COMPLETE = 'touch "$RUN/complete"'
 
 @pytest.fixture
 def submit_command(submit, tmp_path):
-    """A function that submits a job which runs a line of shell as its one task."""
+    """A function that submits a job with one task, a line of shell."""
 
     def start(command, sbatch=(), **variables):
         script = tmp_path / "command.sbatch"
         script.write_text(SCRIPT.format(command=command))
-        return submit(
-            [],
-            nodes=1,
-            script=script,
-            sbatch=["--open-mode=append", "--requeue", *sbatch],
-            **variables,
-        )
+        options = ["--open-mode=append", "--requeue", *sbatch]
+        return submit([], nodes=1, script=script, sbatch=options, **variables)
 
     return start
 
 
 @pytest.fixture
 def controller(slurm):
-    """A function that stops SLURM's controller, or starts it again; it runs at the end of a test."""
+    """A function that stops or starts SLURM's controller, which runs at the end of a test."""
     command = ["slurmctld", "-f", slurm.folder / "slurm.conf"]
 
     def switch(on):
         if on:
+            environment = os.environ | {"PATH": os.environ["PATH"] + ":/usr/sbin"}
             with (slurm.folder / "log/slurmctld.log").open("a") as log:
-                subprocess.run(
-                    command,
-                    env=os.environ | {"PATH": os.environ["PATH"] + ":/usr/sbin"},
-                    stderr=log,
-                    check=True,
-                )
+                subprocess.run(command, env=environment, stderr=log, check=True)
         else:
             os.kill(int((slurm.folder / "run/slurmctld.pid").read_text()), 15)
 
@@ -61,14 +52,15 @@ def controller(slurm):
 
 @pytest.mark.parametrize("end", ["a finished run", "a requeue"])
 def test_job_ends_while_the_controller_is_down(submit_command, controller, tmp_path, end):
-    """A finished run needs no controller. A requeue waits until it is back."""
-    wait = f"touch {tmp_path}/started; until [ -e {tmp_path}/away ]; do sleep 0.1; done"
-    again = "cd $RUN; [ -e checkpoint_0001_000000.pth.tar ] || { touch checkpoint_0001_000000.pth.tar; exit 1; }"
+    """A finished run needs no controller. A requeue waits for it."""
+    wait = f"touch {tmp_path}/started; until [ -e {tmp_path}/down ]; do sleep 0.1; done"
+    saved = "$RUN/checkpoint_0001_000000.pth.tar"
+    again = f"[ -e {saved} ] || {{ touch {saved}; exit 1; }}"
     requeued = end == "a requeue"
     job = submit_command(f"{wait}; {again if requeued else 'true'}; {COMPLETE}")
     job.wait("the task", (tmp_path / "started").exists)
     controller(on=False)
-    (tmp_path / "away").touch()
+    (tmp_path / "down").touch()
     if requeued:
         job.wait_for_line("srun: error: node1: task 0: Exited with exit code 1")
     else:
@@ -81,7 +73,7 @@ def test_job_ends_while_the_controller_is_down(submit_command, controller, tmp_p
 
 
 def test_two_signalled_tries_end_the_job(slurm, submit_command, tmp_path):
-    """The archive is a pipe which nothing comes through: each try stages until its end."""
+    """The archive is a pipe without data, so each try stages until its end."""
     archive = tmp_path / "photos.tar"
     os.mkfifo(archive)
     job = submit_command("true", ARCHIVE=archive, LOCAL=tmp_path / "local", DATA="")
@@ -107,28 +99,22 @@ def test_job_script_errors_are_one_line(slurm, tmp_path):
         ),
     ]:
         log = tmp_path / f"{script}.log"
-        small = [
-            "--nodes=1",
-            "--ntasks-per-node=1",
-            "--gpus-per-node=0",
-            "--cpus-per-task=1",
-            f"--output={log}",
-            "--export=PATH,VENV=",
-        ]
+        small = "--nodes=1 --ntasks-per-node=1 --gpus-per-node=0 --cpus-per-task=1".split()
+        small += [f"--output={log}", "--export=PATH,VENV="]
         slurm("sbatch", "--wait", *small, *words, REPO / f"slurm/{script}.sbatch", check=False)
         assert log.read_text() == f"error: node1: {line}\n"
 
 
 @pytest.fixture
 def repository(tmp_path):
-    """The job scripts in a repository of their own, whose environment has a stand-in for Python: it prints what it is given."""
+    """A repository with the job scripts and an environment whose Python prints its variables."""
     top = tmp_path / "my repository"
     (top / ".venv/bin").mkdir(parents=True)
     (top / ".venv/bin/activate").write_text(f'PATH="{top}/.venv/bin:$PATH"\n')
     names = "PYTHONPATH PYTHONHOME HOROVOD_RANK NCCL_DEBUG LD_LIBRARY_PATH DATA RUN".split()
-    shown = "\n".join(f'echo "{name} ${{{name}-}}"' for name in names)
+    lines = "\n".join(f'echo "{name} ${{{name}-}}"' for name in names)
     (top / ".venv/bin/python").write_text(
-        f'#!/bin/bash\n{shown}\necho "PWD $PWD"\necho done >"$RUN/complete"\n'
+        f'#!/bin/bash\n{lines}\necho "PWD $PWD"\necho done >"$RUN/complete"\n'
     )
     (top / ".venv/bin/python").chmod(0o755)
     (top / "slurm").mkdir()
@@ -139,27 +125,17 @@ def repository(tmp_path):
 
 @pytest.mark.parametrize("export", ["", "ALL"])
 def test_job_of_another_folder_finds_its_repository(slurm, repository, tmp_path, export):
-    """Its own relative paths, RUN's too, mean the folder of submission. What harms in that shell's environment is dropped."""
+    """Its relative paths begin at the folder of submission. Harmful variables are dropped."""
     folder = tmp_path / "my work"
     (folder / "my data").mkdir(parents=True)
     small = "--nodes=1 --ntasks-per-node=1 --gpus-per-node=0 --cpus-per-task=1 --output=log --wait"
     given = f"--export={export}" if export else ""
     script = f"{repository}/slurm/train.sbatch"
-    shell = {
-        "PYTHONPATH": "/x",
-        "PYTHONHOME": "/x",
-        "HOROVOD_RANK": "1",
-        "HOROVOD_SIZE": "9",
-        "NCCL_DEBUG": "INFO",
-    }
-    shell |= {"LD_LIBRARY_PATH": "/site/lib", "DATA": "my data", "RUN": "my run"}
-    slurm(
-        "bash",
-        "-c",
-        f'cd "{folder}"; sbatch {small} {given} "{script}" a.sbatch',
-        check=False,
-        **shell,
-    )
+    shell = {"PYTHONPATH": "/x", "PYTHONHOME": "/x", "HOROVOD_RANK": "1", "HOROVOD_SIZE": "9"}
+    shell |= {"NCCL_DEBUG": "INFO", "LD_LIBRARY_PATH": "/site/lib"}
+    shell |= {"DATA": "my data", "RUN": "my run"}
+    command = f'cd "{folder}"; sbatch {small} {given} "{script}" a.sbatch'
+    slurm("bash", "-c", command, check=False, **shell)
     text = (folder / "log").read_text()
     [run] = folder.glob("my run" if export else "runs/mgd-train-*")
     assert f"PWD {folder}\n" in text and f"PYTHONPATH {repository}\n" in text
@@ -170,7 +146,8 @@ def test_job_of_another_folder_finds_its_repository(slurm, repository, tmp_path,
 
 
 def test_job_without_a_repository_is_one_line(slurm, tmp_path):
-    command = f"cd {tmp_path}; sbatch --wait --gpus-per-node=0 --cpus-per-task=1 --output=log <{REPO}/slurm/linear.sbatch"
+    options = "--wait --gpus-per-node=0 --cpus-per-task=1 --output=log"
+    command = f"cd {tmp_path}; sbatch {options} <{REPO}/slurm/linear.sbatch"
     slurm("bash", "-c", command, check=False)
     line = f"error: no slurm/functions.sh in {tmp_path}; expected the repository. "
     assert (tmp_path / "log").read_text() == f"{line}Submit a script of its slurm/\n"

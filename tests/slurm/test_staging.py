@@ -1,7 +1,8 @@
-"""The data set as an archive, unpacked on each node's own disk."""
+"""Test slurm/staging.sh: an archive of images, unpacked on each node's own disk."""
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -23,32 +24,29 @@ log "data is $DATA"
 until [ ! -e {folder}/hold ]; do sleep 0.1; done
 """
 FUNCTIONS = REPO / "slurm/functions.sh"
-# Another user than root, who owns root's files: permissions hold for this one.
+# A user that owns root's files, but for whom permissions apply.
 AS_USER = ["unshare", "--user", "--map-user=1000", "--map-group=1000"] if os.geteuid() == 0 else []
-needs_root = pytest.mark.skipif(
-    os.geteuid() != 0, reason="only root can give files to another user"
-)
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change a file's owner")
 
 
 @pytest.fixture
 def stage(submit, tmp_path):
-    """A function that submits a job which stages an archive, and does nothing else but be requeued, once, if asked to."""
+    """A function that submits a job which only stages an archive, and requeues itself if asked."""
 
     def start(archive, requeue=False):
         if requeue:
             (tmp_path / "requeue").touch()
         script = tmp_path / "stage.sbatch"
         script.write_text(SCRIPT.format(folder=tmp_path))
-        return submit(
-            [], script=script, sbatch=["--open-mode=append", "--requeue"], ARCHIVE=archive, DATA=""
-        )
+        options = ["--open-mode=append", "--requeue"]
+        return submit([], script=script, sbatch=options, ARCHIVE=archive, DATA="")
 
     return start
 
 
 @pytest.fixture
 def archives(images, tmp_path):
-    """A function that packs the images under a folder of their own: tar, tar.gz or sqsh."""
+    """A function that packs the images as tar, tar.gz or sqsh. A tar has them in one folder."""
 
     def pack(kind):
         path = tmp_path / f"photos.{kind}"
@@ -64,34 +62,30 @@ def archives(images, tmp_path):
 
 def make_squashfs(folder, path):
     if not shutil.which("mksquashfs"):
-        pytest.skip("no mksquashfs here: apt-get install squashfs-tools")
+        pytest.skip("no mksquashfs. Run apt-get install squashfs-tools")
     subprocess.run(["mksquashfs", folder, path, "-quiet", "-no-progress"], check=True)
 
 
 def on_node(function, archive="", local="", programs=None, **variables):
-    """Run a function of the scripts as a node does, without SLURM. `squeue` shows job 7, nothing sleeps."""
+    """Run a function of the scripts as on a node, without SLURM. `squeue` prints job 7."""
     commands = local.parent / "commands"
     shutil.rmtree(commands, ignore_errors=True)
     commands.mkdir()
     for name, text in ({"squeue": "echo 7", "sleep": ""} | (programs or {})).items():
         (commands / name).write_text(f"#!/bin/bash\n{text}\n")
         (commands / name).chmod(0o755)
-    environment = {
-        "PATH": f"{commands}:{os.environ['PATH']}",
-        "ARCHIVE": str(archive),
-        "LOCAL": str(local),
-    } | variables
+    path = f"{commands}:{os.environ['PATH']}"
+    environment = {"PATH": path, "ARCHIVE": str(archive), "LOCAL": str(local)} | variables
     command = [*AS_USER, "bash", FUNCTIONS, function]
-    done = subprocess.run(
-        command, env=environment, cwd=local.parent, capture_output=True, text=True
-    )
+    options = dict(cwd=local.parent, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, **options)
     if "unshare failed" in done.stderr:
-        pytest.skip(f"no user namespaces here: {done.stderr}")
+        pytest.skip(f"no user namespaces: {done.stderr}")
     return done
 
 
 def staged(local):
-    """The folders of the versions that are unpacked in LOCAL."""
+    """The folders of the unpacked versions in LOCAL."""
     return sorted(path.parent for path in local.glob("*/data"))
 
 
@@ -101,7 +95,7 @@ def files(folder):
 
 @pytest.fixture
 def photos(tmp_path):
-    """A tar archive of two classes of one tiny file each."""
+    """A tar archive of two classes with one tiny file each."""
     for name in "ab":
         (tmp_path / "photos/train" / name).mkdir(parents=True)
         (tmp_path / "photos/train" / name / "1.png").write_text(name)
@@ -115,7 +109,7 @@ def pack(folder, path):
 
 
 def test_archive_is_unpacked_once(stage, archives, images, tmp_path):
-    """Both nodes are this machine: the second finds what the first has unpacked, as it would be after a requeue."""
+    """Also after a requeue. Both nodes are this machine, and use the same files."""
     archive = archives("tar")
     path = tmp_path / "photos.tar.sha256"
     path.write_text(f"{hashlib.sha256(archive.read_bytes()).hexdigest()}  photos.tar\n")
@@ -139,15 +133,8 @@ def test_archive_of_a_running_job_stays(slurm, stage, photos, tmp_path):
     assert len(staged(local)) == 2 and old in staged(local)
     (tmp_path / "hold").unlink()
     assert first.wait_for_end() == second.wait_for_end() == "COMPLETED"
-    slurm(
-        "srun",
-        "--nodes=2",
-        "--ntasks-per-node=1",
-        "bash",
-        FUNCTIONS,
-        "clean_local",
-        LOCAL=str(local),
-    )
+    words = ["--nodes=2", "--ntasks-per-node=1", "bash", FUNCTIONS, "clean_local"]
+    slurm("srun", *words, LOCAL=str(local))
     assert staged(local) == []
 
 
@@ -172,9 +159,8 @@ def test_archive_must_be_readable(tmp_path, name, problem):
     (tmp_path / "folder.tar").mkdir()
     (tmp_path / "noise.tar").write_bytes(b"noise" * 1000)
     done = on_node("stage_here", tmp_path / name, tmp_path / "local")
-    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(
-        f"error: batch: ARCHIVE={tmp_path / name}: {problem}"
-    )
+    error = f"error: batch: ARCHIVE={tmp_path / name}: {problem}"
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(error)
     assert not list(tmp_path.glob("local/[!l]*"))
 
 
@@ -184,10 +170,8 @@ def test_archive_without_images_is_refused(tmp_path):
     (folder,) = staged(tmp_path / "local")
     done = on_node("data_folder", tmp_path / "empty.tar", tmp_path / "local", STAGED=str(folder))
     problem = "no files in it; expected images, such as train/CLASS/IMAGE"
-    assert (done.returncode, done.stderr) == (
-        2,
-        f"error: batch: ARCHIVE={tmp_path}/empty.tar: {problem}\n",
-    )
+    error = f"error: batch: ARCHIVE={tmp_path}/empty.tar: {problem}\n"
+    assert (done.returncode, done.stderr) == (2, error)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +187,7 @@ def test_archive_without_images_is_refused(tmp_path):
     ],
 )
 def test_archive_without_train_is_a_folder_of_images(tmp_path, names, folder):
-    """As DATA is; of files in a folder of their own it is that one, which would be their label."""
+    """If all files are in one folder, DATA is that folder: it would become their class."""
     for name in names:
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).touch()
@@ -263,10 +247,8 @@ def test_checksum_errors_are_one_line(photos, tmp_path, text, problem):
 
 
 def test_local_is_private(photos, tmp_path):
-    assert (
-        on_node("stage_here", photos, tmp_path / "local", LOCAL=f"{tmp_path}/new/local/").returncode
-        == 0
-    )
+    done = on_node("stage_here", photos, tmp_path / "local", LOCAL=f"{tmp_path}/new/local/")
+    assert done.returncode == 0
     paths = [tmp_path / "new/local", *(tmp_path / "new/local").rglob("*")]
     assert len(paths) > 8 and not [path for path in paths if path.stat().st_mode & 0o077]
 
@@ -315,17 +297,15 @@ def test_local_of_another_user_is_refused(photos, tmp_path, plant, problem):
     (local.parent / "precious").write_text("precious")
     plant(local)
     done = on_node("stage_here", photos, local, LOCAL=f"{local}/")
+    error = done.stderr.splitlines()[-1]
     assert done.returncode == 2
-    assert (
-        done.stderr.splitlines()[-1].startswith(f"error: batch: LOCAL={local}: ")
-        and problem in done.stderr
-    )
+    assert error.startswith(f"error: batch: LOCAL={local}: ") and problem in done.stderr
     assert staged(local) == [] and (local.parent / "precious").read_text() == "precious"
 
 
 @pytest.mark.parametrize("mode", [0o775, 0o777], ids=oct)
 def test_local_becomes_private(photos, tmp_path, mode):
-    """Also the folders of a version, if another user has put one there."""
+    """A folder that another user has put there is refused."""
     (tmp_path / "local").mkdir()
     (tmp_path / "local").chmod(mode)
     assert on_node("stage_here", photos, tmp_path / "local").returncode == 0
@@ -335,10 +315,8 @@ def test_local_becomes_private(photos, tmp_path, mode):
     folder.symlink_to(tmp_path / "planted")
     (tmp_path / "local").chmod(mode)
     done = on_node("stage_here", photos, tmp_path / "local")
-    assert (
-        done.returncode == 2
-        and "a link, or another user's; expected a folder of your own" in done.stderr
-    )
+    error = "a link, or another user's; expected a folder of your own"
+    assert done.returncode == 2 and error in done.stderr
     assert (tmp_path / "planted/data").exists()
 
 
@@ -351,7 +329,7 @@ def test_local_in_a_sticky_folder_is_accepted(photos, tmp_path):
 
 
 def test_archives_with_one_name_are_distinguished(photos, tmp_path):
-    """In another folder; and of another fraction of the second, or behind a link that leads elsewhere since."""
+    """By folder, by fraction of a second, and by the target of a link."""
     versions = [(photos, 10**18)]
     (tmp_path / "other").mkdir()
     versions.append((Path(shutil.copy(photos, tmp_path / "other")), 10**18))
@@ -376,9 +354,7 @@ def test_archive_of_any_name_has_a_plain_folder(photos, tmp_path, name):
     photos.rename(tmp_path / name)
     assert on_node("stage_here", tmp_path / name, tmp_path / "my [a] local").returncode == 0
     (folder,) = staged(tmp_path / "my [a] local")
-    assert (
-        set(folder.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_.") and folder.name[0] != "."
-    )
+    assert re.fullmatch(r"[a-z0-9_-][a-z0-9._-]*", folder.name)
     done = on_node("data_folder", tmp_path / name, tmp_path / "my [a] local", STAGED=str(folder))
     assert done.stdout == f"{folder}/data/photos\n"
 
@@ -392,16 +368,11 @@ def test_unused_version_is_replaced(photos, tmp_path):
         assert done.returncode == 0, done.stderr
     numbers = [(folder / "jobs").read_text() for folder in staged(local)]
     assert sorted(numbers) == ["7\n", "8\n", "9\n"] and done.stdout.count("removing") == 0
-    assert (
-        on_node("stage_here", photos, local, SLURM_JOB_ID="7").stdout.count("is here already") == 1
-    )
+    again = on_node("stage_here", photos, local, SLURM_JOB_ID="7")
+    assert again.stdout.count("is here already") == 1
     (local / "notes").mkdir()
-    assert (
-        on_node("clean_local", local=local, programs={"squeue": "exit 1"}).stdout.count(
-            "squeue fails"
-        )
-        == 1
-    )
+    failed = on_node("clean_local", local=local, programs={"squeue": "exit 1"})
+    assert failed.stdout.count("squeue fails") == 1
     assert on_node("clean_local", local=local).stdout.count("removing") == 1
     assert len(staged(local)) == 2
     assert on_node("clean_local", local=local, programs={"squeue": "exit 0"}).returncode == 0
@@ -415,19 +386,16 @@ def test_unreadable_files_become_readable(photos, tmp_path, kind):
     (folder / "a").chmod(0o555)
     (folder / "b").chmod(0o000)
     archive, local = tmp_path / f"photos.{kind}", tmp_path / "local"
-    pack(tmp_path / "photos", archive) if kind == "tar" else make_squashfs(
-        tmp_path / "photos", archive
-    )
+    make = pack if kind == "tar" else make_squashfs
+    make(tmp_path / "photos", archive)
     done = on_node("stage_here", archive, local)
     assert done.returncode == 0, done.stderr
     (first,) = staged(local)
     paths = list((first / "data").rglob("*"))
     assert len([path for path in paths if path.name == "1.png"]) == 2
-    assert not [
-        path
-        for path in paths
-        if not path.stat().st_mode & 0o400 or path.is_dir() and not path.stat().st_mode & 0o300
-    ]
+    for path in paths:
+        mode = path.stat().st_mode
+        assert mode & 0o400 and (mode & 0o300 or not path.is_dir()), path
     (first / "data/train" if kind == "sqsh" else first / "data/photos/train").chmod(0o555)
     archive.touch()
     assert on_node("stage_here", archive, local).returncode == 0
@@ -435,7 +403,7 @@ def test_unreadable_files_become_readable(photos, tmp_path, kind):
 
 
 def test_killed_staging_is_repeated(photos, tmp_path):
-    """It dies after the files are unpacked. The archive holds the file that once marked a whole one."""
+    """It is killed after unpacking. The archive has a file `.staged`, as earlier versions wrote."""
     (tmp_path / "photos/.staged").touch()
     with tarfile.open(photos, "w") as archive:
         archive.add(tmp_path / "photos", ".")
@@ -449,7 +417,7 @@ def test_killed_staging_is_repeated(photos, tmp_path):
 
 @pytest.mark.parametrize("kind", ["tar", "sqsh"])
 def test_full_disk_keeps_no_files(tmp_path, kind):
-    """It has room only for the copy."""
+    """It has space only for the copy."""
     if os.geteuid() != 0:
         pytest.skip("only root can mount a small disk")
     source, disk = tmp_path / "photos", tmp_path / "disk"
@@ -457,7 +425,7 @@ def test_full_disk_keeps_no_files(tmp_path, kind):
     for number in range(9):
         (source / f"train/a/{number}.png").write_bytes(os.urandom(2**20))
     archive = tmp_path / f"photos.{kind}"
-    pack(source, archive) if kind == "tar" else make_squashfs(source, archive)
+    (pack if kind == "tar" else make_squashfs)(source, archive)
     disk.mkdir()
     mount("-t", "tmpfs", "-o", "size=14m,mode=700", "tmpfs", disk)
     try:
@@ -493,15 +461,13 @@ def test_owner_and_special_modes_of_tar_are_dropped(photos, tmp_path):
         member = tarfile.TarInfo("train/a/1.png")
         member.uid, member.gid, member.mode = 12345, 12345, 0o6777
         archive.addfile(member)
-    command = ["bash", FUNCTIONS, "stage_here"]  # as root, if that is who tests
+    command = ["bash", FUNCTIONS, "stage_here"]  # as root, if the tests run as root
     environment = os.environ | {"ARCHIVE": str(photos), "LOCAL": str(tmp_path / "local")}
     subprocess.run(command, env=environment, cwd=tmp_path, check=True)
     (file,) = (tmp_path / "local").rglob("*.png")
-    assert (file.stat().st_uid, file.stat().st_gid, file.stat().st_mode & 0o7777) == (
-        os.geteuid(),
-        os.getegid(),
-        0o700,
-    )
+    found = file.stat()
+    assert (found.st_uid, found.st_gid) == (os.geteuid(), os.getegid())
+    assert found.st_mode & 0o7777 == 0o700
 
 
 def test_two_jobs_unpack_an_archive_once(photos, tmp_path):
@@ -512,13 +478,11 @@ def test_two_jobs_unpack_an_archive_once(photos, tmp_path):
         while not (tmp_path / "local/lock").exists():
             time.sleep(0.01)
         command = ["bash", FUNCTIONS, "stage_here"]
-        jobs = [
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-            for _ in range(2)
-        ]
+        options = dict(env=environment, stdout=subprocess.PIPE, text=True)
+        jobs = [subprocess.Popen(command, **options) for _ in range(2)]
         assert all("waiting for another job" in job.stdout.readline() for job in jobs)
     finally:
         held.kill()
         held.wait()
-    said = sorted("already" in job.communicate()[0] for job in jobs)
-    assert said == [False, True]
+    present = sorted("already" in job.communicate()[0] for job in jobs)
+    assert present == [False, True]
