@@ -1,10 +1,11 @@
-"""Tests of the image and of runs in it are skipped where there is no Docker."""
+"""Fixtures of the tests of the image. Without Docker the tests are skipped."""
 
 from pathlib import Path
 
 import pytest
 
-from engine import build, containers, docker, engine, image, missing, podman  # noqa: F401 (fixtures)
+from engine import build, containers, docker, engine, image, podman  # noqa: F401 (fixtures)
+from engine import missing
 
 
 def pytest_collection_modifyitems(items):
