@@ -187,7 +187,7 @@ class Run:
             time.sleep(0.02)
 
     def finish(self):
-        """Wait for the end; return the exit code and the output."""
+        """Wait for the end and return the exit code and the output."""
         output, _ = self.process.communicate(timeout=300)
         return self.process.returncode, output
 
@@ -305,7 +305,7 @@ def test_podman_builds_the_image(podman, docker, engine, tmp_path):
 
 
 def local_engine(action, folder, **environment):
-    """Run docker/local-engine.sh; return its exit code and its output."""
+    """Run docker/local-engine.sh and return its exit code and its output."""
     words = [shutil.which("bash"), SCRIPT, action]
     options = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=180)
     environment = os.environ | {"LOCAL_ENGINE": str(folder)} | environment

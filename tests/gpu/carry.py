@@ -88,7 +88,7 @@ def prepare_images(name: str, folder: Path) -> None:
 
 
 def unpack_images(folder: Path, targets: dict[str, Path]) -> list[str]:
-    """Unpack the carried image sets to their folders; return the names of all present sets."""
+    """Unpack the carried image sets to their folders and return the names of all present sets."""
     for name, target in targets.items():
         archive = folder / f"{name}.zip"
         if archive.is_file() and not target.is_dir():
@@ -98,7 +98,7 @@ def unpack_images(folder: Path, targets: dict[str, Path]) -> list[str]:
 
 
 def sees_torch(environment: Path) -> Path:
-    """Make a Python environment with access to this one's packages; return its interpreter."""
+    """Make a Python environment with access to this one's packages and return its interpreter."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
     python = environment / "bin" / "python"
     query = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
@@ -112,7 +112,7 @@ def sees_torch(environment: Path) -> Path:
 def environment(target: Path, folder: Path | None) -> Path:
     """Return the interpreter of an environment with all packages of the session.
 
-    target: folder of the new environment. folder: the carried folder; without one, this interpreter
+    target: folder of the new environment. folder: the carried folder. Without one, this interpreter
     must have all packages.
     CalledProcessError: a package is missing, also in the carried folder.
     """

@@ -18,7 +18,7 @@ FULL = carry.REPO / "job/study/full.yaml"
 
 
 def write_form(folder: Path) -> Path:
-    """Write the full study's form for the sets in carry.IMAGES; return its path."""
+    """Write the full study's form for the sets in carry.IMAGES and return its path."""
     sets = yaml.safe_load(FULL.read_text())["sets"]
     path = folder / "full-carried.yaml"
     path.write_text(yaml.safe_dump({"base": "full", "sets": {n: sets[n] for n in carry.IMAGES}}))

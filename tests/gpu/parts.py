@@ -58,7 +58,7 @@ class Record:
 
 
 def execute(part: Part, limit: float, record: Record) -> tuple[str, int | None]:
-    """Run a part in a process group of its own; return its verdict and exit code.
+    """Run a part in a process group of its own and return its verdict and exit code.
 
     The part's variable GPU_RESULTS names the session's results.jsonl. After `limit` seconds the
     group gets SIGTERM, and GRACE seconds later SIGKILL. No process of the group survives.
@@ -106,7 +106,7 @@ def run_parts(
     run: Callable[[Part, float, Record], tuple[str, int | None]] = execute,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, str]:
-    """Run the parts in order within `total` seconds; return their verdicts by name.
+    """Run the parts in order within `total` seconds and return their verdicts by name.
 
     A part that fails or times out does not end the session. If less than LEAST seconds remain, a
     part is left out.
@@ -134,7 +134,7 @@ def run_parts(
 
 
 def report(parts: list[Part], verdicts: dict[str, str], record: Record) -> int:
-    """Print each part's verdict; return the session's exit code.
+    """Print each part's verdict and return the session's exit code.
 
     It is 0 if all parts have passed, and 1 otherwise. An endless part may be left out.
     """

@@ -27,7 +27,7 @@ SIZE = {"cuda": 224, "cpu": 32}  # pixels
 WIDTH = {"cuda": 64, "cpu": 16}
 STEPS = {"cuda": 20, "cpu": 2}
 WARM = {"cuda": 5, "cpu": 1}
-# Compiling takes about a minute, so it is done for the larger batch only.
+# Compiling needs about a minute, so only the larger batch is compiled.
 WAYS = {
     "float32": {},
     "bf16": {"precision": "bf16"},

@@ -323,7 +323,7 @@ CUDA_FUNCTIONS = {
 
 @contextlib.contextmanager
 def pretended() -> Iterator[Found]:
-    """Give torch a pretended GPU; yield its problems and stalls, cleared at the start."""
+    """Give torch a pretended GPU and yield its problems and stalls, cleared at the start."""
     found.problems.clear()
     found.clear()
     convert = torch.__future__.get_overwrite_module_params_on_conversion()

@@ -92,7 +92,10 @@ def test_missing_image_is_one_line(submit_in, docker, tmp_path):
 
 
 def task(function, *words, environment, folder, before=()):
-    """Run a function of functions.sh as a task on a node, RUN in `folder`; return its output."""
+    """Run a function of functions.sh as a task on a node and return its output.
+
+    `folder`/run is the run's folder.
+    """
     (folder / "run").mkdir(parents=True, exist_ok=True)
     settings = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_PROCID": "3", "SLURMD_NODENAME": "node1"}
     settings |= {"DATA": "", "RUN": f"{folder}/run"}

@@ -72,7 +72,7 @@ CONTAINERS = [*ENGINES, "apptainer", "pyxis"]
 
 @pytest.fixture
 def started(shell, tmp_path):
-    """A function that starts a task by a runtime; returns its arguments and environment."""
+    """A function that starts a task by a runtime and returns its arguments and environment."""
 
     def start(runtime, **variables):
         (tmp_path / "image").touch()

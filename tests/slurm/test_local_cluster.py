@@ -19,7 +19,7 @@ slurm = pytest.mark.skipif(
 
 
 def cluster(folder, *arguments, **env):
-    """Run the script; return its exit code and its output."""
+    """Run the script and return its exit code and its output."""
     env = os.environ | {"LOCAL_CLUSTER": str(folder)} | env
     words = [shutil.which("bash"), SCRIPT, *arguments]
     done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=120)

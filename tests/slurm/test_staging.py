@@ -24,7 +24,7 @@ log "data is $DATA"
 until [ ! -e {folder}/hold ]; do sleep 0.1; done
 """
 FUNCTIONS = REPO / "slurm/functions.sh"
-# A user that owns root's files, but for whom permissions apply.
+# A user that owns root's files, but is bound by their permissions.
 AS_USER = ["unshare", "--user", "--map-user=1000", "--map-group=1000"] if os.geteuid() == 0 else []
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change a file's owner")
 

@@ -30,7 +30,7 @@ def test_ci_run_refuses_users():
 
 @pytest.fixture
 def installs(tmp_path):
-    """A function that runs the script with packages in given states; returns the installed ones."""
+    """A function that runs .ci/run with packages in given states and returns those it installs."""
     for name, code in (
         ("apt-get", f'echo "$@" >>{tmp_path}/apt-get.txt'),
         ("make", "exit 1"),

@@ -125,7 +125,7 @@ BUILD += "print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
 
 
 def build(kind, source, folder):
-    """Build an archive of the files in `source`, as pip does; return its path."""
+    """Build an archive of the files in `source`, as pip does, and return its path."""
     words = [sys.executable, "-c", BUILD, kind, folder]
     done = subprocess.run(words, cwd=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -207,7 +207,7 @@ def closure(requirements):
 
 
 def environment(folder, requirements):
-    """Make a virtual environment with links to the packages of requirements; return its Python."""
+    """Make a virtual environment with links to installed packages and return its Python."""
     venv.create(folder, symlinks=True)
     [site] = folder.glob("lib/python*/site-packages")
     for distribution in closure(requirements).values():
