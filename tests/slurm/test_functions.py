@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -131,9 +132,8 @@ def mounts(words) -> dict[str, str]:
         entries = [[row[1][7:], row[2][7:], *row[3:]] for row in rows]  # without source=, target=
     assert all(source == target for source, target, *_ in entries)
     modes = {source: (more or ["rw"])[0] for source, _, *more in entries}
-    return {
-        path: mode for path, mode in modes.items() if path != "/etc/nccl.conf"
-    }  # this machine's
+    modes.pop("/etc/nccl.conf", None)  # this machine may have one
+    return modes
 
 
 def values_of(option, words) -> list[str]:
@@ -294,6 +294,7 @@ def test_mounts_quote_any_path(started, tmp_path, runtime):
 
 
 def test_mounts_are_unique(started, tmp_path):
+    """A path that is given twice is mounted once, writable if it is RUN."""
     (tmp_path / "data").mkdir()
     words, _ = started(
         "docker", MOUNTS=f"data\n{tmp_path}/data/\n.", DATA="data/../data", RUN="data/."
@@ -598,12 +599,14 @@ def test_signals_are_repeated(shell, moment):
     trap 'count=$((count + 1)); [ $count = 1 ] || { echo "signals $count"; exit 1; }' USR2
     touch ready
     [ -n "$UNSET" ] || kill -USR2 $PPID
-    for _ in $(seq 100); do sleep 0.1; done"""
+    for _ in $(seq 1000); do sleep 0.1; done"""
     unset = moment == "before step is set"
     signal = "until [ -e ready ]; do sleep 0.1; done; kill -USR2 $$"
     debug = f"set -T; trap 'case $BASH_COMMAND in step=*) {signal}; esac' DEBUG; " if unset else ""
-    programs = {"srun": srun, "scontrol": CONTROL}
-    done = shell(debug + 'run "$@"', programs, **NEEDS, UNSET="1" if unset else "")
+    # Signals are repeated after 5 calls of `sleep 1`.
+    programs = {"srun": srun, "scontrol": CONTROL, "sleep": f"{shutil.which('sleep')} 0.1"}
+    variables = NEEDS | {"STOP_SECONDS": "9000", "UNSET": "1" if unset else ""}
+    done = shell(debug + 'run "$@"', programs, **variables)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[3] == "signals 2" and lines[-1] == "requeue 7" and decisions(done) == ["requeued"]

@@ -321,7 +321,7 @@ def python_of(version, path):
 
 @pytest.fixture
 def clone(tmp_path):
-    """A function that runs make in a clone with a `.venv` of this Python. -n prints the commands."""
+    """A function that runs make in a clone with a `.venv` of this Python. -n prints commands."""
     files = "pyproject.toml docker/pip.txt docker/constraints.txt docker/build_horovod.sh"
     for name in files.split():
         (tmp_path / name).parent.mkdir(exist_ok=True)
