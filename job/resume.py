@@ -28,7 +28,7 @@ from job.errors import RunError
 from job.frameworks import FRAMEWORKS
 from job.networks import demands_size
 from job.position import Position, steps_of
-from job.schedules import pull
+from job.schedules import distillation_strength
 from job.training import Training
 
 # Keys that distinguish a run's checkpoint from a classifier's, in addition to its format.
@@ -149,7 +149,7 @@ def warn_of_ramp(saved: dict, config: Config, run: Run) -> None:
     position, steps = Position(saved["epoch"], saved["step"]), steps_of(saved)
 
     def weight(ramp: bool, epochs: int) -> float:
-        return pull(*position, epochs, steps) if ramp else 1.0
+        return distillation_strength(*position, epochs, steps) if ramp else 1.0
 
     before = weight(saved["config"].get("loss_ramp", False), saved["config"]["epochs"])
     now = weight(config.loss_ramp, config.epochs)

@@ -42,8 +42,8 @@ def learning_rate(config: RateOptions, epoch: int) -> float:
     return config.lr * 0.1 ** sum(epoch >= drop for drop in config.schedule)
 
 
-def pull(epoch: int, step: int, epochs: int, steps: int) -> float:
-    """Return the weight of the distillation loss at a step of an epoch, both from 0.
+def distillation_strength(epoch: int, step: int, epochs: int, steps: int) -> float:
+    """Return the strength of the distillation at a step of an epoch, both from 0.
 
     It falls linearly from 1 to 0 at the end of the run, after `epochs` of `steps` each.
     """

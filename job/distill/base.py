@@ -1,7 +1,7 @@
 """The base of a distiller: a loss between the features of the student and a frozen teacher.
 
-A distiller is a subclass in its own file, an entry in DISTILLERS (job/distill/__init__.py), and a
-dataclass of options, from which job/config.py inherits. The options' group is named after it.
+A distiller is a subclass in its own file and an entry in DISTILLERS (job/distill/__init__.py). Its
+options are a dataclass from which job/config.py inherits. Their group has the distiller's name.
 """
 
 import copy
@@ -20,12 +20,12 @@ from job.engine.run import Run
 from job.frameworks.base import Framework
 from job.networks import DEPTH, Outline
 from job.position import Position
-from job.schedules import pull
+from job.schedules import distillation_strength
 
 
 @dataclass(frozen=True)
 class Networks:
-    """The run, the images, the student's framework and the teacher, which a distiller measures between epochs."""
+    """What a distiller measures between epochs: the images, the student and the teacher."""
 
     run: Run
     images: Images
@@ -37,9 +37,8 @@ class Networks:
 class Change:
     """A measured change of a distiller.
 
-    `record` logs and records it; `Distiller.apply` makes it afterwards.
-
-    state: new values of tensors in the distiller's `module`, by name.
+    state: new values of tensors in the distiller's `module`, by name. `Distiller.apply` sets them.
+    record: logs and records the change. Call it first.
     """
 
     state: Mapping[str, torch.Tensor] = field(default_factory=dict)
@@ -49,13 +48,17 @@ class Change:
 class Distiller:
     """A loss between the student's features and the teacher's.
 
-    name: in --distill. shapes: options that shape its tensors. module: all that is trained, saved and restored; its buffer
-    `factor`, () float64, divides the loss. A distiller keeps no tensor elsewhere: `with_change` copies `module` only.
-    widths: channels of the student's stages, {stage: S}, of its pooled features, {"pooled": C}, and outputs
-    of its framework's head, {"fc": d}, 0 without one. compares_pooled: its loss uses the pooled features.
-    views: of each image, that it distils at least. batch_statistics: --loss-share is measured with
-    the statistics of the student's batches. A loss without a batch norm of its own needs them: the
-    running ones of an untrained student are far from those of its training.
+    name: its name in --distill.
+    shapes: the options that determine the shapes of its tensors.
+    views: the number of views of each image that it needs at least.
+    batch_statistics: measure --loss-share with the statistics of the student's batches. A loss
+    without a batch norm of its own needs them, because the running statistics of an untrained
+    student differ greatly from those in training.
+    compares_pooled: whether its loss uses the pooled features.
+    module: all tensors that are trained, saved and restored. Its buffer `factor`, () float64,
+    divides the loss. `with_change` copies only the module, so keep no tensor elsewhere.
+    widths: the channels of the student's stages {stage: S} and of its pooled features
+    {"pooled": S}, and the outputs of its framework's head {"fc": d}, 0 without one.
     """
 
     name: str
@@ -73,12 +76,15 @@ class Distiller:
 
     @staticmethod
     def stages(config: Any) -> list[int]:
-        """Return the stages, from 1, whose features the distiller needs."""
+        """Return the stages whose features the distiller needs, counted from 1."""
         return [DEPTH]
 
     @classmethod
     def misfit(cls, config: Any, student: Outline, teacher: Teacher) -> str:
-        """Return how the features of student and teacher do not fit the distiller, or ""."""
+        """Return why the distiller cannot compare student and teacher, or "" if it can.
+
+        The text is "problem; expected E", for an error.
+        """
         return ""
 
     @staticmethod
@@ -96,9 +102,10 @@ class Distiller:
 
     @classmethod
     def has_hidden_layer(cls, config: Any, dims: tuple[int, int] | None = None) -> bool:
-        """Return whether --head-width widens a head of the distiller, or may do so without `dims`.
+        """Return whether --head-width sets the width of a head of the distiller.
 
-        dims: outputs of the framework's head and of the teacher's, if known.
+        dims: outputs of the framework's head and of the teacher's. If None, they are not known yet:
+        return whether it can do so.
         """
         return "head_width" in cls.shapes
 
@@ -108,64 +115,67 @@ class Distiller:
         return self.module.get_buffer("factor")
 
     def targets(self, teacher: Mapping[str, torch.Tensor], generator: torch.Generator) -> Any:
-        """Return the targets of `loss` from the teacher's features {"layerN": (b, T, H, W)}.
+        """Return the targets for `loss`. The caller releases the teacher's features afterwards.
 
-        The features themselves are released.
-
-        They have "fc" (b, d), its head's outputs, if a distiller of the run `needs_head`, and
-        "momentum_encoder" (b, S), the momentum encoder's pooled features, if one has a `momentum`.
+        teacher: features {"layerN": (b, T, H, W)}. If a distiller of the run `needs_head`, also
+        "fc" (b, d), the outputs of the teacher's head. If one has a `momentum`, also
+        "momentum_encoder" (b, S), the momentum encoder's pooled features.
         generator: for random targets.
         """
         return teacher
 
     def loss(self, student: Mapping[str, torch.Tensor], targets: Any) -> torch.Tensor:
-        """Return the loss of the student's features {"layerN": (b, S, H, W)}, a mean over the images divided by `factor`, ().
+        """Return the loss, (): a mean over the images, divided by `factor`.
 
-        They have "fc" (b, d), the outputs of the framework's head, if there is one.
+        student: features {"layerN": (b, S, H, W)}, and "fc" (b, d), the outputs of the framework's
+        head, if it has one.
         """
         raise NotImplementedError
 
-    def remembered(self, targets: Any) -> torch.Tensor | None:
-        """Return what `after_update` needs of a micro-batch's targets, (b, ...), or None."""
+    def to_gather(self, targets: Any) -> torch.Tensor | None:
+        """Return the rows (b, ...) of a micro-batch's targets for `after_update`, or None."""
         return None
 
-    def after_update(self, remembered: torch.Tensor) -> None:
+    def after_update(self, gathered: torch.Tensor) -> None:
         """End a step, after the optimizer's update.
 
-        remembered: of the total batch, (B, ...), in its order, which is the same for any number of workers.
+        gathered: the rows of the total batch, (B, ...), in the same order for any number of
+        workers.
         """
 
     def weight(self, position: Position, steps: int) -> float:
-        """Return the weight of the loss at a step of an epoch of `steps`."""
-        return pull(*position, self.config.epochs, steps) if self.config.loss_ramp else 1.0
+        """Return the strength of the distillation at a step, 0 to 1. steps: of an epoch."""
+        if not self.config.loss_ramp:
+            return 1.0
+        return distillation_strength(*position, self.config.epochs, steps)
 
     def before_epoch(self, epoch: int, networks: Networks) -> Change:
-        """Measure, and return the change for an epoch, counted from 0. A collective.
+        """Return the measured change for an epoch, counted from 0. A collective.
 
-        It changes and records nothing, because a signal can still stop the next distillers.
+        Do not apply or record it: a signal can still stop the next distiller's measurement.
         Stopped, on all workers: a signal arrived.
         """
         return Change()
 
     def apply(self, change: Change) -> None:
-        """Make a change."""
+        """Apply a change."""
         state = self.module.state_dict()
         for name, value in change.state.items():
             state[name].copy_(value)
 
     def with_change(self, change: Change) -> Self:
-        """Return a copy in which a change is made."""
+        """Return a copy to which a change is applied."""
         changed = copy.copy(self)
         changed.module = copy.deepcopy(self.module)
         changed.apply(change)
         return changed
 
     def misfits(self, images: int) -> dict[str, str]:
-        """Return {id: sentence} of the options that do not fit so many images."""
+        """Return {id: sentence} of warnings about options that do not suit the number of images."""
         return {}
 
     def check(self, saved: Mapping[str, torch.Tensor]) -> None:
-        """RunError: a checkpoint's state of `module` belongs to another teacher or to other options."""
+        """RunError: a checkpoint's state of `module` has another teacher or other options."""
 
     def histograms(self) -> dict[str, np.ndarray]:
         """Return the distributions that TensorBoard shows at the start of an epoch, by name."""

@@ -2,9 +2,9 @@
 
 The loss of a view is the mean over images and dimensions of (s - t)^2, where s and t are the
 normalised outputs of the heads of student and teacher. The student's head is the framework's if it
-has the teacher's number of outputs, else an MLP of the distiller. The run's loss is the mean over two
-views. DisCo's is 32 times their sum, which a factor of 1/64 gives. The authors' code sums over the
-images of a worker, so that its result depends on the number of workers; a mean does not.
+has the teacher's number of outputs, otherwise an MLP of the distiller. The run's loss is the mean
+over two views. DisCo's loss is 32 times their sum, which is a factor of 1/64. The authors' code
+sums over the images of a worker, so its result depends on the number of workers. A mean does not.
 """
 
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ class DisCo(Distiller):
 
     @staticmethod
     def needs_head(config: Any) -> bool:
-        """Return that outputs of heads are compared."""
+        """Return True, because outputs of heads are compared."""
         return True
 
     @classmethod

@@ -1,4 +1,4 @@
-"""All distillers of a run together."""
+"""All distillers of a run as one object."""
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from job.position import Position
 
 
 class Distillation:
-    """The distillers of a run, which share a teacher; there are none without a teacher.
+    """The distillers of a run, with one teacher for all. Without a teacher there are none.
 
     momentum: the momentum encoder, if a distiller needs one.
     """
@@ -24,7 +24,7 @@ class Distillation:
         self, config: DistillOptions, networks: Networks | None, distillers: list[Distiller]
     ):
         self.config, self.networks, self.distillers = config, networks, distillers
-        # Gathers of the workers' rows (b, ...) that have begun, one a micro-batch, by distiller.
+        # Pending gathers of the workers' rows (b, ...) by distiller, one for each micro-batch.
         self.gathers: dict[str, list[comm.Pending]] = {}
         momenta = [m for each in distillers if (m := each.momentum(config)) is not None]
         self.momentum: MomentumEncoder | None = None
@@ -38,37 +38,37 @@ class Distillation:
 
     @property
     def weights(self) -> list[float]:
-        """The distillers' weights."""
+        """The distillers' --distill-weights."""
         return self.config.distill_weights or [1.0] * len(self.distillers)
 
     def modules(self) -> dict[str, nn.Module]:
-        """Return all modules that a run saves and restores, by their names in checkpoints."""
-        found = {each.name: each.module for each in self.distillers}
-        return found | ({MOMENTUM: self.momentum.module} if self.momentum else {})
+        """Return all modules that a run saves and restores, by name in checkpoints."""
+        modules = {each.name: each.module for each in self.distillers}
+        return modules | ({MOMENTUM: self.momentum.module} if self.momentum else {})
 
     @torch.no_grad()
     def targets(self, batch: MicroBatch) -> list[list]:
         """Run the teacher and the momentum encoder on the distilled views of a micro-batch.
 
-        Return each distiller's targets, one for each view. A collective: what distillers remember is
-        gathered during the student's passes.
+        Return each distiller's targets, one for each view. A collective: it starts the gathers
+        of `to_gather`, which run during the student's passes.
         """
         if not self.networks:
             return []
-        drawn = [(distiller, self.generator(batch)) for distiller in self.distillers]
-        targets: list[list] = [[] for _ in drawn]
+        pairs = [(distiller, self.generator(batch)) for distiller in self.distillers]
+        targets: list[list] = [[] for _ in pairs]
         for images in (batch.images, *batch.others)[: self.networks.framework.distilled_views]:
             features = self.networks.teacher.net(images)  # {"layerN": (b, T, H, W)}
             if self.momentum:
                 features = features | {MOMENTUM: self.momentum.pooled(images)}  # (b, S)
-            for (distiller, generator), found in zip(drawn, targets, strict=True):
-                found.append(distiller.targets(features, generator))
-            del features  # the next view's pass can use their memory
+            for (distiller, generator), views in zip(pairs, targets, strict=True):
+                views.append(distiller.targets(features, generator))
+            del features  # release their memory for the next view's pass
         for distiller, (first, *_) in zip(self.distillers, targets, strict=True):
-            if (remembered := distiller.remembered(first)) is not None:
-                begun = self.gathers.setdefault(distiller.name, [])
+            if (rows := distiller.to_gather(first)) is not None:
+                pending = self.gathers.setdefault(distiller.name, [])
                 name = f"distill.{distiller.name}.{batch.part}"
-                begun.append(comm.begin_gather(remembered, name))
+                pending.append(comm.begin_gather(rows, name))
         return targets
 
     def after_update(self) -> None:
@@ -76,12 +76,10 @@ class Distillation:
         if self.momentum:
             self.momentum.update()
         for distiller in self.distillers:
-            if begun := self.gathers.pop(distiller.name, None):
-                parts = [comm.wait(each).unflatten(0, (comm.size(), -1)) for each in begun]
-                total = torch.cat(parts, dim=1).flatten(
-                    0, 1
-                )  # (N, accumulate x b, ...) -> (B, ...)
-                distiller.after_update(total)
+            if pending := self.gathers.pop(distiller.name, None):
+                batches = [comm.wait(each).unflatten(0, (comm.size(), -1)) for each in pending]
+                total = torch.cat(batches, dim=1)  # (N, accumulate x b, ...)
+                distiller.after_update(total.flatten(0, 1))  # (B, ...)
 
     def generator(self, batch: MicroBatch) -> torch.Generator:
         """Return the generator of a micro-batch's random targets."""
@@ -101,12 +99,12 @@ class Distillation:
         It is a mean over the views. steps: of an epoch.
         """
         views = (output.features, *output.others)
-        found = {}
-        for each, own, wanted in zip(self.distillers, self.weights, targets, strict=True):
-            first, *others = map(each.loss, views, wanted)
+        losses = {}
+        for each, own, own_targets in zip(self.distillers, self.weights, targets, strict=True):
+            first, *others = map(each.loss, views, own_targets)
             weight = own * each.weight(position, steps)
-            found[each.name] = weight * (sum(others, first) / len(views))
-        return found
+            losses[each.name] = weight * (sum(others, first) / len(views))
+        return losses
 
     @property
     def digest(self) -> str:
@@ -120,7 +118,7 @@ class Distillation:
     def before_epoch(self, epoch: int) -> None:
         """Prepare an epoch. A collective.
 
-        Stopped, on all workers: a signal came; nothing is changed or recorded.
+        Stopped, on all workers: a signal arrived. Then nothing is changed or recorded.
         """
         changes: list[tuple[Distiller, Change]] = []
         for distiller in self.distillers:
@@ -136,7 +134,7 @@ class Distillation:
             distiller.apply(change)
 
     def histograms(self) -> dict[str, np.ndarray]:
-        """Return the distributions of all distillers, by the distiller's name and their own."""
+        """Return the distributions of all distillers, by "distiller/name"."""
         return {
             f"{each.name}/{name}": values
             for each in self.distillers

@@ -1,4 +1,4 @@
-"""Whether the features of a student and a teacher fit the distillers of a run."""
+"""Check that the distillers of a run can compare its student and its teacher."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from job.distill.teacher import Teacher
 from job.errors import RunError
 from job.networks import Outline
 
-MAPS = ("projector", "gram")  # their options of stages: --projector-stages, --gram-stages
+MAPS = ("projector", "gram")  # with --projector-stages and --gram-stages
 
 
 def check_fit(
@@ -17,25 +17,25 @@ def check_fit(
     student: Outline,
     teacher: Teacher,
 ) -> None:
-    """Check that student and teacher fit the chosen distillers `kinds`.
+    """Check that the chosen distillers `kinds` can compare student and teacher.
 
-    every: all distillers by name. RunError: they do not; it names the distillers that they fit.
+    every: all distillers by name. RunError: they cannot. It lists the distillers that can.
     """
     for kind in kinds:
         if misfit := kind.misfit(config, student, teacher):
             fitting = list_fitting(config, every, student, teacher)
-            raise RunError(f"--distill {kind.name} {misfit}. This pair fits {fitting}")
+            raise RunError(f"--distill {kind.name}: {misfit}. Use one of: {fitting}")
     if config.framework == "none" and student.beyond and not any(k.compares_pooled for k in kinds):
         raise RunError(
             f"--framework none: no chosen distiller trains {student.beyond} of {config.arch}, which "
-            f"works on the pooled features; expected simreg, similarity or disco. Add one of them"
+            "works on the pooled features; expected simreg, similarity or disco. Add one of them"
         )
 
 
 def list_fitting(
     config: Any, every: dict[str, type[Distiller]], student: Outline, teacher: Teacher
 ) -> str:
-    """Return the distillers that a student and a teacher fit, for a message."""
+    """Return the distillers that can compare a student and a teacher, for a message."""
     named = []
     for name, kind in every.items():
         if not kind.misfit(config, student, teacher):

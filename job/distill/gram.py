@@ -1,14 +1,15 @@
-"""Gram: which positions of an image resemble each other is the same for student and teacher.
+"""Gram: the student learns which positions of an image resemble each other to the teacher.
 
 A stage's loss is the mean over images and positions i of KL(p_i | q_i). Here p_i is the softmax
 over j of t_i t_j / tau, q_i that of s_i s_j / tau, and t_i and s_i are the L2-normalised features
 of position i in teacher and student. Only the student is trained. Similarities of positions are
-from arXiv 1903.04197 (pair-wise distillation); the softmax and its divergence are from 2101.04731.
+from arXiv 1903.04197 (pair-wise distillation). The softmax and its divergence are from 2101.04731.
 
-Positions are those of one image. So the cost grows with the square of an image's positions and not
-of the batch's, and the loss depends neither on the number of workers nor on --accumulate. Maps of
-more than SIDE x SIDE positions are first averaged in windows. Stages weigh alike. The loss is at
-most a few units, whatever the image size, so --loss-factor needs values near 1.
+Only positions of the same image are compared. So the cost grows with the square of an image's
+positions, not of the batch's. The loss depends neither on the number of workers nor on
+--accumulate. Maps of more than SIDE x SIDE positions are first averaged in windows. All stages have
+the same weight. The loss is at most a few units for any image size, so --loss-factor needs values
+near 1.
 """
 
 from collections.abc import Mapping
@@ -27,8 +28,9 @@ from job.errors import RunError
 from job.networks import DEPTH, network_outline
 
 SIDE = 14  # most positions of a map in height and in width
-SMALLEST = 1e-3  # norm up to which a feature counts as 0: its direction has too large a gradient
-NUMBERS = 2**17  # of a block of similarities: 0.5 MB, which a core's cache holds
+# A feature with a norm up to this counts as 0, because the gradient of its direction is too large.
+SMALLEST = 1e-3
+NUMBERS = 2**17  # values in a block of similarities: 0.5 MB, which fits the cache of a core
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Gram(MapDistiller):
     config: GramOptions
 
     def __init__(self, config: GramOptions, widths: Mapping[Any, int], teacher: Teacher):
-        """RunError: a stage's maps have one position only."""
+        """RunError: a stage's maps have only one position."""
         super().__init__(config, widths, teacher)
         check_positions(config)
 
@@ -71,14 +73,14 @@ class Gram(MapDistiller):
 
 
 def check_positions(config: GramOptions) -> None:
-    """RunError: a stage of --gram-stages has one position only, which has no other to resemble."""
+    """RunError: the maps of a stage of --gram-stages have only one position."""
     outline = network_outline(config.arch, config.stem, config.width, config.image_size)
     fitting = [stage for stage, (_, H, W) in outline.maps.items() if H * W > 1]
     if small := [stage for stage in config.gram_stages if stage not in fitting]:
-        fix = f"use stages of {shown(fitting)}, or " if fitting else ""
+        stages = f"stages among {shown(fitting)}, or " if fitting else ""
         raise RunError(
             f"--gram-stages {shown(config.gram_stages)}: the maps of layer{small[0]} have 1 x 1 "
-            f"positions with --image-size {config.image_size}; expected two at least: {fix}choose "
+            f"positions with --image-size {config.image_size}; expected at least 2. Choose {stages}"
             "a larger --image-size"
         )
 
@@ -100,8 +102,8 @@ def positions(maps: torch.Tensor) -> torch.Tensor:
 class Divergence(torch.autograd.Function):
     """The sum over images and positions of KL(p_i | q_i).
 
-    It computes the gradient with the loss, some images at a time. So similarities (P, P) stay in
-    the cache, and none is kept for the backward pass.
+    The forward pass computes the gradient too, a few images at a time. So the similarities (P, P)
+    stay in the cache, and none are kept for the backward pass.
     """
 
     @staticmethod
@@ -116,14 +118,14 @@ class Divergence(torch.autograd.Function):
             log_q, log_p = ((x.mT @ x).log_softmax(2) for x in (s, t))  # (n, P, P) each
             p = log_p.exp()
             total += (p * (log_p - log_q)).sum()
-            wrong = log_q.exp() - p
-            d.copy_(s @ (wrong + wrong.mT))
+            error = log_q.exp() - p
+            d.copy_(s @ (error + error.mT))
         ctx.save_for_backward(gradient)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """Return the gradient by student, (b, S, P); teacher has none."""
+        """Return the gradient by student, (b, S, P), and None for teacher."""
         (gradient,) = ctx.saved_tensors
         return gradient * upstream, None

@@ -1,4 +1,4 @@
-"""The loss factor for --loss-share: all workers measure it at the start and get the same value."""
+"""The loss factor of --loss-share, which all workers measure at the start."""
 
 import math
 import time
@@ -15,22 +15,21 @@ from job.engine.passes import BATCH, centre_crops, evaluating
 from job.engine.statistics import with_batch_statistics
 from job.errors import RunError
 
-BATCHES = 8  # of BATCH images, or as many as there are
+BATCHES = 8  # of BATCH images, or fewer in a small set
 
 
 def measure_factor(distiller: Distiller, networks: Networks, share: float) -> Change:
     """Return the change to the factor that makes the loss `share` times the reference loss.
 
-    Both losses are initial: the framework's reference is the loss of guessing, and the
-    distillation loss is measured. So the share means the same for any image size, batch
-    and teacher. The factor is the same, to the bit, for any number of workers with equally many
-    threads.
+    Both are losses at the start: the reference loss is computed, and the distillation loss is
+    measured. So a share means the same for any image size, batch and teacher. The factor is the
+    same, bit for bit, for any number of workers with equally many threads.
 
-    A collective. RunError, on all workers: no factor gives that share.
+    A collective. RunError, on all workers: no factor results in that share.
     Stopped, on all workers: a signal arrived.
     """
     run, framework, config = networks.run, networks.framework, distiller.config
-    begun = time.perf_counter()
+    start = time.perf_counter()
     order = randomness.permutation(len(networks.images), config.seed, "refresh").tolist()
     # Complete batches only, because a batch of one image has no batch statistics.
     complete = len(order) // BATCH * BATCH or len(order)
@@ -41,11 +40,12 @@ def measure_factor(distiller: Distiller, networks: Networks, share: float) -> Ch
     factor = raw / expected if expected else math.inf
     if not 0 < factor < math.inf:
         raise RunError(
-            f"cannot measure the factor of --loss-share {config.loss_share:g}: the initial distillation loss over {len(sample)} "
-            f"images is {raw:g}; expected a finite value above 0. Check the teacher file, or set --loss-factor",
+            f"cannot measure the factor of --loss-share {config.loss_share:g}: the initial "
+            f"distillation loss over {len(sample)} images is {raw:g}; expected a finite value "
+            "above 0. Check the teacher file, or set --loss-factor",
             code=1,
         )
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - start
 
     def record() -> None:
         run.log.line(
@@ -61,10 +61,11 @@ def measure_factor(distiller: Distiller, networks: Networks, share: float) -> Ch
 
 @torch.no_grad()
 def measure(distiller: Distiller, networks: Networks, sample: list[int]) -> torch.Tensor:
-    """Return the distillation loss an image at a factor of 1, (n,) float64, of each of `sample`'s n batches.
+    """Return each batch's distillation loss at a factor of 1, (n,) float64, for n batches.
 
-    Those that other workers measure are 0, so that their sum over the workers is exact in any order. The student is in eval
-    mode. The distiller is a copy in train mode: nothing of the run changes.
+    sample: indices of the images of all workers. A loss is a mean over the images. The batches of
+    other workers have 0, so the sum over the workers is exact in any order. The student is in eval
+    mode. The distiller is a copy in train mode, so the run's distiller does not change.
 
     A collective. RunError, on all workers: too many images cannot be decoded.
     """
@@ -74,9 +75,8 @@ def measure(distiller: Distiller, networks: Networks, sample: list[int]) -> torc
         student = with_batch_statistics(student)
     probe = distiller.with_change(Change({"factor": torch.ones(())}))
     probe.module.train()
-    losses = torch.zeros(
-        len(every_nth_batch(sample, BATCH, 0, 1)), dtype=torch.float64, device=run.device
-    )
+    n = len(every_nth_batch(sample, BATCH, 0, 1))
+    losses = torch.zeros(n, dtype=torch.float64, device=run.device)
     generator = torch.Generator(run.device)
     with evaluating(student):
         crops = centre_crops(networks.images, sample, BATCH, config, run, "loss factor")
@@ -88,6 +88,6 @@ def measure(distiller: Distiller, networks: Networks, sample: list[int]) -> torc
             with run.autocast(config.precision):
                 s, t = student(inputs), teacher(inputs)
                 if probe.momentum(config) is not None:
-                    t = t | {MOMENTUM: pooled(s)}  # the momentum encoder starts as the student
+                    t = t | {MOMENTUM: pooled(s)}  # the momentum encoder starts as a copy
                 losses[index] = probe.loss(s, probe.targets(t, generator))
     return losses

@@ -1,4 +1,4 @@
-"""The common part of the distillers of maps without a matching: the mean of a distance a stage."""
+"""The base of distillers of maps without a matching: a mean of the stages' distances."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,21 +11,21 @@ from job.errors import RunError
 from job.networks import Outline
 
 STAGES, TO_DISTIL = [1, 2, 3, 4], "stages to distil"
-Target = tuple[torch.Size, Any]  # height and width of the teacher's maps; the target of `distance`
+Target = tuple[torch.Size, Any]  # height and width of the teacher's maps, target of `distance`
 
 
 class MapDistiller(Distiller):
-    """A mean over stages of a distance between the student's maps and the teacher's."""
+    """The mean over stages of a distance between the maps of student and teacher."""
 
     compares_pooled = False
 
     @classmethod
     def misfit(cls, config: Any, student: Outline, teacher: Teacher) -> str:
-        """Return which stage's maps are missing or of unequal size, or ""."""
+        """Return which stage's maps are missing or of unequal size, or "" if none are."""
         return unequal_maps(cls.stages(config), config.arch, student, teacher)
 
     def target(self, stage: int, teacher: torch.Tensor) -> Any:
-        """Return what `distance` needs of the teacher's maps (b, T, H, W)."""
+        """Return the target of `distance` from the teacher's maps (b, T, H, W)."""
         raise NotImplementedError
 
     def distance(self, stage: int, student: torch.Tensor, target: Any) -> torch.Tensor:
@@ -37,7 +37,7 @@ class MapDistiller(Distiller):
         teacher: Mapping[str, torch.Tensor],
         generator: torch.Generator,
     ) -> dict[int, Target]:
-        """Return the targets of the teacher's features {"layerN": (b, T, H, W)} by stage."""
+        """Return the targets of the teacher's features {"layerN": (b, T, H, W)}, by stage."""
         maps = {stage: teacher[f"layer{stage}"] for stage in self.stages(self.config)}
         return {stage: (t.shape[2:], self.target(stage, t)) for stage, t in maps.items()}
 
@@ -55,26 +55,26 @@ class MapDistiller(Distiller):
             maps = student[f"layer{stage}"]  # (b, S, H, W)
             if maps.shape[2:] != size:
                 raise RunError(
-                    f"--teacher {self.config.teacher}: its maps of layer{stage} have {shown(size)} "
-                    f"positions; expected {shown(maps.shape[2:])}, as the student's have. "
-                    "Choose a teacher with the student's strides"
+                    f"--teacher {self.config.teacher}: the maps of layer{stage} have "
+                    f"{shown(size)} positions; expected {shown(maps.shape[2:])}, as in the "
+                    "student. Choose a teacher with the student's strides"
                 )
             distances.append(self.distance(stage, maps, target))
         return torch.stack(distances).mean() / self.factor
 
 
 def unequal_maps(stages: list[int], arch: str, student: Outline, teacher: Teacher) -> str:
-    """Return which of `stages` is missing or has maps of unequal size, or ""."""
+    """Return which of `stages` is missing or has maps of unequal size, or "" if none are."""
     teachers = f"the teacher ({teacher.shown})"
     for stage in stages:
         for name, outline in ((arch, student), (teachers, teacher.outline)):
             if stage not in outline.maps:
                 has = ", ".join(f"layer{each}" for each in outline.maps) or "no maps"
-                return f"needs maps of layer{stage}, and {name} has {has}"
+                return f"{name} has {has}; expected maps of layer{stage}"
         (_, *ours), (_, *theirs) = student.maps[stage], teacher.outline.maps[stage]
         if ours != theirs:
             sizes = f"{shown(ours)} in {arch} and {shown(theirs)} in {teachers}"
-            return f"needs maps of equal size: those of layer{stage} are {sizes}"
+            return f"the maps of layer{stage} are {sizes}; expected equal sizes"
     return ""
 
 

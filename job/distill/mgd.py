@@ -1,4 +1,7 @@
-"""MGD as a distiller: an adapter around mgd/. At a refresh all workers measure, rank 0 solves, and all get the matching."""
+"""MGD as a distiller: an adapter around mgd/.
+
+At a refresh all workers measure the costs, and rank 0 solves and broadcasts the matching.
+"""
 
 import time
 from collections.abc import Mapping
@@ -8,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from job.cluster import comm
 from job.data.randomness import permutation
@@ -28,13 +32,14 @@ from mgd.distiller import MGDistiller
 from mgd.pooled import PooledMatching, pooled_cost, pooled_sums
 from mgd.reducers import REDUCERS, Reduced
 
-CORRECTION = "learn a 1x1 convolution a stage, with which the student can deviate from the matching"
+CORRECTION = "learn a 1x1 convolution for each stage, so the student can deviate from the matching"
 WEIGHT = "weight of the loss of matched pooled features, in addition to the stages' (0: off)"
 POOLED, LAST = "pooled", f"layer{DEPTH}"
-FIXED_POINT = 2.0**32  # costs are summed as whole multiples of 1 / FIXED_POINT
+FIXED_POINT = 2.0**32  # costs are summed as integer multiples of 1 / FIXED_POINT
 
 Matched = int | str  # a stage, or POOLED
-Targets = tuple[list[Reduced], torch.Tensor | None]  # maps a stage, and pooled features (b, S)
+# The reduced maps of each stage, and reduced pooled features (b, S).
+Targets = tuple[list[Reduced], torch.Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,11 @@ class MGDOptions(DistillOptions):
     group = "mgd"
 
     reducer: str = option(
-        "amp", "how the teacher channels of a match become one", choices=tuple(REDUCERS)
+        "amp", "how matched teacher channels are reduced to one", choices=tuple(REDUCERS)
     )
     margins: str = option(
         "loaded",
-        "init: margins of an unloaded teacher, as the original had",
+        "init: margins before the teacher is loaded, as in the original code",
         choices=("loaded", "init"),
     )
     mgd_stages: list[int] = option(
@@ -59,10 +64,10 @@ class MGDOptions(DistillOptions):
     )
     matching: str = option(
         "solved",
-        "random: drawn from the seed and never solved, a control",
+        "random: drawn from the seed and never solved, as a control",
         choices=("solved", "random"),
     )
-    mgd_images: int = option(20_000, "images that a refresh measures", at_least=1)
+    mgd_images: int = option(20_000, "images measured at a refresh", at_least=1)
     refresh_epochs: str = option(
         "log", "when the matching is solved: log, never, every:N, or 0,5,10", parse=parse_refresh
     )
@@ -94,7 +99,8 @@ class MGD(Distiller):
                 self.module.add_module(POOLED, PooledMatching(S, T, groups))
         except ValueError as error:
             raise RunError(
-                f"--teacher {config.teacher} ({teacher.shown}) for -a {config.arch}, width {config.width}: {error}"
+                f"--teacher {config.teacher} ({teacher.shown}) for -a {config.arch}, "
+                f"width {config.width}: {error}"
             ) from None
         if config.margins == "loaded":
             self.module.load_margins(teacher.norms)
@@ -103,19 +109,20 @@ class MGD(Distiller):
 
     @classmethod
     def misfit(cls, config: MGDOptions, student: Outline, teacher: Teacher) -> str:
-        """Return how student and teacher do not fit: their maps, or what the margins come from."""
+        """Return which maps, or which batch norm for the margins, student or teacher lack."""
         if unequal := unequal_maps(cls.stages(config), config.arch, student, teacher):
             return unequal
         if without := [stage for stage in cls.stages(config) if stage not in teacher.norms]:
             stage = f"layer{without[0]} of the teacher ({teacher.shown})"
-            return f"takes its margins from a batch norm at a stage's end, and {stage} has none"
+            return f"{stage} does not end in a batch norm; expected one, which gives the margins"
         if config.mgd_pooled and student.pooled != student.maps[DEPTH][0]:
-            return f"cannot pool the maps of layer{DEPTH} as {config.arch} does: leave out --mgd-pooled"
+            expected = f"expected the maps of layer{DEPTH}, or no --mgd-pooled"
+            return f"{config.arch} pools other features; {expected}"
         return ""
 
     @staticmethod
     def stages(config: MGDOptions) -> list[int]:
-        """Return the stages whose features are distilled, as maps or pooled."""
+        """Return the stages whose features are distilled, as maps or as pooled features."""
         return sorted({*config.mgd_stages, DEPTH}) if config.mgd_pooled else config.mgd_stages
 
     @property
@@ -126,26 +133,26 @@ class MGD(Distiller):
     @property
     def matchings(self) -> dict[Matched, torch.Tensor]:
         """All matchings (G, S)."""
-        found: dict[Matched, torch.Tensor] = {}
+        matchings: dict[Matched, torch.Tensor] = {}
         for stage in self.module.stages:
-            found[stage] = self.module.matching(stage)
-        return found | ({POOLED: self.pooled.matching} if self.pooled else {})
+            matchings[stage] = self.module.matching(stage)
+        return matchings | ({POOLED: self.pooled.matching} if self.pooled else {})
 
     @property
     def channels(self) -> dict[Matched, tuple[int, int]]:
         """The channels (S, T) of all matchings."""
-        found: dict[Matched, tuple[int, int]] = {}
+        channels: dict[Matched, tuple[int, int]] = {}
         for stage in self.module.stages:
-            found[stage] = self.module.matching(stage).shape[1], len(self.module.margin(stage))
-        return found | ({POOLED: self.pooled.channels} if self.pooled else {})
+            channels[stage] = self.module.matching(stage).shape[1], len(self.module.margin(stage))
+        return channels | ({POOLED: self.pooled.channels} if self.pooled else {})
 
     @property
     def names(self) -> list[str]:
-        """The names of the features."""
+        """The names of the stages' features."""
         return [f"layer{stage}" for stage in self.module.stages]
 
     def targets(self, teacher: Mapping[str, torch.Tensor], generator: torch.Generator) -> Targets:
-        """Return the reduced features of each stage, S / T of the teacher's, and those pooled."""
+        """Return the reduced maps of each stage, S / T of the teacher's, and pooled features."""
         maps = self.module.targets([teacher[name] for name in self.names], generator)
         return maps, self.pooled.target(teacher[LAST]) if self.pooled else None
 
@@ -159,40 +166,44 @@ class MGD(Distiller):
         return loss + distance / (len(vectors) * self.factor).to(distance.dtype)
 
     def before_epoch(self, epoch: int, networks: Networks) -> Change:
-        """Solve the matchings if this is an epoch of --refresh-epochs."""
+        """Solve the matchings if --refresh-epochs includes this epoch."""
         due = parse_refresh(self.config.refresh_epochs)(epoch)
         return prepare_refresh(self, epoch, networks) if due else Change()
 
     def check(self, saved: Mapping[str, torch.Tensor]) -> None:
-        """RunError: the margins in a checkpoint are not the teacher's."""
+        """RunError: the margins in a checkpoint differ from the teacher's."""
         for stage in self.module.stages:
             old, new = saved[f"margin{stage}"], self.module.margin(stage).cpu()
             if old.shape != new.shape or not torch.allclose(old, new):
                 raise RunError(
-                    "the checkpoint's margins are not this teacher's: resume with the same --teacher and --margins"
+                    f"--teacher {self.config.teacher}: its margins differ from the checkpoint's; "
+                    "expected equal ones. Resume with the same --teacher and --margins"
                 )
 
     def histograms(self) -> dict[str, np.ndarray]:
-        """Return the distributions of the margins and of each BN_i."""
-        found = {f"margins/layer{stage}": self.module.margin(stage) for stage in self.module.stages}
+        """Return the distributions of margins, batch norms and corrections, by name."""
+        tensors: dict[str, torch.Tensor] = {}
+        norms: dict[str, nn.Module] = {}
         for stage in self.module.stages:
-            state = self.module.get_submodule(f"bn{stage}").state_dict().items()
-            found |= {
-                f"bn{stage}/{name}": value for name, value in state if name != "num_batches_tracked"
-            }
+            tensors[f"margins/layer{stage}"] = self.module.margin(stage)
+            norms[f"bn{stage}"] = self.module.get_submodule(f"bn{stage}")
             if self.module.correction:
                 weight = self.module.get_parameter(f"correction{stage}.weight")
-                found[f"correction{stage}"] = weight.detach()
+                tensors[f"correction{stage}"] = weight.detach()
         if self.pooled:
-            state = self.pooled.bn.state_dict().items()
-            found |= {
-                f"{POOLED}/{name}": value for name, value in state if name != "num_batches_tracked"
-            }
-        return {name: value.cpu().numpy() for name, value in found.items()}
+            norms[POOLED] = self.pooled.bn
+        for name, norm in norms.items():
+            state = norm.state_dict()
+            del state["num_batches_tracked"]
+            tensors |= {f"{name}/{key}": value for key, value in state.items()}
+        return {name: value.cpu().numpy() for name, value in tensors.items()}
 
 
 def draw_matchings(mgd: MGD, seed: int) -> None:
-    """Match each student channel to teacher channels at random, none twice: the first G x S of a permutation of all T."""
+    """Match student channels to random teacher channels, none of them twice.
+
+    They are the first G x S of a permutation of all T.
+    """
     for stage, matching in mgd.matchings.items():  # (G, S)
         sample = stage if isinstance(stage, int) else 0  # stages count from 1
         drawn = permutation(mgd.channels[stage][1], seed, "matching", sample=sample)  # (T,)
@@ -200,16 +211,16 @@ def draw_matchings(mgd: MGD, seed: int) -> None:
 
 
 def prepare_refresh(mgd: MGD, epoch: int, networks: Networks) -> Change:
-    """Solve the matching of every stage on a fixed sample of the images; return the change.
+    """Solve every stage's matching on a fixed sample of the images, and return the change.
 
-    The matching is the same, to the last index, for any number of workers with equally many threads: batches have the same images
-    whoever measures them, and their costs are added as 64-bit fixed-point numbers, whose sum does not depend
-    on the order.
+    The matching is the same, to the last index, for any number of workers with equally many
+    threads. The batches have the same images on any worker. Their costs are added as 64-bit
+    fixed-point numbers, so the sum does not depend on the order.
 
-    A collective. Stopped, on all workers: a signal came.
+    A collective. Stopped, on all workers: a signal arrived.
     """
     run, config = networks.run, mgd.config
-    begun = time.perf_counter()
+    start = time.perf_counter()
     sample = permutation(len(networks.images), config.seed, "refresh")[: config.mgd_images].tolist()
     sums = measure(mgd, networks, sample)
     measured = time.perf_counter()
@@ -222,19 +233,20 @@ def prepare_refresh(mgd: MGD, epoch: int, networks: Networks) -> Change:
         costs[POOLED] = pooled_cost(costs[POOLED])
     gathered = time.perf_counter()
     solved = solve(costs, mgd.matchings, run)
-    took = {  # s
-        "measuring": measured - begun,
+    seconds = {
+        "measuring": measured - start,
         "gathering": gathered - measured,
         "solving": time.perf_counter() - gathered,
     }
 
     def record() -> None:
         run.log.line(
-            f"{mgd.name}: refresh before epoch {epoch} on {len(sample)} images: measuring {took['measuring']:.1f} s, "
-            f"gathering {took['gathering']:.2f} s, solving {took['solving']:.2f} s"
+            f"{mgd.name}: refresh before epoch {epoch} on {len(sample)} images: "
+            f"measuring {seconds['measuring']:.1f} s, gathering {seconds['gathering']:.2f} s, "
+            f"solving {seconds['solving']:.2f} s"
         )
         for stage, matching in solved.items():
-            report(mgd, run, epoch, stage, costs[stage], matching, took)
+            report(mgd, run, epoch, stage, costs[stage], matching, seconds)
 
     return Change({buffer(stage): matching for stage, matching in solved.items()}, record)
 
@@ -246,12 +258,13 @@ def buffer(stage: Matched) -> str:
 
 @torch.no_grad()
 def measure(mgd: MGD, networks: Networks, sample: list[int]) -> dict[Matched, torch.Tensor]:
-    """Return {stage: (S, T) int64}, this worker's part of the costs of `sample`, in fixed point.
+    """Return {stage: (S, T) int64}, the costs of this worker's images of `sample`, in fixed point.
 
-    Of pooled features they are the sums (S + 2, T + 2) from which the costs are computed.
+    For pooled features, return the sums (S + 2, T + 2) from which the costs are computed. With
+    --mgd-correction, the student's maps are the corrected ones, as in the loss.
 
-    The student's features are those that it is distilled by, corrected with --mgd-correction.
-    A collective. RunError, on all workers: features are not finite, or too many images cannot be decoded.
+    A collective. RunError, on all workers: a feature is not finite, or too many images cannot be
+    decoded.
     """
     run, config, module = networks.run, mgd.config, mgd.module
     student, teacher = networks.framework.encoder, networks.teacher.net
@@ -276,7 +289,8 @@ def measure(mgd: MGD, networks: Networks, sample: list[int]) -> dict[Matched, to
                 total += (cost * FIXED_POINT).round().long()
     if run.total(broken=~finite)["broken"]:
         raise RunError(
-            "a network's features are not finite, so no matching can be solved: see whether the loss diverged",
+            "cannot solve the matching: features of the student or the teacher are not finite. "
+            "Check whether the loss has diverged",
             code=1,
         )
     return sums
@@ -285,9 +299,10 @@ def measure(mgd: MGD, networks: Networks, sample: list[int]) -> dict[Matched, to
 def solve(
     costs: Mapping[Matched, torch.Tensor], matchings: Mapping[Matched, torch.Tensor], run: Run
 ) -> dict[Matched, torch.Tensor]:
-    """Return the best matching (G, S) of every stage's costs (S, T), of the shape of today's `matchings`, on the CPU.
+    """Return the best matching (G, S) for every stage's costs (S, T), on the CPU.
 
-    Rank 0 solves; the others wait in one broadcast.
+    matchings: the current ones, which have the shapes. Rank 0 solves, and the other workers wait
+    in one broadcast.
     """
     best = [torch.zeros(matching.shape, dtype=torch.int64) for matching in matchings.values()]
     if run.rank == 0:
@@ -298,8 +313,8 @@ def solve(
     sizes = [matching.numel() for matching in best]
     flat = comm.broadcast(torch.cat([matching.flatten() for matching in best]), "refresh.matching")
     return {
-        stage: part.view_as(matching)
-        for stage, part, matching in zip(costs, flat.split(sizes), best, strict=True)
+        stage: indices.view_as(matching)
+        for stage, indices, matching in zip(costs, flat.split(sizes), best, strict=True)
     }
 
 
@@ -310,14 +325,14 @@ def report(
     stage: Matched,
     cost: torch.Tensor,
     after: torch.Tensor,
-    took: dict[str, float],
+    seconds: dict[str, float],
 ) -> None:
-    """Log a stage's new matching `after` (G, S) and what it changes.
+    """Log and record a stage's new matching `after` (G, S).
 
-    Logged: shape, mean cost of a pair before and after, fraction of the student's channels changed.
-    cost: (S, T). took: seconds of the whole refresh, all stages together, by what they went into.
-    The record belongs to the epoch's first step: a run resumed before that step refreshes again.
-    A matching of pooled features has a line only, because records are of stages.
+    It logs the shape, a pair's mean cost before and after, and the fraction of the student's
+    channels that changed. cost: (S, T). seconds: of the refresh, all stages together, by activity.
+    The record has the epoch's first step, because a run resumed before that step refreshes again.
+    A matching of pooled features has only a log line, because the records are of stages.
     """
     before, columns = mgd.matchings[stage].cpu(), torch.arange(cost.shape[0])  # (G, S), (S,)
     old, new = (cost[columns, matching].mean().item() for matching in (before, after))
@@ -330,8 +345,8 @@ def report(
     )
     if not isinstance(stage, int):
         return
-    shares = dict(groups=G, channels=S, cost_before=old, cost_after=new, changed=changed)
+    fields = dict(groups=G, channels=S, cost_before=old, cost_after=new, changed=changed)
     run.log.record(
-        "refresh", epoch=epoch, step=0, distiller=mgd.name, stage=stage, **shares, **took
+        "refresh", epoch=epoch, step=0, distiller=mgd.name, stage=stage, **fields, **seconds
     )
     tensorboard.matching(run.log, mgd.name, epoch, stage, cost, before, after)

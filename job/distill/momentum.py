@@ -1,7 +1,7 @@
 """The momentum encoder: a copy of the student's backbone that follows the student by momentum.
 
 A run has one for all distillers that need it. Like MoCo's key encoder, it runs in train mode
-without gradient. Its batch norms take the statistics of a worker's micro-batch.
+without gradient. Its batch norms use the statistics of a worker's micro-batch.
 """
 
 import torch
@@ -10,13 +10,13 @@ from job.distill.pooled import pooled
 from job.frameworks.base import Framework
 from job.networks import DEPTH, with_features
 
-MOMENTUM = "momentum_encoder"  # its features' name in targets, and its name in checkpoints
+MOMENTUM = "momentum_encoder"  # the name of its features, and its name in checkpoints
 
 
 class MomentumEncoder:
     """A copy of a framework's student without its head.
 
-    m: its momentum. module: all that is saved and restored, images (b, 3, H, W) ->
+    m: its momentum. module: the copy, which is saved and restored: images (b, 3, H, W) ->
     {"layer4": (b, S, H, W)}.
     """
 

@@ -12,13 +12,13 @@ LOSS_SHARE = (
     "initial distillation loss as a multiple of the framework's reference loss, ln(K + 1) with "
     "MoCo; the run computes the factor from it (0: use --loss-factor)"
 )
-TEACHER = "checkpoint of the teacher, or hub:NAME; without one the student trains alone"
-TEACHER_ARCH = f"the teacher's {NETWORK} (default: as its file says)"
+TEACHER = "checkpoint of the teacher, or hub:NAME; without a teacher there is no distillation"
+TEACHER_ARCH = f"the teacher's {NETWORK} (default: detected from its file)"
 TEACHER_SIZE = (
     "side in pixels to which the teacher's images are resized; not for torchvision's ResNets "
     "(0: as the network demands, else the student's)"
 )
-WEIGHTS = "factors of the losses of --distill, which together begin at --loss-share "
+WEIGHTS = "weights of the losses of --distill, whose sum starts at --loss-share "
 WEIGHTS += "(default: 1 each)"
 LOSS_RAMP = "decrease the distillation loss linearly to 0 at the run's last step"
 

@@ -1,4 +1,4 @@
-"""What the distillers of pooled features have in common."""
+"""Pooled features, and the default width of heads on them."""
 
 from collections.abc import Mapping
 

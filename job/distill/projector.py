@@ -1,16 +1,17 @@
 """Projector: the student's maps, through a trained 1x1 convolution, regress the teacher's.
 
 A stage's loss is |BN(conv(s)) - t'|^2, a mean over images, channels and positions. The convolution
-has S inputs and T outputs. t' are the teacher's maps, of which each channel is standardised: it has
-mean 0 and variance 1 over all images and positions of a micro-batch, as the student's has in BN. So
-every channel of the teacher counts alike, whatever its scale. A channel without spread is 0. The
-1x1 convolution with BN is that of arXiv 1904.01866. Standardising the teacher too is from
-2303.11098, which compares pooled features. Stages weigh alike.
+has S inputs and T outputs. t' are the standardised maps of the teacher: each channel has mean 0 and
+variance 1 over all images and positions of a micro-batch, like the student's after BN. So all
+channels of the teacher have the same weight, whatever their scale. A constant channel becomes 0.
+The 1x1 convolution with BN is from arXiv 1904.01866. Standardising the teacher too is from
+2303.11098, which compares pooled features. All stages have the same weight.
 
-Before training the loss is near 2, so --loss-factor needs values near 1. Statistics are those of a
-worker's micro-batch, of the student and of the teacher. So a run resumed with as many workers computes
-the same bytes. Another number of workers, or another --accumulate, computes another, equally valid
-loss, as with any batch norm. Checkpoints have the projector, exported students do not.
+Before training the loss is near 2, so --loss-factor needs values near 1. The statistics of student
+and teacher are those of a worker's micro-batch. So a run resumed with the same number of workers
+computes the same bytes. With another number of workers, or another --accumulate, the loss differs
+and is equally valid, as with any batch norm. Checkpoints have the projector, exported students do
+not.
 """
 
 from collections.abc import Mapping
@@ -40,10 +41,10 @@ class ProjectorOptions(DistillOptions):
 
 
 class Regression(nn.Module):
-    """The mean squared distance of standardised targets (N, T) from projected features (N, S).
+    """The mean squared distance of standardised targets (R, T) from projected features (R, S).
 
-    It needs only the covariances of features and targets. So it neither computes nor keeps N x T
-    projected values. BN has no shift: targets have mean 0, so it would stay 0.
+    It needs only the covariances of features and targets. So it neither computes nor keeps R x T
+    projected values. BN has no shift, which would stay 0 because targets have mean 0.
     """
 
     def __init__(self, S: int, T: int):
@@ -53,10 +54,11 @@ class Regression(nn.Module):
 
     def forward(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the distance, ()."""
-        N, W = len(features), self.weight
-        centred = features - features.mean(0)  # (N, S)
-        variance = (W @ (centred.T @ centred / N) * W).sum(1)  # (T,), of projected features
-        covariance = (W.T * (centred.T @ targets / N)).sum(0)  # (T,), with the targets
+        R, weight = len(features), self.weight
+        centred = features - features.mean(0)  # (R, S)
+        # Of the projected features, and of these with the targets.
+        variance = (weight @ (centred.T @ centred / R) * weight).sum(1)  # (T,)
+        covariance = (weight.T * (centred.T @ targets / R)).sum(0)  # (T,)
         gain = self.scale * (variance + EPS).rsqrt()  # (T,)
         squares = gain.square() * variance - 2 * gain * covariance + targets.square().mean(0)
         return squares.mean()
@@ -81,7 +83,7 @@ class Projector(MapDistiller):
         return config.projector_stages
 
     def target(self, stage: int, teacher: torch.Tensor) -> torch.Tensor:
-        """Return the teacher's maps, standardised, (N, T)."""
+        """Return the standardised maps of the teacher, (R, T)."""
         return rows(F.batch_norm(teacher.float(), None, None, training=True, eps=EPS))
 
     def distance(self, stage: int, student: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -91,5 +93,5 @@ class Projector(MapDistiller):
 
 
 def rows(maps: torch.Tensor) -> torch.Tensor:
-    """Return maps (b, C, H, W) as one row a position of all images, (b x H x W, C) float32."""
+    """Return the positions of maps (b, C, H, W) as rows, (R, C) float32."""
     return maps.float().permute(0, 2, 3, 1).flatten(0, 2)

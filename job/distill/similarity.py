@@ -1,13 +1,13 @@
-"""Similarity: the student places an image among others as the teacher does.
+"""Similarity: the student learns the teacher's similarities of an image to other images.
 
 The loss is the mean over the images of -sum_j p_j log q_j, where p = softmax(t D / teacher's
 temperature), q = softmax(s D' / student's temperature), and all vectors are normalised.
 
 --similarity seed compares outputs of heads, the teacher's and an MLP on the student (SEED, arXiv
 2101.04731). --similarity headless compares pooled features, the student's through a linear layer.
-In both, D = D' has the image's own teacher embedding t and a queue of the teacher's embeddings of
-earlier images. --similarity compress compares pooled features without heads (CompRess, arXiv
-2010.14713). D has a queue of the teacher's embeddings only, D' one of the momentum encoder's
+In both, D = D' contains the image's own teacher embedding t and a queue of the teacher's embeddings
+of earlier images. --similarity compress compares pooled features without heads (CompRess, arXiv
+2010.14713). D is a queue of the teacher's embeddings, and D' a queue of the momentum encoder's
 embeddings of the same images.
 """
 
@@ -30,7 +30,7 @@ from moco.queue import enqueue
 
 
 class Setting(NamedTuple):
-    """The published values of a setting."""
+    """The published values for a --similarity: queue length and softmax temperatures."""
 
     k: int
     t: float
@@ -43,19 +43,19 @@ SETTINGS = {
     "compress": Setting(128000, 0.04, 0.04),
 }
 SIMILARITY = (
-    "what is compared; seed: outputs of heads; headless: pooled features, for small sets; "
-    "compress: pooled features without a head, by a queue of each network"
+    "seed: compare outputs of heads; headless: pooled features, for small sets; "
+    "compress: pooled features without a head, with a queue for each network"
 )
-AS_SET = "(0: as --similarity has it"
-QUEUE = f"images in the queue {AS_SET}, 8192, 65536 or 128000)"
-STUDENT_T = f"the student's softmax temperature {AS_SET}, 0.07, 0.2 or 0.04)"
-TEACHER_T = f"the teacher's softmax temperature {AS_SET}, 0.07, 0.01 or 0.04)"
+AS_SET = "(0: the value published for --similarity"
+QUEUE = f"images in the queue {AS_SET}: 8192, 65536 or 128000)"
+STUDENT_T = f"the student's softmax temperature {AS_SET}: 0.07, 0.2 or 0.04)"
+TEACHER_T = f"the teacher's softmax temperature {AS_SET}: 0.07, 0.01 or 0.04)"
 M = "momentum of the momentum encoder of --similarity compress"
 
 
 @dataclass(frozen=True)
 class SimilarityOptions(DistillOptions):
-    """Similarity to the teacher's embeddings of other images."""
+    """Distillation of similarities between images."""
 
     group = "similarity"
 
@@ -67,7 +67,7 @@ class SimilarityOptions(DistillOptions):
 
 
 class Similarity(Distiller):
-    """Cross entropy of similarities to the teacher's embeddings of other images."""
+    """The cross entropy of an image's similarities to other images in teacher and student."""
 
     name = "similarity"
     shapes = ("similarity", "similarity_k", "head_width")
@@ -81,7 +81,7 @@ class Similarity(Distiller):
         self.teacher_t = config.similarity_teacher_t or published.teacher_t
         seed, two_queues = self.needs_head(config), self.momentum(config) is not None
         dim = teacher.head_dim if seed else teacher.widths[UNDER_HEAD]
-        self.dims = [dim, width] if two_queues else [dim]  # of the teacher, the momentum encoder
+        self.dims = [dim, width] if two_queues else [dim]  # teacher, momentum encoder
         head: nn.Module
         if seed:
             head = build_mlp(width, config.head_width or HIDDEN, dim)
@@ -90,7 +90,7 @@ class Similarity(Distiller):
         self.module.add_module("head", head)
         K = config.similarity_k or published.k
         queue = torch.cat([F.normalize(torch.randn(dim, K), dim=0) for dim in self.dims])
-        self.module.register_buffer("queue", queue)  # (d, K), where d is the sum of `dims`
+        self.module.register_buffer("queue", queue)  # (d, K), d = sum of `dims`
         self.module.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
 
     @staticmethod
@@ -100,7 +100,7 @@ class Similarity(Distiller):
 
     @staticmethod
     def momentum(config: Any) -> float | None:
-        """Return the momentum of the encoder of the student's queue, if there is one."""
+        """Return the momentum of the encoder for the student's queue, or None without one."""
         return config.similarity_m if config.similarity == "compress" else None
 
     @classmethod
@@ -115,7 +115,7 @@ class Similarity(Distiller):
     ) -> torch.Tensor:
         """Return the teacher's embeddings and the momentum encoder's, if there is one, (b, d).
 
-        Those of each network are normalised.
+        Each network's embeddings are L2-normalised.
         """
         embeddings = [teacher[HEAD].float() if self.needs_head(self.config) else pooled(teacher)]
         if self.momentum(self.config) is not None:
@@ -139,8 +139,8 @@ class Similarity(Distiller):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the similarities of the teacher's embeddings t and the student's s, (b, d) each.
 
-        With a queue of each network, they are to the images there, (b, K). Else the first is to the
-        image itself, (b, 1 + K).
+        With a queue for each network, these are the similarities to its images, (b, K). Otherwise
+        (b, 1 + K), and the first similarity is to the image's own teacher embedding.
         """
         first, *second = self.module.get_buffer("queue").split(self.dims)  # (d, K) each
         if second:
@@ -149,21 +149,22 @@ class Similarity(Distiller):
         return torch.cat([own_t, t @ first], dim=1), torch.cat([own_s, s @ first], dim=1)
 
     def misfits(self, images: int) -> dict[str, str]:
-        """Return {id: sentence} if the queue is long for so many images."""
+        """Return {id: sentence} if the queue is too long for the number of images."""
         K = self.module.get_buffer("queue").shape[1]
         if images > K:
             return {}
         sentence = (
-            f"the queue of similarity has {K} embeddings for {images} images, so that an image meets "
-            f"its own old embedding: --similarity-k {max(1, images // 2)} or less is better"
+            f"--similarity-k {K}: the queue is not shorter than the set of {images} images, so "
+            "it contains old embeddings of the same images. "
+            f"Use --similarity-k {max(1, images // 2)} or less"
         )
         return {"long_similarity_queue": sentence}
 
-    def remembered(self, targets: torch.Tensor) -> torch.Tensor:
-        """Return the embeddings for the queue."""
+    def to_gather(self, targets: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings for the queue, (b, d)."""
         return targets
 
-    def after_update(self, remembered: torch.Tensor) -> None:
-        """Put a step's embeddings (B, d) into the queue."""
+    def after_update(self, gathered: torch.Tensor) -> None:
+        """Enqueue a step's embeddings (B, d)."""
         queue, pointer = map(self.module.get_buffer, ("queue", "queue_ptr"))
-        enqueue(queue, pointer, remembered)
+        enqueue(queue, pointer, gathered)

@@ -1,8 +1,8 @@
 """SimReg (arXiv 2201.05131): the student's pooled features regress the teacher's, through a head.
 
-The loss is the mean over the images of |h(g_s) - g_t|^2 of normalised vectors, 2 - 2 cos, from 4 to 0.
-The head h is trained, saved in checkpoints, and is not a part of the exported student. Its batch norms
-take the statistics of a worker's micro-batch, as the student's do.
+The loss is the mean over the images of |h(g_s) - g_t|^2 for normalised vectors, which is 2 - 2 cos,
+from 0 to 4. The head h is trained and saved in checkpoints. The exported student does not have it.
+Its batch norms use the statistics of a worker's micro-batch, like the student's.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from job.networks import UNDER_HEAD, hidden_layer
 
 
 def build_head(width: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Return the head h, (b, width) -> (b, outputs): two MLPs one after the other."""
+    """Return the head h, (b, width) -> (b, outputs): two MLPs in sequence."""
     first = [*hidden_layer(width, hidden), nn.Linear(hidden, width)]
     return nn.Sequential(*first, *hidden_layer(width, hidden), nn.Linear(hidden, outputs))
 

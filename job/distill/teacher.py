@@ -1,4 +1,4 @@
-"""The frozen teacher: load, check, fold, freeze."""
+"""Load, check and freeze the teacher, and fold its batch norms."""
 
 from dataclasses import dataclass, field
 
@@ -33,13 +33,13 @@ class Teacher:
     norms: dict[int, nn.BatchNorm2d]  # the last of each stage that ends in one: T channels
     digest: str  # of the weights in its file
     shown: str  # network and width, for messages
-    head_dim: int = 0  # outputs of its head, "fc" (b, head_dim); 0: it has been left out
+    head_dim: int = 0  # d, outputs of its head "fc" (b, d); 0: the head is not built
     has_head: bool = False  # whether its file has a head
     outline: Outline = field(default_factory=lambda: Outline(0))  # of its features
 
     @property
     def widths(self) -> dict[int | str, int]:
-        """The channels of each stage's maps, {stage: T}, and of the pooled features, {"pooled": C}."""
+        """The channels of each stage's maps {stage: T} and of the pooled features {"pooled": T}."""
         return self.outline.widths
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -50,14 +50,14 @@ class Teacher:
 def load_teacher(config: DistillOptions, stages: list[int], needs_head: bool, run: Run) -> Teacher:
     """Load the teacher of a run's options, with the features of `stages`. A collective.
 
-    needs_head: with its head. RunError: its file cannot be used, has another stem than the student,
-    lacks the head, or its network takes no such images.
+    needs_head: whether to build its head. RunError: its file cannot be used, its stem differs from
+    the student's, its head is missing, or its network does not accept the images' size.
     """
     path, arch, image_size = config.teacher, config.teacher_arch, config.image_size
     weights = run.on_first(lambda: read_backbone(path, arch, size=config.teacher_size))
     if config.arch in ARCHS and weights.is_resnet and weights.stem != config.stem:
-        stems = f"{path} has the {weights.stem} stem, the student the {config.stem} one"
-        raise RunError(f"{stems}: choose --stem {weights.stem}")
+        problem = f"--teacher {path}: its stem is {weights.stem}; expected {config.stem}"
+        raise RunError(f"{problem}, as in the student. Choose --stem {weights.stem}")
     net = run.build(weights.arch, lambda: build(weights, image_size))
     side = weights.image_size or image_size
     outline = network_outline(weights.arch, weights.stem, weights.width, side)
@@ -70,7 +70,7 @@ def load_teacher(config: DistillOptions, stages: list[int], needs_head: bool, ru
     norms = stage_norms(net)
     features = with_features(fold_norms(net), stages, output=HEAD if needs_head else None)
     frozen = features.eval().requires_grad_(False)
-    # Another kind of processor may round differently in fold_norms.
+    # fold_norms may round differently on another type of processor.
     comm.broadcast_(frozen.state_dict())
     frozen = frozen.to(run.device).to(memory_format=torch.channels_last)
     if config.precision == "bf16" and weights.is_resnet:
@@ -81,7 +81,7 @@ def load_teacher(config: DistillOptions, stages: list[int], needs_head: bool, ru
 
 
 def build(weights: Backbone, image_size: int) -> Network:
-    """Return the network. RunError: it takes no images of its own size, or of the student's."""
+    """Return the network. RunError: it does not accept images of its own size or the student's."""
     try:
         return weights.build(image_size)
     except RunError as error:
@@ -89,16 +89,16 @@ def build(weights: Backbone, image_size: int) -> Network:
 
 
 def store_in_bf16(net: nn.Module) -> None:
-    """Convert the weights that autocast would convert in each pass, to the same bytes."""
+    """Convert the weights once that autocast would convert in each pass, to the same bytes."""
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             layer.bfloat16()
 
 
 def add_head(net: Network, weights: Backbone, path: str) -> int:
-    """Put the head of a file on its network; return the number of its outputs.
+    """Put the head of a file on its network, and return the number of its outputs.
 
-    RunError: it has none, or one that cannot be built.
+    RunError: the file has no head, or one that cannot be built.
     """
     expected = "expected linear layers, batch norms and ReLUs, as MoCo and SimSiam save them"
     fix = "Use another file, or distillers that need no head"

@@ -1,4 +1,4 @@
-"""A run's output: lines on the screen and in its log file, records in metrics.jsonl and event files; from rank 0 only."""
+"""A run's output, from rank 0: log lines, records, event files and callbacks."""
 
 import copy
 import io
@@ -23,23 +23,26 @@ from job.text import printable
 
 
 class Log:
-    """Lines and records of a run. Until `open` names a folder, lines go to the screen, and both wait for their files.
+    """Log lines and records of a run.
 
+    Until `open` names a folder, lines appear on the screen, and both wait for their files.
+
+    speaks: whether to print and write. It is False on all ranks except 0.
+    interrupt: stops the run. It is called if a callback raises KeyboardInterrupt.
     events: the event file for TensorBoard, on rank 0, if the run writes one.
-    interrupt: is called if a callback wants to stop the run.
     """
 
     def __init__(self, speaks: bool, interrupt: Callable[[], object] = lambda: None):
         self.speaks, self.interrupt = speaks, interrupt
         self.callbacks: list[Callback] = []
-        self.how = "error"  # the process ends, unless a record says otherwise
+        self.how = "error"  # the cause of the end, until a record has another
         self.waiting: list[str] = []
         self.waiting_records: list[str] = []
         self.file: io.FileIO | None = None
         self.metrics: io.FileIO | None = None
         self.events: Events | None = None
         self.bar: tqdm | None = None
-        self.failure: RunError | None = None  # of the first write that the disk did not take
+        self.failure: RunError | None = None  # of the first failed write
         self.last: dict[str, dict[str, Any]] = {}  # the newest record of each kind
 
     def open(
@@ -49,10 +52,10 @@ class Log:
         options: Mapping[str, Any] = MappingProxyType({}),
         callbacks: Sequence[Callback] = (),
     ) -> int:
-        """Write to folder/log.txt and folder/metrics.jsonl from now on; return the steps that metrics.jsonl has before.
+        """Open folder/log.txt and folder/metrics.jsonl, and return the steps recorded before.
 
-        start: the (epoch, step) that the run starts at. Records of the course from there on are dropped.
-        options: of the run, for the callbacks, which begin.
+        start: the position at which the run starts. Later records of kinds in schema.COURSE are
+        dropped. options: the run's options, for the callbacks, whose `begin` is called.
         """
         if not self.speaks:
             return 0
@@ -74,16 +77,22 @@ class Log:
         return recorded if isinstance(recorded, int) else 0
 
     def screen_failed(self, error: OSError) -> None:
-        """Warn, once, that standard output does not take lines. A terminal or a launcher can vanish: the run must still save."""
+        """Warn once that standard output has failed. The run continues, so that it can save.
+
+        A terminal or launcher can disappear during a run.
+        """
         assert self.file
         output.may_fail(output.ignore)
-        text = f"{output.problem(error)}; the run goes on, and {self.file.name} has all lines"
+        text = f"{output.problem(error)}; the run continues, and {self.file.name} has all lines"
         print(f"warning: {text}", file=sys.stderr)
         self.note(f"warning: {text}")
         self.record("warning", id="standard_output", text=text)
 
     def write(self, file: io.FileIO, line: str) -> None:
-        """Add a line to a file; where the disk does not take it, `check` says so, at a place where all workers hear it."""
+        """Append a line to a file. If this fails, the next `check` raises the error.
+
+        So the error is raised where all workers receive it.
+        """
         if self.failure is None:
             try:
                 append(file, line)
@@ -91,12 +100,12 @@ class Log:
                 self.failure = error
 
     def check(self) -> None:
-        """RunError: the disk did not take a line."""
+        """RunError: a write failed."""
         if self.failure:
             raise self.failure
 
     def sync(self) -> None:
-        """Have all lines and numbers on disk. RunError: the disk does not take them."""
+        """Write all lines and records to disk. RunError: the disk is full or fails."""
         self.check()
         for file in filter(None, (self.file, self.metrics)):
             try:
@@ -105,7 +114,7 @@ class Log:
                 raise not_taken(file, error) from None
 
     def line(self, text: str) -> None:
-        """Say one line."""
+        """Print a line on the screen and write it to the log file."""
         if not self.speaks:
             return
         tqdm.write(printable(text), file=sys.stdout)
@@ -113,7 +122,7 @@ class Log:
         self.note(text)
 
     def note(self, text: str) -> None:
-        """Write one line to the log file alone."""
+        """Write a line only to the log file."""
         if not self.speaks:
             return
         stamped = time.strftime("%Y-%m-%d %H:%M:%S ") + printable(text)
@@ -123,7 +132,7 @@ class Log:
             self.waiting.append(stamped)
 
     def record(self, kind: str, line: str = "", /, **fields: Any) -> None:
-        """Print a line, if there is one, and add its record to metrics.jsonl (job/metrics/schema.py has kinds and fields)."""
+        """Log a line, if given, and add a record (kinds, fields: job/metrics/schema.py)."""
         if not self.speaks:
             return
         if line:
@@ -140,14 +149,14 @@ class Log:
             self.events.record(record)
 
     def write_record(self, record: str) -> None:
-        """Add a record to metrics.jsonl, and give it to the callbacks."""
+        """Append a record to metrics.jsonl, and pass it to the callbacks."""
         assert self.metrics
         self.write(self.metrics, record)
         if self.callbacks:
             self.call(self.callbacks, "record", json.loads(record))
 
     def call(self, callbacks: Sequence[Callback], method: str, *arguments: Any) -> None:
-        """Call a method of callbacks, and drop those that fail, with a warning each."""
+        """Call a method of callbacks. Warn of each callback that fails, and drop it."""
         failed = []
         for callback in callbacks:
             try:
@@ -159,20 +168,20 @@ class Log:
                 problem = f"{type(error).__name__}: {error}"
                 failed.append(f"{type(callback).__name__}.{method}: {problem}")
         for text in failed:
-            self.remark("warning", "callback", f"{text}; the run goes on without this callback")
+            self.remark("warning", "callback", f"{text}; the run continues without this callback")
 
     def newest(self) -> dict[str, float]:
-        """Return the newest losses and accuracies by name, and the number of steps done."""
-        found: dict[str, float] = {}
+        """Return the newest losses and accuracies by name, and `steps`, the steps done."""
+        numbers: dict[str, float] = {}
         for kind in ("validation", "knn", "step"):
             fields = self.last.get(kind, {}).items()
-            found |= {name: value for name, value in fields if isinstance(value, int | float)}
-        return {name: value for name, value in found.items() if name not in ("epoch", "step")}
+            numbers |= {name: value for name, value in fields if isinstance(value, int | float)}
+        return {name: value for name, value in numbers.items() if name not in ("epoch", "step")}
 
     def remark(self, kind: str, id: str, text: str) -> None:
-        """Print and record a hint, a warning or the error that ends the run.
+        """Log and record a hint, a warning, or the error that ends the run.
 
-        id: one that job/metrics/schema.py lists.
+        id: one of those in job/metrics/schema.py.
         """
         if kind == "error":
             self.record("end", f"error: {text}", how="error", id=id, text=text, code=1)
@@ -180,7 +189,7 @@ class Log:
             self.record(kind, f"{kind}: {text}", id=id, text=text)
 
     def progress(self, text: str, done: int, total: int, every: int) -> None:
-        """Show how far a long piece of work is: a bar on a terminal, otherwise a line every `every` steps."""
+        """Show progress: a bar on a terminal, otherwise a log line every `every` steps."""
         if not self.speaks:
             return
         if not sys.stdout.isatty():
@@ -198,7 +207,7 @@ class Log:
             self.end_progress()
 
     def end_progress(self) -> None:
-        """Take the bar from the terminal, if there is one."""
+        """Remove the bar from the terminal, if there is one."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None
@@ -214,9 +223,9 @@ class Log:
 
 
 def drop_from(path: str, start: Position) -> dict[str, dict[str, Any]]:
-    """Drop records at `start` or later, damaged lines and a last line cut short, by one rename.
+    """Drop records at `start` or later, damaged lines and an incomplete last line, by one rename.
 
-    Return the last record of each kind that stays.
+    Return the last kept record of each kind.
     """
     kept, last = [], {}
     with open(path, "rb") as file:
@@ -239,10 +248,11 @@ def parse(line: bytes) -> dict[str, Any] | None:
 
 
 def stays(record: dict[str, Any], start: Position) -> bool:
-    """Whether a record stays in a run that resumes at `start`.
+    """Return whether to keep a record in a run that resumes at `start`.
 
-    Records of processes stay. The others, also of unknown kinds, stay if they are before `start`.
-    Records of unknown kinds without a position stay too: no step is known to write them again.
+    Records of kinds in schema.PROCESS stay. Other records, also of unknown kinds, stay if their
+    position is before `start`. Records of unknown kinds without a position stay too, because the
+    resumed run may not write them again.
     """
     kind, position = schema.kind_of(record), (record.get("epoch"), record.get("step"))
     if kind in schema.PROCESS:

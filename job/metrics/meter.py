@@ -1,4 +1,4 @@
-"""What the numbers of steps become: a record each in metrics.jsonl, progress on the screen, a line an epoch."""
+"""Journals: a record for each step, progress on the screen, and a log line for each epoch."""
 
 import contextlib
 import math
@@ -12,7 +12,7 @@ from job.position import Count
 
 
 class Recorded(Protocol):
-    """A run, as far as its steps are recorded."""
+    """The parts of a run that a journal needs."""
 
     log: Log
     count: Count
@@ -20,24 +20,27 @@ class Recorded(Protocol):
 
 
 class Journal:
-    """The steps of an epoch, timed and told: what a kind of training makes of its sums is in the classes below.
+    """Time, record and log the steps of an epoch. A subclass converts the sums of its training.
 
-    Beside that, images a second over all workers, and rank 0's share of the time in which it waited for images.
+    It adds the images per second of all workers, and the fraction of the time in which rank 0
+    waited for images.
+
+    total: images of a batch. print_freq: steps between progress lines.
     """
 
-    parts: tuple[str, ...]  # names of what the loss is the sum of
-    advice: str  # what may help against a loss that is not finite
+    parts: tuple[str, ...]  # names of the losses that the loss is the sum of
+    advice: str  # options that may help against a loss that is not finite
 
     def __init__(self, run: Recorded, total: int, print_freq: int):
         self.run, self.total, self.print_freq = run, total, print_freq
         self.steps = run.count.an_epoch
 
     def numbers(self, sums: dict[str, float]) -> dict[str, float]:
-        """Return what a step's record has of its sums over the workers."""
+        """Return the numbers for a step's record from its sums over the workers."""
         raise NotImplementedError
 
     def losses(self, numbers: dict[str, float]) -> str:
-        """Return such numbers in words."""
+        """Return the losses among such numbers for a log line."""
         raise NotImplementedError
 
     def start_epoch(self, epoch: int, rate: float) -> None:
@@ -49,47 +52,45 @@ class Journal:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """The time in which a step's images are waited for."""
-        begun = time.perf_counter()
+        """Time the wait for a step's images."""
+        start = time.perf_counter()
         yield
-        self.waited = time.perf_counter() - begun
+        self.waited = time.perf_counter() - start
 
     def check_finite(
-        self, step: int, sums: dict[str, float], beyond: Callable[[], list[str]]
+        self, step: int, sums: dict[str, float], broken: Callable[[], list[str]]
     ) -> None:
-        """RunError, on all workers, before the update: a loss or gradient is not finite, on one of them or on all.
+        """Check the losses and the gradient before an update.
 
-        beyond: returns the names of the parameters whose gradients are not finite.
+        broken: returns the names of the parameters whose gradients are not finite.
+        RunError, on all workers: a loss or gradient is not finite on any worker.
         """
         if not math.isfinite(sums["loss"] + sums["gradient"]):
             means = self.numbers(sums) | {"gradient": sums["gradient"] / self.run.size}
             parts = ", ".join(f"{part} {means[part]}" for part in (*self.parts, "gradient"))
-            what, where = "loss", ""
+            name, where = "loss", ""
             if math.isfinite(sums["loss"]):
-                what, names = "gradient", beyond()
-                where = (
-                    f"; of {len(names)} parameters, {names[0]} first in the backward pass"
-                    if names
-                    else ""
-                )
+                name = "gradient"
+                if names := broken():
+                    where = f"; in {len(names)} parameters, in the backward pass first {names[0]}"
             raise RunError(
-                f"the {what} is not finite at epoch {self.epoch}, step {step} ({parts}{where}); the checkpoints are "
-                f"untouched. {self.advice} may help",
+                f"the {name} is not finite at epoch {self.epoch}, step {step} ({parts}{where}); "
+                f"the checkpoints are untouched. {self.advice} may help",
                 code=1,
             )
 
     def step(self, step: int, sums: dict[str, float]) -> None:
         """Record a step from its sums over the workers."""
         now = time.perf_counter()
-        took, self.clock = now - self.clock, now
+        seconds, self.clock = now - self.clock, now
         record = {
             "steps": self.run.count.at(self.epoch, step + 1),
             "epoch": self.epoch,
             "step": step,
             **self.numbers(sums),
             "lr": self.rate,
-            "images_per_s": self.total / took,
-            "data_wait": self.waited / took,
+            "images_per_s": self.total / seconds,
+            "data_wait": self.waited / seconds,
         }
         self.records.append(record)
         self.run.log.record("step", **record)
@@ -101,7 +102,7 @@ class Journal:
         )
 
     def end_epoch(self) -> None:
-        """Say an epoch's averages."""
+        """Log an epoch's averages."""
         if self.records:
             mean = {
                 key: sum(record[key] for record in self.records) / len(self.records)
@@ -112,26 +113,29 @@ class Journal:
             )
             self.run.log.line(self.describe(f"epoch {self.epoch} mean", mean))
 
-    def describe(self, what: str, numbers: dict[str, float]) -> str:
-        """One line for a step or an epoch."""
+    def describe(self, name: str, numbers: dict[str, float]) -> str:
+        """Return the log line of a step or an epoch. name: how the line begins."""
         return (
-            f"{what}: {self.losses(numbers)}, lr {numbers['lr']:.5f}, {numbers['images_per_s']:.1f} images/s, "
-            f"data wait {100 * numbers['data_wait']:.0f} %"
+            f"{name}: {self.losses(numbers)}, lr {numbers['lr']:.5f}, "
+            f"{numbers['images_per_s']:.1f} images/s, data wait {100 * numbers['data_wait']:.0f} %"
         )
 
 
 class ClassifierJournal(Journal):
-    """Of `job.linear`: the loss averaged over the images, and the accuracy on the training views."""
+    """The journal of `job.linear`: mean loss, and accuracies on the training views."""
 
     parts, advice = ("loss",), "A lower --lr"
 
     def numbers(self, sums: dict[str, float]) -> dict[str, float]:
-        """The loss averaged over the images, and the accuracies in percent of all views."""
+        """Return the mean loss of the images, and the accuracies in percent of all views."""
         return {
             "loss": sums["loss"],
             **{top: 100 * sums[top] / self.total for top in ("top1", "top5")},
         }
 
     def losses(self, numbers: dict[str, float]) -> str:
-        """The loss and the accuracies."""
-        return f"loss {numbers['loss']:.4f}, training top-1 {numbers['top1']:.1f} %, top-5 {numbers['top5']:.1f} %"
+        """Return the loss and the accuracies."""
+        return (
+            f"loss {numbers['loss']:.4f}, training top-1 {numbers['top1']:.1f} %, "
+            f"top-5 {numbers['top5']:.1f} %"
+        )

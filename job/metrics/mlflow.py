@@ -5,7 +5,7 @@ import time
 
 from job.metrics.tracker import Tracker, package
 
-AT_ONCE = 100  # parameters that a server takes in a message
+AT_ONCE = 100  # parameters that a server accepts in one message
 LONGEST = 6000  # characters of a parameter
 STATUS = {"complete": "FINISHED", "stopped": "KILLED", "error": "FAILED"}
 
@@ -30,8 +30,8 @@ class MLflow(Tracker):
             self.client.update_run(self.id, status="RUNNING")
             return
         project = os.environ.get("MLFLOW_EXPERIMENT_NAME", "moco-mgd")
-        found = self.client.get_experiment_by_name(project)
-        experiment = found.experiment_id if found else self.client.create_experiment(project)
+        known = self.client.get_experiment_by_name(project)
+        experiment = known.experiment_id if known else self.client.create_experiment(project)
         run = self.client.create_run(experiment, run_name=self.title)
         self.use(run.info.run_id)
         make, options = self.mlflow.entities.Param, self.options.items()

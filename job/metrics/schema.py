@@ -1,10 +1,13 @@
-"""The records of metrics.jsonl: each is one line of JSON with its `kind` and the fields of that kind.
-Other fields may follow. In records of COURSE they are numbers.
+"""The kinds of records in metrics.jsonl, and their fields.
 
-COURSE: what a run computes. A run that resumes from before such a record drops it and computes it again, with the same values
-except for those that a clock gives. `epoch` and `step` count from 0; `steps` are the optimizer steps done since the run's first.
-PROCESS: what happened to the processes of a run. These records stay. `time`: seconds since 1970.
-JOB: what a SLURM job does. slurm/functions.sh prints these records in the job's log.
+A record is one line of JSON with its `kind` and the fields of that kind. It can have other fields.
+In records of COURSE these are numbers.
+
+COURSE: results of the computation. A run that resumes before such a record drops it and computes it
+again, with the same values except for times. `epoch` and `step` count from 0. `steps` is the number
+of optimizer steps since the run's start.
+PROCESS: events of the run's processes. These records stay. `time`: seconds since 1970.
+JOB: events of a SLURM job. slurm/functions.sh prints these records in the job's log.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,7 +15,7 @@ from typing import Any, NotRequired, TypedDict
 
 
 class Step(TypedDict):
-    """A training step; its losses and accuracies are those of all workers, accuracies in percent."""
+    """A training step: its losses and accuracies over all workers, accuracies in percent."""
 
     steps: int
     epoch: int
@@ -24,7 +27,7 @@ class Step(TypedDict):
 
 
 class Refresh(TypedDict):
-    """A stage of a refresh, before the step that it names."""
+    """A stage's new matching, from the refresh before `step`."""
 
     epoch: int
     step: int
@@ -35,13 +38,13 @@ class Refresh(TypedDict):
     channels: NotRequired[int]
     cost_before: NotRequired[float]  # mean cost of a matched pair
     cost_after: NotRequired[float]
-    measuring: NotRequired[float]  # s, of all stages together, as the next two
+    measuring: NotRequired[float]  # s, all stages together, like the next two
     gathering: NotRequired[float]
     solving: NotRequired[float]
 
 
 class Factor(TypedDict):
-    """The loss factor that --loss-share gives to a distiller."""
+    """The loss factor of a distiller, computed from --loss-share."""
 
     epoch: int
     step: int
@@ -83,7 +86,7 @@ class Validation(TypedDict):
 
 
 class Change(TypedDict):
-    """A resume with another batch size or another number of steps an epoch."""
+    """A resume with another batch size or number of steps in an epoch."""
 
     epoch: int
     steps_an_epoch: int
@@ -93,7 +96,7 @@ class Change(TypedDict):
 
 
 class Start(TypedDict):
-    """A process that starts to train, from the first step or from a checkpoint."""
+    """The start of a process's training, from the first step or from a checkpoint."""
 
     time: float
     epoch: int
@@ -107,14 +110,14 @@ class Start(TypedDict):
     losses: NotRequired[list[str]]  # names of the framework's losses in the records of steps
     launcher: NotRequired[str]
     network: NotRequired[str]
-    nccl: NotRequired[str]  # its network between nodes, or ""
+    nccl: NotRequired[str]  # NCCL's network between nodes, or ""
     device: NotRequired[str]
     versions: NotRequired[str]
-    container: NotRequired[str]  # its image, or none
+    container: NotRequired[str]  # the container's image, or "none"
 
 
 class Teacher(TypedDict):
-    """The teacher of the process that starts next."""
+    """The teacher of a process, before its `start`."""
 
     time: float
     arch: str
@@ -127,12 +130,12 @@ class Resumed(TypedDict):
     time: float
     epoch: int
     step: int
-    workers: NotRequired[int]  # that saved it
-    later: NotRequired[list[str]]  # names of checkpoints that the run has gone back behind
+    workers: NotRequired[int]  # of the process that saved it
+    later: NotRequired[list[str]]  # names of later checkpoints, which the resume ignores
 
 
 class Saved(TypedDict):
-    """A checkpoint with `epoch` epochs and `step` steps of the next."""
+    """A saved checkpoint, after `epoch` epochs and `step` steps of the next."""
 
     time: float
     epoch: int
@@ -142,7 +145,7 @@ class Saved(TypedDict):
 
 
 class Remark(TypedDict):
-    """A hint or a warning. The text is for people, and may change; the id stays.
+    """A hint or a warning. The id is stable, but the text can change.
 
     Hints: stuck (MoCo, SimSiam), solved (MoCo), collapsed (SimSiam), weak, pull, wait,
     unlabelled (no image has a label), other_split (a folder such as test/ is trained on),
@@ -159,20 +162,20 @@ class Remark(TypedDict):
 
 
 class Undecodable(TypedDict):
-    """An undecodable file, which is passed over."""
+    """An undecodable file, which the run skips."""
 
     time: float
     text: str
 
 
 class End(TypedDict):
-    """The end of a process: how is complete, stopped (by a signal) or error."""
+    """The end of a process. how: complete, stopped (by a signal) or error."""
 
     time: float
     how: str
     id: NotRequired[str]  # of an error: stalled_worker
     text: str
-    code: int  # that the program exits with
+    code: int  # exit code of the program
 
 
 class Try(TypedDict):
@@ -188,7 +191,7 @@ class Decision(TypedDict):
     """Whether a job is requeued."""
 
     time: float
-    reason: str  # as `sentence` in slurm/functions.sh has them
+    reason: str  # one of those in `sentence` of slurm/functions.sh
     status: NotRequired[int]  # exit status of the tasks
 
 
@@ -213,7 +216,7 @@ PROCESS: dict[str, type] = {
 }
 JOB: dict[str, type] = {"try": Try, "decision": Decision}
 KINDS = COURSE | PROCESS | JOB
-# Files of earlier versions have no kinds: a record there is of the first kind whose field it has.
+# The kinds of records without a kind, of earlier versions, by the first field that they have.
 FIELDS = {
     "stage": "refresh",
     "knn": "knn",
@@ -222,17 +225,17 @@ FIELDS = {
     "loss": "step",
 }
 FIELDS |= {"batch_size": "change", "loss_factor": "factor"}
-# Fields that records of earlier versions lack, and their values in those versions.
+# Fields missing in records of earlier versions, and their values there.
 EARLIER: dict[str, dict[str, Any]] = {kind: {"distiller": "mgd"} for kind in ("refresh", "factor")}
 EARLIER |= {"start": {"losses": ["contrastive"]}}
 
 
-# Losses that are negative: in a ratio, their range takes their place.
+# Losses that can be negative. A ratio uses their range instead.
 RANGE = {"cosine": 1.0}
 
 
 def kind_of(record: Mapping[str, Any]) -> str:
-    """Return a record's kind; "" if it has none that is known."""
+    """Return a record's kind, or "" if it is unknown."""
     kind = record.get("kind") or next(
         (kind for field, kind in FIELDS.items() if field in record), ""
     )
@@ -240,19 +243,20 @@ def kind_of(record: Mapping[str, Any]) -> str:
 
 
 def own_size(step: Mapping[str, Any], losses: Iterable[str]) -> Any:
-    """Return the number with which a distillation loss is compared: the sum of `losses`.
+    """Return the divisor of a distillation loss in the ratio: the sum of `losses`.
 
-    step: the numbers of a step, or arrays of many. losses: names of the framework's losses.
+    step: the numbers of a step, or arrays of the numbers of several steps. losses: names of the
+    framework's losses.
     """
-    found = []
+    sizes = []
     for name in losses:
         value = step.get(name, 0.0)
-        found.append(RANGE[name] + 0 * value if name in RANGE else value)
-    return sum(found[1:], found[0]) if found else 0.0
+        sizes.append(RANGE[name] + 0 * value if name in RANGE else value)
+    return sum(sizes[1:], sizes[0]) if sizes else 0.0
 
 
 def ratio(step: Mapping[str, float], losses: Iterable[str]) -> float | None:
-    """Return a step's distillation loss over `own_size`; None if one of the two is 0."""
+    """Return a step's distillation loss divided by `own_size`, or None if either is 0."""
     own = own_size(step, losses)
     distillation = step.get("distillation", 0.0)
     return distillation / own if own and distillation else None

@@ -1,4 +1,4 @@
-"""What Weights & Biases and MLflow have in common: curves that a thread sends to a server."""
+"""The base of the trackers, Weights & Biases and MLflow: a thread sends curves to a server."""
 
 import importlib
 import json
@@ -13,16 +13,16 @@ from job.files import write_whole
 from job.metrics.callbacks import Callback, tracker_file
 from job.metrics.scalars import scalars
 
-MOST = 10_000  # messages that wait for a slow server
-PATIENCE = 60.0  # s to send the last ones at the end
+MOST = 10_000  # messages that can wait for a slow server
+PATIENCE = 60.0  # s for the last messages at the end
 
 
 class Tracker(Callback):
-    """A callback that sends TensorBoard's scalars elsewhere, at the same steps.
+    """A callback that sends TensorBoard's scalars to a server, at the same steps.
 
-    A thread sends them: a server that is slow, or out of reach, delays no step. The run's folder
-    keeps the id that the server knows the run by, and a resumed run continues there. It computes
-    some steps again, but sends none twice.
+    A thread sends them, so a slow or unreachable server delays no step. The run's folder has the
+    run's id on the server, so a resumed run continues there. It computes some steps again, but
+    sends none twice.
     """
 
     name: str  # in --log-to
@@ -39,21 +39,21 @@ class Tracker(Callback):
         self.thread.start()
 
     def record(self, record: dict[str, Any]) -> None:
-        """Let the thread send a record's scalars. An error: an earlier message was not sent."""
+        """Queue a record's scalars for the thread. Raise its error if a message failed earlier."""
         if self.failure:
             raise self.failure
         if record["kind"] == "start":
             self.an_epoch, self.losses = record["steps_an_epoch"], record["losses"]
             self.steps = record["epoch"] * self.an_epoch + record["step"]
         self.steps = record.get("steps", self.steps)
-        if found := scalars(record, self.options["print_freq"], self.an_epoch, self.losses):
+        if numbers := scalars(record, self.options["print_freq"], self.an_epoch, self.losses):
             try:
-                self.queue.put_nowait((self.steps, found))
+                self.queue.put_nowait((self.steps, numbers))
             except queue.Full:
                 raise TimeoutError(f"{MOST} messages wait for the server") from None
 
     def end(self, how: str) -> None:
-        """Wait until all is sent. TimeoutError: it takes too long."""
+        """Wait until all messages are sent. TimeoutError: they are not within PATIENCE."""
         self.queue.put(how, timeout=PATIENCE)
         self.thread.join(PATIENCE)
         if self.failure:
@@ -62,7 +62,7 @@ class Tracker(Callback):
             raise TimeoutError(f"the last numbers were not sent within {PATIENCE:.0f} s")
 
     def work(self) -> None:
-        """Send all messages, the last of which says how the run ends."""
+        """Send all messages. The last one is the cause of the run's end."""
         try:
             self.id, self.last = self.read()
             self.start()
@@ -81,7 +81,7 @@ class Tracker(Callback):
             self.save()
 
     def start(self) -> None:
-        """Connect with the server: to a new run, with `use`, or to that of `id`."""
+        """Connect to the run `id` on the server, or to a new run with `use`."""
         raise NotImplementedError
 
     def send(self, steps: int, numbers: dict[str, float]) -> None:
@@ -89,21 +89,21 @@ class Tracker(Callback):
         raise NotImplementedError
 
     def finish(self, how: str) -> None:
-        """Disconnect. how: as in `end`."""
+        """Disconnect from the server. how: as in `end`."""
         raise NotImplementedError
 
     @property
     def title(self) -> str:
-        """The run's name for people."""
+        """The run's name on the server."""
         return os.path.basename(os.path.realpath(self.folder))
 
     @property
     def file(self) -> str:
-        """The path of the file that keeps the run's id, and the last step sent of each tag."""
+        """The path of the file with the run's id and the last step sent of each tag."""
         return tracker_file(self.folder, self.name)
 
     def use(self, id: str) -> None:
-        """Keep the id of a run, of which nothing is sent if it is another than before."""
+        """Save the id of a run. If it has changed, all numbers count as not sent."""
         if id != self.id:
             self.id, self.last = id, {}
         self.save()
@@ -113,12 +113,12 @@ class Tracker(Callback):
         write_whole(self.file, json.dumps({"id": self.id, "last": self.last}).encode())
 
     def read(self) -> tuple[str, dict[str, int]]:
-        """Return what the file has, or no id and no tags in a new run."""
+        """Return the id and the steps in the file, or an empty id and no steps in a new run."""
         if not os.path.exists(self.file):
             return "", {}
         with open(self.file) as file:
-            found = json.load(file)
-        return found["id"], found["last"]
+            saved = json.load(file)
+        return saved["id"], saved["last"]
 
 
 def package(name: str) -> ModuleType:
@@ -126,5 +126,5 @@ def package(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError:
-        fix = f"pip install '.[{name}]', or leave it out"
-        raise RunError(f"--log-to {name}: the package {name} is missing: {fix}") from None
+        fix = f"Run pip install '.[{name}]', or leave the option out"
+        raise RunError(f"--log-to {name}: the package {name} is missing. {fix}") from None

@@ -10,7 +10,7 @@ from job.metrics.tracker import Tracker, package
 class WandB(Tracker):
     """A run of Weights & Biases, with its files in wandb/ in the run's folder.
 
-    Its own variables apply: WANDB_PROJECT (default here: moco-mgd), WANDB_MODE=offline, ...
+    Its own variables apply: WANDB_PROJECT (default: moco-mgd), WANDB_MODE=offline, ...
     RunError: the package is not installed.
     """
 
@@ -36,8 +36,8 @@ class WandB(Tracker):
                 settings=self.wandb.Settings(console="off"),
             )
         finally:
-            sys.exit, sys.excepthook = hooks  # it replaces them for ever
-        # Its own step only counts messages: several can have the same optimizer steps.
+            sys.exit, sys.excepthook = hooks  # wandb.init replaces them permanently
+        # W&B's own step counts messages, and several messages can have the same optimizer step.
         self.run.define_metric("steps", hidden=True)
         self.run.define_metric("*", step_metric="steps")
 

@@ -236,7 +236,7 @@ def test_a_pair_that_does_not_fit_ends_before_a_file_is_written(images, vit_file
     ]
     [message] = errors_of("job.train", [[*command, "--distill", "mgd"]])
     assert (
-        "--distill mgd needs maps of equal size" in message
-        and "This pair fits simreg, similarity" in message
+        "--distill mgd: the maps of layer1 are " in message
+        and "Use one of: simreg, similarity" in message
     )
     assert not (tmp_path / "run").exists()

@@ -93,7 +93,7 @@ def test_a_script_trains_twice_classifies_and_computes_features(images, whole, t
     names = ["knn", "knn_auc", "knn_images", "knn_k"]
     folders = [f"{tmp_path}/{name}" for name in ("one", "two")]
     assert lines[-1] == f"end {folders} {names} True"
-    assert done.stdout.count("warning: Broken.record: OSError: no server; the run goes on") == 1
+    assert done.stdout.count("warning: Broken.record: OSError: no server; the run continues") == 1
     assert differences(whole, tmp_path / "one") == differences(whole, tmp_path / "two") == []
 
 

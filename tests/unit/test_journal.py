@@ -248,7 +248,7 @@ def test_check_finite_refuses_a_gradient():
         book.check_finite(5, sums(gradient=float("inf")), GRADIENTS.beyond)
     message = str(caught.value)
     assert "epoch 2, step 5" in message and caught.value.code == 1
-    assert "gradient inf; of 2 parameters, layer4.bn2.bias first in the backward pass" in message
+    assert "gradient inf; in 2 parameters, in the backward pass first layer4.bn2.bias" in message
 
 
 def test_signs_are_recorded_and_the_last_logged(clock):

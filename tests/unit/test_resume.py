@@ -566,7 +566,7 @@ def test_the_margins_of_another_teacher_are_refused(teacher):
     now.margin(4).sub_(1.0)
     training = parts(now, None, images=range(100), digest="")
     saved = content(state_dict={}, mgd=saved_by.state_dict())
-    assert "margins are not this teacher's" in refused(restore, saved, training)
+    assert "its margins differ from the checkpoint's" in refused(restore, saved, training)
 
 
 @pytest.fixture

@@ -4,7 +4,13 @@ import pytest
 
 from job.config import Config
 from job.errors import RunError
-from job.schedules import LOG_REFRESH, learning_rate, parse_refresh, parse_save_every, pull
+from job.schedules import (
+    LOG_REFRESH,
+    learning_rate,
+    parse_refresh,
+    parse_save_every,
+    distillation_strength,
+)
 
 
 def by_formula(epoch, lr, epochs, cos, schedule, warmup):
@@ -58,9 +64,13 @@ def test_rates_of_the_published_recipe(epoch, rate):
 
 @pytest.mark.parametrize(("epochs", "steps"), [(1, 1), (1, 5), (4, 3), (200, 7)])
 def test_the_pull_falls_by_as_much_each_step_and_would_be_nothing_after_the_last(epochs, steps):
-    found = [pull(epoch, step, epochs, steps) for epoch in range(epochs) for step in range(steps)]
+    found = [
+        distillation_strength(epoch, step, epochs, steps)
+        for epoch in range(epochs)
+        for step in range(steps)
+    ]
     assert found == pytest.approx([1 - done / (epochs * steps) for done in range(epochs * steps)])
-    assert found[0] == 1 and pull(epochs, 0, epochs, steps) == 0
+    assert found[0] == 1 and distillation_strength(epochs, 0, epochs, steps) == 0
 
 
 def epochs_of(text, end=200):

@@ -124,7 +124,7 @@ def test_after_an_update_a_distiller_gets_what_it_remembers_of_the_first_views(m
     monkeypatch.setattr(
         first, "targets", lambda features, generator: torch.tensor([[len(seen)], [9]])
     )
-    monkeypatch.setattr(first, "remembered", lambda targets: targets)
+    monkeypatch.setattr(first, "to_gather", lambda targets: targets)
     monkeypatch.setattr(first, "after_update", got.append)
     monkeypatch.setattr(second, "after_update", lambda _: pytest.fail("called"))
     for step in range(2):
@@ -147,7 +147,7 @@ def test_what_is_remembered_travels_during_the_student_s_passes(monkeypatch):
     """Its gather begins with the teacher's pass, under a name for each micro-batch."""
     both, _ = together()
     events = []
-    monkeypatch.setattr(both.distillers[0], "remembered", lambda targets: torch.ones(2, 1))
+    monkeypatch.setattr(both.distillers[0], "to_gather", lambda targets: torch.ones(2, 1))
     monkeypatch.setattr(both.distillers[0], "after_update", lambda _: events.append("update"))
 
     def begin(tensor, name):

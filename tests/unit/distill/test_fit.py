@@ -79,32 +79,34 @@ def test_a_pair_that_fits(teachers, student, teacher, distill, options):
     check(teachers(teacher), student, distill, **options)
 
 
-FEW = "This pair fits simreg, similarity"
+FEW = "Use one of: simreg, similarity"
 REFUSED = {  # student, teacher, distiller, options: parts of the message
     ("resnet18", VIT, "mgd"): (
         {},
-        "--distill mgd needs maps of equal size: those of layer1 are 16 x 16 in resnet18 and 10 x 10 in the teacher "
-        f"(timm/test_vit). {FEW}, disco",
+        "--distill mgd: the maps of layer1 are 16 x 16 in resnet18 and 10 x 10 in the teacher "
+        f"(timm/test_vit); expected equal sizes. {FEW}, disco",
     ),
-    ("resnet18", VIT, "projector"): ({}, "--distill projector needs maps of equal size"),
+    ("resnet18", VIT, "projector"): ({}, "--distill projector: the maps of layer1 are 16 x 16"),
     (NEXT, NEXT, "mgd"): (
         {},
-        "--distill mgd takes its margins from a batch norm at a stage's end, and layer1 of the teacher "
-        "(timm/test_convnext) has none",
+        "--distill mgd: layer1 of the teacher (timm/test_convnext) does not end in a batch norm",
     ),
     (VIT, VIT, "gram"): (
         {},
-        "those of layer1 are 4 x 4 in timm/test_vit and 10 x 10 in the teacher (timm/test_vit)",
+        "the maps of layer1 are 4 x 4 in timm/test_vit and 10 x 10 in the teacher (timm/test_vit)",
     ),
     ("resnet18", MOBILE, "mgd"): (
         {},
-        "layer4 of the teacher (timm/mobilenetv3_small_050) has none. This pair fits projector, gram",
+        "batch norm; expected one, which gives the margins. Use one of: projector, gram",
     ),
     (MOBILE, "resnet18", "gram"): (
         {"framework": "none"},
         "no chosen distiller trains conv_head.bias of timm/mobilenetv3_small_050",
     ),
-    (MOBILE, "resnet18", "mgd"): ({"mgd_pooled": 1.0}, "leave out --mgd-pooled"),
+    (MOBILE, "resnet18", "mgd"): (
+        {"mgd_pooled": 1.0},
+        "expected the maps of layer4, or no --mgd-pooled",
+    ),
 }
 
 

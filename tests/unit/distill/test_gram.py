@@ -16,9 +16,9 @@ WIDTHS, CHANNELS, SIDES = {1: 3, 4: 5}, {1: 4, 4: 12}, {1: 6, 4: 2}
 STAGES = [1, 4]
 
 SINGLE = [
-    ([1, 2, 3, 4], "small", 8, "use stages of 1 2 3, or "),
-    ([4], "imagenet", 32, "use stages of 1 2 3, or "),
-    ([1, 4], "imagenet", 8, "use stages of 1, or "),
+    ([1, 2, 3, 4], "small", 8, "stages among 1 2 3, or "),
+    ([4], "imagenet", 32, "stages among 1 2 3, or "),
+    ([1, 4], "imagenet", 8, "stages among 1, or "),
 ]
 
 
@@ -161,7 +161,7 @@ def test_a_stage_of_one_position_is_refused(stages, stem, size, fix):
     given = " ".join(map(str, stages))
     assert message == (
         f"--gram-stages {given}: the maps of layer4 have 1 x 1 positions "
-        f"with --image-size {size}; expected two at least: {fix}choose a larger --image-size"
+        f"with --image-size {size}; expected at least 2. Choose {fix}a larger --image-size"
     )
 
 

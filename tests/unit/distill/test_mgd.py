@@ -228,7 +228,7 @@ def test_any_number_of_workers_measures_the_same_sums(networks, size):
 
 def test_pooled_features_that_are_not_finite_end_the_run(networks):
     networks.framework.encoder.maps["layer4"][2] = np.inf
-    with pytest.raises(RunError, match="not finite, so no matching can be solved"):
+    with pytest.raises(RunError, match="cannot solve the matching: features .* are not finite"):
         measure(build(mgd_pooled=1.0, mgd_stages=[1]), networks, list(range(IMAGES)))
 
 

@@ -144,7 +144,7 @@ def test_autocast_computes_the_loss_in_float32():
 def test_maps_of_another_size_are_refused():
     student, teacher = draw(WIDTHS, {4: 3}, [4]), draw(CHANNELS, {4: 2}, [4])
     message = refused(loss, new([4]), student, teacher)
-    wanted = "--teacher t.pth: its maps of layer4 have 2 x 1 positions; expected 3 x 2"
+    wanted = "--teacher t.pth: the maps of layer4 have 2 x 1 positions; expected 3 x 2"
     assert message.startswith(wanted)
 
 

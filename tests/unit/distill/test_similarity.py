@@ -116,7 +116,7 @@ def test_the_queue_has_the_last_embeddings(setting):
     distiller.loss(features(S, 1), seen[0]).backward()
     assert torch.equal(queue, before)
     for targets in seen:
-        distiller.after_update(distiller.remembered(targets))
+        distiller.after_update(distiller.to_gather(targets))
     last = torch.cat(seen)[-K:]
     first = 3 * B % K
     assert torch.equal(queue.roll(-first, 1).T, last) and distiller.module.queue_ptr.tolist() == [
@@ -134,13 +134,16 @@ def test_a_queue_as_long_as_the_set_is_a_misfit(setting):
     for images, fitting in ((K, 4), (1, 1)):
         [(id, sentence)] = distiller.misfits(images).items()
         assert id == "long_similarity_queue" and f"--similarity-k {fitting} or less" in sentence
-        assert f"{K} embeddings for {images} images" in sentence
+        assert (
+            f"--similarity-k {K}: the queue is not shorter than the set of {images} images"
+            in sentence
+        )
 
 
 def test_the_two_queues_have_the_normalised_embeddings_of_the_same_images():
     distiller = build("similarity", similarity="compress", similarity_k=B)
     teacher = theirs(2)
-    distiller.after_update(distiller.remembered(distiller.targets(teacher, None)))
+    distiller.after_update(distiller.to_gather(distiller.targets(teacher, None)))
     pooled, followers = by_image(array(teacher["layer4"])), array(teacher[MOMENTUM])
     for column, t, m in zip(array(distiller.module.queue).T, pooled, followers, strict=True):
         assert column[:T] == pytest.approx(unit(t), rel=1e-5)

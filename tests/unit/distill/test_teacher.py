@@ -109,7 +109,8 @@ def test_without_need_the_head_is_left_out(tmp_path, net):
 def test_a_teacher_has_the_stem_of_a_student_that_has_one(tmp_path, net):
     path = write(tmp_path / "teacher", net, "")
     message = refused(load_teacher, DistillOptions(teacher=path), [4], False, RUN)
-    assert message.endswith("has the small stem, the student the imagenet one: choose --stem small")
+    problem = "its stem is small; expected imagenet, as in the student. Choose --stem small"
+    assert message.endswith(problem)
     load_teacher(DistillOptions(teacher=path, arch=VIT), [4], False, RUN)
 
 

@@ -92,7 +92,7 @@ def test_a_callback_that_fails_is_warned_of_once_and_dropped(tmp_path, capsys, f
     """The others receive all records, the warning among them."""
     bad, good = Copying(fails), Copying()
     log = trained(tmp_path, [bad, good])
-    text = f"Copying.{fails}: OSError: no server; the run goes on without this callback"
+    text = f"Copying.{fails}: OSError: no server; the run continues without this callback"
     [warning] = [record for record in lines(tmp_path) if record["kind"] == "warning"]
     assert (warning["id"], warning["text"]) == ("callback", text)
     assert capsys.readouterr().out.count(text) == 1

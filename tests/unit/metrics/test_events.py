@@ -203,7 +203,7 @@ def test_a_disk_that_takes_no_more_is_said_once_and_what_was_written_is_shown(tm
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     some.record(step(5))
     [said] = events.said
-    assert said.startswith(f"cannot write to {some.file.name}: File too large; the run goes on")
+    assert said.startswith(f"cannot write to {some.file.name}: File too large. The run continues")
     assert scalars(tmp_path, "steps/loss") == [(0, 1.0)]
     events((0, 1)).record(step(1))  # the run, resumed
     assert scalars(tmp_path, "steps/loss") == [(0, 1.0), (1, 0.5)]
@@ -220,7 +220,7 @@ def test_without_the_package_there_is_one_line_and_no_folder(images, tmp_path, m
     small = [images, "--image-size", 32, "--batch-size", 8, "--moco-k", 8, "-j", 0, "--tensorboard"]
     [line] = errors_of("job.train", [[*small, "--out", tmp_path / "run"]])
     assert (
-        "--tensorboard needs the package tensorboard" in line
+        "--tensorboard: the package tensorboard is missing" in line
         and "pip install '.[tensorboard]'" in line
     )
     assert not (tmp_path / "run").exists()

@@ -145,4 +145,4 @@ def test_a_server_out_of_reach_is_warned_of_once(wandb, tmp_path, monkeypatch, n
         monkeypatch.delenv(variable, raising=False)
     trained(tmp_path / "mine", name, 0, 5, "complete")
     [line] = warnings(tmp_path / "mine")
-    assert line.endswith("; the run goes on without this callback")
+    assert line.endswith("; the run continues without this callback")

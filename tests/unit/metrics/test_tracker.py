@@ -155,7 +155,7 @@ def test_a_server_that_refuses_a_message_is_warned_of_once(tmp_path, fails):
         assert len(warnings(tmp_path)) == 1 and log.callbacks == []
     log.close()
     [line] = warnings(tmp_path)
-    assert "ConnectionError: refused; the run goes on without this callback" in line
+    assert "ConnectionError: refused; the run continues without this callback" in line
     assert len(server.sent) == fails
 
 
@@ -185,7 +185,7 @@ def test_a_server_that_does_not_answer_holds_up_the_end_for_a_bounded_time(tmp_p
 @pytest.mark.parametrize("name", TRACKERS)
 def test_a_missing_package_is_one_line(monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
-    text = rf"the package {name} is missing: pip install '.\[{name}\]', or leave it out"
+    text = rf"the package {name} is missing. Run pip install '.\[{name}\]', or leave the option out"
     with pytest.raises(RunError, match=text):
         load([name])
 
@@ -201,6 +201,6 @@ def test_a_missing_package_ends_a_run_before_its_folder_is_made(images, tmp_path
     small += ["--out", tmp_path / "run", "--log-to"]
     found = errors_of("job.train", [[*small, name] for name in TRACKERS])
     for name, line in zip(TRACKERS, found, strict=True):
-        fix = f"pip install '.[{name}]', or leave it out"
-        assert line == f"error: --log-to {name}: the package {name} is missing: {fix}\n"
+        fix = f"Run pip install '.[{name}]', or leave the option out"
+        assert line == f"error: --log-to {name}: the package {name} is missing. {fix}\n"
     assert not (tmp_path / "run").exists()
