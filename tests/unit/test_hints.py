@@ -1,4 +1,4 @@
-"""What is called normal, and hints at the bounds beyond which reality leaves it."""
+"""Hints and warnings of a training that leaves its normal course."""
 
 import math
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ GUESS = math.log(257)
 
 
 def steps(number=STEPS, first=0, **more):
-    """The records of so many healthy steps, all with the same numbers but for what is given."""
+    """Records of `number` healthy steps, with the same numbers except those in `more`."""
     usual = {
         "epoch": 0,
         "contrastive": 0.7 * GUESS,
@@ -27,7 +27,7 @@ def steps(number=STEPS, first=0, **more):
 
 @pytest.fixture
 def expectation(monkeypatch):
-    """A function that returns what to expect of MoCo, without its networks."""
+    """A function that returns the Expectation of MoCo, without its networks."""
 
     def make(images=1024, workers=2, **options):
         monkeypatch.setattr(comm, "size", lambda: workers)
@@ -48,9 +48,7 @@ def expectation(monkeypatch):
         ("wait", "data_wait", WAIT, {}),
     ],
 )
-def test_a_hint_is_given_beyond_its_bound_and_not_before_it_and_once(
-    expectation, id, name, bound, options
-):
+def test_hint_is_given_once_beyond_bound(expectation, id, name, bound, options):
     some = expectation()
     assert some.hints(steps(**options | {name: 0.99 * bound})) == {}
     assert list(some.hints(steps(**options | {name: 1.01 * bound}))) == [id]
@@ -72,16 +70,10 @@ def test_a_hint_is_given_beyond_its_bound_and_not_before_it_and_once(
         ),
     ],
 )
-def test_the_pull_is_told_by_the_option_that_sets_it(expectation, options, scaled, equal):
+def test_pull_hint_names_its_option(expectation, options, scaled, equal):
     some = expectation(teacher="t", **options)
-    assert (
-        sum(
-            scaled in line
-            for line in some.lines()
-            if line.startswith("expected: distillation loss")
-        )
-        == 1
-    )
+    [line] = [line for line in some.lines() if line.startswith("expected: distillation loss")]
+    assert scaled in line
     hint = some.hints(steps(contrastive=1.0, distillation=40.0))["pull"]
     assert all(part in hint for part in ["40 times", *equal])
 
@@ -90,8 +82,8 @@ DISTILLERS = [SimpleNamespace(name=name) for name in ("mgd", "gram")]
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_a_loss_that_is_small_at_the_start_is_a_hint(expectation, number):
-    """Of each distiller."""
+def test_first_hints_at_weak_loss(expectation, number):
+    """One hint names all distillers with a weak loss."""
     some = expectation(teacher="t", loss_share=0.0, loss_factor=1e4)
     some.distillers = DISTILLERS[-number:]
     bound = WEAK * GUESS
@@ -104,8 +96,8 @@ def test_a_loss_that_is_small_at_the_start_is_a_hint(expectation, number):
     assert some.first(dict.fromkeys(record, 0.0)) == {}  # of weight 0
 
 
-def test_a_small_loss_is_no_hint_if_nothing_measures_it(expectation):
-    """As with a share, and without a loss of the framework's."""
+def test_first_ignores_weak_loss(expectation):
+    """With --loss-share, without distillers, and without a loss of the framework."""
     [record] = steps(1, distillation=0.0001)
     some = expectation(teacher="t", loss_share=0.001)
     some.distillers = DISTILLERS[:1]
@@ -120,12 +112,12 @@ def test_a_small_loss_is_no_hint_if_nothing_measures_it(expectation):
 @pytest.mark.parametrize(
     "early", [{"epoch": 0, "first": LEARNT}, {"epoch": 2, "first": LEARNT}, {"epoch": 3}]
 )
-def test_nothing_is_learnt_in_the_first_steps_the_first_epoch_and_the_warm_up(expectation, early):
+def test_hints_ignore_early_steps(expectation, early):
     assert expectation(warmup_epochs=3).hints(steps(contrastive=GUESS, **early)) == {}
 
 
-def test_keys_that_are_all_one_are_no_easy_task(expectation):
-    """Then the positive is as near as all others, and mostly counts as found."""
+def test_hints_ignore_identical_keys(expectation):
+    """Then the positive is as near as all negatives, and mostly counts as the nearest."""
     assert expectation().hints(steps(accuracy=100.0, contrastive=GUESS)) == {}
 
 
@@ -133,31 +125,29 @@ def test_keys_that_are_all_one_are_no_easy_task(expectation):
     ("workers", "accumulate", "cause"),
     [(1, 1, "--accumulate 2"), (2, 1, "--crop-min"), (1, 2, "--crop-min")],
 )
-def test_one_worker_is_told_that_its_batch_norm_is_not_shuffled(
-    expectation, workers, accumulate, cause
-):
+def test_solved_hint_names_batch_norm_of_one_worker(expectation, workers, accumulate, cause):
     some = expectation(workers=workers, accumulate=accumulate)
-    found = some.hints(steps(accuracy=100.0, contrastive=0.01, distillation=0.0))
-    assert list(found) == ["solved"] and cause in found["solved"]
+    hints = some.hints(steps(accuracy=100.0, contrastive=0.01, distillation=0.0))
+    assert list(hints) == ["solved"] and cause in hints["solved"]
 
 
-def test_a_few_steps_are_judged_with_those_that_follow(expectation):
-    """As after a resume just before an epoch's end."""
+def test_hints_cover_short_epochs_with_next(expectation):
+    """As after a resume shortly before an epoch's end."""
     some = expectation()
     assert some.hints(steps(STEPS - 5, data_wait=1.0)) == {}
     assert list(some.hints(steps(STEPS, data_wait=0.3))) == ["wait"]
 
 
 @pytest.mark.parametrize(
-    ("images", "warned"), [(1024, []), (1023, ["long_queue"]), (3, ["long_queue"])]
+    ("images", "ids"), [(1024, []), (1023, ["long_queue"]), (3, ["long_queue"])]
 )
-def test_a_queue_of_more_than_a_quarter_of_the_images_is_warned_of(expectation, images, warned):
-    assert list(expectation(images).warnings()) == warned
+def test_warnings_of_long_queue(expectation, images, ids):
+    assert list(expectation(images).warnings()) == ids
 
 
-def test_what_does_not_fit_the_images_is_asked_of_the_distillers_too(expectation):
+def test_warnings_include_distillers(expectation):
     some = expectation(1000)
     misfits = [lambda images: {"one": f"of {images}"}, lambda _: {}]
     some.distillers = [SimpleNamespace(misfits=each) for each in misfits]
-    found = some.warnings()
-    assert list(found) == ["long_queue", "one"] and found["one"] == "of 1000"
+    warnings = some.warnings()
+    assert list(warnings) == ["long_queue", "one"] and warnings["one"] == "of 1000"

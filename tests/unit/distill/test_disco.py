@@ -29,7 +29,7 @@ def through(head, vector):
 
 
 @shared
-def test_loss_and_gradients_are_those_of_a_loop_over_images(head):
+def test_loss_and_gradients_equal_slow_loop(head):
     """The framework's head is compared if it has as many outputs as the teacher's, else one of the distiller."""
     distiller = build("disco", head, head_width=11)
     student, teacher = features(S, 1, head), features(T, 2, HEAD)
@@ -55,7 +55,7 @@ def test_loss_and_gradients_are_those_of_a_loop_over_images(head):
         check_gradient(value, lambda new, name=name: slow(maps, layers | {name: new}))
 
 
-def test_the_preset_has_the_published_recipe_and_weight():
+def test_preset_is_published_recipe():
     """32 times the loss of the queries and 32 times that of the keys."""
     config = read_config(["DIR", "--config", "disco"])
     assert (config.framework, config.distill, config.head_width, config.mlp) == (
@@ -82,7 +82,7 @@ def test_the_preset_has_the_published_recipe_and_weight():
     assert found["disco"].item() == pytest.approx(32 * sum(each), rel=1e-5)
 
 
-def test_the_loss_is_a_mean_over_images():
+def test_loss_is_mean_over_images():
     """The mean over workers with half of the images each is that of all."""
     distiller = build("disco", HEAD)
     student, targets = features(S, 1, HEAD), distiller.targets(features(T, 2, HEAD), None)

@@ -80,7 +80,7 @@ def output():
     return Output({}, FEATURES, torch.zeros(2, 1), {})
 
 
-def test_the_teacher_runs_once_a_micro_batch_for_all_distillers(seen):
+def test_teacher_runs_once_per_micro_batch(seen):
     """Each has random numbers of its own start, which follow from the position and the micro-batch."""
     both, net = together(seen)
     assert both.targets(batch()) == [["one"], ["two"]] and net.passes == 1
@@ -98,7 +98,7 @@ def test_the_teacher_runs_once_a_micro_batch_for_all_distillers(seen):
 
 
 @pytest.mark.parametrize("views", [1, 2])
-def test_the_teacher_sees_the_views_that_are_distilled_and_the_loss_is_their_mean(seen, views):
+def test_loss_is_mean_over_distilled_views(seen, views):
     """Random targets differ between views."""
     both, net = together(seen, loss_factor=2.0)
     both.networks.framework.distilled_views = views
@@ -115,7 +115,7 @@ def test_the_teacher_sees_the_views_that_are_distilled_and_the_loss_is_their_mea
     assert found["two"].item() == pytest.approx(4 * square / 2)
 
 
-def test_after_an_update_a_distiller_gets_what_it_remembers_of_the_first_views(monkeypatch, seen):
+def test_after_update_gets_rows_of_first_views(monkeypatch, seen):
     """Of all micro-batches of the step, once. Others are not called."""
     both, _ = together(seen)
     both.networks.framework.distilled_views = 2
@@ -143,7 +143,7 @@ def test_after_an_update_a_distiller_gets_what_it_remembers_of_the_first_views(m
     assert [remembered[:, 0].tolist() for remembered in got] == [[0, 9, 2, 9], [4, 9, 6, 9]]
 
 
-def test_what_is_remembered_travels_during_the_student_s_passes(monkeypatch):
+def test_gathers_overlap_student_passes(monkeypatch):
     """Its gather begins with the teacher's pass, under a name for each micro-batch."""
     both, _ = together()
     events = []
@@ -167,7 +167,7 @@ def test_what_is_remembered_travels_during_the_student_s_passes(monkeypatch):
     assert events[2:] == ["wait", "wait", "update"]
 
 
-def test_losses_have_the_distillers_names_and_their_own_factors():
+def test_losses_use_each_distiller_factor():
     both, _ = together(loss_factor=2.0)
     both.distillers[1].factor.fill_(8.0)
     losses = both.losses(output(), [["one"], ["two"]], START, STEPS)
@@ -182,7 +182,7 @@ WEIGHED = {"distill": ["gram", "mgd"], "distill_weights": [1.0, 0.5]}
 
 
 @pytest.mark.parametrize("options", [{}, WEIGHED], ids=["equal", "weighed"])
-def test_each_loss_has_its_distiller_s_weight(monkeypatch, options):
+def test_losses_use_each_distiller_weight(monkeypatch, options):
     both, _ = together(epochs=2, loss_ramp=True, loss_factor=2.0, **options)
     losses = both.losses(output(), [["one"], ["two"]], START, STEPS)
     whole = {name: loss.item() for name, loss in losses.items()}
@@ -198,7 +198,7 @@ def test_each_loss_has_its_distiller_s_weight(monkeypatch, options):
 
 @pytest.mark.parametrize("share", [0.5, 10.0])
 @pytest.mark.parametrize("weights", [[], [3.0, 1.0], [1.0, 0.0]], ids=str)
-def test_the_measured_losses_together_are_the_share_of_the_reference(monkeypatch, share, weights):
+def test_measured_losses_sum_to_loss_share(monkeypatch, share, weights):
     """In proportion to the weights, by default equally, however different the losses' sizes are."""
     monkeypatch.setattr(loss_factor, "centre_crops", lambda *_: [(torch.zeros(2, 3, 4, 4), None)])
     options = {"distill": ["gram", "mgd"], "distill_weights": weights, "loss_share": share}
@@ -229,7 +229,7 @@ def measure_factor(distiller, networks, share):
     return Change({"factor": torch.tensor(share)}, lambda: distiller.seen.append(recorded))
 
 
-def test_a_factor_is_measured_with_its_distiller_s_change_and_recorded_last(monkeypatch, seen):
+def test_factor_is_measured_after_change(monkeypatch, seen):
     both, _ = together(seen, loss_share=1.0, loss_factor=5.0)
     monkeypatch.setattr(distillation, "measure_factor", measure_factor)
     both.before_epoch(0)
@@ -243,7 +243,7 @@ def test_a_factor_is_measured_with_its_distiller_s_change_and_recorded_last(monk
 
 
 @pytest.mark.parametrize("stopped_in", ["before_epoch", "factor"])
-def test_a_stop_in_the_second_distiller_leaves_the_first_as_it_was(monkeypatch, seen, stopped_in):
+def test_stop_leaves_all_distillers_unchanged(monkeypatch, seen, stopped_in):
     both, _ = together(seen, loss_share=1.0, loss_factor=5.0)
 
     def stop(*_):
@@ -262,20 +262,20 @@ def test_a_stop_in_the_second_distiller_leaves_the_first_as_it_was(monkeypatch, 
     assert [distiller.factor.item() for distiller in both.distillers] == [5.0, 5.0]
 
 
-def test_histograms_of_two_distillers_have_their_names(monkeypatch):
+def test_histograms_have_distiller_names(monkeypatch):
     both, _ = together()
     for number, distiller in enumerate(both.distillers):
         monkeypatch.setattr(distiller, "histograms", lambda number=number: {"bn1/weight": number})
     assert both.histograms() == {"one/bn1/weight": 0, "two/bn1/weight": 1}
 
 
-def test_a_change_of_a_tensor_that_is_not_there_is_an_error():
+def test_change_refuses_unknown_tensor():
     both, _ = together()
     with pytest.raises(KeyError, match="matching9"):
         both.distillers[0].apply(Change({"matching9": torch.zeros(1)}))
 
 
-def test_a_factor_that_is_given_is_not_measured(monkeypatch, seen):
+def test_given_factor_is_not_measured(monkeypatch, seen):
     both, _ = together(seen, loss_share=0.0, loss_factor=5.0)
     monkeypatch.setattr(distillation, "measure_factor", lambda *_: pytest.fail("measured"))
     both.before_epoch(0)
@@ -283,7 +283,7 @@ def test_a_factor_that_is_given_is_not_measured(monkeypatch, seen):
     assert factors == [1.0, 4.0]  # each one's change
 
 
-def test_without_a_teacher_there_is_nothing():
+def test_distillation_without_teacher_is_empty():
     nothing = Distillation(Config(), None, [])
     nothing.before_epoch(0)
     assert nothing.targets(batch()) == [] and nothing.losses(output(), [], START, STEPS) == {}

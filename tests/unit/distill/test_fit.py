@@ -75,7 +75,7 @@ FITTING = [  # student, teacher, distiller, options
 
 
 @pytest.mark.parametrize(("student", "teacher", "distill", "options"), FITTING, ids=str)
-def test_a_pair_that_fits(teachers, student, teacher, distill, options):
+def test_check_fit_accepts_pair(teachers, student, teacher, distill, options):
     check(teachers(teacher), student, distill, **options)
 
 
@@ -111,20 +111,20 @@ REFUSED = {  # student, teacher, distiller, options: parts of the message
 
 
 @pytest.mark.parametrize("pair", REFUSED, ids=str)
-def test_a_pair_that_does_not_fit_is_one_line_with_the_distillers_that_do(teachers, pair):
+def test_check_fit_refuses_pair(teachers, pair):
     (student, teacher, distill), (options, expected) = pair, REFUSED[pair]
     message = refused(check, teachers(teacher), student, distill, **options)
     assert expected.replace(", disco", "") in message
 
 
-def test_distillers_of_heads_fit_only_a_file_with_a_head(teachers):
+def test_fitting_list_has_disco_only_with_head(teachers):
     teacher = teachers(VIT)
     assert not teacher.has_head and "disco" not in refused(check, teacher, "resnet18", "mgd")
     with_head = SimpleNamespace(**{**vars(teacher), "has_head": True, "shown": "x"})
     assert "disco" in refused(check, with_head, "resnet18", "mgd")
 
 
-def test_stages_of_equal_size_are_named(teachers):
+def test_fitting_list_has_stages_of_equal_size(teachers):
     """A ViT of 160 pixels has 10 x 10 positions, as a ResNet's third stage of 160 has."""
     teacher = teachers(VIT)
     config = Config(arch="resnet18", width=16, distill=["mgd"], teacher="t.pth", image_size=160)
@@ -134,7 +134,7 @@ def test_stages_of_equal_size_are_named(teachers):
 
 
 @torch.no_grad()
-def test_a_teacher_sees_images_of_its_own_size_and_colours(teachers):
+def test_teacher_gets_its_own_size_and_colours(teachers):
     """The student's normalised images, back to colours in [0, 1] and normalised by timm's mean."""
     teacher = teachers(VIT)
     images = torch.rand(2, 3, 160, 160, generator=torch.Generator().manual_seed(1))

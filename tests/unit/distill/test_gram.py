@@ -71,7 +71,7 @@ def plainly(student, teacher, tau=0.07, side=14):
 
 @pytest.mark.parametrize("stages", [[1, 4], [4]])
 @pytest.mark.parametrize(("tau", "factor"), [(0.07, 1.0), (0.5, 8.0)])
-def test_the_loss_is_that_of_the_formula(stages, tau, factor):
+def test_loss_equals_formula(stages, tau, factor):
     student, teacher = draw(WIDTHS, SIDES, stages, mean=1.0), draw(CHANNELS, SIDES, stages)
     distiller = new(stages, gram_tau=tau, loss_factor=factor)
     expected = plainly(student, teacher, tau) / factor
@@ -79,7 +79,7 @@ def test_the_loss_is_that_of_the_formula(stages, tau, factor):
 
 
 @pytest.mark.parametrize("side", [2, 3, 5])
-def test_larger_maps_are_averaged_in_windows(monkeypatch, side):
+def test_large_maps_are_averaged_in_windows(monkeypatch, side):
     """Of 6 x 5 positions; the last windows are cut."""
     monkeypatch.setattr(gram, "SIDE", side)
     student, teacher = draw(WIDTHS, SIDES, [1]), draw(CHANNELS, SIDES, [1])
@@ -89,17 +89,17 @@ def test_larger_maps_are_averaged_in_windows(monkeypatch, side):
 
 
 @pytest.mark.parametrize(("size", "side"), [(56, 14), (28, 14), (24, 12), (15, 8), (14, 14)])
-def test_a_map_has_at_most_14_positions_a_side(size, side):
+def test_positions_are_at_most_14_by_14(size, side):
     assert positions(torch.zeros(1, 2, size, size)).shape == (1, 2, side**2)
 
 
-def test_the_gradient_is_that_of_the_loss():
+def test_divergence_gradient_is_exact():
     s = torch.randn(3, 2, 5, dtype=torch.float64, requires_grad=True)
     t = torch.randn(3, 4, 5, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda features: Divergence.apply(features, t), (s,))
 
 
-def test_blocks_of_images_have_the_loss_and_the_gradient_of_all(monkeypatch):
+def test_blocks_do_not_change_loss_or_gradient(monkeypatch):
     def found(numbers):
         monkeypatch.setattr(gram, "NUMBERS", numbers)
         student = draw(WIDTHS, SIDES, [1])["layer1"].requires_grad_()
@@ -113,7 +113,7 @@ def test_blocks_of_images_have_the_loss_and_the_gradient_of_all(monkeypatch):
             torch.testing.assert_close(blockwise, together)
 
 
-def test_a_batch_has_the_mean_loss_of_its_images():
+def test_loss_is_mean_over_images():
     """So the loss does not depend on the number of workers."""
     student, teacher = draw(WIDTHS, SIDES, STAGES), draw(CHANNELS, SIDES, STAGES)
     distiller = new()
@@ -125,7 +125,7 @@ def test_a_batch_has_the_mean_loss_of_its_images():
     assert loss(distiller, student, teacher).item() == pytest.approx(np.mean(losses), rel=1e-5)
 
 
-def test_equal_maps_have_no_loss_and_no_gradient():
+def test_equal_maps_have_no_loss_or_gradient():
     student = {name: maps.requires_grad_() for name, maps in draw(WIDTHS, SIDES, STAGES).items()}
     found = loss(new(), student, {name: 3 * maps.detach() for name, maps in student.items()})
     found.backward()
@@ -135,7 +135,7 @@ def test_equal_maps_have_no_loss_and_no_gradient():
 
 @pytest.mark.parametrize("size", [0.0, 1e-20, 1e-6])
 @pytest.mark.parametrize("whole", [False, True], ids=["one-position", "all"])
-def test_a_position_of_zeros_resembles_all_equally_and_has_no_gradient(size, whole):
+def test_zero_position_has_no_gradient(size, whole):
     student = draw(WIDTHS, SIDES, [1])["layer1"]
     zeros = np.s_[:] if whole else np.s_[..., 0, 0]
     student[zeros] *= size
@@ -147,7 +147,7 @@ def test_a_position_of_zeros_resembles_all_equally_and_has_no_gradient(size, who
     assert student.grad.abs().max() < 10 and not student.grad[zeros].any()
 
 
-def test_autocast_computes_the_loss_in_float32():
+def test_loss_is_float32_under_autocast():
     student, teacher = draw(WIDTHS, SIDES, STAGES), draw(CHANNELS, SIDES, STAGES)
     wanted = loss(new(), student, teacher)
     with torch.autocast("cpu", torch.bfloat16):
@@ -155,7 +155,7 @@ def test_autocast_computes_the_loss_in_float32():
 
 
 @pytest.mark.parametrize(("stages", "stem", "size", "fix"), SINGLE)
-def test_a_stage_of_one_position_is_refused(stages, stem, size, fix):
+def test_gram_refuses_stage_of_one_position(stages, stem, size, fix):
     """It has no other to resemble."""
     message = refused(new, stages, stem=stem, image_size=size)
     given = " ".join(map(str, stages))
@@ -169,17 +169,17 @@ def test_a_stage_of_one_position_is_refused(stages, stem, size, fix):
     ("stages", "stem", "size"),
     [([1, 2, 3, 4], "small", 9), ([1, 2, 3], "small", 8), ([4], "imagenet", 33)],
 )
-def test_two_positions_a_side_are_enough(stages, stem, size):
+def test_gram_accepts_two_by_two_positions(stages, stem, size):
     assert new(stages, stem=stem, image_size=size).config.gram_stages == stages
 
 
-def test_maps_of_another_size_are_refused():
+def test_loss_refuses_other_map_size():
     student, teacher = draw(WIDTHS, {4: 3}, [4]), draw(CHANNELS, {4: 2}, [4])
     message = refused(loss, new([4]), student, teacher)
     assert "layer4 have 2 x 1 positions; expected 3 x 2" in message
 
 
-def test_only_the_student_is_trained():
+def test_gram_has_no_parameters():
     distiller = new()
     assert list(distiller.module.state_dict()) == ["factor"]
     assert not list(distiller.module.parameters())

@@ -128,7 +128,7 @@ def plainly(distiller, networks, batches):
 
 @pytest.mark.parametrize("reducer", ["amp", "rd"])
 @pytest.mark.parametrize(("batches", "own"), [(1, False), (3, False), (4, False), (3, True)])
-def test_the_factor_makes_the_measured_loss_the_share_of_guessing(
+def test_factor_gives_loss_share(
     folder,
     monkeypatch,
     reducer,
@@ -160,7 +160,7 @@ def test_the_factor_makes_the_measured_loss_the_share_of_guessing(
 
 @pytest.mark.parametrize("reducer", ["amp", "rd"])
 @pytest.mark.parametrize("size", [2, 3, 5])
-def test_workers_measure_what_one_would_each_batch_once(folder, reducer, size):
+def test_measure_is_equal_for_any_workers(folder, reducer, size):
     """To the bit, and also where there are more workers than batches."""
     sample = list(range(BATCH * BATCHES))
     alone = loss_factor.measure(*training(folder, reducer=reducer), sample)
@@ -175,14 +175,14 @@ def test_workers_measure_what_one_would_each_batch_once(folder, reducer, size):
     assert len(set(alone.tolist())) == BATCHES
 
 
-def test_an_image_that_cannot_be_decoded_is_told(folder):
+def test_measure_reports_undecodable_image(folder):
     distiller, networks = training(folder)
     loss_factor.measure(distiller, networks, [0, IMAGES - 1])
     [file] = networks.run.bad
     assert f"{IMAGES - 1}.png" in file
 
 
-def test_nothing_of_the_run_changes_but_the_factor(folder):
+def test_measure_changes_only_the_factor(folder):
     distiller, networks = training(folder)
     student, teacher = networks.framework.encoder, networks.teacher.net
     modules = nn.ModuleList([student, teacher, distiller.module])
@@ -197,7 +197,7 @@ def test_nothing_of_the_run_changes_but_the_factor(folder):
 
 
 @pytest.mark.parametrize("needed", [True, False])
-def test_the_student_stands_in_for_its_momentum_encoder_which_starts_alike(
+def test_measure_uses_student_as_momentum_encoder(
     folder,
     monkeypatch,
     needed,
@@ -225,7 +225,7 @@ def test_the_student_stands_in_for_its_momentum_encoder_which_starts_alike(
     torch.testing.assert_close(found, expected.detach())
 
 
-def test_the_student_s_own_scale_does_not_matter(folder):
+def test_factor_ignores_scale_of_student(folder):
     """Its features meet a batch norm that takes their own statistics."""
     factors = []
     for size in (1.0, 30.0):
@@ -234,12 +234,12 @@ def test_the_student_s_own_scale_does_not_matter(folder):
     assert factors[0] == pytest.approx(factors[1], rel=1e-3)
 
 
-def test_batch_statistics_are_of_the_distillers_without_a_batch_norm():
+def test_batch_statistics_distillers():
     found = {name for name, kind in DISTILLERS.items() if kind.batch_statistics}
     assert found == {"gram", "similarity", "disco"}
 
 
-def test_fewer_images_than_a_batch_are_one_batch(folder, monkeypatch):
+def test_measure_of_small_set_is_one_batch(folder, monkeypatch):
     monkeypatch.setattr(loss_factor, "BATCH", 32)
     distiller, networks = training(folder)
     set_factor(distiller, networks, 1.0)
@@ -247,7 +247,7 @@ def test_fewer_images_than_a_batch_are_one_batch(folder, monkeypatch):
 
 
 @pytest.mark.parametrize(("value", "told"), [(math.nan, "nan"), (math.inf, "nan"), (0.0, "0")])
-def test_a_loss_that_no_factor_scales_ends_the_run(folder, value, told):
+def test_measure_factor_refuses_loss(folder, value, told):
     distiller, networks = training(folder, loss_share=0.5)
     with torch.no_grad():
         for layer in networks.teacher.net.layers.values():

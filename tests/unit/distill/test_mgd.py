@@ -57,7 +57,7 @@ def teacher(images=IMAGES):
     return features(TEACHER, images, seed=1)
 
 
-def test_without_the_options_there_are_no_further_tensors():
+def test_state_without_options():
     distiller = build()
     assert set(distiller.module.state_dict()) == PLAIN
     assert distiller.stages(distiller.config) == [1, 4]
@@ -67,7 +67,7 @@ def test_without_the_options_there_are_no_further_tensors():
     assert torch.equal(distiller.loss(student(), (maps, vectors)), expected)
 
 
-def test_with_the_options_there_are_these_tensors_too():
+def test_state_with_options():
     distiller = build(mgd_correction=True, mgd_pooled=2.0)
     added = {
         "correction1.weight",
@@ -81,14 +81,14 @@ def test_with_the_options_there_are_these_tensors_too():
     )
 
 
-def test_a_new_run_with_a_correction_begins_with_the_same_bytes():
+def test_new_correction_does_not_change_loss():
     losses = []
     for distiller in (build(), build(mgd_correction=True)):
         losses.append(distiller.loss(student(), distiller.targets(teacher(), torch.Generator())))
     assert torch.equal(*losses)
 
 
-def test_the_pooled_loss_is_added_by_its_weight():
+def test_pooled_loss_is_added_by_weight():
     """Also if the last stage's maps are not distilled."""
     for stages in ([1, 4], [1]):
         distiller, plain = build(mgd_pooled=3.0, mgd_stages=stages), build(mgd_stages=stages)
@@ -103,7 +103,7 @@ def test_the_pooled_loss_is_added_by_its_weight():
         assert found.dtype == torch.float32
 
 
-def test_the_gradient_of_the_sum_is_its_slope():
+def test_gradient_of_sum_is_its_slope():
     distiller = build(mgd_correction=True, mgd_pooled=3.0, mgd_stages=[4])
     with torch.no_grad():
         nn.init.normal_(distiller.module.get_parameter("correction4.weight"))
@@ -186,7 +186,7 @@ def corrected():
     return distiller
 
 
-def test_a_refresh_solves_corrected_and_pooled_features(networks):
+def test_refresh_solves_corrected_and_pooled(networks):
     distiller = corrected()
     change = prepare_refresh(distiller, 0, networks)
     assert set(change.state) == {"matching1", "matching4", "pooled.matching"}
@@ -212,7 +212,7 @@ def test_a_refresh_solves_corrected_and_pooled_features(networks):
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_any_number_of_workers_measures_the_same_sums(networks, size):
+def test_measure_is_equal_for_any_workers(networks, size):
     """Sums in fixed point, so in any order."""
     distiller, sample = corrected(), list(range(IMAGES))
     alone = measure(distiller, networks, sample)
@@ -226,13 +226,13 @@ def test_any_number_of_workers_measures_the_same_sums(networks, size):
     assert alone["pooled"][3, 8] == IMAGES * FIXED_POINT
 
 
-def test_pooled_features_that_are_not_finite_end_the_run(networks):
+def test_measure_refuses_features_not_finite(networks):
     networks.framework.encoder.maps["layer4"][2] = np.inf
     with pytest.raises(RunError, match="cannot solve the matching: features .* are not finite"):
         measure(build(mgd_pooled=1.0, mgd_stages=[1]), networks, list(range(IMAGES)))
 
 
-def test_a_random_matching_of_pooled_features_is_drawn_from_the_seed():
+def test_random_pooled_matching_is_from_seed():
     one, other = (
         build(mgd_pooled=1.0, matching="random", seed=seed).pooled.matching for seed in (5, 6)
     )
@@ -241,11 +241,11 @@ def test_a_random_matching_of_pooled_features_is_drawn_from_the_seed():
     assert not torch.equal(one, other)
 
 
-def test_sparse_matching_gives_one_teacher_channel_to_each_pooled_feature():
+def test_sparse_pooled_matching_has_one_group():
     assert build(mgd_pooled=1.0, reducer="sm").pooled.matching.shape == (1, 3)
 
 
-def test_a_teacher_with_too_few_pooled_features_is_one_error():
+def test_mgd_refuses_narrow_teacher():
     with pytest.raises(RunError) as error:
         build(TEACHER | {4: 2}, mgd_pooled=1.0, mgd_stages=[1])
     assert str(error.value).startswith("--teacher t.pth (a net) for -a resnet18")

@@ -38,7 +38,7 @@ def disturb(net):
 
 
 @each
-def test_it_starts_as_the_student_without_its_head(name):
+def test_encoder_starts_as_student_without_head(name):
     """In train mode: with the statistics of the images, which its running ones then follow."""
     framework = new(name)
     encoder = MomentumEncoder(framework, 0.9)
@@ -55,7 +55,7 @@ def test_it_starts_as_the_student_without_its_head(name):
 
 
 @each
-def test_parameters_follow_the_student_s_by_momentum(name):
+def test_parameters_follow_student(name):
     """Against one value after another, in float64. Running statistics are its own."""
     framework = new(name)
     encoder = MomentumEncoder(framework, 0.9)
@@ -72,7 +72,7 @@ def test_parameters_follow_the_student_s_by_momentum(name):
         torch.testing.assert_close(value.double(), followed[key], rtol=1e-5, atol=1e-5)
 
 
-def test_the_student_does_not_change():
+def test_student_does_not_change():
     framework = new()
     encoder = MomentumEncoder(framework, 0.9)
     student = framework.encoder.state_dict()
@@ -108,7 +108,7 @@ def together(momenta, views=1):
     return Distillation(config, Networks(None, None, framework, teacher), distillers)
 
 
-def test_all_distillers_of_a_run_share_one_of_the_highest_momentum():
+def test_distillers_use_one_encoder():
     """It runs once a view, and is updated once a step."""
     both = together({"one": 0.5, "two": 0.75}, views=2)
     assert both.momentum.m == 0.75
@@ -131,7 +131,7 @@ def test_all_distillers_of_a_run_share_one_of_the_highest_momentum():
     torch.testing.assert_close(weight, 0.75 * before + 0.25 * student.detach())
 
 
-def test_a_run_whose_distillers_need_none_has_none():
+def test_no_encoder_if_not_needed():
     both = together({})
     assert both.momentum is None and list(both.modules()) == ["one", "two"]
     both.targets(MicroBatch(images(), START, 0, 0))
@@ -140,7 +140,7 @@ def test_a_run_whose_distillers_need_none_has_none():
 
 
 @each
-def test_readers_of_a_checkpoint_take_the_student(name, tmp_path):
+def test_read_backbone_reads_student(name, tmp_path):
     """Whether the student has a head or not. So do job.linear, job.export and --teacher."""
     framework = new(name)
     encoder = MomentumEncoder(framework, 0.9)

@@ -16,7 +16,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "options", "outputs"), CASES)
-def test_in_bf16_only_the_outputs_of_networks_are_rounded(name, options, outputs, monkeypatch):
+def test_bf16_rounds_only_network_outputs(name, options, outputs, monkeypatch):
     """Of the same outputs, targets and loss are the same to the bit without autocast."""
     distiller = build(name, **options)
     student, teacher = features(S, 1), features(T, 2, HEAD)

@@ -54,7 +54,7 @@ def plainly(distiller, student, teacher):
 
 @pytest.mark.parametrize("stages", [[1, 4], [4]])
 @pytest.mark.parametrize("factor", [1.0, 8.0])
-def test_the_loss_is_that_of_the_formula(stages, factor):
+def test_loss_equals_formula(stages, factor):
     student = draw(WIDTHS, SIDES, stages, mean=2.0)
     teacher = draw(CHANNELS, SIDES, stages, mean=5.0)
     distiller = new(stages, loss_factor=factor)
@@ -62,7 +62,7 @@ def test_the_loss_is_that_of_the_formula(stages, factor):
     assert loss(distiller, student, teacher).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_gradients_are_those_of_the_loss():
+def test_regression_gradients_are_exact():
     regression = Regression(3, 4).double()
     s, t = (torch.randn(7, width, dtype=torch.float64) for width in (3, 4))
 
@@ -74,7 +74,7 @@ def test_the_gradients_are_those_of_the_loss():
     assert torch.autograd.gradcheck(distance, inputs)
 
 
-def test_a_step_trains_student_and_projector():
+def test_gradients_reach_student_and_projector():
     distiller = new()
     student = {name: maps.requires_grad_() for name, maps in draw(WIDTHS, SIDES, STAGES).items()}
     teacher = {name: maps.requires_grad_() for name, maps in draw(CHANNELS, SIDES, STAGES).items()}
@@ -86,7 +86,7 @@ def test_a_step_trains_student_and_projector():
     assert all(maps.grad is None for maps in teacher.values())
 
 
-def test_the_scale_of_a_teacher_s_channel_does_not_matter():
+def test_loss_ignores_scale_of_teacher_channels():
     student, teacher = draw(WIDTHS, SIDES, STAGES), draw(CHANNELS, SIDES, STAGES)
     distiller = new()
     wanted = loss(distiller, student, teacher).item()
@@ -113,7 +113,7 @@ def test_equal_maps_have_no_loss(monkeypatch):
 
 @pytest.mark.parametrize("student", [0.0, 1e-8, 3.0])
 @pytest.mark.parametrize("teacher", [0.0, 3.0])
-def test_maps_without_spread_have_a_finite_gradient(student, teacher):
+def test_constant_maps_have_finite_gradients(student, teacher):
     """A channel of the teacher that is the same everywhere pulls at nothing."""
     distiller = new([4])
     s = torch.full_like(draw(WIDTHS, SIDES, [4])["layer4"], student, requires_grad=True)
@@ -126,14 +126,14 @@ def test_maps_without_spread_have_a_finite_gradient(student, teacher):
     assert all(value.isfinite().all() for value in values)
 
 
-def test_one_position_an_image_is_enough():
+def test_loss_of_one_position_equals_formula():
     student, teacher = draw(WIDTHS, {4: 1}, [4]), draw(CHANNELS, {4: 1}, [4])
     distiller = new([4])
     expected = plainly(distiller, student, teacher)
     assert loss(distiller, student, teacher).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_autocast_computes_the_loss_in_float32():
+def test_loss_is_float32_under_autocast():
     student, teacher = draw(WIDTHS, SIDES, STAGES), draw(CHANNELS, SIDES, STAGES)
     distiller = new()
     wanted = loss(distiller, student, teacher)
@@ -141,14 +141,14 @@ def test_autocast_computes_the_loss_in_float32():
         assert torch.equal(loss(distiller, student, teacher), wanted)
 
 
-def test_maps_of_another_size_are_refused():
+def test_loss_refuses_other_map_size():
     student, teacher = draw(WIDTHS, {4: 3}, [4]), draw(CHANNELS, {4: 2}, [4])
     message = refused(loss, new([4]), student, teacher)
     wanted = "--teacher t.pth: the maps of layer4 have 2 x 1 positions; expected 3 x 2"
     assert message.startswith(wanted)
 
 
-def test_it_has_a_projector_a_stage_and_is_built_from_the_seed():
+def test_projector_has_weights_for_each_stage():
     state = new().module.state_dict()
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     stages = {f"stage{i}.weight": (CHANNELS[i], WIDTHS[i]) for i in STAGES}

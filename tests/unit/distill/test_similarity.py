@@ -58,7 +58,7 @@ def slow_loss(head, queue, student, teacher):
 
 
 @settings
-def test_loss_and_gradients_are_those_of_a_loop_over_images(setting):
+def test_loss_and_gradients_equal_slow_loop(setting):
     distiller = new(setting, head_width=11 * (setting == "seed"))
     student, teacher = features(S, 1), theirs(2)
     loss = distiller.loss(student, distiller.targets(teacher, None))
@@ -75,9 +75,7 @@ def test_loss_and_gradients_are_those_of_a_loop_over_images(setting):
 
 
 @with_head
-def test_the_loss_of_the_teacher_s_own_embeddings_is_the_entropy_of_the_targets(
-    setting, monkeypatch
-):
+def test_least_loss_is_entropy_of_targets(setting, monkeypatch):
     """With equal temperatures: the least that there is."""
     distiller = new(setting, similarity_t=0.2, similarity_teacher_t=0.2)
     targets = distiller.targets(theirs(2), None)
@@ -92,7 +90,7 @@ def test_the_loss_of_the_teacher_s_own_embeddings_is_the_entropy_of_the_targets(
 
 
 @settings
-def test_the_factor_divides_the_mean_over_images(setting):
+def test_factor_divides_mean_over_images(setting):
     one, other = new(setting), new(setting, loss_factor=4.0)
     student, teacher = features(S, 1), theirs(2)
     loss = one.loss(student, one.targets(teacher, None)).item()
@@ -105,7 +103,7 @@ def test_the_factor_divides_the_mean_over_images(setting):
 
 
 @settings
-def test_the_queue_has_the_last_embeddings(setting):
+def test_queue_has_last_embeddings(setting):
     """Random directions at the start. It wraps, and the loss leaves it as it is."""
     distiller = new(setting)
     queue = distiller.module.queue
@@ -127,7 +125,7 @@ def test_the_queue_has_the_last_embeddings(setting):
 
 
 @settings
-def test_a_queue_as_long_as_the_set_is_a_misfit(setting):
+def test_misfits_warn_of_long_queue(setting):
     """An image meets its own old embedding."""
     distiller = new(setting)
     assert distiller.misfits(K + 1) == {}
@@ -140,7 +138,7 @@ def test_a_queue_as_long_as_the_set_is_a_misfit(setting):
         )
 
 
-def test_the_two_queues_have_the_normalised_embeddings_of_the_same_images():
+def test_two_queues_have_the_same_images():
     distiller = build("similarity", similarity="compress", similarity_k=B)
     teacher = theirs(2)
     distiller.after_update(distiller.to_gather(distiller.targets(teacher, None)))
@@ -150,7 +148,7 @@ def test_the_two_queues_have_the_normalised_embeddings_of_the_same_images():
         assert column[T:] == pytest.approx(unit(m), rel=1e-5)
 
 
-def test_only_compress_has_a_momentum_encoder_and_no_head():
+def test_only_compress_has_momentum_encoder():
     momenta = {setting: new(setting).momentum(new(setting).config) for setting in DIMS}
     assert momenta == {"seed": None, "headless": None, "compress": 0.999}
     slow = new("compress", similarity_m=0.9)
@@ -159,7 +157,7 @@ def test_only_compress_has_a_momentum_encoder_and_no_head():
     assert not list(new("compress").module.parameters())
 
 
-def test_a_setting_has_its_published_values_unless_others_are_given():
+def test_settings_default_to_published_values():
     for setting, dim in DIMS.items():
         distiller, published = build("similarity", similarity=setting), SETTINGS[setting]
         assert distiller.module.queue.shape == (dim, published.k)
@@ -181,12 +179,12 @@ def given(config):
 
 @pytest.mark.parametrize("preset", ["compress", "seed"])
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_another_setting_than_the_preset_s_has_its_own_published_values(preset, setting):
+def test_setting_overrides_values_of_preset(preset, setting):
     config = read_config(["DIR", "--config", preset, "--teacher", "t", "--similarity", setting])
     assert given(config) == SETTINGS[setting]
 
 
-def test_the_preset_of_compress_is_the_published_recipe():
+def test_preset_compress_is_published_recipe():
     config = read_config(["DIR", "--config", "compress"])
     assert (config.framework, config.distill) == ("none", ["similarity"])
     assert (config.lr, config.batch_size, config.epochs) == (0.01, 256, 130)
@@ -197,7 +195,7 @@ def test_the_preset_of_compress_is_the_published_recipe():
     assert (config.loss_share, config.loss_factor) == (0, 1)
 
 
-def test_the_preset_is_the_published_recipe():
+def test_preset_seed_is_published_recipe():
     config = read_config(["DIR", "--config", "seed"])
     assert (config.framework, config.distill, config.similarity) == ("none", ["similarity"], "seed")
     assert (config.lr, config.batch_size, config.epochs, config.warmup_epochs) == (

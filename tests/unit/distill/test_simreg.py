@@ -29,7 +29,7 @@ def slow_loss(head, student, teacher):
     return loss
 
 
-def test_loss_and_gradients_are_those_of_a_loop_over_images():
+def test_loss_and_gradients_equal_slow_loop():
     distiller = build("simreg")
     student, teacher = features(S, 1), features(T, 2)
     loss = distiller.loss(student, distiller.targets(teacher, None))
@@ -49,7 +49,7 @@ def test_loss_and_gradients_are_those_of_a_loop_over_images():
         )
 
 
-def test_the_factor_divides_the_mean_over_images():
+def test_factor_divides_mean_over_images():
     """Of twice the same images it is the same."""
     one, other = build("simreg"), build("simreg", loss_factor=4.0)
     student, teacher = features(S, 1), features(T, 2)
@@ -61,7 +61,7 @@ def test_the_factor_divides_the_mean_over_images():
     )
 
 
-def test_a_teacher_that_is_silent_for_an_image_gives_no_gradient_that_is_not_finite():
+def test_silent_teacher_gives_finite_gradient():
     distiller = build("simreg")
     student, teacher = features(S, 1), features(T, 2)
     with torch.no_grad():
@@ -72,14 +72,14 @@ def test_a_teacher_that_is_silent_for_an_image_gives_no_gradient_that_is_not_fin
 
 
 @pytest.mark.parametrize(("head_width", "hidden"), [(0, 2 * S), (17, 17)])
-def test_the_head_s_layers_have_their_widths(head_width, hidden):
+def test_head_has_given_widths(head_width, hidden):
     head = build("simreg", head_width=head_width).module.get_submodule("head")
     shapes = [tuple(layer.weight.shape) for layer in head if isinstance(layer, torch.nn.Linear)]
     assert shapes == [(hidden, S), (S, hidden), (hidden, S), (T, hidden)]
     assert all(layer.bias is not None for layer in head if isinstance(layer, torch.nn.Linear))
 
 
-def test_the_preset_is_the_published_recipe():
+def test_preset_is_published_recipe():
     config = read_config(["DIR", "--config", "simreg"])
     assert (config.framework, config.distill) == ("none", ["simreg"])
     assert (config.lr, config.batch_size, config.epochs, config.weight_decay) == (

@@ -78,7 +78,7 @@ def load(path, needs_head=True):
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_the_head_s_outputs_are_among_the_features(tmp_path, net, kind):
+def test_features_include_head_outputs(tmp_path, net, kind):
     prefix, start, make = HEADS[kind]
     torch.manual_seed(1)
     head = shaken(make())
@@ -94,7 +94,7 @@ def test_the_head_s_outputs_are_among_the_features(tmp_path, net, kind):
     assert any(name.startswith("teacher.fc.") for name in teacher.state())
 
 
-def test_without_need_the_head_is_left_out(tmp_path, net):
+def test_head_is_not_built_without_need(tmp_path, net):
     """And the digest is that of the network alone, as in older checkpoints."""
     prefix, start, make = HEADS["moco"]
     paths = [write(tmp_path / str(n), net, prefix, start, make().state_dict()) for n in range(2)]
@@ -106,7 +106,7 @@ def test_without_need_the_head_is_left_out(tmp_path, net):
     assert len({teacher.digest for teacher in (*without, *with_head)}) == 3
 
 
-def test_a_teacher_has_the_stem_of_a_student_that_has_one(tmp_path, net):
+def test_load_teacher_refuses_other_stem(tmp_path, net):
     path = write(tmp_path / "teacher", net, "")
     message = refused(load_teacher, DistillOptions(teacher=path), [4], False, RUN)
     problem = "its stem is small; expected imagenet, as in the student. Choose --stem small"
@@ -130,14 +130,14 @@ def other_file(tmp_path_factory):
     return write
 
 
-def test_a_teacher_s_maps_are_of_the_size_asked(other_file):
+def test_teacher_size_sets_map_size(other_file):
     given = options(other_file(VIT), teacher_arch=VIT, image_size=32, teacher_size=96)
     teacher = load_teacher(given, [4], False, RUN)
     assert teacher.outline.maps[4] == (64, 6, 6)  # patches of 16 pixels
     assert teacher.net(torch.randn(2, 3, 32, 32))["layer4"].shape == (2, 64, 6, 6)
 
 
-def test_a_size_that_the_teacher_does_not_take_names_its_option(other_file):
+def test_load_teacher_refuses_teacher_size(other_file):
     given = options(other_file(MAXVIT), teacher_arch=MAXVIT, teacher_size=50)
     message = refused(load_teacher, given, [4], False, RUN)
     assert message.startswith(f"{MAXVIT} takes no images of 50 x 50 pixels: ")
@@ -167,7 +167,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_head_that_is_missing_or_unknown_is_one_line(tmp_path, net, case):
+def test_load_teacher_refuses_head(tmp_path, net, case):
     head, cause = REFUSED[case]
     path = write(tmp_path / "teacher", net, "module.encoder_q.", "module.encoder_q.fc.", head)
     message = refused(load, path)
@@ -179,7 +179,7 @@ def test_a_head_that_is_missing_or_unknown_is_one_line(tmp_path, net, case):
     load(path, needs_head=False)
 
 
-def test_weights_stored_in_bf16_give_the_bytes_that_autocast_gives(net, tmp_path):
+def test_bf16_weights_give_bytes_of_autocast(net, tmp_path):
     """Convolutions and the head are stored so, batch norms of a head are not."""
     prefix, start, make = HEADS["simsiam"]
     path = write(tmp_path / "teacher", net, prefix, start, make().state_dict())

@@ -63,7 +63,7 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_the_records_are_the_lines_of_the_file(tmp_path):
+def test_callback_receives_lines_of_file(tmp_path):
     callback = Copying()
     trained(tmp_path, [callback])
     assert callback.received[0] == ("begin", {"arch": "resnet18", "log_to": []}, str(tmp_path))
@@ -71,7 +71,7 @@ def test_the_records_are_the_lines_of_the_file(tmp_path):
     assert callback.received[-1] == ("end", "complete")
 
 
-def test_a_resumed_run_begins_again_and_sends_what_it_adds(tmp_path):
+def test_callback_receives_records_of_resume(tmp_path):
     first, second = Copying(), Copying()
     trained(tmp_path, [first], end=False)
     trained(tmp_path, [second], start=(0, 2))
@@ -81,14 +81,14 @@ def test_a_resumed_run_begins_again_and_sends_what_it_adds(tmp_path):
     assert [record.get("steps") for record in second.records] == [None, 3, 4, None]
 
 
-def test_a_run_that_never_began_ends_no_callback(tmp_path):
+def test_callback_is_not_ended_without_begin(tmp_path):
     callback = Copying()
     Log(True).close()
     assert callback.received == []
 
 
 @pytest.mark.parametrize(("fails", "calls"), [("begin", 1), ("record", 2), ("end", 8)])
-def test_a_callback_that_fails_is_warned_of_once_and_dropped(tmp_path, capsys, fails, calls):
+def test_failing_callback_is_dropped(tmp_path, capsys, fails, calls):
     """The others receive all records, the warning among them."""
     bad, good = Copying(fails), Copying()
     log = trained(tmp_path, [bad, good])
@@ -108,7 +108,7 @@ def test_all_callbacks_may_fail(tmp_path):
     assert [record["kind"] for record in lines(tmp_path)].count("step") == 4
 
 
-def test_a_callback_can_stop_the_run(tmp_path):
+def test_callback_can_stop_run(tmp_path):
     asked = []
     log = Log(True, lambda: asked.append(len(callback.received)))
     callback = Recorder("record", KeyboardInterrupt())
@@ -119,7 +119,7 @@ def test_a_callback_can_stop_the_run(tmp_path):
     assert asked == [2, 3] and len(callback.received) == 4
 
 
-def test_the_newest_numbers_are_those_of_the_last_records(tmp_path):
+def test_newest_has_last_numbers(tmp_path):
     trained(tmp_path, [])
     log = Log(True)
     log.open(str(tmp_path), (0, 4))
@@ -147,7 +147,7 @@ def module(monkeypatch):
     monkeypatch.setitem(sys.modules, "mine", made)
 
 
-def test_a_name_leads_to_a_callback_of_the_user(module):
+def test_load_makes_callback_of_user(module):
     given = Recorder()
     first, second, third = load(["mine:Recorder", "mine:make"], [given])
     assert (first.fails, second.fails) == ("", "end") and third is given
@@ -164,19 +164,19 @@ def test_a_name_leads_to_a_callback_of_the_user(module):
         ("mine:nothing", "mine:nothing: NoneType has no method 'begin'; expected a callback"),
     ],
 )
-def test_a_name_that_leads_to_no_callback_is_one_line(module, name, message):
+def test_load_refuses_what_is_no_callback(module, name, message):
     with pytest.raises(RunError, match=f"^--log-to {message}") as caught:
         load([name])
     assert caught.value.code == 2
 
 
 @pytest.mark.parametrize("name", ["", "mlfow", ":", "module:", ":name", "module.name"])
-def test_a_name_of_another_form_is_refused_as_an_option(name):
+def test_log_to_refuses_other_form(name):
     with pytest.raises(RunError, match=f"^--log-to '{name}': expected wandb, mlflow or module:"):
         read_config(["DIR", f"--log-to={name}"])
 
 
-def test_a_callback_of_the_current_folder_is_found(tmp_path, monkeypatch):
+def test_load_finds_module_in_current_folder(tmp_path, monkeypatch):
     """The console scripts have no current folder on the path."""
     (tmp_path / "beside_me.py").write_text("from job.metrics.callbacks import Callback as make\n")
     monkeypatch.chdir(tmp_path)
@@ -185,7 +185,7 @@ def test_a_callback_of_the_current_folder_is_found(tmp_path, monkeypatch):
     sys.modules.pop("beside_me")
 
 
-def test_a_given_object_without_the_methods_is_refused():
+def test_load_refuses_object_without_methods():
     with pytest.raises(RunError, match="^callback 2: builtin.* has no method 'begin'; expected"):
         load([], [Recorder(), print])
 

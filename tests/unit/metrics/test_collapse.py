@@ -47,13 +47,13 @@ def ids(training):
     return [record["id"] for record in training.run.log.of_kind("warning")]
 
 
-def test_a_student_that_begins_to_learn_is_no_collapse(training):
+def test_warnings_spare_student_that_learns(training):
     """Also when its keys have filled the queue, which lag behind."""
     steps(training, 10)
     assert training.run.log.of_kind("collapse") and ids(training) == []
 
 
-def test_a_student_whose_head_gives_one_vector_is_told_to_have_collapsed(training):
+def test_warnings_of_constant_head(training):
     for encoder in (training.framework.module.encoder_q, training.framework.module.encoder_k):
         torch.nn.init.zeros_(encoder.get_parameter("fc.2.weight"))
         torch.nn.init.ones_(encoder.get_parameter("fc.2.bias"))
@@ -71,14 +71,14 @@ def warnings(found):
     ("sign", "bound", "id"),
     [("feature_std", STD, "same_features"), ("queue_rank", RANK, "queue_rank")],
 )
-def test_a_warning_has_the_sign_and_its_bound(sign, bound, id):
+def test_warning_has_sign_and_bound(sign, bound, id):
     healthy = {"feature_std": 1.0, "queue_rank": 9.0, "dead_layer4": 0.0}
     assert warnings(healthy | {sign: bound}) == {}
     [(found, text)] = warnings(healthy | {sign: 0.9 * bound}).items()
     assert found == id and f"{0.9 * bound:.2f}" in text and str(bound) in text
 
 
-def test_stages_with_dead_channels_are_one_warning():
+def test_dead_stages_are_one_warning():
     signs = {"feature_std": 1.0, "queue_rank": 9.0}
     signs |= {"dead_layer2": 0.5, "dead_layer3": 0.75, "dead_layer4": 0.6}
     [(found, text)] = warnings(signs).items()
@@ -87,7 +87,7 @@ def test_stages_with_dead_channels_are_one_warning():
     assert "layer2" not in text
 
 
-def test_channels_that_never_fire_are_told(training):
+def test_warnings_of_dead_channels(training):
     training.framework.encoder.get_parameter("layer4.1.bn2.bias").data[:96] = -1e3  # of 128
     steps(training, 1)
     assert [record["dead_layer4"] for record in training.run.log.of_kind("collapse")] == [0.75]
@@ -95,9 +95,7 @@ def test_channels_that_never_fire_are_told(training):
 
 
 @pytest.mark.parametrize("directions", [1, 2, DIM])
-def test_the_rank_of_the_queue_is_the_number_of_directions_that_its_keys_take_alike(
-    training, directions
-):
+def test_queue_rank_counts_directions(training, directions):
     training.framework.module.queue.copy_(torch.eye(DIM)[:, :directions].repeat(1, K // directions))
     assert math.isclose(signs(training, torch.eye(DIM))["queue_rank"], directions, rel_tol=1e-6)
 
@@ -114,19 +112,19 @@ def test_the_rank_of_the_queue_is_the_number_of_directions_that_its_keys_take_al
         (torch.ones(20, 8), 1.0),  # a point
     ],
 )
-def test_the_area_under_singular_values_grows_as_directions_vanish(features, area):
+def test_spectrum_auc_of_known_spectra(features, area):
     if area == 0.5:  # by hand: 2 / 9, 3 / 9, ..., 9 / 9
         area = sum(range(2, 10)) / 9 / 8
     assert collapse.spectrum_auc(features) == pytest.approx(area, abs=1e-6)
     assert collapse.spectrum_auc(7 * features + 5) == pytest.approx(area, abs=1e-4)
 
 
-def test_features_spread_over_the_sphere_have_deviation_one(training):
+def test_feature_std_on_sphere_is_one(training):
     queries = F.normalize(torch.randn(1000, DIM, generator=torch.Generator().manual_seed(0)), dim=1)
     assert abs(signs(training, queries)["feature_std"] - 1) < 0.02
 
 
-def test_signs_are_told_in_words():
+def test_describe():
     words = collapse.describe(
         {"feature_std": 0.934, "queue_rank": 61.23, "dead_layer3": 0.0, "dead_layer4": 0.125}
     )

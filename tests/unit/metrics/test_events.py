@@ -60,7 +60,7 @@ def step(done, **more):
     }
 
 
-def test_numbers_are_shown_by_kind_under_their_own_names(tmp_path, events):
+def test_scalars_have_tag_of_kind_and_name(tmp_path, events):
     some = events()
     some.record(step(5, contrastive=2.0, distillation=3.0, lr=0.5))
     some.record({"epoch": 1, "step": 0, "stage": 4, "cost_after": 0.25, "solving": 0.5})
@@ -85,7 +85,7 @@ def test_numbers_are_shown_by_kind_under_their_own_names(tmp_path, events):
     }
 
 
-def test_two_distillers_have_tags_of_their_own(tmp_path, events):
+def test_scalars_have_tag_of_distiller(tmp_path, events):
     some = events()
     for number, distiller in enumerate(("one", "two")):
         place = {"epoch": 1, "step": 0, "distiller": distiller}
@@ -103,14 +103,14 @@ def test_two_distillers_have_tags_of_their_own(tmp_path, events):
 @pytest.mark.parametrize(
     ("every", "found"), [(1, range(8)), (2, [1, 3, 5, 7]), (3, [2, 3, 6, 7]), (99, [3, 7])]
 )
-def test_of_so_many_steps_one_is_shown_and_each_epoch_s_last(tmp_path, events, every, found):
+def test_scalars_every_few_steps_and_at_epoch_end(tmp_path, events, every, found):
     some = events(every=every)
     for done in range(8):
         some.record(step(done))
     assert [place for place, _ in scalars(tmp_path, "steps/loss")] == list(found)
 
 
-def test_a_run_resumed_before_a_validation_keeps_the_step_before_it(tmp_path, events):
+def test_resume_before_validation_keeps_last_step(tmp_path, events):
     first = events()
     for done in range(STEPS):
         first.record(step(done))
@@ -122,7 +122,7 @@ def test_a_run_resumed_before_a_validation_keeps_the_step_before_it(tmp_path, ev
 
 
 @pytest.mark.parametrize("resumed", range(1, 9))
-def test_a_resumed_run_shows_each_step_once_as_it_was_done_last(tmp_path, events, resumed):
+def test_resume_shows_each_step_once(tmp_path, events, resumed):
     """And each refresh and validation: those of before the checkpoint stay, what is done again replaces what was."""
 
     def go(some, first, last, loss):
@@ -148,14 +148,14 @@ def test_a_resumed_run_shows_each_step_once_as_it_was_done_last(tmp_path, events
     assert scalars(tmp_path, "validation/val_top1") == ends
 
 
-def test_what_is_written_can_be_seen_at_once(tmp_path, events):
+def test_events_are_flushed(tmp_path, events):
     some = events()
     for done in range(3):
         some.record(step(done))
         assert len(scalars(tmp_path, "steps/loss")) == done + 1
 
 
-def test_a_histogram_has_all_values_but_those_that_are_no_numbers(tmp_path, events):
+def test_histogram_has_finite_values(tmp_path, events):
     some = events()
     some.histogram("margins", (1, 0), np.array([[-1.0, np.nan, -1.0], [2.0, np.inf, -np.inf]]))
     some.histogram("none", (1, 0), np.array([np.nan]))
@@ -172,7 +172,7 @@ def test_a_histogram_has_all_values_but_those_that_are_no_numbers(tmp_path, even
     assert sum(event.histogram_value.bucket) == 3
 
 
-def test_a_picture_comes_back_with_its_pixels(tmp_path, events):
+def test_picture_keeps_pixels(tmp_path, events):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     events().picture("views", (0, 2), pixels)
     [event] = shown(tmp_path).Images("views")
@@ -180,7 +180,7 @@ def test_a_picture_comes_back_with_its_pixels(tmp_path, events):
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(event.encoded_image_string))), pixels)
 
 
-def test_the_log_hands_its_numbers_on(tmp_path, events):
+def test_log_writes_records_to_events(tmp_path, events):
     log = Log(True)
     log.open(str(tmp_path), (0, 0))
     log.events = events()
@@ -190,7 +190,7 @@ def test_the_log_hands_its_numbers_on(tmp_path, events):
     assert log.events.file.closed
 
 
-def test_a_disk_that_takes_no_more_is_said_once_and_what_was_written_is_shown(tmp_path, events):
+def test_full_disk_is_one_warning(tmp_path, events):
     some = events()
     some.record(step(0))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -210,7 +210,7 @@ def test_a_disk_that_takes_no_more_is_said_once_and_what_was_written_is_shown(tm
 
 
 @pytest.mark.slow
-def test_without_the_package_there_is_one_line_and_no_folder(images, tmp_path, monkeypatch):
+def test_missing_package_ends_run_before_folder(images, tmp_path, monkeypatch):
     """Its absence is that of a package that cannot be imported."""
     (tmp_path / "tensorboard").mkdir()
     (tmp_path / "tensorboard" / "__init__.py").write_text(
@@ -226,9 +226,7 @@ def test_without_the_package_there_is_one_line_and_no_folder(images, tmp_path, m
     assert not (tmp_path / "run").exists()
 
 
-def test_a_resumed_run_s_events_come_last_whatever_its_node_s_clock_says(
-    tmp_path, events, monkeypatch
-):
+def test_resume_is_read_last_for_any_clock(tmp_path, events, monkeypatch):
     """Resumed on a node whose clock is a day behind, and again at the same moment."""
     now = time.time()
     for start, clock in ((0, now + 86400), (3, now), (5, now)):

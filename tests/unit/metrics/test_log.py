@@ -43,19 +43,19 @@ def metrics(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_line_goes_to_the_screen_and_to_the_log(tmp_path, opened, capsys):
+def test_line_is_printed_and_written(tmp_path, opened, capsys):
     opened(tmp_path).line("hello é")
     assert capsys.readouterr().out == "hello é\n"
     assert lines(tmp_path) == ["hello é"]
 
 
-def test_a_note_goes_to_the_log_alone(tmp_path, opened, capsys):
+def test_note_is_only_written(tmp_path, opened, capsys):
     opened(tmp_path).note("quiet")
     assert capsys.readouterr().out == ""
     assert lines(tmp_path) == ["quiet"]
 
 
-def test_lines_of_before_the_folder_was_known_reach_the_file_first(tmp_path, capsys):
+def test_lines_before_open_are_written_first(tmp_path, capsys):
     log = Log(True)
     log.line("one")
     log.note("two")
@@ -67,7 +67,7 @@ def test_lines_of_before_the_folder_was_known_reach_the_file_first(tmp_path, cap
     assert lines(tmp_path) == ["one", "two", "three"]
 
 
-def test_lines_are_in_the_files_at_once(tmp_path, opened):
+def test_lines_are_written_at_once(tmp_path, opened):
     """A run that is killed has said all that it said."""
     log = opened(tmp_path)
     log.line("now")
@@ -76,7 +76,7 @@ def test_lines_are_in_the_files_at_once(tmp_path, opened):
     assert metrics(tmp_path) == [{"kind": "step", "steps": 1}]
 
 
-def test_records_are_one_line_of_json_each_with_their_kind(tmp_path, opened):
+def test_record_is_line_of_json(tmp_path, opened):
     log = opened(tmp_path)
     log.record("step", steps=1, loss=0.5)
     log.record("refresh", epoch=2, stage=4)
@@ -85,7 +85,7 @@ def test_records_are_one_line_of_json_each_with_their_kind(tmp_path, opened):
     )
 
 
-def test_records_from_before_the_folder_is_known_reach_the_file_first(tmp_path):
+def test_records_before_open_are_written_first(tmp_path):
     log = Log(True)
     log.remark("warning", "rate_jump", "the rate jumps")
     log.open(str(tmp_path), (0, 0))
@@ -106,7 +106,7 @@ def test_records_from_before_the_folder_is_known_reach_the_file_first(tmp_path):
         ("error", {"kind": "end", "how": "error", "id": "name", "text": "some", "code": 1}),
     ],
 )
-def test_a_remark_is_a_line_with_a_record_that_has_the_time(tmp_path, opened, kind, record):
+def test_remark_is_line_and_timed_record(tmp_path, opened, kind, record):
     before = time.time()
     opened(tmp_path).remark(kind, "name", "some")
     [found] = metrics(tmp_path)
@@ -114,7 +114,7 @@ def test_a_remark_is_a_line_with_a_record_that_has_the_time(tmp_path, opened, ki
     assert found == record and lines(tmp_path) == [f"{kind}: some"]
 
 
-def test_another_rank_says_and_writes_nothing(tmp_path, opened, capsys):
+def test_silent_log_writes_nothing(tmp_path, opened, capsys):
     log = opened(tmp_path, speaks=False)
     log.line("a")
     log.note("b")
@@ -125,7 +125,7 @@ def test_another_rank_says_and_writes_nothing(tmp_path, opened, capsys):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_resumed_run_goes_on_in_the_same_files(tmp_path, opened):
+def test_resume_appends_to_files(tmp_path, opened):
     log = opened(tmp_path)
     log.line("first")
     log.record("step", epoch=0, step=0, steps=1)
@@ -137,7 +137,7 @@ def test_a_resumed_run_goes_on_in_the_same_files(tmp_path, opened):
     assert [(record["epoch"], record["step"]) for record in metrics(tmp_path)] == [(0, 0), (0, 1)]
 
 
-def test_a_name_that_is_no_utf_8_can_be_said(tmp_path, opened):
+def test_line_accepts_name_that_is_not_utf_8(tmp_path, opened):
     """Names of files are bytes; those that are no text reach the log when they cannot be decoded as images."""
     log = opened(tmp_path)
     log.line("cannot decode caf\udce9.png")
@@ -172,7 +172,7 @@ def whole(tmp_path, opened):
     ("stopped", "resumed"),
     [(stopped, resumed) for stopped in range(1, 10) for resumed in range(1, stopped + 1)],
 )
-def test_steps_that_are_done_again_are_in_the_metrics_once(tmp_path, opened, stopped, resumed):
+def test_resume_records_each_step_once(tmp_path, opened, stopped, resumed):
     run_through(opened(tmp_path), 0, stopped)
     run_through(opened(tmp_path, start=divmod(resumed, STEPS)), resumed, 10)
     assert [record["steps"] for record in metrics(tmp_path) if "loss" in record] == list(
@@ -181,7 +181,7 @@ def test_steps_that_are_done_again_are_in_the_metrics_once(tmp_path, opened, sto
 
 
 @pytest.mark.parametrize("resumed", range(1, 9))
-def test_a_resumed_run_s_metrics_are_those_of_a_run_never_stopped(tmp_path, opened, whole, resumed):
+def test_resumed_metrics_equal_uninterrupted(tmp_path, opened, whole, resumed):
     """Refreshes too: those of before stay, the one that is done again is there once."""
     run_through(opened(tmp_path), 0, 9)
     run_through(opened(tmp_path, start=divmod(resumed, STEPS)), resumed, 10)
@@ -190,7 +190,7 @@ def test_a_resumed_run_s_metrics_are_those_of_a_run_never_stopped(tmp_path, open
 
 @pytest.mark.parametrize("kind", sorted(schema.PROCESS))
 @pytest.mark.parametrize("start", [(0, 0), (0, 2), (2, 0)])
-def test_records_of_processes_stay_at_a_resume(tmp_path, opened, kind, start):
+def test_resume_keeps_process_records(tmp_path, opened, kind, start):
     log = opened(tmp_path)
     log.record(kind, epoch=1, step=0)
     log.record("collapse", epoch=1, step=0, feature_std=0.5)
@@ -202,9 +202,7 @@ def test_records_of_processes_stay_at_a_resume(tmp_path, opened, kind, start):
 
 
 @pytest.mark.parametrize("start", [(0, 0), (1, 2), (2, 0)])
-def test_records_of_unknown_kinds_stay_unless_their_position_is_computed_again(
-    tmp_path, opened, start
-):
+def test_resume_keeps_earlier_unknown_records(tmp_path, opened, start):
     """Those of a later version or of another tool."""
     note, evicted, map = (
         {"kind": "note", "by": "a tool"},
@@ -228,7 +226,7 @@ def test_records_of_unknown_kinds_stay_unless_their_position_is_computed_again(
     ]
 
 
-def test_a_record_of_the_course_without_a_position_is_damaged(tmp_path, opened):
+def test_resume_drops_course_without_position(tmp_path, opened):
     (tmp_path / "metrics.jsonl").write_text(
         '{"kind": "step", "loss": 1.0}\n{"knn": 5.0, "epoch": 0}\n'
     )
@@ -236,7 +234,7 @@ def test_a_record_of_the_course_without_a_position_is_damaged(tmp_path, opened):
     assert metrics(tmp_path) == []
 
 
-def test_records_without_kinds_of_an_earlier_version_are_dropped_alike(tmp_path, opened, whole):
+def test_resume_drops_records_without_kind(tmp_path, opened, whole):
     """The log of a run of an earlier version, which this version resumes."""
     for line in whole.splitlines():
         record = json.loads(line)
@@ -254,7 +252,7 @@ def test_records_without_kinds_of_an_earlier_version_are_dropped_alike(tmp_path,
     ]
 
 
-def test_a_run_that_begins_anew_leaves_no_steps_of_one_that_saved_nothing(tmp_path, opened, whole):
+def test_restart_drops_all_steps(tmp_path, opened, whole):
     """A run can end before its first checkpoint; `--resume auto` then starts it from the first step."""
     run_through(opened(tmp_path), 0, 3)
     run_through(opened(tmp_path), 0, 10)
@@ -262,7 +260,7 @@ def test_a_run_that_begins_anew_leaves_no_steps_of_one_that_saved_nothing(tmp_pa
 
 
 @pytest.mark.parametrize("cut", [1, 2, 5, 20, 40])
-def test_a_last_line_cut_short_is_left_out(tmp_path, opened, cut):
+def test_resume_drops_incomplete_last_line(tmp_path, opened, cut):
     """Also when it is the end of the line alone that was cut: the next record starts a line of its own."""
     run_through(opened(tmp_path), 0, 3)
     path = tmp_path / "metrics.jsonl"
@@ -272,12 +270,12 @@ def test_a_last_line_cut_short_is_left_out(tmp_path, opened, cut):
     assert found in ([1, 2, 4], [1, 2, 3, 4])
 
 
-def test_a_resumed_run_without_metrics_starts_them(tmp_path, opened):
+def test_resume_without_metrics_starts_file(tmp_path, opened):
     opened(tmp_path, start=(1, 3)).record("step", epoch=1, step=3)
     assert metrics(tmp_path) == [{"kind": "step", "epoch": 1, "step": 3}]
 
 
-def test_epochs_of_another_number_of_steps_stay(tmp_path, opened):
+def test_resume_keeps_longer_epochs(tmp_path, opened):
     """At an epoch's end the batch size may change: its steps count on from there."""
     log = opened(tmp_path)
     for step in range(8):
@@ -289,7 +287,7 @@ def test_epochs_of_another_number_of_steps_stay(tmp_path, opened):
     ] + [(1, 0)]
 
 
-def test_metrics_are_rewritten_by_one_rename(tmp_path, opened, monkeypatch):
+def test_drop_from_is_atomic(tmp_path, opened, monkeypatch):
     run_through(opened(tmp_path), 0, 3)
     before = (tmp_path / "metrics.jsonl").read_bytes()
 
@@ -306,9 +304,7 @@ def test_metrics_are_rewritten_by_one_rename(tmp_path, opened, monkeypatch):
     ("total", "every", "told"),
     [(10, 3, [3, 6, 9, 10]), (10, 5, [5, 10]), (2, 100, [2]), (3, 1, [1, 2, 3]), (1, 1, [1])],
 )
-def test_without_a_terminal_progress_is_a_line_every_so_many_steps_and_at_the_end(
-    tmp_path, opened, capsys, total, every, told
-):
+def test_progress_prints_lines_without_terminal(tmp_path, opened, capsys, total, every, told):
     log = opened(tmp_path)
     for done in range(1, total + 1):
         log.progress(f"step {done}", done, total, every)
@@ -316,7 +312,7 @@ def test_without_a_terminal_progress_is_a_line_every_so_many_steps_and_at_the_en
     assert lines(tmp_path) == [f"step {done}" for done in told]
 
 
-def test_on_a_terminal_progress_is_a_bar_and_no_line(tmp_path, opened, capsys, monkeypatch):
+def test_progress_is_bar_on_terminal(tmp_path, opened, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     log = opened(tmp_path)
     for total in (4, 4, 3):
@@ -330,14 +326,14 @@ def test_on_a_terminal_progress_is_a_bar_and_no_line(tmp_path, opened, capsys, m
     assert "%|" in capsys.readouterr().out
 
 
-def test_closing_twice_or_unopened_is_harmless(tmp_path, opened):
+def test_close_twice_or_unopened(tmp_path, opened):
     Log(True).close()
     log = opened(tmp_path)
     log.close()
     log.close()
 
 
-def test_a_full_disk_is_one_line(tmp_path, opened):
+def test_check_raises_on_full_disk(tmp_path, opened):
     (tmp_path / "log.txt").symlink_to("/dev/full")
     log = opened(tmp_path)
     log.check()
@@ -349,7 +345,7 @@ def test_a_full_disk_is_one_line(tmp_path, opened):
     assert caught.value.code == 2
 
 
-def test_metrics_damaged_anyhow_lose_the_damaged_lines_alone(tmp_path, opened):
+def test_resume_drops_only_damaged_lines(tmp_path, opened):
     good = '{"epoch": 0, "step": 0}\n'
     damaged = [b'{"epoch": 0, "step\xff": 1}', b"3", b"\0\0\0", b"[" * 10**5, b'{"epoch": 0, "st']
     (tmp_path / "metrics.jsonl").write_bytes(good.encode() + b"\n".join(damaged))
@@ -357,7 +353,7 @@ def test_metrics_damaged_anyhow_lose_the_damaged_lines_alone(tmp_path, opened):
     assert (tmp_path / "metrics.jsonl").read_text() == good
 
 
-def test_no_room_for_shorter_metrics_leaves_them_as_they_were(tmp_path):
+def test_drop_from_on_full_disk_keeps_file(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"epoch": 0, "step": 0}\n' * 100)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -388,7 +384,7 @@ with output.guarded():
 
 
 @pytest.mark.parametrize("screen", ["terminal", "pipe"])
-def test_a_screen_that_vanishes_ends_nothing(tmp_path, screen):
+def test_lost_screen_is_one_warning(tmp_path, screen):
     """As the terminal of a session that breaks off, or the pipe to a launcher that is killed."""
     mine, its = pty.openpty() if screen == "terminal" else os.pipe()
     command = [sys.executable, "-c", GONE, tmp_path]

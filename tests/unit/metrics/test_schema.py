@@ -66,14 +66,14 @@ def write_run(folder, name):
     return folder
 
 
-def test_the_ratio_is_that_of_the_distillation_and_the_sum_of_the_framework_s_losses():
+def test_ratio_is_to_sum_of_framework_losses():
     expected = {"moco": 3.0, "none": None, "toy": 3.0, "no teacher": None, "earlier": 3.0}
     expected["simsiam"] = 6.0  # of a range of 1
     assert {name: ratio(step(name), losses) for name, losses in NAMES.items()} == expected
     assert ratio({"loss": 1.0, "top1": 3.0}, []) is None
 
 
-def test_event_files_have_the_ratio(monkeypatch):
+def test_events_have_ratio(monkeypatch):
     found = {}
     for name in NAMES:
         shown = []
@@ -100,7 +100,7 @@ def runs(tmp_path_factory):
     return {run.label: run for run in find_runs([write_run(folder / name, name) for name in NAMES])}
 
 
-def test_the_framework_s_losses_are_those_of_the_start(runs):
+def test_history_has_losses_of_start(runs):
     """Names that no step has do not count. A run of an earlier version has MoCo's."""
     assert {name: run.history.losses for name, run in runs.items()} == {
         name: list(losses) for name, losses in NAMES.items()
@@ -120,7 +120,7 @@ def test_the_framework_s_losses_are_those_of_the_start(runs):
         ("simsiam", "cosine -0.75 + distillation 6, ratio 6.00", False),
     ],
 )
-def test_the_panel_shows_the_parts_of_the_loss_by_name(runs, name, parts, accuracy):
+def test_panel_shows_losses_by_name(runs, name, parts, accuracy):
     lines = [line.strip() for line in block(runs[name].progress, None, "", 100, ASCII)]
     assert [line for line in lines if "distillation" in line] == ([parts] if parts else [])
     assert any("10.0 % contrast accuracy" in line for line in lines) == accuracy
@@ -129,7 +129,7 @@ def test_the_panel_shows_the_parts_of_the_loss_by_name(runs, name, parts, accura
     assert not any("nan" in line or "training top-1" in line for line in lines)
 
 
-def test_a_report_has_a_panel_of_what_a_run_has(runs):
+def test_report_has_panels_of_framework(runs):
     """A run without a framework has no parts and no contrast accuracy; MoCo's loss of guessing is for MoCo."""
     none, toy, moco, simsiam = ([runs[name]] for name in ("none", "toy", "moco", "simsiam"))
     assert curves.terms(none) is curves.accuracy(none) is curves.accuracy(toy) is None
@@ -160,7 +160,7 @@ def test_a_report_has_a_panel_of_what_a_run_has(runs):
     assert all(part in curves.terms(every).reading for part in ("contrastive", "colour"))
 
 
-def test_the_overview_has_the_ratio_and_the_accuracy_of_those_that_have_them(runs):
+def test_overview_has_ratio_and_accuracy(runs):
     table = tables.overview(list(runs.values()))
     columns = [table.head.index(name) for name in ("ratio", "contrast acc.")]
     found = {row[0]: [row[column] for column in columns] for row in table.rows}
@@ -175,7 +175,7 @@ def test_the_overview_has_the_ratio_and_the_accuracy_of_those_that_have_them(run
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_study_records_the_ratio_if_there_is_one(tmp_path, name):
+def test_study_records_ratio(tmp_path, name):
     folder = write_run(tmp_path / "train", name)
     with open(folder / "metrics.jsonl", "a") as file:
         auc = {} if name == "earlier" else {"knn_auc": 0.61234}

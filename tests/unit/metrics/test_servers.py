@@ -83,7 +83,7 @@ def wandb():
     wandb.teardown()
 
 
-def test_a_resumed_run_is_one_run_of_weights_and_biases(wandb, tmp_path, monkeypatch):
+def test_wandb_resumes_its_run(wandb, tmp_path, monkeypatch):
     for name, value in {"MODE": "offline", "SILENT": "true"}.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
     folder = tmp_path / "mine"
@@ -102,7 +102,7 @@ def test_a_resumed_run_is_one_run_of_weights_and_biases(wandb, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("store", ["sqlite:///{}/mlflow.db", "file:{}/mlruns"])
-def test_a_resumed_run_is_one_run_of_mlflow(tmp_path, monkeypatch, store):
+def test_mlflow_resumes_its_run(tmp_path, monkeypatch, store):
     mlflow = pytest.importorskip("mlflow", reason="pip install '.[mlflow]'")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store.format(tmp_path))
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -137,7 +137,7 @@ REFUSING = {  # a port on which nobody listens
 
 
 @pytest.mark.parametrize("name", REFUSING)
-def test_a_server_out_of_reach_is_warned_of_once(wandb, tmp_path, monkeypatch, name):
+def test_unreachable_server_is_one_warning(wandb, tmp_path, monkeypatch, name):
     pytest.importorskip(name, reason=f"pip install '.[{name}]'")
     for variable, value in REFUSING[name].items():
         monkeypatch.setenv(variable, value)

@@ -48,7 +48,7 @@ def views(n, side, seed=0):
     )
 
 
-def test_margins_and_batch_norms_are_shown_by_stage(run):
+def test_histograms_of_margins_and_norms(run):
     mgd = MGDistiller({1: (4, 8), 3: (6, 6)})
     nn.init.uniform_(mgd.bn3.weight)
     distiller = object.__new__(MGD)
@@ -70,7 +70,7 @@ def test_margins_and_batch_norms_are_shown_by_stage(run):
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_views_are_shown_a_few_times(run, number):
+def test_views_are_drawn_in_few_epochs(run, number):
     for epoch in range(20):
         tensorboard.views(run.log, "random", epoch, [views(9, 32, seed) for seed in range(number)])
     assert list(run.log.events.pictures) == [
@@ -78,14 +78,14 @@ def test_views_are_shown_a_few_times(run, number):
     ]
 
 
-def test_nothing_is_drawn_where_nothing_is_shown():
+def test_no_events_draw_nothing():
     tensorboard.histograms(SILENT.log, 0, {})
     tensorboard.views(SILENT.log, "random", 0, None)
     tensorboard.matching(SILENT.log, "mgd", 0, 1, None, None, None)
 
 
 @pytest.mark.parametrize("side", [28, 56, 112])
-def test_a_query_stands_beside_its_key(side):
+def test_draw_views_puts_pairs_side_by_side(side):
     """Small views are enlarged, each pixel to a square."""
     query, key = views(8, side), views(8, side, seed=1)
     picture, times = tensorboard.draw_views([query, key]), tensorboard.SIDE // side
@@ -100,7 +100,7 @@ def test_a_query_stands_beside_its_key(side):
             )
 
 
-def test_a_single_view_of_each_image_fills_its_place():
+def test_draw_views_of_single_views():
     side, single = tensorboard.SIDE, views(8, tensorboard.SIDE)
     picture, place = tensorboard.draw_views([single]), side + tensorboard.GAP
     assert picture.shape == (2 * place, 4 * place, 3)
@@ -108,7 +108,7 @@ def test_a_single_view_of_each_image_fills_its_place():
 
 
 @pytest.mark.parametrize(("n", "rows"), [(1, 1), (4, 1), (5, 2)])
-def test_few_pairs_and_large_views_fit_as_well(n, rows):
+def test_draw_views_of_few_large_views(n, rows):
     picture = tensorboard.draw_views([views(n, 224), views(n, 224, seed=1)])
     assert picture.shape[0] == rows * (tensorboard.SIDE + tensorboard.GAP)
     assert abs(picture[: tensorboard.SIDE, : tensorboard.SIDE].mean() - 127.5) < 3  # averages
@@ -129,7 +129,7 @@ def panel(picture, left, size):
 
 
 @pytest.mark.parametrize(("S", "T"), [(64, 256), (512, 2048), (64, 64), (100, 470)])
-def test_matched_pairs_are_a_dark_diagonal_in_grey_too(S, T):
+def test_draw_matching_has_dark_diagonal(S, T):
     cost = channels(S, T)
     matching = assign(cost, T // S)
     costs = panel(
@@ -157,7 +157,7 @@ def moves(picture, S):
 
 
 @pytest.mark.parametrize("moved", [0, 1, 2])
-def test_what_has_moved_is_off_the_diagonal(moved):
+def test_draw_matching_shows_moved_channels(moved):
     S, T = 8, 16
     before = torch.arange(T).view(2, S)
     after = before.clone()
@@ -177,7 +177,7 @@ def test_what_has_moved_is_off_the_diagonal(moved):
     assert np.array_equal(cells, expected) or np.array_equal(cells, expected[::-1, ::-1])
 
 
-def test_equal_costs_are_drawn_in_one_colour_beside_an_unchanged_matching():
+def test_draw_matching_of_equal_costs():
     matching = np.arange(4).reshape(1, 4)
     picture = tensorboard.draw_matching("layer1", np.ones((4, 4)), matching, matching)
     assert panel(picture, tensorboard.GAP, tensorboard.COSTS).std() == 0

@@ -63,7 +63,7 @@ def warnings(folder):
     return [line for line in text.splitlines() if '"warning"' in line]
 
 
-def test_the_numbers_are_tensorboard_s_at_the_steps_done(tmp_path):
+def test_tracker_sends_scalars_of_tensorboard(tmp_path):
     server = Server()
     log = trained(tmp_path / "mine", server)
     log.record("knn", steps=5, epoch=1, step=0, knn=50.0)
@@ -83,7 +83,7 @@ def test_the_numbers_are_tensorboard_s_at_the_steps_done(tmp_path):
     ]
 
 
-def test_a_resumed_run_has_its_id_and_its_steps(tmp_path):
+def test_resume_has_id_and_steps(tmp_path):
     trained(tmp_path, Server(), last=3).close()
     server, log = Server(), Log(True)
     log.open(str(tmp_path), (0, 3), OPTIONS, [server])
@@ -94,7 +94,7 @@ def test_a_resumed_run_has_its_id_and_its_steps(tmp_path):
     assert server.sent[2:] == [("error",)]
 
 
-def test_a_resumed_run_sends_no_step_again(tmp_path):
+def test_resume_sends_no_step_twice(tmp_path):
     """The first process is killed after step 4, the second resumes from step 2 and is killed there."""
     servers = [Server() for _ in range(4)]
     for server, first, last in zip(servers, (0, 2, 2, 5), (4, 2, 5, 5), strict=True):
@@ -108,7 +108,7 @@ def test_a_resumed_run_sends_no_step_again(tmp_path):
     assert [list(numbers) for _, numbers in servers[2].sent[2:-1]] == [["knn/knn"]]
 
 
-def test_another_run_on_the_server_gets_all_steps(tmp_path, monkeypatch):
+def test_new_id_gets_all_steps(tmp_path, monkeypatch):
     trained(tmp_path, Server()).close()
     monkeypatch.setattr(Server, "start", lambda server: server.use("another"))
     server = Server()
@@ -128,7 +128,7 @@ def begun(folder, first):
     return own.sent
 
 
-def test_a_fresh_run_in_the_folder_of_an_old_one_starts_a_new_one(tmp_path, monkeypatch):
+def test_fresh_run_starts_new_id(tmp_path, monkeypatch):
     """A resumed run does not. Before its first checkpoint, a run that starts again is fresh."""
     monkeypatch.setitem(TRACKERS, Server.name, "")
     starts = [begun(tmp_path, first) for first in (0, 0, 2)]
@@ -136,7 +136,7 @@ def test_a_fresh_run_in_the_folder_of_an_old_one_starts_a_new_one(tmp_path, monk
     assert [[steps for steps, *_ in sent[1:-1]] for sent in starts] == [[2, 4, 5], [2, 4, 5], []]
 
 
-def test_a_fresh_run_without_trackers_forgets_those_of_an_old_one(tmp_path):
+def test_fresh_run_removes_tracker_files(tmp_path):
     """Otherwise its resume with --log-to would continue the old run there."""
     for name in TRACKERS:
         (tmp_path / f"{name}.json").write_text("{}")
@@ -146,7 +146,7 @@ def test_a_fresh_run_without_trackers_forgets_those_of_an_old_one(tmp_path):
 
 
 @pytest.mark.parametrize("fails", [0, 1, 3])
-def test_a_server_that_refuses_a_message_is_warned_of_once(tmp_path, fails):
+def test_refused_message_is_one_warning(tmp_path, fails):
     server = Server(fails)
     log = trained(tmp_path, server)
     if fails < 3:
@@ -159,7 +159,7 @@ def test_a_server_that_refuses_a_message_is_warned_of_once(tmp_path, fails):
     assert len(server.sent) == fails
 
 
-def test_a_server_that_does_not_answer_holds_up_no_step(tmp_path, monkeypatch):
+def test_silent_server_delays_no_step(tmp_path, monkeypatch):
     """Until too many messages wait."""
     monkeypatch.setattr(tracker, "MOST", 2)
     server = Server()
@@ -172,7 +172,7 @@ def test_a_server_that_does_not_answer_holds_up_no_step(tmp_path, monkeypatch):
     assert len(warnings(tmp_path)) == 1
 
 
-def test_a_server_that_does_not_answer_holds_up_the_end_for_a_bounded_time(tmp_path, monkeypatch):
+def test_silent_server_delays_end_briefly(tmp_path, monkeypatch):
     monkeypatch.setattr(tracker, "PATIENCE", 0.01)
     server = Server()
     server.open.clear()

@@ -28,23 +28,23 @@ def build(correction=True, seed=0):
 
 
 def features(which, seed=1):
-    """Features of each stage, of the student (which = 0) or of the teacher (1)."""
+    """Features of each stage, from the student (which = 0) or the teacher (1)."""
     random = torch.Generator().manual_seed(seed + which)
     shapes = [(B, CHANNELS[stage][which], SIDES[stage], SIDES[stage]) for stage in CHANNELS]
     return [torch.randn(shape, generator=random) for shape in shapes]
 
 
 def slow_correction(maps, W):
-    """s + W s, a channel at a time, in numpy: maps (B, S, H, W), W (S, S)."""
-    found = maps.copy()
+    """s + W s, channel by channel, in numpy: maps (B, S, H, W), W (S, S)."""
+    moved = maps.copy()
     for a in range(len(W)):
         for c in range(len(W)):
-            found[:, a] += W[a, c] * maps[:, c]
-    return found
+            moved[:, a] += W[a, c] * maps[:, c]
+    return moved
 
 
 def slow_loss(distiller, student, teacher, weights):
-    """The loss by its definition in numpy; weights: {stage: W (S, S)}."""
+    """The loss by its definition, in numpy. weights: {stage: W (S, S)}."""
     total = 0.0
     for stage, s, (target, margin) in zip(
         CHANNELS, student, distiller.targets(teacher), strict=True
@@ -62,11 +62,11 @@ def slow_loss(distiller, student, teacher, weights):
 
 def corrections(distiller):
     """{stage: W (S, S)} of a distiller, in numpy."""
-    found = {stage: distiller.get_parameter(f"correction{stage}.weight") for stage in CHANNELS}
-    return {stage: value.detach().double().numpy()[:, :, 0, 0] for stage, value in found.items()}
+    weights = {stage: distiller.get_parameter(f"correction{stage}.weight") for stage in CHANNELS}
+    return {stage: value.detach().double().numpy()[:, :, 0, 0] for stage, value in weights.items()}
 
 
-def test_the_loss_is_that_of_corrected_features():
+def test_loss_uses_corrected_features():
     distiller, student, teacher = build(), features(0), features(1)
     loss = distiller(student, distiller.targets(teacher)).item()
     arrays = [s.double().numpy() for s in student]
@@ -75,25 +75,25 @@ def test_the_loss_is_that_of_corrected_features():
     )
 
 
-def test_gradients_of_student_and_correction_are_slopes():
+def test_gradients_are_slopes():
     distiller, student, teacher = build(), features(0), features(1)
     for s in student:
         s.requires_grad_()
     distiller(student, distiller.targets(teacher)).backward()
     arrays, weights = [s.detach().double().numpy() for s in student], corrections(distiller)
     random = np.random.default_rng(2)
-    for place, stage in enumerate(CHANNELS):
-        found = {
-            "s": student[place].grad,
+    for index, stage in enumerate(CHANNELS):
+        gradients = {
+            "s": student[index].grad,
             "W": distiller.get_parameter(f"correction{stage}.weight").grad[:, :, 0, 0],
         }
-        for kind, gradient in found.items():
+        for name, gradient in gradients.items():
             direction = random.standard_normal(gradient.shape)
 
-            def moved(step, kind=kind, place=place, stage=stage, direction=direction):
+            def moved(step, name=name, index=index, stage=stage, direction=direction):
                 maps, W = list(arrays), dict(weights)
-                if kind == "s":
-                    maps[place] = maps[place] + step * direction
+                if name == "s":
+                    maps[index] = maps[index] + step * direction
                 else:
                     W[stage] = W[stage] + step * direction
                 return slow_loss(distiller, maps, teacher, W)
@@ -104,7 +104,8 @@ def test_gradients_of_student_and_correction_are_slopes():
             )
 
 
-def test_a_new_correction_computes_the_bytes_of_none_and_draws_nothing():
+def test_new_correction_is_identity():
+    """Loss and gradients have the same bytes, and no random numbers are drawn."""
     torch.manual_seed(3)
     corrected = MGDistiller(CHANNELS, correction=True)
     drawn = torch.rand(1)
@@ -123,7 +124,7 @@ def test_a_new_correction_computes_the_bytes_of_none_and_draws_nothing():
     )
 
 
-def test_a_correction_has_these_tensors_and_none_without_it():
+def test_state_of_correction():
     plain, corrected = (
         set(MGDistiller(CHANNELS, correction=on).state_dict()) for on in (False, True)
     )
@@ -133,7 +134,7 @@ def test_a_correction_has_these_tensors_and_none_without_it():
 
 
 @pytest.mark.parametrize("stage", CHANNELS)
-def test_a_matching_compares_corrected_features(stage):
+def test_corrected_equals_slow_loop(stage):
     maps = features(0)[list(CHANNELS).index(stage)]
     expected = slow_correction(maps.double().numpy(), corrections(build())[stage])
     torch.testing.assert_close(

@@ -1,3 +1,5 @@
+"""The distiller: its loss against slow loops, weights, factor, margins and state."""
+
 import math
 
 import pytest
@@ -9,7 +11,7 @@ from mgd.distiller import MGDistiller
 from mgd.margin import margin_from_bn
 from mgd.reducers import REDUCERS
 
-CHANNELS = {1: (2, 4), 2: (3, 7), 3: (4, 4), 4: (2, 9)}  # stage 2 and 4: S does not divide T
+CHANNELS = {1: (2, 4), 2: (3, 7), 3: (4, 4), 4: (2, 9)}  # S does not divide T in stages 2 and 4
 MAPS = {1: (6, 5), 2: (4, 4), 3: (2, 3), 4: (1, 1)}
 
 
@@ -26,12 +28,15 @@ def features(channels, B=3, seed=0):
 
 
 def loss_of(mgd, student, teacher, generator=None):
-    """A distiller's loss of both networks' features."""
+    """The loss of the features of student and teacher."""
     return mgd(student, mgd.targets(teacher, generator))
 
 
 def distiller(channels=None, seed=0, **options):
-    """A distiller with nothing left as initialised: margins, matchings, and batch norms with zero and negative weights."""
+    """A distiller with random margins and matchings.
+
+    Its batch norms are random too, and have zero and negative weights.
+    """
     channels = channels or CHANNELS
     random = torch.Generator().manual_seed(seed)
     mgd = MGDistiller(channels, **options)
@@ -86,7 +91,7 @@ WEIGHTS = {1: 1 / 8, 2: 1 / 4, 3: 1 / 2, 4: 1.0}
 @pytest.mark.parametrize("reducer", ["amp", "rd", "sp", "sm"])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("B", [2, 5])
-def test_loss_is_the_weighted_sum_of_the_stages(reducer, training, B):
+def test_loss_is_weighted_sum_of_stages(reducer, training, B):
     mgd = distiller(reducer=reducer, factor=100.0).train(training)
     student, teacher = features(CHANNELS, B, seed=B)
     expected = slow_loss(
@@ -97,7 +102,7 @@ def test_loss_is_the_weighted_sum_of_the_stages(reducer, training, B):
     assert loss.item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_one_image_is_enough_where_the_maps_have_positions():
+def test_loss_of_one_image():
     channels = {stage: CHANNELS[stage] for stage in (1, 2, 3)}
     student, teacher = features(channels, B=1)
     mgd = distiller(channels)
@@ -105,7 +110,7 @@ def test_one_image_is_enough_where_the_maps_have_positions():
     assert loss_of(mgd, student, teacher).item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_zero_and_constant_channels_follow_the_formula():
+def test_loss_of_zero_and_constant_channels():
     student, teacher = features(CHANNELS)
     for s, t in zip(student, teacher, strict=True):
         s[:, 0], s[:, 1], t[:, 0], t[:, 1] = 0.0, 0.7, 0.0, -0.4
@@ -116,7 +121,7 @@ def test_zero_and_constant_channels_follow_the_formula():
 
 
 @pytest.mark.parametrize("stages", [(4,), (1,), (2, 4), (3, 1), (4, 3, 2)])
-def test_a_subset_of_stages_keeps_its_weights(stages):
+def test_subset_of_stages_keeps_weights(stages):
     channels = {stage: CHANNELS[stage] for stage in stages}
     mgd, (student, teacher) = distiller(channels), features(channels)
     assert mgd.stages == sorted(stages)
@@ -124,7 +129,7 @@ def test_a_subset_of_stages_keeps_its_weights(stages):
     assert loss_of(mgd, student, teacher).item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_weights_count_from_the_depth():
+def test_weights_depend_on_depth():
     channels = {1: CHANNELS[1], 2: CHANNELS[2]}
     mgd, (student, teacher) = distiller(channels, depth=2), features(channels)
     expected = slow_loss(mgd, student, teacher, {1: 1 / 2, 2: 1.0}, 1e4)
@@ -132,21 +137,21 @@ def test_weights_count_from_the_depth():
 
 
 @pytest.mark.parametrize("given", [{4: 3.0}, {1: 0.0, 2: 0.3}, {1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0}])
-def test_weights_that_are_given_take_the_place_of_those_of_their_stages(given):
+def test_given_weights_override(given):
     student, teacher = features(CHANNELS)
     mgd = distiller(weights=given)
     expected = slow_loss(mgd, student, teacher, WEIGHTS | given, 1e4)
     assert loss_of(mgd, student, teacher).item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_stage_of_no_weight_gets_no_gradient():
+def test_stage_of_zero_weight_has_no_gradient():
     student, teacher = features(CHANNELS)
     mgd = distiller(weights={2: 0.0})
     loss_of(mgd, [s.requires_grad_() for s in student], teacher).backward()
     assert [bool(s.grad.any()) for s in student] == [True, False, True, True]
 
 
-def test_a_factor_set_in_place_is_the_one_that_counts_and_leaves_the_loss_in_float32():
+def test_factor_can_be_set_in_place():
     student, teacher = features(CHANNELS)
     mgd = distiller(factor=100.0)
     before = loss_of(mgd, student, teacher)
@@ -156,7 +161,7 @@ def test_a_factor_set_in_place_is_the_one_that_counts_and_leaves_the_loss_in_flo
 
 
 @pytest.mark.parametrize("factor", [1.0, 100.0, 1e4])
-def test_the_factor_divides_the_loss(factor):
+def test_factor_divides_loss(factor):
     student, teacher = features(CHANNELS)
     loss = loss_of(distiller(factor=factor), student, teacher)
     torch.testing.assert_close(
@@ -164,12 +169,12 @@ def test_the_factor_divides_the_loss(factor):
     )
 
 
-def test_the_factor_is_ten_thousand_and_the_reducer_amp_unless_said():
+def test_defaults():
     mgd = MGDistiller(CHANNELS)
     assert (mgd.factor, mgd.reducer, mgd.weights) == (1e4, "amp", WEIGHTS)
 
 
-def test_repeated_images_leave_the_loss_per_image_as_it_was():
+def test_loss_is_mean_over_images():
     student, teacher = features(CHANNELS)
     twice = ([torch.cat([f, f]) for f in maps] for maps in (student, teacher))
     torch.testing.assert_close(
@@ -177,7 +182,7 @@ def test_repeated_images_leave_the_loss_per_image_as_it_was():
     )
 
 
-def test_random_drop_is_a_function_of_the_generator():
+def test_random_drop_uses_generator():
     student, teacher = features(CHANNELS)
     mgd = distiller(reducer="rd")
     losses = [
@@ -187,7 +192,7 @@ def test_random_drop_is_a_function_of_the_generator():
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_gradient_reaches_the_student_and_the_batch_norms_but_not_the_teacher():
+def test_gradient_reaches_student_and_norms():
     student, teacher = ([f.requires_grad_() for f in maps] for maps in features(CHANNELS))
     mgd = distiller()
     loss_of(mgd, student, teacher).backward()
@@ -199,7 +204,7 @@ def test_gradient_reaches_the_student_and_the_batch_norms_but_not_the_teacher():
     assert all(p.grad.abs().sum() > 0 for p in mgd.parameters())
 
 
-def test_gradient_of_the_student_is_that_of_finite_differences():
+def test_gradient_equals_finite_differences():
     channels = {3: (2, 4)}
     (student,), (teacher,) = features(channels, B=2)
     mgd = distiller(channels, factor=1.0)
@@ -217,7 +222,7 @@ def test_gradient_of_the_student_is_that_of_finite_differences():
     torch.testing.assert_close(student.grad, numeric, rtol=1e-3, atol=1e-4)
 
 
-def test_margins_come_from_the_last_batch_norm_of_each_stage():
+def test_load_margins_uses_norms():
     random = torch.Generator().manual_seed(0)
     norms = {stage: nn.BatchNorm2d(T) for stage, (_, T) in CHANNELS.items()}
     for norm in norms.values():
@@ -231,24 +236,24 @@ def test_margins_come_from_the_last_batch_norm_of_each_stage():
         assert not mgd.margin(stage).requires_grad
 
 
-def test_margins_start_as_those_of_a_batch_norm_as_initialised():
+def test_margins_start_as_half_normal_mean():
     mgd = MGDistiller(CHANNELS)
     for stage, (_, T) in CHANNELS.items():
         torch.testing.assert_close(mgd.margin(stage), torch.full((T,), -math.sqrt(2 / math.pi)))
 
 
 @pytest.mark.parametrize(("reducer", "groups"), [("amp", [2, 2, 1, 4]), ("sm", [1, 1, 1, 1])])
-def test_a_new_matching_takes_no_teacher_channel_twice(reducer, groups):
+def test_new_matching_uses_each_channel_once(reducer, groups):
     mgd = MGDistiller(CHANNELS, reducer=reducer)
     for (stage, (S, T)), G in zip(CHANNELS.items(), groups, strict=True):
-        taken = mgd.matching(stage).flatten().tolist()
+        channels = mgd.matching(stage).flatten().tolist()
         assert mgd.matching(stage).shape == (G, S)
         assert mgd.matching(stage).dtype == torch.int64
-        assert len(set(taken)) == len(taken)
-        assert set(taken) <= set(range(T))
+        assert len(set(channels)) == len(channels)
+        assert set(channels) <= set(range(T))
 
 
-def test_margins_matchings_and_factor_are_saved_and_restored():
+def test_state_is_saved_and_restored():
     saved, restored = distiller(seed=1, factor=1 / 3), MGDistiller(CHANNELS)
     state = saved.state_dict()
     assert state["factor"].dtype == torch.float64 and state["factor"].item() == 1 / 3
@@ -263,14 +268,14 @@ def test_margins_matchings_and_factor_are_saved_and_restored():
     assert torch.equal(loss_of(restored, student, teacher), loss_of(saved, student, teacher))
 
 
-def test_a_state_has_these_names():
+def test_state_names():
     norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     names = {f"{buffer}{stage}" for buffer in ("margin", "matching") for stage in (2, 4)}
     names |= {f"bn{stage}.{x}" for stage in (2, 4) for x in norm} | {"factor"}
     assert set(MGDistiller({2: (3, 7), 4: (2, 9)}).state_dict()) == names
 
 
-def test_a_matching_set_in_place_is_the_one_that_counts():
+def test_matching_can_be_set_in_place():
     channels = {3: (1, 2)}
     (student,), (teacher,) = features(channels)
     mgd = MGDistiller(channels, reducer="sm")
@@ -280,13 +285,13 @@ def test_a_matching_set_in_place_is_the_one_that_counts():
     assert not torch.equal(loss_of(mgd, [student], [teacher]), before)
 
 
-def test_an_unknown_reducer_is_refused():
+def test_distiller_refuses_unknown_reducer():
     with pytest.raises(ValueError, match="'max': unknown; expected one of amp, rd, sp, sm"):
         MGDistiller(CHANNELS, reducer="max")
 
 
 @pytest.mark.parametrize("reducer", ["amp", "sm"])
-def test_a_teacher_narrower_than_the_student_is_refused(reducer):
+def test_distiller_refuses_narrow_teacher(reducer):
     with pytest.raises(
         ValueError, match="stage 2: a teacher of 3 channels has too few for a student of 4"
     ):
@@ -294,7 +299,7 @@ def test_a_teacher_narrower_than_the_student_is_refused(reducer):
 
 
 @pytest.mark.parametrize(("students", "teachers"), [(3, 4), (4, 3), (3, 3)])
-def test_a_missing_stage_is_refused(students, teachers):
+def test_loss_refuses_missing_stage(students, teachers):
     student, teacher = features(CHANNELS)
     with pytest.raises(ValueError, match="zip"):
         loss_of(distiller(), student[:students], teacher[:teachers])

@@ -1,4 +1,4 @@
-"""Matching of pooled features: its costs and its loss, against slow statements of both."""
+"""Matching of pooled features: cost and loss against slow loops."""
 
 import math
 
@@ -32,11 +32,11 @@ def unit(vector):
 
 
 def slow_cost(student, teacher):
-    """The mean squared distance of standardised channels of normalised vectors, channel by channel."""
+    """The mean squared distance of standardised channels, channel by channel."""
 
     def channels(maps):
-        found = np.array([unit(vector) for vector in by_image(maps)]).T  # (C, images)
-        return [(c - c.mean()) / c.std() if c.std() > 1e-9 else 0 * c for c in found]
+        vectors = np.array([unit(vector) for vector in by_image(maps)]).T  # (C, images)
+        return [(c - c.mean()) / c.std() if c.std() > 1e-9 else 0 * c for c in vectors]
 
     return np.array([[np.mean((a - b) ** 2) for b in channels(teacher)] for a in channels(student)])
 
@@ -46,15 +46,15 @@ def cost(student, teacher):
 
 
 @pytest.mark.parametrize("images", [2, 5, 40])
-def test_the_cost_is_the_distance_of_standardised_channels(images):
+def test_cost_equals_slow_loop(images):
     student, teacher = draw(S, images), 3 * draw(T, images, seed=1)
     found = cost(student, teacher)
     assert found.shape == (S, T) and found.dtype == torch.float64
     np.testing.assert_allclose(found, slow_cost(student, teacher), rtol=1e-4, atol=1e-5)
 
 
-def test_constant_channels_follow_the_formula():
-    """Silent in all images. A silent image, whose vector has no direction, counts as zeros."""
+def test_cost_of_constant_channels():
+    """Some channels are silent in all images, and one image is silent in the teacher."""
     student, teacher = draw(S), draw(T, seed=1)
     student[:, 0], teacher[:, :2], teacher[3] = -1.0, -2.0, -1.0
     found = cost(student, teacher)
@@ -63,26 +63,26 @@ def test_constant_channels_follow_the_formula():
     assert found[1:, :2].flatten().tolist() == pytest.approx([1] * 4)
 
 
-def test_channels_that_are_constant_but_for_rounding_are_constant():
-    """Channels that are equal in each image have the same part of each normalised vector."""
+def test_cost_of_nearly_constant_channels():
+    """Rounding makes their variance positive."""
     lengths = torch.rand(40, 1, 1, 1, generator=torch.Generator().manual_seed(2)) + 0.1
     found = cost(lengths.expand(40, 3, 2, 2), draw(T, images=40, seed=1))
     assert found.flatten().tolist() == pytest.approx([1.0] * 3 * T)
 
 
-def test_sums_of_batches_add_up_and_may_be_divided():
+def test_sums_of_batches_add_up():
     student, teacher = draw(S, 9), draw(T, 9, seed=1)
-    parts = pooled_sums(student[:4], teacher[:4]) + pooled_sums(student[4:], teacher[4:])
-    assert parts[S, T] == 9
-    torch.testing.assert_close(pooled_cost(parts / 9), cost(student, teacher), rtol=1e-9, atol=1e-9)
+    sums = pooled_sums(student[:4], teacher[:4]) + pooled_sums(student[4:], teacher[4:])
+    assert sums[S, T] == 9
+    torch.testing.assert_close(pooled_cost(sums / 9), cost(student, teacher), rtol=1e-9, atol=1e-9)
 
 
-def test_no_image_adds_more_than_one_to_a_sum():
+def test_sums_of_image_are_at_most_one():
     assert pooled_sums(1e4 * draw(S), 1e-4 * draw(T)).abs().max() == B
 
 
-def test_a_channel_is_closest_to_itself_scaled_up_to_the_length_of_the_vector():
-    """Other channels keep the lengths of the vectors equal."""
+def test_cost_of_scaled_channel_is_least():
+    """A further large channel gives all vectors nearly the same length."""
     g = torch.rand(50, 4, generator=torch.Generator().manual_seed(0)) * 0.1
     order, scale = torch.tensor([2, 0, 3, 1]), torch.tensor([0.5, 2.0, 1.0, 3.0])
     rest = torch.full((50, 1), 100.0)
@@ -93,11 +93,11 @@ def test_a_channel_is_closest_to_itself_scaled_up_to_the_length_of_the_vector():
     assert found.amin(1).tolist() == pytest.approx([0] * 4, abs=1e-3)
 
 
-def test_costs_carry_no_gradient():
+def test_cost_has_no_gradient():
     assert not cost(draw(S).requires_grad_(), draw(T)).requires_grad
 
 
-def test_features_that_are_not_finite_give_costs_that_are_not():
+def test_cost_of_features_not_finite():
     student = draw(S)
     student[0, 0, 0, 0] = math.inf
     assert not cost(student, draw(T)).isfinite().all()
@@ -123,13 +123,13 @@ def slow_loss(module, maps, teacher):
     normalised = weight * (g - g.mean(0)) / np.sqrt(g.var(0) + 1e-5) + bias
     for image in range(len(g)):
         groups = module.matching.tolist()
-        wanted = np.array([np.mean([h[image][row[a]] for row in groups]) for a in range(S)])
-        total += ((unit(normalised[image]) - unit(wanted)) ** 2).sum()
+        target = np.array([np.mean([h[image][row[a]] for row in groups]) for a in range(S)])
+        total += ((unit(normalised[image]) - unit(target)) ** 2).sum()
     return S * maps.shape[2] * maps.shape[3] * total
 
 
 @pytest.mark.parametrize("groups", [None, 1])
-def test_the_loss_is_the_distance_of_normalised_vectors(groups):
+def test_loss_equals_slow_loop(groups):
     module, student, teacher = build(groups), draw(S), draw(T, seed=1)
     assert module.matching.shape == (groups or T // S, S)
     loss = module(student, module.target(teacher))
@@ -137,7 +137,7 @@ def test_the_loss_is_the_distance_of_normalised_vectors(groups):
     assert loss.item() == pytest.approx(slow_loss(module, array(student), teacher), rel=1e-4)
 
 
-def test_gradients_of_student_and_batch_norm_are_slopes():
+def test_gradients_are_slopes():
     module, teacher = build(), draw(T, seed=1).requires_grad_()
     student = draw(S).requires_grad_()
     target = module.target(teacher)
@@ -166,13 +166,13 @@ def test_gradients_of_student_and_batch_norm_are_slopes():
         assert value.grad.tolist() == pytest.approx(slopes, rel=1e-3, abs=1e-3)
 
 
-def test_the_teacher_s_scale_does_not_count():
+def test_loss_ignores_scale_of_teacher():
     module, student, teacher = build(), draw(S), draw(T, seed=1)
     losses = [module(student, module.target(scale * teacher)) for scale in (1.0, 1000.0)]
     torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
 
 
-def test_a_matching_set_in_place_is_the_one_that_counts():
+def test_matching_can_be_set_in_place():
     module, student, teacher = build(1), draw(S), draw(T, seed=1)
     before = module(student, module.target(teacher))
     order = torch.tensor([6, 0, 5, 1, 4, 2, 3])
@@ -181,7 +181,8 @@ def test_a_matching_set_in_place_is_the_one_that_counts():
     assert not torch.equal(module(student, module.target(teacher)), before)
 
 
-def test_it_is_saved_and_draws_nothing():
+def test_state_and_random_numbers():
+    """The module is saved, and draws no random numbers."""
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
@@ -191,7 +192,7 @@ def test_it_is_saved_and_draws_nothing():
     assert set(module.state_dict()) == {"matching", *(f"bn.{name}" for name in norm)}
 
 
-def test_a_teacher_narrower_than_the_student_is_refused():
+def test_pooled_refuses_narrow_teacher():
     with pytest.raises(
         ValueError, match="pooled features: a teacher of 2 channels has too few for a student of 3"
     ):
