@@ -1,4 +1,4 @@
-"""DisCo: loss and gradients against a loop over images in float64, whose head is compared, and its weight."""
+"""DisCo: loss and gradients against a slow loop in float64, and its preset."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ shared = pytest.mark.parametrize("head", [HEAD, 0, HEAD + 1])  # outputs of the 
 
 
 def slow_loss(student, teacher):
-    """The mean squared difference of unit vectors, number by number."""
+    """The mean squared difference of unit vectors, value by value."""
     loss = 0.0
     for ours, theirs in zip(student, teacher, strict=True):
         for s, t in zip(unit(ours), unit(theirs), strict=True):
@@ -30,23 +30,23 @@ def through(head, vector):
 
 @shared
 def test_loss_and_gradients_equal_slow_loop(head):
-    """The framework's head is compared if it has as many outputs as the teacher's, else one of the distiller."""
+    """With the framework's head if it has as many outputs as the teacher's, else its own."""
     distiller = build("disco", head, head_width=11)
     student, teacher = features(S, 1, head), features(T, 2, HEAD)
     loss = distiller.loss(student, distiller.targets(teacher, None))
     loss.backward()
-    wanted, own = array(teacher["fc"]), head != HEAD
+    target, own = array(teacher["fc"]), head != HEAD
     assert [name for name, _ in distiller.module.named_children()] == ["head"] * own
     if not own:
-        assert loss.item() == pytest.approx(slow_loss(array(student["fc"]), wanted), rel=1e-5)
-        check_gradient(student["fc"], lambda value: slow_loss(value, wanted))
+        assert loss.item() == pytest.approx(slow_loss(array(student["fc"]), target), rel=1e-5)
+        check_gradient(student["fc"], lambda value: slow_loss(value, target))
         assert student["layer4"].grad is None
         return
     layers = {name: array(value) for name, value in distiller.module.head.state_dict().items()}
     assert [len(layers[name]) for name in ("0.bias", "2.bias")] == [11, HEAD]
 
     def slow(maps, layers=layers):
-        return slow_loss([through(layers, pooled) for pooled in by_image(maps)], wanted)
+        return slow_loss([through(layers, pooled) for pooled in by_image(maps)], target)
 
     maps = array(student["layer4"])
     assert loss.item() == pytest.approx(slow(maps), rel=1e-5)
@@ -56,7 +56,7 @@ def test_loss_and_gradients_equal_slow_loop(head):
 
 
 def test_preset_is_published_recipe():
-    """32 times the loss of the queries and 32 times that of the keys."""
+    """32 times the loss of the queries plus 32 times the loss of the keys."""
     config = read_config(["DIR", "--config", "disco"])
     assert (config.framework, config.distill, config.head_width, config.mlp) == (
         "moco",
@@ -73,23 +73,23 @@ def test_preset_is_published_recipe():
     )
     distillation = Distillation(config, Networks(None, None, None, None), [distiller])
     output = Output({}, student[0], torch.zeros(B, 1), {}, (student[1],))
-    found = distillation.losses(
+    actual = distillation.losses(
         output, [[distiller.targets(each, None) for each in teacher]], START, 1
     )
     each = [
         slow_loss(array(s["fc"]), array(t["fc"])) for s, t in zip(student, teacher, strict=True)
     ]
-    assert found["disco"].item() == pytest.approx(32 * sum(each), rel=1e-5)
+    assert actual["disco"].item() == pytest.approx(32 * sum(each), rel=1e-5)
 
 
 def test_loss_is_mean_over_images():
-    """The mean over workers with half of the images each is that of all."""
+    """The mean of the losses of both halves is the loss of all images."""
     distiller = build("disco", HEAD)
     student, targets = features(S, 1, HEAD), distiller.targets(features(T, 2, HEAD), None)
     half = B // 2
-    parts = [
+    halves = [
         distiller.loss({"fc": student["fc"][rows]}, targets[rows]).item()
         for rows in (slice(half), slice(half, 2 * half))
     ]
-    whole = distiller.loss({"fc": student["fc"][: 2 * half]}, targets[: 2 * half]).item()
-    assert sum(parts) / 2 == pytest.approx(whole, rel=1e-5)
+    both = distiller.loss({"fc": student["fc"][: 2 * half]}, targets[: 2 * half]).item()
+    assert sum(halves) / 2 == pytest.approx(both, rel=1e-5)

@@ -1,4 +1,4 @@
-"""Several distillers of one teacher: their names and weights, one pass of the teacher for all, and the share of each."""
+"""Several distillers of one teacher: targets, losses, weights, factors and changes."""
 
 from types import SimpleNamespace
 
@@ -20,7 +20,7 @@ FEATURES = {"layer4": torch.arange(12.0).view(2, 3, 2, 1)}
 
 
 class Scaled(Distiller):
-    """`size` times the mean square of the student's features, whatever the teacher's."""
+    """The loss is `size` times the mean square of the student's features."""
 
     def __init__(self, config, name, size, seen=None):
         super().__init__(config, {}, None)
@@ -41,7 +41,7 @@ class Scaled(Distiller):
 
 
 class Counted(nn.Module):
-    """Gives FEATURES, and counts the passes."""
+    """Return FEATURES, and count the passes."""
 
     passes = 0
 
@@ -81,7 +81,7 @@ def output():
 
 
 def test_teacher_runs_once_per_micro_batch(seen):
-    """Each has random numbers of its own start, which follow from the position and the micro-batch."""
+    """Each distiller's random numbers depend only on the position and the micro-batch."""
     both, net = together(seen)
     assert both.targets(batch()) == [["one"], ["two"]] and net.passes == 1
     both.targets(batch(1))
@@ -109,14 +109,14 @@ def test_loss_is_mean_over_distilled_views(seen, views):
     assert len(set(drawn)) == views
     second = {"layer4": 3 * FEATURES["layer4"]}
     outputs = Output({}, FEATURES, torch.zeros(2, 1), {}, (second,) * (views - 1))
-    found = both.losses(outputs, targets, START, STEPS)
+    actual = both.losses(outputs, targets, START, STEPS)
     square = FEATURES["layer4"].square().mean().item() * (1 if views == 1 else (1 + 9) / 2)
-    assert found["one"].item() == pytest.approx(square / 2)
-    assert found["two"].item() == pytest.approx(4 * square / 2)
+    assert actual["one"].item() == pytest.approx(square / 2)
+    assert actual["two"].item() == pytest.approx(4 * square / 2)
 
 
 def test_after_update_gets_rows_of_first_views(monkeypatch, seen):
-    """Of all micro-batches of the step, once. Others are not called."""
+    """Once a step, with the rows of all micro-batches. Other distillers are not called."""
     both, _ = together(seen)
     both.networks.framework.distilled_views = 2
     first, second = both.distillers
@@ -129,22 +129,15 @@ def test_after_update_gets_rows_of_first_views(monkeypatch, seen):
     monkeypatch.setattr(second, "after_update", lambda _: pytest.fail("called"))
     for step in range(2):
         for part in range(2):
-            both.targets(
-                MicroBatch(
-                    torch.zeros(2, 3, 4, 4),
-                    Position(0, step),
-                    part,
-                    2 * part,
-                    (torch.zeros(2, 3, 4, 4),),
-                )
-            )
+            images = torch.zeros(2, 3, 4, 4)
+            both.targets(MicroBatch(images, Position(0, step), part, 2 * part, (images,)))
         both.after_update()
     both.after_update()
-    assert [remembered[:, 0].tolist() for remembered in got] == [[0, 9, 2, 9], [4, 9, 6, 9]]
+    assert [rows[:, 0].tolist() for rows in got] == [[0, 9, 2, 9], [4, 9, 6, 9]]
 
 
 def test_gathers_overlap_student_passes(monkeypatch):
-    """Its gather begins with the teacher's pass, under a name for each micro-batch."""
+    """A gather starts after the teacher's pass, with a name for each micro-batch."""
     both, _ = together()
     events = []
     monkeypatch.setattr(both.distillers[0], "to_gather", lambda targets: torch.ones(2, 1))
@@ -185,21 +178,20 @@ WEIGHED = {"distill": ["gram", "mgd"], "distill_weights": [1.0, 0.5]}
 def test_losses_use_each_distiller_weight(monkeypatch, options):
     both, _ = together(epochs=2, loss_ramp=True, loss_factor=2.0, **options)
     losses = both.losses(output(), [["one"], ["two"]], START, STEPS)
-    whole = {name: loss.item() for name, loss in losses.items()}
+    first_losses = {name: loss.item() for name, loss in losses.items()}
     one, two = options.get("distill_weights", [1.0, 1.0])
     square = FEATURES["layer4"].square().mean().item()
-    assert whole == pytest.approx({"one": one * square / 2, "two": two * 4 * square / 2})
+    assert first_losses == pytest.approx({"one": one * square / 2, "two": two * 4 * square / 2})
     monkeypatch.setattr(both.distillers[1], "weight", lambda position, steps: 7.0)
     later = both.losses(output(), [["one"], ["two"]], Position(1, 0), STEPS)
-    assert later["one"].item() == pytest.approx(0.5 * whole["one"]) and later[
-        "two"
-    ].item() == pytest.approx(7 * whole["two"])
+    assert later["one"].item() == pytest.approx(0.5 * first_losses["one"])
+    assert later["two"].item() == pytest.approx(7 * first_losses["two"])
 
 
 @pytest.mark.parametrize("share", [0.5, 10.0])
 @pytest.mark.parametrize("weights", [[], [3.0, 1.0], [1.0, 0.0]], ids=str)
 def test_measured_losses_sum_to_loss_share(monkeypatch, share, weights):
-    """In proportion to the weights, by default equally, however different the losses' sizes are."""
+    """In proportion to the weights, by default equally, for losses of very different sizes."""
     monkeypatch.setattr(loss_factor, "centre_crops", lambda *_: [(torch.zeros(2, 3, 4, 4), None)])
     options = {"distill": ["gram", "mgd"], "distill_weights": weights, "loss_share": share}
     both, _ = together(sizes=(1.0, 4e6), **options)
@@ -223,7 +215,7 @@ def test_measured_losses_sum_to_loss_share(monkeypatch, share, weights):
 
 
 def measure_factor(distiller, networks, share):
-    """A measured factor, and where it is recorded."""
+    """Return a measured factor, and record its calls in `seen`."""
     distiller.seen.append((distiller.name, "factor measured", distiller.factor.item()))
     recorded = (distiller.name, "factor recorded", share)
     return Change({"factor": torch.tensor(share)}, lambda: distiller.seen.append(recorded))
@@ -258,7 +250,7 @@ def test_stop_leaves_all_distillers_unchanged(monkeypatch, seen, stopped_in):
     with pytest.raises(Stopped):
         both.before_epoch(0)
     assert seen[:2] == [("one", "measured", 5.0), ("one", "factor measured", 1.0)]
-    assert not any("recorded" in what for _, what, _ in seen)
+    assert not any("recorded" in event for _, event, _ in seen)
     assert [distiller.factor.item() for distiller in both.distillers] == [5.0, 5.0]
 
 
@@ -280,16 +272,11 @@ def test_given_factor_is_not_measured(monkeypatch, seen):
     monkeypatch.setattr(distillation, "measure_factor", lambda *_: pytest.fail("measured"))
     both.before_epoch(0)
     factors = [distiller.factor.item() for distiller in both.distillers]
-    assert factors == [1.0, 4.0]  # each one's change
+    assert factors == [1.0, 4.0]  # from each distiller's change
 
 
 def test_distillation_without_teacher_is_empty():
-    nothing = Distillation(Config(), None, [])
-    nothing.before_epoch(0)
-    assert nothing.targets(batch()) == [] and nothing.losses(output(), [], START, STEPS) == {}
-    assert (nothing.names, nothing.digest, nothing.frozen(), nothing.histograms()) == (
-        [],
-        "",
-        {},
-        {},
-    )
+    empty = Distillation(Config(), None, [])
+    empty.before_epoch(0)
+    assert empty.targets(batch()) == [] and empty.losses(output(), [], START, STEPS) == {}
+    assert empty.names == [] and empty.digest == "" and empty.frozen() == empty.histograms() == {}

@@ -1,4 +1,4 @@
-"""Which pairs of student and teacher fit which distillers: each that does not is one line."""
+"""The pairs of student and teacher that a distiller accepts, and the errors of the others."""
 
 from types import SimpleNamespace
 
@@ -31,13 +31,13 @@ MOBILE, MOBILE2, VIT, NEXT = (
 
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory):
-    """A function from a network's name to a teacher of random weights, with the features of all stages."""
-    folder, found = tmp_path_factory.mktemp("teachers"), {}
+    """A function from a network's name to a teacher with random weights and all stages."""
+    folder, loaded = tmp_path_factory.mktemp("teachers"), {}
 
     def load(arch):
-        if arch not in found:
+        if arch not in loaded:
             torch.manual_seed(0)
-            path = str(folder / f"{len(found)}.pth")
+            path = str(folder / f"{len(loaded)}.pth")
             if arch.startswith("timm/"):
                 state = timm.create_model(arch.removeprefix("timm/"), num_classes=0).state_dict()
             else:
@@ -45,8 +45,8 @@ def teachers(tmp_path_factory):
             torch.save(state, path)
             named = arch if arch.startswith("timm/") else ""
             options = DistillOptions(teacher=path, teacher_arch=named, image_size=SIZE)
-            found[arch] = load_teacher(options, [1, 2, 3, 4], False, RUN)
-        return found[arch]
+            loaded[arch] = load_teacher(options, [1, 2, 3, 4], False, RUN)
+        return loaded[arch]
 
     return load
 
@@ -80,7 +80,7 @@ def test_check_fit_accepts_pair(teachers, student, teacher, distill, options):
 
 
 FEW = "Use one of: simreg, similarity"
-REFUSED = {  # student, teacher, distiller, options: parts of the message
+REFUSED = {  # student, teacher, distiller: options, and a phrase of the message
     ("resnet18", VIT, "mgd"): (
         {},
         "--distill mgd: the maps of layer1 are 16 x 16 in resnet18 and 10 x 10 in the teacher "
@@ -125,7 +125,7 @@ def test_fitting_list_has_disco_only_with_head(teachers):
 
 
 def test_fitting_list_has_stages_of_equal_size(teachers):
-    """A ViT of 160 pixels has 10 x 10 positions, as a ResNet's third stage of 160 has."""
+    """With 160 pixels a ViT has 10 x 10 positions, like a ResNet's third stage."""
     teacher = teachers(VIT)
     config = Config(arch="resnet18", width=16, distill=["mgd"], teacher="t.pth", image_size=160)
     student = network_outline("resnet18", "imagenet", 16, 160)
@@ -135,14 +135,14 @@ def test_fitting_list_has_stages_of_equal_size(teachers):
 
 @torch.no_grad()
 def test_teacher_gets_its_own_size_and_colours(teachers):
-    """The student's normalised images, back to colours in [0, 1] and normalised by timm's mean."""
+    """The student's normalised images become colours again, normalised by timm's mean."""
     teacher = teachers(VIT)
     images = torch.rand(2, 3, 160, 160, generator=torch.Generator().manual_seed(1))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     plain = timm.create_model("test_vit", num_classes=0).eval()
     plain.load_state_dict({n.removeprefix("body."): v for n, v in teacher.net.state_dict().items()})
-    found = teacher.net((images - mean) / std)
-    torch.testing.assert_close(found["pooled"], plain((images - 0.5) / 0.5), rtol=1e-3, atol=1e-4)
-    assert list(found) == ["layer1", "layer2", "layer3", "layer4", "pooled"]
+    actual = teacher.net((images - mean) / std)
+    torch.testing.assert_close(actual["pooled"], plain((images - 0.5) / 0.5), rtol=1e-3, atol=1e-4)
+    assert list(actual) == ["layer1", "layer2", "layer3", "layer4", "pooled"]
     small = teacher.net((images[:, :, ::5, ::5] - mean) / std)
-    assert small["layer4"].shape == found["layer4"].shape and teacher.widths["pooled"] == 64
+    assert small["layer4"].shape == actual["layer4"].shape and teacher.widths["pooled"] == 64

@@ -1,4 +1,4 @@
-"""Gram's loss against a slow statement of it, its gradients, and maps at the limits."""
+"""Gram: loss against a slow loop, gradients, blocks, and maps at the limits."""
 
 import math
 
@@ -32,24 +32,24 @@ def loss(distiller, student, teacher):
 
 
 def windows(size, side):
-    """The window of each row or column of a map: the smallest with at most `side` of them."""
+    """The windows of a map's rows or columns: the smallest, if at most `side` are allowed."""
     length = next(k for k in range(1, size + 1) if math.ceil(size / k) <= side)
     return [slice(first, first + length) for first in range(0, size, length)]
 
 
 def softmax_rows(image, tau, side):
-    """An image's maps (C, H, W) -> a row of probabilities for each of its positions."""
+    """An image's maps (C, H, W) -> a row of probabilities for each position."""
     C, H, W = image.shape
     length = max(H, W)
     rows, columns = windows(length, side), windows(length, side)
     features = [image[:, y, x].mean((1, 2)) for y in rows for x in columns if image[:, y, x].size]
     norms = [np.linalg.norm(f) for f in features]
     features = [f / n if n > SMALLEST else 0 * f for f, n in zip(features, norms, strict=True)]
-    found = []
+    actual = []
     for a in features:
         exponentials = [math.exp(float(a @ b) / tau) for b in features]
-        found.append([value / sum(exponentials) for value in exponentials])
-    return found
+        actual.append([value / sum(exponentials) for value in exponentials])
+    return actual
 
 
 def divergence(p_row, q_row):
@@ -80,12 +80,12 @@ def test_loss_equals_formula(stages, tau, factor):
 
 @pytest.mark.parametrize("side", [2, 3, 5])
 def test_large_maps_are_averaged_in_windows(monkeypatch, side):
-    """Of 6 x 5 positions; the last windows are cut."""
+    """The maps have 6 x 5 positions, and the last windows are incomplete."""
     monkeypatch.setattr(gram, "SIDE", side)
     student, teacher = draw(WIDTHS, SIDES, [1]), draw(CHANNELS, SIDES, [1])
     assert positions(student["layer1"]).shape[2] == {2: 4, 3: 9, 5: 9}[side]
-    found = loss(new([1]), student, teacher).item()
-    assert found == pytest.approx(plainly(student, teacher, side=side), rel=1e-5)
+    actual = loss(new([1]), student, teacher).item()
+    assert actual == pytest.approx(plainly(student, teacher, side=side), rel=1e-5)
 
 
 @pytest.mark.parametrize(("size", "side"), [(56, 14), (28, 14), (24, 12), (15, 8), (14, 14)])
@@ -100,17 +100,17 @@ def test_divergence_gradient_is_exact():
 
 
 def test_blocks_do_not_change_loss_or_gradient(monkeypatch):
-    def found(numbers):
+    def actual(numbers):
         monkeypatch.setattr(gram, "NUMBERS", numbers)
         student = draw(WIDTHS, SIDES, [1])["layer1"].requires_grad_()
         value = loss(new([1]), {"layer1": student}, draw(CHANNELS, SIDES, [1]))
         value.backward()
         return value.detach(), student.grad
 
-    whole = found(10**6)
+    in_one = actual(10**6)
     for numbers in (1, 2 * 30**2):  # one image, and two of five, of 30 positions each
-        for blockwise, together in zip(found(numbers), whole, strict=True):
-            torch.testing.assert_close(blockwise, together)
+        for blockwise, expected in zip(actual(numbers), in_one, strict=True):
+            torch.testing.assert_close(blockwise, expected)
 
 
 def test_loss_is_mean_over_images():
@@ -127,36 +127,37 @@ def test_loss_is_mean_over_images():
 
 def test_equal_maps_have_no_loss_or_gradient():
     student = {name: maps.requires_grad_() for name, maps in draw(WIDTHS, SIDES, STAGES).items()}
-    found = loss(new(), student, {name: 3 * maps.detach() for name, maps in student.items()})
-    found.backward()
-    assert abs(found.item()) < 1e-6
+    actual = loss(new(), student, {name: 3 * maps.detach() for name, maps in student.items()})
+    actual.backward()
+    assert abs(actual.item()) < 1e-6
     assert all(maps.grad.abs().max() < 1e-5 for maps in student.values())
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-20, 1e-6])
-@pytest.mark.parametrize("whole", [False, True], ids=["one-position", "all"])
-def test_zero_position_has_no_gradient(size, whole):
+@pytest.mark.parametrize("everywhere", [False, True], ids=["one-position", "all"])
+def test_zero_position_has_no_gradient(size, everywhere):
+    """It resembles all positions equally."""
     student = draw(WIDTHS, SIDES, [1])["layer1"]
-    zeros = np.s_[:] if whole else np.s_[..., 0, 0]
+    zeros = np.s_[:] if everywhere else np.s_[..., 0, 0]
     student[zeros] *= size
     student.requires_grad_()
     teacher = draw(CHANNELS, SIDES, [1])
-    found = loss(new([1]), {"layer1": student}, teacher)
-    found.backward()
-    assert found.item() == pytest.approx(plainly({"layer1": student.detach()}, teacher), rel=1e-5)
+    actual = loss(new([1]), {"layer1": student}, teacher)
+    actual.backward()
+    assert actual.item() == pytest.approx(plainly({"layer1": student.detach()}, teacher), rel=1e-5)
     assert student.grad.abs().max() < 10 and not student.grad[zeros].any()
 
 
 def test_loss_is_float32_under_autocast():
     student, teacher = draw(WIDTHS, SIDES, STAGES), draw(CHANNELS, SIDES, STAGES)
-    wanted = loss(new(), student, teacher)
+    expected = loss(new(), student, teacher)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(loss(new(), student, teacher), wanted)
+        assert torch.equal(loss(new(), student, teacher), expected)
 
 
 @pytest.mark.parametrize(("stages", "stem", "size", "fix"), SINGLE)
 def test_gram_refuses_stage_of_one_position(stages, stem, size, fix):
-    """It has no other to resemble."""
+    """There is no other position to compare it with."""
     message = refused(new, stages, stem=stem, image_size=size)
     given = " ".join(map(str, stages))
     assert message == (

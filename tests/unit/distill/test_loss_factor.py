@@ -1,4 +1,4 @@
-"""The loss factor of --loss-share: what is measured, that nothing of the run changes by it, and what ends it."""
+"""The loss factor of --loss-share: its measurement, its side effects and its errors."""
 
 import copy
 import math
@@ -29,7 +29,7 @@ IMAGES, SIDE, BATCH, BATCHES = 19, 8, 4, 3
 
 
 class Net(nn.Module):
-    """images (B, 3, H, W) -> {"layerN": (B, C, H, W)}, times `size`, behind a batch norm of its own."""
+    """images (B, 3, H, W) -> {"layerN": (B, C, H, W)}, after a batch norm, times `size`."""
 
     def __init__(self, widths, size=1.0):
         super().__init__()
@@ -43,7 +43,7 @@ class Net(nn.Module):
 
 
 class StandIn:
-    """As much of a run as measuring asks for, on one worker of `size`."""
+    """The parts of a run that a measurement needs, on worker `rank` of `size`."""
 
     device = torch.device("cpu")
 
@@ -66,7 +66,7 @@ class StandIn:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Images of noise, of which one cannot be decoded."""
+    """Images of noise. The last one cannot be decoded."""
     folder = tmp_path_factory.mktemp("scale")
     generator = np.random.default_rng(0)
     for number in range(IMAGES):
@@ -79,17 +79,17 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Few and small batches, and one worker's own numbers as the sum of all."""
+    """Few and small batches."""
     monkeypatch.setattr(loss_factor, "BATCH", BATCH)
     monkeypatch.setattr(loss_factor, "BATCHES", BATCHES)
 
 
 def training(folder, rank=0, size=1, reducer="amp", student_size=1.0, **options):
-    """A distiller and the networks that it measures, with weights that are the same for any worker."""
+    """A distiller and the networks that it measures, with the same weights on any worker."""
     torch.manual_seed(0)
     nets = [Net({stage: widths[i] for stage, widths in CHANNELS.items()}) for i in (0, 1)]
     nets[0].size = student_size
-    distiller = object.__new__(MGD)  # whose stages are those of no ResNet
+    distiller = object.__new__(MGD)  # no ResNet has such stages
     distiller.config = Config(image_size=SIDE, workers=0, **options)
     distiller.module = MGDistiller(CHANNELS, reducer, factor=123.0).train()
     framework = SimpleNamespace(
@@ -102,7 +102,7 @@ def training(folder, rank=0, size=1, reducer="amp", student_size=1.0, **options)
 
 
 def set_factor(distiller, networks, share):
-    """Measure, record and set the factor of a distiller; return it."""
+    """Measure, record and set the factor of a distiller, and return it."""
     change = loss_factor.measure_factor(distiller, networks, share)
     change.record()
     distiller.apply(change)
@@ -110,7 +110,7 @@ def set_factor(distiller, networks, share):
 
 
 def plainly(distiller, networks, batches):
-    """The distillation loss an image of batches of images, each worked out by itself, at a factor of 1."""
+    """The distillation losses of batches at a factor of 1, computed separately."""
     reducer, teacher = distiller.module.reducer, networks.teacher.net
     student = networks.framework.encoder.train(distiller.batch_statistics)
     losses = []
@@ -135,9 +135,9 @@ def test_factor_gives_loss_share(
     batches,
     own,
 ):
-    """With four batches of four, the last three of nineteen images have no place.
+    """With four batches of four, the last three of nineteen images are left out.
 
-    own: the student has the statistics of each batch.
+    own: the student uses the statistics of each batch.
     """
     monkeypatch.setattr(MGD, "batch_statistics", own)
     monkeypatch.setattr(loss_factor, "BATCHES", batches + 5 * (batches == 4))
@@ -161,18 +161,20 @@ def test_factor_gives_loss_share(
 @pytest.mark.parametrize("reducer", ["amp", "rd"])
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_measure_is_equal_for_any_workers(folder, reducer, size):
-    """To the bit, and also where there are more workers than batches."""
+    """Bit for bit, and with more workers than batches. Each batch is measured once."""
     sample = list(range(BATCH * BATCHES))
-    alone = loss_factor.measure(*training(folder, reducer=reducer), sample)
-    parts = torch.stack(
+    expected = loss_factor.measure(*training(folder, reducer=reducer), sample)
+    by_worker = torch.stack(
         [
             loss_factor.measure(*training(folder, rank, size, reducer), sample)
             for rank in range(size)
         ]
     )
-    assert (parts != 0).sum(0).tolist() == [1] * BATCHES
-    assert torch.equal(parts.sum(0), alone) and torch.equal(parts.flip(0).sum(0), alone)
-    assert len(set(alone.tolist())) == BATCHES
+    assert (by_worker != 0).sum(0).tolist() == [1] * BATCHES
+    assert torch.equal(by_worker.sum(0), expected) and torch.equal(
+        by_worker.flip(0).sum(0), expected
+    )
+    assert len(set(expected.tolist())) == BATCHES
 
 
 def test_measure_reports_undecodable_image(folder):
@@ -202,7 +204,7 @@ def test_measure_uses_student_as_momentum_encoder(
     monkeypatch,
     needed,
 ):
-    """With the statistics of the batch, as the encoder has."""
+    """With the statistics of the batch, like the encoder, which starts as the student."""
     seen, targets = [], MGD.targets
 
     def keep(self, teacher, generator):
@@ -216,17 +218,17 @@ def test_measure_uses_student_as_momentum_encoder(
     student = copy.deepcopy(networks.framework.encoder)
     sample = list(range(BATCH))
     loss_factor.measure(distiller, networks, sample)
-    [found] = seen
+    [actual] = seen
     if not needed:
-        assert found is None
+        assert actual is None
         return
     images = [CentreView(SIDE)(networks.images.read(index)[0]) for index in sample]
     expected = pooled(student.train()(normalize(torch.stack(images))))
-    torch.testing.assert_close(found, expected.detach())
+    torch.testing.assert_close(actual, expected.detach())
 
 
 def test_factor_ignores_scale_of_student(folder):
-    """Its features meet a batch norm that takes their own statistics."""
+    """A batch norm normalises its features by their own statistics."""
     factors = []
     for size in (1.0, 30.0):
         distiller, networks = training(folder, student_size=size)
@@ -235,8 +237,8 @@ def test_factor_ignores_scale_of_student(folder):
 
 
 def test_batch_statistics_distillers():
-    found = {name for name, kind in DISTILLERS.items() if kind.batch_statistics}
-    assert found == {"gram", "similarity", "disco"}
+    actual = {name for name, kind in DISTILLERS.items() if kind.batch_statistics}
+    assert actual == {"gram", "similarity", "disco"}
 
 
 def test_measure_of_small_set_is_one_batch(folder, monkeypatch):
@@ -246,19 +248,19 @@ def test_measure_of_small_set_is_one_batch(folder, monkeypatch):
     assert f"of {IMAGES} images" in networks.run.log.lines[0]
 
 
-@pytest.mark.parametrize(("value", "told"), [(math.nan, "nan"), (math.inf, "nan"), (0.0, "0")])
-def test_measure_factor_refuses_loss(folder, value, told):
+@pytest.mark.parametrize(("value", "shown"), [(math.nan, "nan"), (math.inf, "nan"), (0.0, "0")])
+def test_measure_factor_refuses_loss(folder, value, shown):
     distiller, networks = training(folder, loss_share=0.5)
     with torch.no_grad():
         for layer in networks.teacher.net.layers.values():
             layer.weight.fill_(value)
             layer.bias.fill_(-1.0)
-    if not value:  # the student is silent, as the teacher is
+    if not value:  # the student is silent, like the teacher
         for stage in CHANNELS:
             distiller.module.get_submodule(f"bn{stage}").weight.data.zero_()
             distiller.module.get_submodule(f"bn{stage}").bias.data.fill_(-9.0)
     with pytest.raises(
-        RunError, match=rf"factor of --loss-share 0.5: .* loss over 12 images is {told};"
+        RunError, match=rf"factor of --loss-share 0.5: .* loss over 12 images is {shown};"
     ) as caught:
         loss_factor.measure_factor(distiller, networks, 0.5)
     assert caught.value.code == 1

@@ -1,4 +1,4 @@
-"""MGD's options of a correction and of pooled features, in the adapter."""
+"""The adapter of MGD: the correction, pooled features, refreshes and random matching."""
 
 import copy
 from types import SimpleNamespace
@@ -93,14 +93,14 @@ def test_pooled_loss_is_added_by_weight():
     for stages in ([1, 4], [1]):
         distiller, plain = build(mgd_pooled=3.0, mgd_stages=stages), build(mgd_stages=stages)
         assert distiller.stages(distiller.config) == [1, 4]
-        found = distiller.loss(student(), distiller.targets(teacher(), torch.Generator()))
+        actual = distiller.loss(student(), distiller.targets(teacher(), torch.Generator()))
         expected = plain.loss(student(), plain.targets(teacher(), torch.Generator()))
         pooled = copy.deepcopy(distiller.pooled)
         distance = pooled(student()["layer4"], pooled.target(teacher()["layer4"]))
         torch.testing.assert_close(
-            found, expected + 3.0 * distance / (IMAGES * 10.0), rtol=1e-5, atol=0
+            actual, expected + 3.0 * distance / (IMAGES * 10.0), rtol=1e-5, atol=0
         )
-        assert found.dtype == torch.float32
+        assert actual.dtype == torch.float32
 
 
 def test_gradient_of_sum_is_its_slope():
@@ -112,7 +112,7 @@ def test_gradient_of_sum_is_its_slope():
     distiller.loss(maps, targets).backward()
     exact = copy.deepcopy(distiller)
     exact.module.double()
-    wanted = targets[1].double()
+    vectors = targets[1].double()
 
     def slow(values):
         s = torch.from_numpy(values)
@@ -120,7 +120,7 @@ def test_gradient_of_sum_is_its_slope():
         [(t, margin)] = targets[0]
         t = torch.maximum(t.double(), margin.double()[:, None, None])
         distance = ((x - t) ** 2)[(x > t) | (t > 0)].sum()
-        return ((distance + 3.0 * pooled_loss(exact.pooled, s, wanted)) / (IMAGES * 10.0)).item()
+        return ((distance + 3.0 * pooled_loss(exact.pooled, s, vectors)) / (IMAGES * 10.0)).item()
 
     exact.W = exact.module.get_parameter("correction4.weight").detach()[:, :, 0, 0]
     check_gradient(maps["layer4"], slow)
@@ -133,7 +133,7 @@ def pooled_loss(pooled, s, v):
 
 
 class Run:
-    """As much of a run as a refresh needs. Other workers' sums are in `others`."""
+    """The parts of a run that a refresh needs."""
 
     device, rank, size = torch.device("cpu"), 0, 1
 
@@ -148,7 +148,7 @@ class Run:
 
 
 class Net(nn.Module):
-    """It looks up its features by the number of an image."""
+    """A network that looks up its features by the numbers of images."""
 
     def __init__(self, maps):
         super().__init__()
@@ -160,9 +160,9 @@ class Net(nn.Module):
 
 @pytest.fixture
 def networks(monkeypatch):
-    """Networks of IMAGES images. Batches are by number, every N-th for each worker."""
+    """Networks of IMAGES images. Each worker measures every `size`-th batch of numbers."""
 
-    def crops(images, sample, batch, config, run, what):
+    def crops(images, sample, batch, config, run, name):
         batches = [
             torch.tensor(sample[first : first + BATCH]) for first in range(0, len(sample), BATCH)
         ]
@@ -177,7 +177,7 @@ def networks(monkeypatch):
 
 
 def corrected():
-    """A distiller with both options and a correction that has been trained."""
+    """A distiller with both options and a trained correction."""
     distiller = build(mgd_correction=True, mgd_pooled=1.0)
     with torch.no_grad():
         for stage in (1, 4):
@@ -213,17 +213,17 @@ def test_refresh_solves_corrected_and_pooled(networks):
 
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_measure_is_equal_for_any_workers(networks, size):
-    """Sums in fixed point, so in any order."""
+    """The sums are in fixed point, so their order does not matter."""
     distiller, sample = corrected(), list(range(IMAGES))
-    alone = measure(distiller, networks, sample)
-    parts = []
+    expected_sums = measure(distiller, networks, sample)
+    by_worker = []
     networks.run.size = size
     for networks.run.rank in range(size):
-        parts.append(measure(distiller, networks, sample))
-    for stage, expected in alone.items():
+        by_worker.append(measure(distiller, networks, sample))
+    for stage, expected in expected_sums.items():
         assert expected.dtype == torch.int64
-        assert torch.equal(sum(part[stage] for part in reversed(parts)), expected)
-    assert alone["pooled"][3, 8] == IMAGES * FIXED_POINT
+        assert torch.equal(sum(sums[stage] for sums in reversed(by_worker)), expected)
+    assert expected_sums["pooled"][3, 8] == IMAGES * FIXED_POINT
 
 
 def test_measure_refuses_features_not_finite(networks):

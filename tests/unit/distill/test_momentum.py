@@ -1,4 +1,4 @@
-"""The momentum encoder: its start, its updates, and how distillers and checkpoints use it."""
+"""The momentum encoder: its start, its updates, and its use by distillers and checkpoints."""
 
 from types import SimpleNamespace
 
@@ -30,7 +30,7 @@ def images(seed=1):
 
 
 def disturb(net):
-    """Change each parameter, as a step of the optimizer does."""
+    """Change each parameter, like a step of the optimizer."""
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for value in net.parameters():
@@ -39,7 +39,7 @@ def disturb(net):
 
 @each
 def test_encoder_starts_as_student_without_head(name):
-    """In train mode: with the statistics of the images, which its running ones then follow."""
+    """In train mode, so with the statistics of the images. Its running statistics follow."""
     framework = new(name)
     encoder = MomentumEncoder(framework, 0.9)
     student = framework.encoder.state_dict()
@@ -47,16 +47,16 @@ def test_encoder_starts_as_student_without_head(name):
     assert list(state) == [key for key in student if not key.startswith("fc.")]
     assert all(torch.equal(value, student[key]) for key, value in state.items())
     assert not any(value.requires_grad for value in encoder.module.parameters())
-    found = encoder.pooled(images())
-    torch.testing.assert_close(found, pooled(framework.encoder(images())).detach())
-    assert not found.requires_grad
+    actual = encoder.pooled(images())
+    torch.testing.assert_close(actual, pooled(framework.encoder(images())).detach())
+    assert not actual.requires_grad
     torch.testing.assert_close(dict(state), {key: student[key] for key in state})
     assert state["bn1.num_batches_tracked"] == 1
 
 
 @each
 def test_parameters_follow_student(name):
-    """Against one value after another, in float64. Running statistics are its own."""
+    """Against a slow computation in float64. Its running statistics are its own."""
     framework = new(name)
     encoder = MomentumEncoder(framework, 0.9)
     encoder.pooled(images())
@@ -84,7 +84,7 @@ def test_student_does_not_change():
 
 
 class Keeper(Distiller):
-    """Keeps what `targets` gets; its config's `momenta` have its momentum."""
+    """Keep the features for `targets`. Its momentum is in its config's `momenta`."""
 
     def __init__(self, config, name):
         super().__init__(config, {}, None)
@@ -109,7 +109,7 @@ def together(momenta, views=1):
 
 
 def test_distillers_use_one_encoder():
-    """It runs once a view, and is updated once a step."""
+    """The one with the highest momentum. It runs once a view, and is updated once a step."""
     both = together({"one": 0.5, "two": 0.75}, views=2)
     assert both.momentum.m == 0.75
     assert both.modules() == {
@@ -141,13 +141,13 @@ def test_no_encoder_if_not_needed():
 
 @each
 def test_read_backbone_reads_student(name, tmp_path):
-    """Whether the student has a head or not. So do job.linear, job.export and --teacher."""
+    """With or without a head. job.linear, job.export and --teacher read it like this."""
     framework = new(name)
     encoder = MomentumEncoder(framework, 0.9)
     disturb(encoder.module)
     state = {f"module.{key}": value for key, value in framework.module.state_dict().items()}
     content = {MOMENTUM: encoder.module.state_dict(), "state_dict": state, "arch": "resnet18"}
     torch.save(content, tmp_path / "saved.pth.tar")
-    found = read_backbone(str(tmp_path / "saved.pth.tar"), "resnet18")
+    actual = read_backbone(str(tmp_path / "saved.pth.tar"), "resnet18")
     student = framework.encoder.state_dict()
-    assert all(torch.equal(value, student[key]) for key, value in found.state.items())
+    assert all(torch.equal(value, student[key]) for key, value in actual.state.items())

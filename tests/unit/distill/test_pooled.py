@@ -1,4 +1,4 @@
-"""Distillers of pooled features under autocast: what follows the heads is computed in float32."""
+"""Distillers of pooled features under autocast: after the heads they compute in float32."""
 
 import pytest
 import torch
@@ -17,20 +17,20 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "options", "outputs"), CASES)
 def test_bf16_rounds_only_network_outputs(name, options, outputs, monkeypatch):
-    """Of the same outputs, targets and loss are the same to the bit without autocast."""
+    """For the same outputs, targets and loss are equal, bit for bit, without autocast."""
     distiller = build(name, **options)
     student, teacher = features(S, 1), features(T, 2, HEAD)
     followed = {MOMENTUM: torch.rand(B, S, generator=torch.Generator().manual_seed(4))}
     rounded = {key: value.bfloat16() for key, value in teacher.items()}
     predicted = torch.randn(B, outputs, generator=torch.Generator().manual_seed(3)).bfloat16()
-    found = []
+    actual = []
     for enabled in (True, False):
-        kind = torch.bfloat16 if enabled else torch.float32
+        dtype = torch.bfloat16 if enabled else torch.float32
         head = distiller.module.get_submodule("head")
-        monkeypatch.setattr(head, "forward", lambda pooled, kind=kind: predicted.to(kind))
+        monkeypatch.setattr(head, "forward", lambda pooled, dtype=dtype: predicted.to(dtype))
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            given = followed | {key: value.to(kind) for key, value in rounded.items()}
+            given = followed | {key: value.to(dtype) for key, value in rounded.items()}
             targets = distiller.targets(given, None)
-            found.append((targets, distiller.loss(student, targets)))
-    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
-    assert {value.dtype for pair in found for value in pair} == {torch.float32}
+            actual.append((targets, distiller.loss(student, targets)))
+    assert all(torch.equal(*pair) for pair in zip(*actual, strict=True))
+    assert {value.dtype for pair in actual for value in pair} == {torch.float32}

@@ -1,4 +1,4 @@
-"""The projector's loss against a slow statement of it, its gradients, and maps at the limits."""
+"""The projector: loss against a slow loop, gradients, and maps at the limits."""
 
 from types import SimpleNamespace
 
@@ -17,7 +17,7 @@ STAGES = [1, 4]
 
 
 def new(stages=STAGES, **options):
-    """A projector with a random scale of its batch norms."""
+    """A projector whose batch norms have random scales."""
     torch.manual_seed(0)
     teacher = SimpleNamespace(widths=CHANNELS)
     options = {"loss_factor": 1.0, "teacher": "t.pth", "projector_stages": stages, **options}
@@ -32,13 +32,13 @@ def loss(distiller, student, teacher):
 
 
 def standardised(channel):
-    """A channel's values over all images and positions."""
+    """A channel with mean 0 and variance 1 over all images and positions."""
     return (channel - channel.mean()) / np.sqrt(channel.var() + EPS)
 
 
 def plainly(distiller, student, teacher):
     """The loss in float64, channel by channel."""
-    found = []
+    actual = []
     for name, s in student.items():
         s, t = s.numpy().astype(np.float64), teacher[name].numpy().astype(np.float64)
         state = distiller.module.get_submodule(name.replace("layer", "stage")).state_dict()
@@ -46,10 +46,10 @@ def plainly(distiller, student, teacher):
         squares = []
         for channel in range(t.shape[1]):
             projected = sum(weight[channel, a] * s[:, a] for a in range(s.shape[1]))  # (b, H, W)
-            wrong = scale[channel] * standardised(projected) - standardised(t[:, channel])
-            squares.append((wrong**2).mean())
-        found.append(np.mean(squares))
-    return np.mean(found)
+            error = scale[channel] * standardised(projected) - standardised(t[:, channel])
+            squares.append((error**2).mean())
+        actual.append(np.mean(squares))
+    return np.mean(actual)
 
 
 @pytest.mark.parametrize("stages", [[1, 4], [4]])
@@ -89,14 +89,14 @@ def test_gradients_reach_student_and_projector():
 def test_loss_ignores_scale_of_teacher_channels():
     student, teacher = draw(WIDTHS, SIDES, STAGES), draw(CHANNELS, SIDES, STAGES)
     distiller = new()
-    wanted = loss(distiller, student, teacher).item()
+    expected = loss(distiller, student, teacher).item()
     scales = {name: torch.linspace(1, 50, maps.shape[1]) for name, maps in teacher.items()}
     other = {name: scales[name].view(-1, 1, 1) * maps - 3 for name, maps in teacher.items()}
-    assert loss(distiller, student, other).item() == pytest.approx(wanted, rel=1e-4)
+    assert loss(distiller, student, other).item() == pytest.approx(expected, rel=1e-4)
 
 
 def equal(distiller, stage, S):
-    """Let a stage's projector give the student's maps themselves."""
+    """Set a stage's projector to the identity."""
     regression = distiller.module.get_submodule(f"stage{stage}")
     with torch.no_grad():
         regression.weight.copy_(torch.eye(len(regression.weight), S))
@@ -114,14 +114,14 @@ def test_equal_maps_have_no_loss(monkeypatch):
 @pytest.mark.parametrize("student", [0.0, 1e-8, 3.0])
 @pytest.mark.parametrize("teacher", [0.0, 3.0])
 def test_constant_maps_have_finite_gradients(student, teacher):
-    """A channel of the teacher that is the same everywhere pulls at nothing."""
+    """A constant channel of the teacher adds nothing to the gradient."""
     distiller = new([4])
     s = torch.full_like(draw(WIDTHS, SIDES, [4])["layer4"], student, requires_grad=True)
     maps = draw(CHANNELS, SIDES, [4])
     maps["layer4"][:, 1:] = teacher
-    found = loss(distiller, {"layer4": s}, maps)
-    found.backward()
-    assert found.item() == pytest.approx(1 / CHANNELS[4], rel=1e-3)  # channel 0's variance
+    actual = loss(distiller, {"layer4": s}, maps)
+    actual.backward()
+    assert actual.item() == pytest.approx(1 / CHANNELS[4], rel=1e-3)  # channel 0's variance
     values = [s.grad, *(value.grad for value in distiller.module.parameters())]
     assert all(value.isfinite().all() for value in values)
 
@@ -136,19 +136,20 @@ def test_loss_of_one_position_equals_formula():
 def test_loss_is_float32_under_autocast():
     student, teacher = draw(WIDTHS, SIDES, STAGES), draw(CHANNELS, SIDES, STAGES)
     distiller = new()
-    wanted = loss(distiller, student, teacher)
+    expected = loss(distiller, student, teacher)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(loss(distiller, student, teacher), wanted)
+        assert torch.equal(loss(distiller, student, teacher), expected)
 
 
 def test_loss_refuses_other_map_size():
     student, teacher = draw(WIDTHS, {4: 3}, [4]), draw(CHANNELS, {4: 2}, [4])
     message = refused(loss, new([4]), student, teacher)
-    wanted = "--teacher t.pth: the maps of layer4 have 2 x 1 positions; expected 3 x 2"
-    assert message.startswith(wanted)
+    expected = "--teacher t.pth: the maps of layer4 have 2 x 1 positions; expected 3 x 2"
+    assert message.startswith(expected)
 
 
 def test_projector_has_weights_for_each_stage():
+    """They depend only on the seed."""
     state = new().module.state_dict()
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     stages = {f"stage{i}.weight": (CHANNELS[i], WIDTHS[i]) for i in STAGES}

@@ -1,4 +1,4 @@
-"""Similarity: loss and gradients against a loop over images in float64, its queue, and its settings."""
+"""Similarity: loss and gradients against a slow loop in float64, queue, and settings."""
 
 import numpy as np
 import pytest
@@ -20,13 +20,13 @@ def new(setting, **options):
 
 
 def theirs(seed):
-    """What the teacher and the momentum encoder give."""
+    """Features of the teacher and the momentum encoder."""
     generator = torch.Generator().manual_seed(100 + seed)
     return features(T, seed, HEAD) | {MOMENTUM: torch.rand(B, S, generator=generator)}
 
 
 def through(head, vector):
-    """What the head makes of a vector."""
+    """The head's output for a vector."""
     if not head:
         return vector
     if "weight" in head:
@@ -42,18 +42,18 @@ def probabilities(vector, others, temperature):
 
 
 def slow_loss(head, queue, student, teacher):
-    """Cross entropy image by image. teacher: an embedding of each image.
+    """The cross entropy, image by image. teacher: an embedding of each image.
 
-    Without a head, the first T rows of the queue are the teacher's and the others the student's.
+    Without a head, the queue has T rows of the teacher, then those of the student.
     """
     loss = 0.0
     for ours, theirs in zip(by_image(student), teacher, strict=True):
         s, t = unit(through(head, ours)), unit(theirs)
         of_teacher = [t, *queue.T] if head else [column[:T] for column in queue.T]
         of_student = of_teacher if head else [column[T:] for column in queue.T]
-        wanted = probabilities(t, of_teacher, TEMPERATURES["similarity_teacher_t"])
-        found = probabilities(s, of_student, TEMPERATURES["similarity_t"])
-        loss -= sum(p * np.log(q) for p, q in zip(wanted, found, strict=True)) / B
+        expected = probabilities(t, of_teacher, TEMPERATURES["similarity_teacher_t"])
+        actual = probabilities(s, of_student, TEMPERATURES["similarity_t"])
+        loss -= sum(p * np.log(q) for p, q in zip(expected, actual, strict=True)) / B
     return loss
 
 
@@ -76,13 +76,13 @@ def test_loss_and_gradients_equal_slow_loop(setting):
 
 @with_head
 def test_least_loss_is_entropy_of_targets(setting, monkeypatch):
-    """With equal temperatures: the least that there is."""
+    """The student has the teacher's own embeddings, and equal temperatures."""
     distiller = new(setting, similarity_t=0.2, similarity_teacher_t=0.2)
     targets = distiller.targets(theirs(2), None)
     entropy = 0.0
     for t in array(targets):
-        wanted = probabilities(t, [t, *array(distiller.module.queue).T], 0.2)
-        entropy -= (wanted * np.log(wanted)).sum() / B
+        expected = probabilities(t, [t, *array(distiller.module.queue).T], 0.2)
+        entropy -= (expected * np.log(expected)).sum() / B
     usual = distiller.loss(features(S, 1), targets).item()
     monkeypatch.setattr(distiller.module.head, "forward", lambda pooled: targets)
     assert distiller.loss(features(S, 1), targets).item() == pytest.approx(entropy, rel=1e-4)
@@ -104,12 +104,12 @@ def test_factor_divides_mean_over_images(setting):
 
 @settings
 def test_queue_has_last_embeddings(setting):
-    """Random directions at the start. It wraps, and the loss leaves it as it is."""
+    """It starts with random directions and wraps. The loss does not change it."""
     distiller = new(setting)
     queue = distiller.module.queue
     before = queue.clone()
-    for part in queue.split([T, S] if setting == "compress" else [DIMS[setting]]):
-        assert torch.allclose(part.norm(dim=0), torch.ones(K))
+    for queue_part in queue.split([T, S] if setting == "compress" else [DIMS[setting]]):
+        assert torch.allclose(queue_part.norm(dim=0), torch.ones(K))
     seen = [distiller.targets(theirs(seed), None) for seed in range(3)]
     distiller.loss(features(S, 1), seen[0]).backward()
     assert torch.equal(queue, before)
@@ -126,7 +126,7 @@ def test_queue_has_last_embeddings(setting):
 
 @settings
 def test_misfits_warn_of_long_queue(setting):
-    """An image meets its own old embedding."""
+    """Warn if the queue is not shorter than the set."""
     distiller = new(setting)
     assert distiller.misfits(K + 1) == {}
     for images, fitting in ((K, 4), (1, 1)):
@@ -171,7 +171,7 @@ def test_settings_default_to_published_values():
 
 
 def given(config):
-    """The length of a run's queue and its temperatures."""
+    """The queue length and the temperatures of a run's options."""
     names = ("similarity", "similarity_k", "similarity_t", "similarity_teacher_t")
     distiller = build("similarity", **{name: getattr(config, name) for name in names})
     return distiller.module.queue.shape[1], distiller.t, distiller.teacher_t

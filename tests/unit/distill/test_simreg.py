@@ -1,4 +1,4 @@
-"""SimReg: loss and gradients against a loop over images in float64, and the shapes of its head."""
+"""SimReg: loss and gradients against a slow loop in float64, its head, and its preset."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from job.config import read_config
 
 
 def through(head, inputs):
-    """What the head's layers make of vectors, with the statistics of these."""
+    """The head's outputs for vectors, with the statistics of these vectors."""
     x = np.stack(inputs)
     for number in (0, 3, 4, 7):
         x = x @ head[f"{number}.weight"].T + head[f"{number}.bias"]
@@ -50,7 +50,7 @@ def test_loss_and_gradients_equal_slow_loop():
 
 
 def test_factor_divides_mean_over_images():
-    """Of twice the same images it is the same."""
+    """So twice the same images have the same loss."""
     one, other = build("simreg"), build("simreg", loss_factor=4.0)
     student, teacher = features(S, 1), features(T, 2)
     loss = one.loss(student, one.targets(teacher, None)).item()

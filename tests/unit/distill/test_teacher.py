@@ -1,4 +1,4 @@
-"""The teacher's head: read with the network where a distiller needs it, or refused in one line."""
+"""The teacher: its head, stem, image size, errors and bf16 weights."""
 
 from types import SimpleNamespace
 
@@ -24,7 +24,7 @@ RUN = SimpleNamespace(
 
 
 def normed():
-    """A head of lightly's, with batch norm."""
+    """A head as in lightly, with a batch norm."""
     return nn.ModuleDict(
         {
             "layers": nn.Sequential(
@@ -49,7 +49,7 @@ def net():
 
 
 def shaken(head):
-    """A head whose tensors are all at random, variances above 0."""
+    """Return a head with random tensors. Variances are above 0."""
     for name, value in head.state_dict().items():
         if value.is_floating_point():
             value.copy_(
@@ -77,25 +77,25 @@ def load(path, needs_head=True):
     return load_teacher(options(path), [4], needs_head, RUN)
 
 
-@pytest.mark.parametrize("kind", HEADS)
-def test_features_include_head_outputs(tmp_path, net, kind):
-    prefix, start, make = HEADS[kind]
+@pytest.mark.parametrize("name", HEADS)
+def test_features_include_head_outputs(tmp_path, net, name):
+    prefix, start, make = HEADS[name]
     torch.manual_seed(1)
     head = shaken(make())
     path = write(tmp_path / "teacher", net, prefix, start, head.state_dict())
     images = torch.randn(3, 3, 16, 16)
     teacher = load(path)
-    found = teacher.net(images)
+    actual = teacher.net(images)
     with torch.no_grad():
         maps = with_features(net.eval(), [4], None)(images)["layer4"]
-        expected = (head["layers"] if kind == "lightly" else head)(maps.relu().mean((2, 3)))
-    assert teacher.head_dim == DIM and torch.allclose(found["fc"], expected, rtol=1e-3, atol=1e-4)
-    assert not found["fc"].requires_grad and not teacher.net.training
+        expected = (head["layers"] if name == "lightly" else head)(maps.relu().mean((2, 3)))
+    assert teacher.head_dim == DIM and torch.allclose(actual["fc"], expected, rtol=1e-3, atol=1e-4)
+    assert not actual["fc"].requires_grad and not teacher.net.training
     assert any(name.startswith("teacher.fc.") for name in teacher.state())
 
 
 def test_head_is_not_built_without_need(tmp_path, net):
-    """And the digest is that of the network alone, as in older checkpoints."""
+    """The digest then depends only on the network, as in older checkpoints."""
     prefix, start, make = HEADS["moco"]
     paths = [write(tmp_path / str(n), net, prefix, start, make().state_dict()) for n in range(2)]
     without, with_head = ([load(path, needs) for path in paths] for needs in (False, True))
@@ -180,7 +180,7 @@ def test_load_teacher_refuses_head(tmp_path, net, case):
 
 
 def test_bf16_weights_give_bytes_of_autocast(net, tmp_path):
-    """Convolutions and the head are stored so, batch norms of a head are not."""
+    """Convolutions and linear layers are converted, batch norms of a head are not."""
     prefix, start, make = HEADS["simsiam"]
     path = write(tmp_path / "teacher", net, prefix, start, make().state_dict())
     images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -48,26 +48,26 @@ def cost(student, teacher):
 @pytest.mark.parametrize("images", [2, 5, 40])
 def test_cost_equals_slow_loop(images):
     student, teacher = draw(S, images), 3 * draw(T, images, seed=1)
-    found = cost(student, teacher)
-    assert found.shape == (S, T) and found.dtype == torch.float64
-    np.testing.assert_allclose(found, slow_cost(student, teacher), rtol=1e-4, atol=1e-5)
+    actual = cost(student, teacher)
+    assert actual.shape == (S, T) and actual.dtype == torch.float64
+    np.testing.assert_allclose(actual, slow_cost(student, teacher), rtol=1e-4, atol=1e-5)
 
 
 def test_cost_of_constant_channels():
     """Some channels are silent in all images, and one image is silent in the teacher."""
     student, teacher = draw(S), draw(T, seed=1)
     student[:, 0], teacher[:, :2], teacher[3] = -1.0, -2.0, -1.0
-    found = cost(student, teacher)
-    np.testing.assert_allclose(found, slow_cost(student, teacher), rtol=1e-4, atol=1e-5)
-    assert found[0].tolist() == pytest.approx([0, 0, 1, 1, 1, 1, 1])
-    assert found[1:, :2].flatten().tolist() == pytest.approx([1] * 4)
+    actual = cost(student, teacher)
+    np.testing.assert_allclose(actual, slow_cost(student, teacher), rtol=1e-4, atol=1e-5)
+    assert actual[0].tolist() == pytest.approx([0, 0, 1, 1, 1, 1, 1])
+    assert actual[1:, :2].flatten().tolist() == pytest.approx([1] * 4)
 
 
 def test_cost_of_nearly_constant_channels():
     """Rounding makes their variance positive."""
     lengths = torch.rand(40, 1, 1, 1, generator=torch.Generator().manual_seed(2)) + 0.1
-    found = cost(lengths.expand(40, 3, 2, 2), draw(T, images=40, seed=1))
-    assert found.flatten().tolist() == pytest.approx([1.0] * 3 * T)
+    actual = cost(lengths.expand(40, 3, 2, 2), draw(T, images=40, seed=1))
+    assert actual.flatten().tolist() == pytest.approx([1.0] * 3 * T)
 
 
 def test_sums_of_batches_add_up():
@@ -88,9 +88,9 @@ def test_cost_of_scaled_channel_is_least():
     rest = torch.full((50, 1), 100.0)
     student = torch.cat([g, rest], 1)[:, :, None, None]
     teacher = torch.cat([scale * g[:, order], rest], 1)[:, :, None, None]
-    found = cost(student, teacher)[:4, :4]
-    assert torch.equal(order[assign(found)[0]], torch.arange(4))
-    assert found.amin(1).tolist() == pytest.approx([0] * 4, abs=1e-3)
+    actual = cost(student, teacher)[:4, :4]
+    assert torch.equal(order[assign(actual)[0]], torch.arange(4))
+    assert actual.amin(1).tolist() == pytest.approx([0] * 4, abs=1e-3)
 
 
 def test_cost_has_no_gradient():
