@@ -25,7 +25,7 @@ from job.schedules import distillation_strength
 
 @dataclass(frozen=True)
 class Networks:
-    """What a distiller measures between epochs: the images, the student and the teacher."""
+    """The input of a distiller's measurements between epochs."""
 
     run: Run
     images: Images
@@ -104,8 +104,8 @@ class Distiller:
     def has_hidden_layer(cls, config: Any, dims: tuple[int, int] | None = None) -> bool:
         """Return whether --head-width sets the width of a head of the distiller.
 
-        dims: outputs of the framework's head and of the teacher's. If None, they are not known yet:
-        return whether it can do so.
+        dims: outputs of the framework's head and of the teacher's. Without them, return whether
+        the distiller can have such a head.
         """
         return "head_width" in cls.shapes
 

@@ -1,4 +1,4 @@
-"""Callbacks receive the lines of metrics.jsonl, and none of them ends a run."""
+"""Callbacks: the records that they receive, their failures, and --log-to."""
 
 import json
 import sys
@@ -6,15 +6,15 @@ from types import ModuleType
 
 import pytest
 
-from job.config import read_config
+from errors import refused
+from job.config import Config, LinearConfig, read_config
 from job.errors import RunError
 from job.metrics.callbacks import Callback, load
 from job.metrics.log import Log
-from runs import errors_of
 
 
 class Recorder(Callback):
-    """Keeps what it receives, and fails in one method."""
+    """Keep all received calls, and fail in one method."""
 
     def __init__(self, fails="", error=None):
         self.fails, self.error, self.received = fails, error or OSError("no server"), []
@@ -40,7 +40,7 @@ class Recorder(Callback):
 
 
 class Copying(Recorder):
-    """Keeps copies, as it clears what it has received."""
+    """Keep copies, because `record` clears its argument."""
 
     def receive(self, method, *arguments):
         super().receive(method, *(json.loads(json.dumps(each)) for each in arguments))
@@ -75,7 +75,7 @@ def test_callback_receives_records_of_resume(tmp_path):
     first, second = Copying(), Copying()
     trained(tmp_path, [first], end=False)
     trained(tmp_path, [second], start=(0, 2))
-    assert first.received[-1] == ("end", "error")  # no record said how
+    assert first.received[-1] == ("end", "error")  # no record has the cause
     assert [method for method, *_ in second.received[:1]] == ["begin"]
     assert lines(tmp_path) == first.records[:3] + second.records
     assert [record.get("steps") for record in second.records] == [None, 3, 4, None]
@@ -89,7 +89,7 @@ def test_callback_is_not_ended_without_begin(tmp_path):
 
 @pytest.mark.parametrize(("fails", "calls"), [("begin", 1), ("record", 2), ("end", 8)])
 def test_failing_callback_is_dropped(tmp_path, capsys, fails, calls):
-    """The others receive all records, the warning among them."""
+    """It is warned of once. The others receive all records, also the warning."""
     bad, good = Copying(fails), Copying()
     log = trained(tmp_path, [bad, good])
     text = f"Copying.{fails}: OSError: no server; the run continues without this callback"
@@ -109,14 +109,14 @@ def test_all_callbacks_may_fail(tmp_path):
 
 
 def test_callback_can_stop_run(tmp_path):
-    asked = []
-    log = Log(True, lambda: asked.append(len(callback.received)))
+    interrupts = []
+    log = Log(True, lambda: interrupts.append(len(callback.received)))
     callback = Recorder("record", KeyboardInterrupt())
     log.open(str(tmp_path), (0, 0), {}, [callback])
     log.record("step", steps=1, epoch=0, step=0)
     log.record("step", steps=2, epoch=0, step=1)
     log.close()
-    assert asked == [2, 3] and len(callback.received) == 4
+    assert interrupts == [2, 3] and len(callback.received) == 4
 
 
 def test_newest_has_last_numbers(tmp_path):
@@ -135,7 +135,7 @@ def test_newest_has_last_numbers(tmp_path):
 
 @pytest.fixture
 def module(monkeypatch):
-    """A module of the user's with callbacks and other things."""
+    """A user's module with callbacks and other objects."""
     made = ModuleType("mine")
     made.Recorder, made.make, made.number = Recorder, lambda: Recorder("end"), 3
     made.nothing = lambda: None
@@ -171,13 +171,16 @@ def test_load_refuses_what_is_no_callback(module, name, message):
 
 
 @pytest.mark.parametrize("name", ["", "mlfow", ":", "module:", ":name", "module.name"])
-def test_log_to_refuses_other_form(name):
-    with pytest.raises(RunError, match=f"^--log-to '{name}': expected wandb, mlflow or module:"):
-        read_config(["DIR", f"--log-to={name}"])
+@pytest.mark.parametrize("program", [("job.train", Config), ("job.linear", LinearConfig)])
+def test_log_to_refuses_other_form(program, name):
+    """The programs read their options before they make a folder."""
+    message = refused(read_config, ["DIR", f"--log-to={name}"], *program)
+    assert message.startswith(f"--log-to '{name}': expected wandb, mlflow or module:")
+    assert message.endswith("did you mean mlflow?") == (name == "mlfow")
 
 
 def test_load_finds_module_in_current_folder(tmp_path, monkeypatch):
-    """The console scripts have no current folder on the path."""
+    """Console scripts do not have the current folder on the path."""
     (tmp_path / "beside_me.py").write_text("from job.metrics.callbacks import Callback as make\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [each for each in sys.path if each not in ("", str(tmp_path))])
@@ -188,13 +191,3 @@ def test_load_finds_module_in_current_folder(tmp_path, monkeypatch):
 def test_load_refuses_object_without_methods():
     with pytest.raises(RunError, match="^callback 2: builtin.* has no method 'begin'; expected"):
         load([], [Recorder(), print])
-
-
-@pytest.mark.slow
-def test_a_bad_name_ends_the_programs_before_their_folder_is_made(images, tmp_path):
-    small = [images, "--image-size", 32, "--batch-size", 8, "-j", 0, "--out", tmp_path / "run"]
-    for program, options in {"job.train": ["--moco-k", 8], "job.linear": []}.items():
-        [line] = errors_of(program, [[*small, *options, "--log-to", "mlfow"]])
-        expected = "expected wandb, mlflow or module:name; did you mean mlflow?"
-        assert line.startswith(f"error: --log-to 'mlfow': {expected}")
-    assert not (tmp_path / "run").exists()

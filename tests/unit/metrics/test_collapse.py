@@ -1,4 +1,4 @@
-"""What signs of collapse say of a student that has collapsed, and of one that has not."""
+"""Signs of collapse, and their warnings, for students that collapse and that learn."""
 
 import math
 
@@ -20,7 +20,7 @@ DIM, B, K, SIDE = 16, 16, 64, 32
 
 @pytest.fixture
 def training(tmp_path):
-    """A training of one worker, whose run keeps its records."""
+    """A training of one worker. Its run keeps its records."""
     with Run(str(tmp_path / "run"), keep=1) as run:
         run.log = Kept()
         options = {"batch_size": B, "moco_dim": DIM, "moco_k": K, "lr": 0.004, "weight_decay": 0.0}
@@ -28,7 +28,7 @@ def training(tmp_path):
 
 
 def steps(training, number):
-    """Train so many steps on photographs."""
+    """Train for `number` steps on photographs."""
     images = [torch.from_numpy(photo(seed, 2 * SIDE, 2 * SIDE)) for seed in range(B)]
     images = torch.stack(images).permute(0, 3, 1, 2)  # (B, 3, 2 * SIDE, 2 * SIDE)
     random = torch.Generator().manual_seed(1)
@@ -48,7 +48,7 @@ def ids(training):
 
 
 def test_warnings_spare_student_that_learns(training):
-    """Also when its keys have filled the queue, which lag behind."""
+    """Also when its keys, which lag behind, have filled the queue."""
     steps(training, 10)
     assert training.run.log.of_kind("collapse") and ids(training) == []
 
@@ -58,13 +58,13 @@ def test_warnings_of_constant_head(training):
         torch.nn.init.zeros_(encoder.get_parameter("fc.2.weight"))
         torch.nn.init.ones_(encoder.get_parameter("fc.2.bias"))
     steps(training, 6)
-    [found] = training.run.log.of_kind("collapse")
-    assert found["feature_std"] < STD and found["queue_rank"] < RANK
+    [actual] = training.run.log.of_kind("collapse")
+    assert actual["feature_std"] < STD and actual["queue_rank"] < RANK
     assert ids(training) == ["same_features", "queue_rank"]
 
 
-def warnings(found):
-    return MoCoFramework.warnings(None, found)
+def warnings(actual):
+    return MoCoFramework.warnings(None, actual)
 
 
 @pytest.mark.parametrize(
@@ -74,16 +74,16 @@ def warnings(found):
 def test_warning_has_sign_and_bound(sign, bound, id):
     healthy = {"feature_std": 1.0, "queue_rank": 9.0, "dead_layer4": 0.0}
     assert warnings(healthy | {sign: bound}) == {}
-    [(found, text)] = warnings(healthy | {sign: 0.9 * bound}).items()
-    assert found == id and f"{0.9 * bound:.2f}" in text and str(bound) in text
+    [(actual, text)] = warnings(healthy | {sign: 0.9 * bound}).items()
+    assert actual == id and f"{0.9 * bound:.2f}" in text and str(bound) in text
 
 
 def test_dead_stages_are_one_warning():
     signs = {"feature_std": 1.0, "queue_rank": 9.0}
     signs |= {"dead_layer2": 0.5, "dead_layer3": 0.75, "dead_layer4": 0.6}
-    [(found, text)] = warnings(signs).items()
-    assert found == "dead_channels"
-    assert all(part in text for part in ("75 % of layer3", "60 % of layer4"))
+    [(actual, text)] = warnings(signs).items()
+    assert actual == "dead_channels"
+    assert all(phrase in text for phrase in ("75 % of layer3", "60 % of layer4"))
     assert "layer2" not in text
 
 
@@ -103,7 +103,7 @@ def test_queue_rank_counts_directions(training, directions):
 @pytest.mark.parametrize(
     ("features", "area"),
     [
-        (torch.cat([torch.eye(8), -torch.eye(8)]), 9 / 16),  # all directions alike
+        (torch.cat([torch.eye(8), -torch.eye(8)]), 9 / 16),  # all directions are equal
         (
             torch.cat([torch.eye(8), -torch.eye(8)]) @ torch.diag(torch.tensor([2.0] + 7 * [1.0])),
             0.5,
@@ -125,10 +125,8 @@ def test_feature_std_on_sphere_is_one(training):
 
 
 def test_describe():
-    words = collapse.describe(
+    line = collapse.describe(
         {"feature_std": 0.934, "queue_rank": 61.23, "dead_layer3": 0.0, "dead_layer4": 0.125}
     )
-    assert (
-        words
-        == "deviation 0.93 of 1, rank of the queue 61.2, dead channels 0 % of layer3, 12 % of layer4"
-    )
+    expected = "deviation 0.93 of 1, rank of the queue 61.2, dead channels 0 % of layer3"
+    assert line == f"{expected}, 12 % of layer4"

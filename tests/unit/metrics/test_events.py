@@ -1,8 +1,9 @@
-"""What an event file holds, read back by TensorBoard's own reader."""
+"""Event files, read by TensorBoard's own reader."""
 
 import io
 import os
 import resource
+import sys
 import time
 
 import numpy as np
@@ -10,33 +11,37 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from errors import refused
+from job.config import read_config
 from job.position import Count
 from job.metrics.events import Events
 from job.metrics.log import Log
-from runs import errors_of
+from job.train import train
 
 STEPS = 4  # of an epoch
 
 
 @pytest.fixture
 def events(tmp_path):
-    """A function that opens a run's events; what it says goes to `events.said`. They are closed at the end."""
+    """A function that opens a run's events, and keeps their warnings in `events.warnings`."""
     opened = []
 
-    def start(place=(0, 0), every=1):
+    def start(position=(0, 0), every=1):
         opened.append(
-            Events(str(tmp_path), place, Count(STEPS), every, ["contrastive"], start.said.append)
+            Events(
+                str(tmp_path), position, Count(STEPS), every, ["contrastive"], start.warnings.append
+            )
         )
         return opened[-1]
 
-    start.said = []
+    start.warnings = []
     yield start
     for each in opened:
         each.close()
 
 
 def shown(folder):
-    """TensorBoard's reader of a run's events, that has read all."""
+    """TensorBoard's reader after reading all of a run's events."""
     reader = EventAccumulator(
         str(folder / "tensorboard"),
         size_guidance=dict.fromkeys(("scalars", "histograms", "images"), 0),
@@ -45,12 +50,12 @@ def shown(folder):
 
 
 def scalars(folder, tag):
-    """The (step, value) that TensorBoard has of a tag, in order."""
+    """The (step, value) pairs of a tag, in order."""
     return [(event.step, pytest.approx(event.value)) for event in shown(folder).Scalars(tag)]
 
 
 def step(done, **more):
-    """The record of a step: the `done`th, counted from 0."""
+    """The record of step `done`, counted from 0."""
     return {
         "steps": done + 1,
         "epoch": done // STEPS,
@@ -69,8 +74,8 @@ def test_scalars_have_tag_of_kind_and_name(tmp_path, events):
     some.record({"steps": 8, "epoch": 1, "step": STEPS, "val_top1": 70.0})
     some.record({"kind": "saved", "time": 1.8e9, "epoch": 1, "step": 1, "seconds": 2.0})
     some.record({"kind": "later", "epoch": 1, "step": 1, "loss": 9.0})
-    found = {tag: scalars(tmp_path, tag) for tag in shown(tmp_path).Tags()["scalars"]}
-    assert found == {
+    actual = {tag: scalars(tmp_path, tag) for tag in shown(tmp_path).Tags()["scalars"]}
+    assert actual == {
         "steps/loss": [(5, 1 / 6)],
         "steps/contrastive": [(5, 2)],
         "steps/distillation": [(5, 3)],
@@ -81,19 +86,19 @@ def test_scalars_have_tag_of_kind_and_name(tmp_path, events):
         "signs/feature_std": [(5, 0.9)],
         "knn/knn": [(4, 80)],
         "knn/knn_seconds": [(4, 2)],
-        "validation/val_top1": [(7, 70)],  # after the epoch's last step, and not the next one's
+        "validation/val_top1": [(7, 70)],  # at the epoch's last step, not the next one
     }
 
 
 def test_scalars_have_tag_of_distiller(tmp_path, events):
     some = events()
     for number, distiller in enumerate(("one", "two")):
-        place = {"epoch": 1, "step": 0, "distiller": distiller}
-        some.record({"kind": "factor", **place, "loss_factor": number})
-        some.record({"kind": "refresh", **place, "stage": 4, "changed": number})
-    found = {tag: scalars(tmp_path, tag) for tag in shown(tmp_path).Tags()["scalars"]}
+        position = {"epoch": 1, "step": 0, "distiller": distiller}
+        some.record({"kind": "factor", **position, "loss_factor": number})
+        some.record({"kind": "refresh", **position, "stage": 4, "changed": number})
+    actual = {tag: scalars(tmp_path, tag) for tag in shown(tmp_path).Tags()["scalars"]}
     tags = ("other/{}/loss_factor", "refreshes/{}/layer4/changed")
-    assert found == {
+    assert actual == {
         tag.format(name): [(4, number)]
         for number, name in enumerate(("one", "two"))
         for tag in tags
@@ -101,13 +106,13 @@ def test_scalars_have_tag_of_distiller(tmp_path, events):
 
 
 @pytest.mark.parametrize(
-    ("every", "found"), [(1, range(8)), (2, [1, 3, 5, 7]), (3, [2, 3, 6, 7]), (99, [3, 7])]
+    ("every", "expected"), [(1, range(8)), (2, [1, 3, 5, 7]), (3, [2, 3, 6, 7]), (99, [3, 7])]
 )
-def test_scalars_every_few_steps_and_at_epoch_end(tmp_path, events, every, found):
+def test_scalars_every_few_steps_and_at_epoch_end(tmp_path, events, every, expected):
     some = events(every=every)
     for done in range(8):
         some.record(step(done))
-    assert [place for place, _ in scalars(tmp_path, "steps/loss")] == list(found)
+    assert [position for position, _ in scalars(tmp_path, "steps/loss")] == list(expected)
 
 
 def test_resume_before_validation_keeps_last_step(tmp_path, events):
@@ -117,15 +122,15 @@ def test_resume_before_validation_keeps_last_step(tmp_path, events):
     second = events((0, STEPS))
     second.record({"epoch": 0, "step": STEPS, "val_top1": 70.0})
     second.record(step(STEPS))
-    assert [place for place, _ in scalars(tmp_path, "steps/loss")] == list(range(STEPS + 1))
-    assert [place for place, _ in scalars(tmp_path, "validation/val_top1")] == [STEPS - 1]
+    assert [position for position, _ in scalars(tmp_path, "steps/loss")] == list(range(STEPS + 1))
+    assert [position for position, _ in scalars(tmp_path, "validation/val_top1")] == [STEPS - 1]
 
 
 @pytest.mark.parametrize("resumed", range(1, 9))
 def test_resume_shows_each_step_once(tmp_path, events, resumed):
-    """And each refresh and validation: those of before the checkpoint stay, what is done again replaces what was."""
+    """Refreshes and validations too. The resumed run replaces those after its checkpoint."""
 
-    def go(some, first, last, loss):
+    def write(some, first, last, loss):
         for done in range(first, last):
             if done % STEPS == 0:
                 some.record({"epoch": done // STEPS, "step": 0, "stage": 1, "changed": loss})
@@ -134,8 +139,8 @@ def test_resume_shows_each_step_once(tmp_path, events, resumed):
             if done % STEPS == STEPS - 1:
                 some.record({"epoch": done // STEPS, "step": STEPS, "val_top1": loss})
 
-    go(events(), 0, 9, 1.0)
-    go(events(divmod(resumed, STEPS)), resumed, 12, 2.0)
+    write(events(), 0, 9, 1.0)
+    write(events(divmod(resumed, STEPS)), resumed, 12, 2.0)
     assert scalars(tmp_path, "steps/loss") == [
         (done, 1.0 if done < resumed else 2.0) for done in range(12)
     ]
@@ -202,32 +207,29 @@ def test_full_disk_is_one_warning(tmp_path, events):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     some.record(step(5))
-    [said] = events.said
-    assert said.startswith(f"cannot write to {some.file.name}: File too large. The run continues")
+    [warning] = events.warnings
+    assert warning.startswith(
+        f"cannot write to {some.file.name}: File too large. The run continues"
+    )
     assert scalars(tmp_path, "steps/loss") == [(0, 1.0)]
     events((0, 1)).record(step(1))  # the run, resumed
     assert scalars(tmp_path, "steps/loss") == [(0, 1.0), (1, 0.5)]
 
 
-@pytest.mark.slow
 def test_missing_package_ends_run_before_folder(images, tmp_path, monkeypatch):
-    """Its absence is that of a package that cannot be imported."""
-    (tmp_path / "tensorboard").mkdir()
-    (tmp_path / "tensorboard" / "__init__.py").write_text(
-        "raise ModuleNotFoundError('no tensorboard')"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    small = [images, "--image-size", 32, "--batch-size", 8, "--moco-k", 8, "-j", 0, "--tensorboard"]
-    [line] = errors_of("job.train", [[*small, "--out", tmp_path / "run"]])
-    assert (
-        "--tensorboard: the package tensorboard is missing" in line
-        and "pip install '.[tensorboard]'" in line
-    )
+    for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    small = ["--image-size", "32", "--batch-size", "8", "--moco-k", "8", "-j", "0", "--tensorboard"]
+    config = read_config([str(images), *small, "--out", str(tmp_path / "run")])
+    message = refused(train, config)
+    assert message.startswith("--tensorboard: the package tensorboard is missing")
+    assert "pip install '.[tensorboard]'" in message
     assert not (tmp_path / "run").exists()
 
 
 def test_resume_is_read_last_for_any_clock(tmp_path, events, monkeypatch):
-    """Resumed on a node whose clock is a day behind, and again at the same moment."""
+    """The run resumes on a node whose clock is a day behind, and again at the same time."""
     now = time.time()
     for start, clock in ((0, now + 86400), (3, now), (5, now)):
         monkeypatch.setattr(time, "time", lambda clock=clock: clock)

@@ -1,3 +1,5 @@
+"""The log: lines, records, resumes, progress, and failures of disk and screen."""
+
 import json
 import os
 import pty
@@ -18,7 +20,7 @@ STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
 
 @pytest.fixture
 def opened():
-    """Open logs; close them at the end."""
+    """A function that opens logs. They are closed at the end."""
     logs = []
 
     def open_log(folder, start=(0, 0), speaks=True):
@@ -33,7 +35,7 @@ def opened():
 
 
 def lines(folder):
-    """The lines of a folder's log, without their stamps."""
+    """The lines of a folder's log, without their times."""
     text = (folder / "log.txt").read_text()
     assert all(re.match(STAMP, line) for line in text.splitlines())
     return re.sub(f"^{STAMP}", "", text, flags=re.MULTILINE).splitlines()
@@ -68,7 +70,7 @@ def test_lines_before_open_are_written_first(tmp_path, capsys):
 
 
 def test_lines_are_written_at_once(tmp_path, opened):
-    """A run that is killed has said all that it said."""
+    """A kill loses no line."""
     log = opened(tmp_path)
     log.line("now")
     log.record("step", steps=1)
@@ -109,9 +111,9 @@ def test_records_before_open_are_written_first(tmp_path):
 def test_remark_is_line_and_timed_record(tmp_path, opened, kind, record):
     before = time.time()
     opened(tmp_path).remark(kind, "name", "some")
-    [found] = metrics(tmp_path)
-    assert before - 1 < found.pop("time") < time.time() + 1
-    assert found == record and lines(tmp_path) == [f"{kind}: some"]
+    [actual] = metrics(tmp_path)
+    assert before - 1 < actual.pop("time") < time.time() + 1
+    assert actual == record and lines(tmp_path) == [f"{kind}: some"]
 
 
 def test_silent_log_writes_nothing(tmp_path, opened, capsys):
@@ -138,7 +140,7 @@ def test_resume_appends_to_files(tmp_path, opened):
 
 
 def test_line_accepts_name_that_is_not_utf_8(tmp_path, opened):
-    """Names of files are bytes; those that are no text reach the log when they cannot be decoded as images."""
+    """File names are bytes. Warnings of undecodable images contain any of them."""
     log = opened(tmp_path)
     log.line("cannot decode caf\udce9.png")
     log.note("error: caf\udce9.png")
@@ -146,11 +148,11 @@ def test_line_accepts_name_that_is_not_utf_8(tmp_path, opened):
     assert [line.partition("caf")[0] for line in lines(tmp_path)] == ["cannot decode ", "error: "]
 
 
-STEPS, STAGES = 4, (3, 4)  # of an epoch, and of a refresh
+STEPS, STAGES = 4, (3, 4)  # steps of an epoch, stages of a refresh
 
 
 def run_through(log, first, last):
-    """Record the steps from `first` on, as a run does: an epoch's refresh, if it has one, then its steps."""
+    """Record steps from `first` on, like a run, with a refresh at the start of each epoch."""
     for done in range(first, last):
         if done % STEPS == 0:
             for stage in STAGES:
@@ -161,11 +163,11 @@ def run_through(log, first, last):
 
 
 @pytest.fixture
-def whole(tmp_path, opened):
-    """The metrics of a run that was never stopped, of ten steps."""
-    (tmp_path / "whole").mkdir()
-    run_through(opened(tmp_path / "whole"), 0, 10)
-    return (tmp_path / "whole" / "metrics.jsonl").read_text()
+def uninterrupted(tmp_path, opened):
+    """The metrics of an uninterrupted run of ten steps."""
+    (tmp_path / "uninterrupted").mkdir()
+    run_through(opened(tmp_path / "uninterrupted"), 0, 10)
+    return (tmp_path / "uninterrupted" / "metrics.jsonl").read_text()
 
 
 @pytest.mark.parametrize(
@@ -181,11 +183,11 @@ def test_resume_records_each_step_once(tmp_path, opened, stopped, resumed):
 
 
 @pytest.mark.parametrize("resumed", range(1, 9))
-def test_resumed_metrics_equal_uninterrupted(tmp_path, opened, whole, resumed):
-    """Refreshes too: those of before stay, the one that is done again is there once."""
+def test_resumed_metrics_equal_uninterrupted(tmp_path, opened, uninterrupted, resumed):
+    """Refreshes too: earlier ones stay, and a repeated one is recorded once."""
     run_through(opened(tmp_path), 0, 9)
     run_through(opened(tmp_path, start=divmod(resumed, STEPS)), resumed, 10)
-    assert (tmp_path / "metrics.jsonl").read_text() == whole
+    assert (tmp_path / "metrics.jsonl").read_text() == uninterrupted
 
 
 @pytest.mark.parametrize("kind", sorted(schema.PROCESS))
@@ -203,7 +205,7 @@ def test_resume_keeps_process_records(tmp_path, opened, kind, start):
 
 @pytest.mark.parametrize("start", [(0, 0), (1, 2), (2, 0)])
 def test_resume_keeps_earlier_unknown_records(tmp_path, opened, start):
-    """Those of a later version or of another tool."""
+    """From a later version or another tool, unless the run computes their position again."""
     note, evicted, map = (
         {"kind": "note", "by": "a tool"},
         {"kind": "evicted", "epoch": 1},
@@ -234,9 +236,9 @@ def test_resume_drops_course_without_position(tmp_path, opened):
     assert metrics(tmp_path) == []
 
 
-def test_resume_drops_records_without_kind(tmp_path, opened, whole):
-    """The log of a run of an earlier version, which this version resumes."""
-    for line in whole.splitlines():
+def test_resume_drops_records_without_kind(tmp_path, opened, uninterrupted):
+    """Records of an earlier version have no kind. They are dropped like others."""
+    for line in uninterrupted.splitlines():
         record = json.loads(line)
         del record["kind"]
         with open(tmp_path / "metrics.jsonl", "a") as file:
@@ -244,7 +246,7 @@ def test_resume_drops_records_without_kind(tmp_path, opened, whole):
     assert Log(True).open(str(tmp_path), (1, 2)) == 6
     kept = [
         json.loads(line)
-        for line in whole.splitlines()
+        for line in uninterrupted.splitlines()
         if (json.loads(line)["epoch"], json.loads(line)["step"]) < (1, 2)
     ]
     assert metrics(tmp_path) == [
@@ -252,22 +254,22 @@ def test_resume_drops_records_without_kind(tmp_path, opened, whole):
     ]
 
 
-def test_restart_drops_all_steps(tmp_path, opened, whole):
-    """A run can end before its first checkpoint; `--resume auto` then starts it from the first step."""
+def test_restart_drops_all_steps(tmp_path, opened, uninterrupted):
+    """Before its first checkpoint, `--resume auto` starts a run from the first step."""
     run_through(opened(tmp_path), 0, 3)
     run_through(opened(tmp_path), 0, 10)
-    assert (tmp_path / "metrics.jsonl").read_text() == whole
+    assert (tmp_path / "metrics.jsonl").read_text() == uninterrupted
 
 
 @pytest.mark.parametrize("cut", [1, 2, 5, 20, 40])
 def test_resume_drops_incomplete_last_line(tmp_path, opened, cut):
-    """Also when it is the end of the line alone that was cut: the next record starts a line of its own."""
+    """Also if only the line end is missing: the next record starts a new line."""
     run_through(opened(tmp_path), 0, 3)
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-cut])
     run_through(opened(tmp_path, start=(0, 3)), 3, 4)
-    found = [record["steps"] for record in metrics(tmp_path) if "loss" in record]
-    assert found in ([1, 2, 4], [1, 2, 3, 4])
+    actual = [record["steps"] for record in metrics(tmp_path) if "loss" in record]
+    assert actual in ([1, 2, 4], [1, 2, 3, 4])
 
 
 def test_resume_without_metrics_starts_file(tmp_path, opened):
@@ -276,7 +278,7 @@ def test_resume_without_metrics_starts_file(tmp_path, opened):
 
 
 def test_resume_keeps_longer_epochs(tmp_path, opened):
-    """At an epoch's end the batch size may change: its steps count on from there."""
+    """The batch size can change after an epoch. The count of steps continues."""
     log = opened(tmp_path)
     for step in range(8):
         log.record("step", steps=step + 1, epoch=0, step=step)
@@ -301,15 +303,15 @@ def test_drop_from_is_atomic(tmp_path, opened, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("total", "every", "told"),
+    ("total", "every", "expected"),
     [(10, 3, [3, 6, 9, 10]), (10, 5, [5, 10]), (2, 100, [2]), (3, 1, [1, 2, 3]), (1, 1, [1])],
 )
-def test_progress_prints_lines_without_terminal(tmp_path, opened, capsys, total, every, told):
+def test_progress_prints_lines_without_terminal(tmp_path, opened, capsys, total, every, expected):
     log = opened(tmp_path)
     for done in range(1, total + 1):
         log.progress(f"step {done}", done, total, every)
-    assert capsys.readouterr().out.splitlines() == [f"step {done}" for done in told]
-    assert lines(tmp_path) == [f"step {done}" for done in told]
+    assert capsys.readouterr().out.splitlines() == [f"step {done}" for done in expected]
+    assert lines(tmp_path) == [f"step {done}" for done in expected]
 
 
 def test_progress_is_bar_on_terminal(tmp_path, opened, capsys, monkeypatch):
@@ -383,9 +385,10 @@ with output.guarded():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("screen", ["terminal", "pipe"])
 def test_lost_screen_is_one_warning(tmp_path, screen):
-    """As the terminal of a session that breaks off, or the pipe to a launcher that is killed."""
+    """Like the terminal of a broken session, or the pipe to a killed launcher."""
     mine, its = pty.openpty() if screen == "terminal" else os.pipe()
     command = [sys.executable, "-c", GONE, tmp_path]
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The losses of any framework in records: their names, their ratio, and what panel, report and event files show of them."""
+"""Losses of any framework in records, event files, panel, report and study."""
 
 import json
 import re
@@ -27,7 +27,7 @@ STEPS = 4
 
 
 def step(name, number=0):
-    """The record of a step, as `job.train` writes it."""
+    """The record of a step, as in `job.train`."""
     distillation = 0.0 if name == "no teacher" else 6.0
     losses = (
         NAMES[name]
@@ -35,10 +35,10 @@ def step(name, number=0):
         | ({"one": 2.0, "two": 4.0} if name == "toy" else {})
     )
     total = sum(NAMES[name].values()) + distillation
-    place = {"steps": number + 1, "epoch": 0, "step": number}
+    position = {"steps": number + 1, "epoch": 0, "step": number}
     speed = {"lr": 0.1, "images_per_s": 20.0, "data_wait": 0.1}
     metrics = METRICS.get(name, {"accuracy": 10.0})
-    return place | {"loss": total} | {"gradient_norm": 1.0} | metrics | losses | speed
+    return position | {"loss": total} | {"gradient_norm": 1.0} | metrics | losses | speed
 
 
 def write_run(folder, name):
@@ -74,12 +74,12 @@ def test_ratio_is_to_sum_of_framework_losses():
 
 
 def test_events_have_ratio(monkeypatch):
-    found = {}
+    actual = {}
     for name in NAMES:
         shown = []
         monkeypatch.setattr(Events, "__init__", lambda *_: None)
         monkeypatch.setattr(
-            Events, "show", lambda self, place, *values, shown=shown: shown.extend(values)
+            Events, "show", lambda self, position, *values, shown=shown: shown.extend(values)
         )
         events = Events()
         events.every, events.losses, events.count = (
@@ -88,20 +88,20 @@ def test_events_have_ratio(monkeypatch):
             SimpleNamespace(an_epoch=STEPS),
         )
         events.record(step(name))
-        found[name] = [value["simple_value"] for value in shown if value["tag"] == "steps/ratio"]
+        actual[name] = [value["simple_value"] for value in shown if value["tag"] == "steps/ratio"]
     expected = {"moco": [3.0], "none": [], "toy": [3.0], "no teacher": [], "earlier": [3.0]}
-    assert found == expected | {"simsiam": [6.0]}
+    assert actual == expected | {"simsiam": [6.0]}
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A run of each, as a report finds it, by name."""
+    """A run of each framework, as a report reads it, by name."""
     folder = tmp_path_factory.mktemp("runs")
     return {run.label: run for run in find_runs([write_run(folder / name, name) for name in NAMES])}
 
 
 def test_history_has_losses_of_start(runs):
-    """Names that no step has do not count. A run of an earlier version has MoCo's."""
+    """Names without numbers do not count. A run of an earlier version has MoCo's losses."""
     assert {name: run.history.losses for name, run in runs.items()} == {
         name: list(losses) for name, losses in NAMES.items()
     }
@@ -130,7 +130,7 @@ def test_panel_shows_losses_by_name(runs, name, parts, accuracy):
 
 
 def test_report_has_panels_of_framework(runs):
-    """A run without a framework has no parts and no contrast accuracy; MoCo's loss of guessing is for MoCo."""
+    """Without a framework there are no losses to compare. Only MoCo has a loss of guessing."""
     none, toy, moco, simsiam = ([runs[name]] for name in ("none", "toy", "moco", "simsiam"))
     assert curves.terms(none) is curves.accuracy(none) is curves.accuracy(toy) is None
     assert curves.guessing(none) == curves.guessing(toy) == {} and list(
@@ -163,8 +163,8 @@ def test_report_has_panels_of_framework(runs):
 def test_overview_has_ratio_and_accuracy(runs):
     table = tables.overview(list(runs.values()))
     columns = [table.head.index(name) for name in ("ratio", "contrast acc.")]
-    found = {row[0]: [row[column] for column in columns] for row in table.rows}
-    assert found == {
+    actual = {row[0]: [row[column] for column in columns] for row in table.rows}
+    assert actual == {
         "moco": ["3.00", "10.0 %"],
         "none": ["-", "-"],
         "toy": ["3.00", "-"],
@@ -186,9 +186,9 @@ def test_study_records_ratio(tmp_path, name):
     )
     ratios = {"moco": 3.0, "toy": 3.0, "no teacher": 0.0, "earlier": 3.0, "simsiam": 6.0}
     pulls = {f"pull_{when}": ratios[name] for when in ("first", "last") if name in ratios}
-    found = (
+    actual = (
         {"knn": 50.0, "linear": 60.0, "step_seconds": 0.5}
         | pulls
         | {key: round(value, 4) for key, value in auc.items()}
     )
-    assert units.accuracies(tmp_path) == found
+    assert units.accuracies(tmp_path) == actual

@@ -1,4 +1,4 @@
-"""Weights & Biases and MLflow themselves, without a network."""
+"""The packages of Weights & Biases and MLflow, without a network."""
 
 import json
 import signal
@@ -18,7 +18,7 @@ LOSSES = [1.0, 0.5, 0.25, float("nan"), 0.0625]
 
 
 def trained(folder, name, first, last, how, **options):
-    """Do some steps of a run in a process of its own, as far as its tracker sees."""
+    """Record some steps like a process of a run with a tracker."""
     folder.mkdir(exist_ok=True)
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     streams = (sys.stdout, sys.stderr, sys.excepthook)
@@ -39,26 +39,26 @@ def warnings(folder):
     return [record["text"] for record in records if record["kind"] == "warning"]
 
 
-BLOCK, HEADER = 2**15, 7  # bytes of LevelDB's log format; the file begins with a header as long
+BLOCK, HEADER = 2**15, 7  # bytes in LevelDB's log format. The file has a header of the same size.
 
 
 def messages(path):
     """Yield the messages of a file of Weights & Biases, in LevelDB's log format."""
-    content, place, message = path.read_bytes(), HEADER, b""
-    while place + HEADER <= len(content):
-        if BLOCK - place % BLOCK < HEADER:
-            place += BLOCK - place % BLOCK
+    content, offset, message = path.read_bytes(), HEADER, b""
+    while offset + HEADER <= len(content):
+        if BLOCK - offset % BLOCK < HEADER:
+            offset += BLOCK - offset % BLOCK
             continue
-        length, kind = struct.unpack_from("<HB", content, place + 4)
-        place += HEADER + length
-        message += content[place - length : place]
-        if kind in (1, 4):  # the whole message, or its last part
+        length, type = struct.unpack_from("<HB", content, offset + 4)
+        offset += HEADER + length
+        message += content[offset - length : offset]
+        if type in (1, 4):  # a complete message, or the last piece of one
             yield message
             message = b""
 
 
 def saved_by_wandb(path):
-    """The run, the numbers and the exit code in a file of an offline run."""
+    """The run, its numbers and its exit code in the file of an offline run."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     numbers = []
@@ -77,7 +77,7 @@ def saved_by_wandb(path):
 
 @pytest.fixture
 def wandb():
-    """The package, which reads its variables once."""
+    """The package. It reads its environment variables once."""
     wandb = pytest.importorskip("wandb", reason="pip install '.[wandb]'")
     yield wandb
     wandb.teardown()
@@ -89,16 +89,16 @@ def test_wandb_resumes_its_run(wandb, tmp_path, monkeypatch):
     folder = tmp_path / "mine"
     trained(folder, "wandb", 0, 4, "stopped")
     trained(folder, "wandb", 3, 5, "error", lr=0.1)
-    wandb.teardown()  # its service has written all
-    found = [saved_by_wandb(path) for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"))]
+    wandb.teardown()  # waits until its service has written everything
+    actual = [saved_by_wandb(path) for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"))]
     id = json.loads((folder / "wandb.json").read_text())["id"]
-    assert [run.run_id for run, _, _ in found] == [id, id]
-    assert {(run.project, run.display_name) for run, _, _ in found} == {("moco-mgd", "mine")}
-    (_, first, _), (_, second, _) = found
+    assert [run.run_id for run, _, _ in actual] == [id, id]
+    assert {(run.project, run.display_name) for run, _, _ in actual} == {("moco-mgd", "mine")}
+    (_, first, _), (_, second, _) = actual
     assert [each["steps"] for each in first + second] == [2, 4, 5]
     assert (first[0]["steps/loss"], second[0]["steps/loss"]) == (0.5, 0.0625)
     assert first[0]["steps/ratio"] == 0.5
-    assert [code for _, _, code in found] == [0, 1] and warnings(folder) == []
+    assert [code for _, _, code in actual] == [0, 1] and warnings(folder) == []
 
 
 @pytest.mark.parametrize("store", ["sqlite:///{}/mlflow.db", "file:{}/mlruns"])
@@ -123,7 +123,7 @@ def test_mlflow_resumes_its_run(tmp_path, monkeypatch, store):
     assert run.data.metrics["steps/ratio"] == 0.5
 
 
-REFUSING = {  # a port on which nobody listens
+REFUSING = {  # a closed port
     "wandb": {
         "WANDB_BASE_URL": "http://127.0.0.1:9",
         "WANDB_API_KEY": 40 * "0",

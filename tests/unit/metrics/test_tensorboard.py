@@ -1,4 +1,4 @@
-"""What is drawn for TensorBoard shows what it says that it shows, in grey as well."""
+"""TensorBoard's histograms and pictures of views and matchings."""
 
 from types import SimpleNamespace
 
@@ -15,17 +15,17 @@ from mgd.distiller import MGDistiller
 
 
 class Shown:
-    """Events that keep what they are to show."""
+    """Events that keep their histograms and pictures."""
 
     def __init__(self):
         self.histograms, self.pictures = {}, {}
 
-    def histogram(self, tag, place, values):
-        self.histograms[tag, place] = values
+    def histogram(self, tag, position, values):
+        self.histograms[tag, position] = values
 
-    def picture(self, tag, place, pixels):
+    def picture(self, tag, position, pixels):
         assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
-        self.pictures[tag, place] = pixels
+        self.pictures[tag, position] = pixels
 
 
 @pytest.fixture
@@ -33,9 +33,8 @@ def run():
     return SimpleNamespace(log=SimpleNamespace(events=Shown()))
 
 
-SILENT = SimpleNamespace(
-    log=SimpleNamespace(events=None)
-)  # another rank, or a run without --tensorboard
+# Another rank, or a run without --tensorboard.
+SILENT = SimpleNamespace(log=SimpleNamespace(events=None))
 
 
 def grey(pixels):
@@ -60,7 +59,7 @@ def test_histograms_of_margins_and_norms(run):
         "margins/layer3",
     }
     assert {tag for tag, _ in run.log.events.histograms} == expected
-    assert {place for _, place in run.log.events.histograms} == {(5, 0)}
+    assert {position for _, position in run.log.events.histograms} == {(5, 0)}
     assert np.array_equal(
         run.log.events.histograms["bn3/weight", (5, 0)], mgd.bn3.weight.detach().numpy()
     )
@@ -86,14 +85,14 @@ def test_no_events_draw_nothing():
 
 @pytest.mark.parametrize("side", [28, 56, 112])
 def test_draw_views_puts_pairs_side_by_side(side):
-    """Small views are enlarged, each pixel to a square."""
+    """Each pixel of a small view becomes a square."""
     query, key = views(8, side), views(8, side, seed=1)
     picture, times = tensorboard.draw_views([query, key]), tensorboard.SIDE // side
     height, width = tensorboard.SIDE + tensorboard.GAP, 2 * tensorboard.SIDE + 2 + tensorboard.GAP
     assert picture.shape == (2 * height, 4 * width, 3)
-    for place in range(8):
-        y, x = place // 4 * height, place % 4 * width
-        for view, left in ((query[place], x), (key[place], x + tensorboard.SIDE + 2)):
+    for position in range(8):
+        y, x = position // 4 * height, position % 4 * width
+        for view, left in ((query[position], x), (key[position], x + tensorboard.SIDE + 2)):
             enlarged = view.permute(1, 2, 0).numpy().repeat(times, 0).repeat(times, 1)
             assert np.array_equal(
                 picture[y : y + tensorboard.SIDE, left : left + tensorboard.SIDE], enlarged
@@ -102,8 +101,8 @@ def test_draw_views_puts_pairs_side_by_side(side):
 
 def test_draw_views_of_single_views():
     side, single = tensorboard.SIDE, views(8, tensorboard.SIDE)
-    picture, place = tensorboard.draw_views([single]), side + tensorboard.GAP
-    assert picture.shape == (2 * place, 4 * place, 3)
+    picture, position = tensorboard.draw_views([single]), side + tensorboard.GAP
+    assert picture.shape == (2 * position, 4 * position, 3)
     assert np.array_equal(picture[:side, :side], single[0].permute(1, 2, 0).numpy())
 
 
@@ -115,7 +114,7 @@ def test_draw_views_of_few_large_views(n, rows):
 
 
 def channels(S, T, noise=0.0, seed=0):
-    """Costs (S, T) of which each teacher channel's is clearly the least with one student channel."""
+    """Costs (S, T): each teacher channel has one student channel of clearly least cost."""
     random = np.random.default_rng(seed)
     owners = random.permutation(np.arange(T) % S)
     cost = random.uniform(1.0, 2.0, (S, T))
@@ -138,7 +137,7 @@ def test_draw_matching_has_dark_diagonal(S, T):
         tensorboard.COSTS,
     )
     width, height = tensorboard.COSTS
-    matched = width * (T // S * S) // T  # those of no student channel are at the end
+    matched = width * (T // S * S) // T  # unmatched channels are at the end
     across = np.arange(matched)
     diagonal = costs[(across + 0.5).astype(int) * height // matched, across].mean()
     assert diagonal < 0.6 * np.median(costs)
@@ -146,7 +145,7 @@ def test_draw_matching_has_dark_diagonal(S, T):
 
 
 def moves(picture, S):
-    """Which student channel each teacher channel had before and has now: (now, before), (S, S) bool."""
+    """The drawn changes: the student channels (now, before) of teacher channels, (S, S) bool."""
     changes = panel(picture, tensorboard.COSTS[0] + 3 * tensorboard.GAP, tensorboard.CHANGES) == 0
     return (
         changes.reshape(S, tensorboard.CHANGES[1] // S, S, tensorboard.CHANGES[0] // S).mean(
@@ -171,7 +170,7 @@ def test_draw_matching_shows_moved_channels(moved):
     )  # puts the student channels in their own order, or the reverse
     picture = tensorboard.draw_matching("layer1", cost, before.numpy(), after.numpy())
     cells = moves(picture, S)
-    expected = np.eye(S, dtype=bool)  # each keeps one of its two at least
+    expected = np.eye(S, dtype=bool)  # each keeps at least one of its two
     for a, b in [(0, 5), (1, 2)][:moved]:
         expected[a, b] = expected[b, a] = True
     assert np.array_equal(cells, expected) or np.array_equal(cells, expected[::-1, ::-1])

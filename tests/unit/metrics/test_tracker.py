@@ -1,27 +1,26 @@
-"""What a tracker sends, and that a server in trouble holds up no run."""
+"""Trackers: sent numbers, resumes, and servers that fail or do not answer."""
 
-import os
 import sys
 import threading
 
 import pytest
 
+from errors import refused
+from job.config import read_config
 from job.engine.call import called
 from job.engine.run import Run
-from job.errors import RunError
 from job.metrics import tracker
-from job.metrics.callbacks import load
 from job.metrics.log import Log
 from job.metrics.tracker import Tracker
 from job.options import TRACKERS
-from runs import errors_of
+from job.train import train
 
 OPTIONS = {"print_freq": 2}
 START = {"epoch": 0, "step": 0, "steps_an_epoch": 5, "losses": ["contrastive"]}
 
 
 class Server(Tracker):
-    """Sends to a list, when `open` is set; the message number `fails` fails."""
+    """Send to a list while `open` is set. Message number `fails` raises an error."""
 
     name = "server"
 
@@ -95,7 +94,7 @@ def test_resume_has_id_and_steps(tmp_path):
 
 
 def test_resume_sends_no_step_twice(tmp_path):
-    """The first process is killed after step 4, the second resumes from step 2 and is killed there."""
+    """The first process is killed after step 4. The second resumes from step 2."""
     servers = [Server() for _ in range(4)]
     for server, first, last in zip(servers, (0, 2, 2, 5), (4, 2, 5, 5), strict=True):
         log = trained(tmp_path, server, first, last, step=first)
@@ -116,8 +115,8 @@ def test_new_id_gets_all_steps(tmp_path, monkeypatch):
     assert [message[0] for message in server.sent] == [2, 4, 5, "error"]
 
 
-def begun(folder, first):
-    """Let a run of five steps start at step `first`, from a checkpoint if that is not 0."""
+def messages_of_run(folder, first):
+    """Run five steps from step `first` on, from a checkpoint if it is not 0."""
     own = Server()
     with called(Run(str(folder), keep=1, callbacks=[own])) as run:
         saved = {"epoch": 0, "step": first, "images": 5, "config": {"batch_size": 1}, "workers": 1}
@@ -129,15 +128,15 @@ def begun(folder, first):
 
 
 def test_fresh_run_starts_new_id(tmp_path, monkeypatch):
-    """A resumed run does not. Before its first checkpoint, a run that starts again is fresh."""
+    """A resumed run keeps its id. A restart before the first checkpoint is a fresh run."""
     monkeypatch.setitem(TRACKERS, Server.name, "")
-    starts = [begun(tmp_path, first) for first in (0, 0, 2)]
+    starts = [messages_of_run(tmp_path, first) for first in (0, 0, 2)]
     assert [sent[0][:2] for sent in starts] == [("start", ""), ("start", ""), ("start", "abc")]
     assert [[steps for steps, *_ in sent[1:-1]] for sent in starts] == [[2, 4, 5], [2, 4, 5], []]
 
 
 def test_fresh_run_removes_tracker_files(tmp_path):
-    """Otherwise its resume with --log-to would continue the old run there."""
+    """Otherwise a resume with --log-to would continue the old run on the server."""
     for name in TRACKERS:
         (tmp_path / f"{name}.json").write_text("{}")
     with called(Run(str(tmp_path), keep=1)) as run:
@@ -160,7 +159,7 @@ def test_refused_message_is_one_warning(tmp_path, fails):
 
 
 def test_silent_server_delays_no_step(tmp_path, monkeypatch):
-    """Until too many messages wait."""
+    """When too many messages wait, it is dropped."""
     monkeypatch.setattr(tracker, "MOST", 2)
     server = Server()
     server.open.clear()
@@ -183,24 +182,13 @@ def test_silent_server_delays_end_briefly(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", TRACKERS)
-def test_a_missing_package_is_one_line(monkeypatch, name):
+def test_missing_package_ends_run_before_folder(images, tmp_path, monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
-    text = rf"the package {name} is missing. Run pip install '.\[{name}\]', or leave the option out"
-    with pytest.raises(RunError, match=text):
-        load([name])
-
-
-@pytest.mark.slow
-def test_a_missing_package_ends_a_run_before_its_folder_is_made(images, tmp_path, monkeypatch):
-    """Its absence is that of a package that cannot be imported."""
-    for name in TRACKERS:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text("raise ModuleNotFoundError('none')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    small = [images, "--image-size", 32, "--batch-size", 8, "--moco-k", 8, "-j", 0]
-    small += ["--out", tmp_path / "run", "--log-to"]
-    found = errors_of("job.train", [[*small, name] for name in TRACKERS])
-    for name, line in zip(TRACKERS, found, strict=True):
-        fix = f"Run pip install '.[{name}]', or leave the option out"
-        assert line == f"error: --log-to {name}: the package {name} is missing. {fix}\n"
+    small = ["--image-size", "32", "--batch-size", "8", "--moco-k", "8", "-j", "0"]
+    out = ["--out", str(tmp_path / "run"), "--log-to", name]
+    fix = f"Run pip install '.[{name}]', or leave the option out"
+    assert (
+        refused(train, read_config([str(images), *small, *out]))
+        == f"--log-to {name}: the package {name} is missing. {fix}"
+    )
     assert not (tmp_path / "run").exists()
