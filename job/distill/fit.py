@@ -27,8 +27,9 @@ def check_fit(
             raise RunError(f"--distill {kind.name}: {misfit}. Use one of: {fitting}")
     if config.framework == "none" and student.beyond and not any(k.compares_pooled for k in kinds):
         raise RunError(
-            f"--framework none: no chosen distiller trains {student.beyond} of {config.arch}, which "
-            "works on the pooled features; expected simreg, similarity or disco. Add one of them"
+            f"--framework none: no chosen distiller trains {student.beyond} of {config.arch}, "
+            "which works on the pooled features; expected simreg, similarity or disco. "
+            "Add one of them"
         )
 
 
