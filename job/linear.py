@@ -212,7 +212,7 @@ def train_epoch(
             undecodable=len(undecodable),
         )
         sums["loss"] /= FIXED_POINT * config.batch_size  # the mean over the images
-        journal.check_finite(step, sums, gradients.beyond)
+        journal.check_finite(step, sums, gradients.not_finite)
         parts.optimizer.step()
 
         journal.step(step, sums)

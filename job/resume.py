@@ -15,12 +15,12 @@ from job.distill.similarity import SETTINGS
 from job.engine import statistics
 from job.engine.resume import (
     FINAL,
+    check_folder,
     check_format,
-    check_place,
     load_optimizer,
+    log_changes,
     newest,
     resumed_before,
-    tell_changes,
     warn_of_rate,
 )
 from job.engine.run import Run
@@ -62,7 +62,7 @@ def find(config: Config, run: Run) -> tuple[Config, dict | None]:
         config = dataclasses.replace(config, teacher=config.resume, resume="")
         saved = newest(run) if restarts() else None
         return config, saved and continues(saved, config, run)
-    run.on_first(lambda: check_place(config, run))
+    run.on_first(lambda: check_folder(config, run))
     if "format" not in saved:
         raise RunError(
             f"--resume {config.resume}: has no format; expected a checkpoint of job.train. "
@@ -96,7 +96,7 @@ def continues(saved: dict, config: Config, run: Run) -> dict:
         )
     without_effect = WITHOUT_EFFECT | without_head(config).keys()
     without_effect |= set() if config.teacher else OF_TEACHER
-    tell_changes(old, config, where, run, without_effect)
+    log_changes(old, config, where, run, without_effect)
     warn_of_rate(saved, config, run)
     warn_of_ramp(saved, config, run)
     if saved["workers"] != run.size:

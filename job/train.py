@@ -181,7 +181,7 @@ def train_epoch(
             stop=run.stop.signal is not None,
             undecodable=len(undecodable),
         )
-        journal.check_finite(step, totals, gradients.beyond)
+        journal.check_finite(step, totals, gradients.not_finite)
         training.optimizer.step()
         framework.after_update(prepared)
         distillation.after_update()

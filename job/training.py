@@ -50,7 +50,7 @@ class Training:
     @property
     def batch_size(self) -> int:
         """Images of this worker in a step."""
-        return self.run.share(self.config.batch_size)
+        return self.run.own_batch(self.config.batch_size)
 
     def shared(self) -> dict[str, torch.Tensor]:
         """Return all tensors that are the same on every worker, by name.

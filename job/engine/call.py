@@ -1,4 +1,4 @@
-"""Runs that Python code calls: a script or a notebook, whose process continues afterwards."""
+"""Runs started by Python code, such as a notebook, whose process continues afterwards."""
 
 import contextlib
 import os
@@ -20,9 +20,9 @@ in_progress = threading.Lock()
 
 @dataclass(frozen=True)
 class Result:
-    """What a run has left.
+    """The results of a run.
 
-    folder: of the run. checkpoint: the newest, or "" if there is none.
+    folder: of the run. checkpoint: the path of the newest, or "" if there is none.
     numbers: the newest losses and accuracies, by their names in metrics.jsonl.
     """
 
@@ -32,27 +32,27 @@ class Result:
 
 
 def result(run: Run, numbers: Mapping[str, float] | None = None) -> Result:
-    """Return what a run has left, on all workers. A collective.
+    """Return a run's results, on all workers. A collective.
 
-    numbers: by default those of its records.
+    numbers: of the result; by default the newest in the run's records.
     """
 
     def find() -> tuple[str, dict[str, float]]:
         last = os.path.join(run.folder, LAST)
-        found = run.log.newest() if numbers is None else dict(numbers)
-        return last if os.path.exists(last) else "", found
+        newest = run.log.newest() if numbers is None else dict(numbers)
+        return last if os.path.exists(last) else "", newest
 
     return Result(run.folder, *run.on_first(find))
 
 
 @contextlib.contextmanager
 def called(run: Run, incomplete: str = "") -> Iterator[Run]:
-    """Enter a run, and leave the process as it was before.
+    """Enter a run, and restore the process's settings afterwards.
 
     incomplete: the message of KeyboardInterrupt if a stopped run saves nothing.
-    RunError: another run is in progress in this process, or what the run raises.
-    KeyboardInterrupt, on all workers: a signal, such as Ctrl-C's, came to one. The run has saved
-    what it can.
+    RunError: another run is in progress in this process, or the run raised one.
+    KeyboardInterrupt, on all workers: one received a signal, for example by Ctrl-C. The run has
+    saved its checkpoint.
     """
     if not in_progress.acquire(blocking=False):
         problem = "another run is in progress in this process; expected one at a time"

@@ -1,9 +1,10 @@
-"""Gradients, averaged over the workers while the backward pass goes on, in an order that timing cannot change.
+"""Gradients, averaged over the workers during the backward pass, in an order without timing.
 
-Horovod's own optimizer fuses what happens to be ready, and a ring adds in an order set by where a value lies in the
-fused buffer: from four workers on, the same run ends in other bytes each time. Here every gradient has a fixed place
-in one of a few contiguous buckets, and Horovod sums a bucket where it lies, with nothing copied in or out.
-A gradient has its parameter's strides, those of channels last on a GPU.
+Horovod's own optimizer fuses the gradients that happen to be ready, and a ring adds in an order
+that depends on a value's offset in the fused buffer. So with four or more workers, the same run
+ends with other bytes each time. Here each gradient has a fixed offset in one of a few contiguous
+buckets, which Horovod sums in place, without copies. A gradient has its parameter's strides, which
+are channels last on a GPU.
 """
 
 import functools
@@ -14,11 +15,13 @@ from torch import nn
 
 from job.cluster import comm
 
-SHARE = 1 / 8  # of all values, for a bucket to be full: the last one, which nothing hides, is small
+# A bucket is full with this fraction of all values. No computation hides the last sum, so the last
+# bucket must be small.
+FRACTION = 1 / 8
 
 
 class Bucket:
-    """A contiguous part of all gradients, from its first one in a step to the next step."""
+    """The gradients of some parameters in one contiguous tensor, for one step."""
 
     def __init__(self, named: list[tuple[str, nn.Parameter]]):
         self.name = named[0][0]  # of the parameter that comes first in the backward pass
@@ -28,49 +31,50 @@ class Bucket:
 
     def clear(self) -> None:
         """Release the bucket so that the forward passes can use its memory."""
-        self.came = 0  # gradients, of all backward passes of a step
-        self.flat = self.travelling = torch.empty(0)
-        self.views: dict[nn.Parameter, torch.Tensor] = {}  # of flat
+        self.added = 0  # gradients, of all backward passes of a step
+        self.flat = self.sent = torch.empty(0)
+        self.views: dict[nn.Parameter, torch.Tensor] = {}  # of flat, by parameter
         self.sum: comm.Pending | None = None
         for value in self.parameters:
             value.grad = None
 
-    def take(self, value: nn.Parameter, scale: float) -> None:
+    def add(self, value: nn.Parameter, scale: float) -> None:
         """Add `scale` times a parameter's gradient, and release the gradient's memory."""
         assert value.grad is not None
         if not self.views:
             sizes = [value.numel() for value in self.parameters]
             self.flat = value.grad.new_empty(sum(sizes))
-            places = zip(self.parameters, self.flat.split(sizes), strict=True)
+            pairs = zip(self.parameters, self.flat.split(sizes), strict=True)
             self.views = {
-                value: part.as_strided(value.shape, value.stride()) for value, part in places
+                value: view.as_strided(value.shape, value.stride()) for value, view in pairs
             }
-        if self.came < len(self.parameters):  # the first backward pass of a step
+        if self.added < len(self.parameters):  # the first backward pass of a step
             torch.mul(value.grad, scale, out=self.views[value])
         else:
             self.views[value].add_(value.grad, alpha=scale)
         value.grad = None
-        self.came += 1
+        self.added += 1
 
     def send(self, half: bool) -> None:
-        """Begin the sum over the workers. half: in half precision."""
-        self.travelling = self.flat.half() if half else self.flat
-        self.sum = comm.begin_sum_(self.travelling, f"gradients.{self.name}")
+        """Start the sum over the workers. half: in half precision."""
+        self.sent = self.flat.half() if half else self.flat
+        self.sum = comm.begin_sum_(self.sent, f"gradients.{self.name}")
 
     def receive(self) -> None:
-        """Wait for the sum, and set each parameter's `grad` to its part."""
+        """Wait for the sum, and set each parameter's `grad`."""
         assert self.sum
         comm.wait(self.sum)
-        if self.travelling is not self.flat:
-            self.flat.copy_(self.travelling)
+        if self.sent is not self.flat:
+            self.flat.copy_(self.sent)
         for value, view in self.views.items():
             value.grad = view
 
 
 class Gradients:
-    """The gradients of `named` parameters, each a pair (name, parameter), averaged over the workers.
+    """Gradients, averaged over the workers.
 
-    passes: backward passes of a step, whose gradients are added up; half: sum over the workers in half precision.
+    named: pairs (name, parameter). passes: backward passes of a step, whose gradients are added.
+    half: whether the sum over the workers is in half precision.
     """
 
     def __init__(
@@ -78,37 +82,39 @@ class Gradients:
     ):
         self.passes, self.half = passes, half
         # Reversed, because a backward pass computes the last gradients first.
-        self.buckets = [Bucket(part) for part in parts(list(named)[::-1])]
+        self.buckets = [Bucket(pairs) for pairs in split(list(named)[::-1])]
         for bucket in self.buckets:
             for value in bucket.parameters:
-                value.register_post_accumulate_grad_hook(functools.partial(self.came, bucket))
+                value.register_post_accumulate_grad_hook(functools.partial(self.add, bucket))
 
     def clear(self) -> None:
-        """Begin a step: no parameter has a gradient."""
+        """Start a step, without gradients."""
         for bucket in self.buckets:
             bucket.clear()
 
-    def came(self, bucket: Bucket, value: nn.Parameter) -> None:
+    def add(self, bucket: Bucket, value: nn.Parameter) -> None:
         """Add a parameter's gradient to its bucket, and send the bucket when it is complete."""
-        bucket.take(value, 1 / comm.size())  # small before the sum: half precision ends at 65504
-        if bucket.came == self.passes * len(bucket.parameters):
+        # Divided before the sum, because half precision ends at 65504.
+        bucket.add(value, 1 / comm.size())
+        if bucket.added == self.passes * len(bucket.parameters):
             bucket.send(self.half)
 
     def wait(self) -> None:
-        """Wait until all are summed; then each is its parameter's `grad`. RuntimeError: some parameter had none."""
+        """Wait for all sums, and set each parameter's `grad`.
+
+        RuntimeError: a parameter has no gradient.
+        """
         for bucket in self.buckets:
             if bucket.sum is None:
-                raise RuntimeError(
-                    f"not every parameter of the bucket of {bucket.name} has a gradient"
-                )
+                raise RuntimeError(f"a parameter in the bucket of {bucket.name} has no gradient")
             bucket.receive()
 
     def norm(self) -> torch.Tensor:
-        """The norm of all gradients together, once they are summed."""
+        """Return the norm of all summed gradients together, ()."""
         return torch.stack(torch._foreach_norm([bucket.flat for bucket in self.buckets])).norm()
 
-    def beyond(self) -> list[str]:
-        """Names of the parameters whose gradients have a norm that is not finite, in the order of the backward pass."""
+    def not_finite(self) -> list[str]:
+        """Return the parameters with gradients that are not finite, last layer first."""
         named = [pair for bucket in self.buckets for pair in bucket.named.items()]
         return [
             name
@@ -117,15 +123,15 @@ class Gradients:
         ]
 
 
-def parts(named: list[tuple[str, nn.Parameter]]) -> list[list[tuple[str, nn.Parameter]]]:
-    """Split parameters, in their order, wherever a part has reached SHARE of all values."""
-    full = SHARE * sum(value.numel() for _, value in named)
-    found: list[list[tuple[str, nn.Parameter]]] = [[]]
-    held = 0
+def split(named: list[tuple[str, nn.Parameter]]) -> list[list[tuple[str, nn.Parameter]]]:
+    """Split parameters, in their order, after each FRACTION of all values."""
+    full = FRACTION * sum(value.numel() for _, value in named)
+    buckets: list[list[tuple[str, nn.Parameter]]] = [[]]
+    size = 0
     for pair in named:
-        if held >= full:
-            found.append([])
-            held = 0
-        found[-1].append(pair)
-        held += pair[1].numel()
-    return found
+        if size >= full:
+            buckets.append([])
+            size = 0
+        buckets[-1].append(pair)
+        size += pair[1].numel()
+    return buckets

@@ -6,7 +6,7 @@ import torch
 
 TRUST = 0.001  # trust coefficient
 EPSILON = 1e-8
-FIXED_POINT = 2.0**36  # a norm is a sum of multiples of 1 / FIXED_POINT: int64 holds 2**27 of them
+FIXED_POINT = 2.0**36  # a norm is a sum of multiples of 1 / FIXED_POINT; int64 has room for 2**27
 TINY = torch.finfo(torch.float32).tiny
 
 
@@ -56,8 +56,8 @@ class LARS(torch.optim.Optimizer):
 def norm(value: torch.Tensor) -> torch.Tensor:
     """Return the norm of a tensor, () float64.
 
-    The sum is of whole numbers, and exact in any order. So the ratio is the same on all workers,
-    even if they have other numbers of threads.
+    The sum is of integers, and exact in any order. So the ratio is the same on all workers, even if
+    they have different numbers of threads.
     """
     largest = value.abs().max().double()
     squares = (value.double() / largest.clamp(min=TINY)).square()  # 0 to 1

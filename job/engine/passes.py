@@ -1,4 +1,7 @@
-"""A pass over images that trains nothing: the workers share its batches, and a signal stops all of them together."""
+"""Passes over images without training, divided over the workers.
+
+A signal to any worker stops all of them after the same batch.
+"""
 
 import contextlib
 from collections.abc import Iterator
@@ -26,17 +29,19 @@ def centre_crops(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield this worker's batches: normalised centre crops (b, 3, H, W) and labels (b,).
 
-    A label is -1 if the image is undecodable or has none.
-    chosen: indices of `images`. batch: images at a time, for any number of workers. what: names the pass in the log.
-    A collective. RunError, on all workers: too many undecodable files. Stopped, on all workers: a signal came.
+    A collective. A label is -1 if the image is undecodable or has none.
+    chosen: indices of `images`. batch: images at a time, for any number of workers. what: the name
+    of the pass in the log.
+    RunError, on all workers: too many undecodable files.
+    Stopped, on all workers: a signal came.
     """
     batches = every_nth_batch(chosen, batch, run.rank, run.size)
     views = run.batches(CentreViews(images, config.image_size), batches, config.workers)
     bad: list[str] = []
     for done in run.rounds(len(every_nth_batch(chosen, batch, 0, run.size))):
-        if done <= len(batches):  # a worker can have one batch less than rank 0
+        if done <= len(batches):  # rank 0 can have one batch more
             pixels, labels, undecodable = next(views)  # (b, 3, H, W) uint8, (b,)
-            pixels, labels = (part.to(run.device, non_blocking=True) for part in (pixels, labels))
+            pixels, labels = (each.to(run.device, non_blocking=True) for each in (pixels, labels))
             yield normalize(pixels), labels
             bad += undecodable
             run.log.progress(
@@ -50,7 +55,7 @@ def centre_crops(
 
 @contextlib.contextmanager
 def evaluating(net: nn.Module) -> Iterator[None]:
-    """Keep a network in eval mode; it is in train mode afterwards, also after an error or a stop."""
+    """Set a network to eval mode, and back to train mode afterwards."""
     net.eval()
     try:
         yield

@@ -1,4 +1,4 @@
-"""The settings of a process that a run changes, and their values of before."""
+"""Process settings that a run changes, and how to restore them."""
 
 import contextlib
 import gc
@@ -19,20 +19,21 @@ from job.cluster.memory import free_as_usual, give_back
 from job.cluster.stop import SIGNALS, in_main_thread
 from job.data.fork_server import stop_fork_server
 
-VARIABLES = ("HOROVOD_", "MGD_", "NCCL_", "CUBLAS_")  # begin the names of those that a start sets
+VARIABLES = ("HOROVOD_", "MGD_", "NCCL_", "CUBLAS_")  # prefixes of variables that a start sets
 CUDNN = ("deterministic", "benchmark")
 
 
 @contextlib.contextmanager
 def kept_state() -> Iterator[None]:
-    """Restore what a run changes in its process, and let it compute with torch's defaults.
+    """Let a run compute with torch's defaults, and restore the process's settings afterwards.
 
-    These are signal handlers, environment variables, warning filters, the search path of modules,
+    They are signal handlers, environment variables, warning filters, the search path of modules,
     multiprocessing's start method, the threads of torch and OpenCV, torch's flags and random
-    numbers, and loader processes. malloc gets usual settings, as its own cannot be read. Not
-    restored are the connection of several workers, with its variables; what torch's DataLoader and
-    Python keep for loader processes (a handler of SIGCHLD, the resource tracker); formats added to
-    Pillow; random numbers of GPUs that the process had not used before.
+    numbers, and loader processes. malloc gets its defaults, because its settings cannot be read.
+
+    Not restored: the connection of several workers, with its variables; the SIGCHLD handler of
+    torch's DataLoader and Python's resource tracker; formats added to Pillow; random numbers of
+    GPUs that the process had not used before.
     """
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     variables, frozen = own_variables(), gc.get_freeze_count()
@@ -62,7 +63,7 @@ def kept_state() -> Iterator[None]:
         if not comm.connected():
             restore_variables(variables)
         for number, handler in handlers.items():
-            if handler is not None and in_main_thread():  # None: not Python's
+            if handler is not None and in_main_thread():  # None: not set by Python
                 signal.signal(number, handler)
 
 
@@ -114,7 +115,7 @@ def own_variables() -> dict[str, str]:
 
 
 def restore_variables(variables: Mapping[str, str]) -> None:
-    """Give the environment variables that a start may set their values of before."""
+    """Restore the environment variables that a start may set."""
     for name in own_variables().keys() - variables.keys():
         del os.environ[name]
     os.environ.update(variables)

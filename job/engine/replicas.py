@@ -1,4 +1,4 @@
-"""Whether the workers still agree: what they train together is to have the same bytes on each of them."""
+"""Compare the workers: the tensors that they share must have the same bytes."""
 
 import torch
 from torch import nn
@@ -7,45 +7,51 @@ from job.cluster import comm
 from job.engine.statistics import own_statistics
 from job.errors import RunError
 
-PART = 2**18  # words at a time: what is made of them stays in the cache
-FACTOR = 1_000_003  # between parts
+BLOCK = 2**18  # values at a time: the products stay in the cache
+BASE = 1_000_003  # of the polynomial of the blocks
 
 
 def shared(
     model: nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> dict[str, torch.Tensor]:
-    """What is the same on every worker, by name: a model but for running statistics, which are each one's own, and momenta."""
+    """Return the tensors that are the same on all workers, by name.
+
+    These are a model's, except running statistics, which each worker has for itself, and momenta.
+    """
     own = own_statistics(model)
-    found = {name: value for name, value in model.state_dict().items() if name not in own}
+    tensors = {name: value for name, value in model.state_dict().items() if name not in own}
     for name, parameter in model.named_parameters():
         state = optimizer.state.get(parameter, {}) if optimizer else {}
-        found |= {
-            f"{kind} of {name}": value for kind, value in state.items() if torch.is_tensor(value)
+        tensors |= {
+            f"{key} of {name}": value for key, value in state.items() if torch.is_tensor(value)
         }
-    return found
+    return tensors
 
 
 def digest(value: torch.Tensor) -> torch.Tensor:
-    """Return a number of a tensor's 32-bit words and their places, () int64: their sum, each times an odd number of its place.
+    """Return a digest of a tensor's bytes, () int64.
 
-    It must be made of whole such words. Numbers of 16 bits are words themselves.
-
-    No change of a single word leaves it, as what is odd has an inverse modulo 2**64; nor do two words that change places, nor
-    the same bit of two words, which a plain sum would let pass.
+    The bytes are read as int32, or as int16 if the tensor has 16-bit values; their number must be a
+    multiple of 4 or 2. The digest is the sum of these integers, each times an odd number that
+    depends on its index. A change of one integer always changes the digest, because odd numbers
+    have an inverse modulo 2**64. Two swapped integers change it too, and so does the same bit
+    flipped in two integers. A plain sum would miss these.
     """
-    kind = torch.int16 if value.element_size() == 2 else torch.int32
-    words = value.detach().contiguous().view(-1).view(kind)
-    weights = torch.arange(1, 2 * PART, 2, device=words.device)
-    total = torch.zeros((), dtype=torch.int64, device=words.device)
-    for part in words.split(PART):
-        total = total * FACTOR + (part * weights[: len(part)]).sum()
+    dtype = torch.int16 if value.element_size() == 2 else torch.int32
+    integers = value.detach().contiguous().view(-1).view(dtype)
+    coefficients = torch.arange(1, 2 * BLOCK, 2, device=integers.device)
+    total = torch.zeros((), dtype=torch.int64, device=integers.device)
+    for block in integers.split(BLOCK):
+        total = total * BASE + (block * coefficients[: len(block)]).sum()
     return total
 
 
 def check(tensors: dict[str, torch.Tensor], when: str) -> None:
-    """Compare what the workers share, by its names. A collective: all workers call it.
+    """Compare tensors between the workers. A collective.
 
-    RunError, on all: a tensor differs between workers; the first such is named, and who has what no majority has.
+    tensors: by name. when: ends "the workers' networks differ".
+    RunError, on all workers: a tensor differs. The error names the first, and the workers that
+    differ from most others.
     """
     digests = torch.stack([digest(value) for value in tensors.values()])  # (n,)
     mine = comm.to_host(digests, "agreement")
@@ -55,12 +61,13 @@ def check(tensors: dict[str, torch.Tensor], when: str) -> None:
     differ = (highest != lowest).nonzero()[:, 0].tolist()
     if not differ:
         return
-    found = comm.gather(mine[differ[:1]], "agreement.found").tolist()  # a number a worker
-    usual = max(found, key=found.count)
-    others = ", ".join(str(rank) for rank, number in enumerate(found) if number != usual)
+    by_rank = comm.gather(mine[differ[:1]], "agreement.found").tolist()  # N digests
+    usual = max(by_rank, key=by_rank.count)
+    others = ", ".join(str(rank) for rank, number in enumerate(by_rank) if number != usual)
     raise RunError(
-        f"the workers' networks are not the same {when}: {len(differ)} of {len(tensors)} tensors differ, the first is "
-        f"{list(tensors)[differ[0]]}, where worker {others} has other bytes than worker {found.index(usual)}. A node's memory or "
-        "network may be at fault: resume from the last checkpoint, on other nodes",
+        f"the workers' networks differ {when}: {len(differ)} of {len(tensors)} tensors; the first "
+        f"is {list(tensors)[differ[0]]}, where worker {others} has other bytes than worker "
+        f"{by_rank.index(usual)}. A node's memory or network may be faulty: resume from the last "
+        "checkpoint, on other nodes",
         code=1,
     )

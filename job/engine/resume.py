@@ -1,4 +1,4 @@
-"""How any run resumes: its checkpoint, what options may differ, and what must be finite."""
+"""Resume any run: its checkpoint, options that can differ, and values that must be finite."""
 
 import dataclasses
 import math
@@ -16,52 +16,61 @@ from job.options import Common
 from job.position import Position
 from job.schedules import RateOptions, learning_rate
 
-SAME = 1e-3  # largest relative difference of learning rates that is no jump
+SAME = 1e-3  # relative difference of learning rates; a larger one is a jump
 FINAL = "a run that starts with its final --epochs has no jump"
 
 
 def resumed_before(config: Common, run: Run) -> bool:
-    """Whether a requeued job has resumed from --resume PATH in an earlier try, and must not go back there again."""
+    """Return whether a requeued job has already resumed from --resume PATH. A collective.
+
+    Then it must not go back there again.
+    """
     before = run.on_first(lambda: run.checkpoints.resumed_before(config.resume))
     if before:
         run.log.line(
-            f"an earlier try of this job has resumed from {config.resume}: this one resumes from its newest checkpoint"
+            f"an earlier try of this job has resumed from {config.resume}, so this one resumes "
+            "from its newest checkpoint"
         )
     return before
 
 
 def newest(run: Run) -> dict | None:
-    """Return the newest whole checkpoint of the run's folder, or None, and say so. RunError: none is whole."""
+    """Return the newest complete checkpoint of the run's folder, or None, and log it. A collective.
+
+    RunError, on all workers: all checkpoints are damaged.
+    """
     saved = run.on_first(lambda: run.checkpoints.newest(run.log.line))
     if saved is None:
         run.log.line(f"no checkpoint in {run.folder} yet: starting from the first epoch")
     return saved
 
 
-def check_place(config: Common, run: Run) -> None:
-    """RunError: the run's folder has checkpoints of another run than --resume's."""
+def check_folder(config: Common, run: Run) -> None:
+    """RunError: the run's folder has checkpoints, and --resume's is in another folder."""
     source = os.path.dirname(os.path.realpath(config.resume))
     # In a container, one folder can have two names without a link between them.
     if run.checkpoints.paths() and not os.path.samefile(source, run.folder):
         raise RunError(
-            f"{run.folder} holds another run than --resume {config.resume}: choose another --out"
+            f"{run.folder} has another run than --resume {config.resume}: choose another --out"
         )
 
 
 def check_format(saved: dict) -> None:
-    """RunError: a checkpoint is of another version's format."""
+    """RunError: a checkpoint has the format of another version."""
     if saved["format"] != FORMAT:
         raise RunError(
-            f"the checkpoint has format {saved['format']}, this version reads {FORMAT}: go on with the version that saved it"
+            f"the checkpoint has format {saved['format']}; expected {FORMAT}. Resume with the "
+            "version that saved it"
         )
 
 
-def tell_changes(
+def log_changes(
     old: dict, config: Common, where: str, run: Run, without_effect: AbstractSet[str]
 ) -> None:
-    """Log the options that differ from a checkpoint's, and matter; of newer options it had the defaults.
+    """Log the options that differ from a checkpoint's.
 
-    without_effect: options that do not matter.
+    old: the checkpoint's options. An option that it lacks is newer, and had its default.
+    where: names the checkpoint. without_effect: options that are not compared.
     """
     old, new = dataclasses.asdict(type(config)()) | old, dataclasses.asdict(config)
     for name in sorted(new.keys() - without_effect):
@@ -70,7 +79,7 @@ def tell_changes(
 
 
 def warn_of_rate(saved: dict, config: Common, run: Run) -> None:
-    """Warn if changed options make the learning rate jump at the resume, and how to avoid it."""
+    """Warn if changed options make the learning rate jump, with a --lr that avoids it."""
     epoch, names = saved["epoch"], [f.name for f in dataclasses.fields(RateOptions)]
     if epoch >= config.epochs:
         return
@@ -102,35 +111,47 @@ def warn_of_rate(saved: dict, config: Common, run: Run) -> None:
 
 
 def check_finite(parameters: Iterable[torch.Tensor], epoch: int, step: int) -> None:
-    """RunError, on all workers: the parameters, which are the same on each, are not finite and must not be saved."""
+    """RunError: parameters are not finite, so they must not be saved.
+
+    The parameters are the same on all workers, so all raise it.
+    """
     finite = torch.stack(torch._foreach_norm(list(parameters))).isfinite().all()
     if not comm.to_host(finite, "parameters"):
         raise RunError(
-            f"the parameters are not finite after epoch {epoch}, step {step}, and are not saved; the checkpoints "
-            "before are untouched. A lower --lr may help",
+            f"the parameters are not finite after epoch {epoch}, step {step}, and are not saved; "
+            "earlier checkpoints are untouched. A lower --lr may help",
             code=1,
         )
 
 
 def nothing_to_do(start: Position, epochs: int, steps: int) -> str:
-    """The last line of a run that has done more than --epochs: `start`, with so many steps an epoch."""
-    part = f" and {start.step} of {steps} steps" if start.step else ""
-    return f"nothing to do, and nothing changed: {start.epoch} epochs{part} are done; --epochs is {epochs}"
+    """Return the last log line of a run whose checkpoint is beyond --epochs.
+
+    start: the checkpoint's position. steps: of an epoch.
+    """
+    more = f" and {start.step} of {steps} steps" if start.step else ""
+    return (
+        f"nothing to do, and nothing changed: {start.epoch} epochs{more} are done; "
+        f"--epochs is {epochs}"
+    )
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict, config: Common) -> None:
-    """Load an optimizer's momenta; its settings are those of the options, which may differ from the saved ones."""
+    """Load an optimizer's momenta. Its settings are those of the options, not the saved ones.
+
+    RunError: the momenta do not fit the trained parameters.
+    """
     try:
         optimizer.load_state_dict(saved)
     except ValueError as error:
         raise RunError(
-            f"--resume {config.resume}: the checkpoint does not fit the trained parameters: {error}. "
-            "Freeze the same parameters as before, or start a new run with another --out"
+            f"--resume {config.resume}: the checkpoint does not fit the trained parameters: "
+            f"{error}. Freeze the same parameters as before, or start a new run with another --out"
         ) from None
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             like = torch.is_tensor(value) and value.shape == parameter.shape
-            if like and value.stride() != parameter.stride():  # the update needs equal ones
+            if like and value.stride() != parameter.stride():  # the update needs equal strides
                 state[name] = torch.empty_like(parameter).copy_(value)
     for group in optimizer.param_groups:
         group.update(momentum=config.momentum, weight_decay=config.weight_decay)

@@ -1,4 +1,4 @@
-"""One run: its folder, records and checkpoints, on the workers that it runs on."""
+"""A run: its folder, records and checkpoints, on its workers."""
 
 import dataclasses
 import os
@@ -26,11 +26,10 @@ from job.text import printable
 
 
 class Run(Workers):
-    """The workers, and the folder that they write to. Nothing is written before `begin`.
+    """The workers and their folder. `begin` writes the first file.
 
-    checkpoints: of the folder.
-    events_every: how many steps lie between those that TensorBoard shows; 0: no event files for it are written.
-    callbacks: receive the records of a run that writes them, on rank 0.
+    keep: the number of checkpoints to keep. events_every: steps between TensorBoard's values; 0: no
+    event files. options: of the program, by name. callbacks: receive the run's records, on rank 0.
     """
 
     def __init__(
@@ -54,7 +53,7 @@ class Run(Workers):
         return cls(folder, config.keep, events_every, dataclasses.asdict(config), callbacks)
 
     def saved(self, epoch: int, step: int) -> bool:
-        """Whether the folder has the checkpoint of a position. A collective."""
+        """Return whether the folder has the checkpoint of a position. A collective."""
         return self.on_first(lambda: self.checkpoints.has(epoch, step))
 
     def begin(
@@ -66,26 +65,28 @@ class Run(Workers):
         losses: Sequence[str] = (),
         labelled: int | None = None,
     ) -> None:
-        """Start the count of steps, save the options in the folder, and write log and records there from now on.
+        """Start the count of steps, save the options, and open log and records. A collective.
 
-        The order of writes holds if power fails between any two. A checkpoint's records are on disk before the
-        checkpoint (Log.sync), and the next checkpoint's name is before an old one is removed. A resume puts later
-        checkpoints aside (resume_at), then writes the decision to go back, then drops later records. `complete` is last.
+        The order of writes is safe if the power fails between any two. A checkpoint's records are
+        on disk before the checkpoint (Log.sync). The next checkpoint has its name before an old one
+        is removed. A resume renames later checkpoints (resume_at), then writes the decision to go
+        back, then drops later records. `complete` is written last.
 
-        options: among them batch_size. saved: the checkpoint that the run resumes from, or None for a fresh run.
-        images: how many there are to train on. resume: the option.
-        losses: names of the framework's losses. labelled: how many of the images have a label.
-        RunError, on all workers: a fresh run finds another's checkpoints, the folder cannot be written
+        options: by name, with batch_size. saved: the checkpoint that the run resumes from, or None
+        for a new run. images: the number of training images. resume: the option. losses: names of
+        the framework's losses. labelled: the number of images with a label.
+        RunError, on all workers: a new run's folder has checkpoints, the folder cannot be written
         to, or the package that writes event files is not installed.
         """
         start = Position(saved["epoch"], saved["step"]) if saved else START
-        steps, share = images // options["batch_size"], self.share(options["batch_size"])
+        steps = images // options["batch_size"]
+        own_batch = self.own_batch(options["batch_size"])
         self.count = resumed(saved, steps) if saved else Count(steps)
 
         def write() -> None:
             later = self.open_folder(options, start, saved, resume, losses)
             counts = {"images": images} | ({} if labelled is None else {"labelled": labelled})
-            self.record_start(options, start, counts, share, losses)
+            self.record_start(options, start, counts, own_batch, losses)
             if saved:
                 self.record_resume(options, start, saved, later)
 
@@ -102,11 +103,12 @@ class Run(Workers):
         resume: str,
         losses: Sequence[str],
     ) -> list[str]:
-        """Write the options and open log and records; return the names of later checkpoints."""
+        """Write the options, open log and records, and return the names of later checkpoints."""
         holds_run = bool(self.checkpoints.paths())
         if saved is None and holds_run:
             raise RunError(
-                f"{self.folder} holds a run already: go on with it by --resume auto, or choose another --out"
+                f"{self.folder} holds a run already: add --resume auto to resume it, or choose "
+                "another --out"
             )
         if self.events_every:
             events.require()
@@ -125,12 +127,12 @@ class Run(Workers):
             if holds_run and recorded < (done := self.count.at(*start)):
                 missing = f"the records of steps {recorded + 1} to {done}"
                 self.log.line(
-                    f"{self.folder}/metrics.jsonl: {missing} are missing; the run goes on without them"
+                    f"{self.folder}/metrics.jsonl: {missing} are missing; the run continues"
                 )
             if later:
                 names = ", ".join(later)
                 self.log.line(
-                    f"going back: {names} now end with {LEFT}, and the first checkpoint saved removes them"
+                    f"going back: {names} now end with {LEFT}, and the first save removes them"
                 )
             if self.events_every:
                 warn = partial(self.warn, "event_files")
@@ -148,12 +150,13 @@ class Run(Workers):
         options: dict,
         start: Position,
         counts: dict[str, int],
-        share: int,
+        own_batch: int,
         losses: Sequence[str],
     ) -> None:
         """Record the options, images and setting of a run.
 
-        counts: of "images", and of those "labelled", if known. share: images of a worker in a step.
+        counts: of "images", and of those "labelled", if known. own_batch: images of a worker in a
+        step.
         """
         line = yaml.safe_dump(
             options, sort_keys=False, default_flow_style=True, width=float("inf")
@@ -162,7 +165,8 @@ class Run(Workers):
         steps = self.count.an_epoch
         self.log.record(
             "start",
-            f"{counts['images']} images, {steps} steps an epoch, {share} images a worker and step",
+            f"{counts['images']} images, {steps} steps an epoch, {own_batch} images a worker and "
+            "step",
             epoch=start.epoch,
             step=start.step,
             options=options,
@@ -173,18 +177,18 @@ class Run(Workers):
         )
 
     def record_resume(self, options: dict, start: Position, saved: dict, later: list[str]) -> None:
-        """Record the checkpoint that a run resumes from, and what its options change."""
+        """Record the checkpoint that a run resumes from, and a change of its batch or images."""
         facts = {"workers": saved["workers"], "later": later}
         self.log.record("resumed", epoch=start.epoch, step=start.step, **facts)
         if record := change(saved, options["batch_size"], self.count.an_epoch):
             self.log.record("change", **record)
 
     def save(self, content: dict, is_best: bool = False) -> str:
-        """Save a checkpoint after the records that precede it, and record it; return its path. On rank 0 only."""
-        begun = time.perf_counter()
+        """Save a checkpoint after its records, record it, and return its path. On rank 0 only."""
+        start = time.perf_counter()
         self.log.sync()
         path = self.checkpoints.save(content, is_best)
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - start
         self.log.record(
             "saved",
             f"saved {path}",
@@ -199,14 +203,14 @@ class Run(Workers):
         """Record that a signal has ended the run."""
         self.log.record(
             "end",
-            "stopped by a signal; --resume auto goes on from here",
+            "stopped by a signal; --resume auto continues from here",
             how="stopped",
             text="",
             code=0,
         )
 
     def end(self, line: str) -> None:
-        """Print and record the run's last line, and leave it in the folder's file `complete`: nothing is left to do."""
+        """Log and record the run's last line, and write it to the file `complete`. A collective."""
         self.log.record("end", line, how="complete", text=line, code=0)
 
         def mark() -> None:
@@ -215,27 +219,28 @@ class Run(Workers):
                 write_whole(self.complete, f"{line}\n".encode())
             except OSError as error:
                 raise RunError(
-                    f"cannot write {self.complete}: {error.strerror}; the run is done but for this file"
+                    f"cannot write {self.complete}: {error.strerror}; the run is done otherwise"
                 ) from None
 
         self.on_first(mark)
 
     def note_bad_images(self, files: list[str], limit: int, images: Images) -> None:
-        """Name undecodable files that no worker had met before. A collective.
+        """Log undecodable files that are new to all workers. A collective.
 
         files: of `images`, each as "path: problem". A file counts once, also if a list names it
-        twice. Those of earlier processes of the run count too, also if the data has moved since.
+        twice. Files that earlier processes of the run recorded count too, also if the data has
+        moved since.
         RunError: they are more than `limit`, or all `images`.
         """
         folder = os.path.dirname(printable(images.common_root))
-        named = {file for part in allgather(files, "bad_images") for file in part}
+        named = {file for own in allgather(files, "bad_images") for file in own}
         below = {file.removeprefix(os.path.join(folder, "")) for file in named}
-        found = sorted(below - self.bad_images)
-        self.bad_images.update(found)
-        for file in found:
+        new = sorted(below - self.bad_images)
+        self.bad_images.update(new)
+        for file in new:
             path = os.path.join(folder, file)  # a list can have absolute paths
-            self.log.record("undecodable", f"cannot decode {path}; it is passed over", text=path)
-        # If none can be decoded, each search for a decodable one has listed all.
+            self.log.record("undecodable", f"cannot decode {path}; it is skipped", text=path)
+        # If no image can be decoded, each search for a decodable one has listed all.
         none_left = lists_all(named, images)
         bad = len(images) if none_left else len(self.bad_images)
         if none_left or bad > limit:

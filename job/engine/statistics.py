@@ -1,4 +1,4 @@
-"""Batch norm's running statistics: each worker's own while training, one average for all others to see."""
+"""Running statistics: each worker has its own in training, and checkpoints have the average."""
 
 import copy
 
@@ -18,16 +18,16 @@ def own_statistics(model: nn.Module) -> dict[str, torch.Tensor]:
     They are in the order of the model's state.
     """
     modules = dict(model.named_modules())
-    found = {}
+    own = {}
     for name, value in model.named_buffers():
-        norm, _, kind = name.rpartition(".")
-        if kind in OWN and not isinstance(modules[norm], SynchronisedNorm):
-            found[name] = value
-    return found
+        norm, _, last = name.rpartition(".")
+        if last in OWN and not isinstance(modules[norm], SynchronisedNorm):
+            own[name] = value
+    return own
 
 
 def gather(model: nn.Module) -> torch.Tensor:
-    """Return every worker's own running statistics, one row a worker: (N, D). A collective."""
+    """Return the running statistics of all workers, a row each, (N, D). A collective."""
     if not (own := own_statistics(model)):
         return torch.zeros(comm.size(), 0)
     flat = torch.cat([buffer.flatten() for buffer in own.values()])
@@ -35,7 +35,7 @@ def gather(model: nn.Module) -> torch.Tensor:
 
 
 def load(model: nn.Module, flat: torch.Tensor) -> None:
-    """Set the running statistics of a model from a row (D,) of `gather`."""
+    """Set a model's running statistics, (D,), in the order of `gather`."""
     buffers = list(own_statistics(model).values())
     for buffer, values in zip(
         buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True
@@ -44,12 +44,12 @@ def load(model: nn.Module, flat: torch.Tensor) -> None:
 
 
 def average(model: nn.Module) -> None:
-    """Give all workers the average of their running statistics. A collective: all workers call it."""
+    """Set the running statistics to their average over the workers. A collective."""
     load(model, gather(model).mean(0))
 
 
 def with_batch_statistics(model: nn.Module) -> nn.Module:
-    """Return a copy whose batch norms, in eval mode, use the statistics of their own batch."""
+    """Return a copy whose batch norms in eval mode use the statistics of the batch."""
     copied = copy.deepcopy(model)
     for norm in copied.modules():
         if isinstance(norm, _BatchNorm):

@@ -1,9 +1,11 @@
-"""Batch norm over the images of all workers: a collective a layer and pass in each direction.
+"""Batch norm over the images of all workers, with a collective for each layer, pass and direction.
 
-Forward, each worker sends (count, sum, sum of squares), and gets the statistics of the total batch.
+Forward, each worker sends (count, sum, sum of squares) and gets the statistics of the total batch.
 Backward, it sends the sums of dy and of dy * x_hat (arXiv 1502.03167, section 3). A collective has
-the name of its layer and direction. The passes of a step follow one another, so that no name is in
-use twice at a time. Sums are in float64, and timing cannot change their order.
+the name of its layer and direction. The passes of a step follow one another, so no two collectives
+of the same name overlap. Sums are in float64, and timing cannot change their order.
+
+x: the input. y: the output. x_hat: the normalised input. dx, dy: gradients of x and y.
 """
 
 from collections.abc import Iterable
@@ -18,7 +20,7 @@ from job.cluster import comm
 
 
 class TotalNorm(torch.autograd.Function):
-    """Normalisation of this worker's maps by the statistics of the total batch."""
+    """Normalise this worker's maps by the statistics of the total batch."""
 
     @staticmethod
     def forward(
@@ -34,8 +36,8 @@ class TotalNorm(torch.autograd.Function):
         The statistics are the mean (C,), the biased variance (C,), and the count of values (1,).
         """
         C = x.shape[1]
-        kind = torch.promote_types(x.dtype, torch.float32)
-        unused = x.new_zeros(C, dtype=kind)  # its type is that of the result
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        unused = x.new_zeros(C, dtype=dtype)  # sets the dtype of the moments
         moments = torch.batch_norm_update_stats(x, unused, unused, 0.0)
         mean, variance = (value.double() for value in moments)  # (C,) each, of this worker
         averages = torch.cat([torch.ones_like(mean[:1]), mean, variance + mean.square()])
@@ -43,15 +45,15 @@ class TotalNorm(torch.autograd.Function):
         count, total, squares = sums.split([1, C, C])
         mean = total / count
         variance = (squares / count - mean.square()).clamp_min(0)
-        ctx.save_for_backward(x, weight, mean.to(kind), variance.to(kind), count)
+        ctx.save_for_backward(x, weight, mean.to(dtype), variance.to(dtype), count)
         ctx.eps, ctx.name = eps, name
-        y = F.batch_norm(x, mean.to(kind), variance.to(kind), weight, bias, eps=eps)
+        y = F.batch_norm(x, mean.to(dtype), variance.to(dtype), weight, bias, eps=eps)
         ctx.mark_non_differentiable(mean, variance, count)
         return y, mean, variance, count
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor, *_: Any) -> tuple:
-        """Return the gradients of x, like x, and this worker's of weight and bias, (C,)."""
+        """Return the gradients of x, like x, and this worker's of weight and bias, (C,) each."""
         x, weight, mean, variance, count = ctx.saved_tensors
         unit = torch.ones_like(mean)
         _, own_xhat, own = torch.ops.aten.native_batch_norm_backward(
@@ -59,7 +61,7 @@ class TotalNorm(torch.autograd.Function):
         )  # (C,) each: sums of dy * x_hat and of dy
         sums = comm.total(torch.cat([own, own_xhat]).double(), f"norm.{ctx.name}.backward")
         shape = (1, -1, *(1,) * (x.ndim - 2))
-        mean_dy, mean_xhat = ((part / count).to(mean).view(shape) for part in sums.chunk(2))
+        mean_dy, mean_xhat = ((each / count).to(mean).view(shape) for each in sums.chunk(2))
         scale = (variance + ctx.eps).rsqrt() * (unit if weight is None else weight)
         xhat = F.batch_norm(x, mean, variance, eps=ctx.eps)
         dx = (dy - mean_dy - xhat * mean_xhat) * scale.view(shape)
@@ -68,9 +70,9 @@ class TotalNorm(torch.autograd.Function):
 
 
 class SynchronisedNorm(_BatchNorm):
-    """A batch norm whose statistics in training are those of the total batch.
+    """A batch norm with the statistics of the total batch in train mode.
 
-    It has the tensors and layers of `norm`, under their names, and is like it in eval mode.
+    norm: the batch norm to replace, whose tensors and layers it has under the same names.
     name: of its collectives.
     """
 
@@ -109,9 +111,9 @@ class SynchronisedNorm(_BatchNorm):
 
 
 def synchronise(net: nn.Module, under: Iterable[str] = ("",)) -> None:
-    """Replace, in place, the batch norms of `net` whose names begin with one of `under`.
+    """Replace the batch norms of `net` whose names begin with one of `under`, in place.
 
-    One worker keeps them.
+    With one worker they stay.
     """
     if comm.size() == 1:
         return

@@ -1,4 +1,4 @@
-"""The sums of a step's scalars over all workers."""
+"""Sums of a step's scalars over all workers, in one collective."""
 
 from collections.abc import Mapping
 
@@ -11,9 +11,9 @@ from moco.copies import to_device
 def totals(values: Mapping[str, torch.Tensor | float], device: torch.device) -> dict[str, float]:
     """Return the sums of `values` over all workers. A collective.
 
-    values: numbers, and tensors () on `device` or the CPU, at least one. A worker without images
-    can have a number where others have a tensor.
-    One collective sums all of them on the device, and the host waits for the device once.
+    values: at least one; numbers, and tensors () on `device` or the CPU. A worker without images
+    can have a number for another worker's tensor.
+    All are summed on the device, for which the host waits only once.
     """
     numbers = torch.stack([on(device, value) for value in values.values()])
     sums = comm.to_host(comm.total(numbers, "total"), "total")

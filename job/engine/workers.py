@@ -1,4 +1,4 @@
-"""The workers that a program runs on: device, log, the wish to stop, and collective work."""
+"""The workers of a program: device, log, stop, and collective work."""
 
 import signal
 import threading
@@ -21,16 +21,16 @@ from job.networks import used_packages
 from job.text import printable
 
 Result = TypeVar("Result")
-LOG_FAILED = "log failed"  # a number of `total`
+LOG_FAILED = "log failed"  # a value of `total`
 LOG_SECONDS = 5.0  # to write the last line of a worker that ends at once
 
 
 class Workers:
-    """This worker among all that run the program. Entering connects them.
+    """This worker among all workers of the program, which `with` connects.
 
-    rank, size: this worker's number, and how many there are; device: where it computes; log: of
-    rank 0; stop: the wish to stop. options: of the program, by name; all workers must have the
-    same.
+    rank: this worker's number. size: the number of workers. device: of this worker. log: rank 0's.
+    stop: the signal to stop, if one came. options: of the program, by name; the same on all
+    workers.
     """
 
     def __init__(self, options: Mapping[str, Any] = MappingProxyType({})):
@@ -73,8 +73,8 @@ class Workers:
         if isinstance(error, RunError | None) and not isinstance(error, WorkerError):
             self.close_log(error)
         else:
-            # The log may lie on the file system whose silence is the error, of this worker or of
-            # another that is gone.
+            # The log may be on a file system that hangs, which may be the error of this worker or
+            # of one that is gone.
             closing = threading.Thread(target=self.close_log, args=(error,), daemon=True)
             closing.start()
             closing.join(LOG_SECONDS)
@@ -99,58 +99,68 @@ class Workers:
         self.log.close()
 
     def remark(self, kind: str, id: str, text: str) -> None:
-        """Print a warning, or the error that ends the run, of this worker only; on rank 0 with its record."""
+        """Print this worker's warning, or the error that ends the run. Rank 0 also records it."""
         if self.rank == 0:
             self.log.remark(kind, id, text)
         else:
             print(f"{kind}: {text}", flush=True)
 
     def warn(self, id: str, text: str) -> None:
-        """Print a warning of this worker only, with its rank and node; on rank 0 with its record."""
+        """Print this worker's warning with its rank and node. Rank 0 also records it."""
         own = f"rank {self.rank} on {task.node()}: " if self.rank else ""
         self.remark("warning", id, f"{own}{text}")
 
     def batches(self, views: Views, draws: Iterable[list], processes: int) -> Batches:
-        """Return an iterator over the batches of `draws`, lists of indices of `views`, on the CPU."""
+        """Return an iterator over batches on the CPU.
+
+        draws: the indices of `views` in each batch. processes: that load images.
+        """
         warn = partial(self.warn, "slow_images")
         return Batches(
             views, draws, processes, self.device.type == "cuda", self.stop, launch.patience(), warn
         )
 
     def rounds(self, count: int) -> Iterator[int]:
-        """Yield 1 to `count`; a signal to any worker ends the loop of all. A collective.
+        """Yield 1 to `count`; a signal to any worker ends the loop on all. A collective.
 
-        After each round the workers exchange the wish to stop. It travels during the next round.
+        After each round the workers sum their signals to stop. The sum overlaps the next round.
         Stopped, on all workers after the same round: a signal came.
         """
-        wish = None
+        signals = None
         for done in range(1, count + 1):
             yield done
-            self.obey(wish)
+            self.check_stop(signals)
             mine = torch.tensor([self.stop.signal is not None]).int()
-            wish = comm.begin_sum_(mine, "stop")
-        self.obey(wish)
+            signals = comm.begin_sum_(mine, "stop")
+        self.check_stop(signals)
 
-    def obey(self, wish: comm.Pending | None) -> None:
-        """Wait for the wish to stop, if it travels. Stopped: a worker has it."""
-        if wish and comm.wait(wish).item():
+    def check_stop(self, signals: comm.Pending | None) -> None:
+        """Wait for a sum of signals, if there is one. Stopped: it is not 0."""
+        if signals and comm.wait(signals).item():
             raise Stopped
 
-    def share(self, total: int) -> int:
-        """Return how many images of a total batch are this worker's. RunError: the workers cannot share it equally."""
+    def own_batch(self, total: int) -> int:
+        """Return the number of images of a total batch that are this worker's.
+
+        RunError: the workers cannot share the batch equally.
+        """
         if total % self.size:
             below, above = total - total % self.size, total + self.size - total % self.size
             raise RunError(
-                f"--batch-size {total} cannot be shared equally by {self.size} workers: choose {below or above} or {above}"
+                f"--batch-size {total} cannot be shared equally by {self.size} workers: choose "
+                f"{below or above} or {above}"
             )
         return total // self.size
 
     def autocast(self, precision: str) -> torch.autocast:
-        """A context in which networks pass in this precision, an option's: float32 or bf16."""
+        """Return a context that runs networks in a precision, float32 or bf16."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
 
     def on_first(self, work: Callable[[], Result]) -> Result:
-        """Return what `work()` returns on rank 0, on all ranks; what fails there for the user or the system is raised on all."""
+        """Call `work()` on rank 0, and return its result on all workers. A collective.
+
+        RunError, on all workers: `work()` raised a RunError or an OSError.
+        """
         outcome: tuple[Any, tuple[str, int] | None] | None = None
         if self.rank == 0:
             try:
@@ -165,17 +175,17 @@ class Workers:
         return result
 
     def on_all(self, work: Callable[[], Result]) -> Result:
-        """Return what `work()` returns on this worker. A collective.
+        """Call `work()` on all workers, and return this worker's result. A collective.
 
-        RunError, on all workers: it fails on one, with the line of the first such worker.
+        RunError, on all workers: `work()` failed on one. The line is of the first such worker.
         """
         problem, code = "", 0
         try:
             result = work()
         except RunError as error:
             problem, code = str(error), error.code
-        found = allgather((task.node(), problem, code), "problems")
-        failed = [(rank, *each) for rank, each in enumerate(found) if each[1]]
+        problems = allgather((task.node(), problem, code), "problems")
+        failed = [(rank, *each) for rank, each in enumerate(problems) if each[1]]
         if failed:
             rank, node, problem, code = failed[0]
             where = f"rank {rank} on {node}: " if len(failed) < self.size else ""
@@ -183,20 +193,21 @@ class Workers:
         return result
 
     def build(self, arch: str, work: Callable[[], Result]) -> Result:
-        """Return what `work()` builds of a network on this worker. A collective.
+        """Call `work()`, which builds the network `arch`, and return its result. A collective.
 
-        RunError, on all workers: it fails on one, or another version of the network's package does
-        not build the same network there.
+        RunError, on all workers: `work()` failed on one, or the version of the network's package
+        differs there.
         """
         same_start.check_versions(used_packages(arch), task.node())
         return self.on_all(work)
 
     def total(self, **values: torch.Tensor | float) -> dict[str, float]:
-        """Return the sums of `values` over all workers. A collective: all workers call it with the same names.
+        """Return the sums of `values` over all workers. A collective.
 
-        RunError, on all: rank 0's log could not be written meanwhile.
+        values: the same names on all workers.
+        RunError, on all workers: rank 0 could not write its log.
         """
-        found = totals(values | {LOG_FAILED: self.log.failure is not None}, self.device)
-        if found.pop(LOG_FAILED):
+        sums = totals(values | {LOG_FAILED: self.log.failure is not None}, self.device)
+        if sums.pop(LOG_FAILED):
             self.on_first(self.log.check)
-        return found
+        return sums

@@ -22,12 +22,12 @@ from job.engine.fixed_point import FixedPointGradients
 from job.engine.lars import LARS
 from job.engine.resume import (
     check_finite,
+    check_folder,
     check_format,
-    check_place,
     load_optimizer,
+    log_changes,
     newest,
     resumed_before,
-    tell_changes,
     warn_of_rate,
 )
 from job.engine.run import Run
@@ -199,7 +199,7 @@ def find(config: LinearConfig, run: Run) -> dict | None:
     if config.resume == AUTO or (not config.evaluate and resumed_before(config, run)):
         return newest(run)
     if not config.evaluate:
-        run.on_first(lambda: check_place(config, run))
+        run.on_first(lambda: check_folder(config, run))
     return run.on_first(lambda: load(config.resume))
 
 
@@ -230,7 +230,7 @@ def restore(saved: dict, classifier: Classifier) -> Position:
         check_same_optimizer(saved["config"].get("lars", False), config.lars, where)
     if saved["step"]:
         check_same_epoch(saved, classifier, where)
-    tell_changes(saved["config"], config, where, classifier.run, WITHOUT_EFFECT)
+    log_changes(saved["config"], config, where, classifier.run, WITHOUT_EFFECT)
     if not config.evaluate:
         warn_of_rate(saved, config, classifier.run)
     if saved["workers"] != classifier.run.size:

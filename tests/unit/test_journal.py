@@ -61,7 +61,7 @@ def sums(contrastive=8.0, distillation=2.0, correct=8, gradient=6.0, **more):
     return losses | dict(accuracy=100 * correct, gradient=gradient) | more
 
 
-GRADIENTS = SimpleNamespace(beyond=lambda: ["layer4.bn2.bias", "conv1.weight"])
+GRADIENTS = SimpleNamespace(not_finite=lambda: ["layer4.bn2.bias", "conv1.weight"])
 
 
 def do(book, clock, step, numbers, wait=1.0, work=3.0):
@@ -89,7 +89,7 @@ def test_check_finite_names_options_that_may_help(options, advice):
     book = journal_of(run, Config(**options))
     book.start_epoch(0, 0.1)
     with pytest.raises(RunError) as caught:
-        book.check_finite(0, sums(contrastive=math.nan), GRADIENTS.beyond)
+        book.check_finite(0, sums(contrastive=math.nan), GRADIENTS.not_finite)
     assert str(caught.value).endswith(f"untouched. {advice}")
 
 
@@ -226,7 +226,7 @@ def test_check_finite_names_loss_and_position(loss, value):
     book = journal()
     book.start_epoch(4, 0.1)
     with pytest.raises(RunError) as caught:
-        book.check_finite(17, sums(**{loss: value}), GRADIENTS.beyond)
+        book.check_finite(17, sums(**{loss: value}), GRADIENTS.not_finite)
     message = str(caught.value)
     assert "\n" not in message
     assert "epoch 4, step 17" in message
@@ -238,14 +238,14 @@ def test_check_finite_names_loss_and_position(loss, value):
 def test_check_finite_accepts_finite_losses(value):
     book = journal()
     book.start_epoch(0, 0.1)
-    book.check_finite(0, sums(contrastive=value), GRADIENTS.beyond)
+    book.check_finite(0, sums(contrastive=value), GRADIENTS.not_finite)
 
 
 def test_check_finite_refuses_a_gradient():
     book = journal()
     book.start_epoch(2, 0.1)
     with pytest.raises(RunError) as caught:
-        book.check_finite(5, sums(gradient=float("inf")), GRADIENTS.beyond)
+        book.check_finite(5, sums(gradient=float("inf")), GRADIENTS.not_finite)
     message = str(caught.value)
     assert "epoch 2, step 5" in message and caught.value.code == 1
     assert "gradient inf; in 2 parameters, in the backward pass first layer4.bn2.bias" in message

@@ -11,9 +11,9 @@ from errors import refused
 from job.config import Config, LinearConfig
 from job.data.images import Images, Names
 from job.engine.resume import (
-    check_place,
+    check_folder,
     load_optimizer,
-    tell_changes,
+    log_changes,
     warn_of_rate,
 )
 from job.resume import SAVED, continues, find, fixed, restore
@@ -264,7 +264,7 @@ def test_what_does_not_touch_the_numbers_changes_without_a_word(run, name, value
 
 
 def test_a_classifier_s_changes_are_said(run):
-    tell_changes(
+    log_changes(
         dataclasses.asdict(LinearConfig(lr=30.0)),
         LinearConfig(lr=1.0),
         "the checkpoint",
@@ -707,10 +707,10 @@ def test_a_checkpoint_does_not_go_on_in_the_folder_of_another_run(tmp_path):
         folder.mkdir()
         (folder / "checkpoint_0002_000000.pth.tar").touch()
     run = StandIn(here)
-    assert "holds another run" in refused(
-        check_place, options(resume=str(there / "checkpoint_0002_000000.pth.tar")), run
+    assert "has another run" in refused(
+        check_folder, options(resume=str(there / "checkpoint_0002_000000.pth.tar")), run
     )
-    check_place(options(resume=str(here / "checkpoint_0002_000000.pth.tar")), run)
+    check_folder(options(resume=str(here / "checkpoint_0002_000000.pth.tar")), run)
     assert run.log.lines == []
 
 
@@ -722,7 +722,7 @@ def test_a_checkpoint_resumes_by_another_name_of_its_folder_as_a_container_may_h
     try:
         (folder / "checkpoint_0002_000000.pth.tar").touch()
         mount("--bind", folder, name)
-        check_place(options(resume=str(name / "checkpoint_0002_000000.pth.tar")), StandIn(folder))
+        check_folder(options(resume=str(name / "checkpoint_0002_000000.pth.tar")), StandIn(folder))
     finally:
         unmount(name)
         unmount(folder)

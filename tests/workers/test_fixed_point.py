@@ -82,7 +82,7 @@ def test_bad_gradient_of_one_worker_is_found_on_all(value):
     losses = [(fc.bias * scale).sum() + fc.weight.sum(), fc.bias.sum() + fc.weight.sum()]
     gradients = gradients_of(fc, losses)
     finite = fc.weight.grad.isfinite().all().item()
-    outcome = (math.isfinite(gradients.norm()), gradients.beyond(), finite)
+    outcome = (math.isfinite(gradients.norm()), gradients.not_finite(), finite)
     assert allgather(outcome, "outcome") == [(False, ["fc.bias"], True)] * comm.size()
 
 
@@ -92,6 +92,6 @@ def test_clear_removes_the_last_step():
     gradients.clear()
     gradients.add((fc.bias * 2).sum() + (fc.weight * 3).sum())
     gradients.wait()
-    outcome = (gradients.beyond(), fc.bias.grad.tolist(), fc.weight.grad.tolist())
+    outcome = (gradients.not_finite(), fc.bias.grad.tolist(), fc.weight.grad.tolist())
     N = comm.size()
     assert allgather(outcome, "next") == [([], [2.0 * N] * 3, [[3.0 * N] * 2] * 3)] * N

@@ -70,7 +70,7 @@ def assert_named(texts, name):
         assert texts == [""]
         return
     assert len(set(texts)) == 1
-    assert f"the workers' networks are not the same {STEP}: 1 of " in texts[0]
+    assert f"the workers' networks differ {STEP}: 1 of " in texts[0]
     assert (
         f"the first is {name}, where worker {comm.size() - 1} has other bytes than worker 0"
         in texts[0]
@@ -140,8 +140,8 @@ def test_opposite_changes_are_noticed(net):
 
 def test_swapped_parts_have_another_digest():
     """Large tensors are digested in parts."""
-    value = torch.arange(3 * replicas.PART, dtype=torch.int32)
-    parts = value.split(replicas.PART)
+    value = torch.arange(3 * replicas.BLOCK, dtype=torch.int32)
+    parts = value.split(replicas.BLOCK)
     assert replicas.digest(value) != replicas.digest(torch.cat([parts[1], parts[0], parts[2]]))
     assert replicas.digest(value) == replicas.digest(value.clone())
 

@@ -95,7 +95,7 @@ class Passes:
 
     def __init__(self, ours: Ours):
         config, run = ours.config, ours.run
-        B, device = run.share(config.batch_size), run.device
+        B, device = run.own_batch(config.batch_size), run.device
         self.autocast = functools.partial(run.autocast, config.precision)
         on_gpu = device.type == "cuda"  # which has the fastest kernels for channels last
         layout = torch.channels_last if on_gpu else torch.preserve_format

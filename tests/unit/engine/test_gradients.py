@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from job.cluster import comm
-from job.engine.gradients import Gradients, parts
+from job.engine.gradients import Gradients, split
 from job.networks import build_resnet
 
 
@@ -66,7 +66,7 @@ def test_half_precision_travels_and_float32_comes_out():
     gradients = Gradients(net.named_parameters(), half=True)
     gradients.clear()
     loss(net).backward()
-    assert all(bucket.travelling.dtype == torch.float16 for bucket in gradients.buckets)
+    assert all(bucket.sent.dtype == torch.float16 for bucket in gradients.buckets)
     gradients.wait()
     for value, other in zip(net.parameters(), by_autograd(net, loss(net)), strict=True):
         assert torch.equal(value.grad, other.half().float())
@@ -91,14 +91,14 @@ def test_gradients_that_are_not_finite_are_named_in_the_order_of_the_backward_pa
     gradients.clear()
     loss(net).backward()
     gradients.wait()
-    assert gradients.beyond() == []
+    assert gradients.not_finite() == []
     for name, value in (
         ("0.weight", math.nan),
         ("2.bias", math.inf),
         ("4.weight", 1e30),
     ):  # whose square is not a float32
         net.get_parameter(name).grad[0] = value
-    assert gradients.beyond() == ["4.weight", "2.bias", "0.weight"]
+    assert gradients.not_finite() == ["4.weight", "2.bias", "0.weight"]
 
 
 def test_between_steps_gradients_take_no_memory():
@@ -123,7 +123,7 @@ def test_a_parameter_without_a_gradient_is_told_of_rather_than_waited_for():
 
 def test_every_parameter_is_in_one_bucket_and_the_last_is_small():
     named = list(build_resnet("resnet18", mlp=True).named_parameters())[::-1]
-    found = parts(named)
+    found = split(named)
     sizes = [sum(value.numel() for _, value in part) for part in found]
     assert [pair for part in found for pair in part] == named
     assert len(found) == 6
