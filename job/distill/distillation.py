@@ -67,7 +67,7 @@ class Distillation:
         for distiller, (first, *_) in zip(self.distillers, targets, strict=True):
             if (rows := distiller.to_gather(first)) is not None:
                 pending = self.gathers.setdefault(distiller.name, [])
-                name = f"distill.{distiller.name}.{batch.part}"
+                name = f"distill.{distiller.name}.{batch.index}"
                 pending.append(comm.begin_gather(rows, name))
         return targets
 

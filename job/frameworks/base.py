@@ -1,7 +1,8 @@
-"""The parts of a framework: what trains a student without labels, alone or with distillers.
+"""The interface of a framework, which trains a student without labels.
 
-A framework is a class of this kind in a file of its own, an entry in FRAMEWORKS (job/frameworks/__init__.py), and a
-dataclass of its own options, of which job/config.py inherits. The name of its options' group is the framework's.
+A framework is a subclass of Framework in a file of its own, an entry in FRAMEWORKS
+(job/frameworks/__init__.py), and a dataclass of its options, from which job/config.py inherits. The
+group of its options has the framework's name.
 """
 
 from dataclasses import dataclass
@@ -18,13 +19,13 @@ from job.position import Position
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The images of a worker that pass through the networks at a time."""
+    """The b images of a worker that pass through the networks at a time."""
 
-    images: torch.Tensor  # (b, 3, H, W), normalised: the first view of each
+    images: torch.Tensor  # (b, 3, H, W), normalised: the first view of each image
     position: Position  # of the step
-    part: int  # number of the micro-batch in the worker's batch, from 0
+    index: int  # of the micro-batch in the worker's batch, from 0
     first: int  # index of its first image in the total batch
-    others: tuple[torch.Tensor, ...] = ()  # the further views that pass through the student, alike
+    others: tuple[torch.Tensor, ...] = ()  # further views through the student, like `images`
 
 
 @dataclass(frozen=True)
@@ -32,35 +33,39 @@ class Output:
     """The results of a student's forward pass over a micro-batch of b images."""
 
     losses: dict[str, torch.Tensor]  # () each: means over the images, by name
-    features: dict[
-        str, torch.Tensor
-    ]  # {"layerN": (b, S, H, W)}, before the stage's last ReLU; "fc" (b, d) of a head
+    # {"layerN": (b, S, H, W)}, before the stage's last ReLU; "fc" (b, d) if there is a head.
+    features: dict[str, torch.Tensor]
     embeddings: torch.Tensor  # (b, d), L2-normalised, without gradient
     metrics: dict[str, torch.Tensor]  # () each: sums over the images, by name
     others: tuple[dict[str, torch.Tensor], ...] = ()  # features of the further distilled views
 
 
 def first_layers(config: Options) -> dict[str, Any]:
-    """Return the student's options that `build_network` takes besides those of its head."""
+    """Return the options of the student, except its head's, as arguments of `build_network`."""
     names = ("stem", "width", "zero_init_residual", "image_size")
     return {name: getattr(config, name) for name in names}
 
 
 def rectified(config: Options, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the student's maps if a ReLU follows each stage, as in a ResNet; else nothing."""
+    """Return the student's maps if a ReLU follows each stage, as in a ResNet; else {}."""
     return features if config.arch in ARCHS else {}
 
 
 class Framework:
     """A self-supervised framework and the student that it trains.
 
-    name: in --framework. losses, metrics: the names in its outputs. views: random views of each
-    image that it needs; views_name: in TensorBoard; student_views: those that pass through the student; distilled_views: those
-    of them whose features are distilled. reference: the loss of a student that knows nothing, or
-    its range; --loss-share is relative to it. shapes: options that a resume cannot change.
-    stages: those whose features `forward` must give. module: all that is trained, saved and restored.
-    encoder: the student in it, images (b, 3, H, W) -> {"layerN": (b, S, H, W)} at least, and "fc" (b, d) of a head.
-    head_dim: d, the head's outputs; 0: there is no head.
+    name: in --framework. losses, metrics: the names in its outputs. reference: the loss of an
+    untrained student, or the loss's range, which --loss-share multiplies. reference_text: names it
+    in the log. shapes: options that a resume cannot change. stages: `forward` must return their
+    features.
+
+    views: random views that it needs of each image. views_name: their name in TensorBoard.
+    student_views: the number of views through the student. distilled_views: the number of these
+    whose features are distilled.
+
+    module: all that is trained, saved and restored. encoder: the student in it, which maps images
+    (b, 3, H, W) to {"layerN": (b, S, H, W)} at least, and to "fc" (b, d) if it has a head.
+    head_dim: d, the width of the head's output; 0: no head.
     """
 
     name: str
@@ -83,11 +88,11 @@ class Framework:
         self.config = config
 
     def network(self, dim: int = 128, mlp: bool = False) -> Network:
-        """Return a new network of the student's options, whose `fc` gives `dim` outputs."""
+        """Return a new network with the student's options and `dim` outputs."""
         return build_network(self.config.arch, dim, mlp, **first_layers(self.config))
 
     def distil(self, views: int) -> None:
-        """Let `views` views of each image at least pass through the student and be distilled."""
+        """Pass at least `views` views of each image through the student, and distil them."""
         self.views = max(self.views, views)
         self.student_views = max(self.student_views, views)
         self.distilled_views = max(self.distilled_views, views)
@@ -97,7 +102,7 @@ class Framework:
         return [self.encoder]
 
     def constant_rate(self) -> list[nn.Parameter]:
-        """Return the parameters whose learning rate is always --lr, whatever its schedule."""
+        """Return the parameters whose learning rate is always --lr, without the schedule."""
         return []
 
     def student(self) -> Network:
@@ -112,7 +117,7 @@ class Framework:
         return net.to(next(self.encoder.parameters()).device)
 
     def prepare(self, views: list[torch.Tensor], position: Position) -> Any:
-        """Begin a step; return what `forward` and `after_update` need of it.
+        """Start a step, and return the argument `prepared` of `forward` and `after_update`.
 
         views: `self.views` x (B, 3, H, W) uint8.
         """
@@ -125,11 +130,14 @@ class Framework:
         """End a step, after the optimizer's update."""
 
     def signs(self, output: Output) -> dict[str, float]:
-        """Return the signs of collapse of a step's last micro-batch over all workers, for its record. A collective."""
+        """Return the signs of collapse, by name. A collective.
+
+        output: of the step's last micro-batch.
+        """
         return collapse.signs(output.embeddings, rectified(self.config, output.features))
 
     def warnings(self, signs: dict[str, float]) -> dict[str, str]:
-        """Return {id: sentence} of the signs of collapse, with their likely causes."""
+        """Return {id: sentence} about the signs of collapse, with their likely causes."""
         return collapse.warnings(signs)
 
     def describe(self, numbers: dict[str, float]) -> str:
@@ -137,13 +145,13 @@ class Framework:
         return ", ".join(f"{name} {numbers[name]:.4g}" for name in self.metrics)
 
     def expected(self) -> list[str]:
-        """Return the normal course of a training, a sentence each, for the log of its start."""
+        """Return sentences about the normal course of training, for the start of the log."""
         return []
 
     def misfits(self, images: int) -> dict[str, str]:
-        """Return {id: sentence} of the options that do not fit so many images."""
+        """Return {id: sentence} about options that do not fit this number of images."""
         return {}
 
     def hints(self, means: dict[str, float]) -> dict[str, str]:
-        """Return {id: sentence} of what is not normal in the means of some steps' records."""
+        """Return {id: sentence} about unusual values in the means of some steps' records."""
         return {}

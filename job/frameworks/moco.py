@@ -21,9 +21,10 @@ from job.position import Position
 from moco.model import Keys, MoCo
 from moco.shuffle import Workers
 
-# Shares of ln(K + 1), steps, and percent. Measured on ResNet-18 and the digits, 256 negatives, two workers, 44 steps an epoch.
-# A student that learns has 0.90 in the first epoch, 0.81 to 0.85 in the second, 0.24 in the 36th, and an accuracy of 6, 8 to 10
-# and 61; at a rate of 0 it has 0.95, then 1.00 and an accuracy of 4.
+# Steps, a fraction of ln(K + 1), and percent. Measured with ResNet-18 on the digits: 256 negatives,
+# two workers, 44 steps an epoch. If the student learns, its loss is 0.90 of ln(K + 1) in the first
+# epoch, 0.81 to 0.85 in the second and 0.24 in the 36th, with an accuracy of 6, 8 to 10 and 61.
+# At a rate of 0 the loss is 0.95, then 1.00, with an accuracy of 4.
 LEARNT, STUCK, SOLVED = 100, 0.98, 99.0
 
 
@@ -51,7 +52,11 @@ def build_moco(
     stages: list[int] | tuple[int, ...] = (),
     **first: Any,
 ) -> MoCo:
-    """Return MoCo, whose query encoder gives the features of `stages` too. first: as `build_network` has it."""
+    """Return MoCo, whose query encoder also returns the features of `stages`.
+
+    K: number of negatives. m: momentum of the key encoder. T: softmax temperature.
+    first: further arguments of `build_network`.
+    """
     query, key = (build_network(arch, dim, mlp, **first) for _ in range(2))
     return MoCo(workers, with_features(query, list(stages)), key, dim, K, m, T, normalize)
 
@@ -61,7 +66,7 @@ class MoCoFramework(Framework):
 
     name = "moco"
     losses = ("contrastive",)
-    metrics = ("accuracy",)  # percent of the queries whose own key has the largest logit
+    metrics = ("accuracy",)  # percent of queries whose own key has the largest logit
     views, views_name = 2, "query beside key"
     shapes = ("mlp", "moco_dim", "moco_k", "head_width")
     config: MoCoOptions
@@ -90,17 +95,17 @@ class MoCoFramework(Framework):
         return [self.module.encoder_q, self.module.encoder_k]
 
     def prepare(self, views: list[torch.Tensor], position: Position) -> Keys:
-        """Update the key encoder, and send the key images (B, 3, H, W) to where they are encoded."""
+        """Update the key encoder, and send the key images to the workers that encode them."""
         config = self.config
         counter = (config.seed, "shuffle", *position)
         permutation = randomness.permutation(config.batch_size, *counter)  # (NB,)
         return self.module.keys(views[1], torch.from_numpy(permutation), config.accumulate)
 
     def forward(self, batch: MicroBatch, prepared: Keys) -> Output:
-        """Contrast a micro-batch of queries with its keys."""
-        logits, queries, encoded = self.module(batch.images, prepared, batch.part)
+        """Compare a micro-batch of queries with their keys and the queue's negatives."""
+        logits, queries, encoded = self.module(batch.images, prepared, batch.index)
         # Logit 0 of each query is its positive.
-        positive = torch.zeros(len(logits), dtype=torch.long, device=logits.device)  # (B,)
+        positive = torch.zeros(len(logits), dtype=torch.long, device=logits.device)  # (b,)
         correct = 100.0 * (logits.argmax(1) == 0).sum()  # ()
         others = tuple(self.encoder(images) for images in batch.others)
         loss = F.cross_entropy(logits, positive)
@@ -111,18 +116,19 @@ class MoCoFramework(Framework):
         self.module.enqueue(prepared.total)
 
     def signs(self, output: Output) -> dict[str, float]:
-        """Return the signs of collapse, with the effective rank of the queue."""
+        """Return the signs of collapse, and the effective rank of the queue. A collective."""
         return super().signs(output) | {"queue_rank": collapse.rank(self.module.queue)}
 
     def warnings(self, signs: dict[str, float]) -> dict[str, str]:
-        """Return {id: sentence} of the signs of collapse, with their likely causes."""
-        found = collapse.warnings(signs, "--lr or --moco-t is too high")
-        if signs["queue_rank"] < RANK:
-            found["queue_rank"] = (
-                f"the queue's keys are almost identical (effective rank {signs['queue_rank']:.2f} < {RANK}), so they are useless "
-                "as negatives: the student has collapsed, or --moco-m is so near to 1 that the key encoder does not follow"
+        """Return {id: sentence} about the signs of collapse, with their likely causes."""
+        warnings = collapse.warnings(signs, "--lr or --moco-t is too high")
+        if (rank := signs["queue_rank"]) < RANK:
+            warnings["queue_rank"] = (
+                f"the queue's keys are almost identical (effective rank {rank:.2f} < {RANK}), so "
+                "they are useless as negatives: the student has collapsed, or --moco-m is so near "
+                "to 1 that the key encoder hardly changes"
             )
-        return found
+        return warnings
 
     def describe(self, numbers: dict[str, float]) -> str:
         """Return the accuracy, for the log."""
@@ -133,71 +139,71 @@ class MoCoFramework(Framework):
         return expected(self.config)
 
     def misfits(self, images: int) -> dict[str, str]:
-        """Return {id: sentence} if the queue is long for so many images."""
+        """Return {id: sentence} if the queue is too long for this number of images."""
         K = self.config.moco_k
         if 4 * K <= images:
             return {}
         sentence = (
-            f"the queue has {K} keys, more than a quarter of the {images} images, so that an image meets its "
-            f"own old keys as negatives: --moco-k {max(1, images // 4)} or less is better"
+            f"the queue has {K} keys, more than a quarter of the {images} images, so an image's "
+            f"own old keys are among its negatives: use --moco-k {max(1, images // 4)} or less"
         )
         return {"long_queue": sentence}
 
     def hints(self, means: dict[str, float]) -> dict[str, str]:
-        """Return {id: sentence} of a loss like that of guessing, or of a task that is too easy."""
-        found = {
+        """Return {id: sentence} about a loss of guessing, or a task that is too easy."""
+        hints = {
             "stuck": stuck(self.config, means),
             "solved": solved(self.config, comm.size(), means),
         }
-        return {id: hint for id, hint in found.items() if hint}
+        return {id: hint for id, hint in hints.items() if hint}
 
 
 def expected(config: MoCoOptions) -> list[str]:
     """Return the normal course of the loss and the accuracy."""
     K, guess = config.moco_k, math.log(config.moco_k + 1)
-    rises = (
-        f" while the learning rate rises (--warmup-epochs {config.warmup_epochs})"
-        if config.warmup_epochs
-        else ""
-    )
+    filled = math.ceil(K / config.batch_size)
+    warmup = config.warmup_epochs
+    rises = f"while the learning rate rises (--warmup-epochs {warmup})"
     return [
-        f"contrastive loss near ln(K + 1) = {guess:.2f}, that of guessing among {K} negatives, once keys have "
-        f"filled the queue ({math.ceil(K / config.batch_size)} steps; before, noise is told from a key with ease); it stays "
-        f"there{rises or ' for some steps'}, then falls, and so does the gradient norm",
-        f"contrast accuracy {100 / (K + 1):.2g} % by chance; of a student that learns, several times that at the end "
-        f"of {'its first epoch' if not rises else f'epoch {config.warmup_epochs}'}, and rising",
+        f"contrastive loss near ln(K + 1) = {guess:.2f}, the loss of guessing among {K} negatives, "
+        f"after {filled} steps, when keys have filled the queue (before, the negatives are random "
+        f"and easy). It stays there {rises if warmup else 'for some steps'}, then falls, as the "
+        "gradient norm does",
+        f"contrast accuracy {100 / (K + 1):.2g} % by chance. If the student learns, it is several "
+        f"times that at the end of {f'epoch {warmup}' if warmup else 'the first epoch'}, and rises",
     ]
 
 
 def stuck(config: MoCoOptions, means: dict[str, float]) -> str | None:
-    """Return a hint if the loss is that of guessing when it should have fallen."""
+    """Return a hint if the loss is still that of guessing when it should have fallen."""
     guess = math.log(config.moco_k + 1)
     early = means["steps"] < LEARNT or means["epoch"] < max(1, config.warmup_epochs)
     if early or means["contrastive"] < STUCK * guess:
         return None
     return (
-        f"the contrastive loss, {means['contrastive']:.2f}, is that of guessing, ln(K + 1) = {guess:.2f}: see whether "
-        f"--lr {config.lr:g} is too high (0.03 is for a batch of 256; in proportion, {config.batch_size} have "
-        f"{0.03 * config.batch_size / 256:.2g}) or 0, or the images are too much alike"
+        f"the contrastive loss, {means['contrastive']:.2f}, is still that of guessing, ln(K + 1) = "
+        f"{guess:.2f}: check whether --lr {config.lr:g} is 0 or too high (0.03 for a batch of 256 "
+        f"is {0.03 * config.batch_size / 256:.2g} for {config.batch_size}), or whether the images "
+        "are too similar"
     )
 
 
 def solved(config: MoCoOptions, workers: int, means: dict[str, float]) -> str | None:
-    """Return a hint if keys are told apart with too much ease to learn from it."""
+    """Return a hint if the contrast accuracy is so high that the task is too easy."""
     guess = math.log(config.moco_k + 1)
-    if (
-        means["accuracy"] < SOLVED or means["contrastive"] > guess / 2
-    ):  # identical keys are found as well
+    # Identical keys have a high accuracy too, but not a low loss.
+    if means["accuracy"] < SOLVED or means["contrastive"] > guess / 2:
         return None
-    alone = (
-        "one worker by itself has no other to shuffle batch norm with, through which a query knows its key: use more "
-        "workers, or --accumulate 2"
+    one_worker = (
+        "a single worker cannot shuffle batch norm, whose statistics then show a query which key "
+        "is its own. Use more workers, or --accumulate 2"
     )
     shortcut = (
-        f"see whether views share what tells them apart at once, such as a frame, a stamp or a colour (--aug-plus, a lower "
-        f"--crop-min than {config.crop_min:g}), or --moco-k {config.moco_k} is too few negatives"
+        "check whether both views of an image show the same frame, stamp or colour (use "
+        f"--aug-plus, or a lower --crop-min than {config.crop_min:g}), or whether --moco-k "
+        f"{config.moco_k} is too low"
     )
-    cause = alone if workers * config.accumulate == 1 else shortcut
+    cause = one_worker if workers * config.accumulate == 1 else shortcut
     return (
         f"contrast accuracy {means['accuracy']:.1f} %: the task is too easy to learn from; {cause}"
     )

@@ -1,4 +1,4 @@
-"""No framework: distillers only train the student, on one view of each image, or as many as they need."""
+"""No framework: only distillers train the student, with as many views as they need."""
 
 import math
 from typing import Any
@@ -16,7 +16,7 @@ class NoFramework(Framework):
 
     name = "none"
     losses = ()
-    # Published MoCo's, so that a share has the same strength.
+    # That of published MoCo, so that --loss-share has the same strength.
     reference, reference_text = math.log(65536 + 1), "ln(65537)"
 
     def __init__(self, config: Any, stages: list[int]):
@@ -25,8 +25,8 @@ class NoFramework(Framework):
         if DEPTH not in stages:
             options = " or ".join(f"--{name}-stages" for name in config.distill)
             raise RunError(
-                f"--framework none: no distiller trains layer{DEPTH}; expected one of stage {DEPTH}. "
-                f"Add {DEPTH} to {options}, or choose another framework"
+                f"--framework none: no distiller trains layer{DEPTH}; expected one of stage "
+                f"{DEPTH}. Add {DEPTH} to {options}, or choose another framework"
             )
         self.encoder = with_features(self.network(), stages, output=POOLED)
         self.module = nn.ModuleDict({"encoder_q": self.encoder})
@@ -34,7 +34,6 @@ class NoFramework(Framework):
     def forward(self, batch: MicroBatch, prepared: None) -> Output:
         """Run the student on a micro-batch."""
         first, *others = (self.encoder(images) for images in (batch.images, *batch.others))
-        pooled, *_ = [
-            features.pop(POOLED).detach().float() for features in (first, *others)
-        ]  # (b, C)
+        # (b, d) of the first view. `pop` removes the pooled features of all views.
+        pooled, *_ = [features.pop(POOLED).detach().float() for features in (first, *others)]
         return Output({}, first, F.normalize(pooled, dim=1), {}, tuple(others))

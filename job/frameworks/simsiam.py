@@ -1,7 +1,7 @@
-"""SimSiam (arXiv 2011.10566): two views of an image attract each other, without negatives.
+"""SimSiam (arXiv 2011.10566), as a framework: attract two views of an image, without negatives.
 
-Its state has the names of the released checkpoints: encoder, with the projector as `fc`, and
-predictor.
+Its state has the names of the released checkpoints: `encoder`, with the projector as `fc`, and
+`predictor`.
 """
 
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from job.metrics import collapse
 from job.networks import HEAD, hidden_layer, with_features
 from job.options import Options
 
-# Means of an epoch's steps. Measured on ResNet-18 of width 16 and the digits, with a batch of 64
-# and 22 steps an epoch. At a rate of 0.1 the loss is 0.00 in the first epoch, -0.44 in the third
-# and -0.79 in the sixth; at 0.5, -0.18, -0.83 and -0.91; at 0.0125 it is 0.00 in three. None has
-# collapsed.
+# Steps, and losses. Measured as means of epochs, with ResNet-18 of width 16 on the digits: a batch
+# of 64, 22 steps an epoch. At a rate of 0.1 the loss is 0.00 in the first epoch, -0.44 in the third
+# and -0.79 in the sixth. At 0.5 it is -0.18, -0.83 and -0.91. At 0.0125 it is 0.00 in the first
+# three. None has collapsed.
 LEARNT, STUCK, COLLAPSED = 100, -0.02, -0.98
-# By --sync-bn, what the names of synchronised batch norms begin with.
+# By --sync-bn, the prefixes of the names of synchronised batch norms.
 SYNCHRONISED = {"all": ("",), "heads": (f"encoder.{HEAD}.", "predictor."), "none": ()}
 FIX_PRED_LR = "the predictor's learning rate is always --lr, as in the published training"
 SYNC_BN = "batch norms with the statistics of all workers' images"
@@ -45,7 +45,7 @@ class SimSiamOptions(Options):
 
 
 class SimSiam(nn.Module):
-    """An encoder, which returns "fc" (b, dim) and features by name, and a predictor of (b, dim)."""
+    """An encoder, which returns features and "fc" (b, dim), and a predictor of (b, dim)."""
 
     def __init__(self, encoder: nn.Module, predictor: nn.Module):
         super().__init__()
@@ -100,16 +100,16 @@ class SimSiamFramework(Framework):
         synchronise(self.module, SYNCHRONISED[config.sync_bn])
 
     def distil(self, views: int) -> None:
-        """Distil as many views as --mgd-views says."""
+        """Do nothing, because --mgd-views sets the number of distilled views."""
 
     def constant_rate(self) -> list[nn.Parameter]:
         """Return the predictor's parameters, with --fix-pred-lr."""
         return list(self.module.predictor.parameters()) if self.config.fix_pred_lr else []
 
     def forward(self, batch: MicroBatch, prepared: None) -> Output:
-        """Compare a micro-batch's views (equation 4). Each view has batch statistics of its own."""
+        """Compare a micro-batch's views (equation 4). Each view has its own batch statistics."""
         features = [self.encoder(images) for images in (batch.images, *batch.others)]
-        z1, z2 = (found[HEAD] for found in features)  # (b, dim) each
+        z1, z2 = (each[HEAD] for each in features)  # (b, dim) each
         p1, p2 = (self.module.predictor(z) for z in (z1, z2))
         loss = -(similarity(p1, z2) + similarity(p2, z1)) / 2
         embeddings = F.normalize(z1.detach().float(), dim=1)
@@ -117,16 +117,16 @@ class SimSiamFramework(Framework):
         return Output({"cosine": loss}, first, embeddings, {}, tuple(others))
 
     def warnings(self, signs: dict[str, float]) -> dict[str, str]:
-        """Return {id: sentence} of the signs of collapse, with their likely causes."""
+        """Return {id: sentence} about the signs of collapse, with their likely causes."""
         return collapse.warnings(signs, "--lr is too high")
 
     def expected(self) -> list[str]:
-        """Return the normal course of the loss and of the spread."""
+        """Return the normal course of the loss and the deviation."""
         return [
-            "cosine loss near 0, that of unrelated vectors, in the first steps; then it falls "
-            "towards -1 and ends above it (-0.93 in the published training of ResNet-50). Near -1 "
-            "in the first epoch, the student has collapsed",
-            "deviation of the projections near 1; near 0, the student has collapsed",
+            "cosine loss near 0, as of unrelated vectors, in the first steps. Then it falls "
+            "towards -1 and ends above it (-0.93 in the published training of ResNet-50). If it is "
+            "near -1 in the first epoch, the student has collapsed",
+            "deviation of the projections near 1. If it is near 0, the student has collapsed",
         ]
 
     def misfits(self, images: int) -> dict[str, str]:
@@ -135,36 +135,36 @@ class SimSiamFramework(Framework):
             return {}
         own = self.config.batch_size // comm.size() // self.config.accumulate
         sentence = (
-            f"--sync-bn none: a batch norm has the statistics of {own} images of its worker only; "
+            f"--sync-bn none: a batch norm has the statistics of only {own} images of its worker; "
             "in the published training the accuracy then fell from 68.0 to 65.1. Use --sync-bn all"
         )
         return {"unsynchronised": sentence}
 
     def hints(self, means: dict[str, float]) -> dict[str, str]:
-        """Return {id: sentence} of a loss that is near -1 too early, or stays near 0."""
-        found = {"collapsed": collapsed(means), "stuck": stuck(self.config, means)}
-        return {id: hint for id, hint in found.items() if hint}
+        """Return {id: sentence} about a loss that is near -1 too early, or stays near 0."""
+        hints = {"collapsed": collapsed(means), "stuck": stuck(self.config, means)}
+        return {id: hint for id, hint in hints.items() if hint}
 
 
 def collapsed(means: dict[str, float]) -> str | None:
-    """Return a hint if the features of all images are alike from the start."""
+    """Return a hint if the student has similar features for all images from the start."""
     loss = means["cosine"]
     if means["epoch"] >= 1 or loss > COLLAPSED:
         return None
     return (
         f"the cosine loss is {loss:.3f} in the first epoch, near its lowest value of -1: the "
-        "student has probably collapsed. See whether --lr is too high, or the images are too alike"
+        "student has probably collapsed. Check whether --lr is too high, or the images too similar"
     )
 
 
 def stuck(config: SimSiamOptions, means: dict[str, float]) -> str | None:
-    """Return a hint if the loss is that of unrelated vectors when it should have fallen."""
+    """Return a hint if the loss is still that of unrelated vectors when it should have fallen."""
     early = means["steps"] < LEARNT or means["epoch"] < max(1, config.warmup_epochs)
     loss, published = means["cosine"], 0.05 * config.batch_size / 256
     if early or loss < STUCK:
         return None
     return (
-        f"the cosine loss, {loss:.3f}, is that of unrelated vectors, 0: see whether --lr "
+        f"the cosine loss, {loss:.3f}, is still that of unrelated vectors: check whether --lr "
         f"{config.lr:g} is 0 or too low for so few steps (the published one is {published:.2g} for "
         f"a batch of {config.batch_size}), or --crop-min {config.crop_min:g} is too low"
     )

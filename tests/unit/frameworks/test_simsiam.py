@@ -276,7 +276,7 @@ def test_batch_norms_of_a_worker_each_are_warned_of(expectation, sync_bn, worker
 def test_the_warning_counts_the_images_of_a_micro_batch(expectation):
     options = {"sync_bn": "none", "batch_size": 64, "accumulate": 4}
     [sentence] = expectation(**options).warnings().values()
-    assert "the statistics of 8 images of its worker only" in sentence
+    assert "the statistics of only 8 images of its worker" in sentence
 
 
 def test_a_share_is_of_the_range_of_the_loss(expectation):
