@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, read without running what they hold."""
+"""Checkpoint files: written completely or not at all, and read without running their code."""
 
 import contextlib
 import errno
@@ -28,8 +28,8 @@ DECISION = "resumed.yaml"  # the checkpoint from which --resume PATH has resumed
 JOB = "SLURM_JOB_ID"  # a requeued job keeps it
 LEFT = ".left"  # ends the names of checkpoints later than the one that the run resumed from
 NAME = re.compile(r"checkpoint_(\d{4,})_(\d{6,})\.pth\.tar")
-ROOM = 2**30  # bytes that a load, or what it gives, may take beside twice the file's size
-OBJECT = 256  # bytes that any value counts for, at least
+ROOM = 2**30  # bytes that a load or its result may need, in addition to twice the file's size
+OBJECT = 256  # bytes that each value counts at least
 
 
 class Checkpoints:
@@ -54,21 +54,22 @@ class Checkpoints:
     def resume_at(self, start: Position, source: str) -> list[str]:
         """Let a run that is killed before its first save resume at `start`, (epoch, step), again.
 
-        Later checkpoints get names from which nothing resumes, and the first save removes them.
-        last.pth.tar becomes the checkpoint of `start`. source: the option --resume: "auto", or a
-        checkpoint, which gets a second name in the folder if it lies elsewhere, and is not removed.
+        Later checkpoints are renamed, so that no run resumes from them, and the first save removes
+        them. last.pth.tar becomes the checkpoint of `start`.
+        source: the option --resume, "auto" or a checkpoint. A checkpoint in another folder gets a
+        second name in this one. It is not removed.
         Return the later checkpoints, oldest first. OSError: the folder cannot be written to.
         """
         path = os.path.join(self.folder, name_at(*start))
         if source != AUTO and not (os.path.exists(path) and os.path.samefile(source, path)):
             self.remove_half_written()
             duplicate(os.path.realpath(source), path + ".new")
-            with contextlib.suppress(FileNotFoundError):  # of another course
+            with contextlib.suppress(FileNotFoundError):  # a different checkpoint of this position
                 os.replace(path, path + LEFT)
             os.replace(path + ".new", path)
         self.point_last_to(path)
         later = [path for path in self.paths() if position(path) > start]
-        for path in reversed(later):  # a kill between two leaves the older part of one course
+        for path in reversed(later):  # newest first, so that a kill leaves no gap
             os.replace(path, path + LEFT)
         # Without these names, the decision would resume from a later checkpoint.
         sync_folder(self.folder)
@@ -121,7 +122,7 @@ class Checkpoints:
             os.path.join(self.folder, each) for each in (name, LAST, BEST)
         )
         try:
-            self.remove_half_written()  # of a run that was killed: its room may be what this one lacks
+            self.remove_half_written()  # of a killed run; the disk may lack their space
             write({**content, "format": FORMAT, "version": __version__}, path + ".new")
             if best:  # not a symbolic link, because best stays when `path` is removed
                 duplicate(path + ".new", best_path + ".new")
@@ -134,14 +135,14 @@ class Checkpoints:
         except OSError as error:
             with contextlib.suppress(OSError):
                 self.remove_half_written()
-            before = (
+            others = (
                 "the checkpoints before it are untouched"
                 if os.path.isdir(self.folder)
                 else "the folder is gone"
             )
             raise RunError(
-                f"cannot save {path}: {error.strerror or error}; {before}. "
-                "When files can be written there, go on with --resume auto"
+                f"cannot save {path}: {error.strerror or error}; {others}. "
+                "When files can be written there, resume with --resume auto"
             ) from None
         return path
 
@@ -151,7 +152,7 @@ class Checkpoints:
         The newest --keep checkpoints up to `path`, and the one that --resume names, stay.
         """
         paths = self.paths()
-        done = paths.index(path) + 1  # those after it are of a course that this run has left
+        done = paths.index(path) + 1  # the run has gone back before all later ones
         names = (
             name
             for name in os.listdir(self.folder)
@@ -163,33 +164,32 @@ class Checkpoints:
                 os.remove(old)
 
     def remove_half_written(self) -> None:
-        """Remove what has no name of its own yet."""
+        """Remove files whose writing was interrupted."""
         for name in os.listdir(self.folder):
             if name.endswith(".pth.tar.new"):
                 os.remove(os.path.join(self.folder, name))
 
-    def newest(self, say: Callable[[str], None]) -> dict | None:
+    def newest(self, log: Callable[[str], None]) -> dict | None:
         """Return the newest undamaged checkpoint, or None if the folder has no checkpoint.
 
-        say: logs a line for each damaged checkpoint.
-        RunError: all checkpoints are damaged, or the file system fails.
+        log: logs a line about each damaged checkpoint, and about the one to resume from.
+        RunError: no checkpoint can be loaded, or the file system fails.
         """
         paths = self.paths()
         for path in reversed(paths):
             try:
                 content = patient(functools.partial(load_once, path), path)
-            except (
-                ReadError
-            ):  # this checkpoint may be whole: an older one would lose what was done since
+            except ReadError:  # it may be undamaged, and an older one would lose later steps
                 raise
             except RunError as error:
-                say(f"passed over: {error}")
+                log(f"skipped: {error}")
                 continue
-            say(f"resuming from {path}")
+            log(f"resuming from {path}")
             return content
         if paths:
             raise RunError(
-                f"none of the {len(paths)} checkpoints in {self.folder} is whole: move them away to start anew"
+                f"{self.folder}: none of the {len(paths)} checkpoints can be loaded: move them "
+                "away to start a new run"
             )
         return None
 
@@ -219,7 +219,7 @@ def write(content: dict, path: str) -> None:
     with open(path, "w+b") as file:
         try:
             torch.save(content, file)
-        except RuntimeError as error:  # what torch makes of a failed write tells of positions
+        except RuntimeError as error:  # torch's error for a failed write names only positions
             raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
         seal(file)
         file.flush()
@@ -257,10 +257,10 @@ def load(path: str, foreign: bool = False) -> dict:
     """Return a checkpoint file's content on the CPU.
 
     Only tensors, numbers, text and containers are loaded (`weights_only`), so no code can run.
-    Memory is limited by the file's size: a few bytes of a pickle can stand for a large array of
-    zeros, and a tensor that repeats one value grows when it is copied.
-    foreign: also read other programs' files, with an Inert or a plain dictionary in place of each
-    harmless object.
+    The file's size limits the memory. Without a limit, a few bytes of a pickle can become a large
+    array of zeros, and a tensor that repeats one value grows when it is copied.
+    foreign: also read other programs' files. Their harmless objects become an Inert or a plain
+    dictionary.
     RunError: the file is missing, not a regular file, truncated or damaged, or contains code.
     """
     try:
@@ -284,37 +284,39 @@ def load_once(path: str, foreign: bool = False) -> dict:
     except pickle.UnpicklingError as error:
         if name := object_in(str(error)):
             raise RunError(has_objects(path, name, '["state_dict"]')) from None
-        raise RunError(
-            f"{path} is not a whole checkpoint ({type(error).__name__}): use another one"
-        ) from None
+        raise RunError(incomplete(path, type(error).__name__)) from None
     except RunError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno not in (
-            None,
-            errno.EINVAL,
-        ):  # damaged bytes lead to invalid positions
+        # Damaged bytes lead to invalid positions: EINVAL, or an OSError without a number.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         reason = str(error).split("\n")[0] or type(error).__name__
-        raise RunError(f"{path} is not a whole checkpoint ({reason}): use another one") from None
+        raise RunError(incomplete(path, reason)) from None
     if isinstance(content, Inert):
         raise RunError(has_objects(path, type(content).__name__, ".state_dict()"))
     if not isinstance(content, dict):
         raise RunError(
-            f"{path} holds a {type(content).__name__}: expected a checkpoint, a dictionary of tensors"
+            f"{path} holds a {type(content).__name__}; expected a dictionary of tensors. Use "
+            "another file"
         )
     return content
 
 
+def incomplete(path: str, reason: str) -> str:
+    """Return an error message: the file is not a complete checkpoint."""
+    return f"{path} is not a complete checkpoint ({reason}): use another one"
+
+
 def object_in(error: str) -> str:
-    """Return the object that torch refused, by its message, or "" if the file is damaged."""
-    if found := re.search(r"GLOBAL (\S+)", error):
-        return found[1][:100]
+    """Return the object that torch refused, from its message, or "" if the file is damaged."""
+    if match := re.search(r"GLOBAL (\S+)", error):
+        return match[1][:100]
     others = {
         "persistent_load": "a module with its source code",
         "Unsupported operand": "a pickle of protocol 3 or later",
     }
-    return next((name for part, name in others.items() if part in error), "")
+    return next((name for text, name in others.items() if text in error), "")
 
 
 def has_objects(path: str, name: str, tensors: str) -> str:
@@ -323,8 +325,8 @@ def has_objects(path: str, name: str, tensors: str) -> str:
     tensors: the expression that selects the tensors in the loaded file.
     """
     return (
-        f"{path} holds code or objects besides tensors ({name}), which are never loaded: expected a dictionary of "
-        "tensors. If you trust the file, write one on a machine that can load it: "
+        f"{path} holds code or objects besides tensors ({name}), which are never loaded; expected "
+        "a dictionary of tensors. If you trust the file, write one on a machine that can load it: "
         f"torch.save(torch.load(FILE, weights_only=False){tensors}, NEW)"
     )
 
@@ -341,8 +343,8 @@ def check_is_file(path: str) -> None:
             + f", such as {last}" * os.path.isfile(last)
         )
     if not os.path.isfile(path):
-        what = "not a regular file" if os.path.exists(path) else "no such file"
-        raise RunError(f"{path}: {what}; expected a checkpoint")
+        problem = "not a regular file" if os.path.exists(path) else "no such file"
+        raise RunError(f"{path}: {problem}; expected a checkpoint")
 
 
 def check_size(content: object, most: int) -> None:
@@ -355,8 +357,8 @@ def check_size(content: object, most: int) -> None:
         value = stack.pop()
         left -= max(OBJECT, value.numel() * value.element_size() if torch.is_tensor(value) else 0)
         if left < 0:
-            raise MemoryError(f"what it holds would take more than {most:,} bytes")
+            raise MemoryError(f"its content would need more than {most:,} bytes")
         if isinstance(value, dict):
-            stack += dict.values(value)  # a file may give it an attribute `values`
+            stack += dict.values(value)  # a file can set its attribute `values`
         elif isinstance(value, (list, tuple, set)):
             stack += value

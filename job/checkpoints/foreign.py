@@ -1,4 +1,4 @@
-"""Other people's checkpoints: what is in them, and whether it is the network that is needed."""
+"""Read a network without its head from a checkpoint of any program, and check it."""
 
 import dataclasses
 import functools
@@ -28,27 +28,31 @@ from job.data.augment import MEAN, STD
 from job.errors import RunError
 from job.networks import ARCHS, WIDTH, WIDTHS, Encoder, Input, Network, build_network, build_resnet
 
-# The first parts of names, behind the prefix, that are no backbone's.
+# The first parts of names, after the prefix, that are of heads.
 HEADS = (
-    "fc", "projection_head", "prototypes", "projector", "predictor", "classifier", "linear", "last_linear", "head", "heads",
+    "fc", "projection_head", "prototypes", "projector", "predictor", "classifier", "linear",
+    "last_linear", "head", "heads",
 )  # fmt: skip
-# Facts of a run in this program's checkpoints, beside "epoch" and "config". step: steps of the next
-# epoch that are done. teacher: digest of its weights, or "".
+# Facts of a run in this program's checkpoints, in addition to "epoch" and "config". step: the steps
+# of the next epoch that are done. teacher: digest of its weights, or "".
 FACTS = {"step": int, "workers": int, "images": int, "teacher": str}
 UNUSED = ("total_ops", "total_params")  # counters that the profiler thop leaves in each module
+COUNTER = "num_batches_tracked"  # of batch norm; files from before torch 0.4.1 lack it
 
 
 @travels
 @dataclass
 class Backbone:
-    """A network from a file, its head apart.
+    """A network from a file, without its head.
 
-    arch: its name, as -a takes it. state: tensors by torchvision's names; of other networks, by their own after "body.".
-    report: a line. head: what stood on it there: "linear 512-128",
-    "mlp 512-512-128", "none", or "other". meta: "epoch" (None where the file tells none), "config" ({} but for this program's).
-    head_state: the head's tensors, by names such as "weight" or "0.weight". run: other facts of a
-    run of this program, as far as the file has them: FACTS.
-    image_size: side of the images that the network demands; 0: any. mean, std: of its images' colours.
+    arch: its name, as of -a. state: tensors by torchvision's names, or by "body." and the names of
+    another network. report: a line for the log. head: of the file's network: "linear 512-128", "mlp
+    512-512-128", "none" or "other". head_state: its tensors, by names such as "weight" or
+    "0.weight".
+
+    meta: "epoch" (None if the file has none) and "config" ({} if another program wrote the file).
+    run: those of FACTS that the file has. image_size: side of the images that the network needs, in
+    pixels; 0: any. mean, std: of its images' colours.
     """
 
     arch: str
@@ -66,18 +70,19 @@ class Backbone:
 
     @property
     def is_resnet(self) -> bool:
-        """Whether it is a ResNet of torchvision, which has a stem and a width."""
+        """Whether it is torchvision's ResNet, which has a stem and a width."""
         return self.arch in ARCHS
 
     @property
     def input(self) -> dict:
-        """What the network demands of its images, as `image_size`, `mean` and `std`."""
+        """The images that the network needs, as "image_size", "mean" and "std"."""
         return {"image_size": self.image_size, "mean": list(self.mean), "std": list(self.std)}
 
     def build(self, image_size: int = 224) -> Network:
-        """Return the network with an untrained head, for images normalised by ImageNet's mean.
+        """Return the network with an untrained head, for images normalised as ImageNet's.
 
-        image_size: of the images, if the network does not demand one. RunError: it does not take them.
+        image_size: of the images, if the network can process any.
+        RunError: the network cannot process images of this size.
         """
         size = self.image_size or image_size
         net = build_network(self.arch, stem=self.stem, width=self.width, image_size=size)
@@ -85,7 +90,7 @@ class Backbone:
         if isinstance(net, Encoder):
             colours = list(zip(MEAN, STD, self.mean, self.std, strict=True))
             scale = tuple(ours / own for _, ours, _, own in colours)
-            shift = tuple((m - own) / std for m, _, own, std in colours)
+            shift = tuple((mean - own) / std for mean, _, own, std in colours)
             net.input = Input(self.image_size, scale, shift)
         return net
 
@@ -96,20 +101,21 @@ class Backbone:
 
 
 def digest(state: Mapping[str, torch.Tensor]) -> str:
-    """Return SHA-256, first 16 hex digits, of tensors' names, types, shapes and bytes, without counts of batches."""
-    found = hashlib.sha256()
+    """Return the SHA-256, first 16 hex digits, of tensors' names, types, shapes and bytes.
+
+    Counts of batches are left out, as some programs do, because eval mode ignores them.
+    """
+    sha256 = hashlib.sha256()
     for name, value in sorted(state.items()):
-        if name.endswith(
-            "num_batches_tracked"
-        ):  # some programs leave them out, and eval mode ignores them
+        if name.endswith(COUNTER):
             continue
-        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        found.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
+        sha256.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        sha256.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return sha256.hexdigest()[:16]
 
 
 def is_moco(content: dict) -> bool:
-    """Whether a checkpoint's content is a MoCo model's, this program's or not."""
+    """Return whether a checkpoint has a MoCo model, of any program."""
     state = content.get("state_dict")
     return isinstance(state, dict) and any(
         str(key).startswith(("module.encoder_q.", "encoder_q.")) for key in state
@@ -123,30 +129,31 @@ def read_backbone(
     download: bool = True,
     size: int = 0,
 ) -> Backbone:
-    """Read a network without its head from a checkpoint, whichever program wrote it, or from a hub.
+    """Read a network without its head from a hub, or from a checkpoint of any program.
 
-    Of several ResNets, it is the first of `find_networks`. arch: the network that it must be, and the first such is taken;
-    by default what the file says, or the ResNet whose shapes fit.
-    arch_flag: the option that names it, for messages; "" if the program has none.
+    The network is the first of `find_networks`, or the first that is an `arch`.
+    arch: the network's name; "" for the file's, or the ResNet whose shapes fit.
+    arch_flag: the option that sets `arch`, for messages; "" if the program has none.
     download: whether a hub's file that is not in the cache is downloaded.
-    size: --teacher-size, in place of the side of the images that the network demands; 0: that one.
-    RunError: a file that is not whole, not what its name promises, or does not fit to the last tensor.
+    size: --teacher-size, the side of the images; 0: the side that the network needs.
+    RunError: the file is incomplete, not the released file that its name promises, or not all of
+    its tensors fit the network.
     """
     if size and size not in SIZES:
         expected = f"expected {SIZES[0]} to {SIZES[-1]} pixels, or 0"
         raise RunError(f"{SIZE_FLAG} {size}: {expected}. Choose another")
     if path.startswith(hub.PREFIX):
-        found = hub.fetch(path, download)
-        weights = read_backbone(found.path, arch or found.arch, arch_flag, size=size)
-        report = f"{weights.report}; {path}, SHA-256 {found.sha256}"
-        return dataclasses.replace(weights, report=report)
+        weights = hub.fetch(path, download)
+        backbone = read_backbone(weights.path, arch or weights.arch, arch_flag, size=size)
+        report = f"{backbone.report}; {path}, SHA-256 {weights.sha256}"
+        return dataclasses.replace(backbone, report=report)
     content = read_content(path)
     if other := other_network(path, content, arch, arch_flag):
         return read_other(path, content, other, arch_flag, size)
     networks = find_networks(path, content, arch_flag)
     if size:
-        which = f"a ResNet of torchvision, which gets the student's images: {path}"
-        raise RunError(f"{SIZE_FLAG} {size}: no effect on {which}. Leave it out")
+        network = f"torchvision's ResNet, which gets the student's images: {path}"
+        raise RunError(f"{SIZE_FLAG} {size}: no effect on {network}. Leave it out")
     like = (
         network
         for network in networks
@@ -161,7 +168,7 @@ def read_backbone(
         first = "; ".join(misfits[:3]) + (
             f"; and {len(misfits) - 3} more" if len(misfits) > 3 else ""
         )
-        verdict = f"does not fit {arch}" if stated else f"fits no known network, {arch} best"
+        verdict = f"does not fit {arch}" if stated else f"fits no ResNet ({arch} is the nearest)"
         raise RunError(f"{path} {verdict}: {first}: {use_another(arch_flag)}")
     if broken := [
         key
@@ -169,9 +176,10 @@ def read_backbone(
         if value.is_floating_point() and not torch.isfinite(value.float()).all()
     ]:
         raise RunError(
-            f"{path}: {broken[0]} has values that are not finite ({len(broken)} such tensors): use another file"
+            f"{path}: {broken[0]} has values that are not finite ({len(broken)} such tensors): use "
+            "another file"
         )
-    taken = {
+    loaded = {
         name: body[key]
         for name in expected_shapes(arch, stem, width)
         if (key := layout.key(name)) in body
@@ -181,48 +189,44 @@ def read_backbone(
     of_width = "" if width == WIDTH else f" of width {width}"
     nested = f" in {layout.where}" if layout.where else ""
     under = f" under {layout.prefix}*" if layout.prefix else ""
-    left = (
-        f"; not taken: the networks under {', '.join(other.path() for other in others):.200}"
-        if others
-        else ""
-    )
+    layers = "numbered layers" if layout.first else "named layers"
+    left = ", ".join(other.path() for other in others)
     report = (
-        f"{arch}{of_width} from {path} (layout: {'numbered layers' if layout.first else 'named layers'}{nested}): "
-        f"{len(taken)} tensors{under} taken, none missing; dropped: {list_dropped(state, body, layout.prefix)} "
-        f"(head: {head}){left}"
+        f"{arch}{of_width} from {path} (layout: {layers}{nested}): {len(loaded)} tensors{under} "
+        f"loaded, none missing; dropped: {list_dropped(state, body, layout.prefix)} (head: {head})"
+        + (f"; not loaded: the networks under {left:.200}" if others else "")
     )
     meta, run = describe_run(content), facts_of_run(content)
-    return Backbone(arch, stem, width, taken, report, head, meta, head_state, run)
+    return Backbone(arch, stem, width, loaded, report, head, meta, head_state, run)
 
 
 def read_other(path: str, content: dict, arch: str, arch_flag: str, size: int) -> Backbone:
-    """Return a network that is no ResNet of torchvision. size: the user's, or 0.
+    """Return a network that is not torchvision's ResNet. size: the user's, or 0.
 
-    RunError: the file has none, or another, or one that takes no images of that size.
+    RunError: the file does not have this network, or it cannot process images of this size.
     """
     meta = describe_run(content)
     needs = find_needs(path, content, arch, meta["config"], size)
     resized = size > 0
-    found = find_other_body(path, content, arch, needs.size, arch_flag, resized)
-    layout, state, body = found
-    beside = layout.prefix.removesuffix(BODY)
-    head_state = find_head(state, beside)
+    layout, state, body = find_other_body(path, content, arch, needs.size, arch_flag, resized)
+    prefix = layout.prefix.removesuffix(BODY)
+    head_state = find_head(state, prefix)
     head = describe_head(head_state)
     inside = {key: value for key, value in state.items() if str(key).startswith(layout.prefix)}
     under = f" under {layout.prefix}*" if layout.prefix else ""
     side = f", {needs.size} x {needs.size} pixels" if needs.size else ""
     colours = "ImageNet's" if needs[1:] == (MEAN, STD) else f"{needs.mean} and {needs.std}"
     report = (
-        f"{arch} from {path}: {len(body)} tensors{under} taken, none missing; dropped: "
-        f"{list_dropped(state, inside, beside)} (head: {head}); its images: mean and "
+        f"{arch} from {path}: {len(body)} tensors{under} loaded, none missing; dropped: "
+        f"{list_dropped(state, inside, prefix)} (head: {head}); its images: mean and "
         f"deviation {colours}{side}"
     )
-    taken = {BODY + name: value.contiguous() for name, value in body.items()}
+    loaded = {BODY + name: value.contiguous() for name, value in body.items()}
     return Backbone(
         arch,
         "imagenet",
         WIDTH,
-        taken,
+        loaded,
         report,
         head,
         meta,
@@ -237,7 +241,7 @@ def read_other(path: str, content: dict, arch: str, arch_flag: str, size: int) -
 def describe_body(
     path: str, layout: Layout, state: dict
 ) -> tuple[dict[str, torch.Tensor], Layout, str, int]:
-    """Return a network's tensors without heads, by the file's names, its layout, its stem, and its width."""
+    """Return a network's tensors without heads, by the file's names, its layout, stem and width."""
     body = find_body(path, state, layout)
     conv = body.get(layout.key("conv1.weight"))
     stem = "small" if conv is not None and conv.shape[-1:] == (3,) else "imagenet"
@@ -245,9 +249,12 @@ def describe_body(
 
 
 def find_body(path: str, state: dict, layout: Layout) -> dict[str, torch.Tensor]:
-    """Return all after the prefix except heads, by the file's names. RunError: a name is no text, or a value no tensor."""
+    """Return the tensors after the prefix, except heads', by the file's names.
+
+    RunError: a name is not text, or a value is not a tensor.
+    """
     if odd := [key for key in state if not isinstance(key, str)]:
-        raise RunError(f"{path}: {odd[0]!r} is no tensor's name: use another file")
+        raise RunError(f"{path}: {odd[0]!r} as a tensor's name; expected text. Use another file")
     inside = [
         key
         for key in state
@@ -260,13 +267,14 @@ def find_body(path: str, state: dict, layout: Layout) -> dict[str, torch.Tensor]
     }
     if others := [key for key, value in body.items() if not torch.is_tensor(value)]:
         raise RunError(
-            f"{path}: {others[0]} is no tensor but {outline(body[others[0]])}: use another file"
+            f"{path}: {others[0]} is {outline(body[others[0]])}; expected a tensor. Use another "
+            "file"
         )
     return body
 
 
 def find_width(body: dict, layout: Layout) -> int:
-    """The channels of the first stage, which the stem has too; where convolution and norm do not agree, the published 64."""
+    """Return the channels of the stem and the first stage; 64 if convolution and norm differ."""
     stem = [
         body[key].shape[:1]
         for name in ("conv1.weight", "bn1.weight")
@@ -277,7 +285,7 @@ def find_width(body: dict, layout: Layout) -> int:
 
 @functools.cache
 def expected_shapes(arch: str, stem: str, width: int) -> dict[str, torch.Size]:
-    """The names and shapes of a network without its head."""
+    """Return the shapes of a network's tensors without its head, by name."""
     with torch.device("meta"):
         net = build_resnet(arch, stem=stem, width=width)
     return {
@@ -286,15 +294,14 @@ def expected_shapes(arch: str, stem: str, width: int) -> dict[str, torch.Size]:
 
 
 def compare(body: dict, layout: Layout, arch: str, stem: str, width: int) -> list[str]:
-    """What of `body` is missing, has another shape than the network's, or should not be there; in words."""
+    """Return a text about each missing, unexpected or invalid tensor of `body`."""
     expected = {
         layout.key(name): shape for name, shape in expected_shapes(arch, stem, width).items()
     }
-    counters = "num_batches_tracked"  # absent from files of before torch 0.4.1, and without effect on the output
     missing = [
-        f"{key} is missing" for key in expected if key not in body and not key.endswith(counters)
+        f"{key} is missing" for key in expected if key not in body and not key.endswith(COUNTER)
     ]
-    surplus = [f"{key} has no place" for key in body if key not in expected]
+    surplus = [f"{key} is unexpected" for key in body if key not in expected]
     misshapen = [
         f"{key} is {tuple(value.shape)}, expected {tuple(expected[key])}"
         for key, value in body.items()
@@ -303,7 +310,7 @@ def compare(body: dict, layout: Layout, arch: str, stem: str, width: int) -> lis
     integers = [
         f"{key} is {value.dtype}, expected floats"
         for key, value in body.items()
-        if key in expected and not value.is_floating_point() and not key.endswith(counters)
+        if key in expected and not value.is_floating_point() and not key.endswith(COUNTER)
     ]
     sparse = [
         f"{key} is {'without values' if value.is_meta else value.layout}, expected a dense tensor"
@@ -314,7 +321,7 @@ def compare(body: dict, layout: Layout, arch: str, stem: str, width: int) -> lis
 
 
 def nearest_arch(body: dict, layout: Layout, stem: str, width: int) -> str:
-    """The network whose names and shapes `body` has, or the one from which it differs least."""
+    """Return the network whose names and shapes differ least from those of `body`."""
     misfits = {}
     for arch in ARCHS:
         misfits[arch] = len(compare(body, layout, arch, stem, width))
@@ -324,7 +331,10 @@ def nearest_arch(body: dict, layout: Layout, stem: str, width: int) -> str:
 
 
 def list_dropped(state: dict, body: dict, prefix: str) -> str:
-    """How many tensors are not taken, by the first parts of their names: "124 of encoder_k, 4 of fc, 2 others"."""
+    """Return the numbers of dropped tensors: "124 of encoder_k, 4 of fc, 2 others".
+
+    They are counted by the first parts of their names.
+    """
     short = [key.removeprefix(prefix).removeprefix("module.") for key in state if key not in body]
     shown = Counter(name.split(".")[0] for name in short if "." in name).most_common(6)
     others = len(short) - sum(count for _, count in shown)
@@ -335,13 +345,13 @@ def list_dropped(state: dict, body: dict, prefix: str) -> str:
 
 
 def find_head(state: dict, prefix: str) -> dict[str, torch.Tensor]:
-    """Return the tensors of what stands on the backbone, by its own names; {} if there is nothing.
+    """Return the tensors of the head, by its own names; {} if there is no head.
 
-    It is the backbone's `fc`, or the projector behind the prefix or beside the backbone.
+    The head is the network's `fc`, or a projector after the prefix or next to the network.
     """
-    beside = "".join(prefix.removesuffix(".").rpartition(".")[:2])
+    parent = "".join(prefix.removesuffix(".").rpartition(".")[:2])
     projectors = [
-        place + name for place in (prefix, beside) for name in ("projection_head.", "projector.")
+        start + name for start in (prefix, parent) for name in ("projection_head.", "projector.")
     ]
     tensors = {
         key: value
@@ -360,7 +370,10 @@ def find_head(state: dict, prefix: str) -> dict[str, torch.Tensor]:
 
 
 def describe_head(head: dict[str, torch.Tensor]) -> str:
-    """Return a head's widths: "linear 512-128", "mlp 512-512-128"; "none", or "other" if they do not follow one another."""
+    """Return a head's widths: "linear 512-128", "mlp 512-512-128" or "none".
+
+    If the layers do not follow one another, return "other".
+    """
     names = [name for name, value in head.items() if value.ndim == 2]
     shapes = [
         head[name].shape
@@ -375,10 +388,10 @@ def describe_head(head: dict[str, torch.Tensor]) -> str:
 
 
 def describe_run(content: dict) -> dict:
-    """The epochs that a checkpoint counts, and its options if it is this program's."""
+    """Return a checkpoint's "epoch", or None, and its "config", {} of another program."""
     epoch, config = content.get("epoch"), content.get("config")
-    ours = "format" in content and isinstance(config, dict) and is_plain(config)
-    return {"epoch": epoch if type(epoch) is int else None, "config": config if ours else {}}
+    own = "format" in content and isinstance(config, dict) and is_plain(config)
+    return {"epoch": epoch if type(epoch) is int else None, "config": config if own else {}}
 
 
 def facts_of_run(content: dict) -> dict:
@@ -389,7 +402,7 @@ def facts_of_run(content: dict) -> dict:
 
 
 def is_plain(config: dict) -> bool:
-    """Whether all values are options of this program, which can travel to other workers."""
+    """Return whether all values can be options, so that they can be sent to other workers."""
     values = itertools.chain.from_iterable(
         value if type(value) is list else [value] for value in config.values()
     )

@@ -1,6 +1,6 @@
 """Weights from a hub: hub:resnet50 is torchvision's, hub:timm/NAME timm's.
 
-The files lie in the usual caches, torch's and Hugging Face's, and are read as any other file.
+The files are in the caches of torch and Hugging Face, and are read as any other file.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from job.errors import RunError
 from job.networks import ARCHS, check_name, is_own, timm_networks
 
 PREFIX = "hub:"
-CHECKSUM = re.compile(r"-([0-9a-f]{8,})\.")  # the beginning of a file's SHA-256, in its name
+CHECKSUM = re.compile(r"-([0-9a-f]{8,})\.")  # the first digits of a file's SHA-256, in its name
 FILES = ("model.safetensors", "pytorch_model.bin")  # on Hugging Face, the first that exists
 
 
@@ -34,8 +34,8 @@ def fetch(name: str, download: bool = True) -> Weights:
     """Return the weights hub:NAME, from the cache or the hub.
 
     download: whether a file that is not in the cache is downloaded.
-    RunError: there are none of this name, the hub cannot be reached, or the file does not match
-    the checksum in its name. The error names the file to bring or to remove.
+    RunError: the hub has no such weights, it cannot be reached, or the file does not match the
+    checksum in its name. The error names the file to copy or remove.
     """
     arch = name.removeprefix(PREFIX)
     check_name(arch, PREFIX.removesuffix(":"))
@@ -51,21 +51,20 @@ def fetch(name: str, download: bool = True) -> Weights:
         cause = str(error).strip().split("\n")[0] or type(error).__name__
         raise RunError(
             f"{name}: cannot get the file: {cause:.200}; on another machine, download {url}, copy "
-            f"it here, and give its path in place of {name}, with the network {arch}"
+            f"it here, and give its path instead of {name}, with the network {arch}"
         ) from None
     with open(path, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if not sha256.startswith(start := checksum(path)):
-        begins = sha256[: len(start)]
-        problem = f"its SHA-256 begins with {begins}; expected {start}"
+        problem = f"its SHA-256 begins with {sha256[: len(start)]}; expected {start}"
         raise RunError(f"{name}: {path}: {problem}. Remove the file")
     return Weights(arch, path, sha256)
 
 
 def checksum(path: str) -> str:
-    """Return the beginning of the SHA-256 that a file's name or address has, or ""."""
-    found = CHECKSUM.search(os.path.basename(path))
-    return found[1] if found else ""
+    """Return the first digits of the SHA-256 in a file's name or address, or ""."""
+    match = CHECKSUM.search(os.path.basename(path))
+    return match[1] if match else ""
 
 
 def source(arch: str) -> tuple[str, Callable[[bool], str]]:
@@ -77,20 +76,20 @@ def source(arch: str) -> tuple[str, Callable[[bool], str]]:
         url = models.get_model_weights(arch)["DEFAULT"].url
         return url, lambda download: from_address(url, download)
     timm = timm_networks.import_timm(arch)
-    found = timm.models.get_pretrained_cfg(arch.removeprefix(timm_networks.PREFIX))
-    if repository := found.hf_hub_id:
-        files = [found.hf_hub_filename] if found.hf_hub_filename else FILES
+    config = timm.models.get_pretrained_cfg(arch.removeprefix(timm_networks.PREFIX))
+    if repository := config.hf_hub_id:
+        files = [config.hf_hub_filename] if config.hf_hub_filename else FILES
         url = f"https://huggingface.co/{repository}/resolve/main/{files[0]}"
         return url, lambda download: from_hugging_face(repository, files, download)
-    if not found.url:
+    if not config.url:
         raise RunError(f"{PREFIX}{arch}: timm has no weights of this name; expected another")
-    return found.url, lambda download: from_address(found.url, download)
+    return config.url, lambda download: from_address(config.url, download)
 
 
 def from_address(url: str, download: bool) -> str:
-    """Return the path of an address's file in torch's cache, downloaded if it is not there.
+    """Return the path of an address's file in torch's cache. Download a missing file.
 
-    FileNotFoundError: it is not there, and may not be downloaded.
+    FileNotFoundError: it is missing, and must not be downloaded.
     """
     path = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
     if not os.path.exists(path):
@@ -107,9 +106,9 @@ def from_hugging_face(
     files: list[str] | tuple[str, ...],
     download: bool,
 ) -> str:
-    """Return the path of the first of `files` in Hugging Face's cache, downloaded if not there.
+    """Return the path of the first of `files` in Hugging Face's cache. Download a missing file.
 
-    EntryNotFoundError: none is there, or may be downloaded.
+    EntryNotFoundError: the repository has none of them, or they must not be downloaded.
     """
     hub = importlib.import_module("huggingface_hub")
     local = {} if download else {"local_files_only": True}

@@ -1,7 +1,7 @@
-"""Where a checkpoint has a network that is no ResNet of torchvision, and what its images must be.
+"""Find a network that is not torchvision's ResNet in a checkpoint, and the images that it needs.
 
-The network is known by its name: the user's, or the file's own. timm translates the names and
-shapes of other programs' files for its networks.
+The user or the file names the network. timm translates the names and shapes of other programs'
+files for its networks.
 """
 
 import contextlib
@@ -18,10 +18,10 @@ from job.errors import RunError
 from job.networks import ARCHS, check_name, demands_size, is_own, own, timm_networks
 from job.networks.probe import UNBUILT, refusal
 
-BODY = "body."  # behind the prefix of an encoder of this program
+BODY = "body."  # after the prefix of this program's encoder
 SIZE_FLAG = "--teacher-size"
 SIZES = range(8, 4097)  # pixels, the side of an image
-DROPPED = ("fc", "head", "head_dist", "classifier", "pre_logits", "mask_token")  # no backbone's
+DROPPED = ("fc", "head", "head_dist", "classifier", "pre_logits", "mask_token")  # not of a body
 
 
 class Found(NamedTuple):
@@ -36,7 +36,7 @@ class Found(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """What a network demands of its images. size: their side; 0: any."""
+    """The images that a network needs. size: side in pixels; 0: any. mean, std: of colours."""
 
     size: int
     mean: tuple[float, ...]
@@ -44,10 +44,10 @@ class Needs(NamedTuple):
 
 
 def other_network(path: str, content: dict, arch: str, arch_flag: str) -> str:
-    """Return the name of a network that is no ResNet, by the user or the file; "" if it is one.
+    """Return the name of a network that is not torchvision's ResNet; "" if it is.
 
-    arch: the user's name, or "". RunError: there is no such network, or the file names a function, which only a
-    user may run.
+    arch: the user's name, or "" for the file's.
+    RunError: there is no such network, or the file names a function, which only a user may run.
     """
     if arch:
         check_name(arch, arch_flag)
@@ -67,16 +67,16 @@ def other_network(path: str, content: dict, arch: str, arch_flag: str) -> str:
 
 
 def use_another(arch_flag: str) -> str:
-    """Return the fix if a network does not fit. arch_flag: the option that names it, or ""."""
+    """Return the advice if a network does not fit. arch_flag: the option that names it, or ""."""
     return f"use another {arch_flag}, or another file" if arch_flag else "use another file"
 
 
 def find_needs(path: str, content: dict, arch: str, options: dict, size: int = 0) -> Needs:
-    """Return what the network demands of its images.
+    """Return the size and colours of the images that a network needs.
 
-    options: of this program's run, whose images are normalised by ImageNet's mean; {} if another
-    program wrote the file. size: the user's, or 0. RunError: the file has an invalid size, mean or
-    deviation.
+    options: of this program's run, whose images are normalised by ImageNet's mean and deviation; {}
+    if another program wrote the file. size: the user's, or 0.
+    RunError: the file has an invalid size, mean or deviation.
     """
     own_network = is_own(arch)
     needs = Needs(0, MEAN, STD) if own_network else Needs(*timm_networks.configuration(arch)[:3])
@@ -99,7 +99,7 @@ def find_needs(path: str, content: dict, arch: str, options: dict, size: int = 0
 
 
 def as_list(value: Any) -> list | tuple:
-    """Return a value that a file has as a list, and an empty list in place of any other."""
+    """Return a list or tuple of a file, and [] for any other value."""
     return value if isinstance(value, (list, tuple)) else []
 
 
@@ -114,7 +114,7 @@ def find_other_body(
     """Return a network's tensors, built for images of `size` pixels.
 
     timm resamples position embeddings of another size. resized: the size is the user's.
-    RunError: the file has no such network, or only parts of one, or it takes no such images.
+    RunError: the file has no such network, it is incomplete, or it cannot process such images.
     """
     with torch.random.fork_rng(devices=[]):
         if is_own(arch):
@@ -126,14 +126,14 @@ def find_other_body(
     expected = body.state_dict()
     first: list[str] = []
     for layout, state in candidates(path, content, expected):
-        inside = tensors_behind(layout.prefix, state)
-        found = inside
-        with contextlib.suppress(Exception):  # timm expects names that other tensors do not have
-            found = translate(inside, body) if translate else inside
-        misfits = compare(found, expected, arch)
+        inside = tensors_after(layout.prefix, state)
+        tensors = inside
+        with contextlib.suppress(Exception):  # timm expects names that other networks lack
+            tensors = translate(inside, body) if translate else inside
+        misfits = compare(tensors, expected, arch)
         if not misfits:
-            taken = {name: found[name] for name in expected if name in found}
-            return Found(layout, state, taken)
+            loaded = {name: tensors[name] for name in expected if name in tensors}
+            return Found(layout, state, loaded)
         first = first or misfits
     if not first:
         raise RunError(f"{path} has no tensors: found {outline(content)[:400]}: use another file")
@@ -148,7 +148,7 @@ def build_for_size(
     size: int,
     resized: bool,
 ) -> tuple[nn.Module, timm_networks.Filter | None]:
-    """Return a network of timm, and timm's translation of files.
+    """Return a network of timm, and timm's translation of files for it.
 
     resized: the size is the user's. RunError: timm cannot build it for images of that size.
     """
@@ -160,12 +160,12 @@ def build_for_size(
 
 
 def of_teacher(message: str) -> str:
-    """Return a message about a network's images with the option of a teacher's."""
+    """Return a message about --image-size as one about a teacher's option."""
     return message.replace("--image-size", SIZE_FLAG)
 
 
 def check_patches(arch: str, body: nn.Module, size: int) -> None:
-    """RunError: a network's patches do not fill images of `size` pixels, the user's."""
+    """RunError: `size`, the user's, is not a multiple of the side of the network's patches."""
     side = timm_networks.patch_side(body)
     if size % side:
         near = [each for each in (size - size % side, size + side - size % side) if each in SIZES]
@@ -175,23 +175,23 @@ def check_patches(arch: str, body: nn.Module, size: int) -> None:
 
 
 def candidates(path: str, content: dict, expected: Mapping) -> Iterator[tuple[Layout, dict]]:
-    """Yield where the network may be, the likeliest first: behind any prefix, in any dictionary."""
+    """Yield places of the network, the likeliest first: after any prefix, in any dictionary."""
     anchor = next(iter(expected))
     states = [(where, unwrapped(path, state)) for where, state in dictionaries(content)]
-    found = []
+    named = []
     for where, state in states:
         names = [key for key in state if isinstance(key, str)]
         ends = [key for key in names if key == anchor or key.endswith("." + anchor)]
-        found += [(Layout(where, key.removesuffix(anchor)), state) for key in ends]
-    found.sort(key=lambda each: Layout(each[0].where, each[0].prefix.removesuffix(BODY)).rank())
-    yield from found
-    for where, state in states:  # other names altogether
+        named += [(Layout(where, key.removesuffix(anchor)), state) for key in ends]
+    named.sort(key=lambda each: Layout(each[0].where, each[0].prefix.removesuffix(BODY)).rank())
+    yield from named
+    for where, state in states:  # all names may differ
         if any(torch.is_tensor(value) for value in dict.values(state)):
             yield Layout(where, ""), state
 
 
-def tensors_behind(prefix: str, state: dict) -> dict[str, torch.Tensor]:
-    """Return the dense tensors whose names begin with a prefix, by the rest of their names."""
+def tensors_after(prefix: str, state: dict) -> dict[str, torch.Tensor]:
+    """Return the dense tensors after a prefix, by the rest of their names."""
     return {
         key.removeprefix(prefix): value
         for key, value in state.items()
@@ -200,29 +200,32 @@ def tensors_behind(prefix: str, state: dict) -> dict[str, torch.Tensor]:
     }
 
 
-def compare(found: dict, expected: Mapping[str, torch.Tensor], arch: str) -> list[str]:
-    """Return what is missing, superfluous or invalid among the tensors of a network, in words."""
+def compare(tensors: dict, expected: Mapping[str, torch.Tensor], arch: str) -> list[str]:
+    """Return a text about each missing, unexpected or invalid tensor of a network."""
     classifier = () if is_own(arch) else timm_networks.configuration(arch).classifier
     dropped = tuple(f"{name}." for name in (*DROPPED, *classifier))
     counters = "num_batches_tracked"
-    missing = [f"{name} is missing" for name in expected if name not in found]
+    missing = [f"{name} is missing" for name in expected if name not in tensors]
     missing = [text for text in missing if counters not in text]
     surplus = [
-        name for name in found if name not in expected and not f"{name}.".startswith(dropped)
+        name for name in tensors if name not in expected and not f"{name}.".startswith(dropped)
     ]
-    both = {name: (found[name], expected[name]) for name in expected if name in found}
+    both = {name: (tensors[name], expected[name]) for name in expected if name in tensors}
     shapes = [
         f"{name} is {tuple(value.shape)}, expected {tuple(like.shape)}"
         for name, (value, like) in both.items()
         if value.shape != like.shape
     ]
     floats = [name for name, (_, like) in both.items() if like.is_floating_point()]
-    kinds = [f"{name} is {found[name].dtype}, expected floats" for name in floats
-             if not found[name].is_floating_point()]  # fmt: skip
-    broken = [
-        f"{name} has values that are not finite" for name in floats if not is_finite(found[name])
+    dtypes = [
+        f"{name} is {tensors[name].dtype}, expected floats"
+        for name in floats
+        if not tensors[name].is_floating_point()
     ]
-    return shapes + missing + [f"{name} has no place" for name in surplus] + kinds + broken
+    broken = [
+        f"{name} has values that are not finite" for name in floats if not is_finite(tensors[name])
+    ]
+    return shapes + missing + [f"{name} is unexpected" for name in surplus] + dtypes + broken
 
 
 def is_finite(value: torch.Tensor) -> bool:

@@ -1,8 +1,8 @@
-"""Inert stand-ins for the objects in other people's checkpoints, so that torch reads the tensors beside them.
+"""Inert stand-ins for the objects in foreign files, so that torch reads the tensors in them.
 
-torch's `weights_only` reader stops at the first class or function that it does not know, except if it is given a
-substitute under that name. These substitutes do nothing: they drop all that they are given. So no package is imported,
-and nothing of the file runs, whichever name it has. A tensor that only the real class could rebuild is missing then.
+torch's `weights_only` reader stops at the first class or function that it does not allow, unless it
+has a substitute of the same name. These substitutes drop their arguments and items. So no package
+is imported, and no code of the file runs. A tensor that only the real class can rebuild is missing.
 """
 
 import builtins
@@ -15,13 +15,15 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import IO, Any
 
-# Modules of Python's library whose objects are data. All others can do harm elsewhere, so their names stay refused.
+# Modules of Python's library whose objects are data. Objects of the others can do harm, so they
+# stay refused.
 DATA = {
-    "_codecs", "argparse", "array", "collections", "copyreg", "datetime", "decimal", "enum", "fractions", "functools",
-    "logging", "numbers", "pathlib", "random", "typing", "uuid", "zoneinfo",
+    "_codecs", "argparse", "array", "collections", "copyreg", "datetime", "decimal", "enum",
+    "fractions", "functools", "logging", "numbers", "pathlib", "random", "typing", "uuid",
+    "zoneinfo",
 }  # fmt: skip
 NAMES = {"types.SimpleNamespace", "builtins.getattr"}  # getattr: enum members of some Pythons
-PICKLES = 4  # before torch 1.6 a file began with a magic number, a version, a machine's sizes, and the content
+PICKLES = 4  # of a file from before torch 1.6: magic number, version, sizes of the machine, content
 # Limits of the search in a file. A large file has 100 names and 10**5 opcodes.
 MOST_NAMES, MOST_OPCODES = 1000, 2 * 10**6
 # Opcodes that keep their first operand.
@@ -29,7 +31,10 @@ KEEP = {"REDUCE", "NEWOBJ", "BUILD", "SETITEM", "SETITEMS", "APPEND", "APPENDS"}
 
 
 class Inert(list):
-    """An object of a foreign class, empty. torch appends only to subclasses of list, and calls __setstate__."""
+    """An empty object of a foreign class.
+
+    It is a list because torch appends only to subclasses of list. torch also calls __setstate__.
+    """
 
     def __init__(self, *_: Any):
         super().__init__()
@@ -48,7 +53,10 @@ class Inert(list):
 
 
 class Items:
-    """A class whose objects are dictionaries (defaultdict, a configuration): it makes plain ones. torch fills no others."""
+    """A class whose objects are plain dictionaries, because torch sets the items of no others.
+
+    It stands in for defaultdict and for classes of configurations.
+    """
 
     def __new__(cls, *_: Any) -> Any:
         """Return a dictionary for the items that follow in the file."""
@@ -56,25 +64,28 @@ class Items:
 
 
 def stand_ins(path: str) -> list[Any]:
-    """Return stand-ins for a torch file's harmless foreign names, as `torch.serialization.safe_globals` takes them."""
+    """Return stand-ins for a torch file's harmless foreign names.
+
+    They are the argument of `torch.serialization.safe_globals`.
+    """
     filled: dict[str, bool] = {}
     try:
         for name, opcode in used_names(path):
             filled[name] = filled.get(name, False) or opcode.startswith("SETITEM")
-    except Exception:  # damage, or not torch's format: the reader itself says what is wrong
+    except Exception:  # damaged, or not torch's format: the reader's own error is clearer
         pass
-    found = []
+    pairs = []
     for name, items in itertools.islice(filled.items(), MOST_NAMES):
         current = python_3_name(*name.split(" ", 1))
         if is_harmless(current) and current.isprintable():
-            kind = Items if items else type(current, (Inert,), {})
-            # torch maps only some of Python 2's names.
-            found += [(kind, current), (kind, name.replace(" ", "."))]
-    return found
+            stand_in = Items if items else type(current, (Inert,), {})
+            # Both names, because torch translates only some of Python 2's.
+            pairs += [(stand_in, current), (stand_in, name.replace(" ", "."))]
+    return pairs
 
 
 def is_harmless(name: str) -> bool:
-    """Whether the name is no part of Python's own library, or one of its kinds of data."""
+    """Return whether a name is outside Python's library, or one of its classes of data."""
     module, _, last = name.rpartition(".")
     package = module.split(".")[0]
     if module == "builtins" and isinstance(getattr(builtins, last, None), type):
@@ -83,15 +94,17 @@ def is_harmless(name: str) -> bool:
 
 
 def used_names(path: str) -> Iterator[tuple[str, str]]:
-    """Yield the names in a torch file's pickle, "module name", with each opcode applied to one or to its objects."""
+    """Yield the names in a torch file's pickle, "module name", each with an opcode.
+
+    The opcode is applied to the name or to its objects.
+    """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             member = next(
                 member for member in archive.infolist() if member.filename.endswith("data.pkl")
             )
-            if (
-                member.compress_type == zipfile.ZIP_STORED
-            ):  # as torch writes it; a compressed one may be of any length
+            # torch does not compress it. A compressed member can have any length.
+            if member.compress_type == zipfile.ZIP_STORED:
                 with archive.open(member) as file:
                     yield from trace(file)
         return
@@ -101,7 +114,7 @@ def used_names(path: str) -> Iterator[tuple[str, str]]:
 
 
 def trace(file: IO[bytes]) -> Iterator[tuple[str, str]]:
-    """Yield (name, opcode) for one pickle, by following only where its values go; nothing of it is built or called."""
+    """Yield (name, opcode) of one pickle, by tracing its stack. No object is built or called."""
     stack: list[Any] = []
     memo: dict[int, str | None] = {}
     argument: Any
@@ -111,8 +124,8 @@ def trace(file: IO[bytes]) -> Iterator[tuple[str, str]]:
             while stack.pop() is not pickletools.markobject:
                 pass
             operands = operands[: operands.index(pickletools.markobject)]
-        taken = [stack.pop() for _ in operands]
-        origin = taken[-1] if opcode.name in KEEP else None
+        popped = [stack.pop() for _ in operands]
+        origin = popped[-1] if opcode.name in KEEP else None
         if opcode.name == "GLOBAL":
             origin = argument
         elif opcode.name == "MARK":
@@ -127,6 +140,9 @@ def trace(file: IO[bytes]) -> Iterator[tuple[str, str]]:
 
 
 def python_3_name(module: str, name: str) -> str:
-    """Return a global's full name; pickles of protocol 2, which torch writes, have Python 2's names."""
+    """Return a global's full name in Python 3.
+
+    torch writes pickles of protocol 2, which have Python 2's names.
+    """
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
     return f"{module}.{name}"

@@ -37,7 +37,7 @@ def resumed_before(config: Common, run: Run) -> bool:
 def newest(run: Run) -> dict | None:
     """Return the newest complete checkpoint of the run's folder, or None, and log it. A collective.
 
-    RunError, on all workers: all checkpoints are damaged.
+    RunError, on all workers: no checkpoint can be loaded.
     """
     saved = run.on_first(lambda: run.checkpoints.newest(run.log.line))
     if saved is None:

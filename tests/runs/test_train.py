@@ -612,6 +612,6 @@ def test_the_original_s_resume_of_a_teacher_is_recognised(
     )
     assert done.returncode == 0, done.stderr
     assert "a checkpoint of resnet50, not a run of resnet18; it is used as --teacher" in done.stdout
-    assert "318 tensors under module.encoder_q.* taken, none missing" in done.stdout
+    assert "318 tensors under module.encoder_q.* loaded, none missing" in done.stdout
     assert (tmp_path / "run" / "last.pth.tar").is_file()
     assert f"teacher: {teacher_file}" in (tmp_path / "run" / "config.yaml").read_text()

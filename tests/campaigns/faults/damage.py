@@ -61,7 +61,7 @@ def passed_over(folder: Path, newest: Path, before: str) -> str:
         return str(error)
     if f"checkpoint_{content['epoch']:04d}_{content['step']:06d}.pth.tar" != before:
         return "loaded silently"
-    right = said[0].startswith(f"passed over: {newest}") and said[1:] == [
+    right = said[0].startswith(f"skipped: {newest}") and said[1:] == [
         f"resuming from {folder / before}"
     ]
     return "" if right else f"not said: {said}"

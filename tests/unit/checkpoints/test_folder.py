@@ -466,7 +466,7 @@ def test_the_newest_that_is_whole_is_taken_and_those_passed_over_are_said(checkp
     assert checkpoints.newest(said.append)["epoch"] == 3 - broken
     assert len(said) == broken + 1
     assert all(path in line for path, line in zip(paths[::-1], said, strict=False))
-    assert ["passed over" in line for line in said] == [True] * broken + [False]
+    assert ["skipped: " in line for line in said] == [True] * broken + [False]
     assert all("\n" not in line for line in said)
 
 
@@ -549,7 +549,7 @@ def test_of_damaged_checkpoints_the_one_before_is_taken_and_that_is_said(checkpo
         said = []
         assert checkpoints.newest(said.append)["epoch"] == 1, number
         assert [line.split(path)[0] for line in said] == [
-            "passed over: ",
+            "skipped: ",
             f"resuming from {before}",
         ]
         shutil.copyfile(path + ".whole", path)
@@ -841,7 +841,9 @@ def test_a_small_file_may_claim_a_small_memory_and_no_large_one(tmp_path, monkey
     monkeypatch.setattr(folder, "ROOM", 2**26)  # what comes bit by bit fills all that there is
     path, before = str(tmp_path / "x.pth.tar"), resource.getrlimit(resource.RLIMIT_AS)
     assert "x" in load(claiming(path, claims(10)[claim]))
-    assert f"{path} is not a whole checkpoint" in refused(load, claiming(path, claims(34)[claim]))
+    assert f"{path} is not a complete checkpoint" in refused(
+        load, claiming(path, claims(34)[claim])
+    )
     assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
@@ -850,7 +852,7 @@ def test_a_small_file_may_claim_a_small_memory_and_no_large_one(tmp_path, monkey
 )
 def test_what_has_no_end_is_one_line(tmp_path, monkeypatch, piece):
     monkeypatch.setattr(folder, "ROOM", 2**26)
-    assert "is not a whole checkpoint" in refused(load, claiming(tmp_path / "x.pth.tar", piece))
+    assert "is not a complete checkpoint" in refused(load, claiming(tmp_path / "x.pth.tar", piece))
 
 
 @pytest.mark.parametrize(
@@ -863,7 +865,7 @@ def test_a_file_that_grows_a_thousandfold_when_it_is_read_is_one_line(
     declared = expanded(2**23, b"K\2K\1").replace(b"cpuK\4", b"cpu" + number(2**24))
     path = claiming(tmp_path / "x.pth.tar", declared, compression, bytes(2**26))
     assert os.path.getsize(path) < 2**20
-    assert f"{path} is not a whole checkpoint" in refused(load, path)
+    assert f"{path} is not a complete checkpoint" in refused(load, path)
 
 
 def test_what_repeats_numbers_within_reason_is_read(tmp_path):

@@ -256,7 +256,7 @@ MISFITS = [
     (
         "extra",
         lambda tensors: tensors.update({"layer2.7.conv1.weight": torch.ones(3)}),
-        ["layer2.7.conv1.weight", "no place"],
+        ["layer2.7.conv1.weight", "is unexpected"],
     ),
     ("shape", put(torch.ones(128, 64, 1, 1)), [NAME, "(128, 64, 1, 1)", "(128, 64, 3, 3)"]),
     (
@@ -285,7 +285,7 @@ def test_a_file_that_fits_no_network_names_the_nearest_and_the_way_on(write):
     del content["arch"]
     message = refused(write(content))
     assert "--teacher-arch" in message
-    assert "fits no known network, resnet18 best" in message
+    assert "fits no ResNet (resnet18 is the nearest)" in message
     assert NAME in message
 
 
@@ -354,7 +354,7 @@ def test_a_file_that_is_not_whole_is_one_line(write, tmp_path, made):
         (b"", "is empty"),
         (b"<!DOCTYPE html>", "begins with b'<!DOCTYPE html>': download"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\n", "git lfs pull"),
-        (b"\x89PNG\r\n\x1a\n", "no checkpoint"),
+        (b"\x89PNG\r\n\x1a\n", "is not a checkpoint"),
     ],
 )
 def test_a_file_of_another_kind_is_told_by_its_beginning(tmp_path, content, part):

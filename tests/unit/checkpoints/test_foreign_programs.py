@@ -207,10 +207,10 @@ def test_the_network_of_a_program_s_file_is_read(tmp_path, program):
     assert_same(found.state, body(resnet(stem=program.stem)))
     assert (found.arch, found.stem) == ("resnet18", program.stem)
     assert (
-        f"120 tensors{' under ' * bool(program.under)}{program.under}{'*' * bool(program.under)} taken"
+        f"120 tensors{' under ' * bool(program.under)}{program.under}{'*' * bool(program.under)} loaded"
         in found.report
     )
-    left = found.report.partition("; not taken: the networks under ")[2]
+    left = found.report.partition("; not loaded: the networks under ")[2]
     assert left == program.left
 
 
@@ -269,7 +269,7 @@ def test_a_deep_stem_is_refused_by_name(tmp_path):
     torch.save(tensors, tmp_path / "weights")
     message = refused(str(tmp_path / "weights"))
     assert (
-        "fits no known network, resnet18 best: conv1.weight is missing; conv1.0.weight has no place"
+        "fits no ResNet (resnet18 is the nearest): conv1.weight is missing; conv1.0.weight is unexpected"
         in message
     )
 

@@ -87,7 +87,7 @@ def test_without_a_network_one_line_says_which_file_to_bring(cache, monkeypatch,
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
     assert refused(read_backbone, f"hub:{name}") == (
         f"hub:{name}: cannot get the file: Network is unreachable; on another machine, download "
-        f"{address}, copy it here, and give its path in place of hub:{name}, with the network {name}"
+        f"{address}, copy it here, and give its path instead of hub:{name}, with the network {name}"
     )
     assert not os.path.exists(cache / RESNET)
 

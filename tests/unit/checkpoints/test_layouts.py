@@ -217,7 +217,7 @@ def test_the_backbone_of_each_format_is_found_by_content_and_read_whole(tmp_path
     layout = f"{'named' if form.layer3 == 'layer3' else 'numbered'} layers{' in ' * bool(form.where)}{form.where}"
     for part in (path, f"(layout: {layout})", f"{len(names)} tensors", form.prefix):
         assert part in found.report
-    assert f"taken, none missing; dropped: {form.dropped} (head: {form.head})" in found.report
+    assert f"loaded, none missing; dropped: {form.dropped} (head: {form.head})" in found.report
     build_resnet(found.arch, stem=found.stem).load_state_dict(found.state, strict=False)
 
 
@@ -230,7 +230,7 @@ def test_a_renamed_tensor_of_each_format_is_refused_by_name(tmp_path, form, arch
         for key, value in tensors_of(form).items()
     }
     message = refused(write(tmp_path, form, tensors), arch and form.arch)
-    assert f"{start}conv1.weight is missing; {start}conv9.weight has no place" in message
+    assert f"{start}conv1.weight is missing; {start}conv9.weight is unexpected" in message
     assert form.arch in message
 
 
@@ -257,7 +257,7 @@ def test_a_value_of_each_format_that_is_not_finite_is_refused_by_name(tmp_path, 
 def test_what_stands_among_the_backbone_but_is_neither_it_nor_a_head_is_refused(tmp_path, name):
     form = FORMATS["swav"]
     message = refused(write(tmp_path, form, tensors_of(form) | {f"module.{name}": torch.ones(3)}))
-    assert f"module.{name} has no place" in message
+    assert f"module.{name} is unexpected" in message
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_of_two_networks_the_one_that_is_no_copy_is_taken_and_the_other_named(
     assert_same(found.state, body(copies[taken]))
     assert f" under {taken}* " in found.report
     assert found.report.endswith(
-        f"; not taken: the networks under state_dict.{left.removesuffix('.')}"
+        f"; not loaded: the networks under state_dict.{left.removesuffix('.')}"
     )
 
 
@@ -312,7 +312,7 @@ def test_of_several_networks_that_of_the_given_architecture_is_taken(tmp_path):
     networks = distilled(tmp_path)
     found = read_backbone(str(tmp_path / "weights"), "resnet34")
     assert_same(found.state, body(networks["teacher"]))
-    assert found.report.endswith("; not taken: the networks under state_dict.student")
+    assert found.report.endswith("; not loaded: the networks under state_dict.student")
 
 
 def test_a_layer_that_is_there_with_and_without_a_wrapper_s_name_is_refused(tmp_path):
@@ -320,7 +320,7 @@ def test_a_layer_that_is_there_with_and_without_a_wrapper_s_name_is_refused(tmp_
     torch.save(
         net | {f"_orig_mod.{key}": value + 1 for key, value in net.items()}, tmp_path / "weights"
     )
-    assert "is there twice, with and without a wrapper's name" in refused(str(tmp_path / "weights"))
+    assert "occurs twice, with and without a wrapper's name" in refused(str(tmp_path / "weights"))
 
 
 def test_of_several_prefixes_the_most_usual_is_taken(tmp_path):

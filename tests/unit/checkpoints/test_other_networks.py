@@ -133,7 +133,7 @@ SIZES = {
     (VIT, 12): PATCHED.format(12) + "Choose 16",
     (VIT, 4): "--teacher-size 4: expected 8 to 4096 pixels, or 0. Choose another",
     (MOBILE, 5000): "--teacher-size 5000: expected 8 to 4096 pixels, or 0. Choose another",
-    ("resnet18", 64): "--teacher-size 64: no effect on a ResNet of torchvision, which gets the ",
+    ("resnet18", 64): "--teacher-size 64: no effect on torchvision's ResNet, which gets the ",
 }
 
 
@@ -232,7 +232,7 @@ def test_a_checkpoint_of_this_program_needs_no_name(tmp_path, arch, named):
         "2.weight",
         "2.bias",
     }
-    assert "under module.encoder_q.body.* taken" in weights.report and "4 of fc" in weights.report
+    assert "under module.encoder_q.body.* loaded" in weights.report and "4 of fc" in weights.report
     moco.eval()
     with torch.no_grad():
         expected = moco.encoder_q(coloured(pixels(32), MEAN, STD))
@@ -311,7 +311,7 @@ WRONG = {  # content of a MobileNetV3's state, and the cause
     ),
     "surplus": (
         lambda state: state | {"blocks.9.0.weight": torch.ones(1)},
-        "blocks.9.0.weight has no place",
+        "blocks.9.0.weight is unexpected",
     ),
     "meta": (
         lambda state: changed(state, "conv_head.bias", lambda value: value.to("meta")),

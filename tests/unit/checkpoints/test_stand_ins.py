@@ -140,7 +140,7 @@ def test_objects_of_a_package_that_is_not_here_are_passed_over_and_run_nothing(
     found = read_backbone(path)
     assert_same(found.state, body(torchvision_state()))
     assert found.report.startswith(
-        f"resnet18 from {path} (layout: named layers in model): 120 tensors taken"
+        f"resnet18 from {path} (layout: named layers in model): 120 tensors loaded"
     )
     assert read_content(path)["config"]["MODEL"] == {"ARCH": "resnet18"}
     assert not flag.exists()
@@ -151,7 +151,7 @@ def test_a_tensor_that_only_a_foreign_function_can_rebuild_is_named(tmp_path, fo
     content, _ = foreign
     content["model"]["layer3.0.conv1.weight"] = content["message_hub"]["log_scalars"]["train/loss"]
     message = refused(written(tmp_path / "weights", content))
-    assert f"layer3.0.conv1.weight is no tensor but {FOREIGN}.Buffer" in message
+    assert f"layer3.0.conv1.weight is {FOREIGN}.Buffer; expected a tensor" in message
 
 
 def test_options_of_another_program_are_not_taken_for_this_one_s(tmp_path):
@@ -247,7 +247,7 @@ def test_an_object_s_memory_is_bounded(tmp_path):
         "state_dict": {"w": torch.ones(2)},
         "args": argparse.Namespace(zeros=Call(bytearray, 2**44)),
     }
-    assert "is not a whole checkpoint" in refused(written(tmp_path / "weights", content))
+    assert "is not a complete checkpoint" in refused(written(tmp_path / "weights", content))
 
 
 def test_a_run_s_own_checkpoint_may_hold_no_object(tmp_path):

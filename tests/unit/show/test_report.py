@@ -182,5 +182,5 @@ def test_teacher_without_a_name_is_one_line_with_a_fix(tmp_path):
     student = features.Student(None, {}, options, "")
     message = refused(features.read_teacher, student, str(tmp_path / "vit.pth"))
     assert message.startswith(f"{tmp_path}/vit.pth holds no ResNet: ") and "--" not in message
-    fix = "use the file that the run had, or one that names its network as its arch"
+    fix = "use the file that the run used, or one whose arch names its network"
     assert message.endswith(f": {fix}")
