@@ -68,7 +68,7 @@ def content(config=None, step=0, **changed):
 # What a checkpoint can be continued with.
 
 
-def test_an_optimizer_goes_on_with_its_momenta_and_the_options_in_force():
+def test_load_optimizer_keeps_options():
     def optimizer(**settings):
         return torch.optim.SGD([torch.nn.Parameter(torch.ones(3))], 0.1, **settings)
 
@@ -90,12 +90,12 @@ def test_an_optimizer_goes_on_with_its_momenta_and_the_options_in_force():
 @pytest.mark.parametrize(
     "changed", [{"mgd_stages": [4]}, {"mgd_stages": [1, 2]}, {"matching": "random"}], ids=str
 )
-def test_the_stages_and_the_matching_of_no_teacher_do_not_matter(run, changed):
+def test_resume_ignores_stages_without_teacher(run, changed):
     assert continues(content(step=7), options(**changed), run)
 
 
 @pytest.mark.parametrize("name", SAVED)
-def test_what_is_not_whole_as_a_linear_classifier_s_is_refused_by_name(run, name):
+def test_resume_refuses_a_missing_key(run, name):
     config = options(resume="a.pth.tar")
     saved = {key: value for key, value in content(config).items() if key != name}
     assert f"--resume a.pth.tar: has no {name!r}; expected a checkpoint of job.train" in refused(
@@ -107,7 +107,7 @@ def test_what_is_not_whole_as_a_linear_classifier_s_is_refused_by_name(run, name
     "config", [options(), options(teacher="t"), options(mlp=True, seed=3, mgd_stages=[4])], ids=str
 )
 @pytest.mark.parametrize("step", [0, 7])
-def test_the_same_options_continue_without_a_word(run, config, step):
+def test_resume_with_same_options_logs_nothing(run, config, step):
     saved = content(config, step)
     assert continues(saved, copy.deepcopy(config), run) is saved
     assert run.log.lines == []
@@ -125,13 +125,13 @@ OTHER_SHAPES |= {"matching": "random", "zero_init_residual": True, "width": 32, 
 OTHER_SHAPES |= {"mgd_correction": True, "mgd_pooled": 1.0, "teacher_size": 224}
 
 
-def test_every_option_that_shapes_the_tensors_is_tried_here():
+def test_other_shapes_are_complete():
     assert {*fixed(options(teacher="t"), within_epoch=False)} == {*OTHER_SHAPES, "distill"}
 
 
 @pytest.mark.parametrize(("name", "value"), OTHER_SHAPES.items())
 @pytest.mark.parametrize("step", [0, 7])
-def test_another_shape_is_refused_with_both_values(run, name, value, step):
+def test_resume_refuses_other_shapes(run, name, value, step):
     message = refused(
         continues, content(options(teacher="t"), step), options(teacher="t", **{name: value}), run
     )
@@ -142,7 +142,7 @@ def test_another_shape_is_refused_with_both_values(run, name, value, step):
     )
 
 
-def test_the_stages_of_a_projector_cannot_change(run):
+def test_resume_refuses_other_projector_stages(run):
     """Those of gram have no tensors."""
     old = content(options(teacher="t", distill=["projector", "gram"]))
     new = {"teacher": "t", "distill": ["projector", "gram"]}
@@ -156,7 +156,7 @@ SIMILARITY += [("similarity", "compress"), ("similarity_m", 0.9)]
 
 
 @pytest.mark.parametrize(("name", "value"), SIMILARITY)
-def test_what_shapes_the_queue_and_the_head_of_similarity_cannot_change(run, name, value):
+def test_resume_refuses_other_similarity_shapes(run, name, value):
     """Its temperatures and its momentum can."""
     chosen = {"framework": "none", "teacher": "t", "distill": ["similarity"]}
     old, new = content(options(**chosen)), options(**chosen, **{name: value})
@@ -168,7 +168,7 @@ def test_what_shapes_the_queue_and_the_head_of_similarity_cannot_change(run, nam
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_a_run_of_a_preset_with_the_published_values_resumes_without_them(run, setting):
+def test_resume_accepts_published_similarity_values(run, setting):
     """0 means them. Presets once gave them."""
     k, t, teacher_t = SETTINGS[setting]
     published = {"similarity_k": k, "similarity_t": t, "similarity_teacher_t": teacher_t}
@@ -193,19 +193,19 @@ NOT_WIDENED = [{}, {"teacher": "t"}, {**ALONE, "distill": ["similarity", "gram"]
 
 
 @pytest.mark.parametrize("chosen", WIDENED, ids=str)
-def test_the_width_of_a_hidden_layer_cannot_change(run, chosen):
+def test_resume_refuses_other_head_width(run, chosen):
     message = refused(continues, content(options(**chosen)), options(head_width=9, **chosen), run)
     assert message.startswith("--head-width 9: the checkpoint of epoch 3, step 0 has 0")
 
 
 @pytest.mark.parametrize("chosen", NOT_WIDENED, ids=str)
-def test_a_head_s_width_without_a_hidden_layer_can_change_without_a_word(run, chosen):
+def test_resume_ignores_unused_head_width(run, chosen):
     assert continues(content(options(**chosen)), options(head_width=9, **chosen), run)
     assert run.log.lines == []
 
 
 @pytest.mark.parametrize(("name", "value"), [("seed", 1), ("batch_size", 64)])
-def test_what_orders_the_images_may_change_between_epochs_alone(run, name, value):
+def test_resume_in_epoch_refuses_other_order(run, name, value):
     config = options(**{name: value})
     assert continues(content(step=0), config, run)
     assert any("--" + name.replace("_", "-") in line for line in run.log.lines)
@@ -226,7 +226,7 @@ CHANGES = [
 
 @pytest.mark.parametrize(("name", "value"), CHANGES)
 @pytest.mark.parametrize("step", [0, 7])
-def test_another_setting_continues_and_is_said_with_both_values(run, name, value, step):
+def test_resume_logs_a_changed_option(run, name, value, step):
     assert continues(
         content(options(teacher="t"), step), options(teacher="t", **{name: value}), run
     )
@@ -235,7 +235,7 @@ def test_another_setting_continues_and_is_said_with_both_values(run, name, value
     assert all(part in line for part in (f"{flag} was {getattr(options(), name)}", f"now {value}"))
 
 
-def test_every_change_is_said_once(run):
+def test_resume_logs_each_change_once(run):
     continues(content(options(teacher="t")), options(teacher="t", **dict(CHANGES)), run)
     assert len([line for line in run.log.lines if " was " in line]) == len(CHANGES)
 
@@ -258,12 +258,12 @@ def test_every_change_is_said_once(run):
         *[("gram_tau", 0.5), ("projector_stages", [4]), ("distill_weights", [2.0])],
     ],
 )
-def test_what_does_not_touch_the_numbers_changes_without_a_word(run, name, value):
+def test_resume_ignores_options_without_effect(run, name, value):
     assert continues(content(), options(**{name: value}), run)
     assert run.log.lines == []
 
 
-def test_a_classifier_s_changes_are_said(run):
+def test_log_changes_of_classifier(run):
     log_changes(
         dataclasses.asdict(LinearConfig(lr=30.0)),
         LinearConfig(lr=1.0),
@@ -333,9 +333,7 @@ STEPPED = dict(cos=False, epochs=4, warmup_epochs=0, lr=0.5, schedule=[4])
         ),
     ],
 )
-def test_a_jump_of_the_learning_rate_is_said_with_how_to_avoid_it(
-    run, kind, old, changed, epoch, step, rates, advice
-):
+def test_rate_jump_is_a_warning_with_advice(run, kind, old, changed, epoch, step, rates, advice):
     saved = {"epoch": epoch, "step": step, "config": dataclasses.asdict(kind(data="DIR", **old))}
     config = kind(data="DIR", **old | changed)
     warn_of_rate(saved, config, run)
@@ -365,7 +363,7 @@ def test_a_jump_of_the_learning_rate_is_said_with_how_to_avoid_it(
         (STEPPED, {"schedule": [3, 4]}, 2),
     ],
 )
-def test_a_learning_rate_that_continues_is_not_mentioned(run, old, changed, epoch):
+def test_rate_without_jump_logs_nothing(run, old, changed, epoch):
     saved = {"epoch": epoch, "step": 0, "config": dataclasses.asdict(options(**old))}
     warn_of_rate(saved, options(**old | changed), run)
     assert run.log.lines == []
@@ -386,14 +384,14 @@ def test_a_learning_rate_that_continues_is_not_mentioned(run, old, changed, epoc
         (dict(epochs=3), dict(epochs=6), None),
     ],
 )
-def test_a_jump_of_the_ramp_is_said(run, old, new, said):
+def test_ramp_jump_is_a_warning(run, old, new, said):
     common = dict(teacher="t", batch_size=10)
     continues(content(options(**common, **old)), options(**common, **new), run)
     texts = [record["text"] for record in run.log.records if record["id"] == "ramp_jump"]
     assert [said in text for text in texts] == [True] * bool(said)
 
 
-def test_an_option_that_the_checkpoint_does_not_know_had_its_default(run):
+def test_resume_logs_change_of_newer_option(run):
     saved = content()
     del saved["config"]["knn_k"]
     assert continues(saved, options(), run)
@@ -403,7 +401,7 @@ def test_an_option_that_the_checkpoint_does_not_know_had_its_default(run):
 
 
 @pytest.mark.parametrize(("name", "value"), [("width", 32), ("zero_init_residual", True)])
-def test_a_checkpoint_from_before_there_was_an_option_has_its_default(run, name, value):
+def test_resume_refuses_other_shape_of_newer_option(run, name, value):
     saved = content()
     del saved["config"][name]
     assert continues(saved, options(), run)
@@ -411,20 +409,20 @@ def test_a_checkpoint_from_before_there_was_an_option_has_its_default(run, name,
 
 
 @pytest.mark.parametrize(("before", "now"), [("t", ""), ("", "t")])
-def test_a_teacher_neither_comes_nor_goes(run, before, now):
+def test_resume_refuses_added_or_removed_teacher(run, before, now):
     message = refused(continues, content(options(teacher=before)), options(teacher=now), run)
     assert "--teacher" in message
     assert ("distils" if before else "no teacher") in message
 
 
-def test_another_teacher_s_file_is_said(run):
+def test_resume_logs_other_teacher_file(run):
     """The same file may lie elsewhere."""
     assert continues(content(options(teacher="a")), options(teacher="b"), run)
     assert len(run.log.lines) == 1
 
 
 @pytest.mark.parametrize(("step", "more"), [(0, False), (7, True)])
-def test_another_number_of_workers_is_said_and_within_an_epoch_what_it_means(tmp_path, step, more):
+def test_resume_logs_other_number_of_workers(tmp_path, step, more):
     run = StandIn(tmp_path, size=4)
     assert continues(content(step=step), options(), run)
     [line] = run.log.lines
@@ -436,20 +434,20 @@ def test_another_number_of_workers_is_said_and_within_an_epoch_what_it_means(tmp
 # Which checkpoint --resume means.
 
 
-def test_without_resume_there_is_none(run):
+def test_find_without_resume_is_none(run):
     run.checkpoints.save(content())
     assert find(options(), run)[1] is None
     assert run.log.lines == []
 
 
-def test_auto_starts_from_the_first_epoch_where_there_is_none(run):
+def test_find_auto_without_checkpoint_starts(run):
     assert find(options(resume="auto"), run)[1] is None
     [line] = run.log.lines
     assert run.folder in line
     assert "first epoch" in line
 
 
-def test_auto_takes_the_newest_that_is_whole(run):
+def test_find_auto_skips_damaged_checkpoint(run):
     run.checkpoints.save(content(epoch=1))
     run.checkpoints.save(content(epoch=2))
     broken = run.checkpoints.save(content(epoch=3))
@@ -459,25 +457,25 @@ def test_auto_takes_the_newest_that_is_whole(run):
     assert any(broken in line and "skipped: " in line for line in run.log.lines)
 
 
-def test_auto_does_not_start_anew_over_damaged_checkpoints(run):
+def test_find_auto_refuses_only_damaged_checkpoints(run):
     with open(run.checkpoints.save(content()), "r+b") as file:
         file.truncate(200)
     assert run.folder in refused(find, options(resume="auto"), run)
 
 
-def test_auto_refuses_another_run_s_checkpoint(run):
+def test_find_auto_refuses_other_run(run):
     run.checkpoints.save(content())
     assert "--mlp" in refused(find, options(resume="auto", mlp=True), run)
 
 
-def test_a_path_is_taken(run):
+def test_find_loads_a_path(run):
     path = run.checkpoints.save(content(epoch=1))
     run.checkpoints.save(content(epoch=2))
     assert find(options(resume=path), run)[1]["epoch"] == 1
 
 
 @pytest.mark.parametrize("text", [None, "no checkpoint"])
-def test_a_path_of_no_checkpoint_is_one_line(run, tmp_path, text):
+def test_find_refuses_a_path_without_checkpoint(run, tmp_path, text):
     path = tmp_path / "x.pth.tar"
     if text:
         path.write_text(text)
@@ -485,7 +483,7 @@ def test_a_path_of_no_checkpoint_is_one_line(run, tmp_path, text):
 
 
 @pytest.mark.parametrize("value", [{"conv1.weight": torch.ones(1)}, {"epoch": 3}, {}], ids=str)
-def test_a_path_of_something_else_is_one_line(run, tmp_path, value):
+def test_find_refuses_other_content(run, tmp_path, value):
     path = str(tmp_path / "x.pth.tar")
     torch.save(value, path)
     assert path in refused(find, options(resume=path), run)
@@ -504,7 +502,7 @@ def teacher_file(request, tmp_path):
     return path
 
 
-def test_a_teacher_s_file_given_to_resume_becomes_the_teacher_and_is_said(run, teacher_file):
+def test_find_makes_teacher_s_file_the_teacher(run, teacher_file):
     config, saved = find(options(resume=teacher_file), run)
     assert saved is None
     assert (config.teacher, config.resume) == (teacher_file, "")
@@ -513,27 +511,27 @@ def test_a_teacher_s_file_given_to_resume_becomes_the_teacher_and_is_said(run, t
     assert "--teacher" in line
 
 
-def test_a_released_file_of_the_student_s_own_network_is_a_teacher_too(run, tmp_path):
+def test_find_makes_released_file_the_teacher(run, tmp_path):
     path = str(tmp_path / "t.pth.tar")
     torch.save({"arch": "resnet18", "epoch": 200, "state_dict": content()["state_dict"]}, path)
     config, saved = find(options(resume=path), run)
     assert (config.teacher, saved) == (path, None)
 
 
-def test_a_requeued_job_that_gives_its_teacher_to_resume_goes_on(run, teacher_file, monkeypatch):
+def test_find_resumes_requeued_job_with_teacher(run, teacher_file, monkeypatch):
     run.checkpoints.save(content(options(teacher=teacher_file)))
     assert find(options(resume=teacher_file), run)[1] is None
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert find(options(resume=teacher_file), run)[1]["epoch"] == 3
 
 
-def test_a_teacher_s_file_given_to_resume_beside_another_teacher_is_refused(run, teacher_file):
+def test_find_refuses_two_teachers(run, teacher_file):
     message = refused(find, options(resume=teacher_file, teacher="other"), run)
     assert "--resume" in message
     assert "--teacher" in message
 
 
-def test_a_file_that_was_taken_as_the_teacher_is_no_run_s_option_any_more(run, teacher_file):
+def test_resume_after_teacher_in_resume_logs_nothing(run, teacher_file):
     """The next run with `--teacher` and `--resume auto` must go on from this one's checkpoints."""
     config, _ = find(options(resume=teacher_file), run)
     saved = content(config)
@@ -560,7 +558,7 @@ def parts(module, run, images, digest, **more):
 
 
 @pytest.mark.parametrize("teacher", [8, 16])
-def test_the_margins_of_another_teacher_are_refused(teacher):
+def test_restore_refuses_other_margins(teacher):
     """Of another width (16), or of the same with other margins."""
     saved_by, now = MGDistiller({4: (4, 8)}), MGDistiller({4: (4, teacher)})
     now.margin(4).sub_(1.0)
@@ -589,7 +587,7 @@ MISFITS = {
 
 @pytest.mark.parametrize("now", MISFITS)
 @pytest.mark.parametrize("part", ["framework", "momentum"])
-def test_a_network_whose_code_has_changed_is_refused_by_its_first_tensor(training, now, part):
+def test_restore_refuses_changed_network(training, now, part):
     changed, misfit = MISFITS[now]
     training.config = options(arch="own:Net", resume="auto")
     saved = content(state_dict={}, mgd=module(training).state_dict())
@@ -606,7 +604,7 @@ def test_a_network_whose_code_has_changed_is_refused_by_its_first_tensor(trainin
     assert message.startswith(start + misfit) and "start a new run with another --out" in message
 
 
-def test_other_frozen_parameters_than_the_checkpoint_s_are_refused():
+def test_load_optimizer_refuses_other_parameters():
     one, two = (
         torch.optim.SGD([torch.nn.Parameter(torch.ones(3)) for _ in range(n)], 0.1) for n in (1, 2)
     )
@@ -620,7 +618,7 @@ def module(training):
 
 
 @pytest.mark.parametrize("before", ["another", "a digest", ""])
-def test_a_teacher_of_other_weights_is_refused(training, before):
+def test_restore_refuses_other_teacher(training, before):
     """Also where its margins are the same. Older checkpoints have no digest."""
     saved = content(
         options(teacher="old.pth"), state_dict={}, mgd=module(training).state_dict(), teacher=before
@@ -633,7 +631,7 @@ def test_a_teacher_of_other_weights_is_refused(training, before):
         assert restore(saved, training) == (3, 0)
 
 
-def test_bad_images_count_over_the_whole_run(training):
+def test_restore_adds_bad_images(training):
     saved = content(state_dict={}, mgd=module(training).state_dict(), bad_images=["a.png"])
     saved["optimizer"] = training.optimizer.state_dict()
     training.run.bad_images.add("b.png")
@@ -654,7 +652,7 @@ def test_bad_images_count_over_the_whole_run(training):
         ({"distill_weights": [4.0]}, {"loss_share": 20.0}, 1 / 24),
     ],
 )
-def test_the_factor_goes_on_as_the_share_says_or_the_option(training, before, now, expected):
+def test_restore_scales_the_loss_factor(training, before, now, expected):
     """Nothing is measured again: the same share has the same factor to the bit, and another factor is told."""
     saved_by = MGDistiller({4: (4, 8)}, factor=1 / 3)
     saved = content(options(teacher="t", **before), state_dict={}, mgd=saved_by.state_dict())
@@ -670,7 +668,7 @@ def test_the_factor_goes_on_as_the_share_says_or_the_option(training, before, no
     )
 
 
-def test_a_share_that_was_not_measured_at_the_start_is_refused(run):
+def test_resume_refuses_unmeasured_loss_share(run):
     saved = content(options(teacher="t", loss_share=0.0, loss_factor=1234567.0))
     message = refused(continues, saved, options(teacher="t"), run)
     assert (
@@ -689,7 +687,7 @@ def test_a_share_that_was_not_measured_at_the_start_is_refused(run):
         )
 
 
-def test_an_epoch_that_is_begun_goes_on_with_the_same_images_alone():
+def test_restore_in_epoch_refuses_other_images():
     """Between epochs they may change; the order of packed images is not that of their folder."""
     images = Images("DIR/train", ["a"], Names.of(["a/1.png"] * 100), np.zeros(100), 0)
     training = SimpleNamespace(images=images, order=lambda epoch: f"order of epoch {epoch}")
@@ -701,7 +699,7 @@ def test_an_epoch_that_is_begun_goes_on_with_the_same_images_alone():
     )
 
 
-def test_a_checkpoint_does_not_go_on_in_the_folder_of_another_run(tmp_path):
+def test_check_folder_refuses_other_run(tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
     for folder in (here, there):
         folder.mkdir()
@@ -714,7 +712,7 @@ def test_a_checkpoint_does_not_go_on_in_the_folder_of_another_run(tmp_path):
     assert run.log.lines == []
 
 
-def test_a_checkpoint_resumes_by_another_name_of_its_folder_as_a_container_may_have(tmp_path):
+def test_check_folder_accepts_other_name_of_folder(tmp_path):
     folder, name = tmp_path / "run", tmp_path / "name"
     for path in (folder, name):
         path.mkdir()
@@ -728,7 +726,7 @@ def test_a_checkpoint_resumes_by_another_name_of_its_folder_as_a_container_may_h
         unmount(folder)
 
 
-def test_momenta_get_the_strides_of_their_parameters():
+def test_load_optimizer_converts_strides():
     """A checkpoint's are contiguous, parameters on a GPU are channels last."""
     weight = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     before, now = (

@@ -81,7 +81,7 @@ def test_what_is_loaded_is_what_was_saved(checkpoints):
     assert same(load(path), content() | {"format": FORMAT, "version": __version__})
 
 
-def test_tensors_of_a_network_and_its_optimizer_go_there_and_back(checkpoints):
+def test_save_and_load_network_and_optimizer(checkpoints):
     torch.manual_seed(0)
     net = torch.nn.Linear(3, 2)
     optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
@@ -99,13 +99,13 @@ def test_tensors_of_a_network_and_its_optimizer_go_there_and_back(checkpoints):
     assert same(again.state_dict(), optimizer.state_dict())
 
 
-def test_a_checkpoint_has_its_epoch_and_step_in_its_name(checkpoints, tmp_path):
+def test_save_names_epoch_and_step(checkpoints, tmp_path):
     path = checkpoints.save(content(epoch=12, step=345))
     assert path == str(tmp_path / "checkpoint_0012_000345.pth.tar")
     assert sorted(os.listdir(tmp_path)) == ["checkpoint_0012_000345.pth.tar", "last.pth.tar"]
 
 
-def test_paths_come_oldest_first_and_name_checkpoints_alone(checkpoints, tmp_path):
+def test_paths_are_checkpoints_oldest_first(checkpoints, tmp_path):
     made = [
         "checkpoint_0010_000000",
         "checkpoint_0002_000010",
@@ -124,12 +124,12 @@ def test_paths_come_oldest_first_and_name_checkpoints_alone(checkpoints, tmp_pat
     assert names(checkpoints) == [f"{made[n]}.pth.tar" for n in (2, 1, 0, 3)]
 
 
-def test_a_folder_that_is_not_there_has_no_checkpoints(tmp_path):
+def test_paths_of_missing_folder_are_empty(tmp_path):
     assert Checkpoints(str(tmp_path / "none"), 3).paths() == []
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3, 10])
-def test_the_newest_stay_and_last_points_to_the_newest(tmp_path, keep):
+def test_save_keeps_the_newest_and_links_last(tmp_path, keep):
     checkpoints, saved = Checkpoints(str(tmp_path), keep), []
     for epoch, step in [(0, 5), (0, 10), (1, 0), (1, 5), (2, 0)]:
         saved.append(os.path.basename(checkpoints.save(content(epoch, step, value=len(saved)))))
@@ -142,14 +142,14 @@ def test_the_newest_stay_and_last_points_to_the_newest(tmp_path, keep):
     assert sorted(os.listdir(tmp_path)) == [*saved[-keep:], LAST]
 
 
-def test_last_stays_right_when_the_folder_moves(checkpoints, tmp_path):
+def test_last_survives_a_moved_folder(checkpoints, tmp_path):
     checkpoints.save(content())
     os.rename(tmp_path, f"{tmp_path}-moved")
     assert load(os.path.join(f"{tmp_path}-moved", LAST))["epoch"] == 1
     os.rename(f"{tmp_path}-moved", tmp_path)
 
 
-def test_saving_the_same_step_again_replaces_it(checkpoints):
+def test_save_of_same_step_replaces_it(checkpoints):
     checkpoints.save(content(value=1.0))
     path = checkpoints.save(content(value=2.0))
     assert names(checkpoints) == ["checkpoint_0001_000000.pth.tar"]
@@ -157,7 +157,7 @@ def test_saving_the_same_step_again_replaces_it(checkpoints):
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
-def test_what_has_just_been_saved_stays(tmp_path, keep):
+def test_save_keeps_the_file_just_saved(tmp_path, keep):
     """A run that resumes from an older checkpoint saves steps that come before those which lie there."""
     checkpoints = Checkpoints(str(tmp_path), 5)
     for epoch in (1, 2, 3, 4, 5):
@@ -169,7 +169,7 @@ def test_what_has_just_been_saved_stays(tmp_path, keep):
     )
 
 
-def test_a_damaged_newer_one_does_not_push_out_a_whole_one(tmp_path):
+def test_save_keeps_undamaged_before_damaged(tmp_path):
     checkpoints = Checkpoints(str(tmp_path), 2)
     for epoch in (1, 2):
         checkpoints.save(content(epoch))
@@ -201,7 +201,7 @@ def crash_while_writing(monkeypatch, share=0.5):
 
 
 @pytest.mark.parametrize("share", [0, 0.5, 0.99, 1])
-def test_a_crash_while_writing_leaves_the_old_checkpoints_whole(tmp_path, monkeypatch, share):
+def test_crash_in_write_keeps_old_checkpoints(tmp_path, monkeypatch, share):
     checkpoints = Checkpoints(str(tmp_path), 1)
     checkpoints.save(content(1))
     with monkeypatch.context() as patch:
@@ -215,7 +215,7 @@ def test_a_crash_while_writing_leaves_the_old_checkpoints_whole(tmp_path, monkey
     assert sorted(os.listdir(tmp_path)) == ["checkpoint_0002_000000.pth.tar", LAST]
 
 
-def test_a_crash_while_writing_the_same_step_anew_leaves_the_old_file(checkpoints, monkeypatch):
+def test_crash_in_write_of_same_step_keeps_old_file(checkpoints, monkeypatch):
     path = checkpoints.save(content(value=1.0))
     crash_while_writing(monkeypatch)
     with pytest.raises(PowerCut):
@@ -247,9 +247,7 @@ def crashes(monkeypatch, steps, call, *args):
 
 
 @pytest.mark.parametrize("place", range(8))
-def test_a_crash_between_any_two_steps_of_saving_leaves_a_whole_checkpoint(
-    tmp_path, monkeypatch, place
-):
+def test_crash_in_save_leaves_a_complete_checkpoint(tmp_path, monkeypatch, place):
     """The process ends before one of them. `last` is one that is there, and whole."""
     checkpoints = Checkpoints(str(tmp_path), 1)
     checkpoints.save(content(1))
@@ -275,7 +273,7 @@ def resumed(checkpoints) -> int:
 
 
 @pytest.mark.parametrize("source", ["auto", "checkpoint_0002_000000.pth.tar"])
-def test_a_run_that_goes_back_resumes_there_until_its_first_save(tmp_path, source):
+def test_resume_at_holds_until_first_save(tmp_path, source):
     """auto goes back if the newest checkpoints are damaged."""
     checkpoints, paths = course(tmp_path)
     later = checkpoints.resume_at((2, 0), source if source == "auto" else str(tmp_path / source))
@@ -290,9 +288,7 @@ def test_a_run_that_goes_back_resumes_there_until_its_first_save(tmp_path, sourc
 
 
 @pytest.mark.parametrize("place", range(8))
-def test_a_crash_between_any_two_steps_of_going_back_leaves_one_course(
-    tmp_path, monkeypatch, place
-):
+def test_crash_in_resume_at_leaves_one_course(tmp_path, monkeypatch, place):
     """Which is the old one until it is all left: its checkpoints go from the newest on."""
     checkpoints, paths = course(tmp_path)
     ended = crashes(monkeypatch, place, checkpoints.resume_at, (2, 0), paths[1])
@@ -303,7 +299,7 @@ def test_a_crash_between_any_two_steps_of_going_back_leaves_one_course(
 
 
 @pytest.mark.parametrize("how", ["points to the one before", "is missing"])
-def test_last_is_mended_at_a_resume(tmp_path, how):
+def test_resume_at_repairs_last(tmp_path, how):
     """As a kill between a checkpoint's rename and its link leaves it."""
     checkpoints, paths = course(tmp_path)
     os.remove(tmp_path / LAST)
@@ -313,7 +309,7 @@ def test_last_is_mended_at_a_resume(tmp_path, how):
     assert os.readlink(tmp_path / LAST) == os.path.basename(paths[3])
 
 
-def test_without_links_a_resume_copies_last_only_if_it_is_another(linkless):
+def test_resume_at_without_links_copies_only_changes(linkless):
     checkpoints, paths = course(linkless)
     os.utime(linkless / LAST, (10**9, 10**9))
     checkpoints.resume_at((4, 0), "auto")
@@ -322,7 +318,7 @@ def test_without_links_a_resume_copies_last_only_if_it_is_another(linkless):
     assert load(str(linkless / LAST))["epoch"] == 2
 
 
-def test_a_checkpoint_that_the_user_names_is_kept(tmp_path):
+def test_resume_at_keeps_the_named_checkpoint(tmp_path):
     checkpoints, paths = course(tmp_path)
     again = Checkpoints(str(tmp_path), keep=1)
     again.resume_at((2, 0), str(tmp_path / os.path.relpath(paths[1], tmp_path)))
@@ -332,7 +328,7 @@ def test_a_checkpoint_that_the_user_names_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["checkpoint_0002_000000.pth.tar", "mine.pth.tar", LAST], ids=str)
-def test_a_checkpoint_from_elsewhere_is_what_a_killed_run_resumes_from(tmp_path, name):
+def test_resume_at_keeps_a_checkpoint_of_another_folder(tmp_path, name):
     (tmp_path / "there").mkdir()
     (tmp_path / "here").mkdir()
     source = Checkpoints(str(tmp_path / "there"), 2).save(content(2))
@@ -346,7 +342,7 @@ def test_a_checkpoint_from_elsewhere_is_what_a_killed_run_resumes_from(tmp_path,
     assert names(here) == ["checkpoint_0003_000000.pth.tar"] and load(str(given))["epoch"] == 2
 
 
-def test_a_requeued_job_goes_back_once(tmp_path, monkeypatch):
+def test_resumed_before_is_true_for_requeued_job(tmp_path, monkeypatch):
     """The same job to the same name; another job goes back again, and so does a second command of one job."""
     checkpoints, paths = course(tmp_path)
     given = str(tmp_path / LAST)  # a link, which moves on
@@ -368,7 +364,7 @@ def test_a_requeued_job_goes_back_once(tmp_path, monkeypatch):
     assert not resumed_before(given, "7", "1")
 
 
-def test_a_file_of_another_course_at_the_same_step_gives_way(tmp_path):
+def test_resume_at_renames_other_file_of_same_step(tmp_path):
     checkpoints, paths = course(tmp_path)
     os.rename(checkpoints.save(content(2, value=7.0)), tmp_path / "mine.pth.tar")
     Checkpoints(str(tmp_path), 9).save(content(2))
@@ -381,7 +377,7 @@ def test_a_file_of_another_course_at_the_same_step_gives_way(tmp_path):
     )
 
 
-def test_files_that_only_end_like_left_checkpoints_stay(tmp_path):
+def test_save_keeps_other_files_named_left(tmp_path):
     checkpoints, _ = course(tmp_path)
     (tmp_path / "notes.left").mkdir()
     (tmp_path / "mine.pth.tar.left").touch()
@@ -393,7 +389,7 @@ def test_files_that_only_end_like_left_checkpoints_stay(tmp_path):
     ]
 
 
-def test_data_is_on_disk_before_it_has_its_name(checkpoints, monkeypatch):
+def test_save_syncs_before_renaming(checkpoints, monkeypatch):
     """Otherwise a power cut could leave the name of a file whose bytes never came."""
     events = []
     fsync, replace = os.fsync, os.replace
@@ -429,7 +425,7 @@ for read in (Checkpoints(sys.argv[1], 3).newest, lambda say: folder.load(sys.arg
 @pytest.mark.parametrize(
     ("times", "said"), [(1, ["2", "2"]), (99, ["ReadError cannot read", "RunError cannot read"])]
 )
-def test_a_checkpoint_that_a_failing_file_system_hides_is_not_passed_over(checkpoints, times, said):
+def test_newest_raises_if_file_system_fails(checkpoints, times, said):
     """An older one would lose what was done since."""
     checkpoints.save(content(1))
     path = checkpoints.save(content(2))
@@ -440,7 +436,7 @@ def test_a_checkpoint_that_a_failing_file_system_hides_is_not_passed_over(checkp
         assert line.startswith(start), done.stdout + done.stderr
 
 
-def test_without_checkpoints_there_is_no_newest(checkpoints, tmp_path):
+def test_newest_is_none_without_checkpoints(checkpoints, tmp_path):
     said = []
     assert checkpoints.newest(said.append) is None
     (tmp_path / "checkpoint_0001_000000.pth.tar.new").write_bytes(b"half")
@@ -448,7 +444,7 @@ def test_without_checkpoints_there_is_no_newest(checkpoints, tmp_path):
     assert said == []
 
 
-def test_the_newest_is_taken_and_said(checkpoints):
+def test_newest_logs_its_path(checkpoints):
     for epoch in (1, 2, 10):
         path = checkpoints.save(content(epoch))
     said = []
@@ -458,7 +454,7 @@ def test_the_newest_is_taken_and_said(checkpoints):
 
 
 @pytest.mark.parametrize("broken", [1, 2])
-def test_the_newest_that_is_whole_is_taken_and_those_passed_over_are_said(checkpoints, broken):
+def test_newest_skips_and_logs_damaged_files(checkpoints, broken):
     paths = [checkpoints.save(content(epoch)) for epoch in (1, 2, 3)]
     for path in paths[-broken:]:
         cut(path)
@@ -470,7 +466,7 @@ def test_the_newest_that_is_whole_is_taken_and_those_passed_over_are_said(checkp
     assert all("\n" not in line for line in said)
 
 
-def test_when_none_is_whole_the_run_does_not_start_anew_by_itself(checkpoints):
+def test_newest_refuses_if_all_are_damaged(checkpoints):
     for epoch in (1, 2):
         cut(checkpoints.save(content(epoch)), 0.3)
     said = []
@@ -483,7 +479,7 @@ def test_when_none_is_whole_the_run_does_not_start_anew_by_itself(checkpoints):
 # The checksum of a whole file.
 
 
-def test_a_checkpoint_is_a_plain_file_of_torch_s_to_others(checkpoints):
+def test_seal_leaves_a_plain_torch_file(checkpoints):
     path = checkpoints.save(content())
     for mmap in (False, True):
         assert same(
@@ -496,13 +492,13 @@ def test_a_checkpoint_is_a_plain_file_of_torch_s_to_others(checkpoints):
     assert whole[-64:].decode() == hashlib.sha256(whole[:-71]).hexdigest()
 
 
-def test_a_checkpoint_that_torch_has_saved_anew_has_no_checksum_and_is_loaded(checkpoints):
+def test_load_accepts_a_file_without_seal(checkpoints):
     path = checkpoints.save(content())
     torch.save(torch.load(path, weights_only=True), path)
     assert same(load(path), content() | {"format": FORMAT, "version": __version__})
 
 
-def test_a_flipped_bit_in_any_byte_is_noticed(checkpoints):
+def test_seal_shows_a_flipped_bit_in_any_byte(checkpoints):
     """In each byte one of its bits, and in the checksum and the archive's last record all of them."""
     path, generator = checkpoints.save(content()), random.Random(0)
     whole = open(path, "rb").read()
@@ -524,7 +520,7 @@ def flip(path, place, bit):
         file.write(bytes([value ^ 1 << bit]))
 
 
-def test_a_file_cut_at_any_byte_is_noticed(checkpoints):
+def test_seal_shows_a_cut_at_any_byte(checkpoints):
     path = checkpoints.save(content())
     for length in reversed(range(os.path.getsize(path))):
         os.truncate(path, length)
@@ -532,7 +528,7 @@ def test_a_file_cut_at_any_byte_is_noticed(checkpoints):
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_of_damaged_checkpoints_the_one_before_is_taken_and_that_is_said(checkpoints, seed):
+def test_newest_falls_back_after_any_damage(checkpoints, seed):
     """64 places at which the newest is cut, the first and last byte's among them, and 200 flipped bits."""
     before, path = checkpoints.save(content(1)), checkpoints.save(content(2))
     generator, size = random.Random(seed), os.path.getsize(path)
@@ -573,9 +569,7 @@ def room_for(size):
 @pytest.mark.parametrize(
     "more", [0, 100_000], ids=["small", "larger than what is written at a time"]
 )
-def test_a_disk_that_takes_only_a_part_is_one_line_and_leaves_what_was_there(
-    checkpoints, tmp_path, more
-):
+def test_save_on_full_disk_keeps_old_files(checkpoints, tmp_path, more):
     old = checkpoints.save(content(1) | {"more": torch.zeros(more)}, best=True)
     listing, whole = sorted(os.listdir(tmp_path)), open(old, "rb").read()
     for size in [*range(0, len(whole), len(whole) // 100), *range(len(whole) - 93, len(whole))]:
@@ -591,7 +585,7 @@ def test_a_disk_that_takes_only_a_part_is_one_line_and_leaves_what_was_there(
     assert load(checkpoints.save(content(2)))["epoch"] == 2
 
 
-def test_without_links_last_and_best_are_whole_copies(linkless):
+def test_save_without_links_copies_last_and_best(linkless):
     checkpoints = Checkpoints(str(linkless), 2)
     for epoch in range(1, 5):
         newest = checkpoints.save(content(epoch), best=epoch == 2)
@@ -606,9 +600,7 @@ def test_without_links_last_and_best_are_whole_copies(linkless):
     assert checkpoints.newest(lambda text: None)["epoch"] == 4
 
 
-def test_without_links_a_crash_between_any_two_steps_leaves_a_whole_last_and_best(
-    linkless, monkeypatch
-):
+def test_crash_without_links_keeps_last_and_best(linkless, monkeypatch):
     for steps in itertools.count():
         checkpoints = Checkpoints(str(linkless / str(steps)), 1)
         os.mkdir(checkpoints.folder)
@@ -631,7 +623,7 @@ def test_without_links_a_crash_between_any_two_steps_leaves_a_whole_last_and_bes
     assert steps > 10
 
 
-def test_without_links_a_disk_without_room_for_the_copy_keeps_what_was_there(linkless):
+def test_save_without_links_or_room_keeps_old_files(linkless):
     """The disk takes the checkpoint, and half of its copy."""
     checkpoints, large = Checkpoints(str(linkless), 1), {"more": torch.zeros(1_000_000)}
     checkpoints.save(content(1) | large)
@@ -651,7 +643,7 @@ def test_without_links_a_disk_without_room_for_the_copy_keeps_what_was_there(lin
     assert load(str(linkless / LAST))["epoch"] == 2
 
 
-def test_a_copy_of_a_run_without_its_links_goes_on(checkpoints, tmp_path):
+def test_save_in_a_copied_folder_links_last_again(checkpoints, tmp_path):
     """As `cp -L` makes it: last.pth.tar becomes a link again."""
     checkpoints.save(content(1))
     shutil.copytree(tmp_path, tmp_path / "copy")
@@ -661,7 +653,7 @@ def test_a_copy_of_a_run_without_its_links_goes_on(checkpoints, tmp_path):
     assert os.readlink(tmp_path / "copy" / LAST) == "checkpoint_0002_000000.pth.tar"
 
 
-def test_a_folder_that_is_gone_is_said(checkpoints, tmp_path):
+def test_save_refuses_a_missing_folder(checkpoints, tmp_path):
     checkpoints.save(content(1))
     shutil.rmtree(tmp_path)
     assert (
@@ -671,9 +663,7 @@ def test_a_folder_that_is_gone_is_said(checkpoints, tmp_path):
     assert not tmp_path.exists()
 
 
-def test_what_a_killed_run_left_half_written_makes_room_before_the_next_is_written(
-    checkpoints, tmp_path, monkeypatch
-):
+def test_save_first_removes_half_written_files(checkpoints, tmp_path, monkeypatch):
     for name in (
         "checkpoint_0001_000000.pth.tar.new",
         "checkpoint_0009_000003.pth.tar.new",
@@ -700,12 +690,12 @@ def written(path, value, legacy=False):
 
 
 @LEGACY
-def test_both_forms_of_torch_s_files_are_read(tmp_path, legacy):
+def test_load_reads_both_formats_of_torch(tmp_path, legacy):
     assert same(load(written(tmp_path / "x", content(), legacy)), content())
 
 
 @LEGACY
-def test_a_file_cut_anywhere_is_one_line(tmp_path, legacy):
+def test_load_refuses_a_cut_file(tmp_path, legacy):
     path = written(tmp_path / "x.pth.tar", content(), legacy)
     whole = open(path, "rb").read()
     for length in [*range(0, len(whole) - 1, 13), len(whole) - 1]:
@@ -714,7 +704,7 @@ def test_a_file_cut_anywhere_is_one_line(tmp_path, legacy):
         assert path in refused(load, path), length
 
 
-def test_a_flipped_bit_anywhere_is_harmless_or_one_line(tmp_path):
+def test_load_ignores_or_refuses_a_flipped_bit(tmp_path):
     path = written(tmp_path / "x.pth.tar", {"epoch": 1, "w": torch.arange(50.0)})
     whole = bytearray(open(path, "rb").read())
     expected, found = load(path), 0
@@ -731,7 +721,7 @@ def test_a_flipped_bit_anywhere_is_harmless_or_one_line(tmp_path):
     assert found > len(whole) / 3
 
 
-def test_flipped_bytes_of_a_tensor_are_noticed(tmp_path):
+def test_load_refuses_flipped_bits_of_a_tensor(tmp_path):
     value = torch.full((1000,), 1.5)
     path = written(tmp_path / "x.pth.tar", {"w": value})
     whole = open(path, "rb").read()
@@ -758,7 +748,7 @@ class Code:
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
 @pytest.mark.parametrize("inside", [False, True])
-def test_loading_runs_no_code(tmp_path, form, inside):
+def test_load_runs_no_code(tmp_path, form, inside):
     trace = tmp_path / "trace"
     value = (
         {"epoch": 1, "state_dict": {"w": torch.ones(2)}, "x": Code(trace)}
@@ -837,7 +827,7 @@ def claiming(path, piece, compression=zipfile.ZIP_STORED, storage=bytes(16)):
 
 
 @pytest.mark.parametrize("claim", claims(10))
-def test_a_small_file_may_claim_a_small_memory_and_no_large_one(tmp_path, monkeypatch, claim):
+def test_load_limits_the_memory_of_a_small_file(tmp_path, monkeypatch, claim):
     monkeypatch.setattr(folder, "ROOM", 2**26)  # what comes bit by bit fills all that there is
     path, before = str(tmp_path / "x.pth.tar"), resource.getrlimit(resource.RLIMIT_AS)
     assert "x" in load(claiming(path, claims(10)[claim]))
@@ -850,7 +840,7 @@ def test_a_small_file_may_claim_a_small_memory_and_no_large_one(tmp_path, monkey
 @pytest.mark.parametrize(
     "piece", [b"]q\0h\0a", expanded(2**31, b"K\2K\1")], ids=["a list in itself", "beyond a storage"]
 )
-def test_what_has_no_end_is_one_line(tmp_path, monkeypatch, piece):
+def test_load_refuses_endless_values(tmp_path, monkeypatch, piece):
     monkeypatch.setattr(folder, "ROOM", 2**26)
     assert "is not a complete checkpoint" in refused(load, claiming(tmp_path / "x.pth.tar", piece))
 
@@ -858,9 +848,7 @@ def test_what_has_no_end_is_one_line(tmp_path, monkeypatch, piece):
 @pytest.mark.parametrize(
     "compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2], ids=["deflated", "bzip2"]
 )
-def test_a_file_that_grows_a_thousandfold_when_it_is_read_is_one_line(
-    tmp_path, monkeypatch, compression
-):
+def test_load_refuses_a_compressed_large_tensor(tmp_path, monkeypatch, compression):
     monkeypatch.setattr(folder, "ROOM", 2**25)
     declared = expanded(2**23, b"K\2K\1").replace(b"cpuK\4", b"cpu" + number(2**24))
     path = claiming(tmp_path / "x.pth.tar", declared, compression, bytes(2**26))
@@ -868,7 +856,7 @@ def test_a_file_that_grows_a_thousandfold_when_it_is_read_is_one_line(
     assert f"{path} is not a complete checkpoint" in refused(load, path)
 
 
-def test_what_repeats_numbers_within_reason_is_read(tmp_path):
+def test_load_reads_moderately_expanded_tensors(tmp_path):
     value = torch.ones(()).expand(1000, 1000)
     path = written(tmp_path / "x.pth.tar", {"w": value, "again": [value, value]})
     assert os.path.getsize(path) < 10_000
@@ -879,7 +867,7 @@ def test_what_repeats_numbers_within_reason_is_read(tmp_path):
     "value", [[torch.ones(2)], torch.ones(2), 3, "text", None, (1, 2)], ids=str
 )
 @LEGACY
-def test_a_file_that_holds_no_dictionary_is_one_line(tmp_path, value, legacy):
+def test_load_refuses_a_value_other_than_dictionary(tmp_path, value, legacy):
     path = written(tmp_path / "x.pth.tar", value, legacy)
     message = refused(load, path)
     assert path in message
@@ -906,7 +894,7 @@ def test_a_file_that_holds_no_dictionary_is_one_line(tmp_path, value, legacy):
     ],
     ids=lambda data: repr(data[:12]),
 )
-def test_any_other_file_is_one_line(tmp_path, data):
+def test_load_refuses_other_files(tmp_path, data):
     path = tmp_path / "x.pth.tar"
     path.write_bytes(data)
     assert str(path) in refused(load, str(path))
@@ -924,13 +912,13 @@ NO_FILES = {
 
 
 @pytest.mark.parametrize("made", NO_FILES)
-def test_what_is_no_file_is_one_line(tmp_path, made):
+def test_load_refuses_a_path_without_file(tmp_path, made):
     make, said = NO_FILES[made]
     make(tmp_path / "x.pth.tar")
     assert refused(load, str(tmp_path / "x.pth.tar")) == f"{tmp_path}/{said}"
 
 
-def test_of_a_run_s_folder_its_newest_checkpoint_is_named(checkpoints, tmp_path):
+def test_load_of_a_folder_names_its_newest_checkpoint(checkpoints, tmp_path):
     last = tmp_path / LAST
     last.symlink_to("nowhere")
     assert str(last) not in refused(load, str(tmp_path))

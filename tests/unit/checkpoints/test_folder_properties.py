@@ -99,7 +99,7 @@ def folder(tmp_path_factory):
 
 
 @given(content=CONTENTS)
-def test_what_is_saved_comes_back_to_the_bit(folder, content):
+def test_load_returns_the_saved_bits(folder, content):
     content = {**content, "epoch": 1, "step": 2}
     path = Checkpoints(folder(), keep=1).save(content)
     loaded = load(path)
@@ -107,7 +107,7 @@ def test_what_is_saved_comes_back_to_the_bit(folder, content):
 
 
 @given(content=CONTENTS)
-def test_tensors_that_share_memory_still_do(folder, content):
+def test_load_keeps_shared_memory(folder, content):
     shared = torch.arange(6.0)
     path = Checkpoints(folder(), keep=1).save(
         {**content, "epoch": 0, "step": 0, "one": shared, "other": shared.view(2, 3)}
@@ -128,7 +128,7 @@ PLACES = st.tuples(
     keep=st.integers(1, 4),
     bests=st.sets(st.integers(0, 5)),
 )
-def test_of_all_saved_the_newest_stay_in_the_order_of_the_run(folder, places, keep, bests):
+def test_save_keeps_the_newest_of_the_course(folder, places, keep, bests):
     """A run may go back: what comes after the one just saved is of a course that it has left."""
     checkpoints, there = Checkpoints(folder(), keep), set()
     best = None

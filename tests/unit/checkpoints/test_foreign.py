@@ -90,7 +90,7 @@ def assert_same(found, expected):
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 @pytest.mark.parametrize(("mlp", "head"), [(False, 2), (True, 4)], ids=["v1", "v2"])
-def test_the_query_encoder_of_a_released_file_is_read_without_its_head(write, legacy, mlp, head):
+def test_moco_query_encoder_is_read(write, legacy, mlp, head):
     path = write(moco_content(mlp=mlp), legacy=legacy)
     found = read_backbone(path)
     assert (found.arch, found.stem) == ("resnet18", "imagenet")
@@ -106,7 +106,7 @@ def test_the_query_encoder_of_a_released_file_is_read_without_its_head(write, le
         assert part in found.report
 
 
-def test_a_file_of_this_program_is_read(write):
+def test_own_checkpoint_is_read(write):
     more = {
         "step": 0,
         "mgd": {"1.margin": torch.ones(3)},
@@ -124,7 +124,7 @@ def test_a_file_of_this_program_is_read(write):
     ("arch", "width", "stem"), [("resnet18", 16, "small"), ("resnet50", 32, "imagenet")]
 )
 @pytest.mark.parametrize("said", [True, False])
-def test_a_network_s_width_is_found(write, arch, width, stem, said):
+def test_width_is_detected(write, arch, width, stem, said):
     net = build_resnet(arch, 16, True, stem, width)
     content = {
         "state_dict": {f"module.encoder_q.{key}": value for key, value in net.state_dict().items()}
@@ -134,7 +134,7 @@ def test_a_network_s_width_is_found(write, arch, width, stem, said):
     assert_same(found.state, body(net.state_dict()))
 
 
-def test_a_stem_of_two_widths_is_of_no_width(write):
+def test_stem_of_two_widths_is_refused(write):
     content = moco_content()
     content["state_dict"]["module.encoder_q.conv1.weight"] = torch.ones(32, 3, 7, 7)
     with pytest.raises(
@@ -145,9 +145,7 @@ def test_a_stem_of_two_widths_is_of_no_width(write):
 
 @pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-def test_torchvision_s_weights_are_read_without_their_head_of_a_thousand_classes(
-    write, wrapped, legacy
-):
+def test_torchvision_weights_are_read(write, wrapped, legacy):
     tensors = torchvision_state()
     found = read_backbone(write({"state_dict": tensors} if wrapped else tensors, legacy=legacy))
     assert found.arch == "resnet18"
@@ -156,13 +154,13 @@ def test_torchvision_s_weights_are_read_without_their_head_of_a_thousand_classes
     assert found.report.endswith("dropped: 2 of fc (head: linear 512-1000)")
 
 
-def test_encoders_without_the_wrapper_s_prefix_are_read(write):
+def test_moco_without_module_prefix_is_read(write):
     found = read_backbone(write(moco_content(prefix="")))
     assert_same(found.state, body(state()))
     assert "under encoder_q." in found.report
 
 
-def test_a_network_loads_what_is_read_and_computes_the_same(write):
+def test_backbone_computes_the_same_features(write):
     torch.manual_seed(0)
     source = models.resnet18(num_classes=10).eval()
     content = {
@@ -181,18 +179,18 @@ def test_a_network_loads_what_is_read_and_computes_the_same(write):
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnext50_32x4d", "wide_resnet50_2"])
-def test_a_network_without_a_name_is_known_by_its_shapes(write, arch):
+def test_arch_is_detected_by_shapes(write, arch):
     assert read_backbone(write(torchvision_state(arch))).arch == arch
 
 
 @pytest.mark.parametrize("name", [None, "my_net", 50, ["resnet50"]])
-def test_a_network_of_no_known_name_is_known_by_its_shapes(write, name):
+def test_unknown_arch_is_detected_by_shapes(write, name):
     assert (
         read_backbone(write({"state_dict": torchvision_state(), "arch": name})).arch == "resnet18"
     )
 
 
-def test_counters_that_old_files_lack_are_not_missed(write):
+def test_counters_can_be_missing(write):
     content = moco_content()
     whole = read_backbone(write(content)).digest
     content["state_dict"] = {
@@ -207,20 +205,20 @@ def test_counters_that_old_files_lack_are_not_missed(write):
 
 
 @pytest.mark.parametrize("arch", ["resnet34", "resnet50"])
-def test_a_network_other_than_the_one_asked_for_is_refused(write, arch):
+def test_other_arch_is_refused(write, arch):
     message = refused(write(moco_content()), arch)
     assert f"does not fit {arch}" in message
     assert "another --teacher-arch" in message
     assert "more" in message  # three of many
 
 
-def test_the_option_that_would_help_is_named_as_the_caller_calls_it(write):
+def test_error_names_the_caller_s_option(write):
     path = write(moco_content())
     with pytest.raises(RunError, match="another --arch, or another file"):
         read_backbone(path, "resnet34", arch_flag="--arch")
 
 
-def test_a_file_that_says_another_network_than_it_holds_is_refused(write):
+def test_wrong_arch_in_file_is_refused(write):
     content = moco_content()
     content["arch"] = "resnet50"
     assert "does not fit resnet50" in refused(write(content))
@@ -275,12 +273,12 @@ MISFITS = [
 @pytest.mark.parametrize(
     ("change", "parts"), [case[1:] for case in MISFITS], ids=[case[0] for case in MISFITS]
 )
-def test_a_tensor_that_does_not_fit_is_named(write, change, parts):
+def test_misfit_names_the_tensor(write, change, parts):
     message = refused(write(changed(change)))
     assert all(part in message for part in parts), message
 
 
-def test_a_file_that_fits_no_network_names_the_nearest_and_the_way_on(write):
+def test_misfit_names_the_nearest_arch(write):
     content = changed(lambda tensors: tensors.pop(NAME))
     del content["arch"]
     message = refused(write(content))
@@ -289,7 +287,7 @@ def test_a_file_that_fits_no_network_names_the_nearest_and_the_way_on(write):
     assert NAME in message
 
 
-def test_a_head_that_is_not_finite_does_not_matter(write):
+def test_head_can_be_not_finite(write):
     assert read_backbone(
         write(
             changed(lambda tensors: tensors.update({"fc.0.bias": torch.full((512,), float("nan"))}))
@@ -318,7 +316,7 @@ def test_a_head_that_is_not_finite_does_not_matter(write):
     ],
     ids=str,
 )
-def test_a_file_without_a_network_is_one_line(write, content, part):
+def test_file_without_network_is_refused(write, content, part):
     assert part in refused(write(content))
 
 
@@ -332,12 +330,12 @@ def test_a_file_without_a_network_is_one_line(write, content, part):
     ],
     ids=["a number", "no shape", "a number for a name", "a list"],
 )
-def test_a_network_of_other_things_than_tensors_is_one_line(write, content):
+def test_values_other_than_tensors_are_refused(write, content):
     refused(write(content))
 
 
 @pytest.mark.parametrize("made", ["missing", "text", "cut"])
-def test_a_file_that_is_not_whole_is_one_line(write, tmp_path, made):
+def test_incomplete_file_is_refused(write, tmp_path, made):
     path = str(tmp_path / "teacher.pth.tar")
     if made == "text":
         (tmp_path / "teacher.pth.tar").write_text("<!DOCTYPE html>\n")
@@ -357,7 +355,7 @@ def test_a_file_that_is_not_whole_is_one_line(write, tmp_path, made):
         (b"\x89PNG\r\n\x1a\n", "is not a checkpoint"),
     ],
 )
-def test_a_file_of_another_kind_is_told_by_its_beginning(tmp_path, content, part):
+def test_file_in_other_format_is_refused(tmp_path, content, part):
     (tmp_path / "teacher.pth.tar").write_bytes(content)
     assert part in refused(str(tmp_path / "teacher.pth.tar"))
 
@@ -365,12 +363,12 @@ def test_a_file_of_another_kind_is_told_by_its_beginning(tmp_path, content, part
 @pytest.mark.parametrize(
     ("make", "said"), [(os.mkdir, "is a folder"), (os.mkfifo, "not a regular file")]
 )
-def test_what_is_no_file_is_told_at_once(tmp_path, make, said):
+def test_path_without_file_is_refused(tmp_path, make, said):
     make(tmp_path / "teacher")
     assert said in refused(str(tmp_path / "teacher"))
 
 
-def test_the_released_sums_are_known():
+def test_released_md5_sums():
     assert RELEASED == {
         "moco_v1_200ep_pretrain.pth.tar": "b251726a",
         "moco_v2_200ep_pretrain.pth.tar": "59fd9945",
@@ -379,7 +377,7 @@ def test_the_released_sums_are_known():
 
 
 @pytest.mark.parametrize("name", sorted(RELEASED))
-def test_a_released_name_with_other_bytes_is_refused_with_both_sums(write, name):
+def test_released_name_with_other_md5_is_refused(write, name):
     path = write(moco_content("resnet50"), name)
     with open(path, "rb") as file:
         found = hashlib.md5(file.read()).hexdigest()[:8]
@@ -389,7 +387,7 @@ def test_a_released_name_with_other_bytes_is_refused_with_both_sums(write, name)
     assert "download it again" in message
 
 
-def test_a_released_name_with_its_own_bytes_is_read(write, monkeypatch):
+def test_released_name_with_its_md5_is_read(write, monkeypatch):
     name = "moco_v2_200ep_pretrain.pth.tar"
     path = write(moco_content(), name)
     with open(path, "rb") as file:
@@ -397,7 +395,7 @@ def test_a_released_name_with_its_own_bytes_is_read(write, monkeypatch):
     assert read_backbone(path).arch == "resnet18"
 
 
-def test_a_released_name_that_is_not_there_is_a_missing_file(tmp_path):
+def test_released_name_can_be_missing(tmp_path):
     assert "no such file" in refused(str(tmp_path / "moco_v2_200ep_pretrain.pth.tar"))
 
 
@@ -413,5 +411,5 @@ def test_a_released_name_that_is_not_there_is_a_missing_file(tmp_path):
         ({}, False),
     ],
 )
-def test_a_moco_checkpoint_is_known_by_its_query_encoder(content, is_one):
+def test_is_moco_finds_the_query_encoder(content, is_one):
     assert is_moco(content) is is_one

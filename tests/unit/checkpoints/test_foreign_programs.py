@@ -201,7 +201,7 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
-def test_the_network_of_a_program_s_file_is_read(tmp_path, program):
+def test_program_s_network_is_read(tmp_path, program):
     torch.save(program.content, tmp_path / "weights")
     found = read_backbone(str(tmp_path / "weights"))
     assert_same(found.state, body(resnet(stem=program.stem)))
@@ -223,7 +223,7 @@ def test_the_network_of_a_program_s_file_is_read(tmp_path, program):
         ("model.any_name._orig_mod.module.net.", lambda state: {"a": {"b": {"network": state}}}),
     ],
 )
-def test_wrappers_in_any_nesting_are_seen_through(tmp_path, prefix, nest):
+def test_wrappers_are_removed_at_any_depth(tmp_path, prefix, nest):
     torch.save(nest(named(prefix, head=True)), tmp_path / "weights")
     found = read_backbone(str(tmp_path / "weights"))
     assert_same(found.state, body(resnet()))
@@ -233,7 +233,7 @@ def test_wrappers_in_any_nesting_are_seen_through(tmp_path, prefix, nest):
 @pytest.mark.parametrize(
     "wrapper", ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."]
 )
-def test_wrappers_of_single_layers_are_seen_through(tmp_path, wrapper):
+def test_wrappers_of_layers_are_removed(tmp_path, wrapper):
     layers = ("conv1", "bn1", "layer1", "layer3")
     torch.save(
         named("module.", first={layer: f"{layer}.{wrapper}"[:-1] for layer in layers}),
@@ -242,7 +242,7 @@ def test_wrappers_of_single_layers_are_seen_through(tmp_path, wrapper):
     assert_same(read_backbone(str(tmp_path / "weights")).state, body(resnet()))
 
 
-def test_torch_s_own_wrappers_are_seen_through(tmp_path):
+def test_wrappers_of_torch_are_removed(tmp_path):
     net = models.resnet18()
     wrapped = torch.nn.DataParallel(
         torch.compile(torch.nn.ModuleDict({"encoder": torch.compile(net)}))
@@ -254,7 +254,7 @@ def test_torch_s_own_wrappers_are_seen_through(tmp_path):
 @pytest.mark.parametrize(
     "key", ["layer1.0.conv1.weight", "conv1.weight", "layer2.0.downsample.0.weight"]
 )
-def test_a_missing_tensor_is_named_in_a_nested_dictionary_too(tmp_path, key):
+def test_missing_tensor_in_nested_dictionary_is_named(tmp_path, key):
     program = PROGRAMS["vissl"]
     trunk = dict(program.content["classy_state_dict"]["base_model"]["model"]["trunk"])
     del trunk[f"_feature_blocks.{key}"]
@@ -264,7 +264,7 @@ def test_a_missing_tensor_is_named_in_a_nested_dictionary_too(tmp_path, key):
     assert f"_feature_blocks.{key} is missing" in refused(str(tmp_path / "weights"))
 
 
-def test_a_deep_stem_is_refused_by_name(tmp_path):
+def test_deep_stem_is_refused(tmp_path):
     tensors = named("", head=True, first={"conv1": "conv1.0"}) | extra("conv1.3.weight")
     torch.save(tensors, tmp_path / "weights")
     message = refused(str(tmp_path / "weights"))
@@ -274,7 +274,7 @@ def test_a_deep_stem_is_refused_by_name(tmp_path):
     )
 
 
-def test_without_a_network_the_message_shows_what_is_nested_in_the_file(tmp_path):
+def test_error_shows_nested_keys(tmp_path):
     vit = {
         "patch_embed.proj.weight": torch.ones(2, 3, 16, 16),
         "blocks.0.attn.qkv.weight": torch.ones(2, 2),
@@ -299,7 +299,7 @@ def test_without_a_network_the_message_shows_what_is_nested_in_the_file(tmp_path
     assert message.endswith(f"{ending}: {fix}")
 
 
-def test_the_outline_of_a_long_file_is_short(tmp_path):
+def test_outline_of_long_file_is_short(tmp_path):
     content = {
         f"{'name' * 99}{n}": {f"{'key' * 99}{n}": torch.ones(2) for n in range(30)}
         for n in range(30)

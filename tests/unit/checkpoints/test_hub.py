@@ -31,7 +31,7 @@ def digest(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_a_resnet_comes_from_torchvision_s_address_into_torch_s_cache(cache, monkeypatch, tmp_path):
+def test_resnet_is_downloaded_to_torch_s_cache(cache, monkeypatch, tmp_path):
     asked, original = [], tmp_path / "original.pth"
     torch.save(build_resnet("resnet18").state_dict(), original)
     name = f"resnet18-{digest(original)[:8]}.pth"
@@ -51,7 +51,7 @@ def test_a_resnet_comes_from_torchvision_s_address_into_torch_s_cache(cache, mon
 
 
 @pytest.mark.parametrize("file", hub.FILES)
-def test_timm_s_weights_come_from_hugging_face(tmp_path, monkeypatch, file):
+def test_timm_weights_come_from_hugging_face(tmp_path, monkeypatch, file):
     asked, state = [], timm.create_model("test_vit").state_dict()
 
     def download(repository, name):
@@ -79,7 +79,7 @@ def test_timm_s_weights_come_from_hugging_face(tmp_path, monkeypatch, file):
         (VIT, f"https://huggingface.co/{VIT}/resolve/main/model.safetensors"),
     ],
 )
-def test_without_a_network_one_line_says_which_file_to_bring(cache, monkeypatch, name, address):
+def test_unreachable_hub_names_the_file_to_copy(cache, monkeypatch, name, address):
     def fail(*_, **__):
         raise OSError("Network is unreachable\nTraceback")
 
@@ -100,11 +100,11 @@ def test_without_a_network_one_line_says_which_file_to_bring(cache, monkeypatch,
         ("a.b:c", "no weights of a user's function"),
     ],
 )
-def test_an_unknown_name_is_one_line(name, expected):
+def test_unknown_name_is_refused(name, expected):
     assert expected in refused(read_backbone, f"hub:{name}")
 
 
-def test_a_damaged_file_in_the_cache_is_one_line(cache):
+def test_damaged_cached_file_is_refused(cache):
     """The name of the file has the beginning of its SHA-256."""
     cache.mkdir()
     path = cache / RESNET
@@ -116,7 +116,7 @@ def test_a_damaged_file_in_the_cache_is_one_line(cache):
 
 
 @pytest.mark.parametrize("name", ["resnet18", VIT])
-def test_a_file_out_of_the_cache_may_not_be_downloaded(cache, monkeypatch, name, tmp_path):
+def test_download_false_refuses_a_missing_file(cache, monkeypatch, name, tmp_path):
     def fail(*_, **__):
         raise AssertionError("a download")
 
@@ -127,7 +127,7 @@ def test_a_file_out_of_the_cache_may_not_be_downloaded(cache, monkeypatch, name,
     assert message == f"hub:{name}: no file in the cache, and this program downloads none"
 
 
-def test_a_file_of_hugging_face_s_cache_needs_no_download(monkeypatch, tmp_path):
+def test_download_false_reads_hugging_face_s_cache(monkeypatch, tmp_path):
     def found(repository, name, local_files_only):
         assert local_files_only
         save_file(timm.create_model("test_vit").state_dict(), tmp_path / name)

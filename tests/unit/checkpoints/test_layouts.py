@@ -203,7 +203,7 @@ def tensors_of(form):
 
 
 @each_format
-def test_the_backbone_of_each_format_is_found_by_content_and_read_whole(tmp_path, form):
+def test_format_is_read(tmp_path, form):
     tensors = tensors_of(form)
     path = write(tmp_path, form, tensors)
     found = read_backbone(path)
@@ -223,7 +223,7 @@ def test_the_backbone_of_each_format_is_found_by_content_and_read_whole(tmp_path
 
 @each_format
 @pytest.mark.parametrize("arch", ["", "its own"])
-def test_a_renamed_tensor_of_each_format_is_refused_by_name(tmp_path, form, arch):
+def test_format_with_renamed_tensor_is_refused(tmp_path, form, arch):
     start = f"{form.prefix}{form.layer3}.0."
     tensors = {
         key.replace(f"{start}conv1", f"{start}conv9"): value
@@ -235,7 +235,7 @@ def test_a_renamed_tensor_of_each_format_is_refused_by_name(tmp_path, form, arch
 
 
 @each_format
-def test_a_wrong_shape_of_each_format_is_refused_by_name_with_both_shapes(tmp_path, form):
+def test_format_with_wrong_shape_is_refused(tmp_path, form):
     tensors = tensors_of(form)
     name = f"{form.prefix}{form.layer3}.0.bn2.weight"
     expected = tuple(tensors[name].shape)
@@ -244,7 +244,7 @@ def test_a_wrong_shape_of_each_format_is_refused_by_name_with_both_shapes(tmp_pa
 
 
 @each_format
-def test_a_value_of_each_format_that_is_not_finite_is_refused_by_name(tmp_path, form):
+def test_format_with_nan_is_refused(tmp_path, form):
     tensors = tensors_of(form)
     name = f"{form.prefix}{form.layer3}.1.bn2.running_var"
     tensors[name] = torch.full_like(tensors[name], float("nan"))
@@ -254,7 +254,7 @@ def test_a_value_of_each_format_that_is_not_finite_is_refused_by_name(tmp_path, 
 
 
 @pytest.mark.parametrize("name", ["prototype.weight", "layer5.0.conv1.weight", "queue"])
-def test_what_stands_among_the_backbone_but_is_neither_it_nor_a_head_is_refused(tmp_path, name):
+def test_unexpected_tensor_is_refused(tmp_path, name):
     form = FORMATS["swav"]
     message = refused(write(tmp_path, form, tensors_of(form) | {f"module.{name}": torch.ones(3)}))
     assert f"module.{name} is unexpected" in message
@@ -270,9 +270,7 @@ def test_what_stands_among_the_backbone_but_is_neither_it_nor_a_head_is_refused(
         ("net.", "net_ema."),
     ],
 )
-def test_of_two_networks_the_one_that_is_no_copy_is_taken_and_the_other_named(
-    tmp_path, taken, left
-):
+def test_copies_are_not_loaded(tmp_path, taken, left):
     net = shapes(torchvision, "resnet18")
     copies = {left: filled(net, 0), taken: filled(net, 1)}
     state = {
@@ -302,20 +300,20 @@ def distilled(tmp_path):
     return networks
 
 
-def test_the_student_of_a_distillation_is_taken(tmp_path):
+def test_student_of_other_shape_is_loaded(tmp_path):
     """Its teacher has another shape; of two of one shape, as DINO's, the student is the copy."""
     networks = distilled(tmp_path)
     assert_same(read_backbone(str(tmp_path / "weights")).state, body(networks["student"]))
 
 
-def test_of_several_networks_that_of_the_given_architecture_is_taken(tmp_path):
+def test_network_of_given_arch_is_loaded(tmp_path):
     networks = distilled(tmp_path)
     found = read_backbone(str(tmp_path / "weights"), "resnet34")
     assert_same(found.state, body(networks["teacher"]))
     assert found.report.endswith("; not loaded: the networks under state_dict.student")
 
 
-def test_a_layer_that_is_there_with_and_without_a_wrapper_s_name_is_refused(tmp_path):
+def test_layer_with_and_without_wrapper_is_refused(tmp_path):
     net = filled(shapes(torchvision, "resnet18"), 0)
     torch.save(
         net | {f"_orig_mod.{key}": value + 1 for key, value in net.items()}, tmp_path / "weights"
@@ -323,7 +321,7 @@ def test_a_layer_that_is_there_with_and_without_a_wrapper_s_name_is_refused(tmp_
     assert "occurs twice, with and without a wrapper's name" in refused(str(tmp_path / "weights"))
 
 
-def test_of_several_prefixes_the_most_usual_is_taken(tmp_path):
+def test_first_prefix_is_loaded(tmp_path):
     prefixes = [
         "module.encoder_q.",
         "encoder_q.",
@@ -347,7 +345,7 @@ def test_of_several_prefixes_the_most_usual_is_taken(tmp_path):
         assert not prefix or f" under {prefix}* " in found.report
 
 
-def test_of_two_equal_networks_the_first_is_taken(tmp_path):
+def test_first_of_equal_networks_is_loaded(tmp_path):
     net = shapes(torchvision, "resnet18")
     copies = {"right.": filled(net, 0), "left.": filled(net, 1)}
     torch.save(
@@ -360,7 +358,7 @@ def test_of_two_equal_networks_the_first_is_taken(tmp_path):
 @pytest.mark.parametrize(
     "keys", [("state_dict", "state_dict_ema"), ("model", "model_ema"), ("state_dict", "other")]
 )
-def test_of_two_dictionaries_the_usual_one_is_taken(tmp_path, keys):
+def test_first_dictionary_is_loaded(tmp_path, keys):
     net = shapes(torchvision, "resnet18")
     content = {key: filled(net, seed) for seed, key in enumerate(reversed(keys))}
     torch.save(content, tmp_path / "weights")
@@ -368,7 +366,7 @@ def test_of_two_dictionaries_the_usual_one_is_taken(tmp_path, keys):
 
 
 @pytest.mark.parametrize("prefix", ["momentum_backbone.", "module.encoder_k.", "student."])
-def test_a_copy_alone_is_taken(tmp_path, prefix):
+def test_copy_without_original_is_loaded(tmp_path, prefix):
     tensors = filled(shapes(torchvision, "resnet18"))
     torch.save(
         {"state_dict": {prefix + key: value for key, value in tensors.items()}},
@@ -393,7 +391,7 @@ def test_a_copy_alone_is_taken(tmp_path, prefix):
     ],
     ids=["linear", "equal", "twelve", "side by side", "no matrix"],
 )
-def test_the_head_is_described_in_the_order_of_its_layers(tmp_path, layers, head):
+def test_head_widths_are_in_layer_order(tmp_path, layers, head):
     tensors = (
         filled(shapes(headless, "resnet18"))
         | nn.ModuleDict({"fc": nn.Sequential(*layers)}).state_dict()
@@ -414,20 +412,18 @@ def test_the_head_is_described_in_the_order_of_its_layers(tmp_path, layers, head
     ],
     ids=str,
 )
-def test_the_epoch_is_told_and_the_options_if_they_are_this_program_s(
-    tmp_path, more, epoch, config
-):
+def test_meta_has_epoch_and_own_options(tmp_path, more, epoch, config):
     torch.save({"state_dict": filled(shapes(moco, "resnet18", True)), **more}, tmp_path / "weights")
     assert read_backbone(str(tmp_path / "weights")).meta == {"epoch": epoch, "config": config}
 
 
-def test_the_network_that_safetensors_name_must_be_the_one_that_they_hold(tmp_path):
+def test_safetensors_with_wrong_arch_are_refused(tmp_path):
     form = FORMATS["timm safetensors"]._replace(content={"arch": "resnet34"})
     assert "does not fit resnet34" in refused(write(tmp_path, form, tensors_of(form)))
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth", "weights"])
-def test_safetensors_are_known_by_content(tmp_path, name):
+def test_safetensors_are_detected_by_content(tmp_path, name):
     tensors = {
         key: value.contiguous() for key, value in filled(shapes(headless, "resnet18")).items()
     }
@@ -461,7 +457,7 @@ def test_half_precision_is_read(tmp_path):
     ],
     ids=["a byte", "half", "header", "brace", "length", "garbage", "huge", "long", "type", "empty"],
 )
-def test_safetensors_that_are_not_whole_are_one_line(tmp_path, damage):
+def test_incomplete_safetensors_are_refused(tmp_path, damage):
     path = tmp_path / "weights.safetensors"
     save_file({"conv1.weight": torch.ones(64, 3, 7, 7), "bn1.weight": torch.ones(64)}, path)
     path.write_bytes(damage(path.read_bytes()))

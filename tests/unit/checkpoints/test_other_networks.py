@@ -73,7 +73,7 @@ def write(path, arch, content=None):
 @torch.no_grad()
 @pytest.mark.parametrize("file", ["a.safetensors", "pytorch_model.bin", "a.pth"])
 @pytest.mark.parametrize("arch", [VIT, MOBILE, NEXT])
-def test_a_file_gives_timm_s_features_of_images_as_timm_has_them(tmp_path, arch, file):
+def test_features_equal_timm_s(tmp_path, arch, file):
     """With timm's mean and deviation, and of its size where it demands one."""
     weights = read_backbone(write(tmp_path / file, arch), arch)
     assert weights.arch == arch and weights.head == "none"
@@ -87,7 +87,7 @@ def test_a_file_gives_timm_s_features_of_images_as_timm_has_them(tmp_path, arch,
     assert not weights.build().state_dict().keys() & {"input.scale", "input.shift"}
 
 
-def test_images_of_another_size_are_resized_on_the_way(tmp_path):
+def test_images_are_resized(tmp_path):
     weights = read_backbone(write(tmp_path / "a.pth", VIT), VIT)
     small = pixels(40)
     large = torch.nn.functional.interpolate(small, (OWN, OWN), mode="bilinear", antialias=True)
@@ -98,7 +98,7 @@ def test_images_of_another_size_are_resized_on_the_way(tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize("size", [32, 96])
-def test_a_vit_of_another_size_has_timm_s_positions(tmp_path, size):
+def test_size_resamples_positions_as_timm(tmp_path, size):
     path = write(tmp_path / "a.pth", VIT)
     weights = read_backbone(path, VIT, size=size)
     assert weights.image_size == size and f", {size} x {size} pixels" in weights.report
@@ -110,7 +110,7 @@ def test_a_vit_of_another_size_has_timm_s_positions(tmp_path, size):
     assert features(weights, pixels(40)).shape == expected.shape
 
 
-def test_a_checkpoint_of_this_program_is_read_for_another_size(tmp_path):
+def test_size_of_own_checkpoint(tmp_path):
     torch.save(ours(VIT)[1], tmp_path / "a.pth")
     weights = read_backbone(str(tmp_path / "a.pth"), size=64)
     assert weights.image_size == 64 and weights.state["body.pos_embed"].shape == (1, 17, 64)
@@ -118,7 +118,7 @@ def test_a_checkpoint_of_this_program_is_read_for_another_size(tmp_path):
 
 
 @torch.no_grad()
-def test_a_cnn_gets_its_images_in_the_size_asked(tmp_path):
+def test_size_of_cnn_resizes_images(tmp_path):
     path = write(tmp_path / "a.pth", MOBILE)
     small = pixels(40)
     large = torch.nn.functional.interpolate(small, (64, 64), mode="bilinear", antialias=True)
@@ -138,7 +138,7 @@ SIZES = {
 
 
 @pytest.mark.parametrize(("arch", "size"), SIZES)
-def test_a_size_that_a_teacher_does_not_take_is_one_line(tmp_path, arch, size):
+def test_size_is_refused(tmp_path, arch, size):
     if arch == "resnet18":
         path = str(tmp_path / "a.pth")
         torch.save(build_network(arch).state_dict(), path)
@@ -148,14 +148,14 @@ def test_a_size_that_a_teacher_does_not_take_is_one_line(tmp_path, arch, size):
     assert message.startswith(SIZES[arch, size])
 
 
-def test_a_file_that_misfits_is_blamed_on_the_size_only_if_it_shapes_the_network(tmp_path):
+def test_size_is_blamed_only_for_its_networks(tmp_path):
     path = write(tmp_path / "a.pth", MOBILE)
     assert "name its network, as --teacher-arch timm/NAME" in refused(read_backbone, path, size=64)
     assert "leave out --teacher-size" not in refused(read_backbone, path, NEXT, size=64)
     assert "leave out --teacher-size" in refused(read_backbone, path, VIT, size=64)
 
 
-def test_a_network_that_timm_does_not_resize_is_one_line(tmp_path, monkeypatch):
+def test_size_that_timm_does_not_resize_is_refused(tmp_path, monkeypatch):
     path = write(tmp_path / "a.pth", VIT)
     build = other_networks.timm_networks.build_with_filter
     monkeypatch.setattr(
@@ -169,7 +169,7 @@ def test_a_network_that_timm_does_not_resize_is_one_line(tmp_path, monkeypatch):
     assert message.endswith(f": {fix}")
 
 
-def test_a_network_that_cannot_be_built_for_a_size_is_one_line(tmp_path, monkeypatch):
+def test_size_that_timm_cannot_build_is_refused(tmp_path, monkeypatch):
     path = write(tmp_path / "a.pth", VIT)
 
     def fail(arch, size):
@@ -181,7 +181,7 @@ def test_a_network_that_cannot_be_built_for_a_size_is_one_line(tmp_path, monkeyp
     assert message == f"{VIT} {expected}"
 
 
-def test_timm_translates_the_names_and_positions_of_other_programs(tmp_path):
+def test_timm_translates_other_programs(tmp_path):
     """DINOv2's authors save a mask token, and positions of another number of patches."""
     state = dict(plain(VIT).state_dict()) | {"mask_token": torch.zeros(1, 64)}
     rows = torch.arange(0.5, 20) / 20  # of positions in the image
@@ -218,7 +218,7 @@ def ours(arch, size=32, **more):
 
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("arch", [VIT, MOBILE])
-def test_a_checkpoint_of_this_program_needs_no_name(tmp_path, arch, named):
+def test_own_checkpoint_needs_no_arch(tmp_path, arch, named):
     """It has the query encoder's features of images with ImageNet's mean, and its head."""
     moco, content = ours(arch)
     torch.save(content, tmp_path / "last.pth.tar")
@@ -239,14 +239,14 @@ def test_a_checkpoint_of_this_program_needs_no_name(tmp_path, arch, named):
     torch.testing.assert_close(features(weights, pixels(32)), expected["pooled"])
 
 
-def test_a_network_travels_between_workers(tmp_path):
+def test_backbone_can_be_sent_to_workers(tmp_path):
     torch.save(ours(MOBILE)[1], tmp_path / "a.pth")
     weights = read_backbone(str(tmp_path / "a.pth"))
     found = objects.decode(objects.encode(weights))
     assert found.digest == weights.digest and found.mean == weights.mean and found.image_size == 0
 
 
-def test_the_input_in_a_file_wins(tmp_path):
+def test_input_of_file_wins(tmp_path):
     """As a classifier's checkpoint and an exported file have it."""
     mean, std = [0.1, 0.2, 0.3], [0.5, 0.25, 0.2]
     demands = {"image_size": 32, "mean": mean, "std": std}
@@ -263,7 +263,7 @@ def test_the_input_in_a_file_wins(tmp_path):
 FUNCTION = "own_net:build"
 
 
-def test_a_file_never_runs_a_user_s_function(tmp_path, monkeypatch):
+def test_file_never_runs_a_user_s_function(tmp_path, monkeypatch):
     source = "import torch\nran = []\ndef build():\n    ran.append(1)\n"
     source += "    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 5))\n"
     (tmp_path / "own_net.py").write_text(source)
@@ -322,7 +322,7 @@ WRONG = {  # content of a MobileNetV3's state, and the cause
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_an_incomplete_or_another_network_is_one_line(tmp_path, case):
+def test_wrong_tensors_are_refused(tmp_path, case):
     change, cause = WRONG[case]
     path = write(tmp_path / "a.pth", MOBILE, change(dict(plain(MOBILE).state_dict())))
     message = refused(read_backbone, path, MOBILE, "--arch")
@@ -330,7 +330,7 @@ def test_an_incomplete_or_another_network_is_one_line(tmp_path, case):
     assert case == "empty" or message.endswith("use another --arch, or another file")
 
 
-def test_another_network_s_file_is_one_line(tmp_path):
+def test_file_of_other_network_is_refused(tmp_path):
     path = write(tmp_path / "a.pth", MOBILE)
     for arch in (VIT, NEXT):
         message = refused(read_backbone, path, arch)
@@ -357,12 +357,12 @@ INVALID = [
 
 
 @pytest.mark.parametrize("change", INVALID, ids=str)
-def test_an_invalid_input_in_a_file_is_one_line(tmp_path, change):
+def test_invalid_input_is_refused(tmp_path, change):
     torch.save(ours(VIT)[1] | change, tmp_path / "a.pth")
     assert "invalid input" in refused(read_backbone, str(tmp_path / "a.pth"))
 
 
-def test_no_name_of_a_network_reaches_a_hub(tmp_path):
+def test_arch_never_reaches_a_hub(tmp_path):
     """timm takes names of hubs and folders, which would be read."""
     torch.save(ours(VIT)[1], tmp_path / "a.pth")
     for name in ("timm/hf-hub:someone/net", "timm/local-dir:/tmp"):
@@ -370,7 +370,7 @@ def test_no_name_of_a_network_reaches_a_hub(tmp_path):
         assert "no network of timm" in refused(build_network, name)
 
 
-def test_an_unknown_network_in_a_file_is_one_line(tmp_path):
+def test_unknown_arch_in_file_is_refused(tmp_path):
     torch.save(ours(VIT)[1] | {"arch": "timm/test_vitt"}, tmp_path / "a.pth")
     message = refused(read_backbone, str(tmp_path / "a.pth"))
     assert "a.pth: arch 'timm/test_vitt': no network of timm" in message

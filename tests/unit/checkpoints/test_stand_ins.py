@@ -82,7 +82,7 @@ def written(path, content, legacy=False):
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 @pytest.mark.parametrize("key", OBJECTS)
-def test_harmless_objects_do_not_keep_tensors_from_being_read(tmp_path, key, legacy):
+def test_tensors_next_to_harmless_objects_are_read(tmp_path, key, legacy):
     tensors = {"weight": torch.arange(3.0), "bias": torch.ones(2)}
     content = {"before": OBJECTS[key], "state_dict": tensors, "after": [OBJECTS[key]], "epoch": 3}
     found = read_content(written(tmp_path / "weights", content, legacy))
@@ -126,9 +126,7 @@ def foreign(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-def test_objects_of_a_package_that_is_not_here_are_passed_over_and_run_nothing(
-    tmp_path, foreign, monkeypatch, legacy
-):
+def test_objects_of_missing_package_run_no_code(tmp_path, foreign, monkeypatch, legacy):
     content, flag = foreign
     path = written(tmp_path / "weights", content, legacy)
     (tmp_path / "package").mkdir()
@@ -147,14 +145,14 @@ def test_objects_of_a_package_that_is_not_here_are_passed_over_and_run_nothing(
     assert "package" not in sys.modules
 
 
-def test_a_tensor_that_only_a_foreign_function_can_rebuild_is_named(tmp_path, foreign):
+def test_tensor_of_foreign_function_is_named(tmp_path, foreign):
     content, _ = foreign
     content["model"]["layer3.0.conv1.weight"] = content["message_hub"]["log_scalars"]["train/loss"]
     message = refused(written(tmp_path / "weights", content))
     assert f"layer3.0.conv1.weight is {FOREIGN}.Buffer; expected a tensor" in message
 
 
-def test_options_of_another_program_are_not_taken_for_this_one_s(tmp_path):
+def test_options_of_other_program_are_ignored(tmp_path):
     content = {
         "model": torchvision_state(),
         "format": 1,
@@ -188,9 +186,7 @@ CALLS = {  # by the names in files: some are Python 2's
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 @pytest.mark.parametrize("name", CALLS)
-def test_code_is_refused_by_name_with_the_way_to_a_file_without(
-    tmp_path, monkeypatch, name, legacy
-):
+def test_code_is_refused_by_name(tmp_path, monkeypatch, name, legacy):
     monkeypatch.chdir(tmp_path)
     content = {
         "state_dict": torchvision_state(),
@@ -203,7 +199,7 @@ def test_code_is_refused_by_name_with_the_way_to_a_file_without(
 
 
 @pytest.mark.parametrize("name", ["torch.hub.load", "numpy.testing.runstring", "package.run"])
-def test_a_call_of_a_package_s_function_does_nothing(tmp_path, monkeypatch, name):
+def test_call_of_package_s_function_does_nothing(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     module, _, function = name.rpartition(".")
     code = f"c{module}\n{function}\n(X\x10\x00\x00\x00open('ran', 'w')tR.".encode()
@@ -219,7 +215,7 @@ def test_a_call_of_a_package_s_function_does_nothing(tmp_path, monkeypatch, name
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-def test_a_whole_network_is_refused_with_the_way_to_its_tensors(tmp_path, legacy):
+def test_pickled_network_is_refused(tmp_path, legacy):
     message = refused(written(tmp_path / "weights", models.resnet18(), legacy))
     name = "a module with its source code" if legacy else "torchvision.models.resnet.ResNet"
     assert f"holds code or objects besides tensors ({name}), which are never loaded" in message
@@ -228,7 +224,7 @@ def test_a_whole_network_is_refused_with_the_way_to_its_tensors(tmp_path, legacy
     )
 
 
-def test_of_a_network_in_a_dictionary_the_way_to_its_tensors_is_shown(tmp_path):
+def test_pickled_network_in_dictionary_is_refused(tmp_path):
     message = refused(written(tmp_path / "weights", {"epoch": 3, "model": models.resnet18()}))
     assert "holds no network" in message
     assert "'model': torchvision.models.resnet.ResNet" in message
@@ -237,12 +233,12 @@ def test_of_a_network_in_a_dictionary_the_way_to_its_tensors_is_shown(tmp_path):
     )
 
 
-def test_a_later_protocol_of_pickles_is_named(tmp_path):
+def test_later_pickle_protocol_is_named(tmp_path):
     torch.save({"state_dict": torchvision_state()}, tmp_path / "weights", pickle_protocol=4)
     assert "(a pickle of protocol 3 or later)" in refused(str(tmp_path / "weights"))
 
 
-def test_an_object_s_memory_is_bounded(tmp_path):
+def test_object_s_memory_is_limited(tmp_path):
     content = {
         "state_dict": {"w": torch.ones(2)},
         "args": argparse.Namespace(zeros=Call(bytearray, 2**44)),
@@ -250,7 +246,7 @@ def test_an_object_s_memory_is_bounded(tmp_path):
     assert "is not a complete checkpoint" in refused(written(tmp_path / "weights", content))
 
 
-def test_a_run_s_own_checkpoint_may_hold_no_object(tmp_path):
+def test_own_checkpoint_with_object_is_refused(tmp_path):
     path = written(
         tmp_path / "checkpoint_0001_000000.pth.tar", {"format": 3, "args": argparse.Namespace()}
     )
@@ -269,20 +265,20 @@ def compressed(path, pickled):
     return str(path)
 
 
-def test_a_small_file_of_many_opcodes_is_not_searched(tmp_path):
+def test_compressed_pickle_is_not_searched(tmp_path):
     """torch stores its pickles uncompressed; 40 MB of opcodes compress to 40 kB."""
     path = compressed(tmp_path / "file.pth", b"\x80\x02" + b"N0" * 20_000_000 + b"N.")
     assert os.path.getsize(path) < 10**5
     assert stand_ins(path) == []
 
 
-def test_names_and_opcodes_of_a_large_pickle_are_searched_up_to_a_limit(tmp_path):
+def test_search_of_large_pickle_is_limited(tmp_path):
     names = b"".join(b"cmodule%d\nname\n0" % number for number in range(3000))
     (tmp_path / "file.pth").write_bytes(b"\x80\x02" + names + b"N.")
     assert len(stand_ins(str(tmp_path / "file.pth"))) == 2 * MOST_NAMES
 
 
-def test_attributes_of_a_dictionary_in_place_of_its_methods_change_nothing():
+def test_attributes_of_dictionary_change_nothing():
     """A file can give them to an OrderedDict."""
     content = collections.OrderedDict(torchvision_state())
     content.items = content.values = 1

@@ -48,7 +48,7 @@ def traced(images, tmp_path_factory):
     )
 
 
-def test_a_screen_that_fills_up_ends_nothing_and_the_log_has_all_lines(traced):
+def test_full_standard_output_does_not_end_the_run(traced):
     [warning] = [
         record["text"]
         for record in of_kind(traced.folder, "warning")
@@ -61,7 +61,7 @@ def test_a_screen_that_fills_up_ends_nothing_and_the_log_has_all_lines(traced):
     assert len(of_kind(traced.folder, "saved")) == 3 and end["how"] == "complete"
 
 
-def test_records_are_on_disk_before_their_checkpoint_appears(traced):
+def test_records_are_synced_before_their_checkpoint(traced):
     places = [
         place
         for place, (call, name) in enumerate(traced.calls)
@@ -73,7 +73,7 @@ def test_records_are_on_disk_before_their_checkpoint_appears(traced):
             assert [call for call, of in traced.calls[:place] if of == name][-1] == "fsync"
 
 
-def test_a_failed_sync_ends_the_run_before_the_checkpoint_appears(images, tmp_path):
+def test_failed_sync_ends_the_run_without_checkpoint(images, tmp_path):
     done = train(images, tmp_path / "run", **injected("* fsync metrics.jsonl 2 1 5"))
     path = tmp_path / "run" / "metrics.jsonl"
     said = f"error: cannot write to {path}: Input/output error; the checkpoints are untouched. "
@@ -83,7 +83,7 @@ def test_a_failed_sync_ends_the_run_before_the_checkpoint_appears(images, tmp_pa
     assert load(str(tmp_path / "run" / "last.pth.tar"))["step"] == 2
 
 
-def test_missing_records_are_reported_at_a_resume(images, traced, tmp_path):
+def test_resume_reports_missing_records(images, traced, tmp_path):
     """As of a folder whose metrics.jsonl was copied before its checkpoint."""
     folder = tmp_path / "run"
     shutil.copytree(traced.folder, folder, symlinks=True)
@@ -97,7 +97,7 @@ def test_missing_records_are_reported_at_a_resume(images, traced, tmp_path):
     assert f"{path}: the records of steps 5 to 6 are missing; the run continues\n" in done.stdout
 
 
-def test_a_run_that_resumes_from_another_folder_misses_no_records(images, traced, tmp_path):
+def test_resume_from_another_folder_misses_no_records(images, traced, tmp_path):
     done = train(
         images, tmp_path / "run", "--epochs", 2, "--resume", traced.folder / "last.pth.tar"
     )

@@ -1,4 +1,4 @@
-"""Gradients in buckets, on one worker; tests/workers compares several workers with one."""
+"""Gradients in buckets, on one worker. tests/workers compares several workers with one."""
 
 import math
 
@@ -26,10 +26,10 @@ def by_autograd(net, *losses):
     return torch.autograd.grad(sum(losses), list(net.parameters()))
 
 
-def test_gradients_of_one_worker_are_autograd_s():
+def test_gradients_equal_autograd_s():
     net = network()
     gradients = Gradients(net.named_parameters())
-    for seed in (1, 2):  # nothing of a step is left in the next
+    for seed in (1, 2):  # the second step must not contain the first
         gradients.clear()
         loss(net, seed).backward()
         gradients.wait()
@@ -43,7 +43,7 @@ def test_gradients_of_one_worker_are_autograd_s():
         )
 
 
-def test_the_backward_passes_of_a_step_add_up_and_travel_once(monkeypatch):
+def test_gradients_of_passes_are_added_and_sent_once(monkeypatch):
     net, sent = network(), []
     send = comm.begin_sum_
     monkeypatch.setattr(
@@ -61,7 +61,7 @@ def test_the_backward_passes_of_a_step_add_up_and_travel_once(monkeypatch):
         torch.testing.assert_close(value.grad, other)
 
 
-def test_half_precision_travels_and_float32_comes_out():
+def test_gradients_are_sent_in_half_precision():
     net = network()
     gradients = Gradients(net.named_parameters(), half=True)
     gradients.clear()
@@ -72,20 +72,20 @@ def test_half_precision_travels_and_float32_comes_out():
         assert torch.equal(value.grad, other.half().float())
 
 
-def test_a_bucket_travels_before_the_backward_pass_is_over():
+def test_bucket_is_sent_during_the_backward_pass():
     net = network()
     gradients = Gradients(net.named_parameters())
     gradients.clear()
-    travelling = []
+    sent = []
     net[0].weight.register_post_accumulate_grad_hook(
-        lambda _: travelling.extend(bucket.sum is not None for bucket in gradients.buckets)
+        lambda _: sent.extend(bucket.sum is not None for bucket in gradients.buckets)
     )
     loss(net).backward()
-    assert len(travelling) > 1 and all(travelling[:-1])
+    assert len(sent) > 1 and all(sent[:-1])
     gradients.wait()
 
 
-def test_gradients_that_are_not_finite_are_named_in_the_order_of_the_backward_pass():
+def test_not_finite_names_the_last_layer_first():
     net = network()
     gradients = Gradients(net.named_parameters())
     gradients.clear()
@@ -95,13 +95,13 @@ def test_gradients_that_are_not_finite_are_named_in_the_order_of_the_backward_pa
     for name, value in (
         ("0.weight", math.nan),
         ("2.bias", math.inf),
-        ("4.weight", 1e30),
-    ):  # whose square is not a float32
+        ("4.weight", 1e30),  # its square is not finite in float32
+    ):
         net.get_parameter(name).grad[0] = value
     assert gradients.not_finite() == ["4.weight", "2.bias", "0.weight"]
 
 
-def test_between_steps_gradients_take_no_memory():
+def test_clear_releases_memory():
     net = network()
     gradients = Gradients(net.named_parameters())
     gradients.clear()
@@ -112,7 +112,7 @@ def test_between_steps_gradients_take_no_memory():
     assert all(len(bucket.flat) == 0 and not bucket.views for bucket in gradients.buckets)
 
 
-def test_a_parameter_without_a_gradient_is_told_of_rather_than_waited_for():
+def test_wait_refuses_a_missing_gradient():
     net = network()
     gradients = Gradients([*net.named_parameters(), ("unused", nn.Parameter(torch.zeros(3)))])
     gradients.clear()
@@ -121,11 +121,11 @@ def test_a_parameter_without_a_gradient_is_told_of_rather_than_waited_for():
         gradients.wait()
 
 
-def test_every_parameter_is_in_one_bucket_and_the_last_is_small():
+def test_split_ends_with_a_small_bucket():
     named = list(build_resnet("resnet18", mlp=True).named_parameters())[::-1]
-    found = split(named)
-    sizes = [sum(value.numel() for _, value in part) for part in found]
-    assert [pair for part in found for pair in part] == named
-    assert len(found) == 6
+    buckets = split(named)
+    sizes = [sum(value.numel() for _, value in pairs) for pairs in buckets]
+    assert [pair for pairs in buckets for pair in pairs] == named
+    assert len(buckets) == 6
     assert all(8 * size >= sum(sizes) for size in sizes[:-1])
     assert 8 * sizes[-1] < sum(sizes)

@@ -1,4 +1,4 @@
-"""LARS against a statement in plain Python."""
+"""LARS, compared with plain Python."""
 
 import math
 
@@ -9,7 +9,7 @@ from job.engine.lars import LARS, norm
 
 
 def slow_lars(values, gradients, rates, momentum, decay):
-    """The parameter, a list of numbers, after a step with each of the gradients and rates."""
+    """Return a parameter, a list of numbers, after a step with each gradient and rate."""
     velocity = [0.0] * len(values)
     for gradient, rate in zip(gradients, rates, strict=True):
         w, g = math.hypot(*values), math.hypot(*gradient)
@@ -21,8 +21,8 @@ def slow_lars(values, gradients, rates, momentum, decay):
 
 
 @pytest.mark.parametrize(("momentum", "decay"), [(0.9, 0.0), (0.9, 0.1), (0.0, 0.0)])
-def test_steps_are_those_of_a_plain_statement(momentum, decay):
-    """Of a weight, and of a bias that starts at 0. In the fourth step no parameter has a slope."""
+def test_lars_steps_equal_plain_python(momentum, decay):
+    """A weight, and a bias that starts at 0. In the fourth step all gradients are 0."""
     generator = torch.Generator().manual_seed(0)
     starts = [torch.randn(3, 4, generator=generator), torch.zeros(3)]
     gradients = [list(torch.randn(7, *start.shape, generator=generator)) for start in starts]
@@ -43,8 +43,8 @@ def test_steps_are_those_of_a_plain_statement(momentum, decay):
         torch.testing.assert_close(parameter.detach().flatten(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_norm_is_the_same_in_any_order():
-    """Threads sum in another order."""
+def test_norm_does_not_depend_on_order():
+    """Because threads sum in different orders."""
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(100_000, generator=generator) ** 3
     orders = [torch.randperm(len(values), generator=generator) for _ in range(5)]

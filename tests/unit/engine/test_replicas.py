@@ -1,4 +1,4 @@
-"""Digests of tensors; tests/workers compares those of several workers."""
+"""Digests of tensors. tests/workers compares several workers."""
 
 import pytest
 import torch
@@ -7,21 +7,21 @@ from job.cluster import comm
 from job.engine.replicas import check, digest
 from job.engine.resume import check_finite
 
-ODD = 7  # numbers: those of 16 bits are no whole number of 32-bit words
+ODD = 7  # values; 7 values of 16 bits are not a multiple of 32 bits
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
-def test_a_digest_shows_each_changed_number_and_two_exchanged(dtype):
+def test_digest_changes_with_each_value_and_order(dtype):
     value = torch.arange(1, ODD + 1).to(dtype)
     others = [value.clone() for _ in range(ODD)]
-    for place, other in enumerate(others):
-        other[place] = 100
+    for index, other in enumerate(others):
+        other[index] = 100
     others.append(value.flip(0))
-    found = {digest(each).item() for each in (value, *others)}
-    assert len(found) == ODD + 2
+    digests = {digest(each).item() for each in (value, *others)}
+    assert len(digests) == ODD + 2
 
 
-def test_a_digest_does_not_depend_on_strides():
+def test_digest_does_not_depend_on_strides():
     value = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
     assert torch.equal(digest(value), digest(value.to(memory_format=torch.channels_last)))
 
@@ -33,7 +33,7 @@ def test_a_digest_does_not_depend_on_strides():
         (lambda: check_finite([torch.ones(2)], 0, 1), "parameters"),
     ],
 )
-def test_the_watchdog_sees_a_read_from_the_device_as_a_wait(work, name, monkeypatch):
+def test_check_waits_are_visible_to_the_watchdog(work, name, monkeypatch):
     seen, read = [], torch.Tensor.cpu
 
     def cpu(tensor):

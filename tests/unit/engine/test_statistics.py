@@ -1,4 +1,4 @@
-"""The statistics of batch norms."""
+"""Running statistics of batch norms."""
 
 import torch
 from torch import nn
@@ -7,14 +7,14 @@ from job.engine.statistics import with_batch_statistics
 from job.engine.sync_norm import SynchronisedNorm
 
 
-def test_a_copy_has_the_statistics_of_its_batches_and_the_network_stays_as_it_was():
-    """Also of norms that are synchronised in train mode, without a collective."""
+def test_with_batch_statistics_copies_the_network():
+    """Norms that are synchronised in train mode need no collective there."""
     norms = nn.BatchNorm2d(3), SynchronisedNorm(nn.BatchNorm2d(3), "a")
     net = nn.Sequential(*norms).train()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     x = 5 + 2 * torch.randn(4, 3, 2, 2)
-    found = with_batch_statistics(net).eval()(x)
-    assert found.mean((0, 2, 3)).abs().max() < 1e-5
-    assert found.var((0, 2, 3), correction=0).sub(1).abs().max() < 1e-3
+    y = with_batch_statistics(net).eval()(x)
+    assert y.mean((0, 2, 3)).abs().max() < 1e-5
+    assert y.var((0, 2, 3), correction=0).sub(1).abs().max() < 1e-3
     assert net.training and before.keys() == net.state_dict().keys()
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

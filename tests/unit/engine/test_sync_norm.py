@@ -1,4 +1,4 @@
-"""Synchronised batch norm on one worker, against torch's own.
+"""Synchronised batch norm on one worker, compared with torch's.
 
 tests/workers compares several workers with one.
 """
@@ -16,7 +16,7 @@ from job.networks import build_resnet, with_features
 
 
 def norms(channels, dimensions=2, **options):
-    """A batch norm with weights and statistics of its own, and its synchronised copy."""
+    """Return a batch norm with random weights and statistics, and its synchronised copy."""
     torch.manual_seed(0)
     plain = (nn.BatchNorm2d if dimensions == 2 else nn.BatchNorm1d)(channels, **options)
     for value in plain.state_dict().values():
@@ -26,7 +26,7 @@ def norms(channels, dimensions=2, **options):
 
 
 def passed(norm, x, dy):
-    """The output, the gradients of x and of the weights, and the state after a pass."""
+    """Return output, gradients of x and of the weights, and the state after a pass."""
     x = x.clone().requires_grad_()
     y = norm(x)
     y.backward(dy)
@@ -38,7 +38,7 @@ def passed(norm, x, dy):
     ("shape", "mean"),
     [((6, 5, 7, 3), 2.0), ((8, 5), 2.0), ((6, 5, 7, 3), 300.0)],
 )
-def test_one_pass_is_that_of_batch_norm(shape, mean, affine):
+def test_sync_norm_equals_batch_norm(shape, mean, affine):
     plain, synchronised = norms(5, len(shape) - 2, affine=affine)
     x, dy = mean + torch.randn(shape), torch.randn(shape)
     for found, expected in zip(passed(synchronised, x, dy), passed(plain, x, dy), strict=True):
@@ -46,7 +46,7 @@ def test_one_pass_is_that_of_batch_norm(shape, mean, affine):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * max(1, mean / 10))
 
 
-def test_half_precision_maps_have_statistics_in_full_precision():
+def test_sync_norm_of_bfloat16_has_float32_statistics():
     plain, synchronised = norms(5)
     x, dy = 2 + torch.randn(6, 5, 7, 3).bfloat16(), torch.randn(6, 5, 7, 3).bfloat16()
     y, dx, *others = passed(synchronised, x, dy)
@@ -56,13 +56,13 @@ def test_half_precision_maps_have_statistics_in_full_precision():
     torch.testing.assert_close(others, expected)
 
 
-def test_gradients_are_those_of_finite_differences():
+def test_sync_norm_gradients_equal_finite_differences():
     _, synchronised = norms(3)
     x = torch.randn(4, 3, 2, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(synchronised.double(), x)
 
 
-def test_in_eval_mode_it_is_batch_norm_to_the_bit(monkeypatch):
+def test_sync_norm_in_eval_mode_is_batch_norm(monkeypatch):
     monkeypatch.setattr(comm, "total", lambda *_: pytest.fail("a collective"))
     plain, synchronised = norms(5)
     x = torch.randn(6, 5, 7, 3)
@@ -74,14 +74,14 @@ def network():
     return with_features(build_resnet("resnet18", stem="small", width=16), [3], "fc")
 
 
-def test_one_worker_has_batch_norm_alone():
+def test_synchronise_does_nothing_with_one_worker():
     net = network()
     synchronise(net)
     assert not any(isinstance(module, SynchronisedNorm) for module in net.modules())
 
 
-def test_all_norms_of_a_network_with_features_are_replaced_and_their_names_stay(monkeypatch):
-    """So that a checkpoint does not depend on the option. No two collectives share a name."""
+def test_synchronise_replaces_all_norms(monkeypatch):
+    """Names in checkpoints stay, and all collectives have different names."""
     net, names = network(), []
     images = torch.rand(4, 3, 16, 16)
     monkeypatch.setattr(comm, "size", lambda: 2)
@@ -89,30 +89,30 @@ def test_all_norms_of_a_network_with_features_are_replaced_and_their_names_stay(
     plain = copy.deepcopy(net)
     synchronise(net)
     assert list(net.state_dict()) == list(plain.state_dict())
-    found = net(images)
-    assert list(found) == ["layer3", "fc"]
-    torch.testing.assert_close(found, plain(images))
+    outputs = net(images)
+    assert list(outputs) == ["layer3", "fc"]
+    torch.testing.assert_close(outputs, plain(images))
     assert len(names) == len(set(names)) == 20
     forward = set(names)
-    found["fc"].sum().backward()
+    outputs["fc"].sum().backward()
     assert set(names) - forward == {f"{name}.backward" for name in forward} and len(names) == 40
 
 
-def test_only_the_norms_under_a_name_are_replaced(monkeypatch):
+def test_synchronise_replaces_norms_under_a_name(monkeypatch):
     monkeypatch.setattr(comm, "size", lambda: 2)
     net = network()
     synchronise(net, ("layer4.", "layer3.1.bn2"))
-    found = {name for name, module in net.named_modules() if isinstance(module, SynchronisedNorm)}
-    assert {name.rpartition(".")[0] for name in found} >= {
+    replaced = {name for name, norm in net.named_modules() if isinstance(norm, SynchronisedNorm)}
+    assert {name.rpartition(".")[0] for name in replaced} >= {
         "layer4.0",
         "layer4.1",
         "layer4.0.downsample",
         "layer3.1",
     }
-    assert len(found) == 6
+    assert len(replaced) == 6
 
 
-def test_statistics_that_all_workers_share_are_not_averaged(monkeypatch):
+def test_own_statistics_exclude_synchronised_norms(monkeypatch):
     monkeypatch.setattr(comm, "size", lambda: 2)
     net = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(4), nn.Sequential(nn.BatchNorm1d(2)))
     assert [*statistics.own_statistics(net)][::2] == [

@@ -1,4 +1,4 @@
-"""The sums of a step's scalars, on one worker; tests/pretended has a GPU's."""
+"""Sums of a step's scalars, on one worker. tests/pretended tests them on a GPU."""
 
 import torch
 
@@ -7,7 +7,7 @@ from job.engine.totals import totals
 CPU = torch.device("cpu")
 
 
-def test_numbers_keep_names_order_and_all_digits():
+def test_totals_keep_names_order_and_digits():
     values = {
         "loss": torch.tensor(0.1),
         "stop": True,
@@ -15,8 +15,8 @@ def test_numbers_keep_names_order_and_all_digits():
         "count": 2**40 + 1,
         "large": torch.tensor(2**53 - 1),
     }
-    found = totals(values, CPU)
-    assert list(found) == list(values)
+    sums = totals(values, CPU)
+    assert list(sums) == list(values)
     expected = {
         "loss": torch.tensor(0.1).item(),
         "stop": 1.0,
@@ -24,8 +24,8 @@ def test_numbers_keep_names_order_and_all_digits():
         "count": 2.0**40 + 1,
         "large": 2.0**53 - 1,
     }
-    assert found == expected
+    assert sums == expected
 
 
-def test_a_single_number_is_summed():
+def test_totals_sum_a_single_number():
     assert totals({"missing": 3}, CPU) == {"missing": 3.0}

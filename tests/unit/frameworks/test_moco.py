@@ -1,4 +1,4 @@
-"""MoCo as a framework: its reference loss, and its metrics."""
+"""MoCo as a framework: reference loss, outputs, metrics and views."""
 
 import dataclasses
 import math
@@ -25,7 +25,7 @@ def framework():
 
 
 def views(seed=0):
-    """Views of 6 images, 2 x (6, 3, 16, 16) uint8, of which the second is the first one."""
+    """Return two equal views of 6 images, 2 x (6, 3, 16, 16) uint8."""
     images = torch.randint(
         0, 256, (6, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
     )
@@ -33,7 +33,7 @@ def views(seed=0):
 
 
 def run(framework, seed=0):
-    """The output of a step."""
+    """Return the output of a step."""
     images = views(seed)
     prepared = framework.prepare(images, START)
     output = framework.forward(MicroBatch(normalize(images[0]), START, 0, 0), prepared)
@@ -41,15 +41,15 @@ def run(framework, seed=0):
     return output
 
 
-def test_the_reference_is_the_loss_of_guessing(framework):
-    """That of K + 1 equal logits."""
+def test_reference_is_the_loss_of_guessing(framework):
+    """It is the loss of K + 1 equal logits."""
     assert framework.reference == pytest.approx(math.log(K + 1))
     guess = F.cross_entropy(torch.zeros(1, K + 1), torch.zeros(1, dtype=torch.long))
     assert framework.reference == pytest.approx(guess.item())
 
 
-def test_accuracy_is_a_sum_of_percents_over_the_images(framework):
-    """Both views are the same and no batch norm is shuffled: each query is nearest to its own key, of the same weights."""
+def test_accuracy_is_a_sum_of_percents(framework):
+    """With equal views and weights, and no shuffle, each query is nearest to its own key."""
     output = run(framework)
     assert output.metrics["accuracy"].item() == 100 * 6
     assert (
@@ -64,7 +64,7 @@ def test_accuracy_is_a_sum_of_percents_over_the_images(framework):
     assert run(framework).metrics["accuracy"].item() == 0
 
 
-def test_both_heads_may_be_wider_than_the_backbone():
+def test_head_width_widens_both_heads():
     framework = MoCoFramework(dataclasses.replace(CONFIG, mlp=True, head_width=40), [4])
     state = framework.module.state_dict()
     for encoder in ("encoder_q", "encoder_k"):
@@ -73,7 +73,7 @@ def test_both_heads_may_be_wider_than_the_backbone():
     assert run(framework).embeddings.shape == (6, 8)
 
 
-def test_losses_metrics_and_embeddings_are_as_declared(framework):
+def test_output_is_as_declared(framework):
     output = run(framework)
     assert tuple(output.losses) == framework.losses and tuple(output.metrics) == framework.metrics
     assert list(output.features) == ["layer4", "fc"] and output.others == ()
@@ -88,25 +88,25 @@ def test_losses_metrics_and_embeddings_are_as_declared(framework):
     )
 
 
-def test_the_key_view_passes_through_the_student_if_two_views_are_distilled(framework):
-    """With gradient; the contrast stays that of the first."""
+def test_distil_adds_the_key_view(framework):
+    """It has a gradient. The contrastive loss is still of the first view."""
     framework.distil(2)
     assert (framework.views, framework.student_views, framework.distilled_views) == (2, 2, 2)
     first, second = (normalize(views(seed)[0]) for seed in (0, 1))
     prepared = framework.prepare([views(0)[0], views(1)[0]], START)
     output = framework.forward(MicroBatch(first, START, 0, 0, (second,)), prepared)
     expected = framework.encoder(second)
-    [found] = output.others
-    assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in ("layer4", "fc"))
-    assert found["fc"].requires_grad
+    [other] = output.others
+    assert all(torch.allclose(other[name], expected[name], atol=1e-5) for name in ("layer4", "fc"))
+    assert other["fc"].requires_grad
     torch.manual_seed(0)
-    alone = MoCoFramework(CONFIG, [4])
-    prepared = alone.prepare([views(0)[0], views(1)[0]], START)
-    one = alone.forward(MicroBatch(first, START, 0, 0), prepared)
+    one_view = MoCoFramework(CONFIG, [4])
+    prepared = one_view.prepare([views(0)[0], views(1)[0]], START)
+    one = one_view.forward(MicroBatch(first, START, 0, 0), prepared)
     assert torch.equal(one.losses["contrastive"], output.losses["contrastive"])
 
 
-def test_after_an_update_the_queue_has_the_step_s_keys(framework):
+def test_after_update_enqueues_the_keys(framework):
     before = framework.module.queue.clone()
     run(framework)
     changed = (framework.module.queue != before).any(0)

@@ -1,4 +1,4 @@
-"""Distillers only: what the student's step computes and sends, and what is refused."""
+"""No framework: the student's step, its collectives, and errors."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -19,14 +19,8 @@ from job.position import Position
 from job.resume import SAVED, continues
 
 START = Position(0, 0)
-SENDERS = (
-    "begin_sum_",
-    "total",
-    "highest",
-    "begin_gather",
-    "begin_exchange",
-    "broadcast",
-)  # their last argument is a name
+# Their last argument is a name.
+SENDERS = ("begin_sum_", "total", "highest", "begin_gather", "begin_exchange", "broadcast")
 
 
 def config(framework="none", **options):
@@ -49,7 +43,7 @@ def new(name):
 
 @pytest.fixture
 def sent(monkeypatch):
-    """The names of the collectives so far."""
+    """Record the names of collectives."""
     names = []
     for sender in SENDERS:
         function = getattr(comm, sender)
@@ -63,7 +57,7 @@ def sent(monkeypatch):
 
 
 def step(framework):
-    """The output of a step on 4 images."""
+    """Return the output of a step on 4 images."""
     images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     prepared = framework.prepare([(255 * images).byte()] * framework.views, START)
     output = framework.forward(MicroBatch(images, START, 0, 0), prepared)
@@ -73,7 +67,7 @@ def step(framework):
 
 
 @pytest.mark.parametrize(("name", "views", "exchanges"), [("none", 1, False), ("moco", 2, True)])
-def test_a_step_needs_one_view_and_exchanges_nothing(sent, name, views, exchanges):
+def test_step_has_one_view_and_no_exchange(sent, name, views, exchanges):
     framework = new(name)
     assert framework.views == views
     step(framework)
@@ -81,14 +75,14 @@ def test_a_step_needs_one_view_and_exchanges_nothing(sent, name, views, exchange
     assert any(collective.startswith("moco.") for collective in sent) == exchanges
 
 
-def test_the_student_is_all_that_is_trained_and_has_no_head():
+def test_module_is_the_student_without_head():
     framework = new("none")
     state = framework.module.state_dict()
     assert {name.split(".")[0] for name in state} == {"encoder_q"}
     assert not any(".fc." in name for name in state)
 
 
-def test_every_parameter_gets_a_gradient_of_the_last_stage():
+def test_last_stage_gives_all_gradients():
     framework = new("none")
     output = step(framework)
     assert list(output.features) == ["layer3", "layer4"] and (output.losses, output.metrics) == (
@@ -99,36 +93,36 @@ def test_every_parameter_gets_a_gradient_of_the_last_stage():
     assert all(value.grad is not None for value in framework.module.parameters())
 
 
-def test_as_many_views_pass_through_the_student_as_are_distilled():
+def test_distil_adds_views():
     framework = new("none")
     framework.distil(2)
     assert (framework.views, framework.student_views, framework.distilled_views) == (2, 2, 2)
     first, second = torch.rand(2, 4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     output = framework.forward(MicroBatch(first, START, 0, 0, (second,)), None)
-    [found] = output.others
-    assert list(output.features) == list(found) == ["layer3", "layer4"]
-    assert torch.equal(found["layer4"], framework.encoder(second)["layer4"])
+    [other] = output.others
+    assert list(output.features) == list(other) == ["layer3", "layer4"]
+    assert torch.equal(other["layer4"], framework.encoder(second)["layer4"])
     pooled = output.features["layer4"].relu().mean((2, 3))
     assert torch.allclose(output.embeddings, torch.nn.functional.normalize(pooled), atol=1e-6)
 
 
-def test_embeddings_are_the_normalised_features_under_the_head():
+def test_embeddings_are_normalised_pooled_features():
     output = step(new("none"))
     pooled = output.features["layer4"].relu().mean((2, 3))
     assert torch.allclose(output.embeddings, pooled / pooled.norm(dim=1, keepdim=True), atol=1e-6)
     assert not output.embeddings.requires_grad
 
 
-def test_a_checkpoint_s_backbone_is_read_whole(tmp_path):
-    """As `job.linear`, k-NN and `job.export` read it."""
+def test_checkpoint_backbone_is_read(tmp_path):
+    """`job.linear`, k-NN and `job.export` read it so."""
     state = {f"module.{name}": value for name, value in new("none").module.state_dict().items()}
     torch.save({"state_dict": state, "arch": "resnet18"}, tmp_path / "saved.pth.tar")
-    found = read_backbone(str(tmp_path / "saved.pth.tar"), "")
-    assert (found.arch, found.stem, found.width) == ("resnet18", "small", 16)
-    assert {f"module.encoder_q.{name}" for name in found.state} == state.keys()
+    backbone = read_backbone(str(tmp_path / "saved.pth.tar"), "")
+    assert (backbone.arch, backbone.stem, backbone.width) == ("resnet18", "small", 16)
+    assert {f"module.encoder_q.{name}" for name in backbone.state} == state.keys()
 
 
-def test_without_a_teacher_nothing_would_train():
+def test_build_refuses_no_teacher():
     with pytest.raises(
         RunError,
         match="^--framework none: expected a --teacher, as nothing else trains the student",
@@ -137,17 +131,17 @@ def test_without_a_teacher_nothing_would_train():
     assert caught.value.code == 2
 
 
-def test_a_last_stage_that_no_distiller_trains_is_refused():
-    """The loop would wait for its gradients."""
-    given = config(distill=["mgd", "gram"], mgd_stages=[1, 3], gram_stages=[3])
-    message = refused(FRAMEWORKS["none"], given, [1, 3])
+def test_init_refuses_an_untrained_last_stage():
+    """Otherwise the loop would wait for its gradients."""
+    options = config(distill=["mgd", "gram"], mgd_stages=[1, 3], gram_stages=[3])
+    message = refused(FRAMEWORKS["none"], options, [1, 3])
     assert message.startswith("--framework none: no distiller trains layer4; expected one")
     assert "Add 4 to --mgd-stages or --gram-stages, or choose another" in message
 
 
 @pytest.mark.parametrize("teacher", ["", "t.pth"])
-def test_a_run_of_another_framework_is_not_continued(teacher):
-    """Also if that had no teacher, without which there is no run of this one."""
+def test_resume_refuses_another_framework(teacher):
+    """Also if the other run had no teacher, which `none` needs."""
     saved = dict.fromkeys(SAVED) | {"epoch": 1, "step": 0, "format": FORMAT}
     saved["config"] = dataclasses.asdict(config("moco", teacher=teacher))
     with pytest.raises(
@@ -158,8 +152,8 @@ def test_a_run_of_another_framework_is_not_continued(teacher):
     assert caught.value.code == 2
 
 
-def test_a_checkpoint_from_before_frameworks_could_be_chosen_is_one_of_moco():
-    """Of its options some are missing, `distill` among them, whose default is a list."""
+def test_resume_of_old_checkpoint_is_moco():
+    """It lacks some options, among them `distill`, whose default is a list."""
     old = dataclasses.asdict(config("moco", teacher="t.pth"))
     for name in ("framework", "distill"):
         del old[name]

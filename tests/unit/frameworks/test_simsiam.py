@@ -1,4 +1,4 @@
-"""SimSiam as a framework: loss and gradients, views, names in checkpoints, rates and hints."""
+"""SimSiam as a framework: loss, views, names in checkpoints, rates, hints."""
 
 import dataclasses
 import math
@@ -37,7 +37,7 @@ def new(stages=(3, 4), **options):
 
 
 def views():
-    """Two views, (2, B, 3, 16, 16), normalised."""
+    """Return two views, (2, B, 3, 16, 16), normalised."""
     return torch.randn(2, B, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
@@ -47,7 +47,7 @@ def run(framework):
 
 
 def slow_loss(net, projector, predictor):
-    """The loss, image by image and without cosines from torch."""
+    """Return the loss, image by image and without torch's cosine."""
     z = [projector(torch.flatten(net.avgpool(net.layer4(body(net, view))), 1)) for view in views()]
     p = [predictor(each) for each in z]
     total = 0.0
@@ -64,8 +64,8 @@ def body(net, images):
     return net.layer3(net.layer2(net.layer1(x)))
 
 
-def test_loss_and_gradients_are_those_of_the_equations():
-    """One network by hand on both views, with torch's gradients."""
+def test_loss_and_gradients_equal_plain_torch():
+    """Compare with one network on both views, and with torch's gradients."""
     framework = new()
     net = framework.network()
     net.fc = build_projector(128, 128, 24)
@@ -89,7 +89,7 @@ def test_loss_and_gradients_are_those_of_the_equations():
     assert buffers["bn1.num_batches_tracked"] == 2
 
 
-def test_losses_metrics_embeddings_and_reference_are_as_declared():
+def test_output_is_as_declared():
     framework = new()
     output = run(framework)
     assert tuple(output.losses) == framework.losses and tuple(output.metrics) == framework.metrics
@@ -100,14 +100,14 @@ def test_losses_metrics_embeddings_and_reference_are_as_declared():
 
 
 @pytest.mark.parametrize("mgd_views", [1, 2])
-def test_features_are_those_of_the_views_that_are_distilled(mgd_views):
+def test_features_are_of_the_distilled_views(mgd_views):
     framework = new(mgd_views=mgd_views)
     framework.distil(3 - mgd_views)  # --mgd-views decides
     output = run(framework)
-    found = [output.features, *output.others]
-    assert framework.distilled_views == len(found) == mgd_views
+    features_of_views = [output.features, *output.others]
+    assert framework.distilled_views == len(features_of_views) == mgd_views
     again = new()
-    for view, features in zip(views(), found, strict=False):
+    for view, features in zip(views(), features_of_views, strict=False):
         assert (
             list(features) == ["layer3", "layer4", "fc"]
             and features["fc"].shape[1] == framework.head_dim
@@ -116,7 +116,7 @@ def test_features_are_those_of_the_views_that_are_distilled(mgd_views):
 
 
 def released(arch, dim, hidden):
-    """The tensors of a released file: a network of torchvision's, its projector and predictor."""
+    """Return the tensors of a released file: torchvision's network, projector, predictor."""
     net = getattr(models, arch)(num_classes=dim, zero_init_residual=True)
     width = net.fc.in_features
     first, second = (nn.Linear(width, width, bias=False) for _ in range(2))
@@ -128,12 +128,12 @@ def released(arch, dim, hidden):
         nn.ReLU(),
         nn.Linear(hidden, dim),
     ]
-    parts = nn.ModuleDict({"encoder": net, "predictor": nn.Sequential(*predictor)})
-    return {f"module.{name}": value for name, value in parts.state_dict().items()}
+    both = nn.ModuleDict({"encoder": net, "predictor": nn.Sequential(*predictor)})
+    return {f"module.{name}": value for name, value in both.state_dict().items()}
 
 
-def test_a_checkpoint_has_the_released_names_and_shapes():
-    """So other programs' tools read it, and this program's networks a released file."""
+def test_checkpoint_has_the_released_names():
+    """Other programs' tools can read it, and this program loads a released file."""
     framework = new(stem="imagenet", width=64, dim=32)
     state, theirs = framework.module.state_dict(), released("resnet18", 32, 8)
     assert {f"module.{name}": value.shape for name, value in state.items()} == {
@@ -146,8 +146,8 @@ def test_a_checkpoint_has_the_released_names_and_shapes():
 
 
 @pytest.mark.parametrize("program", ["this one", "the released one"])
-def test_a_checkpoint_s_backbone_is_read_whole_and_its_projector_named(tmp_path, program):
-    """As --teacher, `job.linear`, k-NN and `job.export` read it."""
+def test_checkpoint_backbone_and_projector_are_read(tmp_path, program):
+    """--teacher, `job.linear`, k-NN and `job.export` read it so."""
     if program == "this one":
         state = {f"module.{name}": value for name, value in new().module.state_dict().items()}
         head, stem, width = "mlp 128-128-128-24", "small", 16
@@ -155,15 +155,16 @@ def test_a_checkpoint_s_backbone_is_read_whole_and_its_projector_named(tmp_path,
         state, head, stem, width = released("resnet18", 32, 8), "mlp 512-512-512-32", "imagenet", 64
     content = {"epoch": 3, "arch": "resnet18", "state_dict": state, "optimizer": {}}
     torch.save(content, tmp_path / "saved.pth.tar")
-    found = read_backbone(str(tmp_path / "saved.pth.tar"))
-    assert (found.arch, found.stem, found.width, found.head) == ("resnet18", stem, width, head)
-    ours = {f"module.encoder.{name}": value for name, value in found.state.items()}
+    backbone = read_backbone(str(tmp_path / "saved.pth.tar"))
+    assert (backbone.arch, backbone.stem, backbone.width) == ("resnet18", stem, width)
+    assert backbone.head == head
+    ours = {f"module.encoder.{name}": value for name, value in backbone.state.items()}
     heads = ("module.encoder.fc.", "module.predictor.")
     assert ours.keys() == {name for name in state if not name.startswith(heads)}
     assert all(torch.equal(value, state[name]) for name, value in ours.items())
 
 
-def test_the_student_that_is_measured_is_the_encoder_without_its_projector():
+def test_student_is_the_encoder_without_projector():
     framework = new()
     student, state = framework.student().state_dict(), framework.encoder.state_dict()
     body = {name for name in state if not name.startswith("fc.")}
@@ -171,15 +172,15 @@ def test_the_student_that_is_measured_is_the_encoder_without_its_projector():
     assert all(torch.equal(student[name], state[name]) for name in body)
 
 
-def test_the_projector_may_be_wider_than_the_backbone():
+def test_head_width_widens_the_projector():
     state = new(head_width=40).module.state_dict()
     shapes = [tuple(state[f"encoder.fc.{layer}.weight"].shape) for layer in (0, 3, 6)]
     assert shapes == [(40, 128), (40, 40), (24, 40)]
 
 
 @pytest.mark.parametrize("fixed", [False, True])
-def test_the_predictor_s_rate_can_stay(fixed):
-    """It is a group of its own then; without, there is one group, as with MoCo."""
+def test_fix_pred_lr_makes_a_group(fixed):
+    """Without the option there is one group, as with MoCo."""
     framework = new(fix_pred_lr=fixed)
     parameters = [value for value in framework.module.parameters() if value.requires_grad]
     groups = build.parameter_groups(parameters, framework.constant_rate())
@@ -190,7 +191,7 @@ def test_the_predictor_s_rate_can_stay(fixed):
         assert list(map(id, groups[1]["params"])) == list(map(id, predictor))
 
 
-def test_collectives_are_not_compiled(monkeypatch):
+def test_init_refuses_compiled_collectives(monkeypatch):
     monkeypatch.setattr(comm, "size", lambda: 2)
     message = refused(new, compile=True, sync_bn="heads")
     assert message.startswith("--compile: --sync-bn heads over 2 workers needs collectives")
@@ -200,7 +201,7 @@ def test_collectives_are_not_compiled(monkeypatch):
 
 @pytest.fixture
 def expectation(monkeypatch):
-    """What to expect of SimSiam, without its networks."""
+    """Return a function that makes SimSiam's Expectation without its networks."""
 
     def make(workers=2, **options):
         monkeypatch.setattr(comm, "size", lambda: workers)
@@ -224,7 +225,7 @@ def steps(first=0, **more):
         ("pull", "distillation", PULL, {}, "times the range of the cosine loss: "),
     ],
 )
-def test_a_hint_is_given_beyond_its_bound_and_not_before_it(
+def test_hint_appears_beyond_its_bound(
     expectation,
     id,
     name,
@@ -233,13 +234,13 @@ def test_a_hint_is_given_beyond_its_bound_and_not_before_it(
     said,
 ):
     records = [steps(**options | {name: factor * bound}) for factor in (0.99, 1.01)]
-    found = [expectation(teacher="t").hints(each) for each in records]
-    none, one = sorted(found, key=len)
+    hints = [expectation(teacher="t").hints(each) for each in records]
+    none, one = sorted(hints, key=len)
     assert none == {} and list(one) == [id] and said in one[id]
 
 
-def test_a_healthy_end_near_the_lowest_loss_is_no_reason_for_a_hint(expectation):
-    """Nor is a pull that is as strong as at the start."""
+def test_hint_is_absent_at_a_healthy_end(expectation):
+    """A distillation as strong as at the start has no hint either."""
     some = expectation(teacher="t")
     assert some.hints(steps(cosine=-0.99, distillation=10.0, epoch=9, first=900)) == {}
 
@@ -253,7 +254,7 @@ def test_a_healthy_end_near_the_lowest_loss_is_no_reason_for_a_hint(expectation)
         (LEARNT, 2, 3, False),
     ],
 )
-def test_a_student_may_learn_nothing_in_its_first_steps_and_its_warm_up(
+def test_hint_waits_for_first_steps_and_warm_up(
     expectation,
     first,
     epoch,
@@ -261,30 +262,30 @@ def test_a_student_may_learn_nothing_in_its_first_steps_and_its_warm_up(
     hinted,
 ):
     records = steps(first, epoch=epoch, cosine=0.0)
-    found = expectation(warmup_epochs=warmup_epochs).hints(records)
-    assert list(found) == ["stuck"] * hinted
+    hints = expectation(warmup_epochs=warmup_epochs).hints(records)
+    assert list(hints) == ["stuck"] * hinted
 
 
 @pytest.mark.parametrize(
     ("sync_bn", "workers", "warned"),
     [("none", 2, 1), ("none", 1, 0), ("all", 2, 0), ("heads", 2, 0)],
 )
-def test_batch_norms_of_a_worker_each_are_warned_of(expectation, sync_bn, workers, warned):
+def test_warning_of_unsynchronised_norms(expectation, sync_bn, workers, warned):
     assert len(expectation(workers, sync_bn=sync_bn).warnings()) == warned
 
 
-def test_the_warning_counts_the_images_of_a_micro_batch(expectation):
+def test_warning_counts_images_of_a_micro_batch(expectation):
     options = {"sync_bn": "none", "batch_size": 64, "accumulate": 4}
     [sentence] = expectation(**options).warnings().values()
     assert "the statistics of only 8 images of its worker" in sentence
 
 
-def test_a_share_is_of_the_range_of_the_loss(expectation):
+def test_loss_share_is_of_the_loss_range(expectation):
     lines = expectation(teacher="t", loss_share=0.5).lines()
-    wanted = "begins near 0.5, --loss-share 0.5 of the range of the cosine loss"
-    assert any(wanted in line for line in lines)
+    expected = "begins near 0.5, --loss-share 0.5 of the range of the cosine loss"
+    assert any(expected in line for line in lines)
 
 
-def test_the_registry_has_it():
+def test_registry_has_simsiam():
     assert FRAMEWORKS["simsiam"] is SimSiamFramework
     assert math.isclose(new().reference, 1.0)
