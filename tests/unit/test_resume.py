@@ -1,3 +1,5 @@
+"""Resume: which checkpoint, which options can differ, and what a run restores."""
+
 import copy
 import dataclasses
 from types import SimpleNamespace
@@ -25,7 +27,7 @@ from runs import Kept
 
 
 class StandIn:
-    """As much of a run as resuming asks for, on one worker."""
+    """The parts of a Run that a resume needs, on one worker."""
 
     def __init__(self, folder, size=2):
         self.folder, self.size = str(folder), size
@@ -46,7 +48,7 @@ def options(**changed):
 
 
 def content(config=None, step=0, **changed):
-    """What a run saves, but for the large tensors."""
+    """Return a checkpoint's content, with small tensors."""
     config = config or options()
     saved = {
         "epoch": 3,
@@ -59,13 +61,13 @@ def content(config=None, step=0, **changed):
         "workers": 2,
         "format": FORMAT,
         "images": 100,
-        "order": "a word",
+        "order": "a digest",
         "statistics": None,
     }
     return saved | changed
 
 
-# What a checkpoint can be continued with.
+# Options with which a run can resume.
 
 
 def test_load_optimizer_keeps_options():
@@ -136,14 +138,12 @@ def test_resume_refuses_other_shapes(run, name, value, step):
         continues, content(options(teacher="t"), step), options(teacher="t", **{name: value}), run
     )
     flag = "--" + name.replace("_", "-")
-    assert all(
-        part in message
-        for part in (flag, str(value), str(getattr(options(), name)), f"epoch 3, step {step}")
-    )
+    before = str(getattr(options(), name))
+    assert all(text in message for text in (flag, str(value), before, f"epoch 3, step {step}"))
 
 
 def test_resume_refuses_other_projector_stages(run):
-    """Those of gram have no tensors."""
+    """Gram's stages can, because they have no tensors."""
     old = content(options(teacher="t", distill=["projector", "gram"]))
     new = {"teacher": "t", "distill": ["projector", "gram"]}
     message = refused(continues, old, options(projector_stages=[4], **new), run)
@@ -157,7 +157,7 @@ SIMILARITY += [("similarity", "compress"), ("similarity_m", 0.9)]
 
 @pytest.mark.parametrize(("name", "value"), SIMILARITY)
 def test_resume_refuses_other_similarity_shapes(run, name, value):
-    """Its temperatures and its momentum can."""
+    """The temperatures and the momentum can."""
     chosen = {"framework": "none", "teacher": "t", "distill": ["similarity"]}
     old, new = content(options(**chosen)), options(**chosen, **{name: value})
     if name in ("similarity_t", "similarity_m"):
@@ -169,7 +169,7 @@ def test_resume_refuses_other_similarity_shapes(run, name, value):
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_resume_accepts_published_similarity_values(run, setting):
-    """0 means them. Presets once gave them."""
+    """0 means the published values. Older presets set them."""
     k, t, teacher_t = SETTINGS[setting]
     published = {"similarity_k": k, "similarity_t": t, "similarity_teacher_t": teacher_t}
     chosen = {"framework": "none", "teacher": "t", "distill": ["similarity"]}
@@ -181,15 +181,15 @@ def test_resume_accepts_published_similarity_values(run, setting):
     assert "--similarity-k 0: " in refused(continues, content(other), options(**chosen), run)
 
 
-ALONE = {"framework": "none", "teacher": "t"}
+NO_FRAMEWORK = {"framework": "none", "teacher": "t"}
 WIDENED = [
     {"mlp": True},
     {"framework": "simsiam"},
     {"teacher": "t", "distill": ["disco"]},  # if its head is not the framework's
-    {**ALONE, "distill": ["mgd", "simreg"]},
-    {**ALONE, "distill": ["similarity"], "similarity": "seed"},
+    {**NO_FRAMEWORK, "distill": ["mgd", "simreg"]},
+    {**NO_FRAMEWORK, "distill": ["similarity"], "similarity": "seed"},
 ]
-NOT_WIDENED = [{}, {"teacher": "t"}, {**ALONE, "distill": ["similarity", "gram"]}]
+NOT_WIDENED = [{}, {"teacher": "t"}, {**NO_FRAMEWORK, "distill": ["similarity", "gram"]}]
 
 
 @pytest.mark.parametrize("chosen", WIDENED, ids=str)
@@ -232,7 +232,7 @@ def test_resume_logs_a_changed_option(run, name, value, step):
     )
     [line] = [line for line in run.log.lines if not line.startswith("warning: ")]
     flag = "--" + name.replace("_", "-")
-    assert all(part in line for part in (f"{flag} was {getattr(options(), name)}", f"now {value}"))
+    assert f"{flag} was {getattr(options(), name)}" in line and f"now {value}" in line
 
 
 def test_resume_logs_each_change_once(run):
@@ -243,19 +243,18 @@ def test_resume_logs_each_change_once(run):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *[
-            ("resume", "auto"),
-            ("config", ["small"]),
-            ("out", "o"),
-            ("workers", 7),
-            ("print_freq", 1),
-        ],
-        *[
-            ("loss_share", 0.0),
-            ("reducer", "sp"),
-            ("mgd_images", 7),
-        ],  # of a teacher, without which the run is
-        *[("gram_tau", 0.5), ("projector_stages", [4]), ("distill_weights", [2.0])],
+        ("resume", "auto"),
+        ("config", ["small"]),
+        ("out", "o"),
+        ("workers", 7),
+        ("print_freq", 1),
+        # Of a teacher, which the run does not have.
+        ("loss_share", 0.0),
+        ("reducer", "sp"),
+        ("mgd_images", 7),
+        ("gram_tau", 0.5),
+        ("projector_stages", [4]),
+        ("distill_weights", [2.0]),
     ],
 )
 def test_resume_ignores_options_without_effect(run, name, value):
@@ -357,8 +356,8 @@ def test_rate_jump_is_a_warning_with_advice(run, kind, old, changed, epoch, step
     ("old", "changed", "epoch"),
     [
         (COSINE, {}, 3),
-        (COSINE, {"epochs": 3}, 3),  # nothing is left to train
-        (STEPPED, {"epochs": 8}, 4),  # the old schedule falls there as well
+        (COSINE, {"epochs": 3}, 3),  # no epoch is left
+        (STEPPED, {"epochs": 8}, 4),  # the old schedule falls there too
         (STEPPED, {"schedule": [6], "epochs": 8}, 4),
         (STEPPED, {"schedule": [3, 4]}, 2),
     ],
@@ -370,25 +369,21 @@ def test_rate_without_jump_logs_nothing(run, old, changed, epoch):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "expected"),
     [
         (dict(loss_ramp=True, epochs=3), dict(loss_ramp=True, epochs=6), "0 to 0.5, because"),
         (dict(loss_ramp=True, epochs=12), dict(loss_ramp=True, epochs=6), "0.75 to 0.5, because"),
         (dict(epochs=6), dict(loss_ramp=True, epochs=6), "1 to 0.5, because"),
         (dict(loss_ramp=True, epochs=6), dict(loss_ramp=True, epochs=6), None),
-        (
-            dict(loss_ramp=True, epochs=6),
-            dict(loss_ramp=True, epochs=3),
-            None,
-        ),  # nothing is left to train
+        (dict(loss_ramp=True, epochs=6), dict(loss_ramp=True, epochs=3), None),  # no epoch is left
         (dict(epochs=3), dict(epochs=6), None),
     ],
 )
-def test_ramp_jump_is_a_warning(run, old, new, said):
+def test_ramp_jump_is_a_warning(run, old, new, expected):
     common = dict(teacher="t", batch_size=10)
     continues(content(options(**common, **old)), options(**common, **new), run)
     texts = [record["text"] for record in run.log.records if record["id"] == "ramp_jump"]
-    assert [said in text for text in texts] == [True] * bool(said)
+    assert [expected in text for text in texts] == [True] * bool(expected)
 
 
 def test_resume_logs_change_of_newer_option(run):
@@ -416,7 +411,7 @@ def test_resume_refuses_added_or_removed_teacher(run, before, now):
 
 
 def test_resume_logs_other_teacher_file(run):
-    """The same file may lie elsewhere."""
+    """It can be the same file under another path."""
     assert continues(content(options(teacher="a")), options(teacher="b"), run)
     assert len(run.log.lines) == 1
 
@@ -431,7 +426,7 @@ def test_resume_logs_other_number_of_workers(tmp_path, step, more):
     assert ("average" in line) == more
 
 
-# Which checkpoint --resume means.
+# The checkpoint that --resume selects.
 
 
 def test_find_without_resume_is_none(run):
@@ -491,7 +486,7 @@ def test_find_refuses_other_content(run, tmp_path, value):
 
 @pytest.fixture(params=["released", "of another network", "without a network's name"])
 def teacher_file(request, tmp_path):
-    """A file that --resume cannot continue, and --teacher takes."""
+    """A file that cannot be resumed, but can be a teacher."""
     saved = content(options(arch="resnet50"), format=1)
     if request.param != "of another network":
         del saved["format"], saved["config"], saved["step"], saved["mgd"]
@@ -532,7 +527,7 @@ def test_find_refuses_two_teachers(run, teacher_file):
 
 
 def test_resume_after_teacher_in_resume_logs_nothing(run, teacher_file):
-    """The next run with `--teacher` and `--resume auto` must go on from this one's checkpoints."""
+    """The next run with --teacher and --resume auto must resume from its checkpoints."""
     config, _ = find(options(resume=teacher_file), run)
     saved = content(config)
     again = options(teacher=teacher_file, resume="auto")
@@ -541,8 +536,8 @@ def test_resume_after_teacher_in_resume_logs_nothing(run, teacher_file):
     assert run.log.lines == []
 
 
-def parts(module, run, images, digest, **more):
-    """As much of a training as restoring asks for, with a distiller around `module`."""
+def stand_in(module, run, images, digest, **more):
+    """Return the parts of a Training that `restore` needs, with a distiller of `module`."""
     distiller = object.__new__(MGD)
     distiller.config, distiller.module = options(teacher="t"), module
     distillation = SimpleNamespace(distillers=[distiller], digest=digest, momentum=None)
@@ -559,19 +554,20 @@ def parts(module, run, images, digest, **more):
 
 @pytest.mark.parametrize("teacher", [8, 16])
 def test_restore_refuses_other_margins(teacher):
-    """Of another width (16), or of the same with other margins."""
+    """The teacher has another width (16), or the same with other margins."""
     saved_by, now = MGDistiller({4: (4, 8)}), MGDistiller({4: (4, teacher)})
     now.margin(4).sub_(1.0)
-    training = parts(now, None, images=range(100), digest="")
+    training = stand_in(now, None, images=range(100), digest="")
     saved = content(state_dict={}, mgd=saved_by.state_dict())
     assert "its margins differ from the checkpoint's" in refused(restore, saved, training)
 
 
 @pytest.fixture
 def training(run):
-    """As much of a training as restoring asks for: a teacher's, whose factor so far is the option's default."""
+    """The parts of a Training with a teacher, whose loss factor is still the default."""
     sgd = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 0.1)
-    return parts(MGDistiller({4: (4, 8)}), run, images=range(100), digest="a digest", optimizer=sgd)
+    module = MGDistiller({4: (4, 8)})
+    return stand_in(module, run, images=range(100), digest="a digest", optimizer=sgd)
 
 
 def small(width):
@@ -586,12 +582,12 @@ MISFITS = {
 
 
 @pytest.mark.parametrize("now", MISFITS)
-@pytest.mark.parametrize("part", ["framework", "momentum"])
-def test_restore_refuses_changed_network(training, now, part):
+@pytest.mark.parametrize("changed_network", ["framework", "momentum"])
+def test_restore_refuses_changed_network(training, now, changed_network):
     changed, misfit = MISFITS[now]
     training.config = options(arch="own:Net", resume="auto")
     saved = content(state_dict={}, mgd=module(training).state_dict())
-    if part == "framework":
+    if changed_network == "framework":
         training.framework.module = changed
         saved["state_dict"] = {
             f"module.{name}": value for name, value in small(3).state_dict().items()
@@ -613,13 +609,13 @@ def test_load_optimizer_refuses_other_parameters():
 
 
 def module(training):
-    """The distiller's module."""
+    """Return the distiller's module."""
     return training.distillation.distillers[0].module
 
 
 @pytest.mark.parametrize("before", ["another", "a digest", ""])
 def test_restore_refuses_other_teacher(training, before):
-    """Also where its margins are the same. Older checkpoints have no digest."""
+    """Also if its margins are the same. Older checkpoints have no digest."""
     saved = content(
         options(teacher="old.pth"), state_dict={}, mgd=module(training).state_dict(), teacher=before
     )
@@ -653,15 +649,15 @@ def test_restore_adds_bad_images(training):
     ],
 )
 def test_restore_scales_the_loss_factor(training, before, now, expected):
-    """Nothing is measured again: the same share has the same factor to the bit, and another factor is told."""
+    """The loss is not measured again. The same share has the same factor to the bit."""
     saved_by = MGDistiller({4: (4, 8)}, factor=1 / 3)
     saved = content(options(teacher="t", **before), state_dict={}, mgd=saved_by.state_dict())
     saved["optimizer"] = training.optimizer.state_dict()
     training.distillation.distillers[0].config = options(teacher="t", **now)
     restore(saved, training)
     assert module(training).factor.item() == expected
-    told = [line for line in training.run.log.lines if "loss factor" in line]
-    assert told == (
+    lines = [line for line in training.run.log.lines if "loss factor" in line]
+    assert lines == (
         []
         if expected == 1 / 3
         else [f"mgd: loss factor {expected:.6g}; in the checkpoint 0.333333"]
@@ -676,9 +672,7 @@ def test_resume_refuses_unmeasured_loss_share(run):
         and "epoch 3, step 0" in message
         and "Give --loss-factor 1234567.0," in message
     )
-    assert continues(
-        content(), options(loss_share=0.1), run
-    )  # without a teacher there is nothing to share
+    assert continues(content(), options(loss_share=0.1), run)  # no teacher, so no effect
     for share in (0.0, 0.1, 0.2):
         assert continues(
             content(options(teacher="t", loss_share=0.1)),
@@ -688,7 +682,7 @@ def test_resume_refuses_unmeasured_loss_share(run):
 
 
 def test_restore_in_epoch_refuses_other_images():
-    """Between epochs they may change; the order of packed images is not that of their folder."""
+    """Between epochs they can change. Packing changes the order of the images."""
     images = Images("DIR/train", ["a"], Names.of(["a/1.png"] * 100), np.zeros(100), 0)
     training = SimpleNamespace(images=images, order=lambda epoch: f"order of epoch {epoch}")
     assert "DIR/train has other images or another order" in refused(
@@ -727,7 +721,7 @@ def test_check_folder_accepts_other_name_of_folder(tmp_path):
 
 
 def test_load_optimizer_converts_strides():
-    """A checkpoint's are contiguous, parameters on a GPU are channels last."""
+    """Momenta of a checkpoint are contiguous, and parameters on a GPU are channels last."""
     weight = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     before, now = (
         torch.nn.Parameter(weight.to(memory_format=each))
@@ -737,7 +731,7 @@ def test_load_optimizer_converts_strides():
     before.grad = weight.clone()
     one.step()
     load_optimizer(other, one.state_dict(), options())
-    found, expected = (
+    loaded, saved = (
         each.state[each.param_groups[0]["params"][0]]["momentum_buffer"] for each in (other, one)
     )
-    assert torch.equal(found, expected) and found.stride() == now.stride() != expected.stride()
+    assert torch.equal(loaded, saved) and loaded.stride() == now.stride() != saved.stride()

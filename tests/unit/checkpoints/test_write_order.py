@@ -1,4 +1,4 @@
-"""The order in which a run's files reach the disk, as a run of the real command makes its system calls."""
+"""The order of a run's writes and syncs, and what a resume reports about its records."""
 
 import os
 import shutil
@@ -10,16 +10,19 @@ import pytest
 
 from inject import injected
 from job.checkpoints.folder import load
+from job.config import read_config
+from job.train import train
 from runs import of_kind
 
 pytestmark = pytest.mark.slow
 
-OPTIONS = "-a resnet18 --width 16 --image-size 16 --batch-size 8 --moco-k 16 --mlp -j 0 --epochs 1 --save-every 2steps".split()
+OPTIONS = "-a resnet18 --width 16 --image-size 16 --batch-size 8 --moco-k 16 --mlp -j 0"
+OPTIONS = f"{OPTIONS} --epochs 1 --save-every 2steps".split()
 
 
-def train(images, folder, *more, screen=subprocess.PIPE, **variables):
-    """Train for six steps, with three checkpoints."""
-    command = [sys.executable, "-m", "job.train", images, *OPTIONS, "--out", folder, *more]
+def start(images, folder, screen=subprocess.PIPE, **variables):
+    """Train for six steps, with three checkpoints, in a process with environment variables."""
+    command = [sys.executable, "-m", "job.train", images, *OPTIONS, "--out", folder]
     environment = os.environ | variables
     return subprocess.run(
         list(map(str, command)), env=environment, stdout=screen, stderr=subprocess.PIPE, text=True
@@ -28,7 +31,7 @@ def train(images, folder, *more, screen=subprocess.PIPE, **variables):
 
 @pytest.fixture(scope="module")
 def traced(images, tmp_path_factory):
-    """A run and its calls; the disk of its standard output is full from the third line on."""
+    """A run and its system calls. Its standard output's disk is full after two lines."""
     folder = tmp_path_factory.mktemp("traced")
     rules = [
         f"* {call} {name} 1 9999 0"
@@ -37,9 +40,7 @@ def traced(images, tmp_path_factory):
     ]
     rules += ["* rename .pth.tar 1 9999 0", "* write /screen 3 9999 28"]
     with open(folder / "screen", "w") as screen:
-        done = train(
-            images, folder / "run", screen=screen, **injected(*rules, trace=folder / "trace")
-        )
+        done = start(images, folder / "run", screen, **injected(*rules, trace=folder / "trace"))
     calls = [line.split(" ", 1) for line in (folder / "trace").read_text().splitlines()]
     return SimpleNamespace(
         done=done,
@@ -62,29 +63,35 @@ def test_full_standard_output_does_not_end_the_run(traced):
 
 
 def test_records_are_synced_before_their_checkpoint(traced):
-    places = [
-        place
-        for place, (call, name) in enumerate(traced.calls)
+    renames = [
+        index
+        for index, (call, name) in enumerate(traced.calls)
         if call == "rename" and name.startswith("checkpoint_")
     ]
-    assert len(places) == 3
-    for place in places:
+    assert len(renames) == 3
+    for index in renames:
         for name in ("metrics.jsonl", "log.txt"):
-            assert [call for call, of in traced.calls[:place] if of == name][-1] == "fsync"
+            assert [call for call, of in traced.calls[:index] if of == name][-1] == "fsync"
 
 
 def test_failed_sync_ends_the_run_without_checkpoint(images, tmp_path):
-    done = train(images, tmp_path / "run", **injected("* fsync metrics.jsonl 2 1 5"))
+    done = start(images, tmp_path / "run", **injected("* fsync metrics.jsonl 2 1 5"))
     path = tmp_path / "run" / "metrics.jsonl"
-    said = f"error: cannot write to {path}: Input/output error; the checkpoints are untouched. "
-    assert done.returncode == 2 and done.stderr.startswith(said) and done.stderr.count("\n") == 1
+    error = f"error: cannot write to {path}: Input/output error; the checkpoints are untouched. "
+    assert done.returncode == 2 and done.stderr.startswith(error) and done.stderr.count("\n") == 1
     names = sorted(path.name for path in (tmp_path / "run").glob("*.pth.tar*"))
     assert names == ["checkpoint_0000_000002.pth.tar", "last.pth.tar"]
     assert load(str(tmp_path / "run" / "last.pth.tar"))["step"] == 2
 
 
-def test_resume_reports_missing_records(images, traced, tmp_path):
-    """As of a folder whose metrics.jsonl was copied before its checkpoint."""
+def resume(images, folder, checkpoint):
+    """Train for six steps more, in this process."""
+    options = ["--out", folder, "--epochs", 2, "--resume", checkpoint]
+    train(read_config([str(each) for each in [images, *OPTIONS, *options]]))
+
+
+def test_resume_reports_missing_records(images, traced, tmp_path, capsys):
+    """A copy of metrics.jsonl can be older than the copy of its checkpoint."""
     folder = tmp_path / "run"
     shutil.copytree(traced.folder, folder, symlinks=True)
     path = folder / "metrics.jsonl"
@@ -92,14 +99,12 @@ def test_resume_reports_missing_records(images, traced, tmp_path):
     path.write_text(
         "".join(line for line in lines if '"steps": 5' not in line and '"steps": 6' not in line)
     )
-    done = train(images, folder, "--epochs", 2, "--resume", "auto")
-    assert done.returncode == 0, done.stderr
-    assert f"{path}: the records of steps 5 to 6 are missing; the run continues\n" in done.stdout
+    resume(images, folder, "auto")
+    line = f"{path}: the records of steps 5 to 6 are missing; the run continues\n"
+    assert line in capsys.readouterr().out
 
 
-def test_resume_from_another_folder_misses_no_records(images, traced, tmp_path):
-    done = train(
-        images, tmp_path / "run", "--epochs", 2, "--resume", traced.folder / "last.pth.tar"
-    )
-    assert done.returncode == 0, done.stderr
-    assert "are missing" not in done.stdout
+def test_resume_from_another_folder_misses_no_records(images, traced, tmp_path, capsys):
+    resume(images, tmp_path / "run", traced.folder / "last.pth.tar")
+    assert "are missing" not in capsys.readouterr().out
+    assert len(of_kind(tmp_path / "run", "saved")) == 3
