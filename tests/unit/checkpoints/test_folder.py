@@ -1,3 +1,5 @@
+"""Save, keep, resume from and load checkpoint files, also after damage and crashes."""
+
 import contextlib
 import errno
 import hashlib
@@ -14,6 +16,8 @@ import zipfile
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from errors import refused
 from inject import injected
@@ -24,7 +28,7 @@ from job.checkpoints.folder import BEST, FORMAT, LAST, LEFT, Checkpoints, load
 
 
 def content(epoch=1, step=0, value=1.0):
-    """What a checkpoint may hold: tensors of several kinds, numbers, text and containers."""
+    """Return a checkpoint's content: tensors of several dtypes, numbers, text, containers."""
     return {
         "epoch": epoch,
         "step": step,
@@ -44,15 +48,28 @@ def content(epoch=1, step=0, value=1.0):
     }
 
 
-def same(a, b):
-    """Whether two contents are equal, tensors by dtype and value."""
-    if torch.is_tensor(a):
-        return torch.is_tensor(b) and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return (
-            isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+def same(one, other):
+    """Return whether two values have the same types and bits, so that 0 differs from -0."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    if torch.is_tensor(one):
+        alike = (
+            one.dtype == other.dtype
+            and one.shape == other.shape
+            and one.requires_grad == other.requires_grad
         )
-    return type(a) is type(b) and a == b
+        bits = [
+            value.detach().contiguous().view(-1).view(torch.uint8).tolist()
+            for value in (one, other)
+        ]
+        return alike and bits[0] == bits[1]
+    if isinstance(one, float):
+        return struct.pack("d", one) == struct.pack("d", other)
+    return one == other
 
 
 @pytest.fixture
@@ -72,13 +89,8 @@ def damage(path, change):
         file.write(change(before))
 
 
-def cut(path, share=0.5):
-    damage(path, lambda before: before[: int(len(before) * share)])
-
-
-def test_what_is_loaded_is_what_was_saved(checkpoints):
-    path = checkpoints.save(content())
-    assert same(load(path), content() | {"format": FORMAT, "version": __version__})
+def cut(path, fraction=0.5):
+    damage(path, lambda before: before[: int(len(before) * fraction)])
 
 
 def test_save_and_load_network_and_optimizer(checkpoints):
@@ -97,6 +109,120 @@ def test_save_and_load_network_and_optimizer(checkpoints):
     again.load_state_dict(saved["optimizer"])
     assert same(dict(other.state_dict()), dict(net.state_dict()))
     assert same(again.state_dict(), optimizer.state_dict())
+
+
+DTYPES = (
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn,
+    torch.float8_e5m2, torch.complex64, torch.complex128, torch.bool, torch.uint8, torch.int8,
+    torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64,
+)  # fmt: skip
+
+
+@st.composite
+def tensors(draw):
+    """Draw a tensor of any dtype, shape and bytes, or a view of a larger one."""
+    dtype, shape = draw(st.sampled_from(DTYPES)), draw(st.lists(st.integers(0, 4), max_size=4))
+    count = torch.Size(shape).numel() * dtype.itemsize
+    content = draw(st.binary(min_size=count, max_size=count))
+    if dtype == torch.bool:
+        content = bytes(byte & 1 for byte in content)
+    value = torch.frombuffer(bytearray(content or bytes(dtype.itemsize)), dtype=dtype)[
+        : torch.Size(shape).numel()
+    ].view(shape)
+    form = draw(st.sampled_from(["contiguous", "transposed", "slice", "parameter"]))
+    if form == "transposed" and value.dim() > 1:
+        return value.transpose(0, -1)
+    if form == "slice" and value.dim():
+        return value[1:]
+    if form == "parameter":
+        return torch.nn.Parameter(value, requires_grad=dtype.is_floating_point)
+    return value
+
+
+KEYS = st.text(max_size=8) | st.integers(-(2**63), 2**63)
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**80), 2**80)
+    | st.floats()
+    | st.text(max_size=20)
+    | tensors()
+)
+CONTENTS = st.dictionaries(
+    KEYS,
+    st.recursive(
+        LEAVES,
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(KEYS, inner, max_size=3)
+            | st.tuples(inner, inner)
+        ),
+        max_leaves=8,
+    ),
+    max_size=5,
+)
+
+
+@pytest.fixture(scope="module")
+def empty_folder(tmp_path_factory):
+    """A function that empties a folder for an example, and returns it."""
+    root = tmp_path_factory.mktemp("run") / "run"
+
+    def empty():
+        shutil.rmtree(root, ignore_errors=True)
+        root.mkdir()
+        return str(root)
+
+    return empty
+
+
+@given(saved=CONTENTS)
+def test_load_returns_the_saved_bits(empty_folder, saved):
+    saved = {**saved, "epoch": 1, "step": 2}
+    loaded = load(Checkpoints(empty_folder(), keep=1).save(saved))
+    assert same({key: loaded[key] for key in saved}, saved)
+    assert (loaded["format"], loaded["version"]) == (FORMAT, __version__)
+
+
+@given(saved=CONTENTS)
+def test_load_keeps_shared_memory(empty_folder, saved):
+    shared = torch.arange(6.0)
+    path = Checkpoints(empty_folder(), keep=1).save(
+        {**saved, "epoch": 0, "step": 0, "one": shared, "other": shared.view(2, 3)}
+    )
+    loaded = load(path)
+    loaded["one"][5] = -1.0
+    assert loaded["other"][1, 2] == -1.0
+
+
+POSITIONS = st.tuples(
+    st.integers(0, 12) | st.integers(9990, 12_000),
+    st.integers(0, 12) | st.integers(999_990, 2_000_000),
+)
+
+
+@given(
+    positions=st.lists(POSITIONS, min_size=1, max_size=6),
+    keep=st.integers(1, 4),
+    bests=st.sets(st.integers(0, 5)),
+)
+def test_save_keeps_the_newest_of_the_course(empty_folder, positions, keep, bests):
+    """A run can go back. Then a save removes later checkpoints."""
+    checkpoints, kept = Checkpoints(empty_folder(), keep), set()
+    best = None
+    for number, (epoch, step) in enumerate(positions):
+        path = checkpoints.save(
+            {"epoch": epoch, "step": step, "number": number}, best=number in bests
+        )
+        best = number if number in bests else best
+        kept = set(sorted(each for each in kept | {(epoch, step)} if each <= (epoch, step))[-keep:])
+        contents = [load(path) for path in checkpoints.paths()]
+        assert [(each["epoch"], each["step"]) for each in contents] == sorted(kept)
+        assert os.path.realpath(os.path.join(checkpoints.folder, LAST)) == os.path.realpath(path)
+        assert checkpoints.newest(lambda line: None)["number"] == number
+    assert len(os.listdir(checkpoints.folder)) == len(kept) + 1 + (best is not None)
+    if best is not None:
+        assert load(os.path.join(checkpoints.folder, BEST))["number"] == best
 
 
 def test_save_names_epoch_and_step(checkpoints, tmp_path):
@@ -158,7 +284,7 @@ def test_save_of_same_step_replaces_it(checkpoints):
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_save_keeps_the_file_just_saved(tmp_path, keep):
-    """A run that resumes from an older checkpoint saves steps that come before those which lie there."""
+    """A run that resumes from an older checkpoint saves steps before those in the folder."""
     checkpoints = Checkpoints(str(tmp_path), 5)
     for epoch in (1, 2, 3, 4, 5):
         checkpoints.save(content(epoch))
@@ -181,11 +307,11 @@ def test_save_keeps_undamaged_before_damaged(tmp_path):
 
 
 class PowerCut(BaseException):
-    """The end of the process at a place of its work."""
+    """The end of the process during its work."""
 
 
-def crash_while_writing(monkeypatch, share=0.5):
-    """Let torch.save write a part of the bytes, and end there."""
+def crash_while_writing(monkeypatch, fraction=0.5):
+    """Let torch.save write a fraction of the bytes, and end there."""
     save = torch.save
 
     def half(obj, file, *args, **named):
@@ -193,19 +319,19 @@ def crash_while_writing(monkeypatch, share=0.5):
         save(obj, file, *args, **named)
         written = file.tell() - position
         file.seek(position)
-        file.truncate(position + int(written * share))
+        file.truncate(position + int(written * fraction))
         file.flush()
         raise PowerCut
 
     monkeypatch.setattr(torch, "save", half)
 
 
-@pytest.mark.parametrize("share", [0, 0.5, 0.99, 1])
-def test_crash_in_write_keeps_old_checkpoints(tmp_path, monkeypatch, share):
+@pytest.mark.parametrize("fraction", [0, 0.5, 0.99, 1])
+def test_crash_in_write_keeps_old_checkpoints(tmp_path, monkeypatch, fraction):
     checkpoints = Checkpoints(str(tmp_path), 1)
     checkpoints.save(content(1))
     with monkeypatch.context() as patch:
-        crash_while_writing(patch, share)
+        crash_while_writing(patch, fraction)
         with pytest.raises(PowerCut):
             checkpoints.save(content(2))
     assert names(checkpoints) == ["checkpoint_0001_000000.pth.tar"]
@@ -224,7 +350,10 @@ def test_crash_in_write_of_same_step_keeps_old_file(checkpoints, monkeypatch):
 
 
 def crashes(monkeypatch, steps, call, *args):
-    """Call, and stop after so many renames, links, syncs, removals and opened files; return whether it was to do more."""
+    """Call, and end after so many file operations. Return whether more were left.
+
+    They are renames, links, syncs, removals and opened files.
+    """
     left = [steps]
 
     def ending(call):
@@ -246,35 +375,35 @@ def crashes(monkeypatch, steps, call, *args):
     return False
 
 
-@pytest.mark.parametrize("place", range(8))
-def test_crash_in_save_leaves_a_complete_checkpoint(tmp_path, monkeypatch, place):
-    """The process ends before one of them. `last` is one that is there, and whole."""
+@pytest.mark.parametrize("steps", range(8))
+def test_crash_in_save_leaves_a_complete_checkpoint(tmp_path, monkeypatch, steps):
+    """The process ends before one operation of the save. `last` is a complete checkpoint."""
     checkpoints = Checkpoints(str(tmp_path), 1)
     checkpoints.save(content(1))
-    crashes(monkeypatch, place, checkpoints.save, content(2))
+    crashes(monkeypatch, steps, checkpoints.save, content(2))
     assert load(str(tmp_path / LAST))["epoch"] in (1, 2)
     assert checkpoints.newest(lambda text: None)["epoch"] in (1, 2)
     checkpoints.save(content(3))
     assert sorted(os.listdir(tmp_path)) == [
         "checkpoint_0003_000000.pth.tar",
         LAST,
-    ]  # nothing half-written stays
+    ]  # no half-written file
 
 
 def course(folder, epochs=4):
-    """Checkpoints of a run's first epochs, of which --keep removes none."""
+    """Save checkpoints of a run's first epochs, without removals."""
     checkpoints = Checkpoints(str(folder), keep=9)
     return checkpoints, [checkpoints.save(content(epoch)) for epoch in range(1, epochs + 1)]
 
 
 def resumed(checkpoints) -> int:
-    """The epoch from which --resume auto goes on."""
+    """Return the epoch from which --resume auto resumes."""
     return checkpoints.newest(lambda text: None)["epoch"]
 
 
 @pytest.mark.parametrize("source", ["auto", "checkpoint_0002_000000.pth.tar"])
 def test_resume_at_holds_until_first_save(tmp_path, source):
-    """auto goes back if the newest checkpoints are damaged."""
+    """--resume auto goes back if the newest checkpoints are damaged."""
     checkpoints, paths = course(tmp_path)
     later = checkpoints.resume_at((2, 0), source if source == "auto" else str(tmp_path / source))
     assert later == paths[2:]
@@ -287,23 +416,23 @@ def test_resume_at_holds_until_first_save(tmp_path, source):
     assert not [name for name in os.listdir(tmp_path) if name.endswith(LEFT)]
 
 
-@pytest.mark.parametrize("place", range(8))
-def test_crash_in_resume_at_leaves_one_course(tmp_path, monkeypatch, place):
-    """Which is the old one until it is all left: its checkpoints go from the newest on."""
+@pytest.mark.parametrize("steps", range(8))
+def test_crash_in_resume_at_leaves_one_course(tmp_path, monkeypatch, steps):
+    """The old course loses its checkpoints from the newest on."""
     checkpoints, paths = course(tmp_path)
-    ended = crashes(monkeypatch, place, checkpoints.resume_at, (2, 0), paths[1])
+    ended = crashes(monkeypatch, steps, checkpoints.resume_at, (2, 0), paths[1])
     assert resumed(checkpoints) in ((2, 3, 4) if ended else (2,))
     assert load(str(tmp_path / LAST))["epoch"] in (2, 4)
     checkpoints.resume_at((2, 0), paths[1])
     assert resumed(checkpoints) == load(str(tmp_path / LAST))["epoch"] == 2
 
 
-@pytest.mark.parametrize("how", ["points to the one before", "is missing"])
-def test_resume_at_repairs_last(tmp_path, how):
-    """As a kill between a checkpoint's rename and its link leaves it."""
+@pytest.mark.parametrize("last", ["old", "missing"])
+def test_resume_at_repairs_last(tmp_path, last):
+    """It can be missing or old after a kill between a checkpoint's rename and its link."""
     checkpoints, paths = course(tmp_path)
     os.remove(tmp_path / LAST)
-    if how != "is missing":
+    if last == "old":
         os.symlink(os.path.basename(paths[2]), tmp_path / LAST)
     checkpoints.resume_at((4, 0), "auto")
     assert os.readlink(tmp_path / LAST) == os.path.basename(paths[3])
@@ -343,9 +472,9 @@ def test_resume_at_keeps_a_checkpoint_of_another_folder(tmp_path, name):
 
 
 def test_resumed_before_is_true_for_requeued_job(tmp_path, monkeypatch):
-    """The same job to the same name; another job goes back again, and so does a second command of one job."""
+    """It is false for another job, and for a second command of the same job."""
     checkpoints, paths = course(tmp_path)
-    given = str(tmp_path / LAST)  # a link, which moves on
+    given = str(tmp_path / LAST)  # a link that later saves change
 
     def resumed_before(path, job, restarts):
         monkeypatch.setenv("SLURM_JOB_ID", job)
@@ -390,7 +519,7 @@ def test_save_keeps_other_files_named_left(tmp_path):
 
 
 def test_save_syncs_before_renaming(checkpoints, monkeypatch):
-    """Otherwise a power cut could leave the name of a file whose bytes never came."""
+    """Otherwise a power cut could leave a name without its bytes."""
     events = []
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(
@@ -413,7 +542,7 @@ from job import files
 from job.checkpoints.folder import Checkpoints
 
 files.PAUSES = (0,)
-for read in (Checkpoints(sys.argv[1], 3).newest, lambda say: folder.load(sys.argv[2])):
+for read in (Checkpoints(sys.argv[1], 3).newest, lambda log: folder.load(sys.argv[2])):
     try:
         print(read(lambda line: None)["epoch"])
     except files.RunError as error:
@@ -423,33 +552,34 @@ for read in (Checkpoints(sys.argv[1], 3).newest, lambda say: folder.load(sys.arg
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("times", "said"), [(1, ["2", "2"]), (99, ["ReadError cannot read", "RunError cannot read"])]
+    ("times", "expected"),
+    [(1, ["2", "2"]), (99, ["ReadError cannot read", "RunError cannot read"])],
 )
-def test_newest_raises_if_file_system_fails(checkpoints, times, said):
-    """An older one would lose what was done since."""
+def test_newest_raises_if_file_system_fails(checkpoints, times, expected):
+    """An older checkpoint would lose later steps."""
     checkpoints.save(content(1))
     path = checkpoints.save(content(2))
     environment = os.environ | injected(f"* open {path} 1 {times} {errno.EIO}")
     command = [sys.executable, "-c", NEWEST, checkpoints.folder, path]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    for line, start in zip(done.stdout.splitlines(), said, strict=True):
+    for line, start in zip(done.stdout.splitlines(), expected, strict=True):
         assert line.startswith(start), done.stdout + done.stderr
 
 
 def test_newest_is_none_without_checkpoints(checkpoints, tmp_path):
-    said = []
-    assert checkpoints.newest(said.append) is None
+    lines = []
+    assert checkpoints.newest(lines.append) is None
     (tmp_path / "checkpoint_0001_000000.pth.tar.new").write_bytes(b"half")
-    assert checkpoints.newest(said.append) is None
-    assert said == []
+    assert checkpoints.newest(lines.append) is None
+    assert lines == []
 
 
 def test_newest_logs_its_path(checkpoints):
     for epoch in (1, 2, 10):
         path = checkpoints.save(content(epoch))
-    said = []
-    assert checkpoints.newest(said.append)["epoch"] == 10
-    [line] = said
+    lines = []
+    assert checkpoints.newest(lines.append)["epoch"] == 10
+    [line] = lines
     assert path in line
 
 
@@ -458,25 +588,25 @@ def test_newest_skips_and_logs_damaged_files(checkpoints, broken):
     paths = [checkpoints.save(content(epoch)) for epoch in (1, 2, 3)]
     for path in paths[-broken:]:
         cut(path)
-    said = []
-    assert checkpoints.newest(said.append)["epoch"] == 3 - broken
-    assert len(said) == broken + 1
-    assert all(path in line for path, line in zip(paths[::-1], said, strict=False))
-    assert ["skipped: " in line for line in said] == [True] * broken + [False]
-    assert all("\n" not in line for line in said)
+    lines = []
+    assert checkpoints.newest(lines.append)["epoch"] == 3 - broken
+    assert len(lines) == broken + 1
+    assert all(path in line for path, line in zip(paths[::-1], lines, strict=False))
+    assert ["skipped: " in line for line in lines] == [True] * broken + [False]
+    assert all("\n" not in line for line in lines)
 
 
 def test_newest_refuses_if_all_are_damaged(checkpoints):
     for epoch in (1, 2):
         cut(checkpoints.save(content(epoch)), 0.3)
-    said = []
-    message = refused(checkpoints.newest, said.append)
+    lines = []
+    message = refused(checkpoints.newest, lines.append)
     assert checkpoints.folder in message
     assert "2 checkpoints" in message
-    assert len(said) == 2
+    assert len(lines) == 2
 
 
-# The checksum of a whole file.
+# The seal.
 
 
 def test_seal_leaves_a_plain_torch_file(checkpoints):
@@ -488,8 +618,8 @@ def test_seal_leaves_a_plain_torch_file(checkpoints):
         )
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
-    whole = open(path, "rb").read()
-    assert whole[-64:].decode() == hashlib.sha256(whole[:-71]).hexdigest()
+    data = open(path, "rb").read()
+    assert data[-64:].decode() == hashlib.sha256(data[:-71]).hexdigest()
 
 
 def test_load_accepts_a_file_without_seal(checkpoints):
@@ -499,24 +629,24 @@ def test_load_accepts_a_file_without_seal(checkpoints):
 
 
 def test_seal_shows_a_flipped_bit_in_any_byte(checkpoints):
-    """In each byte one of its bits, and in the checksum and the archive's last record all of them."""
+    """One bit of each byte, and all bits of the checksum and the archive's last record."""
     path, generator = checkpoints.save(content()), random.Random(0)
-    whole = open(path, "rb").read()
-    flips = [(place, generator.randrange(8)) for place in range(len(whole))]
-    flips += [(place, bit) for place in range(len(whole) - 93, len(whole)) for bit in range(8)]
-    for place, bit in flips:
-        flip(path, place, bit)
-        assert path in refused(load, path), (place, bit)
-        flip(path, place, bit)
-    assert open(path, "rb").read() == whole
+    data = open(path, "rb").read()
+    flips = [(offset, generator.randrange(8)) for offset in range(len(data))]
+    flips += [(offset, bit) for offset in range(len(data) - 93, len(data)) for bit in range(8)]
+    for offset, bit in flips:
+        flip(path, offset, bit)
+        assert path in refused(load, path), (offset, bit)
+        flip(path, offset, bit)
+    assert open(path, "rb").read() == data
 
 
-def flip(path, place, bit):
-    """Flip a bit of a file in place."""
+def flip(path, offset, bit):
+    """Flip a bit in a file."""
     with open(path, "r+b") as file:
-        file.seek(place)
+        file.seek(offset)
         value = file.read(1)[0]
-        file.seek(place)
+        file.seek(offset)
         file.write(bytes([value ^ 1 << bit]))
 
 
@@ -529,10 +659,10 @@ def test_seal_shows_a_cut_at_any_byte(checkpoints):
 
 @pytest.mark.parametrize("seed", range(2))
 def test_newest_falls_back_after_any_damage(checkpoints, seed):
-    """64 places at which the newest is cut, the first and last byte's among them, and 200 flipped bits."""
+    """The newest is cut at 64 offsets, with its first and last byte, and has 200 flipped bits."""
     before, path = checkpoints.save(content(1)), checkpoints.save(content(2))
     generator, size = random.Random(seed), os.path.getsize(path)
-    shutil.copyfile(path, path + ".whole")
+    shutil.copyfile(path, path + ".copy")
     damages = [
         lambda at=at: os.truncate(path, at)
         for at in [0, size - 1, *generator.sample(range(size), 62)]
@@ -542,17 +672,17 @@ def test_newest_falls_back_after_any_damage(checkpoints, seed):
     ]
     for number, damaged in enumerate(damages):
         damaged()
-        said = []
-        assert checkpoints.newest(said.append)["epoch"] == 1, number
-        assert [line.split(path)[0] for line in said] == [
+        lines = []
+        assert checkpoints.newest(lines.append)["epoch"] == 1, number
+        assert [line.split(path)[0] for line in lines] == [
             "skipped: ",
             f"resuming from {before}",
         ]
-        shutil.copyfile(path + ".whole", path)
-    assert checkpoints.newest(said.append)["epoch"] == 2
+        shutil.copyfile(path + ".copy", path)
+    assert checkpoints.newest(lines.append)["epoch"] == 2
 
 
-# Disks that take no more; tests/campaigns/faults has full, read-only, slow and vanished ones.
+# Full disks. tests/campaigns/faults has full, read-only, slow and vanished ones.
 
 
 @contextlib.contextmanager
@@ -566,21 +696,17 @@ def room_for(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize(
-    "more", [0, 100_000], ids=["small", "larger than what is written at a time"]
-)
+@pytest.mark.parametrize("more", [0, 100_000], ids=["small", "larger than a write"])
 def test_save_on_full_disk_keeps_old_files(checkpoints, tmp_path, more):
     old = checkpoints.save(content(1) | {"more": torch.zeros(more)}, best=True)
-    listing, whole = sorted(os.listdir(tmp_path)), open(old, "rb").read()
-    for size in [*range(0, len(whole), len(whole) // 100), *range(len(whole) - 93, len(whole))]:
+    listing, data = sorted(os.listdir(tmp_path)), open(old, "rb").read()
+    for size in [*range(0, len(data), len(data) // 100), *range(len(data) - 93, len(data))]:
         with room_for(size):
             message = refused(checkpoints.save, content(2) | {"more": torch.zeros(more)}, True)
-        assert (
-            "checkpoint_0002_000000.pth.tar: File too large; the checkpoints before it are untouched"
-            in message
-        ), size
+        problem = "File too large; the checkpoints before it are untouched"
+        assert f"checkpoint_0002_000000.pth.tar: {problem}" in message, size
         assert sorted(os.listdir(tmp_path)) == listing, size
-    assert open(old, "rb").read() == whole == open(tmp_path / BEST, "rb").read()
+    assert open(old, "rb").read() == data == open(tmp_path / BEST, "rb").read()
     assert load(str(tmp_path / LAST))["epoch"] == 1
     assert load(checkpoints.save(content(2)))["epoch"] == 2
 
@@ -624,7 +750,7 @@ def test_crash_without_links_keeps_last_and_best(linkless, monkeypatch):
 
 
 def test_save_without_links_or_room_keeps_old_files(linkless):
-    """The disk takes the checkpoint, and half of its copy."""
+    """The disk has room for the checkpoint and half of its copy."""
     checkpoints, large = Checkpoints(str(linkless), 1), {"more": torch.zeros(1_000_000)}
     checkpoints.save(content(1) | large)
     with open(linkless / "filler", "wb", buffering=0) as file, contextlib.suppress(OSError):
@@ -632,10 +758,9 @@ def test_save_without_links_or_room_keeps_old_files(linkless):
             pass
     os.truncate(linkless / "filler", os.path.getsize(linkless / "filler") - 6_000_000)
     listing = sorted(os.listdir(linkless))
-    assert (
-        "checkpoint_0002_000000.pth.tar: No space left on device; the checkpoints before it are untouched"
-        in refused(checkpoints.save, content(2) | large)
-    )
+    problem = "No space left on device; the checkpoints before it are untouched"
+    message = refused(checkpoints.save, content(2) | large)
+    assert f"checkpoint_0002_000000.pth.tar: {problem}" in message
     assert sorted(os.listdir(linkless)) == listing
     assert load(str(linkless / LAST))["epoch"] == 1
     os.remove(linkless / "filler")
@@ -644,7 +769,7 @@ def test_save_without_links_or_room_keeps_old_files(linkless):
 
 
 def test_save_in_a_copied_folder_links_last_again(checkpoints, tmp_path):
-    """As `cp -L` makes it: last.pth.tar becomes a link again."""
+    """`cp -L` makes a file of the link last.pth.tar."""
     checkpoints.save(content(1))
     shutil.copytree(tmp_path, tmp_path / "copy")
     copy = Checkpoints(str(tmp_path / "copy"), 1)
@@ -679,7 +804,7 @@ def test_save_first_removes_half_written_files(checkpoints, tmp_path, monkeypatc
     assert seen == [["checkpoint_0001_000000.pth.tar.new"]]
 
 
-# Loading what may be anything.
+# Loading any file.
 
 LEGACY = pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 
@@ -697,47 +822,45 @@ def test_load_reads_both_formats_of_torch(tmp_path, legacy):
 @LEGACY
 def test_load_refuses_a_cut_file(tmp_path, legacy):
     path = written(tmp_path / "x.pth.tar", content(), legacy)
-    whole = open(path, "rb").read()
-    for length in [*range(0, len(whole) - 1, 13), len(whole) - 1]:
+    data = open(path, "rb").read()
+    for length in [*range(0, len(data) - 1, 13), len(data) - 1]:
         with open(path, "wb") as file:
-            file.write(whole[:length])
+            file.write(data[:length])
         assert path in refused(load, path), length
 
 
 def test_load_ignores_or_refuses_a_flipped_bit(tmp_path):
     path = written(tmp_path / "x.pth.tar", {"epoch": 1, "w": torch.arange(50.0)})
-    whole = bytearray(open(path, "rb").read())
-    expected, found = load(path), 0
-    for place in range(len(whole)):
-        changed = whole.copy()
-        changed[place] ^= 8
+    data = bytearray(open(path, "rb").read())
+    expected, errors = load(path), 0
+    for offset in range(len(data)):
+        changed = data.copy()
+        changed[offset] ^= 8
         with open(path, "wb") as file:
             file.write(changed)
         try:
-            assert same(load(path), expected), place
+            assert same(load(path), expected), offset
         except RunError as error:
             assert "\n" not in str(error)
-            found += 1
-    assert found > len(whole) / 3
+            errors += 1
+    assert errors > len(data) / 3
 
 
 def test_load_refuses_flipped_bits_of_a_tensor(tmp_path):
     value = torch.full((1000,), 1.5)
     path = written(tmp_path / "x.pth.tar", {"w": value})
-    whole = open(path, "rb").read()
-    start = whole.index(value.numpy().tobytes()[:64])
-    for place in (start, start + 1234, start + 3999):
-        damage(
-            path,
-            lambda _, place=place: whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :],
-        )
+    data = open(path, "rb").read()
+    start = data.index(value.numpy().tobytes()[:64])
+    for offset in (start, start + 1234, start + 3999):
+        flip(path, offset, 0)
         message = refused(load, path)
         assert path in message
         assert "damaged" in message
+        flip(path, offset, 0)
 
 
 class Code:
-    """Its pickle runs a command when it is loaded."""
+    """An object whose pickle runs a command when it is loaded."""
 
     def __init__(self, path):
         self.path = path
@@ -772,12 +895,12 @@ HEX = b"c_codecs\nencode\n"  # twice as many bytes each time
 
 
 def number(value):
-    """A whole number's piece of a pickle."""
+    """Return an integer's bytes in a pickle."""
     return b"\x8a\x08" + struct.pack("<q", value)
 
 
 def expanded(length, strides=b"K\0K\0"):
-    """A piece of a pickle: a tensor (length, 2) whose storage has 4 numbers."""
+    """Return a tensor's bytes in a pickle: shape (length, 2), storage of 4 numbers."""
     storage = b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000X\3\0\0\0cpuK\4tQ"
     shape = b"(" + number(length) + b"K\2t(" + strides + b"t"
     return (
@@ -790,9 +913,12 @@ def expanded(length, strides=b"K\0K\0"):
 
 
 def claims(n):
-    """Pieces of pickles that ask for 2**n bytes, be it at once, or where what they make is copied, printed or walked through."""
+    """Return bytes of pickles whose values need 2**n bytes.
+
+    They need them at once, or when the value is copied, printed or iterated over.
+    """
     pairs = "".join(
-        f"h{chr(place)}h{chr(place)}\x86q{chr(place + 1)}" for place in range(n)
+        f"h{chr(index)}h{chr(index)}\x86q{chr(index + 1)}" for index in range(n)
     ).encode("latin1")
     meta = b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n(ctorch\nfloat32\n"
     return {
@@ -815,7 +941,7 @@ def claims(n):
 
 
 def claiming(path, piece, compression=zipfile.ZIP_STORED, storage=bytes(16)):
-    """Write a file as torch's, whose dictionary has what a piece of a pickle makes."""
+    """Write a file like torch's, whose dictionary has the value of some bytes of a pickle."""
     with zipfile.ZipFile(path, "w", compression) as archive:
         for name, data in [
             ("data.pkl", b"\x80\2}X\1\0\0\0x" + piece + b"s."),
@@ -828,7 +954,7 @@ def claiming(path, piece, compression=zipfile.ZIP_STORED, storage=bytes(16)):
 
 @pytest.mark.parametrize("claim", claims(10))
 def test_load_limits_the_memory_of_a_small_file(tmp_path, monkeypatch, claim):
-    monkeypatch.setattr(folder, "ROOM", 2**26)  # what comes bit by bit fills all that there is
+    monkeypatch.setattr(folder, "ROOM", 2**26)  # values that grow step by step fill it
     path, before = str(tmp_path / "x.pth.tar"), resource.getrlimit(resource.RLIMIT_AS)
     assert "x" in load(claiming(path, claims(10)[claim]))
     assert f"{path} is not a complete checkpoint" in refused(
@@ -913,9 +1039,9 @@ NO_FILES = {
 
 @pytest.mark.parametrize("made", NO_FILES)
 def test_load_refuses_a_path_without_file(tmp_path, made):
-    make, said = NO_FILES[made]
+    make, message = NO_FILES[made]
     make(tmp_path / "x.pth.tar")
-    assert refused(load, str(tmp_path / "x.pth.tar")) == f"{tmp_path}/{said}"
+    assert refused(load, str(tmp_path / "x.pth.tar")) == f"{tmp_path}/{message}"
 
 
 def test_load_of_a_folder_names_its_newest_checkpoint(checkpoints, tmp_path):

@@ -1,3 +1,5 @@
+"""Networks read from foreign files: names, shapes, values, and errors."""
+
 import functools
 import hashlib
 import os
@@ -18,7 +20,7 @@ DIM = 16
 
 @functools.cache
 def shapes(build, *arguments):
-    """The names, shapes and types of a network's tensors."""
+    """Return the shapes and dtypes of a network's tensors, by name."""
     with torch.device("meta"):
         return {
             key: (value.shape, value.dtype) for key, value in build(*arguments).state_dict().items()
@@ -26,7 +28,7 @@ def shapes(build, *arguments):
 
 
 def filled(shapes, seed=0):
-    """Tensors of these shapes. All numbers of one are the same, and stored once: their files are small."""
+    """Return tensors of these shapes. Each repeats one stored number, so files are small."""
     torch.manual_seed(seed)
     return {key: torch.rand(()).to(dtype).expand(shape) for key, (shape, dtype) in shapes.items()}
 
@@ -40,7 +42,7 @@ def torchvision_state(arch="resnet18"):
 
 
 def moco_content(arch="resnet18", mlp=True, stem="imagenet", prefix="module.", **more):
-    """What MoCo's own checkpoints hold."""
+    """Return the content of MoCo's own checkpoints."""
     query, key = state(arch, mlp, stem), state(arch, mlp, stem, seed=1)
     named = {f"{prefix}encoder_q.{name}": value for name, value in query.items()}
     named |= {f"{prefix}encoder_k.{name}": value for name, value in key.items()}
@@ -59,7 +61,7 @@ def moco_content(arch="resnet18", mlp=True, stem="imagenet", prefix="module.", *
 
 @pytest.fixture
 def write(tmp_path):
-    """Write a checkpoint file; give its path."""
+    """A function that writes a checkpoint file and returns its path."""
 
     def written(content, name="teacher.pth.tar", legacy=False):
         torch.save(content, tmp_path / name, _use_new_zipfile_serialization=not legacy)
@@ -79,7 +81,7 @@ def refused(path, arch=""):
 
 
 def body(tensors):
-    """A network's tensors without its head."""
+    """Return a network's tensors without its head."""
     return {key: value for key, value in tensors.items() if not key.startswith("fc.")}
 
 
@@ -96,14 +98,14 @@ def test_moco_query_encoder_is_read(write, legacy, mlp, head):
     assert (found.arch, found.stem) == ("resnet18", "imagenet")
     assert_same(found.state, body(state(mlp=mlp)))
     assert "\n" not in found.report
-    for part in (
+    for text in (
         path,
         "resnet18",
         "120 tensors",
         "module.encoder_q.",
         f"{120 + head} of encoder_k, {head} of fc, 2 others",
     ):
-        assert part in found.report
+        assert text in found.report
 
 
 def test_own_checkpoint_is_read(write):
@@ -123,15 +125,13 @@ def test_own_checkpoint_is_read(write):
 @pytest.mark.parametrize(
     ("arch", "width", "stem"), [("resnet18", 16, "small"), ("resnet50", 32, "imagenet")]
 )
-@pytest.mark.parametrize("said", [True, False])
-def test_width_is_detected(write, arch, width, stem, said):
-    net = build_resnet(arch, 16, True, stem, width)
-    content = {
-        "state_dict": {f"module.encoder_q.{key}": value for key, value in net.state_dict().items()}
-    }
-    found = read_backbone(write(content | {"arch": arch} if said else content))
+@pytest.mark.parametrize("named", [True, False])
+def test_width_is_detected(write, arch, width, stem, named):
+    tensors = filled(shapes(build_resnet, arch, 16, True, stem, width))
+    content = {"state_dict": {f"module.encoder_q.{key}": v for key, v in tensors.items()}}
+    found = read_backbone(write(content | {"arch": arch} if named else content))
     assert (found.arch, found.stem, found.width) == (arch, stem, width)
-    assert_same(found.state, body(net.state_dict()))
+    assert_same(found.state, body(tensors))
 
 
 def test_stem_of_two_widths_is_refused(write):
@@ -192,7 +192,7 @@ def test_unknown_arch_is_detected_by_shapes(write, name):
 
 def test_counters_can_be_missing(write):
     content = moco_content()
-    whole = read_backbone(write(content)).digest
+    digest = read_backbone(write(content)).digest
     content["state_dict"] = {
         key: v
         for key, v in content["state_dict"].items()
@@ -200,7 +200,7 @@ def test_counters_can_be_missing(write):
     }
     found = read_backbone(write(content))
     assert len(found.state) == 100
-    assert found.digest == whole
+    assert found.digest == digest
     assert found.arch == "resnet18"
 
 
@@ -209,7 +209,7 @@ def test_other_arch_is_refused(write, arch):
     message = refused(write(moco_content()), arch)
     assert f"does not fit {arch}" in message
     assert "another --teacher-arch" in message
-    assert "more" in message  # three of many
+    assert "more" in message  # than three misfits
 
 
 def test_error_names_the_caller_s_option(write):
@@ -225,7 +225,7 @@ def test_wrong_arch_in_file_is_refused(write):
 
 
 def changed(change):
-    """A MoCo checkpoint whose query encoder was changed."""
+    """Return a MoCo checkpoint whose query encoder has changed."""
     content = moco_content()
     prefix = "module.encoder_q."
     tensors = {
@@ -271,11 +271,11 @@ MISFITS = [
 
 
 @pytest.mark.parametrize(
-    ("change", "parts"), [case[1:] for case in MISFITS], ids=[case[0] for case in MISFITS]
+    ("change", "texts"), [case[1:] for case in MISFITS], ids=[case[0] for case in MISFITS]
 )
-def test_misfit_names_the_tensor(write, change, parts):
+def test_misfit_names_the_tensor(write, change, texts):
     message = refused(write(changed(change)))
-    assert all(part in message for part in parts), message
+    assert all(text in message for text in texts), message
 
 
 def test_misfit_names_the_nearest_arch(write):
@@ -296,7 +296,7 @@ def test_head_can_be_not_finite(write):
 
 
 @pytest.mark.parametrize(
-    ("content", "part"),
+    ("content", "expected"),
     [
         ({}, "no network"),
         ({"epoch": 3}, "no network"),
@@ -316,8 +316,8 @@ def test_head_can_be_not_finite(write):
     ],
     ids=str,
 )
-def test_file_without_network_is_refused(write, content, part):
-    assert part in refused(write(content))
+def test_file_without_network_is_refused(write, content, expected):
+    assert expected in refused(write(content))
 
 
 @pytest.mark.parametrize(
@@ -341,13 +341,13 @@ def test_incomplete_file_is_refused(write, tmp_path, made):
         (tmp_path / "teacher.pth.tar").write_text("<!DOCTYPE html>\n")
     if made == "cut":
         write(moco_content())
-        whole = (tmp_path / "teacher.pth.tar").read_bytes()
-        (tmp_path / "teacher.pth.tar").write_bytes(whole[: len(whole) // 2])
+        data = (tmp_path / "teacher.pth.tar").read_bytes()
+        (tmp_path / "teacher.pth.tar").write_bytes(data[: len(data) // 2])
     refused(path)
 
 
 @pytest.mark.parametrize(
-    ("content", "part"),
+    ("content", "expected"),
     [
         (b"", "is empty"),
         (b"<!DOCTYPE html>", "begins with b'<!DOCTYPE html>': download"),
@@ -355,17 +355,17 @@ def test_incomplete_file_is_refused(write, tmp_path, made):
         (b"\x89PNG\r\n\x1a\n", "is not a checkpoint"),
     ],
 )
-def test_file_in_other_format_is_refused(tmp_path, content, part):
+def test_file_in_other_format_is_refused(tmp_path, content, expected):
     (tmp_path / "teacher.pth.tar").write_bytes(content)
-    assert part in refused(str(tmp_path / "teacher.pth.tar"))
+    assert expected in refused(str(tmp_path / "teacher.pth.tar"))
 
 
 @pytest.mark.parametrize(
-    ("make", "said"), [(os.mkdir, "is a folder"), (os.mkfifo, "not a regular file")]
+    ("make", "expected"), [(os.mkdir, "is a folder"), (os.mkfifo, "not a regular file")]
 )
-def test_path_without_file_is_refused(tmp_path, make, said):
+def test_path_without_file_is_refused(tmp_path, make, expected):
     make(tmp_path / "teacher")
-    assert said in refused(str(tmp_path / "teacher"))
+    assert expected in refused(str(tmp_path / "teacher"))
 
 
 def test_released_md5_sums():
@@ -380,10 +380,10 @@ def test_released_md5_sums():
 def test_released_name_with_other_md5_is_refused(write, name):
     path = write(moco_content("resnet50"), name)
     with open(path, "rb") as file:
-        found = hashlib.md5(file.read()).hexdigest()[:8]
+        md5 = hashlib.md5(file.read()).hexdigest()[:8]
     message = refused(path)
     assert RELEASED[name] in message
-    assert found in message
+    assert md5 in message
     assert "download it again" in message
 
 

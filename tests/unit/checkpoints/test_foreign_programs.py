@@ -1,4 +1,4 @@
-"""Checkpoints of other people's programs, with the names that their public sources give to tensors."""
+"""Checkpoints of other programs, with the tensor names in their public sources."""
 
 from typing import NamedTuple
 
@@ -26,12 +26,12 @@ def resnet(seed=0, stem="imagenet"):
 
 
 def named(prefix, seed=0, head=False, first=None, **options):
-    """A ResNet-18 behind a prefix; `first` renames the first parts of its names."""
+    """Return a ResNet-18 after a prefix. first: new names of its children."""
     tensors = resnet(seed, **options)
     renamed = {}
     for key, value in (tensors if head else body(tensors)).items():
-        part, dot, rest = key.partition(".")
-        renamed[prefix + (first or {}).get(part, part) + dot + rest] = value
+        child, dot, rest = key.partition(".")
+        renamed[prefix + (first or {}).get(child, child) + dot + rest] = value
     return renamed
 
 
@@ -44,7 +44,7 @@ def extra(*keys):
 
 
 class Program(NamedTuple):
-    """A program's file: its content, with the network to take made from seed 0 and the others from seed 1."""
+    """A program's file. The network to load has seed 0, the others seed 1."""
 
     content: dict
     under: str
@@ -52,7 +52,7 @@ class Program(NamedTuple):
     stem: str = "imagenet"
 
 
-# Each program's source, in which its names are: repository, file.
+# The sources of the names are comments: repository, file.
 PROGRAMS = {
     # facebookresearch/moco-v3, moco/builder.py
     "moco v3": Program(
@@ -71,7 +71,10 @@ PROGRAMS = {
         {
             "student": named("module.backbone.", 1) | extra("module.head.mlp.0.weight"),
             "teacher": named("module.backbone.") | extra("module.head.mlp.0.weight"),
-            "optimizer": {"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]},
+            "optimizer": {
+                "state": {0: {"momentum_buffer": torch.ones(3)}},
+                "param_groups": [{"lr": 0.1}],
+            },
             "epoch": 100,
             "dino_loss": {"center": torch.zeros(1, 8)},
         },
@@ -82,7 +85,8 @@ PROGRAMS = {
     "barlow twins, vicreg": Program(
         {
             "epoch": 5,
-            "model": named("module.backbone.") | extra("module.projector.0.weight", "module.bn.running_mean"),
+            "model": named("module.backbone.")
+            | extra("module.projector.0.weight", "module.bn.running_mean"),
             "optimizer": {"state": {0: {"mu": torch.ones(3)}}, "param_groups": []},
         },
         "module.backbone.",
@@ -90,9 +94,12 @@ PROGRAMS = {
     "barlow twins, vicreg, released": Program(named(""), ""),
     # facebookresearch/deepcluster and swav have the names of DistributedDataParallel
     "deepcluster v2": Program(
-        named("module.") | extra("module.projection_head.0.weight", "module.prototypes.prototypes0.weight"), "module."
+        named("module.")
+        | extra("module.projection_head.0.weight", "module.prototypes.prototypes0.weight"),
+        "module.",
     ),
-    # facebookresearch/vissl, extra_scripts/convert_vissl_to_torchvision.py and vissl/models/trunks/resnext.py
+    # facebookresearch/vissl, extra_scripts/convert_vissl_to_torchvision.py and
+    # vissl/models/trunks/resnext.py
     "vissl": Program(
         {
             "phase_idx": 99,
@@ -126,12 +133,16 @@ PROGRAMS = {
     "mmpretrain byol": Program(
         {
             "meta": {},
-            "state_dict": named("backbone.") | extra("neck.fc0.weight") | named("target_net.module.0.", 1),
+            "state_dict": named("backbone.")
+            | extra("neck.fc0.weight")
+            | named("target_net.module.0.", 1),
         },
         "backbone.",
         "state_dict.target_net.module.0",
     ),
-    "mmpretrain classifier": Program({"meta": {}, "state_dict": named("backbone.") | extra("head.fc.weight")}, "backbone."),
+    "mmpretrain classifier": Program(
+        {"meta": {}, "state_dict": named("backbone.") | extra("head.fc.weight")}, "backbone."
+    ),
     # lucidrains/byol-pytorch, byol_pytorch/byol_pytorch.py
     "byol-pytorch": Program(
         named("net.", head=True)
@@ -144,8 +155,10 @@ PROGRAMS = {
     # sthalles/PyTorch-BYOL, trainer.py and models/resnet_base_network.py
     "PyTorch-BYOL": Program(
         {
-            "online_network_state_dict": named("encoder.", first=NUMBERS) | extra("projetion.net.0.weight"),
-            "target_network_state_dict": named("encoder.", 1, first=NUMBERS) | extra("projetion.net.0.weight"),
+            "online_network_state_dict": named("encoder.", first=NUMBERS)
+            | extra("projetion.net.0.weight"),
+            "target_network_state_dict": named("encoder.", 1, first=NUMBERS)
+            | extra("projetion.net.0.weight"),
             "optimizer_state_dict": {"state": {}, "param_groups": []},
         },
         "encoder.",
@@ -176,28 +189,43 @@ PROGRAMS = {
     ),
     # lightly-ai/lightly, benchmarks/imagenet/resnet50/dino.py: the teacher is called backbone
     "lightly dino": Program(
-        {"state_dict": named("backbone.") | named("student_backbone.", 1) | extra("online_classifier.linear.weight")},
+        {
+            "state_dict": named("backbone.")
+            | named("student_backbone.", 1)
+            | extra("online_classifier.linear.weight")
+        },
         "backbone.",
         "state_dict.student_backbone",
     ),
     # sthalles/SimCLR, models/resnet_simclr.py
     "SimCLR of sthalles": Program(
-        {"epoch": 200, "arch": "resnet18", "state_dict": named("backbone.") | extra("backbone.fc.0.weight")}, "backbone."
+        {
+            "epoch": 200,
+            "arch": "resnet18",
+            "state_dict": named("backbone.") | extra("backbone.fc.0.weight"),
+        },
+        "backbone.",
     ),
     # leftthomas/SimCLR, model.py and main.py, where a profiler leaves counters in the modules
     "SimCLR of leftthomas": Program(
-        named("f.", first=NUMBERS) | extra("g.0.weight", "total_ops", "f.total_ops", "f.4.0.total_params"), "f."
+        named("f.", first=NUMBERS)
+        | extra("g.0.weight", "total_ops", "f.total_ops", "f.4.0.total_params"),
+        "f.",
     ),
     "SimCLR of leftthomas, small": Program(
         named("f.", first=WITHOUT_POOLING, stem="small") | extra("g.0.weight"), "f.", stem="small"
     ),
     # HobbitLong/SupContrast, networks/resnet_big.py
     "SupContrast": Program(
-        {"opt": {}, "model": shortcut(named("encoder.module.", stem="small")) | extra("head.0.weight"), "epoch": 1},
+        {
+            "opt": {},
+            "model": shortcut(named("encoder.module.", stem="small")) | extra("head.0.weight"),
+            "epoch": 1,
+        },
         "encoder.module.",
         stem="small",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
@@ -206,10 +234,8 @@ def test_program_s_network_is_read(tmp_path, program):
     found = read_backbone(str(tmp_path / "weights"))
     assert_same(found.state, body(resnet(stem=program.stem)))
     assert (found.arch, found.stem) == ("resnet18", program.stem)
-    assert (
-        f"120 tensors{' under ' * bool(program.under)}{program.under}{'*' * bool(program.under)} loaded"
-        in found.report
-    )
+    under = f" under {program.under}*" if program.under else ""
+    assert f"120 tensors{under} loaded" in found.report
     left = found.report.partition("; not loaded: the networks under ")[2]
     assert left == program.left
 
@@ -268,10 +294,8 @@ def test_deep_stem_is_refused(tmp_path):
     tensors = named("", head=True, first={"conv1": "conv1.0"}) | extra("conv1.3.weight")
     torch.save(tensors, tmp_path / "weights")
     message = refused(str(tmp_path / "weights"))
-    assert (
-        "fits no ResNet (resnet18 is the nearest): conv1.weight is missing; conv1.0.weight is unexpected"
-        in message
-    )
+    assert "fits no ResNet (resnet18 is the nearest): conv1.weight is missing; " in message
+    assert "conv1.0.weight is unexpected" in message
 
 
 def test_error_shows_nested_keys(tmp_path):
@@ -290,10 +314,8 @@ def test_error_shows_nested_keys(tmp_path):
     torch.save(content, tmp_path / "weights")
     message = refused(str(tmp_path / "weights"))
     assert "holds no ResNet" in message
-    assert (
-        "found {'epoch': int, 'args': {'lr': float}, 'networks': {'teacher': {'ema': {'patch_embed.proj"
-        in message
-    )
+    networks = "'networks': {'teacher': {'ema': {'patch_embed.proj"
+    assert "found {'epoch': int, 'args': {'lr': float}, " + networks in message
     ending = "'blocks.0.attn.qkv.weight': a tensor (2, 2)}}}, 'int': NoneType, 2 more}"
     fix = "use another file, or name its network, as --teacher-arch timm/NAME"
     assert message.endswith(f"{ending}: {fix}")

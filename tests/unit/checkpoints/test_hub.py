@@ -1,4 +1,4 @@
-"""Weights from a hub: the cache, the checksum, and the error without a network."""
+"""Weights from a hub: cache, checksum, and errors."""
 
 import hashlib
 import os
@@ -11,6 +11,7 @@ import timm
 import torch
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import save_file
+from tests.unit.checkpoints.test_foreign import filled, shapes
 
 from errors import refused
 from job.checkpoints import hub
@@ -32,30 +33,30 @@ def digest(path):
 
 
 def test_resnet_is_downloaded_to_torch_s_cache(cache, monkeypatch, tmp_path):
-    asked, original = [], tmp_path / "original.pth"
-    torch.save(build_resnet("resnet18").state_dict(), original)
+    requests, original = [], tmp_path / "original.pth"
+    torch.save(filled(shapes(build_resnet, "resnet18")), original)
     name = f"resnet18-{digest(original)[:8]}.pth"
     address = f"https://download.pytorch.org/models/{name}"
     known = {"DEFAULT": SimpleNamespace(url=address)}
     monkeypatch.setattr(hub.models, "get_model_weights", lambda arch: known)
 
     def download(url, path, hash_prefix, progress):
-        asked.append((url, hash_prefix))
+        requests.append((url, hash_prefix))
         shutil.copy(original, path)
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     weights = [read_backbone("hub:resnet18") for _ in range(2)]
-    assert asked == [(address, digest(original)[:8])]  # once
+    assert requests == [(address, digest(original)[:8])]  # once
     assert weights[0].arch == "resnet18" and weights[0].digest == weights[1].digest
     assert weights[0].report.endswith(f"; hub:resnet18, SHA-256 {digest(cache / name)}")
 
 
 @pytest.mark.parametrize("file", hub.FILES)
 def test_timm_weights_come_from_hugging_face(tmp_path, monkeypatch, file):
-    asked, state = [], timm.create_model("test_vit").state_dict()
+    requests, state = [], timm.create_model("test_vit").state_dict()
 
     def download(repository, name):
-        asked.append((repository, name))
+        requests.append((repository, name))
         if name != file:
             raise EntryNotFoundError("no such file")
         path = tmp_path / name
@@ -67,7 +68,7 @@ def test_timm_weights_come_from_hugging_face(tmp_path, monkeypatch, file):
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     weights = read_backbone(f"hub:{VIT}")
-    assert asked == [(VIT, name) for name in hub.FILES[: hub.FILES.index(file) + 1]]
+    assert requests == [(VIT, name) for name in hub.FILES[: hub.FILES.index(file) + 1]]
     assert weights.arch == VIT and weights.mean == (0.5, 0.5, 0.5)
     assert weights.report.endswith(f"SHA-256 {digest(tmp_path / file)}")
 
@@ -105,10 +106,10 @@ def test_unknown_name_is_refused(name, expected):
 
 
 def test_damaged_cached_file_is_refused(cache):
-    """The name of the file has the beginning of its SHA-256."""
+    """The file's name has the first digits of its SHA-256."""
     cache.mkdir()
     path = cache / RESNET
-    torch.save(build_resnet("resnet18").state_dict(), path)
+    torch.save(filled(shapes(build_resnet, "resnet18")), path)
     start = digest(path)[:8]
     assert refused(read_backbone, "hub:resnet18") == (
         f"hub:resnet18: {path}: its SHA-256 begins with {start}; expected f37072fd. Remove the file"
@@ -128,10 +129,10 @@ def test_download_false_refuses_a_missing_file(cache, monkeypatch, name, tmp_pat
 
 
 def test_download_false_reads_hugging_face_s_cache(monkeypatch, tmp_path):
-    def found(repository, name, local_files_only):
+    def cached(repository, name, local_files_only):
         assert local_files_only
         save_file(timm.create_model("test_vit").state_dict(), tmp_path / name)
         return str(tmp_path / name)
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", found)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", cached)
     assert read_backbone(f"hub:{VIT}", download=False).arch == VIT

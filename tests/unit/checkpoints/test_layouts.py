@@ -1,4 +1,4 @@
-"""Each layout of checkpoints that are found in public, with the names and shapes that its releases have."""
+"""Layouts of public checkpoints, with the names and shapes of their releases."""
 
 from typing import NamedTuple
 
@@ -23,9 +23,9 @@ def hidden(before, after, bias=False):
     return nn.Linear(before, after, bias=bias), nn.BatchNorm1d(after), nn.ReLU()
 
 
-def module(**parts):
-    """What DistributedDataParallel makes of parts."""
-    return nn.ModuleDict({"module": nn.ModuleDict(parts)})
+def module(**children):
+    """Return modules with the names that DistributedDataParallel gives them."""
+    return nn.ModuleDict({"module": nn.ModuleDict(children)})
 
 
 def moco(arch, mlp, wrapped=True):
@@ -92,11 +92,19 @@ def lightning(tensors):
         "kth_value": torch.tensor(0.5),
     }
     return {
-        "epoch": 399, "global_step": 78000, "pytorch-lightning_version": "1.9.5", "state_dict": tensors,
-        "loops": {"fit_loop": {"state_dict": {}}}, "callbacks": {"ModelCheckpoint{'monitor': None}": callback},
-        "optimizer_states": [{"state": {0: {"momentum_buffer": torch.zeros(3)}}, "param_groups": [{"lr": 0.3}]}],
-        "lr_schedulers": [], "hparams_name": "cfg", "hyper_parameters": {"method": "byol", "optimizer": {"lr": 0.3}},
-    }  # fmt: skip
+        "epoch": 399,
+        "global_step": 78000,
+        "pytorch-lightning_version": "1.9.5",
+        "state_dict": tensors,
+        "loops": {"fit_loop": {"state_dict": {}}},
+        "callbacks": {"ModelCheckpoint{'monitor': None}": callback},
+        "optimizer_states": [
+            {"state": {0: {"momentum_buffer": torch.zeros(3)}}, "param_groups": [{"lr": 0.3}]}
+        ],
+        "lr_schedulers": [],
+        "hparams_name": "cfg",
+        "hyper_parameters": {"method": "byol", "optimizer": {"lr": 0.3}},
+    }
 
 
 def under(name):
@@ -108,11 +116,11 @@ def bare(tensors):
 
 
 class Format(NamedTuple):
-    """A kind of file, and what must be seen in it."""
+    """A file format, and the facts that must be detected."""
 
     where: str  # the dictionary of the tensors in the file
     net: tuple  # a function that builds it, and its arguments
-    content: object  # the file's from its tensors; a metadata dict for safetensors
+    content: object  # makes the file's content of its tensors; a metadata dict for safetensors
     arch: str
     stem: str
     prefix: str
@@ -121,75 +129,175 @@ class Format(NamedTuple):
     layer3: str = "layer3"
 
 
+SOLO_LEARN = "9 of projector, 9 of momentum_projector, 2 of classifier, 1 other"
 FORMATS = {
     "moco v1": Format(
-        "state_dict", (moco, "resnet50", False), released, "resnet50", "imagenet", "module.encoder_q.", "linear 2048-128",
+        "state_dict",
+        (moco, "resnet50", False),
+        released,
+        "resnet50",
+        "imagenet",
+        "module.encoder_q.",
+        "linear 2048-128",
         "320 of encoder_k, 2 of fc, 2 others",
     ),
     "moco v2": Format(
-        "state_dict", (moco, "resnet50", True), released, "resnet50", "imagenet", "module.encoder_q.", "mlp 2048-2048-128",
+        "state_dict",
+        (moco, "resnet50", True),
+        released,
+        "resnet50",
+        "imagenet",
+        "module.encoder_q.",
+        "mlp 2048-2048-128",
         "322 of encoder_k, 4 of fc, 2 others",
     ),
     "moco unwrapped": Format(
-        "state_dict", (moco, "resnet18", True, False), under("state_dict"), "resnet18", "imagenet",
-        "encoder_q.", "mlp 512-512-128", "124 of encoder_k, 4 of fc, 2 others",
+        "state_dict",
+        (moco, "resnet18", True, False),
+        under("state_dict"),
+        "resnet18",
+        "imagenet",
+        "encoder_q.",
+        "mlp 512-512-128",
+        "124 of encoder_k, 4 of fc, 2 others",
     ),
     "moco safetensors": Format(
-        "state_dict", (moco, "resnet18", True), {"arch": "resnet18"}, "resnet18", "imagenet", "module.encoder_q.",
-        "mlp 512-512-128", "124 of encoder_k, 4 of fc, 2 others",
+        "state_dict",
+        (moco, "resnet18", True),
+        {"arch": "resnet18"},
+        "resnet18",
+        "imagenet",
+        "module.encoder_q.",
+        "mlp 512-512-128",
+        "124 of encoder_k, 4 of fc, 2 others",
     ),
     "simsiam": Format(
-        "state_dict", (simsiam,), released, "resnet50", "imagenet", "module.encoder.", "mlp 2048-2048-2048-2048",
+        "state_dict",
+        (simsiam,),
+        released,
+        "resnet50",
+        "imagenet",
+        "module.encoder.",
+        "mlp 2048-2048-2048-2048",
         "17 of fc, 8 of predictor",
     ),
     "swav": Format(
-        "", (swav,), bare, "resnet50", "imagenet", "module.",
-        "mlp 2048-2048-128", "9 of projection_head, 1 of prototypes",
+        "",
+        (swav,),
+        bare,
+        "resnet50",
+        "imagenet",
+        "module.",
+        "mlp 2048-2048-128",
+        "9 of projection_head, 1 of prototypes",
     ),
     "solo-learn": Format(
-        "state_dict", (solo_learn, "imagenet"), lightning, "resnet18", "imagenet", "backbone.", "mlp 512-2048-256",
-        "120 of momentum_backbone, 9 of projector, 9 of momentum_projector, 2 of classifier, 1 other",
+        "state_dict",
+        (solo_learn, "imagenet"),
+        lightning,
+        "resnet18",
+        "imagenet",
+        "backbone.",
+        "mlp 512-2048-256",
+        f"120 of momentum_backbone, {SOLO_LEARN}",
     ),
     "solo-learn cifar": Format(
-        "state_dict", (solo_learn, "small"), lightning, "resnet18", "small", "backbone.", "mlp 512-2048-256",
-        "120 of momentum_backbone, 9 of projector, 9 of momentum_projector, 2 of classifier, 1 other",
+        "state_dict",
+        (solo_learn, "small"),
+        lightning,
+        "resnet18",
+        "small",
+        "backbone.",
+        "mlp 512-2048-256",
+        f"120 of momentum_backbone, {SOLO_LEARN}",
     ),
     "solo-learn older": Format(
-        "state_dict", (solo_learn, "small", "encoder"), lightning, "resnet18", "small", "encoder.", "mlp 512-2048-256",
-        "120 of momentum_encoder, 9 of projector, 9 of momentum_projector, 2 of classifier, 1 other",
+        "state_dict",
+        (solo_learn, "small", "encoder"),
+        lightning,
+        "resnet18",
+        "small",
+        "encoder.",
+        "mlp 512-2048-256",
+        f"120 of momentum_encoder, {SOLO_LEARN}",
     ),
     "lightly": Format(
-        "state_dict", (lightly, False), lightning, "resnet18", "imagenet", "backbone.", "mlp 512-512-128",
+        "state_dict",
+        (lightly, False),
+        lightning,
+        "resnet18",
+        "imagenet",
+        "backbone.",
+        "mlp 512-512-128",
         "120 of backbone_momentum, 4 of projection_head, 4 of projection_head_momentum",
     ),
     "lightly numbered": Format(
-        "state_dict", (lightly, True), lightning, "resnet18", "imagenet", "backbone.", "mlp 512-512-128",
-        "120 of backbone_momentum, 4 of projection_head, 4 of projection_head_momentum", "6",
+        "state_dict",
+        (lightly, True),
+        lightning,
+        "resnet18",
+        "imagenet",
+        "backbone.",
+        "mlp 512-512-128",
+        "120 of backbone_momentum, 4 of projection_head, 4 of projection_head_momentum",
+        "6",
     ),
     "torchvision": Format(
-        "", (torchvision, "resnet34"), bare, "resnet34", "imagenet", "", "linear 512-1000", "2 of fc",
+        "",
+        (torchvision, "resnet34"),
+        bare,
+        "resnet34",
+        "imagenet",
+        "",
+        "linear 512-1000",
+        "2 of fc",
     ),
     "torchvision model": Format(
-        "model", (torchvision, "resnet18"), under("model"), "resnet18", "imagenet", "", "linear 512-1000",
+        "model",
+        (torchvision, "resnet18"),
+        under("model"),
+        "resnet18",
+        "imagenet",
+        "",
+        "linear 512-1000",
         "2 of fc",
     ),
     "torchvision wrapped": Format(
-        "state_dict", (torchvision, "resnet50", True), under("state_dict"), "resnet50",
-        "imagenet", "module.", "linear 2048-1000", "2 of fc",
+        "state_dict",
+        (torchvision, "resnet50", True),
+        under("state_dict"),
+        "resnet50",
+        "imagenet",
+        "module.",
+        "linear 2048-1000",
+        "2 of fc",
     ),
     "timm safetensors": Format(
-        "state_dict", (torchvision, "resnet18"), {"format": "pt"}, "resnet18", "imagenet", "", "linear 512-1000",
+        "state_dict",
+        (torchvision, "resnet18"),
+        {"format": "pt"},
+        "resnet18",
+        "imagenet",
+        "",
+        "linear 512-1000",
         "2 of fc",
     ),
     "headless": Format(
-        "", (headless, "resnet50"), bare, "resnet50", "imagenet", "", "none", "nothing",
+        "",
+        (headless, "resnet50"),
+        bare,
+        "resnet50",
+        "imagenet",
+        "",
+        "none",
+        "nothing",
     ),
-}  # fmt: skip
+}
 each_format = pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
 
 
 def write(folder, form, tensors):
-    """Write a file of this format; give its path."""
+    """Write a file of this format, and return its path."""
     path = folder / "weights"
     if isinstance(form.content, dict):
         save_file({key: value.contiguous() for key, value in tensors.items()}, path, form.content)
@@ -208,15 +316,15 @@ def test_format_is_read(tmp_path, form):
     path = write(tmp_path, form, tensors)
     found = read_backbone(path)
     names = list(body(shapes(build_resnet, form.arch, 16, False, form.stem)))
-    own = [
-        value for key, value in tensors.items() if key.startswith(form.prefix)
-    ]  # a backbone stands before its head
+    # A body comes before its head.
+    own = [value for key, value in tensors.items() if key.startswith(form.prefix)]
     assert (found.arch, found.stem, found.head) == (form.arch, form.stem, form.head)
     assert_same(found.state, dict(zip(names, own, strict=False)))
     assert "\n" not in found.report
-    layout = f"{'named' if form.layer3 == 'layer3' else 'numbered'} layers{' in ' * bool(form.where)}{form.where}"
-    for part in (path, f"(layout: {layout})", f"{len(names)} tensors", form.prefix):
-        assert part in found.report
+    layers = "named layers" if form.layer3 == "layer3" else "numbered layers"
+    layout = f"{layers} in {form.where}" if form.where else layers
+    for text in (path, f"(layout: {layout})", f"{len(names)} tensors", form.prefix):
+        assert text in found.report
     assert f"loaded, none missing; dropped: {form.dropped} (head: {form.head})" in found.report
     build_resnet(found.arch, stem=found.stem).load_state_dict(found.state, strict=False)
 
@@ -261,7 +369,7 @@ def test_unexpected_tensor_is_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("taken", "left"),
+    ("loaded", "left"),
     [
         ("module.base_encoder.", "module.momentum_encoder."),
         ("online_network.encoder.", "target_network.encoder."),
@@ -270,23 +378,23 @@ def test_unexpected_tensor_is_refused(tmp_path, name):
         ("net.", "net_ema."),
     ],
 )
-def test_copies_are_not_loaded(tmp_path, taken, left):
+def test_copies_are_not_loaded(tmp_path, loaded, left):
     net = shapes(torchvision, "resnet18")
-    copies = {left: filled(net, 0), taken: filled(net, 1)}
+    copies = {left: filled(net, 0), loaded: filled(net, 1)}
     state = {
         prefix + key: value for prefix, tensors in copies.items() for key, value in tensors.items()
     }
     torch.save({"state_dict": state}, tmp_path / "weights")
     found = read_backbone(str(tmp_path / "weights"))
-    assert_same(found.state, body(copies[taken]))
-    assert f" under {taken}* " in found.report
+    assert_same(found.state, body(copies[loaded]))
+    assert f" under {loaded}* " in found.report
     assert found.report.endswith(
         f"; not loaded: the networks under state_dict.{left.removesuffix('.')}"
     )
 
 
 def distilled(tmp_path):
-    """A file of a ResNet-18 and its teacher, a ResNet-34; their state dicts."""
+    """Write a file with a ResNet-18 and its teacher, a ResNet-34. Return their tensors."""
     networks = {
         "student": filled(shapes(torchvision, "resnet18"), 0),
         "teacher": filled(shapes(torchvision, "resnet34"), 1),
@@ -301,7 +409,7 @@ def distilled(tmp_path):
 
 
 def test_student_of_other_shape_is_loaded(tmp_path):
-    """Its teacher has another shape; of two of one shape, as DINO's, the student is the copy."""
+    """If both have the same shape, as in DINO, the student is the copy."""
     networks = distilled(tmp_path)
     assert_same(read_backbone(str(tmp_path / "weights")).state, body(networks["student"]))
 
@@ -444,16 +552,16 @@ def test_half_precision_is_read(tmp_path):
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda whole: whole[:-1],
-        lambda whole: whole[: len(whole) // 2],
-        lambda whole: whole[:100],
-        lambda whole: whole[:9],
-        lambda whole: whole[:5],
-        lambda whole: whole[:9] + b"\xff\n" * 5000,
-        lambda whole: b"\xff" * 8 + whole[8:],
-        lambda whole: (10**8).to_bytes(8, "little") + whole[8:],
-        lambda whole: whole.replace(b'"F32"', b'"X32"', 1),
-        lambda whole: (2).to_bytes(8, "little") + b"{}",
+        lambda data: data[:-1],
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:100],
+        lambda data: data[:9],
+        lambda data: data[:5],
+        lambda data: data[:9] + b"\xff\n" * 5000,
+        lambda data: b"\xff" * 8 + data[8:],
+        lambda data: (10**8).to_bytes(8, "little") + data[8:],
+        lambda data: data.replace(b'"F32"', b'"X32"', 1),
+        lambda data: (2).to_bytes(8, "little") + b"{}",
     ],
     ids=["a byte", "half", "header", "brace", "length", "garbage", "huge", "long", "type", "empty"],
 )

@@ -1,4 +1,4 @@
-"""Files with networks of timm and of a user, and what their images must be."""
+"""Files with networks of timm and of a user, and the images that they need."""
 
 import functools
 import json
@@ -22,12 +22,12 @@ from job.networks import build_network, with_features
 VIT, MOBILE, NEXT = (
     f"timm/{name}" for name in ("test_vit", "mobilenetv3_small_050", "test_convnext")
 )
-OWN = 160  # pixels, the size of VIT's images by timm's configuration
+OWN = 160  # pixels, the size of VIT's images in timm's configuration
 
 
 @functools.cache
 def plain(arch, size=0):
-    """A network of timm, with a classifier, its batch norms away from the initial state."""
+    """Return a network of timm with a classifier, and with random running statistics."""
     torch.manual_seed(2)
     more = {"img_size": size} if size else {}
     net = timm.create_model(arch.removeprefix("timm/"), num_classes=3, **more).eval()
@@ -39,26 +39,26 @@ def plain(arch, size=0):
 
 
 def pixels(size):
-    """Images of colours in [0, 1], (2, 3, size, size)."""
+    """Return images of colours in [0, 1], (2, 3, size, size)."""
     return torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
 def coloured(images, mean, std):
-    """Images normalised by a mean and a deviation."""
+    """Return images normalised by a mean and a deviation."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
     return (images - mean) / std
 
 
 def pooled(net, images):
-    """timm's pooled features (b, C) of images."""
+    """Return timm's pooled features (b, C) of images."""
     return net.forward_head(net.forward_features(images), pre_logits=True)
 
 
 @torch.no_grad()
 def features(weights, images):
-    """Our pooled features of images in [0, 1]."""
-    found = with_features(weights.build().eval(), [], "flatten")
-    return found(coloured(images, MEAN, STD))["flatten"]
+    """Return this program's pooled features (b, C) of images in [0, 1]."""
+    net = with_features(weights.build().eval(), [], "flatten")
+    return net(coloured(images, MEAN, STD))["flatten"]
 
 
 def write(path, arch, content=None):
@@ -74,7 +74,7 @@ def write(path, arch, content=None):
 @pytest.mark.parametrize("file", ["a.safetensors", "pytorch_model.bin", "a.pth"])
 @pytest.mark.parametrize("arch", [VIT, MOBILE, NEXT])
 def test_features_equal_timm_s(tmp_path, arch, file):
-    """With timm's mean and deviation, and of its size where it demands one."""
+    """With timm's mean and deviation, and its size if the network needs one."""
     weights = read_backbone(write(tmp_path / file, arch), arch)
     assert weights.arch == arch and weights.head == "none"
     assert "none missing; dropped: 2 of " in weights.report or "dropped: nothing" in weights.report
@@ -182,7 +182,7 @@ def test_size_that_timm_cannot_build_is_refused(tmp_path, monkeypatch):
 
 
 def test_timm_translates_other_programs(tmp_path):
-    """DINOv2's authors save a mask token, and positions of another number of patches."""
+    """DINOv2's files have a mask token, and positions for another number of patches."""
     state = dict(plain(VIT).state_dict()) | {"mask_token": torch.zeros(1, 64)}
     rows = torch.arange(0.5, 20) / 20  # of positions in the image
     finer = (rows[:, None] + 2 * rows).expand(64, 20, 20).flatten(1).T  # (20 x 20, 64)
@@ -198,7 +198,7 @@ def test_timm_translates_other_programs(tmp_path):
 
 
 def ours(arch, size=32, **more):
-    """A checkpoint of this program, with momenta apart from the query encoder."""
+    """Return MoCo and its checkpoint, whose key encoder differs from the query encoder."""
     torch.manual_seed(3)
     moco = build_moco(comm, arch, dim=6, K=4, mlp=True, stages=[4], image_size=size)
     for value in moco.encoder_k.parameters():
@@ -219,7 +219,7 @@ def ours(arch, size=32, **more):
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("arch", [VIT, MOBILE])
 def test_own_checkpoint_needs_no_arch(tmp_path, arch, named):
-    """It has the query encoder's features of images with ImageNet's mean, and its head."""
+    """It has the query encoder's features, ImageNet's mean, and its head."""
     moco, content = ours(arch)
     torch.save(content, tmp_path / "last.pth.tar")
     weights = read_backbone(str(tmp_path / "last.pth.tar"), arch if named else "")
@@ -247,26 +247,30 @@ def test_backbone_can_be_sent_to_workers(tmp_path):
 
 
 def test_input_of_file_wins(tmp_path):
-    """As a classifier's checkpoint and an exported file have it."""
+    """A classifier's checkpoint and an exported file have it."""
     mean, std = [0.1, 0.2, 0.3], [0.5, 0.25, 0.2]
-    demands = {"image_size": 32, "mean": mean, "std": std}
-    torch.save(ours(VIT, 32, input=demands)[1] | {"config": {"image_size": 48}}, tmp_path / "a.pth")
+    needs = {"image_size": 32, "mean": mean, "std": std}
+    torch.save(ours(VIT, 32, input=needs)[1] | {"config": {"image_size": 48}}, tmp_path / "a.pth")
     weights = read_backbone(str(tmp_path / "a.pth"))
-    assert weights.input == demands
+    assert weights.input == needs
     state = {name: value.contiguous() for name, value in plain(MOBILE).state_dict().items()}
     metadata = {"arch": MOBILE, "mean": json.dumps(mean), "std": json.dumps(std)}
     save_file(state, tmp_path / "a.safetensors", metadata)
     weights = read_backbone(str(tmp_path / "a.safetensors"))
-    assert weights.arch == MOBILE and weights.input == demands | {"image_size": 0}
+    assert weights.arch == MOBILE and weights.input == needs | {"image_size": 0}
 
 
 FUNCTION = "own_net:build"
+SOURCE = """
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5))
+"""
 
 
 def test_file_never_runs_a_user_s_function(tmp_path, monkeypatch):
-    source = "import torch\nran = []\ndef build():\n    ran.append(1)\n"
-    source += "    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 5))\n"
-    (tmp_path / "own_net.py").write_text(source)
+    (tmp_path / "own_net.py").write_text(SOURCE)
     monkeypatch.syspath_prepend(tmp_path)
     state = {
         "module.encoder_q.body.2.weight": torch.ones(5, 3),
@@ -294,7 +298,7 @@ def changed(state, name, change):
     return state | {name: change(state[name])}
 
 
-WRONG = {  # content of a MobileNetV3's state, and the cause
+WRONG = {  # changes of a MobileNetV3's tensors, and the error
     "missing": (lambda state: without(state, "conv_stem.weight"), "conv_stem.weight is missing"),
     "late": (lambda state: without(state, "conv_head.bias"), "conv_head.bias is missing"),
     "nan": (
@@ -363,7 +367,7 @@ def test_invalid_input_is_refused(tmp_path, change):
 
 
 def test_arch_never_reaches_a_hub(tmp_path):
-    """timm takes names of hubs and folders, which would be read."""
+    """timm would read names of hubs and folders."""
     torch.save(ours(VIT)[1], tmp_path / "a.pth")
     for name in ("timm/hf-hub:someone/net", "timm/local-dir:/tmp"):
         assert "no network of timm" in refused(read_backbone, str(tmp_path / "a.pth"), name)

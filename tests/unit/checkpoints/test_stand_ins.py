@@ -1,4 +1,4 @@
-"""Checkpoints that hold objects of other programs beside tensors, and files that must stay refused."""
+"""Checkpoints with objects of other programs, and files that must be refused."""
 
 import argparse
 import builtins
@@ -44,7 +44,7 @@ class Slots:
 
 
 def exclude_bias_and_norm(parameter):
-    """What Barlow Twins' and VICReg's optimizers hold in a checkpoint: a function's name."""
+    """A function whose name Barlow Twins' and VICReg's optimizers save in a checkpoint."""
 
 
 OBJECTS = {
@@ -107,7 +107,7 @@ FOREIGN = "package.logging.buffers"
 
 @pytest.fixture
 def foreign(tmp_path, monkeypatch):
-    """The content of a file with objects of a package, and a flag that the package's code raises."""
+    """A file's content with objects of a package, and a flag that the package's code creates."""
     flag = tmp_path / "ran"
     module = types.ModuleType(FOREIGN)
     with monkeypatch.context() as patch:
@@ -162,7 +162,7 @@ def test_options_of_other_program_are_ignored(tmp_path):
 
 
 class Call:
-    """What is a call of a function where it is unpickled."""
+    """An object that calls a function when it is unpickled."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -171,7 +171,7 @@ class Call:
         return self.call
 
 
-CALLS = {  # by the names in files: some are Python 2's
+CALLS = {  # by their names in files, of which some are Python 2's
     "posix.system": (os.system, "touch ran"),
     "commands.Popen": (subprocess.Popen, ["touch", "ran"]),
     "eval": (builtins.eval, "open('ran', 'w')"),
@@ -266,7 +266,7 @@ def compressed(path, pickled):
 
 
 def test_compressed_pickle_is_not_searched(tmp_path):
-    """torch stores its pickles uncompressed; 40 MB of opcodes compress to 40 kB."""
+    """torch does not compress pickles. 40 MB of opcodes compress to 40 kB."""
     path = compressed(tmp_path / "file.pth", b"\x80\x02" + b"N0" * 20_000_000 + b"N.")
     assert os.path.getsize(path) < 10**5
     assert stand_ins(path) == []
@@ -279,7 +279,7 @@ def test_search_of_large_pickle_is_limited(tmp_path):
 
 
 def test_attributes_of_dictionary_change_nothing():
-    """A file can give them to an OrderedDict."""
+    """A file can set attributes of an OrderedDict."""
     content = collections.OrderedDict(torchvision_state())
     content.items = content.values = 1
     [(layout, _)] = find_networks("FILE", content)
