@@ -16,7 +16,8 @@ def shared(
 ) -> dict[str, torch.Tensor]:
     """Return the tensors that are the same on all workers, by name.
 
-    These are a model's, except running statistics, which each worker has for itself, and momenta.
+    They are a model's parameters and buffers, and the optimizer's momenta. Running statistics
+    differ between workers and are left out.
     """
     own = own_statistics(model)
     tensors = {name: value for name, value in model.state_dict().items() if name not in own}
