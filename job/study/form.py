@@ -17,15 +17,15 @@ KEYS = {"about", "device", "at_once", "seeds", "train", "teacher", "student", "l
 OPTIONAL = {"base", "mgd", "controls", "arms", "split"}
 SET_KEYS = {"most", "questions", "train", "teacher", "student", "arms"}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .+-]*")  # of an arm
-# The study gives these itself.
+# The study sets these itself.
 FILES = {"data", "more_data", "teacher", "pretrained", "out", "resume", "config"}
 
 
 def read_form(form: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return a form's content with that of its base, checked except for the programs' options.
+    """Return a form's content merged with its base, checked except for the programs' options.
 
-    derived: files of the forms whose base it is, directly or not.
-    RunError: it is no form, its base is none, or it is its own base.
+    derived: files of the forms that have this one as a base, directly or not.
+    RunError: the form or its base is invalid, or the form is its own base.
     """
     own = own_forms()
     path = own.get(form, Path(form))
@@ -56,9 +56,9 @@ def read_form(form: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def choose_arms(form: str, names: list[Any], arms: dict[str, dict]) -> dict[str, dict]:
-    """Return those of a base's arms that a form names. RunError: a name is unknown or repeated."""
+    """Return the arms of a base that a form names. RunError: a name is unknown or repeated."""
     for name in names:
-        if name not in [*arms] or names.count(name) > 1:  # a list takes a name of any type
+        if name not in [*arms] or names.count(name) > 1:  # YAML items can be unhashable
             known = f"some of the base's arms ({', '.join(arms) or 'it has none'}), each once"
             raise RunError(f"{form}: arms: {name!r}: expected {known}, or a mapping of new arms")
     return {name: arms[name] for name in names}
@@ -72,12 +72,12 @@ def read_questions() -> dict[str, Any]:
 def own_forms() -> dict[str, Path]:
     """Return {name: file} of this package's forms."""
     folder = Path(str(resources.files("job.study")))
-    found = {path.stem: path for path in folder.glob("*.yaml")}
-    return {name: path for name, path in found.items() if name != "questions"}
+    files = {path.stem: path for path in folder.glob("*.yaml")}
+    return {name: path for name, path in files.items() if name != "questions"}
 
 
 def check_form(form: str, content: Any) -> None:
-    """RunError: a form lacks something, or has what no form has."""
+    """RunError: a form has missing, unknown or invalid keys."""
 
     def expect(holds: bool, key: str, expected: str) -> None:
         if not holds:
@@ -88,18 +88,18 @@ def check_form(form: str, content: Any) -> None:
     expect(KEYS <= keys <= KEYS | OPTIONAL, "keys", allowed)
     expect(content["device"] in ("cpu", "gpu"), f"device {content['device']!r}", "cpu or gpu")
     at_once = content["at_once"]
-    expect(type(at_once) is int and at_once > 0, f"at_once {at_once!r}", "a whole number from 1 on")
+    expect(type(at_once) is int and at_once > 0, f"at_once {at_once!r}", "an integer above 0")
     seeds = content["seeds"]
-    whole = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
+    integers = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
     for key in ("train", "teacher", "student", "linear", "mgd"):
         check_options(form, key, content.get(key, {}))
     check_controls(form, content.get("controls", [RANDOM]))
     split = content.get("split", TEST)
     expect(split in (TEST, CHOOSE), f"split {split!r}", f"{TEST} or {CHOOSE}")
-    # One seed shows which settings are far from the best ones. Results need the spread over seeds.
+    # One seed shows which settings are much worse than the best. Results need a spread over seeds.
     fewest = 1 if split == CHOOSE else 2
-    each_once = whole and len(set(seeds)) == len(seeds) >= fewest
-    expect(each_once, f"seeds {seeds!r}", f"{fewest} or more whole numbers, each once")
+    each_once = integers and len(set(seeds)) == len(seeds) >= fewest
+    expect(each_once, f"seeds {seeds!r}", f"{fewest} or more integers, each once")
     arms = content.get("arms", {})
     check_arms(form, "arms", arms)
     expect(
@@ -118,13 +118,13 @@ def check_form(form: str, content: Any) -> None:
         expect(
             type(most) is int and 0 < most <= MOST,
             f"sets: {name}: most {most!r}",
-            f"a whole number from 1 to {MOST}",
+            f"an integer from 1 to {MOST}",
         )
-        asked = own.get("questions", [])
-        named = asked == "all" or isinstance(asked, (list, dict))
+        questions = own.get("questions", [])
+        valid = questions == "all" or isinstance(questions, (list, dict))
         expect(
-            named,
-            f"sets: {name}: questions {asked!r}",
+            valid,
+            f"sets: {name}: questions {questions!r}",
             "all, a list of names, or names with lists of answers",
         )
         for key in ("train", "teacher", "student"):
@@ -136,7 +136,7 @@ def check_form(form: str, content: Any) -> None:
 
 
 def check_arms(form: str, key: str, arms: Any) -> None:
-    """RunError: these are no arms, or the study itself has a network of such a name."""
+    """RunError: the arms are invalid, or one has the name of a network of the study."""
     if not isinstance(arms, dict):
         raise RunError(f"{form}: {key}: expected a mapping, such as {{gram: {{distill: gram}}}}")
     taken = {TEACHER, UNTRAINED, ALONE, MGD, *read_questions()["controls"]}
@@ -145,7 +145,7 @@ def check_arms(form: str, key: str, arms: Any) -> None:
             expected = "a name of letters, digits, spaces and .+-"
             raise RunError(f"{form}: {key}: {arm!r}: expected {expected}")
         if slug(arm) in taken:
-            reason = "the study has this network itself; expected another name"
+            reason = "the study has a network of this name; expected another name"
             raise RunError(f"{form}: {key}: {arm!r}: {reason}")
         check_options(form, f"{key}: {arm}", options)
 
@@ -160,19 +160,19 @@ def check_controls(form: str, controls: Any) -> None:
 
 
 def check_options(form: str, key: str, options: Any) -> None:
-    """RunError: these are no options, or some that the study gives itself, or with which it has nothing to measure."""
+    """RunError: the options are invalid, set by the study itself, or leave nothing to measure."""
     if not isinstance(options, dict):
         raise RunError(f"{form}: {key}: expected a mapping, such as {{epochs: 4}}")
     if own := sorted((FILES | {"knn", "evaluate"}) & options.keys()):
         raise RunError(
-            f"{form}: {key}: {own[0]}: leave it out; the study gives it where it is needed"
+            f"{form}: {key}: {own[0]}: the study sets it itself; expected other options. Remove it"
         )
     if options.get("knn_every", 1) == 0:
         raise RunError(
-            f"{form}: {key}: knn_every 0: expected 1 or more, as a network's k-NN accuracy is what is compared"
+            f"{form}: {key}: knn_every 0: no k-NN accuracy to compare; expected 1 or more"
         )
 
 
 def slug(arm: str) -> str:
-    """Return an arm's name in the names of folders: "mgd + simreg" -> mgd-simreg."""
+    """Return an arm's name for its folders: "mgd + simreg" -> mgd-simreg."""
     return re.sub("[^a-z0-9.]+", "-", arm.lower())

@@ -1,4 +1,4 @@
-"""A set's accuracies as a picture: each seed a point, each arm a row, and the student alone as a line to compare with."""
+"""A picture of a set's accuracies: a row for each arm, a point for each seed."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from job.study.form import ALONE, TEACHER, UNTRAINED
 
 
 def draw(name: str, records: list[dict[str, Any]], measures: dict[str, str]) -> Picture:
-    """Draw a set's records by each of `measures`, {number: its name}, side by side."""
+    """Draw a set's records by each of `measures`, {key of records: name}, side by side."""
     arms = list(dict.fromkeys([UNTRAINED, ALONE, TEACHER, *(record["arm"] for record in records)]))
     with matplotlib.rc_context(STYLE):
         figure = new_figure(1.2 + 0.28 * len(arms))
@@ -35,11 +35,12 @@ def draw(name: str, records: list[dict[str, Any]], measures: dict[str, str]) -> 
             axes.set_title(f"{scores.measure} top-1, %")
             axes.set_yticks(range(len(arms)), arms)
         axes.invert_yaxis()
-        reading = "Points: seeds. Bars: their means. Line and band: the student alone, its mean and deviation over seeds."
+        caption = "Points: seeds. Bars: their means. Line and band: mean and standard deviation "
+        caption += "over seeds of the student alone."
         return finish(
             figure,
             name,
             f"{name}: accuracies",
-            reading,
+            caption,
             f"accuracies of {len(arms)} networks on {name}",
         )

@@ -1,4 +1,4 @@
-"""What a study trains: a form and the questions as a list of units."""
+"""A study's plan: the units that follow from a form and its questions."""
 
 import dataclasses
 from pathlib import Path
@@ -28,22 +28,21 @@ from job.study.form import (
     slug,
 )
 
-# An epoch that changes no weight: without the images' statistics in its batch norms a network is worse than it is.
+# An epoch that changes only the batch norms' statistics. Without them the accuracy is too low.
 STILL = {"lr": 0.0, "epochs": 1, "warmup_epochs": 0}
-PLACES = (
-    WITHOUT_EFFECT | FILES | {"keep", "save_every", "knn_every", "max_bad_images"}
-)  # what no result depends on
+# Options on which no result depends.
+NO_EFFECT = WITHOUT_EFFECT | FILES | {"keep", "save_every", "knn_every", "max_bad_images"}
 
-LATER = ("knn_k", "deterministic")  # options that were added, off by default
+NEWER = ("knn_k", "deterministic")  # options that older records lack, off by default
 
 METHOD = [f for f in dataclasses.fields(MethodOptions) if f.name in ("framework", "distill")]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Unit:
-    """One network of a study, from its first weights to its accuracies.
+    """One network of a study: how it is trained and measured.
 
-    train: options of job.train; linear: of job.linear. Neither names files.
+    train: options of job.train. linear: options of job.linear. Neither has options that are files.
     guided: it has a teacher.
     """
 
@@ -56,42 +55,45 @@ class Unit:
 
     @property
     def name(self) -> str:
-        """Its name, and that of its folder: clipart/mgd-0."""
+        """Return its name, which is also its folder: clipart/mgd-0."""
         return f"{self.set}/{slug(self.arm)}-{self.seed}"
 
     def resolved(self) -> dict[str, dict[str, Any]]:
-        """All options that its results follow from, those included that have their defaults. RunError: some are wrong."""
-        found = {}
-        unused = PLACES if self.guided else PLACES | OF_TEACHER
+        """Return {program: its options}, defaults included, without those of no effect on results.
+
+        RunError: an option is invalid.
+        """
+        options: dict[str, dict[str, Any]] = {}
+        unused = NO_EFFECT if self.guided else NO_EFFECT | OF_TEACHER
         configs = {"job.train": self.config(self.train), "job.linear": self.classifier()}
         for program, config in configs.items():
             values = dataclasses.asdict(config).items()
-            found[program] = {name: value for name, value in values if name not in unused}
-            for name in LATER:
-                if not found[program][name]:
-                    del found[program][name]  # records from before the option remain valid
-        return found
+            options[program] = {name: value for name, value in values if name not in unused}
+            for name in NEWER:
+                if not options[program][name]:
+                    del options[program][name]  # so older records remain valid
+        return options
 
     def config(self, train: dict[str, Any]) -> Config:
-        """Return `train`, resolved. RunError: some are invalid."""
+        """Return the configuration from `train`. RunError: an option is invalid."""
         teacher = ["--teacher", "TEACHER"] if self.guided else []
-        knn = words({"knn_every": 1})  # of all units, unless `train` has another
+        knn = arguments({"knn_every": 1})  # for all units, unless `train` has another value
         try:
-            return read_config(["DATA", *knn, *words(train), *teacher])
+            return read_config(["DATA", *knn, *arguments(train), *teacher])
         except RunError as error:
             raise RunError(f"{self.name}: job.train: {error}") from None
 
     def classifier(self) -> LinearConfig:
-        """Return `linear`, resolved. RunError: some are invalid."""
+        """Return the configuration from `linear`. RunError: an option is invalid."""
         try:
-            return read_config(["DATA", *words(self.linear)], "job.linear", LinearConfig)
+            return read_config(["DATA", *arguments(self.linear)], "job.linear", LinearConfig)
         except RunError as error:
             raise RunError(f"{self.name}: job.linear: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A question about a set's students. answers: {answer: the arm that gives it}."""
+    """A question about a set's students. asks: its text. answers: {answer: its arm}."""
 
     name: str
     asks: str
@@ -100,10 +102,10 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A form, and the questions it asks of its sets: {set: its questions}. units: in the order in which they are trained.
+    """A form with its units.
 
-    most: {set: images of a class to train on}. split: test or choose (job/study/data.py).
-    arms: names of the form's own students.
+    questions: {set: its questions}. most: {set: training images per class}. split: test or choose
+    (job/study/data.py). arms: the form's own arms. units: in the order of their training.
     """
 
     form: str
@@ -118,27 +120,31 @@ class Plan:
     units: list[Unit]
 
     def images(self, name: str) -> str:
-        """Return the folder of a set's images, below the study's: data/clipart-700[-choose]."""
+        """Return the folder of a set's images in the study's: data/clipart-700[-choose]."""
         end = f"-{CHOOSE}" if self.split == CHOOSE else ""
         return f"data/{name}-{self.most[name]}{end}"
 
 
 def read_plan(form: str) -> Plan:
-    """Return the plan of a form, a YAML file or the name of one of this package's. RunError: it is wrong somewhere."""
+    """Return the plan of a form.
+
+    form: a YAML file, or the name of a form of this package. RunError: the form is invalid.
+    """
     content = read_form(form)
-    asked = read_questions()
-    reference = asked["mgd"] | content.get("mgd", {})
-    controls = {arm: asked["controls"][arm] for arm in content.get("controls", asked["controls"])}
+    known = read_questions()
+    reference = known["mgd"] | content.get("mgd", {})
+    controls = {arm: known["controls"][arm] for arm in content.get("controls", known["controls"])}
     questions, units = {}, []
     for name, options in content["sets"].items():
-        wanted = choose(form, name, options.get("questions", []), asked["questions"])
+        chosen = choose(form, name, options.get("questions", []), known["questions"])
         arms = {MGD: reference} | {arm: reference | changes for arm, changes in controls.items()}
-        questions[name] = [ask(key, question, reference, arms) for key, question in wanted.items()]
+        questions[name] = [answer(key, each, reference, arms) for key, each in chosen.items()]
         own, changed = content.get("arms", {}), options.get("arms", {})
         own = {arm: changes | changed.get(arm, {}) for arm, changes in own.items()}
         if both := sorted(own.keys() & arms.keys()):
-            reason = f"{name} has this network by a question"
+            reason = f"a question of {name} has a network of this name"
             raise RunError(f"{form}: arms: {both[0]!r}: {reason}; expected another name")
+        # The arms that a verdict needs come first.
         units += list_units(name, content, {UNTRAINED: STILL, ALONE: {}, **arms} | own)
     most = {name: options.get("most", MOST) for name, options in content["sets"].items()}
     head = (
@@ -155,41 +161,49 @@ def read_plan(form: str) -> Plan:
 
 
 def choose(
-    form: str, name: str, wanted: str | list[str] | dict[str, list[str]], questions: dict[str, dict]
+    form: str, name: str, choice: str | list[str] | dict[str, list[str]], questions: dict[str, dict]
 ) -> dict[str, dict]:
-    """Return those of the questions that a set asks, each with the answers it tries. RunError: there is no such one."""
-    if wanted == "all":
+    """Return the questions of a set, each with its chosen answers.
+
+    choice: "all", names, or {name: answers}. RunError: a question or an answer is unknown.
+    """
+    if choice == "all":
         return questions
     chosen = {}
-    for key in wanted:
-        if key not in [*questions]:  # which takes a key of any type
+    for key in choice:
+        if key not in [*questions]:  # YAML items can be unhashable
             raise RunError(
-                f"{form}: {name}: no question {key!r}; expected all, or some of {', '.join(questions)}"
+                f"{form}: {name}: no question {key!r}; "
+                f"expected all, or some of {', '.join(questions)}"
             )
         answers = questions[key]["answers"]
-        tried = wanted[key] if isinstance(wanted, dict) else list(answers)
+        tried = choice[key] if isinstance(choice, dict) else list(answers)
         known = isinstance(tried, list) and all(answer in [*answers] for answer in tried)
         if not known or len(set(tried)) < max(2, len(tried)):
             raise RunError(
-                f"{form}: {name}: {key} {tried!r}: expected two or more of {', '.join(answers)}, each once"
+                f"{form}: {name}: {key} {tried!r}: "
+                f"expected two or more of {', '.join(answers)}, each once"
             )
         chosen[key] = questions[key] | {"answers": {answer: answers[answer] for answer in tried}}
     return chosen
 
 
-def ask(name: str, question: dict, base: dict, arms: dict[str, dict]) -> Question:
-    """Return a question. arms: {arm: its options}, to which are added those that its answers need beside them."""
+def answer(name: str, question: dict, base: dict, arms: dict[str, dict]) -> Question:
+    """Return a question with an arm for each answer. New arms are added to `arms`.
+
+    base: the options of the reference. arms: {arm: its options}.
+    """
     answers = {}
-    for answer, changes in question["answers"].items():
+    for key, changes in question["answers"].items():
         options = base | question.get("base", {}) | changes
         same = [arm for arm, others in arms.items() if others == options]
-        answers[answer] = same[0] if same else f"{name} {answer}"
-        arms[answers[answer]] = options
+        answers[key] = same[0] if same else f"{name} {key}"
+        arms[answers[key]] = options
     return Question(name, question["asks"], answers)
 
 
 def list_units(name: str, content: dict, arms: dict[str, dict]) -> list[Unit]:
-    """The units of a set: its teacher first, then arm by arm what a verdict needs, then the rest."""
+    """Return the units of a set: its teacher, then those of each arm in the order of `arms`."""
     own, seeds = content["sets"][name], content["seeds"]
 
     def unit(arm: str, seed: int, options: dict) -> Unit:
@@ -207,18 +221,18 @@ def list_units(name: str, content: dict, arms: dict[str, dict]) -> list[Unit]:
         if undistilled:
             del train["distill"]
         if train.get("matching") == "random":
-            train.pop("refresh_epochs", None)  # which is of those that solve theirs
+            train.pop("refresh_epochs", None)  # a random matching is never solved
         linear = content["linear"] | {"seed": seed}
-        found = without_unused(Unit(name, arm, seed, train, linear, guided))
+        result = without_unused(Unit(name, arm, seed, train, linear, guided))
         if undistilled and train.get("framework") == "none":
-            reason = "nothing trains it; expected one of the two"
-            raise RunError(f"{found.name}: framework none, distill []: {reason}")
+            problem = "no loss trains it; expected a framework or a distiller"
+            raise RunError(f"{result.name}: framework none, distill []: {problem}")
         if arm in content.get("arms", {}):
-            unused = options.keys() - found.train.keys() | (OF_TEACHER if undistilled else set())
-            if lost := sorted(options.keys() & unused - {"distill"}):
-                reason = "no effect on this network; leave it out of the arm"
-                raise RunError(f"{found.name}: {lost[0]}: {reason}")
-        return found
+            unused = options.keys() - result.train.keys() | (OF_TEACHER if undistilled else set())
+            if ignored := sorted(options.keys() & unused - {"distill"}):
+                problem = "no effect on this network; expected options that it has"
+                raise RunError(f"{result.name}: {ignored[0]}: {problem}. Remove it from the arm")
+        return result
 
     return [unit(TEACHER, seeds[0], {})] + [
         unit(arm, seed, options) for arm, options in arms.items() for seed in seeds
@@ -248,19 +262,21 @@ def without_unused(unit: Unit) -> Unit:
 
 
 def check_unlike(plan: Plan) -> None:
-    """RunError: two units have one name, or two of a set and seed are the same network."""
+    """RunError: two units have the same name, or two of a set and seed are the same network."""
     seen: dict[str, str] = {}
     for unit in plan.units:
-        kind = f"{unit.set} {unit.seed} {unit.guided} {unit.resolved()}"
-        marks = {unit.name: f"have the same folder {unit.name}: rename"}
-        marks[kind] = "are the same network: leave out"
-        for mark, problem in marks.items():
-            if mark in seen:
-                both = f"{unit.arm!r} and {seen[mark]!r}"
+        network = f"{unit.set} {unit.seed} {unit.guided} {unit.resolved()}"
+        problems = {
+            unit.name: f"have the same folder {unit.name}; expected different names. Rename",
+            network: "are the same network; expected different ones. Remove",
+        }
+        for key, problem in problems.items():
+            if key in seen:
+                both = f"{unit.arm!r} and {seen[key]!r}"
                 raise RunError(f"{unit.set}: {both} {problem} one of them")
-            seen[mark] = unit.arm
+            seen[key] = unit.arm
 
 
-def words(options: dict[str, Any]) -> list[str]:
-    """A command line's words for options: {"moco_k": 256, "mlp": True} -> --moco-k 256 --mlp."""
-    return [word for name, value in options.items() for word in words_of(name, value)]
+def arguments(options: dict[str, Any]) -> list[str]:
+    """Return the arguments for options: {"moco_k": 256, "mlp": True} -> --moco-k 256 --mlp."""
+    return [each for name, value in options.items() for each in words_of(name, value)]

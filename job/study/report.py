@@ -1,45 +1,44 @@
-"""A study's results as text: conditions, verdicts, a table for each question, and the commands that gave them."""
+"""A study's report: conditions, verdicts, a table for each question, and exact commands."""
 
 from typing import Any
 
 from job.study.data import CHOOSE, TEST
 from job.study.findings import AUC, MEASURES, STEP, Scores
 from job.study.form import ALONE, MGD, ORIGINAL, RANDOM, TEACHER, UNTRAINED
-from job.study.plan import Plan, Question, words
+from job.study.plan import Plan, Question, arguments
 
 Records = list[dict[str, Any]]
-TUNED = "Whoever chooses settings by these figures tunes on them. `split: choose` avoids it."
+TUNED = "Do not choose settings by these figures. `split: choose` has other images for that."
 CHOSEN = "**These figures choose settings and are not results**: "
-CHOSEN += "the images were held out of `train`, and none is from `val`."
+CHOSEN += "the images were held out of `train`. None is from `val`."
 SPLITS = {TEST: TUNED, CHOOSE: CHOSEN}
-ONE_SEED = "**One seed has no deviation, so every lead counts here**, as small as it may be. "
+ONE_SEED = "**One seed has no deviation, so here every lead counts, even a small one.** "
 
 
 def write(plan: Plan, records: Records, pictures: dict[str, str]) -> str:
     """Return the report, in Markdown.
 
-    records: one of every seed of the arms to report. pictures: {set: a picture's file name}.
+    records: those of every seed of the arms to report. pictures: {set: file name of its picture}.
     """
-    hours = (
-        sum(record["seconds"] for record in records) / 3600
-    )  # of commands, of which several may go at once
+    hours = sum(record["seconds"] for record in records) / 3600  # of commands, some concurrent
     machines = "; on ".join(sorted({record["on"] for record in records}))
     seeds = ", ".join(map(str, plan.seeds))
     lines = [
         f"# Results of {plan.about}",
         "",
-        f"{len(records)} networks, seeds {seeds}; {hours:.1f} hours of commands, {plan.at_once} at a time; "
+        f"{len(records)} networks, seeds {seeds}; {hours:.1f} hours of commands, "
+        f"{plan.at_once} at a time; "
         f"finished {max(record['measured'] for record in records)} on {machines}.",
         *describe_missing(plan, records),
-        "Accuracies are top-1 in percent on held-out images, means over seeds ± their standard deviation. A lead counts where it "
-        "is larger than the larger deviation of the two. "
+        "Accuracies are top-1 in percent on held-out images, means over seeds ± their standard "
+        "deviation. A lead counts only if it exceeds the larger deviation of the two. "
         f"{ONE_SEED if len(plan.seeds) == 1 else ''}{SPLITS[plan.split]} "
-        "Of the lead: the lead over the student alone in percent of the teacher's. "
+        "% of the lead: the lead over the student alone, in percent of the teacher's. "
         "AUC: the area under the cumulative "
         "singular values of the normalised features, 0.5 if all are equal, 1 at full collapse. "
-        "Step time: the median over a training's steps, over that of the student "
-        f"alone{together(plan)}. The last column has the "
-        "distillation loss over the framework's, or over its range, in the first and in the last epoch.",
+        "Step time: the median over a training's steps, divided by that of the student "
+        f"alone{note_on_times(plan)}. The last column is the distillation loss divided by the "
+        "framework's loss or its range, in the first and in the last epoch.",
     ]
     lines += ["", describe_arms(plan), *describe_better(plan, records)]
     for name, picture in pictures.items():
@@ -50,47 +49,47 @@ def write(plan: Plan, records: Records, pictures: dict[str, str]) -> str:
 
 
 def complete(plan: Plan, records: Records) -> Records:
-    """Return the records of the arms that have one of every seed.
+    """Return the records of the arms that have a record of every seed.
 
-    Only of sets in which the arms that a verdict needs are among them.
+    Sets are left out if an arm that a verdict needs lacks one.
     """
-    found = {record["unit"]: record for record in records}
+    by_unit = {record["unit"]: record for record in records}
     arms: dict[tuple[str, str], bool] = {}
     for unit in plan.units:
-        arms[unit.set, unit.arm] = arms.get((unit.set, unit.arm), True) and unit.name in found
+        arms[unit.set, unit.arm] = arms.get((unit.set, unit.arm), True) and unit.name in by_unit
     basis = (TEACHER, UNTRAINED, ALONE, MGD, RANDOM)
     sets = [name for name in plan.questions if all(arms[name, arm] for arm in basis)]
     shown = (unit for unit in plan.units if unit.set in sets and arms[unit.set, unit.arm])
-    return [found[unit.name] for unit in shown]
+    return [by_unit[unit.name] for unit in shown]
 
 
 def describe_missing(plan: Plan, records: Records) -> list[str]:
-    """Return a paragraph that names the arms that `records` lacks by set, if there are any.
+    """Return a paragraph that names the missing arms of each set, if there are any.
 
-    Some of their networks may be measured, but not all seeds of their arm.
+    Networks of a missing arm can be measured, but not all its seeds are.
     """
-    found = {record["unit"] for record in records}
-    if not (missing := [unit for unit in plan.units if unit.name not in found]):
+    measured = {record["unit"] for record in records}
+    if not (missing := [unit for unit in plan.units if unit.name not in measured]):
         return []
     shown = []
     for name in dict.fromkeys(unit.set for unit in missing):
-        whole = not any(record["set"] == name for record in records)
+        every = not any(record["set"] == name for record in records)
         arms = dict.fromkeys(unit.arm for unit in missing if unit.set == name)
-        shown.append(f"of {name} {'all' if whole else ', '.join(arms)}")
-    reason = "an arm is shown when all its seeds are measured"
+        shown.append(f"on {name} {'all' if every else ', '.join(arms)}")
+    reason = "an arm is shown if all its seeds are measured"
     text = f"{len(missing)} of {len(plan.units)} networks are not shown ({reason})"
     return ["", f"**Incomplete**: {text}: {'; '.join(shown)}.", ""]
 
 
-def together(plan: Plan) -> str:
-    """Return what to know of times of networks that train at once."""
+def note_on_times(plan: Plan) -> str:
+    """Return a note on step times if several networks train at a time."""
     if plan.at_once == 1:
         return ""
     return f"; {plan.at_once} networks train at a time and slow each other down unevenly"
 
 
 def describe_arms(plan: Plan) -> str:
-    """Return which arms are MGD's, with their options in addition to those of the student alone."""
+    """Return a sentence with the arms of MGD and their options that the student alone lacks."""
     trained = {unit.arm: unit.train for unit in reversed(plan.units)}
     kinds = {MGD: "MGD", RANDOM: "MGD with a random matching", ORIGINAL: "MGD as published"}
     texts = []
@@ -102,11 +101,11 @@ def describe_arms(plan: Plan) -> str:
 
 
 def own_options(train: dict[str, Any], alone: dict[str, Any]) -> str:
-    """Return the options that differ from the student alone's, as flags, without a share of 0."""
+    """Return the options, as flags, that the student alone lacks, without a share of 0."""
     own = {name: value for name, value in train.items() if alone.get(name) != value}
     if own.get("loss_share") == 0:
         del own["loss_share"]
-    return " ".join(words(own))
+    return " ".join(arguments(own))
 
 
 def scores_of(plan: Plan, name: str, records: Records) -> list[Scores]:
@@ -117,7 +116,7 @@ def scores_of(plan: Plan, name: str, records: Records) -> list[Scores]:
 
 
 def describe_better(plan: Plan, records: Records) -> list[str]:
-    """Return a paragraph of the arms that beat MGD, and MGD as published, on all sets shown."""
+    """Return lines with the arms that beat MGD, and MGD as published, on all sets shown."""
     sets = list(dict.fromkeys(record["set"] for record in records))
     if not plan.arms or len(sets) < 2:
         return []
@@ -127,37 +126,37 @@ def describe_better(plan: Plan, records: Records) -> list[str]:
         by_set.append(scores_of(plan, name, [each for each in records if each["set"] == name]))
     for scores in zip(*by_set, strict=True):
         named = zip(sets, scores, strict=True)
-        failing = [name for name, each in named if not each.mean_anything()]
-        means = f" (a condition fails on {', '.join(failing)})" if failing else ""
+        failing = [name for name, each in named if not each.valid()]
+        note = f" (invalid: a condition fails on {', '.join(failing)})" if failing else ""
         rivals = [arm for arm in scores[0].rivals if all(arm in each.rivals for each in scores)]
         for rival in rivals:
             first, *rest = (each.better(rival) for each in scores)
             arms = [arm for arm in first if all(arm in others for others in rest)]
             text = f"{rival} is beaten on {', '.join(sets)} by {', '.join(arms) or 'no arm'}"
-            lines.append(f"- {scores[0].measure}{means}: {text}.")
+            lines.append(f"- {scores[0].measure}{note}: {text}.")
     return lines
 
 
 def describe_set(plan: Plan, name: str, records: Records) -> list[str]:
-    """Return conditions and verdicts of a set, by measure, then its tables."""
+    """Return the section of a set: conditions and verdicts by measure, then tables."""
     questions, own = plan.questions[name], plan.arms
     scores = scores_of(plan, name, records)
     lines = [f"## {name}", ""]
     if own:
-        lines += [*(f"- {text}." for found in scores for text in found.ranking()), ""]
-    for found in scores:
-        lines += [f"- **{found.verdict()}.**"]
+        lines += [*(f"- {text}." for each in scores for text in each.ranking()), ""]
+    for each in scores:
+        lines += [f"- **{each.verdict()}.**"]
         lines += [
             f"  - condition {'holds' if holds else 'FAILS'}: {text}"
-            for text, holds in found.conditions()
+            for text, holds in each.conditions()
         ]
-        lines += [f"  - {text}" for text, _ in found.claims()]
+        lines += [f"  - {text}" for text, _ in each.claims()]
     lines += [f"- {text}" for text in changes(records)]
     arms = {arm: arm for arm in (UNTRAINED, ALONE, TEACHER, MGD, *controls(records, questions))}
     lines += ["", *table("network", arms, scores, records)]
     for question in questions:
-        known = scores[0].by_arm
-        answers = {answer: arm for answer, arm in question.answers.items() if arm in known}
+        by_arm = scores[0].by_arm
+        answers = {answer: arm for answer, arm in question.answers.items() if arm in by_arm}
         if answers:
             lines += ["", f"**{question.asks}**", ""]
             lines += table(question.name, answers, scores, records)
@@ -165,7 +164,7 @@ def describe_set(plan: Plan, name: str, records: Records) -> list[str]:
 
 
 def changes(records: Records) -> list[str]:
-    """Whether MGD and the random matching change the AUC, if all records have it."""
+    """Return lines: how MGD and the random matching change the AUC, if all records have it."""
     if not all(AUC in record for record in records):
         return []
     scores = Scores.of(AUC, records)
@@ -176,36 +175,36 @@ def changes(records: Records) -> list[str]:
 
 
 def controls(records: Records, questions: list[Question]) -> list[str]:
-    """The arms that are no question's alone."""
-    asked = {f"{question.name} {answer}" for question in questions for answer in question.answers}
+    """Return the controls and the form's own arms."""
+    answers = {f"{question.name} {answer}" for question in questions for answer in question.answers}
     return [
         arm
         for arm in dict.fromkeys(record["arm"] for record in records)
-        if arm not in asked | {UNTRAINED, ALONE, TEACHER, MGD}
+        if arm not in answers | {UNTRAINED, ALONE, TEACHER, MGD}
     ]
 
 
 def table(title: str, arms: dict[str, str], scores: list[Scores], records: Records) -> list[str]:
-    """A table of arms. arms: {what a row is called: the arm}."""
+    """Return a table of arms. title: heading of the first column. arms: {name of a row: arm}."""
     auc, step = (if_all(key, records) for key in (AUC, STEP))
     head = [
         title,
-        *(found.measure for found in scores),
-        *(f"{found.measure} over alone" for found in scores),
-        *(f"{found.measure}, % of the lead" for found in scores),
+        *(each.measure for each in scores),
+        *(f"{each.measure} over alone" for each in scores),
+        *(f"{each.measure}, % of the lead" for each in scores),
         *(["AUC"] if auc else []),
         *(["step time over alone"] if step else []),
         "distillation / framework's",
     ]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for shown, arm in arms.items():
-        cells = [found.shown(arm, 1) for found in scores]
-        cells += ["" if arm == ALONE else f"{found.lead(arm, ALONE):+.1f}" for found in scores]
-        parts = [None if arm in (ALONE, TEACHER) else found.recovered(arm) for found in scores]
-        cells += ["" if part is None else f"{part:.0f}" for part in parts]
+        cells = [each.shown(arm, 1) for each in scores]
+        cells += ["" if arm == ALONE else f"{each.lead(arm, ALONE):+.1f}" for each in scores]
+        recovered = [None if arm in (ALONE, TEACHER) else each.recovered(arm) for each in scores]
+        cells += ["" if percent is None else f"{percent:.0f}" for percent in recovered]
         cells += [auc.shown(arm, 3)] if auc else []
         cells += [f"{step.mean(arm) / step.mean(ALONE):.2f}"] if step else []
-        lines.append(f"| {' | '.join([shown, *cells, pull(arm, records)])} |")
+        lines.append(f"| {' | '.join([shown, *cells, loss_ratios(arm, records)])} |")
     return lines
 
 
@@ -214,8 +213,8 @@ def if_all(measure: str, records: Records) -> Scores | None:
     return Scores.of(measure, records) if all(measure in record for record in records) else None
 
 
-def pull(arm: str, records: Records) -> str:
-    """The distillation loss over the framework's in the first and the last epoch, of an arm that has a teacher."""
+def loss_ratios(arm: str, records: Records) -> str:
+    """Return the mean ratios of losses in the first and last epoch; "" if unguided."""
     own = [record for record in records if record["arm"] == arm and record.get("pull_first")]
     if not own:
         return ""
@@ -226,11 +225,11 @@ def pull(arm: str, records: Records) -> str:
 
 
 def describe_commands(records: Records) -> list[str]:
-    """The exact commands of the first seed of every arm; others have another --seed."""
+    """Return the exact commands of each arm's first seed. Other seeds differ in --seed."""
     lines = [
         "## Commands",
         "",
-        "Of each network with the first seed; the others have another `--seed`.",
+        "Each network with the first seed. The others have another `--seed`.",
         "",
     ]
     first: dict[tuple[str, str], dict[str, Any]] = {}

@@ -1,14 +1,16 @@
-"""Train the study's networks, measure them, and say what follows. It can be stopped at any point, and goes on where it was.
+"""Train the study's networks, measure them, and report what follows.
+
+You can stop the study at any point. The same command resumes it:
 
 python -m job.study.study small --out runs/study
 """
 
 import argparse
-import concurrent.futures
 import fcntl
 import shutil
 import signal
 import time
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,11 @@ from job.study.plan import Plan, Unit, read_plan
 from job.study.units import Bench, Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
-LOOK = 60.0  # s between lines that tell how far it is
+PROGRESS_EVERY = 60.0  # s between lines of progress
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run a study by the command line's form, to its end or to a signal."""
+    """Run `job.study.study` on the command line's options."""
     parser = Parser(
         prog="job.study.study",
         description=__doc__,
@@ -41,13 +43,13 @@ def main(argv: list[str] | None = None) -> None:
         "form",
         type=expand,
         help="small, longer, simsiam, distillers, distillers-trial, distillers-long: two cores, "
-        "hours; full, distillers-full: a GPU; or a YAML file of your own",
+        "hours; full, distillers-full: a GPU; or a YAML file",
     )
     parser.add_argument(
         "--out",
         type=expand,
         required=True,
-        help="folder of the study: images, runs, records and results",
+        help="folder for images, runs, records and results",
     )
     with reported_errors():
         options = parser.parse_args(argv)
@@ -55,49 +57,55 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def study(plan: Plan, out: Path) -> None:
-    """Prepare the images, measure what has no record yet, and write the results. RunError: a command has failed."""
+    """Prepare the images, measure the units without a record, and write the results.
+
+    RunError: there is no GPU but the form needs one, or a command fails.
+    """
     if plan.device == "gpu" and not torch.cuda.is_available():
-        raise RunError(f"{plan.form} needs a GPU, and torch sees none; `small` is for two cores")
+        raise RunError(
+            f"{plan.form}: torch finds no GPU; expected one. The form small needs two cores only"
+        )
     bench: Bench | None = None
 
     def stop(*_: object) -> None:
         if bench is None:
-            raise Stopped  # out of the middle of the images, which are then prepared anew
+            raise Stopped  # unfinished images are prepared again
         bench.stop()
 
     with locked(out):
-        heard = [
-            number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN
-        ]  # as nohup has SIGHUP
-        before = {number: signal.signal(number, stop) for number in heard}
+        # Ignored signals stay ignored, such as SIGHUP under nohup.
+        handled = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, stop) for number in handled}
         try:
             for name in plan.questions:
-                data.prepare(name, out / plan.images(name), plan.most[name], say, plan.split)
+                data.prepare(name, out / plan.images(name), plan.most[name], log, plan.split)
             bench = Bench(
                 plan, out, {name: data.digest(out / plan.images(name)) for name in plan.questions}
             )
             write_results(plan, out, measure_all(bench))
         except Stopped:
-            say("stopped by a signal; the same command goes on from here")
+            log("stopped by a signal; the same command resumes the study")
             if bench:
-                found = (bench.record(unit) for unit in plan.units)
-                write_results(plan, out, [record for record in found if record])
+                records = (bench.record(unit) for unit in plan.units)
+                write_results(plan, out, [record for record in records if record])
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
 
 def measure_all(bench: Bench) -> list[dict[str, Any]]:
-    """Return the record of every unit, having measured what had none, so many at once as the form says; teachers go first."""
+    """Measure the units without a record, at_once at a time. Return the records of all units.
+
+    Teachers are first, because they take longest and guided units need them.
+    """
     records = {unit: record for unit in bench.plan.units if (record := bench.record(unit))}
     waiting = [unit for unit in bench.plan.units if unit not in records]
     total = len(bench.plan.units)
-    say(
-        f"{bench.plan.about}: {total} networks, {len(records)} measured before; to watch one: mgd-watch {bench.out}/NETWORK"
-    )
+    log(f"{bench.plan.about}: {total} networks, {len(records)} measured before")
+    log(f"to watch a network: mgd-watch {bench.out}/SET/NETWORK/train")
     pace = Pace(bench)
-    running: dict[concurrent.futures.Future, Unit] = {}
-    with concurrent.futures.ThreadPoolExecutor(bench.plan.at_once) as pool:
+    running: dict[Future, Unit] = {}
+    with ThreadPoolExecutor(bench.plan.at_once) as pool:
         try:
             while waiting or running:
                 ready = [
@@ -105,38 +113,36 @@ def measure_all(bench: Bench) -> list[dict[str, Any]]:
                     for unit in waiting
                     if not unit.guided or bench.teachers[unit.set] in records
                 ]
-                ready.sort(
-                    key=lambda unit: unit.arm != TEACHER
-                )  # the longest, which others wait for
+                ready.sort(key=lambda unit: unit.arm != TEACHER)
                 for unit in ready[: bench.plan.at_once - len(running)]:
                     waiting.remove(unit)
                     running[pool.submit(bench.measure, unit)] = unit
-                done, _ = concurrent.futures.wait(running, LOOK, concurrent.futures.FIRST_COMPLETED)
+                done, _ = wait(running, PROGRESS_EVERY, FIRST_COMPLETED)
                 for future in done:
                     records[running[future]] = future.result()
-                    tell(future.result(), len(records), total)
+                    log_record(future.result(), len(records), total)
                     del running[future]
-                say(pace.line(running.values(), records))
+                log(pace.line(running.values(), records))
         except BaseException:
             bench.stop()
             raise
     return [records[unit] for unit in bench.plan.units]
 
 
-def tell(record: dict[str, Any], done: int, total: int) -> None:
-    """Say what a unit gave."""
+def log_record(record: dict[str, Any], done: int, total: int) -> None:
+    """Print a unit's accuracies and time."""
     scores = ", ".join(f"{name} {record[number]:.1f} %" for number, name in MEASURES.items())
-    say(f"{done} of {total}: {record['unit']}: {scores}, {span(record['seconds'])}")
+    log(f"{done} of {total}: {record['unit']}: {scores}, {span(record['seconds'])}")
 
 
 def write_results(plan: Plan, out: Path, records: list[dict[str, Any]]) -> None:
-    """Write the folder out/results: the report, a picture a set, a record a unit. Print verdicts.
+    """Print the verdicts, and write out/results: report, pictures of sets, records of units.
 
-    Only complete arms are written (report.complete); without any, nothing is written.
+    Only complete arms are written (report.complete). If there are none, nothing is written.
     """
-    everything, records = len(plan.units), report.complete(plan, records)
+    total, records = len(plan.units), report.complete(plan, records)
     if not records:
-        say("too few networks are measured for results")
+        log("too few networks are measured for results")
         return
     new = out / "results.new"
     shutil.rmtree(new, ignore_errors=True)
@@ -148,12 +154,12 @@ def write_results(plan: Plan, out: Path, records: list[dict[str, Any]]) -> None:
         (new / names[name]).write_bytes(pictures.draw(name, own, MEASURES).png)
         for scores in report.scores_of(plan, name, own):
             for text, holds in scores.conditions():
-                say(f"{name}: {scores.measure}: condition {'holds' if holds else 'FAILS'}: {text}")
+                log(f"{name}: {scores.measure}: condition {'holds' if holds else 'FAILS'}: {text}")
             for text, _ in scores.claims():
-                say(f"{name}: {scores.measure}: {text}")
+                log(f"{name}: {scores.measure}: {text}")
             for text in scores.ranking() if plan.arms else []:
-                say(f"{name}: {text}")
-            say(f"{name}: {scores.verdict()}")
+                log(f"{name}: {text}")
+            log(f"{name}: {scores.verdict()}")
     for record in records:
         path = new / f"{record['unit']}.json"
         path.parent.mkdir(exist_ok=True)
@@ -161,13 +167,13 @@ def write_results(plan: Plan, out: Path, records: list[dict[str, Any]]) -> None:
     (new / "README.md").write_text(report.write(plan, records, names))
     shutil.rmtree(out / "results", ignore_errors=True)
     new.rename(out / "results")
-    done = len(records) == everything
-    some = f"results of {len(records)} of {everything} networks"
-    say(f"{'done: the results' if done else some} are in {out / 'results'}/README.md")
+    done = len(records) == total
+    some = f"results of {len(records)} of {total} networks"
+    log(f"{'done: the results' if done else some} are in {out / 'results'}/README.md")
 
 
 class locked:
-    """The study's folder, in which no other study runs. RunError: one does, or it cannot be written."""
+    """A lock on the study's folder. RunError: another study has it, or it is not writable."""
 
     def __init__(self, out: Path):
         try:
@@ -176,11 +182,12 @@ class locked:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunError(
-                f"--out {out}: another study runs there; wait for it, or choose another folder"
+                f"--out {out}: another study runs there; expected a free folder. "
+                "Wait for the study, or choose another --out"
             ) from None
         except OSError as error:
             raise RunError(
-                f"--out {out}: {error.strerror}; choose a folder that can be written"
+                f"--out {out}: {error.strerror}; expected a writable folder. Choose another --out"
             ) from None
 
     def __enter__(self) -> None:
@@ -190,8 +197,8 @@ class locked:
         self.file.close()
 
 
-def say(text: str) -> None:
-    """Say a line, with the time."""
+def log(text: str) -> None:
+    """Print a line with the time."""
     print(time.strftime("%H:%M:%S"), text, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""How a unit becomes a record: its commands, run one after the other, and what they leave in its folder."""
+"""Run a unit's commands, and write its record from the files of its runs."""
 
 import dataclasses
 import hashlib
@@ -26,20 +26,20 @@ from job.files import write_whole
 from job.metrics.schema import own_size
 from job.show.read.history import read_run
 from job.study.form import TEACHER
-from job.study.plan import Plan, Unit, words
+from job.study.plan import Plan, Unit, arguments
 
 DEFAULTS = {"job.train": Config(), "job.linear": LinearConfig()}
 
 
 class Stopped(Exception):
-    """A signal has come, or another unit has failed."""
+    """The study stops because of a signal, or because another unit has failed."""
 
 
 @dataclasses.dataclass
 class Bench:
-    """Where units are trained: the study's folder, and the commands that are running there.
+    """The study's folder and the commands that run there.
 
-    data: {set: a word for its images}.
+    data: {set: digest of its images}.
     """
 
     plan: Plan
@@ -49,38 +49,41 @@ class Bench:
     def __post_init__(self) -> None:
         self.stopping = threading.Event()
         self.running: set[subprocess.Popen] = set()
-        self.lock = threading.RLock()  # a signal may come while `stop` is at work
+        self.lock = threading.RLock()  # reentrant: a signal can interrupt `stop`
         self.teachers = {unit.set: unit for unit in self.plan.units if unit.arm == TEACHER}
 
     def folder(self, unit: Unit) -> Path:
-        """Where a unit's runs, output and record are."""
+        """Return the folder of a unit's runs, output and record."""
         return self.out / unit.name
 
     def identity(self, unit: Unit) -> dict[str, Any]:
-        """All that a unit's results follow from: resolved options, images, kind of device, its teacher."""
-        found: dict[str, Any] = unit.resolved() | {
+        """Return everything on which a unit's results depend.
+
+        It has the resolved options, the images' digest, the device and the teacher's digest.
+        """
+        identity: dict[str, Any] = unit.resolved() | {
             "images": self.data[unit.set],
             "device": self.plan.device,
         }
         if unit.guided:
             teacher = json.dumps(self.identity(self.teachers[unit.set]), sort_keys=True)
-            found["teacher"] = hashlib.sha256(teacher.encode()).hexdigest()[:16]
-        return found
+            identity["teacher"] = hashlib.sha256(teacher.encode()).hexdigest()[:16]
+        return identity
 
     def commands(self, unit: Unit) -> dict[str, list[str]]:
-        """A unit's commands: {what it tells: its words}."""
+        """Return a unit's commands: {folder of its run: module and arguments}."""
         data, folder = str(self.out / self.plan.images(unit.set)), self.folder(unit)
         train = [
             "job.train",
             data,
-            *words({"knn_every": unit.resolved()["job.train"]["epochs"]} | unit.train),
+            *arguments({"knn_every": unit.resolved()["job.train"]["epochs"]} | unit.train),
         ]
         if unit.guided:
             train += ["--teacher", f"{self.folder(self.teachers[unit.set])}/train/last.pth.tar"]
         linear = [
             "job.linear",
             data,
-            *words(unit.linear),
+            *arguments(unit.linear),
             "--pretrained",
             f"{folder}/train/last.pth.tar",
         ]
@@ -90,40 +93,46 @@ class Bench:
         }
 
     def record(self, unit: Unit) -> dict[str, Any] | None:
-        """The record of a unit that was measured, or None. RunError: it is damaged, or of another unit under this name."""
+        """Return the record of a measured unit, or None.
+
+        RunError: the record is damaged, or of another unit of this name.
+        """
         path = self.folder(unit) / "record.json"
         if not path.exists():
             return None
         try:
-            found = json.loads(path.read_text())
-            old, new = found["identity"], json.loads(json.dumps(self.identity(unit)))
-            for program, default in DEFAULTS.items():  # options of a newer version had theirs
+            record = json.loads(path.read_text())
+            old, new = record["identity"], json.loads(json.dumps(self.identity(unit)))
+            for program, default in DEFAULTS.items():  # options that are newer than the record
                 missing = set(new[program]) - set(old[program])
                 old[program] |= {name: getattr(default, name) for name in missing}
-            measured = found["measured"]
+            measured = record["measured"]
             if measured:
                 (
-                    float(found["knn"]),
-                    float(found["linear"]),
-                    float(found["seconds"]),
-                    found["commands"],
-                    found["on"],
+                    float(record["knn"]),
+                    float(record["linear"]),
+                    float(record["seconds"]),
+                    record["commands"],
+                    record["on"],
                 )
         except (ValueError, LookupError, TypeError) as error:
             raise RunError(
-                f"{path} is damaged ({error}): remove {path.parent}, which is then trained anew"
+                f"{path}: damaged ({error}); expected a record. "
+                f"Remove {path.parent} to train it again"
             ) from None
         if old != new:
             raise RunError(
-                f"{path} is of another {unit.name}: {difference(old, new)}; choose another --out, or remove {path.parent}, "
-                "which is then trained anew"
+                f"{path}: of another {unit.name}: {difference(old, new)}; "
+                "expected the same options, images and teacher. "
+                f"Choose another --out, or remove {path.parent} to train it again"
             )
-        return found if measured else None
+        return record if measured else None
 
     def measure(self, unit: Unit) -> dict[str, Any]:
-        """Train a unit from where it was left, measure it and write its record. RunError: a command fails. Stopped: so it was.
+        """Train a unit or resume it, measure it and write its record.
 
-        The record is begun before the training, so that what is left of it is not gone on with under other options.
+        An unfinished record is written before the training. So the unit cannot be resumed with
+        other options. RunError: a command fails. Stopped: the study stops.
         """
         folder = self.folder(unit)
         folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +157,7 @@ class Bench:
             if line.endswith("}")
         ]
         record |= accuracies(folder) | {
-            "seconds": round(sum(one["seconds"] for one in tries), 1),  # of all tries
+            "seconds": round(sum(each["seconds"] for each in tries), 1),
             "tries": len(tries),
             "measured": time.strftime("%Y-%m-%d"),
             "on": circumstances(self.plan.device),
@@ -157,18 +166,25 @@ class Bench:
         return record
 
     def run(self, step: str, command: list[str], folder: Path) -> None:
-        """Run a command to its end. Stopped, or RunError, with the error's own line: it did not end."""
+        """Run a command to its end, with its output in `folder`.
+
+        RunError, with its last error line: the command fails. Stopped: the study stops.
+        """
         output = folder / "output.txt"
         with open(output, "ab") as file:
-            start = file.tell()
-            begun = time.monotonic()
+            offset = file.tell()
+            start = time.monotonic()
             with self.lock:
                 if self.stopping.is_set():
                     raise Stopped
                 process = subprocess.Popen(
-                    [sys.executable, "-m", *command], env=self.environment(), stdin=subprocess.PIPE, stdout=file,
-                    stderr=subprocess.STDOUT, start_new_session=True,
-                )  # fmt: skip
+                    [sys.executable, "-m", *command],
+                    env=self.environment(),
+                    stdin=subprocess.PIPE,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
                 self.running.add(process)
             process.wait()
             with self.lock:
@@ -178,7 +194,7 @@ class Bench:
                 json.dumps(
                     {
                         "step": step,
-                        "seconds": round(time.monotonic() - begun, 1),
+                        "seconds": round(time.monotonic() - start, 1),
                         "code": process.returncode,
                     }
                 )
@@ -187,20 +203,22 @@ class Bench:
         if process.returncode or not (folder / step / "complete").exists():
             if self.stopping.is_set():
                 raise Stopped
-            said = output.read_bytes()[start:].decode(errors="backslashreplace")
+            text = output.read_bytes()[offset:].decode(errors="backslashreplace")
             lines = (
-                [line for line in said.splitlines() if "error: " in line]
-                or said.splitlines()[-1:]
-                or ["it said nothing"]
+                [line for line in text.splitlines() if "error: " in line]
+                or text.splitlines()[-1:]
+                or ["no output"]
             )
             raise RunError(
-                f"{self.shown(command)} ended with {process.returncode}: {lines[-1].strip()}; all it said is in {output}"
+                f"{self.shown(command)}: exit code {process.returncode}: {lines[-1].strip()}. "
+                f"See {output}"
             )
 
     def environment(self) -> dict[str, str]:
-        """This process's, in which a command ends when this process does, and sees a GPU where the form wants one.
+        """Return this process's environment, changed for a command.
 
-        Networks that train at once share the cores: threads of several that wait for each other on one core take it in vain.
+        The command ends if this process does. It sees a GPU only if the form's device is gpu.
+        Concurrent networks have separate cores: threads that wait on a shared core waste it.
         """
         threads = {
             "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // self.plan.at_once))
@@ -209,12 +227,12 @@ class Bench:
         return threads | dict(os.environ) | hidden | {"MGD_LIFELINE": "stdin"}
 
     def shown(self, command: list[str]) -> str:
-        """A command as a person would type it."""
+        """Return a command as a user types it."""
         hidden = "CUDA_VISIBLE_DEVICES= " if self.plan.device == "cpu" else ""
         return hidden + shlex.join(["python", "-m", *command])
 
     def stop(self) -> None:
-        """Let what is running save and end, and start nothing more."""
+        """Make running commands save and end, and start no more."""
         self.stopping.set()
         with self.lock:
             for process in self.running:
@@ -222,35 +240,35 @@ class Bench:
 
 
 def accuracies(folder: Path) -> dict[str, float]:
-    """Return a unit's accuracies in percent, its AUC, times, ratios of losses and factors.
+    """Return the values of a unit's record that come from its runs.
 
-    The AUC is that of job/metrics/collapse.py. The ratios are the distillation loss over the
-    framework's in the first and in the last epoch.
-    The ratio only if the framework has a loss; the factor only if it was measured for --loss-share,
-    with the distiller's name if there are several. The time is the median over steps, in seconds,
-    if they have a speed.
+    knn, linear: accuracies in percent. knn_auc: the AUC of job/metrics/collapse.py.
+    step_seconds: the median over steps, if they have a speed.
+    pull_first, pull_last: the distillation loss divided by the framework's, in the first and last
+    epoch, if the framework has a loss. loss_factor: if it was computed from --loss-share, with the
+    distiller's name if there are several.
     """
     history = read_run(folder / "train")
     steps, knn = history.steps, history.knn[-1]
-    found = {"knn": round(knn["knn"], 2)}
+    values = {"knn": round(knn["knn"], 2)}
     if "knn_auc" in knn:  # runs of earlier versions lack it
-        found["knn_auc"] = round(knn["knn_auc"], 4)
+        values["knn_auc"] = round(knn["knn_auc"], 4)
     if "images_per_s" in steps:
         seconds = history.options["batch_size"] / np.nanmedian(steps["images_per_s"])
-        found["step_seconds"] = float(f"{seconds:.4g}")
+        values["step_seconds"] = float(f"{seconds:.4g}")
     for name, epoch in (("pull_first", steps["epoch"][0]), ("pull_last", steps["epoch"][-1])):
-        of = steps["epoch"] == epoch
-        means = {loss: steps[loss][of].mean() for loss in [*history.losses, "distillation"]}
+        mask = steps["epoch"] == epoch
+        means = {loss: steps[loss][mask].mean() for loss in [*history.losses, "distillation"]}
         if own := own_size(means, history.losses):
-            found[name] = round(float(means["distillation"] / own), 4)
+            values[name] = round(float(means["distillation"] / own), 4)
     for record in history.factors:
         name = "loss_factor" if len(history.factors) == 1 else f"loss_factor_{record['distiller']}"
-        found[name] = record["loss_factor"]
-    return found | {"linear": round(read_run(folder / "linear").validation[-1]["val_top1"], 2)}
+        values[name] = record["loss_factor"]
+    return values | {"linear": round(read_run(folder / "linear").validation[-1]["val_top1"], 2)}
 
 
 def difference(old: dict[str, Any], new: dict[str, Any], path: str = "") -> str:
-    """In words, the first thing in which two identities differ."""
+    """Return a text with the first difference between two identities."""
     for name in sorted(old.keys() | new.keys()):
         before, now = old.get(name), new.get(name)
         if isinstance(before, dict) and isinstance(now, dict) and before != now:
@@ -261,7 +279,7 @@ def difference(old: dict[str, Any], new: dict[str, Any], path: str = "") -> str:
 
 
 def circumstances(device: str) -> str:
-    """Processor, cores, memory, the GPU of a `device` gpu, and the versions that count."""
+    """Return processor, cores, GPU (if `device` is gpu), memory and versions as a text."""
     with open("/proc/cpuinfo") as file:
         model = re.search(r"model name\s*: (.*)", file.read())
     gpus = [torch.cuda.get_device_name()] if device == "gpu" else []

@@ -12,7 +12,7 @@ from job.errors import RunError
 from job.study.characters import EM, draw
 
 FONTS = Path("/usr/share/fonts/truetype/noto")
-# Each has a font of its own with more than 120 letters or signs.
+# Each system has a font of its own with more than 120 letters or signs.
 SYSTEMS = (
     "AnatolianHieroglyphs",
     "Arabic",
@@ -35,23 +35,20 @@ SYSTEMS = (
     "Vai",
     "Yi",
 )
-CATEGORIES = {
-    "Lo",
-    "Ll",
-    "Lu",
-    "So",
-}  # Unicode's letters and signs: no accents, digits, punctuation
+# Unicode's letters and signs: no accents, digits or punctuation.
+CATEGORIES = {"Lo", "Ll", "Lu", "So"}
 
 
 def draw_writing(
     most: int,
     order: Callable[[str], str],
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Yield (system, character's code point, (SIDE, SIDE) uint8) for up to `most` of each system.
+    """Yield (system, its character, image) for up to `most` characters of each system.
 
-    order: the key by which a system's characters, "Yi a000", are sorted. Characters are skipped if
-    they are empty or drawn as an earlier one of the system.
+    Characters are named as "Yi a000", with their code point. order: the sort key of these names.
+    Images: (SIDE, SIDE) uint8. A character is skipped if its image is empty, or identical to the
+    image of an earlier character of the system.
     RunError: the package is not installed, or a font is damaged.
     """
     if not FONTS.is_dir():
@@ -75,10 +72,10 @@ def draw_writing(
             if image.min() < 255 and image.tobytes() not in seen:
                 seen.add(image.tobytes())
                 yield system, name, image
-        say(f"writing: {system}, {len(seen)} of {len(names)} characters")
+        log(f"writing: {system}, {len(seen)} of {len(names)} characters")
 
 
 def fits(character: str) -> bool:
-    """Return whether a character is a letter or sign of the system itself."""
+    """Return whether a character is a letter or sign, and not Latin."""
     latin = unicodedata.name(character, "LATIN").startswith("LATIN")
     return unicodedata.category(character) in CATEGORIES and not latin

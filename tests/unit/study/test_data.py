@@ -20,7 +20,7 @@ def mnist(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_mnist_is_whole_and_split_by_name(mnist):
+def test_mnist_is_complete_and_split(mnist):
     train = scan(str(mnist), "train")
     val = scan_validation(str(mnist), train)
     assert len(train) + len(val) == 5000 and train.classes == [str(digit) for digit in range(10)]
@@ -31,26 +31,26 @@ def test_mnist_is_whole_and_split_by_name(mnist):
 
 
 @pytest.mark.slow
-def test_what_is_there_is_not_made_again(mnist):
-    said = []
+def test_existing_folder_is_kept(mnist):
+    log = []
     before = data.digest(mnist)
-    data.prepare("mnist", mnist, 700, said.append)
-    assert not said and data.digest(mnist) == before
+    data.prepare("mnist", mnist, 700, log.append)
+    assert not log and data.digest(mnist) == before
 
 
-def test_a_digest_tells_other_images(tmp_path):
-    words = set()
+def test_digest_depends_on_names_and_images(tmp_path):
+    digests = set()
     for name, content in (("a", b"000"), ("b", b"000"), ("b", b"001")):
         folder = tmp_path / f"{name}{content.decode()}"
         (folder / "train" / "x").mkdir(parents=True)
         (folder / "train" / "x" / name).write_bytes(content)
-        words.add(data.digest(folder))
-    assert len(words) == 3
+        digests.add(data.digest(folder))
+    assert len(digests) == 3
 
 
 @pytest.fixture(scope="module")
 def clipart(tmp_path_factory):
-    """A folder as openclipart's: a category that is large enough, one that is not, one whose files cannot all be read."""
+    """Return a folder as openclipart's: a large, a small, a damaged and an ignored category."""
     root = tmp_path_factory.mktemp("clipart")
     for category, number in (("animals", 12), ("few", 3), ("broken", 5), ("unsorted", 20)):
         folder = root / category / "deeper"
@@ -69,25 +69,25 @@ def drawings(clipart, monkeypatch, tmp_path):
     monkeypatch.setattr(data, "CLIPART", clipart)
     monkeypatch.setattr(data, "FEWEST", 6)
     monkeypatch.setattr(data, "MOST", 10)
-    said = []
-    data.prepare("clipart", tmp_path / "clipart", 700, said.append)
-    return tmp_path / "clipart", said
+    log = []
+    data.prepare("clipart", tmp_path / "clipart", 700, log.append)
+    return tmp_path / "clipart", log
 
 
-def test_drawings_are_reduced_and_put_on_white(drawings):
-    folder, said = drawings
+def test_drawings_are_reduced_and_on_white(drawings):
+    folder, log = drawings
     files = sorted(folder.glob("*/animals/*.png"))
-    assert len(files) == 10 == len(list(folder.glob("*/*/*")))  # at most, and of no other category
+    assert len(files) == 10 == len(list(folder.glob("*/*/*")))  # MOST, and of no other category
     for file in files:
         with Image.open(file) as image:
             assert image.mode == "RGB" and min(image.size) == 72 and image.size[0] > 250
     whites = [np.asarray(Image.open(file)).min() == 255 for file in files]
-    assert 3 <= sum(whites) <= 7  # what is transparent
-    assert any("broken left out: 5 drawings can be read, fewer than 6" in line for line in said)
-    assert any("animals, 10 of 12 drawings" in line for line in said)
+    assert 3 <= sum(whites) <= 7  # the transparent ones
+    assert any("broken skipped: 5 readable drawings, expected 6" in line for line in log)
+    assert any("animals, 10 of 12 drawings" in line for line in log)
 
 
-def test_names_and_split_follow_from_the_file_s_name_alone(drawings):
+def test_names_and_split_follow_from_file_names(drawings):
     folder, _ = drawings
     names = {hashlib.sha256(f"animals/deeper/{n}.png".encode()).hexdigest()[:16] for n in range(12)}
     for file in folder.glob("*/*/*"):
@@ -96,21 +96,19 @@ def test_names_and_split_follow_from_the_file_s_name_alone(drawings):
         assert file.parts[-3] == ("val" if held_out else "train")
 
 
-def test_fewer_to_train_on_are_the_first_of_each_class_and_all_are_held_out(drawings, tmp_path):
-    whole, _ = drawings
-    said = []
-    data.prepare("clipart", tmp_path / "fewer", 3, said.append)
+def test_most_limits_training_images_only(drawings, tmp_path):
+    complete, _ = drawings
+    log = []
+    data.prepare("clipart", tmp_path / "fewer", 3, log.append)
     for split, most in (("train", 3), ("val", 10)):
-        names = sorted(path.name for path in (whole / split / "animals").iterdir())
-        assert (
-            sorted(path.name for path in (tmp_path / "fewer" / split / "animals").iterdir())
-            == names[:most]
-        )
-        assert split == "val" or len(names) > 3
-    assert "3 images to train on" in said[-1]
+        expected = sorted(path.name for path in (complete / split / "animals").iterdir())
+        assert split == "val" or len(expected) > 3
+        fewer = sorted(path.name for path in (tmp_path / "fewer" / split / "animals").iterdir())
+        assert fewer == expected[:most]
+    assert "3 images to train on" in log[-1]
 
 
-def test_a_missing_package_is_named_and_nothing_half_made_is_taken_for_whole(tmp_path, monkeypatch):
+def test_missing_package_leaves_no_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "CLIPART", tmp_path / "none")
     (tmp_path / "clipart.part" / "train").mkdir(parents=True)
     with pytest.raises(RunError, match="apt-get install openclipart-png"):
@@ -122,10 +120,10 @@ def names(folder, split):
     return {str(path.relative_to(folder / split)) for path in folder.glob(f"{split}/*/*")}
 
 
-def test_a_choice_of_settings_is_measured_on_images_held_out_of_train(tmp_path, monkeypatch):
+def test_choose_measures_on_images_of_train(tmp_path, monkeypatch):
     written = [(label, data.key(f"{number}")) for label in "AB" for number in range(100)]
 
-    def write(folder, say):
+    def write(folder, log):
         for label, name in written:
             data.write(folder, label, name, np.zeros((2, 2), np.uint8))
 
@@ -138,16 +136,12 @@ def test_a_choice_of_settings_is_measured_on_images_held_out_of_train(tmp_path, 
     held = names(choose, "val")
     assert held and held < names(tmp_path / "all", "train")
     assert not names(test, "val") & (held | names(choose, "train"))
-    assert not held & names(choose, "train") and names(choose, "train") <= names(
-        tmp_path / "all", "train"
-    )
-    stems = Counter(name.split("/")[1] for name in held)
-    assert set(stems.values()) == {
-        2
-    }  # a name, such as a font's, is on the same side in all classes
-    expected = {f"{data.key(f'{n}')}.png" for n in range(100)} & {
-        name.split("/")[1] for name in names(tmp_path / "all", "train")
-    }
-    hashes = {stem: int(data.key(f"choose {stem.removesuffix('.png')}"), 16) for stem in expected}
-    assert stems.keys() == {stem for stem, found in hashes.items() if found % data.HELD_OUT == 0}
+    assert not held & names(choose, "train")
+    assert names(choose, "train") <= names(tmp_path / "all", "train")
+    files = Counter(name.split("/")[1] for name in held)
+    assert set(files.values()) == {2}  # a name, such as a font's, has one split in all classes
+    written_names = {f"{data.key(f'{n}')}.png" for n in range(100)}
+    candidates = written_names & {name.split("/")[1] for name in names(tmp_path / "all", "train")}
+    hashes = {name: int(data.key(f"choose {name.removesuffix('.png')}"), 16) for name in candidates}
+    assert files.keys() == {name for name, value in hashes.items() if value % data.HELD_OUT == 0}
     assert len(list((choose / "train" / "A").iterdir())) == 50

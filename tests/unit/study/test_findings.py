@@ -1,4 +1,4 @@
-"""When a comparison means something, and what beats what."""
+"""Valid comparisons, and which arm beats which."""
 
 import pytest
 
@@ -13,6 +13,9 @@ CLEAR = {
 }
 
 
+INVALID = "k-NN: no comparison is valid here, because a condition fails"
+
+
 def scores(measure="knn", among=(), **changed):
     records = [
         {"arm": arm, "seed": seed, "knn": value, "linear": 0.0, AUC: value / 100}
@@ -22,22 +25,22 @@ def scores(measure="knn", among=(), **changed):
     return Scores.of(measure, reversed(records), among)
 
 
-def test_scores_are_by_seed():
-    found = scores()
-    assert found.by_arm["alone"] == [40.0, 41.0, 39.0] and found.measure == "k-NN"
-    assert found.mean("alone") == 40.0 and found.spread("alone") == 1.0
-    assert found.lead("mgd", "alone") == 4.0
-    assert found.spread("teacher") == 0.0  # of one seed there is none
+def test_scores_are_in_order_of_seeds():
+    clear = scores()
+    assert clear.by_arm["alone"] == [40.0, 41.0, 39.0] and clear.measure == "k-NN"
+    assert clear.mean("alone") == 40.0 and clear.spread("alone") == 1.0
+    assert clear.lead("mgd", "alone") == 4.0
+    assert clear.spread("teacher") == 0.0  # it has one seed
 
 
-def test_the_claim_is_shown_where_all_its_parts_hold():
-    found = scores()
-    assert all(holds for _, holds in found.conditions() + found.claims())
-    assert found.verdict() == "k-NN: the claim is shown here"
+def test_claim_is_shown_if_all_parts_hold():
+    clear = scores()
+    assert all(holds for _, holds in clear.conditions() + clear.claims())
+    assert clear.verdict() == "k-NN: the claim is shown here"
 
 
 @pytest.mark.parametrize(
-    ("changed", "words"),
+    ("changed", "text"),
     [
         (
             {"alone": [34.0, 35.9, 34.0]},
@@ -46,22 +49,20 @@ def test_the_claim_is_shown_where_all_its_parts_hold():
         ({"teacher": [44.9]}, "the teacher above the student alone by +4.9 points"),
     ],
 )
-def test_nothing_follows_where_a_condition_fails(changed, words):
-    found = scores(**changed)
-    [failed] = [text for text, holds in found.conditions() if not holds]
-    assert words in failed
-    assert (
-        found.verdict() == "k-NN: no comparison means anything here, as a condition does not hold"
-    )
+def test_comparison_is_invalid_if_a_condition_fails(changed, text):
+    own = scores(**changed)
+    [failed] = [condition for condition, holds in own.conditions() if not holds]
+    assert text in failed
+    assert own.verdict() == INVALID
 
 
 @pytest.mark.parametrize(
-    ("changed", "words"),
+    ("changed", "text"),
     [
         (
-            {"mgd": [41.0, 42.0, 40.0]},
+            {"mgd": [41.0, 42.0, 40.0]},  # a lead of exactly the spread
             "MGD does not beat the student alone: +1.0 points, spread over seeds 1.0",
-        ),  # no more than it
+        ),
         ({"mgd": [44.0, 49.0, 36.0]}, "MGD does not beat the student alone"),
         (
             {"random": [44.0, 45.0, 43.0]},
@@ -70,10 +71,10 @@ def test_nothing_follows_where_a_condition_fails(changed, words):
         ({"random": [43.5, 44.5, 42.5]}, "MGD does not beat MGD with a random matching"),
     ],
 )
-def test_the_claim_is_not_shown_where_a_part_fails(changed, words):
-    found = scores(**changed)
-    assert any(words in text for text, holds in found.claims() if not holds)
-    assert found.verdict() == "k-NN: the claim is not shown here"
+def test_claim_is_not_shown_if_a_part_fails(changed, text):
+    own = scores(**changed)
+    assert any(text in claim for claim, holds in own.claims() if not holds)
+    assert own.verdict() == "k-NN: the claim is not shown here"
 
 
 @pytest.mark.parametrize(
@@ -84,39 +85,35 @@ def test_the_claim_is_not_shown_where_a_part_fails(changed, words):
         ({"mgd": [35.0, 36.0, 34.0]}, "is below"),
     ],
 )
-def test_an_auc_differs_if_the_difference_exceeds_the_spread(changed, verb):
+def test_change_exceeds_the_spread(changed, verb):
     text = scores(AUC, **changed).change("mgd", "alone")
     mean = sum((CLEAR | changed)["mgd"]) / 300
-    assert text == (
-        f"AUC of MGD {verb} that of the student alone: {mean:.3f} against 0.400, spread over seeds 0.010"
-    )
+    means = f"{mean:.3f} against 0.400, spread over seeds 0.010"
+    assert text == f"AUC of MGD {verb} that of the student alone: {means}"
 
 
-def test_a_mean_is_shown_with_its_spread_if_there_are_several_seeds():
-    found = scores(AUC)
-    assert found.shown("alone", 3) == "0.400 ± 0.010" and found.shown("teacher", 3) == "0.500"
+def test_shown_has_the_spread_of_several_seeds():
+    auc = scores(AUC)
+    assert auc.shown("alone", 3) == "0.400 ± 0.010" and auc.shown("teacher", 3) == "0.500"
 
 
 ARMS = {"gram": [46.0, 47.0, 45.0], "simreg": [45.8, 46.8, 45.2], "disco": [44.5, 45.5, 43.5]}
 
 
-def test_what_a_student_recovers_is_its_part_of_the_teacher_s_lead():
-    found = scores(**ARMS)
-    assert found.recovered("gram") == pytest.approx(60.0) and found.recovered(
-        "untrained"
-    ) == pytest.approx(-100.0)
+def test_recovered_is_a_percentage_of_the_teacher_s_lead():
+    own = scores(**ARMS)
+    assert own.recovered("gram") == pytest.approx(60.0)
+    assert own.recovered("untrained") == pytest.approx(-100.0)
     assert scores(teacher=[45.0]).recovered("mgd") == pytest.approx(80.0)
     assert all(scores(teacher=[teacher]).recovered("mgd") is None for teacher in (44.9, 40.0, 38.0))
 
 
-def test_the_ranking_says_what_the_leader_beats_and_what_beats_mgd():
-    found = scores(among=[*ARMS], **ARMS)
-    assert found.students == ["gram", "simreg", "disco", "mgd", "random", "alone"]
-    leader, better = found.ranking()
-    assert (
-        leader
-        == "k-NN: gram leads (46.0 ± 1.0) and beats disco, mgd, random, alone, but not simreg"
-    )
+def test_ranking_has_the_leader_and_arms_that_beat_mgd():
+    own = scores(among=[*ARMS], **ARMS)
+    assert own.students == ["gram", "simreg", "disco", "mgd", "random", "alone"]
+    leader, better = own.ranking()
+    beaten = "disco, mgd, random, alone, but not simreg"
+    assert leader == f"k-NN: gram leads (46.0 ± 1.0) and beats {beaten}"
     arms = "gram (by +2.0, spread 1.0), simreg (by +1.9, spread 1.0)"
     assert better == f"k-NN: mgd is beaten by {arms}"
     level = scores(among=["disco"], disco=ARMS["disco"])  # +0.5, spread 1.0
@@ -125,9 +122,9 @@ def test_the_ranking_says_what_the_leader_beats_and_what_beats_mgd():
     assert apart.ranking()[0] == "k-NN: gram leads (49.0 ± 0.5) and beats random, mgd, alone"
 
 
-def test_the_ranking_has_what_beats_mgd_as_published():
-    found = scores(among=[*ARMS], original=[45.4, 45.4, 45.4], **ARMS)
-    assert found.ranking()[2] == "k-NN: original is beaten by no arm"
+def test_ranking_has_arms_that_beat_mgd_as_published():
+    strong = scores(among=[*ARMS], original=[45.4, 45.4, 45.4], **ARMS)
+    assert strong.ranking()[2] == "k-NN: original is beaten by no arm"
     weak = scores(among=[*ARMS], original=[41.9, 42.0, 42.1], **ARMS)
     better = "gram (by +4.0, spread 1.0), simreg (by +3.9, spread 0.8), disco (by +2.5, spread 1.0)"
     expected = f"k-NN: original is beaten by {better}, mgd (by +2.0, spread 1.0)"
@@ -136,18 +133,18 @@ def test_the_ranking_has_what_beats_mgd_as_published():
     assert better.ranking()[1] == "k-NN: mgd is beaten by original (by +2.0, spread 1.0)"
 
 
-def test_a_ranking_without_its_conditions_says_that_it_means_nothing():
-    found = scores(among=["gram"], gram=[60.0, 61.0, 59.0])
-    fails = "k-NN (a condition fails, so this means nothing): "
-    assert all(line.startswith(fails) for line in found.ranking()) and len(found.ranking()) == 2
+def test_ranking_is_marked_if_a_condition_fails():
+    ranking = scores(among=["gram"], gram=[60.0, 61.0, 59.0]).ranking()
+    invalid = "k-NN (invalid: a condition fails): "
+    assert all(line.startswith(invalid) for line in ranking) and len(ranking) == 2
 
 
 @pytest.mark.parametrize(("best", "holds"), [(49.9, True), (50.0, False), (51.0, False)])
-def test_no_student_may_reach_the_teacher_in_forms_with_arms(best, holds):
+def test_students_of_forms_with_arms_must_not_reach_the_teacher(best, holds):
     values = {"gram": [best, best + 1, best - 1]}
-    [*_, (text, found)] = scores(among=["gram"], **values).conditions()
-    assert (found, "no student reaches the teacher" in text) == (holds, holds)
+    with_arms, without = scores(among=["gram"], **values), scores(**values)
+    [*_, (text, result)] = with_arms.conditions()
+    assert (result, "no student reaches the teacher" in text) == (holds, holds)
     assert f"gram has {best:.1f}, the teacher 50.0" in text
-    verdict = "k-NN: no comparison means anything here, as a condition does not hold"
-    assert (scores(among=["gram"], **values).verdict() == verdict) == (not holds)
-    assert len(scores(**values).conditions()) == 2 and scores(**values).mean_anything()
+    assert (with_arms.verdict() == INVALID) == (not holds)
+    assert len(without.conditions()) == 2 and without.valid()

@@ -1,4 +1,4 @@
-"""What a study writes when it ends or is stopped, without a training."""
+"""The results that a study writes when it ends or stops, without training."""
 
 import json
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ KNN = {"teacher": 50.0, "untrained": 30.0, "alone": 36.0, "mgd": 44.0, "random":
 
 @pytest.fixture
 def started(tmp_path, monkeypatch, capsys):
-    """A function that runs a study whose networks are measured at once; some are stopped by a signal."""
+    """Return a function that runs a study without training. A signal stops some units."""
     write_images(tmp_path / "out" / "data" / "mnist-700")
     monkeypatch.setattr(data, "digest", lambda folder: "aaaa")
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(FORM, sort_keys=False))
@@ -44,30 +44,30 @@ def started(tmp_path, monkeypatch, capsys):
 
         monkeypatch.setattr(Bench, "measure", measure)
         study.study(plan, tmp_path / "out")
-        return SimpleNamespace(said=capsys.readouterr().out, results=tmp_path / "out" / "results")
+        return SimpleNamespace(log=capsys.readouterr().out, results=tmp_path / "out" / "results")
 
     return start
 
 
-def test_a_signal_leaves_results_of_the_arms_that_are_complete(started):
+def test_signal_leaves_results_of_complete_arms(started):
     first = started("mnist/disco-7")
-    assert (
-        "stopped by a signal" in first.said and "results of 11 of 13 networks are in" in first.said
-    )
-    assert "mnist: k-NN: gram leads the arms shown (47.0" in first.said
+    assert "stopped by a signal" in first.log
+    assert "results of 11 of 13 networks are in" in first.log
+    assert "mnist: k-NN: gram leads the arms shown (47.0" in first.log
     text = (first.results / "README.md").read_text()
-    missing = "2 of 13 networks are not shown (an arm is shown when all its seeds are measured): "
-    assert f"**Incomplete**: {missing}of mnist disco." in text
+    missing = "2 of 13 networks are not shown (an arm is shown if all its seeds are measured)"
+    assert f"**Incomplete**: {missing}: on mnist disco." in text
     assert "| gram | 47.0" in text and "| disco |" not in text
     assert (first.results / "mnist.png").exists() and len(list(first.results.glob("mnist/*"))) == 11
     last = started()
-    assert "done: the results are in" in last.said
+    assert "done: the results are in" in last.log
     text = (last.results / "README.md").read_text()
-    assert "mnist: k-NN: disco leads (47.0" in last.said or "mnist: k-NN: gram leads (" in last.said
+    assert "mnist: k-NN: disco leads (47.0" in last.log or "mnist: k-NN: gram leads (" in last.log
     assert "Incomplete" not in text and "| disco | 47.0" in text
     assert len(list(last.results.glob("mnist/*"))) == 13
 
 
-def test_without_what_a_verdict_needs_nothing_is_written(started):
-    found = started("mnist/random-7")
-    assert "too few networks are measured for results" in found.said and not found.results.exists()
+def test_results_need_the_arms_of_a_verdict(started):
+    stopped = started("mnist/random-7")
+    assert "too few networks are measured for results" in stopped.log
+    assert not stopped.results.exists()

@@ -1,4 +1,4 @@
-"""Characters of writing systems."""
+"""The study's set of characters of writing systems."""
 
 import shutil
 import unicodedata
@@ -18,7 +18,7 @@ OWN = Path(matplotlib.get_data_path(), "fonts", "ttf")
 
 @pytest.fixture
 def fonts(tmp_path, monkeypatch):
-    """A folder with the fonts of two systems, which have many alphabets."""
+    """Return a folder with a font for each of two systems. Both fonts have many alphabets."""
     folder = tmp_path / "fonts"
     folder.mkdir()
     for system, name in (("A", "DejaVuSans"), ("B", "STIXGeneral")):
@@ -28,56 +28,54 @@ def fonts(tmp_path, monkeypatch):
     return folder
 
 
-def drawn(most=60, said=None):
-    lines = [] if said is None else said
+def drawn(most=60, log=None):
+    lines = [] if log is None else log
     return list(writing.draw_writing(most, data.key, lines.append))
 
 
-def test_each_system_has_as_many_different_characters_as_asked_for(fonts):
-    said = []
-    found = drawn(60, said)
-    assert Counter(system for system, _, _ in found) == {"A": 60, "B": 60}
+def test_each_system_has_distinct_characters(fonts):
+    log = []
+    characters = drawn(60, log)
+    assert Counter(system for system, _, _ in characters) == {"A": 60, "B": 60}
     for system in "AB":
-        own = [(name, image) for each, name, image in found if each == system]
+        own = [(name, image) for each, name, image in characters if each == system]
         assert len({image.tobytes() for _, image in own}) == 60
         assert [name for name, _ in own] == sorted((name for name, _ in own), key=data.key)
         assert all(image.shape == (32, 32) and image.min() < 255 for _, image in own)
-    assert [line.split(",")[0] for line in said] == ["writing: A", "writing: B"]
+    assert [line.split(",")[0] for line in log] == ["writing: A", "writing: B"]
 
 
-def test_characters_are_letters_or_signs_that_are_not_latin(fonts):
+def test_characters_are_not_latin(fonts):
     characters = [chr(int(name.split()[1], 16)) for _, name, _ in drawn()]
     assert {unicodedata.category(each) for each in characters} <= writing.CATEGORIES
     assert not [each for each in characters if unicodedata.name(each).startswith("LATIN")]
 
 
-def test_characters_drawn_alike_appear_once(fonts):
-    """Greek, Cyrillic and other letters A are one drawing, and characters run out."""
-    said: list[str] = []
-    found = [(name, image.tobytes()) for system, name, image in drawn(10**6, said) if system == "A"]
-    assert len({image for _, image in found}) == len(found)
-    assert len({"A 391", "A 410"} & {name for name, _ in found}) <= 1
-    kept, all_characters = map(
-        int, said[0].removesuffix(" characters").split(", ")[1].split(" of ")
-    )
-    assert kept == len(found) < all_characters
+def test_identical_characters_appear_once(fonts):
+    """The letters A of Greek, Cyrillic and others are identical. All characters are drawn."""
+    log: list[str] = []
+    images = {name: image.tobytes() for system, name, image in drawn(10**6, log) if system == "A"}
+    assert len(set(images.values())) == len(images)
+    assert len({"A 391", "A 410"} & images.keys()) <= 1
+    kept, total = map(int, log[0].removesuffix(" characters").split(", ")[1].split(" of "))
+    assert kept == len(images) < total
 
 
-def test_the_set_holds_whole_characters_out(fonts, tmp_path):
+def test_characters_are_in_one_split(fonts, tmp_path):
     data.prepare("writing", tmp_path / "writing", 700, lambda line: None)
-    sides = {
-        split: {path.name for path in (tmp_path / "writing" / split).glob("*/*")}
+    train, val = (
+        {path.name for path in (tmp_path / "writing" / split).glob("*/*")}
         for split in ("train", "val")
-    }
-    assert sides["train"] and sides["val"] and not sides["train"] & sides["val"]
+    )
+    assert train and val and not train & val
     path = next((tmp_path / "writing").glob("val/A/*"))
     assert np.asarray(Image.open(path)).shape == (32, 32)
 
 
-def test_missing_or_damaged_fonts_are_named(fonts, monkeypatch):
+def test_missing_and_damaged_fonts_are_named(fonts, monkeypatch):
     path = fonts / "NotoSansB-Regular.ttf"
-    whole = path.read_bytes()
-    for content in (whole[:100], b"", b"none"):
+    font = path.read_bytes()
+    for content in (font[:100], b"", b"none"):
         path.write_bytes(content)
         with pytest.raises(RunError, match=r"writing: .*NotoSansB-Regular.ttf: .* --reinstall"):
             drawn()
@@ -91,7 +89,7 @@ def test_missing_or_damaged_fonts_are_named(fonts, monkeypatch):
         drawn()
 
 
-def test_a_font_without_unicode_characters_is_named(fonts, monkeypatch):
+def test_font_without_unicode_characters_is_named(fonts, monkeypatch):
     monkeypatch.setattr(writing.TTFont, "getBestCmap", lambda font: None)
     expected = r"^writing: .*NotoSansA-Regular.ttf: the font has no Unicode [^\n]* --reinstall"
     with pytest.raises(RunError, match=expected):
@@ -100,7 +98,7 @@ def test_a_font_without_unicode_characters_is_named(fonts, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not writing.FONTS.is_dir(), reason="apt-get install fonts-noto-core")
-def test_the_package_has_enough_characters_of_each_system(tmp_path):
+def test_package_has_enough_characters(tmp_path):
     data.prepare("writing", tmp_path / "writing", 700, lambda line: None)
     for split, least in (("train", 90), ("val", 15)):
         counts = {
