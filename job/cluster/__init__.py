@@ -4,7 +4,7 @@ Shapes: n is the number of rows of one worker, which can differ between workers.
 
 Terms:
     worker      one process of the job, on one GPU or on a CPU
-    rank        the number of a worker, from 0; its local rank counts the workers of its node
+    rank        the number of a worker, from 0. Its local rank counts the workers of its node
     launcher    the program that starts the workers: horovodrun, mpirun or srun
     task        a process that the launcher has started: a worker, once Horovod has connected it
     collective  an operation that all workers must call

@@ -13,7 +13,7 @@ class Child(multiprocessing.context.ForkServerProcess):
 
 @atexit.register
 def end_children() -> bool:
-    """Kill the children; return whether all have ended.
+    """Kill the children, and return whether all have ended.
 
     A child whose read blocks in the kernel does not end.
     """

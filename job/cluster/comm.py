@@ -24,7 +24,7 @@ horovod: ModuleType | None = None  # horovod.torch, if several workers are conne
 class WorkerGone(Exception):
     """Another worker has ended, or cannot be reached.
 
-    cause: Horovod's message; the first line is reported.
+    cause: Horovod's message. Its first line is reported.
     """
 
     def __init__(self, cause: str):

@@ -12,9 +12,9 @@ import torch
 
 from job.errors import RunError
 
-# Variable: its accepted values; the default is the first. Sources: NVIDIA, cuBLAS, "Results
-# reproducibility"; NCCL, "Environment variables". NCCL chooses algorithm and protocol by size and
-# network, and each adds in another order.
+# Variable: its accepted values. The first one is the default. Sources: NVIDIA, cuBLAS, "Results
+# reproducibility", and NCCL, "Environment variables". NCCL chooses algorithm and protocol by size
+# and network, and each adds in another order.
 VARIABLES = {
     "CUBLAS_WORKSPACE_CONFIG": (":4096:8", ":16:8"),
     "NCCL_ALGO": ("Ring",),

@@ -10,7 +10,7 @@ from job.cluster import nccl
 from job.errors import WorkerError
 
 MEMORY, NCCL, GPU = "memory", "nccl", "gpu"
-# Messages of torch, Horovod and NCCL for each kind; the first match counts.
+# Messages of torch, Horovod and NCCL for each kind. The first match counts.
 PATTERNS = {
     MEMORY: r"(CUDA|cuda|cuBLAS|cuDNN).*out of memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED",
     NCCL: r"\bnccl[A-Z]\w+ failed: |NCCL (async )?error",

@@ -1,4 +1,4 @@
-"""The end of a worker: its error line, its exit code, and the wait for another worker's line."""
+"""The end of a worker: its error line, exit code, and wait for another worker's line."""
 
 import contextlib
 import os
@@ -90,7 +90,7 @@ def device_error(
     error: BaseException | None,
     options: Mapping[str, Any] = NO_OPTIONS,
 ) -> device_errors.DeviceError | None:
-    """Return the error that ends this worker if its GPU or NCCL failed; None otherwise.
+    """Return the error that ends this worker if its GPU or NCCL failed, or None.
 
     options: of the program, by name. The error suggests changes of them.
     """

@@ -65,7 +65,7 @@ def signs(dev: str) -> list[str]:
 
 
 def without_devices(dev: str, proc: str) -> str:
-    """Return an error, with a fix, if a container on a node with GPUs has no GPU; otherwise "".
+    """Return an error, with a fix, if a container on a node with GPUs has no GPU, or "".
 
     The driver lists its GPUs in every container's /proc. In a SLURM job the list proves nothing:
     other jobs can have the node's GPUs.
@@ -125,7 +125,7 @@ def reason_of_torch() -> str:
 
 
 def without_kernels(index: int) -> str:
-    """Return an error, with a fix, if torch has no kernels for a GPU; otherwise "".
+    """Return an error, with a fix, if torch has no kernels for a GPU, or "".
 
     index: the GPU's number among the visible ones.
     """

@@ -51,7 +51,7 @@ class Bounded(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Read received bytes into a buffer; return the number of bytes, 0 at the end."""
+        """Read received bytes into a buffer, and return their number, 0 at the end."""
         if (seconds := self.deadline - time.monotonic()) <= 0:
             raise TimeoutError
         self.connection.settimeout(seconds)

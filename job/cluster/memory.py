@@ -23,7 +23,7 @@ def keep_freed_memory(largest: int = 2**23) -> None:
 
     largest: bytes, at most 2**25. A larger block that does not fit into the kept memory is
     allocated outside of it, and returned when freed. Measured: with 2**25 a worker needs 1,750 MB
-    instead of 1,670 and the same time; with 2**22, 6 % more time.
+    instead of 1,670 and the same time. With 2**22 it needs 6 % more time.
     """
     global keeps
     keeps = True
@@ -62,7 +62,7 @@ def set_apart() -> None:
 def give_back() -> None:
     """Free unreachable cycles of references, and return the heap's empty pages to the system.
 
-    Networks traced by torch.fx are such cycles and hold copies of all parameters; each k-NN
+    Networks traced by torch.fx are such cycles and hold copies of all parameters. Each k-NN
     accuracy leaves one. Python collects cycles when there are many objects, not when they are
     large. Without this call, a worker grew from 1.6 to 2.5 GB in two hours with epochs of 14 s.
     """

@@ -59,9 +59,9 @@ def cause() -> str:
 
 
 def network(text: str) -> str:
-    """Return the network from a log of NCCL, such as "IB (mlx5_0:1/IB)"; "" if it has none.
+    """Return the network from a log of NCCL, such as "IB (mlx5_0:1/IB)", or "".
 
-    The name is NCCL's or a plug-in's. IB covers InfiniBand and RoCE; Socket is TCP.
+    The name is NCCL's or a plug-in's. IB covers InfiniBand and RoCE. Socket is TCP.
     """
     names = USING.findall(text)
     if not names:

@@ -41,7 +41,7 @@ def describe_networks(workers: Sequence[tuple[str, str]]) -> str:
 
 
 def slow_network(workers: Sequence[tuple[str, str, Sequence[str]]]) -> str:
-    """Return a warning if NCCL uses TCP between nodes that have InfiniBand or RoCE; otherwise "".
+    """Return a warning if NCCL uses TCP between nodes with InfiniBand or RoCE, or "".
 
     workers: (node, network, unused devices) of each.
     """

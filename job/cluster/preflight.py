@@ -1,4 +1,4 @@
-"""The setting of a run: workers, device and versions, for its records and its first log line."""
+"""The setting of a run, such as workers and versions, for records and the first log line."""
 
 import os
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Rank 0's rendezvous while Horovod starts: Horovod's own HTTP server, for the job's ranks only.
+"""Rank 0's rendezvous for Horovod's start: its own HTTP server, for the job's ranks only.
 
 A rank tries PORTS ports, because other programs may use some of them:
 
@@ -127,7 +127,7 @@ class Server(guard.BoundedServer, RendezvousHTTPServer):
         return guard.proves(token, self.key, "rank", self.nonce)
 
     def store(self, scope: str, key: str, value: bytes) -> HTTPStatus:
-        """Store a value if it is well-formed and fits; return the status for the client."""
+        """Store a value if it is well-formed and fits, and return the status for the client."""
         started = key.isdecimal() and int(key) < self.size and STARTED.fullmatch(value)
         if scope == "go" or (scope == "started" and not started):
             return HTTPStatus.BAD_REQUEST
@@ -153,7 +153,7 @@ class Server(guard.BoundedServer, RendezvousHTTPServer):
 
 
 def serve(address: str, first_port: int, allowed: set[str], size: int, key: bytes) -> Server:
-    """Start the rendezvous at the first free port from `first_port`; return its server.
+    """Start the rendezvous at the first free port from `first_port`, and return its server.
 
     StartError: no port is free.
     """
@@ -184,7 +184,7 @@ def horovod_address(address: str, port: int, token: str) -> str:
 def request(address: str, port: int, path: str, put: bytes | None = None) -> bytes | None:
     """Get a path of a server, or put data there.
 
-    Return the content of the answer; None without an answer of status 200.
+    Return the content of an answer of status 200, else None.
     """
     method, body = ("GET", b"") if put is None else ("PUT", put)
     try:
@@ -219,7 +219,7 @@ def wait_for_all(server: Server, size: int, patience: float) -> None:
 
 
 def check_interfaces(known: dict[str, str], chosen: list[str]) -> None:
-    """Check that ranks on different nodes have different addresses, so that they find each other.
+    """Check that ranks on different nodes have different addresses, so they reach each other.
 
     The addresses of `lo` and of containers' bridges are the same on all nodes.
 
@@ -238,7 +238,7 @@ def check_interfaces(known: dict[str, str], chosen: list[str]) -> None:
 
 
 def find(address: str, first_port: int, key: bytes) -> tuple[int, str] | None:
-    """Return the port of the rendezvous that proves the key, and its token; None without one."""
+    """Return port and token of the rendezvous that proves the key, or None."""
     for port in range(first_port, first_port + PORTS):
         nonce = guard.nonce()
         greeting = request(address, port, f"/hello/{nonce}") or b""
@@ -251,7 +251,7 @@ def find(address: str, first_port: int, key: bytes) -> tuple[int, str] | None:
 def join(
     address: str, first_port: int, rank: int, chosen: str, key: bytes, patience: float
 ) -> tuple[int, str]:
-    """Join the rendezvous, and wait until all ranks have joined; return its port and token.
+    """Join the rendezvous, wait until all ranks have joined, and return its port and token.
 
     chosen: `NODE INTERFACE ADDRESS` of this rank.
     StartError: not within `patience` s.

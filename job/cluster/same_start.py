@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = (torch, torchvision, numpy, PIL, cv2)  # their versions can change results
 PLUGINS = ("pillow-heif", "pillow-jxl-plugin")  # decode further image formats
 PROGRAM, KERNELS = "this program's files", "CPU kernels"
-LEVELS = ("AVX2", "AVX512")  # of CPU kernels, in ascending order; all others are below
+LEVELS = ("AVX2", "AVX512")  # of CPU kernels, in ascending order. All others are below
 MOST = 8  # ranks in an error
 Facts = dict[str, str]  # by name, causes before effects: the first difference is reported
 
@@ -91,7 +91,7 @@ def program_digest() -> str:
 
 
 def difference(nodes: list[str], workers: list[Facts]) -> str:
-    """Return an error on the first difference between workers; "" if there is none.
+    """Return an error on the first difference between workers, or "".
 
     The expected value is that of most workers. A worker without a fact is not compared.
 

@@ -1,4 +1,4 @@
-"""Report the worker for which the others wait: it hangs, is unreachable, or does something else.
+"""Report the worker for which others wait: it hangs, is unreachable or elsewhere.
 
 A thread of each worker answers requests for its state. If a wait in a collective is too long, the
 lowest rank that waits requests the state of all others. A worker without an answer hangs, or its
