@@ -1,4 +1,4 @@
-"""What a run is built of, and what it refuses."""
+"""The networks and the state of a run, and errors before its start."""
 
 import subprocess
 import sys
@@ -17,35 +17,33 @@ from job.position import Position
 from job.training import CHECKPOINT, Training
 from mgd.distiller import MGDistiller
 
-SMALL = "-a resnet18 --image-size 32 --epochs 2 --moco-k 20 --mlp --moco-t 0.2 --aug-plus --cos -j 0".split()
-SMALL += "--warmup-epochs 1 --save-every 2steps".split()
+SMALL = "-a resnet18 --image-size 32 --epochs 2 --moco-k 20 --mlp --moco-t 0.2".split()
+SMALL += "--aug-plus --cos -j 0 --warmup-epochs 1 --save-every 2steps".split()
 
 
 @pytest.mark.parametrize("reducer", ["amp", "sm"])
-def test_random_matchings_follow_from_the_seed_and_take_no_teacher_channel_twice(reducer):
+def test_draw_matchings_follows_the_seed(reducer):
+    """A teacher channel appears once at most."""
+
     def drawn(seed):
-        whole = object.__new__(mgd.MGD)  # whose teacher has such widths
-        whole.module = distiller = MGDistiller({2: (3, 10), 3: (4, 40), 4: (4, 40)}, reducer)
-        shapes = {stage: distiller.matching(stage).shape for stage in distiller.stages}
-        mgd.draw_matchings(whole, seed)
-        found = {stage: distiller.matching(stage) for stage in distiller.stages}
-        assert {stage: matching.shape for stage, matching in found.items()} == shapes
-        return {stage: matching.flatten().tolist() for stage, matching in found.items()}
+        distillation = object.__new__(mgd.MGD)
+        distillation.module = module = MGDistiller({2: (3, 10), 3: (4, 40), 4: (4, 40)}, reducer)
+        shapes = {stage: module.matching(stage).shape for stage in module.stages}
+        mgd.draw_matchings(distillation, seed)
+        matchings = {stage: module.matching(stage) for stage in module.stages}
+        assert {stage: matching.shape for stage, matching in matchings.items()} == shapes
+        return {stage: matching.flatten().tolist() for stage, matching in matchings.items()}
 
+    first, other = drawn(0), drawn(1)
     for stage, T in ((2, 10), (3, 40), (4, 40)):
-        assert len(set(drawn(0)[stage])) == len(drawn(0)[stage]) and set(drawn(0)[stage]) <= set(
-            range(T)
-        )
-    assert drawn(0) == drawn(0)
-    assert drawn(0)[3] != drawn(0)[4] and all(
-        drawn(0)[stage] != drawn(1)[stage] for stage in (2, 3, 4)
-    )
-    assert (
-        any(max(drawn(seed)[2]) == 9 for seed in range(9)) or reducer == "sm"
-    )  # the last teacher channel has its chance too
+        assert len(set(first[stage])) == len(first[stage]) and set(first[stage]) <= set(range(T))
+        assert first[stage] != other[stage]
+    assert first == drawn(0) and first[3] != first[4]
+    # The last teacher channel can appear too.
+    assert any(max(drawn(seed)[2]) == 9 for seed in range(9)) or reducer == "sm"
 
 
-def test_the_network_is_built_on_all_workers_before_anything_else():
+def test_build_starts_with_the_network_on_all_workers():
     run = MagicMock()
     run.build.side_effect = RunError("rank 1 on b: timm is not installed")
     config = Config(data="DIR", arch="own_network:Small")
@@ -53,16 +51,16 @@ def test_the_network_is_built_on_all_workers_before_anything_else():
     assert [call[0] for call in run.mock_calls] == ["build"]
 
 
-def test_without_a_compiler_there_is_no_compiling(monkeypatch):
+def test_compile_needs_a_compiler(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(
-        RunError, match=r"^--compile: missing; expected a C\+\+ compiler\. Install it"
-    ) as caught:
+    problem = r"^--compile: missing; expected a C\+\+ compiler\. Install it"
+    with pytest.raises(RunError, match=problem) as caught:
         build.compile_networks(SimpleNamespace(total=lambda **values: values))
     assert caught.value.code == 2
 
 
-CLASHES = {  # framework, losses, metrics, distiller: the name that two have
+# Names of a framework, losses, metrics and a distiller: the clash.
+CLASHES = {
     ("new", ("loss",), (), "other"): "numbers of a step have the name 'loss'",
     ("new", (), ("stop",), "other"): "numbers of a step have the name 'stop'",
     ("new", (), ("lr",), "other"): "numbers of a step have the name 'lr'",
@@ -76,7 +74,7 @@ CLASHES = {  # framework, losses, metrics, distiller: the name that two have
 
 
 @pytest.mark.parametrize("names", CLASHES)
-def test_a_name_that_is_taken_ends_a_run_at_its_start(monkeypatch, names):
+def test_names_must_not_clash(monkeypatch, names):
     framework, losses, metrics, distiller = names
     monkeypatch.setattr(build, "find_images", lambda *_: SimpleNamespace(lines=[]))
     new = SimpleNamespace(name=framework, losses=losses, metrics=metrics)
@@ -89,32 +87,28 @@ def test_a_name_that_is_taken_ends_a_run_at_its_start(monkeypatch, names):
     assert message.startswith(shown)
 
 
-def test_a_distiller_can_have_the_name_of_a_framework():
+def test_distiller_can_have_the_name_of_a_framework():
     framework = SimpleNamespace(name="toy", losses=("colour",), metrics=())
     build.check_names(framework, [SimpleNamespace(name="toy")])
 
 
-def test_all_parts_of_a_checkpoint_are_listed():
-    """`mgd` is one of each checkpoint, also without a teacher."""
+def test_checkpoint_lists_all_keys():
+    """Every checkpoint has `mgd`, even without a teacher."""
     names = ("run", "images", "val", "framework", "trained", "gradients", "optimizer")
-    parts = {name: MagicMock() for name in names}
+    mocks = {name: MagicMock() for name in names}
     distillation = SimpleNamespace(modules=lambda: {"new": MagicMock()}, digest="abc")
-    training = Training(Config(), distillation=distillation, **parts)
-    assert training.content(Position(1, 0), None).keys() | {"format", "version"} == CHECKPOINT | {
-        "mgd",
-        "new",
-    }
+    training = Training(Config(), distillation=distillation, **mocks)
+    keys = training.content(Position(1, 0), None).keys() | {"format", "version"}
+    assert keys == CHECKPOINT | {"mgd", "new"}
 
 
-SHARED = {"distill": ["disco"], "teacher": "t"}
+DISCO = {"distill": ["disco"], "teacher": "t"}
 
 
-@pytest.mark.parametrize(
-    "options",
-    [SHARED, SHARED | {"distill": ["disco", "mgd"]}],
-    ids=str,
-)
-def test_a_head_s_width_is_a_warning_if_disco_has_the_linear_head_of_moco(options):
+@pytest.mark.parametrize("options", [DISCO, DISCO | {"distill": ["disco", "mgd"]}], ids=str)
+def test_head_width_without_a_hidden_layer_is_a_warning(options):
+    """disco has the head of MoCo, which is linear here."""
+
     def warned(dims, **more):
         log = Kept()
         build.warn_of_head_width(Config(**options | more), dims, log)
@@ -130,16 +124,13 @@ def test_a_head_s_width_is_a_warning_if_disco_has_the_linear_head_of_moco(option
 
 
 @pytest.mark.slow
-def test_batches_without_equal_parts_are_refused(images, tmp_path):
+def test_accumulate_must_divide_the_batch(images, tmp_path):
     command = [*SMALL, images, "--batch-size", 8, "--out", tmp_path / "run", "--accumulate"]
     uneven, single = errors_of("job.train", [[*command, 3], [*command, 8]])
-    assert (
-        "--accumulate 3: cannot divide a worker's batch of 8 images; expected a divisor" in uneven
-    )
-    assert (
-        "--batch-size 8: one image for each of 8 micro-batches" in single
-        and "expected 16 or more" in single
-    )
+    problem = "--accumulate 3: cannot divide a worker's batch of 8 images; expected a divisor"
+    assert problem in uneven
+    assert "--batch-size 8: one image for each of 8 micro-batches" in single
+    assert "expected 16 or more" in single
     assert not (tmp_path / "run").exists()
 
 
@@ -147,8 +138,8 @@ NARROW = "--config small --stem small --width 16 -a resnet18 -j 0 --moco-k 20".s
 
 
 @pytest.mark.slow
-def test_options_that_fit_no_network_are_refused_before_a_file_is_written(images, tmp_path):
-    """Positions too few for gram."""
+def test_options_are_checked_before_a_file_is_written(images, tmp_path):
+    """The maps have too few positions for gram."""
     teacher = write_teacher(tmp_path / "teacher", "resnet18", stem="small", width=16)
     command = [images, *NARROW, "--image-size", 8, "--teacher", teacher, "--out", tmp_path / "run"]
     [positions] = errors_of("job.train", [[*command, "--distill", "gram"]])
@@ -157,15 +148,15 @@ def test_options_that_fit_no_network_are_refused_before_a_file_is_written(images
 
 
 @pytest.mark.slow
-def test_a_run_with_a_head_s_width_that_has_no_effect_resumes_with_a_warning(images, tmp_path):
-    """Its head is linear and disco's too. Another width is refused, so the same must be taken."""
+def test_head_width_without_effect_resumes_with_a_warning(images, tmp_path):
+    """A resume refuses another width, so it must accept the same one."""
     teacher = write_teacher(tmp_path / "teacher", "resnet18", stem="small", width=16)
     command = [images, *NARROW, "--image-size", 16, "--teacher", teacher, "--out", tmp_path / "run"]
     command += ["--batch-size", 8, "--distill", "disco", "--no-mlp", "--head-width", 9]
     command += ["--resume", "auto", "--epochs"]
     for epochs in (1, 2):
-        words = [sys.executable, "-m", "job.train", *map(str, command), str(epochs)]
-        subprocess.run(words, check=True, capture_output=True, timeout=300)
-    found = [record["id"] for record in of_kind(tmp_path / "run", "warning")]
-    assert found.count("unused_head_width") == 2
+        train = [sys.executable, "-m", "job.train", *map(str, command), str(epochs)]
+        subprocess.run(train, check=True, capture_output=True, timeout=300)
+    warnings = [record["id"] for record in of_kind(tmp_path / "run", "warning")]
+    assert warnings.count("unused_head_width") == 2
     assert len(of_kind(tmp_path / "run", "resumed")) == 1

@@ -1,4 +1,4 @@
-"""docker/build_horovod.sh up to its compilers: kept wheels, the source archive, work folders, changes of the source, memory."""
+"""docker/build_horovod.sh without its compilers: wheels, sources, folders and memory."""
 
 import hashlib
 import importlib.metadata
@@ -23,7 +23,7 @@ ARCHIVE = re.search(r"sdist_sha256=(\w+)", SCRIPT.read_text())[1]
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory):
-    """An environment with all packages of this one, in which Horovod may be replaced."""
+    """Create an environment with this one's packages, in which Horovod can be replaced."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, symlinks=True)
     [site] = folder.glob("lib/python*/site-packages")
@@ -35,9 +35,9 @@ def python(tmp_path_factory):
 
 @pytest.fixture
 def build(python, tmp_path):
-    """A function that runs the script with some variables.
+    """Return a function that runs the script with variables.
 
-    A wrong source archive ends it before it compiles, and it fetches no compiler of CUDA.
+    A wrong source archive ends the script before it compiles. It fetches no CUDA compiler.
     """
     (tmp_path / "wrong.tar.gz").write_text("wrong\n")
     environment = {
@@ -50,33 +50,36 @@ def build(python, tmp_path):
     environment |= {"HOROVOD_BACKEND": "gloo"}
 
     def run(*launcher, **variables):
-        words = [*launcher, "bash", SCRIPT, python]
+        command = [*launcher, "bash", SCRIPT, python]
         return subprocess.run(
-            words, env=environment | variables, cwd=tmp_path, capture_output=True, text=True
+            command, env=environment | variables, cwd=tmp_path, capture_output=True, text=True
         )
 
     return run
 
 
 def wrong_archive(path):
-    """The script's line on the archive of `build`."""
-    found = hashlib.sha256(b"wrong\n").hexdigest()
+    """Return the script's error about the archive of `build`."""
+    digest = hashlib.sha256(b"wrong\n").hexdigest()
     return (
-        f"build_horovod: HOROVOD_SDIST {path}: damaged or changed, its sha256 is {found}; "
+        f"build_horovod: HOROVOD_SDIST {path}: damaged or changed, its sha256 is {digest}; "
         f"expected {ARCHIVE}. Download it again\n"
     )
 
 
 def function(name):
-    """The text of one of the script's functions."""
+    """Return the text of a function of the script."""
     return re.search(rf"^{name}\(\) {{\n.*?^}}$", SCRIPT.read_text(), re.MULTILINE | re.DOTALL)[0]
 
 
-# Kept wheels.
+# Cached wheels.
 
 
 def keep_wheel(wheels, damaged=False):
-    """Keep the installed Horovod as a wheel of the script in `wheels`; `damaged`: with text as its library."""
+    """Save the installed Horovod in `wheels` as the script does.
+
+    damaged: its library has a wrong content.
+    """
     recipe = hashlib.sha256(SCRIPT.read_bytes()).hexdigest()[:8]
     system = platform.freedesktop_os_release()
     system = system["ID"] + system.get("VERSION_ID", "") + "-" + "".join(platform.libc_ver())
@@ -88,66 +91,59 @@ def keep_wheel(wheels, damaged=False):
         if not str(file).startswith("..")
     }
     for backend in ("gloo", "nccl"):
-        shelf = wheels / f"horovod-0.28.1-{key}-{backend}-{recipe}"
-        shelf.mkdir(parents=True)
+        folder = wheels / f"horovod-0.28.1-{key}-{backend}-{recipe}"
+        folder.mkdir(parents=True)
         tag = f"cp{sys.version_info[0]}{sys.version_info[1]}"
-        with zipfile.ZipFile(
-            shelf / f"horovod-0.28.1-{tag}-{tag}-linux_{platform.machine()}.whl", "w"
-        ) as wheel:
+        file = folder / f"horovod-0.28.1-{tag}-{tag}-linux_{platform.machine()}.whl"
+        with zipfile.ZipFile(file, "w") as wheel:
             for name, path in files.items():
                 if path.suffix != ".pyc":
-                    text = (
-                        b"damaged" * 1000 if damaged and name.endswith(".so") else path.read_bytes()
-                    )
-                    wheel.writestr(name, text)
+                    wrong = damaged and name.endswith(".so")
+                    wheel.writestr(name, b"damaged" * 1000 if wrong else path.read_bytes())
 
 
 @pytest.mark.slow
-def test_a_kept_wheel_is_installed(build, python, tmp_path):
+def test_cached_wheel_is_installed(build, python, tmp_path):
     keep_wheel(tmp_path / "wheels")
     done = build()
     assert (done.returncode, done.stderr) == (0, "")
     assert re.fullmatch(rf"build_horovod: using the wheel in {tmp_path}/wheels/\S+\n", done.stdout)
     code = "import horovod; print(horovod.__file__)"
-    found = subprocess.run(
+    done = subprocess.run(
         [python, "-c", code], env={}, cwd=tmp_path, capture_output=True, text=True
     )
-    assert found.stdout.startswith(str(python.parents[1]))
+    assert done.stdout.startswith(str(python.parents[1]))
 
 
 @pytest.mark.slow
-def test_a_kept_wheel_that_does_not_load_is_built_again(build, tmp_path):
+def test_cached_wheel_that_does_not_load_is_built_again(build, tmp_path):
     keep_wheel(tmp_path / "wheels", damaged=True)
     done = build()
-    assert re.search(
-        r"the wheel in \S+ does not load \(ImportError: .+\): building it again\n$", done.stdout
-    )
+    line = r"the wheel in \S+ does not load \(ImportError: .+\): building it again\n$"
+    assert re.search(line, done.stdout)
     assert (done.returncode, done.stderr) == (2, wrong_archive(tmp_path / "wrong.tar.gz"))
-    assert (
-        len(list((tmp_path / "wheels").glob("*/*.whl"))) == 2
-    )  # both stay until a new one takes the place
+    assert len(list((tmp_path / "wheels").glob("*/*.whl"))) == 2  # both remain until replaced
 
 
 @pytest.mark.slow
-def test_a_wheel_that_pip_cannot_install_is_not_built_again(build, python, tmp_path):
+def test_wheel_that_pip_cannot_install_is_not_built_again(build, python, tmp_path):
     keep_wheel(tmp_path / "wheels")
-    done = build(PIP_PREFIX="/dev/null/place")
-    said = f"build_horovod: pip cannot install Horovod into {python}: ERROR: Could not install packages due to an OSError: "
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and done.stderr.startswith(said), (
-        done.stderr
-    )
+    done = build(PIP_PREFIX="/dev/null/prefix")
+    problem = f"build_horovod: pip cannot install Horovod into {python}: "
+    problem += "ERROR: Could not install packages due to an OSError: "
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert done.stderr.startswith(problem)
 
 
-def test_a_missing_package_ends_in_one_line(build, python, tmp_path):
+def test_missing_package_is_one_line(build, python, tmp_path):
     (tmp_path / "cffi.py").write_text("raise ModuleNotFoundError(\"No module named 'cffi'\")")
     done = build(PYTHONPATH=str(tmp_path))
-    assert (done.returncode, done.stderr) == (
-        2,
-        f"build_horovod: {python}: No module named 'cffi'; expected torch and what moco-mgd[horovod] needs. Install them there\n",
-    )
+    problem = f"build_horovod: {python}: No module named 'cffi'"
+    fix = "expected torch and what moco-mgd[horovod] needs. Install them there"
+    assert (done.returncode, done.stderr) == (2, f"{problem}; {fix}\n")
 
 
-def test_a_library_names_no_folder_of_its_build():
+def test_library_has_no_folder_of_its_build():
     [library] = [
         Path(file.locate())
         for file in importlib.metadata.files("horovod")
@@ -167,8 +163,8 @@ print(*{line.split()[-1] for line in open("/proc/self/maps") if ".so" in line}, 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.version.cuda, reason="a torch without CUDA")
-def test_a_library_takes_cuda_and_nccl_from_torch_s_own_packages():
-    """So it also loads where no CUDA toolkit is installed, as in the image."""
+def test_library_loads_cuda_and_nccl_of_torch():
+    """So it loads without an installed CUDA toolkit too, as in the image."""
     loaded = subprocess.check_output([sys.executable, "-c", LOADED], text=True).splitlines()
     libraries = [line for line in loaded if re.search(r"/lib(nccl|cudart)\.so", line)]
     packages = Path(torch.__file__).parents[1]
@@ -188,8 +184,8 @@ BUILT = "import horovod.torch as hvd; assert hvd.nccl_built() and hvd.gloo_built
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.version.cuda, reason="a torch without CUDA")
-def test_a_library_with_nccl_loads_with_the_toolkit_hidden():
-    """Also one that a toolkit has built."""
+def test_library_with_nccl_loads_without_the_toolkit():
+    """A library that was built with a toolkit does so too."""
     program = [sys.executable, "-c", BUILT]
     done = subprocess.run(["unshare", "--mount", "sh", "-c", HIDDEN, "sh", *program])
     if done.returncode in (1, 77) and os.getuid():
@@ -197,13 +193,13 @@ def test_a_library_with_nccl_loads_with_the_toolkit_hidden():
     assert done.returncode == 0
 
 
-# NCCL, and where CUDA's compiler comes from.
+# NCCL, and CUDA's compiler.
 
 GLOO = "building with Gloo only, for CPUs"
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "line"),
     [
         ({}, "nccl"),
         ({"toolkit": ""}, "nccl"),
@@ -223,7 +219,7 @@ GLOO = "building with Gloo only, for CPUs"
     ],
     ids=str,
 )
-def test_nccl_is_built_in_if_torch_and_a_compiler_allow_it(given, said):
+def test_nccl_is_built_in_if_possible(given, line):
     values = {"asked": "", "torch": "3.0", "torch_cuda": "13.0"}
     values |= {"nccl": "/nccl", "toolkit": "/cuda"} | given
     values["cuda"] = values["torch_cuda"].partition(".")[0]
@@ -232,26 +228,26 @@ def test_nccl_is_built_in_if_torch_and_a_compiler_allow_it(given, said):
     code += "choose_backend; echo $backend"
     environment = {"PATH": os.environ["PATH"]} | values
     done = subprocess.run(["bash", "-euc", code], env=environment, capture_output=True, text=True)
-    assert (done.stderr, said in done.stdout) == ("", True), done.stdout
+    assert (done.stderr, line in done.stdout) == ("", True), done.stdout
     assert done.stdout.endswith(("nccl\n", "gloo\n", "compiler\n"))
 
 
-def test_an_unknown_backend_ends_in_one_line(build):
+def test_unknown_backend_is_one_line(build):
     done = build(HOROVOD_BACKEND="mpi")
     line = "build_horovod: HOROVOD_BACKEND=mpi: expected nccl, gloo or nothing\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
 
 
-# A stand-in for Python whose pip writes down its words and installs two files.
+# A fake Python. Its pip saves its arguments and installs a library.
 PIP = """#!/bin/bash
-printf '%s\\n' "$@" >words
+printf '%s\\n' "$@" >arguments
 while [ "$1" != --target ]; do shift; done
 mkdir -p "$2/nvidia/cu13/lib" && touch "$2/nvidia/cu13/lib/libcudart.so.13"
 """
 
 
 @pytest.mark.parametrize(("version", "pinned"), [("13.0", True), ("13.4", False)])
-def test_cuda_s_compiler_is_fetched_with_hashes_of_torch_s_version(tmp_path, version, pinned):
+def test_cuda_compiler_is_fetched_with_hashes(tmp_path, version, pinned):
     (tmp_path / "python").write_text(PIP)
     (tmp_path / "python").chmod(0o755)
     (tmp_path / "constraints.txt").write_bytes((SCRIPT.parent / "constraints.txt").read_bytes())
@@ -262,12 +258,12 @@ def test_cuda_s_compiler_is_fetched_with_hashes_of_torch_s_version(tmp_path, ver
     toolkit = tmp_path / "work/toolkit/nvidia/cu13"
     assert (done.stdout, done.stderr) == (f"{toolkit}\n", "")
     assert (toolkit / "lib64/libcudart.so").samefile(toolkit / "lib/libcudart.so.13")
-    words = (tmp_path / "words").read_text().splitlines()
-    assert words[:3] == ["-m", "pip", "install"]
+    arguments = (tmp_path / "arguments").read_text().splitlines()
+    assert arguments[:3] == ["-m", "pip", "install"]
     if not pinned:
-        assert words[-1] == "cuda-toolkit[nvcc,cccl]==13.4.*"
+        assert arguments[-1] == "cuda-toolkit[nvcc,cccl]==13.4.*"
         return
-    assert words[-4:] == ["--require-hashes", "--no-deps", "-r", f"{tmp_path}/work/toolkit.txt"]
+    assert arguments[-4:] == ["--require-hashes", "--no-deps", "-r", f"{tmp_path}/work/toolkit.txt"]
     blocks = re.split(r"\n(?=\S)", (tmp_path / "work/toolkit.txt").read_text())
     names = [block.partition("==")[0] for block in blocks]
     names = [name.removeprefix("nvidia-").removeprefix("cuda-") for name in names]
@@ -276,29 +272,29 @@ def test_cuda_s_compiler_is_fetched_with_hashes_of_torch_s_version(tmp_path, ver
 
 
 @pytest.mark.parametrize(
-    ("driver", "asked", "code", "said"),
+    ("driver", "asked", "code", "line"),
     [
         (False, "", 0, f"cannot be fetched (log: log): {GLOO}\nkept gloo\n"),
         (False, "nccl", 2, "HOROVOD_BACKEND=nccl: CUDA 13's compiler (nvidia-cuda-nvcc) cannot be"),
         (True, "", 2, "cannot be fetched (log: log), and this machine has GPUs. Install a CUDA 13"),
     ],
 )
-def test_a_compiler_that_cannot_be_fetched_is_an_error_where_gpus_are(driver, asked, code, said):
+def test_missing_cuda_compiler_is_an_error_with_gpus(driver, asked, code, line):
     lines = f'cuda=13 log=log asked={asked} backend=nccl; say() {{ echo "$*"; }}\n'
     lines += 'fail() { echo "$*"; exit 2; }; use_kept() { echo "kept $backend"; }\n'
     lines += f"fetch_toolkit() {{ return 1; }}; has_driver() {{ {str(driver).lower()}; }}\n"
     lines += f"{function('without_nccl')}\n{function('provide_toolkit')}\nprovide_toolkit"
     done = subprocess.run(["bash", "-euc", lines], capture_output=True, text=True)
-    assert (done.returncode, done.stderr, said in done.stdout) == (code, "", True), done.stdout
+    assert (done.returncode, done.stderr, line in done.stdout) == (code, "", True), done.stdout
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.version.cuda, reason="a torch without CUDA")
-@pytest.mark.skipif(os.path.exists("/proc/driver/nvidia/version"), reason="an error where GPUs are")
-def test_without_a_registry_a_kept_wheel_with_gloo_needs_no_source(build, tmp_path):
+@pytest.mark.skipif(os.path.exists("/proc/driver/nvidia/version"), reason="an error with GPUs")
+def test_cached_wheel_with_gloo_needs_no_registry(build, tmp_path):
     keep_wheel(tmp_path / "wheels")
-    [shelf] = (tmp_path / "wheels").glob("*-nccl-*")
-    shutil.rmtree(shelf)
+    [folder] = (tmp_path / "wheels").glob("*-nccl-*")
+    shutil.rmtree(folder)
     variables = {"HOROVOD_BACKEND": "", "HOROVOD_SDIST": "/nowhere/horovod.tar.gz"}
     done = build("unshare", "--mount", "sh", "-c", HIDDEN, "sh", PIP_NO_INDEX="1", **variables)
     if done.returncode in (1, 77) and os.getuid():
@@ -308,41 +304,41 @@ def test_without_a_registry_a_kept_wheel_with_gloo_needs_no_source(build, tmp_pa
     assert re.search(r"using the wheel in \S+-gloo-\w+\n$", done.stdout)
 
 
-# The source archive, and where it is built.
+# The source archive and the work folder.
 
 
-def test_a_missing_source_archive_ends_in_one_line(build, tmp_path):
+def test_missing_source_archive_is_one_line(build, tmp_path):
     done = build(HOROVOD_SDIST="/nowhere/horovod.tar.gz")
-    assert (done.returncode, done.stderr) == (
-        2,
-        "build_horovod: HOROVOD_SDIST /nowhere/horovod.tar.gz: cannot be read; expected the source archive of horovod 0.28.1\n",
-    )
+    problem = "build_horovod: HOROVOD_SDIST /nowhere/horovod.tar.gz: cannot be read"
+    line = f"{problem}; expected the source archive of horovod 0.28.1\n"
+    assert (done.returncode, done.stderr) == (2, line)
 
 
 @pytest.mark.parametrize("folder", ["plain", "with a space", "noexec", "missing"])
-def test_the_work_folder_runs_programs_and_has_a_plain_path(tmp_path, folder):
-    place, wheels = tmp_path / folder, tmp_path / "wheels"
+def test_work_folder_can_run_programs(tmp_path, folder):
+    """Its path has no special characters."""
+    given, wheels = tmp_path / folder, tmp_path / "wheels"
     wheels.mkdir()
     if folder != "missing":
-        place.mkdir()
+        given.mkdir()
     if folder == "noexec":
-        mount("-t", "tmpfs", "-o", "noexec", "tmpfs", place)
+        mount("-t", "tmpfs", "-o", "noexec", "tmpfs", given)
     pattern = re.search("^plain=.*$", SCRIPT.read_text(), re.MULTILINE)[0]
     code = f"cache={wheels}\n{pattern}\n{function('make_work')}\nmake_work"
-    environment = os.environ | {"TMPDIR": str(place)}
+    environment = os.environ | {"TMPDIR": str(given)}
     try:
         done = subprocess.run(
             ["bash", "-euc", code], env=environment, capture_output=True, text=True, check=True
         )
-        found = Path(done.stdout.removesuffix("\n"))
-        assert (found.parent == place) == (folder == "plain")
-        shutil.rmtree(found)
-        assert not place.exists() or list(place.iterdir()) == []
+        work = Path(done.stdout.removesuffix("\n"))
+        assert (work.parent == given) == (folder == "plain")
+        shutil.rmtree(work)
+        assert not given.exists() or list(given.iterdir()) == []
     finally:
-        unmount(place)
+        unmount(given)
 
 
-def test_without_a_folder_for_programs_the_build_ends_in_one_line(build, tmp_path):
+def test_missing_work_folder_is_one_line(build, tmp_path):
     (tmp_path / "wheels").mkdir()
     folders = ["/tmp", "/var/tmp", str(tmp_path / "wheels")]
     mounts = "".join(
@@ -353,59 +349,51 @@ def test_without_a_folder_for_programs_the_build_ends_in_one_line(build, tmp_pat
     if subprocess.run([*launcher, "true"], capture_output=True).returncode:
         pytest.skip("mounting is not allowed here, run as root")
     if Path(torch.__file__).is_relative_to("/tmp"):
-        pytest.skip("torch's libraries lie in /tmp, and could not be loaded there")
+        pytest.skip("torch's libraries are in /tmp and cannot be loaded there")
     done = build(*launcher)
     assert (done.returncode, done.stderr) == (
         2,
-        f"build_horovod: TMPDIR /tmp: no program can run there, nor in /tmp, /var/tmp and {tmp_path}/wheels; expected a folder "
-        "that is not mounted noexec, and has only letters, digits, '.', '_' and '-' in its path. Set TMPDIR to one\n",
+        "build_horovod: TMPDIR /tmp: no program can run there, nor in /tmp, /var/tmp and "
+        f"{tmp_path}/wheels; expected a folder that is not mounted noexec, and has only letters, "
+        "digits, '.', '_' and '-' in its path. Set TMPDIR to one\n",
     )
 
 
 # Changes of the source.
 
+UNCHANGED = "the change of CMakeLists.txt to 'STANDARD 17' does not apply"
+
 
 @pytest.mark.parametrize(
-    "text, result, line",
+    "text, result, problem",
     [
         ("set(STANDARD 14)\n", "set(STANDARD 17)\n", ""),
-        (
-            "set(STANDARD 15)\n",
-            "set(STANDARD 15)\n",
-            "the change of CMakeLists.txt to 'STANDARD 17' does not apply; ",
-        ),
-        (
-            "set(STANDARD 17)\n",
-            "set(STANDARD 17)\n",
-            "the change of CMakeLists.txt to 'STANDARD 17' does not apply; ",
-        ),
+        ("set(STANDARD 15)\n", "set(STANDARD 15)\n", UNCHANGED),
+        ("set(STANDARD 17)\n", "set(STANDARD 17)\n", UNCHANGED),
     ],
-    ids=["applies", "finds nothing", "is there already"],
+    ids=["applies", "no match", "already changed"],
 )
-def test_a_change_of_the_source_applies_or_ends_the_build(tmp_path, text, result, line):
+def test_edit_applies_or_ends_the_build(tmp_path, text, result, problem):
     (tmp_path / "CMakeLists.txt").write_text(text)
     code = f'source=. version=0.28.1; fail() {{ echo "$*"; exit 2; }}\n{function("edit")}\n'
     code += "edit CMakeLists.txt 's/STANDARD 14/STANDARD 17/' 'STANDARD 17'; echo applied"
     done = subprocess.run(["bash", "-euc", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.stdout == (f"{line}expected the files of horovod 0.28.1\n" if line else "applied\n")
-    assert (done.returncode, (tmp_path / "CMakeLists.txt").read_text()) == (
-        2 if line else 0,
-        result,
-    )
+    error = f"{problem}; expected the files of horovod 0.28.1\n"
+    assert done.stdout == (error if problem else "applied\n")
+    code = 2 if problem else 0
+    assert (done.returncode, (tmp_path / "CMakeLists.txt").read_text()) == (code, result)
 
 
-# Compilers at once.
+# The number of concurrent compilers.
 
 
 @pytest.fixture
 def group():
-    """A control group of this machine, whose processes may take 3 GB of memory."""
+    """Create a control group of this machine with a limit of 3 GB of memory."""
     first = Path("/sys/fs/cgroup/memory")
-    top, limit = (
-        (first, "memory.limit_in_bytes")
-        if first.is_dir()
-        else (Path("/sys/fs/cgroup"), "memory.max")
-    )
+    top, limit = Path("/sys/fs/cgroup"), "memory.max"
+    if first.is_dir():
+        top, limit = first, "memory.limit_in_bytes"
     path = top / f"moco-mgd-test-{os.getpid()}"
     try:
         path.mkdir()
@@ -416,10 +404,11 @@ def group():
     path.rmdir()
 
 
-def test_a_control_group_with_little_memory_gets_one_compiler(group):
+def test_count_jobs_follows_the_memory_limit(group):
     inner = group / "inner"
     inner.mkdir()
-    code = f"echo $$ >{inner}/cgroup.procs; python={sys.executable}\n{function('count_jobs')}\ncount_jobs"
+    code = f"echo $$ >{inner}/cgroup.procs; python={sys.executable}\n"
+    code += f"{function('count_jobs')}\ncount_jobs"
     try:
         done = subprocess.run(["bash", "-c", code], capture_output=True, text=True)
     finally:

@@ -29,12 +29,12 @@ def horovodrun(program="print('started')", workers=1, **variables):
     return done.returncode, done.stdout.strip().splitlines()[-1:], "Traceback" in done.stderr
 
 
-def test_a_home_that_is_no_folder():
+def test_invalid_home_is_ignored():
     assert horovodrun(HOME="/dev/null/home") == (0, ["[0]<stdout>:started"], False)
 
 
 @pytest.mark.parametrize("option", ["ro", "size=4k"], ids=["read-only", "full"])
-def test_a_home_that_takes_no_files(tmp_path, option):
+def test_unwritable_home_is_ignored(tmp_path, option):
     mount("-t", "tmpfs", "-o", option, "tmpfs", tmp_path)
     try:
         if option != "ro":
@@ -44,20 +44,20 @@ def test_a_home_that_takes_no_files(tmp_path, option):
         unmount(tmp_path)
 
 
-def test_a_home_that_takes_files_remembers_checks(tmp_path):
+def test_writable_home_has_the_cache(tmp_path):
     assert horovodrun(HOME=str(tmp_path))[:2] == (0, ["[0]<stdout>:started"])
     assert (tmp_path / ".horovod" / "cache.bin").stat().st_size
 
 
-def test_the_exit_code_is_that_of_the_first_worker_that_fails():
-    """The other worker would wait for an hour: the launcher ends it."""
+def test_exit_code_is_that_of_the_first_failed_worker():
+    """The launcher ends the other worker, which would wait for an hour."""
     wait = "import os, sys, time; os.environ['HOROVOD_RANK'] == '0' and time.sleep(3600)"
     code, _, traceback = horovodrun(f"{wait}; sys.exit(2)", workers=2)
     assert code == 2 and not traceback
 
 
 @pytest.mark.parametrize("state", [">/dev/full", ">&-"], ids=["full", "closed"])
-def test_an_output_that_takes_no_lines_holds_up_no_worker(tmp_path, state):
+def test_unwritable_output_does_not_block_workers(tmp_path, state):
     """The worker prints more than a pipe holds."""
     launcher = os.path.join(os.path.dirname(sys.executable), "horovodrun")
     program = f"print(('x' * 100 + '\\n') * 2000, flush=True); open({str(tmp_path / 'end')!r}, 'w')"
@@ -75,10 +75,11 @@ def test_an_output_that_takes_no_lines_holds_up_no_worker(tmp_path, state):
 @pytest.mark.parametrize(
     "line", ["{}; code=$?; sleep 1; exit $code", "exec {}"], ids=["slow", "none"]
 )
-def test_a_worker_that_ends_at_a_signal_has_its_own_exit_code(tmp_path, line):
-    """Also if the shell around it ends a second later, or is none: bash lets a command replace it."""
+def test_worker_that_ends_by_a_signal_keeps_its_exit_code(tmp_path, line):
+    """Its shell ends a second later, or the worker has replaced the shell, as in bash."""
     up, stop = tmp_path / "up", threading.Event()
-    wait = f"signal.pthread_sigmask(signal.SIG_BLOCK, [15]); open({str(up)!r}, 'w'); signal.sigwait([15])"
+    block = "signal.pthread_sigmask(signal.SIG_BLOCK, [15])"
+    wait = f"{block}; open({str(up)!r}, 'w'); signal.sigwait([15])"
     program = f"import signal, sys; {wait}; sys.exit(7)"
     command = line.format(shlex.join([sys.executable, "-c", program]))
     with ThreadPoolExecutor(1) as pool:
@@ -89,11 +90,11 @@ def test_a_worker_that_ends_at_a_signal_has_its_own_exit_code(tmp_path, line):
         assert ended.result() == 7
 
 
-def test_a_shell_that_does_not_end_after_its_worker_is_ended(tmp_path, monkeypatch):
+def test_shell_that_outlives_its_worker_is_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(safe_shell_exec, "GRACEFUL_TERMINATION_TIME_S", 0.5)
     command = ["sh", "-c", f"sleep 1000; read line; touch {shlex.quote(str(tmp_path / 'end'))}"]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as shell:
-        late = threading.Timer(20, shell.stdin.close)  # ends a wait that has no limit
+        late = threading.Timer(20, shell.stdin.close)  # ends an endless wait
         late.start()
         while not psutil.Process(shell.pid).children():
             time.sleep(0.02)
@@ -103,7 +104,7 @@ def test_a_shell_that_does_not_end_after_its_worker_is_ended(tmp_path, monkeypat
     assert not (tmp_path / "end").exists()
 
 
-def test_the_build_names_its_option_if_home_takes_no_wheel():
+def test_build_names_its_option_if_home_is_unwritable():
     environment = os.environ | {"HOME": "/dev/null/home"}
     for name in ("XDG_CACHE_HOME", "HOROVOD_WHEELS"):
         environment.pop(name, None)
@@ -113,8 +114,6 @@ def test_the_build_names_its_option_if_home_takes_no_wheel():
         capture_output=True,
         text=True,
     )
-    assert (done.returncode, done.stderr) == (
-        2,
-        "build_horovod: /dev/null/home/.cache/moco-mgd/wheels: cannot be written to; expected a folder for the wheel. "
-        "Set HOROVOD_WHEELS to another one\n",
-    )
+    problem = "/dev/null/home/.cache/moco-mgd/wheels: cannot be written to"
+    fix = "expected a folder for the wheel. Set HOROVOD_WHEELS to another one"
+    assert (done.returncode, done.stderr) == (2, f"build_horovod: {problem}; {fix}\n")

@@ -1,3 +1,5 @@
+"""Fixtures of tests of workers."""
+
 import pytest
 
 from job.cluster.task import LAUNCHERS
@@ -5,7 +7,7 @@ from job.cluster.task import LAUNCHERS
 
 @pytest.fixture
 def unlaunched(monkeypatch):
-    """No launcher's variables."""
+    """Remove the variables of all launchers."""
     for names in LAUNCHERS.values():
         for name in names:
             monkeypatch.delenv(name, raising=False)

@@ -1,4 +1,4 @@
-"""The connection of the workers. Horovod is a stand-in: its real failures abort the process."""
+"""Failures of collectives, with a fake Horovod, because its real ones abort the process."""
 
 from types import SimpleNamespace
 
@@ -37,8 +37,8 @@ COLLECTIVES = {
         ("CUDA out of memory. Tried to allocate 2.00 GiB.", Internal),
     ],
 )
-def test_a_collective_fails_by_another_worker_or_by_this_gpu(monkeypatch, name, text, raised):
-    """When it begins, and when it completes. What is this worker's own is not called another's."""
+def test_collectives_name_the_failed_worker(monkeypatch, name, text, raised):
+    """Collectives can fail at their start and at their end, by another worker or by this GPU."""
 
     def fail(*_, **named):
         raise Internal(text)
@@ -52,8 +52,8 @@ def test_a_collective_fails_by_another_worker_or_by_this_gpu(monkeypatch, name, 
 
 
 @pytest.mark.parametrize("failing", ["init", "barrier"])
-def test_after_a_failed_start_no_worker_is_connected(monkeypatch, failing):
-    """Later calls answer for a single worker; Horovod's own would fail."""
+def test_failed_start_leaves_one_worker(monkeypatch, failing):
+    """Later calls answer for one worker. Horovod's own calls would fail."""
     calls = {"init": lambda: None, "barrier": lambda: None, failing: fail}
     calls |= {"rank": fail, "size": fail}
     horovod = SimpleNamespace(mpi_ops=SimpleNamespace(HorovodInternalError=Internal), **calls)
@@ -64,14 +64,14 @@ def test_after_a_failed_start_no_worker_is_connected(monkeypatch, failing):
     assert (comm.rank(), comm.size(), comm.version()) == (0, 1, "")
 
 
-def test_a_read_is_seen_as_a_wait():
-    """By the watchdog, while a GPU computes a collective's result."""
-    seen = []
+def test_reading_a_result_is_a_wait():
+    """The watchdog sees the wait while a GPU computes the result of a collective."""
+    waits = []
 
     class Result:
         def cpu(self):
-            seen.append(comm.waits.name)
+            waits.append(comm.waits.name)
             return torch.ones(1)
 
     assert comm.to_host(Result(), "it") == 1
-    assert (seen, comm.waits) == (["it"], None)
+    assert (waits, comm.waits) == (["it"], None)

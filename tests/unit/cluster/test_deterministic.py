@@ -1,4 +1,4 @@
-"""What --deterministic sets before CUDA and NCCL start, and when it refuses."""
+"""--deterministic: its variables and modes, and its errors."""
 
 import os
 
@@ -14,10 +14,10 @@ SET = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "NCCL_ALGO": "Ring", "NCCL_PROTO": 
 
 @pytest.fixture(autouse=True)
 def variables(monkeypatch):
-    """The variables are unset before and after, and CUDA has not started with them."""
+    """Unset the variables before and after a test, in which CUDA has not started with them."""
     monkeypatch.setattr(deterministic, "started", False)
     for name in SET:
-        monkeypatch.setenv(name, "")  # which restores it
+        monkeypatch.setenv(name, "")  # restores it at the end
         del os.environ[name]
 
 
@@ -28,30 +28,30 @@ def modes():
     torch.set_deterministic_debug_mode(mode)
 
 
-def found():
+def variables_set():
     return {name: os.environ[name] for name in SET if name in os.environ}
 
 
-def test_the_variables_are_set_only_with_the_option():
+def test_prepare_sets_variables_only_with_the_option():
     for options in (OFF, {}):
         deterministic.prepare(options)
-        assert found() == {}
+        assert variables_set() == {}
     deterministic.prepare(ON)
-    assert found() == SET
+    assert variables_set() == SET
     deterministic.prepare(ON)  # a script's second run
 
 
-def test_the_smaller_workspace_is_kept(monkeypatch):
+def test_prepare_keeps_the_smaller_workspace(monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     deterministic.prepare(ON)
-    assert found() == SET | {"CUBLAS_WORKSPACE_CONFIG": ":16:8"}
+    assert variables_set() == SET | {"CUBLAS_WORKSPACE_CONFIG": ":16:8"}
 
 
 @pytest.mark.parametrize(
     "name, value",
     [("NCCL_ALGO", "Tree"), ("CUBLAS_WORKSPACE_CONFIG", ":0:0")],
 )
-def test_another_value_is_refused_in_one_line(name, value, monkeypatch):
+def test_prepare_refuses_other_values(name, value, monkeypatch):
     monkeypatch.setenv(name, value)
     with pytest.raises(RunError, match=f"{name}={value}: --deterministic expects") as error:
         deterministic.prepare(ON)
@@ -59,7 +59,7 @@ def test_another_value_is_refused_in_one_line(name, value, monkeypatch):
     deterministic.prepare(OFF)
 
 
-def test_cuda_that_has_started_without_the_variables_is_refused(monkeypatch):
+def test_prepare_refuses_a_started_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     with pytest.raises(RunError, match="CUBLAS_WORKSPACE_CONFIG: CUDA has started without it"):
         deterministic.prepare(ON)
@@ -69,32 +69,32 @@ def test_cuda_that_has_started_without_the_variables_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("first, refused", [(ON, False), (OFF, True)])
-def test_a_script_s_second_run_has_what_its_first_started_cuda_with(monkeypatch, first, refused):
-    """The first run's end has restored the variables."""
+def test_second_run_needs_the_option_in_the_first(monkeypatch, first, refused):
+    """The end of the first run has restored the variables."""
     deterministic.prepare(first)
     deterministic.apply(first, torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    for name in found():
+    for name in variables_set():
         del os.environ[name]
     if refused:
         with pytest.raises(RunError, match="CUDA has started without it"):
             deterministic.prepare(ON)
     else:
         deterministic.prepare(ON)
-        assert found() == SET
+        assert variables_set() == SET
 
 
 @pytest.mark.parametrize(
     "options, device, on",
     [(ON, "cuda", True), (ON, "cpu", False), (OFF, "cuda", False)],
 )
-def test_torch_chooses_deterministic_algorithms_on_gpus_with_the_option(options, device, on):
+def test_apply_sets_torch_s_mode_on_gpus(options, device, on):
     deterministic.apply(options, torch.device(device))
     assert torch.are_deterministic_algorithms_enabled() == on
     assert not torch.is_deterministic_algorithms_warn_only_enabled()
 
 
-def test_a_start_sets_the_variables_before_workers_connect_and_the_mode_on_its_device(monkeypatch):
+def test_start_sets_variables_before_workers_connect(monkeypatch):
     order = []
     own = launch.deterministic
     monkeypatch.setattr(own, "prepare", lambda options: order.append("prepare"))

@@ -1,4 +1,4 @@
-"""Errors of the GPU: their lines, and which worker's line is printed. They are pretended."""
+"""Simulated errors of GPUs: their lines, and the worker that prints one."""
 
 import json
 import os
@@ -34,7 +34,7 @@ class Internal(RuntimeError):
 
 @pytest.fixture(autouse=True)
 def waited(monkeypatch, unlaunched):
-    """One worker, which leaves by SystemExit and does not wait; the seconds of its waits."""
+    """Replace waits and exits of one worker; return the list of the seconds of its waits."""
 
     def leave(code):
         raise SystemExit(code)
@@ -49,7 +49,7 @@ def waited(monkeypatch, unlaunched):
     ("error", "kind"),
     [
         (torch.OutOfMemoryError(FULL), MEMORY),
-        (Internal(FULL), MEMORY),  # an output of Horovod's
+        (Internal(FULL), MEMORY),  # an output of Horovod
         (torch.AcceleratorError("CUDA error: out of memory\nmore"), MEMORY),
         (Internal("cudaMalloc failed: out of memory"), MEMORY),
         (
@@ -98,11 +98,11 @@ def waited(monkeypatch, unlaunched):
         (None, ""),
     ],
 )
-def test_an_error_of_the_device_is_told_from_others(error, kind):
+def test_kind_of_an_error(error, kind):
     assert device_errors.kind(error) == kind
 
 
-def test_a_full_gpu_is_one_line_with_torch_s_figures_and_what_helps():
+def test_full_gpu_is_one_line_with_a_fix():
     error = device_errors.describe(torch.OutOfMemoryError(FULL), "job/train.py:131", OPTIONS)
     assert str(error) == (
         "this GPU's memory is full at job/train.py:131 (CUDA out of memory. Tried to allocate "
@@ -121,18 +121,18 @@ def test_a_full_gpu_is_one_line_with_torch_s_figures_and_what_helps():
             {"batch_size": 64, "accumulate": 2, "precision": "bf16"},
             "Use a --batch-size below 64 or --accumulate 4; ",
         ),
-        ({"precision": "float32"}, "Use --precision bf16; "),  # job.embed has no batch size
+        ({"precision": "float32"}, "Use --precision bf16; "),  # such as job.embed
         ({}, ""),
     ],
 )
-def test_only_options_of_the_program_that_need_less_memory_are_advised(options, use):
+def test_full_gpu_suggests_options_of_the_program(options, use):
     line = str(device_errors.describe(torch.OutOfMemoryError("CUDA out of memory."), "", options))
-    shows = "nvidia-smi shows the other programs on this GPU"
-    assert line == f"this GPU's memory is full (CUDA out of memory). {use}{shows}"
+    end = "nvidia-smi shows the other programs on this GPU"
+    assert line == f"this GPU's memory is full (CUDA out of memory). {use}{end}"
 
 
 @pytest.mark.parametrize(
-    ("error", "begins", "helps"),
+    ("error", "start", "fixes"),
     [
         (
             Internal(REFUSED),
@@ -147,13 +147,13 @@ def test_only_options_of_the_program_that_need_less_memory_are_advised(options, 
     ],
     ids=["NCCL", "CUDA"],
 )
-def test_an_error_of_nccl_or_the_gpu_is_one_line_with_what_helps(error, begins, helps):
+def test_failed_nccl_or_gpu_is_one_line_with_a_fix(error, start, fixes):
     line = str(device_errors.describe(error, "here:1", OPTIONS))
-    assert line.startswith(begins) and "\n" not in line and all(each in line for each in helps)
+    assert line.startswith(start) and "\n" not in line and all(each in line for each in fixes)
 
 
 def ended(capsys, error):
-    """Exit code and lines of errors of a program that ends by `error`."""
+    """Return exit code and error lines of a program that ends with `error`."""
     with pytest.raises(SystemExit) as caught, reported_errors():
         raise error
     return caught.value.code, capsys.readouterr().err.splitlines()
@@ -168,28 +168,28 @@ def rank(request, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError(FULL), Internal(REFUSED)])
-def test_the_worker_s_own_line_is_printed_by_rank_0_first(capsys, rank, waited, error):
-    """All workers can run out of memory at once; rank 1 waits for the launcher to end it."""
+def test_rank_0_prints_its_line_first(capsys, rank, waited, error):
+    """All workers can run out of memory at once. Rank 1 waits for its launcher to end it."""
     code, [line] = ended(capsys, error)
     assert code == 1 and line.startswith(f"error: rank {rank} on node2: ")
     assert "another worker" not in line
     assert waited == [2] * rank
 
 
-def test_an_error_of_cuda_keeps_its_traceback(capsys, rank):
+def test_cuda_error_keeps_its_traceback(capsys, rank):
     code, lines = ended(capsys, torch.AcceleratorError(ASYNCHRONOUS))
     assert code == 1 and lines[0] == "Traceback (most recent call last):"
     assert lines[-1].startswith(f"error: rank {rank} on node2: this GPU failed ")
 
 
-def test_an_error_of_memory_in_a_run_is_recorded_as_it_is_printed_with_the_place(capsys, tmp_path):
+def test_full_gpu_of_a_run_is_recorded(capsys, tmp_path):
     def fill():
         with Run(str(tmp_path), keep=1, options=OPTIONS) as run:
             run.log.open(str(tmp_path), (0, 0))
             run.autocast(Precision())
 
     class Precision:
-        """An option of which the comparison fails."""
+        """An option whose comparison fails."""
 
         def __eq__(self, other):
             raise torch.OutOfMemoryError(FULL)
@@ -203,7 +203,7 @@ def test_an_error_of_memory_in_a_run_is_recorded_as_it_is_printed_with_the_place
     assert re.search(r"full at job/engine/workers.py:\d+ \(CUDA out .*--batch-size below 256", line)
 
 
-def test_an_error_of_nccl_at_the_connection_says_what_helps(tmp_path, monkeypatch):
+def test_failed_connection_of_nccl_has_a_fix(tmp_path, monkeypatch):
     def fail(device):
         raise Internal(REFUSED)
 
@@ -230,16 +230,10 @@ with exits.reported_errors(), Run({folder!r}, keep=1) as run:
 
 
 @pytest.mark.slow
-def test_the_first_line_of_two_workers_is_that_of_the_one_whose_gpu_is_full(tmp_path):
+def test_first_line_is_of_the_worker_with_a_full_gpu(tmp_path):
     launcher = os.path.join(os.path.dirname(sys.executable), "horovodrun")
-    command = [
-        launcher,
-        "-np",
-        "2",
-        sys.executable,
-        "-c",
-        PROGRAM.format(folder=str(tmp_path / "run")),
-    ]
+    program = PROGRAM.format(folder=str(tmp_path / "run"))
+    command = [launcher, "-np", "2", sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     first, *others = re.findall(r"error: (.*)", done.stderr)
     assert re.fullmatch(r"rank 1 on \S+: this GPU's memory is full \(CUDA out of memory. .*", first)

@@ -1,3 +1,5 @@
+"""The start of a worker: launchers, GPUs and Horovod's settings."""
+
 import os
 import sys
 
@@ -20,7 +22,7 @@ SET_AT_START = [
 ]
 
 
-def test_one_worker_has_no_port(tmp_path):
+def test_one_worker_opens_no_port(tmp_path):
     before = psutil.Process().net_connections()
     with Run(str(tmp_path), keep=1):
         assert psutil.Process().net_connections() == before
@@ -28,7 +30,7 @@ def test_one_worker_has_no_port(tmp_path):
 
 @pytest.fixture
 def horovod(monkeypatch):
-    """A Horovod that is of as many workers as a test says, without starting one."""
+    """Return a function that simulates a Horovod of `size` workers."""
 
     def of_size(size):
         monkeypatch.setattr(launch.comm, "start", lambda: None)
@@ -44,7 +46,7 @@ def horovod(monkeypatch):
     return of_size
 
 
-def test_tasks_that_would_each_be_a_run_of_their_own_are_refused(monkeypatch, horovod):
+def test_unconnected_tasks_are_refused(monkeypatch, horovod):
     horovod(1)
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
@@ -53,13 +55,12 @@ def test_tasks_that_would_each_be_a_run_of_their_own_are_refused(monkeypatch, ho
     message = str(caught.value)
     assert "\n" not in message
     assert caught.value.code == 2
-    assert all(
-        part in message for part in ("Open MPI started 4 tasks", "1 workers", "horovodrun -np 4")
-    )
+    expected = ("Open MPI started 4 tasks", "1 workers", "horovodrun -np 4")
+    assert all(text in message for text in expected)
 
 
 @pytest.mark.parametrize(
-    ("variables", "size", "said"),
+    ("variables", "size", "problem"),
     [
         (
             dict(HOROVOD_RANK="0", HOROVOD_SIZE="4", SLURM_PROCID="1", SLURM_STEP_NUM_TASKS="4"),
@@ -78,33 +79,30 @@ def test_tasks_that_would_each_be_a_run_of_their_own_are_refused(monkeypatch, ho
         ),
     ],
 )
-def test_more_tasks_than_workers_are_refused_in_one_line(
-    monkeypatch, horovod, variables, size, said
-):
+def test_more_tasks_than_workers_are_refused(monkeypatch, horovod, variables, size, problem):
     horovod(size)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(RunError) as caught:
         launch.start({})
-    assert said in str(caught.value)
+    assert problem in str(caught.value)
 
 
-def test_a_machine_whose_own_name_does_not_resolve_is_refused_in_one_line(monkeypatch, horovod):
+def test_unresolvable_hostname_is_refused(monkeypatch, horovod):
     horovod(2)
     for name, value in {"HOROVOD_RANK": "0", "HOROVOD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(launch.socket, "gethostname", lambda: "nowhere.invalid")
-    with pytest.raises(
-        RunError, match=r"own name, nowhere.invalid, does not resolve\. Add it to /etc/hosts"
-    ):
+    problem = r"own name, nowhere.invalid, does not resolve\. Add it to /etc/hosts"
+    with pytest.raises(RunError, match=problem):
         launch.start({})
 
 
 @pytest.mark.parametrize(
     "names", [("HOROVOD_RANK", "HOROVOD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")]
 )
-def test_several_workers_without_horovod_are_refused_in_one_line(monkeypatch, names):
-    """With srun also before the rendezvous, which needs Horovod."""
+def test_several_workers_without_horovod_are_refused(monkeypatch, names):
+    """With srun the check is before the rendezvous, which needs Horovod."""
     for name, value in zip(names, ("0", "2"), strict=True):
         monkeypatch.setenv(name, value)
     monkeypatch.setitem(sys.modules, "horovod", None)
@@ -115,7 +113,7 @@ def test_several_workers_without_horovod_are_refused_in_one_line(monkeypatch, na
     assert caught.value.code == 2
 
 
-def test_horovodrun_with_the_gpus_of_one_slurm_task_is_fine(monkeypatch, horovod):
+def test_horovodrun_can_run_in_one_slurm_task(monkeypatch, horovod):
     horovod(8)
     for name, value in dict(
         HOROVOD_RANK="0", HOROVOD_SIZE="8", SLURM_PROCID="0", SLURM_NTASKS="1"
@@ -145,12 +143,12 @@ def test_gloo_waits_longer_than_the_watchdog(monkeypatch, horovod, warn, end, ex
     assert int(os.environ["HOROVOD_GLOO_TIMEOUT_SECONDS"]) > expected[1]
 
 
-def gpus(monkeypatch, visible, taken, local_rank):
-    """The GPU of a worker that sees `visible` of them.
+def gpus(monkeypatch, visible, workers, local_rank):
+    """Return the device of a worker with `visible` GPUs.
 
-    taken: (node, GPU) or (node, GPU, problem) of all workers.
+    workers: (node, GPU) or (node, GPU, problem) of each.
     """
-    taken = [(*each, "")[:3] for each in taken]
+    workers = [(*each, "")[:3] for each in workers]
     monkeypatch.setattr(launch.torch.cuda, "is_available", lambda: visible > 0)
     monkeypatch.setattr(launch.comm, "has_nccl", lambda: True)
     monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: visible)
@@ -162,24 +160,23 @@ def gpus(monkeypatch, visible, taken, local_rank):
     monkeypatch.setattr(launch.torch.cuda, "set_device", lambda index: None)
     monkeypatch.setattr(launch.comm, "local_rank", lambda: local_rank)
     monkeypatch.setattr(launch.comm, "local_size", lambda: 2)
-    monkeypatch.setattr(launch.comm, "size", lambda: len(taken))
-    monkeypatch.setattr(launch.objects, "allgather", lambda mine, name: taken)
-    return launch.own_device(taken[local_rank][2])
+    monkeypatch.setattr(launch.comm, "size", lambda: len(workers))
+    monkeypatch.setattr(launch.objects, "allgather", lambda mine, name: workers)
+    return launch.own_device(workers[local_rank][2])
 
 
-def test_a_worker_takes_the_gpu_of_its_local_rank_or_the_only_one_that_it_sees(monkeypatch):
+def test_gpu_is_that_of_the_local_rank_or_the_only_one(monkeypatch):
     assert gpus(monkeypatch, 2, [("a", "0"), ("a", "1"), ("b", "0"), ("b", "1")], 1).index == 1
     assert gpus(monkeypatch, 1, [("a", "GPU-1"), ("a", "GPU-2")], 1).index == 0
 
 
-def test_two_workers_of_one_gpu_are_refused(monkeypatch):
-    with pytest.raises(
-        RunError, match=r"2 workers on a machine with 1 GPUs\. Start one worker a GPU"
-    ):
+def test_two_workers_on_one_gpu_are_refused(monkeypatch):
+    problem = r"2 workers on a machine with 1 GPUs\. Start one worker a GPU"
+    with pytest.raises(RunError, match=problem):
         gpus(monkeypatch, 1, [("a", "GPU-1"), ("a", "GPU-1")], 1)
 
 
-def test_a_node_without_gpus_beside_others_is_refused_on_all(monkeypatch):
+def test_nodes_with_and_without_gpus_are_refused(monkeypatch):
     for visible in (0, 1):
         with pytest.raises(RunError, match="no GPU on b, but GPUs on the other nodes"):
             gpus(monkeypatch, visible, [("a", "GPU-1"), ("b", "")], 0)
@@ -187,7 +184,7 @@ def test_a_node_without_gpus_beside_others_is_refused_on_all(monkeypatch):
 
 @pytest.mark.parametrize("local_rank", [0, 1])
 @pytest.mark.parametrize(
-    ("taken", "line"),
+    ("workers", "line"),
     [
         ([("a", "", "old driver"), ("a", "", "old driver")], "old driver"),
         ([("a", "GPU-1"), ("b", "", "old driver")], "old driver (on b)"),
@@ -198,14 +195,14 @@ def test_a_node_without_gpus_beside_others_is_refused_on_all(monkeypatch):
         ),
     ],
 )
-def test_a_worker_that_cannot_use_its_gpu_ends_all(monkeypatch, taken, line, local_rank):
+def test_unusable_gpu_ends_all_workers(monkeypatch, workers, line, local_rank):
     with pytest.raises(RunError) as caught:
-        gpus(monkeypatch, 1, taken, local_rank)
+        gpus(monkeypatch, 1, workers, local_rank)
     assert (str(caught.value), caught.value.code) == (line, 2)
 
 
-def test_a_problem_of_a_gpu_is_reported_before_differences_of_cpus(monkeypatch, horovod):
-    """CPU kernels do not matter to a run that will use GPUs when the problem is fixed."""
+def test_problem_of_a_gpu_precedes_differences_of_cpus(monkeypatch, horovod):
+    """CPU kernels do not matter to a run that will use GPUs."""
     horovod(2)
     for name, value in {"HOROVOD_RANK": "0", "HOROVOD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
@@ -217,12 +214,12 @@ def test_a_problem_of_a_gpu_is_reported_before_differences_of_cpus(monkeypatch, 
     assert compared == [False]
 
 
-def test_where_no_worker_has_a_gpu_all_take_the_cpu(monkeypatch):
+def test_workers_without_gpus_use_the_cpu(monkeypatch):
     assert gpus(monkeypatch, 0, [("a", ""), ("a", "")], 1).type == "cpu"
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])
-def test_a_start_sets_what_horovod_needs_and_keeps_the_user_s_values(monkeypatch, horovod, on_gpu):
+def test_start_sets_variables_and_keeps_the_user_s(monkeypatch, horovod, on_gpu):
     horovod(1)
     monkeypatch.setattr(launch.gpus, "available", lambda: on_gpu)
     monkeypatch.setattr(launch.gpus, "problem", lambda *_: "")

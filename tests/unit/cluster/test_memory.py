@@ -1,4 +1,4 @@
-"""What is taken has an end; what is freed and kept costs no page faults, and what is given back is. In processes of their own."""
+"""Memory limits, and freed memory that is kept or given back, in separate processes."""
 
 import ctypes
 import resource
@@ -18,24 +18,30 @@ PAGE = resource.getpagesize()
 FAULTS = """
 import ctypes, resource
 from job.cluster.memory import keep_freed_memory
-ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: a fault is one page wherever this runs
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: a fault is one page
 {call}
 faults = []
 for _ in range(12):
-    taken = [b"x" * {size} for _ in range(4)]
-    del taken
+    blocks = [b"x" * {size} for _ in range(4)]
+    del blocks
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 print((faults[-1] - faults[1]) / 10)
 """
 
 
+def run(script: str) -> str:
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def pages_faulted(call: str, size: int) -> float:
-    """The share of the pages that faults, when four blocks of `size` bytes are taken and freed again and again."""
-    script = FAULTS.format(call=call, size=size)
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
-    )
-    return float(done.stdout) / (4 * size / PAGE)
+    """Return the fraction of pages with a fault if four blocks are allocated repeatedly.
+
+    size: bytes of a block.
+    """
+    return float(run(FAULTS.format(call=call, size=size))) / (4 * size / PAGE)
 
 
 @pytest.mark.parametrize(
@@ -49,31 +55,28 @@ def pages_faulted(call: str, size: int) -> float:
     ],
 )
 def test_freed_memory_is_kept_up_to_the_largest_size(call, size, kept):
-    share = pages_faulted(call, size)
-    assert share < 0.01 if kept else share > 0.9
+    fraction = pages_faulted(call, size)
+    assert fraction < 0.01 if kept else fraction > 0.9
 
 
-def test_what_is_kept_can_be_given_back():
-    """Below small objects that stay, where the heap's end could not fall."""
+def test_give_back_returns_kept_memory():
+    """The memory is below small objects that stay, so the end of the heap cannot fall."""
     script = """
 import psutil
 from job.cluster.memory import give_back, keep_freed_memory
 keep_freed_memory()
-taken = [b"x" * 2**20 for _ in range(200)]
+blocks = [b"x" * 2**20 for _ in range(200)]
 pins = [object() for _ in range(10000)]
-del taken
+del blocks
 before = psutil.Process().memory_info().rss
 give_back()
 print(before - psutil.Process().memory_info().rss)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
-    )
-    assert int(done.stdout) > 180 * 2**20
+    assert int(run(script)) > 180 * 2**20
 
 
-def test_what_only_cycles_hold_is_freed_and_what_was_set_apart_not_looked_at():
-    """A network traced by torch.fx, while Python sees no reason to collect garbage."""
+def test_give_back_frees_cycles_and_skips_frozen_objects():
+    """The cycle is a network traced by torch.fx. Python itself collects no garbage."""
     script = """
 import gc, weakref
 from job.cluster.memory import give_back, set_apart
@@ -89,30 +92,24 @@ held = weight() is not None
 give_back()
 print(held, weight() is None, kept > 10000, len(gc.get_objects()) < kept / 10)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
-    )
-    assert done.stdout.split() == ["True"] * 4, done.stdout
+    assert run(script).split() == ["True"] * 4
 
 
-def test_what_asks_for_more_than_is_allowed_gets_none():
+def test_at_most_limits_memory():
     script = """
 import resource, torch
 from job.cluster.memory import at_most
 before = resource.getrlimit(resource.RLIMIT_AS)
-for take in (lambda: bytearray(2**29), lambda: torch.empty(2**29, dtype=torch.uint8)):
+for allocate in (lambda: bytearray(2**29), lambda: torch.empty(2**29, dtype=torch.uint8)):
     try:
         with at_most(2**28):
-            take()
-        print("taken")
+            allocate()
+        print("allocated")
     except (MemoryError, RuntimeError):
         pass
     assert resource.getrlimit(resource.RLIMIT_AS) == before
     with at_most(2**30), at_most(2**32):
-        take()
+        allocate()
         assert resource.getrlimit(resource.RLIMIT_AS)[0] < 2**36
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
-    )
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert run(script) == ""

@@ -1,4 +1,4 @@
-"""NCCL's log: its network, its warnings. The lines are as NCCL prints them; no GPU is needed."""
+"""NCCL's log, with lines as NCCL prints them. No GPU is needed."""
 
 import importlib.util
 import mmap
@@ -24,7 +24,7 @@ def using(name):
 
 @pytest.fixture
 def log(monkeypatch):
-    """A function that appends to NCCL's log."""
+    """Return a function that appends to NCCL's log."""
     file = os.memfd_create("log")
     monkeypatch.setattr(nccl, "_log", file)
     monkeypatch.setattr(nccl, "_connected", 0)
@@ -45,11 +45,11 @@ def log(monkeypatch):
         (IB.replace("IB : U", "IB: U") + using("IB") * 2, "IB (mlx5_0:1/IB, mlx5_3:1/RoCE)"),
     ],
 )
-def test_the_network_is_the_one_that_nccl_uses_last(text, network):
+def test_network_is_the_last_one(text, network):
     assert nccl.network(text) == network
 
 
-def test_torch_s_nccl_prints_these_lines():
+def test_installed_nccl_has_these_lines():
     """A newer NCCL with other lines needs other patterns."""
     package = importlib.util.find_spec("nvidia.nccl") if torch.version.cuda else None
     if not package:
@@ -82,34 +82,34 @@ print(nccl.variable("NCCL_NET"), os.environ.get("NCCL_NET"))
 
 
 @pytest.mark.skipif(not torch.version.cuda, reason="a torch without CUDA")
-def test_nccl_itself_logs_into_memory_and_nothing_to_the_screen(tmp_path):
-    """And a variable of its file is seen."""
+def test_real_nccl_logs_into_memory(tmp_path):
+    """It prints nothing. A variable of its file has effect."""
     (tmp_path / "nccl.conf").write_text("NCCL_NET=Socket\n")
     others = {name: value for name, value in os.environ.items() if not name.startswith("NCCL_")}
     environment = others | {"CUDA_VISIBLE_DEVICES": "", "NCCL_SOCKET_IFNAME": "lo"}
     environment |= {"NCCL_CONF_FILE": str(tmp_path / "nccl.conf")}
-    words = [sys.executable, "-c", FAILED]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-c", FAILED]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    logged, seen = done.stdout.splitlines()
+    logged, variable = done.stdout.splitlines()
     assert logged.startswith("Cuda failure '") and logged.endswith("' | True ")
-    assert seen == "b'Socket' None"
+    assert variable == "b'Socket' None"
     assert "NCCL" not in done.stderr
 
 
 @pytest.mark.parametrize("name", ["NCCL_DEBUG", "NCCL_DEBUG_FILE"])
-def test_the_user_s_own_settings_stay(monkeypatch, name):
+def test_keep_log_keeps_the_user_s_settings(monkeypatch, name):
     monkeypatch.setattr(nccl, "_log", None)
     monkeypatch.delenv("NCCL_DEBUG", raising=False)
     monkeypatch.delenv("NCCL_DEBUG_FILE", raising=False)
     monkeypatch.setenv(name, "WARN")
     nccl.keep_log()
-    found = {key for key in os.environ if key.startswith("NCCL_DEBUG")}
-    assert (found, os.environ[name]) == ({name}, "WARN")
+    variables = {key for key in os.environ if key.startswith("NCCL_DEBUG")}
+    assert (variables, os.environ[name]) == ({name}, "WARN")
     assert nccl.log() == nccl.connected() == nccl.cause() == ""
 
 
-def test_the_cause_is_the_first_warning_after_the_connection(log):
+def test_cause_is_the_first_warning_after_connecting(log):
     log(f"vm:1:1 [0] a.cc:1 NCCL WARN no NUMA – fell back\n{using('IB')}")
     assert nccl.cause() == "no NUMA – fell back"
     assert nccl.connected() == "IB"
@@ -122,12 +122,12 @@ def test_the_cause_is_the_first_warning_after_the_connection(log):
     assert str(error).startswith(line)
 
 
-# InfiniBand that NCCL does not use.
+# Unused InfiniBand devices.
 
 
 @pytest.fixture
 def sys_folder(tmp_path, monkeypatch):
-    """A node's /sys with three InfiniBand devices, of which two are active."""
+    """Return a node's /sys with three InfiniBand devices, two of them active."""
     for name in nccl.CHOICES:
         monkeypatch.delenv(name, raising=False)
     for name, state in (("mlx5_1", "4: ACTIVE"), ("mlx5_0", "4: ACTIVE"), ("mlx5_2", "1: DOWN")):
@@ -137,15 +137,15 @@ def sys_folder(tmp_path, monkeypatch):
     return str(tmp_path)
 
 
-def test_active_devices_are_unused_only_under_tcp(sys_folder):
+def test_unused_devices_are_active_ones_under_tcp(sys_folder):
     assert nccl.unused_devices("Socket (eth0)", sys_folder) == ["mlx5_0", "mlx5_1"]
     assert nccl.unused_devices("Socket (eth0)", f"{sys_folder}/class") == []
     for used in ("IB (mlx5_0:1/IB)", "AWS Libfabric", ""):
         assert nccl.unused_devices(used, sys_folder) == []
 
 
-def test_a_state_that_cannot_be_read_is_passed_over(sys_folder):
-    """An error of one worker only would leave the others waiting in a collective."""
+def test_unused_devices_skip_unreadable_states(sys_folder):
+    """After an error of only one worker, the others would wait in a collective."""
     state = Path(sys_folder, "class/infiniband/mlx5_0/ports/1/state")
     state.unlink()
     state.mkdir()
@@ -161,7 +161,7 @@ open(name, "w").close()
 """
 
 
-def test_the_log_of_a_child_writes_over_no_file_of_its_own(monkeypatch, tmp_path):
+def test_child_does_not_overwrite_its_own_file(monkeypatch, tmp_path):
     monkeypatch.setattr(nccl, "_log", None)
     for name in ("NCCL_DEBUG", "NCCL_DEBUG_FILE"):
         monkeypatch.setenv(name, "")  # restored afterwards
@@ -176,6 +176,6 @@ def test_the_log_of_a_child_writes_over_no_file_of_its_own(monkeypatch, tmp_path
 
 
 @pytest.mark.parametrize(("name", "value"), [("NCCL_IB_DISABLE", "1"), ("NCCL_NET", "Socket")])
-def test_a_chosen_tcp_is_no_fault(sys_folder, monkeypatch, name, value):
+def test_unused_devices_accept_a_chosen_tcp(sys_folder, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     assert nccl.unused_devices("Socket", sys_folder) == []

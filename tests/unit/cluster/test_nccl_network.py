@@ -1,4 +1,4 @@
-"""The network between the workers' GPUs, which are pretended."""
+"""The network between the workers' GPUs, which are simulated."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from job.cluster.nccl_network import connect_gpus, describe_networks, slow_netwo
 
 
 @pytest.mark.parametrize(
-    ("found", "text"),
+    ("networks", "text"),
     [
         ([("a", "IB (x)"), ("b", "IB (x)")], "IB (x)"),
         ([("a", ""), ("b", "")], "an unknown network"),
@@ -19,22 +19,22 @@ from job.cluster.nccl_network import connect_gpus, describe_networks, slow_netwo
         ),
     ],
 )
-def test_networks_have_their_nodes_if_they_differ(found, text):
-    assert describe_networks(found) == text
+def test_describe_networks_names_nodes_if_they_differ(networks, text):
+    assert describe_networks(networks) == text
 
 
-def test_tcp_between_nodes_with_infiniband_is_a_warning():
-    found = [("a", "IB", []), ("b", "Socket", ["mlx5_0"]), ("b", "Socket", ["mlx5_0"])]
+def test_slow_network_warns_of_unused_infiniband():
+    workers = [("a", "IB", []), ("b", "Socket", ["mlx5_0"]), ("b", "Socket", ["mlx5_0"])]
     text = "NCCL uses TCP between nodes, although b has InfiniBand or RoCE (mlx5_0 on b). "
-    assert slow_network(found).startswith(text)
-    both = slow_network([*found, ("c", "Socket", ["mlx5_1"])])
+    assert slow_network(workers).startswith(text)
+    both = slow_network([*workers, ("c", "Socket", ["mlx5_1"])])
     assert "although b, c have InfiniBand or RoCE (mlx5_0 on b). " in both
-    assert slow_network(found[1:]) == slow_network(found[:1]) == ""  # one node
+    assert slow_network(workers[1:]) == slow_network(workers[:1]) == ""  # one node
 
 
 @pytest.fixture
 def workers(monkeypatch):
-    """Two workers with GPUs; the list of what this one does."""
+    """Simulate two workers with GPUs; return the list of this one's calls."""
     called = []
 
     class Sum:
@@ -55,14 +55,14 @@ def workers(monkeypatch):
     return called
 
 
-def test_workers_on_gpus_connect_before_the_first_step(workers):
+def test_connect_gpus_connects_before_the_first_step(workers):
     device = torch.device("cuda:1")
     text, slow = connect_gpus(device)
     assert workers == [device, "connect_gpus", "computed", "network"]  # NCCL logs it meanwhile
     assert text == "Socket (eth0)" and "although b has InfiniBand or RoCE" in slow
 
 
-def test_workers_on_cpus_or_without_nccl_do_not(workers, monkeypatch):
+def test_connect_gpus_needs_gpus_and_nccl(workers, monkeypatch):
     assert connect_gpus(torch.device("cpu")) == ("", "")
     monkeypatch.setattr(comm, "has_nccl", lambda: False)
     assert connect_gpus(torch.device("cuda:0")) == ("", "")

@@ -8,7 +8,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-# A worker without a launcher, with a loader process.
+# One worker with a loader process.
 PROGRAM = """
 import tempfile
 from multiprocessing import util
@@ -25,7 +25,7 @@ if __name__ == "__main__":
         print(labels.tolist(), util.get_temp_dir(), tempfile.gettempdir())
 """
 
-# In a mount namespace: a folder that can be written to, and places of temporary files that cannot.
+# In a mount namespace: a writable folder, and read-only folders for temporary files.
 READ_ONLY = """set -e
 mount -t tmpfs tmpfs "$0"
 mkdir "$0/$LONG"
@@ -48,7 +48,7 @@ except RunError as error:
 
 @pytest.fixture
 def start(tmp_path):
-    """A function (TMPDIR, command before python) that runs PROGRAM."""
+    """Return a function that runs PROGRAM with a TMPDIR."""
 
     def run(folder):
         (tmp_path / "program.py").write_text(PROGRAM)
@@ -61,7 +61,7 @@ def start(tmp_path):
     return run
 
 
-def test_sockets_lie_elsewhere_if_tmpdir_is_long_and_other_files_stay(start, tmp_path):
+def test_sockets_are_elsewhere_if_tmpdir_is_long(start, tmp_path):
     folder = tmp_path / ("ü" * 60) / ("y" * 100)  # sockets count bytes
     folder.mkdir(parents=True)
     done = start(folder)
@@ -73,21 +73,18 @@ def test_sockets_lie_elsewhere_if_tmpdir_is_long_and_other_files_stay(start, tmp
     assert list(folder.iterdir()) == []
 
 
-def test_a_missing_tmpdir_is_passed_over(start, tmp_path):
+def test_missing_tmpdir_is_ignored(start, tmp_path):
     done = start(tmp_path / "missing")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("[0, 1] /tmp/pymp-")
 
 
-def test_a_machine_without_a_place_for_sockets_is_one_line(tmp_path):
+def test_machine_without_a_folder_for_sockets(tmp_path):
     long = "y" * 100
 
-    def said(tmpdir):
-        environment = os.environ | {
-            "TMPDIR": tmpdir,
-            "LONG": long,
-            "PYTHONPATH": os.pathsep.join(sys.path),
-        }
+    def error(tmpdir):
+        environment = os.environ | {"TMPDIR": tmpdir, "LONG": long}
+        environment["PYTHONPATH"] = os.pathsep.join(sys.path)
         command = ["unshare", "-m", "sh", "-c", READ_ONLY, tmp_path, sys.executable, "-c", SHORTEN]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if "ermi" in done.stderr:
@@ -95,12 +92,11 @@ def test_a_machine_without_a_place_for_sockets_is_one_line(tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert said("/dev/null/x").startswith(
-        "TMPDIR: No usable temporary directory found in ['/dev/null/x', "
-    )
-    assert said("/dev/null/x").endswith("; expected a writable folder. Set TMPDIR to one\n")
-    assert said(str(tmp_path)) == ""
-    assert said(f"{tmp_path}/{long}") == (
-        f"TMPDIR {tmp_path}/{long}: too long for sockets, and /tmp, /var/tmp, /dev/shm are not writable; expected at "
-        "most 75 bytes. Set TMPDIR to a shorter path\n"
+    line = error("/dev/null/x")
+    assert line.startswith("TMPDIR: No usable temporary directory found in ['/dev/null/x', ")
+    assert line.endswith("; expected a writable folder. Set TMPDIR to one\n")
+    assert error(str(tmp_path)) == ""
+    assert error(f"{tmp_path}/{long}") == (
+        f"TMPDIR {tmp_path}/{long}: too long for sockets, and /tmp, /var/tmp, /dev/shm are not "
+        "writable; expected at most 75 bytes. Set TMPDIR to a shorter path\n"
     )

@@ -1,4 +1,4 @@
-"""This process as a task of its launcher: the launcher, and its share of the machine's cores."""
+"""This process as a task of its launcher, and its cores."""
 
 import os
 
@@ -10,7 +10,7 @@ from job.cluster.task import cores, launched
 pytestmark = pytest.mark.usefixtures("unlaunched")
 
 
-def test_without_a_launcher_there_is_one_task():
+def test_launched_without_a_launcher_is_one_task():
     assert launched() == ("none", 0, 1)
 
 
@@ -23,47 +23,43 @@ def test_without_a_launcher_there_is_one_task():
         ("MPI", "PMI_RANK", "PMI_SIZE"),
     ],
 )
-def test_a_launcher_is_known_by_its_variables(monkeypatch, name, rank, size):
+def test_launched_detects_the_launcher(monkeypatch, name, rank, size):
     monkeypatch.setenv(rank, "3")
-    assert launched() == (
-        "none",
-        0,
-        1,
-    )  # a batch script's shell has a rank, and is no task of a step
+    assert launched() == ("none", 0, 1)  # the shell of a batch script has a rank, but no size
     monkeypatch.setenv(size, "8")
     assert launched() == (name, 3, 8)
 
 
-def test_horovod_s_own_variables_count_before_those_of_what_it_runs_in(monkeypatch):
-    for name, value in dict(
-        SLURM_PROCID="0", SLURM_STEP_NUM_TASKS="1", HOROVOD_RANK="2", HOROVOD_SIZE="4"
-    ).items():
+def test_launched_prefers_horovodrun_inside_srun(monkeypatch):
+    variables = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}
+    variables |= {"HOROVOD_RANK": "2", "HOROVOD_SIZE": "4"}
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert launched() == ("horovodrun", 2, 4)
 
 
 @pytest.mark.parametrize(
-    ("available", "workers", "share"), [(8, 1, 8), (8, 2, 4), (8, 3, 2), (2, 4, 1), (1, 1, 1)]
+    ("available", "workers", "expected"), [(8, 1, 8), (8, 2, 4), (8, 3, 2), (2, 4, 1), (1, 1, 1)]
 )
-def test_a_machine_s_cores_are_shared_by_its_workers(monkeypatch, available, workers, share):
+def test_cores_are_divided_among_workers(monkeypatch, available, workers, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(available)))
     monkeypatch.setattr(comm, "local_size", lambda: workers)
-    assert cores() == share
+    assert cores() == expected
 
 
-def test_the_cores_that_slurm_gives_to_a_task_are_not_shared_again(monkeypatch):
+def test_cores_of_a_slurm_task_are_not_divided_again(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
     monkeypatch.setattr(comm, "local_size", lambda: 4)
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "8")
-    assert cores() == 2  # of horovodrun's workers, in a job of one task
+    assert cores() == 2  # horovodrun with 4 workers in a job of one task
     for name, value in {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"}.items():
         monkeypatch.setenv(name, value)
     assert cores() == 8
     for name, value in {"HOROVOD_RANK": "0", "HOROVOD_SIZE": "4", "MGD_LAUNCHER": "srun"}.items():
         monkeypatch.setenv(name, value)
-    assert cores() == 8  # the variables are those that the start has set
+    assert cores() == 8  # variables that the start under srun has set
 
 
-def test_before_horovod_runs_all_cores_are_this_process_s(monkeypatch):
+def test_cores_before_horovod_starts_are_all(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 5, 6})
     assert cores() == 3
