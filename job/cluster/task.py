@@ -1,4 +1,4 @@
-"""This process as a task of its launcher: the name of the launcher; rank, node and cores."""
+"""This process as a task of its launcher: the launcher's name, rank, node and cores."""
 
 import os
 import platform

@@ -8,7 +8,7 @@ from typing import Any
 from job.study.form import ALONE, MGD, ORIGINAL, RANDOM, TEACHER, UNTRAINED
 
 MEASURES = {"knn": "k-NN", "linear": "linear"}
-AUC = "knn_auc"  # of the singular values of the features: 0.5 if all are equal, 1 at collapse
+AUC = "knn_auc"  # of the features' singular values: 0.5 if all are equal, 1 at full collapse
 STEP = "step_seconds"  # the median over the steps of a training
 LEAST = 5.0  # points: the smallest lead with which a condition holds
 NAMES = {

@@ -77,7 +77,7 @@ def own_forms() -> dict[str, Path]:
 
 
 def check_form(form: str, content: Any) -> None:
-    """RunError: a form has missing, unknown or invalid keys."""
+    """Check a form's keys. RunError: one is missing, unknown or invalid."""
 
     def expect(holds: bool, key: str, expected: str) -> None:
         if not holds:
@@ -136,7 +136,7 @@ def check_form(form: str, content: Any) -> None:
 
 
 def check_arms(form: str, key: str, arms: Any) -> None:
-    """RunError: the arms are invalid, or one has the name of a network of the study."""
+    """Check arms. RunError: they are invalid, or one has the name of a network of the study."""
     if not isinstance(arms, dict):
         raise RunError(f"{form}: {key}: expected a mapping, such as {{gram: {{distill: gram}}}}")
     taken = {TEACHER, UNTRAINED, ALONE, MGD, *read_questions()["controls"]}
@@ -151,7 +151,7 @@ def check_arms(form: str, key: str, arms: Any) -> None:
 
 
 def check_controls(form: str, controls: Any) -> None:
-    """RunError: a control is unknown or listed twice, or the random matching is missing."""
+    """Check controls. RunError: one is unknown or repeated, or the random matching is missing."""
     known = [*read_questions()["controls"]]
     valid = isinstance(controls, list) and all(control in known for control in controls)
     if not valid or RANDOM not in controls or len(set(controls)) < len(controls):
@@ -160,7 +160,7 @@ def check_controls(form: str, controls: Any) -> None:
 
 
 def check_options(form: str, key: str, options: Any) -> None:
-    """RunError: the options are invalid, set by the study itself, or leave nothing to measure."""
+    """Check options. RunError: they are invalid, set by the study, or leave nothing to measure."""
     if not isinstance(options, dict):
         raise RunError(f"{form}: {key}: expected a mapping, such as {{epochs: 4}}")
     if own := sorted((FILES | {"knn", "evaluate"}) & options.keys()):

@@ -262,7 +262,7 @@ def without_unused(unit: Unit) -> Unit:
 
 
 def check_unlike(plan: Plan) -> None:
-    """RunError: two units have the same name, or two of a set and seed are the same network."""
+    """Check units. RunError: two have the same name, or two of a set are the same network."""
     seen: dict[str, str] = {}
     for unit in plan.units:
         network = f"{unit.set} {unit.seed} {unit.guided} {unit.resolved()}"

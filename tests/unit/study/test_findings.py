@@ -140,7 +140,7 @@ def test_ranking_is_marked_if_a_condition_fails():
 
 
 @pytest.mark.parametrize(("best", "holds"), [(49.9, True), (50.0, False), (51.0, False)])
-def test_students_of_forms_with_arms_must_not_reach_the_teacher(best, holds):
+def test_conditions_compare_students_with_the_teacher(best, holds):
     values = {"gram": [best, best + 1, best - 1]}
     with_arms, without = scores(among=["gram"], **values), scores(**values)
     [*_, (text, result)] = with_arms.conditions()

@@ -36,7 +36,7 @@ def plan(tmp_path, **changed):
     return read_plan(str(path))
 
 
-def test_sets_have_the_basic_arms_and_those_of_their_questions(tmp_path):
+def test_sets_have_basic_arms_and_arms_of_questions(tmp_path):
     tiny = plan(tmp_path)
     mnist, clipart = (
         [unit.arm for unit in tiny.units if unit.set == name] for name in ("mnist", "clipart")
@@ -260,7 +260,7 @@ def test_help_names_all_forms(capsys):
     assert all(re.search(rf"[ ,]{form}[,:]", text) for form in own_forms())
 
 
-def test_distillers_has_mgd_as_published_and_40_epochs_for_teachers():
+def test_distillers_has_published_mgd_and_long_teachers():
     for unit in own_plan("distillers").units:
         assert unit.arm != "teacher" or unit.train["epochs"] == 40
         if unit.arm == "original":
