@@ -47,7 +47,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser(prog: str, kind: type) -> Parser:
-    """Return a parser of a dataclass's options, which gives only what the command line names."""
+    """Return a parser of a dataclass's options, without those missing on the command line."""
     several = MORE in {f.name for f in fields(kind)}
     parser = Parser(
         prog=prog,

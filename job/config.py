@@ -219,7 +219,7 @@ class ClassifierOptions:
     evaluate: bool = option(
         False, "compute the accuracy of --resume's classifier without training", "-e"
     )
-    lars: bool = option(False, "LARS in place of SGD; SimSiam's protocol is --config linear-lars")
+    lars: bool = option(False, "LARS instead of SGD. SimSiam's protocol is --config linear-lars")
 
 
 @dataclass(frozen=True)
@@ -302,7 +302,7 @@ def read_config(argv: list[str], program: str = "job.train", kind: type = Config
 
 
 def check_effects(config: Config, given: set[str]) -> None:
-    """RunError: an option of the command line has no effect. Those of files need none."""
+    """RunError: an option of the command line has no effect. Options of files can have none."""
     if config.loss_share and "loss_factor" in given:
         raise RunError(
             f"{shown('loss_factor', config)}: no effect with --loss-share {config.loss_share:g}, "

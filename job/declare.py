@@ -1,4 +1,4 @@
-"""Options as fields of a dataclass: declared, documented and checked in one place.
+"""Options as fields of a dataclass, which declares, documents and checks them.
 
 A dataclass of options has a docstring, their title in --help, and a `group`, their key in YAML.
 """
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, get_args
 
 from job.errors import RunError
 
-FEW = 6  # an error lists so many choices at most; of more it suggests the nearest
+FEW = 6  # an error lists at most so many choices. Of more it suggests the nearest
 
 
 def option(
@@ -99,7 +99,7 @@ def did_you_mean(name: str, candidates: Collection[str]) -> str:
 
 
 def expand(path: str, shown: str = "") -> str:
-    """Return a path with the home folder in place of a leading ~ or ~user.
+    """Return a path with the home folder instead of a leading ~ or ~user.
 
     shown: the option, for the error. RunError: the user has no home folder.
     """

@@ -29,7 +29,7 @@ DATA = "folder of images, a text file with a path a line, or the word digits"
 PRETRAINED = "checkpoint of the network: a run's, or another file that --teacher reads"
 ARCH = "the network (default: that of --pretrained)"
 IMAGE_SIZE = "side of the centre crops in pixels (default: the checkpoint's, or 224)"
-OUT = "file to write: .npy, with the paths in a .json file next to it; or .parquet"
+OUT = "file to write: .npy, with the paths in a .json file next to it, or .parquet"
 HELP = "(all options: --help)"
 
 
@@ -106,7 +106,7 @@ def incomplete(config: EmbedConfig, again: str) -> str:
 def write_features(config: EmbedConfig, run: Run) -> None:
     """Write the features of all decodable images to --out. A collective.
 
-    RunError, on all workers: an option, a file or the disk is at fault. Stopped: a signal came.
+    RunError, on all workers: an option, a file or the disk is at fault. Stopped: a signal arrived.
     The features so far are kept in both cases.
     """
     run.on_first(lambda: check_place(config.out, config.force))
@@ -145,7 +145,7 @@ def complete(config: EmbedConfig, weights: Backbone) -> EmbedConfig:
 
 
 def describe_origin(config: EmbedConfig, weights: Backbone, splits: Splits) -> dict[str, Any]:
-    """Return, in JSON's types, what determines the features except this program and the machine."""
+    """Return the inputs of the features, except program and machine, in JSON's types."""
     return {
         "features": "outputs of the head" if config.head else pooled_by(weights),
         "network": weights.digest,
@@ -215,7 +215,7 @@ def append(
             raise RunError(f"{problem}; expected finite values. Check the checkpoint", code=1)
         numbered.append({split.first + index: text for index, text in problems.items()})
         for number, text in numbered[-1].items():
-            run.log.line(f"cannot decode {splits.whole_path(number)}: {text}; it has no row")
+            run.log.line(f"cannot decode {splits.full_path(number)}: {text}; it has no row")
         bad |= numbered[-1]
 
     def write() -> None:
@@ -227,12 +227,12 @@ def append(
 
 def check_bad(bad: dict[int, str], splits: Splits, config: EmbedConfig) -> None:
     """RunError: too many files are undecodable, or all. A file named twice counts once."""
-    different = {splits.whole_path(number) for number in bad}
+    different = {splits.full_path(number) for number in bad}
     none_left = len(bad) == len(splits)
     if none_left or len(different) > config.max_bad_images:
         number = len(bad) if none_left else len(different)
         count = f"{number} of {len(splits)} images cannot be decoded"
-        first = splits.whole_path(min(bad))
+        first = splits.full_path(min(bad))
         limit = f"--max-bad-images is {config.max_bad_images}"
         raise RunError(f"{count}, and {limit}; the first: {first}")
 

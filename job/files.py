@@ -59,7 +59,7 @@ def patient(read: Callable[[], Result], path: str) -> Result:
     """Return `read()`, which reads the file `path`; retry after PAUSES if the disk or memory fails.
 
     ReadError: it still fails. ValueError, RunError: the file is at fault.
-    A signal to stop takes effect afterwards.
+    A signal to stop has its effect afterwards.
     """
     path = printable(path)
     for pause in (*PAUSES, None):

@@ -32,7 +32,7 @@ class Expectation:
         self.given: set[str] = set()
 
     def lines(self) -> list[str]:
-        """Return what is normal, for the log of a run that starts."""
+        """Return log lines on the normal course of a run, for its start."""
         config, framework = self.config, self.framework
         lines = [f"expected: {sentence}" for sentence in framework.expected()]
         if config.teacher:
@@ -114,7 +114,7 @@ class Expectation:
         )
 
     def wait(self, means: dict[str, float]) -> str | None:
-        """Return a hint if images come too slowly."""
+        """Return a hint if images load too slowly."""
         if means["data_wait"] < WAIT:
             return None
         return (

@@ -59,8 +59,8 @@ def linear(config: LinearConfig, callbacks: Sequence[Callback] = ()) -> Result:
     """Evaluate features from a script or a notebook, as `job.linear` does on the command line.
 
     config: the options, by their names there. Return the run's folder, newest checkpoint and
-    numbers; with --knn and --evaluate, the accuracy. All else is as in `job.train.train`.
-    RunError: callbacks or event files are given with --knn or --evaluate, which have no records.
+    numbers, or with --knn and --evaluate the accuracy. All else is as in `job.train.train`.
+    RunError: callbacks or event files are given with --knn or --evaluate, which write no records.
     """
     config = checked(config)
     receivers = {flag(name): getattr(config, name) for name in RECEIVERS}
@@ -80,7 +80,7 @@ def trains_nothing(config: LinearConfig) -> str:
 def classify(config: LinearConfig, run: Run) -> dict[str, float] | None:
     """Train a classifier to the last epoch, or return the accuracy of an existing one or of k-NN.
 
-    Stopped: a signal came. A classifier in training is saved.
+    Stopped: a signal arrived. A classifier in training is saved.
     """
     processes = config.workers
     config = dataclasses.replace(config, workers=task.cores() if processes < 0 else processes)
@@ -117,7 +117,7 @@ def classify(config: LinearConfig, run: Run) -> dict[str, float] | None:
 
 
 def train(parts: Classifier, start: Position) -> None:
-    """Train a classifier from `start` to the last epoch. Stopped, after a save: a signal came.
+    """Train a classifier from `start` to the last epoch. Stopped, after a save: a signal arrived.
 
     RunError, on all workers: the frozen network has changed.
     """
@@ -153,16 +153,16 @@ def train(parts: Classifier, start: Position) -> None:
 def end_epoch(parts: Classifier, epoch: int) -> None:
     """Validate after an epoch, and save the best, the last or a due classifier.
 
-    Stopped, after a save: a signal came.
+    Stopped, after a save: a signal arrived.
     """
-    config, run, begun = parts.config, parts.run, time.perf_counter()
+    config, run, started = parts.config, parts.run, time.perf_counter()
     try:
         accuracy = validate(parts)
     except Stopped:  # the resumed run validates after no more steps
         if not run.saved(epoch, parts.steps):
             classifier.save(parts, epoch, parts.steps, is_best=False)
         raise
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - started
     report_accuracy(accuracy, parts, f"epoch {epoch} ")
     done = run.count.at(epoch + 1, 0)
     run.log.record(
@@ -177,7 +177,7 @@ def end_epoch(parts: Classifier, epoch: int) -> None:
 def train_epoch(
     parts: Classifier, batches: Iterator, journal: Journal, epoch: int, steps: range
 ) -> None:
-    """Train for `steps` to the end of an epoch. Stopped, after a save: a signal came.
+    """Train for `steps` to the end of an epoch. Stopped, after a save: a signal arrived.
 
     If each worker's batch is a multiple of GROUP, the bytes are the same for any number of workers
     with equally many threads: the batch has the same groups, and their sums are exact. Otherwise
@@ -240,7 +240,7 @@ def validate(parts: Classifier) -> dict[str, float]:
 
     Each image counts once. The numbers are the same for any number of workers with equally many
     threads: batches do not depend on it, and the sums over them are integers.
-    RunError, on all workers: the loss is not finite. Stopped, on all workers: a signal came.
+    RunError, on all workers: the loss is not finite. Stopped, on all workers: a signal arrived.
     """
     config, run = parts.config, parts.run
     mine: dict[str, torch.Tensor | float] = dict.fromkeys(("loss", "top1", "top5", "counted"), 0.0)
@@ -258,7 +258,7 @@ def validate(parts: Classifier) -> dict[str, float]:
     counted = total["counted"]
     if not counted:
         raise RunError(
-            f"{parts.val.root}: all images with a label are undecodable; expected one at least",
+            f"{parts.val.root}: no labelled image can be decoded; expected one or more",
             code=1,
         )
     if not math.isfinite(total["loss"]):

@@ -46,13 +46,13 @@ class Progress:
     """The progress of a packing, logged a hundred times outside a terminal."""
 
     def __init__(self, log: Log, total: int):
-        self.log, self.total, self.done, self.begun = log, total, 0, time.monotonic()
+        self.log, self.total, self.done, self.start = log, total, 0, time.monotonic()
         self.skipped = 0  # images of existing shards
 
     def add(self, shard: str) -> None:
         """Count an image that is in a shard, and log."""
         self.done += 1
-        rate = (self.done - self.skipped) / max(1e-9, time.monotonic() - self.begun)
+        rate = (self.done - self.skipped) / max(1e-9, time.monotonic() - self.start)
         left = (self.total - self.done) / rate
         count = f"{self.done} of {self.total} images"
         text = f"packing {shard}: {count}, {rate:.0f} images/s, {left:.0f} s left"
@@ -65,7 +65,7 @@ class Progress:
 
 
 def pack(data: str, out: str, options: Options, log: Log) -> dict[str, list[Shard]]:
-    """Write the shards of `data` into the folder `out`; return them by split.
+    """Write the shards of `data` into the folder `out`. Return them by split.
 
     The folder appears when it is complete. Shards that an earlier packing of the same images has
     written to OUT.part are kept. RunError: `out` exists, or `data` is not a folder.
@@ -99,7 +99,7 @@ def unpacked(data: str, split: str) -> ImageFolder:
 
 
 def begin(part: str, sources: dict[str, ImageFolder], options: Options) -> str:
-    """Make or reuse the folder `part`. RunError: it is of other images or options."""
+    """Make or reuse the folder `part`. RunError: it has other images or options."""
     names = [
         (split, images.classes, *map(images.names.__getitem__, range(len(images))))
         for split, images in sources.items()
@@ -118,7 +118,7 @@ def begin(part: str, sources: dict[str, ImageFolder], options: Options) -> str:
     before = open(path).read() if os.path.exists(path) else ""
     if before != expected:
         raise RunError(
-            f"{part}: of an earlier packing with other images or options. Remove it, and pack again"
+            f"{part}: from a packing with other images or options. Remove it, and pack again"
         )
     return part
 
@@ -126,7 +126,7 @@ def begin(part: str, sources: dict[str, ImageFolder], options: Options) -> str:
 def pack_split(
     folder: str, images: ImageFolder, options: Options, progress: Progress
 ) -> list[Shard]:
-    """Write the missing shards of `images`, shuffled, into `folder`; return the contents of all."""
+    """Write the missing shards of `images`, shuffled, into `folder`. Return all shards."""
     os.makedirs(folder, exist_ok=True)
     order = permutation(len(images), options.seed, "pack")
     shards = []
@@ -145,7 +145,7 @@ def pack_split(
 def contents(
     images: ImageFolder, numbers: np.ndarray, first: int, done: Callable[[], None]
 ) -> Iterator[tuple[int, str, int, bytes]]:
-    """Yield (key, name, label, bytes) of each image; call `done` after it. Keys start at `first`.
+    """Yield (key, name, label, bytes) of each image. Call `done` after it. Keys start at `first`.
 
     RunError: the file system fails. IrregularFile: a file is special or too large.
     """
@@ -213,12 +213,12 @@ def main(argv: list[str] | None = None) -> None:
             *(convert(f, getattr(given, f.name), flag(f.name)) for f in fields(Options))
         )
         if given.index == bool(given.out):
-            wrong = (
+            problem = (
                 f"OUT {given.out}: no effect with --index, which writes into DIR; leave it out"
                 if given.out
                 else "OUT: missing; expected a folder to write"
             )
-            raise RunError(f"{wrong}, as in `job.pack DIR OUT` or `job.pack --index DIR`")
+            raise RunError(f"{problem}, as in `job.pack DIR OUT` or `job.pack --index DIR`")
         packed = (
             index(given.data, log)
             if given.index
@@ -230,7 +230,7 @@ def main(argv: list[str] | None = None) -> None:
     except RunError as error:
         end(log, f"error: {error}", error.code)
     except OSError as error:
-        kept = "" if given.index else "; complete shards are kept"
+        kept = "" if given.index else ". Complete shards are kept"
         end(
             log,
             f"error: {error.filename or given.out or given.data}: {error.strerror or error}{kept}",

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 
 class Position(NamedTuple):
-    """Epochs done, and steps done in the next one; or an epoch and its step, from 0."""
+    """Epochs done, and steps done in the next one. Or an epoch and its step, from 0."""
 
     epoch: int
     step: int
@@ -34,7 +34,9 @@ class Count:
 def resumed(saved: dict, an_epoch: int) -> Count:
     """Return the count of a run that resumes from a checkpoint with `an_epoch` steps an epoch."""
     epoch, step = saved["epoch"], saved["step"]
-    done = saved.get("steps", epoch * steps_of(saved) + step)  # older checkpoints have no "steps"
+    done = saved.get(
+        "steps", epoch * steps_of(saved) + step
+    )  # older checkpoints do not have "steps"
     return Count(an_epoch, done - epoch * an_epoch - step)
 
 

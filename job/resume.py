@@ -74,9 +74,9 @@ def find(config: Config, run: Run) -> tuple[Config, dict | None]:
 
 def continues(saved: dict, config: Config, run: Run) -> dict:
     """Return `saved` and log changed options. RunError: the options do not continue its run."""
-    if lacking := [name for name in SAVED if name not in saved]:
+    if missing := [name for name in SAVED if name not in saved]:
         raise RunError(
-            f"--resume {config.resume}: has no {lacking[0]!r}; expected a checkpoint of job.train"
+            f"--resume {config.resume}: has no {missing[0]!r}; expected a checkpoint of job.train"
         )
     check_format(saved)
     old = as_given(saved["config"], config)
@@ -163,7 +163,7 @@ def warn_of_ramp(saved: dict, config: Config, run: Run) -> None:
 
 
 def restore(saved: dict, training: Training) -> Position:
-    """Load a checkpoint into a run's parts; return the position to resume at.
+    """Load a checkpoint into a run. Return the position to resume at.
 
     RunError: the teacher or the margins differ, or within an epoch the images.
     """
@@ -252,7 +252,8 @@ def restore_distiller(distiller: Distiller, saved: dict, run: Run) -> None:
 def factor(distiller: Distiller, saved: dict, run: Run) -> float:
     """Return the loss factor of a resumed run, and log a change.
 
-    It is --loss-factor, or with --loss-share the saved factor, scaled by the shares and weights.
+    It is --loss-factor, or with --loss-share the saved factor, scaled by the changes of
+    --loss-share and --distill-weights.
     """
     config, old = distiller.config, saved[distiller.name]["factor"].item()
     new = config.loss_factor

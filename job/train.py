@@ -52,7 +52,7 @@ def train(config: Config, callbacks: Sequence[Callback] = ()) -> Result:
     Return the run's folder, newest checkpoint and numbers.
     The process has its own settings again afterwards (job/engine/process_state.py).
     RunError: an option, the data or the machine is at fault.
-    KeyboardInterrupt, after a save: a signal came.
+    KeyboardInterrupt, after a save: a signal arrived.
     """
     config = checked(config)
     with called(Run.of(config.folder(), config, callbacks)) as run:
@@ -63,7 +63,7 @@ def train(config: Config, callbacks: Sequence[Callback] = ()) -> Result:
 def train_epochs(config: Config, run: Run) -> None:
     """Train from the start, or a checkpoint, to the last epoch.
 
-    Stopped, after a save: a signal came.
+    Stopped, after a save: a signal arrived.
     """
     # All errors of options and data are raised before a file is written.
     config, saved = resume.find(config, run)
@@ -123,7 +123,7 @@ def unlabelled(images: Images) -> str:
 def between_epochs(training: Training, epoch: int) -> None:
     """Compute the k-NN accuracy after `epoch` epochs, and prepare distillers for the next one.
 
-    Stopped, after a save of (epoch, 0): a signal came. The resumed run repeats this work.
+    Stopped, after a save of (epoch, 0): a signal arrived. The resumed run repeats this work.
     """
     config, run, last = training.config, training.run, epoch == training.config.epochs
     try:
@@ -143,7 +143,7 @@ def between_epochs(training: Training, epoch: int) -> None:
 def train_epoch(
     training: Training, batches: Iterator, journal: TrainingJournal, epoch: int, steps: range
 ) -> None:
-    """Train for `steps` to the end of an epoch. Stopped, after a save: a signal came."""
+    """Train for `steps` to the end of an epoch. Stopped, after a save: a signal arrived."""
     config, run = training.config, training.run
     framework, distillation = training.framework, training.distillation
     gradients = training.gradients
@@ -232,11 +232,11 @@ def report_knn(training: Training, val: Images, epoch: int) -> None:
 
     A run that resumes there repeats it.
     """
-    run, begun = training.run, time.perf_counter()
+    run, started = training.run, time.perf_counter()
     accuracy = knn_accuracy(
         training.framework.student(), training.images, val, training.config, run
     )
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - started
     run.log.line(f"after {epoch} epochs: {accuracy.text}")
     numbers = accuracy.numbers() | {"knn_seconds": seconds}
     run.log.record("knn", steps=run.count.at(epoch, 0), epoch=epoch, step=0, **numbers)

@@ -1,4 +1,4 @@
-"""The parts of a training run."""
+"""A training run: its networks, optimizer, batches and checkpoints."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from job.frameworks import Framework
 from job.frameworks.base import MicroBatch
 from job.position import Position
 
-# Parts of each checkpoint. It also has the state of each distiller, under the distiller's name, and
+# Keys of each checkpoint. It also has the state of each distiller, under the distiller's name, and
 # of the momentum encoder, if a distiller needs one.
 CHECKPOINT = {"epoch", "arch", "state_dict", "optimizer", "step", "steps", "teacher", "bad_images"}
 CHECKPOINT |= {"config", "workers", "images", "order", "statistics", "format", "version"}
@@ -30,7 +30,7 @@ CHECKPOINT |= {"config", "workers", "images", "order", "statistics", "format", "
 
 @dataclass
 class Training:
-    """A training run's parts."""
+    """A training run."""
 
     config: Config
     run: Run
@@ -76,9 +76,9 @@ class Training:
         view = RandomView(config.image_size, config.aug_plus, config.crop_min, config.weak_views)
         number, rendered = self.framework.views, config.augment_on == "cpu"
         views = RandomViews(self.images, view, number, config.seed, rendered)
-        return map(self.arrived, run.batches(views, order, config.workers))
+        return map(self.on_device, run.batches(views, order, config.workers))
 
-    def arrived(self, batch: tuple) -> tuple[list[torch.Tensor], list[str]]:
+    def on_device(self, batch: tuple) -> tuple[list[torch.Tensor], list[str]]:
         """Return a loader's batch, on the device and rendered."""
         *views, undecodable = batch
         if self.config.augment_on == "cpu":
@@ -88,12 +88,13 @@ class Training:
         return list(render(images, torch.cat(appearances)).chunk(len(crops))), undecodable
 
     def micro_batches(self, views: list[torch.Tensor], position: Position) -> Iterator[MicroBatch]:
-        """Yield the --accumulate parts of a step's views, (B, 3, H, W) uint8 each, normalised."""
+        """Yield the micro-batches of a step's views, normalised. views: (B, 3, H, W) uint8 each."""
         first = self.run.rank * len(views[0])
         seen = views[: self.framework.student_views]
-        parts = [normalize(view).chunk(self.config.accumulate) for view in seen]
-        for part, (images, *others) in enumerate(zip(*parts, strict=True)):
-            yield MicroBatch(images, position, part, first + part * len(images), tuple(others))
+        chunks = [normalize(view).chunk(self.config.accumulate) for view in seen]
+        for number, (images, *others) in enumerate(zip(*chunks, strict=True)):
+            start = first + number * len(images)
+            yield MicroBatch(images, position, number, start, tuple(others))
 
     def save(self, position: Position) -> None:
         """Save the run at a position. A collective: all workers call it.
@@ -142,7 +143,7 @@ class Training:
 
 
 def contiguous(state: dict) -> dict:
-    """Make the tensors of a state contiguous, as other programs expect them; return the state."""
+    """Make the tensors of a state contiguous, as other programs expect them. Return the state."""
     for name, value in state.items():
         if torch.is_tensor(value):
             state[name] = value.contiguous()

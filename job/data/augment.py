@@ -1,7 +1,7 @@
 """Views: MoCo's augmentations of one image, the centre crop, and the network's normalised input.
 
 Images are uint8 arrays (H, W, 3). Views are uint8 tensors (3, size, size), channels last in memory.
-They stay uint8 up to the device, which takes a quarter of the memory of floats.
+They stay uint8 up to the device, which needs a quarter of the memory of floats.
 
 A random view is a crop and its appearance: a row of numbers for the colour operations, their
 order, the blur and the flip. job/data/render.py applies it to one image on the CPU,
@@ -51,7 +51,7 @@ class RandomView:
         """Return a random appearance, (12,) float32. The number of draws is always the same."""
         order, amounts = np.argsort(random.random(4)), 2 * random.random(4) - 1
         jittered, grey, blurred, sigma, flipped = random.random(5)
-        # Brightness, contrast, saturation: 0.6 to 1.4; hue: a fraction of the circle.
+        # Brightness, contrast and saturation: 0.6 to 1.4. Hue: a fraction of the circle.
         factors = (
             np.array([1.0, 1.0, 1.0, 0.0])
             + np.array([0.4, 0.4, 0.4, 0.1 if self.aug_plus else 0.4]) * amounts
@@ -96,10 +96,8 @@ def random_crop(
         ratio = math.exp(math.log(4 / 3) * (2 * random.random() - 1))
         width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < width <= W and 0 < height <= H:
-            top, left = (
-                int(random.random() * (H - height + 1)),
-                int(random.random() * (W - width + 1)),
-            )
+            top = int(random.random() * (H - height + 1))
+            left = int(random.random() * (W - width + 1))
             break
     else:
         height, width = min(H, max(1, round(W / (3 / 4)))), min(W, max(1, round(H * (4 / 3))))
@@ -108,7 +106,7 @@ def random_crop(
 
 
 class CentreView:
-    """Return an image's centre crop, with ImageNet's usual border: 224 of 256 pixels."""
+    """Make an image's centre crop, with ImageNet's usual border: 224 of 256 pixels."""
 
     def __init__(self, size: int):
         self.size = size
@@ -156,11 +154,11 @@ def row_constants(width: int, device: torch.device) -> tuple[torch.Tensor, torch
 
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
-    """Return uint8 images (B, 3, H, W) as normalised floats, channels last; floats unchanged."""
+    """Normalise uint8 images (B, 3, H, W) to floats, channels last. Floats stay unchanged."""
     if images.dtype != torch.uint8:
         return images
     B, _, H, W = images.shape
-    # A row of pixels at a time: with three numbers at a time this takes six times as long.
+    # A row of pixels at a time: three numbers at a time are six times as slow.
     mean, std = row_constants(W, images.device)
     rows = images.permute(0, 2, 3, 1).reshape(B * H, 3 * W).float()
     return rows.sub_(mean).div_(std).view(B, H, W, 3).permute(0, 3, 1, 2)

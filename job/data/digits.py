@@ -10,7 +10,7 @@ from PIL import Image
 from job.errors import RunError
 
 FOLDER = "data/digits"
-SIDE = 32  # pixels; the originals have 8
+SIDE = 32  # pixels, of originals with 8
 
 
 def prepared(data: str) -> str:

@@ -24,51 +24,51 @@ def scan(data: str | Sequence[str], *splits: str, max_bad: int = 0) -> Images:
     """Return the images of the first of `splits` that `data` has, as files or packed.
 
     data: a folder or a list's file, or several, whose images follow one another. The split train
-    may be missing: then all images below the folder are taken, except those of val and valid.
-    RunError: no such folder, no images in it, or one of several twice.
+    may be missing: then all images below the folder count, except val and valid.
+    RunError: the folder is missing, has no images, or is named twice.
     """
-    places = [data] if isinstance(data, str) else data
-    found: dict[str, str] = {}
-    for place in places:
-        if same := found.get(os.path.realpath(place)):
+    sources = [data] if isinstance(data, str) else data
+    seen: dict[str, str] = {}
+    for source in sources:
+        if same := seen.get(os.path.realpath(source)):
             problem = "the same images; expected different ones. Name one"
-            raise RunError(f"{same} and {place}: {problem}")
-        found[os.path.realpath(place)] = place
-    parts = [scan_one(place, splits, max_bad) for place in places]
-    if len(parts) == 1:
-        return parts[0]
-    return JoinedImages(parts, max_bad)
+            raise RunError(f"{same} and {source}: {problem}")
+        seen[os.path.realpath(source)] = source
+    sets = [scan_one(source, splits, max_bad) for source in sources]
+    if len(sets) == 1:
+        return sets[0]
+    return JoinedImages(sets, max_bad)
 
 
 def scan_one(data: str, splits: Sequence[str], max_bad: int) -> Images:
     """Return the images of the first of `splits` that a folder or list has.
 
-    RunError: there are none.
+    RunError: it has no images, or no such split.
     """
     if os.path.isfile(data):
         if TRAIN not in splits:
             expected = f"a folder with {splits[0]}/<class>/*"
-            raise RunError(f"{data} is a list, which has no validation images: expected {expected}")
+            raise RunError(f"{data} is a list, which has no validation images; expected {expected}")
         return read_list(data, max_bad)
     if not os.path.isdir(data):
         others = ", or with images anywhere below it, or a text file with a path a line"
         expected = f"one with {splits[0]}/<class>/* images{others if TRAIN in splits else ''}"
-        raise RunError(f"no folder {data}: expected {expected}")
+        raise RunError(f"no folder {data}; expected {expected}")
     if root := split_of(data, splits):
         return scan_split(data, root, max_bad)
     if TRAIN not in splits:
         named = " or ".join(splits)
         expected = f"{data}/{splits[0]}/<class>/* images"
-        raise RunError(f"{data} has no folder {named}: expected {expected}")
+        raise RunError(f"{data} has no folder {named}; expected {expected}")
     if is_packed(data):
         return shards.PackedImages(data, max_bad)
     return scan_below(data, data, max_bad, skipped=VALIDATION)
 
 
 def split_of(data: str, splits: Sequence[str]) -> str:
-    """Return the first folder of `splits` in `data`; an empty text if there is none.
+    """Return the first folder of `splits` in `data`, or "" without one.
 
-    RunError: a link of that name leads nowhere. Without it, other images would be taken.
+    RunError: a link of that name is broken. Without it, the run would use other images.
     """
     for split in splits:
         root = os.path.join(data, split)
@@ -87,7 +87,7 @@ def is_packed(root: str) -> bool:
 def scan_split(data: str, root: str, max_bad: int) -> Images:
     """Return the images of the folder `root`, a split of `data`.
 
-    They are those of its class folders; if there are none, those in `root` itself.
+    Without class folders that have images, they are the images in `root` itself.
     """
     if is_packed(root):
         return shards.PackedImages(root, max_bad)
@@ -109,7 +109,7 @@ def scan_split(data: str, root: str, max_bad: int) -> Images:
 
 
 def same_folders(root: str, classes: list[str]) -> str:
-    """Return a line about classes that are one folder, by a link; an empty text: there are none."""
+    """Return a line about classes that are one folder by a link, or "" without such."""
     found: dict[str, list[str]] = {}
     for name in classes:
         found.setdefault(os.path.realpath(os.path.join(root, name)), []).append(name)
@@ -118,12 +118,12 @@ def same_folders(root: str, classes: list[str]) -> str:
         return ""
     shown = " and ".join(printable(os.path.join(root, name)) for name in same[0][:2])
     more = sum(map(len, same)) - 2
-    others = f"; {more} more classes share one" if more else ""
+    others = f" ({more} more classes are the same folder as another)" if more else ""
     return f"{shown} lead to one folder, whose images are in both classes{others}. Remove the link"
 
 
 def labelled_imagenet(images: ImageFolder) -> ImageFolder:
-    """Return ImageNet's validation images with the labels of their table, others as they are."""
+    """Return ImageNet's validation images with labels from their table, others unchanged."""
     if images.labelled:
         return images
     found = imagenet.validation_classes(images.root, images.names.all())
@@ -142,7 +142,7 @@ def scan_below(
 ) -> ImageFolder:
     """Return all images below `root`. Their labels are the names of the folders in `root`.
 
-    skipped: folders in `root` whose images are kept for validation. RunError: there are no images.
+    skipped: folders in `root` whose images are kept for validation. RunError: `root` has no images.
     """
     selection = Selection()
     classes: list[str] = []
@@ -171,9 +171,9 @@ def scan_below(
 
 
 def advice(data: str, root: str, selection: Selection, kept: list[str]) -> str:
-    """Return what to do about a folder without images."""
+    """Return the fix for a folder without images."""
     if kept:
-        return f"to train on those of {root}/{kept[0]}, name that folder"
+        return f"to train on {root}/{kept[0]}, name that folder"
     if ".tar" in {os.path.splitext(file)[1].lower() for file in os.listdir(root)}:
         return f"its tar files have no index: python -m job.pack --index {data}"
     expected = "expected images, such as train/<class>/*"
@@ -181,14 +181,14 @@ def advice(data: str, root: str, selection: Selection, kept: list[str]) -> str:
 
 
 def scan_validation(data: str | Sequence[str], train: Images) -> Images:
-    """Return the validation images of `data`; of several folders, of those that have some.
+    """Return the validation images of `data`: of several folders, of each that has some.
 
-    RunError: they are missing, they or those of `train` have no labels, or their classes differ.
+    RunError: they are missing, they or `train` have no labels, or the classes differ.
     """
     check_labelled(train)
-    places = [data] if isinstance(data, str) else data
-    places = [place for place in places if split_of(place, VALIDATION)] or places[:1]
-    val = scan(places, *VALIDATION, max_bad=train.max_bad)
+    sources = [data] if isinstance(data, str) else data
+    sources = [source for source in sources if split_of(source, VALIDATION)] or sources[:1]
+    val = scan(sources, *VALIDATION, max_bad=train.max_bad)
     check_labelled(val)
     if train.classes != val.classes:
         differ = ", ".join(sorted(set(train.classes) ^ set(val.classes))[:3])
@@ -203,7 +203,7 @@ def check_labelled(images: Images) -> None:
     if not images.labelled:
         raise RunError(
             f"no image in {images.root} has a label: k-NN and job.linear need labels, such as"
-            " the folders' names of train/<class>/*; job.train without --knn-every needs none"
+            " the folders' names of train/<class>/*. job.train without --knn-every does not"
             f"{imagenet.advice(images.root, images.names.all())}"
         )
 

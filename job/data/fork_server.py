@@ -75,7 +75,7 @@ def preload() -> list[str]:
 def without_main() -> Iterator[None]:
     """Let processes that are started within not import the main script again.
 
-    They need nothing of it. If a script calls `train` without the guard
+    They do not use it. If a script calls `train` without the guard
     `if __name__ == "__main__"`, they would train too.
     """
     main = sys.modules["__main__"]

@@ -9,7 +9,7 @@ from job.data.images import Images, Names
 from job.data.randomness import permutation
 from job.files import open_regular
 
-LARGEST_FILE = 2**30  # bytes; the largest image that PIL reads has 0.7 GB without any compression
+LARGEST_FILE = 2**30  # bytes, above the 0.7 GB of the largest image that PIL reads
 
 
 @travels

@@ -1,4 +1,4 @@
-"""ImageNet's files as they are downloaded: their classes lie in names of tar files, or in a table.
+"""ImageNet's files as downloaded: their classes are names of tar files, or in a table.
 
 The table is Kaggle's LOC_val_solution.csv, or the development kit's ground truth with meta.mat.
 """
@@ -13,16 +13,16 @@ from job.errors import RunError
 
 VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})\.\w+")
 SOLUTION, TRUTH = "LOC_val_solution.csv", "ILSVRC2012_validation_ground_truth.txt"
-META = "meta.mat"  # which class a number of the ground truth is
-WITHIN = ("", "data", "ILSVRC2012_devkit_t12/data")  # of a folder, where tables lie
-ABOVE = 4  # folders above the images in which tables are looked for; Kaggle's lies so far above
+META = "meta.mat"  # the class of each number of the ground truth
+WITHIN = ("", "data", "ILSVRC2012_devkit_t12/data")  # folders below a folder that can have tables
+ABOVE = 4  # folders above the images that can have tables, as many as in Kaggle's download
 EXPECTED = f"{SOLUTION}, or {TRUTH} and {META} of the development kit"
 
 
 def validation_classes(root: str, names: Sequence[str]) -> list[str]:
     """Return the class of each validation image in `root`, such as n01440764; "" if it is unknown.
 
-    The list is empty if the images are not ImageNet's, or if there is no table.
+    The list is empty for images that are not ImageNet's, and without a table.
     RunError: the table is invalid.
     """
     numbers = [number_of(name) for name in names]
@@ -44,7 +44,7 @@ def number_of(name: str) -> int:
 
 
 def find(root: str, name: str) -> str:
-    """Return the path of a table near the folder `root`; an empty text if there is none."""
+    """Return the path of a table near the folder `root`, or "" without one."""
     folder = os.path.abspath(root)
     for _ in range(ABOVE + 1):
         for within in WITHIN:
@@ -59,7 +59,7 @@ def read_solution(path: str) -> dict[int, str]:
     try:
         with open(path, newline="") as file:
             rows = [(row["ImageId"], row["PredictionString"]) for row in csv.DictReader(file)]
-        return {number_of(f"{image}.JPEG"): found.split()[0] for image, found in rows}
+        return {number_of(f"{image}.JPEG"): boxes.split()[0] for image, boxes in rows}
     except (OSError, ValueError, KeyError, IndexError, AttributeError, csv.Error) as error:
         raise invalid(path, "lines of ImageId,PredictionString", error) from None
 
@@ -73,7 +73,7 @@ def read_truth(path: str, meta: str) -> dict[int, str]:
             numbers = [int(line) for line in file if line.strip()]
         synsets = loadmat(meta, squeeze_me=True)["synsets"]
         wnids = dict(zip(synsets["ILSVRC2012_ID"].tolist(), synsets["WNID"].tolist(), strict=True))
-        return {place: str(wnids[number]) for place, number in enumerate(numbers, 1)}
+        return {image: str(wnids[number]) for image, number in enumerate(numbers, 1)}
     except Exception as error:  # loadmat raises many kinds on damaged bytes
         raise invalid(f"{path} with {meta}", "a class's number a line", error) from None
 
@@ -85,16 +85,17 @@ def invalid(path: str, expected: str, error: Exception) -> RunError:
 
 
 def advice(root: str, names: Iterable[str]) -> str:
-    """Return what to do about ImageNet's validation images without a table; "" for others."""
+    """Return the fix for ImageNet's validation images without a table, or "" for others."""
     if not any(map(number_of, names)):
         return ""
-    return f"; for ImageNet's validation images put {EXPECTED}, into {root} or a folder above"
+    return f". For ImageNet's validation images put {EXPECTED}, into {root} or a folder above"
 
 
 def classes_of_shards(root: str, shards: Sequence[Shard]) -> list[str]:
     """Return the class of each image of ImageNet's tar files in `root`, which have no labels.
 
-    A tar file of train/ has one class, n01440764.tar the images n01440764_*.JPEG. Empty: others.
+    A tar file of train/ has one class: n01440764.tar has the images n01440764_*.JPEG. The list is
+    empty for other images.
     """
     names = [name for shard in shards for name in shard.names]
     stems = [os.path.splitext(shard.name)[0] for shard in shards for _ in shard.names]

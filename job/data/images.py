@@ -39,8 +39,8 @@ TRANSPARENCY = b"tRNS"  # the only optional chunk that changes the pixels of a P
 def prepare_process() -> None:
     """Let this process read images without OpenCV's threads and Pillow's warnings.
 
-    Loader processes share the cores, and each would repeat the warnings. An undecodable image is
-    an error, which the run logs once.
+    Loader processes compete for the cores, and each would repeat the warnings. An undecodable image
+    is an error, which the run logs once.
     """
     cv2.setNumThreads(0)
     warnings.filterwarnings("ignore", module="PIL")
@@ -64,7 +64,7 @@ class Names:
         (gaps,) = np.nonzero(blob == 0)
         if len(gaps) == len(names) - 1:
             return cls(blob[blob != 0], np.append(gaps, len(blob)) - np.arange(len(names)))
-        encoded = [os.fsencode(name) for name in names]  # one has a zero byte, or there are none
+        encoded = [os.fsencode(name) for name in names]  # one has a zero byte, or the list is empty
         ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
         return cls(np.frombuffer(b"".join(encoded), dtype=np.uint8), ends)
 
@@ -89,13 +89,13 @@ class Names:
 
 
 class Images:
-    """Labelled images below `root`, by number.
+    """Images below `root`, by number.
 
-    names: of the images, `<class>/<file>`. labels: int64, -1 if there is none. max_bad: how many
-    undecodable ones are passed over in search of a good one. left_out: a line about the files of
-    `root` that are not among the images; empty if there are none. held_out: folders of `root` that
-    are kept for validation. hints: {id: text} about images that may be a mistake. reading: (1,)
-    int64, the index of the image read last.
+    names: of the images, `<class>/<file>`. labels: int64, -1 for an image without one. max_bad:
+    how many undecodable images are skipped in search of a decodable one. left_out: a line about the
+    files of `root` that are not among the images, or "". held_out: folders of `root` that are kept
+    for validation. hints: {id: text} about images that may be a mistake. reading: (1,) int64, the
+    index of the image read last.
     """
 
     left_out = ""
@@ -106,13 +106,8 @@ class Images:
     def __init__(
         self, root: str, classes: list[str], names: Names, labels: np.ndarray, max_bad: int
     ):
-        self.root, self.classes, self.names, self.labels, self.max_bad = (
-            root,
-            classes,
-            names,
-            labels,
-            max_bad,
-        )
+        self.root, self.classes, self.names = root, classes, names
+        self.labels, self.max_bad = labels, max_bad
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -124,12 +119,12 @@ class Images:
 
     @property
     def common_root(self) -> str:
-        """The root of all images' paths; an empty text if they have none in common."""
+        """The folder that all images' paths begin with, or "" for images of several."""
         return self.root
 
     @property
     def lines(self) -> list[str]:
-        """Lines for the log of a run on these images: which files of `root` it does not use."""
+        """Log lines of a run on these images, about the files of `root` that it does not use."""
         kept = f"kept for validation: {', '.join(self.held_out)}" if self.held_out else ""
         return [line for line in (self.left_out, kept) if line]
 
@@ -138,7 +133,7 @@ class Images:
         return f"{count:.0f} {f'of {len(self)} ' if count < len(self) else ''}images of {self.root}"
 
     def path(self, index: int) -> str:
-        """Where an image lies, for people."""
+        """The path of an image, for people."""
         raise NotImplementedError
 
     def content(self, index: int) -> bytes:
@@ -163,20 +158,20 @@ class Images:
         return read_image(self.content(index))
 
     def read(self, index: int) -> tuple[np.ndarray, int, list[str]]:
-        """Return an image (H, W, 3) uint8, its label, and the undecodable files on the way to it.
+        """Return an image (H, W, 3) uint8, its label, and the undecodable files before it.
 
         The next decodable image replaces an undecodable one. If more than `max_bad` different files
         in a row are undecodable, or all are, the image is a black one, and the list ends the run.
-        RunError: the file system or the memory fails. No image is replaced then: that would change
-        what is trained.
+        RunError: the file system or the memory fails. No image is replaced then, because that would
+        change the training.
         """
         bad: dict[str, None] = {}  # a list can name a file twice
         for offset in range(len(self)):
-            self.reading[0] = place = (index + offset) % len(self)
-            path = printable(self.path(place))
+            self.reading[0] = current = (index + offset) % len(self)
+            path = printable(self.path(current))
             try:
-                pixels = patient(functools.partial(self.pixels, place), path)
-                return pixels, int(self.labels[place]), list(bad)
+                pixels = patient(functools.partial(self.pixels, current), path)
+                return pixels, int(self.labels[current]), list(bad)
             except ValueError as error:
                 bad[f"{path}: {printable(getattr(error, 'strerror', None) or str(error))}"] = None
             if len(bad) > self.max_bad:
@@ -242,7 +237,7 @@ def decoded(content: bytes) -> np.ndarray:
 
 
 def without_metadata(content: bytes) -> bytes:
-    """Return a PNG without the chunks that do not change its pixels; other formats unchanged.
+    """Return a PNG without the chunks that do not change its pixels. Other formats are unchanged.
 
     PIL reads all chunks, and refuses an image with 1 MB of text or an invalid profile.
     """

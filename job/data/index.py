@@ -13,7 +13,7 @@ from job.text import printable
 
 
 def index(data: str, log: Log) -> dict[str, list[Shard]]:
-    """Write an index into the folder of each split of `data`; return {split: shards}.
+    """Write an index into the folder of each split of `data`. Return {split: shards}.
 
     Log the files left out, and the images without a label.
     RunError: shards are missing or incomplete.
@@ -22,13 +22,13 @@ def index(data: str, log: Log) -> dict[str, list[Shard]]:
     if not os.path.isdir(folders["train"]):
         folders["train"] = data
     selections = {split: Selection() for split in SPLITS}
-    found = {split: tar_files(folder, selections[split]) for split, folder in folders.items()}
-    files = {split: names for split, names in found.items() if names}
+    tars = {split: tar_files(folder, selections[split]) for split, folder in folders.items()}
+    files = {split: names for split, names in tars.items() if names}
     if not files:
-        loose = f"; move or link those of {data} into such folders"
-        expected = f"{data}/train/*.tar, and val/ beside it, not compressed"
-        found_loose = loose if tar_files(data, Selection()) else ""
-        raise RunError(f"no shards in {data}: expected {expected}{found_loose}")
+        loose = f". Move or link the tar files of {data} into such folders"
+        expected = f"{data}/train/*.tar and {data}/val/*.tar, not compressed"
+        fix = loose if tar_files(data, Selection()) else ""
+        raise RunError(f"no shards in {data}; expected {expected}{fix}")
     shards: dict[str, list[Shard]] = {split: [] for split in files}
     done, total = 0, sum(map(len, files.values()))
     for split, names in files.items():
@@ -41,9 +41,9 @@ def index(data: str, log: Log) -> dict[str, list[Shard]]:
         if not any(shard.names for shard in shards[split]):
             left_out = selections[split].report(folders[split])
             if ".tar" in selections[split].left_out.kinds:
-                left_out += f"; extract a tar of tars there: tar -xf FILE -C {folders[split]}"
+                left_out += f". Extract a tar of tars there: tar -xf FILE -C {folders[split]}"
             expected = "expected <key>.jpg, .png, ..."
-            raise RunError(f"no images in the shards of {folders[split]}: {expected}; {left_out}")
+            raise RunError(f"no images in the shards of {folders[split]}; {expected}: {left_out}")
     label_imagenet(folders, shards, selections)
     classes = class_names([shard for some in shards.values() for shard in some])
     for split, some in shards.items():
@@ -58,7 +58,7 @@ def index(data: str, log: Log) -> dict[str, list[Shard]]:
 
 
 def tar_of_tars(data: str, selection: Selection) -> RunError:
-    """Return the error of a tar file of tar files, as ImageNet's download is."""
+    """Return the error of a tar file of tar files, such as ImageNet's download."""
     _, example = selection.left_out.kinds[".tar"]
     return RunError(
         f"a tar file in {data} holds tar files, such as {printable(example)}; expected images."
@@ -80,11 +80,13 @@ def label_imagenet(
         for split, some in shards.items()
         if not any(label >= 0 for shard in some for label in shard.labels)
     ]
-    found = {split: imagenet.classes_of_shards(folders[split], shards[split]) for split in bare}
-    every = sorted({name for names in found.values() for name in names if name})
+    classes_of = {
+        split: imagenet.classes_of_shards(folders[split], shards[split]) for split in bare
+    }
+    every = sorted({name for names in classes_of.values() for name in names if name})
     number = {name: label for label, name in enumerate(every)}
-    for split in (split for split in bare if found[split]):
-        classes = iter(found[split])
+    for split in (split for split in bare if classes_of[split]):
+        classes = iter(classes_of[split])
         for shard in shards[split]:
             own = list(itertools.islice(classes, len(shard.names)))
             shard.labels = [number.get(name, -1) for name in own]
@@ -94,7 +96,10 @@ def label_imagenet(
 
 
 def tar_files(folder: str, selection: Selection) -> list[str]:
-    """Return the sorted names of a folder's tar files; count its other files. It may be missing."""
+    """Return the sorted names of a folder's tar files, and count its other files.
+
+    The folder may be missing.
+    """
     if not os.path.isdir(folder):
         return []
     entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -113,26 +118,26 @@ def tar_files(folder: str, selection: Selection) -> list[str]:
 
 
 def unlabelled(root: str, selection: Selection) -> str:
-    """Return a line about the images of `root` without a label; an empty one if there are none."""
+    """Return a line about the images of `root` without a label, or "" without such."""
     count = selection.unlabelled.total
-    needs = "job.train needs none, k-NN and job.linear do"
+    needs = "job.train does not need labels, k-NN and job.linear do"
     text = f"{count} of {selection.taken} images in {root} have no label: {selection.unlabelled}"
-    return f"{text}; {needs}" if count else ""
+    return f"{text}. {needs}" if count else ""
 
 
 def class_names(shards: list[Shard]) -> list[str]:
-    """Return the names of the classes; none if no image has a label.
+    """Return the names of the classes, or [] if no image has a label.
 
     They are the top folders of the images' names if each class has its own, else the labels.
     """
-    found: dict[int, set[str]] = {}  # label -> folders
+    folders_of: dict[int, set[str]] = {}  # label -> folders
     for shard in shards:
         for label, name in zip(shard.labels, shard.names, strict=True):
             if label >= 0:
-                found.setdefault(label, set()).add(
+                folders_of.setdefault(label, set()).add(
                     name.removeprefix("./").rpartition("/")[0].split("/")[0]
                 )
-    own = {label: min(folders) for label, folders in found.items() if len(folders) == 1}
-    if len(set(own.values()) - {""}) < len(found):
+    own = {label: min(folders) for label, folders in folders_of.items() if len(folders) == 1}
+    if len(set(own.values()) - {""}) < len(folders_of):
         own = {}
-    return [own.get(label, str(label)) for label in range(max(found, default=-1) + 1)]
+    return [own.get(label, str(label)) for label in range(max(folders_of, default=-1) + 1)]

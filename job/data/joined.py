@@ -26,8 +26,8 @@ class JoinedImages(Images):
         self.parts, self.ends = parts, np.cumsum([len(part) for part in parts])
         self.left_out = "; ".join(part.left_out for part in parts if part.left_out)
         self.held_out = [folder for part in parts for folder in part.held_out]
-        found = [hint for part in parts for hint in part.hints.items()]
-        self.hints = {id: "; ".join(text for of, text in found if of == id) for id, _ in found}
+        hints = [hint for part in parts for hint in part.hints.items()]
+        self.hints = {id: "; ".join(text for of, text in hints if of == id) for id, _ in hints}
 
     @property
     def common_root(self) -> str:
@@ -35,13 +35,13 @@ class JoinedImages(Images):
         return ""
 
     def locate(self, index: int) -> tuple[Images, int]:
-        """Return the set that an image lies in, and its number there."""
-        place = int(np.searchsorted(self.ends, index, side="right"))
-        part = self.parts[place]
-        return part, index - int(self.ends[place]) + len(part)
+        """Return the set that has an image, and its number there."""
+        number = int(np.searchsorted(self.ends, index, side="right"))
+        part = self.parts[number]
+        return part, index - int(self.ends[number]) + len(part)
 
     def path(self, index: int) -> str:
-        """Return where an image lies, for people."""
+        """Return the path of an image, for people."""
         part, number = self.locate(index)
         return part.path(number)
 

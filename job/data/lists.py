@@ -18,7 +18,7 @@ def read_list(path: str, max_bad: int = 0) -> ImageList:
     """Return the images of a list. Blank lines and lines that begin with # have no effect.
 
     Files without an image's ending are left out and counted. A path twice is two images.
-    RunError: the list is unreadable, has no image, or names one that is missing.
+    RunError: the list is unreadable, has no image, or names a missing file.
     """
     selection = Selection()
     lines = [(number, line) for number, line in listed(path) if selection.takes(line)]
@@ -43,25 +43,25 @@ def read_list(path: str, max_bad: int = 0) -> ImageList:
 
 
 def listed(path: str) -> list[tuple[int, str]]:
-    """Return a list's lines that name a file, with their numbers. RunError: it is no text."""
+    """Return a list's lines that name a file, with their numbers. RunError: it is not a text."""
     try:
         with open_regular(path, LARGEST_LIST) as file:
             content = file.read()
     except OSError as error:
         raise RunError(f"cannot read {path}: {error.strerror}; expected {EXPECTED}") from None
     if b"\0" in content:
-        advice = "; a tar file must lie in a folder: python -m job.pack --index FOLDER"
+        advice = ". Put a tar file into a folder: python -m job.pack --index FOLDER"
         tar = path.lower().endswith((".tar", ".tar.gz", ".tgz"))
-        raise RunError(f"{path} is not a text file: expected {EXPECTED}{advice if tar else ''}")
+        raise RunError(f"{path} is not a text file; expected {EXPECTED}{advice if tar else ''}")
     lines = content.removeprefix(BYTE_ORDER_MARK).split(b"\n")
-    found = enumerate((os.fsdecode(line.strip()) for line in lines), 1)
-    return [(number, line) for number, line in found if line and line[0] != "#"]
+    numbered = enumerate((os.fsdecode(line.strip()) for line in lines), 1)
+    return [(number, line) for number, line in numbered if line and line[0] != "#"]
 
 
 def files_in(folder: str, names: set[str]) -> set[str]:
-    """Return which of the names are files in a folder; none if it is missing.
+    """Return the names that are files in a folder, or an empty set if it is missing.
 
-    One listing finds many files. Other entries are not looked at: a link among them can be broken.
+    One listing finds many files. Other entries are ignored: a link among them can be broken.
     RunError: the folder, or one of the files, cannot be read.
     """
     try:

@@ -21,8 +21,8 @@ from job.data.parcel import AHEAD, Shared
 from job.errors import WorkerError
 from job.text import printable
 
-LOOK = 0.5  # s between two looks at the loader processes while a batch is awaited
-GRACE = 45.0  # s that a batch may still take after a signal to stop; horovodrun waits 60
+LOOK = 0.5  # s between two checks of the loader processes during a wait for a batch
+GRACE = 45.0  # s to wait for a batch after a signal to stop, less than horovodrun's 60
 FORK_SERVER = 255  # exit code of a loader process whose parent, the fork server, has ended
 # Probable causes for the end of a loader process, by signal. For other signals: the decoder.
 MEMORY = "probably because memory ran out. Use fewer --workers, or give the job more memory"
@@ -43,7 +43,7 @@ class Batches:
     stop: the worker's signal to stop. patience: seconds to wait for a batch before a warning, and
     before an error. remark: prints a warning.
 
-    WorkerError: a loader process has ended or cannot prepare a batch, or there is no batch
+    WorkerError: a loader process has ended or cannot prepare a batch, or no batch is ready
     within GRACE seconds after a signal, or within `patience`.
     """
 
@@ -113,26 +113,26 @@ class Batches:
                 raise failed
 
     def ended(self, error: Exception) -> WorkerError | None:
-        """Return the error that ends the wait after DataLoader's `error`; None: wait on."""
-        looked = isinstance(error, RuntimeError) and "timed out" in str(error)
+        """Return the error that ends the wait after DataLoader's `error`, or None to wait on."""
+        timed_out = isinstance(error, RuntimeError) and "timed out" in str(error)
         # A batch of a process that has just ended may be lost before its end shows.
         connection.wait(
-            [process.sentinel for process in self.processes], timeout=0 if looked else REAPED
+            [process.sentinel for process in self.processes], timeout=0 if timed_out else REAPED
         )
         for process in self.processes:
             if not process.is_alive():
                 return WorkerError(self.obituary(process))
-        if not looked:
+        if not timed_out:
             return WorkerError(failure(error, self.awaited()).text)
         now = time.monotonic()
         if self.stop and self.stop.signal and now - max(self.since, self.stop.time) > GRACE:
             return WorkerError(
-                f"{self.stop.signal.name} came, and no batch in {GRACE:.0f} s more: {self.doing()}."
-                " Nothing is saved; --resume auto starts from the newest checkpoint"
+                f"{self.stop.signal.name} arrived, but no batch in {GRACE:.0f} s: {self.doing()}."
+                " Nothing is saved. --resume auto resumes from the newest checkpoint"
             )
         if now - self.since > self.end:
             return WorkerError(
-                f"{self.doing()}; ended after HOROVOD_STALL_SHUTDOWN_TIME_SECONDS={self.end:.0f}"
+                f"{self.doing()}, ended after HOROVOD_STALL_SHUTDOWN_TIME_SECONDS={self.end:.0f}"
             )
         if now - self.since > self.warn and not self.warned:
             self.warned = True
@@ -148,7 +148,7 @@ class Batches:
         when = f"while it read {paths[0]}" if paths else "before it read an image"
         if code >= 0:
             ended = f"loader process {process.pid} ended with exit code {code} {when}"
-            return f"{ended}; its own last lines say why"
+            return f"{ended}. Its own last lines have the cause"
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         cause = CAUSES.get(name, DECODER if paths else "as the system's log may explain")
         return f"loader process {process.pid} was ended by {name} {when}, {cause}"
@@ -164,7 +164,7 @@ class Batches:
         DataLoader assigns batches to the processes in turn.
         """
         pid, index = self.reading.rows[self.done % len(self.reading.rows)]
-        return self.path(index) if pid else "nothing yet"
+        return self.path(index) if pid else "no image yet"
 
     def path(self, index: int) -> str:
         """Return the path of an image in `reading`."""

@@ -25,7 +25,7 @@ LONGEST = 900  # characters of a Failure
 
 
 class Views(Protocol):
-    """A dataset of views of `images`: draw -> views, and what else `collate` joins."""
+    """A dataset of views of `images`: draw -> views and other values, for `collate`."""
 
     images: Images
 
@@ -34,14 +34,13 @@ class Views(Protocol):
 
 class Reading:
     """The image that each loader process reads, in memory shared with the worker.
+
     rows: (processes, 2) int64, the process id and the image's index of each.
     """
 
     def __init__(self, memory: Shared):
-        self.memory, self.rows = (
-            memory,
-            np.frombuffer(memory.mapped(), dtype=np.int64).reshape(-1, 2),
-        )
+        self.memory = memory
+        self.rows = np.frombuffer(memory.mapped(), dtype=np.int64).reshape(-1, 2)
 
     def __reduce__(self) -> tuple:
         return opened, (Reading, self.memory)
@@ -79,7 +78,7 @@ def opened(kind: type, memory: Shared) -> Reading | Flag:
 
 @dataclass
 class Failure:
-    """A loader process's answer in place of a batch that it cannot prepare."""
+    """The item that a loader process sends instead of a batch that it cannot prepare."""
 
     text: str
     code: int
@@ -89,17 +88,14 @@ def failure(error: Exception, path: str) -> Failure:
     """Return an error of a loader process that was reading `path`, in one line."""
     if isinstance(error, RunError):
         return Failure(str(error)[:LONGEST], error.code)
-    places = [
-        f"{os.path.basename(place.filename)}:{place.lineno}"
-        for place in traceback.extract_tb(error.__traceback__)
+    lines = [
+        f"{os.path.basename(frame.filename)}:{frame.lineno}"
+        for frame in traceback.extract_tb(error.__traceback__)
     ]
-    what = f"{type(error).__name__}: {printable(str(error))}"
-    return Failure(
-        f"a batch cannot be loaded: {what[: LONGEST // 2]} ({', '.join([*places[-1:], path])})"[
-            :LONGEST
-        ],
-        1,
-    )
+    cause = f"{type(error).__name__}: {printable(str(error))}"
+    where = ", ".join([*lines[-1:], path])
+    text = f"a batch cannot be loaded: {cause[: LONGEST // 2]} ({where})"
+    return Failure(text[:LONGEST], 1)
 
 
 class Tasks(Dataset):
@@ -110,7 +106,7 @@ class Tasks(Dataset):
         self.shared: Views | None = None
 
     def __getstate__(self) -> dict:
-        """Return what a loader process gets: all processes map the same names and labels.
+        """Return the state for a loader process: all processes map the same names and labels.
 
         A copy of them in each would grow with the number of images.
         """

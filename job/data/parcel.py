@@ -14,7 +14,7 @@ import torch
 
 AHEAD = 2  # batches that a loader process prepares before they are used
 SMALL = 2**16  # bytes; smaller arrays are copied
-ALIGNMENT = 64  # bytes, of a part of a parcel
+ALIGNMENT = 64  # bytes, of each block of a parcel
 
 
 class Shared:
@@ -60,7 +60,7 @@ def mapped_array(memory: Shared, dtype: str) -> np.ndarray:
 def shared(value: Any, kinds: tuple[type, ...]) -> Any:
     """Return a copy of a value to pickle to loader processes, its large arrays shared.
 
-    kinds: classes whose attributes are shared too; other objects stay as they are.
+    kinds: classes whose attributes are shared too. Other objects stay unchanged.
     """
     if isinstance(value, np.ndarray) and value.ndim == 1 and value.nbytes >= SMALL:
         return SharedArray(value)
@@ -68,9 +68,9 @@ def shared(value: Any, kinds: tuple[type, ...]) -> Any:
         return [shared(item, kinds) for item in value]
     if not isinstance(value, kinds):
         return value
-    found = copy.copy(value)
-    found.__dict__.update({name: shared(part, kinds) for name, part in vars(value).items()})
-    return found
+    copied = copy.copy(value)
+    copied.__dict__.update({name: shared(item, kinds) for name, item in vars(value).items()})
+    return copied
 
 
 class Parcel:
@@ -80,7 +80,7 @@ class Parcel:
     OSError: the system has no memory left.
     """
 
-    # Sent by this process. The worker has mapped those that drop out.
+    # Sent by this process. The worker has already mapped those that drop out.
     sent: deque[Shared] = deque(maxlen=AHEAD)
 
     def __init__(self, batch: Any):
@@ -95,20 +95,20 @@ class Parcel:
             flat = value.as_strided((value.numel(),), (1,)).numpy()
             tensors.append(flat.data)
             return {
-                "part": len(tensors),
+                "block": len(tensors),
                 "dtype": flat.dtype.str,
                 "shape": value.shape,
                 "stride": value.stride(),
             }
 
-        parts = [memoryview(json.dumps(batch, default=described).encode()), *tensors]
-        self.sizes = [part.nbytes for part in parts]
+        blocks = [memoryview(json.dumps(batch, default=described).encode()), *tensors]
+        self.sizes = [block.nbytes for block in blocks]
         self.memory = Shared(ends(self.sizes)[-1])
         # Without memory a write fails, while a mapping would crash.
         with open(self.memory.fd, "wb", closefd=False) as file:
-            for part, size, end in zip(parts, self.sizes, ends(self.sizes), strict=True):
+            for block, size, end in zip(blocks, self.sizes, ends(self.sizes), strict=True):
                 file.seek(end - size)
-                file.write(part)
+                file.write(block)
         self.sent.append(self.memory)
 
     def __reduce__(self) -> tuple:
@@ -116,7 +116,7 @@ class Parcel:
 
 
 def ends(sizes: list[int]) -> list[int]:
-    """Return where parts of these sizes end, in bytes, each aligned."""
+    """Return the end of each block of these sizes, in bytes, each aligned."""
     return list(itertools.accumulate(sizes, lambda end, size: end + -end % ALIGNMENT + size))
 
 
@@ -129,10 +129,10 @@ def unpack(memory: Shared, sizes: list[int]) -> Any:
         view = memory.mapped()
     except OSError as error:
         return error
-    parts = [view[end - size : end] for size, end in zip(sizes, ends(sizes), strict=True)]
+    blocks = [view[end - size : end] for size, end in zip(sizes, ends(sizes), strict=True)]
 
-    def tensor(found: dict[str, Any]) -> torch.Tensor:
-        flat = np.frombuffer(parts[found["part"]], found["dtype"])
-        return torch.from_numpy(flat).as_strided(found["shape"], found["stride"])
+    def tensor(described: dict[str, Any]) -> torch.Tensor:
+        flat = np.frombuffer(blocks[described["block"]], described["dtype"])
+        return torch.from_numpy(flat).as_strided(described["shape"], described["stride"])
 
-    return json.loads(bytes(parts[0]), object_hook=tensor)
+    return json.loads(bytes(blocks[0]), object_hook=tensor)

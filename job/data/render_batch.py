@@ -46,8 +46,8 @@ def hue(images: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
     turned = sixths + 6 * shifts[:, 0]
     # A channel has its maximum up to a sixth of the circle from its own hue. Over the next sixth
     # it falls to its minimum.
-    places = torch.stack([turned + 5, turned + 3, turned + 1], dim=1) % 6  # (B, 3, H, W)
-    return high.unsqueeze(1) - chroma.unsqueeze(1) * torch.minimum(places, 4 - places).clamp(0, 1)
+    angles = torch.stack([turned + 5, turned + 3, turned + 1], dim=1) % 6  # (B, 3, H, W)
+    return high.unsqueeze(1) - chroma.unsqueeze(1) * torch.minimum(angles, 4 - angles).clamp(0, 1)
 
 
 def blur(images: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
@@ -56,9 +56,8 @@ def blur(images: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
     sigmas: (B,) in pixels. H and W must be above RADIUS.
     """
     B, _, H, W = images.shape
-    distance = torch.arange(
-        -RADIUS, RADIUS + 1, device=images.device, dtype=images.dtype
-    )  # (2 RADIUS + 1,)
+    # (2 RADIUS + 1,)
+    distance = torch.arange(-RADIUS, RADIUS + 1, device=images.device, dtype=images.dtype)
     reach = (3 * sigmas).round().view(-1, 1)
     kernel = torch.where(
         distance.abs() <= reach, torch.exp(-0.5 * (distance / sigmas.view(-1, 1)).square()), 0.0
@@ -95,19 +94,19 @@ def render(images: torch.Tensor, appearances: torch.Tensor) -> torch.Tensor:
     images need the same few passes: mixtures, one shift of hues, mixtures.
     """
     operations, factors, sigmas, flips = appearances.split([5, 5, 1, 1], dim=1)
-    turns, is_hue = torch.arange(operations.shape[1]), operations == HUE  # (5,), (B, 5)
-    hue_turn = torch.where(is_hue.any(1), is_hue.int().argmax(1), -1).unsqueeze(1)  # (B, 1)
+    steps, is_hue = torch.arange(operations.shape[1]), operations == HUE  # (5,), (B, 5)
+    hue_step = torch.where(is_hue.any(1), is_hue.int().argmax(1), -1).unsqueeze(1)  # (B, 1)
     weights = mix_weights(operations, factors)  # (B, 5, 3)
     halves = [
         torch.where(half.unsqueeze(2), weights, UNCHANGED)
-        for half in (turns < hue_turn, turns > hue_turn)
+        for half in (steps < hue_step, steps > hue_step)
     ]
     before, after = (
         [each for each in half.unbind(1) if (each != UNCHANGED).any()] for half in halves
     )
     rows = [
         chosen.nonzero()[:, 0]
-        for chosen in (hue_turn[:, 0] >= 0, sigmas[:, 0] > 0, flips[:, 0] > 0)
+        for chosen in (hue_step[:, 0] >= 0, sigmas[:, 0] > 0, flips[:, 0] > 0)
     ]
 
     # One copy for the weights of all passes, one for the indices of all others.

@@ -6,7 +6,7 @@ from job.data import plugins
 from job.data.images import readable_endings
 from job.text import printable
 
-# What systems and tools leave behind, besides names that begin with a dot; in lower case.
+# Files of systems and tools, in addition to names that begin with a dot. In lower case.
 LEFTOVERS = {
     "__macosx",
     "@eadir",
@@ -52,12 +52,12 @@ class Tally:
 
 
 class Selection:
-    """The images taken, the files left out, and the images without a label, each counted."""
+    """Counts of the images selected, the files left out, and the images without a label."""
 
     def __init__(self) -> None:
         self.endings = readable_endings()
-        # As most files spell them, without the dot; no leftover that has one lacks a dot in front.
-        self.spelt = {word[1:] for ending in self.endings for word in (ending, ending.upper())}
+        # As most files spell them, without the dot. No name of LEFTOVERS ends in one.
+        self.spelt = {each[1:] for ending in self.endings for each in (ending, ending.upper())}
         self.taken = 0
         self.left_out, self.unlabelled = Tally(), Tally()
 
@@ -75,10 +75,10 @@ class Selection:
         return os.path.splitext(path)[1].lower() in self.endings
 
     def images(self, above: str, names: list[str]) -> list[str]:
-        """Return the paths of the images among a folder's files; count its files.
+        """Return the paths of the images among a folder's files, and count its files.
 
-        above: the folder's path with a slash behind it, or an empty text. A million files take
-        half a second: for most of them one look at the ending is enough.
+        above: the folder's path and a slash, or "". A million files need half a second, because
+        for most of them one test of the ending is enough.
         """
         paths, spelt = [], self.spelt
         for name in names:
@@ -92,14 +92,14 @@ class Selection:
         return paths
 
     def keeps(self, name: str, path: str) -> bool:
-        """Return whether a file or folder is not a leftover; count it if it is one."""
+        """Return whether a file or folder is not a leftover. Count a leftover."""
         if is_leftover(name):
             self.left_out.add("hidden or of the system", path)
             return False
         return True
 
     def report(self, root: str) -> str:
-        """Return a line about the files left out of `root`; an empty one if there are none."""
+        """Return a line about the files left out of `root`, or "" without such."""
         total = self.left_out.total
         if not total:
             return ""

@@ -15,22 +15,14 @@ from job.data.tars import Shard
 from job.errors import RunError
 from job.files import patient, whole_file
 
-INDEX = "index.npz"  # beside the shards
+INDEX = "index.npz"  # in the folder of the shards
 SPLITS = ("train", "val", "valid")
 FORMAT = 1
 PARTS = {
-    "format",
-    "classes",
-    "shards",
-    "shard_bytes",
-    "shard_images",
-    "names",
-    "ends",
-    "offsets",
-    "sizes",
-    "labels",
-}
-OPEN_SHARDS = 256  # of a process: well below the usual limit of 1024 open files
+    "format", "classes", "shards", "shard_bytes", "shard_images",
+    "names", "ends", "offsets", "sizes", "labels",
+}  # fmt: skip
+OPEN_SHARDS = 256  # of a process, well below the usual limit of 1024 open files
 
 
 @travels
@@ -39,20 +31,12 @@ class PackedImages(Images):
 
     def __init__(self, root: str, max_bad: int):
         index = load_index(root)
-        super().__init__(
-            root,
-            text(index["classes"]),
-            Names(index["names"], index["ends"]),
-            index["labels"],
-            max_bad,
-        )
-        self.shards, self.offsets, self.sizes = (
-            text(index["shards"]),
-            index["offsets"],
-            index["sizes"],
-        )
+        names = Names(index["names"], index["ends"])
+        super().__init__(root, text(index["classes"]), names, index["labels"], max_bad)
+        self.shards = text(index["shards"])
+        self.offsets, self.sizes = index["offsets"], index["sizes"]
         self.left_out = unindexed(root, self.shards)
-        self.shard_ends = index["shard_images"].cumsum()  # where each shard's images end among all
+        self.shard_ends = index["shard_images"].cumsum()  # end of each shard among all images
         # {shard: file}, the least recently used first.
         self.open_files: OrderedDict[int, io.FileIO] = OrderedDict()
 
@@ -60,11 +44,11 @@ class PackedImages(Images):
         return self.__dict__ | {"open_files": OrderedDict()}  # a loader process opens its own
 
     def shard(self, index: int) -> int:
-        """The number of the shard that an image lies in."""
+        """The number of the shard that has an image."""
         return int(np.searchsorted(self.shard_ends, index, side="right"))
 
     def path(self, index: int) -> str:
-        """Where an image lies: root/train-000012.tar:class/image.jpg."""
+        """The path of an image: root/train-000012.tar:class/image.jpg."""
         return f"{os.path.join(self.root, self.shards[self.shard(index)])}:{self.names[index]}"
 
     def content(self, index: int) -> bytes:
@@ -73,9 +57,9 @@ class PackedImages(Images):
         try:
             content = os.pread(self.file(shard).fileno(), size, int(self.offsets[index]))
             if len(content) < size:
-                raise OSError(f"{self.shards[shard]} is cut short")
+                raise OSError(f"{self.shards[shard]} is incomplete")
         except OSError:
-            # A stale handle stays stale: the next try opens the file again.
+            # A stale handle stays stale, so the next attempt opens the file again.
             self.open_files.pop(shard, None)
             raise
         return content
@@ -100,12 +84,12 @@ def lanes(shard_ends: np.ndarray, seed: int, epoch: int, total: int) -> np.ndarr
     """Return an order in which each of the `total` positions of a batch is a lane.
 
     A lane reads shards in sequence. Shards longer than an epoch's steps are cut into stretches of
-    so many images. The stretches form a row in random order, of which each lane gets as much as
-    there are steps. It begins at a random image of its part, and goes round it. So two images of
-    different lanes meet in a batch with the chance 1 / steps, as in a permutation; which ones do
-    is drawn again each epoch. Unlike in a permutation, neighbours in a shard mostly follow each
-    other. So the order within a shard must be random, as `job.pack` makes it.
-    shard_ends: where each shard's images end among all.
+    as many images. The stretches form a row in random order, and each lane gets one image of it
+    for each step. A lane begins at a random one of its images, and wraps at their end. So two
+    images of different lanes meet in a batch with probability 1 / steps, as in a permutation. Each
+    epoch draws again which ones meet. Unlike in a permutation, neighbours in a shard mostly follow
+    each other. So the order within a shard must be random, as `job.pack` makes it.
+    shard_ends: the end of each shard among all images.
     """
     steps = int(shard_ends[-1]) // total
     longest = max(1, steps)
@@ -116,12 +100,12 @@ def lanes(shard_ends: np.ndarray, seed: int, epoch: int, total: int) -> np.ndarr
         for first in range(start, end, longest)
     ]
     chosen = permutation(len(stretches), seed, "order", epoch=epoch)
-    row = np.concatenate([stretches[place] for place in chosen])
-    parts = row[: total * steps].reshape(total, steps)
+    row = np.concatenate([stretches[number] for number in chosen])
+    cut = row[: total * steps].reshape(total, steps)
     random = counter(seed, "order", epoch=epoch, sample=1)  # sample 0 is the row's
-    turns = random.random_raw(total) % np.uint64(longest)
-    places = (turns.astype(np.int64)[:, None] + np.arange(steps)) % longest  # (total, steps)
-    return np.take_along_axis(parts, places, axis=1).T.flatten()
+    first_steps = random.random_raw(total) % np.uint64(longest)
+    indices = (first_steps.astype(np.int64)[:, None] + np.arange(steps)) % longest  # (total, steps)
+    return np.take_along_axis(cut, indices, axis=1).T.flatten()
 
 
 def load_index(root: str) -> dict[str, np.ndarray]:
@@ -135,12 +119,12 @@ def load_index(root: str) -> dict[str, np.ndarray]:
     try:
         with np.load(io.BytesIO(content)) as file:
             index = {name: file[name] for name in file.files}
-        found, names, sizes = int(index["format"]), text(index["shards"]), index["shard_bytes"]
+        version, names, sizes = int(index["format"]), text(index["shards"]), index["shard_bytes"]
     except Exception:  # zipfile and numpy raise many kinds on damaged bytes
         raise RunError(f"{path}: incomplete index. Write it again: {fix}") from None
-    if found != FORMAT:
+    if version != FORMAT:
         raise RunError(
-            f"{path} has format {found}, this version reads {FORMAT}. Write it again: {fix}"
+            f"{path} has format {version}, this version reads {FORMAT}. Write it again: {fix}"
         )
     if missing := PARTS - index.keys():
         raise RunError(
@@ -162,7 +146,7 @@ def load_index(root: str) -> dict[str, np.ndarray]:
 
 
 def unindexed(root: str, shards: list[str]) -> str:
-    """Return a line about the files of folder `root` missing in its index; "" if there are none."""
+    """Return a line about the files of folder `root` missing in its index, or "" without such."""
     selection = Selection()
     selection.taken = len(shards)
     for name in sorted({*os.listdir(root)} - {INDEX, *SPLITS, *shards}):
@@ -172,7 +156,7 @@ def unindexed(root: str, shards: list[str]) -> str:
 
 
 def save_index(root: str, classes: list[str], shards: list[Shard]) -> None:
-    """Write the index of `shards`, which lie in folder `root`."""
+    """Write the index of `shards` into their folder `root`."""
     names = Names.of([name for shard in shards for name in shard.names])
 
     def column(key: str) -> np.ndarray:
@@ -197,7 +181,7 @@ def save_index(root: str, classes: list[str], shards: list[Shard]) -> None:
 
 
 def block(names: list[str]) -> np.ndarray:
-    """A few names as uint8; `text` gives them back."""
+    """A few names as uint8, for `text`."""
     return np.frombuffer(os.fsencode("\0".join(names)), dtype=np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""All images of a folder: those of its splits, one after the other, with their paths in it."""
+"""All images of a folder, one split after the other, with their paths in the folder."""
 
 import bisect
 import hashlib
@@ -15,7 +15,7 @@ from job.text import printable
 
 @dataclass(frozen=True)
 class Split:
-    """Images of a split. prefix: begins their paths; first: their first number among all images."""
+    """Images of a split. prefix: of their paths. first: number of the first among all images."""
 
     prefix: str
     images: Images
@@ -23,11 +23,11 @@ class Split:
 
 
 class Splits:
-    """The splits of a folder. found: the images of each, by prefix, in order."""
+    """The splits of a folder. images_of: the images of each, by prefix, in order."""
 
-    def __init__(self, found: dict[str, Images]):
+    def __init__(self, images_of: dict[str, Images]):
         self.parts: list[Split] = []
-        for prefix, images in found.items():
+        for prefix, images in images_of.items():
             self.parts.append(Split(prefix, images, len(self)))
 
     def __len__(self) -> int:
@@ -39,15 +39,15 @@ class Splits:
         split = self.split_of(number)
         return split.prefix + split.images.names[number - split.first]
 
-    def whole_path(self, number: int) -> str:
-        """Return where an image lies, for people."""
+    def full_path(self, number: int) -> str:
+        """Return the path of an image, for people."""
         split = self.split_of(number)
         return printable(split.images.path(number - split.first))
 
     def split_of(self, number: int) -> Split:
         """Return the split that has an image."""
-        found = bisect.bisect_right([split.first for split in self.parts], number) - 1
-        return self.parts[found]
+        index = bisect.bisect_right([split.first for split in self.parts], number) - 1
+        return self.parts[index]
 
     @property
     def digest(self) -> str:
@@ -62,8 +62,8 @@ class Splits:
 def find_images(data: str) -> dict[str, Images]:
     """Return {prefix: images} of each split of a folder, or of a folder without splits.
 
-    Without train/, the images beside val/ and valid/ come first, as those that a run trains on.
-    RunError: there are no images.
+    Without train/, the first images are those outside val/ and valid/, on which a run trains.
+    RunError: the folder has no images.
     """
     data = digits.prepared(data)
     splits = [split for split in SPLITS if split_of(data, [split])]

@@ -18,8 +18,8 @@ from job.data.selection import Selection
 from job.errors import RunError
 from job.files import whole_file
 
-MAX_CLASSES = 2**20  # a larger label is no number of a class
-MAX_LINKS = 40  # from one to the next, as Linux has it
+MAX_CLASSES = 2**20  # a larger label is not the number of a class
+MAX_LINKS = 40  # from one to the next, as in Linux
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Shard:
     """A tar file and its images.
 
     size: of the file, in bytes. offsets, sizes, labels, names: of each image, offset and size in
-    bytes. A label of -1: there is none.
+    bytes, the label -1 without one.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Shard:
 
 
 class Sample(NamedTuple):
-    """The names of an image in a tar file, its .cls and its .json; "" if there is none."""
+    """The names of an image in a tar file, its .cls and its .json, each "" without such a file."""
 
     image: str
     cls: str
@@ -59,11 +59,11 @@ def write_shard(path: str, images: Iterable[tuple[int, str, int, bytes]]) -> Non
     ):
         for key, name, label, content in images:
             ending = os.path.splitext(name)[1].lower()
-            parts = {ending: content, ".json": json.dumps({"path": name}).encode()}
+            files = {ending: content, ".json": json.dumps({"path": name}).encode()}
             if label >= 0:
-                parts = {ending: content, ".cls": str(label).encode()} | parts
-            for part, value in parts.items():
-                member = tarfile.TarInfo(f"{key:09d}{part}")
+                files = {ending: content, ".cls": str(label).encode()} | files
+            for ending, value in files.items():
+                member = tarfile.TarInfo(f"{key:09d}{ending}")
                 member.size = len(value)
                 tar.addfile(member, io.BytesIO(value))
 
@@ -107,12 +107,12 @@ def read_members(file: BinaryIO, path: str, selection: Selection) -> dict[str, t
         raise RunError(
             f"{path}: incomplete or compressed tar file ({error}). Copy it again, or decompress it"
         ) from None
-    # tarfile takes a damaged or cut header for the end.
+    # To tarfile a damaged or cut header is the end.
     if os.pread(file.fileno(), tarfile.BLOCKSIZE, end) != bytes(tarfile.BLOCKSIZE):
         raise RunError(f"{path}: incomplete or damaged tar file, at byte {end}. Copy it again")
     members = {}
     for name, member in found.items():
-        if not all(selection.keeps(part, member.name) for part in name.split("/")):
+        if not all(selection.keeps(each, member.name) for each in name.split("/")):
             continue
         target = followed(member, found)
         if target is None or not target.isreg():
@@ -127,7 +127,7 @@ def read_members(file: BinaryIO, path: str, selection: Selection) -> dict[str, t
 def followed(
     member: tarfile.TarInfo | None, found: dict[str, tarfile.TarInfo]
 ) -> tarfile.TarInfo | None:
-    """Return the member that a member leads to, as a link or itself; None if there is none."""
+    """Return the member that a link leads to, None for a broken link, other members unchanged."""
     for _ in range(MAX_LINKS):
         if member is None or not (member.islnk() or member.issym()):
             return member
@@ -137,10 +137,10 @@ def followed(
 
 
 def samples(members: dict[str, tarfile.TarInfo], selection: Selection) -> Iterator[Sample]:
-    """Yield the images with their sidecars, in the order in which their keys come.
+    """Yield the images with their sidecars, in the order of their keys.
 
     The key is webdataset's, the name up to its first dot. An image such as a.seg.png is left out if
-    a.jpg is there with the same sidecar, a.cls or a.json: it belongs to that image.
+    a.jpg exists with the same sidecar, a.cls or a.json, because it belongs to that image.
     """
     order: dict[str, int] = {}
     for name in members:
@@ -165,7 +165,7 @@ def samples(members: dict[str, tarfile.TarInfo], selection: Selection) -> Iterat
             selection.taken += 1
             yield sample
         else:
-            selection.left_out.add("beside the image of the same label", sample.image)
+            selection.left_out.add("belonging to the image of the same label", sample.image)
     used = {name for sample in found for name in sample}
     for name in members:
         if name not in used:
@@ -183,15 +183,15 @@ def ending_of(name: str) -> str:
 
 
 def key_of(name: str) -> str:
-    """Return a name up to the first dot of its last part."""
+    """Return a name up to the first dot behind its folder."""
     folder, file = os.path.split(name)
     return os.path.join(folder, file.partition(".")[0])
 
 
 def sidecar(name: str, ending: str, sidecars: dict[str, str]) -> str:
-    """Return an image's sidecar with this ending; "" if there is none.
+    """Return an image's sidecar with this ending, or "" without one.
 
-    For a.v1.5.jpg it is that of a.v1.5, else of a.v1, else of a.
+    For a.v1.5.jpg it is the one of a.v1.5, else of a.v1, else of a.
     """
     key, stem = key_of(name), stem_of(name)
     while f"{stem}{ending}" not in sidecars and len(stem) > len(key):
@@ -202,7 +202,7 @@ def sidecar(name: str, ending: str, sidecars: dict[str, str]) -> str:
 def described(
     file: BinaryIO, members: dict[str, tarfile.TarInfo], sample: Sample, selection: Selection
 ) -> tuple[str, int]:
-    """Return an image's name and label (-1: none); count it in `selection` if there is none."""
+    """Return an image's name and label, and count an image without one (-1) in `selection`."""
     image, cls, info = sample
 
     def content(name: str) -> bytes:
@@ -224,13 +224,13 @@ def described(
     name = str((info and stem_of(info) == stem_of(image) and meta.get("path")) or image)
     try:
         os.fsencode(name)
-    except ValueError:  # JSON may have what no file's name can
+    except ValueError:  # JSON can have characters that a file's name cannot
         name = image
     return name, label
 
 
 def class_number(given: bytes | object) -> int:
-    """Return what a .cls or a .json gives as a label, or -1 if that is no number of a class."""
+    """Return the label in a .cls or a .json, or -1 if it is not the number of a class."""
     try:
         label = int(given if isinstance(given, bytes) else str(given))
     except ValueError:

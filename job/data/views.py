@@ -54,13 +54,8 @@ class OneView(Dataset):
     def __getitem__(self, draw: tuple[int, int]) -> tuple[torch.Tensor, int, list[str]]:
         epoch, index = draw
         image, label, bad = self.images.read(index)
-        return (
-            self.view(
-                image, np.random.Generator(counter(self.seed, "view", epoch=epoch, sample=index))
-            ),
-            label,
-            bad,
-        )
+        random = np.random.Generator(counter(self.seed, "view", epoch=epoch, sample=index))
+        return self.view(image, random), label, bad
 
 
 class CentreViews(Dataset):
@@ -79,9 +74,9 @@ class CentreViews(Dataset):
 
 
 def collate(items: list[tuple]) -> tuple:
-    """Stack the items' parts; join the lists of undecodable files that they end with."""
-    *parts, bad = zip(*items, strict=True)
-    return *map(stack, parts), [file for files in bad for file in files]
+    """Stack the items' values, and join their lists of undecodable files, the last value."""
+    *values, bad = zip(*items, strict=True)
+    return *map(stack, values), [file for files in bad for file in files]
 
 
 def stack(parts: tuple) -> Any:

@@ -12,9 +12,9 @@ SAME = "the same folder as another"
 
 
 def class_names(root: str, selection: Selection) -> list[str]:
-    """Return the names of the class folders in `root`, sorted; count its other files.
+    """Return the sorted names of the class folders in `root`, and count its other files.
 
-    RunError: `root` cannot be read, or a link in it leads to no class folder.
+    RunError: `root` cannot be read, or a link in it does not lead to a class folder.
     """
     try:
         with os.scandir(root) as found:
@@ -45,20 +45,20 @@ def images_below(
 ) -> Iterator[list[str]]:
     """Yield the paths, from `root` on, of the images below its folder `top`, a list a folder.
 
-    A folder's own images come first, then those of each folder in it. Links are followed, except
-    back to a folder that they lie in, and twice to the same folder: none goes round in a loop.
-    If `top` is empty, links to other folders below `root` are not followed either: each image
-    has the label of the folder that it lies in.
+    A folder's own images come first, then the images of each folder in it. Links are followed,
+    except back to a folder that contains them, and twice to the same folder. So no walk loops.
+    If `top` is empty, links to other folders below `root` are not followed either, because each
+    image has the label of the folder that contains it.
     skipped: names in `top` that are neither walked nor counted. seen, home: of the walk so far.
-    RunError: a folder, or the type of an entry, cannot be read (os.walk takes it for a file); or
-    `top` is empty, and a link in `root` that is not to an image leads nowhere.
+    RunError: a folder, or the type of an entry, cannot be read (os.walk would treat it as a file).
+    Also if `top` is empty, and a link in `root` that is not to an image is broken.
     """
     folder, seen = os.path.join(root, top), set() if seen is None else seen
-    place = os.path.realpath(folder)
-    if place in seen:
+    real = os.path.realpath(folder)
+    if real in seen:
         selection.left_out.add(SAME, f"{top}/")
         return
-    seen.add(place)
+    seen.add(real)
     folders: list[str] = []
     files: list[str] = []
     links: set[str] = set()  # to folders, or without an image's ending
@@ -71,7 +71,7 @@ def images_below(
     except OSError as error:
         refuse(error)
     if not top:
-        home = place
+        home = real
         check_links(folder, links)
     if skipped:
         folders = [name for name in folders if name not in skipped]
@@ -90,7 +90,7 @@ def images_below(
 
 
 def check_links(folder: str, names: set[str]) -> None:
-    """RunError: one of the links in a folder, of which none is an image's, leads nowhere.
+    """RunError: one of a folder's links that are not images is broken.
 
     It may have led to a folder, whose images would be missing.
     """
@@ -112,7 +112,7 @@ def is_folder(entry: os.DirEntry) -> bool:
 
 
 def leads_back(path: str, folder: str) -> bool:
-    """Whether what lies in `folder` at `path` is a link to it, or to a folder above it."""
+    """Whether `path` in `folder` is a link to `folder`, or to a folder above it."""
     if not os.path.islink(path):
         return False
     target = os.path.realpath(path)
@@ -120,7 +120,7 @@ def leads_back(path: str, folder: str) -> bool:
 
 
 def leads_within(path: str, home: str) -> bool:
-    """Whether a link leads to a folder below `home`, a real path, whose images are found there."""
+    """Whether a link leads to a folder below `home`, a real path, whose walk finds its images."""
     target = os.path.realpath(path)
     if os.path.commonpath([target, home]) != home:
         return False
@@ -128,12 +128,12 @@ def leads_within(path: str, home: str) -> bool:
 
 
 def dangling(path: str) -> RunError:
-    """Return the error of a link that leads to no folder, or back to one that it lies in."""
+    """Return the error of a broken link, or one back to a folder that contains it."""
     problem = "which leads nowhere or back: fix it, or remove it"
     return RunError(f"{path} is a link to {os.readlink(path)}, {problem}")
 
 
 def refuse(error: OSError) -> NoReturn:
     """RunError: a folder cannot be read."""
-    advice = "see to its permissions, or move it away"
-    raise RunError(f"cannot read {error.filename}: {error.strerror}; {advice}")
+    fix = "Fix its permissions, or move it away"
+    raise RunError(f"cannot read {error.filename}: {error.strerror}. {fix}")

@@ -1,4 +1,4 @@
-"""The parts of a linear classification: build, save and resume them."""
+"""A linear classification on frozen features: build, save and resume it."""
 
 import dataclasses
 import os
@@ -48,7 +48,7 @@ class Classifier:
     encoder: nn.Module  # images -> {"flatten": (B, C)}; shares the network's parameters
     gradients: FixedPointGradients
     optimizer: torch.optim.Optimizer
-    input: dict  # the network's requirements for its images; {}: a ResNet, which has none
+    input: dict  # the network's requirements for its images, {} for a ResNet
     best: float = -1.0  # top-1 in percent on the validation images, of the best epoch so far
 
     @property
@@ -88,7 +88,7 @@ class Classifier:
 
 
 def build(config: LinearConfig, run: Run) -> Classifier:
-    """Build a classification's parts. Network and crop are those of --pretrained by default.
+    """Build a classification. The defaults of network and crop are in the --pretrained file.
 
     RunError: the data, the checkpoint or the batch size does not fit.
     """
@@ -103,15 +103,15 @@ def build(config: LinearConfig, run: Run) -> Classifier:
     if trains and train.labelled < len(train):
         unlabelled = len(train) - train.labelled
         raise RunError(
-            f"{unlabelled} of {len(train)} images in {train.root} have no label:"
-            " a classifier needs one for each"
+            f"{unlabelled} of {len(train)} images in {train.root} have no label;"
+            " expected a label for each"
         )
     if trains and len(train) < config.batch_size:
         raise RunError(
-            f"{train.root} has {len(train)} images, fewer than --batch-size {config.batch_size}:"
-            " choose a smaller batch"
+            f"{train.root} has {len(train)} images, fewer than --batch-size {config.batch_size}."
+            " Choose a smaller batch"
         )
-    net, config, demanded = frozen(config, run)
+    net, config, required = frozen(config, run)
     assert isinstance(net.fc, nn.Linear)
     width = net.fc.in_features
     net.fc = nn.Linear(width, len(train.classes))
@@ -119,12 +119,12 @@ def build(config: LinearConfig, run: Run) -> Classifier:
     nn.init.zeros_(net.fc.bias)
     net.to(run.device)
     comm.broadcast_(net.state_dict())
-    kind = LARS if config.lars else torch.optim.SGD
+    optimizer_class = LARS if config.lars else torch.optim.SGD
     parameters, decay = net.fc.parameters(), config.weight_decay
-    optimizer = kind(parameters, config.lr, momentum=config.momentum, weight_decay=decay)
+    optimizer = optimizer_class(parameters, config.lr, momentum=config.momentum, weight_decay=decay)
     gradients = FixedPointGradients(net.fc.named_parameters(prefix="fc"))
     encoder = with_features(net, [], output="flatten").eval()
-    return Classifier(config, run, train, val, net, encoder, gradients, optimizer, demanded)
+    return Classifier(config, run, train, val, net, encoder, gradients, optimizer, required)
 
 
 def frozen(config: LinearConfig, run: Run) -> tuple[Network, LinearConfig, dict]:
@@ -140,7 +140,7 @@ def frozen(config: LinearConfig, run: Run) -> tuple[Network, LinearConfig, dict]
         )
         check_first_layer(config, weights.arch)
         if config.stem not in ("", weights.stem):
-            raise RunError(f"--stem {config.stem}: {config.pretrained} has the {weights.stem} one")
+            raise RunError(f"--stem {config.stem}: {config.pretrained} has the stem {weights.stem}")
         if config.width not in (0, weights.width):
             raise RunError(
                 f"--width {config.width}: {config.pretrained} has {weights.width} channels"
@@ -176,12 +176,12 @@ def frozen(config: LinearConfig, run: Run) -> tuple[Network, LinearConfig, dict]
         return build_network(config.arch, stem=config.stem, width=config.width, image_size=size)
 
     net = run.build(config.arch, build)
-    demanded = weights.input if weights and not weights.is_resnet else {}
-    return net.requires_grad_(False).eval(), config, demanded
+    required = weights.input if weights and not weights.is_resnet else {}
+    return net.requires_grad_(False).eval(), config, required
 
 
 def check_first_layer(config: LinearConfig, arch: str) -> None:
-    """RunError: --stem or --width is given for a network that is no ResNet."""
+    """RunError: --stem or --width is given for a network other than a ResNet."""
     for name in ("stem", "width"):
         if getattr(config, name) and arch not in ARCHS:
             raise RunError(
@@ -192,7 +192,7 @@ def check_first_layer(config: LinearConfig, arch: str) -> None:
 def find(config: LinearConfig, run: Run) -> dict | None:
     """Return the checkpoint of --resume, or None if `auto` finds no checkpoint.
 
-    RunError: all checkpoints are incomplete, or they are those of another run.
+    RunError: all checkpoints are incomplete, or another run's.
     """
     if not config.resume:
         return None
@@ -204,7 +204,7 @@ def find(config: LinearConfig, run: Run) -> dict | None:
 
 
 def restore(saved: dict, classifier: Classifier) -> Position:
-    """Load a checkpoint's classifier; return the (epoch, step) to resume at.
+    """Load a checkpoint's classifier. Return the (epoch, step) to resume at.
 
     RunError: the checkpoint has other data, features or another optimizer.
     """
@@ -217,7 +217,7 @@ def restore(saved: dict, classifier: Classifier) -> Position:
     check_format(saved)
     if saved["classes"] != classifier.train.classes:
         raise RunError(
-            f"{where} has {len(saved['classes'])} classes, which differ from those of"
+            f"{where} has {len(saved['classes'])} classes; expected the classes of"
             f" {classifier.train.root}"
         )
     state = {name.removeprefix("module."): value for name, value in saved["state_dict"].items()}
@@ -260,7 +260,7 @@ def settle_best(classifier: Classifier, start: Position) -> None:
             if not best.keys() >= {"epoch", "step"}:
                 raise RunError(f"{path}: no epoch and step; expected a checkpoint of job.linear")
         except RunError as error:
-            run.log.line(f"passed over: {error}; the best from epoch {start.epoch} on replaces it")
+            run.log.line(f"skipped: {error}; the best from epoch {start.epoch} on replaces it")
             return False
         if (best["epoch"], best["step"]) <= start:
             return True
@@ -301,14 +301,14 @@ def check_same_epoch(saved: dict, classifier: Classifier, where: str) -> None:
 
 
 def different(state: dict[str, torch.Tensor], backbone: dict[str, torch.Tensor]) -> str:
-    """Return the first name under which `state` has other bytes than `backbone`, or nothing."""
+    """Return the first name whose bytes in `state` differ from `backbone`, or ""."""
     return next(
         (name for name, value in backbone.items() if not same_bytes(state.get(name), value)), ""
     )
 
 
 def same_bytes(one: torch.Tensor | None, other: torch.Tensor) -> bool:
-    """Whether two tensors are equal to the bit; a NaN equals itself, and 0 is not -0."""
+    """Whether two tensors are equal to the bit. A NaN equals itself, and 0 is not -0."""
     if one is None or one.shape != other.shape or one.dtype != other.dtype:
         return False
     return one.cpu().contiguous().numpy().tobytes() == other.cpu().contiguous().numpy().tobytes()

@@ -1,7 +1,7 @@
 """Features of images by a frozen network, with the same bytes for any number of workers.
 
-A forward pass has GROUP images, always: kernels, and so the last bits, depend on their number. They
-do not depend on the other images of the group or on an image's position in it.
+A forward pass always has GROUP images, because kernels, and so the last bits, depend on their
+number. They do not depend on the other images of the group or on an image's position in it.
 """
 
 from collections.abc import Iterator
@@ -57,7 +57,7 @@ class Pass:
     def rounds(self, images: Images, groups: list[range]) -> Iterator[list[Group]]:
         """Yield the groups that the workers compute at a time, one each, in order. A collective.
 
-        Stopped, on all workers: a signal came.
+        Stopped, on all workers: a signal arrived.
         """
         mine = groups[self.run.rank :: self.run.size]
         views = MarkedCrops(images, self.image_size)
@@ -68,8 +68,8 @@ class Pass:
                 pixels, decodable, errors = next(batches)  # (n, 3, H, W) uint8, (n,) bool
                 features = self.forward(pixels)[decodable]
                 computed.append((features, problems(images, mine[done - 1], decodable, errors)))
-            parts = allgather(computed, "features")
-            yield [group for part in parts for group in part]
+            gathered = allgather(computed, "features")
+            yield [group for of_worker in gathered for group in of_worker]
 
 
 class MarkedCrops(Dataset):
@@ -105,8 +105,8 @@ def split_groups(images: Images) -> list[range]:
 def build_encoder(weights: Backbone, head: bool, shown: str, image_size: int = 224) -> nn.Module:
     """Return a frozen network, (b, 3, H, W) -> {node: (b, C)}: its pooled features.
 
-    head: the outputs of its head in place of them. shown: the checkpoint, for the error.
-    RunError: there is no head of linear layers on the network, or it takes no images of that size.
+    head: the outputs of its head instead. shown: the checkpoint, for the error.
+    RunError: the network has no head of linear layers, or cannot process images of that size.
     """
     net = weights.build(image_size)
     if head:
@@ -119,7 +119,7 @@ def find_head(weights: Backbone, width: int, shown: str) -> nn.Sequential:
     """Return the head of a checkpoint, (b, width) -> (b, C). RunError: it has no such head."""
     problem = "no head"
     if weights.head_state:
-        problem = f"its head ({weights.head}) is of another kind"
+        problem = f"its head ({weights.head}) has other layers"
         try:
             head = build_head(weights.head_state)
             if getattr(head[0], "in_features", 0) == width:

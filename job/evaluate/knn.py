@@ -1,7 +1,7 @@
 """Weighted k-nearest neighbours: measure frozen features without training on them.
 
 The images of both sets are divided among the workers. The features of the validation images are
-gathered once. Those of the training images stay on their worker, which sends only the nearest
+gathered once. Features of training images stay on their worker, which sends only the nearest
 neighbours of each validation image. The result is the same for any number of workers with equally
 many threads: no block of the computation depends on that number.
 Source: arXiv 1805.01978, section 3.4.
@@ -68,8 +68,8 @@ def knn_accuracy(
     Each image of `queries` gets the label with the largest sum of exp(cosine / TEMPERATURE) among
     its k nearest of `bank`. Undecodable images, and images without a label, neither count nor vote.
     config: knn_k, image_size, precision, workers, print_freq and max_bad_images are used.
-    RunError, on all workers: one of both sets has no image that counts.
-    Stopped, on all workers: a signal came.
+    RunError, on all workers: one of the sets has no image that counts.
+    Stopped, on all workers: a signal arrived.
     """
     encoder = with_features(net.eval(), [], output="flatten")
     features, truth = gather(list(extract(encoder, queries, config, run)), queries, run)
@@ -77,12 +77,12 @@ def knn_accuracy(
     voting: list[torch.Tensor] = []
     blocks = counted(extract(encoder, bank, config, run), voting)
     predicted = vote(exchange(nearest(features, blocks, k), run), k, len(bank.classes))
-    mine = truth.split(shares(len(truth), run.size))[run.rank]
+    mine = truth.split(counts(len(truth), run.size))[run.rank]
     sums = run.total(right=(predicted == mine).sum(), counted=(mine >= 0).sum(), voting=sum(voting))
     for name, images in (("counted", queries), ("voting", bank)):
         if not sums[name]:
             raise RunError(
-                f"{images.root}: no labelled image can be decoded; k-NN needs one or more", code=1
+                f"{images.root}: no labelled image can be decoded; expected one or more", code=1
             )
     top1, k = 100 * sums["right"] / sums["counted"], min(k, int(sums["voting"]))
     auc = spectrum_auc(features[truth >= 0])
@@ -94,10 +94,10 @@ def knn_accuracy(
     return Accuracy(top1, auc, k, int(sums["counted"]), text)
 
 
-def counted(blocks: Iterable[Block], counts: list) -> Iterator[Block]:
-    """Yield blocks, and append to `counts` the number of images with a label in each."""
+def counted(blocks: Iterable[Block], numbers: list) -> Iterator[Block]:
+    """Yield blocks, and append to `numbers` the number of images with a label in each."""
     for features, labels in blocks:
-        counts.append((labels >= 0).sum())
+        numbers.append((labels >= 0).sum())
         yield features, labels
 
 
@@ -120,14 +120,14 @@ def gather(blocks: list[Block], images: Images, run: Run) -> tuple[torch.Tensor,
     labels = torch.cat(
         [labels for _, labels in blocks] or [torch.zeros(0, dtype=torch.long, device=run.device)]
     )
-    places = [
-        every_nth_batch(list(range(len(images))), BATCH, rank, run.size) for rank in range(run.size)
+    every = list(range(len(images)))
+    indices = [
+        index
+        for rank in range(run.size)
+        for batch in every_nth_batch(every, BATCH, rank, run.size)
+        for index in batch
     ]
-    order = (
-        torch.tensor([place for batches in places for batch in batches for place in batch])
-        .argsort()
-        .to(run.device)
-    )
+    order = torch.tensor(indices).argsort().to(run.device)
     return comm.gather(features, "knn.features")[order], comm.gather(labels, "knn.labels")[order]
 
 
@@ -162,18 +162,18 @@ def from_keys(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (bits ^ (bits >> 31 & 0x7FFFFFFF)).view(torch.float32), 0xFFFFFFFF - (keys & 0xFFFFFFFF)
 
 
-def shares(m: int, size: int) -> list[int]:
+def counts(m: int, size: int) -> list[int]:
     """Return how many of m images each of `size` workers counts."""
     return [m // size + (rank < m % size) for rank in range(size)]
 
 
 def exchange(keys: torch.Tensor, run: Run) -> torch.Tensor:
-    """Send each worker the rows of keys (m, k) that it counts; return this worker's.
+    """Send each worker the rows of keys (m, k) that it counts. Return this worker's.
 
     They have the keys of all N workers, (m / N, N k).
     """
     m, k = keys.shape
-    counted = shares(m, run.size)
+    counted = counts(m, run.size)
     received = comm.exchange(keys, counted, "knn.nearest")  # (N m / N, k)
     return received.view(run.size, counted[run.rank], k).transpose(0, 1).flatten(1)
 

@@ -1,7 +1,7 @@
 """Rows of features as they are computed, in a folder from which a killed program resumes.
 
-The rows of each group of images are appended in the order of the groups. A line of the journal with
-their checksum follows. A group counts as done only if both are complete.
+The rows of each group of images are appended in the order of the groups, then a line of the journal
+with their checksum. A group counts as done only if both are complete.
 """
 
 import contextlib
@@ -33,8 +33,8 @@ MEANT = {
 class Rows:
     """The rows of the groups done so far, in a folder that one process at a time writes to.
 
-    origin: what the rows depend on, of JSON's types; images: their number. width: values in a row.
-    journal: of each done group the rows up to its end, their CRC-32 and undecodable images.
+    origin: the inputs of the rows, in JSON's types; "images" is their number. width: values in a
+    row. journal: of each done group the rows up to its end, their CRC-32 and undecodable images.
     """
 
     def __init__(self, folder: str, origin: dict[str, Any], width: int):
@@ -43,10 +43,9 @@ class Rows:
         self.files: dict[str, io.FileIO] = {}
 
     def open(self) -> tuple[int, dict[int, str]]:
-        """Open the folder; return the number of done groups, and their undecodable images.
+        """Open the folder. Return the number of done groups, and {number: problem}.
 
-        These are a dictionary {number: problem}.
-
+        These are the problems of their undecodable images.
         RunError: the folder is of another origin, in use, or not writable.
         """
         try:
@@ -58,8 +57,8 @@ class Rows:
             self.drop_incomplete()
         except OSError as error:
             problem = f"cannot write to {self.folder}: {error.strerror or error}"
-            raise RunError(f"{problem}; choose another --out") from None
-        bad = [found for entry in self.journal for found in entry["undecodable"]]
+            raise RunError(f"{problem}. Choose another --out") from None
+        bad = [pair for entry in self.journal for pair in entry["undecodable"]]
         return len(self.journal), dict(bad)
 
     def check_origin(self) -> None:
@@ -71,10 +70,12 @@ class Rows:
         fix = "Remove it, or choose another --out"
         try:
             with open(path) as file:
-                found = json.load(file)
-            before = {name: found[name] for name in self.origin}
+                saved = json.load(file)
+            before = {name: saved[name] for name in self.origin}
         except (FileNotFoundError, ValueError, TypeError, KeyError):
-            raise RunError(f"{self.folder}: no folder of job.embed; expected none. {fix}") from None
+            raise RunError(
+                f"{self.folder}: not a folder of job.embed; expected a new one. {fix}"
+            ) from None
         if differing := [name for name, value in self.origin.items() if before[name] != value]:
             name = differing[0]
             shown = MEANT.get(name, name)
@@ -82,7 +83,7 @@ class Rows:
             raise RunError(f"{self.folder}: features with another {shown} ({values}). {fix}")
 
     def lock(self) -> None:
-        """RunError: another process writes to the folder. Some file systems cannot tell."""
+        """RunError: another process writes to the folder. Some file systems have no locks."""
         try:
             fcntl.flock(self.files[JOURNAL], fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -91,7 +92,7 @@ class Rows:
                 raise RunError(f"{self.folder}: another process writes to it. {fix}") from None
 
     def drop_incomplete(self) -> None:
-        """Read the journal, and cut both files behind the last complete group."""
+        """Read the journal, and truncate both files after the last complete group."""
         journal, rows = self.files[JOURNAL], self.files[ROWS]
         journal.seek(0)
         end, images = 0, self.origin.get("images", sys.maxsize)
@@ -111,7 +112,7 @@ class Rows:
         return self.journal[-1]["end"] if self.journal else 0
 
     def read(self, group: int, entry: dict[str, Any]) -> np.ndarray | None:
-        """Return the rows of a group, (n, C) float32; None: they are not those of its checksum."""
+        """Return the rows of a group, (n, C) float32, or None if they do not match its checksum."""
         first = self.journal[group - 1]["end"] if group else 0
         size = 4 * self.width * (entry["end"] - first)
         rows, start = self.files[ROWS].fileno(), 4 * self.width * first
@@ -138,7 +139,9 @@ class Rows:
             write(self.files[JOURNAL], (json.dumps(entry) + "\n").encode())
         except OSError as error:
             problem = f"cannot write to {self.folder}: {error.strerror or error}"
-            raise RunError(f"{problem}. Make room; the same command resumes", code=1) from None
+            raise RunError(
+                f"{problem}. Make room, and resume with the same command", code=1
+            ) from None
         self.journal.append(entry)
 
     def groups(self) -> Iterator[np.ndarray]:
@@ -147,7 +150,9 @@ class Rows:
             rows = self.read(group, entry)
             if rows is None:
                 problem = f"{self.folder}/{ROWS}: the rows of group {group} have changed on disk"
-                raise RunError(f"{problem}. Check the disk; the same command resumes", code=1)
+                raise RunError(
+                    f"{problem}. Check the disk, and resume with the same command", code=1
+                )
             yield rows
 
     def remove(self) -> None:
@@ -163,17 +168,17 @@ class Rows:
 
 
 def parse(line: bytes, images: int) -> dict[str, Any] | None:
-    """Return the entry of a journal's line; None: it is incomplete or damaged.
+    """Return the entry of a journal's line, or None if it is incomplete or damaged.
 
-    images: their number, which those of undecodable images are below.
+    images: their number, above the number of each undecodable image.
     """
     try:
         entry = json.loads(line)
         complete = line.endswith(b"\n") and type(entry["end"]) is type(entry["crc32"]) is int
         bad = [(number, problem) for number, problem in entry["undecodable"]]
         numbered = all(type(number) is int and 0 <= number < images for number, _ in bad)
-        sound = numbered and all(isinstance(problem, str) for _, problem in bad)
-        return entry if complete and sound else None
+        valid = numbered and all(isinstance(problem, str) for _, problem in bad)
+        return entry if complete and valid else None
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
 

@@ -1,4 +1,4 @@
-"""Files of features with the paths of their images: NumPy's array beside JSON, or Parquet."""
+"""Files of features with the paths of their images: NumPy's array with JSON, or Parquet."""
 
 import itertools
 import json
@@ -15,12 +15,12 @@ GROUPS = 64  # groups of images in a row group of Parquet
 
 
 def write_npy(out: str, rows: Rows, paths: list[str], about: dict[str, Any]) -> str:
-    """Write the array (n, C) float32 to `out`, and its paths to the JSON file beside it.
+    """Write the array (n, C) float32 to `out`, and its paths to a JSON file next to it.
 
-    Return how both are read. OSError: they cannot be written.
+    Return the statements that read both. OSError: they cannot be written.
     """
-    beside = companion(out)
-    if os.path.lexists(out):  # never beside paths of other features
+    json_path = companion(out)
+    if os.path.lexists(out):  # never next to paths of other features
         os.remove(out)
     with whole_file(out) as file:
         shape = (rows.count, rows.width)
@@ -30,14 +30,14 @@ def write_npy(out: str, rows: Rows, paths: list[str], about: dict[str, Any]) -> 
             file.write(group.tobytes())
         file.flush()
         os.fsync(file.fileno())  # if the disk is full, neither file appears
-        write_whole(beside, json.dumps({**about, "paths": paths}, indent=0).encode())
-    return f"numpy.load({out!r}); paths: json.load(open({beside!r}))['paths']"
+        write_whole(json_path, json.dumps({**about, "paths": paths}, indent=0).encode())
+    return f"numpy.load({out!r}); paths: json.load(open({json_path!r}))['paths']"
 
 
 def write_parquet(out: str, rows: Rows, paths: list[str], about: dict[str, Any]) -> str:
     """Write the columns path and features, a list of C float32, to `out`; `about` is metadata.
 
-    Bytes of a path that are not UTF-8 are written as in \\xff. Return how the file is read.
+    Bytes of a path that are not UTF-8 are written as in \\xff. Return the statement that reads it.
     OSError: it cannot be written.
     """
     import pyarrow
@@ -78,7 +78,7 @@ def utf8(path: str) -> str:
 
 
 def companion(out: str) -> str:
-    """Return the path of the JSON file beside an array."""
+    """Return the path of an array's JSON file."""
     return f"{os.path.splitext(out)[0]}.json"
 
 
@@ -88,7 +88,7 @@ def ending(out: str) -> str:
 
 
 def check_place(out: str, force: bool) -> None:
-    """RunError: `out` has no known ending, cannot be written, or exists."""
+    """RunError: `out` has an unknown ending, cannot be written, or exists."""
     if ending(out) not in FORMATS:
         raise RunError(f"--out {out}: expected a file ending in {' or '.join(FORMATS)}")
     folder = os.path.dirname(out) or "."

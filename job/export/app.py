@@ -52,16 +52,16 @@ def build_parser() -> Parser:
     """Return the parser of the command line."""
     form = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog="job.export", description=__doc__, formatter_class=form)
-    text = "a run's, or any other file that --teacher takes"
+    text = "a run's, or any other file that --teacher reads"
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=expand, help=text)
-    text = f"the file to write; its ending decides the format: {', '.join(ENDINGS)}"
+    text = f"the file to write. Its ending decides the format: {', '.join(ENDINGS)}"
     parser.add_argument("output", metavar="OUTPUT", type=expand, help=text)
     text = "the format, for any ending"
     parser.add_argument("--format", choices=FORMATS, default="", help=text)
-    text = "the network, also timm/NAME and package.module:function (default: as the file says)"
+    text = "the network, also timm/NAME and package.module:function (default: the file's)"
     parser.add_argument("-a", "--arch", default="", help=text)
     parser.add_argument("--image-size", metavar="X", help=IMAGE_SIZE)
-    text = "write over an OUTPUT, or a file beside it, that is there"
+    text = "overwrite OUTPUT and its companion files if they exist"
     parser.add_argument("--force", action="store_true", help=text)
     text = "write no model card (OUTPUT's name with .md)"
     parser.add_argument("--no-card", action="store_true", help=text)
@@ -77,54 +77,54 @@ def export(
     arch: str = "",
     card: bool = True,
 ) -> str:
-    """Write `output` and its model card; return what was written and how it is loaded.
+    """Write `output` and its model card. Return a report of the file and how it is loaded.
 
-    form: a name in FORMATS, or "" for what the ending says. size: of the training's images in
-    pixels, or None for the checkpoint's. force: replace an existing file. arch: the network, or ""
-    for what the checkpoint says. card: write the card. RunError: `output` was not written, or the
-    message names a file beside it that was not.
+    form: a name in FORMATS, or "" for the ending's. size: of the training's images in pixels, or
+    None for the checkpoint's. force: replace an existing file. arch: the network, or "" for the
+    checkpoint's. card: write the card. RunError: `output` was not written, or the message names a
+    companion file that was not.
     """
     form = form or ENDINGS.get(os.path.splitext(output)[1].lower(), "")
     if not form:
         problem = f"unknown ending; expected one of {', '.join(ENDINGS)}"
         raise RunError(f"{output}: {problem}. Rename it, or add --format {'|'.join(FORMATS)}")
     if checkpoint.startswith(hub.PREFIX):
-        found = hub.fetch(checkpoint)
-        checkpoint, arch = found.path, arch or found.arch
+        fetched = hub.fetch(checkpoint)
+        checkpoint, arch = fetched.path, arch or fetched.arch
     check_place(checkpoint, output, force)
     network, weights = read_network(checkpoint, arch, size)
     origin = describe_origin(checkpoint, network, weights)
     if form in network.refused:
         raise RunError(network.refused[form])
-    beside = files_beside(network, output, form)
+    companions = companion_files(network, output, form)
     if card:
         content = write_card(network, weights, origin, checkpoint, output, form)
-        beside[card_path(output)] = content
-    for path, content in beside.items():
-        check_beside(checkpoint, output, path, content, force)
-    remark = write(network, origin, output, form, beside)
+        companions[card_path(output)] = content
+    for path, content in companions.items():
+        check_companion(checkpoint, output, path, content, force)
+    remark = write(network, origin, output, form, companions)
     epoch = "" if origin["epoch"] is None else f" of epoch {origin['epoch']}"
     size_mb = os.path.getsize(output) / 1e6
     load = FORMATS[form].load(network, output) + remark
     report = f"wrote {output}: {size_mb:.1f} MB, {network.arch}{epoch} for {form}"
-    names = ", ".join(map(os.path.basename, beside))
-    also = f"; beside it: {names}" if names else ""
+    names = ", ".join(map(os.path.basename, companions))
+    also = f", with {names}" if names else ""
     return f"{note(network, form, load)}{report}{also}; load it with: {load}"
 
 
 def note(network: Network, form: str, load: str) -> str:
-    """Return a line about layers that must be replaced before loading, if there are any."""
+    """Return a line about layers that must be replaced before loading, or ""."""
     if not network.changes or network.changes not in load:
         return ""
     which = f"the small stem: net.conv1 and net.maxpool of {form}'s network"
     return f"{which} must be replaced before loading, as shown here\n"
 
 
-def files_beside(network: Network, output: str, form: str) -> dict[str, bytes]:
+def companion_files(network: Network, output: str, form: str) -> dict[str, bytes]:
     """Return {path: content} of the further files in the folder of `output`."""
     folder = os.path.dirname(output)
-    found = FORMATS[form].beside(network)
-    return {os.path.join(folder, name): content for name, content in found.items()}
+    companions = FORMATS[form].companions(network)
+    return {os.path.join(folder, name): content for name, content in companions.items()}
 
 
 def write(
@@ -132,14 +132,14 @@ def write(
     origin: dict,
     output: str,
     form: str,
-    beside: Mapping[str, bytes],
+    companions: Mapping[str, bytes],
 ) -> str:
-    """Write a network in a format, and files beside it; return what to remark.
+    """Write a network in a format, and its companion files. Return a remark, or "".
 
     Each file appears when it is complete, `output` first. RunError: a file cannot be written.
     """
     with contextlib.ExitStack() as files:
-        for path, content in beside.items():
+        for path, content in companions.items():
             file = files.enter_context(written(path))
             file.write(content)
             file.flush()
@@ -157,25 +157,24 @@ def written(path: str) -> Iterator[BinaryIO]:
 
 
 def check_place(checkpoint: str, output: str, force: bool) -> None:
-    """RunError: `output` cannot be written, or must not be."""
+    """RunError: `output` cannot be written, exists, or is the checkpoint."""
     folder = os.path.dirname(output) or "."
     if not os.path.isdir(folder):
-        raise RunError(f"{output}: there is no folder {folder}: make it first")
+        raise RunError(f"{output}: no folder {folder}; expected an existing one. Make it first")
     if os.path.realpath(output) == os.path.realpath(checkpoint):
-        raise RunError(f"{output} is the checkpoint itself: name another file")
+        raise RunError(f"{output}: the checkpoint itself; expected another file")
     if os.path.lexists(output) and not force:
-        fix = "name another file, or write over it with --force"
-        raise RunError(f"{output} is there already: {fix}")
+        raise RunError(f"{output}: exists; expected a new file. Choose another, or add --force")
 
 
-def check_beside(checkpoint: str, output: str, path: str, content: bytes, force: bool) -> None:
-    """RunError: a file beside `output` must not be written. One with this content may exist."""
+def check_companion(checkpoint: str, output: str, path: str, content: bytes, force: bool) -> None:
+    """RunError: a companion of `output` must not be written. One with this content may exist."""
     if os.path.realpath(path) in map(os.path.realpath, (checkpoint, output)):
-        raise RunError(f"{output}: {path} is a file beside it; expected another name")
+        raise RunError(f"{output}: the name of its companion file; expected another")
     if os.path.lexists(path) and not force and not has_content(path, content):
         keep = ", keep it with --no-card" if path == card_path(output) else ""
-        fix = f"choose another OUTPUT{keep}, or write over it with --force"
-        raise RunError(f"{path} is there already, with other content; {fix}")
+        fix = f"Choose another OUTPUT{keep}, or add --force"
+        raise RunError(f"{path}: exists with other content; expected a new file. {fix}")
 
 
 def has_content(path: str, content: bytes) -> bool:

@@ -1,6 +1,6 @@
 """The model card: a Markdown file with the front matter that hubs read.
 
-Its figures are of the checkpoint, of the records in the run's folder and of the run of job.linear.
+Its figures are from the checkpoint, the records in the run's folder and the run of job.linear.
 """
 
 import os
@@ -17,13 +17,13 @@ from job.export import timm
 from job.export.formats import ENDINGS, FORMATS
 from job.export.network import Network
 from job.export.options import command, differing
-from job.export.origin import last_part
+from job.export.origin import base_name
 from job.export.records import Accuracy, Run, knn_accuracy, linear_accuracies, read_run
 from job.text import printable
 
 ENDING = ".md"
 NOT_RECORDED = "not recorded"
-# What a statement that has a name needs before it.
+# The import that a statement with a name needs before it.
 IMPORTS = {
     "torch": "import torch",
     "torchvision": "import torchvision",
@@ -49,7 +49,7 @@ def write_card(
 ) -> bytes:
     """Return the card of a network. It is the same for each format, if the endings are usual.
 
-    RunError: the records beside the checkpoint cannot be read.
+    RunError: the records in the checkpoint's folder cannot be read.
     """
     try:
         run = read_run(checkpoint, weights.meta["config"])
@@ -86,16 +86,16 @@ def front_matter(
     tags = ["self-supervised-learning"] if is_training(config) else []
     tags += [name for name in framework(config) if name != "none"]
     tags += ["knowledge-distillation", *distillers(config)] if config.get("teacher") else []
-    found: dict[str, Any] = {"license": "unknown", "pipeline_tag": "image-feature-extraction"}
-    found |= {"library_name": "timm"} if network.timm else {}
-    found |= {"tags": tags} if tags else {}
+    matter: dict[str, Any] = {"license": "unknown", "pipeline_tag": "image-feature-extraction"}
+    matter |= {"library_name": "timm"} if network.timm else {}
+    matter |= {"tags": tags} if tags else {}
     results = [result(accuracy) for accuracy in accuracies if accuracy.value is not None]
-    found |= {"model-index": [{"name": name, "results": results}]} if results else {}
-    return yaml.safe_dump(found, sort_keys=False, allow_unicode=True)
+    matter |= {"model-index": [{"name": name, "results": results}]} if results else {}
+    return yaml.safe_dump(matter, sort_keys=False, allow_unicode=True)
 
 
 def result(accuracy: Accuracy) -> dict[str, Any]:
-    """Return an accuracy as hubs read it."""
+    """Return an accuracy in the hubs' form."""
     assert accuracy.value is not None
     data = printable(accuracy.data) or "unknown"
     metric = {"type": "accuracy", "value": round(accuracy.value, 2), "name": f"{accuracy.name} (%)"}
@@ -110,7 +110,7 @@ def training(weights: Backbone, run: Run) -> Iterator[str]:
     """Yield the lines about the images and the method."""
     config, facts = weights.meta["config"], weights.run
     if not is_training(config):
-        yield "How these weights were trained is not recorded in the checkpoint."
+        yield "The checkpoint has no record of the training."
         return
     yield f"- Images: {images(config, facts, run)}"
     yield f"- Framework: {', '.join(map(code, framework(config)))}"
@@ -139,18 +139,18 @@ def training(weights: Backbone, run: Run) -> Iterator[str]:
         yield f"    {printable(f'{name}: {value} (default: {default})')}"
     if line := command(config, facts.get("workers", 1)):
         yield ""
-        yield "A command with these options, with the last part of each path:"
+        yield "A command with these options, with the last component of each path:"
         yield ""
         yield f"    {printable(line)}"
 
 
 def is_training(config: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint's options are those of `job.train`."""
+    """Whether a checkpoint's options are `job.train`'s."""
     return bool(config) and "pretrained" not in config
 
 
 def images(config: Mapping[str, Any], facts: Mapping[str, Any], run: Run) -> str:
-    """Return which images a run was trained on, how many, and how many have a label."""
+    """Return the images of a run's training, their number, and how many have a label."""
     folders = [config.get("data", ""), *listed(config.get("more_data", []))]
     count, labelled = facts.get("images"), run.start.get("labelled", 0 if run.unlabelled else None)
     if labelled is None:
@@ -163,17 +163,17 @@ def images(config: Mapping[str, Any], facts: Mapping[str, Any], run: Run) -> str
 
 
 def framework(config: Mapping[str, Any]) -> list[str]:
-    """Return the name of a run's framework, or none of another program's."""
+    """Return the name of a run's framework, or [] for another program's checkpoint."""
     return [str(config.get("framework", "moco"))] if is_training(config) else []
 
 
 def distillers(config: Mapping[str, Any]) -> list[str]:
-    """Return the names of a run's distillers, of an earlier version's the only one."""
+    """Return the names of a run's distillers. Earlier versions had only one."""
     return [str(name) for name in listed(config.get("distill", ["mgd"]))]
 
 
 def listed(value: Any) -> list[Any]:
-    """Return an option's values. Other programs' files can have one where a list is expected."""
+    """Return an option's values. Other programs' files can have one value instead of a list."""
     return value if isinstance(value, list) else [value]
 
 
@@ -202,19 +202,19 @@ def pixels(network: Network) -> Iterator[str]:
 
 
 def loading(network: Network, output: str, form: str) -> Iterator[str]:
-    """Yield how each format is loaded. Each file has the name of `output`, with its own ending."""
+    """Yield how to load each format. Each file has the name of `output`, with its own ending."""
     stem, ending = os.path.splitext(os.path.basename(output))
-    endings = {kind: ending for ending, kind in reversed(ENDINGS.items())} | {form: ending}
-    for kind, found in FORMATS.items():
-        if kind in network.refused:
-            yield f"- {kind}: not possible; {network.refused[kind]}"
+    endings = {name: each for each, name in reversed(ENDINGS.items())} | {form: ending}
+    for form_name, format in FORMATS.items():
+        if form_name in network.refused:
+            yield f"- {form_name}: not possible, {network.refused[form_name]}"
             continue
-        name = stem + endings[kind]
-        yield f"- {kind}, {code(name)}:"
+        name = stem + endings[form_name]
+        yield f"- {form_name}, {code(name)}:"
         yield ""
-        yield from with_imports(found.load(network, name))
+        yield from with_imports(format.load(network, name))
         yield ""
-        if found.beside(network) and name.endswith(timm.ENDING):
+        if format.companions(network) and name.endswith(timm.ENDING):
             yield f"  or, in a folder with {code(name)} and {code(timm.CONFIG)}:"
             yield ""
             yield from with_imports(timm.FROM_FOLDER)
@@ -222,7 +222,7 @@ def loading(network: Network, output: str, form: str) -> Iterator[str]:
 
 
 def with_imports(statement: str) -> Iterator[str]:
-    """Yield a statement as a block of code, after the imports that it needs."""
+    """Yield a statement as a block of code, after its imports."""
     for name, line in IMPORTS.items():
         if re.search(rf"(?<![.\w']){name}\.", statement):
             yield f"      {line}"
@@ -230,7 +230,7 @@ def with_imports(statement: str) -> Iterator[str]:
 
 
 def provenance(weights: Backbone, origin: Mapping[str, Any], checkpoint: str) -> Iterator[str]:
-    """Yield which file the weights are from, and by which program."""
+    """Yield the file of the weights, its digests and the program that exported them."""
     seal = read_seal(checkpoint)
     yield f"- Exported by: {code(origin['program'])}"
     yield f"- Source: {code(origin['source'])}, SHA-256 {code(origin['sha256'])}"
@@ -245,12 +245,12 @@ def licence(weights: Backbone) -> Iterator[str]:
     known = is_training(weights.meta["config"])
     of = f"the training images{also}" if known else "the training images and of any teacher"
     yield f"The licence of these weights follows from the licences of {of}."
-    yield "The exporting program does not set it: read them, and replace `license: unknown` above."
+    yield "The exporting program does not set it. Read them, and replace `license: unknown` above."
 
 
 def file_name(path: str) -> str:
-    """Return the last part of a path as code."""
-    return code(last_part(str(path)))
+    """Return the last component of a path as code."""
+    return code(base_name(str(path)))
 
 
 def shown(config: Mapping[str, Any], name: str) -> str:

@@ -27,7 +27,7 @@ def write(file: BinaryIO, network: Network, origin: dict) -> str:
         "matching_heuristics": True,
         "origin": origin | {"detectron2": options(network)},
     }
-    # Older Pythons read protocol 4. NumPy 1 cannot read the form in which NumPy 2 pickles arrays.
+    # Older Pythons read protocol 4. NumPy 1 cannot read the arrays that NumPy 2 pickles by default.
     pickler = pickle.Pickler(file, protocol=4)
     pickler.dispatch_table = {np.ndarray: portable}
     pickler.dump(content)
@@ -35,7 +35,7 @@ def write(file: BinaryIO, network: Network, origin: dict) -> str:
 
 
 def portable(array: np.ndarray) -> tuple:
-    """Return how a float32 array is pickled, for any version of NumPy."""
+    """Return the pickle of a float32 array, for any version of NumPy."""
     return np.ndarray, (array.shape, "float32", bytearray(array))
 
 
@@ -45,16 +45,16 @@ def load(network: Network, path: str) -> str:
 
 
 def options(network: Network) -> list[Any]:
-    """Return Detectron2's options of a ResNet: names and values in turn."""
+    """Return Detectron2's options of a ResNet, alternately a name and its value."""
     net: Any = network.body
     depth = int(re.findall(r"\d+", network.arch)[0])
-    found = ["MODEL.RESNETS.DEPTH", depth, "MODEL.RESNETS.STRIDE_IN_1X1", False]
-    found += ["MODEL.RESNETS.NUM_GROUPS", net.groups]
-    found += ["MODEL.RESNETS.WIDTH_PER_GROUP", net.base_width]
-    found += ["MODEL.RESNETS.RES2_OUT_CHANNELS", 64] if depth < 50 else []
+    items = ["MODEL.RESNETS.DEPTH", depth, "MODEL.RESNETS.STRIDE_IN_1X1", False]
+    items += ["MODEL.RESNETS.NUM_GROUPS", net.groups]
+    items += ["MODEL.RESNETS.WIDTH_PER_GROUP", net.base_width]
+    items += ["MODEL.RESNETS.RES2_OUT_CHANNELS", 64] if depth < 50 else []
     for name, values in (("MEAN", network.mean), ("STD", network.std)):
-        found += [f"MODEL.PIXEL_{name}", [round(255 * value, 3) for value in values]]
-    return [*found, "INPUT.FORMAT", "RGB"]
+        items += [f"MODEL.PIXEL_{name}", [round(255 * value, 3) for value in values]]
+    return [*items, "INPUT.FORMAT", "RGB"]
 
 
 def rename(name: str) -> str:

@@ -10,14 +10,14 @@ from job.export.network import Network
 class Format(NamedTuple):
     """A format.
 
-    write: writes a network with its origin to an open file, and returns what to remark, or "".
-    load: returns the statements that load a network from a path. beside: returns {name: content} of
-    further files for the folder of the first.
+    write: write a network with its origin to an open file, and return a remark, or "".
+    load: return the statements that load a network from a path. companions: return {name: content}
+    of further files for the folder of the first.
     """
 
     write: Callable[[BinaryIO, Network, dict], str]
     load: Callable[[Network, str], str]
-    beside: Callable[[Network], dict[str, bytes]] = lambda network: {}
+    companions: Callable[[Network], dict[str, bytes]] = lambda network: {}
 
 
 ENDINGS = {
@@ -29,7 +29,7 @@ ENDINGS = {
 }
 FORMATS = {
     "torchvision": Format(torchvision.write, torchvision.load),
-    "timm": Format(timm.write, timm.load, timm.beside),
+    "timm": Format(timm.write, timm.load, timm.companions),
     "detectron2": Format(detectron2.write, detectron2.load),
     "onnx": Format(onnx.write, onnx.load),
 }

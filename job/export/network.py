@@ -1,4 +1,4 @@
-"""The network that is exported, and all that a format must know of it."""
+"""The exported network, with its properties for all formats."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,12 +23,12 @@ SIZE = 224  # side of the training's images in pixels, if the checkpoint has non
 class Network:
     """A network without its head, in eval mode on the CPU.
 
-    arch: its name, as -a takes it. body: images (B, 3, H, W) -> features (B, channels). mean, std:
+    arch: its name, as for -a. body: images (B, 3, H, W) -> features (B, channels). mean, std:
     of the pixels' values from 0 to 1, by which the images are normalised. size: side of the
-    training's images in pixels. fixed_size: it takes no other size. details: JSON values by name
-    that its files note in addition. changes: statements that give the other programs' network the
-    layers of this one. refused: {format: reason} of formats that cannot hold it. timm: entries of
-    timm's configuration, "architecture" among them; {} if timm cannot build the network.
+    training's images in pixels. fixed_size: it has no other size. details: further JSON
+    values by name for its files. changes: statements that replace layers of the other programs'
+    network by this one's. refused: {format: reason} of formats that cannot hold it. timm: entries
+    of timm's configuration, with "architecture", or {} if timm cannot build the network.
     """
 
     arch: str
@@ -45,7 +45,7 @@ class Network:
 
     @property
     def state(self) -> dict[str, torch.Tensor]:
-        """The tensors by their names in the program of the same network."""
+        """The tensors by their names in torchvision, timm or the user's network."""
         return self.body.state_dict()
 
 
@@ -95,10 +95,10 @@ def build_other(weights: Backbone, size: int) -> Network:
 
 def refusals_of_other(arch: str, of_user: bool) -> dict[str, str]:
     """Return {format: reason} of the formats that cannot hold a network of timm or of a user."""
-    reasons = {"detectron2": f"detectron2 has no network {arch}: use onnx"}
+    reasons = {"detectron2": f"detectron2 has no network {arch}. Use onnx"}
     if of_user:
-        return reasons | {"timm": f"timm has no network {arch}: use onnx, or a file .pth"}
-    return reasons | {"torchvision": f"torchvision has no network {arch}: use timm or onnx"}
+        return reasons | {"timm": f"timm has no network {arch}. Use onnx, or a file .pth"}
+    return reasons | {"torchvision": f"torchvision has no network {arch}. Use timm or onnx"}
 
 
 def build_torchvision(weights: Backbone, size: int) -> Network:
@@ -126,9 +126,9 @@ def build_torchvision(weights: Backbone, size: int) -> Network:
 def refusals(arch: str, small: bool, width: int) -> dict[str, str]:
     """Return {format: reason} of the formats that cannot hold a ResNet."""
     if width != WIDTH:
-        reason = f"{arch} has {WIDTH} channels in its first stage, this one {width}: use onnx"
+        reason = f"{arch} has {WIDTH} channels in its first stage, this one {width}. Use onnx"
         return {form: f"{form}'s {reason}" for form in ("torchvision", "timm", "detectron2")}
     if small:
         begin = "begin with a 7x7 convolution and pooling, this one with the small stem"
-        return {"detectron2": f"detectron2's ResNets {begin}: use onnx"}
+        return {"detectron2": f"detectron2's ResNets {begin}. Use onnx"}
     return {}

@@ -1,4 +1,4 @@
-"""ONNX: images (B, 3, H, W) -> features (B, C) for any B, and H and W that the network takes."""
+"""ONNX: images (B, 3, H, W) -> features (B, C) for any B, and the network's H and W."""
 
 from typing import Any, BinaryIO
 
@@ -9,13 +9,13 @@ from job.export.network import Network
 from job.export.origin import as_text
 
 TOLERANCE = 1e-4  # of the largest feature
-# Height and width while torch traces: no layer must have a side of 1, which torch would make fixed.
+# Height and width while torch traces. A layer with a side of 1 would become fixed.
 TRACED = (96, 128)
 
 
 @torch.no_grad()
 def write(file: BinaryIO, network: Network, origin: dict) -> str:
-    """Write a file that names the training's image size; return how far it differs from torch.
+    """Write a file with the training's image size. Return its difference from torch, as text.
 
     RunError: a package is missing, torch cannot convert the network, or the features differ.
     """
@@ -24,7 +24,7 @@ def write(file: BinaryIO, network: Network, origin: dict) -> str:
         import onnxscript  # noqa: F401, torch's exporter uses it
     except ImportError as error:
         fix = "pip install '.[onnx]'"
-        raise RunError(f"onnx needs {error.name}, which is not installed: {fix}") from None
+        raise RunError(f"onnx needs {error.name}, which is not installed. {fix}") from None
     axes = {0: "batch"} if network.fixed_size else {0: "batch", 2: "height", 3: "width"}
     traced = (network.size, network.size) if network.fixed_size else TRACED
     try:
@@ -52,9 +52,9 @@ def write(file: BinaryIO, network: Network, origin: dict) -> str:
 
 @torch.no_grad()
 def compare(session: Any, network: Network) -> float:
-    """Return the largest difference between onnxruntime's features and torch's, over the largest.
+    """Return onnxruntime's largest difference from torch, relative to the largest feature.
 
-    session: onnxruntime's. RunError: it is over TOLERANCE.
+    session: onnxruntime's. RunError: the difference is over TOLERANCE.
     """
     random, size, largest = torch.Generator().manual_seed(0), network.size, 0.0
     shapes = [(3, size, size), (1, size, 2 * size // 3), (2, size // 2, size)]
@@ -65,10 +65,10 @@ def compare(session: Any, network: Network) -> float:
         except RuntimeError:
             if (H, W) == (size, size):
                 raise
-            continue  # torch's network does not take every size either
-        found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])  # (B, C)
+            continue  # torch's network has a fixed or smallest size, too
+        computed = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])  # (B, C)
         scale = expected.abs().max().clamp_min(1e-30)
-        difference = ((found - expected).abs().max() / scale).item()
+        difference = ((computed - expected).abs().max() / scale).item()
         if not difference <= TOLERANCE:
             raise RunError(
                 f"onnxruntime's features of {B} images of {H}x{W} pixels differ from torch's by "

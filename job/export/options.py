@@ -16,15 +16,15 @@ from job.config import (
 )
 from job.declare import convert, flag, words_of
 from job.errors import RunError
-from job.export.origin import last_part, without_folders
+from job.export.origin import base_name, without_folders
 
-OF_ONE_RUN = {"config", "out", "resume"}  # where it was, not what it computed
+OF_ONE_RUN = {"config", "out", "resume"}  # the run's files, which do not affect the result
 
 
 def differing(config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return {option: (value, default)} of the options with an effect that differ.
 
-    Paths have their last part. Options of other versions have no default: None.
+    Paths have their last component. Options of other versions have the default None.
     """
     default = asdict(Config())
     unused = without_effect(config) | OF_ONE_RUN
@@ -36,7 +36,7 @@ def differing(config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
 
 
 def checked(config: Mapping[str, Any]) -> Config:
-    """Return options as the program takes them. RunError: some are unknown or out of range."""
+    """Return options as a Config. RunError: some are unknown or out of range."""
     known = {option.name: option for option in fields(Config)}
     if unknown := config.keys() - known.keys():
         raise RunError(f"{', '.join(map(str, unknown))}: unknown options")
@@ -45,7 +45,7 @@ def checked(config: Mapping[str, Any]) -> Config:
 
 
 def without_effect(config: Mapping[str, Any]) -> set[str]:
-    """Return the options that have no effect beside the others."""
+    """Return the options that have no effect with the others."""
     try:
         given = checked(config)
     except RunError:
@@ -60,25 +60,25 @@ def without_effect(config: Mapping[str, Any]) -> set[str]:
 
 
 def command(config: Mapping[str, Any], workers: int) -> str:
-    """Return a command of `job.train` with these options, of paths the last parts.
+    """Return a command of `job.train` with these options, and the last component of each path.
 
-    "": no command gives them, because they are of another version.
+    Return "" for options of another version, which no command has.
     """
     try:
         checked(config)
     except RunError:
         return ""
-    words = [last_part(config.get("data", ""))]
+    arguments = [base_name(config.get("data", ""))]
     for name, (value, _) in differing(config).items():
         if name != "data":
-            words += words_of(name, value)
+            arguments += words_of(name, value)
     try:
-        found = asdict(read_config(words))
+        parsed = asdict(read_config(arguments))
     except RunError:
         return ""
     ignored = without_effect(config) | OF_ONE_RUN
     options = {name: without_folders(name, config[name]) for name in config.keys() - ignored}
-    if any(value != found.get(name) for name, value in options.items()):
+    if any(value != parsed.get(name) for name, value in options.items()):
         return ""
     launcher = f"horovodrun -np {workers} " if workers > 1 else ""
-    return f"{launcher}python -m job.train {shlex.join(words)}"
+    return f"{launcher}python -m job.train {shlex.join(arguments)}"

@@ -1,4 +1,4 @@
-"""Where an exported file comes from, as it says itself."""
+"""The origin of an exported file, which is stored in the file."""
 
 import contextlib
 import hashlib
@@ -14,8 +14,8 @@ from job.checkpoints.foreign import Backbone
 from job.config import Config, LinearConfig
 from job.export.network import Network
 
-KINDS = (Config, LinearConfig)
-NO_PATHS = {each.name for kind in KINDS for each in fields(kind) if not each.metadata["path"]}
+CONFIGS = (Config, LinearConfig)
+NO_PATHS = {each.name for config in CONFIGS for each in fields(config) if not each.metadata["path"]}
 
 
 def program() -> str:
@@ -27,7 +27,7 @@ def program() -> str:
 
 
 def describe_origin(path: str, network: Network, weights: Backbone) -> dict[str, Any]:
-    """Return where an exported file comes from, and its network: JSON's types only.
+    """Return the origin of an exported file and its network, in JSON's types.
 
     path: the checkpoint.
     """
@@ -46,31 +46,31 @@ def describe_origin(path: str, network: Network, weights: Backbone) -> dict[str,
 
 
 def without_folders(name: str, value: Any) -> Any:
-    """Return an option's value; of a path only the last part, because the file may go to others.
+    """Return an option's value, of a path only the last component, as others may get the file.
 
-    A name with "/", such as timm/NAME or hub:timm/NAME, is no path. Options of other versions may
-    have paths.
+    A name with "/", such as timm/NAME or hub:timm/NAME, is not a path. Options of other versions
+    can have paths.
     """
-    return value if name in NO_PATHS else last_part(value)
+    return value if name in NO_PATHS else base_name(value)
 
 
-def last_part(value: Any) -> Any:
-    """Return the last part of a path, or of each path of a list."""
+def base_name(value: Any) -> Any:
+    """Return the last component of a path, or of each path of a list."""
     if isinstance(value, list):
-        return [last_part(item) for item in value]
+        return [base_name(item) for item in value]
     if not isinstance(value, str) or value.startswith(hub.PREFIX):
         return value
     return os.path.basename(value.rstrip("/"))
 
 
 def folders_of(options: Mapping[str, Any]) -> str:
-    """Return the last parts of the folders and lists of images of a run."""
+    """Return the names of the folders and lists of images of a run."""
     more = options.get("more_data")
-    found = [options.get("data", ""), *(more if isinstance(more, list) else [])]
-    return ", ".join(last_part(str(each)) for each in found)
+    folders = [options.get("data", ""), *(more if isinstance(more, list) else [])]
+    return ", ".join(base_name(str(each)) for each in folders)
 
 
 def as_text(origin: dict) -> dict[str, str]:
-    """Return values that are not text as JSON, because safetensors and ONNX take only text."""
+    """Return values that are not text as JSON, because safetensors and ONNX store only text."""
     texts = [value if isinstance(value, str) else json.dumps(value) for value in origin.values()]
     return dict(zip(origin, texts, strict=True))

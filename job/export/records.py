@@ -1,4 +1,4 @@
-"""What the records beside a checkpoint say of its training and of its accuracies."""
+"""A checkpoint's training and accuracies, by the records in its folder and job.linear's."""
 
 import contextlib
 import os
@@ -16,15 +16,15 @@ from job.show.read.files import opened
 from job.show.read.history import LONGEST_RECORD, Records
 
 METRICS = "metrics.jsonl"
-STEP = b'{"kind": "step"'  # begins most lines of METRICS, which the card does not need
+STEP = b'{"kind": "step"'  # the start of most lines of METRICS, which the card does not need
 
 
 @dataclass(frozen=True)
 class Accuracy:
     """An accuracy in a line of a model card. value: in percent, None if it was not measured.
 
-    name: what was measured. data: last part of the images' folder. about: how it was measured, or
-    why it was not. source: the record, with its run.
+    name: of the measure. data: name of the images' folder. about: how it was measured, or why not.
+    source: the record, with its run.
     """
 
     name: str
@@ -36,10 +36,10 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Run:
-    """The records of the run that saved a checkpoint, as far as they are beside it.
+    """The records of the run that saved a checkpoint, as far as its folder has them.
 
-    start, teacher: the last such records that have the checkpoint's options; {} if there are none.
-    unlabelled: a hint says that no image has a label.
+    start, teacher: the last such records that have the checkpoint's options, or {}.
+    unlabelled: a hint reports that no image has a label.
     """
 
     name: str
@@ -82,16 +82,16 @@ def knn_accuracy(run: Run, weights: Backbone) -> Accuracy:
     """Return the k-NN accuracy of a checkpoint."""
     name, epoch = "k-NN, top-1", weights.meta["epoch"]
     if not run.start or epoch is None:
-        return Accuracy(name, None, "no record of its run is beside the checkpoint")
+        return Accuracy(name, None, "the checkpoint's folder has no record of its run")
     if weights.run.get("step"):
         return Accuracy(name, None, "the checkpoint is from within an epoch")
-    found = [record for record in run.knn if record["epoch"] == epoch]
-    if not found:
-        # Of other weights than these.
+    records = [record for record in run.knn if record["epoch"] == epoch]
+    if not records:
+        # These are of other weights.
         earlier = [record for record in run.knn if record["epoch"] < epoch][-1:]
         other = "".join(f"; {epochs(each['epoch'])} {each['knn']:.2f} %" for each in earlier)
         return Accuracy(name, None, f"no record {epochs(epoch)}{other}")
-    record = found[-1]
+    record = records[-1]
     about = [f"of {record['knn_images']:.0f} images"] if "knn_images" in record else []
     about += [f"k = {record['knn_k']:.0f}"] if "knn_k" in record else []
     about += [epochs(epoch)]
@@ -109,16 +109,17 @@ def linear_accuracies(checkpoint: str, weights: Backbone) -> list[Accuracy]:
     folders = linear_folders(checkpoint, weights)
     folder = next((each for each in folders if os.path.isfile(os.path.join(each, METRICS))), "")
     if not folder:
-        return [Accuracy(name, None, f"no run {os.path.basename(folders[0])} is beside it")]
+        return [Accuracy(name, None, f"no run {os.path.basename(folders[0])} next to its folder")]
     run = os.path.basename(folder)
     if problem := differs(folder, weights):
         return [Accuracy(name, None, f"the run {run} {problem}")]
     records = read_records(folder)
-    found, options = records["validation"], (records["start"] or [{"options": {}}])[-1]["options"]
-    if not found:
+    validations = records["validation"]
+    options = (records["start"] or [{"options": {}}])[-1]["options"]
+    if not validations:
         return [Accuracy(name, None, f"the run {run} has no record of an accuracy")]
     data, source = folders_of(options), f"kind validation in {METRICS} of {run}"
-    last, best = found[-1], max(found, key=lambda record: record["val_top1"])
+    last, best = validations[-1], max(validations, key=lambda record: record["val_top1"])
     of = f" of {options['epochs']}" if "epochs" in options else ""
     images = f"of {last['val_images']:.0f} images, " if "val_images" in last else ""
     after = images + epochs(last["epoch"] + 1) + of
@@ -131,7 +132,7 @@ def linear_accuracies(checkpoint: str, weights: Backbone) -> list[Accuracy]:
 
 
 def linear_folders(checkpoint: str, weights: Backbone) -> list[str]:
-    """Return where `job.linear` has its records for a checkpoint, or has saved the checkpoint."""
+    """Return the folders where `job.linear` has records for a checkpoint, or has saved it."""
     paths = os.path.abspath(checkpoint), os.path.realpath(checkpoint)
     given, real = map(os.path.dirname, paths)
     if "pretrained" in weights.meta["config"]:
@@ -140,7 +141,7 @@ def linear_folders(checkpoint: str, weights: Backbone) -> list[str]:
 
 
 def differs(folder: str, weights: Backbone) -> str:
-    """Return why a classifier's accuracy is not that of these weights, or ""."""
+    """Return why a classifier's accuracy does not apply to these weights, or ""."""
     try:
         frozen = read_backbone(os.path.join(folder, LAST))
     except RunError as error:
@@ -149,5 +150,5 @@ def differs(folder: str, weights: Backbone) -> str:
 
 
 def epochs(number: float) -> str:
-    """Return when something was measured."""
+    """Return the time of a measurement, as text."""
     return f"after {number:.0f} epoch{'' if number == 1 else 's'}"

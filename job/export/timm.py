@@ -1,7 +1,7 @@
-"""timm's format: safetensors with timm's configuration beside them, as in the folders of hubs.
+"""timm's format: safetensors and timm's configuration, as in the folders of hubs.
 
 timm names the tensors of a ResNet as torchvision does. `timm.create_model("local-dir:FOLDER")`
-reads FOLDER/config.json, and then model.safetensors or the first other file of safetensors there.
+reads FOLDER/config.json, and then model.safetensors or the first other .safetensors file there.
 """
 
 import json
@@ -15,7 +15,7 @@ from job.export.torchvision import statements
 
 ENDING = ".safetensors"
 CONFIG = "config.json"
-FROM_FOLDER = "net = timm.create_model('local-dir:.', pretrained=True)"  # beside CONFIG
+FROM_FOLDER = "net = timm.create_model('local-dir:.', pretrained=True)"  # in the folder of CONFIG
 CROP = 224 / 256  # side of a centre crop over the short side of its image (job/data/augment.py)
 
 
@@ -42,8 +42,8 @@ def create(network: Network, path: str = "") -> str:
     return f"timm.create_model({name!r}, {arguments})"
 
 
-def beside(network: Network) -> dict[str, bytes]:
-    """Return {name: content} of the files beside: none if timm has no such network."""
+def companions(network: Network) -> dict[str, bytes]:
+    """Return {name: content} of the companion files, or {} if timm does not have the network."""
     if not network.timm:
         return {}
     return {CONFIG: (json.dumps(configuration(network), indent=2) + "\n").encode()}

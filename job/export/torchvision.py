@@ -1,4 +1,4 @@
-"""torchvision's format: a state dict, as `torch.save` writes it. Networks of users have it too."""
+"""torchvision's format: a state dict, written by `torch.save`. For networks of users, too."""
 
 from typing import BinaryIO
 
@@ -9,7 +9,7 @@ from job.networks import is_own
 
 
 def write(file: BinaryIO, network: Network, origin: dict) -> str:
-    """Write the state dict with `origin` as its attribute, so that it has only tensors."""
+    """Write the state dict, which has only tensors, with `origin` as its attribute."""
     state = network.state
     state.origin = origin  # type: ignore[attr-defined]  # it is an OrderedDict
     torch.save(state, file)
@@ -25,6 +25,6 @@ def load(network: Network, path: str) -> str:
 
 
 def statements(build: str, network: Network, state: str) -> str:
-    """Return the statements that build a network, give it the right layers and load a state."""
-    parts = [f"net = {build}", network.changes, f"net.load_state_dict({state})"]
-    return "; ".join(filter(None, parts))
+    """Return the statements that build a network, replace its layers and load a state."""
+    steps = [f"net = {build}", network.changes, f"net.load_state_dict({state})"]
+    return "; ".join(filter(None, steps))

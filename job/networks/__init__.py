@@ -1,4 +1,5 @@
 """Networks of torchvision, timm and users, their heads and features.
+
 A network is a backbone and a head. The backbone's stages give maps (b, C, H, W), its end pooled
 features (b, C), and the head on them outputs (b, dim). An encoder is a network whose backbone and
 head have the names `body` and `fc`. An outline lists the sizes of a network's features. Letters of

@@ -26,19 +26,19 @@ def build_network(
 ) -> Network:
     """Return a network with random weights whose `fc` gives `dim` outputs, as `build_resnet` does.
 
-    image_size: for which a network is built that demands a fixed one. Only ResNets have stem,
-    width and zero_init_residual. RunError: the network does not take such images.
+    image_size: of the images, for networks that require a fixed size. Only ResNets have stem,
+    width and zero_init_residual. RunError: the network cannot process such images.
     """
     if arch in ARCHS:
         return build_resnet(arch, dim, mlp, stem, width, zero_init_residual, head_width)
     check_name(arch, "network")
-    body, found = build_body(arch, image_size), probe(arch, image_size)
+    body, probed = build_body(arch, image_size), probe(arch, image_size)
     for name, value in body.named_parameters():
-        if name in found.unused:
+        if name in probed.unused:
             value.requires_grad_(False)
-    features = found.outline.pooled
+    features = probed.outline.pooled
     fc = build_mlp(features, head_width or features, dim) if mlp else nn.Linear(features, dim)
-    return Encoder(body, found.run, fc, found.norms)
+    return Encoder(body, probed.run, fc, probed.norms)
 
 
 def network_outline(arch: str, stem: str, width: int, image_size: int) -> Outline:
@@ -52,8 +52,8 @@ def with_features(net: nn.Module, stages: list[int], output: str | None = HEAD) 
     """Return `net` as a module that returns a dict of tensors, with the same parameters and names.
 
     "layer1".."layer4" for `stages`, (b, C, H, W). In addition the node `output`: "fc" (b, dim), or
-    "flatten" (b, C), the features under the head. If `output` is None, no head is computed.
-    The maps of ResNets are those before the stages' last ReLU. For others see `EncoderFeatures`.
+    "flatten" (b, C), the features under the head. If `output` is None, the head is not computed.
+    The maps of ResNets are the sums before the stages' last ReLU. For others see `EncoderFeatures`.
     """
     if isinstance(net, Encoder):
         return EncoderFeatures(net, stages, output)
@@ -70,5 +70,5 @@ def stage_norms(net: Network) -> dict[int, nn.BatchNorm2d]:
 
 
 def fold_norms(net: Network) -> Network:
-    """Return `net` in eval mode; a ResNet has its batch norms folded into its convolutions."""
+    """Return `net` in eval mode, a ResNet with its batch norms folded into its convolutions."""
     return resnet.fold_norms(net) if isinstance(net, ResNet) else net.eval()

@@ -8,7 +8,7 @@ RATES = ("drop_prob", "drop_rate", "dropout")  # attributes of other layers, suc
 
 
 def switch_off_dropout(body: nn.Module) -> nn.Module:
-    """Return `body` with all rates of dropout and stochastic depth 0, in place.
+    """Set all rates of dropout and stochastic depth in `body` to 0. Return it.
 
     A resumed run then computes the same bytes. Calls of torch's functions in a forward pass,
     such as F.dropout, are out of reach.

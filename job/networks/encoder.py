@@ -10,15 +10,15 @@ from torch import nn
 from job.networks.outline import DEPTH, HEAD, POOLED, UNDER_HEAD
 
 Maps = dict[int, torch.Tensor]  # {stage: (b, C, H, W)}
-# body, images (b, 3, H, W), stages -> pooled features (b, C), maps of those stages that it has
+# body, images (b, 3, H, W), stages -> pooled features (b, C), maps of the stages that it has
 Pass = Callable[[nn.Module, torch.Tensor, list[int]], tuple[torch.Tensor, Maps]]
 
 
 class Input(nn.Module):
     """A network's input: normalised by its own mean and deviation, and of its own size.
 
-    size: side of the images that the network demands; 0: any. scale, shift: of each colour, 3
-    numbers each; the input is scale * image + shift. It has no entry in a state.
+    size: side of the images that the network requires, 0 for any. scale, shift: of each colour, 3
+    numbers each. The input is scale * image + shift. A state dict has no entry of it.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class Encoder(nn.Module):
 
 
 class EncoderFeatures(nn.Module):
-    """An encoder, sharing its parameters and their names, as a module that gives a dict of tensors.
+    """An encoder as a module that returns a dict of tensors, with the same parameters and names.
 
-    "layer1".."layer4" for those of `stages` that the network has, (b, C, H, W), with the last
-    also "pooled" (b, C); in addition `output`: "fc" (b, dim), "flatten" (b, C), or None.
+    "layer1".."layer4" for each of `stages` that the network has, (b, C, H, W), with the last also
+    "pooled" (b, C). In addition `output`: "fc" (b, dim), "flatten" (b, C), or None.
     """
 
     def __init__(self, net: Encoder, stages: list[int], output: str | None):
@@ -76,11 +76,11 @@ class EncoderFeatures(nn.Module):
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the features of images (b, 3, H, W), normalised by ImageNet's mean."""
         pooled, maps = self.run(self.body, self.input(images), self.stages)
-        found: dict[str, Any] = {f"layer{stage}": value for stage, value in maps.items()}
+        features: dict[str, Any] = {f"layer{stage}": value for stage, value in maps.items()}
         if DEPTH in self.stages:
-            found[UNDER_HEAD] = pooled
+            features[UNDER_HEAD] = pooled
         if self.output == HEAD:
-            found[HEAD] = self.fc(pooled)
+            features[HEAD] = self.fc(pooled)
         elif self.output == POOLED:
-            found[POOLED] = pooled
-        return found
+            features[POOLED] = pooled
+        return features

@@ -17,7 +17,7 @@ def is_own(arch: str) -> bool:
 
 
 def demands_size(arch: str) -> bool:
-    """Return whether a network demands images of the size for which it was built."""
+    """Return whether a network requires images of the size for which it was built."""
     is_timm = arch.startswith(timm_networks.PREFIX)
     return is_timm and timm_networks.configuration(arch).size > 0
 
@@ -25,13 +25,13 @@ def demands_size(arch: str) -> bool:
 def used_packages(arch: str) -> list[str]:
     """Return the packages, except torch and torchvision, that build a network: their names for pip.
 
-    Of a user's function they are unknown.
+    The packages of a user's function are unknown.
     """
     return ["timm"] if arch.startswith(timm_networks.PREFIX) else []
 
 
 def check_name(arch: str, shown: str) -> None:
-    """RunError: there is no network of this name. shown: its option.
+    """RunError: the network does not exist. shown: its option.
 
     A user's function is not imported here.
     """

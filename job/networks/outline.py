@@ -13,8 +13,8 @@ UNDER_HEAD = "pooled"
 class Outline:
     """The features of a network for images of a size.
 
-    pooled: C of the features under the head, (b, C). maps: (C, H, W) of each stage's maps; of
-    the later stages only, if there are less than four, and of none if the network gives no maps.
+    pooled: C of the features under the head, (b, C). maps: (C, H, W) of each stage's maps. A
+    network with fewer than four stages has the later ones. A network without maps has {}.
     beyond: a parameter that works on the pooled features but not on the last maps, or "".
     """
 

@@ -1,6 +1,6 @@
 """A user's own network: package.module:function.
 
-The function takes no arguments and returns an nn.Module. Its forward pass gives the pooled
+The function has no arguments and returns an nn.Module. Its forward pass gives the pooled
 features (b, C) of images (b, 3, H, W), which are normalised by ImageNet's mean and deviation.
 For the distillers of maps it also has `forward_stages(images)`, which returns the pooled features
 and a list of maps (b, C, H, W), one a stage from the first to the last. Four are used at most.
@@ -28,7 +28,7 @@ RULE = "expected a function without arguments that returns an nn.Module"
 def build_body(arch: str) -> nn.Module:
     """Import a user's function and return its network, without dropout.
 
-    RunError: there is no such function, or it fails.
+    RunError: the function is missing or fails.
     """
     module, _, name = arch.partition(":")
     find_own_modules()
@@ -54,7 +54,7 @@ def check_arguments(arch: str, function: Callable) -> None:
     """RunError: a function has arguments without defaults."""
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some functions in C have none
+    except (TypeError, ValueError):  # some functions in C have no signature
         return
     try:
         signature.bind()
@@ -67,10 +67,10 @@ def own_pass(
     images: torch.Tensor,
     stages: list[int],
 ) -> tuple[torch.Tensor, Maps]:
-    """Return pooled features (b, C), and maps of those of `stages` that the network has."""
+    """Return pooled features (b, C), and the maps of `stages` that the network has."""
     net: Any = body
     if not stages or not hasattr(net, "forward_stages"):
         return net(images), {}
     pooled, maps = net.forward_stages(images)
-    found = dict(enumerate(maps, DEPTH + 1 - len(maps)))
-    return pooled, {stage: found[stage] for stage in stages if stage in found}
+    of_stage = dict(enumerate(maps, DEPTH + 1 - len(maps)))
+    return pooled, {stage: of_stage[stage] for stage in stages if stage in of_stage}

@@ -13,10 +13,10 @@ from job.networks.names import is_own
 from job.networks.outline import DEPTH, Outline
 
 STAGES = list(range(1, DEPTH + 1))
-# What timm raises if it cannot build a network for images of a size.
+# timm's errors if it cannot build a network for images of a size.
 UNBUILT = (AssertionError, TypeError, ValueError, RuntimeError, ZeroDivisionError)
-PASSING = (nn.Identity, nn.modules.dropout._DropoutNd)  # layers that change nothing here
-SHORTCUTS = ("downsample", "shortcut")  # their norm is not the one before the sum
+PASSING = (nn.Identity, nn.modules.dropout._DropoutNd)  # layers without an effect here
+SHORTCUTS = ("downsample", "shortcut")  # their norm is not the last one before the sum
 
 
 class Probe(NamedTuple):
@@ -43,16 +43,16 @@ def build_body(arch: str, image_size: int) -> nn.Module:
 
 
 def refusal(arch: str, size: int, error: Exception) -> str:
-    """Return an error message: a network does not take images of a size."""
+    """Return the error message of a network that cannot process images of a size."""
     cause = str(error).split("\n")[0] or type(error).__name__
-    return f"{arch} takes no images of {size} x {size} pixels: {cause}; choose another --image-size"
+    return f"{arch} cannot process {size} x {size} pixels: {cause}. Choose another --image-size"
 
 
 def probe(arch: str, image_size: int) -> Probe:
     """Probe a network with images of `image_size` pixels.
 
     A user's function may change within a process, as in a notebook: it is probed again.
-    RunError: the network does not take such images, or gives no pooled features (b, C).
+    RunError: the network cannot process such images, or does not return pooled features (b, C).
     """
     return probe_once(arch, image_size) if is_own(arch) else probe_timm(arch, image_size)
 
@@ -73,11 +73,11 @@ def probe_once(arch: str, image_size: int) -> Probe:
         raise RunError(refusal(arch, image_size, error)) from None
     if not torch.is_tensor(plain) or plain.ndim != 2:
         shown = tuple(plain.shape) if torch.is_tensor(plain) else type(plain).__name__
-        raise RunError(f"{arch}: its features are {shown}; expected pooled ones (b, C)")
+        raise RunError(f"{arch}: its features are {shown}; expected pooled features (b, C)")
     try:
         pooled, maps = trace.watch(run, images)
         fits = all(each.ndim == 4 for each in maps.values()) and same(pooled, plain)
-    except Exception:  # some networks of timm list maps that they cannot give
+    except Exception:  # some networks of timm list maps that they cannot compute
         fits = False
     if not fits:
         run, maps, pooled = functools.partial(without_maps, run), {}, plain
@@ -109,8 +109,8 @@ def without_gradient(output: torch.Tensor, parameters: dict[str, nn.Parameter]) 
     if not output.requires_grad:
         return set(parameters)
     values = list(parameters.values())
-    found = torch.autograd.grad(output.sum(), values, retain_graph=True, allow_unused=True)
-    return {name for name, each in zip(parameters, found, strict=True) if each is None}
+    gradients = torch.autograd.grad(output.sum(), values, retain_graph=True, allow_unused=True)
+    return {name for name, each in zip(parameters, gradients, strict=True) if each is None}
 
 
 class Trace:
@@ -145,7 +145,7 @@ class Trace:
         """Return the names of the batch norms in which the stages of `maps` end."""
         found = {}
         for stage, each in maps.items():
-            # The last: an activation in place returns the very tensor of the norm before it.
+            # The last one, because an in-place activation returns the tensor of the norm before it.
             name = next((last for output, last in reversed(self.outputs) if output is each), "")
             if name and is_plain_norm(self.body.get_submodule(name)):
                 if not any(part in name for part in SHORTCUTS):

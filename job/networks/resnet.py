@@ -31,17 +31,17 @@ class MaxPool(nn.MaxPool2d):
         """Return the maxima, (B, C, H, W) -> (B, C, H', W')."""
         if not (torch.is_grad_enabled() and maps.requires_grad):
             return super().forward(maps)
-        return MaxPoolByPlaces.apply(maps, self.kernel_size, self.stride, self.padding)
+        return MaxPoolByIndex.apply(maps, self.kernel_size, self.stride, self.padding)
 
 
-class MaxPoolByPlaces(torch.autograd.Function):
+class MaxPoolByIndex(torch.autograd.Function):
     """The function of `MaxPool`, by torch's own operations."""
 
     @staticmethod
     def forward(ctx: Any, maps: torch.Tensor, *window: int) -> torch.Tensor:
-        """Return the maxima, (B, C, H', W'); window: size, stride and padding."""
-        pooled, places = torch.ops.aten.max_pool2d_with_indices(maps, *([size] for size in window))
-        ctx.save_for_backward(places)
+        """Return the maxima, (B, C, H', W'). window: size, stride and padding."""
+        pooled, indices = torch.ops.aten.max_pool2d_with_indices(maps, *([size] for size in window))
+        ctx.save_for_backward(indices)
         ctx.window, ctx.shape = window, maps.shape
         ctx.layout = (
             torch.channels_last
@@ -52,14 +52,14 @@ class MaxPoolByPlaces(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
-        """Return the gradient of the maps, (B, C, H, W): that of each maximum, at its place."""
-        (places,) = ctx.saved_tensors
+        """Return the gradient of the maps, (B, C, H, W): each maximum's, at its index."""
+        (indices,) = ctx.saved_tensors
         spread = torch.empty(
             ctx.shape, dtype=gradient.dtype, device=gradient.device, memory_format=ctx.layout
         )
         window = [[size] for size in ctx.window]
         torch.ops.aten.max_pool2d_with_indices_backward.grad_input(
-            gradient, spread, *window, [1], False, places, grad_input=spread
+            gradient, spread, *window, [1], False, indices, grad_input=spread
         )
         return spread, None, None, None
 
@@ -78,12 +78,12 @@ def build_resnet(
     mlp: with one hidden layer (arXiv 2003.04297, section 3). head_width: of that layer (0: the
     number of features). stem: "imagenet" is the published one; "small", for images of about 32
     pixels, has a 3x3 convolution of stride 1 and no pooling (arXiv 1512.03385, section 4.2).
-    width: channels of the first stage, a multiple of 16; the others are in proportion
+    width: channels of the first stage, a multiple of 16. The others are in proportion
     (arXiv 1605.07146, section 2). zero_init_residual: the weights of the last batch norm of each
     block start at 0 (arXiv 1706.02677, section 5.1).
 
     At 64 channels, outputs and names are torchvision's, to the bit. There are two differences.
-    The last ReLUs of the stages are not in place, because they would overwrite the features before
+    The last ReLUs of the stages are not in-place, because they would overwrite the features before
     them. The stem's pooling is before its ReLU: the maximum is the same, and the backward pass
     needs two fewer maps of half the images' height and width.
     """
@@ -92,10 +92,8 @@ def build_resnet(
     net = getattr(models, arch)(num_classes=dim, zero_init_residual=zero_init_residual)
     if width != WIDTH:
         change_width(net, width)
-    net.relu, net.maxpool = (
-        nn.Identity(),
-        nn.Sequential(MaxPool(3, stride=2, padding=1), nn.ReLU(inplace=True)),
-    )
+    net.relu = nn.Identity()
+    net.maxpool = nn.Sequential(MaxPool(3, stride=2, padding=1), nn.ReLU(inplace=True))
     if stem == "small":
         net.conv1 = nn.Conv2d(3, width, kernel_size=3, stride=1, padding=1, bias=False)
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -172,22 +170,17 @@ def stage_sides(stem: str, image_size: int) -> dict[int, int]:
 
 @torch.no_grad()
 def fold_norms(net: models.ResNet) -> models.ResNet:
-    """Fold every batch norm into the convolution before it; return `net`, for eval mode only.
+    """Fold every batch norm into the convolution before it. Return `net`, for eval mode only.
 
     Each fold saves one pass over memory. The function is the same except for rounding. The names
     in the state change.
     """
     net.eval()
     for module in list(net.modules()):
-        for conv, norm in (
-            ("conv1", "bn1"),
-            ("conv2", "bn2"),
-            ("conv3", "bn3"),
-            ("0", "1"),
-        ):  # 0, 1: a shortcut's
+        # 0 and 1 are a shortcut's.
+        for conv, norm in (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1")):
             if isinstance(getattr(module, norm, None), nn.BatchNorm2d):
-                setattr(
-                    module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm))
-                )
+                fused = fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm))
+                setattr(module, conv, fused)
                 setattr(module, norm, nn.Identity())
     return net

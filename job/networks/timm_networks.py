@@ -29,7 +29,7 @@ def import_timm(shown: str) -> Any:
 
 
 def names() -> list[str]:
-    """Return the names of all networks, with the prefix; none without the package."""
+    """Return the names of all networks, with the prefix, or [] without the package."""
     try:
         timm = importlib.import_module("timm")
     except ImportError:
@@ -56,7 +56,7 @@ def check_name(arch: str, shown: str) -> None:
 class Configuration(NamedTuple):
     """The input for which timm's weights of a network were trained.
 
-    size: side of the images, if the network demands one, else 0. classifier: names of its layers.
+    size: side of the images, if the network requires one, else 0. classifier: names of its layers.
     """
 
     size: int
@@ -69,18 +69,17 @@ class Configuration(NamedTuple):
 def configuration(arch: str) -> Configuration:
     """Return the configuration of a network by timm."""
     timm = import_timm(arch)
-    found = timm.models.get_pretrained_cfg(arch.removeprefix(PREFIX))
-    classifier = found.classifier or ()
+    pretrained = timm.models.get_pretrained_cfg(arch.removeprefix(PREFIX))
+    classifier = pretrained.classifier or ()
     classifier = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    size = found.input_size[-1] if found.fixed_input_size else 0
-    return Configuration(size, tuple(found.mean), tuple(found.std), classifier)
+    size = pretrained.input_size[-1] if pretrained.fixed_input_size else 0
+    return Configuration(size, tuple(pretrained.mean), tuple(pretrained.std), classifier)
 
 
 def build_body(arch: str, image_size: int) -> nn.Module:
     """Return a network, (b, 3, H, W) -> (b, C), for images of `image_size` pixels.
 
-    It has no random numbers in training, neither dropout nor stochastic depth, so that a resumed
-    run computes the same bytes.
+    Dropout and stochastic depth are switched off, so that a resumed run computes the same bytes.
     """
     return switch_off_dropout(create(arch, image_size))
 
@@ -94,9 +93,9 @@ def create(arch: str, image_size: int, **options: Any) -> Any:
 
 
 def patch_side(body: nn.Module) -> int:
-    """Return the side of a network's patches in pixels, or 1 if it has none."""
-    found = getattr(getattr(body, "patch_embed", None), "patch_size", 1)
-    return max(found) if isinstance(found, tuple) else int(found)
+    """Return the side of a network's patches in pixels, or 1 without patches."""
+    side = getattr(getattr(body, "patch_embed", None), "patch_size", 1)
+    return max(side) if isinstance(side, tuple) else int(side)
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ class TimmPass:
         images: torch.Tensor,
         stages: list[int],
     ) -> tuple[torch.Tensor, Maps]:
-        """Return pooled features (b, C), and maps of those of `stages` that the network has."""
+        """Return pooled features (b, C), and the maps of `stages` that the network has."""
         stages = [stage for stage in stages if stage in self.indices]
         net: Any = body
         if not stages:
@@ -125,31 +124,31 @@ def find_pass(body: nn.Module) -> TimmPass:
     """Return the pass of a network, which gives the maps of its stages.
 
     The last map of each stride is a stage, and the last four of them are used. If all maps have
-    the same stride, as in a ViT, four maps at equal distances are.
+    the same stride, as in a ViT, the stages are four maps at equal distances.
     """
     if not hasattr(body, "forward_intermediates"):
         return TimmPass({})
     strides = [each["reduction"] for each in body.feature_info]  # type: ignore[union-attr]
     last = {stride: index for index, stride in enumerate(strides)}
-    found = [last[stride] for stride in sorted(last)][-DEPTH:]
+    indices = [last[stride] for stride in sorted(last)][-DEPTH:]
     if len(last) == 1:
         count = min(DEPTH, len(strides))
-        found = [len(strides) * part // count - 1 for part in range(1, count + 1)]
-    first = DEPTH + 1 - len(found)
-    return TimmPass(dict(enumerate(found, first)))
+        indices = [len(strides) * number // count - 1 for number in range(1, count + 1)]
+    first = DEPTH + 1 - len(indices)
+    return TimmPass(dict(enumerate(indices, first)))
 
 
 def build_with_filter(arch: str, image_size: int) -> tuple[nn.Module, Filter | None]:
     """Return a network, and timm's function that translates other names and shapes of tensors.
 
-    timm passes the function to its own loader, which loads nothing here.
+    timm passes the function to its own loader, which is replaced here.
     """
-    found: dict[str, Any] = {}
+    received: dict[str, Any] = {}
 
     def load(model: nn.Module, **options: Any) -> None:
-        found.update(options)
+        received.update(options)
 
     import_timm(arch)
     with mock.patch("timm.models._builder.load_pretrained", load):
         body = create(arch, image_size, pretrained=True)
-    return body, found.get("filter_fn")
+    return body, received.get("filter_fn")

@@ -430,7 +430,7 @@ REFUSED = {
     "--resume {trained} --pretrained {pretrained} --lars": "was trained with SGD; expected the same",
     "--resume {lars} --pretrained {pretrained}": "with LARS; expected the same optimizer. Give",
     "--pretrained {pretrained} -a resnet50": "does not fit resnet50",
-    "--pretrained {pretrained} --stem small": "has the imagenet one",
+    "--pretrained {pretrained} --stem small": "has the stem imagenet",
     "--pretrained {pretrained} --width 32": "has 64 channels in its first stage",
     "--batch-size 91": "90 images, fewer than --batch-size 91",
     "--pretrained nowhere.pth.tar": "nowhere.pth.tar: no such file",

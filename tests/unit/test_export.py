@@ -24,7 +24,7 @@ from job.cluster import comm
 from job.config import Config
 from job.errors import RunError
 from job.export import detectron2, export, main, onnx
-from job.export.app import files_beside, write
+from job.export.app import companion_files, write
 from job.export.formats import ENDINGS, FORMATS, Format
 from job.export.network import SMALL_STEM, Network
 from job.export.timm import configuration
@@ -219,7 +219,7 @@ def test_timm_names_every_network_as_torchvision_does(arch):
 @pytest.mark.parametrize("name", ["model.safetensors", "student.safetensors"])
 def test_timm_builds_the_network_from_its_folder(students, tmp_path, name):
     report = export(students().path, str(tmp_path / name))
-    assert "for timm; beside it: config.json" in report
+    assert "for timm, with config.json" in report
     net = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
     assert_same(net.state_dict(), students().state)
     assert_features(net, students())
@@ -285,7 +285,7 @@ def test_another_network_of_timm_s_loads_from_its_folder(tmp_path):
     }
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
     network = Network(f"timm/{name}", body, body.head_hidden_size, mean, std, 48, timm=entries)
-    beside = files_beside(network, path, "timm")
+    beside = companion_files(network, path, "timm")
     assert write(network, {"arch": network.arch}, path, "timm", beside) == ""
     names = dict(timm=timm)
     exec(FORMATS["timm"].load(network, path), names)
@@ -313,7 +313,7 @@ def test_timm_s_configuration_of_another_network_stays_unless_forced(students, t
     arguments = students().path, str(tmp_path / "x.safetensors")
     message, code = refused(*arguments)
     assert (
-        message.startswith(f"{config} is there already, with other content; ")
+        message.startswith(f"{config}: exists with other content; ")
         and "--force" in message
     )
     assert code == 2
@@ -329,7 +329,7 @@ def test_the_weights_take_no_name_of_a_file_beside_them(students, tmp_path):
     message, code = refused(students().path, tmp_path / "config.json", form="timm", force=True)
     assert (
         message
-        == f"{tmp_path}/config.json: {tmp_path}/config.json is a file beside it; expected another name"
+        == f"{tmp_path}/config.json: the name of its companion file; expected another"
     )
     assert code == 2
     assert not list(tmp_path.iterdir())
@@ -633,7 +633,7 @@ def test_detectron2_cannot_hold_a_small_stem(students, tmp_path):
 @pytest.mark.parametrize("form", ["torchvision", "timm", "detectron2"])
 def test_other_programs_networks_have_the_published_width_alone(students, tmp_path, form):
     message, code = refused(students(width=16).path, tmp_path / f"x{ENDING[form]}")
-    assert message == f"{form}'s resnet18 has 64 channels in its first stage, this one 16: use onnx"
+    assert message == f"{form}'s resnet18 has 64 channels in its first stage, this one 16. Use onnx"
     assert code == 2
     assert not list(tmp_path.iterdir())
 

@@ -265,11 +265,11 @@ WRONG = {
     ),
     "other packing": (
         ["{images}", "{base}/other"],
-        "other.part: of an earlier packing with other images or options",
+        "other.part: from a packing with other images or options",
     ),
     "other options": (
         ["{images}", "{base}/unknown"],
-        "unknown.part: of an earlier packing with other images or options",
+        "unknown.part: from a packing with other images or options",
     ),
     "no place": (
         ["{images}", "/proc/x"],

@@ -10,10 +10,10 @@ from job.config import Config
 from job.errors import RunError
 from job.schedules import (
     LOG_REFRESH,
+    distillation_strength,
     learning_rate,
     parse_refresh,
     parse_save_every,
-    distillation_strength,
 )
 
 

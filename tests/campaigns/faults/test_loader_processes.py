@@ -66,7 +66,7 @@ def test_a_loader_process_that_stands_still_is_named_and_a_signal_obeyed(
     output = job.finish()
     first, *others = errors(output)
     assert (
-        first.startswith("error: rank 0 on ") and "SIGTERM came, and no batch in 45 s more" in first
+        first.startswith("error: rank 0 on ") and "SIGTERM arrived, but no batch in 45 s" in first
     )
     assert f"{images}/train/class" in first
     assert all("another worker is gone" in line for line in others), output

@@ -339,7 +339,7 @@ def test_a_folder(case, outcomes, places):
 def test_what_cannot_be_packed_is_named(case, outcomes, places):
     outcome, folder = outcomes[case.name]
     assert outcome["code"] == 1 and outcome["warned"].count("\n") == 1, outcome
-    assert all(part in outcome["warned"] for part in (*case.parts, "complete shards are kept")), (
+    assert all(part in outcome["warned"] for part in (*case.parts, "Complete shards are kept")), (
         outcome
     )
     assert os.listdir(folder) == ["OUT.part"]

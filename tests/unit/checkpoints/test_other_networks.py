@@ -177,7 +177,7 @@ def test_size_that_timm_cannot_build_is_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(other_networks.timm_networks, "build_with_filter", fail)
     message = refused(read_backbone, path, VIT, size=32)
-    expected = "takes no images of 32 x 32 pixels: window of 32; choose another --teacher-size"
+    expected = "cannot process 32 x 32 pixels: window of 32. Choose another --teacher-size"
     assert message == f"{VIT} {expected}"
 
 

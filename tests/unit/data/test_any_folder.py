@@ -181,7 +181,10 @@ def test_classes_that_are_one_folder_have_its_images_both_and_are_a_hint(tmp_pat
     for name in "fg":
         (tmp_path / "train" / name).symlink_to("../out")
     hint = scan(str(tmp_path), "train").hints["same_folder"]
-    assert hint == f"{shown} both classes; 3 more classes share one. Remove the link"
+    assert (
+        hint
+        == f"{shown} both classes (3 more classes are the same folder as another). Remove the link"
+    )
 
 
 def test_classes_without_train_are_those_of_val(tmp_path):
@@ -191,7 +194,7 @@ def test_classes_without_train_are_those_of_val(tmp_path):
 
 def test_nothing_but_validation_images_is_told_with_what_to_do(tmp_path):
     message = refused(scan, str(fill(tmp_path, "val/1.png")), "train")
-    assert f"to train on those of {tmp_path}/val, name that folder" in message
+    assert f"to train on {tmp_path}/val, name that folder" in message
 
 
 def test_loose_images_beside_class_folders_stay_left_out(tmp_path):

@@ -233,7 +233,7 @@ def test_where_there_are_no_shards_it_is_said_where_they_should_be(tmp_path):
     assert "not compressed" in refused(tmp_path)
     assert "move or link" not in refused(tmp_path)
     (tmp_path / "0.tar").write_bytes(b"x")
-    assert f"move or link those of {tmp_path}" in refused(tmp_path)
+    assert f"Move or link the tar files of {tmp_path}" in refused(tmp_path)
 
 
 def test_a_folder_is_no_shard_whatever_its_name(shards):

@@ -210,7 +210,7 @@ def test_a_wait_is_said_and_ended_as_horovod_s_limits_say(images):
     with pytest.raises(WorkerError) as caught:
         next(batches)
     assert said[-1].startswith("no batch for ") and f"reads {images.path(7)}" in said[-1]
-    assert f"reads {images.path(7)}; ended after HOROVOD_STALL_SHUTDOWN_TIME_SECONDS=2" in str(
+    assert f"reads {images.path(7)}, ended after HOROVOD_STALL_SHUTDOWN_TIME_SECONDS=2" in str(
         caught.value
     )
 
@@ -223,7 +223,7 @@ def test_a_signal_is_obeyed_while_no_batch_comes(images, monkeypatch):
         next(batches)
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(
-            WorkerError, match=f"SIGTERM came, and no batch .*{images.path(7)}.*--resume auto"
+            WorkerError, match=f"SIGTERM arrived, but no batch .*{images.path(7)}.*--resume auto"
         ):
             next(batches)
     finally:

@@ -76,7 +76,7 @@ def test_a_shard_that_shrinks_while_it_is_read_ends_the_run(tmp_path, monkeypatc
     images = PackedImages(packed(tmp_path / "train", [5]), max_bad=4)
     os.truncate(tmp_path / "train" / "s-0.tar", 600)
     with pytest.raises(
-        RunError, match="cannot read .*/s-0.tar:a/4.png: s-0.tar is cut short, tried 2 times"
+        RunError, match="cannot read .*/s-0.tar:a/4.png: s-0.tar is incomplete, tried 2 times"
     ):
         images.read(4)
 

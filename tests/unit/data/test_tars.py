@@ -222,8 +222,8 @@ MEMBERS = {
     ),
 }
 LEFT_OUT = {
-    "image and mask": "2 beside the image of the same label (such as k.depth.png)",
-    "image and mask of two kinds": "1 beside the image of the same label (such as k.png)",
+    "image and mask": "2 belonging to the image of the same label (such as k.depth.png)",
+    "image and mask of two kinds": "1 belonging to the image of the same label (such as k.png)",
     "folders with dots": "1 .cls (such as v2.0.cls)",
     "of a Mac": "5 hidden or of the system (such as c/._a.jpg)",
 }

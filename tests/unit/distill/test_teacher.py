@@ -140,8 +140,8 @@ def test_teacher_size_sets_map_size(other_file):
 def test_load_teacher_refuses_teacher_size(other_file):
     given = options(other_file(MAXVIT), teacher_arch=MAXVIT, teacher_size=50)
     message = refused(load_teacher, given, [4], False, RUN)
-    assert message.startswith(f"{MAXVIT} takes no images of 50 x 50 pixels: ")
-    assert message.endswith("; choose another --teacher-size")
+    assert message.startswith(f"{MAXVIT} cannot process 50 x 50 pixels: ")
+    assert message.endswith(". Choose another --teacher-size")
 
 
 nan = torch.full((DIM, C), torch.nan)

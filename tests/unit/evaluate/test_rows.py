@@ -151,7 +151,7 @@ def test_a_folder_of_something_else_is_refused_and_stays(tmp_path, content):
     if content is not None:
         (tmp_path / ORIGIN).write_bytes(content)
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(RunError, match="no folder of job.embed"):
+    with pytest.raises(RunError, match="not a folder of job.embed"):
         reopened(tmp_path)
     assert sorted(tmp_path.iterdir()) == before
 
@@ -171,7 +171,7 @@ def test_one_process_at_a_time_writes(folder):
 
 def test_a_place_for_no_folder_is_one_line(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(RunError, match="cannot write to .*; choose another --out"):
+    with pytest.raises(RunError, match="cannot write to .*. Choose another --out"):
         reopened(tmp_path / "file")
 
 

@@ -222,7 +222,7 @@ def test_records_of_another_run_do_not_count(made, run, records):
     card = run.card()
     assert (
         knn_line(run)
-        == "- k-NN, top-1: not measured (no record of its run is beside the checkpoint)"
+        == "- k-NN, top-1: not measured (the checkpoint's folder has no record of its run)"
     )
     assert "85" not in "".join(section(card, "Accuracy"))
     assert "3,786 images; labels: not recorded" in card
@@ -271,7 +271,7 @@ def test_a_linear_run_counts_for_its_own_weights_only(made, run):
     shutil.copy(made.folder.with_name("mine-linear") / "last.pth.tar", linear / "last.pth.tar")
     assert "not measured (the run mine-linear has no record of an accuracy)" in run.card()
     shutil.rmtree(linear)
-    assert "not measured (no run mine-linear is beside it)" in run.card()
+    assert "not measured (no run mine-linear next to its folder)" in run.card()
 
 
 def test_hubs_read_the_front_matter(run, tmp_path):
@@ -316,7 +316,7 @@ def test_other_people_s_files_have_a_card_without_a_training(tmp_path):
     export(str(tmp_path / "theirs.pth"), str(tmp_path / "x.safetensors"))
     card = (tmp_path / "x.md").read_text()
     assert section(card, "Training") == [
-        "How these weights were trained is not recorded in the checkpoint."
+        "The checkpoint has no record of the training."
     ]
     assert [line.split(" (")[0] for line in section(card, "Accuracy")] == [
         "- k-NN, top-1: not measured",
@@ -462,8 +462,8 @@ def test_a_card_that_is_there_stays_unless_forced(run, tmp_path, monkeypatch, ca
         file.write("mine")
     with pytest.raises(RunError) as caught:
         export(run.checkpoint, "x.pth")
-    fix = "choose another OUTPUT, keep it with --no-card, or write over it with --force"
-    assert str(caught.value) == f"x.md is there already, with other content; {fix}"
+    fix = "Choose another OUTPUT, keep it with --no-card, or add --force"
+    assert str(caught.value) == f"x.md: exists with other content; expected a new file. {fix}"
     assert caught.value.code == 2 and not os.path.exists("x.pth")
     main([run.checkpoint, "x.pth", "--no-card"])
     with open("x.md") as file:
@@ -471,7 +471,7 @@ def test_a_card_that_is_there_stays_unless_forced(run, tmp_path, monkeypatch, ca
     main([run.checkpoint, "x.pth", "--force"])
     with open("x.md") as file:
         assert file.read().startswith("---\nlicense: unknown\n")
-    assert "beside it: x.md; load it with: " in capsys.readouterr().out
+    assert ", with x.md; load it with: " in capsys.readouterr().out
 
 
 def test_no_card_leaves_it_out(run, tmp_path):
@@ -486,7 +486,7 @@ def test_the_card_takes_no_other_file_s_name(run, tmp_path):
         export(run.checkpoint, str(tmp_path / "x.md"), "timm", force=True)
     assert (
         str(caught.value)
-        == f"{tmp_path}/x.md: {tmp_path}/x.md is a file beside it; expected another name"
+        == f"{tmp_path}/x.md: the name of its companion file; expected another"
     )
     os.symlink(run.checkpoint, tmp_path / "y.md")
     with pytest.raises(RunError, match="expected another name"):

@@ -177,9 +177,9 @@ def test_a_network_that_takes_some_sizes_only_is_compared_at_these(tmp_path):
 @pytest.mark.parametrize(
     ("arch", "name", "expected"),
     [
-        (MOBILE, "a.pth", f"torchvision has no network {MOBILE}: use timm or onnx"),
-        (VIT, "a.pkl", f"detectron2 has no network {VIT}: use onnx"),
-        ("net_of_export:build", "a.safetensors", "use onnx, or a file .pth"),
+        (MOBILE, "a.pth", f"torchvision has no network {MOBILE}. Use timm or onnx"),
+        (VIT, "a.pkl", f"detectron2 has no network {VIT}. Use onnx"),
+        ("net_of_export:build", "a.safetensors", "Use onnx, or a file .pth"),
     ],
 )
 def test_formats_that_cannot_hold_a_network(arch, name, expected, tmp_path):

@@ -190,8 +190,8 @@ REFUSED = {
     "ValueError: no such weights: none.pth. Fix the function",
     "own_networks:wrong_type": "wrong_type fails: TypeError: object of type 'int' has no len(). Fix",
     "own_networks:number": "the function returns a int; expected a function",
-    "own_networks:flat": "its features are (768,); expected pooled ones (b, C)",
-    "own_networks:broken": "takes no images of 16 x 16 pixels: mat1 and mat2 shapes cannot be multiplied",
+    "own_networks:flat": "its features are (768,); expected pooled features (b, C)",
+    "own_networks:broken": "cannot process 16 x 16 pixels: mat1 and mat2 shapes cannot be multiplied",
 }
 
 

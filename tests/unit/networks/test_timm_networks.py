@@ -199,8 +199,8 @@ def test_without_timm_its_names_are_one_line_with_the_command(monkeypatch):
 @pytest.mark.parametrize(("arch", "size"), [(VIT, 8), ("timm/test_maxvit", 50)])
 def test_a_size_that_a_network_does_not_take_is_one_line(arch, size):
     message = refused(build_network, arch, image_size=size)
-    assert message.startswith(f"{arch} takes no images of {size} x {size} pixels: ")
-    assert message.endswith("; choose another --image-size")
+    assert message.startswith(f"{arch} cannot process {size} x {size} pixels: ")
+    assert message.endswith(". Choose another --image-size")
 
 
 def test_a_network_whose_maps_timm_does_not_give_has_pooled_features(monkeypatch):
