@@ -170,7 +170,7 @@ def check_place(checkpoint: str, output: str, force: bool) -> None:
 def check_companion(checkpoint: str, output: str, path: str, content: bytes, force: bool) -> None:
     """RunError: a companion of `output` must not be written. One with this content may exist."""
     if os.path.realpath(path) in map(os.path.realpath, (checkpoint, output)):
-        raise RunError(f"{output}: the name of its companion file; expected another")
+        raise RunError(f"{output}: {path} is another file of this export; expected another name")
     if os.path.lexists(path) and not force and not has_content(path, content):
         keep = ", keep it with --no-card" if path == card_path(output) else ""
         fix = f"Choose another OUTPUT{keep}, or add --force"

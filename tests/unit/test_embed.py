@@ -39,7 +39,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def images(tmp_path):
-    """A folder of 59 images in two splits, of which two cannot be decoded."""
+    """A folder of 59 images in two splits, two of them undecodable."""
     folder = write_images(tmp_path / "images")
     for name in ("train/class0/10.png", "val/class1/51.png"):
         (folder / name).write_bytes(b"no image")
@@ -48,7 +48,7 @@ def images(tmp_path):
 
 @pytest.fixture
 def embed(images, checkpoint, tmp_path, monkeypatch, capsys):
-    """A function that runs the program; it returns its exit code and what it has printed."""
+    """A function that runs the program and returns its exit code and output."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(features, "GROUP", 8)
     monkeypatch.chdir(tmp_path)
@@ -77,12 +77,12 @@ def embed(images, checkpoint, tmp_path, monkeypatch, capsys):
 
 
 def expected(images, checkpoint):
-    """The path and the features of each image, one image after the other."""
+    """The path and the features of each image, computed one by one."""
     weights = read_backbone(str(checkpoint))
     net = build_resnet("resnet18", stem="small", width=16)
     net.fc = torch.nn.Identity()
     net.load_state_dict(weights.state)
-    found = {}
+    features_of = {}
     for split in ("train", "val"):
         some = scan(str(images), split)
         for index in range(len(some)):
@@ -90,14 +90,14 @@ def expected(images, checkpoint):
             if not bad:
                 with torch.no_grad():
                     row = net.eval()(normalize(CentreView(SIZE)(pixels)[None]))[0]
-                found[f"{split}/{some.names[index]}"] = row
-    return found
+                features_of[f"{split}/{some.names[index]}"] = row
+    return features_of
 
 
 @pytest.mark.slow
-def test_each_decodable_image_has_its_features_and_its_path(embed, images, checkpoint, tmp_path):
-    code, said = embed()
-    assert code == 0, said
+def test_embed_writes_features_and_paths(embed, images, checkpoint, tmp_path):
+    code, output = embed()
+    assert code == 0, output
     about = json.loads((tmp_path / "out.json").read_text())
     rows = expected(images, checkpoint)
     assert about["paths"] == list(rows)
@@ -111,13 +111,13 @@ def test_each_decodable_image_has_its_features_and_its_path(embed, images, check
         59,
         200,
     )
-    assert f"cannot decode {images}/train/class0/10.png: {text}; it has no row" in said
-    assert "wrote out.npy: 57 x 128 float32; 2 undecodable images have no row" in said
+    assert f"cannot decode {images}/train/class0/10.png: {text}; it has no row" in output
+    assert "wrote out.npy: 57 x 128 float32; 2 undecodable images have no row" in output
     assert not (tmp_path / "out.npy.part").exists()
 
 
 @pytest.mark.slow
-def test_parquet_has_the_same_features(embed):
+def test_embed_parquet_equals_npy(embed):
     import pyarrow.parquet
 
     assert [embed(out=out)[0] for out in ("out.npy", "out.parquet")] == [0, 0]
@@ -128,8 +128,8 @@ def test_parquet_has_the_same_features(embed):
 
 
 @pytest.mark.slow
-def test_an_image_s_features_do_not_depend_on_the_other_images(embed, images):
-    """Its group, and its position there, are others after some are removed."""
+def test_embed_features_ignore_other_images(embed, images):
+    """An image's group, and its position there, change after some are removed."""
     embed()
     paths = json.loads(Path("out.json").read_text())["paths"]
     before = dict(zip(paths, np.load("out.npy"), strict=True))
@@ -143,7 +143,7 @@ def test_an_image_s_features_do_not_depend_on_the_other_images(embed, images):
 
 
 def interrupted(monkeypatch, after):
-    """Let the program fail when it appends group number `after`."""
+    """Interrupt the program when it appends group number `after`."""
     append = module.Rows.append
 
     def failing(rows, *group):
@@ -156,10 +156,10 @@ def interrupted(monkeypatch, after):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("after", "out"), [(0, "out.npy"), (3, "out.parquet"), (7, "out.npy")])
-def test_a_killed_program_resumes_to_the_same_bytes(embed, tmp_path, monkeypatch, after, out):
+def test_embed_resumes_to_the_same_bytes(embed, tmp_path, monkeypatch, after, out):
     """No group is computed again. The eighth is the first of val."""
-    whole = f"whole{Path(out).suffix}"
-    assert embed(out=whole)[0] == 0
+    full = f"full{Path(out).suffix}"
+    assert embed(out=full)[0] == 0
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupted(patch, after)
         embed(out=out)
@@ -173,75 +173,75 @@ def test_a_killed_program_resumes_to_the_same_bytes(embed, tmp_path, monkeypatch
             "forward",
             lambda self, pixels: passes.append(len(pixels)) or forward(self, pixels),
         )
-        code, said = embed(out=out)
-    assert code == 0, said
+        code, output = embed(out=out)
+    assert code == 0, output
     assert passes == [8, 8, 8, 8, 8, 8, 2, 8, 1][after:]
-    assert (f"resuming: {min(8 * after, 50)} of 59 images are done" in said) == (after > 0)
-    assert Path(out).read_bytes() == Path(whole).read_bytes()
+    assert (f"resuming: {min(8 * after, 50)} of 59 images are done" in output) == (after > 0)
+    assert Path(out).read_bytes() == Path(full).read_bytes()
     if out == "out.npy":
-        assert Path("out.json").read_bytes() == Path("whole.json").read_bytes()
+        assert Path("out.json").read_bytes() == Path("full.json").read_bytes()
 
 
 @pytest.mark.slow
-def test_undecodable_images_of_a_killed_program_count(embed, monkeypatch):
+def test_embed_resume_counts_undecodable_images(embed, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupted(patch, 3)
         embed()
-    code, said = embed("--max-bad-images", 0)
-    assert (code, said.count("error: ")) == (2, 1)
-    assert "1 of 59 images cannot be decoded, and --max-bad-images is 0; the first: " in said
-    code, said = embed("--max-bad-images", 1)
-    assert code == 2 and "2 of 59 images cannot be decoded" in said
+    code, output = embed("--max-bad-images", 0)
+    assert (code, output.count("error: ")) == (2, 1)
+    assert "1 of 59 images cannot be decoded, and --max-bad-images is 0; the first: " in output
+    code, output = embed("--max-bad-images", 1)
+    assert code == 2 and "2 of 59 images cannot be decoded" in output
     assert embed("--max-bad-images", 2)[0] == 0
 
 
-def test_undecodable_images_of_a_killed_program_that_had_computed_all_count(embed, monkeypatch):
+def test_embed_resume_at_the_end_counts_them(embed, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module, "finish", killed)
         embed()
-    code, said = embed("--max-bad-images", 1)
-    assert code == 2 and "2 of 59 images cannot be decoded" in said
+    code, output = embed("--max-bad-images", 1)
+    assert code == 2 and "2 of 59 images cannot be decoded" in output
     assert not Path("out.npy").exists()
 
 
 @pytest.mark.parametrize("out", ["out.npy", "out.parquet"])
-def test_the_same_command_resumes_after_a_disk_was_full_at_the_end(embed, monkeypatch, out):
+def test_embed_resumes_after_a_full_disk(embed, monkeypatch, out):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(module.Rows, "groups", full)
-        code, said = embed(out=out)
-    assert code == 1 and f"cannot write {out}: No space left on device" in said
-    code, said = embed(out=out)
-    assert code == 0 and "resuming: 59 of 59" in said
+        code, output = embed(out=out)
+    assert code == 1 and f"cannot write {out}: No space left on device" in output
+    code, output = embed(out=out)
+    assert code == 0 and "resuming: 59 of 59" in output
 
 
-def test_images_of_which_none_can_be_decoded_are_one_line(embed, images):
+def test_embed_refuses_only_undecodable_images(embed, images):
     for path in images.rglob("*.png"):
         path.write_bytes(b"no image")
-    code, said = embed()
-    assert code == 2 and "59 of 59 images cannot be decoded" in said
+    code, output = embed()
+    assert code == 2 and "59 of 59 images cannot be decoded" in output
     assert not Path("out.npy").exists()
 
 
-def test_undecodable_images_of_a_list_are_logged_under_their_own_paths(embed, tmp_path):
+def test_embed_logs_a_list_s_own_paths(embed, tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "1.png").write_bytes(b"no image")
     (tmp_path / "sub" / "list.txt").write_text(f"1.png\n{tmp_path}/sub/1.png\n")
-    code, said = embed(data="sub/list.txt")
-    paths = re.findall("cannot decode (.*): no image of a known format; it has no row", said)
+    code, output = embed(data="sub/list.txt")
+    paths = re.findall("cannot decode (.*): no image of a known format; it has no row", output)
     assert paths == ["sub/1.png", f"{tmp_path}/sub/1.png"]
-    assert code == 2 and said.endswith("the first: sub/1.png\n")
+    assert code == 2 and output.endswith("the first: sub/1.png\n")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("data", ["flat", "list.txt", "packed"])
-def test_a_flat_folder_a_list_and_shards_have_the_rows_of_a_folder(embed, images, tmp_path, data):
-    """Under the paths that the folder, the list or the shards have."""
+def test_embed_lists_and_shards_have_equal_rows(embed, images, tmp_path, data):
+    """The rows have the paths of the folder, the list or the shards."""
     embed(data=images)
     paths = json.loads(Path("out.json").read_text())["paths"]
     rows = dict(zip(paths, np.load("out.npy"), strict=True))
@@ -250,8 +250,8 @@ def test_a_flat_folder_a_list_and_shards_have_the_rows_of_a_folder(embed, images
         shutil.copy(images / path, tmp_path / "flat" / f"{number:02d}.png")
     (tmp_path / "list.txt").write_text("".join(f"images/{path}\n" for path in paths[::-1]))
     pack(str(images), str(tmp_path / "packed"), Options(shard_images=20), Log(speaks=False))
-    code, said = embed("--force", data=tmp_path / data)
-    assert code == 0, said
+    code, output = embed("--force", data=tmp_path / data)
+    assert code == 0, output
     names = {
         "flat": lambda path: paths[int(path[:2])],
         "list.txt": lambda path: path.removeprefix("images/"),
@@ -264,27 +264,27 @@ def test_a_flat_folder_a_list_and_shards_have_the_rows_of_a_folder(embed, images
         np.testing.assert_allclose(row, rows[path], rtol=1e-4, atol=1e-5)
 
 
-def test_a_folder_of_other_images_is_not_resumed(embed, images, monkeypatch):
+def test_embed_refuses_other_images_rows(embed, images, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupted(patch, 2)
         embed()
     (images / "train" / "class1" / "1.png").rename(images / "train" / "class1" / "1b.png")
-    code, said = embed()
-    assert code == 2 and "error: out.npy.part: features with another set of images" in said
+    code, output = embed()
+    assert code == 2 and "error: out.npy.part: features with another set of images" in output
 
 
-def test_another_folder_with_the_same_names_is_not_resumed(embed, images, tmp_path, monkeypatch):
+def test_embed_refuses_another_folder_s_rows(embed, images, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupted(patch, 2)
         embed()
     shutil.copytree(images, tmp_path / "other")
-    code, said = embed(data=tmp_path / "other")
-    assert code == 2 and "error: out.npy.part: features with another DIR" in said
+    code, output = embed(data=tmp_path / "other")
+    assert code == 2 and "error: out.npy.part: features with another DIR" in output
     assert embed()[0] == 0
     assert str(tmp_path) not in Path("out.json").read_text()
 
 
-def test_the_image_size_is_by_default_that_of_the_checkpoint(embed, checkpoint, tmp_path):
+def test_embed_image_size_is_the_checkpoint_s(embed, checkpoint, tmp_path):
     content = torch.load(checkpoint, weights_only=True)
     torch.save(content | {"format": 3, "config": {"image_size": 24}}, tmp_path / "run.pth.tar")
     for path, size in ((checkpoint, 224), (tmp_path / "run.pth.tar", 24)):
@@ -296,11 +296,11 @@ def test_the_image_size_is_by_default_that_of_the_checkpoint(embed, checkpoint, 
         module.complete(config, weights)
 
 
-def test_features_that_are_not_finite_are_one_line(embed, monkeypatch):
+def test_embed_refuses_features_not_finite(embed, monkeypatch):
     forward = module.Pass.forward
     monkeypatch.setattr(module.Pass, "forward", lambda self, pixels: forward(self, pixels) / 0)
-    code, said = embed()
-    assert code == 1 and "features that are not finite" in said
+    code, output = embed()
+    assert code == 1 and "features that are not finite" in output
     assert not Path("out.npy").exists()
 
 
@@ -323,27 +323,27 @@ def test_features_that_are_not_finite_are_one_line(embed, monkeypatch):
         ),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_two(
+def test_embed_mistakes_are_one_line(
     images, checkpoint, tmp_path, monkeypatch, capsys, line, parts,
 ):  # fmt: skip
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught:
         main(shlex.split(line.format(images=images, net=checkpoint)))
-    said = capsys.readouterr().err
-    assert (caught.value.code, said.count("\n"), said[:7]) == (2, 1, "error: ")
-    assert all(part in said for part in parts)
+    output = capsys.readouterr().err
+    assert (caught.value.code, output.count("\n"), output[:7]) == (2, 1, "error: ")
+    assert all(part in output for part in parts)
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
-def test_the_help_shows_one_folder(capsys):
+def test_embed_help_shows_one_folder(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
-    said = capsys.readouterr().out
-    assert "job.embed DIR [options]" in said and "--more-data" not in said
+    output = capsys.readouterr().out
+    assert "job.embed DIR [options]" in output and "--more-data" not in output
 
 
-def test_paths_may_begin_at_home(monkeypatch):
+def test_embed_paths_expand_home(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     argv = ["~/d", "--pretrained", "~/c", "--out", "~/o.npy"]
     config, _ = cli.read("job.embed", EmbedConfig, argv)
@@ -355,7 +355,7 @@ def test_paths_may_begin_at_home(monkeypatch):
 
 
 @pytest.mark.parametrize("page", ["README.md", "job/evaluate/README.md"])
-def test_the_commands_of_the_pages_are_options(page):
+def test_embed_commands_of_pages_are_valid(page):
     text = (ROOT / page).read_text()
     commands = re.findall(r"^ {4}(.*job\.embed .*|.*mgd-embed .*)$", text, re.MULTILINE)
     assert commands
@@ -370,8 +370,8 @@ def test_the_commands_of_the_pages_are_options(page):
 @pytest.mark.parametrize(
     ("lines", "limit", "count"), [("aabc", 1, None), ("aabc", 0, 1), ("aa", 9, 2)]
 )
-def test_a_file_that_a_list_names_twice_counts_once(lines, limit, count):
-    """a is undecodable; if no image is left, the program ends."""
+def test_embed_counts_a_file_listed_twice_once(lines, limit, count):
+    """File a is undecodable. If no image is left, the program ends."""
     splits = Splits({"": ImageList("list.txt", list(lines), 0)})
     config = EmbedConfig(pretrained="net", out="f.npy", max_bad_images=limit)
     bad = dict.fromkeys((0, 1), "cut short")

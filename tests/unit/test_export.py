@@ -1,3 +1,5 @@
+"""job.export: files of other programs, their origin, options and errors."""
+
 import dataclasses
 import errno
 import hashlib
@@ -40,7 +42,7 @@ PRIVATE = "/home/somebody"
 
 
 class Student:
-    """A checkpoint as a run saves it, of an encoder with random norms; the features that the encoder has under its head."""
+    """A run's checkpoint of an encoder with random norms, and the encoder's features."""
 
     def __init__(self, folder, arch="resnet18", stem="imagenet", width=64):
         torch.manual_seed(3)
@@ -87,15 +89,16 @@ class Student:
         }
         self.path = Checkpoints(str(folder), 3).save(content)
         self.link = str(folder / "last.pth.tar")
+        # By torchvision's names.
         self.state = {
             key: value
             for key, value in self.moco.encoder_q.state_dict().items()
             if not key.startswith("fc.")
-        }  # by torchvision's names
+        }
 
     @torch.no_grad()
     def features(self, images):
-        """(B, 3, H, W) -> (B, C), seen where they enter the head."""
+        """(B, 3, H, W) -> (B, C), the inputs of the head."""
         seen = []
         hook = self.moco.encoder_q.get_submodule("fc.0").register_forward_pre_hook(
             lambda layer, inputs: seen.append(inputs[0])
@@ -107,7 +110,7 @@ class Student:
 
 @pytest.fixture(scope="module")
 def students(tmp_path_factory):
-    """A function that gives a Student, made once."""
+    """A function that returns a Student, built once."""
     made = {}
 
     def student(*network, **options):
@@ -121,7 +124,7 @@ def students(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(students, tmp_path_factory):
-    """A function that gives an exported file's path and the report, made once."""
+    """A function that returns an exported file's path and the report, exported once."""
     made = {}
 
     def export_once(form, *network, **options):
@@ -139,7 +142,7 @@ def images(number=3, size=SIZE, seed=0):
 
 
 def assert_features(net, student, tolerance=1e-6):
-    """A loaded network computes what the checkpoint's encoder does."""
+    """A loaded network has the features of the checkpoint's encoder."""
     with torch.no_grad():
         assert (net.eval()(images()) - student.features(images())).abs().max() <= tolerance
 
@@ -150,7 +153,7 @@ def assert_same(found, expected):
 
 
 def fake_format(write):
-    """A format with a writer of the test's."""
+    """A format with the test's writer."""
     return Format(write, lambda network, path: repr(path))
 
 
@@ -162,7 +165,7 @@ def refused(*arguments, **more):
 
 
 def loaded(report):
-    """The network that the report's own statements load."""
+    """The network that the report's statements load."""
     names = dict(torch=torch, torchvision=torchvision, timm=timm, safetensors=safetensors)
     exec(report.split("load it with: ")[1], names)
     return names["net"]
@@ -171,7 +174,7 @@ def loaded(report):
 # torchvision
 
 
-def test_a_plain_torchvision_network_lacks_but_its_head(students, exported):
+def test_torchvision_misses_only_the_head(students, exported):
     path, _ = exported("torchvision")
     state = torch.load(path, weights_only=True)
     assert all(type(key) is str and torch.is_tensor(value) for key, value in state.items())
@@ -183,7 +186,7 @@ def test_a_plain_torchvision_network_lacks_but_its_head(students, exported):
     assert_features(net, students())
 
 
-def test_torchvision_s_file_loads_mapped_and_survives_being_saved_again(exported, tmp_path):
+def test_torchvision_file_survives_saving(exported, tmp_path):
     path, _ = exported("torchvision")
     state = torch.load(path, weights_only=True, mmap=True)
     torch.save(state, tmp_path / "again.pth")
@@ -195,7 +198,7 @@ def test_torchvision_s_file_loads_mapped_and_survives_being_saved_again(exported
 # timm
 
 
-def test_timm_s_network_takes_every_tensor(students, exported):
+def test_timm_loads_every_tensor(students, exported):
     path, _ = exported("timm")
     state = safetensors.torch.load_file(path)
     assert_same(state, students().state)
@@ -206,7 +209,7 @@ def test_timm_s_network_takes_every_tensor(students, exported):
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_timm_names_every_network_as_torchvision_does(arch):
+def test_timm_names_equal_torchvision_s(arch):
     with torch.device("meta"):
         theirs, ours = (
             timm.create_model(arch, num_classes=0).state_dict(),
@@ -217,7 +220,7 @@ def test_timm_names_every_network_as_torchvision_does(arch):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "student.safetensors"])
-def test_timm_builds_the_network_from_its_folder(students, tmp_path, name):
+def test_timm_builds_from_its_folder(students, tmp_path, name):
     report = export(students().path, str(tmp_path / name))
     assert "for timm, with config.json" in report
     net = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
@@ -238,13 +241,13 @@ def test_timm_builds_the_network_from_its_folder(students, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["x.bin", "x.SAFETENSORS"])
-def test_the_report_loads_timm_s_file_of_any_ending(students, tmp_path, name):
+def test_report_loads_timm_of_any_ending(students, tmp_path, name):
     report = export(students().path, str(tmp_path / name), "timm")
     assert_features(loaded(report), students())
     assert "local-dir" not in (tmp_path / "x.md").read_text()
 
 
-def test_timm_s_configuration_is_what_timm_itself_writes(students, tmp_path):
+def test_timm_configuration_equals_timm_s_own(students, tmp_path):
     export(students("resnet50").path, str(tmp_path / "model.safetensors"))
     net = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
     timm.models.save_for_hf(net, tmp_path / "again", safe_serialization=True)
@@ -261,8 +264,8 @@ def test_timm_s_configuration_is_what_timm_itself_writes(students, tmp_path):
 
 
 @pytest.mark.parametrize("size", [56, 224])
-def test_timm_s_pixels_are_those_of_the_validation(size):
-    """To rounding: the resized pixels are whole numbers, and so is the side before the crop."""
+def test_timm_pixels_are_the_validation_s(size):
+    """To rounding: resized pixels and the side before the crop are integers."""
     config = configuration(Network("resnet18", nn.Identity(), 3, MEAN, STD, size))["pretrained_cfg"]
     data = timm.data.resolve_data_config(pretrained_cfg=config)
     steps = np.linspace(0, 255, 90 * 60 * 3)
@@ -272,8 +275,8 @@ def test_timm_s_pixels_are_those_of_the_validation(size):
     assert (found - expected).abs().max() <= 1.5 / 255 / min(STD)
 
 
-def test_another_network_of_timm_s_loads_from_its_folder(tmp_path):
-    """As the description of a network has it: its name, arguments, features and first and last layers."""
+def test_timm_network_loads_from_its_folder(tmp_path):
+    """A network with its own name, arguments, features, first and last layers."""
     torch.manual_seed(4)
     name, path = "mobilenetv3_small_050", str(tmp_path / "model.safetensors")
     body = timm.create_model(name, num_classes=0, act_layer="relu").eval()
@@ -285,8 +288,8 @@ def test_another_network_of_timm_s_loads_from_its_folder(tmp_path):
     }
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
     network = Network(f"timm/{name}", body, body.head_hidden_size, mean, std, 48, timm=entries)
-    beside = companion_files(network, path, "timm")
-    assert write(network, {"arch": network.arch}, path, "timm", beside) == ""
+    companions = companion_files(network, path, "timm")
+    assert write(network, {"arch": network.arch}, path, "timm", companions) == ""
     names = dict(timm=timm)
     exec(FORMATS["timm"].load(network, path), names)
     for net in (names["net"], timm.create_model(f"local-dir:{tmp_path}", pretrained=True)):
@@ -301,21 +304,18 @@ def test_another_network_of_timm_s_loads_from_its_folder(tmp_path):
     assert body(images(2, 48)).shape == (2, network.channels)
 
 
-def test_a_network_that_timm_lacks_has_no_configuration(exported):
+def test_timm_configuration_needs_timm_s_network(exported):
     path, report = exported("timm", stem="small")
     assert sorted(os.listdir(os.path.dirname(path))) == ["student.md", "student.safetensors"]
     assert "config.json" not in report
 
 
-def test_timm_s_configuration_of_another_network_stays_unless_forced(students, tmp_path):
+def test_timm_configuration_is_kept_unless_forced(students, tmp_path):
     config = tmp_path / "config.json"
     config.write_text('{"model_type": "bert"}')
     arguments = students().path, str(tmp_path / "x.safetensors")
     message, code = refused(*arguments)
-    assert (
-        message.startswith(f"{config}: exists with other content; ")
-        and "--force" in message
-    )
+    assert message.startswith(f"{config}: exists with other content; ") and "--force" in message
     assert code == 2
     assert os.listdir(tmp_path) == ["config.json"] and "bert" in config.read_text()
     main([*arguments, "--force"])
@@ -325,12 +325,10 @@ def test_timm_s_configuration_of_another_network_stays_unless_forced(students, t
     assert config.read_bytes() == written
 
 
-def test_the_weights_take_no_name_of_a_file_beside_them(students, tmp_path):
+def test_weights_refuse_a_companion_s_name(students, tmp_path):
     message, code = refused(students().path, tmp_path / "config.json", form="timm", force=True)
-    assert (
-        message
-        == f"{tmp_path}/config.json: the name of its companion file; expected another"
-    )
+    problem = f"{tmp_path}/config.json is another file of this export; expected another name"
+    assert message == f"{tmp_path}/config.json: {problem}"
     assert code == 2
     assert not list(tmp_path.iterdir())
 
@@ -339,7 +337,7 @@ def test_the_weights_take_no_name_of_a_file_beside_them(students, tmp_path):
 
 
 def detectron2_names(depth):
-    """{Detectron2's name: torchvision's}, written down from the outside: convolution by convolution."""
+    """{Detectron2's name: torchvision's}, listed by convolutions."""
     blocks, convs = {18: ([2, 2, 2, 2], 2), 50: ([3, 4, 6, 3], 3)}[depth]
     pairs = {"stem.conv1": ("conv1", "bn1")}
     for stage, number in enumerate(blocks, start=1):
@@ -360,7 +358,7 @@ def detectron2_names(depth):
 
 
 def detectron2_forward(model, x):
-    """A bottleneck ResNet with the stride in its 3x3 convolutions, computed from Detectron2's names: (B, 3, H, W) -> (B, C)."""
+    """A bottleneck ResNet by Detectron2's names, stride in 3x3: (B, 3, H, W) -> (B, C)."""
     tensors = {name: torch.from_numpy(array) for name, array in model.items()}
 
     def conv(x, name, stride=1):
@@ -392,7 +390,7 @@ def read_pickle(path):
 
 
 @pytest.mark.parametrize(("depth", "count"), [(18, 100), (50, 265)])
-def test_detectron2_s_names_are_those_of_its_networks(students, exported, depth, count):
+def test_detectron2_names_match_its_networks(students, exported, depth, count):
     student = students(f"resnet{depth}")
     content = read_pickle(exported("detectron2", f"resnet{depth}")[0])
     assert content["matching_heuristics"] is True
@@ -412,7 +410,7 @@ def test_detectron2_s_names_are_those_of_its_networks(students, exported, depth,
     assert_same({names[name]: torch.from_numpy(array) for name, array in model.items()}, floats)
 
 
-def test_a_network_built_from_detectron2_s_names_has_the_features(students, exported):
+def test_detectron2_network_has_the_features(students, exported):
     model = read_pickle(exported("detectron2", "resnet50")[0])["model"]
     student = students("resnet50")
     with torch.no_grad():
@@ -422,19 +420,19 @@ def test_a_network_built_from_detectron2_s_names_has_the_features(students, expo
         ).abs().max() <= 1e-6 * expected.abs().max()
 
 
-def test_detectron2_s_pickle_stands_on_no_private_names_of_numpy(exported):
-    found = set()
+def test_detectron2_pickle_is_portable(exported):
+    classes = set()
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module, name):
-            found.add((module, name))
+            classes.add((module, name))
             return super().find_class(module, name)
 
     with open(exported("detectron2")[0], "rb") as file:
         assert file.read(2) == b"\x80\x04"
         file.seek(0)
         Unpickler(file).load()
-    assert found == {("numpy", "ndarray"), ("builtins", "bytearray")}
+    assert classes == {("numpy", "ndarray"), ("builtins", "bytearray")}
 
 
 @pytest.mark.parametrize(
@@ -449,7 +447,7 @@ def test_detectron2_s_pickle_stands_on_no_private_names_of_numpy(exported):
         ("resnext50_32x4d", {"DEPTH": 50, "NUM_GROUPS": 32, "WIDTH_PER_GROUP": 4}),
     ],
 )
-def test_detectron2_is_told_what_it_cannot_see(tmp_path, arch, expected):
+def test_detectron2_options_complete_the_file(tmp_path, arch, expected):
     with torch.device("meta"):
         net = build_resnet(arch)
     body = SimpleNamespace(state_dict=dict, groups=net.groups, base_width=net.base_width)
@@ -472,8 +470,8 @@ def test_detectron2_is_told_what_it_cannot_see(tmp_path, arch, expected):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", [{}, {"stem": "small"}, {"width": 16}], ids=str)
-def test_onnx_s_features_are_the_encoder_s_for_any_batch_and_size(students, exported, network):
+@pytest.mark.parametrize("network", [{}, {"stem": "small", "width": 16}], ids=str)
+def test_onnx_features_equal_the_encoder_s(students, exported, network):
     path, report = exported("onnx", **network)
     channels = 8 * network.get("width", 64)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -493,7 +491,7 @@ def test_onnx_s_features_are_the_encoder_s_for_any_batch_and_size(students, expo
 
 @pytest.fixture
 def false_onnx(monkeypatch):
-    """A function that lets onnxruntime give other features than torch."""
+    """A function that replaces onnxruntime's features."""
 
     def replaced(features):
         program = SimpleNamespace(
@@ -509,9 +507,7 @@ def false_onnx(monkeypatch):
 
 @pytest.mark.parametrize("value", [0.0, float("nan"), 1e30])
 @pytest.mark.parametrize("wrong", ["all", "oblong"])
-def test_an_onnx_file_that_computes_something_else_is_removed(
-    students, tmp_path, false_onnx, value, wrong
-):
+def test_onnx_file_that_differs_is_removed(students, tmp_path, false_onnx, value, wrong):
     def features(given):
         if wrong == "oblong" and given.shape[2] == given.shape[3]:
             return students().features(torch.from_numpy(given)).numpy()
@@ -524,7 +520,7 @@ def test_an_onnx_file_that_computes_something_else_is_removed(
     assert not list(tmp_path.iterdir())
 
 
-def test_image_size_is_the_run_s_or_the_one_given(students, tmp_path, false_onnx, monkeypatch):
+def test_image_size_is_the_run_s_or_the_option_s(students, tmp_path, false_onnx, monkeypatch):
     sizes = []
     noted = fake_format(lambda file, network, origin: sizes.append(network.size) or "")
     monkeypatch.setitem(FORMATS, "onnx", noted)
@@ -536,7 +532,7 @@ def test_image_size_is_the_run_s_or_the_one_given(students, tmp_path, false_onnx
 
 
 @pytest.mark.parametrize("size", ["wide", 4, 5000])
-def test_a_file_s_image_size_is_checked(students, tmp_path, size):
+def test_image_size_of_a_file_is_checked(students, tmp_path, size):
     content = {
         "arch": "resnet18",
         "state_dict": students().state,
@@ -550,7 +546,7 @@ def test_a_file_s_image_size_is_checked(students, tmp_path, size):
 
 
 @pytest.mark.parametrize("package", ["onnxruntime", "onnxscript"])
-def test_onnx_without_its_packages_says_what_to_install(students, tmp_path, monkeypatch, package):
+def test_onnx_without_packages_names_them(students, tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     message, code = refused(students().path, tmp_path / "x.onnx")
     assert package in message
@@ -560,7 +556,7 @@ def test_onnx_without_its_packages_says_what_to_install(students, tmp_path, monk
 
 
 class OfOneSize(nn.Module):
-    """Features of each pixel's place, so that images of another size have none."""
+    """Features by positions of pixels, so that the size is fixed."""
 
     def __init__(self):
         super().__init__()
@@ -571,7 +567,7 @@ class OfOneSize(nn.Module):
 
 
 @pytest.mark.slow
-def test_an_onnx_file_of_a_network_of_one_size_has_a_free_batch(tmp_path):
+def test_onnx_of_one_size_has_a_free_batch(tmp_path):
     network = Network("mine", OfOneSize().eval(), 5, MEAN, STD, SIZE, fixed_size=True)
     with open(tmp_path / "x.onnx", "wb") as file:
         assert re.fullmatch(
@@ -588,14 +584,14 @@ def test_an_onnx_file_of_a_network_of_one_size_has_a_free_batch(tmp_path):
 
 
 class Branching(nn.Module):
-    """A network that computes something else for dark images: torch cannot trace it."""
+    """A network with a branch for dark images, which torch cannot trace."""
 
     def forward(self, images):
         return images.mean((2, 3)) if images.sum() > 1 else images.amax((2, 3))
 
 
 @pytest.mark.slow
-def test_a_network_that_torch_cannot_convert_is_one_line(tmp_path):
+def test_onnx_conversion_failure_is_one_line(tmp_path):
     network = Network("mine", Branching().eval(), 3, MEAN, STD, SIZE)
     with open(tmp_path / "x.onnx", "wb") as file, pytest.raises(RunError) as caught:
         onnx.write(file, network, {})
@@ -608,7 +604,7 @@ def test_a_network_that_torch_cannot_convert_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["torchvision", "timm"])
-def test_a_small_stem_s_network_is_told_how_to_hold_it(students, exported, form):
+def test_small_stem_statement_loads_the_file(students, exported, form):
     path, report = exported(form, stem="small")
     note, line = report.split("\n")
     assert "net.conv1 and net.maxpool" in note
@@ -619,7 +615,7 @@ def test_a_small_stem_s_network_is_told_how_to_hold_it(students, exported, form)
     assert_features(net, students(stem="small"))
 
 
-def test_detectron2_cannot_hold_a_small_stem(students, tmp_path):
+def test_detectron2_refuses_the_small_stem(students, tmp_path):
     message, code = refused(students(stem="small").path, tmp_path / "x.pkl")
     assert "small stem" in message
     assert "onnx" in message
@@ -631,7 +627,7 @@ def test_detectron2_cannot_hold_a_small_stem(students, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["torchvision", "timm", "detectron2"])
-def test_other_programs_networks_have_the_published_width_alone(students, tmp_path, form):
+def test_formats_refuse_other_widths(students, tmp_path, form):
     message, code = refused(students(width=16).path, tmp_path / f"x{ENDING[form]}")
     assert message == f"{form}'s resnet18 has 64 channels in its first stage, this one 16. Use onnx"
     assert code == 2
@@ -645,7 +641,7 @@ FORMS = [pytest.param(form, marks=pytest.mark.slow if form == "onnx" else ()) fo
 
 
 def origin_of(form, path):
-    """Where a file says that it comes from."""
+    """The origin in a file."""
     if form == "torchvision":
         return torch.load(path, weights_only=True).origin
     if form == "detectron2":
@@ -669,7 +665,7 @@ def origin_of(form, path):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_file_says_where_it_comes_from_but_not_where_that_lies(students, exported, form):
+def test_origin_has_no_folders(students, exported, form):
     student, (path, _) = students(), exported(form)
     origin = origin_of(form, path)
     assert origin.pop("detectron2", None) is None or form == "detectron2"
@@ -697,7 +693,7 @@ def test_a_file_says_where_it_comes_from_but_not_where_that_lies(students, expor
 
 
 @pytest.mark.parametrize("form", ["torchvision", "timm"])
-def test_the_report_loads_the_file(students, exported, form):
+def test_report_loads_the_file(students, exported, form):
     path, report = exported(form)
     assert report.startswith(f"wrote {path}: 44.8 MB, resnet18 of epoch 12 for {form}; ")
     assert "\n" not in report
@@ -707,14 +703,14 @@ def test_the_report_loads_the_file(students, exported, form):
 
 
 @pytest.mark.parametrize("form", ["torchvision", "timm"])
-def test_an_exported_file_is_a_teacher_s(students, exported, form):
+def test_exported_file_is_a_teacher(students, exported, form):
     found = read_backbone(exported(form)[0])
     assert (found.arch, found.stem) == ("resnet18", "imagenet")
     assert_same(found.state, students().state)
 
 
-def test_other_people_s_files_are_exported_too(tmp_path):
-    """Of half precision, tensors that are views, without counters, epochs or options."""
+def test_foreign_checkpoints_are_exported(tmp_path):
+    """With half precision, and tensors that are views. Without counters, epochs and options."""
     net = torchvision.models.resnet18()
     half = {
         key: value.half()
@@ -738,12 +734,12 @@ def test_other_people_s_files_are_exported_too(tmp_path):
     assert "config" not in origin
 
 
-# The command line, and the file's place
+# The command line, and the output's path
 
 
 @pytest.fixture
 def fake_formats(monkeypatch):
-    """Writers that write their format's name."""
+    """Replace the writers by ones that write their format's name."""
     for form in FORMATS:
 
         def write(file, network, origin, form=form):
@@ -757,34 +753,35 @@ def fake_formats(monkeypatch):
     ("name", "form"),
     [*((f"x{ending}", form) for ending, form in ENDINGS.items()), ("a.b.PTH", "torchvision")],
 )
-def test_the_ending_tells_the_format(students, tmp_path, fake_formats, name, form):
+def test_ending_decides_the_format(students, tmp_path, fake_formats, name, form):
     export(students().path, str(tmp_path / name))
     assert (tmp_path / name).read_text() == form
 
 
 @pytest.mark.parametrize("name", ["x.onnx", "x.bin", "x"])
-def test_a_given_format_counts_whatever_the_ending(students, tmp_path, fake_formats, capsys, name):
+def test_format_option_overrides_the_ending(students, tmp_path, fake_formats, capsys, name):
     main([students().path, str(tmp_path / name), "--format", "timm"])
     assert (tmp_path / name).read_text() == "timm"
     assert capsys.readouterr().out.count("\n") == 1
 
 
-def test_the_files_have_these_endings():
+def test_endings_are_complete():
     assert ENDINGS == {
-        ".pth": "torchvision", ".pt": "torchvision", ".safetensors": "timm", ".pkl": "detectron2", ".onnx": "onnx"
+        ".pth": "torchvision", ".pt": "torchvision", ".safetensors": "timm",
+        ".pkl": "detectron2", ".onnx": "onnx",
     }  # fmt: skip
     assert list(FORMATS) == ["torchvision", "timm", "detectron2", "onnx"]
 
 
 @pytest.mark.parametrize("name", ["x", "x.bin", "x.pth.tar", ".pth"])
-def test_an_unknown_ending_asks_for_the_format(students, tmp_path, name):
+def test_ending_unknown_is_refused(students, tmp_path, name):
     message, code = refused(students().path, tmp_path / name)
     assert "--format" in message
     assert all(form in message for form in FORMATS)
     assert code == 2
 
 
-def test_a_file_that_is_there_is_written_over_by_force_alone(students, tmp_path, fake_formats):
+def test_output_is_overwritten_only_by_force(students, tmp_path, fake_formats):
     path = tmp_path / "x.pth"
     path.write_text("old")
     message, code = refused(students().path, path)
@@ -797,7 +794,7 @@ def test_a_file_that_is_there_is_written_over_by_force_alone(students, tmp_path,
 
 
 @pytest.mark.parametrize("which", ["path", "link"])
-def test_the_checkpoint_itself_is_never_written_over(students, which):
+def test_output_refuses_the_checkpoint(students, which):
     student = students()
     with open(student.path, "rb") as file:
         before = file.read()
@@ -813,7 +810,7 @@ def test_the_checkpoint_itself_is_never_written_over(students, which):
     [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device"), RuntimeError("odd")],
 )
 @pytest.mark.parametrize("old", [False, True])
-def test_an_interrupted_write_leaves_what_was_there(students, tmp_path, monkeypatch, error, old):
+def test_output_is_kept_if_interrupted(students, tmp_path, monkeypatch, error, old):
     def interrupted(file, network, origin):
         file.write(b"half")
         file.flush()
@@ -833,25 +830,23 @@ def test_an_interrupted_write_leaves_what_was_there(students, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("place", "part"),
-    [("nowhere/x.pth", "no folder"), ("file/x.pth", "no folder"), ("x.pth", "is there")],
+    ("output", "part"),
+    [("nowhere/x.pth", "no folder"), ("file/x.pth", "no folder"), ("x.pth", "exists")],
 )
-def test_a_place_that_cannot_be_written_is_one_line(students, tmp_path, place, part):
+def test_output_refuses_unwritable_paths(students, tmp_path, output, part):
     (tmp_path / "file").write_text("")
     (tmp_path / "x.pth").mkdir()
-    message, code = refused(students().path, tmp_path / place)
+    message, code = refused(students().path, tmp_path / output)
     assert part in message
     assert code == 2
 
 
-@pytest.mark.parametrize("place", ["/proc/x.pth", "x.pth"])
-def test_a_place_that_refuses_the_file_is_one_line(
-    students, tmp_path, monkeypatch, fake_formats, place
-):
+@pytest.mark.parametrize("output", ["/proc/x.pth", "x.pth"])
+def test_output_failure_is_one_line(students, tmp_path, monkeypatch, fake_formats, output):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.pth").mkdir()
-    message, _ = refused(students().path, place, force=True, card=False)
-    assert message.startswith(f"cannot write {place}: ")
+    message, _ = refused(students().path, output, force=True, card=False)
+    assert message.startswith(f"cannot write {output}: ")
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -867,9 +862,7 @@ def test_a_place_that_refuses_the_file_is_one_line(
     ],
     ids=lambda value: " ".join(value),
 )
-def test_a_mistake_is_one_line_and_exit_code_two(
-    students, tmp_path, monkeypatch, capsys, arguments, parts
-):
+def test_main_mistakes_are_one_line(students, tmp_path, monkeypatch, capsys, arguments, parts):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught:
         main([argument.format(checkpoint=students().path) for argument in arguments])

@@ -1,4 +1,4 @@
-"""The costs and commands of full runs on the page of the presets are those of the program."""
+"""Costs and commands of full runs on the presets' page match the programs."""
 
 import re
 from pathlib import Path
@@ -15,24 +15,24 @@ CONFIGS = {"train": Config, "linear": LinearConfig}
 
 
 def commands():
-    """Return the section's commands, each as its words; `$names` is replaced by its value."""
+    """Return the section's commands, each as its words, with the value of `$names`."""
     text = SECTION.replace("\\\n", " ")
     [names] = re.findall(r"^    names=(\S+)$", text, re.MULTILINE)
     lines = [line for line in text.splitlines() if line.startswith("    ")]
     return [line.replace("$names", names).split() for line in lines if "names=" not in line]
 
 
-def test_the_table_is_the_script_s():
+def test_table_equals_the_script_s():
     lines = [line for line in SECTION.splitlines() if line.startswith("| ")][1:]
     assert lines == [f"| {' | '.join(row)} |" for row in cost.rows(cost.RATE)]
 
 
-def test_the_recipe_of_which_the_rate_is_assumed_takes_34_hours():
+def test_recipe_takes_34_hours():
     config = read_config(["DIR", "--config", "imagenet"])
     assert round(cost.hours(config, 1.0, 1.0, 2100)) == 34
 
 
-def test_the_cost_of_passes_follows_views_and_networks():
+def test_cost_follows_views_and_networks():
     def work(words):
         return cost.passes(read_config(["DIR", *words.split()]), 1.0, 10.0)
 
@@ -49,15 +49,15 @@ def test_the_cost_of_passes_follows_views_and_networks():
 
 
 @pytest.mark.parametrize("words", commands(), ids=lambda words: words[0])
-def test_a_command_has_known_options(words):
+def test_commands_have_known_options(words):
     if words[0] == "horovodrun":
         program = words[words.index("-m") + 1].removeprefix("job.")
         given = words[words.index("-m") + 2 :]
     else:
-        [place] = [n for n, word in enumerate(words) if word.endswith(".sbatch")]
-        program, given = Path(words[place]).stem, ["DIR", *words[place + 1 :]]
-        script = (ROOT / words[place]).read_text()
-        own = dict(word.split("=", 1) for word in words[1:place])
+        [at] = [n for n, word in enumerate(words) if word.endswith(".sbatch")]
+        program, given = Path(words[at]).stem, ["DIR", *words[at + 1 :]]
+        script = (ROOT / words[at]).read_text()
+        own = dict(word.split("=", 1) for word in words[1:at])
         assert own.keys() <= set(re.findall(r"^#SBATCH (--[\w-]+)=", script, re.MULTILINE))
         names = [pair.split("=")[0] for pair in own["--export"].split(",") if "=" in pair]
         assert all(f'"${{{name}' in script for name in names)
@@ -70,5 +70,5 @@ def test_a_command_has_known_options(words):
         assert config.lr / config.batch_size == pytest.approx(0.03 / 256)
 
 
-def test_the_section_has_commands_for_a_host_and_for_four_nodes():
+def test_section_has_host_and_node_commands():
     assert [words[0] for words in commands()] == ["horovodrun"] * 2 + ["sbatch"] * 2

@@ -1,3 +1,5 @@
+"""ResNets, their features and heads, and MoCo's encoders."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,7 +25,7 @@ STAGES = [1, 2, 3, 4]
 
 @pytest.fixture(scope="module", params=["resnet18", "resnet50"])
 def pair(request):
-    """A plain torchvision network and ours with the same weights, their batch norms away from the initial state."""
+    """torchvision's network and ours with the same weights and random batch norms."""
     torch.manual_seed(0)
     plain = getattr(models, request.param)(num_classes=16)
     for module in plain.modules():
@@ -42,7 +44,7 @@ def images(B=2, size=33):
 
 
 def block_sum(block, x):
-    """One residual block, written out, up to the sum before its last ReLU."""
+    """One residual block up to the sum before its last ReLU."""
     y = F.relu(block.bn1(block.conv1(x)))
     y = block.bn2(block.conv2(y))
     if isinstance(block, models.resnet.Bottleneck):
@@ -62,7 +64,7 @@ def sums_before_relu(net, x):
 
 
 @torch.no_grad()
-def test_features_are_the_sums_before_the_last_relu_of_each_stage(pair):
+def test_features_are_the_stages_sums(pair):
     plain, ours = pair
     found = with_features(ours, STAGES)(images())
     expected, _ = sums_before_relu(plain, images())
@@ -73,7 +75,7 @@ def test_features_are_the_sums_before_the_last_relu_of_each_stage(pair):
 
 
 @torch.no_grad()
-def test_output_is_bit_equal_to_the_plain_network(pair):
+def test_features_keep_outputs_bit_equal(pair):
     plain, ours = pair
     expected = plain(images())
     assert torch.equal(ours(images()), expected)
@@ -82,21 +84,21 @@ def test_output_is_bit_equal_to_the_plain_network(pair):
 
 
 @torch.no_grad()
-def test_pooled_features_and_features_alone_are_given_where_asked(pair):
+def test_features_are_computed_if_requested(pair):
     plain, ours = pair
     expected, pooled = sums_before_relu(plain, images())
     flat = with_features(ours, [], output="flatten")(images())
     assert list(flat) == ["flatten"]
     torch.testing.assert_close(flat["flatten"], pooled)
-    alone = with_features(ours, [2, 3], output=None)(images())
-    assert list(alone) == ["layer2", "layer3"]
-    assert torch.equal(alone["layer2"], expected[2])
+    maps = with_features(ours, [2, 3], output=None)(images())
+    assert list(maps) == ["layer2", "layer3"]
+    assert torch.equal(maps["layer2"], expected[2])
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("arch, stem", [("resnet18", "imagenet"), ("resnet50", "small")])
-def test_folding_the_norms_changes_no_feature_but_by_rounding(arch, stem):
-    """With norms that do something: statistics and weights of their own. In float64, where rounding is far below."""
+def test_fold_norms_keeps_features_to_rounding(arch, stem):
+    """With random statistics and weights, in float64, whose rounding is far smaller."""
     torch.manual_seed(3)
     net = build_resnet(arch, stem=stem).double().eval()
     norms = [module for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)]
@@ -113,7 +115,7 @@ def test_folding_the_norms_changes_no_feature_but_by_rounding(arch, stem):
         torch.testing.assert_close(value, expected[name], rtol=1e-9, atol=1e-9)
 
 
-def test_training_gives_the_same_bytes_as_the_plain_network():
+def test_features_train_to_the_same_bytes():
     torch.manual_seed(0)
     plain, ours = models.resnet18(num_classes=8), build_resnet("resnet18", dim=8)
     ours.load_state_dict(plain.state_dict())
@@ -121,9 +123,8 @@ def test_training_gives_the_same_bytes_as_the_plain_network():
     found, expected = extractor(images()), plain(images())
     assert torch.equal(found["fc"], expected)
     assert all(found[f"layer{stage}"].min() < 0 for stage in STAGES)
-    sum(
-        f.square().mean() for f in found.values()
-    ).backward()  # refused, had a ReLU overwritten what it needs
+    # An error if a ReLU has overwritten its input.
+    sum(f.square().mean() for f in found.values()).backward()
     for (name, mine), theirs in zip(
         ours.state_dict().items(), plain.state_dict().values(), strict=True
     ):
@@ -135,7 +136,7 @@ def shapes(state):
 
 
 def moco_shapes(arch, dim, mlp):
-    """The names and shapes that a MoCo encoder has by its paper: torchvision's, and with an MLP a hidden layer before `fc`."""
+    """Names and shapes of MoCo's encoder: torchvision's, with an MLP a hidden layer more."""
     with torch.device("meta"):
         expected = shapes(getattr(models, arch)(num_classes=dim).state_dict())
     if mlp:
@@ -151,7 +152,7 @@ def moco_shapes(arch, dim, mlp):
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_names_and_shapes_are_those_of_moco(arch):
+def test_resnet_names_and_shapes_are_moco_s(arch):
     expected = moco_shapes(arch, 128, mlp=True)
     with torch.device("meta"):
         net = build_resnet(arch, dim=128, mlp=True)
@@ -162,7 +163,7 @@ def test_names_and_shapes_are_those_of_moco(arch):
 
 @pytest.mark.parametrize("stages", [[], [4], STAGES])
 @pytest.mark.parametrize("mlp", [False, True])
-def test_names_do_not_depend_on_the_features_asked_for(stages, mlp):
+def test_features_do_not_change_names(stages, mlp):
     with torch.device("meta"):
         net = build_resnet("resnet50", dim=32, mlp=mlp)
     assert list(shapes(with_features(net, stages).state_dict()).items()) == list(
@@ -170,7 +171,7 @@ def test_names_do_not_depend_on_the_features_asked_for(stages, mlp):
     )
 
 
-def test_the_head_has_one_hidden_layer_as_wide_as_the_features():
+def test_head_has_one_hidden_layer():
     torch.manual_seed(0)
     net = build_resnet("resnet18", dim=8, mlp=True).eval()
     with torch.no_grad():
@@ -182,7 +183,7 @@ def test_the_head_has_one_hidden_layer_as_wide_as_the_features():
     assert found.shape == (2, 8)
 
 
-def test_a_feature_extractor_shares_the_parameters():
+def test_features_share_the_parameters():
     net = build_resnet("resnet18", dim=8)
     extractor = with_features(net, [1, 4])
     for (name, mine), (other, theirs) in zip(
@@ -193,7 +194,7 @@ def test_a_feature_extractor_shares_the_parameters():
 
 
 @torch.no_grad()
-def test_the_small_stem_keeps_the_resolution():
+def test_small_stem_keeps_the_resolution():
     torch.manual_seed(0)
     net = build_resnet("resnet18", dim=8, stem="small").eval()
     found = with_features(net, STAGES)(images(size=32))
@@ -213,7 +214,7 @@ def test_the_small_stem_keeps_the_resolution():
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
-def test_residual_blocks_can_begin_as_the_identity(arch):
+def test_zero_init_residual_is_the_identity(arch):
     net = build_resnet(arch, zero_init_residual=True).eval()
     last = f"bn{2 if arch == 'resnet18' else 3}.weight"
     zeros = {
@@ -245,7 +246,7 @@ WIDE = [
 @torch.no_grad()
 @pytest.mark.parametrize("stem", ["imagenet", "small"])
 @pytest.mark.parametrize(("arch", "width", "expansion"), WIDE)
-def test_another_width_has_all_channels_in_proportion(arch, width, expansion, stem):
+def test_width_scales_all_channels(arch, width, expansion, stem):
     with torch.device("meta"):
         net = build_resnet(arch, dim=8, mlp=True, stem=stem, width=width).eval()
         published = shapes(build_resnet(arch, dim=8, mlp=True, stem=stem).state_dict())
@@ -274,13 +275,13 @@ def test_another_width_has_all_channels_in_proportion(arch, width, expansion, st
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_every_network_can_have_the_least_width(arch):
+def test_width_minimum_fits_every_network(arch):
     with torch.device("meta"):
         net = build_resnet(arch, width=16)
     assert net.bn1.num_features == 16
 
 
-def test_another_width_has_first_weights_of_the_same_kind():
+def test_width_keeps_the_initialisation():
     torch.manual_seed(0)
     net = build_resnet("resnet18", width=128, zero_init_residual=True)
     for name, module in net.named_modules():
@@ -294,7 +295,7 @@ def test_another_width_has_first_weights_of_the_same_kind():
             )
 
 
-def test_the_small_stem_is_initialised_like_torchvisions_convolutions():
+def test_small_stem_is_initialised_as_torchvision():
     torch.manual_seed(0)
     weight = build_resnet("resnet18", stem="small").conv1.weight
     assert weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.1)
@@ -304,7 +305,7 @@ def test_the_small_stem_is_initialised_like_torchvisions_convolutions():
     ("arch", "last"),
     [("resnet18", "bn2"), ("resnet34", "bn2"), ("resnet50", "bn3"), ("resnext50_32x4d", "bn3")],
 )
-def test_stage_norms_are_the_last_batch_norms(arch, last):
+def test_stage_norms_are_the_last_norms(arch, last):
     with torch.device("meta"):
         net = build_resnet(arch)
     norms = stage_norms(net)
@@ -332,7 +333,7 @@ def resnet_with_features():
     [(small_net, small_net, m) for m in (0.999, 0.5, 0.0, 1.0)]
     + [(resnet, resnet_with_features, 0.9)],
 )
-def test_momentum_update_is_that_of_a_loop_over_parameters(build_key, build_query, momentum):
+def test_momentum_update_equals_a_loop(build_key, build_query, momentum):
     torch.manual_seed(0)
     key, query = build_key(), build_query()
     for buffer in query.buffers():
@@ -364,7 +365,7 @@ def moco():
     ("arch", "mlp", "stages"),
     [("resnet18", True, STAGES), ("resnet50", True, []), ("resnet50", False, [4])],
 )
-def test_a_state_has_the_names_of_the_released_checkpoints(arch, mlp, stages):
+def test_state_has_the_released_names(arch, mlp, stages):
     with torch.device("meta"):
         state = build_moco(comm, arch, dim=128, K=96, mlp=mlp, stages=stages).state_dict()
     encoder = moco_shapes(arch, 128, mlp)
@@ -376,7 +377,7 @@ def test_a_state_has_the_names_of_the_released_checkpoints(arch, mlp, stages):
     assert list(found) == list(expected)
 
 
-def test_some_names_of_the_released_checkpoints_letter_by_letter(moco):
+def test_state_has_some_names_literally(moco):
     names = [f"module.{name}" for name in moco.state_dict()]
     assert names[:4] == [
         "module.queue",
@@ -393,7 +394,7 @@ def test_some_names_of_the_released_checkpoints_letter_by_letter(moco):
     assert len(names) == 2 + 2 * (122 + 2)  # 122 of ResNet-18, and the hidden layer
 
 
-def test_the_queue_starts_with_normalised_keys(moco):
+def test_queue_starts_normalised(moco):
     assert moco.queue.shape == (16, 40)
     torch.testing.assert_close(moco.queue.norm(dim=0), torch.ones(40))
     assert not torch.equal(moco.queue[:, 0], moco.queue[:, 1])
@@ -401,7 +402,7 @@ def test_the_queue_starts_with_normalised_keys(moco):
     assert moco.queue_ptr.tolist() == [0]
 
 
-def test_the_key_encoder_starts_as_the_query_encoder_and_is_not_trained(moco):
+def test_key_encoder_starts_equal_and_frozen(moco):
     query, key = moco.encoder_q.state_dict(), moco.encoder_k.state_dict()
     assert all(torch.equal(query[name], key[name]) for name in key)
     assert not any(p.requires_grad for p in moco.encoder_k.parameters())
@@ -412,13 +413,13 @@ def test_the_key_encoder_starts_as_the_query_encoder_and_is_not_trained(moco):
     assert not shared
 
 
-def test_the_published_values_are_the_defaults():
+def test_moco_defaults_are_published():
     with torch.device("meta"):
         net = build_moco(comm, "resnet18")
     assert (net.m, net.T, tuple(net.queue.shape)) == (0.999, 0.07, (128, 65536))
 
 
-def test_keys_enter_the_queue_at_the_pointer():
+def test_keys_enter_at_the_pointer():
     net = build_moco(comm, "resnet18", dim=4, K=6)
     keys = torch.arange(16.0).view(4, 4)
     net.enqueue(keys)
@@ -430,7 +431,7 @@ def test_keys_enter_the_queue_at_the_pointer():
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_stem_that_pools_first_gives_the_maps_and_gradients_of_torchvisions(layout, dtype):
+def test_stem_pooling_first_keeps_maps_and_gradients(layout, dtype):
     torch.manual_seed(0)
     plain, ours = models.resnet18(), build_resnet("resnet18")
     maps = torch.randn(2, 64, 17, 18).to(dtype).contiguous(memory_format=layout)
@@ -445,7 +446,7 @@ def test_a_stem_that_pools_first_gives_the_maps_and_gradients_of_torchvisions(la
         assert torch.equal(expected, got) and expected.stride() == got.stride()
 
 
-def test_a_stem_that_pools_first_keeps_no_map_of_its_input():
+def test_stem_pooling_first_saves_no_input():
     kept = []
     maps = torch.randn(2, 64, 16, 16, requires_grad=True)
     net = build_resnet("resnet18")
@@ -453,14 +454,13 @@ def test_a_stem_that_pools_first_keeps_no_map_of_its_input():
         lambda saved: kept.append(saved.shape) or saved, lambda saved: saved
     ):
         net.maxpool(net.relu(maps))
-    assert (
-        kept == [torch.Size([2, 64, 8, 8])] * 2
-    )  # the places of the maxima, and what the ReLU gives
+    # The indices of the maxima, and the ReLU's output.
+    assert kept == [torch.Size([2, 64, 8, 8])] * 2
 
 
 @pytest.mark.parametrize("stem", STEMS)
 @pytest.mark.parametrize("size", [8, 9, 33, 50])
-def test_the_sides_of_the_stages_maps_are_known_without_a_network(stem, size):
+def test_stage_sides_need_no_network(stem, size):
     net = with_features(build_resnet("resnet18", stem=stem, width=16), [1, 2, 3, 4])
     maps = net(torch.zeros(2, 3, size, size))
     found = {stage: tuple(maps[f"layer{stage}"].shape[2:]) for stage in range(1, 5)}

@@ -1,3 +1,5 @@
+"""job.pack: shards, resuming, options and errors."""
+
 import os
 import shutil
 import signal
@@ -10,12 +12,13 @@ import pytest
 import webdataset
 
 import job.files
+import job.pack
 from job.data.folders import scan
 from job.pack import main
 from runs import errors_of
 
-SMALL = "-a resnet18 --image-size 32 --batch-size 8 --epochs 2 --moco-k 20 --mlp --aug-plus --knn-every 1".split()
-SMALL += "--save-every 2steps --keep 9".split()
+SMALL = "-a resnet18 --image-size 32 --batch-size 8 --epochs 2 --moco-k 20 --mlp --aug-plus".split()
+SMALL += "--knn-every 1 --save-every 2steps --keep 9".split()
 
 
 def tree(folder):
@@ -38,7 +41,7 @@ def shards(images, tmp_path_factory):
     return packed(images, tmp_path_factory.mktemp("packed") / "out", "--shard-images", 7)
 
 
-def test_every_image_is_packed_once_as_it_was(images, shards):
+def test_pack_keeps_every_image_once(images, shards):
     for split in ("train", "val"):
         folder, found = scan(str(images), split), scan(str(shards), split)
         expected = {
@@ -56,13 +59,13 @@ def test_every_image_is_packed_once_as_it_was(images, shards):
     assert sorted(path.name for path in shards.iterdir()) == ["train", "val"]
 
 
-def test_a_folder_without_train_is_packed_as_its_training_images(images, shards, tmp_path):
+def test_pack_accepts_a_folder_without_train(images, shards, tmp_path):
     out = packed(images / "train", tmp_path / "out", "--shard-images", 7)
     assert [path.name for path in out.iterdir()] == ["train"]
     assert tree(out / "train") == tree(shards / "train")
 
 
-def test_a_path_at_home_makes_no_folder_of_that_name(images, shards, tmp_path, monkeypatch):
+def test_pack_expands_home(images, shards, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "home").mkdir()
@@ -72,12 +75,12 @@ def test_a_path_at_home_makes_no_folder_of_that_name(images, shards, tmp_path, m
     assert os.listdir(tmp_path) == ["home"]
 
 
-def test_the_images_of_a_shard_are_of_all_classes(images, shards):
+def test_pack_mixes_classes_in_shards(images, shards):
     labels = scan(str(shards), "train").labels[:49].reshape(7, 7)
     assert all(0 < row.sum() < 7 for row in labels)
 
 
-def test_webdataset_reads_the_shards(images, shards):
+def test_pack_is_read_by_webdataset(images, shards):
     found = {}
     for path in sorted(map(str, (shards / "train").glob("*.tar"))):
         for sample in webdataset.WebDataset(path, shardshuffle=False, empty_check=False).decode(
@@ -94,8 +97,8 @@ def test_webdataset_reads_the_shards(images, shards):
         assert label == truth
 
 
-def test_leftovers_and_other_files_are_not_packed_and_said(images, shards, tmp_path, capfd):
-    """A companion file as macOS writes it, a notebook's copy, a photograph that PIL does not read."""
+def test_pack_logs_files_left_out(images, shards, tmp_path, capfd):
+    """A companion file of macOS, a notebook's copy, a photograph that PIL cannot read."""
     data = tmp_path / "in"
     shutil.copytree(images, data)
     (data / "train" / "class0" / "._0.png").write_bytes(
@@ -107,15 +110,16 @@ def test_leftovers_and_other_files_are_not_packed_and_said(images, shards, tmp_p
     out = packed(data, tmp_path / "out", "--shard-images", 7)
     lines = [line for line in capfd.readouterr().out.splitlines() if "left out" in line]
     assert lines == [
-        f"left out 1 of 51 files in {data}/train: 1 hidden or of the system (such as class0/._0.png)",
-        f"left out 3 of 12 files in {data}/val: 2 hidden or of the system (such as .ipynb_checkpoints), "
-        "1 .cr3 (such as class1/IMG_1.CR3)",
+        f"left out 1 of 51 files in {data}/train: "
+        "1 hidden or of the system (such as class0/._0.png)",
+        f"left out 3 of 12 files in {data}/val: "
+        "2 hidden or of the system (such as .ipynb_checkpoints), 1 .cr3 (such as class1/IMG_1.CR3)",
     ]
     assert tree(out) == tree(shards)
 
 
-def test_packing_gives_the_same_bytes_on_another_day(images, shards, tmp_path, monkeypatch):
-    """And the index made anew from the shards is the one that packing wrote."""
+def test_pack_gives_the_same_bytes_later(images, shards, tmp_path, monkeypatch):
+    """An index written from the shards also equals packing's own."""
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 1e6)
     again = packed(images, tmp_path / "again", "--shard-images", 7)
@@ -126,23 +130,23 @@ def test_packing_gives_the_same_bytes_on_another_day(images, shards, tmp_path, m
     assert tree(again) == tree(shards)
 
 
-def test_another_seed_packs_in_another_order(images, shards, tmp_path):
+def test_pack_seed_changes_the_order(images, shards, tmp_path):
     again = packed(images, tmp_path / "again", "--shard-images", 7, "--seed", 1)
     first, second = (list(scan(str(folder), "train").names) for folder in (shards, again))
     assert first != second
     assert sorted(first) == sorted(second)
 
 
-@pytest.mark.slow
-def test_packing_goes_on_from_the_shards_that_are_whole(images, shards, tmp_path):
-    """Of a packing that was killed after some shards, and one that was killed when all was done but the name."""
+def test_pack_resumes_from_complete_shards(images, shards, tmp_path, monkeypatch):
+    """One packing was killed after some shards, one before the last rename."""
+    content = fingerprint(images, tmp_path, monkeypatch)
     for left in (3, 8):
         part = tmp_path / f"{left}.part"
         with pytest.raises(SystemExit):
             main([str(images), str(tmp_path / str(left)), "--shard-images", "0"])
         assert not part.exists()
         shutil.copytree(shards, part)
-        (part / "packing.sha256").write_bytes(fingerprint(images, tmp_path))
+        (part / "packing.sha256").write_bytes(content)
         for path in sorted((part / "train").glob("*.tar"))[left:]:
             path.rename(f"{path}.new")
             os.truncate(f"{path}.new", 700)
@@ -154,26 +158,22 @@ def test_packing_goes_on_from_the_shards_that_are_whole(images, shards, tmp_path
         } == before
 
 
-def fingerprint(images, tmp_path):
-    """What a packing of these images in shards of 7 leaves to be known by."""
-    code = "import job.pack, sys; job.pack.pack_split = lambda *_: sys.exit(9); job.pack.main(sys.argv[1:])"
-    out = tmp_path / "fingerprint"
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(images), str(out), "--shard-images", "7"]
-    )
-    assert done.returncode == 9
+def fingerprint(images, tmp_path, monkeypatch):
+    """The fingerprint in the folder of an interrupted packing of these images in shards of 7."""
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="9"):
+        patch.setattr(job.pack, "pack_split", lambda *_: sys.exit(9))
+        packed(images, tmp_path / "fingerprint", "--shard-images", 7)
     content = (tmp_path / "fingerprint.part" / "packing.sha256").read_bytes()
     shutil.rmtree(tmp_path / "fingerprint.part")
     return content
 
 
 @pytest.mark.slow
-def test_a_killed_packing_goes_on_to_the_same_bytes(images, shards, tmp_path):
-    """SIGKILL at several moments; the reading of an image is slowed down, so that they lie within it."""
-    slow = (
-        "import job.pack, time; from job.data.folders import ImageFolder as F; read = F.content\n"
-    )
-    slow += "F.content = lambda *given: (time.sleep(0.02), read(*given))[1]; job.pack.READERS = 1; job.pack.main()"
+def test_pack_killed_resumes_to_the_same_bytes(images, shards, tmp_path):
+    """SIGKILL at several moments of a packing whose reads are slow."""
+    slow = "import job.pack, time; from job.data.folders import ImageFolder as F\n"
+    slow += "read, job.pack.READERS = F.content, 1\n"
+    slow += "F.content = lambda *given: (time.sleep(0.02), read(*given))[1]; job.pack.main()"
     command = [
         sys.executable,
         "-c",
@@ -183,10 +183,10 @@ def test_a_killed_packing_goes_on_to_the_same_bytes(images, shards, tmp_path):
         "--shard-images",
         "7",
     ]
-    for wanted in (0, 2, 6):
+    for count in (0, 2, 6):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
-        while len(list(tmp_path.glob("out.part/train/*.tar"))) < wanted or not list(
+        while len(list(tmp_path.glob("out.part/train/*.tar"))) < count or not list(
             tmp_path.glob("out.part/train/*.new")
         ):
             assert process.poll() is None and time.monotonic() < deadline
@@ -198,7 +198,7 @@ def test_a_killed_packing_goes_on_to_the_same_bytes(images, shards, tmp_path):
     assert not (tmp_path / "out.part").exists()
 
 
-def test_progress_in_a_file_is_a_bounded_number_of_lines(tmp_path, capfd):
+def test_pack_progress_is_a_bounded_number_of_lines(tmp_path, capfd):
     """Few images give a line each, many about a hundred."""
     for number in range(350):
         path = tmp_path / "in" / "train" / "a" / f"{number}.png"
@@ -212,14 +212,14 @@ def test_progress_in_a_file_is_a_bounded_number_of_lines(tmp_path, capfd):
     assert advice.endswith(f"mgd-train {tmp_path / 'out'}")
 
 
-# What is refused.
+# Errors.
 
 
 @pytest.fixture(scope="module")
 def errors(images, shards, tmp_path_factory):
-    """The line with which each of WRONG is refused, by name."""
+    """The error line of each of WRONG, by name."""
     base = tmp_path_factory.mktemp("wrong")
-    for name in ("there", "unknown.part"):
+    for name in ("old", "unknown.part"):
         (base / name).mkdir()
     (base / "unknown.part" / "something").write_text("x")
     shutil.copytree(shards, base / "other.part")
@@ -240,8 +240,8 @@ def errors(images, shards, tmp_path_factory):
         writer.write({"__key__": "a", "cr3": b"x"})
     (base / "empty" / "train" / "a").mkdir(parents=True)
     commands = {
-        how: [str(part).format(images=images, shards=shards, base=base) for part in WRONG[how][0]]
-        for how in WRONG
+        name: [str(each).format(images=images, shards=shards, base=base) for each in words]
+        for name, (words, _) in WRONG.items()
     }
     before = sorted(tree(base))
     lines = dict(zip(commands, errors_of("job.pack", list(commands.values())), strict=True))
@@ -250,7 +250,7 @@ def errors(images, shards, tmp_path_factory):
 
 
 WRONG = {
-    "nothing": ([], "the following arguments are required: DIR"),
+    "no words": ([], "the following arguments are required: DIR"),
     "no OUT": (["{images}"], "OUT: missing; expected a folder to write"),
     "OUT with --index": (["--index", "{shards}", "{base}/x"], "leave it out"),
     "unknown option": (["{images}", "{base}/x", "--shards", "3"], "unrecognized arguments"),
@@ -259,9 +259,9 @@ WRONG = {
         "--shard-images 0: expected at least 1",
     ),
     "no number": (["{images}", "{base}/x", "--seed", "a"], "--seed 'a': expected an integer"),
-    "OUT is there": (
-        ["{images}", "{base}/there"],
-        "there: exists; expected a new folder. Name another one, or remove it",
+    "OUT exists": (
+        ["{images}", "{base}/old"],
+        "old: exists; expected a new folder. Name another one, or remove it",
     ),
     "other packing": (
         ["{images}", "{base}/other"],
@@ -271,7 +271,7 @@ WRONG = {
         ["{images}", "{base}/unknown"],
         "unknown.part: from a packing with other images or options",
     ),
-    "no place": (
+    "no parent": (
         ["{images}", "/proc/x"],
         "cannot make the folder /proc/x.part: No such file or directory. Name another OUT",
     ),
@@ -293,53 +293,50 @@ WRONG = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", WRONG)
-def test_what_cannot_be_packed_is_one_line_and_exit_code_2(errors, how):
-    expected = WRONG[how][1]
-    assert expected.partition("{")[0] in errors[how]
+@pytest.mark.parametrize("name", WRONG)
+def test_pack_mistakes_are_one_line(errors, name):
+    expected = WRONG[name][1]
+    assert expected.partition("{")[0] in errors[name]
 
 
-def test_a_file_that_cannot_be_read_is_named_and_what_is_packed_is_kept(
-    images, tmp_path, capfd, monkeypatch
-):
+def test_pack_unreadable_file_keeps_shards(images, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(job.files, "PAUSES", (0,))
     data = tmp_path / "in"
     shutil.copytree(images, data)
     names = sorted((data / "train").glob("*/*.png"))
-    (data / "whole").write_bytes(names[40].read_bytes())
+    (data / "copy").write_bytes(names[40].read_bytes())
     names[40].unlink()
     names[40].symlink_to("nowhere")
     with pytest.raises(SystemExit) as caught:
         packed(data, tmp_path / "out", "--shard-images", 1)
-    said = capfd.readouterr().err
+    lines = capfd.readouterr().err.splitlines()
     assert caught.value.code == 1
-    what = f"cannot read {names[40]}: No such file or directory"
-    assert said.splitlines()[0] == f"warning: {what}; next try in 0 s"
-    assert said.splitlines()[1:] == [
-        f"error: {what}, tried 2 times in 0 s. Check its file system and permissions"
+    problem = f"cannot read {names[40]}: No such file or directory"
+    assert lines[0] == f"warning: {problem}; next try in 0 s"
+    assert lines[1:] == [
+        f"error: {problem}, tried 2 times in 0 s. Check its file system and permissions"
     ]
     kept = len(list((tmp_path / "out.part" / "train").glob("*.tar")))
     names[40].unlink()
-    names[40].write_bytes((data / "whole").read_bytes())
+    names[40].write_bytes((data / "copy").read_bytes())
     packed(data, tmp_path / "out", "--shard-images", 1)
     assert f" {kept + 1} of 59 images" in capfd.readouterr().out.splitlines()[0]
 
 
-@pytest.mark.slow
-def test_help_names_the_options_and_needs_no_launcher():
-    done = subprocess.run(
-        [sys.executable, "-m", "job.pack", "--help"], capture_output=True, text=True
-    )
-    assert done.returncode == 0
+def test_pack_help_names_the_options(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
     assert all(
-        name in done.stdout
+        name in text
         for name in ("DIR", "OUT", "--index", "--shard-images", "--seed", "default: 1000")
     )
 
 
 @pytest.mark.slow
-def test_a_packed_folder_s_errors_are_those_of_a_run(shards, tmp_path):
-    """A damaged index and a missing shard are one line of job.train, too."""
+def test_pack_errors_are_a_run_s(shards, tmp_path):
+    """A damaged index and a missing shard are also one line of job.train."""
     for name in ("index", "shard"):
         shutil.copytree(shards, tmp_path / name)
     (tmp_path / "index" / "train" / "index.npz").write_bytes(b"x")

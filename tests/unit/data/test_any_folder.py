@@ -1,4 +1,4 @@
-"""Images anywhere below a folder, in lists, and in several folders; labels where folders name them."""
+"""Images anywhere below a folder, in lists, and in several folders, with their labels."""
 
 import io
 import os
@@ -25,7 +25,7 @@ def png(shade):
 
 
 def fill(root, *paths):
-    """Write images below a folder; return it."""
+    """Write images below a folder. Return it."""
     for number, path in enumerate(paths):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(png(number) if path.lower().endswith(".png") else b"x")
@@ -33,13 +33,13 @@ def fill(root, *paths):
 
 
 def found_in(images):
-    """Each image's path as its names have it, and its class; None without a label."""
+    """Each image's name, and its class or None."""
     labels = [images.classes[label] if label >= 0 else None for label in images.labels.tolist()]
     return list(zip([images.names[index] for index in range(len(images))], labels, strict=True))
 
 
 def read_all(images):
-    """The grey of each image; each can be decoded."""
+    """The grey of each image, all of which must be decodable."""
     read = [images.read(index) for index in range(len(images))]
     assert not any(bad for _, _, bad in read)
     return [int(pixels[0, 0, 0]) for pixels, _, _ in read]
@@ -49,7 +49,7 @@ def read_all(images):
 
 
 @pytest.mark.parametrize("split", ["", "train"])
-def test_images_in_no_folder_have_no_labels(tmp_path, split):
+def test_flat_images_have_no_labels(tmp_path, split):
     fill(tmp_path / split, "b.png", "a.PNG", "c.txt")
     images = scan(str(tmp_path), "train")
     assert found_in(images) == [("a.PNG", None), ("b.png", None)]
@@ -58,7 +58,7 @@ def test_images_in_no_folder_have_no_labels(tmp_path, split):
     assert read_all(images) == [1, 0]
 
 
-def test_images_are_found_at_any_depth_and_the_first_folder_is_their_label(tmp_path):
+def test_nested_images_have_the_top_folder_s_label(tmp_path):
     fill(
         tmp_path,
         "z.png",
@@ -78,7 +78,7 @@ def test_images_are_found_at_any_depth_and_the_first_folder_is_their_label(tmp_p
     assert images.labelled == 3 and len(read_all(images)) == 4
 
 
-def test_validation_images_are_not_trained_on(tmp_path):
+def test_validation_images_are_excluded(tmp_path):
     fill(tmp_path, "a/1.png", "b/2.png", "val/a/3.png", "val/b/4.png", "deep/val/5.png")
     images = scan(str(tmp_path), "train")
     assert [name for name, _ in found_in(images)] == ["a/1.png", "b/2.png", "deep/val/5.png"]
@@ -87,8 +87,8 @@ def test_validation_images_are_not_trained_on(tmp_path):
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_a_split_that_is_a_broken_link_is_an_error(tmp_path, split):
-    """A container may not have its target; images of other folders must not replace the split's."""
+def test_split_that_is_a_broken_link_is_refused(tmp_path, split):
+    """A container may lack its target. Images of other folders must not replace the split's."""
     fill(tmp_path, "test/a/1.png", "b/2.png")
     (tmp_path / split).symlink_to("/nowhere/images")
     message = refused(scan, str(tmp_path), split)
@@ -100,8 +100,8 @@ def test_a_split_that_is_a_broken_link_is_an_error(tmp_path, split):
 
 @pytest.mark.parametrize("name", ["photos", "photos.txt"])
 @pytest.mark.parametrize("target", ["/nowhere/photos", "{name}"])
-def test_a_broken_link_in_a_flat_folder_is_an_error_unless_it_is_an_image_s(tmp_path, name, target):
-    """A container may not have the folder that it led to."""
+def test_broken_link_in_a_flat_folder_is_refused(tmp_path, name, target):
+    """A container may lack the folder that it led to. A link of an image is no error."""
     fill(tmp_path, "1.png", "a/2.png")
     for image in ("gone.png", ".hidden", "a/photos"):
         (tmp_path / image).symlink_to("/nowhere")
@@ -114,8 +114,8 @@ def test_a_broken_link_in_a_flat_folder_is_an_error_unless_it_is_an_image_s(tmp_
     assert refused(find_images, str(tmp_path)) == message
 
 
-def test_a_link_to_a_folder_beside_it_is_left_out(tmp_path):
-    """Its images have the label of the folder that they lie in, whichever name is first."""
+def test_link_within_the_folder_is_left_out(tmp_path):
+    """Its images have the label of the folder that contains them, whichever name is first."""
     fill(tmp_path / "in", "b/1.png", "b/deep/2.png", "c/3.png", "val/4.png", ".store/5.png")
     fill(tmp_path / "out", "6.png")
     links = {
@@ -141,8 +141,8 @@ def test_a_link_to_a_folder_beside_it_is_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("train", ["", "train"])
-def test_folders_of_other_splits_are_a_hint_without_train(tmp_path, train):
-    """With it they may be classes."""
+def test_other_splits_are_a_hint_without_train(tmp_path, train):
+    """With train/ they may be classes."""
     fill(
         tmp_path / train,
         "a/1.png",
@@ -159,16 +159,16 @@ def test_folders_of_other_splits_are_a_hint_without_train(tmp_path, train):
     assert images.hints == ({} if train else {"other_split": hint})
 
 
-def test_hints_of_several_folders_are_one(tmp_path):
+def test_hints_of_several_folders_are_joined(tmp_path):
     for name in "xy":
         fill(tmp_path / name, "a/1.png", "test/1.png", "val/1.png")
     images = scan([f"{tmp_path}/x", f"{tmp_path}/y"], "train")
-    parts = [part.hints["other_split"] for part in images.parts]
-    assert images.hints == {"other_split": "; ".join(parts)} and len(set(parts)) == 2
+    hints = [part.hints["other_split"] for part in images.parts]
+    assert images.hints == {"other_split": "; ".join(hints)} and len(set(hints)) == 2
     assert images.lines == [f"kept for validation: {tmp_path}/x/val, {tmp_path}/y/val"]
 
 
-def test_classes_that_are_one_folder_have_its_images_both_and_are_a_hint(tmp_path):
+def test_classes_that_are_one_folder_are_a_hint(tmp_path):
     fill(tmp_path / "train", "b/1.png", "c/1.png", "d/1.png")
     fill(tmp_path / "out", "1.png")
     links = {"a": "b", "e": "../out"}
@@ -187,25 +187,25 @@ def test_classes_that_are_one_folder_have_its_images_both_and_are_a_hint(tmp_pat
     )
 
 
-def test_classes_without_train_are_those_of_val(tmp_path):
+def test_validation_classes_match_without_train(tmp_path):
     fill(tmp_path, "a/1.png", "b/2.png", "valid/a/3.png", "valid/b/4.png")
     assert scan_validation(str(tmp_path), scan(str(tmp_path), "train")).classes == ["a", "b"]
 
 
-def test_nothing_but_validation_images_is_told_with_what_to_do(tmp_path):
+def test_validation_images_only_are_refused(tmp_path):
     message = refused(scan, str(fill(tmp_path, "val/1.png")), "train")
     assert f"to train on {tmp_path}/val, name that folder" in message
 
 
-def test_loose_images_beside_class_folders_stay_left_out(tmp_path):
-    """An order of files that a checkpoint was saved with must not change."""
+def test_images_outside_class_folders_are_left_out(tmp_path):
+    """The order of files that a checkpoint was saved with must not change."""
     fill(tmp_path / "train", "a/1.png", "loose.png")
     images = scan(str(tmp_path), "train")
     assert found_in(images) == [("a/1.png", "a")]
     assert "1 outside the class folders (such as loose.png)" in images.left_out
 
 
-def test_k_nn_without_labels_says_so_before_it_looks_for_validation_images(tmp_path):
+def test_labels_are_checked_before_validation(tmp_path):
     train = scan(str(fill(tmp_path, "1.png")), "train")
     message = refused(scan_validation, str(tmp_path), train)
     assert (
@@ -218,18 +218,18 @@ def test_k_nn_without_labels_says_so_before_it_looks_for_validation_images(tmp_p
 
 
 def listing(path, *lines, ending="\n"):
-    """Write a list of paths; return its own path."""
+    """Write a list of paths. Return its own path."""
     path.write_bytes(os.fsencode(ending.join(lines)))
     return str(path)
 
 
-def test_a_list_s_images_come_in_its_order_without_labels(tmp_path):
+def test_list_keeps_its_order_without_labels(tmp_path):
     fill(tmp_path / "photos", "a.png", "b.png", "no\udcff.png")
     fill(tmp_path / "else", "c.png")
     file = listing(
         tmp_path / "photos" / "list.txt",
         *(
-            "# those of May",
+            "# images of May",
             "",
             "b.png",
             f"  {tmp_path}/else/c.png ",
@@ -247,14 +247,14 @@ def test_a_list_s_images_come_in_its_order_without_labels(tmp_path):
 
 
 @pytest.mark.parametrize("prefix, ending", [(b"", "\r\n"), (b"\xef\xbb\xbf", "\n")])
-def test_a_list_from_another_system_is_read(tmp_path, prefix, ending):
+def test_list_of_another_system_is_read(tmp_path, prefix, ending):
     fill(tmp_path, "a.png", "b.png")
     file = tmp_path / "list.txt"
     file.write_bytes(prefix + ending.join(["a.png", "b.png", ""]).encode())
     assert [name for name, _ in found_in(scan(str(file), "train"))] == ["a.png", "b.png"]
 
 
-def test_a_list_is_found_from_the_current_folder(tmp_path, monkeypatch):
+def test_list_is_relative_to_the_current_folder(tmp_path, monkeypatch):
     listing(fill(tmp_path, "a.png") / "list.txt", "a.png")
     monkeypatch.chdir(tmp_path)
     assert read_all(scan("list.txt", "train")) == [0]
@@ -263,7 +263,7 @@ def test_a_list_is_found_from_the_current_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "line", ["gone.png", "gone/a.png", "/gone/a.png", "folder.png", "link.png", "a.png/b.png"]
 )
-def test_a_path_that_leads_to_no_file_is_an_error(tmp_path, line):
+def test_list_refuses_missing_files(tmp_path, line):
     (fill(tmp_path, "a.png") / "folder.png").mkdir()
     (tmp_path / "link.png").symlink_to("nowhere")
     message = refused(scan, listing(tmp_path / "list.txt", "# x", "a.png", line, line), "train")
@@ -271,7 +271,7 @@ def test_a_path_that_leads_to_no_file_is_an_error(tmp_path, line):
     assert f"from {tmp_path} on" in message and "remove them" in message
 
 
-def test_entries_that_no_line_names_do_not_matter(tmp_path):
+def test_list_ignores_other_entries(tmp_path):
     fill(tmp_path, "a.png")
     (tmp_path / "loop.png").symlink_to("loop.png")
     assert len(scan(listing(tmp_path / "list.txt", "a.png"), "train")) == 1
@@ -279,7 +279,7 @@ def test_entries_that_no_line_names_do_not_matter(tmp_path):
     assert f"cannot read {tmp_path}/loop.png: Too many levels" in message
 
 
-def test_a_file_that_is_no_list_says_what_is_expected(tmp_path):
+def test_list_refuses_other_files(tmp_path):
     (tmp_path / "a.tar").write_bytes(bytes(1024))
     (tmp_path / "a.yaml").write_text("lr: 1\n")
     (tmp_path / "empty.txt").touch()
@@ -310,7 +310,7 @@ def several(tmp_path):
     return [str(tmp_path / name) for name in ("one", "two", "flat", "list.txt")]
 
 
-def test_several_are_one_set_and_classes_of_one_name_one_class(several):
+def test_several_sets_are_joined_by_class_names(several):
     images = scan(several, "train")
     assert found_in(images) == [
         ("a/1.png", "a"),
@@ -340,7 +340,7 @@ def test_several_are_one_set_and_classes_of_one_name_one_class(several):
         ("list.txt", "./list.txt"),
     ],
 )
-def test_the_same_folder_or_list_twice_is_an_error(several, tmp_path, monkeypatch, name, again):
+def test_several_refuse_the_same_source_twice(several, tmp_path, monkeypatch, name, again):
     """Its images would have twice the weight of others."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to("one")
@@ -348,27 +348,27 @@ def test_the_same_folder_or_list_twice_is_an_error(several, tmp_path, monkeypatc
     assert message == f"{name} and {again}: the same images; expected different ones. Name one"
 
 
-def test_the_validation_images_of_several_are_those_of_folders_that_have_some(several):
+def test_several_use_each_validation_split(several):
     val = scan_validation(several, scan(several[:2], "train"))
     assert (len(val), val.root) == (3, f"{several[0]}/val")
 
 
-def test_several_arrive_at_another_worker_as_they_were(several):
+def test_several_survive_encoding(several):
     images = scan(several, "train", max_bad=3)
-    found = decode(encode(images))
-    assert found_in(found) == found_in(images) and read_all(found) == read_all(images)
-    assert found.digest(0, 1, 2) == images.digest(0, 1, 2) and found.max_bad == 3
+    received = decode(encode(images))
+    assert found_in(received) == found_in(images) and read_all(received) == read_all(images)
+    assert received.digest(0, 1, 2) == images.digest(0, 1, 2) and received.max_bad == 3
 
 
-def test_one_of_several_is_what_it_is_alone(several):
-    alone, one = scan(several[0], "train"), scan(several[:1], "train")
-    assert alone.digest(1, 2, 2) == one.digest(1, 2, 2) and alone.root == one.root
+def test_several_of_one_equal_the_folder(several):
+    folder, one = scan(several[0], "train"), scan(several[:1], "train")
+    assert folder.digest(1, 2, 2) == one.digest(1, 2, 2) and folder.root == one.root
 
 
 @pytest.mark.parametrize("mixed", [False, True])
-def test_packed_sets_are_joined(several, tmp_path, mixed):
-    """In lanes if all are packed."""
-    places = []
+def test_several_packed_sets_are_joined(several, tmp_path, mixed):
+    """The order is in lanes if all are packed."""
+    sources = []
     for name in ("one", "two", "flat"):
         pack(
             str(tmp_path / name),
@@ -376,8 +376,8 @@ def test_packed_sets_are_joined(several, tmp_path, mixed):
             Options(shard_images=1),
             Log(speaks=False),
         )
-        places.append(str(tmp_path / (name if mixed and name == "two" else f"packed-{name}")))
-    images = scan(places, "train")
+        sources.append(str(tmp_path / (name if mixed and name == "two" else f"packed-{name}")))
+    images = scan(sources, "train")
     assert all(isinstance(part, PackedImages) for part in images.parts) is not mixed
     shown = dict(zip(map(str, found_in(images)), read_all(images), strict=True))
     together = scan(several[:3], "train")
@@ -387,7 +387,7 @@ def test_packed_sets_are_joined(several, tmp_path, mixed):
         assert sorted(order) == list(range(5))
 
 
-def test_shards_without_labels_are_packed_without_labels(tmp_path):
+def test_packing_keeps_missing_labels(tmp_path):
     fill(tmp_path / "photos", "a.png", "deep/b.png")
     [shard] = pack(str(tmp_path / "photos"), str(tmp_path / "out"), Options(), Log(speaks=False))[
         "train"

@@ -1,3 +1,5 @@
+"""Views, crops, resizing and the normalised input."""
+
 import colorsys
 import random
 
@@ -60,7 +62,7 @@ all_views = pytest.mark.parametrize("make", VIEWS.values(), ids=VIEWS.keys())
 @pytest.mark.parametrize(
     ("width", "height"), [(40, 30), (7, 50), (16, 16), (500, 1), (1, 500), (3, 2), (1, 1)]
 )
-def test_a_view_is_a_square_of_bytes_whose_channels_are_last_in_memory(make, size, width, height):
+def test_view_is_a_uint8_square_channels_last(make, size, width, height):
     view, random, image = make(size), drawing(), noise(0, height, width)
     for _ in range(4):
         drawn = view(image, random)
@@ -70,8 +72,8 @@ def test_a_view_is_a_square_of_bytes_whose_channels_are_last_in_memory(make, siz
 
 
 @all_views
-def test_a_view_leaves_its_image_as_it_was_and_shares_no_memory_with_it(make):
-    """Of the size of the image, too, where nothing would have to be resized."""
+def test_view_does_not_change_its_image(make):
+    """Also if the image has the view's size, which needs no resizing."""
     for length in (16, 18):
         image = photo(0, length, length)
         before, random = image.copy(), drawing()
@@ -81,16 +83,15 @@ def test_a_view_leaves_its_image_as_it_was_and_shares_no_memory_with_it(make):
 
 
 @all_views
-def test_an_image_may_be_a_part_of_another_and_not_to_be_written_to(make):
-    whole = photo(1, 50, 60)
-    part = whole[3:40, 5:47]
-    assert not part.flags.c_contiguous
-    assert torch.equal(make(16)(part, drawing()), make(16)(part.copy(), drawing()))
+def test_view_accepts_a_read_slice_of_an_image(make):
+    crop = photo(1, 50, 60)[3:40, 5:47]
+    assert not crop.flags.c_contiguous
+    assert torch.equal(make(16)(crop, drawing()), make(16)(crop.copy(), drawing()))
 
 
 @pytest.mark.parametrize("crop_min", [0.2, 0.9])
-def test_a_random_view_shows_at_least_the_share_that_is_asked_for(crop_min):
-    """Of an image whose left half is white and whose right half is black: near-whole views show both."""
+def test_random_view_respects_crop_min(crop_min):
+    """The image is half white, half black: a large crop shows both."""
     image = plain((255, 255, 255), 40, 40)
     image[:, 20:] = 0
     view, random = RandomView(16, False, crop_min), drawing()
@@ -99,8 +100,8 @@ def test_a_random_view_shows_at_least_the_share_that_is_asked_for(crop_min):
 
 
 @both_versions
-def test_a_weak_view_is_a_crop_flipped_or_not(aug_plus):
-    """Of the same draws: the crops and flips of the other views."""
+def test_weak_view_is_a_crop_and_flip(aug_plus):
+    """From the same draws come the crops and flips of other views."""
     weak, other = (RandomView(16, aug_plus, weak=weak) for weak in (True, False))
     image, (one, two) = photo(0), (drawing(), drawing())
     flips = 0
@@ -115,7 +116,7 @@ def test_a_weak_view_is_a_crop_flipped_or_not(aug_plus):
 
 
 @pytest.mark.parametrize("make", [VIEWS[name] for name in ("v1", "v2", "classifier")])
-def test_a_random_view_is_a_function_of_the_generator(make):
+def test_random_view_depends_only_on_its_generator(make):
     view, image = make(16), photo(0)
 
     def drawn(seed):
@@ -127,7 +128,7 @@ def test_a_random_view_is_a_function_of_the_generator(make):
 
 
 @pytest.mark.parametrize("make", [VIEWS[name] for name in ("v1", "v2", "classifier")])
-def test_random_views_neither_draw_from_a_global_generator_nor_change_one(make):
+def test_random_view_ignores_global_generators(make):
     view, image, drawn = make(16), photo(0), []
     for seed in (1, 2):
         random.seed(seed)
@@ -149,19 +150,19 @@ def test_random_views_neither_draw_from_a_global_generator_nor_change_one(make):
 
 
 @both_versions
-def test_a_random_view_is_its_crop_rendered_as_its_appearance(aug_plus):
+def test_random_view_is_its_rendered_crop(aug_plus):
     view, image = RandomView(16, aug_plus), photo(2)
-    whole, halves = drawing(), drawing()
+    at_once, in_steps = drawing(), drawing()
     for _ in range(20):
-        crop, appearance = view.crop(image, halves), view.appearance(halves)
+        crop, appearance = view.crop(image, in_steps), view.appearance(in_steps)
         assert (
             render(crop.permute(1, 2, 0).numpy(), appearance)
-            == view(image, whole).permute(1, 2, 0).numpy()
+            == view(image, at_once).permute(1, 2, 0).numpy()
         ).all()
 
 
-def test_an_appearance_takes_as_many_draws_whatever_comes_of_them():
-    """Version one draws what it does not use: the two versions' next crops are the same."""
+def test_appearance_always_draws_equally_often():
+    """Version one also draws the numbers it does not use, so that next crops are equal."""
     one, other = drawing(), drawing()
     for _ in range(50):
         RandomView(8, True).appearance(one)
@@ -170,18 +171,18 @@ def test_an_appearance_takes_as_many_draws_whatever_comes_of_them():
 
 
 @both_versions
-def test_an_appearance_is_twelve_floats(aug_plus):
+def test_appearance_is_twelve_floats(aug_plus):
     appearance = RandomView(8, aug_plus).appearance(drawing())
     assert appearance.shape == (12,)
     assert appearance.dtype == np.float32
 
 
 @pytest.mark.parametrize(("aug_plus", "low", "high"), [(False, 0, 0), (True, 900, 1100)])
-def test_version_two_blurs_half_of_the_views_and_version_one_none(aug_plus, low, high):
+def test_appearance_blurs_half_of_v2_only(aug_plus, low, high):
     assert low <= (appearances(aug_plus, 2000)[:, SIGMA] > 0).sum() <= high
 
 
-def test_blurs_have_standard_deviations_between_a_tenth_and_two_all_alike():
+def test_appearance_blurs_uniformly():
     sigmas = appearances(True, 4000)[:, SIGMA]
     sigmas = sigmas[sigmas > 0]
     assert 0.1 <= sigmas.min() < 0.12
@@ -192,22 +193,22 @@ def test_blurs_have_standard_deviations_between_a_tenth_and_two_all_alike():
 
 
 @both_versions
-def test_a_fifth_of_the_views_are_grey(aug_plus):
+def test_view_is_grey_with_probability_one_fifth(aug_plus):
     drawn = views(aug_plus, plain((200, 60, 60)), 2000)
     grey = (drawn == drawn[:, :1]).flatten(1).all(1)
     assert 0.17 < grey.float().mean() < 0.23
 
 
 @pytest.mark.parametrize(("aug_plus", "low", "high"), [(False, 0, 0.01), (True, 0.13, 0.19)])
-def test_version_two_leaves_the_colours_of_some_views(aug_plus, low, high):
-    """Neither jittered (0.2) nor grey (0.8 of those), which is 0.16 of version two."""
+def test_view_keeps_its_colours_in_v2_sometimes(aug_plus, low, high):
+    """A view is neither jittered (0.2) nor grey (0.8 of the rest): 0.16 of version two."""
     drawn = views(aug_plus, plain((200, 60, 60)), 2000)
-    as_it_was = (drawn == torch.tensor([200, 60, 60]).view(1, 3, 1, 1)).flatten(1).all(1)
-    assert low <= as_it_was.float().mean() <= high
+    unchanged = (drawn == torch.tensor([200, 60, 60]).view(1, 3, 1, 1)).flatten(1).all(1)
+    assert low <= unchanged.float().mean() <= high
 
 
 @pytest.mark.parametrize(("aug_plus", "largest"), [(False, 0.4), (True, 0.1)])
-def test_hues_shift_by_up_to_the_version_s_share_of_the_circle_to_either_side(aug_plus, largest):
+def test_view_shifts_hue_within_its_limits(aug_plus, largest):
     drawn = views(aug_plus, plain((180, 60, 60)), 500)[:, :, 4, 4] / 255
     hues = [colorsys.rgb_to_hsv(*colour) for colour in drawn.tolist()]
     shifts = [(h + 0.5) % 1 - 0.5 for h, saturation, _ in hues if saturation > 0.05]
@@ -216,45 +217,42 @@ def test_hues_shift_by_up_to_the_version_s_share_of_the_circle_to_either_side(au
 
 
 def factors_of(drawn, number):
-    """The factors of an operation in appearances (N, 12); those of what makes views grey are left out."""
+    """The factors of an operation in appearances (N, 12), except those that make views grey."""
     return drawn[:, FACTORS][(drawn[:, OPERATIONS] == number) & (drawn[:, FACTORS] != 0)]
 
 
 @both_versions
 @pytest.mark.parametrize("number", range(3))
-def test_brightness_contrast_and_saturation_change_by_up_to_four_tenths(aug_plus, number):
+def test_appearance_factors_are_uniform(aug_plus, number):
     factors = factors_of(appearances(aug_plus, 2000), number)
     assert 0.6 <= factors.min() < 0.61
     assert 1.39 < factors.max() <= np.float32(1.4)
     np.testing.assert_allclose(np.quantile(factors, [0.25, 0.5, 0.75]), [0.8, 1.0, 1.2], atol=0.03)
 
 
-@pytest.mark.parametrize(("aug_plus", "share"), [(False, 1.0), (True, 0.8)])
-def test_the_colours_of_a_share_of_the_views_change_and_then_in_all_four_ways_in_any_order(
-    aug_plus, share
-):
+@pytest.mark.parametrize(("aug_plus", "fraction"), [(False, 1.0), (True, 0.8)])
+def test_appearance_orders_are_uniform(aug_plus, fraction):
     drawn = appearances(aug_plus, 4800)
     orders = drawn[:, OPERATIONS][:, :4] if aug_plus else drawn[:, OPERATIONS][:, 1:]
     changed = orders[(orders != NONE).any(1)]
-    assert len(changed) == pytest.approx(share * 4800, abs=120)
+    assert len(changed) == pytest.approx(fraction * 4800, abs=120)
     assert (np.sort(changed) == np.arange(4)).all()
     counts = np.unique(changed, axis=0, return_counts=True)[1]
     assert len(counts) == 24
     expected = len(changed) / 24
-    assert (
-        np.square(counts - expected).sum() / expected < 50
-    )  # the chi-squared of one in a thousand (23 degrees)
+    # The chi-squared at a level of one in a thousand, for 23 degrees of freedom.
+    assert np.square(counts - expected).sum() / expected < 50
 
 
-@pytest.mark.parametrize(("aug_plus", "place"), [(False, 0), (True, 4)])
-def test_version_one_makes_grey_before_the_colours_change_and_version_two_after(aug_plus, place):
+@pytest.mark.parametrize(("aug_plus", "position"), [(False, 0), (True, 4)])
+def test_appearance_greys_first_in_v1_last_in_v2(aug_plus, position):
     drawn = appearances(aug_plus, 500)
-    assert set(drawn[:, OPERATIONS][:, place]) == {NONE, SATURATION}
-    assert (drawn[:, FACTORS][:, place] == 0).all()
+    assert set(drawn[:, OPERATIONS][:, position]) == {NONE, SATURATION}
+    assert (drawn[:, FACTORS][:, position] == 0).all()
 
 
-def test_what_is_drawn_of_an_appearance_does_not_depend_on_the_rest_of_it():
-    """No two of: jittered, grey, blurred, flipped; brightness, contrast, saturation, hue, the blur's strength."""
+def test_appearance_draws_are_independent():
+    """No two of jittered, grey, blurred, flipped, and no two of the amounts, correlate."""
     drawn = appearances(True, 6000)
     operations = drawn[:, OPERATIONS]
     jittered, flipped = operations[:, 0] != NONE, drawn[:, FLIP]
@@ -270,7 +268,7 @@ def test_what_is_drawn_of_an_appearance_does_not_depend_on_the_rest_of_it():
 
 
 @pytest.mark.parametrize("make", [VIEWS[name] for name in ("v1", "v2", "classifier")])
-def test_half_of_the_views_are_flipped(make):
+def test_view_is_flipped_half_of_the_time(make):
     view, random = make(16), drawing()
     drawn = torch.stack([view(ramp(), random) for _ in range(500)]).float().sum((1, 2))
     assert 0.44 < (drawn[:, 0] > drawn[:, -1]).float().mean() < 0.56
@@ -281,7 +279,7 @@ def test_half_of_the_views_are_flipped(make):
 
 @pytest.fixture
 def crops(monkeypatch):
-    """A function (width, height, scale, number) -> (top, left, height, width) of random crops of such an image."""
+    """A function (width, height, scale, number) -> (top, left, height, width) of random crops."""
 
     def cut(width, height, scale, number):
         image = np.zeros((height, width, 3), dtype=np.uint16)
@@ -289,7 +287,7 @@ def crops(monkeypatch):
         monkeypatch.setattr(
             job.data.augment,
             "resize",
-            lambda part, *size: (*part[0, 0, :2].tolist(), *part.shape[:2]),
+            lambda crop, *size: (*crop[0, 0, :2].tolist(), *crop.shape[:2]),
         )
         random = drawing()
         return [random_crop(image, 8, scale, random) for _ in range(number)]
@@ -298,7 +296,7 @@ def crops(monkeypatch):
 
 
 @pytest.mark.parametrize("least", [0.08, 0.2, 0.9])
-def test_crops_cover_from_the_least_share_to_the_whole_of_the_image_in_all_places(crops, least):
+def test_random_crop_covers_all_areas_and_positions(crops, least):
     cut = np.array(crops(100, 100, (least, 1.0), 1000))
     areas, proportions = cut[:, 2] * cut[:, 3] / 1e4, cut[:, 3] / cut[:, 2]
     assert least - 0.01 < areas.min() < least + 0.05
@@ -320,10 +318,8 @@ def test_crops_cover_from_the_least_share_to_the_whole_of_the_image_in_all_place
         (900, 30, (0, 430, 30, 40)),
     ],
 )
-def test_of_an_extreme_shape_the_middle_is_taken_as_torchvision_takes_it(
-    crops, width, height, expected
-):
-    """A tenth of such an image is wider, or higher, than it is itself: no draw fits."""
+def test_random_crop_falls_back_as_torchvision(crops, width, height, expected):
+    """A tenth of the image's area is wider, or higher, than the image, so no draw fits."""
     assert set(crops(width, height, (0.5, 1.0), 20)) == {expected}
     image = Image.new("L", (width, height))
     assert transforms.RandomResizedCrop.get_params(image, (0.5, 1.0), (3 / 4, 4 / 3)) == expected
@@ -332,7 +328,7 @@ def test_of_an_extreme_shape_the_middle_is_taken_as_torchvision_takes_it(
 @pytest.mark.parametrize(
     ("width", "height"), [(3, 2), (2, 3), (1, 1), (1, 500), (500, 1), (13, 900)]
 )
-def test_crops_of_small_and_extreme_images_lie_within_them(crops, width, height):
+def test_random_crop_stays_within_small_images(crops, width, height):
     for top, left, high, wide in crops(width, height, (0.08, 1.0), 300):
         assert 0 <= top < top + high <= height
         assert 0 <= left < left + wide <= width
@@ -344,7 +340,7 @@ def test_crops_of_small_and_extreme_images_lie_within_them(crops, width, height)
 @pytest.mark.parametrize(
     ("height", "width"), [(14, 14), (224, 224), (37, 61), (90, 120), (1, 1), (200, 3)]
 )
-def test_resizing_is_pil_s_bilinear_but_for_rounding_to_either_side(height, width):
+def test_resize_equals_pil_to_rounding(height, width):
     for image in (
         noise(0, 90, 120),
         photo(0, 90, 120),
@@ -364,7 +360,7 @@ def test_resizing_is_pil_s_bilinear_but_for_rounding_to_either_side(height, widt
 
 
 def slow_centre(image, size):
-    """Resize the shorter side with the border, and cut the middle out of the pixels."""
+    """Resize the shorter side with the border, and slice the middle."""
     image = Image.fromarray(image)
     short = round(size * 256 / 224)
     scale = short / min(image.size)
@@ -376,7 +372,7 @@ def slow_centre(image, size):
 
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (90, 48), (41, 100), (20, 33), (500, 20)])
 @pytest.mark.parametrize("size", [14, 28, 56])
-def test_centre_view_is_the_middle_of_the_image(width, height, size):
+def test_centre_view_equals_a_slow_centre_crop(width, height, size):
     for image in (noise(0, height, width), photo(0, height, width)):
         difference = (CentreView(size)(image).int() - slow_centre(image, size).int()).abs()
         assert difference.max() <= 1
@@ -391,7 +387,7 @@ def test_centre_view_has_the_usual_border():
 
 
 @pytest.mark.parametrize(("width", "height"), [(300, 100), (100, 300)])
-def test_centre_view_leaves_out_both_ends_alike(width, height):
+def test_centre_view_crops_both_ends_equally(width, height):
     image = plain((255, 0, 0), height, width)
     image[height // 2 - 50 : height // 2 + 50, width // 2 - 50 : width // 2 + 50] = (0, 0, 255)
     assert torch.equal(
@@ -400,8 +396,8 @@ def test_centre_view_leaves_out_both_ends_alike(width, height):
 
 
 @pytest.mark.parametrize("along", [0, 1])
-def test_of_a_long_strip_only_the_middle_is_resized(along):
-    """All of it would have 256 x 15 million pixels."""
+def test_centre_view_resizes_only_a_strip_s_middle(along):
+    """The full strip would have 256 x 15 million pixels."""
     strip = np.moveaxis(photo(0, 60_000, 4)[:, :1], 0, along)
     middle = np.moveaxis(np.moveaxis(strip, along, 0)[29_998:30_002], 0, along)
     assert torch.equal(CentreView(32)(strip), CentreView(32)(middle))
@@ -410,7 +406,7 @@ def test_of_a_long_strip_only_the_middle_is_resized(along):
 # The network's input.
 
 
-def test_normalize_equals_torchvisions():
+def test_normalize_equals_torchvision():
     images = [noise(seed, 7, 9) for seed in range(3)]
     images[0][:4, :4] = (0, 255, 0)
     torchvisions = transforms.Compose(
@@ -427,7 +423,7 @@ def test_normalize_equals_torchvisions():
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
-def test_every_byte_of_every_channel_is_normalised_by_the_formula():
+def test_normalize_follows_its_formula_for_all_bytes():
     found = normalize(torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16))
     for channel in range(3):
         expected = [(byte / 255 - MEAN[channel]) / STD[channel] for byte in range(256)]
@@ -437,7 +433,7 @@ def test_every_byte_of_every_channel_is_normalised_by_the_formula():
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_normalised_bytes_are_channels_last_however_they_came(memory_format):
+def test_normalize_returns_channels_last(memory_format):
     images = torch.from_numpy(np.stack([noise(seed, 5, 6) for seed in range(2)])).permute(
         0, 3, 1, 2
     )
@@ -448,7 +444,7 @@ def test_normalised_bytes_are_channels_last_however_they_came(memory_format):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_normalize_passes_floats(dtype):
+def test_normalize_returns_floats_unchanged(dtype):
     images = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
     before = images.clone()
     found = normalize(images)
@@ -456,13 +452,13 @@ def test_normalize_passes_floats(dtype):
     assert torch.equal(found, before)
 
 
-def test_normalize_leaves_its_bytes_as_they_were():
+def test_normalize_does_not_change_its_input():
     images = torch.full((1, 3, 2, 2), 7, dtype=torch.uint8)
     normalize(images)
     assert torch.equal(images, torch.full((1, 3, 2, 2), 7, dtype=torch.uint8))
 
 
-def test_the_constants_of_a_device_are_made_once(monkeypatch):
+def test_normalize_makes_its_constants_once(monkeypatch):
     images = torch.zeros(1, 3, 2, 6, dtype=torch.uint8)
     first = normalize(images)
     monkeypatch.setattr(torch, "tensor", lambda *_, **__: pytest.fail("new constants"))

@@ -19,21 +19,21 @@ def batches(images, augment_on, aug_plus, views=2, **options):
     config = Config(image_size=32, batch_size=8, epochs=1, workers=0, **options)
     run = SimpleNamespace(rank=0, size=1, device=torch.device("cpu"), batches=Batches)
     framework = SimpleNamespace(views=views)
-    nothing = dict.fromkeys(("val", "distillation", "trained", "gradients", "optimizer"))
-    training = Training(config, run, scan(str(images), "train"), framework=framework, **nothing)
+    unused = dict.fromkeys(("val", "distillation", "trained", "gradients", "optimizer"))
+    training = Training(config, run, scan(str(images), "train"), framework=framework, **unused)
     return list(training.batches(Position(0, 1)))
 
 
 @pytest.mark.parametrize("augment_on", ["cpu", "device"])
-def test_a_framework_gets_as_many_views_as_it_needs(images, augment_on):
+def test_batches_have_the_framework_s_view_count(images, augment_on):
     one, two = (batches(images, augment_on, True, number) for number in (1, 2))
     for (single, _), (both, _) in zip(one, two, strict=True):
         assert (len(single), len(both)) == (1, 2) and torch.equal(single[0], both[0])
 
 
 @pytest.mark.parametrize("aug_plus", [False, True])
-def test_views_rendered_on_the_device_are_those_of_the_loader_but_for_rounding(images, aug_plus):
-    on_cpu, on_device = (batches(images, place, aug_plus) for place in ("cpu", "device"))
+def test_batches_rendered_on_the_device_match(images, aug_plus):
+    on_cpu, on_device = (batches(images, on, aug_plus) for on in ("cpu", "device"))
     assert len(on_cpu) == len(on_device) == 5
     for ours, theirs in zip(on_cpu, on_device, strict=True):
         assert ours[1] == theirs[1] == []
@@ -46,16 +46,16 @@ def test_views_rendered_on_the_device_are_those_of_the_loader_but_for_rounding(i
             assert (view.int() - other.int()).abs().float().mean((1, 2, 3)).max() < 2
 
 
-def test_weak_views_are_the_same_to_the_bit_and_not_the_others(images):
+def test_batches_of_weak_views_are_bit_equal(images):
     on_cpu, on_device, others = (
-        batches(images, place, False, weak_views=weak)
-        for place, weak in (("cpu", True), ("device", True), ("cpu", False))
+        batches(images, on, False, weak_views=weak)
+        for on, weak in (("cpu", True), ("device", True), ("cpu", False))
     )
     for (ours, _), (theirs, _), (strong, _) in zip(on_cpu, on_device, others, strict=True):
         assert all(torch.equal(one, two) for one, two in zip(ours, theirs, strict=True))
         assert not any(torch.equal(one, two) for one, two in zip(ours, strong, strict=True))
 
 
-def test_a_place_that_there_is_not_is_refused():
+def test_augment_on_refuses_other_values():
     with pytest.raises(RunError, match="^--augment-on 'gpu': "):
         read_config(["images", "--augment-on", "gpu"])

@@ -1,3 +1,5 @@
+"""The digits as an image folder."""
+
 import os
 
 import numpy as np
@@ -18,7 +20,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("split", "number"), [("train", 1437), ("val", 360)])
-def test_the_digits_are_an_image_folder(folder, split, number):
+def test_digits_are_an_image_folder(folder, split, number):
     images = scan(folder, split)
     assert len(images) == number
     assert images.classes == [str(digit) for digit in range(10)]
@@ -27,16 +29,15 @@ def test_the_digits_are_an_image_folder(folder, split, number):
     assert (image.shape, image.dtype, bad) == ((32, 32, 3), "uint8", [])
 
 
-def test_every_digit_is_written_once_with_its_label(folder):
+def test_digits_are_written_once_with_their_labels(folder):
     pixels, labels = load_digits(return_X_y=True)
-    found = {}
+    label_of = {}
     for split in ("train", "val"):
         images = scan(folder, split)
         for index in range(len(images)):
-            found[int(os.path.splitext(os.path.basename(images.path(index)))[0])] = int(
-                images.labels[index]
-            )
-    assert found == dict(enumerate(labels.tolist()))
+            number = int(os.path.splitext(os.path.basename(images.path(index)))[0])
+            label_of[number] = int(images.labels[index])
+    assert label_of == dict(enumerate(labels.tolist()))
     for number in (0, 700, 1436):
         with Image.open(f"{folder}/train/{labels[number]}/{number:04d}.png") as image:
             small = np.asarray(image.convert("L").resize((8, 8), Image.Resampling.BOX)).astype(
@@ -45,7 +46,7 @@ def test_every_digit_is_written_once_with_its_label(folder):
         assert np.corrcoef(small.flatten(), pixels[number])[0, 1] > 0.95
 
 
-def test_training_and_validation_are_different_images(folder):
+def test_digits_differ_in_train_and_val(folder):
     names = [
         {os.path.basename(images.path(i)) for i in range(len(images))}
         for images in (scan(folder, s) for s in ("train", "val"))
@@ -53,14 +54,14 @@ def test_training_and_validation_are_different_images(folder):
     assert not names[0] & names[1]
 
 
-def test_what_is_there_is_left_as_it_is(tmp_path):
+def test_digits_keep_an_existing_folder(tmp_path):
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits" / "mine").write_text("x")
     write_digits(str(tmp_path / "digits"))
     assert os.listdir(tmp_path / "digits") == ["mine"]
 
 
-def test_a_folder_that_was_cut_short_is_written_anew(tmp_path, monkeypatch):
+def test_digits_replace_an_incomplete_folder(tmp_path, monkeypatch):
     path = str(tmp_path / "digits")
     monkeypatch.setattr(
         "sklearn.datasets.load_digits", lambda return_X_y: (np.full((5, 64), 8.0), np.arange(5))
@@ -90,7 +91,7 @@ def refused(path):
     return str(caught.value)
 
 
-def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
+def test_digits_refuse_an_unwritable_path(tmp_path):
     (tmp_path / "file").write_text("x")
     path = str(tmp_path / "file" / "digits")
     assert path in refused(path)

@@ -1,13 +1,20 @@
+"""Image folders, and the order in which workers read them."""
+
 import io
 import os
 import pickle
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from errors import refused
 from job.data import image_files
 from job.data.folders import ImageFolder, TrainingOrder, every_nth_batch, scan, scan_validation
+from job.data.shards import PackedImages, save_index
+from job.data.tars import Shard
 
 
 def png():
@@ -35,7 +42,7 @@ def found_in(images):
     ]
 
 
-def test_images_come_sorted_by_class_folder_and_name(tmp_path):
+def test_scan_sorts_by_class_and_name(tmp_path):
     fill(
         tmp_path / "train",
         "b/2.png",
@@ -59,13 +66,13 @@ def test_images_come_sorted_by_class_folder_and_name(tmp_path):
     ]
 
 
-def test_the_order_is_not_that_of_the_file_system(tmp_path, monkeypatch):
+def test_scan_order_ignores_the_file_system_s(tmp_path, monkeypatch):
     names = [f"{c}/{d}/{n}.png" for c in "ab" for d in "xy" for n in range(4)]
     expected = found_in(scan(fill(tmp_path, *(f"train/{name}" for name in names)), "train"))
     scandir = os.scandir
 
     class Backwards:
-        """What os.scandir gives, the other way round."""
+        """The entries of os.scandir in reverse."""
 
         def __init__(self, path):
             with scandir(path) as entries:
@@ -91,7 +98,7 @@ def test_the_order_is_not_that_of_the_file_system(tmp_path, monkeypatch):
     assert len(expected) == 16
 
 
-def test_a_class_without_images_keeps_its_label(tmp_path):
+def test_scan_keeps_labels_of_empty_classes(tmp_path):
     fill(tmp_path / "train", "a/1.png", "c/1.png")
     (tmp_path / "train" / "b").mkdir()
     images = scan(str(tmp_path), "train")
@@ -99,7 +106,7 @@ def test_a_class_without_images_keeps_its_label(tmp_path):
     assert images.labels.tolist() == [0, 2]
 
 
-def test_files_that_are_no_images_are_left_out(tmp_path):
+def test_scan_leaves_out_other_files(tmp_path):
     fill(tmp_path / "train" / "a", "1.png", "2.JPG", "3.Jpeg", "4.WebP", "5.bmp", "6.TIFF", "7.gif")
     fill(
         tmp_path / "train" / "a",
@@ -126,7 +133,7 @@ def test_files_that_are_no_images_are_left_out(tmp_path):
     ]
 
 
-def test_files_left_out_are_counted_by_ending_with_an_example(tmp_path):
+def test_left_out_counts_files_by_ending(tmp_path):
     fill(tmp_path / "train", "a/1.png", "a/deep/2.png", "b/3.png")
     assert scan(str(tmp_path), "train").left_out == ""
     fill(
@@ -139,12 +146,13 @@ def test_files_left_out_are_counted_by_ending_with_an_example(tmp_path):
         content=b"x",
     )
     assert scan(str(tmp_path), "train").left_out == (
-        f"left out 5 of 8 files in {tmp_path}/train: 2 .cr3 (such as a/x.cr3), 1 outside the class folders (such as "
-        "loose.png), 1 .part (such as b/4.jpg.part), 1 without an ending (such as b/README)"
+        f"left out 5 of 8 files in {tmp_path}/train: 2 .cr3 (such as a/x.cr3), "
+        "1 outside the class folders (such as loose.png), 1 .part (such as b/4.jpg.part), "
+        "1 without an ending (such as b/README)"
     )
 
 
-def test_a_line_about_files_left_out_stays_short(tmp_path):
+def test_left_out_is_a_short_line(tmp_path):
     fill(
         tmp_path / "train",
         "a/1.png",
@@ -158,23 +166,24 @@ def test_a_line_about_files_left_out_stays_short(tmp_path):
     assert len(line) < 400 and "\n" not in line and "new\\nline.txt" in line
 
 
-def test_a_folder_whose_images_all_have_other_endings_says_which(tmp_path):
+def test_scan_names_the_endings_of_other_files(tmp_path):
     message = refused(scan, fill(tmp_path, "train/a/1.cr3", "train/a/2.cr3"), "train")
     assert "2 .cr3 (such as a/1.cr3)" in message
 
 
 LEFT_BEHIND = (
     """
-    ._1.png .DS_Store .ipynb_checkpoints .thumbnails .snapshot .zfs .Trash-1000 .nfs000000000a12 .#1.png .git __MACOSX @eaDir
-    #recycle @Recycle #snapshot lost+found $RECYCLE.BIN $Recycle.Bin Thumbs.db thumbs.db desktop.ini
+    ._1.png .DS_Store .ipynb_checkpoints .thumbnails .snapshot .zfs .Trash-1000 .nfs000000000a12
+    .#1.png .git __MACOSX @eaDir #recycle @Recycle #snapshot lost+found $RECYCLE.BIN
+    $Recycle.Bin Thumbs.db thumbs.db desktop.ini
 """.split()
     + ["System Volume Information"]
 )
 
 
 @pytest.mark.parametrize("name", LEFT_BEHIND)
-def test_what_systems_and_tools_leave_behind_is_neither_image_nor_class(tmp_path, name):
-    """As a folder in a class, beside the classes, and as a file; an image beside it in the same class remains."""
+def test_scan_leaves_out_leftovers(tmp_path, name):
+    """As a folder in a class, among the classes, and as a file. Images next to it remain."""
     fill(
         tmp_path / "train",
         "a/1.png",
@@ -192,15 +201,15 @@ def test_what_systems_and_tools_leave_behind_is_neither_image_nor_class(tmp_path
     )
 
 
-def test_a_leftover_that_cannot_be_followed_or_read_is_passed_over(tmp_path):
-    """An editor's lock is a link to nowhere, which as a class would be refused."""
+def test_scan_ignores_unreadable_leftovers(tmp_path):
+    """An editor's lock is a broken link, which as a class would be refused."""
     fill(tmp_path / "train", "a/1.png")
     (tmp_path / "train" / ".#a").symlink_to("user@host.1234")
     (tmp_path / "train" / "a" / ".#1.png").symlink_to("user@host.1234")
     assert found_in(scan(str(tmp_path), "train")) == [("a/1.png", 0)]
 
 
-def test_data_may_lie_in_a_hidden_folder(tmp_path):
+def test_scan_accepts_a_hidden_root(tmp_path):
     root = tmp_path / ".cache" / "lost+found"
     fill(root / "train", "a/1.png")
     images = scan(str(root), "train")
@@ -208,14 +217,14 @@ def test_data_may_lie_in_a_hidden_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("present", "taken"), [(["val"], "val"), (["valid"], "valid"), (["val", "valid"], "val")]
+    ("present", "used"), [(["val"], "val"), (["valid"], "valid"), (["val", "valid"], "val")]
 )
-def test_the_first_split_that_is_there_is_taken(tmp_path, present, taken):
+def test_scan_uses_the_first_existing_split(tmp_path, present, used):
     fill(tmp_path, *(f"{split}/a/1.png" for split in present))
-    assert scan(str(tmp_path), "val", "valid").root == str(tmp_path / taken)
+    assert scan(str(tmp_path), "val", "valid").root == str(tmp_path / used)
 
 
-def test_a_trailing_slash_changes_nothing(tmp_path):
+def test_scan_ignores_a_trailing_slash(tmp_path):
     fill(tmp_path / "train", "a/1.png")
     assert (
         found_in(scan(f"{tmp_path}/", "train"))
@@ -224,7 +233,7 @@ def test_a_trailing_slash_changes_nothing(tmp_path):
     )
 
 
-def test_names_of_any_bytes_are_found_and_read(tmp_path):
+def test_scan_reads_names_of_any_bytes(tmp_path):
     names = [
         "größe/é.png",
         "日本/猫.png",
@@ -242,7 +251,7 @@ def test_names_of_any_bytes_are_found_and_read(tmp_path):
         assert (image.shape, label, bad) == ((3, 4, 3), index, [])
 
 
-def test_links_are_followed_to_classes_and_images(tmp_path):
+def test_scan_follows_links(tmp_path):
     fill(tmp_path / "store", "cats/1.png", "2.png")
     fill(tmp_path / "train", "dogs/1.png")
     (tmp_path / "train" / "cats").symlink_to(tmp_path / "store" / "cats")
@@ -252,7 +261,7 @@ def test_links_are_followed_to_classes_and_images(tmp_path):
     assert all(images.read(index)[2] == [] for index in range(3))
 
 
-def test_links_below_a_class_are_followed_but_not_in_a_loop(tmp_path):
+def test_scan_follows_no_loop_of_links(tmp_path):
     fill(tmp_path / "store", "1.png")
     fill(tmp_path / "train", "a/1.png", "a/deep/2.png", "b/3.png", "c/4.png")
     for link, target in {
@@ -277,7 +286,7 @@ def test_links_below_a_class_are_followed_but_not_in_a_loop(tmp_path):
 
 
 @pytest.mark.parametrize("target", ["nowhere", ".", "..", "c", "../train"])
-def test_a_class_that_is_a_link_to_nowhere_or_back_is_refused(tmp_path, target):
+def test_scan_refuses_classes_that_are_bad_links(tmp_path, target):
     fill(tmp_path / "train", "a/1.png")
     (tmp_path / "train" / "c").symlink_to(target)
     message = refused(scan, str(tmp_path), "train")
@@ -286,7 +295,7 @@ def test_a_class_that_is_a_link_to_nowhere_or_back_is_refused(tmp_path, target):
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "long"])
-def test_what_is_no_image_s_file_is_not_read(tmp_path, monkeypatch, kind):
+def test_content_refuses_irregular_files(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(image_files, "LARGEST_FILE", 100)
     fill(tmp_path, "train/a/1.png", content=bytes(101 if kind == "long" else 1))
     images = scan(str(tmp_path), "train")
@@ -298,7 +307,7 @@ def test_what_is_no_image_s_file_is_not_read(tmp_path, monkeypatch, kind):
 
 
 @pytest.mark.parametrize("made", ["missing", "empty", "train is a file"])
-def test_a_folder_without_the_split_is_named_with_what_it_should_have(tmp_path, made):
+def test_scan_names_a_missing_split(tmp_path, made):
     data = tmp_path / "data"
     if made != "missing":
         data.mkdir()
@@ -309,13 +318,13 @@ def test_a_folder_without_the_split_is_named_with_what_it_should_have(tmp_path, 
     assert "train/<class>/*" in message
 
 
-def test_a_folder_without_val_or_valid_names_both(tmp_path):
+def test_scan_names_both_validation_splits(tmp_path):
     message = refused(scan, fill(tmp_path, "train/a/1.png"), "val", "valid")
     assert "val or valid" in message
 
 
 @pytest.mark.parametrize("files", [[], ["a/notes.txt"], ["a/b/notes.txt"]])
-def test_a_split_without_images_is_named(tmp_path, files):
+def test_scan_names_an_empty_split(tmp_path, files):
     (tmp_path / "train" / "a").mkdir(parents=True)
     message = refused(
         scan, fill(tmp_path, *(f"train/{file}" for file in files), content=b"x"), "train"
@@ -324,7 +333,7 @@ def test_a_split_without_images_is_named(tmp_path, files):
     assert "<class>/*" in message
 
 
-def test_tar_files_without_an_index_are_recognised_with_what_to_do(tmp_path):
+def test_scan_names_tar_files_without_an_index(tmp_path):
     message = refused(scan, fill(tmp_path, "train/0.tar", content=b"x"), "train")
     assert f"python -m job.pack --index {tmp_path}" in message
 
@@ -332,7 +341,7 @@ def test_tar_files_without_an_index_are_recognised_with_what_to_do(tmp_path):
 @pytest.mark.parametrize(
     "val, differs", [(["a", "b"], None), (["a"], "b"), (["a", "b", "c"], "c"), (["a", "B"], "B, b")]
 )
-def test_validation_images_must_have_the_classes_of_the_training_images(tmp_path, val, differs):
+def test_validation_refuses_other_classes(tmp_path, val, differs):
     fill(tmp_path, "train/a/1.png", "train/b/1.png", *(f"valid/{name}/1.png" for name in val))
     train = scan(str(tmp_path), "train", max_bad=7)
     if differs:
@@ -343,12 +352,12 @@ def test_validation_images_must_have_the_classes_of_the_training_images(tmp_path
         assert scan_validation(str(tmp_path), train).max_bad == 7
 
 
-def test_an_image_s_content_is_its_file_s_bytes(tmp_path):
+def test_content_is_the_file_s_bytes(tmp_path):
     images = scan(fill(tmp_path, "train/a/1.png", "train/b/x y.png"), "train")
     assert [images.content(i) for i in range(2)] == [png()] * 2
 
 
-def test_a_folder_of_images_is_small_when_sent_to_another_process(tmp_path):
+def test_image_folder_pickles_small(tmp_path):
     paths = [f"class_{i % 10:04d}/image_{i:08d}.jpeg" for i in range(5000)]
     images = ImageFolder("root", ["c"], paths, [0] * len(paths), 0)
     assert len(pickle.dumps(images)) < 5000 * (len(paths[0]) + 8 + 8) + 2000
@@ -357,7 +366,7 @@ def test_a_folder_of_images_is_small_when_sent_to_another_process(tmp_path):
     ]
 
 
-# Which images a worker takes.
+# The batches of each worker.
 
 ORDERS = [
     dict(images=50, total=8, epochs=3),
@@ -367,7 +376,7 @@ ORDERS = [
 
 
 def orders(size, images, seed=0, start=(0, 0), **setting):
-    """What each of `size` workers takes of so many images."""
+    """The order of each of `size` workers over so many images."""
     folder = ImageFolder(
         "root", ["a"], [f"a/{number}.png" for number in range(images)], [0] * images, 0
     )
@@ -377,32 +386,7 @@ def orders(size, images, seed=0, start=(0, 0), **setting):
     ]
 
 
-@pytest.mark.parametrize("setting", ORDERS)
-@pytest.mark.parametrize("size", [1, 2, 4])
-def test_the_shares_of_a_step_are_one_batch_for_any_number_of_workers(setting, size):
-    whole = list(orders(1, **setting)[0])
-    shares = [list(order) for order in orders(size, **setting)]
-    for step, batch in enumerate(whole):
-        parts = [share[step] for share in shares]
-        assert all(len(part) == setting["total"] // size for part in parts)
-        assert sum(parts, []) == batch
-        assert len(set(batch)) == setting["total"]
-
-
-@pytest.mark.parametrize("setting", ORDERS)
-def test_an_epoch_shows_each_image_at_most_once_and_leaves_out_less_than_a_batch(setting):
-    batches = list(orders(1, **setting)[0])
-    for epoch in range(setting["epochs"]):
-        shown = [index for batch in batches for e, index in batch if e == epoch]
-        assert (
-            len(shown)
-            == len(set(shown))
-            == setting["images"] // setting["total"] * setting["total"]
-        )
-        assert set(shown) <= set(range(setting["images"]))
-
-
-def test_epochs_come_in_turn_and_each_has_an_order_of_its_own():
+def test_order_differs_between_epochs():
     batches = list(orders(1, images=32, total=8, epochs=3)[0])
     assert [batch[0][0] for batch in batches] == [0] * 4 + [1] * 4 + [2] * 4
     assert all(len({epoch for epoch, _ in batch}) == 1 for batch in batches)
@@ -417,40 +401,137 @@ def test_epochs_come_in_turn_and_each_has_an_order_of_its_own():
     assert other != by_epoch[0]
 
 
-@pytest.mark.parametrize("setting", ORDERS)
-@pytest.mark.parametrize("size", [1, 2])
-def test_a_start_within_the_run_gives_exactly_its_tail(setting, size):
-    steps = setting["images"] // setting["total"]
-    for rank in range(size):
-        whole = list(orders(size, **setting)[rank])
-        assert len(whole) == len(orders(size, **setting)[rank]) == steps * setting["epochs"]
-        for epoch in range(setting["epochs"] + 1):
-            for step in range(steps if epoch < setting["epochs"] else 1):
-                order = orders(size, start=(epoch, step), **setting)[rank]
-                tail = whole[epoch * steps + step :]
-                assert list(order) == tail
-                assert len(order) == len(tail)
-
-
-def test_an_order_past_the_last_epoch_is_empty():
+def test_order_past_the_last_epoch_is_empty():
     order = orders(1, start=(5, 0), images=10, total=2, epochs=3)[0]
     assert list(order) == []
     assert len(order) == 0
 
 
-def test_an_order_can_be_gone_through_again():
+def test_order_can_be_iterated_twice():
     order = orders(1, images=10, total=2, epochs=2)[0]
     assert list(order) == list(order)
 
 
-@pytest.mark.parametrize("images", [0, 1, 31, 32, 33, 100])
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
-def test_every_nth_batch_is_a_partition_whose_batches_do_not_depend_on_the_workers(images, size):
-    sample = [7 * i % 101 for i in range(images)]
-    whole = every_nth_batch(sample, 8, 0, 1)
-    assert sum(whole, []) == sample
-    assert all(len(batch) == 8 for batch in whole[:-1])
-    shares = [every_nth_batch(sample, 8, rank, size) for rank in range(size)]
-    assert sorted(batch for share in shares for batch in share) == sorted(whole)
-    counts = [len(share) for share in shares]
+# Any folder or shards.
+
+
+@pytest.fixture(scope="module")
+def images_of(tmp_path_factory):
+    """A function: sizes of shards -> images packed in them, or a number -> images of a folder."""
+    root = tmp_path_factory.mktemp("packed")
+
+    def make(sizes):
+        if isinstance(sizes, int):
+            return ImageFolder(
+                "root",
+                ["a"],
+                [f"a/{number}.png" for number in range(sizes)],
+                [0] * sizes,
+                max_bad=0,
+            )
+        shards = [
+            Shard(
+                f"{n}.tar",
+                0,
+                [0] * size,
+                [0] * size,
+                [0] * size,
+                [f"a/{n}-{k}.png" for k in range(size)],
+            )
+            for n, size in enumerate(sizes)
+        ]
+        for shard in shards:
+            open(os.path.join(root, shard.name), "wb").close()
+        save_index(str(root), ["a"], shards)
+        return PackedImages(str(root), max_bad=0)
+
+    return make
+
+
+SHARDS = st.lists(st.integers(0, 30), min_size=1, max_size=6).filter(any)
+SIZES = st.integers(1, 80) | SHARDS
+
+
+@st.composite
+def settings(draw):
+    """Images, N, and the arguments of an order: a total batch of N workers, a seed, epochs."""
+    N, batch = draw(st.integers(1, 5)), draw(st.integers(1, 4))
+    return (
+        draw(SIZES),
+        N,
+        dict(total=N * batch, seed=draw(st.integers(0, 2**63 - 1)), epochs=draw(st.integers(1, 3))),
+    )
+
+
+@given(setting=settings())
+def test_order_slices_join_to_one_worker_s_batch(images_of, setting):
+    sizes, N, setting = setting
+    images = images_of(sizes)
+    single = list(TrainingOrder(images, rank=0, size=1, **setting))
+    orders = [TrainingOrder(images, rank=rank, size=N, **setting) for rank in range(N)]
+    assert all(len(order) == len(single) for order in orders)
+    for batch, *slices in zip(single, *orders, strict=True):
+        assert [len(each) for each in slices] == [len(batch) // N] * N
+        assert sum(slices, []) == batch
+
+
+@given(setting=settings())
+def test_order_shows_each_image_once_an_epoch(images_of, setting):
+    sizes, _, setting = setting
+    images, total = images_of(sizes), setting["total"]
+    batches = list(TrainingOrder(images, rank=0, size=1, **setting))
+    steps = len(images) // total  # fewer images than a batch are left over
+    assert len(batches) == steps * setting["epochs"]
+    for epoch in range(setting["epochs"]):
+        shown = sum(batches[epoch * steps : (epoch + 1) * steps], [])
+        assert {e for e, _ in shown} <= {epoch}
+        assert len({index for _, index in shown}) == steps * total
+        assert all(0 <= index < len(images) for _, index in shown)
+
+
+@given(setting=settings(), data=st.data())
+def test_order_resumes_at_any_position(images_of, setting, data):
+    sizes, N, setting = setting
+    images, rank = images_of(sizes), data.draw(st.integers(0, N - 1))
+    full = list(TrainingOrder(images, rank=rank, size=N, **setting))
+    steps = len(images) // setting["total"]
+    start = (
+        data.draw(st.integers(0, setting["epochs"])),
+        data.draw(st.integers(0, max(0, steps - 1))),
+    )
+    order = TrainingOrder(images, rank=rank, size=N, start=start, **setting)
+    tail = full[start[0] * steps + start[1] :]
+    assert list(order) == tail
+    assert len(order) == len(tail)
+
+
+@given(
+    sizes=SIZES,
+    seed=st.integers(0, 2**63 - 1),
+    epoch=st.integers(0, 10**6),
+    total=st.integers(1, 40),
+)
+def test_order_depends_on_seed_and_epoch(images_of, sizes, seed, epoch, total):
+    one, other = images_of(sizes), images_of(sizes)
+    other.order(seed, epoch + 1, total)
+    assert np.array_equal(one.order(seed, epoch, total), other.order(seed, epoch, total))
+    assert one.digest(seed, epoch, total) == other.digest(seed, epoch, total)
+
+
+@given(
+    images=st.lists(st.integers(0, 10**6), max_size=60),
+    batch=st.integers(1, 9),
+    size=st.integers(1, 7),
+)
+def test_every_nth_batch_partitions_the_batches(images, batch, size):
+    of_workers = [every_nth_batch(images, batch, rank, size) for rank in range(size)]
+    counts = [len(batches) for batches in of_workers]
     assert max(counts) - min(counts) <= 1
+    joined = [
+        batches[turn]
+        for turn in range(max(counts))
+        for batches in of_workers
+        if turn < len(batches)
+    ]
+    assert joined == every_nth_batch(images, batch, 0, 1)
+    assert all(len(each) == batch for each in joined[:-1]) and sum(joined, []) == images

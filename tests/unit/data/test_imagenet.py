@@ -1,4 +1,4 @@
-"""ImageNet as people download it: flat validation images with a table, and tar files a class."""
+"""ImageNet as downloaded: flat validation images with a table, and a tar file per class."""
 
 import io
 import tarfile
@@ -50,7 +50,7 @@ def write_solution(path):
 
 
 def write_kit(folder):
-    """The development kit's ground truth, whose numbers are not in the order of the classes, and meta.mat."""
+    """The development kit's ground truth, with numbers in another order, and meta.mat."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / TRUTH).write_text("".join(f"{3 - number}\n" for number in CLASSES))
     kind = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_children", "O")]
@@ -78,7 +78,7 @@ TABLES = {
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_flat_validation_images_have_the_classes_of_their_table(tmp_path, data, name):
+def test_table_labels_flat_validation_images(tmp_path, data, name):
     TABLES[name](tmp_path, data)
     val = scan_validation(str(data), scan(str(data), "train"))
     assert [val.classes[label] for label in val.labels] == [WNIDS[number] for number in CLASSES]
@@ -86,7 +86,7 @@ def test_flat_validation_images_have_the_classes_of_their_table(tmp_path, data, 
 
 
 @pytest.mark.parametrize("half", [None, TRUTH, "meta.mat"])
-def test_without_a_table_it_is_said_which_one_to_bring(tmp_path, data, half):
+def test_missing_table_is_named_in_the_error(tmp_path, data, half):
     if half:
         write_kit(tmp_path / "kit")
         (tmp_path / "kit" / half).rename(data / half)
@@ -103,24 +103,24 @@ def test_without_a_table_it_is_said_which_one_to_bring(tmp_path, data, half):
 @pytest.mark.parametrize(
     "content", ["ImageId\n", "ImageId,PredictionString\na\n", "ImageId,PredictionString\na,\n"]
 )
-def test_a_table_that_is_invalid_is_named(tmp_path, data, content):
+def test_invalid_table_is_refused(tmp_path, data, content):
     (tmp_path / SOLUTION).write_text(content + "ILSVRC2012_val_00000001\n")
     assert f"{tmp_path}/{SOLUTION} is invalid" in refused(scan, str(data), "val")
 
 
-def test_a_kit_that_is_damaged_is_named(data):
+def test_damaged_kit_is_refused(data):
     write_kit(data)
     (data / "meta.mat").write_bytes(b"x")
     assert f"{data}/meta.mat is invalid" in refused(scan, str(data), "val")
 
 
-def test_an_image_that_the_table_lacks_has_no_label(data):
+def test_images_missing_in_the_table_have_no_label(data):
     write_kit(data)
     write(data / "val", ["ILSVRC2012_val_00000009.JPEG", "mine.JPEG"])
     assert (scan(str(data), "val").labels >= 0).tolist() == [True] * 4 + [False] * 2
 
 
-def test_class_tars_and_the_tar_of_validation_images_are_indexed_with_their_classes(tmp_path):
+def test_tars_of_imagenet_are_labelled(tmp_path):
     for wnid in WNIDS:
         write_tar(
             tmp_path / "train" / f"{wnid}.tar", [f"{wnid}_{number}.JPEG" for number in (7, 3)]
@@ -137,14 +137,14 @@ def test_class_tars_and_the_tar_of_validation_images_are_indexed_with_their_clas
     assert val.labels.tolist() == CLASSES
 
 
-def test_the_tar_of_class_tars_is_told_to_be_extracted(tmp_path):
+def test_tar_of_class_tars_must_be_extracted(tmp_path):
     write_tar(tmp_path / "train" / "ILSVRC2012_img_train.tar", [f"{wnid}.tar" for wnid in WNIDS])
     message = refused(index, str(tmp_path), Log(speaks=False))
     assert f"tar -xf FILE -C {tmp_path}/train" in message
 
 
-def test_the_two_tars_as_downloaded_are_no_training_set_of_validation_images(tmp_path):
-    """Only those of the second are images."""
+def test_downloaded_tars_are_refused_together(tmp_path):
+    """Only the second contains images."""
     write_tar(tmp_path / "ILSVRC2012_img_train.tar", [f"{wnid}.tar" for wnid in WNIDS])
     write_tar(tmp_path / "ILSVRC2012_img_val.tar", NAMES)
     message = refused(index, str(tmp_path), Log(speaks=False))

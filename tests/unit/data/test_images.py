@@ -1,3 +1,5 @@
+"""Decoding of images: formats, metadata, damage, short memory, replacement."""
+
 import contextlib
 import io
 import math
@@ -41,21 +43,21 @@ NAMES = [
 
 
 @pytest.mark.parametrize("names", [[], ["a"], [""], NAMES])
-def test_names_come_back_in_order_whatever_their_bytes(names):
+def test_names_keep_order_and_bytes(names):
     found = Names.of(names)
     assert len(found) == len(names)
     assert list(found) == [found[index] for index in range(len(names))] == names
     assert list(pickle.loads(pickle.dumps(found))) == names
 
 
-def test_endings_are_those_that_can_be_read():
+def test_readable_endings_exclude_write_only_formats():
     endings = readable_endings()
     assert {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"} <= endings
-    assert ".pdf" not in endings  # written alone
+    assert ".pdf" not in endings  # only written
 
 
-def test_a_turned_jpeg_stays_as_its_pixels_lie():
-    """As PIL has it, which does not look at the camera's orientation."""
+def test_read_ignores_exif_orientation():
+    """As in PIL, which ignores the camera's orientation."""
     exif = Image.Exif()
     exif[0x0112] = 6
     content = encoded(Image.fromarray(photo(5, 40, 60)), "JPEG", exif=exif)
@@ -63,20 +65,20 @@ def test_a_turned_jpeg_stays_as_its_pixels_lie():
 
 
 @pytest.mark.parametrize("kept", [0, 2, 100, 0.5, 0.9])
-def test_a_cut_jpeg_is_refused_and_says_the_same_each_time(kept):
-    whole = encoded(Image.fromarray(noise(0)), "JPEG")
-    content = whole[: int(kept * len(whole)) if isinstance(kept, float) else kept]
-    said = set()
+def test_cut_jpeg_has_a_constant_error(kept):
+    full = encoded(Image.fromarray(noise(0)), "JPEG")
+    content = full[: int(kept * len(full)) if isinstance(kept, float) else kept]
+    messages = set()
     for _ in range(2):
         with pytest.raises(ValueError) as caught:
             read_image(content)
-        said.add(str(caught.value))
-    assert len(said) == 1
-    assert "/" not in said.pop()  # no place in somebody's source
+        messages.add(str(caught.value))
+    assert len(messages) == 1
+    assert "/" not in messages.pop()  # no path of a source file
 
 
 def chunk(kind, content, checksum=None):
-    """A chunk of a PNG; with another checksum if one is given."""
+    """A chunk of a PNG, with the given checksum or the right one."""
     checksum = zlib.crc32(kind + content) if checksum is None else checksum
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
 
@@ -84,8 +86,8 @@ def chunk(kind, content, checksum=None):
 def compressed(size):
     """So many bytes, compressed a thousandfold."""
     packer = zlib.compressobj(9)
-    parts = [packer.compress(b"a" * 2**20) for _ in range(size // 2**20)]
-    return b"".join([*parts, packer.flush()])
+    blocks = [packer.compress(b"a" * 2**20) for _ in range(size // 2**20)]
+    return b"".join([*blocks, packer.flush()])
 
 
 ODD = {
@@ -109,14 +111,14 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("place", ["before", "behind"])
+@pytest.mark.parametrize("position", ["before", "behind"])
 @pytest.mark.parametrize("kind", ODD)
-def test_odd_metadata_costs_no_png(kind, place):
-    """Before the pixels and behind them; nothing of it is decompressed."""
+def test_png_reads_despite_odd_metadata(kind, position):
+    """Before the pixels and behind them. The metadata is not decompressed."""
     image = Image.fromarray(photo(1))
-    whole = encoded(image)
-    at = 33 if place == "before" else whole.rindex(b"IEND") - 4
-    content = whole[:at] + ODD[kind]() + whole[at:]
+    plain = encoded(image)
+    at = 33 if position == "before" else plain.rindex(b"IEND") - 4
+    content = plain[:at] + ODD[kind]() + plain[at:]
     tracemalloc.start()
     found = read_image(content)
     _, peak = tracemalloc.get_traced_memory()
@@ -126,14 +128,14 @@ def test_odd_metadata_costs_no_png(kind, place):
 
 
 @pytest.mark.parametrize("kept", [4, 9, 1000])
-def test_text_that_is_cut_behind_the_pixels_costs_no_png(kept):
-    whole = encoded(Image.fromarray(photo(1)))
-    end = whole.rindex(b"IEND") - 4
-    assert np.array_equal(read_image(whole[:end] + chunk(b"tEXt", bytes(2000))[:kept]), photo(1))
+def test_png_reads_despite_cut_text(kept):
+    content = encoded(Image.fromarray(photo(1)))
+    end = content.rindex(b"IEND") - 4
+    assert np.array_equal(read_image(content[:end] + chunk(b"tEXt", bytes(2000))[:kept]), photo(1))
 
 
 @pytest.mark.parametrize("options", [{}, {"default_image": True}, {"blend": 1, "disposal": 2}])
-def test_of_an_animated_png_the_first_picture_is_read(options):
+def test_animated_png_gives_its_first_frame(options):
     first, *others = (Image.fromarray(photo(seed)).convert("RGBA") for seed in range(3))
     content = encoded(first, save_all=True, append_images=others, **options)
     with Image.open(io.BytesIO(content)) as image:
@@ -142,9 +144,9 @@ def test_of_an_animated_png_the_first_picture_is_read(options):
 
 
 @pytest.mark.parametrize("form", ["JPEG", "WEBP"])
-@pytest.mark.parametrize("part", ["exif", "icc_profile", "xmp"])
-def test_odd_metadata_costs_no_image_of_another_format(form, part):
-    """Bytes of it are changed at random. PIL reads it later, if at all."""
+@pytest.mark.parametrize("kind", ["exif", "icc_profile", "xmp"])
+def test_other_formats_read_despite_odd_metadata(form, kind):
+    """Random bytes of it are changed. PIL reads it later, or never."""
     exif = Image.Exif()
     exif[0x010E] = "a description " * 10
     metadata = {
@@ -152,13 +154,13 @@ def test_odd_metadata_costs_no_image_of_another_format(form, part):
         "icc_profile": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
     }
     metadata["xmp"] = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'>" + b"x" * 300 + b"</x:xmpmeta>"
-    content = encoded(Image.fromarray(photo(1)), form, **{part: metadata[part]})
-    expected, odd = read_image(content), metadata[part].removeprefix(b"Exif\0\0")
+    content = encoded(Image.fromarray(photo(1)), form, **{kind: metadata[kind]})
+    expected, odd = read_image(content), metadata[kind].removeprefix(b"Exif\0\0")
     start, random = content.index(odd), np.random.default_rng(0)
     for _ in range(30):
         damaged = bytearray(content)
-        for place in random.integers(0, len(odd), 5):
-            damaged[start + place] = random.integers(0, 256)
+        for offset in random.integers(0, len(odd), 5):
+            damaged[start + offset] = random.integers(0, 256)
         assert np.array_equal(read_image(bytes(damaged)), expected)
 
 
@@ -198,7 +200,7 @@ RED, GREEN, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (255, 255, 255), (0, 0, 0)
         ("I;16", [0, 255, 256, 40000, 65535], [(value,) * 3 for value in (0, 0, 1, 156, 255)]),
     ],
 )
-def test_a_png_of_any_mode_is_read_as_colours(tmp_path, mode, pixels, expected):
+def test_png_modes_read_as_rgb(tmp_path, mode, pixels, expected):
     image = (
         Image.fromarray(np.array([pixels], dtype=np.uint16))
         if mode == "I;16"
@@ -210,7 +212,7 @@ def test_a_png_of_any_mode_is_read_as_colours(tmp_path, mode, pixels, expected):
     assert row(path) == expected
 
 
-def test_what_is_half_transparent_is_half_white(tmp_path):
+def test_half_transparent_is_half_white(tmp_path):
     [(red, green, blue)] = row(saved(tmp_path, colours((255, 0, 100, 128), mode="RGBA")))
     assert (red, green, blue) == pytest.approx((255, 127, 177), abs=1)
 
@@ -222,17 +224,17 @@ def palette_image():
     return image
 
 
-def test_a_palette_gives_its_colours(tmp_path):
+def test_palette_gives_its_colours(tmp_path):
     assert row(saved(tmp_path, palette_image())) == [RED, GREEN, (0, 0, 255)]
     assert row(saved(tmp_path, palette_image(), "gif")) == [RED, GREEN, (0, 0, 255)]
 
 
 @pytest.mark.parametrize("form", ["png", "gif"])
-def test_a_transparent_colour_of_a_palette_shows_white(tmp_path, form):
+def test_palette_transparency_is_white(tmp_path, form):
     assert row(saved(tmp_path, palette_image(), form, transparency=1)) == [RED, WHITE, (0, 0, 255)]
 
 
-def test_every_colour_of_a_palette_has_its_own_transparency(tmp_path):
+def test_palette_alpha_values_apply(tmp_path):
     found = row(saved(tmp_path, palette_image(), transparency=bytes([255, 0, 128])))
     assert found[:2] == [RED, WHITE]
     assert found[2] == pytest.approx((127, 127, 255), abs=1)
@@ -242,12 +244,12 @@ def test_every_colour_of_a_palette_has_its_own_transparency(tmp_path):
     ("mode", "transparency", "expected"),
     [("RGB", RED, [WHITE, GREEN]), ("L", 76, [WHITE, (150, 150, 150)]), ("1", 0, [WHITE, WHITE])],
 )
-def test_a_transparent_colour_without_a_palette_shows_white(tmp_path, mode, transparency, expected):
+def test_transparent_colour_is_white(tmp_path, mode, transparency, expected):
     pixels = {"RGB": (RED, GREEN), "L": (76, 150), "1": (0, 255)}[mode]
     assert row(saved(tmp_path, colours(*pixels, mode=mode), transparency=transparency)) == expected
 
 
-def test_a_palette_with_an_alpha_channel_is_read(tmp_path):
+def test_palette_with_alpha_channel_is_read(tmp_path):
     image = Image.new("PA", (2, 1))
     image.putpalette([*RED, *GREEN])
     image.putdata([(0, 255), (1, 0)])
@@ -257,7 +259,7 @@ def test_a_palette_with_an_alpha_channel_is_read(tmp_path):
     assert row(path) == [RED, WHITE]
 
 
-def test_inks_are_read_as_colours(tmp_path):
+def test_cmyk_is_read_as_rgb(tmp_path):
     path = saved(
         tmp_path, colours((0, 255, 255, 0), (0, 0, 0, 255), (0, 0, 0, 0), mode="CMYK"), "tiff"
     )
@@ -274,7 +276,7 @@ BROKEN = {
     "cut png": (".png", lambda: picture()[:3000]),
     "cut jpeg": (".jpg", lambda: picture("JPEG")[:1000]),
     "cut webp": (".webp", lambda: picture("WEBP")[:1000]),
-    "header alone": (".png", lambda: picture()[:33]),
+    "only a header": (".png", lambda: picture()[:33]),
     "damaged png": (".png", lambda: picture()[:60] + bytes(100) + picture()[160:]),
     "no bytes": (".png", lambda: b""),
     "text": (".png", lambda: b"this is no image\n"),
@@ -291,16 +293,16 @@ if features.check("avif"):
 
 @pytest.fixture
 def with_broken(tmp_path):
-    """Write images a/0.png, a/2.png, ... with something else at some places; give the folder."""
+    """A function that writes a/0.png, a/1.png, ... with broken files at some numbers."""
 
-    def written(number, places, kind="text", max_bad=100):
+    def written(number, broken, kind="text", max_bad=100):
         ending, content = BROKEN[kind]
         (tmp_path / "train" / "a").mkdir(parents=True)
-        for place in range(number):
-            good = place not in places
-            path = tmp_path / "train" / "a" / f"{place}{'.png' if good else ending}"
+        for index in range(number):
+            good = index not in broken
+            path = tmp_path / "train" / "a" / f"{index}{'.png' if good else ending}"
             path.write_bytes(
-                encoded(Image.new("RGB", (4, 4), (place, 0, 0))) if good else content()
+                encoded(Image.new("RGB", (4, 4), (index, 0, 0))) if good else content()
             )
         return scan(str(tmp_path), "train", max_bad=max_bad)
 
@@ -308,7 +310,7 @@ def with_broken(tmp_path):
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_what_cannot_be_decoded_is_replaced_and_named(with_broken, kind):
+def test_undecodable_image_is_replaced_and_named(with_broken, kind):
     images = with_broken(3, {1}, kind)
     image, label, [bad] = images.read(1)
     assert image[0, 0].tolist() == [2, 0, 0]
@@ -317,7 +319,7 @@ def test_what_cannot_be_decoded_is_replaced_and_named(with_broken, kind):
     assert "\n" not in bad
 
 
-# A file system that fails, by the file that it then shows in place of an image.
+# A file system that fails: its error, and the entry that replaces an image.
 FAILING = {
     "No such file or directory": lambda path: None,
     "Is a directory": os.mkdir,
@@ -328,26 +330,26 @@ FAILING = {
 
 
 @pytest.mark.parametrize("error", FAILING)
-def test_an_image_that_cannot_be_read_is_not_replaced(with_broken, monkeypatch, capsys, error):
+def test_unreadable_image_is_not_replaced(with_broken, monkeypatch, capsys, error):
     monkeypatch.setattr(files, "PAUSES", (0, 0.1))
     images = with_broken(3, set())
     os.remove(images.path(1))
     FAILING[error](images.path(1))
     with pytest.raises(RunError) as caught:
         images.read(1)
-    what = f"cannot read {images.path(1)}: {error}"
+    problem = f"cannot read {images.path(1)}: {error}"
     assert (
         str(caught.value)
-        == f"{what}, tried 3 times in 0.1 s. Check its file system and permissions"
+        == f"{problem}, tried 3 times in 0.1 s. Check its file system and permissions"
     )
     assert caught.value.code == 1
     assert capsys.readouterr().err == "".join(
-        f"warning: {what}; next try in {pause} s\n" for pause in (0, 0.1)
+        f"warning: {problem}; next try in {pause} s\n" for pause in (0, 0.1)
     )
 
 
 @pytest.mark.parametrize("error", FAILING)
-def test_an_image_that_comes_back_is_read(with_broken, monkeypatch, error):
+def test_unreadable_image_is_retried(with_broken, monkeypatch, error):
     images = with_broken(3, set())
     path, away = images.path(1), f"{images.root}/away"
     os.rename(path, away)
@@ -362,7 +364,7 @@ def test_an_image_that_comes_back_is_read(with_broken, monkeypatch, error):
     assert image[0, 0].tolist() == [1, 0, 0] and not bad
 
 
-def test_an_image_that_comes_back_is_read_if_standard_error_fails(with_broken, monkeypatch):
+def test_unreadable_image_is_retried_without_stderr(with_broken, monkeypatch):
     images = with_broken(3, set())
     path, away = images.path(1), f"{images.root}/away"
     os.rename(path, away)
@@ -375,7 +377,7 @@ def test_an_image_that_comes_back_is_read_if_standard_error_fails(with_broken, m
     assert image[0, 0].tolist() == [1, 0, 0] and not bad
 
 
-# Memory that is short, and damaged images that need any amount of it.
+# Short memory, and damaged images that need any amount of it.
 
 SHORT = """
 import resource, sys
@@ -386,7 +388,8 @@ from job import files
 files.PAUSES = (0, 0)
 found = scan(sys.argv[1], "train", max_bad=9)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[2]) * 2**20, resource.RLIM_INFINITY))
+limit = (used + int(sys.argv[2]) * 2**20, resource.RLIM_INFINITY)
+resource.setrlimit(resource.RLIMIT_AS, limit)
 for index in range(len(found)):
     try:
         image, _, bad = found.read(index)
@@ -394,13 +397,13 @@ for index in range(len(found)):
     except RunError as error:
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         print(error)
-        resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[2]) * 2**20, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_AS, limit)
 """
 
 
 @pytest.mark.parametrize("room", [20, 2000])
-def test_an_image_is_not_replaced_because_memory_is_short(tmp_path, room):
-    """In a process that may take so many MB more. Decoders raise errors of any type then; WebP's an OSError."""
+def test_short_memory_replaces_no_image(tmp_path, room):
+    """In a process limited to so many MB more. Decoders then raise errors of any type."""
     folder = tmp_path / "train" / "a"
     folder.mkdir(parents=True)
     Image.new("RGB", (40, 30)).save(folder / "0.png")
@@ -421,28 +424,28 @@ def test_an_image_is_not_replaced_because_memory_is_short(tmp_path, room):
     assert len(found) == 3 and all(map(str.startswith, found, expected)), done.stdout + done.stderr
 
 
-def test_an_image_that_needs_any_amount_of_memory_is_undecodable(with_broken, monkeypatch):
-    images, whole = with_broken(3, {1}), module.decoded
+def test_unlimited_memory_demand_is_undecodable(with_broken, monkeypatch):
+    images, decoded = with_broken(3, {1}), module.decoded
     monkeypatch.setattr(
         module,
         "decoded",
-        lambda content: whole(content) if content[:1] == b"\x89" else bytearray(2**50),
+        lambda content: decoded(content) if content[:1] == b"\x89" else bytearray(2**50),
     )
     image, _, bad = images.read(1)
     assert image[0, 0].tolist() == [2, 0, 0]
     assert bad == [f"{images.path(1)}: MemoryError"]
 
 
-# Damaged images on which PIL's decoders raise errors of other types than their own.
+# Damaged images on which PIL's decoders raise errors of foreign types.
 
 
 def with_bytes(content, start, new):
-    """Return bytes of which those from `start` on are replaced by `new`."""
+    """Return bytes with `new` at `start`."""
     return content[:start] + new + content[start + len(new) :]
 
 
 def tiff(kind):
-    """A TIFF, the place of whose pixels has another type."""
+    """A TIFF whose offset of the pixels has another type."""
     content = encoded(Image.new("P", (20, 24)), "TIFF")
     return with_bytes(
         content, content.index(struct.pack("<HHI", 273, 4, 1)) + 2, struct.pack("<H", kind)
@@ -454,7 +457,7 @@ def spider(number):
     return with_bytes(encoded(Image.new("F", (20, 24)), "SPIDER"), 104, struct.pack("<f", number))
 
 
-# Name: the bytes, and what is said of them.
+# Name: the bytes, and the error.
 DAMAGED = {
     "TIFF, text for a number": (
         lambda: tiff(2),
@@ -476,7 +479,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("kind", DAMAGED)
-def test_whatever_a_decoder_raises_is_an_undecodable_image(tmp_path, kind):
+def test_decoder_errors_of_any_type_are_undecodable(tmp_path, kind):
     (tmp_path / "train" / "a").mkdir(parents=True)
     (tmp_path / "train" / "a" / "0.png").write_bytes(DAMAGED[kind][0]())
     Image.new("RGB", (4, 4), (7, 0, 0)).save(tmp_path / "train" / "a" / "1.png")
@@ -486,14 +489,14 @@ def test_whatever_a_decoder_raises_is_an_undecodable_image(tmp_path, kind):
     assert bad == f"{images.path(0)}: {DAMAGED[kind][1]}"
 
 
-# All formats that PIL writes; ICNS takes long to write, and holds a PNG.
+# All formats that PIL writes, except ICNS, which is slow and contains a PNG.
 SAVED = sorted(Image.SAVE.keys() & set(module.FORMATS) - {"ICNS", "MPO"})
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("form", SAVED)
-def test_damaged_bytes_give_an_image_or_a_text_that_is_always_the_same(form):
-    """100 times a few bytes are changed, or the end is cut off."""
+def test_damaged_bytes_have_a_constant_result(form):
+    """A few bytes are changed, or the end is cut off, 100 times."""
     mode = {"SPIDER": "F", "MSP": "1", "XBM": "1", "BLP": "P"}.get(form, "RGB")
     content, draw = (
         encoded(Image.fromarray(noise(0, 24, 20)).convert(mode), form),
@@ -515,15 +518,15 @@ def test_damaged_bytes_give_an_image_or_a_text_that_is_always_the_same(form):
         assert len(texts) <= 1 and " at 0x" not in "".join(texts)
 
 
-def test_the_next_good_image_takes_the_place_round_the_end(with_broken):
+def test_replacement_is_the_next_image_and_wraps(with_broken):
     images = with_broken(6, {3, 4, 5})
-    for index, (taken, names) in {2: (2, []), 3: (0, [3, 4, 5]), 5: (0, [5]), 0: (0, [])}.items():
+    for index, (value, names) in {2: (2, []), 3: (0, [3, 4, 5]), 5: (0, [5]), 0: (0, [])}.items():
         image, _, bad = images.read(index)
-        assert image[0, 0].tolist() == [taken, 0, 0]
+        assert image[0, 0].tolist() == [value, 0, 0]
         assert [line.split(":")[0] for line in bad] == [images.path(name) for name in names]
 
 
-def test_the_label_is_that_of_the_image_which_is_shown(tmp_path):
+def test_replacement_brings_its_own_label(tmp_path):
     for name, content in (("a", b"x"), ("b", encoded(Image.new("RGB", (4, 4))))):
         (tmp_path / "train" / name).mkdir(parents=True)
         (tmp_path / "train" / name / "1.png").write_bytes(content)
@@ -531,7 +534,7 @@ def test_the_label_is_that_of_the_image_which_is_shown(tmp_path):
 
 
 @pytest.mark.parametrize("max_bad", [0, 1, 3])
-def test_the_search_ends_when_more_than_the_limit_are_bad(with_broken, max_bad):
+def test_replacement_stops_above_max_bad(with_broken, max_bad):
     images = with_broken(9, range(8), max_bad=max_bad)
     image, _, bad = images.read(0)
     assert len(bad) == max_bad + 1
@@ -539,7 +542,7 @@ def test_the_search_ends_when_more_than_the_limit_are_bad(with_broken, max_bad):
 
 
 @pytest.mark.parametrize(
-    ("lines", "max_bad", "taken", "named"),
+    ("lines", "max_bad", "value", "named"),
     [
         ("0 0 1 0 2", 2, 2, "0 1"),
         ("0 0 2", 1, 2, "0"),
@@ -548,27 +551,27 @@ def test_the_search_ends_when_more_than_the_limit_are_bad(with_broken, max_bad):
         ("0 0 0", 9, 0, "0"),
     ],
 )
-def test_a_file_that_a_list_names_twice_counts_once(
-    with_broken, tmp_path, lines, max_bad, taken, named
+def test_replacement_counts_a_file_listed_twice_once(
+    with_broken, tmp_path, lines, max_bad, value, named
 ):
-    """taken: the image's value, 0 if it is black."""
+    """value: of the image's pixels, 0 if it is black."""
     paths = {
         str(index): path for index, path in enumerate(map(with_broken(3, {0, 1}).path, range(3)))
     }
     (tmp_path / "list.txt").write_text("\n".join(paths[number] for number in lines.split()))
     image, _, bad = scan(str(tmp_path / "list.txt"), "train", max_bad=max_bad).read(0)
-    assert image[0, 0].tolist() == [taken, 0, 0]
+    assert image[0, 0].tolist() == [value, 0, 0]
     assert [line.split(":")[0] for line in bad] == [paths[number] for number in named.split()]
 
 
-def test_a_folder_of_bad_images_alone_gives_a_black_one_and_names_all(with_broken):
+def test_replacement_of_all_bad_images_is_black(with_broken):
     image, label, bad = with_broken(3, range(3)).read(1)
     assert image.shape[2:] == (3,)
     assert not image.any()
     assert (label, len(bad)) == (0, 3)
 
 
-def test_a_digest_is_of_the_names_and_of_their_order(with_broken, tmp_path):
+def test_digest_depends_on_names_and_order(with_broken, tmp_path):
     images = with_broken(3, [])
     known = [images.digest(seed=0, epoch=epoch, total=1) for epoch in range(50)]
     assert 1 < len(set(known)) <= 6  # orders of three
@@ -591,34 +594,34 @@ def large(mode, sides):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "I;16", "1"])
-def test_strips_make_the_same_of_a_picture_as_the_whole(mode, monkeypatch):
+def test_strips_equal_the_full_image(mode, monkeypatch):
     content = encoded(large(mode, (431, 307)))
-    whole = read_image(content)
+    expected = read_image(content)
     monkeypatch.setattr(module, "STRIP", 10_000)  # 23 rows
-    assert np.array_equal(read_image(content), whole)
+    assert np.array_equal(read_image(content), expected)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
 @pytest.mark.parametrize("sides", [(431, 307), (2001, 61), (60, 2000)])
-def test_a_picture_of_many_pixels_is_averaged_over_squares(mode, sides, monkeypatch):
+def test_large_image_is_averaged_over_squares(mode, sides, monkeypatch):
     content = encoded(large(mode, sides))
-    whole = read_image(content).astype(float)
+    full = read_image(content).astype(float)
     monkeypatch.setattr(module, "STRIP", 5000)
     monkeypatch.setattr(module, "PIXELS", 20_000)
     small = read_image(content)
     factor = math.ceil(math.sqrt(sides[0] * sides[1] / 20_000))
     assert small.shape == (math.ceil(sides[1] / factor), math.ceil(sides[0] / factor), 3)
-    rows, columns = (side // factor for side in sides[::-1])  # whole squares
+    rows, columns = (side // factor for side in sides[::-1])  # complete squares
     means = (
-        whole[: rows * factor, : columns * factor]
+        full[: rows * factor, : columns * factor]
         .reshape(rows, factor, columns, factor, 3)
         .mean((1, 3))
     )
     assert np.abs(means - small[:rows, :columns]).max() <= 1
 
 
-def test_a_jpeg_of_many_pixels_is_decoded_at_a_half(monkeypatch):
-    """That takes a quarter of the memory."""
+def test_large_jpeg_is_decoded_at_half_size(monkeypatch):
+    """This needs a quarter of the memory."""
     content = encoded(large("RGB", (800, 600)), "JPEG", quality=95)
     expected = cv2.resize(read_image(content), (400, 300), interpolation=cv2.INTER_AREA).astype(
         float
@@ -634,13 +637,13 @@ def test_a_jpeg_of_many_pixels_is_decoded_at_a_half(monkeypatch):
     assert np.abs(small - expected).mean() < 2
 
 
-def test_grey_of_16_bits_keeps_its_upper_8_in_a_portable_map_too():
+def test_pgm_of_16_bits_keeps_its_upper_8():
     content = b"P5 4 1 65535\n" + np.array([0, 256, 40000, 65535], dtype=">u2").tobytes()
     assert read_image(content)[0, :, 0].tolist() == [0, 1, 156, 255]
 
 
-def test_what_needs_another_program_is_not_read():
-    """PIL would run Ghostscript on it, which runs what it says."""
+def test_formats_of_other_programs_are_refused():
+    """PIL would run Ghostscript, which executes the file's content."""
     assert not {".eps", ".ps", ".h5", ".mpg", ".wmf"} & readable_endings()
     with pytest.raises(ValueError, match="no image of a known format"):
         read_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
@@ -649,7 +652,7 @@ def test_what_needs_another_program_is_not_read():
 @pytest.mark.parametrize(
     "names", [[], ["a"], ["a", "", "b"], ["a\0b", "c"], ["\udcff ü", "a\n"], [""], ["", ""]]
 )
-def test_names_come_back_from_their_block_and_from_joined_blocks(names):
+def test_names_survive_joining(names):
     block = Names.of(names)
     assert [block[index] for index in range(len(block))] == names
     assert block.ends.dtype == np.int64 and block.blob.dtype == np.uint8

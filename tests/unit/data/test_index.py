@@ -1,3 +1,5 @@
+"""The index of existing tar shards."""
+
 import os
 import shutil
 import subprocess
@@ -21,7 +23,7 @@ def refused(data):
 
 
 def webdataset_of(images, root, name, per_shard=20):
-    """Write the images of a split by webdataset's own writer, with labels only; return the split."""
+    """Write the images of a split by webdataset's own writer, with labels. Return the split."""
     os.makedirs(root)
     with webdataset.ShardWriter(f"{root}/{name}-%04d.tar", maxcount=per_shard, verbose=0) as writer:
         for number in range(len(images)):
@@ -37,7 +39,7 @@ def webdataset_of(images, root, name, per_shard=20):
 
 @pytest.fixture
 def shards(images, tmp_path):
-    """A folder of webdataset's shards, and the splits that they have the images of."""
+    """A folder of webdataset's shards, and the splits of the same images."""
     train, val = scan(str(images), "train"), scan(str(images), "val")
     return tmp_path / "data", [
         webdataset_of(split, tmp_path / "data" / name, name)
@@ -45,7 +47,7 @@ def shards(images, tmp_path):
     ]
 
 
-def test_shards_of_webdataset_hold_the_images_and_labels_that_were_written(shards):
+def test_index_reads_webdataset_s_shards(shards):
     data, (train, val) = shards
     with pytest.raises(RunError, match="its tar files have no index: python -m job.pack --index"):
         scan(str(data), "train")
@@ -63,7 +65,7 @@ def test_shards_of_webdataset_hold_the_images_and_labels_that_were_written(shard
         ]
 
 
-def test_an_index_made_again_has_the_same_bytes(shards):
+def test_index_rewritten_has_the_same_bytes(shards):
     data, _ = shards
     index(str(data), Log(speaks=False))
     before = (data / "train" / "index.npz").read_bytes()
@@ -71,7 +73,7 @@ def test_an_index_made_again_has_the_same_bytes(shards):
     assert (data / "train" / "index.npz").read_bytes() == before
 
 
-def test_a_shard_that_came_later_is_found_when_the_index_is_made_again(shards):
+def test_index_rewritten_includes_new_shards(shards):
     data, _ = shards
     index(str(data), Log(speaks=False))
     shutil.copy(data / "val" / "val-0000.tar", data / "train" / "train-0003.tar")
@@ -80,7 +82,7 @@ def test_a_shard_that_came_later_is_found_when_the_index_is_made_again(shards):
 
 
 def tarred(root, labels, dot=False):
-    """Shards by `tar` of images whose names and labels are given, in `root`/train."""
+    """Write shards by `tar` of images {name: label} to `root`/train. Return the classes."""
     for name, label in labels.items():
         path = root / "in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,11 +105,11 @@ def tarred(root, labels, dot=False):
     return scan(str(root), "train").classes
 
 
-def test_classes_have_the_names_of_their_folders(tmp_path):
+def test_classes_are_named_by_folders(tmp_path):
     assert tarred(tmp_path, {"dog/1.jpg": 1, "dog/more/2.jpg": 1, "cat/3.jpg": 0}) == ["cat", "dog"]
 
 
-def test_a_class_without_images_has_its_number_for_a_name(tmp_path):
+def test_classes_without_images_are_named_by_number(tmp_path):
     assert tarred(tmp_path, {"dog/1.jpg": 2, "cat/3.jpg": 0}) == ["cat", "1", "dog"]
 
 
@@ -120,18 +122,18 @@ def test_a_class_without_images_has_its_number_for_a_name(tmp_path):
     ],
     ids=["one for all", "two for one", "none for one"],
 )
-def test_folders_that_are_no_classes_give_no_names(tmp_path, labels):
+def test_classes_of_mixed_folders_are_numbers(tmp_path, labels):
     assert tarred(tmp_path, labels) == ["0", "1"]
 
 
-def test_classes_have_the_names_of_their_folders_behind_a_dot_too(tmp_path):
-    """As `tar cf 0.tar .` has them."""
+def test_classes_are_named_behind_a_leading_dot(tmp_path):
+    """`tar cf 0.tar .` writes such names."""
     assert tarred(tmp_path, {"dog/1.jpg": 1, "cat/3.jpg": 0}, dot=True) == ["cat", "dog"]
 
 
 @pytest.fixture
-def said(capsys):
-    """A function that makes the index of a folder, and gives the lines printed besides the progress."""
+def logged(capsys):
+    """A function that indexes a folder and returns the log lines, except the progress."""
 
     def lines(data):
         index(str(data), Log(speaks=True))
@@ -143,7 +145,7 @@ def said(capsys):
 
 
 def unlabelled(root, split, labels, key="{:05d}"):
-    """Write a shard of images of which some have a label; return the folder of the data."""
+    """Write a shard of images, some with a label. Return the folder of the data."""
     os.makedirs(root / split)
     with webdataset.TarWriter(f"{root}/{split}/0.tar") as writer:
         for number, label in enumerate(labels):
@@ -152,12 +154,12 @@ def unlabelled(root, split, labels, key="{:05d}"):
     return root
 
 
-def test_shards_without_labels_are_indexed_for_training_alone(tmp_path, said):
+def test_index_allows_training_without_labels(tmp_path, logged):
     data = unlabelled(tmp_path, "train", [None] * 3)
     unlabelled(tmp_path, "val", [None])
-    assert said(data) == [
-        f"{count} of {count} images in {data}/{split} have no label: {count} without one (such as 00000.jpg); job.train needs "
-        "none, k-NN and job.linear do"
+    assert logged(data) == [
+        f"{count} of {count} images in {data}/{split} have no label: {count} without one (such as "
+        "00000.jpg). job.train does not need labels, k-NN and job.linear do"
         for split, count in (("train", 3), ("val", 1))
     ]
     images = scan(str(data), "train")
@@ -170,12 +172,13 @@ def test_shards_without_labels_are_indexed_for_training_alone(tmp_path, said):
         scan_validation(str(data), images)
 
 
-def test_shards_of_which_some_images_have_labels_say_how_many(tmp_path, said):
+def test_index_counts_missing_labels(tmp_path, logged):
     data = unlabelled(tmp_path, "train", [1, None, 0, "cat", None])
     unlabelled(tmp_path, "val", [1])
-    [line] = said(data)
+    [line] = logged(data)
     assert line.startswith(
-        f"3 of 5 images in {data}/train have no label: 2 without one (such as 00001.jpg), 1 with one that is no"
+        f"3 of 5 images in {data}/train have no label: 2 without one (such as 00001.jpg), "
+        "1 with one that is no"
     )
     images = scan(str(data), "train")
     assert (images.classes, images.labels.tolist(), images.labelled) == (
@@ -186,7 +189,7 @@ def test_shards_of_which_some_images_have_labels_say_how_many(tmp_path, said):
     assert scan_validation(str(data), images).labels.tolist() == [1]
 
 
-def test_validation_shards_without_labels_are_named(tmp_path):
+def test_index_names_unlabelled_validation(tmp_path):
     data = unlabelled(tmp_path, "train", [1, 0])
     unlabelled(tmp_path, "val", [None])
     index(str(data), Log(speaks=False))
@@ -194,16 +197,17 @@ def test_validation_shards_without_labels_are_named(tmp_path):
         scan_validation(str(data), scan(str(data), "train"))
 
 
-def test_what_an_index_leaves_out_is_said_and_names_with_dots_are_not(tmp_path, said):
+def test_index_logs_files_left_out(tmp_path, logged):
     data = unlabelled(tmp_path, "train", [0, 1, 0], key="scan_{:03d}_v1.5")
     for name in ("._0.tar", "1.tar.gz", "list.csv", ".DS_Store"):
         (data / "train" / name).write_bytes(b"x")
     with webdataset.TarWriter(f"{data}/train/2.TAR") as writer:
         writer.write({"__key__": "a", "jpg": b"x", "cls": 0, "txt": "a cat"})
         writer.write({"__key__": "b", "cr3": b"x", "cls": 0})
-    assert said(data) == [
-        f"left out 7 of 11 files in {data}/train: 2 hidden or of the system (such as .DS_Store), 2 in no tar file (such as "
-        "1.tar.gz), 1 .txt (such as a.txt), 1 .cls (such as b.cls), 1 .cr3 (such as b.cr3)"
+    assert logged(data) == [
+        f"left out 7 of 11 files in {data}/train: 2 hidden or of the system (such as .DS_Store), "
+        "2 in no tar file (such as 1.tar.gz), 1 .txt (such as a.txt), 1 .cls (such as b.cls), "
+        "1 .cr3 (such as b.cr3)"
     ]
     images = scan(str(data), "train")
     assert [images.names[number] for number in range(4)] == [
@@ -213,7 +217,7 @@ def test_what_an_index_leaves_out_is_said_and_names_with_dots_are_not(tmp_path, 
     assert images.labels.tolist() == [0, 1, 0, 0]
 
 
-def test_shards_that_an_index_lacks_are_said_when_it_is_read(shards):
+def test_index_reports_shards_missing_in_it(shards):
     data, _ = shards
     index(str(data), Log(speaks=False))
     assert scan(str(data), "train").left_out == ""
@@ -226,23 +230,23 @@ def test_shards_that_an_index_lacks_are_said_when_it_is_read(shards):
     )
 
 
-def test_where_there_are_no_shards_it_is_said_where_they_should_be(tmp_path):
+def test_index_names_the_expected_folders(tmp_path):
     assert f"expected {tmp_path}/none/train/*.tar" in refused(tmp_path / "none")
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "0.tar.gz").write_bytes(b"x")
     assert "not compressed" in refused(tmp_path)
-    assert "move or link" not in refused(tmp_path)
+    assert "Move or link" not in refused(tmp_path)
     (tmp_path / "0.tar").write_bytes(b"x")
     assert f"Move or link the tar files of {tmp_path}" in refused(tmp_path)
 
 
-def test_a_folder_is_no_shard_whatever_its_name(shards):
+def test_index_ignores_folders_named_tar(shards):
     data, _ = shards
     (data / "train" / "more.tar").mkdir()
     assert len(index(str(data), Log(speaks=False))["train"]) == 3
 
 
-def test_shards_without_images_are_refused_and_no_index_is_written(tmp_path):
+def test_index_refuses_shards_without_images(tmp_path):
     (tmp_path / "train").mkdir()
     with webdataset.TarWriter(str(tmp_path / "train" / "0.tar")) as writer:
         writer.write({"__key__": "a", "txt": "text", "cls": 1})
@@ -250,14 +254,14 @@ def test_shards_without_images_are_refused_and_no_index_is_written(tmp_path):
     assert os.listdir(tmp_path / "train") == ["0.tar"]
 
 
-def test_one_damaged_shard_is_named_and_no_index_is_written(shards):
+def test_index_refuses_a_damaged_shard(shards):
     data, _ = shards
     os.truncate(data / "val" / "val-0000.tar", 3000)
     assert f"{data}/val/val-0000.tar" in refused(data)
     assert not list(data.glob("*/index.npz*"))
 
 
-def test_shards_in_a_folder_without_train_are_indexed_there(tmp_path):
+def test_index_of_a_folder_without_train(tmp_path):
     for folder, count in (("", 3), ("val", 2)):
         (tmp_path / folder).mkdir(exist_ok=True)
         images = [(number, f"c/{number}.png", 0, b"image") for number in range(count)]

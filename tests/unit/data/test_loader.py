@@ -1,4 +1,4 @@
-"""Loader processes, real ones, and what goes wrong in them. They are slow to start, so that few tests share them."""
+"""Loader processes, and their failures. They start slowly, so few tests start them."""
 
 import contextlib
 import multiprocessing
@@ -44,8 +44,8 @@ def images(tmp_path_factory):
 
 
 @pytest.mark.parametrize("rendered", [False, True])
-def test_loader_processes_change_no_byte_and_outlive_the_signals_to_stop(images, rendered):
-    """Two processes share the batches of two epochs."""
+def test_batches_equal_without_processes_after_signals(images, rendered):
+    """Two processes prepare the batches of two epochs."""
     order = TrainingOrder(images, total=4, rank=1, size=2, seed=0, epochs=2, start=(0, 1))
     views = RandomViews(images, RandomView(SIZE, True), 2, 0, rendered)
     expected = [collate([views[draw] for draw in draws]) for draws in order]
@@ -64,14 +64,14 @@ def test_loader_processes_change_no_byte_and_outlive_the_signals_to_stop(images,
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == mask
 
 
-def test_the_batches_of_measuring_come_in_order_from_processes(images):
+def test_batches_of_measuring_keep_their_order(images):
     batches = every_nth_batch(list(range(12)), 5, 0, 1)
     measured = list(Batches(CentreViews(images, SIZE), batches, 2))
     assert [len(labels) for _, labels, _ in measured] == [5, 5, 2]
     assert torch.cat([labels for _, labels, _ in measured]).tolist() == images.labels.tolist()
 
 
-def test_batches_draw_nothing_from_torch_s_own_generator_that_views_depend_on(images):
+def test_batches_leave_torch_s_generator_alone(images):
     order = TrainingOrder(images, total=4, rank=0, size=1, seed=0, epochs=1)
     views = RandomViews(images, RandomView(SIZE, False), 2, seed=0)
     torch.manual_seed(1)
@@ -80,7 +80,7 @@ def test_batches_draw_nothing_from_torch_s_own_generator_that_views_depend_on(im
     assert same(first, list(Batches(views, order, 0)))
 
 
-def test_a_parcel_keeps_values_order_in_memory_and_long_lists(images):
+def test_parcel_keeps_values_layout_and_lists(images):
     views = RandomViews(images, RandomView(SIZE, True), 2, 0, rendered=False)
     query, key, _ = collate([views[0, index] for index in range(7)])
     batch = (query, key, torch.arange(7), [f"a/{'ü' * 200}\udcff{number}" for number in range(50)])
@@ -94,7 +94,7 @@ def test_a_parcel_keeps_values_order_in_memory_and_long_lists(images):
     found[2][0] = 5  # it can be written to
 
 
-# What goes wrong in a loader process.
+# Failures in a loader process.
 
 
 class Unpicklable(Exception):
@@ -111,7 +111,7 @@ def take_all_files():
 
 
 def kill_with_locks():
-    """End as a process does that is killed in the middle of a look at DataLoader's event."""
+    """End as a process that is killed while it tests DataLoader's event."""
     frame = sys._getframe()
     while "done_event" not in frame.f_locals:
         frame = frame.f_back
@@ -124,7 +124,7 @@ def raise_error(error):
     raise error
 
 
-# Name: what a loader process does after image 7, and parts of the line.
+# Name: the action of a loader process after image 7, and parts of the line.
 TROUBLE = {
     "killed": (
         lambda: os.kill(os.getpid(), signal.SIGKILL),
@@ -164,7 +164,7 @@ TROUBLE = {
 
 
 class Troubled(CentreViews):
-    """Views in which something goes wrong at image 7."""
+    """Views that fail at image 7."""
 
     def __init__(self, images, name):
         super().__init__(images, SIZE)
@@ -178,44 +178,44 @@ class Troubled(CentreViews):
 
 
 @pytest.mark.parametrize("name", sorted(TROUBLE.keys() - {"still"}))
-def test_a_loader_process_in_trouble_ends_the_wait_with_its_cause_and_its_file(images, name):
+def test_failure_names_cause_and_file(images, name):
     with pytest.raises(WorkerError) as caught:
         list(Batches(Troubled(images, name), [[0], [1], [6, 7], [8]], 2))
     for part in TROUBLE[name][1:]:
         assert part in str(caught.value)
-    if name != "an error of ours":  # it names what it needs itself
+    if name != "an error of ours":  # its text is complete
         assert images.path(7) in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["an exception", "an error of ours"])
-def test_without_loader_processes_the_line_is_the_same(images, name):
+def test_failure_is_the_same_without_processes(images, name):
     with pytest.raises(WorkerError) as caught:
         list(Batches(Troubled(images, name), [[7]], 0))
     assert TROUBLE[name][1] in str(caught.value)
 
 
-# A loader process that stands still.
+# A stopped loader process.
 
 
 def still(images, **arguments):
-    """Batches of two processes, of which the second never comes; the first process has more to do."""
+    """Batches of two processes. The second one never arrives, the first process has more."""
     return Batches(Troubled(images, "still"), [[0], [7], [2], [3], [4]], 2, **arguments)
 
 
-def test_a_wait_is_said_and_ended_as_horovod_s_limits_say(images):
-    said = []
-    batches = still(images, remark=said.append)
+def test_wait_warns_and_ends_at_its_limits(images):
+    warnings = []
+    batches = still(images, remark=warnings.append)
     next(batches)
     batches.warn, batches.end = 0.6, 2.0
     with pytest.raises(WorkerError) as caught:
         next(batches)
-    assert said[-1].startswith("no batch for ") and f"reads {images.path(7)}" in said[-1]
+    assert warnings[-1].startswith("no batch for ") and f"reads {images.path(7)}" in warnings[-1]
     assert f"reads {images.path(7)}, ended after HOROVOD_STALL_SHUTDOWN_TIME_SECONDS=2" in str(
         caught.value
     )
 
 
-def test_a_signal_is_obeyed_while_no_batch_comes(images, monkeypatch):
+def test_wait_ends_after_a_signal(images, monkeypatch):
     monkeypatch.setattr(loader, "GRACE", 0.6)
     stop = Stop()
     try:
@@ -230,7 +230,7 @@ def test_a_signal_is_obeyed_while_no_batch_comes(images, monkeypatch):
         stop.restore()
 
 
-def test_all_processes_that_stand_still_end_with_the_worker_s_wait(images):
+def test_wait_end_kills_stopped_processes(images):
     batches = Batches(Troubled(images, "still"), [[7], [7]], 2, patience=(0.3, 0.6))
     with pytest.raises(WorkerError, match="no batch for"):
         next(batches)
@@ -238,7 +238,7 @@ def test_all_processes_that_stand_still_end_with_the_worker_s_wait(images):
     assert end_children()
 
 
-def test_the_end_of_the_fork_server_is_told_from_that_of_a_loader_process(images):
+def test_fork_server_end_is_named(images):
     batches = still(images)
     next(batches)
     processes = [psutil.Process(process.pid) for process in batches.processes]
@@ -248,11 +248,11 @@ def test_the_end_of_the_fork_server_is_told_from_that_of_a_loader_process(images
         match="the process that starts loader processes has ended, probably because memory",
     ):
         list(batches)
-    for process in processes:  # they end with the worker, as a rule
+    for process in processes:  # usually they end with the worker
         process.kill()
 
 
-def test_a_fork_server_that_cannot_start_leaves_no_signal_blocked(monkeypatch):
+def test_fork_server_failure_unblocks_signals(monkeypatch):
     def fail():
         raise OSError("no file descriptors")
 
@@ -266,7 +266,7 @@ def test_a_fork_server_that_cannot_start_leaves_no_signal_blocked(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_end_of_the_fork_server_while_it_starts_a_loader_process(images, monkeypatch):
+def test_fork_server_end_during_start_is_named(images, monkeypatch):
     start_fork_server()
     server, connect = forkserver._forkserver, forkserver.connect_to_new_process
 
@@ -284,7 +284,7 @@ def test_the_end_of_the_fork_server_while_it_starts_a_loader_process(images, mon
         Batches(CentreViews(images, SIZE), [[0]], 1)
 
 
-def test_a_batch_of_a_process_that_has_ended_is_an_error_and_ends_no_thread():
+def test_lost_batch_is_an_error_not_a_dead_thread():
     ended = subprocess.Popen([sys.executable, "-c", "pass"])
     ended.wait()
     memory = Shared(8)
@@ -292,11 +292,10 @@ def test_a_batch_of_a_process_that_has_ended_is_an_error_and_ends_no_thread():
     assert isinstance(unpack(memory, [8]), FileNotFoundError)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:This process:DeprecationWarning"
-)  # later Pythons warn of forks beside threads
+# Later Pythons warn of forks with threads.
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 @pytest.mark.parametrize("kind", [Reading, Flag])
-def test_a_loader_process_that_starts_after_its_worker_s_end_ends_without_a_word(kind, capfd):
+def test_late_loader_process_ends_silently(kind, capfd):
     ended = subprocess.Popen([sys.executable, "-c", "pass"])
     ended.wait()
     sent = kind(Shared(16))
@@ -313,7 +312,7 @@ MANY = 20_000
 
 
 def many(kind, tmp_path):
-    """A set of MANY images, none of which is there."""
+    """A set of MANY images, which do not exist."""
     names = [f"class_{number % 9:04d}/image_{number:08d}.jpeg" for number in range(MANY)]
     folder = ImageFolder("root", ["c"], names, [number % 3 - 1 for number in range(MANY)], 0)
     if kind == "joined":
@@ -327,8 +326,8 @@ def many(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["folder", "joined", "packed"])
-def test_loader_processes_map_the_names_and_labels_of_their_worker(tmp_path, kind):
-    """A process's own part of a set does not grow with it; it reads the same images."""
+def test_loader_processes_map_names_and_labels(tmp_path, kind):
+    """A process's own data of a set does not grow with the set. It reads the same images."""
     images = many(kind, tmp_path)
     tasks = Tasks(CentreViews(images, SIZE), Reading(Shared(16)), packed=True)
     sent = [bytes(ForkingPickler.dumps(tasks)) for _ in range(2)]
@@ -359,8 +358,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_batches_need_no_room_in_dev_shm(images):
-    """On a /dev/shm of 64 KiB, in a mount namespace of its own; loaders of torch's own kind stand still there."""
+def test_batches_need_no_dev_shm(images):
+    """With a /dev/shm of 64 KiB, in its own mount namespace. torch's own loaders hang there."""
     data = os.path.dirname(images.root)
     script = 'mount -t tmpfs -o size=64k tmpfs /dev/shm || exit 77; exec "$0" -c "$1" "$2"'
     command = ["unshare", "--mount", "sh", "-c", script, sys.executable, SMALL_SHM, data]
@@ -370,7 +369,7 @@ def test_batches_need_no_room_in_dev_shm(images):
     assert done.stdout.split() == ["6", "True"], done.stderr
 
 
-# A file system that fails: a disk image that is cut short beneath it.
+# A failing file system: its disk image is truncated.
 
 
 def mounted(*words):
@@ -381,30 +380,30 @@ def mounted(*words):
 
 @pytest.fixture
 def failing_disk(tmp_path, request):
-    """An image folder, or packed one, on a disk whose reads fail from now on, and a function that lets them succeed."""
-    disk, place = tmp_path / "disk.img", tmp_path / "disk"
-    place.mkdir()
+    """A folder, plain or packed, on a disk whose reads fail, and a function that repairs it."""
+    disk, mount = tmp_path / "disk.img", tmp_path / "disk"
+    mount.mkdir()
     with open(disk, "wb") as file:
         file.truncate(2**24)
     subprocess.run(["mkfs.ext4", "-q", disk], check=True)
-    mounted("-o", "loop", disk, place)
+    mounted("-o", "loop", disk, mount)
     try:
-        folder = place / "train" / "a"
+        folder = mount / "train" / "a"
         folder.mkdir(parents=True)
         for number in range(2):
             Image.new("RGB", (40, 40), (90 * number, 9, 9)).save(folder / f"{number}.bmp")
         if request.param == "packed":
             content = (folder / "0.bmp").read_bytes()
             write_shard(
-                str(place / "train" / "s.tar"),
+                str(mount / "train" / "s.tar"),
                 [(0, "a/0.bmp", 0, content), (1, "a/1.bmp", 0, content)],
             )
             shards.save_index(
-                str(place / "train"), ["a"], [read_shard(str(place / "train" / "s.tar"))]
+                str(mount / "train"), ["a"], [read_shard(str(mount / "train" / "s.tar"))]
             )
-        subprocess.run(["umount", place], check=True)
-        mounted("-o", "loop,ro", disk, place)
-        found = scan(str(place), "train", max_bad=1)
+        subprocess.run(["umount", mount], check=True)
+        mounted("-o", "loop,ro", disk, mount)
+        found = scan(str(mount), "train", max_bad=1)
         disk_bytes = disk.read_bytes()
         os.truncate(disk, 4096)
 
@@ -414,14 +413,12 @@ def failing_disk(tmp_path, request):
 
         yield found, restore
     finally:
-        subprocess.run(["umount", "--lazy", place])
+        subprocess.run(["umount", "--lazy", mount])
 
 
 @pytest.mark.parametrize("failing_disk", ["folder", "packed"], indirect=True)
-def test_a_file_system_that_fails_ends_the_run_with_the_file_s_name(
-    failing_disk, monkeypatch, capfd
-):
-    """No image is replaced: that would change what is trained."""
+def test_failing_file_system_names_the_file(failing_disk, monkeypatch, capfd):
+    """No image is replaced, because that would change the training."""
     images, _ = failing_disk
     monkeypatch.setattr(job.files, "PAUSES", (0, 0.1))
     with pytest.raises(WorkerError) as caught:
@@ -435,7 +432,7 @@ def test_a_file_system_that_fails_ends_the_run_with_the_file_s_name(
 
 
 @pytest.mark.parametrize("failing_disk", ["folder", "packed"], indirect=True)
-def test_a_file_system_that_comes_back_changes_nothing(failing_disk, monkeypatch, capfd):
+def test_recovering_file_system_changes_no_batch(failing_disk, monkeypatch, capfd):
     images, restore = failing_disk
     monkeypatch.setattr(job.files, "PAUSES", (0, 600))
     monkeypatch.setattr(time, "sleep", lambda pause: restore() if pause else None)
@@ -444,32 +441,31 @@ def test_a_file_system_that_comes_back_changes_nothing(failing_disk, monkeypatch
     assert capfd.readouterr().err.count("Input/output error") == 2
 
 
-# Loader processes of a worker that is killed.
+# Loader processes of a killed worker.
 
 
-def load(told):
+def load(sender):
     """A loader process that would never end."""
     begin(0)
-    told.send(os.getpid())
+    sender.send(os.getpid())
     time.sleep(600)
 
 
-def work(told):
+def work(sender):
     """A worker with such a loader process, which does not end either."""
-    multiprocessing.get_context("fork").Process(target=load, args=(told,)).start()
+    multiprocessing.get_context("fork").Process(target=load, args=(sender,)).start()
     time.sleep(600)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:This process:DeprecationWarning"
-)  # later Pythons warn of forks beside threads
-def test_a_loader_process_ends_when_its_worker_is_killed():
+# Later Pythons warn of forks with threads.
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_loader_process_ends_with_its_worker():
     context = multiprocessing.get_context("fork")
-    hear, told = context.Pipe(duplex=False)
-    worker = context.Process(target=work, args=(told,))
+    receiver, sender = context.Pipe(duplex=False)
+    worker = context.Process(target=work, args=(sender,))
     worker.start()
-    assert hear.poll(60)
-    process = psutil.Process(hear.recv())
+    assert receiver.poll(60)
+    process = psutil.Process(receiver.recv())
     worker.kill()
     worker.join()
     _, alive = psutil.wait_procs([process], timeout=10)

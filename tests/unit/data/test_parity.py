@@ -1,9 +1,10 @@
-"""The views against torchvision's on PIL images, in distribution: both draw many, and what they show is compared.
+"""The distribution of views compared with torchvision's on PIL images.
 
-Every comparison has a limit from the sampling error at the number of draws. Of whole views, both sides' are dealt anew
-into two halves, 300 times, and the distance between the sides may be three tenths more than the largest between such
-halves; of one picture's changes and of crops it is Kolmogorov and Smirnov's at the level of a thousandth. Each kind of
-comparison is shown to reject wrong pipelines.
+Every comparison has a limit from the sampling error at its number of draws. For complete views, the
+views of both sides are divided into two random halves, 300 times. The distance between the sides
+may be 1.3 times the largest distance between such halves. For changes of one picture and for crops,
+it is the test of Kolmogorov and Smirnov at the level of a thousandth. Tests show that each kind of
+comparison rejects wrong pipelines.
 """
 
 import functools
@@ -24,11 +25,9 @@ from pictures import photo, plain, vivid
 
 pytestmark = pytest.mark.slow
 
-SIZE, PAIRS, DEALS = (
-    32,
-    200,
-    300,
-)  # pixels of a view; pairs of views of every picture; random halves
+SIZE = 32  # pixels of a view
+PAIRS = 200  # pairs of views of every picture
+DEALS = 300  # divisions into random halves
 PICTURES = [photo(seed, 90, 120) for seed in range(4)] + [
     vivid(8, 90, 120, spread=0.04),
     vivid(9, 100, 70, spread=0.1),
@@ -83,7 +82,7 @@ CLASSIFIER = V2 | {"crop": 0.08, "jittered": 0.0, "grey": 0.0, "blurred": 0.0}
 
 
 def changes(setting):
-    """What torchvision does to a crop that is a PIL image."""
+    """torchvision's changes of a crop, a PIL image."""
     colour = transforms.RandomApply(
         [setting["jitterer"](*setting["jitter"])], p=setting["jittered"]
     )
@@ -94,7 +93,7 @@ def changes(setting):
 
 
 def torchvisions(setting, seed=1):
-    """Pairs of views of every picture from torchvision on PIL images, (pictures, PAIRS, 2, SIZE, SIZE, 3) uint8."""
+    """torchvision's pairs of views, (pictures, PAIRS, 2, SIZE, SIZE, 3) uint8."""
     crop = transforms.RandomResizedCrop(
         SIZE, scale=(setting["crop"], 1.0), interpolation=setting["resize"]
     )
@@ -107,7 +106,7 @@ def torchvisions(setting, seed=1):
 
 
 def ours(view, seed=0, in_batches=False):
-    """As many of this project's, rendered one by one or in batches."""
+    """This project's pairs of views, of the same shape, rendered one by one or in batches."""
     random = np.random.default_rng(seed)
 
     def draw(picture):
@@ -117,14 +116,14 @@ def ours(view, seed=0, in_batches=False):
             (view.crop(picture, random), torch.from_numpy(view.appearance(random)))
             for _ in range(2 * PAIRS)
         ]
-        return render_batch.render(*(torch.stack(part) for part in zip(*drawn, strict=True)))
+        return render_batch.render(*(torch.stack(each) for each in zip(*drawn, strict=True)))
 
     views = torch.stack([draw(picture) for picture in PICTURES]).permute(0, 1, 3, 4, 2).numpy()
     return views.reshape(len(PICTURES), PAIRS, 2, SIZE, SIZE, 3)
 
 
 def measure(views):
-    """What views show, name -> (pictures, PAIRS, K): numbers of a view, or shares of a histogram."""
+    """Measures of views, name -> (pictures, PAIRS, K): numbers, or fractions of a histogram."""
     flat = np.ascontiguousarray(views).reshape(-1, SIZE, SIZE, 3)
     hsv = np.stack([cv2.cvtColor(view, cv2.COLOR_RGB2HSV_FULL) for view in flat])
     luma = flat @ np.array([0.299, 0.587, 0.114], dtype=np.float32)  # (N, SIZE, SIZE)
@@ -132,13 +131,12 @@ def measure(views):
     across, down = (np.log(1 + np.square(np.diff(luma, axis=axis)).mean((1, 2))) for axis in (2, 1))
 
     def histogram(values, low, high, bins=12, weights=None):
-        """Shares of `bins` bins, (N, bins), of values (N, ...)."""
+        """Fractions of `bins` bins, (N, bins), of values (N, ...)."""
         values = values.reshape(len(flat), -1)
-        places = ((values - low) / (high - low) * bins).clip(0, bins - 1).astype(
-            int
-        ) + bins * np.arange(len(flat))[:, None]
+        bin_of = ((values - low) / (high - low) * bins).clip(0, bins - 1).astype(int)
+        bin_of += bins * np.arange(len(flat))[:, None]
         weights = np.ones_like(values) if weights is None else weights.reshape(values.shape)
-        counts = np.bincount(places.ravel(), weights.ravel(), bins * len(flat)).reshape(
+        counts = np.bincount(bin_of.ravel(), weights.ravel(), bins * len(flat)).reshape(
             len(flat), bins
         )
         return counts / values.shape[1]
@@ -171,20 +169,20 @@ def measure(views):
 def distances(one, other):
     """Name -> distance between two sides' measures and its limit.
 
-    Of a picture it is half the sum of the differences between the sides' means (of a histogram: the total variation);
-    the pictures' are added up. Halves are dealt within a picture, pair by pair.
+    For a picture it is half the sum of the differences between the sides' means (for a histogram,
+    the total variation). Distances of all pictures are added. Halves are drawn by pairs of a
+    picture.
     """
     deal = np.random.default_rng(2)
     signs = np.stack([deal.permutation(np.repeat([1.0, -1.0], PAIRS)) for _ in range(DEALS)])
-    signs = (
-        np.concatenate([np.repeat([[1.0, -1.0]], PAIRS, axis=1), signs]) / PAIRS
-    )  # the first: as they are
-    found = {}
+    # The first row divides the pairs by their sides.
+    signs = np.concatenate([np.repeat([[1.0, -1.0]], PAIRS, axis=1), signs]) / PAIRS
+    distance_of = {}
     for name in one:
         both = np.concatenate([one[name], other[name]], axis=1)  # (pictures, 2 PAIRS, K)
         totals = np.abs(np.einsum("dn,pnk->dpk", signs, both, optimize=True)).sum((1, 2)) / 2
-        found[name] = (totals[0], 1.3 * totals[1:].max())
-    return found
+        distance_of[name] = (totals[0], 1.3 * totals[1:].max())
+    return distance_of
 
 
 def rejected(one, other):
@@ -201,18 +199,18 @@ VIEWS = {
 
 @functools.cache
 def measured(version, in_batches):
-    """What our views show."""
+    """The measures of our views."""
     return measure(ours(VIEWS[version][0], in_batches=in_batches))
 
 
 @functools.cache
 def torchvision_measured(version):
-    """What torchvision's views show."""
+    """The measures of torchvision's views."""
     return measure(torchvisions(VIEWS[version][1]))
 
 
 def wrong_ones(cases):
-    """Run a test with each of `cases`: version, what is wrong with torchvision's pipeline, the names of what must show it."""
+    """Run a test with each of `cases`: version, wrong setting, the measures that must detect it."""
     names = [f"{version}-{'-'.join(wrong)}" for version, wrong, _ in cases]
     return pytest.mark.parametrize(("version", "wrong", "seen"), cases, ids=names)
 
@@ -221,7 +219,7 @@ def wrong_ones(cases):
     ("version", "in_batches"),
     [("v2", False), ("v2", True), ("v1", False), ("v1", True), ("classifier", False)],
 )
-def test_views_are_torchvision_s_in_distribution(version, in_batches):
+def test_views_match_torchvision(version, in_batches):
     assert rejected(measured(version, in_batches), torchvision_measured(version)) == set()
 
 
@@ -241,18 +239,18 @@ WRONG = [
 
 
 @wrong_ones(WRONG)
-def test_a_wrong_pipeline_is_told_apart(version, wrong, seen):
+def test_views_differ_from_a_wrong_pipeline(version, wrong, seen):
     theirs = measure(torchvisions(VIEWS[version][1] | wrong))
     for in_batches in (False, True) if version != "classifier" else (False,):
         assert seen <= rejected(measured(version, in_batches), theirs)
 
 
-def test_every_measure_tells_a_wrong_pipeline_apart():
+def test_views_measures_each_detect_an_error():
     assert set.union(*(seen for _, _, seen in WRONG)) == set(measured("v2", False))
 
 
-# Of one picture that is not cropped, the distribution of its changes alone is left, and many draws are cheap.
-# A plain one shows colours alone; it must be no smaller than the blurs reach.
+# One picture without crops shows only the distribution of its changes, and many draws are cheap.
+# A plain picture shows only colours. It must not be smaller than the blurs reach.
 
 SIDE = render_batch.RADIUS + 1
 SMALL = {
@@ -264,7 +262,7 @@ DRAWS = {"orange": 8000, "blue": 8000, "photo": 4000}
 
 
 def by_torchvision(picture, setting):
-    """The changes of one of SMALL by torchvision on PIL images, (DRAWS, H, W, 3) uint8."""
+    """torchvision's changes of one of SMALL, (DRAWS, H, W, 3) uint8."""
     change, image = transforms.Compose(changes(setting)), Image.fromarray(SMALL[picture])
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -273,7 +271,7 @@ def by_torchvision(picture, setting):
 
 @functools.cache
 def by_us(picture, version, in_batches):
-    """This project's."""
+    """This project's changes of one of SMALL, of the same shape."""
     random = np.random.default_rng(0)
     drawn = np.stack([VIEWS[version][0].appearance(random) for _ in range(DRAWS[picture])])
     if not in_batches:
@@ -283,16 +281,16 @@ def by_us(picture, version, in_batches):
 
 
 def differ(one, other, tolerance=0.0):
-    """Whether two samples differ in distribution: Kolmogorov and Smirnov's distance, at the level of a thousandth."""
+    """Whether two samples differ by Kolmogorov and Smirnov's test at the level of a thousandth."""
     limit = np.sqrt(-np.log(0.001 / 2) / 2 * (1 / len(one) + 1 / len(other)))
     return ks_2samp(one, other, method="asymp").statistic > limit + tolerance
 
 
 def colours_unlike(ours, theirs):
-    """The names of what differs in distribution between two sets of plain pictures (DRAWS, SIDE, SIDE, 3).
+    """The measures in which two sets of plain pictures (DRAWS, SIDE, SIDE, 3) differ.
 
-    PIL rounds down: all values are spread by four levels, and hues by as much of 255, so that it does not matter on
-    which side of a value the views of one colour lie whose colour is left as it is. A hundredth is allowed for the rest.
+    PIL rounds down. So all values are spread by four levels, and hues by four 255ths: the side of a
+    value on which unchanged colours are then does not matter. The rest may differ by a hundredth.
     """
 
     def shown(colours, seed):
@@ -312,7 +310,7 @@ def colours_unlike(ours, theirs):
 
 @pytest.mark.parametrize("colour", ["orange", "blue"])
 @pytest.mark.parametrize("version", ["v1", "v2"])
-def test_colours_change_as_torchvision_s_in_distribution(version, colour):
+def test_colours_match_torchvision(version, colour):
     theirs = by_torchvision(colour, VIEWS[version][1])
     for in_batches in (False, True):
         assert colours_unlike(by_us(colour, version, in_batches), theirs) == set()
@@ -329,18 +327,18 @@ def test_colours_change_as_torchvision_s_in_distribution(version, colour):
         ("v2", {"grey": 0.25}, {"chroma"}),
     ]
 )
-def test_a_wrong_change_of_colours_is_told_apart(version, wrong, seen):
+def test_colours_differ_from_a_wrong_pipeline(version, wrong, seen):
     theirs = by_torchvision("orange", VIEWS[version][1] | wrong)
     for in_batches in (False, True):
         assert seen <= colours_unlike(by_us("orange", version, in_batches), theirs)
 
 
 def pictures_unlike(ours, theirs):
-    """The names of what differs in distribution between two sets of one picture's views (DRAWS, H, W, 3).
+    """The measures in which two sets of one picture's views (DRAWS, H, W, 3) differ.
 
-    Sharpness is the share of the squared steps from pixel to pixel in the variance, which colours hardly change. Values
-    are spread, again; and two hundredths more than sampling explains are allowed: PIL's blur is one by boxes, and below
-    half a pixel it is the stronger one.
+    Sharpness is the mean squared step from pixel to pixel over the variance, which colours hardly
+    change. Values are spread as above. Two hundredths more than the sampling error are allowed,
+    because PIL blurs by boxes, and more strongly below half a pixel.
     """
 
     def shown(views, seed):
@@ -362,7 +360,7 @@ def pictures_unlike(ours, theirs):
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
-def test_a_picture_changes_as_torchvision_s_in_distribution(version):
+def test_picture_matches_torchvision(version):
     theirs = by_torchvision("photo", VIEWS[version][1])
     for in_batches in (False, True):
         assert pictures_unlike(by_us("photo", version, in_batches), theirs) == set()
@@ -378,29 +376,29 @@ def test_a_picture_changes_as_torchvision_s_in_distribution(version):
         ("v2", {"jitter": (0.4, 0.6, 0.4, 0.1)}, {"contrast"}),
     ]
 )
-def test_a_wrong_change_of_a_picture_is_told_apart(version, wrong, seen):
+def test_picture_differs_from_a_wrong_pipeline(version, wrong, seen):
     theirs = by_torchvision("photo", VIEWS[version][1] | wrong)
     for in_batches in (False, True):
         assert seen <= pictures_unlike(by_us("photo", version, in_batches), theirs)
 
 
-# Where and how large the crops are.
+# Positions and sizes of crops.
 
 CROPS = 4000
 
 
-def places(height, width, scale, monkeypatch):
+def crops_of(height, width, scale, monkeypatch):
     """Crops of an image by `random_crop`, (CROPS, 4): top, left, height, width."""
     image = np.zeros((height, width, 3), dtype=np.uint8)
     image[:, :, 0], image[:, :, 1] = np.arange(height)[:, None], np.arange(width)
     monkeypatch.setattr(
-        job.data.augment, "resize", lambda part, *size: (*part[0, 0, :2].tolist(), *part.shape[:2])
+        job.data.augment, "resize", lambda crop, *size: (*crop[0, 0, :2].tolist(), *crop.shape[:2])
     )
     random = np.random.default_rng(0)
     return np.array([random_crop(image, 8, scale, random) for _ in range(CROPS)])
 
 
-def torchvision_s_places(height, width, scale, ratio=(3 / 4, 4 / 3)):
+def torchvision_crops(height, width, scale, ratio=(3 / 4, 4 / 3)):
     image = Image.new("L", (width, height))
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -410,7 +408,7 @@ def torchvision_s_places(height, width, scale, ratio=(3 / 4, 4 / 3)):
 
 
 def placed_unlike(ours, theirs):
-    """The names of what differs in distribution between crops (CROPS, 4)."""
+    """The measures in which crops (CROPS, 4) differ."""
 
     def shown(crops):
         tops, lefts, heights, widths = crops.T
@@ -429,9 +427,9 @@ def placed_unlike(ours, theirs):
 
 @pytest.mark.parametrize(("height", "width"), [(90, 120), (120, 120), (200, 60), (40, 250), (5, 4)])
 @pytest.mark.parametrize("least", [0.08, 0.2])
-def test_crops_lie_as_torchvision_s_in_distribution(height, width, least, monkeypatch):
-    ours = places(height, width, (least, 1.0), monkeypatch)
-    assert placed_unlike(ours, torchvision_s_places(height, width, (least, 1.0))) == set()
+def test_crops_match_torchvision(height, width, least, monkeypatch):
+    ours = crops_of(height, width, (least, 1.0), monkeypatch)
+    assert placed_unlike(ours, torchvision_crops(height, width, (least, 1.0))) == set()
 
 
 @pytest.mark.parametrize(
@@ -443,16 +441,16 @@ def test_crops_lie_as_torchvision_s_in_distribution(height, width, least, monkey
         ((0.2, 1.0), (3 / 4, 1.2), "proportions"),
     ],
 )
-def test_wrong_crops_are_told_apart(scale, ratio, seen, monkeypatch):
-    theirs = torchvision_s_places(90, 120, scale, ratio)
-    assert seen in placed_unlike(places(90, 120, (0.2, 1.0), monkeypatch), theirs)
+def test_crops_differ_from_wrong_ones(scale, ratio, seen, monkeypatch):
+    theirs = torchvision_crops(90, 120, scale, ratio)
+    assert seen in placed_unlike(crops_of(90, 120, (0.2, 1.0), monkeypatch), theirs)
 
 
-def test_crops_of_a_wrong_place_are_told_apart(monkeypatch):
-    """Each nearer to the top left corner by one of ten parts of its way."""
+def test_crops_differ_at_wrong_positions(monkeypatch):
+    """Each crop is moved by a tenth of its distance towards the top left corner."""
     ours, theirs = (
-        places(90, 120, (0.2, 1.0), monkeypatch),
-        torchvision_s_places(90, 120, (0.2, 1.0)),
+        crops_of(90, 120, (0.2, 1.0), monkeypatch),
+        torchvision_crops(90, 120, (0.2, 1.0)),
     )
     theirs[:, :2] = 0.9 * theirs[:, :2]
     assert {"top", "left"} <= placed_unlike(ours, theirs)

@@ -27,7 +27,7 @@ FORMATS = {
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_picture_of_a_newer_format_shows_its_colour(tmp_path, name):
+def test_plugin_reads_its_format(tmp_path, name):
     form, module = FORMATS[name]
     pytest.importorskip(module, reason="pip install '.[images]'")
     (tmp_path / name).write_bytes(
@@ -40,7 +40,7 @@ def test_a_picture_of_a_newer_format_shows_its_colour(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["a.HEIC", "b.hif", "c.jxl"])
-def test_without_its_plug_in_a_format_is_left_out_with_what_to_install(tmp_path, monkeypatch, name):
+def test_plugin_missing_names_the_package(tmp_path, monkeypatch, name):
     missing = {ending for _, endings in plugins.PLUGINS.values() for ending in endings}
     monkeypatch.setattr(selection, "readable_endings", lambda: readable_endings() - missing)
     (tmp_path / name).touch()
@@ -52,7 +52,7 @@ def test_without_its_plug_in_a_format_is_left_out_with_what_to_install(tmp_path,
     assert plugins.ADVICE not in scan(str(tmp_path), "train").left_out
 
 
-def test_a_damaged_picture_of_a_plug_in_is_undecodable(tmp_path):
+def test_plugin_damaged_image_is_undecodable(tmp_path):
     for name, (form, module) in FORMATS.items():
         pytest.importorskip(module, reason="pip install '.[images]'")
         (tmp_path / name).write_bytes(encoded(Image.new("RGB", (40, 36)), form)[:-20])

@@ -1,4 +1,4 @@
-"""Each operation on one image against torchvision's on the same image of PIL. Tolerances are grey levels of 255."""
+"""Each operation on one image compared with torchvision's. Tolerances are levels of 255."""
 
 import colorsys
 
@@ -32,23 +32,21 @@ def difference(image, other):
         (saturation, functional.adjust_saturation),
     ],
 )
-def test_brightness_contrast_and_saturation_are_torchvision_s_but_for_a_level_that_pil_rounds_down(
-    image, factor, operation, theirs
-):
+def test_colours_match_torchvision_within_a_level(image, factor, operation, theirs):
     expected = theirs(Image.fromarray(image), factor)
     assert difference(operation(image, factor), expected).max() <= 1
 
 
 @on_pictures
 @pytest.mark.parametrize("operation", [brightness, contrast, saturation])
-def test_a_factor_of_one_changes_nothing(image, operation):
+def test_factor_of_one_changes_nothing(image, operation):
     assert (operation(image, 1.0) == image).all()
 
 
 @on_pictures
 @pytest.mark.parametrize("factor", FACTORS_TRIED)
-def test_brightness_contrast_and_saturation_are_their_formulas_rounded(image, factor):
-    """Contrast's mean grey is rounded, as PIL has it: up to 0.2 of a level more; saturation's matrix to 10 bits: 0.25."""
+def test_colours_follow_their_formulas(image, factor):
+    """Contrast rounds its mean grey, as PIL does: 0.2 levels. Saturation's matrix: 0.25."""
     values, luma = image.astype(float), image @ LUMA.astype(float)
     mean = luma.mean()
     for found, exact, tolerance in (
@@ -60,7 +58,7 @@ def test_brightness_contrast_and_saturation_are_their_formulas_rounded(image, fa
 
 
 @on_pictures
-def test_saturation_without_any_is_torchvision_s_grey(image):
+def test_saturation_zero_is_torchvision_s_grey(image):
     found = saturation(image, 0.0)
     assert (found == found[:, :, :1]).all()
     off = difference(found, functional.to_grayscale(Image.fromarray(image), 3))
@@ -70,8 +68,8 @@ def test_saturation_without_any_is_torchvision_s_grey(image):
 
 @on_pictures
 @pytest.mark.parametrize("shift", SHIFTS)
-def test_hue_is_torchvision_s_but_for_a_two_hundredth_of_the_circle(image, shift):
-    """Both have 256 hues; PIL rounds the hue and the shift down, and a step of the hue is up to six levels of a channel."""
+def test_hue_matches_torchvision(image, shift):
+    """Both have 256 hues. PIL rounds hue and shift down, and a step is up to six levels."""
     off = difference(hue(image, shift), functional.adjust_hue(Image.fromarray(image), shift))
     assert off.max() <= 20
     assert off.mean() <= 2.5
@@ -79,7 +77,7 @@ def test_hue_is_torchvision_s_but_for_a_two_hundredth_of_the_circle(image, shift
 
 @on_pictures
 @pytest.mark.parametrize("shift", SHIFTS)
-def test_hue_is_its_formula_but_for_half_of_one_of_its_steps(image, shift):
+def test_hue_follows_its_formula(image, shift):
     few = image[::4, ::4].copy()
     exact = [turned(pixel, shift) for pixel in few.reshape(-1, 3)]
     off = difference(hue(few, shift).reshape(-1, 3), 255 * np.array(exact))
@@ -93,12 +91,12 @@ def turned(pixel, shift):
 
 
 @pytest.mark.parametrize("shift", SHIFTS)
-def test_greys_have_no_hue(shift):
+def test_hue_leaves_greys(shift):
     every = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
     assert (hue(every, shift) == every).all()
 
 
-def test_a_third_of_the_circle_is_from_red_to_green_to_blue():
+def test_hue_third_turns_red_to_green_to_blue():
     red, green, blue = (plain(colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
     assert difference(hue(red, 1 / 3), green).max() <= 6
     assert difference(hue(red, -1 / 3), blue).max() <= 6
@@ -107,7 +105,7 @@ def test_a_third_of_the_circle_is_from_red_to_green_to_blue():
 
 @on_pictures
 @pytest.mark.parametrize("sigma", [0.1, 0.3, 0.5, 0.9, 1.4, 2.0])
-def test_blur_is_torchvision_s_of_three_standard_deviations(image, sigma):
+def test_blur_matches_torchvision(image, sigma):
     expected = functional.gaussian_blur(Image.fromarray(image), 2 * round(3 * sigma) + 1, sigma)
     off = difference(blur(image, sigma), expected)
     assert off.max() <= 1
@@ -115,14 +113,14 @@ def test_blur_is_torchvision_s_of_three_standard_deviations(image, sigma):
 
 
 def steps(image):
-    """The mean of the squared steps from pixel to pixel: what a blur takes away."""
+    """The mean of the squared steps from pixel to pixel, which a blur reduces."""
     return np.square(np.diff(np.asarray(image).astype(float), axis=1)).mean()
 
 
 @pytest.mark.parametrize("sigma", [0.5, 0.7, 0.9, 1.4, 2.0])
 @pytest.mark.parametrize("make", [photo, vivid, grey])
-def test_blur_is_nearly_pil_s_of_smooth_pictures(sigma, make):
-    """PIL's is an approximation by boxes, and it continues the border otherwise."""
+def test_blur_nearly_matches_pil_on_smooth_images(sigma, make):
+    """PIL approximates by boxes, and continues the border differently."""
     for seed in range(3):
         image = make(seed)
         expected = Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma))
@@ -134,8 +132,8 @@ def test_blur_is_nearly_pil_s_of_smooth_pictures(sigma, make):
 
 @pytest.mark.parametrize("sigma", [0.1, 0.2, 0.3, 0.4])
 @pytest.mark.parametrize("make", [photo, vivid])
-def test_below_half_a_pixel_blur_takes_away_less_than_pil_s(sigma, make):
-    """A Gaussian's samples a pixel apart have too small a variance there; PIL's boxes have the right one."""
+def test_blur_below_half_a_pixel_is_weaker_than_pil(sigma, make):
+    """Samples of such a Gaussian, a pixel apart, have too small a variance. PIL's boxes do not."""
     for seed in range(3):
         image = make(seed)
         theirs = Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma))
@@ -148,7 +146,7 @@ def test_below_half_a_pixel_blur_takes_away_less_than_pil_s(sigma, make):
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 2.0])
-def test_blur_leaves_what_is_plain_and_spreads_a_dot_as_a_gaussian_does(sigma):
+def test_blur_keeps_plain_and_spreads_a_dot(sigma):
     assert (blur(plain((255, 3, 77), 9, 9), sigma) == plain((255, 3, 77), 9, 9)).all()
     dot = plain((0, 0, 0), 41, 41)
     dot[20, 20] = 255
@@ -159,7 +157,7 @@ def test_blur_leaves_what_is_plain_and_spreads_a_dot_as_a_gaussian_does(sigma):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (2, 5), (3, 3)])
-def test_images_smaller_than_a_blur_are_blurred(shape):
+def test_blur_accepts_small_images(shape):
     image = noise(0, *shape)
     found = blur(image, 2.0)
     assert found.shape == image.shape
@@ -168,20 +166,20 @@ def test_images_smaller_than_a_blur_are_blurred(shape):
     ).max() or shape == (1, 1)
 
 
-# Whole appearances.
+# Complete appearances.
 
 
 @on_pictures
-def test_a_neutral_appearance_returns_the_same_bytes(image):
+def test_render_neutral_appearance_keeps_bytes(image):
     assert (render(image, appearance()) == image).all()
 
 
 @on_pictures
-def test_a_flip_mirrors_left_and_right(image):
+def test_render_flip_mirrors(image):
     assert (render(image, appearance(flip=True)) == image[:, ::-1]).all()
 
 
-def test_operations_are_brightness_contrast_saturation_and_hue_by_their_numbers():
+def test_render_operations_have_their_numbers():
     image = photo(0)
     for number, (operation, factor) in enumerate(
         [(brightness, 0.7), (contrast, 0.7), (saturation, 0.7), (hue, 0.1)]
@@ -192,7 +190,7 @@ def test_operations_are_brightness_contrast_saturation_and_hue_by_their_numbers(
         ).all()
 
 
-def test_operations_come_in_the_order_of_the_appearance():
+def test_render_applies_operations_in_order():
     image, bright = photo(0), np.float32(1.4).item()
     first, last = (
         render(image, appearance((0, 1.4), (1, 0.6))),
@@ -201,16 +199,16 @@ def test_operations_come_in_the_order_of_the_appearance():
     dull = np.float32(0.6).item()
     assert (first == contrast(brightness(image, bright), dull)).all()
     assert (last == brightness(contrast(image, dull), bright)).all()
-    assert difference(first, last).max() > 20  # what the one cuts off, the other keeps
+    assert difference(first, last).max() > 20  # one clips the values that the other keeps
 
 
-def test_an_operation_left_out_is_passed_over():
+def test_render_skips_none():
     image = photo(0)
     gaps = appearance((NONE, 0.3), (0, 1.3), (NONE, 0.0), (3, 0.1), (NONE, 5.0))
     assert (render(image, gaps) == render(image, appearance((0, 1.3), (3, 0.1)))).all()
 
 
-def test_colours_change_before_the_blur_and_the_flip_comes_last():
+def test_render_blurs_then_flips_last():
     image = photo(0)
     found = render(image, appearance((0, 1.4), (2, 0.0), sigma=1.5, flip=True))
     assert (
@@ -219,8 +217,8 @@ def test_colours_change_before_the_blur_and_the_flip_comes_last():
 
 
 @pytest.mark.parametrize("aug_plus", [False, True])
-def test_drawn_appearances_are_torchvision_s_operations_in_the_same_order(aug_plus):
-    """Of up to five operations, each rounded: hues' steps are multiplied by what comes after."""
+def test_render_matches_torchvision_operations(aug_plus):
+    """Up to five operations are rounded, and later ones multiply the steps of hues."""
     theirs = [
         functional.adjust_brightness,
         functional.adjust_contrast,
@@ -232,12 +230,14 @@ def test_drawn_appearances_are_torchvision_s_operations_in_the_same_order(aug_pl
         np.random.default_rng(0),
         list(PICTURES.values()),
     )
-    for place in range(120):
-        image, row = pictures[place % len(pictures)], view.appearance(random)
+    for number in range(120):
+        image, row = pictures[number % len(pictures)], view.appearance(random)
         expected = Image.fromarray(image)
-        for number, factor in zip(row[OPERATIONS].astype(int), row[FACTORS].tolist(), strict=True):
-            if number != NONE:
-                expected = theirs[number](expected, factor)
+        for operation, factor in zip(
+            row[OPERATIONS].astype(int), row[FACTORS].tolist(), strict=True
+        ):
+            if operation != NONE:
+                expected = theirs[operation](expected, factor)
         if row[SIGMA]:
             reach = round(3 * row[SIGMA].item())
             expected = functional.gaussian_blur(expected, 2 * reach + 1, row[SIGMA].item())
@@ -247,7 +247,7 @@ def test_drawn_appearances_are_torchvision_s_operations_in_the_same_order(aug_pl
 
 
 @pytest.mark.parametrize("aug_plus", [False, True])
-def test_rendering_leaves_the_image_as_it_was(aug_plus):
+def test_render_does_not_change_its_image(aug_plus):
     image, view, random = ramp(), RandomView(8, aug_plus), np.random.default_rng(0)
     before = image.copy()
     for _ in range(50):
@@ -257,8 +257,8 @@ def test_rendering_leaves_the_image_as_it_was(aug_plus):
         assert (image == before).all()
 
 
-def test_images_may_be_views_over_other_memory():
-    """Of a tensor with its channels first, and with a step."""
+def test_render_accepts_views_of_memory():
+    """Of a tensor with channels first, and with a step."""
     image, row = photo(0), appearance((0, 0.8), (1, 1.2), (2, 0.7), (3, 0.1), sigma=1.0, flip=True)
     first = torch.from_numpy(image).permute(2, 0, 1).contiguous().permute(1, 2, 0).numpy()
     assert not first.flags.c_contiguous

@@ -1,7 +1,7 @@
-"""Appearances of a batch against those of one image at a time, against torchvision's operations, and against formulas.
+"""Appearances of a batch compared with single images, torchvision's operations, and formulas.
 
-On the CPU, and on a GPU where one is to be seen: tests/conftest.py hides it, and --noconftest does not. Tolerances are
-grey levels of 255.
+On the CPU, and on a visible GPU: tests/conftest.py hides it, --noconftest does not. Tolerances are
+levels of 255.
 """
 
 import colorsys
@@ -46,7 +46,7 @@ KINDS = {
 
 @pytest.fixture(params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
 def rendered(request):
-    """A function: images (B, H, W, 3), appearances (B, 12) -> the images rendered on a device, (B, H, W, 3)."""
+    """A function: images (B, H, W, 3), appearances (B, 12) -> rendered images (B, H, W, 3)."""
 
     def on_device(images, appearances):
         batch = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).to(request.param)
@@ -80,10 +80,8 @@ def difference(one, other):
 
 
 @pytest.mark.parametrize("aug_plus", [False, True])
-def test_drawn_appearances_are_those_of_one_image_at_a_time_but_for_its_rounding(
-    rendered, aug_plus
-):
-    """One image's operations are each rounded, and its hues have 256 steps of up to six levels: 18 levels together."""
+def test_render_batch_matches_single_images(rendered, aug_plus):
+    """Single images round each operation, and have 256 hues: up to 18 levels in total."""
     rows = drawn(aug_plus, 240)
     images = IMAGES[np.arange(240) % len(IMAGES)]
     off = difference(
@@ -100,8 +98,8 @@ def test_drawn_appearances_are_those_of_one_image_at_a_time_but_for_its_rounding
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("number", [1, 3])
-def test_a_batch_of_one_kind_is_that_of_one_image_at_a_time(rendered, kind, number):
-    """Also where an operation is for none of the images, or for all."""
+def test_render_batch_of_one_operation_matches(rendered, kind, number):
+    """Also if an operation applies to no image, or to all."""
     images, row = IMAGES[:number], one(kind)
     off = difference(
         rendered(images, [row] * number), np.stack([render.render(image, row) for image in images])
@@ -110,7 +108,7 @@ def test_a_batch_of_one_kind_is_that_of_one_image_at_a_time(rendered, kind, numb
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_images_of_any_shape_are_rendered(rendered, shape):
+def test_render_batch_accepts_any_shape(rendered, shape):
     images = np.stack([noise(seed, *shape) for seed in range(len(KINDS))])
     rows = [one(kind) for kind in KINDS]
     for image, row, found, kind in zip(images, rows, rendered(images, rows), KINDS, strict=True):
@@ -131,16 +129,14 @@ def test_images_of_any_shape_are_rendered(rendered, shape):
         (2, functional.adjust_saturation),
     ],
 )
-def test_brightness_contrast_and_saturation_are_torchvision_s_but_for_a_level(
-    rendered, factor, number, theirs
-):
+def test_colours_match_torchvision_within_a_level(rendered, factor, number, theirs):
     found = rendered(IMAGES, [appearance((number, factor))] * len(IMAGES))
     expected = np.stack([np.asarray(theirs(Image.fromarray(image), factor)) for image in IMAGES])
     assert difference(found, expected).max() <= 1
 
 
 @pytest.mark.parametrize("shift", [-0.4, -0.1, -0.02, 0.0, 0.05, 0.1, 0.4])
-def test_hue_is_torchvision_s_but_for_pil_s_steps_of_hue(rendered, shift):
+def test_hue_matches_torchvision_to_pil_s_steps(rendered, shift):
     found = rendered(IMAGES, [appearance((3, shift))] * len(IMAGES))
     expected = np.stack(
         [np.asarray(functional.adjust_hue(Image.fromarray(image), shift)) for image in IMAGES]
@@ -150,7 +146,7 @@ def test_hue_is_torchvision_s_but_for_pil_s_steps_of_hue(rendered, shift):
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.6, 0.983, 1.0, 1.4])
-def test_brightness_contrast_and_saturation_are_their_formulas(factor):
+def test_colours_follow_their_formulas(factor):
     values = IMAGES.astype(float)
     luma = values @ np.array(LUMA)
     images = torch.from_numpy(values).float().permute(0, 3, 1, 2)
@@ -164,8 +160,8 @@ def test_brightness_contrast_and_saturation_are_their_formulas(factor):
         assert difference(found, exact.clip(0, 255)).max() < 1e-3
 
 
-def test_hue_is_its_formula():
-    """Colours at random, greys, and the six at which another channel becomes the strongest."""
+def test_hue_follows_its_formula():
+    """Random colours, greys, and the six at which the strongest channel changes."""
     corners = [
         (255, 0, 0),
         (255, 255, 0),
@@ -190,7 +186,7 @@ def test_hue_is_its_formula():
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 2.0])
-def test_blur_is_its_formula(rendered, shape, sigma):
+def test_blur_follows_its_formula(rendered, shape, sigma):
     """The border is mirrored."""
     image, distance = noise(1, *shape), np.arange(-RADIUS, RADIUS + 1)
     weights = np.exp(-0.5 * np.square(distance / sigma)) * (np.abs(distance) <= round(3 * sigma))
@@ -200,7 +196,7 @@ def test_blur_is_its_formula(rendered, shape, sigma):
     assert difference(rendered(image[None], [appearance(sigma=sigma)])[0], wide).max() <= 0.5 + 1e-3
 
 
-def test_blur_leaves_what_is_plain(rendered):
+def test_blur_keeps_plain_images(rendered):
     image = plain((255, 3, 77), 9, 9)
     assert (
         rendered(
@@ -211,8 +207,8 @@ def test_blur_leaves_what_is_plain(rendered):
 
 
 @pytest.mark.parametrize("aug_plus", [False, True])
-def test_views_made_grey_have_equal_channels(rendered, aug_plus):
-    """Version one moves the hue of what is grey already."""
+def test_grey_views_have_equal_channels(rendered, aug_plus):
+    """Version one shifts the hue of grey images."""
     rows = drawn(aug_plus, 200)
     rows = rows[((rows[:, OPERATIONS] == 2) & (rows[:, 5:10] == 0)).any(1)]
     found = rendered(IMAGES[np.arange(len(rows)) % len(IMAGES)], rows)
@@ -223,7 +219,7 @@ def test_views_made_grey_have_equal_channels(rendered, aug_plus):
 # The batch.
 
 
-def test_operations_come_in_the_order_of_each_image_s_appearance(rendered):
+def test_render_batch_keeps_each_image_s_order(rendered):
     rows = [
         appearance((0, 1.4), (1, 0.6)),
         appearance((1, 0.6), (0, 1.4)),
@@ -231,26 +227,26 @@ def test_operations_come_in_the_order_of_each_image_s_appearance(rendered):
     ]
     image = photo(0)
     first, last, gaps = rendered(np.stack([image] * 3), rows)
-    assert difference(first, last).max() > 20  # what the one cuts off, the other keeps
+    assert difference(first, last).max() > 20  # one clips the values that the other keeps
     assert (last == gaps).all()
     assert difference(first, render.render(image, rows[0])).max() <= 1
     assert difference(last, render.render(image, rows[1])).max() <= 1
 
 
 @pytest.mark.parametrize("aug_plus", [False, True])
-def test_an_image_does_not_depend_on_its_neighbours(rendered, aug_plus):
-    """Alone, among others, and among the same in another order; but for a rounding that falls to the other side."""
+def test_render_batch_images_are_independent(rendered, aug_plus):
+    """Alone, with others, and with the same in another order, except for a rounding."""
     rows, order = drawn(aug_plus, 24), np.random.default_rng(1).permutation(24)
     images = IMAGES[np.arange(24) % len(IMAGES)]
     together, shuffled = rendered(images, rows), rendered(images[order], rows[order])
-    alone = np.concatenate([rendered(images[[place]], rows[[place]]) for place in range(24)])
+    single = np.concatenate([rendered(images[[index]], rows[[index]]) for index in range(24)])
     for found in (shuffled, together[order]):
-        off = difference(found, alone[order])
+        off = difference(found, single[order])
         assert off.max() <= 1
         assert off.mean() < 1e-3
 
 
-def test_rendering_leaves_the_images_as_they_were_however_they_lie_in_memory():
+def test_render_batch_does_not_change_its_images():
     first = torch.from_numpy(IMAGES).permute(0, 3, 1, 2)
     rows = torch.from_numpy(drawn(True, len(IMAGES)))
     expected = render_batch(first, rows)
@@ -259,16 +255,16 @@ def test_rendering_leaves_the_images_as_they_were_however_they_lie_in_memory():
 
 
 @pytest.mark.parametrize("aug_plus", [False, True])
-def test_nothing_is_read_back_from_the_device(aug_plus):
-    """Of images on the meta device there is nothing to read: what depends on their values fails."""
+def test_render_batch_reads_nothing_back(aug_plus):
+    """Images on the meta device have no values, so an operation that reads them fails."""
     images = torch.empty(24, 3, 16, 16, dtype=torch.uint8, device="meta")
     found = render_batch(images, torch.from_numpy(drawn(aug_plus, 24)))
     assert (found.device, found.shape, found.dtype) == (images.device, images.shape, images.dtype)
 
 
 @pytest.mark.parametrize("aug_plus", [False, True])
-def test_a_batch_takes_few_operations_of_its_device(aug_plus):
-    """A GPU starts a kernel for each: as many for all views of a step as for a few images."""
+def test_render_batch_needs_few_operations(aug_plus):
+    """A GPU starts a kernel for each operation, whatever the number of images."""
     images = torch.empty(256, 3, 16, 16, dtype=torch.uint8, device="meta")
     with DeviceOperations() as counted:
         render_batch(images, torch.from_numpy(drawn(aug_plus, 256)))
@@ -276,7 +272,7 @@ def test_a_batch_takes_few_operations_of_its_device(aug_plus):
 
 
 class DeviceOperations(TorchDispatchMode):
-    """Counts the operations that compute tensors of the meta device."""
+    """Count the operations that compute tensors of the meta device."""
 
     def __init__(self):
         super().__init__()

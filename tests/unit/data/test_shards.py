@@ -1,3 +1,5 @@
+"""Packed images, their index, and their order in lanes."""
+
 import os
 import pickle
 import shutil
@@ -19,7 +21,7 @@ from job.data.augment import RandomView
 
 
 def packed(root, sizes, classes=("a", "b")):
-    """Write shards of so many images, which are bytes that tell them apart, and an index."""
+    """Write shards of so many images, each of different bytes, and an index."""
     os.makedirs(root)
     names, first = [f"s-{number}.tar" for number in range(len(sizes))], 0
     for name, size in zip(names, sizes, strict=True):
@@ -41,8 +43,8 @@ def refused(root):
     return str(caught.value)
 
 
-def test_every_image_is_found_in_its_shard(tmp_path):
-    """One shard without images among them, one without bytes in its first image."""
+def test_packed_images_have_their_content(tmp_path):
+    """One shard has no images, one has a first image without bytes."""
     images = PackedImages(packed(tmp_path / "train", [3, 0, 1, 6]), max_bad=4)
     assert (len(images), images.classes, images.max_bad) == (10, ["a", "b"], 4)
     for n in range(10):
@@ -54,7 +56,7 @@ def test_every_image_is_found_in_its_shard(tmp_path):
         )
 
 
-def test_images_are_found_with_few_files_open(tmp_path, monkeypatch):
+def test_packed_images_open_few_files(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "OPEN_SHARDS", 2)
     images = PackedImages(packed(tmp_path / "train", [2] * 6), max_bad=0)
     before = len(os.listdir("/proc/self/fd"))
@@ -63,7 +65,7 @@ def test_images_are_found_with_few_files_open(tmp_path, monkeypatch):
         assert len(os.listdir("/proc/self/fd")) <= before + 2
 
 
-def test_a_copy_for_another_process_opens_files_of_its_own(tmp_path):
+def test_packed_images_copy_opens_its_own_files(tmp_path):
     images = PackedImages(packed(tmp_path / "train", [5]), max_bad=0)
     images.content(3)
     copy = pickle.loads(pickle.dumps(images))
@@ -71,7 +73,7 @@ def test_a_copy_for_another_process_opens_files_of_its_own(tmp_path):
     assert copy.content(3) == images.content(3)
 
 
-def test_a_shard_that_shrinks_while_it_is_read_ends_the_run(tmp_path, monkeypatch):
+def test_shard_that_shrinks_ends_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(job.files, "PAUSES", (0,))
     images = PackedImages(packed(tmp_path / "train", [5]), max_bad=4)
     os.truncate(tmp_path / "train" / "s-0.tar", 600)
@@ -81,8 +83,8 @@ def test_a_shard_that_shrinks_while_it_is_read_ends_the_run(tmp_path, monkeypatc
         images.read(4)
 
 
-def test_an_index_that_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch):
-    """Nor is its file system asked once only."""
+def test_index_unreadable_is_not_called_damaged(tmp_path, monkeypatch):
+    """The read is also retried."""
     root = packed(tmp_path / "train", [5])
     os.rename(tmp_path / "train" / shards.INDEX, tmp_path / "index")
     monkeypatch.setattr(job.files, "PAUSES", (0, 600))
@@ -100,35 +102,35 @@ def test_an_index_that_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatc
     assert len(PackedImages(root, max_bad=0)) == 5
 
 
-def test_an_index_comes_back_as_it_was_saved(tmp_path):
+def test_index_survives_saving(tmp_path):
     root = packed(tmp_path / "train", [2, 3], classes=("größe", "caf\udce9 x"))
     images = PackedImages(root, max_bad=0)
     assert images.classes == ["größe", "caf\udce9 x"]
     assert list(images.names)[:2] == ["größe/0.png", "caf\udce9 x/1.png"]
 
 
-def test_a_missing_shard_is_named(tmp_path):
+def test_index_names_a_missing_shard(tmp_path):
     packed(tmp_path / "train", [2, 2])
     os.remove(tmp_path / "train" / "s-1.tar")
     assert f"{tmp_path}/train/s-1.tar is missing" in refused(tmp_path / "train")
 
 
 @pytest.mark.parametrize("change", [-512, 512])
-def test_a_shard_of_another_size_is_named_with_both(tmp_path, change):
+def test_index_names_a_shard_of_another_size(tmp_path, change):
     packed(tmp_path / "train", [2, 2])
     size = os.path.getsize(tmp_path / "train" / "s-1.tar")
     os.truncate(tmp_path / "train" / "s-1.tar", size + change)
     assert f"s-1.tar has {size + change} bytes; expected {size}" in refused(tmp_path / "train")
 
 
-def test_an_index_of_another_format_is_told(tmp_path, monkeypatch):
+def test_index_refuses_another_format(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "FORMAT", 7)
     packed(tmp_path / "train", [2])
     monkeypatch.undo()
     assert "has format 7, this version reads 1" in refused(tmp_path / "train")
 
 
-def test_an_index_that_is_none_is_refused(tmp_path):
+def test_index_refuses_other_content(tmp_path):
     packed(tmp_path / "train", [2])
     path = tmp_path / "train" / "index.npz"
     whole = path.read_bytes()
@@ -151,14 +153,14 @@ def test_an_index_that_is_none_is_refused(tmp_path):
         assert "incomplete index" in refused(tmp_path / "train")
 
 
-def test_a_damaged_index_is_refused_or_reads_as_before(tmp_path):
+def test_index_damaged_is_refused_or_unchanged(tmp_path):
     packed(tmp_path / "train", [40])
     path = tmp_path / "train" / "index.npz"
     whole, expected = path.read_bytes(), load_index(str(tmp_path / "train"))
     random, damages = np.random.default_rng(0), 0
-    for place in random.integers(0, len(whole), 300).tolist():
+    for offset in random.integers(0, len(whole), 300).tolist():
         damaged = bytearray(whole)
-        damaged[place] ^= 1 << random.integers(0, 8)
+        damaged[offset] ^= 1 << random.integers(0, 8)
         path.write_bytes(damaged)
         try:
             found = load_index(str(tmp_path / "train"))
@@ -176,7 +178,7 @@ def test_a_damaged_index_is_refused_or_reads_as_before(tmp_path):
 
 
 def shards_of(sizes):
-    """Images in shards of so many, which lie nowhere."""
+    """Images in shards of so many, without files."""
     images = object.__new__(PackedImages)
     images.shard_ends, images.labels = np.cumsum(sizes), np.zeros(sum(sizes), dtype=np.int64)
     return images
@@ -195,7 +197,7 @@ both = pytest.mark.parametrize(("sizes", "total"), SIZES.values(), ids=SIZES)
 
 
 @both
-def test_an_epoch_shows_each_image_at_most_once_in_whole_batches(sizes, total):
+def test_lanes_show_each_image_at_most_once(sizes, total):
     for epoch in range(5):
         order = shards_of(sizes).order(3, epoch, total)
         assert order.dtype == np.int64
@@ -205,7 +207,7 @@ def test_an_epoch_shows_each_image_at_most_once_in_whole_batches(sizes, total):
 
 
 @both
-def test_an_order_is_a_function_of_seed_and_epoch(sizes, total):
+def test_lanes_depend_on_seed_and_epoch(sizes, total):
     orders = [
         shards_of(sizes).order(seed, epoch, total).tolist()
         for seed, epoch in ((0, 0), (0, 1), (1, 0), (2**63 - 1, 5))
@@ -219,14 +221,14 @@ def test_an_order_is_a_function_of_seed_and_epoch(sizes, total):
     assert len(set(map(tuple, orders))) == 4
 
 
-def test_an_order_is_frozen():
-    """Runs are resumed by newer versions within an epoch: it must never change."""
+def test_lanes_are_frozen():
+    """Newer versions resume runs within an epoch, so the order must never change."""
     assert shards_of([4, 1, 6]).order(0, 0, 3).tolist() == [2, 4, 10, 0, 3, 5, 1, 8, 9]
 
 
 @both
-def test_each_place_of_a_batch_reads_shards_in_sequence(sizes, total):
-    """A lane jumps where a stretch ends, where its turn began, and where its part of the row ends within a stretch."""
+def test_lanes_read_shards_in_sequence(sizes, total):
+    """A lane jumps at the end of a stretch, at its wrap, and at its own end in the row."""
     steps = sum(sizes) // total
     lanes = shards_of(sizes).order(0, 1, total).reshape(steps, total).T
     jumps = (np.diff(lanes, axis=1) != 1).sum()
@@ -234,19 +236,19 @@ def test_each_place_of_a_batch_reads_shards_in_sequence(sizes, total):
     assert jumps <= stretches + 2 * total
 
 
-def test_shards_longer_than_a_lane_cost_no_more_jumps_than_two_a_lane_and_stretch():
+def test_lanes_of_long_shards_jump_rarely():
     lanes = shards_of([1000] * 20).order(0, 0, 8).reshape(2500, 8).T
     assert (np.diff(lanes, axis=1) != 1).sum() < 40  # a permutation has 20,000
 
 
-def test_what_is_left_over_differs_between_epochs():
+def test_lanes_leave_out_different_images():
     shown = [set(shards_of([25] * 5).order(0, epoch, 30).tolist()) for epoch in range(20)]
     assert all(len(images) == 120 for images in shown)
     assert set.union(*shown) == set(range(125))
     assert len(set(map(frozenset, shown))) > 5
 
 
-def test_the_images_of_a_batch_come_from_many_shards():
+def test_lanes_mix_many_shards_in_a_batch():
     sizes, total = [50] * 64, 32
     order = shards_of(sizes).order(0, 0, total).reshape(-1, total)
     of_batch = [len({image // 50 for image in batch}) for batch in order.tolist()]
@@ -254,9 +256,7 @@ def test_the_images_of_a_batch_come_from_many_shards():
 
 
 @pytest.mark.parametrize("sizes, total", [([100] * 13, 64), ([300, 137], 16), ([2000], 64)])
-def test_two_images_meet_in_a_batch_as_often_as_in_a_permutation_unless_they_are_neighbours(
-    sizes, total
-):
+def test_lanes_pair_images_as_a_permutation(sizes, total):
     images, count, epochs = shards_of(sizes), sum(sizes), 200
     steps = count // total
     batch = np.full((epochs, count), -1)
@@ -276,25 +276,25 @@ def test_two_images_meet_in_a_batch_as_often_as_in_a_permutation_unless_they_are
     far = pairs[:, abs(pairs[0] - pairs[1]) >= steps]
     often = meetings(*far)
     assert often.mean() == pytest.approx(chance, rel=0.1)
-    # No pair meets again and again: as counts of independent draws, of which the largest of 5000 is 5 deviations off.
+    # No pair meets too often: the largest of 5000 independent counts is off by 5 deviations.
     assert often.max() < chance + 6 * np.sqrt(chance / epochs)
     assert meetings(first[:-1], first[1:]).mean() < chance
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_workers_share_the_order_of_one(size):
+def test_lanes_are_shared_by_workers(size):
     images = shards_of([40, 3, 77])
-    whole = list(TrainingOrder(images, 8, 0, 1, 0, 2, (0, 3)))
-    shares = [list(TrainingOrder(images, 8, rank, size, 0, 2, (0, 3))) for rank in range(size)]
-    assert [sum(parts, []) for parts in zip(*shares, strict=True)] == whole
-    assert len(whole) == 2 * (120 // 8) - 3
+    single = list(TrainingOrder(images, 8, 0, 1, 0, 2, (0, 3)))
+    orders = [list(TrainingOrder(images, 8, rank, size, 0, 2, (0, 3))) for rank in range(size)]
+    assert [sum(slices, []) for slices in zip(*orders, strict=True)] == single
+    assert len(single) == 2 * (120 // 8) - 3
 
 
-def test_fewer_images_than_a_batch_are_no_order():
+def test_lanes_of_too_few_images_are_empty():
     assert shards_of([3, 4]).order(0, 0, 8).tolist() == []
 
 
-# As a folder's.
+# Compared with a folder.
 
 
 @pytest.fixture(scope="module")
@@ -318,7 +318,7 @@ def sets(images, tmp_path_factory):
     return folder, scan(os.path.dirname(root), "train", max_bad=3)
 
 
-def test_packed_images_are_read_as_those_of_the_folder(sets):
+def test_packed_images_read_as_the_folder(sets):
     folder, packed = sets
     assert isinstance(packed, PackedImages)
     assert (packed.classes, len(packed)) == (folder.classes, 50)
@@ -329,8 +329,8 @@ def test_packed_images_are_read_as_those_of_the_folder(sets):
 
 
 @pytest.mark.slow
-def test_a_loader_s_processes_read_packed_images_as_this_one_reads_the_folder_s(sets):
-    """Also where files were open before the processes got their copies."""
+def test_packed_images_read_in_loader_processes(sets):
+    """Also if files were open before the processes got their copies."""
     folder, packed = sets
     packed.content(0)
     view, order = RandomView(16, True), TrainingOrder(packed, 8, 1, 2, 0, 2, (1, 0))
@@ -349,7 +349,7 @@ def test_a_loader_s_processes_read_packed_images_as_this_one_reads_the_folder_s(
         assert torch.equal(pixels, others) and torch.equal(labels, truth)
 
 
-def test_an_undecodable_packed_image_is_replaced_and_named_with_its_shard(sets, tmp_path):
+def test_packed_undecodable_image_names_its_shard(sets, tmp_path):
     folder, _ = sets
     os.makedirs(tmp_path / "train")
     write_shard(
@@ -363,7 +363,7 @@ def test_an_undecodable_packed_image_is_replaced_and_named_with_its_shard(sets, 
     assert (label, bad) == (1, [f"{tmp_path}/train/0.tar:a/0.png: no image of a known format"])
 
 
-def test_a_packed_folder_may_be_moved(sets, tmp_path):
+def test_packed_folder_can_be_moved(sets, tmp_path):
     _, packed = sets
     shutil.copytree(packed.root, tmp_path / "elsewhere" / "train")
     assert scan(str(tmp_path / "elsewhere"), "train").content(5) == packed.content(5)

@@ -21,7 +21,7 @@ def images(*names):
     return Some(names=Names.of(list(names)))
 
 
-def test_numbers_run_over_all_splits():
+def test_splits_number_all_images():
     splits = Splits({"train/": images("a/1", "b/2"), "val/": images("a/1")})
     assert [splits.path(number) for number in range(len(splits))] == [
         "train/a/1",
@@ -30,12 +30,12 @@ def test_numbers_run_over_all_splits():
     ]
 
 
-def test_a_folder_without_splits_has_paths_without_a_prefix():
+def test_splits_of_a_plain_folder_have_no_prefix():
     splits = Splits({"": images("a/1", "2")})
     assert [splits.path(number) for number in range(len(splits))] == ["a/1", "2"]
 
 
-def test_the_digest_depends_on_all_paths():
+def test_splits_digest_depends_on_all_paths():
     sets = [
         {"train/": images("a", "b")},
         {"train/": images("ab")},
@@ -47,10 +47,10 @@ def test_the_digest_depends_on_all_paths():
     assert Splits(sets[0]).digest == Splits({"train/": images("a", "b")}).digest
 
 
-def test_all_splits_of_a_folder_are_found_in_order(tmp_path):
-    for place in ("val/a/3.png", "train/b/2.png", "train/a/1.png"):
-        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / place).touch()
+def test_find_images_keeps_the_order_of_splits(tmp_path):
+    for name in ("val/a/3.png", "train/b/2.png", "train/a/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
     splits = Splits(find_images(str(tmp_path)))
     paths = [splits.path(number) for number in range(len(splits))]
     assert paths == ["train/a/1.png", "train/b/2.png", "val/a/3.png"]
@@ -66,18 +66,18 @@ def test_all_splits_of_a_folder_are_found_in_order(tmp_path):
         (["1.png", "a/2.png"], ["1.png", "a/2.png"]),
     ],
 )
-def test_images_beside_val_are_found_without_train(tmp_path, files, expected):
-    for place in files:
-        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / place).touch()
+def test_find_images_includes_images_without_train(tmp_path, files, expected):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
     splits = Splits(find_images(str(tmp_path)))
     assert [splits.path(number) for number in range(len(splits))] == expected
 
 
-def test_shards_beside_val_are_found(tmp_path):
-    for place in ("a/1.png", "val/a/2.png"):
-        (tmp_path / "in" / place).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "in" / place).touch()
+def test_find_images_includes_shards_without_train(tmp_path):
+    for name in ("a/1.png", "val/a/2.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).touch()
     log = Log(speaks=False)
     pack(str(tmp_path / "in"), str(tmp_path / "out"), Options(shard_images=1), log)
     for file in (tmp_path / "out" / "train").iterdir():
@@ -87,6 +87,6 @@ def test_shards_beside_val_are_found(tmp_path):
     assert [splits.path(number) for number in range(len(splits))] == ["a/1.png", "val/a/2.png"]
 
 
-def test_a_folder_without_images_is_one_line(tmp_path):
+def test_find_images_refuses_an_empty_folder(tmp_path):
     with pytest.raises(RunError, match="expected"):
         find_images(str(tmp_path))

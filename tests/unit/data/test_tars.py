@@ -1,3 +1,5 @@
+"""Tar shards: writing, and reading those of webdataset and tar."""
+
 import io
 import json
 import subprocess
@@ -27,7 +29,7 @@ IMAGES = [
 
 
 def members_of(path, shard):
-    """(name, label, bytes) of each image, as an index has them."""
+    """(name, label, bytes) of each image, as in an index."""
     content = path.read_bytes()
     return [
         (name, label, content[offset : offset + size])
@@ -46,7 +48,7 @@ def refused(path):
 
 
 def tar_of(path, **files):
-    """Write a tar file of such members; in their names, two underscores stand for a dot."""
+    """Write a tar file of these members. Two underscores in a name become a dot."""
     return write_tar(path, {name.replace("__", "."): content for name, content in files.items()})
 
 
@@ -60,7 +62,7 @@ def write_tar(path, files):
     return path
 
 
-def test_what_is_written_is_found(tmp_path):
+def test_write_shard_is_read_back(tmp_path):
     path = tmp_path / "0.tar"
     write_shard(str(path), IMAGES)
     shard = read_shard(str(path))
@@ -68,7 +70,7 @@ def test_what_is_written_is_found(tmp_path):
     assert members_of(path, shard) == [image[1:] for image in IMAGES]
 
 
-def test_names_of_any_bytes_and_length_come_back(tmp_path):
+def test_write_shard_keeps_any_name(tmp_path):
     names = [
         "größe/é.png",
         "caf\udce9/\udcff\udcfe.png",
@@ -80,7 +82,7 @@ def test_names_of_any_bytes_and_length_come_back(tmp_path):
     assert read_shard(str(tmp_path / "0.tar")).names == names
 
 
-def test_writing_that_fails_leaves_no_shard(tmp_path):
+def test_write_shard_failure_leaves_no_file(tmp_path):
     def broken():
         yield IMAGES[0]
         raise OSError("no more")
@@ -90,7 +92,7 @@ def test_writing_that_fails_leaves_no_shard(tmp_path):
     assert not (tmp_path / "0.tar").exists()
 
 
-def test_webdataset_reads_what_is_written(tmp_path):
+def test_write_shard_is_read_by_webdataset(tmp_path):
     write_shard(str(tmp_path / "0.tar"), IMAGES)
     samples = list(
         webdataset.WebDataset(
@@ -106,7 +108,7 @@ def test_webdataset_reads_what_is_written(tmp_path):
 
 
 @pytest.mark.parametrize("label", ["cls", "json"])
-def test_what_webdataset_writes_is_found(tmp_path, label):
+def test_read_shard_of_webdataset(tmp_path, label):
     with webdataset.TarWriter(str(tmp_path / "0.tar")) as writer:
         for key, _, number, content in IMAGES:
             writer.write(
@@ -120,8 +122,8 @@ def test_what_webdataset_writes_is_found(tmp_path, label):
 
 
 @pytest.mark.parametrize("form", ["gnu", "pax", "ustar", "v7"])
-def test_what_tar_writes_is_found(tmp_path, form):
-    """With folders, names too long for a plain header where the format has such, and members that are no images."""
+def test_read_shard_of_tar(tmp_path, form):
+    """With folders, long names if the format has them, and members that are not images."""
     long = "l" * (40 if form == "v7" else 90)
     (tmp_path / "in" / long).mkdir(parents=True)
     for key, _, label, content in IMAGES:
@@ -147,7 +149,7 @@ def test_what_tar_writes_is_found(tmp_path, form):
     ]
 
 
-def test_the_members_of_a_sample_may_come_in_any_order_and_endings_in_any_case(tmp_path):
+def test_read_shard_in_any_order_and_case(tmp_path):
     path = tar_of(
         tmp_path / "0.tar",
         b__cls=b"7",
@@ -161,7 +163,7 @@ def test_the_members_of_a_sample_may_come_in_any_order_and_endings_in_any_case(t
     assert members_of(path, read_shard(str(path))) == [("b.jpg", 7, b"B"), ("a.PNG", 0, b"A")]
 
 
-def test_a_shard_without_images_is_an_empty_one(tmp_path):
+def test_read_shard_without_images_is_empty(tmp_path):
     assert read_shard(str(tar_of(tmp_path / "0.tar", a__txt=b"x", b__cls=b"1"))).names == []
     assert read_shard(str(tar_of(tmp_path / "1.tar"))).names == []
 
@@ -184,22 +186,22 @@ NO_LABELS = {
 
 
 @pytest.mark.parametrize("kind", NO_LABELS)
-def test_an_image_without_a_label_is_taken_and_counted(tmp_path, kind):
-    files, said = NO_LABELS[kind]
+def test_read_shard_counts_missing_labels(tmp_path, kind):
+    files, expected = NO_LABELS[kind]
     selection = Selection()
     shard = read_shard(str(tar_of(tmp_path / "0.tar", a__jpg=b"x", **files)), selection)
     assert (shard.labels, selection.taken, selection.unlabelled.total) == ([-1], 1, 1)
-    assert said in str(selection.unlabelled)
+    assert expected in str(selection.unlabelled)
 
 
-def test_a_name_that_no_file_can_have_is_that_of_the_member(tmp_path):
+def test_read_shard_replaces_impossible_names(tmp_path):
     path = tar_of(
         tmp_path / "0.tar", a__jpg=b"x", a__cls=b"1", a__json=b'{"path": "\\ud800/x.png"}'
     )
     assert read_shard(str(path)).names == ["a.jpg"]
 
 
-# The members of a tar file, and the images found: =3 is the content of a .cls, and the label of an image.
+# Members of a tar file, and its images: =3 is the content of a .cls, and an image's label.
 MEMBERS = {
     "dots": (
         "scan_001_v1.5.jpg scan_002_v1.5.JPG x.y.z.png",
@@ -230,7 +232,7 @@ LEFT_OUT = {
 
 
 @pytest.mark.parametrize("kind", MEMBERS)
-def test_every_image_is_taken_or_counted_as_left_out(tmp_path, kind):
+def test_read_shard_counts_each_file(tmp_path, kind):
     given, expected = (
         {name: label for name, _, label in (word.partition("=") for word in words.split())}
         for words in MEMBERS[kind]
@@ -245,7 +247,7 @@ def test_every_image_is_taken_or_counted_as_left_out(tmp_path, kind):
     assert selection.taken == len(expected) and str(selection.left_out) == LEFT_OUT.get(kind, "")
 
 
-def test_links_in_a_tar_are_the_files_that_they_lead_to(tmp_path):
+def test_read_shard_follows_links(tmp_path):
     folder = tmp_path / "in"
     (folder / "a").mkdir(parents=True)
     (folder / "b").mkdir()
@@ -266,8 +268,8 @@ def test_links_in_a_tar_are_the_files_that_they_lead_to(tmp_path):
     assert str(selection.left_out) == "2 that lead to no file of the tar (such as ./b/5.jpg)"
 
 
-def test_a_sparse_member_is_left_out_and_counted(tmp_path):
-    """Its bytes do not lie in one piece."""
+def test_read_shard_leaves_out_sparse_members(tmp_path):
+    """Their bytes are in several pieces."""
     with open(tmp_path / "a.bmp", "wb") as file:
         file.truncate(2**20)
         file.write(b"x")
@@ -280,7 +282,7 @@ def test_a_sparse_member_is_left_out_and_counted(tmp_path):
     assert str(selection.left_out) == "1 stored sparse (such as a.bmp)"
 
 
-def test_a_label_beside_any_json_counts(tmp_path):
+def test_read_shard_finds_labels_in_any_json(tmp_path):
     for number, meta in enumerate(
         [b"[1]", b"null", b'{"label": 9}', json.dumps({"path": None}).encode()]
     ):
@@ -291,18 +293,17 @@ def test_a_label_beside_any_json_counts(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["gz", "xz", "bz2"])
-def test_a_compressed_shard_is_refused(tmp_path, form):
+def test_read_shard_refuses_compression(tmp_path, form):
     with tarfile.open(tmp_path / "0.tar", f"w:{form}") as tar:
         tar.addfile(tarfile.TarInfo("a.jpg"))
     assert "compressed tar file" in refused(tmp_path / "0.tar")
 
 
-def test_a_shard_cut_anywhere_before_its_end_is_refused(tmp_path):
+def test_read_shard_refuses_any_cut(tmp_path):
     write_shard(str(tmp_path / "0.tar"), IMAGES[:2])
     content = (tmp_path / "0.tar").read_bytes()
-    end = (
-        content.rindex(b"}") // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE + tarfile.BLOCKSIZE
-    )  # of the last member
+    last = content.rindex(b"}") // tarfile.BLOCKSIZE  # block of the last member
+    end = (last + 1) * tarfile.BLOCKSIZE
     cuts = [0, 1, 511, 512, 513, *range(0, end, tarfile.BLOCKSIZE), end - 1, end, end + 511]
     for cut in cuts:
         (tmp_path / "cut.tar").write_bytes(content[:cut])
@@ -311,21 +312,21 @@ def test_a_shard_cut_anywhere_before_its_end_is_refused(tmp_path):
     assert len(read_shard(str(tmp_path / "cut.tar")).names) == 2
 
 
-def test_a_shard_with_a_damaged_header_is_refused(tmp_path):
+def test_read_shard_refuses_a_damaged_header(tmp_path):
     write_shard(str(tmp_path / "0.tar"), IMAGES[:3])
     content = (tmp_path / "0.tar").read_bytes()
     with tarfile.open(tmp_path / "0.tar") as tar:
         headers = [member.offset for member in tar]
     random = np.random.default_rng(0)
     for header in headers:
-        for place in random.integers(0, 500, 10):
+        for offset in random.integers(0, 500, 10):
             damaged = bytearray(content)
-            damaged[header + place] ^= 1 << random.integers(0, 8)
+            damaged[header + offset] ^= 1 << random.integers(0, 8)
             (tmp_path / "0.tar").write_bytes(damaged)
-            assert "Copy it again" in refused(tmp_path / "0.tar"), (header, place)
+            assert "Copy it again" in refused(tmp_path / "0.tar"), (header, offset)
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"this is no tar file\n" * 100, b"<html>"])
-def test_what_is_no_tar_file_is_refused(tmp_path, content):
+def test_read_shard_refuses_other_files(tmp_path, content):
     (tmp_path / "0.tar").write_bytes(content)
     assert "Copy it again" in refused(tmp_path / "0.tar")

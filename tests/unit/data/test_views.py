@@ -1,3 +1,5 @@
+"""Datasets of views, and their batches."""
+
 import os
 
 import numpy as np
@@ -38,7 +40,7 @@ both_versions = pytest.mark.parametrize("aug_plus", [False, True])
 
 
 @both_versions
-def test_two_views_are_bytes_of_the_size_asked_for(images, aug_plus):
+def test_views_are_uint8_of_the_size(images, aug_plus):
     query, key, bad = RandomViews(images, RandomView(SIZE, aug_plus), 2, seed=0)[0, 3]
     for view in (query, key):
         assert view.shape == (3, SIZE, SIZE)
@@ -47,7 +49,7 @@ def test_two_views_are_bytes_of_the_size_asked_for(images, aug_plus):
 
 
 @both_versions
-def test_views_to_be_rendered_later_are_those_rendered_at_once(images, aug_plus):
+def test_views_rendered_later_are_equal(images, aug_plus):
     view = RandomView(SIZE, aug_plus)
     at_once, later = (RandomViews(images, view, 2, 4, rendered) for rendered in (True, False))
     for draw in [(epoch, index) for epoch in (0, 7) for index in range(12)]:
@@ -57,7 +59,7 @@ def test_views_to_be_rendered_later_are_those_rendered_at_once(images, aug_plus)
 
 
 @pytest.mark.parametrize("rendered", [False, True])
-def test_the_first_view_is_the_same_for_any_number_of_views(images, rendered):
+def test_views_first_is_independent_of_their_number(images, rendered):
     view = RandomView(SIZE, True)
     one, two, three = (RandomViews(images, view, number, 0, rendered) for number in (1, 2, 3))
     for draw in [(epoch, index) for epoch in (0, 7) for index in range(12)]:
@@ -68,7 +70,7 @@ def test_the_first_view_is_the_same_for_any_number_of_views(images, rendered):
 
 
 @all_kinds
-def test_views_are_a_function_of_seed_epoch_and_index(images, make):
+def test_views_depend_on_seed_epoch_and_index(images, make):
     views = make(images, 5)
     expected = [views[1, index] for index in range(12)]
     torch.manual_seed(77)
@@ -80,22 +82,22 @@ def test_views_are_a_function_of_seed_epoch_and_index(images, make):
 
 
 @all_kinds
-def test_another_epoch_seed_or_image_gives_other_views(images, make):
+def test_views_differ_elsewhere(images, make):
     views, other = make(images, 0), make(images, 1)
     firsts = [item[0] for item in (views[0, 0], views[1, 0], views[2, 0], other[0, 0], views[0, 1])]
-    for place, view in enumerate(firsts):
-        assert not any(same(view, later) for later in firsts[place + 1 :])
+    for number, view in enumerate(firsts):
+        assert not any(same(view, later) for later in firsts[number + 1 :])
 
 
 @both_versions
 @pytest.mark.parametrize("rendered", [False, True])
-def test_the_two_views_of_an_image_differ(images, aug_plus, rendered):
+def test_views_of_an_image_differ(images, aug_plus, rendered):
     views = RandomViews(images, RandomView(SIZE, aug_plus), 2, 0, rendered)
     assert not any(same(*views[0, index][:2]) for index in range(12))
 
 
 @all_kinds
-def test_drawing_views_leaves_torch_s_and_numpy_s_own_generators_alone(images, make):
+def test_views_leave_global_generators_alone(images, make):
     torch.manual_seed(3)
     np.random.seed(3)
     before = torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()
@@ -103,7 +105,7 @@ def test_drawing_views_leaves_torch_s_and_numpy_s_own_generators_alone(images, m
     assert before == (torch.get_rng_state().tolist(), np.random.get_state()[1].tolist())
 
 
-def test_one_view_and_centre_view_come_with_the_image_s_label(images):
+def test_one_view_has_the_image_s_label(images):
     one, centre = OneView(images, ClassifierView(SIZE), 0), CentreViews(images, SIZE)
     for index in range(12):
         assert one[0, index][1:] == (int(images.labels[index]), [])
@@ -112,8 +114,8 @@ def test_one_view_and_centre_view_come_with_the_image_s_label(images):
         )
 
 
-def test_one_view_may_be_the_centre(images):
-    """Of a classifier trained without random views."""
+def test_one_view_can_be_the_centre(images):
+    """For a classifier trained without random views."""
     views = OneView(images, CentreView(SIZE), 0)
     assert same(views[0, 3], views[5, 3])
     assert same(views[0, 3], CentreViews(images, SIZE)[3])
@@ -126,7 +128,7 @@ def filled(value):
     return torch.full((3, 2, 2), value, dtype=torch.uint8)
 
 
-def test_a_batch_stacks_views_and_joins_the_undecodable():
+def test_collate_stacks_and_joins():
     items = [
         (filled(1), filled(2), ["a"]),
         (filled(5), filled(6), []),
@@ -140,7 +142,7 @@ def test_a_batch_stacks_views_and_joins_the_undecodable():
     assert bad == ["a", "b", "c"]
 
 
-def test_a_batch_of_views_is_channels_last_in_memory_however_they_came(images):
+def test_collate_returns_channels_last(images):
     views = [RandomViews(images, RandomView(SIZE, True), 2, 0)[0, index][0] for index in range(4)]
     for given in (views, [view.contiguous() for view in views]):
         batch, _, _ = collate([(view, 0, []) for view in given])
@@ -148,7 +150,7 @@ def test_a_batch_of_views_is_channels_last_in_memory_however_they_came(images):
         assert all(torch.equal(*pair) for pair in zip(batch, views, strict=True))
 
 
-def test_a_batch_of_crops_has_their_appearances_beside_them():
+def test_collate_keeps_appearances_with_crops():
     pairs = [
         (
             (filled(n), torch.full((12,), n + 0.5)),
@@ -166,15 +168,15 @@ def test_a_batch_of_crops_has_their_appearances_beside_them():
     assert bad == ["3", "7"]
 
 
-def test_a_batch_of_labels_is_a_tensor_of_whole_numbers():
+def test_collate_makes_labels_int64():
     _, labels, bad = collate([(filled(0), 4, []), (filled(0), 7, [])])
     assert labels.tolist() == [4, 7]
     assert labels.dtype == torch.int64
     assert bad == []
 
 
-def test_an_undecodable_image_is_named_with_the_views_of_another(tmp_path):
-    """Its label is the other's in training, and none in measuring, where the other one has its own turn."""
+def test_views_name_a_replaced_image(tmp_path):
+    """In training it has the other's label, in measuring none, as the other is measured too."""
     for letter, number in (("a", 0), ("b", 1)):
         (tmp_path / "train" / letter).mkdir(parents=True)
         Image.new("RGB", (20, 20), "red").save(tmp_path / "train" / letter / f"{number}.png")

@@ -12,8 +12,8 @@ from job.evaluate.classifier import settle_best
 @pytest.mark.parametrize(
     ("best", "kept"), [(2, True), (3, False), (None, False), ("damaged", True), ({}, True)], ids=str
 )
-def test_the_best_of_a_course_that_is_left_goes(tmp_path, best, kept):
-    """Then the next accuracy is the best, whatever it is."""
+def test_settle_best_removes_a_later_best(tmp_path, best, kept):
+    """Without best.pth.tar the next accuracy is the best."""
     run = SimpleNamespace(
         folder=str(tmp_path),
         on_first=lambda work: work(),

@@ -23,7 +23,7 @@ RUN = SimpleNamespace(
 
 
 class Spy(torch.nn.Module):
-    """An encoder that keeps its inputs; its features are the means of the colours."""
+    """An encoder that keeps its inputs. Its features are the means of the colours."""
 
     def __init__(self):
         super().__init__()
@@ -35,22 +35,22 @@ class Spy(torch.nn.Module):
 
 
 @pytest.mark.parametrize("n", [1, 5, GROUP])
-def test_a_forward_pass_has_the_same_number_of_images_for_any_group(n):
-    """Black ones complete it, in the layout of a whole group."""
+def test_forward_pads_to_a_full_group(n):
+    """Black images complete it, in the layout of a full group."""
     pixels = torch.randint(256, (n, 9, 9, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     spy = Spy()
     found = Pass(spy, 9, "float32", 0, RUN).forward(pixels)
     (inputs,) = spy.inputs
     assert inputs.shape == (GROUP, 3, 9, 9)
-    whole = torch.zeros(GROUP, 9, 9, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
-    assert inputs.stride() == normalize(whole).stride()
+    full = torch.zeros(GROUP, 9, 9, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    assert inputs.stride() == normalize(full).stride()
     assert torch.equal(inputs[:n], normalize(pixels))
     assert torch.equal(inputs[n:], normalize(torch.zeros(GROUP - n, 3, 9, 9, dtype=torch.uint8)))
     assert torch.equal(found, spy(normalize(pixels))["flatten"])
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_features_are_those_of_the_network(precision):
+def test_forward_gives_the_network_s_features(precision):
     torch.manual_seed(0)
     net = build_resnet("resnet18", stem="small", width=16)
     weights = Backbone("resnet18", "small", 16, net.state_dict(), "", "none", {})
@@ -71,7 +71,7 @@ def test_features_are_those_of_the_network(precision):
     assert (precision == "float32") == torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_checkpoint_s_head_gives_its_outputs(narrow_file):
+def test_encoder_with_head_gives_its_outputs(narrow_file):
     path, net = narrow_file
     found = Pass(build_encoder(read_backbone(path), True, path), 16, "float32", 0, RUN)
     images = torch.randint(256, (3, 3, 16, 16), dtype=torch.uint8)
@@ -97,12 +97,12 @@ def narrow_file(tmp_path):
             lambda state: {name: state[name] for name in state if not name.startswith("fc.")},
             "no head",
         ),
-        (lambda state: state | {"fc.0.weight": torch.zeros(128, 64)}, "another kind"),
-        (lambda state: state | {"fc.1.weight": torch.zeros(3, 3, 3)}, "another kind"),
+        (lambda state: state | {"fc.0.weight": torch.zeros(128, 64)}, "other layers"),
+        (lambda state: state | {"fc.1.weight": torch.zeros(3, 3, 3)}, "other layers"),
         (lambda state: state | {"fc.2.bias": torch.full((24,), torch.nan)}, "not finite"),
     ],
 )
-def test_a_checkpoint_without_such_a_head_is_one_line(narrow_file, change, part):
+def test_encoder_refuses_other_heads(narrow_file, change, part):
     path, net = narrow_file
     torch.save(change(net.state_dict()), path)
     with pytest.raises(RunError, match=f"--head: {path}: .*{part}.*Leave out --head") as caught:
@@ -118,7 +118,7 @@ def test_groups_have_each_image_once(monkeypatch, images, sizes):
     assert [index for group in groups for index in group] == list(range(images))
 
 
-def test_undecodable_images_are_marked_and_no_other_image_replaces_them(tmp_path):
+def test_rounds_mark_undecodable_images(tmp_path):
     for number in range(4):
         path = tmp_path / "train" / "a" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,3 +1,5 @@
+"""k-NN: votes, keys, and the choice of k."""
+
 import math
 
 import numpy as np
@@ -7,26 +9,26 @@ import torch.nn.functional as F
 
 from job.evaluate import knn
 from job.data.images import Images, Names
-from job.evaluate.knn import choose_k, from_keys, nearest, shares, to_keys, vote
+from job.evaluate.knn import choose_k, from_keys, nearest, counts, to_keys, vote
 
 
 def slow_predictions(bank, bank_labels, features, k, temperature):
-    """One image after the other, one vote after the other."""
+    """Predictions in a loop over images and votes."""
     predicted = []
     for feature in features.tolist():
         cosines = [
             sum(a * b for a, b in zip(feature, other, strict=True)) for other in bank.tolist()
         ]
         votes = {}
-        for place in sorted(range(len(cosines)), key=lambda place: -cosines[place])[:k]:
-            voted = int(bank_labels[place])
-            votes[voted] = votes.get(voted, 0.0) + math.exp(cosines[place] / temperature)
+        for index in sorted(range(len(cosines)), key=lambda index: -cosines[index])[:k]:
+            label = int(bank_labels[index])
+            votes[label] = votes.get(label, 0.0) + math.exp(cosines[index] / temperature)
         predicted.append(max(votes, key=votes.get))
     return predicted
 
 
 def predictions(bank, bank_labels, features, k, block=7, classes=5):
-    """As one worker makes them, from blocks of the bank."""
+    """One worker's predictions, from blocks of the bank."""
     blocks = list(zip(bank.split(block), bank_labels.split(block), strict=True))
     return vote(nearest(features, blocks, k), k, classes)
 
@@ -40,7 +42,7 @@ def random_set(n, classes, dim=6, seed=0):
 @pytest.mark.parametrize(("n", "m", "classes"), [(40, 30, 3), (25, 300, 5), (6, 10, 2)])
 @pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (5, 0.07), (20, 1.0), (1000, 0.3)])
 @pytest.mark.parametrize("block", [1, 7, 64])
-def test_predictions_are_those_of_a_slow_loop(monkeypatch, n, m, classes, k, temperature, block):
+def test_vote_equals_a_slow_loop(monkeypatch, n, m, classes, k, temperature, block):
     monkeypatch.setattr(knn, "TEMPERATURE", temperature)
     bank, bank_labels = random_set(n, classes, seed=1)
     features, _ = random_set(m, classes, seed=2)
@@ -49,8 +51,8 @@ def test_predictions_are_those_of_a_slow_loop(monkeypatch, n, m, classes, k, tem
     assert len(set(expected)) > 1
 
 
-def test_the_nearest_weigh_more(monkeypatch):
-    """One vote of cosine 1 against two of 0.5: at a low temperature the one wins, at a high one the two."""
+def test_vote_weighs_the_nearest_more(monkeypatch):
+    """One vote of cosine 1 wins over two of 0.5 at a low temperature, and loses at a high one."""
     bank, labels = (
         torch.tensor([[1.0, 0.0], [0.5, 0.75**0.5], [0.5, -(0.75**0.5)]]),
         torch.tensor([0, 1, 1]),
@@ -61,22 +63,22 @@ def test_the_nearest_weigh_more(monkeypatch):
     assert predictions(bank, labels, bank[:1], k=1).tolist() == [0]
 
 
-def test_what_is_undecodable_in_the_bank_has_no_vote():
+def test_nearest_ignores_undecodable_images():
     bank, labels = random_set(20, 3)
     without = torch.arange(20) % 4 != 1
     expected = predictions(bank[without], labels[without], bank, k=5)
     assert torch.equal(predictions(bank, torch.where(without, labels, -1), bank, k=5), expected)
 
 
-def test_of_equals_the_smaller_labels_stay_whatever_the_order():
-    """Else copies of an image in two classes would be told apart by which worker has which."""
+def test_nearest_of_equals_keeps_smaller_labels():
+    """Otherwise copies of an image in two classes would depend on the workers that have them."""
     cosines, labels = torch.tensor([[0.5, 0.5, 0.5, 0.9]]), torch.tensor([2, 0, 1, 3])
     for order in ([0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]):
-        best, told = from_keys(to_keys(cosines[:, order], labels[order]).topk(3).values)
-        assert (best.tolist(), told.tolist()) == ([[pytest.approx(0.9), 0.5, 0.5]], [[3, 0, 1]])
+        best, kept = from_keys(to_keys(cosines[:, order], labels[order]).topk(3).values)
+        assert (best.tolist(), kept.tolist()) == ([[pytest.approx(0.9), 0.5, 0.5]], [[3, 0, 1]])
 
 
-def test_keys_order_as_cosines_do_and_give_them_back():
+def test_keys_order_as_cosines_and_invert():
     cosines = torch.tensor([[-torch.inf, -1.0, -0.5, -1e-30, -0.0, 0.0, 1e-30, 0.3, 1.0]])
     labels = torch.arange(9) * 1000
     keys = to_keys(cosines, labels)
@@ -90,8 +92,8 @@ def test_keys_order_as_cosines_do_and_give_them_back():
     ("m", "size", "expected"),
     [(7, 3, [3, 2, 2]), (2, 4, [1, 1, 0, 0]), (8, 2, [4, 4]), (5, 1, [5])],
 )
-def test_each_image_is_counted_by_one_worker(m, size, expected):
-    assert shares(m, size) == expected
+def test_counts_cover_each_image_once(m, size, expected):
+    assert counts(m, size) == expected
 
 
 def bank_of(*sizes, unlabelled=0):
@@ -107,19 +109,17 @@ def bank_of(*sizes, unlabelled=0):
         (bank_of(10, 10, 9), 9),
         (bank_of(300, 300), 200),
         (bank_of(1280, 500, 120, 5, 1), 200),
-        (
-            bank_of(300, 60, 20, 5, 1),
-            77,
-        ),  # a long tail: the smallest class would give 1, the largest 200
+        # A long tail: the smallest class would give 1, the largest 200.
+        (bank_of(300, 60, 20, 5, 1), 77),
         (bank_of(30, 0, 0, 30), 30),  # classes without images do not count
         (bank_of(20, 20, unlabelled=1000), 20),
         (bank_of(1, 1), 1),
     ],
 )
-def test_k_is_200_or_the_mean_size_of_a_class(bank, k):
+def test_choose_k_is_200_or_the_mean_class_size(bank, k):
     assert choose_k(bank, 0) == k
 
 
 @pytest.mark.parametrize(("given", "k"), [(1, 1), (7, 7), (60, 60), (61, 60), (10**9, 60)])
-def test_a_given_k_is_taken_up_to_all_images(given, k):
+def test_choose_k_limits_a_given_k(given, k):
     assert choose_k(bank_of(50, 10, unlabelled=5), given) == k

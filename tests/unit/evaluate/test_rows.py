@@ -30,47 +30,47 @@ def folder(tmp_path):
 
 
 def reopened(folder, origin=ORIGIN_OF, width=5):
-    """The rows in a folder, and what opening them returned."""
+    """The rows in a folder, and the result of their `open`."""
     rows = Rows(str(folder), origin, width)
     return rows, rows.open()
 
 
 def check(rows, done):
-    """Check that the first `done` groups are there, to the bit."""
-    found = list(rows.groups())
-    assert len(found) == done
-    for number, group in enumerate(found):
+    """Check that the first `done` groups are equal, to the bit."""
+    groups = list(rows.groups())
+    assert len(groups) == done
+    for number, group in enumerate(groups):
         assert group.tobytes() == made(GROUPS[number][0], number).tobytes()
     assert rows.count == sum(count for count, _ in GROUPS[:done])
 
 
-def test_all_groups_are_read_again(folder):
+def test_rows_are_read_back(folder):
     rows, (done, bad) = reopened(folder)
     assert (done, bad) == (4, {3: "cut short", 4: "no image", 7: "ü\udcff"})
     check(rows, 4)
 
 
 @pytest.mark.parametrize("name", [JOURNAL, ROWS])
-def test_a_file_cut_anywhere_resumes_behind_its_last_complete_group(folder, name):
-    """And the groups that are computed again give the bytes of an uninterrupted program."""
-    whole = {each: (folder / each).read_bytes() for each in (JOURNAL, ROWS)}
-    lines = whole[JOURNAL].splitlines(keepends=True)
+def test_rows_resume_after_any_cut(folder, name):
+    """Groups computed again give the bytes of an uninterrupted program."""
+    full = {each: (folder / each).read_bytes() for each in (JOURNAL, ROWS)}
+    lines = full[JOURNAL].splitlines(keepends=True)
     ends = [json.loads(line)["end"] * 20 for line in lines] if name == ROWS else []
     ends = ends or [len(b"".join(lines[: number + 1])) for number in range(len(lines))]
-    for size in range(0, len(whole[name]), 7):
-        for each, content in whole.items():
+    for size in range(0, len(full[name]), 7):
+        for each, content in full.items():
             (folder / each).write_bytes(content)
-        (folder / name).write_bytes(whole[name][:size])
+        (folder / name).write_bytes(full[name][:size])
         rows, (done, _) = reopened(folder)
         assert done == sum(end <= size for end in ends)
         check(rows, done)
         for number in range(done, len(GROUPS)):
             rows.append(made(GROUPS[number][0], number), GROUPS[number][1])
         rows.close()
-        assert {each: (folder / each).read_bytes() for each in whole} == whole
+        assert {each: (folder / each).read_bytes() for each in full} == full
 
 
-def test_rows_that_differ_from_their_checksum_are_computed_again(folder):
+def test_rows_with_a_wrong_checksum_are_recomputed(folder):
     content = bytearray((folder / ROWS).read_bytes())
     content[3 * 20 + 5] ^= 1
     (folder / ROWS).write_bytes(content)
@@ -113,7 +113,7 @@ def test_rows_that_differ_from_their_checksum_are_computed_again(folder):
     ],
     ids=lambda line: line[:60],
 )
-def test_a_damaged_line_ends_the_journal(folder, line):
+def test_rows_end_at_a_damaged_line(folder, line):
     lines = (folder / JOURNAL).read_bytes().splitlines()
     lines[1] = line.encode("latin-1")
     (folder / JOURNAL).write_bytes(b"\n".join(lines) + b"\n")
@@ -122,7 +122,7 @@ def test_a_damaged_line_ends_the_journal(folder, line):
     check(rows, 1)
 
 
-def test_rows_that_change_while_they_are_written_out_are_an_error(folder):
+def test_rows_that_change_while_read_are_an_error(folder):
     rows, _ = reopened(folder)
     (folder / ROWS).write_bytes(b"\0" * (folder / ROWS).stat().st_size)
     with pytest.raises(RunError, match="group 0 have changed") as caught:
@@ -137,7 +137,7 @@ def test_rows_that_change_while_they_are_written_out_are_an_error(folder):
         (ORIGIN_OF | {"image_size": 64}, ["another image_size", "32, now 64"]),
     ],
 )
-def test_a_folder_of_another_origin_is_refused_and_stays(folder, origin, parts):
+def test_rows_refuse_another_origin(folder, origin, parts):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(RunError) as caught:
         reopened(folder, origin)
@@ -146,7 +146,7 @@ def test_a_folder_of_another_origin_is_refused_and_stays(folder, origin, parts):
 
 
 @pytest.mark.parametrize("content", [None, b"{", b"[]", b"{}", b"\xff"])
-def test_a_folder_of_something_else_is_refused_and_stays(tmp_path, content):
+def test_rows_refuse_another_folder(tmp_path, content):
     (tmp_path / "mine").touch()
     if content is not None:
         (tmp_path / ORIGIN).write_bytes(content)
@@ -156,12 +156,12 @@ def test_a_folder_of_something_else_is_refused_and_stays(tmp_path, content):
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_program_killed_before_its_first_write_begins(tmp_path):
+def test_rows_restart_after_an_early_kill(tmp_path):
     (tmp_path / f"{ORIGIN}.new").write_text("{")
     assert reopened(tmp_path)[1] == (0, {})
 
 
-def test_one_process_at_a_time_writes(folder):
+def test_rows_allow_one_process_at_a_time(folder):
     first, _ = reopened(folder)
     with pytest.raises(RunError, match="another process"):
         reopened(folder)
@@ -169,13 +169,13 @@ def test_one_process_at_a_time_writes(folder):
     reopened(folder)
 
 
-def test_a_place_for_no_folder_is_one_line(tmp_path):
+def test_rows_refuse_an_impossible_folder(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="cannot write to .*. Choose another --out"):
         reopened(tmp_path / "file")
 
 
-def test_a_full_disk_is_one_line_and_the_groups_before_stay(folder, monkeypatch):
+def test_rows_survive_a_full_disk(folder, monkeypatch):
     rows, _ = reopened(folder)
     before = module.write
 
@@ -191,6 +191,6 @@ def test_a_full_disk_is_one_line_and_the_groups_before_stay(folder, monkeypatch)
     check(reopened(folder)[0], 4)
 
 
-def test_remove_leaves_nothing(folder):
+def test_rows_remove_their_folder(folder):
     reopened(folder)[0].remove()
     assert not folder.exists()

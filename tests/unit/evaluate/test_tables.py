@@ -35,7 +35,7 @@ def paths():
     ]
 
 
-def test_an_array_has_all_rows_and_the_json_beside_it_their_paths(rows, paths, tmp_path):
+def test_write_npy_has_rows_and_paths(rows, paths, tmp_path):
     out = str(tmp_path / "features.v1.npy")
     reading = write_npy(out, rows, paths, dict(ABOUT))
     array = np.load(out)
@@ -49,7 +49,7 @@ def test_an_array_has_all_rows_and_the_json_beside_it_their_paths(rows, paths, t
 
 
 @pytest.mark.parametrize("groups", [1, 3, 64])
-def test_parquet_has_all_rows_in_any_row_groups(rows, paths, tmp_path, monkeypatch, groups):
+def test_write_parquet_has_rows_in_any_groups(rows, paths, tmp_path, monkeypatch, groups):
     monkeypatch.setattr(tables, "GROUPS", groups)
     out = str(tmp_path / "features.parquet")
     write_parquet(out, rows, paths, dict(ABOUT))
@@ -66,8 +66,8 @@ def test_parquet_has_all_rows_in_any_row_groups(rows, paths, tmp_path, monkeypat
 
 @pytest.mark.parametrize("name", ["f.npy", "f.parquet"])
 @pytest.mark.parametrize("old", [False, True])
-def test_an_interrupted_write_leaves_no_half(rows, paths, tmp_path, monkeypatch, name, old):
-    """An old array goes before the paths beside it change."""
+def test_write_interrupted_leaves_no_file(rows, paths, tmp_path, monkeypatch, name, old):
+    """An old array is removed before its paths change."""
     out = tmp_path / name
     if old:
         out.write_text("old")
@@ -93,13 +93,13 @@ def test_an_interrupted_write_leaves_no_half(rows, paths, tmp_path, monkeypatch,
         ("f.csv", ["f.csv", ".npy or .parquet"]),
         ("no/f.npy", ["no folder no"]),
         ("old.npy", ["old.npy exists", "--force"]),
-        ("beside.npy", ["beside.json exists", "--force"]),
+        ("pair.npy", ["pair.json exists", "--force"]),
         ("folder.npy", ["folder.npy is a folder"]),
     ],
 )
-def test_a_place_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, out, parts):
+def test_check_place_refuses_unwritable_paths(tmp_path, monkeypatch, out, parts):
     monkeypatch.chdir(tmp_path)
-    for name in ("old.npy", "beside.json"):
+    for name in ("old.npy", "pair.json"):
         (tmp_path / name).touch()
     (tmp_path / "folder.npy").mkdir()
     with pytest.raises(RunError) as caught:
@@ -108,14 +108,14 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, out, 
     assert caught.value.code == 2
 
 
-@pytest.mark.parametrize("out", ["f.npy", "F.NPY", "f.parquet", "beside.parquet"])
-def test_a_new_file_is_allowed(tmp_path, monkeypatch, out):
+@pytest.mark.parametrize("out", ["f.npy", "F.NPY", "f.parquet", "pair.parquet"])
+def test_check_place_allows_a_new_file(tmp_path, monkeypatch, out):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "beside.json").touch()
+    (tmp_path / "pair.json").touch()
     check_place(out, force=False)
 
 
-def test_force_allows_files_but_no_folder(tmp_path):
+def test_check_place_force_allows_files_only(tmp_path):
     (tmp_path / "old.npy").touch()
     (tmp_path / "folder.npy").mkdir()
     check_place(str(tmp_path / "old.npy"), force=True)
@@ -123,7 +123,7 @@ def test_force_allows_files_but_no_folder(tmp_path):
         check_place(str(tmp_path / "folder.npy"), force=True)
 
 
-def test_parquet_without_pyarrow_is_one_line(tmp_path, monkeypatch):
+def test_check_place_needs_pyarrow_for_parquet(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(RunError, match=r"pip install '.\[parquet\]'"):

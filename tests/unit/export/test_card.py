@@ -1,4 +1,4 @@
-"""The model card: its figures against the records, its front matter as hubs read it, its code as it runs."""
+"""The model card: its figures, its front matter, and its code."""
 
 import dataclasses
 import json
@@ -77,7 +77,7 @@ def write_records(folder, *records):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A run's folder as `job.train` leaves it after 12 epochs, and a linear run beside it: of options VALUES."""
+    """A run's folder after 12 epochs with options VALUES, and a linear run of it."""
     torch.manual_seed(3)
     folder = tmp_path_factory.mktemp("runs") / "mine"
     for name in ("mine", "mine-linear"):
@@ -120,7 +120,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def run(made, tmp_path):
-    """The same with all records, which a test may change: `records`, and `card`, which returns the card's text."""
+    """A copy with all records, and `card`, a function that returns the card's text."""
     folder = tmp_path / "mine"
     folder.mkdir()
     for kind in ("", "-linear"):
@@ -156,7 +156,7 @@ def section(card, title):
     return re.search(rf"## {title}\n\n(.*?)\n(?=\n## |$)", card, re.DOTALL)[1].splitlines()
 
 
-def test_the_training_is_what_checkpoint_and_records_have(run):
+def test_card_has_the_training(run):
     lines = section(run.card(), "Training")
     blank = lines.index("")
     assert lines[:blank] == [
@@ -179,14 +179,15 @@ def test_the_training_is_what_checkpoint_and_records_have(run):
     assert not [line for line in shown if line.startswith(("out:", "arch:", "config:"))]
 
 
-def test_the_accuracies_are_those_of_the_records(run):
+def test_card_has_the_accuracies(run):
     assert section(run.card(), "Accuracy") == [
         "- k-NN, top-1: **85.26 %** on `birds` (of 500 images, k = 25, after 12 epochs; "
         "kind knn in metrics.jsonl of the run mine)",
-        "- linear classifier, top-1: **71.12 %** on `other birds` (of 480 images, after 100 epochs of 100; "
-        "best after 99 epochs: 71.50 %; kind validation in metrics.jsonl of mine-linear)",
-        "- linear classifier, top-5: **90.25 %** on `other birds` (of 480 images, after 100 epochs of 100; "
+        "- linear classifier, top-1: **71.12 %** on `other birds` "
+        "(of 480 images, after 100 epochs of 100; best after 99 epochs: 71.50 %; "
         "kind validation in metrics.jsonl of mine-linear)",
+        "- linear classifier, top-5: **90.25 %** on `other birds` "
+        "(of 480 images, after 100 epochs of 100; kind validation in metrics.jsonl of mine-linear)",
     ]
 
 
@@ -194,7 +195,7 @@ def knn_line(run, **more):
     return section(run.card(**more), "Accuracy")[0]
 
 
-def test_only_a_record_of_the_checkpoint_s_epoch_is_its_accuracy(made, run):
+def test_card_has_only_the_epoch_s_accuracy(made, run):
     write_records(
         run.folder, *run.records[:-1], KNN | {"epoch": 10, "knn": 83.0}, KNN | {"epoch": 14}
     )
@@ -214,7 +215,7 @@ def test_only_a_record_of_the_checkpoint_s_epoch_is_its_accuracy(made, run):
 
 
 @pytest.mark.parametrize("records", ["none", "another's"])
-def test_records_of_another_run_do_not_count(made, run, records):
+def test_card_ignores_another_run_s_records(made, run, records):
     other = dataclasses.replace(made.config, seed=8)
     write_records(
         run.folder, *([START | {"options": options(other)}, KNN] if records == "another's" else [])
@@ -230,7 +231,7 @@ def test_records_of_another_run_do_not_count(made, run, records):
     assert "- Device and versions: not recorded" in card
 
 
-def test_options_without_effect_on_the_results_may_differ(made, run):
+def test_card_allows_other_options_without_effect(made, run):
     changed = options(made.config) | {"workers": 5, "print_freq": 99, "tensorboard": True}
     write_records(run.folder, START | {"options": changed}, KNN)
     assert "85.26 %" in knn_line(run)
@@ -240,7 +241,7 @@ def test_options_without_effect_on_the_results_may_differ(made, run):
     ("labelled", "expected"),
     [(3786, "all with a label"), (17, "17 with a label"), (None, "labels: not recorded")],
 )
-def test_labels_are_those_of_the_start(made, run, labelled, expected):
+def test_card_has_the_start_s_labels(made, run, labelled, expected):
     start = {name: value for name, value in START.items() if name != "labelled"} | {
         "options": options(made.config)
     }
@@ -248,7 +249,7 @@ def test_labels_are_those_of_the_start(made, run, labelled, expected):
     assert f"; 3,786 images; {expected}" in run.card()
 
 
-def test_the_hint_of_a_run_without_labels_counts_too(made, run):
+def test_card_reads_the_hint_of_missing_labels(made, run):
     start = {name: value for name, value in START.items() if name != "labelled"} | {
         "options": options(made.config)
     }
@@ -256,12 +257,12 @@ def test_the_hint_of_a_run_without_labels_counts_too(made, run):
     assert "3,786 images; none with a label" in run.card()
 
 
-def test_a_linear_run_counts_for_its_own_weights_only(made, run):
+def test_card_checks_a_linear_run_s_weights(made, run):
     linear = run.folder.with_name("mine-linear")
-    names = {"weights": "the run mine-linear has other frozen weights"}
+    problem = "the run mine-linear has other frozen weights"
     changed = made.weights.state | {"bn1.bias": made.weights.state["bn1.bias"] + 1}
     card = run.card(dataclasses.replace(made.weights, state=changed))
-    assert f"- linear classifier, top-1: not measured ({names['weights']})" in card
+    assert f"- linear classifier, top-1: not measured ({problem})" in card
     (linear / "last.pth.tar").unlink()
     (linear / "last.pth.tar").write_bytes(b"no checkpoint")
     assert (
@@ -274,7 +275,7 @@ def test_a_linear_run_counts_for_its_own_weights_only(made, run):
     assert "not measured (no run mine-linear next to its folder)" in run.card()
 
 
-def test_hubs_read_the_front_matter(run, tmp_path):
+def test_card_has_valid_front_matter(run, tmp_path):
     (tmp_path / "student.md").write_text(run.card())
     data = ModelCard.load(tmp_path / "student.md").data
     assert (data.license, data.library_name, data.pipeline_tag) == (
@@ -295,12 +296,12 @@ def test_hubs_read_the_front_matter(run, tmp_path):
     }
 
 
-def test_a_card_names_no_path(run):
+def test_card_has_no_full_path(run):
     card = run.card()
     assert HOME not in card and str(run.folder.parent) not in card
 
 
-def test_the_provenance_is_the_file_s(made, run):
+def test_card_has_the_file_s_provenance(made, run):
     lines = section(run.card(), "Provenance")
     with open(run.checkpoint, "rb") as file:
         data = file.read()
@@ -311,13 +312,11 @@ def test_the_provenance_is_the_file_s(made, run):
     assert f"- Digest of the weights, as runs log a teacher's: `{made.weights.digest}`" in lines
 
 
-def test_other_people_s_files_have_a_card_without_a_training(tmp_path):
+def test_card_of_a_foreign_file_has_no_training(tmp_path):
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "theirs.pth")
     export(str(tmp_path / "theirs.pth"), str(tmp_path / "x.safetensors"))
     card = (tmp_path / "x.md").read_text()
-    assert section(card, "Training") == [
-        "The checkpoint has no record of the training."
-    ]
+    assert section(card, "Training") == ["The checkpoint has no record of the training."]
     assert [line.split(" (")[0] for line in section(card, "Accuracy")] == [
         "- k-NN, top-1: not measured",
         "- linear classifier, top-1: not measured",
@@ -331,7 +330,7 @@ def test_other_people_s_files_have_a_card_without_a_training(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a`b", "``", "a|b", "# x", "a\nb\x1b[2J", "---", "🐦 x"])
-def test_any_name_stays_in_its_line(made, run, name):
+def test_card_keeps_any_name_on_one_line(made, run, name):
     config = made.weights.meta["config"] | {"data": f"/data/{name}", "teacher": f"/x/{name}"}
     weights = dataclasses.replace(made.weights, meta=made.weights.meta | {"config": config})
     plain, card = run.card(), run.card(weights)
@@ -341,7 +340,7 @@ def test_any_name_stays_in_its_line(made, run, name):
     assert isinstance(yaml.safe_load(card.split("---\n")[1]), dict)
 
 
-def test_options_that_another_program_calls_so_are_shown(made, run):
+def test_card_shows_foreign_options(made, run):
     config = {
         "data": 1.5,
         "more_data": 5,
@@ -360,7 +359,7 @@ def test_options_that_another_program_calls_so_are_shown(made, run):
 @pytest.mark.parametrize(
     ("text", "expected"), [("a", "`a`"), ("a`b", "`` a`b ``"), ("``", "``` `` ```"), ("", "`  `")]
 )
-def test_code_in_a_line(text, expected):
+def test_code_quotes_any_text(text, expected):
     assert code(text) == expected
 
 
@@ -381,7 +380,7 @@ def test_code_in_a_line(text, expected):
         "birds --config compress --teacher big.pth --loss-share 5",
     ],
 )
-def test_the_command_gives_the_same_options(line):
+def test_command_gives_the_same_options(line):
     config = read_config(line.split())
     found = command(dataclasses.asdict(config), 1)
     assert found.startswith("python -m job.train birds")
@@ -399,7 +398,7 @@ def test_the_command_gives_the_same_options(line):
 
 
 @pytest.mark.parametrize("option", [{"knn_k": 5}, {"gram_tau": 0.2}, {"distill": ["gram"]}])
-def test_the_command_has_no_option_of_a_file_without_effect(option):
+def test_command_omits_options_without_effect(option):
     config = dataclasses.asdict(Config(data="birds", **option))
     assert command(config, 1) == "python -m job.train birds"
 
@@ -407,14 +406,14 @@ def test_the_command_has_no_option_of_a_file_without_effect(option):
 @pytest.mark.parametrize(
     "change", [{"later": 1}, {"epochs": "many"}, {"framework": "none at all"}, {"data": "-x"}]
 )
-def test_options_of_another_version_have_no_command(made, run, change):
+def test_command_of_another_version_is_empty(made, run, change):
     config = dataclasses.asdict(made.config) | change
     assert command(config, 2) == ""
     weights = dataclasses.replace(made.weights, meta=made.weights.meta | {"config": config})
     assert "python -m job.train" not in run.card(weights)
 
 
-def test_a_command_that_gives_other_options_is_left_out(made, monkeypatch):
+def test_command_that_differs_is_omitted(made, monkeypatch):
     monkeypatch.setattr(
         module, "read_config", lambda words: dataclasses.replace(made.config, seed=8)
     )
@@ -424,7 +423,7 @@ def test_a_command_that_gives_other_options_is_left_out(made, monkeypatch):
 # How the files are loaded
 
 
-def test_the_code_of_the_card_runs(made, run, tmp_path, monkeypatch):
+def test_card_code_runs(made, run, tmp_path, monkeypatch):
     for name in ("student.pth", "student.safetensors"):
         export(run.checkpoint, str(tmp_path / name))
     monkeypatch.chdir(tmp_path)
@@ -456,7 +455,7 @@ def test_the_code_of_the_card_runs(made, run, tmp_path, monkeypatch):
 # Where the card is written
 
 
-def test_a_card_that_is_there_stays_unless_forced(run, tmp_path, monkeypatch, capsys):
+def test_card_is_kept_unless_forced(run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with open("x.md", "w") as file:
         file.write("mine")
@@ -474,27 +473,25 @@ def test_a_card_that_is_there_stays_unless_forced(run, tmp_path, monkeypatch, ca
     assert ", with x.md; load it with: " in capsys.readouterr().out
 
 
-def test_no_card_leaves_it_out(run, tmp_path):
+def test_no_card_writes_none(run, tmp_path):
     folder = tmp_path / "out"
     folder.mkdir()
     main([run.checkpoint, str(folder / "x.pth"), "--no-card"])
     assert os.listdir(folder) == ["x.pth"]
 
 
-def test_the_card_takes_no_other_file_s_name(run, tmp_path):
+def test_card_refuses_the_name_of_another_file(run, tmp_path):
     with pytest.raises(RunError) as caught:
         export(run.checkpoint, str(tmp_path / "x.md"), "timm", force=True)
-    assert (
-        str(caught.value)
-        == f"{tmp_path}/x.md: the name of its companion file; expected another"
-    )
+    problem = f"{tmp_path}/x.md is another file of this export; expected another name"
+    assert str(caught.value) == f"{tmp_path}/x.md: {problem}"
     os.symlink(run.checkpoint, tmp_path / "y.md")
     with pytest.raises(RunError, match="expected another name"):
         export(run.checkpoint, str(tmp_path / "y.pth"), force=True)
     assert not (tmp_path / "y.pth").exists()
 
 
-def test_a_card_that_cannot_be_written_leaves_nothing(run, tmp_path):
+def test_card_that_cannot_be_written_leaves_nothing(run, tmp_path):
     folder = tmp_path / "out"
     (folder / "x.md").mkdir(parents=True)
     (folder / "x.md.new").mkdir()
@@ -507,7 +504,7 @@ def test_a_card_that_cannot_be_written_leaves_nothing(run, tmp_path):
     assert sorted(os.listdir(folder)) == ["x.md", "x.md.new"]
 
 
-def test_records_that_cannot_be_read_are_one_line(run, tmp_path, capsys):
+def test_card_reports_unreadable_records(run, tmp_path, capsys):
     (run.folder / "metrics.jsonl").unlink()
     os.mkfifo(run.folder / "metrics.jsonl")
     with pytest.raises(SystemExit) as caught:

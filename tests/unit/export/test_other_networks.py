@@ -31,7 +31,8 @@ from torch import nn
 
 
 def build():
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    pool = nn.AdaptiveAvgPool2d(1)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), pool, nn.Flatten())
 """
 
 
@@ -45,7 +46,7 @@ def users_module(tmp_path, monkeypatch):
 
 
 def write_checkpoint(path, arch):
-    """Write a run's checkpoint; return its student's features of images (3, 3, SIZE, SIZE)."""
+    """Write a run's checkpoint. Return its student's features of images (3, 3, SIZE, SIZE)."""
     torch.manual_seed(4)
     net = build_network(arch, image_size=SIZE)
     for module in net.modules():
@@ -85,7 +86,7 @@ def test_timm_loads_its_networks(arch, tmp_path):
 
 
 @pytest.mark.parametrize("arch", [MOBILE, VIT, "net_of_export:build"])
-def test_onnxruntime_computes_the_same_features(arch, tmp_path):
+def test_onnx_features_are_equal(arch, tmp_path):
     expected = write_checkpoint(tmp_path / "run.pth.tar", arch)
     export(str(tmp_path / "run.pth.tar"), str(tmp_path / "model.onnx"), arch=arch)
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
@@ -95,7 +96,7 @@ def test_onnxruntime_computes_the_same_features(arch, tmp_path):
     assert (shape[2:] == [SIZE, SIZE]) is (arch == VIT)
 
 
-def test_a_user_s_network_is_a_state_dict(tmp_path):
+def test_own_network_is_a_state_dict(tmp_path):
     expected = write_checkpoint(tmp_path / "run.pth.tar", "net_of_export:build")
     path = str(tmp_path / "model.pth")
     report = export(str(tmp_path / "run.pth.tar"), path, arch="net_of_export:build")
@@ -105,7 +106,7 @@ def test_a_user_s_network_is_a_state_dict(tmp_path):
         torch.testing.assert_close(found["net"].eval()(images()), expected)
 
 
-def test_the_card_and_the_origin_name_the_network_whole(tmp_path):
+def test_card_and_origin_name_the_network(tmp_path):
     write_checkpoint(tmp_path / "run.pth.tar", MOBILE)
     export(str(tmp_path / "run.pth.tar"), str(tmp_path / "model.safetensors"))
     card = (tmp_path / "model.md").read_text()
@@ -115,7 +116,7 @@ def test_the_card_and_the_origin_name_the_network_whole(tmp_path):
         assert json.loads(file.metadata()["config"])["arch"] == MOBILE
 
 
-def test_a_command_keeps_names_that_are_no_paths():
+def test_command_keeps_names_with_slashes():
     config = Config(
         arch=MOBILE,
         teacher_arch=VIT,
@@ -124,37 +125,39 @@ def test_a_command_keeps_names_that_are_no_paths():
         data="/a/images",
         more_data=["/b/more"],
     )
-    words = command(dataclasses.asdict(config), 1)
+    line = command(dataclasses.asdict(config), 1)
     for part in (
         f"--arch {MOBILE}",
         f"--teacher-arch {VIT}",
         "--teacher hub:timm/test_vit",
         "job.train images --more-data more",
     ):
-        assert part in words
-    assert "/a/" not in words and "/b/" not in words
+        assert part in line
+    assert "/a/" not in line and "/b/" not in line
 
 
-def test_the_folders_of_a_run_are_its_data(tmp_path):
+def test_folders_of_is_the_run_s_data(tmp_path):
     assert folders_of({"data": "/a/images", "more_data": ["/b/more/"]}) == "images, more"
     assert folders_of({"data": "/a/images"}) == "images"
 
 
-@pytest.mark.parametrize("arch", ["net_of_export:build", "timm/test_vit", "vgg"])
-def test_the_command_takes_any_network_s_name(arch, tmp_path, capsys):
-    if arch != "vgg":
-        write_checkpoint(tmp_path / "run.pth.tar", arch)
-    words = [str(tmp_path / "run.pth.tar"), str(tmp_path / "model.onnx"), "--arch", arch]
-    if arch == "vgg":
-        with pytest.raises(SystemExit) as caught:
-            main(words)
-        assert caught.value.code == 2 and "--arch 'vgg': " in capsys.readouterr().err
-        return
-    main(words)
-    assert f"{arch} of epoch 3 for onnx" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("arch", "name", "form"),
+    [("net_of_export:build", "a.pth", "torchvision"), (VIT, "a.safetensors", "timm")],
+)
+def test_main_accepts_any_network(arch, name, form, tmp_path, capsys):
+    write_checkpoint(tmp_path / "run.pth.tar", arch)
+    main([str(tmp_path / "run.pth.tar"), str(tmp_path / name), "--arch", arch])
+    assert f"{arch} of epoch 3 for {form}" in capsys.readouterr().out
 
 
-def test_weights_of_a_hub_are_exported_from_their_file(tmp_path, monkeypatch):
+def test_main_refuses_an_unknown_network(tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([str(tmp_path / "run.pth.tar"), str(tmp_path / "a.onnx"), "--arch", "vgg"])
+    assert caught.value.code == 2 and "--arch 'vgg': " in capsys.readouterr().err
+
+
+def test_hub_weights_are_exported(tmp_path, monkeypatch):
     write_checkpoint(tmp_path / "cached.pth", MOBILE)
     found = hub.Weights(MOBILE, str(tmp_path / "cached.pth"), "0" * 64)
     monkeypatch.setattr(hub, "fetch", lambda name: found)
@@ -162,7 +165,7 @@ def test_weights_of_a_hub_are_exported_from_their_file(tmp_path, monkeypatch):
     assert "cached.pth" in (tmp_path / "model.md").read_text()
 
 
-def test_a_network_that_takes_some_sizes_only_is_compared_at_these(tmp_path):
+def test_onnx_compares_only_possible_sizes(tmp_path):
     class Even(nn.Module):
         def forward(self, images):
             if images.shape[2] != images.shape[3]:
@@ -182,7 +185,7 @@ def test_a_network_that_takes_some_sizes_only_is_compared_at_these(tmp_path):
         ("net_of_export:build", "a.safetensors", "Use onnx, or a file .pth"),
     ],
 )
-def test_formats_that_cannot_hold_a_network(arch, name, expected, tmp_path):
+def test_formats_refuse_other_networks(arch, name, expected, tmp_path):
     write_checkpoint(tmp_path / "run.pth.tar", arch)
     text = refused(export, str(tmp_path / "run.pth.tar"), str(tmp_path / name), arch=arch)
     assert expected in text

@@ -1,4 +1,4 @@
-"""The options of networks that are no ResNets of torchvision."""
+"""The options of networks other than torchvision's ResNets."""
 
 from types import SimpleNamespace
 
@@ -24,7 +24,7 @@ def read(text, program="job.train", kind=Config):
 
 
 @pytest.mark.parametrize("arch", [MOBILE, VIT, "timm/resnet18.a1_in1k", "package.module:function"])
-def test_any_network_is_an_option(arch):
+def test_arch_accepts_any_network(arch):
     config = read(f"DIR -a {arch} --teacher t.pth --teacher-arch {arch}")
     assert (config.arch, config.teacher_arch) == (arch, arch)
     assert read(f"DIR -a {arch}", "job.linear", LinearConfig).arch == arch
@@ -32,26 +32,26 @@ def test_any_network_is_an_option(arch):
     assert cli.read("job.embed", EmbedConfig, words)[0].arch == arch
 
 
-def test_the_folder_of_a_run_has_no_slash_or_colon():
+def test_run_folder_has_no_slash_or_colon():
     assert Config(arch=MOBILE).folder() == "runs/timm-mobilenetv3_small_050"
     assert Config(arch="a.b:c").folder() == "runs/a.b-c"
     assert LinearConfig(arch=MOBILE).folder() == "runs/timm-mobilenetv3_small_050-linear"
 
 
 @pytest.mark.parametrize("option", ["--stem small", "--width 32", "--zero-init-residual"])
-def test_an_option_of_resnets_is_one_line(option):
+def test_stem_and_width_are_for_resnets(option):
     reason = f"on {MOBILE}, which is not a ResNet of torchvision; leave it out"
     assert refused(read, f"DIR -a {MOBILE} {option}") == f"{option}: no effect {reason}"
     read(f"DIR -a resnet18 {option}")
 
 
-def test_a_file_with_the_small_stem_may_serve_other_networks(tmp_path):
+def test_stem_in_a_file_allows_other_networks(tmp_path):
     (tmp_path / "a.yaml").write_text("stem: small\n")
     assert read(f"DIR --config {tmp_path}/a.yaml -a {MOBILE}").stem == "small"
 
 
 @pytest.mark.parametrize("name", ["stem", "width"])
-def test_an_option_of_resnets_is_one_line_in_job_linear(name):
+def test_linear_stem_is_for_resnets(name):
     value = {"stem": "small", "width": 32}[name]
     message = refused(check_first_layer, LinearConfig(**{name: value}), MOBILE)
     assert message.startswith(f"--{name}: no effect on {MOBILE}")
@@ -61,7 +61,7 @@ def test_an_option_of_resnets_is_one_line_in_job_linear(name):
 @pytest.mark.parametrize(
     ("arch", "demands"), [(VIT, True), (MOBILE, False), ("resnet18", False), ("a:b", False)]
 )
-def test_the_images_size_is_fixed_if_the_network_demands_one(arch, demands):
+def test_resume_refuses_another_size_of_a_vit(arch, demands):
     names = fixed(Config(arch=arch), within_epoch=False)
     assert ("image_size" in names) == demands
     old, now = {"image_size": 32}, Config(arch=arch, image_size=64)
@@ -71,16 +71,16 @@ def test_the_images_size_is_fixed_if_the_network_demands_one(arch, demands):
         )
 
 
-def test_a_run_keeps_the_size_of_its_teacher_s_images():
+def test_resume_refuses_another_teacher_size():
     config = Config(teacher="t.pth", teacher_size=96)
     assert "teacher_size" in fixed(config, within_epoch=False)
     assert "teacher_size" not in fixed(Config(), within_epoch=False)
-    for old, has in (({"teacher_size": 64}, 64), ({}, 0)):  # older runs have none
+    for old, has in (({"teacher_size": 64}, 64), ({}, 0)):  # older runs do not have it
         message = refused(check_same, ["teacher_size"], old, config, "here")
         assert message.startswith(f"--teacher-size 96: here has {has}; ")
 
 
-def test_a_synchronised_norm_keeps_the_activation_of_timm_s():
+def test_sync_norm_keeps_timm_s_activation():
     """timm's norm of a MobileNet has its activation inside."""
     from timm.layers import BatchNormAct2d
 
@@ -103,7 +103,7 @@ def test_a_synchronised_norm_keeps_the_activation_of_timm_s():
     torch.testing.assert_close(ours.eval()(maps), plain.eval()(maps))
 
 
-def test_dead_channels_are_judged_only_where_a_relu_follows():
+def test_dead_channels_need_a_relu():
     from job.frameworks.base import rectified
 
     features = {"layer4": torch.zeros(1)}
@@ -111,11 +111,11 @@ def test_dead_channels_are_judged_only_where_a_relu_follows():
     assert rectified(SimpleNamespace(arch=MOBILE), features) == {}
 
 
-def test_build_resnet_takes_only_resnets_of_torchvision():
+def test_build_resnet_refuses_other_networks():
     assert refused(build_resnet, MOBILE).startswith(f"{MOBILE}: expected a ResNet of torchvision")
 
 
-def test_the_log_leaves_out_dead_channels_that_are_not_judged():
+def test_log_omits_dead_channels_without_a_relu():
     assert collapse.describe({"feature_std": 0.9}) == "deviation 0.90 of 1"
     assert collapse.describe({"feature_std": 0.9, "dead_layer4": 0.5}).endswith(
         "dead channels 50 % of layer4"

@@ -144,7 +144,7 @@ def module(tmp_path, monkeypatch):
     sys.modules.pop("own_networks", None)
 
 
-def test_a_network_of_two_stages_has_the_last_two():
+def test_own_two_stages_are_the_last_two():
     torch.manual_seed(0)
     net = build_network("own_networks:Small", dim=9)
     outline = network_outline("own_networks:Small", "imagenet", 64, 16)
@@ -162,17 +162,17 @@ def test_a_network_of_two_stages_has_the_last_two():
     assert frozen == {"body.unused.weight", "body.unused.bias"}
 
 
-def test_of_six_stages_the_last_four_count():
+def test_own_six_stages_give_the_last_four():
     outline = network_outline("own_networks:deep", "imagenet", 64, 64)
     assert outline.maps == {1: (6, 8, 8), 2: (7, 4, 4), 3: (8, 2, 2), 4: (9, 1, 1)}
 
 
-def test_the_norm_of_a_shortcut_is_not_the_one_in_which_a_stage_ends():
+def test_own_norm_of_a_shortcut_is_ignored():
     net = build_network("own_networks:Residual")
     assert stage_norms(net) == {4: net.body.second.bn}
 
 
-def test_a_network_without_stages_has_pooled_features():
+def test_own_network_without_stages_is_pooled():
     outline = network_outline("own_networks:Pooled", "imagenet", 64, 16)
     assert outline.maps == {} and outline.pooled == 5
     found = with_features(build_network("own_networks:Pooled"), [4], "flatten")(
@@ -188,31 +188,31 @@ REFUSED = {
     "own_networks:with_argument": "missing a required argument: 'width'; expected a function",
     "own_networks:without_file": "own_networks:without_file: the function without_file fails: "
     "ValueError: no such weights: none.pth. Fix the function",
-    "own_networks:wrong_type": "wrong_type fails: TypeError: object of type 'int' has no len(). Fix",
+    "own_networks:wrong_type": "wrong_type fails: TypeError: object of type 'int' has no len(). ",
     "own_networks:number": "the function returns a int; expected a function",
     "own_networks:flat": "its features are (768,); expected pooled features (b, C)",
-    "own_networks:broken": "cannot process 16 x 16 pixels: mat1 and mat2 shapes cannot be multiplied",
+    "own_networks:broken": "cannot process 16 x 16 pixels: mat1 and mat2 shapes cannot be",
 }
 
 
 @pytest.mark.parametrize("arch", REFUSED)
-def test_what_does_not_keep_the_contract_is_one_line(arch):
-    check_name(arch, "-a")  # the options alone do not run a user's code
+def test_own_network_errors_are_one_line(arch):
+    check_name(arch, "-a")  # reading options does not run a user's code
     assert REFUSED[arch] in refused(build_network, arch, image_size=16)
 
 
-def test_frozen_parameters_stay_frozen():
+def test_own_frozen_parameters_stay_frozen():
     net = build_network("own_networks:frozen", image_size=16)
     fixed = {name for name, value in net.body.named_parameters() if not value.requires_grad}
     assert fixed == {"blocks.0.0.weight", "blocks.0.0.bias", "unused.weight", "unused.bias"}
 
 
-def test_a_network_without_trainable_parameters_has_an_outline():
+def test_own_frozen_network_has_an_outline():
     assert network_outline("own_networks:all_frozen", "imagenet", 64, 16).pooled == 5
 
 
 @pytest.mark.parametrize("name", ["dropout", "attention", "depth"])
-def test_training_draws_no_random_numbers(name):
+def test_own_training_draws_nothing(name):
     net, images = (
         build_network(f"own_networks:{name}", image_size=16).train(),
         torch.randn(2, 3, 16, 16),
@@ -222,7 +222,7 @@ def test_training_draws_no_random_numbers(name):
     assert torch.equal(torch.get_rng_state(), generator)
 
 
-def test_an_edited_function_is_probed_again(monkeypatch):
+def test_own_edited_function_is_probed_again(monkeypatch):
     pooled = [network_outline("own_networks:Pooled", "imagenet", 64, 16).pooled]
     module = sys.modules["own_networks"]
     monkeypatch.setattr(module, "Pooled", lambda: module.Small())
@@ -230,7 +230,7 @@ def test_an_edited_function_is_probed_again(monkeypatch):
     assert pooled == [5, 7]
 
 
-def test_a_module_in_the_current_folder_is_found(tmp_path, monkeypatch):
+def test_own_module_is_found_in_the_current_folder(tmp_path, monkeypatch):
     """The console scripts do not add the folder to the path."""
     source = "from torch import nn\n\n\ndef build():\n    return nn.Identity()\n"
     folder = tmp_path / "current"

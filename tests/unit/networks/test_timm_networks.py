@@ -1,4 +1,4 @@
-"""Networks of timm: their names, their features beside timm's own, and what is refused."""
+"""Networks of timm: names, features compared with timm's own, and refusals."""
 
 import copy
 import functools
@@ -48,7 +48,7 @@ def of_timm(arch, state):
 
 @torch.no_grad()
 @pytest.mark.parametrize("arch", MAPS)
-def test_features_are_those_of_timm(arch):
+def test_features_equal_timm_s(arch):
     ours = net(arch)
     plain = of_timm(arch, ours.body.state_dict())
     maps = plain.forward_intermediates(images(), intermediates_only=True)
@@ -63,7 +63,7 @@ def test_features_are_those_of_timm(arch):
 
 @torch.no_grad()
 @pytest.mark.parametrize("arch", POOLED)
-def test_the_outline_has_the_sizes_of_the_features(arch):
+def test_outline_has_the_features_sizes(arch):
     outline = network_outline(arch, "imagenet", 64, SIZE)
     found = with_features(net(arch), STAGES, output="flatten")(images())
     assert outline.pooled == found["flatten"].shape[1] == POOLED[arch]
@@ -75,7 +75,7 @@ def test_the_outline_has_the_sizes_of_the_features(arch):
 
 
 @torch.no_grad()
-def test_features_can_be_asked_for_one_by_one():
+def test_features_are_available_one_by_one():
     ours = net(MOBILE)
     assert list(with_features(ours, [2], None)(images())) == ["layer2"]
     assert list(with_features(ours, [4], None)(images())) == ["layer4", "pooled"]
@@ -83,8 +83,8 @@ def test_features_can_be_asked_for_one_by_one():
     assert not any(name.startswith("fc.") for name in with_features(ours, [4], None).state_dict())
 
 
-def test_another_network_than_a_resnet_has_the_names_of_a_resnet_s_state_in_moco():
-    """Behind `module.encoder_q`: all that reads checkpoints finds the head as `fc`."""
+def test_state_has_moco_s_names():
+    """Readers of checkpoints expect the head as `fc` behind `module.encoder_q`."""
     state = build_moco(comm, VIT, dim=8, K=6, mlp=True, stages=[4], image_size=SIZE).state_dict()
     starts = {".".join(name.split(".")[:2]) for name in state}
     encoders = ("encoder_q", "encoder_k")
@@ -101,7 +101,7 @@ def test_another_network_than_a_resnet_has_the_names_of_a_resnet_s_state_in_moco
 
 
 def test_training_draws_no_random_numbers(monkeypatch):
-    """Neither dropout nor stochastic depth: a resumed run computes the same bytes."""
+    """Dropout and stochastic depth are off, so that a resumed run computes the same bytes."""
     create = timm_networks.create
     more = {"drop_rate": 0.5, "drop_path_rate": 0.5, "proj_drop_rate": 0.5, "attn_drop_rate": 0.5}
     monkeypatch.setattr(
@@ -117,13 +117,13 @@ def test_training_draws_no_random_numbers(monkeypatch):
     )
 
 
-def test_looking_at_a_network_draws_no_random_numbers():
+def test_probe_draws_no_random_numbers():
     generator = torch.get_rng_state()
     network_outline("timm/test_efficientnet", "imagenet", 64, SIZE)
     assert torch.equal(torch.get_rng_state(), generator)
 
 
-def test_all_parameters_get_gradients():
+def test_gradients_reach_all_parameters():
     for arch in (MOBILE, VIT, NEXT):
         trained = copy.deepcopy(net(arch)).train()
         with_features(trained, STAGES)(images(4))["fc"].square().sum().backward()
@@ -131,12 +131,12 @@ def test_all_parameters_get_gradients():
 
 
 @torch.no_grad()
-def test_a_network_that_is_first_seen_without_gradients_is_trained_all_the_same():
+def test_probe_without_gradients_still_trains():
     seen = build_network("timm/test_byobnet", image_size=SIZE)
     assert all(value.requires_grad for value in seen.parameters())
 
 
-def test_norms_are_those_after_which_a_stage_only_adds_its_shortcut():
+def test_stage_norms_precede_the_shortcut():
     """MobileNetV3's last stage ends in an activation, and so do all of timm's ResNets."""
     norms, body = stage_norms(net(MOBILE)), net(MOBILE).body
     expected = {1: body.blocks[0][-1], 2: body.blocks[1][-1], 3: body.blocks[3][-1]}
@@ -148,7 +148,7 @@ def test_norms_are_those_after_which_a_stage_only_adds_its_shortcut():
 
 
 @torch.no_grad()
-def test_a_norm_gives_the_distribution_of_its_stage_s_maps():
+def test_stage_norm_matches_the_maps():
     """In train mode, each channel's mean before the shortcut is the norm's bias."""
     arch = "timm/mobilenetv2_050"
     torch.manual_seed(0)
@@ -179,7 +179,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("arch", REFUSED)
-def test_an_unknown_name_is_one_line_with_the_nearest(arch):
+def test_unknown_name_suggests_the_nearest(arch):
     from job.networks import check_name
 
     message = refused(check_name, arch, "--arch")
@@ -188,7 +188,7 @@ def test_an_unknown_name_is_one_line_with_the_nearest(arch):
         assert part in message
 
 
-def test_without_timm_its_names_are_one_line_with_the_command(monkeypatch):
+def test_missing_timm_names_the_command(monkeypatch):
     from job.networks import check_name
 
     monkeypatch.setitem(sys.modules, "timm", None)
@@ -197,13 +197,13 @@ def test_without_timm_its_names_are_one_line_with_the_command(monkeypatch):
 
 
 @pytest.mark.parametrize(("arch", "size"), [(VIT, 8), ("timm/test_maxvit", 50)])
-def test_a_size_that_a_network_does_not_take_is_one_line(arch, size):
+def test_refused_size_is_one_line(arch, size):
     message = refused(build_network, arch, image_size=size)
     assert message.startswith(f"{arch} cannot process {size} x {size} pixels: ")
     assert message.endswith(". Choose another --image-size")
 
 
-def test_a_network_whose_maps_timm_does_not_give_has_pooled_features(monkeypatch):
+def test_network_without_maps_is_pooled(monkeypatch):
     monkeypatch.setattr(timm_networks, "find_pass", lambda body: timm_networks.TimmPass({4: 99}))
     outline = network_outline("timm/test_mambaout", "imagenet", 64, SIZE)
     assert outline.maps == {} and outline.pooled > 9
