@@ -56,7 +56,7 @@ def open_regular(path: str | os.PathLike[str], at_most: int) -> BinaryIO:
 
 
 def patient(read: Callable[[], Result], path: str) -> Result:
-    """Return `read()`, which reads the file `path`; retry after PAUSES if the disk or memory fails.
+    """Return `read()`, which reads the file `path`. Retry after PAUSES if disk or memory fails.
 
     ReadError: it still fails. ValueError, RunError: the file is at fault.
     A signal to stop has its effect afterwards.

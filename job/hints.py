@@ -7,7 +7,7 @@ from job.distill.options import DistillOptions
 from job.frameworks.base import Framework
 from job.metrics.schema import RANGE, own_size
 
-STEPS = 20  # for a hint; a run may resume shortly before an epoch's end
+STEPS = 20  # for a hint. A run can resume shortly before an epoch's end
 # Measured on ResNet-18 and the digits. The distillation loss is 0.006 to 0.04 times the contrastive
 # one with the demo's --loss-factor of 1e5, and 35 times with 100. In the study's first epochs it is
 # 5 times with a --loss-share of 10 and 10 times with 25. Both students did well. Waiting for images

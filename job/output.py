@@ -25,7 +25,7 @@ class Output(io.FileIO):
         self.failed = failed
 
     def write(self, data: Any, /) -> int:
-        """Write some of the data; wait for room if another process made the pipe non-blocking."""
+        """Write some of the data. Wait for room if another process made the pipe non-blocking."""
         try:
             while (written := super().write(data)) is None:
                 select.select([], [self], [])

@@ -20,7 +20,7 @@ from job.data.views import collate
 from job.errors import RunError
 from job.text import printable
 
-KEPT = 2**24  # bytes; larger blocks of freed memory are returned to the system
+KEPT = 2**24  # bytes. Larger blocks of freed memory are returned to the system
 LONGEST = 900  # characters of a Failure
 
 

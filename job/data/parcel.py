@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 AHEAD = 2  # batches that a loader process prepares before they are used
-SMALL = 2**16  # bytes; smaller arrays are copied
+SMALL = 2**16  # bytes. Smaller arrays are copied
 ALIGNMENT = 64  # bytes, of each block of a parcel
 
 
@@ -50,7 +50,7 @@ class SharedArray:
 
 
 def mapped_array(memory: Shared, dtype: str) -> np.ndarray:
-    """Return the array of a SharedArray; end this process if the owner of the memory has ended."""
+    """Return the array of a SharedArray. End this process if the memory's owner has ended."""
     try:
         return np.frombuffer(memory.mapped(), dtype)
     except FileNotFoundError:

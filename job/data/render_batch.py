@@ -1,6 +1,6 @@
 """Apply appearances to a batch on its device: (B, 3, H, W) in RGB, floats in 0..255.
 
-The operations are those of job/data/render.py, except for the rounding between them. The images
+The operations equal job/data/render.py's, except for the rounding between them. The images
 of each operation are selected on the CPU, where the appearances are. So the CPU never waits for
 the device.
 """

@@ -45,7 +45,7 @@ class Classifier:
     train: Images
     val: Images
     net: Network
-    encoder: nn.Module  # images -> {"flatten": (B, C)}; shares the network's parameters
+    encoder: nn.Module  # images -> {"flatten": (B, C)}, with the network's parameters
     gradients: FixedPointGradients
     optimizer: torch.optim.Optimizer
     input: dict  # the network's requirements for its images, {} for a ResNet

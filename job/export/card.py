@@ -204,17 +204,17 @@ def pixels(network: Network) -> Iterator[str]:
 def loading(network: Network, output: str, form: str) -> Iterator[str]:
     """Yield how to load each format. Each file has the name of `output`, with its own ending."""
     stem, ending = os.path.splitext(os.path.basename(output))
-    endings = {name: each for each, name in reversed(ENDINGS.items())} | {form: ending}
-    for form_name, format in FORMATS.items():
+    endings = {name: end for end, name in reversed(ENDINGS.items())} | {form: ending}
+    for form_name, each in FORMATS.items():
         if form_name in network.refused:
             yield f"- {form_name}: not possible, {network.refused[form_name]}"
             continue
         name = stem + endings[form_name]
         yield f"- {form_name}, {code(name)}:"
         yield ""
-        yield from with_imports(format.load(network, name))
+        yield from with_imports(each.load(network, name))
         yield ""
-        if format.companions(network) and name.endswith(timm.ENDING):
+        if each.companions(network) and name.endswith(timm.ENDING):
             yield f"  or, in a folder with {code(name)} and {code(timm.CONFIG)}:"
             yield ""
             yield from with_imports(timm.FROM_FOLDER)
