@@ -126,7 +126,8 @@ def check_names(framework: Framework, kinds: list[type[Distiller]]) -> None:
 def parameter_groups(parameters: list[nn.Parameter], constant: list[nn.Parameter]) -> list[dict]:
     """Return an optimizer's parameter groups.
 
-    The second, if any, has the parameters of a `constant` rate, and `fix_lr`, as in SimSiam's released checkpoints.
+    The second, if any, has the parameters of a `constant` rate. It has `fix_lr`, as in SimSiam's
+    released checkpoints.
     """
     apart = set(map(id, constant))
     groups: list[dict] = [{"params": [value for value in parameters if id(value) not in apart]}]

@@ -184,7 +184,10 @@ def test_full_disk_ends_all_workers(work, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(rows, "write", full)
         message, code = refused(work)
-    assert "No space left on device. Make room, and resume with the same command" in message and code == 1
+    assert (
+        "No space left on device. Make room, and resume with the same command" in message
+        and code == 1
+    )
     computed(work)
     assert digests(work.folder) == digests_of_one_worker(work, f"{work.folder}-one")
 
