@@ -1,4 +1,4 @@
-"""Compute the features of a folder of images by a checkpoint, to a file with the images' paths.
+"""Write the features of a folder of images by a checkpoint to a file, with the images' paths.
 
 horovodrun -np N python -m job.embed DIR --pretrained CHECKPOINT --out features.npy
 """

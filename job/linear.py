@@ -78,7 +78,7 @@ def trains_nothing(config: LinearConfig) -> str:
 
 
 def classify(config: LinearConfig, run: Run) -> dict[str, float] | None:
-    """Train a classifier to the last epoch, or return the accuracy of an existing one or of k-NN.
+    """Train a classifier to the last epoch, or return an existing one's accuracy, or k-NN's.
 
     Stopped: a signal arrived. A classifier in training is saved.
     """
@@ -117,8 +117,9 @@ def classify(config: LinearConfig, run: Run) -> dict[str, float] | None:
 
 
 def train(parts: Classifier, start: Position) -> None:
-    """Train a classifier from `start` to the last epoch. Stopped, after a save: a signal arrived.
+    """Train a classifier from `start` to the last epoch.
 
+    Stopped, after a save: a signal arrived.
     RunError, on all workers: the frozen network has changed.
     """
     config, run = parts.config, parts.run

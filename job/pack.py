@@ -1,4 +1,4 @@
-"""Pack images into tar shards, for file systems that are slow with small files, or index shards.
+"""Pack images into tar shards, for file systems slow with small files, or index shards.
 
 python -m job.pack DIR OUT [--shard-images 1000] [--seed 0]      python -m job.pack --index DIR
 """
@@ -145,8 +145,9 @@ def pack_split(
 def contents(
     images: ImageFolder, numbers: np.ndarray, first: int, done: Callable[[], None]
 ) -> Iterator[tuple[int, str, int, bytes]]:
-    """Yield (key, name, label, bytes) of each image. Call `done` after it. Keys start at `first`.
+    """Yield (key, name, label, bytes) of each image, and call `done` after it.
 
+    Keys start at `first`.
     RunError: the file system fails. IrregularFile: a file is special or too large.
     """
 

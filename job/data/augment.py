@@ -1,4 +1,4 @@
-"""Views: MoCo's augmentations of one image, the centre crop, and the network's normalised input.
+"""MoCo's augmentations of one image, the centre crop, and the network's normalised input.
 
 Images are uint8 arrays (H, W, 3). Views are uint8 tensors (3, size, size), channels last in memory.
 They stay uint8 up to the device, which needs a quarter of the memory of floats.

@@ -1,4 +1,4 @@
-"""The process that loader processes are forked from. Horovod's threads survive no plain fork."""
+"""The process that forks loader processes, because Horovod's threads survive no plain fork."""
 
 import contextlib
 import multiprocessing

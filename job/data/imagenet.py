@@ -20,7 +20,7 @@ EXPECTED = f"{SOLUTION}, or {TRUTH} and {META} of the development kit"
 
 
 def validation_classes(root: str, names: Sequence[str]) -> list[str]:
-    """Return the class of each validation image in `root`, such as n01440764; "" if it is unknown.
+    """Return the class of each validation image in `root`, such as n01440764, or "" if unknown.
 
     The list is empty for images that are not ImageNet's, and without a table.
     RunError: the table is invalid.

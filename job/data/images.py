@@ -237,7 +237,7 @@ def decoded(content: bytes) -> np.ndarray:
 
 
 def without_metadata(content: bytes) -> bytes:
-    """Return a PNG without the chunks that do not change its pixels. Other formats are unchanged.
+    """Return a PNG without chunks that do not change its pixels. Other formats are unchanged.
 
     PIL reads all chunks, and refuses an image with 1 MB of text or an invalid profile.
     """

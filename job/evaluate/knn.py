@@ -33,7 +33,7 @@ Block = tuple[torch.Tensor, torch.Tensor]  # features (n, C) and labels (n,)
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Top-1 accuracy in percent on `counted` images by the votes of their k nearest, and its line.
+    """Top-1 accuracy in percent on `counted` images by votes of their k nearest, and its line.
 
     auc: area under the features' cumulative singular values (job/metrics/collapse.py).
     """

@@ -24,10 +24,11 @@ def build_network(
     head_width: int = 0,
     image_size: int = 224,
 ) -> Network:
-    """Return a network with random weights whose `fc` gives `dim` outputs, as `build_resnet` does.
+    """Return a network with random weights, whose `fc` gives `dim` outputs.
 
-    image_size: of the images, for networks that require a fixed size. Only ResNets have stem,
-    width and zero_init_residual. RunError: the network cannot process such images.
+    The arguments are as for `build_resnet`, and image_size, for networks that require a fixed one.
+    Only ResNets have stem, width and zero_init_residual.
+    RunError: the network cannot process such images.
     """
     if arch in ARCHS:
         return build_resnet(arch, dim, mlp, stem, width, zero_init_residual, head_width)
@@ -49,7 +50,7 @@ def network_outline(arch: str, stem: str, width: int, image_size: int) -> Outlin
 
 
 def with_features(net: nn.Module, stages: list[int], output: str | None = HEAD) -> nn.Module:
-    """Return `net` as a module that returns a dict of tensors, with the same parameters and names.
+    """Return `net` as a module with a dict of tensors as output, the same parameters and names.
 
     "layer1".."layer4" for `stages`, (b, C, H, W). In addition the node `output`: "fc" (b, dim), or
     "flatten" (b, C), the features under the head. If `output` is None, the head is not computed.

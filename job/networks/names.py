@@ -23,7 +23,7 @@ def demands_size(arch: str) -> bool:
 
 
 def used_packages(arch: str) -> list[str]:
-    """Return the packages, except torch and torchvision, that build a network: their names for pip.
+    """Return pip's names of the packages, except torch and torchvision, that build a network.
 
     The packages of a user's function are unknown.
     """

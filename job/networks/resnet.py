@@ -22,7 +22,7 @@ WIDTHS = range(16, 513, 16)  # valid for all ARCHS, whose convolutions have up t
 
 
 class MaxPool(nn.MaxPool2d):
-    """torchvision's pooling of the stem, which keeps only the indices of the maxima for backward.
+    """torchvision's pooling of the stem, which saves only the maxima's indices for backward.
 
     torch also keeps the input, the largest map of all, although it reads only its shape.
     """
@@ -125,7 +125,7 @@ def change_width(net: models.ResNet, width: int) -> None:
 
 
 def resnet_features(net: models.ResNet, stages: list[int], output: str | None) -> nn.Module:
-    """Return `net` as a module that returns a dict of tensors, with the same parameters and names.
+    """Return `net` as a module with a dict of tensors as output, the same parameters and names.
 
     "layer1".."layer4" for `stages`: the sums before the stages' last ReLU, (B, C, H, W). In
     addition the node `output`: "fc" (B, dim), or "flatten" (B, C), the features under the head.
