@@ -368,26 +368,16 @@ def test_image_folder_pickles_small(tmp_path):
 
 # The batches of each worker.
 
-ORDERS = [
-    dict(images=50, total=8, epochs=3),
-    dict(images=16, total=16, epochs=2),
-    dict(images=17, total=4, epochs=2),
-]
 
-
-def orders(size, images, seed=0, start=(0, 0), **setting):
-    """The order of each of `size` workers over so many images."""
-    folder = ImageFolder(
-        "root", ["a"], [f"a/{number}.png" for number in range(images)], [0] * images, 0
-    )
-    return [
-        TrainingOrder(folder, rank=rank, size=size, seed=seed, start=start, **setting)
-        for rank in range(size)
-    ]
+def order_of(images, seed=0, start=(0, 0), **setting):
+    """The order of one worker over so many images."""
+    names = [f"a/{number}.png" for number in range(images)]
+    folder = ImageFolder("root", ["a"], names, [0] * images, 0)
+    return TrainingOrder(folder, rank=0, size=1, seed=seed, start=start, **setting)
 
 
 def test_order_differs_between_epochs():
-    batches = list(orders(1, images=32, total=8, epochs=3)[0])
+    batches = list(order_of(images=32, total=8, epochs=3))
     assert [batch[0][0] for batch in batches] == [0] * 4 + [1] * 4 + [2] * 4
     assert all(len({epoch for epoch, _ in batch}) == 1 for batch in batches)
     by_epoch = [
@@ -396,19 +386,19 @@ def test_order_differs_between_epochs():
     assert by_epoch[0] != by_epoch[1] != by_epoch[2] != by_epoch[0]
     assert by_epoch[0] != list(range(32))
     other = [
-        index for batch in orders(1, seed=1, images=32, total=8, epochs=1)[0] for _, index in batch
+        index for batch in order_of(seed=1, images=32, total=8, epochs=1) for _, index in batch
     ]
     assert other != by_epoch[0]
 
 
 def test_order_past_the_last_epoch_is_empty():
-    order = orders(1, start=(5, 0), images=10, total=2, epochs=3)[0]
+    order = order_of(start=(5, 0), images=10, total=2, epochs=3)
     assert list(order) == []
     assert len(order) == 0
 
 
 def test_order_can_be_iterated_twice():
-    order = orders(1, images=10, total=2, epochs=2)[0]
+    order = order_of(images=10, total=2, epochs=2)
     assert list(order) == list(order)
 
 
