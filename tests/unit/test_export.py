@@ -695,7 +695,7 @@ def test_origin_has_no_folders(students, exported, form):
 @pytest.mark.parametrize("form", ["torchvision", "timm"])
 def test_report_loads_the_file(students, exported, form):
     path, report = exported(form)
-    assert report.startswith(f"wrote {path}: 44.8 MB, resnet18 of epoch 12 for {form}; ")
+    assert report.startswith(f"wrote {path}: 44.8 MB, resnet18 of epoch 12 for {form}, with ")
     assert "\n" not in report
     net = loaded(report)
     net.fc = nn.Identity()
