@@ -1,10 +1,19 @@
-"""A plain MoCo v2 + MGD job: what the papers describe, written the straightforward way in torch and Horovod.
+"""A plain MoCo v2 + MGD job, written the straightforward way in torch and Horovod.
 
-The bench compares the project with it. It differs from the project in these points, and does the same arithmetic:
-views by torchvision on PIL, as normalised floats from the loader on; shuffled batch norm by an allgather of all float
-images; a teacher that runs with gradients and its batch norms; networks and images laid out plainly (NCHW, contiguous);
-the reducer by stack, argmax and gather; the key encoder updated parameter by parameter; Horovod's optimizer as it is;
-a refresh in which every worker measures every image, brings each batch's cost to the host, and rank 0 solves arc by arc.
+The bench compares the project with it. The arithmetic is the same. The differences are:
+
+- Views: torchvision on PIL. The loader returns normalised floats.
+- Shuffled batch norm: an allgather of all float images.
+- Teacher: runs with gradients and with its batch norms.
+- Networks and images: NCHW, contiguous.
+- Reducer: stack, argmax and gather.
+- Key encoder: updated parameter by parameter.
+- Optimizer: Horovod's, unchanged.
+- Refresh: every worker measures every image and copies each batch's cost to the host. Rank 0 solves
+  the matching arc by arc.
+
+Shapes: B images of a worker, N workers, K queued keys, G groups of matched channels, S and T
+channels of the student and the teacher, P positions of a map.
 """
 
 import horovod.torch as hvd
@@ -30,14 +39,14 @@ class Blur:
 
 
 def resnet(arch: str, dim: int, mlp: bool = False) -> models.ResNet:
-    """The network with torchvision's own stem."""
+    """Return the network with torchvision's own stem."""
     net = build_resnet(arch, dim, mlp)
     net.relu, net.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, stride=2, padding=1)
     return net
 
 
 def random_view(size: int, last=FLOATS) -> transforms.Compose:
-    """MoCo v2's augmentation, PIL image -> (3, size, size)."""
+    """Return MoCo v2's augmentation: PIL image -> (3, size, size)."""
     return transforms.Compose(
         [
             transforms.RandomResizedCrop(size, scale=(0.2, 1.0)),
@@ -51,14 +60,14 @@ def random_view(size: int, last=FLOATS) -> transforms.Compose:
 
 
 def centre_view(size: int) -> transforms.Compose:
-    """The centre crop, PIL image -> (3, size, size)."""
+    """Return the centre crop: PIL image -> (3, size, size)."""
     return transforms.Compose(
         [transforms.Resize(size * 256 // 224), transforms.CenterCrop(size), *FLOATS]
     )
 
 
 class Images(Dataset):
-    """Files, each seen through all of `views`."""
+    """Image files. An item has one image for each of `views`."""
 
     def __init__(self, paths: list[str], *views):
         self.paths, self.views = paths, views
@@ -72,7 +81,10 @@ class Images(Dataset):
 
 
 def shuffle(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the (B, 3, H, W) that this worker encodes in place of its `images`, and the way back of the total batch (NB,)."""
+    """Shuffle the images (B, 3, H, W) over all workers.
+
+    Return the images (B, 3, H, W) that this worker encodes, and the inverse permutation (NB,).
+    """
     everyone = hvd.allgather(images, name="plain.images")  # (NB, 3, H, W)
     permutation = hvd.broadcast(
         torch.randperm(len(everyone)), root_rank=0, name="plain.permutation"
@@ -86,21 +98,27 @@ def unshuffle(keys: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
 
 
 def absolute_max_pooling(teacher: torch.Tensor, matching: torch.Tensor) -> torch.Tensor:
-    """At each position the matched response of largest magnitude: (B, T, H, W), (G, S) -> (B, S, H, W)."""
+    """Return the matched response of largest magnitude at each position.
+
+    (B, T, H, W), (G, S) -> (B, S, H, W).
+    """
     candidates = torch.stack([teacher[:, channels] for channels in matching])  # (G, B, S, H, W)
     largest = candidates.abs().argmax(dim=0, keepdim=True)
     return candidates.gather(0, largest).squeeze(0)
 
 
 def partial_l2(student: torch.Tensor, target: torch.Tensor, margin: torch.Tensor) -> torch.Tensor:
-    """The squared distance from max(target, margin), where the student is above it or it is positive, summed."""
+    """Return the summed squared distance of the student from max(target, margin).
+
+    It counts where the student exceeds that target, or where the target is positive.
+    """
     target = torch.max(target, margin.view(1, -1, 1, 1))
     mask = (student > target) | (target > 0)
     return ((student - target) ** 2 * mask.float()).sum()
 
 
 class Baseline:
-    """The networks, the queue, the distiller's state and the optimizer of one worker."""
+    """Networks, queue, distiller and optimizer of one worker."""
 
     def __init__(
         self,
@@ -117,7 +135,7 @@ class Baseline:
         for k, q in zip(self.key.parameters(), self.query.parameters(), strict=True):
             k.data.copy_(q.data)
             k.requires_grad = False
-        self.queue, self.place = F.normalize(torch.randn(dim, K), dim=0), 0
+        self.queue, self.pointer = F.normalize(torch.randn(dim, K), dim=0), 0
 
         net = resnet("resnet50", dim=1000)
         net.load_state_dict(teacher)
@@ -140,7 +158,7 @@ class Baseline:
         self.queue = hvd.broadcast(self.queue, root_rank=0, name="plain.queue")
 
     def step(self, query: torch.Tensor, key: torch.Tensor) -> float:
-        """Train on the two views (B, 3, H, W) of this worker's images, and return the loss."""
+        """Train on the two views (B, 3, H, W) of this worker's images. Return the loss."""
         loss = self.loss(query, key)
         self.optimizer.zero_grad()
         loss.backward()
@@ -148,7 +166,7 @@ class Baseline:
         return loss.item()
 
     def loss(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        """MoCo's cross entropy, with the keys put into the queue, and MGD's distance."""
+        """Return MoCo's cross entropy plus MGD's distance, and enqueue the keys."""
         encoded = self.query(query)
         q = F.normalize(encoded["fc"], dim=1)  # (B, dim)
         with torch.no_grad():
@@ -163,24 +181,23 @@ class Baseline:
 
         teacher = self.teacher(query)
         distance = 0.0
-        for place, stage in enumerate(STAGES):
-            s, t = self.norms[place](encoded[f"layer{stage}"]), teacher[f"layer{stage}"].detach()
-            target = absolute_max_pooling(t, self.matchings[place])
-            distance = distance + partial_l2(
-                s, target, self.margins[place][self.matchings[place]].mean(0)
-            ) / 2 ** (4 - stage)
+        for index, stage in enumerate(STAGES):
+            s, t = self.norms[index](encoded[f"layer{stage}"]), teacher[f"layer{stage}"].detach()
+            target = absolute_max_pooling(t, self.matchings[index])
+            margin = self.margins[index][self.matchings[index]].mean(0)
+            distance = distance + partial_l2(s, target, margin) / 2 ** (4 - stage)
         return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long)) + distance / (
             len(q) * self.factor
         )
 
     def enqueue(self, keys: torch.Tensor) -> None:
-        """Put the total batch's keys (NB, dim), which divides K, over the oldest."""
-        self.queue[:, self.place : self.place + len(keys)] = keys.T
-        self.place = (self.place + len(keys)) % self.queue.shape[1]
+        """Replace the oldest keys by the total batch's (NB, dim). NB divides K."""
+        self.queue[:, self.pointer : self.pointer + len(keys)] = keys.T
+        self.pointer = (self.pointer + len(keys)) % self.queue.shape[1]
 
 
 def batches(paths: list[str], total: int, size: int):
-    """This worker's views of its share of each total batch, epoch after epoch."""
+    """Yield this worker's views of its images of each total batch, epoch after epoch."""
     images = Images(paths, random_view(size), random_view(size))
     sampler = DistributedSampler(images, hvd.size(), hvd.rank())
     loader = DataLoader(images, total // hvd.size(), sampler=sampler, drop_last=True)
@@ -193,15 +210,15 @@ def batches(paths: list[str], total: int, size: int):
 def measure(
     student: nn.Module, teacher: nn.Module, paths: list[str], size: int, batch: int = 32
 ) -> list[torch.Tensor]:
-    """Return each stage's mean cost (S, T) over all images: every worker's work."""
+    """Return each stage's mean cost (S, T) over all images. Every worker measures all of them."""
     student.eval()
     sums = [0.0 for _ in STAGES]
     for (images,) in DataLoader(Images(paths, centre_view(size)), batch):
         s, t = student(images), teacher(images)
-        for place, stage in enumerate(STAGES):
+        for index, stage in enumerate(STAGES):
             one = F.normalize(s[f"layer{stage}"].flatten(2), dim=2)  # (B, S, P)
             other = F.normalize(t[f"layer{stage}"].flatten(2), dim=2)  # (B, T, P)
             distances = torch.cdist(one, other) ** 2  # (B, S, T)
-            sums[place] = sums[place] + distances.sum(0).double().cpu()
+            sums[index] = sums[index] + distances.sum(0).double().cpu()
     student.train()
     return [cost / len(paths) for cost in sums]

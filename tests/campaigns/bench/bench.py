@@ -1,10 +1,11 @@
-"""How fast the job is: every figure beside what it is compared with, measured in turn in one run.
+"""Measure the speed and memory of the job. `make bench` needs about 12 minutes on two cores.
 
-python tests/campaigns/bench/bench.py [--quick] [--only PART ...]: `make bench`, about 12 minutes on two cores.
+    python tests/campaigns/bench/bench.py [--quick] [--only PART ...]
 
-Ratios are medians of the turns' own ratios, whose two sides were measured within the same minute. The CPU's figures are those
-of two workers, one core and one thread each: ResNet-18 from ResNet-50 (random weights), MoCo v2's head, 65,536 negatives,
-224 pixels, a total batch of 32, JPEGs of 500x375. Written to results/latest.json, and beside it under date and machine.
+Both sides of a ratio are measured in turn within a minute. The ratio is the median over the turns.
+The CPU's figures are of two workers with one core and one thread each: ResNet-18 from ResNet-50
+(random weights), MoCo v2's head, 65,536 negatives, 224 pixels, a total batch of 32, JPEGs of
+500x375. They go to results/latest.json and to a copy named by date and machine.
 """
 
 import argparse
@@ -27,10 +28,10 @@ from breakdown import KINDS
 from turns import Job, launch
 
 HERE = Path(__file__).parent
-GPU_BATCH, GPU_STEPS = 128, 20  # images a GPU; steps a turn
+GPU_BATCH, GPU_STEPS = 128, 20  # images per GPU, steps per turn
 QUICK_BATCH, QUICK_STEPS = 8, 2  # the same with --quick
-# The bare passes beside `bf16_compiled` are those of networks that are not compiled.
-GPU_WAYS = {
+# The bare passes of `bf16_compiled` are those of uncompiled networks.
+GPU_MODES = {
     "float32": (),
     "bf16": ("--precision", "bf16"),
     "float32_device_views": ("--augment-on", "device"),
@@ -40,7 +41,7 @@ GPU_WAYS = {
 
 
 class Bench:
-    """Where the parts find their images and leave their figures, and how often and how large they measure."""
+    """The folder of the bench's images and figures, the image size and the number of repeats."""
 
     def __init__(self, folder: Path, quick: bool):
         self.folder, self.photos, self.jobs = folder, folder / "photos", 0
@@ -51,7 +52,7 @@ class Bench:
         setting.write_teacher(self.photos)
 
     def part(self, script: str, *arguments, workers: int = 0) -> dict:
-        """Run a part to its end, under horovodrun if it has workers, and return its figures."""
+        """Run a part, under horovodrun if it has workers. Return its figures."""
         with open(self.folder / "output.txt", "w+") as output:
             command = [self.folder, *arguments]
             process = launch(workers, HERE / script, command, output)
@@ -65,7 +66,7 @@ class Bench:
     def job(
         self, workers: int, kind: str, *arguments, photos: Path | None = None, **environment
     ) -> Job:
-        """Start a job that takes turns at its steps."""
+        """Start a job that does its steps in turns."""
         self.jobs += 1
         arguments = [kind, photos or self.photos, "--size", self.size, *arguments]
         return Job(
@@ -73,13 +74,13 @@ class Bench:
         )
 
 
-def mean(found: list[dict], name: str) -> float:
-    """The workers' mean of a figure."""
-    return statistics.mean(worker[name] for worker in found)
+def mean(workers: list[dict], name: str) -> float:
+    """Return the mean of a figure over the workers."""
+    return statistics.mean(worker[name] for worker in workers)
 
 
 def series(turns: list[list[dict]], name: str) -> list[float]:
-    """A figure turn by turn."""
+    """Return a figure's mean over the workers for each turn."""
     return [mean(turn, name) for turn in turns]
 
 
@@ -96,14 +97,14 @@ def scanning(bench: Bench) -> dict:
 
 
 def features(bench: Bench) -> dict:
-    """Extraction and validation beside their bare work."""
+    """Extraction of features and validation, over their bare work."""
     return bench.part(
         "features.py", bench.photos, "--size", bench.size, "--repeats", min(3, bench.repeats)
     )
 
 
 def traffic(bench: Bench) -> dict:
-    """Bytes that a step brings to a worker, counted by the kernel for two workers and for four."""
+    """Bytes that a worker receives in a step, counted by the kernel, with two and four workers."""
     figures = {}
     for N in (2, 4):
         figures |= bench.part("traffic.py", "--size", bench.size, workers=N)
@@ -127,25 +128,18 @@ def hops(bench: Bench) -> dict:
     for N in (1, 2, 4):
         figures |= bench.part("hops.py", *options, workers=N)
     fixed = figures["hop_collective_1_s"]
-    found = {N: scale.hop(N, figures[f"hop_collective_{N}_s"], fixed) for N in (2, 4)}
-    return figures | {"hop_s": found[2], "hop_of_4_s": found[4], "hop_fixed_s": fixed}
+    hop = {N: scale.hop(N, figures[f"hop_collective_{N}_s"], fixed) for N in (2, 4)}
+    return figures | {"hop_s": hop[2], "hop_of_4_s": hop[4], "hop_fixed_s": fixed}
 
 
 def matching(bench: Bench) -> dict:
     """A refresh of the matching with two workers."""
-    return bench.part(
-        "matching.py",
-        bench.photos,
-        "--size",
-        bench.size,
-        "--repeats",
-        min(3, bench.repeats),
-        workers=2,
-    )
+    options = ("--size", bench.size, "--repeats", min(3, bench.repeats))
+    return bench.part("matching.py", bench.photos, *options, workers=2)
 
 
 def step(bench: Bench) -> dict:
-    """A step beside its own passes and beside the baseline's, and where its time goes."""
+    """A step over its own passes and over the baseline's step, and where its time goes."""
     with bench.job(2, "ours", "--passes") as job, bench.job(2, "plain") as other:
         warm = job.turn(), other.turn()
         ours, plain = zip(*((job.turn(), other.turn()) for _ in range(bench.turns)), strict=True)
@@ -162,12 +156,12 @@ def step(bench: Bench) -> dict:
     }
     for name in ("data_wait", *KINDS, "threads"):
         figures[f"share_{name}"] = setting.ratio(series(ours, name), took)
-    told = [turn[0] for turn in ours]  # of rank 0, which alone tells
+    rank_0 = [turn[0] for turn in ours]  # only this worker logs
     figures["share_logging"] = setting.ratio(
-        [turn["telling"] for turn in told], [turn["step"] for turn in told]
+        [turn["logging"] for turn in rank_0], [turn["step"] for turn in rank_0]
     )
-    figures["logging_s"] = statistics.median(turn["telling"] for turn in told)
-    figures["drawing_s"] = statistics.median(turn["drawing"] for turn in told)
+    figures["logging_s"] = statistics.median(turn["logging"] for turn in rank_0)
+    figures["drawing_s"] = statistics.median(turn["drawing"] for turn in rank_0)
     for name in ("bare", "student", "key", "teacher"):
         figures[f"passes_{name}_s"] = statistics.median(series(ours, name))
     figures["passes_images"] = setting.BATCH // 2
@@ -188,27 +182,28 @@ def methods(bench: Bench) -> dict:
 
 
 def scaling(bench: Bench) -> dict:
-    """A worker's step alone, beside another job's worker, and as one of two that share their batches.
+    """The step of one worker, of two workers of one job, and of two jobs with one worker each.
 
-    `weak_scaling` is the plain definition: the step of one worker, while the other core does nothing, over that of two with
-    twice the images. Cores share caches and memory, so that a part of what is lost would be lost to any second process;
-    `weak_scaling_beside_another` compares with two jobs of one worker each that run at once: what is lost to Horovod alone.
+    `weak_scaling` is the step of one worker, with the other core idle, over the step of two workers
+    with twice the images. The cores have caches and memory in common, so any second process costs
+    time. `weak_scaling_beside_another` compares with two jobs of one worker each that run at once,
+    so it shows the cost of Horovod only.
     """
     single = ("ours", "--batch", setting.BATCH // 2)
     with (
         bench.job(2, "ours") as both,
-        bench.job(1, *single) as alone,
-        bench.job(1, *single, "--core", 1) as another,
+        bench.job(1, *single) as first,
+        bench.job(1, *single, "--core", 1) as second,
     ):
-        for job in (both, alone, another):
+        for job in (both, first, second):
             job.turn()
         two, one, beside = [], [], []
         for _ in range(bench.turns):
             two.append(both.turn())
-            one.append(alone.turn())
-            for job in (alone, another):
+            one.append(first.turn())
+            for job in (first, second):
                 job.start()
-            beside.append(alone.finish() + another.finish())
+            beside.append(first.finish() + second.finish())
     return {
         "weak_scaling": setting.ratio(series(one, "step"), series(two, "step")),
         "weak_scaling_beside_another": setting.ratio(series(beside, "step"), series(two, "step")),
@@ -218,37 +213,37 @@ def scaling(bench: Bench) -> dict:
 
 
 def gpu(bench: Bench) -> dict:
-    """On GPUs, one worker each, with loader processes: steps in float32 and bf16, and more.
+    """Steps on GPUs in each of GPU_MODES: one worker per GPU, with loader processes.
 
-    Each way's figures are printed when they are found. Without a GPU, --quick tries the part on the
-    CPU with tiny batches, and compiles nothing.
+    The figures of each mode are printed when they are complete. Without a GPU, --quick tries the
+    part on the CPU with tiny batches and without --compile.
     """
-    there = torch.cuda.is_available()
+    has_gpu = torch.cuda.is_available()
     workers, figures = max(1, torch.cuda.device_count()), {}
     batch, steps = (QUICK_BATCH, QUICK_STEPS) if bench.quick else (GPU_BATCH, GPU_STEPS)
-    every = ",".join(map(str, range(workers))) if there else ""
+    every = ",".join(map(str, range(workers))) if has_gpu else ""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", every)
     many = bench.folder / "many"
     setting.write_photos(many, 4 * batch * workers)
     setting.write_teacher(many)
     options = ("--batch", batch * workers, "--steps", steps, "--passes", "--loaders", -1)
-    ways = {name: more for name, more in GPU_WAYS.items() if there or "--compile" not in more}
-    for name, more in ways.items():
+    modes = {name: more for name, more in GPU_MODES.items() if has_gpu or "--compile" not in more}
+    for name, more in modes.items():
         with bench.job(
             workers, "ours", *options, *more, photos=many, CUDA_VISIBLE_DEVICES=visible
         ) as job:
             job.turn()
             turns = [job.turn() for _ in range(bench.turns)]
         took = series(turns, "step")
-        found = {
+        measured = {
             f"gpu_{name}_images_per_s": batch * workers / statistics.median(took),
             f"gpu_{name}_seconds_per_image": statistics.median(series(turns, "bare")) / batch,
             f"gpu_{name}_step_over_passes": setting.ratio(took, series(turns, "bare")),
             f"gpu_{name}_share_data_wait": setting.ratio(series(turns, "data_wait"), took),
             f"gpu_{name}_memory_bytes": max(mean(turn, "memory") for turn in turns),
         }
-        print(f"  {json.dumps(found)}", file=sys.stderr, flush=True)
-        figures |= found
+        print(f"  {json.dumps(measured)}", file=sys.stderr, flush=True)
+        figures |= measured
     return figures
 
 
@@ -272,37 +267,36 @@ def main() -> None:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="see that all works: small images, no bars, no results kept",
+        help="check that all parts work: small images, no bars, results not saved",
     )
     parser.add_argument(
         "--only",
         nargs="+",
         choices=PARTS,
         default=list(PARTS),
-        help="these parts alone; no results kept",
+        help="only these parts; results not saved",
     )
     options = parser.parse_args()
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # through the ends of its jobs, which stand still else for ever
+    # SystemExit closes the jobs. Otherwise their stopped workers would stay for ever.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     figures = report.circumstances(options.quick)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), options.quick)
         for name in options.only:
-            alone = options.only == ["gpu"]
-            if name == "gpu" and not (alone and options.quick) and (reason := no_gpu()):
-                if alone:
+            only_gpu = options.only == ["gpu"]
+            if name == "gpu" and not (only_gpu and options.quick) and (reason := no_gpu()):
+                if only_gpu:
                     sys.exit(f"error: --only gpu: {reason}")
                 continue
-            begun = time.perf_counter()
+            start = time.perf_counter()
             print(f"{name}: {PARTS[name].__doc__.splitlines()[0]}", file=sys.stderr, flush=True)
             figures |= PARTS[name](bench)
-            print(f"  {time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True)
-    whole = set(options.only) == set(PARTS)
-    missed = report.table(figures, whole)
+            print(f"  {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    complete = set(options.only) == set(PARTS)
+    missed = report.table(figures, complete)
     if options.quick:
-        return print("--quick: figures of no meaning, bars not held")
-    if whole:
+        return print("--quick: the figures mean nothing, and no bar is checked")
+    if complete:
         report.keep(figures)
     sys.exit(f"missed: {', '.join(missed)}" if missed else 0)
 

@@ -1,8 +1,10 @@
-"""Where the time of a step goes: clocks around what the program itself calls, without a change to the program.
+"""Time the kinds of work of a step, by clocks around the program's own functions.
 
-passes: forward of student, key encoder and teacher, and backward but for the distillation's; distillation: the distiller,
-forward and backward; optimizer: its step and clearing, gradient norm, key encoder's update, queue; communication: what
-the worker waits for it. Horovod's own threads compute beside all that, on the same core: `threads` is their CPU time.
+- passes: forward of student, key encoder and teacher, and backward without the distillation's
+- distillation: forward and backward of the distiller
+- optimizer: its step, clearing gradients, gradient norm, key encoder's update, queue
+- communication: the worker's waits for it
+- threads: CPU time of Horovod's threads, which run on the same core during all of the above
 """
 
 import time
@@ -39,30 +41,33 @@ class Breakdown:
         self.clear()
 
     def clear(self) -> None:
-        """Begin a step."""
+        """Start a step."""
         self.spent = defaultdict(float)
         self.threads = other_threads()
 
     def seconds(self) -> dict[str, float]:
-        """What was spent since `clear`."""
+        """Return the seconds since `clear`, by kind."""
         return {kind: self.spent[kind] for kind in KINDS} | {
             "threads": other_threads() - self.threads
         }
 
     def time(self, kind: str, owner, name: str) -> None:
-        """Note from now on the time that `owner.name` takes."""
+        """From now on, add the time of `owner.name` to `kind`."""
         work = getattr(owner, name)
 
         def timed(*arguments, **named):
-            begun = time.perf_counter()
+            start = time.perf_counter()
             result = work(*arguments, **named)
-            self.spent[kind] += time.perf_counter() - begun
+            self.spent[kind] += time.perf_counter() - start
             return result
 
         setattr(owner, name, timed)
 
     def divide_backward(self, mgd: MGDistiller) -> None:
-        """Note the time of the backward pass: autograd goes through the distillation, which was computed last, first of all."""
+        """From now on, time the backward pass.
+
+        The distillation was computed last, so autograd starts with it.
+        """
 
         def distilled(*gradients):
             self.distilled = time.perf_counter()
@@ -75,14 +80,14 @@ class Breakdown:
         backward = torch.Tensor.backward
 
         def timed(tensor, *arguments, **named):
-            self.distilled = begun = time.perf_counter()
+            self.distilled = start = time.perf_counter()
             backward(tensor, *arguments, **named)
-            self.spent["distillation"] += self.distilled - begun
+            self.spent["distillation"] += self.distilled - start
             self.spent["passes"] += time.perf_counter() - self.distilled
 
         torch.Tensor.backward = timed
 
 
 def other_threads() -> float:
-    """CPU seconds so far of this process's threads but the calling one: Horovod's, and the watchdog's."""
+    """Return the CPU seconds of all other threads so far: those of Horovod and of the watchdog."""
     return time.process_time() - time.thread_time()

@@ -1,9 +1,11 @@
-"""GPU-hours of the published recipes on ImageNet, derived: `python tests/campaigns/bench/cost.py`.
+"""Estimate the GPU-hours of the published recipes on ImageNet.
 
-Nothing here is measured. The recipe `imagenet` is taken at RATE images/s on an A100 in bf16. The
-multiplications and additions of an image's passes give the other recipes' rates, as if all passes
-used the GPU alike: forward and backward count as three forward passes. --rate sets another rate,
-such as the bench's `gpu_bf16_images_per_s`.
+    python tests/campaigns/bench/cost.py
+
+These figures are derived, not measured. The recipe `imagenet` is assumed to train at RATE images/s
+on an A100 in bf16. The other recipes' rates follow from the multiplications and additions of an
+image's passes, as if all passes used the GPU equally well. Forward and backward count as three
+forward passes. --rate sets another rate, such as the bench's `gpu_bf16_images_per_s`.
 """
 
 import argparse
@@ -15,7 +17,7 @@ from torchvision import models
 
 from job.config import Config, read_config
 
-IMAGES = 1_281_167  # of ImageNet's training set
+IMAGES = 1_281_167  # in ImageNet's training set
 RATE = 2100.0  # images/s of `imagenet` on an A100, assumed
 GPUS = 8
 TRAIN = 3  # forward and backward passes, in forward passes
@@ -23,7 +25,7 @@ TRAIN = 3  # forward and backward passes, in forward passes
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe: its name here, its options, and the published linear top-1 accuracy, in percent."""
+    """A recipe's name, its options, and its published linear top-1 accuracy in percent."""
 
     name: str
     options: str
@@ -47,7 +49,7 @@ RECIPES = (
 
 
 def forward(arch: str) -> float:
-    """Return the multiplications of a network's forward pass of 224 pixels, in 10**9."""
+    """Return the multiplications of a network's forward pass at 224 pixels, in 10**9."""
     with torch.device("meta"):
         net = getattr(models, arch)()
         images = torch.empty(1, 3, 224, 224)
@@ -59,30 +61,33 @@ def forward(arch: str) -> float:
 def passes(config: Config, student: float, teacher: float) -> dict[str, float]:
     """Return the multiplications of an image's passes, in 10**9, by network.
 
-    student, teacher: of a forward pass.
+    student, teacher: multiplications of a forward pass, in 10**9.
     """
     disco = bool(config.teacher) and "disco" in config.distill
-    views = 2 if config.framework == "simsiam" or disco else 1  # that the student sees
+    views = 2 if config.framework == "simsiam" or disco else 1  # of the student
     distilled = config.mgd_views if config.framework == "simsiam" else views
-    found = {"student": TRAIN * views * student}
+    work = {"student": TRAIN * views * student}
     if config.framework == "moco":
-        found["keys"] = student
+        work["keys"] = student
     if config.teacher:
-        found["teacher"] = distilled * teacher
+        work["teacher"] = distilled * teacher
         if "similarity" in config.distill and config.similarity == "compress":
-            found["copy"] = student
-    return found
+            work["copy"] = student
+    return work
 
 
 def hours(config: Config, work: float, reference: float, rate: float) -> float:
-    """Return the GPU-hours of a recipe. work, reference: its passes', and those of `imagenet`."""
+    """Return the GPU-hours of a recipe.
+
+    work, reference: multiplications of an image's passes, of the recipe and of `imagenet`.
+    """
     return config.epochs * IMAGES * work / (reference * rate) / 3600
 
 
 def rows(rate: float) -> list[list[str]]:
     """Return the table's rows: recipe, epochs, passes, GPU-hours, hours on GPUS GPUs, published."""
     cost = {arch: forward(arch) for arch in ("resnet18", "resnet34", "resnet50")}
-    works, found = [], []
+    works, table = [], []
     for recipe in RECIPES:
         config = read_config(["IMAGENET", *recipe.options.split()])
         work = passes(config, cost[config.arch], cost["resnet50"])
@@ -94,8 +99,8 @@ def rows(rate: float) -> list[list[str]]:
         shown = " + ".join(f"{value:.1f}" for value in work.values())
         shown += f" = {total:.1f}" if len(work) > 1 else ""
         epochs, spent = str(config.epochs), f"{took:.0f}"
-        found.append([recipe.name, epochs, shown, spent, f"{took / GPUS:.1f}", recipe.published])
-    return found
+        table.append([recipe.name, epochs, shown, spent, f"{took / GPUS:.1f}", recipe.published])
+    return table
 
 
 def main() -> None:

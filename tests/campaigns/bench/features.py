@@ -1,7 +1,8 @@
-"""How fast features are extracted and validation images classified, beside the bare work: decoding, crop and forward pass.
+"""Measure the extraction of features and validation, over the bare work.
 
-python tests/campaigns/bench/features.py FOLDER PHOTOS: bench.py starts it. One worker, one thread, no loader processes, so that
-nothing overlaps on either side: bare seconds are what decoding and passes take by themselves, in loops of their own.
+bench.py starts it: python features.py FOLDER PHOTOS. The bare work is decoding with the crop, and
+forward passes, each in a loop of its own. There is one worker with one thread and no loader
+processes, so nothing overlaps on either side.
 """
 
 import statistics
@@ -28,7 +29,7 @@ def measure(photos: Path, folder: Path, size: int, repeats: int) -> dict:
     with Run(str(folder / "features"), 1) as run:
         run.log.speaks = False
         parts = classifier.build(config, run)
-        paths, crop = [parts.val.path(place) for place in range(len(parts.val))], CentreView(size)
+        paths, crop = [parts.val.path(index) for index in range(len(parts.val))], CentreView(size)
         inputs = normalize(
             torch.stack([crop(read_image(Path(path).read_bytes())) for path in paths[:BATCH]])
         )

@@ -1,10 +1,15 @@
-"""The assignment as a flow of least cost, built arc by arc with OR-Tools: the baseline's way to solve a matching.
+"""Solve the baseline's matching as a flow of least cost, built arc by arc with OR-Tools.
 
-python tests/campaigns/bench/flow.py COSTS.npz: prints the seconds and the total cost of each stage. A process of its own, as
-OR-Tools ends in a segmentation fault beside Horovod. It is not among what `make setup` installs: it asks for an older protobuf
-than ONNX has here. The solver needs neither that nor pandas, absl-py and immutabledict, but numpy alone:
+    python tests/campaigns/bench/flow.py COSTS.npz
+
+It prints the seconds, and the total cost of each stage. It must be a separate process, because
+OR-Tools next to Horovod ends in a segmentation fault. `make setup` does not install OR-Tools, which
+requires an older protobuf than ONNX. The solver itself needs only NumPy, so install it without its
+dependencies:
 
     .venv/bin/pip install --no-deps ortools==9.15.6755
+
+Shapes: G groups of matched channels, S and T channels of the student and the teacher.
 """
 
 import json
@@ -14,11 +19,14 @@ import time
 import numpy as np
 from ortools.graph.python.min_cost_flow import SimpleMinCostFlow
 
-SCALE = 10**6  # the solver's costs are whole numbers
+SCALE = 10**6  # the solver's costs are integers
 
 
 def solve(cost: np.ndarray) -> np.ndarray:
-    """Return the matching (G, S) of least cost (S, T): G units leave each student channel, one at most meets a teacher's."""
+    """Return the matching (G, S) of least cost (S, T).
+
+    G units leave each student channel. At most one reaches each teacher channel.
+    """
     S, T = cost.shape
     G, source, sink = T // S, S + T, S + T + 1
     flow = SimpleMinCostFlow()
@@ -41,9 +49,9 @@ def solve(cost: np.ndarray) -> np.ndarray:
 
 def main() -> None:
     costs = list(np.load(sys.argv[1]).values())
-    begun = time.perf_counter()
+    start = time.perf_counter()
     matchings = [solve(cost) for cost in costs]
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - start
     totals = [
         np.take_along_axis(cost, matching.T, axis=1).sum()
         for cost, matching in zip(costs, matchings, strict=True)

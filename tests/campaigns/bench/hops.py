@@ -1,8 +1,8 @@
-"""The seconds of a small collective by Gloo, which are hops from worker to worker.
+"""Measure the seconds of a small collective by Gloo, which are hops from worker to worker.
 
-horovodrun -np N python tests/campaigns/bench/hops.py FOLDER: bench.py starts it. A collective of
-few bytes is two rings, Horovod's of what is ready and that of the sums. A ring has 2 (N - 1) hops, one
-after another. One worker has none: its seconds are those that no hop explains (`scale.hop`).
+bench.py starts it: horovodrun -np N python hops.py FOLDER. A collective of few bytes is two rings:
+Horovod's negotiation, and the sums. A ring has 2 (N - 1) hops, one after another. With one worker
+there are no hops. Its seconds are the fixed cost of a collective (`scale.hop`).
 """
 
 import statistics
@@ -14,19 +14,19 @@ import setting
 from job.cluster import comm
 from job.cluster.objects import allgather
 
-WARM = 20  # collectives before the first that counts
+WARM = 20  # collectives to warm up
 
 
 def measure(repeats: int) -> float:
-    """Return the seconds of a sum of one number, the slowest worker's.
+    """Return the slowest worker's seconds of the sum of one number.
 
-    A tenth of the sums take fewer: the others may have waited for a core that something else used.
+    They are the first decile, because slower sums may have waited for a busy core.
     """
     took = []
     for _ in range(WARM + repeats):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         comm.total(torch.ones(1), "hop")
-        took.append(time.perf_counter() - begun)
+        took.append(time.perf_counter() - start)
     return max(allgather(statistics.quantiles(took[WARM:], n=10)[0], "hops"))
 
 
@@ -38,8 +38,8 @@ def main() -> None:
     comm.start()
     seconds = measure(options.repeats)
     if comm.rank() == 0:
-        found = {f"hop_collective_{comm.size()}_s": seconds}
-        setting.write_figures(options.folder, "hops", **found)
+        figures = {f"hop_collective_{comm.size()}_s": seconds}
+        setting.write_figures(options.folder, "hops", **figures)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""A refresh of the matching: the project's beside the baseline's, in turn in the same two workers, on the same images.
+"""Measure a refresh of the matching: the project's and the baseline's, on the same images.
 
-horovodrun -np 2 python tests/campaigns/bench/matching.py FOLDER PHOTOS: bench.py starts it. `refresh_over_baseline` compares what
-grows with the images: reading, passes, costs, bringing the sums together; with 20,000 images that is a refresh but for
-seconds. `refresh_with_solve_over_baseline` has the solve as well, which is a good part of both on as few images as here.
+bench.py starts it: horovodrun -np 2 python matching.py FOLDER PHOTOS. `refresh_over_baseline`
+compares the work that grows with the images: reading, passes, costs, and sums over workers. With
+20,000 images this is nearly all of a refresh. `refresh_with_solve_over_baseline` includes the
+solve, which is a large fraction of both with the few images here.
 """
 
 import importlib.util
@@ -27,7 +28,7 @@ FLOW = Path(__file__).with_name("flow.py")
 
 
 class Solve:
-    """`job.distill.mgd.assign`, timed: rank 0 calls it once a stage."""
+    """Time `job.distill.mgd.assign`, which rank 0 calls once per stage."""
 
     def __init__(self):
         self.assign, self.seconds = job.distill.mgd.assign, 0.0
@@ -39,13 +40,13 @@ class Solve:
         return matching
 
     def take(self) -> float:
-        """The seconds since the last call; the same on all workers."""
+        """Return the seconds since the last call. They are the same on all workers."""
         seconds, self.seconds = self.seconds, 0.0
         return broadcast(seconds)
 
 
 def solve_arc_by_arc(costs: list[torch.Tensor], file: Path) -> float:
-    """Return the seconds that OR-Tools takes for all stages; the same on all workers."""
+    """Return OR-Tools' seconds for all stages. They are the same on all workers."""
     seconds = 0.0
     if comm.rank() == 0:
         np.savez(file, *[cost.numpy() for cost in costs])
@@ -59,16 +60,16 @@ def solve_arc_by_arc(costs: list[torch.Tensor], file: Path) -> float:
 def measure(
     training, plain: baseline.Baseline, paths: list[str], repeats: int, folder: Path
 ) -> dict:
-    """Return medians of seconds, and ratios of the baseline's to ours."""
+    """Return medians of seconds, and ratios of the baseline's seconds to ours."""
     size, solve = training.config.image_size, Solve()
     networks, [distiller] = training.distillation.networks, training.distillation.distillers
     arc_by_arc = importlib.util.find_spec("ortools") is not None
     took = {name: [] for name in ("ours", "solve", "plain", "plain_solve")}
     for _ in range(repeats + 1):  # the first turn warms up
         comm.total(torch.ones(1), "barrier")
-        whole = setting.seconds(lambda: job.distill.mgd.prepare_refresh(distiller, 0, networks))
+        total = setting.seconds(lambda: job.distill.mgd.prepare_refresh(distiller, 0, networks))
         took["solve"].append(solve.take())
-        took["ours"].append(whole - took["solve"][-1])
+        took["ours"].append(total - took["solve"][-1])
         comm.total(torch.ones(1), "barrier")
         costs, seconds = setting.timed(
             lambda: baseline.measure(plain.query, plain.teacher, paths, size)

@@ -1,8 +1,8 @@
-"""The step of each method over that of MoCo v2 without a teacher: one core, steps in turn.
+"""Measure the step of each method over the step of MoCo v2 without a teacher, on one core.
 
-python tests/campaigns/bench/methods.py FOLDER PHOTOS: bench.py starts it. Networks, images and
-options are the bench's: ResNet-18 from ResNet-50. MGD as published has the step of `mgd`: another
-factor and other margins cost nothing.
+bench.py starts it: python methods.py FOLDER PHOTOS. Networks, images and options are the bench's:
+ResNet-18 from ResNet-50. MGD as published needs the time of `mgd`, because another factor and other
+margins cost no time.
 """
 
 import statistics

@@ -1,4 +1,4 @@
-"""What the bench says in the end: a table with the bars that the figures are held to, and files of results."""
+"""The bench's report: a table of the figures with their bars, and the files of results."""
 
 import importlib.metadata
 import json
@@ -24,7 +24,7 @@ PACKAGES = (
     "ortools",
 )
 
-# figure: the least or the most that it may be, and what it is
+# figure: its smallest or largest permitted value, and its meaning
 BARS = {
     "step_over_passes": ("<=", 1.10, "a step over the bare sum of its networks' passes"),
     "speed_over_baseline": (">=", 1.6, "images/s over the plain baseline's"),
@@ -32,28 +32,28 @@ BARS = {
     "share_logging": (
         "<=",
         0.01,
-        "journal, log, hints and TensorBoard's scalars of a step, of its time",
+        "fraction of a step for journal, log, hints and TensorBoard's scalars",
     ),
-    "input_over_pil": (">=", 3.0, "two views a core over PIL's"),
-    "decode_crop_images_per_s": (">=", 450, "decoding and two crops alone, images/s a core"),
-    "scan_1281167_cpu_s": ("<=", 3.0, "a scan of ImageNet's 1,281,167 files, s of a processor"),
+    "input_over_pil": (">=", 3.0, "two views on one core, images/s over PIL's"),
+    "decode_crop_images_per_s": (">=", 450, "only decoding and two crops, images/s on one core"),
+    "scan_1281167_cpu_s": ("<=", 3.0, "a scan of ImageNet's 1,281,167 files, CPU seconds"),
     "loader_growth": ("<=", 1.1, "memory of a loader process, 1,281,167 files over 100,000"),
     "refresh_over_baseline": (
         ">=",
         2.6,
-        "speed of measuring a refresh, 2 workers, over the baseline's",
+        "speed of measuring a refresh over the baseline's, 2 workers",
     ),
     "solve_s": ("<=", 0.6, "solving all four stages, s"),
     "shuffle_bytes_constant": (
         "==",
         True,
-        "received key images of a worker stay within its batch, 2 and 4 workers",
+        "a worker receives at most a batch of key images, 2 and 4 workers",
     ),
-    "shuffle_bytes_over_float": ("<=", 0.26, "of them, bytes over what floats would be"),
+    "shuffle_bytes_over_float": ("<=", 0.26, "bytes of key images over those of floats"),
     "weak_scaling": (">=", 0.9, "step of one worker over that of two, one core each"),
-    "extract_over_bare": (">=", 0.9, "bare decoding and passes over extraction of features"),
+    "extract_over_bare": (">=", 0.9, "only decoding and passes, over extraction of features"),
     "validate_over_bare": (">=", 0.9, "the same over validation"),
-    "gpu_float32_step_over_passes": ("<=", 1.10, "where there are GPUs: a step over its passes"),
+    "gpu_float32_step_over_passes": ("<=", 1.10, "on GPUs: a step over its passes"),
     "gpu_bf16_step_over_passes": ("<=", 1.10, "the same in bf16"),
 }
 HOLDS = {
@@ -64,7 +64,7 @@ HOLDS = {
 
 
 def circumstances(quick: bool) -> dict:
-    """Machine, versions, command, date, and how busy the machine was."""
+    """Return machine, versions, command, date, and the machine's load."""
     return {
         "machine": machine(),
         "versions": ", ".join(
@@ -78,7 +78,7 @@ def circumstances(quick: bool) -> dict:
 
 
 def machine() -> str:
-    """Processor, cores, memory, GPUs."""
+    """Return processor, cores, memory and GPUs."""
     with open("/proc/cpuinfo") as file:
         model = re.search(r"model name\s*: (.*)", file.read())
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
@@ -89,22 +89,26 @@ def machine() -> str:
 
 
 def version(package: str) -> str | None:
-    """A package's name and version, if it is installed."""
+    """Return a package's name and version; None if it is not installed."""
     try:
         return f"{package} {importlib.metadata.version(package)}"
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def table(figures: dict, whole: bool = True) -> list[str]:
-    """Print all figures, those with bars first; return the names of those that miss theirs, or are absent from the `whole`."""
-    missed = [name for name in BARS if whole and name not in figures and not name.startswith("gpu")]
-    for name, (sign, bar, what) in BARS.items():
+def table(figures: dict, complete: bool = True) -> list[str]:
+    """Print all figures, those with bars first. Return the names of figures that miss their bar.
+
+    complete: a missing figure also misses its bar, unless it is a figure of GPUs.
+    """
+    required = [name for name in BARS if complete and not name.startswith("gpu")]
+    missed = [name for name in required if name not in figures]
+    for name, (sign, bar, meaning) in BARS.items():
         if name in figures:
             met = HOLDS[sign](figures[name], bar)
-            print(
-                f"{name:34} {shown(figures[name]):>12}  {sign} {shown(bar):6} {'met   ' if met else 'MISSED'}  {what}"
-            )
+            verdict = "met   " if met else "MISSED"
+            value = shown(figures[name])
+            print(f"{name:34} {value:>12}  {sign} {shown(bar):6} {verdict}  {meaning}")
             missed += [] if met else [name]
     for name, value in figures.items():
         if name not in BARS:
@@ -114,21 +118,21 @@ def table(figures: dict, whole: bool = True) -> list[str]:
 
 def shown(value) -> str:
     if value is None:
-        return "not installed: tests/campaigns/bench/flow.py says how"
+        return "not installed: see tests/campaigns/bench/flow.py"
     if isinstance(value, float):
         return f"{value:.3f}" if value < 1000 else f"{value:,.0f}"
     return str(value)
 
 
 def keep(figures: dict) -> None:
-    """Write results/latest.json, and the same under date and kind of machine."""
+    """Write results/latest.json and a copy named by date and machine."""
     RESULTS.mkdir(exist_ok=True)
-    kind = (
+    machine = (
         f"gpu{torch.cuda.device_count()}"
         if torch.cuda.is_available()
         else f"{platform.machine()}-{os.cpu_count()}cores"
     )
     text = json.dumps(figures, indent=1) + "\n"
-    for name in ("latest", f"{figures['date']}-{kind}"):
+    for name in ("latest", f"{figures['date']}-{machine}"):
         (RESULTS / f"{name}.json").write_text(text)
     print(f"written to {RESULTS / 'latest.json'}")

@@ -1,9 +1,10 @@
-"""How long a scan of many files takes, and what the loader processes hold of its names.
+"""Measure a scan of many files, and the memory that loader processes need for their names.
 
-python tests/campaigns/bench/scanning.py FOLDER PHOTOS --files 100000 1281167: bench.py starts it. The files, in
-1,000 class folders, are hard links to one photograph a class. Seconds are medians, by the clock and of a processor. A
-walk alone, by os.scandir, stands beside the scan. `first_batch_s` is the time from the scan's end to the first batch
-of two loader processes. `loader_bytes` is the private memory of one of them, without what it shares with its worker.
+bench.py starts it: python scanning.py FOLDER PHOTOS --files 100000 1281167. The files are in 1,000
+class folders. Those of a class are hard links to one photograph. Seconds are medians, of the clock
+and of the CPU. A plain walk by os.scandir is measured for comparison. `first_batch_s` is the time
+from the scan's end to the first batch of two loader processes. `loader_bytes` is the private memory
+of one loader process, without the memory that it shares with its worker.
 """
 
 import os
@@ -25,7 +26,7 @@ CLASSES, BATCH, PROCESSES = 1000, 64, 2
 
 
 def write_links(root: Path, photo: Path, files: int) -> None:
-    """Fill root/train/<class>/ with so many files, those of a class links to one copy of `photo`."""
+    """Write `files` files to root/train/<class>/. Those of a class link to one copy of `photo`."""
     for label in range(CLASSES):
         folder = root / "train" / f"n{label:08d}"
         folder.mkdir(parents=True)
@@ -36,23 +37,23 @@ def write_links(root: Path, photo: Path, files: int) -> None:
 
 
 def walk(folder: str) -> int:
-    """Return the number of files below a folder, by the system's calls alone."""
+    """Return the number of files below a folder, by the system's calls only."""
     with os.scandir(folder) as entries:
         return sum(walk(entry.path) if entry.is_dir() else 1 for entry in entries)
 
 
 def timed(task, *arguments) -> tuple:
-    """Return the seconds that a task takes, those of a processor, and its result."""
-    begun, used = time.perf_counter(), time.process_time()
+    """Return a task's seconds, its CPU seconds, and its result."""
+    start, used = time.perf_counter(), time.process_time()
     result = task(*arguments)
-    return time.perf_counter() - begun, time.process_time() - used, result
+    return time.perf_counter() - start, time.process_time() - used, result
 
 
 def own_memory(pid: int) -> int:
     """Return the bytes of a process's private memory.
 
-    Pages of shared memory that no other process has mapped yet count as private for the kernel, but
-    all processes have the same. So they are left out.
+    It excludes shared memory. The kernel counts those pages as private until another process maps
+    them.
     """
     regions = psutil.Process(pid).memory_maps()
     return sum(
@@ -62,11 +63,11 @@ def own_memory(pid: int) -> int:
 
 def first_batch(images) -> tuple[float, float]:
     """Return the seconds until the first batch, and the mean private memory of a loader process."""
-    begun = time.perf_counter()
+    start = time.perf_counter()
     views = RandomViews(images, RandomView(64, aug_plus=True), 2, seed=0)
     batches = Batches(views, TrainingOrder(images, BATCH, 0, 1, 0, 1), PROCESSES)
     next(batches)
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - start
     held = [own_memory(process.pid) for process in batches.processes]
     end_children()
     return seconds, statistics.mean(held)

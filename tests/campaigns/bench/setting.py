@@ -1,4 +1,4 @@
-"""The setting of the bench: photographs, a teacher, pinned cores, options, and where a part leaves its figures."""
+"""The bench's setting: photographs, teacher, pinned cores, options and files of figures."""
 
 import argparse
 import json
@@ -14,13 +14,13 @@ from PIL import Image
 from job.config import Config
 from job.networks import build_resnet
 
-BATCH = 32  # images of a step on cores, of two workers together
-PHOTOS = 2 * BATCH  # of the step's and the refresh's folder
+BATCH = 32  # images of a step on the CPU, over both workers
+PHOTOS = 2 * BATCH  # in the folder of the step and the refresh
 PHOTO_SIZE = (500, 375)  # pixels, about ImageNet's average
 
 
 def write_photos(folder: Path, images: int) -> None:
-    """Write JPEGs with the spectrum of photographs to train/ and val/, the same ones to both."""
+    """Write JPEGs with the spectrum of photographs: the same ones to train/ and to val/."""
     generator = np.random.default_rng(0)
     for number in range(images):
         coarse = generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)
@@ -35,21 +35,21 @@ def write_photos(folder: Path, images: int) -> None:
 
 
 def write_teacher(folder: Path) -> None:
-    """Write a ResNet-50 of random weights, laid out as torchvision's own files."""
+    """Write a ResNet-50 with random weights in the layout of torchvision's files."""
     torch.manual_seed(5)
     torch.save(build_resnet("resnet50", dim=1000).state_dict(), folder / "teacher.pth")
 
 
 def photos(folder: Path) -> list[str]:
-    """The paths of the training photographs."""
+    """Return the paths of the training photographs."""
     return sorted(str(path) for path in (folder / "train").rglob("*.jpg"))
 
 
 def config(folder: Path, images: int, size: int, **options) -> Config:
-    """The options of the step: ResNet-18 from ResNet-50 by the published recipe, `images` in a total batch, views of `size`.
+    """Return the options of the step: ResNet-18 from ResNet-50 by the published recipe.
 
-    Images are read by the worker itself, so that nothing that a step costs is hidden in another process, and no
-    process of one job runs in another's turn.
+    images: of the total batch. size: of the views in pixels. The worker reads images itself. So no
+    cost of a step is hidden in another process, and no process of a job runs in another job's turn.
     """
     recipe = {
         "arch": "resnet18",
@@ -69,27 +69,27 @@ def config(folder: Path, images: int, size: int, **options) -> Config:
 
 
 def pin(core: int = 0) -> None:
-    """Keep this worker to one core, and to one thread there: the first worker of its job to `core`, the next to the next."""
+    """Bind this worker to one thread on one core: `core` plus its local rank."""
     os.sched_setaffinity(0, {core + int(os.environ.get("HOROVOD_LOCAL_RANK", 0))})
     torch.set_num_threads(1)
 
 
 def timed(work) -> tuple:
-    """What `work()` returns, and the seconds that it takes, the GPU's share included."""
-    begun = time.perf_counter()
+    """Return the result of `work()` and its seconds, including those of the GPU."""
+    start = time.perf_counter()
     result = work()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return result, time.perf_counter() - begun
+    return result, time.perf_counter() - start
 
 
 def seconds(work) -> float:
-    """How long `work()` takes."""
+    """Return the seconds of `work()`."""
     return timed(work)[1]
 
 
 def interleaved(tasks: dict, repeats: int) -> dict[str, list[float]]:
-    """Return the seconds of each of the named tasks, done in turn `repeats` times after a turn to warm up."""
+    """Return the seconds of each task. All are done in turn `repeats` times, after a warm-up."""
     took = {name: [] for name in tasks}
     for _ in range(repeats + 1):
         for name, work in tasks.items():
@@ -98,12 +98,12 @@ def interleaved(tasks: dict, repeats: int) -> dict[str, list[float]]:
 
 
 def ratio(above: list[float], below: list[float]) -> float:
-    """The median of the turns' ratios: both sides of each were measured within the same minute."""
+    """Return the median of the turns' ratios. Both sides of a turn are measured within a minute."""
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
-    """The options of every part: where its figures go, and the side of its views."""
+    """Return the options of every part: the folder of its figures, and the side of its views."""
     options = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -113,7 +113,7 @@ def parser(doc: str) -> argparse.ArgumentParser:
 
 
 def repeating(doc: str, repeats: int) -> argparse.ArgumentParser:
-    """The options of a part that measures the photographs several times."""
+    """Return the options of a part that measures the photographs several times."""
     options = parser(doc)
     options.add_argument("photos", type=Path)
     options.add_argument("--repeats", type=int, default=repeats)
@@ -121,5 +121,5 @@ def repeating(doc: str, repeats: int) -> argparse.ArgumentParser:
 
 
 def write_figures(folder: Path, part: str, **figures) -> None:
-    """Leave a part's figures where the bench reads them."""
+    """Write a part's figures to the file that the bench reads."""
     (folder / f"{part}.json").write_text(json.dumps(figures))

@@ -1,9 +1,9 @@
-"""A training of which one step at a time is measured, so that several can take turns."""
+"""A training that is measured one step at a time, so that several trainings can take turns."""
 
 import itertools
 
+import log_cost
 import setting
-import telling
 from job.build import build
 from job.engine.run import Run
 from job.position import START
@@ -14,15 +14,15 @@ class Steps:
     """A training whose steps are measured one at a time."""
 
     def __init__(self, options, run: Run, batch: int, **more):
-        """Build it with a total batch of `batch` images. more: options besides the bench's own."""
+        """Build it with a total batch of `batch` images. more: options beyond the bench's own."""
         config = setting.config(options.photos, batch, options.size, **more)
         self.training = build(config, run)
         self.batches, self.done = self.training.batches(START), itertools.count()
         run.begin(vars(config), None, len(self.training.images), "")
-        self.journal = telling.journal(self.training)
+        self.journal = log_cost.journal(self.training)
 
     def seconds(self) -> float:
-        """Do a step; return its seconds by the program's own clock."""
+        """Do a step. Return its seconds by the program's own clock."""
         training = self.training
         epoch, step = divmod(next(self.done), training.steps)
         self.journal.start_epoch(epoch, training.config.lr)

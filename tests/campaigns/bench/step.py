@@ -1,8 +1,8 @@
-"""Steps of training at 224 pixels, in turns: the project's own (beside the bare passes of its networks), or the baseline's.
+"""Measure steps of training in turns: the project's, and the bare passes, or the baseline's.
 
-horovodrun -np N python tests/campaigns/bench/step.py FOLDER {ours,plain} PHOTOS: bench.py starts it. One turn is some steps; the
-turn's figures are their medians. "ours" is the program itself: what `job.build.build` makes, trained by
-`job.train.train_epoch`, a step a call.
+bench.py starts it: horovodrun -np N python step.py FOLDER {ours,plain} PHOTOS. A turn is several
+steps. Its figures are their medians. "ours" is the program itself: `job.build.build` builds the
+training, and each call of `job.train.train_epoch` does one step.
 """
 
 import dataclasses
@@ -25,15 +25,15 @@ from job.train import train_epoch
 from job.build import build
 from job.data.augment import normalize
 from job.networks import build_resnet, with_features
-from telling import Telling, journal
+from log_cost import LogCost, journal
 from turns import take_turns
 
 
-WARM = 4  # steps: after so many a worker's memory hardly grows any more
+WARM = 4  # steps, after which a worker's memory hardly grows
 
 
 class Ours:
-    """The project's step, and the passes of its networks by themselves."""
+    """The project's step, and the bare passes of its networks."""
 
     def __init__(self, options, run: Run):
         self.run, self.options = run, options
@@ -49,26 +49,23 @@ class Ours:
         self.journal = journal(self.training, Journal)
         self.journal.breakdown = Breakdown(self.training)
         self.done = 0  # steps
-        self.passes = functools.cache(
-            lambda: Passes(self)
-        )  # built after the first steps have shown their peak of memory
-        self.telling = functools.cache(
-            lambda: Telling(self.training, str(options.folder))
-        )  # rank 0's
+        # Both are built after the first turn, which measures the steps' peak of memory.
+        self.passes = functools.cache(lambda: Passes(self))
+        self.log_cost = functools.cache(lambda: LogCost(self.training, str(options.folder)))
 
     def turn(self) -> dict:
-        """Some steps, then, but in the first turn, the passes alone as often, and on rank 0 what telling of them takes."""
+        """Do several steps. After the first turn, also measure bare passes and rank 0's logging."""
         first = self.done == 0
-        found = [self.step() for _ in range(WARM if first else self.options.steps)]
-        figures = medians(found) | memory(self.run.device)
+        steps = [self.step() for _ in range(WARM if first else self.options.steps)]
+        figures = medians(steps) | memory(self.run.device)
         if self.options.passes and not first:
-            figures |= medians([self.passes()() for _ in found])
+            figures |= medians([self.passes()() for _ in steps])
             if self.run.rank == 0:
-                figures |= medians([self.telling()() for _ in found])
+                figures |= medians([self.log_cost()() for _ in steps])
         return figures
 
     def step(self) -> dict:
-        """Do a step; return its seconds, and what they went into."""
+        """Do a step. Return its seconds by kind."""
         epoch, step = divmod(self.done, self.training.steps)
         self.done += 1
         self.journal.start_epoch(epoch, self.config.lr)
@@ -77,7 +74,7 @@ class Ours:
 
 
 class Journal(TrainingJournal):
-    """The program's own, whose clock is the bench's as well."""
+    """The program's journal. The bench uses its clock."""
 
     def start_epoch(self, epoch: int, rate: float) -> None:
         self.breakdown.clear()
@@ -91,17 +88,20 @@ class Journal(TrainingJournal):
 
 
 class Passes:
-    """What no step can do without: the student forward and backward, key encoder and teacher forward; no loss, no network."""
+    """The passes that every step needs, without loss and communication.
+
+    They are the student's forward and backward, and the forward of key encoder and teacher.
+    """
 
     def __init__(self, ours: Ours):
         config, run = ours.config, ours.run
         B, device = run.own_batch(config.batch_size), run.device
         self.autocast = functools.partial(run.autocast, config.precision)
-        on_gpu = device.type == "cuda"  # which has the fastest kernels for channels last
+        on_gpu = device.type == "cuda"  # its fastest kernels are for channels last
         layout = torch.channels_last if on_gpu else torch.preserve_format
-        place = {"device": device, "memory_format": layout}
+        to = {"device": device, "memory_format": layout}
         net, key = (build_resnet(config.arch, config.moco_dim, config.mlp) for _ in range(2))
-        self.student, self.key = with_features(net, config.mgd_stages).to(**place), key.to(**place)
+        self.student, self.key = with_features(net, config.mgd_stages).to(**to), key.to(**to)
         self.teacher = ours.training.distillation.networks.teacher.net
         self.images = normalize(
             torch.randint(
@@ -111,13 +111,13 @@ class Passes:
         self.gradient = torch.ones(B, config.moco_dim, device=device)
 
     def __call__(self) -> dict[str, float]:
-        """Return the seconds of each."""
-        found = {
+        """Return the seconds of each network, and their sum."""
+        seconds = {
             "student": setting.seconds(self.train),
-            "key": setting.seconds(lambda: self.see(self.key)),
+            "key": setting.seconds(lambda: self.forward(self.key)),
+            "teacher": setting.seconds(lambda: self.forward(self.teacher)),
         }
-        found["teacher"] = setting.seconds(lambda: self.see(self.teacher))
-        return found | {"bare": sum(found.values())}
+        return seconds | {"bare": sum(seconds.values())}
 
     def train(self) -> None:
         self.student.zero_grad()
@@ -125,7 +125,7 @@ class Passes:
             encoded = self.student(self.images)
         encoded["fc"].backward(self.gradient.to(encoded["fc"].dtype))
 
-    def see(self, net) -> None:
+    def forward(self, net) -> None:
         with torch.no_grad(), self.autocast():
             net(self.images)
 
@@ -140,29 +140,29 @@ class Plain:
         self.batches = baseline.batches(setting.photos(options.photos), options.batch, options.size)
 
     def turn(self) -> dict:
-        found = []
+        took = []
         for _ in range(WARM if self.first else self.steps):
-            begun = time.perf_counter()
+            start = time.perf_counter()
             self.baseline.step(*next(self.batches))
-            found.append(time.perf_counter() - begun)
+            took.append(time.perf_counter() - start)
         self.first = False
-        return {"step": statistics.median(found)} | memory(torch.device("cpu"))
+        return {"step": statistics.median(took)} | memory(torch.device("cpu"))
 
 
-def medians(found: list[dict]) -> dict:
-    """The median of each figure."""
-    return {name: statistics.median(each[name] for each in found) for name in found[0]}
+def medians(steps: list[dict]) -> dict:
+    """Return the median of each figure."""
+    return {name: statistics.median(step[name] for step in steps) for name in steps[0]}
 
 
 def memory(device: torch.device) -> dict[str, int]:
-    """The most that this worker has held so far, in bytes: without loader processes, of which it has none."""
+    """Return this worker's peak of memory in bytes, without loader processes (none on the CPU)."""
     if device.type == "cuda":
         return {"memory": torch.cuda.max_memory_allocated()}
     return {"memory": peak(), "imports": IMPORTS}
 
 
 def peak() -> int:
-    """The most that this process has held so far, in bytes."""
+    """Return this process's peak of memory in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -177,10 +177,10 @@ def main() -> None:
         "--batch", type=int, default=setting.BATCH, help="images of a step, over all workers"
     )
     parser.add_argument(
-        "--steps", type=int, default=3, help="steps of a turn: the first begins with cold caches"
+        "--steps", type=int, default=3, help="steps of a turn; the first starts with cold caches"
     )
-    parser.add_argument("--passes", action="store_true", help="measure the bare passes too")
-    parser.add_argument("--core", type=int, default=0, help="of the first worker")
+    parser.add_argument("--passes", action="store_true", help="also measure the bare passes")
+    parser.add_argument("--core", type=int, default=0, help="core of the first worker")
     parser.add_argument("--precision", default="float32")
     parser.add_argument(
         "--loaders",

@@ -1,8 +1,8 @@
-"""SimSiam's step with --sync-bn all, heads and none, in turns on the same workers and images.
+"""Measure SimSiam's step with --sync-bn all, heads and none, in turns on the same images.
 
-horovodrun -np 2 python tests/campaigns/bench/sync_norm.py FOLDER PHOTOS: bench.py starts it. The
-step has no teacher, so that the share of synchronised batch norm is the highest. The probe is the
-same collective on idle workers: its seconds have no wait for a slower worker.
+bench.py starts it: horovodrun -np 2 python sync_norm.py FOLDER PHOTOS. There is no teacher, so the
+fraction of synchronised batch norm is the highest. The probe is the same collective on idle
+workers. Its seconds include no wait for a slower worker.
 """
 
 import statistics
@@ -17,12 +17,12 @@ from single_steps import Steps
 
 # The published preset's options, with the bench's network and images.
 SIMSIAM = dict(framework="simsiam", teacher="", zero_init_residual=True, fix_pred_lr=True, lr=0.01)
-PROBES = 50  # collectives a turn
+PROBES = 50  # collectives per turn
 CHANNELS = 256  # of the probe's batch norm
 
 
 def count_collectives(steps: Steps) -> int:
-    """Do a step; return how many collectives its batch norms need."""
+    """Do a step. Return the number of its batch norms' collectives."""
     names, total = [], comm.total
     comm.total = lambda tensor, name: (names.append(name), total(tensor, name))[1]
     steps.seconds()
@@ -31,15 +31,16 @@ def count_collectives(steps: Steps) -> int:
 
 
 def probe() -> float:
-    """Return the seconds of a collective of a batch norm on idle workers."""
+    """Return the seconds of a batch norm's collective on idle workers."""
     sums = torch.ones(2 * CHANNELS + 1, dtype=torch.float64)
     took = [setting.seconds(lambda: comm.total(sums, "probe")) for _ in range(PROBES)]
     return statistics.median(took)
 
 
 def measure(trainings: dict[str, Steps], repeats: int) -> dict[str, float]:
-    """Return shares of a step, and medians of seconds."""
-    counts = {name: count_collectives(steps) for name, steps in trainings.items()}  # warms up too
+    """Return fractions of a step, and medians of seconds."""
+    # This warms up too.
+    counts = {name: count_collectives(steps) for name, steps in trainings.items()}
     took, probed = {name: [] for name in trainings}, []
     for _ in range(repeats):
         for name, steps in trainings.items():

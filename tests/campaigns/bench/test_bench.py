@@ -1,4 +1,4 @@
-"""The bench compares like with like, counts what really comes, and does not let a missed bar pass."""
+"""The bench: equal arithmetic on both sides, counted bytes, bars, turns and the model."""
 
 import importlib.util
 import json
@@ -22,12 +22,12 @@ sys.path.insert(0, str(BENCH))
 
 import baseline  # noqa: E402
 import bench  # noqa: E402
+import log_cost  # noqa: E402
 import methods  # noqa: E402
 import report  # noqa: E402
 import scale  # noqa: E402
 import scanning  # noqa: E402
 import setting  # noqa: E402
-import telling  # noqa: E402
 import traffic  # noqa: E402
 import turns  # noqa: E402
 from job.cluster import comm  # noqa: E402
@@ -71,19 +71,15 @@ def recipe(tmp_path_factory):
     return folder
 
 
-def test_what_meets_its_bar_is_not_missed():
-    assert report.table(MEETING) == []
-
-
-def test_a_figure_that_a_whole_run_lacks_is_missed_but_for_those_of_gpus():
-    cores = {name: value for name, value in MEETING.items() if not name.startswith("gpu")}
-    assert report.table(cores) == []
-    assert report.table({}) == list(cores)
-    assert report.table({}, whole=False) == []
+def test_table_requires_all_figures_except_gpu():
+    cpu = {name: value for name, value in MEETING.items() if not name.startswith("gpu")}
+    assert report.table(MEETING) == report.table(cpu) == []
+    assert report.table({}) == list(cpu)
+    assert report.table({}, complete=False) == []
 
 
 @pytest.mark.parametrize("name", report.BARS)
-def test_what_is_a_little_beyond_its_bar_is_missed(name, capsys):
+def test_table_names_a_missed_bar(name, capsys):
     sign, bar, _ = report.BARS[name]
     assert report.table(MEETING | {name: BEYOND[sign](bar)}) == [name]
     missed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "MISSED" in line]
@@ -93,8 +89,8 @@ def test_what_is_a_little_beyond_its_bar_is_missed(name, capsys):
 @pytest.mark.parametrize(
     "seconds, quick, code", [(5.0, [], 1), (0.1, [], 0), (5.0, ["--quick"], 0)]
 )
-def test_the_bench_ends_with_1_where_a_bar_is_missed(seconds, quick, code, monkeypatch):
-    """But for --quick, whose figures mean nothing."""
+def test_bench_exit_code(seconds, quick, code, monkeypatch):
+    """1 if a bar is missed, except with --quick."""
 
     def matching(_):
         """A part."""
@@ -111,14 +107,14 @@ def test_the_bench_ends_with_1_where_a_bar_is_missed(seconds, quick, code, monke
     assert ended == code
 
 
-def test_figures_that_are_kept_are_those_that_scale_reads(monkeypatch, tmp_path, capsys):
+def test_scale_reads_the_saved_figures(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     report.keep({"date": "2000-01-01", "passes_bare_s": 8.0, "passes_images": 16})
     assert len(list(tmp_path.glob("2000-01-01-*.json"))) == 1
     assert scale.measured_seconds(json.loads((tmp_path / scale.LATEST.name).read_text()))[0] == 0.5
 
 
-def test_the_page_has_the_bars_and_the_figures_of_the_last_full_run():
+def test_page_has_bars_and_latest_figures():
     latest = json.loads((BENCH / "results/latest.json").read_text())
     page = (BENCH / "README.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \|$", page, re.MULTILINE)
@@ -128,7 +124,7 @@ def test_the_page_has_the_bars_and_the_figures_of_the_last_full_run():
         sense, bound, _ = report.BARS[figure]
         prefix = {"<=": "at most ", ">=": "at least ", "==": ""}[sense]
         assert bar.startswith(prefix) and json.loads(bar.removeprefix(prefix)) == bound, figure
-        if figure not in latest:  # since that run
+        if figure not in latest:  # newer than that run
             continue
         number = json.loads(shown.removeprefix("under "))
         if shown.startswith("under "):
@@ -138,26 +134,24 @@ def test_the_page_has_the_bars_and_the_figures_of_the_last_full_run():
             assert round(latest[figure], digits) == number, figure
 
 
-def test_methods_has_every_framework_and_distiller():
-    found = [Config(**{"teacher": "a.pth"} | more) for more in methods.METHODS.values()]
-    assert {config.framework for config in found} == FRAMEWORKS.keys()
-    assert {
-        name for config in found if config.teacher for name in config.distill
-    } == DISTILLERS.keys()
+def test_methods_has_all_frameworks_and_distillers():
+    configs = [Config(**{"teacher": "a.pth"} | more) for more in methods.METHODS.values()]
+    assert {config.framework for config in configs} == FRAMEWORKS.keys()
+    distillers = {name for config in configs if config.teacher for name in config.distill}
+    assert distillers == DISTILLERS.keys()
 
 
-def test_a_ratio_is_that_of_turns_and_not_of_medians():
-    """A machine that is twice as slow in a turn is so for both sides."""
+def test_ratio_is_the_median_over_turns():
+    """A machine that is slower in a turn is slower for both sides."""
     below = [1.0, 2.0, 4.0, 1.0, 3.0]
     assert setting.ratio([1.5 * value for value in below], below) == pytest.approx(1.5)
-    assert setting.ratio([1.5, 99.0, 6.0], [1.0, 2.0, 4.0]) == pytest.approx(
-        1.5
-    )  # one turn was disturbed
+    disturbed = [1.5, 99.0, 6.0]
+    assert setting.ratio(disturbed, [1.0, 2.0, 4.0]) == pytest.approx(1.5)
     with pytest.raises(ValueError):
         setting.ratio([1.0], [1.0, 2.0])
 
 
-def test_tasks_take_turns_and_the_first_turn_is_left_out():
+def test_interleaved_drops_the_first_turn():
     done = []
     tasks = {
         "slow": lambda: (done.append("slow"), time.sleep(0.02)),
@@ -168,7 +162,7 @@ def test_tasks_take_turns_and_the_first_turn_is_left_out():
     assert [len(values) for values in took.values()] == [2, 2] and min(took["slow"]) >= 0.02
 
 
-def test_the_baseline_pools_and_measures_distances_as_we_do():
+def test_baseline_pooling_and_distance_are_ours():
     random = torch.Generator().manual_seed(0)
     teacher, student = (
         torch.randn(3, 12, 5, 4, generator=random),
@@ -187,10 +181,11 @@ def test_the_baseline_pools_and_measures_distances_as_we_do():
     assert theirs.item() == pytest.approx(ours.item(), rel=1e-6)
 
 
-def test_a_step_of_the_baseline_has_our_loss_and_changes_the_student_as_ours(recipe, tmp_path):
-    """From the same weights, on the same views; the second step's loss has the moved keys, the queue and the momentum too.
+def test_baseline_step_is_ours(recipe, tmp_path):
+    """Loss and update are equal, from the same weights on the same views.
 
-    The factor makes both parts of the loss count. What rounding does to a step grows with each further one.
+    The second step's loss also depends on the moved keys, the queue and the momentum. With this
+    factor both losses matter. The effect of rounding grows with each step.
     """
     torch.set_num_threads(1)
     baseline.hvd.init()
@@ -203,13 +198,13 @@ def test_a_step_of_the_baseline_has_our_loss_and_changes_the_student_as_ours(rec
         plain.queue = net.queue.clone()
         before = parameters_to_vector(plain.query.parameters()).clone()
         run.count = Count(10)
-        book, random = telling.journal(training), torch.Generator().manual_seed(0)
-        book.start_epoch(0, 0.03)
+        journal, random = log_cost.journal(training), torch.Generator().manual_seed(0)
+        journal.start_epoch(0, 0.03)
         for step, tolerance in enumerate((1e-5, 1e-3)):
             query, key = torch.randint(256, (2, 8, 3, 64, 64), dtype=torch.uint8, generator=random)
-            train_epoch(training, iter([([query, key], [])]), book, 0, range(step, step + 1))
+            train_epoch(training, iter([([query, key], [])]), journal, 0, range(step, step + 1))
             theirs = plain.step(normalize(query).contiguous(), normalize(key).contiguous())
-            ours = book.records[-1]
+            ours = journal.records[-1]
             assert ours["loss"] == pytest.approx(theirs, rel=tolerance)
             assert min(ours["contrastive"], ours["distillation"]) > 0.1 * ours["loss"]
             if step == 0:
@@ -220,19 +215,18 @@ def test_a_step_of_the_baseline_has_our_loss_and_changes_the_student_as_ours(rec
         assert (net.queue - plain.queue).norm() < 1e-2 * plain.queue.norm()
 
 
-def test_the_model_trains_as_many_parameters_as_the_recipe():
+def test_scale_has_the_recipe_s_parameters():
     """ResNet-18 with MoCo v2's head, and the distiller's batch norms."""
     student, channels = build_resnet("resnet18", mlp=True), (64, 128, 256, 512)
-    assert scale.PARAMETERS == sum(value.numel() for value in student.parameters()) + 2 * sum(
-        channels
-    )
+    of_student = sum(value.numel() for value in student.parameters())
+    assert scale.PARAMETERS == of_student + 2 * sum(channels)
 
 
 @pytest.mark.skipif(
     not importlib.util.find_spec("ortools"),
-    reason="OR-Tools is not installed: tests/campaigns/bench/flow.py says how",
+    reason="OR-Tools is not installed: see tests/campaigns/bench/flow.py",
 )
-def test_a_flow_of_least_cost_costs_what_our_matching_costs(tmp_path):
+def test_flow_costs_what_our_matching_costs(tmp_path):
     random = np.random.default_rng(0)
     costs = [random.random((S, T)) for S, T in ((6, 24), (16, 32), (8, 8))]
     np.savez(tmp_path / "costs.npz", *costs)
@@ -243,12 +237,11 @@ def test_a_flow_of_least_cost_costs_what_our_matching_costs(tmp_path):
         check=True,
     )
     ours = [cost.gather(1, assign(cost).T).sum().item() for cost in map(torch.from_numpy, costs)]
-    assert json.loads(done.stdout)["totals"] == pytest.approx(
-        ours, abs=1e-4
-    )  # the flow's costs are rounded to 1e-6
+    # The flow's costs are rounded to 1e-6.
+    assert json.loads(done.stdout)["totals"] == pytest.approx(ours, abs=1e-4)
 
 
-def test_received_counts_the_bytes_that_arrive():
+def test_received_counts_arrived_bytes():
     with socket.create_server(("127.0.0.1", 0)) as server:
         with socket.create_connection(server.getsockname()) as there, server.accept()[0] as here:
             for size in (1, 1000, 100_000):
@@ -261,33 +254,23 @@ def test_received_counts_the_bytes_that_arrive():
 
 
 @pytest.mark.parametrize("N", [2, 4])
-def test_the_model_has_the_bytes_that_workers_receive(N, tmp_path):
-    """So many images and repeats that chance, and what the workers say to each other beside the data, is little."""
-    options = [
-        tmp_path,
-        "--images-per-worker",
-        256,
-        "--size",
-        16,
-        "--repeats",
-        40,
-        "--parameters",
-        100_000,
-    ]
+def test_scale_models_the_counted_bytes(N, tmp_path):
+    """With enough images and repeats, chance and the workers' other messages matter little."""
+    options = [tmp_path, *"--images-per-worker 256 --size 16 --repeats 40".split()]
+    options += ["--parameters", 100_000]
     with open(tmp_path / "output.txt", "w") as output:
         process = turns.launch(N, BENCH / "traffic.py", options, output)
         try:
             assert process.wait(120) == 0, (tmp_path / "output.txt").read_text()
         finally:
             process.terminate()
-    found = json.loads((tmp_path / "traffic.json").read_text())
-    for name, model in scale.modelled(
-        N, B=256, size=16, dim=traffic.DIM, parameters=100_000
-    ).items():
-        assert found[f"{name}_bytes_{N}"] == pytest.approx(model, rel=0.02), name
+    counted = json.loads((tmp_path / "traffic.json").read_text())
+    modelled = scale.modelled(N, B=256, size=16, dim=traffic.DIM, parameters=100_000)
+    for name, model in modelled.items():
+        assert counted[f"{name}_bytes_{N}"] == pytest.approx(model, rel=0.02), name
 
 
-def test_the_original_receives_more_with_each_worker_and_we_do_not(monkeypatch, capsys):
+def test_only_the_original_s_bytes_grow_with_workers(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["scale.py", "--seconds-per-image", "0.0025"])
     scale.main()
     first = capsys.readouterr().out.partition("SimSiam")[0]
@@ -295,25 +278,15 @@ def test_the_original_receives_more_with_each_worker_and_we_do_not(monkeypatch, 
     table = {int(cells[0]): [float(cell) for cell in cells[1:]] for cells in rows}
     assert list(table) == scale.WORKERS
     batch = 32 * 3 * 224**2 / 1e6  # MB of a worker's images
-    for N, (
-        ours,
-        _,
-        _,
-        efficiency,
-        original,
-        _,
-        _,
-        their_efficiency,
-        gradients,
-        _,
-    ) in table.items():
+    for N, row in table.items():
+        ours, _, _, efficiency, original, _, _, original_efficiency, gradients, _ = row
         assert ours < batch and original == pytest.approx(4 * (N - 1) * batch, rel=1e-3)
-        assert 0 < their_efficiency < efficiency < 1
+        assert 0 < original_efficiency < efficiency < 1
         assert gradients == pytest.approx(2 * (N - 1) / N * 46.0, rel=1e-2)
 
 
-def test_the_model_has_the_collectives_of_simsiam_s_batch_norms(monkeypatch):
-    """Two views, and two directions."""
+def test_scale_has_simsiam_s_collectives(monkeypatch):
+    """Each batch norm has one per view and direction."""
     monkeypatch.setattr(comm, "size", lambda: 2)
     for sync_bn, count in scale.COLLECTIVES.items():
         config = Config(framework="simsiam", arch="resnet18", sync_bn=sync_bn)
@@ -322,7 +295,7 @@ def test_the_model_has_the_collectives_of_simsiam_s_batch_norms(monkeypatch):
         assert 2 * 2 * norms == count
 
 
-def test_the_share_of_synchronised_batch_norms_grows_with_the_workers(monkeypatch, capsys):
+def test_norm_table_grows_with_workers(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["scale.py", "--seconds-per-image", "0.0025"])
     scale.main()
     table = capsys.readouterr().out.split("--sync-bn")[1].splitlines()[2:6]
@@ -331,17 +304,17 @@ def test_the_share_of_synchronised_batch_norms_grows_with_the_workers(monkeypatc
     assert rows[0][1] == pytest.approx(96 * 28 * 50e-6, abs=1e-3)
     for below, above in zip(rows, rows[1:], strict=False):
         assert all(a < b < 100 for a, b in zip(below[1:], above[1:], strict=True))
-    assert all(share_heads < share_all for _, _, share_all, _, share_heads in rows)
+    assert all(heads < every for _, _, every, _, heads in rows)
 
 
-def test_a_collective_has_two_rings_of_hops():
+def test_hop_of_two_rings():
     fixed, hop = 2e-4, 3e-5
     for N in (2, 4):
         assert scale.hop(N, fixed + 2 * 2 * (N - 1) * hop, fixed) == pytest.approx(hop)
     assert scale.hop(2, 1e-4, 2e-4) == 0.0  # noise
 
 
-def test_gloo_s_waits_grow_with_the_workers_and_nccl_s_less(monkeypatch, capsys):
+def test_wait_table_grows_with_workers(monkeypatch, capsys):
     words = ["--seconds-per-image", "0.0025", "--hop", "1e-5", "--fixed", "1e-4"]
     monkeypatch.setattr(sys, "argv", ["scale.py", *words])
     scale.main()
@@ -350,16 +323,16 @@ def test_gloo_s_waits_grow_with_the_workers_and_nccl_s_less(monkeypatch, capsys)
     assert [row[0] for row in table] == [8, 16, 32, 64]
     collectives = scale.BUCKETS + 3  # key images, keys, scalars
     assert table[0][1] == pytest.approx(1e3 * collectives * (1e-4 + 28e-5), abs=0.01)
-    for _, gloo, gloo_exposed, nccl, nccl_exposed, last, share in table:
+    for _, gloo, gloo_exposed, nccl, nccl_exposed, last, fraction in table:
         assert nccl < gloo and gloo_exposed < gloo and nccl_exposed < nccl
         step = 1e3 * 32 / 2100
         waited = nccl_exposed + last
-        assert share == pytest.approx(100 * waited / (step + waited), abs=1)
+        assert fraction == pytest.approx(100 * waited / (step + waited), abs=1)
     for below, above in zip(table, table[1:], strict=False):
         assert all(a < b for a, b in zip(below, above, strict=True))
 
 
-def test_the_part_of_gpus_alone_is_refused_without_one(monkeypatch, tmp_path):
+def test_only_gpu_needs_a_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(bench, "Bench", lambda folder, quick: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", ["bench.py", "--only", "gpu"])
@@ -367,83 +340,54 @@ def test_the_part_of_gpus_alone_is_refused_without_one(monkeypatch, tmp_path):
         bench.main()
 
 
-def test_what_was_counted_stands_beside_the_model(monkeypatch, tmp_path, capsys):
+def test_scale_shows_counted_bytes(monkeypatch, tmp_path, capsys):
     setting = {"images": 16, "size": 224, "dim": 128, "parameters": scale.PARAMETERS}
-    found = {f"traffic_{name}": value for name, value in setting.items()}
+    figures = {f"traffic_{name}": value for name, value in setting.items()}
     for N in (2, 4):
-        found |= {f"{name}_bytes_{N}": 7e6 for name in scale.modelled(N, *setting.values())}
+        figures |= {f"{name}_bytes_{N}": 7e6 for name in scale.modelled(N, *setting.values())}
     monkeypatch.setattr(scale, "LATEST", tmp_path / "latest.json")
-    scale.LATEST.write_text(json.dumps(found))
+    scale.LATEST.write_text(json.dumps(figures))
     monkeypatch.setattr(sys, "argv", ["scale.py"])
     scale.main()
     lines = [line for line in capsys.readouterr().out.splitlines() if "counted    7.000 MB" in line]
     assert len(lines) == 8
-    assert (
-        sum("keys" in line and "model    0.008 MB" in line for line in lines) == 1
-    )  # 16 x 128 floats, of one other worker
+    # 16 x 128 floats of one other worker
+    assert sum("keys" in line and "model    0.008 MB" in line for line in lines) == 1
 
 
-def test_workers_stand_still_between_their_turns(tmp_path):
+def test_workers_stop_between_turns(tmp_path):
     script = tmp_path / "turn.py"
     script.write_text(TURN)
-    with turns.Job(
-        2, script, tmp_path / "job", [], PYTHONPATH=f"{BENCH}:{os.environ.get('PYTHONPATH', '')}"
-    ) as job:
+    python_path = f"{BENCH}:{os.environ.get('PYTHONPATH', '')}"
+    with turns.Job(2, script, tmp_path / "job", [], PYTHONPATH=python_path) as job:
         for turn in (1, 2):
-            found = job.turn()
-            assert [(worker["turn"], worker["rank"]) for worker in found] == [(turn, 0), (turn, 1)]
-            workers = [psutil.Process(worker["pid"]) for worker in found]
+            results = job.turn()
+            assert [(one["turn"], one["rank"]) for one in results] == [(turn, 0), (turn, 1)]
+            workers = [psutil.Process(one["pid"]) for one in results]
             spent = [worker.cpu_times() for worker in workers]
             time.sleep(0.3)
-            assert all(map(turns.stands_still, (worker["pid"] for worker in found)))
+            assert all(turns.is_stopped(worker.pid) for worker in workers)
             assert [worker.cpu_times() for worker in workers] == spent
     assert job.process.returncode == 0
     assert not any(worker.is_running() for worker in workers)
 
 
-def test_steps_are_measured_as_on_gpus_with_loader_processes_and_views_of_the_device(
-    recipe, tmp_path
-):
-    options = [
-        "--size",
-        32,
-        "--batch",
-        4,
-        "--loaders",
-        -1,
-        "--augment-on",
-        "device",
-        "--precision",
-        "bf16",
-        "--passes",
-    ]
-    with turns.Job(1, BENCH / "step.py", tmp_path / "job", ["ours", recipe, *options]) as job:
+def test_step_with_the_options_of_gpus(recipe, tmp_path):
+    """Loader processes, views on the device, and bf16."""
+    options = "--size 32 --batch 4 --loaders -1 --augment-on device --precision bf16".split()
+    arguments = ["ours", recipe, *options, "--passes"]
+    with turns.Job(1, BENCH / "step.py", tmp_path / "job", arguments) as job:
         assert "bare" not in job.turn()[0]
-        [found] = job.turn()
-    assert (
-        min(
-            found[name]
-            for name in (
-                "step",
-                "bare",
-                "student",
-                "key",
-                "teacher",
-                "memory",
-                "telling",
-                "drawing",
-            )
-        )
-        > 0
-    )
-    assert (
-        len((tmp_path / "job" / "log.txt").read_text().splitlines()) >= 6
-    )  # of three steps, and their epochs' ends
+        [figures] = job.turn()
+    names = "step bare student key teacher memory logging drawing".split()
+    assert min(figures[name] for name in names) > 0
+    log = (tmp_path / "job" / "log.txt").read_text()
+    assert len(log.splitlines()) >= 6  # three steps, and the ends of their epochs
     [event_file] = (tmp_path / "job" / "tensorboard").iterdir()
     assert event_file.stat().st_size > 1000
 
 
-def test_a_job_that_ends_early_is_told_with_what_it_said(tmp_path):
+def test_job_that_ends_early_shows_its_output(tmp_path):
     script = tmp_path / "broken.py"
     script.write_text("raise SystemExit('no photographs')")
     with (
@@ -453,22 +397,20 @@ def test_a_job_that_ends_early_is_told_with_what_it_said(tmp_path):
         job.turn()
 
 
-def test_a_process_stands_still_from_stop_to_continue():
+def test_is_stopped_from_stop_to_continue():
     with subprocess.Popen(["sleep", "60"]) as process:
         try:
-            for number, still in ((signal.SIGSTOP, True), (signal.SIGCONT, False)):
+            for number, stopped in ((signal.SIGSTOP, True), (signal.SIGCONT, False)):
                 process.send_signal(number)
                 deadline = time.monotonic() + 5
-                while turns.stands_still(process.pid) != still:
+                while turns.is_stopped(process.pid) != stopped:
                     assert time.monotonic() < deadline
                     time.sleep(0.01)
         finally:
             process.kill()
 
 
-def test_links_are_scanned_and_removed_and_their_loader_processes_measured(
-    recipe, tmp_path, monkeypatch
-):
+def test_scanning_measures_and_removes_its_links(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(scanning, "CLASSES", 2)
     monkeypatch.setattr(scanning, "BATCH", 4)
     photo = setting.photos(recipe)[0]

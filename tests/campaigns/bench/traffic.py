@@ -1,7 +1,8 @@
-"""What a step brings to a worker over the network, as the kernel counted it.
+"""Count the bytes that a worker receives in a step, by the kernel's counters.
 
-horovodrun -np N python tests/campaigns/bench/traffic.py FOLDER: bench.py starts it. The system keeps for each TCP connection the
-bytes that have arrived; their sum over the process's own connections, before and after, is what a piece of work received.
+bench.py starts it: horovodrun -np N python traffic.py FOLDER. The kernel counts the received bytes
+of each TCP connection. `count` compares their sum over the process's connections before and after
+the work.
 """
 
 import os
@@ -19,12 +20,12 @@ from job.cluster import comm
 from job.cluster.objects import allgather
 from moco.shuffle import Shuffle
 
-BYTES_RECEIVED = 128  # tcpi_bytes_received's place in linux/tcp.h's struct tcp_info
-DIM = 128  # of the keys
+BYTES_RECEIVED = 128  # offset of tcpi_bytes_received in linux/tcp.h's struct tcp_info
+DIM = 128  # width of the keys
 
 
 def received() -> int:
-    """The bytes that have arrived so far on the TCP connections that this process has."""
+    """Return the bytes received so far on this process's TCP connections."""
     total = 0
     for number in os.listdir("/proc/self/fd"):
         try:
@@ -40,12 +41,12 @@ def received() -> int:
                     )
                     total += struct.unpack_from("Q", info, BYTES_RECEIVED)[0]
         except OSError:
-            continue  # the listing's own folder, closed meanwhile
+            continue  # the descriptor of the listing, closed by now
     return total
 
 
 def count(work, repeats: int) -> float:
-    """The bytes that this worker receives in a call of `work(repeat)`, on average."""
+    """Return the mean bytes that this worker receives in a call of `work(repeat)`."""
     comm.total(torch.ones(1), "barrier")
     before = received()
     for repeat in range(repeats):
@@ -55,9 +56,10 @@ def count(work, repeats: int) -> float:
 
 
 def measure(B: int, size: int, parameters: int, repeats: int) -> dict[str, float]:
-    """Return bytes received a step and worker, and of what.
+    """Return the bytes that a worker receives per step.
 
-    Of key images by our shuffle, as bytes and as floats, and by the baseline's; of keys; of gradients.
+    They are of key images, of keys and of gradients. Key images are counted for our shuffle, as
+    bytes and as floats, and for the baseline's. B: images of a worker.
     """
     images = torch.randint(256, (B, 3, size, size), dtype=torch.uint8)
     floats, keys, gradients = images.float(), torch.zeros(B, DIM), torch.zeros(parameters)
@@ -70,11 +72,11 @@ def measure(B: int, size: int, parameters: int, repeats: int) -> dict[str, float
         "keys": lambda i: comm.wait(Shuffle(comm, permutations[i]).spread(keys)),
         "gradients": lambda i: comm.wait(comm.begin_sum_(gradients, "gradients")),
     }
-    found = {name: count(work, repeats) for name, work in counted.items()}
-    every = allgather(found, "found")
+    mine = {name: count(work, repeats) for name, work in counted.items()}
+    workers = allgather(mine, "counts")
     figures = {
-        f"{name}_bytes_{comm.size()}": statistics.mean(worker[name] for worker in every)
-        for name in found
+        f"{name}_bytes_{comm.size()}": statistics.mean(worker[name] for worker in workers)
+        for name in mine
     }
     return figures | {
         "traffic_images": B,
@@ -87,9 +89,7 @@ def measure(B: int, size: int, parameters: int, repeats: int) -> dict[str, float
 def main() -> None:
     parser = setting.parser(__doc__)
     parser.add_argument("--images-per-worker", type=int, default=16)
-    parser.add_argument(
-        "--parameters", type=int, default=scale.PARAMETERS, help="that have gradients"
-    )
+    parser.add_argument("--parameters", type=int, default=scale.PARAMETERS, help="trained ones")
     parser.add_argument("--repeats", type=int, default=10)
     options = parser.parse_args()
     torch.set_num_threads(1)

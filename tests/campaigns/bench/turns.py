@@ -1,8 +1,9 @@
-"""Jobs that take turns: several horovodrun jobs stay alive, one computes, the others stand still.
+"""Jobs that take turns: several horovodrun jobs are alive, one computes, the others are stopped.
 
-A worker stops itself (SIGSTOP) when its turn is over, with all its threads, so that the next job has the machine for
-itself; the bench wakes it (SIGCONT) for another. So what is compared runs within the same minute, in processes of
-its own, with its own peak of memory, and nothing is started or warmed up twice.
+At the end of its turn a worker stops itself with all its threads (SIGSTOP), so the next job has the
+machine for itself. The bench continues it (SIGCONT) for another turn. So both sides of a comparison
+run within a minute, in separate processes with separate peaks of memory. Nothing starts or warms up
+twice.
 """
 
 import json
@@ -20,7 +21,7 @@ import torch
 from job.cluster import comm
 
 PATIENCE = 600  # seconds for a turn
-# While a job stands still its network's clocks run on: none may give up.
+# While a job is stopped, its network's timeouts continue to run. None may expire.
 LIMITS = (
     "HOROVOD_GLOO_TIMEOUT_SECONDS",
     "HOROVOD_STALL_CHECK_TIME_SECONDS",
@@ -30,19 +31,22 @@ LASTING = dict.fromkeys(LIMITS, "7200")
 
 
 def take_turns(folder: Path, work) -> None:
-    """Call `work()` once a turn, leave the dict that it returns for the bench, and stand still; until the job is closed."""
+    """In each turn, call `work()`, write its dict and stop. Return when the job is closed."""
     figures = folder / f"{comm.rank()}.jsonl"
     while not (folder / "closed").exists():
         comm.total(torch.ones(1), "turn begins")
-        found = work()
-        comm.total(torch.ones(1), "turn ends")  # the other workers are through with this one
+        result = work()
+        comm.total(torch.ones(1), "turn ends")  # the other workers need this one no longer
         with open(figures, "a") as file:
-            file.write(json.dumps({"pid": os.getpid(), **found}) + "\n")
+            file.write(json.dumps({"pid": os.getpid(), **result}) + "\n")
         os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def launch(workers: int, script: Path, arguments: list, output, **environment) -> subprocess.Popen:
-    """Start `python script arguments`, under horovodrun if there are workers: one thread each, on the CPU by default."""
+    """Start `python script arguments`, under horovodrun if there are workers.
+
+    By default each worker has one thread and uses the CPU.
+    """
     command = [sys.executable, str(script), *map(str, arguments)]
     if workers:
         horovodrun = shutil.which(
@@ -56,7 +60,7 @@ def launch(workers: int, script: Path, arguments: list, output, **environment) -
 
 
 class Job:
-    """A job whose workers take turns, for the bench: `script folder arguments` calls `take_turns(folder, ...)`."""
+    """A job whose workers take turns: `script folder arguments` calls `take_turns(folder, ...)`."""
 
     def __init__(self, workers: int, script: Path, folder: Path, arguments: list, **environment):
         self.workers, self.folder, self.turns = workers, folder, 0
@@ -65,31 +69,30 @@ class Job:
         self.process = launch(workers, script, [folder, *arguments], self.output, **environment)
 
     def turn(self) -> list[dict]:
-        """Let the workers do a turn, the first of which they take by themselves, and return what each found."""
+        """Let the workers do a turn. Return each worker's result."""
         self.start()
         return self.finish()
 
     def start(self) -> None:
-        """Begin a turn."""
+        """Start a turn. The workers start the first by themselves."""
         if self.turns:
             self.signal(signal.SIGCONT)
         self.turns += 1
 
     def finish(self) -> list[dict]:
-        """Wait until the turn is over: all have written their lines, and stand still."""
+        """Wait until all workers have written their results and stopped. Return the results."""
         deadline = time.monotonic() + PATIENCE
         while True:
-            found = [self.lines(rank) for rank in range(self.workers)]
-            if all(len(lines) == self.turns and stands_still(lines[-1]["pid"]) for lines in found):
-                return [lines[-1] for lines in found]
+            results = [self.lines(rank) for rank in range(self.workers)]
+            if all(len(lines) == self.turns and is_stopped(lines[-1]["pid"]) for lines in results):
+                return [lines[-1] for lines in results]
             if self.process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(
-                    f"a job of the bench ended early:\n{(self.folder / 'output.txt').read_text()}"
-                )
+                output = (self.folder / "output.txt").read_text()
+                raise RuntimeError(f"a job of the bench ended early:\n{output}")
             time.sleep(0.02)
 
     def lines(self, rank: int) -> list[dict]:
-        """What a worker has written so far, a line a turn."""
+        """Return the results that a worker has written so far, one per turn."""
         path = self.folder / f"{rank}.jsonl"
         text = path.read_text() if path.exists() else ""
         return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
@@ -104,13 +107,10 @@ class Job:
         return self
 
     def __exit__(self, kind, error, trace):
-        """Let the workers end by themselves, or end them if something failed."""
+        """Let the workers end by themselves. After an error, kill them."""
         (self.folder / "closed").touch()
-        below = (
-            psutil.Process(self.process.pid).children(recursive=True)
-            if self.process.poll() is None
-            else []
-        )
+        running = self.process.poll() is None
+        below = psutil.Process(self.process.pid).children(recursive=True) if running else []
         if kind is None:
             self.signal(signal.SIGCONT)
             self.process.wait(PATIENCE)
@@ -123,6 +123,6 @@ class Job:
         self.output.close()
 
 
-def stands_still(pid: int) -> bool:
-    """Whether a process has been stopped."""
+def is_stopped(pid: int) -> bool:
+    """Return whether a signal has stopped a process."""
     return psutil.Process(pid).status() == psutil.STATUS_STOPPED

@@ -1,9 +1,9 @@
-"""How fast images become views on one core: the project's two views beside the baseline's, and what decoding alone allows.
+"""Measure decoding and two views on one core: the project's and the baseline's.
 
-python tests/campaigns/bench/views.py FOLDER PHOTOS: bench.py starts it. All from files on disk (in the system's cache), in
-turn in one process of one thread. The baseline's views end as normalised floats, as its loader hands them over; ours as
-bytes, which the device normalises. So that the difference can be told from the rest, the baseline is measured up to its
-bytes as well.
+bench.py starts it: python views.py FOLDER PHOTOS. All read files on disk (in the system's cache),
+in turn, in one process with one thread. The baseline's loader returns normalised floats. Ours
+returns bytes, which the device normalises. To show the cost of this difference, the baseline is
+also measured without the floats.
 """
 
 import statistics
@@ -21,7 +21,7 @@ from job.data.augment import RandomView
 
 
 def measure(folder: Path, size: int, repeats: int) -> dict:
-    """Return images a second, and their ratios."""
+    """Return images per second, and their ratios."""
     paths, images = setting.photos(folder), scan(str(folder), "train")
     bytes_view = baseline.random_view(size, last=(transforms.PILToTensor(),))
     floats = baseline.Images(paths, baseline.random_view(size), baseline.random_view(size))
@@ -49,7 +49,7 @@ def measure(folder: Path, size: int, repeats: int) -> dict:
 def main() -> None:
     options = setting.repeating(__doc__, repeats=7).parse_args()
     setting.pin()
-    keep_freed_memory(KEPT)  # as a loader process does; the baseline's views have it too here
+    keep_freed_memory(KEPT)  # as in a loader process; here for the baseline's views too
     setting.write_figures(
         options.folder, "views", **measure(options.photos, options.size, options.repeats)
     )

@@ -1,4 +1,4 @@
-"""What it takes to tell of a step: journal, log, hints and scalars, and once an epoch pictures and histograms."""
+"""Measure the logging of a step (journal, log, hints, scalars) and an epoch's pictures."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -16,16 +16,16 @@ from job.training import Training
 
 
 def journal(training: Training, kind=TrainingJournal) -> TrainingJournal:
-    """The journal of a training."""
+    """Return the journal of a training."""
     framework, names = training.framework, training.distillation.names
     expectation = Expectation(training.config, framework, len(training.images))
     return kind(training.run, training.config, framework, names, expectation)
 
 
-class Telling:
-    """A journal whose every step is a whole epoch, with all that its end says, and is shown on the screen and to TensorBoard.
+class LogCost:
+    """A journal in which each step is a complete epoch, printed and written to TensorBoard.
 
-    A real run shows one step of --print-freq, and an epoch's end once an epoch: it takes less.
+    A real run needs less: it prints one of --print-freq steps, and an epoch's end once per epoch.
     """
 
     def __init__(self, training: Training, folder: str):
@@ -50,14 +50,14 @@ class Telling:
         self.epoch = 0
 
     def __call__(self) -> dict[str, float]:
-        """Return the seconds of each, of a further step."""
+        """Log another step. Return the seconds of logging and of drawing."""
         self.journal.start_epoch(self.epoch, 0.03)
         with self.journal.waiting():
             pass
         self.epoch += 1
-        return {"telling": setting.seconds(self.tell), "drawing": setting.seconds(self.draw)}
+        return {"logging": setting.seconds(self.log), "drawing": setting.seconds(self.draw)}
 
-    def tell(self) -> None:
+    def log(self) -> None:
         self.journal.step(0, self.sums)
         self.journal.end_epoch()
 
