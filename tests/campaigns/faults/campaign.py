@@ -1,9 +1,10 @@
-"""Kills and stops runs of two workers at random moments, and damages what they have saved: is anything lost?
+"""Kill and stop runs of two workers at random moments, and damage their checkpoints.
 
     python tests/campaigns/faults/campaign.py [--kills 50] [--seed N]
 
-Beside the kills there are as many damaged checkpoints as are in proportion to 50 kills, 64 cuts and 200 flipped bits.
-Ends with 1 where something is lost, and names the folder in which the run, and what it printed, are kept.
+It also damages checkpoints: with 50 kills, by 64 cuts and 200 flipped bits, and in proportion with
+other numbers. If anything is lost, the exit code is 1, and the last line names the folder with the
+lost run and its output.
 """
 
 import argparse
@@ -19,17 +20,16 @@ from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
-sys.path.insert(
-    0, str(Path(__file__).parents[3])
-)  # the packages that lie here, wherever others are installed
+# This clone's packages come before installed ones.
+sys.path.insert(0, str(Path(__file__).parents[3]))
 os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 from damage import damages
-from kills import OPTIONS, Fault, KilledRun, Lost, aims, undisturbed
+from kills import OPTIONS, Fault, KilledRun, Lost, aims, run_undisturbed
 from phases import PHASES
 from runs import write_images, write_teacher
 
-KILLS_OF_A_RUN = {"job.train": 6, "job.linear": 3}
+KILLS_PER_RUN = {"job.train": 6, "job.linear": 3}
 
 
 def main() -> None:
@@ -37,102 +37,91 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=secrets.randbits(32))
     options = parser.parse_args()
-    begun, folder, generator = (
-        time.monotonic(),
-        Path(tempfile.mkdtemp(prefix="faults-")),
-        random.Random(options.seed),
-    )
-    print(
-        f"seed {options.seed}, in {folder}; the same aims again by --seed {options.seed}",
-        flush=True,
-    )
+    start, generator = time.monotonic(), random.Random(options.seed)
+    folder = Path(tempfile.mkdtemp(prefix="faults-"))
+    print(f"folder {folder}; --seed {options.seed} repeats the same aims", flush=True)
     arguments = prepare(folder)
-    print("undisturbed runs to compare with", flush=True)
-    whole = {
-        program: undisturbed(program, arguments[program], folder / f"whole-{program}")
+    print("undisturbed runs for comparison", flush=True)
+    references = {
+        program: run_undisturbed(program, arguments[program], folder / f"reference-{program}")
         for program in arguments
     }
-    tried = kill_runs(options.kills, folder, arguments, whole, generator)
+    tried = kill_runs(options.kills, folder, arguments, references, generator)
     cuts, flips = max(2, 64 * options.kills // 50), 4 * options.kills
-    print(f"damaging a checkpoint: {flips} flipped bits, cut short in {cuts} places", flush=True)
-    for what, wrong in damages(whole["job.train"], folder / "damaged", cuts, flips, generator):
-        tried.append(Fault(f"checkpoint {what}", survived=not wrong))
-        if wrong:
-            print(f"LOST: {wrong}", flush=True)
+    print(f"damaging a checkpoint: {flips} flipped bits, {cuts} cuts", flush=True)
+    reference = references["job.train"]
+    for damage, error in damages(reference, folder / "damaged", cuts, flips, generator):
+        tried.append(Fault(f"checkpoint {damage}", survived=not error))
+        if error:
+            print(f"LOST: {error}", flush=True)
     lost = sum(not fault.survived for fault in tried)
-    print(f"\n{table(tried)}\n\nin {time.monotonic() - begun:.0f} s, seed {options.seed}")
+    print(f"\n{table(tried)}\n\nin {time.monotonic() - start:.0f} s, seed {options.seed}")
     print(f"{len(tried)} tried, {len(tried) - lost} survived, {lost} lost")
     if lost:
-        sys.exit(f"what is lost is kept in {folder}")
+        sys.exit(f"the lost runs are kept in {folder}")
     shutil.rmtree(folder)
 
 
 def prepare(folder: Path) -> dict[str, list]:
-    """Write what the runs need; return the arguments of each program."""
+    """Write images and a teacher. Return the arguments of each program."""
     images = write_images(folder / "images")
     teacher = write_teacher(folder / "teacher.pth.tar")
     more = {
         "job.train": ["--teacher", teacher],
-        "job.linear": ["--pretrained", folder / "whole-job.train" / "last.pth.tar"],
+        "job.linear": ["--pretrained", folder / "reference-job.train" / "last.pth.tar"],
     }
     return {program: [images, *OPTIONS[program], *more[program]] for program in OPTIONS}
 
 
 def kill_runs(
-    number: int, folder: Path, arguments: dict, whole: dict, generator: random.Random
+    number: int, folder: Path, arguments: dict, references: dict, generator: random.Random
 ) -> list[Fault]:
-    """Kill as many runs as it takes, until `number` kills were tried; return these."""
+    """Kill runs until `number` kills were tried. Return the kills."""
     next_aims = {program: aims(program, generator) for program in arguments}
     tried = []
-    for place, program in enumerate(itertools.cycle(("job.train", "job.linear", "job.train"))):
+    for index, program in enumerate(itertools.cycle(("job.train", "job.linear", "job.train"))):
         if len(tried) == number:
             return tried
-        name = f"{program}-{place}"
-        run = KilledRun(
-            program,
-            [*arguments[program], "-j", generator.choice([0, 0, 1])],
-            folder / name,
-            whole[program],
-        )
-        here = []
+        name = f"{program}-{index}"
+        options = [*arguments[program], "-j", generator.choice([0, 0, 1])]
+        run = KilledRun(program, options, folder / name, references[program])
+        of_run = []
         try:
-            here_aims = itertools.islice(
-                next_aims[program], min(number - len(tried), KILLS_OF_A_RUN[program])
-            )
-            for fault in run.kills(here_aims, generator):
-                here.append(fault)
+            count = min(number - len(tried), KILLS_PER_RUN[program])
+            for fault in run.kills(itertools.islice(next_aims[program], count), generator):
+                of_run.append(fault)
                 tried.append(fault)
-                hit = f"{fault.signal} to {fault.whom} in {fault.phase}"
+                hit = f"{fault.signal} to {fault.target} in {fault.phase}"
                 print(f"kill {len(tried)} of {number}: {hit}, of {name}", flush=True)
             run.finish()
-            print(f"{name}: ended as if undisturbed after {len(here)} kills", flush=True)
+            print(f"{name}: ended as if undisturbed after {len(of_run)} kills", flush=True)
             shutil.rmtree(run.folder)
         except Lost as error:
             (folder / f"{name}.txt").write_text(str(error))
-            print(f"LOST: {name}, kept beside {name}.txt: {error}", flush=True)
+            print(f"LOST: {name}, kept with {name}.txt: {error}", flush=True)
         else:
-            for fault in here:
+            for fault in of_run:
                 fault.survived = True
         finally:
             run.close()
 
 
 def table(tried: list[Fault]) -> str:
-    """What was hit, whom, by which signal, how often, and how often it was survived."""
+    """Return a table of phases, targets and signals, with how often each was tried and survived."""
     counts, survived = Counter(), Counter()
     for fault in tried:
-        hit = fault.phase, fault.whom, fault.signal
+        hit = fault.phase, fault.target, fault.signal
         counts[hit] += 1
         survived[hit] += fault.survived
-    lines = [f"{'what was hit':24}{'whom':8}{'signal':9}{'tried':>7}{'survived':>10}"]
+    lines = [f"{'phase':24}{'target':8}{'signal':9}{'tried':>7}{'survived':>10}"]
     for hit in sorted(counts, key=order):
-        phase, whom, name = hit
-        lines.append(f"{phase:24}{whom:8}{name:9}{counts[hit]:7}{survived[hit]:10}")
+        phase, target, name = hit
+        lines.append(f"{phase:24}{target:8}{name:9}{counts[hit]:7}{survived[hit]:10}")
     return "\n".join(lines)
 
 
 def order(hit: tuple[str, str, str]) -> tuple:
-    """The place of a line in the table."""
+    """Return the sort key of a row: phases in their order, then the damages."""
     phase = hit[0]
     return (PHASES.index(phase) if phase in PHASES else len(PHASES), *hit)
 

@@ -1,4 +1,4 @@
-"""Runs that are killed or stopped several times in a row, each time resumed, and at last let to their end."""
+"""Runs that are killed or stopped and resumed several times, and then finished."""
 
 import contextlib
 import random
@@ -21,12 +21,13 @@ EPOCHS = 4
 COMMON = (
     f"--image-size 32 --batch-size 8 --epochs {EPOCHS} --save-every 2steps --print-freq 1".split()
 )
-TRAIN = "-a resnet18 --moco-k 20 --mlp --moco-t 0.2 --aug-plus --cos --warmup-epochs 1 --refresh-epochs every:1".split()
+TRAIN = "-a resnet18 --moco-k 20 --mlp --moco-t 0.2 --aug-plus --cos --warmup-epochs 1".split()
+TRAIN += "--refresh-epochs every:1".split()
 OPTIONS = {
     "job.train": [*COMMON, *TRAIN, "--knn-every", 1],
     "job.linear": [*COMMON, "--schedule", 2, "--lr", 0.3],
 }
-# Seconds from a phase's beginning to the latest signal that is aimed at it: about as long as it takes.
+# Seconds from the start of a phase to the latest signal that aims at it: about the phase's length.
 LENGTH = {
     "start-up": 7.0,
     GOING_BACK: 1.5,
@@ -41,32 +42,29 @@ AIMED = {
     "job.linear": ("start-up", GOING_BACK, "steps", "validation", "checkpoint write"),
 }
 HITS = [("rank 0", "SIGKILL"), ("rank 1", "SIGKILL"), ("all", "SIGKILL")]
-HITS += [
-    ("rank 0", "SIGTERM"),
-    ("rank 1", "SIGUSR2"),
-    ("all", "SIGTERM"),
-]  # after which a run saves and ends well
-Aim = tuple[str, str, str]  # phase, whom, signal
-PATIENCE = 120  # s until all of a run's processes have to be gone after a signal; horovodrun takes up to 60
-END = 900  # s until a run has to have come to its end, or to the phase that is waited for
+# After these signals, a run saves and ends with 0.
+HITS += [("rank 0", "SIGTERM"), ("rank 1", "SIGUSR2"), ("all", "SIGTERM")]
+Aim = tuple[str, str, str]  # phase, target, signal
+PATIENCE = 120  # s from a signal to the end of all processes; horovodrun needs up to 60
+END = 900  # s until a run must reach its end, or the phase that is waited for
 
 
 class Lost(Exception):
-    """Something did not survive."""
+    """A run or a checkpoint did not survive."""
 
 
 @dataclass
 class Fault:
-    """One that was tried: what it hit, whom, by which signal, and whether that run ended as if undisturbed."""
+    """A fault that was tried, and whether its run ended with the bytes of an undisturbed one."""
 
     phase: str
-    whom: str = ""
+    target: str = ""
     signal: str = ""
     survived: bool = False
 
 
 def aims(program: str, generator: random.Random) -> Iterator[Aim]:
-    """Yield aims without end: each phase of a program in turn, in random order."""
+    """Yield aims without end: all phases of a program in random order, then all again."""
     hits = cycle(generator.sample(HITS, len(HITS)))
     while True:
         for phase in generator.sample(AIMED[program], len(AIMED[program])):
@@ -74,22 +72,23 @@ def aims(program: str, generator: random.Random) -> Iterator[Aim]:
 
 
 class KilledRun:
-    """A run of `program` with two workers in `folder`, to be compared with an undisturbed one in `whole`."""
+    """A run of `program` with two workers in `folder`. `reference` has the undisturbed run."""
 
-    def __init__(self, program: str, arguments: list, folder: Path, whole: Path):
-        self.program, self.arguments, self.folder, self.whole = program, arguments, folder, whole
+    def __init__(self, program: str, arguments: list, folder: Path, reference: Path):
+        self.program, self.arguments = program, arguments
+        self.folder, self.reference = folder, reference
         self.job = None
 
     def start(self, resume: str = AUTO) -> None:
         self.job = Job(2, self.folder, [*self.arguments, "--resume", resume], self.program)
 
     def kills(self, aims: Iterable[Aim], generator: random.Random) -> Iterator[Fault]:
-        """Start it and send a signal once for each aim, and yield what was hit; then start it once more.
+        """Start the run and send a signal, once per aim, and yield the hits. Then start it again.
 
-        It goes back last, when there are checkpoints. A run that has reached its end can only go back.
-        Lost: a checkpoint is incomplete, a process goes on, or a run that was to stop fails.
+        Aims at going back are last, when there are checkpoints. A complete run can only go back.
+        Lost: a checkpoint is incomplete, a process survives, or a run that must stop fails.
         """
-        for phase, whom, name in sorted(aims, key=lambda aim: aim[0] == GOING_BACK):
+        for phase, target, name in sorted(aims, key=lambda aim: aim[0] == GOING_BACK):
             earlier = Checkpoints(str(self.folder), 1).paths()[:-1]
             back = bool(earlier) and phase == GOING_BACK
             if (self.folder / "complete").exists() and not back:
@@ -99,31 +98,30 @@ class KilledRun:
             self.start(generator.choice(earlier) if back else AUTO)
             self.wait_for(phase, phases)
             time.sleep(generator.uniform(0, LENGTH[phase]))
-            if victims := self.victims(whom, name):
+            if victims := self.victims(target, name):
                 hit = phases.now()
                 self.send(victims, name)
-                yield Fault(hit, whom, name)
+                yield Fault(hit, target, name)
             if self.job.process.returncode and not (
                 victims and (name == "SIGKILL" or hit in ("start-up", "end"))
             ):
-                raise Lost(
-                    f"a run that should end well, or stop in {phase}, fails:\n{self.job.process.stdout.read()}"
-                )
+                output = self.job.process.stdout.read()
+                raise Lost(f"a run that must end with 0, or stop in {phase}, fails:\n{output}")
             check(self.folder)
         self.start()
 
     def wait_for(self, phase: str, phases: Phases) -> None:
-        """Wait until the run begins a phase, or has ended before. Lost: neither comes."""
+        """Wait until the run reaches a phase or ends. Lost: it does neither."""
         deadline = time.monotonic() + END
         while phase != "start-up" and phases.now() != phase and self.job.process.poll() is None:
             time.sleep(0.002)
             if time.monotonic() > deadline:
-                raise Lost(f"the run stands in {phases.now()} for {END} s")
+                raise Lost(f"the run stays in {phases.now()} for {END} s")
 
-    def victims(self, whom: str, name: str) -> list[psutil.Process]:
-        """The processes to signal, as soon as all workers are there; none if the run has ended.
+    def victims(self, target: str, name: str) -> list[psutil.Process]:
+        """Wait for all workers, and return the processes to signal. [] if the run has ended.
 
-        Those of one rank or of all. A SIGKILL of all is for the launcher too.
+        SIGKILL to all includes the launcher.
         """
         while self.job.process.poll() is None:
             ranks = {}
@@ -132,12 +130,12 @@ class KilledRun:
                     ranks[f"rank {worker.environ().get('HOROVOD_RANK')}"] = worker
             if len(ranks) == 2:
                 launcher = [psutil.Process(self.job.process.pid)] if name == "SIGKILL" else []
-                return [*launcher, *ranks.values()] if whom == "all" else [ranks[whom]]
+                return [*launcher, *ranks.values()] if target == "all" else [ranks[target]]
             time.sleep(0.02)
         return []
 
     def send(self, victims: list[psutil.Process], name: str) -> None:
-        """Send them a signal, and see that what else belongs to the run ends with them. Lost: it does not."""
+        """Send a signal, and wait for the end of all of the run's processes. Lost: one survives."""
         below = psutil.Process(self.job.process.pid).children(recursive=True)
         for process in victims:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -145,13 +143,13 @@ class KilledRun:
         try:
             self.job.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
-            raise Lost(f"the launcher goes on {PATIENCE} s after {name}") from None
+            raise Lost(f"the launcher survives {PATIENCE} s after {name}") from None
         _, alive = psutil.wait_procs(below, timeout=PATIENCE)
         if alive:
             raise Lost(f"left behind by workers that ended: {alive}")
 
     def finish(self) -> None:
-        """Let it come to its end. Lost: it does not, or ends otherwise than the undisturbed one."""
+        """Wait for the end. Lost: the run does not end, or its results are not the reference's."""
         try:
             output, _ = self.job.process.communicate(timeout=END)
         except subprocess.TimeoutExpired:
@@ -160,22 +158,25 @@ class KilledRun:
             raise Lost(f"the resumed run fails:\n{output}")
         check(self.folder)
         names = files(self.folder)
-        if names != files(self.whole):
-            raise Lost(f"other files than those of an undisturbed run: {sorted(names)}")
+        if names != files(self.reference):
+            raise Lost(f"the files differ from the undisturbed run's: {sorted(names)}")
         for name in {"last.pth.tar", "best.pth.tar"} & names:
-            if differs := differences(self.whole, self.folder, name):
-                raise Lost(f"{name} has other bytes than that of an undisturbed run: {differs[:5]}")
-        if records(self.folder) != records(self.whole):
-            raise Lost("metrics.jsonl has other numbers than that of an undisturbed run")
+            if differs := differences(self.reference, self.folder, name):
+                raise Lost(f"{name} differs from the undisturbed run's: {differs[:5]}")
+        if records(self.folder) != records(self.reference):
+            raise Lost("the numbers of metrics.jsonl differ from the undisturbed run's")
 
     def close(self) -> None:
-        """End what still runs."""
+        """Kill the job if it still runs."""
         if self.job and self.job.process.poll() is None:
             self.job.kill()
 
 
 def files(folder: Path) -> set[str]:
-    """The names of a run's files except checkpoints, of which a stop makes more, and the mark of going back."""
+    """Return the names of a run's files that a disturbed run must have too.
+
+    A stop adds checkpoints, and going back adds DECISION.
+    """
     return {
         path.name
         for path in folder.iterdir()
@@ -184,22 +185,19 @@ def files(folder: Path) -> set[str]:
 
 
 def check(folder: Path) -> None:
-    """Lost: a checkpoint with a name of its own is not whole, or `complete` stands in a folder that is not."""
+    """Check a folder. Lost: a checkpoint is incomplete, or `complete` exists too early."""
     for path in folder.glob("*.pth.tar"):
         try:
             content = load(str(path))
         except RunError as error:
             raise Lost(str(error)) from None
-        if (
-            path.name == "last.pth.tar"
-            and (folder / "complete").exists()
-            and content["epoch"] < EPOCHS
-        ):
-            raise Lost(f"`complete` stands beside a checkpoint of epoch {content['epoch']}")
+        complete = path.name == "last.pth.tar" and (folder / "complete").exists()
+        if complete and content["epoch"] < EPOCHS:
+            raise Lost(f"`complete` exists with a checkpoint of epoch {content['epoch']}")
 
 
-def undisturbed(program: str, arguments: list, folder: Path) -> Path:
-    """Run a program to its end with two workers; return its folder."""
+def run_undisturbed(program: str, arguments: list, folder: Path) -> Path:
+    """Run a program to its end with two workers. Return its folder."""
     job = Job(2, folder, arguments, program)
     output, _ = job.process.communicate(timeout=END)
     if job.process.returncode:

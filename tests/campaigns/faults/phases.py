@@ -1,4 +1,4 @@
-"""What a run is doing, as its folder shows from outside."""
+"""The phase of a run, derived from the files of its folder."""
 
 from pathlib import Path
 
@@ -18,7 +18,10 @@ PHASES = (
 
 
 class Phases:
-    """The phases of one try of a run, whose folder may hold what earlier tries have left. linear: of `job.linear`."""
+    """The phases of one try of a run. Its folder may have files of earlier tries.
+
+    linear: the program is `job.linear`.
+    """
 
     def __init__(self, folder: Path, linear: bool):
         self.folder, self.linear = folder, linear
@@ -27,32 +30,31 @@ class Phases:
         self.left = self.half_written()
 
     def half_written(self) -> set:
-        """The files that have no name of their own yet: name, and time of the last change."""
-        found = set()
+        """Return the checkpoints with a temporary name: name, and time of the last change."""
+        files = set()
         for path in self.folder.glob("*.pth.tar.new"):
             try:
-                found.add((path.name, path.lstat().st_mtime_ns))
+                files.add((path.name, path.lstat().st_mtime_ns))
             except FileNotFoundError:
                 continue
-        return found
+        return files
 
     def now(self) -> str:
-        """The phase in which the run is, or was killed."""
+        """Return the phase in which the run is, or was killed."""
         if self.half_written() - self.left:
             return "checkpoint write"
-        found = all_records(self.folder)
-        starts = [place for place, record in enumerate(found) if record["kind"] == "start"]
+        records = all_records(self.folder)
+        starts = [index for index, record in enumerate(records) if record["kind"] == "start"]
         if len(starts) <= self.earlier:
             return "start-up"
         if any(self.folder.glob("*.left")):  # the first save removes them
             return GOING_BACK
-        start, *since = found[starts[-1] :]
-        return next(
-            filter(None, (self.after(record, start) for record in reversed(since))), ""
-        ) or self.first(start)
+        start, *since = records[starts[-1] :]
+        phases = (self.after(record, start) for record in reversed(since))
+        return next(filter(None, phases), "") or self.first(start)
 
     def after(self, record: dict, start: dict) -> str:
-        """The phase that begins with a record, and goes on until the next; nothing if the record begins none."""
+        """Return the phase that starts with a record; "" if none does."""
         match record["kind"]:
             case "step":
                 return self.evaluation if record["step"] + 1 == start["steps_an_epoch"] else "steps"
@@ -67,7 +69,7 @@ class Phases:
         return ""
 
     def first(self, start: dict) -> str:
-        """What comes first after the start-up: an epoch's beginning, steps within it, or its validation."""
+        """Return the first phase after the start-up. It depends on the position of the start."""
         if self.linear and start["step"] == start["steps_an_epoch"]:
             return "validation"
         if start["step"] or self.linear:

@@ -1,4 +1,4 @@
-"""Loader processes of real runs that are killed or stand still, and a /dev/shm too small for torch's own transport."""
+"""Killed and hanging loader processes of real runs, and a small /dev/shm."""
 
 import os
 import signal
@@ -10,11 +10,12 @@ import psutil
 
 from runs import Job, of_kind
 
-FEW = "-a resnet18 --image-size 64 --batch-size 32 --moco-k 32 --mlp -j 1 --print-freq 1 --epochs 200".split()
+FEW = "-a resnet18 --image-size 64 --batch-size 32 --moco-k 32 --mlp -j 1".split()
+FEW += "--print-freq 1 --epochs 200".split()
 
 
 def loader_processes(job: Job) -> dict[int, psutil.Process]:
-    """The loader process of each worker, by rank; they are children of the workers' fork servers."""
+    """Return the loader process of each worker by rank. Their parents are the fork servers."""
     return {
         int(worker.environ()["HOROVOD_RANK"]): server.children()[0]
         for worker in job.workers()
@@ -24,13 +25,12 @@ def loader_processes(job: Job) -> dict[int, psutil.Process]:
 
 
 def errors(output: str) -> list[str]:
-    """The lines of errors, without a launcher's rank in front."""
+    """Return the lines of errors without the launcher's prefix."""
     return [line.split("<stderr>:", 1)[-1] for line in output.splitlines() if "error: " in line]
 
 
-def test_a_killed_loader_process_ends_all_workers_with_its_name_and_its_file(
-    start_job, images, tmp_path
-):
+def test_killed_loader_process_ends_all_workers(start_job, images, tmp_path):
+    """The error names the process and its file."""
     job = start_job(2, tmp_path / "run", [images, *FEW])
     job.wait_for_step(1)
     killed = loader_processes(job)[1]
@@ -44,21 +44,19 @@ def test_a_killed_loader_process_ends_all_workers_with_its_name_and_its_file(
         in first
     )
     assert all("another worker is gone" in line for line in others), output
-    own = [
-        line for line in output.splitlines() if line.startswith("[")
-    ]  # the others are the launcher's
-    assert not any("Traceback" in line for line in own)
+    # Other lines are the launcher's.
+    of_workers = [line for line in output.splitlines() if line.startswith("[")]
+    assert not any("Traceback" in line for line in of_workers)
 
 
-def test_a_loader_process_that_stands_still_is_named_and_a_signal_obeyed(
-    start_job, images, tmp_path, monkeypatch
-):
+def test_hanging_loader_process_and_a_signal(start_job, images, tmp_path, monkeypatch):
+    """A warning names the process, and a signal ends the run."""
     monkeypatch.setenv("HOROVOD_STALL_CHECK_TIME_SECONDS", "3")
     job = start_job(2, tmp_path / "run", [images, *FEW])
     job.wait_for_step(1)
     loader_processes(job)[0].send_signal(signal.SIGSTOP)
     deadline = time.monotonic() + 120
-    before = len(of_kind(tmp_path / "run", "warning"))  # the first batch may be slow as well
+    before = len(of_kind(tmp_path / "run", "warning"))  # the first batch may have been slow
     while len(of_kind(tmp_path / "run", "warning")) == before:
         assert job.process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
@@ -72,23 +70,11 @@ def test_a_loader_process_that_stands_still_is_named_and_a_signal_obeyed(
     assert all("another worker is gone" in line for line in others), output
 
 
-def test_a_run_needs_little_of_dev_shm(images, tmp_path):
-    """256 KiB of it have room for the locks of multiprocessing, and not for a batch of 384 KiB."""
+def test_run_with_a_small_dev_shm(images, tmp_path):
+    """256 KiB are enough for the locks of multiprocessing. A batch has 384 KiB."""
     launcher = os.path.join(os.path.dirname(sys.executable), "horovodrun")
-    train = [
-        launcher,
-        "-np",
-        "2",
-        sys.executable,
-        "-m",
-        "job.train",
-        str(images),
-        *FEW,
-        "--epochs",
-        "1",
-        "--out",
-        str(tmp_path),
-    ]
+    train = [launcher, "-np", "2", sys.executable, "-m", "job.train", str(images), *FEW]
+    train += ["--epochs", "1", "--out", str(tmp_path)]
     mount = 'mount -t tmpfs -o size=256k tmpfs /dev/shm && exec "$@"'
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", mount, "sh", *train],
