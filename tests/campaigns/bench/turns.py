@@ -1,4 +1,4 @@
-"""Jobs that take turns: several horovodrun jobs are alive, one computes, the others are stopped.
+"""Jobs that take turns: several horovodrun jobs exist, one computes, the others are stopped.
 
 At the end of its turn a worker stops itself with all its threads (SIGSTOP), so the next job has the
 machine for itself. The bench continues it (SIGCONT) for another turn. So both sides of a comparison

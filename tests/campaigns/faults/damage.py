@@ -1,4 +1,4 @@
-"""Damage a run's newest checkpoint. The previous one must be loaded, and the log must name both."""
+"""Damage a run's newest checkpoint. The previous one must be loaded, and both be logged."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""Full, read-only, missing and slow disks: one line of error, and the last checkpoint is kept.
+"""Full, read-only, missing and slow disks: one line of error, and a complete checkpoint.
 
 The disks are the kernel's mounts and limits, which need root. Without it the tests are skipped.
 """

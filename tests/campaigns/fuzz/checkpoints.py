@@ -1,4 +1,4 @@
-"""Checkpoint files, damaged anywhere, or hostile: with sound checksums around pickles that ask for code, or for too much."""
+"""Fuzz target: damaged checkpoints, and hostile ones whose pickles run code or need memory."""
 
 import contextlib
 import io
@@ -17,57 +17,35 @@ from job.errors import RunError
 from job.checkpoints.folder import load
 from job.checkpoints.foreign import read_backbone
 
-# Pieces of pickles: calls of what would run, write or take memory, tensors with wrong shapes, and odd opcodes.
-CALLS = [b"cos\nsystem\n", b"cbuiltins\nexec\n", b"cposix\nmkdir\n", b"csubprocess\nPopen\n", b"cbuiltins\nbytearray\n",
-         b"c_codecs\nencode\n", b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch._utils\n_rebuild_sparse_tensor\n",
-         b"ctorch._utils\n_rebuild_parameter\n", b"ctorch\nSize\n", b"ctorch\ndevice\n", b"ccollections\nOrderedDict\n",
-         b"c__builtin__\nbytearray\n", b"ctorch\nFloatTensor\n", b"ctorch.storage\nUntypedStorage\n", b"cbuiltins\nset\n",
-         b"ctorch\nload\n", b"ctorch.storage\n_load_from_bytes\n", b"ctorch\nFloatStorage\n", b"ctorch\nfloat64\n",
-         b"cargparse\nNamespace\n", b"cpackage.module\nThing\n", b"cbuiltins\ngetattr\n",
-         b"ccollections\ndefaultdict\n"]  # fmt: skip
-ARGUMENTS = [
-    b")",
-    b"\x85",
-    b"(K\x02K\x03t",
-    b"(X\x04\x00\x00\x00pwnttu",
-    b"(J\xff\xff\xff\x7ft",
-    b"(X\x05\x00\x00\x00utf-8t",
+# Pieces of pickles: functions that run code, write or allocate, wrong tensors, unusual opcodes.
+FUNCTIONS = """
+    os.system builtins.exec posix.mkdir subprocess.Popen builtins.bytearray _codecs.encode
+    torch._utils._rebuild_tensor_v2 torch._utils._rebuild_sparse_tensor
+    torch._utils._rebuild_parameter torch.Size torch.device collections.OrderedDict
+    __builtin__.bytearray torch.FloatTensor torch.storage.UntypedStorage builtins.set torch.load
+    torch.storage._load_from_bytes torch.FloatStorage torch.float64 argparse.Namespace
+    package.module.Thing builtins.getattr collections.defaultdict
+""".split()
+CALLS = [
+    f"c{module}\n{name}\n".encode()
+    for module, _, name in (function.rpartition(".") for function in FUNCTIONS)
 ]
-ODD = [
-    b"b",
-    b"R",
-    b"Q",
-    b"\x81",
-    b"s",
-    b"u",
-    b"(",
-    b"t",
-    b"0",
-    b"N",
-    b"}",
-    b"]",
-    b"\x8f",
+ARGUMENTS = [b")", b"\x85", b"(K\x02K\x03t", b"(X\x04\x00\x00\x00pwnttu", b"(J\xff\xff\xff\x7ft"]
+ARGUMENTS += [b"(X\x05\x00\x00\x00utf-8t"]
+OPCODES = [
+    *(bytes([code]) for code in b"bRQ\x81su(t0N}]\x8f"),
     b"h\x00",
     b"q\x05",
     b"a",
     b"e",
     b".",
 ]
-NAMES = [
-    b"PK\x01\x02",
-    b"PK\x03\x04",
-    b"PK\x05\x06",
-    b"data.pkl",
-    b"data/0",
-    b"version",
-    b"byteorder",
-    b"big",
-    b"../../x",
-]
+NAMES = [b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06"]
+NAMES += b"data.pkl data/0 version byteorder big ../../x".split()
 
 
 def seeds() -> list[bytes]:
-    """A run's checkpoint, another program's, a state dict of an encoder's first layer, and all in torch's older form."""
+    """Return a run's checkpoint, another program's and a state dict, in torch's two formats."""
     weight = torch.arange(9 * 64 * 3, dtype=torch.float32).view(64, 3, 3, 3)
     run = {
         "epoch": 3,
@@ -99,73 +77,70 @@ def seeds() -> list[bytes]:
         {},
         [1],
     ]
-    return [written(content, new) for content in contents for new in (True, False)]
+    return [saved(content, new) for content in contents for new in (True, False)]
 
 
-def written(content, new: bool) -> bytes:
+def saved(content, new: bool) -> bytes:
+    """Return the bytes of a file. new: in torch's zip format, not in its older one."""
     file = io.BytesIO()
     torch.save(content, file, _use_new_zipfile_serialization=new)
     return file.getvalue()
 
 
 def mutate(draw: Random, data: bytes, other: bytes) -> bytes:
-    """Change the file's bytes, or, where it is a zip file, what is in it, with checksums that fit again."""
+    """Change a file's bytes, or a member of a zip file, with valid checksums."""
     if draw.random() < 0.7:
         try:
-            return repacked(draw, data, other)
-        except Exception:  # no zip file, or none any more
+            return change_member(draw, data, other)
+        except Exception:  # not a valid zip file
             pass
     return change(draw, data, other, NAMES + CALLS)
 
 
-def repacked(draw: Random, data: bytes, other: bytes) -> bytes:
-    """Change one member of a zip file: its content, name or compression; or leave it out, or put it in twice."""
+def change_member(draw: Random, data: bytes, other: bytes) -> bytes:
+    """Change one member of a zip file: content, name, compression, or number of copies."""
     source, file = zipfile.ZipFile(io.BytesIO(data)), io.BytesIO()
     names = source.namelist()
     chosen = draw.choice([name for name in names if name.endswith("data.pkl")] * len(names) + names)
     with zipfile.ZipFile(file, "w") as target:
         for name in names:
-            content, times, kind = source.read(name), 1, zipfile.ZIP_STORED
+            content, copies, compression = source.read(name), 1, zipfile.ZIP_STORED
             if name == chosen:
-                what = draw.random()
-                if what < 0.8:
-                    content = (
-                        pickled(draw, content, other)
-                        if name.endswith("data.pkl")
-                        else change(draw, content, other, NAMES)
-                    )
-                elif what < 0.9:
-                    times, kind = (
-                        draw.choice([0, 1, 2]),
-                        draw.choice([zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2]),
-                    )
+                case = draw.random()
+                if case < 0.8 and name.endswith("data.pkl"):
+                    content = change_pickle(draw, content, other)
+                elif case < 0.8:
+                    content = change(draw, content, other, NAMES)
+                elif case < 0.9:
+                    copies = draw.choice([0, 1, 2])
+                    compression = draw.choice([zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
                     content *= draw.choice([0, 1, 1, 100])
                 else:
                     name = change(draw, name.encode(), other[:20], NAMES).decode("latin-1")
-            for _ in range(times):
-                target.writestr(name, content, kind)
+            for _ in range(copies):
+                target.writestr(name, content, compression)
     return file.getvalue()
 
 
-def pickled(draw: Random, data: bytes, other: bytes) -> bytes:
-    """Change a pickle: mostly between two of its opcodes."""
+def change_pickle(draw: Random, data: bytes, other: bytes) -> bytes:
+    """Change a pickle, mostly between two opcodes."""
     try:
-        places = [place for _, _, place in pickletools.genops(data)]
-    except Exception:  # no whole pickle any more
-        places = []
-    if len(places) < 2 or draw.random() < 0.3:
-        return change(draw, data, other, CALLS + ARGUMENTS + ODD)
-    at = draw.randrange(len(places) - 1)
-    start, end = places[at], places[at + draw.choice([0, 0, 1])]
+        offsets = [offset for _, _, offset in pickletools.genops(data)]
+    except Exception:  # an incomplete pickle
+        offsets = []
+    if len(offsets) < 2 or draw.random() < 0.3:
+        return change(draw, data, other, CALLS + ARGUMENTS + OPCODES)
+    index = draw.randrange(len(offsets) - 1)
+    start, end = offsets[index], offsets[index + draw.choice([0, 0, 1])]
     number = draw.choice([-1, 1]) * draw.choice(NUMBERS)
     piece = draw.choice(
         [
             draw.choice(CALLS) + draw.choice(ARGUMENTS) + b"R",
             draw.choice(CALLS),
             draw.choice(ARGUMENTS),
-            draw.choice(ODD),
+            draw.choice(OPCODES),
             b"\x8a\x09" + number.to_bytes(9, "little", signed=True),
-            data[slice(*sorted(draw.sample(places, 2)))],
+            data[slice(*sorted(draw.sample(offsets, 2)))],
             b"]" * 5000,
         ]
     )
@@ -173,7 +148,10 @@ def pickled(draw: Random, data: bytes, other: bytes) -> bytes:
 
 
 def check(path: Path) -> str:
-    """Of a file with a ResNet its head. RunError: anything else, and for a run's checkpoint objects too."""
+    """Read a file as a checkpoint and as a backbone. Return the backbone's head.
+
+    RunError: the file has no valid ResNet.
+    """
     with contextlib.suppress(RunError):
         assert isinstance(load(str(path)), dict)
     return read_backbone(str(path)).head

@@ -1,4 +1,4 @@
-"""Options from YAML files and command lines, as people and programs can get them wrong."""
+"""Fuzz targets: options in YAML files and on command lines."""
 
 import contextlib
 import dataclasses
@@ -12,34 +12,36 @@ from mutations import change
 
 from job.config import Config, read_config
 
-WORDS = [b"\n", b": ", b"- ", b"[", b"]", b"{", b"}", b"&a ", b"*a", b"<<: ", b"'", b'"', b"|\n ", b"? ", b"\t", b"--- ", b"~",
-         b"!!python/object:os.system ", b"!!bool ", b"!!int ", b"!!timestamp ", b"!!binary ", b"!!set ", b"!!float ",
-         b"2020-13-45", b"0x", b"0b", b"1_0", b"1:30", b".inf", b".nan", b"1e999", b"-1", b"9" * 20, b"9" * 5000, b"null",
-         b"%YAML 9.9\n", b"\xff", b"\xe2\x80\xa8", b"\x00", b"\xed\xa0\x80", b"[" * 2000, b"{a: " * 300,
-         b"moco: {k: ", b"mgd: *a", b"data:\n "]  # fmt: skip
+TOKENS = [b"\n", b": ", b"- ", b"[", b"]", b"{", b"}", b"&a ", b"*a", b"<<: ", b"'", b'"', b"|\n "]
+TOKENS += [b"? ", b"\t", b"--- ", b"~", b"!!python/object:os.system ", b"!!bool ", b"!!int "]
+TOKENS += [b"!!timestamp ", b"!!binary ", b"!!set ", b"!!float "]
+TOKENS += b"2020-13-45 0x 0b 1_0 1:30 .inf .nan 1e999 -1 null".split()
+TOKENS += [b"9" * 20, b"9" * 5000, b"%YAML 9.9\n", b"\xff", b"\xe2\x80\xa8", b"\x00"]
+TOKENS += [b"\xed\xa0\x80", b"[" * 2000, b"{a: " * 300, b"moco: {k: ", b"mgd: *a", b"data:\n "]
 FLAGS = [
     b"--" + f.name.replace("_", "-").encode()
     for f in dataclasses.fields(Config)
     if f.name != "config"
 ]
-VALUES = [b"0", b"-1", b"1e-3", b"nan", b"inf", b"1_0", b"\xd9\xa3", b"0,5", b"every:2", b"500steps", b"9" * 5000, b"\xff", b"",
-          b"log", b"resnet50", b"small"]  # fmt: skip
+VALUES = b"0 -1 1e-3 nan inf 1_0 \xd9\xa3 0,5 every:2 500steps \xff log resnet50 small".split()
+VALUES += [b"9" * 5000, b""]
 
 
 class Yaml:
-    """The input is a YAML file."""
+    """Inputs that are a YAML file."""
 
     @staticmethod
     def seeds() -> list[bytes]:
         presets = [path.read_bytes() for path in sorted(Path("job/presets").glob("*.yaml"))]
         options = yaml.safe_dump(dataclasses.asdict(Config(data="x"))).replace("config: []\n", "")
-        grouped = b"moco: &a {k: 9, mlp: true}\nmgd:\n  stages: [1, 2]\n  refresh_epochs: [0, 5]\ndata: {data: x}\nlr: 1\n"
-        alone = b"lr: 0.1\nschedule: [1, 2]\nrefresh_epochs: [0, 5]\nout: &a 'x'\nteacher: *a\n"
-        return [*presets, options.encode(), grouped, alone]
+        grouped = b"moco: &a {k: 9, mlp: true}\nmgd:\n  stages: [1, 2]\n  refresh_epochs: [0, 5]\n"
+        grouped += b"data: {data: x}\nlr: 1\n"
+        flat = b"lr: 0.1\nschedule: [1, 2]\nrefresh_epochs: [0, 5]\nout: &a 'x'\nteacher: *a\n"
+        return [*presets, options.encode(), grouped, flat]
 
     @staticmethod
     def mutate(draw: Random, data: bytes, other: bytes) -> bytes:
-        return change(draw, data, other, WORDS)
+        return change(draw, data, other, TOKENS)
 
     @staticmethod
     def check(path: Path) -> str:
@@ -47,7 +49,7 @@ class Yaml:
 
 
 class Argv:
-    """The input is a command line, its arguments behind one another with a zero after each."""
+    """Inputs that are a command line: each argument ends with a zero byte."""
 
     @staticmethod
     def seeds() -> list[bytes]:
@@ -57,12 +59,9 @@ class Argv:
 
     @staticmethod
     def mutate(draw: Random, data: bytes, other: bytes) -> bytes:
-        words = (
-            [flag + b"\0" for flag in FLAGS]
-            + [flag + b"=" for flag in FLAGS]
-            + [value + b"\0" for value in VALUES]
-        )
-        return change(draw, data, other, [*words, b"\0", b"--\0", b"-", b"--no-"])
+        tokens = [flag + end for end in (b"\0", b"=") for flag in FLAGS]
+        tokens += [value + b"\0" for value in VALUES]
+        return change(draw, data, other, [*tokens, b"\0", b"--\0", b"-", b"--no-"])
 
     @staticmethod
     def check(path: Path) -> str:
@@ -71,7 +70,10 @@ class Argv:
 
 
 def read(argv: list[str], again: Path) -> str:
-    """Options that read back the same when they are written to a file. RunError: there are none."""
+    """Read options, and check that a YAML file of them reads as the same.
+
+    RunError: the options are invalid.
+    """
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             config = read_config(argv)
@@ -81,7 +83,6 @@ def read(argv: list[str], again: Path) -> str:
     options = dataclasses.asdict(config)
     del options["config"]
     again.write_text(yaml.safe_dump(options))
-    assert (
-        dataclasses.replace(read_config(["--config", str(again)]), config=config.config) == config
-    )
+    reread = read_config(["--config", str(again)])
+    assert dataclasses.replace(reread, config=config.config) == config
     return "options"

@@ -1,9 +1,10 @@
-"""Feed the readers damaged and hostile input for some seconds: they give what they promise, or one line that says what is wrong.
+"""Read damaged and hostile input for some time. Each must give a valid result or one error.
 
-python tests/campaigns/fuzz/fuzz.py [--seconds 60] [--seed N] [checkpoint] [yaml] [argv]
+    python tests/campaigns/fuzz/fuzz.py [--seconds 60] [--seed N] [checkpoint] [yaml] [argv]
 
-What leads to anything else (another exception, a hang, a crash, an attempt to run code) is left in --out, and the exit
-code is 1. Inputs are mutations of a target's seeds, and of those mutations that made a reader say something new.
+Inputs that lead to another exception, a hang, a crash or an attempt to run code are saved in --out,
+and the exit code is 1. Inputs are mutations of a target's seeds and of earlier mutations that had a
+new outcome.
 """
 
 import argparse
@@ -27,35 +28,31 @@ from job.errors import RunError
 
 TARGETS = {"checkpoint": checkpoints, "yaml": configs.Yaml, "argv": configs.Argv}
 HANG = 10  # s for one input
-MEMORY = 4 * 2**30  # bytes that a reader may take beyond what torch has mapped by then
-# What no reader has a reason to do, of Python's audit events. pickle.find_class is that of the pickle that runs code.
-FORBIDDEN = re.compile(
-    r"os\.(system|exec|fork|posix_spawn|mkdir|remove|rename|rmdir)|subprocess|socket|pickle|shutil|exec$"
-)
+MEMORY = 4 * 2**30  # bytes that a reader may map in addition to torch
+# Python's audit events that no reader needs. pickle.find_class is of the pickle that runs code.
+CALLS = "system|exec|fork|posix_spawn|mkdir|remove|rename|rmdir"
+FORBIDDEN = re.compile(rf"os\.({CALLS})|subprocess|socket|pickle|shutil|exec$")
 
 
 class Watch:
-    """Notes what a reader does that it must not do, while it reads from files in `folder`."""
+    """Records forbidden actions of a reader that reads files in `folder`."""
 
     def __init__(self, folder: Path):
         self.folder, self.seen, self.on = str(folder), [], False
         sys.addaudithook(self.note)
 
     def note(self, event, arguments):
-        what = arguments[0] if arguments else None
+        first = arguments[0] if arguments else None
         writes = (
             event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
         )
-        if (
-            self.on
-            and ((writes and not str(what).startswith(self.folder)) or FORBIDDEN.match(event))
-            and not imports()
-        ):
-            self.seen.append(f"{event}({what!r:.80})")
+        writes_elsewhere = writes and not str(first).startswith(self.folder)
+        if self.on and (writes_elsewhere or FORBIDDEN.match(event)) and not in_import():
+            self.seen.append(f"{event}({first!r:.80})")
 
 
-def imports() -> bool:
-    """Whether what happens is a module's first import, which torch leaves to when it is needed."""
+def in_import() -> bool:
+    """Return whether a module is being imported. torch imports some only when it needs them."""
     return any(
         frame.f_code.co_filename.startswith("<frozen importlib")
         for frame, _ in traceback.walk_stack(None)
@@ -63,35 +60,33 @@ def imports() -> bool:
 
 
 def outcome(target, path: Path, watch: Watch) -> tuple[str, str]:
-    """Return what kind of end reading the file comes to, and in words what is wrong with it, if something is."""
+    """Read the file. Return its kind of outcome, and the failure; "" if the outcome is correct."""
     signal.alarm(HANG)
     watch.seen, watch.on = [], True
     try:
-        kind, wrong = target.check(path), ""
+        kind, failure = target.check(path), ""
     except RunError as error:
-        kind, wrong = (
-            f"one line from {place(error)}, for {place(error.__context__)}",
-            "two lines" if "\n" in str(error) else "",
-        )
+        kind = f"one line from {location(error)}, for {location(error.__context__)}"
+        failure = "two lines" if "\n" in str(error) else ""
     except Exception as error:
-        kind = wrong = f"{type(error).__name__} at {place(error)}"
-        wrong += f": {error}"
+        kind = failure = f"{type(error).__name__} at {location(error)}"
+        failure += f": {error}"
     watch.on = False
     signal.alarm(0)
-    return (watch.seen[0].split("(")[0], f"did {watch.seen[0]}") if watch.seen else (kind, wrong)
+    return (watch.seen[0].split("(")[0], f"did {watch.seen[0]}") if watch.seen else (kind, failure)
 
 
-def place(error: BaseException | None) -> str:
-    """Where an error was raised."""
+def location(error: BaseException | None) -> str:
+    """Return the file and line that raised an error."""
     frames = traceback.extract_tb(error.__traceback__) if error else []
     return f"{os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else "nothing"
 
 
 def hunt(name: str, seconds: float, seed: int, path: Path, out: Path) -> None:
-    """Try mutations for so many seconds; exit with 1 if some end otherwise than they should."""
+    """Try mutations for `seconds`. Exit with 1 if an outcome is a failure."""
     target, watch, draw = TARGETS[name], Watch(path.parent), random.Random(seed)
-    corpus, kinds, found, tried = target.seeds(), set(), 0, 0
-    for data in corpus:  # also so that what torch imports late is there before the limit
+    corpus, kinds, failures, tried = target.seeds(), set(), 0, 0
+    for data in corpus:  # torch's late imports must happen before the memory limit
         path.write_bytes(data)
         outcome(target, path, watch)
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -100,23 +95,21 @@ def hunt(name: str, seconds: float, seed: int, path: Path, out: Path) -> None:
     while time.monotonic() < end:
         data = target.mutate(draw, draw.choice(corpus), draw.choice(corpus))
         path.write_bytes(data)
-        kind, wrong = outcome(target, path, watch)
+        kind, failure = outcome(target, path, watch)
         tried += 1
         if kind not in kinds:
             kinds.add(kind)
             corpus.append(data)
-            if wrong:
-                found += 1
-                print(f"{name}: {wrong:.200}: {keep(data, name, out)}", flush=True)
-    print(
-        f"{name}: {tried} inputs, {len(kinds)} kinds of outcome, {found} of them wrong (--seed {seed})",
-        flush=True,
-    )
-    sys.exit(found > 0)
+            if failure:
+                failures += 1
+                print(f"{name}: {failure:.200}: {keep(data, name, out)}", flush=True)
+    outcomes = f"{len(kinds)} kinds of outcome, {failures} of them failures"
+    print(f"{name}: {tried} inputs, {outcomes} (--seed {seed})", flush=True)
+    sys.exit(failures > 0)
 
 
 def keep(data: bytes, name: str, out: Path) -> Path:
-    """Leave an input in the folder `out`; return its path."""
+    """Save an input in the folder `out`. Return its path."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}-{hashlib.sha256(data).hexdigest()[:12]}"
     path.write_bytes(data)
@@ -128,7 +121,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "targets", nargs="*", metavar="TARGET", help=f"some of {', '.join(TARGETS)} (default: all)"
+        "targets", nargs="*", metavar="TARGET", help=f"{', '.join(TARGETS)} (default: all)"
     )
     parser.add_argument(
         "--seconds", type=float, default=60, help="for all targets together (default: 60)"
@@ -137,13 +130,13 @@ def main() -> None:
         "--seed",
         type=int,
         default=time.time_ns() % 10**9,
-        help="of the mutations (default: the time)",
+        help="seed of the mutations (default: the time)",
     )
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("runs/fuzz"),
-        help="folder of what was found (default: runs/fuzz)",
+        help="folder for inputs that fail (default: runs/fuzz)",
     )
     given = parser.parse_args()
     names = given.targets or list(TARGETS)
@@ -156,14 +149,10 @@ def main() -> None:
             child.start()
             child.join()
             if child.exitcode < 0:
-                how = (
-                    f"longer than {HANG} s"
-                    if child.exitcode == -signal.SIGALRM
-                    else signal.Signals(-child.exitcode).name
-                )
-                print(
-                    f"{name}: {how}: {keep(path.read_bytes(), name, given.out)} (--seed {given.seed})"
-                )
+                hangs = child.exitcode == -signal.SIGALRM
+                failure = f"longer than {HANG} s" if hangs else signal.Signals(-child.exitcode).name
+                saved = keep(path.read_bytes(), name, given.out)
+                print(f"{name}: {failure}: {saved} (--seed {given.seed})")
         failed |= child.exitcode != 0
     sys.exit(failed)
 

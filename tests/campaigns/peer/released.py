@@ -1,18 +1,22 @@
-"""Whether job.train follows SimSiam's released program from the same weights on the same images.
+"""Compare job.train with SimSiam's released program: same weights, same images.
 
     git clone https://github.com/facebookresearch/simsiam CLONE
     python tests/campaigns/peer/released.py CLONE [-a resnet18] [--image-size 64] [--batch-size 32]
 
-On the CPU, ten epochs of one step with the preset `simsiam`, on scikit-learn's digits. The real
-command runs with 1 and with 2 workers. The released network, training loop and schedule, imported
-from CLONE, get its first weights and its views in one process, in float32 and in float64. Prints
-how far each is from the released program in float64, over all steps so far: the loss, and
-parameters and running statistics relative to their change since the start. The control is the
-released program with a falling rate for its predictor too; "channels last" is the released
-program on views of our layout, whose batch norms round more coarsely on the CPU. The last line
-is the distance of the command with 1 worker from that. Rounding turns ReLUs on or off, which
-later steps amplify, so the default rate is low. Exit code 1: after a step, the command is more
-than FACTOR times as far as the released program on those views.
+Both train for ten epochs of one step with the preset `simsiam` on scikit-learn's digits, on the
+CPU. The command runs with 1 and 2 workers. The released network, training loop and schedule are
+imported from CLONE. They get the command's first weights and its views in one process, in float32
+and in float64. The table has each run's distance from the released program in float64, the largest
+of all steps so far: of the loss, and of parameters and running statistics relative to their change
+since the start.
+
+- "control": the released program whose predictor's rate falls too
+- "channels last": the released program on views of our layout, where the CPU's batch norms round
+  more coarsely
+- last line: the distance of the command with 1 worker from "channels last"
+
+Rounding switches ReLUs, which later steps amplify, so the default rate is low. If, after any step,
+the command is more than FACTOR times as far as "channels last", the exit code is 1.
 """
 
 import argparse
@@ -70,17 +74,17 @@ def main() -> None:
         config = read_config(options)
         start, batches = first_weights_and_views(config, folder)
         exact = follow(program, config, start, batches, torch.float64)
-        found = {"released": follow(program, config, start, batches, torch.float32)}
+        courses = {"released": follow(program, config, start, batches, torch.float32)}
         layout = torch.channels_last  # that of job.train's views
-        found["channels last"] = follow(program, config, start, batches, torch.float32, layout)
-        found["control"] = follow(program, config, start, batches, torch.float64, constant=False)
-        found |= {f"{N} worker(s)": train(options, N, folder / f"out{N}") for N in (1, 2)}
+        courses["channels last"] = follow(program, config, start, batches, torch.float32, layout)
+        courses["control"] = follow(program, config, start, batches, torch.float64, constant=False)
+        courses |= {f"{N} worker(s)": train(options, N, folder / f"out{N}") for N in (1, 2)}
     print(LINE.format("distance from float64", "step", "loss", "parameters", "statistics"))
-    apart = {name: distances(course, exact, start) for name, course in found.items()}
+    apart = {name: distances(course, exact, start) for name, course in courses.items()}
     for name, rows in apart.items():
         for step, row in enumerate(rows, 1):
             print(LINE.format(name, step, *(f"{value:.1e}" for value in row)))
-    row = distances(found["1 worker(s)"], found["channels last"], start)[-1]
+    row = distances(courses["1 worker(s)"], courses["channels last"], start)[-1]
     print(LINE.format("1 worker, channels last", STEPS, *(f"{value:.1e}" for value in row)))
     ours = [name for name in apart if name.endswith("(s)")]
     far = [name for name in ours if further(apart[name], apart["channels last"])]
@@ -89,7 +93,7 @@ def main() -> None:
 
 
 def released(clone: Path) -> ModuleType:
-    """Return the released main program. Ends this one if CLONE does not have it."""
+    """Return the released main program. Exits with 2 if CLONE does not have it."""
     if not (clone / "main_simsiam.py").is_file() or not (clone / "simsiam/builder.py").is_file():
         missing = "no main_simsiam.py and simsiam/builder.py"
         expected = "a clone of https://github.com/facebookresearch/simsiam"
@@ -100,7 +104,7 @@ def released(clone: Path) -> ModuleType:
 
 
 def link_images(folder: Path, count: int) -> None:
-    """Write the digits, and link the first `count`, of all classes, into folder/few/train."""
+    """Write the digits, and link the first `count` of all classes to folder/few/train."""
     write_digits(str(folder / "digits"))
     (folder / "few/train/all").mkdir(parents=True)
     images = sorted((folder / "digits/train").rglob("*.png"), key=lambda path: path.name)
@@ -127,14 +131,17 @@ def follow(
     config: Config,
     start: State,
     batches: list,
-    kind: torch.dtype,
+    dtype: torch.dtype,
     layout: torch.memory_format = torch.contiguous_format,
     constant: bool = True,
 ) -> Course:
-    """Train the released network by the released functions. constant: the predictor's rate is."""
+    """Train the released network by the released functions.
+
+    constant: the predictor's rate does not fall.
+    """
     net = program.simsiam.builder.SimSiam(models.__dict__[config.arch], config.dim, config.pred_dim)
     net.load_state_dict(start)
-    net.to(kind)
+    net.to(dtype)
     criterion, cosines = nn.CosineSimilarity(dim=1), []  # two cosines a step
     criterion.register_forward_hook(lambda *call: cosines.append(call[-1].mean().item()))
     groups = [{"params": net.encoder.parameters()}]
@@ -144,7 +151,7 @@ def follow(
     states = []
     for epoch, views in enumerate(batches):
         program.adjust_learning_rate(sgd, config.lr, epoch, options)
-        step = [([view.to(kind, memory_format=layout) for view in views], None)]
+        step = [([view.to(dtype, memory_format=layout) for view in views], None)]
         with contextlib.redirect_stdout(io.StringIO()):
             program.train(step, net, criterion, sgd, epoch, options)
         states.append(copied(net))
@@ -153,7 +160,7 @@ def follow(
 
 
 def train(options: list[str], workers: int, out: Path) -> Course:
-    """Train by the real command."""
+    """Train by the command."""
     launcher = [Path(sys.executable).with_name("horovodrun"), "-np", str(workers), sys.executable]
     command = [*launcher, "-m", "job.train", *options, "--out", out]
     subprocess.run([*map(str, command)], cwd=REPO, check=True, stdout=subprocess.DEVNULL)
@@ -166,15 +173,15 @@ def train(options: list[str], workers: int, out: Path) -> Course:
     return losses, [{name[prefix:]: value for name, value in state.items()} for state in states]
 
 
-def distances(found: Course, exact: Course, start: State) -> list[list[float]]:
+def distances(course: Course, exact: Course, start: State) -> list[list[float]]:
     """Return the largest distances so far after each step: loss, parameters, statistics."""
     tensors = [name for name, value in start.items() if value.is_floating_point()]
     statistics = [name for name in tensors if "running" in name]
-    parts = [name for name in tensors if name not in statistics], statistics
+    groups = [name for name in tensors if name not in statistics], statistics
     rows: list[list[float]] = []
-    for loss, state, true_loss, true_state in zip(*found, *exact, strict=True):
-        off = [distance(state, true_state, part) for part in parts]
-        moved = [distance(true_state, start, part) for part in parts]
+    for loss, state, true_loss, true_state in zip(*course, *exact, strict=True):
+        off = [distance(state, true_state, group) for group in groups]
+        moved = [distance(true_state, start, group) for group in groups]
         row = [abs(loss - true_loss), *(a / b for a, b in zip(off, moved, strict=True))]
         rows.append([max(each) for each in zip(row, *rows[-1:], strict=True)])
     return rows

@@ -1,4 +1,4 @@
-"""The comparison with SimSiam's released program needs a clone of it."""
+"""The comparison with SimSiam's released program."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.run
 SCRIPT = Path(__file__).with_name("released.py")
 
 
-def test_a_folder_that_is_no_clone_of_the_released_program_is_refused_in_one_line(tmp_path):
+def test_released_needs_a_clone(tmp_path):
     done = subprocess.run([sys.executable, SCRIPT, tmp_path], capture_output=True, text=True)
     assert done.returncode == 2 and not done.stdout
     [line] = done.stderr.splitlines()

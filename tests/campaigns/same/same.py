@@ -1,13 +1,13 @@
-"""Whether an older commit and this code end the same short runs in the same bytes.
+"""Check that an older commit and this code end the same short runs with the same bytes.
 
     make same OLD=COMMIT        (python tests/campaigns/same/same.py COMMIT)
 
-Both codes train on 50 images of noise with the same options (RUNS), in this Python, and this code
-resumes a run of the older one from within an epoch. This code is the working tree, with all that
-is not committed. All tensors of all checkpoints are compared, and all numbers of the course
-records except those of a clock. A field that only this code writes is not compared. Prints a line
-a run: `same`, or the first difference. Exit code 1: a run differs or fails; the folder with its
-checkpoints stays. Needs 3 GB of disk for that time.
+Both codes train on 50 images of noise with the same options (RUNS), in this Python. This code also
+resumes a run of the older code within an epoch. This code is the working tree, including changes
+that are not committed. All tensors of all checkpoints are compared, and all numbers of the course
+records except times. Fields that only this code writes are not compared. There is one line per run:
+`same`, or the first difference. If a run differs or fails, the exit code is 1 and the folder with
+its checkpoints stays. Needs 3 GB of disk.
 """
 
 import argparse
@@ -38,13 +38,13 @@ RUNS = {  # name: workers, program, options
     "none": (2, "job.train", [*TRAIN, *TEACHER, "--framework", "none"]),
     "linear": (2, "job.linear", ["--pretrained", "{folder}/old-mgd/last.pth.tar"]),
 }
-# A worker checks which code it imports, and then does the work of `python -m PROGRAM`.
+# A worker checks which code it imports, and then acts like `python -m PROGRAM`.
 WORKER = """
 import runpy, sys
 import job
 code, sys.argv = sys.argv[1], sys.argv[2:]
 if not job.__file__.startswith(code + "/"):
-    sys.exit(f"wrong code: {job.__file__}; expected that of {code}")
+    sys.exit(f"wrong code: {job.__file__}; expected {code}/job")
 print(f"code: {job.__file__}", flush=True)
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
@@ -73,24 +73,24 @@ def main() -> None:
 
 
 def check_out(commit: str, folder: Path) -> None:
-    """Put a commit's files into a new folder."""
+    """Write a commit's files to a new folder."""
     archive = subprocess.run(["git", "-C", REPO, "archive", commit], capture_output=True)
     if archive.returncode:
         reason = archive.stderr.decode().strip()
-        print(f"COMMIT {commit}: {reason}; expected one of {REPO}", file=sys.stderr)
+        print(f"COMMIT {commit}: {reason}; expected a commit of {REPO}", file=sys.stderr)
         sys.exit(2)
     folder.mkdir()
     subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
 
 
 def compare(run: str, folder: Path) -> bool:
-    """Do a run with both codes; print and return whether its results are the same."""
+    """Do a run with both codes. Print and return whether the results are the same."""
     if run == "none" and not (folder / "code/job/frameworks").exists():
-        print("none: left out, the older code has no --framework", flush=True)
+        print("none: skipped, the older code has no --framework", flush=True)
         return True
     old, new = folder / f"old-{run}", folder / f"new-{run}"
     if run in ("linear", "resumed") and not (folder / "old-mgd/last.pth.tar").exists():
-        print(f"{run}: left out, the older code's run mgd has failed", flush=True)
+        print(f"{run}: skipped, the older code's run mgd failed", flush=True)
         return False
     if run == "resumed":
         old = folder / "old-mgd"
@@ -114,16 +114,16 @@ def compare(run: str, folder: Path) -> bool:
 
 
 def copy_within_epoch(old: Path, new: Path) -> None:
-    """Copy a run's folder with the first checkpoint within an epoch only."""
+    """Copy a run's folder, but only its first checkpoint within an epoch."""
     checkpoints = {path.name for path in old.glob("*.pth.tar")}
     within = {name for name in checkpoints if "_" in name and "_000000." not in name}
     shutil.copytree(old, new, ignore=lambda *_: checkpoints - {min(within)})
 
 
 def train(run: str, code: Path, out: Path, folder: Path, *more: str) -> str:
-    """Do a run with a folder's code, which comes before any code that is installed.
+    """Do a run with a folder's code, not with installed code.
 
-    Return "", or how the run failed.
+    Return "", or the reason of a failure.
     """
     workers, program, options = RUNS[run]
     options = [option.format(folder=folder) for option in [*COMMON, *options, *more]]
@@ -147,7 +147,7 @@ def train(run: str, code: Path, out: Path, folder: Path, *more: str) -> str:
 
 
 def compare_checkpoints(old: Path, new: Path) -> tuple[str, str]:
-    """Return the first difference of two runs' checkpoints, or "", and what is compared."""
+    """Return the first difference of two runs' checkpoints, or "", and the number compared."""
     names, others = (sorted(path.name for path in run.glob("*.pth.tar")) for run in (old, new))
     if names != others or not names:
         return f"checkpoints {names} and {others}", ""
@@ -165,7 +165,7 @@ def compare_checkpoints(old: Path, new: Path) -> tuple[str, str]:
 
 
 def compare_records(old: Path, new: Path) -> tuple[str, str]:
-    """Return the first difference of two runs' course records, or "", and what is compared."""
+    """Return the first difference of two runs' course records, or "", and the number compared."""
     one, other = course(old), course(new)
     if len(one) != len(other) or not one:
         return f"{len(one)} and {len(other)} course records", ""
@@ -179,11 +179,11 @@ def compare_records(old: Path, new: Path) -> tuple[str, str]:
 
 
 def course(run: Path) -> list[dict]:
-    """Return a run's course records with their kinds, which older ones lack, without a clock's."""
-    found = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    found = [{**record, "kind": schema.kind_of(record)} for record in found]
-    found = [record for record in found if record["kind"] in schema.COURSE]
-    return [{name: record[name] for name in record.keys() - CLOCK} for record in found]
+    """Return a run's course records without times. Old records get the missing kind."""
+    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    records = [{**record, "kind": schema.kind_of(record)} for record in records]
+    records = [record for record in records if record["kind"] in schema.COURSE]
+    return [{name: record[name] for name in record.keys() - CLOCK} for record in records]
 
 
 if __name__ == "__main__":

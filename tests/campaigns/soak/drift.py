@@ -1,7 +1,8 @@
-"""What has grown in the course of a run, and how much of that is noise.
+"""Measure what grows during a run, and how much of it is noise.
 
-Samples are compared at the same phase: within the steps of an epoch, not while it is measured or saved, when loader
-processes of their own come and go. The first tenth of the run is its warm-up, and does not count.
+Samples are compared in the same phase: within the steps of an epoch. Refreshes, k-NN and saves are
+excluded, because they start and end other loader processes. The first tenth of the run is its
+warm-up and is excluded too.
 """
 
 import itertools
@@ -11,72 +12,77 @@ import statistics
 from scipy.stats import theilslopes
 
 WARM_UP = 0.1
-MARGIN = 5  # steps from either end of an epoch that are none of the phase: the loader is still starting, or the journal writing
+# Excluded steps at both ends of an epoch: the loader still starts, or the journal writes.
+MARGIN = 5
 BLOCKS = 12
-GROWTH_MB, GROWTH = (
-    20,
-    0.01,
-)  # allowed of memory: the larger of MB, and of the share of what is held
-DRIFT = 1.05  # allowed of the last third's step time over the first third's, unless the blocks between vary more
+# Permitted growth of memory: the larger of the MB and of the fraction of the median.
+GROWTH_MB, GROWTH = 20, 0.01
+# Permitted step time of the last third over the first third's, unless the blocks vary more.
+DRIFT = 1.05
 
 
 def figures(samples: list[dict], records: list[dict]) -> dict[str, dict]:
-    """Return {name: {"found", "bound", "holds"}} of all that must not grow."""
-    found = {}
+    """Return {name: {"found", "bound", "holds"}} of all figures that must not grow."""
+    entries = {}
     for rank in (0, 1):
         flat = in_steps(samples, rank)
         for name in ("rss_mb", "tree_mb"):
             values = [one[name] for one in flat]
             bound = max(GROWTH_MB, GROWTH * statistics.median(values))
-            found[f"rank {rank} {name} growth"] = entry(
-                growth([one["time"] for one in flat], values), bound
-            )
-        # Of files the least of a third: what is left open stays, where batches that are under way hold some of their own.
-        for name, held in (("files", min), ("threads", max), ("processes", max)):
+            grown = growth([one["time"] for one in flat], values)
+            entries[f"rank {rank} {name} growth"] = entry(grown, bound)
+        # The minimum of open files: batches in transit have some too, but only leaked files stay.
+        for name, extreme in (("files", min), ("threads", max), ("processes", max)):
             first, last = thirds([one[name] for one in flat])
-            found[f"rank {rank} {name} growth"] = entry(held(last) - held(first), 0)
-        found[f"rank {rank} CPU s a step, ratio"] = ratio(cpu_seconds(flat))
-    found["s a step, ratio"] = ratio(step_seconds(records))
-    return found
+            entries[f"rank {rank} {name} growth"] = entry(extreme(last) - extreme(first), 0)
+        entries[f"rank {rank} CPU s a step, ratio"] = ratio(cpu_seconds(flat))
+    entries["s a step, ratio"] = ratio(step_seconds(records))
+    return entries
 
 
-def entry(found: float, bound: float) -> dict:
-    return {"found": round(found, 3), "bound": round(bound, 3), "holds": bool(found <= bound)}
+def entry(value: float, bound: float) -> dict:
+    return {"found": round(value, 3), "bound": round(bound, 3), "holds": bool(value <= bound)}
 
 
 def in_steps(samples: list[dict], rank: int) -> list[dict]:
-    """A worker's samples after the warm-up, within the steps of an epoch."""
+    """Return a worker's samples after the warm-up, within the steps of an epoch."""
     last = max(one["step"] for one in samples if one["step"] is not None)
-    begun, ended = samples[0]["time"], samples[-1]["time"]
+    start, end = samples[0]["time"], samples[-1]["time"]
     return [
         one
         for one in samples
         if one["rank"] == rank
-        and one["time"] >= begun + WARM_UP * (ended - begun)
+        and one["time"] >= start + WARM_UP * (end - start)
         and one["step"] is not None
         and MARGIN <= one["step"] <= last - MARGIN
     ]
 
 
 def growth(times: list[float], values: list[float]) -> float:
-    """How much values have grown from the first time to the last: the median of all pairs' slopes (Theil and Sen)."""
+    """Return the values' growth from the first time to the last.
+
+    The slope is the median of all pairs' slopes (Theil and Sen).
+    """
     return theilslopes(values, times).slope * (times[-1] - times[0])
 
 
 def thirds(values: list) -> tuple[list, list]:
-    """The first third and the last."""
+    """Return the first third and the last third."""
     third = max(1, len(values) // 3)
     return values[:third], values[-third:]
 
 
 def step_seconds(records: list[dict]) -> list[float]:
-    """How long each step took after the warm-up, up to the number of images in it."""
+    """Return the steps' seconds per image after the warm-up."""
     took = [1 / record["images_per_s"] for record in records if "images_per_s" in record]
     return took[int(WARM_UP * len(took)) :]
 
 
 def cpu_seconds(flat: list[dict]) -> list[float]:
-    """A worker's CPU time a step, between two samples of an epoch: what others compute on the same cores does not count."""
+    """Return a worker's CPU seconds per step, between two samples of an epoch.
+
+    Other programs on the same cores do not change them.
+    """
     pairs = [
         (a, b)
         for a, b in itertools.pairwise(flat)
@@ -86,7 +92,7 @@ def cpu_seconds(flat: list[dict]) -> list[float]:
 
 
 def blocks(values: list[float]) -> list[float]:
-    """The medians of BLOCKS blocks, one after the other."""
+    """Return the medians of BLOCKS consecutive blocks."""
     size = max(1, len(values) // BLOCKS)
     return [
         statistics.median(values[start : start + size])
@@ -95,19 +101,21 @@ def blocks(values: list[float]) -> list[float]:
 
 
 def ratio(values: list[float]) -> dict:
-    """The median of the last third over that of the first; and noise, the deviation of blocks' medians from one to the next."""
+    """Return the median of the last third over that of the first, and the noise.
+
+    The noise is the standard deviation of the blocks' medians over their median.
+    """
     first, last = thirds(values)
     medians = blocks(values)
     between = statistics.median(abs(b - a) for a, b in itertools.pairwise(medians))
-    noise = (
-        1.05 * between / statistics.median(medians)
-    )  # between / 0.954 is the deviation of a normal distribution
-    found = entry(statistics.median(last) / statistics.median(first), max(DRIFT, 1 + 2 * noise))
-    return found | {"noise": round(noise, 4)}
+    # between / 0.954 is the standard deviation if the medians have a normal distribution.
+    noise = 1.05 * between / statistics.median(medians)
+    drift = statistics.median(last) / statistics.median(first)
+    return entry(drift, max(DRIFT, 1 + 2 * noise)) | {"noise": round(noise, 4)}
 
 
 def series(samples: list[dict], records: list[dict]) -> dict[str, list[float]]:
-    """Medians of blocks of the whole run after its warm-up, to be looked at."""
+    """Return medians of blocks of the run after its warm-up, for inspection."""
     shown = {
         "s a step (over the first block)": [
             one / blocks(step_seconds(records))[0] for one in blocks(step_seconds(records))
@@ -123,7 +131,7 @@ def series(samples: list[dict], records: list[dict]) -> dict[str, list[float]]:
 
 
 def as_json(report: dict) -> str:
-    """A report with one line a figure and one a series."""
+    """Return a report as JSON, with one line for each figure and series."""
     parts = []
     for name, value in report.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What a run's workers hold at a moment: memory, open files, threads, processes below them; and at which step they are."""
+"""Sample a run's workers: memory, open files, threads, child processes, and the position."""
 
 import json
 import os
@@ -11,40 +11,41 @@ MODULE = ["-m", "job.train"]
 
 
 def workers(launcher: int) -> list[psutil.Process]:
-    """The workers that a launcher's process has started, by rank."""
-    found = {}
+    """Return the workers of a launcher's process, by rank."""
+    by_rank = {}
     for process in psutil.Process(launcher).children(recursive=True):
         try:
             if process.cmdline()[1:3] == MODULE:
-                found[int(process.environ()["HOROVOD_RANK"])] = process
+                by_rank[int(process.environ()["HOROVOD_RANK"])] = process
         except (psutil.Error, KeyError):
-            continue  # it has ended, or is about to become something else
-    return [found[rank] for rank in sorted(found)]
+            continue  # it has ended, or is about to execute another program
+    return [by_rank[rank] for rank in sorted(by_rank)]
 
 
 def sample(launcher: int, metrics: Path) -> list[dict]:
-    """Return a dict a worker; none while the run starts, or where a worker ends in between.
+    """Return a dict for each worker; [] while the run starts, or if a worker ends meanwhile.
 
-    epoch, step: of the last step that was recorded when the sample was complete; None if an epoch has ended meanwhile.
-    rss_mb: memory of the worker itself; tree_mb: what it and each process below it have to themselves (USS). What is shared is
-    not in it: its part of that (PSS) grows and falls by 25 MB as other programs begin and end that have torch loaded too.
+    epoch, step: the last recorded step after the sample; None if an epoch has ended meanwhile.
+    rss_mb: memory of the worker.
+    tree_mb: private memory (USS) of the worker and of its child processes. It excludes shared
+    memory, whose proportion (PSS) changes by 25 MB when other programs with torch start or end.
     """
-    begun, before = time.time(), place(metrics)
+    start, before = time.time(), position(metrics)
     try:
-        found = [hold(process) for process in workers(launcher)]
+        resources = [measure(process) for process in workers(launcher)]
     except psutil.Error:
         return []
-    epoch, step = place(metrics)
+    epoch, step = position(metrics)
     if epoch != before[0]:
         epoch = step = None
     return [
-        {"time": begun, "epoch": epoch, "step": step, "rank": rank, **one}
-        for rank, one in enumerate(found)
+        {"time": start, "epoch": epoch, "step": step, "rank": rank, **one}
+        for rank, one in enumerate(resources)
     ]
 
 
-def hold(worker: psutil.Process) -> dict:
-    """What one worker holds."""
+def measure(worker: psutil.Process) -> dict:
+    """Return a worker's resources."""
     below = worker.children(recursive=True)
     with worker.oneshot():
         memory, spent = worker.memory_full_info(), worker.cpu_times()
@@ -58,8 +59,8 @@ def hold(worker: psutil.Process) -> dict:
     }
 
 
-def place(metrics: Path) -> tuple[int | None, int | None]:
-    """The (epoch, step) of the last step that metrics.jsonl has."""
+def position(metrics: Path) -> tuple[int | None, int | None]:
+    """Return the (epoch, step) of the last step in metrics.jsonl."""
     if not metrics.exists():
         return None, None
     with open(metrics, "rb") as file:

@@ -1,11 +1,12 @@
-"""A long run of small training at two workers: whether memory, open files, threads and step time stay as they are.
+"""Check that memory, files, threads and step time do not grow in a long run of two workers.
 
     make test-soak MINUTES=120        (python tests/campaigns/soak/soak.py --minutes 120)
 
-It is one job.train by horovodrun: a ResNet-18 at 32 pixels guided by another, on the digits, with a refresh, a k-NN
-accuracy and a checkpoint each epoch, and a loader process a worker. Every few seconds sample.py notes what the workers
-hold, and at which step. In the end a table says what has grown how much, and how much of that is noise; exit code 1 where
-something has grown more. The figures go to a file by date.
+It runs job.train by horovodrun: a ResNet-18 with another as its teacher, on the digits at 32
+pixels, with a refresh, a k-NN accuracy and a checkpoint each epoch, and one loader process per
+worker. Every few seconds it samples the workers' resources and their position. A table shows each
+figure's growth and bound. If a figure exceeds its bound, the exit code is 1. The figures go to a
+file named by date.
 """
 
 import argparse
@@ -30,8 +31,8 @@ from job.frameworks.moco import build_moco  # noqa: E402
 from report import circumstances  # noqa: E402
 from sample import sample, workers  # noqa: E402
 
-OPTIONS = "digits --config small -a resnet18 --epochs 1000000 --refresh-epochs every:1 --mgd-images 200 --knn-every 1 --workers 1"
-OPTIONS += " --check-every 10 --print-freq 1000"
+OPTIONS = "digits --config small -a resnet18 --epochs 1000000 --refresh-epochs every:1"
+OPTIONS += " --mgd-images 200 --knn-every 1 --workers 1 --check-every 10 --print-freq 1000"
 
 
 def main() -> None:
@@ -49,9 +50,8 @@ def main() -> None:
     try:
         figures = drift.figures(samples, records)
     except statistics.StatisticsError:
-        sys.exit(
-            f"--minutes {options.minutes:g}: too few samples to tell growth from noise; expected more minutes"
-        )
+        given = f"--minutes {options.minutes:g}"
+        sys.exit(f"{given}: too few samples to separate growth from noise; expected more minutes")
     report |= {
         "load_after": os.getloadavg()[0],
         "figures": figures,
@@ -61,30 +61,25 @@ def main() -> None:
     path = options.results / f"{report['date']}.json"
     path.write_text(drift.as_json(report))
     for name, figure in figures.items():
-        print(
-            f"{name:34} {figure['found']:>10} at most {figure['bound']:<8} {'' if figure['holds'] else 'MISSED'}"
-        )
+        verdict = "" if figure["holds"] else "MISSED"
+        print(f"{name:34} {figure['found']:>10} at most {figure['bound']:<8} {verdict}")
     print(f"figures: {path}")
     sys.exit(not all(figure["holds"] for figure in figures.values()))
 
 
 def train(folder: Path, minutes: float, every: float) -> tuple[list[dict], list[dict]]:
-    """Train for so long, and stop by a signal; return the samples and the records of steps. The run has to end well."""
+    """Train for `minutes` and stop by a signal. Return the samples and the records of steps.
+
+    Ends this program if the run fails.
+    """
     torch.manual_seed(5)
     state = {
         f"module.{name}": value
         for name, value in build_moco(comm, "resnet18", K=64, mlp=True).state_dict().items()
     }
     torch.save({"epoch": 0, "arch": "resnet18", "state_dict": state}, folder / "teacher.pth.tar")
-    command = [
-        f"{Path(sys.executable).parent}/horovodrun",
-        "-np",
-        "2",
-        sys.executable,
-        "-m",
-        "job.train",
-        *OPTIONS.split(),
-    ]
+    horovodrun = f"{Path(sys.executable).parent}/horovodrun"
+    command = [horovodrun, "-np", "2", sys.executable, "-m", "job.train", *OPTIONS.split()]
     command += ["--teacher", f"{folder}/teacher.pth.tar", "--out", f"{folder}/run"]
     metrics, output, samples = folder / "run" / "metrics.jsonl", folder / "output.txt", []
     with open(output, "w") as file:
@@ -94,7 +89,7 @@ def train(folder: Path, minutes: float, every: float) -> tuple[list[dict], list[
         while time.monotonic() < end and launcher.poll() is None:
             samples += sample(launcher.pid, metrics)
             time.sleep(every)
-        if launcher.poll() is None:  # else a signal to its workers has stopped it before
+        if launcher.poll() is None:  # otherwise another signal has stopped its workers
             workers(launcher.pid)[0].send_signal(signal.SIGUSR2)
         launcher.wait(timeout=300)
     finally:
