@@ -1,4 +1,4 @@
-"""What the tests of bad input share: commands that run in processes of their own, and a folder of good images."""
+"""Fixtures for tests of bad input: commands in separate processes, and a folder of images."""
 
 import json
 import subprocess
@@ -12,7 +12,10 @@ from cases import Outcome, fill
 
 @pytest.fixture(scope="session")
 def run_all():
-    """A function that runs command lines (program, argv, folder, unprivileged), and returns their outcomes in order."""
+    """A function that runs command lines (program, argv, folder, unprivileged).
+
+    It returns their outcomes in the same order.
+    """
     with subprocess.Popen(
         [sys.executable, Path(__file__).parent / "starter.py"],
         stdin=subprocess.PIPE,
@@ -41,13 +44,13 @@ def good(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def places(good):
-    """What {names} in a case stand for."""
+    """The values of the {names} in a case."""
     return {"good": good}
 
 
 @pytest.fixture(scope="module")
 def outcomes(request, run_all, places, tmp_path_factory):
-    """Of the module's cases that are to be tested, by name: how each ended, and the empty folder that it ran in."""
+    """The outcome and the folder of each of the module's selected cases, by name."""
     chosen = [
         item
         for item in request.session.items

@@ -1,8 +1,9 @@
-"""Command lines of the programs, each in a process of its own that is forked after the imports, two at a time.
+"""Run command lines in separate processes, two at a time, forked after the imports.
 
-Reads lines of JSON, each a list of commands [program, argv, folder, unprivileged], and answers each by a line of
-JSON, the outcomes in their order: {code, said, warned, seconds, peak}: exit code (None: it had to be killed), what went to
-the standard output and error, wall time, and the largest memory in MB that it had by itself.
+Reads lines of JSON, each a list of commands [program, argv, folder, unprivileged]. Answers each by
+a line of JSON with their outcomes in the same order: {code, said, warned, seconds, peak}. These are
+the exit code (None: killed after TIME), the standard output, the standard error, the wall time, and
+the process's peak of memory in MB.
 """
 
 import atexit
@@ -17,36 +18,37 @@ import sys
 import tempfile
 import time
 
-TIME = 90  # seconds that a command may take
+TIME = 90  # seconds, after which a command is killed
 AT_ONCE = 2
 PROGRAMS = ("job.train", "job.linear", "job.embed", "job.export", "job.pack")
 
 
 def obey_permissions() -> None:
-    """Give up root's right to read everything (capset(2), version 3); other users have nothing to give up."""
+    """Drop root's right to read every file (capset(2), version 3). For other users, do nothing."""
     header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     if ctypes.CDLL(None, use_errno=True).capset(header, data):
         raise OSError(ctypes.get_errno(), "capset")
 
 
 def run(program: str, argv: list[str]) -> int:
-    """Run a program to its end; return its exit code."""
+    """Run a program to its end. Return its exit code."""
     try:
         importlib.import_module(program).main(argv)
         code = 0
     except SystemExit as end:
         code = end.code
-    atexit._run_exitfuncs()  # all that Python's own end does but taking the modules apart, which takes two seconds
+    # Python's end also clears the modules, which needs two seconds.
+    atexit._run_exitfuncs()
     sys.stdout.flush()
     return code
 
 
 class Command:
-    """A command that runs in a process of its own."""
+    """A command that runs in a separate process."""
 
     def __init__(self, program: str, argv: list[str], folder: str, unprivileged: bool):
         self.said, self.warned = tempfile.TemporaryFile(), tempfile.TemporaryFile()
-        self.begun, self.end = time.monotonic(), None
+        self.start, self.end = time.monotonic(), None
         self.process = os.fork()
         if self.process == 0:
             os.setsid()
@@ -58,8 +60,8 @@ class Command:
             os._exit(run(program, argv))
 
     def ended(self) -> bool:
-        """Whether it has ended, or had to be, as its time was up."""
-        late = time.monotonic() - self.begun > TIME
+        """Return whether the command has ended. Kill it after TIME."""
+        late = time.monotonic() - self.start > TIME
         if late:
             os.killpg(self.process, signal.SIGKILL)
         process, status, usage = os.wait4(self.process, 0 if late else os.WNOHANG)
@@ -72,36 +74,35 @@ class Command:
             self.end = {
                 "code": code,
                 **texts,
-                "seconds": time.monotonic() - self.begun,
+                "seconds": time.monotonic() - self.start,
                 "peak": usage.ru_maxrss / 1024,
             }
         return bool(process)
 
     @staticmethod
     def text(file) -> str:
-        """What was written to a file."""
+        """Return the content of a file."""
         file.seek(0)
         return file.read().decode(errors="backslashreplace")
 
 
 def run_all(commands: list[list]) -> list[dict]:
-    """Run commands; return their outcomes."""
-    waiting, running, all_of_them = commands[::-1], [], []
+    """Run commands. Return their outcomes."""
+    waiting, running, every = commands[::-1], [], []
     while waiting or running:
         while waiting and len(running) < AT_ONCE:
             running.append(Command(*waiting.pop()))
-            all_of_them.append(running[-1])
+            every.append(running[-1])
         running = [command for command in running if not command.ended()]
         time.sleep(0.005)
-    return [command.end for command in all_of_them]
+    return [command.end for command in every]
 
 
 if __name__ == "__main__":
     for program in PROGRAMS:
         importlib.import_module(program)
-    gc.freeze()  # a collection in a child would copy all that was imported
-    resource.setrlimit(
-        resource.RLIMIT_AS, (2**34, 2**34)
-    )  # what would take all memory is to fail, and not to take it
+    gc.freeze()  # a collection in a child would copy all imported objects
+    # A command that allocates too much must fail.
+    resource.setrlimit(resource.RLIMIT_AS, (2**34, 2**34))
     for line in sys.stdin:
         print(json.dumps(run_all(json.loads(line))), flush=True)

@@ -1,4 +1,4 @@
-"""Folders of data: pictures of every kind that work, files that are none, links, permissions, and names."""
+"""Folders of data: pictures of all formats, invalid files, links, permissions and names."""
 
 import io
 import json
@@ -21,22 +21,21 @@ from job.data.index import index
 from job.metrics.log import Log
 from runs import all_records
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::PIL.Image.DecompressionBombWarning"
-)  # pytest has filters of its own
+# pytest replaces the program's filters.
+pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 
 RED, GREEN, WHITE, PINK = (255, 0, 0), (0, 255, 0), (255, 255, 255), (255, 127, 127)
 
 
 def encoded(image, form="PNG", **options):
-    """An image's bytes in a file format."""
+    """Return an image's bytes in a file format."""
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
     return buffer.getvalue()
 
 
 def plain(mode, colour, size=(40, 36)):
-    """An image of one colour."""
+    """Return an image of one colour."""
     return Image.new(mode, size, colour)
 
 
@@ -47,7 +46,7 @@ def palette(**options):
 
 
 def animated(form):
-    """Three pictures, of which the first is red."""
+    """Return an animation of three pictures. The first is red."""
     first, *others = (plain("RGB", colour) for colour in (RED, GREEN, WHITE))
     return encoded(
         first,
@@ -59,7 +58,7 @@ def animated(form):
 
 
 def deep(channels):
-    """A PNG of 16 bits a channel: red, or grey of a half."""
+    """Return a PNG with 16 bits per channel: red, or grey if there is one channel."""
     pixels = np.full((36, 40, channels), 0x80FF, dtype=np.uint16)
     if channels > 1:
         pixels[:] = [0, 0, 65535, 65535][:channels]  # blue, green, red
@@ -67,7 +66,7 @@ def deep(channels):
 
 
 def png(width, height, row=None, rows=0):
-    """The bytes of an RGBA PNG of any size; of its rows, all alike, so many are there."""
+    """Return the bytes of an RGBA PNG of any size. It contains `rows` copies of `row`."""
 
     def chunk(kind, content):
         return (
@@ -88,7 +87,7 @@ def png(width, height, row=None, rows=0):
     )
 
 
-# Files by name, and the colour that shows.
+# File name: its bytes, and the colour after decoding
 PICTURES = {
     "grey.png": (lambda: encoded(plain("L", 100)), (100, 100, 100)),
     "one bit.png": (lambda: encoded(plain("1", 1)), WHITE),
@@ -135,7 +134,7 @@ def noise(form="PNG"):
 
 
 def written(content):
-    """What writes bytes to a file."""
+    """Return a function that writes bytes to a path."""
 
     def write(path):
         with open(path, "wb") as file:
@@ -149,14 +148,14 @@ def long_file(path):
         file.truncate(2**40)
 
 
-# Files by name: what makes them, and a part of what is said.
+# File name: the function that makes it, and a part of the error
 BROKEN = {
     "empty.png": (written(lambda: b""), "no image"),
     "cut.png": (written(lambda: noise()[:3000]), "truncated"),
     "cut.jpg": (written(lambda: noise("JPEG")[:1000]), "truncated"),
     "cut.gif": (written(lambda: noise("GIF")[:1000]), ""),
     "cut.webp": (written(lambda: noise("WEBP")[:1000]), ""),
-    "header alone.png": (written(lambda: noise()[:20]), ""),
+    "only a header.png": (written(lambda: noise()[:20]), ""),
     "damaged.png": (written(lambda: noise()[:2000] + b"\xff" * 99 + noise()[2099:]), ""),
     "text.png": (written(lambda: b"no picture"), "no image of a known format"),
     "web page.jpg": (
@@ -178,7 +177,10 @@ BROKEN = {
 
 
 def pack_with_labels(good, folder, labelled):
-    """Write the images of a folder's splits into tar files, under names with dots, and the index. The first have labels."""
+    """Write the images of each split into a tar file, under names with dots, and the index.
+
+    Only the first `labelled` images of a split have labels.
+    """
     for split in ("train", "val"):
         (folder / split).mkdir(parents=True)
         with tarfile.open(folder / split / "0.tar", "w") as tar:
@@ -192,7 +194,7 @@ def pack_with_labels(good, folder, labelled):
 
 
 def make_trees(folder, good):
-    """Folders of data that are laid out in ways of their own, by name."""
+    """Make folders of data with special layouts in `folder`."""
     for name in (
         "linked",
         "round",
@@ -251,24 +253,24 @@ def places(good, tmp_path_factory):
 
 
 def train(name, data, *parts, options="", program="job.train", **more):
-    """A case of a data folder."""
+    """Return a case of a data folder."""
     small = SMALL if program == "job.train" else LINEAR
     return Case(name, [f"{{folder}}/{data}", *small, *options.split()], parts, program, **more)
 
 
 CASES = [
     train(
-        "a class that leads back", "class-loops", "train/c", "leads nowhere or back", "remove it"
+        "a class that links back", "class-loops", "train/c", "leads nowhere or back", "remove it"
     ),
     train(
-        "a class that leads nowhere",
+        "a class with a dangling link",
         "class-nowhere",
         "train/c",
         "/mnt/nowhere",
         "leads nowhere or back",
     ),
     train(
-        "a folder that is not to be read",
+        "an unreadable folder",
         "forbidden",
         "train/a/below",
         "Permission denied",
@@ -303,18 +305,18 @@ CASES = [
     train("shards with few labels for k-NN", "few-labels", program="job.linear", options="--knn"),
     train("no validation images for k-NN", "no-val", "val or valid", options="--knn-every 1"),
 ]
-# What packing cannot copy ends it, with the file's name.
+# Packing must end with the name of a file that it cannot copy.
 UNPACKED = [
     Case(f"packing {name}", [f"{{folder}}/broken{number}", "OUT"], (name, part), "job.pack")
     for number, (name, (_, part)) in enumerate(BROKEN.items())
     if part in ("not a regular file", "1099511627776 bytes; expected at most")
 ]
-# Name of a folder: how many images it has.
+# Folder: its number of images
 LINKS = {"linked": 4 + 4 + 4, "round": 8 + 8}
 LINKED = [train(name, name) for name in LINKS]
 UNLABELLED = train("shards without labels", "no-labels")
 LEFTOVERS = train("leftovers", "leftovers", options="--knn-every 1 --knn-k 3")
-# Of each folder's nine images all are seen.
+# A batch of 9 reads all images of a folder.
 WORK = [
     train(name, f"broken{n}", options="--batch-size 9", unprivileged=True)
     for n, name in enumerate(BROKEN)
@@ -325,69 +327,65 @@ FAIL = [
 ]
 PICTURE_RUN = Case("pictures", ["{folder}/pictures", *SMALL, "--batch-size", str(len(PICTURES))])
 FORBIDDEN = train(
-    "a file that must not be read", "forbidden-file", options="--batch-size 9", unprivileged=True
+    "an unreadable file", "forbidden-file", options="--batch-size 9", unprivileged=True
 )
-ALL_BAD = train("nothing but bad images", "all-bad")
+ALL_BAD = train("only bad images", "all-bad")
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_folder(case, outcomes, places):
+def test_folder(case, outcomes, places):
     check(case, outcomes, places)
 
 
 @pytest.mark.parametrize("case", UNPACKED, ids=lambda case: case.name)
-def test_what_cannot_be_packed_is_named(case, outcomes, places):
+def test_pack_names_the_file(case, outcomes, places):
     outcome, folder = outcomes[case.name]
     assert outcome["code"] == 1 and outcome["warned"].count("\n") == 1, outcome
-    assert all(part in outcome["warned"] for part in (*case.parts, "Complete shards are kept")), (
-        outcome
-    )
+    for part in (*case.parts, "Complete shards are kept"):
+        assert part in outcome["warned"], outcome
     assert os.listdir(folder) == ["OUT.part"]
 
 
 @pytest.mark.parametrize("case", LINKED, ids=lambda case: case.name)
-def test_links_to_folders_are_followed_but_not_in_circles(case, outcomes):
+def test_links_are_followed_once(case, outcomes):
     outcome, _ = outcomes[case.name]
     outcome.worked()
     assert f"{LINKS[case.name]} images, " in outcome["said"]
 
 
 @pytest.mark.parametrize("case", [UNLABELLED], ids=lambda case: case.name)
-def test_shards_without_labels_are_trained_from(case, outcomes):
+def test_shards_without_labels_train(case, outcomes):
     outcome, _ = outcomes[case.name]
     outcome.worked()
     assert "8 images, 2 steps an epoch" in outcome["said"]
 
 
 @pytest.mark.parametrize("case", [LEFTOVERS], ids=lambda case: case.name)
-def test_leftovers_are_no_images_and_said_in_the_log(case, outcomes, places):
+def test_leftovers_are_skipped_and_logged(case, outcomes, places):
     outcome, folder = outcomes[case.name]
     outcome.worked()
-    line = f"left out 4 of 12 files in {places['folder']}/leftovers/train: 3 hidden or of the system (such as .ipynb_checkpoints)"
+    line = f"left out 4 of 12 files in {places['folder']}/leftovers/train: "
+    line += "3 hidden or of the system (such as .ipynb_checkpoints)"
     assert outcome["said"].count(f"{line}, 1 .cr3 (such as b/1.cr3)") == 1
     log = (folder / "runs" / "resnet18" / "log.txt").read_text()
     assert line in log and "8 images, 2 steps an epoch" in log
-    assert re.search(
-        r"k-NN accuracy on 4 images of \S+/leftovers/val: top-1 [0-9.]+ %, k = 3 among 8 images of \S+/train",
-        log,
-    )
+    knn = r"k-NN accuracy on 4 images of \S+/leftovers/val: top-1 [0-9.]+ %, k = 3"
+    assert re.search(knn + r" among 8 images of \S+/train", log)
     records = (folder / "runs" / "resnet18" / "metrics.jsonl").read_text().splitlines()
     [record] = [record for record in map(json.loads, records) if "knn" in record]
     assert (record["knn_k"], record["knn_images"]) == (3, 4)
 
 
 @pytest.mark.parametrize("case", [PICTURE_RUN], ids=lambda case: case.name)
-def test_pictures_of_every_kind_are_trained_from_in_bounded_memory(case, outcomes):
+def test_pictures_train_in_bounded_memory(case, outcomes):
     outcome, _ = outcomes[case.name]
     outcome.worked()
     assert "cannot decode" not in outcome["said"]
-    assert (
-        outcome["peak"] < 1500
-    )  # MB; PIL's own 4 bytes a pixel are 672 of them, Python and torch 570
+    assert outcome["peak"] < 1500  # MB: PIL's 4 bytes per pixel are 672, Python and torch 570
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_a_picture_shows_its_colour(name, places):
+def test_picture_colour(name, places):
     images = scan(str(places["folder"] / "pictures"), "train")
     [index] = [index for index in range(len(images)) if images.names[index] == f"all/{name}"]
     pixels, _, bad = images.read(index)
@@ -397,7 +395,7 @@ def test_a_picture_shows_its_colour(name, places):
 
 
 @pytest.mark.parametrize("case", WORK, ids=lambda case: case.name)
-def test_a_file_that_is_no_picture_is_named_once_and_passed_over(case, outcomes):
+def test_bad_file_is_logged_and_skipped(case, outcomes):
     outcome, folder = outcomes[case.name]
     outcome.worked()
     lines = [line for line in outcome["said"].splitlines() if "cannot decode" in line]
@@ -407,38 +405,37 @@ def test_a_file_that_is_no_picture_is_named_once_and_passed_over(case, outcomes)
 
 
 @pytest.mark.parametrize("case", FAIL, ids=lambda case: case.name)
-def test_a_file_that_is_no_picture_ends_a_run_that_allows_none(case, outcomes):
+def test_bad_file_beyond_the_limit(case, outcomes):
     outcome, folder = outcomes[case.name]
     outcome.refused(
         "1 of 9 images cannot be decoded",
         "--max-bad-images is 0",
         printable(case.name.removesuffix(" at the limit")),
     )
-    # What it had begun: the log that tells, and options that are whole; nothing to go on from.
+    # The log and the options stay, but no checkpoint.
     run = folder / "runs" / "resnet18"
     assert sorted(os.listdir(run)) == ["config.yaml", "log.txt", "metrics.jsonl"]
-    assert (end := all_records(run)[-1])["kind"] == "end" and (end["how"], end["code"]) == (
-        "error",
-        2,
-    )
+    end = all_records(run)[-1]
+    assert (end["kind"], end["how"], end["code"]) == ("end", "error", 2)
     assert "--max-bad-images is 0" in end["text"]
 
 
 @pytest.mark.parametrize("case", [FORBIDDEN], ids=lambda case: case.name)
-def test_a_file_that_must_not_be_read_ends_the_run_and_is_not_replaced(case, outcomes, places):
+def test_unreadable_file_ends_the_run(case, outcomes, places):
     outcome, _ = outcomes[case.name]
     assert outcome["code"] == 1 and "cannot decode" not in outcome["said"], outcome
     *warnings, error = outcome["warned"].splitlines()
-    what = f"cannot read {places['folder']}/forbidden-file/train/a/no one's.png: Permission denied"
-    assert error == f"error: {what}, tried 5 times in 15 s. Check its file system and permissions"
-    assert warnings == [f"warning: {what}; next try in {pause} s" for pause in (1, 2, 4, 8)]
+    path = f"{places['folder']}/forbidden-file/train/a/no one's.png"
+    text = f"cannot read {path}: Permission denied"
+    assert error == f"error: {text}, tried 5 times in 15 s. Check its file system and permissions"
+    assert warnings == [f"warning: {text}; next try in {pause} s" for pause in (1, 2, 4, 8)]
 
 
 @pytest.mark.parametrize("case", [ALL_BAD], ids=lambda case: case.name)
-def test_a_folder_of_bad_images_alone_ends_the_run(case, outcomes):
+def test_only_bad_images_end_the_run(case, outcomes):
     outcomes[case.name][0].refused("8 of 8 images cannot be decoded", "all-bad/train/a/0.png")
 
 
 def printable(name):
-    """A file's name as a line shows it."""
+    """Return a file's name as a log line shows it."""
     return name.replace("\n", "\\n").encode(errors="backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""Every option of every program with a wrong type, out of range and in conflict."""
+"""All options of all programs: wrong types, values out of range, and conflicts."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ WRONG = {
 
 
 def wrong_values(f):
-    """Values that an option does not take, by what it is declared as: other types, and what lies beyond its bounds."""
+    """Return invalid values of an option's declaration: other types, and values out of range."""
     meta = f.metadata
     any_text = f.type in (str, list[str]) and not (meta["choices"] or meta["parse"])
     values = [] if any_text else list(WRONG[f.type])
@@ -49,50 +49,54 @@ GENERATED = [
         ),
         program,
     )
-    for program, kind in PROGRAMS.items()
-    for f in dataclasses.fields(kind)
+    for program, options in PROGRAMS.items()
+    for f in dataclasses.fields(options)
     if f.name != "config"
     for value in wrong_values(f)
 ]
 
 
 def train(name, options, *parts):
-    """A case of job.train."""
+    """Return a case of job.train."""
     return Case(name, ["{good}", *SMALL, *options.split()], parts)
 
 
 def linear(name, options, *parts):
-    """A case of job.linear."""
+    """Return a case of job.linear."""
     return Case(name, ["{good}", *LINEAR, *options.split()], parts, "job.linear")
 
 
 def other(program, line, *parts):
-    """A case of another program."""
+    """Return a case of another program."""
     return Case(f"{program} {line}", line.split(), parts, program)
 
 
 CONFLICTS = [
     Case("no data", [], ("DIR: missing", "folder of images", "digits")),
     Case("no such folder", ["{good}/nowhere", *SMALL], ("{good}/nowhere", "train/<class>/*")),
-    train("no such further folder", "--more-data nowhere", "nowhere", "train/<class>/*"),
+    train("no such second folder", "--more-data nowhere", "nowhere", "train/<class>/*"),
     train("two folders", "--data elsewhere", "{good}", "elsewhere", "expected one"),
     train("an unknown option", "--tempreature 1", "--tempreature", "--help"),
     train("an abbreviated option", "--mom 0.9", "--mom"),
     train("an option without its value", "--lr", "--lr", "argument"),
     train("a retired option", "--dist-url tcp://x", "--dist-url", "horovodrun -np"),
     train("schedule and cos", "--schedule 3 --cos", "--schedule", "--cos", "--no-cos"),
-    train("a batch that has no parts", "--accumulate 3", "--accumulate 3", "4 images", "divisor"),
+    train("unequal micro-batches", "--accumulate 3", "--accumulate 3", "4 images", "divisor"),
     train(
-        "parts of one image", "--accumulate 4", "--batch-size 4", "4 micro-batches", "expected 8"
+        "micro-batches of one image",
+        "--accumulate 4",
+        "--batch-size 4",
+        "4 micro-batches",
+        "expected 8",
     ),
     train("a batch of one image", "--batch-size 1", "--batch-size 1", "batch norm", "expected 2"),
     train("a batch beyond the images", "--batch-size 10", "8 images", "--batch-size 10", "larger"),
-    train("a teacher that is not there", "--teacher nowhere", "nowhere", "no such file"),
-    train("a checkpoint that is not there", "--resume nowhere", "nowhere", "no such file"),
+    train("a missing teacher", "--teacher nowhere", "nowhere", "no such file"),
+    train("a missing checkpoint", "--resume nowhere", "nowhere", "no such file"),
     train("a folder to resume", "--resume {good}", "{good}", "expected a checkpoint"),
     train("an unwritable folder", "--out /proc/run", "/proc/run", "--out"),
     train("a file for a folder", "--out {good}/train/a/good0.png", "good0.png", "--out"),
-    train("a preset that is not there", "--config imagent", "imagent", "imagenet, ", ", small"),
+    train("an unknown preset", "--config imagent", "imagent", "imagenet, ", ", small"),
     train(
         "a factor and a share",
         "--loss-factor 2 --loss-share 0.1",
@@ -113,16 +117,16 @@ CONFLICTS = [
         "--stage-weights 1 2",
         "one weight for each",
     ),
-    train("weights of nothing", "--stage-weights 0 0 0 0", "--stage-weights 0 0 0 0", "above 0"),
+    train("all weights 0", "--stage-weights 0 0 0 0", "--stage-weights 0 0 0 0", "above 0"),
     train(
-        "weights of stages that are sorted",
+        "stages out of order",
         "--mgd-stages 4 3 --stage-weights 1 2",
         "--mgd-stages",
         "4 3",
         "ascending",
     ),
     train(
-        "weights of a stage twice",
+        "a stage twice",
         "--mgd-stages 3 3 --stage-weights 1 2",
         "--mgd-stages",
         "3 3",
@@ -134,8 +138,8 @@ CONFLICTS = [
         "one weight for each",
         "--distill mgd",
     ),
-    train("weights of no distiller", "--distill-weights 0", "--distill-weights 0", "above 0"),
-    linear("evaluate what", "--evaluate", "--evaluate", "--resume"),
+    train("a distiller's weight 0", "--distill-weights 0", "--distill-weights 0", "above 0"),
+    linear("evaluate without resume", "--evaluate", "--evaluate", "--resume"),
     linear(
         "knn and evaluate", "--knn --evaluate --resume auto", "--knn", "--evaluate", "Leave out"
     ),
@@ -152,7 +156,7 @@ CONFLICTS = [
         "smaller",
     ),
     linear("another program's option", "--moco-k 5", "--moco-k"),
-    linear("features that are not there", "--pretrained nowhere", "nowhere", "no such file"),
+    linear("a missing encoder", "--pretrained nowhere", "nowhere", "no such file"),
     other("job.export", "", "CHECKPOINT"),
     other("job.export", "nowhere OUT.pth", "nowhere", "no such file"),
     other("job.export", "{good} OUT.pth", "{good}", "expected a checkpoint"),
@@ -170,26 +174,19 @@ CONFLICTS = [
 ]
 
 
-def test_no_option_is_forgotten():
-    """But for those that any text fits: names of files, of which the wrong ones are in other tests."""
+def test_all_options_are_tested():
+    """Except names of files, for which every string is valid. Other tests have invalid files."""
     tested = {(case.program, case.argv[-1].split("=")[0]) for case in GENERATED}
     every = {
         (program, flag(f.name))
-        for program, kind in PROGRAMS.items()
-        for f in dataclasses.fields(kind)
+        for program, options in PROGRAMS.items()
+        for f in dataclasses.fields(options)
     }
-    free = {name for _, name in every - tested}
-    assert free == {
-        "--data",
-        "--more-data",
-        "--config",
-        "--out",
-        "--teacher",
-        "--pretrained",
-        "--resume",
-    }
+    untested = {name for _, name in every - tested}
+    files = "--data --more-data --config --out --teacher --pretrained --resume"
+    assert untested == set(files.split())
 
 
 @pytest.mark.parametrize("case", GENERATED + CONFLICTS, ids=lambda case: case.name)
-def test_an_option(case, outcomes, places):
+def test_option(case, outcomes, places):
     check(case, outcomes, places)

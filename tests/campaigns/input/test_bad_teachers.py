@@ -1,4 +1,4 @@
-"""Files for --teacher, --pretrained and job.export that are another network's, damaged, dangerous, or something else."""
+"""Files for --teacher, --pretrained and job.export: other networks, damaged and hostile files."""
 
 import os
 import pickle
@@ -16,14 +16,14 @@ from job.networks import build_resnet
 
 
 class Harm:
-    """What runs a command as it is unpickled."""
+    """An object that runs a command when it is unpickled."""
 
     def __reduce__(self):
         return os.system, ("touch harm",)
 
 
 def plain(net):
-    """A network's state dict, with tensors of one number each: it is stored once, and their files are small."""
+    """Return a network's state dict. All values of a tensor are one stored number: small files."""
     return {
         name: torch.full((), 0.02).to(value.dtype).expand(value.shape)
         for name, value in net.state_dict().items()
@@ -31,7 +31,7 @@ def plain(net):
 
 
 def state(arch="resnet18", **options):
-    """The state dict of a network as job.train's, behind MoCo's prefix."""
+    """Return the state dict of a network of job.train, with MoCo's prefix."""
     return {
         f"module.encoder_q.{name}": value
         for name, value in plain(build_resnet(arch, **options)).items()
@@ -39,7 +39,7 @@ def state(arch="resnet18", **options):
 
 
 def teacher(arch="resnet18", **changes):
-    """The content of a MoCo checkpoint in which some tensors are others, or missing (None)."""
+    """Return the content of a MoCo checkpoint with changed tensors. None: the tensor is missing."""
     changed = {
         f"module.encoder_q.{name.replace('__', '.')}": value for name, value in changes.items()
     }
@@ -50,12 +50,12 @@ def teacher(arch="resnet18", **changes):
 
 
 def saved(content, **options):
-    """What writes a content with torch."""
+    """Return a function that saves a content with torch."""
     return lambda path: torch.save(content(), path, **options)
 
 
 def written(content):
-    """What writes bytes."""
+    """Return a function that writes bytes."""
     return lambda path: path.write_bytes(content)
 
 
@@ -83,7 +83,7 @@ def nan(*shape):
 
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 46838023\n"
-# Files by name: what makes them, and parts of the line; without any the file works.
+# File name: the function that makes it, and parts of the error. Without parts the file is valid.
 FILES = {
     "another head.pth": (saved(lambda: {"state_dict": state(dim=1000, mlp=True)}),),
     "torchvision.pth": (saved(lambda: plain(models.resnet18(num_classes=7))),),
@@ -91,7 +91,7 @@ FILES = {
         saved(lambda: {k: v.half() for k, v in plain(models.resnet18()).items()}),
     ),
     "old torch.pth": (saved(teacher, _use_new_zipfile_serialization=False),),
-    "no residual network.pth": (
+    "not a ResNet.pth": (
         saved(lambda: models.squeezenet1_1().state_dict()),
         "holds no ResNet",
         "features.0.weight",
@@ -101,7 +101,7 @@ FILES = {
         "holds no ResNet",
         "self_attn",
     ),
-    "another than it says.pth": (
+    "a wrong arch.pth": (
         saved(lambda: teacher() | {"arch": "resnet50"}),
         "does not fit resnet50",
         "--teacher-arch",
@@ -110,11 +110,11 @@ FILES = {
         saved(lambda: teacher(layer1__0__conv1__weight=torch.zeros(32, 64, 3, 3))),
         "layer1.0.conv1.weight is (32, 64, 3, 3)",
     ),
-    "a layer less.pth": (
+    "a missing layer.pth": (
         saved(lambda: teacher(layer4__1__bn2__weight=None)),
         "layer4.1.bn2.weight is missing",
     ),
-    "a layer more.pth": (
+    "an extra layer.pth": (
         saved(lambda: teacher(layer5__0__weight=torch.ones(1))),
         "layer5.0.weight is unexpected",
     ),
@@ -133,7 +133,7 @@ FILES = {
         "bn1.running_var",
         "not finite",
     ),
-    "whole numbers.pth": (
+    "integers.pth": (
         saved(lambda: teacher(bn1__weight=torch.ones(64, dtype=torch.int8))),
         "bn1.weight",
         "expected floats",
@@ -153,25 +153,25 @@ FILES = {
         "bn1.weight",
         "dense",
     ),
-    "texts.pth": (saved(lambda: teacher(bn1__weight="ones")), "bn1.weight", "expected a tensor"),
+    "strings.pth": (saved(lambda: teacher(bn1__weight="ones")), "bn1.weight", "expected a tensor"),
     "a list.pth": (saved(lambda: [torch.ones(1)]), "holds a list"),
     "no tensors.pth": (saved(lambda: {"epoch": 3}), "holds no network"),
-    "arguments beside tensors.pth": (
+    "arguments and tensors.pth": (
         saved(lambda: teacher() | {"args": Namespace(out=Path("runs"))}),
     ),
-    "a whole network.pth": (saved(models.resnet18), "holds code", "never loaded"),
+    "a pickled network.pth": (saved(models.resnet18), "holds code", "never loaded"),
     "code.pth": (saved(lambda: teacher() | {"run": Harm()}), "holds code", "never loaded"),
     "code of old torch.pth": (
         saved(lambda: {"a": Harm()}, _use_new_zipfile_serialization=False),
         "holds code",
         "never loaded",
     ),
-    "code alone.pkl": (written(pickle.dumps(Harm())), "holds code", "never loaded"),
+    "only code.pkl": (written(pickle.dumps(Harm())), "holds code", "never loaded"),
     "code as text.pkl": (written(pickle.dumps(Harm(), protocol=0)), "not a checkpoint"),
     "cut.pth": (cut, "damaged, or cut short"),
     "damaged.pth": (flipped, "damaged", "use another"),
     "cut.safetensors": (cut_safetensors, "not a complete safetensors file"),
-    "header alone.safetensors": (
+    "only a header.safetensors": (
         written(b"\x10\0\0\0\0\0\0\0{"),
         "not a complete safetensors file",
     ),
@@ -216,8 +216,8 @@ def case(name, program, argv):
 TEACHERS = [
     case(name, "job.train", ["{good}", *SMALL, "--teacher", f"{{folder}}/{name}"]) for name in FILES
 ]
-# Here no option names a network that the file must be, and any stem will do.
-OTHER = ("another than it says.pth", "another stem.pth")
+# These programs accept any network and stem.
+OTHER = ("a wrong arch.pth", "another stem.pth")
 NAMES = [name for name in FILES if name not in OTHER]
 PRETRAINED = [
     case(name, "job.linear", ["{good}", *LINEAR, "--pretrained", f"{{folder}}/{name}"])
@@ -235,36 +235,23 @@ CHANNELS = [
         [
             "{good}",
             *SMALL,
-            "-a",
-            "resnet50",
-            "--mgd-stages",
-            "3",
-            "--teacher",
-            "{folder}/torchvision.pth",
+            *"-a resnet50 --mgd-stages 3 --teacher {folder}/torchvision.pth".split(),
         ],
         ("torchvision.pth", "stage 3", "256 channels", "1024"),
     ),
     Case(
-        "a teacher of another network than is asked for",
+        "a teacher of another network",
         ["{good}", *SMALL, "--teacher", "{folder}/torchvision.pth", "--teacher-arch", "resnet34"],
         ("torchvision.pth", "does not fit resnet34", "--teacher-arch"),
     ),
     Case(
         "two teachers",
-        [
-            "{good}",
-            *SMALL,
-            "-a",
-            "resnet34",
-            "--resume",
-            "{folder}/old torch.pth",
-            "--teacher",
-            "{folder}/torchvision.pth",
-        ],
+        ["{good}", *SMALL, "-a", "resnet34", "--resume", "{folder}/old torch.pth"]
+        + ["--teacher", "{folder}/torchvision.pth"],
         ("old torch.pth", "--resume", "--teacher", "Leave out one"),
     ),
     Case(
-        "no run's file to resume",
+        "resuming a file of another program",
         ["{good}", *SMALL, "--resume", "{folder}/torchvision.pth"],
         ("torchvision.pth", "has no format; expected a checkpoint of job.train"),
     ),
@@ -274,10 +261,10 @@ CHANNELS = [
 @pytest.mark.parametrize(
     "case", TEACHERS + PRETRAINED + EXPORTED + CHANNELS, ids=lambda case: case.name
 )
-def test_a_file(case, outcomes, places):
+def test_file(case, outcomes, places):
     check(case, outcomes, places)
 
 
 @pytest.mark.parametrize("case", TEACHERS[-1:], ids=lambda case: case.name)
-def test_nothing_was_run(case, outcomes):
+def test_no_code_ran(case, outcomes):
     assert not any("harm" in os.listdir(folder) for _, folder in outcomes.values())

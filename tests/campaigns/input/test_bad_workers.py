@@ -1,4 +1,4 @@
-"""Bad input under horovodrun: both workers end, with one line between them."""
+"""Bad input under horovodrun: both workers end, with one line of error."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from tests.campaigns.input.test_bad_yaml import LAUGHS
 
 ROOT = Path(__file__).parents[3]
 
-# Name: program, data folder and options, and parts of the line.
+# name: program, data folder and options, and parts of the error
 REFUSED = {
     "a wrong type": ("job.train", "{good} --lr fast", "--lr 'fast'", "a number"),
     "out of range": ("job.train", "{good} --epochs 0", "--epochs 0", "at least 1"),
@@ -40,7 +40,7 @@ REFUSED = {
         "the same classes",
         "b, c",
     ),
-    "a class that leads back": (
+    "a class that links back": (
         "job.train",
         "{folder}/class-loops",
         "train/c",
@@ -66,20 +66,21 @@ REFUSED = {
     ),
 }
 
-# As sitecustomize.py: what differs on the second worker.
+# For sitecustomize.py: a change on the second worker only.
 ON_SECOND = """
 import os, sys
 if os.environ.get("HOROVOD_RANK") == "1":
     {change}
 """
 
-# Name: program, the change, and parts of the line.
+# name: program, change, and parts of the error
 DIFFERENT = {
     "options": (
         "job.train",
         "sys.argv += '--moco-t 0.3 --seed 1 --epochs 2'.split()",
         "--epochs 2 on worker 1 (node ",
-        "): expected 1, as on worker 0; other differences: 2. Start all workers with the same options",
+        "): expected 1, as on worker 0; other differences: 2. "
+        "Start all workers with the same options",
     ),
     "kernels": (
         "job.linear",
@@ -111,28 +112,22 @@ def places(good, tmp_path_factory):
 
 @pytest.fixture
 def run(start_job, places, tmp_path):
-    """A function that runs a command line with two workers; it gives exit code, lines, and those of errors."""
+    """A function that runs two workers. It returns the exit code, all lines, and the errors."""
 
-    def ended(line, program="job.train"):
+    def to_end(line, program="job.train"):
         data, *options = line.format(**places).split()
-        job = start_job(
-            2,
-            tmp_path / "run",
-            [data, *(SMALL if program == "job.train" else LINEAR), *options],
-            program,
-        )
+        small = SMALL if program == "job.train" else LINEAR
+        job = start_job(2, tmp_path / "run", [data, *small, *options], program)
         lines = job.finish().splitlines()
-        own = [
-            line for line in lines if line.startswith("[")
-        ]  # the others are the launcher's, which tells exit codes
-        assert not any("Traceback" in line or "Error" in line for line in own), lines
-        return job.process.returncode, lines, [line for line in own if "error: " in line]
+        of_workers = [line for line in lines if line.startswith("[")]  # others: the launcher's
+        assert not any("Traceback" in line or "Error" in line for line in of_workers), lines
+        return job.process.returncode, lines, [line for line in of_workers if "error: " in line]
 
-    return ended
+    return to_end
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_refusal_is_said_once_by_all_workers_together(name, run, places, tmp_path):
+def test_workers_print_one_error(name, run, places, tmp_path):
     program, line, *parts = REFUSED[name]
     code, lines, errors = run(line, program)
     assert code == 2, lines
@@ -142,9 +137,8 @@ def test_a_refusal_is_said_once_by_all_workers_together(name, run, places, tmp_p
 
 
 @pytest.mark.parametrize("name", DIFFERENT)
-def test_a_worker_that_differs_ends_all_before_there_is_a_folder(
-    name, run, tmp_path, tmp_path_factory, monkeypatch
-):
+def test_different_worker_ends_all(name, run, tmp_path, tmp_path_factory, monkeypatch):
+    """The run ends before it makes its folder."""
     if name == "kernels" and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
         pytest.skip("this processor has only torch's default kernels")
     program, change, *parts = DIFFERENT[name]
@@ -167,17 +161,16 @@ def test_a_worker_that_differs_ends_all_before_there_is_a_folder(
 
 
 @pytest.mark.parametrize("loaders", [0, 1])
-def test_nothing_but_bad_images_ends_both_workers_with_one_line(run, tmp_path, loaders):
+def test_only_bad_images_end_both_workers(run, tmp_path, loaders):
     code, lines, errors = run(f"{{folder}}/all-bad -j {loaders}")
     assert code == 2, lines
     assert len(errors) == 1 and "8 of 8 images cannot be decoded" in errors[0], lines
     assert sorted(os.listdir(tmp_path / "run")) == ["config.yaml", "log.txt", "metrics.jsonl"]
 
 
-def test_a_bad_image_is_named_once_and_passed_over(run, tmp_path):
+def test_bad_image_is_logged_once(run, tmp_path):
     code, lines, errors = run("{folder}/one-bad -j 1")
     assert code == 0 and not errors, lines
-    assert ["one-bad/train/a/bad.png: no image of a known format" in line for line in lines].count(
-        True
-    ) == 1
+    bad = "one-bad/train/a/bad.png: no image of a known format"
+    assert sum(bad in line for line in lines) == 1
     assert (tmp_path / "run" / "last.pth.tar").is_file()

@@ -1,4 +1,4 @@
-"""Each kind of folder, list and shard through the real command: what is trained on, and what is refused."""
+"""All kinds of folders, lists and shards: images that the command accepts, and errors."""
 
 import io
 import tarfile
@@ -17,7 +17,7 @@ def listing(path, *lines):
 
 
 def shard(path, folder, labelled):
-    """Write a folder's images into a tar file, every second one with its label if `labelled`."""
+    """Write a folder's images into a tar file, with labels if `labelled`."""
     with tarfile.open(path, "w") as tar:
         for number, file in enumerate(sorted(folder.glob("*.png"))):
             tar.add(file, f"{number}.png")
@@ -69,12 +69,12 @@ def places(good, tmp_path_factory):
 
 
 def case(name, data, *parts, options="", program="job.train"):
-    """A case of data; {folder} is the folder of all of them."""
+    """Return a case of data. {folder} is the folder of all data."""
     small = SMALL if program == "job.train" else LINEAR
     return Case(name, [*data.split(), *small, *options.split()], parts, program)
 
 
-# Data, the images trained on, and the ids of the hints about them.
+# name: data, number of images, and ids of the hints
 NO_LABELS = ["unlabelled"]
 IDS = {"unlabelled", "other_split", "same_folder"}
 TRAINED = {
@@ -94,7 +94,7 @@ TRAINED = {
     "shards without": ("{folder}/bare", 8, NO_LABELS),
     "shards without train/": ("{folder}/top", 8, []),
     "a folder of another split": ("{folder}/splits", 8, ["other_split"]),
-    "classes that are one folder": ("{folder}/alias", 16, ["same_folder"]),
+    "two classes in one folder": ("{folder}/alias", 16, ["same_folder"]),
     "shards of two folders": ("{folder}/labelled {folder}/bare", 16, []),
 }
 WORK = [case(name, data) for name, (data, _, _) in TRAINED.items()]
@@ -128,7 +128,7 @@ REFUSED = [
         "flat/gone.png in line 9",
     ),
     case(
-        "a list of nothing",
+        "a list without images",
         "{folder}/text.txt",
         "no images in {folder}/text.txt",
         "2 without an ending",
@@ -142,7 +142,7 @@ REFUSED = [
         "Name one",
     ),
 ]
-# Data of undecodable files only, and parts of the line with which a begun run ends.
+# name: data of only undecodable files, and parts of the error that ends the run
 UNDECODABLE = {
     "a list of bad images": ("{folder}/bad.txt", "6 of 6 images", "{folder}/bad/0.png"),
     "a list of one bad image": ("{folder}/one-bad.txt", "6 of 6 images", "{folder}/bad/0.png"),
@@ -161,7 +161,7 @@ TWICE = case(
 
 
 @pytest.mark.parametrize("case", WORK, ids=lambda case: case.name)
-def test_images_are_trained_on_with_or_without_labels(case, outcomes):
+def test_images_train(case, outcomes):
     outcome, folder = outcomes[case.name]
     outcome.worked()
     _, images, ids = TRAINED[case.name]
@@ -173,12 +173,12 @@ def test_images_are_trained_on_with_or_without_labels(case, outcomes):
 
 
 @pytest.mark.parametrize("case", [*WITH_LABELS, *REFUSED], ids=lambda case: case.name)
-def test_labels_are_needed_by_k_nn_and_classifiers_alone(case, outcomes, places):
+def test_labels_for_knn_and_classifiers(case, outcomes, places):
     check(case, outcomes, places)
 
 
 @pytest.mark.parametrize("case", ENDED, ids=lambda case: case.name)
-def test_lists_of_undecodable_files_end_the_run(case, outcomes, places):
+def test_undecodable_list_ends_the_run(case, outcomes, places):
     outcome, folder = outcomes[case.name]
     parts = [part.format(**places) for part in UNDECODABLE[case.name][1:]]
     outcome.refused("cannot be decoded", *parts)
@@ -186,10 +186,8 @@ def test_lists_of_undecodable_files_end_the_run(case, outcomes, places):
 
 
 @pytest.mark.parametrize("case", [TWICE], ids=lambda case: case.name)
-def test_a_file_that_a_list_names_twice_is_one_undecodable_file(case, outcomes):
+def test_undecodable_file_counts_once(case, outcomes):
     outcome, folder = outcomes[case.name]
     outcome.worked()
-    assert [
-        line["text"].count("bad/0.png")
-        for line in of_kind(folder / "runs" / "resnet18", "undecodable")
-    ] == [1]
+    records = of_kind(folder / "runs" / "resnet18", "undecodable")
+    assert [record["text"].count("bad/0.png") for record in records] == [1]
