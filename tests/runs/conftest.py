@@ -1,4 +1,4 @@
-"""Tests in this folder have the marker `run`."""
+"""Mark all tests of this folder as `run`."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from runs import write_teacher
 
 @pytest.fixture(scope="session")
 def narrow_teacher(tmp_path_factory):
-    """A teacher's file: a narrow ResNet-18 with the small stem and random weights."""
+    """A teacher file: a narrow ResNet-18 with the small stem and random weights."""
     path = tmp_path_factory.mktemp("narrow") / "teacher.pth.tar"
     return write_teacher(path, "resnet18", stem="small", width=32)
 

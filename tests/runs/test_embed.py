@@ -1,4 +1,4 @@
-"""Features by the real command: the same bytes for any number of workers, also after a kill."""
+"""job.embed: the same bytes with any number of workers, and after a kill."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from PIL import Image
 
 IMAGES, TRAIN = 300, 260  # 5 groups and 1
 SIZE = 24  # pixels
-# As sitecustomize.py: rank 0 stops itself before it writes the rows of its fourth group.
+# For sitecustomize.py: rank 0 stops itself before it writes the rows of its fourth group.
 STOP = """
 import os, signal, sys
 
@@ -30,7 +30,7 @@ if "job.embed" in " ".join(sys.orig_argv) and os.environ.get("HOROVOD_RANK") == 
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    """260 training and 40 validation images of noise, of which one is undecodable."""
+    """260 training and 40 validation images of noise. One is undecodable."""
     folder = tmp_path_factory.mktemp("many")
     generator = np.random.default_rng(1)
     for number in range(IMAGES):
@@ -45,7 +45,7 @@ def many(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def start(start_job, many, narrow_teacher):
-    """A function that starts the program with some workers."""
+    """A function that starts the program."""
 
     def begin(workers, out, *options):
         argv = [many, "--pretrained", narrow_teacher, "--image-size", SIZE, "-j", 0, *options]
@@ -55,7 +55,7 @@ def start(start_job, many, narrow_teacher):
 
 
 def finished(job):
-    """Wait for the end of a job that succeeds; return its output and its files' contents."""
+    """Wait until a job has succeeded. Return its output and its files' contents."""
     output = job.finish()
     assert job.process.returncode == 0, output
     return output, contents(job.folder)
@@ -66,16 +66,16 @@ def contents(out):
 
 
 @pytest.fixture(scope="module")
-def whole(start, tmp_path_factory):
-    """What one worker writes."""
-    out = tmp_path_factory.mktemp("whole") / "features.npy"
+def reference(start, tmp_path_factory):
+    """The features of one worker."""
+    out = tmp_path_factory.mktemp("reference") / "features.npy"
     finished(start(1, out))
     return out
 
 
 @pytest.fixture
 def paused(start, tmp_path, monkeypatch):
-    """A function that starts the program, and returns it when rank 0 has stopped."""
+    """A function that starts the program. It returns the job and rank 0 when this has stopped."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(STOP)
 
@@ -93,17 +93,17 @@ def done_groups(out):
     return journal.read_bytes().count(b"\n")
 
 
-def test_two_workers_write_the_bytes_of_one(start, whole, tmp_path):
+def test_two_workers_write_the_bytes_of_one(start, reference, tmp_path):
     _, found = finished(start(2, tmp_path / "features.npy"))
-    assert len(found) == 2 and found == contents(whole)
+    assert len(found) == 2 and found == contents(reference)
     about = json.loads(found[1])
-    assert np.load(whole).shape == (IMAGES - 1, 256) and len(about["paths"]) == IMAGES - 1
+    assert np.load(reference).shape == (IMAGES - 1, 256) and len(about["paths"]) == IMAGES - 1
     assert about["undecodable"] == [["train/class1/099.png", "no image of a known format"]]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["features.json", "features.npy"]
 
 
-def test_a_killed_program_resumes_to_the_same_bytes(paused, start, whole, many, tmp_path):
-    """With fewer workers. Images of done groups are not read again: one is damaged."""
+def test_killed_program_resumes_to_the_same_bytes(paused, start, reference, many, tmp_path):
+    """With fewer workers. It does not read images of complete groups again: one is damaged."""
     out = tmp_path / "features.npy"
     job, _ = paused(2, out)
     job.kill()
@@ -116,10 +116,10 @@ def test_a_killed_program_resumes_to_the_same_bytes(paused, start, whole, many, 
     finally:
         first.write_bytes(content)
     assert f"resuming: 192 of {IMAGES} images are done" in output
-    assert found == contents(whole)
+    assert found == contents(reference)
 
 
-def test_a_signal_ends_the_program_and_the_next_one_resumes(paused, start, whole, tmp_path):
+def test_stopped_program_resumes(paused, start, reference, tmp_path):
     out = tmp_path / "features.npy"
     job, worker = paused(1, out)
     worker.send_signal(signal.SIGTERM)
@@ -130,4 +130,4 @@ def test_a_signal_ends_the_program_and_the_next_one_resumes(paused, start, whole
     assert "The same command resumes" in output
     assert done_groups(out) == 5 and not contents(out)  # the stop travels during the next group
     output, found = finished(start(1, out))
-    assert "resuming: 260 of 300" in output and found == contents(whole)
+    assert "resuming: 260 of 300" in output and found == contents(reference)

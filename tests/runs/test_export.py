@@ -1,4 +1,4 @@
-"""Export by the real command, of a run of the real command: its card has the figures of the records."""
+"""job.export of a real run: the files load, and the card has the figures of the records."""
 
 import re
 import subprocess
@@ -12,7 +12,8 @@ from huggingface_hub import ModelCard
 
 from runs import of_kind, write_teacher
 
-SMALL = "--mlp --image-size 32 --batch-size 16 --moco-k 64 --epochs 1 --knn-every 1 -j 0 --seed 3".split()
+SMALL = "--mlp --image-size 32 --batch-size 16 --moco-k 64 --epochs 1 --knn-every 1".split()
+SMALL += "-j 0 --seed 3".split()
 LINEAR = "--image-size 32 --batch-size 16 --epochs 2 -j 0".split()
 
 
@@ -23,7 +24,7 @@ def finished(job):
 
 @pytest.fixture(scope="module")
 def trained(start_job, images, tmp_path_factory):
-    """A run of two workers with a teacher, and a linear run beside it."""
+    """A run of two workers with a teacher, and its linear run in the next folder."""
     folder = tmp_path_factory.mktemp("export")
     teacher = write_teacher(folder / "big.pth.tar", "resnet18")
     options = [images, *SMALL, "--teacher", teacher, "--mgd-images", 50]
@@ -38,16 +39,14 @@ def export(*arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
-def test_the_card_has_the_figures_of_the_records_and_each_file_loads(trained, images, tmp_path):
+def test_export_of_a_run(trained, images, tmp_path):
+    """The card has the figures of the records, and each file gives the same features."""
     for name in ("model.safetensors", "model.onnx"):
         done = export(trained / "last.pth.tar", tmp_path / name)
         assert (done.returncode, done.stderr) == (0, "")
     card = (tmp_path / "model.md").read_text()
-    [knn], validations = (
-        of_kind(trained, "knn"),
-        of_kind(trained.with_name("mine-linear"), "validation"),
-    )
-    last = validations[-1]
+    [knn] = of_kind(trained, "knn")
+    last = of_kind(trained.with_name("mine-linear"), "validation")[-1]
     expected = [f"{value:.2f}" for value in (knn["knn"], last["val_top1"], last["val_top5"])]
     assert re.findall(r"^- .*?: \*\*(\S+) %\*\*", card, re.MULTILINE) == expected
     results = ModelCard.load(tmp_path / "model.md").data.eval_results
@@ -57,24 +56,22 @@ def test_the_card_has_the_figures_of_the_records_and_each_file_loads(trained, im
     assert (start["images"], start["labelled"]) == (50, 50)
     assert f"- Images: `{images.name}`; 50 images; all with a label" in card
     content = torch.load(trained / "last.pth.tar", weights_only=True)
-    assert (
-        f"- Teacher: `{teacher['arch']}` from `big.pth.tar`, digest `{content['teacher']}`" in card
-    )
+    digest = content["teacher"]
+    assert f"- Teacher: `{teacher['arch']}` from `big.pth.tar`, digest `{digest}`" in card
     assert "- Epochs: 1 of 1\n- Batch: 16 images, over 2 workers\n- Seed: 3\n" in card
     assert "horovodrun -np 2 python -m job.train" in card and str(tmp_path.parent) not in card
 
     net = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     pixels = torch.randn(2, 3, 40, 48, generator=torch.Generator().manual_seed(0))
-    session = onnxruntime.InferenceSession(
-        tmp_path / "model.onnx", providers=["CPUExecutionProvider"]
-    )
+    cpu = ["CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=cpu)
     with torch.no_grad():
         features = net(pixels)
-    found = torch.from_numpy(session.run(None, {"images": pixels.numpy()})[0])
-    assert (found - features).abs().max() <= 1e-4 * features.abs().max()
+    of_onnx = torch.from_numpy(session.run(None, {"images": pixels.numpy()})[0])
+    assert (of_onnx - features).abs().max() <= 1e-4 * features.abs().max()
 
 
-def test_a_mistake_of_the_command_is_one_line(trained, tmp_path):
+def test_export_error_is_one_line(trained, tmp_path):
     (tmp_path / "x.md").write_text("mine")
     done = export(trained / "last.pth.tar", tmp_path / "x.pth")
     assert (done.returncode, done.stdout) == (2, "")

@@ -1,4 +1,4 @@
-"""Whole runs on images without labels: a folder, a list and shards together."""
+"""Runs on images without labels: a folder, a list and shards together."""
 
 import shutil
 
@@ -12,9 +12,9 @@ SMALL += "--save-every 2steps --keep 9".split()
 
 
 @pytest.fixture(scope="module")
-def places(images, tmp_path_factory):
-    """A flat folder, a list and shards, of 50 images each, none with a label."""
-    folder = tmp_path_factory.mktemp("places")
+def sources(images, tmp_path_factory):
+    """A flat folder, a list and shards, each with 50 images without labels."""
+    folder = tmp_path_factory.mktemp("sources")
     (folder / "flat").mkdir()
     for path in sorted((images / "train").rglob("*.*")):
         shutil.copy(path, folder / "flat" / f"{path.parent.name}-{path.name}")
@@ -24,23 +24,21 @@ def places(images, tmp_path_factory):
     return [folder / "flat", folder / "list.txt", folder / "packed"]
 
 
-def test_a_killed_run_on_a_folder_a_list_and_shards_resumes_to_the_same_bytes(
-    start_job, places, tmp_path
-):
-    """With and without loader processes, two workers."""
-    options = [*places, *SMALL]
-    whole = start_job(2, tmp_path / "whole", [*options, "-j", 0])
-    output = whole.finish()
-    assert whole.process.returncode == 0, output
-    [start], [hint] = of_kind(whole.folder, "start"), of_kind(whole.folder, "hint")
+def test_killed_run_resumes_to_the_same_bytes(start_job, sources, tmp_path):
+    """With loader processes, as an uninterrupted run without them."""
+    options = [*sources, *SMALL]
+    reference = start_job(2, tmp_path / "reference", [*options, "-j", 0])
+    output = reference.finish()
+    assert reference.process.returncode == 0, output
+    [start], [hint] = of_kind(reference.folder, "start"), of_kind(reference.folder, "hint")
     assert (start["images"], hint["id"]) == (150, "unlabelled")
     options += ["-j", 1, "--resume", "auto"]
     job = start_job(2, tmp_path / "run", options)
     job.wait_for_step(3)
     job.kill()
-    assert len(job.steps()) < len(whole.steps())
-    again = start_job(2, tmp_path / "run", options)
-    output = again.finish()
-    assert again.process.returncode == 0, output
-    assert len(of_kind(again.folder, "resumed")) == 1
-    assert differences(whole.folder, again.folder) == []
+    assert len(job.steps()) < len(reference.steps())
+    resumed = start_job(2, tmp_path / "run", options)
+    output = resumed.finish()
+    assert resumed.process.returncode == 0, output
+    assert len(of_kind(resumed.folder, "resumed")) == 1
+    assert differences(reference.folder, resumed.folder) == []

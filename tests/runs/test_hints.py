@@ -8,7 +8,7 @@ from job.data.digits import write_digits
 from job.hints import STEPS
 from runs import all_records, of_kind
 
-FACTOR = 10.0  # by which the distillation loss is divided where it decides alone
+FACTOR = 10.0  # the loss factor of the run in which distillation outweighs the contrast
 # The demo's options, on smaller views.
 DEMO = "--config small --image-size 16 --epochs 3 --print-freq 1000 --save-every 9".split()
 
@@ -17,8 +17,8 @@ DEMO = "--config small --image-size 16 --epochs 3 --print-freq 1000 --save-every
 def folders(start_job, teacher_file, tmp_path_factory):
     """The folders of four runs.
 
-    They are as the demo's, at a rate of 0, with a weak teacher, and with a strong one on images slow
-    to read.
+    They have the demo's options, a rate of 0, a weak teacher, and a strong one with images that are
+    slow to read.
     """
     folder = tmp_path_factory.mktemp("expect")
     write_digits(str(folder / "digits"))
@@ -27,29 +27,10 @@ def folders(start_job, teacher_file, tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         blocks = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
         Image.fromarray(blocks).resize((3000, 3000), Image.Resampling.NEAREST).save(path)
-    strong = [
-        "--teacher",
-        teacher_file,
-        "--loss-factor",
-        FACTOR,
-        "--epochs",
-        1,
-        "--batch-size",
-        2,
-        "--refresh-epochs",
-        "never",
-    ]
-    strong += ["--distill", "mgd", "similarity", "--similarity-k", 40]
-    weak = [
-        "--teacher",
-        teacher_file,
-        "--distill",
-        "gram",
-        "--gram-stages",
-        1,
-        "--loss-factor",
-        1e4,
-    ]
+    strong = ["--teacher", teacher_file, "--loss-factor", FACTOR, "--epochs", 1, "--batch-size", 2]
+    strong += "--refresh-epochs never --distill mgd similarity --similarity-k 40".split()
+    weak = ["--teacher", teacher_file, "--loss-factor", 1e4]
+    weak += "--distill gram --gram-stages 1".split()
     options = {
         "healthy": [folder / "digits", *DEMO],
         "still": [folder / "digits", *DEMO, "--lr", 0],
@@ -63,60 +44,57 @@ def folders(start_job, teacher_file, tmp_path_factory):
 
 
 def remarks(folder):
-    """The texts of a run's hints and warnings by id, each of which is given once."""
-    found = [record for kind in ("hint", "warning") for record in of_kind(folder, kind)]
-    texts = {record["id"]: record["text"] for record in found}
-    assert len(texts) == len(found)
+    """Return the texts of a run's hints and warnings by id. Each must be given once."""
+    records = [record for kind in ("hint", "warning") for record in of_kind(folder, kind)]
+    texts = {record["id"]: record["text"] for record in records}
+    assert len(texts) == len(records)
     return texts
 
 
-def test_a_run_with_the_demo_s_options_has_no_hint(folders):
+def test_demo_has_no_hint(folders):
     assert remarks(folders["healthy"]) == {}
 
 
-def test_a_run_begins_with_what_is_normal_for_it(folders):
+def test_run_starts_with_its_expected_values(folders):
     lines = (folders["healthy"] / "log.txt").read_text().splitlines()
     first, second = (
-        place for place, line in enumerate(lines) if line[20:].startswith("expected: ")
+        index for index, line in enumerate(lines) if line[20:].startswith("expected: ")
     )
-    assert (
-        "5.55" in lines[first]
-        and "256" in lines[first]
-        and "8 steps" in lines[first]
-        and "0.39 %" in lines[second]
-    )
-    assert second < next(place for place, line in enumerate(lines) if "epoch 0 mean" in line)
-    assert (folders["strong"] / "log.txt").read_text().count(
-        " expected: "
-    ) == 3  # one of the distillation loss
+    assert all(value in lines[first] for value in ("5.55", "256", "8 steps"))
+    assert "0.39 %" in lines[second]
+    assert second < next(index for index, line in enumerate(lines) if "epoch 0 mean" in line)
+    log = (folders["strong"] / "log.txt").read_text()
+    assert log.count(" expected: ") == 3  # one for the distillation loss
 
 
-def test_a_loss_that_stays_that_of_guessing_is_a_hint_when_it_should_have_fallen(folders):
-    found = remarks(folders["still"])
-    assert list(found) == ["stuck"] and all(part in found["stuck"] for part in ("5.55", "--lr 0 "))
+def test_hint_of_a_stuck_loss(folders):
+    """Logged after the epoch in which the loss should have fallen."""
+    hints = remarks(folders["still"])
+    assert list(hints) == ["stuck"] and all(part in hints["stuck"] for part in ("5.55", "--lr 0 "))
     kinds = [(record["kind"], record.get("epoch")) for record in all_records(folders["still"])]
-    last = max(place for place, kind in enumerate(kinds) if kind == ("step", 2))
+    last = max(index for index, kind in enumerate(kinds) if kind == ("step", 2))
     assert last < kinds.index(("hint", None))
 
 
-def test_a_teacher_that_outweighs_all_is_a_hint_with_the_factor_that_makes_both_equal(folders):
+def test_hint_of_a_strong_teacher_has_the_equal_factor(folders):
     steps = of_kind(folders["strong"], "step")
     ratio = sum(step["distillation"] for step in steps) / sum(step["contrastive"] for step in steps)
     equal = remarks(folders["strong"])["pull"].partition("--loss-factor ")[2].split()[0]
     assert float(equal) == pytest.approx(FACTOR * ratio, rel=0.1)
 
 
-def test_a_loss_that_a_factor_for_another_distiller_hides_is_a_hint_after_the_first_step(folders):
-    found = remarks(folders["weak"])["weak"]
+def test_hint_of_a_weak_teacher(folders):
+    """Logged after the first step."""
+    hint = remarks(folders["weak"])["weak"]
     step = of_kind(folders["weak"], "step")[0]
-    assert f"gram {step['distillation']:.2g}, with --loss-factor 10000" in found
+    assert f"gram {step['distillation']:.2g}, with --loss-factor 10000" in hint
     kinds = [record["kind"] for record in all_records(folders["weak"])]
     assert kinds.index("hint") == kinds.index("step") + 1
 
 
-def test_long_queues_and_slow_images_are_remarks(folders):
-    found = remarks(folders["strong"])
-    assert all(part in found["long_queue"] for part in ("12 keys", "40 images", "--moco-k 10"))
-    queue = found["long_similarity_queue"]
+def test_hints_of_long_queues_and_slow_images(folders):
+    hints = remarks(folders["strong"])
+    assert all(part in hints["long_queue"] for part in ("12 keys", "40 images", "--moco-k 10"))
+    queue = hints["long_similarity_queue"]
     assert all(part in queue for part in ("40 embeddings", "40 images", "--similarity-k 20"))
-    assert "--workers (now 0 " in found["wait"]
+    assert "--workers (now 0 " in hints["wait"]

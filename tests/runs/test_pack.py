@@ -1,12 +1,12 @@
-"""Whole runs on packed images."""
+"""Runs on packed images."""
 
 import pytest
 from runs import differences, of_kind
 
 from job.pack import main
 
-SMALL = "-a resnet18 --image-size 32 --batch-size 8 --epochs 2 --moco-k 20 --mlp --aug-plus --knn-every 1".split()
-SMALL += "--refresh-epochs 0,1 --save-every 2steps --keep 9".split()
+SMALL = "-a resnet18 --image-size 32 --batch-size 8 --epochs 2 --moco-k 20 --mlp".split()
+SMALL += "--aug-plus --knn-every 1 --refresh-epochs 0,1 --save-every 2steps --keep 9".split()
 STEPS = 2 * (50 // 8)
 
 
@@ -17,49 +17,42 @@ def packed(data, out, *options):
 
 @pytest.fixture(scope="module")
 def shards(images, tmp_path_factory):
-    """The images of a folder, in shards of 7."""
+    """The images of a folder in shards of 7."""
     return packed(images, tmp_path_factory.mktemp("packed") / "out", "--shard-images", 7)
 
 
-def test_a_killed_run_on_packed_images_resumes_to_the_same_bytes(
-    start_job, shards, teacher_file, tmp_path
-):
+def test_killed_run_resumes_to_the_same_bytes(start_job, shards, teacher_file, tmp_path):
     options = [shards, *SMALL, "--teacher", teacher_file]
-    whole = start_job(2, tmp_path / "whole", [*options, "-j", 0])
-    output = whole.finish()
-    assert whole.process.returncode == 0, output
-    assert [record["knn_images"] for record in of_kind(whole.folder, "knn")] == [9, 9]
+    reference = start_job(2, tmp_path / "reference", [*options, "-j", 0])
+    output = reference.finish()
+    assert reference.process.returncode == 0, output
+    assert [record["knn_images"] for record in of_kind(reference.folder, "knn")] == [9, 9]
     options += ["-j", 1, "--resume", "auto"]
     job = start_job(2, tmp_path / "run", options)
     job.wait_for_step(3)
     job.kill()
     assert len(job.steps()) < STEPS
-    again = start_job(2, tmp_path / "run", options)
-    output = again.finish()
-    assert again.process.returncode == 0, output
-    assert len(of_kind(again.folder, "resumed")) == 1
-    assert again.steps() == list(range(1, STEPS + 1))
-    assert differences(whole.folder, again.folder) == []
+    resumed = start_job(2, tmp_path / "run", options)
+    output = resumed.finish()
+    assert resumed.process.returncode == 0, output
+    assert len(of_kind(resumed.folder, "resumed")) == 1
+    assert resumed.steps() == list(range(1, STEPS + 1))
+    assert differences(reference.folder, resumed.folder) == []
 
 
-def test_packed_features_are_as_good_as_the_folder_s(start_job, images, shards, tmp_path):
-    """k-NN and the validation of a linear classifier count the same images, in whatever order they lie."""
-    told = {}
+def test_accuracies_of_shards_are_the_folder_s(start_job, images, shards, tmp_path):
+    """k-NN and linear accuracies do not depend on the order of the images."""
+    logged = {}
     for name, data in (("folder", images), ("packed", shards)):
-        found = []
+        logged[name] = []
         for options in (["--knn"], ["--epochs", 1, "--batch-size", 50, "--lr", 0]):
-            job = start_job(
-                1,
-                tmp_path / name,
-                [data, "-a", "resnet18", "--image-size", 32, "-j", 0, *options],
-                "job.linear",
-            )
+            arguments = [data, "-a", "resnet18", "--image-size", 32, "-j", 0, *options]
+            job = start_job(1, tmp_path / name, arguments, "job.linear")
             output = job.finish()
             assert job.process.returncode == 0, output
             lines = [
                 line.partition("val: ")[2] for line in output.splitlines() if "9 images of" in line
             ]
-            found.append([line.partition(" among ")[0] for line in lines])
-        told[name] = found
-    assert told["packed"] == told["folder"]
-    assert [len(lines) for lines in told["packed"]] == [1, 1]
+            logged[name].append([line.partition(" among ")[0] for line in lines])
+    assert logged["packed"] == logged["folder"]
+    assert [len(lines) for lines in logged["packed"]] == [1, 1]

@@ -1,4 +1,4 @@
-"""Files for --teacher, --pretrained and job.export: other networks, damaged and hostile files."""
+"""Files for --teacher, --pretrained and job.export: other networks, damaged, hostile."""
 
 import os
 import pickle

@@ -1,4 +1,4 @@
-"""Debian's openclipart-png: 8,121 pictures with links, up to 169 megapixels. 3 are too large."""
+"""Debian's openclipart-png: 8,121 pictures with links, up to 169 megapixels, 3 too large."""
 
 import re
 import time
