@@ -1,4 +1,4 @@
-"""Networks of timm by the real commands: trained, resumed, evaluated, embedded, shown, exported."""
+"""Networks of timm by the real commands: train, resume, evaluate, embed, report, export."""
 
 import functools
 import json
@@ -24,14 +24,14 @@ WITHIN = "checkpoint_0000_000004.pth.tar"  # of six steps an epoch
 OF_VIT = ["--teacher-arch", VIT, "--teacher-size", 64]
 LINEAR = "--batch-size 8 -j 0 --epochs 2 --schedule 9".split()
 MOBILENET, RESNET = "mobilenet from a resnet", "resnet from a vit"
-PAIRS = {  # options, without the teacher's file
+PAIRS = {  # options without the teacher's file
     MOBILENET: ["-a", MOBILE, *"--distill mgd simreg --mgd-images 50".split()],
     RESNET: [*"-a resnet18 --distill simreg similarity --similarity-k 9".split(), *OF_VIT],
 }
 
 
 def program(name, *words):
-    """Run a program of one worker; return its output."""
+    """Run a program with one worker. Return its output."""
     command = [sys.executable, "-m", name, *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -49,7 +49,7 @@ def vit_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run_two(start_job, images):
-    """A function that runs a program with two workers; it returns the output."""
+    """A function that runs a program with two workers. It returns the output."""
 
     def run(folder, arguments, program="job.train"):
         job = start_job(2, folder, [images, *arguments], program)
@@ -69,7 +69,7 @@ def commands(teacher_file, vit_file):
 
 @pytest.fixture(scope="module")
 def trained(run_two, commands, tmp_path_factory):
-    """A function from a pair to the folder of its student, which has a linear run beside it."""
+    """A function from a pair to its student's folder. The linear run is in the next folder."""
 
     @functools.cache
     def train(pair):
@@ -83,14 +83,14 @@ def trained(run_two, commands, tmp_path_factory):
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_a_resumed_run_has_the_same_bytes(trained, run_two, commands, pair, tmp_path):
-    """Resumed from a checkpoint within an epoch."""
+def test_resumed_run_has_the_same_bytes(trained, run_two, commands, pair, tmp_path):
+    """From a checkpoint within an epoch."""
     shutil.copy(trained(pair) / WITHIN, tmp_path)
     assert "resuming from" in run_two(tmp_path, [*commands[pair], "--resume", "auto"])
     assert differences(trained(pair), tmp_path) == []
 
 
-def test_the_log_says_which_images_the_teacher_gets(trained):
+def test_log_has_the_teacher_s_images(trained):
     [record] = of_kind(trained(RESNET), "teacher")
     assert record["arch"] == VIT
     images = "its images: mean and deviation (0.5, 0.5, 0.5) and (0.5, 0.5, 0.5), 64 x 64 pixels"
@@ -98,84 +98,56 @@ def test_the_log_says_which_images_the_teacher_gets(trained):
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_job_linear_evaluates_a_classifier_of_the_student(trained, images, pair):
-    """To the accuracy in the records of its training."""
+def test_linear_evaluates_the_student_s_classifier(trained, images, pair):
+    """The accuracies are those in the records of its training."""
     folder = trained(pair).with_name("mine-linear")
     options = ["--evaluate", "--resume", folder / "last.pth.tar", "-j", 0]
     evaluated = program("job.linear", images, *options)
     last = of_kind(folder, "validation")[-1]
-    found = re.search(r"validation on .*: top-1 (\S+) %, top-5 (\S+) %", evaluated)
-    assert found.groups() == tuple(f"{last[name]:.2f}" for name in ("val_top1", "val_top5"))
+    shown = re.search(r"validation on .*: top-1 (\S+) %, top-5 (\S+) %", evaluated).groups()
+    assert shown == tuple(f"{last[name]:.2f}" for name in ("val_top1", "val_top5"))
 
 
-def test_job_linear_finds_neighbours(trained, images, tmp_path):
+def test_linear_knn(trained, images, tmp_path):
     options = ["--pretrained", trained(MOBILENET) / "last.pth.tar", "--batch-size", 8, "-j", 0]
     neighbours = program("job.linear", images, "--knn", *options, "--out", tmp_path / "knn")
     assert "k-NN accuracy" in neighbours and f"frozen: {MOBILE} from" in neighbours
 
 
-def test_a_classifier_keeps_what_the_network_demands_of_its_images(images, vit_file, tmp_path):
-    """Its mean, deviation and size are timm's, and evaluated again it has the same accuracy."""
-    options = [
-        "--pretrained",
-        vit_file,
-        "-a",
-        VIT,
-        "--batch-size",
-        8,
-        "-j",
-        0,
-        "--out",
-        tmp_path / "linear",
-    ]
+def test_classifier_keeps_the_network_s_input(images, vit_file, tmp_path):
+    """Mean, deviation and size are timm's. --evaluate gives the same accuracy."""
+    out, last = tmp_path / "linear", tmp_path / "linear" / "last.pth.tar"
+    options = ["--pretrained", vit_file, "-a", VIT, "--batch-size", 8, "-j", 0, "--out", out]
     trained = program("job.linear", images, *options, "--epochs", 1, "--schedule", 9)
-    again = program(
-        "job.linear",
-        images,
-        "--evaluate",
-        "--resume",
-        tmp_path / "linear" / "last.pth.tar",
-        "-j",
-        0,
-    )
-    first, second = (re.search(r"validation on .*", text)[0] for text in (trained, again))
+    evaluated = program("job.linear", images, "--evaluate", "--resume", last, "-j", 0)
+    first, second = (re.search(r"validation on .*", text)[0] for text in (trained, evaluated))
     assert first == second
-    saved = torch.load(tmp_path / "linear" / "last.pth.tar", weights_only=True)
+    saved = torch.load(last, weights_only=True)
     assert saved["input"] == {"image_size": 160, "mean": [0.5] * 3, "std": [0.5] * 3}
 
 
 @torch.no_grad()
-def test_job_embed_writes_the_features_of_timm(trained, vit_file, images, tmp_path):
-    """Of a student as they are; of a file with timm's own mean and size."""
+def test_embed_of_timm_networks(trained, vit_file, images, tmp_path):
+    """A student, and a file with timm's mean and size."""
     options = ["--pretrained", trained(MOBILENET) / "last.pth.tar", "--out", tmp_path / "a.npy"]
     program("job.embed", images, *options, "-j", 0)
     assert np.load(tmp_path / "a.npy").shape == (59, 1024)
-    program(
-        "job.embed",
-        images,
-        "--pretrained",
-        vit_file,
-        "-a",
-        VIT,
-        "--out",
-        tmp_path / "b.npy",
-        "-j",
-        0,
-    )
+    options = ["--pretrained", vit_file, "-a", VIT, "--out", tmp_path / "b.npy"]
+    program("job.embed", images, *options, "-j", 0)
     about = json.loads((tmp_path / "b.json").read_text())
     assert about["image_size"] == 160 and about["input"]["mean"] == [0.5, 0.5, 0.5]
     assert np.load(tmp_path / "b.npy").shape == (59, 64)
 
 
-def test_a_report_shows_what_the_student_sees(trained, images, tmp_path):
+def test_report_has_the_neighbours(trained, images, tmp_path):
     program("job.show.report", trained(MOBILENET), "--out", tmp_path / "report.html")
     assert MOBILE in (tmp_path / "report.html").read_text()
     names = [picture.name for picture in (tmp_path / "report-pictures").iterdir()]
     assert any("neighbours" in name for name in names), names
 
 
-def build_as_others(pair, checkpoint):
-    """Return the student of a checkpoint without its head, built without this program."""
+def build_independently(pair, checkpoint):
+    """Return a checkpoint's student without its head, built without this program."""
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
     if pair == MOBILENET:
         start = "module.encoder_q.body."
@@ -190,12 +162,12 @@ def build_as_others(pair, checkpoint):
 
 @torch.no_grad()
 @pytest.mark.parametrize("pair", PAIRS)
-def test_timm_and_onnxruntime_load_the_exported_student(trained, commands, pair, tmp_path):
-    """Its features are the student's, and the card has the figures of the records."""
+def test_exported_student_loads_elsewhere(trained, commands, pair, tmp_path):
+    """In timm and onnxruntime its features are the same. The card has the records' figures."""
     checkpoint = trained(pair) / "last.pth.tar"
     for name in ("model.safetensors", "model.onnx"):
         program("job.export", checkpoint, tmp_path / name)
-    network = build_as_others(pair, checkpoint)
+    network = build_independently(pair, checkpoint)
     name, file = PAIRS[pair][1].removeprefix("timm/"), tmp_path / "model.safetensors"
     built = [timm.create_model(name, num_classes=0, checkpoint_path=file)]
     built.append(timm.create_model(f"local-dir:{tmp_path}", pretrained=True))
@@ -206,8 +178,8 @@ def test_timm_and_onnxruntime_load_the_exported_student(trained, commands, pair,
         expected = network(pixels)
         for net in built:
             torch.testing.assert_close(net.eval()(pixels), expected)
-        [found] = session.run(None, {"images": pixels.numpy()})
-        np.testing.assert_allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
+        [of_onnx] = session.run(None, {"images": pixels.numpy()})
+        np.testing.assert_allclose(of_onnx, expected, atol=1e-4 * float(expected.abs().max()))
 
     card = (tmp_path / "model.md").read_text()
     [knn] = of_kind(trained(pair), "knn")
@@ -221,19 +193,9 @@ def test_timm_and_onnxruntime_load_the_exported_student(trained, commands, pair,
     assert f"\n`{PAIRS[pair][1]}` without its head: " in card and ", over 2 workers\n" in card
 
 
-def test_a_pair_that_does_not_fit_ends_before_a_file_is_written(images, vit_file, tmp_path):
-    command = [
-        images,
-        *SMALL,
-        "-a",
-        MOBILE,
-        "--teacher",
-        vit_file,
-        "--teacher-arch",
-        VIT,
-        "--out",
-        tmp_path / "run",
-    ]
+def test_incompatible_pair_writes_no_file(images, vit_file, tmp_path):
+    command = [images, *SMALL, "-a", MOBILE, "--teacher", vit_file, "--teacher-arch", VIT]
+    command += ["--out", tmp_path / "run"]
     [message] = errors_of("job.train", [[*command, "--distill", "mgd"]])
     assert (
         "--distill mgd: the maps of layer1 are " in message

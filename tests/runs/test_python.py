@@ -1,4 +1,4 @@
-"""Runs that Python code calls: scripts and notebooks."""
+"""Runs from Python code: scripts and notebooks."""
 
 import os
 import re
@@ -21,12 +21,12 @@ OPTIONS |= dict(moco_k=16, moco_dim=8, mlp=True, workers=1, lr=0.01)
 ARGUMENTS = "-a resnet18 --stem small --width 16 --image-size 16 --batch-size 8 --epochs 2".split()
 ARGUMENTS += "--moco-k 16 --moco-dim 8 --mlp -j 1 --lr 0.01".split()
 
-# Without the guard of `__main__`, which loader processes would need if they imported the script.
+# It has no guard of `__main__`: loader processes must not import the script.
 SCRIPT = f"""
 import re, sys, warnings
 sys.path.append({SUPPORT!r})
 from process import different, state
-begun = state()
+initial = state()
 from job.config import Config, LinearConfig
 from job.embed import EmbedConfig, embed
 from job.errors import RunError
@@ -34,8 +34,8 @@ from job.linear import linear
 from job.metrics.callbacks import Callback
 from job.train import train
 
-# torch sets a variable, and packages that it imports filter their own warnings.
-assert different(begun, state()).keys() <= {{"variables", "filters"}}
+# torch sets a variable, and packages that it imports filter warnings.
+assert different(initial, state()).keys() <= {{"variables", "filters"}}
 assert not [rule for rule in warnings.filters if re.match(rule[3] or "-", "PIL.Image")]
 print("begin")
 before = state()
@@ -67,23 +67,23 @@ print("end", [run.folder for run in runs], sorted(knn.numbers), line.numbers["va
 
 
 def python(script, *arguments):
-    """Run a script; return what it prints, and its standard error."""
-    words = [sys.executable, "-c" if "\n" in str(script) else script, *map(str, arguments)]
-    words[2:2] = [script] if words[1] == "-c" else []
-    return subprocess.run(words, capture_output=True, text=True, timeout=300)
+    """Run a script, given as code or as a path. Return its output and its standard error."""
+    start = ["-c", script] if "\n" in str(script) else [script]
+    command = [sys.executable, *start, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
-def whole(images, tmp_path_factory):
-    """The folder of a run by the command."""
+def reference(images, tmp_path_factory):
+    """The folder of the command's run."""
     folder = tmp_path_factory.mktemp("command") / "run"
     command = [sys.executable, "-m", "job.train", images, *ARGUMENTS, "--out", folder]
     subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
     return folder
 
 
-def test_a_script_trains_twice_classifies_and_computes_features(images, whole, tmp_path):
-    """To the same bytes as the commands, with its own lines in their order."""
+def test_script_runs_all_programs(images, reference, tmp_path):
+    """Training gives the command's bytes. The output has the script's own lines in order."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT + TWICE)
     done = python(script, images, tmp_path)
@@ -94,7 +94,9 @@ def test_a_script_trains_twice_classifies_and_computes_features(images, whole, t
     folders = [f"{tmp_path}/{name}" for name in ("one", "two")]
     assert lines[-1] == f"end {folders} {names} True"
     assert done.stdout.count("warning: Broken.record: OSError: no server; the run continues") == 1
-    assert differences(whole, tmp_path / "one") == differences(whole, tmp_path / "two") == []
+    assert (
+        differences(reference, tmp_path / "one") == differences(reference, tmp_path / "two") == []
+    )
 
 
 NOTEBOOK = """
@@ -115,17 +117,17 @@ class Watch(Callback):
 def interrupt():
     raise KeyboardInterrupt
 
-def cell(kind, stop):
-    config = Config(data=images, out=f"{out}/{kind}", resume="auto", **options)
+def cell(name, stop):
+    config = Config(data=images, out=f"{out}/{name}", resume="auto", **options)
     first, second = Watch(stop), Watch()
     try:
         train(config, [first])
     except KeyboardInterrupt as error:
         print("stopped:", error)
-    found = train(config, [second])
-    lines = [json.loads(line) for line in open(f"{out}/{kind}/metrics.jsonl")]
+    run = train(config, [second])
+    lines = [json.loads(line) for line in open(f"{out}/{name}/metrics.jsonl")]
     assert lines == first.records + second.records
-    print("end", kind, first.how, second.how, found.numbers["steps"], flush=True)
+    print("end", name, first.how, second.how, run.numbers["steps"], flush=True)
 
 async def loop():
     cell("loop", lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -137,14 +139,18 @@ thread.join()
 """
 
 
-def test_a_notebook_s_cell_is_interrupted_and_resumed(images, whole, tmp_path):
-    """In a running event loop by a signal; and in a thread, where a callback stops the run."""
+def test_notebook_cell_stops_and_resumes(images, reference, tmp_path):
+    """In an event loop, by a signal. In a thread, by a callback."""
     done = python(SCRIPT + NOTEBOOK, images, tmp_path)
     assert done.returncode == 0 and not done.stderr, done.stderr
     text = 'stopped: stopped by a signal; resume="auto" continues from here'
     lines = [line for line in done.stdout.splitlines() if line.startswith(("stopped:", "end"))]
     assert lines == [text, "end loop stopped complete 12", text, "end thread stopped complete 12"]
-    assert differences(whole, tmp_path / "loop") == differences(whole, tmp_path / "thread") == []
+    assert (
+        differences(reference, tmp_path / "loop")
+        == differences(reference, tmp_path / "thread")
+        == []
+    )
 
 
 README_CELL = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
@@ -153,7 +159,7 @@ NEXT_CELL = "print(run.folder, run.numbers['steps'])"
 
 @pytest.fixture
 def kernel(tmp_path, monkeypatch):
-    """A function that runs cells in a Jupyter kernel without a launcher; it returns their outputs."""
+    """A function that runs cells in a Jupyter kernel. It returns their outputs."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     for name in ("JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR"):
         monkeypatch.setenv(name, str(tmp_path / name))
@@ -161,15 +167,15 @@ def kernel(tmp_path, monkeypatch):
     def run(*cells):
         notebook = nbformat.v4.new_notebook()
         notebook.cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
-        place = {"metadata": {"path": str(tmp_path)}}
-        NotebookClient(notebook, timeout=300, kernel_name="python3", resources=place).execute()
+        resources = {"metadata": {"path": str(tmp_path)}}
+        NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
         return [cell.outputs for cell in notebook.cells]
 
     return run
 
 
-def test_readme_s_example_runs_in_a_jupyter_kernel(kernel, tmp_path):
-    """Its outputs are lines of the cell, and the kernel runs the next cell."""
+def test_readme_example_runs_in_jupyter(kernel, tmp_path):
+    """The cell's output has all lines, and the kernel runs the next cell."""
     outputs, after = kernel(README_CELL, NEXT_CELL)
     assert {(output.output_type, output.name) for output in outputs} == {("stream", "stdout")}
     lines = "".join(output.text for output in outputs).splitlines()
