@@ -10,7 +10,7 @@ STEPS = 2 * (50 // 8)
 
 
 def test_stopped_run_resumes_to_the_same_bytes(start_job, images, tmp_path):
-    """As an uninterrupted run without loader processes."""
+    """The uninterrupted run has no loader processes."""
     options = [images, *SMALL, "--augment-on", "device", "--resume", "auto"]
     reference = start_job(2, tmp_path / "reference", [*options, "-j", 0])
     stopped = start_job(2, tmp_path / "stopped", [*options, "-j", 1])

@@ -103,7 +103,7 @@ def test_two_workers_write_the_bytes_of_one(start, reference, tmp_path):
 
 
 def test_killed_program_resumes_to_the_same_bytes(paused, start, reference, many, tmp_path):
-    """With fewer workers. It does not read images of complete groups again: one is damaged."""
+    """On fewer workers. It skips the images of complete groups, so a damaged one is no error."""
     out = tmp_path / "features.npy"
     job, _ = paused(2, out)
     job.kill()

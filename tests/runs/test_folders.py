@@ -25,7 +25,7 @@ def sources(images, tmp_path_factory):
 
 
 def test_killed_run_resumes_to_the_same_bytes(start_job, sources, tmp_path):
-    """With loader processes, as an uninterrupted run without them."""
+    """The uninterrupted run has no loader processes."""
     options = [*sources, *SMALL]
     reference = start_job(2, tmp_path / "reference", [*options, "-j", 0])
     output = reference.finish()

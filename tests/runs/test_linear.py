@@ -246,7 +246,7 @@ def test_training_has_the_same_bytes_on_any_workers(start_job, noise, tmp_path):
 
 
 def test_lars_resumes_to_the_same_bytes_on_other_workers(start_job, noise, tmp_path):
-    """Within an epoch. A step adds 0.001 |weight| to the momentum. --evaluate needs no --lars."""
+    """A step adds 0.001 |weight| to the momentum. --evaluate needs no --lars."""
     common = "--image-size 16 --width 16 -j 0".split()
     options = "--batch-size 64 --epochs 2 --lars --lr 500 --keep 9 --save-every 1steps".split()
     options += common
@@ -325,12 +325,11 @@ FROZEN += ".net.bn1.running_var[:1]"
 def test_flipped_bit_ends_the_run_and_is_not_saved(
     start_job, labelled, pretrained, tmp_path, monkeypatch, check_every, save_every, error, first
 ):
-    """At the next check, or at the next save if that comes first."""
+    """At the next check, or at the next save if that is first."""
     flip = (
         FLIP
         if first == "fc.bias"
-        else "import inspect"
-        + FLIP.replace('self.param_groups[0]["params"][:6][-1]', FROZEN)
+        else "import inspect" + FLIP.replace('self.param_groups[0]["params"][:6][-1]', FROZEN)
     )
     (tmp_path / "sitecustomize.py").write_text(flip)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)

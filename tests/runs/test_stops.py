@@ -81,7 +81,7 @@ def kinds(folder):
 
 
 def test_train_stopped_between_epochs(run_job, images, narrow_teacher, tmp_path):
-    """In each kind of work there. It does no further step and saves the epoch's end once.
+    """A stop in any work between epochs allows no further step and saves the epoch's end once.
 
     The resumed run ends with the bytes of an uninterrupted one.
     """

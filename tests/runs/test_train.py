@@ -127,7 +127,7 @@ def test_killed_run_resumes_to_the_same_bytes(
 
 
 def test_steps_count_once_after_other_batch_sizes(images, tmp_path):
-    """For report, watch, --check-every and --save-every too. Jumps of the rate are logged."""
+    """Also for report, watch, --check-every and --save-every. Jumps of the rate are logged."""
     options = "--image-size 16 --stem small --width 16 --moco-k 8 -j 0 --cos".split()
     options += "--warmup-epochs 0 --tensorboard -p 1 --resume auto".split()
     options += "--check-every 3 --save-every 4steps --keep 99".split()
@@ -290,7 +290,7 @@ def test_resume_on_other_workers_within_an_epoch(
 def test_diverging_run_keeps_its_checkpoints(
     reference, start_job, images, teacher_file, tmp_path, save_every, error
 ):
-    """All workers stop, when a loss or a saved value is not finite."""
+    """All workers stop if a loss or a value to save is not finite."""
     good = (reference(2)[0] / "checkpoint_0001_000000.pth.tar").read_bytes()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoint_0001_000000.pth.tar").write_bytes(good)
@@ -499,7 +499,7 @@ def test_workers_print_one_error(start_job, images, tmp_path):
 def test_flipped_bit_ends_the_run_and_is_not_saved(
     start_job, images, tmp_path, monkeypatch, check_every, save_every, error
 ):
-    """At the next check, or at the next save if that comes first."""
+    """At the next check, or at the next save if that is first."""
     (tmp_path / "sitecustomize.py").write_text(FLIP)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     options = [images, *SMALL, "-j", 0, "--check-every", check_every, "--save-every", save_every]
