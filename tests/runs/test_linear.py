@@ -386,7 +386,7 @@ REFUSED = {
     "--gpu 0": "--gpu: not an option of this program",
     "--moco-k 5": "unrecognized arguments: --moco-k 5",
     "--image-size 3": "--image-size 3: expected 8 or more",
-    "--data {differ}": "two data folders",
+    "--data {differ}": "expected one of them",
 }
 
 
