@@ -3,7 +3,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(if $(realpath $(BIN)/python),$(BIN)/python,python3)
-PYTHON_VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+PYTHON_VERSION := $(shell $(PYTHON) -c \
+	'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 READY := $(VENV)/.ready-$(PYTHON_VERSION)
 # --clear if .venv is of another Python, or of one that a system upgrade has removed.
 CLEAR := $(if $(realpath $(BIN)/python$(PYTHON_VERSION)),,--clear)
@@ -13,6 +14,7 @@ FUZZ_SECONDS ?= 60
 KILLS ?= 50
 MAIN_JOB := $(addprefix tests/slurm/test_main_job.py::test_main_job,[docker] [podman])
 TESTS := $(addprefix tests/,unit pretended runs campaigns/bench campaigns/peer campaigns/soak)
+QUICK := -n 2 --dist loadfile -m 'not run and not slow' $(TESTS)
 SHELL := /bin/bash
 .SHELLFLAGS := -eo pipefail -c
 .DELETE_ON_ERROR:
@@ -23,13 +25,16 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-s
 	--generate-hashes --only-binary :all: --no-annotate --custom-compile-command 'make lock' \
 	pyproject.toml
 
-.PHONY: help setup demo check test test-runs test-input test-faults test-fuzz test-slurm test-docker test-soak test-gpu gpu gpu-carry same bench bench-quick study lint lock clean other-python
+.PHONY: help setup demo check test test-slow test-runs test-input test-faults test-fuzz \
+	test-slurm test-docker test-soak test-gpu gpu gpu-carry same bench bench-quick study lint lock \
+	clean other-python
 
 help:
 	@echo 'make setup        install everything into $(VENV) (about 6 minutes the first time)'
 	@echo 'make demo         train a teacher and a student with two workers (8 to 14 minutes)'
 	@echo 'make check        check style and types, run the quick unit tests (under 3 minutes)'
-	@echo 'make test         run the tests with one, two and four workers (about 15 minutes)'
+	@echo 'make test         run the quick tests with one, two and four workers (under 8 minutes)'
+	@echo 'make test-slow    run the slow unit tests, and train as a user does (about 12 minutes)'
 	@echo 'make test-runs    run all programs as a user does (about 15 minutes)'
 	@echo 'make test-fuzz    read damaged checkpoints and options (FUZZ_SECONDS=60)'
 	@echo 'make test-faults  kill runs, damage disks and checkpoints (12 minutes; KILLS=8: 4)'
@@ -92,19 +97,24 @@ demo: $(READY)
 # Run it after each change. It needs about 3 minutes of CPU time for tests and up to 40 s for lint:
 # about 2 minutes on two idle cores.
 check: lint
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not run and not slow' $(TESTS)
+	@$(BIN)/python -m pytest -q $(QUICK)
 
 # Coverage excludes the tests that start runs: it makes the start of a process a sixth slower, and
 # most of their time is such starts.
 test: $(READY)
 	@$(BIN)/coverage erase
-	@$(BIN)/coverage run -m pytest -n 2 --dist loadfile -m 'not run' $(TESTS)
-	@$(BIN)/python -m pytest tests/runs/test_train.py
+	@$(BIN)/coverage run -m pytest $(QUICK)
 	@echo 'tests with 2 workers'
 	@$(BIN)/horovodrun -np 2 $(BIN)/coverage run -m pytest -q tests/workers
 	@echo 'tests with 4 workers'
 	@$(BIN)/horovodrun -np 4 $(BIN)/python -m pytest -q tests/workers
 	@$(BIN)/coverage combine -q && $(BIN)/coverage report
+
+# Its coverage is added to that of the last `make test`.
+test-slow: $(READY)
+	@$(BIN)/coverage run -m pytest -n 2 --dist loadfile -m 'slow and not run' $(TESTS)
+	@$(BIN)/coverage combine -q --append && $(BIN)/coverage report
+	@$(BIN)/python -m pytest tests/runs/test_train.py
 
 test-runs: $(READY)
 	@$(BIN)/python -m pytest -m run --ignore=tests/runs/test_train.py $(TESTS)
@@ -155,7 +165,8 @@ bench-quick: $(READY)
 	@$(BIN)/python tests/campaigns/bench/bench.py --quick
 
 lint: $(READY)
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/typos --format brief . && $(BIN)/mypy
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/typos --format brief . && $(BIN)/mypy
 	@shellcheck -x docker/*.sh slurm/*.sh slurm/*.sbatch job/demo.sh .ci/run
 
 clean:

@@ -1,4 +1,4 @@
-"""Installs the packages as pyproject.toml describes them, and build_horovod.sh into the folder of their commands."""
+"""Install the packages of pyproject.toml, and docker/build_horovod.sh as a command."""
 
 from setuptools import setup
 

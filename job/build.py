@@ -158,12 +158,13 @@ def find_images(config: Config, run: Run) -> Images:
     A collective. RunError: too few images for a step, or a batch that the workers cannot divide.
     """
     total, parts = config.batch_size, config.accumulate
-    if run.own_batch(total) % parts:
+    own = run.own_batch(total)
+    if own % parts:
         raise RunError(
-            f"--accumulate {parts}: cannot divide a worker's batch of {run.own_batch(total)} images; "
+            f"--accumulate {parts}: cannot divide a worker's batch of {own} images; "
             "expected a divisor of it"
         )
-    if run.own_batch(total) < 2 * parts:
+    if own < 2 * parts:
         raise RunError(
             f"--batch-size {total}: one image for each of {run.size * parts} micro-batches, and "
             f"batch norm needs two; expected {2 * run.size * parts} or more"

@@ -372,7 +372,8 @@ def test_default_network_is_the_initial_student(labelled, tmp_path):
 REFUSED = {
     "--evaluate": "--evaluate: expected a classifier",
     "--resume {pretrained}": "not a linear classifier",
-    "--resume {older}": "the checkpoint has format 2; expected 3. Resume with the version that saved it",
+    "--resume {older}": "the checkpoint has format 2; expected 3. "
+    "Resume with the version that saved it",
     "--resume {trained}": "was trained on other features",
     "--resume {trained} --pretrained {pretrained} --out {other}": "has another run than --resume",
     "--resume {trained} --pretrained {pretrained} --lars": "was trained with SGD; "

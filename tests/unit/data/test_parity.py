@@ -289,7 +289,7 @@ def differ(one, other, tolerance=0.0):
 def colours_unlike(ours, theirs):
     """The measures in which two sets of plain pictures (DRAWS, SIDE, SIDE, 3) differ.
 
-    PIL rounds down. So all values are spread by four levels, and hues by four 255ths: the side of a
+    PIL rounds down. So all values are spread by four levels, and hues by 4 of 255: the side of a
     value on which unchanged colours are then does not matter. The rest may differ by a hundredth.
     """
 

@@ -85,6 +85,7 @@ def test_timm_loads_its_networks(arch, tmp_path):
     assert pixels["fixed_input_size"] is (arch == VIT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", [MOBILE, VIT, "net_of_export:build"])
 def test_onnx_features_are_equal(arch, tmp_path):
     expected = write_checkpoint(tmp_path / "run.pth.tar", arch)
