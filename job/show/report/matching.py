@@ -13,6 +13,7 @@ from job.show.report.style import (
     Picture,
     add_legend,
     draw_points,
+    drawable,
     escape,
     finish,
     line_style,
@@ -93,7 +94,8 @@ def cost(runs: Sequence[ReportRun]) -> Picture | None:
     figure, stages = drawn
     for stage, axes in stages.items():
         for run in shown:
-            epochs, before, after = of_stage(run, stage, "epoch", "cost_before", "cost_after")
+            epochs, *costs = of_stage(run, stage, "epoch", "cost_before", "cost_after")
+            before, after = map(drawable, costs)
             colour = line_style(run)["color"]
             axes.vlines(epochs, after, before, color=colour, linewidth=1.2)
             axes.plot(epochs, before, marker(run), color=colour, fillstyle="none", markersize=6)

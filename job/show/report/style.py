@@ -2,12 +2,12 @@
 
 import dataclasses
 import io
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from job.show.read.history import smooth
 from job.show.read.runs import ReportRun
@@ -112,17 +112,16 @@ def draw_steps(axes: Axes, run: ReportRun, values: np.ndarray) -> None:
     )
 
 
-def draw_points(
-    axes: Axes, run: ReportRun, x: Sequence[float], y: Sequence[float], **more: object
-) -> None:
+def draw_points(axes: Axes, run: ReportRun, x: ArrayLike, y: ArrayLike, **more: object) -> None:
     """Draw a few numbers over the epochs, each with the run's marker."""
     style = line_style(run) | {"marker": marker(run), "markersize": 6, "label": short_label(run)}
-    axes.plot(x, drawable(np.array(y, dtype=float)), **(style | more))
+    axes.plot(x, drawable(y), **(style | more))
 
 
-def drawable(values: np.ndarray) -> np.ndarray:
-    """Return numbers (n,), with NaN for those that matplotlib cannot draw."""
-    return np.where(np.abs(values) < LARGEST, values, np.nan)
+def drawable(values: ArrayLike) -> np.ndarray:
+    """Return numbers as (n,) float64, with NaN for those that matplotlib cannot draw."""
+    numbers = np.asarray(values, dtype=float)
+    return np.where(np.abs(numbers) < LARGEST, numbers, np.nan)
 
 
 def add_legend(figure: Figure) -> None:

@@ -98,6 +98,16 @@ READ = {
         ),
     ),
     "huge losses": append("metrics.jsonl", jsonl(record(15, 1e308), record(16, -1e308))),
+    "huge costs": append(
+        "metrics.jsonl",
+        jsonl(
+            *(
+                {"epoch": n, "step": 0, "stage": 1, "changed": 0.5, "cost_before": n * 1e307}
+                | {"cost_after": -n * 1e307}
+                for n in (1, 17)
+            )
+        ),
+    ),
     "any kind": append(
         "metrics.jsonl",
         '{"kind": ["step"], "loss": 1}\n{"kind": {}, "time": 1}\n{"kind": "add", "text": "x"}\n',
