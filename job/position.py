@@ -34,9 +34,8 @@ class Count:
 def resumed(saved: dict, an_epoch: int) -> Count:
     """Return the count of a run that resumes from a checkpoint with `an_epoch` steps an epoch."""
     epoch, step = saved["epoch"], saved["step"]
-    done = saved.get(
-        "steps", epoch * steps_of(saved) + step
-    )  # older checkpoints do not have "steps"
+    # Older checkpoints do not have "steps".
+    done = saved.get("steps", epoch * steps_of(saved) + step)
     return Count(an_epoch, done - epoch * an_epoch - step)
 
 

@@ -147,8 +147,6 @@ class Distiller:
         """Return the strength of the distillation at a step, 0 to 1. steps: of an epoch."""
         if not self.config.loss_ramp:
             return 1.0
-        if not self.config.loss_ramp:
-            return 1.0
         return distillation_strength(*position, self.config.epochs, steps)
 
     def before_epoch(self, epoch: int, networks: Networks) -> Change:

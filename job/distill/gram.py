@@ -1,4 +1,4 @@
-"""Gram: the student learns which positions of an image resemble each other to the teacher.
+"""Gram: the student learns which positions of an image are similar for the teacher.
 
 A stage's loss is the mean over images and positions i of KL(p_i | q_i). Here p_i is the softmax
 over j of t_i t_j / tau, q_i that of s_i s_j / tau, and t_i and s_i are the L2-normalised features

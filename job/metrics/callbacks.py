@@ -20,7 +20,7 @@ class Callback:
     """
 
     def begin(self, options: dict[str, Any], folder: str) -> None:
-        """Receive a run's options and folder, before its first record or after a resume."""
+        """Receive a run's options and folder, before its first record, also in a resume."""
 
     def record(self, record: dict[str, Any]) -> None:
         """Receive a record that was written to metrics.jsonl (kinds: job/metrics/schema.py)."""

@@ -148,7 +148,7 @@ def test_steps_count_once_after_other_batch_sizes(images, tmp_path):
     assert run.epochs.tolist() == pytest.approx(ends)
     batch_sizes = np.repeat([10, 20, 5], [5, 2, 10])
     assert run.step_seconds == pytest.approx(batch_sizes / run.column("images_per_s"))
-    assert run.progress.share == 1 and run.progress.place == (2, 10, 10)
+    assert run.progress.fraction == 1 and run.progress.position == (2, 10, 10)
     assert [sign["steps"] for sign in run.history.signs] == [3, 5, 6, 7, 9, 12, 15, 17]
     saved = [torch.load(path, weights_only=True)["steps"] for path in run.history.checkpoints]
     assert saved == [4, 5, 7, 8, 12, 16, 17]
