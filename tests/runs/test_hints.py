@@ -96,5 +96,5 @@ def test_hints_of_long_queues_and_slow_images(folders):
     hints = remarks(folders["strong"])
     assert all(part in hints["long_queue"] for part in ("12 keys", "40 images", "--moco-k 10"))
     queue = hints["long_similarity_queue"]
-    assert all(part in queue for part in ("40 embeddings", "40 images", "--similarity-k 20"))
+    assert all(part in queue for part in ("--similarity-k 40", "40 images", "--similarity-k 20"))
     assert "--workers (now 0 " in hints["wait"]
