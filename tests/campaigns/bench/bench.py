@@ -30,7 +30,7 @@ from turns import Job, launch
 HERE = Path(__file__).parent
 GPU_BATCH, GPU_STEPS = 128, 20  # images per GPU, steps per turn
 QUICK_BATCH, QUICK_STEPS = 8, 2  # the same with --quick
-# The bare passes of `bf16_compiled` are those of uncompiled networks.
+# The bare passes of `bf16_compiled` use uncompiled networks.
 GPU_MODES = {
     "float32": (),
     "bf16": ("--precision", "bf16"),
@@ -143,19 +143,19 @@ def step(bench: Bench) -> dict:
     with bench.job(2, "ours", "--passes") as job, bench.job(2, "plain") as other:
         warm = job.turn(), other.turn()
         ours, plain = zip(*((job.turn(), other.turn()) for _ in range(bench.turns)), strict=True)
-    took, baseline = series(ours, "step"), series(plain, "step")
+    step_times, baseline = series(ours, "step"), series(plain, "step")
     figures = {
-        "step_over_passes": setting.ratio(took, series(ours, "bare")),
-        "speed_over_baseline": setting.ratio(baseline, took),
+        "step_over_passes": setting.ratio(step_times, series(ours, "bare")),
+        "speed_over_baseline": setting.ratio(baseline, step_times),
         "memory_over_baseline": mean(warm[0], "memory") / mean(warm[1], "memory"),
-        "step_s": statistics.median(took),
+        "step_s": statistics.median(step_times),
         "step_baseline_s": statistics.median(baseline),
         "memory_bytes": mean(warm[0], "memory"),
         "memory_baseline_bytes": mean(warm[1], "memory"),
         "memory_imports_bytes": mean(warm[0], "imports"),
     }
     for name in ("data_wait", *KINDS, "threads"):
-        figures[f"share_{name}"] = setting.ratio(series(ours, name), took)
+        figures[f"share_{name}"] = setting.ratio(series(ours, name), step_times)
     rank_0 = [turn[0] for turn in ours]  # only this worker logs
     figures["share_logging"] = setting.ratio(
         [turn["logging"] for turn in rank_0], [turn["step"] for turn in rank_0]
@@ -176,7 +176,7 @@ def sync_norm(bench: Bench) -> dict:
 
 
 def methods(bench: Bench) -> dict:
-    """The step of each framework and distiller over that of MoCo v2 without a teacher."""
+    """The step of each framework and distiller over MoCo v2's without a teacher."""
     options = ("--size", bench.size, "--repeats", bench.repeats)
     return bench.part("methods.py", bench.photos, *options)
 
@@ -234,12 +234,12 @@ def gpu(bench: Bench) -> dict:
         ) as job:
             job.turn()
             turns = [job.turn() for _ in range(bench.turns)]
-        took = series(turns, "step")
+        step_times = series(turns, "step")
         measured = {
-            f"gpu_{name}_images_per_s": batch * workers / statistics.median(took),
+            f"gpu_{name}_images_per_s": batch * workers / statistics.median(step_times),
             f"gpu_{name}_seconds_per_image": statistics.median(series(turns, "bare")) / batch,
-            f"gpu_{name}_step_over_passes": setting.ratio(took, series(turns, "bare")),
-            f"gpu_{name}_share_data_wait": setting.ratio(series(turns, "data_wait"), took),
+            f"gpu_{name}_step_over_passes": setting.ratio(step_times, series(turns, "bare")),
+            f"gpu_{name}_share_data_wait": setting.ratio(series(turns, "data_wait"), step_times),
             f"gpu_{name}_memory_bytes": max(mean(turn, "memory") for turn in turns),
         }
         print(f"  {json.dumps(measured)}", file=sys.stderr, flush=True)

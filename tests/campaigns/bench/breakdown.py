@@ -89,5 +89,5 @@ class Breakdown:
 
 
 def other_threads() -> float:
-    """Return the CPU seconds of all other threads so far: those of Horovod and of the watchdog."""
+    """Return the CPU seconds of all other threads so far: Horovod's and the watchdog's."""
     return time.process_time() - time.thread_time()

@@ -95,11 +95,13 @@ def rows(rate: float) -> list[list[str]]:
     [reference] = [sum(work.values()) for recipe, _, work in works if recipe.name == REFERENCE]
     for recipe, config, work in works:
         total = sum(work.values())
-        took = hours(config, total, reference, rate)
+        gpu_hours = hours(config, total, reference, rate)
         shown = " + ".join(f"{value:.1f}" for value in work.values())
         shown += f" = {total:.1f}" if len(work) > 1 else ""
-        epochs, spent = str(config.epochs), f"{took:.0f}"
-        table.append([recipe.name, epochs, shown, spent, f"{took / GPUS:.1f}", recipe.published])
+        epochs, spent = str(config.epochs), f"{gpu_hours:.0f}"
+        table.append(
+            [recipe.name, epochs, shown, spent, f"{gpu_hours / GPUS:.1f}", recipe.published]
+        )
     return table
 
 

@@ -2,7 +2,7 @@
 
 bench.py starts it: python features.py FOLDER PHOTOS. The bare work is decoding with the crop, and
 forward passes, each in a loop of its own. There is one worker with one thread and no loader
-processes, so nothing overlaps on either side.
+processes, so no work overlaps on either side.
 """
 
 import statistics
@@ -39,15 +39,15 @@ def measure(photos: Path, folder: Path, size: int, repeats: int) -> dict:
             "extract": lambda: list(extract(parts.encoder, parts.val, config, run)),
             "validate": lambda: validate(parts),
         }
-        took = setting.interleaved(tasks, repeats)
+        times = setting.interleaved(tasks, repeats)
     bare = [
-        decode + forward for decode, forward in zip(took["decode"], took["forward"], strict=True)
+        decode + forward for decode, forward in zip(times["decode"], times["forward"], strict=True)
     ]
     ratios = {
-        f"{name}_over_bare": setting.ratio(bare, took[name]) for name in ("extract", "validate")
+        f"{name}_over_bare": setting.ratio(bare, times[name]) for name in ("extract", "validate")
     }
     return ratios | {
-        f"features_{name}_s": statistics.median(values) for name, values in took.items()
+        f"features_{name}_s": statistics.median(values) for name, values in times.items()
     }
 
 

@@ -22,12 +22,12 @@ def measure(repeats: int) -> float:
 
     They are the first decile, because slower sums may have waited for a busy core.
     """
-    took = []
+    times = []
     for _ in range(WARM + repeats):
         start = time.perf_counter()
         comm.total(torch.ones(1), "hop")
-        took.append(time.perf_counter() - start)
-    return max(allgather(statistics.quantiles(took[WARM:], n=10)[0], "hops"))
+        times.append(time.perf_counter() - start)
+    return max(allgather(statistics.quantiles(times[WARM:], n=10)[0], "hops"))
 
 
 def main() -> None:

@@ -35,8 +35,8 @@ class Solve:
         job.distill.mgd.assign = self
 
     def __call__(self, *arguments):
-        matching, took = setting.timed(lambda: self.assign(*arguments))
-        self.seconds += took
+        matching, seconds = setting.timed(lambda: self.assign(*arguments))
+        self.seconds += seconds
         return matching
 
     def take(self) -> float:
@@ -64,32 +64,32 @@ def measure(
     size, solve = training.config.image_size, Solve()
     networks, [distiller] = training.distillation.networks, training.distillation.distillers
     arc_by_arc = importlib.util.find_spec("ortools") is not None
-    took = {name: [] for name in ("ours", "solve", "plain", "plain_solve")}
+    times = {name: [] for name in ("ours", "solve", "plain", "plain_solve")}
     for _ in range(repeats + 1):  # the first turn warms up
         comm.total(torch.ones(1), "barrier")
         total = setting.seconds(lambda: job.distill.mgd.prepare_refresh(distiller, 0, networks))
-        took["solve"].append(solve.take())
-        took["ours"].append(total - took["solve"][-1])
+        times["solve"].append(solve.take())
+        times["ours"].append(total - times["solve"][-1])
         comm.total(torch.ones(1), "barrier")
         costs, seconds = setting.timed(
             lambda: baseline.measure(plain.query, plain.teacher, paths, size)
         )
-        took["plain"].append(seconds)
-        took["plain_solve"].append(
+        times["plain"].append(seconds)
+        times["plain_solve"].append(
             solve_arc_by_arc(costs, folder / "costs.npz") if arc_by_arc else 0.0
         )
-    took = {name: values[1:] for name, values in took.items()}
+    times = {name: values[1:] for name, values in times.items()}
     ours, plain = (
-        [a + b for a, b in zip(took[of], took[by], strict=True)]
+        [a + b for a, b in zip(times[of], times[by], strict=True)]
         for of, by in (("ours", "solve"), ("plain", "plain_solve"))
     )
     return {
-        "refresh_over_baseline": setting.ratio(took["plain"], took["ours"]),
+        "refresh_over_baseline": setting.ratio(times["plain"], times["ours"]),
         "refresh_with_solve_over_baseline": setting.ratio(plain, ours) if arc_by_arc else None,
         "refresh_images": len(paths),
-        "refresh_measure_s": statistics.median(took["ours"]),
-        "solve_s": statistics.median(took["solve"]),
-        "solve_arc_by_arc_s": statistics.median(took["plain_solve"]) if arc_by_arc else None,
+        "refresh_measure_s": statistics.median(times["ours"]),
+        "solve_s": statistics.median(times["solve"]),
+        "solve_arc_by_arc_s": statistics.median(times["plain_solve"]) if arc_by_arc else None,
     }
 
 

@@ -36,10 +36,10 @@ def main() -> None:
             name: Steps(options, run, setting.BATCH // 2, **more) for name, more in METHODS.items()
         }
         steps = {name: training.seconds for name, training in trainings.items()}
-        took = setting.interleaved(steps, options.repeats)
-    figures = {f"method_{ALONE}_s": statistics.median(took[ALONE])}
+        times = setting.interleaved(steps, options.repeats)
+    figures = {f"method_{ALONE}_s": statistics.median(times[ALONE])}
     for name in [name for name in METHODS if name != ALONE]:
-        figures[f"method_{name}_over_{ALONE}"] = setting.ratio(took[name], took[ALONE])
+        figures[f"method_{name}_over_{ALONE}"] = setting.ratio(times[name], times[ALONE])
     setting.write_figures(options.folder, "methods", **figures)
 
 

@@ -89,7 +89,7 @@ def machine() -> str:
 
 
 def version(package: str) -> str | None:
-    """Return a package's name and version; None if it is not installed."""
+    """Return a package's name and version, or None if it is not installed."""
     try:
         return f"{package} {importlib.metadata.version(package)}"
     except importlib.metadata.PackageNotFoundError:

@@ -3,7 +3,7 @@
     python tests/campaigns/bench/scale.py [options]
 
 Bytes are those that a worker receives in a step. Seconds are the sum of computing, bytes over the
-bandwidth, and a latency for each message of the rings. The model assumes that nothing overlaps. So
+bandwidth, and a latency for each message of the rings. The model assumes no overlap. So
 it overestimates both programs, and most the one that sends more. Loader processes read images
 during the step. A column has the bytes/s that the storage must deliver. The constants are options.
 Their defaults are the figures of results/latest.json if it has them.
@@ -104,8 +104,13 @@ def row(N: int, options) -> list[float]:
     line, computing = [], options.images * options.seconds_per_image
     for program in (ours, original):
         received = program(N, options)
-        took = seconds(N, received, options)
-        line += [received["images"] / 1e6, received["keys"] / 1e6, took, computing / took]
+        step_seconds = seconds(N, received, options)
+        line += [
+            received["images"] / 1e6,
+            received["keys"] / 1e6,
+            step_seconds,
+            computing / step_seconds,
+        ]
     total_read = N * options.images * options.file_bytes
     return [
         *line,
@@ -267,8 +272,10 @@ def main() -> None:
     table(options)
     print()
     norm_table(options)
-    took, fixed = 1e6 * options.hop, 1e6 * options.fixed
-    print(f"\nA hop of Gloo needs {took:.0f} us. A collective needs {fixed:.0f} us plus its hops.")
+    hop_us, fixed = 1e6 * options.hop, 1e6 * options.fixed
+    print(
+        f"\nA hop of Gloo needs {hop_us:.0f} us. A collective needs {fixed:.0f} us plus its hops."
+    )
     wait_table(options)
     if "traffic_images" in figures:
         print(f"\nbytes counted in real runs, from {LATEST.name}:")

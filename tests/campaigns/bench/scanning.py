@@ -1,7 +1,7 @@
 """Measure a scan of many files, and the memory that loader processes need for their names.
 
 bench.py starts it: python scanning.py FOLDER PHOTOS --files 100000 1281167. The files are in 1,000
-class folders. Those of a class are hard links to one photograph. Seconds are medians, of the clock
+class folders. A class's files are hard links to one photograph. Seconds are medians, of the clock
 and of the CPU. A plain walk by os.scandir is measured for comparison. `first_batch_s` is the time
 from the scan's end to the first batch of two loader processes. `loader_bytes` is the private memory
 of one loader process, without the memory that it shares with its worker.
@@ -26,7 +26,7 @@ CLASSES, BATCH, PROCESSES = 1000, 64, 2
 
 
 def write_links(root: Path, photo: Path, files: int) -> None:
-    """Write `files` files to root/train/<class>/. Those of a class link to one copy of `photo`."""
+    """Write `files` files to root/train/<class>/. A class's files link to one copy of `photo`."""
     for label in range(CLASSES):
         folder = root / "train" / f"n{label:08d}"
         folder.mkdir(parents=True)

@@ -90,11 +90,11 @@ def seconds(work) -> float:
 
 def interleaved(tasks: dict, repeats: int) -> dict[str, list[float]]:
     """Return the seconds of each task. All are done in turn `repeats` times, after a warm-up."""
-    took = {name: [] for name in tasks}
+    times = {name: [] for name in tasks}
     for _ in range(repeats + 1):
         for name, work in tasks.items():
-            took[name].append(seconds(work))
-    return {name: values[1:] for name, values in took.items()}
+            times[name].append(seconds(work))
+    return {name: values[1:] for name, values in times.items()}
 
 
 def ratio(above: list[float], below: list[float]) -> float:

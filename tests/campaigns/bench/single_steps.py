@@ -1,4 +1,4 @@
-"""A training that is measured one step at a time, so that several trainings can take turns."""
+"""A training measured one step at a time, so that several trainings can run in turns."""
 
 import itertools
 

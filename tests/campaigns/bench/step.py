@@ -83,8 +83,12 @@ class Journal(TrainingJournal):
     def step(self, step: int, sums: dict[str, float]) -> None:
         spent = self.breakdown.seconds()
         super().step(step, sums)
-        took = self.total / self.records[-1]["images_per_s"]
-        self.seconds = {"step": took, "data_wait": took * self.records[-1]["data_wait"], **spent}
+        step_seconds = self.total / self.records[-1]["images_per_s"]
+        self.seconds = {
+            "step": step_seconds,
+            "data_wait": step_seconds * self.records[-1]["data_wait"],
+            **spent,
+        }
 
 
 class Passes:
@@ -140,13 +144,13 @@ class Plain:
         self.batches = baseline.batches(setting.photos(options.photos), options.batch, options.size)
 
     def turn(self) -> dict:
-        took = []
+        times = []
         for _ in range(WARM if self.first else self.steps):
             start = time.perf_counter()
             self.baseline.step(*next(self.batches))
-            took.append(time.perf_counter() - start)
+            times.append(time.perf_counter() - start)
         self.first = False
-        return {"step": statistics.median(took)} | memory(torch.device("cpu"))
+        return {"step": statistics.median(times)} | memory(torch.device("cpu"))
 
 
 def medians(steps: list[dict]) -> dict:

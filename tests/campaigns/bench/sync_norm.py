@@ -33,25 +33,25 @@ def count_collectives(steps: Steps) -> int:
 def probe() -> float:
     """Return the seconds of a batch norm's collective on idle workers."""
     sums = torch.ones(2 * CHANNELS + 1, dtype=torch.float64)
-    took = [setting.seconds(lambda: comm.total(sums, "probe")) for _ in range(PROBES)]
-    return statistics.median(took)
+    times = [setting.seconds(lambda: comm.total(sums, "probe")) for _ in range(PROBES)]
+    return statistics.median(times)
 
 
 def measure(trainings: dict[str, Steps], repeats: int) -> dict[str, float]:
     """Return fractions of a step, and medians of seconds."""
     # This warms up too.
     counts = {name: count_collectives(steps) for name, steps in trainings.items()}
-    took, probed = {name: [] for name in trainings}, []
+    times, probed = {name: [] for name in trainings}, []
     for _ in range(repeats):
         for name, steps in trainings.items():
-            took[name].append(steps.seconds())
+            times[name].append(steps.seconds())
         probed.append(probe())
     figures = {"sync_norm_collective_s": statistics.median(probed)}
     for name in ("all", "heads"):
-        over = setting.ratio(took["none"], took[name])
+        over = setting.ratio(times["none"], times[name])
         figures[f"sync_norm_{name}_share"] = 1 - over
         figures[f"sync_norm_{name}_collectives"] = counts[name]
-    return figures | {f"sync_norm_{name}_step_s": statistics.median(took[name]) for name in took}
+    return figures | {f"sync_norm_{name}_step_s": statistics.median(times[name]) for name in times}
 
 
 def main() -> None:

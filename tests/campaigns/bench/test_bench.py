@@ -157,9 +157,9 @@ def test_interleaved_drops_the_first_turn():
         "slow": lambda: (done.append("slow"), time.sleep(0.02)),
         "quick": lambda: done.append("quick"),
     }
-    took = setting.interleaved(tasks, repeats=2)
+    times = setting.interleaved(tasks, repeats=2)
     assert done == ["slow", "quick"] * 3
-    assert [len(values) for values in took.values()] == [2, 2] and min(took["slow"]) >= 0.02
+    assert [len(values) for values in times.values()] == [2, 2] and min(times["slow"]) >= 0.02
 
 
 def test_baseline_pooling_and_distance_are_ours():
@@ -226,7 +226,7 @@ def test_scale_has_the_recipe_s_parameters():
     not importlib.util.find_spec("ortools"),
     reason="OR-Tools is not installed: see tests/campaigns/bench/flow.py",
 )
-def test_flow_costs_what_our_matching_costs(tmp_path):
+def test_flow_has_the_cost_of_our_matching(tmp_path):
     random = np.random.default_rng(0)
     costs = [random.random((S, T)) for S, T in ((6, 24), (16, 32), (8, 8))]
     np.savez(tmp_path / "costs.npz", *costs)
@@ -243,13 +243,13 @@ def test_flow_costs_what_our_matching_costs(tmp_path):
 
 def test_received_counts_arrived_bytes():
     with socket.create_server(("127.0.0.1", 0)) as server:
-        with socket.create_connection(server.getsockname()) as there, server.accept()[0] as here:
+        with socket.create_connection(server.getsockname()) as client, server.accept()[0] as peer:
             for size in (1, 1000, 100_000):
                 before = traffic.received()
-                there.sendall(bytes(size))
+                client.sendall(bytes(size))
                 left = size
                 while left:
-                    left -= len(here.recv(left))
+                    left -= len(peer.recv(left))
                 assert traffic.received() - before == size
 
 
@@ -270,7 +270,7 @@ def test_scale_models_the_counted_bytes(N, tmp_path):
         assert counted[f"{name}_bytes_{N}"] == pytest.approx(model, rel=0.02), name
 
 
-def test_only_the_original_s_bytes_grow_with_workers(monkeypatch, capsys):
+def test_bytes_grow_only_in_the_original(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["scale.py", "--seconds-per-image", "0.0025"])
     scale.main()
     first = capsys.readouterr().out.partition("SimSiam")[0]
@@ -315,8 +315,8 @@ def test_hop_of_two_rings():
 
 
 def test_wait_table_grows_with_workers(monkeypatch, capsys):
-    words = ["--seconds-per-image", "0.0025", "--hop", "1e-5", "--fixed", "1e-4"]
-    monkeypatch.setattr(sys, "argv", ["scale.py", *words])
+    argv = ["--seconds-per-image", "0.0025", "--hop", "1e-5", "--fixed", "1e-4"]
+    monkeypatch.setattr(sys, "argv", ["scale.py", *argv])
     scale.main()
     lines = capsys.readouterr().out.split("Small messages")[1].splitlines()[4:8]
     table = [[float(cell.rstrip("%")) for cell in line.split()] for line in lines]

@@ -1,8 +1,8 @@
-"""Jobs that take turns: several horovodrun jobs exist, one computes, the others are stopped.
+"""Jobs that run in turns: several horovodrun jobs exist, one computes, the others are stopped.
 
 At the end of its turn a worker stops itself with all its threads (SIGSTOP), so the next job has the
 machine for itself. The bench continues it (SIGCONT) for another turn. So both sides of a comparison
-run within a minute, in separate processes with separate peaks of memory. Nothing starts or warms up
+run within a minute, in separate processes with separate peaks of memory. No job starts or warms up
 twice.
 """
 
@@ -60,7 +60,7 @@ def launch(workers: int, script: Path, arguments: list, output, **environment) -
 
 
 class Job:
-    """A job whose workers take turns: `script folder arguments` calls `take_turns(folder, ...)`."""
+    """A job that runs in turns: `script folder arguments` calls `take_turns(folder, ...)`."""
 
     def __init__(self, workers: int, script: Path, folder: Path, arguments: list, **environment):
         self.workers, self.folder, self.turns = workers, folder, 0

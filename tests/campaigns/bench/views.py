@@ -35,11 +35,11 @@ def measure(folder: Path, size: int, repeats: int) -> dict:
         "pil_bytes": lambda: [pil_bytes[index] for index in everything],
         "decode_crop": lambda: [crops[0, index] for index in everything],
     }
-    took = setting.interleaved(tasks, repeats)
-    rates = {name: len(paths) / statistics.median(values) for name, values in took.items()}
+    times = setting.interleaved(tasks, repeats)
+    rates = {name: len(paths) / statistics.median(values) for name, values in times.items()}
     return {
-        "input_over_pil": setting.ratio(took["pil"], took["ours"]),
-        "input_over_pil_bytes": setting.ratio(took["pil_bytes"], took["ours"]),
+        "input_over_pil": setting.ratio(times["pil"], times["ours"]),
+        "input_over_pil_bytes": setting.ratio(times["pil_bytes"], times["ours"]),
         "decode_crop_images_per_s": rates["decode_crop"],
         "input_images_per_s": rates["ours"],
         "input_pil_images_per_s": rates["pil"],
@@ -49,7 +49,7 @@ def measure(folder: Path, size: int, repeats: int) -> dict:
 def main() -> None:
     options = setting.repeating(__doc__, repeats=7).parse_args()
     setting.pin()
-    keep_freed_memory(KEPT)  # as in a loader process; here for the baseline's views too
+    keep_freed_memory(KEPT)  # as in a loader process, here also for the baseline's views
     setting.write_figures(
         options.folder, "views", **measure(options.photos, options.size, options.repeats)
     )

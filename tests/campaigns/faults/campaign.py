@@ -20,7 +20,7 @@ from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
-# This clone's packages come before installed ones.
+# This clone's packages have precedence over installed ones.
 sys.path.insert(0, str(Path(__file__).parents[3]))
 os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 

@@ -45,7 +45,7 @@ HITS = [("rank 0", "SIGKILL"), ("rank 1", "SIGKILL"), ("all", "SIGKILL")]
 # After these signals, a run saves and ends with 0.
 HITS += [("rank 0", "SIGTERM"), ("rank 1", "SIGUSR2"), ("all", "SIGTERM")]
 Aim = tuple[str, str, str]  # phase, target, signal
-PATIENCE = 120  # s from a signal to the end of all processes; horovodrun needs up to 60
+PATIENCE = 120  # s from a signal to the end of all processes (horovodrun needs up to 60)
 END = 900  # s until a run must reach its end, or the phase that is waited for
 
 

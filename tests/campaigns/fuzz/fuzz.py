@@ -60,7 +60,7 @@ def in_import() -> bool:
 
 
 def outcome(target, path: Path, watch: Watch) -> tuple[str, str]:
-    """Read the file. Return its kind of outcome, and the failure; "" if the outcome is correct."""
+    """Read the file. Return its kind of outcome, and the failure, "" if the outcome is correct."""
     signal.alarm(HANG)
     watch.seen, watch.on = [], True
     try:

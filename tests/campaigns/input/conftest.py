@@ -43,13 +43,13 @@ def good(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def places(good):
+def values(good):
     """The values of the {names} in a case."""
     return {"good": good}
 
 
 @pytest.fixture(scope="module")
-def outcomes(request, run_all, places, tmp_path_factory):
+def outcomes(request, run_all, values, tmp_path_factory):
     """The outcome and the folder of each of the module's selected cases, by name."""
     chosen = [
         item
@@ -58,7 +58,7 @@ def outcomes(request, run_all, places, tmp_path_factory):
     ]
     cases = [item.callspec.params["case"] for item in chosen if "case" in item.callspec.params]
     folders = [tmp_path_factory.mktemp("run") for _ in cases]
-    argvs = [[str(word).format(**places) for word in case.argv] for case in cases]
+    argvs = [[str(word).format(**values) for word in case.argv] for case in cases]
     commands = [
         (case.program, argv, str(folder), case.unprivileged)
         for case, argv, folder in zip(cases, argvs, folders, strict=True)

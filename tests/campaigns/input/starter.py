@@ -1,9 +1,9 @@
 """Run command lines in separate processes, two at a time, forked after the imports.
 
 Reads lines of JSON, each a list of commands [program, argv, folder, unprivileged]. Answers each by
-a line of JSON with their outcomes in the same order: {code, said, warned, seconds, peak}. These are
-the exit code (None: killed after TIME), the standard output, the standard error, the wall time, and
-the process's peak of memory in MB.
+a line of JSON with their outcomes in the same order: {code, stdout, stderr, seconds, peak}. `code`
+is the exit code (None: killed after TIME), `seconds` the wall time, and `peak` the process's peak
+of memory in MB.
 """
 
 import atexit
@@ -24,7 +24,7 @@ PROGRAMS = ("job.train", "job.linear", "job.embed", "job.export", "job.pack")
 
 
 def obey_permissions() -> None:
-    """Drop root's right to read every file (capset(2), version 3). For other users, do nothing."""
+    """Drop root's right to read every file (capset(2), version 3). Other users lack it."""
     header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     if ctypes.CDLL(None, use_errno=True).capset(header, data):
         raise OSError(ctypes.get_errno(), "capset")
@@ -47,13 +47,13 @@ class Command:
     """A command that runs in a separate process."""
 
     def __init__(self, program: str, argv: list[str], folder: str, unprivileged: bool):
-        self.said, self.warned = tempfile.TemporaryFile(), tempfile.TemporaryFile()
+        self.stdout, self.stderr = tempfile.TemporaryFile(), tempfile.TemporaryFile()
         self.start, self.end = time.monotonic(), None
         self.process = os.fork()
         if self.process == 0:
             os.setsid()
             os.chdir(folder)
-            for number, file in enumerate((open(os.devnull, "rb"), self.said, self.warned)):
+            for number, file in enumerate((open(os.devnull, "rb"), self.stdout, self.stderr)):
                 os.dup2(file.fileno(), number)
             if unprivileged:
                 obey_permissions()
@@ -69,7 +69,7 @@ class Command:
             code = None if late else os.waitstatus_to_exitcode(status)
             texts = {
                 name: self.text(file)
-                for name, file in (("said", self.said), ("warned", self.warned))
+                for name, file in (("stdout", self.stdout), ("stderr", self.stderr))
             }
             self.end = {
                 "code": code,

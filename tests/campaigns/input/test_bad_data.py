@@ -240,7 +240,7 @@ def make_trees(folder, good):
 
 
 @pytest.fixture(scope="module")
-def places(good, tmp_path_factory):
+def values(good, tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     make_trees(folder, good)
     (folder / "pictures" / "train" / "all").mkdir(parents=True)
@@ -333,16 +333,16 @@ ALL_BAD = train("only bad images", "all-bad")
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_folder(case, outcomes, places):
-    check(case, outcomes, places)
+def test_folder(case, outcomes, values):
+    check(case, outcomes, values)
 
 
 @pytest.mark.parametrize("case", UNPACKED, ids=lambda case: case.name)
-def test_pack_names_the_file(case, outcomes, places):
+def test_pack_names_the_file(case, outcomes, values):
     outcome, folder = outcomes[case.name]
-    assert outcome["code"] == 1 and outcome["warned"].count("\n") == 1, outcome
+    assert outcome["code"] == 1 and outcome["stderr"].count("\n") == 1, outcome
     for part in (*case.parts, "Complete shards are kept"):
-        assert part in outcome["warned"], outcome
+        assert part in outcome["stderr"], outcome
     assert os.listdir(folder) == ["OUT.part"]
 
 
@@ -350,23 +350,23 @@ def test_pack_names_the_file(case, outcomes, places):
 def test_links_are_followed_once(case, outcomes):
     outcome, _ = outcomes[case.name]
     outcome.worked()
-    assert f"{LINKS[case.name]} images, " in outcome["said"]
+    assert f"{LINKS[case.name]} images, " in outcome["stdout"]
 
 
 @pytest.mark.parametrize("case", [UNLABELLED], ids=lambda case: case.name)
 def test_shards_without_labels_train(case, outcomes):
     outcome, _ = outcomes[case.name]
     outcome.worked()
-    assert "8 images, 2 steps an epoch" in outcome["said"]
+    assert "8 images, 2 steps an epoch" in outcome["stdout"]
 
 
 @pytest.mark.parametrize("case", [LEFTOVERS], ids=lambda case: case.name)
-def test_leftovers_are_skipped_and_logged(case, outcomes, places):
+def test_leftovers_are_skipped_and_logged(case, outcomes, values):
     outcome, folder = outcomes[case.name]
     outcome.worked()
-    line = f"left out 4 of 12 files in {places['folder']}/leftovers/train: "
+    line = f"left out 4 of 12 files in {values['folder']}/leftovers/train: "
     line += "3 hidden or of the system (such as .ipynb_checkpoints)"
-    assert outcome["said"].count(f"{line}, 1 .cr3 (such as b/1.cr3)") == 1
+    assert outcome["stdout"].count(f"{line}, 1 .cr3 (such as b/1.cr3)") == 1
     log = (folder / "runs" / "resnet18" / "log.txt").read_text()
     assert line in log and "8 images, 2 steps an epoch" in log
     knn = r"k-NN accuracy on 4 images of \S+/leftovers/val: top-1 [0-9.]+ %, k = 3"
@@ -380,13 +380,13 @@ def test_leftovers_are_skipped_and_logged(case, outcomes, places):
 def test_pictures_train_in_bounded_memory(case, outcomes):
     outcome, _ = outcomes[case.name]
     outcome.worked()
-    assert "cannot decode" not in outcome["said"]
+    assert "cannot decode" not in outcome["stdout"]
     assert outcome["peak"] < 1500  # MB: PIL's 4 bytes per pixel are 672, Python and torch 570
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_picture_colour(name, places):
-    images = scan(str(places["folder"] / "pictures"), "train")
+def test_picture_colour(name, values):
+    images = scan(str(values["folder"] / "pictures"), "train")
     [index] = [index for index in range(len(images)) if images.names[index] == f"all/{name}"]
     pixels, _, bad = images.read(index)
     assert not bad
@@ -398,7 +398,7 @@ def test_picture_colour(name, places):
 def test_bad_file_is_logged_and_skipped(case, outcomes):
     outcome, folder = outcomes[case.name]
     outcome.worked()
-    lines = [line for line in outcome["said"].splitlines() if "cannot decode" in line]
+    lines = [line for line in outcome["stdout"].splitlines() if "cannot decode" in line]
     assert len(lines) == 1, outcome
     assert BROKEN[case.name][1] in lines[0] and printable(case.name) in lines[0]
     assert (folder / "runs" / "resnet18" / "last.pth.tar").is_file()
@@ -421,11 +421,11 @@ def test_bad_file_beyond_the_limit(case, outcomes):
 
 
 @pytest.mark.parametrize("case", [FORBIDDEN], ids=lambda case: case.name)
-def test_unreadable_file_ends_the_run(case, outcomes, places):
+def test_unreadable_file_ends_the_run(case, outcomes, values):
     outcome, _ = outcomes[case.name]
-    assert outcome["code"] == 1 and "cannot decode" not in outcome["said"], outcome
-    *warnings, error = outcome["warned"].splitlines()
-    path = f"{places['folder']}/forbidden-file/train/a/no one's.png"
+    assert outcome["code"] == 1 and "cannot decode" not in outcome["stdout"], outcome
+    *warnings, error = outcome["stderr"].splitlines()
+    path = f"{values['folder']}/forbidden-file/train/a/no one's.png"
     text = f"cannot read {path}: Permission denied"
     assert error == f"error: {text}, tried 5 times in 15 s. Check its file system and permissions"
     assert warnings == [f"warning: {text}; next try in {pause} s" for pause in (1, 2, 4, 8)]

@@ -188,5 +188,5 @@ def test_all_options_are_tested():
 
 
 @pytest.mark.parametrize("case", GENERATED + CONFLICTS, ids=lambda case: case.name)
-def test_option(case, outcomes, places):
-    check(case, outcomes, places)
+def test_option(case, outcomes, values):
+    check(case, outcomes, values)

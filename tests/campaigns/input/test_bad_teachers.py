@@ -195,7 +195,7 @@ FILES = {
 
 
 @pytest.fixture(scope="module")
-def places(good, tmp_path_factory):
+def values(good, tmp_path_factory):
     folder = tmp_path_factory.mktemp("teachers")
     for name, (make, *_) in FILES.items():
         make(folder / name)
@@ -261,8 +261,8 @@ CHANNELS = [
 @pytest.mark.parametrize(
     "case", TEACHERS + PRETRAINED + EXPORTED + CHANNELS, ids=lambda case: case.name
 )
-def test_file(case, outcomes, places):
-    check(case, outcomes, places)
+def test_file(case, outcomes, values):
+    check(case, outcomes, values)
 
 
 @pytest.mark.parametrize("case", TEACHERS[-1:], ids=lambda case: case.name)

@@ -98,7 +98,7 @@ DIFFERENT = {
 
 
 @pytest.fixture(scope="module")
-def places(good, tmp_path_factory):
+def values(good, tmp_path_factory):
     folder = tmp_path_factory.mktemp("workers")
     make_trees(folder, good)
     (folder / "typo.yaml").write_text("tempreature: 1")
@@ -111,11 +111,11 @@ def places(good, tmp_path_factory):
 
 
 @pytest.fixture
-def run(start_job, places, tmp_path):
+def run(start_job, values, tmp_path):
     """A function that runs two workers. It returns the exit code, all lines, and the errors."""
 
     def to_end(line, program="job.train"):
-        data, *options = line.format(**places).split()
+        data, *options = line.format(**values).split()
         small = SMALL if program == "job.train" else LINEAR
         job = start_job(2, tmp_path / "run", [data, *small, *options], program)
         lines = job.finish().splitlines()
@@ -127,12 +127,12 @@ def run(start_job, places, tmp_path):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_workers_print_one_error(name, run, places, tmp_path):
+def test_workers_print_one_error(name, run, values, tmp_path):
     program, line, *parts = REFUSED[name]
     code, lines, errors = run(line, program)
     assert code == 2, lines
     assert len(errors) == 1 and errors[0].startswith("[0]<stderr>:error: "), lines
-    assert all(part.format(**places) in errors[0] for part in parts), lines
+    assert all(part.format(**values) in errors[0] for part in parts), lines
     assert os.listdir(tmp_path) == []
 
 

@@ -94,7 +94,7 @@ SPECIAL = {
 
 
 @pytest.fixture(scope="module")
-def places(good, tmp_path_factory):
+def values(good, tmp_path_factory):
     folder = tmp_path_factory.mktemp("yaml")
     for name, (content, *_) in FILES.items():
         (folder / f"{name}.yaml").write_bytes(
@@ -123,8 +123,8 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_file(case, outcomes, places):
-    check(case, outcomes, places)
+def test_file(case, outcomes, values):
+    check(case, outcomes, values)
     assert outcomes[case.name][0]["seconds"] < 20
 
 

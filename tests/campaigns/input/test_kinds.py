@@ -28,7 +28,7 @@ def shard(path, folder, labelled):
 
 
 @pytest.fixture(scope="module")
-def places(good, tmp_path_factory):
+def values(good, tmp_path_factory):
     folder = tmp_path_factory.mktemp("kinds")
     fill(folder / "flat", 8)
     fill(folder / "loose" / "train", 8)
@@ -173,14 +173,14 @@ def test_images_train(case, outcomes):
 
 
 @pytest.mark.parametrize("case", [*WITH_LABELS, *REFUSED], ids=lambda case: case.name)
-def test_labels_for_knn_and_classifiers(case, outcomes, places):
-    check(case, outcomes, places)
+def test_labels_for_knn_and_classifiers(case, outcomes, values):
+    check(case, outcomes, values)
 
 
 @pytest.mark.parametrize("case", ENDED, ids=lambda case: case.name)
-def test_undecodable_list_ends_the_run(case, outcomes, places):
+def test_undecodable_list_ends_the_run(case, outcomes, values):
     outcome, folder = outcomes[case.name]
-    parts = [part.format(**places) for part in UNDECODABLE[case.name][1:]]
+    parts = [part.format(**values) for part in UNDECODABLE[case.name][1:]]
     outcome.refused("cannot be decoded", *parts)
     assert not (folder / "runs" / "resnet18" / "last.pth.tar").exists()
 

@@ -75,7 +75,7 @@ def main() -> None:
         start, batches = first_weights_and_views(config, folder)
         exact = follow(program, config, start, batches, torch.float64)
         courses = {"released": follow(program, config, start, batches, torch.float32)}
-        layout = torch.channels_last  # that of job.train's views
+        layout = torch.channels_last  # of job.train's views
         courses["channels last"] = follow(program, config, start, batches, torch.float32, layout)
         courses["control"] = follow(program, config, start, batches, torch.float64, constant=False)
         courses |= {f"{N} worker(s)": train(options, N, folder / f"out{N}") for N in (1, 2)}

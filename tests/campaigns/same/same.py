@@ -5,7 +5,7 @@
 Both codes train on 50 images of noise with the same options (RUNS), in this Python. This code also
 resumes a run of the older code within an epoch. This code is the working tree, including changes
 that are not committed. All tensors of all checkpoints are compared, and all numbers of the course
-records except times. Fields that only this code writes are not compared. There is one line per run:
+records except times. Fields that only this code writes are not compared. Prints a line per run:
 `same`, or the first difference. If a run differs or fails, the exit code is 1 and the folder with
 its checkpoints stays. Needs 3 GB of disk.
 """

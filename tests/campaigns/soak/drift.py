@@ -1,4 +1,4 @@
-"""Measure what grows during a run, and how much of it is noise.
+"""Measure the growth of a run's memory, files and step times, and its noise.
 
 Samples are compared in the same phase: within the steps of an epoch. Refreshes, k-NN and saves are
 excluded, because they start and end other loader processes. The first tenth of the run is its
@@ -74,8 +74,8 @@ def thirds(values: list) -> tuple[list, list]:
 
 def step_seconds(records: list[dict]) -> list[float]:
     """Return the steps' seconds per image after the warm-up."""
-    took = [1 / record["images_per_s"] for record in records if "images_per_s" in record]
-    return took[int(WARM_UP * len(took)) :]
+    seconds = [1 / record["images_per_s"] for record in records if "images_per_s" in record]
+    return seconds[int(WARM_UP * len(seconds)) :]
 
 
 def cpu_seconds(flat: list[dict]) -> list[float]:
@@ -101,7 +101,7 @@ def blocks(values: list[float]) -> list[float]:
 
 
 def ratio(values: list[float]) -> dict:
-    """Return the median of the last third over that of the first, and the noise.
+    """Return the median of the last third over the first third's, and the noise.
 
     The noise is the standard deviation of the blocks' medians over their median.
     """

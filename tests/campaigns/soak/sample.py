@@ -25,7 +25,7 @@ def workers(launcher: int) -> list[psutil.Process]:
 def sample(launcher: int, metrics: Path) -> list[dict]:
     """Return a dict for each worker; [] while the run starts, or if a worker ends meanwhile.
 
-    epoch, step: the last recorded step after the sample; None if an epoch has ended meanwhile.
+    epoch, step: the last recorded step after the sample, None if the epoch has ended.
     rss_mb: memory of the worker.
     tree_mb: private memory (USS) of the worker and of its child processes. It excludes shared
     memory, whose proportion (PSS) changes by 25 MB when other programs with torch start or end.

@@ -21,8 +21,8 @@ def run(leak=0.0, files=0, slower=0.0, noise=0.02):
     for epoch in range(EPOCHS):
         for step in range(STEPS):
             fraction = (epoch * STEPS + step) / (EPOCHS * STEPS)
-            took = (1 + slower * fraction) * (1 + numbers.gauss(0, noise))
-            records.append({"epoch": epoch, "step": step, "images_per_s": 1 / took})
+            seconds = (1 + slower * fraction) * (1 + numbers.gauss(0, noise))
+            records.append({"epoch": epoch, "step": step, "images_per_s": 1 / seconds})
             if step % 4 == 0:
                 values = {
                     "rss_mb": 800 + leak * fraction + numbers.gauss(0, 5),
