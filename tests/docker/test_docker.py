@@ -1,4 +1,4 @@
-"""Test the image, runs in it, and the engine of docker/local-engine.sh."""
+"""The image, runs in it, and the engine of docker/local-engine.sh."""
 
 import io
 import itertools
@@ -64,7 +64,7 @@ def test_image_contents(docker, image):
         "caches": [],
         "sources": [],
         "InfiniBand": True,
-        "NCCL": True,  # built without a CUDA toolkit, if the base image has none
+        "NCCL": True,  # built without a CUDA toolkit if the base image has none
         "project": ["job", "mgd", "moco", "moco_mgd-0.1.0.dist-info"],
         "commands": [f"mgd-{name}" for name in programs],
     }
@@ -88,9 +88,11 @@ def test_image_prints_the_options(docker, image):
 
 
 def test_wrong_command_line_is_one_line(docker, image):
-    words = ["docker", "run", "--rm", "--network=host", image]
-    words += "python -m job.train /nowhere --batch-size x".split()
-    done = subprocess.run(words, env=docker.environment, capture_output=True, text=True, timeout=60)
+    command = ["docker", "run", "--rm", "--network=host", image]
+    command += "python -m job.train /nowhere --batch-size x".split()
+    done = subprocess.run(
+        command, env=docker.environment, capture_output=True, text=True, timeout=60
+    )
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith("error: ")
 
@@ -293,10 +295,10 @@ def test_podman_builds_the_image(podman, docker, engine, tmp_path):
     """It builds a quick stage, because the others need minutes. podman parses the entire file."""
     copy_image(engine["BASE_IMAGE"], docker, podman)
     base = f"localhost/{engine['BASE_IMAGE']}"
-    words = [f"--build-arg={name}={base}" for name in ("BASE_IMAGE", "RUNTIME_IMAGE")]
-    words += ["--network=host", "--file=docker/Dockerfile", "--target=system"]
+    options = [f"--build-arg={name}={base}" for name in ("BASE_IMAGE", "RUNTIME_IMAGE")]
+    options += ["--network=host", "--file=docker/Dockerfile", "--target=system"]
     tag = "moco-mgd-system:test"
-    podman("build", *words, f"--tag={tag}", ".", timeout=300)
+    podman("build", *options, f"--tag={tag}", ".", timeout=300)
     code = "import ctypes; ctypes.CDLL('libibverbs.so.1')"
     podman("run", "--rm", "--network=host", tag, "python3", "-c", code)
 
@@ -306,10 +308,10 @@ def test_podman_builds_the_image(podman, docker, engine, tmp_path):
 
 def local_engine(action, folder, **environment):
     """Run docker/local-engine.sh and return its exit code and its output."""
-    words = [shutil.which("bash"), SCRIPT, action]
+    arguments = [shutil.which("bash"), SCRIPT, action]
     options = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=180)
     environment = os.environ | {"LOCAL_ENGINE": str(folder)} | environment
-    done = subprocess.run(words, env=environment, **options)
+    done = subprocess.run(arguments, env=environment, **options)
     return done.returncode, done.stdout.replace("local-engine: ", "")
 
 
@@ -349,8 +351,8 @@ def test_engine_starts_and_stops_next_to_another(docker, nowhere, tmp_path):
         assert (code, output.splitlines()[0]) == (0, f"runs already, pid {pid}")
         assert "import" not in output and "debootstrap" not in output  # the base image is kept
         [base] = re.findall(r"^export BASE_IMAGE=(.*)$", output, re.M)
-        words = ["docker", "--host", host, "run", "--rm", "--network=host", base, "true"]
-        subprocess.run(words, check=True, timeout=60)
+        command = ["docker", "--host", host, "run", "--rm", "--network=host", base, "true"]
+        subprocess.run(command, check=True, timeout=60)
     finally:
         code, output = local_engine("down", folder, **nowhere)
     assert (code, output) == (0, f"stopped, pid {pid}; its images stay in {folder}/data\n")
