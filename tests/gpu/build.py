@@ -54,8 +54,8 @@ def main() -> None:
     start = time.perf_counter()
     python = carry.environment(options.environment, folder)
     subprocess.run([SCRIPT, python], env=os.environ | variables(folder), check=True)
-    words = [python, "-c", FACTS]
-    output = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    command = [python, "-c", FACTS]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     facts = json.loads(output.splitlines()[-1])
     record = {"kind": "machine", "build_seconds": round(time.perf_counter() - start, 1)}
     line = json.dumps(record | facts)

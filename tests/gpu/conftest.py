@@ -65,8 +65,8 @@ def size():
 @pytest.fixture(scope="session")
 def network(size):
     """The options of the student and its images."""
-    words = ["-a", "resnet18", "--width", WIDTH, "--image-size", str(size), "--mlp"]
-    return [*words, "--moco-t", "0.2", "--aug-plus", "--cos", "--warmup-epochs", "0"]
+    arguments = ["-a", "resnet18", "--width", WIDTH, "--image-size", str(size), "--mlp"]
+    return [*arguments, "--moco-t", "0.2", "--aug-plus", "--cos", "--warmup-epochs", "0"]
 
 
 @pytest.fixture(scope="session")
@@ -89,10 +89,10 @@ def command(tmp_path):
     import subprocess
     import sys
 
-    def run(program, *words, **environment):
-        words = [sys.executable, "-m", f"job.{program}", *map(str, words)]
+    def run(program, *arguments, **environment):
+        arguments = [sys.executable, "-m", f"job.{program}", *map(str, arguments)]
         done = subprocess.run(
-            words,
+            arguments,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -116,7 +116,7 @@ def run_parts(
         left = total - (clock() - start)
         limit = min(part.limit, left)
         if limit < LEAST:
-            verdict, code, took = LEFT_OUT, None, 0.0
+            verdict, code, seconds = LEFT_OUT, None, 0.0
         else:
             record.line(f"{part.name}: {part.about} (at most {limit:.0f} s)")
             part_start = clock()
@@ -125,11 +125,11 @@ def run_parts(
             except OSError as error:  # the program of the part is missing
                 record.line(f"  {error}")
                 verdict, code = FAILED, None
-            took = clock() - part_start
+            seconds = clock() - part_start
         verdicts[part.name] = verdict
-        record.line(f"{part.name}: {verdict} after {took:.0f} s")
+        record.line(f"{part.name}: {verdict} after {seconds:.0f} s")
         facts = {"part": part.name, "verdict": verdict, "code": code}
-        record.result(kind="verdict", **facts, seconds=round(took, 1), limit=round(limit, 1))
+        record.result(kind="verdict", **facts, seconds=round(seconds, 1), limit=round(limit, 1))
     return verdicts
 
 

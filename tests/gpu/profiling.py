@@ -104,12 +104,12 @@ def busiest(steps: Steps, count: int) -> tuple[float, list[str]]:
     start = time.perf_counter()
     with profile(activities=activities) as seen:
         steps(count)
-    took = time.perf_counter() - start
+    seconds = time.perf_counter() - start
     averages = seen.key_averages()
     on_gpu = sum(event.self_device_time_total for event in averages) / 1e6  # s
     order = "self_cuda_time_total" if steps.device == "cuda" else "self_cpu_time_total"
     table = averages.table(sort_by=order, row_limit=TOP, max_name_column_width=60)
-    return on_gpu / took, table.splitlines()
+    return on_gpu / seconds, table.splitlines()
 
 
 def main() -> None:

@@ -37,9 +37,9 @@ def session_parts(device: str, work: Path, carried: Path | None) -> list[Part]:
     python = str(work / "venv/bin/python") if carried else sys.executable
 
     def tests(name: str) -> list[str]:
-        words = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-        words += ["--basetemp", str(work / f"pytest-{name}"), str(HERE / f"test_{name}.py")]
-        return words + (["-k", chosen] if (chosen := CHOSEN[device].get(name)) else [])
+        command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        command += ["--basetemp", str(work / f"pytest-{name}"), str(HERE / f"test_{name}.py")]
+        return command + (["-k", chosen] if (chosen := CHOSEN[device].get(name)) else [])
 
     build = [sys.executable, str(HERE / "build.py"), str(work / "venv")]
     build += ["--carried", str(carried)] if carried else []
@@ -76,9 +76,9 @@ def no_gpu(device: str) -> str:
     """Return why the session cannot run on this machine, or "" if it can."""
     if device == "cpu":
         return ""
-    words = [sys.executable, str(HERE / "no_gpu.py")]
+    command = [sys.executable, str(HERE / "no_gpu.py")]
     environment = os.environ | {"PYTHONPATH": str(REPO)}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     return done.stderr.strip() if done.returncode else ""
 
 

@@ -1,4 +1,4 @@
-"""Test Horovod's collectives on GPUs, by NCCL, and on the CPUs of the same machine, by Gloo."""
+"""Horovod's collectives on GPUs, by NCCL, and on the CPUs of the same machine, by Gloo."""
 
 import json
 import os
@@ -26,10 +26,10 @@ def can_share() -> bool:
     return False
 
 
-def check(workers, *words, **environment):
+def check(workers, *arguments, **environment):
     """Check the results of all collectives on some workers."""
     launcher = os.path.join(os.path.dirname(sys.executable), "horovodrun")
-    script = [sys.executable, collectives.__file__, *words]
+    script = [sys.executable, collectives.__file__, *arguments]
     done = subprocess.run(
         [launcher, "-np", str(workers), *script],
         stdout=subprocess.PIPE,

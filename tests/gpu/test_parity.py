@@ -1,4 +1,4 @@
-"""Test a step on the GPU against the same step on the CPU, in float32 without TF32.
+"""A step on the GPU against the same step on the CPU, in float32 without TF32.
 
 The tolerance is measured, not chosen. Both devices round each operation to float32, but sum in
 different orders. To measure the effect of such roundings on the CPU, change each weight by one

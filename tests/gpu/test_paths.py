@@ -1,4 +1,4 @@
-"""Test each path of training on the device: finite losses and a complete checkpoint."""
+"""Each path of training on the device: finite losses and a complete checkpoint."""
 
 import importlib.util
 import math

@@ -1,4 +1,4 @@
-"""Test job.linear, job.embed and job.export on the device, with a checkpoint trained there."""
+"""job.linear, job.embed and job.export on the device, with a checkpoint trained on it."""
 
 import json
 
@@ -18,8 +18,8 @@ def trained(tmp_path_factory, network, images):
     from job.train import train
 
     out = tmp_path_factory.mktemp("trained") / "run"
-    words = f"--epochs 1 --batch-size 16 --moco-k 64 -j 0 --knn-every 1 --out {out}".split()
-    train(read_config([str(images), *network, *words]))
+    options = f"--epochs 1 --batch-size 16 --moco-k 64 -j 0 --knn-every 1 --out {out}".split()
+    train(read_config([str(images), *network, *options]))
     return out / "last.pth.tar"
 
 
@@ -30,8 +30,19 @@ def test_knn_agrees_with_training(command, images, trained):
 
 
 def test_linear_trains_and_evaluates(command, images, trained, tmp_path):
-    words = ["--epochs", 2, "--batch-size", 16, "--lr", 0.1, "-j", 0, "--out", tmp_path / "linear"]
-    command("linear", images, "--pretrained", trained, *words)
+    options = [
+        "--epochs",
+        2,
+        "--batch-size",
+        16,
+        "--lr",
+        0.1,
+        "-j",
+        0,
+        "--out",
+        tmp_path / "linear",
+    ]
+    command("linear", images, "--pretrained", trained, *options)
     accuracy = of_kind(tmp_path / "linear", "validation")[-1]["val_top1"]
     best = tmp_path / "linear" / "last.pth.tar"
     output = command("linear", images, "--evaluate", "--resume", best, "-j", 0)
@@ -42,8 +53,8 @@ def test_embed_equals_the_cpu_to_tf32(command, images, trained, tmp_path):
     features = {}
     for name, hidden in (("device", {}), ("cpu", {"CUDA_VISIBLE_DEVICES": ""})):
         path = tmp_path / f"{name}.npy"
-        words = ["--pretrained", trained, "-j", 0, "--out", path]
-        command("embed", images, *words, **hidden)
+        options = ["--pretrained", trained, "-j", 0, "--out", path]
+        command("embed", images, *options, **hidden)
         features[name] = np.load(path).astype(np.float64)
     assert json.loads((tmp_path / "device.json").read_text())
     products = (features["device"] * features["cpu"]).sum(1)

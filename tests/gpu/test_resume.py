@@ -1,4 +1,4 @@
-"""Test that runs on the device repeat, and resume after kills, to the same bytes."""
+"""Runs on the device: repeats and resumes after kills give the same bytes."""
 
 import hashlib
 
