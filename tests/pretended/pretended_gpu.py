@@ -47,7 +47,7 @@ def line_of_program() -> str:
     return f"{frame.f_code.co_filename.removeprefix(ROOT)}:{frame.f_lineno}"
 
 
-class Found:
+class Monitor:
     """Problems and stalls of the pretended GPU, each with the program's line.
 
     problems: errors that CUDA or NCCL would raise. copies: blocking copies, counted. waits:
@@ -76,7 +76,7 @@ class Found:
         self.waits[f"{line_of_program()}: {text}"] += 1
 
 
-found = Found()
+monitor = Monitor()
 
 
 class Pretended(torch.Tensor):
@@ -85,7 +85,7 @@ class Pretended(torch.Tensor):
     Methods that copy to the CPU count as stalls. torch's own code treats it as a CPU tensor.
     """
 
-    held: torch.Tensor  # the real tensor, in CPU memory
+    gpu_tensors: torch.Tensor  # the real tensor, in CPU memory
 
     @staticmethod
     def __new__(cls, real: torch.Tensor):
@@ -122,15 +122,15 @@ class Pretended(torch.Tensor):
         return self.to(CPU)
 
     def tolist(self):
-        found.copy("tolist")
+        monitor.copy("tolist")
         return self.held.tolist()
 
     def to(self, *args, **kwargs):
-        words = [kwargs.pop("device", None), *args]
-        where = next((each for each in words if isinstance(each, str | torch.device)), None)
+        devices = [kwargs.pop("device", None), *args]
+        where = next((each for each in devices if isinstance(each, str | torch.device)), None)
         if where is not None and torch.device(where).type == "cpu":
             if not kwargs.get("non_blocking"):
-                found.copy("copy to the CPU")
+                monitor.copy("copy to the CPU")
             args = [each for each in args if not isinstance(each, str | torch.device)]
             kwargs.pop("non_blocking", None)
             real = self.held.detach().clone()
@@ -146,7 +146,7 @@ class Pretended(torch.Tensor):
         return memo[id(self)]
 
     def __reduce_ex__(self, protocol):
-        found.copy("saved")
+        monitor.copy("saved")
         return self.held.detach().__reduce_ex__(protocol)
 
 
@@ -188,18 +188,20 @@ def operate(func: Any, args: tuple, kwargs: dict) -> Any:
     """Check an operation and count its stalls as on the device, and compute it on the CPU."""
     name, changed = described(func)
     tensors = [*tensors_in(args), *tensors_in(kwargs.values())]
-    held = [each for each in tensors if isinstance(each, Pretended)]
-    device, on_device = kwargs.get("device"), bool(held)
+    gpu_tensors = [each for each in tensors if isinstance(each, Pretended)]
+    device, on_device = kwargs.get("device"), bool(gpu_tensors)
     if device is not None:
         # torch's own code treats a pretended tensor as one on the CPU, and passes that device for
         # its copies and gradients. Python's .cpu() and .to("cpu") do not reach this function.
         of_torch = name == "_to_copy" or in_backward_pass()
-        on_device = torch.device(device).type == "cuda" or (of_torch and len(held) == len(tensors))
+        on_device = torch.device(device).type == "cuda" or (
+            of_torch and len(gpu_tensors) == len(tensors)
+        )
         kwargs = kwargs | {"device": CPU}
     if "pin_memory" in kwargs:
         kwargs = kwargs | {"pin_memory": False}
     if on_device:
-        check(name, args, kwargs, tensors, held)
+        check(name, args, kwargs, tensors, gpu_tensors)
     own = [mapped(Pretended, lambda each: each.held, each) for each in args]
     result = func(
         *own,
@@ -217,37 +219,37 @@ def operate(func: Any, args: tuple, kwargs: dict) -> Any:
     return mapped(torch.Tensor, named, result)
 
 
-def check(name: str, args: tuple, kwargs: dict, tensors: list, held: list) -> None:
+def check(name: str, args: tuple, kwargs: dict, tensors: list, gpu_tensors: list) -> None:
     """Record the problems of an operation, and count its stalls."""
     others = [each for each in tensors if not isinstance(each, Pretended)]
     if name in COPIES:
         non_blocking = kwargs.get("non_blocking") or (name == "copy_" and args[2:3] == (True,))
         source = args[1] if name == "copy_" else args[0]
         if others and not (non_blocking and is_pinned(source)):
-            found.copy("copy to the device" if others[0] is source else "copy to the CPU")
+            monitor.copy("copy to the device" if others[0] is source else "copy to the CPU")
         return
     if name in DATA_DEPENDENT:
-        found.copy(name)
-    if name in INDEXING and held:
+        monitor.copy(name)
+    if name in INDEXING and gpu_tensors:
         indices = [each for each in args[1] if isinstance(each, torch.Tensor)]
         for index in indices:
             if not isinstance(index, Pretended) and index.dim():
-                found.copy("an index from the CPU")
+                monitor.copy("an index from the CPU")
             if index.dtype in (torch.bool, torch.uint8):
-                found.copy("an index by a mask")
+                monitor.copy("an index by a mask")
         if not isinstance(args[0], Pretended):
-            found.problem(f"{name}: a CPU tensor, indexed by one of the device")
+            monitor.problem(f"{name}: a CPU tensor, indexed by one of the device")
             return
         others = [each for each in others if not any(each is index for index in indices)]
-    if held and any(each.dim() for each in others):
+    if gpu_tensors and any(each.dim() for each in others):
         shapes = [tuple(each.shape) for each in others]
-        found.problem(f"{name}: tensors on two devices, on the CPU {shapes}")
+        monitor.problem(f"{name}: tensors on two devices, on the CPU {shapes}")
     base = name.removesuffix("_backward")
-    if base in FLOATS and any(not each.is_floating_point() for each in held[:1]):
-        found.problem(f"{name}: no kernel for {held[0].dtype}")
+    if base in FLOATS and any(not each.is_floating_point() for each in gpu_tensors[:1]):
+        monitor.problem(f"{name}: no kernel for {gpu_tensors[0].dtype}")
     generator = kwargs.get("generator")
     if generator is not None and generator._cdata not in Generator.on_gpu:
-        found.problem(f"{name}: a CPU generator for a tensor of the device")
+        monitor.problem(f"{name}: a CPU generator for a tensor of the device")
 
 
 class Mode(TorchDispatchMode):
@@ -322,10 +324,10 @@ CUDA_FUNCTIONS = {
 
 
 @contextlib.contextmanager
-def pretended() -> Iterator[Found]:
+def pretended() -> Iterator[Monitor]:
     """Give torch a pretended GPU and yield its problems and stalls, cleared at the start."""
-    found.problems.clear()
-    found.clear()
+    monitor.problems.clear()
+    monitor.clear()
     convert = torch.__future__.get_overwrite_module_params_on_conversion()
     with pytest.MonkeyPatch.context() as patch:
         for name, function in CUDA_FUNCTIONS.items():
@@ -342,7 +344,7 @@ def pretended() -> Iterator[Found]:
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         try:
             with Mode():
-                yield found
+                yield monitor
         finally:
             torch.__future__.set_overwrite_module_params_on_conversion(convert)
             pinned.clear()

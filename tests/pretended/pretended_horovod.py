@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pretended_gpu import Pretended, found
+from pretended_gpu import Pretended, monitor
 
 REDUCED = {torch.int32, torch.int64, torch.float16, torch.float32, torch.float64}
 SENT = REDUCED | {torch.uint8, torch.int8}
@@ -45,11 +45,11 @@ class Horovod:
         """Begin a collective."""
         device = "GPU" if isinstance(tensor, Pretended) else "CPU"
         if not name or any(name == other for other, *_ in self.running.values()):
-            found.problem(f"{kind} {name!r}: no name, or a name in use")
+            monitor.problem(f"{kind} {name!r}: no name, or a name in use")
         if tensor.dtype not in (REDUCED if kind == "allreduce" else SENT):
-            found.problem(f"{kind} {name}: {tensor.dtype} on the {device}")
+            monitor.problem(f"{kind} {name}: {tensor.dtype} on the {device}")
         if not tensor.is_contiguous():
-            found.problem(f"{kind} {name}: not contiguous, strides {tensor.stride()}")
+            monitor.problem(f"{kind} {name}: not contiguous, strides {tensor.stride()}")
         self.names.append(name)
         # With this variable a stream of the device waits instead of the host.
         in_stream = os.environ.get("HOROVOD_ENABLE_ASYNC_COMPLETION") == "1"
@@ -79,5 +79,5 @@ class Horovod:
     def synchronize(self, handle):
         name, result, waits = self.running.pop(handle)
         if waits:
-            found.wait(f"waits for {name}")
+            monitor.wait(f"waits for {name}")
         return result

@@ -1,4 +1,4 @@
-"""Test that the pretended GPU and Horovod find errors of CUDA and NCCL, and count stalls."""
+"""The pretended GPU and Horovod: they report errors of CUDA and NCCL, and count stalls."""
 
 import copy
 

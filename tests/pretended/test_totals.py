@@ -1,4 +1,4 @@
-"""Test the sums of a step's scalars on a pretended GPU."""
+"""Sums of a step's scalars on a pretended GPU."""
 
 import pytest
 import torch

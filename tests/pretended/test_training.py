@@ -1,4 +1,4 @@
-"""Test training, evaluation, saving and resuming on a pretended GPU.
+"""Training, evaluation, saving and resuming on a pretended GPU.
 
 No operation mixes devices or has a dtype that CUDA or NCCL refuses. In a step the host waits for
 the device once, to read the sums of the losses, and for no collective.
