@@ -93,10 +93,10 @@ def done_groups(out):
     return journal.read_bytes().count(b"\n")
 
 
-def test_two_workers_write_the_bytes_of_one(start, reference, tmp_path):
-    _, found = finished(start(2, tmp_path / "features.npy"))
-    assert len(found) == 2 and found == contents(reference)
-    about = json.loads(found[1])
+def test_bytes_of_two_workers_equal_one_s(start, reference, tmp_path):
+    _, actual = finished(start(2, tmp_path / "features.npy"))
+    assert len(actual) == 2 and actual == contents(reference)
+    about = json.loads(actual[1])
     assert np.load(reference).shape == (IMAGES - 1, 256) and len(about["paths"]) == IMAGES - 1
     assert about["undecodable"] == [["train/class1/099.png", "no image of a known format"]]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["features.json", "features.npy"]
@@ -112,11 +112,11 @@ def test_killed_program_resumes_to_the_same_bytes(paused, start, reference, many
     content = first.read_bytes()
     first.write_bytes(b"no image")
     try:
-        output, found = finished(start(1, out))
+        output, actual = finished(start(1, out))
     finally:
         first.write_bytes(content)
     assert f"resuming: 192 of {IMAGES} images are done" in output
-    assert found == contents(reference)
+    assert actual == contents(reference)
 
 
 def test_stopped_program_resumes(paused, start, reference, tmp_path):
@@ -129,5 +129,5 @@ def test_stopped_program_resumes(paused, start, reference, tmp_path):
     assert output.count("error: ") == 1 and "stopped by a signal" in output
     assert "The same command resumes" in output
     assert done_groups(out) == 5 and not contents(out)  # the stop travels during the next group
-    output, found = finished(start(1, out))
-    assert "resuming: 260 of 300" in output and found == contents(reference)
+    output, actual = finished(start(1, out))
+    assert "resuming: 260 of 300" in output and actual == contents(reference)

@@ -1,4 +1,4 @@
-"""Hints of real runs."""
+"""Hints of real runs: their expected values, and a hint for each problem."""
 
 import numpy as np
 import pytest

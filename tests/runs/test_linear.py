@@ -113,7 +113,7 @@ def test_tensorboard_has_the_records(trained):
     assert events == [(record["steps"] - 1, pytest.approx(record["top1"])) for record in last]
 
 
-def test_only_the_classifier_is_trained(trained, pretrained):
+def test_classifier_only_is_trained(trained, pretrained):
     before = {
         name.removeprefix("module.encoder_q."): value
         for name, value in load(pretrained)["state_dict"].items()
@@ -245,7 +245,7 @@ def test_training_has_the_same_bytes_on_any_workers(start_job, noise, tmp_path):
         assert records(folder) == records(folders[0])
 
 
-def test_lars_resumes_to_the_same_bytes_on_other_workers(start_job, noise, tmp_path):
+def test_lars_resumes_to_the_same_bytes(start_job, noise, tmp_path):
     """A step adds 0.001 |weight| to the momentum. --evaluate needs no --lars."""
     common = "--image-size 16 --width 16 -j 0".split()
     options = "--batch-size 64 --epochs 2 --lars --lr 500 --keep 9 --save-every 1steps".split()
@@ -282,7 +282,7 @@ def test_steps_count_once_after_other_batch_sizes(labelled, pretrained, tmp_path
     assert validations == [3, 4, 10]
 
 
-def test_killed_and_stopped_run_resumes_to_the_same_bytes(
+def test_interrupted_run_resumes_to_the_same_bytes(
     start_job, trained, labelled, pretrained, tmp_path
 ):
     options = [labelled, *SMALL, "--pretrained", pretrained, "--keep", 9, "--resume", "auto"]
@@ -424,7 +424,7 @@ def test_different_classes(errors):
     assert "must have the same classes; in one of them only: class1, class2" in errors["classes"]
 
 
-def test_finished_run_stays_and_diverging_run_is_not_saved(trained, labelled, pretrained, tmp_path):
+def test_run_finished_or_diverging_keeps_its_files(trained, labelled, pretrained, tmp_path):
     (tmp_path / "run").mkdir()
     for name in ("checkpoint_0003_000000.pth.tar", "best.pth.tar"):
         (tmp_path / "run" / name).write_bytes((trained[0] / name).read_bytes())

@@ -30,9 +30,9 @@ PAIRS = {  # options without the teacher's file
 }
 
 
-def program(name, *words):
+def program(name, *arguments):
     """Run a program with one worker. Return its output."""
-    command = [sys.executable, "-m", name, *map(str, words)]
+    command = [sys.executable, "-m", name, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -97,14 +97,14 @@ def pictures(out):
 
 
 def report(tmp_path, *arguments):
-    """Write a report in this process; return its file and its text without pictures."""
+    """Write a report in this process. Return its file and its text without pictures."""
     out = tmp_path / "report.html"
     main([*map(str, arguments), "--out", str(out)])
     return out, re.sub(r"data:image/png;base64,[^\"]*", "", out.read_text())
 
 
 def copy_half(folder, copy):
-    """Copy a run as it was at half of its lines, the last one unfinished."""
+    """Copy a run with the first half of its lines, the last one incomplete."""
     shutil.copytree(folder, copy, symlinks=True)
     (copy / "complete").unlink()
     for name in ("metrics.jsonl", "log.txt"):
@@ -125,7 +125,7 @@ def test_page_and_folder_have_all_pictures(page):
             assert np.asarray(image.convert("L")).std() > 5, f"{name} is empty"
 
 
-def test_browser_shows_it_without_network_or_errors(page, browser):
+def test_page_needs_no_network_and_has_no_errors(page, browser):
     browser.get_log("performance")
     browser.get(page.as_uri())
     widths = browser.execute_async_script(
@@ -168,7 +168,7 @@ def test_page_is_as_wide_as_the_screen(page, browser, width):
     assert browser.execute_script("return innerWidth") == width
 
 
-def test_page_prints(page, browser):
+def test_page_can_be_printed(page, browser):
     browser.get(page.as_uri())
     pdf = base64.b64decode(browser.print_page())
     assert pdf.startswith(b"%PDF")
@@ -195,7 +195,7 @@ def test_tables_show_the_runs(folders):
 
 
 def test_options_table_shows_differences(folders):
-    """A run without --loss-share is of a version that had factors only."""
+    """A run without --loss-share is from a version that had only factors."""
     one, other, old = (find_runs([str(folders[0])])[0].history for _ in range(3))
     twins = [ReportRun("a", 0, one), ReportRun("b", 1, one)]
     assert tables.options_of(twins, differing=True).rows == []
@@ -208,7 +208,7 @@ def test_options_table_shows_differences(folders):
 
 
 def test_times_are_of_the_records(folders):
-    """Each stage of a refresh has the times of the whole refresh."""
+    """Each stage of a refresh has the times of all its stages."""
     history = find_runs([str(folders[0])])[0].history
     refreshes = [record for record in of_kind(folders[0], "refresh") if record["stage"] == 1]
     assert len(refreshes) == 2
@@ -325,7 +325,7 @@ def test_unreadable_runs_among_others_are_skipped(folders, tmp_path, capsys):
     assert capsys.readouterr().err.count("skipped: ") == 3
 
 
-def test_any_names_are_shown(folders, tmp_path):
+def test_names_with_any_characters_are_shown(folders, tmp_path):
     """Pictures have unique names. Legends show names that have a meaning in matplotlib."""
     names = [
         "a b",

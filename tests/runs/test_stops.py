@@ -1,4 +1,4 @@
-"""Runs of two workers. One gets a signal in a k-NN, refresh, calibration or validation."""
+"""Signals to one of two workers in a k-NN, refresh, calibration or validation."""
 
 import re
 import signal

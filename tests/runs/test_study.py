@@ -82,7 +82,7 @@ def checkpoint_times(folder):
 def study(tmp_path_factory):
     """Stop a study by a signal while it trains, and resume it.
 
-    Return its folder, the result of its first start, that of a second one at the same time, the
+    Return its folder, the results of its first start and of a second one at the same time, the
     records when it stopped, and the result of the resumed study.
     """
     folder = tmp_path_factory.mktemp("study")
@@ -162,7 +162,7 @@ def test_recorded_command_gives_recorded_accuracy(study, tmp_path):
     assert round(of_kind(tmp_path / "train", "knn")[-1]["knn"], 2) == record["knn"]
 
 
-def test_finished_study_trains_nothing_again(study):
+def test_finished_study_trains_no_network_again(study):
     folder = study[0]
     before = checkpoint_times(folder)
     code, output, _ = finish(start(folder))

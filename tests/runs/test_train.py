@@ -56,10 +56,10 @@ def wait_for_resume(job, times):
         time.sleep(0.02)
 
 
-def test_requeued_job_that_went_back(
+def test_requeued_job_resumes_its_newest_checkpoint(
     reference, start_job, images, teacher_file, tmp_path, monkeypatch
 ):
-    """It is killed before the first save and after. Each try has --resume PATH. PATH is kept."""
+    """It is killed before and after the first save. Each try has --resume PATH. PATH is kept."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     shutil.copytree(reference(2)[0], tmp_path / "run", symlinks=True)
     path = tmp_path / "run/checkpoint_0000_000002.pth.tar"
@@ -371,7 +371,7 @@ def test_options_resume_to_the_same_bytes(
 
 
 def test_loss_share_and_ramp(start_job, images, teacher_file, tmp_path):
-    """The distillation loss starts at the share, and the ramp reduces it to 0, at a rate of 0.
+    """The distillation loss starts at --loss-share. The ramp reduces it to 0. The rate is 0.
 
     The factor is measured once, after the refresh, and saved. The loss of four random crops of
     noise per worker can exceed the measured loss by a half.
