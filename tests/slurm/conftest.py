@@ -36,9 +36,9 @@ def slurm():
     environment |= {"LOCAL_CLUSTER": folder, "SLURM_CONF": f"{folder}/slurm.conf", "PATH": PATH}
     environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "USER": "tester"}
 
-    def command(*words, check=True, **more):
+    def command(*arguments, check=True, **more):
         done = subprocess.run(
-            [str(word) for word in words],
+            [str(argument) for argument in arguments],
             env=environment | more,
             cwd=REPO,
             capture_output=True,
@@ -80,10 +80,10 @@ def submit(slurm, images, tmp_path):
         } | variables
         given = [f"{name}={value}" for name, value in values.items()]
         exported = ",".join(["HOME", "USER", "CUDA_VISIBLE_DEVICES", *given])
-        words = [f"--nodes={nodes}", f"--ntasks-per-node={tasks_per_node}"]
-        words += ["--gpus-per-node=0", "--cpus-per-task=1", *sbatch]
-        words += [f"--export={exported}", f"--output={log}", REPO / "slurm" / script, *arguments]
-        jobs.append(BatchJob(slurm, slurm("sbatch", "--parsable", *words).strip(), log, run))
+        options = [f"--nodes={nodes}", f"--ntasks-per-node={tasks_per_node}"]
+        options += ["--gpus-per-node=0", "--cpus-per-task=1", *sbatch]
+        options += [f"--export={exported}", f"--output={log}", REPO / "slurm" / script, *arguments]
+        jobs.append(BatchJob(slurm, slurm("sbatch", "--parsable", *options).strip(), log, run))
         return jobs[-1]
 
     yield start

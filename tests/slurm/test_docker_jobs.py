@@ -1,4 +1,4 @@
-"""Test tasks in containers of docker and podman, as jobs of SLURM and without SLURM."""
+"""Tasks in containers of docker and podman, as jobs of SLURM and without SLURM."""
 
 import os
 import re
@@ -19,8 +19,8 @@ USER = 4242  # a user id without a name and without ranges in /etc/subuid
 
 def names(engine, job) -> list[str]:
     """The names of a job's containers, running or not."""
-    words = ["--filter", f"label=mgd.job={job.number}", "--format", "{{.Names}}"]
-    return engine("ps", "--all", *words).split()
+    arguments = ["--filter", f"label=mgd.job={job.number}", "--format", "{{.Names}}"]
+    return engine("ps", "--all", *arguments).split()
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_missing_image_is_one_line(submit_in, docker, tmp_path):
 # Tasks without SLURM.
 
 
-def task(function, *words, environment, folder, before=()):
+def task(function, *arguments, environment, folder, before=()):
     """Run a function of functions.sh as a task on a node and return its output.
 
     `folder`/run is the run's folder.
@@ -99,7 +99,7 @@ def task(function, *words, environment, folder, before=()):
     (folder / "run").mkdir(parents=True, exist_ok=True)
     settings = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_PROCID": "3", "SLURMD_NODENAME": "node1"}
     settings |= {"DATA": "", "RUN": f"{folder}/run"}
-    command = [*before, "bash", folder / "slurm/functions.sh", function, *words]
+    command = [*before, "bash", folder / "slurm/functions.sh", function, *arguments]
     shutil.copytree(REPO / "slurm", folder / "slurm")  # for users who cannot read this repository
     options = dict(cwd=folder, capture_output=True, text=True, timeout=120)
     done = subprocess.run(command, env=environment | settings, **options)
@@ -118,9 +118,9 @@ def test_containers_of_earlier_tries_are_removed(containers, image, tmp_path):
         f"mgd-{job}-2-try-1": "node2",
     }
     for name, node in nodes.items():
-        words = ["--detach", "--rm", "--init", "--network=host", f"--name={name}"]
-        words += [f"--label=mgd.job={job}", f"--label=mgd.node={node}"]
-        containers("run", *words, image, "sleep", "600")
+        arguments = ["--detach", "--rm", "--init", "--network=host", f"--name={name}"]
+        arguments += [f"--label=mgd.job={job}", f"--label=mgd.node={node}"]
+        containers("run", *arguments, image, "sleep", "600")
     try:
         environment = containers.environment | {
             "RUNTIME": containers.name,
@@ -160,7 +160,7 @@ def test_docker_passes_infiniband_on(tmp_path):
         "IMAGE": "image",
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
     }
-    words = "--device /dev/infiniband", "--ulimit memlock=-1"
+    arguments = "--device /dev/infiniband", "--ulimit memlock=-1"
     plain, with_device = (
         task("in_container", environment=environment, folder=folder, before=before)
         for folder, before in (
@@ -168,8 +168,8 @@ def test_docker_passes_infiniband_on(tmp_path):
             ((tmp_path / "2"), with_infiniband(tmp_path)),
         )
     )
-    assert not any(word in plain for word in words) or Path("/dev/infiniband").exists()
-    assert all(word in with_device for word in words)
+    assert not any(word in plain for word in arguments) or Path("/dev/infiniband").exists()
+    assert all(word in with_device for word in arguments)
 
 
 LOOK = """
@@ -224,8 +224,8 @@ def test_podman_needs_no_root_and_no_subuid(docker, engine, home):
 
     before = [*with_infiniband(home), "taskset", "--cpu-list", "0", *as_user]
     environment |= {"RUNTIME": "podman", "IMAGE": base}
-    words = ["sh", "-c", LOOK, "sh", f"{home}/run"]
-    output = task("in_container", *words, environment=environment, folder=home, before=before)
+    arguments = ["sh", "-c", LOOK, "sh", f"{home}/run"]
+    output = task("in_container", *arguments, environment=environment, folder=home, before=before)
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     limit = "unlimited" if limit == resource.RLIM_INFINITY else limit // 1024
     assert output == f"user 0, InfiniBand uverbs0, {limit} KiB to lock\n{'0' * 16} 1 0\n"

@@ -1,4 +1,4 @@
-"""Test slurm/functions.sh with stand-ins for the commands of SLURM and container engines."""
+"""slurm/functions.sh with stand-ins for the commands of SLURM and container engines."""
 
 import csv
 import json
@@ -60,7 +60,7 @@ def shell(tmp_path):
 
 
 # Stand-ins that write the arguments and the environment of a task, or of its container, to files.
-WRITE = 'printf "%s\\0" "$@" >"$HERE/words"; env >"$HERE/environment"'
+WRITE = 'printf "%s\\0" "$@" >"$HERE/arguments"; env >"$HERE/environment"'
 SRUN = f"""case $* in
     *--container-image*) {WRITE} ;;
     *) while [[ $1 = --* ]]; do shift; done; [ "$1" = bash ] && exec "$@"; {WRITE} ;;
@@ -97,8 +97,8 @@ def started(shell, tmp_path):
         lines = 'settle() { exit "$1"; }\n: "${MOUNTS=}"\nrun "$@"'
         done = shell(lines, STAND_INS, **values | variables)
         assert done.returncode == 0, done.stdout + done.stderr
-        words = (tmp_path / "words").read_text().split("\0")[:-1]
-        return words, dict(
+        arguments = (tmp_path / "arguments").read_text().split("\0")[:-1]
+        return arguments, dict(
             line.split("=", 1)
             for line in (tmp_path / "environment").read_text().splitlines()
             if "=" in line
@@ -121,13 +121,13 @@ def refused(shell, tmp_path):
     return source
 
 
-def mounts(words) -> dict[str, str]:
+def mounts(arguments) -> dict[str, str]:
     """The paths in a container, each ro or rw, in the order of the arguments."""
-    if words[0].startswith("--export"):
-        [word] = [word for word in words if word.startswith("--container-mounts=")]
-        entries = [mount.split(":") for mount in word.split("=", 1)[1].split(",")]
+    if arguments[0].startswith("--export"):
+        [option] = [option for option in arguments if option.startswith("--container-mounts=")]
+        entries = [mount.split(":") for mount in option.split("=", 1)[1].split(",")]
     else:
-        rows = [next(csv.reader([value])) for value in values_of("--mount", words)]
+        rows = [next(csv.reader([value])) for value in values_of("--mount", arguments)]
         assert all(row[0] == "type=bind" for row in rows)
         entries = [[row[1][7:], row[2][7:], *row[3:]] for row in rows]  # without source=, target=
     assert all(source == target for source, target, *_ in entries)
@@ -136,9 +136,11 @@ def mounts(words) -> dict[str, str]:
     return modes
 
 
-def values_of(option, words) -> list[str]:
-    """The words after each occurrence of an option."""
-    return [words[number + 1] for number, word in enumerate(words) if word == option]
+def values_of(option, arguments) -> list[str]:
+    """The argument after each occurrence of an option."""
+    return [
+        arguments[number + 1] for number, argument in enumerate(arguments) if argument == option
+    ]
 
 
 def test_paths_expand_the_home_folder(shell, tmp_path):
@@ -158,9 +160,9 @@ def test_command_is_the_same_in_each_runtime(started, tmp_path, runtime):
     (tmp_path / "my data").mkdir()
     data = "data" if runtime == "pyxis" else "my data"
     (tmp_path / data).mkdir(exist_ok=True)
-    words, environment = started(runtime, DATA=data)
-    assert words[-len(COMMAND) :] == COMMAND
-    before = words[: -len(COMMAND)]
+    arguments, environment = started(runtime, DATA=data)
+    assert arguments[-len(COMMAND) :] == COMMAND
+    before = arguments[: -len(COMMAND)]
     expected = {str(tmp_path): "ro", f"{tmp_path}/{data}": "ro", f"{tmp_path}/r": "rw"}
     if runtime == "none":
         assert before == []
@@ -243,7 +245,7 @@ def test_mounts_have_every_name_of_a_path(started, linked, tmp_path, runtime):
     """No mount covers a link in a mounted folder, because the container has the link itself."""
     [data, project, file, root] = linked("mine/data", "h/project", "scratch/local/list", "root")
     given = {"DATA": data, "RUN": "runs/r", "MOUNTS": f"teachers\n  {file}\n\n"}
-    words, _ = started(runtime, folder=tmp_path / "home/project", PWD=project, **given)
+    arguments, _ = started(runtime, folder=tmp_path / "home/project", PWD=project, **given)
     read = linked(
         "h/project",
         "home/project",
@@ -254,7 +256,7 @@ def test_mounts_have_every_name_of_a_path(started, linked, tmp_path, runtime):
     )
     read += linked("lustre/local/list", "scratch/me/teachers", "lustre/me/teachers")
     write = linked("mine/runs/r", "scratch/me/runs/r", "lustre/me/runs/r")
-    assert mounts(words) == dict.fromkeys(read, "ro") | dict.fromkeys(write, "rw")
+    assert mounts(arguments) == dict.fromkeys(read, "ro") | dict.fromkeys(write, "rw")
 
     names = linked("mine/data/last", "scratch/me/data/last", "lustre/me/data/train/1.png")
     names += [*linked("scratch/local/list"), "teachers/t.pth.tar"]
@@ -263,7 +265,7 @@ def test_mounts_have_every_name_of_a_path(started, linked, tmp_path, runtime):
     lines += f"! touch {data}/new 2>&-"
     os.mkdir(root)
     unshared = ["unshare", "--mount", "bash", "-c", CONTAINER, "container", root, lines]
-    given = "".join(f"{mode} {path}\n" for path, mode in mounts(words).items())
+    given = "".join(f"{mode} {path}\n" for path, mode in mounts(arguments).items())
     done = subprocess.run(unshared, input=given, capture_output=True, text=True)
     if "Operation not permitted" in done.stderr:
         pytest.skip("only root can mount folders")
@@ -281,7 +283,7 @@ def test_mounts_quote_any_path(started, tmp_path, runtime):
     for path in paths:
         os.mkdir(path)
     (tmp_path / "r").symlink_to(tmp_path / "run of, mine")
-    words, _ = started(
+    arguments, _ = started(
         runtime,
         HOME=str(tmp_path),
         MOUNTS="\n".join(["~/two words", *paths[1:]]),
@@ -289,18 +291,18 @@ def test_mounts_quote_any_path(started, tmp_path, runtime):
         DATA=paths[3],
     )
     expected = dict.fromkeys([str(tmp_path), *paths], "ro") | {f"{tmp_path}/run of, mine": "rw"}
-    assert mounts(words) == expected
+    assert mounts(arguments) == expected
     assert (tmp_path / "run of, mine").is_dir()
 
 
 def test_mounts_are_unique(started, tmp_path):
     """A path that is given twice is mounted once, writable if it is RUN."""
     (tmp_path / "data").mkdir()
-    words, _ = started(
+    arguments, _ = started(
         "docker", MOUNTS=f"data\n{tmp_path}/data/\n.", DATA="data/../data", RUN="data/."
     )
-    assert mounts(words) == {str(tmp_path): "ro", f"{tmp_path}/data": "rw"}
-    assert words.count("--mount") == 2
+    assert mounts(arguments) == {str(tmp_path): "ro", f"{tmp_path}/data": "rw"}
+    assert arguments.count("--mount") == 2
 
 
 def test_paths_resolve_dots(shell, tmp_path):
@@ -444,13 +446,13 @@ def test_containers_get_no_slurm_token(started, runtime):
     given = {"SLURM_JWT": "a token", "NCCL_DEBUG": "INFO", "AWS_KEY": "a key"}
     given |= {"FI_PROVIDER": "provider", "OFI_NCCL_PROTOCOL": "RDMA", "UCX_TLS": "rc,tcp"}
     given |= {"FI": "no prefix"}
-    words, environment = started(runtime, **given, CUDA_VISIBLE_DEVICES="1")
+    arguments, environment = started(runtime, **given, CUDA_VISIBLE_DEVICES="1")
     secret = environment["MGD_SECRET"]
     assert len(secret) > 32 and not any(
-        value in word for value in [secret, *given.values()] for word in words
+        value in word for value in [secret, *given.values()] for word in arguments
     )
     if runtime in ENGINES:
-        passed = {*values_of("--env", words)}
+        passed = {*values_of("--env", arguments)}
         network = {"NCCL_DEBUG", "FI_PROVIDER", "OFI_NCCL_PROTOCOL", "UCX_TLS"}
         expected = {"MGD_SECRET", "SLURM_JOB_ID"} | network
         assert passed & {*given, "MGD_SECRET", "SLURM_JOB_ID"} == expected
@@ -483,11 +485,11 @@ def test_containers_get_no_slurm_token(started, runtime):
 )
 @pytest.mark.parametrize("runtime", ["docker", "apptainer"])
 def test_containers_have_gpus_by_any_variable(started, runtime, variables, gpus):
-    words, _ = started(runtime, **variables)
+    arguments, _ = started(runtime, **variables)
     if runtime == "apptainer":
-        assert ("--nv" in words) == (gpus is not None)
+        assert ("--nv" in arguments) == (gpus is not None)
     else:
-        assert (words[words.index("--gpus") + 1] if "--gpus" in words else None) == gpus
+        assert (arguments[arguments.index("--gpus") + 1] if "--gpus" in arguments else None) == gpus
 
 
 @pytest.mark.parametrize(
@@ -500,8 +502,8 @@ def test_containers_have_gpus_by_any_variable(started, runtime, variables, gpus)
     ids=str,
 )
 def test_podman_gets_gpus_as_devices(started, variables, gpus):
-    words, _ = started("podman", **variables)
-    assert values_of("--device", words) == [f"nvidia.com/gpu={n}" for n in gpus]
+    arguments, _ = started("podman", **variables)
+    assert values_of("--device", arguments) == [f"nvidia.com/gpu={n}" for n in gpus]
 
 
 @pytest.mark.parametrize("runtime", CONTAINERS)
@@ -527,7 +529,7 @@ def test_job_scripts_export_the_same_variables():
 
 
 def test_node_addresses_omit_loopback_names(shell):
-    """A number stays. A name is resolved. Unknown names and those of the machine are omitted."""
+    """A number stays. A name is resolved. Unknown names and the machine's own are omitted."""
     nodes = {
         "node1": "10.0.0.1",
         "node2": "lan-name",
@@ -578,7 +580,7 @@ def test_newest_checkpoint_on_a_disk_without_links(shell, linkless):
     assert decisions(requeued) == ["requeued"] and requeued.stdout.endswith("requeue 7\n")
 
 
-def test_each_try_has_its_own_secret(shell):
+def test_secret_is_new_in_each_try(shell):
     """It is only in the tasks' environment, which other users cannot read."""
     variables = NEEDS | {"MAX_REQUEUES": "0", "MGD_SECRET": "old"}
     programs = {
@@ -627,7 +629,7 @@ def controller(job=RUNNING, down_for=0):
 
 
 def calls(folder) -> list[str]:
-    """The commands that the stand-in for scontrol got."""
+    """The commands that the stand-in for scontrol received."""
     return (folder / "calls").read_text().split() if (folder / "calls").exists() else []
 
 

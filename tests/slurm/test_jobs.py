@@ -1,4 +1,4 @@
-"""Test jobs on a real SLURM of two nodes, and each event in the table of slurm/README.md."""
+"""Jobs on a real SLURM of two nodes, and each event in the table of slurm/README.md."""
 
 import http.client
 import http.server
@@ -209,8 +209,8 @@ def test_failed_node_requeues(slurm, submit, undisturbed):
 def test_preempted_job_resumes(slurm, submit, undisturbed, tmp_path):
     job = submit(SMALL, sbatch=["--exclusive"])
     job.wait_for_step(2)
-    words = ["--partition=urgent", "--nodes=2", "--exclusive", f"--output={tmp_path}/urgent"]
-    slurm("sbatch", *words, "--wrap", "sleep 3")
+    arguments = ["--partition=urgent", "--nodes=2", "--exclusive", f"--output={tmp_path}/urgent"]
+    slurm("sbatch", *arguments, "--wrap", "sleep 3")
     job.wait("the job's requeue", lambda: job.shown("JobState") == "PENDING")
     check_complete(job, undisturbed)
     assert of_kind(job.run, "resumed")
@@ -233,7 +233,7 @@ class StandIn(http.server.BaseHTTPRequestHandler):
 
     do_PUT = do_GET
 
-    def log_message(self, *words):
+    def log_message(self, *arguments):
         pass
 
 

@@ -1,4 +1,4 @@
-"""Test slurm/local-cluster.sh: it starts a cluster, stops it, and affects nothing else."""
+"""slurm/local-cluster.sh: it starts and stops a cluster, and affects no other process."""
 
 import contextlib
 import os
@@ -21,8 +21,8 @@ slurm = pytest.mark.skipif(
 def cluster(folder, *arguments, **env):
     """Run the script and return its exit code and its output."""
     env = os.environ | {"LOCAL_CLUSTER": str(folder)} | env
-    words = [shutil.which("bash"), SCRIPT, *arguments]
-    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=120)
+    command = [shutil.which("bash"), SCRIPT, *arguments]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -35,12 +35,12 @@ def on(folder, *command):
 
 def living(folder):
     """The daemons and jobs of the cluster in a folder: process names by pid."""
-    found = {}
+    processes = {}
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if f"SLURM_CONF={folder}/slurm.conf".encode() in (process / "environ").read_bytes():
-                found[int(process.name)] = (process / "comm").read_text().strip()
-    return found
+                processes[int(process.name)] = (process / "comm").read_text().strip()
+    return processes
 
 
 def wait_for(state):
@@ -83,7 +83,7 @@ def test_cluster_runs_tasks_and_leaves_no_process(folder):
 
 
 @slurm
-def test_cluster_partly_gone_is_taken_down(folder):
+def test_cluster_without_a_daemon_is_stopped(folder):
     assert cluster(folder, "up", "1")[0] == 0
     pid_file = folder / "run" / "slurmctld.pid"
     pid = int(pid_file.read_text())

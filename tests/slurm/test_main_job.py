@@ -1,4 +1,4 @@
-"""Test the main job in each runtime: an array with links in its paths, signalled and killed."""
+"""The main job in each runtime: an array with links in its paths, signalled and killed."""
 
 import shutil
 import signal
@@ -13,7 +13,7 @@ from runs import differences, of_kind
 
 @pytest.fixture(params=["none", "docker", "podman"])
 def runtime(request):
-    """The variables of a job without containers, or in those of an engine."""
+    """The variables of a job, without containers or in an engine's containers."""
     if request.param == "none":
         return {}
     engine, image = (request.getfixturevalue(name) for name in (request.param, "image"))

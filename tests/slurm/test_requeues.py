@@ -1,4 +1,4 @@
-"""Test ends and requeues of short jobs on a real SLURM. Their commands are lines of shell."""
+"""Ends and requeues of short jobs on a real SLURM. Their commands are lines of shell."""
 
 import os
 import subprocess
@@ -86,7 +86,7 @@ def test_two_signalled_tries_end_the_job(slurm, submit_command, tmp_path):
 
 
 def test_job_script_errors_are_one_line(slurm, tmp_path):
-    for script, words, line in [
+    for script, arguments, line in [
         (
             "sweep",
             ["--array=7"],
@@ -101,7 +101,7 @@ def test_job_script_errors_are_one_line(slurm, tmp_path):
         log = tmp_path / f"{script}.log"
         small = "--nodes=1 --ntasks-per-node=1 --gpus-per-node=0 --cpus-per-task=1".split()
         small += [f"--output={log}", "--export=PATH,VENV="]
-        slurm("sbatch", "--wait", *small, *words, REPO / f"slurm/{script}.sbatch", check=False)
+        slurm("sbatch", "--wait", *small, *arguments, REPO / f"slurm/{script}.sbatch", check=False)
         assert log.read_text() == f"error: node1: {line}\n"
 
 

@@ -1,4 +1,4 @@
-"""Test slurm/staging.sh: an archive of images, unpacked on each node's own disk."""
+"""slurm/staging.sh: an archive of images, unpacked on each node's own disk."""
 
 import hashlib
 import os
@@ -133,8 +133,8 @@ def test_archive_of_a_running_job_stays(slurm, stage, photos, tmp_path):
     assert len(staged(local)) == 2 and old in staged(local)
     (tmp_path / "hold").unlink()
     assert first.wait_for_end() == second.wait_for_end() == "COMPLETED"
-    words = ["--nodes=2", "--ntasks-per-node=1", "bash", FUNCTIONS, "clean_local"]
-    slurm("srun", *words, LOCAL=str(local))
+    arguments = ["--nodes=2", "--ntasks-per-node=1", "bash", FUNCTIONS, "clean_local"]
+    slurm("srun", *arguments, LOCAL=str(local))
     assert staged(local) == []
 
 
@@ -305,7 +305,7 @@ def test_local_of_another_user_is_refused(photos, tmp_path, plant, problem):
 
 @pytest.mark.parametrize("mode", [0o775, 0o777], ids=oct)
 def test_local_becomes_private(photos, tmp_path, mode):
-    """A folder that another user has put there is refused."""
+    """Another user's folder is refused."""
     (tmp_path / "local").mkdir()
     (tmp_path / "local").chmod(mode)
     assert on_node("stage_here", photos, tmp_path / "local").returncode == 0
@@ -465,9 +465,9 @@ def test_owner_and_special_modes_of_tar_are_dropped(photos, tmp_path):
     environment = os.environ | {"ARCHIVE": str(photos), "LOCAL": str(tmp_path / "local")}
     subprocess.run(command, env=environment, cwd=tmp_path, check=True)
     (file,) = (tmp_path / "local").rglob("*.png")
-    found = file.stat()
-    assert (found.st_uid, found.st_gid) == (os.geteuid(), os.getegid())
-    assert found.st_mode & 0o7777 == 0o700
+    status = file.stat()
+    assert (status.st_uid, status.st_gid) == (os.geteuid(), os.getegid())
+    assert status.st_mode & 0o7777 == 0o700
 
 
 def test_two_jobs_unpack_an_archive_once(photos, tmp_path):
