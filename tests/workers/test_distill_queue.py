@@ -64,7 +64,7 @@ def queue_after(run, accumulate, setting):
 
 @pytest.mark.parametrize("setting", ["headless", "compress"])
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_queue_is_that_of_one_worker(run, monkeypatch, accumulate, setting):
+def test_queue_equals_one_worker_s(run, monkeypatch, accumulate, setting):
     """compress has two queues in one tensor."""
     monkeypatch.setattr(distillation, "MomentumEncoder", Follower)
     queue = queue_after(run, accumulate, setting)

@@ -100,7 +100,7 @@ def digests_of_one_worker(work, folder):
     return [hashlib.sha256(content).hexdigest() for content in contents]
 
 
-def test_bytes_are_those_of_one_worker(work):
+def test_bytes_equal_one_worker_s(work):
     bad = computed(work)
     assert allgather(sorted(bad), "bad") == [[0, 13, 25]] * comm.size()
     assert digests(work.folder) == digests_of_one_worker(work, f"{work.folder}-one")

@@ -39,7 +39,7 @@ def gradients_of(fc, losses):
     return gradients
 
 
-def test_sum_is_that_of_one_worker():
+def test_sum_equals_one_worker_s():
     """To the byte. It equals autograd's up to rounding."""
     fc, features, labels = batch()
     n = len(labels)

@@ -52,7 +52,7 @@ def one_workers_losses(training, query, key):
     return contrastive, mgd.module([encoded[f"layer{stage}"] for stage in STAGES], targets)
 
 
-def test_gradients_and_losses_are_those_of_one_worker(training):
+def test_gradients_and_losses_equal_one_worker_s(training):
     random = torch.Generator().manual_seed(1)
     views = torch.randint(256, (2, comm.size() * B, 3, 32, 32), generator=random, dtype=torch.uint8)
     own = views[:, comm.rank() * B : (comm.rank() + 1) * B]

@@ -23,7 +23,7 @@ CONFIG = SimpleNamespace(
 
 
 def write_images(tmp_path_factory, train, val):
-    """Write noisy images of three classes; the sixth of a split is undecodable.
+    """Write noisy images of three classes. The sixth of a split is undecodable.
 
     Each worker has a copy. Return training and validation images.
     """
@@ -64,7 +64,7 @@ def features(net, images):
     [(29, 13, 4), (29, 13, 64), (29, 3, 2)],
     ids=["", "few batches", "few images"],
 )
-def test_accuracy_is_that_of_one_matrix(tmp_path_factory, net, run, monkeypatch, train, val, batch):
+def test_accuracy_equals_one_matrix_s(tmp_path_factory, net, run, monkeypatch, train, val, batch):
     """Also if the images do not divide by the workers, or are fewer than the workers."""
     monkeypatch.setattr(knn, "BATCH", batch)
     monkeypatch.setattr(run, "bad_images", set())

@@ -45,7 +45,7 @@ def training(run, tmp_path, monkeypatch):
     return distiller, Networks(run, scan(str(tmp_path), "train", max_bad=5), framework, teacher)
 
 
-def test_factor_is_that_of_one_worker(training, monkeypatch):
+def test_factor_equals_one_worker_s(training, monkeypatch):
     """Each worker also computes it for itself, without collectives."""
     distiller, networks = training
     together = loss_factor.measure_factor(distiller, networks, 0.3).state["factor"].item()

@@ -129,7 +129,7 @@ def emulate(N, start):
     return list(map(torch.stack, all_logits)), [shared | buffers for buffers in own_norms]
 
 
-PARTS = {  # of a worker's state and logits: whether a name belongs to it
+GROUPS = {  # of a worker's state and logits: whether a name belongs to it
     "logits": lambda name: name == "logits",
     "queue": lambda name: name == "queue",
     "query encoder": lambda name: name.startswith("encoder_q") and not is_norm(name),
@@ -153,7 +153,7 @@ def largest(one, other, names):
 def trained(run, tmp_path_factory):
     """(moved, errors, digests) after a training.
 
-    moved, errors: [worker][part], the largest change in the emulation and the largest difference
+    moved, errors: [worker][group], the largest change in the emulation and the largest difference
     from it. digests: of the values that must be equal, [worker][name]. Only the first worker
     emulates, because the parameters are too many to send.
     """
@@ -168,27 +168,31 @@ def trained(run, tmp_path_factory):
         emulated = emulate(comm.size(), before)
         for (mine, _), logits, expected in zip(workers, *emulated, strict=True):
             expected["logits"] = logits
-            parts = {part: [name for name in expected if of(name)] for part, of in PARTS.items()}
-            moved.append({part: largest(expected, before, names) for part, names in parts.items()})
+            groups = {
+                group: [name for name in expected if of(name)] for group, of in GROUPS.items()
+            }
+            moved.append(
+                {group: largest(expected, before, names) for group, names in groups.items()}
+            )
             errors.append(
-                {part: largest(expected, after | mine, names) for part, names in parts.items()}
+                {group: largest(expected, after | mine, names) for group, names in groups.items()}
             )
             errors[-1]["pointer"] = largest(expected, after, ["queue_ptr"])
     moved, errors = broadcast((moved, errors))
     return moved, errors, [shared for _, shared in workers]
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_training_is_that_of_one_process(trained, part):
+@pytest.mark.parametrize("group", GROUPS)
+def test_training_equals_one_process_s(trained, group):
     """Each worker's own running statistics show which images were encoded together."""
     moved, errors, _ = trained
     assert len(errors) == comm.size()
     for change, error in zip(moved, errors, strict=True):
-        assert change[part] > 1e-3
-        assert error[part] < TOLERANCE * change[part]
+        assert change[group] > 1e-3
+        assert error[group] < TOLERANCE * change[group]
 
 
-def test_pointer_is_that_of_one_process(trained):
+def test_pointer_equals_one_process_s(trained):
     _, errors, _ = trained
     assert [error["pointer"] for error in errors] == [0] * comm.size()
 
@@ -208,10 +212,10 @@ def test_micro_batches_are_like_more_workers(run, tmp_path):
     if comm.rank() == 0:
         logits, [expected, *_] = emulate(2 * comm.size(), before)
         expected["logits"] = torch.cat(logits, dim=1)  # (STEPS, NB, 1 + K)
-        for part in ("logits", "queue", "query encoder", "key encoder"):
-            names = [name for name in expected if PARTS[part](name)]
+        for group in ("logits", "queue", "query encoder", "key encoder"):
+            names = [name for name in expected if GROUPS[group](name)]
             change = largest(expected, before, names)
-            errors[part] = largest(expected, after, names) / change
+            errors[group] = largest(expected, after, names) / change
     errors = broadcast(errors)
     assert len(errors) == 4
     assert max(errors.values()) < TOLERANCE

@@ -51,7 +51,7 @@ def features(net, images):
 
 
 def emulate(training):
-    """Compute the steps in one process; return student, momentum encoder, queue (C, K)."""
+    """Compute the steps in one process. Return student, momentum encoder, queue (C, K)."""
     student, momentum = (copy.deepcopy(training.framework.encoder).eval() for _ in range(2))
     teacher = training.distillation.networks.teacher.net
     queue = training.distillation.distillers[0].module.queue.clone()
@@ -75,7 +75,7 @@ def emulate(training):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_steps_are_those_of_one_process(run, tmp_path, accumulate):
+def test_steps_equal_one_process_s(run, tmp_path, accumulate):
     """In eval mode, because batch statistics depend on the number of workers."""
     training = build(run, tmp_path, accumulate)
     training.trained.eval()
@@ -112,7 +112,7 @@ def test_momentum_encoder_is_compared_between_workers(run, tmp_path):
     named = {name.removeprefix(PREFIX) for name in shared if name.startswith(PREFIX)}
     assert "conv1.weight" in named and "bn1.running_mean" not in named
     replicas.check(shared, "now")
-    # The optimizer has none of its parameters.
+    # The optimizer does not have its parameters.
     encoder = training.distillation.momentum.module
     groups = training.optimizer.param_groups
     optimized = {id(value) for group in groups for value in group["params"]}

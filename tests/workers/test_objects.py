@@ -73,7 +73,7 @@ def test_backbones_arrive_unchanged():
 @pytest.mark.parametrize(
     "hide", [lambda harm: [{"a": harm}], lambda harm: Names(np.zeros(1, dtype=np.uint8), harm)]
 )
-def test_code_is_not_run(tmp_path, hide):
+def test_decode_runs_no_code(tmp_path, hide):
     content = encode(hide(Harmful(tmp_path / "harm")))
     with pytest.raises(pickle.UnpicklingError):
         decode(content)

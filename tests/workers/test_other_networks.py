@@ -69,7 +69,7 @@ def views(training, step):
 
 
 def train(training, steps, stop=None):
-    """Train steps of the first epoch; return whether the training was stopped.
+    """Train steps of the first epoch. Return whether the training was stopped.
 
     stop: the step in which the last worker gets a signal.
     """

@@ -77,7 +77,7 @@ def training(run, networks, tmp_path, monkeypatch):
 
 
 def signal_last_worker(run, patch):
-    """Pretend that the last worker got a signal: the session's run has no handlers."""
+    """Simulate a signal to the last worker: the session's run has no handlers."""
     if run.rank == run.size - 1:
         patch.setattr(run.stop, "signal", signal.SIGTERM)
 
@@ -133,17 +133,17 @@ WORK = {
 
 
 @pytest.mark.parametrize("work", WORK)
-def test_stopped_work_changes_and_records_nothing(training, monkeypatch, work):
+def test_stopped_work_leaves_no_change_or_record(training, monkeypatch, work):
     """The student is in train mode again, and its running statistics are unchanged."""
     student = training.networks.framework.encoder
-    parts = {
+    modules = {
         "student": student,
         "teacher": training.networks.teacher.net,
         "distiller": training.distiller.module,
     }
     before = {
-        name: {key: value.clone() for key, value in part.state_dict().items()}
-        for name, part in parts.items()
+        name: {key: value.clone() for key, value in net.state_dict().items()}
+        for name, net in modules.items()
     }
 
     hook = torch.nn.modules.module.register_module_forward_pre_hook(
@@ -156,7 +156,7 @@ def test_stopped_work_changes_and_records_nothing(training, monkeypatch, work):
         stopped = True
     hook.remove()
     monkeypatch.setattr(training.run.stop, "signal", None)
-    after = {name: part.state_dict() for name, part in parts.items()}
+    after = {name: net.state_dict() for name, net in modules.items()}
     same = all(
         torch.equal(value, after[name][key])
         for name, old in before.items()

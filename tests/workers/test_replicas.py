@@ -141,8 +141,8 @@ def test_opposite_changes_are_noticed(net):
 def test_swapped_parts_have_another_digest():
     """Large tensors are digested in parts."""
     value = torch.arange(3 * replicas.BLOCK, dtype=torch.int32)
-    parts = value.split(replicas.BLOCK)
-    assert replicas.digest(value) != replicas.digest(torch.cat([parts[1], parts[0], parts[2]]))
+    blocks = value.split(replicas.BLOCK)
+    assert replicas.digest(value) != replicas.digest(torch.cat([blocks[1], blocks[0], blocks[2]]))
     assert replicas.digest(value) == replicas.digest(value.clone())
 
 

@@ -209,7 +209,7 @@ def launcher(request, monkeypatch):
             monkeypatch.delenv(variable, raising=False)
     rank, size = task.LAUNCHERS[request.param]
     monkeypatch.setenv(rank, str(comm.rank()))
-    # Restore what the start sets: Horovod's settings, and this session's devices and threads.
+    # The start sets Horovod's settings, devices and threads. Restore this session's afterwards.
     monkeypatch.setenv("HOROVOD_FUSION_THRESHOLD", "0")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -135,7 +135,7 @@ def outcome_of(work):
 
 @pytest.fixture
 def other_timm(monkeypatch):
-    """Another version of timm on the last worker; the expected error line."""
+    """Set another version of timm on the last worker. Return the expected error line."""
     own = importlib.metadata.version
     versions = {"timm": "1.0.0"} if comm.rank() == last() else {}
     monkeypatch.setattr(importlib.metadata, "version", lambda name: versions.get(name) or own(name))

@@ -1,4 +1,4 @@
-"""Shuffled batch norm: images are encoded on other workers, and their keys come back."""
+"""Shuffled batch norm: images are encoded on other workers, and their keys are sent back."""
 
 from random import Random
 
@@ -90,7 +90,7 @@ def test_images_are_sent_once_a_step_as_bytes(monkeypatch):
 def cases():
     """Yield micro-batches a worker, their size, image shape and type, and a permutation (NB,).
 
-    The cases come from a seed: all workers try the same.
+    The cases are from a seed, so all workers try the same.
     """
     draw = Random(0)
     for _ in range(CASES):

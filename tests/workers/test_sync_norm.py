@@ -76,7 +76,7 @@ def largest(result, expected):
     return max(allgather(error, "errors"))
 
 
-def test_losses_and_outputs_are_those_of_one_process(passes):
+def test_losses_and_outputs_equal_one_process_s(passes):
     _, output, _, expected = passes
     loss = comm.total(output.losses["cosine"].detach(), "loss") / comm.size()
     assert largest(loss, expected.losses["cosine"].detach()) < 1e-5
@@ -88,7 +88,7 @@ def test_losses_and_outputs_are_those_of_one_process(passes):
             assert largest(maps[name].detach(), own(others[name]).detach()) < 1e-5
 
 
-def test_gradients_are_those_of_one_process(passes):
+def test_gradients_equal_one_process_s(passes):
     framework, _, single, _ = passes
     expected = dict(trained(single))
     scale = max(value.grad.abs().max().item() for value in expected.values())
@@ -97,7 +97,7 @@ def test_gradients_are_those_of_one_process(passes):
     assert max(allgather(max(errors).item(), "gradients")) < 1e-5 * scale
 
 
-def test_running_statistics_are_those_of_one_process(passes):
+def test_running_statistics_equal_one_process_s(passes):
     framework, _, single, _ = passes
     expected = single.module.state_dict()
     for name, value in framework.module.state_dict().items():

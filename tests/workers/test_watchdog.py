@@ -125,7 +125,7 @@ def test_client_with_the_key_gets_an_answer(run):
     assert run.watchdog.ask(run.rank).startswith("is at ")
 
 
-def test_client_of_another_address_gets_nothing(run):
+def test_client_of_another_address_gets_no_answer(run):
     with socket.create_connection(own(run), timeout=5, source_address=("127.0.0.3", 0)) as stranger:
         assert stranger.recv(100) == b""
 
@@ -179,7 +179,7 @@ def test_silent_clients_do_not_block_answers(run):
     ids=range(6),
 )
 def test_answer_of_another_process_is_rejected(run, monkeypatch, answer):
-    """For example of one that uses the port of a worker that has ended."""
+    """Another process can use the port of a worker that has ended."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve():
