@@ -275,7 +275,7 @@ def test_last_survives_a_moved_folder(checkpoints, tmp_path):
     os.rename(f"{tmp_path}-moved", tmp_path)
 
 
-def test_save_of_same_step_replaces_it(checkpoints):
+def test_save_of_same_step_replaces_the_file(checkpoints):
     checkpoints.save(content(value=1.0))
     path = checkpoints.save(content(value=2.0))
     assert names(checkpoints) == ["checkpoint_0001_000000.pth.tar"]
@@ -457,7 +457,7 @@ def test_resume_at_keeps_the_named_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["checkpoint_0002_000000.pth.tar", "mine.pth.tar", LAST], ids=str)
-def test_resume_at_keeps_a_checkpoint_of_another_folder(tmp_path, name):
+def test_resume_at_keeps_files_of_another_folder(tmp_path, name):
     (tmp_path / "there").mkdir()
     (tmp_path / "here").mkdir()
     source = Checkpoints(str(tmp_path / "there"), 2).save(content(2))

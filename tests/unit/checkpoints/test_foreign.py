@@ -85,19 +85,19 @@ def body(tensors):
     return {key: value for key, value in tensors.items() if not key.startswith("fc.")}
 
 
-def assert_same(found, expected):
-    assert list(found) == list(expected)
-    assert all(torch.equal(found[key], expected[key]) for key in expected)
+def assert_same(actual, expected):
+    assert list(actual) == list(expected)
+    assert all(torch.equal(actual[key], expected[key]) for key in expected)
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 @pytest.mark.parametrize(("mlp", "head"), [(False, 2), (True, 4)], ids=["v1", "v2"])
 def test_moco_query_encoder_is_read(write, legacy, mlp, head):
     path = write(moco_content(mlp=mlp), legacy=legacy)
-    found = read_backbone(path)
-    assert (found.arch, found.stem) == ("resnet18", "imagenet")
-    assert_same(found.state, body(state(mlp=mlp)))
-    assert "\n" not in found.report
+    backbone = read_backbone(path)
+    assert (backbone.arch, backbone.stem) == ("resnet18", "imagenet")
+    assert_same(backbone.state, body(state(mlp=mlp)))
+    assert "\n" not in backbone.report
     for text in (
         path,
         "resnet18",
@@ -105,7 +105,7 @@ def test_moco_query_encoder_is_read(write, legacy, mlp, head):
         "module.encoder_q.",
         f"{120 + head} of encoder_k, {head} of fc, 2 others",
     ):
-        assert text in found.report
+        assert text in backbone.report
 
 
 def test_own_checkpoint_is_read(write):
@@ -117,9 +117,9 @@ def test_own_checkpoint_is_read(write):
         "format": 1,
     }
     content = moco_content(stem="small", **more)
-    found = read_backbone(write(content))
-    assert (found.arch, found.stem) == ("resnet18", "small")
-    assert_same(found.state, body(state(stem="small")))
+    backbone = read_backbone(write(content))
+    assert (backbone.arch, backbone.stem) == ("resnet18", "small")
+    assert_same(backbone.state, body(state(stem="small")))
 
 
 @pytest.mark.parametrize(
@@ -129,9 +129,9 @@ def test_own_checkpoint_is_read(write):
 def test_width_is_detected(write, arch, width, stem, named):
     tensors = filled(shapes(build_resnet, arch, 16, True, stem, width))
     content = {"state_dict": {f"module.encoder_q.{key}": v for key, v in tensors.items()}}
-    found = read_backbone(write(content | {"arch": arch} if named else content))
-    assert (found.arch, found.stem, found.width) == (arch, stem, width)
-    assert_same(found.state, body(tensors))
+    backbone = read_backbone(write(content | {"arch": arch} if named else content))
+    assert (backbone.arch, backbone.stem, backbone.width) == (arch, stem, width)
+    assert_same(backbone.state, body(tensors))
 
 
 def test_stem_of_two_widths_is_refused(write):
@@ -147,17 +147,17 @@ def test_stem_of_two_widths_is_refused(write):
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 def test_torchvision_weights_are_read(write, wrapped, legacy):
     tensors = torchvision_state()
-    found = read_backbone(write({"state_dict": tensors} if wrapped else tensors, legacy=legacy))
-    assert found.arch == "resnet18"
-    assert_same(found.state, body(tensors))
-    assert f"(layout: named layers{' in state_dict' * wrapped})" in found.report
-    assert found.report.endswith("dropped: 2 of fc (head: linear 512-1000)")
+    backbone = read_backbone(write({"state_dict": tensors} if wrapped else tensors, legacy=legacy))
+    assert backbone.arch == "resnet18"
+    assert_same(backbone.state, body(tensors))
+    assert f"(layout: named layers{' in state_dict' * wrapped})" in backbone.report
+    assert backbone.report.endswith("dropped: 2 of fc (head: linear 512-1000)")
 
 
 def test_moco_without_module_prefix_is_read(write):
-    found = read_backbone(write(moco_content(prefix="")))
-    assert_same(found.state, body(state()))
-    assert "under encoder_q." in found.report
+    backbone = read_backbone(write(moco_content(prefix="")))
+    assert_same(backbone.state, body(state()))
+    assert "under encoder_q." in backbone.report
 
 
 def test_backbone_computes_the_same_features(write):
@@ -167,9 +167,9 @@ def test_backbone_computes_the_same_features(write):
         "arch": "resnet18",
         "state_dict": {f"module.encoder_q.{k}": v for k, v in source.state_dict().items()},
     }
-    found = read_backbone(write(content))
-    net = build_resnet(found.arch, stem=found.stem).eval()
-    missing, unexpected = net.load_state_dict(found.state, strict=False)
+    backbone = read_backbone(write(content))
+    net = build_resnet(backbone.arch, stem=backbone.stem).eval()
+    missing, unexpected = net.load_state_dict(backbone.state, strict=False)
     assert all(key.startswith("fc.") for key in missing)
     assert unexpected == []
     source.fc = net.fc = nn.Identity()
@@ -198,10 +198,10 @@ def test_counters_can_be_missing(write):
         for key, v in content["state_dict"].items()
         if not key.endswith("num_batches_tracked")
     }
-    found = read_backbone(write(content))
-    assert len(found.state) == 100
-    assert found.digest == digest
-    assert found.arch == "resnet18"
+    backbone = read_backbone(write(content))
+    assert len(backbone.state) == 100
+    assert backbone.digest == digest
+    assert backbone.arch == "resnet18"
 
 
 @pytest.mark.parametrize("arch", ["resnet34", "resnet50"])

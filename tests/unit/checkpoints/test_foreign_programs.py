@@ -66,7 +66,7 @@ PROGRAMS = {
         "module.base_encoder.",
         "state_dict.module.momentum_encoder",
     ),
-    # facebookresearch/dino, main_dino.py; its authors evaluate the teacher (issue 44 there)
+    # facebookresearch/dino, main_dino.py. Its authors evaluate the teacher (its issue 44).
     "dino": Program(
         {
             "student": named("module.backbone.", 1) | extra("module.head.mlp.0.weight"),
@@ -231,12 +231,12 @@ PROGRAMS = {
 @pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
 def test_program_s_network_is_read(tmp_path, program):
     torch.save(program.content, tmp_path / "weights")
-    found = read_backbone(str(tmp_path / "weights"))
-    assert_same(found.state, body(resnet(stem=program.stem)))
-    assert (found.arch, found.stem) == ("resnet18", program.stem)
+    backbone = read_backbone(str(tmp_path / "weights"))
+    assert_same(backbone.state, body(resnet(stem=program.stem)))
+    assert (backbone.arch, backbone.stem) == ("resnet18", program.stem)
     under = f" under {program.under}*" if program.under else ""
-    assert f"120 tensors{under} loaded" in found.report
-    left = found.report.partition("; not loaded: the networks under ")[2]
+    assert f"120 tensors{under} loaded" in backbone.report
+    left = backbone.report.partition("; not loaded: the networks under ")[2]
     assert left == program.left
 
 
@@ -251,9 +251,9 @@ def test_program_s_network_is_read(tmp_path, program):
 )
 def test_wrappers_are_removed_at_any_depth(tmp_path, prefix, nest):
     torch.save(nest(named(prefix, head=True)), tmp_path / "weights")
-    found = read_backbone(str(tmp_path / "weights"))
-    assert_same(found.state, body(resnet()))
-    assert found.head == "linear 512-1000"
+    backbone = read_backbone(str(tmp_path / "weights"))
+    assert_same(backbone.state, body(resnet()))
+    assert backbone.head == "linear 512-1000"
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_resnet_is_downloaded_to_torch_s_cache(cache, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("file", hub.FILES)
-def test_timm_weights_come_from_hugging_face(tmp_path, monkeypatch, file):
+def test_timm_weights_are_from_hugging_face(tmp_path, monkeypatch, file):
     requests, state = [], timm.create_model("test_vit").state_dict()
 
     def download(repository, name):

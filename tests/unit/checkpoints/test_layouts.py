@@ -120,7 +120,8 @@ class Format(NamedTuple):
 
     where: str  # the dictionary of the tensors in the file
     net: tuple  # a function that builds it, and its arguments
-    content: object  # makes the file's content of its tensors; a metadata dict for safetensors
+    # makes the file's content from its tensors, or is a metadata dict for safetensors
+    content: object
     arch: str
     stem: str
     prefix: str
@@ -314,19 +315,19 @@ def tensors_of(form):
 def test_format_is_read(tmp_path, form):
     tensors = tensors_of(form)
     path = write(tmp_path, form, tensors)
-    found = read_backbone(path)
+    backbone = read_backbone(path)
     names = list(body(shapes(build_resnet, form.arch, 16, False, form.stem)))
-    # A body comes before its head.
+    # A body precedes its head.
     own = [value for key, value in tensors.items() if key.startswith(form.prefix)]
-    assert (found.arch, found.stem, found.head) == (form.arch, form.stem, form.head)
-    assert_same(found.state, dict(zip(names, own, strict=False)))
-    assert "\n" not in found.report
+    assert (backbone.arch, backbone.stem, backbone.head) == (form.arch, form.stem, form.head)
+    assert_same(backbone.state, dict(zip(names, own, strict=False)))
+    assert "\n" not in backbone.report
     layers = "named layers" if form.layer3 == "layer3" else "numbered layers"
     layout = f"{layers} in {form.where}" if form.where else layers
     for text in (path, f"(layout: {layout})", f"{len(names)} tensors", form.prefix):
-        assert text in found.report
-    assert f"loaded, none missing; dropped: {form.dropped} (head: {form.head})" in found.report
-    build_resnet(found.arch, stem=found.stem).load_state_dict(found.state, strict=False)
+        assert text in backbone.report
+    assert f"loaded, none missing; dropped: {form.dropped} (head: {form.head})" in backbone.report
+    build_resnet(backbone.arch, stem=backbone.stem).load_state_dict(backbone.state, strict=False)
 
 
 @each_format
@@ -385,10 +386,10 @@ def test_copies_are_not_loaded(tmp_path, loaded, left):
         prefix + key: value for prefix, tensors in copies.items() for key, value in tensors.items()
     }
     torch.save({"state_dict": state}, tmp_path / "weights")
-    found = read_backbone(str(tmp_path / "weights"))
-    assert_same(found.state, body(copies[loaded]))
-    assert f" under {loaded}* " in found.report
-    assert found.report.endswith(
+    backbone = read_backbone(str(tmp_path / "weights"))
+    assert_same(backbone.state, body(copies[loaded]))
+    assert f" under {loaded}* " in backbone.report
+    assert backbone.report.endswith(
         f"; not loaded: the networks under state_dict.{left.removesuffix('.')}"
     )
 
@@ -416,9 +417,9 @@ def test_student_of_other_shape_is_loaded(tmp_path):
 
 def test_network_of_given_arch_is_loaded(tmp_path):
     networks = distilled(tmp_path)
-    found = read_backbone(str(tmp_path / "weights"), "resnet34")
-    assert_same(found.state, body(networks["teacher"]))
-    assert found.report.endswith("; not loaded: the networks under state_dict.student")
+    backbone = read_backbone(str(tmp_path / "weights"), "resnet34")
+    assert_same(backbone.state, body(networks["teacher"]))
+    assert backbone.report.endswith("; not loaded: the networks under state_dict.student")
 
 
 def test_layer_with_and_without_wrapper_is_refused(tmp_path):
@@ -448,9 +449,9 @@ def test_first_prefix_is_loaded(tmp_path):
             for key, value in tensors.items()
         }
         torch.save({"state_dict": content}, tmp_path / "weights")
-        found = read_backbone(str(tmp_path / "weights"))
-        assert_same(found.state, body(copies.pop(prefix)))
-        assert not prefix or f" under {prefix}* " in found.report
+        backbone = read_backbone(str(tmp_path / "weights"))
+        assert_same(backbone.state, body(copies.pop(prefix)))
+        assert not prefix or f" under {prefix}* " in backbone.report
 
 
 def test_first_of_equal_networks_is_loaded(tmp_path):
@@ -480,9 +481,9 @@ def test_copy_without_original_is_loaded(tmp_path, prefix):
         {"state_dict": {prefix + key: value for key, value in tensors.items()}},
         tmp_path / "weights",
     )
-    found = read_backbone(str(tmp_path / "weights"))
-    assert_same(found.state, body(tensors))
-    assert f" under {prefix}* " in found.report
+    backbone = read_backbone(str(tmp_path / "weights"))
+    assert_same(backbone.state, body(tensors))
+    assert f" under {prefix}* " in backbone.report
 
 
 @pytest.mark.parametrize(

@@ -122,9 +122,9 @@ def test_size_of_cnn_resizes_images(tmp_path):
     path = write(tmp_path / "a.pth", MOBILE)
     small = pixels(40)
     large = torch.nn.functional.interpolate(small, (64, 64), mode="bilinear", antialias=True)
-    found = features(read_backbone(path, MOBILE, size=64), small)
+    actual = features(read_backbone(path, MOBILE, size=64), small)
     expected = features(read_backbone(path, MOBILE), large)
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4)
 
 
 PATCHED = "--teacher-size {}: expected a multiple of 16, the side of the patches of timm/test_vit. "
@@ -189,11 +189,11 @@ def test_timm_translates_other_programs(tmp_path):
     state["pos_embed"] = torch.cat([state["pos_embed"][0, :1], finer])[None]
     torch.save(state, tmp_path / "dinov2.pth")
     weights = read_backbone(str(tmp_path / "dinov2.pth"), VIT)
-    found = weights.state["body.pos_embed"]
-    assert found.shape == plain(VIT).pos_embed.shape
+    actual = weights.state["body.pos_embed"]
+    assert actual.shape == plain(VIT).pos_embed.shape
     own = torch.arange(0.5, 10) / 10
     expected = (own[:, None] + 2 * own).expand(64, 10, 10).flatten(1).T
-    torch.testing.assert_close(found[0, 1:], expected, atol=0.03, rtol=0)
+    torch.testing.assert_close(actual[0, 1:], expected, atol=0.03, rtol=0)
     assert not any("mask" in name for name in weights.state)
 
 
@@ -242,8 +242,10 @@ def test_own_checkpoint_needs_no_arch(tmp_path, arch, named):
 def test_backbone_can_be_sent_to_workers(tmp_path):
     torch.save(ours(MOBILE)[1], tmp_path / "a.pth")
     weights = read_backbone(str(tmp_path / "a.pth"))
-    found = objects.decode(objects.encode(weights))
-    assert found.digest == weights.digest and found.mean == weights.mean and found.image_size == 0
+    actual = objects.decode(objects.encode(weights))
+    assert (
+        actual.digest == weights.digest and actual.mean == weights.mean and actual.image_size == 0
+    )
 
 
 def test_input_of_file_wins(tmp_path):

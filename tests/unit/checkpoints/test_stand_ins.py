@@ -85,9 +85,9 @@ def written(path, content, legacy=False):
 def test_tensors_next_to_harmless_objects_are_read(tmp_path, key, legacy):
     tensors = {"weight": torch.arange(3.0), "bias": torch.ones(2)}
     content = {"before": OBJECTS[key], "state_dict": tensors, "after": [OBJECTS[key]], "epoch": 3}
-    found = read_content(written(tmp_path / "weights", content, legacy))
-    assert_same(found["state_dict"], tensors)
-    assert found["epoch"] == 3
+    loaded = read_content(written(tmp_path / "weights", content, legacy))
+    assert_same(loaded["state_dict"], tensors)
+    assert loaded["epoch"] == 3
 
 
 SOURCE = """
@@ -135,9 +135,9 @@ def test_objects_of_missing_package_run_no_code(tmp_path, foreign, monkeypatch, 
     for name in ("package", "package.logging", FOREIGN):
         monkeypatch.delitem(sys.modules, name)
     flag.unlink()
-    found = read_backbone(path)
-    assert_same(found.state, body(torchvision_state()))
-    assert found.report.startswith(
+    backbone = read_backbone(path)
+    assert_same(backbone.state, body(torchvision_state()))
+    assert backbone.report.startswith(
         f"resnet18 from {path} (layout: named layers in model): 120 tensors loaded"
     )
     assert read_content(path)["config"]["MODEL"] == {"ARCH": "resnet18"}
@@ -199,7 +199,7 @@ def test_code_is_refused_by_name(tmp_path, monkeypatch, name, legacy):
 
 
 @pytest.mark.parametrize("name", ["torch.hub.load", "numpy.testing.runstring", "package.run"])
-def test_call_of_package_s_function_does_nothing(tmp_path, monkeypatch, name):
+def test_call_of_package_s_function_is_not_run(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     module, _, function = name.rpartition(".")
     code = f"c{module}\n{function}\n(X\x10\x00\x00\x00open('ran', 'w')tR.".encode()
@@ -208,9 +208,9 @@ def test_call_of_package_s_function_does_nothing(tmp_path, monkeypatch, name):
     with torch.serialization._open_zipfile_writer(str(tmp_path / "weights")) as archive:
         archive.write_record("data.pkl", content, len(content))
         archive.write_record("byteorder", b"little", 6)
-    found = read_content(str(tmp_path / "weights"))
-    assert found["w"] == 1
-    assert type(found["run"]).__name__ == name
+    loaded = read_content(str(tmp_path / "weights"))
+    assert loaded["w"] == 1
+    assert type(loaded["run"]).__name__ == name
     assert os.listdir(tmp_path) == ["weights"]
 
 
@@ -278,7 +278,7 @@ def test_search_of_large_pickle_is_limited(tmp_path):
     assert len(stand_ins(str(tmp_path / "file.pth"))) == 2 * MOST_NAMES
 
 
-def test_attributes_of_dictionary_change_nothing():
+def test_attributes_of_dictionary_are_ignored():
     """A file can set attributes of an OrderedDict."""
     content = collections.OrderedDict(torchvision_state())
     content.items = content.values = 1

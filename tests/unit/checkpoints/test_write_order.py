@@ -1,4 +1,4 @@
-"""The order of a run's writes and syncs, and what a resume reports about its records."""
+"""The order of a run's writes and syncs, and the records that a resume reports missing."""
 
 import os
 import shutil
