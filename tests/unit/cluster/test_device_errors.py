@@ -34,7 +34,7 @@ class Internal(RuntimeError):
 
 @pytest.fixture(autouse=True)
 def waited(monkeypatch, unlaunched):
-    """Replace waits and exits of one worker; return the list of the seconds of its waits."""
+    """Replace waits and exits of one worker. Return the list of the seconds of its waits."""
 
     def leave(code):
         raise SystemExit(code)

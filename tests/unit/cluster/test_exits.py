@@ -18,7 +18,7 @@ from job.errors import RunError, StartError
 
 @pytest.fixture(autouse=True)
 def waited(monkeypatch, unlaunched):
-    """Replace waits; return the list of their seconds."""
+    """Replace waits. Return the list of their seconds."""
     seconds = []
     monkeypatch.setattr(time, "sleep", seconds.append)
     return seconds
@@ -81,19 +81,19 @@ def test_end_of_another_worker_is_one_line(monkeypatch, capsys, rank, text):
 
 
 def test_end_of_another_worker_is_recorded(capsys, tmp_path):
-    def gone():
+    def peer_ended():
         with Run(str(tmp_path), keep=1) as run:
             run.log.open(str(tmp_path), (0, 0))
             raise comm.WorkerGone("connection closed by peer\nmore")
 
     with pytest.raises(SystemExit), reported_errors():
-        gone()
+        peer_ended()
     end = json.loads((tmp_path / "metrics.jsonl").read_text())
     printed = capsys.readouterr().err
     assert (end["how"], end["code"]) == ("error", 1) and printed == f"error: {end['text']}\n"
 
 
-def test_success_prints_nothing(capsys):
+def test_success_prints_no_line(capsys):
     with reported_errors():
         pass
     assert capsys.readouterr() == ("", "")

@@ -261,7 +261,7 @@ ALLOCATED = {"SLURM_JOB_GPUS": "0", "SLURM_JOB_ID": "7"}
 
 
 def run(workers, variables, tmp_path):
-    """Start job.train on a missing folder; return exit code, errors and warnings."""
+    """Start job.train on a missing folder. Return exit code, errors and warnings."""
     environment = os.environ | variables  # `no_variables` has removed CUDA_VISIBLE_DEVICES
     program = [sys.executable, "-m", "job.train", f"{tmp_path}/none", "--out", f"{tmp_path}/run"]
     launcher = [os.path.join(os.path.dirname(sys.executable), "horovodrun"), "-np", str(workers)]

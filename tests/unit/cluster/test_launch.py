@@ -165,7 +165,7 @@ def gpus(monkeypatch, visible, workers, local_rank):
     return launch.own_device(workers[local_rank][2])
 
 
-def test_gpu_is_that_of_the_local_rank_or_the_only_one(monkeypatch):
+def test_gpu_is_the_local_rank_s_or_the_only_one(monkeypatch):
     assert gpus(monkeypatch, 2, [("a", "0"), ("a", "1"), ("b", "0"), ("b", "1")], 1).index == 1
     assert gpus(monkeypatch, 1, [("a", "GPU-1"), ("a", "GPU-2")], 1).index == 0
 

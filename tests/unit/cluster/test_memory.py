@@ -75,7 +75,7 @@ print(before - psutil.Process().memory_info().rss)
     assert int(run(script)) > 180 * 2**20
 
 
-def test_give_back_frees_cycles_and_skips_frozen_objects():
+def test_give_back_frees_cycles_but_no_frozen_object():
     """The cycle is a network traced by torch.fx. Python itself collects no garbage."""
     script = """
 import gc, weakref

@@ -83,7 +83,7 @@ print(nccl.variable("NCCL_NET"), os.environ.get("NCCL_NET"))
 
 @pytest.mark.skipif(not torch.version.cuda, reason="a torch without CUDA")
 def test_real_nccl_logs_into_memory(tmp_path):
-    """It prints nothing. A variable of its file has effect."""
+    """It prints no line. A variable of its file has an effect."""
     (tmp_path / "nccl.conf").write_text("NCCL_NET=Socket\n")
     others = {name: value for name, value in os.environ.items() if not name.startswith("NCCL_")}
     environment = others | {"CUDA_VISIBLE_DEVICES": "", "NCCL_SOCKET_IFNAME": "lo"}

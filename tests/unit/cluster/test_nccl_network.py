@@ -34,7 +34,7 @@ def test_slow_network_warns_of_unused_infiniband():
 
 @pytest.fixture
 def workers(monkeypatch):
-    """Simulate two workers with GPUs; return the list of this one's calls."""
+    """Simulate two workers with GPUs. Return the list of this one's calls."""
     called = []
 
     class Sum:
@@ -58,7 +58,7 @@ def workers(monkeypatch):
 def test_connect_gpus_connects_before_the_first_step(workers):
     device = torch.device("cuda:1")
     text, slow = connect_gpus(device)
-    assert workers == [device, "connect_gpus", "computed", "network"]  # NCCL logs it meanwhile
+    assert workers == [device, "connect_gpus", "computed", "network"]  # NCCL logs during "computed"
     assert text == "Socket (eth0)" and "although b has InfiniBand or RoCE" in slow
 
 

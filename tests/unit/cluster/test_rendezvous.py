@@ -35,12 +35,12 @@ def rendezvous(free_port):
 
 
 def put(server, path, value):
-    """Put a value as a rank; return the answer."""
+    """Put a value as a rank. Return the answer."""
     return request(*server.server_address, f"/{server.token}{path}", put=value)
 
 
 def get(server, path):
-    """Get a path as a rank; return the answer."""
+    """Get a path as a rank. Return the answer."""
     return request(*server.server_address, f"/{server.token}{path}")
 
 
@@ -83,7 +83,7 @@ def test_incomplete_request_is_ignored(rendezvous, capfd):
 
 
 def send(address, request: bytes) -> bytes:
-    """Send bytes to the rendezvous; return the answer."""
+    """Send bytes to the rendezvous. Return the answer."""
     with socket.create_connection(address, timeout=15) as client:
         try:
             client.sendall(request)
@@ -163,7 +163,7 @@ def test_noise_is_ignored(rendezvous, noise, capfd):
 
 
 def test_many_large_puts_need_no_memory(rendezvous):
-    """A stranger's are refused. Those of a rank have a limit."""
+    """A stranger's puts are refused. A rank's puts have a limit."""
     body = bytes(2**20)
     for number in range(400):
         with socket.create_connection(rendezvous.server_address, timeout=15) as client:
@@ -263,7 +263,7 @@ def test_serve_needs_an_address_of_this_machine(free_port):
 
 
 def joined(port, rank, patience, key=KEY):
-    """Call `join` in a thread; return the thread and a list for its result or error."""
+    """Call `join` in a thread. Return the thread and a list for its result or error."""
     ends = []
 
     def run():

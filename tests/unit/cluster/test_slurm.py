@@ -1,4 +1,4 @@
-"""Horovod's ranks, addresses and variables from those of srun."""
+"""Horovod's ranks, addresses and variables, computed from srun's."""
 
 import os
 import socket
@@ -37,7 +37,7 @@ def test_counts_tasks_per_node(text, tasks):
 
 
 @pytest.mark.parametrize("tasks", [[1], [4], [2, 2], [2, 1], [1, 2], [3, 1, 2], [1, 1, 1]])
-def test_horovod_numbers_equal_those_of_horovodrun(tasks):
+def test_horovod_numbers_equal_horovodrun_s(tasks):
     from horovod.runner.common.util.hosts import get_host_assignments, parse_hosts
 
     nodes = [f"node{number}" for number in range(len(tasks))]

@@ -29,7 +29,7 @@ def test_restore_puts_handlers_back_and_ignores_usr2():
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_signal_is_noted(number):
+def test_signal_is_recorded(number):
     stop = Stop()
     os.kill(os.getpid(), number)
     assert stop.signal == number
