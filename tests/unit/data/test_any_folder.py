@@ -39,7 +39,7 @@ def found_in(images):
 
 
 def read_all(images):
-    """The grey of each image, all of which must be decodable."""
+    """The grey of each image. All must be decodable."""
     read = [images.read(index) for index in range(len(images))]
     assert not any(bad for _, _, bad in read)
     return [int(pixels[0, 0, 0]) for pixels, _, _ in read]
@@ -101,7 +101,7 @@ def test_split_that_is_a_broken_link_is_refused(tmp_path, split):
 @pytest.mark.parametrize("name", ["photos", "photos.txt"])
 @pytest.mark.parametrize("target", ["/nowhere/photos", "{name}"])
 def test_broken_link_in_a_flat_folder_is_refused(tmp_path, name, target):
-    """A container may lack the folder that it led to. A link of an image is no error."""
+    """A container may lack the link's folder. A broken link of an image is no error."""
     fill(tmp_path, "1.png", "a/2.png")
     for image in ("gone.png", ".hidden", "a/photos"):
         (tmp_path / image).symlink_to("/nowhere")

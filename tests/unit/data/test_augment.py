@@ -101,7 +101,7 @@ def test_random_view_respects_crop_min(crop_min):
 
 @both_versions
 def test_weak_view_is_a_crop_and_flip(aug_plus):
-    """From the same draws come the crops and flips of other views."""
+    """The same draws give the crops and flips of other views."""
     weak, other = (RandomView(16, aug_plus, weak=weak) for weak in (True, False))
     image, (one, two) = photo(0), (drawing(), drawing())
     flips = 0
@@ -416,19 +416,19 @@ def test_normalize_equals_torchvision():
         ]
     )
     expected = torch.stack([torchvisions(Image.fromarray(image)) for image in images])
-    found = normalize(
+    actual = normalize(
         torch.stack([functional.pil_to_tensor(Image.fromarray(image)) for image in images])
     )
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
 
 
 def test_normalize_follows_its_formula_for_all_bytes():
-    found = normalize(torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16))
+    actual = normalize(torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16))
     for channel in range(3):
         expected = [(byte / 255 - MEAN[channel]) / STD[channel] for byte in range(256)]
         torch.testing.assert_close(
-            found[0, channel].flatten(), torch.tensor(expected), rtol=0, atol=1e-6
+            actual[0, channel].flatten(), torch.tensor(expected), rtol=0, atol=1e-6
         )
 
 
@@ -437,19 +437,19 @@ def test_normalize_returns_channels_last(memory_format):
     images = torch.from_numpy(np.stack([noise(seed, 5, 6) for seed in range(2)])).permute(
         0, 3, 1, 2
     )
-    found = normalize(images.contiguous(memory_format=memory_format))
-    assert found.shape == (2, 3, 5, 6)
-    assert found.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(found, normalize(images))
+    actual = normalize(images.contiguous(memory_format=memory_format))
+    assert actual.shape == (2, 3, 5, 6)
+    assert actual.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(actual, normalize(images))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_normalize_returns_floats_unchanged(dtype):
     images = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
     before = images.clone()
-    found = normalize(images)
-    assert found.dtype == dtype
-    assert torch.equal(found, before)
+    actual = normalize(images)
+    assert actual.dtype == dtype
+    assert torch.equal(actual, before)
 
 
 def test_normalize_does_not_change_its_input():

@@ -44,10 +44,10 @@ NAMES = [
 
 @pytest.mark.parametrize("names", [[], ["a"], [""], NAMES])
 def test_names_keep_order_and_bytes(names):
-    found = Names.of(names)
-    assert len(found) == len(names)
-    assert list(found) == [found[index] for index in range(len(names))] == names
-    assert list(pickle.loads(pickle.dumps(found))) == names
+    actual = Names.of(names)
+    assert len(actual) == len(names)
+    assert list(actual) == [actual[index] for index in range(len(names))] == names
+    assert list(pickle.loads(pickle.dumps(actual))) == names
 
 
 def test_readable_endings_exclude_write_only_formats():
@@ -120,10 +120,10 @@ def test_png_reads_despite_odd_metadata(kind, position):
     at = 33 if position == "before" else plain.rindex(b"IEND") - 4
     content = plain[:at] + ODD[kind]() + plain[at:]
     tracemalloc.start()
-    found = read_image(content)
+    actual = read_image(content)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert np.array_equal(found, np.asarray(image))
+    assert np.array_equal(actual, np.asarray(image))
     assert peak < 2**20
 
 
@@ -235,9 +235,9 @@ def test_palette_transparency_is_white(tmp_path, form):
 
 
 def test_palette_alpha_values_apply(tmp_path):
-    found = row(saved(tmp_path, palette_image(), transparency=bytes([255, 0, 128])))
-    assert found[:2] == [RED, WHITE]
-    assert found[2] == pytest.approx((127, 127, 255), abs=1)
+    actual = row(saved(tmp_path, palette_image(), transparency=bytes([255, 0, 128])))
+    assert actual[:2] == [RED, WHITE]
+    assert actual[2] == pytest.approx((127, 127, 255), abs=1)
 
 
 @pytest.mark.parametrize(
@@ -386,13 +386,13 @@ from job.errors import RunError
 from job import files
 
 files.PAUSES = (0, 0)
-found = scan(sys.argv[1], "train", max_bad=9)
+images = scan(sys.argv[1], "train", max_bad=9)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 limit = (used + int(sys.argv[2]) * 2**20, resource.RLIM_INFINITY)
 resource.setrlimit(resource.RLIMIT_AS, limit)
-for index in range(len(found)):
+for index in range(len(images)):
     try:
-        image, _, bad = found.read(index)
+        image, _, bad = images.read(index)
         print(image.shape[0], len(bad))
     except RunError as error:
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -420,8 +420,10 @@ def test_short_memory_replaces_no_image(tmp_path, room):
         for name in ("1.png", "2.webp")
     ]
     expected = ["30 0", *short] if room == 20 else ["30 0", "2500 0", "2500 0"]
-    found = done.stdout.splitlines()
-    assert len(found) == 3 and all(map(str.startswith, found, expected)), done.stdout + done.stderr
+    actual = done.stdout.splitlines()
+    assert len(actual) == 3 and all(map(str.startswith, actual, expected)), (
+        done.stdout + done.stderr
+    )
 
 
 def test_unlimited_memory_demand_is_undecodable(with_broken, monkeypatch):

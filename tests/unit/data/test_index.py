@@ -51,8 +51,8 @@ def test_index_reads_webdataset_s_shards(shards):
     data, (train, val) = shards
     with pytest.raises(RunError, match="its tar files have no index: python -m job.pack --index"):
         scan(str(data), "train")
-    found = index(str(data), Log(speaks=False))
-    assert {split: [len(shard.names) for shard in some] for split, some in found.items()} == {
+    actual = index(str(data), Log(speaks=False))
+    assert {split: [len(shard.names) for shard in some] for split, some in actual.items()} == {
         "train": [20, 20, 10],
         "val": [9],
     }
@@ -217,7 +217,7 @@ def test_index_logs_files_left_out(tmp_path, logged):
     assert images.labels.tolist() == [0, 1, 0, 0]
 
 
-def test_index_reports_shards_missing_in_it(shards):
+def test_index_reports_missing_shards(shards):
     data, _ = shards
     index(str(data), Log(speaks=False))
     assert scan(str(data), "train").left_out == ""

@@ -52,15 +52,15 @@ def test_batches_equal_without_processes_after_signals(images, rendered):
     assert len(expected) == len(order) == 5
     assert same(list(Batches(views, order, 0)), expected)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    found = []
+    actual = []
     for batch in Batches(views, order, 2):
-        found.append(batch)
+        actual.append(batch)
         processes = multiprocessing.active_children()
-        for process in processes if len(found) == 1 else []:
+        for process in processes if len(actual) == 1 else []:
             for number in SIGNALS:
                 os.kill(process.pid, number)
     assert len(processes) == 2
-    assert same(found, expected)
+    assert same(actual, expected)
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == mask
 
 
@@ -71,7 +71,7 @@ def test_batches_of_measuring_keep_their_order(images):
     assert torch.cat([labels for _, labels, _ in measured]).tolist() == images.labels.tolist()
 
 
-def test_batches_leave_torch_s_generator_alone(images):
+def test_batches_do_not_change_torch_s_generator(images):
     order = TrainingOrder(images, total=4, rank=0, size=1, seed=0, epochs=1)
     views = RandomViews(images, RandomView(SIZE, False), 2, seed=0)
     torch.manual_seed(1)
@@ -86,12 +86,12 @@ def test_parcel_keeps_values_layout_and_lists(images):
     batch = (query, key, torch.arange(7), [f"a/{'ü' * 200}\udcff{number}" for number in range(50)])
     pickled = ForkingPickler.dumps(Parcel(batch))
     assert len(pickled) < 4096
-    found = ForkingPickler.loads(pickled)
-    assert same(found, batch)
-    assert found[0][0].stride() == query[0].stride() and found[0][0].is_contiguous(
+    actual = ForkingPickler.loads(pickled)
+    assert same(actual, batch)
+    assert actual[0][0].stride() == query[0].stride() and actual[0][0].is_contiguous(
         memory_format=torch.channels_last
     )
-    found[2][0] = 5  # it can be written to
+    actual[2][0] = 5  # it can be written to
 
 
 # Failures in a loader process.
@@ -332,11 +332,11 @@ def test_loader_processes_map_names_and_labels(tmp_path, kind):
     tasks = Tasks(CentreViews(images, SIZE), Reading(Shared(16)), packed=True)
     sent = [bytes(ForkingPickler.dumps(tasks)) for _ in range(2)]
     assert len(sent[0]) < 4000
-    for found in (ForkingPickler.loads(content).views.images for content in sent):
-        assert [found.path(index) for index in range(0, MANY, 777)] == [
+    for actual in (ForkingPickler.loads(content).views.images for content in sent):
+        assert [actual.path(index) for index in range(0, MANY, 777)] == [
             images.path(index) for index in range(0, MANY, 777)
         ]
-        assert np.array_equal(found.labels, images.labels) and found.digest(
+        assert np.array_equal(actual.labels, images.labels) and actual.digest(
             0, 1, 8
         ) == images.digest(0, 1, 8)
     assert isinstance(images.labels, np.ndarray) and tasks.views.images is images
@@ -372,8 +372,8 @@ def test_batches_need_no_dev_shm(images):
 # A failing file system: its disk image is truncated.
 
 
-def mounted(*words):
-    done = subprocess.run(["mount", *map(str, words)], capture_output=True, text=True)
+def mounted(*arguments):
+    done = subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"mounting is not allowed here, run as root: {done.stderr.strip()}")
 
@@ -403,7 +403,7 @@ def failing_disk(tmp_path, request):
             )
         subprocess.run(["umount", mount], check=True)
         mounted("-o", "loop,ro", disk, mount)
-        found = scan(str(mount), "train", max_bad=1)
+        scanned = scan(str(mount), "train", max_bad=1)
         disk_bytes = disk.read_bytes()
         os.truncate(disk, 4096)
 
@@ -411,7 +411,7 @@ def failing_disk(tmp_path, request):
             with open(disk, "r+b") as file:
                 file.write(disk_bytes)
 
-        yield found, restore
+        yield scanned, restore
     finally:
         subprocess.run(["umount", "--lazy", mount])
 

@@ -47,7 +47,7 @@ class Blur:
 
 
 class InTurn(transforms.ColorJitter):
-    """A jitter whose four operations always come in the same order."""
+    """A jitter whose four operations always have the same order."""
 
     def forward(self, image):
         _, *factors = self.get_params(self.brightness, self.contrast, self.saturation, self.hue)

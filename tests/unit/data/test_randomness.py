@@ -55,7 +55,7 @@ def test_counter_is_frozen():
 
 
 def test_purposes_keep_their_order():
-    """A purpose's index is part of the key, so a new purpose must be the last."""
+    """The key includes a purpose's index, so a new purpose must be the last."""
     assert PURPOSES[:8] == (
         "order",
         "shuffle",
@@ -84,12 +84,12 @@ def test_counter_depends_on_all_arguments():
 
 def test_counter_neighbours_do_not_overlap():
     """A long draw counts up in the counter's first number, apart from samples and steps."""
-    words = [
+    draws = [
         set(counter(0, "order", sample=s, step=t).random_raw(4096).tolist())
         for s in (0, 1)
         for t in (0, 1)
     ]
-    assert len(set.union(*words)) == 4 * 4096
+    assert len(set.union(*draws)) == 4 * 4096
 
 
 def test_counter_refuses_an_unknown_purpose():

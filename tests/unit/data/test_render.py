@@ -39,7 +39,7 @@ def test_colours_match_torchvision_within_a_level(image, factor, operation, thei
 
 @on_pictures
 @pytest.mark.parametrize("operation", [brightness, contrast, saturation])
-def test_factor_of_one_changes_nothing(image, operation):
+def test_factor_of_one_changes_no_pixel(image, operation):
     assert (operation(image, 1.0) == image).all()
 
 
@@ -49,19 +49,19 @@ def test_colours_follow_their_formulas(image, factor):
     """Contrast rounds its mean grey, as PIL does: 0.2 levels. Saturation's matrix: 0.25."""
     values, luma = image.astype(float), image @ LUMA.astype(float)
     mean = luma.mean()
-    for found, exact, tolerance in (
+    for actual, exact, tolerance in (
         (brightness(image, factor), factor * values, 0.5),
         (contrast(image, factor), factor * values + (1 - factor) * mean, 0.71),
         (saturation(image, factor), factor * values + (1 - factor) * luma[:, :, None], 0.75),
     ):
-        assert difference(found, exact.clip(0, 255)).max() <= tolerance + 1e-3
+        assert difference(actual, exact.clip(0, 255)).max() <= tolerance + 1e-3
 
 
 @on_pictures
 def test_saturation_zero_is_torchvision_s_grey(image):
-    found = saturation(image, 0.0)
-    assert (found == found[:, :, :1]).all()
-    off = difference(found, functional.to_grayscale(Image.fromarray(image), 3))
+    actual = saturation(image, 0.0)
+    assert (actual == actual[:, :, :1]).all()
+    off = difference(actual, functional.to_grayscale(Image.fromarray(image), 3))
     assert off.max() <= 1
     assert off.mean() < 0.05
 
@@ -159,9 +159,9 @@ def test_blur_keeps_plain_and_spreads_a_dot(sigma):
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (2, 5), (3, 3)])
 def test_blur_accepts_small_images(shape):
     image = noise(0, *shape)
-    found = blur(image, 2.0)
-    assert found.shape == image.shape
-    assert difference(found, found.mean((0, 1))).max() < difference(
+    actual = blur(image, 2.0)
+    assert actual.shape == image.shape
+    assert difference(actual, actual.mean((0, 1))).max() < difference(
         image, image.mean((0, 1))
     ).max() or shape == (1, 1)
 
@@ -202,7 +202,7 @@ def test_render_applies_operations_in_order():
     assert difference(first, last).max() > 20  # one clips the values that the other keeps
 
 
-def test_render_skips_none():
+def test_render_skips_missing_operations():
     image = photo(0)
     gaps = appearance((NONE, 0.3), (0, 1.3), (NONE, 0.0), (3, 0.1), (NONE, 5.0))
     assert (render(image, gaps) == render(image, appearance((0, 1.3), (3, 0.1)))).all()
@@ -210,9 +210,9 @@ def test_render_skips_none():
 
 def test_render_blurs_then_flips_last():
     image = photo(0)
-    found = render(image, appearance((0, 1.4), (2, 0.0), sigma=1.5, flip=True))
+    actual = render(image, appearance((0, 1.4), (2, 0.0), sigma=1.5, flip=True))
     assert (
-        found == blur(saturation(brightness(image, np.float32(1.4).item()), 0.0), 1.5)[:, ::-1]
+        actual == blur(saturation(brightness(image, np.float32(1.4).item()), 0.0), 1.5)[:, ::-1]
     ).all()
 
 
@@ -251,9 +251,9 @@ def test_render_does_not_change_its_image(aug_plus):
     image, view, random = ramp(), RandomView(8, aug_plus), np.random.default_rng(0)
     before = image.copy()
     for _ in range(50):
-        found = render(image, view.appearance(random))
-        assert found.dtype == np.uint8
-        assert found.shape == image.shape
+        actual = render(image, view.appearance(random))
+        assert actual.dtype == np.uint8
+        assert actual.shape == image.shape
         assert (image == before).all()
 
 

@@ -50,9 +50,13 @@ def rendered(request):
 
     def on_device(images, appearances):
         batch = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).to(request.param)
-        found = render_batch(batch, torch.from_numpy(np.stack(list(appearances))))
-        assert (found.device, found.dtype, found.shape) == (batch.device, torch.uint8, batch.shape)
-        return found.permute(0, 2, 3, 1).cpu().numpy()
+        actual = render_batch(batch, torch.from_numpy(np.stack(list(appearances))))
+        assert (actual.device, actual.dtype, actual.shape) == (
+            batch.device,
+            torch.uint8,
+            batch.shape,
+        )
+        return actual.permute(0, 2, 3, 1).cpu().numpy()
 
     return on_device
 
@@ -111,8 +115,8 @@ def test_render_batch_of_one_operation_matches(rendered, kind, number):
 def test_render_batch_accepts_any_shape(rendered, shape):
     images = np.stack([noise(seed, *shape) for seed in range(len(KINDS))])
     rows = [one(kind) for kind in KINDS]
-    for image, row, found, kind in zip(images, rows, rendered(images, rows), KINDS, strict=True):
-        assert difference(found, render.render(image, row)).max() <= {"hue": 20, "all": 12}.get(
+    for image, row, actual, kind in zip(images, rows, rendered(images, rows), KINDS, strict=True):
+        assert difference(actual, render.render(image, row)).max() <= {"hue": 20, "all": 12}.get(
             kind, 1
         ), kind
 
@@ -130,19 +134,19 @@ def test_render_batch_accepts_any_shape(rendered, shape):
     ],
 )
 def test_colours_match_torchvision_within_a_level(rendered, factor, number, theirs):
-    found = rendered(IMAGES, [appearance((number, factor))] * len(IMAGES))
+    actual = rendered(IMAGES, [appearance((number, factor))] * len(IMAGES))
     expected = np.stack([np.asarray(theirs(Image.fromarray(image), factor)) for image in IMAGES])
-    assert difference(found, expected).max() <= 1
+    assert difference(actual, expected).max() <= 1
 
 
 @pytest.mark.parametrize("shift", [-0.4, -0.1, -0.02, 0.0, 0.05, 0.1, 0.4])
 def test_hue_matches_torchvision_to_pil_s_steps(rendered, shift):
-    found = rendered(IMAGES, [appearance((3, shift))] * len(IMAGES))
+    actual = rendered(IMAGES, [appearance((3, shift))] * len(IMAGES))
     expected = np.stack(
         [np.asarray(functional.adjust_hue(Image.fromarray(image), shift)) for image in IMAGES]
     )
-    assert difference(found, expected).max() <= 18
-    assert difference(found, expected).mean((1, 2, 3)).max() <= 1.8
+    assert difference(actual, expected).max() <= 18
+    assert difference(actual, expected).mean((1, 2, 3)).max() <= 1.8
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.6, 0.983, 1.0, 1.4])
@@ -156,8 +160,8 @@ def test_colours_follow_their_formulas(factor):
         (SATURATION, factor * values + (1 - factor) * luma[:, :, :, None]),
     ):
         [weights] = mix_weights(torch.tensor([[operation]]), torch.tensor([[factor]]))
-        found = mix(images, weights.expand(len(IMAGES), 3)).permute(0, 2, 3, 1)
-        assert difference(found, exact.clip(0, 255)).max() < 1e-3
+        actual = mix(images, weights.expand(len(IMAGES), 3)).permute(0, 2, 3, 1)
+        assert difference(actual, exact.clip(0, 255)).max() < 1e-3
 
 
 def test_hue_follows_its_formula():
@@ -174,14 +178,14 @@ def test_hue_follows_its_formula():
     ]
     colours = np.concatenate([corners, noise(0, 20, 20).reshape(-1, 3)]).astype(float)
     for shift in (-0.4, -0.1, 0.0, 1 / 3, 0.37, 0.5):
-        found = hue(
+        actual = hue(
             torch.from_numpy(colours).float().view(-1, 3, 1, 1),
             torch.full((len(colours), 1, 1, 1), shift),
         )
         exact = []
         for h, s, v in (colorsys.rgb_to_hsv(*colour) for colour in colours / 255):
             exact.append(colorsys.hsv_to_rgb((h + shift) % 1, s, v))
-        assert difference(found[:, :, 0, 0], 255 * np.array(exact)).max() < 1e-2
+        assert difference(actual[:, :, 0, 0], 255 * np.array(exact)).max() < 1e-2
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -211,9 +215,9 @@ def test_grey_views_have_equal_channels(rendered, aug_plus):
     """Version one shifts the hue of grey images."""
     rows = drawn(aug_plus, 200)
     rows = rows[((rows[:, OPERATIONS] == 2) & (rows[:, 5:10] == 0)).any(1)]
-    found = rendered(IMAGES[np.arange(len(rows)) % len(IMAGES)], rows)
+    actual = rendered(IMAGES[np.arange(len(rows)) % len(IMAGES)], rows)
     assert len(rows) > 20
-    assert (found == found[..., :1]).all()
+    assert (actual == actual[..., :1]).all()
 
 
 # The batch.
@@ -235,13 +239,13 @@ def test_render_batch_keeps_each_image_s_order(rendered):
 
 @pytest.mark.parametrize("aug_plus", [False, True])
 def test_render_batch_images_are_independent(rendered, aug_plus):
-    """Alone, with others, and with the same in another order, except for a rounding."""
+    """An image gives the same in a batch of one, of all, and in another order, to rounding."""
     rows, order = drawn(aug_plus, 24), np.random.default_rng(1).permutation(24)
     images = IMAGES[np.arange(24) % len(IMAGES)]
     together, shuffled = rendered(images, rows), rendered(images[order], rows[order])
     single = np.concatenate([rendered(images[[index]], rows[[index]]) for index in range(24)])
-    for found in (shuffled, together[order]):
-        off = difference(found, single[order])
+    for actual in (shuffled, together[order]):
+        off = difference(actual, single[order])
         assert off.max() <= 1
         assert off.mean() < 1e-3
 
@@ -255,11 +259,15 @@ def test_render_batch_does_not_change_its_images():
 
 
 @pytest.mark.parametrize("aug_plus", [False, True])
-def test_render_batch_reads_nothing_back(aug_plus):
+def test_render_batch_copies_no_values_to_the_host(aug_plus):
     """Images on the meta device have no values, so an operation that reads them fails."""
     images = torch.empty(24, 3, 16, 16, dtype=torch.uint8, device="meta")
-    found = render_batch(images, torch.from_numpy(drawn(aug_plus, 24)))
-    assert (found.device, found.shape, found.dtype) == (images.device, images.shape, images.dtype)
+    actual = render_batch(images, torch.from_numpy(drawn(aug_plus, 24)))
+    assert (actual.device, actual.shape, actual.dtype) == (
+        images.device,
+        images.shape,
+        images.dtype,
+    )
 
 
 @pytest.mark.parametrize("aug_plus", [False, True])

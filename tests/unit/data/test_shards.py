@@ -133,7 +133,7 @@ def test_index_refuses_another_format(tmp_path, monkeypatch):
 def test_index_refuses_other_content(tmp_path):
     packed(tmp_path / "train", [2])
     path = tmp_path / "train" / "index.npz"
-    whole = path.read_bytes()
+    content = path.read_bytes()
     array = tmp_path / "array.npy"
     np.save(array, np.arange(5))
     np.savez(tmp_path / "other.npz", other=np.arange(5))
@@ -141,35 +141,35 @@ def test_index_refuses_other_content(tmp_path):
         np.savez(
             tmp_path / "less.npz", **{name: file[name] for name in file.files if name != "labels"}
         )
-    others = [
+    damaged = [
         b"",
         b"x",
         bytes(1000),
         array.read_bytes(),
         *((tmp_path / f"{name}.npz").read_bytes() for name in ("other", "less")),
     ]
-    for content in [*others, *(whole[:cut] for cut in range(0, len(whole), 97))]:
-        path.write_bytes(content)
+    for invalid in [*damaged, *(content[:cut] for cut in range(0, len(content), 97))]:
+        path.write_bytes(invalid)
         assert "incomplete index" in refused(tmp_path / "train")
 
 
 def test_index_damaged_is_refused_or_unchanged(tmp_path):
     packed(tmp_path / "train", [40])
     path = tmp_path / "train" / "index.npz"
-    whole, expected = path.read_bytes(), load_index(str(tmp_path / "train"))
+    content, expected = path.read_bytes(), load_index(str(tmp_path / "train"))
     random, damages = np.random.default_rng(0), 0
-    for offset in random.integers(0, len(whole), 300).tolist():
-        damaged = bytearray(whole)
+    for offset in random.integers(0, len(content), 300).tolist():
+        damaged = bytearray(content)
         damaged[offset] ^= 1 << random.integers(0, 8)
         path.write_bytes(damaged)
         try:
-            found = load_index(str(tmp_path / "train"))
+            actual = load_index(str(tmp_path / "train"))
         except RunError as error:
             assert "index.npz" in str(error)
             damages += 1
         else:
-            assert found.keys() == expected.keys() and all(
-                np.array_equal(found[name], expected[name]) for name in expected
+            assert actual.keys() == expected.keys() and all(
+                np.array_equal(actual[name], expected[name]) for name in expected
             )
     assert damages > 100
 
@@ -335,11 +335,11 @@ def test_packed_images_read_in_loader_processes(sets):
     packed.content(0)
     view, order = RandomView(16, True), TrainingOrder(packed, 8, 1, 2, 0, 2, (1, 0))
     expected = list(Batches(RandomViews(folder, view, 2, 0), order, 0))
-    found = list(Batches(RandomViews(packed, view, 2, 0), order, 2))
-    assert len(found) == len(expected) == 6
-    for (*views, bad), (*others, bad_there) in zip(found, expected, strict=True):
+    actual = list(Batches(RandomViews(packed, view, 2, 0), order, 2))
+    assert len(actual) == len(expected) == 6
+    for (*views, bad), (*others, expected_bad) in zip(actual, expected, strict=True):
         assert all(torch.equal(one, other) for one, other in zip(views, others, strict=True))
-        assert bad == bad_there == []
+        assert bad == expected_bad == []
     batches = every_nth_batch(list(range(50)), 16, 0, 1)
     for (pixels, labels, _), (others, truth, _) in zip(
         Batches(CentreViews(packed, 16), batches, 2),

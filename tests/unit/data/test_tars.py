@@ -1,4 +1,4 @@
-"""Tar shards: writing, and reading those of webdataset and tar."""
+"""Tar shards: writing, and reading shards of webdataset and tar."""
 
 import io
 import json
@@ -234,16 +234,16 @@ LEFT_OUT = {
 @pytest.mark.parametrize("kind", MEMBERS)
 def test_read_shard_counts_each_file(tmp_path, kind):
     given, expected = (
-        {name: label for name, _, label in (word.partition("=") for word in words.split())}
-        for words in MEMBERS[kind]
+        {name: label for name, _, label in (word.partition("=") for word in members.split())}
+        for members in MEMBERS[kind]
     )
     files = {name: label or name for name, label in given.items()}
     path = write_tar(
         tmp_path / "0.tar", {name: content.encode() for name, content in files.items()}
     )
     selection = Selection()
-    found = members_of(path, read_shard(str(path), selection))
-    assert found == [(name, int(label or -1), name.encode()) for name, label in expected.items()]
+    actual = members_of(path, read_shard(str(path), selection))
+    assert actual == [(name, int(label or -1), name.encode()) for name, label in expected.items()]
     assert selection.taken == len(expected) and str(selection.left_out) == LEFT_OUT.get(kind, "")
 
 
@@ -263,8 +263,8 @@ def test_read_shard_follows_links(tmp_path):
     path = tmp_path / "0.tar"
     subprocess.run(["tar", "-C", folder, "--sort=name", "-cf", path, "."], check=True)
     selection = Selection()
-    found = members_of(path, read_shard(str(path), selection))
-    assert found == [(f"./{name}.jpg", 3, b"image") for name in ("a/1", "b/2", "b/3", "b/4")]
+    actual = members_of(path, read_shard(str(path), selection))
+    assert actual == [(f"./{name}.jpg", 3, b"image") for name in ("a/1", "b/2", "b/3", "b/4")]
     assert str(selection.left_out) == "2 that lead to no file of the tar (such as ./b/5.jpg)"
 
 

@@ -97,7 +97,7 @@ def test_views_of_an_image_differ(images, aug_plus, rendered):
 
 
 @all_kinds
-def test_views_leave_global_generators_alone(images, make):
+def test_views_do_not_change_global_generators(images, make):
     torch.manual_seed(3)
     np.random.seed(3)
     before = torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()
