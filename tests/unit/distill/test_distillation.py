@@ -120,12 +120,12 @@ def test_after_update_gets_rows_of_first_views(monkeypatch, seen):
     both, _ = together(seen)
     both.networks.framework.distilled_views = 2
     first, second = both.distillers
-    got = []
+    received = []
     monkeypatch.setattr(
         first, "targets", lambda features, generator: torch.tensor([[len(seen)], [9]])
     )
     monkeypatch.setattr(first, "to_gather", lambda targets: targets)
-    monkeypatch.setattr(first, "after_update", got.append)
+    monkeypatch.setattr(first, "after_update", received.append)
     monkeypatch.setattr(second, "after_update", lambda _: pytest.fail("called"))
     for step in range(2):
         for part in range(2):
@@ -133,7 +133,7 @@ def test_after_update_gets_rows_of_first_views(monkeypatch, seen):
             both.targets(MicroBatch(images, Position(0, step), part, 2 * part, (images,)))
         both.after_update()
     both.after_update()
-    assert [rows[:, 0].tolist() for rows in got] == [[0, 9, 2, 9], [4, 9, 6, 9]]
+    assert [rows[:, 0].tolist() for rows in received] == [[0, 9, 2, 9], [4, 9, 6, 9]]
 
 
 def test_gathers_overlap_student_passes(monkeypatch):

@@ -107,9 +107,9 @@ def test_blocks_do_not_change_loss_or_gradient(monkeypatch):
         value.backward()
         return value.detach(), student.grad
 
-    in_one = actual(10**6)
+    in_one_block = actual(10**6)
     for numbers in (1, 2 * 30**2):  # one image, and two of five, of 30 positions each
-        for blockwise, expected in zip(actual(numbers), in_one, strict=True):
+        for blockwise, expected in zip(actual(numbers), in_one_block, strict=True):
             torch.testing.assert_close(blockwise, expected)
 
 
@@ -157,7 +157,7 @@ def test_loss_is_float32_under_autocast():
 
 @pytest.mark.parametrize(("stages", "stem", "size", "fix"), SINGLE)
 def test_gram_refuses_stage_of_one_position(stages, stem, size, fix):
-    """There is no other position to compare it with."""
+    """A position needs another one to compare it with."""
     message = refused(new, stages, stem=stem, image_size=size)
     given = " ".join(map(str, stages))
     assert message == (

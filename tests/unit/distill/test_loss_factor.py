@@ -43,7 +43,7 @@ class Net(nn.Module):
 
 
 class StandIn:
-    """The parts of a run that a measurement needs, on worker `rank` of `size`."""
+    """The fields of a run that a measurement needs, on worker `rank` of `size`."""
 
     device = torch.device("cpu")
 

@@ -133,7 +133,7 @@ def pooled_loss(pooled, s, v):
 
 
 class Run:
-    """The parts of a run that a refresh needs."""
+    """The fields of a run that a refresh needs."""
 
     device, rank, size = torch.device("cpu"), 0, 1
 

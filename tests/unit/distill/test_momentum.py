@@ -131,7 +131,7 @@ def test_distillers_use_one_encoder():
     torch.testing.assert_close(weight, 0.75 * before + 0.25 * student.detach())
 
 
-def test_no_encoder_if_not_needed():
+def test_encoder_is_built_only_if_needed():
     both = together({})
     assert both.momentum is None and list(both.modules()) == ["one", "two"]
     both.targets(MicroBatch(images(), START, 0, 0))

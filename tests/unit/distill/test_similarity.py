@@ -44,7 +44,7 @@ def probabilities(vector, others, temperature):
 def slow_loss(head, queue, student, teacher):
     """The cross entropy, image by image. teacher: an embedding of each image.
 
-    Without a head, the queue has T rows of the teacher, then those of the student.
+    Without a head, the queue has T rows of the teacher, then the student's rows.
     """
     loss = 0.0
     for ours, theirs in zip(by_image(student), teacher, strict=True):
