@@ -106,7 +106,7 @@ DISCO = {"distill": ["disco"], "teacher": "t"}
 
 
 @pytest.mark.parametrize("options", [DISCO, DISCO | {"distill": ["disco", "mgd"]}], ids=str)
-def test_head_width_without_a_hidden_layer_is_a_warning(options):
+def test_head_width_without_hidden_layer_warns(options):
     """disco has the head of MoCo, which is linear here."""
 
     def warned(dims, **more):
@@ -148,7 +148,7 @@ def test_options_are_checked_before_a_file_is_written(images, tmp_path):
 
 
 @pytest.mark.slow
-def test_head_width_without_effect_resumes_with_a_warning(images, tmp_path):
+def test_head_width_without_effect_warns_on_resume(images, tmp_path):
     """A resume refuses another width, so it must accept the same one."""
     teacher = write_teacher(tmp_path / "teacher", "resnet18", stem="small", width=16)
     command = [images, *NARROW, "--image-size", 16, "--teacher", teacher, "--out", tmp_path / "run"]

@@ -116,7 +116,7 @@ def test_cached_wheel_is_installed(build, python, tmp_path):
 
 
 @pytest.mark.slow
-def test_cached_wheel_that_does_not_load_is_built_again(build, tmp_path):
+def test_cached_wheel_that_cannot_load_is_rebuilt(build, tmp_path):
     keep_wheel(tmp_path / "wheels", damaged=True)
     done = build()
     line = r"the wheel in \S+ does not load \(ImportError: .+\): building it again\n$"
@@ -126,7 +126,7 @@ def test_cached_wheel_that_does_not_load_is_built_again(build, tmp_path):
 
 
 @pytest.mark.slow
-def test_wheel_that_pip_cannot_install_is_not_built_again(build, python, tmp_path):
+def test_wheel_that_pip_refuses_is_not_built_again(build, python, tmp_path):
     keep_wheel(tmp_path / "wheels")
     done = build(PIP_PREFIX="/dev/null/prefix")
     problem = f"build_horovod: pip cannot install Horovod into {python}: "

@@ -1,4 +1,4 @@
-"""Test .ci/run up to its first test: its user, and the packages that it installs."""
+""".ci/run up to its first test: its user, and the packages that it installs."""
 
 import os
 import re
@@ -21,8 +21,8 @@ STATES = {
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can start programs as another user")
 def test_ci_run_refuses_users():
-    words = ["setpriv", "--reuid=65534", "--clear-groups", "bash"]
-    done = subprocess.run(words, input=SCRIPT.read_text(), capture_output=True, text=True)
+    command = ["setpriv", "--reuid=65534", "--clear-groups", "bash"]
+    done = subprocess.run(command, input=SCRIPT.read_text(), capture_output=True, text=True)
     line = ".ci/run: expected root, to install packages and start SLURM and Docker. "
     line += "Run sudo .ci/run\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", line)

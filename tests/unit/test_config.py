@@ -33,8 +33,8 @@ def test_published_command_of_moco():
     assert config == Config(**expected)
 
 
-def test_defaults_are_those_of_the_published_recipe():
-    """Except the distillation strength, --loss-share."""
+def test_defaults_are_the_published_recipe():
+    """The distillation strength, --loss-share, is an exception."""
     recipe = dict(arch="resnet18", lr=0.03, batch_size=256, epochs=200, warmup_epochs=3)
     recipe |= dict(moco_dim=128, moco_k=65536, moco_m=0.999, moco_t=0.07, momentum=0.9)
     recipe |= dict(weight_decay=1e-4, schedule=[120, 160], reducer="amp", loss_share=10)
@@ -338,7 +338,7 @@ FACTOR, SHARE, BOTH = "loss_factor: 7\n", "loss_share: 0.5\n", "loss_share: 0.5\
     ],
 )
 def test_later_of_loss_factor_and_loss_share_wins(tmp_path, texts, flags, share, factor):
-    """In a file with both, such as a run's config.yaml, a share above 0 wins."""
+    """In a file with both, such as a run's config.yaml, a loss_share above 0 wins."""
     given = ["--teacher", "t", *flags.split()]
     for number, text in enumerate(texts):
         (tmp_path / f"{number}.yaml").write_text(text)
@@ -455,10 +455,10 @@ WITH_TEACHER = {
 @pytest.mark.parametrize("name", WITH_TEACHER)
 def test_option_of_the_teacher_needs_a_teacher(write_yaml, name):
     value = WITH_TEACHER[name]
-    words = words_of(name, value)
+    argv = words_of(name, value)
     reason = "no effect without --teacher; leave it out, or add --teacher FILE"
-    assert refused("DIR", *words) == refused("DIR", *words, "--resume", "auto")
-    assert refused("DIR", *words) == f"{' '.join(words)}: {reason}"
+    assert refused("DIR", *argv) == refused("DIR", *argv, "--resume", "auto")
+    assert refused("DIR", *argv) == f"{' '.join(argv)}: {reason}"
     path = write_yaml(yaml.safe_dump({name: value}))
     assert getattr(read_config(["DIR", "--config", path]), name) == value
     if default := getattr(Config(), name):

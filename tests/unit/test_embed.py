@@ -101,8 +101,8 @@ def test_embed_writes_features_and_paths(embed, images, checkpoint, tmp_path):
     about = json.loads((tmp_path / "out.json").read_text())
     rows = expected(images, checkpoint)
     assert about["paths"] == list(rows)
-    found = torch.from_numpy(np.load("out.npy"))
-    torch.testing.assert_close(found, torch.stack(list(rows.values())), rtol=1e-4, atol=1e-5)
+    actual = torch.from_numpy(np.load("out.npy"))
+    torch.testing.assert_close(actual, torch.stack(list(rows.values())), rtol=1e-4, atol=1e-5)
     text = "no image of a known format"
     assert about["undecodable"] == [["train/class0/10.png", text], ["val/class1/51.png", text]]
     assert (about["checkpoint"], about["image_size"], about["images"], about["epoch"]) == (
@@ -123,8 +123,8 @@ def test_embed_parquet_equals_npy(embed):
     assert [embed(out=out)[0] for out in ("out.npy", "out.parquet")] == [0, 0]
     table = pyarrow.parquet.read_table("out.parquet")
     assert table["path"].to_pylist() == json.loads(Path("out.json").read_text())["paths"]
-    found = np.array(table["features"].to_pylist(), dtype=np.float32)
-    assert found.tobytes() == np.load("out.npy").tobytes()
+    actual = np.array(table["features"].to_pylist(), dtype=np.float32)
+    assert actual.tobytes() == np.load("out.npy").tobytes()
 
 
 @pytest.mark.slow
@@ -257,8 +257,8 @@ def test_embed_lists_and_shards_have_equal_rows(embed, images, tmp_path, data):
         "list.txt": lambda path: path.removeprefix("images/"),
         "packed": lambda path: path,
     }
-    found = json.loads(Path("out.json").read_text())["paths"]
-    shown = [names[data](path) for path in found]
+    actual = json.loads(Path("out.json").read_text())["paths"]
+    shown = [names[data](path) for path in actual]
     assert sorted(shown) == sorted(paths) and (data != "list.txt" or shown == paths[::-1])
     for path, row in zip(shown, np.load("out.npy"), strict=True):
         np.testing.assert_allclose(row, rows[path], rtol=1e-4, atol=1e-5)
@@ -360,9 +360,9 @@ def test_embed_commands_of_pages_are_valid(page):
     commands = re.findall(r"^ {4}(.*job\.embed .*|.*mgd-embed .*)$", text, re.MULTILINE)
     assert commands
     for command in commands:
-        words = shlex.split(command, comments=True)
-        start = next(n for n, word in enumerate(words) if word in ("job.embed", "mgd-embed"))
-        config, given = cli.read("job.embed", EmbedConfig, words[start + 1 :])
+        argv = shlex.split(command, comments=True)
+        start = next(n for n, word in enumerate(argv) if word in ("job.embed", "mgd-embed"))
+        config, given = cli.read("job.embed", EmbedConfig, argv[start + 1 :])
         assert {"data", "pretrained", "out"} <= given
         assert module.ending(config.out) in module.FORMATS
 

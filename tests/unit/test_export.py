@@ -147,9 +147,9 @@ def assert_features(net, student, tolerance=1e-6):
         assert (net.eval()(images()) - student.features(images())).abs().max() <= tolerance
 
 
-def assert_same(found, expected):
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[key], expected[key]) for key in expected)
+def assert_same(actual, expected):
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[key], expected[key]) for key in expected)
 
 
 def fake_format(write):
@@ -227,10 +227,10 @@ def test_timm_builds_from_its_folder(students, tmp_path, name):
     assert_same(net.state_dict(), students().state)
     assert_features(net, students())
     assert net.num_classes == 0
-    found = timm.data.resolve_model_data_config(net)
+    actual = timm.data.resolve_model_data_config(net)
     expected = {"input_size": (3, SIZE, SIZE), "mean": MEAN, "std": STD, "crop_pct": 0.875}
     assert {
-        key: tuple(value) if isinstance(value, list) else value for key, value in found.items()
+        key: tuple(value) if isinstance(value, list) else value for key, value in actual.items()
     } == expected | {
         "interpolation": "bilinear",
         "crop_mode": "center",
@@ -256,11 +256,11 @@ def test_timm_configuration_equals_timm_s_own(students, tmp_path):
         for folder in (tmp_path, tmp_path / "again")
     )
     assert ours["num_features"] == 2048
-    for found, expected in (
+    for actual, expected in (
         (ours.pop("pretrained_cfg"), theirs.pop("pretrained_cfg")),
         (ours, theirs),
     ):
-        assert found and {key: expected[key] for key in found} == found
+        assert actual and {key: expected[key] for key in actual} == actual
 
 
 @pytest.mark.parametrize("size", [56, 224])
@@ -270,9 +270,9 @@ def test_timm_pixels_are_the_validation_s(size):
     data = timm.data.resolve_data_config(pretrained_cfg=config)
     steps = np.linspace(0, 255, 90 * 60 * 3)
     image = steps.reshape(90, 60, 3).astype(np.uint8)
-    found = timm.data.create_transform(**data)(Image.fromarray(image))
+    actual = timm.data.create_transform(**data)(Image.fromarray(image))
     expected = normalize(CentreView(size)(image)[None])[0]
-    assert (found - expected).abs().max() <= 1.5 / 255 / min(STD)
+    assert (actual - expected).abs().max() <= 1.5 / 255 / min(STD)
 
 
 def test_timm_network_loads_from_its_folder(tmp_path):
@@ -295,8 +295,8 @@ def test_timm_network_loads_from_its_folder(tmp_path):
     for net in (names["net"], timm.create_model(f"local-dir:{tmp_path}", pretrained=True)):
         with torch.no_grad():
             assert torch.equal(net.eval()(images(2, 48)), body(images(2, 48)))
-    found = timm.data.resolve_model_data_config(net)
-    assert (found["input_size"], *map(tuple, (found["mean"], found["std"]))) == (
+    actual = timm.data.resolve_model_data_config(net)
+    assert (actual["input_size"], *map(tuple, (actual["mean"], actual["std"]))) == (
         [3, 48, 48],
         mean,
         std,
@@ -480,10 +480,10 @@ def test_onnx_features_equal_the_encoder_s(students, exported, network):
     assert given.shape == ["batch", 3, "height", "width"]
     for B, H, W in ((1, SIZE, SIZE), (2, 2 * SIZE, 3 * SIZE + 1), (5, 9, 8), (3, 1, 70)):
         pixels = torch.randn(B, 3, H, W, generator=torch.Generator().manual_seed(B))
-        (found,) = session.run(["features"], {"images": pixels.numpy()})
+        (actual,) = session.run(["features"], {"images": pixels.numpy()})
         expected = students(**network).features(pixels)
-        assert found.shape == (B, channels)
-        assert (torch.from_numpy(found) - expected).abs().max() <= 1e-4 * expected.abs().max()
+        assert actual.shape == (B, channels)
+        assert (torch.from_numpy(actual) - expected).abs().max() <= 1e-4 * expected.abs().max()
     shapes = rf"\(B, 3, H, W\) -> \(B, {channels}\); trained at 32x32"
     assert re.search(shapes + r"; differs from torch's by \S+e-0\d of ", report)
     assert "\n" not in report
@@ -578,9 +578,9 @@ def test_onnx_of_one_size_has_a_free_batch(tmp_path):
     session = onnxruntime.InferenceSession(tmp_path / "x.onnx", providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape == ["batch", 3, SIZE, SIZE]
     for B in (1, 4):
-        (found,) = session.run(None, {"images": images(B).numpy()})
+        (actual,) = session.run(None, {"images": images(B).numpy()})
         with torch.no_grad():
-            assert (torch.from_numpy(found) - network.body(images(B))).abs().max() <= 1e-4
+            assert (torch.from_numpy(actual) - network.body(images(B))).abs().max() <= 1e-4
 
 
 class Branching(nn.Module):
@@ -704,9 +704,9 @@ def test_report_loads_the_file(students, exported, form):
 
 @pytest.mark.parametrize("form", ["torchvision", "timm"])
 def test_exported_file_is_a_teacher(students, exported, form):
-    found = read_backbone(exported(form)[0])
-    assert (found.arch, found.stem) == ("resnet18", "imagenet")
-    assert_same(found.state, students().state)
+    backbone = read_backbone(exported(form)[0])
+    assert (backbone.arch, backbone.stem) == ("resnet18", "imagenet")
+    assert_same(backbone.state, students().state)
 
 
 def test_foreign_checkpoints_are_exported(tmp_path):
@@ -739,7 +739,7 @@ def test_foreign_checkpoints_are_exported(tmp_path):
 
 @pytest.fixture
 def fake_formats(monkeypatch):
-    """Replace the writers by ones that write their format's name."""
+    """Replace the writers: each writes its format's name."""
     for form in FORMATS:
 
         def write(file, network, origin, form=form):

@@ -7,7 +7,7 @@ import pytest
 from job.files import sync_folder, whole_file, write_whole
 
 
-def test_whole_file_replaces_a_file_at_once(tmp_path):
+def test_whole_file_replaces_atomically(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"before")
     with whole_file(str(path)) as file:

@@ -1,4 +1,4 @@
-"""Test the files for GitHub and pre-commit: valid, and consistent with .ci/run and the code."""
+"""The files for GitHub and pre-commit: valid, and consistent with .ci/run and the code."""
 
 import importlib
 import re
@@ -41,7 +41,7 @@ def test_workflow_calls_ci_run():
     assert set(workflow[True]) == {"push", "pull_request", "workflow_dispatch"}  # `on` in YAML
 
 
-def test_hooks_are_those_of_make_lint():
+def test_hooks_equal_make_lint_s():
     [repository] = read(".pre-commit-config.yaml")["repos"]
     entries = [hook["entry"].removeprefix(".venv/bin/") for hook in repository["hooks"]]
     makefile = (ROOT / "Makefile").read_text()

@@ -1,4 +1,4 @@
-"""Test the session of `make gpu`: order, limits, results and verdicts, without a GPU."""
+"""The session of `make gpu`: order, limits, results and verdicts, without a GPU."""
 
 import json
 import os
@@ -40,8 +40,8 @@ sys.exit(3)
 """
 
 
-def part(name, limit=60.0, words=(), **more):
-    return Part(name, f"about {name}", [sys.executable, "-c", *words], limit, **more)
+def part(name, limit=60.0, lines=(), **more):
+    return Part(name, f"about {name}", [sys.executable, "-c", *lines], limit, **more)
 
 
 def runs(pid):
@@ -69,9 +69,9 @@ class Fakes:
     def run(self, part, limit, record):
         self.ran.append((part.name, limit))
         record.result(kind="test", part=part.name)
-        took = self.seconds[part.name]
-        self.now += min(took, limit)
-        return (TIMED_OUT if took > limit else self.verdicts[part.name]), 0
+        needed = self.seconds[part.name]
+        self.now += min(needed, limit)
+        return (TIMED_OUT if needed > limit else self.verdicts[part.name]), 0
 
 
 def test_parts_run_in_order_within_limits(tmp_path):
@@ -127,7 +127,7 @@ def test_report_returns_the_exit_code(verdicts, code, tmp_path, capsys):
 
 def test_part_output_and_exit_code_are_kept(tmp_path):
     record = Record(tmp_path)
-    given = [part("fails", words=[FAILING]), part("passes", words=["print(1)"])]
+    given = [part("fails", lines=[FAILING]), part("passes", lines=["print(1)"])]
     given.append(Part("missing", "", [str(tmp_path / "nothing")], 60.0))
     verdicts = run_parts(given, record, 600.0)
     assert verdicts == {"fails": FAILED, "passes": PASSED, "missing": FAILED}
@@ -153,7 +153,7 @@ def test_endless_part_is_killed_with_its_children(
 
     monkeypatch.setattr(subprocess.Popen, "wait", wait)
     monkeypatch.setattr(parts, "GRACE", 0.1)
-    stubborn = part("stubborn", words=[STUBBORN], endless=endless)
+    stubborn = part("stubborn", lines=[STUBBORN], endless=endless)
     assert parts.execute(stubborn, 0.2, record)[0] == verdict
     pids = re.search(r"pids (\d+) (\d+)", record.log.read_text()).groups()
     while any(map(runs, map(int, pids))):  # SIGKILL is not immediate
@@ -190,8 +190,8 @@ def test_session_fits_the_first_parts():
 def test_session_without_a_gpu_is_one_line(script, tmp_path):
     paths = f"{REPO}:{REPO}/tests/gpu"
     environment = os.environ | {"PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""}
-    words = [sys.executable, REPO / "tests/gpu" / script]
-    done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    command = [sys.executable, REPO / "tests/gpu" / script]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     line = "no GPU tests: torch finds no GPU. Run them on a machine with an NVIDIA GPU\n"
     assert done.stderr == line

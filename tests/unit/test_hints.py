@@ -70,7 +70,7 @@ def test_hint_is_given_once_beyond_bound(expectation, id, name, bound, options):
         ),
     ],
 )
-def test_pull_hint_names_its_option(expectation, options, scaled, equal):
+def test_hint_of_strong_distillation_names_options(expectation, options, scaled, equal):
     some = expectation(teacher="t", **options)
     [line] = [line for line in some.lines() if line.startswith("expected: distillation loss")]
     assert scaled in line

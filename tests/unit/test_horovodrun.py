@@ -49,7 +49,7 @@ def test_writable_home_has_the_cache(tmp_path):
     assert (tmp_path / ".horovod" / "cache.bin").stat().st_size
 
 
-def test_exit_code_is_that_of_the_first_failed_worker():
+def test_exit_code_is_the_first_failed_worker_s():
     """The launcher ends the other worker, which would wait for an hour."""
     wait = "import os, sys, time; os.environ['HOROVOD_RANK'] == '0' and time.sleep(3600)"
     code, _, traceback = horovodrun(f"{wait}; sys.exit(2)", workers=2)
@@ -75,7 +75,7 @@ def test_unwritable_output_does_not_block_workers(tmp_path, state):
 @pytest.mark.parametrize(
     "line", ["{}; code=$?; sleep 1; exit $code", "exec {}"], ids=["slow", "none"]
 )
-def test_worker_that_ends_by_a_signal_keeps_its_exit_code(tmp_path, line):
+def test_exit_code_of_a_worker_ended_by_a_signal(tmp_path, line):
     """Its shell ends a second later, or the worker has replaced the shell, as in bash."""
     up, stop = tmp_path / "up", threading.Event()
     block = "signal.pthread_sigmask(signal.SIG_BLOCK, [15])"

@@ -204,7 +204,7 @@ def test_epoch_means_are_of_its_own_steps(clock):
     assert "loss 1.0000" in first and "loss 5.0000" in second
 
 
-def test_epoch_without_steps_logs_nothing(clock):
+def test_epoch_without_steps_logs_no_line(clock):
     book = journal()
     book.start_epoch(0, 0.1)
     book.end_epoch()

@@ -34,8 +34,8 @@ def test_accuracy_only_refuses_callbacks(mode, tmp_path):
         assert refused(linear, LinearConfig(**options, **{name: value})) == f"{flag(name)}: {end}"
     file = tmp_path / "run.yaml"
     file.write_text("log_to: [wandb]\ntensorboard: true")
-    found = read_config([*argv, "--config", str(file)], *program)
-    assert {name: getattr(found, name) for name in LOGS} == LOGS
+    config = read_config([*argv, "--config", str(file)], *program)
+    assert {name: getattr(config, name) for name in LOGS} == LOGS
 
 
 def test_knn_k_needs_knn():

@@ -66,12 +66,12 @@ def sums_before_relu(net, x):
 @torch.no_grad()
 def test_features_are_the_stages_sums(pair):
     plain, ours = pair
-    found = with_features(ours, STAGES)(images())
+    actual = with_features(ours, STAGES)(images())
     expected, _ = sums_before_relu(plain, images())
     for stage in STAGES:
-        assert torch.equal(found[f"layer{stage}"], expected[stage])
-        assert found[f"layer{stage}"].min() < 0
-    assert list(found) == ["layer1", "layer2", "layer3", "layer4", "fc"]
+        assert torch.equal(actual[f"layer{stage}"], expected[stage])
+        assert actual[f"layer{stage}"].min() < 0
+    assert list(actual) == ["layer1", "layer2", "layer3", "layer4", "fc"]
 
 
 @torch.no_grad()
@@ -120,11 +120,11 @@ def test_features_train_to_the_same_bytes():
     plain, ours = models.resnet18(num_classes=8), build_resnet("resnet18", dim=8)
     ours.load_state_dict(plain.state_dict())
     extractor = with_features(ours, STAGES).train()
-    found, expected = extractor(images()), plain(images())
-    assert torch.equal(found["fc"], expected)
-    assert all(found[f"layer{stage}"].min() < 0 for stage in STAGES)
+    actual, expected = extractor(images()), plain(images())
+    assert torch.equal(actual["fc"], expected)
+    assert all(actual[f"layer{stage}"].min() < 0 for stage in STAGES)
     # An error if a ReLU has overwritten its input.
-    sum(f.square().mean() for f in found.values()).backward()
+    sum(f.square().mean() for f in actual.values()).backward()
     for (name, mine), theirs in zip(
         ours.state_dict().items(), plain.state_dict().values(), strict=True
     ):
@@ -156,9 +156,9 @@ def test_resnet_names_and_shapes_are_moco_s(arch):
     expected = moco_shapes(arch, 128, mlp=True)
     with torch.device("meta"):
         net = build_resnet(arch, dim=128, mlp=True)
-    for found in (shapes(net.state_dict()), shapes(with_features(net, STAGES).state_dict())):
-        assert found == expected
-        assert list(found) == list(expected)
+    for actual in (shapes(net.state_dict()), shapes(with_features(net, STAGES).state_dict())):
+        assert actual == expected
+        assert list(actual) == list(expected)
 
 
 @pytest.mark.parametrize("stages", [[], [4], STAGES])
@@ -175,12 +175,12 @@ def test_head_has_one_hidden_layer():
     torch.manual_seed(0)
     net = build_resnet("resnet18", dim=8, mlp=True).eval()
     with torch.no_grad():
-        found = with_features(net, [4])(images())["fc"]
+        actual = with_features(net, [4])(images())["fc"]
         pooled = with_features(net, [], output="flatten")(images())["flatten"]
     first, last = net.fc[0], net.fc[2]
     hidden = (pooled @ first.weight.T + first.bias).clamp_min(0)
-    torch.testing.assert_close(found, hidden @ last.weight.T + last.bias)
-    assert found.shape == (2, 8)
+    torch.testing.assert_close(actual, hidden @ last.weight.T + last.bias)
+    assert actual.shape == (2, 8)
 
 
 def test_features_share_the_parameters():
@@ -197,8 +197,8 @@ def test_features_share_the_parameters():
 def test_small_stem_keeps_the_resolution():
     torch.manual_seed(0)
     net = build_resnet("resnet18", dim=8, stem="small").eval()
-    found = with_features(net, STAGES)(images(size=32))
-    assert [tuple(found[f"layer{stage}"].shape[1:]) for stage in STAGES] == [
+    actual = with_features(net, STAGES)(images(size=32))
+    assert [tuple(actual[f"layer{stage}"].shape[1:]) for stage in STAGES] == [
         (64, 32, 32),
         (128, 16, 16),
         (256, 8, 8),
@@ -209,8 +209,8 @@ def test_small_stem_keeps_the_resolution():
     assert shapes(net.state_dict()) == moco_shapes("resnet18", 8, mlp=False) | {
         "conv1.weight": (64, 3, 3, 3)
     }
-    found = F.relu(found["layer4"]).mean((2, 3)) @ net.fc.weight.T + net.fc.bias
-    torch.testing.assert_close(net(images(size=32)), found)
+    actual = F.relu(actual["layer4"]).mean((2, 3)) @ net.fc.weight.T + net.fc.bias
+    torch.testing.assert_close(net(images(size=32)), actual)
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
@@ -265,8 +265,8 @@ def test_width_scales_all_channels(arch, width, expansion, stem):
     }
     batch = images(size=32).to("meta")
     assert net(batch).shape == (2, 8)
-    found = with_features(net, STAGES)(batch)
-    assert [found[f"layer{stage}"].shape[1] for stage in STAGES] == [
+    actual = with_features(net, STAGES)(batch)
+    assert [actual[f"layer{stage}"].shape[1] for stage in STAGES] == [
         width * expansion << stage for stage in range(DEPTH)
     ]
     assert [norm.num_features for norm in stage_norms(net).values()] == [
@@ -372,9 +372,9 @@ def test_state_has_the_released_names(arch, mlp, stages):
     expected = {"module.queue": (128, 96), "module.queue_ptr": (1,)}
     for name in ("encoder_q", "encoder_k"):
         expected |= {f"module.{name}.{key}": shape for key, shape in encoder.items()}
-    found = {f"module.{name}": shape for name, shape in shapes(state).items()}
-    assert found == expected
-    assert list(found) == list(expected)
+    actual = {f"module.{name}": shape for name, shape in shapes(state).items()}
+    assert actual == expected
+    assert list(actual) == list(expected)
 
 
 def test_state_has_some_names_literally(moco):
@@ -436,14 +436,14 @@ def test_stem_pooling_first_keeps_maps_and_gradients(layout, dtype):
     plain, ours = models.resnet18(), build_resnet("resnet18")
     maps = torch.randn(2, 64, 17, 18).to(dtype).contiguous(memory_format=layout)
     maps[:, :8] = -1  # ties, and maxima that the ReLU stops
-    found = []
+    results = []
     for net in (plain, ours):
         inputs = maps.clone(memory_format=torch.preserve_format).requires_grad_()
         pooled = net.maxpool(net.relu(inputs * 1))
         (pooled * torch.arange(pooled.numel()).to(dtype).view(pooled.shape).cos()).sum().backward()
-        found.append((pooled.detach(), inputs.grad))
-    for expected, got in zip(*found, strict=True):
-        assert torch.equal(expected, got) and expected.stride() == got.stride()
+        results.append((pooled.detach(), inputs.grad))
+    for expected, actual in zip(*results, strict=True):
+        assert torch.equal(expected, actual) and expected.stride() == actual.stride()
 
 
 def test_stem_pooling_first_saves_no_input():
@@ -463,5 +463,5 @@ def test_stem_pooling_first_saves_no_input():
 def test_stage_sides_need_no_network(stem, size):
     net = with_features(build_resnet("resnet18", stem=stem, width=16), [1, 2, 3, 4])
     maps = net(torch.zeros(2, 3, size, size))
-    found = {stage: tuple(maps[f"layer{stage}"].shape[2:]) for stage in range(1, 5)}
-    assert found == {stage: (side, side) for stage, side in stage_sides(stem, size).items()}
+    actual = {stage: tuple(maps[f"layer{stage}"].shape[2:]) for stage in range(1, 5)}
+    assert actual == {stage: (side, side) for stage, side in stage_sides(stem, size).items()}

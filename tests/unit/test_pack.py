@@ -43,14 +43,15 @@ def shards(images, tmp_path_factory):
 
 def test_pack_keeps_every_image_once(images, shards):
     for split in ("train", "val"):
-        folder, found = scan(str(images), split), scan(str(shards), split)
+        folder, sharded = scan(str(images), split), scan(str(shards), split)
         expected = {
             folder.names[n]: (int(folder.labels[n]), folder.content(n)) for n in range(len(folder))
         }
-        assert found.classes == folder.classes
-        assert len(found) == len(folder)
+        assert sharded.classes == folder.classes
+        assert len(sharded) == len(folder)
         assert {
-            found.names[n]: (int(found.labels[n]), found.content(n)) for n in range(len(found))
+            sharded.names[n]: (int(sharded.labels[n]), sharded.content(n))
+            for n in range(len(sharded))
         } == expected
     assert sorted(path.name for path in (shards / "train").iterdir()) == [
         "index.npz",
@@ -81,17 +82,17 @@ def test_pack_mixes_classes_in_shards(images, shards):
 
 
 def test_pack_is_read_by_webdataset(images, shards):
-    found = {}
+    samples = {}
     for path in sorted(map(str, (shards / "train").glob("*.tar"))):
         for sample in webdataset.WebDataset(path, shardshuffle=False, empty_check=False).decode(
             "rgb8"
         ):
-            assert sample["__key__"] == f"{len(found):09d}"
-            found[sample["json"]["path"]] = sample["cls"], sample["png"]
+            assert sample["__key__"] == f"{len(samples):09d}"
+            samples[sample["json"]["path"]] = sample["cls"], sample["png"]
     folder = scan(str(images), "train")
-    assert len(found) == len(folder) == 50
+    assert len(samples) == len(folder) == 50
     for number in range(50):
-        label, pixels = found[folder.names[number]]
+        label, pixels = samples[folder.names[number]]
         expected, truth, _ = folder.read(number)
         assert np.array_equal(pixels, expected)
         assert label == truth
@@ -240,8 +241,8 @@ def errors(images, shards, tmp_path_factory):
         writer.write({"__key__": "a", "cr3": b"x"})
     (base / "empty" / "train" / "a").mkdir(parents=True)
     commands = {
-        name: [str(each).format(images=images, shards=shards, base=base) for each in words]
-        for name, (words, _) in WRONG.items()
+        name: [str(each).format(images=images, shards=shards, base=base) for each in argv]
+        for name, (argv, _) in WRONG.items()
     }
     before = sorted(tree(base))
     lines = dict(zip(commands, errors_of("job.pack", list(commands.values())), strict=True))

@@ -1,4 +1,4 @@
-"""Test the package: ranges, pinned versions, archives, and the Python of `make setup`."""
+"""The package: ranges, pinned versions, archives, and the Python of `make setup`."""
 
 import hashlib
 import importlib.metadata
@@ -126,8 +126,8 @@ BUILD += "print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
 
 def build(kind, source, folder):
     """Build an archive of the files in `source`, as pip does, and return its path."""
-    words = [sys.executable, "-c", BUILD, kind, folder]
-    done = subprocess.run(words, cwd=source, capture_output=True, text=True)
+    command = [sys.executable, "-c", BUILD, kind, folder]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder / done.stdout.splitlines()[-1]
 
@@ -193,17 +193,17 @@ def test_wheel_metadata(archives):
 
 def closure(requirements):
     """The installed distributions that pip would install for requirements, by name."""
-    found, seen, waiting = {}, set(), [Requirement(text) for text in requirements]
+    distributions, seen, waiting = {}, set(), [Requirement(text) for text in requirements]
     while waiting:
         requirement = waiting.pop()
         name = requirement.name
         for extra in {"", *requirement.extras} - {extra for other, extra in seen if other == name}:
             seen.add((name, extra))
-            found[name] = distribution = importlib.metadata.distribution(name)
+            distributions[name] = distribution = importlib.metadata.distribution(name)
             for each in map(Requirement, distribution.requires or []):
                 if each.marker is None or each.marker.evaluate({"extra": extra}):
                     waiting.append(each)
-    return found
+    return distributions
 
 
 def environment(folder, requirements):
@@ -233,9 +233,9 @@ def user(installed, tmp_path_factory):
 
     def run(line, **variables):
         environment = {"PATH": str(installed), "HOME": str(folder), "OMP_NUM_THREADS": "1"}
-        words = [installed / line.split()[0], *line.split()[1:]]
+        command = [installed / line.split()[0], *line.split()[1:]]
         options = dict(capture_output=True, text=True, timeout=600)
-        return subprocess.run(words, cwd=folder, env=environment | variables, **options)
+        return subprocess.run(command, cwd=folder, env=environment | variables, **options)
 
     run.folder = folder
     return run
@@ -243,8 +243,8 @@ def user(installed, tmp_path_factory):
 
 @pytest.mark.slow
 def test_wheel_installs_the_horovod_build(installed):
-    words = [installed / "build_horovod.sh", "no-python"]
-    done = subprocess.run(words, capture_output=True, text=True)
+    command = [installed / "build_horovod.sh", "no-python"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "build_horovod: no interpreter 'no-python'\n")
 
 
@@ -333,8 +333,8 @@ def clone(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name not in dropped}
     options = dict(cwd=tmp_path, env=environment, capture_output=True, text=True)
 
-    def make(*words):
-        return subprocess.run(["make", *words], **options)
+    def make(*command):
+        return subprocess.run(["make", *command], **options)
 
     make.folder = tmp_path
     return make

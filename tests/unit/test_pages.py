@@ -41,9 +41,9 @@ SCRIPTS = {
 }
 SHELL = ". apt-get docker eval export git head mkdir podman sbatch srun sudo tail".split()
 SHELL += ["tensorboard", "wc"]
-# First words of blocks that show output or a file's content, not commands.
+# Starts of blocks that show output or a file's content, not commands.
 SHOWN = ("ResNet-18 ", "runs/demo/mgd: done", "arms:", "2026-11-24 ")
-# Files that a page tells its reader to write.
+# Files that a page proposes to its reader.
 PROPOSED = {
     (".github/CONTRIBUTING.md", "job/distill/cosine.py"),
     (".github/CONTRIBUTING.md", "tests/unit/distill/test_cosine.py"),
@@ -121,7 +121,7 @@ def known_options():
 
 
 def check_program(module, words):
-    """Raise Wrong if there is no such program, or if it refuses the options."""
+    """Raise Wrong if the program does not exist or refuses the options."""
     require(module in PROGRAMS, f"no program: {module}")
     words = [word for word in words if word not in ("...", "--help")]
     if words:
@@ -129,7 +129,7 @@ def check_program(module, words):
 
 
 def check_make(words):
-    """Raise Wrong if there is no such target or variable."""
+    """Raise Wrong if the target or variable does not exist."""
     for word in words:
         variable, given, _ = word.partition("=")
         known = re.search(rf"\b{variable}\b", MAKEFILE) if given else word in TARGETS
@@ -288,14 +288,14 @@ def test_files_in_sentences_exist(page):
             assert (ROOT / span).exists() or (name(page), span) in PROPOSED, span
 
 
-def test_hints_are_those_of_the_records():
+def test_hints_are_the_records_hints():
     text = pages.section("job/metrics/README.md", "## Hints")
     entries = re.findall(r"^- `(\w+)`", text, re.MULTILINE)
     ids = re.search(r"Hints: (.*?)\.\n", schema.Remark.__doc__, re.DOTALL)[1]
     assert set(entries) == set(re.findall(r"(\w+)(?=,|$)", re.sub(r"\s*\([^)]*\)", "", ids)))
 
 
-def test_kinds_of_records_are_those_of_the_schema():
+def test_kinds_of_records_are_the_schema_s():
     text = pages.section("job/metrics/README.md", "## The run's folder")
     text = " ".join(text.split()).split("Each record has a `kind`.")[1].split("[schema.py]")[0]
     assert set(re.findall(r"`(\w+)`", text)) == schema.COURSE.keys() | schema.PROCESS.keys()
@@ -320,7 +320,7 @@ def test_results_are_figures_of_the_study(page, title):
     assert len(shown) > 4 and [figure for figure in shown if figure not in known] == []
 
 
-def test_step_times_are_those_of_the_bench():
+def test_step_times_equal_the_bench_s():
     page = pages.section("tests/campaigns/bench/README.md", "## Methods")
     record = re.search(r"\((results/[\w-]+\.json)\)", page)[1]
     figures = json.loads((ROOT / "tests/campaigns/bench" / record).read_text())

@@ -25,7 +25,7 @@ def option(config, group, key):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_preset_is_known_by_its_name(name):
+def test_preset_by_name_equals_its_file(name):
     path = resources.files("job") / "presets" / f"{name}.yaml"
     written = yaml.safe_load(path.read_text())
     kind = kind_of(name)

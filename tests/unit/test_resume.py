@@ -1,4 +1,4 @@
-"""Resume: which checkpoint, which options can differ, and what a run restores."""
+"""Resume: the checkpoint, the options that can differ, and the restored state."""
 
 import copy
 import dataclasses
@@ -27,7 +27,7 @@ from runs import Kept
 
 
 class StandIn:
-    """The parts of a Run that a resume needs, on one worker."""
+    """The fields of a Run that a resume needs, on one worker."""
 
     def __init__(self, folder, size=2):
         self.folder, self.size = str(folder), size
@@ -109,7 +109,7 @@ def test_resume_refuses_a_missing_key(run, name):
     "config", [options(), options(teacher="t"), options(mlp=True, seed=3, mgd_stages=[4])], ids=str
 )
 @pytest.mark.parametrize("step", [0, 7])
-def test_resume_with_same_options_logs_nothing(run, config, step):
+def test_resume_with_same_options_logs_no_change(run, config, step):
     saved = content(config, step)
     assert continues(saved, copy.deepcopy(config), run) is saved
     assert run.log.lines == []
@@ -143,7 +143,7 @@ def test_resume_refuses_other_shapes(run, name, value, step):
 
 
 def test_resume_refuses_other_projector_stages(run):
-    """Gram's stages can, because they have no tensors."""
+    """Gram's stages can differ, because they have no tensors."""
     old = content(options(teacher="t", distill=["projector", "gram"]))
     new = {"teacher": "t", "distill": ["projector", "gram"]}
     message = refused(continues, old, options(projector_stages=[4], **new), run)
@@ -362,7 +362,7 @@ def test_rate_jump_is_a_warning_with_advice(run, kind, old, changed, epoch, step
         (STEPPED, {"schedule": [3, 4]}, 2),
     ],
 )
-def test_rate_without_jump_logs_nothing(run, old, changed, epoch):
+def test_rate_without_jump_logs_no_warning(run, old, changed, epoch):
     saved = {"epoch": epoch, "step": 0, "config": dataclasses.asdict(options(**old))}
     warn_of_rate(saved, options(**old | changed), run)
     assert run.log.lines == []
@@ -526,7 +526,7 @@ def test_find_refuses_two_teachers(run, teacher_file):
     assert "--teacher" in message
 
 
-def test_resume_after_teacher_in_resume_logs_nothing(run, teacher_file):
+def test_resume_after_teacher_in_resume_logs_no_change(run, teacher_file):
     """The next run with --teacher and --resume auto must resume from its checkpoints."""
     config, _ = find(options(resume=teacher_file), run)
     saved = content(config)
@@ -537,7 +537,7 @@ def test_resume_after_teacher_in_resume_logs_nothing(run, teacher_file):
 
 
 def stand_in(module, run, images, digest, **more):
-    """Return the parts of a Training that `restore` needs, with a distiller of `module`."""
+    """Return the fields of a Training that `restore` needs, with a distiller of `module`."""
     distiller = object.__new__(MGD)
     distiller.config, distiller.module = options(teacher="t"), module
     distillation = SimpleNamespace(distillers=[distiller], digest=digest, momentum=None)
@@ -615,7 +615,7 @@ def module(training):
 
 @pytest.mark.parametrize("before", ["another", "a digest", ""])
 def test_restore_refuses_other_teacher(training, before):
-    """Also if its margins are the same. Older checkpoints have no digest."""
+    """It is refused even with the same margins. Older checkpoints have no digest."""
     saved = content(
         options(teacher="old.pth"), state_dict={}, mgd=module(training).state_dict(), teacher=before
     )
@@ -649,7 +649,7 @@ def test_restore_adds_bad_images(training):
     ],
 )
 def test_restore_scales_the_loss_factor(training, before, now, expected):
-    """The loss is not measured again. The same share has the same factor to the bit."""
+    """The loss is not measured again. The same --loss-share has the same factor to the bit."""
     saved_by = MGDistiller({4: (4, 8)}, factor=1 / 3)
     saved = content(options(teacher="t", **before), state_dict={}, mgd=saved_by.state_dict())
     saved["optimizer"] = training.optimizer.state_dict()

@@ -53,7 +53,7 @@ def test_value_gets_the_type_of_its_option(write_yaml, text, name, value):
 
 
 @pytest.mark.parametrize("text", ["", "# lr: 0.1\n", "---\n", "{}"])
-def test_file_without_options_changes_none(write_yaml, text):
+def test_file_without_options_changes_no_option(write_yaml, text):
     path = write_yaml(text)
     assert read_config(["DIR", "--config", path]) == dataclasses.replace(
         read_config(["DIR"]), config=[path]

@@ -110,7 +110,7 @@ def test_called_restores_malloc(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     kept = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("kept ")]
-    largest = 2**27  # bytes; malloc keeps half of it
+    largest = 2**27  # bytes, of which malloc keeps half
     assert [size > largest for size in kept] == [True, False] * 2
 
 

@@ -41,9 +41,9 @@ def passed(norm, x, dy):
 def test_sync_norm_equals_batch_norm(shape, mean, affine):
     plain, synchronised = norms(5, len(shape) - 2, affine=affine)
     x, dy = mean + torch.randn(shape), torch.randn(shape)
-    for found, expected in zip(passed(synchronised, x, dy), passed(plain, x, dy), strict=True):
-        assert found.dtype == expected.dtype
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * max(1, mean / 10))
+    for actual, expected in zip(passed(synchronised, x, dy), passed(plain, x, dy), strict=True):
+        assert actual.dtype == expected.dtype
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5 * max(1, mean / 10))
 
 
 def test_sync_norm_of_bfloat16_has_float32_statistics():
@@ -74,7 +74,7 @@ def network():
     return with_features(build_resnet("resnet18", stem="small", width=16), [3], "fc")
 
 
-def test_synchronise_does_nothing_with_one_worker():
+def test_synchronise_skips_one_worker():
     net = network()
     synchronise(net)
     assert not any(isinstance(module, SynchronisedNorm) for module in net.modules())

@@ -39,14 +39,14 @@ def test_forward_pads_to_a_full_group(n):
     """Black images complete it, in the layout of a full group."""
     pixels = torch.randint(256, (n, 9, 9, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     spy = Spy()
-    found = Pass(spy, 9, "float32", 0, RUN).forward(pixels)
+    actual = Pass(spy, 9, "float32", 0, RUN).forward(pixels)
     (inputs,) = spy.inputs
     assert inputs.shape == (GROUP, 3, 9, 9)
     full = torch.zeros(GROUP, 9, 9, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
     assert inputs.stride() == normalize(full).stride()
     assert torch.equal(inputs[:n], normalize(pixels))
     assert torch.equal(inputs[n:], normalize(torch.zeros(GROUP - n, 3, 9, 9, dtype=torch.uint8)))
-    assert torch.equal(found, spy(normalize(pixels))["flatten"])
+    assert torch.equal(actual, spy(normalize(pixels))["flatten"])
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
@@ -56,29 +56,29 @@ def test_forward_gives_the_network_s_features(precision):
     weights = Backbone("resnet18", "small", 16, net.state_dict(), "", "none", {})
     images = torch.randint(256, (3, 3, 16, 16), dtype=torch.uint8)
     compute = Pass(build_encoder(weights, False, ""), 16, precision, 0, RUN)
-    found = compute.forward(images)
+    actual = compute.forward(images)
     net.fc = torch.nn.Identity()
     with torch.no_grad():
         expected = net.eval()(normalize(images))
-    assert (found.dtype, found.shape, compute.width) == (torch.float32, (3, 128), 128)
-    assert (found >= 0).all()  # after the last ReLU
+    assert (actual.dtype, actual.shape, compute.width) == (torch.float32, (3, 128), 128)
+    assert (actual >= 0).all()  # after the last ReLU
     torch.testing.assert_close(
-        found,
+        actual,
         expected,
         rtol=0.05 if precision == "bf16" else 1e-4,
         atol=0.02 * expected.max().item(),
     )
-    assert (precision == "float32") == torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert (precision == "float32") == torch.allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_encoder_with_head_gives_its_outputs(narrow_file):
     path, net = narrow_file
-    found = Pass(build_encoder(read_backbone(path), True, path), 16, "float32", 0, RUN)
+    compute = Pass(build_encoder(read_backbone(path), True, path), 16, "float32", 0, RUN)
     images = torch.randint(256, (3, 3, 16, 16), dtype=torch.uint8)
     with torch.no_grad():
         expected = net.eval()(normalize(images))
-    assert found.width == 24
-    torch.testing.assert_close(found.forward(images), expected, rtol=1e-4, atol=1e-5)
+    assert compute.width == 24
+    torch.testing.assert_close(compute.forward(images), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture

@@ -96,8 +96,8 @@ def test_rows_with_a_wrong_checksum_are_recomputed(folder):
             f'{{"end": {10**30}, "crc32": 0, "undecodable": []}}',
         ),
         *(
-            f'{{"end": 3, "crc32": 0, "undecodable": {found}}}'
-            for found in (
+            f'{{"end": 3, "crc32": 0, "undecodable": {actual}}}'
+            for actual in (
                 "1",
                 "{}1",
                 "[1]",

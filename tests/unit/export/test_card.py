@@ -285,11 +285,11 @@ def test_card_has_valid_front_matter(run, tmp_path):
     )
     assert data.tags == ["self-supervised-learning", "moco", "knowledge-distillation", "mgd"]
     assert data.model_name == "student"
-    found = {
+    actual = {
         (result.metric_name, result.dataset_name): result.metric_value
         for result in data.eval_results
     }
-    assert found == {
+    assert actual == {
         ("k-NN, top-1 (%)", "birds"): 85.26,
         ("linear classifier, top-1 (%)", "other birds"): 71.12,
         ("linear classifier, top-5 (%)", "other birds"): 90.25,
@@ -382,9 +382,9 @@ def test_code_quotes_any_text(text, expected):
 )
 def test_command_gives_the_same_options(line):
     config = read_config(line.split())
-    found = command(dataclasses.asdict(config), 1)
-    assert found.startswith("python -m job.train birds")
-    again = read_config(shlex.split(found)[3:])
+    written = command(dataclasses.asdict(config), 1)
+    assert written.startswith("python -m job.train birds")
+    again = read_config(shlex.split(written)[3:])
     effects = {
         "config",
         "loss_factor" if config.loss_share else "",
@@ -415,7 +415,7 @@ def test_command_of_another_version_is_empty(made, run, change):
 
 def test_command_that_differs_is_omitted(made, monkeypatch):
     monkeypatch.setattr(
-        module, "read_config", lambda words: dataclasses.replace(made.config, seed=8)
+        module, "read_config", lambda argv: dataclasses.replace(made.config, seed=8)
     )
     assert command(dataclasses.asdict(made.config), 2) == ""
 
@@ -473,7 +473,7 @@ def test_card_is_kept_unless_forced(run, tmp_path, monkeypatch, capsys):
     assert ", with x.md; load it with: " in capsys.readouterr().out
 
 
-def test_no_card_writes_none(run, tmp_path):
+def test_no_card_option_writes_no_card(run, tmp_path):
     folder = tmp_path / "out"
     folder.mkdir()
     main([run.checkpoint, str(folder / "x.pth"), "--no-card"])
@@ -491,7 +491,7 @@ def test_card_refuses_the_name_of_another_file(run, tmp_path):
     assert not (tmp_path / "y.pth").exists()
 
 
-def test_card_that_cannot_be_written_leaves_nothing(run, tmp_path):
+def test_card_error_writes_no_file(run, tmp_path):
     folder = tmp_path / "out"
     (folder / "x.md").mkdir(parents=True)
     (folder / "x.md.new").mkdir()

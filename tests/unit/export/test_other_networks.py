@@ -71,10 +71,10 @@ def test_timm_loads_its_networks(arch, tmp_path):
     expected = write_checkpoint(tmp_path / "run.pth.tar", arch)
     report = export(str(tmp_path / "run.pth.tar"), str(tmp_path / "model.safetensors"))
     [statement] = [part for part in report.split("load it with: ") if part.startswith("net = ")]
-    found = {"timm": timm}
-    exec(statement, found)
+    namespace = {"timm": timm}
+    exec(statement, namespace)
     folder = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
-    for net in (found["net"], folder):
+    for net in (namespace["net"], folder):
         with torch.no_grad():
             torch.testing.assert_close(net.eval()(images()), expected)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -91,8 +91,8 @@ def test_onnx_features_are_equal(arch, tmp_path):
     expected = write_checkpoint(tmp_path / "run.pth.tar", arch)
     export(str(tmp_path / "run.pth.tar"), str(tmp_path / "model.onnx"), arch=arch)
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
-    [found] = session.run(None, {"images": images().numpy()})
-    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4 * float(expected.abs().max()))
+    [actual] = session.run(None, {"images": images().numpy()})
+    np.testing.assert_allclose(actual, expected.numpy(), atol=1e-4 * float(expected.abs().max()))
     shape = session.get_inputs()[0].shape
     assert (shape[2:] == [SIZE, SIZE]) is (arch == VIT)
 
@@ -101,10 +101,10 @@ def test_own_network_is_a_state_dict(tmp_path):
     expected = write_checkpoint(tmp_path / "run.pth.tar", "net_of_export:build")
     path = str(tmp_path / "model.pth")
     report = export(str(tmp_path / "run.pth.tar"), path, arch="net_of_export:build")
-    found = {"torch": torch, "net_of_export": __import__("net_of_export")}
-    exec(report.split("load it with: ")[1], found)
+    namespace = {"torch": torch, "net_of_export": __import__("net_of_export")}
+    exec(report.split("load it with: ")[1], namespace)
     with torch.no_grad():
-        torch.testing.assert_close(found["net"].eval()(images()), expected)
+        torch.testing.assert_close(namespace["net"].eval()(images()), expected)
 
 
 def test_card_and_origin_name_the_network(tmp_path):
@@ -160,8 +160,8 @@ def test_main_refuses_an_unknown_network(tmp_path, capsys):
 
 def test_hub_weights_are_exported(tmp_path, monkeypatch):
     write_checkpoint(tmp_path / "cached.pth", MOBILE)
-    found = hub.Weights(MOBILE, str(tmp_path / "cached.pth"), "0" * 64)
-    monkeypatch.setattr(hub, "fetch", lambda name: found)
+    weights = hub.Weights(MOBILE, str(tmp_path / "cached.pth"), "0" * 64)
+    monkeypatch.setattr(hub, "fetch", lambda name: weights)
     export(f"hub:{MOBILE}", str(tmp_path / "model.safetensors"))
     assert "cached.pth" in (tmp_path / "model.md").read_text()
 

@@ -180,7 +180,7 @@ def test_head_width_widens_the_projector():
 
 @pytest.mark.parametrize("fixed", [False, True])
 def test_fix_pred_lr_makes_a_group(fixed):
-    """Without the option there is one group, as with MoCo."""
+    """Without the option, one group has all parameters, as with MoCo."""
     framework = new(fix_pred_lr=fixed)
     parameters = [value for value in framework.module.parameters() if value.requires_grad]
     groups = build.parameter_groups(parameters, framework.constant_rate())
@@ -218,7 +218,7 @@ def steps(first=0, **more):
 
 
 @pytest.mark.parametrize(
-    ("id", "name", "bound", "options", "said"),
+    ("id", "name", "bound", "options", "text"),
     [
         ("collapsed", "cosine", COLLAPSED, {}, "probably collapsed"),
         ("stuck", "cosine", STUCK, {"epoch": 3, "first": LEARNT}, "that of unrelated vectors"),
@@ -231,16 +231,16 @@ def test_hint_appears_beyond_its_bound(
     name,
     bound,
     options,
-    said,
+    text,
 ):
     records = [steps(**options | {name: factor * bound}) for factor in (0.99, 1.01)]
     hints = [expectation(teacher="t").hints(each) for each in records]
     none, one = sorted(hints, key=len)
-    assert none == {} and list(one) == [id] and said in one[id]
+    assert none == {} and list(one) == [id] and text in one[id]
 
 
 def test_hint_is_absent_at_a_healthy_end(expectation):
-    """A distillation as strong as at the start has no hint either."""
+    """Distillation as strong as at the start gives no hint either."""
     some = expectation(teacher="t")
     assert some.hints(steps(cosine=-0.99, distillation=10.0, epoch=9, first=900)) == {}
 

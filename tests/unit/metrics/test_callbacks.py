@@ -89,7 +89,7 @@ def test_callback_is_not_ended_without_begin(tmp_path):
 
 @pytest.mark.parametrize(("fails", "calls"), [("begin", 1), ("record", 2), ("end", 8)])
 def test_failing_callback_is_dropped(tmp_path, capsys, fails, calls):
-    """It is warned of once. The others receive all records, also the warning."""
+    """One warning names it. The others receive all records, including the warning."""
     bad, good = Copying(fails), Copying()
     log = trained(tmp_path, [bad, good])
     text = f"Copying.{fails}: OSError: no server; the run continues without this callback"
@@ -164,7 +164,7 @@ def test_load_makes_callback_of_user(module):
         ("mine:nothing", "mine:nothing: NoneType has no method 'begin'; expected a callback"),
     ],
 )
-def test_load_refuses_what_is_no_callback(module, name, message):
+def test_load_refuses_invalid_callbacks(module, name, message):
     with pytest.raises(RunError, match=f"^--log-to {message}") as caught:
         load([name])
     assert caught.value.code == 2

@@ -116,7 +116,7 @@ def test_remark_is_line_and_timed_record(tmp_path, opened, kind, record):
     assert actual == record and lines(tmp_path) == [f"{kind}: some"]
 
 
-def test_silent_log_writes_nothing(tmp_path, opened, capsys):
+def test_silent_log_writes_no_output(tmp_path, opened, capsys):
     log = opened(tmp_path, speaks=False)
     log.line("a")
     log.note("b")
@@ -184,7 +184,7 @@ def test_resume_records_each_step_once(tmp_path, opened, stopped, resumed):
 
 @pytest.mark.parametrize("resumed", range(1, 9))
 def test_resumed_metrics_equal_uninterrupted(tmp_path, opened, uninterrupted, resumed):
-    """Refreshes too: earlier ones stay, and a repeated one is recorded once."""
+    """Refreshes too: earlier records stay, and a repeated one is recorded once."""
     run_through(opened(tmp_path), 0, 9)
     run_through(opened(tmp_path, start=divmod(resumed, STEPS)), resumed, 10)
     assert (tmp_path / "metrics.jsonl").read_text() == uninterrupted

@@ -130,7 +130,7 @@ def test_panel_shows_losses_by_name(runs, name, parts, accuracy):
 
 
 def test_report_has_panels_of_framework(runs):
-    """Without a framework there are no losses to compare. Only MoCo has a loss of guessing."""
+    """Without a framework, the ratio is absent. Only MoCo has a loss of guessing."""
     none, toy, moco, simsiam = ([runs[name]] for name in ("none", "toy", "moco", "simsiam"))
     assert curves.terms(none) is curves.accuracy(none) is curves.accuracy(toy) is None
     assert curves.guessing(none) == curves.guessing(toy) == {} and list(

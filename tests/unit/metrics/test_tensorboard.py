@@ -77,7 +77,7 @@ def test_views_are_drawn_in_few_epochs(run, number):
     ]
 
 
-def test_no_events_draw_nothing():
+def test_silent_log_draws_no_pictures():
     tensorboard.histograms(SILENT.log, 0, {})
     tensorboard.views(SILENT.log, "random", 0, None)
     tensorboard.matching(SILENT.log, "mgd", 0, 1, None, None, None)
@@ -164,9 +164,9 @@ def test_draw_matching_shows_moved_channels(moved):
         after[0, [0, 5]] = after[0, [5, 0]]
     if moved == 2:
         after[1, [1, 2]] = after[1, [2, 1]]
-    places = np.arange(S) - (S - 1) / 2
+    distances = np.arange(S) - (S - 1) / 2
     cost = (
-        -places[:, None] * places[np.arange(T) % S]
+        -distances[:, None] * distances[np.arange(T) % S]
     )  # puts the student channels in their own order, or the reverse
     picture = tensorboard.draw_matching("layer1", cost, before.numpy(), after.numpy())
     cells = moves(picture, S)

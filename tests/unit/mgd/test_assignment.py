@@ -162,7 +162,7 @@ def test_assign_ignores_memory_order_and_dtype(cost):
 
 @given(costs(entries=12))
 def test_assign_leaves_costly_channel_unmatched(cost):
-    """If one can stay unmatched."""
+    """If the sizes allow an unmatched channel."""
     S, T = cost.shape
     costly = torch.cat([cost, cost.new_full((S, 1), 100.0)], dim=1)
     if (T + 1) // S == T // S:

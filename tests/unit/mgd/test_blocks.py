@@ -25,10 +25,10 @@ def test_reduced_maps_are_equal_in_any_blocks(name, monkeypatch):
     random = torch.Generator().manual_seed(0)
     teacher = torch.randn(5, 8, 3, 4, generator=random).to(memory_format=torch.channels_last)
     matching = torch.randperm(8, generator=random).view(-1, 8 if name == "sm" else 4)
-    in_one, _ = REDUCERS[name](teacher, torch.zeros(8), matching)
+    in_one_block, _ = REDUCERS[name](teacher, torch.zeros(8), matching)
     monkeypatch.setattr(module, "NUMBERS", 200)
     in_blocks, _ = REDUCERS[name](teacher, torch.zeros(8), matching)
-    assert torch.equal(in_one, in_blocks)
+    assert torch.equal(in_one_block, in_blocks)
 
 
 def test_loss_is_close_in_any_blocks(monkeypatch):
@@ -45,9 +45,9 @@ def test_loss_is_close_in_any_blocks(monkeypatch):
         return loss, student.grad
 
     torch.manual_seed(3)
-    in_one = loss_and_gradient()
+    in_one_block = loss_and_gradient()
     monkeypatch.setattr(module, "NUMBERS", 48)
     torch.manual_seed(3)
     in_blocks = loss_and_gradient()
-    torch.testing.assert_close(in_one[0], in_blocks[0], rtol=1e-6, atol=0)  # rounding differs
-    assert torch.equal(in_one[1], in_blocks[1])
+    torch.testing.assert_close(in_one_block[0], in_blocks[0], rtol=1e-6, atol=0)  # rounding differs
+    assert torch.equal(in_one_block[1], in_blocks[1])

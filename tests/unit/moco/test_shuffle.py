@@ -9,7 +9,7 @@ from moco import shuffle
 
 @st.composite
 def shuffles(draw):
-    """Workers, parts of a worker's batch, images in a part, and a permutation of all images."""
+    """Workers, parts of a worker's batch, images of a part, and a permutation of all images."""
     N, parts, b = draw(st.integers(1, 6)), draw(st.integers(1, 4)), draw(st.integers(1, 5))
     return N, parts, b, torch.tensor(draw(st.permutations(range(N * parts * b))))
 
@@ -25,11 +25,11 @@ def test_order_has_each_image_once(case):
 
 
 @given(shuffles())
-def test_order_of_parts_divides_that_of_worker(case):
+def test_order_of_parts_divides_a_worker_s(case):
     """A worker's parts have exactly the worker's positions."""
     N, parts, _, permutation = case
-    whole, divided = shuffle.order(permutation, N), shuffle.order(permutation, N * parts)
-    assert torch.equal(divided.view(N, -1).sort(dim=1).values, whole)
+    of_workers, of_parts = (shuffle.order(permutation, size) for size in (N, N * parts))
+    assert torch.equal(of_parts.view(N, -1).sort(dim=1).values, of_workers)
 
 
 @given(shuffles())

@@ -28,8 +28,8 @@ def test_arch_accepts_any_network(arch):
     config = read(f"DIR -a {arch} --teacher t.pth --teacher-arch {arch}")
     assert (config.arch, config.teacher_arch) == (arch, arch)
     assert read(f"DIR -a {arch}", "job.linear", LinearConfig).arch == arch
-    words = f"DIR -a {arch} --pretrained x --out y.npy".split()
-    assert cli.read("job.embed", EmbedConfig, words)[0].arch == arch
+    argv = f"DIR -a {arch} --pretrained x --out y.npy".split()
+    assert cli.read("job.embed", EmbedConfig, argv)[0].arch == arch
 
 
 def test_run_folder_has_no_slash_or_colon():

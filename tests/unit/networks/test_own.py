@@ -150,8 +150,8 @@ def test_own_two_stages_are_the_last_two():
     outline = network_outline("own_networks:Small", "imagenet", 64, 16)
     assert outline.maps == {3: (4, 8, 8), 4: (5, 4, 4)} and outline.pooled == 7
     assert outline.beyond == "last.bias"
-    found = with_features(net, [1, 3, 4])(torch.randn(2, 3, 16, 16))
-    assert {name: tuple(value.shape) for name, value in found.items()} == {
+    actual = with_features(net, [1, 3, 4])(torch.randn(2, 3, 16, 16))
+    assert {name: tuple(value.shape) for name, value in actual.items()} == {
         "layer3": (2, 4, 8, 8),
         "layer4": (2, 5, 4, 4),
         "pooled": (2, 7),
@@ -175,10 +175,10 @@ def test_own_norm_of_a_shortcut_is_ignored():
 def test_own_network_without_stages_is_pooled():
     outline = network_outline("own_networks:Pooled", "imagenet", 64, 16)
     assert outline.maps == {} and outline.pooled == 5
-    found = with_features(build_network("own_networks:Pooled"), [4], "flatten")(
+    actual = with_features(build_network("own_networks:Pooled"), [4], "flatten")(
         torch.zeros(2, 3, 9, 9)
     )
-    assert list(found) == ["pooled", "flatten"]
+    assert list(actual) == ["pooled", "flatten"]
 
 
 REFUSED = {
@@ -212,7 +212,7 @@ def test_own_frozen_network_has_an_outline():
 
 
 @pytest.mark.parametrize("name", ["dropout", "attention", "depth"])
-def test_own_training_draws_nothing(name):
+def test_own_training_draws_no_random_numbers(name):
     net, images = (
         build_network(f"own_networks:{name}", image_size=16).train(),
         torch.randn(2, 3, 16, 16),

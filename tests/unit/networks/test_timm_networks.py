@@ -52,22 +52,22 @@ def test_features_equal_timm_s(arch):
     ours = net(arch)
     plain = of_timm(arch, ours.body.state_dict())
     maps = plain.forward_intermediates(images(), intermediates_only=True)
-    found = with_features(ours, STAGES)(images())
-    assert list(found) == ["layer1", "layer2", "layer3", "layer4", "pooled", "fc"]
+    actual = with_features(ours, STAGES)(images())
+    assert list(actual) == ["layer1", "layer2", "layer3", "layer4", "pooled", "fc"]
     for stage, index in zip(STAGES, INDICES[arch], strict=True):
-        assert torch.equal(found[f"layer{stage}"], maps[index])
+        assert torch.equal(actual[f"layer{stage}"], maps[index])
     pooled = plain(images())
-    assert torch.equal(found["pooled"], pooled) and torch.equal(found["fc"], ours.fc(pooled))
-    assert torch.equal(ours(images()), found["fc"])
+    assert torch.equal(actual["pooled"], pooled) and torch.equal(actual["fc"], ours.fc(pooled))
+    assert torch.equal(ours(images()), actual["fc"])
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("arch", POOLED)
 def test_outline_has_the_features_sizes(arch):
     outline = network_outline(arch, "imagenet", 64, SIZE)
-    found = with_features(net(arch), STAGES, output="flatten")(images())
-    assert outline.pooled == found["flatten"].shape[1] == POOLED[arch]
-    shapes = {stage: tuple(found[f"layer{stage}"].shape[1:]) for stage in outline.maps}
+    actual = with_features(net(arch), STAGES, output="flatten")(images())
+    assert outline.pooled == actual["flatten"].shape[1] == POOLED[arch]
+    shapes = {stage: tuple(actual[f"layer{stage}"].shape[1:]) for stage in outline.maps}
     assert outline.maps == shapes == MAPS.get(arch, shapes)
     assert outline.widths == {stage: C for stage, (C, _, _) in shapes.items()} | {
         "pooled": POOLED[arch]
@@ -207,5 +207,5 @@ def test_network_without_maps_is_pooled(monkeypatch):
     monkeypatch.setattr(timm_networks, "find_pass", lambda body: timm_networks.TimmPass({4: 99}))
     outline = network_outline("timm/test_mambaout", "imagenet", 64, SIZE)
     assert outline.maps == {} and outline.pooled > 9
-    found = with_features(build_network("timm/test_mambaout", image_size=SIZE), STAGES)(images())
-    assert list(found) == ["pooled", "fc"] and found["pooled"].shape == (2, outline.pooled)
+    actual = with_features(build_network("timm/test_mambaout", image_size=SIZE), STAGES)(images())
+    assert list(actual) == ["pooled", "fc"] and actual["pooled"].shape == (2, outline.pooled)

@@ -26,7 +26,7 @@ def jsonl(*records):
 
 
 def write_run(folder, steps=3, extra=""):
-    """Write a run whose steps have no kinds, and lines `extra` after them; return its folder."""
+    """Write a run whose steps have no kinds, and lines `extra` after them. Return its folder."""
     records = [
         {"steps": n + 1, "epoch": 0, "step": n, "loss": 5.0 - n, "images_per_s": 10.0}
         for n in range(steps)

@@ -116,7 +116,7 @@ def test_sample_of_flat_folder_or_list_has_no_labels(tmp_path):
 
 
 def test_sample_has_images_of_all_folders(tmp_path, monkeypatch):
-    """As k-NN, it uses validation images if there are some. The word digits names a folder."""
+    """As k-NN, it prefers validation images. `digits` is a folder's name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         features.digits, "write_digits", lambda folder: write_numbered(Path(folder))

@@ -1,4 +1,4 @@
-"""Hostile files of runs: mgd-watch and mgd-report need little time and memory, and run nothing."""
+"""Hostile files of runs: mgd-watch and mgd-report need little time and memory, and run no code."""
 
 import math
 import os
@@ -152,7 +152,7 @@ def hostile(tmp_path_factory):
 
 
 def run(program, *arguments):
-    """Run a program with limited memory and time; return its exit code, output and error lines."""
+    """Run a program with limited memory and time. Return its exit code, output and error lines."""
     command = [*LIMITED, "-m", f"job.show.{program}", *map(str, arguments)]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=240, env=os.environ | {"COLUMNS": "300"}

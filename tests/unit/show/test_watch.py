@@ -85,7 +85,7 @@ def start_try(number, run):
 
 
 def write_run(folder, steps=15, **options):
-    """Write a run with `steps` steps done, as job.train does; return its folder."""
+    """Write a run with `steps` steps done, as job.train does. Return its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     options = OPTIONS | options
     (folder / "config.yaml").write_text(json.dumps(options))
@@ -109,7 +109,7 @@ def progress(folder):
 
 
 def watch(*arguments, encoding="utf-8"):
-    """Run mgd-watch in this process, 80 columns wide; return its exit code and both outputs."""
+    """Run mgd-watch in this process, 80 columns wide. Return its exit code and both outputs."""
     code, output = 0, io.TextIOWrapper(io.BytesIO(), encoding)
     with (
         contextlib.redirect_stdout(output),
@@ -125,8 +125,8 @@ def watch(*arguments, encoding="utf-8"):
     return SimpleNamespace(returncode=code, stdout=stdout, stderr=errors.getvalue())
 
 
-def words(*arguments):
-    """Return the output of mgd-watch with single spaces between its words."""
+def flat_output(*arguments):
+    """Return the output of mgd-watch with single spaces."""
     return " ".join(watch(*arguments).stdout.split())
 
 
@@ -211,7 +211,7 @@ def test_end_is_the_state_until_a_process_starts(tmp_path, how, state):
     add(folder, start(1, 5), {"kind": "resumed", "time": time.time(), "epoch": 1, "step": 5})
     run.update()
     assert run.state() == "running" and run.records.resumed == 1 and not run.records.warnings
-    shown = words(folder)
+    shown = flat_output(folder)
     assert "run: running" in shown and "resumed once" in shown and "error" not in shown
 
 
@@ -225,7 +225,7 @@ def test_warnings_are_shown_once_with_their_age(tmp_path):
             for kind in ("hint", "warning")
         ),
     )
-    shown = words(folder)
+    shown = flat_output(folder)
     assert shown.count("slow disk") == 2
     assert "hint: slow disk, 2 s (20 min ago)" in shown and "warning: slow disk, 2 s" in shown
 
@@ -274,7 +274,7 @@ def test_refresh_is_shown_for_each_distiller(tmp_path):
             for stage in (3, 4)
         ),
     )
-    shown = words(folder)
+    shown = flat_output(folder)
     header = "matching refresh 1, before epoch 1, 10.0 s"
     one, two = (
         f"d{n} layer3 layer4 changed {10 * n} % {10 * n} % cost 0.500 0.500" for n in (1, 2)
@@ -282,7 +282,7 @@ def test_refresh_is_shown_for_each_distiller(tmp_path):
     assert f"{header} {one} {two}" in shown
     del refresh["cost_after"]
     add(folder, refresh | {"epoch": 2, "distiller": "d2", "stage": 4, "changed": 0.3})
-    shown = words(folder)
+    shown = flat_output(folder)
     one = "d1 layer3 layer4 before epoch 1 changed 10 % 10 % cost 0.500 0.500"
     assert f"matching refresh 2, before epoch 2, 5.0 s {one} d2 layer4 changed 30 %" in shown
     assert shown.count("cost") == 1
@@ -337,7 +337,7 @@ def test_job_log_shows_its_run_and_tries(tmp_path):
     one, two = (start_try(number, run) for number in (1, 2))
     log.write_text(f"{one}{NOW} node1: any sentence\n{two}{NOW} node1: another\n")
     for path in (log, tmp_path):
-        shown = words(path)
+        shown = flat_output(path)
         assert "try 2 on node[1-2] last line: node1: another" in shown
         assert "epoch 1 step 5/10" in shown
 
@@ -350,7 +350,7 @@ def test_decision_is_shown_until_the_next_try(tmp_path, status, shown):
     run, log = write_run(tmp_path / "run"), tmp_path / "mgd-train-1.log"
     decision = {"kind": "decision", "time": 1.8e9, "reason": "limit"} | status
     log.write_text(f"{start_try(1, run)}{jsonl(decision)}{NOW} node1: any sentence\n")
-    assert f"job try 1 on node[1-2] {shown} last line: node1: any sentence" in words(log)
+    assert f"job try 1 on node[1-2] {shown} last line: node1: any sentence" in flat_output(log)
     with open(log, "a") as file:
         file.write(start_try(2, run))
     assert "decision: " not in watch(log).stdout
@@ -477,7 +477,7 @@ def test_loss_is_shown_from_when_keys_fill_the_queue(tmp_path):
     assert re.search(r" highest 8.7, least 7.1$", watch(run).stdout, re.MULTILINE)
 
 
-def test_closed_pipe_ends_it_silently(tmp_path):
+def test_closed_pipe_ends_watch_silently(tmp_path):
     write_run(tmp_path / "run")
     # A longer path would be cut to the terminal's width.
     line = f"{sys.executable} -m job.show.watch run --every 0.1 | head -1"
@@ -571,7 +571,7 @@ def test_imports_no_torch():
 
 
 def on_terminal(arguments, *sends):
-    """Run mgd-watch on a new terminal; return its output and exit code.
+    """Run mgd-watch on a new terminal. Return its output and exit code.
 
     sends: (text, count, signal): send the signal when the text has been printed that often.
     Ctrl-C is ignored at the start, as for a shell's background program.

@@ -96,7 +96,7 @@ def test_names_and_split_follow_from_file_names(drawings):
         assert file.parts[-3] == ("val" if held_out else "train")
 
 
-def test_most_limits_training_images_only(drawings, tmp_path):
+def test_most_limits_only_training_images(drawings, tmp_path):
     complete, _ = drawings
     log = []
     data.prepare("clipart", tmp_path / "fewer", 3, log.append)

@@ -100,7 +100,7 @@ def test_shown_has_the_spread_of_several_seeds():
 ARMS = {"gram": [46.0, 47.0, 45.0], "simreg": [45.8, 46.8, 45.2], "disco": [44.5, 45.5, 43.5]}
 
 
-def test_recovered_is_a_percentage_of_the_teacher_s_lead():
+def test_recovered_is_a_percentage_of_the_lead():
     own = scores(**ARMS)
     assert own.recovered("gram") == pytest.approx(60.0)
     assert own.recovered("untrained") == pytest.approx(-100.0)

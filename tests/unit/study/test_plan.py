@@ -88,7 +88,7 @@ def test_more_specific_options_win(tmp_path):
 
 
 def test_resolved_has_newer_options_only_if_set(tmp_path):
-    """So a record that is older than the option stays valid."""
+    """So a record that is older than the option remains valid."""
     unit = plan(tmp_path).units[0]
     assert all("knn_k" not in options for options in unit.resolved().values())
     unit.train["knn_k"] = 20
@@ -260,7 +260,7 @@ def test_help_names_all_forms(capsys):
     assert all(re.search(rf"[ ,]{form}[,:]", text) for form in own_forms())
 
 
-def test_distillers_has_published_mgd_and_long_teachers():
+def test_distillers_has_published_mgd():
     for unit in own_plan("distillers").units:
         assert unit.arm != "teacher" or unit.train["epochs"] == 40
         if unit.arm == "original":

@@ -58,7 +58,7 @@ def test_commands_are_as_a_user_types_them(tmp_path):
         ("mnist/untrained-0", {"train": TINY["train"] | {"image_size": 40}}),
     ],
 )
-def test_identity_depends_on_what_changes_results(tmp_path, name, changed):
+def test_identity_changes_with_options_and_data(tmp_path, name, changed):
     assert identity(name, tmp_path) != identity(name, tmp_path, **changed)
 
 
@@ -74,12 +74,12 @@ def test_identity_depends_on_what_changes_results(tmp_path, name, changed):
         ("mnist/mgd-0", {"seeds": [0, 1, 2], "at_once": 1, "about": "another"}),
     ],
 )
-def test_identity_ignores_what_does_not_change_results(tmp_path, name, changed):
+def test_identity_ignores_options_without_effect(tmp_path, name, changed):
     assert identity(name, tmp_path) == identity(name, tmp_path, **changed)
 
 
 def written(bench, name, **changed):
-    """Write the record of a unit; return the unit."""
+    """Write the record of a unit. Return the unit."""
     unit = unit_of(bench, name)
     record = {
         "identity": bench.identity(unit),
@@ -148,6 +148,6 @@ def test_concurrent_networks_divide_the_cores(tmp_path, monkeypatch):
     assert make_bench(tmp_path).environment()["OMP_NUM_THREADS"] == "5"
 
 
-def test_difference_is_the_first_one():
+def test_difference_is_the_first_option():
     assert difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == "a c was 2, now 3"
     assert difference({"teacher": "x"}, {}) == "teacher was x, now None"
