@@ -17,7 +17,7 @@ LINEAR = "--image-size 32 --batch-size 4 --epochs 1 -j 0".split()
 class Case:
     """A command line, and texts that its error line must contain. Without texts it must work.
 
-    `{name}` in both is replaced by the value of that name in the module's fixture `places`.
+    `{name}` in both is replaced by the value of that name in the module's fixture `values`.
     """
 
     name: str
@@ -33,21 +33,21 @@ class Outcome(dict):
     def refused(self, *parts: str) -> None:
         """Assert that it ended with exit code 2 and only a short error line that has `parts`."""
         assert self["code"] == 2, self
-        assert self["warned"].count("\n") == 1 and self["warned"].startswith("error: "), self
-        assert len(self["warned"]) < 1100 and "Traceback" not in self["said"], self
-        assert all(part in self["warned"] for part in parts), (parts, self["warned"])
+        assert self["stderr"].count("\n") == 1 and self["stderr"].startswith("error: "), self
+        assert len(self["stderr"]) < 1100 and "Traceback" not in self["stdout"], self
+        assert all(part in self["stderr"] for part in parts), (parts, self["stderr"])
 
     def worked(self) -> None:
         """Assert that it ended with exit code 0 and without warnings."""
-        assert self["code"] == 0 and not self["warned"], self
+        assert self["code"] == 0 and not self["stderr"], self
 
 
-def check(case: Case, outcomes: dict, places: dict) -> None:
+def check(case: Case, outcomes: dict, values: dict) -> None:
     """Assert that a case ended as expected, within a minute, and an error left no file."""
     outcome, folder = outcomes[case.name]
     assert outcome["seconds"] < 60
     if case.parts:
-        outcome.refused(*(part.format(**places) for part in case.parts))
+        outcome.refused(*(part.format(**values) for part in case.parts))
         assert os.listdir(folder) == []
     else:
         outcome.worked()

@@ -93,7 +93,7 @@ def podman(docker, image):
 
 
 def podman_settings(folder: Path) -> dict[str, str]:
-    """Configure a podman that keeps all its files in `folder`; return its variables."""
+    """Configure a podman that keeps all its files in `folder`. Return its variables."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "storage.conf").write_text(
         f'[storage]\ndriver = "overlay"\ngraphroot = "{folder}/store"\nrunroot = "{folder}/run"\n'

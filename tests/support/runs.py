@@ -18,7 +18,7 @@ from job.metrics.log import Log
 
 
 def write_images(folder):
-    """Write 50 training and 9 validation images of noise in two classes; return the folder."""
+    """Write 50 training and 9 validation images of noise in two classes. Return the folder."""
     generator = np.random.default_rng(0)
     for number in range(59):
         path = folder / ("train" if number < 50 else "val") / f"class{number % 2}" / f"{number}.png"
@@ -29,7 +29,7 @@ def write_images(folder):
 
 
 def write_teacher(path, arch="resnet50", **network):
-    """Write a teacher with random weights in the layout of MoCo's released files; return the path.
+    """Write a teacher with random weights in the layout of MoCo's released files. Return the path.
 
     network: keyword arguments of `build_resnet`.
     """
@@ -216,7 +216,7 @@ print("\\n" + json.dumps(outcomes))
 
 
 def errors_of(program: str, commands: list[list]) -> list[str]:
-    """Run command lines of a program in one process; return the error line of each.
+    """Run command lines of a program in one process. Return the error line of each.
 
     Each must end with exit code 2 and one line.
     """
