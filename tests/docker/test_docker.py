@@ -123,7 +123,7 @@ def test_build_context_has_only_copied_files(docker, tmp_path):
 
 
 def code_size():
-    """The bytes of the packages' modules. Their compiled files have 1.4 times as many."""
+    """Return the bytes of the packages' modules. Their compiled files have 1.4 times as many."""
     files = [path for name in ("job", "mgd", "moco") for path in (REPO / name).rglob("*.py")]
     return sum(path.stat().st_size for path in files)
 
@@ -176,7 +176,7 @@ class Run:
         )
 
     def processes(self):
-        """The processes of the container, on this machine."""
+        """Return the processes of the container, on this machine."""
         first = psutil.Process(int(self.engine("inspect", "--format", "{{.State.Pid}}", self.name)))
         return [first, *first.children(recursive=True)]
 
@@ -195,7 +195,7 @@ class Run:
 
 
 def curve(folder):
-    """The records of a run's steps and refreshes, without times."""
+    """Return the records of a run's steps and refreshes, without times."""
     return [record for record in records(folder) if record["kind"] in ("step", "refresh")]
 
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("unset")  # NCCL chooses its algorithms
 
 
 def can_share() -> bool:
-    """Whether torch's NCCL supports two workers on one GPU."""
+    """Return whether torch's NCCL supports two workers on one GPU."""
     for folder in sys.path:
         library = Path(folder, "nvidia/nccl/lib/libnccl.so.2")
         if library.is_file():

@@ -85,14 +85,14 @@ def is_loss(name):
 
 
 def distance(one, other):
-    """The relative distances between two steps' losses and between their updates."""
+    """Return the relative distances between two steps' losses and between their updates."""
     pairs = [(one[0][name], value) for name, value in other[0].items() if value]
     losses = max(abs(a - b) / abs(b) for a, b in pairs)
     return losses, ((one[1] - other[1]).norm() / other[1].norm()).item()
 
 
 def rounded(seed):
-    """A function that changes each weight by one rounding, with random signs."""
+    """Return a function that changes each weight by one rounding, with random signs."""
     generator = torch.Generator().manual_seed(seed)
 
     def change(value):
@@ -103,7 +103,7 @@ def rounded(seed):
 
 
 def tolerance(results, way):
-    """The CPU's step, and the tolerances of its losses and of its update."""
+    """Return the CPU's step, and the tolerances of its losses and of its update."""
     plain = results(way, "cpu")
     distances = [distance(results(way, "cpu", rounded(seed)), plain) for seed in range(SEEDS)]
     return plain, [ROOM * max(column) for column in zip(*distances, strict=True)]

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("unset")  # each run sets its variables its
 
 
 def digest(folder):
-    """A digest of the newest checkpoint, without its options."""
+    """Return a digest of the newest checkpoint, without its options."""
     content = torch.load(folder / "last.pth.tar", map_location="cpu", weights_only=True)
     sha256 = hashlib.sha256()
     for path, value in sorted(tensors(content), key=lambda pair: pair[0]):
@@ -30,7 +30,7 @@ def digest(folder):
 
 
 def raw(value):
-    """The bytes of a checkpoint's value."""
+    """Return the bytes of a checkpoint's value."""
     if not torch.is_tensor(value):
         return repr(value).encode()
     return f"{value.dtype} {list(value.shape)}".encode() + value.numpy().tobytes()

@@ -18,7 +18,7 @@ USER = 4242  # a user id without a name and without ranges in /etc/subuid
 
 
 def names(engine, job) -> list[str]:
-    """The names of a job's containers, running or not."""
+    """Return the names of a job's containers, running or not."""
     arguments = ["--filter", f"label=mgd.job={job.number}", "--format", "{{.Names}}"]
     return engine("ps", "--all", *arguments).split()
 
@@ -70,7 +70,7 @@ def test_killed_task_ends_its_container(submit_in, containers):
 
 
 def in_container(process) -> bool:
-    """Whether a process has its own mounts."""
+    """Return whether a process has its own mounts."""
     return os.readlink(f"/proc/{process.pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt")
 
 

@@ -28,7 +28,7 @@ NEEDS |= {"MGD_NODE_ADDRESSES": "node1=10.0.0.1", "MAX_REQUEUES": "20", "RUN": "
 
 
 def decisions(done) -> list[str]:
-    """The reasons in a job's decision records."""
+    """Return the reasons in a job's decision records."""
     lines = [line for line in done.stdout.splitlines() if line.startswith('{"kind": "decision", ')]
     return [json.loads(line)["reason"] for line in lines]
 
@@ -122,7 +122,7 @@ def refused(shell, tmp_path):
 
 
 def mounts(arguments) -> dict[str, str]:
-    """The paths in a container, each ro or rw, in the order of the arguments."""
+    """Return the paths in a container, each ro or rw, in the order of the arguments."""
     if arguments[0].startswith("--export"):
         [option] = [option for option in arguments if option.startswith("--container-mounts=")]
         entries = [mount.split(":") for mount in option.split("=", 1)[1].split(",")]
@@ -137,7 +137,7 @@ def mounts(arguments) -> dict[str, str]:
 
 
 def values_of(option, arguments) -> list[str]:
-    """The argument after each occurrence of an option."""
+    """Return the argument after each occurrence of an option."""
     return [
         arguments[number + 1] for number, argument in enumerate(arguments) if argument == option
     ]
@@ -629,7 +629,7 @@ def controller(job=RUNNING, down_for=0):
 
 
 def calls(folder) -> list[str]:
-    """The commands that the stand-in for scontrol received."""
+    """Return the commands that the stand-in for scontrol received."""
     return (folder / "calls").read_text().split() if (folder / "calls").exists() else []
 
 

@@ -34,7 +34,7 @@ def on(folder, *command):
 
 
 def living(folder):
-    """The daemons and jobs of the cluster in a folder: process names by pid."""
+    """Return the daemons and jobs of the cluster in a folder: process names by pid."""
     processes = {}
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):

@@ -85,7 +85,7 @@ def on_node(function, archive="", local="", programs=None, **variables):
 
 
 def staged(local):
-    """The folders of the unpacked versions in LOCAL."""
+    """Return the folders of the unpacked versions in LOCAL."""
     return sorted(path.parent for path in local.glob("*/data"))
 
 

@@ -26,21 +26,21 @@ class BatchJob:
         self.slurm, self.number, self.log, self.run = slurm, number, log, run
 
     def text(self) -> str:
-        """The job's log so far."""
+        """Return the job's log so far."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def shown(self, field: str) -> str:
-        """A field of `scontrol show job`."""
+        """Return a field of `scontrol show job`."""
         return re.search(
             rf"\b{field}=(\S*)", self.slurm("scontrol", "show", "job", "-o", self.number)
         )[1]
 
     def steps(self) -> list[int]:
-        """The numbers of the steps recorded in metrics.jsonl so far."""
+        """Return the numbers of the steps recorded in metrics.jsonl so far."""
         return [record["steps"] for record in of_kind(self.run, "step")]
 
     def records(self, kind: str) -> list[dict]:
-        """The records of a kind in the job's log."""
+        """Return the records of a kind in the job's log."""
         return [
             json.loads(line)
             for line in self.text().splitlines()
@@ -48,7 +48,7 @@ class BatchJob:
         ]
 
     def decisions(self) -> list[str]:
-        """The reasons of the job's decisions so far, one for each try."""
+        """Return the reasons of the job's decisions so far, one for each try."""
         return [record["reason"] for record in self.records("decision")]
 
     def wait_for_decision(self, reason: str, times: int = 1, seconds: float = 120) -> float:
@@ -63,7 +63,7 @@ class BatchJob:
         )
 
     def tasks(self) -> dict[int, psutil.Process]:
-        """The job's running tasks by rank."""
+        """Return the job's running tasks by rank."""
         step = {
             process: process.environ()
             for process in self.processes()
@@ -76,7 +76,7 @@ class BatchJob:
         }
 
     def processes(self) -> list[psutil.Process]:
-        """All live processes that this job has started."""
+        """Return all live processes that this job has started."""
         processes = []
         for process in psutil.process_iter():
             try:

@@ -58,7 +58,7 @@ class Job:
         )
 
     def steps(self) -> list[int]:
-        """The numbers of the steps recorded in metrics.jsonl so far."""
+        """Return the numbers of the steps recorded in metrics.jsonl so far."""
         return [record["steps"] for record in of_kind(self.folder, "step")]
 
     def wait_for_step(self, step: int) -> None:
@@ -84,7 +84,7 @@ class Job:
             time.sleep(0.02)
 
     def workers(self) -> list[psutil.Process]:
-        """The worker processes."""
+        """Return the worker processes."""
         workers = []
         for process in psutil.Process(self.process.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):  # it has just ended

@@ -35,7 +35,7 @@ def python(tmp_path_factory):
 
 @pytest.fixture
 def build(python, tmp_path):
-    """Return a function that runs the script with variables.
+    """A function that runs the script with variables.
 
     A wrong source archive ends the script before it compiles. It fetches no CUDA compiler.
     """

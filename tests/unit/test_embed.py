@@ -77,7 +77,7 @@ def embed(images, checkpoint, tmp_path, monkeypatch, capsys):
 
 
 def expected(images, checkpoint):
-    """The path and the features of each image, computed one by one."""
+    """Return the path and the features of each image, computed one by one."""
     weights = read_backbone(str(checkpoint))
     net = build_resnet("resnet18", stem="small", width=16)
     net.fc = torch.nn.Identity()

@@ -98,7 +98,7 @@ class Student:
 
     @torch.no_grad()
     def features(self, images):
-        """(B, 3, H, W) -> (B, C), the inputs of the head."""
+        """Return the inputs of the head: (B, 3, H, W) -> (B, C)."""
         seen = []
         hook = self.moco.encoder_q.get_submodule("fc.0").register_forward_pre_hook(
             lambda layer, inputs: seen.append(inputs[0])
@@ -142,7 +142,7 @@ def images(number=3, size=SIZE, seed=0):
 
 
 def assert_features(net, student, tolerance=1e-6):
-    """A loaded network has the features of the checkpoint's encoder."""
+    """Assert that a loaded network has the features of the checkpoint's encoder."""
     with torch.no_grad():
         assert (net.eval()(images()) - student.features(images())).abs().max() <= tolerance
 
@@ -153,7 +153,7 @@ def assert_same(actual, expected):
 
 
 def fake_format(write):
-    """A format with the test's writer."""
+    """Return a format with the test's writer."""
     return Format(write, lambda network, path: repr(path))
 
 
@@ -165,7 +165,7 @@ def refused(*arguments, **more):
 
 
 def loaded(report):
-    """The network that the report's statements load."""
+    """Return the network that the report's statements load."""
     names = dict(torch=torch, torchvision=torchvision, timm=timm, safetensors=safetensors)
     exec(report.split("load it with: ")[1], names)
     return names["net"]
@@ -337,7 +337,7 @@ def test_weights_refuse_a_companion_s_name(students, tmp_path):
 
 
 def detectron2_names(depth):
-    """{Detectron2's name: torchvision's}, listed by convolutions."""
+    """Return {Detectron2's name: torchvision's}, listed by convolutions."""
     blocks, convs = {18: ([2, 2, 2, 2], 2), 50: ([3, 4, 6, 3], 3)}[depth]
     pairs = {"stem.conv1": ("conv1", "bn1")}
     for stage, number in enumerate(blocks, start=1):
@@ -358,7 +358,7 @@ def detectron2_names(depth):
 
 
 def detectron2_forward(model, x):
-    """A bottleneck ResNet by Detectron2's names, stride in 3x3: (B, 3, H, W) -> (B, C)."""
+    """Compute a bottleneck ResNet by Detectron2's names, stride in 3x3: (B, 3, H, W) -> (B, C)."""
     tensors = {name: torch.from_numpy(array) for name, array in model.items()}
 
     def conv(x, name, stride=1):
@@ -641,7 +641,7 @@ FORMS = [pytest.param(form, marks=pytest.mark.slow if form == "onnx" else ()) fo
 
 
 def origin_of(form, path):
-    """The origin in a file."""
+    """Return the origin in a file."""
     if form == "torchvision":
         return torch.load(path, weights_only=True).origin
     if form == "detectron2":

@@ -45,7 +45,7 @@ def part(name, limit=60.0, lines=(), **more):
 
 
 def runs(pid):
-    """Whether a process runs. An orphan that is not reaped does not."""
+    """Return whether a process runs. An orphan that is not reaped does not."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -14,7 +14,7 @@ GUESS = math.log(257)
 
 
 def steps(number=STEPS, first=0, **more):
-    """Records of `number` healthy steps, with the same numbers except those in `more`."""
+    """Return records of `number` healthy steps, with the same numbers except those in `more`."""
     usual = {
         "epoch": 0,
         "contrastive": 0.7 * GUESS,

@@ -44,7 +44,7 @@ def images(B=2, size=33):
 
 
 def block_sum(block, x):
-    """One residual block up to the sum before its last ReLU."""
+    """Return one residual block up to the sum before its last ReLU."""
     y = F.relu(block.bn1(block.conv1(x)))
     y = block.bn2(block.conv2(y))
     if isinstance(block, models.resnet.Bottleneck):
@@ -53,7 +53,7 @@ def block_sum(block, x):
 
 
 def sums_before_relu(net, x):
-    """Each stage's last sum of a plain torchvision network, and the network's pooled features."""
+    """Return each stage's last sum of torchvision's network, and its pooled features."""
     x = F.max_pool2d(F.relu(net.bn1(net.conv1(x))), 3, stride=2, padding=1)
     sums = {}
     for stage in STAGES:
@@ -136,7 +136,7 @@ def shapes(state):
 
 
 def moco_shapes(arch, dim, mlp):
-    """Names and shapes of MoCo's encoder: torchvision's, with an MLP a hidden layer more."""
+    """Return names and shapes of MoCo's encoder: torchvision's, with an MLP a hidden layer more."""
     with torch.device("meta"):
         expected = shapes(getattr(models, arch)(num_classes=dim).state_dict())
     if mlp:

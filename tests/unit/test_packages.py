@@ -34,7 +34,7 @@ CONSTRAINTS, INSTALLER = REPO / "docker/constraints.txt", REPO / "docker/pip.txt
 
 
 def pins(path):
-    """The version and the hashes of each package in a requirements file."""
+    """Return the version and the hashes of each package in a requirements file."""
     versions = {}
     for entry in re.split(r"\n(?=\w)", path.read_text()):
         if match := re.match(r"([\w.-]+)==([^\s;]+)", entry):
@@ -72,7 +72,7 @@ def prepare_metadata_for_build_wheel(folder, settings=None):
 
 
 def pip_options(path):
-    """pip's options for pinned versions in a file of the repository."""
+    """Return pip's options for pinned versions in a file of the repository."""
     pattern = r"--no-require-hashes(?: --?\S+ \S*constraints.txt)+"
     return re.search(pattern, (REPO / path).read_text())[0].split()
 
@@ -192,7 +192,7 @@ def test_wheel_metadata(archives):
 
 
 def closure(requirements):
-    """The installed distributions that pip would install for requirements, by name."""
+    """Return the installed distributions that pip would install for requirements, by name."""
     distributions, seen, waiting = {}, set(), [Requirement(text) for text in requirements]
     while waiting:
         requirement = waiting.pop()
@@ -312,7 +312,7 @@ OTHER = "3.14" if sys.version_info[:2] != (3, 14) else "3.13"  # than this Pytho
 
 
 def python_of(version, path):
-    """A program that prints a version of Python."""
+    """Return a program that prints a version of Python."""
     path.unlink(missing_ok=True)
     path.write_text(f"#!/bin/sh\necho {version}\n")
     path.chmod(0o755)

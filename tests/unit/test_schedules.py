@@ -18,7 +18,7 @@ from job.schedules import (
 
 
 def by_formula(epoch, lr, epochs, cos, schedule, warmup):
-    """The learning rate of an epoch, as in the papers."""
+    """Return the learning rate of an epoch, as in the papers."""
     if epoch < warmup:
         return lr * (0.001 * (1 - epoch / warmup) + epoch / warmup)
     if cos:

@@ -24,7 +24,7 @@ def no_variables(monkeypatch):
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """Return a function that simulates a machine and torch, and returns their `problem`."""
+    """A function that simulates a machine and torch, and returns their `problem`."""
 
     def problem(
         files=(),

@@ -30,7 +30,7 @@ def test_one_worker_opens_no_port(tmp_path):
 
 @pytest.fixture
 def horovod(monkeypatch):
-    """Return a function that simulates a Horovod of `size` workers."""
+    """A function that simulates a Horovod of `size` workers."""
 
     def of_size(size):
         monkeypatch.setattr(launch.comm, "start", lambda: None)

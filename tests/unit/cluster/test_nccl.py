@@ -24,7 +24,7 @@ def using(name):
 
 @pytest.fixture
 def log(monkeypatch):
-    """Return a function that appends to NCCL's log."""
+    """A function that appends to NCCL's log."""
     file = os.memfd_create("log")
     monkeypatch.setattr(nccl, "_log", file)
     monkeypatch.setattr(nccl, "_connected", 0)
@@ -127,7 +127,7 @@ def test_cause_is_the_first_warning_after_connecting(log):
 
 @pytest.fixture
 def sys_folder(tmp_path, monkeypatch):
-    """Return a node's /sys with three InfiniBand devices, two of them active."""
+    """A node's /sys with three InfiniBand devices, two of them active."""
     for name in nccl.CHOICES:
         monkeypatch.delenv(name, raising=False)
     for name, state in (("mlx5_1", "4: ACTIVE"), ("mlx5_0", "4: ACTIVE"), ("mlx5_2", "1: DOWN")):

@@ -19,7 +19,7 @@ LOCATION = b"node1 lo 127.0.0.1"
 
 @pytest.fixture
 def free_port():
-    """Return the first of PORTS free ports."""
+    """The first of PORTS free ports."""
     for port in range(31000, 60000, PORTS):
         if all(socket.socket().connect_ex(("127.0.0.1", port + offset)) for offset in range(PORTS)):
             return port

@@ -59,7 +59,7 @@ def test_horovod_numbers_equal_horovodrun_s(tasks):
 
 @pytest.fixture
 def step(monkeypatch):
-    """Return a function that sets a task's variables: two nodes, two tasks on each."""
+    """A function that sets a task's variables: two nodes, two tasks on each."""
 
     def of(rank, **others):
         values = dict(

@@ -48,7 +48,7 @@ except RunError as error:
 
 @pytest.fixture
 def start(tmp_path):
-    """Return a function that runs PROGRAM with a TMPDIR."""
+    """A function that runs PROGRAM with a TMPDIR."""
 
     def run(folder):
         (tmp_path / "program.py").write_text(PROGRAM)

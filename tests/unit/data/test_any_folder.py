@@ -18,7 +18,7 @@ from job.metrics.log import Log
 
 
 def png(shade):
-    """The bytes of an image of one grey."""
+    """Return the bytes of an image of one grey."""
     buffer = io.BytesIO()
     Image.new("L", (4, 3), shade).save(buffer, "PNG")
     return buffer.getvalue()
@@ -33,13 +33,13 @@ def fill(root, *paths):
 
 
 def found_in(images):
-    """Each image's name, and its class or None."""
+    """Return each image's name, and its class or None."""
     labels = [images.classes[label] if label >= 0 else None for label in images.labels.tolist()]
     return list(zip([images.names[index] for index in range(len(images))], labels, strict=True))
 
 
 def read_all(images):
-    """The grey of each image. All must be decodable."""
+    """Return the grey of each image. All must be decodable."""
     read = [images.read(index) for index in range(len(images))]
     assert not any(bad for _, _, bad in read)
     return [int(pixels[0, 0, 0]) for pixels, _, _ in read]

@@ -36,13 +36,13 @@ def drawing(seed=0):
 
 
 def views(aug_plus, image, number, size=8):
-    """(number, 3, size, size) uint8."""
+    """Return views (number, 3, size, size) uint8."""
     view, random = RandomView(size, aug_plus), drawing()
     return torch.stack([view(image, random) for _ in range(number)])
 
 
 def appearances(aug_plus, number):
-    """(number, 12)"""
+    """Return appearances (number, 12)."""
     view, random = RandomView(8, aug_plus), drawing()
     return np.stack([view.appearance(random) for _ in range(number)])
 
@@ -217,7 +217,7 @@ def test_view_shifts_hue_within_its_limits(aug_plus, largest):
 
 
 def factors_of(drawn, number):
-    """The factors of an operation in appearances (N, 12), except those that make views grey."""
+    """Return an operation's factors in appearances (N, 12), except those that make views grey."""
     return drawn[:, FACTORS][(drawn[:, OPERATIONS] == number) & (drawn[:, FACTORS] != 0)]
 
 

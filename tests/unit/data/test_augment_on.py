@@ -14,7 +14,7 @@ from job.training import Training
 
 
 def batches(images, augment_on, aug_plus, views=2, **options):
-    """The batches of a run of one worker, from its second step on."""
+    """Return the batches of a run of one worker, from its second step on."""
     options |= {"augment_on": augment_on, "aug_plus": aug_plus}
     config = Config(image_size=32, batch_size=8, epochs=1, workers=0, **options)
     run = SimpleNamespace(rank=0, size=1, device=torch.device("cpu"), batches=Batches)

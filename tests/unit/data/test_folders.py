@@ -18,7 +18,7 @@ from job.data.tars import Shard
 
 
 def png():
-    """The bytes of an image of 4 x 3 pixels."""
+    """Return the bytes of an image of 4 x 3 pixels."""
     buffer = io.BytesIO()
     Image.new("RGB", (4, 3), (10, 20, 30)).save(buffer, "PNG")
     return buffer.getvalue()
@@ -35,7 +35,7 @@ def fill(root, *paths, content=None):
 
 
 def found_in(images):
-    """The paths below the root and the labels that a folder has."""
+    """Return the paths below the root and the labels that a folder has."""
     return [
         (os.path.relpath(images.path(i), images.root), int(images.labels[i]))
         for i in range(len(images))
@@ -370,7 +370,7 @@ def test_image_folder_pickles_small(tmp_path):
 
 
 def order_of(images, seed=0, start=(0, 0), **setting):
-    """The order of one worker over so many images."""
+    """Return the order of one worker over a number of images."""
     names = [f"a/{number}.png" for number in range(images)]
     folder = ImageFolder("root", ["a"], names, [0] * images, 0)
     return TrainingOrder(folder, rank=0, size=1, seed=seed, start=start, **setting)

@@ -44,13 +44,13 @@ def write_tar(path, names):
 
 
 def write_solution(path):
-    """Kaggle's table, in another order than the images, with boxes behind the class."""
+    """Write Kaggle's table, in another order than the images, with boxes behind the class."""
     rows = [f"{NAMES[n].removesuffix('.JPEG')},{WNIDS[CLASSES[n]]} 1 2 3 4 " for n in (3, 1, 0, 2)]
     path.write_text("\n".join(["ImageId,PredictionString", *rows]) + "\n")
 
 
 def write_kit(folder):
-    """The development kit's ground truth, with numbers in another order, and meta.mat."""
+    """Write the development kit's ground truth, with numbers in another order, and meta.mat."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / TRUTH).write_text("".join(f"{3 - number}\n" for number in CLASSES))
     kind = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_children", "O")]

@@ -26,7 +26,7 @@ from pictures import noise, photo
 
 
 def encoded(image, form="PNG", **options):
-    """An image's bytes in a file format."""
+    """Return an image's bytes in a file format."""
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
     return buffer.getvalue()
@@ -78,13 +78,13 @@ def test_cut_jpeg_has_a_constant_error(kept):
 
 
 def chunk(kind, content, checksum=None):
-    """A chunk of a PNG, with the given checksum or the right one."""
+    """Return a chunk of a PNG, with the given checksum or the right one."""
     checksum = zlib.crc32(kind + content) if checksum is None else checksum
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
 
 
 def compressed(size):
-    """So many bytes, compressed a thousandfold."""
+    """Return `size` letters, compressed a thousandfold."""
     packer = zlib.compressobj(9)
     blocks = [packer.compress(b"a" * 2**20) for _ in range(size // 2**20)]
     return b"".join([*blocks, packer.flush()])
@@ -171,14 +171,14 @@ def saved(tmp_path, image, form="png", **options):
 
 
 def colours(*pixels, mode="RGB"):
-    """An image of one row."""
+    """Return an image of one row."""
     image = Image.new(mode, (len(pixels), 1))
     image.putdata(pixels)
     return image
 
 
 def row(path):
-    """The pixels of the one row of a file, as it is read."""
+    """Return the pixels of the one row of a file, as it is read."""
     with open(path, "rb") as file:
         image = read_image(file.read())
     assert image.dtype == np.uint8
@@ -447,7 +447,7 @@ def with_bytes(content, start, new):
 
 
 def tiff(kind):
-    """A TIFF whose offset of the pixels has another type."""
+    """Return a TIFF whose offset of the pixels has another type."""
     content = encoded(Image.new("P", (20, 24)), "TIFF")
     return with_bytes(
         content, content.index(struct.pack("<HHI", 273, 4, 1)) + 2, struct.pack("<H", kind)
@@ -455,7 +455,7 @@ def tiff(kind):
 
 
 def spider(number):
-    """An image of SPIDER, by its header of this number in a stack."""
+    """Return an image of SPIDER, by its header of this number in a stack."""
     return with_bytes(encoded(Image.new("F", (20, 24)), "SPIDER"), 104, struct.pack("<f", number))
 
 
@@ -583,7 +583,7 @@ def test_digest_depends_on_names_and_order(with_broken, tmp_path):
 
 
 def large(mode, sides):
-    """A picture of a mode that is larger than a strip."""
+    """Return a picture of a mode that is larger than a strip."""
     pixels = cv2.resize(photo(1, 300, 400), sides)
     image = Image.fromarray(pixels)
     if mode == "RGBA":

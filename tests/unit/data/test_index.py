@@ -105,12 +105,17 @@ def tarred(root, labels, dot=False):
     return scan(str(root), "train").classes
 
 
-def test_classes_are_named_by_folders(tmp_path):
-    assert tarred(tmp_path, {"dog/1.jpg": 1, "dog/more/2.jpg": 1, "cat/3.jpg": 0}) == ["cat", "dog"]
-
-
-def test_classes_without_images_are_named_by_number(tmp_path):
-    assert tarred(tmp_path, {"dog/1.jpg": 2, "cat/3.jpg": 0}) == ["cat", "1", "dog"]
+@pytest.mark.parametrize(
+    ("labels", "dot", "classes"),
+    [
+        ({"dog/1.jpg": 1, "dog/more/2.jpg": 1, "cat/3.jpg": 0}, False, ["cat", "dog"]),
+        ({"dog/1.jpg": 1, "cat/3.jpg": 0}, True, ["cat", "dog"]),  # as `tar cf 0.tar .` writes
+        ({"dog/1.jpg": 2, "cat/3.jpg": 0}, False, ["cat", "1", "dog"]),
+    ],
+    ids=["folder in a folder", "leading dot", "class without images"],
+)
+def test_classes_are_named_by_folders(tmp_path, labels, dot, classes):
+    assert tarred(tmp_path, labels, dot=dot) == classes
 
 
 @pytest.mark.parametrize(
@@ -124,11 +129,6 @@ def test_classes_without_images_are_named_by_number(tmp_path):
 )
 def test_classes_of_mixed_folders_are_numbers(tmp_path, labels):
     assert tarred(tmp_path, labels) == ["0", "1"]
-
-
-def test_classes_are_named_behind_a_leading_dot(tmp_path):
-    """`tar cf 0.tar .` writes such names."""
-    assert tarred(tmp_path, {"dog/1.jpg": 1, "cat/3.jpg": 0}, dot=True) == ["cat", "dog"]
 
 
 @pytest.fixture

@@ -198,7 +198,7 @@ def test_failure_is_the_same_without_processes(images, name):
 
 
 def still(images, **arguments):
-    """Batches of two processes. The second one never arrives, the first process has more."""
+    """Return batches of two processes. The second one never arrives, the first process has more."""
     return Batches(Troubled(images, "still"), [[0], [7], [2], [3], [4]], 2, **arguments)
 
 
@@ -312,7 +312,7 @@ MANY = 20_000
 
 
 def many(kind, tmp_path):
-    """A set of MANY images, which do not exist."""
+    """Return a set of MANY images, which do not exist."""
     names = [f"class_{number % 9:04d}/image_{number:08d}.jpeg" for number in range(MANY)]
     folder = ImageFolder("root", ["c"], names, [number % 3 - 1 for number in range(MANY)], 0)
     if kind == "joined":

@@ -82,7 +82,7 @@ CLASSIFIER = V2 | {"crop": 0.08, "jittered": 0.0, "grey": 0.0, "blurred": 0.0}
 
 
 def changes(setting):
-    """torchvision's changes of a crop, a PIL image."""
+    """Return torchvision's changes of a crop, a PIL image."""
     colour = transforms.RandomApply(
         [setting["jitterer"](*setting["jitter"])], p=setting["jittered"]
     )
@@ -93,7 +93,7 @@ def changes(setting):
 
 
 def torchvisions(setting, seed=1):
-    """torchvision's pairs of views, (pictures, PAIRS, 2, SIZE, SIZE, 3) uint8."""
+    """Return torchvision's pairs of views, (pictures, PAIRS, 2, SIZE, SIZE, 3) uint8."""
     crop = transforms.RandomResizedCrop(
         SIZE, scale=(setting["crop"], 1.0), interpolation=setting["resize"]
     )
@@ -106,7 +106,7 @@ def torchvisions(setting, seed=1):
 
 
 def ours(view, seed=0, in_batches=False):
-    """This project's pairs of views, of the same shape, rendered one by one or in batches."""
+    """Return our pairs of views, of the same shape, rendered one by one or in batches."""
     random = np.random.default_rng(seed)
 
     def draw(picture):
@@ -123,7 +123,7 @@ def ours(view, seed=0, in_batches=False):
 
 
 def measure(views):
-    """Measures of views, name -> (pictures, PAIRS, K): numbers, or fractions of a histogram."""
+    """Return measures of views, {name: (pictures, PAIRS, K)}: numbers or histograms."""
     flat = np.ascontiguousarray(views).reshape(-1, SIZE, SIZE, 3)
     hsv = np.stack([cv2.cvtColor(view, cv2.COLOR_RGB2HSV_FULL) for view in flat])
     luma = flat @ np.array([0.299, 0.587, 0.114], dtype=np.float32)  # (N, SIZE, SIZE)
@@ -131,7 +131,7 @@ def measure(views):
     across, down = (np.log(1 + np.square(np.diff(luma, axis=axis)).mean((1, 2))) for axis in (2, 1))
 
     def histogram(values, low, high, bins=12, weights=None):
-        """Fractions of `bins` bins, (N, bins), of values (N, ...)."""
+        """Return fractions of `bins` bins, (N, bins), of values (N, ...)."""
         values = values.reshape(len(flat), -1)
         bin_of = ((values - low) / (high - low) * bins).clip(0, bins - 1).astype(int)
         bin_of += bins * np.arange(len(flat))[:, None]
@@ -167,7 +167,7 @@ def measure(views):
 
 
 def distances(one, other):
-    """Name -> distance between two sides' measures and its limit.
+    """Return {name: (distance between two sides' measures, its limit)}.
 
     For a picture it is half the sum of the differences between the sides' means (for a histogram,
     the total variation). Distances of all pictures are added. Halves are drawn by pairs of a
@@ -186,7 +186,7 @@ def distances(one, other):
 
 
 def rejected(one, other):
-    """The names of the measures by which two sides differ."""
+    """Return the names of the measures by which two sides differ."""
     return {name for name, (distance, limit) in distances(one, other).items() if distance > limit}
 
 
@@ -199,13 +199,13 @@ VIEWS = {
 
 @functools.cache
 def measured(version, in_batches):
-    """The measures of our views."""
+    """Return the measures of our views."""
     return measure(ours(VIEWS[version][0], in_batches=in_batches))
 
 
 @functools.cache
 def torchvision_measured(version):
-    """The measures of torchvision's views."""
+    """Return the measures of torchvision's views."""
     return measure(torchvisions(VIEWS[version][1]))
 
 
@@ -262,7 +262,7 @@ DRAWS = {"orange": 8000, "blue": 8000, "photo": 4000}
 
 
 def by_torchvision(picture, setting):
-    """torchvision's changes of one of SMALL, (DRAWS, H, W, 3) uint8."""
+    """Return torchvision's changes of one of SMALL, (DRAWS, H, W, 3) uint8."""
     change, image = transforms.Compose(changes(setting)), Image.fromarray(SMALL[picture])
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -271,7 +271,7 @@ def by_torchvision(picture, setting):
 
 @functools.cache
 def by_us(picture, version, in_batches):
-    """This project's changes of one of SMALL, of the same shape."""
+    """Return this project's changes of one of SMALL, of the same shape."""
     random = np.random.default_rng(0)
     drawn = np.stack([VIEWS[version][0].appearance(random) for _ in range(DRAWS[picture])])
     if not in_batches:
@@ -281,13 +281,13 @@ def by_us(picture, version, in_batches):
 
 
 def differ(one, other, tolerance=0.0):
-    """Whether two samples differ by Kolmogorov and Smirnov's test at the level of a thousandth."""
+    """Return whether Kolmogorov and Smirnov's test rejects two samples at the level 0.001."""
     limit = np.sqrt(-np.log(0.001 / 2) / 2 * (1 / len(one) + 1 / len(other)))
     return ks_2samp(one, other, method="asymp").statistic > limit + tolerance
 
 
 def colours_unlike(ours, theirs):
-    """The measures in which two sets of plain pictures (DRAWS, SIDE, SIDE, 3) differ.
+    """Return the measures in which two sets of plain pictures (DRAWS, SIDE, SIDE, 3) differ.
 
     PIL rounds down. So all values are spread by four levels, and hues by 4 of 255: the side of a
     value on which unchanged colours are then does not matter. The rest may differ by a hundredth.
@@ -334,7 +334,7 @@ def test_colours_differ_from_a_wrong_pipeline(version, wrong, seen):
 
 
 def pictures_unlike(ours, theirs):
-    """The measures in which two sets of one picture's views (DRAWS, H, W, 3) differ.
+    """Return the measures in which two sets of one picture's views (DRAWS, H, W, 3) differ.
 
     Sharpness is the mean squared step from pixel to pixel over the variance, which colours hardly
     change. Values are spread as above. Two hundredths more than the sampling error are allowed,
@@ -388,7 +388,7 @@ CROPS = 4000
 
 
 def crops_of(height, width, scale, monkeypatch):
-    """Crops of an image by `random_crop`, (CROPS, 4): top, left, height, width."""
+    """Return crops of an image by `random_crop`, (CROPS, 4): top, left, height, width."""
     image = np.zeros((height, width, 3), dtype=np.uint8)
     image[:, :, 0], image[:, :, 1] = np.arange(height)[:, None], np.arange(width)
     monkeypatch.setattr(
@@ -408,7 +408,7 @@ def torchvision_crops(height, width, scale, ratio=(3 / 4, 4 / 3)):
 
 
 def placed_unlike(ours, theirs):
-    """The measures in which crops (CROPS, 4) differ."""
+    """Return the measures in which crops (CROPS, 4) differ."""
 
     def shown(crops):
         tops, lefts, heights, widths = crops.T

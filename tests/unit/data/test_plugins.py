@@ -13,7 +13,7 @@ from job.data.images import readable_endings
 
 
 def encoded(image, form, **options):
-    """The bytes of an image in a format."""
+    """Return the bytes of an image in a format."""
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
     return buffer.getvalue()

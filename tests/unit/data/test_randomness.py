@@ -82,7 +82,7 @@ def test_counter_depends_on_all_arguments():
         assert seed != other_seed
 
 
-def test_counter_neighbours_do_not_overlap():
+def test_counter_long_draws_do_not_overlap():
     """A long draw counts up in the counter's first number, apart from samples and steps."""
     draws = [
         set(counter(0, "order", sample=s, step=t).random_raw(4096).tolist())

@@ -18,7 +18,7 @@ SHIFTS = [-0.4, -0.1, -0.02, 0.0, 0.05, 0.1, 0.4]
 
 
 def difference(image, other):
-    """Grey levels between two images, or between an image and a number of them."""
+    """Return grey levels between two images, or between an image and a number of them."""
     return np.abs(np.asarray(image).astype(float) - np.asarray(other).astype(float))
 
 
@@ -113,7 +113,7 @@ def test_blur_matches_torchvision(image, sigma):
 
 
 def steps(image):
-    """The mean of the squared steps from pixel to pixel, which a blur reduces."""
+    """Return the mean of the squared steps from pixel to pixel, which a blur reduces."""
     return np.square(np.diff(np.asarray(image).astype(float), axis=1)).mean()
 
 

@@ -62,7 +62,7 @@ def rendered(request):
 
 
 def one(kind):
-    """The appearance of one of KINDS."""
+    """Return the appearance of one of KINDS."""
     return appearance(
         *KINDS[kind].get("operations", []),
         **{k: v for k, v in KINDS[kind].items() if k != "operations"},
@@ -70,13 +70,13 @@ def one(kind):
 
 
 def drawn(aug_plus, number, seed=0):
-    """Appearances of random views, (number, 12)."""
+    """Return appearances of random views, (number, 12)."""
     view, random = RandomView(8, aug_plus), np.random.default_rng(seed)
     return np.stack([view.appearance(random) for _ in range(number)])
 
 
 def difference(one, other):
-    """Grey levels between images."""
+    """Return grey levels between images."""
     return np.abs(np.asarray(one).astype(float) - np.asarray(other).astype(float))
 
 

@@ -14,7 +14,7 @@ NAMES = st.lists(st.sampled_from(ODD) | st.text("aB._ pngJ", min_size=1, max_siz
 
 
 def one_by_one(above, names):
-    """Paths, number and tally, with a call of `keeps` and `takes` for each file."""
+    """Return paths, number and tally, with a call of `keeps` and `takes` for each file."""
     selection = Selection()
     paths = [above + name for name in names if selection.keeps(name, above + name)]
     return [path for path in paths if selection.takes(path)], selection.taken, selection

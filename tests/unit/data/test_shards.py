@@ -178,7 +178,7 @@ def test_index_damaged_is_refused_or_unchanged(tmp_path):
 
 
 def shards_of(sizes):
-    """Images in shards of so many, without files."""
+    """Return images in shards of so many, without files."""
     images = object.__new__(PackedImages)
     images.shard_ends, images.labels = np.cumsum(sizes), np.zeros(sum(sizes), dtype=np.int64)
     return images

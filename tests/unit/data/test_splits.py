@@ -12,7 +12,7 @@ from job.pack import Options, pack
 
 
 def images(*names):
-    """A set of images that has names only."""
+    """Return a set of images that has names only."""
 
     class Some(SimpleNamespace):
         def __len__(self):

@@ -17,7 +17,7 @@ from pictures import photo
 
 
 def picture(seed, form="JPEG"):
-    """An image's bytes."""
+    """Return an image's bytes."""
     buffer = io.BytesIO()
     Image.fromarray(photo(seed, 12, 16)).save(buffer, form)
     return buffer.getvalue()
@@ -29,7 +29,7 @@ IMAGES = [
 
 
 def members_of(path, shard):
-    """(name, label, bytes) of each image, as in an index."""
+    """Return (name, label, bytes) of each image, as in an index."""
     content = path.read_bytes()
     return [
         (name, label, content[offset : offset + size])

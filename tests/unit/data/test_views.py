@@ -22,7 +22,7 @@ def images(tmp_path_factory):
 
 
 def drawn_later(crop, appearance):
-    """A view (3, H, W) of its crop and appearance."""
+    """Return a view (3, H, W) of its crop and appearance."""
     return torch.from_numpy(
         render(crop.permute(1, 2, 0).numpy(), appearance.numpy()).copy()
     ).permute(2, 0, 1)

@@ -15,7 +15,7 @@ shared = pytest.mark.parametrize("head", [HEAD, 0, HEAD + 1])  # outputs of the 
 
 
 def slow_loss(student, teacher):
-    """The mean squared difference of unit vectors, value by value."""
+    """Return the mean squared difference of unit vectors, value by value."""
     loss = 0.0
     for ours, theirs in zip(student, teacher, strict=True):
         for s, t in zip(unit(ours), unit(theirs), strict=True):

@@ -57,7 +57,7 @@ def seen():
 
 
 def together(seen=None, sizes=(1.0, 4.0), **options):
-    """Two distillers, `one` and `two`, and their teacher's network."""
+    """Return two distillers, `one` and `two`, and their teacher's network."""
     config = Config(**options)
     run = SimpleNamespace(lines=[], log=None, device=torch.device("cpu"))
     run.log = SimpleNamespace(line=run.lines.append, record=lambda *_, **__: None)

@@ -32,13 +32,13 @@ def loss(distiller, student, teacher):
 
 
 def windows(size, side):
-    """The windows of a map's rows or columns: the smallest, if at most `side` are allowed."""
+    """Return the smallest windows of a map's rows or columns, if at most `side` are allowed."""
     length = next(k for k in range(1, size + 1) if math.ceil(size / k) <= side)
     return [slice(first, first + length) for first in range(0, size, length)]
 
 
 def softmax_rows(image, tau, side):
-    """An image's maps (C, H, W) -> a row of probabilities for each position."""
+    """Convert an image's maps (C, H, W) to a row of probabilities for each position."""
     C, H, W = image.shape
     length = max(H, W)
     rows, columns = windows(length, side), windows(length, side)
@@ -57,7 +57,7 @@ def divergence(p_row, q_row):
 
 
 def plainly(student, teacher, tau=0.07, side=14):
-    """The loss in float64, position by position."""
+    """Return the loss in float64, position by position."""
     stages = []
     for name in student:
         divergences = []

@@ -85,7 +85,7 @@ def small(monkeypatch):
 
 
 def training(folder, rank=0, size=1, reducer="amp", student_size=1.0, **options):
-    """A distiller and the networks that it measures, with the same weights on any worker."""
+    """Return a distiller and the networks that it measures, with the same weights on any worker."""
     torch.manual_seed(0)
     nets = [Net({stage: widths[i] for stage, widths in CHANNELS.items()}) for i in (0, 1)]
     nets[0].size = student_size
@@ -110,7 +110,7 @@ def set_factor(distiller, networks, share):
 
 
 def plainly(distiller, networks, batches):
-    """The distillation losses of batches at a factor of 1, computed separately."""
+    """Return the distillation losses of batches at a factor of 1, computed separately."""
     reducer, teacher = distiller.module.reducer, networks.teacher.net
     student = networks.framework.encoder.train(distiller.batch_statistics)
     losses = []

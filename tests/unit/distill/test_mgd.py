@@ -127,7 +127,7 @@ def test_gradient_of_sum_is_its_slope():
 
 
 def pooled_loss(pooled, s, v):
-    """The pooled loss in float64."""
+    """Return the pooled loss in float64."""
     y = pooled.bn(s.relu().mean((2, 3))[:, :, None, None]).flatten(1)
     return s[0].numel() * (y / y.norm(dim=1, keepdim=True) - v).square().sum()
 
@@ -177,7 +177,7 @@ def networks(monkeypatch):
 
 
 def corrected():
-    """A distiller with both options and a trained correction."""
+    """Return a distiller with both options and a trained correction."""
     distiller = build(mgd_correction=True, mgd_pooled=1.0)
     with torch.no_grad():
         for stage in (1, 4):

@@ -99,7 +99,7 @@ class Keeper(Distiller):
 
 
 def together(momenta, views=1):
-    """Two distillers, `one` and `two`, of a student without a framework."""
+    """Return two distillers, `one` and `two`, of a student without a framework."""
     config = SimpleNamespace(momenta=momenta, loss_factor=1.0, seed=0)
     framework = new()
     framework.distil(views)

@@ -17,7 +17,7 @@ STAGES = [1, 4]
 
 
 def new(stages=STAGES, **options):
-    """A projector whose batch norms have random scales."""
+    """Return a projector whose batch norms have random scales."""
     torch.manual_seed(0)
     teacher = SimpleNamespace(widths=CHANNELS)
     options = {"loss_factor": 1.0, "teacher": "t.pth", "projector_stages": stages, **options}
@@ -32,12 +32,12 @@ def loss(distiller, student, teacher):
 
 
 def standardised(channel):
-    """A channel with mean 0 and variance 1 over all images and positions."""
+    """Return a channel with mean 0 and variance 1 over all images and positions."""
     return (channel - channel.mean()) / np.sqrt(channel.var() + EPS)
 
 
 def plainly(distiller, student, teacher):
-    """The loss in float64, channel by channel."""
+    """Return the loss in float64, channel by channel."""
     actual = []
     for name, s in student.items():
         s, t = s.numpy().astype(np.float64), teacher[name].numpy().astype(np.float64)

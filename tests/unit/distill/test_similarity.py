@@ -20,13 +20,13 @@ def new(setting, **options):
 
 
 def theirs(seed):
-    """Features of the teacher and the momentum encoder."""
+    """Return features of the teacher and the momentum encoder."""
     generator = torch.Generator().manual_seed(100 + seed)
     return features(T, seed, HEAD) | {MOMENTUM: torch.rand(B, S, generator=generator)}
 
 
 def through(head, vector):
-    """The head's output for a vector."""
+    """Return the head's output for a vector."""
     if not head:
         return vector
     if "weight" in head:
@@ -42,7 +42,7 @@ def probabilities(vector, others, temperature):
 
 
 def slow_loss(head, queue, student, teacher):
-    """The cross entropy, image by image. teacher: an embedding of each image.
+    """Return the cross entropy, image by image. teacher: an embedding of each image.
 
     Without a head, the queue has T rows of the teacher, then the student's rows.
     """
@@ -171,7 +171,7 @@ def test_settings_default_to_published_values():
 
 
 def given(config):
-    """The queue length and the temperatures of a run's options."""
+    """Return the queue length and the temperatures of a run's options."""
     names = ("similarity", "similarity_k", "similarity_t", "similarity_teacher_t")
     distiller = build("similarity", **{name: getattr(config, name) for name in names})
     return distiller.module.queue.shape[1], distiller.t, distiller.teacher_t

@@ -9,7 +9,7 @@ from job.config import read_config
 
 
 def through(head, inputs):
-    """The head's outputs for vectors, with the statistics of these vectors."""
+    """Return the head's outputs for vectors, with the statistics of these vectors."""
     x = np.stack(inputs)
     for number in (0, 3, 4, 7):
         x = x @ head[f"{number}.weight"].T + head[f"{number}.bias"]
@@ -20,7 +20,7 @@ def through(head, inputs):
 
 
 def slow_loss(head, student, teacher):
-    """The mean squared distance of unit vectors, image by image."""
+    """Return the mean squared distance of unit vectors, image by image."""
     predicted = through(head, by_image(student))
     loss = 0.0
     for ours, theirs in zip(predicted, by_image(teacher), strict=True):

@@ -24,7 +24,7 @@ RUN = SimpleNamespace(
 
 
 def normed():
-    """A head as in lightly, with a batch norm."""
+    """Return a head as in lightly, with a batch norm."""
     return nn.ModuleDict(
         {
             "layers": nn.Sequential(

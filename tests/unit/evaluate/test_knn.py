@@ -13,7 +13,7 @@ from job.evaluate.knn import choose_k, from_keys, nearest, counts, to_keys, vote
 
 
 def slow_predictions(bank, bank_labels, features, k, temperature):
-    """Predictions in a loop over images and votes."""
+    """Return predictions in a loop over images and votes."""
     predicted = []
     for feature in features.tolist():
         cosines = [
@@ -28,7 +28,7 @@ def slow_predictions(bank, bank_labels, features, k, temperature):
 
 
 def predictions(bank, bank_labels, features, k, block=7, classes=5):
-    """One worker's predictions, from blocks of the bank."""
+    """Return one worker's predictions, from blocks of the bank."""
     blocks = list(zip(bank.split(block), bank_labels.split(block), strict=True))
     return vote(nearest(features, blocks, k), k, classes)
 
@@ -97,7 +97,7 @@ def test_counts_cover_each_image_once(m, size, expected):
 
 
 def bank_of(*sizes, unlabelled=0):
-    """Images of classes of these sizes, and some without a label."""
+    """Return images of classes of these sizes, and some without a label."""
     labels = np.repeat([*range(len(sizes)), -1], [*sizes, unlabelled])
     return Images("DIR", [str(size) for size in sizes], Names.of(["x"] * len(labels)), labels, 0)
 

@@ -30,7 +30,7 @@ def folder(tmp_path):
 
 
 def reopened(folder, origin=ORIGIN_OF, width=5):
-    """The rows in a folder, and the result of their `open`."""
+    """Return the rows in a folder, and the result of their `open`."""
     rows = Rows(str(folder), origin, width)
     return rows, rows.open()
 

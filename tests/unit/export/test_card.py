@@ -152,7 +152,7 @@ def run(made, tmp_path):
 
 
 def section(card, title):
-    """The lines of a section."""
+    """Return the lines of a section."""
     return re.search(rf"## {title}\n\n(.*?)\n(?=\n## |$)", card, re.DOTALL)[1].splitlines()
 
 

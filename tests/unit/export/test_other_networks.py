@@ -62,7 +62,7 @@ def write_checkpoint(path, arch):
 
 
 def images():
-    """Normalised images."""
+    """Return normalised images."""
     return torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
 
 

@@ -201,7 +201,7 @@ def test_init_refuses_compiled_collectives(monkeypatch):
 
 @pytest.fixture
 def expectation(monkeypatch):
-    """Return a function that makes SimSiam's Expectation without its networks."""
+    """A function that makes SimSiam's Expectation without its networks."""
 
     def make(workers=2, **options):
         monkeypatch.setattr(comm, "size", lambda: workers)

@@ -43,7 +43,7 @@ def signs(training, queries):
 
 
 def ids(training):
-    """The ids of all warnings."""
+    """Return the ids of all warnings."""
     return [record["id"] for record in training.run.log.of_kind("warning")]
 
 

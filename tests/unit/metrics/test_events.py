@@ -41,7 +41,7 @@ def events(tmp_path):
 
 
 def shown(folder):
-    """TensorBoard's reader after reading all of a run's events."""
+    """Return TensorBoard's reader after reading all of a run's events."""
     reader = EventAccumulator(
         str(folder / "tensorboard"),
         size_guidance=dict.fromkeys(("scalars", "histograms", "images"), 0),
@@ -50,12 +50,12 @@ def shown(folder):
 
 
 def scalars(folder, tag):
-    """The (step, value) pairs of a tag, in order."""
+    """Return the (step, value) pairs of a tag, in order."""
     return [(event.step, pytest.approx(event.value)) for event in shown(folder).Scalars(tag)]
 
 
 def step(done, **more):
-    """The record of step `done`, counted from 0."""
+    """Return the record of step `done`, counted from 0."""
     return {
         "steps": done + 1,
         "epoch": done // STEPS,

@@ -35,7 +35,7 @@ def opened():
 
 
 def lines(folder):
-    """The lines of a folder's log, without their times."""
+    """Return the lines of a folder's log, without their times."""
     text = (folder / "log.txt").read_text()
     assert all(re.match(STAMP, line) for line in text.splitlines())
     return re.sub(f"^{STAMP}", "", text, flags=re.MULTILINE).splitlines()

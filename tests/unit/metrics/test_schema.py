@@ -27,7 +27,7 @@ STEPS = 4
 
 
 def step(name, number=0):
-    """The record of a step, as in `job.train`."""
+    """Return the record of a step, as in `job.train`."""
     distillation = 0.0 if name == "no teacher" else 6.0
     losses = (
         NAMES[name]

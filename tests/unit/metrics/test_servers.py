@@ -58,7 +58,7 @@ def messages(path):
 
 
 def saved_by_wandb(path):
-    """The run, its numbers and its exit code in the file of an offline run."""
+    """Return the run, its numbers and its exit code in the file of an offline run."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     numbers = []

@@ -114,7 +114,7 @@ def test_draw_views_of_few_large_views(n, rows):
 
 
 def channels(S, T, noise=0.0, seed=0):
-    """Costs (S, T): each teacher channel has one student channel of clearly least cost."""
+    """Return costs (S, T): each teacher channel has one student channel of clearly least cost."""
     random = np.random.default_rng(seed)
     owners = random.permutation(np.arange(T) % S)
     cost = random.uniform(1.0, 2.0, (S, T))
@@ -145,7 +145,7 @@ def test_draw_matching_has_dark_diagonal(S, T):
 
 
 def moves(picture, S):
-    """The drawn changes: the student channels (now, before) of teacher channels, (S, S) bool."""
+    """Return the drawn changes: student channels (now, before) of teacher channels, (S, S) bool."""
     changes = panel(picture, tensorboard.COSTS[0] + 3 * tensorboard.GAP, tensorboard.CHANGES) == 0
     return (
         changes.reshape(S, tensorboard.CHANGES[1] // S, S, tensorboard.CHANGES[0] // S).mean(

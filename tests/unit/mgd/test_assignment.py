@@ -21,7 +21,7 @@ def total(cost, matching):
 
 
 def linear_program(cost, G):
-    """The optimum of the same transport problem. Its linear relaxation has an integer solution."""
+    """Return the transport problem's optimum. Its linear relaxation has an integer solution."""
     S, T = cost.shape
     of_student, of_teacher = np.kron(np.eye(S), np.ones(T)), np.kron(np.ones(S), np.eye(T))
     solution = linprog(
@@ -100,7 +100,7 @@ def unique_costs(draw):
 
 
 def added(data, number):
-    """Constants to add to rows or columns of unique costs, (number,)."""
+    """Return constants to add to rows or columns of unique costs, (number,)."""
     integers = st.lists(st.integers(-1000, 1000), min_size=number, max_size=number)
     return 2.0**24 * torch.tensor(data.draw(integers))
 

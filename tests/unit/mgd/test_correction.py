@@ -13,7 +13,7 @@ B = 4
 
 
 def build(correction=True, seed=0):
-    """A distiller with random batch norms and, if it has them, random corrections."""
+    """Return a distiller with random batch norms and, if it has them, random corrections."""
     random = torch.Generator().manual_seed(seed)
     distiller = MGDistiller(CHANNELS, factor=10.0, correction=correction)
     with torch.no_grad():
@@ -28,14 +28,14 @@ def build(correction=True, seed=0):
 
 
 def features(which, seed=1):
-    """Features of each stage, from the student (which = 0) or the teacher (1)."""
+    """Return features of each stage, from the student (which = 0) or the teacher (1)."""
     random = torch.Generator().manual_seed(seed + which)
     shapes = [(B, CHANNELS[stage][which], SIDES[stage], SIDES[stage]) for stage in CHANNELS]
     return [torch.randn(shape, generator=random) for shape in shapes]
 
 
 def slow_correction(maps, W):
-    """s + W s, channel by channel, in numpy: maps (B, S, H, W), W (S, S)."""
+    """Return s + W s, channel by channel, in numpy: maps (B, S, H, W), W (S, S)."""
     moved = maps.copy()
     for a in range(len(W)):
         for c in range(len(W)):
@@ -44,7 +44,7 @@ def slow_correction(maps, W):
 
 
 def slow_loss(distiller, student, teacher, weights):
-    """The loss by its definition, in numpy. weights: {stage: W (S, S)}."""
+    """Return the loss by its definition, in numpy. weights: {stage: W (S, S)}."""
     total = 0.0
     for stage, s, (target, margin) in zip(
         CHANNELS, student, distiller.targets(teacher), strict=True
@@ -61,7 +61,7 @@ def slow_loss(distiller, student, teacher, weights):
 
 
 def corrections(distiller):
-    """{stage: W (S, S)} of a distiller, in numpy."""
+    """Return {stage: W (S, S)} of a distiller, in numpy."""
     weights = {stage: distiller.get_parameter(f"correction{stage}.weight") for stage in CHANNELS}
     return {stage: value.detach().double().numpy()[:, :, 0, 0] for stage, value in weights.items()}
 

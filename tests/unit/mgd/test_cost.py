@@ -15,7 +15,7 @@ def normalised(channel_map):
 
 
 def slow_cost(student, teacher):
-    """Squared distances of normalised maps, image by image and channel by channel."""
+    """Return squared distances of normalised maps, image by image and channel by channel."""
     cost = torch.zeros(student.shape[1], teacher.shape[1], dtype=torch.float64)
     for s_image, t_image in zip(student, teacher, strict=True):
         s_maps, t_maps = [normalised(c) for c in s_image], [normalised(c) for c in t_image]

@@ -28,12 +28,12 @@ def features(channels, B=3, seed=0):
 
 
 def loss_of(mgd, student, teacher, generator=None):
-    """The loss of the features of student and teacher."""
+    """Return the loss of the features of student and teacher."""
     return mgd(student, mgd.targets(teacher, generator))
 
 
 def distiller(channels=None, seed=0, **options):
-    """A distiller with random margins and matchings.
+    """Return a distiller with random margins and matchings.
 
     Its batch norms are random too, and have zero and negative weights.
     """
@@ -54,7 +54,7 @@ def distiller(channels=None, seed=0, **options):
 
 
 def normalised(features, a, norm):
-    """Channel a of the features through the batch norm, as nested lists of doubles."""
+    """Return channel a of the features through the batch norm, as nested lists of doubles."""
     maps = [image[a].flatten().tolist() for image in features]
     if norm.training:
         values = [v for m in maps for v in m]

@@ -10,7 +10,7 @@ from mgd.loss import partial_l2
 
 
 def slow_partial_l2(student, target, margin):
-    """The definition, one element at a time, in float64."""
+    """Return the loss by its definition, one element at a time, in float64."""
     loss = 0.0
     for s_image, t_image in zip(student, target, strict=True):
         for s_map, t_map, m in zip(s_image, t_image, margin.tolist(), strict=True):

@@ -10,7 +10,7 @@ from mgd.margin import margin_from_bn
 
 
 def slow_margin(weight, bias):
-    """The formula for one channel, in float64, with the normal distribution from math.erfc."""
+    """Return a channel's margin by the formula, in float64, with the distribution from erfc."""
     sigma = abs(weight)
     if sigma == 0:
         return min(bias, 0.0)
@@ -22,7 +22,7 @@ def slow_margin(weight, bias):
 
 
 def integrated_margin(weight, bias):
-    """E[x | x < 0] of a normal distribution, by numeric integration of its density."""
+    """Return E[x | x < 0] of a normal distribution, by numeric integration of its density."""
     sigma = abs(weight)
     low, high = min(bias, 0.0) - 12 * sigma, min(0.0, bias + 12 * sigma)
 

@@ -22,7 +22,7 @@ def array(tensor):
 
 
 def by_image(maps):
-    """Pooled features by loops, (images, C)."""
+    """Return pooled features by loops, (images, C)."""
     return np.array([[np.maximum(channel, 0).mean() for channel in image] for image in array(maps)])
 
 
@@ -32,7 +32,7 @@ def unit(vector):
 
 
 def slow_cost(student, teacher):
-    """The mean squared distance of standardised channels, channel by channel."""
+    """Return the mean squared distance of standardised channels, channel by channel."""
 
     def channels(maps):
         vectors = np.array([unit(vector) for vector in by_image(maps)]).T  # (C, images)
@@ -104,7 +104,7 @@ def test_cost_of_features_not_finite():
 
 
 def build(groups=None, seed=0):
-    """A matching with a random batch norm and teacher channels."""
+    """Return a matching with a random batch norm and teacher channels."""
     random = torch.Generator().manual_seed(seed)
     module = PooledMatching(S, T, groups)
     with torch.no_grad():
@@ -115,7 +115,7 @@ def build(groups=None, seed=0):
 
 
 def slow_loss(module, maps, teacher):
-    """The loss by its definition: maps (B, S, H, W) in numpy, teacher a tensor."""
+    """Return the loss by its definition: maps (B, S, H, W) in numpy, teacher a tensor."""
     g = np.array([[np.maximum(channel, 0).mean() for channel in image] for image in maps])
     h = by_image(teacher)
     total = 0.0

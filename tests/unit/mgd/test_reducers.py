@@ -10,7 +10,7 @@ from mgd.reducers import REDUCERS
 
 
 def case(B, S, T, H, W, G=None, seed=0):
-    """Teacher maps, margins and a matching with unsorted columns."""
+    """Return teacher maps, margins and a matching with unsorted columns."""
     random = torch.Generator().manual_seed(seed)
     G = G or T // S
     matching = torch.randperm(T, generator=random)[: G * S].view(G, S)

@@ -39,7 +39,7 @@ def net(arch, **options):
 
 
 def of_timm(arch, state):
-    """timm's own network with the same tensors."""
+    """Return timm's own network with the same tensors."""
     size = {"img_size": SIZE} if arch == VIT else {}
     plain = timm.create_model(arch.removeprefix("timm/"), num_classes=0, **size).eval()
     plain.load_state_dict(state)

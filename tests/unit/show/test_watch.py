@@ -497,7 +497,7 @@ def test_closed_pipe_ends_watch_silently(tmp_path):
     ("options", "text"),
     [({}, "resnet18, no teacher"), ({"width": 16}, "resnet18 of width 16, no teacher")],
 )
-def test_network_has_its_width_if_not_as_published(tmp_path, options, text):
+def test_run_line_has_a_width_if_not_as_published(tmp_path, options, text):
     run = write_run(tmp_path / "run", **options)
     assert re.search(rf"^ *run +{text}$", watch(run).stdout, re.MULTILINE)
 

@@ -17,7 +17,7 @@ OWN = Path(matplotlib.get_data_path(), "fonts", "ttf")
 
 @pytest.fixture
 def letters(tmp_path, monkeypatch):
-    """Return folder and log of a set: three families, two unsuitable fonts, a damaged file."""
+    """Folder and log of a set: three families, two unsuitable fonts, a damaged file."""
     fonts = tmp_path / "fonts"
     fonts.mkdir()
     alike = ("DejaVuSansMono-Bold", "DejaVuSansMono-BoldOblique")

@@ -50,7 +50,7 @@ def test_digest_depends_on_names_and_images(tmp_path):
 
 @pytest.fixture(scope="module")
 def clipart(tmp_path_factory):
-    """Return a folder as openclipart's: a large, a small, a damaged and an ignored category."""
+    """A folder as openclipart's: a large, a small, a damaged and an ignored category."""
     root = tmp_path_factory.mktemp("clipart")
     for category, number in (("animals", 12), ("few", 3), ("broken", 5), ("unsorted", 20)):
         folder = root / category / "deeper"

@@ -19,7 +19,7 @@ KNN = {"teacher": 50.0, "untrained": 30.0, "alone": 36.0, "mgd": 44.0, "random":
 
 @pytest.fixture
 def started(tmp_path, monkeypatch, capsys):
-    """Return a function that runs a study without training. A signal stops some units."""
+    """A function that runs a study without training. A signal stops some units."""
     write_images(tmp_path / "out" / "data" / "mnist-700")
     monkeypatch.setattr(data, "digest", lambda folder: "aaaa")
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(FORM, sort_keys=False))

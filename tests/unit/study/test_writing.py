@@ -18,7 +18,7 @@ OWN = Path(matplotlib.get_data_path(), "fonts", "ttf")
 
 @pytest.fixture
 def fonts(tmp_path, monkeypatch):
-    """Return a folder with a font for each of two systems. Both fonts have many alphabets."""
+    """A folder with a font for each of two systems. Both fonts have many alphabets."""
     folder = tmp_path / "fonts"
     folder.mkdir()
     for system, name in (("A", "DejaVuSans"), ("B", "STIXGeneral")):
