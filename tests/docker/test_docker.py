@@ -258,7 +258,7 @@ def check_saved_by_signal(run):
 
 
 def test_stopped_and_killed_container_resumes(start_run, containers, outside, tmp_path):
-    """To the same bytes, for any user. A killed container leaves no process."""
+    """The bytes are the same for any user. A killed container leaves no process."""
     folder = tmp_path / "runs/run"
     run = start_run(containers, folder, "--resume", "auto", user=UNKNOWN)
     run.wait_for_step(6)  # 4 refreshes, 2 steps

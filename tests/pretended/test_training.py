@@ -65,7 +65,7 @@ def test_sync_norms_mix_no_devices_and_do_not_wait(gpu, steps, run, horovod, mon
 
 @pytest.mark.slow
 def test_losses_equal_the_cpu_s(horovod, run):
-    """To rounding, because the GPU's networks are channels last."""
+    """Rounding differs, because the GPU's networks are channels last."""
     with pretended() as gpu:
         on_gpu = of_kind(run("gpu"), "step")
     on_cpu = of_kind(run("cpu"), "step")

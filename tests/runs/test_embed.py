@@ -103,7 +103,7 @@ def test_bytes_of_two_workers_equal_one_s(start, reference, tmp_path):
 
 
 def test_killed_program_resumes_to_the_same_bytes(paused, start, reference, many, tmp_path):
-    """On fewer workers. It skips the images of complete groups, so a damaged one is no error."""
+    """It resumes on fewer workers and skips the images of complete groups, even a damaged one."""
     out = tmp_path / "features.npy"
     job, _ = paused(2, out)
     job.kill()

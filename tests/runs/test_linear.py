@@ -325,7 +325,7 @@ FROZEN += ".net.bn1.running_var[:1]"
 def test_flipped_bit_ends_the_run_and_is_not_saved(
     start_job, labelled, pretrained, tmp_path, monkeypatch, check_every, save_every, error, first
 ):
-    """At the next check, or at the next save if that is first."""
+    """The next check or save, whichever is first, ends the run."""
     flip = (
         FLIP
         if first == "fc.bias"

@@ -84,7 +84,7 @@ def trained(run_two, commands, tmp_path_factory):
 
 @pytest.mark.parametrize("pair", PAIRS)
 def test_resumed_run_has_the_same_bytes(trained, run_two, commands, pair, tmp_path):
-    """From a checkpoint within an epoch."""
+    """The checkpoint is within an epoch."""
     shutil.copy(trained(pair) / WITHIN, tmp_path)
     assert "resuming from" in run_two(tmp_path, [*commands[pair], "--resume", "auto"])
     assert differences(trained(pair), tmp_path) == []

@@ -140,7 +140,7 @@ thread.join()
 
 
 def test_notebook_cell_stops_and_resumes(images, reference, tmp_path):
-    """In an event loop, by a signal. In a thread, by a callback."""
+    """A signal stops the cell in an event loop, a callback the one in a thread."""
     done = python(SCRIPT + NOTEBOOK, images, tmp_path)
     assert done.returncode == 0 and not done.stderr, done.stderr
     text = 'stopped: stopped by a signal; resume="auto" continues from here'

@@ -96,7 +96,7 @@ def test_requeued_job_resumes_its_newest_checkpoint(
 def test_killed_run_resumes_to_the_same_bytes(
     reference, start_job, images, teacher_file, tmp_path, workers, step, loaders
 ):
-    """With any number of loader processes, and with TensorBoard.
+    """The number of loader processes differs, and TensorBoard is on.
 
     TensorBoard shows each step once, with the values of the last time that it was done.
     """
@@ -127,7 +127,7 @@ def test_killed_run_resumes_to_the_same_bytes(
 
 
 def test_steps_count_once_after_other_batch_sizes(images, tmp_path):
-    """Also for report, watch, --check-every and --save-every. Jumps of the rate are logged."""
+    """Report, watch, --check-every and --save-every agree. Jumps of the rate are logged."""
     options = "--image-size 16 --stem small --width 16 --moco-k 8 -j 0 --cos".split()
     options += "--warmup-epochs 0 --tensorboard -p 1 --resume auto".split()
     options += "--check-every 3 --save-every 4steps --keep 99".split()
@@ -499,7 +499,7 @@ def test_workers_print_one_error(start_job, images, tmp_path):
 def test_flipped_bit_ends_the_run_and_is_not_saved(
     start_job, images, tmp_path, monkeypatch, check_every, save_every, error
 ):
-    """At the next check, or at the next save if that is first."""
+    """The next check or save, whichever is first, ends the run."""
     (tmp_path / "sitecustomize.py").write_text(FLIP)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     options = [images, *SMALL, "-j", 0, "--check-every", check_every, "--save-every", save_every]
@@ -521,7 +521,7 @@ def test_folder_of_a_run_is_refused(reference, images, teacher_file):
 
 
 def test_resume_of_a_teacher_is_recognised(images, teacher_file, tmp_path):
-    """As in the original program. The queue is smaller than the batch, and there is no launcher."""
+    """The original program accepts it too. The queue is smaller than the batch. One worker runs."""
     arguments = [images, *SMALL, "--resume", teacher_file, "--epochs", 1, "--moco-k", 5, "-j", 0]
     arguments += ["--out", tmp_path / "run"]
     command = [sys.executable, "-m", "job.train", *map(str, arguments)]

@@ -38,7 +38,7 @@ def test_micro_batches_train_like_workers(start_job, images, teacher_file, tmp_p
 
 
 def test_half_precision_gradients_keep_the_loss(start_job, images, tmp_path):
-    """In the warm-up's first epoch.
+    """The run is the warm-up's first epoch.
 
     Gradients are rounded to 11 bits. At its low rates this changes a parameter by less than the
     parameter's own rounding.
@@ -52,7 +52,7 @@ def test_half_precision_gradients_keep_the_loss(start_job, images, tmp_path):
 
 
 def test_killed_run_resumes_to_the_same_bytes(start_job, images, teacher_file, tmp_path):
-    """With micro-batches and half-precision gradients."""
+    """The run has micro-batches and half-precision gradients."""
     options = [images, "--batch-size", 16, *TEACHER, teacher_file]
     options += ["--accumulate", 2, "--fp16-allreduce"]
     reference = run(start_job, 2, tmp_path / "reference", *options)
@@ -65,7 +65,7 @@ def test_killed_run_resumes_to_the_same_bytes(start_job, images, teacher_file, t
 
 
 def test_compiled_networks_give_the_same_losses(start_job, images, tmp_path):
-    """Except for rounding. The names in checkpoints do not change."""
+    """They differ by rounding only. The names in checkpoints do not change."""
     options = [images, "--batch-size", 16, "--epochs", 1]
     compiled, plain = (
         run(start_job, 1, tmp_path / name, *options, *more) for name, more in COMPILED.items()

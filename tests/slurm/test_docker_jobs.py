@@ -152,7 +152,7 @@ def with_infiniband(folder):
 
 
 def test_docker_passes_infiniband_on(tmp_path):
-    """With a stand-in for docker, because root of a sandbox may be unable to raise the limit."""
+    """docker is a stand-in, because root of a sandbox may be unable to raise the limit."""
     (tmp_path / "docker").write_text('#!/bin/bash\n[ "$1" != run ] || printf "%s " "$@"\n')
     (tmp_path / "docker").chmod(0o755)
     environment = os.environ | {

@@ -306,7 +306,7 @@ def test_mounts_are_unique(started, tmp_path):
 
 
 def test_paths_resolve_dots(shell, tmp_path):
-    """Because a container has no folder `x`."""
+    """A container has no folder `x`, so the shell must resolve the dots."""
     values = {"DATA": f"{tmp_path}/x/../y", "RUN": "../run"}
     assert shell('echo "$DATA $RUN"', **values).stdout == f"{tmp_path}/y {tmp_path.parent}/run\n"
 
@@ -596,7 +596,7 @@ def test_secret_is_new_in_each_try(shell):
 
 @pytest.mark.parametrize("moment", ["while srun starts", "before step is set"])
 def test_signals_are_repeated(shell, moment):
-    """Because srun loses a signal while it starts the tasks."""
+    """srun loses a signal while it starts the tasks."""
     srun = """count=0
     trap 'count=$((count + 1)); [ $count = 1 ] || { echo "signals $count"; exit 1; }' USR2
     touch ready
@@ -699,7 +699,7 @@ def test_requeue_waits_for_the_controller(shell, tmp_path, lines, down_for, code
 )
 @pytest.mark.parametrize("most", ["20", "0"])
 def test_decision_follows_slurm(shell, job, reason, most):
-    """Even if MAX_REQUEUES forbids a requeue."""
+    """The reason is SLURM's even if MAX_REQUEUES forbids a requeue."""
     done = shell(
         "signalled=TERM; settle 143", controller(f"JobId=7 {job}"), **NEEDS | {"MAX_REQUEUES": most}
     )
@@ -804,7 +804,7 @@ def test_run_folder_error_is_one_line(shell):
 
 
 def test_pyxis_accepts_any_archive_name(shell):
-    """Because its files are unpacked into a folder with a plain name."""
+    """Its files are unpacked into a folder with a plain name."""
     given = {
         "RUNTIME": "pyxis",
         "IMAGE": "registry/image",

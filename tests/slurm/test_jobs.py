@@ -49,7 +49,7 @@ def check_complete(job, undisturbed, workers=2, teacher=False, options=SMALL):
     ("sbatch", "workers"), [([], 4), (["--ntasks=3"], 3)], ids=["2 nodes x 2", "2 and 1"]
 )
 def test_job_trains_like_horovodrun(submit, undisturbed, teacher_file, sbatch, workers):
-    """To the same digits. After the start, the rendezvous is closed."""
+    """The digits are the same. After the start, the rendezvous is closed."""
     job = submit([*SMALL, *TEACHER, teacher_file], tasks_per_node=2, sbatch=sbatch)
     job.wait_for_step(1)
     preflight = next(line for line in job.text().splitlines() if "rendezvous" in line)

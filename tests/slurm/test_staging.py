@@ -109,7 +109,7 @@ def pack(folder, path):
 
 
 def test_archive_is_unpacked_once(stage, archives, images, tmp_path):
-    """Also after a requeue. Both nodes are this machine, and use the same files."""
+    """A requeue does not unpack it again. Both nodes are this machine and use the same files."""
     archive = archives("tar")
     path = tmp_path / "photos.tar.sha256"
     path.write_text(f"{hashlib.sha256(archive.read_bytes()).hexdigest()}  photos.tar\n")
@@ -329,7 +329,7 @@ def test_local_in_a_sticky_folder_is_accepted(photos, tmp_path):
 
 
 def test_archives_with_one_name_are_distinguished(photos, tmp_path):
-    """By folder, by fraction of a second, and by the target of a link."""
+    """Their folders, fractions of a second or link targets differ."""
     versions = [(photos, 10**18)]
     (tmp_path / "other").mkdir()
     versions.append((Path(shutil.copy(photos, tmp_path / "other")), 10**18))

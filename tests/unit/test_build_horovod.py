@@ -164,7 +164,7 @@ print(*{line.split()[-1] for line in open("/proc/self/maps") if ".so" in line}, 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.version.cuda, reason="a torch without CUDA")
 def test_library_loads_cuda_and_nccl_of_torch():
-    """So it loads without an installed CUDA toolkit too, as in the image."""
+    """It must load without an installed CUDA toolkit, as in the image."""
     loaded = subprocess.check_output([sys.executable, "-c", LOADED], text=True).splitlines()
     libraries = [line for line in loaded if re.search(r"/lib(nccl|cudart)\.so", line)]
     packages = Path(torch.__file__).parents[1]

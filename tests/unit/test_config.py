@@ -383,7 +383,7 @@ def test_weights_must_fit_stages_or_distillers(options, parts):
 
 @pytest.mark.parametrize("options", ["--mgd-stages 4 2 4", "--mgd-stages 2 4 --stage-weights 0 1"])
 def test_stages_are_sorted(options):
-    """Only with --stage-weights must they be in order."""
+    """They must be in order only with --stage-weights."""
     assert read_config(["DIR", "--teacher", "t", *options.split()]).mgd_stages == [2, 4]
 
 
@@ -415,7 +415,7 @@ def test_refreshes_of_random_matching_are_refused(write_yaml):
     ],
 )
 def test_option_without_its_method_is_refused(write_yaml, monkeypatch, line, shown):
-    """Only on the command line: a file may have it."""
+    """The command line refuses it. A file may have it."""
     monkeypatch.setitem(DISTILLERS, "toy", Distiller)
     choice, value = line.split()[:2]
     given = ["DIR", "--teacher", "t"]
@@ -427,7 +427,7 @@ def test_option_without_its_method_is_refused(write_yaml, monkeypatch, line, sho
 
 
 def test_knn_k_without_knn_every_is_refused(write_yaml):
-    """Only on the command line: a file may have it."""
+    """The command line refuses it. A file may have it."""
     reason = "no effect without --knn-every; leave it out, or add --knn-every 1"
     assert refused("DIR", "--knn-k", 5) == f"--knn-k 5: {reason}"
     assert read_config(["DIR", "--knn-k", "0"]).knn_k == 0  # as by default

@@ -265,7 +265,7 @@ def test_timm_configuration_equals_timm_s_own(students, tmp_path):
 
 @pytest.mark.parametrize("size", [56, 224])
 def test_timm_pixels_are_the_validation_s(size):
-    """To rounding: resized pixels and the side before the crop are integers."""
+    """They differ by rounding: resized pixels and the side before the crop are integers."""
     config = configuration(Network("resnet18", nn.Identity(), 3, MEAN, STD, size))["pretrained_cfg"]
     data = timm.data.resolve_data_config(pretrained_cfg=config)
     steps = np.linspace(0, 255, 90 * 60 * 3)
@@ -710,7 +710,7 @@ def test_exported_file_is_a_teacher(students, exported, form):
 
 
 def test_foreign_checkpoints_are_exported(tmp_path):
-    """With half precision, and tensors that are views. Without counters, epochs and options."""
+    """They have half precision and tensors that are views, but no counters, epochs and options."""
     net = torchvision.models.resnet18()
     half = {
         key: value.half()

@@ -97,7 +97,7 @@ def test_first_hints_at_weak_loss(expectation, number):
 
 
 def test_first_ignores_weak_loss(expectation):
-    """With --loss-share, without distillers, and without a loss of the framework."""
+    """It ignores the loss with --loss-share, without distillers, or without a framework's loss."""
     [record] = steps(1, distillation=0.0001)
     some = expectation(teacher="t", loss_share=0.001)
     some.distillers = DISTILLERS[:1]
@@ -132,7 +132,7 @@ def test_solved_hint_names_batch_norm_of_one_worker(expectation, workers, accumu
 
 
 def test_hints_cover_short_epochs_with_next(expectation):
-    """As after a resume shortly before an epoch's end."""
+    """A resume shortly before an epoch's end makes it short."""
     some = expectation()
     assert some.hints(steps(STEPS - 5, data_wait=1.0)) == {}
     assert list(some.hints(steps(STEPS, data_wait=0.3))) == ["wait"]

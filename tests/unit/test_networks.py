@@ -98,7 +98,7 @@ def test_features_are_computed_if_requested(pair):
 @torch.no_grad()
 @pytest.mark.parametrize("arch, stem", [("resnet18", "imagenet"), ("resnet50", "small")])
 def test_fold_norms_keeps_features_to_rounding(arch, stem):
-    """With random statistics and weights, in float64, whose rounding is far smaller."""
+    """Statistics and weights are random, in float64, whose rounding is far smaller."""
     torch.manual_seed(3)
     net = build_resnet(arch, stem=stem).double().eval()
     norms = [module for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)]

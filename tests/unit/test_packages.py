@@ -102,7 +102,7 @@ def test_pins_refuse_another_hash(tmp_path):
 
 
 def test_image_has_the_extras_of_runs():
-    """Not ONNX, trackers and the extras for this repository."""
+    """ONNX, trackers and the extras for this repository are absent."""
     text = (REPO / "docker/Dockerfile").read_text()
     extras = re.search(r"--only-deps '\.\[(.+)\]'", text)[1].split(",")
     assert extras == sorted(EXTRAS.keys() - {"onnx", "mlflow", "wandb", "study", "test"})

@@ -45,7 +45,7 @@ def configs(draw):
 
 @given(configs(), st.data())
 def test_learning_rate_equals_formula(config, data):
-    """With and without a warm-up, a cosine and a schedule."""
+    """Warm-up, cosine and schedule are on or off."""
     epoch = data.draw(st.integers(0, config.epochs))
     expected = by_formula(
         epoch, config.lr, config.epochs, config.cos, config.schedule, config.warmup_epochs

@@ -194,7 +194,7 @@ def test_unknown_key_of_any_kind_is_refused(write_yaml, key):
 
 
 def test_file_cannot_name_other_files(write_yaml):
-    """Nor is the key suggested."""
+    """The error does not suggest the key either."""
     message = refused("DIR", "--config", write_yaml("config: other.yaml\n"))
     assert "'config'" in message
     assert "did you mean config" not in message

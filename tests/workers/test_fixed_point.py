@@ -40,7 +40,7 @@ def gradients_of(fc, losses):
 
 
 def test_sum_equals_one_worker_s():
-    """To the byte. It equals autograd's up to rounding."""
+    """The bytes are equal. They equal autograd's up to rounding."""
     fc, features, labels = batch()
     n = len(labels)
     groups = list(zip(features.split(GROUP), labels.split(GROUP), strict=True))

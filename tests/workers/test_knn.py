@@ -65,7 +65,7 @@ def features(net, images):
     ids=["", "few batches", "few images"],
 )
 def test_accuracy_equals_one_matrix_s(tmp_path_factory, net, run, monkeypatch, train, val, batch):
-    """Also if the images do not divide by the workers, or are fewer than the workers."""
+    """The images may not divide by the workers, or be fewer than the workers."""
     monkeypatch.setattr(knn, "BATCH", batch)
     monkeypatch.setattr(run, "bad_images", set())
     train, val = write_images(tmp_path_factory, train, val)
@@ -92,7 +92,7 @@ def test_accuracy_equals_one_matrix_s(tmp_path_factory, net, run, monkeypatch, t
 
 
 def test_images_without_label_neither_count_nor_vote(tmp_path_factory, net, run, monkeypatch):
-    """Also with k given, up to more than all images."""
+    """k is given, up to more than all images, or chosen."""
     monkeypatch.setattr(run, "bad_images", set())
     train, val = write_images(tmp_path_factory, 29, 13)
     (bank, bank_labels), (queries, truth) = features(net, train), features(net, val)

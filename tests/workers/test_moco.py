@@ -198,7 +198,7 @@ def test_pointer_equals_one_process_s(trained):
 
 
 def test_queue_and_encoders_have_the_same_bytes(trained):
-    """On all workers, also the queue's pointer."""
+    """They are the same on all workers, and so is the queue's pointer."""
     _, _, digests = trained
     assert {"queue", "queue_ptr", "encoder_q.conv1.weight"} <= digests[0].keys()
     assert all(mine == digests[0] for mine in digests)
@@ -247,7 +247,7 @@ def test_autocast_changes_only_the_passes():
 
 @torch.no_grad()
 def test_views_of_bytes_have_the_logits_of_floats():
-    """Of their normalised floats, in float32: batch norm of 4 images leaves errors of 1e-4."""
+    """The floats are normalised. In float32, batch norm of 4 images leaves errors of 1e-4."""
     torch.manual_seed(0)
     moco = build_moco(comm, "resnet18", dim=DIM, K=K, T=TEMPERATURE)
     NB = comm.size() * B

@@ -76,7 +76,7 @@ def emulate(training):
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_steps_equal_one_process_s(run, tmp_path, accumulate):
-    """In eval mode, because batch statistics depend on the number of workers."""
+    """Networks are in eval mode, because batch statistics depend on the number of workers."""
     training = build(run, tmp_path, accumulate)
     training.trained.eval()
     student, momentum, queue = emulate(training)
@@ -93,7 +93,7 @@ def test_steps_equal_one_process_s(run, tmp_path, accumulate):
 
 
 def test_momentum_encoder_is_compared_between_workers(run, tmp_path):
-    """Except its running statistics. A flipped bit is named on all workers."""
+    """Its running statistics are not compared. A flipped bit is named on all workers."""
     training = build(run, tmp_path)
     spread = {}
 

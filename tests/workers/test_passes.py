@@ -94,7 +94,7 @@ def crops(training, chosen):
 
 @pytest.mark.parametrize("chosen", [IMAGES, 5, 1, 0])
 def test_workers_split_all_chosen_images(training, chosen):
-    """Also if some workers have one batch fewer, or none."""
+    """Some workers may have one batch fewer, or none."""
     mine = [(len(inputs), labels.tolist()) for inputs, labels in crops(training, chosen)]
     batches = [batch for worker in every(mine) for batch in worker]
     assert sum(length for length, _ in batches) == chosen
@@ -105,7 +105,7 @@ def test_workers_split_all_chosen_images(training, chosen):
 
 @pytest.mark.parametrize("last", [False, True], ids=["the first batch", "the last batch"])
 def test_signal_to_one_worker_stops_all(training, monkeypatch, last):
-    """After the same batch: the next, or the last. The next pass is complete."""
+    """All stop after the same batch: the next, or the last. The next pass is complete."""
     own = len(list(crops(training, IMAGES)))
     at = own if last else 1
     done, stopped = 0, False

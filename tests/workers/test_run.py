@@ -162,7 +162,7 @@ def test_bad_images_are_one_set_on_all_workers(run, ranks, many):
     "old, new", [("/data/a", "/staged/b"), ("/data/two\u3000words", "/data/two\u3000words")]
 )
 def test_bad_images_of_moved_data_count_once(run, old, new, ranks, many):
-    """As after a resume with data in another folder, also if its name is not printable."""
+    """A resume can have its data in another folder, whose name may not be printable."""
     paths = [f"{old}/train/{name}" for name in ranks]
     run.note_bad_images(bad(paths[run.rank]), 100, ImageList(f"{old}/", many.names, 0))
     labels = [-1] * comm.size()
@@ -190,7 +190,7 @@ def test_one_bad_image_above_the_limit_ends_all(run, ranks, many):
 @pytest.mark.parametrize("root", ["", "lists/list.txt"])
 @pytest.mark.parametrize("twice", [False, True])
 def test_only_bad_images_end_all_workers(run, root, twice, ranks):
-    """Also of a list that names each file twice. The log has the paths of the list."""
+    """A list can name each file twice. The log has the paths of the list."""
     paths = [f"/far/a: b/{name}" for name in ranks]
     images = ImageList(root, paths * (1 + twice), 0)
     errors = raised(lambda: run.note_bad_images(bad(paths[run.rank]), 100, images))

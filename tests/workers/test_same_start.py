@@ -187,7 +187,7 @@ WORKS = (train_student, train_by_teacher, train_classifier, compute_features)
 
 @pytest.mark.parametrize("work", WORKS)
 def test_programs_end_with_another_timm(run, other_timm, tmp_path, work):
-    """Also if only the checkpoint file names a network of timm."""
+    """It is enough that the checkpoint file names a network of timm."""
     path = run.on_first(lambda: str(tmp_path / "timm.pth"))
     if comm.rank() == 0:
         state = timm.create_model(MOBILE.removeprefix("timm/"), num_classes=0).state_dict()

@@ -146,7 +146,7 @@ def train(delay):
 
 
 def test_bytes_do_not_depend_on_timing():
-    """Nor on the worker."""
+    """All workers have the same bytes."""
     results = [train(delay) for delay in (0.0, 0.02 * ((comm.rank() * 3) % 4))]
     for worker in allgather(results, "digests"):
         assert worker == [results[0], results[0]]

@@ -175,7 +175,7 @@ CONFLICTS = [
 
 
 def test_all_options_are_tested():
-    """Except names of files, for which every string is valid. Other tests have invalid files."""
+    """Every string is a valid file name, so other tests have invalid files."""
     tested = {(case.program, case.argv[-1].split("=")[0]) for case in GENERATED}
     every = {
         (program, flag(f.name))

@@ -74,7 +74,7 @@ def write(path, arch, content=None):
 @pytest.mark.parametrize("file", ["a.safetensors", "pytorch_model.bin", "a.pth"])
 @pytest.mark.parametrize("arch", [VIT, MOBILE, NEXT])
 def test_features_equal_timm_s(tmp_path, arch, file):
-    """With timm's mean and deviation, and its size if the network needs one."""
+    """Mean and deviation are timm's, and so is the size if the network needs one."""
     weights = read_backbone(write(tmp_path / file, arch), arch)
     assert weights.arch == arch and weights.head == "none"
     assert "none missing; dropped: 2 of " in weights.report or "dropped: nothing" in weights.report

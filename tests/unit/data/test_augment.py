@@ -73,7 +73,7 @@ def test_view_is_a_uint8_square_channels_last(make, size, width, height):
 
 @all_views
 def test_view_does_not_change_its_image(make):
-    """Also if the image has the view's size, which needs no resizing."""
+    """An image of the view's size, which needs no resizing, does not change either."""
     for length in (16, 18):
         image = photo(0, length, length)
         before, random = image.copy(), drawing()

@@ -183,7 +183,7 @@ LEFT_BEHIND = (
 
 @pytest.mark.parametrize("name", LEFT_BEHIND)
 def test_scan_leaves_out_leftovers(tmp_path, name):
-    """As a folder in a class, among the classes, and as a file. Images next to it remain."""
+    """They are a folder in a class, a folder among the classes, or a file. Other images remain."""
     fill(
         tmp_path / "train",
         "a/1.png",

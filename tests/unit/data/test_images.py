@@ -57,7 +57,7 @@ def test_readable_endings_exclude_write_only_formats():
 
 
 def test_read_ignores_exif_orientation():
-    """As in PIL, which ignores the camera's orientation."""
+    """PIL also ignores the camera's orientation."""
     exif = Image.Exif()
     exif[0x0112] = 6
     content = encoded(Image.fromarray(photo(5, 40, 60)), "JPEG", exif=exif)
@@ -114,7 +114,7 @@ ODD = {
 @pytest.mark.parametrize("position", ["before", "behind"])
 @pytest.mark.parametrize("kind", ODD)
 def test_png_reads_despite_odd_metadata(kind, position):
-    """Before the pixels and behind them. The metadata is not decompressed."""
+    """Metadata precedes or follows the pixels. It is not decompressed."""
     image = Image.fromarray(photo(1))
     plain = encoded(image)
     at = 33 if position == "before" else plain.rindex(b"IEND") - 4
@@ -403,7 +403,7 @@ for index in range(len(images)):
 
 @pytest.mark.parametrize("room", [20, 2000])
 def test_short_memory_replaces_no_image(tmp_path, room):
-    """In a process limited to so many MB more. Decoders then raise errors of any type."""
+    """The process can allocate `room` MB. Without memory, decoders raise errors of any type."""
     folder = tmp_path / "train" / "a"
     folder.mkdir(parents=True)
     Image.new("RGB", (40, 30)).save(folder / "0.png")

@@ -359,7 +359,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 def test_batches_need_no_dev_shm(images):
-    """With a /dev/shm of 64 KiB, in its own mount namespace. torch's own loaders hang there."""
+    """A mount namespace has a /dev/shm of 64 KiB, in which torch's own loaders hang."""
     data = os.path.dirname(images.root)
     script = 'mount -t tmpfs -o size=64k tmpfs /dev/shm || exit 77; exec "$0" -c "$1" "$2"'
     command = ["unshare", "--mount", "sh", "-c", script, sys.executable, SMALL_SHM, data]

@@ -106,7 +106,7 @@ ARGUMENTS = st.fixed_dictionaries(
 
 @given(arguments=ARGUMENTS, others=st.lists(ARGUMENTS, max_size=3), n=st.integers(0, 50))
 def test_counter_depends_only_on_its_arguments(arguments, others, n):
-    """Not on earlier draws, nor on the generators of numpy and torch."""
+    """Earlier draws and the generators of numpy and torch do not matter."""
     first = counter(**arguments).random_raw(8), permutation(n, **arguments), torch_seed(**arguments)
     for other in others:
         counter(**other).random_raw(5)

@@ -258,7 +258,7 @@ def test_render_does_not_change_its_image(aug_plus):
 
 
 def test_render_accepts_views_of_memory():
-    """Of a tensor with channels first, and with a step."""
+    """The memory is a tensor's with channels first, or has a step."""
     image, row = photo(0), appearance((0, 0.8), (1, 1.2), (2, 0.7), (3, 0.1), sigma=1.0, flip=True)
     first = torch.from_numpy(image).permute(2, 0, 1).contiguous().permute(1, 2, 0).numpy()
     assert not first.flags.c_contiguous

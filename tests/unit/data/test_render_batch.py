@@ -103,7 +103,7 @@ def test_render_batch_matches_single_images(rendered, aug_plus):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("number", [1, 3])
 def test_render_batch_of_one_operation_matches(rendered, kind, number):
-    """Also if an operation applies to no image, or to all."""
+    """The operation applies to no image, to some, or to all."""
     images, row = IMAGES[:number], one(kind)
     off = difference(
         rendered(images, [row] * number), np.stack([render.render(image, row) for image in images])

@@ -330,7 +330,7 @@ def test_packed_images_read_as_the_folder(sets):
 
 @pytest.mark.slow
 def test_packed_images_read_in_loader_processes(sets):
-    """Also if files were open before the processes got their copies."""
+    """Files may be open before the processes get their copies."""
     folder, packed = sets
     packed.content(0)
     view, order = RandomView(16, True), TrainingOrder(packed, 8, 1, 2, 0, 2, (1, 0))

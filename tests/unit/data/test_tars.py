@@ -123,7 +123,7 @@ def test_read_shard_of_webdataset(tmp_path, label):
 
 @pytest.mark.parametrize("form", ["gnu", "pax", "ustar", "v7"])
 def test_read_shard_of_tar(tmp_path, form):
-    """With folders, long names if the format has them, and members that are not images."""
+    """It has folders, long names if the format has them, and members that are not images."""
     long = "l" * (40 if form == "v7" else 90)
     (tmp_path / "in" / long).mkdir(parents=True)
     for key, _, label, content in IMAGES:

@@ -115,7 +115,7 @@ def test_one_view_has_the_image_s_label(images):
 
 
 def test_one_view_can_be_the_centre(images):
-    """For a classifier trained without random views."""
+    """A classifier can be trained without random views."""
     views = OneView(images, CentreView(SIZE), 0)
     assert same(views[0, 3], views[5, 3])
     assert same(views[0, 3], CentreViews(images, SIZE)[3])

@@ -30,7 +30,7 @@ def through(head, vector):
 
 @shared
 def test_loss_and_gradients_equal_slow_loop(head):
-    """With the framework's head if it has as many outputs as the teacher's, else its own."""
+    """The head is the framework's if it has as many outputs as the teacher's, else DisCo's own."""
     distiller = build("disco", head, head_width=11)
     student, teacher = features(S, 1, head), features(T, 2, HEAD)
     loss = distiller.loss(student, distiller.targets(teacher, None))

@@ -116,7 +116,7 @@ def test_loss_is_mean_over_distilled_views(seen, views):
 
 
 def test_after_update_gets_rows_of_first_views(monkeypatch, seen):
-    """Once a step, with the rows of all micro-batches. Other distillers are not called."""
+    """It is called once a step with the rows of all micro-batches, only on distillers with rows."""
     both, _ = together(seen)
     both.networks.framework.distilled_views = 2
     first, second = both.distillers
@@ -191,7 +191,7 @@ def test_losses_use_each_distiller_weight(monkeypatch, options):
 @pytest.mark.parametrize("share", [0.5, 10.0])
 @pytest.mark.parametrize("weights", [[], [3.0, 1.0], [1.0, 0.0]], ids=str)
 def test_measured_losses_sum_to_loss_share(monkeypatch, share, weights):
-    """In proportion to the weights, by default equally, for losses of very different sizes."""
+    """The fractions follow the weights, by default equal ones. The losses differ by far in size."""
     monkeypatch.setattr(loss_factor, "centre_crops", lambda *_: [(torch.zeros(2, 3, 4, 4), None)])
     options = {"distill": ["gram", "mgd"], "distill_weights": weights, "loss_share": share}
     both, _ = together(sizes=(1.0, 4e6), **options)

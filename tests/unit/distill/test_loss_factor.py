@@ -161,7 +161,7 @@ def test_factor_gives_loss_share(
 @pytest.mark.parametrize("reducer", ["amp", "rd"])
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_measure_is_equal_for_any_workers(folder, reducer, size):
-    """Bit for bit, and with more workers than batches. Each batch is measured once."""
+    """The bits are equal, even with more workers than batches. Each batch is measured once."""
     sample = list(range(BATCH * BATCHES))
     expected = loss_factor.measure(*training(folder, reducer=reducer), sample)
     by_worker = torch.stack(
@@ -204,7 +204,7 @@ def test_measure_uses_student_as_momentum_encoder(
     monkeypatch,
     needed,
 ):
-    """With the statistics of the batch, like the encoder, which starts as the student."""
+    """It uses the batch's statistics, like the encoder, which starts as the student."""
     seen, targets = [], MGD.targets
 
     def keep(self, teacher, generator):

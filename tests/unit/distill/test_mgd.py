@@ -89,7 +89,7 @@ def test_new_correction_does_not_change_loss():
 
 
 def test_pooled_loss_is_added_by_weight():
-    """Also if the last stage's maps are not distilled."""
+    """It is added even if the last stage's maps are not distilled."""
     for stages in ([1, 4], [1]):
         distiller, plain = build(mgd_pooled=3.0, mgd_stages=stages), build(mgd_stages=stages)
         assert distiller.stages(distiller.config) == [1, 4]

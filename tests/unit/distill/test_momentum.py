@@ -39,7 +39,7 @@ def disturb(net):
 
 @each
 def test_encoder_starts_as_student_without_head(name):
-    """In train mode, so with the statistics of the images. Its running statistics follow."""
+    """It is in train mode, so it uses the images' statistics. Its running statistics follow."""
     framework = new(name)
     encoder = MomentumEncoder(framework, 0.9)
     student = framework.encoder.state_dict()
@@ -56,7 +56,7 @@ def test_encoder_starts_as_student_without_head(name):
 
 @each
 def test_parameters_follow_student(name):
-    """Against a slow computation in float64. Its running statistics are its own."""
+    """The expected values are computed in float64. Running statistics do not follow."""
     framework = new(name)
     encoder = MomentumEncoder(framework, 0.9)
     encoder.pooled(images())
@@ -141,7 +141,7 @@ def test_encoder_is_built_only_if_needed():
 
 @each
 def test_read_backbone_reads_student(name, tmp_path):
-    """With or without a head. job.linear, job.export and --teacher read it like this."""
+    """The student may have a head. job.linear, job.export and --teacher read it like this."""
     framework = new(name)
     encoder = MomentumEncoder(framework, 0.9)
     disturb(encoder.module)

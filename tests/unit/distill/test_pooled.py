@@ -17,7 +17,7 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "options", "outputs"), CASES)
 def test_bf16_rounds_only_network_outputs(name, options, outputs, monkeypatch):
-    """For the same outputs, targets and loss are equal, bit for bit, without autocast."""
+    """With the same outputs, targets and loss have the same bits as without autocast."""
     distiller = build(name, **options)
     student, teacher = features(S, 1), features(T, 2, HEAD)
     followed = {MOMENTUM: torch.rand(B, S, generator=torch.Generator().manual_seed(4))}

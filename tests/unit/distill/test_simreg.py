@@ -50,7 +50,7 @@ def test_loss_and_gradients_equal_slow_loop():
 
 
 def test_factor_divides_mean_over_images():
-    """So twice the same images have the same loss."""
+    """Twice the same images have the same loss."""
     one, other = build("simreg"), build("simreg", loss_factor=4.0)
     student, teacher = features(S, 1), features(T, 2)
     loss = one.loss(student, one.targets(teacher, None)).item()

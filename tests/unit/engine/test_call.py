@@ -99,7 +99,7 @@ for error in (None, ZeroDivisionError):
 
 @pytest.mark.slow
 def test_called_restores_malloc(tmp_path):
-    """Also after an error.
+    """An error does not prevent it.
 
     It needs a new process, because in a used heap the freed blocks are not at the end.
     """

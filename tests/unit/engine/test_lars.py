@@ -44,7 +44,7 @@ def test_lars_steps_equal_plain_python(momentum, decay):
 
 
 def test_norm_does_not_depend_on_order():
-    """Because threads sum in different orders."""
+    """Threads sum in different orders."""
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(100_000, generator=generator) ** 3
     orders = [torch.randperm(len(values), generator=generator) for _ in range(5)]

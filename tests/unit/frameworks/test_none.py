@@ -141,7 +141,7 @@ def test_init_refuses_an_untrained_last_stage():
 
 @pytest.mark.parametrize("teacher", ["", "t.pth"])
 def test_resume_refuses_another_framework(teacher):
-    """Also if the other run had no teacher, which `none` needs."""
+    """The other run may have no teacher, which `none` needs."""
     saved = dict.fromkeys(SAVED) | {"epoch": 1, "step": 0, "format": FORMAT}
     saved["config"] = dataclasses.asdict(config("moco", teacher=teacher))
     with pytest.raises(

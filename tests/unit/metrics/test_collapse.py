@@ -48,7 +48,7 @@ def ids(training):
 
 
 def test_warnings_spare_student_that_learns(training):
-    """Also when its keys, which lag behind, have filled the queue."""
+    """Its keys, which lag behind, have filled the queue."""
     steps(training, 10)
     assert training.run.log.of_kind("collapse") and ids(training) == []
 

@@ -205,7 +205,7 @@ def test_resume_keeps_process_records(tmp_path, opened, kind, start):
 
 @pytest.mark.parametrize("start", [(0, 0), (1, 2), (2, 0)])
 def test_resume_keeps_earlier_unknown_records(tmp_path, opened, start):
-    """From a later version or another tool, unless the run computes their position again."""
+    """A later version or another tool wrote them. Records of repeated positions are dropped."""
     note, evicted, map = (
         {"kind": "note", "by": "a tool"},
         {"kind": "evicted", "epoch": 1},
@@ -263,7 +263,7 @@ def test_restart_drops_all_steps(tmp_path, opened, uninterrupted):
 
 @pytest.mark.parametrize("cut", [1, 2, 5, 20, 40])
 def test_resume_drops_incomplete_last_line(tmp_path, opened, cut):
-    """Also if only the line end is missing: the next record starts a new line."""
+    """It is incomplete even if only the line end is missing: the next record starts a new line."""
     run_through(opened(tmp_path), 0, 3)
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-cut])

@@ -119,7 +119,7 @@ def test_assign_gives_ascending_columns_of_groups(cost, data):
 
 @given(costs(entries=7), st.data())
 def test_assign_has_least_cost_of_all(cost, data):
-    """Against all assignments, also if the student does not divide the teacher."""
+    """All assignments are compared, even if the student does not divide the teacher."""
     S, T = cost.shape
     G = data.draw(st.integers(1, T // S))
     rows = cost.repeat(G, 1).tolist()
@@ -143,7 +143,7 @@ def test_assign_ignores_constant_of_student_channel(cost, data):
 
 @given(unique_costs(), st.data())
 def test_assign_ignores_constant_of_teacher_channel(cost, data):
-    """If all teacher channels are matched."""
+    """All teacher channels must be matched."""
     cost = cost[:, : cost.shape[1] // len(cost) * len(cost)]
     assert torch.equal(assign(cost + added(data, cost.shape[1])), assign(cost))
 
@@ -155,14 +155,14 @@ def test_assign_ignores_unit_of_cost(cost, power):
 
 @given(costs())
 def test_assign_ignores_memory_order_and_dtype(cost):
-    """Also for ties: workers and resumed runs must get the same matrix."""
+    """Workers and resumed runs must get the same matrix, even with ties."""
     assert torch.equal(assign(cost.T.contiguous().T), assign(cost))
     assert torch.equal(assign(cost.float()), assign(cost))
 
 
 @given(costs(entries=12))
 def test_assign_leaves_costly_channel_unmatched(cost):
-    """If the sizes allow an unmatched channel."""
+    """The sizes must allow an unmatched channel."""
     S, T = cost.shape
     costly = torch.cat([cost, cost.new_full((S, 1), 100.0)], dim=1)
     if (T + 1) // S == T // S:

@@ -102,7 +102,7 @@ def test_loss_and_gradient_equal_formula(case):
 
 @given(cases(), st.data())
 def test_gradient_equals_finite_differences(case, data):
-    """Exactly: central differences of a square are its derivative.
+    """They are equal, because central differences of a square are its derivative.
 
     A step from between two eighths crosses no eighth.
     """

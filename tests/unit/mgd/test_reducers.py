@@ -36,7 +36,7 @@ def chosen_channels(matching, T, B=3, H=24, W=24):
 
 @pytest.mark.parametrize("G", [2, 3, 4])
 def test_rd_chooses_channels_equally_often(G):
-    """Within each map."""
+    """The fractions are of the positions of each map."""
     _, _, matching = case(1, 3, 3 * G + 1, 1, 1, G)
     for image in chosen_channels(matching, 3 * G + 1):
         for a, channels in enumerate(image):
@@ -45,7 +45,7 @@ def test_rd_chooses_channels_equally_often(G):
 
 
 def test_rd_chooses_for_each_position():
-    """Independently for each image, channel, row and column."""
+    """Choices of images, channels, rows and columns are independent."""
     matching = torch.arange(8).view(2, 4)  # group 0 has channels below 4
     groups = (chosen_channels(matching, 8) >= 4).float()
     for dim in range(4):
@@ -54,7 +54,7 @@ def test_rd_chooses_for_each_position():
 
 
 def test_rd_chooses_each_margin():
-    """Independently for each channel."""
+    """Choices of channels are independent."""
     teacher, margin, matching = case(1, 3, 9, 1, 1)
     random = torch.Generator().manual_seed(3)
     drawn = torch.stack([REDUCERS["rd"](teacher, margin, matching, random)[1] for _ in range(60)])

@@ -88,7 +88,7 @@ def test_more_specific_options_win(tmp_path):
 
 
 def test_resolved_has_newer_options_only_if_set(tmp_path):
-    """So a record that is older than the option remains valid."""
+    """A record that is older than the option must remain valid."""
     unit = plan(tmp_path).units[0]
     assert all("knn_k" not in options for options in unit.resolved().values())
     unit.train["knn_k"] = 20
