@@ -32,7 +32,7 @@ def fill(root, *paths):
     return root
 
 
-def found_in(images):
+def scanned(images):
     """Return each image's name, and its class or None."""
     labels = [images.classes[label] if label >= 0 else None for label in images.labels.tolist()]
     return list(zip([images.names[index] for index in range(len(images))], labels, strict=True))
@@ -52,7 +52,7 @@ def read_all(images):
 def test_flat_images_have_no_labels(tmp_path, split):
     fill(tmp_path / split, "b.png", "a.PNG", "c.txt")
     images = scan(str(tmp_path), "train")
-    assert found_in(images) == [("a.PNG", None), ("b.png", None)]
+    assert scanned(images) == [("a.PNG", None), ("b.png", None)]
     assert (images.classes, images.labelled) == ([], 0)
     assert images.left_out == f"left out 1 of 3 files in {images.root}: 1 .txt (such as c.txt)"
     assert read_all(images) == [1, 0]
@@ -69,7 +69,7 @@ def test_nested_images_have_the_top_folder_s_label(tmp_path):
         ".cache/c.png",
     )
     images = scan(str(tmp_path), "train")
-    assert found_in(images) == [
+    assert scanned(images) == [
         ("z.png", None),
         ("2024/a.png", "2024"),
         ("2024/12/31/b.png", "2024"),
@@ -81,7 +81,7 @@ def test_nested_images_have_the_top_folder_s_label(tmp_path):
 def test_validation_images_are_excluded(tmp_path):
     fill(tmp_path, "a/1.png", "b/2.png", "val/a/3.png", "val/b/4.png", "deep/val/5.png")
     images = scan(str(tmp_path), "train")
-    assert [name for name, _ in found_in(images)] == ["a/1.png", "b/2.png", "deep/val/5.png"]
+    assert [name for name, _ in scanned(images)] == ["a/1.png", "b/2.png", "deep/val/5.png"]
     assert images.lines == [f"kept for validation: {tmp_path}/val"]
     assert find_images(str(tmp_path))[""].left_out == ""
 
@@ -130,7 +130,7 @@ def test_link_within_the_folder_is_left_out(tmp_path):
     for name, target in links.items():
         (tmp_path / "in" / name).symlink_to(target)
     images = scan(str(tmp_path / "in"), "train")
-    assert found_in(images) == [
+    assert scanned(images) == [
         ("b/1.png", "b"),
         ("b/deep/2.png", "b"),
         ("c/3.png", "c"),
@@ -175,7 +175,7 @@ def test_classes_that_are_one_folder_are_a_hint(tmp_path):
     for name, target in links.items():
         (tmp_path / "train" / name).symlink_to(target)
     images = scan(str(tmp_path), "train")
-    assert found_in(images) == [(f"{name}/1.png", name) for name in "abcde"]
+    assert scanned(images) == [(f"{name}/1.png", name) for name in "abcde"]
     shown = f"{tmp_path}/train/a and {tmp_path}/train/b lead to one folder, whose images are in"
     assert images.hints == {"same_folder": f"{shown} both classes. Remove the link"}
     for name in "fg":
@@ -201,7 +201,7 @@ def test_images_outside_class_folders_are_left_out(tmp_path):
     """The order of files that a checkpoint was saved with must not change."""
     fill(tmp_path / "train", "a/1.png", "loose.png")
     images = scan(str(tmp_path), "train")
-    assert found_in(images) == [("a/1.png", "a")]
+    assert scanned(images) == [("a/1.png", "a")]
     assert "1 outside the class folders (such as loose.png)" in images.left_out
 
 
@@ -240,7 +240,7 @@ def test_list_keeps_its_order_without_labels(tmp_path):
         ),
     )
     images = scan(file, "train")
-    assert found_in(images)[:2] == [("b.png", None), (f"{tmp_path}/else/c.png", None)]
+    assert scanned(images)[:2] == [("b.png", None), (f"{tmp_path}/else/c.png", None)]
     assert read_all(images) == [1, 0, 0, 2, 1] and images.root == file and images.labelled == 0
     assert images.left_out == f"left out 1 of 6 files in {file}: 1 .txt (such as n.txt)"
     assert images.common_root == f"{tmp_path}/photos/"
@@ -251,7 +251,7 @@ def test_list_of_another_system_is_read(tmp_path, prefix, ending):
     fill(tmp_path, "a.png", "b.png")
     file = tmp_path / "list.txt"
     file.write_bytes(prefix + ending.join(["a.png", "b.png", ""]).encode())
-    assert [name for name, _ in found_in(scan(str(file), "train"))] == ["a.png", "b.png"]
+    assert [name for name, _ in scanned(scan(str(file), "train"))] == ["a.png", "b.png"]
 
 
 def test_list_is_relative_to_the_current_folder(tmp_path, monkeypatch):
@@ -312,7 +312,7 @@ def several(tmp_path):
 
 def test_several_sets_are_joined_by_class_names(several):
     images = scan(several, "train")
-    assert found_in(images) == [
+    assert scanned(images) == [
         ("a/1.png", "a"),
         ("b/2.png", "b"),
         ("b/6.png", "b"),
@@ -356,7 +356,7 @@ def test_several_use_each_validation_split(several):
 def test_several_survive_encoding(several):
     images = scan(several, "train", max_bad=3)
     received = decode(encode(images))
-    assert found_in(received) == found_in(images) and read_all(received) == read_all(images)
+    assert scanned(received) == scanned(images) and read_all(received) == read_all(images)
     assert received.digest(0, 1, 2) == images.digest(0, 1, 2) and received.max_bad == 3
 
 
@@ -379,9 +379,9 @@ def test_several_packed_sets_are_joined(several, tmp_path, mixed):
         sources.append(str(tmp_path / (name if mixed and name == "two" else f"packed-{name}")))
     images = scan(sources, "train")
     assert all(isinstance(part, PackedImages) for part in images.parts) is not mixed
-    shown = dict(zip(map(str, found_in(images)), read_all(images), strict=True))
+    shown = dict(zip(map(str, scanned(images)), read_all(images), strict=True))
     together = scan(several[:3], "train")
-    assert shown == dict(zip(map(str, found_in(together)), read_all(together), strict=True))
+    assert shown == dict(zip(map(str, scanned(together)), read_all(together), strict=True))
     for epoch in range(4):
         order = [index for batch in TrainingOrder(images, 1, 0, 1, epoch, 1) for _, index in batch]
         assert sorted(order) == list(range(5))

@@ -34,7 +34,7 @@ def fill(root, *paths, content=None):
     return str(root)
 
 
-def found_in(images):
+def scanned(images):
     """Return the paths below the root and the labels that a folder has."""
     return [
         (os.path.relpath(images.path(i), images.root), int(images.labels[i]))
@@ -55,7 +55,7 @@ def test_scan_sorts_by_class_and_name(tmp_path):
     )
     images = scan(str(tmp_path), "train")
     assert images.classes == ["B", "a", "b"]
-    assert found_in(images) == [
+    assert scanned(images) == [
         ("B/1.png", 0),
         ("a/z.png", 1),
         ("a/c/9.png", 1),
@@ -68,7 +68,7 @@ def test_scan_sorts_by_class_and_name(tmp_path):
 
 def test_scan_order_ignores_the_file_system_s(tmp_path, monkeypatch):
     names = [f"{c}/{d}/{n}.png" for c in "ab" for d in "xy" for n in range(4)]
-    expected = found_in(scan(fill(tmp_path, *(f"train/{name}" for name in names)), "train"))
+    expected = scanned(scan(fill(tmp_path, *(f"train/{name}" for name in names)), "train"))
     scandir = os.scandir
 
     class Backwards:
@@ -94,7 +94,7 @@ def test_scan_order_ignores_the_file_system_s(tmp_path, monkeypatch):
             pass
 
     monkeypatch.setattr(os, "scandir", Backwards)
-    assert found_in(scan(str(tmp_path), "train")) == expected
+    assert scanned(scan(str(tmp_path), "train")) == expected
     assert len(expected) == 16
 
 
@@ -122,7 +122,7 @@ def test_scan_leaves_out_other_files(tmp_path):
     )
     fill(tmp_path / "train", "loose.png", "README.md")
     images = scan(str(tmp_path), "train")
-    assert [os.path.basename(path) for path, _ in found_in(images)] == [
+    assert [os.path.basename(path) for path, _ in scanned(images)] == [
         "1.png",
         "2.JPG",
         "3.Jpeg",
@@ -194,7 +194,7 @@ def test_scan_leaves_out_leftovers(tmp_path, name):
     )
     images = scan(str(tmp_path), "train")
     assert images.classes == ["_b", "a"]
-    assert found_in(images) == [("_b/2.png", 0), ("a/1.png", 1)]
+    assert scanned(images) == [("_b/2.png", 0), ("a/1.png", 1)]
     assert (
         f"left out 3 of 5 files in {tmp_path}/train: 3 hidden or of the system (such as {name})"
         == images.left_out
@@ -206,14 +206,14 @@ def test_scan_ignores_unreadable_leftovers(tmp_path):
     fill(tmp_path / "train", "a/1.png")
     (tmp_path / "train" / ".#a").symlink_to("user@host.1234")
     (tmp_path / "train" / "a" / ".#1.png").symlink_to("user@host.1234")
-    assert found_in(scan(str(tmp_path), "train")) == [("a/1.png", 0)]
+    assert scanned(scan(str(tmp_path), "train")) == [("a/1.png", 0)]
 
 
 def test_scan_accepts_a_hidden_root(tmp_path):
     root = tmp_path / ".cache" / "lost+found"
     fill(root / "train", "a/1.png")
     images = scan(str(root), "train")
-    assert (found_in(images), images.left_out) == ([("a/1.png", 0)], "")
+    assert (scanned(images), images.left_out) == ([("a/1.png", 0)], "")
 
 
 @pytest.mark.parametrize(
@@ -227,8 +227,8 @@ def test_scan_uses_the_first_existing_split(tmp_path, present, used):
 def test_scan_ignores_a_trailing_slash(tmp_path):
     fill(tmp_path / "train", "a/1.png")
     assert (
-        found_in(scan(f"{tmp_path}/", "train"))
-        == found_in(scan(str(tmp_path), "train"))
+        scanned(scan(f"{tmp_path}/", "train"))
+        == scanned(scan(str(tmp_path), "train"))
         == [("a/1.png", 0)]
     )
 
@@ -243,7 +243,7 @@ def test_scan_reads_names_of_any_bytes(tmp_path):
     ]
     fill(tmp_path / "train", *names)
     images = scan(str(tmp_path), "train")
-    assert {os.fsencode(path) for path, _ in found_in(images)} == {
+    assert {os.fsencode(path) for path, _ in scanned(images)} == {
         os.fsencode(name) for name in names
     }
     for index in range(len(images)):
@@ -257,7 +257,7 @@ def test_scan_follows_links(tmp_path):
     (tmp_path / "train" / "cats").symlink_to(tmp_path / "store" / "cats")
     (tmp_path / "train" / "dogs" / "2.png").symlink_to(tmp_path / "store" / "2.png")
     images = scan(str(tmp_path), "train")
-    assert found_in(images) == [("cats/1.png", 0), ("dogs/1.png", 1), ("dogs/2.png", 1)]
+    assert scanned(images) == [("cats/1.png", 0), ("dogs/1.png", 1), ("dogs/2.png", 1)]
     assert all(images.read(index)[2] == [] for index in range(3))
 
 
@@ -273,7 +273,7 @@ def test_scan_follows_no_loop_of_links(tmp_path):
         (tmp_path / "train" / link).symlink_to(target)
     (tmp_path / "train" / "b" / "a").symlink_to("../a/deep")
     (tmp_path / "train" / "b" / "self").symlink_to("self")
-    names = [name for name, _ in found_in(scan(str(tmp_path), "train"))]
+    names = [name for name, _ in scanned(scan(str(tmp_path), "train"))]
     assert names == [
         "a/1.png",
         "a/again/1.png",

@@ -563,7 +563,7 @@ def test_encoding_without_blocks_gets_ascii(tmp_path):
     assert "#" in watch(write_run(tmp_path / "run"), encoding="ascii").stdout
 
 
-def test_imports_no_torch():
+def test_watch_imports_no_torch():
     check = (
         "import sys, job.show.watch.app; sys.exit({'torch', 'horovod'} & set(sys.modules) != set())"
     )
