@@ -236,7 +236,7 @@ def errors(images, shards, tmp_path_factory):
     }
     before = sorted(tree(base))
     lines = dict(zip(commands, errors_of("job.pack", list(commands.values())), strict=True))
-    assert sorted(tree(base)) == before  # nothing is written
+    assert sorted(tree(base)) == before  # no file is written
     return lines
 
 

@@ -114,7 +114,7 @@ def test_equal_maps_have_no_loss(monkeypatch):
 @pytest.mark.parametrize("student", [0.0, 1e-8, 3.0])
 @pytest.mark.parametrize("teacher", [0.0, 3.0])
 def test_constant_maps_have_finite_gradients(student, teacher):
-    """A constant channel of the teacher has no gradient."""
+    """A constant channel of the teacher contributes no gradient."""
     distiller = new([4])
     s = torch.full_like(draw(WIDTHS, SIDES, [4])["layer4"], student, requires_grad=True)
     maps = draw(CHANNELS, SIDES, [4])
