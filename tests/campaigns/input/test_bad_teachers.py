@@ -120,7 +120,7 @@ FILES = {
     ),
     "another stem.pth": (
         saved(lambda: {"state_dict": state(stem="small")}),
-        "the small stem",
+        "its stem is small; expected imagenet",
         "--stem small",
     ),
     "not a number.pth": (
