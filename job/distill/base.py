@@ -2,6 +2,10 @@
 
 A distiller is a subclass in its own file and an entry in DISTILLERS (job/distill/__init__.py). Its
 options are a dataclass from which job/config.py inherits. Their group has the distiller's name.
+
+Only `loss` is necessary. Override `stages` to use other stages than the last. MapDistiller
+(maps.py) is the base for maps: it checks that student and teacher have them, in equal sizes.
+`pooled` (pooled.py) returns the pooled features of either network.
 """
 
 import copy
@@ -49,7 +53,7 @@ class Distiller:
     """A loss between the student's features and the teacher's.
 
     name: its name in --distill.
-    shapes: the options that determine the shapes of its tensors.
+    shapes: the options that determine the shapes of its tensors. A resume cannot change them.
     views: the number of views of each image that it needs at least.
     batch_statistics: measure --loss-share with the statistics of the student's batches. A loss
     without a batch norm of its own needs them, because the running statistics of an untrained
@@ -57,8 +61,6 @@ class Distiller:
     compares_pooled: whether its loss uses the pooled features.
     module: all tensors that are trained, saved and restored. Its buffer `factor`, () float64,
     divides the loss. `with_change` copies only the module, so keep no tensor elsewhere.
-    widths: the channels of the student's stages {stage: S} and of its pooled features
-    {"pooled": S}, and the outputs of its framework's head {"fc": d}, 0 without one.
     """
 
     name: str
@@ -70,7 +72,13 @@ class Distiller:
     module: nn.Module
 
     def __init__(self, config: Any, widths: Mapping[Any, int], teacher: Teacher):
-        """RunError: the teacher does not fit the student."""
+        """Build `module`.
+
+        widths: the channels of the student's stages {stage: S} and of its pooled features
+        {"pooled": S}, and the outputs of its framework's head {"fc": d}, 0 without one.
+        teacher.widths: the same of the teacher, without the head: {stage: T, "pooled": T}.
+        RunError: the teacher does not fit the student.
+        """
         self.config, self.module = config, nn.Module()
         self.module.register_buffer("factor", torch.tensor(config.loss_factor, dtype=torch.float64))
 
@@ -115,20 +123,23 @@ class Distiller:
         return self.module.get_buffer("factor")
 
     def targets(self, teacher: Mapping[str, torch.Tensor], generator: torch.Generator) -> Any:
-        """Return the targets for `loss`. The caller releases the teacher's features afterwards.
+        """Return the targets for `loss`, without gradients. The caller then releases `teacher`.
 
-        teacher: features {"layerN": (b, T, H, W)}. If a distiller of the run `needs_head`, also
-        "fc" (b, d), the outputs of the teacher's head. If one has a `momentum`, also
-        "momentum_encoder" (b, S), the momentum encoder's pooled features.
+        teacher: features {"layerN": (b, T, H, W)} of `stages`. With --precision bf16 they can be
+        bfloat16. If a distiller of the run `needs_head`, also "fc" (b, d), the outputs of the
+        teacher's head. If one has a `momentum`, also "momentum_encoder" (b, S), the momentum
+        encoder's pooled features.
         generator: for random targets.
         """
         return teacher
 
     def loss(self, student: Mapping[str, torch.Tensor], targets: Any) -> torch.Tensor:
-        """Return the loss, (): a mean over the images, divided by `factor`.
+        """Return the loss, () float32 or float64: a mean over the images, divided by `factor`.
 
-        student: features {"layerN": (b, S, H, W)}, and "fc" (b, d), the outputs of the framework's
-        head, if it has one.
+        With --precision bf16 it runs under autocast: compute distances in float32. It is called
+        once for each view.
+        student: features {"layerN": (b, S, H, W)} of `stages`, and "fc" (b, d), the outputs of the
+        framework's head, if it has one.
         """
         raise NotImplementedError
 
