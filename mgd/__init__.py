@@ -1,7 +1,8 @@
 """Matching Guided Distillation (arXiv 2008.09958) on tensors, without a launcher or files.
 
 Shape letters: B images, S student channels, T teacher channels, C channels of either network,
-H x W map size, P = H W positions, G teacher channels matched to each student channel.
+H x W map size, P = H W positions of a map, R = B H W positions of all images, G teacher channels
+matched to each student channel.
 
 matching: (G, S) int64. Column a lists the teacher channels that student channel a imitates.
 margin: a channel's expected negative response. A student below it is not penalised.

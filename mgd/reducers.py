@@ -18,12 +18,12 @@ def reduced(
 ) -> torch.Tensor:
     """Return the matched responses of `teacher` after `reduce`, (B, S, H, W), channels last.
 
-    reduce: responses (N, G, S) at N positions of a block's images -> (N, S).
+    reduce: responses (R, G, S) at the positions of a block's images -> (R, S).
     """
     (B, T, H, W), (G, S) = teacher.shape, matching.shape
     maps = teacher.new_empty(B, H, W, S).permute(0, 3, 1, 2)
     for block, target in blocks(teacher, maps):
-        rows = block.permute(0, 2, 3, 1).reshape(-1, T)  # (N, T)
+        rows = block.permute(0, 2, 3, 1).reshape(-1, T)  # (R, T)
         # One index_select: teacher[:, channels] is seven times slower if channels are last.
         responses = rows.index_select(1, matching.flatten()).view(-1, G, S)
         target.permute(0, 2, 3, 1).view(-1, S).copy_(reduce(responses))

@@ -56,7 +56,7 @@ class Shuffle:
         """
         B, first = images.shape[0], self.rank * images.shape[0]
         mine = order(self.permutation, self.size)  # (N, B)
-        divided = order(self.permutation, self.size * self.parts)  # (N x parts, B / parts)
+        divided = order(self.permutation, self.size * self.parts)  # (N x parts, b)
         held = (mine >= first) & (mine < first + B)
         counts = held.sum(1).tolist()  # images for each worker
         leaving = mine[held] - first  # (B,), by worker, then ascending
@@ -69,7 +69,7 @@ class Shuffle:
         return self.workers.begin_exchange(images.contiguous()[leaving], counts, "moco.shuffle")
 
     def receive(self, sent: Any) -> torch.Tensor:
-        """Return the images that this worker encodes, (parts, B / parts, ...)."""
+        """Return the images that this worker encodes, (parts, b, ...)."""
         received = self.workers.wait(sent)
         return received[self.arrived.view(self.parts, -1)]
 

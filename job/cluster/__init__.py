@@ -1,6 +1,6 @@
 """Workers and nodes: launch, collectives, signals, memory.
 
-Shapes: n is the number of rows of one worker, which can differ between workers.
+Shape letters: n rows of one worker, a number that can differ between workers.
 
 Terms:
     worker      one process of the job, on one GPU or on a CPU

@@ -1,9 +1,10 @@
 """Distillers: losses between the features of the student and of a frozen teacher.
 
-Shape letters: N workers, B images of the total batch, b images of a micro-batch, S student
-channels, T teacher channels, C channels of either network, H x W map size, P = H W positions of a
-map, R = b H W positions of all images, d outputs of a head, K embeddings in a queue, G teacher
-channels matched to each student channel.
+Shape letters: N workers, B images of a worker's batch, NB images of the total batch, b images of a
+micro-batch, S student channels, T teacher channels, C channels of either network, H x W map size,
+P = H W positions of a map, R = b H W positions of all images, d outputs of a head, K embeddings in
+a queue, G teacher channels matched to each student channel, n of the items that the docstring
+names.
 
 targets: a distiller's view of the teacher's features, the input of its loss.
 factor: the divisor of the distillation loss. share: the distillation loss at the start, as a

@@ -150,7 +150,7 @@ class Distiller:
     def after_update(self, gathered: torch.Tensor) -> None:
         """End a step, after the optimizer's update.
 
-        gathered: the rows of the total batch, (B, ...), in the same order for any number of
+        gathered: the rows of the total batch, (NB, ...), in the same order for any number of
         workers.
         """
 

@@ -78,8 +78,8 @@ class Distillation:
         for distiller in self.distillers:
             if pending := self.gathers.pop(distiller.name, None):
                 batches = [comm.wait(each).unflatten(0, (comm.size(), -1)) for each in pending]
-                total = torch.cat(batches, dim=1)  # (N, accumulate x b, ...)
-                distiller.after_update(total.flatten(0, 1))  # (B, ...)
+                total = torch.cat(batches, dim=1)  # (N, B, ...)
+                distiller.after_update(total.flatten(0, 1))  # (NB, ...)
 
     def generator(self, batch: MicroBatch) -> torch.Generator:
         """Return the generator of a micro-batch's random targets."""

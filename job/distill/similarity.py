@@ -165,6 +165,6 @@ class Similarity(Distiller):
         return targets
 
     def after_update(self, gathered: torch.Tensor) -> None:
-        """Enqueue a step's embeddings (B, d)."""
+        """Enqueue a step's embeddings (NB, d)."""
         queue, pointer = map(self.module.get_buffer, ("queue", "queue_ptr"))
         enqueue(queue, pointer, gathered)

@@ -1,7 +1,8 @@
 """The mechanics of any run: folder, resume, gradients, comparison of the workers.
 
-Shapes: N is the number of workers, b of images in a batch, C of channels, n of tensors, and D of
-values in all running statistics of a model. H and W are the height and width of an image.
+Shape letters: N workers, b images of a micro-batch or of a pass without training, C channels, H
+height, W width, D values in all running statistics of a model, n of the items that the docstring
+names.
 
 Terms:
     worker              one process of the job; its rank is its number, from 0

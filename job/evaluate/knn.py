@@ -174,7 +174,7 @@ def exchange(keys: torch.Tensor, run: Run) -> torch.Tensor:
     """
     m, k = keys.shape
     counted = counts(m, run.size)
-    received = comm.exchange(keys, counted, "knn.nearest")  # (N m / N, k)
+    received = comm.exchange(keys, counted, "knn.nearest")  # (N x m / N, k)
     return received.view(run.size, counted[run.rank], k).transpose(0, 1).flatten(1)
 
 

@@ -3,7 +3,7 @@
 app.py has the command, network.py the exported network. A format is a file with `write` and `load`
 and a line in formats.py. The origin of an exported file is its checkpoint, program and options. A
 companion is a further file in the folder of the first: the model card, or timm's configuration.
-Letters of shapes: B images, C features, H height, W width.
+Shape letters: B images, C features, H height, W width.
 """
 
 from job.export.app import export, main

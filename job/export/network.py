@@ -23,7 +23,7 @@ SIZE = 224  # side of the training's images in pixels, if the checkpoint has non
 class Network:
     """A network without its head, in eval mode on the CPU.
 
-    arch: its name, as for -a. body: images (B, 3, H, W) -> features (B, channels). mean, std:
+    arch: its name, as for -a. body: images (B, 3, H, W) -> features (B, C). mean, std:
     of the pixels' values from 0 to 1, by which the images are normalised. size: side of the
     training's images in pixels. fixed_size: it has no other size. details: further JSON
     values by name for its files. changes: statements that replace layers of the other programs'

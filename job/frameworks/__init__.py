@@ -1,8 +1,8 @@
 """Self-supervised frameworks, each a file and an entry here.
 
-Shapes: N is the number of workers, B of images in a worker's batch, b of images in a micro-batch,
-S of channels in a student's stage, and d of outputs of the head. H and W are the height and width
-of an image or a map. K is the number of negatives in MoCo's queue.
+Shape letters: N workers, B images of a worker's batch, NB images of the total batch, b images of a
+micro-batch, S student channels, dim outputs of the head (pooled features without a head), H height,
+W width, K negatives in MoCo's queue.
 
 Terms:
     student             the network that is trained; MoCo's is its query encoder

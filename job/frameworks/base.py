@@ -33,9 +33,9 @@ class Output:
     """The results of a student's forward pass over a micro-batch of b images."""
 
     losses: dict[str, torch.Tensor]  # () each: means over the images, by name
-    # {"layerN": (b, S, H, W)}, before the stage's last ReLU; "fc" (b, d) if there is a head.
+    # {"layerN": (b, S, H, W)}, before the stage's last ReLU; "fc" (b, dim) if there is a head.
     features: dict[str, torch.Tensor]
-    embeddings: torch.Tensor  # (b, d), L2-normalised, without gradient
+    embeddings: torch.Tensor  # (b, dim), L2-normalised, without gradient
     metrics: dict[str, torch.Tensor]  # () each: sums over the images, by name
     others: tuple[dict[str, torch.Tensor], ...] = ()  # features of the further distilled views
 
@@ -64,7 +64,7 @@ class Framework:
     whose features are distilled.
 
     module: all that is trained, saved and restored. encoder: the student in it, which maps images
-    (b, 3, H, W) to {"layerN": (b, S, H, W)} at least, and to "fc" (b, d) if it has a head.
+    (b, 3, H, W) to {"layerN": (b, S, H, W)} at least, and to "fc" (b, dim) if it has a head.
     head_dim: d, the width of the head's output; 0: no head.
     """
 

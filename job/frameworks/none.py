@@ -34,6 +34,6 @@ class NoFramework(Framework):
     def forward(self, batch: MicroBatch, prepared: None) -> Output:
         """Run the student on a micro-batch."""
         first, *others = (self.encoder(images) for images in (batch.images, *batch.others))
-        # (b, d) of the first view. `pop` removes the pooled features of all views.
+        # (b, dim) of the first view. `pop` removes the pooled features of all views.
         pooled, *_ = [features.pop(POOLED).detach().float() for features in (first, *others)]
         return Output({}, first, F.normalize(pooled, dim=1), {}, tuple(others))

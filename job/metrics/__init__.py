@@ -1,6 +1,6 @@
 """A run's output: records, log lines, event files, callbacks and signs of collapse.
 
-Shape letters: b images of a worker's micro-batch, B images of a batch, n vectors, d dimensions of
+Shape letters: B images of a worker's batch, b images of a micro-batch, n vectors, d dimensions of
 an embedding, S student channels, T teacher channels, C channels of either network, G teacher
 channels matched to each student channel, H x W or h x w height and width.
 

@@ -2,8 +2,10 @@
 
 A network is a backbone and a head. The backbone's stages give maps (b, C, H, W), its end pooled
 features (b, C), and the head on them outputs (b, dim). An encoder is a network whose backbone and
-head have the names `body` and `fc`. An outline lists the sizes of a network's features. Letters of
-shapes: b (or B) images, C channels or features, H height, W width, dim outputs of the head.
+head have the names `body` and `fc`. An outline lists the sizes of a network's features.
+
+Shape letters: b images, C channels or features, H x W height and width, H' x W' after a
+pooling or resize, dim outputs of the head.
 """
 
 from job.networks.build import (

@@ -28,7 +28,7 @@ class MaxPool(nn.MaxPool2d):
     """
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        """Return the maxima, (B, C, H, W) -> (B, C, H', W')."""
+        """Return the maxima, (b, C, H, W) -> (b, C, H', W')."""
         if not (torch.is_grad_enabled() and maps.requires_grad):
             return super().forward(maps)
         return MaxPoolByIndex.apply(maps, self.kernel_size, self.stride, self.padding)
@@ -39,7 +39,7 @@ class MaxPoolByIndex(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, maps: torch.Tensor, *window: int) -> torch.Tensor:
-        """Return the maxima, (B, C, H', W'). window: size, stride and padding."""
+        """Return the maxima, (b, C, H', W'). window: size, stride and padding."""
         pooled, indices = torch.ops.aten.max_pool2d_with_indices(maps, *([size] for size in window))
         ctx.save_for_backward(indices)
         ctx.window, ctx.shape = window, maps.shape
@@ -52,7 +52,7 @@ class MaxPoolByIndex(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
-        """Return the gradient of the maps, (B, C, H, W): each maximum's, at its index."""
+        """Return the gradient of the maps, (b, C, H, W): each maximum's, at its index."""
         (indices,) = ctx.saved_tensors
         spread = torch.empty(
             ctx.shape, dtype=gradient.dtype, device=gradient.device, memory_format=ctx.layout
@@ -127,8 +127,8 @@ def change_width(net: models.ResNet, width: int) -> None:
 def resnet_features(net: models.ResNet, stages: list[int], output: str | None) -> nn.Module:
     """Return `net` as a module with a dict of tensors as output, the same parameters and names.
 
-    "layer1".."layer4" for `stages`: the sums before the stages' last ReLU, (B, C, H, W). In
-    addition the node `output`: "fc" (B, dim), or "flatten" (B, C), the features under the head.
+    "layer1".."layer4" for `stages`: the sums before the stages' last ReLU, (b, C, H, W). In
+    addition the node `output`: "fc" (b, dim), or "flatten" (b, C), the features under the head.
     If `output` is None, the layers after the last stage are not computed.
     """
     nodes = {

@@ -1,5 +1,7 @@
 """The study: does a student with MGD learn better features than the same student alone?
 
+Shape letters: H height, W width of a picture.
+
 Terms:
     form        a YAML file of sets, seeds and options: the networks to train
     set         a folder of images, such as mnist: train/ and val/, with a folder for each class
