@@ -383,7 +383,7 @@ def test_horovod_changes_are_all_listed():
         ["bash", "-euc", setting + changes], capture_output=True, text=True, check=True
     )
     made = [line.split("\t") for line in done.stdout.splitlines()]
-    table = rows("## The changes of Horovod's source")
+    table = rows("## Changes of Horovod's source")
     assert [[cell.strip("`") for cell in row[:2]] for row in table] == [
         [file, plain(result)] for file, result in made
     ]
@@ -393,7 +393,7 @@ def test_horovod_changes_are_all_listed():
 
 def test_horovod_files_are_listed_with_their_lines():
     """A count may be a quarter off, because the page gives the date of its counts."""
-    counts = {row[0].strip("`"): int(row[1]) for row in rows("## The lines that exist for Horovod")}
+    counts = {row[0].strip("`"): int(row[1]) for row in rows("## Code for Horovod")}
     for path, lines in counts.items():
         assert lines == pytest.approx(len((ROOT / path).read_text().splitlines()), rel=0.25), path
     folders = [path for part in ("job", "moco") for path in (ROOT / part).rglob("*.py")]
@@ -407,7 +407,7 @@ def test_horovod_files_are_listed_with_their_lines():
 
 
 def test_horovod_page_names_the_pinned_versions():
-    text = pages.section(HOROVOD, "## Follow a new torch")
+    text = pages.section(HOROVOD, "## Updates of torch")
     patterns = {
         "docker/constraints.txt": r"^(?:torch|torchvision|nvidia-nccl-cu13)==([\d.]+)",
         "docker/pip.txt": r"^pip==([\d.]+)",
