@@ -10,7 +10,7 @@ import pages
 from job.config import Config, LinearConfig, read_config
 
 ROOT = Path(__file__).parents[2]
-SECTION = pages.section("job/presets/README.md", "## What a run costs")
+SECTION = pages.section("job/presets/README.md", "## Costs of a run")
 CONFIGS = {"train": Config, "linear": LinearConfig}
 
 
